@@ -1,0 +1,48 @@
+//! The words of the mesh, as plain values, and the decisions that both tiers share.
+//!
+//! This crate opens no socket, reads no clock and knows no wire format. What xDS says is translated
+//! into these types once, at the edge; everything behind it works with values that are already
+//! valid. One [`Snapshot`] holds a whole configuration; it is immutable and swapped whole.
+//!
+//! The glossary, in reading order: a [`Listener`] accepts connections, a [`FilterChain`] says how
+//! they are served, a [`RouteTable`] sends a request to a [`Cluster`], which is a set of
+//! [`Endpoint`]s; a [`Secret`] is what proves who somebody is.
+
+mod cluster;
+mod flow;
+mod identity;
+mod listener;
+mod maglev;
+mod policy;
+mod route;
+mod secret;
+mod snapshot;
+mod text;
+
+pub use cluster::{
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, Health,
+    UpstreamProtocol,
+};
+pub use flow::{FlowTuple, Transport};
+pub use identity::{InvalidSpiffeId, SpiffeId};
+pub use listener::{
+    ChainMatch, ClientCertificateDetails, Codec, Filter, FilterChain, HttpFilter, HttpService,
+    Listener, RouteSource, TcpProxy, TransportKind, UdpProxy,
+};
+pub use maglev::{DEFAULT_TABLE_SIZE, InvalidTableSize, Maglev};
+pub use policy::{
+    JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Permission, Principal, Rbac,
+    RbacAction, RbacPolicy, RequestFacts, TokenPresence,
+};
+pub use route::{
+    Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, PathMatch, Redirect, Route,
+    RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+};
+pub use secret::{
+    DataSource, DownstreamTls, Secret, SecretSource, TlsIdentity, UpstreamTls, Validation,
+};
+pub use snapshot::{Missing, Snapshot};
+pub use text::{Cidr, InvalidCidr, StringMatch};
+
+/// The name of a resource, a service or a policy: shared, never copied on the request path.
+pub type Name = std::sync::Arc<str>;

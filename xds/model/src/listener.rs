@@ -1,0 +1,276 @@
+//! A listener: an address, and how what arrives there is served.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{Cidr, DownstreamTls, JwtPolicy, Name, Rbac, RouteTable, Transport, WeightedCluster};
+
+/// An address that takes connections or datagrams (`envoy.config.listener.v3.Listener`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Its name.
+    pub name: Name,
+    /// The address to bind, or the original destination it answers for when `bind` is false.
+    pub address: SocketAddr,
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// Whether a socket is bound (`bind_to_port`). One that is not gets its connections from a
+    /// listener with `use_original_destination`.
+    pub bind: bool,
+    /// Whether connections arrive redirected, and are handed to the listener of the address they
+    /// aimed at when there is one (`use_original_dst`, or the `original_dst` listener filter).
+    pub use_original_destination: bool,
+    /// Whether the socket takes packets for addresses that are not the host's (`transparent`).
+    pub transparent: bool,
+    /// How connections are served, by what they look like. The most specific match wins.
+    pub chains: Vec<FilterChain>,
+    /// How connections are served that no chain matches; without one they are closed.
+    pub default_chain: Option<FilterChain>,
+    /// How datagrams are served, for UDP.
+    pub udp: Option<UdpProxy>,
+}
+
+impl Listener {
+    /// The chain that serves a connection, by `filter_chain_match` order: destination port, then
+    /// longest destination prefix, then transport.
+    #[must_use]
+    pub fn chain_for(&self, destination: SocketAddr, kind: TransportKind) -> Option<&FilterChain> {
+        self.chains
+            .iter()
+            .filter_map(|chain| Some((chain.matches.rank(destination, kind)?, chain)))
+            .max_by_key(|(rank, _)| *rank)
+            .map(|(_, chain)| chain)
+            .or(self.default_chain.as_ref())
+    }
+
+    /// Whether a chain must know if the client speaks TLS, so that its first bytes must be seen.
+    #[must_use]
+    pub fn inspects_transport(&self) -> bool {
+        self.chains.iter().any(|chain| chain.matches.transport.is_some())
+    }
+}
+
+/// How the connections that a match covers are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilterChain {
+    /// Its name, for logs; may be empty.
+    pub name: Name,
+    /// Which connections it is for.
+    pub matches: ChainMatch,
+    /// How TLS with the client is done; plain text without.
+    pub tls: Option<DownstreamTls>,
+    /// What is done with the bytes.
+    pub filter: Filter,
+}
+
+/// Which connections a chain is for. Empty: all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ChainMatch {
+    /// The port the client aimed at.
+    pub destination_port: Option<u16>,
+    /// The addresses the client aimed at; empty: any.
+    pub destination_prefixes: Vec<Cidr>,
+    /// Whether the client speaks TLS.
+    pub transport: Option<TransportKind>,
+}
+
+impl ChainMatch {
+    /// How specific the match is for this connection; none when it does not cover it.
+    fn rank(
+        &self,
+        destination: SocketAddr,
+        kind: TransportKind,
+    ) -> Option<(bool, Option<u8>, bool)> {
+        if self.destination_port.is_some_and(|port| port != destination.port()) {
+            return None;
+        }
+        let prefix = self.longest_prefix(destination.ip());
+        if !self.destination_prefixes.is_empty() && prefix.is_none() {
+            return None;
+        }
+        if self.transport.is_some_and(|wanted| wanted != kind) {
+            return None;
+        }
+        Some((self.destination_port.is_some(), prefix, self.transport.is_some()))
+    }
+
+    fn longest_prefix(&self, address: IpAddr) -> Option<u8> {
+        self.destination_prefixes
+            .iter()
+            .filter(|range| range.contains(address))
+            .map(Cidr::prefix_bits)
+            .max()
+    }
+}
+
+/// What the first bytes of a connection are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransportKind {
+    /// A TLS ClientHello.
+    Tls,
+    /// Anything else.
+    Plain,
+}
+
+/// What is done with a connection's bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Filter {
+    /// They are moved (`envoy.filters.network.tcp_proxy`).
+    Tcp(TcpProxy),
+    /// They are HTTP (`envoy.filters.network.http_connection_manager`).
+    Http(Arc<HttpService>),
+}
+
+/// How a connection is moved (`envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpProxy {
+    /// Where to; one is drawn by weight for each connection.
+    pub clusters: Vec<WeightedCluster>,
+    /// How long both directions may be silent; none: for ever.
+    pub idle_timeout: Option<Duration>,
+    /// Whether a line is written per connection (`access_log`).
+    pub access_log: bool,
+}
+
+/// How datagrams are moved (`envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UdpProxy {
+    /// Where to.
+    pub cluster: Name,
+    /// How long a flow lives without a datagram.
+    pub idle_timeout: Duration,
+    /// Whether a line is written per flow (`access_log`).
+    pub access_log: bool,
+}
+
+/// How requests are served
+/// (`envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpService {
+    /// The HTTP versions that are understood.
+    pub codec: Codec,
+    /// Where the routes come from.
+    pub routes: RouteSource,
+    /// What a request passes, in order, before it is routed.
+    pub filters: Vec<HttpFilter>,
+    /// The most bytes of a request head (`max_request_headers_kb`).
+    pub header_limit_bytes: usize,
+    /// How long the head of a request may take (`request_headers_timeout`).
+    pub header_timeout: Duration,
+    /// How long a connection may be without a request (`common_http_protocol_options.idle_timeout`).
+    pub idle_timeout: Duration,
+    /// Whether WebSocket upgrades are let through (`upgrade_configs`).
+    pub websocket: bool,
+    /// What of the client's certificate is told to the service (`forward_client_cert_details`).
+    pub client_certificate: ClientCertificateDetails,
+    /// Whether a line is written per request (`access_log`).
+    pub access_log: bool,
+}
+
+/// Which HTTP versions a listener understands (`codec_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// ALPN decides; without it, whether the client sends HTTP/2's preface.
+    Auto,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only.
+    Http2,
+}
+
+/// Where the routes of an HTTP service come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RouteSource {
+    /// They stand in the listener.
+    Inline(Arc<RouteTable>),
+    /// They come as a `RouteConfiguration` of this name.
+    Named(Name),
+}
+
+/// A check that a request passes before it is routed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HttpFilter {
+    /// `envoy.filters.http.jwt_authn`.
+    Jwt(Arc<JwtPolicy>),
+    /// `envoy.filters.http.rbac`.
+    Rbac(Arc<Rbac>),
+}
+
+/// What of the client's certificate is told to the service. What the client claims of itself is
+/// always removed, whatever this says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertificateDetails {
+    /// Nothing (`SANITIZE`).
+    Nothing,
+    /// `x-forwarded-client-cert`, `x-weft-peer` and the `x-amzn-mtls-*` headers, set from the proof
+    /// (`SANITIZE_SET`).
+    FromProof,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(name: &str, matches: ChainMatch) -> FilterChain {
+        let filter =
+            Filter::Tcp(TcpProxy { clusters: Vec::new(), idle_timeout: None, access_log: false });
+        FilterChain { name: name.into(), matches, tls: None, filter }
+    }
+
+    fn prefix(text: &str) -> Vec<Cidr> {
+        vec![Cidr::parse(text).expect("a range")]
+    }
+
+    #[test]
+    fn the_most_specific_chain_serves() {
+        let listener = Listener {
+            name: "inbound".into(),
+            address: "0.0.0.0:15006".parse().expect("an address"),
+            transport: Transport::Tcp,
+            bind: true,
+            use_original_destination: true,
+            transparent: false,
+            chains: vec![
+                chain("port", ChainMatch { destination_port: Some(80), ..ChainMatch::default() }),
+                chain(
+                    "tls",
+                    ChainMatch {
+                        destination_port: Some(80),
+                        transport: Some(TransportKind::Tls),
+                        ..ChainMatch::default()
+                    },
+                ),
+                chain(
+                    "wide",
+                    ChainMatch {
+                        destination_prefixes: prefix("10.0.0.0/8"),
+                        ..ChainMatch::default()
+                    },
+                ),
+                chain(
+                    "narrow",
+                    ChainMatch {
+                        destination_prefixes: prefix("10.1.0.0/16"),
+                        ..ChainMatch::default()
+                    },
+                ),
+            ],
+            default_chain: Some(chain("default", ChainMatch::default())),
+            udp: None,
+        };
+        let check = |destination: &str, kind, expected: &str| {
+            let destination = destination.parse().expect("an address");
+            assert_eq!(
+                &*listener.chain_for(destination, kind).expect("a chain").name,
+                expected,
+                "{destination}"
+            );
+        };
+        check("10.1.1.1:80", TransportKind::Plain, "port");
+        check("10.1.1.1:80", TransportKind::Tls, "tls");
+        check("10.2.1.1:81", TransportKind::Plain, "wide");
+        check("10.1.1.1:81", TransportKind::Plain, "narrow");
+        check("192.0.2.1:81", TransportKind::Plain, "default");
+    }
+}

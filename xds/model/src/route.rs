@@ -1,0 +1,341 @@
+//! Routes: which cluster serves a request.
+
+use std::time::Duration;
+
+use crate::{Name, RequestFacts, StringMatch};
+
+/// How long a response may take when the route does not say (`RouteAction.timeout`).
+pub const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A table of routes (`envoy.config.route.v3.RouteConfiguration`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteTable {
+    /// Its name.
+    pub name: Name,
+    /// The hosts it serves.
+    pub hosts: Vec<VirtualHost>,
+}
+
+/// The routes of some host names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtualHost {
+    /// Its name, for logs.
+    pub name: Name,
+    /// `api.mesh`, `*.mesh`, `api.*` or `*`, lower case.
+    pub domains: Vec<String>,
+    /// In order; the first that matches wins.
+    pub routes: Vec<Route>,
+}
+
+/// A match and what to do then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Its name, for logs; may be empty.
+    pub name: Name,
+    /// Which requests.
+    pub matches: RouteMatch,
+    /// What to do with them.
+    pub action: Action,
+}
+
+/// Which requests a route or rule covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteMatch {
+    /// The path.
+    pub path: PathMatch,
+    /// All of these headers.
+    pub headers: Vec<HeaderMatch>,
+    /// All of these query parameters.
+    pub query: Vec<(String, StringMatch)>,
+}
+
+impl RouteMatch {
+    /// A match that covers every request.
+    #[must_use]
+    pub fn any() -> Self {
+        Self { path: PathMatch::Prefix("/".into()), headers: Vec::new(), query: Vec::new() }
+    }
+
+    /// Whether the request is covered.
+    #[must_use]
+    pub fn covers(&self, facts: &dyn RequestFacts) -> bool {
+        self.path.matches(facts.path())
+            && self.headers.iter().all(|header| header.matches(facts))
+            && self
+                .query
+                .iter()
+                .all(|(name, value)| facts.query(name).is_some_and(|v| value.matches(v)))
+    }
+}
+
+/// Which paths, without the query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatch {
+    /// The beginning, byte by byte (`prefix`).
+    Prefix(String),
+    /// The whole (`path`).
+    Exact(String),
+    /// Whole segments: `/cart` covers `/cart` and `/cart/1`, not `/cartoon` (`path_separated_prefix`).
+    Segments(String),
+}
+
+impl PathMatch {
+    /// Whether the path is covered.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Prefix(want) => path.starts_with(want.as_str()),
+            Self::Exact(want) => path == want,
+            Self::Segments(want) => path
+                .strip_prefix(want.trim_end_matches('/'))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        }
+    }
+
+    /// The part of a path that a prefix rewrite replaces, in bytes.
+    #[must_use]
+    pub fn matched_bytes(&self) -> usize {
+        match self {
+            Self::Prefix(want) | Self::Exact(want) => want.len(),
+            Self::Segments(want) => want.trim_end_matches('/').len(),
+        }
+    }
+}
+
+/// A condition on a header; `:method`, `:path` and `:authority` count as headers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderMatch {
+    /// The name, lower case.
+    pub name: String,
+    /// What to ask of it.
+    pub check: HeaderCheck,
+    /// Whether the answer is turned around.
+    pub invert: bool,
+}
+
+/// What to ask of a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderCheck {
+    /// It is there.
+    Present,
+    /// It is there and its value matches.
+    Value(StringMatch),
+}
+
+impl HeaderMatch {
+    /// Whether the request fits.
+    #[must_use]
+    pub fn matches(&self, facts: &dyn RequestFacts) -> bool {
+        let value = match self.name.as_str() {
+            ":method" => Some(facts.method()),
+            ":path" => Some(facts.path()),
+            ":authority" | "host" => Some(facts.authority()),
+            name => facts.header(name),
+        };
+        let fits = match &self.check {
+            HeaderCheck::Present => value.is_some(),
+            HeaderCheck::Value(want) => value.is_some_and(|value| want.matches(value)),
+        };
+        fits != self.invert
+    }
+}
+
+/// What to do with a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send it on.
+    Forward {
+        /// Where to; one is drawn by weight.
+        clusters: Vec<WeightedCluster>,
+        /// What replaces the matched part of the path.
+        prefix_rewrite: Option<String>,
+        /// What replaces the authority.
+        host_rewrite: Option<String>,
+        /// How long until the whole response; none: for ever.
+        timeout: Option<Duration>,
+    },
+    /// Send the client elsewhere.
+    Redirect(Redirect),
+    /// Answer at once.
+    Respond {
+        /// The status.
+        status: u16,
+        /// The body.
+        body: String,
+    },
+}
+
+/// Where a client is sent (`RedirectAction`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// The status: 301, 302, 303, 307 or 308.
+    pub status: u16,
+    /// `https` to change the scheme.
+    pub scheme: Option<String>,
+    /// The host, when it changes.
+    pub host: Option<String>,
+    /// The path, when it changes.
+    pub path: Option<String>,
+}
+
+/// A cluster and its share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightedCluster {
+    /// The cluster's name.
+    pub name: Name,
+    /// Its share, relative to the others'; not all are 0.
+    pub weight: u32,
+}
+
+impl WeightedCluster {
+    /// The cluster on which `draw` falls, for a draw that is evenly spread over all of `u32`.
+    #[must_use]
+    pub fn draw(clusters: &[Self], draw: u32) -> Option<&Self> {
+        let total: u64 = clusters.iter().map(|c| u64::from(c.weight)).sum();
+        let mut point = (u64::from(draw) * total) >> 32;
+        clusters.iter().find(|cluster| {
+            let share = u64::from(cluster.weight);
+            let here = point < share;
+            point = point.saturating_sub(share);
+            here
+        })
+    }
+}
+
+impl RouteTable {
+    /// The route of a request: the most specific host, then the first match.
+    #[must_use]
+    pub fn route(&self, facts: &dyn RequestFacts) -> Option<&Route> {
+        let host = self.host(facts.authority())?;
+        host.routes.iter().find(|route| route.matches.covers(facts))
+    }
+
+    /// The host that serves an authority: exact name, then longest suffix wildcard, then longest
+    /// prefix wildcard, then `*` (`VirtualHost.domains`). The port is left out of the comparison
+    /// unless a domain names one.
+    fn host(&self, authority: &str) -> Option<&VirtualHost> {
+        let authority = authority.to_ascii_lowercase();
+        let bare = without_port(&authority);
+        self.hosts
+            .iter()
+            .filter_map(|host| {
+                let rank =
+                    host.domains.iter().filter_map(|d| domain_rank(d, &authority, bare)).max()?;
+                Some((rank, host))
+            })
+            .max_by_key(|(rank, _)| *rank)
+            .map(|(_, host)| host)
+    }
+
+    /// The names of the clusters that the routes send to.
+    pub fn clusters(&self) -> impl Iterator<Item = &Name> {
+        self.hosts
+            .iter()
+            .flat_map(|host| &host.routes)
+            .flat_map(|route| match &route.action {
+                Action::Forward { clusters, .. } => clusters.as_slice(),
+                Action::Redirect(_) | Action::Respond { .. } => &[],
+            })
+            .map(|cluster| &cluster.name)
+    }
+}
+
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port))
+            if port.bytes().all(|b| b.is_ascii_digit())
+                && (!host.contains(':') || host.ends_with(']')) =>
+        {
+            host
+        }
+        _ => authority,
+    }
+}
+
+/// How specific a domain is for an authority: kind first, then length.
+fn domain_rank(domain: &str, authority: &str, bare: &str) -> Option<(u8, usize)> {
+    let fits = |test: &dyn Fn(&str) -> bool| test(authority) || test(bare);
+    if domain == "*" {
+        return Some((0, 0));
+    }
+    if let Some(suffix) = domain.strip_prefix('*') {
+        return fits(&|a| a.len() > suffix.len() && a.ends_with(suffix))
+            .then_some((2, suffix.len()));
+    }
+    if let Some(prefix) = domain.strip_suffix('*') {
+        return fits(&|a| a.len() > prefix.len() && a.starts_with(prefix))
+            .then_some((1, prefix.len()));
+    }
+    fits(&|a| a == domain).then_some((3, domain.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(domains: &[&[&str]]) -> RouteTable {
+        let host = |(i, d): (usize, &&[&str])| VirtualHost {
+            name: i.to_string().into(),
+            domains: d.iter().map(|d| (*d).to_owned()).collect(),
+            routes: Vec::new(),
+        };
+        RouteTable { name: "t".into(), hosts: domains.iter().enumerate().map(host).collect() }
+    }
+
+    #[test]
+    fn the_most_specific_domain_wins() {
+        let table = table(&[
+            &["*"],
+            &["*.mesh"],
+            &["orders.*"],
+            &["orders.mesh"],
+            &["*.shop.mesh"],
+            &["[::1]"],
+        ]);
+        let check = |authority: &str, expected: &str| {
+            assert_eq!(table.host(authority).map(|h| &*h.name), Some(expected), "{authority}");
+        };
+        check("orders.mesh", "3");
+        check("Orders.Mesh:8080", "3");
+        check("web.mesh", "1");
+        check("a.shop.mesh", "4");
+        check("orders.example", "2");
+        check("example", "0");
+        check("[::1]:80", "5");
+        check(".mesh", "0");
+    }
+
+    #[test]
+    fn segments_are_whole() {
+        let check = |prefix: &str, path: &str, expected: bool| {
+            assert_eq!(
+                PathMatch::Segments(prefix.into()).matches(path),
+                expected,
+                "{prefix} {path}"
+            );
+        };
+        check("/cart", "/cart", true);
+        check("/cart", "/cart/1", true);
+        check("/cart", "/cartoon", false);
+        check("/", "/anything", true);
+        check("/cart/", "/cart/1", true);
+    }
+
+    #[test]
+    fn a_draw_falls_by_weight() {
+        let cluster = |name: &str, weight| WeightedCluster { name: name.into(), weight };
+        let clusters = [cluster("a", 1), cluster("none", 0), cluster("b", 3)];
+        let check = |draw: u32, expected: &str| {
+            assert_eq!(
+                WeightedCluster::draw(&clusters, draw).map(|c| &*c.name),
+                Some(expected),
+                "{draw}"
+            );
+        };
+        check(0, "a");
+        check(u32::MAX / 4, "a");
+        check(u32::MAX / 4 + 2, "b");
+        check(u32::MAX, "b");
+        assert_eq!(WeightedCluster::draw(&[], 1), None);
+    }
+}

@@ -1,0 +1,150 @@
+//! How a policy or a route names a text or an address range.
+
+use std::fmt;
+use std::net::IpAddr;
+
+/// A comparison with a text (`envoy.type.matcher.v3.StringMatcher`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StringMatch {
+    /// The whole text.
+    Exact(String),
+    /// The whole text, ASCII letters compared without case.
+    ExactIgnoreCase(String),
+    /// The beginning of the text.
+    Prefix(String),
+    /// The end of the text.
+    Suffix(String),
+    /// Any part of the text.
+    Contains(String),
+}
+
+impl StringMatch {
+    /// Whether `text` is one that this match names.
+    #[must_use]
+    pub fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Exact(want) => text == want,
+            Self::ExactIgnoreCase(want) => text.eq_ignore_ascii_case(want),
+            Self::Prefix(want) => text.starts_with(want.as_str()),
+            Self::Suffix(want) => text.ends_with(want.as_str()),
+            Self::Contains(want) => text.contains(want.as_str()),
+        }
+    }
+}
+
+/// An address range such as `10.96.0.0/16` or `fd00::/64`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cidr {
+    /// The first address of the range; the host bits are zero.
+    address: IpAddr,
+    /// How many leading bits are fixed: at most 32 or 128.
+    prefix_bits: u8,
+}
+
+impl Cidr {
+    /// The range of the addresses that share `prefix_bits` leading bits with `address`.
+    ///
+    /// # Errors
+    /// When there are more prefix bits than the address has.
+    pub fn new(address: IpAddr, prefix_bits: u8) -> Result<Self, InvalidCidr> {
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        if prefix_bits > width {
+            return Err(InvalidCidr { text: format!("{address}/{prefix_bits}") });
+        }
+        Ok(Self { address: masked(address, prefix_bits), prefix_bits })
+    }
+
+    /// Parses `ADDRESS/BITS`; a bare address is the range of itself.
+    ///
+    /// # Errors
+    /// When the text is neither.
+    pub fn parse(text: &str) -> Result<Self, InvalidCidr> {
+        let invalid = || InvalidCidr { text: text.to_owned() };
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits.parse::<u8>().map_err(|_| invalid())?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| invalid())?;
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        Self::new(address, bits.unwrap_or(width))
+    }
+
+    /// Whether `address` lies in the range. An IPv4 range holds no IPv6 address and the reverse.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.address.is_ipv4()
+            && masked(address, self.prefix_bits) == self.address
+    }
+
+    /// The first address of the range.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// How many leading bits are fixed.
+    #[must_use]
+    pub fn prefix_bits(&self) -> u8 {
+        self.prefix_bits
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_bits)
+    }
+}
+
+fn masked(address: IpAddr, bits: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0);
+            IpAddr::V4((u32::from(v4) & mask).into())
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(bits.min(128))).unwrap_or(0);
+            IpAddr::V6((u128::from(v6) & mask).into())
+        }
+    }
+}
+
+/// A text that is no address range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidCidr {
+    /// The text.
+    pub text: String,
+}
+
+impl fmt::Display for InvalidCidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not ADDRESS/BITS, such as 10.96.0.0/16 or fd00::/64", self.text)
+    }
+}
+
+impl std::error::Error for InvalidCidr {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_holds_its_own_family_only() {
+        let check = |range: &str, address: &str, expected: bool| {
+            let range = Cidr::parse(range).expect("a range");
+            assert_eq!(
+                range.contains(address.parse().expect("an address")),
+                expected,
+                "{range} {address}"
+            );
+        };
+        check("10.96.0.0/16", "10.96.255.255", true);
+        check("10.96.0.0/16", "10.97.0.0", false);
+        check("0.0.0.0/0", "8.8.8.8", true);
+        check("0.0.0.0/0", "::1", false);
+        check("fd00::/64", "fd00::ffff", true);
+        check("fd00::/64", "fd00:0:0:1::", false);
+        check("10.0.0.1", "10.0.0.1", true);
+        assert!(Cidr::parse("10.0.0.0/33").is_err());
+        assert!(Cidr::parse("10.0.0/8").is_err());
+    }
+}

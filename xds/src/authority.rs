@@ -1,0 +1,133 @@
+//! The certificate service: a request goes in, a certificate chain comes out.
+//!
+//! The shape is Istio's `istio.v1.auth.IstioCertificateService`, so its agents and ours are
+//! interchangeable. Here is only the transport; who may have which certificate is decided behind
+//! [`Sign`].
+
+use std::sync::Arc;
+
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Request, Response, Status};
+use weft_model::SpiffeId;
+
+use crate::dial::Dial;
+use generated::istio_certificate_service_client::IstioCertificateServiceClient;
+use generated::istio_certificate_service_server::{
+    IstioCertificateService, IstioCertificateServiceServer,
+};
+use generated::{IstioCertificateRequest, IstioCertificateResponse};
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    reason = "generated code"
+)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/istio.v1.auth.rs"));
+}
+
+/// Who asks for a certificate, as far as it could be proved.
+#[derive(Debug, Clone, Default)]
+pub struct Applicant {
+    /// The id of its present certificate, proved by mutual TLS.
+    pub peer: Option<SpiffeId>,
+    /// The bearer token it sent.
+    pub token: Option<String>,
+}
+
+/// Why a certificate is not given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SignError {
+    /// The applicant proved nothing that entitles it.
+    Denied(String),
+    /// The request itself is wrong.
+    Invalid(String),
+    /// The authority cannot sign now.
+    Unavailable(String),
+}
+
+impl std::fmt::Display for SignError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Denied(text) | Self::Invalid(text) | Self::Unavailable(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Decides and signs.
+pub trait Sign: Send + Sync + 'static {
+    /// Gives the chain for a PEM request: the leaf first, the root last.
+    ///
+    /// # Errors
+    /// Why not.
+    fn sign(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError>;
+}
+
+/// The service around a [`Sign`].
+#[derive(Debug)]
+pub(crate) struct Service<S>(pub(crate) Arc<S>);
+
+impl<S: Sign> Service<S> {
+    pub(crate) fn new(sign: Arc<S>) -> IstioCertificateServiceServer<Self> {
+        IstioCertificateServiceServer::new(Self(sign))
+    }
+}
+
+#[tonic::async_trait]
+impl<S: Sign> IstioCertificateService for Service<S> {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let peer =
+            request.extensions().get::<crate::server::Peer>().and_then(|peer| peer.0.clone());
+        let token = request
+            .metadata()
+            .get("authorization")
+            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+            .map(str::to_owned);
+        let applicant = Applicant { peer, token };
+        match self.0.sign(&applicant, &request.get_ref().csr) {
+            Ok(cert_chain) => Ok(Response::new(IstioCertificateResponse { cert_chain })),
+            Err(SignError::Denied(text)) => Err(Status::permission_denied(text)),
+            Err(SignError::Invalid(text)) => Err(Status::invalid_argument(text)),
+            Err(SignError::Unavailable(text)) => Err(Status::unavailable(text)),
+        }
+    }
+}
+
+/// Asks the authority behind `dial` to sign a request. `token` proves who we are until we hold a
+/// first certificate.
+///
+/// # Errors
+/// [`SignError::Denied`] and [`SignError::Invalid`] are final; the other is worth another try.
+pub async fn request_certificate(
+    dial: &Dial,
+    request_pem: String,
+    token: Option<&str>,
+) -> Result<Vec<String>, SignError> {
+    let mut request =
+        Request::new(IstioCertificateRequest { csr: request_pem, validity_duration: 0 });
+    if let Some(token) = token {
+        let value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
+            SignError::Invalid("the join token has characters that no header may have".into())
+        })?;
+        request.metadata_mut().insert("authorization", value);
+    }
+    let mut client = IstioCertificateServiceClient::new(dial.channel());
+    match client.create_certificate(request).await {
+        Ok(response) => Ok(response.into_inner().cert_chain),
+        Err(status) => {
+            let text = crate::client::explain(&status);
+            Err(match status.code() {
+                tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => {
+                    SignError::Denied(text)
+                }
+                tonic::Code::InvalidArgument => SignError::Invalid(text),
+                _ => SignError::Unavailable(text),
+            })
+        }
+    }
+}

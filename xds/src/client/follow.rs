@@ -1,0 +1,282 @@
+//! The task that follows a control plane: dials, talks, publishes, and tries again.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+use futures_util::{Stream, StreamExt};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use weft_model::{Missing, Name, Secret, Snapshot};
+
+use super::{Backoff, ClientSession, Gate, Outcome, Request, Variant, explain};
+use crate::dial::Dial;
+
+/// The largest response taken. gRPC's own default of 4 MiB is too small for a big cluster.
+const MESSAGE_LIMIT_BYTES: usize = 256 * 1024 * 1024;
+/// How many of our messages may wait for the stream.
+const QUEUE_LIMIT: usize = 256;
+
+/// What is known of the source, for people and for readiness.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Whether a stream is open and has answered.
+    pub connected: bool,
+    /// Why the last stream ended.
+    pub last_error: Option<String>,
+    /// What the server sent and we refused, by kind and name; gone when a good version came.
+    pub rejected: BTreeMap<String, String>,
+    /// Paths of fields that have no effect here, by kind and name.
+    pub not_honoured: BTreeMap<String, Vec<String>>,
+    /// Names the next configuration waits for.
+    pub waiting_for: Vec<Missing>,
+}
+
+/// Where the pieces of a configuration come from and where the whole goes.
+#[derive(Debug)]
+pub struct Follower {
+    /// What stands in the bootstrap file.
+    pub fixed: Snapshot,
+    /// Secrets that this process makes itself, such as its own identity.
+    pub local: watch::Receiver<BTreeMap<Name, Arc<Secret>>>,
+    /// Where every new configuration goes.
+    pub publish: watch::Sender<Arc<Snapshot>>,
+    /// Where the state of things goes.
+    pub status: watch::Sender<Status>,
+    /// The gate between.
+    pub gate: Gate,
+}
+
+impl Follower {
+    /// Publishes what is there now, if it is complete or has waited long enough.
+    fn offer(&mut self, session: &ClientSession, now: Instant) {
+        let mut candidate = self.fixed.clone();
+        session.fill(&mut candidate);
+        candidate.secrets.extend(self.local.borrow_and_update().clone());
+        let passed = self.gate.offer(candidate, |missing| session.is_absent(missing), now);
+        self.let_through(passed);
+    }
+
+    fn let_through(&mut self, passed: Option<Snapshot>) {
+        if let Some(snapshot) = passed {
+            tracing::info!(
+                revision = snapshot.revision,
+                listeners = snapshot.listeners.len(),
+                clusters = snapshot.clusters.len(),
+                "configuration in force"
+            );
+            self.publish.send_replace(Arc::new(snapshot));
+        }
+        let waiting_for = self.gate.waiting_for();
+        self.status.send_if_modified(|status| {
+            let changed = status.waiting_for != waiting_for;
+            status.waiting_for = waiting_for;
+            changed
+        });
+    }
+
+    fn report(&self, outcome: &Outcome) {
+        for rejection in &outcome.rejections {
+            tracing::warn!(%rejection, "refused a resource; its last good version stays in force");
+        }
+        self.status.send_modify(|status| {
+            status.connected = true;
+            status.last_error = None;
+            if outcome.rejections.is_empty() {
+                status.rejected.clear();
+            }
+            for r in &outcome.rejections {
+                status.rejected.insert(format!("{} {}", r.kind, r.name), r.refused.to_string());
+            }
+            for (kind, name, path) in &outcome.not_honoured {
+                let paths = status.not_honoured.entry(format!("{kind} {name}")).or_default();
+                if !paths.contains(path) {
+                    paths.push(path.clone());
+                }
+            }
+        });
+    }
+}
+
+/// Follows the control plane behind `dial` until the task is dropped. Without one, publishes what
+/// stands in the file, and again whenever a local secret changes.
+pub async fn follow(dial: Option<Dial>, mut session: ClientSession, mut follower: Follower) {
+    follower.offer(&session, now());
+    let Some(dial) = dial else {
+        while follower.local.changed().await.is_ok() {
+            follower.offer(&session, now());
+        }
+        return std::future::pending().await;
+    };
+    let mut backoff = Backoff::new();
+    loop {
+        let mut answered = false;
+        let ended = converse(&dial, &mut session, &mut follower, &mut answered).await;
+        if answered {
+            backoff.answered();
+        }
+        let random = fastrand::f64();
+        let wait = if answered && ended.is_none() {
+            backoff.closed(random)
+        } else {
+            backoff.failed(random)
+        };
+        if let Some(reason) = &ended {
+            tracing::warn!(%reason, ?wait, "lost the control plane; the last good configuration stays in force");
+        }
+        follower.status.send_modify(|status| {
+            status.connected = false;
+            status.last_error = ended;
+        });
+        rest(wait, &session, &mut follower).await;
+    }
+}
+
+/// Waits, while local secrets and the gate's deadline still count.
+async fn rest(wait: Duration, session: &ClientSession, follower: &mut Follower) {
+    let waited = tokio::time::sleep(wait);
+    tokio::pin!(waited);
+    loop {
+        tokio::select! {
+            () = &mut waited => return,
+            event = housekeeping(follower) => keep_house(event, session, follower),
+        }
+    }
+}
+
+enum Housekeeping {
+    LocalSecrets,
+    Deadline,
+}
+
+/// What may happen without the server: a new local secret, or the gate's patience ends.
+async fn housekeeping(follower: &mut Follower) -> Housekeeping {
+    let deadline = follower.gate.deadline();
+    let patience = async {
+        match deadline {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        changed = follower.local.changed() => match changed {
+            Ok(()) => Housekeeping::LocalSecrets,
+            Err(_) => std::future::pending().await,
+        },
+        () = patience => Housekeeping::Deadline,
+    }
+}
+
+fn keep_house(event: Housekeeping, session: &ClientSession, follower: &mut Follower) {
+    match event {
+        Housekeeping::LocalSecrets => follower.offer(session, now()),
+        Housekeeping::Deadline => {
+            let passed = follower.gate.tick(now());
+            follower.let_through(passed);
+        }
+    }
+}
+
+enum Arrived {
+    Delta(DeltaDiscoveryResponse),
+    State(DiscoveryResponse),
+}
+
+type Arrivals = Pin<Box<dyn Stream<Item = Result<Arrived, tonic::Status>> + Send>>;
+
+/// One stream from open to end; the reason when it did not end in good order.
+async fn converse(
+    dial: &Dial,
+    session: &mut ClientSession,
+    follower: &mut Follower,
+    answered: &mut bool,
+) -> Option<String> {
+    let (outbox, queue) = mpsc::channel::<Request>(QUEUE_LIMIT);
+    // The server may answer with headers only after our first message, so that goes in first.
+    let first = session.open();
+    if send(&outbox, first).await.is_err() {
+        return Some("the stream closed before it began".into());
+    }
+    let opening = open(dial, session.variant(), queue);
+    tokio::pin!(opening);
+    let mut arrivals: Arrivals = loop {
+        tokio::select! {
+            opened = &mut opening => match opened {
+                Ok(arrivals) => break arrivals,
+                Err(status) => return Some(explain(&status)),
+            },
+            event = housekeeping(follower) => keep_house(event, session, follower),
+        }
+    };
+    loop {
+        let arrived = tokio::select! {
+            arrived = arrivals.next() => arrived,
+            event = housekeeping(follower) => {
+                keep_house(event, session, follower);
+                continue;
+            }
+        };
+        let outcome = match arrived {
+            Some(Ok(Arrived::Delta(response))) => session.on_delta(response),
+            Some(Ok(Arrived::State(response))) => session.on_state(response),
+            Some(Err(status)) => return Some(explain(&status)),
+            None => return None,
+        };
+        *answered = true;
+        follower.report(&outcome);
+        // Each accepted response is offered, also one that only says what does not exist.
+        follower.offer_if(outcome.changed || follower.gate.deadline().is_some(), session);
+        if send(&outbox, outcome.requests).await.is_err() {
+            return Some("the stream closed while we answered".into());
+        }
+    }
+}
+
+impl Follower {
+    fn offer_if(&mut self, worth: bool, session: &ClientSession) {
+        if worth || self.publish.borrow().revision == 0 {
+            self.offer(session, now());
+        }
+    }
+}
+
+async fn send(outbox: &mpsc::Sender<Request>, requests: Vec<Request>) -> Result<(), ()> {
+    for request in requests {
+        outbox.send(request).await.map_err(|_| ())?;
+    }
+    Ok(())
+}
+
+async fn open(
+    dial: &Dial,
+    variant: Variant,
+    queue: mpsc::Receiver<Request>,
+) -> Result<Arrivals, tonic::Status> {
+    let mut client = AggregatedDiscoveryServiceClient::new(dial.channel())
+        .max_decoding_message_size(MESSAGE_LIMIT_BYTES);
+    let queue = ReceiverStream::new(queue);
+    match variant {
+        Variant::Delta => {
+            let requests = queue.filter_map(|request| async {
+                if let Request::Delta(request) = request { Some(*request) } else { None }
+            });
+            let responses = client.delta_aggregated_resources(requests).await?.into_inner();
+            Ok(Box::pin(responses.map(|response| response.map(Arrived::Delta))))
+        }
+        Variant::StateOfTheWorld => {
+            let requests = queue.filter_map(|request| async {
+                if let Request::StateOfTheWorld(request) = request { Some(*request) } else { None }
+            });
+            let responses = client.stream_aggregated_resources(requests).await?.into_inner();
+            Ok(Box::pin(responses.map(|response| response.map(Arrived::State))))
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+fn now() -> Instant {
+    Instant::now()
+}

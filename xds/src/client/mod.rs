@@ -1,0 +1,26 @@
+//! The xDS client: from a stream of responses to one closed [`weft_model::Snapshot`] after another.
+//!
+//! [`session`] decides what to send after what arrived, [`gate`] when a configuration is complete
+//! enough to serve, [`backoff`] when to try again; none of them does I/O or reads a clock.
+//! [`follow`] carries their answers out.
+
+mod backoff;
+mod follow;
+mod gate;
+mod session;
+
+pub use backoff::Backoff;
+pub use follow::{Follower, Status, follow};
+pub use gate::Gate;
+pub use session::{ClientSession, Node, Outcome, Request, Variant};
+
+/// The cause of a failed call in one line: gRPC's own text, or the deepest cause below it.
+pub(crate) fn explain(status: &tonic::Status) -> String {
+    let mut deepest = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        deepest = error.to_string();
+        cause = error.source();
+    }
+    format!("{}: {deepest}", status.code())
+}

@@ -1,0 +1,499 @@
+//! What to send after what arrived. A state machine without I/O.
+//!
+//! One session lives as long as the process; [`ClientSession::open`] begins a new stream in it. Per
+//! type it knows what the server sent and we accepted (which outlives streams), and what this
+//! stream was asked and acknowledged (which does not).
+//!
+//! Rules kept here (xDS protocol, envoyproxy/envoy `docs/root/api-docs/xds_protocol.rst`):
+//! one ACK or NACK for each response; a NACK carries `error_detail`, and the good resources of its
+//! response are used; nonces belong to a stream; what is absent from a state-of-the-world response
+//! is deleted for clusters and listeners only; removal of endpoints, secrets and routes in use is
+//! not obeyed, the last good ones stay (Envoy does the same); resources nobody asked for are
+//! ignored; duplicates are refused; on reconnect only accepted versions are reported.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use envoy_types::pb::google::rpc;
+use weft_model::{Discovery, Filter, Listener, Missing, Name, RouteSource, SecretSource, Snapshot};
+
+use crate::translate::{self, Kind, Refused, Rejection, Resource};
+
+/// Which of the two protocol variants is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// Only changes are sent.
+    Delta,
+    /// The whole state is sent.
+    StateOfTheWorld,
+}
+
+/// Who we say we are. A claim: what a server trusts is the certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Names this process.
+    pub id: String,
+    /// Names the service it stands beside.
+    pub cluster: String,
+}
+
+/// A message to send.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Request {
+    /// Of the delta variant.
+    Delta(Box<DeltaDiscoveryRequest>),
+    /// Of the state-of-the-world variant.
+    StateOfTheWorld(Box<DiscoveryRequest>),
+}
+
+/// What a response led to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// To be sent, in order.
+    pub requests: Vec<Request>,
+    /// Whether the accepted resources are others than before.
+    pub changed: bool,
+    /// What was refused.
+    pub rejections: Vec<Rejection>,
+    /// What was accepted with fields that have no effect here: kind, name, path.
+    pub not_honoured: Vec<(Kind, Name, String)>,
+}
+
+/// The client's side of the protocol, for all types.
+#[derive(Debug)]
+pub struct ClientSession {
+    variant: Variant,
+    node: Node,
+    /// Names of secrets that are made here and never asked for.
+    local_secrets: BTreeSet<Name>,
+    types: BTreeMap<Kind, TypeState>,
+    /// The node goes with the first message of a stream only.
+    node_sent: bool,
+}
+
+#[derive(Debug, Default)]
+struct TypeState {
+    /// Outlives streams: the last good resources with their versions.
+    accepted: BTreeMap<Name, (String, Resource)>,
+    /// Names the server has said do not exist.
+    absent: BTreeSet<Name>,
+    /// Names that something refers to.
+    wanted: BTreeSet<Name>,
+    /// Of this stream: what the server knows we want.
+    asked: BTreeSet<Name>,
+    /// Of this stream: whether anything was sent.
+    opened: bool,
+    /// Of this stream: the nonce of the last response.
+    nonce: String,
+    /// State of the world: the version of the last response accepted whole.
+    version: String,
+}
+
+impl ClientSession {
+    /// A session that has not heard anything. `local_secrets` are never asked for.
+    #[must_use]
+    pub fn new(variant: Variant, node: Node, local_secrets: BTreeSet<Name>) -> Self {
+        let types = Kind::ALL.into_iter().map(|kind| (kind, TypeState::default())).collect();
+        Self { variant, node, local_secrets, types, node_sent: false }
+    }
+
+    /// Which variant is spoken.
+    #[must_use]
+    pub fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    /// Begins a new stream: what to send first.
+    pub fn open(&mut self) -> Vec<Request> {
+        self.node_sent = false;
+        for state in self.types.values_mut() {
+            state.asked.clear();
+            state.nonce.clear();
+            state.opened = false;
+        }
+        self.refer();
+        self.subscribe()
+    }
+
+    /// Takes a delta response.
+    pub fn on_delta(&mut self, response: DeltaDiscoveryResponse) -> Outcome {
+        let Some(kind) = Kind::from_type_url(&response.type_url) else {
+            return self.refuse_type(&response.type_url, response.nonce, String::new());
+        };
+        let mut batch = Batch::new(kind);
+        for resource in response.resources {
+            // A resource without a body is a heartbeat: the version we have is still good.
+            if let Some(any) = resource.resource {
+                batch.take(&any.type_url, &any.value, resource.version);
+            }
+        }
+        let mut outcome = Outcome::default();
+        let error = self.accept(batch, &mut outcome);
+        for name in response.removed_resources {
+            outcome.changed |= self.remove(kind, &Name::from(name));
+        }
+        self.acknowledge_delta(kind, response.nonce, error, &mut outcome);
+        self.refer();
+        outcome.requests.extend(self.subscribe());
+        outcome
+    }
+
+    /// Takes a state-of-the-world response.
+    pub fn on_state(&mut self, response: DiscoveryResponse) -> Outcome {
+        let Some(kind) = Kind::from_type_url(&response.type_url) else {
+            return self.refuse_type(&response.type_url, response.nonce, response.version_info);
+        };
+        let mut batch = Batch::new(kind);
+        for any in response.resources {
+            batch.take(&any.type_url, &any.value, response.version_info.clone());
+        }
+        let present: BTreeSet<Name> = batch.names().collect();
+        let mut outcome = Outcome::default();
+        let error = self.accept(batch, &mut outcome);
+        if kind.is_wildcard() {
+            let gone: Vec<Name> = self
+                .state(kind)
+                .accepted
+                .keys()
+                .filter(|n| !present.contains(*n))
+                .cloned()
+                .collect();
+            for name in gone {
+                outcome.changed |= self.remove(kind, &name);
+            }
+        }
+        let state = self.state(kind);
+        state.nonce = response.nonce;
+        if error.is_none() {
+            state.version = response.version_info;
+        }
+        self.refer();
+        // Names are the whole wish each time, so a change of wishes rides on the acknowledgement.
+        outcome.requests.push(self.state_request(kind, error));
+        outcome.requests.extend(self.subscribe());
+        outcome
+    }
+
+    /// Puts everything accepted into `snapshot`, over what is there.
+    pub fn fill(&self, snapshot: &mut Snapshot) {
+        for (_, resource) in self.types.values().flat_map(|state| state.accepted.values()) {
+            translate::insert(snapshot, resource.clone());
+        }
+    }
+
+    /// Whether the server has said that this does not exist.
+    #[must_use]
+    pub fn is_absent(&self, missing: &Missing) -> bool {
+        let (kind, name) = match missing {
+            Missing::Routes(name) => (Kind::Routes, name),
+            Missing::Cluster(name) => (Kind::Cluster, name),
+            Missing::Endpoints(name) => (Kind::Endpoints, name),
+            Missing::Secret(name) => (Kind::Secret, name),
+        };
+        self.types.get(&kind).is_some_and(|state| state.absent.contains(name))
+    }
+
+    /// Uses the good resources and gives the text for those refused.
+    fn accept(&mut self, batch: Batch, outcome: &mut Outcome) -> Option<String> {
+        let kind = batch.kind;
+        let local = self.local_secrets.clone();
+        let state = self.state(kind);
+        for (name, (version, accepted)) in batch.good {
+            let asked = kind.is_wildcard() || state.asked.contains(&name);
+            if !asked || (kind == Kind::Secret && local.contains(&name)) {
+                continue;
+            }
+            outcome
+                .not_honoured
+                .extend(accepted.not_honoured.into_iter().map(|path| (kind, name.clone(), path)));
+            state.absent.remove(&name);
+            let entry = (version, accepted.resource);
+            let same = state.accepted.get(&name).is_some_and(|(_, old)| *old == entry.1);
+            outcome.changed |= !same;
+            state.accepted.insert(name, entry);
+        }
+        outcome.rejections.extend(batch.bad);
+        if outcome.rejections.is_empty() {
+            return None;
+        }
+        let texts: Vec<String> = outcome.rejections.iter().map(ToString::to_string).collect();
+        Some(texts.join("; "))
+    }
+
+    /// Obeys a removal where it counts; see the module's head.
+    fn remove(&mut self, kind: Kind, name: &Name) -> bool {
+        let state = self.state(kind);
+        let in_use = state.wanted.contains(name);
+        if in_use || kind.is_wildcard() {
+            state.absent.insert(name.clone());
+        }
+        if in_use && !kind.is_wildcard() && state.accepted.contains_key(name) {
+            return false;
+        }
+        state.accepted.remove(name).is_some() || in_use
+    }
+
+    /// Works out which names the accepted resources refer to, and forgets what nobody wants.
+    fn refer(&mut self) {
+        let mut wanted: BTreeMap<Kind, BTreeSet<Name>> = BTreeMap::new();
+        let resources: Vec<&Resource> = self
+            .types
+            .iter()
+            .filter(|(kind, _)| kind.is_wildcard())
+            .flat_map(|(_, state)| state.accepted.values().map(|(_, resource)| resource))
+            .collect();
+        for resource in resources {
+            references(resource, &mut |kind, name| {
+                wanted.entry(kind).or_default().insert(name.clone());
+            });
+        }
+        for (kind, state) in &mut self.types {
+            if kind.is_wildcard() {
+                continue;
+            }
+            let mut names = wanted.remove(kind).unwrap_or_default();
+            if *kind == Kind::Secret {
+                names.retain(|name| !self.local_secrets.contains(name));
+            }
+            state.accepted.retain(|name, _| names.contains(name));
+            state.absent.retain(|name| names.contains(name));
+            state.wanted = names;
+        }
+    }
+
+    /// Asks for what is wanted and was not asked on this stream.
+    fn subscribe(&mut self) -> Vec<Request> {
+        let kinds: Vec<Kind> = self
+            .types
+            .iter()
+            .filter(|(kind, state)| {
+                !state.opened && kind.is_wildcard() || state.wanted != state.asked
+            })
+            .map(|(kind, _)| *kind)
+            .collect();
+        kinds
+            .into_iter()
+            .map(|kind| match self.variant {
+                Variant::Delta => self.delta_subscription(kind),
+                Variant::StateOfTheWorld => self.state_request(kind, None),
+            })
+            .collect()
+    }
+
+    fn delta_subscription(&mut self, kind: Kind) -> Request {
+        let node = self.first_node();
+        let state = self.state(kind);
+        let subscribe = state.wanted.difference(&state.asked).map(ToString::to_string).collect();
+        let unsubscribe = state.asked.difference(&state.wanted).map(ToString::to_string).collect();
+        let versions = if state.opened {
+            Vec::new()
+        } else {
+            state
+                .accepted
+                .iter()
+                .map(|(name, (version, _))| (name.to_string(), version.clone()))
+                .collect()
+        };
+        state.asked = state.wanted.clone();
+        state.opened = true;
+        Request::Delta(Box::new(DeltaDiscoveryRequest {
+            node,
+            type_url: kind.type_url(),
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            initial_resource_versions: versions.into_iter().collect(),
+            ..DeltaDiscoveryRequest::default()
+        }))
+    }
+
+    fn acknowledge_delta(
+        &mut self,
+        kind: Kind,
+        nonce: String,
+        error: Option<String>,
+        outcome: &mut Outcome,
+    ) {
+        let node = self.first_node();
+        outcome.requests.push(Request::Delta(Box::new(DeltaDiscoveryRequest {
+            node,
+            type_url: kind.type_url(),
+            response_nonce: nonce,
+            error_detail: error.map(invalid),
+            ..DeltaDiscoveryRequest::default()
+        })));
+    }
+
+    fn state_request(&mut self, kind: Kind, error: Option<String>) -> Request {
+        let node = self.first_node();
+        let state = self.state(kind);
+        state.asked = state.wanted.clone();
+        state.opened = true;
+        Request::StateOfTheWorld(Box::new(DiscoveryRequest {
+            version_info: state.version.clone(),
+            node,
+            resource_names: state.wanted.iter().map(ToString::to_string).collect(),
+            type_url: kind.type_url(),
+            response_nonce: state.nonce.clone(),
+            error_detail: error.map(invalid),
+            ..DiscoveryRequest::default()
+        }))
+    }
+
+    /// A type we never asked for: said once, and nothing else changes.
+    fn refuse_type(&mut self, type_url: &str, nonce: String, version_info: String) -> Outcome {
+        let error = Some(invalid(format!("the type {type_url:?} was not asked for")));
+        let type_url = type_url.to_owned();
+        let request = match self.variant {
+            Variant::Delta => Request::Delta(Box::new(DeltaDiscoveryRequest {
+                type_url,
+                response_nonce: nonce,
+                error_detail: error,
+                ..DeltaDiscoveryRequest::default()
+            })),
+            Variant::StateOfTheWorld => Request::StateOfTheWorld(Box::new(DiscoveryRequest {
+                version_info,
+                type_url,
+                response_nonce: nonce,
+                error_detail: error,
+                ..DiscoveryRequest::default()
+            })),
+        };
+        Outcome { requests: vec![request], ..Outcome::default() }
+    }
+
+    fn first_node(&mut self) -> Option<core::Node> {
+        if std::mem::replace(&mut self.node_sent, true) {
+            return None;
+        }
+        Some(core::Node {
+            id: self.node.id.clone(),
+            cluster: self.node.cluster.clone(),
+            user_agent_name: "weft".into(),
+            user_agent_version_type: Some(core::node::UserAgentVersionType::UserAgentVersion(
+                env!("CARGO_PKG_VERSION").into(),
+            )),
+            client_features: vec!["envoy.lb.does_not_support_overprovisioning".into()],
+            ..core::Node::default()
+        })
+    }
+
+    fn state(&mut self, kind: Kind) -> &mut TypeState {
+        self.types.entry(kind).or_default()
+    }
+}
+
+/// The resources of one response, sorted into good and bad.
+struct Batch {
+    kind: Kind,
+    good: BTreeMap<Name, (String, translate::Accepted)>,
+    bad: Vec<Rejection>,
+}
+
+impl Batch {
+    fn new(kind: Kind) -> Self {
+        Self { kind, good: BTreeMap::new(), bad: Vec::new() }
+    }
+
+    /// Reads one resource. A state-of-the-world server may wrap it in a `Resource`.
+    fn take(&mut self, type_url: &str, bytes: &[u8], version: String) {
+        use prost::Message as _;
+        type Wrapper = envoy_types::pb::envoy::service::discovery::v3::Resource;
+        if type_url.ends_with("/envoy.service.discovery.v3.Resource")
+            && let Ok(Wrapper { resource: Some(any), .. }) = Wrapper::decode(bytes)
+        {
+            return self.read(&any.type_url, &any.value, version);
+        }
+        self.read(type_url, bytes, version);
+    }
+
+    fn read(&mut self, type_url: &str, bytes: &[u8], version: String) {
+        let kind = self.kind;
+        let refuse = |name: String, reason: String| Rejection {
+            kind,
+            name,
+            refused: Refused { path: String::new(), reason },
+        };
+        if type_url != kind.type_url() {
+            self.bad.push(refuse(
+                String::new(),
+                format!("a {type_url:?} in a response of {}", kind.type_url()),
+            ));
+            return;
+        }
+        match translate::decode(kind, bytes) {
+            Ok(accepted) => {
+                let name = accepted.resource.name().clone();
+                if self.good.contains_key(&name) {
+                    self.bad.push(refuse(
+                        name.to_string(),
+                        "the response holds this name twice".into(),
+                    ));
+                } else {
+                    self.good.insert(name, (version, accepted));
+                }
+            }
+            Err(rejection) => self.bad.push(rejection),
+        }
+    }
+
+    /// Every name in the response, good or bad: a bad one is not a deleted one.
+    fn names(&self) -> impl Iterator<Item = Name> {
+        self.good
+            .keys()
+            .cloned()
+            .chain(self.bad.iter().map(|r| Name::from(r.name.as_str())))
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+}
+
+/// Tells of every name that a resource refers to.
+fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
+    let mut secret = |source: &SecretSource, tell: &mut dyn FnMut(Kind, &Name)| {
+        if let SecretSource::Named(name) = source {
+            tell(Kind::Secret, name);
+        }
+    };
+    match resource {
+        Resource::Cluster(cluster) => {
+            if let Discovery::Endpoints(name) = &cluster.discovery {
+                tell(Kind::Endpoints, name);
+            }
+            for tls in &cluster.tls {
+                tls.identity
+                    .iter()
+                    .chain([&tls.validation])
+                    .for_each(|source| secret(source, tell));
+            }
+        }
+        Resource::Listener(listener) => {
+            for chain in chains(listener) {
+                for tls in &chain.tls {
+                    [&tls.identity]
+                        .into_iter()
+                        .chain(&tls.validation)
+                        .for_each(|source| secret(source, tell));
+                }
+                if let Filter::Http(http) = &chain.filter
+                    && let RouteSource::Named(name) = &http.routes
+                {
+                    tell(Kind::Routes, name);
+                }
+            }
+        }
+        Resource::Endpoints(..) | Resource::Secret(..) | Resource::Routes(_) => {}
+    }
+}
+
+fn chains(listener: &Listener) -> impl Iterator<Item = &weft_model::FilterChain> {
+    listener.chains.iter().chain(&listener.default_chain)
+}
+
+/// The `error_detail` of a NACK: INVALID_ARGUMENT with a text for people.
+fn invalid(message: String) -> rpc::Status {
+    const INVALID_ARGUMENT: i32 = 3;
+    rpc::Status { code: INVALID_ARGUMENT, message, details: Vec::new() }
+}

@@ -1,0 +1,69 @@
+//! How a gRPC channel gets its connection: from whoever holds the certificates.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// A connection, plain or TLS.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+/// The outcome of a dial.
+pub type Dialed = Pin<Box<dyn Future<Output = io::Result<Box<dyn Connection>>> + Send>>;
+
+/// Opens a connection to a server. TLS, when there is any, is finished when it resolves.
+#[derive(Clone)]
+pub struct Dial(Arc<dyn Fn() -> Dialed + Send + Sync>);
+
+impl std::fmt::Debug for Dial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Dial")
+    }
+}
+
+/// How much the server may send before we have read: HTTP/2's window for the connection and for
+/// each stream. The `h2` crate counts tiny frames against half of it.
+const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+impl Dial {
+    /// Dials by calling `open`.
+    pub fn new(open: impl Fn() -> Dialed + Send + Sync + 'static) -> Self {
+        Self(Arc::new(open))
+    }
+
+    /// A channel that dials when it is first used, and again when the connection is lost. A server
+    /// that stops answering is noticed by HTTP/2 pings.
+    pub(crate) fn channel(&self) -> Channel {
+        Endpoint::from_static("http://control.weft")
+            .initial_connection_window_size(WINDOW_BYTES)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_while_idle(true)
+            .connect_timeout(Duration::from_secs(10))
+            .connect_with_connector_lazy(self.clone())
+    }
+}
+
+impl tower_service::Service<Uri> for Dial {
+    type Response = TokioIo<Box<dyn Connection>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let opening = (self.0)();
+        Box::pin(async move { opening.await.map(TokioIo::new) })
+    }
+}

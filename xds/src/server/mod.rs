@@ -1,0 +1,12 @@
+//! The xDS server: publishes resource sets to whoever may see them.
+//!
+//! [`ResourceSet`] is what one kind of client sees at one moment, closed under its references and
+//! encoded once. [`session`] decides what to send to one stream; [`serve`] carries it out.
+
+mod resource_set;
+mod serve;
+mod session;
+
+pub use resource_set::{Published, ResourceSet};
+pub use serve::{Directory, Incoming, Peer, serve};
+pub use session::{Response, ServerSession};

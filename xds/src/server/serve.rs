@@ -1,0 +1,282 @@
+//! The gRPC services around the sessions.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use futures_util::{Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Status, Streaming};
+use weft_model::SpiffeId;
+
+use super::session::refusal;
+use super::{ResourceSet, Response, ServerSession};
+use crate::authority::{self, Sign};
+use crate::client::{Node, Variant};
+
+/// The largest request taken: names and versions of what a client holds.
+const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+/// How many responses may wait for a slow client.
+const QUEUE_LIMIT: usize = 64;
+
+/// Knows what each client may see.
+pub trait Directory: Send + Sync + 'static {
+    /// The resources of a client.
+    ///
+    /// # Errors
+    /// Why this client may see nothing.
+    fn resources(&self, node: &Node, peer: Option<&SpiffeId>) -> Result<Arc<ResourceSet>, String>;
+}
+
+/// Who is at the other end of a connection, proved by mutual TLS; none without a certificate.
+#[derive(Debug, Clone)]
+pub struct Peer(pub Option<SpiffeId>);
+
+/// A connection whose handshake is done.
+#[derive(Debug)]
+pub struct Incoming<T> {
+    /// The bytes.
+    pub io: T,
+    /// Who sends them.
+    pub peer: Option<SpiffeId>,
+}
+
+impl<T> tonic::transport::server::Connected for Incoming<T> {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        Peer(self.peer.clone())
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Incoming<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Incoming<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Serves resources and certificates on `connections` until `stop` resolves.
+///
+/// # Errors
+/// When the HTTP/2 server itself fails.
+pub async fn serve<D: Directory, S: Sign, IO>(
+    connections: mpsc::Receiver<Incoming<IO>>,
+    directory: watch::Receiver<Arc<D>>,
+    sign: Arc<S>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), String>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let discovery = AggregatedDiscoveryServiceServer::new(Discovery { directory })
+        .max_decoding_message_size(MESSAGE_LIMIT_BYTES);
+    tonic::transport::Server::builder()
+        .initial_connection_window_size(4 * 1024 * 1024)
+        .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(10)))
+        .add_service(discovery)
+        .add_service(authority::Service::new(sign))
+        .serve_with_incoming_shutdown(
+            ReceiverStream::new(connections).map(Ok::<_, std::io::Error>),
+            stop,
+        )
+        .await
+        .map_err(|error| error.to_string())
+}
+
+struct Discovery<D> {
+    directory: watch::Receiver<Arc<D>>,
+}
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl<D: Directory> AggregatedDiscoveryService for Discovery<D> {
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<tonic::Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let responses = self
+            .start(request, Variant::StateOfTheWorld, |request| Asked::State(Box::new(request)));
+        let responses = responses.filter_map(|response| async {
+            match response {
+                Ok(Response::StateOfTheWorld(response)) => Some(Ok(*response)),
+                Ok(Response::Delta(_)) => None,
+                Err(status) => Some(Err(status)),
+            }
+        });
+        Ok(tonic::Response::new(Box::pin(responses)))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<tonic::Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let responses =
+            self.start(request, Variant::Delta, |request| Asked::Delta(Box::new(request)));
+        let responses = responses.filter_map(|response| async {
+            match response {
+                Ok(Response::Delta(response)) => Some(Ok(*response)),
+                Ok(Response::StateOfTheWorld(_)) => None,
+                Err(status) => Some(Err(status)),
+            }
+        });
+        Ok(tonic::Response::new(Box::pin(responses)))
+    }
+}
+
+enum Asked {
+    Delta(Box<DeltaDiscoveryRequest>),
+    State(Box<DiscoveryRequest>),
+}
+
+impl Asked {
+    fn node(&self) -> Option<Node> {
+        let node = match self {
+            Self::Delta(request) => request.node.as_ref(),
+            Self::State(request) => request.node.as_ref(),
+        };
+        node.map(|node| Node { id: node.id.clone(), cluster: node.cluster.clone() })
+    }
+
+    fn refusal(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Delta(request) => {
+                Some((&request.type_url, refusal(request.error_detail.as_ref())?))
+            }
+            Self::State(request) => {
+                Some((&request.type_url, refusal(request.error_detail.as_ref())?))
+            }
+        }
+    }
+}
+
+impl<D: Directory> Discovery<D> {
+    /// Starts the task of a stream and gives what it will send.
+    fn start<R: Send + 'static>(
+        &self,
+        request: Request<Streaming<R>>,
+        variant: Variant,
+        wrap: fn(R) -> Asked,
+    ) -> ReceiverStream<Result<Response, Status>> {
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
+        let requests = request.into_inner().map(move |request| request.map(wrap));
+        let (outbox, queue) = mpsc::channel(QUEUE_LIMIT);
+        let directory = self.directory.clone();
+        tokio::spawn(async move {
+            let talk = Talk {
+                node: Node::default(),
+                peer,
+                directory,
+                session: ServerSession::new(variant),
+            };
+            if let Err(status) = talk.run(requests, &outbox).await {
+                tracing::debug!(%status, "an xDS stream ended");
+                // The client may be gone already, which is why the stream ended.
+                drop(outbox.send(Err(status)).await);
+            }
+        });
+        ReceiverStream::new(queue)
+    }
+}
+
+/// One stream.
+struct Talk<D> {
+    node: Node,
+    peer: Option<SpiffeId>,
+    directory: watch::Receiver<Arc<D>>,
+    session: ServerSession,
+}
+
+impl<D: Directory> Talk<D> {
+    async fn run(
+        mut self,
+        mut requests: impl Stream<Item = Result<Asked, Status>> + Unpin,
+        outbox: &mpsc::Sender<Result<Response, Status>>,
+    ) -> Result<(), Status> {
+        let mut introduced = false;
+        loop {
+            let responses = tokio::select! {
+                asked = requests.next() => match asked {
+                    None => return Ok(()),
+                    Some(Err(status)) => return Err(status),
+                    Some(Ok(asked)) => {
+                        if let Some(node) = asked.node() {
+                            self.node = node;
+                            introduced = true;
+                        }
+                        if !introduced {
+                            return Err(Status::invalid_argument("the first request must carry the node"));
+                        }
+                        self.answer(asked)?
+                    }
+                },
+                changed = self.directory.changed(), if introduced => match changed {
+                    Ok(()) => {
+                        let set = self.resources()?;
+                        self.session.flush(&set)
+                    }
+                    Err(_) => return Ok(()),
+                },
+            };
+            for response in responses {
+                if outbox.send(Ok(response)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, asked: Asked) -> Result<Vec<Response>, Status> {
+        if let Some((type_url, reason)) = asked.refusal() {
+            tracing::warn!(
+                node = self.node.id,
+                type_url,
+                reason,
+                "a client refused a configuration"
+            );
+        }
+        let set = self.resources()?;
+        let answer = match asked {
+            Asked::Delta(request) => self.session.on_delta(*request, &set),
+            Asked::State(request) => self.session.on_state(*request, &set),
+        };
+        answer.map_err(Status::resource_exhausted)
+    }
+
+    fn resources(&mut self) -> Result<Arc<ResourceSet>, Status> {
+        let directory = self.directory.borrow_and_update().clone();
+        directory.resources(&self.node, self.peer.as_ref()).map_err(Status::permission_denied)
+    }
+}

@@ -1,0 +1,219 @@
+//! `Cluster`: a service's endpoints, and how to choose among and speak to them.
+
+use std::num::NonZeroU32;
+
+use serde_json::{Value, json};
+use weft_model::{
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_TABLE_SIZE, Discovery, UpstreamProtocol,
+    UpstreamTls,
+};
+
+use super::{Reader, Refused, endpoints, secret, values};
+
+/// The default of both circuit breaker limits (`CircuitBreakers.Thresholds`).
+const DEFAULT_LIMIT: u32 = 1024;
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// Reads a cluster.
+pub(super) fn decode(mut cluster: Reader<'_>) -> Result<Cluster, Refused> {
+    let name: weft_model::Name = cluster.required_text("name")?.into();
+    cluster.harmless(&[
+        "alt_stat_name",
+        "per_connection_buffer_limit_bytes",
+        "respect_dns_ttl",
+        "dns_lookup_family",
+    ]);
+    let discovery = discovery(&mut cluster, &name)?;
+    let balance = balance(&mut cluster, &discovery)?;
+    let connect_timeout = cluster.duration("connect_timeout")?.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
+    let protocol = protocol(&mut cluster)?;
+    let tls = cluster.child("transport_socket").map(socket).transpose()?.flatten();
+    let (connection_limit, request_limit) = limits(&mut cluster);
+    if cluster.has("transport_socket_matches") {
+        return Err(cluster
+            .refuse("transport_socket_matches", "it is not supported yet; use transport_socket"));
+    }
+    Ok(Cluster {
+        name,
+        discovery,
+        balance,
+        connect_timeout,
+        protocol,
+        tls,
+        connection_limit,
+        request_limit,
+    })
+}
+
+fn discovery(cluster: &mut Reader<'_>, name: &weft_model::Name) -> Result<Discovery, Refused> {
+    if cluster.has("cluster_type") {
+        return Err(cluster.refuse("cluster_type", "extension cluster types are not supported"));
+    }
+    let kind = cluster.choice("type");
+    match kind.as_str() {
+        "STATIC" => match cluster.child("load_assignment") {
+            Some(assignment) => Ok(Discovery::Static(endpoints::set(assignment)?)),
+            None => Err(cluster.refuse("load_assignment", "a STATIC cluster needs its endpoints")),
+        },
+        "EDS" => {
+            let mut config = cluster.required_child("eds_cluster_config")?;
+            config.harmless(&["eds_config"]);
+            let service = config.text("service_name");
+            Ok(Discovery::Endpoints(if service.is_empty() { name.clone() } else { service.into() }))
+        }
+        "STRICT_DNS" | "LOGICAL_DNS" => dns(cluster.required_child("load_assignment")?),
+        "ORIGINAL_DST" => Ok(Discovery::OriginalDestination),
+        other => Err(cluster.refuse("type", format!("{other} is no known discovery type"))),
+    }
+}
+
+fn dns(mut assignment: Reader<'_>) -> Result<Discovery, Refused> {
+    assignment.harmless(&["cluster_name"]);
+    let mut hosts = Vec::new();
+    for mut locality in assignment.children("endpoints") {
+        for mut member in locality.children("lb_endpoints") {
+            let weight = NonZeroU32::new(member.number("load_balancing_weight").unwrap_or(1))
+                .unwrap_or(NonZeroU32::MIN);
+            let mut address = member.required_child("endpoint")?.required_child("address")?;
+            let mut socket = address.required_child("socket_address")?;
+            socket.harmless(&["protocol"]);
+            hosts.push((socket.required_text("address")?, values::port(&mut socket)?, weight));
+        }
+    }
+    Ok(Discovery::Dns(hosts))
+}
+
+fn balance(cluster: &mut Reader<'_>, discovery: &Discovery) -> Result<Balance, Refused> {
+    match cluster.choice("lb_policy").as_str() {
+        "ROUND_ROBIN" => Ok(Balance::RoundRobin),
+        "LEAST_REQUEST" => {
+            cluster.harmless(&["least_request_lb_config"]);
+            Ok(Balance::LeastRequests)
+        }
+        "MAGLEV" => {
+            let config = cluster.child("maglev_lb_config");
+            let size =
+                config.and_then(|mut c| c.number("table_size")).unwrap_or(DEFAULT_TABLE_SIZE);
+            weft_model::Maglev::new(&[], size, 0).map_err(|error| {
+                cluster.refuse("maglev_lb_config.table_size", error.to_string())
+            })?;
+            Ok(Balance::Maglev { table_size: size })
+        }
+        "CLUSTER_PROVIDED" if matches!(discovery, Discovery::OriginalDestination) => {
+            Ok(Balance::RoundRobin)
+        }
+        other => Err(cluster.refuse(
+            "lb_policy",
+            format!("{other} is not supported; ROUND_ROBIN, LEAST_REQUEST and MAGLEV are"),
+        )),
+    }
+}
+
+fn protocol(cluster: &mut Reader<'_>) -> Result<UpstreamProtocol, Refused> {
+    if cluster.child("http2_protocol_options").is_some() {
+        return Ok(UpstreamProtocol::Http2);
+    }
+    for (_, any) in cluster.map("typed_extension_protocol_options") {
+        let mut options = any.unpacked()?;
+        if options.kind() != HTTP_OPTIONS {
+            return Err(options
+                .refuse("", format!("{} is not understood; {HTTP_OPTIONS} is", options.kind())));
+        }
+        if let Some(mut explicit) = options.child("explicit_http_config") {
+            let http2 = explicit.child("http2_protocol_options").is_some();
+            explicit.harmless(&["http_protocol_options"]);
+            return Ok(if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 });
+        }
+        if let Some(mut downstream) = options.child("use_downstream_protocol_config") {
+            downstream.harmless(&["http_protocol_options", "http2_protocol_options"]);
+            return Ok(UpstreamProtocol::AsDownstream);
+        }
+    }
+    Ok(UpstreamProtocol::Http1)
+}
+
+fn socket(mut socket: Reader<'_>) -> Result<Option<UpstreamTls>, Refused> {
+    socket.harmless(&["name"]);
+    let Some(context) = socket.any("typed_config")? else {
+        return Ok(None);
+    };
+    match context.kind().rsplit('.').next() {
+        Some("UpstreamTlsContext") => secret::upstream(context).map(Some),
+        _ => Err(context
+            .refuse("", format!("{} is no upstream transport socket known here", context.kind()))),
+    }
+}
+
+fn limits(cluster: &mut Reader<'_>) -> (u32, u32) {
+    let mut limits = (DEFAULT_LIMIT, DEFAULT_LIMIT);
+    if let Some(mut breakers) = cluster.child("circuit_breakers") {
+        for mut threshold in breakers.children("thresholds") {
+            if threshold.choice("priority") == "DEFAULT" {
+                limits.0 = threshold.number("max_connections").unwrap_or(DEFAULT_LIMIT);
+                limits.1 = threshold.number("max_requests").unwrap_or(DEFAULT_LIMIT);
+                threshold.harmless(&["max_pending_requests", "max_retries"]);
+            }
+        }
+    }
+    limits
+}
+
+/// The JSON form of a cluster.
+pub(super) fn encode(cluster: &Cluster) -> Value {
+    let mut json = json!({
+        "name": &*cluster.name,
+        "connect_timeout": values::duration(cluster.connect_timeout),
+        "circuit_breakers": {"thresholds": [{
+            "max_connections": cluster.connection_limit, "max_requests": cluster.request_limit}]},
+    });
+    match &cluster.discovery {
+        Discovery::Static(set) => {
+            json["type"] = json!("STATIC");
+            json["load_assignment"] = endpoints::encode(&cluster.name, set);
+        }
+        Discovery::Endpoints(service) => {
+            json["type"] = json!("EDS");
+            json["eds_cluster_config"] = json!({
+                "eds_config": {"ads": {}, "resource_api_version": "V3"}, "service_name": &**service});
+        }
+        Discovery::Dns(hosts) => {
+            let members: Vec<Value> = hosts
+                .iter()
+                .map(|(host, port, weight)| {
+                    json!({
+                "load_balancing_weight": weight.get(),
+                "endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}})
+                })
+                .collect();
+            json["type"] = json!("STRICT_DNS");
+            json["load_assignment"] =
+                json!({"cluster_name": &*cluster.name, "endpoints": [{"lb_endpoints": members}]});
+        }
+        Discovery::OriginalDestination => json["type"] = json!("ORIGINAL_DST"),
+    }
+    match cluster.balance {
+        Balance::RoundRobin if cluster.discovery == Discovery::OriginalDestination => {
+            json["lb_policy"] = json!("CLUSTER_PROVIDED");
+        }
+        Balance::RoundRobin => json["lb_policy"] = json!("ROUND_ROBIN"),
+        Balance::LeastRequests => json["lb_policy"] = json!("LEAST_REQUEST"),
+        Balance::Maglev { table_size } => {
+            json["lb_policy"] = json!("MAGLEV");
+            json["maglev_lb_config"] = json!({"table_size": table_size});
+        }
+    }
+    let options = match cluster.protocol {
+        UpstreamProtocol::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
+        UpstreamProtocol::Http2 => json!({"explicit_http_config": {"http2_protocol_options": {}}}),
+        UpstreamProtocol::AsDownstream => {
+            json!({"use_downstream_protocol_config": {"http_protocol_options": {}, "http2_protocol_options": {}}})
+        }
+    };
+    json["typed_extension_protocol_options"] =
+        json!({HTTP_OPTIONS: values::any(HTTP_OPTIONS, options)});
+    if let Some(tls) = &cluster.tls {
+        json["transport_socket"] = secret::upstream_json(tls);
+    }
+    json
+}

@@ -1,0 +1,67 @@
+//! `ClusterLoadAssignment`: the endpoints of a cluster.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+use weft_model::{Endpoint, EndpointSet, Health, Name, Transport};
+
+use super::{Reader, Refused, values};
+
+/// Reads a whole assignment.
+pub(super) fn decode(mut assignment: Reader<'_>) -> Result<(Name, EndpointSet), Refused> {
+    let name: Name = assignment.required_text("cluster_name")?.into();
+    Ok((name, set(assignment)?))
+}
+
+/// Reads the endpoints of an assignment whose name was read or does not matter.
+pub(super) fn set(mut assignment: Reader<'_>) -> Result<EndpointSet, Refused> {
+    assignment.harmless(&["cluster_name"]);
+    let mut endpoints = Vec::new();
+    let mut seen = HashSet::new();
+    for mut locality in assignment.children("endpoints") {
+        locality.harmless(&["locality", "proximity"]);
+        if locality.number("priority").unwrap_or(0) > 0 {
+            return Err(locality.refuse("priority", "only priority 0 is supported yet"));
+        }
+        for mut member in locality.children("lb_endpoints") {
+            let weight = member.number("load_balancing_weight").unwrap_or(1);
+            let health = match member.choice("health_status").as_str() {
+                "UNKNOWN" | "HEALTHY" | "DEGRADED" => Health::Healthy,
+                "DRAINING" => Health::Draining,
+                _ => Health::Unhealthy,
+            };
+            let mut endpoint = member.required_child("endpoint")?;
+            endpoint.harmless(&["hostname", "observability_name"]);
+            let (address, _) = values::socket(endpoint.required_child("address")?)?;
+            if !seen.insert(address) {
+                return Err(endpoint.refuse("address", format!("{address} is there twice")));
+            }
+            let endpoint = Endpoint::new(address, weight, health).ok_or_else(|| {
+                member.refuse("load_balancing_weight", "it is 0; leave the endpoint out instead")
+            })?;
+            endpoints.push(endpoint);
+        }
+    }
+    Ok(EndpointSet { endpoints })
+}
+
+/// The JSON form of an assignment.
+pub(super) fn encode(name: &str, set: &EndpointSet) -> Value {
+    let members: Vec<Value> = set.endpoints.iter().map(member).collect();
+    let localities =
+        if members.is_empty() { json!([]) } else { json!([{"lb_endpoints": members}]) };
+    json!({"cluster_name": name, "endpoints": localities})
+}
+
+fn member(endpoint: &Endpoint) -> Value {
+    let health = match endpoint.health {
+        Health::Healthy => "HEALTHY",
+        Health::Draining => "DRAINING",
+        Health::Unhealthy => "UNHEALTHY",
+    };
+    json!({
+        "endpoint": {"address": values::socket_json(endpoint.address, Transport::Tcp)},
+        "load_balancing_weight": endpoint.weight.get(),
+        "health_status": health,
+    })
+}

@@ -1,0 +1,156 @@
+//! `RBAC`: who may call what.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use weft_model::{Name, Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatch};
+
+use crate::translate::{Reader, Refused, route, values};
+
+const MESSAGE: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+
+/// How deep conditions may nest, so that a hostile resource cannot exhaust the stack.
+const DEPTH_LIMIT: usize = 16;
+
+/// Reads the rules; none when the filter only watches (`shadow_rules`).
+pub(super) fn decode(mut filter: Reader<'_>) -> Result<Option<Rbac>, Refused> {
+    filter.harmless(&[
+        "rules_stat_prefix",
+        "shadow_rules_stat_prefix",
+        "track_per_rule_stats",
+        "shadow_rules",
+    ]);
+    let Some(mut rules) = filter.child("rules") else {
+        return Ok(None);
+    };
+    rules.harmless(&["audit_logging_options"]);
+    let action = match rules.choice("action").as_str() {
+        "ALLOW" => RbacAction::Allow,
+        "DENY" => RbacAction::Deny,
+        other => {
+            return Err(
+                rules.refuse("action", format!("{other} is not supported; ALLOW and DENY are"))
+            );
+        }
+    };
+    let mut policies = BTreeMap::new();
+    for (name, mut policy) in rules.map("policies") {
+        let permissions =
+            values::each(policy.children("permissions"), |p| permission(p, DEPTH_LIMIT))?;
+        let principals =
+            values::each(policy.children("principals"), |p| principal(p, DEPTH_LIMIT))?;
+        policies.insert(Name::from(name), RbacPolicy { permissions, principals });
+    }
+    Ok(Some(Rbac { action, policies }))
+}
+
+fn permission(mut reader: Reader<'_>, depth: usize) -> Result<Permission, Refused> {
+    let Some(depth) = depth.checked_sub(1) else {
+        return Err(reader.refuse("", format!("conditions nest deeper than {DEPTH_LIMIT}")));
+    };
+    if reader.flag("any") == Some(true) {
+        return Ok(Permission::Any);
+    }
+    if let Some(mut set) = reader.child("and_rules") {
+        return values::each(set.children("rules"), |p| permission(p, depth)).map(Permission::All);
+    }
+    if let Some(mut set) = reader.child("or_rules") {
+        return values::each(set.children("rules"), |p| permission(p, depth))
+            .map(Permission::OneOf);
+    }
+    if let Some(inner) = reader.child("not_rule") {
+        return permission(inner, depth).map(|p| Permission::Not(Box::new(p)));
+    }
+    if let Some(mut path) = reader.child("url_path") {
+        return values::string_match(path.required_child("path")?).map(Permission::Path);
+    }
+    if let Some(header) = reader.child("header") {
+        return route::header_match(header).map(Permission::Header);
+    }
+    if reader.has("destination_port") {
+        let port = reader.number("destination_port").unwrap_or(0);
+        return u16::try_from(port)
+            .map(Permission::DestinationPort)
+            .map_err(|_| reader.refuse("destination_port", format!("{port} is above 65535")));
+    }
+    Err(reader.refuse("", "a permission of this kind is not supported"))
+}
+
+fn principal(mut reader: Reader<'_>, depth: usize) -> Result<Principal, Refused> {
+    let Some(depth) = depth.checked_sub(1) else {
+        return Err(reader.refuse("", format!("conditions nest deeper than {DEPTH_LIMIT}")));
+    };
+    if reader.flag("any") == Some(true) {
+        return Ok(Principal::Any);
+    }
+    if let Some(mut set) = reader.child("and_ids") {
+        return values::each(set.children("ids"), |p| principal(p, depth)).map(Principal::All);
+    }
+    if let Some(mut set) = reader.child("or_ids") {
+        return values::each(set.children("ids"), |p| principal(p, depth)).map(Principal::OneOf);
+    }
+    if let Some(inner) = reader.child("not_id") {
+        return principal(inner, depth).map(|p| Principal::Not(Box::new(p)));
+    }
+    if let Some(mut authenticated) = reader.child("authenticated") {
+        let name = authenticated.child("principal_name").map(values::string_match).transpose()?;
+        return Ok(Principal::Authenticated(name));
+    }
+    if let Some(range) = reader.child("direct_remote_ip") {
+        return values::cidr(range).map(Principal::RemoteAddress);
+    }
+    if let Some(header) = reader.child("header") {
+        return route::header_match(header).map(Principal::Header);
+    }
+    Err(reader.refuse("", "a principal of this kind is not supported"))
+}
+
+/// The JSON form of the filter.
+pub(super) fn encode(rules: &Rbac) -> Value {
+    let action = match rules.action {
+        RbacAction::Allow => "ALLOW",
+        RbacAction::Deny => "DENY",
+    };
+    let policies: BTreeMap<&str, Value> = rules
+        .policies
+        .iter()
+        .map(|(name, policy)| {
+            let permissions: Vec<Value> = policy.permissions.iter().map(permission_json).collect();
+            let principals: Vec<Value> = policy.principals.iter().map(principal_json).collect();
+            (&**name, json!({"permissions": permissions, "principals": principals}))
+        })
+        .collect();
+    let fields = json!({"rules": {"action": action, "policies": policies}});
+    json!({"name": "envoy.filters.http.rbac", "typed_config": values::any(MESSAGE, fields)})
+}
+
+fn permission_json(permission: &Permission) -> Value {
+    let list = |all: &[Permission]| all.iter().map(permission_json).collect::<Vec<_>>();
+    match permission {
+        Permission::Any => json!({"any": true}),
+        Permission::All(all) => json!({"and_rules": {"rules": list(all)}}),
+        Permission::OneOf(any) => json!({"or_rules": {"rules": list(any)}}),
+        Permission::Not(inner) => json!({"not_rule": permission_json(inner)}),
+        Permission::Path(path) => json!({"url_path": {"path": values::string_match_json(path)}}),
+        Permission::Header(header) => json!({"header": route::header_match_json(header)}),
+        Permission::DestinationPort(port) => json!({"destination_port": port}),
+    }
+}
+
+fn principal_json(principal: &Principal) -> Value {
+    let list = |all: &[Principal]| all.iter().map(principal_json).collect::<Vec<_>>();
+    match principal {
+        Principal::Any => json!({"any": true}),
+        Principal::All(all) => json!({"and_ids": {"ids": list(all)}}),
+        Principal::OneOf(any) => json!({"or_ids": {"ids": list(any)}}),
+        Principal::Not(inner) => json!({"not_id": principal_json(inner)}),
+        Principal::Authenticated(None) => json!({"authenticated": {}}),
+        Principal::Authenticated(Some(name)) => authenticated_json(name),
+        Principal::RemoteAddress(range) => json!({"direct_remote_ip": values::cidr_json(range)}),
+        Principal::Header(header) => json!({"header": route::header_match_json(header)}),
+    }
+}
+
+fn authenticated_json(name: &StringMatch) -> Value {
+    json!({"authenticated": {"principal_name": values::string_match_json(name)}})
+}

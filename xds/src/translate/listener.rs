@@ -1,0 +1,254 @@
+//! `Listener`: an address, and how what arrives there is served.
+
+use serde_json::{Value, json};
+use weft_model::{ChainMatch, Filter, FilterChain, Listener, Transport, TransportKind, UdpProxy};
+
+use super::{Reader, Refused, filters, secret, values};
+
+const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
+
+/// Reads a listener.
+pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
+    let name: weft_model::Name = listener.required_text("name")?.into();
+    listener.harmless(&[
+        "stat_prefix",
+        "traffic_direction",
+        "per_connection_buffer_limit_bytes",
+        "reuse_port",
+        "enable_reuse_port",
+        "tcp_backlog_size",
+        "listener_filters_timeout",
+        "continue_on_listener_filters_timeout",
+        "drain_type",
+        "metadata",
+        "max_connections_to_accept_per_socket_event",
+        "udp_listener_config",
+        "freebind",
+    ]);
+    if listener.has("api_listener") {
+        return Err(listener.refuse("api_listener", "it is for gRPC clients; this is a proxy"));
+    }
+    if listener.has("additional_addresses") {
+        return Err(listener.refuse(
+            "additional_addresses",
+            "it is not supported yet; use a listener for each address",
+        ));
+    }
+    let (address, transport) = values::socket(listener.required_child("address")?)?;
+    let bind = listener.flag("bind_to_port").unwrap_or(true);
+    let transparent = listener.flag("transparent").unwrap_or(false);
+    let mut use_original_destination = listener.flag("use_original_dst").unwrap_or(false);
+    let mut udp = None;
+    for filter in listener.children("listener_filters") {
+        match listener_filter(filter)? {
+            ListenerFilter::OriginalDestination => use_original_destination = true,
+            ListenerFilter::Inspector => {}
+            ListenerFilter::Udp(proxy) => udp = Some(proxy),
+        }
+    }
+    let chains = values::each(listener.children("filter_chains"), chain)?;
+    let default_chain = listener.child("default_filter_chain").map(chain).transpose()?;
+    let listener_value = Listener {
+        name,
+        address,
+        transport,
+        bind,
+        use_original_destination,
+        transparent,
+        chains,
+        default_chain,
+        udp,
+    };
+    check(&listener, &listener_value)?;
+    Ok(listener_value)
+}
+
+/// What only the whole can tell.
+fn check(reader: &Reader<'_>, listener: &Listener) -> Result<(), Refused> {
+    let has_chain = !listener.chains.is_empty() || listener.default_chain.is_some();
+    match listener.transport {
+        Transport::Tcp if !has_chain && !listener.use_original_destination => {
+            return Err(
+                reader.refuse("filter_chains", "a TCP listener needs one, or use_original_dst")
+            );
+        }
+        Transport::Tcp if listener.udp.is_some() => {
+            return Err(reader.refuse("listener_filters", "udp_proxy needs a UDP address"));
+        }
+        Transport::Udp if listener.udp.is_none() && !listener.use_original_destination => {
+            return Err(reader.refuse(
+                "listener_filters",
+                "a UDP listener needs udp_proxy, or use_original_dst",
+            ));
+        }
+        Transport::Udp if has_chain => {
+            return Err(reader.refuse(
+                "filter_chains",
+                "filter chains are for TCP (QUIC is passed through, not terminated)",
+            ));
+        }
+        Transport::Tcp | Transport::Udp => {}
+    }
+    for (index, chain) in listener.chains.iter().enumerate() {
+        if listener.chains.iter().take(index).any(|other| other.matches == chain.matches) {
+            return Err(reader.refuse(
+                &format!("filter_chains[{index}].filter_chain_match"),
+                "an earlier filter chain has the same match",
+            ));
+        }
+    }
+    Ok(())
+}
+
+enum ListenerFilter {
+    OriginalDestination,
+    Inspector,
+    Udp(UdpProxy),
+}
+
+fn listener_filter(mut filter: Reader<'_>) -> Result<ListenerFilter, Refused> {
+    filter.harmless(&["name"]);
+    if filter.has("filter_disabled") {
+        return Err(filter.refuse("filter_disabled", "it is not supported yet"));
+    }
+    let Some(mut config) = filter.any("typed_config")? else {
+        return Err(filter.refuse("typed_config", "it is missing"));
+    };
+    match config.kind().rsplit('.').next().unwrap_or_default() {
+        "OriginalDst" => Ok(ListenerFilter::OriginalDestination),
+        // Whether a connection is TLS is seen without being told to look.
+        "TlsInspector" | "HttpInspector" => {
+            config.harmless(&[
+                "enable_ja3_fingerprinting",
+                "enable_ja4_fingerprinting",
+                "initial_read_buffer_size",
+            ]);
+            Ok(ListenerFilter::Inspector)
+        }
+        "UdpProxyConfig" => filters::udp_proxy(config).map(ListenerFilter::Udp),
+        _ => Err(config.refuse("", format!("{} is no listener filter known here", config.kind()))),
+    }
+}
+
+fn chain(mut chain: Reader<'_>) -> Result<FilterChain, Refused> {
+    chain.harmless(&["metadata", "transport_socket_connect_timeout"]);
+    let name = chain.text("name").into();
+    let matches =
+        chain.child("filter_chain_match").map(chain_match).transpose()?.unwrap_or_default();
+    let tls = match chain.child("transport_socket") {
+        Some(mut socket) => {
+            socket.harmless(&["name"]);
+            let context = socket.any("typed_config")?;
+            let context = context.ok_or_else(|| socket.refuse("typed_config", "it is missing"))?;
+            if context.kind().rsplit('.').next() != Some("DownstreamTlsContext") {
+                return Err(context.refuse(
+                    "",
+                    format!("{} is no downstream transport socket known here", context.kind()),
+                ));
+            }
+            Some(secret::downstream(context)?)
+        }
+        None => None,
+    };
+    let mut filters = chain.children("filters");
+    let filter = match filters.len() {
+        1 => filters.remove(0),
+        n => {
+            return Err(
+                chain.refuse("filters", format!("{n} network filters; exactly one is supported"))
+            );
+        }
+    };
+    Ok(FilterChain { name, matches, tls, filter: network_filter(filter)? })
+}
+
+fn chain_match(mut matches: Reader<'_>) -> Result<ChainMatch, Refused> {
+    let destination_port =
+        match matches.number("destination_port") {
+            None => None,
+            Some(port) => Some(u16::try_from(port).map_err(|_| {
+                matches.refuse("destination_port", format!("{port} is above 65535"))
+            })?),
+        };
+    let destination_prefixes = values::each(matches.children("prefix_ranges"), values::cidr)?;
+    let transport = match matches.text("transport_protocol").as_str() {
+        "" => None,
+        "tls" => Some(TransportKind::Tls),
+        "raw_buffer" => Some(TransportKind::Plain),
+        other => {
+            return Err(matches
+                .refuse("transport_protocol", format!("{other:?} is neither tls nor raw_buffer")));
+        }
+    };
+    Ok(ChainMatch { destination_port, destination_prefixes, transport })
+}
+
+fn network_filter(mut filter: Reader<'_>) -> Result<Filter, Refused> {
+    filter.harmless(&["name"]);
+    let Some(config) = filter.any("typed_config")? else {
+        return Err(filter.refuse("typed_config", "it is missing"));
+    };
+    match config.kind().rsplit('.').next().unwrap_or_default() {
+        "TcpProxy" => filters::tcp_proxy(config).map(Filter::Tcp),
+        "HttpConnectionManager" => {
+            filters::http_service(config).map(|http| Filter::Http(http.into()))
+        }
+        _ => Err(config.refuse("", format!("{} is no network filter known here", config.kind()))),
+    }
+}
+
+/// The JSON form of a listener.
+pub(super) fn encode(listener: &Listener) -> Value {
+    let mut json = json!({
+        "name": &*listener.name,
+        "address": values::socket_json(listener.address, listener.transport),
+        "bind_to_port": listener.bind,
+        "filter_chains": listener.chains.iter().map(chain_json).collect::<Vec<_>>(),
+    });
+    let mut filters = Vec::new();
+    if listener.use_original_destination {
+        json["use_original_dst"] = json!(true);
+        if listener.transport == Transport::Tcp {
+            filters.push(json!({"name": "envoy.filters.listener.original_dst",
+                "typed_config": values::any(ORIGINAL_DESTINATION, json!({}))}));
+        }
+    }
+    if listener.inspects_transport() {
+        filters.push(json!({"name": "envoy.filters.listener.tls_inspector", "typed_config":
+            values::any("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector", json!({}))}));
+    }
+    if let Some(udp) = &listener.udp {
+        filters.push(filters::udp_proxy_json(udp));
+    }
+    json["listener_filters"] = json!(filters);
+    if listener.transparent {
+        json["transparent"] = json!(true);
+    }
+    if let Some(default) = &listener.default_chain {
+        json["default_filter_chain"] = chain_json(default);
+    }
+    json
+}
+
+fn chain_json(chain: &FilterChain) -> Value {
+    let mut matches = json!({
+        "prefix_ranges": chain.matches.destination_prefixes.iter().map(values::cidr_json).collect::<Vec<_>>()});
+    if let Some(port) = chain.matches.destination_port {
+        matches["destination_port"] = json!(port);
+    }
+    match chain.matches.transport {
+        Some(TransportKind::Tls) => matches["transport_protocol"] = json!("tls"),
+        Some(TransportKind::Plain) => matches["transport_protocol"] = json!("raw_buffer"),
+        None => {}
+    }
+    let filter = match &chain.filter {
+        Filter::Tcp(tcp) => filters::tcp_proxy_json(tcp),
+        Filter::Http(http) => filters::http_service_json(http),
+    };
+    let mut json =
+        json!({"name": &*chain.name, "filter_chain_match": matches, "filters": [filter]});
+    if let Some(tls) = &chain.tls {
+        json["transport_socket"] = secret::downstream_json(tls);
+    }
+    json
+}

@@ -1,0 +1,233 @@
+//! Between the wire and the model, in both directions. Protobuf ends here.
+//!
+//! One file a resource type, each with what reads it and what writes it. Reading answers for every
+//! resource alone: the good ones are used, the others are refused with a name, a path and a reason.
+
+mod cluster;
+mod endpoints;
+mod filters;
+mod listener;
+mod reader;
+mod route;
+mod secret;
+mod values;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::Arc;
+
+use prost_reflect::DynamicMessage;
+use weft_model::{Cluster, EndpointSet, Listener, Name, RouteTable, Secret, Snapshot};
+
+pub use reader::Refused;
+pub(crate) use reader::{Findings, Reader};
+pub use secret::WORKLOAD_IDENTITY;
+pub(crate) use values::socket;
+
+use crate::descriptor;
+
+/// The resource types, in the order in which they are sent: what is referred to comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `envoy.config.cluster.v3.Cluster` (CDS).
+    Cluster,
+    /// `envoy.config.endpoint.v3.ClusterLoadAssignment` (EDS).
+    Endpoints,
+    /// `envoy.extensions.transport_sockets.tls.v3.Secret` (SDS).
+    Secret,
+    /// `envoy.config.listener.v3.Listener` (LDS).
+    Listener,
+    /// `envoy.config.route.v3.RouteConfiguration` (RDS).
+    Routes,
+}
+
+impl Kind {
+    /// All of them, in sending order.
+    pub const ALL: [Self; 5] =
+        [Self::Cluster, Self::Endpoints, Self::Secret, Self::Listener, Self::Routes];
+
+    /// The full name of the message.
+    #[must_use]
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Cluster => "envoy.config.cluster.v3.Cluster",
+            Self::Endpoints => "envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Self::Secret => "envoy.extensions.transport_sockets.tls.v3.Secret",
+            Self::Listener => "envoy.config.listener.v3.Listener",
+            Self::Routes => "envoy.config.route.v3.RouteConfiguration",
+        }
+    }
+
+    /// The type URL.
+    #[must_use]
+    pub fn type_url(self) -> String {
+        format!("{}{}", descriptor::TYPE_URL_PREFIX, self.message())
+    }
+
+    /// The kind with this type URL.
+    #[must_use]
+    pub fn from_type_url(type_url: &str) -> Option<Self> {
+        let name = type_url.strip_prefix(descriptor::TYPE_URL_PREFIX)?;
+        Self::ALL.into_iter().find(|kind| kind.message() == name)
+    }
+
+    /// Whether a response of the state-of-the-world variant holds the whole set, so that what is
+    /// absent is deleted; also whether a client may ask for all without naming any.
+    #[must_use]
+    pub fn is_wildcard(self) -> bool {
+        match self {
+            Self::Cluster | Self::Listener => true,
+            Self::Endpoints | Self::Secret | Self::Routes => false,
+        }
+    }
+
+    /// The field that holds the resource's name.
+    fn name_field(self) -> &'static str {
+        if self == Self::Endpoints { "cluster_name" } else { "name" }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message().rsplit('.').next().unwrap_or_default())
+    }
+}
+
+/// A resource, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resource {
+    /// A cluster.
+    Cluster(Arc<Cluster>),
+    /// The endpoints of a cluster.
+    Endpoints(Name, Arc<EndpointSet>),
+    /// A secret.
+    Secret(Name, Arc<Secret>),
+    /// A listener.
+    Listener(Arc<Listener>),
+    /// A route table.
+    Routes(Arc<RouteTable>),
+}
+
+impl Resource {
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Cluster(_) => Kind::Cluster,
+            Self::Endpoints(..) => Kind::Endpoints,
+            Self::Secret(..) => Kind::Secret,
+            Self::Listener(_) => Kind::Listener,
+            Self::Routes(_) => Kind::Routes,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        match self {
+            Self::Cluster(cluster) => &cluster.name,
+            Self::Endpoints(name, _) | Self::Secret(name, _) => name,
+            Self::Listener(listener) => &listener.name,
+            Self::Routes(table) => &table.name,
+        }
+    }
+
+    /// Its bytes on the wire.
+    ///
+    /// # Errors
+    /// When the value has no form in xDS: a mistake of ours, named.
+    pub fn encode(&self) -> Result<Vec<u8>, String> {
+        let json = match self {
+            Self::Cluster(cluster) => cluster::encode(cluster),
+            Self::Endpoints(name, set) => endpoints::encode(name, set),
+            Self::Secret(name, secret) => secret::encode(name, secret),
+            Self::Listener(listener) => listener::encode(listener),
+            Self::Routes(table) => route::encode(table),
+        };
+        descriptor::from_json(self.kind().message(), json)
+    }
+}
+
+/// A resource that was read, with what of it nobody heeds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The resource.
+    pub resource: Resource,
+    /// The paths of fields that are set and have no effect here.
+    pub not_honoured: Vec<String>,
+}
+
+/// A resource that was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name, as far as it could be read.
+    pub name: String,
+    /// Where and why.
+    pub refused: Refused,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}: {}", self.kind, self.name, self.refused)
+    }
+}
+
+/// Reads the bytes of a resource.
+///
+/// # Errors
+/// The resource's name with the path and the reason.
+pub fn decode(kind: Kind, bytes: &[u8]) -> Result<Accepted, Rejection> {
+    let unreadable = |reason| Rejection {
+        kind,
+        name: String::new(),
+        refused: Refused { path: String::new(), reason },
+    };
+    let message = descriptor::decode(&kind.type_url(), bytes).map_err(unreadable)?;
+    read(kind, message, String::new())
+}
+
+/// Reads a resource that stands at `path` of a larger message.
+pub(crate) fn read(
+    kind: Kind,
+    message: DynamicMessage,
+    path: String,
+) -> Result<Accepted, Rejection> {
+    let name = message
+        .get_field_by_name(kind.name_field())
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default();
+    let findings = RefCell::new(Findings::default());
+    let reader = Reader::new(message, path, &findings);
+    let result = match kind {
+        Kind::Cluster => cluster::decode(reader).map(|c| Resource::Cluster(Arc::new(c))),
+        Kind::Endpoints => {
+            endpoints::decode(reader).map(|(name, set)| Resource::Endpoints(name, Arc::new(set)))
+        }
+        Kind::Secret => secret::decode(reader).map(|(name, s)| Resource::Secret(name, Arc::new(s))),
+        Kind::Listener => listener::decode(reader).map(|l| Resource::Listener(Arc::new(l))),
+        Kind::Routes => route::decode(reader).map(|t| Resource::Routes(Arc::new(t))),
+    };
+    let findings = findings.into_inner();
+    match (result, findings.refused) {
+        (Ok(resource), None) => Ok(Accepted { resource, not_honoured: findings.not_honoured }),
+        (Err(refused), _) | (Ok(_), Some(refused)) => Err(Rejection { kind, name, refused }),
+    }
+}
+
+/// Puts a resource into a snapshot and gives back whether one of that name had to go.
+pub(crate) fn insert(snapshot: &mut Snapshot, resource: Resource) -> Option<Name> {
+    let name = resource.name().clone();
+    let replaced = match resource {
+        Resource::Cluster(cluster) => snapshot.clusters.insert(name.clone(), cluster).is_some(),
+        Resource::Endpoints(_, set) => snapshot.endpoints.insert(name.clone(), set).is_some(),
+        Resource::Secret(_, secret) => snapshot.secrets.insert(name.clone(), secret).is_some(),
+        Resource::Listener(listener) => snapshot.listeners.insert(name.clone(), listener).is_some(),
+        Resource::Routes(table) => snapshot.routes.insert(name.clone(), table).is_some(),
+    };
+    replaced.then_some(name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,362 @@
+//! Reads a message field by field, and notices what nobody read.
+//!
+//! A field is *taken* out of the message when it is read. What is left when a reader is dropped was
+//! understood by nobody: such a field is listed as not honoured, or, when ignoring it would weaken
+//! security, refuses the whole resource. So nothing we do not implement is ever dropped silently,
+//! and a new field of xDS needs no line of ours to be noticed.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::time::Duration;
+
+use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
+
+use crate::descriptor;
+
+/// Why a resource cannot be used: where, and what would be right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// The field, such as `filter_chains[0].filters[1].typed_config`.
+    pub path: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.path.is_empty() {
+            write!(f, "{}", self.reason)
+        } else {
+            write!(f, "{}: {}", self.path, self.reason)
+        }
+    }
+}
+
+/// What was noticed while a resource was read.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    /// Paths of fields that were set and that nobody read.
+    pub(crate) not_honoured: Vec<String>,
+    /// The first field whose absence from our code would weaken security.
+    pub(crate) refused: Option<Refused>,
+}
+
+/// Fields that say something about security and that we do not implement: a resource that sets one
+/// is refused. `Message.field`, without the package.
+const SECURITY_FIELDS: &[&str] = &[
+    "CertificateValidationContext.verify_certificate_spki",
+    "CertificateValidationContext.verify_certificate_hash",
+    "CertificateValidationContext.require_signed_certificate_timestamp",
+    "CertificateValidationContext.custom_validator_config",
+    "CertificateValidationContext.max_verify_depth",
+    "CertificateValidationContext.only_verify_leaf_cert_crl",
+    "CertificateValidationContext.allow_expired_certificate",
+    "CertificateValidationContext.trust_chain_verification",
+    "CertificateValidationContext.ca_certificate_provider_instance",
+    "CertificateValidationContext.system_root_certs",
+    "CommonTlsContext.custom_handshaker",
+    "CommonTlsContext.custom_tls_certificate_selector",
+    "CommonTlsContext.key_log",
+    "CommonTlsContext.tls_certificate_provider_instance",
+    "CommonTlsContext.tls_certificate_certificate_provider",
+    "CommonTlsContext.tls_certificate_certificate_provider_instance",
+    "CombinedCertificateValidationContext.validation_context_certificate_provider",
+    "CombinedCertificateValidationContext.validation_context_certificate_provider_instance",
+    "DownstreamTlsContext.require_sni",
+    "DownstreamTlsContext.ocsp_staple_policy",
+    "FilterChain.use_proxy_proto",
+    "FilterChainMatch.source_prefix_ranges",
+    "FilterChainMatch.direct_source_prefix_ranges",
+    "FilterChainMatch.source_type",
+    "FilterChainMatch.source_ports",
+    "FilterChainMatch.server_names",
+    "FilterChainMatch.application_protocols",
+    "FilterChainMatch.address_suffix",
+    "HttpConnectionManager.forward_client_cert_matcher",
+    "HttpConnectionManager.typed_header_validation_config",
+    "JwtAuthentication.filter_state_rules",
+    "JwtAuthentication.requirement_map",
+    "JwtProvider.subjects",
+    "JwtProvider.require_expiration",
+    "JwtProvider.max_lifetime",
+    "Listener.filter_chain_matcher",
+    "Policy.condition",
+    "Policy.checked_condition",
+    "Policy.cel_config",
+    "RBAC.matcher",
+    "RouteMatch.tls_context",
+    "RouteMatch.dynamic_metadata",
+    "RouteMatch.filter_state",
+    "RouteMatch.cookies",
+    "RouteMatch.grpc",
+    "RouteMatch.case_sensitive",
+    "RouteMatch.runtime_fraction",
+    "StringMatcher.ignore_case",
+    "TlsCertificate.pkcs12",
+    "TlsCertificate.private_key_provider",
+    "TlsCertificate.password",
+    "TlsParameters.cipher_suites",
+    "TlsParameters.signature_algorithms",
+    "TlsParameters.compliance_policies",
+    "UpstreamTlsContext.auto_host_sni",
+    "UpstreamTlsContext.auto_sni_san_validation",
+    "VirtualHost.require_tls",
+    "VirtualHost.matcher",
+    "VirtualHost.typed_per_filter_config",
+    "Route.typed_per_filter_config",
+    "RouteConfiguration.typed_per_filter_config",
+    "ClusterWeight.typed_per_filter_config",
+];
+
+/// A message being read. See the module's head.
+pub(crate) struct Reader<'f> {
+    message: DynamicMessage,
+    path: String,
+    findings: &'f RefCell<Findings>,
+}
+
+impl<'f> Reader<'f> {
+    /// Starts to read a message that stands at `path`.
+    pub(crate) fn new(
+        message: DynamicMessage,
+        path: String,
+        findings: &'f RefCell<Findings>,
+    ) -> Self {
+        Self { message, path, findings }
+    }
+
+    /// A refusal of a field of this message.
+    pub(crate) fn refuse(&self, field: &str, reason: impl Into<String>) -> Refused {
+        Refused { path: join(&self.path, field), reason: reason.into() }
+    }
+
+    /// Whether the field is set and not yet taken.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.message.has_field_by_name(field)
+    }
+
+    /// The full name of the message's type.
+    pub(crate) fn kind(&self) -> String {
+        self.message.descriptor().full_name().to_owned()
+    }
+
+    /// Says that these fields mean nothing to us and cannot harm: names for statistics and the like.
+    pub(crate) fn harmless(&mut self, fields: &[&str]) {
+        for field in fields {
+            self.message.clear_field_by_name(field);
+        }
+    }
+
+    fn take(&mut self, field: &str) -> Option<Value> {
+        debug_assert!(
+            self.message.descriptor().get_field_by_name(field).is_some(),
+            "{} has no field {field}",
+            self.message.descriptor().full_name()
+        );
+        self.message.take_field_by_name(field)
+    }
+
+    /// A string; empty when it is not set.
+    pub(crate) fn text(&mut self, field: &str) -> String {
+        match self.take(field) {
+            Some(Value::String(text)) => text,
+            _ => String::new(),
+        }
+    }
+
+    /// A string that must not be empty.
+    pub(crate) fn required_text(&mut self, field: &str) -> Result<String, Refused> {
+        let text = self.text(field);
+        if text.is_empty() { Err(self.refuse(field, "it is missing")) } else { Ok(text) }
+    }
+
+    /// A list of strings.
+    pub(crate) fn texts(&mut self, field: &str) -> Vec<String> {
+        match self.take(field) {
+            Some(Value::List(list)) => {
+                list.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A boolean, plain or wrapped.
+    pub(crate) fn flag(&mut self, field: &str) -> Option<bool> {
+        match self.take(field)? {
+            Value::Bool(flag) => Some(flag),
+            wrapped => unwrapped(wrapped, |v| v.as_bool()),
+        }
+    }
+
+    /// A number, plain or wrapped, that fits `u32`.
+    pub(crate) fn number(&mut self, field: &str) -> Option<u32> {
+        let narrow = |v: &Value| match v {
+            Value::U32(n) => Some(*n),
+            Value::U64(n) => u32::try_from(*n).ok(),
+            Value::I32(n) => u32::try_from(*n).ok(),
+            Value::I64(n) => u32::try_from(*n).ok(),
+            _ => None,
+        };
+        let value = self.take(field)?;
+        narrow(&value).or_else(|| unwrapped(value, narrow))
+    }
+
+    /// A duration that is not negative.
+    pub(crate) fn duration(&mut self, field: &str) -> Result<Option<Duration>, Refused> {
+        let Some(Value::Message(message)) = self.take(field) else {
+            return Ok(None);
+        };
+        let part = |name: &str| {
+            message
+                .get_field_by_name(name)
+                .and_then(|v| v.as_i64().or(v.as_i32().map(i64::from)))
+                .unwrap_or(0)
+        };
+        let (seconds, nanos) = (u64::try_from(part("seconds")), u32::try_from(part("nanos")));
+        match (seconds, nanos) {
+            (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => {
+                Ok(Some(Duration::new(seconds, nanos)))
+            }
+            _ => {
+                Err(self
+                    .refuse(field, "a duration must be 0 or more, with less than 10^9 nanoseconds"))
+            }
+        }
+    }
+
+    /// The name of an enumeration value, its number when it has none; the default when not set.
+    pub(crate) fn choice(&mut self, field: &str) -> String {
+        let Some(descriptor) = self.message.descriptor().get_field_by_name(field) else {
+            return String::new();
+        };
+        let number = match self.take(field) {
+            Some(Value::EnumNumber(number)) => number,
+            _ => 0,
+        };
+        match descriptor.kind().as_enum().and_then(|e| e.get_value(number)) {
+            Some(value) => value.name().to_owned(),
+            None => number.to_string(),
+        }
+    }
+
+    /// A message.
+    pub(crate) fn child(&mut self, field: &str) -> Option<Self> {
+        match self.take(field)? {
+            Value::Message(message) => Some(self.nested(message, field)),
+            _ => None,
+        }
+    }
+
+    /// A message that must be there.
+    pub(crate) fn required_child(&mut self, field: &str) -> Result<Self, Refused> {
+        self.child(field).ok_or_else(|| self.refuse(field, "it is missing"))
+    }
+
+    /// A list of messages that somebody else reads.
+    pub(crate) fn messages(&mut self, field: &str) -> Vec<DynamicMessage> {
+        let Some(Value::List(list)) = self.take(field) else {
+            return Vec::new();
+        };
+        let message =
+            |value| if let Value::Message(message) = value { Some(message) } else { None };
+        list.into_iter().filter_map(message).collect()
+    }
+
+    /// A list of messages.
+    pub(crate) fn children(&mut self, field: &str) -> Vec<Self> {
+        let messages = self.messages(field).into_iter().enumerate();
+        messages
+            .map(|(index, message)| self.nested(message, &format!("{field}[{index}]")))
+            .collect()
+    }
+
+    /// A map from names to messages, sorted by name.
+    pub(crate) fn map(&mut self, field: &str) -> Vec<(String, Self)> {
+        let Some(Value::Map(map)) = self.take(field) else {
+            return Vec::new();
+        };
+        let mut entries: Vec<_> = map
+            .into_iter()
+            .filter_map(|(key, value)| match (key, value) {
+                (MapKey::String(key), Value::Message(message)) => {
+                    let reader = self.nested(message, &format!("{field}[{key:?}]"));
+                    Some((key, reader))
+                }
+                _ => None,
+            })
+            .collect();
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        entries
+    }
+
+    /// The message inside an `Any` field.
+    ///
+    /// # Errors
+    /// When the type is none that we know, or the bytes are not of it.
+    pub(crate) fn any(&mut self, field: &str) -> Result<Option<Self>, Refused> {
+        let Some(any) = self.child(field) else {
+            return Ok(None);
+        };
+        any.unpacked().map(Some)
+    }
+
+    /// The message inside this `Any`.
+    pub(crate) fn unpacked(mut self) -> Result<Self, Refused> {
+        let type_url = self.text("type_url");
+        let bytes = self.bytes("value");
+        let message =
+            descriptor::decode(&type_url, &bytes).map_err(|reason| self.refuse("", reason))?;
+        Ok(Self::new(message, self.path.clone(), self.findings))
+    }
+
+    /// Bytes; empty when not set.
+    pub(crate) fn bytes(&mut self, field: &str) -> Vec<u8> {
+        match self.take(field) {
+            Some(Value::Bytes(bytes)) => bytes.to_vec(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn nested(&self, message: DynamicMessage, field: &str) -> Self {
+        Self::new(message, join(&self.path, field), self.findings)
+    }
+}
+
+impl Drop for Reader<'_> {
+    /// Records what nobody read.
+    fn drop(&mut self) {
+        let kind = self.message.descriptor().name().to_owned();
+        let mut findings = self.findings.borrow_mut();
+        for (field, _) in self.message.fields() {
+            let path = join(&self.path, field.name());
+            if SECURITY_FIELDS.contains(&format!("{kind}.{}", field.name()).as_str()) {
+                findings.refused.get_or_insert_with(|| Refused {
+                    path: path.clone(),
+                    reason: "it is not implemented here, and ignoring it would weaken security"
+                        .into(),
+                });
+            }
+            findings.not_honoured.push(path);
+        }
+        for unknown in self.message.unknown_fields() {
+            findings
+                .not_honoured
+                .push(join(&self.path, &format!("unknown field {}", unknown.number())));
+        }
+    }
+}
+
+fn join(path: &str, field: &str) -> String {
+    match (path.is_empty(), field.is_empty()) {
+        (_, true) => path.to_owned(),
+        (true, false) => field.to_owned(),
+        (false, false) => format!("{path}.{field}"),
+    }
+}
+
+fn unwrapped<T>(value: Value, read: impl Fn(&Value) -> Option<T>) -> Option<T> {
+    let Value::Message(message) = value else {
+        return None;
+    };
+    message.get_field_by_name("value").and_then(|value| read(&value))
+}

@@ -1,0 +1,274 @@
+//! `RouteConfiguration`: which cluster serves a request.
+
+use serde_json::{Value, json};
+use weft_model::{
+    Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, PathMatch, Redirect, Route,
+    RouteMatch, RouteTable, StringMatch, VirtualHost, WeightedCluster,
+};
+
+use super::{Reader, Refused, values};
+
+/// Reads a route table. The name may be empty when it stands inside a listener.
+pub(super) fn decode(mut table: Reader<'_>) -> Result<RouteTable, Refused> {
+    table.harmless(&["validate_clusters", "ignore_port_in_host_matching"]);
+    let name = table.text("name");
+    let hosts = values::each(table.children("virtual_hosts"), virtual_host)?;
+    let mut seen = std::collections::HashSet::new();
+    for domain in hosts.iter().flat_map(|host: &VirtualHost| &host.domains) {
+        if !seen.insert(domain.clone()) {
+            return Err(
+                table.refuse("virtual_hosts", format!("the domain {domain:?} is there twice"))
+            );
+        }
+    }
+    Ok(RouteTable { name: name.into(), hosts })
+}
+
+fn virtual_host(mut host: Reader<'_>) -> Result<VirtualHost, Refused> {
+    let name = host.text("name").into();
+    let domains: Vec<String> =
+        host.texts("domains").iter().map(|d| d.to_ascii_lowercase()).collect();
+    if domains.is_empty() {
+        return Err(host.refuse("domains", "it is empty; \"*\" stands for every host"));
+    }
+    Ok(VirtualHost { name, domains, routes: values::each(host.children("routes"), route)? })
+}
+
+fn route(mut route: Reader<'_>) -> Result<Route, Refused> {
+    route.harmless(&["metadata", "decorator", "stat_prefix"]);
+    let name = route.text("name").into();
+    let matches = route_match(route.required_child("match")?)?;
+    let action = if let Some(forward) = route.child("route") {
+        forwarding(forward)?
+    } else if let Some(elsewhere) = route.child("redirect") {
+        redirect(elsewhere)?
+    } else if let Some(answer) = route.child("direct_response") {
+        direct(answer)?
+    } else {
+        return Err(route.refuse("", "one of route, redirect and direct_response must be set"));
+    };
+    Ok(Route { name, matches, action })
+}
+
+/// Reads a match.
+pub(super) fn route_match(mut matches: Reader<'_>) -> Result<RouteMatch, Refused> {
+    if matches.flag("case_sensitive") == Some(false) {
+        return Err(matches.refuse("case_sensitive", "matching without case is not supported yet"));
+    }
+    let path = if matches.has("prefix") {
+        PathMatch::Prefix(matches.text("prefix"))
+    } else if matches.has("path") {
+        PathMatch::Exact(matches.text("path"))
+    } else if matches.has("path_separated_prefix") {
+        PathMatch::Segments(matches.text("path_separated_prefix"))
+    } else {
+        return Err(matches.refuse("", "one of prefix, path and path_separated_prefix must be set"));
+    };
+    let headers = values::each(matches.children("headers"), header_match)?;
+    let query = values::each(matches.children("query_parameters"), |mut parameter| {
+        let name = parameter.required_text("name")?;
+        let value = match parameter.child("string_match") {
+            Some(matcher) => values::string_match(matcher)?,
+            None => StringMatch::Prefix(String::new()),
+        };
+        parameter.harmless(&["present_match"]);
+        Ok((name, value))
+    })?;
+    Ok(RouteMatch { path, headers, query })
+}
+
+/// Reads a condition on a header.
+pub(super) fn header_match(mut header: Reader<'_>) -> Result<HeaderMatch, Refused> {
+    let name = header.required_text("name")?.to_ascii_lowercase();
+    let mut invert = header.flag("invert_match").unwrap_or(false);
+    let old: [(&str, fn(String) -> StringMatch); 4] = [
+        ("exact_match", StringMatch::Exact),
+        ("prefix_match", StringMatch::Prefix),
+        ("suffix_match", StringMatch::Suffix),
+        ("contains_match", StringMatch::Contains),
+    ];
+    for (field, form) in old {
+        if header.has(field) {
+            let check = HeaderCheck::Value(form(header.text(field)));
+            return Ok(HeaderMatch { name, check, invert });
+        }
+    }
+    for field in ["safe_regex_match", "range_match"] {
+        if header.has(field) {
+            return Err(header.refuse(field, "it is not supported yet; use string_match"));
+        }
+    }
+    let check = match header.child("string_match") {
+        Some(matcher) => HeaderCheck::Value(values::string_match(matcher)?),
+        None => {
+            if header.flag("present_match") == Some(false) {
+                invert = !invert;
+            }
+            HeaderCheck::Present
+        }
+    };
+    Ok(HeaderMatch { name, check, invert })
+}
+
+fn forwarding(mut action: Reader<'_>) -> Result<Action, Refused> {
+    let clusters = if action.has("cluster") {
+        vec![WeightedCluster { name: action.required_text("cluster")?.into(), weight: 1 }]
+    } else if let Some(weighted) = action.child("weighted_clusters") {
+        weighted_clusters(weighted)?
+    } else {
+        return Err(action.refuse("", "one of cluster and weighted_clusters must be set"));
+    };
+    let timeout = match action.duration("timeout")? {
+        None => Some(DEFAULT_ROUTE_TIMEOUT),
+        Some(timeout) => Some(timeout).filter(|t| !t.is_zero()),
+    };
+    Ok(Action::Forward {
+        clusters,
+        prefix_rewrite: Some(action.text("prefix_rewrite")).filter(|t| !t.is_empty()),
+        host_rewrite: Some(action.text("host_rewrite_literal")).filter(|t| !t.is_empty()),
+        timeout,
+    })
+}
+
+/// Reads clusters with their shares.
+pub(super) fn weighted_clusters(mut weighted: Reader<'_>) -> Result<Vec<WeightedCluster>, Refused> {
+    weighted.harmless(&["total_weight", "runtime_key_prefix"]);
+    let clusters = values::each(weighted.children("clusters"), |mut cluster| {
+        let weight = cluster.number("weight").unwrap_or(0);
+        Ok(WeightedCluster { name: cluster.required_text("name")?.into(), weight })
+    })?;
+    if clusters.iter().all(|cluster| cluster.weight == 0) {
+        return Err(weighted.refuse("clusters", "no cluster has a weight above 0"));
+    }
+    Ok(clusters)
+}
+
+fn redirect(mut action: Reader<'_>) -> Result<Action, Refused> {
+    let status = match action.choice("response_code").as_str() {
+        "FOUND" => 302,
+        "SEE_OTHER" => 303,
+        "TEMPORARY_REDIRECT" => 307,
+        "PERMANENT_REDIRECT" => 308,
+        _ => 301,
+    };
+    let some = |text: String| Some(text).filter(|t| !t.is_empty());
+    let scheme = if action.flag("https_redirect") == Some(true) {
+        Some("https".to_owned())
+    } else {
+        some(action.text("scheme_redirect"))
+    };
+    let host = some(action.text("host_redirect"));
+    let path = some(action.text("path_redirect"));
+    Ok(Action::Redirect(Redirect { status, scheme, host, path }))
+}
+
+fn direct(mut action: Reader<'_>) -> Result<Action, Refused> {
+    let status = action.number("status").unwrap_or(0);
+    let status = u16::try_from(status)
+        .ok()
+        .filter(|s| (200..600).contains(s))
+        .ok_or_else(|| action.refuse("status", format!("{status} is not between 200 and 599")))?;
+    let body = match action.child("body") {
+        Some(mut body) if body.has("inline_string") => body.text("inline_string"),
+        Some(body) => return Err(body.refuse("", "only inline_string is supported")),
+        None => String::new(),
+    };
+    Ok(Action::Respond { status, body })
+}
+
+/// The JSON form of a route table.
+pub(super) fn encode(table: &RouteTable) -> Value {
+    let hosts: Vec<Value> = table
+        .hosts
+        .iter()
+        .map(|host| {
+            json!({
+                "name": if host.name.is_empty() { "host" } else { &*host.name },
+                "domains": host.domains,
+                "routes": host.routes.iter().map(route_json).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    json!({"name": &*table.name, "virtual_hosts": hosts})
+}
+
+fn route_json(route: &Route) -> Value {
+    let mut json = json!({"name": &*route.name, "match": route_match_json(&route.matches)});
+    match &route.action {
+        Action::Forward { clusters, prefix_rewrite, host_rewrite, timeout } => {
+            let mut action = json!({"timeout": values::duration(timeout.unwrap_or_default())});
+            match clusters.as_slice() {
+                [only] => action["cluster"] = json!(&*only.name),
+                several => action["weighted_clusters"] = weighted_clusters_json(several),
+            }
+            if let Some(prefix) = prefix_rewrite {
+                action["prefix_rewrite"] = json!(prefix);
+            }
+            if let Some(host) = host_rewrite {
+                action["host_rewrite_literal"] = json!(host);
+            }
+            json["route"] = action;
+        }
+        Action::Redirect(redirect) => json["redirect"] = redirect_json(redirect),
+        Action::Respond { status, body } => {
+            json["direct_response"] = json!({"status": status, "body": {"inline_string": body}});
+        }
+    }
+    json
+}
+
+fn redirect_json(redirect: &Redirect) -> Value {
+    let code = match redirect.status {
+        302 => "FOUND",
+        303 => "SEE_OTHER",
+        307 => "TEMPORARY_REDIRECT",
+        308 => "PERMANENT_REDIRECT",
+        _ => "MOVED_PERMANENTLY",
+    };
+    let mut json = json!({"response_code": code});
+    if let Some(scheme) = &redirect.scheme {
+        json["scheme_redirect"] = json!(scheme);
+    }
+    if let Some(host) = &redirect.host {
+        json["host_redirect"] = json!(host);
+    }
+    if let Some(path) = &redirect.path {
+        json["path_redirect"] = json!(path);
+    }
+    json
+}
+
+/// Clusters with their shares in JSON form.
+pub(super) fn weighted_clusters_json(clusters: &[WeightedCluster]) -> Value {
+    let clusters: Vec<Value> =
+        clusters.iter().map(|c| json!({"name": &*c.name, "weight": c.weight})).collect();
+    json!({"clusters": clusters})
+}
+
+/// A match in JSON form.
+pub(super) fn route_match_json(matches: &RouteMatch) -> Value {
+    let mut json = match &matches.path {
+        PathMatch::Prefix(text) => json!({"prefix": text}),
+        PathMatch::Exact(text) => json!({"path": text}),
+        PathMatch::Segments(text) => json!({"path_separated_prefix": text}),
+    };
+    json["headers"] = matches.headers.iter().map(header_match_json).collect();
+    json["query_parameters"] = matches
+        .query
+        .iter()
+        .map(
+            |(name, value)| json!({"name": name, "string_match": values::string_match_json(value)}),
+        )
+        .collect();
+    json
+}
+
+/// A condition on a header in JSON form.
+pub(super) fn header_match_json(header: &HeaderMatch) -> Value {
+    let mut json = json!({"name": header.name, "invert_match": header.invert});
+    match &header.check {
+        HeaderCheck::Present => json["present_match"] = json!(true),
+        HeaderCheck::Value(value) => json["string_match"] = values::string_match_json(value),
+    }
+    json
+}

@@ -1,0 +1,262 @@
+//! `Secret` and the TLS contexts: who we are, and what a peer must prove.
+
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+use weft_model::{
+    DownstreamTls, Name, Secret, SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
+};
+
+use super::{Reader, Refused, values};
+
+const COMMON: &str = "envoy.extensions.transport_sockets.tls.v3";
+
+/// The static secret that holds the workload's own certificate: it is made by the workload itself
+/// and never asked for over SDS.
+pub const WORKLOAD_IDENTITY: &str = "default";
+
+/// Reads a secret.
+pub(super) fn decode(mut secret: Reader<'_>) -> Result<(Name, Secret), Refused> {
+    let name: Name = secret.required_text("name")?.into();
+    if let Some(certificate) = secret.child("tls_certificate") {
+        return Ok((name, Secret::Identity(identity(certificate)?)));
+    }
+    if let Some(context) = secret.child("validation_context") {
+        return Ok((name, Secret::Validation(validation(context)?)));
+    }
+    Err(secret.refuse("", "only tls_certificate and validation_context are understood"))
+}
+
+fn identity(mut certificate: Reader<'_>) -> Result<TlsIdentity, Refused> {
+    let chain = values::data(certificate.required_child("certificate_chain")?)?;
+    let key = values::data(certificate.required_child("private_key")?)?;
+    Ok(TlsIdentity { chain, key })
+}
+
+fn validation(mut context: Reader<'_>) -> Result<Validation, Refused> {
+    context.harmless(&["suppress_client_ca_list"]);
+    let roots = values::data(context.required_child("trusted_ca").map_err(|_| {
+        context.refuse("trusted_ca", "it is missing; without roots any certificate would be good")
+    })?)?;
+    let revocations = context.child("crl").map(values::data).transpose()?;
+    Ok(Validation { roots, revocations, names: names(&mut context)? })
+}
+
+/// The names of which a peer must have one. Only URI and DNS names can be asked for.
+fn names(context: &mut Reader<'_>) -> Result<Vec<StringMatch>, Refused> {
+    let mut typed = Vec::new();
+    for mut matcher in context.children("match_typed_subject_alt_names") {
+        match matcher.choice("san_type").as_str() {
+            "URI" | "DNS" => typed.push(values::string_match(matcher.required_child("matcher")?)?),
+            other => {
+                return Err(matcher
+                    .refuse("san_type", format!("{other} is not supported; URI and DNS are")));
+            }
+        }
+    }
+    let untyped = values::each(context.children("match_subject_alt_names"), values::string_match)?;
+    // The deprecated field counts only when the typed one is not set.
+    Ok(if typed.is_empty() { untyped } else { typed })
+}
+
+/// Reads how TLS with a client is done.
+pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refused> {
+    let require_client_certificate = context.flag("require_client_certificate").unwrap_or(false);
+    context.harmless(&[
+        "disable_stateful_session_resumption",
+        "disable_stateless_session_resumption",
+        "session_timeout",
+        "session_ticket_keys",
+    ]);
+    let mut common = common(context.required_child("common_tls_context")?)?;
+    let Some(identity) = common.identity.take() else {
+        return Err(context.refuse("common_tls_context", "a server needs a certificate"));
+    };
+    if require_client_certificate && common.validation.is_none() {
+        return Err(context.refuse(
+            "require_client_certificate",
+            "it needs a validation context with trusted_ca to check the certificate against",
+        ));
+    }
+    Ok(DownstreamTls {
+        identity,
+        validation: common.validation,
+        names: common.names,
+        require_client_certificate,
+        alpn: common.alpn,
+    })
+}
+
+/// Reads how TLS to an endpoint is done.
+pub(super) fn upstream(mut context: Reader<'_>) -> Result<UpstreamTls, Refused> {
+    context.harmless(&["max_session_keys", "enforce_rsa_key_usage"]);
+    let sni = Some(context.text("sni")).filter(|sni| !sni.is_empty());
+    let common = common(context.required_child("common_tls_context")?)?;
+    let Some(validation) = common.validation else {
+        return Err(context.refuse(
+            "common_tls_context.validation_context",
+            "it is missing; without roots the endpoint could be anybody",
+        ));
+    };
+    Ok(UpstreamTls {
+        identity: common.identity,
+        validation,
+        names: common.names,
+        sni,
+        alpn: common.alpn,
+    })
+}
+
+struct Common {
+    identity: Option<SecretSource>,
+    validation: Option<SecretSource>,
+    names: Vec<StringMatch>,
+    alpn: Vec<String>,
+}
+
+fn common(mut context: Reader<'_>) -> Result<Common, Refused> {
+    let alpn = context.texts("alpn_protocols");
+    if let Some(mut parameters) = context.child("tls_params") {
+        versions(&mut parameters)?;
+    }
+    let mut identities = Vec::new();
+    for certificate in context.children("tls_certificates") {
+        identities.push(SecretSource::Inline(Arc::new(Secret::Identity(identity(certificate)?))));
+    }
+    for sds in context.children("tls_certificate_sds_secret_configs") {
+        identities.push(named(sds)?);
+    }
+    if identities.len() > 1 {
+        return Err(
+            context.refuse("tls_certificates", "more than one certificate is not supported yet")
+        );
+    }
+    let mut names_here = Vec::new();
+    let validation = if let Some(inline) = context.child("validation_context") {
+        Some(SecretSource::Inline(Arc::new(Secret::Validation(validation(inline)?))))
+    } else if let Some(sds) = context.child("validation_context_sds_secret_config") {
+        Some(named(sds)?)
+    } else if let Some(mut combined) = context.child("combined_validation_context") {
+        if let Some(mut defaults) = combined.child("default_validation_context") {
+            names_here = names(&mut defaults)?;
+        }
+        Some(named(combined.required_child("validation_context_sds_secret_config")?)?)
+    } else {
+        None
+    };
+    Ok(Common { identity: identities.pop(), validation, names: names_here, alpn })
+}
+
+/// TLS 1.2 and 1.3 with the provider's own suites and groups are what we speak.
+fn versions(parameters: &mut Reader<'_>) -> Result<(), Refused> {
+    parameters.harmless(&["ecdh_curves"]);
+    for field in ["tls_minimum_protocol_version", "tls_maximum_protocol_version"] {
+        match parameters.choice(field).as_str() {
+            "TLS_AUTO" | "TLSv1_2" | "TLSv1_3" => {}
+            other => {
+                return Err(parameters
+                    .refuse(field, format!("{other} is not spoken; TLSv1_2 and TLSv1_3 are")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn named(mut sds: Reader<'_>) -> Result<SecretSource, Refused> {
+    sds.harmless(&["sds_config"]);
+    Ok(SecretSource::Named(sds.required_text("name")?.into()))
+}
+
+/// The JSON form of a secret.
+pub(super) fn encode(name: &str, secret: &Secret) -> Value {
+    match secret {
+        Secret::Identity(identity) => {
+            json!({"name": name, "tls_certificate": identity_json(identity)})
+        }
+        Secret::Validation(validation) => {
+            json!({"name": name, "validation_context": validation_json(validation)})
+        }
+    }
+}
+
+fn identity_json(identity: &TlsIdentity) -> Value {
+    json!({
+        "certificate_chain": values::data_json(&identity.chain),
+        "private_key": values::data_json(&identity.key),
+    })
+}
+
+fn validation_json(validation: &Validation) -> Value {
+    let mut json = json!({
+        "trusted_ca": values::data_json(&validation.roots),
+        "match_typed_subject_alt_names": names_json(&validation.names),
+    });
+    if let Some(crl) = &validation.revocations {
+        json["crl"] = values::data_json(crl);
+    }
+    json
+}
+
+fn names_json(names: &[StringMatch]) -> Value {
+    names
+        .iter()
+        .map(|name| json!({"san_type": "URI", "matcher": values::string_match_json(name)}))
+        .collect()
+}
+
+/// The JSON form of a client-side socket.
+pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
+    let mut context = common_json(tls.identity.as_ref(), Some(&tls.validation), &tls.names);
+    context["alpn_protocols"] = json!(tls.alpn);
+    let fields = json!({"sni": tls.sni.clone().unwrap_or_default(), "common_tls_context": context});
+    json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.UpstreamTlsContext"), fields)})
+}
+
+/// The JSON form of a server-side socket.
+pub(super) fn downstream_json(tls: &DownstreamTls) -> Value {
+    let mut context = common_json(Some(&tls.identity), tls.validation.as_ref(), &tls.names);
+    context["alpn_protocols"] = json!(tls.alpn);
+    let fields = json!({"require_client_certificate": tls.require_client_certificate, "common_tls_context": context});
+    json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.DownstreamTlsContext"), fields)})
+}
+
+fn common_json(
+    identity: Option<&SecretSource>,
+    validation: Option<&SecretSource>,
+    names: &[StringMatch],
+) -> Value {
+    let mut context = json!({});
+    match identity {
+        Some(SecretSource::Named(name)) => {
+            context["tls_certificate_sds_secret_configs"] = json!([sds_json(name)])
+        }
+        Some(SecretSource::Inline(secret)) => {
+            if let Secret::Identity(identity) = secret.as_ref() {
+                context["tls_certificates"] = json!([identity_json(identity)]);
+            }
+        }
+        None => {}
+    }
+    match validation {
+        Some(SecretSource::Named(name)) => {
+            context["combined_validation_context"] = json!({
+                "default_validation_context": {"match_typed_subject_alt_names": names_json(names)},
+                "validation_context_sds_secret_config": sds_json(name),
+            });
+        }
+        Some(SecretSource::Inline(secret)) => {
+            if let Secret::Validation(validation) = secret.as_ref() {
+                context["validation_context"] = validation_json(validation);
+            }
+        }
+        None => {}
+    }
+    context
+}
+
+fn sds_json(name: &str) -> Value {
+    if name == WORKLOAD_IDENTITY {
+        return json!({"name": name});
+    }
+    json!({"name": name, "sds_config": {"ads": {}, "resource_api_version": "V3"}})
+}

@@ -1,0 +1,318 @@
+//! Every value comes back as it went out, and every mistake names its place.
+
+use super::*;
+
+fn read_yaml(kind: Kind, yaml: &str) -> Result<Accepted, Rejection> {
+    read(kind, descriptor::from_yaml(kind.message(), yaml).expect("a message"), String::new())
+}
+
+/// Reads the YAML, writes it, reads that, and compares.
+fn round_trip(kind: Kind, yaml: &str) -> Resource {
+    let first = read_yaml(kind, yaml).expect("accepted").resource;
+    let second = decode(kind, &first.encode().expect("encoded")).expect("accepted again");
+    assert_eq!(first, second.resource);
+    assert_eq!(second.not_honoured, Vec::<String>::new(), "we honour all that we write");
+    first
+}
+
+fn refused(kind: Kind, yaml: &str, path: &str, reason: &str) {
+    let rejection = read_yaml(kind, yaml).expect_err("refused");
+    assert_eq!(rejection.refused.path, path, "{rejection}");
+    assert!(rejection.refused.reason.contains(reason), "{rejection}");
+}
+
+const LISTENER: &str = r#"
+name: inbound
+address: {socket_address: {address: 0.0.0.0, port_value: 15006}}
+use_original_dst: true
+filter_chains:
+- name: "80"
+  filter_chain_match: {destination_port: 80, transport_protocol: tls, prefix_ranges: [{address_prefix: 10.0.0.0, prefix_len: 8}]}
+  transport_socket:
+    name: tls
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+      require_client_certificate: true
+      common_tls_context:
+        alpn_protocols: [h2, http/1.1]
+        tls_certificate_sds_secret_configs: [{name: default}]
+        combined_validation_context:
+          default_validation_context:
+            match_typed_subject_alt_names: [{san_type: URI, matcher: {prefix: "spiffe://mesh.local/"}}]
+          validation_context_sds_secret_config: {name: trust, sds_config: {ads: {}}}
+  filters:
+  - name: http
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: inbound
+      forward_client_cert_details: SANITIZE_SET
+      set_current_client_cert_details: {uri: true}
+      upgrade_configs: [{upgrade_type: websocket}]
+      rds: {route_config_name: r, config_source: {ads: {}}}
+      http_filters:
+      - name: jwt
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
+          providers:
+            idp: {issuer: "https://idp", audiences: [orders], forward: true, local_jwks: {inline_string: "{}"}}
+            far: {issuer: "https://far", audiences: [orders], remote_jwks: {cache_duration: 60s, http_uri: {uri: "https://far/keys", cluster: far, timeout: 1s}}}
+          rules:
+          - {match: {prefix: /health}}
+          - {match: {prefix: /}, requires: {requires_any: {requirements: [{provider_name: idp}, {provider_name: far}]}}}
+      - name: rbac
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+          rules:
+            action: ALLOW
+            policies:
+              web:
+                permissions: [{and_rules: {rules: [{url_path: {path: {prefix: /orders}}}, {header: {name: ":method", string_match: {exact: GET}}}, {not_rule: {destination_port: 1}}]}}]
+                principals: [{authenticated: {principal_name: {exact: "spiffe://mesh.local/ns/default/sa/web"}}}, {direct_remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}]
+      - name: router
+        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+"#;
+
+#[test]
+fn a_listener_comes_back_as_it_went_out() {
+    let Resource::Listener(listener) = round_trip(Kind::Listener, LISTENER) else {
+        panic!("a listener")
+    };
+    assert!(listener.use_original_destination && listener.bind);
+    let chain = &listener.chains[0];
+    assert!(chain.tls.as_ref().expect("TLS").require_client_certificate);
+    let weft_model::Filter::Http(http) = &chain.filter else { panic!("HTTP") };
+    assert_eq!(http.filters.len(), 2);
+    assert!(http.websocket);
+}
+
+#[test]
+fn the_other_types_come_back_as_they_went_out() {
+    round_trip(
+        Kind::Listener,
+        r#"
+name: vip
+address: {socket_address: {protocol: UDP, address: "fd00::1", port_value: 53}}
+bind_to_port: false
+listener_filters:
+- name: udp
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig
+    stat_prefix: u
+    idle_timeout: 120s
+    matcher: {on_no_match: {action: {name: route, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.Route, cluster: dns}}}}
+"#,
+    );
+    round_trip(
+        Kind::Listener,
+        r#"
+name: vip
+address: {socket_address: {address: 10.96.0.1, port_value: 80}}
+bind_to_port: false
+default_filter_chain:
+  filters:
+  - name: tcp
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+      stat_prefix: t
+      weighted_clusters: {clusters: [{name: a, weight: 1}, {name: b, weight: 3}]}
+"#,
+    );
+    round_trip(
+        Kind::Cluster,
+        r#"
+name: orders
+type: EDS
+eds_cluster_config: {service_name: orders-v1, eds_config: {ads: {}}}
+lb_policy: LEAST_REQUEST
+connect_timeout: 0.25s
+typed_extension_protocol_options:
+  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+    "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    use_downstream_protocol_config: {http2_protocol_options: {}}
+transport_socket:
+  name: tls
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    sni: orders.mesh
+    common_tls_context: {alpn_protocols: [h2], tls_certificate_sds_secret_configs: [{name: default}], combined_validation_context: {validation_context_sds_secret_config: {name: trust, sds_config: {ads: {}}}}}
+"#,
+    );
+    round_trip(
+        Kind::Cluster,
+        "{name: flows, type: STATIC, lb_policy: MAGLEV, maglev_lb_config: {table_size: 2039}, load_assignment: {cluster_name: flows, endpoints: [{lb_endpoints: [{load_balancing_weight: 3, endpoint: {address: {socket_address: {address: 10.0.0.1, port_value: 80}}}}]}]}}",
+    );
+    round_trip(Kind::Cluster, "{name: any, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}");
+    round_trip(
+        Kind::Cluster,
+        "{name: dns, type: STRICT_DNS, load_assignment: {cluster_name: dns, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: idp.example, port_value: 443}}}}]}]}}",
+    );
+    round_trip(
+        Kind::Endpoints,
+        "{cluster_name: orders, endpoints: [{lb_endpoints: [{health_status: DRAINING, endpoint: {address: {socket_address: {address: \"fd00::2\", port_value: 80}}}}]}]}",
+    );
+    round_trip(Kind::Endpoints, "{cluster_name: empty}");
+    round_trip(
+        Kind::Secret,
+        "{name: trust, validation_context: {trusted_ca: {inline_string: PEM}, crl: {filename: /etc/crl.pem}}}",
+    );
+    round_trip(
+        Kind::Secret,
+        "{name: id, tls_certificate: {certificate_chain: {inline_string: PEM}, private_key: {inline_string: PEM}}}",
+    );
+    round_trip(
+        Kind::Routes,
+        r#"
+name: r
+virtual_hosts:
+- name: orders
+  domains: [orders.mesh, "*.orders.mesh"]
+  routes:
+  - {name: a, match: {path_separated_prefix: /v1, headers: [{name: x-canary, present_match: true}, {name: x-b, string_match: {suffix: z}, invert_match: true}], query_parameters: [{name: q, string_match: {exact: "1"}}]}, route: {weighted_clusters: {clusters: [{name: a, weight: 9}, {name: b, weight: 1}]}, prefix_rewrite: /, timeout: 0s}}
+  - {match: {path: /old}, redirect: {path_redirect: /new, https_redirect: true, response_code: FOUND}}
+  - {match: {prefix: /}, direct_response: {status: 404, body: {inline_string: nothing here}}}
+"#,
+    );
+}
+
+#[test]
+fn a_mistake_names_its_place() {
+    refused(Kind::Cluster, "{name: c, type: STATIC}", "load_assignment", "needs its endpoints");
+    refused(
+        Kind::Cluster,
+        "{name: c, type: EDS, eds_cluster_config: {}, lb_policy: RING_HASH}",
+        "lb_policy",
+        "RING_HASH",
+    );
+    refused(
+        Kind::Cluster,
+        "{name: c, type: EDS, eds_cluster_config: {}, lb_policy: MAGLEV, maglev_lb_config: {table_size: 100}}",
+        "maglev_lb_config.table_size",
+        "prime",
+    );
+    refused(
+        Kind::Endpoints,
+        "{cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: localhost, port_value: 80}}}}]}]}",
+        "endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address",
+        "localhost",
+    );
+    refused(
+        Kind::Endpoints,
+        "{cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 10.0.0.1, port_value: 70000}}}}]}]}",
+        "endpoints[0].lb_endpoints[0].endpoint.address.socket_address.port_value",
+        "70000",
+    );
+    refused(
+        Kind::Secret,
+        "{name: s, validation_context: {}}",
+        "validation_context.trusted_ca",
+        "missing",
+    );
+    refused(
+        Kind::Routes,
+        "{name: r, virtual_hosts: [{name: h, domains: [a]}, {name: i, domains: [A]}]}",
+        "virtual_hosts",
+        "twice",
+    );
+    refused(
+        Kind::Routes,
+        "{name: r, virtual_hosts: [{name: h, domains: [a], routes: [{match: {safe_regex: {regex: x}}, route: {cluster: c}}]}]}",
+        "virtual_hosts[0].routes[0].match",
+        "one of prefix",
+    );
+    refused(
+        Kind::Listener,
+        &LISTENER.replace("destination_port: 80", "destination_port: 70000"),
+        "filter_chains[0].filter_chain_match.destination_port",
+        "70000",
+    );
+    refused(
+        Kind::Listener,
+        &LISTENER.replace(
+            "require_client_certificate: true",
+            "require_client_certificate: true\n      require_sni: true",
+        ),
+        "filter_chains[0].transport_socket.typed_config.require_sni",
+        "weaken security",
+    );
+    refused(
+        Kind::Listener,
+        &LISTENER.replace("audiences: [orders], forward", "forward"),
+        "filter_chains[0].filters[0].typed_config.http_filters[0].typed_config.providers[\"idp\"].audiences",
+        "empty",
+    );
+}
+
+#[test]
+fn an_extension_that_nobody_knows_is_refused_unless_it_is_optional() {
+    let unknown = |optional: bool| {
+        let any = prost_reflect::prost_types::Any {
+            type_url: "type.googleapis.com/does.not.Exist".into(),
+            value: Vec::new(),
+        };
+        let mut message =
+            descriptor::from_yaml(Kind::Listener.message(), LISTENER).expect("a listener");
+        let chains = message
+            .get_field_by_name_mut("filter_chains")
+            .and_then(|v| v.as_list_mut())
+            .expect("chains");
+        let chain = chains[0].as_message_mut().expect("a chain");
+        let filter =
+            chain.get_field_by_name_mut("filters").and_then(|v| v.as_list_mut()).expect("filters")
+                [0]
+            .as_message_mut()
+            .expect("a filter");
+        let config = filter
+            .get_field_by_name_mut("typed_config")
+            .and_then(|v| v.as_message_mut())
+            .expect("a config");
+        let url = config
+            .get_field_by_name("type_url")
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .expect("a type");
+        let bytes =
+            config.get_field_by_name("value").and_then(|v| v.as_bytes().cloned()).expect("bytes");
+        let mut manager = descriptor::decode(&url, &bytes).expect("a manager");
+        let kind = descriptor::message(
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
+        )
+        .expect("known");
+        let mut extra = DynamicMessage::new(kind.clone());
+        extra.set_field_by_name("name", prost_reflect::Value::String("x".into()));
+        extra.set_field_by_name("is_optional", prost_reflect::Value::Bool(optional));
+        let mut dynamic =
+            DynamicMessage::new(descriptor::message("google.protobuf.Any").expect("known"));
+        dynamic.transcode_from(&any).expect("an Any");
+        extra.set_field_by_name("typed_config", prost_reflect::Value::Message(dynamic));
+        let filters = manager
+            .get_field_by_name_mut("http_filters")
+            .and_then(|v| v.as_list_mut())
+            .expect("filters");
+        filters.insert(0, prost_reflect::Value::Message(extra));
+        use prost_reflect::prost::Message as _;
+        config.set_field_by_name(
+            "value",
+            prost_reflect::Value::Bytes(manager.encode_to_vec().into()),
+        );
+        read(Kind::Listener, message, String::new())
+    };
+    let rejection = unknown(false).expect_err("refused");
+    assert!(rejection.to_string().contains("does.not.Exist"), "{rejection}");
+    assert_eq!(
+        rejection.refused.path,
+        "filter_chains[0].filters[0].typed_config.http_filters[0].typed_config"
+    );
+    assert!(unknown(true).is_ok());
+}
+
+#[test]
+fn what_has_no_effect_is_listed() {
+    let accepted = read_yaml(Kind::Cluster, "{name: c, type: EDS, eds_cluster_config: {}, preconnect_policy: {per_upstream_preconnect_ratio: 1.5}}").expect("accepted");
+    assert_eq!(accepted.not_honoured, ["preconnect_policy"]);
+    // Field 2047 of a cluster, a number: nobody knows it.
+    let mut bytes = accepted.resource.encode().expect("encoded");
+    bytes.extend([0xf8, 0x7f, 0x01]);
+    assert_eq!(
+        decode(Kind::Cluster, &bytes).expect("accepted").not_honoured,
+        ["unknown field 2047"]
+    );
+}

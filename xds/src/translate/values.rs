@@ -1,0 +1,144 @@
+//! The small values that several resources share: addresses, ranges, texts, data.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use weft_model::{Cidr, DataSource, StringMatch, Transport};
+
+use super::{Reader, Refused};
+
+/// An `Any` in JSON form.
+pub(super) fn any(message: &str, mut fields: Value) -> Value {
+    fields["@type"] = json!(format!("type.googleapis.com/{message}"));
+    fields
+}
+
+/// A duration in JSON form.
+pub(super) fn duration(value: Duration) -> Value {
+    json!(format!("{}.{:09}s", value.as_secs(), value.subsec_nanos()))
+}
+
+/// The `socket_address` of a `core.v3.Address`.
+pub(crate) fn socket(mut address: Reader<'_>) -> Result<(SocketAddr, Transport), Refused> {
+    let Some(mut socket) = address.child("socket_address") else {
+        return Err(address.refuse("", "only a socket_address is understood"));
+    };
+    let transport = match socket.choice("protocol").as_str() {
+        "UDP" => Transport::Udp,
+        _ => Transport::Tcp,
+    };
+    let text = socket.required_text("address")?;
+    let ip: IpAddr = text
+        .parse()
+        .map_err(|_| socket.refuse("address", format!("{text:?} is no IPv4 or IPv6 address")))?;
+    Ok((SocketAddr::new(ip, port(&mut socket)?), transport))
+}
+
+/// The `port_value` of a `SocketAddress`.
+pub(super) fn port(socket: &mut Reader<'_>) -> Result<u16, Refused> {
+    let port = socket.number("port_value").unwrap_or(0);
+    u16::try_from(port).map_err(|_| socket.refuse("port_value", format!("{port} is above 65535")))
+}
+
+/// A `socket_address` in JSON form.
+pub(super) fn socket_json(address: SocketAddr, transport: Transport) -> Value {
+    let protocol = match transport {
+        Transport::Tcp => "TCP",
+        Transport::Udp => "UDP",
+    };
+    json!({"socket_address": {
+        "protocol": protocol, "address": address.ip().to_string(), "port_value": address.port()}})
+}
+
+/// A `core.v3.CidrRange`.
+pub(super) fn cidr(mut range: Reader<'_>) -> Result<Cidr, Refused> {
+    let text = range.required_text("address_prefix")?;
+    let bits = range.number("prefix_len").unwrap_or(0);
+    Cidr::parse(&format!("{text}/{bits}")).map_err(|error| range.refuse("", error.to_string()))
+}
+
+/// A range in JSON form.
+pub(super) fn cidr_json(range: &Cidr) -> Value {
+    json!({"address_prefix": range.address().to_string(), "prefix_len": range.prefix_bits()})
+}
+
+/// A `core.v3.DataSource`.
+pub(super) fn data(mut source: Reader<'_>) -> Result<DataSource, Refused> {
+    if source.has("filename") {
+        return Ok(DataSource::File(source.text("filename").into()));
+    }
+    if source.has("inline_bytes") {
+        return Ok(DataSource::Inline(source.bytes("inline_bytes").into()));
+    }
+    if source.has("inline_string") {
+        return Ok(DataSource::Inline(source.text("inline_string").into_bytes().into()));
+    }
+    Err(source.refuse("", "one of filename, inline_string and inline_bytes must be set"))
+}
+
+/// Data in JSON form: text as text, so that a dump can be read.
+pub(super) fn data_json(source: &DataSource) -> Value {
+    match source {
+        DataSource::File(path) => json!({"filename": path.to_string_lossy()}),
+        DataSource::Inline(bytes) => json!({"inline_string": String::from_utf8_lossy(bytes)}),
+    }
+}
+
+/// A `matcher.v3.StringMatcher`.
+pub(super) fn string_match(mut matcher: Reader<'_>) -> Result<StringMatch, Refused> {
+    if matcher.has("exact") {
+        let exact = matcher.text("exact");
+        return Ok(match matcher.flag("ignore_case") {
+            Some(true) => StringMatch::ExactIgnoreCase(exact),
+            _ => StringMatch::Exact(exact),
+        });
+    }
+    let forms: [(&str, fn(String) -> StringMatch); 3] = [
+        ("prefix", StringMatch::Prefix),
+        ("suffix", StringMatch::Suffix),
+        ("contains", StringMatch::Contains),
+    ];
+    for (field, form) in forms {
+        if matcher.has(field) {
+            return Ok(form(matcher.required_text(field)?));
+        }
+    }
+    Err(matcher.refuse("", "one of exact, prefix, suffix and contains must be set; regular expressions are not supported yet"))
+}
+
+/// A text match in JSON form.
+pub(super) fn string_match_json(value: &StringMatch) -> Value {
+    match value {
+        StringMatch::Exact(text) => json!({"exact": text}),
+        StringMatch::ExactIgnoreCase(text) => json!({"exact": text, "ignore_case": true}),
+        StringMatch::Prefix(text) => json!({"prefix": text}),
+        StringMatch::Suffix(text) => json!({"suffix": text}),
+        StringMatch::Contains(text) => json!({"contains": text}),
+    }
+}
+
+/// Every item read, or the first refusal.
+pub(super) fn each<'f, T>(
+    readers: Vec<Reader<'f>>,
+    read: impl Fn(Reader<'f>) -> Result<T, Refused>,
+) -> Result<Vec<T>, Refused> {
+    readers.into_iter().map(read).collect()
+}
+
+/// Whether access logging is asked for. What the log holds and where it goes is ours to say.
+pub(super) fn access_log(reader: &mut Reader<'_>) -> bool {
+    let mut logs = reader.children("access_log");
+    for log in &mut logs {
+        log.harmless(&["name", "filter", "typed_config"]);
+    }
+    !logs.is_empty()
+}
+
+/// The JSON form of an access log on standard output.
+pub(super) fn access_log_json(wanted: bool) -> Value {
+    if !wanted {
+        return json!([]);
+    }
+    json!([{"name": "weft", "typed_config": any("envoy.extensions.access_loggers.stream.v3.StderrAccessLog", json!({}))}])
+}
