@@ -1,1 +1,24 @@
-//! Placeholder.
+//! Who is who.
+//!
+//! [`Authority`] signs certificates and revocation lists; [`request`] is the other side of that
+//! counter. [`TrustStore`] is what a peer's certificate is checked against, [`CrlIndex`] the part of
+//! it that knows what was revoked, and [`tls`] turns both into rustls configurations. A finished
+//! handshake is worth a [`VerifiedPeer`]. [`rotation`] says when a certificate is due for renewal.
+//!
+//! Private keys never leave the workload that made them, are written with mode 0600, and have no
+//! `Debug` form.
+
+mod authority;
+mod der;
+mod peer;
+pub mod request;
+mod revocation;
+pub mod rotation;
+mod store;
+pub mod tls;
+mod verify;
+
+pub use authority::{Authority, AuthorityError, AuthorityFiles, Issued, Revoked, describe_crl};
+pub use peer::VerifiedPeer;
+pub use revocation::{CrlError, CrlIndex, Revocation, RevocationPolicy, Role};
+pub use store::{TrustError, TrustStore};

@@ -1,0 +1,315 @@
+//! The authority: a root that stays at home and an intermediate that signs.
+//!
+//! Certificates are P-256, short-lived, and carry one SPIFFE id. Each has a random 128-bit serial
+//! number, so that revoking one never touches another of the same key.
+
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevocationReason, RevokedCertParams, SanType, SerialNumber,
+};
+use time::OffsetDateTime;
+use weft_model::SpiffeId;
+
+use crate::peer::hex;
+use crate::request::CheckedRequest;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const INTERMEDIATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Certificates are good from a little before they are issued, for clocks that are slow.
+const BACKDATED: Duration = Duration::from_secs(300);
+
+/// What an authority consists of, PEM. The keys are secrets.
+#[derive(Clone)]
+pub struct AuthorityFiles {
+    /// The root's certificate.
+    pub root_certificate: String,
+    /// The root's key. Needed only to sign a new intermediate or the root's revocation list.
+    pub root_key: String,
+    /// The intermediate's certificate.
+    pub intermediate_certificate: String,
+    /// The intermediate's key.
+    pub intermediate_key: String,
+}
+
+impl std::fmt::Debug for AuthorityFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AuthorityFiles { .. }")
+    }
+}
+
+/// Signs certificates and revocation lists of one trust domain.
+pub struct Authority {
+    files: AuthorityFiles,
+    root: Issuer<'static, KeyPair>,
+    intermediate: Issuer<'static, KeyPair>,
+    trust_domain: String,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority")
+            .field("trust_domain", &self.trust_domain)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A certificate that was just signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issued {
+    /// PEM, the leaf first, the root last.
+    pub chain: Vec<String>,
+    /// The serial number in lower-case hex.
+    pub serial: String,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+/// An entry of a revocation list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    /// The serial number in hex.
+    pub serial: String,
+    /// Since when.
+    pub at: SystemTime,
+}
+
+/// Why the authority cannot do what it is asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthorityError {
+    /// A file of the authority cannot be read.
+    #[error("the authority's {part} cannot be read: {reason}")]
+    Unreadable {
+        /// Which file.
+        part: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The id is of another trust domain.
+    #[error("{id} is not of the trust domain {trust_domain:?}")]
+    Foreign {
+        /// The id.
+        id: SpiffeId,
+        /// Ours.
+        trust_domain: String,
+    },
+    /// The serial number is no hexadecimal number of at most 20 bytes.
+    #[error("{0:?} is no serial number: hexadecimal digits, at most 40")]
+    Serial(String),
+    /// The signing library failed.
+    #[error("signing failed: {0}")]
+    Signing(String),
+}
+
+impl From<rcgen::Error> for AuthorityError {
+    fn from(error: rcgen::Error) -> Self {
+        Self::Signing(error.to_string())
+    }
+}
+
+impl Authority {
+    /// Makes a new authority.
+    ///
+    /// # Errors
+    /// When keys cannot be made.
+    pub fn create(trust_domain: &str, now: SystemTime) -> Result<AuthorityFiles, AuthorityError> {
+        let id = format!("spiffe://{trust_domain}");
+        SpiffeId::parse(&id).map_err(|e| AuthorityError::Unreadable {
+            part: "trust domain",
+            reason: e.to_string(),
+        })?;
+        let root_key = KeyPair::generate()?;
+        let params =
+            authority_params(&format!("weft root {trust_domain}"), &id, 1, (now, ROOT_LIFE))?;
+        let root_certificate = params.self_signed(&root_key)?.pem();
+        let root = Issuer::from_params(&params, &root_key);
+
+        let intermediate_key = KeyPair::generate()?;
+        let params = authority_params(
+            &format!("weft intermediate {trust_domain}"),
+            &id,
+            0,
+            (now, INTERMEDIATE_LIFE),
+        )?;
+        let intermediate_certificate = params.signed_by(&intermediate_key, &root)?.pem();
+        Ok(AuthorityFiles {
+            root_certificate,
+            root_key: root_key.serialize_pem(),
+            intermediate_certificate,
+            intermediate_key: intermediate_key.serialize_pem(),
+        })
+    }
+
+    /// Reads an authority back.
+    ///
+    /// # Errors
+    /// Which part cannot be read.
+    pub fn load(files: AuthorityFiles, trust_domain: &str) -> Result<Self, AuthorityError> {
+        let issuer = |part, certificate: &str, key: &str| {
+            let unreadable = |error: rcgen::Error| AuthorityError::Unreadable {
+                part,
+                reason: error.to_string(),
+            };
+            let key = KeyPair::from_pem(key).map_err(unreadable)?;
+            Issuer::from_ca_cert_pem(certificate, key).map_err(unreadable)
+        };
+        let root = issuer("root", &files.root_certificate, &files.root_key)?;
+        let intermediate =
+            issuer("intermediate", &files.intermediate_certificate, &files.intermediate_key)?;
+        Ok(Self { files, root, intermediate, trust_domain: trust_domain.to_owned() })
+    }
+
+    /// What others trust: the root, PEM.
+    #[must_use]
+    pub fn trust_bundle(&self) -> &str {
+        &self.files.root_certificate
+    }
+
+    /// Signs a request for the id that it asks for. Whether the applicant may have that id is
+    /// decided before.
+    ///
+    /// # Errors
+    /// When the id is foreign or signing fails.
+    pub fn issue(
+        &self,
+        request: &CheckedRequest,
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, AuthorityError> {
+        let id = request.identity();
+        if id.trust_domain() != self.trust_domain {
+            return Err(AuthorityError::Foreign {
+                id: id.clone(),
+                trust_domain: self.trust_domain.clone(),
+            });
+        }
+        let serial = random_serial()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, id.workload());
+        params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.not_before = OffsetDateTime::from(now - BACKDATED);
+        params.not_after = OffsetDateTime::from(now + life);
+        let leaf = params.signed_by(&request.public_key, &self.intermediate)?;
+        let chain = vec![
+            leaf.pem(),
+            self.files.intermediate_certificate.clone(),
+            self.files.root_certificate.clone(),
+        ];
+        Ok(Issued { chain, serial: hex(&serial), not_after: now + life })
+    }
+
+    /// The revocation lists: the intermediate's with `revoked`, the root's without entries, and the
+    /// intermediate's certificate beside them, so that a reader can tell who signed. PEM.
+    ///
+    /// # Errors
+    /// When a serial number is none, or signing fails.
+    pub fn revocation_lists(
+        &self,
+        revoked: &[Revoked],
+        number: u64,
+        now: SystemTime,
+        life: Duration,
+    ) -> Result<String, AuthorityError> {
+        let entries = revoked.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        let list = |revoked_certs| CertificateRevocationListParams {
+            this_update: OffsetDateTime::from(now - BACKDATED),
+            next_update: OffsetDateTime::from(now + life),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let intermediates = list(entries).signed_by(&self.intermediate)?.pem()?;
+        let roots = list(Vec::new()).signed_by(&self.root)?.pem()?;
+        Ok(format!("{intermediates}{roots}{}", self.files.intermediate_certificate))
+    }
+}
+
+fn authority_params(
+    common_name: &str,
+    id: &str,
+    depth: u8,
+    (now, life): (SystemTime, Duration),
+) -> Result<CertificateParams, AuthorityError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.subject_alt_names = vec![SanType::URI(id.try_into()?)];
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(depth));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(SerialNumber::from_slice(&random_serial()?));
+    params.not_before = OffsetDateTime::from(now - DAY);
+    params.not_after = OffsetDateTime::from(now + life);
+    Ok(params)
+}
+
+fn entry(revoked: &Revoked) -> Result<RevokedCertParams, AuthorityError> {
+    let digits = serial_bytes(&revoked.serial)
+        .ok_or_else(|| AuthorityError::Serial(revoked.serial.clone()))?;
+    Ok(RevokedCertParams {
+        serial_number: SerialNumber::from_slice(&digits),
+        revocation_time: OffsetDateTime::from(revoked.at),
+        reason_code: Some(RevocationReason::Unspecified),
+        invalidity_date: None,
+    })
+}
+
+fn serial_bytes(text: &str) -> Option<Vec<u8>> {
+    let even = text.len().is_multiple_of(2);
+    if text.is_empty() || text.len() > 40 || !text.is_ascii() || !even {
+        return None;
+    }
+    text.as_bytes()
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect()
+}
+
+/// 128 random bits, the first of them 0 so that the number is positive in 16 bytes, and not 0.
+fn random_serial() -> Result<[u8; 16], AuthorityError> {
+    let mut serial = [0; 16];
+    aws_lc_rs::rand::fill(&mut serial)
+        .map_err(|_| AuthorityError::Signing("no random numbers".into()))?;
+    if let Some(first) = serial.first_mut() {
+        *first = (*first & 0x7f) | 0x40;
+    }
+    Ok(serial)
+}
+
+/// The number of entries and the end of each list in a PEM text, for people.
+#[must_use]
+pub fn describe_crl(pem: &str) -> Vec<String> {
+    use x509_parser::prelude::FromDer;
+    x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes())
+        .filter_map(Result::ok)
+        .filter(|block| block.label == "X509 CRL")
+        .filter_map(|block| {
+            let (_, list) =
+                x509_parser::revocation_list::CertificateRevocationList::from_der(&block.contents)
+                    .ok()?;
+            let serials: Vec<String> = list
+                .iter_revoked_certificates()
+                .map(|entry| format!("  {}", hex(entry.raw_serial())))
+                .collect();
+            let head = format!(
+                "{}: {} revoked, number {}, next update {}",
+                list.issuer(),
+                serials.len(),
+                list.crl_number().map_or_else(|| "-".to_owned(), ToString::to_string),
+                list.next_update().map_or_else(|| "-".to_owned(), |time| time.to_string())
+            );
+            Some([vec![head], serials].concat().join("\n"))
+        })
+        .collect()
+}

@@ -1,0 +1,88 @@
+//! The peer at the other end of a connection, proved.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+use weft_model::SpiffeId;
+
+/// The peer at the other end of a connection, proved by a finished mutual TLS handshake.
+///
+/// Holding one means: the chain ended in one of our roots, was inside its dates, and was revoked by
+/// no list at that moment. Stages behind the handshake take this type, so none of them can be
+/// reached with an identity that somebody merely claimed.
+#[derive(Clone)]
+pub struct VerifiedPeer {
+    leaf: CertificateDer<'static>,
+    identity: Option<SpiffeId>,
+    serial: Arc<[u8]>,
+    issuer: Arc<[u8]>,
+}
+
+impl VerifiedPeer {
+    /// Asserts that a handshake just proved the holder of `leaf`. None when the certificate cannot
+    /// be read, which a verified one always can.
+    ///
+    /// Named to be searched for: outside tests it has one caller, the TLS acceptor, and the tidy
+    /// test keeps it so.
+    #[must_use]
+    pub fn assertion(leaf: &CertificateDer<'_>) -> Option<Self> {
+        let leaf = leaf.clone().into_owned();
+        let certificate = webpki::EndEntityCert::try_from(&leaf).ok()?;
+        let identity = spiffe_id(&certificate);
+        let serial = certificate.serial().into();
+        let issuer = certificate.issuer().into();
+        Some(Self { identity, serial, issuer, leaf })
+    }
+
+    /// The SPIFFE id; none for a certificate that has no such name.
+    #[must_use]
+    pub fn identity(&self) -> Option<&SpiffeId> {
+        self.identity.as_ref()
+    }
+
+    /// The serial number, big-endian.
+    #[must_use]
+    pub fn serial(&self) -> &[u8] {
+        &self.serial
+    }
+
+    /// The issuer's name, DER.
+    #[must_use]
+    pub fn issuer(&self) -> &[u8] {
+        &self.issuer
+    }
+
+    /// The SHA-256 of the certificate in lower-case hex, as `x-forwarded-client-cert` wants it.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.leaf);
+        hex(digest.as_ref())
+    }
+
+    /// The serial number in upper-case hex, as `x-amzn-mtls-clientcert-serial-number` wants it.
+    #[must_use]
+    pub fn serial_hex(&self) -> String {
+        hex(&self.serial).to_uppercase()
+    }
+}
+
+impl fmt::Debug for VerifiedPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VerifiedPeer")
+            .field("identity", &self.identity)
+            .field("serial", &self.serial_hex())
+            .finish()
+    }
+}
+
+/// The SPIFFE id of a certificate. More than one URI name is no SVID (X509-SVID, section 2).
+pub(crate) fn spiffe_id(certificate: &webpki::EndEntityCert<'_>) -> Option<SpiffeId> {
+    let mut names = certificate.valid_uri_names().filter(|uri| uri.starts_with("spiffe://"));
+    let only = names.next()?;
+    if names.next().is_some() { None } else { SpiffeId::parse(only).ok() }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

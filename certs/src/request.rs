@@ -1,0 +1,87 @@
+//! Certificate requests (PKCS #10): made by a workload, checked by the authority.
+
+use rcgen::{CertificateParams, CertificateSigningRequestParams, KeyPair, PublicKey, SanType};
+use weft_model::SpiffeId;
+
+/// A request with the key it was made with. The key never leaves this process.
+pub struct Pending {
+    /// The request, PEM.
+    pub request_pem: String,
+    /// The private key, PKCS #8 PEM.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Pending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pending { .. }")
+    }
+}
+
+/// Why a request cannot be made or used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// It is no certificate request, or its signature is not by its own key.
+    #[error("the certificate request cannot be used: {0}")]
+    Malformed(String),
+    /// It asks for something else than one SPIFFE id.
+    #[error("the certificate request must ask for exactly one SPIFFE id: {0}")]
+    Identity(String),
+    /// No key could be made.
+    #[error("no key could be made: {0}")]
+    Key(String),
+}
+
+/// Makes a P-256 key and a request for `identity`.
+///
+/// # Errors
+/// When the key generator fails.
+pub fn make(identity: &SpiffeId) -> Result<Pending, RequestError> {
+    let fail = |error: rcgen::Error| RequestError::Key(error.to_string());
+    let key = KeyPair::generate().map_err(fail)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let uri = identity.as_str().try_into().map_err(fail)?;
+    params.subject_alt_names = vec![SanType::URI(uri)];
+    let request = params.serialize_request(&key).map_err(fail)?;
+    Ok(Pending { request_pem: request.pem().map_err(fail)?, key_pem: key.serialize_pem() })
+}
+
+/// A request whose signature was verified, with the one id that it asks for. Nothing else in it
+/// counts: what the certificate says, the authority decides.
+pub struct CheckedRequest {
+    pub(crate) public_key: PublicKey,
+    identity: SpiffeId,
+}
+
+impl CheckedRequest {
+    /// Reads and verifies a PEM request.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn parse(pem: &str) -> Result<Self, RequestError> {
+        let malformed = |error: rcgen::Error| RequestError::Malformed(error.to_string());
+        if pem.len() > 64 * 1024 {
+            return Err(RequestError::Malformed("it is larger than 64 KiB".into()));
+        }
+        let request = CertificateSigningRequestParams::from_pem(pem).map_err(malformed)?;
+        let names = &request.params.subject_alt_names;
+        let identity = match names.as_slice() {
+            [SanType::URI(uri)] => SpiffeId::parse(uri.as_str())
+                .map_err(|error| RequestError::Identity(error.to_string()))?,
+            others => return Err(RequestError::Identity(format!("it has {} names", others.len()))),
+        };
+        Ok(Self { public_key: request.public_key, identity })
+    }
+
+    /// The id it asks for.
+    #[must_use]
+    pub fn identity(&self) -> &SpiffeId {
+        &self.identity
+    }
+}
+
+impl std::fmt::Debug for CheckedRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CheckedRequest").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}

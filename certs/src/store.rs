@@ -1,0 +1,104 @@
+//! What the certificates of peers are checked against.
+
+use std::sync::Arc;
+
+use rustls::{DistinguishedName, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use weft_model::StringMatch;
+
+use crate::{CrlError, CrlIndex, Revocation, RevocationPolicy, Role};
+
+/// Roots, revocation lists and names, read and checked: never half-built.
+#[derive(Debug)]
+pub struct TrustStore {
+    roots: RootCertStore,
+    revocations: Option<Arc<CrlIndex>>,
+    names: Vec<StringMatch>,
+    policy: RevocationPolicy,
+}
+
+/// Why a trust store cannot be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrustError {
+    /// The roots are no PEM, or one is no certificate.
+    #[error("the roots cannot be read: {0}")]
+    Roots(String),
+    /// There is no root, so nobody could be trusted.
+    #[error("there is no root certificate")]
+    NoRoots,
+    /// A list cannot be used.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Revocations(Vec<CrlError>),
+}
+
+impl TrustStore {
+    /// Builds a store from PEM roots and, if given, revocation lists. `previous` is the store that
+    /// this one replaces: a list in it that is newer stays.
+    ///
+    /// # Errors
+    /// Why it cannot be built; the previous store should then stay in force.
+    pub fn load(
+        roots_pem: &[u8],
+        revocations: Option<&[u8]>,
+        names: Vec<StringMatch>,
+        previous: Option<&Self>,
+        now: UnixTime,
+    ) -> Result<Self, TrustError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(roots_pem) {
+            let certificate = certificate.map_err(|error| TrustError::Roots(error.to_string()))?;
+            roots.add(certificate).map_err(|error| TrustError::Roots(error.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(TrustError::NoRoots);
+        }
+        let held = previous.and_then(|store| store.revocations.as_deref());
+        let revocations = revocations
+            .map(|bytes| CrlIndex::load(bytes, &roots.roots, held, now).map(Arc::new))
+            .transpose()
+            .map_err(TrustError::Revocations)?;
+        Ok(Self { roots, revocations, names, policy: RevocationPolicy::STRICT })
+    }
+
+    /// The same store under another revocation policy.
+    #[must_use]
+    pub fn with_policy(mut self, policy: RevocationPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// What the lists say; none when revocation is not checked at all.
+    #[must_use]
+    pub fn revocation(
+        &self,
+        issuer: &[u8],
+        serial: &[u8],
+        role: Role,
+        now: UnixTime,
+    ) -> Option<Revocation> {
+        self.revocations.as_ref().map(|index| index.status(issuer, serial, role, now))
+    }
+
+    /// The revocation lists.
+    #[must_use]
+    pub fn revocations(&self) -> Option<&CrlIndex> {
+        self.revocations.as_deref()
+    }
+
+    pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.roots.roots
+    }
+
+    pub(crate) fn hints(&self) -> Vec<DistinguishedName> {
+        self.roots.subjects()
+    }
+
+    pub(crate) fn names(&self) -> &[StringMatch] {
+        &self.names
+    }
+
+    pub(crate) fn policy(&self) -> RevocationPolicy {
+        self.policy
+    }
+}
