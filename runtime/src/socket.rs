@@ -1,0 +1,145 @@
+//! Sockets as the data plane needs them.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+
+/// How many connections may wait to be accepted on each socket.
+const BACKLOG: i32 = 4096;
+
+/// The mark on what we send ourselves, so that it is not intercepted again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(pub u32);
+
+impl Mark {
+    /// The mark in the redirect rules, as Istio's.
+    pub const DEFAULT: Self = Self(0x539);
+
+    /// The mark, if this process may set it (CAP_NET_RAW or CAP_NET_ADMIN).
+    #[must_use]
+    pub fn if_permitted(self) -> Option<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).ok()?;
+        socket.set_mark(self.0).is_ok().then_some(self)
+    }
+}
+
+/// Listens on a TCP address. Every worker may listen on the same one; the kernel spreads the
+/// connections. An IPv6 address takes IPv6 connections only.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub fn listen_tcp(address: SocketAddr, transparent: bool) -> io::Result<TcpListener> {
+    let socket = bound(address, Type::STREAM, transparent)?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Binds a UDP address. With `transparent` the socket may bind, and take datagrams for, addresses
+/// that are not the host's.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub fn bind_udp(
+    address: SocketAddr,
+    transparent: bool,
+    mark: Option<Mark>,
+) -> io::Result<UdpSocket> {
+    let socket = bound(address, Type::DGRAM, transparent)?;
+    if let Some(Mark(mark)) = mark {
+        socket.set_mark(mark)?;
+    }
+    UdpSocket::from_std(socket.into())
+}
+
+fn bound(address: SocketAddr, kind: Type, transparent: bool) -> io::Result<Socket> {
+    let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+    let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if transparent {
+        match address {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// A UDP socket that talks to one address, from a port of the kernel's choosing.
+///
+/// # Errors
+/// When there is no route or no port.
+pub fn connect_udp(target: SocketAddr, mark: Option<Mark>) -> io::Result<UdpSocket> {
+    let socket =
+        Socket::new(Domain::for_address(target), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if let Some(Mark(mark)) = mark {
+        socket.set_mark(mark)?;
+    }
+    let any: SocketAddr = match target {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    socket.bind(&any.into())?;
+    socket.connect(&target.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// Connects to a TCP address within `timeout`.
+///
+/// # Errors
+/// When it is refused, cannot be reached, or takes too long ([`io::ErrorKind::TimedOut`]).
+pub async fn connect_tcp(
+    target: SocketAddr,
+    mark: Option<Mark>,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    let socket = match target {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if let Some(Mark(mark)) = mark {
+        socket2::SockRef::from(&socket).set_mark(mark)?;
+    }
+    let stream = tokio::time::timeout(timeout, socket.connect(target)).await.map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no connection to {target} within {timeout:?}"),
+        )
+    })??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// The address the client of a redirected connection aimed at; the socket's own address for one
+/// that was not redirected.
+///
+/// # Errors
+/// When the connection is gone already.
+pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    let local = stream.local_addr()?;
+    let redirected = match local {
+        SocketAddr::V4(_) => getsockopt(&stream.as_fd(), sockopt::OriginalDst)
+            .ok()
+            .map(|raw| SocketAddr::V4(SockaddrIn::from(raw).into())),
+        SocketAddr::V6(_) => getsockopt(&stream.as_fd(), sockopt::Ip6tOriginalDst)
+            .ok()
+            .map(|raw| SocketAddr::V6(SockaddrIn6::from(raw).into())),
+    };
+    Ok(redirected.unwrap_or(local))
+}
+
+/// Makes closing this connection send RST instead of FIN, to pass on one that we received.
+pub fn reset_on_close(stream: &TcpStream) {
+    if let Err(error) = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "a connection closes with FIN instead of RST");
+    }
+}
