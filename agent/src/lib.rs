@@ -1,1 +1,18 @@
-//! Placeholder.
+//! The node's network load balancer: it takes what was intercepted, hashes the 5-tuple, and moves
+//! bytes without opening them.
+//!
+//! Read [`pipeline`] first: it is the path of a connection and of a datagram, a line a stage.
+//! [`redirect`] is how the kernel is told to hand traffic over, [`plan`] what a snapshot of the
+//! configuration means for this tier, [`worker`] the thread that does the work.
+
+pub mod flow;
+mod forward;
+pub mod metrics;
+mod pipeline;
+pub mod plan;
+mod record;
+pub mod redirect;
+mod refusal;
+mod worker;
+
+pub use worker::{Limits, Shared, run};

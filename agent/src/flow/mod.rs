@@ -1,0 +1,5 @@
+//! Which UDP flows exist.
+
+mod table;
+
+pub use table::{FlowTable, TableFull};

@@ -1,0 +1,4 @@
+//! How bytes are moved once it is decided where to.
+
+pub(crate) mod tcp;
+pub(crate) mod udp;

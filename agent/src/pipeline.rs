@@ -1,0 +1,312 @@
+//! The path of a connection and of a datagram, a line a stage.
+//!
+//! ```text
+//! TCP   accept -> destination -> service -> pick -> connect -> forward -> record
+//! UDP   intake -> flow known? its endpoint
+//!              -> flow new?   service -> pick -> remember -> forward
+//! ```
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::{TcpStream, UdpSocket};
+use weft_model::{FlowTuple, Listener, Name, Transport, UdpProxy};
+use weft_runtime::drain::Phase;
+use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset_on_close};
+
+use crate::forward::tcp::{Moved, relay};
+use crate::forward::udp::Datagram;
+use crate::plan::{Choice, Plan, Target};
+use crate::record::Record;
+use crate::refusal::Refusal;
+use crate::worker::{Worker, now, unix_ms};
+
+/// How many endpoints a connection tries after its own could not be reached.
+const OTHER_ENDPOINTS: usize = 2;
+
+/// A connection that was taken in.
+pub(crate) struct Accepted {
+    pub(crate) client: SocketAddr,
+    pub(crate) stream: TcpStream,
+    pub(crate) listener: Arc<Listener>,
+}
+
+/// Carries a connection from its acceptance to its end.
+pub(crate) async fn connection(accepted: Accepted, worker: Rc<Worker>) {
+    let Some(_in_hand) = worker.live.take(worker.shared.limits.connections) else {
+        worker.metrics.refuse(Refusal::Limit);
+        return reset_on_close(&accepted.stream);
+    };
+    let mut story = Story::new(accepted.client);
+    let outcome = match carry(&accepted, &worker, &mut story).await {
+        Ok(outcome) => outcome,
+        Err(refusal) => {
+            worker.metrics.refuse(refusal);
+            reset_on_close(&accepted.stream);
+            refusal.reason()
+        }
+    };
+    story.tell(outcome, &worker);
+}
+
+async fn carry(
+    accepted: &Accepted,
+    worker: &Worker,
+    story: &mut Story,
+) -> Result<&'static str, Refusal> {
+    let destination = destination(accepted)?;
+    story.destination = Some(destination);
+    let plan = worker.plan();
+    let listener = plan.listener_for(&accepted.listener, destination);
+    let tcp = plan.tcp(listener, destination).ok_or(Refusal::NoService)?;
+    story.logged = tcp.access_log;
+    let flow = FlowTuple { transport: Transport::Tcp, client: accepted.client, destination };
+    let target = plan.target(&tcp.clusters, &flow).ok_or(Refusal::NoService)?;
+    story.service = Some(target.name.clone());
+    let endpoint = connect(&plan, target, &flow, worker, story).await?;
+    let idle_timeout = tcp.idle_timeout;
+    // A connection may live long; it must not keep the plan it was made by.
+    drop(plan);
+
+    worker.metrics.connections.increment();
+    worker.metrics.connections_open.increment();
+    let end = tokio::select! {
+        end = relay(&accepted.stream, &endpoint, idle_timeout, &worker.lender, &story.moved) => end.word(),
+        () = worker.shared.drain.reached(Phase::Ended) => "cut_off",
+    };
+    worker.metrics.connections_open.decrement();
+    worker.metrics.bytes_to_endpoint.add(story.moved.to_endpoint.get());
+    worker.metrics.bytes_to_client.add(story.moved.to_client.get());
+    Ok(end)
+}
+
+/// Where the client wanted to go. A capture port that was dialled itself is a mistake or a loop.
+fn destination(accepted: &Accepted) -> Result<SocketAddr, Refusal> {
+    let destination = original_destination(&accepted.stream).map_err(|_| Refusal::NotRedirected)?;
+    let own = accepted.stream.local_addr().map_err(|_| Refusal::NotRedirected)?;
+    if accepted.listener.use_original_destination && destination == own {
+        return Err(Refusal::NotRedirected);
+    }
+    Ok(destination)
+}
+
+/// Connects to the flow's endpoint, or to the next ones when it cannot be reached.
+async fn connect(
+    plan: &Plan,
+    target: &Target,
+    flow: &FlowTuple,
+    worker: &Worker,
+    story: &mut Story,
+) -> Result<TcpStream, Refusal> {
+    let mut tried = false;
+    for attempt in 0..=OTHER_ENDPOINTS {
+        let choice = plan.pick(target, flow, attempt);
+        let Some(endpoint) = choice.endpoint() else {
+            break;
+        };
+        tried = true;
+        story.choice = choice;
+        let started = now();
+        match connect_tcp(endpoint, worker.shared.mark, target.connect_timeout).await {
+            Ok(stream) => {
+                worker.metrics.connect.observe(now() - started);
+                return Ok(stream);
+            }
+            Err(error) => tracing::debug!(%endpoint, %error, "an endpoint could not be reached"),
+        }
+    }
+    Err(if tried { Refusal::Unreachable } else { Refusal::NoEndpoint })
+}
+
+/// What there is to tell of a connection.
+struct Story {
+    client: SocketAddr,
+    destination: Option<SocketAddr>,
+    service: Option<Name>,
+    choice: Choice,
+    moved: Moved,
+    started: Instant,
+    logged: bool,
+}
+
+impl Story {
+    fn new(client: SocketAddr) -> Self {
+        Self {
+            client,
+            destination: None,
+            service: None,
+            choice: Choice::NoEndpoint,
+            moved: Moved::default(),
+            started: now(),
+            logged: true,
+        }
+    }
+
+    fn tell(&self, outcome: &'static str, worker: &Worker) {
+        if !self.logged {
+            return;
+        }
+        worker.access.line(&Record {
+            kind: "tcp",
+            time_ms: unix_ms(),
+            client: self.client,
+            original_destination: self.destination.unwrap_or(self.client),
+            service: self.service.as_ref(),
+            endpoint: self.choice.endpoint(),
+            choice: self.choice.word(),
+            bytes_sent: self.moved.to_endpoint.get(),
+            bytes_received: self.moved.to_client.get(),
+            duration_ms: (now() - self.started).as_millis(),
+            outcome,
+        });
+    }
+}
+
+/// A UDP flow: its endpoint, and the way back to its client.
+pub(crate) struct UdpFlow {
+    tuple: FlowTuple,
+    service: Name,
+    choice: Choice,
+    endpoint: UdpSocket,
+    answers: Rc<UdpSocket>,
+    moved: Moved,
+    started: Instant,
+    logged: bool,
+    ended: Cell<bool>,
+    stopped: tokio::sync::Notify,
+}
+
+/// Sends a datagram the way of its flow; a new flow is decided here.
+pub(crate) fn datagram(
+    datagram: &Datagram<'_>,
+    listener: &Listener,
+    own: &Rc<UdpSocket>,
+    worker: &Rc<Worker>,
+) {
+    let Some(destination) = datagram.destination.or_else(|| own.local_addr().ok()) else {
+        return;
+    };
+    let tuple = FlowTuple { transport: Transport::Udp, client: datagram.client, destination };
+    let known = worker.flows.borrow_mut().get(&tuple, now()).cloned();
+    let flow = match known {
+        Some(flow) => flow,
+        None => match begin(tuple, listener, own, worker) {
+            Ok(flow) => flow,
+            Err(refusal) => return worker.metrics.refuse(refusal),
+        },
+    };
+    match flow.endpoint.try_send(datagram.bytes) {
+        Ok(sent) => {
+            worker.metrics.datagrams_to_endpoint.increment();
+            flow.moved.to_endpoint.set(flow.moved.to_endpoint.get() + sent as u64);
+        }
+        Err(_) => worker.metrics.datagrams_lost.increment(),
+    }
+}
+
+fn begin(
+    tuple: FlowTuple,
+    listener: &Listener,
+    own: &Rc<UdpSocket>,
+    worker: &Rc<Worker>,
+) -> Result<Rc<UdpFlow>, Refusal> {
+    let plan = worker.plan();
+    let serving = plan.listener_for(listener, tuple.destination);
+    let udp: &UdpProxy = plan.udp(serving).ok_or(Refusal::NoService)?;
+    let target = plan.target_named(&udp.cluster).ok_or(Refusal::NoService)?;
+    let choice = plan.pick(target, &tuple, 0);
+    let address = choice.endpoint().ok_or(Refusal::NoEndpoint)?;
+    if !worker.flows.borrow().has_room() {
+        return Err(Refusal::Limit);
+    }
+    let mark = worker.shared.mark;
+    let endpoint = connect_udp(address, mark).map_err(|_| Refusal::Unreachable)?;
+    let answers = if listener.use_original_destination {
+        worker.reply_sockets.from(tuple.destination, mark).map_err(|_| Refusal::Unreachable)?
+    } else {
+        own.clone()
+    };
+    let flow = Rc::new(UdpFlow {
+        tuple,
+        service: target.name.clone(),
+        choice,
+        endpoint,
+        answers,
+        moved: Moved::default(),
+        started: now(),
+        logged: udp.access_log,
+        ended: Cell::new(false),
+        stopped: tokio::sync::Notify::new(),
+    });
+    worker
+        .flows
+        .borrow_mut()
+        .insert(tuple, flow.clone(), udp.idle_timeout, now())
+        .map_err(|_| Refusal::Limit)?;
+    worker.metrics.flows.increment();
+    worker.metrics.flows_open.increment();
+    tokio::task::spawn_local(answer(flow.clone(), worker.clone()));
+    Ok(flow)
+}
+
+/// Carries a flow's answers back to its client until the flow ends.
+async fn answer(flow: Rc<UdpFlow>, worker: Rc<Worker>) {
+    let mut buffer = Vec::new();
+    while !flow.ended.get() {
+        tokio::select! {
+            ready = flow.endpoint.readable() => if ready.is_err() { break },
+            () = flow.stopped.notified() => break,
+        }
+        buffer.clear();
+        buffer.reserve(65_536);
+        match flow.endpoint.try_recv_buf(&mut buffer) {
+            Ok(_) => {}
+            // The endpoint has no such port (ICMP): it may come back, so the flow stays.
+            Err(_) => {
+                buffer = Vec::new();
+                continue;
+            }
+        }
+        worker.flows.borrow_mut().touch(&flow.tuple, now());
+        match flow.answers.try_send_to(&buffer, flow.tuple.client) {
+            Ok(sent) => {
+                worker.metrics.datagrams_to_client.increment();
+                flow.moved.to_client.set(flow.moved.to_client.get() + sent as u64);
+            }
+            Err(_) => worker.metrics.datagrams_lost.increment(),
+        }
+    }
+}
+
+/// Ends the flows that were silent for too long.
+pub(crate) fn expire(worker: &Worker) {
+    let gone = worker.flows.borrow_mut().expire(now());
+    for (_, flow) in gone {
+        end_flow(&flow, "idle", worker);
+    }
+}
+
+fn end_flow(flow: &UdpFlow, outcome: &'static str, worker: &Worker) {
+    flow.ended.set(true);
+    flow.stopped.notify_one();
+    worker.metrics.flows_open.decrement();
+    if !flow.logged {
+        return;
+    }
+    worker.access.line(&Record {
+        kind: "udp",
+        time_ms: unix_ms(),
+        client: flow.tuple.client,
+        original_destination: flow.tuple.destination,
+        service: Some(&flow.service),
+        endpoint: flow.choice.endpoint(),
+        choice: flow.choice.word(),
+        bytes_sent: flow.moved.to_endpoint.get(),
+        bytes_received: flow.moved.to_client.get(),
+        duration_ms: now().saturating_duration_since(flow.started).as_millis(),
+        outcome,
+    });
+}

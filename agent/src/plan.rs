@@ -1,0 +1,217 @@
+//! What a snapshot means for the agent: for every destination, who serves it.
+//!
+//! A plan is built once per snapshot, away from the workers, and never changes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_model::{
+    Balance, Cluster, DEFAULT_TABLE_SIZE, Discovery, Filter, FlowTuple, Listener, Maglev, Name,
+    Snapshot, TcpProxy, Transport, TransportKind, UdpProxy, WeightedCluster,
+};
+
+/// Everything the workers work by.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Which snapshot it was made of.
+    pub revision: u64,
+    listeners: BTreeMap<Name, Arc<Listener>>,
+    /// Listeners that are not bound: they answer for connections redirected from their address.
+    by_destination: HashMap<(Transport, SocketAddr), Arc<Listener>>,
+    targets: HashMap<Name, Arc<Target>>,
+    seed: u64,
+}
+
+/// A cluster as the agent sees it.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name.
+    pub name: Name,
+    /// How long a connection attempt may take.
+    pub connect_timeout: Duration,
+    picker: Picker,
+}
+
+#[derive(Debug)]
+enum Picker {
+    /// The hash of the flow in a table.
+    Table(Maglev),
+    /// The address the client aimed at.
+    OriginalDestination,
+}
+
+/// Which endpoint a flow goes to, and what decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// The hash of the 5-tuple fell on it.
+    ByFlowHash(SocketAddr),
+    /// The client aimed at it.
+    ByOriginalDestination(SocketAddr),
+    /// The service has no endpoint to offer.
+    NoEndpoint,
+}
+
+impl Choice {
+    /// The endpoint, if there is one.
+    #[must_use]
+    pub fn endpoint(self) -> Option<SocketAddr> {
+        match self {
+            Self::ByFlowHash(endpoint) | Self::ByOriginalDestination(endpoint) => Some(endpoint),
+            Self::NoEndpoint => None,
+        }
+    }
+
+    /// The word in logs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::ByFlowHash(_) => "flow_hash",
+            Self::ByOriginalDestination(_) => "original_destination",
+            Self::NoEndpoint => "none",
+        }
+    }
+}
+
+/// A listener that cannot be served by this tier, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unservable {
+    /// The listener.
+    pub listener: Name,
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl Plan {
+    /// Makes a plan of a snapshot. Listeners that need layer 7 are left out and told. Tables of
+    /// clusters whose endpoints did not change are taken from `previous`.
+    #[must_use]
+    pub fn new(
+        snapshot: &Snapshot,
+        seed: u64,
+        previous: Option<&(Arc<Snapshot>, Arc<Self>)>,
+    ) -> (Self, Vec<Unservable>) {
+        let mut plan = Self { revision: snapshot.revision, seed, ..Self::default() };
+        let mut unservable = Vec::new();
+        for (name, listener) in &snapshot.listeners {
+            if let Some(reason) = needs_layer_7(listener) {
+                unservable.push(Unservable { listener: name.clone(), reason });
+                continue;
+            }
+            if !listener.bind {
+                plan.by_destination
+                    .insert((listener.transport, listener.address), listener.clone());
+            }
+            plan.listeners.insert(name.clone(), listener.clone());
+        }
+        for (name, cluster) in &snapshot.clusters {
+            let kept = previous.and_then(|(old, plan)| plan.unchanged(name, old, snapshot));
+            let target = kept.unwrap_or_else(|| Arc::new(target(cluster, snapshot, seed)));
+            plan.targets.insert(name.clone(), target);
+        }
+        (plan, unservable)
+    }
+
+    fn unchanged(&self, name: &Name, old: &Snapshot, new: &Snapshot) -> Option<Arc<Target>> {
+        let (before, after) = (old.clusters.get(name)?, new.clusters.get(name)?);
+        let same = before == after && old.endpoints_of(before) == new.endpoints_of(after);
+        if same { self.targets.get(name).cloned() } else { None }
+    }
+
+    /// The listeners that bind a socket.
+    pub fn bound(&self) -> impl Iterator<Item = &Arc<Listener>> {
+        self.listeners.values().filter(|listener| listener.bind)
+    }
+
+    /// The listener of this name.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> Option<&Arc<Listener>> {
+        self.listeners.get(name)
+    }
+
+    /// The listener that answers for `destination`: a service's own, or `accepted`, which took it in.
+    #[must_use]
+    pub fn listener_for<'a>(
+        &'a self,
+        accepted: &'a Listener,
+        destination: SocketAddr,
+    ) -> &'a Listener {
+        if !accepted.use_original_destination {
+            return accepted;
+        }
+        self.by_destination.get(&(accepted.transport, destination)).map_or(accepted, Arc::as_ref)
+    }
+
+    /// How a TCP connection to `destination` is moved; none when nobody serves it.
+    #[must_use]
+    pub fn tcp<'a>(&self, listener: &'a Listener, destination: SocketAddr) -> Option<&'a TcpProxy> {
+        match &listener.chain_for(destination, TransportKind::Plain)?.filter {
+            Filter::Tcp(tcp) => Some(tcp),
+            Filter::Http(_) => None,
+        }
+    }
+
+    /// How a datagram to this listener is moved.
+    #[must_use]
+    pub fn udp<'a>(&self, listener: &'a Listener) -> Option<&'a UdpProxy> {
+        listener.udp.as_ref()
+    }
+
+    /// The target of a flow among weighted clusters. The draw is the flow's own hash, so that every
+    /// agent sends the flow to the same one.
+    #[must_use]
+    pub fn target(&self, clusters: &[WeightedCluster], flow: &FlowTuple) -> Option<&Arc<Target>> {
+        let draw = u32::try_from(flow.hash(!self.seed) >> 32).unwrap_or(0);
+        self.targets.get(&WeightedCluster::draw(clusters, draw)?.name)
+    }
+
+    /// The target of this name.
+    #[must_use]
+    pub fn target_named(&self, name: &str) -> Option<&Arc<Target>> {
+        self.targets.get(name)
+    }
+
+    /// The endpoint for a flow: attempt 0 is its own, 1 and up are where it goes when that one
+    /// cannot be reached.
+    #[must_use]
+    pub fn pick(&self, target: &Target, flow: &FlowTuple, attempt: usize) -> Choice {
+        match &target.picker {
+            Picker::Table(table) => table
+                .pick_after(flow.hash(self.seed), attempt)
+                .map_or(Choice::NoEndpoint, Choice::ByFlowHash),
+            Picker::OriginalDestination if attempt == 0 => {
+                Choice::ByOriginalDestination(flow.destination)
+            }
+            Picker::OriginalDestination => Choice::NoEndpoint,
+        }
+    }
+}
+
+fn target(cluster: &Cluster, snapshot: &Snapshot, seed: u64) -> Target {
+    let picker = match cluster.discovery {
+        Discovery::OriginalDestination => Picker::OriginalDestination,
+        Discovery::Static(_) | Discovery::Endpoints(_) | Discovery::Dns(_) => {
+            let endpoints = snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
+            // At this tier every flow is hashed: round robin would not survive a restart.
+            let size = match cluster.balance {
+                Balance::Maglev { table_size } => table_size,
+                Balance::RoundRobin | Balance::LeastRequests => DEFAULT_TABLE_SIZE,
+            };
+            let table = Maglev::new(endpoints, size, seed)
+                .or_else(|_| Maglev::new(endpoints, DEFAULT_TABLE_SIZE, seed));
+            Picker::Table(table.expect("the default table size is a prime"))
+        }
+    };
+    Target { name: cluster.name.clone(), connect_timeout: cluster.connect_timeout, picker }
+}
+
+/// Why a listener is not this tier's: what it asks for would need the bytes opened.
+fn needs_layer_7(listener: &Listener) -> Option<&'static str> {
+    let mut chains = listener.chains.iter().chain(&listener.default_chain);
+    chains.find_map(|chain| match (&chain.tls, &chain.filter) {
+        (Some(_), _) => Some("it terminates TLS, which is the sidecar's work"),
+        (None, Filter::Http(_)) => Some("it serves HTTP, which is the sidecar's work"),
+        (None, Filter::Tcp(_)) => None,
+    })
+}

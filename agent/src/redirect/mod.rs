@@ -1,0 +1,139 @@
+//! How the kernel is told to hand traffic over.
+//!
+//! [`Redirect`] says what is wanted, as values. It is rendered for the tool that the host has:
+//! [`nft`] for nf_tables, [`iptables`] where that is missing. Either way it is one transaction in
+//! tables or chains of our own, so installing it twice changes nothing and removing it leaves
+//! nothing. [`apply`] runs the tools, in any network namespace.
+
+mod apply;
+mod iptables;
+mod nft;
+
+use std::fmt::Write;
+use std::hash::Hasher;
+
+use weft_model::Cidr;
+
+pub use apply::{
+    Backend, BackendChoice, Namespace, RedirectError, Verdict, apply, plan, remove, verify,
+};
+
+/// The mark by which UDP for services is routed to the local socket, under [`MARK_MASK`].
+pub const UDP_MARK: u32 = 0x111;
+/// The bits of a packet's mark that are ours.
+pub const MARK_MASK: u32 = 0xfff;
+/// The routing table that delivers marked packets locally.
+pub const ROUTE_TABLE: u32 = 100;
+
+/// What is handed over, in one network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// Who installed it, in the table's comment.
+    pub owner: String,
+    /// The port that takes TCP arriving for this namespace's own addresses: a sidecar's inbound.
+    pub inbound: Option<u16>,
+    /// The port that takes TCP leaving this namespace: a sidecar's outbound.
+    pub outbound: Option<u16>,
+    /// The port that takes TCP for services arriving from other hosts: an agent's.
+    pub forwarded: Option<u16>,
+    /// The port that takes UDP for services.
+    pub udp: Option<u16>,
+    /// The addresses of services. For `outbound`, empty means every address.
+    pub services: Vec<Cidr>,
+    /// Ports that arriving traffic keeps.
+    pub exclude_inbound_ports: Vec<u16>,
+    /// Ports that leaving traffic keeps.
+    pub exclude_outbound_ports: Vec<u16>,
+    /// Addresses that leaving traffic keeps.
+    pub exclude_destinations: Vec<Cidr>,
+    /// The mark on what the proxy itself sends.
+    pub mark: u32,
+    /// The user the proxy runs as, for hosts where it may not set a mark.
+    pub uid: Option<u32>,
+}
+
+impl Redirect {
+    /// The ports of weft itself, which are never redirected.
+    pub const OWN_PORTS: (u16, u16) = (15000, 15099);
+
+    /// A hash of everything that is wanted, to tell whether what is installed is that.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        let mut hasher = siphasher::sip::SipHasher13::new();
+        hasher.write(format!("{self:?}").as_bytes());
+        format!("{:016x}", hasher.finish())
+    }
+
+    /// What stands in the comment of the table or chain.
+    #[must_use]
+    pub fn comment(&self) -> String {
+        format!("owner={} hash={}", self.owner, self.hash())
+    }
+
+    /// Whether it wants anything that can be done.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        let ports = [self.inbound, self.outbound, self.forwarded, self.udp];
+        if ports.iter().all(Option::is_none) {
+            return Err("nothing to redirect: give at least one of --inbound, --outbound, --forwarded and --udp".into());
+        }
+        if ports.contains(&Some(0)) {
+            return Err("port 0 is no port".into());
+        }
+        if (self.udp.is_some() || self.forwarded.is_some()) && self.services.is_empty() {
+            return Err("--udp and --forwarded need --services, the addresses to take".into());
+        }
+        let clean = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.owner.is_empty() || self.owner.len() > 40 || !self.owner.chars().all(clean) {
+            return Err(format!("owner {:?} is not 1 to 40 of A-Z a-z 0-9 - _ .", self.owner));
+        }
+        Ok(())
+    }
+
+    fn services_of(&self, family: Family) -> Vec<&Cidr> {
+        self.services.iter().filter(|range| family.has(range)).collect()
+    }
+
+    fn exclusions_of(&self, family: Family) -> Vec<&Cidr> {
+        self.exclude_destinations.iter().filter(|range| family.has(range)).collect()
+    }
+}
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    fn has(self, range: &Cidr) -> bool {
+        range.address().is_ipv4() == (self == Self::V4)
+    }
+}
+
+/// A chain of rules, as text lines of one renderer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Chain {
+    name: &'static str,
+    /// Where it is hooked in, in the renderer's words.
+    hook: &'static str,
+    rules: Vec<String>,
+}
+
+fn join(items: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
+    let mut text = String::new();
+    for (index, item) in items.into_iter().enumerate() {
+        let comma = if index == 0 { "" } else { ", " };
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{comma}{item}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! What is rendered is what is wanted, in both tools' words.
+
+use super::*;
+
+fn workload() -> Redirect {
+    Redirect {
+        owner: "weft".into(),
+        inbound: Some(15006),
+        outbound: Some(15001),
+        forwarded: None,
+        udp: None,
+        services: vec![
+            Cidr::parse("10.96.0.0/16").expect("a range"),
+            Cidr::parse("fd00:96::/64").expect("a range"),
+        ],
+        exclude_inbound_ports: vec![22, 15020],
+        exclude_outbound_ports: Vec::new(),
+        exclude_destinations: vec![Cidr::parse("169.254.169.254").expect("a range")],
+        mark: 0x539,
+        uid: Some(1337),
+    }
+}
+
+fn node() -> Redirect {
+    Redirect {
+        inbound: None,
+        outbound: None,
+        forwarded: Some(15001),
+        udp: Some(15099),
+        uid: None,
+        ..workload()
+    }
+}
+
+#[test]
+fn the_mark_is_asked_for_before_the_user_and_both_before_any_redirect() {
+    for text in [
+        plan(&workload(), Backend::Nft).expect("a plan"),
+        plan(&workload(), Backend::Iptables).expect("a plan"),
+    ] {
+        let leaving = text.find("0x539").expect("the mark");
+        let user = text.find("1337").expect("the user");
+        let redirect = text.rfind("15001").expect("the redirect");
+        assert!(leaving < user && user < redirect, "{text}");
+    }
+}
+
+#[test]
+fn both_families_are_taken() {
+    let nft = plan(&workload(), Backend::Nft).expect("a plan");
+    assert!(
+        nft.contains("ip daddr { 10.96.0.0/16 } meta l4proto tcp counter redirect to :15001"),
+        "{nft}"
+    );
+    assert!(
+        nft.contains("ip6 daddr { fd00:96::/64 } meta l4proto tcp counter redirect to :15001"),
+        "{nft}"
+    );
+    assert!(nft.contains("tcp dport { 15000-15099, 22 } return"), "{nft}");
+    let iptables = plan(&workload(), Backend::Iptables).expect("a plan");
+    let (v4, v6) = iptables.split_once("# ip6tables-restore").expect("both families");
+    assert!(
+        v4.contains("-d 10.96.0.0/16 -p tcp -j REDIRECT --to-ports 15001") && !v4.contains("fd00"),
+        "{v4}"
+    );
+    assert!(
+        v6.contains("-d fd00:96::/64 -p tcp -j REDIRECT --to-ports 15001") && !v6.contains("10.96"),
+        "{v6}"
+    );
+}
+
+#[test]
+fn the_hash_follows_every_wish() {
+    assert_eq!(workload().hash(), workload().hash());
+    assert_ne!(
+        workload().hash(),
+        Redirect { exclude_outbound_ports: vec![1], ..workload() }.hash()
+    );
+    assert!(plan(&node(), Backend::Nft).expect("a plan").contains(&node().comment()));
+}
+
+#[test]
+fn a_wish_that_cannot_be_met_is_refused() {
+    let check = |redirect: Redirect, part: &str| {
+        let error = plan(&redirect, Backend::Nft).expect_err("refused").to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    check(Redirect { forwarded: None, udp: None, ..node() }, "nothing to redirect");
+    check(Redirect { services: Vec::new(), ..node() }, "--services");
+    check(Redirect { owner: "a\"b".into(), ..node() }, "owner");
+    check(Redirect { udp: Some(0), ..node() }, "port 0");
+}

@@ -1,0 +1,248 @@
+//! One worker: its listening sockets follow the plan, its connections and flows its limits.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use weft_model::{Listener, Name, Transport};
+use weft_runtime::access::{AccessLog, Writer};
+use weft_runtime::drain::{Drain, Live, Phase};
+use weft_runtime::metrics::Registry;
+use weft_runtime::socket::{Mark, bind_udp, listen_tcp};
+
+use crate::flow::FlowTable;
+use crate::forward::tcp::Lender;
+use crate::forward::udp::{Intake, ReplySockets};
+use crate::metrics::Metrics;
+use crate::pipeline::{self, Accepted, UdpFlow};
+use crate::plan::Plan;
+
+/// How often silent flows are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How long accepting rests when there are no more descriptors.
+const REST: Duration = Duration::from_millis(20);
+
+/// What one worker may have at once. At a limit the new is refused and counted, the old is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// TCP connections.
+    pub connections: usize,
+    /// UDP flows.
+    pub flows: usize,
+}
+
+/// What all workers share: handles, and nothing that they write to.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The plan in force.
+    pub plans: watch::Receiver<Arc<Plan>>,
+    /// The end of the process.
+    pub drain: Drain,
+    /// Where the counters are folded.
+    pub metrics: Registry<Metrics>,
+    /// Where access lines go.
+    pub access: Writer,
+    /// What one worker may have at once.
+    pub limits: Limits,
+    /// The mark on what we send, if we may set it.
+    pub mark: Option<Mark>,
+    /// Told by each worker: a listener that could not be bound, or an empty text when all could.
+    pub trouble: tokio::sync::mpsc::UnboundedSender<String>,
+}
+
+/// One worker.
+pub(crate) struct Worker {
+    pub(crate) shared: Shared,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) access: Rc<AccessLog>,
+    pub(crate) live: Live,
+    pub(crate) lender: Lender,
+    pub(crate) flows: RefCell<FlowTable<Rc<UdpFlow>>>,
+    pub(crate) reply_sockets: ReplySockets,
+    plan: RefCell<Arc<Plan>>,
+}
+
+impl Worker {
+    /// The plan in force.
+    pub(crate) fn plan(&self) -> Arc<Plan> {
+        self.plan.borrow().clone()
+    }
+}
+
+/// Runs one worker until the process has drained.
+pub async fn run(shared: Shared) {
+    let mut plans = shared.plans.clone();
+    let plan = plans.borrow_and_update().clone();
+    let worker = Rc::new(Worker {
+        metrics: shared.metrics.worker(),
+        access: shared.access.worker(),
+        live: Live::default(),
+        lender: Lender::new(),
+        flows: RefCell::new(FlowTable::new(shared.limits.flows)),
+        reply_sockets: ReplySockets::default(),
+        plan: RefCell::new(plan),
+        shared,
+    });
+    let drain = worker.shared.drain.clone();
+    let mut sockets = Sockets::default();
+    sockets.follow(&worker);
+    let mut sweep = tokio::time::interval(SWEEP);
+    let work = async {
+        loop {
+            tokio::select! {
+                changed = plans.changed() => {
+                    if changed.is_err() {
+                        return std::future::pending().await;
+                    }
+                    worker.plan.replace(plans.borrow_and_update().clone());
+                    sockets.follow(&worker);
+                }
+                _ = sweep.tick() => pipeline::expire(&worker),
+                () = drain.reached(Phase::Draining) => return,
+            }
+        }
+    };
+    work.await;
+    sockets.close_tcp();
+    drain.finished(&worker.live).await;
+}
+
+/// The bound sockets, by what is bound.
+#[derive(Default)]
+struct Sockets {
+    bound: HashMap<Bound, (Name, JoinHandle<()>)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Bound {
+    name: Name,
+    address: SocketAddr,
+    transport: Transport,
+    transparent: bool,
+}
+
+impl Sockets {
+    /// Binds what the plan has and is not bound, closes what it no longer has.
+    fn follow(&mut self, worker: &Rc<Worker>) {
+        let plan = worker.plan();
+        let wanted: HashMap<Bound, &Arc<Listener>> = plan
+            .bound()
+            .map(|listener| {
+                let key = Bound {
+                    name: listener.name.clone(),
+                    address: listener.address,
+                    transport: listener.transport,
+                    transparent: listener.transparent,
+                };
+                (key, listener)
+            })
+            .collect();
+        self.bound.retain(|key, (_, task)| {
+            let keep = wanted.contains_key(key) && !task.is_finished();
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        let mut failures = Vec::new();
+        for (key, listener) in wanted {
+            if self.bound.contains_key(&key) {
+                continue;
+            }
+            match serve(listener, worker) {
+                Ok(task) => {
+                    self.bound.insert(key, (listener.name.clone(), task));
+                }
+                Err(error) => failures.push(format!(
+                    "listener {:?} on {}: {error}",
+                    &*listener.name, listener.address
+                )),
+            }
+        }
+        // Nobody listens any more once the process ends.
+        drop(worker.shared.trouble.send(failures.join("; ")));
+    }
+
+    fn close_tcp(&mut self) {
+        for (_, (_, task)) in self.bound.drain().filter(|(key, _)| key.transport == Transport::Tcp)
+        {
+            task.abort();
+        }
+    }
+}
+
+fn serve(listener: &Arc<Listener>, worker: &Rc<Worker>) -> io::Result<JoinHandle<()>> {
+    let name = listener.name.clone();
+    let worker = worker.clone();
+    match listener.transport {
+        Transport::Tcp => {
+            let socket = listen_tcp(listener.address, listener.transparent)?;
+            Ok(tokio::task::spawn_local(accept(socket, name, worker)))
+        }
+        Transport::Udp => {
+            let socket =
+                Rc::new(bind_udp(listener.address, listener.transparent, worker.shared.mark)?);
+            let intake = Intake::new(socket.clone(), listener.use_original_destination)?;
+            Ok(tokio::task::spawn_local(take_in(intake, socket, name, worker)))
+        }
+    }
+}
+
+async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<Worker>) {
+    let rested = OnceCell::new();
+    loop {
+        match socket.accept().await {
+            Ok((stream, client)) => {
+                let Some(listener) = worker.plan().listener(&name).cloned() else {
+                    return;
+                };
+                // Failing to set it costs latency and nothing else.
+                drop(stream.set_nodelay(true));
+                let accepted = Accepted { client, stream, listener };
+                tokio::task::spawn_local(pipeline::connection(accepted, worker.clone()));
+            }
+            Err(error) => {
+                rested.get_or_init(
+                    || tracing::warn!(%error, "accepting rests until there are descriptors again"),
+                );
+                tokio::time::sleep(REST).await;
+            }
+        }
+    }
+}
+
+async fn take_in(
+    mut intake: Intake,
+    socket: Rc<tokio::net::UdpSocket>,
+    name: Name,
+    worker: Rc<Worker>,
+) {
+    loop {
+        let Some(listener) = worker.plan().listener(&name).cloned() else {
+            return;
+        };
+        let taken = intake
+            .next(|datagram| pipeline::datagram(&datagram, &listener, &socket, &worker))
+            .await;
+        if let Err(error) = taken {
+            tracing::debug!(%error, "a batch of datagrams was not taken in");
+            tokio::time::sleep(REST).await;
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+pub(crate) fn unix_ms() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+}
