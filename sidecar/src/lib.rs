@@ -1,1 +1,28 @@
-//! Placeholder.
+//! The service's application load balancer.
+//!
+//! Read [`pipeline`] first: it is the path of a connection and of a request, a line a stage. Each
+//! stage takes the proof of the one before, so none can be skipped:
+//! `VerifiedPeer -> Authenticated -> Authorized -> Routed`. [`plan`] is what a snapshot of the
+//! configuration means for this tier, [`worker`] the thread that does the work.
+
+mod authenticate;
+mod authorize;
+mod balance;
+mod denial;
+mod http;
+mod identity_headers;
+pub mod metrics;
+mod opaque;
+mod pipeline;
+pub mod plan;
+pub mod planner;
+mod record;
+mod reply;
+mod route;
+mod serve;
+mod stream;
+mod tls;
+mod upstream;
+mod worker;
+
+pub use worker::{Limits, Shared, run};

@@ -24,9 +24,9 @@ pub struct Cluster {
     pub protocol: UpstreamProtocol,
     /// How TLS to the endpoints is done; plain text without.
     pub tls: Option<UpstreamTls>,
-    /// How many connections one worker may open to the cluster at once (`circuit_breakers.max_connections`).
+    /// How many connections may be open to the cluster at once (`circuit_breakers.max_connections`).
     pub connection_limit: u32,
-    /// How many requests one worker may have open at once (`circuit_breakers.max_requests`).
+    /// How many requests may be open at once (`circuit_breakers.max_requests`).
     pub request_limit: u32,
 }
 

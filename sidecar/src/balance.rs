@@ -1,0 +1,221 @@
+//! Which endpoint serves a request.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use weft_model::{Balance, Endpoint};
+
+/// The endpoints of a cluster that take new work, with what is open at each.
+#[derive(Debug, Default)]
+pub(crate) struct Balancer {
+    endpoints: Vec<Candidate>,
+    /// The endpoints in the order of round robin: each as often as its weight says, spread out.
+    turns: Vec<usize>,
+    kind: Option<Balance>,
+    /// What is open at all endpoints together.
+    open: Arc<AtomicU32>,
+}
+
+#[derive(Debug, Clone)]
+struct Candidate {
+    address: SocketAddr,
+    weight: u32,
+    open: Arc<AtomicU32>,
+}
+
+/// The most turns of a round: weights are scaled down to fit.
+const TURN_LIMIT: u64 = 4096;
+
+/// A request at an endpoint; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) address: SocketAddr,
+    open: Arc<AtomicU32>,
+    total: Arc<AtomicU32>,
+}
+
+impl Drop for Chosen {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.total.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Balancer {
+    /// A balancer over the usable ones of `endpoints`. What is open at an endpoint that `previous`
+    /// knows goes on being counted.
+    pub(crate) fn new(endpoints: &[Endpoint], kind: Balance, previous: Option<&Self>) -> Self {
+        let open = |address: SocketAddr| {
+            let held = previous.and_then(|b| b.endpoints.iter().find(|c| c.address == address));
+            held.map_or_else(Arc::default, |candidate| candidate.open.clone())
+        };
+        let endpoints: Vec<Candidate> = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.health.takes_new_work())
+            .map(|e| Candidate {
+                address: e.address,
+                weight: e.weight.get(),
+                open: open(e.address),
+            })
+            .collect();
+        let turns = turns(&endpoints);
+        let total = previous.map_or_else(Arc::default, |balancer| balancer.open.clone());
+        Self { endpoints, turns, kind: Some(kind), open: total }
+    }
+
+    /// How many requests are open at all endpoints together.
+    pub(crate) fn open(&self) -> u32 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// The endpoint for a request; `turn` is the worker's own count. None when there is none that
+    /// is not in `tried`.
+    pub(crate) fn choose(&self, turn: &Cell<usize>, tried: &[SocketAddr]) -> Option<Chosen> {
+        let candidate = match self.kind? {
+            Balance::LeastRequests => self.least_open(turn, tried),
+            Balance::RoundRobin | Balance::Maglev { .. } => self.next_in_turn(turn, tried),
+        }?;
+        candidate.open.fetch_add(1, Ordering::Relaxed);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Some(Chosen {
+            address: candidate.address,
+            open: candidate.open.clone(),
+            total: self.open.clone(),
+        })
+    }
+
+    fn next_in_turn(&self, turn: &Cell<usize>, tried: &[SocketAddr]) -> Option<&Candidate> {
+        for _ in 0..self.turns.len() {
+            let now = turn.get();
+            turn.set(now.wrapping_add(1));
+            let index = self.turns.get(now % self.turns.len())?;
+            let candidate = self.endpoints.get(*index)?;
+            if !tried.contains(&candidate.address) {
+                return Some(candidate);
+            }
+        }
+        None
+    }
+
+    /// The one with the fewest requests open for its weight. Among equals the turn decides, or the
+    /// first in the list would get everything while there is little to do.
+    fn least_open(&self, turn: &Cell<usize>, tried: &[SocketAddr]) -> Option<&Candidate> {
+        let count = self.endpoints.len();
+        let start = turn.get() % count.max(1);
+        turn.set(turn.get().wrapping_add(1));
+        let load = |candidate: &Candidate| {
+            // Counted in parts of 2^16 per unit of weight, so that it stays a whole number.
+            (u64::from(candidate.open.load(Ordering::Relaxed)) + 1) * 65_536
+                / u64::from(candidate.weight)
+        };
+        let in_turn = self.endpoints.iter().cycle().skip(start).take(count);
+        in_turn
+            .filter(|candidate| !tried.contains(&candidate.address))
+            .min_by_key(|candidate| load(candidate))
+    }
+}
+
+/// Smooth weighted round robin, one round of it.
+fn turns(endpoints: &[Candidate]) -> Vec<usize> {
+    let total: u64 = endpoints.iter().map(|e| u64::from(e.weight)).sum();
+    let divisor =
+        endpoints.iter().map(|e| u64::from(e.weight)).fold(0, greatest_common_divisor).max(1);
+    let scale = (total / divisor).div_ceil(TURN_LIMIT).max(1) * divisor;
+    let weights: Vec<i64> = endpoints
+        .iter()
+        .map(|e| i64::try_from(u64::from(e.weight).div_ceil(scale)).unwrap_or(1))
+        .collect();
+    let round: i64 = weights.iter().sum();
+    let mut credit = vec![0i64; weights.len()];
+    let mut turns = Vec::new();
+    for _ in 0..round {
+        for (credit, weight) in credit.iter_mut().zip(&weights) {
+            *credit += weight;
+        }
+        // The first of the richest, so that equal weights go in order.
+        let richest = credit
+            .iter()
+            .enumerate()
+            .rev()
+            .max_by_key(|(_, credit)| **credit)
+            .map(|(index, _)| index);
+        let Some(index) = richest else {
+            break;
+        };
+        if let Some(credit) = credit.get_mut(index) {
+            *credit -= round;
+        }
+        turns.push(index);
+    }
+    turns
+}
+
+fn greatest_common_divisor(a: u64, b: u64) -> u64 {
+    if a == 0 { b } else { greatest_common_divisor(b % a, a) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_model::Health;
+
+    fn balancer(weights: &[u32], kind: Balance) -> Balancer {
+        let endpoint = |(i, weight): (usize, &u32)| {
+            let address = SocketAddr::from(([10, 0, 0, u8::try_from(i).expect("few")], 80));
+            Endpoint::new(address, *weight, Health::Healthy)
+        };
+        Balancer::new(
+            &weights.iter().enumerate().filter_map(endpoint).collect::<Vec<_>>(),
+            kind,
+            None,
+        )
+    }
+
+    fn last(chosen: &Chosen) -> u8 {
+        match chosen.address.ip() {
+            std::net::IpAddr::V4(v4) => v4.octets()[3],
+            std::net::IpAddr::V6(_) => panic!("only IPv4 here"),
+        }
+    }
+
+    #[test]
+    fn round_robin_goes_in_turn_by_weight() {
+        let turn = Cell::new(0);
+        let equal = balancer(&[1, 1, 1], Balance::RoundRobin);
+        let order: Vec<u8> =
+            (0..6).filter_map(|_| equal.choose(&turn, &[])).map(|c| last(&c)).collect();
+        assert_eq!(order, [0, 1, 2, 0, 1, 2]);
+        let weighted = balancer(&[20, 10], Balance::RoundRobin);
+        let turn = Cell::new(0);
+        let order: Vec<u8> =
+            (0..6).filter_map(|_| weighted.choose(&turn, &[])).map(|c| last(&c)).collect();
+        assert_eq!(order, [0, 1, 0, 0, 1, 0]);
+        assert!(balancer(&[u32::MAX, 1], Balance::RoundRobin).turns.len() <= 4097);
+    }
+
+    #[test]
+    fn the_least_open_is_chosen_and_given_back() {
+        let turn = Cell::new(0);
+        let balancer = balancer(&[1, 1], Balance::LeastRequests);
+        let first = balancer.choose(&turn, &[]).expect("one");
+        let second = balancer.choose(&turn, &[]).expect("one");
+        assert_ne!(first.address, second.address);
+        let freed = first.address;
+        drop(first);
+        assert_eq!(balancer.choose(&turn, &[]).expect("one").address, freed);
+    }
+
+    #[test]
+    fn what_was_tried_is_not_chosen_again() {
+        for kind in [Balance::RoundRobin, Balance::LeastRequests] {
+            let balancer = balancer(&[1, 1], kind);
+            let turn = Cell::new(0);
+            let first = balancer.choose(&turn, &[]).expect("one").address;
+            let second = balancer.choose(&turn, &[first]).expect("another").address;
+            assert_ne!(first, second);
+            assert!(balancer.choose(&turn, &[first, second]).is_none());
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A body on its way: where it comes from, and where it goes.
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::HeaderMap;
+
+use super::h1::{BodyReader, BodyWriter};
+use super::h2 as http2;
+
+/// Where a body comes from.
+#[derive(Debug)]
+pub(crate) enum Source<'a> {
+    Empty,
+    Http1(BodyReader<'a>),
+    Http2(h2::RecvStream),
+}
+
+/// Where a body goes to.
+#[derive(Debug)]
+pub(crate) enum Sink<'a> {
+    /// Nothing follows the head.
+    Closed,
+    Http1(BodyWriter<'a>),
+    Http2(h2::SendStream<Bytes>),
+}
+
+/// Which side broke a body off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// The one that sends it.
+    Source(&'static str),
+    /// The one that receives it.
+    Sink,
+}
+
+impl Source<'_> {
+    /// Whether nothing will come.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(reader) => reader.is_done(),
+            Self::Http2(stream) => stream.is_end_stream(),
+        }
+    }
+
+    /// The next piece; none at the end. Dropping the future loses nothing.
+    async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
+        match self {
+            Self::Empty => Ok(None),
+            Self::Http1(reader) => reader.piece().await.map_err(Broken::Source),
+            Self::Http2(stream) => http2::piece(stream).await,
+        }
+    }
+
+    /// The trailers, after the last piece.
+    async fn trailers(&mut self) -> Result<Option<HeaderMap>, Broken> {
+        match self {
+            Self::Empty => Ok(None),
+            Self::Http1(reader) => Ok(reader.take_trailers()),
+            Self::Http2(stream) => stream
+                .trailers()
+                .await
+                .map_err(|_| Broken::Source("the stream was reset before its trailers")),
+        }
+    }
+}
+
+impl Sink<'_> {
+    async fn send(&mut self, piece: Bytes) -> Result<(), Broken> {
+        match self {
+            Self::Closed => Ok(()),
+            Self::Http1(writer) => writer.send(&piece).await.map_err(|_| Broken::Sink),
+            Self::Http2(stream) => http2::send(stream, piece).await,
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Broken> {
+        match self {
+            Self::Closed | Self::Http2(_) => Ok(()),
+            Self::Http1(writer) => writer.flush().await.map_err(|_| Broken::Sink),
+        }
+    }
+
+    async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken> {
+        match self {
+            Self::Closed => Ok(()),
+            Self::Http1(writer) => writer.finish(trailers).await.map_err(|_| Broken::Sink),
+            Self::Http2(stream) => http2::finish(stream, trailers),
+        }
+    }
+
+    /// Resolves when the receiver wants no more, as far as it can tell us.
+    async fn refused(&mut self) {
+        match self {
+            Self::Http2(stream) => {
+                // An error means that the connection is gone, which ends the stream as well.
+                drop(std::future::poll_fn(|cx| stream.poll_reset(cx)).await);
+            }
+            Self::Closed | Self::Http1(_) => std::future::pending().await,
+        }
+    }
+
+    /// Breaks the body off so that the receiver can tell it is not whole.
+    pub(crate) fn abort(&mut self) {
+        if let Self::Http2(stream) = self {
+            stream.send_reset(h2::Reason::CANCEL);
+        }
+    }
+}
+
+/// Carries a whole body. What is at hand is written together; before waiting for more, what was
+/// written is flushed, so that a stream of small messages is never held back.
+pub(crate) async fn carry(source: &mut Source<'_>, sink: &mut Sink<'_>) -> Result<u64, Broken> {
+    let mut bytes = 0;
+    loop {
+        let piece = match source.piece().now_or_never() {
+            Some(piece) => piece?,
+            None => {
+                sink.flush().await?;
+                tokio::select! {
+                    piece = source.piece() => piece?,
+                    () = sink.refused() => return Err(Broken::Sink),
+                }
+            }
+        };
+        let Some(piece) = piece else {
+            break;
+        };
+        bytes += piece.len() as u64;
+        sink.send(piece).await?;
+    }
+    let trailers = source.trailers().await?;
+    sink.finish(trailers).await?;
+    Ok(bytes)
+}

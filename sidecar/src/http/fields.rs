@@ -1,0 +1,151 @@
+//! The header fields of a message: spans of the buffer they were read into, or a map.
+//!
+//! HTTP/1.1 fields stay where they were read and are written again from there; only what is
+//! removed or added costs anything. HTTP/2 brings a map, which stays one when the next hop is
+//! HTTP/2 too.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// The fields of a message.
+#[derive(Debug)]
+pub(crate) enum Fields {
+    Spans(SpanFields),
+    Map(HeaderMap),
+}
+
+/// Fields in the buffer that holds their message's head.
+#[derive(Debug)]
+pub(crate) struct SpanFields {
+    buffer: Bytes,
+    spans: Vec<Span>,
+    added: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Where a field stands in the buffer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) name: (u32, u32),
+    pub(crate) value: (u32, u32),
+}
+
+impl SpanFields {
+    pub(crate) fn new(buffer: Bytes, spans: Vec<Span>) -> Self {
+        Self { buffer, spans, added: Vec::new() }
+    }
+
+    fn slice(&self, (start, end): (u32, u32)) -> &[u8] {
+        self.buffer.get(start as usize..end as usize).unwrap_or_default()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let read = self.spans.iter().map(|span| (self.slice(span.name), self.slice(span.value)));
+        read.chain(
+            self.added.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())),
+        )
+    }
+}
+
+impl Fields {
+    /// The first value of a field. `name` is lower case.
+    pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
+        match self {
+            Self::Spans(fields) => fields
+                .iter()
+                .find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
+                .map(|(_, value)| value),
+            Self::Map(map) => map.get(name).map(HeaderValue::as_bytes),
+        }
+    }
+
+    /// The first value of a field, when it is text.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(self.get(name)?).ok()
+    }
+
+    /// How often a field is there.
+    pub(crate) fn count(&self, name: &str) -> usize {
+        match self {
+            Self::Spans(fields) => {
+                fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes())).count()
+            }
+            Self::Map(map) => map.get_all(name).iter().count(),
+        }
+    }
+
+    /// Removes the fields whose name, in the case it was written, `unwanted` picks.
+    pub(crate) fn remove(&mut self, unwanted: impl Fn(&[u8]) -> bool) {
+        match self {
+            Self::Spans(SpanFields { buffer, spans, added }) => {
+                let name = |span: &Span| {
+                    buffer.get(span.name.0 as usize..span.name.1 as usize).unwrap_or_default()
+                };
+                spans.retain(|span| !unwanted(name(span)));
+                added.retain(|(name, _)| !unwanted(name.as_str().as_bytes()));
+            }
+            Self::Map(map) => {
+                let names: Vec<HeaderName> =
+                    map.keys().filter(|name| unwanted(name.as_str().as_bytes())).cloned().collect();
+                for name in names {
+                    map.remove(name);
+                }
+            }
+        }
+    }
+
+    /// Adds a field.
+    pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
+        match self {
+            Self::Spans(fields) => fields.added.push((name, value)),
+            Self::Map(map) => {
+                map.append(name, value);
+            }
+        }
+    }
+
+    /// Writes the fields as HTTP/1.1 lines.
+    pub(crate) fn write(&self, out: &mut BytesMut) {
+        let mut line = |name: &[u8], value: &[u8]| {
+            out.reserve(name.len() + value.len() + 4);
+            out.put_slice(name);
+            out.put_slice(b": ");
+            out.put_slice(value);
+            out.put_slice(b"\r\n");
+        };
+        match self {
+            Self::Spans(fields) => fields.iter().for_each(|(name, value)| line(name, value)),
+            Self::Map(map) => map
+                .iter()
+                .for_each(|(name, value)| line(name.as_str().as_bytes(), value.as_bytes())),
+        }
+    }
+
+    /// The fields as a map, for HTTP/2. A field that no map may hold is left out: it was checked
+    /// when it was read, so there is none.
+    pub(crate) fn into_map(self) -> HeaderMap {
+        match self {
+            Self::Map(map) => map,
+            Self::Spans(_) => self.to_map(),
+        }
+    }
+
+    /// The fields as a map of their own.
+    pub(crate) fn to_map(&self) -> HeaderMap {
+        match self {
+            Self::Map(map) => map.clone(),
+            Self::Spans(fields) => {
+                let mut map = HeaderMap::with_capacity(fields.spans.len() + fields.added.len());
+                for span in &fields.spans {
+                    let name = HeaderName::from_bytes(fields.slice(span.name));
+                    let (start, end) = (span.value.0 as usize, span.value.1 as usize);
+                    let value = HeaderValue::from_maybe_shared(fields.buffer.slice(start..end));
+                    if let (Ok(name), Ok(value)) = (name, value) {
+                        map.append(name, value);
+                    }
+                }
+                map.extend(fields.added.iter().cloned());
+                map
+            }
+        }
+    }
+}

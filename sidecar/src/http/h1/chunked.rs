@@ -1,0 +1,204 @@
+//! The chunked transfer coding (RFC 9112, section 7.1), read a buffer at a time.
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// The longest line of a chunk's size with its extensions.
+const SIZE_LINE_LIMIT: usize = 4096;
+/// The longest trailer section.
+const TRAILER_LIMIT_BYTES: usize = 16 * 1024;
+
+/// How far a chunked body has been read.
+#[derive(Debug)]
+pub(crate) enum Decoder {
+    /// A size line comes next.
+    Size,
+    /// So many bytes of a chunk are left.
+    Data(u64),
+    /// The line end behind a chunk comes next.
+    DataEnd,
+    /// The trailer section comes next.
+    Trailers,
+    /// Everything was read.
+    Done(Option<HeaderMap>),
+}
+
+/// One step of reading.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Piece(Bytes),
+    NeedMore,
+    End,
+}
+
+impl Decoder {
+    /// Reads as far as the buffer goes.
+    ///
+    /// # Errors
+    /// What breaks the coding.
+    pub(crate) fn step(&mut self, buffer: &mut BytesMut) -> Result<Step, &'static str> {
+        loop {
+            match self {
+                Self::Size => {
+                    let Some(line) = take_line(buffer, SIZE_LINE_LIMIT)? else {
+                        return Ok(Step::NeedMore);
+                    };
+                    *self = match size(&line)? {
+                        0 => Self::Trailers,
+                        size => Self::Data(size),
+                    };
+                }
+                Self::Data(left) => {
+                    if buffer.is_empty() {
+                        return Ok(Step::NeedMore);
+                    }
+                    let now = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
+                    let piece = buffer.split_to(now).freeze();
+                    *left -= now as u64;
+                    if *left == 0 {
+                        *self = Self::DataEnd;
+                    }
+                    return Ok(Step::Piece(piece));
+                }
+                Self::DataEnd => {
+                    match (buffer.first(), buffer.get(1)) {
+                        (Some(b'\r'), Some(b'\n')) => buffer.advance(2),
+                        (Some(b'\r') | None, None) => return Ok(Step::NeedMore),
+                        _ => return Err("a chunk does not end where its size says"),
+                    }
+                    *self = Self::Size;
+                }
+                Self::Trailers => match take_trailers(buffer)? {
+                    Some(trailers) => *self = Self::Done(trailers),
+                    None => return Ok(Step::NeedMore),
+                },
+                Self::Done(_) => return Ok(Step::End),
+            }
+        }
+    }
+}
+
+fn take_line(buffer: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, &'static str> {
+    let Some(end) = buffer.iter().position(|byte| *byte == b'\n') else {
+        return if buffer.len() > limit {
+            Err("a chunk's size line is too long")
+        } else {
+            Ok(None)
+        };
+    };
+    let line = buffer.split_to(end + 1).freeze();
+    match line.strip_suffix(b"\r\n") {
+        Some(content) if content.len() <= limit && !content.contains(&b'\r') => {
+            Ok(Some(line.slice_ref(content)))
+        }
+        _ => Err("a chunk's size line does not end well"),
+    }
+}
+
+fn size(line: &[u8]) -> Result<u64, &'static str> {
+    let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
+    let digits = digits.trim_ascii_end();
+    if digits.is_empty() || digits.len() > 12 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return Err("a chunk's size is no number");
+    }
+    let text = std::str::from_utf8(digits).map_err(|_| "a chunk's size is no number")?;
+    u64::from_str_radix(text, 16).map_err(|_| "a chunk's size is no number")
+}
+
+/// The trailers; none inside when the section is empty, none outside when more must be read.
+fn take_trailers(buffer: &mut BytesMut) -> Result<Option<Option<HeaderMap>>, &'static str> {
+    if buffer.starts_with(b"\r\n") {
+        buffer.advance(2);
+        return Ok(Some(None));
+    }
+    let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else {
+        let full = buffer.len() > TRAILER_LIMIT_BYTES;
+        return if full { Err("the trailers are too long") } else { Ok(None) };
+    };
+    let section = buffer.split_to(end + 4).freeze();
+    let mut storage = [httparse::EMPTY_HEADER; 64];
+    let headers = match httparse::parse_headers(&section, &mut storage) {
+        Ok(httparse::Status::Complete((_, headers))) => headers,
+        Ok(httparse::Status::Partial) | Err(_) => return Err("the trailers are no fields"),
+    };
+    let mut trailers = HeaderMap::new();
+    for header in headers {
+        let name = HeaderName::from_bytes(header.name.as_bytes())
+            .map_err(|_| "a trailer's name is no token")?;
+        let value = HeaderValue::from_bytes(header.value)
+            .map_err(|_| "a trailer's value is no field value")?;
+        if is_framing(&name) {
+            return Err("a trailer that would change how the message is read");
+        }
+        trailers.append(name, value);
+    }
+    Ok(Some(Some(trailers)))
+}
+
+/// Fields that must not come after the body (RFC 9110, section 6.5.1).
+fn is_framing(name: &HeaderName) -> bool {
+    const NAMES: [&str; 6] =
+        ["content-length", "transfer-encoding", "host", "authorization", "content-type", "trailer"];
+    NAMES.contains(&name.as_str()) || super::super::head::is_hop_by_hop(name.as_str().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_on(
+        decoder: &mut Decoder,
+        buffer: &mut BytesMut,
+        body: &mut Vec<u8>,
+    ) -> Result<(), &'static str> {
+        while let Step::Piece(piece) = decoder.step(buffer)? {
+            body.extend_from_slice(&piece);
+        }
+        Ok(())
+    }
+
+    /// Feeds the text whole and byte by byte; both must read the same.
+    fn check(text: &str, expected: Result<(&str, usize), &str>) {
+        for step in [text.len().max(1), 1] {
+            let mut decoder = Decoder::Size;
+            let mut buffer = BytesMut::new();
+            let mut body = Vec::new();
+            let mut result = Ok(());
+            for part in text.as_bytes().chunks(step) {
+                buffer.extend_from_slice(part);
+                result = read_on(&mut decoder, &mut buffer, &mut body);
+                if result.is_err() {
+                    break;
+                }
+            }
+            let trailers =
+                if let Decoder::Done(Some(trailers)) = &decoder { trailers.len() } else { 0 };
+            let body = String::from_utf8(body).expect("text");
+            match expected {
+                Ok(want) => assert_eq!(
+                    (result, body.as_str(), trailers),
+                    (Ok(()), want.0, want.1),
+                    "{text:?} by {step}"
+                ),
+                Err(part) => assert!(result.is_err_and(|e| e.contains(part)), "{text:?} by {step}"),
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_are_read_however_they_arrive() {
+        check("0\r\n\r\n", Ok(("", 0)));
+        check("5\r\nhello\r\n6;x=y\r\n world\r\n0\r\n\r\n", Ok(("hello world", 0)));
+        check("1\r\na\r\n0\r\nA: b\r\nC: d\r\n\r\n", Ok(("a", 2)));
+    }
+
+    #[test]
+    fn a_coding_that_could_be_read_in_two_ways_is_refused() {
+        check("5\nhello\r\n0\r\n\r\n", Err("does not end well"));
+        check("5\r\nhelloX\r\n0\r\n\r\n", Err("does not end where"));
+        check("-5\r\nhello\r\n", Err("no number"));
+        check("0x5\r\nhello\r\n", Err("no number"));
+        check("fffffffffffff\r\n", Err("no number"));
+        check("0\r\nContent-Length: 5\r\n\r\n", Err("change how"));
+    }
+}

@@ -1,0 +1,175 @@
+//! HTTP/2 by the `h2` crate: pieces with flow control, heads in both directions.
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
+
+use super::body::Broken;
+use super::fields::Fields;
+use super::head::{HttpVersion, RequestHead, ResponseHead, is_authority, is_hop_by_hop};
+use crate::denial::Denial;
+
+/// How much a peer may send on a stream before we have passed it on.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// How much a peer may send on a connection.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// How many streams a peer may have open at once.
+pub(crate) const STREAM_LIMIT: u32 = 256;
+
+/// The head of a request and where its body comes from.
+///
+/// # Errors
+/// When it breaks the rules of RFC 9113, section 8, beyond what the library checks.
+pub(crate) fn request(
+    request: Request<h2::RecvStream>,
+) -> (Result<RequestHead, Denial>, h2::RecvStream) {
+    let (parts, body) = request.into_parts();
+    let head = head(parts);
+    (head, body)
+}
+
+fn head(parts: http::request::Parts) -> Result<RequestHead, Denial> {
+    let authority = match parts.uri.authority() {
+        Some(authority) => authority.as_str().to_owned(),
+        None => {
+            let host = parts
+                .headers
+                .get(http::header::HOST)
+                .ok_or(Denial::Malformed("there is no authority"))?;
+            host.to_str().map_err(|_| Denial::Malformed("the host is no text"))?.to_owned()
+        }
+    };
+    if !is_authority(authority.as_bytes()) {
+        return Err(Denial::Malformed("the authority is no host and port"));
+    }
+    let mut headers = parts.headers;
+    if headers
+        .keys()
+        .any(|name| is_hop_by_hop(name.as_str().as_bytes()) && name != http::header::TE)
+    {
+        return Err(Denial::Malformed("HTTP/2 has no connection fields"));
+    }
+    headers.remove(http::header::HOST);
+    let content_length = take_length(&mut headers)?;
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
+    Ok(RequestHead {
+        method: parts.method,
+        target,
+        authority,
+        fields: Fields::Map(headers),
+        upgrade: None,
+        content_length,
+        version: HttpVersion::Http2,
+    })
+}
+
+fn take_length(headers: &mut HeaderMap) -> Result<Option<u64>, Denial> {
+    let Some(value) = headers.remove(http::header::CONTENT_LENGTH) else {
+        return Ok(None);
+    };
+    let length = value
+        .to_str()
+        .ok()
+        .filter(|text| text.bytes().all(|b| b.is_ascii_digit()))
+        .and_then(|t| t.parse().ok());
+    length.map(Some).ok_or(Denial::Malformed("the content-length is no number"))
+}
+
+/// The head of a request to send.
+///
+/// # Errors
+/// When the head has no form in HTTP/2, which a checked one always has.
+pub(crate) fn to_request(head: &RequestHead, scheme: &str) -> Result<Request<()>, Denial> {
+    let malformed = Denial::Malformed("the target is no URI");
+    let uri = Uri::builder()
+        .scheme(scheme)
+        .authority(head.authority.as_str())
+        .path_and_query(head.target.as_str())
+        .build()
+        .map_err(|_| malformed)?;
+    let mut request = Request::new(());
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = uri;
+    *request.version_mut() = http::Version::HTTP_2;
+    let mut headers = head.fields.to_map();
+    headers.remove(http::header::HOST);
+    if let Some(length) = head.content_length {
+        headers.insert(http::header::CONTENT_LENGTH, length.into());
+    }
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+/// The head of a response that came.
+///
+/// # Errors
+/// When its announced length is no number.
+pub(crate) fn response(
+    parts: http::response::Parts,
+    bodiless: bool,
+) -> Result<ResponseHead, Denial> {
+    let mut headers = parts.headers;
+    // Without a body the length is a fact about what is not sent, and stays a field.
+    let content_length = if bodiless {
+        None
+    } else {
+        take_length(&mut headers).map_err(|_| Denial::UpstreamBroken)?
+    };
+    Ok(ResponseHead { status: parts.status.as_u16(), fields: Fields::Map(headers), content_length })
+}
+
+/// The head of a response to send.
+pub(crate) fn to_response(head: ResponseHead) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let mut headers = head.fields.into_map();
+    if let Some(length) = head.content_length {
+        headers.insert(http::header::CONTENT_LENGTH, length.into());
+    }
+    *response.headers_mut() = headers;
+    response
+}
+
+/// The next piece of a body. Its sender may send as much again at once: what limits it is how fast
+/// the receiver takes pieces, since none is asked for before the last was sent.
+pub(crate) async fn piece(stream: &mut h2::RecvStream) -> Result<Option<Bytes>, Broken> {
+    match stream.data().await {
+        None => Ok(None),
+        Some(Ok(piece)) => {
+            // Releasing fails only for a stream that has ended.
+            drop(stream.flow_control().release_capacity(piece.len()));
+            Ok(Some(piece))
+        }
+        Some(Err(_)) => Err(Broken::Source("the stream was reset")),
+    }
+}
+
+/// Sends a piece as the receiver's window allows.
+pub(crate) async fn send(
+    stream: &mut h2::SendStream<Bytes>,
+    mut piece: Bytes,
+) -> Result<(), Broken> {
+    while !piece.is_empty() {
+        stream.reserve_capacity(piece.len());
+        if stream.capacity() == 0 {
+            let granted = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
+            if !matches!(granted, Some(Ok(_))) {
+                return Err(Broken::Sink);
+            }
+        }
+        let now = stream.capacity().min(piece.len());
+        stream.send_data(piece.split_to(now), false).map_err(|_| Broken::Sink)?;
+    }
+    Ok(())
+}
+
+/// Ends a body.
+pub(crate) fn finish(
+    stream: &mut h2::SendStream<Bytes>,
+    trailers: Option<HeaderMap>,
+) -> Result<(), Broken> {
+    let sent = match trailers {
+        Some(trailers) => stream.send_trailers(trailers),
+        None => stream.send_data(Bytes::new(), true),
+    };
+    sent.map_err(|_| Broken::Sink)
+}

@@ -1,0 +1,7 @@
+//! HTTP in both versions: one head and one body in the middle, codecs at both ends.
+
+pub(crate) mod body;
+pub(crate) mod fields;
+pub(crate) mod h1;
+pub(crate) mod h2;
+pub(crate) mod head;

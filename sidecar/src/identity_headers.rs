@@ -1,0 +1,82 @@
+//! Fields that say who the client is: what the client claims is removed, then they are set from
+//! what was proved. A service behind a sidecar may therefore believe them.
+
+use http::{HeaderName, HeaderValue};
+use weft_certs::VerifiedPeer;
+use weft_model::ClientCertificateDetails;
+
+use crate::http::fields::Fields;
+
+const FORWARDED_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const PEER: HeaderName = HeaderName::from_static("x-weft-peer");
+const SERIAL_NUMBER: HeaderName = HeaderName::from_static("x-amzn-mtls-clientcert-serial-number");
+
+/// The values for one connection, written once and shared by its requests.
+#[derive(Debug, Clone)]
+pub(crate) struct ProvedFields(Vec<(HeaderName, HeaderValue)>);
+
+impl ProvedFields {
+    /// What is told of `peer`.
+    pub(crate) fn new(peer: &VerifiedPeer) -> Self {
+        let mut fields = Vec::new();
+        let mut add = |name: HeaderName, text: String| {
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                fields.push((name, value));
+            }
+        };
+        let uri = peer.identity().map(|id| format!(";URI={id}")).unwrap_or_default();
+        add(FORWARDED_CERTIFICATE, format!("Hash={}{uri}", peer.fingerprint()));
+        if let Some(id) = peer.identity() {
+            add(PEER, id.to_string());
+        }
+        add(SERIAL_NUMBER, peer.serial_hex());
+        Self(fields)
+    }
+}
+
+/// Removes what the client claims and sets what it proved.
+pub(crate) fn apply(
+    fields: &mut Fields,
+    details: ClientCertificateDetails,
+    proved: Option<&ProvedFields>,
+) {
+    fields.remove(is_claim);
+    match (details, proved) {
+        (ClientCertificateDetails::FromProof, Some(ProvedFields(proved))) => {
+            for (name, value) in proved {
+                fields.add(name.clone(), value.clone());
+            }
+        }
+        (ClientCertificateDetails::FromProof, None) | (ClientCertificateDetails::Nothing, _) => {}
+    }
+}
+
+/// Whether a field claims an identity. `_` counts as `-`, since some services read both as one.
+fn is_claim(name: &[u8]) -> bool {
+    const EXACT: &[u8] = b"x-forwarded-client-cert";
+    const PREFIXES: [&[u8]; 2] = [b"x-weft-", b"x-amzn-mtls-"];
+    let same = |a: &u8, b: &u8| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
+    let starts = |prefix: &[u8]| {
+        name.len() >= prefix.len() && name.iter().zip(prefix).all(|(a, b)| same(a, b))
+    };
+    (name.len() == EXACT.len() && starts(EXACT)) || PREFIXES.into_iter().any(starts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_a_claim_is_removed() {
+        let check =
+            |name: &str, expected: bool| assert_eq!(is_claim(name.as_bytes()), expected, "{name}");
+        check("X-Forwarded-Client-Cert", true);
+        check("x_forwarded_client_cert", true);
+        check("X-Weft-Peer", true);
+        check("x-weft-anything", true);
+        check("X-Amzn_Mtls-Clientcert", true);
+        check("x-forwarded-client-certificate", false);
+        check("x-forwarded-for", false);
+        check("x-wef", false);
+    }
+}

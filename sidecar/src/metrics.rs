@@ -1,0 +1,104 @@
+//! What the sidecar counts.
+
+use weft_runtime::metrics::{Counter, Histogram, Page, Registry};
+
+use crate::denial::Denial;
+
+/// The counters of one worker.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub(crate) connections: Counter,
+    pub(crate) connections_open: Counter,
+    pub(crate) connections_refused: Counter,
+    pub(crate) handshakes: Counter,
+    pub(crate) handshakes_failed: Counter,
+    pub(crate) requests: Counter,
+    pub(crate) requests_open: Counter,
+    pub(crate) responses: [Counter; 5],
+    pub(crate) denied: [Counter; Denial::COUNT],
+    pub(crate) upstream_connections: Counter,
+    pub(crate) upstream_retries: Counter,
+    pub(crate) duration: Histogram,
+}
+
+impl Metrics {
+    pub(crate) fn respond(&self, status: u16) {
+        let class = usize::from(status / 100).wrapping_sub(1);
+        if let Some(counter) = self.responses.get(class) {
+            counter.increment();
+        }
+    }
+
+    pub(crate) fn deny(&self, denial: Denial) {
+        if let Some(counter) = self.denied.get(denial.index()) {
+            counter.increment();
+        }
+    }
+}
+
+/// The page of all workers.
+#[must_use]
+pub fn page(registry: &Registry<Metrics>) -> Page {
+    let sets = registry.sets();
+    let sum = |pick: &dyn Fn(&Metrics) -> u64| {
+        sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add)
+    };
+    let mut page = Page::default();
+    page.counter("weft_sidecar_connections", "Connections served.", sum(&|m| m.connections.get()));
+    page.gauge(
+        "weft_sidecar_connections_open",
+        "Connections being served.",
+        sum(&|m| m.connections_open.get()),
+    );
+    page.counter(
+        "weft_sidecar_connections_refused",
+        "Connections refused.",
+        sum(&|m| m.connections_refused.get()),
+    );
+    page.counter(
+        "weft_sidecar_handshakes",
+        "TLS handshakes finished.",
+        sum(&|m| m.handshakes.get()),
+    );
+    page.counter(
+        "weft_sidecar_handshakes_failed",
+        "TLS handshakes refused.",
+        sum(&|m| m.handshakes_failed.get()),
+    );
+    page.counter("weft_sidecar_requests", "Requests served.", sum(&|m| m.requests.get()));
+    page.gauge(
+        "weft_sidecar_requests_open",
+        "Requests being served.",
+        sum(&|m| m.requests_open.get()),
+    );
+    let classes = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+    let responses: Vec<(&str, u64)> = classes
+        .iter()
+        .enumerate()
+        .map(|(index, class)| (*class, sum(&|m| m.responses.get(index).map_or(0, Counter::get))))
+        .collect();
+    page.counter_by("weft_sidecar_responses", "Responses sent.", "class", &responses);
+    let denied: Vec<(&str, u64)> = Denial::REASONS
+        .iter()
+        .enumerate()
+        .map(|(index, reason)| (*reason, sum(&|m| m.denied.get(index).map_or(0, Counter::get))))
+        .collect();
+    page.counter_by("weft_sidecar_denied", "Requests refused by us.", "reason", &denied);
+    page.counter(
+        "weft_sidecar_upstream_connections",
+        "Connections opened.",
+        sum(&|m| m.upstream_connections.get()),
+    );
+    page.counter(
+        "weft_sidecar_upstream_retries",
+        "Requests sent again.",
+        sum(&|m| m.upstream_retries.get()),
+    );
+    page.histogram(
+        "weft_sidecar_request_seconds",
+        "How long requests took.",
+        sets.iter().map(|set| &set.duration),
+    );
+    weft_runtime::metrics::process(&mut page);
+    page
+}

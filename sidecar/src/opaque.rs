@@ -1,0 +1,42 @@
+//! Connections whose bytes are not ours to read: moved as they are, with TLS where it is asked for.
+
+use std::net::SocketAddr;
+
+use tokio::io::copy_bidirectional;
+use weft_model::{Discovery, TcpProxy, WeightedCluster};
+
+use crate::stream::Stream;
+use crate::tls::{Alpn, connector};
+use crate::worker::Worker;
+
+/// Carries a connection to an endpoint of its cluster and back, until both sides are done.
+pub(crate) async fn carry(
+    mut client: Stream,
+    from: SocketAddr,
+    destination: SocketAddr,
+    tcp: &TcpProxy,
+    worker: &Worker,
+) {
+    let plan = worker.plan();
+    let cluster = WeightedCluster::draw(&tcp.clusters, fastrand::u32(..));
+    let Some(target) = cluster.and_then(|cluster| plan.target(&cluster.name)).cloned() else {
+        return;
+    };
+    drop(plan);
+    let chosen = target.balancer.choose(worker.turn_of(target.id), &[]);
+    let address = match (&target.cluster.discovery, &chosen) {
+        (Discovery::OriginalDestination, _) => destination,
+        (_, Some(chosen)) => chosen.address,
+        (_, None) => return,
+    };
+    match connector::connect(&target, address, Alpn::None, worker.shared.mark).await {
+        Ok(mut endpoint) => {
+            let moved = copy_bidirectional(&mut client, &mut endpoint).await;
+            tracing::debug!(%from, %address, ?moved, "a connection was carried");
+        }
+        Err(error) => {
+            tracing::debug!(%from, %address, %error, "an endpoint could not be reached");
+            weft_runtime::socket::reset_on_close(client.tcp());
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! The path of a connection and of a request, a line a stage.
+//!
+//! ```text
+//! connection   accept -> destination -> chain -> TLS: VerifiedPeer -> HTTP version
+//! request      strip claims -> authenticate: Authenticated -> authorize: Authorized
+//!              -> route: Routed -> balance -> exchange -> record
+//! ```
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+use weft_certs::VerifiedPeer;
+use weft_model::{Action, Codec, HttpService, Name, TransportKind, WeightedCluster};
+use weft_runtime::socket::original_destination;
+
+use crate::authenticate::{Facts, authenticate};
+use crate::authorize::authorize;
+use crate::denial::Denial;
+use crate::http::body::Source;
+use crate::http::head::{RequestHead, Upgrade, strip_hop_by_hop};
+use crate::identity_headers::{self, ProvedFields};
+use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Tls};
+use crate::record::Record;
+pub(crate) use crate::reply::Reply;
+use crate::route::{Routed, rewritten, route};
+use crate::stream::Stream;
+use crate::tls::Alpn;
+use crate::tls::acceptor;
+use crate::upstream::{Call, Outcome, exchange};
+use crate::worker::{Worker, now, unix_ms, wall_clock};
+use crate::{opaque, serve};
+
+/// A connection that was taken in.
+pub(crate) struct Accepted {
+    pub(crate) client: SocketAddr,
+    pub(crate) stream: TcpStream,
+    pub(crate) listener: Arc<PlannedListener>,
+}
+
+/// What is known of a connection, for all its requests.
+pub(crate) struct Connection {
+    pub(crate) client: SocketAddr,
+    pub(crate) destination: SocketAddr,
+    pub(crate) peer: Option<VerifiedPeer>,
+    proved: Option<ProvedFields>,
+    kind: TransportKind,
+    listener: Name,
+    /// Whether it waits for a request, so that draining may end it.
+    pub(crate) idle: Rc<Cell<bool>>,
+}
+
+/// Serves a connection from its acceptance to its end.
+pub(crate) async fn connection(accepted: Accepted, worker: Rc<Worker>) {
+    let Some(_in_hand) = worker.live.take(worker.shared.limits.connections) else {
+        return worker.metrics.connections_refused.increment();
+    };
+    worker.metrics.connections.increment();
+    worker.metrics.connections_open.increment();
+    if serve_connection(accepted, &worker).await.is_none() {
+        worker.metrics.connections_refused.increment();
+    }
+    worker.metrics.connections_open.decrement();
+}
+
+/// None when the connection was refused before anything was served.
+async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()> {
+    let Accepted { client, stream, listener } = accepted;
+    let destination = original_destination(&stream).ok()?;
+    let own = stream.local_addr().ok()?;
+    if listener.listener.use_original_destination && destination == own {
+        tracing::debug!(%client, "a capture port was dialled itself: a mistake or a loop");
+        return None;
+    }
+    let plan = worker.plan();
+    let serving = plan.listener_for(&listener, destination).clone();
+    drop(plan);
+    let kind = if serving.listener.inspects_transport() {
+        serve::transport_kind(&stream).await?
+    } else {
+        TransportKind::Plain
+    };
+    let chain = serving.chain(destination, kind)?.clone();
+    let (stream, alpn, peer) = secure(&chain, stream, worker).await?;
+    match &chain.service {
+        Service::Tcp(tcp) => opaque::carry(stream, client, destination, tcp, worker).await,
+        Service::Http(http) => {
+            let proved = peer.as_ref().map(ProvedFields::new);
+            let listener = serving.listener.name.clone();
+            let idle = Rc::new(Cell::new(false));
+            let connection =
+                Rc::new(Connection { client, destination, peer, proved, kind, listener, idle });
+            let settings = http.http.clone();
+            drop((chain, serving));
+            serve_http(stream, alpn, connection, &settings, worker).await;
+        }
+    }
+    Some(())
+}
+
+/// Does the handshake where the chain asks for one.
+async fn secure(
+    chain: &PlannedChain,
+    stream: TcpStream,
+    worker: &Worker,
+) -> Option<(Stream, Alpn, Option<VerifiedPeer>)> {
+    let config = match &chain.tls {
+        Tls::None => return Some((Stream::Plain(stream), Alpn::None, None)),
+        Tls::Terminate(config) => config.clone(),
+        Tls::Broken => return None,
+    };
+    let handshake = acceptor::accept(config, stream);
+    match tokio::time::timeout(worker.shared.limits.handshake, handshake).await {
+        Ok(Ok(accepted)) => {
+            worker.metrics.handshakes.increment();
+            Some((accepted.stream, accepted.alpn, accepted.peer))
+        }
+        Ok(Err(error)) => {
+            worker.metrics.handshakes_failed.increment();
+            tracing::debug!(%error, "a handshake was refused");
+            None
+        }
+        Err(_) => {
+            worker.metrics.handshakes_failed.increment();
+            None
+        }
+    }
+}
+
+async fn serve_http(
+    stream: Stream,
+    alpn: Alpn,
+    connection: Rc<Connection>,
+    settings: &HttpService,
+    worker: &Rc<Worker>,
+) {
+    let http2 = match (settings.codec, alpn, &stream) {
+        (Codec::Http2, _, _) | (Codec::Auto, Alpn::Http2, _) => true,
+        (Codec::Auto, Alpn::None, Stream::Plain(tcp)) => {
+            serve::has_preface(tcp, settings.header_timeout).await
+        }
+        (Codec::Http1 | Codec::Auto, _, _) => false,
+    };
+    if http2 {
+        serve::http2(stream, connection, settings, worker).await;
+    } else {
+        serve::http1(stream, connection, settings, worker).await;
+    }
+}
+
+/// Serves one request: decides, then carries it out, and leaves a line behind.
+pub(crate) async fn request(
+    head: RequestHead,
+    source: Source<'_>,
+    reply: &mut Reply<'_>,
+    connection: &Connection,
+    worker: &Worker,
+) {
+    let started = now();
+    worker.metrics.requests.increment();
+    worker.metrics.requests_open.increment();
+    let mut story = Story::new(&head, connection, worker.logs_requests(connection));
+    let result = perform(head, source, reply, connection, worker, &mut story).await;
+    story.finish(result, started, connection, worker);
+    worker.metrics.requests_open.decrement();
+}
+
+#[allow(
+    clippy::too_many_arguments,
+    reason = "each is a part of the one request, and none belongs with another"
+)]
+async fn perform(
+    mut head: RequestHead,
+    source: Source<'_>,
+    reply: &mut Reply<'_>,
+    connection: &Connection,
+    worker: &Worker,
+    story: &mut Story,
+) -> Result<Outcome, Denial> {
+    let is_grpc = head.is_grpc();
+    let plan = worker.plan();
+    let result = match decide(&mut head, connection, &plan, story) {
+        Ok(Decision::Forward { target, timeout }) => match plan.target(&target) {
+            Some(target) => {
+                story.service = Some(target.cluster.name.clone());
+                let call = Call { head, source, reply: &mut *reply };
+                // Boxed, so that a connection without a request does not carry room for one.
+                let sending = Box::pin(exchange(call, target, worker, &mut story.endpoint));
+                match timeout {
+                    Some(timeout) => tokio::time::timeout(timeout, sending)
+                        .await
+                        .unwrap_or(Err(Denial::UpstreamTimeout)),
+                    None => sending.await,
+                }
+            }
+            None => Err(Denial::NoEndpoint),
+        },
+        Ok(Decision::Answer { status, location, body }) => {
+            Ok(reply.answer(status, location, body).await)
+        }
+        Err(denial) => Err(denial),
+    };
+    if let Err(denial) = result {
+        reply.deny(denial, is_grpc).await;
+    }
+    result
+}
+
+/// What to do with a request.
+enum Decision {
+    Forward { target: Name, timeout: Option<std::time::Duration> },
+    Answer { status: u16, location: Option<String>, body: String },
+}
+
+/// Decides a request by one plan, and turns its head into the one that is sent on.
+fn decide(
+    head: &mut RequestHead,
+    connection: &Connection,
+    plan: &Plan,
+    story: &mut Story,
+) -> Result<Decision, Denial> {
+    let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
+    head.check_path()?;
+    if head.upgrade == Some(Upgrade::WebSocket) && !http.http.websocket {
+        head.upgrade = None;
+    }
+    strip_hop_by_hop(&mut head.fields);
+    identity_headers::apply(
+        &mut head.fields,
+        http.http.client_certificate,
+        connection.proved.as_ref(),
+    );
+
+    let facts = Facts {
+        head,
+        peer: connection.peer.as_ref(),
+        remote: connection.client.ip(),
+        destination_port: connection.destination.port(),
+    };
+    let authenticated = authenticate(facts, http.tokens.as_ref(), wall_clock())?;
+    let authorized = authorize(authenticated, &http.rules)?;
+    let routed: Routed<'_, '_> = route(authorized, http.routes.as_deref())?;
+
+    story.subject = routed.subject;
+    match &routed.route.action {
+        Action::Forward { clusters, host_rewrite, timeout, .. } => {
+            let target = WeightedCluster::draw(clusters, fastrand::u32(..))
+                .ok_or(Denial::NoRoute)?
+                .name
+                .clone();
+            if let Some(target) = rewritten(routed.route, &head.target) {
+                head.target = target;
+            }
+            if let Some(host) = host_rewrite {
+                head.authority.clone_from(host);
+            }
+            if http.tokens.as_ref().is_some_and(|tokens| !tokens.forward()) {
+                head.fields.remove(|name| name.eq_ignore_ascii_case(b"authorization"));
+            }
+            Ok(Decision::Forward { target, timeout: *timeout })
+        }
+        Action::Redirect(redirect) => {
+            let scheme = redirect.scheme.as_deref().unwrap_or("http");
+            let host = redirect.host.as_deref().unwrap_or(&head.authority);
+            let path = redirect.path.as_deref().unwrap_or(&head.target);
+            let location = Some(format!("{scheme}://{host}{path}"));
+            Ok(Decision::Answer { status: redirect.status, location, body: String::new() })
+        }
+        Action::Respond { status, body } => {
+            Ok(Decision::Answer { status: *status, location: None, body: body.clone() })
+        }
+    }
+}
+
+impl Connection {
+    /// How the connection's requests are served by a plan; none when the plan no longer serves it.
+    pub(crate) fn service<'p>(&self, plan: &'p Plan) -> Option<&'p PlannedHttp> {
+        match &plan.listener(&self.listener)?.chain(self.destination, self.kind)?.service {
+            Service::Http(http) => Some(http),
+            Service::Tcp(_) => None,
+        }
+    }
+}
+
+/// What there is to tell of a request.
+struct Story {
+    line: Option<Line>,
+    service: Option<Name>,
+    subject: Option<String>,
+    endpoint: Option<SocketAddr>,
+}
+
+struct Line {
+    method: String,
+    authority: String,
+    path: String,
+    version: &'static str,
+}
+
+impl Story {
+    fn new(head: &RequestHead, _: &Connection, logged: bool) -> Self {
+        let line = logged.then(|| Line {
+            method: head.method.to_string(),
+            authority: head.authority.clone(),
+            path: head.path().to_owned(),
+            version: head.version.word(),
+        });
+        Self { line, service: None, subject: None, endpoint: None }
+    }
+
+    fn finish(
+        self,
+        result: Result<Outcome, Denial>,
+        started: Instant,
+        connection: &Connection,
+        worker: &Worker,
+    ) {
+        let duration = now() - started;
+        let (status, outcome) = match result {
+            Ok(outcome) => (outcome.status, outcome),
+            Err(denial) => {
+                worker.metrics.deny(denial);
+                (denial.status(), Outcome::default())
+            }
+        };
+        worker.metrics.respond(status);
+        worker.metrics.duration.observe(duration);
+        let Some(line) = self.line else {
+            return;
+        };
+        worker.access.line(&Record {
+            kind: "http",
+            time_ms: unix_ms(),
+            client: connection.client,
+            original_destination: connection.destination,
+            peer: connection
+                .peer
+                .as_ref()
+                .and_then(VerifiedPeer::identity)
+                .map(weft_model::SpiffeId::as_str),
+            subject: self.subject.as_deref(),
+            version: line.version,
+            method: &line.method,
+            authority: &line.authority,
+            path: &line.path,
+            status,
+            denial: result.err().map(Denial::reason),
+            detail: result.err().map(Denial::detail).filter(|detail| !detail.is_empty()),
+            service: self.service.as_deref(),
+            endpoint: self.endpoint,
+            bytes_sent: outcome.bytes_sent,
+            bytes_received: outcome.bytes_received,
+            duration_us: duration.as_micros(),
+            outcome: match (outcome.broken, result) {
+                (Some(broken), _) => broken,
+                (None, Ok(_)) => "served",
+                (None, Err(_)) => "denied",
+            },
+        });
+    }
+}

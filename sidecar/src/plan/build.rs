@@ -1,0 +1,323 @@
+//! Builds a plan from a snapshot, from what the last one had, and from fetched keys.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::sync::Arc;
+
+use rustls_pki_types::UnixTime;
+use weft_certs::TrustStore;
+use weft_certs::tls::{ClientAuthentication, Identity, client, server};
+use weft_model::{
+    Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService, JwtPolicy,
+    KeySource, Listener, Name, RouteSource, Secret, SecretSource, Snapshot, UpstreamTls,
+    Validation,
+};
+
+use super::{
+    Kept, Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, TargetTls, Tls,
+    is_servable,
+};
+use crate::authenticate::fetch::Wanted;
+use crate::authenticate::keys::{KeySet, KeyStore};
+use crate::authenticate::{PlannedProvider, Tokens};
+use crate::balance::Balancer;
+
+/// Builds one plan after the other, keeping what did not change.
+#[derive(Debug, Default)]
+pub(crate) struct Builder {
+    kept: Kept,
+    /// The last good trust store of each validation, so that a bad list leaves it in force.
+    trust: HashMap<String, Arc<TrustStore>>,
+    targets: HashMap<Name, Arc<Target>>,
+    next_target: u64,
+}
+
+/// A plan, and what an operator should know of it.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// The plan.
+    pub(crate) plan: Plan,
+    /// What could not be built, or is not as it should be.
+    pub(crate) problems: Vec<String>,
+    /// The key sets to fetch.
+    pub(crate) key_sets: Vec<Wanted>,
+}
+
+impl Builder {
+    /// A builder that has built nothing.
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Builds the plan of a snapshot.
+    pub(crate) fn build(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        keys: &KeyStore,
+        now: UnixTime,
+    ) -> Built {
+        let mut problems = Vec::new();
+        let mut plan = Plan { revision: snapshot.revision, ..Plan::default() };
+        let mut work = Work {
+            builder: self,
+            snapshot,
+            keys,
+            now,
+            problems: &mut problems,
+            key_sets: Vec::new(),
+        };
+        for (name, cluster) in &snapshot.clusters {
+            let target = work.target(cluster);
+            plan.targets.insert(name.clone(), target);
+        }
+        work.builder.targets.clone_from(&plan.targets);
+        for (name, listener) in &snapshot.listeners {
+            if !is_servable(listener) {
+                work.problems
+                    .push(format!("listener {name:?} is for UDP, which is the agent's work"));
+                continue;
+            }
+            let planned = Arc::new(work.listener(listener));
+            if !listener.bind {
+                plan.by_destination.insert(listener.address, planned.clone());
+            }
+            plan.listeners.insert(name.clone(), planned);
+        }
+        let key_sets = work.key_sets;
+        self.kept.snapshot = Some(snapshot.clone());
+        Built { plan, problems, key_sets }
+    }
+}
+
+struct Work<'a> {
+    builder: &'a mut Builder,
+    snapshot: &'a Snapshot,
+    keys: &'a KeyStore,
+    now: UnixTime,
+    problems: &'a mut Vec<String>,
+    key_sets: Vec<Wanted>,
+}
+
+impl Work<'_> {
+    fn listener(&mut self, listener: &Arc<Listener>) -> PlannedListener {
+        let chains = listener
+            .chains
+            .iter()
+            .map(|chain| Arc::new(self.chain(&listener.name, chain)))
+            .collect();
+        let default = listener
+            .default_chain
+            .as_ref()
+            .map(|chain| Arc::new(self.chain(&listener.name, chain)));
+        PlannedListener { listener: listener.clone(), chains, default }
+    }
+
+    fn chain(&mut self, listener: &str, chain: &FilterChain) -> PlannedChain {
+        let tls = match &chain.tls {
+            None => Tls::None,
+            Some(tls) => match self.server_tls(tls) {
+                Ok(config) => config,
+                Err(problem) => {
+                    self.problems
+                        .push(format!("listener {listener:?} chain {:?}: {problem}", &*chain.name));
+                    Tls::Broken
+                }
+            },
+        };
+        let service = match &chain.filter {
+            Filter::Tcp(tcp) => Service::Tcp(tcp.clone()),
+            Filter::Http(http) => Service::Http(self.http(listener, http)),
+        };
+        PlannedChain { tls, service }
+    }
+
+    fn http(&mut self, listener: &str, http: &Arc<HttpService>) -> PlannedHttp {
+        let routes = match &http.routes {
+            RouteSource::Inline(table) => Some(table.clone()),
+            RouteSource::Named(name) => self.snapshot.routes.get(name).cloned(),
+        };
+        let mut tokens = None;
+        let mut rules = Vec::new();
+        for filter in &http.filters {
+            match filter {
+                HttpFilter::Jwt(policy) if tokens.is_none() => {
+                    tokens = Some(self.tokens(listener, policy))
+                }
+                HttpFilter::Jwt(_) => self.problems.push(format!(
+                    "listener {listener:?} has two token policies; the first counts"
+                )),
+                HttpFilter::Rbac(policy) => rules.push(policy.clone()),
+            }
+        }
+        PlannedHttp { http: http.clone(), routes, tokens, rules }
+    }
+
+    fn tokens(&mut self, listener: &str, policy: &Arc<JwtPolicy>) -> Tokens {
+        let mut providers = BTreeMap::new();
+        for (name, provider) in &policy.providers {
+            let keys = match &provider.keys {
+                KeySource::Local(data) => {
+                    match read(data).and_then(|bytes| KeySet::parse(&bytes)) {
+                        Ok(set) => Some(Arc::new(set)),
+                        Err(problem) => {
+                            self.problems
+                                .push(format!("listener {listener:?} keys of {name:?}: {problem}"));
+                            None
+                        }
+                    }
+                }
+                KeySource::Http { uri, cluster, timeout, cache } => {
+                    match self.builder.targets.get(cluster) {
+                        Some(target) => self.key_sets.push(Wanted {
+                            uri: uri.clone(),
+                            target: target.clone(),
+                            timeout: *timeout,
+                            cache: *cache,
+                        }),
+                        None => self
+                            .problems
+                            .push(format!("keys of {name:?}: there is no cluster {cluster:?}")),
+                    }
+                    self.keys.get(uri)
+                }
+            };
+            providers.insert(name.clone(), PlannedProvider { provider: provider.clone(), keys });
+        }
+        Tokens::new(policy.clone(), providers)
+    }
+
+    fn server_tls(&mut self, tls: &DownstreamTls) -> Result<Tls, String> {
+        let identity = self.identity(&tls.identity)?;
+        let clients = match &tls.validation {
+            None => ClientAuthentication::None,
+            Some(source) => {
+                let trust = self.trust(source)?;
+                if tls.require_client_certificate {
+                    ClientAuthentication::Required(trust, tls.names.clone())
+                } else {
+                    ClientAuthentication::Optional(trust, tls.names.clone())
+                }
+            }
+        };
+        server(&identity, clients, &tls.alpn).map(Tls::Terminate).map_err(|error| error.to_string())
+    }
+
+    fn target(&mut self, cluster: &Arc<Cluster>) -> Arc<Target> {
+        let previous = self.builder.targets.get(&cluster.name).cloned();
+        let unchanged = previous
+            .as_ref()
+            .is_some_and(|old| old.cluster == *cluster && self.same_secrets(&cluster.tls));
+        let endpoints = self.snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
+        let balancer =
+            Balancer::new(endpoints, cluster.balance, previous.as_ref().map(|old| &old.balancer));
+        if let Some(old) = previous.filter(|_| unchanged) {
+            let (id, tls) = (old.id, old.tls.clone());
+            return Arc::new(Target { id, cluster: cluster.clone(), balancer, tls });
+        }
+        self.builder.next_target += 1;
+        let tls = match &cluster.tls {
+            None => TargetTls::None,
+            Some(tls) => self.client_tls(tls).unwrap_or_else(|problem| {
+                self.problems.push(format!("cluster {:?}: {problem}", &*cluster.name));
+                TargetTls::Broken
+            }),
+        };
+        Arc::new(Target { id: self.builder.next_target, cluster: cluster.clone(), balancer, tls })
+    }
+
+    /// Whether the secrets that TLS needs are those the last plan had.
+    fn same_secrets(&self, tls: &Option<UpstreamTls>) -> bool {
+        let (Some(tls), Some(old)) = (tls, &self.builder.kept.snapshot) else {
+            return true;
+        };
+        tls.identity
+            .iter()
+            .chain([&tls.validation])
+            .all(|source| self.snapshot.secret(source) == old.secret(source))
+    }
+
+    fn client_tls(&mut self, tls: &UpstreamTls) -> Result<TargetTls, String> {
+        let identity = tls.identity.as_ref().map(|source| self.identity(source)).transpose()?;
+        let trust = self.trust(&tls.validation)?;
+        let config = |alpn: &[&str]| {
+            let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
+            client(identity.as_ref(), trust.clone(), tls.names.clone(), &alpn)
+                .map_err(|error| error.to_string())
+        };
+        let (http1, http2, plain) = (config(&["http/1.1"])?, config(&["h2"])?, config(&[])?);
+        Ok(TargetTls::Originate { http1, http2, plain, tls: tls.clone() })
+    }
+
+    fn identity(&self, source: &SecretSource) -> Result<Identity, String> {
+        match self.secret(source)?.as_ref() {
+            Secret::Identity(identity) => {
+                Identity::load(&read(&identity.chain)?, &read(&identity.key)?)
+                    .map_err(|error| error.to_string())
+            }
+            Secret::Validation(_) => {
+                Err("a certificate was asked for, and the secret is a validation".into())
+            }
+        }
+    }
+
+    fn trust(&mut self, source: &SecretSource) -> Result<Arc<TrustStore>, String> {
+        let secret = self.secret(source)?;
+        let Secret::Validation(validation) = secret.as_ref() else {
+            return Err("a validation was asked for, and the secret is a certificate".into());
+        };
+        // Only a named secret has a past; one in place is another whenever it changes.
+        let key = match source {
+            SecretSource::Named(name) => name.to_string(),
+            SecretSource::Inline(_) => format!("{validation:?}"),
+        };
+        let previous = self.builder.trust.get(&key).cloned();
+        match load_trust(validation, previous.as_deref(), self.now) {
+            Ok(store) => {
+                let store = Arc::new(store);
+                for warning in
+                    store.revocations().map(weft_certs::CrlIndex::warnings).unwrap_or_default()
+                {
+                    self.problems.push(format!("validation {key:?}: {warning}"));
+                }
+                self.builder.trust.insert(key, store.clone());
+                Ok(store)
+            }
+            Err(problem) => match previous {
+                Some(store) => {
+                    self.problems.push(format!(
+                        "validation {key:?}: {problem}; the last good one stays in force"
+                    ));
+                    Ok(store)
+                }
+                None => Err(problem),
+            },
+        }
+    }
+
+    fn secret<'a>(&'a self, source: &'a SecretSource) -> Result<&'a Arc<Secret>, String> {
+        self.snapshot.secret(source).ok_or_else(|| match source {
+            SecretSource::Named(name) => format!("there is no secret {name:?}"),
+            SecretSource::Inline(_) => "the secret is empty".into(),
+        })
+    }
+}
+
+fn load_trust(
+    validation: &Validation,
+    previous: Option<&TrustStore>,
+    now: UnixTime,
+) -> Result<TrustStore, String> {
+    let roots = read(&validation.roots)?;
+    let revocations = validation.revocations.as_ref().map(read).transpose()?;
+    TrustStore::load(&roots, revocations.as_deref(), validation.names.clone(), previous, now)
+        .map_err(|error| error.to_string())
+}
+
+fn read(data: &DataSource) -> Result<Vec<u8>, String> {
+    match data {
+        DataSource::Inline(bytes) => Ok(bytes.to_vec()),
+        DataSource::File(path) => {
+            fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What a snapshot means for the sidecar: TLS configurations, keys and balancers, ready to use.
+//!
+//! A plan is built once per snapshot, away from the workers, and never changes. What cannot be
+//! built (a secret that cannot be read, say) keeps its last good form where there is one; a chain
+//! without one serves nobody, which fails closed.
+
+mod build;
+
+pub(crate) use build::Builder;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::{ClientConfig, ServerConfig};
+use weft_model::{
+    Cluster, FilterChain, HttpService, Listener, Name, Rbac, RouteTable, Snapshot, TcpProxy,
+    Transport, TransportKind, UpstreamTls,
+};
+
+use crate::authenticate::Tokens;
+use crate::balance::Balancer;
+
+/// Everything the workers work by.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Which snapshot it was made of.
+    pub revision: u64,
+    listeners: BTreeMap<Name, Arc<PlannedListener>>,
+    by_destination: HashMap<SocketAddr, Arc<PlannedListener>>,
+    targets: HashMap<Name, Arc<Target>>,
+}
+
+/// A listener with its chains ready.
+#[derive(Debug)]
+pub(crate) struct PlannedListener {
+    pub(crate) listener: Arc<Listener>,
+    chains: Vec<Arc<PlannedChain>>,
+    default: Option<Arc<PlannedChain>>,
+}
+
+/// A filter chain, ready.
+#[derive(Debug)]
+pub(crate) struct PlannedChain {
+    pub(crate) tls: Tls,
+    pub(crate) service: Service,
+}
+
+/// How TLS with the client is done.
+#[derive(Debug, Clone)]
+pub(crate) enum Tls {
+    /// It is not.
+    None,
+    /// With this configuration.
+    Terminate(Arc<ServerConfig>),
+    /// It should be and cannot: its secrets are missing or bad. Nobody is served.
+    Broken,
+}
+
+/// What is done with a connection's bytes.
+#[derive(Debug)]
+pub(crate) enum Service {
+    Tcp(TcpProxy),
+    Http(PlannedHttp),
+}
+
+/// An HTTP service, ready.
+#[derive(Debug)]
+pub(crate) struct PlannedHttp {
+    pub(crate) http: Arc<HttpService>,
+    /// None when the table is not there.
+    pub(crate) routes: Option<Arc<RouteTable>>,
+    pub(crate) tokens: Option<Tokens>,
+    pub(crate) rules: Vec<Arc<Rbac>>,
+}
+
+/// A cluster, ready.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// The same for as long as connections to it may be used again.
+    pub(crate) id: u64,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) balancer: Balancer,
+    pub(crate) tls: TargetTls,
+}
+
+/// How TLS to an endpoint is done.
+#[derive(Debug, Clone)]
+pub(crate) enum TargetTls {
+    /// It is not.
+    None,
+    /// With these configurations, which differ in the protocol they ask for.
+    Originate {
+        http1: Arc<ClientConfig>,
+        http2: Arc<ClientConfig>,
+        plain: Arc<ClientConfig>,
+        tls: UpstreamTls,
+    },
+    /// It should be and cannot: its secrets are missing or bad. Nothing is sent.
+    Broken,
+}
+
+impl Plan {
+    /// The listeners that bind a socket.
+    pub(crate) fn bound(&self) -> impl Iterator<Item = &Arc<PlannedListener>> {
+        self.listeners.values().filter(|planned| planned.listener.bind)
+    }
+
+    /// The listener of this name.
+    pub(crate) fn listener(&self, name: &str) -> Option<&Arc<PlannedListener>> {
+        self.listeners.get(name)
+    }
+
+    /// The listener that answers for `destination`: a service's own, or `accepted`, which took it in.
+    pub(crate) fn listener_for<'a>(
+        &'a self,
+        accepted: &'a Arc<PlannedListener>,
+        destination: SocketAddr,
+    ) -> &'a Arc<PlannedListener> {
+        if !accepted.listener.use_original_destination {
+            return accepted;
+        }
+        self.by_destination.get(&destination).unwrap_or(accepted)
+    }
+
+    /// Whether connections to the target of this number may still be used.
+    pub(crate) fn has_target(&self, id: u64) -> bool {
+        self.targets.values().any(|target| target.id == id)
+    }
+
+    /// The cluster of this name.
+    pub(crate) fn target(&self, name: &str) -> Option<&Arc<Target>> {
+        self.targets.get(name)
+    }
+}
+
+impl PlannedListener {
+    /// The chain that serves a connection.
+    pub(crate) fn chain(
+        &self,
+        destination: SocketAddr,
+        kind: TransportKind,
+    ) -> Option<&Arc<PlannedChain>> {
+        let chosen = self.listener.chain_for(destination, kind)?;
+        let is = |chain: &FilterChain| std::ptr::eq(chain, chosen);
+        match self.listener.chains.iter().position(is) {
+            Some(index) => self.chains.get(index),
+            None => self.default.as_ref(),
+        }
+    }
+}
+
+/// Whether a listener is this tier's.
+fn is_servable(listener: &Listener) -> bool {
+    listener.transport == Transport::Tcp
+}
+
+/// A plan needs its snapshot only to be built; this is what stays for the next one.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) snapshot: Option<Arc<Snapshot>>,
+}

@@ -1,0 +1,161 @@
+//! Where a response goes: the client's HTTP/1.1 connection or HTTP/2 stream.
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderValue, header};
+
+use crate::denial::Denial;
+use crate::http::body::Sink;
+use crate::http::fields::Fields;
+use crate::http::h1::{BodyWriter, Framing, Writer, write_response};
+use crate::http::h2 as http2;
+use crate::http::head::{HttpVersion, ResponseHead};
+use crate::upstream::Outcome;
+
+/// The way back to the client.
+#[derive(Debug)]
+pub(crate) enum Reply<'a> {
+    Http1(Http1Reply<'a>),
+    Http2 { respond: &'a mut SendResponse<Bytes>, started: bool },
+}
+
+/// The way back over HTTP/1.1.
+#[derive(Debug)]
+pub(crate) struct Http1Reply<'a> {
+    pub(crate) writer: &'a mut Writer,
+    pub(crate) version: HttpVersion,
+    pub(crate) is_head: bool,
+    /// Whether the connection may be used again after the response.
+    pub(crate) keep_alive: bool,
+    pub(crate) started: bool,
+}
+
+impl Reply<'_> {
+    /// Writes the head of a response and gives where its body goes.
+    pub(crate) fn begin(&mut self, head: ResponseHead, bodiless: bool, empty: bool) -> Sink<'_> {
+        match self {
+            Self::Http1(reply) => reply.begin(&head, bodiless, empty),
+            Self::Http2 { respond, started } => {
+                *started = true;
+                match respond.send_response(http2::to_response(head), bodiless || empty) {
+                    Ok(stream) if !bodiless && !empty => Sink::Http2(stream),
+                    Ok(_) | Err(_) => Sink::Closed,
+                }
+            }
+        }
+    }
+
+    /// Answers 101 over HTTP/1.1 and gives the writing half.
+    pub(crate) fn switch(&mut self, head: &ResponseHead) -> Option<&mut Writer> {
+        let Self::Http1(reply) = self else {
+            return None;
+        };
+        reply.started = true;
+        reply.keep_alive = false;
+        write_response(head, Framing::None, false, &mut reply.writer.out);
+        Some(reply.writer)
+    }
+
+    /// Notes whether the response went out whole; if not, the connection must not be used again.
+    pub(crate) fn finished(&mut self, whole: bool) {
+        if let Self::Http1(reply) = self {
+            reply.keep_alive &= whole;
+        }
+    }
+
+    /// Resolves when the client wants no response any more, as far as it can tell us.
+    pub(crate) async fn refused(&mut self) {
+        match self {
+            Self::Http2 { respond, started: false } => {
+                drop(std::future::poll_fn(|cx| respond.poll_reset(cx)).await);
+            }
+            Self::Http1(_) | Self::Http2 { .. } => std::future::pending().await,
+        }
+    }
+
+    /// Answers by ourselves.
+    pub(crate) async fn answer(
+        &mut self,
+        status: u16,
+        location: Option<String>,
+        body: String,
+    ) -> Outcome {
+        let mut fields = HeaderMap::new();
+        if let Some(location) = location.and_then(|text| HeaderValue::from_str(&text).ok()) {
+            fields.insert(header::LOCATION, location);
+        }
+        self.send(status, fields, body).await;
+        Outcome { status, ..Outcome::default() }
+    }
+
+    /// Says no, unless a response was begun already: then it is broken off.
+    pub(crate) async fn deny(&mut self, denial: Denial, is_grpc: bool) {
+        match self {
+            Self::Http1(reply) if reply.started => {
+                reply.keep_alive = false;
+                reply.writer.out.clear();
+            }
+            Self::Http2 { respond, started: true } => respond.send_reset(h2::Reason::CANCEL),
+            Self::Http1(_) | Self::Http2 { .. } => self.say(denial, is_grpc).await,
+        }
+    }
+
+    async fn say(&mut self, denial: Denial, is_grpc: bool) {
+        let mut fields = HeaderMap::new();
+        if let Some(challenge) = denial.challenge() {
+            fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if is_grpc {
+            // A response of trailers only (gRPC over HTTP/2, "Responses").
+            fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            fields.insert("grpc-status", u16::from(denial.grpc_status()).into());
+            let message = denial.body().trim_end().replace(' ', "%20");
+            if let Ok(message) = HeaderValue::from_str(&message) {
+                fields.insert("grpc-message", message);
+            }
+            return self.send(200, fields, String::new()).await;
+        }
+        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        self.send(denial.status(), fields, denial.body()).await;
+    }
+
+    async fn send(&mut self, status: u16, fields: HeaderMap, body: String) {
+        let content_length = Some(body.len() as u64);
+        let head = ResponseHead { status, fields: Fields::Map(fields), content_length };
+        let bodiless = matches!(self, Self::Http1(reply) if reply.is_head);
+        match self {
+            Self::Http1(reply) => {
+                // Part of the request's body may still come, and must not be read as a request.
+                reply.keep_alive = false;
+                drop(reply.begin(&head, bodiless, body.is_empty()));
+                if !bodiless {
+                    reply.writer.out.extend_from_slice(body.as_bytes());
+                }
+                // A client that is gone needs no answer.
+                drop(reply.writer.flush().await);
+            }
+            Self::Http2 { .. } => {
+                if let Sink::Http2(mut stream) = self.begin(head, bodiless, body.is_empty()) {
+                    // A stream that is gone needs no answer.
+                    drop(stream.send_data(Bytes::from(body), true));
+                }
+            }
+        }
+    }
+}
+
+impl Http1Reply<'_> {
+    fn begin(&mut self, head: &ResponseHead, bodiless: bool, empty: bool) -> Sink<'_> {
+        self.started = true;
+        let framing = match (bodiless, head.content_length) {
+            (true, _) => Framing::None,
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) if empty => Framing::Length(0),
+            (false, None) if self.version == HttpVersion::Http10 => Framing::UntilClose,
+            (false, None) => Framing::Chunked,
+        };
+        self.keep_alive &= framing != Framing::UntilClose;
+        write_response(head, framing, self.keep_alive, &mut self.writer.out);
+        Sink::Http1(BodyWriter { writer: self.writer, chunked: framing == Framing::Chunked })
+    }
+}

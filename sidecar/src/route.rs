@@ -1,0 +1,71 @@
+//! Which cluster serves a request, or what answers it at once.
+
+use weft_model::{Action, Route, RouteTable};
+
+use crate::authorize::Authorized;
+use crate::denial::Denial;
+
+/// A request with the route it takes. Made only by [`route`].
+#[derive(Debug)]
+pub(crate) struct Routed<'a, 'p> {
+    pub(crate) route: &'p Route,
+    pub(crate) subject: Option<String>,
+    _allowed: std::marker::PhantomData<Authorized<'a>>,
+}
+
+/// Finds the route of a request.
+///
+/// # Errors
+/// [`Denial::NoRoute`].
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "the proof is used up: what follows holds the next one"
+)]
+pub(crate) fn route<'a, 'p>(
+    request: Authorized<'a>,
+    table: Option<&'p RouteTable>,
+) -> Result<Routed<'a, 'p>, Denial> {
+    let facts = request.facts();
+    let route = table.and_then(|table| table.route(&facts)).ok_or(Denial::NoRoute)?;
+    let subject = request.subject().map(str::to_owned);
+    Ok(Routed { route, subject, _allowed: std::marker::PhantomData })
+}
+
+/// The target after the route's rewrite.
+pub(crate) fn rewritten(route: &Route, target: &str) -> Option<String> {
+    let Action::Forward { prefix_rewrite: Some(prefix), .. } = &route.action else {
+        return None;
+    };
+    let rest = target.get(route.matches.path.matched_bytes()..)?;
+    let joined = format!("{prefix}{rest}");
+    // `/` put before `/x` must not become `//x`, nor an empty path.
+    let clean = if joined.starts_with("//") { joined.split_at(1).1.to_owned() } else { joined };
+    Some(if clean.starts_with('/') { clean } else { format!("/{clean}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_model::{PathMatch, RouteMatch};
+
+    #[test]
+    fn a_rewrite_replaces_what_matched_and_keeps_the_rest() {
+        let check = |path: PathMatch, prefix: &str, target: &str, expected: &str| {
+            let route = Route {
+                name: "r".into(),
+                matches: RouteMatch { path, ..RouteMatch::any() },
+                action: Action::Forward {
+                    clusters: Vec::new(),
+                    prefix_rewrite: Some(prefix.into()),
+                    host_rewrite: None,
+                    timeout: None,
+                },
+            };
+            assert_eq!(rewritten(&route, target).as_deref(), Some(expected));
+        };
+        check(PathMatch::Segments("/v1".into()), "/", "/v1/x?y", "/x?y");
+        check(PathMatch::Segments("/v1".into()), "/", "/v1", "/");
+        check(PathMatch::Prefix("/v1/".into()), "/v2/", "/v1/x", "/v2/x");
+        check(PathMatch::Exact("/a".into()), "/b", "/a?q", "/b?q");
+    }
+}

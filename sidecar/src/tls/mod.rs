@@ -1,0 +1,23 @@
+//! TLS with clients and with endpoints.
+
+pub(crate) mod acceptor;
+pub(crate) mod connector;
+
+/// The protocol that ALPN chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alpn {
+    Http1,
+    Http2,
+    /// None was agreed on.
+    None,
+}
+
+impl Alpn {
+    pub(crate) fn of(protocol: Option<&[u8]>) -> Self {
+        match protocol {
+            Some(b"h2") => Self::Http2,
+            Some(b"http/1.1") => Self::Http1,
+            _ => Self::None,
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! One worker: its listening sockets follow the plan, its connections its limits.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+use weft_model::Name;
+use weft_runtime::access::{AccessLog, Writer};
+use weft_runtime::drain::{Drain, Live, Phase};
+use weft_runtime::metrics::Registry;
+use weft_runtime::socket::{Mark, listen_tcp};
+
+use crate::metrics::Metrics;
+use crate::pipeline::{self, Accepted, Connection};
+use crate::plan::{Plan, PlannedListener};
+use crate::upstream::Pools;
+
+/// How often idle connections are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
+/// How long accepting rests when there are no more descriptors.
+const REST: Duration = Duration::from_millis(20);
+
+/// What one worker may have at once. At a limit the new is refused and counted, the old is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections from clients.
+    pub connections: usize,
+    /// How long a TLS handshake may take.
+    pub handshake: Duration,
+}
+
+/// What all workers share: handles, and nothing that they write to.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The plan in force.
+    pub plans: watch::Receiver<Arc<Plan>>,
+    /// The end of the process.
+    pub drain: Drain,
+    /// Where the counters are folded.
+    pub metrics: Registry<Metrics>,
+    /// Where access lines go.
+    pub access: Writer,
+    /// What one worker may have at once.
+    pub limits: Limits,
+    /// The mark on what we send, if we may set it.
+    pub mark: Option<Mark>,
+    /// Told by each worker: a listener that could not be bound, or an empty text when all could.
+    pub trouble: tokio::sync::mpsc::UnboundedSender<String>,
+}
+
+/// One worker.
+pub(crate) struct Worker {
+    pub(crate) shared: Shared,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) access: Rc<AccessLog>,
+    pub(crate) live: Live,
+    pub(crate) pools: Pools,
+    plan: RefCell<Arc<Plan>>,
+    turn: Cell<usize>,
+    draining: Cell<bool>,
+    /// Connections that draining may end while they are idle.
+    enrolled: RefCell<HashMap<u64, Endable>>,
+    next_enrolled: Cell<u64>,
+}
+
+/// A connection's task, and whether it waits for a request.
+type Endable = (AbortHandle, Rc<Cell<bool>>);
+
+/// A connection's place on the list of those that draining may end.
+pub(crate) struct Enrolled<'a>(&'a Worker, u64);
+
+impl Drop for Enrolled<'_> {
+    fn drop(&mut self) {
+        self.0.enrolled.borrow_mut().remove(&self.1);
+    }
+}
+
+impl Worker {
+    /// The plan in force.
+    pub(crate) fn plan(&self) -> Arc<Plan> {
+        self.plan.borrow().clone()
+    }
+
+    /// This worker's count of choices. One for all targets: what it adds to is taken modulo each
+    /// target's own number.
+    pub(crate) fn turn_of(&self, _target: u64) -> &Cell<usize> {
+        &self.turn
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Whether the requests of a connection leave a line.
+    pub(crate) fn logs_requests(&self, connection: &Connection) -> bool {
+        connection.service(&self.plan.borrow()).is_none_or(|http| http.http.access_log)
+    }
+
+    /// Puts the running task's connection on the list of those that draining may end.
+    pub(crate) fn enrol(&self, connection: &Connection) -> Option<Enrolled<'_>> {
+        let id = self.next_enrolled.get();
+        self.next_enrolled.set(id + 1);
+        let handle = CURRENT.with(|current| current.borrow().clone())?;
+        self.enrolled.borrow_mut().insert(id, (handle, connection.idle.clone()));
+        Some(Enrolled(self, id))
+    }
+
+    /// Ends the connections that wait for a request.
+    fn end_idle(&self) {
+        self.draining.set(true);
+        let idle: Vec<AbortHandle> = self
+            .enrolled
+            .borrow()
+            .values()
+            .filter(|(_, idle)| idle.get())
+            .map(|(task, _)| task.clone())
+            .collect();
+        idle.iter().for_each(AbortHandle::abort);
+    }
+}
+
+tokio::task_local! {
+    static CURRENT: RefCell<Option<AbortHandle>>;
+}
+
+/// Runs one worker until the process has drained.
+pub async fn run(shared: Shared) {
+    let mut plans = shared.plans.clone();
+    let plan = plans.borrow_and_update().clone();
+    let worker = Rc::new(Worker {
+        metrics: shared.metrics.worker(),
+        access: shared.access.worker(),
+        live: Live::default(),
+        pools: Pools::default(),
+        plan: RefCell::new(plan),
+        turn: Cell::new(fastrand::usize(..)),
+        draining: Cell::new(false),
+        enrolled: RefCell::default(),
+        next_enrolled: Cell::new(0),
+        shared,
+    });
+    let drain = worker.shared.drain.clone();
+    let mut sockets = Sockets::default();
+    sockets.follow(&worker);
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            changed = plans.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                worker.plan.replace(plans.borrow_and_update().clone());
+                sockets.follow(&worker);
+                worker.sweep();
+            }
+            _ = sweep.tick() => worker.sweep(),
+            () = drain.reached(Phase::Draining) => break,
+        }
+    }
+    sockets.close();
+    worker.end_idle();
+    drain.finished(&worker.live).await;
+}
+
+impl Worker {
+    fn sweep(&self) {
+        let plan = self.plan();
+        self.pools.sweep(|id| plan.has_target(id));
+    }
+}
+
+/// The bound sockets, by what is bound.
+#[derive(Default)]
+struct Sockets {
+    bound: HashMap<(Name, SocketAddr, bool), JoinHandle<()>>,
+}
+
+impl Sockets {
+    /// Binds what the plan has and is not bound, closes what it no longer has.
+    fn follow(&mut self, worker: &Rc<Worker>) {
+        let plan = worker.plan();
+        let key = |planned: &PlannedListener| {
+            (planned.listener.name.clone(), planned.listener.address, planned.listener.transparent)
+        };
+        let wanted: HashMap<_, _> = plan.bound().map(|planned| (key(planned), planned)).collect();
+        self.bound.retain(|key, task| {
+            let keep = wanted.contains_key(key) && !task.is_finished();
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        let mut failures = Vec::new();
+        for (key, planned) in wanted {
+            if self.bound.contains_key(&key) {
+                continue;
+            }
+            match listen_tcp(key.1, key.2) {
+                Ok(socket) => {
+                    let task = tokio::task::spawn_local(accept(
+                        socket,
+                        planned.listener.name.clone(),
+                        worker.clone(),
+                    ));
+                    self.bound.insert(key, task);
+                }
+                Err(error) => {
+                    failures.push(format!("listener {:?} on {}: {error}", &*key.0, key.1))
+                }
+            }
+        }
+        // Nobody listens any more once the process ends.
+        drop(worker.shared.trouble.send(failures.join("; ")));
+    }
+
+    fn close(&mut self) {
+        self.bound.drain().for_each(|(_, task)| task.abort());
+    }
+}
+
+async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<Worker>) {
+    loop {
+        let (stream, client) = match socket.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%error, "accepting rests");
+                tokio::time::sleep(REST).await;
+                continue;
+            }
+        };
+        if let Err(error) = take_in(stream, client, &name, &worker) {
+            tracing::debug!(%client, %error, "a connection was gone before it was served");
+        }
+    }
+}
+
+fn take_in(
+    stream: tokio::net::TcpStream,
+    client: SocketAddr,
+    name: &Name,
+    worker: &Rc<Worker>,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let plan = worker.plan();
+    let Some(listener) = plan.listener(name).cloned() else {
+        return Ok(());
+    };
+    drop(plan);
+    let accepted = Accepted { client, stream, listener };
+    let handle = Rc::new(RefCell::new(None::<AbortHandle>));
+    let own = handle.clone();
+    let serving = worker.clone();
+    let task = tokio::task::spawn_local(async move {
+        let current = RefCell::new(own.borrow().clone());
+        CURRENT.scope(current, pipeline::connection(accepted, serving)).await;
+    });
+    handle.replace(Some(task.abort_handle()));
+    Ok(())
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+pub(crate) fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+pub(crate) fn unix_ms() -> u128 {
+    wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+}
