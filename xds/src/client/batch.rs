@@ -1,6 +1,7 @@
 //! The resources of one response: which are good, which are refused and why.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use weft_model::Name;
 
@@ -47,13 +48,14 @@ impl Batch {
         match translate::decode(kind, bytes) {
             Ok(accepted) => {
                 let name = accepted.resource.name().clone();
-                if self.good.contains_key(&name) {
-                    self.bad.push(refuse(
-                        name.to_string(),
+                match self.good.entry(name) {
+                    Entry::Vacant(entry) => {
+                        entry.insert((version, accepted));
+                    }
+                    Entry::Occupied(entry) => self.bad.push(refuse(
+                        entry.key().to_string(),
                         "the response holds this name twice".into(),
-                    ));
-                } else {
-                    self.good.insert(name, (version, accepted));
+                    )),
                 }
             }
             Err(rejection) => self.bad.push(rejection),

@@ -388,7 +388,7 @@ impl ClientSession {
 
 /// Tells of every name that a resource refers to.
 fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
-    let mut secret = |source: &SecretSource, tell: &mut dyn FnMut(Kind, &Name)| {
+    let secret = |source: &SecretSource, tell: &mut dyn FnMut(Kind, &Name)| {
         if let SecretSource::Named(name) = source {
             tell(Kind::Secret, name);
         }
@@ -398,7 +398,7 @@ fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
             if let Discovery::Endpoints(name) = &cluster.discovery {
                 tell(Kind::Endpoints, name);
             }
-            for tls in &cluster.tls {
+            if let Some(tls) = &cluster.tls {
                 tls.identity
                     .iter()
                     .chain([&tls.validation])
@@ -407,7 +407,7 @@ fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
         }
         Resource::Listener(listener) => {
             for chain in chains(listener) {
-                for tls in &chain.tls {
+                if let Some(tls) = &chain.tls {
                     [&tls.identity]
                         .into_iter()
                         .chain(&tls.validation)
