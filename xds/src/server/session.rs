@@ -145,6 +145,7 @@ impl ServerSession {
                 state.wildcard = false;
                 let names = state.names.clone();
                 state.known.retain(|name, _| names.contains(name));
+                state.owed.retain(|name| names.contains(name));
                 continue;
             }
             state.names.remove(&name);
@@ -178,7 +179,11 @@ impl ServerSession {
         }
         let state = self.types.entry(kind).or_default();
         if !request.response_nonce.is_empty() && request.response_nonce != state.last.nonce() {
-            // Stale: the client will answer the newer response too.
+            // Stale: the client will answer the newer response too. By then it may name again what
+            // it left out here, and it has forgotten that.
+            let names: BTreeSet<String> = request.resource_names.into_iter().collect();
+            let wildcard = state.wildcard;
+            state.known.retain(|name, _| wildcard || names.contains(name));
             return Ok(Vec::new());
         }
         let was_acknowledged = matches!(state.last, Last::Answered(_));
@@ -232,10 +237,21 @@ impl ServerSession {
     /// is gone may still be in use.
     fn routes_are_unsettled(&self, set: &ResourceSet) -> bool {
         [Kind::Listener, Kind::Routes].into_iter().any(|kind| {
-            self.types
-                .get(&kind)
-                .is_some_and(|state| state.in_flight() || !differences(state, kind, set).is_empty())
+            self.types.get(&kind).is_some_and(|state| {
+                let changed =
+                    || differences(state, kind, set).iter().any(|n| self.can_tell(kind, n, set));
+                state.in_flight() || changed()
+            })
         })
+    }
+
+    /// Whether there is a way to tell the client how this name stands: the state of the world has
+    /// no word for the absence of endpoints, secrets and routes.
+    fn can_tell(&self, kind: Kind, name: &str, set: &ResourceSet) -> bool {
+        match self.variant {
+            Variant::Delta => true,
+            Variant::StateOfTheWorld => kind.is_wildcard() || set.get(kind, name).is_some(),
+        }
     }
 
     fn delta_response(
@@ -259,7 +275,8 @@ impl ServerSession {
                         ..Resource::default()
                     });
                 }
-                None if hold_removals => continue,
+                // A cluster that the client never had cannot be in use.
+                None if hold_removals && state.known.contains_key(&name) => continue,
                 None => {
                     state.known.remove(&name);
                     removed.push(name);
