@@ -152,9 +152,11 @@ impl ClientSession {
             batch.take(&any.type_url, &any.value, response.version_info.clone());
         }
         let present: BTreeSet<Name> = batch.names().collect();
+        // One without a readable name may be any of those that seem to be gone.
+        let nameless = present.contains("");
         let mut outcome = Outcome::default();
         let error = self.accept(batch, &mut outcome);
-        if kind.is_wildcard() {
+        if kind.is_wildcard() && !nameless {
             let gone: Vec<Name> = self
                 .state(kind)
                 .accepted
