@@ -16,7 +16,8 @@
 //! ```
 //!
 //! `a:bad` is a resource that is refused, `a:junk` no message at all, `a:foreign` one of another
-//! type. A resource's version is its form. Lines that begin with `//` say why.
+//! type, `a:alive` a heartbeat, which has no body; `~a:1` comes wrapped in a `Resource`. A resource's
+//! version is its form. Lines that begin with `//` say why.
 
 mod world;
 
@@ -81,7 +82,10 @@ fn respond(session: &mut ClientSession, text: &str) -> Outcome {
         } else if let Some(text) = word.strip_prefix("v=") {
             version = text.to_owned();
         } else {
-            resources.push(resource(letter, word));
+            resources.push(match word.strip_prefix('~') {
+                Some(inner) => wrapped(&resource(letter, inner)),
+                None => resource(letter, word),
+            });
         }
     }
     match session.variant() {
@@ -109,6 +113,7 @@ fn resource(letter: &str, word: &str) -> Resource {
     let value = match form {
         "bad" => bad(kind, name),
         "junk" => vec![0xff],
+        "alive" => Vec::new(),
         "foreign" => {
             type_url = "type.googleapis.com/google.protobuf.Empty".into();
             Vec::new()
@@ -122,12 +127,14 @@ fn resource(letter: &str, word: &str) -> Resource {
         }
     };
     let version = form.split('>').next().unwrap_or(form).to_owned();
-    Resource {
-        name: name.into(),
-        version,
-        resource: Some(Any { type_url, value }),
-        ..Resource::default()
-    }
+    let body = Some(Any { type_url, value }).filter(|_| form != "alive");
+    Resource { name: name.into(), version, resource: body, ..Resource::default() }
+}
+
+fn wrapped(inner: &Resource) -> Resource {
+    let type_url = "type.googleapis.com/envoy.service.discovery.v3.Resource".into();
+    let any = Any { type_url, value: inner.encode_to_vec() };
+    Resource { resource: Some(any), ..Resource::default() }
 }
 
 /// A message that bears its name and lacks or spoils something else.
@@ -520,6 +527,34 @@ fn what_is_the_same_changes_nothing() {
          > c @2
          < c#3
          > c @3",
+    );
+}
+
+#[test]
+fn delta_a_heartbeat_is_acknowledged_and_changes_nothing() {
+    check(
+        Delta,
+        "open
+         > c node
+         > l
+         < c#1 a:1
+         > c @1
+         = c/a:1
+         < c#2 a:alive
+         > c @2",
+    );
+}
+
+#[test]
+fn state_a_wrapped_resource_is_unwrapped() {
+    check(
+        StateOfTheWorld,
+        "open
+         > c node
+         > l
+         < c#1 v=1 ~a:1 b:1
+         > c v=1 @1
+         = c/a:1 c/b:1",
     );
 }
 
