@@ -59,10 +59,13 @@ fn proto_root() -> Result<PathBuf, Box<dyn Error>> {
         return Err(String::from_utf8_lossy(&output.stderr).into());
     }
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let manifest = metadata["packages"]
-        .as_array()
-        .and_then(|packages| packages.iter().find(|p| p["name"] == "envoy-types"))
-        .and_then(|package| package["manifest_path"].as_str())
+    let manifest = metadata
+        .get("packages")
+        .and_then(|packages| packages.as_array())
+        .and_then(|packages| {
+            packages.iter().find(|p| p.get("name").is_some_and(|name| name == "envoy-types"))
+        })
+        .and_then(|package| package.get("manifest_path")?.as_str())
         .ok_or("cargo metadata does not list envoy-types")?;
     Ok(Path::new(manifest).with_file_name("proto"))
 }

@@ -22,6 +22,7 @@ use generated::{IstioCertificateRequest, IstioCertificateResponse};
     unreachable_pub,
     unused_qualifications,
     clippy::all,
+    clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]
 mod generated {

@@ -95,30 +95,10 @@ impl Bootstrap {
             "overload_manager",
         ]);
         let node = bootstrap.child("node").map(node).unwrap_or_default();
-        let mut resources = Snapshot::default();
-        let mut not_honoured = Vec::new();
-        if let Some(mut fixed) = bootstrap.child("static_resources") {
-            for (field, kind) in [
-                ("clusters", Kind::Cluster),
-                ("secrets", Kind::Secret),
-                ("listeners", Kind::Listener),
-            ] {
-                for (index, message) in fixed.messages(field).into_iter().enumerate() {
-                    match read(kind, message, format!("static_resources.{field}[{index}]")) {
-                        Ok(accepted) => {
-                            not_honoured.extend(accepted.not_honoured);
-                            insert(
-                                &mut resources,
-                                accepted.resource,
-                                refusals,
-                                &format!("static_resources.{field}[{index}]"),
-                            );
-                        }
-                        Err(Rejection { refused, .. }) => refusals.push(refused),
-                    }
-                }
-            }
-        }
+        let (resources, not_honoured) = bootstrap
+            .child("static_resources")
+            .map(|fixed| static_resources(fixed, refusals))
+            .unwrap_or_default();
         let ads = match bootstrap.child("dynamic_resources").map(ads) {
             None => None,
             Some(Ok(ads)) => Some(ads),
@@ -134,6 +114,27 @@ impl Bootstrap {
         check(&resources, ads.as_ref(), refusals);
         Self { node, resources, ads, admin, not_honoured }
     }
+}
+
+/// Reads the resources that stand in the file, with the paths in them that nobody heeds.
+fn static_resources(mut fixed: Reader<'_>, refusals: &mut Vec<Refused>) -> (Snapshot, Vec<String>) {
+    let mut resources = Snapshot::default();
+    let mut not_honoured = Vec::new();
+    let fields =
+        [("clusters", Kind::Cluster), ("secrets", Kind::Secret), ("listeners", Kind::Listener)];
+    for (field, kind) in fields {
+        for (index, message) in fixed.messages(field).into_iter().enumerate() {
+            let path = format!("static_resources.{field}[{index}]");
+            match read(kind, message, path.clone()) {
+                Ok(accepted) => {
+                    not_honoured.extend(accepted.not_honoured);
+                    insert(&mut resources, accepted.resource, refusals, &path);
+                }
+                Err(Rejection { refused, .. }) => refusals.push(refused),
+            }
+        }
+    }
+    (resources, not_honoured)
 }
 
 fn insert(snapshot: &mut Snapshot, resource: Resource, refusals: &mut Vec<Refused>, path: &str) {

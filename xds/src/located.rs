@@ -41,7 +41,7 @@ impl Located {
                 None => break,
             }
         }
-        u64::from(here.0.referenced.line())
+        here.0.referenced.line()
     }
 }
 

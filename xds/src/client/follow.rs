@@ -147,6 +147,7 @@ async fn rest(wait: Duration, session: &ClientSession, follower: &mut Follower) 
     }
 }
 
+#[derive(Debug, Clone, Copy)]
 enum Housekeeping {
     LocalSecrets,
     Deadline,

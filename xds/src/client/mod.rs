@@ -5,6 +5,7 @@
 //! [`follow`] carries their answers out.
 
 mod backoff;
+mod batch;
 mod follow;
 mod gate;
 mod session;

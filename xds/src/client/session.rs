@@ -20,7 +20,8 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use envoy_types::pb::google::rpc;
 use weft_model::{Discovery, Filter, Listener, Missing, Name, RouteSource, SecretSource, Snapshot};
 
-use crate::translate::{self, Kind, Refused, Rejection, Resource};
+use super::batch::Batch;
+use crate::translate::{self, Kind, Rejection, Resource};
 
 /// Which of the two protocol variants is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,9 +152,11 @@ impl ClientSession {
             batch.take(&any.type_url, &any.value, response.version_info.clone());
         }
         let present: BTreeSet<Name> = batch.names().collect();
+        // One without a readable name may be any of those that seem to be gone.
+        let nameless = present.contains("");
         let mut outcome = Outcome::default();
         let error = self.accept(batch, &mut outcome);
-        if kind.is_wildcard() {
+        if kind.is_wildcard() && !nameless {
             let gone: Vec<Name> = self
                 .state(kind)
                 .accepted
@@ -385,74 +388,9 @@ impl ClientSession {
     }
 }
 
-/// The resources of one response, sorted into good and bad.
-struct Batch {
-    kind: Kind,
-    good: BTreeMap<Name, (String, translate::Accepted)>,
-    bad: Vec<Rejection>,
-}
-
-impl Batch {
-    fn new(kind: Kind) -> Self {
-        Self { kind, good: BTreeMap::new(), bad: Vec::new() }
-    }
-
-    /// Reads one resource. A state-of-the-world server may wrap it in a `Resource`.
-    fn take(&mut self, type_url: &str, bytes: &[u8], version: String) {
-        use prost::Message as _;
-        type Wrapper = envoy_types::pb::envoy::service::discovery::v3::Resource;
-        if type_url.ends_with("/envoy.service.discovery.v3.Resource")
-            && let Ok(Wrapper { resource: Some(any), .. }) = Wrapper::decode(bytes)
-        {
-            return self.read(&any.type_url, &any.value, version);
-        }
-        self.read(type_url, bytes, version);
-    }
-
-    fn read(&mut self, type_url: &str, bytes: &[u8], version: String) {
-        let kind = self.kind;
-        let refuse = |name: String, reason: String| Rejection {
-            kind,
-            name,
-            refused: Refused { path: String::new(), reason },
-        };
-        if type_url != kind.type_url() {
-            self.bad.push(refuse(
-                String::new(),
-                format!("a {type_url:?} in a response of {}", kind.type_url()),
-            ));
-            return;
-        }
-        match translate::decode(kind, bytes) {
-            Ok(accepted) => {
-                let name = accepted.resource.name().clone();
-                if self.good.contains_key(&name) {
-                    self.bad.push(refuse(
-                        name.to_string(),
-                        "the response holds this name twice".into(),
-                    ));
-                } else {
-                    self.good.insert(name, (version, accepted));
-                }
-            }
-            Err(rejection) => self.bad.push(rejection),
-        }
-    }
-
-    /// Every name in the response, good or bad: a bad one is not a deleted one.
-    fn names(&self) -> impl Iterator<Item = Name> {
-        self.good
-            .keys()
-            .cloned()
-            .chain(self.bad.iter().map(|r| Name::from(r.name.as_str())))
-            .collect::<Vec<_>>()
-            .into_iter()
-    }
-}
-
 /// Tells of every name that a resource refers to.
 fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
-    let mut secret = |source: &SecretSource, tell: &mut dyn FnMut(Kind, &Name)| {
+    let secret = |source: &SecretSource, tell: &mut dyn FnMut(Kind, &Name)| {
         if let SecretSource::Named(name) = source {
             tell(Kind::Secret, name);
         }
@@ -462,7 +400,7 @@ fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
             if let Discovery::Endpoints(name) = &cluster.discovery {
                 tell(Kind::Endpoints, name);
             }
-            for tls in &cluster.tls {
+            if let Some(tls) = &cluster.tls {
                 tls.identity
                     .iter()
                     .chain([&tls.validation])
@@ -471,7 +409,7 @@ fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
         }
         Resource::Listener(listener) => {
             for chain in chains(listener) {
-                for tls in &chain.tls {
+                if let Some(tls) = &chain.tls {
                     [&tls.identity]
                         .into_iter()
                         .chain(&tls.validation)

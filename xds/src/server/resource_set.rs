@@ -6,17 +6,24 @@ use std::sync::Arc;
 
 use weft_model::{Discovery, EndpointSet, Missing, Name, RouteTable, Snapshot};
 
+use crate::descriptor;
 use crate::translate::{self, Kind, Resource};
 
 /// A resource, encoded once for all streams.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Eq)]
 pub struct Published {
-    /// A hash of the bytes: the same after a restart and on every replica.
+    /// A hash of the content: the same after a restart and on every replica.
     pub version: Arc<str>,
-    /// The message.
+    /// The message. Its maps stand in any order, so equal resources may differ here.
     pub bytes: Arc<[u8]>,
     /// For a cluster: the name its endpoints are served under.
     pub endpoints: Option<Name>,
+}
+
+impl PartialEq for Published {
+    fn eq(&self, other: &Self) -> bool {
+        self.version == other.version && self.endpoints == other.endpoints
+    }
 }
 
 /// Resources by kind and name: closed, so that no name in it leads nowhere.
@@ -67,7 +74,9 @@ impl ResourceSet {
     }
 
     fn publish(&mut self, resource: &Resource) -> Result<(), String> {
-        let bytes = resource.encode()?;
+        let json = resource.json();
+        let version = hash(json.to_string().as_bytes());
+        let bytes = descriptor::from_json(resource.kind().message(), json)?;
         // What our own data planes would refuse must never leave.
         translate::decode(resource.kind(), &bytes).map_err(|rejection| rejection.to_string())?;
         let endpoints = match resource {
@@ -80,7 +89,7 @@ impl ResourceSet {
             | Resource::Listener(_)
             | Resource::Routes(_) => None,
         };
-        let published = Published { version: hash(&bytes).into(), bytes: bytes.into(), endpoints };
+        let published = Published { version: version.into(), bytes: bytes.into(), endpoints };
         self.kinds.entry(resource.kind()).or_default().insert(resource.name().clone(), published);
         Ok(())
     }
@@ -124,4 +133,81 @@ fn hash(bytes: &[u8]) -> String {
     let mut hasher = siphasher::sip::SipHasher13::new();
     hasher.write(bytes);
     format!("{:016x}", hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_model::{
+        ChainMatch, ClientCertificateDetails, Codec, Filter, FilterChain, HttpFilter, HttpService,
+        Listener, Permission, Principal, Rbac, RbacAction, RbacPolicy, RouteSource, Transport,
+    };
+
+    /// A listener whose policies are a map on the wire, which has no order there.
+    fn guarded() -> Snapshot {
+        let policy =
+            RbacPolicy { permissions: vec![Permission::Any], principals: vec![Principal::Any] };
+        let rbac = Rbac {
+            action: RbacAction::Allow,
+            policies: (0..20).map(|n| (n.to_string().into(), policy.clone())).collect(),
+        };
+        let http = HttpService {
+            codec: Codec::Auto,
+            routes: RouteSource::Named("r".into()),
+            filters: vec![HttpFilter::Rbac(rbac.into())],
+            header_limit_bytes: 1024,
+            header_timeout: std::time::Duration::ZERO,
+            idle_timeout: std::time::Duration::ZERO,
+            websocket: false,
+            client_certificate: ClientCertificateDetails::Nothing,
+            access_log: false,
+        };
+        let chain = FilterChain {
+            name: "".into(),
+            matches: ChainMatch::default(),
+            tls: None,
+            filter: Filter::Http(http.into()),
+        };
+        let listener = Listener {
+            name: "l".into(),
+            address: ([0, 0, 0, 0], 80).into(),
+            transport: Transport::Tcp,
+            bind: true,
+            use_original_destination: false,
+            transparent: false,
+            chains: vec![chain],
+            default_chain: None,
+            udp: None,
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.listeners.insert("l".into(), listener.into());
+        snapshot
+    }
+
+    #[test]
+    fn the_same_configuration_has_the_same_versions_wherever_it_is_published() {
+        let set = ResourceSet::new(guarded(), &[]).expect("a closed configuration");
+        let replica = ResourceSet::new(guarded(), &[]).expect("a closed configuration");
+        let version = |set: &ResourceSet| set.get(Kind::Listener, "l").map(|p| p.version.clone());
+        assert_eq!(version(&set), version(&replica));
+        assert_eq!(set, replica);
+    }
+
+    #[test]
+    fn a_name_that_leads_nowhere_is_published_empty_or_refused() {
+        let set = ResourceSet::new(guarded(), &[]).expect("a closed configuration");
+        assert!(set.get(Kind::Routes, "r").is_some());
+
+        let mut snapshot = guarded();
+        let listener = snapshot.listeners.get_mut("l").map(Arc::make_mut).expect("it is there");
+        listener.udp = Some(weft_model::UdpProxy {
+            cluster: "nowhere".into(),
+            idle_timeout: std::time::Duration::ZERO,
+            access_log: false,
+        });
+        listener.transport = Transport::Udp;
+        listener.chains.clear();
+        let problems = ResourceSet::new(snapshot, &[]).expect_err("refused");
+        assert_eq!(problems, ["cluster \"nowhere\" is referred to and not there"]);
+    }
 }

@@ -54,12 +54,30 @@ struct TypeState {
     known: BTreeMap<String, String>,
     /// Names to answer even if the client has them.
     owed: BTreeSet<String>,
-    /// Whether an empty first request was answered.
-    answered: bool,
-    /// The nonce of the last response.
-    nonce: String,
-    /// Whether that response is not yet acknowledged.
-    in_flight: bool,
+    /// How the last response fares.
+    last: Last,
+}
+
+/// What became of the last response of a type, with its nonce.
+#[derive(Debug, Default)]
+enum Last {
+    /// There was none yet.
+    #[default]
+    None,
+    /// The client has not answered it.
+    InFlight(String),
+    /// The client accepted or refused it.
+    Answered(String),
+}
+
+impl Last {
+    /// The nonce; empty before the first response.
+    fn nonce(&self) -> &str {
+        match self {
+            Self::None => "",
+            Self::InFlight(nonce) | Self::Answered(nonce) => nonce,
+        }
+    }
 }
 
 impl TypeState {
@@ -67,11 +85,16 @@ impl TypeState {
         self.wildcard || self.names.contains(name)
     }
 
+    /// Whether the last response is not yet answered.
+    fn in_flight(&self) -> bool {
+        matches!(self.last, Last::InFlight(_))
+    }
+
     /// Notes an answer to the last response. A refusal changes nothing: the version counts as
     /// known, so that it is not sent again.
     fn acknowledged(&mut self, nonce: &str) {
-        if !nonce.is_empty() && nonce == self.nonce {
-            self.in_flight = false;
+        if self.in_flight() && nonce == self.last.nonce() {
+            self.last = Last::Answered(nonce.to_owned());
         }
     }
 }
@@ -122,6 +145,7 @@ impl ServerSession {
                 state.wildcard = false;
                 let names = state.names.clone();
                 state.known.retain(|name, _| names.contains(name));
+                state.owed.retain(|name| names.contains(name));
                 continue;
             }
             state.names.remove(&name);
@@ -154,11 +178,15 @@ impl ServerSession {
             return Err("more than 100000 names of one type");
         }
         let state = self.types.entry(kind).or_default();
-        if !request.response_nonce.is_empty() && request.response_nonce != state.nonce {
-            // Stale: the client will answer the newer response too.
+        if !request.response_nonce.is_empty() && request.response_nonce != state.last.nonce() {
+            // Stale: the client will answer the newer response too. By then it may name again what
+            // it left out here, and it has forgotten that.
+            let names: BTreeSet<String> = request.resource_names.into_iter().collect();
+            let wildcard = state.wildcard;
+            state.known.retain(|name, _| wildcard || names.contains(name));
             return Ok(Vec::new());
         }
-        let was_acknowledged = !state.in_flight && !state.nonce.is_empty();
+        let was_acknowledged = matches!(state.last, Last::Answered(_));
         state.acknowledged(&request.response_nonce);
         let first = !std::mem::replace(&mut state.opened, true);
         let mut names: BTreeSet<String> = request.resource_names.into_iter().collect();
@@ -209,10 +237,21 @@ impl ServerSession {
     /// is gone may still be in use.
     fn routes_are_unsettled(&self, set: &ResourceSet) -> bool {
         [Kind::Listener, Kind::Routes].into_iter().any(|kind| {
-            self.types
-                .get(&kind)
-                .is_some_and(|state| state.in_flight || !differences(state, kind, set).is_empty())
+            self.types.get(&kind).is_some_and(|state| {
+                let changed =
+                    || differences(state, kind, set).iter().any(|n| self.can_tell(kind, n, set));
+                state.in_flight() || changed()
+            })
         })
+    }
+
+    /// Whether there is a way to tell the client how this name stands: the state of the world has
+    /// no word for the absence of endpoints, secrets and routes.
+    fn can_tell(&self, kind: Kind, name: &str, set: &ResourceSet) -> bool {
+        match self.variant {
+            Variant::Delta => true,
+            Variant::StateOfTheWorld => kind.is_wildcard() || set.get(kind, name).is_some(),
+        }
     }
 
     fn delta_response(
@@ -221,7 +260,7 @@ impl ServerSession {
         set: &ResourceSet,
         hold_removals: bool,
     ) -> Option<Response> {
-        let state = self.types.get_mut(&kind).filter(|state| state.opened && !state.in_flight)?;
+        let state = self.types.get_mut(&kind).filter(|state| state.opened && !state.in_flight())?;
         let names = differences(state, kind, set);
         let mut resources = Vec::new();
         let mut removed = Vec::new();
@@ -236,7 +275,8 @@ impl ServerSession {
                         ..Resource::default()
                     });
                 }
-                None if hold_removals => continue,
+                // A cluster that the client never had cannot be in use.
+                None if hold_removals && state.known.contains_key(&name) => continue,
                 None => {
                     state.known.remove(&name);
                     removed.push(name);
@@ -245,19 +285,20 @@ impl ServerSession {
         }
         state.owed.clear();
         let empty = resources.is_empty() && removed.is_empty();
-        if empty && (state.answered || !state.wildcard) {
+        // A first request for everything is answered even when there is nothing.
+        let first = state.wildcard && matches!(state.last, Last::None);
+        if empty && !first {
             return None;
         }
-        state.answered = true;
         self.sent += 1;
-        state.nonce = self.sent.to_string();
-        state.in_flight = true;
+        let nonce = self.sent.to_string();
+        state.last = Last::InFlight(nonce.clone());
         Some(Response::Delta(Box::new(DeltaDiscoveryResponse {
             system_version_info: set.version(kind).to_owned(),
             resources,
             type_url: kind.type_url(),
             removed_resources: removed,
-            nonce: state.nonce.clone(),
+            nonce,
             ..DeltaDiscoveryResponse::default()
         })))
     }
@@ -268,11 +309,11 @@ impl ServerSession {
         set: &ResourceSet,
         hold_removals: bool,
     ) -> Option<Response> {
-        let state = self.types.get_mut(&kind).filter(|state| state.opened && !state.in_flight)?;
+        let state = self.types.get_mut(&kind).filter(|state| state.opened && !state.in_flight())?;
         let mut names = differences(state, kind, set);
         names
             .retain(|name| set.get(kind, name).is_some() || (kind.is_wildcard() && !hold_removals));
-        let first = !state.answered && state.wildcard;
+        let first = state.wildcard && matches!(state.last, Last::None);
         if names.is_empty() && !first {
             return None;
         }
@@ -298,15 +339,14 @@ impl ServerSession {
             }
         }
         state.owed.clear();
-        state.answered = true;
         self.sent += 1;
-        state.nonce = self.sent.to_string();
-        state.in_flight = true;
+        let nonce = self.sent.to_string();
+        state.last = Last::InFlight(nonce.clone());
         Some(Response::StateOfTheWorld(Box::new(DiscoveryResponse {
             version_info: set.version(kind).to_owned(),
             resources,
             type_url: kind.type_url(),
-            nonce: state.nonce.clone(),
+            nonce,
             ..DiscoveryResponse::default()
         })))
     }
@@ -348,7 +388,7 @@ fn differences(state: &TypeState, kind: Kind, set: &ResourceSet) -> BTreeSet<Str
 /// The endpoint names of the clusters that are about to be sent.
 fn changed_clusters(state: Option<&TypeState>, kind: Kind, set: &ResourceSet) -> Vec<String> {
     let Some(state) =
-        state.filter(|state| kind == Kind::Cluster && state.opened && !state.in_flight)
+        state.filter(|state| kind == Kind::Cluster && state.opened && !state.in_flight())
     else {
         return Vec::new();
     };

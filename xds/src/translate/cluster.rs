@@ -1,5 +1,10 @@
 //! `Cluster`: a service's endpoints, and how to choose among and speak to them.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "assigning a field of a JSON object made here cannot fail"
+)]
+
 use std::num::NonZeroU32;
 
 use serde_json::{Value, json};

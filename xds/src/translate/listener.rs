@@ -1,5 +1,10 @@
 //! `Listener`: an address, and how what arrives there is served.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "assigning a field of a JSON object made here cannot fail"
+)]
+
 use serde_json::{Value, json};
 use weft_model::{ChainMatch, Filter, FilterChain, Listener, Transport, TransportKind, UdpProxy};
 

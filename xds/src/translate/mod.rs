@@ -137,14 +137,18 @@ impl Resource {
     /// # Errors
     /// When the value has no form in xDS: a mistake of ours, named.
     pub fn encode(&self) -> Result<Vec<u8>, String> {
-        let json = match self {
+        descriptor::from_json(self.kind().message(), self.json())
+    }
+
+    /// Its JSON form: unlike the bytes, equal whenever the resources are.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        match self {
             Self::Cluster(cluster) => cluster::encode(cluster),
             Self::Endpoints(name, set) => endpoints::encode(name, set),
             Self::Secret(name, secret) => secret::encode(name, secret),
             Self::Listener(listener) => listener::encode(listener),
             Self::Routes(table) => route::encode(table),
-        };
-        descriptor::from_json(self.kind().message(), json)
+        }
     }
 }
 

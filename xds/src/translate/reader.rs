@@ -209,7 +209,7 @@ impl<'f> Reader<'f> {
         let part = |name: &str| {
             message
                 .get_field_by_name(name)
-                .and_then(|v| v.as_i64().or(v.as_i32().map(i64::from)))
+                .and_then(|v| v.as_i64().or_else(|| v.as_i32().map(i64::from)))
                 .unwrap_or(0)
         };
         let (seconds, nanos) = (u64::try_from(part("seconds")), u32::try_from(part("nanos")));

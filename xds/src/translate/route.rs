@@ -1,11 +1,17 @@
 //! `RouteConfiguration`: which cluster serves a request.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "assigning a field of a JSON object made here cannot fail"
+)]
+
 use serde_json::{Value, json};
 use weft_model::{
     Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, PathMatch, Redirect, Route,
     RouteMatch, RouteTable, StringMatch, VirtualHost, WeightedCluster,
 };
 
+use super::values::Form;
 use super::{Reader, Refused, values};
 
 /// Reads a route table. The name may be empty when it stands inside a listener.
@@ -81,7 +87,7 @@ pub(super) fn route_match(mut matches: Reader<'_>) -> Result<RouteMatch, Refused
 pub(super) fn header_match(mut header: Reader<'_>) -> Result<HeaderMatch, Refused> {
     let name = header.required_text("name")?.to_ascii_lowercase();
     let mut invert = header.flag("invert_match").unwrap_or(false);
-    let old: [(&str, fn(String) -> StringMatch); 4] = [
+    let old: [(&str, Form); 4] = [
         ("exact_match", StringMatch::Exact),
         ("prefix_match", StringMatch::Prefix),
         ("suffix_match", StringMatch::Suffix),

@@ -1,5 +1,10 @@
 //! `Secret` and the TLS contexts: who we are, and what a peer must prove.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "assigning a field of a JSON object made here cannot fail"
+)]
+
 use serde_json::{Value, json};
 use std::sync::Arc;
 

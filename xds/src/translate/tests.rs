@@ -86,7 +86,7 @@ fn a_listener_comes_back_as_it_went_out() {
 }
 
 #[test]
-fn the_other_types_come_back_as_they_went_out() {
+fn proxies_come_back_as_they_went_out() {
     round_trip(
         Kind::Listener,
         r#"
@@ -117,6 +117,10 @@ default_filter_chain:
       weighted_clusters: {clusters: [{name: a, weight: 1}, {name: b, weight: 3}]}
 "#,
     );
+}
+
+#[test]
+fn clusters_come_back_as_they_went_out() {
     round_trip(
         Kind::Cluster,
         r#"
@@ -146,6 +150,10 @@ transport_socket:
         Kind::Cluster,
         "{name: dns, type: STRICT_DNS, load_assignment: {cluster_name: dns, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: idp.example, port_value: 443}}}}]}]}}",
     );
+}
+
+#[test]
+fn endpoints_secrets_and_routes_come_back_as_they_went_out() {
     round_trip(
         Kind::Endpoints,
         "{cluster_name: orders, endpoints: [{lb_endpoints: [{health_status: DRAINING, endpoint: {address: {socket_address: {address: \"fd00::2\", port_value: 80}}}}]}]}",
@@ -276,7 +284,7 @@ fn an_extension_that_nobody_knows_is_refused_unless_it_is_optional() {
             "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
         )
         .expect("known");
-        let mut extra = DynamicMessage::new(kind.clone());
+        let mut extra = DynamicMessage::new(kind);
         extra.set_field_by_name("name", prost_reflect::Value::String("x".into()));
         extra.set_field_by_name("is_optional", prost_reflect::Value::Bool(optional));
         let mut dynamic =

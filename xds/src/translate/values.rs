@@ -1,5 +1,10 @@
 //! The small values that several resources share: addresses, ranges, texts, data.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "assigning a field of a JSON object made here cannot fail"
+)]
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -85,6 +90,9 @@ pub(super) fn data_json(source: &DataSource) -> Value {
     }
 }
 
+/// What a text becomes a match by.
+pub(super) type Form = fn(String) -> StringMatch;
+
 /// A `matcher.v3.StringMatcher`.
 pub(super) fn string_match(mut matcher: Reader<'_>) -> Result<StringMatch, Refused> {
     if matcher.has("exact") {
@@ -94,7 +102,7 @@ pub(super) fn string_match(mut matcher: Reader<'_>) -> Result<StringMatch, Refus
             _ => StringMatch::Exact(exact),
         });
     }
-    let forms: [(&str, fn(String) -> StringMatch); 3] = [
+    let forms: [(&str, Form); 3] = [
         ("prefix", StringMatch::Prefix),
         ("suffix", StringMatch::Suffix),
         ("contains", StringMatch::Contains),

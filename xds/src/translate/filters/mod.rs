@@ -1,5 +1,10 @@
 //! Network filters: what is done with a connection's bytes or with datagrams.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "assigning a field of a JSON object made here cannot fail"
+)]
+
 mod jwt;
 mod rbac;
 
@@ -118,17 +123,7 @@ pub(super) fn http_service(mut manager: Reader<'_>) -> Result<HttpService, Refus
         "normalize_path",
         "merge_slashes",
     ]);
-    let codec = match manager.choice("codec_type").as_str() {
-        "AUTO" => Codec::Auto,
-        "HTTP1" => Codec::Http1,
-        "HTTP2" => Codec::Http2,
-        other => {
-            return Err(manager.refuse(
-                "codec_type",
-                format!("{other} is not spoken; AUTO, HTTP1 and HTTP2 are"),
-            ));
-        }
-    };
+    let codec = codec(&mut manager)?;
     let header_limit_bytes = match manager.number("max_request_headers_kb") {
         None => DEFAULT_HEADER_LIMIT_BYTES,
         Some(kib @ 1..=8192) => usize::try_from(kib).unwrap_or(60) * 1024,
@@ -146,16 +141,7 @@ pub(super) fn http_service(mut manager: Reader<'_>) -> Result<HttpService, Refus
     };
     let header_timeout =
         manager.duration("request_headers_timeout")?.unwrap_or(DEFAULT_HEADER_TIMEOUT);
-    let mut websocket = false;
-    for mut upgrade in manager.children("upgrade_configs") {
-        let kind = upgrade.required_text("upgrade_type")?;
-        if !kind.eq_ignore_ascii_case("websocket") {
-            return Err(
-                upgrade.refuse("upgrade_type", format!("{kind:?} is not supported; websocket is"))
-            );
-        }
-        websocket = upgrade.flag("enabled").unwrap_or(true);
-    }
+    let websocket = websocket(&mut manager)?;
     let client_certificate = match manager.choice("forward_client_cert_details").as_str() {
         "SANITIZE" => ClientCertificateDetails::Nothing,
         "SANITIZE_SET" => ClientCertificateDetails::FromProof,
@@ -180,6 +166,31 @@ pub(super) fn http_service(mut manager: Reader<'_>) -> Result<HttpService, Refus
         client_certificate,
         access_log,
     })
+}
+
+fn codec(manager: &mut Reader<'_>) -> Result<Codec, Refused> {
+    match manager.choice("codec_type").as_str() {
+        "AUTO" => Ok(Codec::Auto),
+        "HTTP1" => Ok(Codec::Http1),
+        "HTTP2" => Ok(Codec::Http2),
+        other => Err(manager
+            .refuse("codec_type", format!("{other} is not spoken; AUTO, HTTP1 and HTTP2 are"))),
+    }
+}
+
+/// Whether upgrades to WebSocket are let through.
+fn websocket(manager: &mut Reader<'_>) -> Result<bool, Refused> {
+    let mut websocket = false;
+    for mut upgrade in manager.children("upgrade_configs") {
+        let kind = upgrade.required_text("upgrade_type")?;
+        if !kind.eq_ignore_ascii_case("websocket") {
+            return Err(
+                upgrade.refuse("upgrade_type", format!("{kind:?} is not supported; websocket is"))
+            );
+        }
+        websocket = upgrade.flag("enabled").unwrap_or(true);
+    }
+    Ok(websocket)
 }
 
 fn routes(manager: &mut Reader<'_>) -> Result<RouteSource, Refused> {
