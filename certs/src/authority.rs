@@ -267,7 +267,9 @@ fn entry(revoked: &Revoked) -> Result<RevokedCertParams, AuthorityError> {
 
 fn serial_bytes(text: &str) -> Option<Vec<u8>> {
     let even = text.len().is_multiple_of(2);
-    if text.is_empty() || text.len() > 40 || !text.is_ascii() || !even {
+    // Asked here, since `from_str_radix` takes a sign for a digit.
+    let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if text.is_empty() || text.len() > 40 || !digits || !even {
         return None;
     }
     text.as_bytes()
@@ -312,4 +314,24 @@ pub fn describe_crl(pem: &str) -> Vec<String> {
             Some([vec![head], serials].concat().join("\n"))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_bytes_of_hexadecimal_digits_are_a_serial_number() {
+        let check = |text: &str, expected: Option<&[u8]>| {
+            assert_eq!(serial_bytes(text).as_deref(), expected, "{text:?}");
+        };
+        check("0a0B", Some(&[0x0a, 0x0b]));
+        check(&"7f".repeat(20), Some(&[0x7f; 20]));
+        check(&"7f".repeat(21), None);
+        check("", None);
+        check("123", None);
+        check("+1+2", None);
+        check("0x12", None);
+        check("1é3", None);
+    }
 }

@@ -10,6 +10,7 @@
 
 mod authority;
 mod der;
+mod issuer;
 mod peer;
 pub mod request;
 mod revocation;

@@ -41,7 +41,7 @@ impl VerifiedPeer {
         self.identity.as_ref()
     }
 
-    /// The serial number, big-endian.
+    /// The serial number as the certificate has it: two's complement, big-endian.
     #[must_use]
     pub fn serial(&self) -> &[u8] {
         &self.serial
@@ -60,10 +60,14 @@ impl VerifiedPeer {
         hex(digest.as_ref())
     }
 
-    /// The serial number in upper-case hex, as `x-amzn-mtls-clientcert-serial-number` wants it.
+    /// The serial number in upper-case hex, as `x-amzn-mtls-clientcert-serial-number` wants it:
+    /// without the zero byte that only keeps a large number positive.
     #[must_use]
     pub fn serial_hex(&self) -> String {
-        hex(&self.serial).to_uppercase()
+        match &*self.serial {
+            [0, digits @ ..] if !digits.is_empty() => hex(digits).to_uppercase(),
+            digits => hex(digits).to_uppercase(),
+        }
     }
 }
 
@@ -76,9 +80,10 @@ impl fmt::Debug for VerifiedPeer {
     }
 }
 
-/// The SPIFFE id of a certificate. More than one URI name is no SVID (X509-SVID, section 2).
-pub(crate) fn spiffe_id(certificate: &webpki::EndEntityCert<'_>) -> Option<SpiffeId> {
-    let mut names = certificate.valid_uri_names().filter(|uri| uri.starts_with("spiffe://"));
+/// The SPIFFE id of a certificate. More than one URI name, of whatever kind, is no SVID (X509-SVID,
+/// section 2).
+fn spiffe_id(certificate: &webpki::EndEntityCert<'_>) -> Option<SpiffeId> {
+    let mut names = certificate.valid_uri_names();
     let only = names.next()?;
     if names.next().is_some() { None } else { SpiffeId::parse(only).ok() }
 }

@@ -9,10 +9,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 
 use crate::der::{self, Elements};
-use crate::verify::ALGORITHMS;
+use crate::issuer::{self, Issuer};
 
 /// The most revoked certificates in all lists together.
 const ENTRY_LIMIT: usize = 10_000_000;
@@ -20,19 +20,19 @@ const ENTRY_LIMIT: usize = 10_000_000;
 const CRL_NUMBER: &[u8] = &[0x55, 0x1d, 0x14];
 const ISSUING_DISTRIBUTION_POINT: &[u8] = &[0x55, 0x1d, 0x1c];
 
-/// A serial number of at most 20 bytes (RFC 5280, section 4.1.2.2), right-aligned.
-type Serial = [u8; 20];
+/// A number of at most 20 bytes (RFC 5280, section 4.1.2.2) and its sign, right-aligned.
+type Serial = [u8; 21];
 
 /// What is known of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revocation {
-    /// Its issuer's list is in force and does not name it.
+    /// Its issuer's lists are in force and do not name it.
     Good,
-    /// Its issuer's list names it.
+    /// A list of its issuer names it.
     Revoked,
-    /// There is no list of its issuer, or that list does not speak of such certificates.
+    /// There is no list of its issuer that speaks of all such certificates.
     Unknown,
-    /// Its issuer's list is past its `nextUpdate`.
+    /// A list of its issuer that speaks of it is past its `nextUpdate`.
     Expired,
 }
 
@@ -62,18 +62,29 @@ pub enum Role {
 /// The revoked serial numbers by issuer. Immutable; replaced whole.
 #[derive(Debug, Clone, Default)]
 pub struct CrlIndex {
-    issuers: BTreeMap<Vec<u8>, Arc<IssuerList>>,
+    issuers: BTreeMap<Vec<u8>, Vec<Arc<IssuerList>>>,
     warnings: Vec<String>,
 }
 
 struct IssuerList {
-    /// `CRLNumber`, right-aligned; zero when the list has none.
+    /// The key that signed it: lists count their numbers per key and scope.
+    public_key: Vec<u8>,
+    scope: Scope,
+    /// `CRLNumber`.
     number: Serial,
     this_update: u64,
     next_update: u64,
-    covers_leaves: bool,
-    covers_authorities: bool,
     serials: Box<[Serial]>,
+}
+
+/// Which of its issuer's certificates a list speaks of.
+#[derive(Debug, PartialEq, Eq)]
+struct Scope {
+    leaves: bool,
+    authorities: bool,
+    /// The distribution point, empty when there is none. Only the certificate says which is its own,
+    /// so such a list proves nothing good.
+    partition: Box<[u8]>,
 }
 
 impl fmt::Debug for IssuerList {
@@ -94,31 +105,30 @@ pub struct CrlError {
 
 impl CrlIndex {
     /// Reads lists in PEM, or one in DER. Certificates of intermediate issuers may stand beside
-    /// them; those are used only when one of `roots` signed them. Of several lists of an issuer the
-    /// newest wins, also against those in `previous`.
+    /// them; those are used only when one of `roots` signed them. Of several lists of an issuer with
+    /// the same scope the newest wins, also against those in `previous`.
     ///
     /// # Errors
-    /// Each list that is malformed, of an unsupported kind, or not signed by an issuer that we trust.
+    /// Each list that is malformed, of an unsupported kind, from the future, or not signed by an
+    /// issuer that we trust with it.
     pub fn load(
         bytes: &[u8],
-        roots: &[TrustAnchor<'_>],
+        roots: &[CertificateDer<'_>],
         previous: Option<&Self>,
         now: UnixTime,
     ) -> Result<Self, Vec<CrlError>> {
         let lists = split(bytes).map_err(|reason| vec![CrlError { index: 0, reason }])?;
-        let issuers = issuers(bytes, roots, now);
+        let beside: Vec<_> = CertificateDer::pem_slice_iter(bytes).filter_map(Result::ok).collect();
+        let issuers = issuer::known(roots, &beside, now);
         let mut index = Self::default();
         let mut errors = Vec::new();
-        let mut entries = 0;
         for (position, list) in lists.iter().enumerate() {
-            match read(list, roots, &issuers) {
-                Ok((issuer, list)) => {
-                    entries += list.serials.len();
-                    index.keep_newest(issuer, Arc::new(list), "another list of the same issuer");
-                }
+            match read(list, &issuers, now) {
+                Ok((issuer, list)) => index.add(issuer, list),
                 Err(reason) => errors.push(CrlError { index: position, reason }),
             }
         }
+        let entries = index.len();
         if entries > ENTRY_LIMIT {
             errors.push(CrlError {
                 index: 0,
@@ -128,61 +138,76 @@ impl CrlIndex {
         if !errors.is_empty() {
             return Err(errors);
         }
-        for (issuer, list) in previous.iter().flat_map(|index| &index.issuers) {
-            if index.issuers.contains_key(issuer) {
-                index.keep_newest(issuer.clone(), list.clone(), "the one in force");
-            }
+        if let Some(previous) = previous {
+            index.keep_newer_of(previous);
         }
         Ok(index)
     }
 
-    fn keep_newest(&mut self, issuer: Vec<u8>, list: Arc<IssuerList>, other: &str) {
-        match self.issuers.get(&issuer) {
-            Some(held) if held.age() > list.age() && other.starts_with("another") => {
-                self.warnings.push(format!(
-                    "a list of {} is older than {other}; the newer one counts",
-                    name(&issuer)
-                ));
-            }
-            Some(held) if held.age() >= list.age() => {}
-            Some(_) if other.starts_with("the one") => {
-                self.warnings.push(format!(
-                    "the list of {} is older than {other}, which stays",
-                    name(&issuer)
-                ));
-                self.issuers.insert(issuer, list);
-            }
-            Some(_) | None => {
-                self.issuers.insert(issuer, list);
+    /// Takes a list, unless a newer one of its kind stands in the same set.
+    fn add(&mut self, issuer: Vec<u8>, list: IssuerList) {
+        let readable = name(&issuer);
+        let lists = self.issuers.entry(issuer).or_default();
+        let Some(held) = lists.iter_mut().find(|held| held.is_of_a_kind_with(&list)) else {
+            lists.push(Arc::new(list));
+            return;
+        };
+        if held.age() != list.age() {
+            self.warnings.push(format!(
+                "there are an older and a newer list of {readable}; the newer one counts"
+            ));
+        }
+        if held.age() < list.age() {
+            *held = Arc::new(list);
+        }
+    }
+
+    /// Puts the lists in force back where the ones that came are older.
+    fn keep_newer_of(&mut self, previous: &Self) {
+        for (issuer, lists) in &mut self.issuers {
+            let in_force = previous.issuers.get(issuer).map_or(&[][..], Vec::as_slice);
+            for list in lists {
+                let newer = in_force
+                    .iter()
+                    .find(|held| held.is_of_a_kind_with(list) && held.age() > list.age());
+                if let Some(held) = newer {
+                    self.warnings.push(format!(
+                        "the list of {} is older than the one in force, which stays",
+                        name(issuer)
+                    ));
+                    *list = held.clone();
+                }
             }
         }
     }
 
-    /// What is known of the certificate that `issuer` (a name, DER) numbered `serial`.
+    /// What is known of the certificate that `issuer` (the content of its name, DER) numbered
+    /// `serial`.
+    ///
+    /// A list that names the number revokes it whatever its scope, since an issuer gives a number
+    /// only once. For the opposite, each list that speaks of such certificates must be in force.
     #[must_use]
     pub fn status(&self, issuer: &[u8], serial: &[u8], role: Role, now: UnixTime) -> Revocation {
-        let Some(list) = self.issuers.get(issuer) else {
+        let (Some(lists), Some(serial)) = (self.issuers.get(issuer), aligned(serial)) else {
             return Revocation::Unknown;
         };
-        let covered = match role {
-            Role::Leaf => list.covers_leaves,
-            Role::Authority => list.covers_authorities,
-        };
-        if !covered {
+        if lists.iter().any(|list| list.serials.binary_search(&serial).is_ok()) {
+            return Revocation::Revoked;
+        }
+        let mut covering = lists.iter().filter(|list| list.scope.covers(role)).peekable();
+        if covering.peek().is_none() {
             return Revocation::Unknown;
         }
-        match aligned(serial) {
-            Some(serial) if list.serials.binary_search(&serial).is_ok() => Revocation::Revoked,
-            Some(_) if list.next_update <= now.as_secs() => Revocation::Expired,
-            Some(_) => Revocation::Good,
-            None => Revocation::Unknown,
+        if covering.any(|list| list.next_update <= now.as_secs()) {
+            return Revocation::Expired;
         }
+        Revocation::Good
     }
 
     /// How many serial numbers are held.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.issuers.values().map(|list| list.serials.len()).sum()
+        self.issuers.values().flatten().map(|list| list.serials.len()).sum()
     }
 
     /// Whether no list is held.
@@ -202,6 +227,21 @@ impl IssuerList {
     fn age(&self) -> (&Serial, u64) {
         (&self.number, self.this_update)
     }
+
+    /// Whether the newer one of the two replaces the other.
+    fn is_of_a_kind_with(&self, other: &Self) -> bool {
+        self.public_key == other.public_key && self.scope == other.scope
+    }
+}
+
+impl Scope {
+    fn covers(&self, role: Role) -> bool {
+        let named = match role {
+            Role::Leaf => self.leaves,
+            Role::Authority => self.authorities,
+        };
+        named && self.partition.is_empty()
+    }
 }
 
 /// The lists in PEM, or the one in DER.
@@ -214,121 +254,85 @@ fn split(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, Str
         .map_err(|error| format!("it is neither DER nor PEM: {error}"))
 }
 
-/// The certificates beside the lists that a root vouches for: name and public key.
-fn issuers(bytes: &[u8], roots: &[TrustAnchor<'_>], now: UnixTime) -> Vec<(Vec<u8>, Vec<u8>)> {
-    CertificateDer::pem_slice_iter(bytes)
-        .filter_map(|certificate| {
-            let certificate = certificate.ok()?;
-            let parsed = webpki::EndEntityCert::try_from(&certificate).ok()?;
-            // An authority is no end entity, so its chain is checked by name and signature.
-            let root = roots.iter().find(|root| sequence(&root.subject) == parsed.issuer())?;
-            signed_by(&certificate, &spki(root)).then_some(())?;
-            let _ = now;
-            Some((parsed.subject().to_vec(), parsed.subject_public_key_info().to_vec()))
-        })
-        .collect()
-}
-
-/// Whether a signed DER structure (certificate or list) verifies under a public key.
-fn signed_by(signed: &[u8], public_key: &[u8]) -> bool {
-    parts(signed).is_some_and(|(body, algorithm, signature)| {
-        verifies(body, algorithm, signature, public_key)
-    })
-}
-
-/// The signed bytes, the algorithm, and the signature.
-fn parts(signed: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let mut outer = Elements(signed);
-    let mut inner = Elements(outer.expect(der::SEQUENCE)?.content);
-    let body = inner.expect(der::SEQUENCE)?;
-    let algorithm = inner.expect(der::SEQUENCE)?;
-    let signature = inner.expect(der::BIT_STRING)?;
-    if !inner.is_empty() || !outer.is_empty() {
-        return None;
-    }
-    Some((body.whole, algorithm.content, signature.content.strip_prefix(&[0])?))
-}
-
-fn verifies(body: &[u8], algorithm: &[u8], signature: &[u8], public_key: &[u8]) -> bool {
-    let key = rustls_pki_types::SubjectPublicKeyInfoDer::from(public_key);
-    let Ok(key) = webpki::RawPublicKeyEntity::try_from(&key) else {
-        return false;
-    };
-    ALGORITHMS
-        .all
-        .iter()
-        .filter(|candidate| candidate.signature_alg_id().as_ref() == algorithm)
-        .any(|candidate| key.verify_signature(*candidate, body, signature).is_ok())
-}
-
 /// Reads one list: who issued it, and what it says.
 fn read(
     list: &CertificateRevocationListDer<'_>,
-    roots: &[TrustAnchor<'_>],
-    issuers: &[(Vec<u8>, Vec<u8>)],
+    issuers: &[Issuer],
+    now: UnixTime,
 ) -> Result<(Vec<u8>, IssuerList), String> {
-    webpki::BorrowedCertRevocationList::from_der(list).map_err(|error| explain(&error))?;
-    let malformed = || "it is malformed".to_owned();
-    let (body, algorithm, signature) = parts(list).ok_or_else(malformed)?;
-    let mut fields = Elements(Elements(body).expect(der::SEQUENCE).ok_or_else(malformed)?.content);
-    fields.optional(der::INTEGER);
-    fields.expect(der::SEQUENCE).ok_or_else(malformed)?;
-    let issuer = fields.expect(der::SEQUENCE).ok_or_else(malformed)?;
-    let this_update = fields.any().and_then(der::time).ok_or_else(malformed)?;
-    let next_update = fields.any().and_then(der::time).ok_or("it has no nextUpdate")?;
-    let revoked = fields.optional(der::SEQUENCE).map_or(&[][..], |list| list.content);
-    let extensions = extensions(&mut fields).ok_or_else(malformed)?;
-
-    let keys = roots
-        .iter()
-        .map(|root| (sequence(&root.subject), spki(root)))
-        .chain(issuers.iter().cloned())
-        .filter(|(name, _)| contents(name) == issuer.content);
-    let mut known = false;
-    let mut verified = false;
-    for (_, key) in keys {
-        known = true;
-        verified |= verifies(body, algorithm, signature, &key);
-    }
-    if !known {
-        return Err(format!("its issuer {} is none that we trust", name(issuer.content)));
-    }
-    if !verified {
-        return Err(format!("its signature is not by {}", name(issuer.content)));
+    let form =
+        webpki::BorrowedCertRevocationList::from_der(list).map_err(|error| explain(&error))?;
+    let Fields { issuer, this_update, next_update, extensions } =
+        fields(list).ok_or("it is malformed")?;
+    let signer = signer(list, issuer, issuers)?;
+    if this_update > now.as_secs() {
+        return Err("its thisUpdate is in the future".into());
     }
     let list = IssuerList {
-        number: extensions.number,
+        public_key: signer.public_key.clone(),
+        scope: extensions.scope,
+        number: extensions.number.ok_or("it has no CRL number that is not critical")?,
         this_update,
         next_update,
-        covers_leaves: extensions.covers_leaves,
-        covers_authorities: extensions.covers_authorities,
-        serials: serials(revoked).ok_or_else(malformed)?,
+        serials: serials(&form)?,
     };
-    Ok((issuer.content.to_vec(), list))
+    Ok((issuer.to_vec(), list))
+}
+
+/// Which of the authorities of this name signed the list.
+fn signer<'a>(list: &[u8], issuer: &[u8], issuers: &'a [Issuer]) -> Result<&'a Issuer, String> {
+    let mut named = issuers.iter().filter(|known| known.name == issuer).peekable();
+    if named.peek().is_none() {
+        return Err(format!("its issuer {} is none that we trust", name(issuer)));
+    }
+    let signer = named
+        .find(|known| known.signed(list))
+        .ok_or_else(|| format!("its signature is not by {}", name(issuer)))?;
+    signer.may_sign_lists()?;
+    Ok(signer)
+}
+
+/// What webpki reads of a list and keeps to itself.
+struct Fields<'a> {
+    issuer: &'a [u8],
+    this_update: u64,
+    next_update: u64,
+    extensions: Extensions,
+}
+
+fn fields(list: &[u8]) -> Option<Fields<'_>> {
+    let mut list = Elements(Elements(list).expect(der::SEQUENCE)?.content);
+    let mut fields = Elements(list.expect(der::SEQUENCE)?.content);
+    fields.expect(der::INTEGER)?;
+    fields.expect(der::SEQUENCE)?;
+    let issuer = fields.expect(der::SEQUENCE)?.content;
+    let this_update = der::time(fields.any()?)?;
+    let next_update = der::time(fields.any()?)?;
+    fields.optional(der::SEQUENCE);
+    let extensions = extensions(&mut fields)?;
+    Some(Fields { issuer, this_update, next_update, extensions })
 }
 
 struct Extensions {
-    number: Serial,
-    covers_leaves: bool,
-    covers_authorities: bool,
+    number: Option<Serial>,
+    scope: Scope,
 }
 
 fn extensions(fields: &mut Elements<'_>) -> Option<Extensions> {
-    let mut found = Extensions { number: [0; 20], covers_leaves: true, covers_authorities: true };
-    let Some(tagged) = fields.optional(0xa0) else {
-        return Some(found);
-    };
-    let mut list = Elements(Elements(tagged.content).expect(der::SEQUENCE)?.content);
+    let whole = Scope { leaves: true, authorities: true, partition: Box::default() };
+    let mut found = Extensions { number: None, scope: whole };
+    let mut list = Elements(Elements(fields.expect(0xa0)?.content).expect(der::SEQUENCE)?.content);
     while !list.is_empty() {
         let mut extension = Elements(list.expect(der::SEQUENCE)?.content);
         let id = extension.expect(der::OBJECT_IDENTIFIER)?;
-        extension.optional(der::BOOLEAN);
+        let critical = extension.optional(der::BOOLEAN).is_some_and(|flag| flag.content != [0]);
         let value = extension.expect(der::OCTET_STRING)?;
-        if id.content == CRL_NUMBER {
-            found.number = aligned(Elements(value.content).expect(der::INTEGER)?.content)?;
+        // RFC 5280, section 5.2.3: "CRLNumber is a non-critical CRL extension".
+        if id.content == CRL_NUMBER && !critical {
+            found.number = Some(aligned(Elements(value.content).expect(der::INTEGER)?.content)?);
         }
         if id.content == ISSUING_DISTRIBUTION_POINT {
-            scope(value.content, &mut found)?;
+            scope(value.content, &mut found.scope)?;
         }
     }
     Some(found)
@@ -336,7 +340,7 @@ fn extensions(fields: &mut Elements<'_>) -> Option<Extensions> {
 
 /// `IssuingDistributionPoint` (RFC 5280, section 5.2.5). webpki has refused indirect lists and
 /// those for some reasons only.
-fn scope(value: &[u8], found: &mut Extensions) -> Option<()> {
+fn scope(value: &[u8], found: &mut Scope) -> Option<()> {
     const DISTRIBUTION_POINT: u8 = 0xa0;
     const ONLY_USER_CERTIFICATES: u8 = 0x81;
     const ONLY_AUTHORITY_CERTIFICATES: u8 = 0x82;
@@ -345,71 +349,33 @@ fn scope(value: &[u8], found: &mut Extensions) -> Option<()> {
         let field = fields.any()?;
         let set = field.content.first().is_some_and(|byte| *byte != 0);
         match field.tag {
-            // A partition of the issuer's certificates: which of them, only the certificate says.
-            DISTRIBUTION_POINT => {
-                found.covers_leaves = false;
-                found.covers_authorities = false;
-            }
-            ONLY_USER_CERTIFICATES if set => found.covers_authorities = false,
-            ONLY_AUTHORITY_CERTIFICATES if set => found.covers_leaves = false,
+            DISTRIBUTION_POINT => found.partition = field.content.into(),
+            ONLY_USER_CERTIFICATES if set => found.authorities = false,
+            ONLY_AUTHORITY_CERTIFICATES if set => found.leaves = false,
             _ => {}
         }
     }
     Some(())
 }
 
-fn serials(revoked: &[u8]) -> Option<Box<[Serial]>> {
-    let mut entries = Elements(revoked);
+fn serials(list: &webpki::BorrowedCertRevocationList<'_>) -> Result<Box<[Serial]>, String> {
     let mut serials = Vec::new();
-    while !entries.is_empty() {
-        let mut entry = Elements(entries.expect(der::SEQUENCE)?.content);
-        serials.push(aligned(entry.expect(der::INTEGER)?.content)?);
+    for entry in list {
+        let entry = entry.map_err(|error| explain(&error))?;
+        serials.push(aligned(entry.serial_number).ok_or("a serial number has over 20 bytes")?);
     }
     serials.sort_unstable();
     serials.dedup();
-    Some(serials.into_boxed_slice())
+    Ok(serials.into_boxed_slice())
 }
 
-/// An integer of at most 20 bytes, without its leading zeros, right-aligned.
+/// A two's complement integer, right-aligned. The sign is part of it: `FF` is not `00FF`.
 fn aligned(integer: &[u8]) -> Option<Serial> {
-    let digits = integer
-        .iter()
-        .position(|byte| *byte != 0)
-        .and_then(|start| integer.get(start..))
-        .unwrap_or(&[]);
-    let mut serial = [0; 20];
-    let start = serial.len().checked_sub(digits.len())?;
-    serial.get_mut(start..)?.copy_from_slice(digits);
+    let negative = integer.first().is_some_and(|first| first & 0x80 != 0);
+    let mut serial = if negative { [0xff; 21] } else { [0; 21] };
+    let start = serial.len().checked_sub(integer.len())?;
+    serial.get_mut(start..)?.copy_from_slice(integer);
     Some(serial)
-}
-
-fn spki(anchor: &TrustAnchor<'_>) -> Vec<u8> {
-    sequence(&anchor.subject_public_key_info)
-}
-
-/// A SEQUENCE around content: trust anchors hold their fields without it.
-fn sequence(content: &[u8]) -> Vec<u8> {
-    let mut whole = vec![der::SEQUENCE];
-    let length = content.len().to_be_bytes();
-    let digits = length.iter().position(|b| *b != 0).and_then(|s| length.get(s..)).unwrap_or(&[0]);
-    match digits {
-        [one] if *one < 0x80 => whole.push(*one),
-        _ => {
-            whole.push(0x80 | u8::try_from(digits.len()).unwrap_or(0));
-            whole.extend_from_slice(digits);
-        }
-    }
-    whole.extend_from_slice(content);
-    whole
-}
-
-/// The content of a SEQUENCE, or the bytes themselves when they are none.
-fn contents(bytes: &[u8]) -> &[u8] {
-    let mut elements = Elements(bytes);
-    match elements.expect(der::SEQUENCE) {
-        Some(element) if elements.is_empty() => element.content,
-        _ => bytes,
-    }
 }
 
 /// The readable parts of a name, for messages.
@@ -432,6 +398,9 @@ fn explain(error: &webpki::Error) -> String {
         }
         webpki::Error::UnsupportedRevocationReasonsPartitioning => {
             "lists for some reasons only are not supported".into()
+        }
+        webpki::Error::UnsupportedCrlIssuingDistributionPoint => {
+            "its distribution point has no full name, which is not supported".into()
         }
         other => format!("it is malformed: {other:?}"),
     }

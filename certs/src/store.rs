@@ -45,17 +45,19 @@ impl TrustStore {
         previous: Option<&Self>,
         now: UnixTime,
     ) -> Result<Self, TrustError> {
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(roots_pem)
+            .collect::<Result<_, _>>()
+            .map_err(|error| TrustError::Roots(error.to_string()))?;
         let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(roots_pem) {
-            let certificate = certificate.map_err(|error| TrustError::Roots(error.to_string()))?;
-            roots.add(certificate).map_err(|error| TrustError::Roots(error.to_string()))?;
+        for certificate in &certificates {
+            roots.add(certificate.clone()).map_err(|error| TrustError::Roots(error.to_string()))?;
         }
         if roots.is_empty() {
             return Err(TrustError::NoRoots);
         }
         let held = previous.and_then(|store| store.revocations.as_deref());
         let revocations = revocations
-            .map(|bytes| CrlIndex::load(bytes, &roots.roots, held, now).map(Arc::new))
+            .map(|bytes| CrlIndex::load(bytes, &certificates, held, now).map(Arc::new))
             .transpose()
             .map_err(TrustError::Revocations)?;
         Ok(Self { roots, revocations, names, policy: RevocationPolicy::STRICT })

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use weft_model::StringMatch;
 
@@ -36,13 +38,14 @@ impl Verifier {
         Self { trust, names, hints, mandatory }
     }
 
-    fn verify(
+    /// Checks all but the names.
+    fn verify<'a>(
         &self,
-        end_entity: &CertificateDer<'_>,
+        end_entity: &'a CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         usage: webpki::KeyUsage,
-    ) -> Result<(), Error> {
+    ) -> Result<webpki::EndEntityCert<'a>, Error> {
         let certificate = webpki::EndEntityCert::try_from(end_entity)
             .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
         let unrevoked = |path: &webpki::VerifiedPath<'_>| self.check_revocation(path, now);
@@ -57,7 +60,7 @@ impl Verifier {
                 Some(&unrevoked),
             )
             .map_err(refusal)?;
-        self.check_names(&certificate)
+        Ok(certificate)
     }
 
     fn check_revocation(
@@ -85,16 +88,16 @@ impl Verifier {
             .try_for_each(|certificate| check(certificate, Role::Authority))
     }
 
-    fn check_names(&self, certificate: &webpki::EndEntityCert<'_>) -> Result<(), Error> {
-        for wanted in [self.trust.names(), &self.names] {
-            let names = || certificate.valid_uri_names().chain(certificate.valid_dns_names());
-            if !wanted.is_empty()
-                && !names().any(|name| wanted.iter().any(|want| want.matches(name)))
-            {
-                return Err(CertificateError::NotValidForName.into());
-            }
-        }
-        Ok(())
+    /// Whether the certificate has one name of each list that asks for any.
+    fn is_named(&self, certificate: &webpki::EndEntityCert<'_>) -> bool {
+        [self.trust.names(), &self.names].into_iter().filter(|wanted| !wanted.is_empty()).all(
+            |wanted| {
+                certificate
+                    .valid_uri_names()
+                    .chain(certificate.valid_dns_names())
+                    .any(|name| wanted.iter().any(|want| want.matches(name)))
+            },
+        )
     }
 }
 
@@ -122,7 +125,12 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.verify(end_entity, intermediates, now, webpki::KeyUsage::client_auth())?;
+        let certificate =
+            self.verify(end_entity, intermediates, now, webpki::KeyUsage::client_auth())?;
+        // Nobody asked for this client by its name: it is the policy that refuses it.
+        if !self.is_named(&certificate) {
+            return Err(CertificateError::ApplicationVerificationFailure.into());
+        }
         Ok(ClientCertVerified::assertion())
     }
 
@@ -160,13 +168,15 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verify(end_entity, intermediates, now, webpki::KeyUsage::server_auth())?;
-        if self.names.is_empty() && self.trust.names().is_empty() {
-            let certificate = webpki::EndEntityCert::try_from(end_entity)
-                .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-            certificate
-                .verify_is_valid_for_subject_name(server_name)
-                .map_err(|_| Error::InvalidCertificate(CertificateError::NotValidForName))?;
+        let certificate =
+            self.verify(end_entity, intermediates, now, webpki::KeyUsage::server_auth())?;
+        let named = if self.names.is_empty() && self.trust.names().is_empty() {
+            certificate.verify_is_valid_for_subject_name(server_name).is_ok()
+        } else {
+            self.is_named(&certificate)
+        };
+        if !named {
+            return Err(CertificateError::NotValidForName.into());
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -204,7 +214,8 @@ fn refusal(error: webpki::Error) -> Error {
         webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
         webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
         webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
-        other => return Error::General(format!("certificate refused: {other:?}")),
+        webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
     };
     Error::InvalidCertificate(cause)
 }

@@ -1,0 +1,107 @@
+//! Who may sign revocation lists (RFC 5280, section 6.3.3 (f)).
+//!
+//! A list counts when the authority that numbered the certificates signed it: one of our roots, or
+//! an intermediate that one of them signed, whose certificate is in force and says that it is an
+//! authority. Where either names its key's usages, signing lists must be among them. A root's dates
+//! do not count, as they do not count in a path.
+
+use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+use x509_parser::time::ASN1Time;
+
+use crate::der::{self, Elements};
+use crate::verify::ALGORITHMS;
+
+/// An authority that we know, whether or not its lists count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Issuer {
+    /// The content of its name, as the certificates that it signs carry it.
+    pub(crate) name: Vec<u8>,
+    /// Its `SubjectPublicKeyInfo`.
+    pub(crate) public_key: Vec<u8>,
+    /// Why its lists do not count.
+    fault: Option<&'static str>,
+}
+
+impl Issuer {
+    fn read(certificate: &X509Certificate<'_>) -> Option<Self> {
+        let name = Elements(certificate.subject().as_raw()).expect(der::SEQUENCE)?.content.to_vec();
+        let public_key = certificate.public_key().raw.to_vec();
+        let usage = certificate.key_usage().ok()?;
+        let fault = usage
+            .is_some_and(|usage| !usage.value.crl_sign())
+            .then_some("its issuer's key is not for signing lists");
+        Some(Self { name, public_key, fault })
+    }
+
+    /// An intermediate that one of `roots` signed.
+    fn read_intermediate(
+        certificate: &CertificateDer<'_>,
+        roots: &[Self],
+        now: UnixTime,
+    ) -> Option<Self> {
+        // webpki refuses what a path may not hold, such as a critical extension that it ignores.
+        let form = webpki::EndEntityCert::try_from(certificate).ok()?;
+        roots.iter().find(|root| root.name == form.issuer() && root.signed(certificate))?;
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+        let intermediate = Self::read(&certificate)?;
+        let at = ASN1Time::from_timestamp(i64::try_from(now.as_secs()).ok()?).ok()?;
+        let fault = if certificate.validity().is_valid_at(at) {
+            (!certificate.is_ca()).then_some("its issuer is no authority")
+        } else {
+            Some("its issuer's certificate is not in force")
+        };
+        Some(Self { fault: fault.or(intermediate.fault), ..intermediate })
+    }
+
+    /// Whether its lists count.
+    pub(crate) fn may_sign_lists(&self) -> Result<(), &'static str> {
+        self.fault.map_or(Ok(()), Err)
+    }
+
+    /// Whether it signed this certificate or list.
+    pub(crate) fn signed(&self, structure: &[u8]) -> bool {
+        let key = SubjectPublicKeyInfoDer::from(self.public_key.as_slice());
+        let Ok(key) = webpki::RawPublicKeyEntity::try_from(&key) else {
+            return false;
+        };
+        parts(structure).is_some_and(|(body, algorithm, signature)| {
+            ALGORITHMS
+                .all
+                .iter()
+                .filter(|candidate| candidate.signature_alg_id().as_ref() == algorithm)
+                .any(|candidate| key.verify_signature(*candidate, body, signature).is_ok())
+        })
+    }
+}
+
+/// The roots, and those of `beside` that one of them signed.
+pub(crate) fn known(
+    roots: &[CertificateDer<'_>],
+    beside: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Vec<Issuer> {
+    let roots: Vec<_> = roots
+        .iter()
+        .filter_map(|root| Issuer::read(&X509Certificate::from_der(root).ok()?.1))
+        .collect();
+    let intermediates: Vec<_> = beside
+        .iter()
+        .filter_map(|certificate| Issuer::read_intermediate(certificate, &roots, now))
+        .collect();
+    [roots, intermediates].concat()
+}
+
+/// The signed bytes, the algorithm, and the signature of a certificate or list.
+fn parts(structure: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let mut outer = Elements(structure);
+    let mut inner = Elements(outer.expect(der::SEQUENCE)?.content);
+    let body = inner.expect(der::SEQUENCE)?;
+    let algorithm = inner.expect(der::SEQUENCE)?;
+    let signature = inner.expect(der::BIT_STRING)?;
+    if !inner.is_empty() || !outer.is_empty() {
+        return None;
+    }
+    Some((body.whole, algorithm.content, signature.content.strip_prefix(&[0])?))
+}

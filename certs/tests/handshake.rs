@@ -1,0 +1,497 @@
+//! Who meets whom: whole handshakes between our configurations, in memory and at a fixed time.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops at what it did not expect"
+)]
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod pki;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use pki::{HOUR, Leaf, List, WEB, World, at, ca_params, crl_pem, leaf_params, unix};
+use rcgen::{ExtendedKeyUsagePurpose, IsCa};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::time_provider::TimeProvider;
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, Connection, Error, HandshakeKind,
+    RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use weft_certs::request::{self, CheckedRequest};
+use weft_certs::tls::{self, ClientAuthentication, Identity};
+use weft_certs::{Authority, RevocationPolicy, Revoked, TrustStore, VerifiedPeer};
+use weft_model::{SpiffeId, StringMatch};
+
+const OTHER: &str = "spiffe://mesh.test/ns/a/sa/other";
+const ALLOW_UNKNOWN: RevocationPolicy =
+    RevocationPolicy { allow_unknown: true, ..RevocationPolicy::STRICT };
+const ALLOW_EXPIRED: RevocationPolicy =
+    RevocationPolicy { allow_expired: true, ..RevocationPolicy::STRICT };
+
+/// A clock that stands still until it is moved. Seconds from the moment of the tests.
+#[derive(Debug, Default)]
+struct Clock(AtomicI64);
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(unix(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// A handshake that one end refused: its error, and the alert that the other end saw.
+#[derive(Debug)]
+struct Refused {
+    error: Error,
+    alert: AlertDescription,
+}
+
+impl Refused {
+    fn is(&self, cause: &str, alert: AlertDescription) {
+        let error = format!("{:?}", self.error);
+        assert_eq!((error.as_str(), self.alert), (cause, alert));
+    }
+}
+
+/// Carries what `from` has to say to `to`, and the alert back when `to` refuses it.
+fn deliver(from: &mut Connection, to: &mut Connection) -> Result<(), Refused> {
+    let send = |from: &mut Connection, to: &mut Connection| {
+        let mut bytes = Vec::new();
+        while from.wants_write() {
+            from.write_tls(&mut bytes).unwrap();
+        }
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            to.read_tls(&mut rest).unwrap();
+            to.process_new_packets()?;
+        }
+        Ok(())
+    };
+    send(from, to).map_err(|error| match send(to, from) {
+        Err(Error::AlertReceived(alert)) => Refused { error, alert },
+        other => panic!("{error:?} told the other end {other:?}"),
+    })
+}
+
+/// The client and the server after their handshake.
+fn meet(
+    client: &Arc<ClientConfig>,
+    server: &Arc<ServerConfig>,
+) -> Result<(Connection, Connection), Refused> {
+    let name = "server.test".try_into().unwrap();
+    let mut client: Connection = ClientConnection::new(client.clone(), name).unwrap().into();
+    let mut server: Connection = ServerConnection::new(server.clone()).unwrap().into();
+    while client.wants_write() || server.wants_write() {
+        deliver(&mut client, &mut server)?;
+        deliver(&mut server, &mut client)?;
+    }
+    assert!(!client.is_handshaking() && !server.is_handshaking());
+    Ok((client, server))
+}
+
+fn identity(leaf: &Leaf) -> Identity {
+    Identity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap()
+}
+
+fn server(leaf: &Leaf, clients: ClientAuthentication, clock: &Arc<Clock>) -> Arc<ServerConfig> {
+    let config = tls::server(&identity(leaf), clients, &["h2".into()]).unwrap();
+    let mut config = Arc::unwrap_or_clone(config);
+    config.time_provider = clock.clone();
+    Arc::new(config)
+}
+
+fn client(leaf: Option<&Leaf>, trust: TrustStore, names: Vec<StringMatch>) -> Arc<ClientConfig> {
+    let identity = leaf.map(identity);
+    let alpn = ["h2".into(), "http/1.1".into()];
+    let config = tls::client(identity.as_ref(), Arc::new(trust), names, &alpn).unwrap();
+    let mut config = Arc::unwrap_or_clone(config);
+    config.time_provider = Arc::new(Clock::default());
+    Arc::new(config)
+}
+
+impl World {
+    /// A client that shows `leaf` to a good server which trusts by `trust`.
+    fn client_shows(&self, leaf: &Leaf, trust: TrustStore) -> Result<(), Refused> {
+        let required = ClientAuthentication::Required(Arc::new(trust), Vec::new());
+        let server = server(&self.good, required, &Arc::default());
+        meet(&client(Some(leaf), self.trust(), Vec::new()), &server).map(drop)
+    }
+
+    /// A server that shows `leaf` to a client which trusts by `trust`.
+    fn server_shows(&self, leaf: &Leaf, trust: TrustStore) -> Result<(), Refused> {
+        let server = server(leaf, ClientAuthentication::None, &Arc::default());
+        meet(&client(None, trust, Vec::new()), &server).map(drop)
+    }
+}
+
+fn peer(connection: &Connection) -> VerifiedPeer {
+    VerifiedPeer::assertion(&connection.peer_certificates().unwrap()[0]).unwrap()
+}
+
+#[test]
+fn good_peers_meet_and_prove_their_spiffe_ids() {
+    let files = Authority::create("mesh.test", pki::now()).unwrap();
+    let authority = Authority::load(files, "mesh.test").unwrap();
+    let issue = |id: &str| {
+        let pending = request::make(&SpiffeId::parse(id).unwrap()).unwrap();
+        let request = CheckedRequest::parse(&pending.request_pem).unwrap();
+        let issued = authority.issue(&request, Duration::from_secs(3600), pki::now()).unwrap();
+        (Leaf { chain: issued.chain.concat(), key: pending.key_pem }, issued.serial)
+    };
+    let ((web, web_serial), (other, other_serial)) = (issue(WEB), issue(OTHER));
+    let revoked = [Revoked { serial: "77".into(), at: pki::now() }];
+    let lists =
+        authority.revocation_lists(&revoked, 1, pki::now(), Duration::from_secs(60)).unwrap();
+    let roots = authority.trust_bundle().as_bytes();
+    let trust =
+        || TrustStore::load(roots, Some(lists.as_bytes()), Vec::new(), None, unix(0)).unwrap();
+
+    let clients = ClientAuthentication::Required(Arc::new(trust()), Vec::new());
+    let server = server(&web, clients, &Arc::default());
+    let client = client(Some(&other), trust(), vec![StringMatch::Exact(WEB.into())]);
+    let (client, server) = meet(&client, &server).unwrap();
+
+    let (seen_client, seen_server) = (peer(&server), peer(&client));
+    assert_eq!(seen_client.identity().map(SpiffeId::as_str), Some(OTHER));
+    assert_eq!(seen_server.identity().map(SpiffeId::as_str), Some(WEB));
+    assert_eq!(seen_client.serial_hex(), other_serial.to_uppercase());
+    assert_eq!(seen_server.serial_hex(), web_serial.to_uppercase());
+    assert_eq!(
+        (client.alpn_protocol(), server.alpn_protocol()),
+        (Some(&b"h2"[..]), Some(&b"h2"[..]))
+    );
+}
+
+#[test]
+fn who_shows_no_certificate_is_refused_where_it_is_required_and_served_where_it_is_optional() {
+    let world = World::new();
+    let trust = || Arc::new(world.trust());
+    let meet = |leaf, clients| {
+        let server = server(&world.good, clients, &Arc::default());
+        meet(&client(leaf, world.trust(), Vec::new()), &server).map(|(_, server)| server)
+    };
+    meet(None, ClientAuthentication::Required(trust(), Vec::new()))
+        .unwrap_err()
+        .is("NoCertificatesPresented", AlertDescription::CertificateRequired);
+    let optional = || ClientAuthentication::Optional(trust(), Vec::new());
+    assert!(meet(None, optional()).unwrap().peer_certificates().is_none());
+    let shown = meet(Some(&world.good), optional()).unwrap();
+    assert_eq!(peer(&shown).identity().map(SpiffeId::as_str), Some(WEB));
+    let unasked = meet(Some(&world.good), ClientAuthentication::None).unwrap();
+    assert!(unasked.peer_certificates().is_none());
+
+    let foreign = pki::leaf(&leaf_params(WEB, 1), &pki::root("foreign"), &[]);
+    meet(Some(&foreign), optional())
+        .unwrap_err()
+        .is("InvalidCertificate(UnknownIssuer)", AlertDescription::UnknownCA);
+}
+
+#[test]
+fn a_bad_certificate_is_refused_by_either_end_with_its_own_alert() {
+    let world = World::new();
+    let (root, below) = (&world.root, &world.below);
+    let check = |leaf: &Leaf, cause: &str, alert| {
+        let cause = format!("InvalidCertificate({cause})");
+        world.client_shows(leaf, world.trust()).unwrap_err().is(&cause, alert);
+        world.server_shows(leaf, world.trust()).unwrap_err().is(&cause, alert);
+    };
+    let leaf = |tweak: &dyn Fn(&mut rcgen::CertificateParams)| {
+        let mut params = leaf_params(WEB, 1);
+        tweak(&mut params);
+        pki::leaf(&params, below, &[below])
+    };
+    let good = leaf_params(WEB, 1);
+    let expired = leaf(&|params| params.not_after = at(-1));
+    check(&expired, "Expired", AlertDescription::CertificateExpired);
+    let early = leaf(&|params| params.not_before = at(1));
+    check(&early, "NotValidYet", AlertDescription::CertificateExpired);
+    let purpose =
+        leaf(&|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]);
+    check(&purpose, "InvalidPurpose", AlertDescription::UnsupportedCertificate);
+    let authority = leaf(&|params| params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained));
+    let other = |cause| format!("Other(OtherError({cause}))");
+    check(&authority, &other("CaUsedAsEndEntity"), AlertDescription::CertificateUnknown);
+
+    let foreign = pki::root("foreign");
+    let foreign = pki::leaf(&good, &foreign, &[&foreign]);
+    check(&foreign, "UnknownIssuer", AlertDescription::UnknownCA);
+    let impostor = pki::leaf(&good, &pki::root("root"), &[]);
+    check(&impostor, "BadSignature", AlertDescription::DecryptError);
+    let alone = pki::leaf(&good, below, &[]);
+    check(&alone, "UnknownIssuer", AlertDescription::UnknownCA);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let own = good.self_signed(&key).unwrap().pem();
+    let own = Leaf { chain: own, key: key.serialize_pem() };
+    check(&own, "UnknownIssuer", AlertDescription::UnknownCA);
+
+    // A leaf that signs a leaf.
+    let false_authority = pki::intermediate(leaf_params(OTHER, 2), below);
+    let under_leaf = pki::leaf(&good, &false_authority, &[&false_authority, below]);
+    check(&under_leaf, &other("EndEntityUsedAsCa"), AlertDescription::CertificateUnknown);
+    let mut params = ca_params("over");
+    params.not_after = at(-1);
+    let over = pki::intermediate(params, root);
+    let under_expired = pki::leaf(&good, &over, &[&over]);
+    check(&under_expired, "Expired", AlertDescription::CertificateExpired);
+}
+
+#[test]
+fn a_certificate_for_one_end_does_not_serve_at_the_other() {
+    let world = World::new();
+    let with = |usage| {
+        let mut params = leaf_params(WEB, 1);
+        params.extended_key_usages = vec![usage];
+        pki::leaf(&params, &world.below, &[&world.below])
+    };
+    let for_server = with(ExtendedKeyUsagePurpose::ServerAuth);
+    let for_client = with(ExtendedKeyUsagePurpose::ClientAuth);
+    let refusal = ("InvalidCertificate(InvalidPurpose)", AlertDescription::UnsupportedCertificate);
+    world.client_shows(&for_server, world.trust()).unwrap_err().is(refusal.0, refusal.1);
+    world.server_shows(&for_client, world.trust()).unwrap_err().is(refusal.0, refusal.1);
+    world.client_shows(&for_client, world.trust()).unwrap();
+    world.server_shows(&for_server, world.trust()).unwrap();
+}
+
+#[test]
+fn a_peer_needs_a_name_of_each_list_that_asks_for_one() {
+    let world = World::new();
+    let exact = |name: &str| vec![StringMatch::Exact(name.into())];
+    let under = || vec![StringMatch::Prefix("spiffe://mesh.test/ns/a/".into())];
+    let check = |of_store: Vec<StringMatch>, of_listener: Vec<StringMatch>, good: bool| {
+        let trust = || world.named(of_store.clone());
+        let required = ClientAuthentication::Required(Arc::new(trust()), of_listener.clone());
+        let strict = server(&world.good, required, &Arc::default());
+        let shown = meet(&client(Some(&world.good), world.trust(), Vec::new()), &strict);
+        let open = server(&world.good, ClientAuthentication::None, &Arc::default());
+        let seen = meet(&client(None, trust(), of_listener), &open);
+        if good {
+            shown.unwrap();
+            seen.unwrap();
+        } else {
+            let policy = "InvalidCertificate(ApplicationVerificationFailure)";
+            shown.unwrap_err().is(policy, AlertDescription::AccessDenied);
+            let name = "InvalidCertificate(NotValidForName)";
+            seen.unwrap_err().is(name, AlertDescription::BadCertificate);
+        }
+    };
+    check(Vec::new(), Vec::new(), true);
+    check(exact(WEB), Vec::new(), true);
+    check(Vec::new(), exact(WEB), true);
+    check(under(), exact(WEB), true);
+    check(exact("server.test"), under(), true);
+    check(exact(OTHER), Vec::new(), false);
+    check(Vec::new(), exact(OTHER), false);
+    check(exact(WEB), exact(OTHER), false);
+    check(exact(OTHER), exact(WEB), false);
+    check(exact("leaf"), Vec::new(), false);
+}
+
+#[test]
+fn a_server_of_which_no_name_is_asked_must_have_the_host_name() {
+    let world = World::new();
+    let mut params = leaf_params(WEB, 1);
+    params.subject_alt_names.pop();
+    let nameless = pki::leaf(&params, &world.below, &[&world.below]);
+    world
+        .server_shows(&nameless, world.trust())
+        .unwrap_err()
+        .is("InvalidCertificate(NotValidForName)", AlertDescription::BadCertificate);
+    world.server_shows(&nameless, world.named(vec![StringMatch::Exact(WEB.into())])).unwrap();
+}
+
+#[test]
+fn a_revoked_leaf_and_a_leaf_under_a_revoked_intermediate_are_refused() {
+    let world = World::new();
+    let list = |serials: &[u64]| List::new(1, serials);
+    let check = |below: &[u64], root: &[u64], good: bool| {
+        let trust = || world.listed(Some(&list(below)), Some(&list(root)));
+        for outcome in
+            [world.client_shows(&world.good, trust()), world.server_shows(&world.good, trust())]
+        {
+            match outcome {
+                Ok(()) => assert!(good, "{below:?} {root:?}"),
+                Err(refused) => {
+                    assert!(!good, "{below:?} {root:?}: {refused:?}");
+                    let cause = "InvalidCertificate(Revoked)";
+                    refused.is(cause, AlertDescription::CertificateRevoked);
+                }
+            }
+        }
+    };
+    check(&[], &[], true);
+    check(&[999, 1001, 50], &[1000, 51], true);
+    check(&[1000], &[], false);
+    check(&[], &[50], false);
+}
+
+/// What each policy makes of a good leaf under these lists: strict, unknown allowed, expired
+/// allowed, both allowed. An empty text is a handshake.
+fn by_policy(world: &World, below: Option<&List>, root: Option<&List>) -> [String; 4] {
+    let both = RevocationPolicy { allow_unknown: true, allow_expired: true };
+    [RevocationPolicy::STRICT, ALLOW_UNKNOWN, ALLOW_EXPIRED, both].map(|policy| {
+        let trust = || world.listed(below, root).with_policy(policy);
+        let outcome = |end: Result<(), Refused>| match end {
+            Ok(()) => String::new(),
+            Err(refused) => format!("{:?} {:?}", refused.error, refused.alert),
+        };
+        let shown = outcome(world.client_shows(&world.good, trust()));
+        let seen = outcome(world.server_shows(&world.good, trust()));
+        assert_eq!(shown, seen, "{policy:?}");
+        shown
+    })
+}
+
+#[test]
+fn what_the_lists_do_not_say_is_refused_unless_the_policy_names_it() {
+    const UNKNOWN: &str = "InvalidCertificate(UnknownRevocationStatus) UnknownCA";
+    const EXPIRED: &str = "InvalidCertificate(ExpiredRevocationList) UnknownCA";
+    const REVOKED: &str = "InvalidCertificate(Revoked) CertificateRevoked";
+    let world = World::new();
+    let fresh = List::new(1, &[]);
+    let naming = |serial| List::new(1, &[serial]);
+    let over = |list: List| List { this_update: -HOUR, next_update: -60, ..list };
+    let expired = over(fresh.clone());
+    let check = |below: Option<&List>, root: Option<&List>, expected: [&str; 4]| {
+        assert_eq!(by_policy(&world, below, root), expected);
+    };
+    check(Some(&fresh), Some(&fresh), ["", "", "", ""]);
+    check(None, Some(&fresh), [UNKNOWN, "", UNKNOWN, ""]);
+    check(Some(&fresh), None, [UNKNOWN, "", UNKNOWN, ""]);
+    check(None, None, [UNKNOWN, "", UNKNOWN, ""]);
+    check(Some(&expired), Some(&fresh), [EXPIRED, EXPIRED, "", ""]);
+    check(Some(&fresh), Some(&expired), [EXPIRED, EXPIRED, "", ""]);
+    check(Some(&expired), None, [EXPIRED, EXPIRED, UNKNOWN, ""]);
+    check(None, Some(&expired), [UNKNOWN, EXPIRED, UNKNOWN, ""]);
+    // No policy lets in what a list names.
+    check(Some(&naming(1000)), None, [REVOKED; 4]);
+    check(Some(&over(naming(1000))), None, [REVOKED; 4]);
+    check(Some(&over(naming(1000))), Some(&fresh), [REVOKED; 4]);
+    check(Some(&fresh), Some(&over(naming(50))), [REVOKED; 4]);
+    check(None, Some(&naming(50)), [UNKNOWN, REVOKED, UNKNOWN, REVOKED]);
+}
+
+#[test]
+fn a_store_that_replaces_another_keeps_its_newer_lists() {
+    let world = World::new();
+    let lists = |number, serials: &[u64]| {
+        let below = List::new(number, serials).signed_by(&world.below);
+        crl_pem(&below)
+            + &crl_pem(&List::new(number, &[]).signed_by(&world.root))
+            + &world.below.pem()
+    };
+    let load = |lists: &str, previous: Option<&TrustStore>| {
+        let roots = world.root.pem();
+        let lists = Some(lists.as_bytes());
+        TrustStore::load(roots.as_bytes(), lists, Vec::new(), previous, unix(0)).unwrap()
+    };
+    let first = load(&lists(2, &[1000]), None);
+    let second = load(&lists(1, &[]), Some(&first));
+    assert_eq!(second.revocations().unwrap().warnings().len(), 2);
+    world
+        .client_shows(&world.good, second)
+        .unwrap_err()
+        .is("InvalidCertificate(Revoked)", AlertDescription::CertificateRevoked);
+    world.client_shows(&world.good, load(&lists(3, &[]), Some(&first))).unwrap();
+}
+
+/// A client that would resume if it could, with nothing of ours in it.
+fn eager_client(
+    world: &World,
+    leaf: &Leaf,
+    version: &'static SupportedProtocolVersion,
+    clock: &Arc<Clock>,
+) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(world.root.der().clone()).unwrap();
+    let chain = CertificateDer::pem_slice_iter(leaf.chain.as_bytes()).map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+    let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .unwrap();
+    config.time_provider = clock.clone();
+    Arc::new(config)
+}
+
+/// A server that would let clients resume, with nothing of ours in it.
+fn eager_server(world: &World, clock: &Arc<Clock>) -> Arc<ServerConfig> {
+    let chain = CertificateDer::pem_slice_iter(world.good.chain.as_bytes());
+    let key = PrivateKeyDer::from_pem_slice(world.good.key.as_bytes()).unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain.map(Result::unwrap).collect(), key)
+        .unwrap();
+    config.time_provider = clock.clone();
+    Arc::new(config)
+}
+
+#[test]
+fn no_handshake_with_a_server_of_ours_is_resumed_so_each_is_verified() {
+    let world = World::new();
+    let clock = Arc::new(Clock::default());
+    let mut params = leaf_params(WEB, 1);
+    params.not_after = at(60);
+    let brief = pki::leaf(&params, &world.below, &[&world.below]);
+    let required = ClientAuthentication::Required(Arc::new(world.trust()), Vec::new());
+    let ours = server(&world.good, required, &clock);
+    let theirs = eager_server(&world, &clock);
+    for version in [&TLS12, &TLS13] {
+        clock.0.store(0, Ordering::Relaxed);
+        let client = eager_client(&world, &brief, version, &clock);
+        let kind = |server| meet(&client, server).unwrap().1.handshake_kind();
+        assert_eq!(kind(&ours), Some(HandshakeKind::Full), "{version:?}");
+        assert_eq!(kind(&ours), Some(HandshakeKind::Full), "{version:?}");
+        clock.0.store(120, Ordering::Relaxed);
+        meet(&client, &ours)
+            .unwrap_err()
+            .is("InvalidCertificate(Expired)", AlertDescription::CertificateExpired);
+        // The same client does resume where it may.
+        assert_eq!(kind(&theirs), Some(HandshakeKind::Full), "{version:?}");
+        assert_eq!(kind(&theirs), Some(HandshakeKind::Resumed), "{version:?}");
+    }
+}
+
+#[test]
+fn a_client_of_ours_does_not_resume_where_it_may() {
+    let world = World::new();
+    let theirs = eager_server(&world, &Arc::default());
+    let ours = client(Some(&world.good), world.trust(), Vec::new());
+    for _ in 0..3 {
+        let (client, _) = meet(&ours, &theirs).unwrap();
+        assert_eq!(client.handshake_kind(), Some(HandshakeKind::Full));
+    }
+}
+
+#[test]
+fn an_older_protocol_version_opens_no_other_door() {
+    let world = World::new();
+    let clock = Arc::new(Clock::default());
+    let check = |leaf: &Leaf, list: &List, refusal: Option<(&str, AlertDescription)>| {
+        let trust = world.listed(Some(list), Some(&List::new(1, &[])));
+        let required = ClientAuthentication::Required(Arc::new(trust), Vec::new());
+        let server = server(&world.good, required, &clock);
+        match (meet(&eager_client(&world, leaf, &TLS12, &clock), &server), refusal) {
+            (Ok((_, server)), None) => assert!(peer(&server).identity().is_some()),
+            (Err(refused), Some((cause, alert))) => refused.is(cause, alert),
+            (outcome, _) => panic!("{outcome:?}"),
+        }
+    };
+    let fresh = List::new(1, &[]);
+    check(&world.good, &fresh, None);
+    let revoked = ("InvalidCertificate(Revoked)", AlertDescription::CertificateRevoked);
+    check(&world.good, &List::new(1, &[1000]), Some(revoked));
+    let foreign = pki::leaf(&leaf_params(WEB, 1), &pki::root("foreign"), &[]);
+    let unknown = ("InvalidCertificate(UnknownIssuer)", AlertDescription::UnknownCA);
+    check(&foreign, &fresh, Some(unknown));
+}

@@ -1,0 +1,81 @@
+//! What is read of certificates, chains and keys before anybody meets.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at what it did not expect"
+)]
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod pki;
+
+use pki::{Leaf, WEB, World, leaf_params, unix};
+use rcgen::SanType;
+use weft_certs::tls::{Identity, TlsError};
+use weft_certs::{TrustError, TrustStore, VerifiedPeer};
+use weft_model::SpiffeId;
+
+const OTHER: &str = "spiffe://mesh.test/ns/a/sa/other";
+
+fn peer(leaf: &Leaf) -> VerifiedPeer {
+    let identity = Identity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap();
+    VerifiedPeer::assertion(identity.leaf().unwrap()).unwrap()
+}
+
+#[test]
+fn a_store_without_a_readable_root_is_none() {
+    let load = |roots: &[u8]| TrustStore::load(roots, None, Vec::new(), None, unix(0));
+    assert_eq!(load(b"").unwrap_err(), TrustError::NoRoots);
+    assert_eq!(load(b"# nobody\n").unwrap_err(), TrustError::NoRoots);
+    let broken = pki::root("root").pem().replace("MII", "AAA");
+    assert!(matches!(load(broken.as_bytes()), Err(TrustError::Roots(_))));
+    let cut = pki::root("root").pem().replace("-----END", "");
+    assert!(matches!(load(cut.as_bytes()), Err(TrustError::Roots(_))));
+}
+
+#[test]
+fn a_key_that_is_not_of_the_chain_is_no_identity() {
+    let world = World::new();
+    let other = pki::leaf(&leaf_params(OTHER, 1), &world.below, &[]);
+    let load = |chain: &str, key: &str| Identity::load(chain.as_bytes(), key.as_bytes()).map(drop);
+    let good = &world.good;
+    assert_eq!(load(&good.chain, &good.key), Ok(()));
+    assert_eq!(load(&good.chain, &other.key), Err(TlsError::Mismatch));
+    // The key is that of the first certificate, not of any.
+    assert_eq!(load(&(other.chain + &good.chain), &good.key), Err(TlsError::Mismatch));
+    assert!(matches!(load("", &good.key), Err(TlsError::Chain(_))));
+    assert!(matches!(load(&good.key, &good.key), Err(TlsError::Chain(_))));
+    assert!(matches!(load(&good.chain, ""), Err(TlsError::Key(_))));
+    assert!(matches!(load(&good.chain, &good.chain), Err(TlsError::Key(_))));
+}
+
+#[test]
+fn only_a_certificate_with_one_uri_has_a_spiffe_id() {
+    let root = pki::root("root");
+    let check = |uris: &[&str], expected: Option<&str>| {
+        let mut params = leaf_params(WEB, 1);
+        params.subject_alt_names = vec![SanType::DnsName("server.test".try_into().unwrap())];
+        let uris = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
+        params.subject_alt_names.extend(uris);
+        let leaf = pki::leaf(&params, &root, &[]);
+        assert_eq!(peer(&leaf).identity().map(SpiffeId::as_str), expected);
+    };
+    check(&[WEB], Some(WEB));
+    check(&[], None);
+    check(&[WEB, OTHER], None);
+    check(&[WEB, "https://example.test/"], None);
+    check(&["https://example.test/", WEB], None);
+    check(&["SPIFFE://mesh.test/ns/a/sa/web"], None);
+    check(&["spiffe://mesh.test/ns/../sa/web"], None);
+}
+
+#[test]
+fn a_serial_number_is_written_without_the_byte_that_holds_its_sign() {
+    let root = pki::root("root");
+    for (serial, expected) in
+        [(0xfef2_5737_2d5c_14d4, "FEF257372D5C14D4"), (0x03_a5b1, "03A5B1"), (0, "00")]
+    {
+        let leaf = pki::leaf(&leaf_params(WEB, serial), &root, &[]);
+        assert_eq!(peer(&leaf).serial_hex(), expected);
+    }
+}

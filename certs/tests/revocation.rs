@@ -1,0 +1,455 @@
+//! What a revocation list may say, who may say it, and which of several lists counts.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops at what it did not expect"
+)]
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod pki;
+
+use std::time::Duration;
+
+use pki::{Ca, Critical, HOUR, List, NOW, at, ca_params, crl_pem, der, extension, unix};
+use rcgen::{CustomExtension, IsCa, KeyUsagePurpose};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use weft_certs::{Authority, CrlIndex, Revocation, Revoked, Role};
+
+const DELTA_INDICATOR: &[u8] = &[0x55, 0x1d, 0x1b];
+const DISTRIBUTION_POINT: &[u8] = &[0x55, 0x1d, 0x1c];
+const CRL_NUMBER: &[u8] = &[0x55, 0x1d, 0x14];
+const CERTIFICATE_ISSUER: &[u8] = &[0x55, 0x1d, 0x1d];
+const UNHEARD_OF: &[u8] = &[0x55, 0x1d, 0x7f];
+
+fn load(bytes: &[u8], roots: &[&Ca], previous: Option<&CrlIndex>) -> Result<CrlIndex, String> {
+    let roots: Vec<_> = roots.iter().map(|root| root.der().clone()).collect();
+    CrlIndex::load(bytes, &roots, previous, unix(0))
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+}
+
+/// What `index` knows of the leaf that `ca` gave this number.
+fn status(index: &CrlIndex, ca: &Ca, serial: u64) -> Revocation {
+    status_of(index, ca, &pki::integer(serial), Role::Leaf, unix(0))
+}
+
+fn status_of(index: &CrlIndex, ca: &Ca, serial: &[u8], role: Role, now: UnixTime) -> Revocation {
+    let anchor = webpki::anchor_from_trusted_cert(ca.der()).unwrap();
+    index.status(&anchor.subject, serial, role, now)
+}
+
+fn set(lists: &[Vec<u8>]) -> String {
+    lists.iter().map(|list| crl_pem(list)).collect()
+}
+
+/// Asserts that `bytes` are refused and that the message says `reason`.
+fn refused(bytes: &[u8], roots: &[&Ca], reason: &str) {
+    match load(bytes, roots, None) {
+        Ok(index) => panic!("{index:?} was accepted; expected {reason:?}"),
+        Err(error) => assert!(error.contains(reason), "{error:?} does not say {reason:?}"),
+    }
+}
+
+#[test]
+fn the_lists_of_our_own_authority_speak_for_its_root_and_its_intermediate() {
+    let files = Authority::create("mesh.test", pki::now()).unwrap();
+    let root = CertificateDer::from_pem_slice(files.root_certificate.as_bytes()).unwrap();
+    let below = CertificateDer::from_pem_slice(files.intermediate_certificate.as_bytes()).unwrap();
+    let authority = Authority::load(files, "mesh.test").unwrap();
+    let revoked = [Revoked { serial: "0a0b".into(), at: pki::now() }];
+    let pem = authority.revocation_lists(&revoked, 1, pki::now(), Duration::from_secs(60)).unwrap();
+
+    let index = CrlIndex::load(pem.as_bytes(), std::slice::from_ref(&root), None, unix(0));
+    let index = index.unwrap();
+    assert_eq!((index.len(), index.warnings()), (1, &[][..]));
+    let name = |certificate| webpki::anchor_from_trusted_cert(certificate).unwrap().subject;
+    let (root, below) = (name(&root), name(&below));
+    let check = |issuer, serial: &[u8], role, expected| {
+        assert_eq!(index.status(issuer, serial, role, unix(0)), expected);
+    };
+    check(&below, &[0x0a, 0x0b], Role::Leaf, Revocation::Revoked);
+    check(&below, &[0x0a, 0x0c], Role::Leaf, Revocation::Good);
+    check(&root, &[0x0a, 0x0b], Role::Authority, Revocation::Good);
+    check(b"somebody else", &[0x0a, 0x0b], Role::Leaf, Revocation::Unknown);
+}
+
+#[test]
+fn of_the_lists_in_a_set_the_newest_counts_wherever_it_stands() {
+    let ca = pki::root("root");
+    let older = List::new(1, &[7]).signed_by(&ca);
+    let newer = List::new(2, &[8]).signed_by(&ca);
+    for order in [[older.clone(), newer.clone()], [newer, older]] {
+        let index = load(set(&order).as_bytes(), &[&ca], None).unwrap();
+        assert_eq!(status(&index, &ca, 7), Revocation::Good);
+        assert_eq!(status(&index, &ca, 8), Revocation::Revoked);
+        assert!(index.warnings()[0].contains("the newer one counts"), "{:?}", index.warnings());
+    }
+}
+
+#[test]
+fn the_number_of_a_list_counts_before_its_date() {
+    let ca = pki::root("root");
+    let list = |number, this_update, serial| {
+        List { this_update, ..List::new(number, &[serial]) }.signed_by(&ca)
+    };
+    let check = |lists: &[Vec<u8>], revoked| {
+        let index = load(set(lists).as_bytes(), &[&ca], None).unwrap();
+        assert_eq!(status(&index, &ca, revoked), Revocation::Revoked);
+        assert_eq!(index.len(), 1);
+    };
+    check(&[list(255, -60, 1), list(256, -600, 2)], 2);
+    check(&[list(255, -60, 1), list(255, -600, 2)], 1);
+    check(&[list(255, -600, 1), list(255, -60, 2)], 2);
+}
+
+#[test]
+fn an_older_push_leaves_the_list_in_force_and_says_so() {
+    let (one, two) = (pki::root("one"), pki::root("two"));
+    let roots = [&one, &two];
+    let push = |number_one, number_two, previous: Option<&CrlIndex>| {
+        let lists = [
+            List::new(number_one, &[number_one]).signed_by(&one),
+            List::new(number_two, &[number_two]).signed_by(&two),
+        ];
+        load(set(&lists).as_bytes(), &roots, previous).unwrap()
+    };
+    let first = push(5, 5, None);
+    let second = push(4, 6, Some(&first));
+    assert_eq!(status(&second, &one, 5), Revocation::Revoked, "the list in force stays");
+    assert_eq!(status(&second, &one, 4), Revocation::Good, "the older one does not count");
+    assert_eq!(status(&second, &two, 6), Revocation::Revoked, "the newer one replaces it");
+    assert_eq!(status(&second, &two, 5), Revocation::Good);
+    assert_eq!(second.warnings().len(), 1);
+    assert!(second.warnings()[0].contains("one\" is older than the one in force, which stays"));
+
+    let third = push(5, 6, Some(&second));
+    assert_eq!(third.warnings(), &[] as &[String], "the same lists again are no surprise");
+}
+
+#[test]
+fn a_list_that_is_pushed_no_more_is_held_no_more() {
+    let (one, two) = (pki::root("one"), pki::root("two"));
+    let lists = [List::new(1, &[7]).signed_by(&one), List::new(1, &[7]).signed_by(&two)];
+    let first = load(set(&lists).as_bytes(), &[&one, &two], None).unwrap();
+    let second = load(set(&lists[..1]).as_bytes(), &[&one, &two], Some(&first)).unwrap();
+    assert_eq!(status(&second, &one, 7), Revocation::Revoked);
+    assert_eq!(status(&second, &two, 7), Revocation::Unknown);
+}
+
+#[test]
+fn the_lists_of_an_authority_do_not_hide_those_of_its_successor_of_the_same_name() {
+    let (old, new) = (pki::root("root"), pki::root("root"));
+    let held = List::new(90, &[7]).signed_by(&old);
+    let fresh = List::new(1, &[8]).signed_by(&new);
+
+    let first = load(&held, &[&old], None).unwrap();
+    let second = load(&fresh, &[&new], Some(&first)).unwrap();
+    assert_eq!(status(&second, &new, 8), Revocation::Revoked);
+    assert_eq!(status(&second, &new, 7), Revocation::Good);
+
+    let both = load(set(&[held, fresh]).as_bytes(), &[&old, &new], None).unwrap();
+    assert_eq!(status(&both, &new, 7), Revocation::Revoked);
+    assert_eq!(status(&both, &new, 8), Revocation::Revoked);
+}
+
+#[test]
+fn a_list_is_refused_that_no_trusted_issuer_signed() {
+    let (ca, same_name, stranger) = (pki::root("root"), pki::root("root"), pki::root("stranger"));
+    let list = List::new(1, &[7]);
+    refused(&list.signed_by(&same_name), &[&ca], "its signature is not by \"root\"");
+    refused(&list.signed_as(ca.der(), &stranger), &[&ca], "its signature is not by \"root\"");
+    refused(&list.signed_by(&stranger), &[&ca], "its issuer \"stranger\" is none that we trust");
+    refused(&list.signed_by(&ca), &[], "its issuer \"root\" is none that we trust");
+}
+
+#[test]
+fn one_bad_list_refuses_the_set_and_is_named_by_its_place() {
+    let (ca, stranger) = (pki::root("root"), pki::root("stranger"));
+    let good = List::new(1, &[7]).signed_by(&ca);
+    let bad = List::new(1, &[7]).signed_by(&stranger);
+    refused(set(&[good.clone(), bad]).as_bytes(), &[&ca], "revocation list 1: its issuer");
+    let broken = set(&[good]).replace("-----END", "-----BEND");
+    refused(broken.as_bytes(), &[&ca], "revocation list 0: it is neither DER nor PEM");
+}
+
+#[test]
+fn an_intermediate_signs_lists_only_when_a_root_vouches_for_it_now() {
+    let root = pki::root("root");
+    let check = |tweak: &dyn Fn(&mut rcgen::CertificateParams), reason: Option<&str>| {
+        let mut params = ca_params("below");
+        tweak(&mut params);
+        let below = pki::intermediate(params, &root);
+        let set = set(&[List::new(1, &[7]).signed_by(&below)]) + &below.pem();
+        match reason {
+            Some(reason) => refused(set.as_bytes(), &[&root], reason),
+            None => {
+                let index = load(set.as_bytes(), &[&root], None).unwrap();
+                assert_eq!(status(&index, &below, 7), Revocation::Revoked);
+            }
+        }
+    };
+    let not_in_force = Some("its issuer's certificate is not in force");
+    let untrusted = Some("its issuer \"below\" is none that we trust");
+    check(&|_| {}, None);
+    check(&|params| params.key_usages.clear(), None);
+    check(&|params| params.not_after = at(1), None);
+    check(&|params| params.not_after = at(-1), not_in_force);
+    check(&|params| params.not_before = at(1), not_in_force);
+    check(&|params| params.is_ca = IsCa::ExplicitNoCa, Some("its issuer is no authority"));
+    check(&|params| params.is_ca = IsCa::NoCa, Some("its issuer is no authority"));
+    check(
+        &|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign],
+        Some("its issuer's key is not for signing lists"),
+    );
+    check(
+        &|params| {
+            let mut odd = CustomExtension::from_oid_content(&[2, 5, 29, 127], vec![5, 0]);
+            odd.set_criticality(true);
+            params.custom_extensions.push(odd);
+        },
+        untrusted,
+    );
+}
+
+#[test]
+fn an_intermediate_of_somebody_else_signs_no_lists() {
+    let (root, same_name) = (pki::root("root"), pki::root("root"));
+    let below = pki::intermediate(ca_params("below"), &same_name);
+    let deeper = pki::intermediate(ca_params("deeper"), &below);
+    let list = |ca: &Ca| set(&[List::new(1, &[7]).signed_by(ca)]);
+    let untrusted = "is none that we trust";
+    refused((list(&below) + &below.pem()).as_bytes(), &[&root], untrusted);
+    refused((list(&same_name) + &same_name.pem()).as_bytes(), &[&root], "its signature is not by");
+    refused(list(&below).as_bytes(), &[&same_name], untrusted);
+    // Two below a root: the one between has to be among the roots.
+    let set = list(&deeper) + &below.pem() + &deeper.pem();
+    refused(set.as_bytes(), &[&same_name], untrusted);
+    let index = load(set.as_bytes(), &[&same_name, &below], None).unwrap();
+    assert_eq!(status(&index, &deeper, 7), Revocation::Revoked);
+}
+
+#[test]
+fn a_root_whose_key_is_not_for_lists_signs_none() {
+    let check = |usages: Vec<KeyUsagePurpose>, good: bool| {
+        let mut params = ca_params("root");
+        params.key_usages = usages;
+        (params.not_before, params.not_after) = (at(-2 * HOUR), at(-HOUR));
+        let root = Ca::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+        let list = List::new(1, &[7]).signed_by(&root);
+        match load(&list, &[&root], None) {
+            Ok(index) => assert!(good && status(&index, &root, 7) == Revocation::Revoked),
+            Err(error) => assert!(!good && error.contains("not for signing lists"), "{error}"),
+        }
+    };
+    check(vec![KeyUsagePurpose::KeyCertSign], false);
+    check(vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign], true);
+    check(Vec::new(), true);
+}
+
+#[test]
+fn a_list_counts_from_its_this_update_and_proves_nothing_good_past_its_next_update() {
+    let ca = pki::root("root");
+    let list = |this_update, next_update| {
+        List { this_update, next_update, ..List::new(1, &[7]) }.signed_by(&ca)
+    };
+    refused(&list(1, HOUR), &[&ca], "its thisUpdate is in the future");
+    let index = load(&list(0, 60), &[&ca], None).unwrap();
+    let check = |serial: u8, seconds, expected| {
+        let status = status_of(&index, &ca, &[serial], Role::Leaf, unix(seconds));
+        assert_eq!(status, expected, "{serial} after {seconds} s");
+    };
+    check(8, 59, Revocation::Good);
+    check(8, 60, Revocation::Expired);
+    check(7, 59, Revocation::Revoked);
+    check(7, 60, Revocation::Revoked);
+    // One that is over when it comes is held, to say so.
+    let index = load(&list(-HOUR, -60), &[&ca], None).unwrap();
+    assert_eq!(status(&index, &ca, 8), Revocation::Expired);
+    assert_eq!(status(&index, &ca, 7), Revocation::Revoked);
+}
+
+/// The value of an `IssuingDistributionPoint` with these fields.
+fn scoped(fields: &[Vec<u8>]) -> Vec<u8> {
+    extension(DISTRIBUTION_POINT, Critical::Yes, &der(0x30, &fields.concat()))
+}
+
+/// The field that names one distribution point.
+fn point(uri: &str) -> Vec<u8> {
+    der(0xa0, &der(0xa0, &der(0x86, uri.as_bytes())))
+}
+
+#[test]
+fn kinds_of_lists_that_we_cannot_judge_by_are_refused_with_their_reason() {
+    let ca = pki::root("root");
+    let good = List::new(1, &[7]);
+    let check = |list: List, reason| refused(&list.signed_by(&ca), &[&ca], reason);
+    let with = |extensions| List { extensions, ..good.clone() };
+    let entry = |entry_extensions| List { entry_extensions, ..good.clone() };
+    let number = der(0x02, &[1]);
+    let here = point("http://x/");
+
+    check(with(extension(DELTA_INDICATOR, Critical::Yes, &number)), "delta lists are not");
+    check(with(extension(DELTA_INDICATOR, Critical::No, &number)), "delta lists are not");
+    check(with(scoped(&[here.clone(), der(0x84, &[0xff])])), "indirect lists are not");
+    check(with(scoped(&[here.clone(), der(0x83, &[6, 0x40])])), "lists for some reasons only");
+    check(with(scoped(&[here.clone(), der(0x85, &[0xff])])), "malformed");
+    check(with(scoped(&[der(0x81, &[0xff])])), "its distribution point has no full name");
+    check(with(scoped(&[der(0xa0, &der(0xa1, &[]))])), "its distribution point has no full name");
+    check(with(scoped(&[here.clone(), here])), "malformed");
+    check(with(extension(UNHEARD_OF, Critical::Yes, &number)), "a critical extension");
+    check(entry(extension(UNHEARD_OF, Critical::Yes, &number)), "a critical extension");
+    let somebody = der(0x30, &der(0x82, b"somebody.test"));
+    check(entry(extension(CERTIFICATE_ISSUER, Critical::Yes, &somebody)), "indirect lists are not");
+    check(List { number: None, ..good.clone() }, "it is malformed");
+    check(
+        List { number: None, ..with(extension(UNHEARD_OF, Critical::No, &number)) },
+        "it has no CRL number",
+    );
+    check(
+        List { number: None, ..with(extension(CRL_NUMBER, Critical::Yes, &number)) },
+        "it has no CRL number that is not critical",
+    );
+    check(List { version: 0, ..good.clone() }, "only version 2 lists");
+
+    let odd_but_harmless = with(extension(UNHEARD_OF, Critical::No, &number)).signed_by(&ca);
+    assert_eq!(
+        status(&load(&odd_but_harmless, &[&ca], None).unwrap(), &ca, 7),
+        Revocation::Revoked
+    );
+}
+
+#[test]
+fn a_list_of_a_part_revokes_what_it_names_and_proves_nothing_of_the_rest() {
+    const USERS: u8 = 0x81;
+    const AUTHORITIES: u8 = 0x82;
+    let ca = pki::root("root");
+    let list = |number, serial, fields: &[Vec<u8>]| {
+        List { extensions: scoped(fields), ..List::new(number, &[serial]) }.signed_by(&ca)
+    };
+    let here = point("http://x/1");
+    let lists = [
+        list(9, 1, std::slice::from_ref(&here)),
+        list(8, 2, &[point("http://x/2")]),
+        list(7, 3, &[here.clone(), der(USERS, &[0xff])]),
+        list(6, 4, &[here.clone(), der(AUTHORITIES, &[0xff])]),
+    ];
+    let check = |index: &CrlIndex, serial, expected| {
+        for role in [Role::Leaf, Role::Authority] {
+            assert_eq!(status_of(index, &ca, &[serial], role, unix(0)), expected, "{serial}");
+        }
+    };
+    for (one, serial) in lists.iter().zip(1..) {
+        let index = load(one, &[&ca], None).unwrap();
+        check(&index, serial, Revocation::Revoked);
+        check(&index, 9, Revocation::Unknown);
+    }
+    // They stand side by side: a newer list of one part is not a newer list of another.
+    let parts = load(set(&lists).as_bytes(), &[&ca], None).unwrap();
+    assert_eq!((parts.len(), parts.warnings()), (4, &[][..]));
+    (1..=4).for_each(|serial| check(&parts, serial, Revocation::Revoked));
+    check(&parts, 9, Revocation::Unknown);
+    // A list of everything proves the rest good, older or not.
+    let whole = set(&lists) + &set(&[List::new(1, &[5]).signed_by(&ca)]);
+    let whole = load(whole.as_bytes(), &[&ca], Some(&parts)).unwrap();
+    (1..=5).for_each(|serial| check(&whole, serial, Revocation::Revoked));
+    check(&whole, 9, Revocation::Good);
+}
+
+#[test]
+fn serial_numbers_are_compared_as_numbers() {
+    let ca = pki::root("root");
+    let check = |listed: &[u8], revoked: &[&[u8]], good: &[&[u8]]| {
+        let list = List { serials: vec![listed.to_vec()], ..List::new(1, &[]) };
+        let index = load(&list.signed_by(&ca), &[&ca], None).unwrap();
+        let status = |serial: &&[u8]| status_of(&index, &ca, serial, Role::Leaf, unix(0));
+        assert!(revoked.iter().all(|serial| status(serial) == Revocation::Revoked), "{listed:x?}");
+        assert!(good.iter().all(|serial| status(serial) == Revocation::Good), "{listed:x?}");
+    };
+    let top = [&[0x00], [0xff; 20].as_slice()].concat();
+    check(&[0x01], &[&[0x01], &[0x00, 0x01]], &[&[0x02], &[0x01, 0x00], &[0xff]]);
+    check(&[0x00, 0xff], &[&[0x00, 0xff]], &[&[0xff], &[0x7f]]);
+    check(&[0xff], &[&[0xff], &[0xff, 0xff]], &[&[0x00, 0xff], &[0x01]]);
+    check(&[0x00], &[&[0x00]], &[&[0x01]]);
+    check(&[0x7f; 20], &[&[0x7f; 20]], &[&[0x7f; 19]]);
+    check(&top, &[&top], &[&[0xff; 20]]);
+    let long = List { serials: vec![vec![0x01; 22]], ..List::new(1, &[]) };
+    refused(&long.signed_by(&ca), &[&ca], "a serial number has over 20 bytes");
+}
+
+#[test]
+fn pem_and_der_are_read_alike_and_an_empty_file_proves_nothing() {
+    let ca = pki::root("root");
+    let list = List::new(1, &[7]).signed_by(&ca);
+    let pem = format!("# the lists of today\n\n{}\ntrailing words\n", crl_pem(&list));
+    for bytes in [list.as_slice(), pem.as_bytes(), pem.replace('\n', "\r\n").as_bytes()] {
+        let index = load(bytes, &[&ca], None).unwrap();
+        assert_eq!(status(&index, &ca, 7), Revocation::Revoked);
+        assert_eq!(status(&index, &ca, 8), Revocation::Good);
+    }
+    for bytes in ["", "nothing here", &ca.pem()] {
+        let index = load(bytes.as_bytes(), &[&ca], None).unwrap();
+        assert!(index.is_empty(), "{bytes:?}");
+        assert_eq!(status(&index, &ca, 8), Revocation::Unknown);
+    }
+    refused(&[list.as_slice(), &list].concat(), &[&ca], "malformed");
+    refused(&[0x30], &[&ca], "malformed");
+}
+
+#[test]
+fn no_damage_to_a_list_is_read_as_another_list() {
+    let ca = pki::root("root");
+    let list = List::new(1, &[7, 0x1234_5678]).signed_by(&ca);
+    for end in 0..list.len() {
+        if let Ok(index) = load(&list[..end], &[&ca], None) {
+            assert!(index.is_empty(), "accepted when cut at byte {end}");
+        }
+    }
+    for bit in 0..list.len() * 8 {
+        let mut damaged = list.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        // Without its first byte it is not DER, and words that are not PEM say nothing.
+        if let Ok(index) = load(&damaged, &[&ca], None) {
+            assert!(index.is_empty() && bit < 8, "accepted with bit {bit} turned");
+        }
+    }
+}
+
+#[test]
+fn no_damage_to_a_set_makes_a_revoked_certificate_good() {
+    let root = pki::root("root");
+    let below = pki::intermediate(ca_params("below"), &root);
+    let lists = [List::new(1, &[7]).signed_by(&below), List::new(1, &[8]).signed_by(&root)];
+    let text = set(&lists) + &below.pem();
+    let check = |bytes: &[u8], what: &str| {
+        if let Ok(index) = load(bytes, &[&root], None) {
+            assert_ne!(status(&index, &below, 7), Revocation::Good, "{what}");
+            assert_ne!(status(&index, &root, 8), Revocation::Good, "{what}");
+        }
+    };
+    for end in 0..text.len() {
+        check(&text.as_bytes()[..end], &format!("cut at byte {end}"));
+    }
+    let mut random = fastrand::Rng::with_seed(NOW);
+    for _ in 0..2000 {
+        let mut damaged = text.clone().into_bytes();
+        let (place, byte) = (random.usize(..damaged.len()), random.u8(..));
+        damaged[place] = byte;
+        check(&damaged, &format!("byte {place} is {byte:#x}"));
+    }
+}
+
+#[test]
+fn a_million_entries_are_held_and_found() {
+    const ENTRIES: u64 = 1_000_000;
+    let ca = pki::root("root");
+    let serials: Vec<u64> = (0..ENTRIES).rev().map(|number| number * 3).collect();
+    let list = List::new(1, &serials).signed_by(&ca);
+    let index = load(&list, &[&ca], None).unwrap();
+    assert_eq!(index.len() as u64, ENTRIES);
+    for number in (0..ENTRIES).step_by(997).chain([ENTRIES - 1]) {
+        assert_eq!(status(&index, &ca, number * 3), Revocation::Revoked, "{number}");
+        assert_eq!(status(&index, &ca, number * 3 + 1), Revocation::Good, "{number}");
+    }
+}

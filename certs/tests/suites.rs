@@ -1,0 +1,124 @@
+//! Revocation lists of others, judged as they say.
+//!
+//! The data is read where it is present, in `../shared/suites` beside the workspace or in the folder
+//! that `WEFT_SUITES` names: the corner cases of rustls-webpki (ISC) and the lists of
+//! C2SP/x509-limbo (Apache-2.0). The kinds of lists in it are in `revocation.rs` too, made by hand.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test stops at what it did not expect, and says what it left out"
+)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use weft_certs::{CrlIndex, Revocation, Role};
+
+/// 2027-01-15, 08:00 UTC.
+fn now() -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000))
+}
+
+/// The folder of data of others; none when it is not there, which the test then says.
+fn suite(name: &str) -> Option<PathBuf> {
+    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/suites");
+    let folder = std::env::var_os("WEFT_SUITES").map_or(beside, PathBuf::from).join(name);
+    if !folder.exists() {
+        eprintln!("skipped: there is no {}", folder.display());
+        return None;
+    }
+    Some(folder)
+}
+
+/// Source: rustls-webpki, `tests/crls`. None of them is signed by anybody here, so the good ones end
+/// at their issuer and the others before.
+#[test]
+fn the_corner_cases_of_webpki_are_refused_for_their_form() {
+    let Some(folder) = suite("webpki-crls/tests/crls") else { return };
+    let stranger = "is none that we trust";
+    let cases = [
+        ("valid", stranger),
+        ("negative.serial", stranger),
+        ("topbit.serial", stranger),
+        ("no.entry.exts", stranger),
+        ("entry.invalidity.date", stranger),
+        ("idp.valid", stranger),
+        ("delta", "delta lists are not supported"),
+        ("idp.indirect_crl", "indirect lists are not supported"),
+        ("idp.only_some_reasons", "lists for some reasons only"),
+        ("idp.no_distribution_point_name", "no full name"),
+        ("idp.name_relative_to_issuer", "no full name"),
+        ("idp.only_attribute_certs", "malformed"),
+        ("idp.invalid.bool", "malformed"),
+        ("idp.invalid.name", "malformed"),
+        ("idp.unknown.tag", "malformed"),
+        ("unknown.crit.ext", "a critical extension"),
+        ("wrong.version", "only version 2 lists"),
+        ("missing.exts", "malformed"),
+        ("missing.next.update", "malformed"),
+        ("invalid.this.update.time", "malformed"),
+        ("mismatched.sigalg", "malformed"),
+        ("negative.crl.number", "malformed"),
+        ("too.long.crl.number", "malformed"),
+    ];
+    for (name, reason) in cases {
+        let list = std::fs::read(folder.join(format!("crl.{name}.der"))).unwrap();
+        let error = CrlIndex::load(&list, &[], None, now()).unwrap_err();
+        let error = error[0].to_string();
+        assert!(error.contains(reason), "{name}: {error:?} does not say {reason:?}");
+    }
+}
+
+/// Source: rustls-webpki, `tests/client_auth_revocation`: lists with odd distribution points.
+#[test]
+fn the_distribution_points_of_webpki_never_make_a_leaf_good() {
+    let Some(folder) = suite("webpki-crls/tests/client_auth_revocation") else { return };
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    for (list, chain) in [
+        ("ee_dp_invalid", "invalid_dp_chain"),
+        ("ee_indirect_dp_unknown_status", "indirect_dp_chain"),
+        ("ee_nofullname_dp_unknown_status", "nofullname_dp_chain"),
+        ("ee_reasons_dp_unknown_status", "reasons_dp_chain"),
+    ] {
+        let issuer = CertificateDer::from(read(&format!("{chain}.int.a.ca.der")));
+        let leaf = CertificateDer::from(read(&format!("{chain}.ee.der")));
+        let leaf = webpki::EndEntityCert::try_from(&leaf).unwrap();
+        let list = read(&format!("{list}.crl.der"));
+        let index = CrlIndex::load(&list, &[issuer], None, now()).unwrap();
+        let status = index.status(leaf.issuer(), leaf.serial(), Role::Leaf, now());
+        assert_eq!(status, Revocation::Unknown, "{chain}");
+    }
+}
+
+/// Source: C2SP/x509-limbo, the cases `crl::*`, all of them as expected.
+#[test]
+fn the_lists_of_limbo_are_judged_as_expected() {
+    let Some(file) = suite("x509-limbo.json") else { return };
+    let suite: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let mut seen = 0;
+    for case in suite["testcases"].as_array().unwrap() {
+        let id = case["id"].as_str().unwrap();
+        if !id.starts_with("crl::") {
+            continue;
+        }
+        seen += 1;
+        let certificate = |pem: &serde_json::Value| {
+            CertificateDer::from_pem_slice(pem.as_str().unwrap().as_bytes()).unwrap()
+        };
+        let roots: Vec<_> =
+            case["trusted_certs"].as_array().unwrap().iter().map(certificate).collect();
+        let lists: String =
+            case["crls"].as_array().unwrap().iter().map(|list| list.as_str().unwrap()).collect();
+        let leaf = certificate(&case["peer_certificate"]);
+        let leaf = webpki::EndEntityCert::try_from(&leaf).unwrap();
+        let outcome = CrlIndex::load(lists.as_bytes(), &roots, None, now())
+            .map(|index| index.status(leaf.issuer(), leaf.serial(), Role::Leaf, now()));
+        let good = outcome == Ok(Revocation::Good);
+        assert_eq!(good, case["expected_result"] == "SUCCESS", "{id}: {outcome:?}");
+    }
+    assert_eq!(seen, 8);
+}
