@@ -91,3 +91,24 @@ fn spiffe_id(certificate: &webpki::EndEntityCert<'_>) -> Option<SpiffeId> {
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// The SHA-256 of bytes in lower-case hex.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> String {
+    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+}
+
+/// 256 random bits in hex, for a secret that is shown once; none without random numbers.
+#[must_use]
+pub fn random_token() -> Option<String> {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).ok()?;
+    Some(hex(&bytes))
+}
+
+/// The SPIFFE id in a certificate. It proves nothing by itself: the caller must have verified the
+/// certificate.
+#[must_use]
+pub fn identity_of(verified: &CertificateDer<'_>) -> Option<SpiffeId> {
+    spiffe_id(&webpki::EndEntityCert::try_from(verified).ok()?)
+}

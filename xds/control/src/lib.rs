@@ -1,1 +1,13 @@
-//! Placeholder.
+//! The control plane: `mesh.yaml` becomes resources, served over xDS to whoever may see them.
+//!
+//! [`mesh`] is the file as people write it, [`resources`] what it means for each client, [`store`]
+//! what must survive a restart, [`issue`] who gets which certificate, and [`run`] the server around
+//! them. A file with a mistake changes nothing: the last good one serves on.
+
+pub mod issue;
+pub mod mesh;
+pub mod resources;
+mod server;
+pub mod store;
+
+pub use server::{Options, Status, run};

@@ -1,0 +1,86 @@
+//! Who gets which certificate.
+//!
+//! A workload that holds a certificate may renew it, for the same identity. One that holds none
+//! shows a join token, which is good once and for one identity.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use weft_certs::Authority;
+use weft_certs::request::CheckedRequest;
+use weft_model::SpiffeId;
+use weft_xds::authority::{Applicant, Sign, SignError};
+
+use crate::store::{Store, StoreError};
+
+/// How long a workload's certificate is good.
+pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How long a join token is good.
+pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
+
+/// Decides and signs.
+#[derive(Debug)]
+pub struct Registrar {
+    /// Signs.
+    pub authority: Authority,
+    /// Remembers.
+    pub store: Arc<Store>,
+    /// How long certificates are good.
+    pub life: Duration,
+}
+
+impl Sign for Registrar {
+    fn sign(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError> {
+        let now = wall_clock();
+        let request = CheckedRequest::parse(request_pem).map_err(|error| SignError::Invalid(error.to_string()))?;
+        self.entitled(applicant, request.identity(), now)?;
+        let issued =
+            self.authority.issue(&request, self.life, now).map_err(|error| SignError::Invalid(error.to_string()))?;
+        self.store.issued(&issued.serial, request.identity(), issued.not_after).map_err(unavailable)?;
+        tracing::info!(identity = %request.identity(), serial = issued.serial, "issued a certificate");
+        Ok(issued.chain)
+    }
+}
+
+impl Registrar {
+    fn entitled(&self, applicant: &Applicant, wanted: &SpiffeId, now: SystemTime) -> Result<(), SignError> {
+        if let Some(peer) = &applicant.peer {
+            if peer == wanted {
+                return Ok(());
+            }
+            return Err(SignError::Denied(format!("{peer} may not have the certificate of {wanted}")));
+        }
+        let Some(token) = &applicant.token else {
+            return Err(SignError::Denied("neither a certificate nor a join token was shown".into()));
+        };
+        match self.store.use_token(&digest(token), now).map_err(unavailable)? {
+            Some(identity) if identity == wanted.as_str() => Ok(()),
+            Some(identity) => Err(SignError::Denied(format!("the join token is for {identity}, not for {wanted}"))),
+            None => Err(SignError::Denied("the join token is unknown, was used before, or has expired".into())),
+        }
+    }
+}
+
+/// Makes a join token for an identity. It is shown once; the store holds its digest only.
+///
+/// # Errors
+/// When the store fails or there are no random numbers.
+pub fn make_token(store: &Store, identity: &SpiffeId, now: SystemTime) -> Result<String, StoreError> {
+    let token = weft_certs::random_token().ok_or_else(|| StoreError::Database("no random numbers".into()))?;
+    store.add_token(&digest(&token), identity, now + TOKEN_LIFE)?;
+    Ok(token)
+}
+
+fn digest(token: &str) -> String {
+    weft_certs::digest(token.as_bytes())
+}
+
+fn unavailable(error: StoreError) -> SignError {
+    tracing::error!(%error, "the store failed");
+    SignError::Unavailable("the store failed".into())
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+pub(crate) fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}

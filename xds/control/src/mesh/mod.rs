@@ -1,0 +1,211 @@
+//! `mesh.yaml`: services, routes in the shape of the Gateway API's HTTPRoute, and who may call whom.
+//!
+//! [`raw`] is the file as it is written, with every field optional that can be; [`Mesh`] is what it
+//! means, with every name resolved and every value parsed. Between them every mistake is collected.
+
+mod check;
+pub mod raw;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use weft_model::{Balance, Cidr, RouteMatch, SpiffeId};
+use weft_xds::bootstrap::Problem;
+use weft_xds::located::Located;
+
+/// A mesh, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    /// The trust domain of every identity.
+    pub trust_domain: String,
+    /// The addresses of services; every virtual address lies in one of them.
+    pub service_ranges: Vec<Cidr>,
+    /// Whether a workload may talk to what is no service of the mesh.
+    pub outbound: Outbound,
+    /// The services by name.
+    pub services: BTreeMap<String, Service>,
+    /// The routes, in the order of the file.
+    pub routes: Vec<Route>,
+    /// The issuers of tokens by name.
+    pub issuers: BTreeMap<String, Issuer>,
+    /// Who may call what. What is not allowed here is refused.
+    pub policies: Vec<Policy>,
+    /// Serial numbers of certificates that are no longer good, in hex.
+    pub revocations: Vec<String>,
+}
+
+/// Whether a workload may talk to what is no service of the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outbound {
+    /// It may not.
+    #[default]
+    Closed,
+    /// It may.
+    Open,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Its virtual addresses: at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// What it serves.
+    pub ports: Vec<Port>,
+    /// Where its replicas are.
+    pub endpoints: Vec<(IpAddr, u32)>,
+    /// How a replica is chosen for a request.
+    pub balance: Balance,
+    /// Whether its replicas have sidecars, and so speak mutual TLS only.
+    pub meshed: bool,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// The port at the virtual addresses.
+    pub port: u16,
+    /// The port at the replicas.
+    pub target: u16,
+    /// What is spoken.
+    pub protocol: Protocol,
+}
+
+/// What is spoken on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1.1 or HTTP/2, WebSocket too.
+    Http,
+    /// gRPC.
+    Grpc,
+    /// Bytes over TCP.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// A route: where the requests to a service go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Its name.
+    pub name: String,
+    /// The services whose requests it takes.
+    pub parents: Vec<String>,
+    /// The host names it takes, when it does not take all.
+    pub hostnames: Vec<String>,
+    /// Its rules, in order.
+    pub rules: Vec<Rule>,
+}
+
+/// A rule of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Which requests: one match suffices.
+    pub matches: Vec<RouteMatch>,
+    /// Where they go.
+    pub target: Target,
+    /// How long until the whole response; none: the default.
+    pub timeout: Option<Duration>,
+}
+
+/// Where a rule's requests go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// To these ports of services, by weight.
+    Backends {
+        /// Service, port and weight.
+        backends: Vec<(String, u16, u32)>,
+        /// What replaces the matched prefix of the path.
+        prefix_rewrite: Option<String>,
+    },
+    /// Elsewhere.
+    Redirect(weft_model::Redirect),
+}
+
+/// An issuer of tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issuer {
+    /// The `iss` claim.
+    pub issuer: String,
+    /// The `aud` claims, of which a token needs one.
+    pub audiences: Vec<String>,
+    /// Where its keys are.
+    pub keys: Keys,
+    /// Whether its tokens go on to the service.
+    pub forward: bool,
+}
+
+/// Where keys are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keys {
+    /// In the control plane's file: they are sent along.
+    File(PathBuf, Vec<u8>),
+    /// At a URI, with the address to connect to.
+    Http(String, SocketAddr),
+}
+
+/// Who may call what at a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// The service.
+    pub service: String,
+    /// Each allows something; nothing else is allowed.
+    pub allow: Vec<Allow>,
+}
+
+/// Something that is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allow {
+    /// The identities that may; empty: any identity of the mesh.
+    pub from: Vec<SpiffeId>,
+    /// The methods; empty: any.
+    pub methods: Vec<String>,
+    /// The path prefixes, whole segments; empty: any.
+    pub paths: Vec<String>,
+    /// The issuer whose token is needed as well.
+    pub token: Option<String>,
+}
+
+impl Mesh {
+    /// Reads a mesh. `folder` is where the files it names are looked for.
+    ///
+    /// # Errors
+    /// Every mistake, each with its line and field.
+    pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, Vec<Problem>> {
+        let raw: raw::Mesh =
+            serde_saphyr::from_str(text).map_err(|error| vec![Problem { line: 0, text: error.to_string() }])?;
+        let located = Located::parse(text);
+        check::check(raw, folder).map_err(|mistakes| {
+            let line = |path: &str| located.as_ref().map_or(0, |located| located.line_of(path));
+            mistakes
+                .into_iter()
+                .map(|m| Problem { line: line(&m.path), text: format!("{}: {}", m.path, m.reason) })
+                .collect()
+        })
+    }
+
+    /// The identity of a service's sidecars.
+    ///
+    /// # Panics
+    /// Never: names were checked to make a SPIFFE id.
+    #[must_use]
+    pub fn identity_of(&self, service: &str) -> SpiffeId {
+        identity(&self.trust_domain, service).expect("service names are checked to make a SPIFFE id")
+    }
+}
+
+/// The identity of a service's sidecars: `spiffe://TRUST_DOMAIN/ns/default/sa/SERVICE`.
+///
+/// # Errors
+/// When the two do not make a SPIFFE id.
+pub fn identity(trust_domain: &str, service: &str) -> Result<SpiffeId, weft_model::InvalidSpiffeId> {
+    SpiffeId::parse(&format!("spiffe://{trust_domain}/ns/default/sa/{service}"))
+}
+
+#[cfg(test)]
+mod tests;

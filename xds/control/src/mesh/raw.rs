@@ -1,0 +1,304 @@
+//! `mesh.yaml` as it is written. An unknown field is a mistake.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Deserialize;
+
+use super::{Outbound, Protocol};
+
+/// The file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mesh {
+    /// Such as `mesh.local`.
+    pub trust_domain: String,
+    /// Such as `10.96.0.0/16`.
+    pub service_ranges: Vec<String>,
+    /// `closed` or `open`.
+    #[serde(default)]
+    pub outbound: Outbound,
+    /// The services.
+    pub services: Vec<Service>,
+    /// The routes.
+    #[serde(default)]
+    pub routes: Vec<Route>,
+    /// Tokens, policies and revocations.
+    #[serde(default)]
+    pub security: Security,
+}
+
+/// A service.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Its name: lower-case letters, digits and `-`.
+    pub name: String,
+    /// Its virtual addresses.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<Port>,
+    /// Its replicas.
+    #[serde(default)]
+    pub endpoints: Vec<Endpoint>,
+    /// `round_robin` or `least_requests`.
+    #[serde(default)]
+    pub balance: Balance,
+    /// Whether its replicas have sidecars.
+    #[serde(default = "yes")]
+    pub meshed: bool,
+}
+
+/// How a replica is chosen.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// In turn.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest open requests.
+    LeastRequests,
+}
+
+/// A port.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    /// At the virtual addresses.
+    pub port: u16,
+    /// At the replicas; the same when not given.
+    pub target: Option<u16>,
+    /// `http`, `grpc`, `tcp` or `udp`.
+    pub protocol: Protocol,
+}
+
+/// A replica.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its share, 1 when not given.
+    pub weight: Option<u32>,
+}
+
+/// A route, in the shape of `gateway.networking.k8s.io/v1` HTTPRoute's spec.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Route {
+    /// Its name.
+    pub name: String,
+    /// The services whose requests it takes.
+    pub parent_refs: Vec<ParentRef>,
+    /// The host names.
+    #[serde(default)]
+    pub hostnames: Vec<String>,
+    /// The rules.
+    pub rules: Vec<Rule>,
+}
+
+/// A service by name.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParentRef {
+    /// Its name.
+    pub name: String,
+}
+
+/// A rule.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Rule {
+    /// Which requests; none: all.
+    #[serde(default)]
+    pub matches: Vec<Match>,
+    /// What is done with them.
+    #[serde(default)]
+    pub filters: Vec<Filter>,
+    /// Where they go.
+    #[serde(default)]
+    pub backend_refs: Vec<BackendRef>,
+    /// How long they may take.
+    pub timeouts: Option<Timeouts>,
+}
+
+/// A match.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Match {
+    /// The path.
+    pub path: Option<PathMatch>,
+    /// The method.
+    pub method: Option<String>,
+    /// The headers.
+    #[serde(default)]
+    pub headers: Vec<ValueMatch>,
+    /// The query parameters.
+    #[serde(default)]
+    pub query_params: Vec<ValueMatch>,
+}
+
+/// A path.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathMatch {
+    /// `PathPrefix` or `Exact`.
+    #[serde(rename = "type", default = "path_prefix")]
+    pub kind: String,
+    /// The path.
+    pub value: String,
+}
+
+/// A name and its value.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValueMatch {
+    /// `Exact`.
+    #[serde(rename = "type", default = "exact")]
+    pub kind: String,
+    /// The name.
+    pub name: String,
+    /// The value.
+    pub value: String,
+}
+
+/// A filter.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Filter {
+    /// `URLRewrite` or `RequestRedirect`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// For `URLRewrite`.
+    pub url_rewrite: Option<UrlRewrite>,
+    /// For `RequestRedirect`.
+    pub request_redirect: Option<RequestRedirect>,
+}
+
+/// A rewrite.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UrlRewrite {
+    /// The path.
+    pub path: PathModifier,
+}
+
+/// What becomes of a path.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PathModifier {
+    /// `ReplacePrefixMatch` or `ReplaceFullPath`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// For `ReplacePrefixMatch`.
+    pub replace_prefix_match: Option<String>,
+    /// For `ReplaceFullPath`.
+    pub replace_full_path: Option<String>,
+}
+
+/// A redirect.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RequestRedirect {
+    /// `http` or `https`.
+    pub scheme: Option<String>,
+    /// The host.
+    pub hostname: Option<String>,
+    /// The path.
+    pub path: Option<PathModifier>,
+    /// 301, 302, 303, 307 or 308; 302 when not given.
+    pub status_code: Option<u16>,
+}
+
+/// A port of a service, with its share.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendRef {
+    /// The service.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+    /// Its share, 1 when not given.
+    pub weight: Option<u32>,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timeouts {
+    /// Until the whole response, such as `10s`; `0s`: for ever.
+    pub request: String,
+}
+
+/// Tokens, policies and revocations.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Security {
+    /// The issuers of tokens by name.
+    #[serde(default)]
+    pub issuers: BTreeMap<String, Issuer>,
+    /// Who may call what.
+    #[serde(default)]
+    pub policies: Vec<Policy>,
+    /// Serial numbers, hex.
+    #[serde(default)]
+    pub revocations: Vec<String>,
+}
+
+/// An issuer.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    /// The `iss` claim.
+    pub issuer: String,
+    /// The `aud` claims.
+    pub audiences: Vec<String>,
+    /// A file with the key set, beside the mesh's.
+    pub jwks_file: Option<String>,
+    /// The URI of the key set.
+    pub jwks_uri: Option<String>,
+    /// Where the URI is served: address and port.
+    pub jwks_address: Option<SocketAddr>,
+    /// Whether tokens go on to the service.
+    #[serde(default = "yes")]
+    pub forward: bool,
+}
+
+/// Who may call what at a service.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// The service.
+    pub service: String,
+    /// What is allowed.
+    pub allow: Vec<Allow>,
+}
+
+/// Something that is allowed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Allow {
+    /// Service names or SPIFFE ids; `"*"`: any identity of the mesh.
+    pub from: Vec<String>,
+    /// The methods.
+    #[serde(default)]
+    pub methods: Vec<String>,
+    /// The path prefixes.
+    #[serde(default)]
+    pub paths: Vec<String>,
+    /// The issuer whose token is needed.
+    pub token: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn path_prefix() -> String {
+    "PathPrefix".into()
+}
+
+fn exact() -> String {
+    "Exact".into()
+}

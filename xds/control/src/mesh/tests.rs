@@ -1,0 +1,67 @@
+//! Every mistake is found at once, and told with its line.
+
+use super::*;
+
+const GOOD: &str = r#"trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- name: web
+  addresses: [10.96.0.1]
+  ports: [{port: 80, target: 8080, protocol: http}]
+  endpoints: [{address: 10.90.1.1}]
+- name: orders
+  addresses: [10.96.0.2]
+  ports: [{port: 80, target: 8080, protocol: http}]
+  endpoints: [{address: 10.90.2.1}, {address: 10.90.2.2, weight: 3}]
+  balance: least_requests
+routes:
+- name: orders
+  parentRefs: [{name: orders}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /v1}, method: GET}]
+    backendRefs: [{name: orders, port: 80}]
+    timeouts: {request: 10s}
+security:
+  policies:
+  - service: orders
+    allow: [{from: [web], methods: [GET], paths: [/v1]}]
+  revocations: [0a0b]
+"#;
+
+fn mistakes(text: &str) -> Vec<String> {
+    let problems = Mesh::parse(text, std::path::Path::new(".")).expect_err("mistakes");
+    problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_good_file_is_taken() {
+    let mesh = Mesh::parse(GOOD, std::path::Path::new(".")).expect("a good file");
+    assert_eq!(mesh.services["orders"].endpoints[1].1, 3);
+    assert_eq!(mesh.policies[0].allow[0].from[0].as_str(), "spiffe://mesh.local/ns/default/sa/web");
+    assert_eq!(mesh.routes[0].rules[0].timeout, Some(Duration::from_secs(10)));
+}
+
+#[test]
+fn every_mistake_is_told_with_its_line() {
+    let text = GOOD
+        .replace("addresses: [10.96.0.2]", "addresses: [10.96.0.1]")
+        .replace("request: 10s", "request: soon")
+        .replace("from: [web]", "from: [wbe]")
+        .replace("0a0b", "0a0");
+    let found = mistakes(&text);
+    for expected in [
+        "line 9: services[1].addresses[0]: 10.96.0.1 is the address of \"web\" already",
+        "line 19: routes[0].rules[0].timeouts.request: \"soon\" is no duration",
+        "line 23: security.policies[0].allow[0].from[0]: there is no service \"wbe\"",
+        "line 24: security.revocations[0]: \"0a0\" is no serial number",
+    ] {
+        assert!(found.iter().any(|line| line.starts_with(expected)), "{expected} in {found:#?}");
+    }
+    assert_eq!(found.len(), 4, "{found:#?}");
+}
+
+#[test]
+fn an_unknown_field_is_refused_with_its_line() {
+    let found = mistakes(&GOOD.replace("balance:", "balanse:"));
+    assert!(found[0].contains("balanse") && found[0].contains("12"), "{found:?}");
+}

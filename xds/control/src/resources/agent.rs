@@ -1,0 +1,83 @@
+//! The agent's view: every service as opaque flows, hashed onto its replicas.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_model::{
+    Balance, ChainMatch, DEFAULT_TABLE_SIZE, Discovery, Filter, FilterChain, Listener, Name, Snapshot, TcpProxy, Transport,
+    UdpProxy, WeightedCluster,
+};
+
+use super::{OUTBOUND_PORT, UDP_PORT, cluster, cluster_name, endpoints, everywhere};
+use crate::mesh::{Mesh, Port, Protocol, Service};
+
+/// How long a flow may be silent: what AWS' network load balancer takes (350 s, 120 s).
+const TCP_IDLE: Duration = Duration::from_secs(350);
+const UDP_IDLE: Duration = Duration::from_secs(120);
+
+pub(super) fn snapshot(mesh: &Mesh) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for (suffix, address) in everywhere(OUTBOUND_PORT) {
+        insert(&mut snapshot, capture(&format!("capture{suffix}"), address, Transport::Tcp));
+    }
+    for (suffix, address) in everywhere(UDP_PORT) {
+        insert(&mut snapshot, capture(&format!("capture-udp{suffix}"), address, Transport::Udp));
+    }
+    for service in mesh.services.values() {
+        for port in &service.ports {
+            serve(service, port, &mut snapshot);
+        }
+    }
+    snapshot
+}
+
+fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
+    let udp = port.protocol == Protocol::Udp;
+    let suffix = if udp { "/udp" } else { "" };
+    let name: Name = format!("{}{suffix}", cluster_name(&service.name, port.port)).into();
+    let balance = Balance::Maglev { table_size: DEFAULT_TABLE_SIZE };
+    let target = cluster(&name, Discovery::Endpoints(name.clone()), balance);
+    snapshot.clusters.insert(name.clone(), Arc::new(target));
+    snapshot.endpoints.insert(name.clone(), endpoints(service, port));
+    for address in &service.addresses {
+        let transport = if udp { Transport::Udp } else { Transport::Tcp };
+        let listener_name = format!("{name} {address}");
+        let mut listener = capture(&listener_name, (*address, port.port).into(), transport);
+        listener.bind = false;
+        listener.use_original_destination = false;
+        listener.transparent = false;
+        if udp {
+            listener.udp = Some(UdpProxy { cluster: name.clone(), idle_timeout: UDP_IDLE, access_log: true });
+        } else {
+            listener.default_chain = Some(FilterChain {
+                name: name.clone(),
+                matches: ChainMatch::default(),
+                tls: None,
+                filter: Filter::Tcp(TcpProxy {
+                    clusters: vec![WeightedCluster { name: name.clone(), weight: 1 }],
+                    idle_timeout: Some(TCP_IDLE),
+                    access_log: true,
+                }),
+            });
+        }
+        insert(snapshot, listener);
+    }
+}
+
+fn capture(name: &str, address: std::net::SocketAddr, transport: Transport) -> Listener {
+    Listener {
+        name: name.into(),
+        address,
+        transport,
+        bind: true,
+        use_original_destination: true,
+        transparent: transport == Transport::Udp,
+        chains: Vec::new(),
+        default_chain: None,
+        udp: None,
+    }
+}
+
+fn insert(snapshot: &mut Snapshot, listener: Listener) {
+    snapshot.listeners.insert(listener.name.clone(), Arc::new(listener));
+}

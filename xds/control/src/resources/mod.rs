@@ -1,0 +1,141 @@
+//! What a mesh means for each kind of client: the same resources that any control plane would send.
+//!
+//! The agent gets every service as opaque flows. A sidecar gets the inbound side of its own service
+//! and the outbound side of all others.
+
+mod agent;
+mod sidecar;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use weft_model::{
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, Health, Secret, Snapshot, SpiffeId,
+    UpstreamProtocol, UpstreamTls, Validation,
+};
+use weft_xds::client::Node;
+use weft_xds::server::{Directory, ResourceSet};
+use weft_xds::translate::WORKLOAD_IDENTITY;
+
+use crate::mesh::{Mesh, Port, Service};
+
+/// The ports of the data plane, as the field has them.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Where inbound traffic is taken.
+pub const INBOUND_PORT: u16 = 15006;
+/// Where intercepted datagrams are taken.
+pub const UDP_PORT: u16 = 15099;
+/// The secret that holds roots and revocation lists.
+const TRUST: &str = "trust";
+/// How many connections and requests a cluster may have open.
+const LIMIT: u32 = 100_000;
+
+/// What is trusted, PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trust {
+    /// The roots.
+    pub roots: String,
+    /// The revocation lists.
+    pub revocations: String,
+}
+
+/// What each client may see.
+#[derive(Debug, Default)]
+pub struct Views {
+    trust_domain: String,
+    agent: Arc<ResourceSet>,
+    sidecars: HashMap<String, Arc<ResourceSet>>,
+}
+
+impl Views {
+    /// The views of a mesh.
+    ///
+    /// # Errors
+    /// What in it has no form in xDS: a mistake of ours, named.
+    pub fn new(mesh: &Mesh, trust: &Trust) -> Result<Self, Vec<String>> {
+        let set = |snapshot: Snapshot| ResourceSet::new(snapshot, &[WORKLOAD_IDENTITY]).map(Arc::new);
+        let mut sidecars = HashMap::new();
+        for service in mesh.services.values().filter(|service| service.meshed) {
+            sidecars.insert(service.name.clone(), set(sidecar::snapshot(mesh, service, trust))?);
+        }
+        let agent = set(agent::snapshot(mesh))?;
+        Ok(Self { trust_domain: mesh.trust_domain.clone(), agent, sidecars })
+    }
+}
+
+impl Directory for Views {
+    /// What a client may see follows from its certificate; the node it claims to be does not count.
+    fn resources(&self, node: &Node, peer: Option<&SpiffeId>) -> Result<Arc<ResourceSet>, String> {
+        let Some(peer) = peer else {
+            return Err("configuration is for those that show a certificate".into());
+        };
+        if peer.trust_domain() != self.trust_domain {
+            return Err(format!("{peer} is not of this mesh"));
+        }
+        if *peer.as_str() == *agent_identity(&self.trust_domain) {
+            return Ok(self.agent.clone());
+        }
+        let expected = crate::mesh::identity(&self.trust_domain, peer.workload());
+        match self.sidecars.get(peer.workload()) {
+            Some(set) if expected.is_ok_and(|id| id == *peer) => Ok(set.clone()),
+            Some(_) | None => {
+                Err(format!("{peer} ({:?}) is neither an agent nor the sidecar of a meshed service", node.id))
+            }
+        }
+    }
+}
+
+/// The identity of an agent.
+#[must_use]
+pub fn agent_identity(trust_domain: &str) -> String {
+    format!("spiffe://{trust_domain}/ns/weft/sa/agent")
+}
+
+/// The identity of the control plane.
+#[must_use]
+pub fn control_identity(trust_domain: &str) -> String {
+    format!("spiffe://{trust_domain}/ns/weft/sa/control")
+}
+
+/// The name of the cluster of a service's port.
+fn cluster_name(service: &str, port: u16) -> String {
+    format!("{service}|{port}")
+}
+
+/// Any address of both families at a port: one bound socket for each.
+fn everywhere(port: u16) -> [(&'static str, SocketAddr); 2] {
+    [("", (Ipv4Addr::UNSPECIFIED, port).into()), ("-6", (Ipv6Addr::UNSPECIFIED, port).into())]
+}
+
+fn endpoints(service: &Service, port: &Port) -> Arc<EndpointSet> {
+    let endpoint = |(address, weight): &(IpAddr, u32)| {
+        Endpoint::new(SocketAddr::new(*address, port.target), *weight, Health::Healthy)
+    };
+    Arc::new(EndpointSet { endpoints: service.endpoints.iter().filter_map(endpoint).collect() })
+}
+
+fn cluster(name: &str, discovery: Discovery, balance: Balance) -> Cluster {
+    Cluster {
+        name: name.into(),
+        discovery,
+        balance,
+        connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+        protocol: UpstreamProtocol::AsDownstream,
+        tls: None::<UpstreamTls>,
+        connection_limit: LIMIT,
+        request_limit: LIMIT,
+    }
+}
+
+fn trust_secret(trust: &Trust) -> Secret {
+    let data = |text: &str| weft_model::DataSource::Inline(Arc::from(text.as_bytes()));
+    Secret::Validation(Validation {
+        roots: data(&trust.roots),
+        revocations: Some(data(&trust.revocations)),
+        names: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,338 @@
+//! A sidecar's view: its own service inbound, all others outbound.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_model::{
+    Action, Balance, ChainMatch, ClientCertificateDetails, Codec, DEFAULT_ROUTE_TIMEOUT, Discovery, DownstreamTls, Endpoint,
+    EndpointSet, Filter, FilterChain, Health, HeaderCheck, HeaderMatch, HttpFilter, HttpService, JwtPolicy, JwtProvider,
+    JwtRequirement, JwtRule, KeySource, Listener, Name, PathMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy,
+    Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, StringMatch, TcpProxy,
+    TokenPresence, Transport, UpstreamTls, VirtualHost, WeightedCluster,
+};
+use weft_xds::translate::WORKLOAD_IDENTITY;
+
+use super::{INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, everywhere, trust_secret};
+use crate::mesh::{Allow, Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target};
+
+const HEADER_LIMIT_BYTES: usize = 60 * 1024;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+const HTTP_IDLE: Duration = Duration::from_secs(300);
+const TCP_IDLE: Duration = Duration::from_secs(3600);
+const LEEWAY: Duration = Duration::from_secs(60);
+
+pub(super) fn snapshot(mesh: &Mesh, own: &Service, trust: &Trust) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    snapshot.secrets.insert(TRUST.into(), Arc::new(trust_secret(trust)));
+    inbound(mesh, own, &mut snapshot);
+    outbound(mesh, &mut snapshot);
+    snapshot
+}
+
+fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
+    let mut chains = Vec::new();
+    for port in own.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+        let name: Name = format!("inbound|{}", port.target).into();
+        let application = Endpoint::new((Ipv4Addr::LOCALHOST, port.target).into(), 1, Health::Healthy);
+        let set = EndpointSet { endpoints: application.into_iter().collect() };
+        let target = cluster(&name, Discovery::Static(set), Balance::RoundRobin);
+        snapshot.clusters.insert(name.clone(), Arc::new(target));
+        let filter = match port.protocol {
+            Protocol::Tcp | Protocol::Udp => tcp(&name),
+            Protocol::Http | Protocol::Grpc => {
+                let table = RouteTable { name: name.clone(), hosts: vec![host(&name, vec![to(&name, None)])] };
+                let mut service = http(RouteSource::Inline(Arc::new(table)));
+                service.filters = filters(mesh, own, snapshot);
+                service.client_certificate = ClientCertificateDetails::FromProof;
+                Filter::Http(Arc::new(service))
+            }
+        };
+        chains.push(FilterChain {
+            name,
+            matches: ChainMatch { destination_port: Some(port.target), ..ChainMatch::default() },
+            tls: Some(verify_mode(mesh, port)),
+            filter,
+        });
+    }
+    for (suffix, address) in everywhere(INBOUND_PORT) {
+        let name = format!("inbound{suffix}");
+        insert(snapshot, Listener { chains: chains.clone(), ..redirected(&name, address) });
+    }
+}
+
+/// Verify Mode: a certificate of this mesh, chained to its root, inside its dates, and not revoked.
+fn verify_mode(mesh: &Mesh, port: &Port) -> DownstreamTls {
+    let alpn: &[&str] = if port.protocol == Protocol::Tcp { &[] } else { &["h2", "http/1.1"] };
+    DownstreamTls {
+        identity: SecretSource::Named(WORKLOAD_IDENTITY.into()),
+        validation: Some(SecretSource::Named(TRUST.into())),
+        names: vec![StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain))],
+        require_client_certificate: true,
+        alpn: alpn.iter().map(|name| (*name).to_owned()).collect(),
+    }
+}
+
+/// Tokens first, then who may call what. Without a policy nothing is allowed.
+fn filters(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) -> Vec<HttpFilter> {
+    let allows: Vec<&Allow> =
+        mesh.policies.iter().filter(|policy| policy.service == own.name).flat_map(|policy| &policy.allow).collect();
+    let mut filters = Vec::new();
+    if allows.iter().any(|allow| allow.token.is_some()) {
+        filters.push(HttpFilter::Jwt(Arc::new(tokens(mesh, &allows, snapshot))));
+    }
+    let policies = allows.iter().enumerate().map(|(index, allow)| (format!("{index:04}").into(), policy(mesh, allow)));
+    filters.push(HttpFilter::Rbac(Arc::new(Rbac { action: RbacAction::Allow, policies: policies.collect() })));
+    filters
+}
+
+fn policy(mesh: &Mesh, allow: &Allow) -> RbacPolicy {
+    let paths: Vec<Permission> = allow.paths.iter().map(|prefix| segments(prefix)).collect();
+    let methods: Vec<Permission> = allow
+        .methods
+        .iter()
+        .map(|method| Permission::Header(method_is(method)))
+        .collect();
+    let all: Vec<Permission> =
+        [paths, methods].into_iter().filter(|some| !some.is_empty()).map(Permission::OneOf).collect();
+    let principals = if allow.from.is_empty() {
+        let own = StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain));
+        vec![Principal::Authenticated(Some(own))]
+    } else {
+        let exact = |id: &weft_model::SpiffeId| StringMatch::Exact(id.as_str().to_owned());
+        allow.from.iter().map(|id| Principal::Authenticated(Some(exact(id)))).collect()
+    };
+    let permission = if all.is_empty() { Permission::Any } else { Permission::All(all) };
+    RbacPolicy { permissions: vec![permission], principals }
+}
+
+/// A path prefix by whole segments: `/cart` covers `/cart` and `/cart/1`, not `/cartoon`.
+fn segments(prefix: &str) -> Permission {
+    let bare = prefix.trim_end_matches('/');
+    if bare.is_empty() {
+        return Permission::Any;
+    }
+    Permission::OneOf(vec![
+        Permission::Path(StringMatch::Exact(bare.to_owned())),
+        Permission::Path(StringMatch::Prefix(format!("{bare}/"))),
+    ])
+}
+
+fn method_is(method: &str) -> HeaderMatch {
+    HeaderMatch {
+        name: ":method".into(),
+        check: HeaderCheck::Value(StringMatch::Exact(method.to_owned())),
+        invert: false,
+    }
+}
+
+/// A token is asked for where an allowance says so. The longest path counts first, and what a
+/// token-less allowance covers more narrowly needs none.
+fn tokens(mesh: &Mesh, allows: &[&Allow], snapshot: &mut Snapshot) -> JwtPolicy {
+    let mut providers = BTreeMap::new();
+    for (name, issuer) in &mesh.issuers {
+        let keys = match &issuer.keys {
+            Keys::File(_, bytes) => KeySource::Local(weft_model::DataSource::Inline(bytes.as_slice().into())),
+            Keys::Http(uri, address) => {
+                let cluster_name = format!("keys|{name}");
+                let endpoint = Endpoint::new(*address, 1, Health::Healthy);
+                let set = EndpointSet { endpoints: endpoint.into_iter().collect() };
+                let target = cluster(&cluster_name, Discovery::Static(set), Balance::RoundRobin);
+                snapshot.clusters.insert(cluster_name.as_str().into(), Arc::new(target));
+                KeySource::Http {
+                    uri: uri.clone(),
+                    cluster: cluster_name.into(),
+                    timeout: Duration::from_secs(5),
+                    cache: Duration::from_secs(300),
+                }
+            }
+        };
+        let provider = JwtProvider {
+            issuer: issuer.issuer.clone(),
+            audiences: issuer.audiences.clone(),
+            keys,
+            forward: issuer.forward,
+            leeway: LEEWAY,
+        };
+        providers.insert(Name::from(name.as_str()), provider);
+    }
+    let mut rules: Vec<(usize, JwtRule)> = Vec::new();
+    for allow in allows {
+        let any_path = vec!["/".to_owned()];
+        let any_method = vec![String::new()];
+        for path in if allow.paths.is_empty() { &any_path } else { &allow.paths } {
+            for method in if allow.methods.is_empty() { &any_method } else { &allow.methods } {
+                let headers = if method.is_empty() { Vec::new() } else { vec![method_is(method)] };
+                let matches = RouteMatch { path: PathMatch::Segments(path.clone()), headers, query: Vec::new() };
+                let requires = allow.token.as_ref().map(|token| JwtRequirement {
+                    providers: vec![token.as_str().into()],
+                    presence: TokenPresence::Required,
+                });
+                rules.push((path.len() * 2 + usize::from(!method.is_empty()), JwtRule { matches, requires }));
+            }
+        }
+    }
+    // Longest first; where a path is allowed both with and without a token, the token is asked for.
+    rules.sort_by_key(|(rank, rule)| (std::cmp::Reverse(*rank), rule.requires.is_none()));
+    JwtPolicy { providers, rules: rules.into_iter().map(|(_, rule)| rule).collect() }
+}
+
+fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {
+    let default_chain = match mesh.outbound {
+        Outbound::Closed => None,
+        Outbound::Open => {
+            let name: Name = "passthrough".into();
+            let target = cluster(&name, Discovery::OriginalDestination, Balance::RoundRobin);
+            snapshot.clusters.insert(name.clone(), Arc::new(target));
+            Some(chain(&name, tcp(&name)))
+        }
+    };
+    for (suffix, address) in everywhere(OUTBOUND_PORT) {
+        let name = format!("outbound{suffix}");
+        insert(snapshot, Listener { default_chain: default_chain.clone(), ..redirected(&name, address) });
+    }
+    for service in mesh.services.values() {
+        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+            reach(mesh, service, port, snapshot);
+        }
+    }
+}
+
+/// How a service's port is reached from here.
+fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
+    let name: Name = cluster_name(&service.name, port.port).into();
+    let mut target = cluster(&name, Discovery::Endpoints(name.clone()), service.balance);
+    if service.meshed {
+        target.tls = Some(UpstreamTls {
+            identity: Some(SecretSource::Named(WORKLOAD_IDENTITY.into())),
+            validation: SecretSource::Named(TRUST.into()),
+            names: vec![StringMatch::Exact(mesh.identity_of(&service.name).as_str().to_owned())],
+            sni: Some(format!("{}.{}", service.name, mesh.trust_domain)),
+            alpn: vec!["h2".into(), "http/1.1".into()],
+        });
+    }
+    snapshot.clusters.insert(name.clone(), Arc::new(target));
+    snapshot.endpoints.insert(name.clone(), endpoints(service, port));
+    let filter = match port.protocol {
+        Protocol::Tcp | Protocol::Udp => tcp(&name),
+        Protocol::Http | Protocol::Grpc => {
+            let table = RouteTable { name: name.clone(), hosts: hosts(mesh, service, port, &name) };
+            snapshot.routes.insert(name.clone(), Arc::new(table));
+            Filter::Http(Arc::new(http(RouteSource::Named(name.clone()))))
+        }
+    };
+    for address in &service.addresses {
+        let listener_name = format!("{name} {address}");
+        let listener = Listener {
+            bind: false,
+            use_original_destination: false,
+            default_chain: Some(chain(&name, filter.clone())),
+            ..redirected(&listener_name, (*address, port.port).into())
+        };
+        insert(snapshot, listener);
+    }
+}
+
+/// The routes of a service's port: those of the file first, then straight to the service.
+fn hosts(mesh: &Mesh, service: &Service, port: &Port, name: &Name) -> Vec<VirtualHost> {
+    let default_timeout = match port.protocol {
+        Protocol::Grpc => None,
+        Protocol::Http | Protocol::Tcp | Protocol::Udp => Some(DEFAULT_ROUTE_TIMEOUT),
+    };
+    let mut by_host: BTreeMap<String, Vec<ModelRoute>> = BTreeMap::new();
+    for route in mesh.routes.iter().filter(|route| route.parents.contains(&service.name)) {
+        let all = vec!["*".to_owned()];
+        for hostname in if route.hostnames.is_empty() { &all } else { &route.hostnames } {
+            by_host.entry(hostname.clone()).or_default().extend(routes_of(route, default_timeout));
+        }
+    }
+    by_host.entry("*".into()).or_default().push(to(name, default_timeout));
+    by_host
+        .into_iter()
+        .map(|(hostname, routes)| VirtualHost { name: hostname.as_str().into(), domains: vec![hostname], routes })
+        .collect()
+}
+
+fn routes_of(route: &Route, default_timeout: Option<Duration>) -> Vec<ModelRoute> {
+    let mut routes = Vec::new();
+    for (index, rule) in route.rules.iter().enumerate() {
+        for matches in &rule.matches {
+            let name = format!("{}[{index}]", route.name).into();
+            routes.push(ModelRoute { name, matches: matches.clone(), action: action(rule, default_timeout) });
+        }
+    }
+    routes
+}
+
+fn action(rule: &Rule, default_timeout: Option<Duration>) -> Action {
+    match &rule.target {
+        Target::Redirect(redirect) => Action::Redirect(redirect.clone()),
+        Target::Backends { backends, prefix_rewrite } => Action::Forward {
+            clusters: backends
+                .iter()
+                .map(|(service, port, weight)| WeightedCluster {
+                    name: cluster_name(service, *port).into(),
+                    weight: *weight,
+                })
+                .collect(),
+            prefix_rewrite: prefix_rewrite.clone(),
+            host_rewrite: None,
+            timeout: rule.timeout.map_or(default_timeout, |timeout| Some(timeout).filter(|t| !t.is_zero())),
+        },
+    }
+}
+
+fn to(cluster: &Name, timeout: Option<Duration>) -> ModelRoute {
+    let clusters = vec![WeightedCluster { name: cluster.clone(), weight: 1 }];
+    let action = Action::Forward { clusters, prefix_rewrite: None, host_rewrite: None, timeout };
+    ModelRoute { name: "default".into(), matches: RouteMatch::any(), action }
+}
+
+fn host(name: &Name, routes: Vec<ModelRoute>) -> VirtualHost {
+    VirtualHost { name: name.clone(), domains: vec!["*".into()], routes }
+}
+
+fn http(routes: RouteSource) -> HttpService {
+    HttpService {
+        codec: Codec::Auto,
+        routes,
+        filters: Vec::new(),
+        header_limit_bytes: HEADER_LIMIT_BYTES,
+        header_timeout: HEADER_TIMEOUT,
+        idle_timeout: HTTP_IDLE,
+        websocket: true,
+        client_certificate: ClientCertificateDetails::Nothing,
+        access_log: true,
+    }
+}
+
+fn tcp(cluster: &Name) -> Filter {
+    Filter::Tcp(TcpProxy {
+        clusters: vec![WeightedCluster { name: cluster.clone(), weight: 1 }],
+        idle_timeout: Some(TCP_IDLE),
+        access_log: true,
+    })
+}
+
+fn chain(name: &Name, filter: Filter) -> FilterChain {
+    FilterChain { name: name.clone(), matches: ChainMatch::default(), tls: None, filter }
+}
+
+fn redirected(name: &str, address: std::net::SocketAddr) -> Listener {
+    Listener {
+        name: name.into(),
+        address,
+        transport: Transport::Tcp,
+        bind: true,
+        use_original_destination: true,
+        transparent: false,
+        chains: Vec::new(),
+        default_chain: None,
+        udp: None,
+    }
+}
+
+fn insert(snapshot: &mut Snapshot, listener: Listener) {
+    snapshot.listeners.insert(listener.name.clone(), Arc::new(listener));
+}

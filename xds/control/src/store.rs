@@ -1,0 +1,274 @@
+//! What must survive a restart: the authority, the certificates issued, what was revoked, the number
+//! of the revocation list, and the join tokens. One file, one transaction a change.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use weft_certs::{AuthorityFiles, Revoked};
+use weft_model::SpiffeId;
+
+const AUTHORITY: TableDefinition<'_, &str, &str> = TableDefinition::new("authority");
+/// Serial number to `identity expiry` (seconds since 1970).
+const ISSUED: TableDefinition<'_, &str, &str> = TableDefinition::new("issued");
+/// Serial number to when it was revoked.
+const REVOKED: TableDefinition<'_, &str, u64> = TableDefinition::new("revoked");
+/// SHA-256 of a token to `identity expiry`.
+const TOKENS: TableDefinition<'_, &str, &str> = TableDefinition::new("tokens");
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+
+const FILE: &str = "weft.redb";
+
+/// The control plane's store.
+#[derive(Debug)]
+pub struct Store {
+    database: Database,
+    path: PathBuf,
+}
+
+/// A certificate that was issued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuedRecord {
+    /// Its serial number, hex.
+    pub serial: String,
+    /// For whom.
+    pub identity: String,
+    /// When it ends.
+    pub not_after: SystemTime,
+    /// Since when it is revoked.
+    pub revoked: Option<SystemTime>,
+}
+
+/// Why the store cannot do what it is asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is none yet.
+    #[error("{} holds no authority; make one: weft ca init --state {}", .0.display(), .0.display())]
+    Missing(PathBuf),
+    /// There is one already.
+    #[error("{} holds an authority already; nothing was changed", .0.display())]
+    Exists(PathBuf),
+    /// Another process has it open.
+    #[error("{} is in use by another process: stop the control plane, or revoke through mesh.yaml", .0.display())]
+    InUse(PathBuf),
+    /// A file cannot be read or written.
+    #[error("{path}: {reason}", path = .path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The database failed.
+    #[error("the store failed: {0}")]
+    Database(String),
+}
+
+macro_rules! from_database {
+    ($($error:ty),*) => {$(
+        impl From<$error> for StoreError {
+            fn from(error: $error) -> Self {
+                Self::Database(error.to_string())
+            }
+        }
+    )*};
+}
+from_database!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+
+impl Store {
+    /// Opens the store in a folder; `Missing` when there is none.
+    ///
+    /// # Errors
+    /// Why it cannot be opened.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let path = folder.join(FILE);
+        if !path.exists() {
+            return Err(StoreError::Missing(folder.to_owned()));
+        }
+        Self::database(path, folder)
+    }
+
+    /// Makes a store with a new authority in a folder, readable by nobody else.
+    ///
+    /// # Errors
+    /// When there is one already, or it cannot be made.
+    pub fn create(folder: &Path, trust_domain: &str, files: &AuthorityFiles) -> Result<Self, StoreError> {
+        let path = folder.join(FILE);
+        let io = |error: std::io::Error| StoreError::Io { path: path.clone(), reason: error.to_string() };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
+        if path.exists() {
+            return Err(StoreError::Exists(folder.to_owned()));
+        }
+        // Made empty with its mode first, so that there is no moment in which others may read it.
+        let made = fs::OpenOptions::new().write(true).create_new(true).open(&path).map_err(io)?;
+        made.set_permissions(fs::Permissions::from_mode(0o600)).map_err(io)?;
+        drop(made);
+        let store = Self::database(path, folder)?;
+        let write = store.database.begin_write()?;
+        {
+            let mut table = write.open_table(AUTHORITY)?;
+            for (name, text) in [
+                ("trust_domain", trust_domain),
+                ("root_certificate", &files.root_certificate),
+                ("root_key", &files.root_key),
+                ("intermediate_certificate", &files.intermediate_certificate),
+                ("intermediate_key", &files.intermediate_key),
+            ] {
+                table.insert(name, text)?;
+            }
+            write.open_table(ISSUED)?;
+            write.open_table(REVOKED)?;
+            write.open_table(TOKENS)?;
+            write.open_table(NUMBERS)?;
+        }
+        write.commit()?;
+        Ok(store)
+    }
+
+    fn database(path: PathBuf, folder: &Path) -> Result<Self, StoreError> {
+        match Database::create(&path) {
+            Ok(database) => Ok(Self { database, path }),
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::InUse(folder.to_owned())),
+            Err(error) => Err(StoreError::Io { path, reason: error.to_string() }),
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The authority and its trust domain.
+    ///
+    /// # Errors
+    /// When a part is missing.
+    pub fn authority(&self) -> Result<(AuthorityFiles, String), StoreError> {
+        let table = self.database.begin_read()?.open_table(AUTHORITY)?;
+        let part = |name: &str| -> Result<String, StoreError> {
+            let value = table.get(name)?.ok_or_else(|| StoreError::Database(format!("{name} is missing")))?;
+            Ok(value.value().to_owned())
+        };
+        let files = AuthorityFiles {
+            root_certificate: part("root_certificate")?,
+            root_key: part("root_key")?,
+            intermediate_certificate: part("intermediate_certificate")?,
+            intermediate_key: part("intermediate_key")?,
+        };
+        Ok((files, part("trust_domain")?))
+    }
+
+    /// Remembers a certificate.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn issued(&self, serial: &str, identity: &SpiffeId, not_after: SystemTime) -> Result<(), StoreError> {
+        let write = self.database.begin_write()?;
+        write.open_table(ISSUED)?.insert(serial, record(identity, not_after).as_str())?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Every certificate that was issued, by serial number.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn list(&self) -> Result<Vec<IssuedRecord>, StoreError> {
+        let read = self.database.begin_read()?;
+        let (issued, revoked) = (read.open_table(ISSUED)?, read.open_table(REVOKED)?);
+        let mut records = Vec::new();
+        for entry in issued.iter()? {
+            let (serial, value) = entry?;
+            let (identity, not_after) = parse(value.value());
+            let since = revoked.get(serial.value())?.map(|at| UNIX_EPOCH + Duration::from_secs(at.value()));
+            records.push(IssuedRecord { serial: serial.value().to_owned(), identity, not_after, revoked: since });
+        }
+        Ok(records)
+    }
+
+    /// Revokes a serial number; whether it was not revoked before.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn revoke(&self, serial: &str, now: SystemTime) -> Result<bool, StoreError> {
+        let write = self.database.begin_write()?;
+        let new = {
+            let mut table = write.open_table(REVOKED)?;
+            let known = table.get(serial)?.is_some();
+            if !known {
+                table.insert(serial, seconds(now))?;
+            }
+            !known
+        };
+        write.commit()?;
+        Ok(new)
+    }
+
+    /// What is revoked.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn revoked(&self) -> Result<Vec<Revoked>, StoreError> {
+        let table = self.database.begin_read()?.open_table(REVOKED)?;
+        let mut revoked = Vec::new();
+        for entry in table.iter()? {
+            let (serial, at) = entry?;
+            let at = UNIX_EPOCH + Duration::from_secs(at.value());
+            revoked.push(Revoked { serial: serial.value().to_owned(), at });
+        }
+        Ok(revoked)
+    }
+
+    /// The next number of the revocation list: never the same twice.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn next_list_number(&self) -> Result<u64, StoreError> {
+        let write = self.database.begin_write()?;
+        let next = {
+            let mut table = write.open_table(NUMBERS)?;
+            let next = table.get("revocation_list")?.map_or(0, |number| number.value()) + 1;
+            table.insert("revocation_list", next)?;
+            next
+        };
+        write.commit()?;
+        Ok(next)
+    }
+
+    /// Remembers a join token by its digest.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn add_token(&self, digest: &str, identity: &SpiffeId, until: SystemTime) -> Result<(), StoreError> {
+        let write = self.database.begin_write()?;
+        write.open_table(TOKENS)?.insert(digest, record(identity, until).as_str())?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Uses a join token up: the identity it was for, if it is good now. It is gone in any case.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn use_token(&self, digest: &str, now: SystemTime) -> Result<Option<String>, StoreError> {
+        let write = self.database.begin_write()?;
+        let found = write.open_table(TOKENS)?.remove(digest)?.map(|value| parse(value.value()));
+        write.commit()?;
+        Ok(found.filter(|(_, until)| *until > now).map(|(identity, _)| identity))
+    }
+}
+
+fn record(identity: &SpiffeId, until: SystemTime) -> String {
+    format!("{identity} {}", seconds(until))
+}
+
+fn parse(text: &str) -> (String, SystemTime) {
+    let (identity, until) = text.rsplit_once(' ').unwrap_or((text, "0"));
+    (identity.to_owned(), UNIX_EPOCH + Duration::from_secs(until.parse().unwrap_or(0)))
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
