@@ -1,1 +1,12 @@
-//! x
+//! The `weft` command: every role of the mesh in one binary.
+//!
+//! [`command`] holds a module per subcommand. What the two data planes share as processes is here:
+//! [`identity`] gets and renews the workload's certificate, [`configuration`] turns a bootstrap file
+//! and a control plane into one stream of snapshots, [`process`] runs workers around it. [`demo`] is
+//! a whole mesh on one machine.
+
+pub mod command;
+pub mod configuration;
+pub mod demo;
+pub mod identity;
+pub mod process;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::CertificateDer;
 use weft_model::SpiffeId;
@@ -111,4 +112,14 @@ pub fn random_token() -> Option<String> {
 #[must_use]
 pub fn identity_of(verified: &CertificateDer<'_>) -> Option<SpiffeId> {
     spiffe_id(&webpki::EndEntityCert::try_from(verified).ok()?)
+}
+
+/// From when and until when a certificate is good; none when it cannot be read.
+#[must_use]
+pub fn validity(certificate: &CertificateDer<'_>) -> Option<(SystemTime, SystemTime)> {
+    use x509_parser::prelude::FromDer;
+    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
+    let at = |seconds: i64| Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).ok()?));
+    let validity = parsed.validity();
+    Some((at(validity.not_before.timestamp())?, at(validity.not_after.timestamp())?))
 }

@@ -17,10 +17,18 @@ const BLOCK_LIMIT: usize = 64;
 /// How long a line waits at most.
 const LONGEST_WAIT: Duration = Duration::from_millis(200);
 
+/// What the writer's thread is given.
+#[derive(Debug)]
+enum Block {
+    Lines(Vec<u8>),
+    /// Everything before it is written when it is answered.
+    Last(SyncSender<()>),
+}
+
 /// Writes what the workers hand over.
 #[derive(Debug, Clone)]
 pub struct Writer {
-    blocks: SyncSender<Vec<u8>>,
+    blocks: SyncSender<Block>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -43,6 +51,15 @@ impl Writer {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// Waits, not longer than `patience`, until all that was handed over is written.
+    pub fn finish(self, patience: Duration) {
+        let (done, finished) = sync_channel(1);
+        if self.blocks.try_send(Block::Last(done)).is_ok() {
+            // Whether the writer answered or not, we have waited long enough.
+            let _ = finished.recv_timeout(patience);
+        }
+    }
+
     /// A worker's own log. To be called on the worker, whose runtime hands over what has waited.
     #[must_use]
     pub fn worker(&self) -> std::rc::Rc<AccessLog> {
@@ -61,8 +78,16 @@ impl Writer {
     }
 }
 
-fn write_all(blocks: &Receiver<Vec<u8>>, mut output: impl Write) {
+fn write_all(blocks: &Receiver<Block>, mut output: impl Write) {
     while let Ok(block) = blocks.recv() {
+        let block = match block {
+            Block::Lines(lines) => lines,
+            Block::Last(done) => {
+                // Nobody waits any more when the patience was over.
+                let _ = done.send(());
+                continue;
+            }
+        };
         if output.write_all(&block).and_then(|()| output.flush()).is_err() {
             // Nobody reads any more; the lines have nowhere to go.
             return;
@@ -96,7 +121,7 @@ impl AccessLog {
 
     fn hand_over(&self) {
         let block = self.lines.take();
-        if !block.is_empty() && self.writer.blocks.try_send(block).is_err() {
+        if !block.is_empty() && self.writer.blocks.try_send(Block::Lines(block)).is_err() {
             self.writer.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }

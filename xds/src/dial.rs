@@ -39,6 +39,12 @@ impl Dial {
         Self(Arc::new(open))
     }
 
+    /// Opens one connection.
+    #[must_use]
+    pub fn open(&self) -> Dialed {
+        (self.0)()
+    }
+
     /// A channel that dials when it is first used, and again when the connection is lost. A server
     /// that stops answering is noticed by HTTP/2 pings.
     pub(crate) fn channel(&self) -> Channel {
@@ -63,7 +69,7 @@ impl tower_service::Service<Uri> for Dial {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let opening = (self.0)();
+        let opening = self.open();
         Box::pin(async move { opening.await.map(TokioIo::new) })
     }
 }

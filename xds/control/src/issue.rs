@@ -32,31 +32,49 @@ pub struct Registrar {
 impl Sign for Registrar {
     fn sign(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError> {
         let now = wall_clock();
-        let request = CheckedRequest::parse(request_pem).map_err(|error| SignError::Invalid(error.to_string()))?;
+        let request = CheckedRequest::parse(request_pem)
+            .map_err(|error| SignError::Invalid(error.to_string()))?;
         self.entitled(applicant, request.identity(), now)?;
-        let issued =
-            self.authority.issue(&request, self.life, now).map_err(|error| SignError::Invalid(error.to_string()))?;
-        self.store.issued(&issued.serial, request.identity(), issued.not_after).map_err(unavailable)?;
+        let issued = self
+            .authority
+            .issue(&request, self.life, now)
+            .map_err(|error| SignError::Invalid(error.to_string()))?;
+        self.store
+            .issued(&issued.serial, request.identity(), issued.not_after)
+            .map_err(unavailable)?;
         tracing::info!(identity = %request.identity(), serial = issued.serial, "issued a certificate");
         Ok(issued.chain)
     }
 }
 
 impl Registrar {
-    fn entitled(&self, applicant: &Applicant, wanted: &SpiffeId, now: SystemTime) -> Result<(), SignError> {
+    fn entitled(
+        &self,
+        applicant: &Applicant,
+        wanted: &SpiffeId,
+        now: SystemTime,
+    ) -> Result<(), SignError> {
         if let Some(peer) = &applicant.peer {
             if peer == wanted {
                 return Ok(());
             }
-            return Err(SignError::Denied(format!("{peer} may not have the certificate of {wanted}")));
+            return Err(SignError::Denied(format!(
+                "{peer} may not have the certificate of {wanted}"
+            )));
         }
         let Some(token) = &applicant.token else {
-            return Err(SignError::Denied("neither a certificate nor a join token was shown".into()));
+            return Err(SignError::Denied(
+                "neither a certificate nor a join token was shown".into(),
+            ));
         };
         match self.store.use_token(&digest(token), now).map_err(unavailable)? {
             Some(identity) if identity == wanted.as_str() => Ok(()),
-            Some(identity) => Err(SignError::Denied(format!("the join token is for {identity}, not for {wanted}"))),
-            None => Err(SignError::Denied("the join token is unknown, was used before, or has expired".into())),
+            Some(identity) => Err(SignError::Denied(format!(
+                "the join token is for {identity}, not for {wanted}"
+            ))),
+            None => Err(SignError::Denied(
+                "the join token is unknown, was used before, or has expired".into(),
+            )),
         }
     }
 }
@@ -65,8 +83,13 @@ impl Registrar {
 ///
 /// # Errors
 /// When the store fails or there are no random numbers.
-pub fn make_token(store: &Store, identity: &SpiffeId, now: SystemTime) -> Result<String, StoreError> {
-    let token = weft_certs::random_token().ok_or_else(|| StoreError::Database("no random numbers".into()))?;
+pub fn make_token(
+    store: &Store,
+    identity: &SpiffeId,
+    now: SystemTime,
+) -> Result<String, StoreError> {
+    let token = weft_certs::random_token()
+        .ok_or_else(|| StoreError::Database("no random numbers".into()))?;
     store.add_token(&digest(&token), identity, now + TOKEN_LIFE)?;
     Ok(token)
 }
@@ -75,6 +98,7 @@ fn digest(token: &str) -> String {
     weft_certs::digest(token.as_bytes())
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "handed over by map_err")]
 fn unavailable(error: StoreError) -> SignError {
     tracing::error!(%error, "the store failed");
     SignError::Unavailable("the store failed".into())

@@ -68,19 +68,24 @@ pub async fn run(
     drain: Drain,
 ) -> Result<(), String> {
     let (files, trust_domain) = store.authority().map_err(|error| error.to_string())?;
-    let authority = Authority::load(files.clone(), &trust_domain).map_err(|error| error.to_string())?;
-    let mut publisher = Publisher { options: options.clone(), store: store.clone(), authority, status, last: None };
+    let authority =
+        Authority::load(files.clone(), &trust_domain).map_err(|error| error.to_string())?;
+    let mut publisher =
+        Publisher { options: options.clone(), store: store.clone(), authority, status, last: None };
     let views = publisher.first()?;
     let directory = watch::Sender::new(Arc::new(views));
 
     let signing = Authority::load(files, &trust_domain).map_err(|error| error.to_string())?;
-    let registrar = Arc::new(Registrar { authority: signing, store, life: options.certificate_life });
+    let registrar =
+        Arc::new(Registrar { authority: signing, store, life: options.certificate_life });
     let own = own_identity(&registrar, &trust_domain)?;
-    let trust = publisher.last.as_ref().map(|last| last.trust.clone()).ok_or("there is no trust bundle")?;
+    let trust =
+        publisher.last.as_ref().map(|last| last.trust.clone()).ok_or("there is no trust bundle")?;
     let tls = watch::Sender::new(own_tls(&own, &trust)?);
 
-    let listener =
-        TcpListener::bind(options.listen).await.map_err(|error| format!("listen {}: {error}", options.listen))?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .map_err(|error| format!("listen {}: {error}", options.listen))?;
     tracing::info!(listen = %options.listen, "serving configuration and certificates");
     let (connections, waiting) = mpsc::channel(HANDSHAKE_LIMIT);
     let accepting = tokio::spawn(accept(listener, tls.subscribe(), connections));
@@ -110,7 +115,12 @@ pub async fn run(
 
 /// A change of trust needs a new configuration of our own TLS too, and while we are at it, a new
 /// certificate.
-fn renew_own(registrar: &Registrar, trust_domain: &str, trust: &Trust, tls: &watch::Sender<Arc<ServerConfig>>) {
+fn renew_own(
+    registrar: &Registrar,
+    trust_domain: &str,
+    trust: &Trust,
+    tls: &watch::Sender<Arc<ServerConfig>>,
+) {
     match own_identity(registrar, trust_domain).and_then(|own| own_tls(&own, trust)) {
         Ok(config) => drop(tls.send_replace(config)),
         Err(error) => tracing::error!(error, "our own TLS was not renewed; the last one stays"),
@@ -177,9 +187,10 @@ impl Publisher {
     fn parse(&self, text: &[u8]) -> Result<Mesh, Vec<String>> {
         let file = self.options.mesh.display().to_string();
         let text = std::str::from_utf8(text).map_err(|error| vec![format!("{file}: {error}")])?;
-        let folder = self.options.mesh.parent().unwrap_or(Path::new("."));
-        let mesh = Mesh::parse(text, folder)
-            .map_err(|problems| problems.iter().map(|p| format!("{file}: {p}")).collect::<Vec<_>>())?;
+        let folder = self.options.mesh.parent().unwrap_or_else(|| Path::new("."));
+        let mesh = Mesh::parse(text, folder).map_err(|problems| {
+            problems.iter().map(|p| format!("{file}: {p}")).collect::<Vec<_>>()
+        })?;
         let (_, trust_domain) = self.store.authority().map_err(|error| vec![error.to_string()])?;
         if mesh.trust_domain != trust_domain {
             return Err(vec![format!(
@@ -193,7 +204,10 @@ impl Publisher {
     fn apply(&mut self, text: Vec<u8>, mesh: Mesh) -> Result<Views, String> {
         let now = wall_clock();
         let listed = self.revoked(&mesh);
-        let kept = self.last.as_ref().filter(|last| last.listed == listed && now < last.list_at + LIST_RENEWAL);
+        let kept = self
+            .last
+            .as_ref()
+            .filter(|last| last.listed == listed && now < last.list_at + LIST_RENEWAL);
         let (trust, list_at) = match kept {
             Some(last) => (last.trust.clone(), last.list_at),
             None => (self.trust(&listed, now)?, now),
@@ -204,7 +218,11 @@ impl Publisher {
             status.rejected.clear();
             status.services = mesh.services.keys().cloned().collect();
         });
-        tracing::info!(services = mesh.services.len(), revoked = listed.len(), "a mesh is in force");
+        tracing::info!(
+            services = mesh.services.len(),
+            revoked = listed.len(),
+            "a mesh is in force"
+        );
         self.last = Some(Last { text, mesh, trust, listed, list_at });
         Ok(views)
     }
@@ -269,16 +287,24 @@ fn own_identity(registrar: &Registrar, trust_domain: &str) -> Result<Identity, S
     let id = SpiffeId::parse(&control_identity(trust_domain)).map_err(|error| error.to_string())?;
     let pending = request::make(&id).map_err(|error| error.to_string())?;
     let applicant = weft_xds::authority::Applicant { peer: Some(id), token: None };
-    let chain = registrar.sign(&applicant, &pending.request_pem).map_err(|error| error.to_string())?;
-    Identity::load(chain.concat().as_bytes(), pending.key_pem.as_bytes()).map_err(|error| error.to_string())
+    let chain =
+        registrar.sign(&applicant, &pending.request_pem).map_err(|error| error.to_string())?;
+    Identity::load(chain.concat().as_bytes(), pending.key_pem.as_bytes())
+        .map_err(|error| error.to_string())
 }
 
 /// Clients may come without a certificate, for their first one; what they show must be good.
 fn own_tls(own: &Identity, trust: &Trust) -> Result<Arc<ServerConfig>, String> {
-    let now = UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default());
-    let store =
-        TrustStore::load(trust.roots.as_bytes(), Some(trust.revocations.as_bytes()), Vec::new(), None, now)
-            .map_err(|error| error.to_string())?;
+    let now =
+        UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let store = TrustStore::load(
+        trust.roots.as_bytes(),
+        Some(trust.revocations.as_bytes()),
+        Vec::new(),
+        None,
+        now,
+    )
+    .map_err(|error| error.to_string())?;
     let clients = ClientAuthentication::Optional(Arc::new(store), Vec::new());
     tls_server(own, clients, &["h2".into()]).map_err(|error| error.to_string())
 }

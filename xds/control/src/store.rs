@@ -94,9 +94,16 @@ impl Store {
     ///
     /// # Errors
     /// When there is one already, or it cannot be made.
-    pub fn create(folder: &Path, trust_domain: &str, files: &AuthorityFiles) -> Result<Self, StoreError> {
+    pub fn create(
+        folder: &Path,
+        trust_domain: &str,
+        files: &AuthorityFiles,
+    ) -> Result<Self, StoreError> {
         let path = folder.join(FILE);
-        let io = |error: std::io::Error| StoreError::Io { path: path.clone(), reason: error.to_string() };
+        let io = |error: std::io::Error| StoreError::Io {
+            path: path.clone(),
+            reason: error.to_string(),
+        };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
         if path.exists() {
             return Err(StoreError::Exists(folder.to_owned()));
@@ -130,7 +137,9 @@ impl Store {
     fn database(path: PathBuf, folder: &Path) -> Result<Self, StoreError> {
         match Database::create(&path) {
             Ok(database) => Ok(Self { database, path }),
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::InUse(folder.to_owned())),
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
+                Err(StoreError::InUse(folder.to_owned()))
+            }
             Err(error) => Err(StoreError::Io { path, reason: error.to_string() }),
         }
     }
@@ -148,7 +157,9 @@ impl Store {
     pub fn authority(&self) -> Result<(AuthorityFiles, String), StoreError> {
         let table = self.database.begin_read()?.open_table(AUTHORITY)?;
         let part = |name: &str| -> Result<String, StoreError> {
-            let value = table.get(name)?.ok_or_else(|| StoreError::Database(format!("{name} is missing")))?;
+            let value = table
+                .get(name)?
+                .ok_or_else(|| StoreError::Database(format!("{name} is missing")))?;
             Ok(value.value().to_owned())
         };
         let files = AuthorityFiles {
@@ -164,7 +175,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub fn issued(&self, serial: &str, identity: &SpiffeId, not_after: SystemTime) -> Result<(), StoreError> {
+    pub fn issued(
+        &self,
+        serial: &str,
+        identity: &SpiffeId,
+        not_after: SystemTime,
+    ) -> Result<(), StoreError> {
         let write = self.database.begin_write()?;
         write.open_table(ISSUED)?.insert(serial, record(identity, not_after).as_str())?;
         write.commit()?;
@@ -182,8 +198,14 @@ impl Store {
         for entry in issued.iter()? {
             let (serial, value) = entry?;
             let (identity, not_after) = parse(value.value());
-            let since = revoked.get(serial.value())?.map(|at| UNIX_EPOCH + Duration::from_secs(at.value()));
-            records.push(IssuedRecord { serial: serial.value().to_owned(), identity, not_after, revoked: since });
+            let since =
+                revoked.get(serial.value())?.map(|at| UNIX_EPOCH + Duration::from_secs(at.value()));
+            records.push(IssuedRecord {
+                serial: serial.value().to_owned(),
+                identity,
+                not_after,
+                revoked: since,
+            });
         }
         Ok(records)
     }
@@ -241,7 +263,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub fn add_token(&self, digest: &str, identity: &SpiffeId, until: SystemTime) -> Result<(), StoreError> {
+    pub fn add_token(
+        &self,
+        digest: &str,
+        identity: &SpiffeId,
+        until: SystemTime,
+    ) -> Result<(), StoreError> {
         let write = self.database.begin_write()?;
         write.open_table(TOKENS)?.insert(digest, record(identity, until).as_str())?;
         write.commit()?;

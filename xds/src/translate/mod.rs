@@ -233,5 +233,38 @@ pub(crate) fn insert(snapshot: &mut Snapshot, resource: Resource) -> Option<Name
     replaced.then_some(name)
 }
 
+/// A whole configuration for people: the resources in their JSON form, without any private key.
+#[must_use]
+pub fn dump(snapshot: &Snapshot) -> serde_json::Value {
+    let named = |name: &Name, json| (name.to_string(), json);
+    let mut dump = serde_json::json!({
+        "revision": snapshot.revision,
+        "clusters": snapshot.clusters.iter().map(|(n, c)| named(n, cluster::encode(c))).collect::<serde_json::Map<_, _>>(),
+        "endpoints": snapshot.endpoints.iter().map(|(n, s)| named(n, endpoints::encode(n, s))).collect::<serde_json::Map<_, _>>(),
+        "secrets": snapshot.secrets.iter().map(|(n, s)| named(n, secret::encode(n, s))).collect::<serde_json::Map<_, _>>(),
+        "listeners": snapshot.listeners.iter().map(|(n, l)| named(n, listener::encode(l))).collect::<serde_json::Map<_, _>>(),
+        "routes": snapshot.routes.iter().map(|(n, t)| named(n, route::encode(t))).collect::<serde_json::Map<_, _>>(),
+    });
+    redact(&mut dump);
+    dump
+}
+
+/// Takes every private key out.
+fn redact(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, field) in fields {
+                if name == "private_key" {
+                    *field = serde_json::json!("[redacted]");
+                } else {
+                    redact(field);
+                }
+            }
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(redact),
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 mod tests;

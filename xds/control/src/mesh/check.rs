@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
-use weft_model::{Balance, Cidr, HeaderCheck, HeaderMatch, PathMatch, RouteMatch, SpiffeId, StringMatch};
+use weft_model::{
+    Balance, Cidr, HeaderCheck, HeaderMatch, PathMatch, RouteMatch, SpiffeId, StringMatch,
+};
 
-use super::{Allow, Issuer, Keys, Mesh, Policy, Port, Protocol, Route, Rule, Service, Target, identity, raw};
+use super::{
+    Allow, Issuer, Keys, Mesh, Policy, Port, Protocol, Route, Rule, Service, Target, identity, raw,
+};
 
 /// A mistake, and where it stands.
 pub(super) struct Mistake {
@@ -41,7 +45,9 @@ pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<Mesh, Vec<Mistake>>
     let issuers = issuers(&raw, folder, &mut mistakes);
     let policies = policies(&raw, &services, &issuers, &mut mistakes);
     for (index, serial) in raw.security.revocations.iter().enumerate() {
-        let hex = !serial.is_empty() && serial.len() <= 40 && serial.bytes().all(|b| b.is_ascii_hexdigit());
+        let hex = !serial.is_empty()
+            && serial.len() <= 40
+            && serial.bytes().all(|b| b.is_ascii_hexdigit());
         if !hex || !serial.len().is_multiple_of(2) {
             mistakes.add(
                 format!("security.revocations[{index}]"),
@@ -64,19 +70,27 @@ pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<Mesh, Vec<Mistake>>
     })
 }
 
-fn services(raw: &raw::Mesh, ranges: &[Cidr], mistakes: &mut Mistakes) -> BTreeMap<String, Service> {
+fn services(
+    raw: &raw::Mesh,
+    ranges: &[Cidr],
+    mistakes: &mut Mistakes,
+) -> BTreeMap<String, Service> {
     let mut services = BTreeMap::new();
     let mut addresses: HashMap<std::net::IpAddr, String> = HashMap::new();
     for (index, service) in raw.services.iter().enumerate() {
         let path = format!("services[{index}]");
         if !is_name(&service.name) {
-            mistakes.add(format!("{path}.name"), format!("{:?} is not 1 to 63 of a-z 0-9 -", service.name));
+            mistakes.add(
+                format!("{path}.name"),
+                format!("{:?} is not 1 to 63 of a-z 0-9 -", service.name),
+            );
             continue;
         }
         for (position, address) in service.addresses.iter().enumerate() {
             let path = format!("{path}.addresses[{position}]");
             if let Some(other) = addresses.insert(*address, service.name.clone()) {
-                mistakes.add(path.clone(), format!("{address} is the address of {other:?} already"));
+                mistakes
+                    .add(path.clone(), format!("{address} is the address of {other:?} already"));
             }
             if !ranges.iter().any(|range| range.contains(*address)) {
                 mistakes.add(path, format!("{address} lies in none of service_ranges"));
@@ -97,7 +111,8 @@ fn services(raw: &raw::Mesh, ranges: &[Cidr], mistakes: &mut Mistakes) -> BTreeM
             meshed: service.meshed,
         };
         if services.insert(service.name.clone(), checked).is_some() {
-            mistakes.add(format!("{path}.name"), format!("there are two services {:?}", service.name));
+            mistakes
+                .add(format!("{path}.name"), format!("there are two services {:?}", service.name));
         }
     }
     services
@@ -115,7 +130,10 @@ fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Por
             mistakes.add(path.clone(), "port 0 is no port");
         }
         if (15000..=15099).contains(&target) {
-            mistakes.add(format!("{path}.target"), format!("{target} is among weft's own ports, 15000 to 15099"));
+            mistakes.add(
+                format!("{path}.target"),
+                format!("{target} is among weft's own ports, 15000 to 15099"),
+            );
         }
         if !seen.insert((port.port, udp)) {
             mistakes.add(format!("{path}.port"), format!("port {} is there twice", port.port));
@@ -128,13 +146,20 @@ fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Por
     ports
 }
 
-fn endpoints(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<(std::net::IpAddr, u32)> {
+fn endpoints(
+    service: &raw::Service,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> Vec<(std::net::IpAddr, u32)> {
     let mut seen = HashSet::new();
     let mut endpoints = Vec::new();
     for (index, endpoint) in service.endpoints.iter().enumerate() {
         let weight = endpoint.weight.unwrap_or(1);
         if weight == 0 {
-            mistakes.add(format!("{path}.endpoints[{index}].weight"), "it is 0; leave the endpoint out instead");
+            mistakes.add(
+                format!("{path}.endpoints[{index}].weight"),
+                "it is 0; leave the endpoint out instead",
+            );
         }
         if !seen.insert(endpoint.address) {
             let reason = format!("{} is there twice", endpoint.address);
@@ -145,20 +170,29 @@ fn endpoints(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec
     endpoints
 }
 
-fn routes(raw: &raw::Mesh, services: &BTreeMap<String, Service>, mistakes: &mut Mistakes) -> Vec<Route> {
+fn routes(
+    raw: &raw::Mesh,
+    services: &BTreeMap<String, Service>,
+    mistakes: &mut Mistakes,
+) -> Vec<Route> {
     let mut routes = Vec::new();
     for (index, route) in raw.routes.iter().enumerate() {
         let path = format!("routes[{index}]");
         for (position, parent) in route.parent_refs.iter().enumerate() {
             if !services.contains_key(&parent.name) {
-                mistakes.add(format!("{path}.parentRefs[{position}].name"), unknown_service(&parent.name));
+                mistakes.add(
+                    format!("{path}.parentRefs[{position}].name"),
+                    unknown_service(&parent.name),
+                );
             }
         }
         let rules = route
             .rules
             .iter()
             .enumerate()
-            .filter_map(|(position, r)| rule(r, &format!("{path}.rules[{position}]"), services, mistakes))
+            .filter_map(|(position, r)| {
+                rule(r, &format!("{path}.rules[{position}]"), services, mistakes)
+            })
             .collect();
         routes.push(Route {
             name: route.name.clone(),
@@ -199,11 +233,19 @@ fn rule(
         let path = format!("{path}.filters[{index}]");
         match (filter.kind.as_str(), &filter.url_rewrite, &filter.request_redirect) {
             ("URLRewrite", Some(rewrite), None) => match &rewrite.path.replace_prefix_match {
-                Some(prefix) if rewrite.path.kind == "ReplacePrefixMatch" => prefix_rewrite = Some(prefix.clone()),
-                _ => mistakes.add(format!("{path}.urlRewrite.path"), "only ReplacePrefixMatch is supported"),
+                Some(prefix) if rewrite.path.kind == "ReplacePrefixMatch" => {
+                    prefix_rewrite = Some(prefix.clone())
+                }
+                _ => mistakes
+                    .add(format!("{path}.urlRewrite.path"), "only ReplacePrefixMatch is supported"),
             },
-            ("RequestRedirect", None, Some(redirect)) => redirected = Some(to_redirect(redirect, &path, mistakes)),
-            _ => mistakes.add(format!("{path}.type"), "URLRewrite and RequestRedirect are supported, with their own field"),
+            ("RequestRedirect", None, Some(redirect)) => {
+                redirected = Some(to_redirect(redirect, &path, mistakes))
+            }
+            _ => mistakes.add(
+                format!("{path}.type"),
+                "URLRewrite and RequestRedirect are supported, with their own field",
+            ),
         }
     }
     let target = match redirected {
@@ -212,7 +254,9 @@ fn rule(
             mistakes.add(format!("{path}.backendRefs"), "a redirect goes nowhere else");
             return None;
         }
-        None => Target::Backends { backends: backends(rule, path, services, mistakes)?, prefix_rewrite },
+        None => {
+            Target::Backends { backends: backends(rule, path, services, mistakes)?, prefix_rewrite }
+        }
     };
     Some(Rule { matches, target, timeout })
 }
@@ -229,9 +273,14 @@ fn backends(
         match services.get(&backend.name) {
             None => mistakes.add(format!("{path}.name"), unknown_service(&backend.name)),
             Some(service) if !service.ports.iter().any(|port| port.port == backend.port) => {
-                mistakes.add(format!("{path}.port"), format!("{:?} has no port {}", backend.name, backend.port));
+                mistakes.add(
+                    format!("{path}.port"),
+                    format!("{:?} has no port {}", backend.name, backend.port),
+                );
             }
-            Some(_) => backends.push((backend.name.clone(), backend.port, backend.weight.unwrap_or(1))),
+            Some(_) => {
+                backends.push((backend.name.clone(), backend.port, backend.weight.unwrap_or(1)))
+            }
         }
     }
     if backends.iter().all(|(_, _, weight)| *weight == 0) {
@@ -245,24 +294,35 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
     let path_match = match &raw.path {
         None => PathMatch::Segments("/".into()),
         Some(p) if !p.value.starts_with('/') => {
-            mistakes.add(format!("{path}.path.value"), format!("{:?} does not start with /", p.value));
+            mistakes
+                .add(format!("{path}.path.value"), format!("{:?} does not start with /", p.value));
             PathMatch::Segments("/".into())
         }
         Some(p) if p.kind == "PathPrefix" => PathMatch::Segments(p.value.clone()),
         Some(p) if p.kind == "Exact" => PathMatch::Exact(p.value.clone()),
         Some(p) => {
-            mistakes.add(format!("{path}.path.type"), format!("{:?} is neither PathPrefix nor Exact", p.kind));
+            mistakes.add(
+                format!("{path}.path.type"),
+                format!("{:?} is neither PathPrefix nor Exact", p.kind),
+            );
             PathMatch::Segments("/".into())
         }
     };
     let exact = |value: &str| StringMatch::Exact(value.to_owned());
     let mut headers = Vec::new();
     if let Some(method) = &raw.method {
-        headers.push(HeaderMatch { name: ":method".into(), check: HeaderCheck::Value(exact(method)), invert: false });
+        headers.push(HeaderMatch {
+            name: ":method".into(),
+            check: HeaderCheck::Value(exact(method)),
+            invert: false,
+        });
     }
     let mut only_exact = |list: &[raw::ValueMatch], field: &str| {
         for (index, item) in list.iter().enumerate().filter(|(_, item)| item.kind != "Exact") {
-            mistakes.add(format!("{path}.{field}[{index}].type"), format!("{:?} is not supported; Exact is", item.kind));
+            mistakes.add(
+                format!("{path}.{field}[{index}].type"),
+                format!("{:?} is not supported; Exact is", item.kind),
+            );
         }
     };
     only_exact(&raw.headers, "headers");
@@ -272,11 +332,19 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
         check: HeaderCheck::Value(exact(&header.value)),
         invert: false,
     }));
-    let query = raw.query_params.iter().map(|parameter| (parameter.name.clone(), exact(&parameter.value))).collect();
+    let query = raw
+        .query_params
+        .iter()
+        .map(|parameter| (parameter.name.clone(), exact(&parameter.value)))
+        .collect();
     RouteMatch { path: path_match, headers, query }
 }
 
-fn to_redirect(raw: &raw::RequestRedirect, path: &str, mistakes: &mut Mistakes) -> weft_model::Redirect {
+fn to_redirect(
+    raw: &raw::RequestRedirect,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> weft_model::Redirect {
     let status = raw.status_code.unwrap_or(302);
     if ![301, 302, 303, 307, 308].contains(&status) {
         let path = format!("{path}.requestRedirect.statusCode");
@@ -286,7 +354,12 @@ fn to_redirect(raw: &raw::RequestRedirect, path: &str, mistakes: &mut Mistakes) 
     if raw.path.is_some() && target.is_none() {
         mistakes.add(format!("{path}.requestRedirect.path"), "only ReplaceFullPath is supported");
     }
-    weft_model::Redirect { status, scheme: raw.scheme.clone(), host: raw.hostname.clone(), path: target }
+    weft_model::Redirect {
+        status,
+        scheme: raw.scheme.clone(),
+        host: raw.hostname.clone(),
+        path: target,
+    }
 }
 
 fn issuers(raw: &raw::Mesh, folder: &Path, mistakes: &mut Mistakes) -> BTreeMap<String, Issuer> {
@@ -294,10 +367,14 @@ fn issuers(raw: &raw::Mesh, folder: &Path, mistakes: &mut Mistakes) -> BTreeMap<
     for (name, issuer) in &raw.security.issuers {
         let path = format!("security.issuers[\"{name}\"]");
         if issuer.issuer.is_empty() {
-            mistakes.add(format!("{path}.issuer"), "it is empty; a token of any issuer would be good");
+            mistakes
+                .add(format!("{path}.issuer"), "it is empty; a token of any issuer would be good");
         }
         if issuer.audiences.is_empty() {
-            mistakes.add(format!("{path}.audiences"), "it is empty; a token for any service would be good");
+            mistakes.add(
+                format!("{path}.audiences"),
+                "it is empty; a token for any service would be good",
+            );
         }
         let keys = match (&issuer.jwks_file, &issuer.jwks_uri, issuer.jwks_address) {
             (Some(file), None, None) => {
@@ -305,14 +382,22 @@ fn issuers(raw: &raw::Mesh, folder: &Path, mistakes: &mut Mistakes) -> BTreeMap<
                 match std::fs::read(&file) {
                     Ok(bytes) => Keys::File(file, bytes),
                     Err(error) => {
-                        mistakes.add(format!("{path}.jwks_file"), format!("{}: {error}", file.display()));
+                        mistakes.add(
+                            format!("{path}.jwks_file"),
+                            format!("{}: {error}", file.display()),
+                        );
                         continue;
                     }
                 }
             }
-            (None, Some(uri), Some(address)) if uri.starts_with("http://") => Keys::Http(uri.clone(), address),
+            (None, Some(uri), Some(address)) if uri.starts_with("http://") => {
+                Keys::Http(uri.clone(), address)
+            }
             (None, Some(uri), Some(_)) => {
-                mistakes.add(format!("{path}.jwks_uri"), format!("{uri:?} does not start with http://"));
+                mistakes.add(
+                    format!("{path}.jwks_uri"),
+                    format!("{uri:?} does not start with http://"),
+                );
                 continue;
             }
             _ => {
@@ -321,7 +406,10 @@ fn issuers(raw: &raw::Mesh, folder: &Path, mistakes: &mut Mistakes) -> BTreeMap<
             }
         };
         let (issuer_claim, audiences) = (issuer.issuer.clone(), issuer.audiences.clone());
-        issuers.insert(name.clone(), Issuer { issuer: issuer_claim, audiences, keys, forward: issuer.forward });
+        issuers.insert(
+            name.clone(),
+            Issuer { issuer: issuer_claim, audiences, keys, forward: issuer.forward },
+        );
     }
     issuers
 }
@@ -341,11 +429,18 @@ fn policies(
         let mut allow = Vec::new();
         for (position, item) in policy.allow.iter().enumerate() {
             let path = format!("{path}.allow[{position}]");
-            if let Some(token) = item.token.as_ref().filter(|token| !raw.security.issuers.contains_key(*token)) {
+            if let Some(token) =
+                item.token.as_ref().filter(|token| !raw.security.issuers.contains_key(*token))
+            {
                 mistakes.add(format!("{path}.token"), format!("there is no issuer {token:?}"));
             }
-            for (place, prefix) in item.paths.iter().enumerate().filter(|(_, p)| !p.starts_with('/')) {
-                mistakes.add(format!("{path}.paths[{place}]"), format!("{prefix:?} does not start with /"));
+            for (place, prefix) in
+                item.paths.iter().enumerate().filter(|(_, p)| !p.starts_with('/'))
+            {
+                mistakes.add(
+                    format!("{path}.paths[{place}]"),
+                    format!("{prefix:?} does not start with /"),
+                );
             }
             allow.push(Allow {
                 from: callers(item, &path, raw, services, mistakes),
@@ -367,7 +462,8 @@ fn callers(
     mistakes: &mut Mistakes,
 ) -> Vec<SpiffeId> {
     if allow.from.is_empty() {
-        mistakes.add(format!("{path}.from"), "it is empty; \"*\" stands for any identity of the mesh");
+        mistakes
+            .add(format!("{path}.from"), "it is empty; \"*\" stands for any identity of the mesh");
     }
     if allow.from.iter().any(|from| from == "*") {
         return Vec::new();

@@ -177,8 +177,8 @@ impl Mesh {
     /// # Errors
     /// Every mistake, each with its line and field.
     pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, Vec<Problem>> {
-        let raw: raw::Mesh =
-            serde_saphyr::from_str(text).map_err(|error| vec![Problem { line: 0, text: error.to_string() }])?;
+        let raw: raw::Mesh = serde_saphyr::from_str(text)
+            .map_err(|error| vec![Problem { line: 0, text: error.to_string() }])?;
         let located = Located::parse(text);
         check::check(raw, folder).map_err(|mistakes| {
             let line = |path: &str| located.as_ref().map_or(0, |located| located.line_of(path));
@@ -195,7 +195,8 @@ impl Mesh {
     /// Never: names were checked to make a SPIFFE id.
     #[must_use]
     pub fn identity_of(&self, service: &str) -> SpiffeId {
-        identity(&self.trust_domain, service).expect("service names are checked to make a SPIFFE id")
+        identity(&self.trust_domain, service)
+            .expect("service names are checked to make a SPIFFE id")
     }
 }
 
@@ -203,7 +204,10 @@ impl Mesh {
 ///
 /// # Errors
 /// When the two do not make a SPIFFE id.
-pub fn identity(trust_domain: &str, service: &str) -> Result<SpiffeId, weft_model::InvalidSpiffeId> {
+pub fn identity(
+    trust_domain: &str,
+    service: &str,
+) -> Result<SpiffeId, weft_model::InvalidSpiffeId> {
     SpiffeId::parse(&format!("spiffe://{trust_domain}/ns/default/sa/{service}"))
 }
 

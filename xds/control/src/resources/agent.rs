@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, ChainMatch, DEFAULT_TABLE_SIZE, Discovery, Filter, FilterChain, Listener, Name, Snapshot, TcpProxy, Transport,
-    UdpProxy, WeightedCluster,
+    Balance, ChainMatch, DEFAULT_TABLE_SIZE, Discovery, Filter, FilterChain, Listener, Name,
+    Snapshot, TcpProxy, Transport, UdpProxy, WeightedCluster,
 };
 
 use super::{OUTBOUND_PORT, UDP_PORT, cluster, cluster_name, endpoints, everywhere};
@@ -47,7 +47,8 @@ fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
         listener.use_original_destination = false;
         listener.transparent = false;
         if udp {
-            listener.udp = Some(UdpProxy { cluster: name.clone(), idle_timeout: UDP_IDLE, access_log: true });
+            listener.udp =
+                Some(UdpProxy { cluster: name.clone(), idle_timeout: UDP_IDLE, access_log: true });
         } else {
             listener.default_chain = Some(FilterChain {
                 name: name.clone(),

@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use weft_model::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, Health, Secret, Snapshot, SpiffeId,
-    UpstreamProtocol, UpstreamTls, Validation,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, Health, Secret,
+    Snapshot, SpiffeId, UpstreamProtocol, UpstreamTls, Validation,
 };
 use weft_xds::client::Node;
 use weft_xds::server::{Directory, ResourceSet};
@@ -54,7 +54,8 @@ impl Views {
     /// # Errors
     /// What in it has no form in xDS: a mistake of ours, named.
     pub fn new(mesh: &Mesh, trust: &Trust) -> Result<Self, Vec<String>> {
-        let set = |snapshot: Snapshot| ResourceSet::new(snapshot, &[WORKLOAD_IDENTITY]).map(Arc::new);
+        let set =
+            |snapshot: Snapshot| ResourceSet::new(snapshot, &[WORKLOAD_IDENTITY]).map(Arc::new);
         let mut sidecars = HashMap::new();
         for service in mesh.services.values().filter(|service| service.meshed) {
             sidecars.insert(service.name.clone(), set(sidecar::snapshot(mesh, service, trust))?);
@@ -79,9 +80,10 @@ impl Directory for Views {
         let expected = crate::mesh::identity(&self.trust_domain, peer.workload());
         match self.sidecars.get(peer.workload()) {
             Some(set) if expected.is_ok_and(|id| id == *peer) => Ok(set.clone()),
-            Some(_) | None => {
-                Err(format!("{peer} ({:?}) is neither an agent nor the sidecar of a meshed service", node.id))
-            }
+            Some(_) | None => Err(format!(
+                "{peer} ({:?}) is neither an agent nor the sidecar of a meshed service",
+                node.id
+            )),
         }
     }
 }

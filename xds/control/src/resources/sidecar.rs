@@ -6,15 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Action, Balance, ChainMatch, ClientCertificateDetails, Codec, DEFAULT_ROUTE_TIMEOUT, Discovery, DownstreamTls, Endpoint,
-    EndpointSet, Filter, FilterChain, Health, HeaderCheck, HeaderMatch, HttpFilter, HttpService, JwtPolicy, JwtProvider,
-    JwtRequirement, JwtRule, KeySource, Listener, Name, PathMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy,
-    Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, StringMatch, TcpProxy,
+    Action, Balance, ChainMatch, ClientCertificateDetails, Codec, DEFAULT_ROUTE_TIMEOUT, Discovery,
+    DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, HeaderCheck, HeaderMatch, Health,
+    HttpFilter, HttpService, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Listener,
+    Name, PathMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy, Route as ModelRoute,
+    RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, StringMatch, TcpProxy,
     TokenPresence, Transport, UpstreamTls, VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
-use super::{INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, everywhere, trust_secret};
+use super::{
+    INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, everywhere,
+    trust_secret,
+};
 use crate::mesh::{Allow, Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target};
 
 const HEADER_LIMIT_BYTES: usize = 60 * 1024;
@@ -35,14 +39,18 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
     let mut chains = Vec::new();
     for port in own.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
         let name: Name = format!("inbound|{}", port.target).into();
-        let application = Endpoint::new((Ipv4Addr::LOCALHOST, port.target).into(), 1, Health::Healthy);
+        let application =
+            Endpoint::new((Ipv4Addr::LOCALHOST, port.target).into(), 1, Health::Healthy);
         let set = EndpointSet { endpoints: application.into_iter().collect() };
         let target = cluster(&name, Discovery::Static(set), Balance::RoundRobin);
         snapshot.clusters.insert(name.clone(), Arc::new(target));
         let filter = match port.protocol {
             Protocol::Tcp | Protocol::Udp => tcp(&name),
             Protocol::Http | Protocol::Grpc => {
-                let table = RouteTable { name: name.clone(), hosts: vec![host(&name, vec![to(&name, None)])] };
+                let table = RouteTable {
+                    name: name.clone(),
+                    hosts: vec![host(&name, vec![to(&name, None)])],
+                };
                 let mut service = http(RouteSource::Inline(Arc::new(table)));
                 service.filters = filters(mesh, own, snapshot);
                 service.client_certificate = ClientCertificateDetails::FromProof;
@@ -76,26 +84,36 @@ fn verify_mode(mesh: &Mesh, port: &Port) -> DownstreamTls {
 
 /// Tokens first, then who may call what. Without a policy nothing is allowed.
 fn filters(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) -> Vec<HttpFilter> {
-    let allows: Vec<&Allow> =
-        mesh.policies.iter().filter(|policy| policy.service == own.name).flat_map(|policy| &policy.allow).collect();
+    let allows: Vec<&Allow> = mesh
+        .policies
+        .iter()
+        .filter(|policy| policy.service == own.name)
+        .flat_map(|policy| &policy.allow)
+        .collect();
     let mut filters = Vec::new();
     if allows.iter().any(|allow| allow.token.is_some()) {
         filters.push(HttpFilter::Jwt(Arc::new(tokens(mesh, &allows, snapshot))));
     }
-    let policies = allows.iter().enumerate().map(|(index, allow)| (format!("{index:04}").into(), policy(mesh, allow)));
-    filters.push(HttpFilter::Rbac(Arc::new(Rbac { action: RbacAction::Allow, policies: policies.collect() })));
+    let policies = allows
+        .iter()
+        .enumerate()
+        .map(|(index, allow)| (format!("{index:04}").into(), policy(mesh, allow)));
+    filters.push(HttpFilter::Rbac(Arc::new(Rbac {
+        action: RbacAction::Allow,
+        policies: policies.collect(),
+    })));
     filters
 }
 
 fn policy(mesh: &Mesh, allow: &Allow) -> RbacPolicy {
     let paths: Vec<Permission> = allow.paths.iter().map(|prefix| segments(prefix)).collect();
-    let methods: Vec<Permission> = allow
-        .methods
-        .iter()
-        .map(|method| Permission::Header(method_is(method)))
+    let methods: Vec<Permission> =
+        allow.methods.iter().map(|method| Permission::Header(method_is(method))).collect();
+    let all: Vec<Permission> = [paths, methods]
+        .into_iter()
+        .filter(|some| !some.is_empty())
+        .map(Permission::OneOf)
         .collect();
-    let all: Vec<Permission> =
-        [paths, methods].into_iter().filter(|some| !some.is_empty()).map(Permission::OneOf).collect();
     let principals = if allow.from.is_empty() {
         let own = StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain));
         vec![Principal::Authenticated(Some(own))]
@@ -133,7 +151,9 @@ fn tokens(mesh: &Mesh, allows: &[&Allow], snapshot: &mut Snapshot) -> JwtPolicy 
     let mut providers = BTreeMap::new();
     for (name, issuer) in &mesh.issuers {
         let keys = match &issuer.keys {
-            Keys::File(_, bytes) => KeySource::Local(weft_model::DataSource::Inline(bytes.as_slice().into())),
+            Keys::File(_, bytes) => {
+                KeySource::Local(weft_model::DataSource::Inline(bytes.as_slice().into()))
+            }
             Keys::Http(uri, address) => {
                 let cluster_name = format!("keys|{name}");
                 let endpoint = Endpoint::new(*address, 1, Health::Healthy);
@@ -164,12 +184,19 @@ fn tokens(mesh: &Mesh, allows: &[&Allow], snapshot: &mut Snapshot) -> JwtPolicy 
         for path in if allow.paths.is_empty() { &any_path } else { &allow.paths } {
             for method in if allow.methods.is_empty() { &any_method } else { &allow.methods } {
                 let headers = if method.is_empty() { Vec::new() } else { vec![method_is(method)] };
-                let matches = RouteMatch { path: PathMatch::Segments(path.clone()), headers, query: Vec::new() };
+                let matches = RouteMatch {
+                    path: PathMatch::Segments(path.clone()),
+                    headers,
+                    query: Vec::new(),
+                };
                 let requires = allow.token.as_ref().map(|token| JwtRequirement {
                     providers: vec![token.as_str().into()],
                     presence: TokenPresence::Required,
                 });
-                rules.push((path.len() * 2 + usize::from(!method.is_empty()), JwtRule { matches, requires }));
+                rules.push((
+                    path.len() * 2 + usize::from(!method.is_empty()),
+                    JwtRule { matches, requires },
+                ));
             }
         }
     }
@@ -190,7 +217,10 @@ fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {
     };
     for (suffix, address) in everywhere(OUTBOUND_PORT) {
         let name = format!("outbound{suffix}");
-        insert(snapshot, Listener { default_chain: default_chain.clone(), ..redirected(&name, address) });
+        insert(
+            snapshot,
+            Listener { default_chain: default_chain.clone(), ..redirected(&name, address) },
+        );
     }
     for service in mesh.services.values() {
         for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
@@ -250,7 +280,11 @@ fn hosts(mesh: &Mesh, service: &Service, port: &Port, name: &Name) -> Vec<Virtua
     by_host.entry("*".into()).or_default().push(to(name, default_timeout));
     by_host
         .into_iter()
-        .map(|(hostname, routes)| VirtualHost { name: hostname.as_str().into(), domains: vec![hostname], routes })
+        .map(|(hostname, routes)| VirtualHost {
+            name: hostname.as_str().into(),
+            domains: vec![hostname],
+            routes,
+        })
         .collect()
 }
 
@@ -259,7 +293,11 @@ fn routes_of(route: &Route, default_timeout: Option<Duration>) -> Vec<ModelRoute
     for (index, rule) in route.rules.iter().enumerate() {
         for matches in &rule.matches {
             let name = format!("{}[{index}]", route.name).into();
-            routes.push(ModelRoute { name, matches: matches.clone(), action: action(rule, default_timeout) });
+            routes.push(ModelRoute {
+                name,
+                matches: matches.clone(),
+                action: action(rule, default_timeout),
+            });
         }
     }
     routes
@@ -278,7 +316,9 @@ fn action(rule: &Rule, default_timeout: Option<Duration>) -> Action {
                 .collect(),
             prefix_rewrite: prefix_rewrite.clone(),
             host_rewrite: None,
-            timeout: rule.timeout.map_or(default_timeout, |timeout| Some(timeout).filter(|t| !t.is_zero())),
+            timeout: rule
+                .timeout
+                .map_or(default_timeout, |timeout| Some(timeout).filter(|t| !t.is_zero())),
         },
     }
 }

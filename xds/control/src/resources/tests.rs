@@ -15,7 +15,8 @@ security:
   - {service: orders, allow: [{from: [web], paths: [/orders]}]}
 "#;
     let mesh = Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
-    Views::new(&mesh, &Trust { roots: "ROOTS".into(), revocations: "LISTS".into() }).expect("closed views")
+    Views::new(&mesh, &Trust { roots: "ROOTS".into(), revocations: "LISTS".into() })
+        .expect("closed views")
 }
 
 #[test]

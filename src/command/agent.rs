@@ -1,0 +1,97 @@
+//! `weft agent`.
+
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::sync::watch;
+use weft_agent::plan::Plan;
+use weft_agent::{Limits, Shared, metrics};
+use weft_model::{Snapshot, SpiffeId};
+use weft_runtime::metrics::Registry;
+
+use super::Failure;
+use super::data_plane::DataPlane;
+use crate::process::{DataPlaneProcess, Setup};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    weft agent -c tcp-proxy.yaml\n  \
+    weft agent --control 10.0.0.2:15010 --trust root.pem --join-token-file token --trust-domain mesh.local")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    data_plane: DataPlane,
+    /// The trust domain; the agent's identity is spiffe://TRUST_DOMAIN/ns/weft/sa/agent.
+    #[arg(long, default_value = "mesh.local", value_name = "NAME")]
+    trust_domain: String,
+    /// The seed of the flow hash: the same for every agent of a mesh.
+    #[arg(long, default_value_t = 0x5eed, value_name = "NUMBER")]
+    seed: u64,
+    /// How many TCP connections one worker carries at most.
+    #[arg(long, default_value_t = 40_000, value_name = "COUNT")]
+    connection_limit: usize,
+    /// How many UDP flows one worker carries at most.
+    #[arg(long, default_value_t = 10_000, value_name = "COUNT")]
+    flow_limit: usize,
+}
+
+pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
+    let id = weft_control::resources::agent_identity(&arguments.trust_domain);
+    let id =
+        SpiffeId::parse(&id).map_err(|error| Failure::Usage(format!("--trust-domain: {error}")))?;
+    let Some(understood) = arguments.data_plane.understand(Some(id))? else {
+        return Ok(());
+    };
+    let registry = Registry::<metrics::Metrics>::default();
+    let pages = registry.clone();
+    let setup = Setup {
+        name: "agent",
+        understood_bootstrap: understood.bootstrap,
+        enrolment: understood.enrolment,
+        admin: understood.admin,
+        patience: understood.patience,
+        log: log.to_owned(),
+        metrics: Arc::new(move || metrics::page(&pages).finish()),
+    };
+    let mut process = DataPlaneProcess::start(setup).map_err(Failure::Failed)?;
+    let plans = watch::Sender::new(Arc::new(Plan::default()));
+    let receiver = plans.subscribe();
+    process.spawn(plan_all(process.snapshots(), plans, arguments.seed));
+    let shared = Shared {
+        plans: receiver,
+        drain: process.drain(),
+        metrics: registry,
+        access: process.access(),
+        limits: Limits { connections: arguments.connection_limit, flows: arguments.flow_limit },
+        mark: process.mark(),
+        trouble: process.trouble(),
+    };
+    process
+        .serve(arguments.data_plane.workers, move |_| weft_agent::run(shared.clone()))
+        .map_err(Failure::Failed)
+}
+
+/// Publishes a plan for every snapshot.
+async fn plan_all(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    plans: watch::Sender<Arc<Plan>>,
+    seed: u64,
+) {
+    let mut last: Option<(Arc<Snapshot>, Arc<Plan>)> = None;
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        let (plan, unservable) = Plan::new(&snapshot, seed, last.as_ref());
+        for listener in unservable {
+            tracing::warn!(
+                listener = &*listener.listener,
+                reason = listener.reason,
+                "a listener is not served"
+            );
+        }
+        let plan = Arc::new(plan);
+        plans.send_replace(plan.clone());
+        last = Some((snapshot, plan));
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! `weft ca`.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand};
+use weft_certs::{Authority, describe_crl, request};
+use weft_control::issue::make_token;
+use weft_control::store::Store;
+use weft_model::SpiffeId;
+
+use super::{Failure, say};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    weft ca init --state /var/lib/weft --trust-domain mesh.local --trust-file root.pem\n  \
+    weft ca token --state /var/lib/weft spiffe://mesh.local/ns/default/sa/web > token\n  \
+    weft ca issue --state /var/lib/weft spiffe://mesh.local/ns/default/sa/me --out me\n  \
+    weft ca revoke --state /var/lib/weft 5f0c...")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct State {
+    /// The folder of the authority.
+    #[arg(long, value_name = "FOLDER")]
+    state: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make an authority.
+    Init {
+        #[command(flatten)]
+        state: State,
+        /// The trust domain of every identity.
+        #[arg(long, default_value = "mesh.local", value_name = "NAME")]
+        trust_domain: String,
+        /// Where to write the root certificate as well.
+        #[arg(long, value_name = "FILE")]
+        trust_file: Option<PathBuf>,
+    },
+    /// Make a key and a certificate: PREFIX.pem and PREFIX.key.
+    Issue {
+        #[command(flatten)]
+        state: State,
+        /// The SPIFFE id.
+        identity: String,
+        /// Where to write them.
+        #[arg(long, value_name = "PREFIX")]
+        out: PathBuf,
+        /// How long it is good, in hours.
+        #[arg(long, default_value_t = 24, value_name = "HOURS", value_parser = clap::value_parser!(u64).range(1..=24 * 90))]
+        hours: u64,
+    },
+    /// Make a join token, good once, for an hour, and for one identity.
+    Token {
+        #[command(flatten)]
+        state: State,
+        /// The SPIFFE id.
+        identity: String,
+    },
+    /// Revoke certificates by serial number.
+    Revoke {
+        #[command(flatten)]
+        state: State,
+        /// The serial numbers, hex, as `weft ca list` shows them.
+        #[arg(required = true)]
+        serials: Vec<String>,
+    },
+    /// Print the revocation lists, PEM, and what they hold on standard error.
+    Crl {
+        #[command(flatten)]
+        state: State,
+    },
+    /// List the certificates that were issued.
+    List {
+        #[command(flatten)]
+        state: State,
+    },
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.command {
+        Command::Init { state, trust_domain, trust_file } => {
+            init(&state.state, &trust_domain, trust_file.as_deref())
+        }
+        Command::Issue { state, identity, out, hours } => {
+            issue(&state.state, &identity, &out, Duration::from_secs(hours * 3600))
+        }
+        Command::Token { state, identity } => {
+            let store = open(&state.state)?;
+            let token = make_token(&store, &parse(&identity)?, wall_clock()).map_err(failed)?;
+            say(&token);
+            Ok(())
+        }
+        Command::Revoke { state, serials } => revoke(&state.state, &serials),
+        Command::Crl { state } => crl(&state.state),
+        Command::List { state } => list(&state.state),
+    }
+}
+
+fn init(state: &Path, trust_domain: &str, trust_file: Option<&Path>) -> Result<(), Failure> {
+    let files = Authority::create(trust_domain, wall_clock()).map_err(failed)?;
+    let store = Store::create(state, trust_domain, &files).map_err(failed)?;
+    if let Some(file) = trust_file {
+        std::fs::write(file, &files.root_certificate)
+            .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))?;
+    }
+    say(&format!("made the authority of {trust_domain} in {}", store.path().display()));
+    Ok(())
+}
+
+fn issue(state: &Path, identity: &str, out: &Path, life: Duration) -> Result<(), Failure> {
+    let store = open(state)?;
+    let (files, trust_domain) = store.authority().map_err(failed)?;
+    let authority = Authority::load(files, &trust_domain).map_err(failed)?;
+    let id = parse(identity)?;
+    let pending = request::make(&id).map_err(failed)?;
+    let request = request::CheckedRequest::parse(&pending.request_pem).map_err(failed)?;
+    let issued = authority.issue(&request, life, wall_clock()).map_err(failed)?;
+    store.issued(&issued.serial, &id, issued.not_after).map_err(failed)?;
+    let (certificate, key) = (out.with_extension("pem"), out.with_extension("key"));
+    write(&key, &pending.key_pem, 0o600)?;
+    write(&certificate, &issued.chain.concat(), 0o644)?;
+    say(&format!("{} {} {}", issued.serial, certificate.display(), key.display()));
+    Ok(())
+}
+
+fn revoke(state: &Path, serials: &[String]) -> Result<(), Failure> {
+    let store = open(state)?;
+    let known = store.list().map_err(failed)?;
+    for serial in serials {
+        let serial = serial.to_ascii_lowercase();
+        if !known.iter().any(|record| record.serial == serial) {
+            return Err(Failure::Usage(format!(
+                "{serial:?} is the serial number of no certificate issued here"
+            )));
+        }
+        let new = store.revoke(&serial, wall_clock()).map_err(failed)?;
+        say(&format!("{serial} {}", if new { "revoked" } else { "was revoked already" }));
+    }
+    Ok(())
+}
+
+fn crl(state: &Path) -> Result<(), Failure> {
+    let store = open(state)?;
+    let (files, trust_domain) = store.authority().map_err(failed)?;
+    let authority = Authority::load(files, &trust_domain).map_err(failed)?;
+    let number = store.next_list_number().map_err(failed)?;
+    let revoked = store.revoked().map_err(failed)?;
+    let lists = authority
+        .revocation_lists(&revoked, number, wall_clock(), Duration::from_secs(24 * 3600))
+        .map_err(failed)?;
+    for line in describe_crl(&lists) {
+        // Standard error may be closed; the lists matter.
+        drop(writeln!(std::io::stderr(), "{line}"));
+    }
+    say(lists.trim_end());
+    Ok(())
+}
+
+fn list(state: &Path) -> Result<(), Failure> {
+    let now = wall_clock();
+    for record in open(state)?.list().map_err(failed)? {
+        let standing = match record.revoked {
+            Some(_) => "revoked",
+            None if record.not_after <= now => "expired",
+            None => "good",
+        };
+        say(&format!("{} {standing:8} {}", record.serial, record.identity));
+    }
+    Ok(())
+}
+
+fn open(state: &Path) -> Result<Store, Failure> {
+    Store::open(state).map_err(failed)
+}
+
+fn parse(identity: &str) -> Result<SpiffeId, Failure> {
+    SpiffeId::parse(identity).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "handed over by map_err")]
+fn failed(error: impl std::error::Error) -> Failure {
+    Failure::Failed(error.to_string())
+}
+
+/// Writes a file that must not be there yet, with its mode from the first moment.
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+    let write = || {
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(text.as_bytes())
+    };
+    write().map_err(|error: std::io::Error| Failure::Failed(format!("{}: {error}", path.display())))
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}

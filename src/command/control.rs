@@ -1,0 +1,135 @@
+//! `weft control`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::sync::watch;
+use weft_control::mesh::Mesh;
+use weft_control::store::Store;
+use weft_control::{Options, Status};
+use weft_runtime::drain::{Drain, on_signals};
+use weft_runtime::{admin, log, metrics};
+
+use super::{Failure, say};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    weft ca init --state /var/lib/weft --trust-domain mesh.local\n  \
+    weft control -c mesh.yaml --state /var/lib/weft\n  \
+    weft control -c mesh.yaml --check-config")]
+pub(super) struct Arguments {
+    /// The mesh.
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    config: PathBuf,
+    /// The folder of the authority; made by `weft ca init`.
+    #[arg(long, value_name = "FOLDER", required_unless_present = "check_config")]
+    state: Option<PathBuf>,
+    /// Where clients connect.
+    #[arg(long, default_value = "0.0.0.0:15010", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Where the admin port listens.
+    #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
+    admin: SocketAddr,
+    /// How long the certificates of workloads are good, in minutes.
+    #[arg(long, default_value_t = 24 * 60, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=60 * 24 * 30))]
+    certificate_minutes: u64,
+    /// Check the mesh, print what it is, and end.
+    #[arg(long)]
+    check_config: bool,
+}
+
+pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
+    if arguments.check_config {
+        return check(&arguments.config);
+    }
+    let Some(state) = arguments.state else {
+        return Err(Failure::Usage("--state is missing".into()));
+    };
+    check(&arguments.config)?;
+    let level = log::start(filter).map_err(Failure::Usage)?;
+    let store = Arc::new(Store::open(&state).map_err(|error| Failure::Failed(error.to_string()))?);
+    let drain = Drain::new(Duration::from_secs(2));
+    let status = watch::Sender::new(Status::default());
+    let role = Arc::new(Role { status: status.subscribe() });
+    let port = admin::Admin { role, drain: drain.clone(), log: level };
+    admin::start(arguments.admin, port).map_err(|error| Failure::Failed(error.to_string()))?;
+    let options = Options {
+        mesh: arguments.config,
+        listen: arguments.listen,
+        certificate_life: Duration::from_secs(arguments.certificate_minutes * 60),
+    };
+    let runtime =
+        tokio::runtime::Runtime::new().map_err(|error| Failure::Failed(error.to_string()))?;
+    runtime.block_on(async {
+        on_signals(&drain).map_err(|error| error.to_string())?;
+        weft_control::run(options, store, status, drain.clone()).await
+    })?;
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    Ok(())
+}
+
+fn check(file: &std::path::Path) -> Result<(), Failure> {
+    let shown = file.display();
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Failure::Usage(format!("{shown}: {error}")))?;
+    let folder = file.parent().unwrap_or_else(|| std::path::Path::new("."));
+    let mesh = Mesh::parse(&text, folder).map_err(|problems| {
+        let lines: Vec<String> =
+            problems.iter().map(|problem| format!("{shown}: {problem}")).collect();
+        Failure::Usage(lines.join("\n"))
+    })?;
+    say(&format!(
+        "mesh is good: {} services, {} routes, {} policies, {} revocations",
+        mesh.services.len(),
+        mesh.routes.len(),
+        mesh.policies.len(),
+        mesh.revocations.len()
+    ));
+    Ok(())
+}
+
+struct Role {
+    status: watch::Receiver<Status>,
+}
+
+impl admin::Role for Role {
+    fn ready(&self) -> Result<(), String> {
+        if self.status.borrow().applied > 0 {
+            Ok(())
+        } else {
+            Err("no mesh is in force yet".into())
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let status = self.status.borrow();
+        let mut page = metrics::Page::default();
+        page.counter("weft_control_applied", "Meshes that came into force.", status.applied);
+        page.gauge(
+            "weft_control_mistakes",
+            "Mistakes in the file as it is now.",
+            status.rejected.len() as u64,
+        );
+        page.gauge("weft_control_services", "Services in force.", status.services.len() as u64);
+        page.gauge(
+            "weft_control_revocation_list_number",
+            "The revocation list in force.",
+            status.list_number,
+        );
+        metrics::process(&mut page);
+        page.finish()
+    }
+
+    fn config_dump(&self) -> serde_json::Value {
+        let status = self.status.borrow();
+        serde_json::json!({
+            "applied": status.applied,
+            "rejected": status.rejected,
+            "services": status.services,
+            "revocation_list_number": status.list_number,
+        })
+    }
+}

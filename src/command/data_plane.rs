@@ -1,0 +1,117 @@
+//! What `agent` and `sidecar` are asked alike.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use weft_model::SpiffeId;
+use weft_xds::bootstrap::Bootstrap;
+
+use super::{Failure, say};
+use crate::identity::{Enrolment, Source};
+
+/// What both data planes are asked.
+#[derive(Debug, Args)]
+pub(super) struct DataPlane {
+    /// An Envoy bootstrap file, YAML or JSON.
+    #[arg(short = 'c', long = "config", value_name = "FILE", required_unless_present = "control")]
+    pub(super) config: Option<PathBuf>,
+    /// The control plane: HOST:PORT.
+    #[arg(
+        long,
+        env = "WEFT_CONTROL",
+        value_name = "HOST:PORT",
+        requires = "trust",
+        conflicts_with = "config"
+    )]
+    pub(super) control: Option<String>,
+    /// The roots by which the control plane is known, PEM.
+    #[arg(long, env = "WEFT_TRUST", value_name = "FILE")]
+    pub(super) trust: Option<PathBuf>,
+    /// The join token for a first certificate.
+    #[arg(long, env = "WEFT_JOIN_TOKEN_FILE", value_name = "FILE")]
+    join_token_file: Option<PathBuf>,
+    /// Where the certificate and its key are kept over a restart, mode 0600.
+    #[arg(long, value_name = "FOLDER")]
+    state: Option<PathBuf>,
+    /// Where the admin port listens. With --control: 127.0.0.1:15000 when not given.
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
+    /// How many worker threads; one per processor when not given.
+    #[arg(long, value_name = "COUNT")]
+    pub(super) workers: Option<NonZeroUsize>,
+    /// How long draining waits for what is open, in seconds.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    drain_timeout: u64,
+    /// Check the configuration, print what it is, and end.
+    #[arg(long)]
+    check_config: bool,
+}
+
+/// What was asked, understood.
+pub(super) struct Understood {
+    pub(super) bootstrap: Bootstrap,
+    pub(super) enrolment: Option<Enrolment>,
+    pub(super) admin: Option<SocketAddr>,
+    pub(super) patience: Duration,
+}
+
+impl DataPlane {
+    /// Reads the files that are named. None when only a check was asked for, which passed.
+    pub(super) fn understand(
+        &self,
+        identity: Option<SpiffeId>,
+    ) -> Result<Option<Understood>, Failure> {
+        let bootstrap = match &self.config {
+            Some(file) => read(file)?,
+            None => crate::configuration::bootstrap_for(identity.as_ref()),
+        };
+        let enrolment = match (&self.control, &self.trust, identity) {
+            (Some(control), Some(trust), Some(identity)) => Some(Enrolment {
+                control: control.clone(),
+                roots: std::fs::read(trust)
+                    .map_err(|e| Failure::Usage(format!("--trust {}: {e}", trust.display())))?,
+                identity,
+                source: Source {
+                    token_file: self.join_token_file.clone(),
+                    state: self.state.clone(),
+                },
+            }),
+            _ => None,
+        };
+        if self.check_config {
+            let resources = &bootstrap.resources;
+            say(&format!(
+                "configuration is good: {} listeners, {} clusters, {} secrets{}",
+                resources.listeners.len(),
+                resources.clusters.len(),
+                resources.secrets.len(),
+                if bootstrap.ads.is_some() || enrolment.is_some() { ", more by xDS" } else { "" }
+            ));
+            for path in &bootstrap.not_honoured {
+                say(&format!("not honoured: {path}"));
+            }
+            return Ok(None);
+        }
+        let default = enrolment.as_ref().map(|_| SocketAddr::from(([127, 0, 0, 1], 15000)));
+        let admin = self.admin.or(bootstrap.admin).or(default);
+        Ok(Some(Understood {
+            bootstrap,
+            enrolment,
+            admin,
+            patience: Duration::from_secs(self.drain_timeout),
+        }))
+    }
+}
+
+fn read(file: &PathBuf) -> Result<Bootstrap, Failure> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| Failure::Usage(format!("{}: {e}", file.display())))?;
+    Bootstrap::parse(&text).map_err(|problems| {
+        let lines: Vec<String> =
+            problems.iter().map(|problem| format!("{}: {problem}", file.display())).collect();
+        Failure::Usage(lines.join("\n"))
+    })
+}

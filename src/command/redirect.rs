@@ -1,0 +1,167 @@
+//! `weft redirect`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use weft_agent::redirect::{
+    Backend, BackendChoice, Namespace, Redirect, RedirectError, Verdict, apply, plan, remove,
+    verify,
+};
+use weft_model::Cidr;
+use weft_runtime::socket::Mark;
+
+use super::{Failure, say};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    weft redirect plan --inbound 15006 --outbound 15001 --services 10.96.0.0/16     what a sidecar needs\n  \
+    weft redirect apply --forwarded 15001 --udp 15099 --services 10.96.0.0/16       what an agent needs\n  \
+    weft redirect remove --netns /run/netns/web")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the rules, install nothing.
+    Plan(Wanted),
+    /// Install the rules, replacing what was there.
+    Apply(Wanted),
+    /// Compare what is installed with what is wanted; exit code 1 when it differs.
+    Verify(Wanted),
+    /// Remove every rule of weft.
+    Remove(Place),
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// The network namespace, such as /run/netns/web or /proc/42/ns/net.
+    #[arg(long, value_name = "FILE")]
+    netns: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Wanted {
+    #[command(flatten)]
+    place: Place,
+    /// The tool.
+    #[arg(long, value_enum, default_value_t = Tool::Auto)]
+    backend: Tool,
+    /// The port that takes TCP arriving for this host's addresses.
+    #[arg(long, value_name = "PORT")]
+    inbound: Option<u16>,
+    /// The port that takes TCP leaving this host.
+    #[arg(long, value_name = "PORT")]
+    outbound: Option<u16>,
+    /// The port that takes TCP for services arriving from other hosts.
+    #[arg(long, value_name = "PORT")]
+    forwarded: Option<u16>,
+    /// The port that takes UDP for services.
+    #[arg(long, value_name = "PORT")]
+    udp: Option<u16>,
+    /// The addresses of services; for --outbound, every address when not given.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
+    services: Vec<Cidr>,
+    /// Ports that arriving traffic keeps.
+    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    exclude_inbound_ports: Vec<u16>,
+    /// Ports that leaving traffic keeps.
+    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    exclude_outbound_ports: Vec<u16>,
+    /// Addresses that leaving traffic keeps.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
+    exclude_destinations: Vec<Cidr>,
+    /// The user the proxy runs as, where it may not set a mark.
+    #[arg(long, value_name = "UID")]
+    uid: Option<u32>,
+    /// Who installs it, in the table's comment.
+    #[arg(long, default_value = "weft", value_name = "NAME")]
+    owner: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Tool {
+    Auto,
+    Nft,
+    Iptables,
+}
+
+fn cidr(text: &str) -> Result<Cidr, String> {
+    Cidr::parse(text).map_err(|error| error.to_string())
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.command {
+        Command::Plan(wanted) => {
+            // A plan can be printed where neither tool is installed.
+            let backend = match wanted.backend {
+                Tool::Iptables => Backend::Iptables,
+                Tool::Auto => wanted.choice().resolve().unwrap_or(Backend::Nft),
+                Tool::Nft => Backend::Nft,
+            };
+            say(plan(&wanted.redirect(), backend).map_err(explain)?.trim_end());
+            Ok(())
+        }
+        Command::Apply(wanted) => {
+            let backend = wanted.choice().resolve().map_err(explain)?;
+            apply(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)?;
+            say(&format!("installed by {backend}: {}", wanted.redirect().comment()));
+            Ok(())
+        }
+        Command::Verify(wanted) => {
+            let backend = wanted.choice().resolve().map_err(explain)?;
+            match verify(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)? {
+                Verdict::AsWanted => {
+                    say("as wanted");
+                    Ok(())
+                }
+                Verdict::Absent => Err(Failure::Failed("nothing of weft is installed".into())),
+                Verdict::Differs(how) => {
+                    Err(Failure::Failed(format!("what is installed differs: {how}")))
+                }
+            }
+        }
+        Command::Remove(place) => remove(&place.namespace()).map_err(explain),
+    }
+}
+
+impl Wanted {
+    fn choice(&self) -> BackendChoice {
+        match self.backend {
+            Tool::Auto => BackendChoice::Auto,
+            Tool::Nft => BackendChoice::Only(Backend::Nft),
+            Tool::Iptables => BackendChoice::Only(Backend::Iptables),
+        }
+    }
+
+    fn redirect(&self) -> Redirect {
+        Redirect {
+            owner: self.owner.clone(),
+            inbound: self.inbound,
+            outbound: self.outbound,
+            forwarded: self.forwarded,
+            udp: self.udp,
+            services: self.services.clone(),
+            exclude_inbound_ports: self.exclude_inbound_ports.clone(),
+            exclude_outbound_ports: self.exclude_outbound_ports.clone(),
+            exclude_destinations: self.exclude_destinations.clone(),
+            mark: Mark::DEFAULT.0,
+            uid: self.uid,
+        }
+    }
+}
+
+impl Place {
+    fn namespace(&self) -> Namespace {
+        self.netns.clone().map_or(Namespace::Own, Namespace::At)
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "handed over by map_err")]
+fn explain(error: RedirectError) -> Failure {
+    match error {
+        RedirectError::Invalid(text) => Failure::Usage(text),
+        other => Failure::Failed(other.to_string()),
+    }
+}

@@ -1,0 +1,79 @@
+//! `weft sidecar`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::sync::watch;
+use weft_model::SpiffeId;
+use weft_runtime::metrics::Registry;
+use weft_sidecar::plan::Plan;
+use weft_sidecar::{Limits, Shared, metrics, planner};
+
+use super::Failure;
+use super::data_plane::DataPlane;
+use crate::process::{DataPlaneProcess, Setup};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    weft sidecar -c reverse-proxy.yaml\n  \
+    weft sidecar --control 10.0.0.2:15010 --trust root.pem --join-token-file token --service web")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    data_plane: DataPlane,
+    /// The service beside which it stands; its identity is spiffe://TRUST_DOMAIN/ns/default/sa/SERVICE.
+    #[arg(long, value_name = "NAME", required_unless_present = "config")]
+    service: Option<String>,
+    /// The trust domain.
+    #[arg(long, default_value = "mesh.local", value_name = "NAME")]
+    trust_domain: String,
+    /// How many connections one worker serves at most.
+    #[arg(long, default_value_t = 15_000, value_name = "COUNT")]
+    connection_limit: usize,
+}
+
+pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
+    let identity = arguments
+        .service
+        .as_deref()
+        .map(|service| identity(&arguments.trust_domain, service))
+        .transpose()?;
+    let Some(understood) = arguments.data_plane.understand(identity)? else {
+        return Ok(());
+    };
+    let registry = Registry::<metrics::Metrics>::default();
+    let pages = registry.clone();
+    let setup = Setup {
+        name: "sidecar",
+        understood_bootstrap: understood.bootstrap,
+        enrolment: understood.enrolment,
+        admin: understood.admin,
+        patience: understood.patience,
+        log: log.to_owned(),
+        metrics: Arc::new(move || metrics::page(&pages).finish()),
+    };
+    let mut process = DataPlaneProcess::start(setup).map_err(Failure::Failed)?;
+    let plans = watch::Sender::new(Arc::new(Plan::default()));
+    let receiver = plans.subscribe();
+    process.spawn(planner::run(process.snapshots(), plans, process.problems(), process.mark()));
+    let shared = Shared {
+        plans: receiver,
+        drain: process.drain(),
+        metrics: registry,
+        access: process.access(),
+        limits: Limits {
+            connections: arguments.connection_limit,
+            handshake: Duration::from_secs(10),
+        },
+        mark: process.mark(),
+        trouble: process.trouble(),
+    };
+    process
+        .serve(arguments.data_plane.workers, move |_| weft_sidecar::run(shared.clone()))
+        .map_err(Failure::Failed)
+}
+
+fn identity(trust_domain: &str, service: &str) -> Result<SpiffeId, Failure> {
+    weft_control::mesh::identity(trust_domain, service)
+        .map_err(|error| Failure::Usage(format!("--service and --trust-domain: {error}")))
+}

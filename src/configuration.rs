@@ -1,0 +1,245 @@
+//! One stream of snapshots, whatever the source: a bootstrap file, an xDS server, or both.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::ClientConfig;
+use rustls_pki_types::{ServerName, UnixTime};
+use tokio::sync::watch;
+use weft_certs::TrustStore;
+use weft_certs::tls::{Identity, client};
+use weft_model::{
+    Cluster, DataSource, Discovery, Endpoint, EndpointSet, Health, Name, Secret, Snapshot,
+    SpiffeId, UpstreamTls,
+};
+use weft_runtime::socket::{Mark, connect_tcp};
+use weft_xds::bootstrap::{AdsSource, Bootstrap};
+use weft_xds::client::{self as xds, ClientSession, Follower, Gate, Node, Status, Variant};
+use weft_xds::dial::{Connection, Dial};
+use weft_xds::translate::WORKLOAD_IDENTITY;
+
+use crate::identity::{Current, Enrolment, control_dial};
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// How often host names are looked up again.
+const LOOKUP: Duration = Duration::from_secs(10);
+
+/// The bootstrap of a process that was only told its control plane.
+#[must_use]
+pub fn bootstrap_for(identity: Option<&SpiffeId>) -> Bootstrap {
+    let id = identity.map(ToString::to_string).unwrap_or_default();
+    let cluster = identity.map(|id| id.workload().to_owned()).unwrap_or_default();
+    Bootstrap {
+        node: Node { id, cluster },
+        resources: Snapshot::default(),
+        ads: Some(AdsSource { variant: Variant::Delta, cluster: Name::from("control") }),
+        admin: None,
+        not_honoured: Vec::new(),
+    }
+}
+
+/// Follows the configuration until the task is dropped.
+pub async fn follow(
+    bootstrap: Bootstrap,
+    enrolled: Option<(Enrolment, watch::Receiver<Current>)>,
+    mark: Option<Mark>,
+    local: watch::Receiver<BTreeMap<Name, Arc<Secret>>>,
+    published: watch::Sender<Arc<Snapshot>>,
+    status: watch::Sender<Status>,
+) {
+    for path in &bootstrap.not_honoured {
+        tracing::warn!(path, "a field of the bootstrap file has no effect here");
+    }
+    let variant = bootstrap.ads.as_ref().map_or(Variant::Delta, |ads| ads.variant);
+    let mut local_secrets: BTreeSet<Name> = bootstrap.resources.secrets.keys().cloned().collect();
+    local_secrets.insert(WORKLOAD_IDENTITY.into());
+    let session = ClientSession::new(variant, bootstrap.node.clone(), local_secrets);
+    let dial = match (&bootstrap.ads, enrolled) {
+        (None, _) => None,
+        (Some(_), Some((enrolment, current))) => Some(renewing_dial(enrolment, current, mark)),
+        (Some(ads), None) => match dial_cluster(&bootstrap.resources, &ads.cluster, mark) {
+            Ok(dial) => Some(dial),
+            Err(error) => {
+                tracing::error!(error, "the xDS server cannot be dialled; only the file is served");
+                None
+            }
+        },
+    };
+    let unresolved = watch::Sender::new(Arc::new(Snapshot::default()));
+    tokio::spawn(resolve(unresolved.subscribe(), published));
+    let follower = Follower {
+        fixed: bootstrap.resources,
+        local,
+        publish: unresolved,
+        status,
+        gate: Gate::new(),
+    };
+    xds::follow(dial, session, follower).await;
+}
+
+/// Dials with whatever certificate is current at that moment.
+fn renewing_dial(
+    enrolment: Enrolment,
+    current: watch::Receiver<Current>,
+    mark: Option<Mark>,
+) -> Dial {
+    Dial::new(move || {
+        let identity = current.borrow().identity().clone();
+        match control_dial(&enrolment, Some(identity), mark) {
+            Ok(dial) => dial.open(),
+            Err(error) => Box::pin(async move { Err(io::Error::other(error)) }),
+        }
+    })
+}
+
+/// The way to a static cluster.
+fn dial_cluster(resources: &Snapshot, name: &str, mark: Option<Mark>) -> Result<Dial, String> {
+    let cluster =
+        resources.clusters.get(name).ok_or_else(|| format!("there is no cluster {name:?}"))?;
+    let address = match &cluster.discovery {
+        Discovery::Static(set) => {
+            set.endpoints.first().map(|endpoint| endpoint.address.to_string())
+        }
+        Discovery::Dns(hosts) => hosts.first().map(|(host, port, _)| format!("{host}:{port}")),
+        Discovery::Endpoints(_) | Discovery::OriginalDestination => None,
+    };
+    let address = address.ok_or_else(|| format!("cluster {name:?} has no endpoint of its own"))?;
+    let config = cluster.tls.as_ref().map(|tls| cluster_tls(resources, tls)).transpose()?;
+    Ok(dial_tls(address, config, mark))
+}
+
+fn cluster_tls(resources: &Snapshot, tls: &UpstreamTls) -> Result<Arc<ClientConfig>, String> {
+    let secret = |source| resources.secret(source).ok_or("a secret of the xDS cluster is missing");
+    let identity = match &tls.identity {
+        None => None,
+        Some(source) => match secret(source)?.as_ref() {
+            Secret::Identity(own) => Some(
+                Identity::load(&read(&own.chain)?, &read(&own.key)?)
+                    .map_err(|error| error.to_string())?,
+            ),
+            Secret::Validation(_) => {
+                return Err("the xDS cluster's certificate is a validation".into());
+            }
+        },
+    };
+    let Secret::Validation(validation) = secret(&tls.validation)?.as_ref() else {
+        return Err("the xDS cluster's validation is a certificate".into());
+    };
+    let now =
+        UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let revocations = validation.revocations.as_ref().map(read).transpose()?;
+    let trust = TrustStore::load(
+        &read(&validation.roots)?,
+        revocations.as_deref(),
+        validation.names.clone(),
+        None,
+        now,
+    )
+    .map_err(|error| error.to_string())?;
+    client(identity.as_ref(), Arc::new(trust), tls.names.clone(), &["h2".into()])
+        .map_err(|error| error.to_string())
+}
+
+fn read(data: &DataSource) -> Result<Vec<u8>, String> {
+    match data {
+        DataSource::Inline(bytes) => Ok(bytes.to_vec()),
+        DataSource::File(path) => {
+            std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+        }
+    }
+}
+
+/// Dials `HOST:PORT`, with TLS when there is a configuration for it.
+pub(crate) fn dial_tls(
+    address: String,
+    config: Option<Arc<ClientConfig>>,
+    mark: Option<Mark>,
+) -> Dial {
+    Dial::new(move || Box::pin(connect(address.clone(), config.clone(), mark)))
+}
+
+async fn connect(
+    address: String,
+    config: Option<Arc<ClientConfig>>,
+    mark: Option<Mark>,
+) -> io::Result<Box<dyn Connection>> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
+    for target in tokio::net::lookup_host(&address).await? {
+        match connect_tcp(target, mark, CONNECT).await {
+            Ok(tcp) => {
+                let Some(config) = config else {
+                    return Ok(Box::new(tcp));
+                };
+                let name = ServerName::IpAddress(target.ip().into());
+                let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
+                let tls = tokio::time::timeout(CONNECT, handshake).await.map_err(|_| {
+                    io::Error::new(io::ErrorKind::TimedOut, format!("no handshake with {target}"))
+                })??;
+                return Ok(Box::new(tls));
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Looks host names up and publishes snapshots in which clusters have addresses.
+async fn resolve(
+    mut unresolved: watch::Receiver<Arc<Snapshot>>,
+    published: watch::Sender<Arc<Snapshot>>,
+) {
+    loop {
+        let snapshot = unresolved.borrow_and_update().clone();
+        let named = snapshot
+            .clusters
+            .values()
+            .any(|cluster| matches!(cluster.discovery, Discovery::Dns(_)));
+        if snapshot.revision > 0 {
+            let resolved = if named { Arc::new(with_addresses(&snapshot).await) } else { snapshot };
+            published.send_if_modified(|last| {
+                let changed = **last != *resolved;
+                *last = resolved;
+                changed
+            });
+        }
+        tokio::select! {
+            changed = unresolved.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LOOKUP), if named => {}
+        }
+    }
+}
+
+async fn with_addresses(snapshot: &Snapshot) -> Snapshot {
+    let mut resolved = snapshot.clone();
+    for cluster in resolved.clusters.values_mut() {
+        if let Discovery::Dns(hosts) = &cluster.discovery {
+            let mut endpoints: Vec<Endpoint> = Vec::new();
+            for (host, port, weight) in hosts {
+                match tokio::net::lookup_host((host.as_str(), *port)).await {
+                    Ok(found) => endpoints.extend(found.filter_map(|a: SocketAddr| {
+                        Endpoint::new(a, weight.get(), Health::Healthy)
+                    })),
+                    Err(error) => {
+                        tracing::warn!(cluster = &*cluster.name, host, %error, "a host name was not found")
+                    }
+                }
+            }
+            endpoints.sort_by_key(|endpoint| endpoint.address);
+            endpoints.dedup_by_key(|endpoint| endpoint.address);
+            let found = Cluster {
+                discovery: Discovery::Static(EndpointSet { endpoints }),
+                ..(**cluster).clone()
+            };
+            *cluster = Arc::new(found);
+        }
+    }
+    resolved
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}

@@ -1,0 +1,244 @@
+//! The workload's own certificate: from a join token to a first one, then renewed for ever.
+//!
+//! The key is made here and never leaves this process, but for the state folder when there is one.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls_pki_types::UnixTime;
+use tokio::sync::watch;
+use weft_certs::rotation::Rotation;
+use weft_certs::tls::{Identity, client};
+use weft_certs::{TrustStore, request, validity};
+use weft_model::{DataSource, Name, Secret, SpiffeId, StringMatch, TlsIdentity};
+use weft_runtime::socket::Mark;
+use weft_xds::authority::{SignError, request_certificate};
+use weft_xds::dial::Dial;
+use weft_xds::translate::WORKLOAD_IDENTITY;
+
+use crate::configuration::dial_tls;
+
+/// How a workload comes to its certificate and configuration.
+#[derive(Clone)]
+pub struct Enrolment {
+    /// The control plane, `HOST:PORT`.
+    pub control: String,
+    /// The roots by which it is known, PEM.
+    pub roots: Vec<u8>,
+    /// Who the workload is.
+    pub identity: SpiffeId,
+    /// Where its first certificate comes from.
+    pub source: Source,
+}
+
+impl std::fmt::Debug for Enrolment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enrolment")
+            .field("control", &self.control)
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a first certificate comes from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The file that holds a join token.
+    pub token_file: Option<PathBuf>,
+    /// The folder that holds the certificate of an earlier run.
+    pub state: Option<PathBuf>,
+}
+
+/// A certificate in use.
+#[derive(Clone)]
+pub struct Current {
+    chain: String,
+    key: String,
+    identity: Identity,
+}
+
+impl std::fmt::Debug for Current {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Current { .. }")
+    }
+}
+
+impl Current {
+    /// What TLS needs of it.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn load(chain: String, key: String) -> Result<Self, String> {
+        let identity =
+            Identity::load(chain.as_bytes(), key.as_bytes()).map_err(|error| error.to_string())?;
+        Ok(Self { chain, key, identity })
+    }
+
+    fn secret(&self) -> Arc<Secret> {
+        let inline = |text: &str| DataSource::Inline(Arc::from(text.as_bytes()));
+        Arc::new(Secret::Identity(TlsIdentity {
+            chain: inline(&self.chain),
+            key: inline(&self.key),
+        }))
+    }
+
+    fn rotation(&self) -> Option<Rotation> {
+        let (from, to) = validity(self.identity.leaf()?)?;
+        Some(Rotation::new(from, to, fastrand::f64()))
+    }
+}
+
+/// Gets a first certificate, however long it takes, and renews it in a task of its own. The local
+/// secrets get each new one.
+pub async fn enrol(
+    enrolment: &Enrolment,
+    mark: Option<Mark>,
+    local: watch::Sender<BTreeMap<Name, Arc<Secret>>>,
+) -> watch::Receiver<Current> {
+    let first = first(enrolment, mark).await;
+    let publish = move |current: &Current| {
+        local.send_modify(|secrets| {
+            secrets.insert(WORKLOAD_IDENTITY.into(), current.secret());
+        });
+    };
+    publish(&first);
+    let sender = watch::Sender::new(first);
+    let receiver = sender.subscribe();
+    tokio::spawn(renew(enrolment.clone(), mark, sender, publish));
+    receiver
+}
+
+async fn first(enrolment: &Enrolment, mark: Option<Mark>) -> Current {
+    if let Some(kept) = enrolment.source.state.as_deref().and_then(restore) {
+        tracing::info!(identity = %enrolment.identity, "took up the certificate of an earlier run");
+        return kept;
+    }
+    let mut wait = Duration::from_millis(100);
+    loop {
+        let token = enrolment
+            .source
+            .token_file
+            .as_ref()
+            .and_then(|file| std::fs::read_to_string(file).ok());
+        match obtain(enrolment, None, token.as_deref().map(str::trim), mark).await {
+            Ok(current) => return current,
+            Err(error) => {
+                tracing::warn!(%error, control = enrolment.control, ?wait, "no certificate yet");
+                tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                wait = (wait * 2).min(Duration::from_secs(5));
+            }
+        }
+    }
+}
+
+async fn renew(
+    enrolment: Enrolment,
+    mark: Option<Mark>,
+    sender: watch::Sender<Current>,
+    publish: impl Fn(&Current) + Send,
+) {
+    let Some(mut rotation) = sender.borrow().rotation() else {
+        return;
+    };
+    loop {
+        let wait = rotation.due().duration_since(wall_clock()).unwrap_or_default();
+        tokio::time::sleep(wait).await;
+        let current = sender.borrow().clone();
+        match obtain(&enrolment, Some(&current), None, mark).await {
+            Ok(renewed) => {
+                tracing::info!(identity = %enrolment.identity, "renewed the certificate");
+                publish(&renewed);
+                if let Some(next) = renewed.rotation() {
+                    rotation = next;
+                }
+                sender.send_replace(renewed);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the certificate was not renewed yet");
+                rotation.failed(wall_clock(), fastrand::f64());
+            }
+        }
+    }
+}
+
+/// Asks for a certificate: with the present one, or with a join token.
+async fn obtain(
+    enrolment: &Enrolment,
+    current: Option<&Current>,
+    token: Option<&str>,
+    mark: Option<Mark>,
+) -> Result<Current, SignError> {
+    let unavailable = SignError::Unavailable;
+    let pending =
+        request::make(&enrolment.identity).map_err(|error| unavailable(error.to_string()))?;
+    let dial =
+        control_dial(enrolment, current.map(|c| c.identity.clone()), mark).map_err(unavailable)?;
+    let chain = request_certificate(&dial, pending.request_pem, token).await?;
+    let current = Current::load(chain.concat(), pending.key_pem).map_err(unavailable)?;
+    if let Some(state) = &enrolment.source.state
+        && let Err(error) = keep(state, &current)
+    {
+        tracing::warn!(%error, state = %state.display(), "the certificate is not kept over a restart");
+    }
+    Ok(current)
+}
+
+/// The way to the control plane, which must prove that it is one.
+///
+/// # Errors
+/// When the roots cannot be used.
+pub fn control_dial(
+    enrolment: &Enrolment,
+    identity: Option<Identity>,
+    mark: Option<Mark>,
+) -> Result<Dial, String> {
+    let now =
+        UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let trust = TrustStore::load(&enrolment.roots, None, Vec::new(), None, now)
+        .map_err(|error| error.to_string())?;
+    let control = weft_control::resources::control_identity(enrolment.identity.trust_domain());
+    let names = vec![StringMatch::Exact(control)];
+    let config = client(identity.as_ref(), Arc::new(trust), names, &["h2".into()])
+        .map_err(|error| error.to_string())?;
+    Ok(dial_tls(enrolment.control.clone(), Some(config), mark))
+}
+
+const CHAIN_FILE: &str = "certificate.pem";
+const KEY_FILE: &str = "key.pem";
+
+fn restore(state: &Path) -> Option<Current> {
+    let chain = std::fs::read_to_string(state.join(CHAIN_FILE)).ok()?;
+    let key = std::fs::read_to_string(state.join(KEY_FILE)).ok()?;
+    let current = Current::load(chain, key).ok()?;
+    let expired = current.rotation()?.expired(wall_clock());
+    (!expired).then_some(current)
+}
+
+/// Writes the certificate and its key for nobody else to read. The key goes first: a certificate
+/// without its key is of no use, and `restore` checks that they belong together.
+fn keep(state: &Path, current: &Current) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state)?;
+    for (name, text) in [(KEY_FILE, &current.key), (CHAIN_FILE, &current.chain)] {
+        let part = state.join(format!("{name}.part"));
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&part)?;
+        file.write_all(text.as_bytes())?;
+        std::fs::rename(&part, state.join(name))?;
+    }
+    Ok(())
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}

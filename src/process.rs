@@ -1,0 +1,273 @@
+//! A data plane as a process: its control work on a runtime of its own, its workers beside it, the
+//! admin port, signals, and the end in good order.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+use weft_model::{Name, Secret, Snapshot};
+use weft_runtime::access::Writer;
+use weft_runtime::drain::{Drain, on_signals};
+use weft_runtime::socket::Mark;
+use weft_runtime::{admin, log, worker};
+use weft_xds::bootstrap::Bootstrap;
+use weft_xds::client::Status;
+
+use crate::configuration;
+use crate::identity::{self, Enrolment};
+
+/// What a data plane is started with.
+pub struct Setup {
+    /// The role, for thread names.
+    pub name: &'static str,
+    /// The file, read.
+    pub understood_bootstrap: Bootstrap,
+    /// How it gets its certificate and configuration, when by a control plane.
+    pub enrolment: Option<Enrolment>,
+    /// Where the admin port listens.
+    pub admin: Option<SocketAddr>,
+    /// How long draining waits.
+    pub patience: Duration,
+    /// What is logged.
+    pub log: String,
+    /// Its metrics.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+impl std::fmt::Debug for Setup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Setup").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A data plane whose control work runs.
+#[derive(Debug)]
+pub struct DataPlaneProcess {
+    name: &'static str,
+    runtime: Runtime,
+    drain: Drain,
+    access: Writer,
+    mark: Option<Mark>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    problems: watch::Sender<Vec<String>>,
+    trouble: mpsc::UnboundedSender<String>,
+}
+
+impl DataPlaneProcess {
+    /// Starts logging, the admin port, and the stream of configurations.
+    ///
+    /// # Errors
+    /// What keeps it from starting.
+    pub fn start(setup: Setup) -> Result<Self, String> {
+        let level = log::start(&setup.log)?;
+        let mark = Mark::DEFAULT.if_permitted();
+        if mark.is_none() {
+            tracing::info!(
+                "no permission to set marks (CAP_NET_RAW): what we send is not exempt from redirects by mark"
+            );
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("control")
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())?;
+        let drain = Drain::new(setup.patience);
+        runtime.block_on(async { on_signals(&drain) }).map_err(|error| error.to_string())?;
+        let access = Writer::start(std::io::stdout()).map_err(|error| error.to_string())?;
+
+        let local = watch::Sender::new(BTreeMap::<Name, Arc<Secret>>::new());
+        let status = watch::Sender::new(Status::default());
+        let published = watch::Sender::new(Arc::new(Snapshot::default()));
+        let snapshots = published.subscribe();
+        let problems = watch::Sender::new(Vec::new());
+        let (trouble, reported) = mpsc::unbounded_channel();
+
+        let role = Arc::new(Role {
+            snapshots: snapshots.clone(),
+            status: status.subscribe(),
+            problems: problems.subscribe(),
+            unbound: Mutex::new(String::new()),
+            metrics: setup.metrics,
+        });
+        if let Some(address) = setup.admin {
+            let port = admin::Admin { role: role.clone(), drain: drain.clone(), log: level };
+            let bound = admin::start(address, port).map_err(|error| error.to_string())?;
+            tracing::info!(%bound, "admin port");
+        }
+        runtime.spawn(collect(reported, role));
+        runtime.spawn(run_control(
+            setup.understood_bootstrap,
+            setup.enrolment,
+            mark,
+            local,
+            published,
+            status,
+        ));
+        Ok(Self { name: setup.name, runtime, drain, access, mark, snapshots, problems, trouble })
+    }
+
+    /// The configurations.
+    #[must_use]
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.clone()
+    }
+
+    /// The end of the process.
+    #[must_use]
+    pub fn drain(&self) -> Drain {
+        self.drain.clone()
+    }
+
+    /// Where access lines go.
+    #[must_use]
+    pub fn access(&self) -> Writer {
+        self.access.clone()
+    }
+
+    /// The mark on what is sent, if it may be set.
+    #[must_use]
+    pub fn mark(&self) -> Option<Mark> {
+        self.mark
+    }
+
+    /// Where planning tells what it could not build.
+    #[must_use]
+    pub fn problems(&self) -> watch::Sender<Vec<String>> {
+        self.problems.clone()
+    }
+
+    /// Where workers tell what they could not bind.
+    #[must_use]
+    pub fn trouble(&self) -> mpsc::UnboundedSender<String> {
+        self.trouble.clone()
+    }
+
+    /// Runs control work beside the workers.
+    pub fn spawn(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(work);
+    }
+
+    /// Runs the workers until the process has drained.
+    ///
+    /// # Errors
+    /// When workers cannot be started, or one ended badly.
+    pub fn serve<F, W>(self, count: Option<NonZeroUsize>, run: F) -> Result<(), String>
+    where
+        F: Fn(usize) -> W + Clone + Send + 'static,
+        W: Future<Output = ()> + 'static,
+    {
+        let count = count.unwrap_or_else(worker::default_count);
+        let workers = worker::start(self.name, count, run).map_err(|error| error.to_string())?;
+        tracing::info!(role = self.name, workers = count, "serving");
+        let good = workers.join();
+        self.runtime.shutdown_timeout(Duration::from_millis(200));
+        // The last access lines are on their way to the writer's thread.
+        self.access.finish(Duration::from_secs(1));
+        if good { Ok(()) } else { Err("a worker ended badly; see the log above".into()) }
+    }
+}
+
+/// Gets a certificate where there is a control plane, then follows it.
+async fn run_control(
+    bootstrap: Bootstrap,
+    enrolment: Option<Enrolment>,
+    mark: Option<Mark>,
+    local: watch::Sender<BTreeMap<Name, Arc<Secret>>>,
+    published: watch::Sender<Arc<Snapshot>>,
+    status: watch::Sender<Status>,
+) {
+    let current = match &enrolment {
+        Some(enrolment) => Some(identity::enrol(enrolment, mark, local.clone()).await),
+        None => None,
+    };
+    configuration::follow(
+        bootstrap,
+        enrolment.zip(current),
+        mark,
+        local.subscribe(),
+        published,
+        status,
+    )
+    .await;
+}
+
+/// Keeps what the workers could not bind, for readiness.
+async fn collect(mut reported: mpsc::UnboundedReceiver<String>, role: Arc<Role>) {
+    while let Some(trouble) = reported.recv().await {
+        if !trouble.is_empty() {
+            tracing::error!(trouble, "a listener could not be bound");
+        }
+        *role.unbound.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+}
+
+/// What the admin port tells of a data plane.
+struct Role {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    status: watch::Receiver<Status>,
+    problems: watch::Receiver<Vec<String>>,
+    unbound: Mutex<String>,
+    metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+impl admin::Role for Role {
+    fn ready(&self) -> Result<(), String> {
+        if self.snapshots.borrow().revision == 0 {
+            let status = self.status.borrow();
+            let waiting: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
+            let reason = status.last_error.clone().unwrap_or_else(|| waiting.join(", "));
+            return Err(format!("waiting for the first configuration: {reason}"));
+        }
+        let unbound = self.unbound.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if unbound.is_empty() { Ok(()) } else { Err(unbound) }
+    }
+
+    fn metrics(&self) -> String {
+        let status = self.status.borrow();
+        let connected = u64::from(status.connected);
+        let mut page = weft_runtime::metrics::Page::default();
+        page.gauge(
+            "weft_xds_connected",
+            "Whether a control plane is connected and has answered.",
+            connected,
+        );
+        page.gauge(
+            "weft_xds_revision",
+            "The configuration in force.",
+            self.snapshots.borrow().revision,
+        );
+        page.gauge("weft_xds_rejected", "Resources refused.", status.rejected.len() as u64);
+        let not_honoured: usize = status.not_honoured.values().map(Vec::len).sum();
+        page.gauge(
+            "weft_xds_not_honoured",
+            "Fields that have no effect here.",
+            not_honoured as u64,
+        );
+        (self.metrics)() + &page.finish()
+    }
+
+    fn config_dump(&self) -> serde_json::Value {
+        let status = self.status.borrow();
+        let mut dump = weft_xds::translate::dump(&self.snapshots.borrow());
+        if let serde_json::Value::Object(fields) = &mut dump {
+            fields.insert(
+                "source".into(),
+                serde_json::json!({
+                    "connected": status.connected,
+                    "last_error": status.last_error,
+                    "rejected": status.rejected,
+                    "not_honoured": status.not_honoured,
+                    "waiting_for": status.waiting_for.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                }),
+            );
+            fields.insert("problems".into(), serde_json::json!(*self.problems.borrow()));
+        }
+        dump
+    }
+}
