@@ -70,7 +70,9 @@ pub async fn follow(
     };
     let unresolved = watch::Sender::new(Arc::new(Snapshot::default()));
     tokio::spawn(resolve(unresolved.subscribe(), published));
+    let has_server = dial.is_some();
     let follower = Follower {
+        has_server,
         fixed: bootstrap.resources,
         local,
         publish: unresolved,

@@ -1,6 +1,18 @@
-//! A whole mesh on one machine.
+//! A whole mesh on one machine: `weft demo`.
+//!
+//! [`namespace`] gives the demo a network of its own, without root; [`hosts`] makes machines in it;
+//! [`roles`] starts the real roles of weft there as processes; [`story`] tells what a mesh does and
+//! checks every word of it. Nothing is left when it ends: the namespaces take it all along.
 
+mod client;
+mod files;
+pub mod hosts;
+mod namespace;
+mod roles;
 pub mod service;
+mod story;
+
+use std::io::{IsTerminal as _, Write as _};
 
 use clap::Args;
 
@@ -8,16 +20,45 @@ use crate::command::Failure;
 
 /// What the demo is asked.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Needs no root: it makes a user and network namespace of its own. Needs the commands ip and \
+    one of nft and iptables.\n\nExamples:\n  weft demo\n  weft demo --keep     leave it running, with commands to try"
+)]
 pub struct Arguments {
     /// Leave the mesh running, with the commands to try.
     #[arg(long)]
     keep: bool,
+    /// The process inside the namespaces.
+    #[arg(long, hide = true)]
+    inside: bool,
 }
 
 /// Runs the demo.
 ///
 /// # Errors
 /// The first step that failed.
-pub fn run(_: &Arguments) -> Result<(), Failure> {
-    Ok(())
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if !arguments.inside {
+        return namespace::enter(arguments.keep).map_err(Failure::Failed);
+    }
+    namespace::settle().map_err(Failure::Failed)?;
+    story::tell(arguments.keep).map_err(Failure::Failed)
+}
+
+/// Writes a line of the story.
+fn line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // A reader that has gone away wants no more lines.
+    drop(writeln!(out, "{text}").and_then(|()| out.flush()));
+}
+
+/// Marks a step as done.
+fn mark(done: bool, text: &str) {
+    let colour = std::io::stdout().is_terminal();
+    let (word, code) = if done { ("ok", 32) } else { ("FAILED", 31) };
+    if colour {
+        line(&format!("  \u{1b}[{code}m{word:6}\u{1b}[0m {text}"));
+    } else {
+        line(&format!("  {word:6} {text}"));
+    }
 }
