@@ -30,6 +30,8 @@ pub(super) fn enter(keep: bool) -> Result<(), String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut inside = Command::new(own);
     inside.args(["demo", "--inside"]);
+    // Debian keeps ip, nft and iptables where an ordinary user's PATH does not look.
+    inside.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
     if keep {
         inside.arg("--keep");
     }

@@ -37,12 +37,15 @@ struct Stage {
     leaver: ClientCertificate,
 }
 
+/// A step: what was found, or why it failed.
+type Step = fn(&mut Stage) -> Result<String, String>;
+
 /// Tells the story; the first step that fails ends it.
 pub(super) fn tell(keep: bool) -> Result<(), String> {
     line("weft demo: a mesh of a control plane, an agent, web and three replicas of orders");
     let mut stage = Stage::set()?;
     mark(true, "control plane, agent and four sidecars are ready, each on a host of its own");
-    let steps: [(&str, fn(&mut Stage) -> Result<String, String>); 10] = [
+    let steps: [(&str, Step); 10] = [
         ("traffic flows, and each service sees who called it", Stage::traffic_flows),
         ("a client without a certificate is refused", Stage::no_certificate),
         ("a token is asked for: none 401, forged 401, good 200", Stage::tokens),
@@ -130,17 +133,7 @@ impl Stage {
         {
             sidecar.ready(host)?;
         }
-        Ok(Self {
-            files,
-            control_host,
-            client_host,
-            web,
-            orders,
-            control,
-            others: others,
-            client,
-            leaver,
-        })
+        Ok(Self { files, control_host, client_host, web, orders, control, others, client, leaver })
     }
 
     /// The last lines of every log, when something went wrong.
@@ -220,7 +213,7 @@ impl Stage {
 
     fn sticky_flow(&mut self) -> Result<String, String> {
         let host = self.client_host.clone();
-        let (mut flow, first) = host.on(|| echo_flow())??;
+        let (mut flow, first) = host.on(echo_flow)??;
         let leaving =
             self.orders.iter().find(|replica| replica.name != first).ok_or("no other replica")?;
         let staying: Vec<&Host> =
@@ -234,7 +227,7 @@ impl Stage {
         let same = flow.say("still there?")?;
         expect(same == first, || format!("it moved from {first} to {same}"))?;
         for _ in 0..12 {
-            let (_, replica) = host.on(|| echo_flow())??;
+            let (_, replica) = host.on(echo_flow)??;
             expect(replica != leaving.name, || {
                 format!("a new flow went to {replica}, which is gone")
             })?;
