@@ -112,3 +112,8 @@ pub(super) async fn config_dump() -> Result<serde_json::Value, String> {
     let answer = get(admin(), None, "/config_dump", None).await?;
     serde_json::from_str(&answer.body).map_err(|error| error.to_string())
 }
+
+/// The metrics of the role on this host.
+pub(super) async fn metrics() -> Result<String, String> {
+    get(admin(), None, "/metrics", None).await.map(|answer| answer.body)
+}

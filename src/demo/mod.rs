@@ -7,6 +7,7 @@
 mod client;
 mod files;
 pub mod hosts;
+mod load;
 mod namespace;
 mod roles;
 pub mod service;
@@ -28,6 +29,12 @@ pub struct Arguments {
     /// Leave the mesh running, with the commands to try.
     #[arg(long)]
     keep: bool,
+    /// After the story, send so many requests a second through the agent and both sidecars.
+    #[arg(long, value_name = "RATE", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    load: Option<u32>,
+    /// For how long, in seconds.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
     /// The process inside the namespaces.
     #[arg(long, hide = true)]
     inside: bool,
@@ -39,10 +46,11 @@ pub struct Arguments {
 /// The first step that failed.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !arguments.inside {
-        return namespace::enter(arguments.keep).map_err(Failure::Failed);
+        return namespace::enter().map_err(Failure::Failed);
     }
     namespace::settle().map_err(Failure::Failed)?;
-    story::tell(arguments.keep).map_err(Failure::Failed)
+    let load = arguments.load.map(|rate| load::Load { rate, seconds: arguments.seconds });
+    story::tell(arguments.keep, load).map_err(Failure::Failed)
 }
 
 /// Writes a line of the story.

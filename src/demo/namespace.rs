@@ -14,14 +14,14 @@ use nix::sys::signal::Signal;
 use nix::unistd::{getgid, getuid};
 
 /// Enters namespaces, runs the demo in them and waits for it.
-pub(super) fn enter(keep: bool) -> Result<(), String> {
+pub(super) fn enter() -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
     let spaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
     if uid.is_root() {
         unshare(spaces).map_err(|error| format!("no namespaces for the demo: {error}"))?;
     } else {
         if unshare(spaces | CloneFlags::CLONE_NEWUSER).is_err() {
-            return with_sudo(keep);
+            return with_sudo();
         }
         map("setgroups", "deny")?;
         map("uid_map", &format!("0 {uid} 1"))?;
@@ -29,12 +29,9 @@ pub(super) fn enter(keep: bool) -> Result<(), String> {
     }
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut inside = Command::new(own);
-    inside.args(["demo", "--inside"]);
+    inside.args(std::env::args_os().skip(1)).arg("--inside");
     // Debian keeps ip, nft and iptables where an ordinary user's PATH does not look.
     inside.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
-    if keep {
-        inside.arg("--keep");
-    }
     let status =
         inside.status().map_err(|error| format!("the demo could not be started: {error}"))?;
     if status.success() { Ok(()) } else { Err("the demo did not end well; see above".into()) }
@@ -46,7 +43,7 @@ fn map(file: &str, text: &str) -> Result<(), String> {
 }
 
 /// The host forbids user namespaces: says which setting does, and goes on as root.
-fn with_sudo(keep: bool) -> Result<(), String> {
+fn with_sudo() -> Result<(), String> {
     let setting = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let mut reason = "this host forbids user namespaces".to_owned();
     if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" {
@@ -59,10 +56,7 @@ fn with_sudo(keep: bool) -> Result<(), String> {
     super::line(&format!("{reason}; running with sudo instead"));
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut sudo = Command::new("sudo");
-    sudo.arg(own).arg("demo");
-    if keep {
-        sudo.arg("--keep");
-    }
+    sudo.arg(own).args(std::env::args_os().skip(1));
     // Returns only when it could not be done.
     let error = sudo.exec();
     Err(format!("{reason}, and sudo could not be run: {error}"))

@@ -15,6 +15,7 @@ use weft_model::Cidr;
 use super::client::{Answer, Caller, config_dump, get};
 use super::files::{ClientCertificate, Files, MeshFile};
 use super::hosts::{Host, Network};
+use super::load::{Load, usage};
 use super::roles::{Role, Roles, now, pause};
 use super::service::{DIRECT_PORT, ECHO_PORT};
 use super::{line, mark};
@@ -37,11 +38,14 @@ struct Stage {
     leaver: ClientCertificate,
 }
 
+/// A role with its memory in KiB and its open files.
+type Usage = (String, (u64, u64));
+
 /// A step: what was found, or why it failed.
 type Step = fn(&mut Stage) -> Result<String, String>;
 
 /// Tells the story; the first step that fails ends it.
-pub(super) fn tell(keep: bool) -> Result<(), String> {
+pub(super) fn tell(keep: bool, load: Option<Load>) -> Result<(), String> {
     line("weft demo: a mesh of a control plane, an agent, web and three replicas of orders");
     let mut stage = Stage::set()?;
     mark(true, "control plane, agent and four sidecars are ready, each on a host of its own");
@@ -71,6 +75,19 @@ pub(super) fn tell(keep: bool) -> Result<(), String> {
         }
     }
     line("every step as promised");
+    if let Some(load) = load {
+        let what = format!("{} requests a second for {} seconds", load.rate, load.seconds);
+        match stage.carry_load(&load) {
+            Ok(found) => {
+                mark(true, &what);
+                found.lines().for_each(|detail| line(&format!("         {detail}")));
+            }
+            Err(reason) => {
+                mark(false, &what);
+                return Err(reason);
+            }
+        }
+    }
     if keep {
         stage.stay();
     }
@@ -337,6 +354,39 @@ impl Stage {
             row("direct: client -> orders", direct),
             row("mesh: client -> web -> orders", through)
         ))
+    }
+
+    /// Sends a steady load, and looks at memory and open files before and after.
+    fn carry_load(&self, load: &Load) -> Result<String, String> {
+        let look = || -> Result<Vec<Usage>, String> {
+            let mut all = vec![("agent".to_owned(), on_router(usage())??)];
+            for host in [&self.web].into_iter().chain(&self.orders) {
+                all.push((host.name.clone(), host.run(usage())??));
+            }
+            Ok(all)
+        };
+        let (tls, token) = (self.tls()?, self.files.token()?);
+        let short = Load { seconds: 2, ..*load };
+        self.client_host.run(short.send(web_address(), tls.clone(), &token))??;
+        let before = look()?;
+        let sent = self.client_host.run(load.send(web_address(), tls, &token))??;
+        let after = look()?;
+        expect(sent.errors.is_empty(), || {
+            format!("{} errors, such as {:?}", sent.errors.len(), sent.errors.first())
+        })?;
+        let mut found = format!(
+            "{} requests, 0 errors, p50 {:.2}ms, p99 {:.2}ms",
+            sent.times.len(),
+            sent.at(50),
+            sent.at(99)
+        );
+        for ((name, old), (_, new)) in before.iter().zip(&after) {
+            found += &format!(
+                "\n{name:9} {} -> {} KiB, {} -> {} open files",
+                old.0, new.0, old.1, new.1
+            );
+        }
+        Ok(found)
     }
 
     /// Leaves the mesh running until the user ends it.
