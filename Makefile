@@ -37,4 +37,5 @@ unit: ## tests of every crate, and the examples in the documentation
 	cargo test --workspace --doc
 
 integration: setup ## whole meshes, each in its own network namespaces; and the house rules
+	cargo build
 	cargo nextest run -p weft-integration

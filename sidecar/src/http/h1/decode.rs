@@ -44,7 +44,8 @@ pub(crate) async fn read_request(
 ) -> Result<ReadRequest, HeadError> {
     loop {
         if !reader.buffer.is_empty()
-            && let Some(request) = parse_request(&mut reader.buffer).map_err(HeadError::Refused)?
+            && let Some(request) =
+                parse_request(&mut reader.buffer, limit).map_err(HeadError::Refused)?
         {
             return Ok(request);
         }
@@ -64,7 +65,7 @@ async fn more(reader: &mut Reader) -> Result<(), HeadError> {
     }
 }
 
-fn parse_request(buffer: &mut BytesMut) -> Result<Option<ReadRequest>, Denial> {
+fn parse_request(buffer: &mut BytesMut, limit: usize) -> Result<Option<ReadRequest>, Denial> {
     let malformed = Denial::Malformed;
     if buffer.starts_with(b"\r") || buffer.starts_with(b"\n") {
         return Err(malformed("an empty line before the request"));
@@ -77,6 +78,9 @@ fn parse_request(buffer: &mut BytesMut) -> Result<Option<ReadRequest>, Denial> {
         Err(httparse::Error::TooManyHeaders) => return Err(Denial::HeadTooLarge),
         Err(_) => return Err(malformed("the head is no HTTP/1 request")),
     };
+    if length > limit {
+        return Err(Denial::HeadTooLarge);
+    }
     let head = buffer.get(..length).unwrap_or_default();
     check_line_ends(head)?;
     let method = parsed.method.and_then(|m| Method::from_bytes(m.as_bytes()).ok());
@@ -331,7 +335,7 @@ mod tests {
 
     fn check(request: &str, expected: &str) {
         let mut buffer = BytesMut::from(request);
-        let got = match parse_request(&mut buffer) {
+        let got = match parse_request(&mut buffer, 4096) {
             Ok(Some(r)) => format!(
                 "{} {} {} {:?} {}",
                 r.head.method, r.head.authority, r.head.target, r.framing, r.keep_alive
@@ -395,6 +399,7 @@ mod tests {
         );
         check("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", "413 ");
         check("GET / HTTP/1.1\r\nHost : a\r\n\r\n", "400 the head is no HTTP/1 request");
+        check(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(4096)), "431 ");
         check("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", "400 CONNECT is not supported");
         check("GET x HTTP/1.1\r\nHost: a\r\n\r\n", "400 the target is neither a path nor a URI");
     }
