@@ -41,15 +41,25 @@ pub fn bootstrap_for(identity: Option<&SpiffeId>) -> Bootstrap {
     }
 }
 
+/// What configuration is made of and where it goes.
+#[derive(Debug)]
+pub struct Channels {
+    /// The secrets that this process makes itself.
+    pub local: watch::Sender<BTreeMap<Name, Arc<Secret>>>,
+    /// Where each configuration goes.
+    pub published: watch::Sender<Arc<Snapshot>>,
+    /// Where the state of things goes.
+    pub status: watch::Sender<Status>,
+}
+
 /// Follows the configuration until the task is dropped.
 pub async fn follow(
     bootstrap: Bootstrap,
     enrolled: Option<(Enrolment, watch::Receiver<Current>)>,
     mark: Option<Mark>,
-    local: watch::Receiver<BTreeMap<Name, Arc<Secret>>>,
-    published: watch::Sender<Arc<Snapshot>>,
-    status: watch::Sender<Status>,
+    channels: Channels,
 ) {
+    let Channels { local, published, status } = channels;
     for path in &bootstrap.not_honoured {
         tracing::warn!(path, "a field of the bootstrap file has no effect here");
     }
@@ -70,9 +80,11 @@ pub async fn follow(
     };
     let unresolved = watch::Sender::new(Arc::new(Snapshot::default()));
     tokio::spawn(resolve(unresolved.subscribe(), published));
+    let has_server = dial.is_some();
     let follower = Follower {
+        has_server,
         fixed: bootstrap.resources,
-        local,
+        local: local.subscribe(),
         publish: unresolved,
         status,
         gate: Gate::new(),
@@ -88,7 +100,7 @@ fn renewing_dial(
 ) -> Dial {
     Dial::new(move || {
         let identity = current.borrow().identity().clone();
-        match control_dial(&enrolment, Some(identity), mark) {
+        match control_dial(&enrolment, Some(&identity), mark) {
             Ok(dial) => dial.open(),
             Err(error) => Box::pin(async move { Err(io::Error::other(error)) }),
         }

@@ -178,7 +178,7 @@ async fn obtain(
     let pending =
         request::make(&enrolment.identity).map_err(|error| unavailable(error.to_string()))?;
     let dial =
-        control_dial(enrolment, current.map(|c| c.identity.clone()), mark).map_err(unavailable)?;
+        control_dial(enrolment, current.map(Current::identity), mark).map_err(unavailable)?;
     let chain = request_certificate(&dial, pending.request_pem, token).await?;
     let current = Current::load(chain.concat(), pending.key_pem).map_err(unavailable)?;
     if let Some(state) = &enrolment.source.state
@@ -195,7 +195,7 @@ async fn obtain(
 /// When the roots cannot be used.
 pub fn control_dial(
     enrolment: &Enrolment,
-    identity: Option<Identity>,
+    identity: Option<&Identity>,
     mark: Option<Mark>,
 ) -> Result<Dial, String> {
     let now =
@@ -204,7 +204,7 @@ pub fn control_dial(
         .map_err(|error| error.to_string())?;
     let control = weft_control::resources::control_identity(enrolment.identity.trust_domain());
     let names = vec![StringMatch::Exact(control)];
-    let config = client(identity.as_ref(), Arc::new(trust), names, &["h2".into()])
+    let config = client(identity, Arc::new(trust), names, &["h2".into()])
         .map_err(|error| error.to_string())?;
     Ok(dial_tls(enrolment.control.clone(), Some(config), mark))
 }

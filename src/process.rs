@@ -18,7 +18,7 @@ use weft_runtime::{admin, log, worker};
 use weft_xds::bootstrap::Bootstrap;
 use weft_xds::client::Status;
 
-use crate::configuration;
+use crate::configuration::{self, Channels};
 use crate::identity::{self, Enrolment};
 
 /// What a data plane is started with.
@@ -26,7 +26,7 @@ pub struct Setup {
     /// The role, for thread names.
     pub name: &'static str,
     /// The file, read.
-    pub understood_bootstrap: Bootstrap,
+    pub bootstrap: Bootstrap,
     /// How it gets its certificate and configuration, when by a control plane.
     pub enrolment: Option<Enrolment>,
     /// Where the admin port listens.
@@ -101,14 +101,8 @@ impl DataPlaneProcess {
             tracing::info!(%bound, "admin port");
         }
         runtime.spawn(collect(reported, role));
-        runtime.spawn(run_control(
-            setup.understood_bootstrap,
-            setup.enrolment,
-            mark,
-            local,
-            published,
-            status,
-        ));
+        let channels = Channels { local, published, status };
+        runtime.spawn(run_control(setup.bootstrap, setup.enrolment, mark, channels));
         Ok(Self { name: setup.name, runtime, drain, access, mark, snapshots, problems, trouble })
     }
 
@@ -178,23 +172,13 @@ async fn run_control(
     bootstrap: Bootstrap,
     enrolment: Option<Enrolment>,
     mark: Option<Mark>,
-    local: watch::Sender<BTreeMap<Name, Arc<Secret>>>,
-    published: watch::Sender<Arc<Snapshot>>,
-    status: watch::Sender<Status>,
+    channels: Channels,
 ) {
     let current = match &enrolment {
-        Some(enrolment) => Some(identity::enrol(enrolment, mark, local.clone()).await),
+        Some(enrolment) => Some(identity::enrol(enrolment, mark, channels.local.clone()).await),
         None => None,
     };
-    configuration::follow(
-        bootstrap,
-        enrolment.zip(current),
-        mark,
-        local.subscribe(),
-        published,
-        status,
-    )
-    .await;
+    configuration::follow(bootstrap, enrolment.zip(current), mark, channels).await;
 }
 
 /// Keeps what the workers could not bind, for readiness.

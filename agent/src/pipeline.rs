@@ -18,7 +18,7 @@ use weft_runtime::drain::Phase;
 use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset_on_close};
 
 use crate::forward::tcp::{Moved, relay};
-use crate::forward::udp::Datagram;
+use crate::forward::udp::{Datagram, send};
 use crate::plan::{Choice, Plan, Target};
 use crate::record::Record;
 use crate::refusal::Refusal;
@@ -198,7 +198,7 @@ pub(crate) fn datagram(
             Err(refusal) => return worker.metrics.refuse(refusal),
         },
     };
-    match flow.endpoint.try_send(datagram.bytes) {
+    match send(&flow.endpoint, datagram.bytes, None) {
         Ok(sent) => {
             worker.metrics.datagrams_to_endpoint.increment();
             flow.moved.to_endpoint.set(flow.moved.to_endpoint.get() + sent as u64);
@@ -271,7 +271,7 @@ async fn answer(flow: Rc<UdpFlow>, worker: Rc<Worker>) {
             }
         }
         worker.flows.borrow_mut().touch(&flow.tuple, now());
-        match flow.answers.try_send_to(&buffer, flow.tuple.client) {
+        match send(&flow.answers, &buffer, Some(flow.tuple.client)) {
             Ok(sent) => {
                 worker.metrics.datagrams_to_client.increment();
                 flow.moved.to_client.set(flow.moved.to_client.get() + sent as u64);

@@ -38,13 +38,17 @@ where
         let run = run.clone();
         let thread =
             std::thread::Builder::new().name(format!("{name}-{index}")).spawn(move || {
+                let runtime =
+                    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                        Ok(runtime) => runtime,
+                        Err(error) => return tracing::error!(%error, "a worker could not start"),
+                    };
+                // After the runtime, whose wake-up descriptor other threads write to: it must be open,
+                // under the same number, in their table too.
                 if let Err(error) = unshare(CloneFlags::CLONE_FILES) {
                     tracing::debug!(%error, "workers share one table of open files");
                 }
-                match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                    Ok(runtime) => LocalSet::new().block_on(&runtime, run(index)),
-                    Err(error) => tracing::error!(%error, "a worker could not start"),
-                }
+                LocalSet::new().block_on(&runtime, run(index));
             })?;
         threads.push(thread);
     }

@@ -34,7 +34,7 @@ pub(super) struct Arguments {
     flow_limit: usize,
 }
 
-pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
+pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let id = weft_control::resources::agent_identity(&arguments.trust_domain);
     let id =
         SpiffeId::parse(&id).map_err(|error| Failure::Usage(format!("--trust-domain: {error}")))?;
@@ -45,7 +45,7 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
     let pages = registry.clone();
     let setup = Setup {
         name: "agent",
-        understood_bootstrap: understood.bootstrap,
+        bootstrap: understood.bootstrap,
         enrolment: understood.enrolment,
         admin: understood.admin,
         patience: understood.patience,

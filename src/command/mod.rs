@@ -71,8 +71,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Agent(arguments) => agent::run(*arguments, &cli.log),
-        Command::Sidecar(arguments) => sidecar::run(*arguments, &cli.log),
+        Command::Agent(arguments) => agent::run(&arguments, &cli.log),
+        Command::Sidecar(arguments) => sidecar::run(&arguments, &cli.log),
         Command::Control(arguments) => control::run(arguments, &cli.log),
         Command::Ca(arguments) => ca::run(arguments),
         Command::Redirect(arguments) => redirect::run(arguments),

@@ -32,7 +32,7 @@ pub(super) struct Arguments {
     connection_limit: usize,
 }
 
-pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
+pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let identity = arguments
         .service
         .as_deref()
@@ -45,7 +45,7 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
     let pages = registry.clone();
     let setup = Setup {
         name: "sidecar",
-        understood_bootstrap: understood.bootstrap,
+        bootstrap: understood.bootstrap,
         enrolment: understood.enrolment,
         admin: understood.admin,
         patience: understood.patience,

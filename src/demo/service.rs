@@ -1,17 +1,180 @@
-//! A service of the demo.
+//! The services of the demo: `web`, which asks `orders`, and `orders`; beside each, an echo over TCP
+//! and UDP that tells which replica answered. None of them knows anything of a mesh.
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+
+use bytes::Bytes;
 use clap::Args;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::LocalSet;
 
 use crate::command::Failure;
 
+/// The port of the service proper.
+pub(super) const HTTP_PORT: u16 = 8080;
+/// The port of the echo over TCP, and the next one over UDP.
+pub(super) const ECHO_PORT: u16 = 7000;
+/// The same service, where no sidecar is in the way.
+pub(super) const DIRECT_PORT: u16 = 7002;
+
 /// What a service is asked.
 #[derive(Debug, Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Its name.
+    #[arg(long)]
+    name: String,
+    /// Which replica it is.
+    #[arg(long)]
+    replica: String,
+    /// The service it asks, if any.
+    #[arg(long)]
+    asks: Option<SocketAddr>,
+}
 
-/// Runs a service.
+/// Runs a service until it is ended.
 ///
 /// # Errors
 /// When it cannot listen.
-pub fn run(_: &Arguments) -> Result<(), Failure> {
-    Ok(())
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let service = Rc::new(Service {
+        name: arguments.name.clone(),
+        replica: arguments.replica.clone(),
+        asks: arguments.asks,
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
+    LocalSet::new()
+        .block_on(&runtime, serve(service))
+        .map_err(|error| Failure::Failed(error.to_string()))
+}
+
+#[derive(Debug)]
+struct Service {
+    name: String,
+    replica: String,
+    asks: Option<SocketAddr>,
+}
+
+async fn serve(service: Rc<Service>) -> std::io::Result<()> {
+    let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let http = TcpListener::bind(any(HTTP_PORT)).await?;
+    let direct = TcpListener::bind(any(DIRECT_PORT)).await?;
+    let echo = TcpListener::bind(any(ECHO_PORT)).await?;
+    let datagrams = UdpSocket::bind(any(ECHO_PORT + 1)).await?;
+    tokio::try_join!(
+        serve_http(http, service.clone()),
+        serve_http(direct, service.clone()),
+        serve_echo(echo, service.clone()),
+        serve_datagrams(datagrams, service),
+    )
+    .map(drop)
+}
+
+async fn serve_http(listener: TcpListener, service: Rc<Service>) -> std::io::Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let service = service.clone();
+        tokio::task::spawn_local(async move {
+            let answer = service_fn(move |request| {
+                let service = service.clone();
+                async move { Ok::<_, std::convert::Infallible>(service.answer(request).await) }
+            });
+            // A client that breaks off is no concern of a demo.
+            drop(
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), answer)
+                    .await,
+            );
+        });
+    }
+}
+
+impl Service {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let header = |name: &str| {
+            request.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
+        };
+        let mut said = serde_json::json!({
+            "service": self.name, "replica": self.replica, "path": request.uri().path(), "peer": header("x-weft-peer"),
+        });
+        let mut status = StatusCode::OK;
+        if let Some(target) = self.asks.filter(|_| request.uri().path().starts_with("/orders")) {
+            match ask(target, request.uri().path(), header("authorization")).await {
+                Ok((answered, body)) => {
+                    status = answered;
+                    let body =
+                        serde_json::from_str(&body).unwrap_or(serde_json::Value::String(body));
+                    if let serde_json::Value::Object(fields) = &mut said {
+                        fields.insert("orders".into(), body);
+                    }
+                }
+                Err(error) => {
+                    status = StatusCode::BAD_GATEWAY;
+                    said = serde_json::json!({ "error": error });
+                }
+            }
+        }
+        let mut response = Response::new(Full::new(Bytes::from(format!("{said}\n"))));
+        *response.status_mut() = status;
+        response
+    }
+}
+
+/// Asks another service as any program would: by its address, in plain HTTP.
+async fn ask(
+    target: SocketAddr,
+    path: &str,
+    authorization: Option<String>,
+) -> Result<(StatusCode, String), String> {
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let stream = TcpStream::connect(target).await.map_err(|error| text(&error))?;
+    stream.set_nodelay(true).map_err(|error| text(&error))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| text(&error))?;
+    tokio::task::spawn_local(connection);
+    let mut request = Request::get(path).header("host", "orders");
+    if let Some(authorization) = authorization {
+        request = request.header("authorization", authorization);
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| text(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| text(&error))?;
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(|error| text(&error))?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// Greets with the replica's name and gives every line back behind it.
+async fn serve_echo(listener: TcpListener, service: Rc<Service>) -> std::io::Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let service = service.clone();
+        tokio::task::spawn_local(async move {
+            let (read, mut write) = stream.into_split();
+            let mut lines = BufReader::new(read).lines();
+            let mut said = format!("{}\n", service.replica);
+            while write.write_all(said.as_bytes()).await.is_ok() {
+                let Ok(Some(line)) = lines.next_line().await else {
+                    return;
+                };
+                said = format!("{} {line}\n", service.replica);
+            }
+        });
+    }
+}
+
+async fn serve_datagrams(socket: UdpSocket, service: Rc<Service>) -> std::io::Result<()> {
+    let mut buffer = [0; 2048];
+    loop {
+        let (_, from) = socket.recv_from(&mut buffer).await?;
+        socket.send_to(service.replica.as_bytes(), from).await?;
+    }
 }

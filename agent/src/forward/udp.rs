@@ -15,6 +15,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6,
     SockaddrLike, SockaddrStorage, recvmmsg, setsockopt, sockopt,
 };
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use weft_runtime::socket::{Mark, bind_udp};
@@ -92,6 +93,16 @@ impl Intake {
     }
 }
 
+/// Sends a datagram now or not at all. The system is asked, not what is remembered of the socket:
+/// nothing is, of one that was made a moment ago, and the first datagram of a flow would be lost.
+pub(crate) fn send(socket: &UdpSocket, bytes: &[u8], to: Option<SocketAddr>) -> io::Result<usize> {
+    let socket = SockRef::from(socket);
+    match to {
+        Some(to) => socket.send_to(bytes, &to.into()),
+        None => socket.send(bytes),
+    }
+}
+
 fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     match storage.family()? {
         AddressFamily::Inet => Some(SocketAddr::V4((*storage.as_sockaddr_in()?).into())),
@@ -134,5 +145,26 @@ impl ReplySockets {
         let socket = Rc::new(bind_udp(address, true, mark)?);
         sockets.insert(address, socket.clone());
         Ok(socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_runtime::socket::connect_udp;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_socket_made_a_moment_ago_sends_its_first_datagram() {
+        let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
+        let address = endpoint.local_addr().expect("bound");
+        let flow = connect_udp(address, None).expect("a socket");
+        assert_eq!(send(&flow, b"first", None).expect("sent"), 5);
+
+        let mut buffer = [0; 16];
+        let (bytes, client) = endpoint.recv_from(&mut buffer).await.expect("received");
+        assert_eq!(&buffer[..bytes], b"first");
+
+        let answers = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
+        assert_eq!(send(&answers, b"to", Some(client)).expect("sent"), 2);
     }
 }

@@ -40,6 +40,9 @@ pub struct Status {
 pub struct Follower {
     /// What stands in the bootstrap file.
     pub fixed: Snapshot,
+    /// Whether there is a server to ask. Then what stands in the file is served at once only when it
+    /// has listeners: without any, the first configuration is the server's.
+    pub has_server: bool,
     /// Secrets that this process makes itself, such as its own identity.
     pub local: watch::Receiver<BTreeMap<Name, Arc<Secret>>>,
     /// Where every new configuration goes.
@@ -53,6 +56,10 @@ pub struct Follower {
 impl Follower {
     /// Publishes what is there now, if it is complete or has waited long enough.
     fn offer(&mut self, session: &ClientSession, now: Instant) {
+        let alone = self.fixed.listeners.is_empty();
+        if self.has_server && alone && !session.has_heard() {
+            return;
+        }
         let mut candidate = self.fixed.clone();
         session.fill(&mut candidate);
         candidate.secrets.extend(self.local.borrow_and_update().clone());

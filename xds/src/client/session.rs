@@ -83,6 +83,8 @@ struct TypeState {
     absent: BTreeSet<Name>,
     /// Names that something refers to.
     wanted: BTreeSet<Name>,
+    /// Outlives streams: whether the server ever answered.
+    heard: bool,
     /// Of this stream: what the server knows we want.
     asked: BTreeSet<Name>,
     /// Of this stream: whether anything was sent.
@@ -131,6 +133,7 @@ impl ClientSession {
                 batch.take(&any.type_url, &any.value, resource.version);
             }
         }
+        self.state(kind).heard = true;
         let mut outcome = Outcome::default();
         let error = self.accept(batch, &mut outcome);
         for name in response.removed_resources {
@@ -154,6 +157,7 @@ impl ClientSession {
         let present: BTreeSet<Name> = batch.names().collect();
         // One without a readable name may be any of those that seem to be gone.
         let nameless = present.contains("");
+        self.state(kind).heard = true;
         let mut outcome = Outcome::default();
         let error = self.accept(batch, &mut outcome);
         if kind.is_wildcard() && !nameless {
@@ -178,6 +182,13 @@ impl ClientSession {
         outcome.requests.push(self.state_request(kind, error));
         outcome.requests.extend(self.subscribe());
         outcome
+    }
+
+    /// Whether the server has ever answered for clusters and listeners. Before that, having none
+    /// means nothing.
+    #[must_use]
+    pub fn has_heard(&self) -> bool {
+        self.types.iter().filter(|(kind, _)| kind.is_wildcard()).all(|(_, state)| state.heard)
     }
 
     /// Puts everything accepted into `snapshot`, over what is there.

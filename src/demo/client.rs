@@ -1,0 +1,119 @@
+//! What the story's client does: plain and mutual TLS requests over HTTP/1.1.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A connection to a service.
+pub(super) struct Caller {
+    sender: SendRequest<Empty<Bytes>>,
+    authority: String,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: String,
+}
+
+impl Caller {
+    /// Connects, with TLS when there is a configuration for it.
+    pub(super) async fn connect(
+        target: SocketAddr,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Result<Self, String> {
+        tokio::time::timeout(PATIENCE, Self::open(target, tls))
+            .await
+            .map_err(|_| format!("{target} did not answer within {PATIENCE:?}"))?
+    }
+
+    async fn open(target: SocketAddr, tls: Option<Arc<ClientConfig>>) -> Result<Self, String> {
+        let tcp = TcpStream::connect(target).await.map_err(|error| format!("{target}: {error}"))?;
+        tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+        let io: Box<dyn Io> = match tls {
+            None => Box::new(tcp),
+            Some(config) => {
+                let name = ServerName::IpAddress(target.ip().into());
+                let connector = tokio_rustls::TlsConnector::from(config);
+                Box::new(connector.connect(name, tcp).await.map_err(|error| error.to_string())?)
+            }
+        };
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
+            .await
+            .map_err(|error| error.to_string())?;
+        tokio::spawn(connection);
+        Ok(Self { sender, authority: target.to_string() })
+    }
+
+    /// Asks for a path.
+    pub(super) async fn get(&mut self, path: &str, token: Option<&str>) -> Result<Answer, String> {
+        let mut request = Request::get(path).header("host", &self.authority);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+        let exchange = async {
+            self.sender.ready().await.map_err(|error| explain(&error))?;
+            let response =
+                self.sender.send_request(request).await.map_err(|error| explain(&error))?;
+            let status = response.status().as_u16();
+            let body =
+                response.into_body().collect().await.map_err(|error| explain(&error))?.to_bytes();
+            Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
+        };
+        tokio::time::timeout(PATIENCE, exchange)
+            .await
+            .map_err(|_| format!("no answer within {PATIENCE:?}"))?
+    }
+}
+
+/// hyper's errors hide their cause one level down.
+fn explain(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// Connects and asks once.
+pub(super) async fn get(
+    target: SocketAddr,
+    tls: Option<Arc<ClientConfig>>,
+    path: &str,
+    token: Option<&str>,
+) -> Result<Answer, String> {
+    Caller::connect(target, tls).await?.get(path, token).await
+}
+
+fn admin() -> SocketAddr {
+    ([127, 0, 0, 1], 15000).into()
+}
+
+/// Whether the role on this host is ready.
+pub(super) async fn is_ready() -> bool {
+    get(admin(), None, "/ready", None).await.is_ok_and(|answer| answer.status == 200)
+}
+
+/// What the role on this host has in force.
+pub(super) async fn config_dump() -> Result<serde_json::Value, String> {
+    let answer = get(admin(), None, "/config_dump", None).await?;
+    serde_json::from_str(&answer.body).map_err(|error| error.to_string())
+}
+
+/// The metrics of the role on this host.
+pub(super) async fn metrics() -> Result<String, String> {
+    get(admin(), None, "/metrics", None).await.map(|answer| answer.body)
+}

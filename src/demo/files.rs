@@ -1,0 +1,250 @@
+//! What the mesh is made of: the authority, its certificates and tokens, and `mesh.yaml`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use rustls::ClientConfig;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{PrivateKeyDer, UnixTime};
+use weft_certs::tls::{Identity, client};
+use weft_certs::{Authority, TrustStore, request};
+use weft_control::issue::make_token;
+use weft_control::mesh::identity;
+use weft_control::resources::agent_identity;
+use weft_control::store::Store;
+use weft_model::{SpiffeId, StringMatch};
+
+use super::hosts::Host;
+
+pub(super) const TRUST_DOMAIN: &str = "mesh.local";
+
+/// The files of the demo's mesh, in one folder.
+pub(super) struct Files {
+    pub(super) folder: PathBuf,
+    root: String,
+    signer: Signer,
+}
+
+/// A certificate of the client, and the number by which it can be revoked.
+pub(super) struct ClientCertificate {
+    pub(super) serial: String,
+    chain: String,
+    key: String,
+}
+
+impl Files {
+    /// Makes the authority, the keys of a token issuer, and the folder they are in.
+    pub(super) fn make(folder: &Path) -> Result<Self, String> {
+        let state = folder.join("authority");
+        let text = |error: &dyn std::error::Error| error.to_string();
+        let files = Authority::create(TRUST_DOMAIN, wall_clock()).map_err(|error| text(&error))?;
+        Store::create(&state, TRUST_DOMAIN, &files).map_err(|error| text(&error))?;
+        write(&folder.join("root.pem"), &files.root_certificate)?;
+        let signer = Signer::make()?;
+        write(&folder.join("jwks.json"), &signer.key_set())?;
+        Ok(Self { folder: folder.to_owned(), root: files.root_certificate, signer })
+    }
+
+    pub(super) fn path(&self, name: &str) -> String {
+        self.folder.join(name).to_string_lossy().into_owned()
+    }
+
+    /// Makes a join token for the sidecar of a service, or for the agent; gives its file.
+    pub(super) fn join_token(&self, name: &str, service: Option<&str>) -> Result<String, String> {
+        let id = match service {
+            Some(service) => identity(TRUST_DOMAIN, service),
+            None => SpiffeId::parse(&agent_identity(TRUST_DOMAIN)),
+        };
+        let id = id.map_err(|error| error.to_string())?;
+        let store = self.store()?;
+        let token = make_token(&store, &id, wall_clock()).map_err(|error| error.to_string())?;
+        let file = self.folder.join(format!("{name}.token"));
+        write(&file, &token)?;
+        Ok(file.to_string_lossy().into_owned())
+    }
+
+    /// Issues a certificate to the client.
+    pub(super) fn client_certificate(&self) -> Result<ClientCertificate, String> {
+        let text = |error: &dyn std::error::Error| error.to_string();
+        let store = self.store()?;
+        let (files, trust_domain) = store.authority().map_err(|error| text(&error))?;
+        let authority = Authority::load(files, &trust_domain).map_err(|error| text(&error))?;
+        let id = identity(TRUST_DOMAIN, "client").map_err(|error| text(&error))?;
+        let pending = request::make(&id).map_err(|error| text(&error))?;
+        let checked =
+            request::CheckedRequest::parse(&pending.request_pem).map_err(|error| text(&error))?;
+        let life = Duration::from_secs(3600);
+        let issued = authority.issue(&checked, life, wall_clock()).map_err(|error| text(&error))?;
+        store.issued(&issued.serial, &id, issued.not_after).map_err(|error| text(&error))?;
+        Ok(ClientCertificate {
+            serial: issued.serial,
+            chain: issued.chain.concat(),
+            key: pending.key_pem,
+        })
+    }
+
+    fn store(&self) -> Result<Store, String> {
+        Store::open(&self.folder.join("authority")).map_err(|error| error.to_string())
+    }
+
+    /// How the client does TLS with `web`: with a certificate, or without one.
+    pub(super) fn tls(
+        &self,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Arc<ClientConfig>, String> {
+        let text = |error: &dyn std::error::Error| error.to_string();
+        let now =
+            UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default());
+        let trust = TrustStore::load(self.root.as_bytes(), None, Vec::new(), None, now)
+            .map_err(|error| text(&error))?;
+        let own = certificate
+            .map(|c| Identity::load(c.chain.as_bytes(), c.key.as_bytes()))
+            .transpose()
+            .map_err(|error| text(&error))?;
+        let web = identity(TRUST_DOMAIN, "web").map_err(|error| text(&error))?;
+        let names = vec![StringMatch::Exact(web.as_str().to_owned())];
+        client(own.as_ref(), Arc::new(trust), names, &["http/1.1".into()])
+            .map_err(|error| text(&error))
+    }
+
+    /// A token of the issuer that the mesh knows.
+    pub(super) fn token(&self) -> Result<String, String> {
+        self.signer.token()
+    }
+
+    /// A token that says the same and is signed by somebody else.
+    pub(super) fn forged_token() -> Result<String, String> {
+        Signer::make()?.token()
+    }
+
+    /// Writes `mesh.yaml`, whole and at once.
+    pub(super) fn write_mesh(&self, mesh: &MeshFile<'_>) -> Result<(), String> {
+        let part = self.folder.join("mesh.yaml.part");
+        write(&part, &mesh.text())?;
+        std::fs::rename(&part, self.folder.join("mesh.yaml")).map_err(|error| error.to_string())
+    }
+}
+
+/// The mesh of the story.
+pub(super) struct MeshFile<'a> {
+    pub(super) web: &'a Host,
+    pub(super) orders: &'a [Host],
+    /// The replicas that also run the plain echo service.
+    pub(super) echo: Vec<&'a Host>,
+    pub(super) revocations: Vec<String>,
+    /// Who may call `orders`.
+    pub(super) caller: &'a str,
+}
+
+impl MeshFile<'_> {
+    fn text(&self) -> String {
+        let list = |hosts: &mut dyn Iterator<Item = &Host>| {
+            hosts
+                .map(|host| format!("{{address: {}}}", host.address))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let orders = list(&mut self.orders.iter());
+        let echo = list(&mut self.echo.iter().copied());
+        let revocations = self.revocations.join(", ");
+        format!(
+            r#"trust_domain: {TRUST_DOMAIN}
+service_ranges: [10.96.0.0/16]
+services:
+- name: web
+  addresses: [10.96.0.1]
+  ports: [{{port: 80, target: 8080, protocol: http}}]
+  endpoints: [{{address: {web}}}]
+- name: orders
+  addresses: [10.96.0.2]
+  ports: [{{port: 80, target: 8080, protocol: http}}]
+  endpoints: [{orders}]
+  balance: round_robin
+- name: echo
+  addresses: [10.96.0.3]
+  ports: [{{port: 7000, protocol: tcp}}, {{port: 7001, protocol: udp}}]
+  endpoints: [{echo}]
+  meshed: false
+security:
+  issuers:
+    idp: {{issuer: "https://idp.{TRUST_DOMAIN}", audiences: [orders], jwks_file: jwks.json}}
+  policies:
+  - {{service: web, allow: [{{from: ["spiffe://{TRUST_DOMAIN}/ns/default/sa/client"], methods: [GET]}}]}}
+  - {{service: orders, allow: [{{from: [{caller}], methods: [GET], paths: [/orders], token: idp}}]}}
+  revocations: [{revocations}]
+"#,
+            web = self.web.address,
+            caller = self.caller,
+        )
+    }
+}
+
+/// An issuer of tokens, ES256.
+struct Signer {
+    private: Vec<u8>,
+    public: [u8; 64],
+}
+
+impl Signer {
+    fn make() -> Result<Self, String> {
+        let id = identity(TRUST_DOMAIN, "idp").map_err(|error| error.to_string())?;
+        let pending = request::make(&id).map_err(|error| error.to_string())?;
+        let key = PrivateKeyDer::from_pem_slice(pending.key_pem.as_bytes())
+            .map_err(|error| error.to_string())?;
+        let private = key.secret_der().to_vec();
+        // A P-256 key in PKCS #8 ends with its public point: 4, then 32 bytes of each coordinate.
+        let public = match private.last_chunk::<65>() {
+            Some([4, point @ ..]) => *point,
+            _ => return Err("the token issuer's key has no public point".into()),
+        };
+        Ok(Self { private, public })
+    }
+
+    fn token(&self) -> Result<String, String> {
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some("demo".into());
+        let until = wall_clock() + Duration::from_secs(3600);
+        let claims = serde_json::json!({
+            "iss": format!("https://idp.{TRUST_DOMAIN}"),
+            "aud": "orders",
+            "sub": "visitor",
+            "exp": until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        });
+        jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ec_der(&self.private))
+            .map_err(|error| error.to_string())
+    }
+
+    fn key_set(&self) -> String {
+        let (x, y) = self.public.split_at(32);
+        let key = serde_json::json!({
+            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "demo",
+            "x": base64_url(x), "y": base64_url(y),
+        });
+        serde_json::json!({ "keys": [key] }).to_string()
+    }
+}
+
+fn base64_url(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let bits = chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
+            << (8 * (3 - chunk.len()));
+        for digit in 0..=chunk.len() {
+            let index = bits >> (18 - 6 * digit) & 0x3f;
+            text.extend(DIGITS.get(index as usize).map(|digit| char::from(*digit)));
+        }
+    }
+    text
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}

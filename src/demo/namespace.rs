@@ -1,0 +1,103 @@
+//! A user, network, mount and process namespace of the demo's own.
+//!
+//! The first process enters them and starts itself again inside; that second process is the first
+//! of its process namespace, so that whatever it started ends with it, however it ends.
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{getgid, getuid};
+
+/// Enters namespaces, runs the demo in them and waits for it.
+pub(super) fn enter() -> Result<(), String> {
+    let (uid, gid) = (getuid(), getgid());
+    let spaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
+    if uid.is_root() {
+        unshare(spaces).map_err(|error| format!("no namespaces for the demo: {error}"))?;
+    } else {
+        if unshare(spaces | CloneFlags::CLONE_NEWUSER).is_err() {
+            return with_sudo();
+        }
+        map("setgroups", "deny")?;
+        map("uid_map", &format!("0 {uid} 1"))?;
+        map("gid_map", &format!("0 {gid} 1"))?;
+    }
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut inside = Command::new(own);
+    inside.args(std::env::args_os().skip(1)).arg("--inside");
+    // Debian keeps ip, nft and iptables where an ordinary user's PATH does not look.
+    inside.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+    let status =
+        inside.status().map_err(|error| format!("the demo could not be started: {error}"))?;
+    if status.success() { Ok(()) } else { Err("the demo did not end well; see above".into()) }
+}
+
+fn map(file: &str, text: &str) -> Result<(), String> {
+    fs::write(format!("/proc/self/{file}"), text)
+        .map_err(|error| format!("/proc/self/{file}: {error}"))
+}
+
+/// The host forbids user namespaces: says which setting does, and goes on as root.
+fn with_sudo() -> Result<(), String> {
+    let setting = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let mut reason = "this host forbids user namespaces".to_owned();
+    if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" {
+        reason += ": sysctl kernel.apparmor_restrict_unprivileged_userns is 1";
+    } else if setting("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
+        reason += ": sysctl kernel.unprivileged_userns_clone is 0";
+    } else if setting("/proc/sys/user/max_user_namespaces") == "0" {
+        reason += ": sysctl user.max_user_namespaces is 0";
+    }
+    super::line(&format!("{reason}; running with sudo instead"));
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut sudo = Command::new("sudo");
+    sudo.arg(own).args(std::env::args_os().skip(1));
+    // Returns only when it could not be done.
+    let error = sudo.exec();
+    Err(format!("{reason}, and sudo could not be run: {error}"))
+}
+
+/// Makes the namespaces a place to live in. To be called first inside.
+pub(super) fn settle() -> Result<(), String> {
+    set_pdeathsig(Signal::SIGKILL).map_err(|error| error.to_string())?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .map_err(|error| format!("mounts could not be made private: {error}"))?;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)
+        .map_err(|error| format!("no private /run: {error}"))?;
+    end_on_signals()
+}
+
+/// The first process of a process namespace gets no default handling of signals.
+fn end_on_signals() -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let signals = move || {
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            super::line("\nended; nothing is left behind");
+            std::process::exit(130);
+        });
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(signals)
+        .map(drop)
+        .map_err(|error| error.to_string())
+}

@@ -1,0 +1,180 @@
+//! From the file as written to the mesh that it means. Every mistake is collected.
+
+mod routes;
+mod security;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+
+use weft_model::{Balance, Cidr, SpiffeId};
+
+use super::{Mesh, Port, Protocol, Service, raw};
+use routes::routes;
+use security::{issuers, policies};
+
+/// A mistake, and where it stands.
+pub(in crate::mesh) struct Mistake {
+    pub(in crate::mesh) path: String,
+    pub(in crate::mesh) reason: String,
+}
+
+#[derive(Default)]
+struct Mistakes(Vec<Mistake>);
+
+impl Mistakes {
+    fn add(&mut self, path: impl Into<String>, reason: impl Into<String>) {
+        self.0.push(Mistake { path: path.into(), reason: reason.into() });
+    }
+}
+
+/// Checks the whole file.
+pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<Mesh, Vec<Mistake>> {
+    let mut mistakes = Mistakes::default();
+    if let Err(error) = SpiffeId::parse(&format!("spiffe://{}", raw.trust_domain)) {
+        mistakes.add("trust_domain", error.reason);
+    }
+    let mut service_ranges = Vec::new();
+    for (index, text) in raw.service_ranges.iter().enumerate() {
+        match Cidr::parse(text) {
+            Ok(range) => service_ranges.push(range),
+            Err(error) => mistakes.add(format!("service_ranges[{index}]"), error.to_string()),
+        }
+    }
+    let services = services(&raw, &service_ranges, &mut mistakes);
+    let routes = routes(&raw, &services, &mut mistakes);
+    let issuers = issuers(&raw, folder, &mut mistakes);
+    let policies = policies(&raw, &services, &issuers, &mut mistakes);
+    for (index, serial) in raw.security.revocations.iter().enumerate() {
+        let hex = !serial.is_empty()
+            && serial.len() <= 40
+            && serial.bytes().all(|b| b.is_ascii_hexdigit());
+        if !hex || !serial.len().is_multiple_of(2) {
+            mistakes.add(
+                format!("security.revocations[{index}]"),
+                format!("{serial:?} is no serial number: an even number of hexadecimal digits, at most 40"),
+            );
+        }
+    }
+    if !mistakes.0.is_empty() {
+        return Err(mistakes.0);
+    }
+    Ok(Mesh {
+        trust_domain: raw.trust_domain,
+        service_ranges,
+        outbound: raw.outbound,
+        services,
+        routes,
+        issuers,
+        policies,
+        revocations: raw.security.revocations,
+    })
+}
+
+fn services(
+    raw: &raw::Mesh,
+    ranges: &[Cidr],
+    mistakes: &mut Mistakes,
+) -> BTreeMap<String, Service> {
+    let mut services = BTreeMap::new();
+    let mut addresses: HashMap<std::net::IpAddr, String> = HashMap::new();
+    for (index, service) in raw.services.iter().enumerate() {
+        let path = format!("services[{index}]");
+        if !is_name(&service.name) {
+            mistakes.add(
+                format!("{path}.name"),
+                format!("{:?} is not 1 to 63 of a-z 0-9 -", service.name),
+            );
+            continue;
+        }
+        for (position, address) in service.addresses.iter().enumerate() {
+            let path = format!("{path}.addresses[{position}]");
+            if let Some(other) = addresses.insert(*address, service.name.clone()) {
+                mistakes
+                    .add(path.clone(), format!("{address} is the address of {other:?} already"));
+            }
+            if !ranges.iter().any(|range| range.contains(*address)) {
+                mistakes.add(path, format!("{address} lies in none of service_ranges"));
+            }
+        }
+        let ports = ports(service, &path, mistakes);
+        let endpoints = endpoints(service, &path, mistakes);
+        let balance = match service.balance {
+            raw::Balance::RoundRobin => Balance::RoundRobin,
+            raw::Balance::LeastRequests => Balance::LeastRequests,
+        };
+        let checked = Service {
+            name: service.name.clone(),
+            addresses: service.addresses.clone(),
+            ports,
+            endpoints,
+            balance,
+            meshed: service.meshed,
+        };
+        if services.insert(service.name.clone(), checked).is_some() {
+            mistakes
+                .add(format!("{path}.name"), format!("there are two services {:?}", service.name));
+        }
+    }
+    services
+}
+
+fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Port> {
+    let mut seen = HashSet::new();
+    let mut targets = HashSet::new();
+    let mut ports = Vec::new();
+    for (index, port) in service.ports.iter().enumerate() {
+        let path = format!("{path}.ports[{index}]");
+        let target = port.target.unwrap_or(port.port);
+        let udp = port.protocol == Protocol::Udp;
+        if port.port == 0 || target == 0 {
+            mistakes.add(path.clone(), "port 0 is no port");
+        }
+        if (15000..=15099).contains(&target) {
+            mistakes.add(
+                format!("{path}.target"),
+                format!("{target} is among weft's own ports, 15000 to 15099"),
+            );
+        }
+        if !seen.insert((port.port, udp)) {
+            mistakes.add(format!("{path}.port"), format!("port {} is there twice", port.port));
+        }
+        if !targets.insert((target, udp)) {
+            mistakes.add(format!("{path}.target"), format!("two ports lead to {target}"));
+        }
+        ports.push(Port { port: port.port, target, protocol: port.protocol });
+    }
+    ports
+}
+
+fn endpoints(
+    service: &raw::Service,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> Vec<(std::net::IpAddr, u32)> {
+    let mut seen = HashSet::new();
+    let mut endpoints = Vec::new();
+    for (index, endpoint) in service.endpoints.iter().enumerate() {
+        let weight = endpoint.weight.unwrap_or(1);
+        if weight == 0 {
+            mistakes.add(
+                format!("{path}.endpoints[{index}].weight"),
+                "it is 0; leave the endpoint out instead",
+            );
+        }
+        if !seen.insert(endpoint.address) {
+            let reason = format!("{} is there twice", endpoint.address);
+            mistakes.add(format!("{path}.endpoints[{index}].address"), reason);
+        }
+        endpoints.push((endpoint.address, weight));
+    }
+    endpoints
+}
+
+fn unknown_service(name: &str) -> String {
+    format!("there is no service {name:?}")
+}
+
+fn is_name(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !text.is_empty() && text.len() <= 63 && text.bytes().all(allowed)
+}

@@ -1,0 +1,214 @@
+//! Checks the routes: every name is there, every value is one that can be served.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use weft_model::{HeaderCheck, HeaderMatch, PathMatch, RouteMatch, StringMatch};
+
+use super::{Mistakes, unknown_service};
+use crate::mesh::{Route, Rule, Service, Target, raw};
+
+/// Checks the routes.
+pub(super) fn routes(
+    raw: &raw::Mesh,
+    services: &BTreeMap<String, Service>,
+    mistakes: &mut Mistakes,
+) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for (index, route) in raw.routes.iter().enumerate() {
+        let path = format!("routes[{index}]");
+        for (position, parent) in route.parent_refs.iter().enumerate() {
+            if !services.contains_key(&parent.name) {
+                mistakes.add(
+                    format!("{path}.parentRefs[{position}].name"),
+                    unknown_service(&parent.name),
+                );
+            }
+        }
+        let rules = route
+            .rules
+            .iter()
+            .enumerate()
+            .filter_map(|(position, r)| {
+                rule(r, &format!("{path}.rules[{position}]"), services, mistakes)
+            })
+            .collect();
+        routes.push(Route {
+            name: route.name.clone(),
+            parents: route.parent_refs.iter().map(|parent| parent.name.clone()).collect(),
+            hostnames: route.hostnames.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            rules,
+        });
+    }
+    routes
+}
+
+fn rule(
+    rule: &raw::Rule,
+    path: &str,
+    services: &BTreeMap<String, Service>,
+    mistakes: &mut Mistakes,
+) -> Option<Rule> {
+    let mut matches: Vec<RouteMatch> = rule
+        .matches
+        .iter()
+        .enumerate()
+        .map(|(index, m)| route_match(m, &format!("{path}.matches[{index}]"), mistakes))
+        .collect();
+    if matches.is_empty() {
+        matches.push(RouteMatch { path: PathMatch::Segments("/".into()), ..RouteMatch::any() });
+    }
+    let timeout = rule.timeouts.as_ref().and_then(|timeouts| {
+        let parsed = duration(&timeouts.request);
+        if parsed.is_none() {
+            let reason = format!("{:?} is no duration, such as 500ms, 10s or 2m", timeouts.request);
+            mistakes.add(format!("{path}.timeouts.request"), reason);
+        }
+        parsed
+    });
+    let mut prefix_rewrite = None;
+    let mut redirected = None;
+    for (index, filter) in rule.filters.iter().enumerate() {
+        let path = format!("{path}.filters[{index}]");
+        match (filter.kind.as_str(), &filter.url_rewrite, &filter.request_redirect) {
+            ("URLRewrite", Some(rewrite), None) => match &rewrite.path.replace_prefix_match {
+                Some(prefix) if rewrite.path.kind == "ReplacePrefixMatch" => {
+                    prefix_rewrite = Some(prefix.clone())
+                }
+                _ => mistakes
+                    .add(format!("{path}.urlRewrite.path"), "only ReplacePrefixMatch is supported"),
+            },
+            ("RequestRedirect", None, Some(redirect)) => {
+                redirected = Some(to_redirect(redirect, &path, mistakes))
+            }
+            _ => mistakes.add(
+                format!("{path}.type"),
+                "URLRewrite and RequestRedirect are supported, with their own field",
+            ),
+        }
+    }
+    let target = match redirected {
+        Some(redirect) if rule.backend_refs.is_empty() => Target::Redirect(redirect),
+        Some(_) => {
+            mistakes.add(format!("{path}.backendRefs"), "a redirect goes nowhere else");
+            return None;
+        }
+        None => {
+            Target::Backends { backends: backends(rule, path, services, mistakes)?, prefix_rewrite }
+        }
+    };
+    Some(Rule { matches, target, timeout })
+}
+
+fn backends(
+    rule: &raw::Rule,
+    path: &str,
+    services: &BTreeMap<String, Service>,
+    mistakes: &mut Mistakes,
+) -> Option<Vec<(String, u16, u32)>> {
+    let mut backends = Vec::new();
+    for (index, backend) in rule.backend_refs.iter().enumerate() {
+        let path = format!("{path}.backendRefs[{index}]");
+        match services.get(&backend.name) {
+            None => mistakes.add(format!("{path}.name"), unknown_service(&backend.name)),
+            Some(service) if !service.ports.iter().any(|port| port.port == backend.port) => {
+                mistakes.add(
+                    format!("{path}.port"),
+                    format!("{:?} has no port {}", backend.name, backend.port),
+                );
+            }
+            Some(_) => {
+                backends.push((backend.name.clone(), backend.port, backend.weight.unwrap_or(1)))
+            }
+        }
+    }
+    if backends.iter().all(|(_, _, weight)| *weight == 0) {
+        mistakes.add(format!("{path}.backendRefs"), "no backend has a share");
+        return None;
+    }
+    Some(backends)
+}
+
+fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMatch {
+    let path_match = match &raw.path {
+        None => PathMatch::Segments("/".into()),
+        Some(p) if !p.value.starts_with('/') => {
+            mistakes
+                .add(format!("{path}.path.value"), format!("{:?} does not start with /", p.value));
+            PathMatch::Segments("/".into())
+        }
+        Some(p) if p.kind == "PathPrefix" => PathMatch::Segments(p.value.clone()),
+        Some(p) if p.kind == "Exact" => PathMatch::Exact(p.value.clone()),
+        Some(p) => {
+            mistakes.add(
+                format!("{path}.path.type"),
+                format!("{:?} is neither PathPrefix nor Exact", p.kind),
+            );
+            PathMatch::Segments("/".into())
+        }
+    };
+    let exact = |value: &str| StringMatch::Exact(value.to_owned());
+    let mut headers = Vec::new();
+    if let Some(method) = &raw.method {
+        headers.push(HeaderMatch {
+            name: ":method".into(),
+            check: HeaderCheck::Value(exact(method)),
+            invert: false,
+        });
+    }
+    let mut only_exact = |list: &[raw::ValueMatch], field: &str| {
+        for (index, item) in list.iter().enumerate().filter(|(_, item)| item.kind != "Exact") {
+            mistakes.add(
+                format!("{path}.{field}[{index}].type"),
+                format!("{:?} is not supported; Exact is", item.kind),
+            );
+        }
+    };
+    only_exact(&raw.headers, "headers");
+    only_exact(&raw.query_params, "queryParams");
+    headers.extend(raw.headers.iter().map(|header| HeaderMatch {
+        name: header.name.to_ascii_lowercase(),
+        check: HeaderCheck::Value(exact(&header.value)),
+        invert: false,
+    }));
+    let query = raw
+        .query_params
+        .iter()
+        .map(|parameter| (parameter.name.clone(), exact(&parameter.value)))
+        .collect();
+    RouteMatch { path: path_match, headers, query }
+}
+
+fn to_redirect(
+    raw: &raw::RequestRedirect,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> weft_model::Redirect {
+    let status = raw.status_code.unwrap_or(302);
+    if ![301, 302, 303, 307, 308].contains(&status) {
+        let path = format!("{path}.requestRedirect.statusCode");
+        mistakes.add(path, format!("{status} is none of 301, 302, 303, 307, 308"));
+    }
+    let target = raw.path.as_ref().and_then(|path| path.replace_full_path.clone());
+    if raw.path.is_some() && target.is_none() {
+        mistakes.add(format!("{path}.requestRedirect.path"), "only ReplaceFullPath is supported");
+    }
+    weft_model::Redirect {
+        status,
+        scheme: raw.scheme.clone(),
+        host: raw.hostname.clone(),
+        path: target,
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().ok()?;
+    match text.get(digits.len()..)? {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
+        "h" => Some(Duration::from_secs(number.checked_mul(3600)?)),
+        _ => None,
+    }
+}

@@ -1,0 +1,138 @@
+//! Checks tokens and policies.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use weft_model::SpiffeId;
+
+use super::{Mistakes, unknown_service};
+use crate::mesh::{Allow, Issuer, Keys, Policy, Service, identity, raw};
+
+/// Checks the issuers of tokens.
+pub(super) fn issuers(
+    raw: &raw::Mesh,
+    folder: &Path,
+    mistakes: &mut Mistakes,
+) -> BTreeMap<String, Issuer> {
+    let mut issuers = BTreeMap::new();
+    for (name, issuer) in &raw.security.issuers {
+        let path = format!("security.issuers[\"{name}\"]");
+        if issuer.issuer.is_empty() {
+            mistakes
+                .add(format!("{path}.issuer"), "it is empty; a token of any issuer would be good");
+        }
+        if issuer.audiences.is_empty() {
+            mistakes.add(
+                format!("{path}.audiences"),
+                "it is empty; a token for any service would be good",
+            );
+        }
+        let keys = match (&issuer.jwks_file, &issuer.jwks_uri, issuer.jwks_address) {
+            (Some(file), None, None) => {
+                let file = folder.join(file);
+                match std::fs::read(&file) {
+                    Ok(bytes) => Keys::File(file, bytes),
+                    Err(error) => {
+                        mistakes.add(
+                            format!("{path}.jwks_file"),
+                            format!("{}: {error}", file.display()),
+                        );
+                        continue;
+                    }
+                }
+            }
+            (None, Some(uri), Some(address)) if uri.starts_with("http://") => {
+                Keys::Http(uri.clone(), address)
+            }
+            (None, Some(uri), Some(_)) => {
+                mistakes.add(
+                    format!("{path}.jwks_uri"),
+                    format!("{uri:?} does not start with http://"),
+                );
+                continue;
+            }
+            _ => {
+                mistakes.add(path, "give jwks_file, or jwks_uri with jwks_address");
+                continue;
+            }
+        };
+        let (issuer_claim, audiences) = (issuer.issuer.clone(), issuer.audiences.clone());
+        issuers.insert(
+            name.clone(),
+            Issuer { issuer: issuer_claim, audiences, keys, forward: issuer.forward },
+        );
+    }
+    issuers
+}
+
+/// Checks who may call what.
+pub(super) fn policies(
+    raw: &raw::Mesh,
+    services: &BTreeMap<String, Service>,
+    issuers: &BTreeMap<String, Issuer>,
+    mistakes: &mut Mistakes,
+) -> Vec<Policy> {
+    let mut policies = Vec::new();
+    for (index, policy) in raw.security.policies.iter().enumerate() {
+        let path = format!("security.policies[{index}]");
+        if !services.contains_key(&policy.service) {
+            mistakes.add(format!("{path}.service"), unknown_service(&policy.service));
+        }
+        let mut allow = Vec::new();
+        for (position, item) in policy.allow.iter().enumerate() {
+            let path = format!("{path}.allow[{position}]");
+            if let Some(token) =
+                item.token.as_ref().filter(|token| !raw.security.issuers.contains_key(*token))
+            {
+                mistakes.add(format!("{path}.token"), format!("there is no issuer {token:?}"));
+            }
+            for (place, prefix) in
+                item.paths.iter().enumerate().filter(|(_, p)| !p.starts_with('/'))
+            {
+                mistakes.add(
+                    format!("{path}.paths[{place}]"),
+                    format!("{prefix:?} does not start with /"),
+                );
+            }
+            allow.push(Allow {
+                from: callers(item, &path, raw, services, mistakes),
+                methods: item.methods.clone(),
+                paths: item.paths.clone(),
+                token: item.token.clone().filter(|token| issuers.contains_key(token)),
+            });
+        }
+        policies.push(Policy { service: policy.service.clone(), allow });
+    }
+    policies
+}
+
+fn callers(
+    allow: &raw::Allow,
+    path: &str,
+    raw: &raw::Mesh,
+    services: &BTreeMap<String, Service>,
+    mistakes: &mut Mistakes,
+) -> Vec<SpiffeId> {
+    if allow.from.is_empty() {
+        mistakes
+            .add(format!("{path}.from"), "it is empty; \"*\" stands for any identity of the mesh");
+    }
+    if allow.from.iter().any(|from| from == "*") {
+        return Vec::new();
+    }
+    let mut callers = Vec::new();
+    for (index, from) in allow.from.iter().enumerate() {
+        let id = if from.starts_with("spiffe://") {
+            SpiffeId::parse(from).map_err(|error| error.to_string())
+        } else if services.contains_key(from) {
+            identity(&raw.trust_domain, from).map_err(|error| error.to_string())
+        } else {
+            Err(unknown_service(from))
+        };
+        match id {
+            Ok(id) => callers.push(id),
+            Err(reason) => mistakes.add(format!("{path}.from[{index}]"), reason),
+        }
+    }
+    callers
+}
