@@ -65,6 +65,8 @@ fn configuration(folder: &str, port: u16) -> String {
     format!(
         r#"
 daemon off;
+# The only user there is in the namespaces of a test.
+user root;
 master_process off;
 pid {folder}/pid;
 error_log stderr warn;
