@@ -14,7 +14,7 @@ use crate::denial::Denial;
 use crate::http::body::Source;
 use crate::http::h1::{BodyReader, Framing, HeadError, Reader, Writer, read_request};
 use crate::http::h2 as http2_heads;
-use crate::http::head::HttpVersion;
+use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::{self, Connection};
 use crate::reply::{Http1Reply, Reply};
 use crate::stream::{Half, Stream};
@@ -181,7 +181,12 @@ pub(crate) async fn http2(
         .initial_window_size(http2_heads::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(http2_heads::CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(http2_heads::STREAM_LIMIT)
-        .max_header_list_size(u32::try_from(settings.header_limit_bytes).unwrap_or(u32::MAX));
+        // The library ends the whole connection not far above its limit. Ours is looked at when a
+        // head is there, and costs only its own request.
+        .max_header_list_size(
+            u32::try_from(settings.header_limit_bytes).unwrap_or(u32::MAX).saturating_mul(4),
+        );
+    let header_limit_bytes = settings.header_limit_bytes;
     let handshake = tokio::time::timeout(settings.header_timeout, builder.handshake(stream)).await;
     let Ok(Ok(mut streams)) = handshake else {
         return;
@@ -202,7 +207,8 @@ pub(crate) async fn http2(
         match next {
             Ok(Some(Ok((request, respond)))) => {
                 let (connection, worker) = (connection.clone(), worker.clone());
-                tokio::task::spawn_local(serve_stream(request, respond, connection, worker));
+                let (head, body) = http2_heads::request(request, header_limit_bytes);
+                tokio::task::spawn_local(serve_stream(head, body, respond, connection, worker));
             }
             Ok(Some(Err(error))) => {
                 tracing::debug!(%error, "an HTTP/2 connection ended");
@@ -219,12 +225,12 @@ pub(crate) async fn http2(
 }
 
 async fn serve_stream(
-    request: http::Request<h2::RecvStream>,
+    head: Result<RequestHead, Denial>,
+    body: h2::RecvStream,
     mut respond: h2::server::SendResponse<bytes::Bytes>,
     connection: Rc<Connection>,
     worker: Rc<Worker>,
 ) {
-    let (head, body) = http2_heads::request(request);
     let mut reply = Reply::Http2 { respond: &mut respond, started: false };
     match head {
         Ok(head) => {

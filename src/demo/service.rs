@@ -1,6 +1,7 @@
 //! The services of the demo: `web`, which asks `orders`, and `orders`; beside each, an echo over TCP
 //! and UDP that tells which replica answered. None of them knows anything of a mesh.
 
+use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
@@ -9,6 +10,7 @@ use clap::Args;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -46,7 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let service = Rc::new(Service {
         name: arguments.name.clone(),
         replica: arguments.replica.clone(),
-        asks: arguments.asks,
+        asks: arguments.asks.map(|target| Asker { target, idle: RefCell::default() }),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
@@ -59,7 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 struct Service {
     name: String,
     replica: String,
-    asks: Option<SocketAddr>,
+    asks: Option<Asker>,
 }
 
 async fn serve(service: Rc<Service>) -> std::io::Result<()> {
@@ -106,8 +108,10 @@ impl Service {
             "service": self.name, "replica": self.replica, "path": request.uri().path(), "peer": header("x-weft-peer"),
         });
         let mut status = StatusCode::OK;
-        if let Some(target) = self.asks.filter(|_| request.uri().path().starts_with("/orders")) {
-            match ask(target, request.uri().path(), header("authorization")).await {
+        if let Some(asker) =
+            self.asks.as_ref().filter(|_| request.uri().path().starts_with("/orders"))
+        {
+            match asker.ask(request.uri().path(), header("authorization").as_deref()).await {
                 Ok((answered, body)) => {
                     status = answered;
                     let body =
@@ -128,28 +132,61 @@ impl Service {
     }
 }
 
-/// Asks another service as any program would: by its address, in plain HTTP.
-async fn ask(
+/// Asks another service as any program would: by its address, in plain HTTP, over connections that
+/// are kept for the next request.
+#[derive(Debug)]
+struct Asker {
     target: SocketAddr,
-    path: &str,
-    authorization: Option<String>,
-) -> Result<(StatusCode, String), String> {
-    let text = |error: &dyn std::error::Error| error.to_string();
-    let stream = TcpStream::connect(target).await.map_err(|error| text(&error))?;
-    stream.set_nodelay(true).map_err(|error| text(&error))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| text(&error))?;
-    tokio::task::spawn_local(connection);
-    let mut request = Request::get(path).header("host", "orders");
-    if let Some(authorization) = authorization {
-        request = request.header("authorization", authorization);
+    idle: RefCell<Vec<SendRequest<Empty<Bytes>>>>,
+}
+
+impl Asker {
+    async fn ask(
+        &self,
+        path: &str,
+        authorization: Option<&str>,
+    ) -> Result<(StatusCode, String), String> {
+        let kept = self.idle.borrow_mut().pop();
+        if let Some(kept) = kept
+            && let Ok(answer) = self.send(kept, path, authorization).await
+        {
+            return Ok(answer);
+        }
+        // None was kept, or the one that was had been closed meanwhile.
+        let fresh = self.connect().await?;
+        self.send(fresh, path, authorization).await
     }
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| text(&error))?;
-    let response = sender.send_request(request).await.map_err(|error| text(&error))?;
-    let status = response.status();
-    let body = response.into_body().collect().await.map_err(|error| text(&error))?.to_bytes();
-    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+
+    async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>, String> {
+        let text = |error: &dyn std::error::Error| error.to_string();
+        let stream = TcpStream::connect(self.target).await.map_err(|error| text(&error))?;
+        stream.set_nodelay(true).map_err(|error| text(&error))?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| text(&error))?;
+        tokio::task::spawn_local(connection);
+        Ok(sender)
+    }
+
+    async fn send(
+        &self,
+        mut sender: SendRequest<Empty<Bytes>>,
+        path: &str,
+        authorization: Option<&str>,
+    ) -> Result<(StatusCode, String), String> {
+        let text = |error: &dyn std::error::Error| error.to_string();
+        let mut request = Request::get(path).header("host", "orders");
+        if let Some(authorization) = authorization {
+            request = request.header("authorization", authorization);
+        }
+        let request = request.body(Empty::new()).map_err(|error| text(&error))?;
+        sender.ready().await.map_err(|error| text(&error))?;
+        let response = sender.send_request(request).await.map_err(|error| text(&error))?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|error| text(&error))?.to_bytes();
+        self.idle.borrow_mut().push(sender);
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    }
 }
 
 /// Greets with the replica's name and gives every line back behind it.

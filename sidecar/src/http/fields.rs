@@ -5,6 +5,7 @@
 //! HTTP/2 too.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The fields of a message.
@@ -114,9 +115,17 @@ impl Fields {
         };
         match self {
             Self::Spans(fields) => fields.iter().for_each(|(name, value)| line(name, value)),
-            Self::Map(map) => map
-                .iter()
-                .for_each(|(name, value)| line(name.as_str().as_bytes(), value.as_bytes())),
+            Self::Map(map) => {
+                for (name, value) in map.iter().filter(|(name, _)| *name != COOKIE) {
+                    line(name.as_str().as_bytes(), value.as_bytes());
+                }
+                // HTTP/2 may divide them; HTTP/1.1 may not (RFC 9113, section 8.2.3).
+                let cookies: Vec<&[u8]> =
+                    map.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+                if !cookies.is_empty() {
+                    line(COOKIE.as_str().as_bytes(), &cookies.join(&b"; "[..]));
+                }
+            }
         }
     }
 

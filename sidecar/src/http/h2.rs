@@ -21,10 +21,18 @@ pub(crate) const STREAM_LIMIT: u32 = 256;
 /// When it breaks the rules of RFC 9113, section 8, beyond what the library checks.
 pub(crate) fn request(
     request: Request<h2::RecvStream>,
+    header_limit_bytes: usize,
 ) -> (Result<RequestHead, Denial>, h2::RecvStream) {
     let (parts, body) = request.into_parts();
-    let head = head(parts);
-    (head, body)
+    if size(&parts.headers) > header_limit_bytes {
+        return (Err(Denial::HeadTooLarge), body);
+    }
+    (head(parts), body)
+}
+
+/// The size of a field section (RFC 9113, section 10.5.1).
+fn size(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
 }
 
 fn head(parts: http::request::Parts) -> Result<RequestHead, Denial> {

@@ -216,8 +216,11 @@ async fn converse(
     if !whole {
         down.abort();
     }
-    reply.finished(whole);
-    let reusable = whole && response.keep_alive && matches!(uploaded, Some(Ok(_)));
+    // An answer may come before the whole request was read. What is left of it must never be taken
+    // for the next request, so neither connection is used again.
+    let sent_whole = matches!(uploaded, Some(Ok(_)));
+    reply.finished(whole && sent_whole);
+    let reusable = whole && sent_whole && response.keep_alive;
     Ok(Conversation { outcome, reusable })
 }
 
@@ -330,7 +333,7 @@ async fn converse_http2(
             down.abort();
         }
     }
-    reply.finished(outcome.broken.is_none());
+    reply.finished(outcome.broken.is_none() && matches!(uploaded, Some(Ok(_))));
     Ok(outcome)
 }
 
