@@ -1,1 +1,15 @@
-//! Placeholder.
+//! What the integration tests share: real processes, the files they are started with, and the few
+//! requests that no tool makes.
+//!
+//! Every test process has a network namespace of its own (see `in-namespace`), so loopback belongs to
+//! it alone. Whatever a test starts ends with the value that stands for it.
+
+pub mod backend;
+pub mod bootstrap;
+pub mod curl;
+pub mod mesh_pki;
+pub mod nginx;
+pub mod pair;
+pub mod port;
+pub mod process;
+pub mod wait;

@@ -1,0 +1,57 @@
+"""A gRPC service by grpcio: every kind of call, trailers, errors and cancellation. Argument: its port.
+
+Messages are plain bytes, so no generated code is needed. It prints a line for what a test waits for."""
+import sys
+import threading
+from concurrent import futures
+
+import grpc
+
+
+def unary(request, context):
+    context.set_trailing_metadata((("x-trailer", "behind"),))
+    return request
+
+
+def fails(request, context):
+    context.set_trailing_metadata((("x-trailer", "behind"),))
+    context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not today")
+
+
+def server_stream(request, context):
+    for number in range(int(request)):
+        yield b"%d" % number
+
+
+def client_stream(requests, context):
+    return b"%d" % sum(len(request) for request in requests)
+
+
+def both_streams(requests, context):
+    for request in requests:
+        yield request
+
+
+def waits(request, context):
+    """Sends one message, then nothing until the caller gives up."""
+    gone = threading.Event()
+    context.add_callback(gone.set)
+    yield b"waiting"
+    print("cancelled" if gone.wait(20) else "forgotten", flush=True)
+
+
+HANDLERS = {
+    "Unary": grpc.unary_unary_rpc_method_handler(unary),
+    "Fails": grpc.unary_unary_rpc_method_handler(fails),
+    "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),
+    "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
+    "BothStreams": grpc.stream_stream_rpc_method_handler(both_streams),
+    "Waits": grpc.unary_stream_rpc_method_handler(waits),
+}
+
+server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("weft.Test", HANDLERS),))
+server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")
+server.start()
+print("ready", flush=True)
+server.wait_for_termination()

@@ -1,0 +1,186 @@
+//! Envoy bootstrap files, made of the few resources that tests need. Each function is a resource or a
+//! part of one, in the JSON form of its protobuf message.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::mesh_pki::{Identity, spiffe_id, text};
+
+const HTTP: &str =
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const TLS: &str = "envoy.extensions.transport_sockets.tls.v3";
+
+/// A message in an `Any`.
+#[must_use]
+pub fn any(message: &str, fields: Value) -> Value {
+    with(fields, "@type", json!(format!("type.googleapis.com/{message}")))
+}
+
+/// A JSON object with one more field.
+///
+/// # Panics
+/// When it is no object.
+#[must_use]
+pub fn with(mut object: Value, field: &str, value: Value) -> Value {
+    object.as_object_mut().expect("a message is an object").insert(field.to_owned(), value);
+    object
+}
+
+/// An address of loopback.
+#[must_use]
+pub fn loopback(port: u16) -> Value {
+    json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
+}
+
+/// A bootstrap file of static resources.
+#[must_use]
+pub fn bootstrap(admin: u16, listeners: &[Value], clusters: &[Value]) -> Value {
+    json!({
+        "admin": {"address": loopback(admin)},
+        "static_resources": {"listeners": listeners, "clusters": clusters},
+    })
+}
+
+/// What a route does with a request.
+#[must_use]
+pub fn route_to(cluster: &str, timeout_seconds: u64) -> Value {
+    json!({"match": {"prefix": "/"},
+           "route": {"cluster": cluster, "timeout": format!("{timeout_seconds}s")}})
+}
+
+/// How HTTP is served: all requests take one route.
+#[must_use]
+pub fn http(route: &Value, filters: &[Value]) -> Value {
+    let router = json!({"name": "router", "typed_config":
+        any("envoy.extensions.filters.http.router.v3.Router", json!({}))});
+    let filters: Vec<&Value> = filters.iter().chain([&router]).collect();
+    json!({
+        "stat_prefix": "http",
+        "codec_type": "AUTO",
+        "forward_client_cert_details": "SANITIZE_SET",
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+        "access_log": [{"name": "stdout", "typed_config":
+            any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}],
+        "http_filters": filters,
+        "route_config": {"name": "all", "virtual_hosts": [
+            {"name": "all", "domains": ["*"], "routes": [route]}]},
+    })
+}
+
+/// A listener with one chain, which serves HTTP.
+#[must_use]
+pub fn listener(name: &str, port: u16, http: Value, tls: Option<Value>) -> Value {
+    let manager = json!({"name": "http", "typed_config": any(HTTP, http)});
+    let chain = json!({"filters": [manager]});
+    let chain = match tls {
+        Some(tls) => with(chain, "transport_socket", tls),
+        None => chain,
+    };
+    json!({"name": name, "address": loopback(port), "filter_chains": [chain]})
+}
+
+/// Which HTTP is spoken to a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// What the client speaks.
+    AsClient,
+}
+
+/// A cluster of ports on loopback.
+#[must_use]
+pub fn cluster(name: &str, ports: &[u16], speaks: Speaks, tls: Option<Value>) -> Value {
+    let options = match speaks {
+        Speaks::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
+        Speaks::Http2 => json!({"explicit_http_config": {"http2_protocol_options": {}}}),
+        Speaks::AsClient => json!({"use_downstream_protocol_config":
+            {"http_protocol_options": {}, "http2_protocol_options": {}}}),
+    };
+    let message = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let cluster = json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "2s",
+        "load_assignment": endpoints(name, ports),
+        "typed_extension_protocol_options": {message: any(message, options)},
+    });
+    match tls {
+        Some(tls) => with(cluster, "transport_socket", tls),
+        None => cluster,
+    }
+}
+
+/// The endpoints of a cluster.
+#[must_use]
+pub fn endpoints(cluster: &str, ports: &[u16]) -> Value {
+    let endpoint = |port: &u16| json!({"endpoint": {"address": loopback(*port)}});
+    let members: Vec<Value> = ports.iter().map(endpoint).collect();
+    json!({"cluster_name": cluster, "endpoints": [{"lb_endpoints": members}]})
+}
+
+fn certificate(identity: &Identity) -> Value {
+    json!({"certificate_chain": {"filename": text(&identity.certificate)},
+           "private_key": {"filename": text(&identity.key)}})
+}
+
+/// Verify Mode: a client must show a certificate of `root` that is not revoked.
+#[must_use]
+pub fn verify_mode(own: &Identity, root: &Path, revocations: &Path) -> Value {
+    let message = format!("{TLS}.DownstreamTlsContext");
+    let context = json!({
+        "require_client_certificate": true,
+        "common_tls_context": {
+            "alpn_protocols": ["h2", "http/1.1"],
+            "tls_certificates": [certificate(own)],
+            "validation_context": {
+                "trusted_ca": {"filename": text(root)},
+                "crl": {"filename": text(revocations)},
+            },
+        },
+    });
+    json!({"name": "tls", "typed_config": any(&message, context)})
+}
+
+/// Mutual TLS to endpoints that must be `service`.
+#[must_use]
+pub fn mutual_tls(own: &Identity, root: &Path, service: &str) -> Value {
+    let message = format!("{TLS}.UpstreamTlsContext");
+    let id = json!({"san_type": "URI", "matcher": {"exact": spiffe_id(service)}});
+    let context = json!({
+        "common_tls_context": {
+            "alpn_protocols": ["h2", "http/1.1"],
+            "tls_certificates": [certificate(own)],
+            "validation_context": {
+                "trusted_ca": {"filename": text(root)},
+                "match_typed_subject_alt_names": [id],
+            },
+        },
+    });
+    json!({"name": "tls", "typed_config": any(&message, context)})
+}
+
+/// A filter that lets callers of `service` reach paths with a prefix, and nothing else.
+#[must_use]
+pub fn allow_only(service: &str, path_prefix: &str) -> Value {
+    json!({"name": "rbac", "typed_config": any("envoy.extensions.filters.http.rbac.v3.RBAC", json!({
+        "rules": {"action": "ALLOW", "policies": {"callers": {
+            "permissions": [{"url_path": {"path": {"prefix": path_prefix}}}],
+            "principals": [{"authenticated": {"principal_name": {"exact": spiffe_id(service)}}}],
+        }}},
+    }))})
+}
+
+/// A filter that wants a token of one issuer, whose public keys are in `keys`.
+#[must_use]
+pub fn want_token(issuer: &str, audience: &str, keys: &str) -> Value {
+    let message = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+    json!({"name": "jwt", "typed_config": any(message, json!({
+        "providers": {"issuer": {
+            "issuer": issuer, "audiences": [audience], "local_jwks": {"inline_string": keys}}},
+        "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "issuer"}}],
+    }))})
+}

@@ -1,0 +1,91 @@
+//! `curl`, the client of the tests that speak plain HTTP.
+
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// A request to be made.
+#[derive(Debug)]
+pub struct Curl {
+    arguments: Vec<String>,
+    url: String,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    /// curl's own exit code: 0 when the response was whole.
+    pub exit: i32,
+    /// The status; 0 when there was none.
+    pub status: u16,
+    /// The version, as curl says it: `1.1` or `2`.
+    pub version: String,
+    /// How many connections it took; 0 when one was used again.
+    pub connections: u32,
+    /// The heads, as they came.
+    pub head: String,
+    /// The body.
+    pub body: Vec<u8>,
+    /// What curl complained of.
+    pub complaint: String,
+}
+
+impl Curl {
+    /// A GET of a path on a port of loopback.
+    #[must_use]
+    pub fn get(port: u16, path: &str) -> Self {
+        let arguments = Vec::new();
+        Self { arguments, url: format!("http://127.0.0.1:{port}{path}") }
+    }
+
+    /// More of curl's options.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// Makes the request.
+    ///
+    /// # Panics
+    /// When curl cannot be started.
+    #[must_use]
+    pub fn run(self) -> Answer {
+        let folder = TempDir::new().expect("a temporary folder can be made");
+        let (body, head) = (folder.path().join("body"), folder.path().join("head"));
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--max-time", "30", "--output"]).arg(&body);
+        curl.arg("--dump-header").arg(&head);
+        curl.args(["--write-out", "%{http_code} %{http_version} %{num_connects}"]);
+        let output = curl.args(&self.arguments).arg(&self.url).output().expect("curl runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut words = said.split(' ');
+        let mut word = || words.next().unwrap_or_default().to_owned();
+        Answer {
+            exit: output.status.code().unwrap_or(-1),
+            status: word().parse().unwrap_or(0),
+            version: word(),
+            connections: word().parse().unwrap_or(0),
+            head: String::from_utf8_lossy(&std::fs::read(head).unwrap_or_default()).into_owned(),
+            body: std::fs::read(body).unwrap_or_default(),
+            complaint: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Answer {
+    /// The body as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The value of a field of the last head; `name` is lower case.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.head.lines().rev().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+}

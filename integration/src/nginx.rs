@@ -1,0 +1,95 @@
+//! nginx, the service behind the sidecars where a proper server is wanted.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::mesh_pki::text;
+use crate::port;
+use crate::process::Process;
+use crate::wait::eventually;
+
+/// An nginx that serves the files of a folder, and takes files by PUT below `/put/`.
+#[derive(Debug)]
+pub struct Nginx {
+    /// Where it listens.
+    pub port: u16,
+    /// Its process.
+    pub process: Process,
+    folder: TempDir,
+}
+
+impl Nginx {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start() -> Self {
+        let folder = TempDir::new().expect("a temporary folder can be made");
+        let port = port::free();
+        for name in ["files", "files/put"] {
+            std::fs::create_dir(folder.path().join(name)).expect("the folder takes folders");
+        }
+        let config = folder.path().join("nginx.conf");
+        std::fs::write(&config, configuration(text(folder.path()), port))
+            .expect("the folder takes files");
+        let mut command = Command::new("nginx");
+        // Debian keeps it where an ordinary user's PATH does not look.
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+        command.args(["-e", "stderr", "-c"]).arg(config).arg("-p").arg(folder.path());
+        let process = Process::start("nginx", &mut command);
+        eventually("nginx listens", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+        Self { port, process, folder }
+    }
+
+    /// A file that it serves.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn serve(&self, name: &str, content: &[u8]) {
+        std::fs::write(self.file(name), content).expect("the folder takes files");
+    }
+
+    /// Where a file that it serves stands.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join("files").join(name)
+    }
+}
+
+/// Every line of the access log counts one request and names the connection it came over.
+fn configuration(folder: &str, port: u16) -> String {
+    format!(
+        r#"
+daemon off;
+# The only user there is in the namespaces of a test.
+user root;
+master_process off;
+pid {folder}/pid;
+error_log stderr warn;
+events {{ worker_connections 512; }}
+http {{
+    log_format told '$request_method $request_uri $status connection=$connection';
+    access_log /dev/stdout told;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    client_max_body_size 100m;
+    keepalive_timeout 60s;
+    server {{
+        listen 127.0.0.1:{port};
+        root {folder}/files;
+        location /put/ {{ dav_methods PUT; }}
+        location /empty {{ return 204; }}
+        location /small/ {{ client_max_body_size 1k; dav_methods PUT; }}
+        location /chunked/ {{ alias {folder}/files/; ssi on; ssi_types *; }}
+    }}
+}}
+"#
+    )
+}

@@ -1,0 +1,169 @@
+//! Two sidecars: the caller's takes plain HTTP and sends mutual TLS, the service's verifies it.
+
+use serde_json::Value;
+
+use crate::bootstrap::{
+    Speaks, bootstrap, cluster, http, listener, mutual_tls, route_to, verify_mode,
+};
+use crate::curl::Curl;
+use crate::mesh_pki::MeshPki;
+use crate::port;
+use crate::process::{Process, weft};
+use crate::wait::eventually;
+
+/// A sidecar that runs.
+#[derive(Debug)]
+pub struct Sidecar {
+    /// Its process.
+    pub process: Process,
+    /// Where it listens.
+    pub port: u16,
+    /// Its admin port.
+    pub admin: u16,
+}
+
+impl Sidecar {
+    /// Starts a sidecar and waits until it is ready. `config` becomes its file.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[must_use]
+    pub fn start(name: &str, pki: &MeshPki, port: u16, admin: u16, config: &Value) -> Self {
+        let sidecar = Self::start_without_waiting(name, pki, port, admin, config);
+        sidecar.wait_until_ready();
+        sidecar
+    }
+
+    /// Starts a sidecar.
+    ///
+    /// # Panics
+    /// When its file cannot be written.
+    #[must_use]
+    pub fn start_without_waiting(
+        name: &str,
+        pki: &MeshPki,
+        port: u16,
+        admin: u16,
+        config: &Value,
+    ) -> Self {
+        let file = pki.path(&format!("{name}.json"));
+        std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
+        let mut command = weft();
+        command.args(["sidecar", "--workers", "2", "--drain-timeout", "10", "--config"]).arg(file);
+        Self { process: Process::start(name, &mut command), port, admin }
+    }
+
+    /// Waits until it says that it is ready and its port is bound.
+    ///
+    /// # Panics
+    /// When it does not before the deadline.
+    pub fn wait_until_ready(&self) {
+        eventually(format!("{:?} is ready", self.process), || {
+            let ready = Curl::get(self.admin, "/ready").run();
+            let bound = std::net::TcpStream::connect(("127.0.0.1", self.port));
+            (ready.status == 200 && bound.is_ok()).then_some(())
+        });
+    }
+
+    /// The page of its metrics.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        Curl::get(self.admin, "/metrics").run().text()
+    }
+}
+
+/// What a pair of sidecars is asked to do.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Where the service listens.
+    pub service: Vec<u16>,
+    /// What it speaks.
+    pub speaks: Speaks,
+    /// What stands before the service.
+    pub filters: Vec<Value>,
+    /// How long an answer may take; 0 is without end.
+    pub timeout_seconds: u64,
+}
+
+impl Wanted {
+    /// A pair before a service that speaks HTTP/1.1.
+    #[must_use]
+    pub fn http1(service: u16) -> Self {
+        let speaks = Speaks::Http1;
+        Self { service: vec![service], speaks, filters: Vec::new(), timeout_seconds: 15 }
+    }
+
+    /// A pair before a service that speaks HTTP/2.
+    #[must_use]
+    pub fn http2(service: u16) -> Self {
+        Self { speaks: Speaks::Http2, ..Self::http1(service) }
+    }
+}
+
+/// Two sidecars, ready. The caller is `client`, the service `server`.
+#[derive(Debug)]
+pub struct Pair {
+    /// The caller's.
+    pub caller: Sidecar,
+    /// The service's.
+    pub callee: Sidecar,
+    /// What both trust.
+    pub pki: MeshPki,
+    callee_config: Value,
+}
+
+impl Pair {
+    /// Starts both.
+    ///
+    /// # Panics
+    /// When one does not become ready.
+    #[must_use]
+    pub fn start(wanted: &Wanted) -> Self {
+        let pki = MeshPki::create();
+        let (client, server) = (pki.issue("client"), pki.issue("server"));
+        let route = route_to("next", wanted.timeout_seconds);
+
+        let (port, admin) = (port::free(), port::free());
+        let verify = verify_mode(&server, &pki.root(), &pki.revocations());
+        let inbound = listener("inbound", port, http(&route, &wanted.filters), Some(verify));
+        let service = cluster("next", &wanted.service, wanted.speaks, None);
+        let callee_config = bootstrap(admin, &[inbound], &[service]);
+        let callee = Sidecar::start("callee", &pki, port, admin, &callee_config);
+
+        let (port, admin) = (port::free(), port::free());
+        let outbound = listener("outbound", port, http(&route, &[]), None);
+        let tls = mutual_tls(&client, &pki.root(), "server");
+        let next = cluster("next", &[callee.port], Speaks::AsClient, Some(tls));
+        let config = bootstrap(admin, &[outbound], &[next]);
+        let caller = Sidecar::start("caller", &pki, port, admin, &config);
+        Self { caller, callee, pki, callee_config }
+    }
+
+    /// The address that a client dials.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.caller.port)
+    }
+
+    /// Starts the service's sidecar again on its old ports.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn restart_callee(&mut self) {
+        self.callee.process.kill();
+        let Sidecar { port, admin, .. } = self.callee;
+        self.callee = Sidecar::start("callee", &self.pki, port, admin, &self.callee_config);
+    }
+
+    /// Holds that both run, and that no worker of theirs has panicked.
+    ///
+    /// # Panics
+    /// When one does not.
+    pub fn assert_unharmed(&mut self) {
+        for sidecar in [&mut self.caller, &mut self.callee] {
+            let process = &mut sidecar.process;
+            assert!(process.is_running(), "{process:?} has ended");
+            assert!(!process.errors().contains("panicked"), "{process:?} panicked");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! gRPC by grpcio and WebSocket by websockets, each through two sidecars with mutual TLS between.
+
+use serde_json::Value;
+use weft_integration::bootstrap::allow_only;
+use weft_integration::pair::{Pair, Wanted};
+use weft_integration::port;
+use weft_integration::process::{Process, counterpart, run};
+
+/// A gRPC service behind two sidecars, with what stands before it.
+fn grpc(filters: Vec<Value>) -> (Process, Pair) {
+    let port = port::free();
+    let service = start("grpc_service.py", port);
+    let pair = Pair::start(&Wanted { filters, timeout_seconds: 0, ..Wanted::http2(port) });
+    (service, pair)
+}
+
+fn start(script: &str, port: u16) -> Process {
+    let service = Process::start(script, counterpart(script).arg(port.to_string()));
+    service.line_with("ready");
+    service
+}
+
+fn check(pair: &Pair, what: &str) {
+    run(counterpart("grpc_caller.py").arg(pair.caller.port.to_string()).arg(what));
+}
+
+#[test]
+fn every_kind_of_grpc_call_passes_with_its_trailers() {
+    let (_service, pair) = grpc(Vec::new());
+    for what in ["unary", "large", "error", "server_stream", "client_stream", "both_streams"] {
+        check(&pair, what);
+    }
+}
+
+#[test]
+fn a_cancelled_grpc_call_is_cancelled_at_the_service() {
+    let (service, pair) = grpc(Vec::new());
+    check(&pair, "cancel");
+    service.line_with("cancelled");
+}
+
+#[test]
+fn a_grpc_deadline_ends_the_call_at_both_ends() {
+    let (service, pair) = grpc(Vec::new());
+    check(&pair, "deadline");
+    service.line_with("cancelled");
+}
+
+#[test]
+fn a_refused_grpc_call_gets_a_grpc_status() {
+    let (_service, pair) = grpc(vec![allow_only("somebody-else", "/")]);
+    check(&pair, "denied");
+}
+
+#[test]
+fn a_websocket_carries_messages_and_its_close_code() {
+    let port = port::free();
+    let _service = start("websocket_service.py", port);
+    let pair = Pair::start(&Wanted::http1(port));
+    run(counterpart("websocket_caller.py").arg(pair.caller.port.to_string()));
+}
