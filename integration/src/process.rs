@@ -28,16 +28,25 @@ pub fn weft() -> Command {
     Command::new(path)
 }
 
-/// A program of `integration/counterparts`, in the Python environment of the tests.
+/// Python, in the environment of the tests: `$WEFT_PYTHON`, or what `integration/setup` made.
 ///
 /// # Panics
 /// When the environment is not there.
 #[must_use]
-pub fn counterpart(script: &str) -> Command {
+pub fn python() -> Command {
     let python = std::env::var_os("WEFT_PYTHON")
         .map_or_else(|| built().join("../venv/bin/python"), PathBuf::from);
     assert!(python.exists(), "{} is missing; run integration/setup", python.display());
-    let mut command = Command::new(python);
+    Command::new(python)
+}
+
+/// A program of `integration/counterparts`.
+///
+/// # Panics
+/// When the environment of the tests is not there.
+#[must_use]
+pub fn counterpart(script: &str) -> Command {
+    let mut command = python();
     command.arg("-u").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("counterparts").join(script));
     command
 }

@@ -6,6 +6,7 @@
 
 mod client;
 mod files;
+mod flows;
 pub mod hosts;
 mod load;
 mod namespace;

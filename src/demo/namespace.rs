@@ -30,8 +30,11 @@ pub(super) fn enter() -> Result<(), String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut inside = Command::new(own);
     inside.args(std::env::args_os().skip(1)).arg("--inside");
-    // Debian keeps ip, nft and iptables where an ordinary user's PATH does not look.
-    inside.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+    let path = std::env::var("PATH").unwrap_or_default();
+    if path.split(':').any(|folder| folder == "/usr/bin") {
+        // Debian keeps ip, nft and iptables where an ordinary user's PATH does not look.
+        inside.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    }
     let status =
         inside.status().map_err(|error| format!("the demo could not be started: {error}"))?;
     if status.success() { Ok(()) } else { Err("the demo did not end well; see above".into()) }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use weft_agent::redirect::{self, BackendChoice, Namespace, Redirect};
 use weft_model::Cidr;
 
 use super::client::{Answer, Caller, config_dump, get};
 use super::files::{ClientCertificate, Files, MeshFile};
+use super::flows::{datagram, echo_flow};
 use super::hosts::{Host, Network};
 use super::load::{Load, usage};
 use super::roles::{Role, Roles, now, pause};
@@ -462,66 +462,6 @@ fn wait(what: &str, mut is_so: impl FnMut() -> Result<bool, String>) -> Result<(
 fn on_router<T>(work: impl Future<Output = T>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map(|runtime| runtime.block_on(work)).map_err(|error| error.to_string())
-}
-
-/// An open connection to the echo service.
-struct EchoFlow {
-    runtime: tokio::runtime::Runtime,
-    stream: BufReader<TcpStream>,
-}
-
-/// Opens a flow; gives it with the replica that answered.
-fn echo_flow() -> Result<(EchoFlow, String), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string())?;
-    let stream = runtime
-        .block_on(TcpStream::connect(("10.96.0.3", ECHO_PORT)))
-        .map_err(|error| format!("the echo service: {error}"))?;
-    let mut flow = EchoFlow { runtime, stream: BufReader::new(stream) };
-    let replica = flow.hear()?;
-    Ok((flow, replica))
-}
-
-impl EchoFlow {
-    /// Says a line; gives the replica that answered.
-    fn say(&mut self, text: &str) -> Result<String, String> {
-        let line = format!("{text}\n");
-        let sent = self.stream.get_mut().write_all(line.as_bytes());
-        self.runtime.block_on(sent).map_err(|error| format!("the flow broke: {error}"))?;
-        self.hear()
-    }
-
-    fn hear(&mut self) -> Result<String, String> {
-        let mut heard = String::new();
-        let reading = async {
-            tokio::time::timeout(Duration::from_secs(10), self.stream.read_line(&mut heard)).await
-        };
-        match self.runtime.block_on(reading) {
-            Ok(Ok(read)) if read > 0 => {
-                Ok(heard.split_whitespace().next().unwrap_or_default().to_owned())
-            }
-            Ok(Ok(_)) => Err("the flow was closed".into()),
-            Ok(Err(error)) => Err(format!("the flow broke: {error}")),
-            Err(_) => Err("the echo service did not answer".into()),
-        }
-    }
-}
-
-/// Sends a datagram, again when it is lost; gives the replica that answered.
-async fn datagram(socket: &UdpSocket) -> Result<String, String> {
-    let mut buffer = [0; 256];
-    for _ in 0..5 {
-        socket.send(b"who is there?").await.map_err(|error| error.to_string())?;
-        let answered = tokio::time::timeout(Duration::from_secs(1), socket.recv(&mut buffer)).await;
-        if let Ok(Ok(length)) = answered {
-            return Ok(
-                String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned()
-            );
-        }
-    }
-    Err("no datagram came back".into())
 }
 
 /// How long each of some requests took, over one connection.
