@@ -1,5 +1,6 @@
 //! Flows that the story's client opens to the echo service, over TCP and UDP.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -52,8 +53,24 @@ impl EchoFlow {
     }
 }
 
+/// Opens UDP flows; gives the replicas that answered. Each flow must keep its own.
+pub(super) async fn udp_flows(count: usize) -> Result<BTreeSet<String>, String> {
+    let mut replicas = BTreeSet::new();
+    for _ in 0..count {
+        let socket = UdpSocket::bind("0.0.0.0:0").await.map_err(|error| error.to_string())?;
+        socket.connect(("10.96.0.3", ECHO_PORT + 1)).await.map_err(|error| error.to_string())?;
+        let first = datagram(&socket).await?;
+        let second = datagram(&socket).await?;
+        if first != second {
+            return Err(format!("a flow went to {first} and then to {second}"));
+        }
+        replicas.insert(first);
+    }
+    Ok(replicas)
+}
+
 /// Sends a datagram, again when it is lost; gives the replica that answered.
-pub(super) async fn datagram(socket: &UdpSocket) -> Result<String, String> {
+async fn datagram(socket: &UdpSocket) -> Result<String, String> {
     let mut buffer = [0; 256];
     for _ in 0..5 {
         socket.send(b"who is there?").await.map_err(|error| error.to_string())?;
