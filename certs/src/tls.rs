@@ -87,7 +87,7 @@ pub fn server(
     alpn: &[String],
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let builder = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(VERSIONS)
         .map_err(|error| TlsError::Refused(error.to_string()))?;
     let builder = match clients {
         ClientAuthentication::None => builder.with_no_client_auth(),
@@ -117,7 +117,7 @@ pub fn client(
     alpn: &[String],
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(VERSIONS)
         .map_err(|error| TlsError::Refused(error.to_string()))?
         .with_root_certificates(RootCertStore::empty());
     let mut config = match identity {
@@ -131,6 +131,9 @@ pub fn client(
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
+
+/// TLS 1.3 only: no configuration can then ask for less, and none that asks for it gets less.
+static VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     static PROVIDER: std::sync::LazyLock<Arc<rustls::crypto::CryptoProvider>> =

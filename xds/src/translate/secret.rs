@@ -152,19 +152,15 @@ fn common(mut context: Reader<'_>) -> Result<Common, Refused> {
     Ok(Common { identity: identities.pop(), validation, names: names_here, alpn })
 }
 
-/// TLS 1.2 and 1.3 with the provider's own suites and groups are what we speak.
+/// TLS 1.3 with the provider's own suites and groups is what we speak. A lower minimum is kept by
+/// that; a lower maximum is not.
 fn versions(parameters: &mut Reader<'_>) -> Result<(), Refused> {
-    parameters.harmless(&["ecdh_curves"]);
-    for field in ["tls_minimum_protocol_version", "tls_maximum_protocol_version"] {
-        match parameters.choice(field).as_str() {
-            "TLS_AUTO" | "TLSv1_2" | "TLSv1_3" => {}
-            other => {
-                return Err(parameters
-                    .refuse(field, format!("{other} is not spoken; TLSv1_2 and TLSv1_3 are")));
-            }
-        }
+    parameters.harmless(&["ecdh_curves", "tls_minimum_protocol_version"]);
+    match parameters.choice("tls_maximum_protocol_version").as_str() {
+        "TLS_AUTO" | "TLSv1_3" => Ok(()),
+        other => Err(parameters
+            .refuse("tls_maximum_protocol_version", format!("{other} is not spoken; TLSv1_3 is"))),
     }
-    Ok(())
 }
 
 fn named(mut sds: Reader<'_>) -> Result<SecretSource, Refused> {
