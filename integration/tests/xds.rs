@@ -42,7 +42,7 @@ struct World {
 
 impl World {
     fn json(&self) -> String {
-        let World { fault, clusters, endpoints, listeners } = self;
+        let Self { fault, clusters, endpoints, listeners } = self;
         json!({"fault": fault, "clusters": clusters, "endpoints": endpoints,
                "listeners": listeners})
         .to_string()
