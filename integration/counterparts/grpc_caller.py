@@ -26,7 +26,9 @@ def error():
     except grpc.RpcError as failed:
         assert failed.code() == grpc.StatusCode.FAILED_PRECONDITION, failed
         assert failed.details() == "not today", failed
-        assert ("x-trailer", "behind") in failed.trailing_metadata(), failed
+        trailers = failed.trailing_metadata()
+        assert ("x-trailer", "behind") in trailers, failed
+        assert ("grpc-status-details-bin", b"\x00\xff details") in trailers, failed
 
 
 def server_stream():
@@ -64,12 +66,38 @@ def deadline():
         assert failed.code() == grpc.StatusCode.DEADLINE_EXCEEDED, failed
 
 
-def denied():
+def refused(status, metadata=None):
     try:
-        channel.unary_unary("/weft.Test/Unary")(b"", timeout=LIMIT)
+        channel.unary_unary("/weft.Test/Unary")(b"", timeout=LIMIT, metadata=metadata)
         raise AssertionError("it was allowed")
     except grpc.RpcError as failed:
-        assert failed.code() == grpc.StatusCode.PERMISSION_DENIED, failed
+        assert failed.code() == status, failed
+
+
+def denied():
+    refused(grpc.StatusCode.PERMISSION_DENIED)
+
+
+def without_token():
+    refused(grpc.StatusCode.UNAUTHENTICATED)
+
+
+def with_a_bad_token():
+    refused(grpc.StatusCode.UNAUTHENTICATED, [("authorization", "Bearer e30.e30.e30")])
+
+
+def unreachable():
+    refused(grpc.StatusCode.UNAVAILABLE)
+
+
+def cancel_while_sending():
+    """The service has seen a message and waits for more when the caller gives up."""
+    outbox = queue.Queue()
+    call = channel.stream_stream("/weft.Test/Listens")(iter(outbox.get, None), timeout=LIMIT)
+    outbox.put(b"first")
+    assert next(call) == b"first"
+    call.cancel()
+    outbox.put(None)
 
 
 globals()[sys.argv[2]]()

@@ -14,7 +14,9 @@ def unary(request, context):
 
 
 def fails(request, context):
-    context.set_trailing_metadata((("x-trailer", "behind"),))
+    # As rich errors travel: bytes, which a proxy must not take for text.
+    details = ("grpc-status-details-bin", b"\x00\xff details")
+    context.set_trailing_metadata((("x-trailer", "behind"), details))
     context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not today")
 
 
@@ -40,12 +42,24 @@ def waits(request, context):
     print("cancelled" if gone.wait(20) else "forgotten", flush=True)
 
 
+def listens(requests, context):
+    """Gives the first message back, then reads until there is no more."""
+    yield next(requests)
+    try:
+        for _ in requests:
+            pass
+        print("ended", flush=True)
+    except grpc.RpcError:
+        print("cancelled", flush=True)
+
+
 HANDLERS = {
     "Unary": grpc.unary_unary_rpc_method_handler(unary),
     "Fails": grpc.unary_unary_rpc_method_handler(fails),
     "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),
     "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
     "BothStreams": grpc.stream_stream_rpc_method_handler(both_streams),
+    "Listens": grpc.stream_stream_rpc_method_handler(listens),
     "Waits": grpc.unary_stream_rpc_method_handler(waits),
 }
 

@@ -1,5 +1,6 @@
 //! `curl`, the client of the tests that speak plain HTTP.
 
+use std::fmt;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -12,7 +13,6 @@ pub struct Curl {
 }
 
 /// What came back.
-#[derive(Debug)]
 pub struct Answer {
     /// curl's own exit code: 0 when the response was whole.
     pub exit: i32,
@@ -70,6 +70,16 @@ impl Curl {
             body: std::fs::read(body).unwrap_or_default(),
             complaint: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+}
+
+impl fmt::Debug for Answer {
+    /// For a test that fails: as much as a person will read.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { exit, status, version, head, body, complaint, .. } = self;
+        let start: String = self.text().chars().take(200).collect();
+        write!(f, "curl {exit} {complaint:?}, HTTP/{version} {status}, head {head:?}, ")?;
+        write!(f, "{} bytes: {start:?}", body.len())
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use nix::sys::signal::Signal;
 use weft_integration::backend::{Backend, read_head, say};
@@ -386,24 +386,30 @@ fn an_endpoint_that_never_answers_gives_504() {
     pair.assert_unharmed();
 }
 
+/// A backend that sends half of its answer, tells so, and sends the rest when it is told to.
+fn answering_in_halves() -> (Backend, Receiver<()>, Sender<()>) {
+    let (started, begun) = channel();
+    let (finish, finishing) = channel::<()>();
+    let finishing = Mutex::new(finishing);
+    let backend = Backend::start(move |stream| {
+        let mut reader = BufReader::new(stream);
+        if read_head(&mut reader).is_none() {
+            return;
+        }
+        let out = reader.get_mut();
+        out.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf").expect("it listens");
+        started.send(()).expect("the test waits");
+        let told = finishing.lock().expect("one request").recv_timeout(DEADLINE);
+        told.expect("the test tells when");
+        out.write_all(b"half").expect("it still listens");
+    });
+    (backend, begun, finish)
+}
+
 #[test]
 fn a_sidecar_that_is_told_to_end_finishes_what_it_has() {
     for (_, option) in BOTH_VERSIONS {
-        let (started, begun) = channel();
-        let (finish, finishing) = channel::<()>();
-        let finishing = Mutex::new(finishing);
-        let backend = Backend::start(move |stream| {
-            let mut reader = BufReader::new(stream);
-            if read_head(&mut reader).is_none() {
-                return;
-            }
-            let out = reader.get_mut();
-            out.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf").expect("it listens");
-            started.send(()).expect("the test waits");
-            let told = finishing.lock().expect("one request").recv_timeout(DEADLINE);
-            told.expect("the test tells when");
-            out.write_all(b"half").expect("it still listens");
-        });
+        let (backend, begun, finish) = answering_in_halves();
         let mut pair = with_backend(backend);
         let port = pair.caller.port;
         let asking = std::thread::spawn(move || Curl::get(port, "/slow").with(option).run());
@@ -423,6 +429,29 @@ fn a_sidecar_that_is_told_to_end_finishes_what_it_has() {
             let errors = sidecar.process.errors();
             assert!(!errors.contains("patience"), "nothing was left to wait for:\n{errors}");
         }
+    }
+}
+
+/// The caller's sidecar keeps its connection for the next request. That must not hold up the end of a
+/// sidecar that will take none.
+#[test]
+fn a_connection_that_others_keep_open_does_not_hold_up_the_end() {
+    for (_, option) in BOTH_VERSIONS {
+        let (backend, begun, finish) = answering_in_halves();
+        let mut pair = with_backend(backend);
+        let port = pair.caller.port;
+        let asking = std::thread::spawn(move || Curl::get(port, "/slow").with(option).run());
+        begun.recv_timeout(DEADLINE).expect("the request arrives");
+        pair.callee.process.signal(Signal::SIGTERM);
+        eventually("the callee takes nothing new", || {
+            TcpStream::connect(("127.0.0.1", pair.callee.port)).is_err().then_some(())
+        });
+        finish.send(()).expect("the backend waits");
+        assert_whole(&asking.join().expect("curl runs"), 200);
+        assert!(pair.callee.process.ended().success());
+        let errors = pair.callee.process.errors();
+        assert!(!errors.contains("patience"), "nothing was left to wait for:\n{errors}");
+        assert!(pair.caller.process.is_running());
     }
 }
 

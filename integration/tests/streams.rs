@@ -1,7 +1,7 @@
 //! gRPC by grpcio and WebSocket by websockets, each through two sidecars with mutual TLS between.
 
 use serde_json::Value;
-use weft_integration::bootstrap::allow_only;
+use weft_integration::bootstrap::{allow_only, want_token};
 use weft_integration::pair::{Pair, Wanted};
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart, run};
@@ -35,8 +35,10 @@ fn every_kind_of_grpc_call_passes_with_its_trailers() {
 #[test]
 fn a_cancelled_grpc_call_is_cancelled_at_the_service() {
     let (service, pair) = grpc(Vec::new());
-    check(&pair, "cancel");
-    service.line_with("cancelled");
+    for what in ["cancel", "cancel_while_sending"] {
+        check(&pair, what);
+        service.line_with("cancelled");
+    }
 }
 
 #[test]
@@ -50,6 +52,25 @@ fn a_grpc_deadline_ends_the_call_at_both_ends() {
 fn a_refused_grpc_call_gets_a_grpc_status() {
     let (_service, pair) = grpc(vec![allow_only("somebody-else", "/")]);
     check(&pair, "denied");
+}
+
+#[test]
+fn a_grpc_call_without_a_good_token_is_unauthenticated() {
+    // The public key of RFC 7517, appendix A.1: nobody here can sign with it.
+    let keys = r#"{"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1",
+        "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+        "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
+    let (_service, pair) = grpc(vec![want_token("https://issuer", "service", keys)]);
+    check(&pair, "without_token");
+    check(&pair, "with_a_bad_token");
+}
+
+#[test]
+fn a_grpc_service_that_is_gone_is_unavailable() {
+    let (mut service, pair) = grpc(Vec::new());
+    check(&pair, "unary");
+    service.kill();
+    check(&pair, "unreachable");
 }
 
 #[test]

@@ -100,7 +100,8 @@ pub(crate) async fn http1(
         let Reply::Http1(Http1Reply { keep_alive, .. }) = reply else {
             return;
         };
-        if !keep_alive {
+        // Draining may have begun meanwhile, and only ended the connections that were idle then.
+        if !keep_alive || worker.is_draining() {
             return close(reader, writer).await;
         }
     }

@@ -1,0 +1,332 @@
+//! Our sidecar as the client of a control plane that is not ours: one written with grpcio, in both
+//! variants of the protocol, and with every fault that such a server may have.
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use weft_integration::backend::Backend;
+use weft_integration::bootstrap::{
+    Speaks, bootstrap, cluster, endpoints, http, listener, route_to, with,
+};
+use weft_integration::curl::Curl;
+use weft_integration::mesh_pki::MeshPki;
+use weft_integration::pair::Sidecar;
+use weft_integration::port;
+use weft_integration::process::{Process, counterpart};
+use weft_integration::wait::eventually;
+
+const BOTH_VARIANTS: [Variant; 2] = [Variant::Delta, Variant::StateOfTheWorld];
+
+#[derive(Debug, Clone, Copy)]
+enum Variant {
+    Delta,
+    StateOfTheWorld,
+}
+
+impl Variant {
+    fn api_type(self) -> &'static str {
+        match self {
+            Self::Delta => "DELTA_GRPC",
+            Self::StateOfTheWorld => "GRPC",
+        }
+    }
+}
+
+/// What the control plane serves.
+#[derive(Debug, Clone, Default)]
+struct World {
+    fault: Option<&'static str>,
+    clusters: Vec<Value>,
+    endpoints: Vec<Value>,
+    listeners: Vec<Value>,
+}
+
+impl World {
+    fn json(&self) -> String {
+        let Self { fault, clusters, endpoints, listeners } = self;
+        json!({"fault": fault, "clusters": clusters, "endpoints": endpoints,
+               "listeners": listeners})
+        .to_string()
+    }
+}
+
+/// A sidecar and the control plane that it follows.
+struct Following {
+    server: Process,
+    server_port: u16,
+    sidecar: Sidecar,
+    folder: MeshPki,
+}
+
+impl Following {
+    /// Starts both. `port` is where the sidecar is expected to listen, once it is told so.
+    fn start(variant: Variant, world: &World, port: u16) -> Self {
+        let folder = MeshPki::create();
+        let server_port = port::free();
+        let server = serve(&folder, server_port, world);
+        let admin = port::free();
+        let ads = json!({
+            "lds_config": {"ads": {}, "resource_api_version": "V3"},
+            "cds_config": {"ads": {}, "resource_api_version": "V3"},
+            "ads_config": {
+                "api_type": variant.api_type(),
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": "control"}}],
+            },
+        });
+        let control = cluster("control", &[server_port], Speaks::Http2, None);
+        let config = with(bootstrap(admin, &[], &[control]), "dynamic_resources", ads);
+        let config = with(config, "node", json!({"id": "web-1", "cluster": "web"}));
+        let sidecar = Sidecar::start_without_waiting("follower", &folder, port, admin, &config);
+        Self { server, server_port, sidecar, folder }
+    }
+
+    fn start_ready(variant: Variant, world: &World, port: u16) -> Self {
+        let following = Self::start(variant, world, port);
+        following.sidecar.wait_until_ready();
+        following
+    }
+
+    /// Serves another world from now on.
+    fn turn_to(&self, world: &World) {
+        std::fs::write(self.folder.path("world.json"), world.json()).expect("the folder takes it");
+        self.server.signal(Signal::SIGHUP);
+    }
+
+    /// The next acknowledgement or refusal of listeners.
+    fn refusal(&self) -> String {
+        let line = self.server.line("a nack", |line| line.contains("\"nack\""));
+        let event: Value = serde_json::from_str(&line).expect("events are JSON");
+        event.get("error").and_then(Value::as_str).expect("a nack has its reason").to_owned()
+    }
+
+    fn accepted(&self, kind: &str) {
+        self.server.line(&format!("an ack of {kind}"), |line| {
+            line.contains("\"ack\"") && line.contains(kind)
+        });
+    }
+
+    fn metric(&self, name: &str) -> Option<String> {
+        let page = self.sidecar.metrics();
+        let line = page.lines().find(|line| line.starts_with(name))?;
+        line.rsplit(' ').next().map(str::to_owned)
+    }
+
+    #[track_caller]
+    fn assert_unharmed(&mut self) {
+        let process = &mut self.sidecar.process;
+        assert!(process.is_running() && !process.errors().contains("panicked"), "{process:?}");
+    }
+}
+
+fn serve(folder: &MeshPki, port: u16, world: &World) -> Process {
+    let file = folder.path("world.json");
+    std::fs::write(&file, world.json()).expect("the folder takes files");
+    let mut command = counterpart("ads_server.py");
+    let server = Process::start("ads_server", command.arg(port.to_string()).arg(&file));
+    server.line_with("ready");
+    server
+}
+
+/// A listener that answers every request with a text.
+fn saying(name: &str, port: u16, text: &str) -> Value {
+    let answer = json!({"status": 200, "body": {"inline_string": text}});
+    let route = json!({"match": {"prefix": "/"}, "direct_response": answer});
+    listener(name, port, http(&route, &[]), None)
+}
+
+/// The same, asking for what we refuse: to pass on whatever identity a client claims.
+fn saying_unsafely(name: &str, port: u16, text: &str) -> Value {
+    let mut bad = saying(name, port, text);
+    let manager = bad.pointer_mut("/filter_chains/0/filters/0/typed_config");
+    let field = manager.and_then(|config| config.get_mut("forward_client_cert_details"));
+    *field.expect("every listener has it") = json!("ALWAYS_FORWARD_ONLY");
+    bad
+}
+
+/// A world whose one listener sends to the endpoints of a service, named over EDS.
+fn forwarding(port: u16, service: &[u16]) -> World {
+    let by_name = json!({"eds_config": {"ads": {}, "resource_api_version": "V3"}});
+    let mut service_cluster = cluster("service", &[], Speaks::Http1, None);
+    let fields = service_cluster.as_object_mut().expect("a message is an object");
+    fields.remove("load_assignment");
+    let eds = with(with(service_cluster, "type", json!("EDS")), "eds_cluster_config", by_name);
+    World {
+        clusters: vec![eds],
+        endpoints: vec![endpoints("service", service)],
+        listeners: vec![listener("web", port, http(&route_to("service", 5), &[]), None)],
+        ..World::default()
+    }
+}
+
+fn backend(text: &str) -> u16 {
+    let length = text.len();
+    let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    Backend::answering(head + text).port
+}
+
+fn ask(port: u16) -> String {
+    let answer = Curl::get(port, "/").run();
+    if answer.exit == 0 { answer.text() } else { answer.complaint }
+}
+
+#[track_caller]
+fn until_it_says(port: u16, expected: &str) {
+    eventually(format!("port {port} says {expected:?}"), || (ask(port) == expected).then_some(()));
+}
+
+#[test]
+fn configuration_arrives_and_a_change_of_endpoints_is_followed() {
+    for variant in BOTH_VARIANTS {
+        let (port, one, two) = (port::free(), backend("one"), backend("two"));
+        let mut following = Following::start_ready(variant, &forwarding(port, &[one]), port);
+        assert_eq!(ask(port), "one", "{variant:?}");
+        following.turn_to(&forwarding(port, &[two]));
+        until_it_says(port, "two");
+        following.turn_to(&forwarding(port, &[]));
+        until_it_says(port, "no_endpoint\n");
+        following.turn_to(&forwarding(port, &[one]));
+        until_it_says(port, "one");
+        following.assert_unharmed();
+    }
+}
+
+#[test]
+fn a_listener_comes_and_goes_with_its_resource() {
+    for variant in BOTH_VARIANTS {
+        let (stays, goes) = (port::free(), port::free());
+        let only = World { listeners: vec![saying("a", stays, "a")], ..World::default() };
+        let both = World {
+            listeners: vec![saying("a", stays, "a"), saying("b", goes, "b")],
+            ..World::default()
+        };
+        let following = Following::start_ready(variant, &only, stays);
+        following.turn_to(&both);
+        until_it_says(goes, "b");
+        following.turn_to(&only);
+        eventually(format!("port {goes} is closed"), || {
+            std::net::TcpStream::connect(("127.0.0.1", goes)).is_err().then_some(())
+        });
+        assert_eq!(ask(stays), "a");
+    }
+}
+
+#[test]
+fn a_bad_listener_is_refused_by_name_and_field_and_the_good_ones_serve() {
+    for variant in BOTH_VARIANTS {
+        let (good, bad, new) = (port::free(), port::free(), port::free());
+        let world = |listeners| World { listeners, ..World::default() };
+        let first = world(vec![saying("good", good, "good 1"), saying("bad", bad, "bad 1")]);
+        let mut following = Following::start_ready(variant, &first, good);
+        until_it_says(bad, "bad 1");
+
+        following.turn_to(&world(vec![
+            saying("good", good, "good 2"),
+            saying_unsafely("bad", bad, "bad 2"),
+            saying("new", new, "new 2"),
+        ]));
+        let reason = following.refusal();
+        for part in ["\"bad\"", "filter_chains[0].filters[0]", "forward_client_cert_details"] {
+            assert!(reason.contains(part), "{variant:?}: no {part:?} in {reason:?}");
+        }
+        assert!(!reason.contains("good"), "{variant:?}: {reason:?}");
+        until_it_says(good, "good 2");
+        until_it_says(new, "new 2");
+        assert_eq!(ask(bad), "bad 1", "{variant:?}: the last good version stays in force");
+        assert_eq!(following.metric("weft_xds_rejected").as_deref(), Some("1"));
+
+        following.turn_to(&world(vec![
+            saying("good", good, "good 3"),
+            saying("bad", bad, "bad 3"),
+            saying("new", new, "new 3"),
+        ]));
+        for (port, text) in [(good, "good 3"), (bad, "bad 3"), (new, "new 3")] {
+            until_it_says(port, text);
+        }
+        eventually("nothing is refused any more", || {
+            (following.metric("weft_xds_rejected")? == "0").then_some(())
+        });
+        following.assert_unharmed();
+    }
+}
+
+#[test]
+fn garbage_and_duplicates_are_refused_and_disturb_nothing() {
+    for variant in BOTH_VARIANTS {
+        for fault in ["garbage", "duplicates"] {
+            let (port, new) = (port::free(), port::free());
+            let world = |fault, listeners| World { fault, listeners, ..World::default() };
+            let first = world(None, vec![saying("a", port, "a 1")]);
+            let mut following = Following::start_ready(variant, &first, port);
+            let both = || vec![saying("a", port, "a 1"), saying("b", new, "b 2")];
+
+            following.turn_to(&world(Some(fault), both()));
+            let reason = following.refusal();
+            assert!(!reason.is_empty(), "{variant:?} {fault}");
+            assert_eq!(ask(port), "a 1", "{variant:?} {fault}");
+
+            following
+                .turn_to(&world(None, vec![saying("a", port, "a 3"), saying("b", new, "b 3")]));
+            until_it_says(port, "a 3");
+            until_it_says(new, "b 3");
+            following.assert_unharmed();
+        }
+    }
+}
+
+#[test]
+fn a_silent_server_is_waited_for_and_readiness_says_so() {
+    for variant in BOTH_VARIANTS {
+        let port = port::free();
+        let silent = World { fault: Some("silence"), ..forwarding(port, &[backend("one")]) };
+        let following = Following::start(variant, &silent, port);
+        following.server.line_with("stream");
+        let unready = eventually("readiness says why not", || {
+            let ready = Curl::get(following.sidecar.admin, "/ready").run();
+            (ready.status == 503).then(|| ready.text())
+        });
+        assert!(unready.contains("waiting"), "{variant:?}: {unready:?}");
+        following.turn_to(&World { fault: None, ..silent });
+        following.sidecar.wait_until_ready();
+        assert_eq!(ask(port), "one", "{variant:?}");
+    }
+}
+
+#[test]
+fn traffic_outlives_the_server_and_the_next_one_is_followed() {
+    for variant in BOTH_VARIANTS {
+        let (port, one, two) = (port::free(), backend("one"), backend("two"));
+        let mut following = Following::start_ready(variant, &forwarding(port, &[one]), port);
+        following.accepted("endpoints");
+        following.server.kill();
+        eventually("the loss is noticed", || {
+            (following.metric("weft_xds_connected")? == "0").then_some(())
+        });
+        for _ in 0..20 {
+            assert_eq!(ask(port), "one", "{variant:?}");
+        }
+        let world = forwarding(port, &[two]);
+        following.server = serve(&following.folder, following.server_port, &world);
+        until_it_says(port, "two");
+        assert_eq!(following.metric("weft_xds_connected").as_deref(), Some("1"));
+        following.assert_unharmed();
+    }
+}
+
+/// What changed while nobody was connected counts as well: also that something is gone.
+#[test]
+fn what_was_deleted_while_the_server_was_away_is_gone() {
+    for variant in BOTH_VARIANTS {
+        let (stays, goes) = (port::free(), port::free());
+        let world = |listeners| World { listeners, ..World::default() };
+        let both = world(vec![saying("a", stays, "a"), saying("b", goes, "b")]);
+        let mut following = Following::start_ready(variant, &both, stays);
+        until_it_says(goes, "b");
+        following.server.kill();
+        let only = world(vec![saying("a", stays, "a")]);
+        following.server = serve(&following.folder, following.server_port, &only);
+        eventually(format!("{variant:?}: port {goes} is closed"), || {
+            std::net::TcpStream::connect(("127.0.0.1", goes)).is_err().then_some(())
+        });
+        assert_eq!(ask(stays), "a", "{variant:?}");
+    }
+}
