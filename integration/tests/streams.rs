@@ -33,15 +33,6 @@ fn every_kind_of_grpc_call_passes_with_its_trailers() {
 }
 
 #[test]
-fn a_cancelled_grpc_call_is_cancelled_at_the_service() {
-    let (service, pair) = grpc(Vec::new());
-    for what in ["cancel", "cancel_while_sending"] {
-        check(&pair, what);
-        service.line_with("cancelled");
-    }
-}
-
-#[test]
 fn a_grpc_deadline_ends_the_call_at_both_ends() {
     let (service, pair) = grpc(Vec::new());
     check(&pair, "deadline");
