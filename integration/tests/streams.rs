@@ -24,6 +24,11 @@ fn check(pair: &Pair, what: &str) {
     run(counterpart("grpc_caller.py").arg(pair.caller.port.to_string()).arg(what));
 }
 
+/// What the service has to say next.
+fn next_line(service: &Process) -> String {
+    service.line("the end of the call", |_| true)
+}
+
 #[test]
 fn every_kind_of_grpc_call_passes_with_its_trailers() {
     let (_service, pair) = grpc(Vec::new());
@@ -33,10 +38,19 @@ fn every_kind_of_grpc_call_passes_with_its_trailers() {
 }
 
 #[test]
+fn a_cancelled_grpc_call_is_cancelled_at_the_service() {
+    let (service, pair) = grpc(Vec::new());
+    for what in ["cancel", "cancel_while_sending"] {
+        check(&pair, what);
+        assert_eq!(next_line(&service), "cancelled");
+    }
+}
+
+#[test]
 fn a_grpc_deadline_ends_the_call_at_both_ends() {
     let (service, pair) = grpc(Vec::new());
     check(&pair, "deadline");
-    service.line_with("cancelled");
+    assert_eq!(next_line(&service), "cancelled");
 }
 
 #[test]
