@@ -32,11 +32,13 @@ pub(crate) enum Denial {
     Unreachable,
     /// The answer took too long.
     UpstreamTimeout,
+    /// The client was gone before there was an answer. Nobody sees this status; it is nginx's.
+    ClientGone,
 }
 
 impl Denial {
     /// How many reasons there are, for the counters.
-    pub(crate) const COUNT: usize = 13;
+    pub(crate) const COUNT: usize = 14;
 
     /// The position of its counter.
     pub(crate) fn index(self) -> usize {
@@ -54,6 +56,7 @@ impl Denial {
             Self::NoEndpoint => 10,
             Self::Unreachable => 11,
             Self::UpstreamTimeout => 12,
+            Self::ClientGone => 13,
         }
     }
 
@@ -72,6 +75,7 @@ impl Denial {
         "no_endpoint",
         "unreachable",
         "upstream_timeout",
+        "client_gone",
     ];
 
     /// The word in logs and metrics.
@@ -97,6 +101,7 @@ impl Denial {
             Self::HeadTimeout => 408,
             Self::BodyTooLarge => 413,
             Self::HeadTooLarge => 431,
+            Self::ClientGone => 499,
             Self::UpstreamBroken => 502,
             Self::Overloaded | Self::NoEndpoint | Self::Unreachable => 503,
             Self::UpstreamTimeout => 504,
@@ -114,6 +119,7 @@ impl Denial {
             Self::BodyTooLarge | Self::HeadTooLarge | Self::Overloaded => 8,
             Self::UpstreamBroken | Self::NoEndpoint | Self::Unreachable => 14,
             Self::HeadTimeout | Self::UpstreamTimeout => 4,
+            Self::ClientGone => 1,
         }
     }
 
@@ -160,5 +166,6 @@ mod tests {
         check(Denial::NoEndpoint, 503, 14, "no_endpoint");
         check(Denial::Unreachable, 503, 14, "unreachable");
         check(Denial::UpstreamTimeout, 504, 4, "upstream_timeout");
+        check(Denial::ClientGone, 499, 1, "client_gone");
     }
 }

@@ -69,7 +69,8 @@ impl Reply<'_> {
             Self::Http2 { respond, started: false } => {
                 drop(std::future::poll_fn(|cx| respond.poll_reset(cx)).await);
             }
-            Self::Http1(_) | Self::Http2 { .. } => std::future::pending().await,
+            Self::Http1(reply) => reply.writer.half.gone().await,
+            Self::Http2 { .. } => std::future::pending().await,
         }
     }
 
@@ -88,14 +89,18 @@ impl Reply<'_> {
         Outcome { status, ..Outcome::default() }
     }
 
-    /// Says no, unless a response was begun already: then it is broken off.
+    /// Says no, unless nobody is there to hear it, or a response was begun already: then that is
+    /// broken off.
     pub(crate) async fn deny(&mut self, denial: Denial, is_grpc: bool) {
         match self {
             Self::Http1(reply) if reply.started => {
                 reply.keep_alive = false;
                 reply.writer.out.clear();
             }
-            Self::Http2 { respond, started: true } => respond.send_reset(h2::Reason::CANCEL),
+            Self::Http1(reply) if denial == Denial::ClientGone => reply.keep_alive = false,
+            Self::Http2 { respond, started } if *started || denial == Denial::ClientGone => {
+                respond.send_reset(h2::Reason::CANCEL);
+            }
             Self::Http1(_) | Self::Http2 { .. } => self.say(denial, is_grpc).await,
         }
     }

@@ -5,9 +5,14 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use futures_util::FutureExt;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+
+/// How often the end of a connection is looked for behind bytes that nobody reads.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A connection.
 #[derive(Debug)]
@@ -82,6 +87,27 @@ impl Half {
     pub(crate) fn pair(stream: Stream) -> (Self, Self) {
         let shared = Rc::new(RefCell::new(stream));
         (Self(shared.clone()), Self(shared))
+    }
+
+    /// Resolves when the peer has closed its side, while nobody reads. A peer that closes its side
+    /// before it has its answer is taken for gone: nearly all that do are, and the few that are not
+    /// cannot be told from them.
+    pub(crate) async fn gone(&self) {
+        loop {
+            std::future::poll_fn(|cx| self.0.borrow().tcp().poll_read_ready(cx).map(drop)).await;
+            if self.is_closed_by_peer() {
+                return;
+            }
+            // Bytes wait that nobody reads for now, so the socket has no news to wake us with.
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    fn is_closed_by_peer(&self) -> bool {
+        // To wait for priority is to wait for urgent data or the end, whatever else waits unread.
+        let stream = self.0.borrow();
+        let ready = stream.tcp().ready(Interest::PRIORITY).now_or_never();
+        ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
     }
 }
 

@@ -24,12 +24,14 @@ pub(crate) enum Sink<'a> {
     Http2(h2::SendStream<Bytes>),
 }
 
-/// Which side broke a body off.
+/// Which side broke a body off, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Broken {
-    /// The one that sends it.
-    Source(&'static str),
-    /// The one that receives it.
+    /// The one that sends it is gone.
+    Source,
+    /// The one that sends it does not keep to its framing.
+    Malformed(&'static str),
+    /// The one that receives it wants no more, or is gone.
     Sink,
 }
 
@@ -47,7 +49,7 @@ impl Source<'_> {
     async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
         match self {
             Self::Empty => Ok(None),
-            Self::Http1(reader) => reader.piece().await.map_err(Broken::Source),
+            Self::Http1(reader) => reader.piece().await,
             Self::Http2(stream) => http2::piece(stream).await,
         }
     }
@@ -57,10 +59,7 @@ impl Source<'_> {
         match self {
             Self::Empty => Ok(None),
             Self::Http1(reader) => Ok(reader.take_trailers()),
-            Self::Http2(stream) => stream
-                .trailers()
-                .await
-                .map_err(|_| Broken::Source("the stream was reset before its trailers")),
+            Self::Http2(stream) => stream.trailers().await.map_err(|_| Broken::Source),
         }
     }
 }
@@ -96,7 +95,8 @@ impl Sink<'_> {
                 // An error means that the connection is gone, which ends the stream as well.
                 drop(std::future::poll_fn(|cx| stream.poll_reset(cx)).await);
             }
-            Self::Closed | Self::Http1(_) => std::future::pending().await,
+            Self::Http1(body) => body.writer.half.gone().await,
+            Self::Closed => std::future::pending().await,
         }
     }
 

@@ -147,7 +147,7 @@ pub(crate) async fn piece(stream: &mut h2::RecvStream) -> Result<Option<Bytes>, 
             drop(stream.flow_control().release_capacity(piece.len()));
             Ok(Some(piece))
         }
-        Some(Err(_)) => Err(Broken::Source("the stream was reset")),
+        Some(Err(_)) => Err(Broken::Source),
     }
 }
 

@@ -168,28 +168,13 @@ async fn converse(
 ) -> Result<Conversation, HeadError> {
     let Http1 { reader, writer, .. } = connection;
     let Call { head, source, reply } = call;
-    let mut uploaded = None;
     let mut outcome = Outcome::default();
     let mut sink =
         Sink::Http1(BodyWriter { writer: &mut *writer, chunked: framing == Framing::Chunked });
-    let mut upload = pin!(carry(source, &mut sink));
-    let response = {
-        let mut response = pin!(read_response(reader, &head.method));
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut upload, if uploaded.is_none() => {
-                    // An endpoint that takes no more may have answered before; that answer counts.
-                    if let Err(Broken::Source(_)) = result {
-                        return Err(HeadError::Refused(Denial::Malformed("the body ended before its end")));
-                    }
-                    uploaded = Some(result);
-                }
-                response = &mut response => break response?,
-                () = reply.refused() => return Err(HeadError::Refused(Denial::UpstreamBroken)),
-            }
-        }
-    };
+    let carrying = pin!(carry(source, &mut sink));
+    let mut upload = Upload::new(carrying);
+    let response = upload.until_answered(read_response(reader, &head.method), reply).await;
+    let response = response.map_err(HeadError::Refused)??;
     if response.head.status == 101 {
         // Nobody asked for it.
         return Err(HeadError::Refused(Denial::UpstreamBroken));
@@ -197,30 +182,16 @@ async fn converse(
     outcome.status = response.head.status;
     let mut body = Source::Http1(BodyReader::new(reader, response.framing));
     let mut down = reply.start(response.head, &body, head);
-    {
-        let mut download = pin!(carry(&mut body, &mut down));
-        let downloaded = loop {
-            tokio::select! {
-                biased;
-                result = &mut upload, if uploaded.is_none() => uploaded = Some(result),
-                downloaded = &mut download => break downloaded,
-            }
-        };
-        outcome.bytes_sent = uploaded.and_then(Result::ok).unwrap_or(0);
-        match downloaded {
-            Ok(bytes) => outcome.bytes_received = bytes,
-            Err(broken) => outcome.broken = Some(side(broken)),
-        }
-    }
+    outcome.downloaded(upload.until_carried(carry(&mut body, &mut down)).await);
+    outcome.bytes_sent = upload.bytes();
     let whole = outcome.broken.is_none();
     if !whole {
         down.abort();
     }
     // An answer may come before the whole request was read. What is left of it must never be taken
     // for the next request, so neither connection is used again.
-    let sent_whole = matches!(uploaded, Some(Ok(_)));
-    reply.finished(whole && sent_whole);
-    let reusable = whole && sent_whole && response.keep_alive;
+    reply.finished(whole && upload.is_whole());
+    let reusable = whole && upload.is_whole() && response.keep_alive;
     Ok(Conversation { outcome, reusable })
 }
 
@@ -231,15 +202,15 @@ async fn converse_upgrade(
     connection: &mut Http1,
 ) -> Result<Conversation, HeadError> {
     connection.writer.flush().await.map_err(|_| HeadError::Broken)?;
-    let response = read_response(&mut connection.reader, &call.head.method).await?;
+    let response = tokio::select! {
+        response = read_response(&mut connection.reader, &call.head.method) => response?,
+        () = call.reply.refused() => return Err(HeadError::Refused(Denial::ClientGone)),
+    };
     let mut outcome = Outcome { status: response.head.status, ..Outcome::default() };
     if response.head.status != 101 {
         let mut body = Source::Http1(BodyReader::new(&mut connection.reader, response.framing));
         let mut down = call.reply.start(response.head, &body, &call.head);
-        match carry(&mut body, &mut down).await {
-            Ok(bytes) => outcome.bytes_received = bytes,
-            Err(broken) => outcome.broken = Some(side(broken)),
-        }
+        outcome.downloaded(carry(&mut body, &mut down).await);
         let whole = outcome.broken.is_none();
         call.reply.finished(whole);
         return Ok(Conversation { outcome, reusable: whole && response.keep_alive });
@@ -285,24 +256,9 @@ async fn converse_http2(
     let (response, stream) = sender.send_request(request, ended).map_err(|_| Failure::Stale)?;
     let mut sink = if ended { Sink::Closed } else { Sink::Http2(stream) };
     let mut outcome = Outcome::default();
-    let mut uploaded = None;
-    let mut upload = pin!(async { if ended { Ok(0) } else { carry(source, &mut sink).await } });
-    let response = {
-        let mut response = pin!(response);
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut upload, if uploaded.is_none() => {
-                    if let Err(Broken::Source(_)) = result {
-                        return Err(Failure::Denied(Denial::Malformed("the body ended before its end")));
-                    }
-                    uploaded = Some(result);
-                }
-                response = &mut response => break response,
-                () = reply.refused() => return Err(Failure::Denied(Denial::UpstreamBroken)),
-            }
-        }
-    };
+    let carrying = pin!(async { if ended { Ok(0) } else { carry(source, &mut sink).await } });
+    let mut upload = Upload::new(carrying);
+    let response = upload.until_answered(response, reply).await.map_err(Failure::Denied)?;
     let response = response.map_err(|error| {
         let unseen = error.is_go_away()
             || error.reason() == Some(h2::Reason::REFUSED_STREAM)
@@ -315,25 +271,12 @@ async fn converse_http2(
     outcome.status = response.status;
     let mut body = Source::Http2(body);
     let mut down = reply.start(response, &body, head);
-    let downloaded = {
-        let mut download = pin!(carry(&mut body, &mut down));
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut upload, if uploaded.is_none() => uploaded = Some(result),
-                downloaded = &mut download => break downloaded,
-            }
-        }
-    };
-    outcome.bytes_sent = uploaded.and_then(Result::ok).unwrap_or(0);
-    match downloaded {
-        Ok(bytes) => outcome.bytes_received = bytes,
-        Err(broken) => {
-            outcome.broken = Some(side(broken));
-            down.abort();
-        }
+    outcome.downloaded(upload.until_carried(carry(&mut body, &mut down)).await);
+    outcome.bytes_sent = upload.bytes();
+    if outcome.broken.is_some() {
+        down.abort();
     }
-    reply.finished(outcome.broken.is_none() && matches!(uploaded, Some(Ok(_))));
+    reply.finished(outcome.broken.is_none() && upload.is_whole());
     Ok(outcome)
 }
 
@@ -342,10 +285,77 @@ fn unreached(address: SocketAddr, error: &std::io::Error) -> Failure {
     Failure::NotConnected
 }
 
-fn side(broken: Broken) -> &'static str {
-    match broken {
-        Broken::Source(_) => "endpoint_broke_off",
-        Broken::Sink => "client_broke_off",
+/// The request's body on its way. The response may come before its end, so both are carried at
+/// once.
+struct Upload<F> {
+    carrying: F,
+    /// How it ended, once it has.
+    ended: Option<Result<u64, Broken>>,
+}
+
+impl<F: Future<Output = Result<u64, Broken>> + Unpin> Upload<F> {
+    fn new(carrying: F) -> Self {
+        Self { carrying, ended: None }
+    }
+
+    /// Sends on until the response is there, or the client no longer wants it.
+    async fn until_answered<R>(
+        &mut self,
+        response: impl Future<Output = R>,
+        reply: &mut Reply<'_>,
+    ) -> Result<R, Denial> {
+        let mut response = pin!(response);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut self.carrying, if self.ended.is_none() => {
+                    match result {
+                        Err(Broken::Source) => return Err(Denial::ClientGone),
+                        Err(Broken::Malformed(why)) => return Err(Denial::Malformed(why)),
+                        // An endpoint that takes no more may have answered before; that counts.
+                        Err(Broken::Sink) | Ok(_) => self.ended = Some(result),
+                    }
+                }
+                response = &mut response => return Ok(response),
+                () = reply.refused() => return Err(Denial::ClientGone),
+            }
+        }
+    }
+
+    /// Sends on until the response was carried to its end.
+    async fn until_carried(
+        &mut self,
+        download: impl Future<Output = Result<u64, Broken>>,
+    ) -> Result<u64, Broken> {
+        let mut download = pin!(download);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut self.carrying, if self.ended.is_none() => self.ended = Some(result),
+                downloaded = &mut download => return downloaded,
+            }
+        }
+    }
+
+    /// Whether all of it was sent.
+    fn is_whole(&self) -> bool {
+        matches!(self.ended, Some(Ok(_)))
+    }
+
+    /// How much was sent, if all was.
+    fn bytes(&self) -> u64 {
+        self.ended.and_then(Result::ok).unwrap_or(0)
+    }
+}
+
+impl Outcome {
+    /// Takes down how the response's body ended.
+    fn downloaded(&mut self, result: Result<u64, Broken>) {
+        match result {
+            Ok(bytes) => self.bytes_received = bytes,
+            Err(Broken::Source | Broken::Malformed(_)) => self.broken = Some("endpoint_broke_off"),
+            Err(Broken::Sink) => self.broken = Some("client_broke_off"),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::chunked::{Decoder, Step};
+use crate::http::body::Broken;
 use crate::stream::Half;
 
 /// How much is read at once.
@@ -95,12 +96,12 @@ impl<'a> BodyReader<'a> {
     }
 
     /// The next piece; none at the end. Dropping the future loses nothing.
-    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, &'static str> {
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
         loop {
             let buffer = &mut self.reader.buffer;
             match &mut self.rest {
                 Rest::Done => return Ok(None),
-                Rest::Chunked(decoder) => match decoder.step(buffer)? {
+                Rest::Chunked(decoder) => match decoder.step(buffer).map_err(Broken::Malformed)? {
                     Step::Piece(piece) => return Ok(Some(piece)),
                     Step::End => return Ok(None),
                     Step::NeedMore => {}
@@ -123,9 +124,9 @@ impl<'a> BodyReader<'a> {
                     self.rest = Rest::Done;
                     return Ok(None);
                 }
-                Ok(0) => return Err("the body ended before its end"),
+                Ok(0) => return Err(Broken::Malformed("the body ended before its end")),
                 Ok(_) => {}
-                Err(_) => return Err("the connection broke inside the body"),
+                Err(_) => return Err(Broken::Source),
             }
         }
     }
