@@ -14,7 +14,7 @@ use weft_model::{Listener, Name, Transport};
 use weft_runtime::access::{AccessLog, Writer};
 use weft_runtime::drain::{Drain, Live, Phase};
 use weft_runtime::metrics::Registry;
-use weft_runtime::socket::{Mark, bind_udp, listen_tcp};
+use weft_runtime::socket::{Mark, bind_udp, is_without_ipv6, listen_tcp};
 
 use crate::flow::FlowTable;
 use crate::forward::tcp::Lender;
@@ -158,6 +158,9 @@ impl Sockets {
             match serve(listener, worker) {
                 Ok(task) => {
                     self.bound.insert(key, (listener.name.clone(), task));
+                }
+                Err(error) if is_without_ipv6(listener.address, &error) => {
+                    tracing::debug!(listener = &*listener.name, "there is no IPv6 here");
                 }
                 Err(error) => failures.push(format!(
                     "listener {:?} on {}: {error}",

@@ -29,7 +29,7 @@ fn tells_its_story_with(commands: &[&str]) {
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}\n{complained}");
-    assert_eq!(said.lines().filter(|line| line.starts_with("  ok ")).count(), 11, "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("  ok ")).count(), 12, "{said}");
     assert!(said.ends_with("every step as promised\n"), "{said}");
 }
 

@@ -56,6 +56,14 @@ pub fn bind_udp(
     UdpSocket::from_std(socket.into())
 }
 
+/// Whether binding failed because the host has no IPv6, where an address of that family stands for
+/// all of its addresses: of none, then, so that nothing is missed.
+#[must_use]
+pub fn is_without_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+    let unsupported = error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT);
+    unsupported && address.ip() == Ipv6Addr::UNSPECIFIED
+}
+
 fn bound(address: SocketAddr, kind: Type, transparent: bool) -> io::Result<Socket> {
     let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
     let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;

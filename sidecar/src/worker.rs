@@ -14,7 +14,7 @@ use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 use weft_runtime::drain::{Drain, Live, Phase};
 use weft_runtime::metrics::Registry;
-use weft_runtime::socket::{Mark, listen_tcp};
+use weft_runtime::socket::{Mark, is_without_ipv6, listen_tcp};
 
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Accepted, Connection};
@@ -209,6 +209,9 @@ impl Sockets {
                         worker.clone(),
                     ));
                     self.bound.insert(key, task);
+                }
+                Err(error) if is_without_ipv6(key.1, &error) => {
+                    tracing::debug!(listener = &*key.0, "there is no IPv6 here");
                 }
                 Err(error) => {
                     failures.push(format!("listener {:?} on {}: {error}", &*key.0, key.1))

@@ -27,8 +27,8 @@ pub(super) struct Arguments {
     /// The folder of the authority; made by `weft ca init`.
     #[arg(long, value_name = "FOLDER", required_unless_present = "check_config")]
     state: Option<PathBuf>,
-    /// Where clients connect.
-    #[arg(long, default_value = "0.0.0.0:15010", value_name = "ADDRESS")]
+    /// Where clients connect. [::] is every address of both families.
+    #[arg(long, default_value = "[::]:15010", value_name = "ADDRESS")]
     listen: SocketAddr,
     /// Where the admin port listens.
     #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]

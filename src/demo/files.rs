@@ -146,24 +146,26 @@ impl MeshFile<'_> {
                 .collect::<Vec<_>>()
                 .join(", ")
         };
+        let web: Vec<String> =
+            self.web.addresses().map(|address| format!("{{address: \"{address}\"}}")).collect();
         let orders = list(&mut self.orders.iter());
         let echo = list(&mut self.echo.iter().copied());
         let revocations = self.revocations.join(", ");
         format!(
             r#"trust_domain: {TRUST_DOMAIN}
-service_ranges: [10.96.0.0/16]
+service_ranges: [10.96.0.0/16, "fd96::/64"]
 services:
 - name: web
-  addresses: [10.96.0.1]
+  addresses: [10.96.0.1, "fd96::1"]
   ports: [{{port: 80, target: 8080, protocol: http}}]
-  endpoints: [{{address: {web}}}]
+  endpoints: [{web}]
 - name: orders
-  addresses: [10.96.0.2]
+  addresses: [10.96.0.2, "fd96::2"]
   ports: [{{port: 80, target: 8080, protocol: http}}]
   endpoints: [{orders}]
   balance: round_robin
 - name: echo
-  addresses: [10.96.0.3]
+  addresses: [10.96.0.3, "fd96::3"]
   ports: [{{port: 7000, protocol: tcp}}, {{port: 7001, protocol: udp}}]
   endpoints: [{echo}]
   meshed: false
@@ -175,7 +177,7 @@ security:
   - {{service: orders, allow: [{{from: [{caller}], methods: [GET], paths: [/orders], token: idp}}]}}
   revocations: [{revocations}]
 "#,
-            web = self.web.address,
+            web = web.join(", "),
             caller = self.caller,
         )
     }

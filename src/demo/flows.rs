@@ -1,6 +1,7 @@
 //! Flows that the story's client opens to the echo service, over TCP and UDP.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -14,14 +15,14 @@ pub(super) struct EchoFlow {
     stream: BufReader<TcpStream>,
 }
 
-/// Opens a flow; gives it with the replica that answered.
-pub(super) fn echo_flow() -> Result<(EchoFlow, String), String> {
+/// Opens a flow to a virtual address; gives it with the replica that answered.
+pub(super) fn echo_flow(service: IpAddr) -> Result<(EchoFlow, String), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
     let stream = runtime
-        .block_on(TcpStream::connect(("10.96.0.3", ECHO_PORT)))
+        .block_on(TcpStream::connect((service, ECHO_PORT)))
         .map_err(|error| format!("the echo service: {error}"))?;
     let mut flow = EchoFlow { runtime, stream: BufReader::new(stream) };
     let replica = flow.hear()?;
@@ -53,12 +54,17 @@ impl EchoFlow {
     }
 }
 
-/// Opens UDP flows; gives the replicas that answered. Each flow must keep its own.
-pub(super) async fn udp_flows(count: usize) -> Result<BTreeSet<String>, String> {
+/// Opens UDP flows to a virtual address; gives the replicas that answered. Each flow must keep its
+/// own.
+pub(super) async fn udp_flows(service: IpAddr, count: usize) -> Result<BTreeSet<String>, String> {
+    let any: IpAddr = match service {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
     let mut replicas = BTreeSet::new();
     for _ in 0..count {
-        let socket = UdpSocket::bind("0.0.0.0:0").await.map_err(|error| error.to_string())?;
-        socket.connect(("10.96.0.3", ECHO_PORT + 1)).await.map_err(|error| error.to_string())?;
+        let socket = UdpSocket::bind((any, 0)).await.map_err(|error| error.to_string())?;
+        socket.connect((service, ECHO_PORT + 1)).await.map_err(|error| error.to_string())?;
         let first = datagram(&socket).await?;
         let second = datagram(&socket).await?;
         if first != second {

@@ -1,17 +1,19 @@
-//! Machines in a network namespace each, joined by a router: the namespace we are in.
+//! Machines in a network namespace each, joined by a router: the namespace we are in. They have an
+//! address of either family, where the kernel has IPv6.
 
 use std::fs::File;
 use std::future::Future;
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, setns};
 
 /// Makes hosts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Network {
     count: u8,
+    has_ipv6: bool,
 }
 
 /// A machine with one network card.
@@ -21,6 +23,8 @@ pub struct Host {
     pub name: String,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its other address.
+    pub address6: Option<Ipv6Addr>,
 }
 
 impl Network {
@@ -30,12 +34,18 @@ impl Network {
     /// What the host does not allow.
     pub fn new() -> Result<Self, String> {
         ip("link set lo up")?;
-        let forwarding = "/proc/sys/net/ipv4/ip_forward";
-        std::fs::write(forwarding, "1").map_err(|error| format!("{forwarding}: {error}"))?;
-        Ok(Self::default())
+        let switch_on =
+            |file| std::fs::write(file, "1").map_err(|error| format!("{file}: {error}"));
+        switch_on("/proc/sys/net/ipv4/ip_forward")?;
+        let forwarding6 = "/proc/sys/net/ipv6/conf/all/forwarding";
+        let has_ipv6 = Path::new(forwarding6).exists();
+        if has_ipv6 {
+            switch_on(forwarding6)?;
+        }
+        Ok(Self { count: 0, has_ipv6 })
     }
 
-    /// Makes a host, `10.90.N.2`, with the router as its way out.
+    /// Makes a host, `10.90.N.2` and `fd90:N::2`, with the router as its way out.
     ///
     /// # Errors
     /// What the host does not allow.
@@ -50,11 +60,27 @@ impl Network {
         ip(&format!("-n {name} link set lo up"))?;
         ip(&format!("-n {name} link set eth0 up"))?;
         ip(&format!("-n {name} route add default via 10.90.{n}.1"))?;
-        Ok(Host { name: name.to_owned(), address: Ipv4Addr::new(10, 90, n, 2) })
+        if self.has_ipv6 {
+            // Nobody else is there, so the kernel need not look for an address's second owner, and
+            // the address can be used at once.
+            ip(&format!("addr add fd90:{n:x}::1/64 dev to-{n} nodad"))?;
+            ip(&format!("-n {name} addr add fd90:{n:x}::2/64 dev eth0 nodad"))?;
+            ip(&format!("-n {name} route add default via fd90:{n:x}::1"))?;
+        }
+        Ok(Host {
+            name: name.to_owned(),
+            address: Ipv4Addr::new(10, 90, n, 2),
+            address6: self.has_ipv6.then_some(Ipv6Addr::new(0xfd90, n.into(), 0, 0, 0, 0, 0, 2)),
+        })
     }
 }
 
 impl Host {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [IpAddr::V4(self.address)].into_iter().chain(self.address6.map(IpAddr::V6))
+    }
+
     /// The file of its network namespace.
     #[must_use]
     pub fn namespace(&self) -> PathBuf {

@@ -2,7 +2,7 @@
 //! and UDP that tells which replica answered. None of them knows anything of a mesh.
 
 use std::cell::RefCell;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -65,11 +65,14 @@ struct Service {
 }
 
 async fn serve(service: Rc<Service>) -> std::io::Result<()> {
-    let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    let http = TcpListener::bind(any(HTTP_PORT)).await?;
-    let direct = TcpListener::bind(any(DIRECT_PORT)).await?;
-    let echo = TcpListener::bind(any(ECHO_PORT)).await?;
-    let datagrams = UdpSocket::bind(any(ECHO_PORT + 1)).await?;
+    // Bound to the IPv6 address, a socket takes both families; the other is for hosts without IPv6.
+    let any = |port| {
+        [SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), (Ipv4Addr::UNSPECIFIED, port).into()]
+    };
+    let http = TcpListener::bind(&any(HTTP_PORT)[..]).await?;
+    let direct = TcpListener::bind(&any(DIRECT_PORT)[..]).await?;
+    let echo = TcpListener::bind(&any(ECHO_PORT)[..]).await?;
+    let datagrams = UdpSocket::bind(&any(ECHO_PORT + 1)[..]).await?;
     tokio::try_join!(
         serve_http(http, service.clone()),
         serve_http(direct, service.clone()),

@@ -1,7 +1,7 @@
 //! The story: what a mesh does, a line a step, each checked.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,8 @@ use super::{line, mark};
 
 /// How long a change may take to arrive everywhere.
 const CHANGE: Duration = Duration::from_secs(15);
+/// The virtual address of the echo service.
+const ECHO: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 3));
 /// How many requests the table is made of.
 const MEASURED: usize = 300;
 
@@ -48,13 +50,14 @@ pub(super) fn tell(keep: bool, load: Option<Load>) -> Result<(), String> {
     line("weft demo: a mesh of a control plane, an agent, web and three replicas of orders");
     let mut stage = Stage::set()?;
     mark(true, "control plane, agent and four sidecars are ready, each on a host of its own");
-    let steps: [(&str, Step); 10] = [
+    let steps: [(&str, Step); 11] = [
         ("traffic flows, and each service sees who called it", Stage::traffic_flows),
         ("a client without a certificate is refused", Stage::no_certificate),
         ("a token is asked for: none 401, forged 401, good 200", Stage::tokens),
         ("orders is reached through its three replicas evenly", Stage::evenly),
         ("a flow stays on its endpoint while endpoints change", Stage::sticky_flow),
         ("UDP is balanced, and each flow keeps its endpoint", Stage::datagrams),
+        ("IPv6 clients are served in the same way", Stage::ipv6),
         ("a bad mesh.yaml is rejected with the reason, the old one serves", Stage::bad_mesh),
         ("a revoked certificate is refused at the next handshake", Stage::revocation),
         ("control plane killed: traffic goes on", Stage::control_killed),
@@ -229,7 +232,7 @@ impl Stage {
 
     fn sticky_flow(&mut self) -> Result<String, String> {
         let host = self.client_host.clone();
-        let (mut flow, first) = host.on(echo_flow)??;
+        let (mut flow, first) = host.on(|| echo_flow(ECHO))??;
         let leaving =
             self.orders.iter().find(|replica| replica.name != first).ok_or("no other replica")?;
         let staying: Vec<&Host> =
@@ -245,7 +248,7 @@ impl Stage {
         // What the agent has heard of reaches its workers a moment later.
         wait("12 new flows in a row go elsewhere", || {
             for _ in 0..12 {
-                let (_, replica) = host.on(echo_flow)??;
+                let (_, replica) = host.on(|| echo_flow(ECHO))??;
                 if replica == leaving.name {
                     return Ok(false);
                 }
@@ -266,10 +269,30 @@ impl Stage {
         })?;
         let mut replicas = BTreeSet::new();
         wait("40 flows reach all three", || {
-            replicas = self.client_host.run(udp_flows(40))??;
+            replicas = self.client_host.run(udp_flows(ECHO, 40))??;
             Ok(replicas.len() == 3)
         })?;
         Ok(format!("40 flows over {replicas:?}"))
+    }
+
+    fn ipv6(&mut self) -> Result<String, String> {
+        if self.client_host.address6.is_none() {
+            return Ok("this host has no IPv6: not tried".into());
+        }
+        let token = self.files.token()?;
+        let web = SocketAddr::from((Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 1), 80));
+        // Enough that both of web's addresses, one of either family, are chosen.
+        for _ in 0..12 {
+            let asking = get(web, Some(self.tls()?), "/orders", Some(&token));
+            let answer = self.client_host.run(asking)??;
+            expect(answer.status == 200, || format!("status {}: {}", answer.status, answer.body))?;
+        }
+        let echo = IpAddr::from(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 3));
+        let (mut flow, first) = self.client_host.on(|| echo_flow(echo))??;
+        let same = flow.say("still there?")?;
+        expect(same == first, || format!("the flow moved from {first} to {same}"))?;
+        let replicas = self.client_host.run(udp_flows(echo, 20))??;
+        Ok(format!("12 requests, a TCP flow to {first}, 20 UDP flows over {replicas:?}"))
     }
 
     fn bad_mesh(&mut self) -> Result<String, String> {
@@ -411,7 +434,9 @@ fn mesh<'a>(web: &'a Host, orders: &'a [Host], echo: &'a [Host]) -> MeshFile<'a>
 
 /// Installs the redirect of a workload, or of the router where the agent is.
 fn capture(host: Option<&Host>) -> Result<(), String> {
-    let services = vec![Cidr::parse("10.96.0.0/16").map_err(|error| error.to_string())?];
+    let services: Result<_, _> =
+        ["10.96.0.0/16", "fd96::/64"].map(Cidr::parse).into_iter().collect();
+    let services = services.map_err(|error| error.to_string())?;
     let wanted = Redirect {
         owner: "weft-demo".into(),
         inbound: host.map(|_| 15006),

@@ -1,7 +1,7 @@
 //! The control plane as a process: it watches `mesh.yaml`, publishes what it means, and serves
 //! resources and certificates over mutual TLS.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,6 +16,7 @@ use weft_certs::tls::{ClientAuthentication, Identity, server as tls_server};
 use weft_certs::{Authority, Revoked, TrustStore, identity_of, request};
 use weft_model::SpiffeId;
 use weft_runtime::drain::{Drain, Phase};
+use weft_runtime::socket::is_without_ipv6;
 use weft_xds::authority::Sign;
 use weft_xds::server::{Incoming, serve};
 
@@ -83,7 +84,7 @@ pub async fn run(
         publisher.last.as_ref().map(|last| last.trust.clone()).ok_or("there is no trust bundle")?;
     let tls = watch::Sender::new(own_tls(&own, &trust)?);
 
-    let listener = TcpListener::bind(options.listen)
+    let listener = listen(options.listen)
         .await
         .map_err(|error| format!("listen {}: {error}", options.listen))?;
     tracing::info!(listen = %options.listen, "serving configuration and certificates");
@@ -307,6 +308,16 @@ fn own_tls(own: &Identity, trust: &Trust) -> Result<Arc<ServerConfig>, String> {
     .map_err(|error| error.to_string())?;
     let clients = ClientAuthentication::Optional(Arc::new(store), Vec::new());
     tls_server(own, clients, &["h2".into()]).map_err(|error| error.to_string())
+}
+
+/// Listens on an address. `[::]` takes both families; where the host has no IPv6, the other.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if is_without_ipv6(address, &error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    }
 }
 
 async fn accept(
