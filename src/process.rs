@@ -13,8 +13,9 @@ use tokio::sync::{mpsc, watch};
 use weft_model::{Name, Secret, Snapshot};
 use weft_runtime::access::Writer;
 use weft_runtime::drain::{Drain, on_signals};
+use weft_runtime::listening::{Listening, Report};
 use weft_runtime::socket::Mark;
-use weft_runtime::{admin, log, worker};
+use weft_runtime::{admin, log, open_files, worker};
 use weft_xds::bootstrap::Bootstrap;
 use weft_xds::client::Status;
 
@@ -33,6 +34,8 @@ pub struct Setup {
     pub admin: Option<SocketAddr>,
     /// How long draining waits.
     pub patience: Duration,
+    /// How many workers; one per processor when not said.
+    pub workers: Option<NonZeroUsize>,
     /// What is logged.
     pub log: String,
     /// Its metrics.
@@ -55,7 +58,8 @@ pub struct DataPlaneProcess {
     mark: Option<Mark>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     problems: watch::Sender<Vec<String>>,
-    trouble: mpsc::UnboundedSender<String>,
+    workers: NonZeroUsize,
+    reports: mpsc::UnboundedSender<Report>,
 }
 
 impl DataPlaneProcess {
@@ -65,6 +69,7 @@ impl DataPlaneProcess {
     /// What keeps it from starting.
     pub fn start(setup: Setup) -> Result<Self, String> {
         let level = log::start(&setup.log)?;
+        open_files::raise_limit();
         let mark = Mark::DEFAULT.if_permitted();
         if mark.is_none() {
             tracing::info!(
@@ -86,13 +91,14 @@ impl DataPlaneProcess {
         let published = watch::Sender::new(Arc::new(Snapshot::default()));
         let snapshots = published.subscribe();
         let problems = watch::Sender::new(Vec::new());
-        let (trouble, reported) = mpsc::unbounded_channel();
+        let (reports, reported) = mpsc::unbounded_channel();
+        let workers = setup.workers.unwrap_or_else(worker::default_count);
 
         let role = Arc::new(Role {
             snapshots: snapshots.clone(),
             status: status.subscribe(),
             problems: problems.subscribe(),
-            unbound: Mutex::new(String::new()),
+            listening: Mutex::new(Listening::new(workers)),
             metrics: setup.metrics,
         });
         if let Some(address) = setup.admin {
@@ -103,7 +109,8 @@ impl DataPlaneProcess {
         runtime.spawn(collect(reported, role));
         let channels = Channels { local, published, status };
         runtime.spawn(run_control(setup.bootstrap, setup.enrolment, mark, channels));
-        Ok(Self { name: setup.name, runtime, drain, access, mark, snapshots, problems, trouble })
+        let name = setup.name;
+        Ok(Self { name, runtime, drain, access, mark, snapshots, problems, workers, reports })
     }
 
     /// The configurations.
@@ -136,10 +143,10 @@ impl DataPlaneProcess {
         self.problems.clone()
     }
 
-    /// Where workers tell what they could not bind.
+    /// Where workers tell what they listen on.
     #[must_use]
-    pub fn trouble(&self) -> mpsc::UnboundedSender<String> {
-        self.trouble.clone()
+    pub fn reports(&self) -> mpsc::UnboundedSender<Report> {
+        self.reports.clone()
     }
 
     /// Runs control work beside the workers.
@@ -151,14 +158,14 @@ impl DataPlaneProcess {
     ///
     /// # Errors
     /// When workers cannot be started, or one ended badly.
-    pub fn serve<F, W>(self, count: Option<NonZeroUsize>, run: F) -> Result<(), String>
+    pub fn serve<F, W>(self, run: F) -> Result<(), String>
     where
         F: Fn(usize) -> W + Clone + Send + 'static,
         W: Future<Output = ()> + 'static,
     {
-        let count = count.unwrap_or_else(worker::default_count);
-        let workers = worker::start(self.name, count, run).map_err(|error| error.to_string())?;
-        tracing::info!(role = self.name, workers = count, "serving");
+        let workers =
+            worker::start(self.name, self.workers, run).map_err(|error| error.to_string())?;
+        tracing::info!(role = self.name, workers = self.workers, "serving");
         let good = workers.join();
         self.runtime.shutdown_timeout(Duration::from_millis(200));
         // The last access lines are on their way to the writer's thread.
@@ -181,13 +188,14 @@ async fn run_control(
     configuration::follow(bootstrap, enrolment.zip(current), mark, channels).await;
 }
 
-/// Keeps what the workers could not bind, for readiness.
-async fn collect(mut reported: mpsc::UnboundedReceiver<String>, role: Arc<Role>) {
-    while let Some(trouble) = reported.recv().await {
-        if !trouble.is_empty() {
-            tracing::error!(trouble, "a listener could not be bound");
+/// Keeps what the workers listen on, for readiness.
+async fn collect(mut reported: mpsc::UnboundedReceiver<Report>, role: Arc<Role>) {
+    while let Some(report) = reported.recv().await {
+        let mut listening = role.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = listening.told(report);
+        for failure in news {
+            tracing::error!(failure, "a listener could not be bound; trying again");
         }
-        *role.unbound.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 }
 
@@ -196,7 +204,7 @@ struct Role {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     status: watch::Receiver<Status>,
     problems: watch::Receiver<Vec<String>>,
-    unbound: Mutex<String>,
+    listening: Mutex<Listening>,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
@@ -208,8 +216,7 @@ impl admin::Role for Role {
             let reason = status.last_error.clone().unwrap_or_else(|| waiting.join(", "));
             return Err(format!("waiting for the first configuration: {reason}"));
         }
-        let unbound = self.unbound.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if unbound.is_empty() { Ok(()) } else { Err(unbound) }
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner).ready()
     }
 
     fn metrics(&self) -> String {

@@ -34,8 +34,13 @@ impl Curl {
     /// A GET of a path on a port of loopback.
     #[must_use]
     pub fn get(port: u16, path: &str) -> Self {
-        let arguments = Vec::new();
-        Self { arguments, url: format!("http://127.0.0.1:{port}{path}") }
+        Self::to(format!("http://127.0.0.1:{port}{path}"))
+    }
+
+    /// A GET of a URL.
+    #[must_use]
+    pub fn to(url: String) -> Self {
+        Self { arguments: Vec::new(), url }
     }
 
     /// More of curl's options.

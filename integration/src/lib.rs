@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod bootstrap;
 pub mod curl;
+pub mod mesh;
 pub mod mesh_pki;
 pub mod nginx;
 pub mod pair;

@@ -83,6 +83,16 @@ impl MeshPki {
         Identity { certificate: file("pem"), key: file("key"), serial }
     }
 
+    /// Makes a join token for an identity: a file, `NAME.token`.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn join_token(&self, name: &str, identity: &str) {
+        let token = run(self.ca("token").arg(identity));
+        let file = self.path(name).with_extension("token");
+        std::fs::write(file, token).expect("the folder takes files");
+    }
+
     /// Revokes a certificate and publishes the lists anew.
     ///
     /// # Panics

@@ -3,10 +3,7 @@
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, Sender, channel};
 
-use nix::sys::signal::Signal;
 use weft_integration::backend::{Backend, read_head, say};
 use weft_integration::bootstrap::{
     Speaks, bootstrap, cluster, http, listener, route_to, verify_mode,
@@ -16,8 +13,7 @@ use weft_integration::mesh_pki::{Identity, MeshPki, OtherHands, spiffe_id, text}
 use weft_integration::nginx::Nginx;
 use weft_integration::pair::{Pair, Sidecar, Wanted};
 use weft_integration::port;
-use weft_integration::process::Process;
-use weft_integration::wait::{DEADLINE, eventually};
+use weft_integration::wait::DEADLINE;
 
 /// curl's options for HTTP/2 without TLS, which the caller's sidecar takes beside HTTP/1.1.
 const HTTP2: &[&str] = &["--http2-prior-knowledge"];
@@ -384,110 +380,4 @@ fn an_endpoint_that_never_answers_gives_504() {
         assert_whole(&Curl::get(pair.caller.port, "/").with(option).run(), 504);
     }
     pair.assert_unharmed();
-}
-
-/// A backend that sends half of its answer, tells so, and sends the rest when it is told to.
-fn answering_in_halves() -> (Backend, Receiver<()>, Sender<()>) {
-    let (started, begun) = channel();
-    let (finish, finishing) = channel::<()>();
-    let finishing = Mutex::new(finishing);
-    let backend = Backend::start(move |stream| {
-        let mut reader = BufReader::new(stream);
-        if read_head(&mut reader).is_none() {
-            return;
-        }
-        let out = reader.get_mut();
-        out.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf").expect("it listens");
-        started.send(()).expect("the test waits");
-        let told = finishing.lock().expect("one request").recv_timeout(DEADLINE);
-        told.expect("the test tells when");
-        out.write_all(b"half").expect("it still listens");
-    });
-    (backend, begun, finish)
-}
-
-#[test]
-fn a_sidecar_that_is_told_to_end_finishes_what_it_has() {
-    for (_, option) in BOTH_VERSIONS {
-        let (backend, begun, finish) = answering_in_halves();
-        let mut pair = with_backend(backend);
-        let port = pair.caller.port;
-        let asking = std::thread::spawn(move || Curl::get(port, "/slow").with(option).run());
-        begun.recv_timeout(DEADLINE).expect("the request arrives");
-        for sidecar in [&pair.callee, &pair.caller] {
-            sidecar.process.signal(Signal::SIGTERM);
-            eventually(format!("{:?} takes nothing new", sidecar.process), || {
-                TcpStream::connect(("127.0.0.1", sidecar.port)).is_err().then_some(())
-            });
-        }
-        finish.send(()).expect("the backend waits");
-        let answer = asking.join().expect("curl runs");
-        assert_whole(&answer, 200);
-        assert_eq!(answer.text(), "halfhalf");
-        for sidecar in [&mut pair.callee, &mut pair.caller] {
-            assert!(sidecar.process.ended().success());
-            let errors = sidecar.process.errors();
-            assert!(!errors.contains("patience"), "nothing was left to wait for:\n{errors}");
-        }
-    }
-}
-
-/// The caller's sidecar keeps its connection for the next request. That must not hold up the end of a
-/// sidecar that will take none.
-#[test]
-fn a_connection_that_others_keep_open_does_not_hold_up_the_end() {
-    for (_, option) in BOTH_VERSIONS {
-        let (backend, begun, finish) = answering_in_halves();
-        let mut pair = with_backend(backend);
-        let port = pair.caller.port;
-        let asking = std::thread::spawn(move || Curl::get(port, "/slow").with(option).run());
-        begun.recv_timeout(DEADLINE).expect("the request arrives");
-        pair.callee.process.signal(Signal::SIGTERM);
-        eventually("the callee takes nothing new", || {
-            TcpStream::connect(("127.0.0.1", pair.callee.port)).is_err().then_some(())
-        });
-        finish.send(()).expect("the backend waits");
-        assert_whole(&asking.join().expect("curl runs"), 200);
-        assert!(pair.callee.process.ended().success());
-        let errors = pair.callee.process.errors();
-        assert!(!errors.contains("patience"), "nothing was left to wait for:\n{errors}");
-        assert!(pair.caller.process.is_running());
-    }
-}
-
-#[test]
-fn a_sidecar_that_dies_harms_nobody_and_may_come_back() {
-    let mut pair = with_backend(Backend::telling_heads());
-    for (_, option) in BOTH_VERSIONS {
-        assert_whole(&Curl::get(pair.caller.port, "/").with(option).run(), 200);
-        pair.callee.process.kill();
-        let gone = Curl::get(pair.caller.port, "/").with(option).run();
-        assert!(matches!(gone.status, 502 | 503), "{gone:?}");
-        pair.restart_callee();
-        assert_whole(&Curl::get(pair.caller.port, "/").with(option).run(), 200);
-        pair.assert_unharmed();
-    }
-}
-
-#[test]
-fn a_listener_that_cannot_be_bound_keeps_readiness_away() {
-    let pki = MeshPki::create();
-    let taken = Backend::silent();
-    let admin = port::free();
-    let outbound = listener("outbound", taken.port, http(&route_to("next", 1), &[]), None);
-    let next = cluster("next", &[taken.port], Speaks::Http1, None);
-    let config = bootstrap(admin, &[outbound], &[next]);
-    let sidecar = Sidecar::start_without_waiting("caller", &pki, taken.port, admin, &config);
-    let unready = eventually("readiness says why not", || {
-        let ready = Curl::get(admin, "/ready").run();
-        (ready.status == 503 && ready.text().contains("outbound")).then(|| ready.text())
-    });
-    assert!(unready.contains(&taken.port.to_string()), "{unready}");
-    let Sidecar { process, .. } = sidecar;
-    end_in_good_order(process);
-}
-
-fn end_in_good_order(mut process: Process) {
-    process.signal(Signal::SIGTERM);
-    assert!(process.ended().success());
 }

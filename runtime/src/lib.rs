@@ -7,7 +7,9 @@
 pub mod access;
 pub mod admin;
 pub mod drain;
+pub mod listening;
 pub mod log;
 pub mod metrics;
+pub mod open_files;
 pub mod socket;
 pub mod worker;

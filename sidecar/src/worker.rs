@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 use weft_runtime::drain::{Drain, Live, Phase};
+use weft_runtime::listening::Report;
 use weft_runtime::metrics::Registry;
 use weft_runtime::socket::{Mark, is_without_ipv6, listen_tcp};
 
@@ -50,8 +51,8 @@ pub struct Shared {
     pub limits: Limits,
     /// The mark on what we send, if we may set it.
     pub mark: Option<Mark>,
-    /// Told by each worker: a listener that could not be bound, or an empty text when all could.
-    pub trouble: tokio::sync::mpsc::UnboundedSender<String>,
+    /// Where each worker tells what it listens on.
+    pub reports: tokio::sync::mpsc::UnboundedSender<Report>,
 }
 
 /// One worker.
@@ -129,8 +130,8 @@ tokio::task_local! {
     static CURRENT: RefCell<Option<AbortHandle>>;
 }
 
-/// Runs one worker until the process has drained.
-pub async fn run(shared: Shared) {
+/// Runs the worker with that number until the process has drained.
+pub async fn run(shared: Shared, number: usize) {
     let mut plans = shared.plans.clone();
     let plan = plans.borrow_and_update().clone();
     let worker = Rc::new(Worker {
@@ -146,7 +147,7 @@ pub async fn run(shared: Shared) {
         shared,
     });
     let drain = worker.shared.drain.clone();
-    let mut sockets = Sockets::default();
+    let mut sockets = Sockets { worker: number, ..Sockets::default() };
     sockets.follow(&worker);
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
@@ -159,7 +160,10 @@ pub async fn run(shared: Shared) {
                 sockets.follow(&worker);
                 worker.sweep();
             }
-            _ = sweep.tick() => worker.sweep(),
+            _ = sweep.tick() => {
+                worker.sweep();
+                sockets.complete(&worker);
+            }
             () = drain.reached(Phase::Draining) => break,
         }
     }
@@ -178,6 +182,10 @@ impl Worker {
 /// The bound sockets, by what is bound.
 #[derive(Default)]
 struct Sockets {
+    /// The number of the worker that they belong to.
+    worker: usize,
+    /// Whether nothing is missing.
+    is_whole: bool,
     bound: HashMap<(Name, SocketAddr, bool), JoinHandle<()>>,
 }
 
@@ -218,8 +226,17 @@ impl Sockets {
                 }
             }
         }
-        // Nobody listens any more once the process ends.
-        drop(worker.shared.trouble.send(failures.join("; ")));
+        self.is_whole = failures.is_empty();
+        // Nobody takes it any more once the process ends.
+        let report = Report { worker: self.worker, revision: plan.revision, failures };
+        drop(worker.shared.reports.send(report));
+    }
+
+    /// Tries again what could not be bound: whoever had the port may have ended.
+    fn complete(&mut self, worker: &Rc<Worker>) {
+        if !self.is_whole {
+            self.follow(worker);
+        }
     }
 
     fn close(&mut self) {

@@ -49,6 +49,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         enrolment: understood.enrolment,
         admin: understood.admin,
         patience: understood.patience,
+        workers: arguments.data_plane.workers,
         log: log.to_owned(),
         metrics: Arc::new(move || metrics::page(&pages).finish()),
     };
@@ -63,11 +64,9 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         access: process.access(),
         limits: Limits { connections: arguments.connection_limit, flows: arguments.flow_limit },
         mark: process.mark(),
-        trouble: process.trouble(),
+        reports: process.reports(),
     };
-    process
-        .serve(arguments.data_plane.workers, move |_| weft_agent::run(shared.clone()))
-        .map_err(Failure::Failed)
+    process.serve(move |worker| weft_agent::run(shared.clone(), worker)).map_err(Failure::Failed)
 }
 
 /// Publishes a plan for every snapshot.

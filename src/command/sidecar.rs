@@ -49,6 +49,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         enrolment: understood.enrolment,
         admin: understood.admin,
         patience: understood.patience,
+        workers: arguments.data_plane.workers,
         log: log.to_owned(),
         metrics: Arc::new(move || metrics::page(&pages).finish()),
     };
@@ -66,11 +67,9 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
             handshake: Duration::from_secs(10),
         },
         mark: process.mark(),
-        trouble: process.trouble(),
+        reports: process.reports(),
     };
-    process
-        .serve(arguments.data_plane.workers, move |_| weft_sidecar::run(shared.clone()))
-        .map_err(Failure::Failed)
+    process.serve(move |worker| weft_sidecar::run(shared.clone(), worker)).map_err(Failure::Failed)
 }
 
 fn identity(trust_domain: &str, service: &str) -> Result<SpiffeId, Failure> {

@@ -79,9 +79,11 @@ pub struct Port {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// HTTP/1.1 or HTTP/2, WebSocket too.
+    /// HTTP/1.1, WebSocket too. Clients may speak HTTP/2 as well: it is translated.
     Http,
-    /// gRPC.
+    /// HTTP/2. Clients may speak HTTP/1.1 as well: it is translated.
+    Http2,
+    /// gRPC: HTTP/2, without a limit to how long an answer may take.
     Grpc,
     /// Bytes over TCP.
     Tcp,

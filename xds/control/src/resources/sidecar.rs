@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Action, Balance, ChainMatch, ClientCertificateDetails, Codec, DEFAULT_ROUTE_TIMEOUT, Discovery,
-    DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, HeaderCheck, HeaderMatch, Health,
-    HttpFilter, HttpService, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Listener,
-    Name, PathMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy, Route as ModelRoute,
-    RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, StringMatch, TcpProxy,
-    TokenPresence, Transport, UpstreamTls, VirtualHost, WeightedCluster,
+    Action, Balance, ChainMatch, ClientCertificateDetails, Cluster, Codec, DEFAULT_ROUTE_TIMEOUT,
+    Discovery, DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, HeaderCheck, HeaderMatch,
+    Health, HttpFilter, HttpService, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource,
+    Listener, Name, PathMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy,
+    Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, StringMatch,
+    TcpProxy, TokenPresence, Transport, UpstreamProtocol, UpstreamTls, VirtualHost,
+    WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
@@ -43,10 +44,11 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
             Endpoint::new((Ipv4Addr::LOCALHOST, port.target).into(), 1, Health::Healthy);
         let set = EndpointSet { endpoints: application.into_iter().collect() };
         let target = cluster(&name, Discovery::Static(set), Balance::RoundRobin);
+        let target = Cluster { protocol: spoken_by_program(port.protocol), ..target };
         snapshot.clusters.insert(name.clone(), Arc::new(target));
         let filter = match port.protocol {
             Protocol::Tcp | Protocol::Udp => tcp(&name),
-            Protocol::Http | Protocol::Grpc => {
+            Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
                 let table = RouteTable {
                     name: name.clone(),
                     hosts: vec![host(&name, vec![to(&name, None)])],
@@ -67,6 +69,14 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
     for (suffix, address) in everywhere(INBOUND_PORT) {
         let name = format!("inbound{suffix}");
         insert(snapshot, Listener { chains: chains.clone(), ..redirected(&name, address) });
+    }
+}
+
+/// What a program itself understands on a port, whatever its clients speak.
+fn spoken_by_program(protocol: Protocol) -> UpstreamProtocol {
+    match protocol {
+        Protocol::Http | Protocol::Tcp | Protocol::Udp => UpstreamProtocol::Http1,
+        Protocol::Http2 | Protocol::Grpc => UpstreamProtocol::Http2,
     }
 }
 
@@ -241,12 +251,15 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
             sni: Some(format!("{}.{}", service.name, mesh.trust_domain)),
             alpn: vec!["h2".into(), "http/1.1".into()],
         });
+    } else {
+        // There is no sidecar to translate.
+        target.protocol = spoken_by_program(port.protocol);
     }
     snapshot.clusters.insert(name.clone(), Arc::new(target));
     snapshot.endpoints.insert(name.clone(), endpoints(service, port));
     let filter = match port.protocol {
         Protocol::Tcp | Protocol::Udp => tcp(&name),
-        Protocol::Http | Protocol::Grpc => {
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             let table = RouteTable { name: name.clone(), hosts: hosts(mesh, service, port, &name) };
             snapshot.routes.insert(name.clone(), Arc::new(table));
             Filter::Http(Arc::new(http(RouteSource::Named(name.clone()))))
@@ -268,7 +281,9 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
 fn hosts(mesh: &Mesh, service: &Service, port: &Port, name: &Name) -> Vec<VirtualHost> {
     let default_timeout = match port.protocol {
         Protocol::Grpc => None,
-        Protocol::Http | Protocol::Tcp | Protocol::Udp => Some(DEFAULT_ROUTE_TIMEOUT),
+        Protocol::Http | Protocol::Http2 | Protocol::Tcp | Protocol::Udp => {
+            Some(DEFAULT_ROUTE_TIMEOUT)
+        }
     };
     let mut by_host: BTreeMap<String, Vec<ModelRoute>> = BTreeMap::new();
     for route in mesh.routes.iter().filter(|route| route.parents.contains(&service.name)) {

@@ -1,0 +1,411 @@
+//! A whole mesh, each part of it a process of the real command on a host of its own: control plane
+//! and authority, an agent on the router, `web` and two replicas of `orders` with their sidecars, and
+//! a client that has a certificate and no sidecar.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use weft::demo::hosts::{Host, Network};
+
+use crate::curl::{Answer, Curl};
+use crate::mesh_pki::{Identity, MeshPki, TRUST_DOMAIN, spiffe_id, text};
+use crate::process::{Process, run, weft};
+use crate::wait::{DEADLINE, eventually};
+
+/// Where the programs of `web` and `orders` listen.
+const PROGRAM_PORT: u16 = 8080;
+/// Where they echo over TCP; the next port does over UDP. No sidecar stands before these.
+const ECHO_PORT: u16 = 7000;
+/// The numbers of the services, of which their virtual addresses are made.
+const WEB: u8 = 1;
+const ORDERS: u8 = 2;
+const ECHO: u8 = 3;
+
+/// Which family of addresses a mesh uses, for everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    fn service_range(self) -> &'static str {
+        match self {
+            Self::V4 => "10.96.0.0/16",
+            Self::V6 => "fd96::/64",
+        }
+    }
+
+    /// The virtual address of the service with that number.
+    fn service(self, number: u8) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(10, 96, 0, number).into(),
+            Self::V6 => Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number.into()).into(),
+        }
+    }
+
+    fn of(self, host: &Host) -> IpAddr {
+        match self {
+            Self::V4 => host.address.into(),
+            Self::V6 => host.address6.expect("the kernel has IPv6").into(),
+        }
+    }
+
+    fn any(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+}
+
+/// A role of weft that runs, and can be started again.
+#[derive(Debug)]
+pub struct Role {
+    /// Its process.
+    pub process: Process,
+    name: String,
+    /// Where it runs; on the router when there is none.
+    host: Option<Host>,
+    arguments: Vec<String>,
+}
+
+impl Role {
+    fn start(name: &str, host: Option<&Host>, arguments: &[&str]) -> Self {
+        let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
+        let process = on(host, || Process::start(name, weft().args(&arguments)));
+        Self { process, name: name.to_owned(), host: host.cloned(), arguments }
+    }
+
+    /// Starts it as it was started before.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        let (name, arguments) = (&self.name, &self.arguments);
+        self.process = on(self.host.as_ref(), || Process::start(name, weft().args(arguments)));
+        self.wait_until_ready();
+    }
+
+    /// A page of its admin port.
+    #[must_use]
+    pub fn admin(&self, path: &str) -> Answer {
+        on(self.host.as_ref(), || Curl::get(15000, path).run())
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Panics
+    /// When it does not before the deadline.
+    pub fn wait_until_ready(&self) {
+        eventually(format!("{:?} is ready", self.process), || {
+            (self.admin("/ready").status == 200).then_some(())
+        });
+    }
+}
+
+fn on<T: Send>(host: Option<&Host>, work: impl FnOnce() -> T + Send) -> T {
+    match host {
+        Some(host) => host.on(work).expect("the host can be entered"),
+        None => work(),
+    }
+}
+
+/// A service's replica with its sidecar.
+#[derive(Debug)]
+pub struct Workload {
+    /// Where both run.
+    pub host: Host,
+    /// The sidecar.
+    pub sidecar: Role,
+    _program: Process,
+}
+
+/// An open TCP connection to a replica of the echo service, through the agent.
+#[derive(Debug)]
+pub struct Flow(BufReader<TcpStream>);
+
+impl Flow {
+    /// Says something; gives the replica that answered, or none when the flow is broken.
+    pub fn say(&mut self, what: &str) -> Option<String> {
+        writeln!(self.0.get_mut(), "{what}").ok()?;
+        self.hear()
+    }
+
+    fn hear(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let read = self.0.read_line(&mut line).ok()?;
+        (read > 0).then(|| line.split_whitespace().next().unwrap_or_default().to_owned())
+    }
+}
+
+/// A mesh that runs. Everything ends with the value.
+#[derive(Debug)]
+pub struct Mesh {
+    /// The control plane with the authority.
+    pub control: Role,
+    /// The agent, on the router between the hosts.
+    pub agent: Role,
+    /// A service that asks `orders` for what lies below `/orders`.
+    pub web: Workload,
+    /// The replicas of `orders`.
+    pub orders: Vec<Workload>,
+    /// Where the client is.
+    pub client: Host,
+    /// The client's certificate.
+    pub identity: Identity,
+    joining: Joining,
+    network: Network,
+    file: Value,
+}
+
+/// What a workload must know to join.
+#[derive(Debug)]
+struct Joining {
+    family: Family,
+    control: String,
+    pki: MeshPki,
+}
+
+impl Mesh {
+    /// Starts a mesh of IPv4.
+    ///
+    /// # Panics
+    /// When a part of it does not become ready.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_in(Family::V4)
+    }
+
+    /// Starts a mesh whose every address is of one family.
+    ///
+    /// # Panics
+    /// When a part of it does not become ready.
+    #[must_use]
+    pub fn start_in(family: Family) -> Self {
+        let mut network = Network::new().expect("a test has a network namespace of its own");
+        let mut host = |name: &str| network.host(name).expect("hosts can be made");
+        let (control_host, client, web) = (host("control"), host("client"), host("web"));
+        let (first, second) = (host("orders-1"), host("orders-2"));
+
+        let pki = MeshPki::create();
+        let identity = pki.issue("client");
+        pki.join_token("agent", &format!("spiffe://{TRUST_DOMAIN}/ns/weft/sa/agent"));
+        pki.join_token("web", &spiffe_id("web"));
+        pki.join_token("orders-1", &spiffe_id("orders"));
+        pki.join_token("orders-2", &spiffe_id("orders"));
+        let file = mesh_file(family, &web, &[&first, &second]);
+        write_mesh(&pki, &file);
+
+        let (mesh, state) = (pki.path("mesh.yaml"), pki.path("state"));
+        let arguments = ["control", "--config", text(&mesh), "--state", text(&state)];
+        let control = Role::start("control", Some(&control_host), &arguments);
+        control.wait_until_ready();
+
+        let address = SocketAddr::new(family.of(&control_host), 15010).to_string();
+        let joining = Joining { family, control: address, pki };
+        joining.redirect(None);
+        let agent = joining.role("agent", None, "agent", &["agent"]);
+        let web = joining.workload(web, "web");
+        let orders = vec![joining.workload(first, "orders"), joining.workload(second, "orders")];
+        let mesh = Self { control, agent, web, orders, client, identity, joining, network, file };
+        mesh.roles().for_each(Role::wait_until_ready);
+        mesh
+    }
+
+    fn roles(&self) -> impl Iterator<Item = &Role> {
+        let sidecars = [&self.web].into_iter().chain(&self.orders).map(|one| &one.sidecar);
+        [&self.control, &self.agent].into_iter().chain(sidecars)
+    }
+
+    /// Where the control plane is.
+    ///
+    /// # Panics
+    /// Never: it has a host of its own.
+    #[must_use]
+    pub fn control_host(&self) -> &Host {
+        self.control.host.as_ref().expect("it has a host of its own")
+    }
+
+    /// Makes one more host.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn host(&mut self, name: &str) -> Host {
+        self.network.host(name).expect("hosts can be made")
+    }
+
+    /// Starts a role on a host, with the join token that was made for `token`.
+    #[must_use]
+    pub fn join(&self, name: &str, host: &Host, token: &str, arguments: &[&str]) -> Role {
+        self.joining.role(name, Some(host), token, arguments)
+    }
+
+    /// Changes `mesh.yaml`, which is written whole and at once.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn change(&mut self, change: impl FnOnce(&mut Value)) {
+        change(&mut self.file);
+        write_mesh(&self.joining.pki, &self.file);
+    }
+
+    /// Asks `web`, as the client and through the agent, for what it learns from `orders`.
+    #[must_use]
+    pub fn ask(&self) -> Answer {
+        let web = SocketAddr::new(self.joining.family.service(WEB), 80);
+        let identity = [
+            "--insecure",
+            "--cert",
+            text(&self.identity.certificate),
+            "--key",
+            text(&self.identity.key),
+        ];
+        let curl = Curl::to(format!("https://{web}/orders")).with(&identity);
+        on(Some(&self.client), || curl.run())
+    }
+
+    /// Asks `orders`, as the program of `web` and through its sidecar.
+    #[must_use]
+    pub fn ask_orders(&self) -> Answer {
+        let orders = SocketAddr::new(self.joining.family.service(ORDERS), 80);
+        on(Some(&self.web.host), || Curl::to(format!("http://{orders}/orders")).run())
+    }
+
+    /// Opens a TCP connection to the echo service, through the agent; gives it with the replica that
+    /// greeted.
+    #[must_use]
+    pub fn open_flow(&self) -> Option<(Flow, String)> {
+        let echo = SocketAddr::new(self.joining.family.service(ECHO), ECHO_PORT);
+        let stream = on(Some(&self.client), || TcpStream::connect_timeout(&echo, DEADLINE)).ok()?;
+        stream.set_read_timeout(Some(DEADLINE)).ok()?;
+        let mut flow = Flow(BufReader::new(stream));
+        let replica = flow.hear()?;
+        Some((flow, replica))
+    }
+
+    /// Sends datagrams to the echo service, through the agent, until one is answered; gives the
+    /// replica that did.
+    ///
+    /// # Panics
+    /// When none is before the deadline.
+    #[must_use]
+    pub fn send_datagram(&self) -> String {
+        let family = self.joining.family;
+        let echo = SocketAddr::new(family.service(ECHO), ECHO_PORT + 1);
+        let socket = on(Some(&self.client), || UdpSocket::bind((family.any(), 0)));
+        let socket = socket.expect("a port is free");
+        socket.set_read_timeout(Some(Duration::from_millis(500))).expect("it is above zero");
+        eventually("a datagram is answered", || {
+            socket.send_to(b"who is there?", echo).ok()?;
+            let mut answer = [0; 64];
+            let (bytes, from) = socket.recv_from(&mut answer).ok()?;
+            assert_eq!(from, echo, "answers come from the address that was asked");
+            Some(String::from_utf8_lossy(answer.get(..bytes)?).into_owned())
+        })
+    }
+
+    /// Holds that every role runs, that none has panicked, and that traffic of every kind flows.
+    ///
+    /// # Panics
+    /// When it is not so.
+    #[track_caller]
+    pub fn assert_unharmed(&mut self) {
+        let sidecars = [&mut self.web].into_iter().chain(&mut self.orders).map(|w| &mut w.sidecar);
+        for role in [&mut self.control, &mut self.agent].into_iter().chain(sidecars) {
+            let process = &mut role.process;
+            assert!(process.is_running(), "{process:?} has ended");
+            assert!(!process.errors().contains("panicked"), "{process:?} panicked");
+        }
+        self.assert_traffic_flows();
+    }
+
+    /// Holds that requests, TCP flows and datagrams are served.
+    ///
+    /// # Panics
+    /// When one is not.
+    #[track_caller]
+    pub fn assert_traffic_flows(&self) {
+        let answer = self.ask();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let (mut flow, replica) = self.open_flow().expect("the echo service greets");
+        assert_eq!(flow.say("still there?"), Some(replica), "a flow keeps its endpoint");
+        assert!(self.send_datagram().starts_with("orders-"));
+    }
+}
+
+impl Joining {
+    /// Tells the kernel to hand a workload's traffic to its sidecar, or a router's to the agent.
+    fn redirect(&self, host: Option<&Host>) {
+        let mut command = weft();
+        command.args(["redirect", "apply", "--services", self.family.service_range()]);
+        let excluded = format!("{ECHO_PORT},{}", ECHO_PORT + 1);
+        match host {
+            Some(host) => command
+                .args(["--inbound", "15006", "--outbound", "15001"])
+                .args(["--exclude-inbound-ports", &excluded, "--netns"])
+                .arg(host.namespace()),
+            None => command.args(["--forwarded", "15001", "--udp", "15099"]),
+        };
+        run(&mut command);
+    }
+
+    /// Starts a role with the join token that was made for `token`, and a state folder of its own.
+    fn role(&self, name: &str, host: Option<&Host>, token: &str, arguments: &[&str]) -> Role {
+        let (root, state) = (self.pki.root(), self.pki.path(&format!("{name}-state")));
+        let token = self.pki.path(token).with_extension("token");
+        let joined = ["--control", &self.control, "--trust", text(&root), "--workers", "2"];
+        let own = ["--join-token-file", text(&token), "--state", text(&state)];
+        Role::start(name, host, &[arguments, &joined, &own].concat())
+    }
+
+    fn workload(&self, host: Host, service: &str) -> Workload {
+        let orders = SocketAddr::new(self.family.service(ORDERS), 80).to_string();
+        let mut command = weft();
+        command.args(["demo-service", "--name", service, "--replica", &host.name]);
+        if service == "web" {
+            command.args(["--asks", &orders]);
+        }
+        let name = format!("{}-program", host.name);
+        let program = on(Some(&host), || Process::start(&name, &mut command));
+        self.redirect(Some(&host));
+        let arguments = ["sidecar", "--service", service];
+        let sidecar = self.role(&host.name, Some(&host), &host.name, &arguments);
+        Workload { host, sidecar, _program: program }
+    }
+}
+
+fn mesh_file(family: Family, web: &Host, orders: &[&Host]) -> Value {
+    let replica = |host: &Host| json!({"address": family.of(host)});
+    let replicas: Vec<Value> = orders.iter().map(|host| replica(host)).collect();
+    let http = json!([{"port": 80, "target": PROGRAM_PORT, "protocol": "http"}]);
+    json!({
+        "trust_domain": TRUST_DOMAIN,
+        "service_ranges": [family.service_range()],
+        "services": [
+            {"name": "web", "addresses": [family.service(WEB)], "ports": http,
+             "endpoints": [replica(web)]},
+            {"name": "orders", "addresses": [family.service(ORDERS)], "ports": http,
+             "endpoints": replicas},
+            {"name": "echo", "addresses": [family.service(ECHO)], "meshed": false,
+             "ports": [{"port": ECHO_PORT, "protocol": "tcp"},
+                       {"port": ECHO_PORT + 1, "protocol": "udp"}],
+             "endpoints": replicas},
+        ],
+        "security": {"revocations": [], "policies": [
+            {"service": "web", "allow": [{"from": [spiffe_id("client")], "methods": ["GET"]}]},
+            {"service": "orders", "allow": [{"from": ["web"], "methods": ["GET"]}]},
+        ]},
+    })
+}
+
+fn write_mesh(pki: &MeshPki, file: &Value) {
+    let part = pki.path("mesh.part");
+    std::fs::write(&part, format!("{file:#}")).expect("the folder takes files");
+    std::fs::rename(part, pki.path("mesh.yaml")).expect("a file can be renamed");
+}
