@@ -61,10 +61,11 @@ impl Curl {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--max-time", "30", "--output"]).arg(&body);
         curl.arg("--dump-header").arg(&head);
-        curl.args(["--write-out", "%{http_code} %{http_version} %{num_connects}"]);
+        curl.args(["--write-out", "%{http_code} %{http_version} %{num_connects}\n"]);
         let output = curl.args(&self.arguments).arg(&self.url).output().expect("curl runs");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let mut words = said.split(' ');
+        // A line for each URL; the last is what is asked about.
+        let mut words = said.lines().next_back().unwrap_or_default().split(' ');
         let mut word = || words.next().unwrap_or_default().to_owned();
         Answer {
             exit: output.status.code().unwrap_or(-1),

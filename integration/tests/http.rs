@@ -270,6 +270,19 @@ fn certificates_made_by_other_hands_are_judged_the_same() {
 }
 
 #[test]
+fn a_refusal_does_not_cost_the_connection() {
+    let mut pair = Pair::start(&Wanted::http1(port::free()));
+    pair.callee.process.kill();
+    let again = format!("http://{}/", pair.address());
+    let twice = Curl::get(pair.caller.port, "/").with(&["--output", "/dev/null", &again]);
+    let answer = twice.run();
+    assert_eq!((answer.status, answer.connections), (503, 0), "{answer:?}");
+    // A request whose body may still be on its way must not have its rest taken for a request.
+    let answer = Curl::get(pair.caller.port, "/").with(&["--data-binary", "body"]).run();
+    assert_eq!((answer.status, answer.field("connection")), (503, Some("close")), "{answer:?}");
+}
+
+#[test]
 fn a_head_that_is_too_large_is_refused_with_431() {
     let mut pair = with_backend(Backend::telling_heads());
     let large = format!("x-large: {}", "a".repeat(63 * 1024));

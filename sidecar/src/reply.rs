@@ -12,6 +12,9 @@ use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, ResponseHead};
 use crate::upstream::Outcome;
 
+/// The content type of what we say ourselves.
+const PLAIN_TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
 /// The way back to the client.
 #[derive(Debug)]
 pub(crate) enum Reply<'a> {
@@ -25,9 +28,17 @@ pub(crate) struct Http1Reply<'a> {
     pub(crate) writer: &'a mut Writer,
     pub(crate) version: HttpVersion,
     pub(crate) is_head: bool,
-    /// Whether the connection may be used again after the response.
-    pub(crate) keep_alive: bool,
+    pub(crate) reuse: Reuse,
     pub(crate) started: bool,
+}
+
+/// Whether a connection may be used for another request after the response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    No,
+    /// Only once the request's body was read whole: what is left of it must not be read as a request.
+    BehindBody,
+    Yes,
 }
 
 impl Reply<'_> {
@@ -51,15 +62,17 @@ impl Reply<'_> {
             return None;
         };
         reply.started = true;
-        reply.keep_alive = false;
+        reply.reuse = Reuse::No;
         write_response(head, Framing::None, false, &mut reply.writer.out);
         Some(reply.writer)
     }
 
     /// Notes whether the response went out whole; if not, the connection must not be used again.
     pub(crate) fn finished(&mut self, whole: bool) {
-        if let Self::Http1(reply) = self {
-            reply.keep_alive &= whole;
+        if let Self::Http1(reply) = self
+            && !whole
+        {
+            reply.reuse = Reuse::No;
         }
     }
 
@@ -85,6 +98,9 @@ impl Reply<'_> {
         if let Some(location) = location.and_then(|text| HeaderValue::from_str(&text).ok()) {
             fields.insert(header::LOCATION, location);
         }
+        if !body.is_empty() {
+            fields.insert(header::CONTENT_TYPE, PLAIN_TEXT);
+        }
         self.send(status, fields, body).await;
         Outcome { status, ..Outcome::default() }
     }
@@ -94,10 +110,10 @@ impl Reply<'_> {
     pub(crate) async fn deny(&mut self, denial: Denial, is_grpc: bool) {
         match self {
             Self::Http1(reply) if reply.started => {
-                reply.keep_alive = false;
+                reply.reuse = Reuse::No;
                 reply.writer.out.clear();
             }
-            Self::Http1(reply) if denial == Denial::ClientGone => reply.keep_alive = false,
+            Self::Http1(reply) if denial == Denial::ClientGone => reply.reuse = Reuse::No,
             Self::Http2 { respond, started } if *started || denial == Denial::ClientGone => {
                 respond.send_reset(h2::Reason::CANCEL);
             }
@@ -106,6 +122,10 @@ impl Reply<'_> {
     }
 
     async fn say(&mut self, denial: Denial, is_grpc: bool) {
+        if let (Self::Http1(reply), Denial::Malformed(_)) = (&mut *self, denial) {
+            // Whoever sends this may not mean the same by what follows as we do.
+            reply.reuse = Reuse::No;
+        }
         let mut fields = HeaderMap::new();
         if let Some(challenge) = denial.challenge() {
             fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
@@ -120,7 +140,7 @@ impl Reply<'_> {
             }
             return self.send(200, fields, String::new()).await;
         }
-        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        fields.insert(header::CONTENT_TYPE, PLAIN_TEXT);
         self.send(denial.status(), fields, denial.body()).await;
     }
 
@@ -130,8 +150,9 @@ impl Reply<'_> {
         let bodiless = matches!(self, Self::Http1(reply) if reply.is_head);
         match self {
             Self::Http1(reply) => {
-                // Part of the request's body may still come, and must not be read as a request.
-                reply.keep_alive = false;
+                if reply.reuse == Reuse::BehindBody {
+                    reply.reuse = Reuse::No;
+                }
                 drop(reply.begin(&head, bodiless, body.is_empty()));
                 if !bodiless {
                     reply.writer.out.extend_from_slice(body.as_bytes());
@@ -159,8 +180,10 @@ impl Http1Reply<'_> {
             (false, None) if self.version == HttpVersion::Http10 => Framing::UntilClose,
             (false, None) => Framing::Chunked,
         };
-        self.keep_alive &= framing != Framing::UntilClose;
-        write_response(head, framing, self.keep_alive, &mut self.writer.out);
+        if framing == Framing::UntilClose {
+            self.reuse = Reuse::No;
+        }
+        write_response(head, framing, self.reuse != Reuse::No, &mut self.writer.out);
         Sink::Http1(BodyWriter { writer: self.writer, chunked: framing == Framing::Chunked })
     }
 }

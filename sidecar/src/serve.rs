@@ -16,7 +16,7 @@ use crate::http::h1::{BodyReader, Framing, HeadError, Reader, Writer, read_reque
 use crate::http::h2 as http2_heads;
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::{self, Connection};
-use crate::reply::{Http1Reply, Reply};
+use crate::reply::{Http1Reply, Reply, Reuse};
 use crate::stream::{Half, Stream};
 use crate::worker::Worker;
 
@@ -83,7 +83,11 @@ pub(crate) async fn http1(
             writer: &mut writer,
             version: request.head.version,
             is_head: request.head.method == Method::HEAD,
-            keep_alive: request.keep_alive && !worker.is_draining(),
+            reuse: match request.framing {
+                _ if !request.keep_alive || worker.is_draining() => Reuse::No,
+                Framing::None => Reuse::Yes,
+                _ => Reuse::BehindBody,
+            },
             started: false,
         });
         let source = match request.framing {
@@ -97,11 +101,11 @@ pub(crate) async fn http1(
             source
         };
         pipeline::request(request.head, source, &mut reply, &connection, worker).await;
-        let Reply::Http1(Http1Reply { keep_alive, .. }) = reply else {
+        let Reply::Http1(Http1Reply { reuse, .. }) = reply else {
             return;
         };
         // Draining may have begun meanwhile, and only ended the connections that were idle then.
-        if !keep_alive || worker.is_draining() {
+        if reuse == Reuse::No || worker.is_draining() {
             return close(reader, writer).await;
         }
     }
@@ -141,7 +145,7 @@ async fn refuse(denial: Denial, reader: Reader, mut writer: Writer, worker: &Wor
         writer: &mut writer,
         version: HttpVersion::Http11,
         is_head: false,
-        keep_alive: false,
+        reuse: Reuse::No,
         started: false,
     });
     reply.deny(denial, false).await;
