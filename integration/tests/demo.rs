@@ -1,4 +1,4 @@
-//! The whole mesh of `weft demo`, with each of the tools that may install its redirects.
+//! The whole mesh of `weft demo`, with each of the ways in which its redirects may be installed.
 
 use std::path::Path;
 
@@ -22,9 +22,10 @@ fn only(commands: &[&str]) -> TempDir {
 
 /// Tells the story with these commands only, and expects every step to be as promised.
 #[track_caller]
-fn tells_its_story_with(commands: &[&str]) {
+fn tells_its_story_with(commands: &[&str], backend: &str) {
     let tools = only(commands);
-    let output = weft().arg("demo").env("PATH", tools.path()).output();
+    let mut demo = weft();
+    let output = demo.args(["demo", "--backend", backend]).env("PATH", tools.path()).output();
     let output = output.expect("the demo can be started");
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
@@ -34,11 +35,17 @@ fn tells_its_story_with(commands: &[&str]) {
 }
 
 #[test]
-fn a_mesh_is_as_promised_where_there_is_only_nft() {
-    tells_its_story_with(&["ip", "nft"]);
+fn a_mesh_is_as_promised_where_there_is_neither_nft_nor_iptables() {
+    tells_its_story_with(&["ip"], "auto");
 }
 
 #[test]
-fn a_mesh_is_as_promised_where_there_is_only_iptables() {
-    tells_its_story_with(&["ip", "iptables", "ip6tables", "iptables-restore", "ip6tables-restore"]);
+fn a_mesh_is_as_promised_by_nft() {
+    tells_its_story_with(&["ip", "nft"], "nft");
+}
+
+#[test]
+fn a_mesh_is_as_promised_by_iptables() {
+    let tools = ["ip", "iptables", "ip6tables", "iptables-restore", "ip6tables-restore"];
+    tells_its_story_with(&tools, "iptables");
 }

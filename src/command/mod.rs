@@ -4,7 +4,7 @@ mod agent;
 mod ca;
 mod control;
 mod data_plane;
-mod redirect;
+pub(crate) mod redirect;
 mod sidecar;
 
 use std::io::Write as _;

@@ -30,6 +30,8 @@ enum Command {
     Apply(Wanted),
     /// Compare what is installed with what is wanted; exit code 1 when it differs.
     Verify(Wanted),
+    /// Print what differs from what is wanted, a line each; exit code 1 when something does.
+    Diff(Wanted),
     /// Remove every rule of weft.
     Remove(Place),
 }
@@ -45,7 +47,7 @@ struct Place {
 struct Wanted {
     #[command(flatten)]
     place: Place,
-    /// The tool.
+    /// What installs them: the kernel itself, or a tool.
     #[arg(long, value_enum, default_value_t = Tool::Auto)]
     backend: Tool,
     /// The port that takes TCP arriving for this host's addresses.
@@ -80,11 +82,29 @@ struct Wanted {
     owner: String,
 }
 
+/// What installs rules, as it is asked for.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Tool {
+pub(crate) enum Tool {
+    /// The kernel's nf_tables; iptables where the kernel has none.
     Auto,
+    /// The kernel's nf_tables, told by weft itself: no tool is needed.
+    Native,
+    /// The same, told by the command nft.
     Nft,
+    /// iptables-restore and ip6tables-restore.
     Iptables,
+}
+
+impl Tool {
+    /// The choice it stands for.
+    pub(crate) fn choice(self) -> BackendChoice {
+        match self {
+            Self::Auto => BackendChoice::Auto,
+            Self::Native => BackendChoice::Only(Backend::Native),
+            Self::Nft => BackendChoice::Only(Backend::Nft),
+            Self::Iptables => BackendChoice::Only(Backend::Iptables),
+        }
+    }
 }
 
 fn cidr(text: &str) -> Result<Cidr, String> {
@@ -94,23 +114,22 @@ fn cidr(text: &str) -> Result<Cidr, String> {
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Plan(wanted) => {
-            // A plan can be printed where neither tool is installed.
-            let backend = match wanted.backend {
-                Tool::Iptables => Backend::Iptables,
-                Tool::Auto => wanted.choice().resolve().unwrap_or(Backend::Nft),
-                Tool::Nft => Backend::Nft,
+            // A plan can be printed where nothing of it can be done.
+            let backend = match wanted.backend.choice() {
+                BackendChoice::Only(backend) => backend,
+                BackendChoice::Auto => BackendChoice::Auto.resolve().unwrap_or(Backend::Native),
             };
             say(plan(&wanted.redirect(), backend).map_err(explain)?.trim_end());
             Ok(())
         }
         Command::Apply(wanted) => {
-            let backend = wanted.choice().resolve().map_err(explain)?;
+            let backend = wanted.backend.choice().resolve().map_err(explain)?;
             apply(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)?;
             say(&format!("installed by {backend}: {}", wanted.redirect().comment()));
             Ok(())
         }
         Command::Verify(wanted) => {
-            let backend = wanted.choice().resolve().map_err(explain)?;
+            let backend = wanted.backend.choice().resolve().map_err(explain)?;
             match verify(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)? {
                 Verdict::AsWanted => {
                     say("as wanted");
@@ -118,23 +137,24 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 }
                 Verdict::Absent => Err(Failure::Failed("nothing of weft is installed".into())),
                 Verdict::Differs(how) => {
-                    Err(Failure::Failed(format!("what is installed differs: {how}")))
+                    Err(Failure::Failed(format!("what is installed differs:\n{}", how.join("\n"))))
                 }
             }
+        }
+        Command::Diff(wanted) => {
+            let backend = wanted.backend.choice().resolve().map_err(explain)?;
+            match verify(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)? {
+                Verdict::AsWanted => return Ok(()),
+                Verdict::Absent => say("nothing of weft is installed"),
+                Verdict::Differs(how) => how.iter().for_each(|line| say(line)),
+            }
+            Err(Failure::Failed("what is installed is not what is wanted".into()))
         }
         Command::Remove(place) => remove(&place.namespace()).map_err(explain),
     }
 }
 
 impl Wanted {
-    fn choice(&self) -> BackendChoice {
-        match self.backend {
-            Tool::Auto => BackendChoice::Auto,
-            Tool::Nft => BackendChoice::Only(Backend::Nft),
-            Tool::Iptables => BackendChoice::Only(Backend::Iptables),
-        }
-    }
-
     fn redirect(&self) -> Redirect {
         Redirect {
             owner: self.owner.clone(),

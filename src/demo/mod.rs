@@ -19,12 +19,12 @@ use std::io::{IsTerminal as _, Write as _};
 use clap::Args;
 
 use crate::command::Failure;
+use crate::command::redirect::Tool;
 
 /// What the demo is asked.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Needs no root: it makes a user and network namespace of its own. Needs the commands ip and \
-    one of nft and iptables.\n\nExamples:\n  weft demo\n  weft demo --keep     leave it running, with commands to try"
+    after_help = "Needs no root: it makes a user and network namespace of its own. Needs the command ip.\n\nExamples:\n  weft demo\n  weft demo --keep     leave it running, with commands to try"
 )]
 pub struct Arguments {
     /// Leave the mesh running, with the commands to try.
@@ -36,6 +36,9 @@ pub struct Arguments {
     /// For how long, in seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
+    /// What installs the redirects.
+    #[arg(long, value_enum, default_value_t = Tool::Auto)]
+    backend: Tool,
     /// The process inside the namespaces.
     #[arg(long, hide = true)]
     inside: bool,
@@ -51,7 +54,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     namespace::settle().map_err(Failure::Failed)?;
     let load = arguments.load.map(|rate| load::Load { rate, seconds: arguments.seconds });
-    story::tell(arguments.keep, load).map_err(Failure::Failed)
+    let backend = arguments.backend.choice().resolve();
+    let backend = backend.map_err(|error| Failure::Failed(error.to_string()))?;
+    story::tell(arguments.keep, load, backend).map_err(Failure::Failed)
 }
 
 /// Writes a line of the story.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use weft_agent::redirect::{self, BackendChoice, Namespace, Redirect};
+use weft_agent::redirect::{self, Backend, Namespace, Redirect};
 use weft_model::Cidr;
 
 use super::client::{Answer, Caller, config_dump, get};
@@ -46,10 +46,11 @@ type Usage = (String, (u64, u64));
 type Step = fn(&mut Stage) -> Result<String, String>;
 
 /// Tells the story; the first step that fails ends it.
-pub(super) fn tell(keep: bool, load: Option<Load>) -> Result<(), String> {
+pub(super) fn tell(keep: bool, load: Option<Load>, backend: Backend) -> Result<(), String> {
     line("weft demo: a mesh of a control plane, an agent, web and three replicas of orders");
-    let mut stage = Stage::set()?;
+    let mut stage = Stage::set(backend)?;
     mark(true, "control plane, agent and four sidecars are ready, each on a host of its own");
+    line(&format!("         redirects installed by {backend}"));
     let steps: [(&str, Step); 11] = [
         ("traffic flows, and each service sees who called it", Stage::traffic_flows),
         ("a client without a certificate is refused", Stage::no_certificate),
@@ -97,7 +98,7 @@ pub(super) fn tell(keep: bool, load: Option<Load>) -> Result<(), String> {
 }
 
 impl Stage {
-    fn set() -> Result<Self, String> {
+    fn set(backend: Backend) -> Result<Self, String> {
         let folder = Path::new("/run/weft");
         std::fs::create_dir_all(folder)
             .map_err(|error| format!("{}: {error}", folder.display()))?;
@@ -131,7 +132,7 @@ impl Stage {
         let joined =
             ["--control", &address, "--trust", &trust, "--workers", "1", "--join-token-file"];
         let mut others = Vec::new();
-        capture(None)?;
+        capture(None, backend)?;
         let mut agent =
             roles.start("agent", None, &[&["agent"], &joined[..], &[&agent_token]].concat())?;
         for (host, token) in [&web].into_iter().chain(&orders).zip(&tokens) {
@@ -141,7 +142,7 @@ impl Stage {
             let arguments =
                 [&["demo-service", "--name", service, "--replica", &host.name], asks].concat();
             others.push(roles.start(&name, Some(host), &arguments)?);
-            capture(Some(host))?;
+            capture(Some(host), backend)?;
             let arguments = [&["sidecar"], &joined[..], &[token], &["--service", service]].concat();
             others.push(roles.start(&host.name, Some(host), &arguments)?);
         }
@@ -433,7 +434,7 @@ fn mesh<'a>(web: &'a Host, orders: &'a [Host], echo: &'a [Host]) -> MeshFile<'a>
 }
 
 /// Installs the redirect of a workload, or of the router where the agent is.
-fn capture(host: Option<&Host>) -> Result<(), String> {
+fn capture(host: Option<&Host>, backend: Backend) -> Result<(), String> {
     let services: Result<_, _> =
         ["10.96.0.0/16", "fd96::/64"].map(Cidr::parse).into_iter().collect();
     let services = services.map_err(|error| error.to_string())?;
@@ -451,7 +452,6 @@ fn capture(host: Option<&Host>) -> Result<(), String> {
         uid: None,
     };
     let namespace = host.map_or(Namespace::Own, |host| Namespace::At(host.namespace()));
-    let backend = BackendChoice::Auto.resolve().map_err(|error| error.to_string())?;
     redirect::apply(&wanted, backend, &namespace).map_err(|error| error.to_string())
 }
 

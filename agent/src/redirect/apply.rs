@@ -1,28 +1,32 @@
-//! Runs the tools: installs, verifies and removes, in any network namespace.
+//! Installs, verifies and removes, by the kernel or by a tool, in any network namespace.
 
 use std::fmt;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::sched::{CloneFlags, setns};
 
-use super::{Family, MARK_MASK, ROUTE_TABLE, Redirect, UDP_MARK, iptables, nft};
+use super::iptables::Spot;
+use super::{Family, MARK_MASK, ROUTE_TABLE, Redirect, UDP_MARK, iptables, native, nft, rules};
+use crate::netlink::route::MarkedRoute;
 
-/// A tool that installs rules.
+/// What installs rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
-    /// `nft`.
+    /// The kernel's nf_tables, told by ourselves.
+    Native,
+    /// The same, told by `nft`.
     Nft,
     /// `iptables-restore` and `ip6tables-restore`.
     Iptables,
 }
 
-/// Which tool to use.
+/// What is to install them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BackendChoice {
-    /// nft where it is installed, iptables otherwise.
+    /// The kernel's nf_tables; iptables where the kernel has none.
     #[default]
     Auto,
     /// This one.
@@ -46,16 +50,33 @@ pub enum Verdict {
     AsWanted,
     /// Nothing of ours is there.
     Absent,
-    /// Something else is there.
-    Differs(String),
+    /// Something else is there: in what it differs.
+    Differs(Vec<String>),
+}
+
+impl Verdict {
+    /// The verdict on something that is there.
+    pub(super) fn of(differences: Vec<String>) -> Self {
+        if differences.is_empty() { Self::AsWanted } else { Self::Differs(differences) }
+    }
 }
 
 /// Why rules could not be installed, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RedirectError {
-    /// The host has no tool.
-    #[error("neither nft nor iptables is installed; install one: apt-get install nftables")]
-    NoTool,
+    /// The host has nothing that could do it.
+    #[error(
+        "this kernel has no nf_tables, and iptables is not installed: apt-get install iptables"
+    )]
+    NoBackend,
+    /// The kernel refused.
+    #[error("{doing}: {reason}{}", hint(.reason))]
+    Kernel {
+        /// What it was asked to do.
+        doing: &'static str,
+        /// Why not.
+        reason: std::io::Error,
+    },
     /// The chosen tool is not there.
     #[error("{0} is not installed; install it, or choose --backend auto")]
     Missing(&'static str),
@@ -95,9 +116,15 @@ impl BackendChoice {
                 .is_ok_and(|s| s.success())
         };
         match self {
-            Self::Auto if has("nft") => Ok(Backend::Nft),
-            Self::Auto if has("iptables-restore") => Ok(Backend::Iptables),
-            Self::Auto => Err(RedirectError::NoTool),
+            Self::Auto => match native::probe() {
+                Ok(()) => Ok(Backend::Native),
+                Err(reason) if reason.kind() == ErrorKind::PermissionDenied => {
+                    Err(RedirectError::Kernel { doing: "talking to the packet filter", reason })
+                }
+                Err(_) if has("iptables-restore") => Ok(Backend::Iptables),
+                Err(_) => Err(RedirectError::NoBackend),
+            },
+            Self::Only(Backend::Native) => Ok(Backend::Native),
             Self::Only(Backend::Nft) if has("nft") => Ok(Backend::Nft),
             Self::Only(Backend::Nft) => Err(RedirectError::Missing("nft")),
             Self::Only(Backend::Iptables) if has("iptables-restore") => Ok(Backend::Iptables),
@@ -106,27 +133,39 @@ impl BackendChoice {
     }
 }
 
+/// What to do about the kernel's refusal, where that can be told.
+fn hint(reason: &std::io::Error) -> &'static str {
+    match reason.kind() {
+        ErrorKind::PermissionDenied => "; it takes the capability NET_ADMIN",
+        ErrorKind::NotFound => {
+            "; a module of the kernel is missing, such as nft_redir or nft_tproxy"
+        }
+        _ => "",
+    }
+}
+
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Native => "the kernel",
             Self::Nft => "nft",
             Self::Iptables => "iptables",
         })
     }
 }
 
-/// What would be installed, as the tool's own text.
+/// What would be installed, as text for the tool; for the kernel, as text for `nft`.
 ///
 /// # Errors
 /// When it cannot be done.
 pub fn plan(redirect: &Redirect, backend: Backend) -> Result<String, RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
     Ok(match backend {
-        Backend::Nft => nft::render(redirect),
+        Backend::Native | Backend::Nft => nft::render(redirect),
         Backend::Iptables => {
-            let all: Vec<&str> = iptables::ALL.iter().map(|(_, _, name)| *name).collect();
-            let text =
-                |tool, family| format!("# {tool}\n{}", iptables::render(redirect, family, &all));
+            let text = |tool, family| {
+                format!("# {tool}\n{}", iptables::render(redirect, family, &iptables::ALL))
+            };
             text("iptables-restore --noflush", Family::V4)
                 + &text("ip6tables-restore --noflush", Family::V6)
         }
@@ -145,11 +184,21 @@ pub fn apply(
     redirect.check().map_err(RedirectError::Invalid)?;
     inside(namespace, || {
         if redirect.udp.is_some() {
-            route_marked()?;
+            MARKED_TO_THIS_HOST.install().map_err(kernel("routing marked packets"))?;
         }
         match backend {
-            Backend::Nft => feed("nft", &["-f", "-"], &nft::render(redirect)).map(drop),
-            Backend::Iptables => apply_iptables(redirect),
+            Backend::Native => native::apply(redirect).map_err(kernel("installing the rules"))?,
+            Backend::Nft => drop(feed("nft", &["-f", "-"], &nft::render(redirect))?),
+            Backend::Iptables => apply_iptables(redirect)?,
+        }
+        // What another backend installed earlier would take the same packets. It goes last, so that
+        // none passes in between.
+        match backend {
+            Backend::Native | Backend::Nft if is_in_iptables() => remove_iptables(),
+            Backend::Iptables if native::probe().is_ok() => {
+                native::remove().map_err(kernel("removing the earlier rules"))
+            }
+            Backend::Native | Backend::Nft | Backend::Iptables => Ok(()),
         }
     })
 }
@@ -165,31 +214,27 @@ pub fn verify(
 ) -> Result<Verdict, RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
     inside(namespace, || match backend {
+        Backend::Native => native::verify(redirect).map_err(kernel("reading the rules")),
         Backend::Nft => Ok(verify_nft(redirect)),
         Backend::Iptables => Ok(verify_iptables(redirect)),
     })
 }
 
-/// Removes all of ours, whichever tool installed it. Removing nothing is no mistake.
+/// Removes all of ours, whatever installed it. Removing nothing is no mistake.
 ///
 /// # Errors
 /// What failed.
 pub fn remove(namespace: &Namespace) -> Result<(), RedirectError> {
     inside(namespace, || {
-        if BackendChoice::Only(Backend::Nft).resolve().is_ok() {
-            feed("nft", &["-f", "-"], &nft::render_removal())?;
+        match BackendChoice::Auto.resolve()? {
+            Backend::Native => native::remove().map_err(kernel("removing the rules"))?,
+            // Without nf_tables there is no such table.
+            Backend::Nft | Backend::Iptables => {}
         }
-        if BackendChoice::Only(Backend::Iptables).resolve().is_ok() {
-            for family in Family::BOTH {
-                let (list, restore) = iptables_tools(family);
-                let present = present_chains(list);
-                if !present.is_empty() {
-                    feed(restore, &["--noflush", "-w"], &iptables::render_removal(&present))?;
-                }
-            }
+        if is_in_iptables() {
+            remove_iptables()?;
         }
-        unroute_marked();
-        Ok(())
+        MARKED_TO_THIS_HOST.remove().map_err(kernel("removing the route of marked packets"))
     })
 }
 
@@ -216,21 +261,36 @@ fn apply_iptables(redirect: &Redirect) -> Result<(), RedirectError> {
     for family in Family::BOTH {
         let (list, restore) = iptables_tools(family);
         // Chains of an earlier wish that this one does not have go first.
-        let wanted: Vec<&str> =
-            iptables::chains(redirect, family).iter().map(|hooked| hooked.chain.name).collect();
-        let stale: Vec<_> = present_chains(list)
-            .into_iter()
-            .filter(|(_, _, name)| !wanted.contains(name))
-            .collect();
+        let wanted: Vec<Spot> =
+            iptables::chains(redirect, family).iter().map(|(spot, _)| *spot).collect();
+        let stale: Vec<Spot> =
+            present_chains(list).into_iter().filter(|spot| !wanted.contains(spot)).collect();
         if !stale.is_empty() {
             feed(restore, &["--noflush", "-w"], &iptables::render_removal(&stale))?;
         }
-        let jumps: Vec<&str> = iptables::ALL
-            .iter()
-            .filter(|(table, hook, name)| !has_jump(list, table, hook, name))
-            .map(|(_, _, name)| *name)
-            .collect();
+        let jumps: Vec<Spot> =
+            iptables::ALL.into_iter().filter(|spot| !has_jump(list, *spot)).collect();
         feed(restore, &["--noflush", "-w"], &iptables::render(redirect, family, &jumps))?;
+    }
+    Ok(())
+}
+
+/// Whether iptables may hold chains of ours: those of the newer one are the kernel's nf_tables, those
+/// of the older one are in tables that the kernel lists.
+fn is_in_iptables() -> bool {
+    let lists_tables = |file| std::fs::read_to_string(file).is_ok_and(|text| !text.is_empty());
+    native::has_chain(|name| iptables::ALL.iter().any(|spot| spot.name == name))
+        || lists_tables("/proc/thread-self/net/ip_tables_names")
+        || lists_tables("/proc/thread-self/net/ip6_tables_names")
+}
+
+fn remove_iptables() -> Result<(), RedirectError> {
+    for family in Family::BOTH {
+        let (list, restore) = iptables_tools(family);
+        let present = present_chains(list);
+        if !present.is_empty() {
+            feed(restore, &["--noflush", "-w"], &iptables::render_removal(&present))?;
+        }
     }
     Ok(())
 }
@@ -242,14 +302,11 @@ fn iptables_tools(family: Family) -> (&'static str, &'static str) {
     }
 }
 
-fn present_chains(list: &str) -> Vec<(&'static str, &'static str, &'static str)> {
-    iptables::ALL
-        .into_iter()
-        .filter(|(table, hook, name)| has_jump(list, table, hook, name))
-        .collect()
+fn present_chains(list: &str) -> Vec<Spot> {
+    iptables::ALL.into_iter().filter(|spot| has_jump(list, *spot)).collect()
 }
 
-fn has_jump(list: &str, table: &str, hook: &str, name: &str) -> bool {
+fn has_jump(list: &str, Spot { table, hook, name }: Spot) -> bool {
     run(list, &["-w", "-t", table, "-C", hook, "-j", name]).is_ok()
 }
 
@@ -259,88 +316,59 @@ fn verify_nft(redirect: &Redirect) -> Verdict {
     };
     let comment = listing.lines().find_map(|line| line.trim().strip_prefix("comment "));
     let wanted = format!("\"{}\"", redirect.comment());
+    let mut differences = Vec::new();
     if comment != Some(wanted.as_str()) {
-        return Verdict::Differs(format!(
-            "its comment is {}, not {wanted}",
-            comment.unwrap_or("missing")
-        ));
+        let is = comment.unwrap_or("missing");
+        differences.push(format!("its comment is {is}, not {wanted}"));
     }
-    for chain in nft::chains(redirect) {
-        let here = listing
-            .split(&format!("chain {} {{", chain.name))
-            .nth(1)
-            .and_then(|rest| rest.split('}').next());
+    for chain in rules::chains(redirect) {
+        let name = nft::name(chain.place);
         // Sets in a rule end with a brace too, so lines are counted up to the chain's own.
-        let rules = listing
+        let there = listing
             .lines()
-            .skip_while(|line| line.trim() != format!("chain {} {{", chain.name))
+            .skip_while(|line| line.trim() != format!("chain {name} {{"))
             .skip(2)
             .take_while(|line| line.trim() != "}")
             .count();
-        if here.is_none() || rules != chain.rules.len() {
-            return Verdict::Differs(format!(
-                "chain {} has {rules} rules, not {}",
-                chain.name,
-                chain.rules.len()
-            ));
+        if there != chain.rules.len() {
+            differences.push(format!("chain {name} has {there} rules, not {}", chain.rules.len()));
         }
     }
-    Verdict::AsWanted
+    Verdict::of(differences)
 }
 
 fn verify_iptables(redirect: &Redirect) -> Verdict {
     let mut absent = 0;
     let mut wanted = 0;
+    let mut differences = Vec::new();
     for family in Family::BOTH {
         let (list, _) = iptables_tools(family);
-        for iptables::Hooked { table, chain } in iptables::chains(redirect, family) {
+        for (spot, rules) in iptables::chains(redirect, family) {
             wanted += 1;
-            let Ok(listing) = run(list, &["-w", "-t", table, "-S", chain.name]) else {
+            let Spot { table, hook, name } = spot;
+            let Ok(listing) = run(list, &["-w", "-t", table, "-S", name]) else {
                 absent += 1;
+                differences.push(format!("{list} has no chain {name}"));
                 continue;
             };
-            let rules = listing.lines().filter(|line| line.starts_with("-A")).count();
-            if !listing.contains(&redirect.comment()) || rules != chain.rules.len() {
-                return Verdict::Differs(format!("{list} chain {} holds other rules", chain.name));
+            let there = listing.lines().filter(|line| line.starts_with("-A")).count();
+            if !listing.contains(&redirect.comment()) || there != rules.len() {
+                differences.push(format!("{list} chain {name} holds other rules"));
             }
-            if !has_jump(list, table, chain.hook, chain.name) {
-                return Verdict::Differs(format!(
-                    "{list} {} does not jump to {}",
-                    chain.hook, chain.name
-                ));
+            if !has_jump(list, spot) {
+                differences.push(format!("{list} {hook} does not jump to {name}"));
             }
         }
     }
-    match absent {
-        0 => Verdict::AsWanted,
-        all if all == wanted => Verdict::Absent,
-        some => Verdict::Differs(format!("{some} of {wanted} chains are missing")),
-    }
+    if absent == wanted { Verdict::Absent } else { Verdict::of(differences) }
 }
 
-/// Routes marked packets to this host, once for each family.
-fn route_marked() -> Result<(), RedirectError> {
-    let (mark, table) = (format!("{UDP_MARK:#x}/{MARK_MASK:#x}"), ROUTE_TABLE.to_string());
-    for family in ["-4", "-6"] {
-        let rules = run("ip", &[family, "rule", "list", "fwmark", &mark])?;
-        if rules.trim().is_empty() {
-            run("ip", &[family, "rule", "add", "fwmark", &mark, "lookup", &table])?;
-        }
-        run("ip", &[family, "route", "replace", "local", "default", "dev", "lo", "table", &table])?;
-    }
-    Ok(())
-}
+/// Marked packets are delivered to this host, whatever their destination.
+const MARKED_TO_THIS_HOST: MarkedRoute =
+    MarkedRoute { mark: UDP_MARK, mask: MARK_MASK, table: ROUTE_TABLE, priority: 15_099 };
 
-fn unroute_marked() {
-    let (mark, table) = (format!("{UDP_MARK:#x}/{MARK_MASK:#x}"), ROUTE_TABLE.to_string());
-    for family in ["-4", "-6"] {
-        // Either may be absent, which is what is wanted.
-        drop(run("ip", &[family, "rule", "del", "fwmark", &mark, "lookup", &table]));
-        drop(run(
-            "ip",
-            &[family, "route", "del", "local", "default", "dev", "lo", "table", &table],
-        ));
-    }
+fn kernel(doing: &'static str) -> impl FnOnce(std::io::Error) -> RedirectError {
+    move |reason| RedirectError::Kernel { doing, reason }
 }
 
 fn run(tool: &str, arguments: &[&str]) -> Result<String, RedirectError> {

@@ -1,15 +1,17 @@
 //! How the kernel is told to hand traffic over.
 //!
-//! [`Redirect`] says what is wanted, as values. It is rendered for the tool that the host has:
-//! [`nft`] for nf_tables, [`iptables`] where that is missing. Either way it is one transaction in
-//! tables or chains of our own, so installing it twice changes nothing and removing it leaves
-//! nothing. [`apply`] runs the tools, in any network namespace.
+//! [`Redirect`] says what is wanted, [`rules`] what rules that comes to, as values. They are told to
+//! the kernel itself ([`native`]), which needs no tool; or as text to a tool: [`nft`], or [`iptables`]
+//! where the kernel has no nf_tables. Either way it is one transaction in tables or chains of our own,
+//! so installing it twice changes nothing and removing it leaves nothing. [`apply`] does it, in any
+//! network namespace.
 
 mod apply;
 mod iptables;
+mod native;
 mod nft;
+mod rules;
 
-use std::fmt::Write;
 use std::hash::Hasher;
 
 use weft_model::Cidr;
@@ -23,7 +25,7 @@ pub const UDP_MARK: u32 = 0x111;
 /// The bits of a packet's mark that are ours.
 pub const MARK_MASK: u32 = 0xfff;
 /// The routing table that delivers marked packets locally.
-pub const ROUTE_TABLE: u32 = 100;
+pub const ROUTE_TABLE: u8 = 100;
 
 /// What is handed over, in one network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,14 +93,6 @@ impl Redirect {
         }
         Ok(())
     }
-
-    fn services_of(&self, family: Family) -> Vec<&Cidr> {
-        self.services.iter().filter(|range| family.has(range)).collect()
-    }
-
-    fn exclusions_of(&self, family: Family) -> Vec<&Cidr> {
-        self.exclude_destinations.iter().filter(|range| family.has(range)).collect()
-    }
 }
 
 /// An address family.
@@ -110,29 +104,6 @@ enum Family {
 
 impl Family {
     const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
-    fn has(self, range: &Cidr) -> bool {
-        range.address().is_ipv4() == (self == Self::V4)
-    }
-}
-
-/// A chain of rules, as text lines of one renderer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Chain {
-    name: &'static str,
-    /// Where it is hooked in, in the renderer's words.
-    hook: &'static str,
-    rules: Vec<String>,
-}
-
-fn join(items: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
-    let mut text = String::new();
-    for (index, item) in items.into_iter().enumerate() {
-        let comma = if index == 0 { "" } else { ", " };
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{comma}{item}");
-    }
-    text
 }
 
 #[cfg(test)]

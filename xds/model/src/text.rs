@@ -1,7 +1,7 @@
 //! How a policy or a route names a text or an address range.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A comparison with a text (`envoy.type.matcher.v3.StringMatcher`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +42,12 @@ pub struct Cidr {
 }
 
 impl Cidr {
+    /// The loopback addresses of both families.
+    pub const LOOPBACK: [Self; 2] = [
+        Self { address: IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), prefix_bits: 8 },
+        Self { address: IpAddr::V6(Ipv6Addr::LOCALHOST), prefix_bits: 128 },
+    ];
+
     /// The range of the addresses that share `prefix_bits` leading bits with `address`.
     ///
     /// # Errors

@@ -1,0 +1,243 @@
+//! Netlink messages (man 7 netlink): a header, a fixed part, then attributes of kind, length and
+//! value, of which some hold attributes again.
+
+/// The length of a message's header.
+pub(super) const HEADER_BYTES: usize = 16;
+/// The length of an attribute's header.
+const ATTRIBUTE_HEADER_BYTES: usize = 4;
+/// The bits of an attribute's kind that say how its value is written.
+const KIND_FLAGS: u16 = 0xc000;
+const NESTED: u16 = 0x8000;
+
+/// Attributes of a message, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Attributes(Vec<(u16, Value)>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Value {
+    Bytes(Vec<u8>),
+    Nested(Attributes),
+}
+
+impl Attributes {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// One more attribute.
+    #[must_use]
+    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+        self.0.push((kind, Value::Bytes(value.to_vec())));
+        self
+    }
+
+    /// One more, a number as the network orders it.
+    #[must_use]
+    pub(crate) fn big_endian(self, kind: u16, value: u32) -> Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
+    /// One more, a number as this host orders it.
+    #[must_use]
+    pub(crate) fn native(self, kind: u16, value: u32) -> Self {
+        self.bytes(kind, &value.to_ne_bytes())
+    }
+
+    /// One more, a text.
+    #[must_use]
+    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
+        self.bytes(kind, &[value.as_bytes(), &[0]].concat())
+    }
+
+    /// One more, which holds attributes.
+    #[must_use]
+    pub(crate) fn nested(mut self, kind: u16, value: Self) -> Self {
+        self.0.push((kind, Value::Nested(value)));
+        self
+    }
+
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        for (kind, value) in &self.0 {
+            let start = out.len();
+            let flag = if matches!(value, Value::Nested(_)) { NESTED } else { 0 };
+            out.extend([0, 0]);
+            out.extend((kind | flag).to_ne_bytes());
+            match value {
+                Value::Bytes(bytes) => out.extend(bytes),
+                Value::Nested(attributes) => attributes.write(out),
+            }
+            set_length(out, start);
+            pad(out);
+        }
+    }
+
+    /// Whether these are among the attributes that `bytes` hold: of each kind that is here just these
+    /// values, in this order. The kernel tells kinds in an order of its own, and more of them.
+    pub(crate) fn are_in(&self, bytes: &[u8]) -> bool {
+        self.0.iter().all(|(kind, _)| {
+            let wanted = self.0.iter().filter(|(other, _)| other == kind).map(|(_, value)| value);
+            let there =
+                attributes(bytes).filter(|(other, _)| other == kind).map(|(_, value)| value);
+            wanted.clone().count() == there.clone().count()
+                && wanted.zip(there).all(|(wanted, there)| wanted.is(there))
+        })
+    }
+}
+
+impl Value {
+    fn is(&self, bytes: &[u8]) -> bool {
+        match self {
+            Self::Bytes(value) => value == bytes,
+            Self::Nested(attributes) => attributes.are_in(bytes),
+        }
+    }
+}
+
+/// The attributes that bytes hold, as far as they are well formed: kind and value of each.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> + Clone {
+    std::iter::from_fn(move || {
+        let (header, _) = bytes.split_first_chunk::<ATTRIBUTE_HEADER_BYTES>()?;
+        let [length, kind] =
+            [[header[0], header[1]], [header[2], header[3]]].map(u16::from_ne_bytes);
+        let value = bytes.get(ATTRIBUTE_HEADER_BYTES..usize::from(length))?;
+        bytes = bytes.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & !KIND_FLAGS, value))
+    })
+}
+
+/// The value of the first attribute of a kind.
+pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(here, _)| *here == kind).map(|(_, value)| value)
+}
+
+/// A message to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    /// The part before the attributes, which depends on the kind.
+    pub(crate) fixed: Vec<u8>,
+    pub(crate) attributes: Attributes,
+}
+
+impl Message {
+    pub(super) fn write(&self, sequence: u32, extra_flags: u16, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend([0; 4]);
+        out.extend(self.kind.to_ne_bytes());
+        out.extend((self.flags | extra_flags).to_ne_bytes());
+        out.extend(sequence.to_ne_bytes());
+        out.extend([0; 4]);
+        out.extend(&self.fixed);
+        pad(out);
+        self.attributes.write(out);
+        let length = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
+        if let Some(place) = out.get_mut(start..start + 4) {
+            place.copy_from_slice(&length.to_ne_bytes());
+        }
+    }
+}
+
+/// A message from the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reply {
+    pub(crate) kind: u16,
+    pub(super) flags: u16,
+    pub(super) sequence: u32,
+    /// What stands behind the header.
+    pub(crate) body: Vec<u8>,
+}
+
+/// The messages that a datagram from the kernel holds, as far as they are well formed.
+pub(super) fn replies(mut bytes: &[u8]) -> impl Iterator<Item = Reply> {
+    std::iter::from_fn(move || {
+        let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+        let body = bytes.get(HEADER_BYTES..length)?.to_vec();
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Reply {
+            kind: u16::from_ne_bytes([k0, k1]),
+            flags: u16::from_ne_bytes([f0, f1]),
+            sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
+            body,
+        })
+    })
+}
+
+fn set_length(out: &mut [u8], start: usize) {
+    // What we write is far below 64 KiB; a longer value would be refused by the kernel.
+    let length = u16::try_from(out.len() - start).unwrap_or(u16::MAX);
+    if let Some(place) = out.get_mut(start..start + 2) {
+        place.copy_from_slice(&length.to_ne_bytes());
+    }
+}
+
+fn pad(out: &mut Vec<u8>) {
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Attributes {
+        let inner = Attributes::new().big_endian(1, 7).text(2, "abc");
+        Attributes::new().bytes(3, b"odd").nested(4, inner).native(5, 9)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut out = Vec::new();
+        sample().write(&mut out);
+        assert_eq!(out.len() % 4, 0);
+        let kinds: Vec<u16> = attributes(&out).map(|(kind, _)| kind).collect();
+        assert_eq!(kinds, [3, 4, 5]);
+        assert_eq!(find(&out, 3), Some(&b"odd"[..]));
+        assert_eq!(find(find(&out, 4).expect("it is there"), 2), Some(&b"abc\0"[..]));
+        assert_eq!(find(&out, 6), None);
+    }
+
+    #[test]
+    fn only_the_same_values_are_in() {
+        let mut out = Vec::new();
+        sample().native(9, 1).native(5, 8).write(&mut out);
+        let is_in = |attributes: Attributes| attributes.are_in(&out);
+        assert!(is_in(Attributes::new().native(9, 1).bytes(3, b"odd")), "kinds have no order");
+        assert!(is_in(Attributes::new().native(5, 9).native(5, 8)));
+        assert!(!is_in(Attributes::new().native(5, 8).native(5, 9)), "values of a kind do");
+        assert!(!is_in(Attributes::new().native(5, 9)), "there is one more");
+        assert!(!is_in(Attributes::new().bytes(3, b"add")));
+        assert!(!is_in(Attributes::new().nested(4, Attributes::new().big_endian(1, 8))));
+        assert!(!is_in(Attributes::new().native(6, 1)));
+    }
+
+    #[test]
+    fn bytes_that_are_no_attributes_are_no_harm() {
+        let mut out = Vec::new();
+        sample().write(&mut out);
+        for end in 0..out.len() {
+            let cut = out.get(..end).expect("it is shorter");
+            assert!(attributes(cut).count() <= 3);
+            assert!(replies(cut).count() <= 2);
+        }
+        for length in [0u16, 1, 3, u16::MAX] {
+            assert_eq!(attributes(&[length.to_ne_bytes(), [1, 0]].concat()).count(), 0, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_message_says_its_length_and_what_it_is() {
+        let message = Message { kind: 77, flags: 1, fixed: vec![1, 2], attributes: sample() };
+        let mut out = Vec::new();
+        message.write(5, 4, &mut out);
+        message.write(6, 0, &mut out);
+        let read: Vec<Reply> = replies(&out).collect();
+        assert_eq!(read.len(), 2);
+        let told: Vec<_> =
+            read.iter().map(|reply| (reply.kind, reply.flags, reply.sequence)).collect();
+        assert_eq!(told, [(77, 5, 5), (77, 1, 6)]);
+        let body = &read.first().expect("two were read").body;
+        assert!(sample().are_in(body.get(4..).expect("the fixed part is padded")));
+    }
+}

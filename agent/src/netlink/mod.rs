@@ -1,0 +1,166 @@
+//! Talks to the kernel over netlink, so that no tool needs to be installed: packet filter
+//! ([`nf_tables`]) and policy routing ([`route`]). Blocking, since the kernel answers at once.
+
+mod message;
+pub(crate) mod nf_tables;
+pub(crate) mod route;
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use message::replies;
+pub(crate) use message::{Attributes, Message, Reply, find};
+
+const REQUEST: u16 = 0x1;
+const ACK: u16 = 0x4;
+const DUMP: u16 = 0x300;
+pub(crate) const REPLACE: u16 = 0x100;
+pub(crate) const EXCLUSIVE: u16 = 0x200;
+pub(crate) const CREATE: u16 = 0x400;
+pub(crate) const APPEND: u16 = 0x800;
+/// A dump that was disturbed by a change, and has to be made again.
+const DISTURBED: u16 = 0x10;
+
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+
+/// The largest datagram that the kernel sends.
+const RECEIVE_BYTES: usize = 64 * 1024;
+/// How long the kernel may take. It answers within the call; this is against waiting for ever.
+const PATIENCE_SECONDS: i64 = 10;
+/// How often a disturbed dump is made again.
+const DUMP_ATTEMPTS: usize = 10;
+
+/// A connection to a part of the kernel, in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub(crate) struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// When the kernel has no such part.
+    pub(crate) fn open(part: SockProtocol) -> io::Result<Self> {
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, part)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Sends a message and waits until the kernel has done what it asks.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn request(&mut self, message: &Message) -> io::Result<()> {
+        self.batch(std::slice::from_ref(message))
+    }
+
+    /// Sends messages together and waits until the kernel has done with the last of them.
+    ///
+    /// # Errors
+    /// The kernel's first.
+    pub(crate) fn batch(&mut self, messages: &[Message]) -> io::Result<()> {
+        let first = self.sequence.wrapping_add(1);
+        // The one behind which a batch ends asks for no answer, so that of the one before it counts.
+        let answering = messages.iter().rposition(|message| !nf_tables::is_end(message));
+        let mut out = Vec::new();
+        let mut awaited = first;
+        for (index, message) in messages.iter().enumerate() {
+            self.sequence = self.sequence.wrapping_add(1);
+            let ask = if Some(index) == answering { ACK } else { 0 };
+            if ask != 0 {
+                awaited = self.sequence;
+            }
+            message.write(self.sequence, REQUEST | ask, &mut out);
+        }
+        self.send(&out)?;
+        let mut failed = None;
+        loop {
+            for reply in self.receive()? {
+                let (true, Some(error)) = (reply.kind == ERROR, error(&reply)) else { continue };
+                if error != 0 {
+                    failed.get_or_insert(error);
+                }
+                // When the first message of a batch is refused, none of the others is looked at.
+                if reply.sequence == awaited || (reply.sequence == first && error != 0) {
+                    return failed.map_or(Ok(()), |error| Err(io::Error::from_raw_os_error(error)));
+                }
+            }
+        }
+    }
+
+    /// Asks for one thing and gives what the kernel tells of it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn get(&mut self, message: &Message) -> io::Result<Vec<Reply>> {
+        self.ask(message, ACK)
+    }
+
+    /// Asks for a list and gives the kernel's messages.
+    ///
+    /// # Errors
+    /// The kernel's, or that the list changed each time it was asked for.
+    pub(crate) fn dump(&mut self, message: &Message) -> io::Result<Vec<Reply>> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let told = self.ask(message, DUMP)?;
+            if told.iter().all(|reply| reply.flags & DISTURBED == 0) {
+                return Ok(told);
+            }
+        }
+        Err(io::Error::other("the kernel's list changed each time it was read"))
+    }
+
+    fn ask(&mut self, message: &Message, flags: u16) -> io::Result<Vec<Reply>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut out = Vec::new();
+        message.write(self.sequence, REQUEST | flags, &mut out);
+        self.send(&out)?;
+        let mut told = Vec::new();
+        loop {
+            for reply in self.receive()? {
+                match reply.kind {
+                    _ if reply.sequence != self.sequence => {}
+                    ERROR => match error(&reply) {
+                        Some(0) => return Ok(told),
+                        Some(error) => return Err(io::Error::from_raw_os_error(error)),
+                        None => return Err(io::ErrorKind::InvalidData.into()),
+                    },
+                    DONE => return Ok(told),
+                    _ => told.push(reply),
+                }
+            }
+        }
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let kernel = NetlinkAddr::new(0, 0);
+        sendto(self.socket.as_raw_fd(), bytes, &kernel, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    fn receive(&self) -> io::Result<Vec<Reply>> {
+        let mut buffer = vec![0; RECEIVE_BYTES];
+        let length = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Err(Errno::EAGAIN) => return Err(io::Error::other("the kernel did not answer")),
+            received => received?,
+        };
+        Ok(replies(buffer.get(..length).unwrap_or_default()).collect())
+    }
+}
+
+/// The error number that an error message tells, positive; 0 is success.
+fn error(reply: &Reply) -> Option<i32> {
+    let number = i32::from_ne_bytes(*reply.body.first_chunk()?);
+    Some(number.saturating_neg())
+}

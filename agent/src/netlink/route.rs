@@ -1,0 +1,99 @@
+//! Policy routing (man 7 rtnetlink): packets with a mark are delivered to this host, whatever their
+//! destination.
+
+use std::io;
+
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::SockProtocol;
+
+use super::{Attributes, CREATE, EXCLUSIVE, Message, Netlink, REPLACE};
+
+const NEW_ROUTE: u16 = 24;
+const DELETE_ROUTE: u16 = 25;
+const NEW_RULE: u16 = 32;
+const DELETE_RULE: u16 = 33;
+
+/// Which marks go to which routing table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MarkedRoute {
+    pub(crate) mark: u32,
+    pub(crate) mask: u32,
+    /// At most 252; the kernel keeps the tables above for itself.
+    pub(crate) table: u8,
+    /// Where the rule stands among the others: below 32766, behind which the main table is asked. A
+    /// rule is known again by it.
+    pub(crate) priority: u32,
+}
+
+impl MarkedRoute {
+    /// Makes the rule and the route, for each family that the host has. Making them again changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn install(self) -> io::Result<()> {
+        let mut kernel = Netlink::open(SockProtocol::NetlinkRoute)?;
+        for family in [libc_family(true), libc_family(false)] {
+            let rule = kernel.request(&self.rule(NEW_RULE, CREATE | EXCLUSIVE, family));
+            match ignoring(rule, &[Errno::EEXIST]) {
+                Err(error) if is_absent(family, &error) => continue,
+                made => made?,
+            }
+            kernel.request(&self.route(NEW_ROUTE, CREATE | REPLACE, family)?)?;
+        }
+        Ok(())
+    }
+
+    /// Removes both. Removing what is not there is no mistake.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        let mut kernel = Netlink::open(SockProtocol::NetlinkRoute)?;
+        for family in [libc_family(true), libc_family(false)] {
+            let absent = [Errno::ENOENT, Errno::ESRCH, Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP];
+            ignoring(kernel.request(&self.rule(DELETE_RULE, 0, family)), &absent)?;
+            ignoring(kernel.request(&self.route(DELETE_ROUTE, 0, family)?), &absent)?;
+        }
+        Ok(())
+    }
+
+    fn rule(self, kind: u16, flags: u16, family: u8) -> Message {
+        const TO_TABLE: u8 = 1;
+        let fixed = vec![family, 0, 0, 0, self.table, 0, 0, TO_TABLE, 0, 0, 0, 0];
+        let attributes = Attributes::new()
+            .native(6, self.priority)
+            .native(10, self.mark)
+            .native(16, self.mask)
+            .native(15, self.table.into());
+        Message { kind, flags, fixed, attributes }
+    }
+
+    fn route(self, kind: u16, flags: u16, family: u8) -> io::Result<Message> {
+        const STATIC: u8 = 4;
+        const WITHIN_HOST: u8 = 254;
+        const LOCAL: u8 = 2;
+        let fixed = vec![family, 0, 0, 0, self.table, STATIC, WITHIN_HOST, LOCAL, 0, 0, 0, 0];
+        let attributes = Attributes::new().native(4, if_nametoindex("lo")?);
+        Ok(Message { kind, flags, fixed, attributes })
+    }
+}
+
+fn libc_family(is_v4: bool) -> u8 {
+    let family = if is_v4 { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
+    u8::try_from(family).unwrap_or_default()
+}
+
+/// Whether the host has no addresses of this family.
+fn is_absent(family: u8, error: &io::Error) -> bool {
+    let unknown = [Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP].map(|errno| Some(errno as i32));
+    family == libc_family(false) && unknown.contains(&error.raw_os_error())
+}
+
+fn ignoring(result: io::Result<()>, harmless: &[Errno]) -> io::Result<()> {
+    match result {
+        Err(error) if harmless.iter().any(|e| error.raw_os_error() == Some(*e as i32)) => Ok(()),
+        other => other,
+    }
+}

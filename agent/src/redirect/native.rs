@@ -1,0 +1,258 @@
+//! The rules told to the kernel itself, so that no tool needs to be there: one table for both
+//! families, replaced in one transaction. It is the table that [`nft`](super::nft) would make.
+
+use std::io;
+use std::net::IpAddr;
+
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+use weft_model::Cidr;
+
+use super::nft::{TABLE, name};
+use super::rules::{Action, Chain, Match, Place, Rule, chains};
+use super::{MARK_MASK, Redirect, Verdict};
+use crate::netlink::nf_tables::{self as nf, Comparison, Expression, Hook, HookPlace, Meta, Part};
+use crate::netlink::{Attributes, Netlink, Reply, find};
+
+/// Before a message's attributes.
+const FIXED_BYTES: usize = 4;
+
+/// Asks whether the kernel has a packet filter that we may talk to.
+pub(super) fn probe() -> io::Result<()> {
+    open()?.get(&nf::get_generation()).map(drop)
+}
+
+fn open() -> io::Result<Netlink> {
+    Netlink::open(SockProtocol::NetlinkNetFilter)
+}
+
+/// Replaces what is there by what is wanted.
+pub(super) fn apply(redirect: &Redirect) -> io::Result<()> {
+    // Made, removed and made again, a table is replaced whether or not it was there.
+    let mut changes = vec![
+        nf::make_table(TABLE, None),
+        nf::delete_table(TABLE),
+        nf::make_table(TABLE, Some(&redirect.comment())),
+    ];
+    for chain in chains(redirect) {
+        changes.push(nf::make_chain(told_chain(chain.place)));
+        changes.extend(told_rules(&chain).into_iter().map(nf::append_rule));
+    }
+    open()?.batch(&nf::transaction(changes))
+}
+
+/// Removes what is there, if anything is.
+pub(super) fn remove() -> io::Result<()> {
+    let changes = vec![nf::make_table(TABLE, None), nf::delete_table(TABLE)];
+    open()?.batch(&nf::transaction(changes))
+}
+
+/// Whether a chain of that name is in any table, as the newer iptables makes them.
+pub(super) fn has_chain(is_it: impl Fn(&str) -> bool) -> bool {
+    let chains = open().and_then(|mut kernel| kernel.dump(&nf::get_chains()));
+    let name = |reply: &Reply| find(attributes(reply), nf::CHAIN_NAME).map(readable);
+    chains.is_ok_and(|all| all.iter().filter_map(name).any(|name| is_it(&name)))
+}
+
+/// Compares what is there with what is wanted, down to the last value of each rule.
+pub(super) fn verify(redirect: &Redirect) -> io::Result<Verdict> {
+    let mut kernel = open()?;
+    let table = match kernel.get(&nf::get_table(TABLE)) {
+        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {
+            return Ok(Verdict::Absent);
+        }
+        told => told?,
+    };
+    let mut differences = Vec::new();
+    let comment = table.first().and_then(|table| find(attributes(table), nf::TABLE_USERDATA));
+    if comment != Some(&nf::comment_bytes(&redirect.comment())) {
+        let is = comment.map(readable);
+        let is = is.unwrap_or_else(|| "missing".to_owned());
+        differences.push(format!("its comment is {is}, not {}", redirect.comment()));
+    }
+    let wanted = chains(redirect);
+    let there = ours(kernel.dump(&nf::get_chains())?, nf::CHAIN_TABLE);
+    differences.extend(compare_chains(&wanted, &there));
+    let rules = ours(kernel.dump(&nf::get_rules(TABLE))?, nf::RULE_TABLE);
+    differences.extend(wanted.iter().filter_map(|chain| compare_rules(chain, &rules)));
+    Ok(Verdict::of(differences))
+}
+
+fn compare_chains(wanted: &[Chain], there: &[Reply]) -> Vec<String> {
+    let chain_name = |reply: &Reply| find(attributes(reply), nf::CHAIN_NAME).map(readable);
+    let missing = wanted.iter().filter(|chain| {
+        let told = told_chain(chain.place);
+        !there.iter().any(|reply| told.are_in(attributes(reply)))
+    });
+    let missing =
+        missing.map(|chain| format!("chain {} is not there, or elsewhere", name(chain.place)));
+    let strange = there.iter().filter_map(chain_name);
+    let strange =
+        strange.filter(|there| !wanted.iter().any(|chain| name(chain.place) == there.as_str()));
+    missing.chain(strange.map(|name| format!("chain {name} is too much"))).collect()
+}
+
+fn compare_rules(chain: &Chain, there: &[Reply]) -> Option<String> {
+    let name = name(chain.place);
+    let bytes = [name.as_bytes(), &[0]].concat();
+    let here: Vec<&Reply> = there
+        .iter()
+        .filter(|rule| find(attributes(rule), nf::RULE_CHAIN) == Some(&bytes))
+        .collect();
+    let wanted = told_rules(chain);
+    let differs = wanted.iter().zip(&here).position(|(rule, told)| !rule.are_in(attributes(told)));
+    match differs {
+        Some(position) => Some(format!("chain {name}: rule {} is another", position + 1)),
+        None if wanted.len() != here.len() => {
+            Some(format!("chain {name} has {} rules, not {}", here.len(), wanted.len()))
+        }
+        None => None,
+    }
+}
+
+/// Those that tell of our table.
+fn ours(replies: Vec<Reply>, table: u16) -> Vec<Reply> {
+    const INET: u8 = 1;
+    let bytes = [TABLE.as_bytes(), &[0]].concat();
+    let is_ours = |reply: &Reply| {
+        reply.body.first() == Some(&INET) && find(attributes(reply), table) == Some(&bytes)
+    };
+    replies.into_iter().filter(is_ours).collect()
+}
+
+fn attributes(reply: &Reply) -> &[u8] {
+    reply.body.get(FIXED_BYTES..).unwrap_or_default()
+}
+
+/// Text of the kernel's, or whatever somebody put in its place.
+fn readable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
+fn told_chain(place: Place) -> Attributes {
+    // Just before other tools' NAT, so that what we take is ours and what we leave is theirs.
+    const BEFORE_NAT: i32 = -101;
+    const BEFORE_ROUTING: i32 = -150;
+    let (kind, hook, priority) = match place {
+        Place::Arriving => ("nat", HookPlace::Prerouting, BEFORE_NAT),
+        Place::Leaving => ("nat", HookPlace::Output, BEFORE_NAT),
+        Place::ArrivingUdp => ("filter", HookPlace::Prerouting, BEFORE_ROUTING),
+        Place::LeavingUdp => ("route", HookPlace::Output, BEFORE_ROUTING),
+    };
+    nf::chain(TABLE, name(place), Hook { kind, place: hook, priority })
+}
+
+fn told_rules(chain: &Chain) -> Vec<Attributes> {
+    let told = |rule: &Rule| nf::rule(TABLE, name(chain.place), expressions(rule));
+    chain.rules.iter().map(told).collect()
+}
+
+fn expressions(rule: &Rule) -> Vec<Expression> {
+    let mut steps: Vec<Expression> = rule.matches.iter().flat_map(asked).collect();
+    if rule.counted {
+        steps.push(nf::counter());
+    }
+    match rule.action {
+        Action::Return => steps.push(nf::decide(nf::Verdict::Return)),
+        Action::Redirect(port) => steps.extend(nf::redirect(port)),
+        Action::Mark(mark) => steps.extend([
+            nf::load_meta(Meta::Mark),
+            nf::mask(&(!MARK_MASK).to_ne_bytes(), &mark.to_ne_bytes()),
+            nf::set_meta(Meta::Mark),
+        ]),
+        Action::HandTo(port) => {
+            steps.extend(nf::hand_to(port));
+            steps.push(nf::decide(nf::Verdict::Accept));
+        }
+    }
+    steps
+}
+
+fn asked(asked: &Match) -> Vec<Expression> {
+    let equal = |bytes: &[u8]| nf::compare(Comparison::Equal, bytes);
+    let comparison = |is: bool| if is { Comparison::Equal } else { Comparison::Different };
+    match asked {
+        Match::Mark(mark) => vec![
+            nf::load_meta(Meta::Mark),
+            nf::mask(&MARK_MASK.to_ne_bytes(), &[0; 4]),
+            equal(&mark.to_ne_bytes()),
+        ],
+        Match::User(user) => vec![nf::load_meta(Meta::User), equal(&user.to_ne_bytes())],
+        Match::FromLoopback(is) => {
+            // Names are compared with the zeros behind them.
+            let mut name = [0; 16];
+            name[..2].copy_from_slice(b"lo");
+            vec![nf::load_meta(Meta::InterfaceName), nf::compare(comparison(*is), &name)]
+        }
+        Match::ToThisHost(is) => {
+            const LOCAL: u32 = 2;
+            let kind = nf::compare(comparison(*is), &LOCAL.to_ne_bytes());
+            vec![nf::load_destination_kind(), kind]
+        }
+        Match::To(range) => to(*range),
+        Match::Tcp => protocol(nix::libc::IPPROTO_TCP),
+        Match::Udp => protocol(nix::libc::IPPROTO_UDP),
+        Match::TcpPort(ports) => {
+            let mut steps = protocol(nix::libc::IPPROTO_TCP);
+            steps.push(nf::load_payload(Part::Transport, 2, 2));
+            if ports.start() == ports.end() {
+                steps.push(equal(&ports.start().to_be_bytes()));
+            } else {
+                steps.push(nf::compare(Comparison::AtLeast, &ports.start().to_be_bytes()));
+                steps.push(nf::compare(Comparison::AtMost, &ports.end().to_be_bytes()));
+            }
+            steps
+        }
+    }
+}
+
+fn protocol(number: i32) -> Vec<Expression> {
+    let number = u8::try_from(number).unwrap_or(u8::MAX);
+    vec![nf::load_meta(Meta::Protocol), nf::compare(Comparison::Equal, &[number])]
+}
+
+fn to(range: Cidr) -> Vec<Expression> {
+    const IPV4: u8 = 2;
+    const IPV6: u8 = 10;
+    let (family, offset, bytes) = match range.address() {
+        IpAddr::V4(address) => (IPV4, 16, address.octets().to_vec()),
+        IpAddr::V6(address) => (IPV6, 24, address.octets().to_vec()),
+    };
+    // As the nft command does: of a prefix of whole bytes only those are looked at; of any other the
+    // whole address is, and masked.
+    let prefix = usize::from(range.prefix_bits());
+    let is_whole = prefix > 0 && prefix % 8 == 0;
+    let looked_at = if is_whole { prefix / 8 } else { bytes.len() };
+    let mut steps = vec![
+        nf::load_meta(Meta::Family),
+        nf::compare(Comparison::Equal, &[family]),
+        nf::load_payload(Part::Network, offset, u32::try_from(looked_at).unwrap_or(u32::MAX)),
+    ];
+    if !is_whole {
+        steps.push(nf::mask(&prefix_mask(range.prefix_bits(), looked_at), &vec![0; looked_at]));
+    }
+    steps.push(nf::compare(Comparison::Equal, bytes.get(..looked_at).unwrap_or_default()));
+    steps
+}
+
+fn prefix_mask(bits: u8, bytes: usize) -> Vec<u8> {
+    let ones = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+    ones.to_be_bytes().into_iter().take(bytes).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_becomes_a_mask() {
+        let check = |bits, mask: &[u8]| assert_eq!(prefix_mask(bits, 4), mask, "{bits}");
+        check(0, &[0, 0, 0, 0]);
+        check(1, &[0x80, 0, 0, 0]);
+        check(12, &[0xff, 0xf0, 0, 0]);
+        check(16, &[0xff, 0xff, 0, 0]);
+        check(31, &[0xff, 0xff, 0xff, 0xfe]);
+        check(32, &[0xff, 0xff, 0xff, 0xff]);
+    }
+}

@@ -1,0 +1,142 @@
+//! The rules that hand traffic over, as the kernel and its tools see them.
+
+use std::process::{Command, Output};
+
+use weft_integration::process::{run, weft};
+
+/// What a sidecar needs, with everything that can be left out.
+const WORKLOAD: &str = "--inbound 15006 --outbound 15001 --services 10.96.0.0/16,fd96::/64 \
+    --exclude-inbound-ports 22,7000 --exclude-outbound-ports 25 --uid 0 \
+    --exclude-destinations 169.254.169.254,fe80::/10,10.1.0.0/17,192.0.0.0/3,2001:db8::/33";
+/// What an agent needs.
+const NODE: &str = "--forwarded 15001 --udp 15099 --services 10.96.0.0/12,fd96::/64,192.0.2.1";
+
+fn redirect(command: &str, backend: &str, wish: &str) -> Output {
+    let mut weft = weft();
+    weft.args(["redirect", command, "--backend", backend]).args(wish.split_whitespace());
+    weft.output().expect("weft can be started")
+}
+
+#[track_caller]
+fn apply(backend: &str, wish: &str) {
+    let output = redirect("apply", backend, wish);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What differs, by the backend's own judgement; empty when nothing does.
+fn differences(backend: &str, wish: &str) -> String {
+    let output = redirect("diff", backend, wish);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.success(), said.is_empty(), "{said}\n{complaint}");
+    said
+}
+
+fn nft(arguments: &str) -> String {
+    run(tool("nft").args(arguments.split_whitespace()))
+}
+
+fn tool(name: &str) -> Command {
+    let mut command = Command::new(name);
+    // Debian keeps it where an ordinary user's PATH does not look.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
+}
+
+fn our_table() -> String {
+    nft("-s list table inet weft")
+}
+
+#[test]
+fn the_kernel_is_told_the_very_rules_that_nft_would_tell_it() {
+    for wish in [WORKLOAD, NODE] {
+        apply("nft", wish);
+        let by_nft = our_table();
+        assert_eq!(differences("native", wish), "", "what nft told, read by ourselves");
+        apply("native", wish);
+        assert_eq!(our_table(), by_nft);
+        assert_eq!(differences("native", wish), "");
+        assert_eq!(differences("nft", wish), "");
+    }
+}
+
+#[test]
+fn whatever_changes_in_our_table_is_noticed() {
+    let changes = [
+        "flush chain inet weft leaving",
+        "delete chain inet weft arriving",
+        "add chain inet weft strange",
+        "insert rule inet weft leaving accept",
+        "add rule inet weft leaving tcp dport 80 return",
+        "replace rule inet weft leaving handle HANDLE meta mark and 0xfff == 0x53a counter return",
+    ];
+    for change in changes {
+        apply("native", WORKLOAD);
+        let listing = nft("-a list chain inet weft leaving");
+        let marked = listing.lines().find(|line| line.contains("0x00000539"));
+        let handle = marked.and_then(|line| line.rsplit(' ').next()).expect("it has a number");
+        nft(&change.replace("HANDLE", handle));
+        assert_ne!(differences("native", WORKLOAD), "", "after {change}");
+        assert!(!redirect("verify", "native", WORKLOAD).status.success());
+    }
+    apply("native", WORKLOAD);
+    nft("delete table inet weft");
+    let absent = redirect("verify", "native", WORKLOAD);
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&absent.stderr).contains("nothing of weft is installed"));
+}
+
+#[test]
+fn a_wish_replaces_the_one_before_and_nothing_of_others() {
+    nft("add table inet theirs");
+    nft("add chain inet theirs arriving");
+    for backend in ["native", "nft", "native", "iptables", "nft", "iptables", "native"] {
+        for wish in [WORKLOAD, NODE] {
+            apply(backend, wish);
+            apply(backend, wish);
+            assert_eq!(differences(backend, wish), "", "{backend}");
+            let rules = nft("list ruleset");
+            let (ours, others) = if backend == "iptables" {
+                (rules.matches("chain WEFT_").count(), "table inet weft")
+            } else {
+                (rules.matches("table inet weft").count(), "chain WEFT_")
+            };
+            assert!(ours > 0, "{backend}: {rules}");
+            assert!(!rules.contains(others), "{backend} left what another had installed: {rules}");
+        }
+    }
+    run(weft().args(["redirect", "remove"]));
+    let left = nft("list ruleset");
+    assert!(left.contains("table inet theirs") && !left.to_lowercase().contains("weft"), "{left}");
+    for family in ["-4", "-6"] {
+        let rules = run(tool("ip").args([family, "rule"]));
+        assert!(!rules.contains("fwmark"), "{rules}");
+    }
+    run(weft().args(["redirect", "remove"]));
+}
+
+#[test]
+fn marked_packets_have_one_rule_and_one_route_however_often_they_are_asked_for() {
+    for _ in 0..3 {
+        apply("native", NODE);
+    }
+    for (family, route) in [("-4", "local default dev lo"), ("-6", "local default dev lo")] {
+        let rules = run(tool("ip").args([family, "rule"]));
+        assert_eq!(rules.matches("fwmark 0x111/0xfff lookup 100").count(), 1, "{rules}");
+        let routes = run(tool("ip").args([family, "route", "show", "table", "100"]));
+        assert_eq!(routes.matches(route).count(), 1, "{routes}");
+    }
+}
+
+#[test]
+fn without_the_right_to_it_the_missing_capability_is_named() {
+    let mut command = tool("setpriv");
+    command.args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
+    let path = weft().get_program().to_owned();
+    command.arg(path).args(["redirect", "apply"]).args(NODE.split_whitespace());
+    let output = command.output().expect("setpriv can be started");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains("NET_ADMIN"), "{complaint}");
+}
