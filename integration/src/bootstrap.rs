@@ -177,10 +177,24 @@ pub fn allow_only(service: &str, path_prefix: &str) -> Value {
 /// A filter that wants a token of one issuer, whose public keys are in `keys`.
 #[must_use]
 pub fn want_token(issuer: &str, audience: &str, keys: &str) -> Value {
+    let keys = json!({"inline_string": keys});
+    token_filter(&json!({"issuer": issuer, "audiences": [audience], "local_jwks": keys}), "/")
+}
+
+/// A filter that wants a token below a path, of one issuer, whose public keys are fetched from a
+/// cluster each second, which may take one.
+#[must_use]
+pub fn want_fetched_token(issuer: &str, audience: &str, cluster: &str, below: &str) -> Value {
+    let uri = format!("http://{cluster}/keys");
+    let remote = json!({"http_uri": {"uri": uri, "cluster": cluster, "timeout": "1s"},
+                        "cache_duration": "1s"});
+    token_filter(&json!({"issuer": issuer, "audiences": [audience], "remote_jwks": remote}), below)
+}
+
+fn token_filter(provider: &Value, below: &str) -> Value {
     let message = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
     json!({"name": "jwt", "typed_config": any(message, json!({
-        "providers": {"issuer": {
-            "issuer": issuer, "audiences": [audience], "local_jwks": {"inline_string": keys}}},
-        "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "issuer"}}],
+        "providers": {"issuer": provider},
+        "rules": [{"match": {"prefix": below}, "requires": {"provider_name": "issuer"}}],
     }))})
 }

@@ -1,10 +1,15 @@
 //! The control work of a sidecar: from every snapshot a plan, from every issuer its keys.
+//!
+//! Keys are fetched beside it: an issuer that is slow holds up neither a change of configuration nor
+//! the keys of another.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use weft_model::Snapshot;
 use weft_runtime::socket::Mark;
 
@@ -26,6 +31,8 @@ pub async fn run(
     let mut builder = Builder::new();
     let mut keys = KeyStore::new();
     let mut wanted: Vec<Wanted> = Vec::new();
+    let mut under_way: HashSet<String> = HashSet::new();
+    let mut fetches = JoinSet::new();
     let mut stale = true;
     loop {
         if stale {
@@ -38,25 +45,26 @@ pub async fn run(
             wanted = built.key_sets;
             plans.send_replace(Arc::new(built.plan));
         }
-        stale = false;
-        let due: Vec<&Wanted> = wanted.iter().filter(|w| keys.is_due(&w.uri, now())).collect();
-        let mut outcomes = Vec::new();
-        for wanted in due {
-            outcomes.push((wanted.clone(), fetch(wanted, mark).await));
+        for due in wanted.iter().filter(|wanted| keys.is_due(&wanted.uri, now())) {
+            if under_way.insert(due.uri.clone()) {
+                let due = due.clone();
+                fetches.spawn(async move {
+                    let outcome = fetch(&due, mark).await;
+                    (due, outcome)
+                });
+            }
         }
-        for (wanted, outcome) in outcomes {
-            stale |= keys.fetched(&wanted.uri, outcome, wanted.cache, now());
-        }
-        if stale {
-            continue;
-        }
-        tokio::select! {
+        stale = tokio::select! {
             changed = snapshots.changed() => match changed {
-                Ok(()) => stale = true,
+                Ok(()) => true,
                 Err(_) => return,
             },
-            () = tokio::time::sleep(TICK), if !wanted.is_empty() => {}
-        }
+            Some(Ok((fetched, outcome))) = fetches.join_next() => {
+                under_way.remove(&fetched.uri);
+                keys.fetched(&fetched.uri, outcome, fetched.cache, now())
+            }
+            () = tokio::time::sleep(TICK), if !wanted.is_empty() => false,
+        };
     }
 }
 

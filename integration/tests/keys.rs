@@ -1,0 +1,148 @@
+//! Keys of token issuers that are fetched: what an issuer may do wrong, and who notices.
+
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
+
+use tempfile::TempDir;
+use weft_integration::backend::{Backend, read_head};
+use weft_integration::bootstrap::{
+    Speaks, bootstrap, cluster, http, listener, route_to, want_fetched_token,
+};
+use weft_integration::curl::{Answer, Curl};
+use weft_integration::mesh_pki::MeshPki;
+use weft_integration::pair::Sidecar;
+use weft_integration::port;
+use weft_integration::process::{counterpart, run};
+use weft_integration::wait::eventually;
+
+/// What an issuer does when it is asked for its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    /// It gives them.
+    Good,
+    /// It takes the connection and closes it.
+    Down,
+    /// It says nothing for as long as anybody waits.
+    Slow,
+    /// It gives two megabytes, in which the keys are.
+    Large,
+    /// It gives a page for people.
+    Page,
+}
+
+/// An issuer with its tokens, and a sidecar that wants one of them below `/private`.
+struct Guarded {
+    mood: Arc<Mutex<Mood>>,
+    sidecar: Sidecar,
+    good: String,
+    forged: String,
+    _pki: MeshPki,
+}
+
+fn serve(stream: TcpStream, keys: &str, mood: &Mutex<Mood>) {
+    let mut reader = BufReader::new(stream);
+    if read_head(&mut reader).is_none() {
+        return;
+    }
+    let mood = *mood.lock().expect("nobody panics while holding it");
+    let body = match mood {
+        Mood::Good => keys.to_owned(),
+        Mood::Down => return,
+        Mood::Slow => return drop(reader.read(&mut [0])),
+        Mood::Large => keys.replacen('{', &format!("{{{}", " ".repeat(2_000_000)), 1),
+        Mood::Page => "<html>Please sign in</html>".to_owned(),
+    };
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+    // A sidecar that takes no more of it is what a test is about.
+    drop(reader.get_mut().write_all((head + &body).as_bytes()));
+}
+
+impl Guarded {
+    fn start(mood: Mood) -> Self {
+        let folder = TempDir::new().expect("a temporary folder can be made");
+        let mut issuer = counterpart("issuer.py");
+        run(issuer.arg(folder.path()).args(["https://issuer", "service"]));
+        let read = |name| std::fs::read_to_string(folder.path().join(name)).expect("it is there");
+
+        let mood = Arc::new(Mutex::new(mood));
+        let (keys, at) = (read("keys.json"), mood.clone());
+        let issuer = Backend::start(move |stream| serve(stream, &keys, &at));
+        let service = Backend::telling_heads();
+
+        let filter = want_fetched_token("https://issuer", "service", "issuer", "/private");
+        let (port, admin) = (port::free(), port::free());
+        let inbound = listener("inbound", port, http(&route_to("service", 15), &[filter]), None);
+        let clusters = [
+            cluster("service", &[service.port], Speaks::Http1, None),
+            cluster("issuer", &[issuer.port], Speaks::Http1, None),
+        ];
+        let pki = MeshPki::create();
+        let config = bootstrap(admin, &[inbound], &clusters);
+        let sidecar = Sidecar::start("guarded", &pki, port, admin, &config);
+        let (good, forged) = (read("good.token"), read("forged.token"));
+        Self { mood, sidecar, good, forged, _pki: pki }
+    }
+
+    fn is_now(&self, mood: Mood) {
+        *self.mood.lock().expect("nobody panics while holding it") = mood;
+    }
+
+    fn ask(&self, token: &str) -> Answer {
+        let field = format!("authorization: Bearer {token}");
+        Curl::get(self.sidecar.port, "/private").with(&["--header", &field]).run()
+    }
+
+    fn said(&self, complaint: &str) {
+        eventually(format!("the sidecar tells of {complaint:?}"), || {
+            self.sidecar.process.errors().contains(complaint).then_some(())
+        });
+    }
+
+    /// Holds that a good token is taken and a forged one is not.
+    #[track_caller]
+    fn assert_tells_good_from_forged(&self) {
+        let (good, forged) = (self.ask(&self.good), self.ask(&self.forged));
+        assert_eq!((good.status, forged.status), (200, 401), "{good:?} {forged:?}");
+    }
+}
+
+#[test]
+fn keys_are_fetched_and_the_last_good_ones_outlive_whatever_the_issuer_does() {
+    let guarded = Guarded::start(Mood::Good);
+    eventually("the keys are there", || (guarded.ask(&guarded.good).status == 200).then_some(()));
+    for (mood, complaint) in [
+        (Mood::Down, "keys could not be fetched"),
+        (Mood::Slow, "no answer within 1s"),
+        (Mood::Large, "the answer was not taken"),
+        (Mood::Page, "it is no key set"),
+    ] {
+        guarded.is_now(mood);
+        guarded.said(complaint);
+        guarded.assert_tells_good_from_forged();
+    }
+}
+
+#[test]
+fn without_keys_nobody_enters_what_needs_them_and_all_else_is_served() {
+    for (mood, complaint) in [
+        (Mood::Down, "keys could not be fetched"),
+        (Mood::Slow, "no answer within 1s"),
+        (Mood::Large, "the answer was not taken"),
+        (Mood::Page, "it is no key set"),
+    ] {
+        let guarded = Guarded::start(mood);
+        guarded.said(complaint);
+        let refused = guarded.ask(&guarded.good);
+        assert_eq!(refused.status, 401, "{refused:?}");
+        assert!(refused.text().contains("keys are not known yet"), "{refused:?}");
+        let public = Curl::get(guarded.sidecar.port, "/public").run();
+        assert_eq!(public.status, 200, "{mood:?}: {public:?}");
+
+        guarded.is_now(Mood::Good);
+        eventually("the issuer is asked again", || {
+            (guarded.ask(&guarded.good).status == 200).then_some(())
+        });
+        guarded.assert_tells_good_from_forged();
+    }
+}
