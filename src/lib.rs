@@ -2,11 +2,14 @@
 //!
 //! [`command`] holds a module per subcommand. What the two data planes share as processes is here:
 //! [`identity`] gets and renews the workload's certificate, [`configuration`] turns a bootstrap file
-//! and a control plane into one stream of snapshots, [`process`] runs workers around it. [`demo`] is
+//! and a control plane into one stream of snapshots, [`process`] runs workers around it. [`redirects`]
+//! keeps the rules of a node in force. [`demo`] is
 //! a whole mesh on one machine.
 
+mod client;
 pub mod command;
 pub mod configuration;
 pub mod demo;
 pub mod identity;
 pub mod process;
+pub mod redirects;

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use weft_model::{Name, Secret, Snapshot};
+use weft_agent::redirect::{Guard, Standing};
+use weft_model::{FlowTuple, Name, Secret, Snapshot, Transport};
 use weft_runtime::access::Writer;
 use weft_runtime::drain::{Drain, on_signals};
 use weft_runtime::listening::{Listening, Report};
@@ -38,6 +39,10 @@ pub struct Setup {
     pub workers: Option<NonZeroUsize>,
     /// What is logged.
     pub log: String,
+    /// What keeps redirects in force, if it does.
+    pub guard: Option<Guard>,
+    /// Where flows go, if it carries any.
+    pub explain: Option<Explain>,
     /// Its metrics.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -99,6 +104,8 @@ impl DataPlaneProcess {
             status: status.subscribe(),
             problems: problems.subscribe(),
             listening: Mutex::new(Listening::new(workers)),
+            guard: setup.guard,
+            explain: setup.explain,
             metrics: setup.metrics,
         });
         if let Some(address) = setup.admin {
@@ -199,13 +206,50 @@ async fn collect(mut reported: mpsc::UnboundedReceiver<Report>, role: Arc<Role>)
     }
 }
 
+/// The flow that a query such as `transport=tcp&client=10.0.0.1:4000&destination=10.96.0.1:80` names.
+fn flow_of(query: &str) -> Result<FlowTuple, String> {
+    let value = |name: &str| {
+        let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        value.ok_or_else(|| format!("{name} is missing"))
+    };
+    let address = |name: &str| {
+        let text = value(name)?;
+        text.parse().map_err(|_| format!("{name} {text:?} is not ADDRESS:PORT"))
+    };
+    let transport = match value("transport")? {
+        "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        other => return Err(format!("transport {other:?} is neither tcp nor udp")),
+    };
+    Ok(FlowTuple { transport, client: address("client")?, destination: address("destination")? })
+}
+
 /// What the admin port tells of a data plane.
 struct Role {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     status: watch::Receiver<Status>,
     problems: watch::Receiver<Vec<String>>,
     listening: Mutex<Listening>,
+    guard: Option<Guard>,
+    explain: Option<Explain>,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// Tells where a flow goes.
+pub type Explain = Arc<dyn Fn(&FlowTuple) -> Result<serde_json::Value, String> + Send + Sync>;
+
+/// How it stands with the redirects, for the metrics.
+fn redirect_metrics(report: &weft_agent::redirect::Report, page: &mut weft_runtime::metrics::Page) {
+    let in_force =
+        report.standing.iter().filter(|(_, standing)| *standing == Standing::InForce).count();
+    page.gauge("weft_redirects", "Redirects that are wanted.", report.standing.len() as u64);
+    page.gauge("weft_redirects_in_force", "Redirects in force.", in_force as u64);
+    page.counter(
+        "weft_redirect_repairs",
+        "Redirects that somebody had changed, installed again.",
+        report.repairs,
+    );
+    page.counter("weft_redirect_failures", "Redirects that could not be kept.", report.failures);
 }
 
 impl admin::Role for Role {
@@ -216,7 +260,8 @@ impl admin::Role for Role {
             let reason = status.last_error.clone().unwrap_or_else(|| waiting.join(", "));
             return Err(format!("waiting for the first configuration: {reason}"));
         }
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner).ready()
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner).ready()?;
+        self.guard.as_ref().map_or(Ok(()), |guard| guard.report().ready())
     }
 
     fn metrics(&self) -> String {
@@ -240,7 +285,15 @@ impl admin::Role for Role {
             "Fields that have no effect here.",
             not_honoured as u64,
         );
+        if let Some(guard) = &self.guard {
+            redirect_metrics(&guard.report(), &mut page);
+        }
         (self.metrics)() + &page.finish()
+    }
+
+    fn explain(&self, query: &str) -> Result<serde_json::Value, String> {
+        let explain = self.explain.as_ref().ok_or("this role carries no flows")?;
+        explain(&flow_of(query)?)
     }
 
     fn config_dump(&self) -> serde_json::Value {
@@ -258,6 +311,12 @@ impl admin::Role for Role {
                 }),
             );
             fields.insert("problems".into(), serde_json::json!(*self.problems.borrow()));
+            if let Some(guard) = &self.guard {
+                let standing = guard.report().standing.into_iter();
+                let standing = standing.map(|(name, standing)| (name, standing.to_string().into()));
+                let standing: serde_json::Map<_, _> = standing.collect();
+                fields.insert("redirects".into(), standing.into());
+            }
         }
         dump
     }

@@ -19,13 +19,10 @@ use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset
 
 use crate::forward::tcp::{Moved, relay};
 use crate::forward::udp::{Datagram, send};
-use crate::plan::{Choice, Plan, Target};
+use crate::plan::{Choice, OTHER_ENDPOINTS, Plan, Target};
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::worker::{Worker, now, unix_ms};
-
-/// How many endpoints a connection tries after its own could not be reached.
-const OTHER_ENDPOINTS: usize = 2;
 
 /// A connection that was taken in.
 pub(crate) struct Accepted {

@@ -12,6 +12,9 @@ use weft_model::{
     Snapshot, TcpProxy, Transport, TransportKind, UdpProxy, WeightedCluster,
 };
 
+/// How many other endpoints are tried when a flow's own cannot be reached.
+pub(crate) const OTHER_ENDPOINTS: usize = 2;
+
 /// Everything the workers work by.
 #[derive(Debug, Default)]
 pub struct Plan {
@@ -21,7 +24,7 @@ pub struct Plan {
     /// Listeners that are not bound: they answer for connections redirected from their address.
     by_destination: HashMap<(Transport, SocketAddr), Arc<Listener>>,
     targets: HashMap<Name, Arc<Target>>,
-    seed: u64,
+    seed: u32,
 }
 
 /// A cluster as the agent sees it.
@@ -89,7 +92,7 @@ impl Plan {
     #[must_use]
     pub fn new(
         snapshot: &Snapshot,
-        seed: u64,
+        seed: u32,
         previous: Option<&(Arc<Snapshot>, Arc<Self>)>,
     ) -> (Self, Vec<Unservable>) {
         let mut plan = Self { revision: snapshot.revision, seed, ..Self::default() };
@@ -162,7 +165,7 @@ impl Plan {
     /// agent sends the flow to the same one.
     #[must_use]
     pub fn target(&self, clusters: &[WeightedCluster], flow: &FlowTuple) -> Option<&Arc<Target>> {
-        let draw = u32::try_from(flow.hash(!self.seed) >> 32).unwrap_or(0);
+        let draw = flow.hash(!self.seed);
         self.targets.get(&WeightedCluster::draw(clusters, draw)?.name)
     }
 
@@ -188,7 +191,63 @@ impl Plan {
     }
 }
 
-fn target(cluster: &Cluster, snapshot: &Snapshot, seed: u64) -> Target {
+/// Where a flow goes and why, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Explanation {
+    /// The listener that answers for the destination.
+    pub listener: String,
+    /// The cluster that its flows go to.
+    pub cluster: String,
+    /// The hash of the 5-tuple under the mesh's seed.
+    pub hash: u32,
+    /// The slot on which it falls, and of how many; none where no table decides.
+    pub slot: Option<(usize, usize)>,
+    /// The flow's endpoint, then where it goes when that one cannot be reached.
+    pub endpoints: Vec<SocketAddr>,
+    /// What decided.
+    pub choice: &'static str,
+}
+
+impl Plan {
+    /// Where a new flow would go.
+    ///
+    /// # Errors
+    /// Why it would go nowhere.
+    pub fn explain(&self, flow: &FlowTuple) -> Result<Explanation, String> {
+        let (transport, destination) = (flow.transport, flow.destination);
+        let bound = self.bound().find(|bound| {
+            let addressed = bound.address == destination
+                || bound.address.ip().is_unspecified()
+                    && bound.address.port() == destination.port();
+            bound.transport == transport && addressed
+        });
+        let listener = self.by_destination.get(&(transport, destination)).or(bound);
+        let listener = listener.ok_or_else(|| format!("no listener answers for {destination}"))?;
+        let target = match transport {
+            Transport::Tcp => {
+                self.tcp(listener, destination).and_then(|tcp| self.target(&tcp.clusters, flow))
+            }
+            Transport::Udp => self.udp(listener).and_then(|udp| self.target_named(&udp.cluster)),
+        };
+        let target = target.ok_or_else(|| format!("{:?} leads to no cluster", &*listener.name))?;
+        let hash = flow.hash(self.seed);
+        let slot = match &target.picker {
+            Picker::Table(table) => table.slot(hash).map(|slot| (slot, table.size())),
+            Picker::OriginalDestination => None,
+        };
+        let choices = (0..=OTHER_ENDPOINTS).map(|attempt| self.pick(target, flow, attempt));
+        Ok(Explanation {
+            listener: listener.name.to_string(),
+            cluster: target.name.to_string(),
+            hash,
+            slot,
+            endpoints: choices.filter_map(Choice::endpoint).collect(),
+            choice: self.pick(target, flow, 0).word(),
+        })
+    }
+}
+
+fn target(cluster: &Cluster, snapshot: &Snapshot, seed: u32) -> Target {
     let picker = match cluster.discovery {
         Discovery::OriginalDestination => Picker::OriginalDestination,
         Discovery::Static(_) | Discovery::Endpoints(_) | Discovery::Dns(_) => {

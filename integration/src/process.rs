@@ -137,6 +137,12 @@ impl Process {
         errors.iter().fold(String::new(), |text, line| text + line + "\n")
     }
 
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal.
     ///
     /// # Panics

@@ -1,8 +1,14 @@
 //! The rules that hand traffic over, as the kernel and its tools see them.
 
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use weft_integration::process::{run, weft};
+use tempfile::TempDir;
+use weft_integration::bootstrap::bootstrap;
+use weft_integration::curl::Curl;
+use weft_integration::port;
+use weft_integration::process::{Process, run, weft};
+use weft_integration::wait::eventually;
 
 /// What a sidecar needs, with everything that can be left out.
 const WORKLOAD: &str = "--inbound 15006 --outbound 15001 --services 10.96.0.0/16,fd96::/64 \
@@ -139,4 +145,140 @@ fn without_the_right_to_it_the_missing_capability_is_named() {
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{complaint}");
     assert!(complaint.contains("NET_ADMIN"), "{complaint}");
+}
+
+/// A file of wishes and a guard that keeps them; two namespaces, `one` and `two`.
+struct Guarded {
+    guard: Process,
+    file: PathBuf,
+    _folder: TempDir,
+}
+
+impl Guarded {
+    fn start() -> Self {
+        for name in ["one", "two"] {
+            make_namespace(name);
+        }
+        let folder = TempDir::new().expect("a temporary folder can be made");
+        let file = folder.path().join("redirects.yaml");
+        let guarded = |guard| Self { guard, file: file.clone(), _folder: folder };
+        std::fs::write(&file, WISHES).expect("the folder takes files");
+        let guard = Process::start("guard", weft().args(["redirect", "guard"]).arg(&file));
+        let guarded = guarded(guard);
+        for name in ["one", "two"] {
+            guarded.is_in_force(name);
+        }
+        guarded
+    }
+
+    fn is_in_force(&self, name: &str) {
+        let wish = if name == "one" { WORKLOAD_OF_FILE } else { NODE };
+        let wish = format!("--netns /run/netns/{name} {wish}");
+        eventually(format!("{:?} has what is wanted in {name}", self.guard), || {
+            redirect("verify", "native", &wish).status.success().then_some(())
+        });
+    }
+}
+
+const WORKLOAD_OF_FILE: &str = "--inbound 15006 --outbound 15001 --services 10.96.0.0/16";
+const WISHES: &str = "redirects:
+- {netns: /run/netns/one, inbound: 15006, outbound: 15001, services: [10.96.0.0/16]}
+- {netns: /run/netns/two, forwarded: 15001, udp: 15099,
+   services: [10.96.0.0/12, 'fd96::/64', 192.0.2.1]}
+";
+
+fn make_namespace(name: &str) {
+    run(tool("ip").args(["netns", "add", name]));
+    run(tool("ip").args(["-n", name, "link", "set", "lo", "up"]));
+}
+
+/// Runs a command in a namespace. `ip netns exec` mounts /sys, which not every host allows.
+fn damage(name: &str, command: &str) {
+    let mut nsenter = tool("nsenter");
+    nsenter.arg(format!("--net=/run/netns/{name}")).args(command.split_whitespace());
+    run(&mut nsenter);
+}
+
+#[test]
+fn a_guard_repairs_whatever_is_changed_in_any_namespace() {
+    let guarded = Guarded::start();
+    for (name, command) in [
+        ("one", "nft delete table inet weft"),
+        ("one", "nft flush chain inet weft leaving"),
+        ("two", "nft flush ruleset"),
+        ("two", "nft insert rule inet weft arriving_udp accept"),
+        ("two", "ip rule del fwmark 0x111/0xfff"),
+        ("two", "ip -6 route flush table 100"),
+    ] {
+        damage(name, command);
+        guarded.is_in_force(name);
+    }
+    let told = guarded.guard.errors();
+    assert!(told.contains("had been changed: repaired") && !told.contains("ERROR"), "{told}");
+}
+
+#[test]
+fn a_guard_follows_namespaces_that_come_and_go() {
+    let guarded = Guarded::start();
+    let open_files = || {
+        let folder = format!("/proc/{}/fd", guarded.guard.id());
+        std::fs::read_dir(folder).expect("it runs").count()
+    };
+    let before = open_files();
+    run(tool("ip").args(["netns", "delete", "two"]));
+    eventually("what it had open there is closed", || (open_files() < before).then_some(()));
+    for _ in 0..8 {
+        make_namespace("two");
+        guarded.is_in_force("two");
+        run(tool("ip").args(["netns", "delete", "two"]));
+    }
+    make_namespace("two");
+    guarded.is_in_force("two");
+    // Comparing opens something for a moment.
+    eventually("no more is open than at first", || (open_files() <= before).then_some(()));
+}
+
+#[test]
+fn a_guard_follows_its_file_and_keeps_to_the_last_good_one() {
+    let guarded = Guarded::start();
+    std::fs::write(&guarded.file, format!("{WISHES}- {{netns: /run/netns/two, inbund: 1}}\n"))
+        .expect("the file can be written");
+    eventually("the mistake is told", || guarded.guard.errors().contains("inbund").then_some(()));
+    guarded.is_in_force("one");
+    guarded.is_in_force("two");
+
+    let one = WISHES.lines().take(2).collect::<Vec<_>>().join("\n");
+    std::fs::write(&guarded.file, one.replace("15006", "15007")).expect("the file can be written");
+    eventually("the rules of the wish that is gone are removed", || {
+        let verdict = redirect("verify", "native", &format!("--netns /run/netns/two {NODE}"));
+        String::from_utf8_lossy(&verdict.stderr).contains("nothing of weft").then_some(())
+    });
+    let changed = WORKLOAD_OF_FILE.replace("15006", "15007");
+    eventually("the changed one is in force", || {
+        let wish = format!("--netns /run/netns/one {changed}");
+        redirect("verify", "native", &wish).status.success().then_some(())
+    });
+}
+
+#[test]
+fn an_agent_keeps_its_redirects_and_tells_of_them() {
+    let guarded = Guarded::start();
+    drop(guarded.guard);
+    let admin = port::free();
+    let config = guarded.file.with_extension("json");
+    std::fs::write(&config, bootstrap(admin, &[], &[]).to_string()).expect("it can be written");
+    let mut agent = weft();
+    agent.args(["agent", "--workers", "1", "-c"]).arg(config).arg("--redirects").arg(guarded.file);
+    let agent = Process::start("agent", &mut agent);
+    let metrics = || Curl::get(admin, "/metrics").run().text();
+    eventually(format!("{agent:?} is ready"), || {
+        (Curl::get(admin, "/ready").run().status == 200).then_some(())
+    });
+    assert!(metrics().contains("\nweft_redirects_in_force 2\n"), "{}", metrics());
+    damage("two", "nft flush ruleset");
+    eventually("the repair is counted", || {
+        metrics().contains("\nweft_redirect_repairs_total 1\n").then_some(())
+    });
+    let dump = Curl::get(admin, "/config_dump").run().text();
+    assert!(dump.contains("\"/run/netns/two\": \"in force\""), "{dump}");
 }

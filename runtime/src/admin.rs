@@ -34,6 +34,14 @@ pub trait Role: Send + Sync + 'static {
 
     /// What is in force, without any secret.
     fn config_dump(&self) -> serde_json::Value;
+
+    /// Where a flow would go, for roles that carry flows.
+    ///
+    /// # Errors
+    /// What is wrong with the query, or why the flow would go nowhere.
+    fn explain(&self, _query: &str) -> Result<serde_json::Value, String> {
+        Err("this role carries no flows".into())
+    }
 }
 
 /// The admin port of a process.
@@ -57,6 +65,7 @@ GET  /ready           200 when this process can serve, 503 with what it waits fo
 GET  /live            200 while this process runs\n\
 GET  /metrics         Prometheus text\n\
 GET  /config_dump     what is in force, JSON, without secrets\n\
+GET  /flow?transport=tcp&client=A:P&destination=A:P  where a flow would go (agent)\n\
 GET  /logging         the log filter\n\
 POST /logging?level=F set the log filter, such as debug or weft_xds=trace,info\n\
 POST /drain           take nothing new, let the old finish, end\n";
@@ -125,15 +134,18 @@ fn answer(admin: &Admin, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         "/config_dump" if get => {
             reply(StatusCode::OK, "application/json", format!("{:#}\n", admin.role.config_dump()))
         }
+        "/flow" if get => match admin.role.explain(request.uri().query().unwrap_or_default()) {
+            Ok(told) => reply(StatusCode::OK, "application/json", format!("{told:#}\n")),
+            Err(reason) => reply(StatusCode::BAD_REQUEST, TEXT, format!("{reason}\n")),
+        },
         "/logging" if get => reply(StatusCode::OK, TEXT, format!("{}\n", admin.log.get())),
         "/logging" if post => set_level(admin, request.uri().query()),
         "/drain" if post => {
             admin.drain.begin();
             reply(StatusCode::ACCEPTED, TEXT, "draining\n".to_owned())
         }
-        "/" | "/live" | "/ready" | "/metrics" | "/config_dump" | "/logging" | "/drain" => {
-            reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, HELP.to_owned())
-        }
+        "/" | "/live" | "/ready" | "/metrics" | "/config_dump" | "/flow" | "/logging"
+        | "/drain" => reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, HELP.to_owned()),
         _ => reply(StatusCode::NOT_FOUND, TEXT, HELP.to_owned()),
     }
 }

@@ -1,5 +1,6 @@
 //! `weft agent`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
@@ -11,7 +12,8 @@ use weft_runtime::metrics::Registry;
 
 use super::Failure;
 use super::data_plane::DataPlane;
-use crate::process::{DataPlaneProcess, Setup};
+use crate::process::{DataPlaneProcess, Explain, Setup};
+use crate::redirects;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -25,7 +27,10 @@ pub(super) struct Arguments {
     trust_domain: String,
     /// The seed of the flow hash: the same for every agent of a mesh.
     #[arg(long, default_value_t = 0x5eed, value_name = "NUMBER")]
-    seed: u64,
+    seed: u32,
+    /// The redirects to keep in force on this node, in which network namespaces: a YAML file.
+    #[arg(long, value_name = "FILE")]
+    redirects: Option<PathBuf>,
     /// How many TCP connections one worker carries at most.
     #[arg(long, default_value_t = 40_000, value_name = "COUNT")]
     connection_limit: usize,
@@ -41,8 +46,11 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let Some(understood) = arguments.data_plane.understand(Some(id))? else {
         return Ok(());
     };
+    let guard = arguments.redirects.as_deref().map(redirects::guard);
+    let guard = guard.transpose().map_err(Failure::Usage)?;
     let registry = Registry::<metrics::Metrics>::default();
     let pages = registry.clone();
+    let plans = watch::Sender::new(Arc::new(Plan::default()));
     let setup = Setup {
         name: "agent",
         bootstrap: understood.bootstrap,
@@ -51,10 +59,11 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         patience: understood.patience,
         workers: arguments.data_plane.workers,
         log: log.to_owned(),
+        guard,
+        explain: Some(explain(plans.subscribe())),
         metrics: Arc::new(move || metrics::page(&pages).finish()),
     };
     let mut process = DataPlaneProcess::start(setup).map_err(Failure::Failed)?;
-    let plans = watch::Sender::new(Arc::new(Plan::default()));
     let receiver = plans.subscribe();
     process.spawn(plan_all(process.snapshots(), plans, arguments.seed));
     let shared = Shared {
@@ -69,11 +78,19 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     process.serve(move |worker| weft_agent::run(shared.clone(), worker)).map_err(Failure::Failed)
 }
 
+/// Tells where flows go by the plan in force.
+fn explain(plans: watch::Receiver<Arc<Plan>>) -> Explain {
+    Arc::new(move |flow| {
+        let plan = plans.borrow().clone();
+        serde_json::to_value(plan.explain(flow)?).map_err(|error| error.to_string())
+    })
+}
+
 /// Publishes a plan for every snapshot.
 async fn plan_all(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     plans: watch::Sender<Arc<Plan>>,
-    seed: u64,
+    seed: u32,
 ) {
     let mut last: Option<(Arc<Snapshot>, Arc<Plan>)> = None;
     loop {

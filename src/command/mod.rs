@@ -4,6 +4,7 @@ mod agent;
 mod ca;
 mod control;
 mod data_plane;
+mod flow;
 pub(crate) mod redirect;
 mod sidecar;
 
@@ -57,6 +58,8 @@ enum Command {
     Control(control::Arguments),
     /// The certificate authority.
     Ca(ca::Arguments),
+    /// Where flows go, and why.
+    Flow(flow::Arguments),
     /// The rules that hand traffic over.
     Redirect(redirect::Arguments),
     /// A whole mesh on this machine.
@@ -75,7 +78,8 @@ pub fn main() -> ExitCode {
         Command::Sidecar(arguments) => sidecar::run(&arguments, &cli.log),
         Command::Control(arguments) => control::run(arguments, &cli.log),
         Command::Ca(arguments) => ca::run(arguments),
-        Command::Redirect(arguments) => redirect::run(arguments),
+        Command::Flow(arguments) => flow::run(&arguments),
+        Command::Redirect(arguments) => redirect::run(arguments, &cli.log),
         Command::Demo(arguments) => crate::demo::run(&arguments),
         Command::DemoService(arguments) => crate::demo::service::run(&arguments),
     };

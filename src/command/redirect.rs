@@ -1,6 +1,7 @@
 //! `weft redirect`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use weft_agent::redirect::{
@@ -8,9 +9,11 @@ use weft_agent::redirect::{
     verify,
 };
 use weft_model::Cidr;
+use weft_runtime::drain::{Drain, Phase, on_signals};
 use weft_runtime::socket::Mark;
 
 use super::{Failure, say};
+use crate::redirects;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -32,6 +35,12 @@ enum Command {
     Verify(Wanted),
     /// Print what differs from what is wanted, a line each; exit code 1 when something does.
     Diff(Wanted),
+    /// Keep the redirects of a file in force, in many network namespaces, until told to end. They stay.
+    Guard {
+        /// The file, YAML: `redirects: [{netns: /run/netns/web, inbound: 15006, outbound: 15001}]`. It is
+        /// followed.
+        file: PathBuf,
+    },
     /// Remove every rule of weft.
     Remove(Place),
 }
@@ -111,7 +120,7 @@ fn cidr(text: &str) -> Result<Cidr, String> {
     Cidr::parse(text).map_err(|error| error.to_string())
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
     match arguments.command {
         Command::Plan(wanted) => {
             // A plan can be printed where nothing of it can be done.
@@ -150,8 +159,23 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             }
             Err(Failure::Failed("what is installed is not what is wanted".into()))
         }
+        Command::Guard { file } => guard(&file, log),
         Command::Remove(place) => remove(&place.namespace()).map_err(explain),
     }
+}
+
+/// Guards until a signal says to end.
+fn guard(file: &Path, log: &str) -> Result<(), Failure> {
+    weft_runtime::log::start(log).map_err(Failure::Usage)?;
+    let drain = Drain::new(Duration::ZERO);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
+    let _guard = redirects::guard(file).map_err(Failure::Usage)?;
+    runtime.block_on(async {
+        on_signals(&drain).map_err(|error| Failure::Failed(error.to_string()))?;
+        drain.reached(Phase::Draining).await;
+        Ok(())
+    })
 }
 
 impl Wanted {

@@ -51,6 +51,8 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         patience: understood.patience,
         workers: arguments.data_plane.workers,
         log: log.to_owned(),
+        guard: None,
+        explain: None,
         metrics: Arc::new(move || metrics::page(&pages).finish()),
     };
     let mut process = DataPlaneProcess::start(setup).map_err(Failure::Failed)?;

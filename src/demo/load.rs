@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 
-use super::client::{self, Caller};
 use super::roles::now;
+use crate::client::{self, Caller};
 
 /// How many connections carry it.
 const CONNECTIONS: u32 = 32;

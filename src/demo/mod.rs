@@ -4,7 +4,6 @@
 //! [`roles`] starts the real roles of weft there as processes; [`story`] tells what a mesh does and
 //! checks every word of it. Nothing is left when it ends: the namespaces take it all along.
 
-mod client;
 mod files;
 mod flows;
 pub mod hosts;

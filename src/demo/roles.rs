@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::client;
 use super::hosts::Host;
+use crate::client;
 
 /// How long a role may take until it is ready.
 const READY: Duration = Duration::from_secs(30);

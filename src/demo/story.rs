@@ -10,7 +10,6 @@ use rustls::ClientConfig;
 use weft_agent::redirect::{self, Backend, Namespace, Redirect};
 use weft_model::Cidr;
 
-use super::client::{Answer, Caller, config_dump, get};
 use super::files::{ClientCertificate, Files, MeshFile};
 use super::flows::{echo_flow, udp_flows};
 use super::hosts::{Host, Network};
@@ -18,6 +17,7 @@ use super::load::{Load, usage};
 use super::roles::{Role, Roles, now, pause};
 use super::service::{DIRECT_PORT, ECHO_PORT};
 use super::{line, mark};
+use crate::client::{Answer, Caller, config_dump, get};
 
 /// How long a change may take to arrive everywhere.
 const CHANGE: Duration = Duration::from_secs(15);

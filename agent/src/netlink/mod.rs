@@ -6,7 +6,7 @@ pub(crate) mod nf_tables;
 pub(crate) mod route;
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -51,8 +51,16 @@ impl Netlink {
     /// # Errors
     /// When the kernel has no such part.
     pub(crate) fn open(part: SockProtocol) -> io::Result<Self> {
+        Self::listen(part, 0)
+    }
+
+    /// Opens one that the kernel tells of changes. `groups` is a bit for each kind of change.
+    ///
+    /// # Errors
+    /// When the kernel has no such part.
+    pub(crate) fn listen(part: SockProtocol, groups: u32) -> io::Result<Self> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, part)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
         Ok(Self { socket, sequence: 0 })
     }
@@ -121,6 +129,23 @@ impl Netlink {
         Err(io::Error::other("the kernel's list changed each time it was read"))
     }
 
+    /// Takes in all that the kernel has told of itself; whether it was anything.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub(crate) fn drain(&self) -> io::Result<bool> {
+        let mut buffer = vec![0; RECEIVE_BYTES];
+        let mut heard = false;
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN) => return Ok(heard),
+                // More was told than there was room for: something has changed, whatever it was.
+                Ok(_) | Err(Errno::ENOBUFS) => heard = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     fn ask(&mut self, message: &Message, flags: u16) -> io::Result<Vec<Reply>> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut out = Vec::new();
@@ -156,6 +181,12 @@ impl Netlink {
             received => received?,
         };
         Ok(replies(buffer.get(..length).unwrap_or_default()).collect())
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

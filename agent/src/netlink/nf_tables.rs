@@ -8,6 +8,9 @@ const FAMILY_INET: u8 = 1;
 /// The part of the kernel's netfilter that these messages go to.
 const SUBSYSTEM: u16 = 10;
 
+/// The group of all changes of tables, chains and rules.
+pub(crate) const CHANGES: u32 = 1 << 6;
+
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 

@@ -7,12 +7,19 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockProtocol;
 
-use super::{Attributes, CREATE, EXCLUSIVE, Message, Netlink, REPLACE};
+use super::{Attributes, CREATE, EXCLUSIVE, Message, Netlink, REPLACE, Reply};
+
+/// The groups of all changes of rules and routes, of both families.
+pub(crate) const CHANGES: u32 = 1 << 6 | 1 << 10 | 1 << 7 | 1 << 18;
 
 const NEW_ROUTE: u16 = 24;
 const DELETE_ROUTE: u16 = 25;
+const GET_ROUTE: u16 = 26;
 const NEW_RULE: u16 = 32;
 const DELETE_RULE: u16 = 33;
+const GET_RULE: u16 = 34;
+/// The length of the fixed part of a rule, and of a route.
+const FIXED_BYTES: usize = 12;
 
 /// Which marks go to which routing table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +50,34 @@ impl MarkedRoute {
             kernel.request(&self.route(NEW_ROUTE, CREATE | REPLACE, family)?)?;
         }
         Ok(())
+    }
+
+    /// What of it is not there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn missing(self) -> io::Result<Vec<String>> {
+        let mut kernel = Netlink::open(SockProtocol::NetlinkRoute)?;
+        let mut missing = Vec::new();
+        for (family, name) in [(libc_family(true), "IPv4"), (libc_family(false), "IPv6")] {
+            let wanted = self.rule(GET_RULE, 0, family);
+            let rules =
+                match kernel.dump(&Message { attributes: Attributes::new(), ..wanted.clone() }) {
+                    Err(error) if is_absent(family, &error) => continue,
+                    told => told?,
+                };
+            if !rules.iter().any(|rule| is(rule, &wanted)) {
+                missing
+                    .push(format!("{name}: no rule leads marked packets to table {}", self.table));
+            }
+            let wanted = self.route(GET_ROUTE, 0, family)?;
+            let routes =
+                kernel.dump(&Message { attributes: Attributes::new(), ..wanted.clone() })?;
+            if !routes.iter().any(|route| is(route, &wanted)) {
+                missing.push(format!("{name}: table {} does not lead to this host", self.table));
+            }
+        }
+        Ok(missing)
     }
 
     /// Removes both. Removing what is not there is no mistake.
@@ -78,6 +113,14 @@ impl MarkedRoute {
         let attributes = Attributes::new().native(4, if_nametoindex("lo")?);
         Ok(Message { kind, flags, fixed, attributes })
     }
+}
+
+/// Whether the kernel tells of what is wanted: the table and the kind of its fixed part, and the
+/// attributes.
+fn is(told: &Reply, wanted: &Message) -> bool {
+    let same = |place: usize| told.body.get(place) == wanted.fixed.get(place);
+    [0, 1, 4, 7].into_iter().all(same)
+        && wanted.attributes.are_in(told.body.get(FIXED_BYTES..).unwrap_or_default())
 }
 
 fn libc_family(is_v4: bool) -> u8 {

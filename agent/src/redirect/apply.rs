@@ -6,11 +6,14 @@ use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::SockProtocol;
 
 use super::iptables::Spot;
 use super::{Family, MARK_MASK, ROUTE_TABLE, Redirect, UDP_MARK, iptables, native, nft, rules};
-use crate::netlink::route::MarkedRoute;
+use crate::netlink::route::{self, MarkedRoute};
+use crate::netlink::{Netlink, nf_tables};
 
 /// What installs rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub enum BackendChoice {
 }
 
 /// A network namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum Namespace {
     /// The one we are in.
     #[default]
@@ -137,6 +140,7 @@ impl BackendChoice {
 fn hint(reason: &std::io::Error) -> &'static str {
     match reason.kind() {
         ErrorKind::PermissionDenied => "; it takes the capability NET_ADMIN",
+        ErrorKind::NetworkDown => "; its loopback device is down: ip link set lo up",
         ErrorKind::NotFound => {
             "; a module of the kernel is missing, such as nft_redir or nft_tproxy"
         }
@@ -213,10 +217,21 @@ pub fn verify(
     namespace: &Namespace,
 ) -> Result<Verdict, RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
-    inside(namespace, || match backend {
-        Backend::Native => native::verify(redirect).map_err(kernel("reading the rules")),
-        Backend::Nft => Ok(verify_nft(redirect)),
-        Backend::Iptables => Ok(verify_iptables(redirect)),
+    inside(namespace, || {
+        let rules = match backend {
+            Backend::Native => native::verify(redirect).map_err(kernel("reading the rules"))?,
+            Backend::Nft => verify_nft(redirect),
+            Backend::Iptables => verify_iptables(redirect),
+        };
+        let missing = match redirect.udp {
+            Some(_) => MARKED_TO_THIS_HOST.missing().map_err(kernel("reading the routes"))?,
+            None => Vec::new(),
+        };
+        Ok(match rules {
+            Verdict::Absent => Verdict::Absent,
+            Verdict::AsWanted => Verdict::of(missing),
+            Verdict::Differs(differences) => Verdict::of([differences, missing].concat()),
+        })
     })
 }
 
@@ -235,6 +250,27 @@ pub fn remove(namespace: &Namespace) -> Result<(), RedirectError> {
             remove_iptables()?;
         }
         MARKED_TO_THIS_HOST.remove().map_err(kernel("removing the route of marked packets"))
+    })
+}
+
+/// Opens the connections over which the kernel tells that something of a wish may have changed. They
+/// stay in the namespace.
+pub(super) fn listen(
+    redirect: &Redirect,
+    namespace: &Namespace,
+) -> Result<Vec<Netlink>, RedirectError> {
+    inside(namespace, || {
+        let mut parts = vec![(SockProtocol::NetlinkNetFilter, nf_tables::CHANGES)];
+        if redirect.udp.is_some() {
+            parts.push((SockProtocol::NetlinkRoute, route::CHANGES));
+        }
+        let listen = |(part, groups)| match Netlink::listen(part, groups) {
+            // A kernel without nf_tables; what iptables does there is not told.
+            Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => None,
+            listening => Some(listening),
+        };
+        let listening: Result<_, _> = parts.into_iter().filter_map(listen).collect();
+        listening.map_err(kernel("listening to changes"))
     })
 }
 

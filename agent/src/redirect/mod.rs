@@ -7,6 +7,7 @@
 //! network namespace.
 
 mod apply;
+mod guard;
 mod iptables;
 mod native;
 mod nft;
@@ -19,6 +20,7 @@ use weft_model::Cidr;
 pub use apply::{
     Backend, BackendChoice, Namespace, RedirectError, Verdict, apply, plan, remove, verify,
 };
+pub use guard::{Guard, Report, Standing, Wish};
 
 /// The mark by which UDP for services is routed to the local socket, under [`MARK_MASK`].
 pub const UDP_MARK: u32 = 0x111;
@@ -79,13 +81,16 @@ impl Redirect {
     pub fn check(&self) -> Result<(), String> {
         let ports = [self.inbound, self.outbound, self.forwarded, self.udp];
         if ports.iter().all(Option::is_none) {
-            return Err("nothing to redirect: give at least one of --inbound, --outbound, --forwarded and --udp".into());
+            return Err(
+                "nothing to redirect: give at least one of inbound, outbound, forwarded and udp"
+                    .into(),
+            );
         }
         if ports.contains(&Some(0)) {
             return Err("port 0 is no port".into());
         }
         if (self.udp.is_some() || self.forwarded.is_some()) && self.services.is_empty() {
-            return Err("--udp and --forwarded need --services, the addresses to take".into());
+            return Err("udp and forwarded need services, the addresses to take".into());
         }
         let clean = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.owner.is_empty() || self.owner.len() > 40 || !self.owner.chars().all(clean) {

@@ -88,7 +88,7 @@ fn a_wish_that_cannot_be_met_is_refused() {
         assert!(error.contains(part), "{error}");
     };
     check(Redirect { forwarded: None, udp: None, ..node() }, "nothing to redirect");
-    check(Redirect { services: Vec::new(), ..node() }, "--services");
+    check(Redirect { services: Vec::new(), ..node() }, "need services");
     check(Redirect { owner: "a\"b".into(), ..node() }, "owner");
     check(Redirect { udp: Some(0), ..node() }, "port 0");
 }

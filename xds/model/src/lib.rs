@@ -11,6 +11,7 @@
 mod cluster;
 mod flow;
 mod identity;
+pub mod jhash;
 mod listener;
 mod maglev;
 mod policy;

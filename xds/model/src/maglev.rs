@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use siphasher::sip::SipHasher13;
 
 use crate::Endpoint;
+use crate::jhash::slot_of;
 
 /// The table size when nobody asks for another: a prime, 100 times 655 endpoints.
 pub const DEFAULT_TABLE_SIZE: u32 = 65_537;
@@ -33,7 +34,7 @@ impl Maglev {
     ///
     /// # Errors
     /// When `size` is not a prime of at most 5,000,011.
-    pub fn new(endpoints: &[Endpoint], size: u32, seed: u64) -> Result<Self, InvalidTableSize> {
+    pub fn new(endpoints: &[Endpoint], size: u32, seed: u32) -> Result<Self, InvalidTableSize> {
         if size > TABLE_SIZE_LIMIT || !is_prime(size) {
             return Err(InvalidTableSize { size });
         }
@@ -44,25 +45,24 @@ impl Maglev {
             .collect();
         usable.sort_unstable();
         usable.dedup_by_key(|(address, _)| *address);
-        let slots = fill(&usable, size, seed);
+        let slots = fill(&usable, size, seed.into());
         Ok(Self { slots, endpoints: usable.into_iter().map(|(address, _)| address).collect() })
     }
 
     /// The endpoint of a flow with this hash; none when no endpoint is usable.
     #[must_use]
-    pub fn pick(&self, hash: u64) -> Option<SocketAddr> {
+    pub fn pick(&self, hash: u32) -> Option<SocketAddr> {
         self.pick_after(hash, 0)
     }
 
     /// The endpoint at the `attempt`th distinct place behind the flow's slot: attempt 0 is the
     /// flow's own endpoint, 1 and up are where it goes when that one cannot be reached.
     #[must_use]
-    pub fn pick_after(&self, hash: u64, attempt: usize) -> Option<SocketAddr> {
-        let size = u64::try_from(self.slots.len()).ok()?;
-        if size == 0 || attempt >= self.endpoints.len() {
+    pub fn pick_after(&self, hash: u32, attempt: usize) -> Option<SocketAddr> {
+        if attempt >= self.endpoints.len() {
             return None;
         }
-        let start = usize::try_from(hash % size).ok()?;
+        let start = self.slot(hash)?;
         let mut seen: Vec<u32> = Vec::new();
         for slot in self.slots.iter().cycle().skip(start).take(self.slots.len()) {
             if attempt == 0 || (!seen.contains(slot) && seen.len() == attempt) {
@@ -73,6 +73,13 @@ impl Maglev {
             }
         }
         None
+    }
+
+    /// The slot of flows with this hash; none when no endpoint is usable.
+    #[must_use]
+    pub fn slot(&self, hash: u32) -> Option<usize> {
+        let size = u32::try_from(self.slots.len()).ok().filter(|size| *size > 0)?;
+        usize::try_from(slot_of(hash, size)).ok()
     }
 
     /// How many slots there are.
@@ -211,7 +218,7 @@ mod tests {
         let after = Maglev::new(&all[1..], DEFAULT_TABLE_SIZE, 5).expect("a prime");
         let lost = all[0].address;
         let (mut survivors, mut moved) = (0u32, 0u32);
-        for hash in 0..u64::from(DEFAULT_TABLE_SIZE) {
+        for hash in (0..u32::MAX).step_by(65_521) {
             let old = before.pick(hash).expect("an endpoint");
             if old != lost {
                 survivors += 1;

@@ -1,4 +1,4 @@
-//! What the story's client does: plain and mutual TLS requests over HTTP/1.1.
+//! Requests of our own over HTTP/1.1, plain or by mutual TLS: to admin ports, and as the demo's client.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,21 +20,21 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// A connection to a service.
-pub(super) struct Caller {
+pub(crate) struct Caller {
     sender: SendRequest<Empty<Bytes>>,
     authority: String,
 }
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
 }
 
 impl Caller {
     /// Connects, with TLS when there is a configuration for it.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         target: SocketAddr,
         tls: Option<Arc<ClientConfig>>,
     ) -> Result<Self, String> {
@@ -62,7 +62,7 @@ impl Caller {
     }
 
     /// Asks for a path.
-    pub(super) async fn get(&mut self, path: &str, token: Option<&str>) -> Result<Answer, String> {
+    pub(crate) async fn get(&mut self, path: &str, token: Option<&str>) -> Result<Answer, String> {
         let mut request = Request::get(path).header("host", &self.authority);
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -89,7 +89,7 @@ fn explain(error: &dyn std::error::Error) -> String {
 }
 
 /// Connects and asks once.
-pub(super) async fn get(
+pub(crate) async fn get(
     target: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
     path: &str,
@@ -103,17 +103,17 @@ fn admin() -> SocketAddr {
 }
 
 /// Whether the role on this host is ready.
-pub(super) async fn is_ready() -> bool {
+pub(crate) async fn is_ready() -> bool {
     get(admin(), None, "/ready", None).await.is_ok_and(|answer| answer.status == 200)
 }
 
 /// What the role on this host has in force.
-pub(super) async fn config_dump() -> Result<serde_json::Value, String> {
+pub(crate) async fn config_dump() -> Result<serde_json::Value, String> {
     let answer = get(admin(), None, "/config_dump", None).await?;
     serde_json::from_str(&answer.body).map_err(|error| error.to_string())
 }
 
 /// The metrics of the role on this host.
-pub(super) async fn metrics() -> Result<String, String> {
+pub(crate) async fn metrics() -> Result<String, String> {
     get(admin(), None, "/metrics", None).await.map(|answer| answer.body)
 }

@@ -1,0 +1,374 @@
+//! Keeps rules as they are wanted, in many network namespaces, for as long as it runs.
+//!
+//! The kernel tells of every change; what was changed is compared with what is wanted and, when it
+//! differs, installed again. A namespace that goes is let go; one that comes under the same name gets
+//! the rules anew. One thread does it all, and sleeps while nothing happens.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::apply::listen;
+use super::{
+    Backend, BackendChoice, Namespace, Redirect, RedirectError, Verdict, apply, remove, verify,
+};
+use crate::netlink::Netlink;
+
+/// How often namespaces are looked for, and new wishes.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often what is in force is compared though nothing was told.
+const COMPARE: Duration = Duration::from_secs(30);
+/// How often it is where the kernel tells nothing: the older iptables.
+const COMPARE_SILENT: Duration = Duration::from_millis(500);
+/// The shortest time between two repairs of a namespace, so that a fight with somebody who changes
+/// the rules back costs little.
+const BETWEEN_REPAIRS: Duration = Duration::from_millis(100);
+/// How often rules are installed before it counts as a failure that they are not there.
+const ATTEMPTS: usize = 3;
+/// The longest wait after failures.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// Rules that are wanted in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// Where.
+    pub namespace: Namespace,
+    /// What.
+    pub redirect: Redirect,
+    /// By what.
+    pub backend: BackendChoice,
+}
+
+/// How it stands with a wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It was not looked at yet.
+    Waiting,
+    /// The rules are in force.
+    InForce,
+    /// The namespace is not there.
+    NoNamespace,
+    /// The rules could not be installed or compared.
+    Failed(String),
+}
+
+/// What a guard has to tell.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// How it stands with each wish, by its namespace's name.
+    pub standing: Vec<(String, Standing)>,
+    /// How often rules that somebody had changed were installed again.
+    pub repairs: u64,
+    /// How often that failed.
+    pub failures: u64,
+}
+
+impl Report {
+    /// Whether every wish whose namespace is there is in force.
+    ///
+    /// # Errors
+    /// Which is not, and why.
+    pub fn ready(&self) -> Result<(), String> {
+        let failed = self.standing.iter().find_map(|(name, standing)| match standing {
+            Standing::Waiting | Standing::Failed(_) => {
+                Some(format!("redirects in {name}: {standing}"))
+            }
+            Standing::InForce | Standing::NoNamespace => None,
+        });
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waiting => f.write_str("not looked at yet"),
+            Self::InForce => f.write_str("in force"),
+            Self::NoNamespace => f.write_str("its namespace is not there"),
+            Self::Failed(why) => write!(f, "failed: {why}"),
+        }
+    }
+}
+
+/// A guard that runs. It ends when the value is dropped; the rules stay.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    wishes: Sender<Vec<Wish>>,
+    report: Arc<Mutex<Report>>,
+}
+
+impl Guard {
+    /// Starts one, with what is wanted.
+    ///
+    /// # Errors
+    /// When there can be no thread for it.
+    pub fn start(wanted: Vec<Wish>) -> io::Result<Self> {
+        let (wishes, received) = channel();
+        let report = Arc::new(Mutex::new(Report::default()));
+        let mut keeper = Keeper { report: report.clone(), kept: HashMap::new() };
+        keeper.want(wanted);
+        keeper.tell();
+        std::thread::Builder::new()
+            .name("redirects".into())
+            .spawn(move || keeper.keep(&received))?;
+        Ok(Self { wishes, report })
+    }
+
+    /// Says what is wanted from now on. Where nothing is wanted any more, the rules are removed.
+    pub fn want(&self, wishes: Vec<Wish>) {
+        // The thread ends with the last sender only.
+        drop(self.wishes.send(wishes));
+    }
+
+    /// What it has to tell.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A file of a namespace, as it is now: another one under the same name is another namespace.
+type Identity = Option<(u64, u64)>;
+
+struct Keeper {
+    report: Arc<Mutex<Report>>,
+    kept: HashMap<Namespace, Kept>,
+}
+
+/// A wish and how it stands.
+struct Kept {
+    wish: Wish,
+    identity: Identity,
+    /// Whether the namespace is there and tells of changes.
+    is_heard: bool,
+    events: Vec<Netlink>,
+    was_in_force: bool,
+    standing: Standing,
+    due: Instant,
+    /// When rules were last installed, or could not be.
+    last_attempt: Option<Instant>,
+    failures: u32,
+}
+
+impl Keeper {
+    fn keep(mut self, wishes: &Receiver<Vec<Wish>>) {
+        loop {
+            match wishes.try_recv() {
+                Ok(wanted) => self.want(wanted),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return,
+            }
+            let now = now();
+            for kept in self.kept.values_mut() {
+                kept.look_for_namespace(now);
+            }
+            for kept in self.kept.values_mut().filter(|kept| kept.is_due(now)) {
+                kept.compare(now, &self.report);
+            }
+            self.tell();
+            self.wait(now);
+        }
+    }
+
+    /// Takes over new wishes: unchanged ones go on as they are.
+    fn want(&mut self, wanted: Vec<Wish>) {
+        let mut before = std::mem::take(&mut self.kept);
+        for wish in wanted {
+            let same = before.remove(&wish.namespace).filter(|kept| kept.wish == wish);
+            let kept = same.unwrap_or_else(|| Kept::new(wish.clone()));
+            self.kept.insert(wish.namespace, kept);
+        }
+        let unwanted = before.into_values().filter(|kept| kept.identity.is_some());
+        for kept in unwanted {
+            if self.kept.contains_key(&kept.wish.namespace) {
+                continue;
+            }
+            match remove(&kept.wish.namespace) {
+                Ok(()) => tracing::info!(namespace = %kept.wish.namespace, "redirects removed"),
+                Err(error) => {
+                    tracing::warn!(namespace = %kept.wish.namespace, %error, "redirects not removed");
+                }
+            }
+        }
+    }
+
+    fn tell(&self) {
+        let mut standing: Vec<(String, Standing)> = self
+            .kept
+            .values()
+            .map(|kept| (kept.wish.namespace.to_string(), kept.standing.clone()))
+            .collect();
+        standing.sort_by(|(one, _), (other, _)| one.cmp(other));
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).standing = standing;
+    }
+
+    /// Sleeps until something is told, something is due, or it is time to look.
+    fn wait(&mut self, now: Instant) {
+        let due = self.kept.values().filter(|kept| kept.is_heard).map(|kept| kept.due);
+        let until_due = due.min().map_or(LOOK, |due| due.saturating_duration_since(now));
+        let timeout = until_due.min(LOOK).as_millis().max(1);
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
+        let events = self.kept.values().flat_map(|kept| &kept.events);
+        let mut waited: Vec<PollFd<'_>> =
+            events.map(|events| PollFd::new(events.as_fd(), PollFlags::POLLIN)).collect();
+        match poll(&mut waited, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => tracing::warn!(%error, "waiting for changes of rules"),
+        }
+        drop(waited);
+        for kept in self.kept.values_mut() {
+            kept.hear(now);
+        }
+    }
+}
+
+impl Kept {
+    fn new(wish: Wish) -> Self {
+        Self {
+            wish,
+            identity: None,
+            is_heard: false,
+            events: Vec::new(),
+            was_in_force: false,
+            standing: Standing::Waiting,
+            due: now(),
+            last_attempt: None,
+            failures: 0,
+        }
+    }
+
+    /// Lets go of a namespace that has gone, and takes up one that has come.
+    fn look_for_namespace(&mut self, now: Instant) {
+        let identity = self.wish.namespace.identity();
+        if identity == self.identity && (identity.is_none() || self.is_heard) {
+            return;
+        }
+        self.events.clear();
+        (self.is_heard, self.was_in_force) = (false, false);
+        self.identity = identity;
+        if identity.is_none() {
+            self.standing = Standing::NoNamespace;
+            return;
+        }
+        // Listening comes before comparing, so that no change falls between.
+        match listen(&self.wish.redirect, &self.wish.namespace) {
+            Ok(events) => (self.events, self.is_heard, self.due) = (events, true, now),
+            Err(error) => self.standing = Standing::Failed(error.to_string()),
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.is_heard && self.due <= now
+    }
+
+    /// Takes in what the kernel told: whatever it was, it is time to compare.
+    fn hear(&mut self, now: Instant) {
+        let mut heard = false;
+        for events in &self.events {
+            heard |= events.drain().unwrap_or(true);
+        }
+        if heard {
+            // After a failure too: what was in the way may just have gone.
+            let rest = if self.failures == 0 { BETWEEN_REPAIRS } else { LOOK };
+            let earliest = self.last_attempt.map_or(now, |last| last + rest);
+            self.due = self.due.min(earliest.max(now));
+        }
+    }
+
+    /// Compares, and installs what is not as it is wanted.
+    fn compare(&mut self, now: Instant, report: &Mutex<Report>) {
+        let namespace = self.wish.namespace.to_string();
+        let outcome = self.enforce();
+        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok((backend, replaced)) => {
+                if let Some(before) = replaced {
+                    self.last_attempt = Some(now);
+                    if self.was_in_force {
+                        report.repairs += 1;
+                        tracing::warn!(namespace, was = %before, "redirects had been changed: repaired");
+                    } else {
+                        tracing::info!(namespace, "redirects installed");
+                    }
+                }
+                (self.was_in_force, self.standing, self.failures) = (true, Standing::InForce, 0);
+                let silent = backend == Backend::Iptables;
+                self.due = now + if silent { COMPARE_SILENT } else { COMPARE };
+            }
+            Err(error) => {
+                self.last_attempt = Some(now);
+                report.failures += 1;
+                let wait =
+                    LOOK.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_RETRY);
+                self.failures = self.failures.saturating_add(1);
+                tracing::error!(namespace, %error, ?wait, "redirects are not as they should be");
+                self.standing = Standing::Failed(error.to_string());
+                self.due = now + wait;
+            }
+        }
+    }
+
+    /// By what it is in force now, and what was there instead, if it was not what is wanted.
+    fn enforce(&self) -> Result<(Backend, Option<Verdict>), RedirectError> {
+        let Wish { namespace, redirect, backend } = &self.wish;
+        let backend = backend.resolve()?;
+        let before = verify(redirect, backend, namespace)?;
+        if before == Verdict::AsWanted {
+            return Ok((backend, None));
+        }
+        let mut after = before.clone();
+        // Somebody may change them again between two of our steps.
+        for _ in 0..ATTEMPTS {
+            apply(redirect, backend, namespace)?;
+            after = verify(redirect, backend, namespace)?;
+            if after == Verdict::AsWanted {
+                return Ok((backend, Some(before)));
+            }
+        }
+        Err(RedirectError::Invalid(format!("installed, and yet {after}")))
+    }
+}
+
+impl Namespace {
+    fn identity(&self) -> Identity {
+        let own = std::path::Path::new("/proc/self/ns/net");
+        let path = match self {
+            Self::Own => own,
+            Self::At(path) => path,
+        };
+        let file = std::fs::metadata(path).ok()?;
+        Some((file.dev(), file.ino()))
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own => f.write_str("this namespace"),
+            Self::At(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AsWanted => f.write_str("as wanted"),
+            Self::Absent => f.write_str("nothing of weft is installed"),
+            Self::Differs(how) => f.write_str(&how.join("; ")),
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,93 @@
+//! `weft flow`.
+
+use std::net::SocketAddr;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use super::{Failure, say};
+use crate::client;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    weft flow explain tcp 10.0.0.1:4000 10.96.0.3:7000\n  \
+    weft flow explain udp [fd90::2]:4000 [fd96::3]:7001 --json")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Ask an agent where a new flow would go: its hash, slot and endpoint.
+    Explain {
+        /// The protocol.
+        #[arg(value_enum)]
+        transport: Protocol,
+        /// Who opens it: ADDRESS:PORT.
+        client: SocketAddr,
+        /// What it aims at: ADDRESS:PORT.
+        destination: SocketAddr,
+        /// The agent's admin port.
+        #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
+        admin: SocketAddr,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Protocol {
+    Tcp,
+    Udp,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let Command::Explain { transport, client, destination, admin, json } = &arguments.command;
+    let transport = match transport {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    let path = format!("/flow?transport={transport}&client={client}&destination={destination}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
+    let answer = runtime.block_on(client::get(*admin, None, &path, None));
+    let answer = answer.map_err(|error| Failure::Failed(format!("the agent: {error}")))?;
+    if answer.status != 200 {
+        return Err(Failure::Failed(answer.body.trim_end().to_owned()));
+    }
+    if *json {
+        say(answer.body.trim_end());
+        return Ok(());
+    }
+    let told: Value = serde_json::from_str(&answer.body)
+        .map_err(|error| Failure::Failed(format!("the agent's answer: {error}")))?;
+    for line in lines(&told) {
+        say(&line);
+    }
+    Ok(())
+}
+
+/// The agent's answer for people.
+fn lines(told: &Value) -> Vec<String> {
+    let text = |field: &str| told.get(field).and_then(Value::as_str).unwrap_or("none");
+    let number = |pointer: &str| told.pointer(pointer).and_then(Value::as_u64);
+    let endpoints = told.get("endpoints").and_then(Value::as_array);
+    let mut endpoints = endpoints.into_iter().flatten().filter_map(Value::as_str);
+    let first = endpoints.next().unwrap_or("none");
+    let others: Vec<&str> = endpoints.collect();
+    let mut lines =
+        vec![format!("listener  {}", text("listener")), format!("cluster   {}", text("cluster"))];
+    if let (Some(hash), Some(slot), Some(slots)) =
+        (number("/hash"), number("/slot/0"), number("/slot/1"))
+    {
+        lines.push(format!("hash      {hash:#010x}"));
+        lines.push(format!("slot      {slot} of {slots}"));
+    }
+    lines.push(format!("endpoint  {first}, by {}", text("choice").replace('_', " ")));
+    if !others.is_empty() {
+        lines.push(format!("then      {}", others.join(", ")));
+    }
+    lines
+}

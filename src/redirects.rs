@@ -1,0 +1,215 @@
+//! The file that says which redirects are kept in force on a node, and in which network namespaces.
+//!
+//! ```yaml
+//! redirects:
+//! - netns: /run/netns/web          # this process's own when it is left out
+//!   inbound: 15006
+//!   outbound: 15001
+//!   services: [10.96.0.0/16, "fd96::/64"]
+//! - forwarded: 15001
+//!   udp: 15099
+//!   services: [10.96.0.0/16, "fd96::/64"]
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use weft_agent::redirect::{Backend, BackendChoice, Guard, Namespace, Redirect, Wish};
+use weft_model::Cidr;
+use weft_runtime::socket::Mark;
+use weft_xds::bootstrap::Problem;
+use weft_xds::located::Located;
+
+/// How often the file is looked at.
+const POLL: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    redirects: Vec<RawWish>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawWish {
+    netns: Option<PathBuf>,
+    #[serde(default)]
+    backend: RawBackend,
+    owner: Option<String>,
+    inbound: Option<u16>,
+    outbound: Option<u16>,
+    forwarded: Option<u16>,
+    udp: Option<u16>,
+    #[serde(default)]
+    services: Vec<String>,
+    #[serde(default)]
+    exclude_inbound_ports: Vec<u16>,
+    #[serde(default)]
+    exclude_outbound_ports: Vec<u16>,
+    #[serde(default)]
+    exclude_destinations: Vec<String>,
+    uid: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RawBackend {
+    #[default]
+    Auto,
+    Native,
+    Nft,
+    Iptables,
+}
+
+impl From<RawBackend> for BackendChoice {
+    fn from(raw: RawBackend) -> Self {
+        match raw {
+            RawBackend::Auto => Self::Auto,
+            RawBackend::Native => Self::Only(Backend::Native),
+            RawBackend::Nft => Self::Only(Backend::Nft),
+            RawBackend::Iptables => Self::Only(Backend::Iptables),
+        }
+    }
+}
+
+/// Reads the text of such a file.
+///
+/// # Errors
+/// Every mistake, each with its line and field.
+pub fn parse(text: &str) -> Result<Vec<Wish>, Vec<Problem>> {
+    let raw: RawFile = serde_saphyr::from_str(text)
+        .map_err(|error| vec![Problem { line: 0, text: error.to_string() }])?;
+    let located = Located::parse(text);
+    let mut problems = Vec::new();
+    let mut mistake = |path: String, reason: String| {
+        let line = located.as_ref().map_or(0, |located| located.line_of(&path));
+        problems.push(Problem { line, text: format!("{path}: {reason}") });
+    };
+    let mut wishes: Vec<Wish> = Vec::new();
+    for (index, raw) in raw.redirects.into_iter().enumerate() {
+        let path = format!("redirects[{index}]");
+        let mut ranges = |field: &str, texts: &[String]| -> Vec<Cidr> {
+            let parsed = texts.iter().enumerate().filter_map(|(index, text)| {
+                let parsed = Cidr::parse(text);
+                parsed
+                    .map_err(|error| mistake(format!("{path}.{field}[{index}]"), error.to_string()))
+                    .ok()
+            });
+            parsed.collect()
+        };
+        let redirect = Redirect {
+            owner: raw.owner.unwrap_or_else(|| "weft".to_owned()),
+            inbound: raw.inbound,
+            outbound: raw.outbound,
+            forwarded: raw.forwarded,
+            udp: raw.udp,
+            services: ranges("services", &raw.services),
+            exclude_inbound_ports: raw.exclude_inbound_ports,
+            exclude_outbound_ports: raw.exclude_outbound_ports,
+            exclude_destinations: ranges("exclude_destinations", &raw.exclude_destinations),
+            mark: Mark::DEFAULT.0,
+            uid: raw.uid,
+        };
+        if let Err(reason) = redirect.check() {
+            mistake(path.clone(), reason);
+        }
+        let namespace = raw.netns.map_or(Namespace::Own, Namespace::At);
+        if wishes.iter().any(|wish| wish.namespace == namespace) {
+            mistake(format!("{path}.netns"), format!("{namespace} is there twice"));
+        }
+        wishes.push(Wish { namespace, redirect, backend: raw.backend.into() });
+    }
+    if problems.is_empty() { Ok(wishes) } else { Err(problems) }
+}
+
+/// Keeps the redirects of a file in force, and follows the file. A change with mistakes changes
+/// nothing.
+///
+/// # Errors
+/// Every mistake of the file as it is now, or what keeps the guard from starting.
+pub fn guard(file: &Path) -> Result<Guard, String> {
+    let (mut text, wishes) = read(file)?;
+    let guard = Guard::start(wishes).map_err(|error| error.to_string())?;
+    let (following, file) = (guard.clone(), file.to_owned());
+    let follow = move || {
+        loop {
+            pause();
+            if std::fs::read_to_string(&file).is_ok_and(|now| now == text) {
+                continue;
+            }
+            match read(&file) {
+                Ok((changed, wishes)) => {
+                    text = changed;
+                    tracing::info!(file = %file.display(), redirects = wishes.len(), "redirects changed");
+                    following.want(wishes);
+                }
+                Err(problems) => {
+                    text = std::fs::read_to_string(&file).unwrap_or_default();
+                    tracing::error!(problems, "the redirects in force stay");
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("redirect-file".into())
+        .spawn(follow)
+        .map_err(|error| error.to_string())?;
+    Ok(guard)
+}
+
+fn read(file: &Path) -> Result<(String, Vec<Wish>), String> {
+    let shown = file.display();
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{shown}: {error}"))?;
+    let wishes = parse(&text).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(|p| format!("{shown}: {p}")).collect();
+        lines.join("\n")
+    })?;
+    Ok((text, wishes))
+}
+
+#[allow(clippy::disallowed_methods, reason = "the step between two looks at a file")]
+fn pause() {
+    std::thread::sleep(POLL);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_says_what_is_wanted_where() {
+        let text = "redirects:\n- {netns: /run/netns/web, inbound: 15006, backend: nft}\n\
+            - {forwarded: 15001, services: [10.96.0.0/16]}\n";
+        let wishes = parse(text).expect("it is good");
+        let places: Vec<String> = wishes.iter().map(|wish| wish.namespace.to_string()).collect();
+        assert_eq!(places, ["/run/netns/web", "this namespace"]);
+        let first = wishes.first().expect("there are two");
+        assert_eq!(first.backend, BackendChoice::Only(Backend::Nft));
+        assert_eq!(first.redirect.inbound, Some(15006));
+    }
+
+    #[test]
+    fn every_mistake_is_told_with_its_line_and_field() {
+        let text = "redirects:\n- inbound: 15006\n  services: [10.96.0.0/16, nonsense]\n\
+            - netns: /a\n- netns: /b\n  udp: 1\n- inbound: 1\n";
+        let problems = parse(text).expect_err("it has mistakes");
+        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        for (index, part) in [
+            "line 3: redirects[0].services[1]: ",
+            "line 4: redirects[1]: nothing to redirect",
+            "line 5: redirects[2]: udp and forwarded need services",
+            "line 7: redirects[3].netns: this namespace is there twice",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert!(
+                told.get(index).is_some_and(|line| line.starts_with(part)),
+                "{part}: {told:#?}"
+            );
+        }
+        let unknown = parse("redirects:\n- {inbund: 1}\n").expect_err("there is no such field");
+        assert!(unknown.first().is_some_and(|p| p.text.contains("inbund")), "{unknown:?}");
+    }
+}
