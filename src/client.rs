@@ -113,6 +113,17 @@ pub(crate) async fn config_dump() -> Result<serde_json::Value, String> {
     serde_json::from_str(&answer.body).map_err(|error| error.to_string())
 }
 
+/// Where a new flow would go, by the word of the agent on this host.
+pub(crate) async fn explain_flow(
+    transport: &str,
+    client: SocketAddr,
+    destination: SocketAddr,
+) -> Result<serde_json::Value, String> {
+    let path = format!("/flow?transport={transport}&client={client}&destination={destination}");
+    let answer = get(admin(), None, &path, None).await?;
+    serde_json::from_str(&answer.body).map_err(|error| error.to_string())
+}
+
 /// The metrics of the role on this host.
 pub(crate) async fn metrics() -> Result<String, String> {
     get(admin(), None, "/metrics", None).await.map(|answer| answer.body)

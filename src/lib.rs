@@ -3,9 +3,10 @@
 //! [`command`] holds a module per subcommand. What the two data planes share as processes is here:
 //! [`identity`] gets and renews the workload's certificate, [`configuration`] turns a bootstrap file
 //! and a control plane into one stream of snapshots, [`process`] runs workers around it. [`redirects`]
-//! keeps the rules of a node in force. [`demo`] is
-//! a whole mesh on one machine.
+//! keeps the rules of a node in force, [`agent_role`] tells of what only an agent has. [`demo`] is a
+//! whole mesh on one machine.
 
+pub mod agent_role;
 mod client;
 pub mod command;
 pub mod configuration;

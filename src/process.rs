@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use weft_agent::redirect::{Guard, Standing};
-use weft_model::{FlowTuple, Name, Secret, Snapshot, Transport};
+use weft_model::{Name, Secret, Snapshot};
 use weft_runtime::access::Writer;
 use weft_runtime::drain::{Drain, on_signals};
 use weft_runtime::listening::{Listening, Report};
@@ -39,12 +38,38 @@ pub struct Setup {
     pub workers: Option<NonZeroUsize>,
     /// What is logged.
     pub log: String,
-    /// What keeps redirects in force, if it does.
-    pub guard: Option<Guard>,
-    /// Where flows go, if it carries any.
-    pub explain: Option<Explain>,
-    /// Its metrics.
-    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Where access lines go.
+    pub access: Writer,
+    /// What it tells of itself beyond what every data plane does.
+    pub particulars: Arc<dyn Particulars>,
+}
+
+/// What one role tells of itself beyond what every data plane does.
+pub trait Particulars: Send + Sync + 'static {
+    /// Its metrics in Prometheus' text format.
+    fn metrics(&self) -> String;
+
+    /// Whether it can serve, as far as this is its own matter.
+    ///
+    /// # Errors
+    /// What it waits for.
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// What is in force beyond the configuration.
+    fn dump(&self) -> serde_json::Map<String, serde_json::Value> {
+        serde_json::Map::new()
+    }
+
+    /// Where a flow would go, as a query such as
+    /// `transport=tcp&client=10.0.0.1:4000&destination=10.96.0.1:80` names it.
+    ///
+    /// # Errors
+    /// What is wrong with the query, or why the flow would go nowhere.
+    fn explain(&self, _query: &str) -> Result<serde_json::Value, String> {
+        Err("this role carries no flows".into())
+    }
 }
 
 impl std::fmt::Debug for Setup {
@@ -89,7 +114,6 @@ impl DataPlaneProcess {
             .map_err(|error| error.to_string())?;
         let drain = Drain::new(setup.patience);
         runtime.block_on(async { on_signals(&drain) }).map_err(|error| error.to_string())?;
-        let access = Writer::start(std::io::stdout()).map_err(|error| error.to_string())?;
 
         let local = watch::Sender::new(BTreeMap::<Name, Arc<Secret>>::new());
         let status = watch::Sender::new(Status::default());
@@ -104,9 +128,7 @@ impl DataPlaneProcess {
             status: status.subscribe(),
             problems: problems.subscribe(),
             listening: Mutex::new(Listening::new(workers)),
-            guard: setup.guard,
-            explain: setup.explain,
-            metrics: setup.metrics,
+            particulars: setup.particulars,
         });
         if let Some(address) = setup.admin {
             let port = admin::Admin { role: role.clone(), drain: drain.clone(), log: level };
@@ -117,6 +139,7 @@ impl DataPlaneProcess {
         let channels = Channels { local, published, status };
         runtime.spawn(run_control(setup.bootstrap, setup.enrolment, mark, channels));
         let name = setup.name;
+        let access = setup.access;
         Ok(Self { name, runtime, drain, access, mark, snapshots, problems, workers, reports })
     }
 
@@ -130,12 +153,6 @@ impl DataPlaneProcess {
     #[must_use]
     pub fn drain(&self) -> Drain {
         self.drain.clone()
-    }
-
-    /// Where access lines go.
-    #[must_use]
-    pub fn access(&self) -> Writer {
-        self.access.clone()
     }
 
     /// The mark on what is sent, if it may be set.
@@ -206,50 +223,13 @@ async fn collect(mut reported: mpsc::UnboundedReceiver<Report>, role: Arc<Role>)
     }
 }
 
-/// The flow that a query such as `transport=tcp&client=10.0.0.1:4000&destination=10.96.0.1:80` names.
-fn flow_of(query: &str) -> Result<FlowTuple, String> {
-    let value = |name: &str| {
-        let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        value.ok_or_else(|| format!("{name} is missing"))
-    };
-    let address = |name: &str| {
-        let text = value(name)?;
-        text.parse().map_err(|_| format!("{name} {text:?} is not ADDRESS:PORT"))
-    };
-    let transport = match value("transport")? {
-        "tcp" => Transport::Tcp,
-        "udp" => Transport::Udp,
-        other => return Err(format!("transport {other:?} is neither tcp nor udp")),
-    };
-    Ok(FlowTuple { transport, client: address("client")?, destination: address("destination")? })
-}
-
 /// What the admin port tells of a data plane.
 struct Role {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     status: watch::Receiver<Status>,
     problems: watch::Receiver<Vec<String>>,
     listening: Mutex<Listening>,
-    guard: Option<Guard>,
-    explain: Option<Explain>,
-    metrics: Arc<dyn Fn() -> String + Send + Sync>,
-}
-
-/// Tells where a flow goes.
-pub type Explain = Arc<dyn Fn(&FlowTuple) -> Result<serde_json::Value, String> + Send + Sync>;
-
-/// How it stands with the redirects, for the metrics.
-fn redirect_metrics(report: &weft_agent::redirect::Report, page: &mut weft_runtime::metrics::Page) {
-    let in_force =
-        report.standing.iter().filter(|(_, standing)| *standing == Standing::InForce).count();
-    page.gauge("weft_redirects", "Redirects that are wanted.", report.standing.len() as u64);
-    page.gauge("weft_redirects_in_force", "Redirects in force.", in_force as u64);
-    page.counter(
-        "weft_redirect_repairs",
-        "Redirects that somebody had changed, installed again.",
-        report.repairs,
-    );
-    page.counter("weft_redirect_failures", "Redirects that could not be kept.", report.failures);
+    particulars: Arc<dyn Particulars>,
 }
 
 impl admin::Role for Role {
@@ -261,7 +241,7 @@ impl admin::Role for Role {
             return Err(format!("waiting for the first configuration: {reason}"));
         }
         self.listening.lock().unwrap_or_else(PoisonError::into_inner).ready()?;
-        self.guard.as_ref().map_or(Ok(()), |guard| guard.report().ready())
+        self.particulars.ready()
     }
 
     fn metrics(&self) -> String {
@@ -285,15 +265,11 @@ impl admin::Role for Role {
             "Fields that have no effect here.",
             not_honoured as u64,
         );
-        if let Some(guard) = &self.guard {
-            redirect_metrics(&guard.report(), &mut page);
-        }
-        (self.metrics)() + &page.finish()
+        self.particulars.metrics() + &page.finish()
     }
 
     fn explain(&self, query: &str) -> Result<serde_json::Value, String> {
-        let explain = self.explain.as_ref().ok_or("this role carries no flows")?;
-        explain(&flow_of(query)?)
+        self.particulars.explain(query)
     }
 
     fn config_dump(&self) -> serde_json::Value {
@@ -311,12 +287,7 @@ impl admin::Role for Role {
                 }),
             );
             fields.insert("problems".into(), serde_json::json!(*self.problems.borrow()));
-            if let Some(guard) = &self.guard {
-                let standing = guard.report().standing.into_iter();
-                let standing = standing.map(|(name, standing)| (name, standing.to_string().into()));
-                let standing: serde_json::Map<_, _> = standing.collect();
-                fields.insert("redirects".into(), standing.into());
-            }
+            fields.append(&mut self.particulars.dump());
         }
         dump
     }

@@ -2,11 +2,13 @@
 //! bytes without opening them.
 //!
 //! Read [`pipeline`] first: it is the path of a connection and of a datagram, a line a stage.
-//! [`redirect`] is how the kernel is told to hand traffic over, [`netlink`] the words for it, [`plan`] what a snapshot of the
-//! configuration means for this tier, [`worker`] the thread that does the work.
+//! [`plan`] is what a snapshot of the configuration means for this tier, [`worker`] the thread that
+//! does the work. What needs nobody to look at its bytes goes by [`kernel`] instead. [`redirect`] is
+//! how the kernel is told to hand traffic over, [`netlink`] the words for both.
 
 pub mod flow;
 mod forward;
+pub mod kernel;
 pub mod metrics;
 mod netlink;
 mod pipeline;

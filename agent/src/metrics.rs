@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use weft_model::Transport;
 use weft_runtime::metrics::{Counter, Histogram, Page, Registry};
 
+use crate::kernel::{Report, ServiceReport, Way};
 use crate::refusal::Refusal;
 
 /// The counters of one worker.
@@ -31,19 +33,32 @@ impl Metrics {
     }
 }
 
-/// The page of all workers.
+/// The page of all workers, and of what the kernel carries.
 #[must_use]
-pub fn page(registry: &Registry<Metrics>) -> Page {
+pub fn page(registry: &Registry<Metrics>, kernel: &Report) -> Page {
     let sets = registry.sets();
     let sum = |pick: fn(&Metrics) -> &Counter| {
         sets.iter().map(|set| pick(set).get()).fold(0, u64::wrapping_add)
     };
     let mut page = Page::default();
-    page.counter("weft_agent_connections", "TCP connections carried.", sum(|m| &m.connections));
-    page.gauge(
+    let carried = |transport, pick: fn(&ServiceReport) -> u64| -> u64 {
+        let services = kernel.services.iter().filter(|s| s.transport == Some(transport));
+        services.map(pick).sum()
+    };
+    let by_path = |proxy: fn(&Metrics) -> &Counter, transport, pick: fn(&ServiceReport) -> u64| {
+        [("proxy", sum(proxy)), ("kernel", carried(transport, pick))]
+    };
+    page.counter_by(
+        "weft_agent_connections",
+        "TCP connections carried.",
+        "path",
+        &by_path(|m| &m.connections, Transport::Tcp, |s| s.flows),
+    );
+    page.gauge_by(
         "weft_agent_connections_open",
         "TCP connections being carried.",
-        sum(|m| &m.connections_open),
+        "path",
+        &by_path(|m| &m.connections_open, Transport::Tcp, |s| s.flows_open),
     );
     page.counter_by(
         "weft_agent_bytes",
@@ -54,8 +69,18 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
             ("to_client", sum(|m| &m.bytes_to_client)),
         ],
     );
-    page.counter("weft_agent_flows", "UDP flows carried.", sum(|m| &m.flows));
-    page.gauge("weft_agent_flows_open", "UDP flows being carried.", sum(|m| &m.flows_open));
+    page.counter_by(
+        "weft_agent_flows",
+        "UDP flows carried.",
+        "path",
+        &by_path(|m| &m.flows, Transport::Udp, |s| s.flows),
+    );
+    page.gauge_by(
+        "weft_agent_flows_open",
+        "UDP flows being carried.",
+        "path",
+        &by_path(|m| &m.flows_open, Transport::Udp, |s| s.flows_open),
+    );
     page.counter_by(
         "weft_agent_datagrams",
         "Datagrams moved.",
@@ -70,6 +95,19 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
         "Datagrams a full socket did not take.",
         sum(|m| &m.datagrams_lost),
     );
+    refusals(&sets, &mut page);
+    let connect = sets.iter().map(|set: &Arc<Metrics>| &set.connect);
+    page.histogram(
+        "weft_agent_connect_seconds",
+        "How long connecting to an endpoint took.",
+        connect,
+    );
+    kernel_path(kernel, &mut page);
+    weft_runtime::metrics::process(&mut page);
+    page
+}
+
+fn refusals(sets: &[Arc<Metrics>], page: &mut Page) {
     let refused: Vec<(&str, u64)> = Refusal::ALL
         .iter()
         .enumerate()
@@ -80,12 +118,30 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
         })
         .collect();
     page.counter_by("weft_agent_refused", "Connections and flows not carried.", "reason", &refused);
-    let connect = sets.iter().map(|set: &Arc<Metrics>| &set.connect);
-    page.histogram(
-        "weft_agent_connect_seconds",
-        "How long connecting to an endpoint took.",
-        connect,
+}
+
+fn kernel_path(report: &Report, page: &mut Page) {
+    let on_kernel = report.services.iter().filter(|service| service.way == Way::Kernel).count();
+    page.gauge_by(
+        "weft_agent_services",
+        "Services by the way that their flows go.",
+        "path",
+        &[("proxy", (report.services.len() - on_kernel) as u64), ("kernel", on_kernel as u64)],
     );
-    weft_runtime::metrics::process(&mut page);
-    page
+    page.counter(
+        "weft_agent_kernel_repairs",
+        "Changes of others to the kernel's table of services, undone.",
+        report.repairs,
+    );
+    page.counter("weft_agent_kernel_failures", "Changes that the kernel refused.", report.failures);
+    page.counter(
+        "weft_agent_kernel_flows_let_go",
+        "Flows that the kernel let go of because their endpoint was gone.",
+        report.let_go,
+    );
+    page.counter(
+        "weft_agent_kernel_records_lost",
+        "Times that more connections ended than records could be written of.",
+        report.records_lost,
+    );
 }

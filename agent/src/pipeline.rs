@@ -148,6 +148,7 @@ impl Story {
         }
         worker.access.line(&Record {
             kind: "tcp",
+            path: "proxy",
             time_ms: unix_ms(),
             client: self.client,
             original_destination: self.destination.unwrap_or(self.client),
@@ -278,6 +279,20 @@ async fn answer(flow: Rc<UdpFlow>, worker: Rc<Worker>) {
     }
 }
 
+/// Ends the flows whose endpoint the plan in force no longer has: their next datagram begins a new
+/// one.
+pub(crate) fn leave_lost_endpoints(worker: &Worker) {
+    let plan = worker.plan();
+    let is_lost = |flow: &Rc<UdpFlow>| {
+        let target = plan.target_named(&flow.service);
+        !target.zip(flow.choice.endpoint()).is_some_and(|(target, at)| target.keeps(at))
+    };
+    let lost = worker.flows.borrow_mut().forget(is_lost);
+    for flow in lost {
+        end_flow(&flow, "endpoint_gone", worker);
+    }
+}
+
 /// Ends the flows that were silent for too long.
 pub(crate) fn expire(worker: &Worker) {
     let gone = worker.flows.borrow_mut().expire(now());
@@ -295,6 +310,7 @@ fn end_flow(flow: &UdpFlow, outcome: &'static str, worker: &Worker) {
     }
     worker.access.line(&Record {
         kind: "udp",
+        path: "proxy",
         time_ms: unix_ms(),
         client: flow.tuple.client,
         original_destination: flow.tuple.destination,

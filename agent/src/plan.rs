@@ -2,7 +2,7 @@
 //!
 //! A plan is built once per snapshot, away from the workers, and never changes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,12 +35,39 @@ pub struct Target {
     /// How long a connection attempt may take.
     pub connect_timeout: Duration,
     picker: Picker,
+    /// The endpoints that keep the flows they have: those that serve, and those that drain.
+    keeping: BTreeSet<SocketAddr>,
+}
+
+impl Target {
+    /// The table that decides about its flows, if one does.
+    #[must_use]
+    pub(crate) fn table(&self) -> Option<&Arc<Maglev>> {
+        match &self.picker {
+            Picker::Table(table) => Some(table),
+            Picker::OriginalDestination => None,
+        }
+    }
+
+    /// Whether a flow may stay on an endpoint that it has.
+    #[must_use]
+    pub(crate) fn keeps(&self, endpoint: SocketAddr) -> bool {
+        match &self.picker {
+            Picker::Table(_) => self.keeping.contains(&endpoint),
+            Picker::OriginalDestination => true,
+        }
+    }
+
+    /// The endpoints that keep the flows they have.
+    pub(crate) fn keeping(&self) -> impl Iterator<Item = SocketAddr> {
+        self.keeping.iter().copied()
+    }
 }
 
 #[derive(Debug)]
 enum Picker {
     /// The hash of the flow in a table.
-    Table(Maglev),
+    Table(Arc<Maglev>),
     /// The address the client aimed at.
     OriginalDestination,
 }
@@ -125,6 +152,16 @@ impl Plan {
     /// The listeners that bind a socket.
     pub fn bound(&self) -> impl Iterator<Item = &Arc<Listener>> {
         self.listeners.values().filter(|listener| listener.bind)
+    }
+
+    /// The listeners that serve destinations: virtual ones, and bound ones that do not only capture.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &Arc<Listener>> {
+        self.listeners.values().filter(|listener| !listener.use_original_destination)
+    }
+
+    /// The seed of the flow hash.
+    pub(crate) fn seed(&self) -> u32 {
+        self.seed
     }
 
     /// The listener of this name.
@@ -259,10 +296,17 @@ fn target(cluster: &Cluster, snapshot: &Snapshot, seed: u32) -> Target {
             };
             let table = Maglev::new(endpoints, size, seed)
                 .or_else(|_| Maglev::new(endpoints, DEFAULT_TABLE_SIZE, seed));
-            Picker::Table(table.expect("the default table size is a prime"))
+            Picker::Table(Arc::new(table.expect("the default table size is a prime")))
         }
     };
-    Target { name: cluster.name.clone(), connect_timeout: cluster.connect_timeout, picker }
+    let endpoints = snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
+    let keeping = endpoints.iter().filter(|endpoint| endpoint.health.keeps_work());
+    Target {
+        name: cluster.name.clone(),
+        connect_timeout: cluster.connect_timeout,
+        picker,
+        keeping: keeping.map(|endpoint| endpoint.address).collect(),
+    }
 }
 
 /// Why a listener is not this tier's: what it asks for would need the bytes opened.

@@ -9,6 +9,8 @@ use weft_model::Name;
 #[derive(Debug, Serialize)]
 pub(crate) struct Record<'a> {
     pub(crate) kind: &'static str,
+    /// Who moved it: `kernel` or `proxy`.
+    pub(crate) path: &'static str,
     pub(crate) time_ms: u128,
     pub(crate) client: SocketAddr,
     pub(crate) original_destination: SocketAddr,

@@ -103,6 +103,7 @@ pub async fn run(shared: Shared, number: usize) {
                     }
                     worker.plan.replace(plans.borrow_and_update().clone());
                     sockets.follow(&worker);
+                    pipeline::leave_lost_endpoints(&worker);
                 }
                 _ = sweep.tick() => {
                     pipeline::expire(&worker);

@@ -22,6 +22,9 @@ const ECHO_PORT: u16 = 7000;
 const WEB: u8 = 1;
 const ORDERS: u8 = 2;
 const ECHO: u8 = 3;
+const SINK: u8 = 4;
+/// Where tests listen themselves on the hosts of `orders`, over TCP; the next port is for UDP.
+const SINK_PORT: u16 = 7100;
 
 /// Which family of addresses a mesh uses, for everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,6 +191,15 @@ impl Mesh {
     /// When a part of it does not become ready.
     #[must_use]
     pub fn start_in(family: Family) -> Self {
+        Self::start_with(family, &[])
+    }
+
+    /// Starts a mesh whose agent gets more arguments.
+    ///
+    /// # Panics
+    /// When a part of it does not become ready.
+    #[must_use]
+    pub fn start_with(family: Family, agent_arguments: &[&str]) -> Self {
         let mut network = Network::new().expect("a test has a network namespace of its own");
         let mut host = |name: &str| network.host(name).expect("hosts can be made");
         let (control_host, client, web) = (host("control"), host("client"), host("web"));
@@ -210,7 +222,8 @@ impl Mesh {
         let address = SocketAddr::new(family.of(&control_host), 15010).to_string();
         let joining = Joining { family, control: address, pki };
         joining.redirect(None);
-        let agent = joining.role("agent", None, "agent", &["agent"]);
+        let arguments = [&["agent"], agent_arguments].concat();
+        let agent = joining.role("agent", None, "agent", &arguments);
         let web = joining.workload(web, "web");
         let orders = vec![joining.workload(first, "orders"), joining.workload(second, "orders")];
         let mesh = Self { control, agent, web, orders, client, identity, joining, network, file };
@@ -310,6 +323,41 @@ impl Mesh {
         })
     }
 
+    /// The address of the service whose endpoints are the tests' own, over TCP; the next port is for
+    /// UDP.
+    #[must_use]
+    pub fn sink(&self) -> SocketAddr {
+        SocketAddr::new(self.joining.family.service(SINK), SINK_PORT)
+    }
+
+    /// Where the endpoint of that service on a host of `orders` listens, over TCP.
+    ///
+    /// # Panics
+    /// When there are fewer hosts.
+    #[must_use]
+    pub fn sink_endpoint(&self, number: usize) -> SocketAddr {
+        let host = &self.orders.get(number).expect("there is such a host").host;
+        SocketAddr::new(self.joining.family.of(host), SINK_PORT)
+    }
+
+    /// Says on which hosts of `orders` that service has endpoints from now on.
+    ///
+    /// # Panics
+    /// When there are fewer hosts.
+    pub fn change_sink(&mut self, numbers: &[usize]) {
+        let endpoints: Vec<Value> =
+            numbers.iter().map(|n| json!({"address": self.sink_endpoint(*n).ip()})).collect();
+        self.change(|mesh| {
+            let sink = mesh.pointer_mut("/services/3/endpoints").expect("the file has the service");
+            *sink = endpoints.into();
+        });
+    }
+
+    /// Does something on a host, or on the router when there is none.
+    pub fn on<T: Send>(&self, host: Option<&Host>, work: impl FnOnce() -> T + Send) -> T {
+        on(host, work)
+    }
+
     /// Holds that every role runs, that none has panicked, and that traffic of every kind flows.
     ///
     /// # Panics
@@ -344,7 +392,8 @@ impl Joining {
     fn redirect(&self, host: Option<&Host>) {
         let mut command = weft();
         command.args(["redirect", "apply", "--services", self.family.service_range()]);
-        let excluded = format!("{ECHO_PORT},{}", ECHO_PORT + 1);
+        let excluded = [ECHO_PORT, ECHO_PORT + 1, SINK_PORT, SINK_PORT + 1];
+        let excluded = excluded.map(|port| port.to_string()).join(",");
         match host {
             Some(host) => command
                 .args(["--inbound", "15006", "--outbound", "15001"])
@@ -395,6 +444,10 @@ fn mesh_file(family: Family, web: &Host, orders: &[&Host]) -> Value {
             {"name": "echo", "addresses": [family.service(ECHO)], "meshed": false,
              "ports": [{"port": ECHO_PORT, "protocol": "tcp"},
                        {"port": ECHO_PORT + 1, "protocol": "udp"}],
+             "endpoints": replicas},
+            {"name": "sink", "addresses": [family.service(SINK)], "meshed": false,
+             "ports": [{"port": SINK_PORT, "protocol": "tcp"},
+                       {"port": SINK_PORT + 1, "protocol": "udp"}],
              "endpoints": replicas},
         ],
         "security": {"revocations": [], "policies": [

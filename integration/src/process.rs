@@ -159,6 +159,13 @@ impl Process {
         drop(self.child.wait());
     }
 
+    /// Ends it without a word after some time, wherever it is then.
+    pub fn kill_after(&mut self, time: std::time::Duration) {
+        // What it has to say meanwhile is of no interest; when it ends, nothing more will come.
+        while self.lines.recv_timeout(time).is_ok() {}
+        self.kill();
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

@@ -22,30 +22,36 @@ fn only(commands: &[&str]) -> TempDir {
 
 /// Tells the story with these commands only, and expects every step to be as promised.
 #[track_caller]
-fn tells_its_story_with(commands: &[&str], backend: &str) {
+fn tells_its_story_with(commands: &[&str], arguments: &[&str], path: &str) {
     let tools = only(commands);
     let mut demo = weft();
-    let output = demo.args(["demo", "--backend", backend]).env("PATH", tools.path()).output();
+    let output = demo.arg("demo").args(arguments).env("PATH", tools.path()).output();
     let output = output.expect("the demo can be started");
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}\n{complained}");
-    assert_eq!(said.lines().filter(|line| line.starts_with("  ok ")).count(), 12, "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("  ok ")).count(), 14, "{said}");
+    assert!(said.contains(&format!(" by the {path} path: ")), "{said}");
     assert!(said.ends_with("every step as promised\n"), "{said}");
 }
 
 #[test]
 fn a_mesh_is_as_promised_where_there_is_neither_nft_nor_iptables() {
-    tells_its_story_with(&["ip"], "auto");
+    tells_its_story_with(&["ip"], &[], "kernel");
 }
 
 #[test]
 fn a_mesh_is_as_promised_by_nft() {
-    tells_its_story_with(&["ip", "nft"], "nft");
+    tells_its_story_with(&["ip", "nft"], &["--backend", "nft"], "kernel");
+}
+
+#[test]
+fn a_mesh_is_as_promised_when_the_agent_carries_every_flow() {
+    tells_its_story_with(&["ip"], &["--path", "proxy"], "proxy");
 }
 
 #[test]
 fn a_mesh_is_as_promised_by_iptables() {
     let tools = ["ip", "iptables", "ip6tables", "iptables-restore", "ip6tables-restore"];
-    tells_its_story_with(&tools, "iptables");
+    tells_its_story_with(&tools, &["--backend", "iptables"], "kernel");
 }

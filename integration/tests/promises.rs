@@ -53,7 +53,7 @@ fn a_mesh_of_ipv6_alone_does_the_same() {
 
 #[test]
 fn an_agent_that_is_killed_takes_only_its_own_flows_along() {
-    let mut mesh = Mesh::start();
+    let mut mesh = Mesh::start_with(Family::V4, &["--path", "proxy"]);
     let (mut flow, _) = mesh.open_flow().expect("the echo service greets");
     mesh.agent.process.kill();
 
@@ -62,6 +62,19 @@ fn an_agent_that_is_killed_takes_only_its_own_flows_along() {
     assert_eq!(replicas(&mesh).len(), 2, "sidecars do not need the agent");
 
     mesh.agent.restart();
+    mesh.assert_unharmed();
+}
+
+#[test]
+fn an_agent_that_is_killed_takes_no_flow_along_that_the_kernel_carries() {
+    let mut mesh = Mesh::start();
+    let (mut flow, replica) = mesh.open_flow().expect("the echo service greets");
+    mesh.agent.process.kill();
+    assert_eq!(flow.say("still there?"), Some(replica.clone()));
+    mesh.assert_traffic_flows();
+
+    mesh.agent.restart();
+    assert_eq!(flow.say("and now?"), Some(replica));
     mesh.assert_unharmed();
 }
 

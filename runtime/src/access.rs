@@ -60,10 +60,16 @@ impl Writer {
         }
     }
 
+    /// A log of its own for a thread that hands over its lines itself.
+    #[must_use]
+    pub fn log(&self) -> AccessLog {
+        AccessLog { writer: self.clone(), lines: RefCell::default() }
+    }
+
     /// A worker's own log. To be called on the worker, whose runtime hands over what has waited.
     #[must_use]
     pub fn worker(&self) -> std::rc::Rc<AccessLog> {
-        let log = std::rc::Rc::new(AccessLog { writer: self.clone(), lines: RefCell::default() });
+        let log = std::rc::Rc::new(self.log());
         let weak = std::rc::Rc::downgrade(&log);
         tokio::task::spawn_local(async move {
             loop {
@@ -119,7 +125,8 @@ impl AccessLog {
         }
     }
 
-    fn hand_over(&self) {
+    /// Hands over what was gathered.
+    pub fn hand_over(&self) {
         let block = self.lines.take();
         if !block.is_empty() && self.writer.blocks.try_send(Block::Lines(block)).is_err() {
             self.writer.dropped.fetch_add(1, Ordering::Relaxed);

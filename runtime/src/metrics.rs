@@ -119,6 +119,14 @@ impl Page {
         self.line(name, "", value);
     }
 
+    /// A gauge with one label, whose values come from a closed set.
+    pub fn gauge_by(&mut self, name: &str, help: &str, label: &str, values: &[(&str, u64)]) {
+        self.family(name, help, "gauge");
+        for (text, value) in values {
+            self.line(name, &format!("{{{label}=\"{text}\"}}"), *value);
+        }
+    }
+
     /// A histogram in seconds, folded over workers.
     pub fn histogram<'a>(
         &mut self,

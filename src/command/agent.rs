@@ -2,17 +2,21 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tokio::sync::watch;
+use weft_agent::kernel::{Keeper, KernelLimits, PathChoice};
+use weft_agent::metrics::Metrics;
 use weft_agent::plan::Plan;
-use weft_agent::{Limits, Shared, metrics};
+use weft_agent::{Limits, Shared};
 use weft_model::{Snapshot, SpiffeId};
 use weft_runtime::metrics::Registry;
 
 use super::Failure;
-use super::data_plane::DataPlane;
-use crate::process::{DataPlaneProcess, Explain, Setup};
+use super::data_plane::{DataPlane, access_writer};
+use crate::agent_role::AgentRole;
+use crate::process::{DataPlaneProcess, Setup};
 use crate::redirects;
 
 #[derive(Debug, Args)]
@@ -31,12 +35,40 @@ pub(super) struct Arguments {
     /// The redirects to keep in force on this node, in which network namespaces: a YAML file.
     #[arg(long, value_name = "FILE")]
     redirects: Option<PathBuf>,
+    /// Which way flows go: auto leaves services at virtual addresses to the kernel when nothing needs
+    /// their bytes; kernel also those at which this agent listens itself.
+    #[arg(long, value_enum, default_value_t = Path::Auto)]
+    path: Path,
+    /// How many slots the kernel's tables have at most, all services together; one takes about 100
+    /// bytes.
+    #[arg(long, default_value_t = 4_194_304, value_name = "COUNT")]
+    slot_limit: usize,
+    /// How long an endpoint that is gone may keep its TCP connections on the kernel path, in seconds.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    endpoint_drain: u64,
     /// How many TCP connections one worker carries at most.
     #[arg(long, default_value_t = 40_000, value_name = "COUNT")]
     connection_limit: usize,
     /// How many UDP flows one worker carries at most.
     #[arg(long, default_value_t = 10_000, value_name = "COUNT")]
     flow_limit: usize,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Path {
+    Auto,
+    Kernel,
+    Proxy,
+}
+
+impl From<Path> for PathChoice {
+    fn from(path: Path) -> Self {
+        match path {
+            Path::Auto => Self::Auto,
+            Path::Kernel => Self::Kernel,
+            Path::Proxy => Self::Proxy,
+        }
+    }
 }
 
 pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
@@ -48,9 +80,21 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     };
     let guard = arguments.redirects.as_deref().map(redirects::guard);
     let guard = guard.transpose().map_err(Failure::Usage)?;
-    let registry = Registry::<metrics::Metrics>::default();
-    let pages = registry.clone();
+    let registry = Registry::<Metrics>::default();
     let plans = watch::Sender::new(Arc::new(Plan::default()));
+    let kernel_limits = KernelLimits {
+        slots: arguments.slot_limit,
+        endpoint_drain: Duration::from_secs(arguments.endpoint_drain),
+    };
+    let access = access_writer()?;
+    let kernel = Keeper::start(arguments.path.into(), kernel_limits, access.clone());
+    let kernel = kernel.map_err(|error| Failure::Failed(format!("the kernel path: {error}")))?;
+    let role = AgentRole {
+        registry: registry.clone(),
+        plans: plans.subscribe(),
+        guard,
+        kernel: kernel.clone(),
+    };
     let setup = Setup {
         name: "agent",
         bootstrap: understood.bootstrap,
@@ -59,18 +103,17 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         patience: understood.patience,
         workers: arguments.data_plane.workers,
         log: log.to_owned(),
-        guard,
-        explain: Some(explain(plans.subscribe())),
-        metrics: Arc::new(move || metrics::page(&pages).finish()),
+        access: access.clone(),
+        particulars: Arc::new(role),
     };
     let mut process = DataPlaneProcess::start(setup).map_err(Failure::Failed)?;
     let receiver = plans.subscribe();
-    process.spawn(plan_all(process.snapshots(), plans, arguments.seed));
+    process.spawn(plan_all(process.snapshots(), plans, kernel, arguments.seed));
     let shared = Shared {
         plans: receiver,
         drain: process.drain(),
         metrics: registry,
-        access: process.access(),
+        access,
         limits: Limits { connections: arguments.connection_limit, flows: arguments.flow_limit },
         mark: process.mark(),
         reports: process.reports(),
@@ -78,18 +121,11 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     process.serve(move |worker| weft_agent::run(shared.clone(), worker)).map_err(Failure::Failed)
 }
 
-/// Tells where flows go by the plan in force.
-fn explain(plans: watch::Receiver<Arc<Plan>>) -> Explain {
-    Arc::new(move |flow| {
-        let plan = plans.borrow().clone();
-        serde_json::to_value(plan.explain(flow)?).map_err(|error| error.to_string())
-    })
-}
-
 /// Publishes a plan for every snapshot.
 async fn plan_all(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     plans: watch::Sender<Arc<Plan>>,
+    kernel: Keeper,
     seed: u32,
 ) {
     let mut last: Option<(Arc<Snapshot>, Arc<Plan>)> = None;
@@ -105,6 +141,7 @@ async fn plan_all(
         }
         let plan = Arc::new(plan);
         plans.send_replace(plan.clone());
+        kernel.follow(plan.clone());
         last = Some((snapshot, plan));
         if snapshots.changed().await.is_err() {
             return;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use weft_model::SpiffeId;
+use weft_runtime::access::Writer;
 use weft_xds::bootstrap::Bootstrap;
 
 use super::{Failure, say};
@@ -104,6 +105,12 @@ impl DataPlane {
             patience: Duration::from_secs(self.drain_timeout),
         }))
     }
+}
+
+/// What writes access lines to standard output.
+pub(super) fn access_writer() -> Result<Writer, Failure> {
+    let writer = Writer::start(std::io::stdout());
+    writer.map_err(|error| Failure::Failed(format!("access lines: {error}")))
 }
 
 fn read(file: &PathBuf) -> Result<Bootstrap, Failure> {

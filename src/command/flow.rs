@@ -86,6 +86,9 @@ fn lines(told: &Value) -> Vec<String> {
         lines.push(format!("slot      {slot} of {slots}"));
     }
     lines.push(format!("endpoint  {first}, by {}", text("choice").replace('_', " ")));
+    if let Some(path) = told.get("path").and_then(Value::as_str) {
+        lines.push(format!("path      {path}: {}", text("why")));
+    }
     if !others.is_empty() {
         lines.push(format!("then      {}", others.join(", ")));
     }

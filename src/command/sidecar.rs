@@ -11,8 +11,8 @@ use weft_sidecar::plan::Plan;
 use weft_sidecar::{Limits, Shared, metrics, planner};
 
 use super::Failure;
-use super::data_plane::DataPlane;
-use crate::process::{DataPlaneProcess, Setup};
+use super::data_plane::{DataPlane, access_writer};
+use crate::process::{DataPlaneProcess, Particulars, Setup};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -42,7 +42,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         return Ok(());
     };
     let registry = Registry::<metrics::Metrics>::default();
-    let pages = registry.clone();
+    let access = access_writer()?;
     let setup = Setup {
         name: "sidecar",
         bootstrap: understood.bootstrap,
@@ -51,9 +51,8 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         patience: understood.patience,
         workers: arguments.data_plane.workers,
         log: log.to_owned(),
-        guard: None,
-        explain: None,
-        metrics: Arc::new(move || metrics::page(&pages).finish()),
+        access: access.clone(),
+        particulars: Arc::new(SidecarRole(registry.clone())),
     };
     let mut process = DataPlaneProcess::start(setup).map_err(Failure::Failed)?;
     let plans = watch::Sender::new(Arc::new(Plan::default()));
@@ -63,7 +62,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         plans: receiver,
         drain: process.drain(),
         metrics: registry,
-        access: process.access(),
+        access,
         limits: Limits {
             connections: arguments.connection_limit,
             handshake: Duration::from_secs(10),
@@ -72,6 +71,15 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         reports: process.reports(),
     };
     process.serve(move |worker| weft_sidecar::run(shared.clone(), worker)).map_err(Failure::Failed)
+}
+
+/// What a sidecar tells of itself.
+struct SidecarRole(Registry<metrics::Metrics>);
+
+impl Particulars for SidecarRole {
+    fn metrics(&self) -> String {
+        metrics::page(&self.0).finish()
+    }
 }
 
 fn identity(trust_domain: &str, service: &str) -> Result<SpiffeId, Failure> {

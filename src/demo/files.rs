@@ -119,6 +119,12 @@ impl Files {
         Signer::make()?.token()
     }
 
+    /// Writes a file and gives its path.
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<String, String> {
+        write(&self.folder.join(name), text)?;
+        Ok(self.path(name))
+    }
+
     /// Writes `mesh.yaml`, whole and at once.
     pub(super) fn write_mesh(&self, mesh: &MeshFile<'_>) -> Result<(), String> {
         let part = self.folder.join("mesh.yaml.part");

@@ -1,7 +1,7 @@
 //! Flows that the story's client opens to the echo service, over TCP and UDP.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -30,6 +30,11 @@ pub(super) fn echo_flow(service: IpAddr) -> Result<(EchoFlow, String), String> {
 }
 
 impl EchoFlow {
+    /// The address of its client.
+    pub(super) fn client(&self) -> Result<SocketAddr, String> {
+        self.stream.get_ref().local_addr().map_err(|error| error.to_string())
+    }
+
     /// Says a line; gives the replica that answered.
     pub(super) fn say(&mut self, text: &str) -> Result<String, String> {
         let line = format!("{text}\n");

@@ -1,16 +1,18 @@
 //! A whole mesh on one machine: `weft demo`.
 //!
 //! [`namespace`] gives the demo a network of its own, without root; [`hosts`] makes machines in it;
-//! [`roles`] starts the real roles of weft there as processes; [`story`] tells what a mesh does and
-//! checks every word of it. Nothing is left when it ends: the namespaces take it all along.
+//! [`roles`] starts the real roles of weft there as processes, [`stage`] holds them together; [`story`]
+//! tells what a mesh does and checks every word of it, [`layer4`] what a node does. Nothing is left when it ends: the namespaces take it all along.
 
 mod files;
 mod flows;
 pub mod hosts;
+mod layer4;
 mod load;
 mod namespace;
 mod roles;
 pub mod service;
+mod stage;
 mod story;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -38,6 +40,9 @@ pub struct Arguments {
     /// What installs the redirects.
     #[arg(long, value_enum, default_value_t = Tool::Auto)]
     backend: Tool,
+    /// Which way flows go at the agent.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "proxy"])]
+    path: String,
     /// The process inside the namespaces.
     #[arg(long, hide = true)]
     inside: bool,
@@ -55,7 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let load = arguments.load.map(|rate| load::Load { rate, seconds: arguments.seconds });
     let backend = arguments.backend.choice().resolve();
     let backend = backend.map_err(|error| Failure::Failed(error.to_string()))?;
-    story::tell(arguments.keep, load, backend).map_err(Failure::Failed)
+    story::tell(arguments.keep, load, backend, &arguments.path).map_err(Failure::Failed)
 }
 
 /// Writes a line of the story.

@@ -1,43 +1,27 @@
 //! The story: what a mesh does, a line a step, each checked.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use weft_agent::redirect::{self, Backend, Namespace, Redirect};
-use weft_model::Cidr;
+use weft_agent::redirect::Backend;
 
-use super::files::{ClientCertificate, Files, MeshFile};
+use super::files::{Files, MeshFile};
 use super::flows::{echo_flow, udp_flows};
-use super::hosts::{Host, Network};
 use super::load::{Load, usage};
-use super::roles::{Role, Roles, now, pause};
-use super::service::{DIRECT_PORT, ECHO_PORT};
+use super::roles::{now, pause};
+use super::service::DIRECT_PORT;
+use super::stage::{Stage, web_address};
 use super::{line, mark};
-use crate::client::{Answer, Caller, config_dump, get};
+use crate::client::{Caller, config_dump, get};
 
 /// How long a change may take to arrive everywhere.
 const CHANGE: Duration = Duration::from_secs(15);
-/// The virtual address of the echo service.
-const ECHO: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 3));
 /// How many requests the table is made of.
 const MEASURED: usize = 300;
-
-/// The mesh while it runs.
-struct Stage {
-    files: Files,
-    control_host: Host,
-    client_host: Host,
-    web: Host,
-    orders: Vec<Host>,
-    control: Role,
-    others: Vec<Role>,
-    client: ClientCertificate,
-    leaver: ClientCertificate,
-}
 
 /// A role with its memory in KiB and its open files.
 type Usage = (String, (u64, u64));
@@ -46,19 +30,26 @@ type Usage = (String, (u64, u64));
 type Step = fn(&mut Stage) -> Result<String, String>;
 
 /// Tells the story; the first step that fails ends it.
-pub(super) fn tell(keep: bool, load: Option<Load>, backend: Backend) -> Result<(), String> {
+pub(super) fn tell(
+    keep: bool,
+    load: Option<Load>,
+    backend: Backend,
+    path: &str,
+) -> Result<(), String> {
     line("weft demo: a mesh of a control plane, an agent, web and three replicas of orders");
-    let mut stage = Stage::set(backend)?;
+    let mut stage = Stage::set(backend, path)?;
     mark(true, "control plane, agent and four sidecars are ready, each on a host of its own");
     line(&format!("         redirects installed by {backend}"));
-    let steps: [(&str, Step); 11] = [
+    let steps: [(&str, Step); 13] = [
         ("traffic flows, and each service sees who called it", Stage::traffic_flows),
         ("a client without a certificate is refused", Stage::no_certificate),
         ("a token is asked for: none 401, forged 401, good 200", Stage::tokens),
         ("orders is reached through its three replicas evenly", Stage::evenly),
+        ("weft tells where a flow goes and who moves it, and there it goes", Stage::explained),
         ("a flow stays on its endpoint while endpoints change", Stage::sticky_flow),
         ("UDP is balanced, and each flow keeps its endpoint", Stage::datagrams),
         ("IPv6 clients are served in the same way", Stage::ipv6),
+        ("rules that somebody removes are back at once", Stage::repaired),
         ("a bad mesh.yaml is rejected with the reason, the old one serves", Stage::bad_mesh),
         ("a revoked certificate is refused at the next handshake", Stage::revocation),
         ("control plane killed: traffic goes on", Stage::control_killed),
@@ -98,85 +89,6 @@ pub(super) fn tell(keep: bool, load: Option<Load>, backend: Backend) -> Result<(
 }
 
 impl Stage {
-    fn set(backend: Backend) -> Result<Self, String> {
-        let folder = Path::new("/run/weft");
-        std::fs::create_dir_all(folder)
-            .map_err(|error| format!("{}: {error}", folder.display()))?;
-        let mut network = Network::new()?;
-        let control_host = network.host("control")?;
-        let client_host = network.host("client")?;
-        let web = network.host("web")?;
-        let orders =
-            (1..=3).map(|n| network.host(&format!("orders-{n}"))).collect::<Result<Vec<_>, _>>()?;
-
-        let files = Files::make(folder)?;
-        let (client, leaver) = (files.client_certificate()?, files.client_certificate()?);
-        let agent_token = files.join_token("agent", None)?;
-        let mut tokens = vec![files.join_token("web", Some("web"))?];
-        for host in &orders {
-            tokens.push(files.join_token(&host.name, Some("orders"))?);
-        }
-        files.write_mesh(&mesh(&web, &orders, &orders))?;
-
-        let roles = Roles::new(&folder.join("logs"))?;
-        let (config, state) = (files.path("mesh.yaml"), files.path("authority"));
-        let mut control = roles.start(
-            "control",
-            Some(&control_host),
-            &["control", "-c", &config, "--state", &state],
-        )?;
-        control.ready(&control_host)?;
-
-        let address = format!("{}:15010", control_host.address);
-        let trust = files.path("root.pem");
-        let joined =
-            ["--control", &address, "--trust", &trust, "--workers", "1", "--join-token-file"];
-        let mut others = Vec::new();
-        capture(None, backend)?;
-        let mut agent =
-            roles.start("agent", None, &[&["agent"], &joined[..], &[&agent_token]].concat())?;
-        for (host, token) in [&web].into_iter().chain(&orders).zip(&tokens) {
-            let service = if host.name == "web" { "web" } else { "orders" };
-            let name = format!("{}-service", host.name);
-            let asks: &[&str] = if service == "web" { &["--asks", "10.96.0.2:80"] } else { &[] };
-            let arguments =
-                [&["demo-service", "--name", service, "--replica", &host.name], asks].concat();
-            others.push(roles.start(&name, Some(host), &arguments)?);
-            capture(Some(host), backend)?;
-            let arguments = [&["sidecar"], &joined[..], &[token], &["--service", service]].concat();
-            others.push(roles.start(&host.name, Some(host), &arguments)?);
-        }
-        agent.ready_on_router()?;
-        others.push(agent);
-        for (host, sidecar) in
-            [&web].into_iter().chain(&orders).zip(others.iter_mut().skip(1).step_by(2))
-        {
-            sidecar.ready(host)?;
-        }
-        Ok(Self { files, control_host, client_host, web, orders, control, others, client, leaver })
-    }
-
-    /// The last lines of every log, when something went wrong.
-    fn show_logs(&self) {
-        for role in [&self.control].into_iter().chain(&self.others) {
-            line(&format!("  {}:\n{}", role.name(), role.tail()));
-        }
-    }
-
-    fn tls(&self) -> Result<Arc<ClientConfig>, String> {
-        self.files.tls(Some(&self.client))
-    }
-
-    /// Asks `web` for orders, with the client's certificate.
-    fn ask(&self, token: Option<&str>) -> Result<Answer, String> {
-        let tls = self.tls()?;
-        self.client_host.run(get(web_address(), Some(tls), "/orders", token))?
-    }
-
-    fn mesh(&self) -> MeshFile<'_> {
-        mesh(&self.web, &self.orders, &self.orders)
-    }
-
     fn traffic_flows(&mut self) -> Result<String, String> {
         let answer = self.ask(Some(&self.files.token()?))?;
         expect(answer.status == 200, || format!("status {}: {}", answer.status, answer.body))?;
@@ -229,51 +141,6 @@ impl Stage {
         }
         expect(seen.len() == 3 && seen.values().all(|count| *count == 10), || format!("{seen:?}"))?;
         Ok(format!("{seen:?}"))
-    }
-
-    fn sticky_flow(&mut self) -> Result<String, String> {
-        let host = self.client_host.clone();
-        let (mut flow, first) = host.on(|| echo_flow(ECHO))??;
-        let leaving =
-            self.orders.iter().find(|replica| replica.name != first).ok_or("no other replica")?;
-        let staying: Vec<&Host> =
-            self.orders.iter().filter(|replica| replica.name != leaving.name).collect();
-        self.files.write_mesh(&MeshFile { echo: staying, ..self.mesh() })?;
-        wait("the agent knows two endpoints", || {
-            let dump = on_router(config_dump())??;
-            let endpoints = dump.pointer("/endpoints/echo|7000/endpoints/0/lb_endpoints");
-            Ok(endpoints.and_then(|list| list.as_array()).is_some_and(|list| list.len() == 2))
-        })?;
-        let same = flow.say("still there?")?;
-        expect(same == first, || format!("it moved from {first} to {same}"))?;
-        // What the agent has heard of reaches its workers a moment later.
-        wait("12 new flows in a row go elsewhere", || {
-            for _ in 0..12 {
-                let (_, replica) = host.on(|| echo_flow(ECHO))??;
-                if replica == leaving.name {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })?;
-        let detail =
-            format!("the flow stayed on {first}; {} left and gets no new flow", leaving.name);
-        self.files.write_mesh(&self.mesh())?;
-        Ok(detail)
-    }
-
-    fn datagrams(&mut self) -> Result<String, String> {
-        wait("the agent knows three endpoints", || {
-            let dump = on_router(config_dump())??;
-            let endpoints = dump.pointer("/endpoints/echo|7001~1udp/endpoints/0/lb_endpoints");
-            Ok(endpoints.and_then(|list| list.as_array()).is_some_and(|list| list.len() == 3))
-        })?;
-        let mut replicas = BTreeSet::new();
-        wait("40 flows reach all three", || {
-            replicas = self.client_host.run(udp_flows(ECHO, 40))??;
-            Ok(replicas.len() == 3)
-        })?;
-        Ok(format!("40 flows over {replicas:?}"))
     }
 
     fn ipv6(&mut self) -> Result<String, String> {
@@ -403,68 +270,17 @@ impl Stage {
         }
         Ok(found)
     }
-
-    /// Leaves the mesh running until the user ends it.
-    fn stay(&self) {
-        let pid = std::fs::read_link("/proc/self")
-            .map(|path| path.display().to_string())
-            .unwrap_or_default();
-        let enter = format!("nsenter -t {pid} -U -n -m --preserve-credentials");
-        line(
-            "\nthe mesh runs on; Ctrl-C ends it and removes everything. To try (as the same user):",
-        );
-        line(&format!(
-            "  {enter} ip netns exec web curl -s http://10.96.0.2/orders          no token: 401"
-        ));
-        line(&format!(
-            "  {enter} ip netns exec orders-1 curl -s http://127.0.0.1:15000/config_dump"
-        ));
-        line(&format!(
-            "  {enter} curl -s http://127.0.0.1:15000/metrics                      the agent's"
-        ));
-        line(&format!("  {enter} tail -f {}/logs/web.log", self.files.folder.display()));
-        loop {
-            std::thread::park();
-        }
-    }
 }
 
-fn mesh<'a>(web: &'a Host, orders: &'a [Host], echo: &'a [Host]) -> MeshFile<'a> {
-    MeshFile { web, orders, echo: echo.iter().collect(), revocations: Vec::new(), caller: "web" }
-}
-
-/// Installs the redirect of a workload, or of the router where the agent is.
-fn capture(host: Option<&Host>, backend: Backend) -> Result<(), String> {
-    let services: Result<_, _> =
-        ["10.96.0.0/16", "fd96::/64"].map(Cidr::parse).into_iter().collect();
-    let services = services.map_err(|error| error.to_string())?;
-    let wanted = Redirect {
-        owner: "weft-demo".into(),
-        inbound: host.map(|_| 15006),
-        outbound: host.map(|_| 15001),
-        forwarded: host.is_none().then_some(15001),
-        udp: host.is_none().then_some(15099),
-        services,
-        exclude_inbound_ports: vec![ECHO_PORT, ECHO_PORT + 1, DIRECT_PORT],
-        exclude_outbound_ports: Vec::new(),
-        exclude_destinations: Vec::new(),
-        mark: weft_runtime::socket::Mark::DEFAULT.0,
-        uid: None,
-    };
-    let namespace = host.map_or(Namespace::Own, |host| Namespace::At(host.namespace()));
-    redirect::apply(&wanted, backend, &namespace).map_err(|error| error.to_string())
-}
-
-fn web_address() -> SocketAddr {
-    ([10, 96, 0, 1], 80).into()
-}
-
-fn expect(good: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+pub(super) fn expect(good: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
     if good { Ok(()) } else { Err(otherwise()) }
 }
 
 /// Looks until it is so, not longer than a change may take.
-fn wait(what: &str, mut is_so: impl FnMut() -> Result<bool, String>) -> Result<(), String> {
+pub(super) fn wait(
+    what: &str,
+    mut is_so: impl FnMut() -> Result<bool, String>,
+) -> Result<(), String> {
     let deadline = now() + CHANGE;
     while !is_so()? {
         expect(now() < deadline, || {
@@ -475,7 +291,7 @@ fn wait(what: &str, mut is_so: impl FnMut() -> Result<bool, String>) -> Result<(
     Ok(())
 }
 
-fn on_router<T>(work: impl Future<Output = T>) -> Result<T, String> {
+pub(super) fn on_router<T>(work: impl Future<Output = T>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map(|runtime| runtime.block_on(work)).map_err(|error| error.to_string())
 }

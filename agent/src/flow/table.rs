@@ -107,6 +107,12 @@ impl<V> FlowTable<V> {
         gone
     }
 
+    /// Forgets the flows that are lost, and gives them back.
+    pub fn forget(&mut self, is_lost: impl Fn(&V) -> bool) -> Vec<V> {
+        let lost = self.flows.extract_if(|_, flow| is_lost(&flow.value));
+        lost.map(|(_, flow)| flow.value).collect()
+    }
+
     /// How many flows there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -148,6 +154,18 @@ mod tests {
         assert_eq!(table.insert(tuple(2), "b", IDLE, now), Err(TableFull));
         assert_eq!(table.get(&tuple(1), now), Some(&"a"));
         assert_eq!(table.get(&tuple(2), now), None);
+    }
+
+    #[test]
+    fn a_lost_flow_makes_room_and_may_come_again() {
+        let now = start();
+        let mut table = FlowTable::new(2);
+        table.insert(tuple(1), "lost", IDLE, now).expect("room");
+        table.insert(tuple(2), "kept", IDLE, now).expect("room");
+        assert_eq!(table.forget(|value| *value == "lost"), ["lost"]);
+        table.insert(tuple(1), "new", IDLE, now + IDLE / 2).expect("room");
+        assert_eq!(table.expire(now + IDLE), [(tuple(2), "kept")], "an old visit ends no new flow");
+        assert_eq!(table.expire(now + 2 * IDLE), [(tuple(1), "new")]);
     }
 
     #[test]

@@ -4,19 +4,21 @@
 /// The length of a message's header.
 pub(super) const HEADER_BYTES: usize = 16;
 /// The length of an attribute's header.
-const ATTRIBUTE_HEADER_BYTES: usize = 4;
+pub(crate) const ATTRIBUTE_HEADER_BYTES: usize = 4;
 /// The bits of an attribute's kind that say how its value is written.
 const KIND_FLAGS: u16 = 0xc000;
-const NESTED: u16 = 0x8000;
+pub(crate) const NESTED: u16 = 0x8000;
 
 /// Attributes of a message, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Attributes(Vec<(u16, Value)>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Value {
+pub(crate) enum Value {
     Bytes(Vec<u8>),
     Nested(Attributes),
+    /// Attributes as the kernel told them.
+    Told(Vec<u8>),
 }
 
 impl Attributes {
@@ -56,14 +58,29 @@ impl Attributes {
         self
     }
 
+    /// One more, which holds attributes that the kernel told.
+    #[must_use]
+    pub(crate) fn nested_bytes(mut self, kind: u16, told: &[u8]) -> Self {
+        self.0.push((kind, Value::Told(told.to_vec())));
+        self
+    }
+
+    /// The first attribute.
+    pub(crate) fn first(&self) -> Option<&(u16, Value)> {
+        self.0.first()
+    }
+
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         for (kind, value) in &self.0 {
             let start = out.len();
-            let flag = if matches!(value, Value::Nested(_)) { NESTED } else { 0 };
+            let flag = match value {
+                Value::Bytes(_) => 0,
+                Value::Nested(_) | Value::Told(_) => NESTED,
+            };
             out.extend([0, 0]);
             out.extend((kind | flag).to_ne_bytes());
             match value {
-                Value::Bytes(bytes) => out.extend(bytes),
+                Value::Bytes(bytes) | Value::Told(bytes) => out.extend(bytes),
                 Value::Nested(attributes) => attributes.write(out),
             }
             set_length(out, start);
@@ -87,14 +104,14 @@ impl Attributes {
 impl Value {
     fn is(&self, bytes: &[u8]) -> bool {
         match self {
-            Self::Bytes(value) => value == bytes,
+            Self::Bytes(value) | Self::Told(value) => value == bytes,
             Self::Nested(attributes) => attributes.are_in(bytes),
         }
     }
 }
 
 /// The attributes that bytes hold, as far as they are well formed: kind and value of each.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> + Clone {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> + Clone {
     std::iter::from_fn(move || {
         let (header, _) = bytes.split_first_chunk::<ATTRIBUTE_HEADER_BYTES>()?;
         let [length, kind] =
@@ -121,7 +138,7 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    pub(super) fn write(&self, sequence: u32, extra_flags: u16, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, sequence: u32, extra_flags: u16, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend([0; 4]);
         out.extend(self.kind.to_ne_bytes());
@@ -163,6 +180,13 @@ pub(super) fn replies(mut bytes: &[u8]) -> impl Iterator<Item = Reply> {
             body,
         })
     })
+}
+
+/// Writes the header of an attribute whose value has so many bytes, a multiple of four.
+pub(crate) fn attribute_header(out: &mut Vec<u8>, value_bytes: usize, kind: u16) {
+    let length = u16::try_from(ATTRIBUTE_HEADER_BYTES + value_bytes).unwrap_or(u16::MAX);
+    out.extend(length.to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
 }
 
 fn set_length(out: &mut [u8], start: usize) {

@@ -1,6 +1,8 @@
 //! Talks to the kernel over netlink, so that no tool needs to be installed: packet filter
-//! ([`nf_tables`]) and policy routing ([`route`]). Blocking, since the kernel answers at once.
+//! ([`nf_tables`]), its connections ([`conntrack`]) and policy routing ([`route`]). Blocking, since
+//! the kernel answers at once.
 
+pub(crate) mod conntrack;
 mod message;
 pub(crate) mod nf_tables;
 pub(crate) mod route;
@@ -10,13 +12,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockopt, recv,
+    sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use message::replies;
-pub(crate) use message::{Attributes, Message, Reply, find};
+pub(crate) use message::{Attributes, Message, Reply, attributes, find};
 
 const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
@@ -33,6 +35,10 @@ const DONE: u16 = 3;
 
 /// The largest datagram that the kernel sends.
 const RECEIVE_BYTES: usize = 64 * 1024;
+/// How much may be on its way to the kernel.
+const SEND_BYTES: usize = 4 << 20;
+/// How much that the kernel told may wait to be taken in.
+const WAITING_BYTES: usize = 8 << 20;
 /// How long the kernel may take. It answers within the call; this is against waiting for ever.
 const PATIENCE_SECONDS: i64 = 10;
 /// How often a disturbed dump is made again.
@@ -43,6 +49,15 @@ const DUMP_ATTEMPTS: usize = 10;
 pub(crate) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
+}
+
+/// What the kernel tells of itself.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// This.
+    This(Reply),
+    /// More than there was room for: anything may have changed.
+    TooMuch,
 }
 
 impl Netlink {
@@ -62,7 +77,22 @@ impl Netlink {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, part)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
+        // A transaction is sent whole. Where we may not ask for room, it has to fit what there is.
+        for result in [
+            setsockopt(&socket, sockopt::SndBufForce, &SEND_BYTES),
+            setsockopt(&socket, sockopt::RcvBufForce, &WAITING_BYTES),
+        ] {
+            if let Err(error) = result {
+                tracing::trace!(%error, "no more room than every socket has");
+            }
+        }
         Ok(Self { socket, sequence: 0 })
+    }
+
+    /// How many bytes one batch may have.
+    pub(crate) fn batch_limit_bytes(&self) -> usize {
+        // The kernel keeps a little of it to itself.
+        getsockopt(&self.socket, sockopt::SndBuf).map_or(0, |bytes| bytes / 8 * 7)
     }
 
     /// Sends a message and waits until the kernel has done what it asks.
@@ -129,40 +159,64 @@ impl Netlink {
         Err(io::Error::other("the kernel's list changed each time it was read"))
     }
 
-    /// Takes in all that the kernel has told of itself; whether it was anything.
+    /// Takes in all that the kernel has told of itself, and gives each message to `each`; whether it
+    /// was anything. [`Told::TooMuch`] stands for what there was no room for.
     ///
     /// # Errors
     /// When the connection is broken.
-    pub(crate) fn drain(&self) -> io::Result<bool> {
+    pub(crate) fn drain(&self, mut each: impl FnMut(Told)) -> io::Result<bool> {
         let mut buffer = vec![0; RECEIVE_BYTES];
         let mut heard = false;
         loop {
             match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Err(Errno::EAGAIN) => return Ok(heard),
-                // More was told than there was room for: something has changed, whatever it was.
-                Ok(_) | Err(Errno::ENOBUFS) => heard = true,
+                Ok(bytes) => {
+                    replies(buffer.get(..bytes).unwrap_or_default())
+                        .for_each(|reply| each(Told::This(reply)));
+                }
+                Err(Errno::ENOBUFS) => each(Told::TooMuch),
                 Err(error) => return Err(error.into()),
             }
+            heard = true;
         }
     }
 
+    /// Asks for a list that may be long, and gives each of the kernel's messages to `each` as it
+    /// comes. What changes meanwhile may be missed.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn stream(&mut self, message: &Message, each: impl FnMut(&Reply)) -> io::Result<()> {
+        self.ask_each(message, DUMP, each)
+    }
+
     fn ask(&mut self, message: &Message, flags: u16) -> io::Result<Vec<Reply>> {
+        let mut told = Vec::new();
+        self.ask_each(message, flags, |reply| told.push(reply.clone()))?;
+        Ok(told)
+    }
+
+    fn ask_each(
+        &mut self,
+        message: &Message,
+        flags: u16,
+        mut each: impl FnMut(&Reply),
+    ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut out = Vec::new();
         message.write(self.sequence, REQUEST | flags, &mut out);
         self.send(&out)?;
-        let mut told = Vec::new();
         loop {
             for reply in self.receive()? {
                 match reply.kind {
                     _ if reply.sequence != self.sequence => {}
                     ERROR => match error(&reply) {
-                        Some(0) => return Ok(told),
+                        Some(0) => return Ok(()),
                         Some(error) => return Err(io::Error::from_raw_os_error(error)),
                         None => return Err(io::ErrorKind::InvalidData.into()),
                     },
-                    DONE => return Ok(told),
-                    _ => told.push(reply),
+                    DONE => return Ok(()),
+                    _ => each(&reply),
                 }
             }
         }

@@ -12,6 +12,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::iptables::Spot;
 use super::{Family, MARK_MASK, ROUTE_TABLE, Redirect, UDP_MARK, iptables, native, nft, rules};
+use crate::kernel::remove_services;
 use crate::netlink::route::{self, MarkedRoute};
 use crate::netlink::{Netlink, nf_tables};
 
@@ -235,14 +236,18 @@ pub fn verify(
     })
 }
 
-/// Removes all of ours, whatever installed it. Removing nothing is no mistake.
+/// Removes all of ours, whatever installed it, services that an agent left to the kernel among it.
+/// Removing nothing is no mistake.
 ///
 /// # Errors
 /// What failed.
 pub fn remove(namespace: &Namespace) -> Result<(), RedirectError> {
     inside(namespace, || {
         match BackendChoice::Auto.resolve()? {
-            Backend::Native => native::remove().map_err(kernel("removing the rules"))?,
+            Backend::Native => {
+                native::remove().map_err(kernel("removing the rules"))?;
+                remove_services().map_err(kernel("removing the services"))?;
+            }
             // Without nf_tables there is no such table.
             Backend::Nft | Backend::Iptables => {}
         }
@@ -313,7 +318,7 @@ fn apply_iptables(redirect: &Redirect) -> Result<(), RedirectError> {
 
 /// Whether iptables may hold chains of ours: those of the newer one are the kernel's nf_tables, those
 /// of the older one are in tables that the kernel lists.
-fn is_in_iptables() -> bool {
+pub(crate) fn is_in_iptables() -> bool {
     let lists_tables = |file| std::fs::read_to_string(file).is_ok_and(|text| !text.is_empty());
     native::has_chain(|name| iptables::ALL.iter().any(|spot| spot.name == name))
         || lists_tables("/proc/thread-self/net/ip_tables_names")

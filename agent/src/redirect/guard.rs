@@ -273,7 +273,7 @@ impl Kept {
     fn hear(&mut self, now: Instant) {
         let mut heard = false;
         for events in &self.events {
-            heard |= events.drain().unwrap_or(true);
+            heard |= events.drain(|_| {}).unwrap_or(true);
         }
         if heard {
             // After a failure too: what was in the way may just have gone.

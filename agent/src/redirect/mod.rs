@@ -17,6 +17,7 @@ use std::hash::Hasher;
 
 use weft_model::Cidr;
 
+pub(crate) use apply::is_in_iptables;
 pub use apply::{
     Backend, BackendChoice, Namespace, RedirectError, Verdict, apply, plan, remove, verify,
 };

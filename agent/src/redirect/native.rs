@@ -131,14 +131,14 @@ fn readable(bytes: &[u8]) -> String {
 }
 
 fn told_chain(place: Place) -> Attributes {
-    // Just before other tools' NAT, so that what we take is ours and what we leave is theirs.
+    // Why here, `nft::hook` says.
     const BEFORE_NAT: i32 = -101;
-    const BEFORE_ROUTING: i32 = -150;
+    const BEHIND_NAT: i32 = -99;
     let (kind, hook, priority) = match place {
         Place::Arriving => ("nat", HookPlace::Prerouting, BEFORE_NAT),
         Place::Leaving => ("nat", HookPlace::Output, BEFORE_NAT),
-        Place::ArrivingUdp => ("filter", HookPlace::Prerouting, BEFORE_ROUTING),
-        Place::LeavingUdp => ("route", HookPlace::Output, BEFORE_ROUTING),
+        Place::ArrivingUdp => ("filter", HookPlace::Prerouting, BEHIND_NAT),
+        Place::LeavingUdp => ("route", HookPlace::Output, BEHIND_NAT),
     };
     nf::chain(TABLE, name(place), Hook { kind, place: hook, priority })
 }

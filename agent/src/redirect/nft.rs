@@ -33,13 +33,14 @@ pub(super) fn name(place: Place) -> &'static str {
 }
 
 /// Priority -101 runs just before other tools' NAT, so that what we take is ours and what we leave is
-/// theirs.
+/// theirs; -99 just behind it, so that datagrams to services which the kernel carries itself bear
+/// their endpoint's address already and are left alone.
 fn hook(place: Place) -> &'static str {
     match place {
         Place::Arriving => "type nat hook prerouting priority -101; policy accept;",
         Place::Leaving => "type nat hook output priority -101; policy accept;",
-        Place::ArrivingUdp => "type filter hook prerouting priority -150; policy accept;",
-        Place::LeavingUdp => "type route hook output priority -150; policy accept;",
+        Place::ArrivingUdp => "type filter hook prerouting priority -99; policy accept;",
+        Place::LeavingUdp => "type route hook output priority -99; policy accept;",
     }
 }
 

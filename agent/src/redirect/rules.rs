@@ -140,6 +140,8 @@ fn arriving_udp(redirect: &Redirect) -> Vec<Rule> {
     };
     let mut rules = Vec::new();
     if redirect.forwarded.is_some() {
+        // What the kernel carries itself bears our mark (`kernel/table.rs`).
+        rules.push(leave_alone([Match::Mark(redirect.mark)]));
         let from_others = [Match::FromLoopback(false), Match::Udp];
         rules.extend(to_services(redirect, &from_others, Action::Mark(UDP_MARK)));
     }

@@ -114,4 +114,13 @@ impl Health {
             Self::Draining | Self::Unhealthy => false,
         }
     }
+
+    /// Whether what is there may go on.
+    #[must_use]
+    pub fn keeps_work(self) -> bool {
+        match self {
+            Self::Healthy | Self::Draining => true,
+            Self::Unhealthy => false,
+        }
+    }
 }

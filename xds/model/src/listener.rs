@@ -76,6 +76,12 @@ pub struct ChainMatch {
 }
 
 impl ChainMatch {
+    /// Whether it covers every connection.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// How specific the match is for this connection; none when it does not cover it.
     fn rank(
         &self,

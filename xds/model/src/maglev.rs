@@ -82,6 +82,18 @@ impl Maglev {
         usize::try_from(slot_of(hash, size)).ok()
     }
 
+    /// The endpoints that have a share, in order.
+    #[must_use]
+    pub fn endpoints(&self) -> &[SocketAddr] {
+        &self.endpoints
+    }
+
+    /// Of each slot the index of its endpoint among [`endpoints`](Self::endpoints).
+    #[must_use]
+    pub fn owners(&self) -> &[u32] {
+        &self.slots
+    }
+
     /// How many slots there are.
     #[must_use]
     pub fn size(&self) -> usize {

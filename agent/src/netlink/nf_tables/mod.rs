@@ -1,7 +1,13 @@
 //! The packet filter's messages and expressions (kernel `include/uapi/linux/netfilter/nf_tables.h`).
 //! Names and numbers are the kernel's; this file says nothing of what our rules are.
 
-use super::{APPEND, Attributes, CREATE, Message};
+mod expression;
+mod set;
+
+use super::{APPEND, Attributes, CREATE, Message, find};
+
+pub(crate) use expression::*;
+pub(crate) use set::*;
 
 /// A table for both families of addresses.
 const FAMILY_INET: u8 = 1;
@@ -19,9 +25,14 @@ const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const GET_CHAIN: u16 = 4;
+const DELETE_CHAIN: u16 = 5;
 const NEW_RULE: u16 = 6;
 const GET_RULE: u16 = 7;
+const DELETE_RULE: u16 = 8;
 const GET_GENERATION: u16 = 16;
+const NEW_OBJECT: u16 = 18;
+const GET_OBJECT: u16 = 19;
+const DELETE_OBJECT: u16 = 20;
 
 pub(crate) const TABLE_NAME: u16 = 1;
 pub(crate) const TABLE_USERDATA: u16 = 6;
@@ -54,7 +65,8 @@ pub(crate) fn transaction(changes: Vec<Message>) -> Vec<Message> {
         fixed: fixed(0, SUBSYSTEM),
         attributes: Attributes::new(),
     };
-    [vec![border(BATCH_BEGIN)], changes, vec![border(BATCH_END)]].concat()
+    let border = |kind| std::iter::once(border(kind));
+    border(BATCH_BEGIN).chain(changes).chain(border(BATCH_END)).collect()
 }
 
 /// Makes a table unless it is there. The comment is kept as the `nft` command keeps it.
@@ -110,7 +122,9 @@ pub(crate) struct Hook {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HookPlace {
     Prerouting = 0,
+    Forward = 2,
     Output = 3,
+    Postrouting = 4,
 }
 
 /// What tells a chain from others.
@@ -119,11 +133,23 @@ pub(crate) fn chain(table: &str, name: &str, hook: Hook) -> Attributes {
     const KIND: u16 = 7;
     let hooked =
         Attributes::new().big_endian(1, hook.place as u32).bytes(2, &hook.priority.to_be_bytes());
-    Attributes::new()
-        .text(CHAIN_TABLE, table)
-        .text(CHAIN_NAME, name)
-        .nested(HOOK, hooked)
-        .text(KIND, hook.kind)
+    chain_named(table, name).nested(HOOK, hooked).text(KIND, hook.kind)
+}
+
+/// What tells a chain from others that is only called from rules; and, of any chain, its name.
+pub(crate) fn chain_named(table: &str, name: &str) -> Attributes {
+    Attributes::new().text(CHAIN_TABLE, table).text(CHAIN_NAME, name)
+}
+
+/// Removes a chain with its rules; nothing may call it any more.
+pub(crate) fn delete_chain(table: &str, name: &str) -> Message {
+    message(DELETE_CHAIN, 0, chain_named(table, name))
+}
+
+/// Removes the rules of a chain.
+pub(crate) fn flush_chain(table: &str, name: &str) -> Message {
+    let attributes = Attributes::new().text(RULE_TABLE, table).text(RULE_CHAIN, name);
+    message(DELETE_RULE, 0, attributes)
 }
 
 /// Makes a chain.
@@ -145,134 +171,35 @@ pub(crate) fn append_rule(rule: Attributes) -> Message {
     message(NEW_RULE, CREATE | APPEND, rule)
 }
 
-/// A step of a rule. Each may break off the rule; the registers hold what steps hand on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Expression(Attributes);
+/// The kind of object that counts packets.
+const COUNTER: u32 = 1;
 
-/// The register that our rules use: 16 bytes.
-const REGISTER: u32 = 1;
-/// The register that decides about the packet.
-const VERDICT_REGISTER: u32 = 0;
-
-/// What of a packet's surroundings can be asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Meta {
-    Mark = 3,
-    InterfaceName = 6,
-    User = 10,
-    Family = 15,
-    Protocol = 16,
+fn counter_named(table: &str, name: &str) -> Attributes {
+    Attributes::new().text(1, table).text(2, name).big_endian(3, COUNTER)
 }
 
-/// Where in a packet a field is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
-    Network = 1,
-    Transport = 2,
+/// Makes a counter that rules count by and that outlives them, unless it is there.
+pub(crate) fn make_counter(table: &str, name: &str) -> Message {
+    message(NEW_OBJECT, CREATE, counter_named(table, name).nested(4, Attributes::new()))
 }
 
-/// How a register is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Comparison {
-    Equal = 0,
-    Different = 1,
-    AtMost = 3,
-    AtLeast = 5,
+/// Removes a counter; no rule may count by it any more.
+pub(crate) fn delete_counter(table: &str, name: &str) -> Message {
+    message(DELETE_OBJECT, 0, counter_named(table, name))
 }
 
-/// What becomes of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Accept = 1,
-    Return = -5,
+/// Asks for the counters of a table.
+pub(crate) fn get_counters(table: &str) -> Message {
+    message(GET_OBJECT, 0, Attributes::new().text(1, table).big_endian(3, COUNTER))
 }
 
-fn expression(name: &str, data: Attributes) -> Expression {
-    Expression(Attributes::new().text(1, name).nested(2, data))
+/// The name of a counter and its packets, as the kernel tells it.
+pub(crate) fn told_counter(attributes: &[u8]) -> Option<(String, u64)> {
+    let packets = find(find(attributes, 4)?, 2)?;
+    Some((told_text(find(attributes, 2)?)?, u64::from_be_bytes(*packets.first_chunk()?)))
 }
 
-fn value(bytes: &[u8]) -> Attributes {
-    Attributes::new().bytes(1, bytes)
-}
-
-/// Loads what surrounds the packet.
-pub(crate) fn load_meta(key: Meta) -> Expression {
-    expression("meta", Attributes::new().big_endian(1, REGISTER).big_endian(2, key as u32))
-}
-
-/// Sets what surrounds the packet to what was loaded.
-pub(crate) fn set_meta(key: Meta) -> Expression {
-    expression("meta", Attributes::new().big_endian(2, key as u32).big_endian(3, REGISTER))
-}
-
-/// Loads a field of the packet.
-pub(crate) fn load_payload(part: Part, offset: u32, bytes: u32) -> Expression {
-    let data = Attributes::new()
-        .big_endian(1, REGISTER)
-        .big_endian(2, part as u32)
-        .big_endian(3, offset)
-        .big_endian(4, bytes);
-    expression("payload", data)
-}
-
-/// Loads what kind of address the packet's destination is (`RTN_*`).
-pub(crate) fn load_destination_kind() -> Expression {
-    const RESULT_KIND: u32 = 3;
-    const OF_DESTINATION: u32 = 2;
-    let data = Attributes::new()
-        .big_endian(1, REGISTER)
-        .big_endian(2, RESULT_KIND)
-        .big_endian(3, OF_DESTINATION);
-    expression("fib", data)
-}
-
-/// Keeps the bits of `mask` of what was loaded, then sets those of `set`. Both are as long as what
-/// was loaded.
-pub(crate) fn mask(mask: &[u8], set: &[u8]) -> Expression {
-    let data = Attributes::new()
-        .big_endian(1, REGISTER)
-        .big_endian(2, REGISTER)
-        .big_endian(3, u32::try_from(mask.len()).unwrap_or(u32::MAX))
-        .nested(4, value(mask))
-        .nested(5, value(set));
-    expression("bitwise", data)
-}
-
-/// Goes on only when what was loaded compares so.
-pub(crate) fn compare(comparison: Comparison, with: &[u8]) -> Expression {
-    let data = Attributes::new()
-        .big_endian(1, REGISTER)
-        .big_endian(2, comparison as u32)
-        .nested(3, value(with));
-    expression("cmp", data)
-}
-
-/// Counts the packet.
-pub(crate) fn counter() -> Expression {
-    expression("counter", Attributes::new())
-}
-
-/// Decides about the packet.
-pub(crate) fn decide(verdict: Verdict) -> Expression {
-    let code = Attributes::new().bytes(1, &(verdict as i32).to_be_bytes());
-    let data = Attributes::new().nested(2, code);
-    expression("immediate", Attributes::new().big_endian(1, VERDICT_REGISTER).nested(2, data))
-}
-
-/// Loads a port.
-fn load_port(port: u16) -> Expression {
-    let data = value(&port.to_be_bytes());
-    expression("immediate", Attributes::new().big_endian(1, REGISTER).nested(2, data))
-}
-
-/// Makes a port of this host the connection's destination.
-pub(crate) fn redirect(port: u16) -> [Expression; 2] {
-    [load_port(port), expression("redir", Attributes::new().big_endian(1, REGISTER))]
-}
-
-/// Hands the packet to the socket at a port of this host.
-pub(crate) fn hand_to(port: u16) -> [Expression; 2] {
-    const EITHER_FAMILY: u32 = 0;
-    let data = Attributes::new().big_endian(1, EITHER_FAMILY).big_endian(3, REGISTER);
-    [load_port(port), expression("tproxy", data)]
+/// A name, as the kernel tells it.
+pub(crate) fn told_text(bytes: &[u8]) -> Option<String> {
+    String::from_utf8(bytes.strip_suffix(&[0])?.to_vec()).ok()
 }

@@ -1,0 +1,275 @@
+//! Which of the kernel's connections have lost their endpoint, and what becomes of them.
+//!
+//! conntrack keeps a flow where it is, whatever the table says by now. A TCP connection wants that:
+//! its endpoint may finish what it has, until a deadline. A UDP flow does not: it never ends while
+//! its client sends, so it is let go at once, and its next datagram is a new flow's.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use weft_model::{FlowTuple, Name, Transport};
+
+use super::service::{KernelService, Key, Place};
+use crate::plan::Target;
+
+/// A service's address with an endpoint that it has no more: TCP connections there are reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ending {
+    pub(super) destination: SocketAddr,
+    pub(super) endpoint: SocketAddr,
+}
+
+/// What is to become of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing; it is none of ours.
+    Strange,
+    /// It goes on.
+    Keep,
+    /// The kernel lets go of it: its next packet is a new flow's.
+    LetGo,
+}
+
+/// A service that the kernel carries.
+#[derive(Debug)]
+struct Service {
+    target: Arc<Target>,
+    logged: bool,
+}
+
+/// What the services are and were, as far as flows have to do with it. Sans-io.
+#[derive(Debug)]
+pub(super) struct Flows {
+    /// How long an endpoint that is gone may keep its TCP connections.
+    drain: Duration,
+    services: HashMap<Key, Service>,
+    /// Destinations that were the kernel's and are not now, until their datagrams were let go.
+    former: BTreeSet<Key>,
+    /// Endpoints that are gone, with the end of their time.
+    gone: HashMap<(Key, SocketAddr), Instant>,
+}
+
+/// How many endpoints that are gone are remembered. Connections of more than these end by themselves.
+const GONE_LIMIT: usize = 100_000;
+
+impl Flows {
+    pub(super) fn new(drain: Duration) -> Self {
+        Self { drain, services: HashMap::new(), former: BTreeSet::new(), gone: HashMap::new() }
+    }
+
+    /// Takes over the services that the kernel carries from now on.
+    pub(super) fn follow(&mut self, services: &[KernelService], now: Instant) {
+        let before = std::mem::take(&mut self.services);
+        let service = |s: &KernelService| Service { target: s.target.clone(), logged: s.logged };
+        self.services = services.iter().map(|s| (s.key, service(s))).collect();
+        for (key, Service { target, .. }) in &before {
+            let after = self.services.get(key).map(|service| &service.target);
+            if after.is_none() {
+                self.former.insert(*key);
+            }
+            let gone = target.keeping().filter(|e| !after.is_some_and(|t| t.keeps(*e)));
+            for endpoint in gone {
+                if self.gone.len() < GONE_LIMIT {
+                    self.gone.insert((*key, endpoint), now + self.drain);
+                }
+            }
+        }
+        let services = &self.services;
+        self.former.retain(|key| !services.contains_key(key));
+        // One that came back has nothing to end.
+        self.gone.retain(|(key, endpoint), _| {
+            !services.get(key).is_some_and(|service| service.target.keeps(*endpoint))
+        });
+    }
+
+    /// What is to become of a connection that goes to `endpoint`.
+    pub(super) fn fate(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Fate {
+        let Some((key, service)) = self.service_of(flow) else { return Fate::Strange };
+        let is_translated = endpoint != flow.destination;
+        match flow.transport {
+            // An endpoint that is gone has time; [`ending`](Self::ending) tells when it is over. What
+            // was redirected to us is ours.
+            Transport::Tcp => Fate::Keep,
+            Transport::Udp => match service {
+                Some(service) if is_translated && service.target.keeps(endpoint) => Fate::Keep,
+                Some(_) => Fate::LetGo,
+                None if is_translated && self.former.contains(&key) => Fate::LetGo,
+                None => Fate::Keep,
+            },
+        }
+    }
+
+    /// The chain of the service that a connection is counted for, when the kernel carries it there.
+    pub(super) fn carried(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<Key> {
+        let (key, service) = self.service_of(flow)?;
+        service.filter(|service| service.target.keeps(endpoint)).map(|_| key)
+    }
+
+    /// Whether any service wants records of its flows.
+    pub(super) fn are_logged(&self) -> bool {
+        self.services.values().any(|service| service.logged)
+    }
+
+    /// The name of the service whose flow this was, when a record of it is wanted. What was not sent
+    /// elsewhere was not the kernel's.
+    pub(super) fn logged(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<&Name> {
+        let (_, service) = self.service_of(flow)?;
+        let service = service.filter(|service| service.logged && endpoint != flow.destination);
+        service.map(|service| &service.target.name)
+    }
+
+    fn service_of(&self, flow: &FlowTuple) -> Option<(Key, Option<&Service>)> {
+        let any = match flow.destination {
+            SocketAddr::V4(_) => SocketAddr::from(([0; 4], flow.destination.port())),
+            SocketAddr::V6(_) => SocketAddr::from(([0u16; 8], flow.destination.port())),
+        };
+        [Place::At(flow.destination), Place::Here(any)].into_iter().find_map(|place| {
+            let key = (flow.transport, place);
+            let service = self.services.get(&key);
+            (service.is_some() || self.former.contains(&key)).then_some((key, service))
+        })
+    }
+
+    /// The endpoints whose TCP connections are to be reset now.
+    pub(super) fn ending(&self, now: Instant) -> Vec<Ending> {
+        let over = self.gone.iter().filter(|(_, until)| **until <= now);
+        let mut ending: Vec<Ending> = over
+            .filter_map(|(((transport, place), endpoint), _)| match (transport, place) {
+                (Transport::Tcp, Place::At(destination)) => {
+                    Some(Ending { destination: *destination, endpoint: *endpoint })
+                }
+                // At an address of this host the destination is not known; and datagrams were let go.
+                (Transport::Tcp, Place::Here(_)) | (Transport::Udp, _) => None,
+            })
+            .collect();
+        ending.sort_unstable();
+        ending
+    }
+
+    /// All of the kernel's connections were looked at: what had to be let go was.
+    pub(super) fn swept(&mut self) {
+        self.former.clear();
+    }
+
+    /// When [`ending`](Self::ending) has more to tell.
+    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        self.gone.values().copied().filter(|until| *until > now).min()
+    }
+
+    /// Forgets endpoints whose time was over before `then`: their connections have had their reset.
+    pub(super) fn forget(&mut self, then: Instant) {
+        self.gone.retain(|_, until| *until > then);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_model::{
+        Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, Health,
+        Snapshot, UpstreamProtocol,
+    };
+
+    use super::*;
+    use crate::plan::Plan;
+
+    const DRAIN: Duration = Duration::from_secs(300);
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    /// The service 10.96.0.1:53 over a protocol, with these endpoints.
+    fn service(transport: Transport, endpoints: &[(&str, Health)]) -> KernelService {
+        let endpoints: Vec<Endpoint> = endpoints
+            .iter()
+            .filter_map(|(at, health)| Endpoint::new(address(at), 1, *health))
+            .collect();
+        let cluster = Cluster {
+            name: "dns".into(),
+            discovery: Discovery::Static(EndpointSet { endpoints }),
+            balance: Balance::Maglev { table_size: 251 },
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            protocol: UpstreamProtocol::Http1,
+            tls: None,
+            connection_limit: 1,
+            request_limit: 1,
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.clusters.insert("dns".into(), Arc::new(cluster));
+        let (plan, _) = Plan::new(&snapshot, 7, None);
+        let target = plan.target_named("dns").expect("it was planned").clone();
+        KernelService {
+            key: (transport, Place::At(address("10.96.0.1:53"))),
+            listener: "dns".into(),
+            table: target.table().expect("it has one").clone(),
+            target,
+            seed: 7,
+            logged: false,
+        }
+    }
+
+    fn flow(transport: Transport) -> FlowTuple {
+        let (client, destination) = (address("10.0.0.1:4000"), address("10.96.0.1:53"));
+        FlowTuple { transport, client, destination }
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn datagrams_stay_where_they_may_and_leave_where_they_may_not() {
+        use Health::{Draining, Healthy, Unhealthy};
+        let mut flows = Flows::new(DRAIN);
+        let endpoints =
+            [("10.0.0.2:53", Healthy), ("10.0.0.3:53", Draining), ("10.0.0.4:53", Unhealthy)];
+        flows.follow(&[service(Transport::Udp, &endpoints)], start());
+        let check = |flows: &Flows, endpoint: &str, fate: Fate| {
+            assert_eq!(flows.fate(&flow(Transport::Udp), address(endpoint)), fate, "{endpoint}");
+        };
+        check(&flows, "10.0.0.2:53", Fate::Keep);
+        check(&flows, "10.0.0.3:53", Fate::Keep);
+        check(&flows, "10.0.0.4:53", Fate::LetGo);
+        check(&flows, "10.0.0.9:53", Fate::LetGo);
+        // Captured before the kernel carried the service: it is not sent anywhere.
+        check(&flows, "10.96.0.1:53", Fate::LetGo);
+
+        flows.follow(&[], start());
+        check(&flows, "10.0.0.2:53", Fate::LetGo);
+        check(&flows, "10.96.0.1:53", Fate::Keep);
+        flows.swept();
+        check(&flows, "10.0.0.2:53", Fate::Strange);
+    }
+
+    #[test]
+    fn connections_of_an_endpoint_that_is_gone_have_time() {
+        let both = [("10.0.0.2:53", Health::Healthy), ("10.0.0.3:53", Health::Healthy)];
+        let now = start();
+        let mut flows = Flows::new(DRAIN);
+        flows.follow(&[service(Transport::Tcp, &both)], now);
+        flows.follow(&[service(Transport::Tcp, &both[1..])], now);
+        assert_eq!(flows.fate(&flow(Transport::Tcp), address("10.0.0.2:53")), Fate::Keep);
+        assert_eq!(flows.ending(now), []);
+        assert_eq!(flows.next_deadline(now), Some(now + DRAIN));
+        let ending =
+            Ending { destination: address("10.96.0.1:53"), endpoint: address("10.0.0.2:53") };
+        assert_eq!(flows.ending(now + DRAIN), [ending]);
+        flows.forget(now + DRAIN);
+        assert_eq!(flows.ending(now + DRAIN), []);
+    }
+
+    #[test]
+    fn an_endpoint_that_comes_back_in_time_ends_nothing() {
+        let both = [("10.0.0.2:53", Health::Healthy), ("10.0.0.3:53", Health::Healthy)];
+        let now = start();
+        let mut flows = Flows::new(DRAIN);
+        for endpoints in [&both[..], &both[1..], &both[..]] {
+            flows.follow(&[service(Transport::Tcp, endpoints)], now);
+        }
+        assert_eq!(flows.next_deadline(now), None);
+        assert_eq!(flows.ending(now + DRAIN), []);
+    }
+}

@@ -1,0 +1,31 @@
+//! The kernel path: flows to services at the kernel's own cost.
+//!
+//! nf_tables hashes a new flow's 5-tuple onto the service's Maglev table, which is a map in the
+//! kernel, and changes its destination; conntrack keeps the flow there while it lives, and we are not
+//! asked again. It is the same hash, seed and table as on the proxy path, so every node agrees and
+//! `weft flow explain` is exact for both.
+//!
+//! [`service`] decides which services can go this way, [`table`] what that comes to in the kernel's
+//! words, [`reconcile`] makes it so, whatever was there before, and [`flows`] which of the kernel's
+//! connections have lost their endpoint. [`Keeper`] does it for as long as it runs. What the
+//! kernel does not carry, the proxy path does.
+
+mod flows;
+mod keeper;
+mod reconcile;
+mod service;
+mod table;
+
+use std::io;
+
+pub use keeper::{Keeper, KernelLimits, Report, ServiceReport};
+pub use service::{NeedsProxy, PathChoice, Way};
+
+/// Removes what an agent told the kernel of services, in the network namespace of this thread.
+/// Established connections are then the hosts' own matter. Removing nothing is no mistake.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn remove_services() -> io::Result<()> {
+    reconcile::Kernel::open()?.remove()
+}

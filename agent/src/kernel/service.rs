@@ -1,0 +1,184 @@
+//! Which services the kernel can carry by itself, and why not the others.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use weft_model::{Listener, Maglev, Name, Transport};
+
+use crate::plan::{Plan, Target};
+
+/// How flows to a service are moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// By the kernel alone.
+    Kernel,
+    /// By us, and why.
+    Proxy(NeedsProxy),
+}
+
+/// Why a service is not left to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NeedsProxy {
+    /// The agent was told so.
+    Chosen,
+    /// This process listens there itself.
+    Bound,
+    /// It goes where each client aimed at.
+    OriginalDestination,
+    /// Which chain serves a connection depends on more than its destination.
+    Chains,
+    /// Flows are divided among several clusters.
+    SeveralClusters,
+    /// There is no endpoint: new flows are refused, which the kernel would not tell anybody.
+    NoEndpoint,
+    /// The endpoint's address is of the other family.
+    OtherFamily(SocketAddr),
+    /// The endpoint is on loopback, where the kernel does not send what comes from others.
+    OnLoopback(SocketAddr),
+    /// The kernel's tables would have more slots than they may.
+    TooLarge,
+    /// The kernel refused.
+    Refused(String),
+}
+
+impl fmt::Display for NeedsProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chosen => f.write_str("the agent runs with --path proxy"),
+            Self::Bound => {
+                f.write_str("the agent listens there itself; --path kernel carries it all the same")
+            }
+            Self::OriginalDestination => f.write_str("it goes where each client aimed at"),
+            Self::Chains => f.write_str("its filter chains look at more than the destination"),
+            Self::SeveralClusters => f.write_str("its flows go to several clusters by weight"),
+            Self::NoEndpoint => f.write_str("it has no endpoint, and new flows are refused"),
+            Self::OtherFamily(endpoint) => {
+                write!(f, "its endpoint {endpoint} is of the other address family")
+            }
+            Self::OnLoopback(endpoint) => write!(f, "its endpoint {endpoint} is on loopback"),
+            Self::TooLarge => f.write_str("the kernel's tables hold as many slots as they may"),
+            Self::Refused(reason) => write!(f, "the kernel refused: {reason}"),
+        }
+    }
+}
+
+/// The address that a service is reached at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Place {
+    /// Its own.
+    At(SocketAddr),
+    /// Any of this host's, of the family of this unspecified address.
+    Here(SocketAddr),
+}
+
+impl Place {
+    pub(super) fn is_ipv4(self) -> bool {
+        match self {
+            Self::At(address) | Self::Here(address) => address.is_ipv4(),
+        }
+    }
+}
+
+/// What tells a service from others.
+pub(super) type Key = (Transport, Place);
+
+/// A service that the kernel can carry. Its endpoints are of one family, which is its address's.
+#[derive(Debug, Clone)]
+pub(super) struct KernelService {
+    pub(super) key: Key,
+    pub(super) listener: Name,
+    pub(super) target: Arc<Target>,
+    /// The target's Maglev table.
+    pub(super) table: Arc<Maglev>,
+    /// The seed of the hash of its protocol's flows.
+    pub(super) seed: u32,
+    /// Whether a record is written per flow.
+    pub(super) logged: bool,
+}
+
+/// Every service of a plan: those that the kernel can carry, and why not the others.
+#[derive(Debug, Default)]
+pub(super) struct Division {
+    pub(super) kernel: Vec<KernelService>,
+    pub(super) proxied: Vec<(Name, NeedsProxy)>,
+}
+
+/// Which way flows are to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PathChoice {
+    /// The kernel's, for virtual addresses of services that need nothing else.
+    #[default]
+    Auto,
+    /// The kernel's, wherever it can; for addresses at which this process listens as well.
+    Kernel,
+    /// Ours.
+    Proxy,
+}
+
+/// Divides the services of a plan. `slot_limit` is how many slots the kernel's tables may have in
+/// all; the first services by name get them.
+pub(super) fn divide(plan: &Plan, choice: PathChoice, slot_limit: usize) -> Division {
+    let mut division = Division::default();
+    let mut slots = 0;
+    for listener in plan.services() {
+        match candidate(plan, listener, choice) {
+            Ok(service) if slots + service.table.size() > slot_limit => {
+                division.proxied.push((service.listener, NeedsProxy::TooLarge));
+            }
+            Ok(service) => {
+                slots += service.table.size();
+                division.kernel.push(service);
+            }
+            Err(reason) => division.proxied.push((listener.name.clone(), reason)),
+        }
+    }
+    division
+}
+
+fn candidate(
+    plan: &Plan,
+    listener: &Listener,
+    choice: PathChoice,
+) -> Result<KernelService, NeedsProxy> {
+    match choice {
+        PathChoice::Proxy => return Err(NeedsProxy::Chosen),
+        PathChoice::Auto if listener.bind => return Err(NeedsProxy::Bound),
+        PathChoice::Auto | PathChoice::Kernel => {}
+    }
+    let (target, logged) = match listener.transport {
+        Transport::Tcp if listener.chains.iter().any(|chain| !chain.matches.is_empty()) => {
+            return Err(NeedsProxy::Chains);
+        }
+        Transport::Tcp => {
+            let tcp = plan.tcp(listener, listener.address).ok_or(NeedsProxy::Chains)?;
+            let [only] = tcp.clusters.as_slice() else { return Err(NeedsProxy::SeveralClusters) };
+            (plan.target_named(&only.name), tcp.access_log)
+        }
+        Transport::Udp => {
+            let udp = plan.udp(listener).ok_or(NeedsProxy::NoEndpoint)?;
+            (plan.target_named(&udp.cluster), udp.access_log)
+        }
+    };
+    let target = target.ok_or(NeedsProxy::NoEndpoint)?;
+    let table = target.table().ok_or(NeedsProxy::OriginalDestination)?;
+    if table.endpoints().is_empty() {
+        return Err(NeedsProxy::NoEndpoint);
+    }
+    let is_ipv4 = listener.address.is_ipv4();
+    if let Some(other) = table.endpoints().iter().find(|e| e.is_ipv4() != is_ipv4) {
+        return Err(NeedsProxy::OtherFamily(*other));
+    }
+    if let Some(local) = table.endpoints().iter().find(|e| e.ip().is_loopback()) {
+        return Err(NeedsProxy::OnLoopback(*local));
+    }
+    let place = if listener.address.ip().is_unspecified() { Place::Here } else { Place::At };
+    Ok(KernelService {
+        key: (listener.transport, place(listener.address)),
+        listener: listener.name.clone(),
+        target: target.clone(),
+        table: table.clone(),
+        seed: listener.transport.seed(plan.seed()),
+        logged,
+    })
+}

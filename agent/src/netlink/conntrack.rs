@@ -1,0 +1,189 @@
+//! The kernel's table of connections: which there are, and letting go of some
+//! (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use nix::sys::socket::SockProtocol;
+use weft_model::{FlowTuple, Transport};
+
+use super::{Attributes, Message, Netlink, Reply, find};
+
+const SUBSYSTEM: u16 = 1;
+const GET: u16 = 1;
+const DELETE: u16 = 2;
+
+const ORIGINAL: u16 = 1;
+const REPLY: u16 = 2;
+const ID: u16 = 12;
+
+/// Before a message's attributes: family, version and a number.
+const FIXED_BYTES: usize = 4;
+
+/// A connection that the kernel keeps, as far as it concerns flows to services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// As its client sees it.
+    pub(crate) flow: FlowTuple,
+    /// Where it goes in truth; the same as its destination when nothing was changed.
+    pub(crate) endpoint: SocketAddr,
+    /// What tells it from another of the same tuple.
+    id: Vec<u8>,
+    /// Its original tuple, as the kernel tells it.
+    original: Vec<u8>,
+    family: u8,
+}
+
+/// A connection that has ended, with what the kernel counted of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) entry: Entry,
+    /// Bytes of packets, their headers included; 0 when the kernel does not count.
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
+    /// How long the kernel kept it, when it was told to look at the clock.
+    pub(crate) duration: Option<Duration>,
+}
+
+/// The group of connections that end.
+pub(crate) const ENDS: u32 = 1 << 2;
+
+/// Tells the kernel to count what connections carry and how long they live, in the network namespace
+/// of this process.
+///
+/// # Errors
+/// When we may not.
+pub(crate) fn keep_accounts() -> io::Result<()> {
+    for setting in ["nf_conntrack_acct", "nf_conntrack_timestamp"] {
+        std::fs::write(format!("/proc/sys/net/netfilter/{setting}"), "1")?;
+    }
+    Ok(())
+}
+
+/// A connection to this part of the kernel.
+#[derive(Debug)]
+pub(crate) struct Conntrack(Netlink);
+
+impl Conntrack {
+    /// Opens one in the network namespace of this thread.
+    ///
+    /// # Errors
+    /// When the kernel has no such part.
+    pub(crate) fn open() -> io::Result<Self> {
+        Netlink::open(SockProtocol::NetlinkNetFilter).map(Self)
+    }
+
+    /// Gives every TCP and UDP entry to `each`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn list(&mut self, mut each: impl FnMut(Entry)) -> io::Result<()> {
+        for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
+            let family = u8::try_from(family).unwrap_or_default();
+            let message = message(GET, family, Attributes::new());
+            self.0.stream(&message, |reply| read(reply).into_iter().for_each(&mut each))?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of an entry: the next packet of its flow is a new flow's. One that is gone already is
+    /// no mistake.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn delete(&mut self, entry: &Entry) -> io::Result<()> {
+        let which = Attributes::new().nested_bytes(ORIGINAL, &entry.original).bytes(ID, &entry.id);
+        match self.0.request(&message(DELETE, entry.family, which)) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(()),
+            outcome => outcome,
+        }
+    }
+}
+
+fn message(kind: u16, family: u8, attributes: Attributes) -> Message {
+    Message { kind: SUBSYSTEM << 8 | kind, flags: 0, fixed: vec![family, 0, 0, 0], attributes }
+}
+
+fn read(reply: &Reply) -> Option<Entry> {
+    let attributes = reply.body.get(FIXED_BYTES..)?;
+    let original = find(attributes, ORIGINAL)?;
+    let (transport, client, destination) = tuple(original)?;
+    let (_, endpoint, _) = tuple(find(attributes, REPLY)?)?;
+    Some(Entry {
+        flow: FlowTuple { transport, client, destination },
+        endpoint,
+        id: find(attributes, ID)?.to_vec(),
+        original: original.to_vec(),
+        family: *reply.body.first()?,
+    })
+}
+
+/// What the kernel tells of a connection that has ended.
+pub(crate) fn ended(reply: &Reply) -> Option<Ended> {
+    const COUNTERS: [u16; 2] = [9, 10];
+    const TIMES: u16 = 20;
+    let attributes = reply.body.get(FIXED_BYTES..)?;
+    let number =
+        |part: &[u8], kind| Some(u64::from_be_bytes(*find(part, kind)?.first_chunk::<8>()?));
+    let bytes = |kind| find(attributes, kind).and_then(|part| number(part, 2)).unwrap_or(0);
+    let [bytes_sent, bytes_received] = COUNTERS.map(bytes);
+    let duration = find(attributes, TIMES).and_then(|times| {
+        Some(Duration::from_nanos(number(times, 2)?.saturating_sub(number(times, 1)?)))
+    });
+    Some(Ended { entry: read(reply)?, bytes_sent, bytes_received, duration })
+}
+
+/// The protocol, source and destination of a tuple; none of a protocol without ports.
+fn tuple(attributes: &[u8]) -> Option<(Transport, SocketAddr, SocketAddr)> {
+    const ADDRESSES: u16 = 1;
+    const PROTOCOL: u16 = 2;
+    let addresses = find(attributes, ADDRESSES)?;
+    let v4 = |kind| Some(IpAddr::V4(Ipv4Addr::from(*find(addresses, kind)?.first_chunk::<4>()?)));
+    let v6 = |kind| Some(IpAddr::V6(Ipv6Addr::from(*find(addresses, kind)?.first_chunk::<16>()?)));
+    let protocol = find(attributes, PROTOCOL)?;
+    let port = |kind| Some(u16::from_be_bytes(*find(protocol, kind)?.first_chunk()?));
+    let transport = match *find(protocol, 1)?.first()? {
+        6 => Transport::Tcp,
+        17 => Transport::Udp,
+        _ => return None,
+    };
+    let source = SocketAddr::new(v4(1).or_else(|| v6(3))?, port(2)?);
+    let destination = SocketAddr::new(v4(2).or_else(|| v6(4))?, port(3)?);
+    Some((transport, source, destination))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tuple_of(source: [u8; 4], destination: [u8; 4], ports: [u16; 2]) -> Attributes {
+        let addresses = Attributes::new().bytes(1, &source).bytes(2, &destination);
+        let protocol = Attributes::new()
+            .bytes(1, &[17])
+            .bytes(2, &ports[0].to_be_bytes())
+            .bytes(3, &ports[1].to_be_bytes());
+        Attributes::new().nested(1, addresses).nested(2, protocol)
+    }
+
+    #[test]
+    fn an_entry_tells_where_a_flow_goes_in_truth() {
+        let attributes = Attributes::new()
+            .nested(ORIGINAL, tuple_of([10, 0, 0, 1], [10, 96, 0, 1], [4000, 53]))
+            .nested(REPLY, tuple_of([10, 0, 0, 9], [10, 0, 0, 1], [5353, 4000]))
+            .bytes(ID, &[1, 2, 3, 4]);
+        let mut bytes = Vec::new();
+        message(GET, 2, attributes).write(1, 0, &mut bytes);
+        let reply = super::super::message::replies(&bytes).next().expect("one was written");
+        let entry = read(&reply).expect("it is an entry");
+        assert_eq!(entry.endpoint, "10.0.0.9:5353".parse().expect("an address"));
+        assert_eq!(entry.flow.destination, "10.96.0.1:53".parse().expect("an address"));
+        assert_eq!(entry.flow.client, "10.0.0.1:4000".parse().expect("an address"));
+        assert_eq!((entry.flow.transport, entry.id), (Transport::Udp, vec![1, 2, 3, 4]));
+        assert_eq!(ended(&reply).map(|ended| (ended.bytes_sent, ended.duration)), Some((0, None)));
+        for end in 0..reply.body.len() {
+            let cut = Reply { body: reply.body[..end].to_vec(), ..reply.clone() };
+            assert_eq!(read(&cut), None, "cut at {end}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The steps of rules. A step loads into a register, works on one, compares it, or decides.
+
+use crate::netlink::{Attributes, attributes, find};
+
+/// A step of a rule. Each may break off the rule; the registers hold what steps hand on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Expression(pub(super) Attributes);
+
+/// The register that most of our rules use: 16 bytes, which are the first four words.
+const REGISTER: u32 = 1;
+
+/// The number of the register that begins at a word of four bytes, as the kernel tells it: the wide
+/// registers have numbers of their own.
+fn register(word: u32) -> u32 {
+    const WIDE: u32 = 4;
+    const FIRST_WORD: u32 = 8;
+    if word.is_multiple_of(WIDE) { REGISTER + word / WIDE } else { FIRST_WORD + word }
+}
+
+/// The register that decides about the packet.
+const VERDICT_REGISTER: u32 = 0;
+
+/// What of a packet's surroundings can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meta {
+    Mark = 3,
+    InterfaceName = 6,
+    User = 10,
+    Family = 15,
+    Protocol = 16,
+}
+
+/// Where in a packet a field is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Network = 1,
+    Transport = 2,
+}
+
+/// How a register is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    Equal = 0,
+    Different = 1,
+    AtMost = 3,
+    AtLeast = 5,
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Accept = 1,
+    Goto = -4,
+    Return = -5,
+}
+
+fn expression(name: &str, data: Attributes) -> Expression {
+    Expression(Attributes::new().text(1, name).nested(2, data))
+}
+
+fn value(bytes: &[u8]) -> Attributes {
+    Attributes::new().bytes(1, bytes)
+}
+
+/// Loads what surrounds the packet.
+pub(crate) fn load_meta(key: Meta) -> Expression {
+    load_meta_at(0, key)
+}
+
+/// Loads what surrounds the packet, at a word.
+pub(crate) fn load_meta_at(word: u32, key: Meta) -> Expression {
+    expression("meta", Attributes::new().big_endian(1, register(word)).big_endian(2, key as u32))
+}
+
+/// Sets what surrounds the packet to what was loaded.
+pub(crate) fn set_meta(key: Meta) -> Expression {
+    expression("meta", Attributes::new().big_endian(2, key as u32).big_endian(3, REGISTER))
+}
+
+/// Loads a field of the packet.
+pub(crate) fn load_payload(part: Part, offset: u32, bytes: u32) -> Expression {
+    load_payload_at(0, part, offset, bytes)
+}
+
+/// Loads a field of the packet, at a word; the last word is filled up with zeros.
+pub(crate) fn load_payload_at(word: u32, part: Part, offset: u32, bytes: u32) -> Expression {
+    let data = Attributes::new()
+        .big_endian(1, register(word))
+        .big_endian(2, part as u32)
+        .big_endian(3, offset)
+        .big_endian(4, bytes);
+    expression("payload", data)
+}
+
+/// Loads what kind of address the packet's destination is (`RTN_*`).
+pub(crate) fn load_destination_kind() -> Expression {
+    const RESULT_KIND: u32 = 3;
+    const OF_DESTINATION: u32 = 2;
+    let data = Attributes::new()
+        .big_endian(1, REGISTER)
+        .big_endian(2, RESULT_KIND)
+        .big_endian(3, OF_DESTINATION);
+    expression("fib", data)
+}
+
+/// Keeps the bits of `mask` of what was loaded, then sets those of `set`. Both are as long as what
+/// was loaded.
+pub(crate) fn mask(mask: &[u8], set: &[u8]) -> Expression {
+    let data = Attributes::new()
+        .big_endian(1, REGISTER)
+        .big_endian(2, REGISTER)
+        .big_endian(3, u32::try_from(mask.len()).unwrap_or(u32::MAX))
+        .nested(4, value(mask))
+        .nested(5, value(set));
+    expression("bitwise", data)
+}
+
+/// Goes on only when what was loaded compares so.
+pub(crate) fn compare(comparison: Comparison, with: &[u8]) -> Expression {
+    let data = Attributes::new()
+        .big_endian(1, REGISTER)
+        .big_endian(2, comparison as u32)
+        .nested(3, value(with));
+    expression("cmp", data)
+}
+
+/// Counts the packet.
+pub(crate) fn counter() -> Expression {
+    expression("counter", Attributes::new())
+}
+
+/// Decides about the packet.
+pub(crate) fn decide(verdict: Verdict) -> Expression {
+    let code = Attributes::new().bytes(1, &(verdict as i32).to_be_bytes());
+    let data = Attributes::new().nested(2, code);
+    expression("immediate", Attributes::new().big_endian(1, VERDICT_REGISTER).nested(2, data))
+}
+
+/// Loads a port.
+fn load_port(port: u16) -> Expression {
+    let data = value(&port.to_be_bytes());
+    expression("immediate", Attributes::new().big_endian(1, REGISTER).nested(2, data))
+}
+
+/// Makes a port of this host the connection's destination.
+pub(crate) fn redirect(port: u16) -> [Expression; 2] {
+    [load_port(port), expression("redir", Attributes::new().big_endian(1, REGISTER))]
+}
+
+/// Hands the packet to the socket at a port of this host.
+pub(crate) fn hand_to(port: u16) -> [Expression; 2] {
+    const EITHER_FAMILY: u32 = 0;
+    let data = Attributes::new().big_endian(1, EITHER_FAMILY).big_endian(3, REGISTER);
+    [load_port(port), expression("tproxy", data)]
+}
+
+/// Goes on only when what was loaded, from the first word on, is in a set.
+pub(crate) fn is_in(set: &str) -> Expression {
+    expression("lookup", Attributes::new().text(1, set).big_endian(2, REGISTER))
+}
+
+/// Decides as the map holds for what was loaded; goes on when it holds nothing for it.
+pub(crate) fn decide_by(map: &str) -> Expression {
+    let data =
+        Attributes::new().text(1, map).big_endian(2, REGISTER).big_endian(3, VERDICT_REGISTER);
+    expression("lookup", data)
+}
+
+/// Replaces what was loaded, from the first word on, by what the map holds for it; goes on only when
+/// it holds something.
+pub(crate) fn look_up(map: &str) -> Expression {
+    expression(
+        "lookup",
+        Attributes::new().text(1, map).big_endian(2, REGISTER).big_endian(3, REGISTER),
+    )
+}
+
+/// Replaces so many bytes, from the first word on, by their hash (`jhash`), scaled to be below `size`.
+pub(crate) fn hash(bytes: u32, size: u32, seed: u32) -> Expression {
+    let data = Attributes::new()
+        .big_endian(1, REGISTER)
+        .big_endian(2, REGISTER)
+        .big_endian(3, bytes)
+        .big_endian(4, size)
+        .big_endian(5, seed);
+    expression("hash", data)
+}
+
+/// Makes what was loaded, an address at the first word and a port at `port_word`, the connection's
+/// destination. `family` is `AF_INET` or `AF_INET6`.
+pub(crate) fn change_destination(family: u32, port_word: u32) -> Expression {
+    const DESTINATION: u32 = 1;
+    let data = Attributes::new()
+        .big_endian(1, DESTINATION)
+        .big_endian(2, family)
+        .big_endian(3, REGISTER)
+        .big_endian(5, register(port_word));
+    expression("nat", data)
+}
+
+/// Makes an address of this host the connection's source.
+pub(crate) fn masquerade() -> Expression {
+    expression("masq", Attributes::new())
+}
+
+/// What of a packet's connection can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Connection {
+    SourcePort = 11,
+    DestinationPort = 12,
+    SourceIpv4 = 19,
+    DestinationIpv4 = 20,
+    SourceIpv6 = 21,
+    DestinationIpv6 = 22,
+}
+
+/// Whose packets are asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Original = 0,
+    Reply = 1,
+}
+
+/// Loads what the packet's connection has, at a word; breaks off when it has no connection.
+pub(crate) fn load_connection_at(word: u32, key: Connection, side: Side) -> Expression {
+    let data = Attributes::new()
+        .big_endian(1, register(word))
+        .big_endian(2, key as u32)
+        .bytes(3, &[side as u8]);
+    expression("ct", data)
+}
+
+/// Refuses a TCP packet with a reset.
+pub(crate) fn reset() -> Expression {
+    const TCP_RESET: u32 = 1;
+    expression("reject", Attributes::new().big_endian(1, TCP_RESET).bytes(2, &[0]))
+}
+
+/// Counts the packet by the named counter.
+pub(crate) fn count_by(counter: &str) -> Expression {
+    const COUNTER: u32 = 1;
+    expression("objref", Attributes::new().big_endian(1, COUNTER).text(2, counter))
+}
+
+/// The names of the sets that a rule looks into, as the kernel tells the rule.
+pub(crate) fn told_lookups(rule: &[u8]) -> impl Iterator<Item = String> {
+    let list = find(rule, super::RULE_EXPRESSIONS).unwrap_or_default();
+    attributes(list).filter_map(|(_, expression)| {
+        if find(expression, 1)? != b"lookup\0" {
+            return None;
+        }
+        super::told_text(find(find(expression, 2)?, 1)?)
+    })
+}

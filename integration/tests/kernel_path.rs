@@ -1,0 +1,609 @@
+//! Flows that the kernel carries: that they go where we say, stay, and leave what is gone.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
+use weft::demo::hosts::Host;
+use weft_integration::bootstrap::any;
+use weft_integration::curl::Curl;
+use weft_integration::mesh::{self, Mesh};
+use weft_integration::port;
+use weft_integration::process::{Process, run, weft};
+use weft_integration::wait::{DEADLINE, eventually};
+use weft_model::{Endpoint, FlowTuple, Health, Maglev, Transport};
+
+/// What an agent hashes with when nobody says otherwise.
+const SEED: u32 = 0x5eed;
+/// How many slots a table has when nobody says otherwise.
+const SLOTS: u32 = 65_537;
+/// How many flows are compared.
+const TUPLES: u32 = 100_000;
+/// How many of them are under way at once.
+const BATCH: u32 = 200;
+const SERVICE_PORT: u16 = 7000;
+const ENDPOINT_PORT: u16 = 9000;
+
+/// A family of addresses, with a service, its endpoints and clients, all in this namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn service(self) -> SocketAddr {
+        match self {
+            Self::V4 => (Ipv4Addr::new(10, 96, 0, 3), SERVICE_PORT).into(),
+            Self::V6 => (Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 3), SERVICE_PORT).into(),
+        }
+    }
+
+    fn endpoint(self, number: u8) -> SocketAddr {
+        match self {
+            Self::V4 => (Ipv4Addr::new(10, 1, 0, number), ENDPOINT_PORT).into(),
+            Self::V6 => {
+                (Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, number.into()), ENDPOINT_PORT).into()
+            }
+        }
+    }
+
+    /// One of many clients: they differ in addresses and in ports.
+    fn client(self, number: u32) -> SocketAddr {
+        let port = 10_000 + u16::try_from(number % 50_000).expect("it is below");
+        let host = number / 50_000 + 256 * (number % 251);
+        match self {
+            Self::V4 => (Ipv4Addr::from(0x0a05_0000 + host), port).into(),
+            Self::V6 => (Ipv6Addr::from((0xfd05_u128 << 112) + u128::from(host)), port).into(),
+        }
+    }
+
+    fn prepare(self) {
+        let ip = |words: &str| run(Command::new("ip").args(words.split(' ')));
+        match self {
+            Self::V4 => {
+                ip("route add local 10.5.0.0/16 dev lo");
+                ip("route add local 10.1.0.0/16 dev lo");
+                ip("route add 10.96.0.0/16 dev lo");
+            }
+            Self::V6 => {
+                ip("-6 route add local fd05::/64 dev lo");
+                ip("-6 route add local fd01::/64 dev lo");
+                ip("-6 route add fd96::/64 dev lo");
+                // A route is enough for IPv4 to bind addresses; IPv6 has to be told.
+                std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").expect("it is ours");
+            }
+        }
+    }
+}
+
+fn socket_address(address: SocketAddr, protocol: &str) -> Value {
+    json!({"socket_address": {"protocol": protocol, "address": address.ip(),
+        "port_value": address.port()}})
+}
+
+/// A bootstrap file of one service over TCP and UDP, at an address where nobody listens.
+fn config(admin: u16, service: SocketAddr, endpoints: &[SocketAddr], slots: u32) -> Value {
+    let tcp = any(
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        json!({"stat_prefix": "t", "cluster": "echo"}),
+    );
+    let route = any("envoy.extensions.filters.udp.udp_proxy.v3.Route", json!({"cluster": "echo"}));
+    let udp = any(
+        "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig",
+        json!({"stat_prefix": "u",
+               "matcher": {"on_no_match": {"action": {"name": "route", "typed_config": route}}}}),
+    );
+    let members: Vec<Value> = endpoints
+        .iter()
+        .map(|address| json!({"endpoint": {"address": socket_address(*address, "TCP")}}))
+        .collect();
+    json!({
+        "admin": {"address": socket_address(([127, 0, 0, 1], admin).into(), "TCP")},
+        "static_resources": {
+            "listeners": [
+                {"name": "echo", "address": socket_address(service, "TCP"), "bind_to_port": false,
+                 "filter_chains": [{"filters": [{"name": "tcp", "typed_config": tcp}]}]},
+                {"name": "echo-udp", "address": socket_address(service, "UDP"),
+                 "bind_to_port": false, "listener_filters": [{"name": "udp", "typed_config": udp}]},
+            ],
+            "clusters": [
+                {"name": "echo", "type": "STATIC", "connect_timeout": "2s", "lb_policy": "MAGLEV",
+                 "maglev_lb_config": {"table_size": slots},
+                 "load_assignment": {"cluster_name": "echo",
+                                     "endpoints": [{"lb_endpoints": members}]}},
+            ],
+        },
+    })
+}
+
+/// An agent with a file of its own.
+struct Agent {
+    process: Process,
+    admin: u16,
+    file: TempDir,
+}
+
+impl Agent {
+    fn start(config: impl FnOnce(u16) -> Value, arguments: &[&str]) -> Self {
+        let file = TempDir::new().expect("a temporary folder can be made");
+        let admin = port::free();
+        let path = file.path().join("agent.json");
+        std::fs::write(path, format!("{:#}", config(admin))).expect("the folder takes files");
+        let mut agent = Self { process: Self::run(&file, arguments), admin, file };
+        agent.wait_until_ready();
+        agent
+    }
+
+    fn run(file: &TempDir, arguments: &[&str]) -> Process {
+        let mut command = weft();
+        command.args(["agent", "--workers", "1", "-c"]).arg(file.path().join("agent.json"));
+        Process::start("agent", command.args(arguments))
+    }
+
+    /// Starts it anew, in the place of one that was killed.
+    fn restart(&mut self) {
+        self.process = Self::run(&self.file, &[]);
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&mut self) {
+        eventually(format!("{:?} is ready", self.process), || {
+            (Curl::get(self.admin, "/ready").run().status == 200).then_some(())
+        });
+    }
+
+    fn services(&self) -> Vec<Value> {
+        let dump: Value = serde_json::from_slice(&Curl::get(self.admin, "/config_dump").run().body)
+            .expect("a dump is JSON");
+        let services = dump.get("services").and_then(Value::as_array);
+        services.expect("it lists services").clone()
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let page = Curl::get(self.admin, "/metrics").run().text();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.expect(name).parse().expect("a number")
+    }
+}
+
+fn text<'a>(object: &'a Value, field: &str) -> Option<&'a str> {
+    object.get(field)?.as_str()
+}
+
+fn table(family: Family, endpoints: u8) -> Maglev {
+    let endpoints: Vec<Endpoint> = (1..=endpoints)
+        .filter_map(|n| Endpoint::new(family.endpoint(n), 1, Health::Healthy))
+        .collect();
+    Maglev::new(&endpoints, SLOTS, SEED).expect("a prime")
+}
+
+/// Where a flow goes by our own word.
+fn expected(
+    table: &Maglev,
+    transport: Transport,
+    family: Family,
+    client: SocketAddr,
+) -> SocketAddr {
+    let flow = FlowTuple { transport, client, destination: family.service() };
+    table.pick(flow.hash(SEED)).expect("there are endpoints")
+}
+
+fn socket(kind: Type, address: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::for_address(address), kind, None).expect("a socket");
+    socket.set_reuse_address(true).expect("it can be reused");
+    socket.bind(&address.into()).expect("the address is free");
+    socket.set_nonblocking(true).expect("it can be");
+    socket
+}
+
+/// Sends a datagram from each client and gives where each arrived.
+fn datagrams(family: Family, endpoints: u8) -> BTreeMap<SocketAddr, SocketAddr> {
+    let receivers: Vec<UdpSocket> =
+        (1..=endpoints).map(|n| socket(Type::DGRAM, family.endpoint(n)).into()).collect();
+    let mut arrived = BTreeMap::new();
+    for batch in 0..TUPLES / BATCH {
+        for number in batch * BATCH..(batch + 1) * BATCH {
+            let client: UdpSocket = socket(Type::DGRAM, family.client(number)).into();
+            client.send_to(b"?", family.service()).expect("it is sent");
+        }
+        let wanted = arrived.len() + BATCH as usize;
+        eventually("all datagrams of a batch arrive", || {
+            for receiver in &receivers {
+                let at = receiver.local_addr().expect("it is bound");
+                while let Ok((_, client)) = receiver.recv_from(&mut [0; 8]) {
+                    arrived.insert(client, at);
+                }
+            }
+            (arrived.len() == wanted).then_some(())
+        });
+    }
+    arrived
+}
+
+/// Opens a connection from each client and gives where each arrived.
+fn connections(family: Family, endpoints: u8) -> BTreeMap<SocketAddr, SocketAddr> {
+    let listeners: Vec<TcpListener> = (1..=endpoints)
+        .map(|n| {
+            let listener = socket(Type::STREAM, family.endpoint(n));
+            listener.listen(4096).expect("it listens");
+            listener.into()
+        })
+        .collect();
+    let mut arrived = BTreeMap::new();
+    for batch in 0..TUPLES / BATCH {
+        let clients: Vec<Socket> = (batch * BATCH..(batch + 1) * BATCH)
+            .map(|number| {
+                let client = socket(Type::STREAM, family.client(number));
+                // No connection waits for its end: there are many.
+                client.set_linger(Some(Duration::ZERO)).expect("it can be set");
+                drop(client.connect(&family.service().into()));
+                client
+            })
+            .collect();
+        let wanted = arrived.len() + BATCH as usize;
+        eventually("all connections of a batch arrive", || {
+            for listener in &listeners {
+                let at = listener.local_addr().expect("it is bound");
+                while let Ok((stream, client)) = listener.accept() {
+                    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("set");
+                    arrived.insert(client, at);
+                }
+            }
+            (arrived.len() == wanted).then_some(())
+        });
+        drop(clients);
+    }
+    arrived
+}
+
+fn assert_parity(family: Family) {
+    const ENDPOINTS: u8 = 7;
+    family.prepare();
+    let endpoints: Vec<SocketAddr> = (1..=ENDPOINTS).map(|n| family.endpoint(n)).collect();
+    let agent = Agent::start(|admin| config(admin, family.service(), &endpoints, SLOTS), &[]);
+    for service in agent.services() {
+        assert_eq!(text(&service, "path"), Some("kernel"), "{service}");
+    }
+    let table = table(family, ENDPOINTS);
+    for (transport, arrived) in [
+        (Transport::Udp, datagrams(family, ENDPOINTS)),
+        (Transport::Tcp, connections(family, ENDPOINTS)),
+    ] {
+        assert_eq!(arrived.len(), TUPLES as usize);
+        let mut shares: BTreeMap<SocketAddr, u32> = BTreeMap::new();
+        for (client, endpoint) in &arrived {
+            assert_eq!(
+                *endpoint,
+                expected(&table, transport, family, *client),
+                "{transport:?} of {client}"
+            );
+            *shares.entry(*endpoint).or_default() += 1;
+        }
+        let mean = f64::from(TUPLES) / f64::from(ENDPOINTS);
+        let squares = shares.values().map(|n| (f64::from(*n) - mean).powi(2) / mean);
+        // Six degrees of freedom: a fair spread is above this once in a thousand times.
+        let chi_square: f64 = squares.sum();
+        assert!(chi_square < 22.46, "{chi_square}: {shares:?}");
+    }
+    eventually("the kernel's own count is told", || {
+        let count = |name: &str| agent.metric(&format!("{name}_total{{path=\"kernel\"}}"));
+        let told = [count("weft_agent_connections"), count("weft_agent_flows")];
+        (told == [u64::from(TUPLES); 2]).then_some(())
+    });
+    let (client, service) = (family.client(7), family.service());
+    let explained = run(weft().args(["flow", "explain", "udp"]).args([
+        client.to_string(),
+        service.to_string(),
+        "--admin".into(),
+        format!("127.0.0.1:{}", agent.admin),
+    ]));
+    let endpoint = expected(&table, Transport::Udp, family, client);
+    assert!(explained.contains(&format!("endpoint  {endpoint}, by flow hash")), "{explained}");
+    assert!(explained.contains("path      kernel"), "{explained}");
+}
+
+#[test]
+fn the_kernel_sends_every_flow_of_ipv4_where_we_say_it_does() {
+    assert_parity(Family::V4);
+}
+
+#[test]
+fn the_kernel_sends_every_flow_of_ipv6_where_we_say_it_does() {
+    assert_parity(Family::V6);
+}
+
+/// A client that only sends, and endpoints that only take in, all of UDP.
+struct OneWay {
+    client: UdpSocket,
+    endpoints: Vec<UdpSocket>,
+    service: SocketAddr,
+}
+
+impl OneWay {
+    fn start(mesh: &Mesh) -> Self {
+        let port = |address: SocketAddr| SocketAddr::new(address.ip(), address.port() + 1);
+        let bind = |host: &Host, address: SocketAddr| -> UdpSocket {
+            mesh.on(Some(host), || socket(Type::DGRAM, address)).into()
+        };
+        let endpoints = mesh.orders.iter().enumerate();
+        let endpoints =
+            endpoints.map(|(n, workload)| bind(&workload.host, port(mesh.sink_endpoint(n))));
+        let any = match mesh.sink() {
+            SocketAddr::V4(_) => SocketAddr::from(([0; 4], 4444)),
+            SocketAddr::V6(_) => SocketAddr::from(([0u16; 8], 4444)),
+        };
+        Self {
+            endpoints: endpoints.collect(),
+            client: bind(&mesh.client, any),
+            service: port(mesh.sink()),
+        }
+    }
+
+    /// Sends a datagram and gives which endpoints have got any since.
+    fn send(&self) -> Vec<usize> {
+        // Nobody answers, and where there is no endpoint the kernel may say so.
+        drop(self.client.send_to(b"?", self.service));
+        std::thread::yield_now();
+        let got = |endpoint: &UdpSocket| {
+            let datagrams = std::iter::from_fn(|| endpoint.recv(&mut [0; 8]).ok());
+            datagrams.count() > 0
+        };
+        let reached = self.endpoints.iter().enumerate().filter(|(_, endpoint)| got(endpoint));
+        reached.map(|(number, _)| number).collect()
+    }
+
+    /// Sends until only this endpoint is reached, and then more, none of which may go elsewhere.
+    fn reaches_only(&self, number: usize) {
+        eventually(format!("endpoint {number} is reached"), || {
+            (self.send() == [number]).then_some(())
+        });
+        for _ in 0..500 {
+            let reached = self.send();
+            assert!(reached.iter().all(|at| *at == number), "{reached:?} were reached");
+        }
+    }
+
+    /// Sends until nobody is reached, and then more.
+    fn reaches_nobody(&self) {
+        let mut silent = 0;
+        eventually("nobody is reached", || {
+            silent = if self.send().is_empty() { silent + 1 } else { 0 };
+            (silent > 50).then_some(())
+        });
+        for _ in 0..500 {
+            assert_eq!(self.send(), Vec::<usize>::new());
+        }
+    }
+}
+
+fn assert_datagrams_follow_their_endpoints(family: mesh::Family, path: &str) {
+    let mut mesh = Mesh::start_with(family, &["--path", path]);
+    let flow = OneWay::start(&mesh);
+    let first = eventually("an endpoint is reached", || flow.send().first().copied());
+    let other = 1 - first;
+    flow.reaches_only(first);
+    mesh.change_sink(&[other]);
+    flow.reaches_only(other);
+    let record = mesh.agent.process.line_with(":7101\"");
+    let record: Value = serde_json::from_str(&record).expect("a record is JSON");
+    let wanted = if path == "proxy" { ("proxy", "endpoint_gone") } else { ("kernel", "ended") };
+    let told = (text(&record, "path"), text(&record, "outcome"));
+    assert_eq!(told, (Some(wanted.0), Some(wanted.1)), "{record}");
+    assert!(record.get("bytes_sent").and_then(Value::as_u64) > Some(500), "{record}");
+    mesh.change_sink(&[]);
+    flow.reaches_nobody();
+    mesh.change_sink(&[first]);
+    flow.reaches_only(first);
+    mesh.assert_unharmed();
+}
+
+#[test]
+fn datagrams_leave_an_endpoint_that_is_gone_by_the_kernel() {
+    assert_datagrams_follow_their_endpoints(mesh::Family::V4, "auto");
+}
+
+#[test]
+fn datagrams_leave_an_endpoint_that_is_gone_by_the_kernel_over_ipv6() {
+    assert_datagrams_follow_their_endpoints(mesh::Family::V6, "auto");
+}
+
+#[test]
+fn datagrams_leave_an_endpoint_that_is_gone_by_the_proxy() {
+    assert_datagrams_follow_their_endpoints(mesh::Family::V4, "proxy");
+}
+
+#[test]
+fn datagrams_leave_an_endpoint_that_is_gone_by_the_proxy_over_ipv6() {
+    assert_datagrams_follow_their_endpoints(mesh::Family::V6, "proxy");
+}
+
+fn nft(arguments: &str) -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut nft = Command::new("nft");
+    // Debian keeps it where an ordinary user's PATH does not look.
+    run(nft.env("PATH", format!("{path}:/usr/sbin:/sbin")).args(arguments.split_whitespace()))
+}
+
+/// An agent with a service of three endpoints, on the kernel's path.
+fn carried_by_the_kernel(slots: u32) -> Agent {
+    Family::V4.prepare();
+    let endpoints: Vec<SocketAddr> = (1..=3).map(|n| Family::V4.endpoint(n)).collect();
+    Agent::start(|admin| config(admin, Family::V4.service(), &endpoints, slots), &[])
+}
+
+/// What the kernel does with flows, a line each, which does not depend on how often it was changed.
+fn behaviour() -> Vec<String> {
+    let listing = nft("-s list table inet weft_services");
+    let line = |line: &str| line.split("7000_").next().unwrap_or(line).trim().to_owned();
+    let mut lines: Vec<String> = listing.lines().map(line).collect();
+    lines.sort();
+    lines
+}
+
+/// The map of the service's TCP flows, and one of its elements.
+fn map_of_tcp() -> (String, String) {
+    let listing = nft("list chain inet weft_services tcp_10.96.0.3_7000");
+    let map = listing.split("map @").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let map = map.expect("the chain looks into a map").to_owned();
+    let listing = nft(&format!("list map inet weft_services {map}"));
+    let element = listing.split("elements = { ").nth(1).and_then(|rest| rest.split(',').next());
+    (map, element.expect("the map is full").to_owned())
+}
+
+#[test]
+fn whatever_others_do_to_the_kernels_table_is_undone() {
+    let agent = carried_by_the_kernel(251);
+    let before = behaviour();
+    for (turn, change) in (1..).zip([
+        "delete table inet weft_services",
+        "flush chain inet weft_services arriving",
+        "delete chain inet weft_services leaving",
+        "flush map inet weft_services services4",
+        "add rule inet weft_services tcp_10.96.0.3_7000 accept",
+        "add element inet weft_services hairpin4 { 192.0.2.1 . 192.0.2.1 }",
+        "delete element inet weft_services MAP { ELEMENT }",
+        "flush ruleset",
+    ]) {
+        let (map, element) = map_of_tcp();
+        nft(&change.replace("MAP", &map).replace("ELEMENT", &element));
+        eventually(format!("{change:?} is undone"), || {
+            let repairs = agent.metric("weft_agent_kernel_repairs_total");
+            (repairs >= turn).then_some(())
+        });
+        assert!(behaviour() == before, "after {change}: {:#?}", behaviour());
+    }
+    assert_eq!(agent.metric("weft_agent_kernel_failures_total"), 0);
+}
+
+#[test]
+fn an_agent_takes_over_the_table_of_one_that_was_killed() {
+    let mut agent = carried_by_the_kernel(SLOTS);
+    let client: UdpSocket = socket(Type::DGRAM, Family::V4.client(1)).into();
+    client.send_to(b"?", Family::V4.service()).expect("it is sent");
+    agent.process.kill();
+    agent.restart();
+    assert!(agent.process.errors().contains("transactions=0"), "{}", agent.process.errors());
+    eventually("the count goes on", || {
+        (agent.metric("weft_agent_flows_total{path=\"kernel\"}") == 1).then_some(())
+    });
+}
+
+#[test]
+fn an_agent_that_is_killed_half_way_leaves_nothing_that_matters() {
+    let mut agent = carried_by_the_kernel(SLOTS);
+    for milliseconds in [100, 250, 400, 550] {
+        agent.process.kill();
+        nft("delete table inet weft_services");
+        agent.process = Agent::run(&agent.file, &[]);
+        agent.process.kill_after(Duration::from_millis(milliseconds));
+        agent.restart();
+        let sets = nft("-t list maps inet");
+        assert_eq!(sets.matches("map tcp_").count(), 1, "killed after {milliseconds} ms");
+        // The next one takes over what it finds, compared to the last slot, and changes nothing.
+        agent.process.kill();
+        agent.restart();
+        assert!(agent.process.errors().contains("transactions=0"), "{}", agent.process.errors());
+    }
+}
+
+/// A listener on a host, which waits as long as a test does.
+fn listen_on(mesh: &Mesh, host: &Host, address: SocketAddr) -> TcpListener {
+    mesh.on(Some(host), || TcpListener::bind(address)).expect("the port is free")
+}
+
+fn connect(mesh: &Mesh, host: &Host, to: SocketAddr) -> TcpStream {
+    let stream = mesh.on(Some(host), || TcpStream::connect_timeout(&to, DEADLINE));
+    let stream = stream.expect("it is accepted");
+    stream.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
+    stream
+}
+
+/// Holds that what one side says, the other hears.
+fn assert_says(from: &mut TcpStream, to: &mut TcpStream) {
+    from.write_all(b"hello").expect("it is sent");
+    let mut heard = [0; 5];
+    to.read_exact(&mut heard).expect("it arrives");
+    assert_eq!(&heard, b"hello");
+}
+
+/// Connects until a dozen connections in a row have come to this listener, and gives the last.
+fn settle(mesh: &Mesh, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    listener.set_nonblocking(true).expect("it can be");
+    let mut row = 0;
+    let pair = eventually("new connections come to the endpoint", || {
+        let client = connect(mesh, &mesh.client, mesh.sink());
+        let Ok((accepted, _)) = listener.accept() else {
+            row = 0;
+            return None;
+        };
+        row += 1;
+        accepted.set_nonblocking(false).expect("it can be");
+        accepted.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
+        (row == 12).then_some((client, accepted))
+    });
+    listener.set_nonblocking(false).expect("it can be");
+    pair
+}
+
+fn assert_connections_end_at_the_deadline(family: mesh::Family) {
+    let mut mesh = Mesh::start_with(family, &["--endpoint-drain", "3"]);
+    let listeners: Vec<TcpListener> = (0..)
+        .zip(&mesh.orders)
+        .map(|(n, workload)| listen_on(&mesh, &workload.host, mesh.sink_endpoint(n)))
+        .collect();
+    let [listener, other] = listeners.as_slice() else { unreachable!("orders has two replicas") };
+    mesh.change_sink(&[0]);
+    let mut pairs = [settle(&mesh, listener), settle(&mesh, listener)];
+    mesh.change_sink(&[1]);
+    drop(settle(&mesh, other));
+    for (client, endpoint) in &mut pairs {
+        assert_says(client, endpoint);
+        assert_says(endpoint, client);
+    }
+    let [(by_client, _), (_, by_endpoint)] = &mut pairs;
+    for side in [by_client, by_endpoint] {
+        eventually("the connection is reset when it is next heard of", || {
+            let sent = side.write_all(b"?").and_then(|()| {
+                side.set_nonblocking(true)?;
+                side.read(&mut [0; 8])
+            });
+            // Until the deadline nobody answers, and then it is reset, whichever call is told of it.
+            let error = sent.expect_err("nobody answers").kind();
+            [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error).then_some(())
+        });
+    }
+    mesh.assert_unharmed();
+}
+
+#[test]
+fn connections_of_an_endpoint_that_is_gone_have_time_and_are_then_reset() {
+    assert_connections_end_at_the_deadline(mesh::Family::V4);
+}
+
+#[test]
+fn connections_of_an_endpoint_that_is_gone_have_time_and_are_then_reset_over_ipv6() {
+    assert_connections_end_at_the_deadline(mesh::Family::V6);
+}
+
+#[test]
+fn a_host_reaches_itself_by_the_services_address() {
+    let mut mesh = Mesh::start();
+    let host = mesh.host("both");
+    mesh.change(|mesh| mesh["services"][3]["endpoints"] = json!([{"address": host.address}]));
+    let listener =
+        listen_on(&mesh, &host, SocketAddr::new(host.address.into(), mesh.sink().port()));
+    let sink = mesh.sink();
+    let mut client = eventually("the endpoint is there", || {
+        mesh.on(Some(&host), || TcpStream::connect_timeout(&sink, DEADLINE)).ok()
+    });
+    let (mut endpoint, from) = listener.accept().expect("somebody connects");
+    endpoint.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
+    assert_ne!(from.ip(), host.address, "else the answer would not find its way");
+    assert_says(&mut client, &mut endpoint);
+}

@@ -1,0 +1,120 @@
+//! What an agent tells of itself: its redirects, which way each service's flows go, and where a flow
+//! would go.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use weft_agent::kernel::{Keeper, ServiceReport, Way};
+use weft_agent::metrics::{self, Metrics};
+use weft_agent::plan::Plan;
+use weft_agent::redirect::{self, Guard, Standing};
+use weft_model::{FlowTuple, Transport};
+use weft_runtime::metrics::{Page, Registry};
+
+use crate::process::Particulars;
+
+/// What there is to tell of.
+#[derive(Debug)]
+pub struct AgentRole {
+    /// The workers' counters.
+    pub registry: Registry<Metrics>,
+    /// The plan in force.
+    pub plans: watch::Receiver<Arc<Plan>>,
+    /// What keeps the redirects in force, if anything does.
+    pub guard: Option<Guard>,
+    /// What keeps the kernel's table of services.
+    pub kernel: Keeper,
+}
+
+impl Particulars for AgentRole {
+    fn metrics(&self) -> String {
+        let kernel = self.kernel.report();
+        let mut page = metrics::page(&self.registry, &kernel);
+        if let Some(guard) = &self.guard {
+            redirect_metrics(&guard.report(), &mut page);
+        }
+        page.finish()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if !self.kernel.report().settled {
+            return Err("the kernel is being told the services".into());
+        }
+        self.guard.as_ref().map_or(Ok(()), |guard| guard.report().ready())
+    }
+
+    fn dump(&self) -> Map<String, Value> {
+        let mut fields = Map::new();
+        if let Some(guard) = &self.guard {
+            let standing = guard.report().standing.into_iter();
+            let standing = standing.map(|(name, standing)| (name, standing.to_string().into()));
+            let standing: Map<_, _> = standing.collect();
+            fields.insert("redirects".into(), standing.into());
+        }
+        let services: Vec<Value> = self.kernel.report().services.iter().map(service).collect();
+        fields.insert("services".into(), services.into());
+        fields
+    }
+
+    fn explain(&self, query: &str) -> Result<Value, String> {
+        let plan = self.plans.borrow().clone();
+        let explanation = plan.explain(&flow_of(query)?)?;
+        let services = self.kernel.report().services;
+        let service = services.iter().find(|s| *s.listener == *explanation.listener);
+        let mut told = serde_json::to_value(explanation).map_err(|error| error.to_string())?;
+        if let (Value::Object(fields), Some(service)) = (&mut told, service) {
+            let (path, why) = path(&service.way);
+            fields.insert("path".into(), path.into());
+            fields.insert("why".into(), why.into());
+        }
+        Ok(told)
+    }
+}
+
+fn service(service: &ServiceReport) -> Value {
+    let (path, why) = path(&service.way);
+    json!({
+        "listener": &*service.listener, "path": path, "why": why,
+        "flows": service.flows, "flows_open": service.flows_open,
+    })
+}
+
+fn path(way: &Way) -> (&'static str, String) {
+    match way {
+        Way::Kernel => ("kernel", "nothing of it needs its bytes".into()),
+        Way::Proxy(why) => ("proxy", why.to_string()),
+    }
+}
+
+/// The flow that a query such as `transport=tcp&client=10.0.0.1:4000&destination=10.96.0.1:80` names.
+fn flow_of(query: &str) -> Result<FlowTuple, String> {
+    let value = |name: &str| {
+        let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        value.ok_or_else(|| format!("{name} is missing"))
+    };
+    let address = |name: &str| {
+        let text = value(name)?;
+        text.parse().map_err(|_| format!("{name} {text:?} is not ADDRESS:PORT"))
+    };
+    let transport = match value("transport")? {
+        "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        other => return Err(format!("transport {other:?} is neither tcp nor udp")),
+    };
+    Ok(FlowTuple { transport, client: address("client")?, destination: address("destination")? })
+}
+
+/// How it stands with the redirects, for the metrics.
+fn redirect_metrics(report: &redirect::Report, page: &mut Page) {
+    let in_force =
+        report.standing.iter().filter(|(_, standing)| *standing == Standing::InForce).count();
+    page.gauge("weft_redirects", "Redirects that are wanted.", report.standing.len() as u64);
+    page.gauge("weft_redirects_in_force", "Redirects in force.", in_force as u64);
+    page.counter(
+        "weft_redirect_repairs",
+        "Redirects that somebody had changed, installed again.",
+        report.repairs,
+    );
+    page.counter("weft_redirect_failures", "Redirects that could not be kept.", report.failures);
+}

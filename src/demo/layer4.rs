@@ -1,0 +1,106 @@
+//! The steps about the node: where flows go, who moves them, and what keeps the rules.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde_json::Value;
+use weft_agent::redirect::{self, Verdict};
+
+use super::files::MeshFile;
+use super::flows::{echo_flow, udp_flows};
+use super::hosts::Host;
+use super::roles::now;
+use super::service::ECHO_PORT;
+use super::stage::Stage;
+use super::story::{expect, on_router, wait};
+use crate::client::{config_dump, explain_flow};
+
+/// The virtual address of the echo service.
+const ECHO: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 3));
+
+impl Stage {
+    pub(super) fn explained(&mut self) -> Result<String, String> {
+        let mut found = String::new();
+        for _ in 0..3 {
+            let host = self.client_host.clone();
+            let (flow, replica) = host.on(|| echo_flow(ECHO))??;
+            let client = flow.client()?;
+            let told = on_router(explain_flow("tcp", client, SocketAddr::new(ECHO, ECHO_PORT)))??;
+            let text = |field: &str| told.get(field).and_then(Value::as_str).unwrap_or("nothing");
+            let endpoint = told.pointer("/endpoints/0").and_then(Value::as_str).unwrap_or("none");
+            let (path, why) = (text("path"), text("why"));
+            let named =
+                self.orders.iter().find(|host| endpoint.starts_with(&format!("{}:", host.address)));
+            let named = named.map_or("nobody", |host| &host.name);
+            expect(named == replica, || format!("{client} was told {named}, and got {replica}"))?;
+            found = format!("{client} goes to {replica} by the {path} path: {why}");
+        }
+        Ok(found)
+    }
+
+    pub(super) fn repaired(&mut self) -> Result<String, String> {
+        let mut longest = std::time::Duration::ZERO;
+        for wish in &self.redirects {
+            let text = |error: redirect::RedirectError| error.to_string();
+            redirect::remove(&wish.namespace).map_err(text)?;
+            let removed = now();
+            let backend = wish.backend.resolve().map_err(text)?;
+            wait("the rules are back", || {
+                let verdict = redirect::verify(&wish.redirect, backend, &wish.namespace);
+                Ok(verdict.map_err(text)? == Verdict::AsWanted)
+            })?;
+            longest = longest.max(now() - removed);
+        }
+        let replicas = self.client_host.run(udp_flows(ECHO, 10))??;
+        Ok(format!(
+            "those of {} hosts were removed, the last was back after {} ms; UDP goes on over {replicas:?}",
+            self.redirects.len(),
+            longest.as_millis()
+        ))
+    }
+
+    pub(super) fn sticky_flow(&mut self) -> Result<String, String> {
+        let host = self.client_host.clone();
+        let (mut flow, first) = host.on(|| echo_flow(ECHO))??;
+        let leaving =
+            self.orders.iter().find(|replica| replica.name != first).ok_or("no other replica")?;
+        let staying: Vec<&Host> =
+            self.orders.iter().filter(|replica| replica.name != leaving.name).collect();
+        self.files.write_mesh(&MeshFile { echo: staying, ..self.mesh() })?;
+        wait("the agent knows two endpoints", || {
+            let dump = on_router(config_dump())??;
+            let endpoints = dump.pointer("/endpoints/echo|7000/endpoints/0/lb_endpoints");
+            Ok(endpoints.and_then(|list| list.as_array()).is_some_and(|list| list.len() == 2))
+        })?;
+        let same = flow.say("still there?")?;
+        expect(same == first, || format!("it moved from {first} to {same}"))?;
+        // What the agent has heard of reaches its workers a moment later.
+        wait("12 new flows in a row go elsewhere", || {
+            for _ in 0..12 {
+                let (_, replica) = host.on(|| echo_flow(ECHO))??;
+                if replica == leaving.name {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })?;
+        let detail =
+            format!("the flow stayed on {first}; {} left and gets no new flow", leaving.name);
+        self.files.write_mesh(&self.mesh())?;
+        Ok(detail)
+    }
+
+    pub(super) fn datagrams(&mut self) -> Result<String, String> {
+        wait("the agent knows three endpoints", || {
+            let dump = on_router(config_dump())??;
+            let endpoints = dump.pointer("/endpoints/echo|7001~1udp/endpoints/0/lb_endpoints");
+            Ok(endpoints.and_then(|list| list.as_array()).is_some_and(|list| list.len() == 3))
+        })?;
+        let mut replicas = BTreeSet::new();
+        wait("40 flows reach all three", || {
+            replicas = self.client_host.run(udp_flows(ECHO, 40))??;
+            Ok(replicas.len() == 3)
+        })?;
+        Ok(format!("40 flows over {replicas:?}"))
+    }
+}
