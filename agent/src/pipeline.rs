@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::net::{TcpStream, UdpSocket};
-use weft_model::{FlowTuple, Listener, Name, Transport, UdpProxy};
+use weft_model::{FlowKey, FlowTuple, Listener, Name, Transport, UdpProxy};
 use weft_runtime::drain::Phase;
 use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset_on_close};
 
@@ -32,13 +32,13 @@ pub(crate) struct Accepted {
 }
 
 /// Carries a connection from its acceptance to its end.
-pub(crate) async fn connection(accepted: Accepted, worker: Rc<Worker>) {
+pub(crate) async fn connection(mut accepted: Accepted, worker: Rc<Worker>) {
     let Some(_in_hand) = worker.live.take(worker.shared.limits.connections) else {
         worker.metrics.refuse(Refusal::Limit);
         return reset_on_close(&accepted.stream);
     };
     let mut story = Story::new(accepted.client);
-    let outcome = match carry(&accepted, &worker, &mut story).await {
+    let outcome = match carry(&mut accepted, &worker, &mut story).await {
         Ok(outcome) => outcome,
         Err(refusal) => {
             worker.metrics.refuse(refusal);
@@ -50,7 +50,7 @@ pub(crate) async fn connection(accepted: Accepted, worker: Rc<Worker>) {
 }
 
 async fn carry(
-    accepted: &Accepted,
+    accepted: &mut Accepted,
     worker: &Worker,
     story: &mut Story,
 ) -> Result<&'static str, Refusal> {
@@ -61,9 +61,9 @@ async fn carry(
     let tcp = plan.tcp(listener, destination).ok_or(Refusal::NoService)?;
     story.logged = tcp.access_log;
     let flow = FlowTuple { transport: Transport::Tcp, client: accepted.client, destination };
-    let target = plan.target(&tcp.clusters, &flow).ok_or(Refusal::NoService)?;
+    let target = plan.target(tcp, &flow).ok_or(Refusal::NoService)?;
     story.service = Some(target.name.clone());
-    let endpoint = connect(&plan, target, &flow, worker, story).await?;
+    let mut endpoint = connect(&plan, target, (&flow, tcp.flow_key), worker, story).await?;
     let idle_timeout = tcp.idle_timeout;
     // A connection may live long; it must not keep the plan it was made by.
     drop(plan);
@@ -71,7 +71,7 @@ async fn carry(
     worker.metrics.connections.increment();
     worker.metrics.connections_open.increment();
     let end = tokio::select! {
-        end = relay(&accepted.stream, &endpoint, idle_timeout, &worker.lender, &story.moved) => end.word(),
+        end = relay(&mut accepted.stream, &mut endpoint, idle_timeout, &worker.lender, &story.moved) => end.word(),
         () = worker.shared.drain.reached(Phase::Ended) => "cut_off",
     };
     worker.metrics.connections_open.decrement();
@@ -82,25 +82,25 @@ async fn carry(
 
 /// Where the client wanted to go. A capture port that was dialled itself is a mistake or a loop.
 fn destination(accepted: &Accepted) -> Result<SocketAddr, Refusal> {
-    let destination = original_destination(&accepted.stream).map_err(|_| Refusal::NotRedirected)?;
     let own = accepted.stream.local_addr().map_err(|_| Refusal::NotRedirected)?;
-    if accepted.listener.use_original_destination && destination == own {
-        return Err(Refusal::NotRedirected);
+    if !accepted.listener.use_original_destination {
+        return Ok(own);
     }
-    Ok(destination)
+    let destination = original_destination(&accepted.stream, own);
+    if destination == own { Err(Refusal::NotRedirected) } else { Ok(destination) }
 }
 
 /// Connects to the flow's endpoint, or to the next ones when it cannot be reached.
 async fn connect(
     plan: &Plan,
     target: &Target,
-    flow: &FlowTuple,
+    (flow, key): (&FlowTuple, FlowKey),
     worker: &Worker,
     story: &mut Story,
 ) -> Result<TcpStream, Refusal> {
     let mut tried = false;
     for attempt in 0..=OTHER_ENDPOINTS {
-        let choice = plan.pick(target, flow, attempt);
+        let choice = plan.pick(target, flow, key, attempt);
         let Some(endpoint) = choice.endpoint() else {
             break;
         };
@@ -215,7 +215,7 @@ fn begin(
     let serving = plan.listener_for(listener, tuple.destination);
     let udp: &UdpProxy = plan.udp(serving).ok_or(Refusal::NoService)?;
     let target = plan.target_named(&udp.cluster).ok_or(Refusal::NoService)?;
-    let choice = plan.pick(target, &tuple, 0);
+    let choice = plan.pick(target, &tuple, udp.flow_key, 0);
     let address = choice.endpoint().ok_or(Refusal::NoEndpoint)?;
     if !worker.flows.borrow().has_room() {
         return Err(Refusal::Limit);

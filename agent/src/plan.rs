@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, Cluster, DEFAULT_TABLE_SIZE, Discovery, Filter, FlowTuple, Listener, Maglev, Name,
-    Snapshot, TcpProxy, Transport, TransportKind, UdpProxy, WeightedCluster,
+    Balance, Cluster, DEFAULT_TABLE_SIZE, Discovery, Filter, FlowKey, FlowTuple, Listener, Maglev,
+    Name, Snapshot, TcpProxy, Transport, TransportKind, UdpProxy, WeightedCluster,
 };
 
 /// How many other endpoints are tried when a flow's own cannot be reached.
@@ -201,9 +201,9 @@ impl Plan {
     /// The target of a flow among weighted clusters. The draw is the flow's own hash, so that every
     /// agent sends the flow to the same one.
     #[must_use]
-    pub fn target(&self, clusters: &[WeightedCluster], flow: &FlowTuple) -> Option<&Arc<Target>> {
-        let draw = flow.hash(!self.seed);
-        self.targets.get(&WeightedCluster::draw(clusters, draw)?.name)
+    pub fn target(&self, tcp: &TcpProxy, flow: &FlowTuple) -> Option<&Arc<Target>> {
+        let draw = flow.hash(tcp.flow_key, !self.seed);
+        self.targets.get(&WeightedCluster::draw(&tcp.clusters, draw)?.name)
     }
 
     /// The target of this name.
@@ -215,10 +215,10 @@ impl Plan {
     /// The endpoint for a flow: attempt 0 is its own, 1 and up are where it goes when that one
     /// cannot be reached.
     #[must_use]
-    pub fn pick(&self, target: &Target, flow: &FlowTuple, attempt: usize) -> Choice {
+    pub fn pick(&self, target: &Target, flow: &FlowTuple, key: FlowKey, attempt: usize) -> Choice {
         match &target.picker {
             Picker::Table(table) => table
-                .pick_after(flow.hash(self.seed), attempt)
+                .pick_after(flow.hash(key, self.seed), attempt)
                 .map_or(Choice::NoEndpoint, Choice::ByFlowHash),
             Picker::OriginalDestination if attempt == 0 => {
                 Choice::ByOriginalDestination(flow.destination)
@@ -262,24 +262,29 @@ impl Plan {
         let listener = listener.ok_or_else(|| format!("no listener answers for {destination}"))?;
         let target = match transport {
             Transport::Tcp => {
-                self.tcp(listener, destination).and_then(|tcp| self.target(&tcp.clusters, flow))
+                let tcp = self.tcp(listener, destination);
+                tcp.and_then(|tcp| Some((self.target(tcp, flow)?, tcp.flow_key)))
             }
-            Transport::Udp => self.udp(listener).and_then(|udp| self.target_named(&udp.cluster)),
+            Transport::Udp => {
+                let udp = self.udp(listener);
+                udp.and_then(|udp| Some((self.target_named(&udp.cluster)?, udp.flow_key)))
+            }
         };
-        let target = target.ok_or_else(|| format!("{:?} leads to no cluster", &*listener.name))?;
-        let hash = flow.hash(self.seed);
+        let (target, key) =
+            target.ok_or_else(|| format!("{:?} leads to no cluster", &*listener.name))?;
+        let hash = flow.hash(key, self.seed);
         let slot = match &target.picker {
             Picker::Table(table) => table.slot(hash).map(|slot| (slot, table.size())),
             Picker::OriginalDestination => None,
         };
-        let choices = (0..=OTHER_ENDPOINTS).map(|attempt| self.pick(target, flow, attempt));
+        let choices = (0..=OTHER_ENDPOINTS).map(|attempt| self.pick(target, flow, key, attempt));
         Ok(Explanation {
             listener: listener.name.to_string(),
             cluster: target.name.to_string(),
             hash,
             slot,
             endpoints: choices.filter_map(Choice::endpoint).collect(),
-            choice: self.pick(target, flow, 0).word(),
+            choice: self.pick(target, flow, key, 0).word(),
         })
     }
 }

@@ -223,8 +223,6 @@ async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<Worker>)
                 let Some(listener) = worker.plan().listener(&name).cloned() else {
                     return;
                 };
-                // Failing to set it costs latency and nothing else.
-                drop(stream.set_nodelay(true));
                 let accepted = Accepted { client, stream, listener };
                 tokio::task::spawn_local(pipeline::connection(accepted, worker.clone()));
             }

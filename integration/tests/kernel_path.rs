@@ -1,6 +1,6 @@
 //! Flows that the kernel carries: that they go where we say, stay, and leave what is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
@@ -16,7 +16,7 @@ use weft_integration::mesh::{self, Mesh};
 use weft_integration::port;
 use weft_integration::process::{Process, run, weft};
 use weft_integration::wait::{DEADLINE, eventually};
-use weft_model::{Endpoint, FlowTuple, Health, Maglev, Transport};
+use weft_model::{Endpoint, FlowKey, FlowTuple, Health, Maglev, Transport};
 
 /// What an agent hashes with when nobody says otherwise.
 const SEED: u32 = 0x5eed;
@@ -191,7 +191,7 @@ fn expected(
     client: SocketAddr,
 ) -> SocketAddr {
     let flow = FlowTuple { transport, client, destination: family.service() };
-    table.pick(flow.hash(SEED)).expect("there are endpoints")
+    table.pick(flow.hash(FlowKey::FiveTuple, SEED)).expect("there are endpoints")
 }
 
 fn socket(kind: Type, address: SocketAddr) -> Socket {
@@ -606,4 +606,31 @@ fn a_host_reaches_itself_by_the_services_address() {
     endpoint.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
     assert_ne!(from.ip(), host.address, "else the answer would not find its way");
     assert_says(&mut client, &mut endpoint);
+}
+
+/// The endpoints of the echo service that some flows of the client come to.
+fn reached(mesh: &Mesh) -> BTreeSet<String> {
+    let flows = std::iter::repeat_with(|| mesh.open_flow().expect("the echo service greets").1);
+    flows.take(16).collect()
+}
+
+fn assert_affinity(path: &str) {
+    let mut mesh = Mesh::start_with(mesh::Family::V4, &["--path", path]);
+    assert_eq!(reached(&mesh).len(), 2, "each flow has an endpoint of its own");
+    mesh.change(|mesh| {
+        let echo = mesh.pointer_mut("/services/2").and_then(Value::as_object_mut);
+        echo.expect("it is there").insert("affinity".into(), json!("client_address"));
+    });
+    eventually("all flows of a client have the same", || (reached(&mesh).len() == 1).then_some(()));
+    mesh.assert_unharmed();
+}
+
+#[test]
+fn all_flows_of_a_client_go_to_one_endpoint_when_that_is_wanted_of_the_kernel() {
+    assert_affinity("auto");
+}
+
+#[test]
+fn all_flows_of_a_client_go_to_one_endpoint_when_that_is_wanted_of_the_proxy() {
+    assert_affinity("proxy");
 }

@@ -35,6 +35,8 @@ impl Mark {
 /// When the address is taken or not ours.
 pub fn listen_tcp(address: SocketAddr, transparent: bool) -> io::Result<TcpListener> {
     let socket = bound(address, Type::STREAM, transparent)?;
+    // What is accepted inherits it: small messages are not held back.
+    socket.set_tcp_nodelay(true)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
@@ -127,13 +129,10 @@ pub async fn connect_tcp(
     Ok(stream)
 }
 
-/// The address the client of a redirected connection aimed at; the socket's own address for one
-/// that was not redirected.
-///
-/// # Errors
-/// When the connection is gone already.
-pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
-    let local = stream.local_addr()?;
+/// The address the client of a redirected connection aimed at; `local`, the socket's own address, for
+/// one that was not redirected.
+#[must_use]
+pub fn original_destination(stream: &TcpStream, local: SocketAddr) -> SocketAddr {
     let redirected = match local {
         SocketAddr::V4(_) => getsockopt(&stream.as_fd(), sockopt::OriginalDst)
             .ok()
@@ -142,7 +141,7 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
             .ok()
             .map(|raw| SocketAddr::V6(SockaddrIn6::from(raw).into())),
     };
-    Ok(redirected.unwrap_or(local))
+    redirected.unwrap_or(local)
 }
 
 /// Makes closing this connection send RST instead of FIN, to pass on one that we received.

@@ -69,8 +69,8 @@ pub(crate) async fn connection(accepted: Accepted, worker: Rc<Worker>) {
 /// None when the connection was refused before anything was served.
 async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()> {
     let Accepted { client, stream, listener } = accepted;
-    let destination = original_destination(&stream).ok()?;
     let own = stream.local_addr().ok()?;
+    let destination = original_destination(&stream, own);
     if listener.listener.use_original_destination && destination == own {
         tracing::debug!(%client, "a capture port was dialled itself: a mistake or a loop");
         return None;

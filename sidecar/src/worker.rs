@@ -266,7 +266,6 @@ fn take_in(
     name: &Name,
     worker: &Rc<Worker>,
 ) -> io::Result<()> {
-    stream.set_nodelay(true)?;
     let plan = worker.plan();
     let Some(listener) = plan.listener(name).cloned() else {
         return Ok(());

@@ -5,14 +5,18 @@
 //! A connection that waits owns neither buffer nor pipe.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, SpliceFFlags, splice};
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 use weft_runtime::socket::reset_on_close;
 
 /// What a read through the scratch buffer takes at most; a read that fills it means bulk.
@@ -92,16 +96,18 @@ pub(crate) struct Moved {
 
 /// Moves bytes between `client` and `endpoint` until both are done.
 pub(crate) async fn relay(
-    client: &TcpStream,
-    endpoint: &TcpStream,
+    client: &mut TcpStream,
+    endpoint: &mut TcpStream,
     idle_timeout: Option<Duration>,
     lender: &Lender,
     moved: &Moved,
 ) -> End {
+    let (mut from_client, to_client) = client.split();
+    let (mut from_endpoint, to_endpoint) = endpoint.split();
     let both = async {
         tokio::try_join!(
-            one_way(client, endpoint, lender, &moved.to_endpoint),
-            one_way(endpoint, client, lender, &moved.to_client),
+            one_way(&mut from_client, to_endpoint.as_ref(), lender, &moved.to_endpoint),
+            one_way(&mut from_endpoint, to_client.as_ref(), lender, &moved.to_client),
         )
     };
     let end = tokio::select! {
@@ -136,21 +142,20 @@ async fn silence(timeout: Option<Duration>, moved: &Moved) {
 
 /// Moves one direction until its source closes, then closes the sink's side.
 async fn one_way(
-    from: &TcpStream,
+    from: &mut ReadHalf<'_>,
     to: &TcpStream,
     lender: &Lender,
     moved: &Cell<u64>,
 ) -> io::Result<()> {
     loop {
-        from.readable().await?;
-        let step = copy_once(from, to, lender)?;
-        match step {
+        match copy_once(from, to, lender).await? {
             Step::Nothing => {}
             Step::End => break,
             Step::Copied { bytes, rest } => {
                 write_rest(to, &rest).await?;
                 moved.set(moved.get() + bytes as u64);
-                if bytes == SCRATCH_BYTES && splice_on(from, to, lender, moved).await? == Step::End
+                if bytes == SCRATCH_BYTES
+                    && splice_on(from.as_ref(), to, lender, moved).await? == Step::End
                 {
                     break;
                 }
@@ -172,22 +177,29 @@ enum Step {
     Copied { bytes: usize, rest: Vec<u8> },
 }
 
-/// Reads once and writes once. What the sink did not take is given back.
-fn copy_once(from: &TcpStream, to: &TcpStream, lender: &Lender) -> io::Result<Step> {
-    let mut scratch = lender.0.scratch.borrow_mut();
-    let bytes = match from.try_read(&mut scratch) {
-        Ok(0) => return Ok(Step::End),
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Nothing),
-        Err(error) => return Err(error),
-    };
-    let read = scratch.get(..bytes).unwrap_or_default();
-    let written = match to.try_write(read) {
-        Ok(written) => written,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-        Err(error) => return Err(error),
-    };
-    Ok(Step::Copied { bytes, rest: read.get(written..).unwrap_or_default().to_vec() })
+/// Waits for bytes, reads once and writes once. What the sink did not take is given back.
+///
+/// A read that does not fill the buffer has taken all there was, which `poll_read` remembers: the next
+/// one waits without asking the system in vain.
+async fn copy_once(from: &mut ReadHalf<'_>, to: &TcpStream, lender: &Lender) -> io::Result<Step> {
+    poll_fn(|context| {
+        // Lent for this moment only: a connection that waits holds no buffer.
+        let mut scratch = lender.0.scratch.borrow_mut();
+        let mut buffer = ReadBuf::new(&mut scratch);
+        ready!(Pin::new(&mut *from).poll_read(context, &mut buffer))?;
+        let read = buffer.filled();
+        if read.is_empty() {
+            return Poll::Ready(Ok(Step::End));
+        }
+        let written = match to.try_write(read) {
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        let rest = read.get(written..).unwrap_or_default().to_vec();
+        Poll::Ready(Ok(Step::Copied { bytes: read.len(), rest }))
+    })
+    .await
 }
 
 async fn write_rest(to: &TcpStream, mut rest: &[u8]) -> io::Result<()> {

@@ -167,8 +167,8 @@ impl Flows {
 #[cfg(test)]
 mod tests {
     use weft_model::{
-        Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, Health,
-        Snapshot, UpstreamProtocol,
+        Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, FlowKey,
+        Health, Snapshot, UpstreamProtocol,
     };
 
     use super::*;
@@ -205,6 +205,7 @@ mod tests {
             listener: "dns".into(),
             table: target.table().expect("it has one").clone(),
             target,
+            flow_key: FlowKey::FiveTuple,
             seed: 7,
             logged: false,
         }

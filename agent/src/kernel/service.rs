@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_model::{Listener, Maglev, Name, Transport};
+use weft_model::{FlowKey, Listener, Maglev, Name, Transport};
 
 use crate::plan::{Plan, Target};
 
@@ -91,6 +91,8 @@ pub(super) struct KernelService {
     pub(super) target: Arc<Target>,
     /// The target's Maglev table.
     pub(super) table: Arc<Maglev>,
+    /// What of a flow is hashed.
+    pub(super) flow_key: FlowKey,
     /// The seed of the hash of its protocol's flows.
     pub(super) seed: u32,
     /// Whether a record is written per flow.
@@ -146,18 +148,18 @@ fn candidate(
         PathChoice::Auto if listener.bind => return Err(NeedsProxy::Bound),
         PathChoice::Auto | PathChoice::Kernel => {}
     }
-    let (target, logged) = match listener.transport {
+    let (target, flow_key, logged) = match listener.transport {
         Transport::Tcp if listener.chains.iter().any(|chain| !chain.matches.is_empty()) => {
             return Err(NeedsProxy::Chains);
         }
         Transport::Tcp => {
             let tcp = plan.tcp(listener, listener.address).ok_or(NeedsProxy::Chains)?;
             let [only] = tcp.clusters.as_slice() else { return Err(NeedsProxy::SeveralClusters) };
-            (plan.target_named(&only.name), tcp.access_log)
+            (plan.target_named(&only.name), tcp.flow_key, tcp.access_log)
         }
         Transport::Udp => {
             let udp = plan.udp(listener).ok_or(NeedsProxy::NoEndpoint)?;
-            (plan.target_named(&udp.cluster), udp.access_log)
+            (plan.target_named(&udp.cluster), udp.flow_key, udp.access_log)
         }
     };
     let target = target.ok_or(NeedsProxy::NoEndpoint)?;
@@ -178,6 +180,7 @@ fn candidate(
         listener: listener.name.clone(),
         target: target.clone(),
         table: table.clone(),
+        flow_key,
         seed: listener.transport.seed(plan.seed()),
         logged,
     })

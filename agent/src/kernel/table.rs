@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};
 
-use weft_model::{Maglev, Transport};
+use weft_model::{FlowKey, Maglev, Transport};
 use weft_runtime::socket::Mark;
 
 use super::flows::Ending;
@@ -341,16 +341,26 @@ pub(super) fn service_rule(service: &KernelService, map: &str) -> Vec<Expression
     let family = Family::of(service.key.1.is_ipv4());
     let address = family.words();
     let size = u32::try_from(service.table.size()).unwrap_or(u32::MAX);
-    vec![
-        nf::count_by(&chain_name(service.key)),
-        family.load_source(0),
-        load_source_port(address),
-        family.load_destination(address + 1),
-        load_destination_port(2 * address + 1),
-        nf::hash((2 * address + 2) * 4, size, service.seed),
+    let (key, words) = match service.flow_key {
+        FlowKey::FiveTuple => (
+            vec![
+                family.load_source(0),
+                load_source_port(address),
+                family.load_destination(address + 1),
+                load_destination_port(2 * address + 1),
+            ],
+            2 * address + 2,
+        ),
+        FlowKey::SourceAddress => (vec![family.load_source(0)], address),
+    };
+    let mut rule = vec![nf::count_by(&chain_name(service.key))];
+    rule.extend(key);
+    rule.extend([
+        nf::hash(words * 4, size, service.seed),
         nf::look_up(map),
         nf::change_destination(family.number().into(), address),
-    ]
+    ]);
+    rule
 }
 
 /// The chains that packets come to first, as far as these services need them.

@@ -31,6 +31,16 @@ impl Transport {
     }
 }
 
+/// What of a flow decides about its endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FlowKey {
+    /// The 5-tuple: flows of one client spread over the endpoints.
+    #[default]
+    FiveTuple,
+    /// The client's address: all its flows of a protocol go to one endpoint.
+    SourceAddress,
+}
+
 /// The 5-tuple of a flow: who talks to which service address over what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowTuple {
@@ -47,11 +57,22 @@ impl FlowTuple {
     ///
     /// It is what nf_tables computes by `jhash saddr . sport . daddr . dport seed SEED` before it
     /// scales it, with the protocol's number in the topmost byte of the seed: each field in network
-    /// order and filled up to four bytes. A mapped IPv4 address counts as IPv4. The seed, where it is
-    /// kept secret, keeps a client from crafting tuples that all fall on one endpoint.
+    /// order and filled up to four bytes; by [`FlowKey::SourceAddress`], `jhash saddr`. A mapped IPv4
+    /// address counts as IPv4. The seed, where it is kept secret, keeps a client from crafting tuples
+    /// that all fall on one endpoint.
     #[must_use]
-    pub fn hash(&self, seed: u32) -> u32 {
+    pub fn hash(&self, key: FlowKey, seed: u32) -> u32 {
         let seed = self.transport.seed(seed);
+        match key {
+            FlowKey::FiveTuple => self.hash_all(seed),
+            FlowKey::SourceAddress => match self.client.ip().to_canonical() {
+                IpAddr::V4(v4) => jhash(&v4.octets(), seed),
+                IpAddr::V6(v6) => jhash(&v6.octets(), seed),
+            },
+        }
+    }
+
+    fn hash_all(&self, seed: u32) -> u32 {
         let (client, destination) =
             (self.client.ip().to_canonical(), self.destination.ip().to_canonical());
         let [client_port, destination_port] =
@@ -100,9 +121,18 @@ mod tests {
     #[test]
     fn the_hash_is_written_down() {
         // Changing this number moves every flow of every running mesh.
-        assert_eq!(tuple("10.0.0.1:4000").hash(7), 1_559_211_547);
-        assert_ne!(tuple("10.0.0.1:4000").hash(7), tuple("10.0.0.1:4001").hash(7));
-        assert_ne!(tuple("10.0.0.1:4000").hash(7), tuple("10.0.0.1:4000").hash(8));
-        assert_eq!(tuple("10.0.0.1:4000").hash(7), tuple("[::ffff:10.0.0.1]:4000").hash(7));
+        let hash = |client: &str, seed| tuple(client).hash(FlowKey::FiveTuple, seed);
+        assert_eq!(hash("10.0.0.1:4000", 7), 1_559_211_547);
+        assert_ne!(hash("10.0.0.1:4000", 7), hash("10.0.0.1:4001", 7));
+        assert_ne!(hash("10.0.0.1:4000", 7), hash("10.0.0.1:4000", 8));
+        assert_eq!(hash("10.0.0.1:4000", 7), hash("[::ffff:10.0.0.1]:4000", 7));
+    }
+
+    #[test]
+    fn by_its_address_a_client_has_one_hash() {
+        let hash = |client: &str| tuple(client).hash(FlowKey::SourceAddress, 7);
+        assert_eq!(hash("10.0.0.1:4000"), hash("10.0.0.1:4001"));
+        assert_ne!(hash("10.0.0.1:4000"), hash("10.0.0.2:4000"));
+        assert_eq!(hash("10.0.0.1:4000"), hash("[::ffff:10.0.0.1]:4000"));
     }
 }

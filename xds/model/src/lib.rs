@@ -24,7 +24,7 @@ pub use cluster::{
     Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, Health,
     UpstreamProtocol,
 };
-pub use flow::{FlowTuple, Transport};
+pub use flow::{FlowKey, FlowTuple, Transport};
 pub use identity::{InvalidSpiffeId, SpiffeId};
 pub use listener::{
     ChainMatch, ClientCertificateDetails, Codec, Filter, FilterChain, HttpFilter, HttpService,

@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Cidr, DownstreamTls, JwtPolicy, Name, Rbac, RouteTable, Transport, WeightedCluster};
+use crate::{
+    Cidr, DownstreamTls, FlowKey, JwtPolicy, Name, Rbac, RouteTable, Transport, WeightedCluster,
+};
 
 /// An address that takes connections or datagrams (`envoy.config.listener.v3.Listener`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,6 +137,8 @@ pub struct TcpProxy {
     pub clusters: Vec<WeightedCluster>,
     /// How long both directions may be silent; none: for ever.
     pub idle_timeout: Option<Duration>,
+    /// What of a connection decides about its endpoint (`hash_policy`).
+    pub flow_key: FlowKey,
     /// Whether a line is written per connection (`access_log`).
     pub access_log: bool,
 }
@@ -146,6 +150,8 @@ pub struct UdpProxy {
     pub cluster: Name,
     /// How long a flow lives without a datagram.
     pub idle_timeout: Duration,
+    /// What of a flow decides about its endpoint (`hash_policies`).
+    pub flow_key: FlowKey,
     /// Whether a line is written per flow (`access_log`).
     pub access_log: bool,
 }
@@ -219,8 +225,12 @@ mod tests {
     use super::*;
 
     fn chain(name: &str, matches: ChainMatch) -> FilterChain {
-        let filter =
-            Filter::Tcp(TcpProxy { clusters: Vec::new(), idle_timeout: None, access_log: false });
+        let filter = Filter::Tcp(TcpProxy {
+            clusters: Vec::new(),
+            idle_timeout: None,
+            flow_key: FlowKey::FiveTuple,
+            access_log: false,
+        });
         FilterChain { name: name.into(), matches, tls: None, filter }
     }
 

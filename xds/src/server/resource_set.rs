@@ -203,6 +203,7 @@ mod tests {
         listener.udp = Some(weft_model::UdpProxy {
             cluster: "nowhere".into(),
             idle_timeout: std::time::Duration::ZERO,
+            flow_key: weft_model::FlowKey::FiveTuple,
             access_log: false,
         });
         listener.transport = Transport::Udp;

@@ -98,6 +98,7 @@ listener_filters:
   typed_config:
     "@type": type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig
     stat_prefix: u
+    hash_policies: [{source_ip: true}]
     idle_timeout: 120s
     matcher: {on_no_match: {action: {name: route, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.Route, cluster: dns}}}}
 "#,

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use weft_model::{Balance, Cidr, RouteMatch, SpiffeId};
+use weft_model::{Balance, Cidr, FlowKey, RouteMatch, SpiffeId};
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
 
@@ -60,6 +60,8 @@ pub struct Service {
     pub endpoints: Vec<(IpAddr, u32)>,
     /// How a replica is chosen for a request.
     pub balance: Balance,
+    /// What of a flow decides about its replica.
+    pub flow_key: FlowKey,
     /// Whether its replicas have sidecars, and so speak mutual TLS only.
     pub meshed: bool,
 }

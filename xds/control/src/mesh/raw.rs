@@ -45,6 +45,9 @@ pub struct Service {
     /// `round_robin` or `least_requests`.
     #[serde(default)]
     pub balance: Balance,
+    /// `none` or `client_address`.
+    #[serde(default)]
+    pub affinity: Affinity,
     /// Whether its replicas have sidecars.
     #[serde(default = "yes")]
     pub meshed: bool,
@@ -59,6 +62,17 @@ pub enum Balance {
     RoundRobin,
     /// The one with the fewest open requests.
     LeastRequests,
+}
+
+/// Which flows go to one replica.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Affinity {
+    /// Each flow has its own.
+    #[default]
+    None,
+    /// Those of one client.
+    ClientAddress,
 }
 
 /// A port.

@@ -61,6 +61,19 @@ fn every_mistake_is_told_with_its_line() {
 }
 
 #[test]
+fn affinity_is_for_ports_that_no_sidecar_balances() {
+    let wanted = GOOD.replace("balance: least_requests", "affinity: client_address");
+    let found = mistakes(&wanted);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    let expected = "line 12: services[1].affinity: client_address is for tcp and udp";
+    assert!(found[0].starts_with(expected), "{found:?}");
+    let mesh = Mesh::parse(&wanted.replace("http", "tcp"), std::path::Path::new("."));
+    let mesh = mesh.expect("a good file");
+    assert_eq!(mesh.services["orders"].flow_key, FlowKey::SourceAddress);
+    assert_eq!(mesh.services["web"].flow_key, FlowKey::FiveTuple);
+}
+
+#[test]
 fn an_unknown_field_is_refused_with_its_line() {
     let found = mistakes(&GOOD.replace("balance:", "balanse:"));
     assert!(found[0].contains("balanse") && found[0].contains("12"), "{found:?}");

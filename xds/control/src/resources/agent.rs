@@ -47,8 +47,12 @@ fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
         listener.use_original_destination = false;
         listener.transparent = false;
         if udp {
-            listener.udp =
-                Some(UdpProxy { cluster: name.clone(), idle_timeout: UDP_IDLE, access_log: true });
+            listener.udp = Some(UdpProxy {
+                cluster: name.clone(),
+                idle_timeout: UDP_IDLE,
+                flow_key: service.flow_key,
+                access_log: true,
+            });
         } else {
             listener.default_chain = Some(FilterChain {
                 name: name.clone(),
@@ -57,6 +61,7 @@ fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
                 filter: Filter::Tcp(TcpProxy {
                     clusters: vec![WeightedCluster { name: name.clone(), weight: 1 }],
                     idle_timeout: Some(TCP_IDLE),
+                    flow_key: service.flow_key,
                     access_log: true,
                 }),
             });

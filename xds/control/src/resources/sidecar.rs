@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use weft_model::{
     Action, Balance, ChainMatch, ClientCertificateDetails, Cluster, Codec, DEFAULT_ROUTE_TIMEOUT,
-    Discovery, DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, HeaderCheck, HeaderMatch,
-    Health, HttpFilter, HttpService, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource,
-    Listener, Name, PathMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy,
+    Discovery, DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, FlowKey, HeaderCheck,
+    HeaderMatch, Health, HttpFilter, HttpService, JwtPolicy, JwtProvider, JwtRequirement, JwtRule,
+    KeySource, Listener, Name, PathMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy,
     Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, StringMatch,
     TcpProxy, TokenPresence, Transport, UpstreamProtocol, UpstreamTls, VirtualHost,
     WeightedCluster,
@@ -366,6 +366,7 @@ fn tcp(cluster: &Name) -> Filter {
     Filter::Tcp(TcpProxy {
         clusters: vec![WeightedCluster { name: cluster.clone(), weight: 1 }],
         idle_timeout: Some(TCP_IDLE),
+        flow_key: FlowKey::FiveTuple,
         access_log: true,
     })
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_model::{
-    ClientCertificateDetails, Codec, HttpFilter, HttpService, RouteSource, TcpProxy, UdpProxy,
-    WeightedCluster,
+    ClientCertificateDetails, Codec, FlowKey, HttpFilter, HttpService, RouteSource, TcpProxy,
+    UdpProxy, WeightedCluster,
 };
 
 use super::{Reader, Refused, route, values};
@@ -34,8 +34,9 @@ const DEFAULT_HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Reads `TcpProxy`.
 pub(super) fn tcp_proxy(mut filter: Reader<'_>) -> Result<TcpProxy, Refused> {
-    // The agent always hashes the whole 5-tuple, of which the source address is a part.
-    filter.harmless(&["stat_prefix", "hash_policy"]);
+    filter.harmless(&["stat_prefix"]);
+    let flow_key =
+        flow_key(filter.children("hash_policy"), |policy| policy.child("source_ip").is_some())?;
     let clusters = if filter.has("cluster") {
         vec![WeightedCluster { name: filter.required_text("cluster")?.into(), weight: 1 }]
     } else if let Some(weighted) = filter.child("weighted_clusters") {
@@ -47,7 +48,24 @@ pub(super) fn tcp_proxy(mut filter: Reader<'_>) -> Result<TcpProxy, Refused> {
         None => Some(DEFAULT_IDLE_TIMEOUT),
         Some(timeout) => Some(timeout).filter(|t| !t.is_zero()),
     };
-    Ok(TcpProxy { clusters, idle_timeout, access_log: values::access_log(&mut filter) })
+    Ok(TcpProxy { clusters, idle_timeout, flow_key, access_log: values::access_log(&mut filter) })
+}
+
+/// What the hash policies of a flow come to: without any, its 5-tuple decides.
+fn flow_key(
+    policies: Vec<Reader<'_>>,
+    is_by_source: impl Fn(&mut Reader<'_>) -> bool,
+) -> Result<FlowKey, Refused> {
+    let mut key = FlowKey::FiveTuple;
+    for mut policy in policies {
+        if !is_by_source(&mut policy) {
+            return Err(
+                policy.refuse("", "only source_ip is supported; without it the 5-tuple decides")
+            );
+        }
+        key = FlowKey::SourceAddress;
+    }
+    Ok(key)
 }
 
 /// The JSON form of `TcpProxy`.
@@ -56,8 +74,10 @@ pub(super) fn tcp_proxy_json(tcp: &TcpProxy) -> Value {
         "stat_prefix": "tcp",
         "idle_timeout": values::duration(tcp.idle_timeout.unwrap_or_default()),
         "access_log": values::access_log_json(tcp.access_log),
-        "hash_policy": [{"source_ip": {}}],
     });
+    if tcp.flow_key == FlowKey::SourceAddress {
+        fields["hash_policy"] = json!([{"source_ip": {}}]);
+    }
     match tcp.clusters.as_slice() {
         [only] => fields["cluster"] = json!(&*only.name),
         several => fields["weighted_clusters"] = route::weighted_clusters_json(several),
@@ -67,13 +87,17 @@ pub(super) fn tcp_proxy_json(tcp: &TcpProxy) -> Value {
 
 /// Reads `UdpProxyConfig`.
 pub(super) fn udp_proxy(mut filter: Reader<'_>) -> Result<UdpProxy, Refused> {
-    filter.harmless(&["stat_prefix", "hash_policies", "upstream_socket_config"]);
+    filter.harmless(&["stat_prefix", "upstream_socket_config"]);
+    let flow_key = flow_key(filter.children("hash_policies"), |policy| {
+        policy.flag("source_ip").unwrap_or(false)
+    })?;
     let idle_timeout = filter.duration("idle_timeout")?.unwrap_or(DEFAULT_UDP_IDLE_TIMEOUT);
     let access_log = values::access_log(&mut filter);
     if filter.has("cluster") {
         return Ok(UdpProxy {
             cluster: filter.required_text("cluster")?.into(),
             idle_timeout,
+            flow_key,
             access_log,
         });
     }
@@ -85,6 +109,7 @@ pub(super) fn udp_proxy(mut filter: Reader<'_>) -> Result<UdpProxy, Refused> {
         Some(mut route) if route.kind() == UDP_ROUTE => Ok(UdpProxy {
             cluster: route.required_text("cluster")?.into(),
             idle_timeout,
+            flow_key,
             access_log,
         }),
         _ => Err(action.refuse("typed_config", format!("it is no {UDP_ROUTE}"))),
@@ -94,12 +119,15 @@ pub(super) fn udp_proxy(mut filter: Reader<'_>) -> Result<UdpProxy, Refused> {
 /// The JSON form of a UDP listener filter.
 pub(super) fn udp_proxy_json(udp: &UdpProxy) -> Value {
     let route = values::any(UDP_ROUTE, json!({"cluster": &*udp.cluster}));
-    let fields = json!({
+    let mut fields = json!({
         "stat_prefix": "udp",
         "idle_timeout": values::duration(udp.idle_timeout),
         "access_log": values::access_log_json(udp.access_log),
         "matcher": {"on_no_match": {"action": {"name": "route", "typed_config": route}}},
     });
+    if udp.flow_key == FlowKey::SourceAddress {
+        fields["hash_policies"] = json!([{"source_ip": true}]);
+    }
     json!({"name": "envoy.filters.udp_listener.udp_proxy", "typed_config": values::any(UDP, fields)})
 }
 

@@ -6,7 +6,7 @@ mod security;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use weft_model::{Balance, Cidr, SpiffeId};
+use weft_model::{Balance, Cidr, FlowKey, SpiffeId};
 
 use super::{Mesh, Port, Protocol, Service, raw};
 use routes::routes;
@@ -102,12 +102,29 @@ fn services(
             raw::Balance::RoundRobin => Balance::RoundRobin,
             raw::Balance::LeastRequests => Balance::LeastRequests,
         };
+        let flow_key = match service.affinity {
+            raw::Affinity::None => FlowKey::FiveTuple,
+            raw::Affinity::ClientAddress => FlowKey::SourceAddress,
+        };
+        let is_flow = |port: &Port| matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
+        if let Some(port) = ports.iter().find(|port| !is_flow(port))
+            && flow_key == FlowKey::SourceAddress
+        {
+            mistakes.add(
+                format!("{path}.affinity"),
+                format!(
+                    "client_address is for tcp and udp; requests to port {} are balanced one by one",
+                    port.port
+                ),
+            );
+        }
         let checked = Service {
             name: service.name.clone(),
             addresses: service.addresses.clone(),
             ports,
             endpoints,
             balance,
+            flow_key,
             meshed: service.meshed,
         };
         if services.insert(service.name.clone(), checked).is_some() {
