@@ -129,6 +129,11 @@ fn kernel_path(report: &Report, page: &mut Page) {
         &[("proxy", (report.services.len() - on_kernel) as u64), ("kernel", on_kernel as u64)],
     );
     page.counter(
+        "weft_agent_blocked_packets",
+        "Packets of new flows that security groups did not let in.",
+        report.blocked,
+    );
+    page.counter(
         "weft_agent_kernel_repairs",
         "Changes of others to the kernel's table of services, undone.",
         report.repairs,

@@ -1,9 +1,9 @@
 //! The path of a connection and of a datagram, a line a stage.
 //!
 //! ```text
-//! TCP   accept -> destination -> service -> pick -> connect -> forward -> record
+//! TCP   accept -> destination -> service -> admit -> pick -> connect -> forward -> record
 //! UDP   intake -> flow known? its endpoint
-//!              -> flow new?   service -> pick -> remember -> forward
+//!              -> flow new?   service -> admit -> pick -> remember -> forward
 //! ```
 
 use std::cell::Cell;
@@ -58,6 +58,7 @@ async fn carry(
     story.destination = Some(destination);
     let plan = worker.plan();
     let listener = plan.listener_for(&accepted.listener, destination);
+    admit(listener, accepted.client)?;
     let tcp = plan.tcp(listener, destination).ok_or(Refusal::NoService)?;
     story.logged = tcp.access_log;
     let flow = FlowTuple { transport: Transport::Tcp, client: accepted.client, destination };
@@ -88,6 +89,11 @@ fn destination(accepted: &Accepted) -> Result<SocketAddr, Refusal> {
     }
     let destination = original_destination(&accepted.stream, own);
     if destination == own { Err(Refusal::NotRedirected) } else { Ok(destination) }
+}
+
+/// Holds the security group, where the kernel could not be told to.
+fn admit(listener: &Listener, client: SocketAddr) -> Result<(), Refusal> {
+    if listener.admits(client.ip()) { Ok(()) } else { Err(Refusal::NotAllowed) }
 }
 
 /// Connects to the flow's endpoint, or to the next ones when it cannot be reached.
@@ -213,6 +219,7 @@ fn begin(
 ) -> Result<Rc<UdpFlow>, Refusal> {
     let plan = worker.plan();
     let serving = plan.listener_for(listener, tuple.destination);
+    admit(serving, tuple.client)?;
     let udp: &UdpProxy = plan.udp(serving).ok_or(Refusal::NoService)?;
     let target = plan.target_named(&udp.cluster).ok_or(Refusal::NoService)?;
     let choice = plan.pick(target, &tuple, udp.flow_key, 0);

@@ -7,6 +7,8 @@ pub(crate) enum Refusal {
     Limit,
     /// It reached a capture port without having been redirected: a mistake or a loop.
     NotRedirected,
+    /// The service's security group does not let the client in.
+    NotAllowed,
     /// No service answers for its destination.
     NoService,
     /// The service has no endpoint to offer.
@@ -17,14 +19,21 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     /// All of them, in the order of their counters.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Limit, Self::NotRedirected, Self::NoService, Self::NoEndpoint, Self::Unreachable];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Limit,
+        Self::NotRedirected,
+        Self::NotAllowed,
+        Self::NoService,
+        Self::NoEndpoint,
+        Self::Unreachable,
+    ];
 
     /// The word in logs and metrics.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::Limit => "limit",
             Self::NotRedirected => "not_redirected",
+            Self::NotAllowed => "not_allowed",
             Self::NoService => "no_service",
             Self::NoEndpoint => "no_endpoint",
             Self::Unreachable => "unreachable",

@@ -294,7 +294,7 @@ impl Mesh {
     /// greeted.
     #[must_use]
     pub fn open_flow(&self) -> Option<(Flow, String)> {
-        let echo = SocketAddr::new(self.joining.family.service(ECHO), ECHO_PORT);
+        let echo = self.echo();
         let stream = on(Some(&self.client), || TcpStream::connect_timeout(&echo, DEADLINE)).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
         let mut flow = Flow(BufReader::new(stream));
@@ -321,6 +321,12 @@ impl Mesh {
             assert_eq!(from, echo, "answers come from the address that was asked");
             Some(String::from_utf8_lossy(answer.get(..bytes)?).into_owned())
         })
+    }
+
+    /// The address of the echo service over TCP; the next port is for UDP.
+    #[must_use]
+    pub fn echo(&self) -> SocketAddr {
+        SocketAddr::new(self.joining.family.service(ECHO), ECHO_PORT)
     }
 
     /// The address of the service whose endpoints are the tests' own, over TCP; the next port is for

@@ -78,6 +78,10 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
     let plan = worker.plan();
     let serving = plan.listener_for(&listener, destination).clone();
     drop(plan);
+    if !serving.listener.admits(client.ip()) {
+        tracing::debug!(%client, "the listener's security group does not let it in");
+        return None;
+    }
     let kind = if serving.listener.inspects_transport() {
         serve::transport_kind(&stream).await?
     } else {

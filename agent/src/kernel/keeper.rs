@@ -19,9 +19,10 @@ use weft_model::{Name, Transport};
 use weft_runtime::access::{AccessLog, Writer};
 
 use super::flows::{Ending, Fate, Flows};
+use super::index::{GROUP_PREFIX, chain_name};
 use super::reconcile::Kernel;
 use super::service::{Division, Key, NeedsProxy, PathChoice, Way, divide};
-use super::table::{Wanted, chain_name};
+use super::table::Wanted;
 use crate::netlink::conntrack::{self, Conntrack, Ended, Entry};
 use crate::netlink::{Netlink, Told, nf_tables};
 use crate::plan::Plan;
@@ -77,6 +78,8 @@ pub struct Report {
     pub services: Vec<ServiceReport>,
     /// Whether the newest plan is in force.
     pub settled: bool,
+    /// Packets of new flows that security groups did not let in.
+    pub blocked: u64,
     /// How often the table was another than it should have been.
     pub repairs: u64,
     /// How often the kernel refused.
@@ -315,6 +318,7 @@ impl Work {
             }
             let wanted = Wanted {
                 services: &self.division.kernel,
+                groups: &self.division.groups,
                 ending: &self.ending,
                 is_captured_early: is_in_iptables(),
             };
@@ -435,8 +439,11 @@ impl Work {
         });
         let mut services: Vec<ServiceReport> = carried.chain(proxied).collect();
         services.sort_by(|one, other| one.listener.cmp(&other.listener));
+        let is_group = |(name, _): &(&String, &u64)| name.starts_with(GROUP_PREFIX);
+        let blocked = self.counters.iter().filter(is_group).map(|(_, packets)| packets).sum();
         self.update(|report| {
             report.services = services;
+            report.blocked = blocked;
             report.settled = self.is_in_force || self.refused.is_some();
         });
     }

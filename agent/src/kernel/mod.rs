@@ -6,11 +6,13 @@
 //! `weft flow explain` is exact for both.
 //!
 //! [`service`] decides which services can go this way, [`table`] what that comes to in the kernel's
-//! words, [`reconcile`] makes it so, whatever was there before, and [`flows`] which of the kernel's
+//! words ([`index`] its sets, [`field`] the fields of packets), [`reconcile`] makes it so, whatever was there before, and [`flows`] which of the kernel's
 //! connections have lost their endpoint. [`Keeper`] does it for as long as it runs. What the
 //! kernel does not carry, the proxy path does.
 
+mod field;
 mod flows;
+mod index;
 mod keeper;
 mod reconcile;
 mod service;

@@ -11,13 +11,14 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
+use super::index::{Index, chain_name, group_name};
 use super::service::KernelService;
 use super::table::{
-    COMMENT, Chain, Index, TABLE, Wanted, base_chains, chain_name, make_map, map_name, map_values,
+    COMMENT, Chain, TABLE, Wanted, base_chains, group_chain, make_map, map_name, map_values,
     service_rule,
 };
 use crate::netlink::nf_tables::{self as nf, ELEMENT_LIMIT, Element, Expression};
-use crate::netlink::{Message, Netlink, Reply, find};
+use crate::netlink::{Attributes, Message, Netlink, Reply, find};
 
 /// How many bytes of a message an element of a map takes at most: an IPv6 address and port, the slot,
 /// and what stands around them.
@@ -90,7 +91,7 @@ impl Found {
     }
 
     fn has(&self, chain: &Chain) -> bool {
-        let wanted = nf::chain(TABLE, &chain.name, chain.hook);
+        let wanted = told(chain);
         let rules = self.rules_of(&chain.name);
         let same_rule = |(rule, told): (&Vec<Expression>, &Vec<u8>)| {
             nf::rule(TABLE, &chain.name, rule.clone()).are_in(told)
@@ -161,6 +162,11 @@ impl Kernel {
         changes.extend(leftovers.iter().map(|name| nf::delete_set(TABLE, name)));
         let missing = Index::ALL.into_iter().filter(|index| !found.sets.contains(index.name()));
         changes.extend(missing.map(Index::make));
+        // Groups come first: elements lead to them.
+        for group in wanted.groups.iter().map(group_chain).filter(|group| !found.has(group)) {
+            changes.push(nf::make_counter(TABLE, &group.name));
+            changes.extend(refill(&group));
+        }
         for index in Index::ALL {
             // A key that leads elsewhere goes, so that it can come anew.
             let elements = index.elements(wanted);
@@ -176,9 +182,7 @@ impl Kernel {
                 add(index, &missing, &mut changes);
             }
         }
-        for chain in base_chains(wanted).iter().filter(|chain| !found.has(chain)) {
-            changes.extend(install(chain, found.chains.contains_key(&chain.name)));
-        }
+        changes.extend(chains(wanted, found));
         self.carry_out(changes, outcome)
     }
 
@@ -227,8 +231,9 @@ impl Kernel {
             delete(index, found.elements_of(index).iter().filter(is_strange), &mut changes);
         }
         let base = base_chains(wanted);
-        let services: BTreeSet<String> =
-            wanted.services.iter().map(|service| chain_name(service.key)).collect();
+        let services = wanted.services.iter().map(|service| chain_name(service.key));
+        let groups = wanted.groups.iter().map(|group| group_name(group.key));
+        let services: BTreeSet<String> = services.chain(groups).collect();
         let is_wanted =
             |name: &String| services.contains(name) || base.iter().any(|chain| chain.name == *name);
         for name in found.chains.keys().filter(|name| !is_wanted(name)) {
@@ -359,13 +364,37 @@ fn flip(service: &KernelService, map: &str) -> Vec<Message> {
     ]
 }
 
+/// What tells a chain from others.
+fn told(chain: &Chain) -> Attributes {
+    match chain.hook {
+        Some(hook) => nf::chain(TABLE, &chain.name, hook),
+        None => nf::chain_named(TABLE, &chain.name),
+    }
+}
+
+/// Makes the base chains that differ from what is wanted.
+fn chains(wanted: Wanted<'_>, found: &Found) -> Vec<Message> {
+    let base = base_chains(wanted);
+    let differing = base.iter().filter(|chain| !found.has(chain));
+    let install = |chain| install(chain, found.chains.contains_key(&chain.name));
+    differing.flat_map(install).collect()
+}
+
+/// Makes a chain that elements may lead to, and puts its rules in the place of those it has.
+fn refill(chain: &Chain) -> Vec<Message> {
+    let rules = chain.rules.iter().map(|rule| nf::rule(TABLE, &chain.name, rule.clone()));
+    let mut changes = vec![nf::make_chain(told(chain)), nf::flush_chain(TABLE, &chain.name)];
+    changes.extend(rules.map(nf::append_rule));
+    changes
+}
+
 /// Makes a chain with its rules, in place of what is there under its name.
 fn install(chain: &Chain, is_there: bool) -> Vec<Message> {
     let mut changes = Vec::new();
     if is_there {
         changes.push(nf::delete_chain(TABLE, &chain.name));
     }
-    changes.push(nf::make_chain(nf::chain(TABLE, &chain.name, chain.hook)));
+    changes.push(nf::make_chain(told(chain)));
     let rules = chain.rules.iter().map(|rule| nf::rule(TABLE, &chain.name, rule.clone()));
     changes.extend(rules.map(nf::append_rule));
     changes

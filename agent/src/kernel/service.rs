@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_model::{FlowKey, Listener, Maglev, Name, Transport};
+use weft_model::{Cidr, FlowKey, Listener, Maglev, Name, Transport};
 
 use crate::plan::{Plan, Target};
 
@@ -73,6 +73,11 @@ pub(super) enum Place {
 }
 
 impl Place {
+    fn of(listener: &Listener) -> Self {
+        let is_any = listener.address.ip().is_unspecified();
+        if is_any { Self::Here(listener.address) } else { Self::At(listener.address) }
+    }
+
     pub(super) fn is_ipv4(self) -> bool {
         match self {
             Self::At(address) | Self::Here(address) => address.is_ipv4(),
@@ -99,10 +104,19 @@ pub(super) struct KernelService {
     pub(super) logged: bool,
 }
 
-/// Every service of a plan: those that the kernel can carry, and why not the others.
+/// Whose flows to a service are let in; all others are dropped. It holds on both ways.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Group {
+    pub(super) key: Key,
+    pub(super) ranges: Vec<Cidr>,
+}
+
+/// Every service of a plan: those that the kernel can carry, and why not the others; and the security
+/// groups of both.
 #[derive(Debug, Default)]
 pub(super) struct Division {
     pub(super) kernel: Vec<KernelService>,
+    pub(super) groups: Vec<Group>,
     pub(super) proxied: Vec<(Name, NeedsProxy)>,
 }
 
@@ -124,6 +138,10 @@ pub(super) fn divide(plan: &Plan, choice: PathChoice, slot_limit: usize) -> Divi
     let mut division = Division::default();
     let mut slots = 0;
     for listener in plan.services() {
+        if let Some(ranges) = &listener.allow_from {
+            let key = (listener.transport, Place::of(listener));
+            division.groups.push(Group { key, ranges: ranges.clone() });
+        }
         match candidate(plan, listener, choice) {
             Ok(service) if slots + service.table.size() > slot_limit => {
                 division.proxied.push((service.listener, NeedsProxy::TooLarge));
@@ -174,9 +192,8 @@ fn candidate(
     if let Some(local) = table.endpoints().iter().find(|e| e.ip().is_loopback()) {
         return Err(NeedsProxy::OnLoopback(*local));
     }
-    let place = if listener.address.ip().is_unspecified() { Place::Here } else { Place::At };
     Ok(KernelService {
-        key: (listener.transport, place(listener.address)),
+        key: (listener.transport, Place::of(listener)),
         listener: listener.name.clone(),
         target: target.clone(),
         table: table.clone(),

@@ -1,6 +1,8 @@
 //! What services come to in the kernel: one table, hooked just before the redirects.
 //!
 //! ```text
+//! guard_*             a new flow to a service with a security group -> the group's chain
+//! group_tcp_...       from a range that is let in: on; else count and drop
 //! arriving, leaving   destination . protocol . port -> the service's chain, by a map
 //! tcp_10.96.0.3_7000  count; destination = maglev map[jhash(source . port . destination . port)]
 //! hairpin             an endpoint that reached itself: this host becomes the source
@@ -12,18 +14,18 @@
 //! Maps bear a hash of what they hold in their names, so a map that a rule looks into is known to be
 //! whole and right: whoever fills one makes the rule look into it last.
 
-use std::collections::BTreeSet;
 use std::hash::Hasher;
-use std::net::{IpAddr, SocketAddr};
 
-use weft_model::{FlowKey, Maglev, Transport};
+use weft_model::{Cidr, FlowKey, Maglev, Transport};
 use weft_runtime::socket::Mark;
 
+use super::field::{Family, full, load_destination_port, load_source_port, padded};
 use super::flows::Ending;
-use super::service::{KernelService, Key, Place};
+use super::index::{Index, chain_name, group_name};
+use super::service::{Group, KernelService, Place};
 use crate::netlink::Message;
 use crate::netlink::nf_tables::{
-    self as nf, Comparison, Element, Expression, Holds, Hook, HookPlace, Meta, Part, Set, ValueKind,
+    self as nf, Comparison, Expression, Holds, Hook, HookPlace, Meta, Part, Set, ValueKind,
 };
 use crate::redirect::MARK_MASK;
 
@@ -36,6 +38,7 @@ pub(super) const COMMENT: &str = "owner=weft-agent";
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {
     pub(super) services: &'a [KernelService],
+    pub(super) groups: &'a [Group],
     /// Connections that are to be reset when they are next heard of.
     pub(super) ending: &'a [Ending],
     /// Whether datagrams may be captured before their destination is changed: by iptables.
@@ -44,7 +47,7 @@ pub(super) struct Wanted<'a> {
 
 impl Wanted<'_> {
     pub(super) fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.ending.is_empty()
+        self.services.is_empty() && self.groups.is_empty() && self.ending.is_empty()
     }
 }
 
@@ -52,256 +55,33 @@ impl Wanted<'_> {
 #[derive(Debug)]
 pub(super) struct Chain {
     pub(super) name: String,
-    pub(super) hook: Hook,
+    pub(super) hook: Option<Hook>,
     pub(super) rules: Vec<Vec<Expression>>,
 }
 
-/// The two families of addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
-    fn of(is_ipv4: bool) -> Self {
-        if is_ipv4 { Self::V4 } else { Self::V6 }
-    }
-
-    /// `AF_INET` or `AF_INET6`, which is `NFPROTO_*` too.
-    fn number(self) -> u8 {
-        match self {
-            Self::V4 => 2,
-            Self::V6 => 10,
-        }
-    }
-
-    fn kind(self) -> ValueKind {
-        match self {
-            Self::V4 => ValueKind::Ipv4,
-            Self::V6 => ValueKind::Ipv6,
-        }
-    }
-
-    /// How many words an address takes.
-    fn words(self) -> u32 {
-        match self {
-            Self::V4 => 1,
-            Self::V6 => 4,
-        }
-    }
-
-    /// Where a packet's source and destination are.
-    fn offsets(self) -> (u32, u32) {
-        match self {
-            Self::V4 => (12, 16),
-            Self::V6 => (8, 24),
-        }
-    }
-
-    fn pick<T>(self, v4: T, v6: T) -> T {
-        match self {
-            Self::V4 => v4,
-            Self::V6 => v6,
-        }
-    }
-
-    fn load_source(self, word: u32) -> Expression {
-        nf::load_payload_at(word, Part::Network, self.offsets().0, self.words() * 4)
-    }
-
-    fn load_destination(self, word: u32) -> Expression {
-        nf::load_payload_at(word, Part::Network, self.offsets().1, self.words() * 4)
-    }
-
-    fn is_it(self) -> [Expression; 2] {
-        [nf::load_meta(Meta::Family), nf::compare(Comparison::Equal, &[self.number()])]
-    }
-}
-
-fn load_source_port(word: u32) -> Expression {
-    nf::load_payload_at(word, Part::Transport, 0, 2)
-}
-
-fn load_destination_port(word: u32) -> Expression {
-    nf::load_payload_at(word, Part::Transport, 2, 2)
-}
-
-/// A set whose elements come and go with the services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Index {
-    /// A service's address, protocol and port: its chain.
-    Services4,
-    Services6,
-    /// A protocol and port of any address of this host: the service's chain.
-    Here4,
-    Here6,
-    /// The address and port of a service of datagrams.
-    Datagrams4,
-    Datagrams6,
-    /// An endpoint's address, twice.
-    Hairpin4,
-    Hairpin6,
-    /// A service's address and port, and those of an endpoint that it has no more.
-    Ending4,
-    Ending6,
-}
-
-impl Index {
-    pub(super) const ALL: [Self; 10] = [
-        Self::Services4,
-        Self::Services6,
-        Self::Here4,
-        Self::Here6,
-        Self::Datagrams4,
-        Self::Datagrams6,
-        Self::Hairpin4,
-        Self::Hairpin6,
-        Self::Ending4,
-        Self::Ending6,
-    ];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Services4 => "services4",
-            Self::Services6 => "services6",
-            Self::Here4 => "here4",
-            Self::Here6 => "here6",
-            Self::Datagrams4 => "datagrams4",
-            Self::Datagrams6 => "datagrams6",
-            Self::Hairpin4 => "hairpin4",
-            Self::Hairpin6 => "hairpin6",
-            Self::Ending4 => "ending4",
-            Self::Ending6 => "ending6",
-        }
-    }
-
-    fn family(self) -> Family {
-        match self {
-            Self::Services4 | Self::Here4 | Self::Datagrams4 | Self::Hairpin4 | Self::Ending4 => {
-                Family::V4
-            }
-            Self::Services6 | Self::Here6 | Self::Datagrams6 | Self::Hairpin6 | Self::Ending6 => {
-                Family::V6
-            }
-        }
-    }
-
-    pub(super) fn make(self) -> Message {
-        let family = self.family();
-        let address = family.words() * 4;
-        let (key, key_bytes, holds): (&[ValueKind], u32, Holds<'_>) = match self {
-            Self::Services4 | Self::Services6 => (
-                &[family.kind(), ValueKind::Protocol, ValueKind::Port],
-                address + 8,
-                Holds::Verdicts,
-            ),
-            Self::Here4 | Self::Here6 => {
-                (&[ValueKind::Protocol, ValueKind::Port], 8, Holds::Verdicts)
-            }
-            Self::Datagrams4 | Self::Datagrams6 => {
-                (&[family.kind(), ValueKind::Port], address + 4, Holds::Nothing)
-            }
-            Self::Hairpin4 | Self::Hairpin6 => {
-                (&[family.kind(), family.kind()], address * 2, Holds::Nothing)
-            }
-            Self::Ending4 | Self::Ending6 => (
-                &[family.kind(), ValueKind::Port, family.kind(), ValueKind::Port],
-                address * 2 + 8,
-                Holds::Nothing,
-            ),
-        };
-        nf::make_set(TABLE, Set { name: self.name(), key, key_bytes, holds, size: None })
-    }
-
-    /// Whether what it holds comes and goes with a single service.
-    pub(super) fn is_per_service(self) -> bool {
-        match self {
-            Self::Services4
-            | Self::Services6
-            | Self::Here4
-            | Self::Here6
-            | Self::Datagrams4
-            | Self::Datagrams6 => true,
-            Self::Hairpin4 | Self::Hairpin6 | Self::Ending4 | Self::Ending6 => false,
-        }
-    }
-
-    /// What it holds for a service.
-    pub(super) fn element_of(self, service: &KernelService) -> Option<Element> {
-        let (transport, place) = service.key;
-        if Family::of(place.is_ipv4()) != self.family() {
-            return None;
-        }
-        let chain = |key: &[u8]| Some(Element::chain(key, &chain_name(service.key)));
-        match (self, place) {
-            (Self::Services4 | Self::Services6, Place::At(at)) => {
-                chain(&[padded(at.ip()), proto_port(transport, at)].concat())
-            }
-            (Self::Here4 | Self::Here6, Place::Here(at)) => chain(&proto_port(transport, at)),
-            (Self::Datagrams4 | Self::Datagrams6, Place::At(at)) if transport == Transport::Udp => {
-                Some(Element::key(&full(at)))
-            }
-            _ => None,
-        }
-    }
-
-    /// All that it holds.
-    pub(super) fn elements(self, wanted: Wanted<'_>) -> Vec<Element> {
-        let is_ours = |is_ipv4| Family::of(is_ipv4) == self.family();
-        match self {
-            Self::Hairpin4 | Self::Hairpin6 => {
-                let services = wanted.services.iter().filter(|s| is_ours(s.key.1.is_ipv4()));
-                let endpoints: BTreeSet<IpAddr> =
-                    services.flat_map(|s| s.table.endpoints()).map(SocketAddr::ip).collect();
-                let twice = |ip: IpAddr| Element::key(&[padded(ip), padded(ip)].concat());
-                endpoints.into_iter().map(twice).collect()
-            }
-            Self::Ending4 | Self::Ending6 => {
-                let ours = wanted.ending.iter().filter(|e| is_ours(e.destination.is_ipv4()));
-                ours.map(|e| Element::key(&[full(e.destination), full(e.endpoint)].concat()))
-                    .collect()
-            }
-            _ => wanted.services.iter().filter_map(|service| self.element_of(service)).collect(),
-        }
-    }
-}
-
-fn padded(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
-fn port_word(port: u16) -> [u8; 4] {
-    let [high, low] = port.to_be_bytes();
-    [high, low, 0, 0]
-}
-
-fn proto_port(transport: Transport, address: SocketAddr) -> Vec<u8> {
-    [[transport.number(), 0, 0, 0], port_word(address.port())].concat()
-}
-
-/// An address with its port, each part filled up to whole words.
-fn full(address: SocketAddr) -> Vec<u8> {
-    [padded(address.ip()), port_word(address.port()).to_vec()].concat()
-}
-
-/// The name of a service's chain and counter.
-pub(super) fn chain_name((transport, place): Key) -> String {
-    let transport = match transport {
-        Transport::Tcp => "tcp",
-        Transport::Udp => "udp",
+/// The chain of a service's security group.
+pub(super) fn group_chain(group: &Group) -> Chain {
+    let name = group_name(group.key);
+    let family = Family::of(group.key.1.is_ipv4());
+    let ranges = group.ranges.iter().filter(|r| Family::of(r.address().is_ipv4()) == family);
+    let let_in = |range: &Cidr| {
+        let mask = prefix_mask(range.prefix_bits(), family);
+        vec![
+            family.load_source(0),
+            nf::mask(&mask, &vec![0; mask.len()]),
+            nf::compare(Comparison::Equal, &padded(range.address())),
+            nf::decide(nf::Verdict::Return),
+        ]
     };
-    // The nft command knows no colon in a name.
-    match place {
-        Place::At(at) => format!("{transport}_{}_{}", at.ip(), at.port()).replace(':', "-"),
-        Place::Here(at) if at.is_ipv4() => format!("{transport}_here4_{}", at.port()),
-        Place::Here(at) => format!("{transport}_here6_{}", at.port()),
-    }
+    let mut rules: Vec<_> = ranges.map(let_in).collect();
+    rules.push(vec![nf::count_by(&name), nf::decide(nf::Verdict::Drop)]);
+    Chain { name, hook: None, rules }
+}
+
+fn prefix_mask(bits: u8, family: Family) -> Vec<u8> {
+    let ones = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+    let bytes = usize::try_from(family.words() * 4).unwrap_or(16);
+    ones.to_be_bytes().into_iter().take(bytes).collect()
 }
 
 /// The name of a map for what this service's holds. Numbered ones hold the same.
@@ -370,9 +150,11 @@ pub(super) fn base_chains(wanted: Wanted<'_>) -> Vec<Chain> {
     const BEFORE_CAPTURE: i32 = -160;
     const BEFORE_SOURCE_NAT: i32 = 99;
     const AS_FILTERS: i32 = 0;
+    // Behind connection tracking, which is at -200, and before everything that takes a packet.
+    const GUARD: i32 = -175;
     let chain = |name: &str, kind, place, priority, rules: Vec<_>| Chain {
         name: name.to_owned(),
-        hook: Hook { kind, place, priority },
+        hook: Some(Hook { kind, place, priority }),
         rules,
     };
     let services = wanted.services;
@@ -385,7 +167,10 @@ pub(super) fn base_chains(wanted: Wanted<'_>) -> Vec<Chain> {
     let hairpin = Family::BOTH.into_iter().filter_map(|f| hairpin(f, services)).collect();
     let ending: Vec<_> =
         Family::BOTH.into_iter().filter_map(|f| ending(f, wanted.ending)).collect();
+    let guard: Vec<_> = Family::BOTH.into_iter().flat_map(|f| guard(f, wanted.groups)).collect();
     let all = [
+        chain("guard_arriving", "filter", HookPlace::Prerouting, GUARD, guard.clone()),
+        chain("guard_leaving", "filter", HookPlace::Output, GUARD, guard),
         chain("arriving", "nat", HookPlace::Prerouting, BEFORE_NAT, dispatch.clone()),
         chain("leaving", "nat", HookPlace::Output, BEFORE_NAT, dispatch),
         chain("hairpin", "nat", HookPlace::Postrouting, BEFORE_SOURCE_NAT, hairpin),
@@ -399,28 +184,52 @@ pub(super) fn base_chains(wanted: Wanted<'_>) -> Vec<Chain> {
 }
 
 fn dispatch(family: Family, services: &[KernelService]) -> Vec<Vec<Expression>> {
-    let places = || services.iter().map(|s| s.key.1).filter(|p| Family::of(p.is_ipv4()) == family);
+    let places: Vec<Place> = services.iter().map(|service| service.key.1).collect();
+    let at = family.pick(Index::Services4, Index::Services6);
+    let here = family.pick(Index::Here4, Index::Here6);
+    by_destination(family, &places, &[], at, here)
+}
+
+fn guard(family: Family, groups: &[Group]) -> Vec<Vec<Expression>> {
+    let places: Vec<Place> = groups.iter().map(|group| group.key.1).collect();
+    let at = family.pick(Index::Groups4, Index::Groups6);
+    let here = family.pick(Index::GroupsHere4, Index::GroupsHere6);
+    by_destination(family, &places, &nf::is_of_no_connection(), at, here)
+}
+
+/// The rules that lead packets to the chains of their destinations, as far as there are any in these
+/// places: `first` is asked before, then `at` by address, protocol and port, then `here`.
+fn by_destination(
+    family: Family,
+    places: &[Place],
+    first: &[Expression],
+    at: Index,
+    here: Index,
+) -> Vec<Vec<Expression>> {
+    let mut ours = places.iter().filter(|place| Family::of(place.is_ipv4()) == family);
+    let has_at = ours.clone().any(|place| matches!(place, Place::At(_)));
+    let has_here = ours.any(|place| matches!(place, Place::Here(_)));
     let address = family.words();
     let mut rules = Vec::new();
-    if places().any(|place| matches!(place, Place::At(_))) {
-        let mut rule = family.is_it().to_vec();
+    if has_at {
+        let mut rule = [family.is_it().as_slice(), first].concat();
         rule.extend([
             family.load_destination(0),
             nf::load_meta_at(address, Meta::Protocol),
             load_destination_port(address + 1),
-            nf::decide_by(family.pick(Index::Services4, Index::Services6).name()),
+            nf::decide_by(at.name()),
         ]);
         rules.push(rule);
     }
-    if places().any(|place| matches!(place, Place::Here(_))) {
+    if has_here {
         const LOCAL: u32 = 2;
-        let mut rule = family.is_it().to_vec();
+        let mut rule = [family.is_it().as_slice(), first].concat();
         rule.extend([
             nf::load_destination_kind(),
             nf::compare(Comparison::Equal, &LOCAL.to_ne_bytes()),
             nf::load_meta_at(0, Meta::Protocol),
             load_destination_port(1),
-            nf::decide_by(family.pick(Index::Here4, Index::Here6).name()),
+            nf::decide_by(here.name()),
         ]);
         rules.push(rule);
     }

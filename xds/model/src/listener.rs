@@ -31,6 +31,9 @@ pub struct Listener {
     pub default_chain: Option<FilterChain>,
     /// How datagrams are served, for UDP.
     pub udp: Option<UdpProxy>,
+    /// Whose flows the agent takes: the listener's security group (`metadata`, `allow_from` under
+    /// `weft`). None: anybody's.
+    pub allow_from: Option<Vec<Cidr>>,
 }
 
 impl Listener {
@@ -44,6 +47,14 @@ impl Listener {
             .max_by_key(|(rank, _)| *rank)
             .map(|(_, chain)| chain)
             .or(self.default_chain.as_ref())
+    }
+
+    /// Whether its security group lets a client in.
+    #[must_use]
+    pub fn admits(&self, client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        let holds = |ranges: &Vec<Cidr>| ranges.iter().any(|range| range.contains(client));
+        self.allow_from.as_ref().is_none_or(holds)
     }
 
     /// Whether a chain must know if the client speaks TLS, so that its first bytes must be seen.
@@ -274,6 +285,7 @@ mod tests {
             ],
             default_chain: Some(chain("default", ChainMatch::default())),
             udp: None,
+            allow_from: None,
         };
         let check = |destination: &str, kind, expected: &str| {
             let destination = destination.parse().expect("an address");

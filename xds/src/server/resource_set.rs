@@ -178,6 +178,7 @@ mod tests {
             chains: vec![chain],
             default_chain: None,
             udp: None,
+            allow_from: None,
         };
         let mut snapshot = Snapshot::default();
         snapshot.listeners.insert("l".into(), listener.into());

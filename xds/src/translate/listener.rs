@@ -6,11 +6,17 @@
 )]
 
 use serde_json::{Value, json};
-use weft_model::{ChainMatch, Filter, FilterChain, Listener, Transport, TransportKind, UdpProxy};
+use weft_model::{
+    ChainMatch, Cidr, Filter, FilterChain, Listener, Transport, TransportKind, UdpProxy,
+};
 
 use super::{Reader, Refused, filters, secret, values};
 
 const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
+
+/// The name under which metadata is ours, and what we know there.
+const OUR_METADATA: &str = "weft";
+const ALLOW_FROM: &str = "allow_from";
 
 /// Reads a listener.
 pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
@@ -25,7 +31,6 @@ pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
         "listener_filters_timeout",
         "continue_on_listener_filters_timeout",
         "drain_type",
-        "metadata",
         "max_connections_to_accept_per_socket_event",
         "udp_listener_config",
         "freebind",
@@ -51,6 +56,7 @@ pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
             ListenerFilter::Udp(proxy) => udp = Some(proxy),
         }
     }
+    let allow_from = listener.child("metadata").map(allow_from).transpose()?.flatten();
     let chains = values::each(listener.children("filter_chains"), chain)?;
     let default_chain = listener.child("default_filter_chain").map(chain).transpose()?;
     let listener_value = Listener {
@@ -63,9 +69,34 @@ pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
         chains,
         default_chain,
         udp,
+        allow_from,
     };
     check(&listener, &listener_value)?;
     Ok(listener_value)
+}
+
+/// The security group among a listener's metadata, of which those for others are not ours to read.
+fn allow_from(mut metadata: Reader<'_>) -> Result<Option<Vec<Cidr>>, Refused> {
+    metadata.harmless(&["typed_filter_metadata"]);
+    let mut allowed = None;
+    for (name, mut fields) in metadata.map("filter_metadata") {
+        if name != OUR_METADATA {
+            fields.harmless(&["fields"]);
+            continue;
+        }
+        for (field, mut value) in fields.map("fields") {
+            let list = value.child("list_value").filter(|_| field == ALLOW_FROM);
+            let mut list = list.ok_or_else(|| {
+                value.refuse("", format!("{field:?} is not known; {ALLOW_FROM}, a list, is"))
+            })?;
+            let range = |mut value: Reader<'_>| {
+                let text = value.text("string_value");
+                Cidr::parse(&text).map_err(|error| value.refuse("", error.to_string()))
+            };
+            allowed = Some(values::each(list.children("values"), range)?);
+        }
+    }
+    Ok(allowed)
 }
 
 /// What only the whole can tell.
@@ -228,6 +259,10 @@ pub(super) fn encode(listener: &Listener) -> Value {
     json["listener_filters"] = json!(filters);
     if listener.transparent {
         json["transparent"] = json!(true);
+    }
+    if let Some(ranges) = &listener.allow_from {
+        let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+        json["metadata"] = json!({"filter_metadata": {OUR_METADATA: {ALLOW_FROM: ranges}}});
     }
     if let Some(default) = &listener.default_chain {
         json["default_filter_chain"] = chain_json(default);

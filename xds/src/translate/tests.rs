@@ -93,6 +93,7 @@ fn proxies_come_back_as_they_went_out() {
 name: vip
 address: {socket_address: {protocol: UDP, address: "fd00::1", port_value: 53}}
 bind_to_port: false
+metadata: {filter_metadata: {weft: {allow_from: ["fd00::/64", 10.0.0.0/8]}}}
 listener_filters:
 - name: udp
   typed_config:

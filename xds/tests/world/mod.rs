@@ -170,5 +170,6 @@ fn listener(name: Name, form: u16, routes: Vec<Name>) -> Listener {
         chains: chains.collect(),
         default_chain: None,
         udp: None,
+        allow_from: None,
     }
 }

@@ -49,6 +49,7 @@ pub(crate) enum Comparison {
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
+    Drop = 0,
     Accept = 1,
     Goto = -4,
     Return = -5,
@@ -228,6 +229,19 @@ pub(crate) fn load_connection_at(word: u32, key: Connection, side: Side) -> Expr
         .big_endian(2, key as u32)
         .bytes(3, &[side as u8]);
     expression("ct", data)
+}
+
+/// Goes on only with packets that belong to no connection that was let in: the first of a new one, and
+/// those that nobody can assign.
+pub(crate) fn is_of_no_connection() -> [Expression; 3] {
+    const STATE: u32 = 0;
+    const NEW_INVALID_OR_UNTRACKED: u32 = 8 | 1 | 64;
+    let load = Attributes::new().big_endian(1, REGISTER).big_endian(2, STATE);
+    [
+        expression("ct", load),
+        mask(&NEW_INVALID_OR_UNTRACKED.to_ne_bytes(), &[0; 4]),
+        compare(Comparison::Different, &[0; 4]),
+    ]
 }
 
 /// Refuses a TCP packet with a reset.

@@ -60,6 +60,8 @@ pub struct Service {
     pub endpoints: Vec<(IpAddr, u32)>,
     /// How a replica is chosen for a request.
     pub balance: Balance,
+    /// Whose flows agents take; none: anybody's.
+    pub allow_from: Option<Vec<Cidr>>,
     /// What of a flow decides about its replica.
     pub flow_key: FlowKey,
     /// Whether its replicas have sidecars, and so speak mutual TLS only.

@@ -45,6 +45,8 @@ pub struct Service {
     /// `round_robin` or `least_requests`.
     #[serde(default)]
     pub balance: Balance,
+    /// Whose flows agents take: address ranges. Anybody's when not given.
+    pub allow_from: Option<Vec<String>>,
     /// `none` or `client_address`.
     #[serde(default)]
     pub affinity: Affinity,

@@ -46,6 +46,7 @@ fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
         listener.bind = false;
         listener.use_original_destination = false;
         listener.transparent = false;
+        listener.allow_from.clone_from(&service.allow_from);
         if udp {
             listener.udp = Some(UdpProxy {
                 cluster: name.clone(),
@@ -81,6 +82,7 @@ fn capture(name: &str, address: std::net::SocketAddr, transport: Transport) -> L
         chains: Vec::new(),
         default_chain: None,
         udp: None,
+        allow_from: None,
     }
 }
 

@@ -386,6 +386,7 @@ fn redirected(name: &str, address: std::net::SocketAddr) -> Listener {
         chains: Vec::new(),
         default_chain: None,
         udp: None,
+        allow_from: None,
     }
 }
 

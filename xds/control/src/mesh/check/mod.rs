@@ -118,12 +118,21 @@ fn services(
                 ),
             );
         }
+        let allow_from = service.allow_from.as_ref().map(|ranges| {
+            let parsed = ranges.iter().enumerate().filter_map(|(position, text)| {
+                let parsed = Cidr::parse(text);
+                let path = format!("{path}.allow_from[{position}]");
+                parsed.map_err(|error| mistakes.add(path, error.to_string())).ok()
+            });
+            parsed.collect()
+        });
         let checked = Service {
             name: service.name.clone(),
             addresses: service.addresses.clone(),
             ports,
             endpoints,
             balance,
+            allow_from,
             flow_key,
             meshed: service.meshed,
         };

@@ -1,0 +1,110 @@
+//! The fields of packets that the table looks at: where they are, and how they are written in its sets.
+
+use std::net::{IpAddr, SocketAddr};
+
+use weft_model::Transport;
+
+use super::service::{Key, Place};
+use crate::netlink::nf_tables::{self as nf, Comparison, Expression, Meta, Part, ValueKind};
+
+/// The two families of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(super) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub(super) fn of(is_ipv4: bool) -> Self {
+        if is_ipv4 { Self::V4 } else { Self::V6 }
+    }
+
+    /// `AF_INET` or `AF_INET6`, which is `NFPROTO_*` too.
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+
+    pub(super) fn kind(self) -> ValueKind {
+        match self {
+            Self::V4 => ValueKind::Ipv4,
+            Self::V6 => ValueKind::Ipv6,
+        }
+    }
+
+    /// How many words an address takes.
+    pub(super) fn words(self) -> u32 {
+        match self {
+            Self::V4 => 1,
+            Self::V6 => 4,
+        }
+    }
+
+    /// Where a packet's source and destination are.
+    pub(super) fn offsets(self) -> (u32, u32) {
+        match self {
+            Self::V4 => (12, 16),
+            Self::V6 => (8, 24),
+        }
+    }
+
+    pub(super) fn pick<T>(self, v4: T, v6: T) -> T {
+        match self {
+            Self::V4 => v4,
+            Self::V6 => v6,
+        }
+    }
+
+    pub(super) fn load_source(self, word: u32) -> Expression {
+        nf::load_payload_at(word, Part::Network, self.offsets().0, self.words() * 4)
+    }
+
+    pub(super) fn load_destination(self, word: u32) -> Expression {
+        nf::load_payload_at(word, Part::Network, self.offsets().1, self.words() * 4)
+    }
+
+    pub(super) fn is_it(self) -> [Expression; 2] {
+        [nf::load_meta(Meta::Family), nf::compare(Comparison::Equal, &[self.number()])]
+    }
+}
+
+pub(super) fn load_source_port(word: u32) -> Expression {
+    nf::load_payload_at(word, Part::Transport, 0, 2)
+}
+
+pub(super) fn load_destination_port(word: u32) -> Expression {
+    nf::load_payload_at(word, Part::Transport, 2, 2)
+}
+
+pub(super) fn padded(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+pub(super) fn port_word(port: u16) -> [u8; 4] {
+    let [high, low] = port.to_be_bytes();
+    [high, low, 0, 0]
+}
+
+pub(super) fn proto_port(transport: Transport, address: SocketAddr) -> Vec<u8> {
+    [[transport.number(), 0, 0, 0], port_word(address.port())].concat()
+}
+
+/// What a service's packets are known by: address, protocol and port, or the last two.
+pub(super) fn dispatch_key((transport, place): Key) -> Vec<u8> {
+    match place {
+        Place::At(at) => [padded(at.ip()), proto_port(transport, at)].concat(),
+        Place::Here(at) => proto_port(transport, at),
+    }
+}
+
+/// An address with its port, each part filled up to whole words.
+pub(super) fn full(address: SocketAddr) -> Vec<u8> {
+    [padded(address.ip()), port_word(address.port()).to_vec()].concat()
+}
