@@ -18,7 +18,7 @@ use weft_runtime::drain::Phase;
 use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset_on_close};
 
 use crate::forward::tcp::{Moved, relay};
-use crate::forward::udp::{Datagram, send};
+use crate::forward::udp::{Datagram, send_all};
 use crate::plan::{Choice, OTHER_ENDPOINTS, Plan, Target};
 use crate::record::Record;
 use crate::refusal::Refusal;
@@ -183,31 +183,35 @@ pub(crate) struct UdpFlow {
     stopped: tokio::sync::Notify,
 }
 
-/// Sends a datagram the way of its flow; a new flow is decided here.
-pub(crate) fn datagram(
-    datagram: &Datagram<'_>,
+/// Sends datagrams the way of their flows; new flows are decided here. Those of a flow keep their
+/// order, and go together.
+pub(crate) fn datagrams(
+    taken: &[Datagram<'_>],
     listener: &Listener,
     own: &Rc<UdpSocket>,
     worker: &Rc<Worker>,
 ) {
-    let Some(destination) = datagram.destination.or_else(|| own.local_addr().ok()) else {
-        return;
-    };
-    let tuple = FlowTuple { transport: Transport::Udp, client: datagram.client, destination };
-    let known = worker.flows.borrow_mut().get(&tuple, now()).cloned();
-    let flow = match known {
-        Some(flow) => flow,
-        None => match begin(tuple, listener, own, worker) {
-            Ok(flow) => flow,
-            Err(refusal) => return worker.metrics.refuse(refusal),
-        },
-    };
-    match send(&flow.endpoint, datagram.bytes, None) {
-        Ok(sent) => {
-            worker.metrics.datagrams_to_endpoint.increment();
-            flow.moved.to_endpoint.set(flow.moved.to_endpoint.get() + sent as u64);
+    let mut flows: Vec<(Rc<UdpFlow>, Vec<&[u8]>)> = Vec::new();
+    for datagram in taken {
+        let Some(destination) = datagram.destination.or_else(|| own.local_addr().ok()) else {
+            continue;
+        };
+        let tuple = FlowTuple { transport: Transport::Udp, client: datagram.client, destination };
+        if let Some((_, bytes)) = flows.iter_mut().rev().find(|(flow, _)| flow.tuple == tuple) {
+            bytes.push(datagram.bytes);
+            continue;
         }
-        Err(_) => worker.metrics.datagrams_lost.increment(),
+        let known = worker.flows.borrow_mut().get(&tuple, now()).cloned();
+        match known.map_or_else(|| begin(tuple, listener, own, worker), Ok) {
+            Ok(flow) => flows.push((flow, vec![datagram.bytes])),
+            Err(refusal) => worker.metrics.refuse(refusal),
+        }
+    }
+    for (flow, bytes) in flows {
+        let sent = send_all(&flow.endpoint, &bytes, None);
+        worker.metrics.datagrams_to_endpoint.add(sent.datagrams);
+        worker.metrics.datagrams_lost.add(sent.lost);
+        flow.moved.to_endpoint.set(flow.moved.to_endpoint.get() + sent.bytes);
     }
 }
 
@@ -259,30 +263,22 @@ fn begin(
 
 /// Carries a flow's answers back to its client until the flow ends.
 async fn answer(flow: Rc<UdpFlow>, worker: Rc<Worker>) {
-    let mut buffer = Vec::new();
     while !flow.ended.get() {
         tokio::select! {
             ready = flow.endpoint.readable() => if ready.is_err() { break },
             () = flow.stopped.notified() => break,
         }
-        buffer.clear();
-        buffer.reserve(65_536);
-        match flow.endpoint.try_recv_buf(&mut buffer) {
-            Ok(_) => {}
-            // The endpoint has no such port (ICMP): it may come back, so the flow stays.
-            Err(_) => {
-                buffer = Vec::new();
-                continue;
-            }
-        }
+        let to = Some(flow.tuple.client);
+        let sent = worker
+            .batch
+            .borrow_mut()
+            .answers(&flow.endpoint, |answers| send_all(&flow.answers, answers, to));
+        // An endpoint may have no such port (ICMP): it may come back, so the flow stays.
+        let Ok(sent) = sent else { continue };
         worker.flows.borrow_mut().touch(&flow.tuple, now());
-        match send(&flow.answers, &buffer, Some(flow.tuple.client)) {
-            Ok(sent) => {
-                worker.metrics.datagrams_to_client.increment();
-                flow.moved.to_client.set(flow.moved.to_client.get() + sent as u64);
-            }
-            Err(_) => worker.metrics.datagrams_lost.increment(),
-        }
+        worker.metrics.datagrams_to_client.add(sent.datagrams);
+        worker.metrics.datagrams_lost.add(sent.lost);
+        flow.moved.to_client.set(flow.moved.to_client.get() + sent.bytes);
     }
 }
 

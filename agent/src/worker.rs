@@ -19,7 +19,7 @@ use weft_runtime::socket::{Mark, bind_udp, is_without_ipv6, listen_tcp};
 
 use crate::flow::FlowTable;
 use crate::forward::tcp::Lender;
-use crate::forward::udp::{Intake, ReplySockets};
+use crate::forward::udp::{Batch, Intake, ReplySockets};
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Accepted, UdpFlow};
 use crate::plan::Plan;
@@ -66,6 +66,8 @@ pub(crate) struct Worker {
     pub(crate) lender: Lender,
     pub(crate) flows: RefCell<FlowTable<Rc<UdpFlow>>>,
     pub(crate) reply_sockets: ReplySockets,
+    /// Room to take datagrams in, lent to whatever reads.
+    pub(crate) batch: Rc<RefCell<Batch>>,
     plan: RefCell<Arc<Plan>>,
 }
 
@@ -87,6 +89,7 @@ pub async fn run(shared: Shared, number: usize) {
         lender: Lender::new(),
         flows: RefCell::new(FlowTable::new(shared.limits.flows)),
         reply_sockets: ReplySockets::default(),
+        batch: Rc::new(RefCell::new(Batch::new())),
         plan: RefCell::new(plan),
         shared,
     });
@@ -209,7 +212,8 @@ fn serve(listener: &Arc<Listener>, worker: &Rc<Worker>) -> io::Result<JoinHandle
         Transport::Udp => {
             let socket =
                 Rc::new(bind_udp(listener.address, listener.transparent, worker.shared.mark)?);
-            let intake = Intake::new(socket.clone(), listener.use_original_destination)?;
+            let intercepted = listener.use_original_destination;
+            let intake = Intake::new(socket.clone(), intercepted, worker.batch.clone())?;
             Ok(tokio::task::spawn_local(take_in(intake, socket, name, worker)))
         }
     }
@@ -237,7 +241,7 @@ async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<Worker>)
 }
 
 async fn take_in(
-    mut intake: Intake,
+    intake: Intake,
     socket: Rc<tokio::net::UdpSocket>,
     name: Name,
     worker: Rc<Worker>,
@@ -246,9 +250,8 @@ async fn take_in(
         let Some(listener) = worker.plan().listener(&name).cloned() else {
             return;
         };
-        let taken = intake
-            .next(|datagram| pipeline::datagram(&datagram, &listener, &socket, &worker))
-            .await;
+        let taken =
+            intake.next(|taken| pipeline::datagrams(taken, &listener, &socket, &worker)).await;
         if let Err(error) = taken {
             tracing::debug!(%error, "a batch of datagrams was not taken in");
             tokio::time::sleep(REST).await;
