@@ -129,26 +129,25 @@ pub fn parse(text: &str) -> Result<Vec<Wish>, Vec<Problem>> {
 /// # Errors
 /// Every mistake of the file as it is now, or what keeps the guard from starting.
 pub fn guard(file: &Path) -> Result<Guard, String> {
-    let (mut text, wishes) = read(file)?;
-    let guard = Guard::start(wishes).map_err(|error| error.to_string())?;
+    let read = |file: &Path| std::fs::read_to_string(file).map_err(|error| error.to_string());
+    let mut seen = read(file);
+    let guard = Guard::start(understand(file, &seen)?).map_err(|error| error.to_string())?;
     let (following, file) = (guard.clone(), file.to_owned());
     let follow = move || {
         loop {
             pause();
-            if std::fs::read_to_string(&file).is_ok_and(|now| now == text) {
+            let now = read(&file);
+            if now == seen {
                 continue;
             }
-            match read(&file) {
-                Ok((changed, wishes)) => {
-                    text = changed;
+            match understand(&file, &now) {
+                Ok(wishes) => {
                     tracing::info!(file = %file.display(), redirects = wishes.len(), "redirects changed");
                     following.want(wishes);
                 }
-                Err(problems) => {
-                    text = std::fs::read_to_string(&file).unwrap_or_default();
-                    tracing::error!(problems, "the redirects in force stay");
-                }
+                Err(problems) => tracing::error!(problems, "the redirects in force stay"),
             }
+            seen = now;
         }
     };
     std::thread::Builder::new()
@@ -158,14 +157,14 @@ pub fn guard(file: &Path) -> Result<Guard, String> {
     Ok(guard)
 }
 
-fn read(file: &Path) -> Result<(String, Vec<Wish>), String> {
+/// What a file that was read wants, or what is wrong with it.
+fn understand(file: &Path, read: &Result<String, String>) -> Result<Vec<Wish>, String> {
     let shown = file.display();
-    let text = std::fs::read_to_string(file).map_err(|error| format!("{shown}: {error}"))?;
-    let wishes = parse(&text).map_err(|problems| {
+    let text = read.as_ref().map_err(|error| format!("{shown}: {error}"))?;
+    parse(text).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(|p| format!("{shown}: {p}")).collect();
         lines.join("\n")
-    })?;
-    Ok((text, wishes))
+    })
 }
 
 #[allow(clippy::disallowed_methods, reason = "the step between two looks at a file")]

@@ -75,6 +75,11 @@ async fn carry(
         end = relay(&mut accepted.stream, &mut endpoint, idle_timeout, &worker.lender, &story.moved) => end.word(),
         () = worker.shared.drain.reached(Phase::Ended) => "cut_off",
     };
+    if end == "cut_off" {
+        // Else what was cut off would look like a whole answer.
+        reset_on_close(&accepted.stream);
+        reset_on_close(&endpoint);
+    }
     worker.metrics.connections_open.decrement();
     worker.metrics.bytes_to_endpoint.add(story.moved.to_endpoint.get());
     worker.metrics.bytes_to_client.add(story.moved.to_client.get());

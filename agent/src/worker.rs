@@ -66,8 +66,8 @@ pub(crate) struct Worker {
     pub(crate) lender: Lender,
     pub(crate) flows: RefCell<FlowTable<Rc<UdpFlow>>>,
     pub(crate) reply_sockets: ReplySockets,
-    /// Room to take datagrams in, lent to whatever reads.
-    pub(crate) batch: Rc<RefCell<Batch>>,
+    /// Room to take answers in, lent to the flow that has some.
+    pub(crate) batch: RefCell<Batch>,
     plan: RefCell<Arc<Plan>>,
 }
 
@@ -89,7 +89,7 @@ pub async fn run(shared: Shared, number: usize) {
         lender: Lender::new(),
         flows: RefCell::new(FlowTable::new(shared.limits.flows)),
         reply_sockets: ReplySockets::default(),
-        batch: Rc::new(RefCell::new(Batch::new())),
+        batch: RefCell::new(Batch::new()),
         plan: RefCell::new(plan),
         shared,
     });
@@ -212,8 +212,7 @@ fn serve(listener: &Arc<Listener>, worker: &Rc<Worker>) -> io::Result<JoinHandle
         Transport::Udp => {
             let socket =
                 Rc::new(bind_udp(listener.address, listener.transparent, worker.shared.mark)?);
-            let intercepted = listener.use_original_destination;
-            let intake = Intake::new(socket.clone(), intercepted, worker.batch.clone())?;
+            let intake = Intake::new(socket.clone(), listener.use_original_destination)?;
             Ok(tokio::task::spawn_local(take_in(intake, socket, name, worker)))
         }
     }
@@ -241,7 +240,7 @@ async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<Worker>)
 }
 
 async fn take_in(
-    intake: Intake,
+    mut intake: Intake,
     socket: Rc<tokio::net::UdpSocket>,
     name: Name,
     worker: Rc<Worker>,

@@ -44,7 +44,7 @@ pub(super) struct Arguments {
     #[arg(long, default_value_t = 4_194_304, value_name = "COUNT")]
     slot_limit: usize,
     /// How long an endpoint that is gone may keep its TCP connections on the kernel path, in seconds.
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     endpoint_drain: u64,
     /// How many TCP connections one worker carries at most.
     #[arg(long, default_value_t = 40_000, value_name = "COUNT")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use weft_agent::redirect::{
-    Backend, BackendChoice, Namespace, Redirect, RedirectError, Verdict, apply, plan, remove,
+    Backend, BackendChoice, Namespace, Redirect, RedirectError, Verdict, apply, plan, remove_all,
     verify,
 };
 use weft_model::Cidr;
@@ -160,7 +160,7 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
             Err(Failure::Failed("what is installed is not what is wanted".into()))
         }
         Command::Guard { file } => guard(&file, log),
-        Command::Remove(place) => remove(&place.namespace()).map_err(explain),
+        Command::Remove(place) => remove_all(&place.namespace()).map_err(explain),
     }
 }
 

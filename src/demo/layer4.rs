@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::Value;
-use weft_agent::redirect::{self, Verdict};
+use weft_agent::redirect;
 
 use super::files::MeshFile;
 use super::flows::{echo_flow, udp_flows};
 use super::hosts::Host;
 use super::roles::now;
 use super::service::ECHO_PORT;
-use super::stage::Stage;
+use super::stage::{Stage, await_redirect};
 use super::story::{expect, on_router, wait};
 use crate::client::{config_dump, explain_flow};
 
@@ -41,14 +41,9 @@ impl Stage {
     pub(super) fn repaired(&mut self) -> Result<String, String> {
         let mut longest = std::time::Duration::ZERO;
         for wish in &self.redirects {
-            let text = |error: redirect::RedirectError| error.to_string();
-            redirect::remove(&wish.namespace).map_err(text)?;
+            redirect::remove_all(&wish.namespace).map_err(|error| error.to_string())?;
             let removed = now();
-            let backend = wish.backend.resolve().map_err(text)?;
-            wait("the rules are back", || {
-                let verdict = redirect::verify(&wish.redirect, backend, &wish.namespace);
-                Ok(verdict.map_err(text)? == Verdict::AsWanted)
-            })?;
+            await_redirect(wish)?;
             longest = longest.max(now() - removed);
         }
         let replicas = self.client_host.run(udp_flows(ECHO, 10))??;

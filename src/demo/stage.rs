@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
-use weft_agent::redirect::{Backend, Wish};
+use weft_agent::redirect::{self, Backend, RedirectError, Verdict, Wish};
 
 use super::files::{ClientCertificate, Files, MeshFile};
 use super::hosts::{Host, Network};
 use super::line;
 use super::roles::{Role, Roles};
 use super::service::{DIRECT_PORT, ECHO_PORT};
+use super::story::wait;
 use crate::client::{Answer, get};
 use crate::redirects::parse;
 
@@ -74,6 +75,9 @@ impl Stage {
             None,
             &[&agent_arguments, &joined[..], &[&agent_token]].concat(),
         )?;
+        // Rules come first: a connection that is older than they are may be taken for a new one when
+        // the kernel first sees it.
+        redirects.iter().try_for_each(await_redirect)?;
         for (host, token) in [&web].into_iter().chain(&orders).zip(&tokens) {
             let service = if host.name == "web" { "web" } else { "orders" };
             let name = format!("{}-service", host.name);
@@ -153,6 +157,16 @@ impl Stage {
 
 fn mesh<'a>(web: &'a Host, orders: &'a [Host], echo: &'a [Host]) -> MeshFile<'a> {
     MeshFile { web, orders, echo: echo.iter().collect(), revocations: Vec::new(), caller: "web" }
+}
+
+/// Waits until rules are in force.
+pub(super) fn await_redirect(wish: &Wish) -> Result<(), String> {
+    let text = |error: RedirectError| error.to_string();
+    let backend = wish.backend.resolve().map_err(text)?;
+    wait("the rules are in force", || {
+        let verdict = redirect::verify(&wish.redirect, backend, &wish.namespace);
+        Ok(verdict.map_err(text)? == Verdict::AsWanted)
+    })
 }
 
 /// What is redirected where: on each workload's host to its sidecar, on the router to the agent. The

@@ -37,7 +37,9 @@ pub(crate) struct Datagram<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
-/// Room for the datagrams that one system call takes in. A worker lends one to whatever reads.
+/// Room for the datagrams that one system call takes in. A worker lends one to all flows for their
+/// answers. Each intake has its own: the kernel notes in the headers how much of the addresses and
+/// ancillary data it has used, which is then all that it uses for the next.
 pub(crate) struct Batch {
     buffers: Vec<u8>,
     headers: MultiHeaders<SockaddrStorage>,
@@ -95,29 +97,25 @@ impl Batch {
 /// Takes in datagrams by batches.
 pub(crate) struct Intake {
     socket: Rc<UdpSocket>,
-    batch: Rc<RefCell<Batch>>,
+    batch: Batch,
 }
 
 impl Intake {
     /// Reads from `socket`. With `intercepted` each datagram tells the address it was sent to.
-    pub(crate) fn new(
-        socket: Rc<UdpSocket>,
-        intercepted: bool,
-        batch: Rc<RefCell<Batch>>,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(socket: Rc<UdpSocket>, intercepted: bool) -> io::Result<Self> {
         if intercepted {
             match socket.local_addr()? {
                 SocketAddr::V4(_) => setsockopt(&*socket, sockopt::Ipv4OrigDstAddr, &true)?,
                 SocketAddr::V6(_) => setsockopt(&*socket, sockopt::Ipv6OrigDstAddr, &true)?,
             }
         }
-        Ok(Self { socket, batch })
+        Ok(Self { socket, batch: Batch::new() })
     }
 
     /// Waits for datagrams and gives those that are there to `take`, all at once.
-    pub(crate) async fn next(&self, take: impl FnOnce(&[Datagram<'_>])) -> io::Result<()> {
+    pub(crate) async fn next(&mut self, take: impl FnOnce(&[Datagram<'_>])) -> io::Result<()> {
         self.socket.readable().await?;
-        match self.batch.borrow_mut().receive(&self.socket, take) {
+        match self.batch.receive(&self.socket, take) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             other => other,
         }
@@ -163,9 +161,12 @@ pub(crate) fn send_all(socket: &UdpSocket, datagrams: &[&[u8]], to: Option<Socke
     sent
 }
 
+/// Datagrams of one flow, in order.
+type Row<'a, 'b> = &'a [&'b [u8]];
+
 /// The datagrams at the front that can go as one train, and those behind: all of one size, but the
 /// last may be shorter.
-fn next_train<'a, 'b>(datagrams: &'a [&'b [u8]]) -> Option<(&'a [&'b [u8]], &'a [&'b [u8]])> {
+fn next_train<'a, 'b>(datagrams: Row<'a, 'b>) -> Option<(Row<'a, 'b>, Row<'a, 'b>)> {
     let size = datagrams.first()?.len();
     let limit = TRAIN_BYTES.checked_div(size).unwrap_or(1).clamp(1, TRAIN_LIMIT);
     let equal = datagrams.iter().take(limit).take_while(|next| next.len() == size).count();

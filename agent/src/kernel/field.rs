@@ -1,6 +1,6 @@
 //! The fields of packets that the table looks at: where they are, and how they are written in its sets.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use weft_model::Transport;
 
@@ -65,6 +65,14 @@ impl Family {
 
     pub(super) fn load_destination(self, word: u32) -> Expression {
         nf::load_payload_at(word, Part::Network, self.offsets().1, self.words() * 4)
+    }
+
+    /// Goes on only with packets whose destination is not on loopback.
+    pub(super) fn is_not_loopback(self) -> [Expression; 2] {
+        let loopback = self.pick(vec![127], padded(Ipv6Addr::LOCALHOST.into()));
+        let bytes = self.pick(1, 16);
+        let load = nf::load_payload_at(0, Part::Network, self.offsets().1, bytes);
+        [load, nf::compare(Comparison::Different, &loopback)]
     }
 
     pub(super) fn is_it(self) -> [Expression; 2] {

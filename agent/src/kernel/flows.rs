@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use weft_model::{FlowTuple, Name, Transport};
 
-use super::service::{KernelService, Key, Place};
+use super::service::{KernelService, Key, Place, Proxied};
 use crate::plan::Target;
 
 /// A service's address with an endpoint that it has no more: TCP connections there are reset.
@@ -45,6 +45,8 @@ pub(super) struct Flows {
     /// How long an endpoint that is gone may keep its TCP connections.
     drain: Duration,
     services: HashMap<Key, Service>,
+    /// The targets of services that the kernel does not carry: what it carried before may stay there.
+    proxied: HashMap<Key, Vec<Arc<Target>>>,
     /// Destinations that were the kernel's and are not now, until their datagrams were let go.
     former: BTreeSet<Key>,
     /// Endpoints that are gone, with the end of their time.
@@ -56,32 +58,39 @@ const GONE_LIMIT: usize = 100_000;
 
 impl Flows {
     pub(super) fn new(drain: Duration) -> Self {
-        Self { drain, services: HashMap::new(), former: BTreeSet::new(), gone: HashMap::new() }
+        let (services, proxied) = (HashMap::new(), HashMap::new());
+        Self { drain, services, proxied, former: BTreeSet::new(), gone: HashMap::new() }
     }
 
-    /// Takes over the services that the kernel carries from now on.
-    pub(super) fn follow(&mut self, services: &[KernelService], now: Instant) {
+    /// Takes over the services that the kernel carries from now on, and those that it does not.
+    pub(super) fn follow(&mut self, services: &[KernelService], proxied: &[Proxied], now: Instant) {
+        self.proxied = proxied.iter().map(|p| (p.key, p.targets.clone())).collect();
         let before = std::mem::take(&mut self.services);
         let service = |s: &KernelService| Service { target: s.target.clone(), logged: s.logged };
         self.services = services.iter().map(|s| (s.key, service(s))).collect();
         for (key, Service { target, .. }) in &before {
-            let after = self.services.get(key).map(|service| &service.target);
-            if after.is_none() {
+            if !self.services.contains_key(key) {
                 self.former.insert(*key);
             }
-            let gone = target.keeping().filter(|e| !after.is_some_and(|t| t.keeps(*e)));
-            for endpoint in gone {
+            for endpoint in target.keeping() {
                 if self.gone.len() < GONE_LIMIT {
-                    self.gone.insert((*key, endpoint), now + self.drain);
+                    self.gone.entry((*key, endpoint)).or_insert(now + self.drain);
                 }
             }
         }
+        let mut gone = std::mem::take(&mut self.gone);
+        // One that is still there, or came back, has nothing to end.
+        gone.retain(|(key, endpoint), _| !self.keeps(*key, *endpoint));
+        self.gone = gone;
         let services = &self.services;
         self.former.retain(|key| !services.contains_key(key));
-        // One that came back has nothing to end.
-        self.gone.retain(|(key, endpoint), _| {
-            !services.get(key).is_some_and(|service| service.target.keeps(*endpoint))
-        });
+    }
+
+    /// Whether flows may stay on an endpoint of a service, by whichever way it goes now.
+    fn keeps(&self, key: Key, endpoint: SocketAddr) -> bool {
+        let by_kernel = self.services.get(&key).map(|service| &service.target);
+        let by_proxy = self.proxied.get(&key).into_iter().flatten();
+        by_kernel.into_iter().chain(by_proxy).any(|target| target.keeps(endpoint))
     }
 
     /// What is to become of a connection that goes to `endpoint`.
@@ -92,12 +101,15 @@ impl Flows {
             // An endpoint that is gone has time; [`ending`](Self::ending) tells when it is over. What
             // was redirected to us is ours.
             Transport::Tcp => Fate::Keep,
-            Transport::Udp => match service {
-                Some(service) if is_translated && service.target.keeps(endpoint) => Fate::Keep,
-                Some(_) => Fate::LetGo,
-                None if is_translated && self.former.contains(&key) => Fate::LetGo,
-                None => Fate::Keep,
-            },
+            // At a port of any address of this host others' flows are seen as well: only those that
+            // went to an endpoint of ours are known to be ours.
+            Transport::Udp if matches!(key.1, Place::Here(_)) => {
+                if self.gone.contains_key(&(key, endpoint)) { Fate::LetGo } else { Fate::Strange }
+            }
+            Transport::Udp if is_translated && self.keeps(key, endpoint) => Fate::Keep,
+            // What was captured before the kernel carried the service goes nowhere now.
+            Transport::Udp if is_translated || service.is_some() => Fate::LetGo,
+            Transport::Udp => Fate::Keep,
         }
     }
 
@@ -115,8 +127,9 @@ impl Flows {
     /// The name of the service whose flow this was, when a record of it is wanted. What was not sent
     /// elsewhere was not the kernel's.
     pub(super) fn logged(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<&Name> {
-        let (_, service) = self.service_of(flow)?;
-        let service = service.filter(|service| service.logged && endpoint != flow.destination);
+        let (key, service) = self.service_of(flow)?;
+        let is_ours = self.keeps(key, endpoint) || self.gone.contains_key(&(key, endpoint));
+        let service = service.filter(|service| service.logged && is_ours);
         service.map(|service| &service.target.name)
     }
 
@@ -227,7 +240,7 @@ mod tests {
         let mut flows = Flows::new(DRAIN);
         let endpoints =
             [("10.0.0.2:53", Healthy), ("10.0.0.3:53", Draining), ("10.0.0.4:53", Unhealthy)];
-        flows.follow(&[service(Transport::Udp, &endpoints)], start());
+        flows.follow(&[service(Transport::Udp, &endpoints)], &[], start());
         let check = |flows: &Flows, endpoint: &str, fate: Fate| {
             assert_eq!(flows.fate(&flow(Transport::Udp), address(endpoint)), fate, "{endpoint}");
         };
@@ -238,7 +251,7 @@ mod tests {
         // Captured before the kernel carried the service: it is not sent anywhere.
         check(&flows, "10.96.0.1:53", Fate::LetGo);
 
-        flows.follow(&[], start());
+        flows.follow(&[], &[], start());
         check(&flows, "10.0.0.2:53", Fate::LetGo);
         check(&flows, "10.96.0.1:53", Fate::Keep);
         flows.swept();
@@ -250,8 +263,8 @@ mod tests {
         let both = [("10.0.0.2:53", Health::Healthy), ("10.0.0.3:53", Health::Healthy)];
         let now = start();
         let mut flows = Flows::new(DRAIN);
-        flows.follow(&[service(Transport::Tcp, &both)], now);
-        flows.follow(&[service(Transport::Tcp, &both[1..])], now);
+        flows.follow(&[service(Transport::Tcp, &both)], &[], now);
+        flows.follow(&[service(Transport::Tcp, &both[1..])], &[], now);
         assert_eq!(flows.fate(&flow(Transport::Tcp), address("10.0.0.2:53")), Fate::Keep);
         assert_eq!(flows.ending(now), []);
         assert_eq!(flows.next_deadline(now), Some(now + DRAIN));
@@ -263,12 +276,36 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_goes_over_to_the_proxy_path_keeps_what_the_kernel_carries() {
+        let both = [("10.0.0.2:53", Health::Draining), ("10.0.0.3:53", Health::Healthy)];
+        let now = start();
+        for transport in [Transport::Udp, Transport::Tcp] {
+            let mut flows = Flows::new(DRAIN);
+            flows.follow(&[service(transport, &both)], &[], now);
+            let service = service(transport, &both[..1]);
+            let proxied = Proxied {
+                listener: service.listener,
+                reason: crate::kernel::NeedsProxy::NoEndpoint,
+                key: service.key,
+                targets: vec![service.target],
+            };
+            flows.follow(&[], &[proxied], now);
+            let fate = |endpoint| flows.fate(&flow(transport), address(endpoint));
+            assert_eq!(fate("10.0.0.2:53"), Fate::Keep);
+            let of_lost = if transport == Transport::Udp { Fate::LetGo } else { Fate::Keep };
+            assert_eq!(fate("10.0.0.3:53"), of_lost);
+            let lost = address("10.0.0.3:53");
+            assert!(flows.ending(now + DRAIN).iter().all(|ending| ending.endpoint == lost));
+        }
+    }
+
+    #[test]
     fn an_endpoint_that_comes_back_in_time_ends_nothing() {
         let both = [("10.0.0.2:53", Health::Healthy), ("10.0.0.3:53", Health::Healthy)];
         let now = start();
         let mut flows = Flows::new(DRAIN);
         for endpoints in [&both[..], &both[1..], &both[..]] {
-            flows.follow(&[service(Transport::Tcp, endpoints)], now);
+            flows.follow(&[service(Transport::Tcp, endpoints)], &[], now);
         }
         assert_eq!(flows.next_deadline(now), None);
         assert_eq!(flows.ending(now + DRAIN), []);

@@ -21,6 +21,7 @@ use weft_runtime::access::{AccessLog, Writer};
 use super::flows::{Ending, Fate, Flows};
 use super::index::{GROUP_PREFIX, chain_name};
 use super::reconcile::Kernel;
+use super::report::{Report, ServiceReport};
 use super::service::{Division, Key, NeedsProxy, PathChoice, Way, divide};
 use super::table::Wanted;
 use crate::netlink::conntrack::{self, Conntrack, Ended, Entry};
@@ -40,7 +41,7 @@ const SWEEP_SHARE: u32 = 500;
 const DEEP: Duration = Duration::from_secs(60);
 /// The shortest time between two repairs, so that a fight with somebody else costs little.
 const BETWEEN_REPAIRS: Duration = Duration::from_millis(100);
-/// How often the table is made before it counts as a failure that it is another again.
+/// How often the table is made before whoever changes it meanwhile is left alone for a moment.
 const ATTEMPTS: usize = 3;
 /// How long the kernel rests after it refused.
 const RETRY: Duration = Duration::from_secs(5);
@@ -54,42 +55,6 @@ pub struct KernelLimits {
     pub slots: usize,
     /// How long an endpoint that is gone may keep its TCP connections.
     pub endpoint_drain: Duration,
-}
-
-/// How it stands with a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceReport {
-    /// Its listener.
-    pub listener: Name,
-    /// Its transport protocol; none of a service that the kernel does not carry.
-    pub transport: Option<Transport>,
-    /// How its flows are moved.
-    pub way: Way,
-    /// How many flows the kernel has begun for it.
-    pub flows: u64,
-    /// How many of them there are.
-    pub flows_open: u64,
-}
-
-/// What there is to tell.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Every service.
-    pub services: Vec<ServiceReport>,
-    /// Whether the newest plan is in force.
-    pub settled: bool,
-    /// Packets of new flows that security groups did not let in.
-    pub blocked: u64,
-    /// How often the table was another than it should have been.
-    pub repairs: u64,
-    /// How often the kernel refused.
-    pub failures: u64,
-    /// How many flows were let go because their endpoint was gone.
-    pub let_go: u64,
-    /// How often the kernel told of more ends of connections than were taken in.
-    pub records_lost: u64,
-    /// How long the last change took.
-    pub last_change: Duration,
 }
 
 /// The thread's handle. The thread ends with the last of them; the table stays.
@@ -124,6 +89,7 @@ impl Keeper {
             counters: HashMap::new(),
             ending: Vec::new(),
             is_in_force: false,
+            enforced: None,
             changes: None,
             refused: None,
             due: now,
@@ -168,6 +134,8 @@ struct Work {
     ending: Vec<Ending>,
     /// Whether the division is what the kernel does.
     is_in_force: bool,
+    /// What was enforced last beside the services.
+    enforced: Option<(Vec<Ending>, bool)>,
     /// Tells of changes, ours and others'.
     changes: Option<Netlink>,
     /// Why the kernel refused, when it did.
@@ -208,12 +176,7 @@ impl Work {
     fn hear(&mut self) {
         let Some(changes) = &self.changes else { return };
         let mut of_elements = false;
-        let heard = changes.drain(|told| {
-            of_elements |= match told {
-                Told::This(told) => nf_tables::is_of_elements(&told),
-                Told::TooMuch => true,
-            };
-        });
+        let heard = changes.drain(|told| of_elements |= is_of_elements(&told));
         let soon = now() + BETWEEN_REPAIRS;
         if heard.unwrap_or(true) {
             self.due = self.due.min(soon);
@@ -304,7 +267,8 @@ impl Work {
 
     fn reconcile(&mut self) -> io::Result<()> {
         let started = now();
-        let deep = self.deep_due <= started;
+        let mut deep = self.deep_due <= started;
+        let early = is_in_iptables();
         let mut kernel = Kernel::open()?;
         let mut transactions = 0;
         if !self.is_in_force {
@@ -314,13 +278,13 @@ impl Work {
         for attempt in 0..ATTEMPTS {
             if attempt > 0 || self.is_in_force {
                 // What changes from here on is heard, or seen by what follows.
-                self.listen();
+                deep |= self.listen();
             }
             let wanted = Wanted {
                 services: &self.division.kernel,
                 groups: &self.division.groups,
                 ending: &self.ending,
-                is_captured_early: is_in_iptables(),
+                is_captured_early: early,
             };
             let outcome = kernel.reconcile(wanted, deep)?;
             transactions += outcome.transactions;
@@ -329,12 +293,15 @@ impl Work {
             }
         }
         let finished = now();
-        if self.is_in_force && transactions > 0 && self.ending.is_empty() {
+        let wanted = (self.ending.clone(), early);
+        let is_same = self.enforced.as_ref() == Some(&wanted);
+        self.enforced = Some(wanted);
+        if self.is_in_force && transactions > 0 && is_same {
             self.update(|report| report.repairs += 1);
             tracing::warn!("the kernel's table of services had been changed: repaired");
         }
         if !self.is_in_force {
-            self.flows.follow(&self.division.kernel, finished);
+            self.flows.follow(&self.division.kernel, &self.division.proxied, finished);
             self.want_records();
             self.sweep_due = finished;
             self.update(|report| report.last_change = finished - started);
@@ -353,15 +320,17 @@ impl Work {
         Ok(())
     }
 
-    fn listen(&mut self) {
-        match &self.changes {
-            // What we did ourselves was told too, and the rest is seen by whoever looks now.
-            Some(changes) => drop(changes.drain(|_| {})),
-            None => {
-                let part = SockProtocol::NetlinkNetFilter;
-                self.changes = Netlink::listen(part, nf_tables::CHANGES).ok();
-            }
-        }
+    /// Listens to changes from here on. What was told before is seen by whoever looks now; whether it
+    /// has to look at the elements of maps.
+    fn listen(&mut self) -> bool {
+        let Some(changes) = &self.changes else {
+            let part = SockProtocol::NetlinkNetFilter;
+            self.changes = Netlink::listen(part, nf_tables::CHANGES).ok();
+            return false;
+        };
+        let mut of_elements = false;
+        let heard = changes.drain(|told| of_elements |= is_of_elements(&told));
+        of_elements || heard.is_err()
     }
 
     fn complain(&mut self, error: &io::Error) {
@@ -430,10 +399,10 @@ impl Work {
             flows: self.counters.get(&chain_name(service.key)).copied().unwrap_or(0),
             flows_open: self.open.get(&service.key).copied().unwrap_or(0),
         });
-        let proxied = self.division.proxied.iter().map(|(listener, reason)| ServiceReport {
-            listener: listener.clone(),
+        let proxied = self.division.proxied.iter().map(|proxied| ServiceReport {
+            listener: proxied.listener.clone(),
             transport: None,
-            way: Way::Proxy(reason.clone()),
+            way: Way::Proxy(proxied.reason.clone()),
             flows: 0,
             flows_open: 0,
         });
@@ -450,6 +419,13 @@ impl Work {
 
     fn update(&self, change: impl FnOnce(&mut Report)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+fn is_of_elements(told: &Told) -> bool {
+    match told {
+        Told::This(told) => nf_tables::is_of_elements(told),
+        Told::TooMuch => true,
     }
 }
 

@@ -15,12 +15,14 @@ mod flows;
 mod index;
 mod keeper;
 mod reconcile;
+mod report;
 mod service;
 mod table;
 
 use std::io;
 
-pub use keeper::{Keeper, KernelLimits, Report, ServiceReport};
+pub use keeper::{Keeper, KernelLimits};
+pub use report::{Report, ServiceReport};
 pub use service::{NeedsProxy, PathChoice, Way};
 
 /// Removes what an agent told the kernel of services, in the network namespace of this thread.

@@ -102,8 +102,15 @@ impl Found {
     }
 }
 
+/// Whether an error says that the table is not as we would have made it.
+fn is_in_the_way(error: &io::Error) -> bool {
+    const KINDS: [Errno; 4] = [Errno::EBUSY, Errno::ENOENT, Errno::EEXIST, Errno::EINVAL];
+    KINDS.iter().any(|kind| error.raw_os_error() == Some(*kind as i32))
+}
+
+/// Whether a set is no service's map: an index, or one that stands in somebody's rule.
 fn is_index(set: &str) -> bool {
-    Index::ALL.iter().any(|index| index.name() == set)
+    set.starts_with("__") || Index::ALL.iter().any(|index| index.name() == set)
 }
 
 impl Kernel {
@@ -128,6 +135,17 @@ impl Kernel {
     /// Makes the table carry what is wanted and nothing else. With `deep`, what the maps hold is
     /// compared too, and not only their names.
     pub(super) fn reconcile(&mut self, wanted: Wanted<'_>, deep: bool) -> io::Result<Outcome> {
+        match self.bring(wanted, deep) {
+            // Somebody put something of their own into our table that keeps it from being changed.
+            Err(error) if is_in_the_way(&error) => {
+                self.remove()?;
+                self.bring(wanted, deep)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn bring(&mut self, wanted: Wanted<'_>, deep: bool) -> io::Result<Outcome> {
         let found = match self.read()? {
             None if wanted.is_empty() => return Ok(Outcome::default()),
             None => Found::default(),
@@ -139,11 +157,15 @@ impl Kernel {
         };
         let mut outcome = Outcome::default();
         self.prepare(wanted, &found, &mut outcome)?;
+        // One that fails keeps no other from being served, and nothing from being cleared away.
+        let mut failed = None;
         for service in wanted.services {
-            self.serve(service, &found, deep, &mut outcome)?;
+            if let Err(error) = self.serve(service, &found, deep, &mut outcome) {
+                failed.get_or_insert(error);
+            }
         }
         self.clear(wanted, &found, &mut outcome)?;
-        Ok(outcome)
+        failed.map_or(Ok(outcome), Err)
     }
 
     /// Makes what services are put into, and clears away what is in the way.

@@ -1,10 +1,11 @@
 //! Which services the kernel can carry by itself, and why not the others.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_model::{Cidr, FlowKey, Listener, Maglev, Name, Transport};
+use weft_model::{Cidr, Filter, FlowKey, Listener, Maglev, Name, Transport};
 
 use crate::plan::{Plan, Target};
 
@@ -34,7 +35,9 @@ pub enum NeedsProxy {
     NoEndpoint,
     /// The endpoint's address is of the other family.
     OtherFamily(SocketAddr),
-    /// The endpoint is on loopback, where the kernel does not send what comes from others.
+    /// Another listener has the same address and protocol.
+    AddressTaken,
+    /// The listener or an endpoint is on loopback, where the kernel does not send what comes from others.
     OnLoopback(SocketAddr),
     /// The kernel's tables would have more slots than they may.
     TooLarge,
@@ -56,7 +59,8 @@ impl fmt::Display for NeedsProxy {
             Self::OtherFamily(endpoint) => {
                 write!(f, "its endpoint {endpoint} is of the other address family")
             }
-            Self::OnLoopback(endpoint) => write!(f, "its endpoint {endpoint} is on loopback"),
+            Self::AddressTaken => f.write_str("another listener has the same address"),
+            Self::OnLoopback(address) => write!(f, "{address} is on loopback"),
             Self::TooLarge => f.write_str("the kernel's tables hold as many slots as they may"),
             Self::Refused(reason) => write!(f, "the kernel refused: {reason}"),
         }
@@ -117,7 +121,17 @@ pub(super) struct Group {
 pub(super) struct Division {
     pub(super) kernel: Vec<KernelService>,
     pub(super) groups: Vec<Group>,
-    pub(super) proxied: Vec<(Name, NeedsProxy)>,
+    pub(super) proxied: Vec<Proxied>,
+}
+
+/// A service that the kernel does not carry, and why.
+#[derive(Debug, Clone)]
+pub(super) struct Proxied {
+    pub(super) listener: Name,
+    pub(super) reason: NeedsProxy,
+    pub(super) key: Key,
+    /// Wherever its flows may go.
+    pub(super) targets: Vec<Arc<Target>>,
 }
 
 /// Which way flows are to go.
@@ -137,23 +151,45 @@ pub enum PathChoice {
 pub(super) fn divide(plan: &Plan, choice: PathChoice, slot_limit: usize) -> Division {
     let mut division = Division::default();
     let mut slots = 0;
+    let mut keys = HashSet::new();
     for listener in plan.services() {
         if let Some(ranges) = &listener.allow_from {
             let key = (listener.transport, Place::of(listener));
             division.groups.push(Group { key, ranges: ranges.clone() });
         }
+        let proxied = |reason| Proxied {
+            listener: listener.name.clone(),
+            reason,
+            key: (listener.transport, Place::of(listener)),
+            targets: targets(plan, listener),
+        };
         match candidate(plan, listener, choice) {
+            Ok(service) if !keys.insert(service.key) => {
+                division.proxied.push(proxied(NeedsProxy::AddressTaken));
+            }
             Ok(service) if slots + service.table.size() > slot_limit => {
-                division.proxied.push((service.listener, NeedsProxy::TooLarge));
+                division.proxied.push(proxied(NeedsProxy::TooLarge));
             }
             Ok(service) => {
                 slots += service.table.size();
                 division.kernel.push(service);
             }
-            Err(reason) => division.proxied.push((listener.name.clone(), reason)),
+            Err(reason) => division.proxied.push(proxied(reason)),
         }
     }
     division
+}
+
+/// Wherever flows to a listener may go.
+fn targets(plan: &Plan, listener: &Listener) -> Vec<Arc<Target>> {
+    let chains = listener.chains.iter().chain(&listener.default_chain);
+    let of_chains = chains.flat_map(|chain| match &chain.filter {
+        Filter::Tcp(tcp) => tcp.clusters.as_slice(),
+        Filter::Http(_) => &[],
+    });
+    let of_udp = plan.udp(listener).map(|udp| &udp.cluster);
+    let names = of_chains.map(|cluster| &cluster.name).chain(of_udp);
+    names.filter_map(|name| plan.target_named(name)).cloned().collect()
 }
 
 fn candidate(
@@ -180,6 +216,9 @@ fn candidate(
             (plan.target_named(&udp.cluster), udp.flow_key, udp.access_log)
         }
     };
+    if listener.address.ip().is_loopback() {
+        return Err(NeedsProxy::OnLoopback(listener.address));
+    }
     let target = target.ok_or(NeedsProxy::NoEndpoint)?;
     let table = target.table().ok_or(NeedsProxy::OriginalDestination)?;
     if table.endpoints().is_empty() {

@@ -224,6 +224,8 @@ fn by_destination(
     if has_here {
         const LOCAL: u32 = 2;
         let mut rule = [family.is_it().as_slice(), first].concat();
+        // The kernel sends nothing from loopback elsewhere: that is for our own socket.
+        rule.extend(family.is_not_loopback());
         rule.extend([
             nf::load_destination_kind(),
             nf::compare(Comparison::Equal, &LOCAL.to_ne_bytes()),

@@ -215,7 +215,13 @@ impl Netlink {
                         Some(error) => return Err(io::Error::from_raw_os_error(error)),
                         None => return Err(io::ErrorKind::InvalidData.into()),
                     },
-                    DONE => return Ok(()),
+                    // A list that broke off ends with an error number.
+                    DONE => match error(&reply) {
+                        Some(broken) if broken > 0 => {
+                            return Err(io::Error::from_raw_os_error(broken));
+                        }
+                        _ => return Ok(()),
+                    },
                     _ => each(&reply),
                 }
             }

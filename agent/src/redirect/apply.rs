@@ -241,13 +241,23 @@ pub fn verify(
 ///
 /// # Errors
 /// What failed.
+pub fn remove_all(namespace: &Namespace) -> Result<(), RedirectError> {
+    remove(namespace)?;
+    inside(namespace, || match native::probe() {
+        Ok(()) => remove_services().map_err(kernel("removing the services")),
+        // Without nf_tables there are none.
+        Err(_) => Ok(()),
+    })
+}
+
+/// Removes all redirects, whatever installed them. Removing nothing is no mistake.
+///
+/// # Errors
+/// What failed.
 pub fn remove(namespace: &Namespace) -> Result<(), RedirectError> {
     inside(namespace, || {
         match BackendChoice::Auto.resolve()? {
-            Backend::Native => {
-                native::remove().map_err(kernel("removing the rules"))?;
-                remove_services().map_err(kernel("removing the services"))?;
-            }
+            Backend::Native => native::remove().map_err(kernel("removing the rules"))?,
             // Without nf_tables there is no such table.
             Backend::Nft | Backend::Iptables => {}
         }

@@ -19,7 +19,8 @@ use weft_model::Cidr;
 
 pub(crate) use apply::is_in_iptables;
 pub use apply::{
-    Backend, BackendChoice, Namespace, RedirectError, Verdict, apply, plan, remove, verify,
+    Backend, BackendChoice, Namespace, RedirectError, Verdict, apply, plan, remove, remove_all,
+    verify,
 };
 pub use guard::{Guard, Report, Standing, Wish};
 
