@@ -293,6 +293,10 @@ impl Work {
             }
         }
         let finished = now();
+        if transactions > 0 {
+            // Flows that began while it was otherwise may be where they no longer belong.
+            self.sweep_due = finished;
+        }
         let wanted = (self.ending.clone(), early);
         let is_same = self.enforced.as_ref() == Some(&wanted);
         self.enforced = Some(wanted);
