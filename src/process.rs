@@ -14,7 +14,9 @@ use weft_model::{Name, Secret, Snapshot};
 use weft_runtime::access::Writer;
 use weft_runtime::drain::{Drain, on_signals};
 use weft_runtime::listening::{Listening, Report};
+use weft_runtime::log::LogLevel;
 use weft_runtime::socket::Mark;
+use weft_runtime::worker::Waiting;
 use weft_runtime::{admin, log, open_files, worker};
 use weft_xds::bootstrap::Bootstrap;
 use weft_xds::client::Status;
@@ -24,8 +26,6 @@ use crate::identity::{self, Enrolment};
 
 /// What a data plane is started with.
 pub struct Setup {
-    /// The role, for thread names.
-    pub name: &'static str,
     /// The file, read.
     pub bootstrap: Bootstrap,
     /// How it gets its certificate and configuration, when by a control plane.
@@ -34,10 +34,6 @@ pub struct Setup {
     pub admin: Option<SocketAddr>,
     /// How long draining waits.
     pub patience: Duration,
-    /// How many workers; one per processor when not said.
-    pub workers: Option<NonZeroUsize>,
-    /// What is logged.
-    pub log: String,
     /// Where access lines go.
     pub access: Writer,
     /// What it tells of itself beyond what every data plane does.
@@ -74,8 +70,18 @@ pub trait Particulars: Send + Sync + 'static {
 
 impl std::fmt::Debug for Setup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Setup").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Setup").field("admin", &self.admin).finish_non_exhaustive()
     }
+}
+
+/// A process with its log and its threads, and nothing else open yet: see [`worker::prepare`].
+#[derive(Debug)]
+pub struct Begun {
+    name: &'static str,
+    level: LogLevel,
+    runtime: Runtime,
+    count: NonZeroUsize,
+    workers: Waiting,
 }
 
 /// A data plane whose control work runs.
@@ -83,35 +89,53 @@ impl std::fmt::Debug for Setup {
 pub struct DataPlaneProcess {
     name: &'static str,
     runtime: Runtime,
+    waiting: Waiting,
     drain: Drain,
     access: Writer,
     mark: Option<Mark>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     problems: watch::Sender<Vec<String>>,
-    workers: NonZeroUsize,
+    count: NonZeroUsize,
     reports: mpsc::UnboundedSender<Report>,
 }
 
-impl DataPlaneProcess {
-    /// Starts logging, the admin port, and the stream of configurations.
+/// Begins a process: its log, its control runtime and its workers, named after the role; one per
+/// processor when their number is not said.
+///
+/// # Errors
+/// What keeps it from starting.
+pub fn begin(
+    role: &'static str,
+    workers: Option<NonZeroUsize>,
+    log: &str,
+) -> Result<Begun, String> {
+    let level = log::start(log)?;
+    open_files::raise_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let count = workers.unwrap_or_else(worker::default_count);
+    let workers = worker::prepare(role, count);
+    let workers = workers.map_err(|error| format!("a worker could not be started: {error}"))?;
+    Ok(Begun { name: role, level, runtime, count, workers })
+}
+
+impl Begun {
+    /// Starts the admin port, and the stream of configurations.
     ///
     /// # Errors
     /// What keeps it from starting.
-    pub fn start(setup: Setup) -> Result<Self, String> {
-        let level = log::start(&setup.log)?;
-        open_files::raise_limit();
+    pub fn start(self, setup: Setup) -> Result<DataPlaneProcess, String> {
+        let Self { name, level, runtime, count, workers } = self;
         let mark = Mark::DEFAULT.if_permitted();
         if mark.is_none() {
             tracing::info!(
                 "no permission to set marks (CAP_NET_RAW): what we send is not exempt from redirects by mark"
             );
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("control")
-            .enable_all()
-            .build()
-            .map_err(|error| error.to_string())?;
         let drain = Drain::new(setup.patience);
         runtime.block_on(async { on_signals(&drain) }).map_err(|error| error.to_string())?;
 
@@ -121,13 +145,12 @@ impl DataPlaneProcess {
         let snapshots = published.subscribe();
         let problems = watch::Sender::new(Vec::new());
         let (reports, reported) = mpsc::unbounded_channel();
-        let workers = setup.workers.unwrap_or_else(worker::default_count);
 
         let role = Arc::new(Role {
             snapshots: snapshots.clone(),
             status: status.subscribe(),
             problems: problems.subscribe(),
-            listening: Mutex::new(Listening::new(workers)),
+            listening: Mutex::new(Listening::new(count)),
             particulars: setup.particulars,
         });
         if let Some(address) = setup.admin {
@@ -138,11 +161,22 @@ impl DataPlaneProcess {
         runtime.spawn(collect(reported, role));
         let channels = Channels { local, published, status };
         runtime.spawn(run_control(setup.bootstrap, setup.enrolment, mark, channels));
-        let name = setup.name;
-        let access = setup.access;
-        Ok(Self { name, runtime, drain, access, mark, snapshots, problems, workers, reports })
+        Ok(DataPlaneProcess {
+            name,
+            runtime,
+            waiting: workers,
+            count,
+            drain,
+            access: setup.access,
+            mark,
+            snapshots,
+            problems,
+            reports,
+        })
     }
+}
 
+impl DataPlaneProcess {
     /// The configurations.
     #[must_use]
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
@@ -181,15 +215,14 @@ impl DataPlaneProcess {
     /// Runs the workers until the process has drained.
     ///
     /// # Errors
-    /// When workers cannot be started, or one ended badly.
+    /// When a worker ended badly.
     pub fn serve<F, W>(self, run: F) -> Result<(), String>
     where
         F: Fn(usize) -> W + Clone + Send + 'static,
         W: Future<Output = ()> + 'static,
     {
-        let workers =
-            worker::start(self.name, self.workers, run).map_err(|error| error.to_string())?;
-        tracing::info!(role = self.name, workers = self.workers, "serving");
+        let workers = self.waiting.start(run);
+        tracing::info!(role = self.name, workers = self.count, "serving");
         let good = workers.join();
         self.runtime.shutdown_timeout(Duration::from_millis(200));
         // The last access lines are on their way to the writer's thread.

@@ -1,8 +1,10 @@
 //! What a mesh promises when things go wrong, each with a whole mesh.
 
 use std::collections::BTreeSet;
+use std::fs::DirEntry;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use weft_integration::mesh::{Family, Mesh};
@@ -41,6 +43,33 @@ fn a_mesh_carries_requests_flows_and_datagrams() {
     let answer = mesh.ask().text();
     assert!(answer.contains("/sa/client") && answer.contains("/sa/web"), "{answer}");
     mesh.assert_unharmed();
+}
+
+/// The sockets that a thread's table of open files holds.
+fn sockets(table: &Path) -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir(table).expect("the process runs").flatten();
+    let held = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    held.filter(|file| file.to_string_lossy().starts_with("socket:")).collect()
+}
+
+#[test]
+fn workers_hold_nothing_open_that_the_rest_of_the_process_closes() {
+    let mesh = Mesh::start();
+    mesh.assert_traffic_flows();
+    for (role, worker) in [(&mesh.agent, "agent-0"), (&mesh.web.sidecar, "sidecar-0")] {
+        let process = PathBuf::from(format!("/proc/{}", role.process.id()));
+        let mut tasks = std::fs::read_dir(process.join("task")).expect("it runs").flatten();
+        let is_worker = |task: &DirEntry| {
+            let name = std::fs::read_to_string(task.path().join("comm"));
+            name.is_ok_and(|name| name.trim() == worker)
+        };
+        let task = tasks.find(is_worker).expect("it has a worker").path();
+        let (own, rest) = (sockets(&task.join("fd")), sockets(&process.join("fd")));
+        assert!(!rest.is_empty(), "the admin port, and the connection to the control plane");
+        let both: Vec<_> = own.intersection(&rest).collect();
+        // Two sockets wake whoever waits for signals, and are there before anything else is.
+        assert!(both.len() <= 2, "{worker} holds too: {both:?}");
+    }
 }
 
 #[test]

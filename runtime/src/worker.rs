@@ -3,10 +3,18 @@
 use std::future::Future;
 use std::io;
 use std::num::NonZeroUsize;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use nix::sched::{CloneFlags, unshare};
+use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
+
+/// Workers that wait for their work.
+#[derive(Debug)]
+pub struct Waiting {
+    threads: Vec<(Sender<Work>, JoinHandle<()>)>,
+}
 
 /// The running workers of a process.
 #[derive(Debug)]
@@ -14,45 +22,79 @@ pub struct Workers {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// What a worker does, on its runtime.
+type Work = Box<dyn FnOnce(&Runtime) + Send>;
+
 /// How many workers there are when nobody says: one per processor that we may use.
 #[must_use]
 pub fn default_count() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-/// Starts `count` workers named `name-0`, `name-1` and so on. Each calls `run` with its number and
-/// ends when what that gives has ended.
+/// Makes `count` workers named `name-0`, `name-1` and so on, which wait for their work.
 ///
-/// Each worker has its own table of open files, so that the limit of open files holds per worker
-/// and not for all together. It follows that a worker opens its sockets itself.
+/// Each has its own table of open files, so that the limit of open files holds per worker and not
+/// for all together. What is open at this call is open in every one of these tables for as long as
+/// the worker lives, and closing it elsewhere does not end it: a connection would stay up, a pipe
+/// would have no end. So this comes before anything else is opened, but for the runtimes that
+/// workers are to wake. It follows too that a worker opens its sockets itself.
 ///
 /// # Errors
 /// When a thread or its runtime cannot be made.
-pub fn start<F, W>(name: &str, count: NonZeroUsize, run: F) -> io::Result<Workers>
-where
-    F: Fn(usize) -> W + Clone + Send + 'static,
-    W: Future<Output = ()> + 'static,
-{
+pub fn prepare(name: &str, count: NonZeroUsize) -> io::Result<Waiting> {
+    let (ready, prepared) = channel();
     let mut threads = Vec::new();
     for index in 0..count.get() {
-        let run = run.clone();
-        let thread =
-            std::thread::Builder::new().name(format!("{name}-{index}")).spawn(move || {
-                let runtime =
-                    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                        Ok(runtime) => runtime,
-                        Err(error) => return tracing::error!(%error, "a worker could not start"),
-                    };
-                // After the runtime, whose wake-up descriptor other threads write to: it must be open,
-                // under the same number, in their table too.
-                if let Err(error) = unshare(CloneFlags::CLONE_FILES) {
-                    tracing::debug!(%error, "workers share one table of open files");
-                }
-                LocalSet::new().block_on(&runtime, run(index));
-            })?;
-        threads.push(thread);
+        let ready = ready.clone();
+        let (work, awaited) = channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("{name}-{index}"))
+            .spawn(move || wait_for_work(&ready, &awaited))?;
+        threads.push((work, thread));
+        // One after the other: the next one is not to hold what this one opens.
+        prepared.recv().unwrap_or_else(|_| Err(io::Error::other("a worker's thread failed")))?;
     }
-    Ok(Workers { threads })
+    Ok(Waiting { threads })
+}
+
+fn wait_for_work(ready: &Sender<io::Result<()>>, awaited: &Receiver<Work>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    // After the runtime, whose wake-up descriptor other threads write to: it must be open, under the
+    // same number, in their table too.
+    let tabled = unshare(CloneFlags::CLONE_FILES);
+    let (runtime, outcome) = match runtime {
+        Ok(runtime) => (Some(runtime), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    // Whoever waits for it may have given up.
+    drop(ready.send(outcome));
+    if let Err(error) = tabled {
+        tracing::debug!(%error, "workers share one table of open files");
+    }
+    if let (Some(runtime), Ok(work)) = (runtime, awaited.recv()) {
+        work(&runtime);
+    }
+}
+
+impl Waiting {
+    /// Sets them to work: each calls `run` with its number and ends when what that gives has ended.
+    #[must_use]
+    pub fn start<F, W>(self, run: F) -> Workers
+    where
+        F: Fn(usize) -> W + Clone + Send + 'static,
+        W: Future<Output = ()> + 'static,
+    {
+        let threads = self.threads.into_iter().enumerate();
+        let threads = threads.map(|(index, (work, thread))| {
+            let run = run.clone();
+            // One whose thread has failed is told of when it is joined.
+            drop(work.send(Box::new(move |runtime| {
+                LocalSet::new().block_on(runtime, run(index));
+            })));
+            thread
+        });
+        Workers { threads: threads.collect() }
+    }
 }
 
 impl Workers {

@@ -16,7 +16,7 @@ use weft_runtime::metrics::Registry;
 use super::Failure;
 use super::data_plane::{DataPlane, access_writer};
 use crate::agent_role::AgentRole;
-use crate::process::{DataPlaneProcess, Setup};
+use crate::process::{self, Setup};
 use crate::redirects;
 
 #[derive(Debug, Args)]
@@ -78,6 +78,8 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let Some(understood) = arguments.data_plane.understand(Some(id))? else {
         return Ok(());
     };
+    let begun = process::begin("agent", arguments.data_plane.workers, log);
+    let begun = begun.map_err(Failure::Failed)?;
     let guard = arguments.redirects.as_deref().map(redirects::guard);
     let guard = guard.transpose().map_err(Failure::Usage)?;
     let registry = Registry::<Metrics>::default();
@@ -96,17 +98,14 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         kernel: kernel.clone(),
     };
     let setup = Setup {
-        name: "agent",
         bootstrap: understood.bootstrap,
         enrolment: understood.enrolment,
         admin: understood.admin,
         patience: understood.patience,
-        workers: arguments.data_plane.workers,
-        log: log.to_owned(),
         access: access.clone(),
         particulars: Arc::new(role),
     };
-    let mut process = DataPlaneProcess::start(setup).map_err(Failure::Failed)?;
+    let mut process = begun.start(setup).map_err(Failure::Failed)?;
     let receiver = plans.subscribe();
     process.spawn(plan_all(process.snapshots(), plans, kernel, arguments.seed));
     let shared = Shared {

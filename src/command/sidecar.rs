@@ -12,7 +12,7 @@ use weft_sidecar::{Limits, Shared, metrics, planner};
 
 use super::Failure;
 use super::data_plane::{DataPlane, access_writer};
-use crate::process::{DataPlaneProcess, Particulars, Setup};
+use crate::process::{self, Particulars, Setup};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -41,20 +41,19 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let Some(understood) = arguments.data_plane.understand(identity)? else {
         return Ok(());
     };
+    let begun = process::begin("sidecar", arguments.data_plane.workers, log);
+    let begun = begun.map_err(Failure::Failed)?;
     let registry = Registry::<metrics::Metrics>::default();
     let access = access_writer()?;
     let setup = Setup {
-        name: "sidecar",
         bootstrap: understood.bootstrap,
         enrolment: understood.enrolment,
         admin: understood.admin,
         patience: understood.patience,
-        workers: arguments.data_plane.workers,
-        log: log.to_owned(),
         access: access.clone(),
         particulars: Arc::new(SidecarRole(registry.clone())),
     };
-    let mut process = DataPlaneProcess::start(setup).map_err(Failure::Failed)?;
+    let mut process = begun.start(setup).map_err(Failure::Failed)?;
     let plans = watch::Sender::new(Arc::new(Plan::default()));
     let receiver = plans.subscribe();
     process.spawn(planner::run(process.snapshots(), plans, process.problems(), process.mark()));

@@ -107,10 +107,10 @@ impl Role {
         &self.name
     }
 
-    /// The last lines of its log.
+    /// The last lines of its log, without the records of single flows and requests.
     pub(super) fn tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('{')).collect();
         lines
             .iter()
             .skip(lines.len().saturating_sub(12))

@@ -77,7 +77,8 @@ impl Stage {
         )?;
         // Rules come first: a connection that is older than they are may be taken for a new one when
         // the kernel first sees it.
-        redirects.iter().try_for_each(await_redirect)?;
+        let in_force = redirects.iter().try_for_each(await_redirect);
+        in_force.map_err(|reason| format!("{reason}; the agent says:\n{}", agent.tail()))?;
         for (host, token) in [&web].into_iter().chain(&orders).zip(&tokens) {
             let service = if host.name == "web" { "web" } else { "orders" };
             let name = format!("{}-service", host.name);

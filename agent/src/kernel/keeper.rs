@@ -268,7 +268,7 @@ impl Work {
     fn reconcile(&mut self) -> io::Result<()> {
         let started = now();
         let mut deep = self.deep_due <= started;
-        let early = is_in_iptables();
+        let mut early = false;
         let mut kernel = Kernel::open()?;
         let mut transactions = 0;
         if !self.is_in_force {
@@ -280,6 +280,8 @@ impl Work {
                 // What changes from here on is heard, or seen by what follows.
                 deep |= self.listen();
             }
+            // Asked after listening: whoever installs or removes iptables' rules now is heard of.
+            early = is_in_iptables();
             let wanted = Wanted {
                 services: &self.division.kernel,
                 groups: &self.division.groups,
@@ -352,11 +354,15 @@ impl Work {
         (self.due, self.deep_due) = (later, self.deep_due.max(later));
     }
 
-    /// Reads how many flows each service has had.
+    /// Reads how many flows each service has had, and looks at what the kernel does not tell of.
     fn count(&mut self) {
         match Kernel::open().and_then(|mut kernel| kernel.counters()) {
             Ok(counters) => self.counters = counters.into_iter().collect(),
             Err(error) => tracing::debug!(%error, "the kernel's counters cannot be read"),
+        }
+        // The older iptables tells nobody of its changes.
+        if self.enforced.as_ref().is_some_and(|(_, early)| *early != is_in_iptables()) {
+            self.due = now();
         }
         self.count_due = now() + COUNT;
     }

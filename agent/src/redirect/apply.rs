@@ -317,11 +317,11 @@ fn apply_iptables(redirect: &Redirect) -> Result<(), RedirectError> {
         let stale: Vec<Spot> =
             present_chains(list).into_iter().filter(|spot| !wanted.contains(spot)).collect();
         if !stale.is_empty() {
-            feed(restore, &["--noflush", "-w"], &iptables::render_removal(&stale))?;
+            feed(restore, &RESTORE, &iptables::render_removal(&stale))?;
         }
         let jumps: Vec<Spot> =
             iptables::ALL.into_iter().filter(|spot| !has_jump(list, *spot)).collect();
-        feed(restore, &["--noflush", "-w"], &iptables::render(redirect, family, &jumps))?;
+        feed(restore, &RESTORE, &iptables::render(redirect, family, &jumps))?;
     }
     Ok(())
 }
@@ -340,7 +340,7 @@ fn remove_iptables() -> Result<(), RedirectError> {
         let (list, restore) = iptables_tools(family);
         let present = present_chains(list);
         if !present.is_empty() {
-            feed(restore, &["--noflush", "-w"], &iptables::render_removal(&present))?;
+            feed(restore, &RESTORE, &iptables::render_removal(&present))?;
         }
     }
     Ok(())
@@ -358,7 +358,7 @@ fn present_chains(list: &str) -> Vec<Spot> {
 }
 
 fn has_jump(list: &str, Spot { table, hook, name }: Spot) -> bool {
-    run(list, &["-w", "-t", table, "-C", hook, "-j", name]).is_ok()
+    run(list, &[WAIT, "-t", table, "-C", hook, "-j", name]).is_ok()
 }
 
 fn verify_nft(redirect: &Redirect) -> Verdict {
@@ -397,7 +397,7 @@ fn verify_iptables(redirect: &Redirect) -> Verdict {
         for (spot, rules) in iptables::chains(redirect, family) {
             wanted += 1;
             let Spot { table, hook, name } = spot;
-            let Ok(listing) = run(list, &["-w", "-t", table, "-S", name]) else {
+            let Ok(listing) = run(list, &[WAIT, "-t", table, "-S", name]) else {
                 absent += 1;
                 differences.push(format!("{list} has no chain {name}"));
                 continue;
@@ -417,6 +417,11 @@ fn verify_iptables(redirect: &Redirect) -> Verdict {
 /// Marked packets are delivered to this host, whatever their destination.
 const MARKED_TO_THIS_HOST: MarkedRoute =
     MarkedRoute { mark: UDP_MARK, mask: MARK_MASK, table: ROUTE_TABLE, priority: 15_099 };
+
+/// How long iptables waits for somebody else who changes its rules. One that waits for ever would
+/// hold up all other namespaces.
+const WAIT: &str = "--wait=5";
+const RESTORE: [&str; 2] = ["--noflush", WAIT];
 
 fn kernel(doing: &'static str) -> impl FnOnce(std::io::Error) -> RedirectError {
     move |reason| RedirectError::Kernel { doing, reason }
