@@ -49,6 +49,12 @@ struct RawWish {
     exclude_outbound_ports: Vec<u16>,
     #[serde(default)]
     exclude_destinations: Vec<String>,
+    #[serde(default)]
+    exclude_interfaces: Vec<String>,
+    #[serde(default)]
+    exclude_users: Vec<u32>,
+    #[serde(default)]
+    strict: bool,
     uid: Option<u32>,
 }
 
@@ -108,6 +114,9 @@ pub fn parse(text: &str) -> Result<Vec<Wish>, Vec<Problem>> {
             exclude_inbound_ports: raw.exclude_inbound_ports,
             exclude_outbound_ports: raw.exclude_outbound_ports,
             exclude_destinations: ranges("exclude_destinations", &raw.exclude_destinations),
+            exclude_interfaces: raw.exclude_interfaces,
+            exclude_users: raw.exclude_users,
+            strict: raw.strict,
             mark: Mark::DEFAULT.0,
             uid: raw.uid,
         };

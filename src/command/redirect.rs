@@ -83,6 +83,16 @@ struct Wanted {
     /// Addresses that leaving traffic keeps.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
     exclude_destinations: Vec<Cidr>,
+    /// Network devices whose traffic stays as it is, both ways.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    exclude_interfaces: Vec<String>,
+    /// Users whose leaving traffic stays as it is.
+    #[arg(long, value_name = "UID", value_delimiter = ',')]
+    exclude_users: Vec<u32>,
+    /// Drop what would pass by the proxy: what arrives (with --inbound) or leaves (with --outbound) and
+    /// is neither handed over nor excluded. Answers pass.
+    #[arg(long)]
+    strict: bool,
     /// The user the proxy runs as, where it may not set a mark.
     #[arg(long, value_name = "UID")]
     uid: Option<u32>,
@@ -190,6 +200,9 @@ impl Wanted {
             exclude_inbound_ports: self.exclude_inbound_ports.clone(),
             exclude_outbound_ports: self.exclude_outbound_ports.clone(),
             exclude_destinations: self.exclude_destinations.clone(),
+            exclude_interfaces: self.exclude_interfaces.clone(),
+            exclude_users: self.exclude_users.clone(),
+            strict: self.strict,
             mark: Mark::DEFAULT.0,
             uid: self.uid,
         }

@@ -14,12 +14,17 @@ pub(super) struct Spot {
 }
 
 /// Every chain that this renderer may have made.
-pub(super) const ALL: [Spot; 4] = [
+pub(super) const ALL: [Spot; 6] = [
     spot(Place::Arriving),
     spot(Place::Leaving),
     spot(Place::ArrivingUdp),
     spot(Place::LeavingUdp),
+    spot(Place::ArrivingStrict),
+    spot(Place::LeavingStrict),
 ];
+
+/// The tables that hold them, in the order in which they are filled.
+const TABLES: [&str; 3] = ["nat", "mangle", "filter"];
 
 const fn spot(place: Place) -> Spot {
     match place {
@@ -29,6 +34,12 @@ const fn spot(place: Place) -> Spot {
             Spot { table: "mangle", hook: "PREROUTING", name: "WEFT_ARRIVING_UDP" }
         }
         Place::LeavingUdp => Spot { table: "mangle", hook: "OUTPUT", name: "WEFT_LEAVING_UDP" },
+        Place::ArrivingStrict => {
+            Spot { table: "filter", hook: "INPUT", name: "WEFT_ARRIVING_STRICT" }
+        }
+        Place::LeavingStrict => {
+            Spot { table: "filter", hook: "OUTPUT", name: "WEFT_LEAVING_STRICT" }
+        }
     }
 }
 
@@ -51,7 +62,7 @@ pub(super) fn chains(redirect: &Redirect, family: Family) -> Vec<(Spot, Vec<Stri
 /// there. `jumps` are the chains that are not jumped to yet.
 pub(super) fn render(redirect: &Redirect, family: Family, jumps: &[Spot]) -> String {
     let mut text = String::new();
-    for table in ["nat", "mangle"] {
+    for table in TABLES {
         let here: Vec<_> =
             chains(redirect, family).into_iter().filter(|(spot, _)| spot.table == table).collect();
         if here.is_empty() {
@@ -77,7 +88,7 @@ pub(super) fn render(redirect: &Redirect, family: Family, jumps: &[Spot]) -> Str
 /// The text that removes chains that are there, with the jumps to them.
 pub(super) fn render_removal(present: &[Spot]) -> String {
     let mut text = String::new();
-    for table in ["nat", "mangle"] {
+    for table in TABLES {
         let here: Vec<_> = present.iter().filter(|spot| spot.table == table).collect();
         if here.is_empty() {
             continue;
@@ -97,6 +108,7 @@ fn render_rule(rule: &Rule) -> String {
         Action::Return => "-j RETURN".to_owned(),
         Action::Redirect(port) => format!("-j REDIRECT --to-ports {port}"),
         Action::Mark(mark) => format!("-j MARK --set-xmark {mark:#x}/{MARK_MASK:#x}"),
+        Action::Drop => "-j DROP".to_owned(),
         Action::HandTo(port) => {
             format!("-j TPROXY --on-port {port} --tproxy-mark {UDP_MARK:#x}/{MARK_MASK:#x}")
         }
@@ -116,5 +128,11 @@ fn render_match(asked: &Match) -> String {
         Match::Tcp => "-p tcp".to_owned(),
         Match::Udp => "-p udp".to_owned(),
         Match::TcpPort(ports) => format!("-p tcp --dport {}:{}", ports.start(), ports.end()),
+        Match::UdpPort(port) => format!("-p udp --dport {port}"),
+        Match::FromInterface(name) => format!("-i {name}"),
+        Match::ToInterface(name) => format!("-o {name}"),
+        Match::Reply => "-m conntrack --ctdir REPLY".to_owned(),
+        Match::Related => "-m conntrack --ctstate RELATED".to_owned(),
+        Match::Icmpv6(kind) => format!("-p icmpv6 --icmpv6-type {kind}"),
     }
 }

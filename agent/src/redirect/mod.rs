@@ -52,6 +52,14 @@ pub struct Redirect {
     pub exclude_outbound_ports: Vec<u16>,
     /// Addresses that leaving traffic keeps.
     pub exclude_destinations: Vec<Cidr>,
+    /// Network devices whose traffic stays as it is, both ways.
+    pub exclude_interfaces: Vec<String>,
+    /// Users whose leaving traffic stays as it is.
+    pub exclude_users: Vec<u32>,
+    /// Whether what would pass by the proxy is dropped: with `inbound`, what arrives for this
+    /// namespace and is neither handed over nor excluded; with `outbound`, what leaves it so. Answers
+    /// pass, and what IPv6 needs to find its neighbours.
+    pub strict: bool,
     /// The mark on what the proxy itself sends.
     pub mark: u32,
     /// The user the proxy runs as, for hosts where it may not set a mark.
@@ -61,6 +69,8 @@ pub struct Redirect {
 impl Redirect {
     /// The ports of weft itself, which are never redirected.
     pub const OWN_PORTS: (u16, u16) = (15000, 15099);
+    /// How many ranges, ports, devices and users it may name in all; each is a rule or more.
+    pub const MOST_NAMED: usize = 400;
 
     /// A hash of everything that is wanted, to tell whether what is installed is that.
     #[must_use]
@@ -93,6 +103,32 @@ impl Redirect {
         }
         if (self.udp.is_some() || self.forwarded.is_some()) && self.services.is_empty() {
             return Err("udp and forwarded need services, the addresses to take".into());
+        }
+        if self.strict && self.inbound.is_none() && self.outbound.is_none() {
+            return Err("strict needs inbound or outbound, whose ways it closes".into());
+        }
+        // What the kernel takes, and no quote of ours.
+        let is_device = |name: &str| {
+            (1..=15).contains(&name.len())
+                && ![".", ".."].contains(&name)
+                && name.chars().all(|c| c.is_ascii_graphic() && !"/\"*\\'".contains(c))
+        };
+        if let Some(name) = self.exclude_interfaces.iter().find(|name| !is_device(name)) {
+            return Err(format!(
+                "exclude_interfaces: {name:?} is not the whole name of a network device, 1 to 15 characters"
+            ));
+        }
+        let named = self.services.len()
+            + self.exclude_inbound_ports.len()
+            + self.exclude_outbound_ports.len()
+            + self.exclude_destinations.len()
+            + self.exclude_interfaces.len()
+            + self.exclude_users.len();
+        if named > Self::MOST_NAMED {
+            return Err(format!(
+                "services and exclusions are {named} in all, of {} at most: join ranges that touch",
+                Self::MOST_NAMED
+            ));
         }
         let clean = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.owner.is_empty() || self.owner.len() > 40 || !self.owner.chars().all(clean) {

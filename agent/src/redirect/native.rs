@@ -14,6 +14,9 @@ use super::{MARK_MASK, Redirect, Verdict};
 use crate::netlink::nf_tables::{self as nf, Comparison, Expression, Hook, HookPlace, Meta, Part};
 use crate::netlink::{Attributes, Netlink, Reply, find};
 
+/// The families of addresses, as packets are asked for theirs.
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 /// Before a message's attributes.
 const FIXED_BYTES: usize = 4;
 
@@ -134,11 +137,14 @@ fn told_chain(place: Place) -> Attributes {
     // Why here, `nft::hook` says.
     const BEFORE_NAT: i32 = -101;
     const BEHIND_NAT: i32 = -99;
+    const LAST: i32 = 0;
     let (kind, hook, priority) = match place {
         Place::Arriving => ("nat", HookPlace::Prerouting, BEFORE_NAT),
         Place::Leaving => ("nat", HookPlace::Output, BEFORE_NAT),
         Place::ArrivingUdp => ("filter", HookPlace::Prerouting, BEHIND_NAT),
         Place::LeavingUdp => ("route", HookPlace::Output, BEHIND_NAT),
+        Place::ArrivingStrict => ("filter", HookPlace::Input, LAST),
+        Place::LeavingStrict => ("filter", HookPlace::Output, LAST),
     };
     nf::chain(TABLE, name(place), Hook { kind, place: hook, priority })
 }
@@ -161,6 +167,7 @@ fn expressions(rule: &Rule) -> Vec<Expression> {
             nf::mask(&(!MARK_MASK).to_ne_bytes(), &mark.to_ne_bytes()),
             nf::set_meta(Meta::Mark),
         ]),
+        Action::Drop => steps.push(nf::decide(nf::Verdict::Drop)),
         Action::HandTo(port) => {
             steps.extend(nf::hand_to(port));
             steps.push(nf::decide(nf::Verdict::Accept));
@@ -180,11 +187,10 @@ fn asked(asked: &Match) -> Vec<Expression> {
         ],
         Match::User(user) => vec![nf::load_meta(Meta::User), equal(&user.to_ne_bytes())],
         Match::FromLoopback(is) => {
-            // Names are compared with the zeros behind them.
-            let mut name = [0; 16];
-            name[..2].copy_from_slice(b"lo");
-            vec![nf::load_meta(Meta::InterfaceName), nf::compare(comparison(*is), &name)]
+            vec![nf::load_meta(Meta::ArrivesBy), nf::compare(comparison(*is), &device("lo"))]
         }
+        Match::FromInterface(name) => vec![nf::load_meta(Meta::ArrivesBy), equal(&device(name))],
+        Match::ToInterface(name) => vec![nf::load_meta(Meta::LeavesBy), equal(&device(name))],
         Match::ToThisHost(is) => {
             const LOCAL: u32 = 2;
             let kind = nf::compare(comparison(*is), &LOCAL.to_ne_bytes());
@@ -193,6 +199,21 @@ fn asked(asked: &Match) -> Vec<Expression> {
         Match::To(range) => to(*range),
         Match::Tcp => protocol(nix::libc::IPPROTO_TCP),
         Match::Udp => protocol(nix::libc::IPPROTO_UDP),
+        Match::Reply => {
+            vec![nf::load_direction(), equal(&[nf::Side::Reply as u8])]
+        }
+        Match::Related => nf::is_related().to_vec(),
+        Match::Icmpv6(kind) => {
+            let mut steps = vec![nf::load_meta(Meta::Family), equal(&[IPV6])];
+            steps.extend(protocol(nix::libc::IPPROTO_ICMPV6));
+            steps.extend([nf::load_payload(Part::Transport, 0, 1), equal(&[*kind])]);
+            steps
+        }
+        Match::UdpPort(port) => {
+            let mut steps = protocol(nix::libc::IPPROTO_UDP);
+            steps.extend([nf::load_payload(Part::Transport, 2, 2), equal(&port.to_be_bytes())]);
+            steps
+        }
         Match::TcpPort(ports) => {
             let mut steps = protocol(nix::libc::IPPROTO_TCP);
             steps.push(nf::load_payload(Part::Transport, 2, 2));
@@ -207,14 +228,21 @@ fn asked(asked: &Match) -> Vec<Expression> {
     }
 }
 
+/// A device's name as it is compared: with zeros behind it.
+fn device(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (to, from) in bytes.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    bytes
+}
+
 fn protocol(number: i32) -> Vec<Expression> {
     let number = u8::try_from(number).unwrap_or(u8::MAX);
     vec![nf::load_meta(Meta::Protocol), nf::compare(Comparison::Equal, &[number])]
 }
 
 fn to(range: Cidr) -> Vec<Expression> {
-    const IPV4: u8 = 2;
-    const IPV6: u8 = 10;
     let (family, offset, bytes) = match range.address() {
         IpAddr::V4(address) => (IPV4, 16, address.octets().to_vec()),
         IpAddr::V6(address) => (IPV6, 24, address.octets().to_vec()),

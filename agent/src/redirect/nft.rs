@@ -29,18 +29,22 @@ pub(super) fn name(place: Place) -> &'static str {
         Place::Leaving => "leaving",
         Place::ArrivingUdp => "arriving_udp",
         Place::LeavingUdp => "leaving_udp",
+        Place::ArrivingStrict => "arriving_strict",
+        Place::LeavingStrict => "leaving_strict",
     }
 }
 
 /// Priority -101 runs just before other tools' NAT, so that what we take is ours and what we leave is
 /// theirs; -99 just behind it, so that datagrams to services which the kernel carries itself bear
-/// their endpoint's address already and are left alone.
+/// their endpoint's address already and are left alone. 0 is behind both, where it shows what was taken.
 fn hook(place: Place) -> &'static str {
     match place {
         Place::Arriving => "type nat hook prerouting priority -101; policy accept;",
         Place::Leaving => "type nat hook output priority -101; policy accept;",
         Place::ArrivingUdp => "type filter hook prerouting priority -99; policy accept;",
         Place::LeavingUdp => "type route hook output priority -99; policy accept;",
+        Place::ArrivingStrict => "type filter hook input priority 0; policy accept;",
+        Place::LeavingStrict => "type filter hook output priority 0; policy accept;",
     }
 }
 
@@ -71,6 +75,12 @@ fn render_match(asked: &Match) -> String {
             format!("tcp dport {}", ports.start())
         }
         Match::TcpPort(ports) => format!("tcp dport {}-{}", ports.start(), ports.end()),
+        Match::UdpPort(port) => format!("udp dport {port}"),
+        Match::FromInterface(name) => format!("iifname \"{name}\""),
+        Match::ToInterface(name) => format!("oifname \"{name}\""),
+        Match::Reply => "ct direction reply".to_owned(),
+        Match::Related => "ct state related".to_owned(),
+        Match::Icmpv6(kind) => format!("icmpv6 type {kind}"),
     }
 }
 
@@ -80,5 +90,6 @@ fn render_action(action: Action) -> String {
         Action::Redirect(port) => format!("redirect to :{port}"),
         Action::Mark(mark) => format!("meta mark set meta mark & {:#010x} | {mark:#x}", !MARK_MASK),
         Action::HandTo(port) => format!("tproxy to :{port} accept"),
+        Action::Drop => "drop".to_owned(),
     }
 }

@@ -26,6 +26,10 @@ pub(super) enum Place {
     ArrivingUdp,
     /// Every packet that a program here sends: it is routed again when its mark changes.
     LeavingUdp,
+    /// Every packet for this host, after all others: it may be dropped.
+    ArrivingStrict,
+    /// Every packet that a program here sends, after all others: it may be dropped.
+    LeavingStrict,
 }
 
 /// When all of `matches` hold, `action` is done.
@@ -56,6 +60,18 @@ pub(super) enum Match {
     Udp,
     /// It is TCP to one of these ports.
     TcpPort(RangeInclusive<u16>),
+    /// It is UDP to this port.
+    UdpPort(u16),
+    /// It arrives on this network device.
+    FromInterface(String),
+    /// It leaves by this network device.
+    ToInterface(String),
+    /// It answers: its connection began on the other side.
+    Reply,
+    /// It tells of a connection, as an error of ICMP does.
+    Related,
+    /// It is of this type of `ICMPv6`.
+    Icmpv6(u8),
 }
 
 /// What a rule does.
@@ -69,6 +85,8 @@ pub(super) enum Action {
     Mark(u32),
     /// Hands it to the socket at this port, destination unchanged.
     HandTo(u16),
+    /// Drops it.
+    Drop,
 }
 
 impl Match {
@@ -76,7 +94,7 @@ impl Match {
     pub(super) fn family(&self) -> Option<Family> {
         match self {
             Self::To(range) if range.address().is_ipv4() => Some(Family::V4),
-            Self::To(_) => Some(Family::V6),
+            Self::To(_) | Self::Icmpv6(_) => Some(Family::V6),
             _ => None,
         }
     }
@@ -89,6 +107,8 @@ pub(super) fn chains(redirect: &Redirect) -> Vec<Chain> {
         Chain { place: Place::Leaving, rules: leaving(redirect) },
         Chain { place: Place::ArrivingUdp, rules: arriving_udp(redirect) },
         Chain { place: Place::LeavingUdp, rules: leaving_udp(redirect) },
+        Chain { place: Place::ArrivingStrict, rules: arriving_strict(redirect) },
+        Chain { place: Place::LeavingStrict, rules: leaving_strict(redirect) },
     ];
     all.into_iter().filter(|chain| !chain.rules.is_empty()).collect()
 }
@@ -98,6 +118,7 @@ fn arriving(redirect: &Redirect) -> Vec<Rule> {
         return Vec::new();
     }
     let mut rules = vec![leave_alone([Match::FromLoopback(true)])];
+    rules.extend(from_excluded_interfaces(redirect));
     if let Some(port) = redirect.forwarded {
         rules.extend(to_services(redirect, &[Match::Tcp], Action::Redirect(port)));
     }
@@ -121,9 +142,7 @@ fn leaving(redirect: &Redirect) -> Vec<Rule> {
     // The whole of loopback, and the namespace's own addresses, stay as they are.
     rules.extend(Cidr::LOOPBACK.map(|range| leave_alone([Match::To(range)])));
     rules.push(counted(vec![Match::ToThisHost(true)], Action::Return));
-    for range in &redirect.exclude_destinations {
-        rules.push(leave_alone([Match::To(*range)]));
-    }
+    rules.extend(excluded_from_leaving(redirect));
     for excluded in &redirect.exclude_outbound_ports {
         rules.push(leave_alone([Match::TcpPort(*excluded..=*excluded)]));
     }
@@ -138,7 +157,7 @@ fn arriving_udp(redirect: &Redirect) -> Vec<Rule> {
     let Some(port) = redirect.udp else {
         return Vec::new();
     };
-    let mut rules = Vec::new();
+    let mut rules: Vec<Rule> = from_excluded_interfaces(redirect).collect();
     if redirect.forwarded.is_some() {
         // What the kernel carries itself bears our mark (`kernel/table.rs`).
         rules.push(leave_alone([Match::Mark(redirect.mark)]));
@@ -154,8 +173,74 @@ fn leaving_udp(redirect: &Redirect) -> Vec<Rule> {
         return Vec::new();
     }
     let mut rules = own(redirect);
+    rules.extend(excluded_from_leaving(redirect));
+    for excluded in &redirect.exclude_outbound_ports {
+        rules.push(leave_alone([Match::UdpPort(*excluded)]));
+    }
     rules.extend(to_services(redirect, &[Match::Udp], Action::Mark(UDP_MARK)));
     rules
+}
+
+/// What may arrive without having been handed over.
+fn arriving_strict(redirect: &Redirect) -> Vec<Rule> {
+    let Some(inbound) = redirect.inbound.filter(|_| redirect.strict) else {
+        return Vec::new();
+    };
+    let mut rules = vec![leave_alone([Match::FromLoopback(true)])];
+    rules.extend(part_of_other_connections());
+    for port in [Some(inbound), redirect.forwarded].into_iter().flatten() {
+        rules.push(leave_alone([Match::TcpPort(port..=port)]));
+    }
+    if redirect.udp.is_some() {
+        rules.push(leave_alone([Match::Mark(UDP_MARK), Match::Udp]));
+    }
+    rules.extend(from_excluded_interfaces(redirect));
+    rules.extend(redirect.exclude_inbound_ports.iter().flat_map(|port| to_port(*port)));
+    rules.extend([130, 134, 135, 136, 137].map(|kind| leave_alone([Match::Icmpv6(kind)])));
+    rules.push(counted(Vec::new(), Action::Drop));
+    rules
+}
+
+/// What may leave without having been handed over.
+fn leaving_strict(redirect: &Redirect) -> Vec<Rule> {
+    if redirect.outbound.is_none() || !redirect.strict {
+        return Vec::new();
+    }
+    let mut rules = own(redirect);
+    // The address tells it, not the device: a packet that was just redirected still has the device of
+    // its first destination.
+    rules.push(leave_alone([Match::ToThisHost(true)]));
+    if redirect.udp.is_some() {
+        rules.push(leave_alone([Match::Mark(UDP_MARK), Match::Udp]));
+    }
+    rules.extend(part_of_other_connections());
+    rules.extend(excluded_from_leaving(redirect));
+    rules.extend(redirect.exclude_outbound_ports.iter().flat_map(|port| to_port(*port)));
+    rules.extend([131, 132, 133, 135, 136, 143].map(|kind| leave_alone([Match::Icmpv6(kind)])));
+    rules.push(counted(Vec::new(), Action::Drop));
+    rules
+}
+
+/// Answers, and errors about connections: what they belong to was judged when it began.
+fn part_of_other_connections() -> [Rule; 2] {
+    [leave_alone([Match::Reply]), leave_alone([Match::Related])]
+}
+
+fn to_port(port: u16) -> [Rule; 2] {
+    [leave_alone([Match::TcpPort(port..=port)]), leave_alone([Match::UdpPort(port)])]
+}
+
+fn from_excluded_interfaces(redirect: &Redirect) -> impl Iterator<Item = Rule> + '_ {
+    let names = redirect.exclude_interfaces.iter();
+    names.map(|name| leave_alone([Match::FromInterface(name.clone())]))
+}
+
+/// What leaves as it is whatever it carries: by whose program, by which device, and whereto.
+fn excluded_from_leaving(redirect: &Redirect) -> impl Iterator<Item = Rule> + '_ {
+    let users = redirect.exclude_users.iter().map(|user| Match::User(*user));
+    let devices = redirect.exclude_interfaces.iter().map(|name| Match::ToInterface(name.clone()));
+    let ranges = redirect.exclude_destinations.iter().map(|range| Match::To(*range));
+    users.chain(devices).chain(ranges).map(|excluded| leave_alone([excluded]))
 }
 
 /// What breaks loops: the mark first, the user second.

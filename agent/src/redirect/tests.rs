@@ -16,6 +16,9 @@ fn workload() -> Redirect {
         exclude_inbound_ports: vec![22, 15020],
         exclude_outbound_ports: Vec::new(),
         exclude_destinations: vec![Cidr::parse("169.254.169.254").expect("a range")],
+        exclude_interfaces: Vec::new(),
+        exclude_users: Vec::new(),
+        strict: false,
         mark: 0x539,
         uid: Some(1337),
     }

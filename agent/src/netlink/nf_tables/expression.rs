@@ -24,7 +24,8 @@ const VERDICT_REGISTER: u32 = 0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meta {
     Mark = 3,
-    InterfaceName = 6,
+    ArrivesBy = 6,
+    LeavesBy = 7,
     User = 10,
     Family = 15,
     Protocol = 16,
@@ -240,6 +241,24 @@ pub(crate) fn is_of_no_connection() -> [Expression; 3] {
     [
         expression("ct", load),
         mask(&NEW_INVALID_OR_UNTRACKED.to_ne_bytes(), &[0; 4]),
+        compare(Comparison::Different, &[0; 4]),
+    ]
+}
+
+/// Loads on which [`Side`] of its connection the packet is, a byte.
+pub(crate) fn load_direction() -> Expression {
+    const DIRECTION: u32 = 1;
+    expression("ct", Attributes::new().big_endian(1, REGISTER).big_endian(2, DIRECTION))
+}
+
+/// Goes on only with packets that tell of another connection, such as errors of ICMP.
+pub(crate) fn is_related() -> [Expression; 3] {
+    const STATE: u32 = 0;
+    const RELATED: u32 = 4;
+    let load = Attributes::new().big_endian(1, REGISTER).big_endian(2, STATE);
+    [
+        expression("ct", load),
+        mask(&RELATED.to_ne_bytes(), &[0; 4]),
         compare(Comparison::Different, &[0; 4]),
     ]
 }
