@@ -1,0 +1,212 @@
+//! Endpoints that are restarted one after the other, while clients make new connections all the time.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use serde_json::Value;
+use weft::demo::hosts::Host;
+use weft_integration::mesh::{Family, Mesh};
+use weft_integration::process::run;
+use weft_integration::wait::{DEADLINE, eventually};
+
+const RESTARTS: usize = 20;
+/// How many clients make connections, each one after the other.
+const CLIENTS: usize = 3;
+
+/// A program that answers each connection with its host's name.
+struct Program {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+    port: u16,
+}
+
+impl Program {
+    /// Starts it on the host that this thread is on.
+    fn start(at: SocketAddr, name: &str) -> Self {
+        let listener = TcpListener::bind(at).expect("the port is free");
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopping, counter, name) = (stop.clone(), served.clone(), name.to_owned());
+        let thread = std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                if stopping.load(Ordering::Relaxed) {
+                    // It takes nothing new; whoever is in already is served.
+                    listener.set_nonblocking(true).expect("it can be set");
+                }
+                counter.fetch_add(1, Ordering::Relaxed);
+                stream.set_nonblocking(false).expect("it can be set");
+                serve(stream, &name);
+            }
+        });
+        Self { stop, served, thread, port: at.port() }
+    }
+}
+
+fn serve(stream: TcpStream, name: &str) {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    if reader.read_line(&mut line).is_ok_and(|read| read > 0) {
+        drop(writeln!(reader.get_mut(), "{name}"));
+    }
+}
+
+fn nft(host: &Host, rule: &str) {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &host.name, "nft"]).args(rule.split_whitespace());
+    let path = std::env::var("PATH").unwrap_or_default();
+    run(command.env("PATH", format!("{path}:/usr/sbin:/sbin")));
+}
+
+/// What clients saw.
+#[derive(Default)]
+struct Seen {
+    answers: AtomicU64,
+    errors: Mutex<Vec<String>>,
+    /// Who answered since it was last asked.
+    names: Mutex<Vec<String>>,
+}
+
+fn ask(service: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&service, DEADLINE)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.write_all(b"who is there?\n")?;
+    let mut name = String::new();
+    stream.read_to_string(&mut name)?;
+    Ok(name.trim().to_owned())
+}
+
+fn make_connections(service: SocketAddr, stop: &AtomicBool, seen: &Seen) {
+    let lock = |list: &Mutex<Vec<String>>, text: String| {
+        list.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+    };
+    while !stop.load(Ordering::Relaxed) {
+        match ask(service) {
+            Ok(name) if !name.is_empty() => {
+                seen.answers.fetch_add(1, Ordering::Relaxed);
+                lock(&seen.names, name);
+            }
+            Ok(_) => lock(&seen.errors, "no answer".into()),
+            Err(error) => lock(&seen.errors, error.to_string()),
+        }
+    }
+}
+
+/// Waits until the agent knows so many endpoints.
+fn await_configuration(mesh: &Mesh, endpoints: usize) {
+    eventually(format!("the agent knows {endpoints} endpoints"), || {
+        let dump: Value = serde_json::from_slice(&mesh.agent.admin("/config_dump").body).ok()?;
+        let known = dump.pointer("/endpoints/sink|7100/endpoints/0/lb_endpoints")?.as_array()?;
+        (known.len() == endpoints).then_some(())
+    });
+}
+
+/// Stops the clients also when the test fails.
+struct StopWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for StopWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits until each client's last connections went to all of these and to nobody else.
+fn await_answers_of(seen: &Seen, wanted: &[&str]) {
+    let wanted: BTreeSet<&str> = wanted.iter().copied().collect();
+    let take = || std::mem::take(&mut *seen.names.lock().unwrap_or_else(PoisonError::into_inner));
+    take();
+    let mut recent = Vec::new();
+    eventually(format!("{wanted:?} answer"), || {
+        recent.extend(take());
+        if recent.len() < 100 {
+            return None;
+        }
+        let names: BTreeSet<String> = std::mem::take(&mut recent).into_iter().collect();
+        names.iter().map(String::as_str).eq(wanted.iter().copied()).then_some(())
+    });
+}
+
+/// Restarts endpoints in turn. `with_notice`: each leaves the configuration first, and nobody waits
+/// any longer than until agents have heard of it; else it is just gone, and the configuration follows.
+fn nobody_notices_restarts(path: &str, with_notice: bool) {
+    let mut mesh = Mesh::start_with(Family::V4, &["--path", path]);
+    let hosts: Vec<Host> = mesh.orders.iter().map(|workload| workload.host.clone()).collect();
+    let start = |mesh: &Mesh, number: usize| {
+        let host = hosts.get(number).expect("two replicas");
+        let at = mesh.sink_endpoint(number);
+        mesh.on(Some(host), || Program::start(at, &host.name))
+    };
+    let mut programs = [0, 1].map(|number| (number, start(&mesh, number)));
+    for host in &hosts {
+        nft(host, "add table inet stop");
+        nft(host, "add chain inet stop arriving { type filter hook input priority 10; }");
+    }
+    let (stop, seen) = (AtomicBool::new(false), Seen::default());
+    let (service, client) = (mesh.sink(), mesh.client.clone());
+    std::thread::scope(|scope| {
+        let _stop = StopWhenDropped(&stop);
+        for _ in 0..CLIENTS {
+            let (client, stop, seen) = (&client, &stop, &seen);
+            scope.spawn(move || client.on(|| make_connections(service, stop, seen)));
+        }
+        for _ in 0..RESTARTS {
+            let [(stays, _), (leaves, _)] = &programs;
+            let (stays, leaves) = (*stays, *leaves);
+            let [stayer, host] = [stays, leaves].map(|number| hosts.get(number).expect("two"));
+            await_answers_of(&seen, &[&host.name, &stayer.name]);
+            if with_notice {
+                mesh.change_sink(&[stays]);
+                await_answers_of(&seen, &[&stayer.name]);
+            }
+            let [first, (_, program)] = programs;
+            end(&mesh, host, program);
+            if !with_notice {
+                await_answers_of(&seen, &[&stayer.name]);
+                mesh.change_sink(&[stays]);
+            }
+            await_configuration(&mesh, 1);
+            // The other one is the next.
+            programs = [(leaves, start(&mesh, leaves)), first];
+            mesh.change_sink(&[0, 1]);
+            await_configuration(&mesh, 2);
+        }
+    });
+    let errors = seen.errors.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let answers = seen.answers.load(Ordering::Relaxed);
+    assert!(errors.is_empty(), "{} of {answers}: {errors:?}", errors.len());
+}
+
+/// Ends a program as one that is well written does: it refuses what is new, and serves who is in.
+fn end(mesh: &Mesh, host: &Host, program: Program) {
+    // The kernel would reset connections that it has made and the program has not taken: what arrives
+    // is refused a moment earlier than the port is closed.
+    let rule = format!(
+        "add rule inet stop arriving iifname eth0 tcp dport {} tcp flags & (syn|ack) == syn reject with tcp reset",
+        program.port
+    );
+    nft(host, &rule);
+    program.stop.store(true, Ordering::Relaxed);
+    // Wakes it, if a client has not.
+    drop(mesh.on(Some(host), || TcpStream::connect((host.address, program.port))));
+    program.thread.join().expect("it ends in good order");
+    assert!(program.served.load(Ordering::Relaxed) > 1);
+    nft(host, "flush chain inet stop arriving");
+    assert!(
+        mesh.on(Some(host), || TcpStream::connect((Ipv4Addr::LOCALHOST, program.port))).is_err(),
+        "nobody listens any more"
+    );
+}
+
+#[test]
+fn endpoints_of_the_proxy_path_may_restart_without_notice() {
+    nobody_notices_restarts("proxy", false);
+}
+
+#[test]
+fn endpoints_of_the_kernel_path_may_restart_once_agents_know() {
+    nobody_notices_restarts("kernel", true);
+}
