@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
-use weft_agent::kernel::{Keeper, ServiceReport, Way};
+use weft_agent::kernel::{Keeper, Level, ServiceReport, Way};
 use weft_agent::metrics::{self, Metrics};
 use weft_agent::plan::Plan;
 use weft_agent::redirect::{self, Guard, Standing};
@@ -31,6 +31,11 @@ impl Particulars for AgentRole {
     fn metrics(&self) -> String {
         let kernel = self.kernel.report();
         let mut page = metrics::page(&self.registry, &kernel);
+        page.gauge(
+            "weft_agent_looping_endpoints",
+            "Endpoints that are left out because they lead back to this agent.",
+            self.plans.borrow().looping_endpoints() as u64,
+        );
         if let Some(guard) = &self.guard {
             redirect_metrics(&guard.report(), &mut page);
         }
@@ -38,8 +43,12 @@ impl Particulars for AgentRole {
     }
 
     fn ready(&self) -> Result<(), String> {
-        if !self.kernel.report().settled {
+        let kernel = self.kernel.report();
+        if !kernel.settled {
             return Err("the kernel is being told the services".into());
+        }
+        if let (Level::Full, Some(occupancy)) = (kernel.level, kernel.occupancy) {
+            return Err(format!("the kernel's table is full, {occupancy}: it drops new flows"));
         }
         self.guard.as_ref().map_or(Ok(()), |guard| guard.report().ready())
     }

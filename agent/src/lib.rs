@@ -11,6 +11,7 @@ mod forward;
 pub mod kernel;
 pub mod metrics;
 mod netlink;
+pub mod node;
 mod pipeline;
 pub mod plan;
 mod record;

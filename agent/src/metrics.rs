@@ -144,6 +144,18 @@ fn kernel_path(report: &Report, page: &mut Page) {
         "Flows that the kernel let go of because their endpoint was gone.",
         report.let_go,
     );
+    if let Some(occupancy) = report.occupancy {
+        page.gauge(
+            "weft_conntrack_entries",
+            "Connections in the kernel's table.",
+            occupancy.entries,
+        );
+        page.gauge(
+            "weft_conntrack_limit",
+            "How many the kernel's table may hold: when it is full, new flows are dropped.",
+            occupancy.limit,
+        );
+    }
     page.counter(
         "weft_agent_kernel_records_lost",
         "Times that more connections ended than records could be written of.",

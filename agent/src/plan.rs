@@ -3,14 +3,18 @@
 //! A plan is built once per snapshot, away from the workers, and never changes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, Cluster, DEFAULT_TABLE_SIZE, Discovery, Filter, FlowKey, FlowTuple, Listener, Maglev,
-    Name, Snapshot, TcpProxy, Transport, TransportKind, UdpProxy, WeightedCluster,
+    Balance, Cluster, DEFAULT_TABLE_SIZE, Discovery, Endpoint, Filter, FlowKey, FlowTuple,
+    Listener, Maglev, Name, Snapshot, TcpProxy, Transport, TransportKind, UdpProxy,
+    WeightedCluster,
 };
+
+use crate::node::{Node, Ourselves};
 
 /// How many other endpoints are tried when a flow's own cannot be reached.
 pub(crate) const OTHER_ENDPOINTS: usize = 2;
@@ -24,6 +28,7 @@ pub struct Plan {
     /// Listeners that are not bound: they answer for connections redirected from their address.
     by_destination: HashMap<(Transport, SocketAddr), Arc<Listener>>,
     targets: HashMap<Name, Arc<Target>>,
+    looping_endpoints: usize,
     seed: u32,
 }
 
@@ -35,6 +40,8 @@ pub struct Target {
     /// How long a connection attempt may take.
     pub connect_timeout: Duration,
     picker: Picker,
+    /// What the picker was made of.
+    endpoints: Vec<Endpoint>,
     /// The endpoints that keep the flows they have: those that serve, and those that drain.
     keeping: BTreeSet<SocketAddr>,
 }
@@ -104,30 +111,72 @@ impl Choice {
     }
 }
 
-/// A listener that cannot be served by this tier, and why.
+/// What of a snapshot is not done, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unservable {
-    /// The listener.
-    pub listener: Name,
-    /// Why.
-    pub reason: &'static str,
+pub enum Problem {
+    /// A listener that this tier cannot serve.
+    NotThisTier {
+        /// The listener.
+        listener: Name,
+        /// Why.
+        reason: &'static str,
+    },
+    /// An endpoint that leads back to this agent. It gets no flows.
+    Loop {
+        /// Whose endpoint.
+        cluster: Name,
+        /// The endpoint.
+        endpoint: SocketAddr,
+        /// The listener that would take its flows.
+        listener: Name,
+    },
+    /// A service's address that is this host's own, so that what programs of this host send there is
+    /// not taken.
+    AddressInUse {
+        /// The service's listener.
+        listener: Name,
+        /// The address.
+        address: SocketAddr,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotThisTier { listener, reason } => {
+                write!(f, "listener {listener:?} is not served: {reason}")
+            }
+            Self::Loop { cluster, endpoint, listener } => write!(
+                f,
+                "cluster {cluster:?}: endpoint {endpoint} is left out: it is this agent's own listener {listener:?}, so its flows would go round for ever"
+            ),
+            Self::AddressInUse { listener, address } => write!(
+                f,
+                "listener {listener:?}: {address} is an address of this host; a service's address must be nobody's"
+            ),
+        }
+    }
 }
 
 impl Plan {
-    /// Makes a plan of a snapshot. Listeners that need layer 7 are left out and told. Tables of
-    /// clusters whose endpoints did not change are taken from `previous`.
+    /// Makes a plan of a snapshot, and tells what of it cannot be done. Tables of clusters whose
+    /// endpoints did not change are taken from `previous`.
     #[must_use]
     pub fn new(
         snapshot: &Snapshot,
-        seed: u32,
+        node: &Node,
         previous: Option<&(Arc<Snapshot>, Arc<Self>)>,
-    ) -> (Self, Vec<Unservable>) {
-        let mut plan = Self { revision: snapshot.revision, seed, ..Self::default() };
-        let mut unservable = Vec::new();
+    ) -> (Self, Vec<Problem>) {
+        let mut plan = Self { revision: snapshot.revision, seed: node.seed, ..Self::default() };
+        let mut problems = Vec::new();
         for (name, listener) in &snapshot.listeners {
             if let Some(reason) = needs_layer_7(listener) {
-                unservable.push(Unservable { listener: name.clone(), reason });
+                problems.push(Problem::NotThisTier { listener: name.clone(), reason });
                 continue;
+            }
+            if node.occupies(listener) {
+                let address = listener.address;
+                problems.push(Problem::AddressInUse { listener: name.clone(), address });
             }
             if !listener.bind {
                 plan.by_destination
@@ -135,18 +184,33 @@ impl Plan {
             }
             plan.listeners.insert(name.clone(), listener.clone());
         }
+        let ourselves = Ourselves::new(node, plan.listeners.values().map(Arc::as_ref));
+        let mut targets = HashMap::new();
         for (name, cluster) in &snapshot.clusters {
-            let kept = previous.and_then(|(old, plan)| plan.unchanged(name, old, snapshot));
-            let target = kept.unwrap_or_else(|| Arc::new(target(cluster, snapshot, seed)));
-            plan.targets.insert(name.clone(), target);
+            let set = snapshot.endpoints_of(cluster);
+            let endpoints = set.map_or(&[][..], |set| &set.endpoints);
+            let (looping, good): (Vec<_>, Vec<_>) = endpoints
+                .iter()
+                .map(|endpoint| (ourselves.taker(name, endpoint.address), endpoint.clone()))
+                .partition(|(taker, _)| taker.is_some());
+            plan.looping_endpoints += looping.len();
+            problems.extend(looping.iter().filter_map(|(taker, endpoint)| {
+                let listener = taker.as_ref()?.name.clone();
+                Some(Problem::Loop { cluster: name.clone(), endpoint: endpoint.address, listener })
+            }));
+            let good: Vec<Endpoint> = good.into_iter().map(|(_, endpoint)| endpoint).collect();
+            let kept = previous.and_then(|(old, plan)| plan.unchanged(cluster, old, &good));
+            let target = kept.unwrap_or_else(|| Arc::new(target(cluster, good, node.seed)));
+            targets.insert(name.clone(), target);
         }
-        (plan, unservable)
+        plan.targets = targets;
+        (plan, problems)
     }
 
-    fn unchanged(&self, name: &Name, old: &Snapshot, new: &Snapshot) -> Option<Arc<Target>> {
-        let (before, after) = (old.clusters.get(name)?, new.clusters.get(name)?);
-        let same = before == after && old.endpoints_of(before) == new.endpoints_of(after);
-        if same { self.targets.get(name).cloned() } else { None }
+    fn unchanged(&self, now: &Cluster, old: &Snapshot, good: &[Endpoint]) -> Option<Arc<Target>> {
+        let before = old.clusters.get(&now.name)?;
+        let target = self.targets.get(&now.name)?;
+        (**before == *now && target.endpoints == good).then(|| target.clone())
     }
 
     /// The listeners that bind a socket.
@@ -157,6 +221,12 @@ impl Plan {
     /// The listeners that serve destinations: virtual ones, and bound ones that do not only capture.
     pub(crate) fn services(&self) -> impl Iterator<Item = &Arc<Listener>> {
         self.listeners.values().filter(|listener| !listener.use_original_destination)
+    }
+
+    /// How many endpoints are left out because they lead back to this agent.
+    #[must_use]
+    pub fn looping_endpoints(&self) -> usize {
+        self.looping_endpoints
     }
 
     /// The seed of the flow hash.
@@ -289,28 +359,27 @@ impl Plan {
     }
 }
 
-fn target(cluster: &Cluster, snapshot: &Snapshot, seed: u32) -> Target {
+fn target(cluster: &Cluster, endpoints: Vec<Endpoint>, seed: u32) -> Target {
     let picker = match cluster.discovery {
         Discovery::OriginalDestination => Picker::OriginalDestination,
         Discovery::Static(_) | Discovery::Endpoints(_) | Discovery::Dns(_) => {
-            let endpoints = snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
             // At this tier every flow is hashed: round robin would not survive a restart.
             let size = match cluster.balance {
                 Balance::Maglev { table_size } => table_size,
                 Balance::RoundRobin | Balance::LeastRequests => DEFAULT_TABLE_SIZE,
             };
-            let table = Maglev::new(endpoints, size, seed)
-                .or_else(|_| Maglev::new(endpoints, DEFAULT_TABLE_SIZE, seed));
+            let table = Maglev::new(&endpoints, size, seed)
+                .or_else(|_| Maglev::new(&endpoints, DEFAULT_TABLE_SIZE, seed));
             Picker::Table(Arc::new(table.expect("the default table size is a prime")))
         }
     };
-    let endpoints = snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
     let keeping = endpoints.iter().filter(|endpoint| endpoint.health.keeps_work());
     Target {
         name: cluster.name.clone(),
         connect_timeout: cluster.connect_timeout,
         picker,
         keeping: keeping.map(|endpoint| endpoint.address).collect(),
+        endpoints,
     }
 }
 

@@ -4,6 +4,7 @@
 //! Every test process has a network namespace of its own (see `in-namespace`), so loopback belongs to
 //! it alone. Whatever a test starts ends with the value that stands for it.
 
+pub mod agent;
 pub mod backend;
 pub mod bootstrap;
 pub mod curl;

@@ -8,13 +8,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
-use tempfile::TempDir;
 use weft::demo::hosts::Host;
+use weft_integration::agent::Agent;
 use weft_integration::bootstrap::any;
-use weft_integration::curl::Curl;
 use weft_integration::mesh::{self, Mesh};
-use weft_integration::port;
-use weft_integration::process::{Process, run, weft};
+use weft_integration::process::{run, weft};
 use weft_integration::wait::{DEADLINE, eventually};
 use weft_model::{Endpoint, FlowKey, FlowTuple, Health, Maglev, Transport};
 
@@ -120,56 +118,6 @@ fn config(admin: u16, service: SocketAddr, endpoints: &[SocketAddr], slots: u32)
             ],
         },
     })
-}
-
-/// An agent with a file of its own.
-struct Agent {
-    process: Process,
-    admin: u16,
-    file: TempDir,
-}
-
-impl Agent {
-    fn start(config: impl FnOnce(u16) -> Value, arguments: &[&str]) -> Self {
-        let file = TempDir::new().expect("a temporary folder can be made");
-        let admin = port::free();
-        let path = file.path().join("agent.json");
-        std::fs::write(path, format!("{:#}", config(admin))).expect("the folder takes files");
-        let mut agent = Self { process: Self::run(&file, arguments), admin, file };
-        agent.wait_until_ready();
-        agent
-    }
-
-    fn run(file: &TempDir, arguments: &[&str]) -> Process {
-        let mut command = weft();
-        command.args(["agent", "--workers", "1", "-c"]).arg(file.path().join("agent.json"));
-        Process::start("agent", command.args(arguments))
-    }
-
-    /// Starts it anew, in the place of one that was killed.
-    fn restart(&mut self) {
-        self.process = Self::run(&self.file, &[]);
-        self.wait_until_ready();
-    }
-
-    fn wait_until_ready(&mut self) {
-        eventually(format!("{:?} is ready", self.process), || {
-            (Curl::get(self.admin, "/ready").run().status == 200).then_some(())
-        });
-    }
-
-    fn services(&self) -> Vec<Value> {
-        let dump: Value = serde_json::from_slice(&Curl::get(self.admin, "/config_dump").run().body)
-            .expect("a dump is JSON");
-        let services = dump.get("services").and_then(Value::as_array);
-        services.expect("it lists services").clone()
-    }
-
-    fn metric(&self, name: &str) -> u64 {
-        let page = Curl::get(self.admin, "/metrics").run().text();
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.expect(name).parse().expect("a number")
-    }
 }
 
 fn text<'a>(object: &'a Value, field: &str) -> Option<&'a str> {
@@ -500,7 +448,7 @@ fn an_agent_that_is_killed_half_way_leaves_nothing_that_matters() {
     for milliseconds in [100, 250, 400, 550] {
         agent.process.kill();
         nft("delete table inet weft_services");
-        agent.process = Agent::run(&agent.file, &[]);
+        agent.begin_again();
         agent.process.kill_after(Duration::from_millis(milliseconds));
         agent.restart();
         let sets = nft("-t list maps inet");

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use tokio::sync::watch;
 use weft_agent::kernel::{Keeper, KernelLimits, PathChoice};
 use weft_agent::metrics::Metrics;
+use weft_agent::node::Node;
 use weft_agent::plan::Plan;
 use weft_agent::{Limits, Shared};
 use weft_model::{Snapshot, SpiffeId};
@@ -107,7 +108,8 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     };
     let mut process = begun.start(setup).map_err(Failure::Failed)?;
     let receiver = plans.subscribe();
-    process.spawn(plan_all(process.snapshots(), plans, kernel, arguments.seed));
+    let (snapshots, problems) = (process.snapshots(), process.problems());
+    process.spawn(plan_all(snapshots, plans, problems, kernel, arguments.seed));
     let shared = Shared {
         plans: receiver,
         drain: process.drain(),
@@ -124,20 +126,23 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
 async fn plan_all(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     plans: watch::Sender<Arc<Plan>>,
+    problems: watch::Sender<Vec<String>>,
     kernel: Keeper,
     seed: u32,
 ) {
     let mut last: Option<(Arc<Snapshot>, Arc<Plan>)> = None;
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        let (plan, unservable) = Plan::new(&snapshot, seed, last.as_ref());
-        for listener in unservable {
-            tracing::warn!(
-                listener = &*listener.listener,
-                reason = listener.reason,
-                "a listener is not served"
-            );
+        let node = Node::now(seed).unwrap_or_else(|error| {
+            tracing::warn!(%error, "this host's addresses are not known; loops are not seen");
+            Node { seed, ..Node::default() }
+        });
+        let (plan, found) = Plan::new(&snapshot, &node, last.as_ref());
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        for problem in found.iter().filter(|problem| !problems.borrow().contains(problem)) {
+            tracing::warn!("{problem}");
         }
+        problems.send_replace(found);
         let plan = Arc::new(plan);
         plans.send_replace(plan.clone());
         kernel.follow(plan.clone());

@@ -20,6 +20,7 @@ use weft_runtime::access::{AccessLog, Writer};
 
 use super::flows::{Ending, Fate, Flows};
 use super::index::{GROUP_PREFIX, chain_name};
+use super::occupancy::Occupancy;
 use super::reconcile::Kernel;
 use super::report::{Report, ServiceReport};
 use super::service::{Division, Key, NeedsProxy, PathChoice, Way, divide};
@@ -359,6 +360,12 @@ impl Work {
         match Kernel::open().and_then(|mut kernel| kernel.counters()) {
             Ok(counters) => self.counters = counters.into_iter().collect(),
             Err(error) => tracing::debug!(%error, "the kernel's counters cannot be read"),
+        }
+        if let Some(occupancy) = Occupancy::now() {
+            self.update(|report| {
+                report.level = occupancy.tell(report.level);
+                report.occupancy = Some(occupancy);
+            });
         }
         // The older iptables tells nobody of its changes.
         if self.enforced.as_ref().is_some_and(|(_, early)| *early != is_in_iptables()) {

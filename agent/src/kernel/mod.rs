@@ -6,14 +6,16 @@
 //! `weft flow explain` is exact for both.
 //!
 //! [`service`] decides which services can go this way, [`table`] what that comes to in the kernel's
-//! words ([`index`] its sets, [`field`] the fields of packets), [`reconcile`] makes it so, whatever was there before, and [`flows`] which of the kernel's
-//! connections have lost their endpoint. [`Keeper`] does it for as long as it runs. What the
+//! words ([`index`] its sets, [`field`] the fields of packets), [`reconcile`] makes it so, whatever was
+//! there before, and [`flows`] which of the kernel's connections have lost their endpoint;
+//! [`occupancy`] how many more the kernel may hold. [`Keeper`] does it for as long as it runs. What the
 //! kernel does not carry, the proxy path does.
 
 mod field;
 mod flows;
 mod index;
 mod keeper;
+mod occupancy;
 mod reconcile;
 mod report;
 mod service;
@@ -22,6 +24,7 @@ mod table;
 use std::io;
 
 pub use keeper::{Keeper, KernelLimits};
+pub use occupancy::{Level, Occupancy};
 pub use report::{Report, ServiceReport};
 pub use service::{NeedsProxy, PathChoice, Way};
 

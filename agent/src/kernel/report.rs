@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use weft_model::{Name, Transport};
 
+use super::occupancy::{Level, Occupancy};
 use super::service::Way;
 
 /// How it stands with a service.
@@ -40,4 +41,8 @@ pub struct Report {
     pub records_lost: u64,
     /// How long the last change took.
     pub last_change: Duration,
+    /// How full the kernel's table of connections is, where it tells.
+    pub occupancy: Option<Occupancy>,
+    /// What that means.
+    pub level: Level,
 }

@@ -61,6 +61,16 @@ fn every_mistake_is_told_with_its_line() {
 }
 
 #[test]
+fn an_endpoint_has_an_address_of_its_own() {
+    let wanted =
+        GOOD.replacen("endpoints: [{address: ", "endpoints: [{address: 10.96.7.7}, {address: ", 1);
+    let found = mistakes(&wanted);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    let expected = "endpoints[0].address: 10.96.7.7 lies in 10.96.0.0/16 of service_ranges";
+    assert!(found[0].contains(expected), "{found:?}");
+}
+
+#[test]
 fn affinity_is_for_ports_that_no_sidecar_balances() {
     let wanted = GOOD.replace("balance: least_requests", "affinity: client_address");
     let found = mistakes(&wanted);

@@ -97,7 +97,7 @@ fn services(
             }
         }
         let ports = ports(service, &path, mistakes);
-        let endpoints = endpoints(service, &path, mistakes);
+        let endpoints = endpoints(service, ranges, &path, mistakes);
         let balance = match service.balance {
             raw::Balance::RoundRobin => Balance::RoundRobin,
             raw::Balance::LeastRequests => Balance::LeastRequests,
@@ -174,6 +174,7 @@ fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Por
 
 fn endpoints(
     service: &raw::Service,
+    service_ranges: &[Cidr],
     path: &str,
     mistakes: &mut Mistakes,
 ) -> Vec<(std::net::IpAddr, u32)> {
@@ -185,6 +186,16 @@ fn endpoints(
             mistakes.add(
                 format!("{path}.endpoints[{index}].weight"),
                 "it is 0; leave the endpoint out instead",
+            );
+        }
+        // What goes to such an address is taken for a service: it would come back to us for ever.
+        if let Some(range) = service_ranges.iter().find(|range| range.contains(endpoint.address)) {
+            mistakes.add(
+                format!("{path}.endpoints[{index}].address"),
+                format!(
+                    "{} lies in {range} of service_ranges, which are for services; give the program's own",
+                    endpoint.address
+                ),
             );
         }
         if !seen.insert(endpoint.address) {

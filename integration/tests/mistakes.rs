@@ -1,0 +1,99 @@
+//! Configurations and surroundings that cannot work, and what an agent makes of them.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+
+use serde_json::{Value, json};
+use weft_integration::agent::Agent;
+use weft_integration::bootstrap::{any, bootstrap};
+use weft_integration::port;
+use weft_integration::wait::DEADLINE;
+
+/// A listener that moves TCP to a cluster.
+fn tcp_listener(name: &str, address: &str, port: u16, bind: bool, cluster: &str) -> Value {
+    let tcp = any(
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        json!({"stat_prefix": "t", "cluster": cluster}),
+    );
+    json!({"name": name, "bind_to_port": bind,
+        "address": {"socket_address": {"address": address, "port_value": port}},
+        "filter_chains": [{"filters": [{"name": "tcp", "typed_config": tcp}]}]})
+}
+
+fn static_cluster(name: &str, endpoints: &[SocketAddr]) -> Value {
+    let endpoint = |at: &SocketAddr| {
+        let address = json!({"address": at.ip(), "port_value": at.port()});
+        json!({"endpoint": {"address": {"socket_address": address}}})
+    };
+    let members: Vec<Value> = endpoints.iter().map(endpoint).collect();
+    json!({"name": name, "type": "STATIC", "load_assignment":
+        {"cluster_name": name, "endpoints": [{"lb_endpoints": members}]}})
+}
+
+fn problems(agent: &Agent) -> Vec<String> {
+    let dump = agent.dump();
+    let problems = dump.get("problems").and_then(Value::as_array).expect("it lists problems");
+    problems.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+#[test]
+fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
+    let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let good = backend.local_addr().expect("it is bound");
+    let [exact, everywhere, alone] = [port::free(), port::free(), port::free()];
+    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let virtual_one: SocketAddr = "10.96.0.9:80".parse().expect("an address");
+    let looping = [local(exact), local(everywhere), virtual_one];
+    let agent = Agent::start(
+        |admin| {
+            let mixed = static_cluster("mixed", &[&[good], &looping[..]].concat());
+            let listeners = [
+                tcp_listener("exact", "127.0.0.1", exact, true, "mixed"),
+                tcp_listener("everywhere", "0.0.0.0", everywhere, true, "mixed"),
+                tcp_listener("virtual", "10.96.0.9", 80, false, "mixed"),
+                tcp_listener("alone", "127.0.0.1", alone, true, "alone"),
+            ];
+            let alone = static_cluster("alone", &[local(alone)]);
+            bootstrap(admin, &listeners, &[mixed, alone])
+        },
+        &[],
+    );
+    let told = problems(&agent);
+    for (endpoint, listener) in looping.iter().zip(["exact", "everywhere", "virtual"]) {
+        let wanted = format!(
+            "cluster \"mixed\": endpoint {endpoint} is left out: it is this agent's own listener \"{listener}\""
+        );
+        assert!(told.iter().any(|problem| problem.starts_with(&wanted)), "{wanted}: {told:#?}");
+    }
+    assert_eq!(told.len(), 4, "{told:#?}");
+    assert_eq!(agent.metric("weft_agent_looping_endpoints"), 4);
+
+    // Every flow goes to the one that is left; by any hash, some would have gone round.
+    for _ in 0..32 {
+        let client = TcpStream::connect(local(exact)).expect("the agent listens");
+        let (stream, _) = backend.accept().expect("the endpoint is reached");
+        drop((client, stream));
+    }
+    let refused = "weft_agent_refused_total{reason=\"no_endpoint\"}";
+    let before = agent.metric(refused);
+    let mut client = TcpStream::connect(local(alone)).expect("the agent listens");
+    client.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
+    assert!(matches!(client.read(&mut [0; 1]), Ok(0) | Err(_)), "it is not carried");
+    assert_eq!(agent.metric(refused), before + 1);
+}
+
+#[test]
+fn the_kernels_table_of_connections_is_watched() {
+    let port = port::free();
+    let agent = Agent::start(
+        |admin| {
+            let listener = tcp_listener("tcp", "127.0.0.1", port, true, "none");
+            bootstrap(admin, &[listener], &[static_cluster("none", &[])])
+        },
+        &[],
+    );
+    let limit = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max");
+    let limit: u64 = limit.expect("the kernel tells").trim().parse().expect("a number");
+    assert_eq!(agent.metric("weft_conntrack_limit"), limit);
+    assert!(agent.metric("weft_conntrack_entries") < limit);
+}
