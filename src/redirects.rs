@@ -186,6 +186,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_example_with_every_setting_is_good() {
+        let wishes = parse(include_str!("../examples/redirects.yaml")).expect("it is good");
+        assert_eq!(wishes.len(), 2);
+        let workload = &wishes.first().expect("there are two").redirect;
+        assert!(workload.strict && !workload.exclude_users.is_empty());
+    }
+
+    #[test]
     fn a_file_says_what_is_wanted_where() {
         let text = "redirects:\n- {netns: /run/netns/web, inbound: 15006, backend: nft}\n\
             - {forwarded: 15001, services: [10.96.0.0/16]}\n";

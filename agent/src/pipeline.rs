@@ -8,13 +8,13 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::net::{TcpStream, UdpSocket};
-use weft_model::{FlowKey, FlowTuple, Listener, Name, Transport, UdpProxy};
-use weft_runtime::drain::Phase;
+use weft_model::{FlowKey, FlowTuple, IdleEnd, Listener, Name, Transport, UdpProxy};
 use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset_on_close};
 
 use crate::forward::tcp::{Moved, relay};
@@ -64,26 +64,20 @@ async fn carry(
     let flow = FlowTuple { transport: Transport::Tcp, client: accepted.client, destination };
     let target = plan.target(tcp, &flow).ok_or(Refusal::NoService)?;
     story.service = Some(target.name.clone());
-    let mut endpoint = connect(&plan, target, (&flow, tcp.flow_key), worker, story).await?;
-    let idle_timeout = tcp.idle_timeout;
+    let mut endpoint = connecting(&plan, target, (&flow, tcp.flow_key), worker, story).await?;
+    let idle = (tcp.idle_timeout, listener.idle_end.unwrap_or(IdleEnd::Reset));
     // A connection may live long; it must not keep the plan it was made by.
     drop(plan);
 
     worker.metrics.connections.increment();
     worker.metrics.connections_open.increment();
-    let end = tokio::select! {
-        end = relay(&mut accepted.stream, &mut endpoint, idle_timeout, &worker.lender, &story.moved) => end.word(),
-        () = worker.shared.drain.reached(Phase::Ended) => "cut_off",
-    };
-    if end == "cut_off" {
-        // Else what was cut off would look like a whole answer.
-        reset_on_close(&accepted.stream);
-        reset_on_close(&endpoint);
-    }
+    let cut_off = pin!(worker.cut_off.notified());
+    let ends = (&mut accepted.stream, &mut endpoint);
+    let end = relay(ends, idle, cut_off, &worker.lender, &story.moved).await;
     worker.metrics.connections_open.decrement();
     worker.metrics.bytes_to_endpoint.add(story.moved.to_endpoint.get());
     worker.metrics.bytes_to_client.add(story.moved.to_client.get());
-    Ok(end)
+    Ok(end.word())
 }
 
 /// Where the client wanted to go. A capture port that was dialled itself is a mistake or a loop.
@@ -99,6 +93,18 @@ fn destination(accepted: &Accepted) -> Result<SocketAddr, Refusal> {
 /// Holds the security group, where the kernel could not be told to.
 fn admit(listener: &Listener, client: SocketAddr) -> Result<(), Refusal> {
     if listener.admits(client.ip()) { Ok(()) } else { Err(Refusal::NotAllowed) }
+}
+
+/// Connects, in a box for as long as that takes: it needs more room than all that follows, which may
+/// take hours. Made here, so that the connection does not keep room for what goes into the box.
+fn connecting<'a>(
+    plan: &'a Plan,
+    target: &'a Target,
+    flow: (&'a FlowTuple, FlowKey),
+    worker: &'a Worker,
+    story: &'a mut Story,
+) -> Pin<Box<impl Future<Output = Result<TcpStream, Refusal>> + 'a>> {
+    Box::pin(connect(plan, target, flow, worker, story))
 }
 
 /// Connects to the flow's endpoint, or to the next ones when it cannot be reached.

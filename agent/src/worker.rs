@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use weft_model::{Listener, Name, Transport};
 use weft_runtime::access::{AccessLog, Writer};
@@ -28,6 +28,9 @@ use crate::plan::Plan;
 const SWEEP: Duration = Duration::from_secs(1);
 /// How long accepting rests when there are no more descriptors.
 const REST: Duration = Duration::from_millis(20);
+
+/// How long connections that are cut off have to reset both sides.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What one worker may have at once. At a limit the new is refused and counted, the old is kept.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +67,8 @@ pub(crate) struct Worker {
     pub(crate) access: Rc<AccessLog>,
     pub(crate) live: Live,
     pub(crate) lender: Lender,
+    /// Tells connections that nobody waits for them any longer.
+    pub(crate) cut_off: Notify,
     pub(crate) flows: RefCell<FlowTable<Rc<UdpFlow>>>,
     pub(crate) reply_sockets: ReplySockets,
     /// Room to take answers in, lent to the flow that has some.
@@ -87,6 +92,7 @@ pub async fn run(shared: Shared, number: usize) {
         access: shared.access.worker(),
         live: Live::default(),
         lender: Lender::new(),
+        cut_off: Notify::new(),
         flows: RefCell::new(FlowTable::new(shared.limits.flows)),
         reply_sockets: ReplySockets::default(),
         batch: RefCell::new(Batch::new()),
@@ -119,6 +125,9 @@ pub async fn run(shared: Shared, number: usize) {
     work.await;
     sockets.close_tcp();
     drain.finished(&worker.live).await;
+    worker.cut_off.notify_waiters();
+    // They end at once; one that waits for an endpoint just now ends with the worker.
+    drop(tokio::time::timeout(LAST_WORDS, worker.live.none_left()).await);
 }
 
 /// The bound sockets, by what is bound.

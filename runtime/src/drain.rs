@@ -111,7 +111,8 @@ impl Live {
         self.0.count.get()
     }
 
-    async fn none_left(&self) {
+    /// Resolves when none is in hand any more.
+    pub async fn none_left(&self) {
         loop {
             let changed = self.0.changed.notified();
             if self.count() == 0 {

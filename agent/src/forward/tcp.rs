@@ -2,27 +2,36 @@
 //!
 //! A small message is copied through the worker's scratch buffer; as soon as a read fills it, the
 //! direction goes over to splice, where the kernel moves pages through a pipe and we copy nothing.
-//! A connection that waits owns neither buffer nor pipe.
+//! A connection that waits owns neither buffer nor pipe; what it does own is small, and written as
+//! states ([`Way`]) rather than as nested futures, each of which would keep room of its own.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, SpliceFFlags, splice};
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
+use tokio::sync::futures::Notified;
+use tokio::time::Sleep;
+use weft_model::IdleEnd;
 use weft_runtime::socket::reset_on_close;
 
 /// What a read through the scratch buffer takes at most; a read that fills it means bulk.
 const SCRATCH_BYTES: usize = 16 * 1024;
 /// What one splice asks for: the default size of a pipe.
 const SPLICE_BYTES: usize = 64 * 1024;
+/// How many splices one connection does before others have their turn.
+const SPLICES_AT_ONCE: usize = 16;
+/// In how many looks a timeout is divided: silence is seen so much of it late, at most.
+const LOOKS: u32 = 8;
 /// How many idle pipes a worker keeps.
 const PIPE_LIMIT: usize = 64;
 
@@ -74,6 +83,8 @@ pub(crate) enum End {
     Reset,
     /// It was silent for too long.
     Idle,
+    /// The process ends and could not wait for it.
+    CutOff,
 }
 
 impl End {
@@ -83,6 +94,7 @@ impl End {
             Self::Closed => "closed",
             Self::Reset => "reset",
             Self::Idle => "idle",
+            Self::CutOff => "cut_off",
         }
     }
 }
@@ -94,163 +106,263 @@ pub(crate) struct Moved {
     pub(crate) to_client: Cell<u64>,
 }
 
-/// Moves bytes between `client` and `endpoint` until both are done.
+/// Moves bytes between `client` and `endpoint` until both are done, until nothing was moved for so
+/// long, or until it is cut off. What was not done is reset on both sides, so that nobody takes what
+/// came for the whole; silence may end otherwise.
 pub(crate) async fn relay(
-    client: &mut TcpStream,
-    endpoint: &mut TcpStream,
-    idle_timeout: Option<Duration>,
+    (client, endpoint): (&mut TcpStream, &mut TcpStream),
+    (idle_timeout, idle_end): (Option<Duration>, IdleEnd),
+    mut cut_off: Pin<&mut Notified<'_>>,
     lender: &Lender,
     moved: &Moved,
 ) -> End {
-    let (mut from_client, to_client) = client.split();
-    let (mut from_endpoint, to_endpoint) = endpoint.split();
-    let both = async {
-        tokio::try_join!(
-            one_way(&mut from_client, to_endpoint.as_ref(), lender, &moved.to_endpoint),
-            one_way(&mut from_endpoint, to_client.as_ref(), lender, &moved.to_client),
-        )
-    };
-    let end = tokio::select! {
-        result = both => match result {
-            Ok(_) => End::Closed,
-            Err(_) => End::Reset,
-        },
-        () = silence(idle_timeout, moved) => End::Idle,
-    };
-    if end != End::Closed {
+    let (mut there, mut back) = (Way::Reads, Way::Reads);
+    let mut silence = Silence::new(idle_timeout);
+    let mut sleep = pin!(tokio::time::sleep(silence.look.unwrap_or_default()));
+    let end = poll_fn(|context| {
+        if cut_off.as_mut().poll(context).is_ready() {
+            return Poll::Ready(End::CutOff);
+        }
+        let (mut from_client, to_client) = client.split();
+        let (mut from_endpoint, to_endpoint) = endpoint.split();
+        let mut ends = (&mut from_client, to_endpoint.as_ref());
+        let there = there.poll(context, &mut ends, lender, &moved.to_endpoint);
+        let mut ends = (&mut from_endpoint, to_client.as_ref());
+        let back = back.poll(context, &mut ends, lender, &moved.to_client);
+        match (there, back) {
+            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Poll::Ready(End::Reset),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(End::Closed),
+            (Poll::Pending, _) | (_, Poll::Pending) => {
+                let total = moved.to_endpoint.get() + moved.to_client.get();
+                silence.poll(context, sleep.as_mut(), total).map(|()| End::Idle)
+            }
+        }
+    })
+    .await;
+    let in_good_order = end == End::Closed || (end == End::Idle && idle_end == IdleEnd::Close);
+    if !in_good_order {
         reset_on_close(client);
         reset_on_close(endpoint);
     }
     end
 }
 
-/// Resolves when nothing was moved for `timeout`, give or take the same again: the clock is read
-/// once per period and not once per message.
-async fn silence(timeout: Option<Duration>, moved: &Moved) {
-    let Some(timeout) = timeout else {
-        return std::future::pending().await;
-    };
-    let mut seen = None;
-    loop {
-        let now = (moved.to_endpoint.get(), moved.to_client.get());
-        if seen.replace(now) == Some(now) {
-            return;
+/// Sees when nothing is moved. The clock is looked at a few times per timeout, and not once per
+/// message.
+#[derive(Debug)]
+struct Silence {
+    /// The time between two looks; none when silence is no matter.
+    look: Option<Duration>,
+    /// What was moved at the last look, and how many looks in a row saw that.
+    seen: (u64, u32),
+}
+
+impl Silence {
+    fn new(timeout: Option<Duration>) -> Self {
+        Self { look: timeout.map(|timeout| timeout / LOOKS), seen: (0, 0) }
+    }
+
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        mut sleep: Pin<&mut Sleep>,
+        total: u64,
+    ) -> Poll<()> {
+        let Some(look) = self.look else { return Poll::Pending };
+        loop {
+            ready!(sleep.as_mut().poll(context));
+            self.seen = if self.seen.0 == total { (total, self.seen.1 + 1) } else { (total, 0) };
+            if self.seen.1 == LOOKS {
+                return Poll::Ready(());
+            }
+            let next = sleep.deadline() + look;
+            sleep.as_mut().reset(next);
         }
-        tokio::time::sleep(timeout).await;
     }
 }
 
-/// Moves one direction until its source closes, then closes the sink's side.
-async fn one_way(
+/// Where one direction stands.
+#[derive(Debug)]
+enum Way {
+    /// It waits for bytes.
+    Reads,
+    /// It has bytes that the sink has not taken yet.
+    Writes(Rest),
+    /// It moves pages through a pipe, which holds so many bytes.
+    Splices(Pipe, usize),
+    /// The source has closed, and the sink's side was closed after it.
+    Done,
+}
+
+/// Bytes that were read.
+#[derive(Debug)]
+struct Rest {
+    bytes: Vec<u8>,
+    /// How many of them are written.
+    written: usize,
+    /// Whether they are what is left of a full buffer.
+    is_bulk: bool,
+}
+
+impl Way {
+    /// Goes on as far as it can. Ready when the direction is done.
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        (from, to): &mut (&mut ReadHalf<'_>, &TcpStream),
+        lender: &Lender,
+        moved: &Cell<u64>,
+    ) -> Poll<io::Result<()>> {
+        let mut splices = 0;
+        loop {
+            *self = match self {
+                Self::Reads => ready!(copy_once(context, from, to, lender, moved))?,
+                Self::Writes(rest) => {
+                    ready!(rest.write(context, to, moved))?;
+                    if rest.is_bulk { Self::after_bulk(lender) } else { Self::Reads }
+                }
+                Self::Splices(pipe, held) => {
+                    ready!(splice_out(context, pipe, to, held, moved))?;
+                    if splices == SPLICES_AT_ONCE {
+                        context.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    splices += 1;
+                    match splice_in(from.as_ref(), pipe) {
+                        Ok(0) => self.pipe_back(lender, Self::close(to)?),
+                        Ok(bytes) => {
+                            *held = bytes;
+                            continue;
+                        }
+                        // It has nothing more at hand.
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            self.pipe_back(lender, Self::Reads)
+                        }
+                        Err(error) => return Poll::Ready(Err(error)),
+                    }
+                }
+                Self::Done => return Poll::Ready(Ok(())),
+            };
+        }
+    }
+
+    /// A full read means that more is coming. Without descriptors for a pipe, it goes on through the
+    /// scratch buffer.
+    fn after_bulk(lender: &Lender) -> Self {
+        lender.pipe().map_or(Self::Reads, |pipe| Self::Splices(pipe, 0))
+    }
+
+    /// Gives the pipe back, and goes on to `next`.
+    fn pipe_back(&mut self, lender: &Lender, next: Self) -> Self {
+        if let Self::Splices(pipe, _) = std::mem::replace(self, Self::Done) {
+            lender.give_back(pipe);
+        }
+        next
+    }
+
+    /// Closes the sink's side.
+    fn close(to: &TcpStream) -> io::Result<Self> {
+        match socket2::SockRef::from(to).shutdown(Shutdown::Write) {
+            // It may have reset the connection since; its own direction will tell.
+            Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+            _ => Ok(Self::Done),
+        }
+    }
+}
+
+/// Waits for bytes, reads once and writes once.
+///
+/// A read that does not fill the buffer has taken all there was, which `poll_read` remembers: the next
+/// one waits without asking the system in vain.
+fn copy_once(
+    context: &mut Context<'_>,
     from: &mut ReadHalf<'_>,
     to: &TcpStream,
     lender: &Lender,
     moved: &Cell<u64>,
-) -> io::Result<()> {
-    loop {
-        match copy_once(from, to, lender).await? {
-            Step::Nothing => {}
-            Step::End => break,
-            Step::Copied { bytes, rest } => {
-                write_rest(to, &rest).await?;
-                moved.set(moved.get() + bytes as u64);
-                if bytes == SCRATCH_BYTES
-                    && splice_on(from.as_ref(), to, lender, moved).await? == Step::End
-                {
-                    break;
+) -> Poll<io::Result<Way>> {
+    // Lent for this moment only: a connection that waits holds no buffer.
+    let mut scratch = lender.0.scratch.borrow_mut();
+    let mut buffer = ReadBuf::new(&mut scratch);
+    ready!(Pin::new(from).poll_read(context, &mut buffer))?;
+    let read = buffer.filled();
+    if read.is_empty() {
+        return Poll::Ready(Way::close(to));
+    }
+    let is_bulk = read.len() == SCRATCH_BYTES;
+    let written = match to.try_write(read) {
+        Ok(written) => written,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+        Err(error) => return Poll::Ready(Err(error)),
+    };
+    moved.set(moved.get() + written as u64);
+    let rest = read.get(written..).unwrap_or_default();
+    Poll::Ready(Ok(match rest {
+        [] if is_bulk => Way::after_bulk(lender),
+        [] => Way::Reads,
+        rest => Way::Writes(Rest { bytes: rest.to_vec(), written: 0, is_bulk }),
+    }))
+}
+
+impl Rest {
+    fn write(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &TcpStream,
+        moved: &Cell<u64>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let left = self.bytes.get(self.written..).unwrap_or_default();
+            if left.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            match to.try_write(left) {
+                Ok(written) => {
+                    self.written += written;
+                    moved.set(moved.get() + written as u64);
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(to.poll_write_ready(context))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
-    socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write).or_else(ignore_not_connected)
 }
 
-/// The other side may have reset the connection since; its own direction will tell.
-fn ignore_not_connected(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::NotConnected { Ok(()) } else { Err(error) }
+fn splice_flags() -> SpliceFFlags {
+    SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Step {
-    Nothing,
-    End,
-    Copied { bytes: usize, rest: Vec<u8> },
-}
-
-/// Waits for bytes, reads once and writes once. What the sink did not take is given back.
-///
-/// A read that does not fill the buffer has taken all there was, which `poll_read` remembers: the next
-/// one waits without asking the system in vain.
-async fn copy_once(from: &mut ReadHalf<'_>, to: &TcpStream, lender: &Lender) -> io::Result<Step> {
-    poll_fn(|context| {
-        // Lent for this moment only: a connection that waits holds no buffer.
-        let mut scratch = lender.0.scratch.borrow_mut();
-        let mut buffer = ReadBuf::new(&mut scratch);
-        ready!(Pin::new(&mut *from).poll_read(context, &mut buffer))?;
-        let read = buffer.filled();
-        if read.is_empty() {
-            return Poll::Ready(Ok(Step::End));
-        }
-        let written = match to.try_write(read) {
-            Ok(written) => written,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(error) => return Poll::Ready(Err(error)),
-        };
-        let rest = read.get(written..).unwrap_or_default().to_vec();
-        Poll::Ready(Ok(Step::Copied { bytes: read.len(), rest }))
+/// Takes in what the source has at hand; 0 at its end.
+fn splice_in(from: &TcpStream, pipe: &Pipe) -> io::Result<usize> {
+    from.try_io(Interest::READABLE, || {
+        splice(from, None, &pipe.write, None, SPLICE_BYTES, splice_flags()).map_err(Into::into)
     })
-    .await
 }
 
-async fn write_rest(to: &TcpStream, mut rest: &[u8]) -> io::Result<()> {
-    while !rest.is_empty() {
-        to.writable().await?;
-        match to.try_write(rest) {
-            Ok(written) => rest = rest.get(written..).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Splices until the source has nothing more at hand.
-async fn splice_on(
-    from: &TcpStream,
+/// Gives out what the pipe holds.
+fn splice_out(
+    context: &mut Context<'_>,
+    pipe: &Pipe,
     to: &TcpStream,
-    lender: &Lender,
+    held: &mut usize,
     moved: &Cell<u64>,
-) -> io::Result<Step> {
-    // Without descriptors for a pipe, bytes go on through the scratch buffer.
-    let Ok(pipe) = lender.pipe() else { return Ok(Step::Nothing) };
-    loop {
-        let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
-        let taken = from.try_io(Interest::READABLE, || {
-            splice(from, None, &pipe.write, None, SPLICE_BYTES, flags).map_err(Into::into)
+) -> Poll<io::Result<()>> {
+    while *held > 0 {
+        let given = to.try_io(Interest::WRITABLE, || {
+            splice(&pipe.read, None, to, None, *held, splice_flags()).map_err(Into::into)
         });
-        let bytes = match taken {
-            Ok(0) => {
-                lender.give_back(pipe);
-                return Ok(Step::End);
+        match given {
+            Ok(given) => {
+                *held = held.saturating_sub(given);
+                moved.set(moved.get() + given as u64);
             }
-            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                lender.give_back(pipe);
-                return Ok(Step::Nothing);
+                ready!(to.poll_write_ready(context))?;
             }
-            Err(error) => return Err(error),
-        };
-        let mut left = bytes;
-        while left > 0 {
-            let given = to.try_io(Interest::WRITABLE, || {
-                splice(&pipe.read, None, to, None, left, flags).map_err(Into::into)
-            });
-            match given {
-                Ok(given) => left = left.saturating_sub(given),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
-                Err(error) => return Err(error),
-            }
+            Err(error) => return Poll::Ready(Err(error)),
         }
-        moved.set(moved.get() + bytes as u64);
     }
+    Poll::Ready(Ok(()))
 }

@@ -39,6 +39,9 @@ pub enum NeedsProxy {
     AddressTaken,
     /// The listener or an endpoint is on loopback, where the kernel does not send what comes from others.
     OnLoopback(SocketAddr),
+    /// Connections that were silent for too long are to end for both sides to see, and the kernel just
+    /// forgets them.
+    IdleEnd,
     /// The kernel's tables would have more slots than they may.
     TooLarge,
     /// The kernel refused.
@@ -61,6 +64,9 @@ impl fmt::Display for NeedsProxy {
             }
             Self::AddressTaken => f.write_str("another listener has the same address"),
             Self::OnLoopback(address) => write!(f, "{address} is on loopback"),
+            Self::IdleEnd => f.write_str(
+                "its idle_end is to be seen, and the kernel forgets silent connections without a word",
+            ),
             Self::TooLarge => f.write_str("the kernel's tables hold as many slots as they may"),
             Self::Refused(reason) => write!(f, "the kernel refused: {reason}"),
         }
@@ -216,6 +222,9 @@ fn candidate(
             (plan.target_named(&udp.cluster), udp.flow_key, udp.access_log)
         }
     };
+    if listener.idle_end.is_some() {
+        return Err(NeedsProxy::IdleEnd);
+    }
     if listener.address.ip().is_loopback() {
         return Err(NeedsProxy::OnLoopback(listener.address));
     }

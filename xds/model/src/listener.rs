@@ -34,6 +34,38 @@ pub struct Listener {
     /// Whose flows the agent takes: the listener's security group (`metadata`, `allow_from` under
     /// `weft`). None: anybody's.
     pub allow_from: Option<Vec<Cidr>>,
+    /// How a TCP connection ends that was silent for too long (`metadata`, `idle_end` under `weft`:
+    /// `reset` or `close`). None: however it does; nobody needs to see it.
+    pub idle_end: Option<IdleEnd>,
+}
+
+/// How both sides see the end of a connection that was silent for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdleEnd {
+    /// It is reset: whoever writes next learns of it at once.
+    Reset,
+    /// It is closed in good order.
+    Close,
+}
+
+impl IdleEnd {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Reset, Self::Close];
+
+    /// The word in configurations.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Close => "close",
+        }
+    }
+
+    /// What a word stands for.
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|end| end.word() == word)
+    }
 }
 
 impl Listener {
@@ -286,6 +318,7 @@ mod tests {
             default_chain: Some(chain("default", ChainMatch::default())),
             udp: None,
             allow_from: None,
+            idle_end: None,
         };
         let check = |destination: &str, kind, expected: &str| {
             let destination = destination.parse().expect("an address");

@@ -179,6 +179,7 @@ mod tests {
             default_chain: None,
             udp: None,
             allow_from: None,
+            idle_end: None,
         };
         let mut snapshot = Snapshot::default();
         snapshot.listeners.insert("l".into(), listener.into());

@@ -7,7 +7,7 @@
 
 use serde_json::{Value, json};
 use weft_model::{
-    ChainMatch, Cidr, Filter, FilterChain, Listener, Transport, TransportKind, UdpProxy,
+    ChainMatch, Cidr, Filter, FilterChain, IdleEnd, Listener, Transport, TransportKind, UdpProxy,
 };
 
 use super::{Reader, Refused, filters, secret, values};
@@ -17,6 +17,7 @@ const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_d
 /// The name under which metadata is ours, and what we know there.
 const OUR_METADATA: &str = "weft";
 const ALLOW_FROM: &str = "allow_from";
+const IDLE_END: &str = "idle_end";
 
 /// Reads a listener.
 pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
@@ -56,7 +57,7 @@ pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
             ListenerFilter::Udp(proxy) => udp = Some(proxy),
         }
     }
-    let allow_from = listener.child("metadata").map(allow_from).transpose()?.flatten();
+    let ours = listener.child("metadata").map(our_metadata).transpose()?.unwrap_or_default();
     let chains = values::each(listener.children("filter_chains"), chain)?;
     let default_chain = listener.child("default_filter_chain").map(chain).transpose()?;
     let listener_value = Listener {
@@ -69,34 +70,55 @@ pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
         chains,
         default_chain,
         udp,
-        allow_from,
+        allow_from: ours.allow_from,
+        idle_end: ours.idle_end,
     };
     check(&listener, &listener_value)?;
     Ok(listener_value)
 }
 
-/// The security group among a listener's metadata, of which those for others are not ours to read.
-fn allow_from(mut metadata: Reader<'_>) -> Result<Option<Vec<Cidr>>, Refused> {
+/// What is ours among a listener's metadata.
+#[derive(Default)]
+struct OurMetadata {
+    allow_from: Option<Vec<Cidr>>,
+    idle_end: Option<IdleEnd>,
+}
+
+/// Reads what is ours; what is for others is not ours to read.
+fn our_metadata(mut metadata: Reader<'_>) -> Result<OurMetadata, Refused> {
     metadata.harmless(&["typed_filter_metadata"]);
-    let mut allowed = None;
+    let mut ours = OurMetadata::default();
     for (name, mut fields) in metadata.map("filter_metadata") {
         if name != OUR_METADATA {
             fields.harmless(&["fields"]);
             continue;
         }
         for (field, mut value) in fields.map("fields") {
+            if field == IDLE_END {
+                let word = value.text("string_value");
+                let end = IdleEnd::named(&word).ok_or_else(|| {
+                    value.refuse("", format!("{word:?} is no end; reset and close are"))
+                })?;
+                ours.idle_end = Some(end);
+                continue;
+            }
             let list = value.child("list_value").filter(|_| field == ALLOW_FROM);
             let mut list = list.ok_or_else(|| {
-                value.refuse("", format!("{field:?} is not known; {ALLOW_FROM}, a list, is"))
+                value.refuse(
+                    "",
+                    format!(
+                        "{field:?} is not known; {ALLOW_FROM}, a list, is, and {IDLE_END}, a word"
+                    ),
+                )
             })?;
             let range = |mut value: Reader<'_>| {
                 let text = value.text("string_value");
                 Cidr::parse(&text).map_err(|error| value.refuse("", error.to_string()))
             };
-            allowed = Some(values::each(list.children("values"), range)?);
+            ours.allow_from = Some(values::each(list.children("values"), range)?);
         }
     }
-    Ok(allowed)
+    Ok(ours)
 }
 
 /// What only the whole can tell.
@@ -260,9 +282,16 @@ pub(super) fn encode(listener: &Listener) -> Value {
     if listener.transparent {
         json["transparent"] = json!(true);
     }
+    let mut ours = serde_json::Map::new();
     if let Some(ranges) = &listener.allow_from {
         let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
-        json["metadata"] = json!({"filter_metadata": {OUR_METADATA: {ALLOW_FROM: ranges}}});
+        ours.insert(ALLOW_FROM.into(), ranges.into());
+    }
+    if let Some(end) = listener.idle_end {
+        ours.insert(IDLE_END.into(), end.word().into());
+    }
+    if !ours.is_empty() {
+        json["metadata"] = json!({"filter_metadata": {OUR_METADATA: ours}});
     }
     if let Some(default) = &listener.default_chain {
         json["default_filter_chain"] = chain_json(default);

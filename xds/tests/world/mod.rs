@@ -171,5 +171,6 @@ fn listener(name: Name, form: u16, routes: Vec<Name>) -> Listener {
         default_chain: None,
         udp: None,
         allow_from: None,
+        idle_end: None,
     }
 }

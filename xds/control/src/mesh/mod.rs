@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use weft_model::{Balance, Cidr, FlowKey, RouteMatch, SpiffeId};
+use weft_model::{Balance, Cidr, FlowKey, IdleEnd, RouteMatch, SpiffeId};
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
 
@@ -77,6 +77,10 @@ pub struct Port {
     pub target: u16,
     /// What is spoken.
     pub protocol: Protocol,
+    /// How long a flow may be silent; as long as flows usually may, when not given.
+    pub idle_timeout: Option<Duration>,
+    /// How a connection ends that was silent for too long.
+    pub idle_end: Option<IdleEnd>,
 }
 
 /// What is spoken on a port.

@@ -87,6 +87,11 @@ pub struct Port {
     pub target: Option<u16>,
     /// `http`, `grpc`, `tcp` or `udp`.
     pub protocol: Protocol,
+    /// How long a flow of `tcp` or `udp` may be silent, such as `10m`.
+    pub idle_timeout: Option<String>,
+    /// How a connection of `tcp` ends that was silent for too long, for both sides to see: `reset` or
+    /// `close`.
+    pub idle_end: Option<String>,
 }
 
 /// A replica.

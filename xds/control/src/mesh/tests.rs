@@ -88,3 +88,33 @@ fn an_unknown_field_is_refused_with_its_line() {
     let found = mistakes(&GOOD.replace("balance:", "balanse:"));
     assert!(found[0].contains("balanse") && found[0].contains("12"), "{found:?}");
 }
+
+#[test]
+fn idle_settings_are_for_ports_that_no_sidecar_serves() {
+    let http = "{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}";
+    let with =
+        |port: &str| GOOD.replace(http, &format!("{port}]\n  endpoints: [{{address: 10.90.2.1}}"));
+    let taken = with("{port: 80, protocol: tcp, idle_timeout: 10m, idle_end: close}");
+    let mesh = Mesh::parse(&taken, std::path::Path::new(".")).expect("a good file");
+    let port = &mesh.services["orders"].ports[0];
+    assert_eq!(port.idle_timeout, Some(Duration::from_secs(600)));
+    assert_eq!(port.idle_end, Some(IdleEnd::Close));
+    for (port, expected) in [
+        ("{port: 80, protocol: http, idle_timeout: 10m}", "idle_timeout: it is for tcp and udp"),
+        (
+            "{port: 80, protocol: tcp, idle_timeout: 0s}",
+            "idle_timeout: \"0s\" is no duration above",
+        ),
+        ("{port: 80, protocol: tcp, idle_timeout: soon}", "idle_timeout: \"soon\" is no duration"),
+        ("{port: 80, protocol: udp, idle_end: reset}", "idle_end: it is for tcp"),
+        (
+            "{port: 80, protocol: tcp, idle_end: fin}",
+            "idle_end: \"fin\" is neither reset nor close",
+        ),
+    ] {
+        let found = mistakes(&with(port));
+        let expected = format!("line 10: services[1].ports[0].{expected}");
+        assert!(found.iter().any(|line| line.starts_with(&expected)), "{expected}: {found:#?}");
+        assert_eq!(found.len(), 1, "{found:#?}");
+    }
+}

@@ -47,10 +47,11 @@ fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
         listener.use_original_destination = false;
         listener.transparent = false;
         listener.allow_from.clone_from(&service.allow_from);
+        listener.idle_end = port.idle_end;
         if udp {
             listener.udp = Some(UdpProxy {
                 cluster: name.clone(),
-                idle_timeout: UDP_IDLE,
+                idle_timeout: port.idle_timeout.unwrap_or(UDP_IDLE),
                 flow_key: service.flow_key,
                 access_log: true,
             });
@@ -61,7 +62,7 @@ fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
                 tls: None,
                 filter: Filter::Tcp(TcpProxy {
                     clusters: vec![WeightedCluster { name: name.clone(), weight: 1 }],
-                    idle_timeout: Some(TCP_IDLE),
+                    idle_timeout: Some(port.idle_timeout.unwrap_or(TCP_IDLE)),
                     flow_key: service.flow_key,
                     access_log: true,
                 }),
@@ -83,6 +84,7 @@ fn capture(name: &str, address: std::net::SocketAddr, transport: Transport) -> L
         default_chain: None,
         udp: None,
         allow_from: None,
+        idle_end: None,
     }
 }
 

@@ -387,6 +387,7 @@ fn redirected(name: &str, address: std::net::SocketAddr) -> Listener {
         default_chain: None,
         udp: None,
         allow_from: None,
+        idle_end: None,
     }
 }
 

@@ -5,11 +5,12 @@ mod security;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::time::Duration;
 
-use weft_model::{Balance, Cidr, FlowKey, SpiffeId};
+use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SpiffeId};
 
 use super::{Mesh, Port, Protocol, Service, raw};
-use routes::routes;
+use routes::{duration, routes};
 use security::{issuers, policies};
 
 /// A mistake, and where it stands.
@@ -167,9 +168,51 @@ fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Por
         if !targets.insert((target, udp)) {
             mistakes.add(format!("{path}.target"), format!("two ports lead to {target}"));
         }
-        ports.push(Port { port: port.port, target, protocol: port.protocol });
+        let (idle_timeout, idle_end) = idle(port, &path, mistakes);
+        ports.push(Port {
+            port: port.port,
+            target,
+            protocol: port.protocol,
+            idle_timeout,
+            idle_end,
+        });
     }
     ports
+}
+
+/// How long flows to a port may be silent, and how that ends.
+fn idle(
+    port: &raw::Port,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> (Option<Duration>, Option<IdleEnd>) {
+    let timeout = port.idle_timeout.as_ref().and_then(|text| {
+        let parsed = duration(text).filter(|timeout| !timeout.is_zero());
+        if matches!(port.protocol, Protocol::Http | Protocol::Grpc) {
+            mistakes.add(
+                format!("{path}.idle_timeout"),
+                "it is for tcp and udp; a sidecar serves this port, whose requests have timeouts of their own",
+            );
+        } else if parsed.is_none() {
+            mistakes.add(
+                format!("{path}.idle_timeout"),
+                format!("{text:?} is no duration above zero, such as 30s, 10m or 2h"),
+            );
+        }
+        parsed
+    });
+    let end = port.idle_end.as_ref().and_then(|word| {
+        let end = IdleEnd::named(word);
+        if port.protocol != Protocol::Tcp {
+            mistakes
+                .add(format!("{path}.idle_end"), "it is for tcp: nothing else has an end to see");
+        } else if end.is_none() {
+            mistakes
+                .add(format!("{path}.idle_end"), format!("{word:?} is neither reset nor close"));
+        }
+        end
+    });
+    (timeout, end)
 }
 
 fn endpoints(

@@ -1,0 +1,100 @@
+//! TCP connections on the proxy path while nothing is said.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use weft_integration::agent::Agent;
+use weft_integration::bootstrap::{any, bootstrap, loopback, with};
+use weft_integration::port;
+use weft_integration::wait::{DEADLINE, eventually};
+
+/// A listener with an idle timeout of a second, whose silent connections end as `end` says.
+fn config(admin: u16, port: u16, endpoint: u16, end: Option<&str>) -> Value {
+    let tcp = any(
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        json!({"stat_prefix": "t", "cluster": "c", "idle_timeout": "1s",
+            "access_log": [{"name": "stdout", "typed_config":
+                any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}]}),
+    );
+    let listener = json!({"name": "tcp", "address": loopback(port),
+        "filter_chains": [{"filters": [{"name": "tcp", "typed_config": tcp}]}]});
+    let listener = match end {
+        Some(end) => {
+            with(listener, "metadata", json!({"filter_metadata": {"weft": {"idle_end": end}}}))
+        }
+        None => listener,
+    };
+    let cluster = json!({"name": "c", "type": "STATIC", "load_assignment": {"cluster_name": "c",
+        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": loopback(endpoint)}}]}]}});
+    bootstrap(admin, &[listener], &[cluster])
+}
+
+/// A connection through an agent: both of its sides.
+fn connection(end: Option<&str>) -> (Agent, TcpStream, TcpStream) {
+    let endpoint = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let at = endpoint.local_addr().expect("it is bound").port();
+    let port = port::free();
+    let agent = Agent::start(|admin| config(admin, port, at, end), &[]);
+    let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the agent listens");
+    let (server, _) = endpoint.accept().expect("the agent connects");
+    for side in [&client, &server] {
+        side.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
+    }
+    (agent, client, server)
+}
+
+/// How a side that waits sees the end: by a reset, or in good order.
+fn end_seen(side: &mut TcpStream) -> String {
+    match side.read(&mut [0; 8]) {
+        Ok(0) => "close".to_owned(),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => "reset".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_silent_connection_ends_as_it_is_wanted() {
+    for (wanted, seen) in [(None, "reset"), (Some("reset"), "reset"), (Some("close"), "close")] {
+        let (agent, mut client, mut server) = connection(wanted);
+        client.write_all(b"hello").expect("it is open");
+        server.read_exact(&mut [0; 5]).expect("it arrives");
+        assert_eq!(end_seen(&mut client), seen);
+        assert_eq!(end_seen(&mut server), seen);
+        eventually("the record of it", || {
+            (agent.metric("weft_agent_connections_open{path=\"proxy\"}") == 0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_connection_that_one_side_uses_is_not_silent() {
+    let (_agent, client, mut server) = connection(None);
+    client.set_read_timeout(Some(Duration::from_millis(300))).expect("it is above zero");
+    let mut client = client;
+    // Ten pauses of 0.3 s each, three timeouts in all, and only one direction speaks.
+    for _ in 0..10 {
+        let silent = client.read(&mut [0; 1]).expect_err("the server says nothing");
+        assert!(matches!(silent.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{silent}");
+        client.write_all(b"?").expect("it is open");
+        server.read_exact(&mut [0; 1]).expect("it arrives");
+    }
+}
+
+#[test]
+fn what_must_be_seen_is_not_left_to_the_kernel() {
+    let mut wanted = config(1, 80, 8080, Some("reset"));
+    let listener = wanted.pointer_mut("/static_resources/listeners/0").expect("there is one");
+    let address = json!({"socket_address": {"address": "10.96.0.9", "port_value": 80}});
+    *listener = with(with(listener.take(), "bind_to_port", json!(false)), "address", address);
+    let agent = Agent::start(
+        |admin| with(wanted, "admin", json!({"address": loopback(admin)})),
+        &["--path", "kernel"],
+    );
+    let services = agent.services();
+    let service = services.first().expect("there is one");
+    assert_eq!(service.get("path"), Some(&json!("proxy")), "{service}");
+    let why = service.get("why").and_then(Value::as_str).expect("it says why");
+    assert!(why.starts_with("its idle_end is to be seen"), "{why}");
+}
