@@ -31,22 +31,26 @@ pub(crate) struct Accepted {
     pub(crate) listener: Arc<Listener>,
 }
 
-/// Carries a connection from its acceptance to its end.
-pub(crate) async fn connection(mut accepted: Accepted, worker: Rc<Worker>) {
-    let Some(_in_hand) = worker.live.take(worker.shared.limits.connections) else {
-        worker.metrics.refuse(Refusal::Limit);
-        return reset_on_close(&accepted.stream);
-    };
-    let mut story = Story::new(accepted.client);
-    let outcome = match carry(&mut accepted, &worker, &mut story).await {
-        Ok(outcome) => outcome,
-        Err(refusal) => {
-            worker.metrics.refuse(refusal);
-            reset_on_close(&accepted.stream);
-            refusal.reason()
-        }
-    };
-    story.tell(outcome, &worker);
+/// Carries a connection from its acceptance to its end. There are many, and most wait: what one keeps
+/// is counted.
+#[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
+pub(crate) fn connection(mut accepted: Accepted, worker: Rc<Worker>) -> impl Future<Output = ()> {
+    async move {
+        let Some(_in_hand) = worker.live.take(worker.shared.limits.connections) else {
+            worker.metrics.refuse(Refusal::Limit);
+            return reset_on_close(&accepted.stream);
+        };
+        let mut story = Story::new(accepted.client);
+        let outcome = match carry(&mut accepted, &worker, &mut story).await {
+            Ok(outcome) => outcome,
+            Err(refusal) => {
+                worker.metrics.refuse(refusal);
+                reset_on_close(&accepted.stream);
+                refusal.reason()
+            }
+        };
+        story.tell(outcome, &worker);
+    }
 }
 
 async fn carry(
@@ -82,12 +86,16 @@ async fn carry(
 
 /// Where the client wanted to go. A capture port that was dialled itself is a mistake or a loop.
 fn destination(accepted: &Accepted) -> Result<SocketAddr, Refusal> {
-    let own = accepted.stream.local_addr().map_err(|_| Refusal::NotRedirected)?;
+    let own = || accepted.stream.local_addr().map_err(|_| Refusal::NotRedirected);
     if !accepted.listener.use_original_destination {
-        return Ok(own);
+        return own();
     }
-    let destination = original_destination(&accepted.stream, own);
-    if destination == own { Err(Refusal::NotRedirected) } else { Ok(destination) }
+    let capture = accepted.listener.address;
+    let destination = original_destination(&accepted.stream, capture);
+    // Another port than ours was redirected here. The same one may have been, or we were dialled.
+    let is_ours = destination.port() == capture.port() && destination == own()?;
+    let is_told = !destination.ip().is_unspecified();
+    if is_told && !is_ours { Ok(destination) } else { Err(Refusal::NotRedirected) }
 }
 
 /// Holds the security group, where the kernel could not be told to.

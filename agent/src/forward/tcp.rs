@@ -109,42 +109,61 @@ pub(crate) struct Moved {
 /// Moves bytes between `client` and `endpoint` until both are done, until nothing was moved for so
 /// long, or until it is cut off. What was not done is reset on both sides, so that nobody takes what
 /// came for the whole; silence may end otherwise.
-pub(crate) async fn relay(
-    (client, endpoint): (&mut TcpStream, &mut TcpStream),
+#[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
+pub(crate) fn relay<'a>(
+    (client, endpoint): (&'a mut TcpStream, &'a mut TcpStream),
     (idle_timeout, idle_end): (Option<Duration>, IdleEnd),
-    mut cut_off: Pin<&mut Notified<'_>>,
-    lender: &Lender,
-    moved: &Moved,
-) -> End {
-    let (mut there, mut back) = (Way::Reads, Way::Reads);
-    let mut silence = Silence::new(idle_timeout);
-    let mut sleep = pin!(tokio::time::sleep(silence.look.unwrap_or_default()));
-    let end = poll_fn(|context| {
-        if cut_off.as_mut().poll(context).is_ready() {
-            return Poll::Ready(End::CutOff);
-        }
-        let (mut from_client, to_client) = client.split();
-        let (mut from_endpoint, to_endpoint) = endpoint.split();
-        let mut ends = (&mut from_client, to_endpoint.as_ref());
-        let there = there.poll(context, &mut ends, lender, &moved.to_endpoint);
-        let mut ends = (&mut from_endpoint, to_client.as_ref());
-        let back = back.poll(context, &mut ends, lender, &moved.to_client);
-        match (there, back) {
-            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Poll::Ready(End::Reset),
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(End::Closed),
-            (Poll::Pending, _) | (_, Poll::Pending) => {
-                let total = moved.to_endpoint.get() + moved.to_client.get();
-                silence.poll(context, sleep.as_mut(), total).map(|()| End::Idle)
+    mut cut_off: Pin<&'a mut Notified<'_>>,
+    lender: &'a Lender,
+    moved: &'a Moved,
+) -> impl Future<Output = End> {
+    async move {
+        let (mut there, mut back) = (Way::Reads, Way::Reads);
+        let mut silence = Silence::new(idle_timeout);
+        let mut sleep = pin!(tokio::time::sleep(silence.look.unwrap_or_default()));
+        let end = poll_fn(|context| {
+            if cut_off.as_mut().poll(context).is_ready() {
+                return Poll::Ready(End::CutOff);
             }
+            let (mut from_client, to_client) = client.split();
+            let (mut from_endpoint, to_endpoint) = endpoint.split();
+            let polled_there = there.poll(
+                context,
+                &mut Direction {
+                    from: &mut from_client,
+                    to: to_endpoint.as_ref(),
+                    lender,
+                    moved: &moved.to_endpoint,
+                    is_last: matches!(back, Way::Done),
+                },
+            );
+            let polled_back = back.poll(
+                context,
+                &mut Direction {
+                    from: &mut from_endpoint,
+                    to: to_client.as_ref(),
+                    lender,
+                    moved: &moved.to_client,
+                    is_last: matches!(there, Way::Done),
+                },
+            );
+            match (polled_there, polled_back) {
+                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Poll::Ready(End::Reset),
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(End::Closed),
+                (Poll::Pending, _) | (_, Poll::Pending) => {
+                    let total = moved.to_endpoint.get() + moved.to_client.get();
+                    silence.poll(context, sleep.as_mut(), total).map(|()| End::Idle)
+                }
+            }
+        })
+        .await;
+        let in_good_order = end == End::Closed || (end == End::Idle && idle_end == IdleEnd::Close);
+        if !in_good_order {
+            reset_on_close(client);
+            reset_on_close(endpoint);
         }
-    })
-    .await;
-    let in_good_order = end == End::Closed || (end == End::Idle && idle_end == IdleEnd::Close);
-    if !in_good_order {
-        reset_on_close(client);
-        reset_on_close(endpoint);
+        end
     }
-    end
 }
 
 /// Sees when nothing is moved. The clock is looked at a few times per timeout, and not once per
@@ -181,6 +200,16 @@ impl Silence {
     }
 }
 
+/// What one direction works with.
+struct Direction<'a, 'b> {
+    from: &'a mut ReadHalf<'b>,
+    to: &'a TcpStream,
+    lender: &'a Lender,
+    moved: &'a Cell<u64>,
+    /// Whether the other one is done, so that both sides are closed when this one is.
+    is_last: bool,
+}
+
 /// Where one direction stands.
 #[derive(Debug)]
 enum Way {
@@ -209,34 +238,32 @@ impl Way {
     fn poll(
         &mut self,
         context: &mut Context<'_>,
-        (from, to): &mut (&mut ReadHalf<'_>, &TcpStream),
-        lender: &Lender,
-        moved: &Cell<u64>,
+        direction: &mut Direction<'_, '_>,
     ) -> Poll<io::Result<()>> {
         let mut splices = 0;
         loop {
             *self = match self {
-                Self::Reads => ready!(copy_once(context, from, to, lender, moved))?,
+                Self::Reads => ready!(direction.copy_once(context))?,
                 Self::Writes(rest) => {
-                    ready!(rest.write(context, to, moved))?;
-                    if rest.is_bulk { Self::after_bulk(lender) } else { Self::Reads }
+                    ready!(rest.write(context, direction))?;
+                    if rest.is_bulk { Self::after_bulk(direction.lender) } else { Self::Reads }
                 }
                 Self::Splices(pipe, held) => {
-                    ready!(splice_out(context, pipe, to, held, moved))?;
+                    ready!(direction.splice_out(context, pipe, held))?;
                     if splices == SPLICES_AT_ONCE {
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                     splices += 1;
-                    match splice_in(from.as_ref(), pipe) {
-                        Ok(0) => self.pipe_back(lender, Self::close(to)?),
+                    match direction.splice_in(pipe) {
+                        Ok(0) => self.pipe_back(direction.lender, direction.close()?),
                         Ok(bytes) => {
                             *held = bytes;
                             continue;
                         }
                         // It has nothing more at hand.
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            self.pipe_back(lender, Self::Reads)
+                            self.pipe_back(direction.lender, Self::Reads)
                         }
                         Err(error) => return Poll::Ready(Err(error)),
                     }
@@ -259,70 +286,106 @@ impl Way {
         }
         next
     }
-
-    /// Closes the sink's side.
-    fn close(to: &TcpStream) -> io::Result<Self> {
-        match socket2::SockRef::from(to).shutdown(Shutdown::Write) {
-            // It may have reset the connection since; its own direction will tell.
-            Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
-            _ => Ok(Self::Done),
-        }
-    }
 }
 
-/// Waits for bytes, reads once and writes once.
-///
-/// A read that does not fill the buffer has taken all there was, which `poll_read` remembers: the next
-/// one waits without asking the system in vain.
-fn copy_once(
-    context: &mut Context<'_>,
-    from: &mut ReadHalf<'_>,
-    to: &TcpStream,
-    lender: &Lender,
-    moved: &Cell<u64>,
-) -> Poll<io::Result<Way>> {
-    // Lent for this moment only: a connection that waits holds no buffer.
-    let mut scratch = lender.0.scratch.borrow_mut();
-    let mut buffer = ReadBuf::new(&mut scratch);
-    ready!(Pin::new(from).poll_read(context, &mut buffer))?;
-    let read = buffer.filled();
-    if read.is_empty() {
-        return Poll::Ready(Way::close(to));
+impl Direction<'_, '_> {
+    /// Closes the sink's side.
+    fn close(&self) -> io::Result<Way> {
+        if self.is_last {
+            // The caller closes both sockets now, which says the same.
+            return Ok(Way::Done);
+        }
+        match socket2::SockRef::from(self.to).shutdown(Shutdown::Write) {
+            // It may have reset the connection since; its own direction will tell.
+            Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+            _ => Ok(Way::Done),
+        }
     }
-    let is_bulk = read.len() == SCRATCH_BYTES;
-    let written = match to.try_write(read) {
-        Ok(written) => written,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-        Err(error) => return Poll::Ready(Err(error)),
-    };
-    moved.set(moved.get() + written as u64);
-    let rest = read.get(written..).unwrap_or_default();
-    Poll::Ready(Ok(match rest {
-        [] if is_bulk => Way::after_bulk(lender),
-        [] => Way::Reads,
-        rest => Way::Writes(Rest { bytes: rest.to_vec(), written: 0, is_bulk }),
-    }))
+
+    /// Waits for bytes, reads once and writes once.
+    ///
+    /// A read that does not fill the buffer has taken all there was, which `poll_read` remembers: the
+    /// next one waits without asking the system in vain.
+    fn copy_once(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Way>> {
+        // Lent for this moment only: a connection that waits holds no buffer.
+        let mut scratch = self.lender.0.scratch.borrow_mut();
+        let mut buffer = ReadBuf::new(&mut scratch);
+        ready!(Pin::new(&mut *self.from).poll_read(context, &mut buffer))?;
+        let read = buffer.filled();
+        if read.is_empty() {
+            return Poll::Ready(self.close());
+        }
+        let is_bulk = read.len() == SCRATCH_BYTES;
+        let written = match self.to.try_write(read) {
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        self.count(written);
+        let rest = read.get(written..).unwrap_or_default();
+        Poll::Ready(Ok(match rest {
+            [] if is_bulk => Way::after_bulk(self.lender),
+            [] => Way::Reads,
+            rest => Way::Writes(Rest { bytes: rest.to_vec(), written: 0, is_bulk }),
+        }))
+    }
+
+    fn count(&self, bytes: usize) {
+        self.moved.set(self.moved.get() + bytes as u64);
+    }
+
+    /// Takes in what the source has at hand; 0 at its end.
+    fn splice_in(&self, pipe: &Pipe) -> io::Result<usize> {
+        let from: &TcpStream = self.from.as_ref();
+        from.try_io(Interest::READABLE, || {
+            splice(from, None, &pipe.write, None, SPLICE_BYTES, splice_flags()).map_err(Into::into)
+        })
+    }
+
+    /// Gives out what the pipe holds.
+    fn splice_out(
+        &self,
+        context: &mut Context<'_>,
+        pipe: &Pipe,
+        held: &mut usize,
+    ) -> Poll<io::Result<()>> {
+        while *held > 0 {
+            let given = self.to.try_io(Interest::WRITABLE, || {
+                splice(&pipe.read, None, self.to, None, *held, splice_flags()).map_err(Into::into)
+            });
+            match given {
+                Ok(given) => {
+                    *held = held.saturating_sub(given);
+                    self.count(given);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.to.poll_write_ready(context))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl Rest {
     fn write(
         &mut self,
         context: &mut Context<'_>,
-        to: &TcpStream,
-        moved: &Cell<u64>,
+        direction: &Direction<'_, '_>,
     ) -> Poll<io::Result<()>> {
         loop {
             let left = self.bytes.get(self.written..).unwrap_or_default();
             if left.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            match to.try_write(left) {
+            match direction.to.try_write(left) {
                 Ok(written) => {
                     self.written += written;
-                    moved.set(moved.get() + written as u64);
+                    direction.count(written);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(to.poll_write_ready(context))?;
+                    ready!(direction.to.poll_write_ready(context))?;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -332,37 +395,4 @@ impl Rest {
 
 fn splice_flags() -> SpliceFFlags {
     SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE
-}
-
-/// Takes in what the source has at hand; 0 at its end.
-fn splice_in(from: &TcpStream, pipe: &Pipe) -> io::Result<usize> {
-    from.try_io(Interest::READABLE, || {
-        splice(from, None, &pipe.write, None, SPLICE_BYTES, splice_flags()).map_err(Into::into)
-    })
-}
-
-/// Gives out what the pipe holds.
-fn splice_out(
-    context: &mut Context<'_>,
-    pipe: &Pipe,
-    to: &TcpStream,
-    held: &mut usize,
-    moved: &Cell<u64>,
-) -> Poll<io::Result<()>> {
-    while *held > 0 {
-        let given = to.try_io(Interest::WRITABLE, || {
-            splice(&pipe.read, None, to, None, *held, splice_flags()).map_err(Into::into)
-        });
-        match given {
-            Ok(given) => {
-                *held = held.saturating_sub(given);
-                moved.set(moved.get() + given as u64);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                ready!(to.poll_write_ready(context))?;
-            }
-            Err(error) => return Poll::Ready(Err(error)),
-        }
-    }
-    Poll::Ready(Ok(()))
 }
