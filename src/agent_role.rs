@@ -61,8 +61,13 @@ impl Particulars for AgentRole {
             let standing: Map<_, _> = standing.collect();
             fields.insert("redirects".into(), standing.into());
         }
-        let services: Vec<Value> = self.kernel.report().services.iter().map(service).collect();
+        let kernel = self.kernel.report();
+        let services: Vec<Value> = kernel.services.iter().map(service).collect();
         fields.insert("services".into(), services.into());
+        if let Some(occupancy) = kernel.occupancy {
+            let table = json!({"entries": occupancy.entries, "limit": occupancy.limit});
+            fields.insert("kernel_table".into(), table);
+        }
         fields
     }
 
@@ -83,9 +88,12 @@ impl Particulars for AgentRole {
 
 fn service(service: &ServiceReport) -> Value {
     let (path, why) = path(&service.way);
+    // Those on the proxy path are counted together, in the metrics.
+    let counted = service.way == Way::Kernel;
     json!({
         "listener": &*service.listener, "path": path, "why": why,
-        "flows": service.flows, "flows_open": service.flows_open,
+        "flows": counted.then_some(service.flows),
+        "flows_open": counted.then_some(service.flows_open),
     })
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use weft_integration::agent::Agent;
 use weft_integration::bootstrap::{any, bootstrap};
 use weft_integration::port;
+use weft_integration::process::{run, weft};
 use weft_integration::wait::DEADLINE;
 
 /// A listener that moves TCP to a cluster.
@@ -67,6 +68,11 @@ fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
     }
     assert_eq!(told.len(), 4, "{told:#?}");
     assert_eq!(agent.metric("weft_agent_looping_endpoints"), 4);
+
+    let admin = format!("127.0.0.1:{}", agent.admin);
+    let said = run(weft().args(["status", "--admin", &admin]));
+    assert!(said.starts_with("ready        yes\n"), "{said}");
+    assert!(said.contains(&format!("problem      {}", told.first().expect("four"))), "{said}");
 
     // Every flow goes to the one that is left; by any hash, some would have gone round.
     for _ in 0..32 {

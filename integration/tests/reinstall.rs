@@ -2,13 +2,20 @@
 
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde_json::json;
 use socket2::{Domain, SockAddr, Socket, Type};
+use tempfile::TempDir;
 use weft::demo::hosts::{Host, Network};
+use weft_integration::bootstrap::{any, bootstrap};
+use weft_integration::port;
 use weft_integration::process::{run, weft};
+use weft_integration::wait::eventually;
 
 /// The capture port, behind which the test itself listens.
 const CAPTURE: u16 = 15001;
@@ -112,6 +119,82 @@ fn nothing_escapes_while_rules_are_installed_again_and_again() {
     let taken = taken.load(Ordering::Relaxed);
     assert!(taken > 1000, "{taken} connections were taken in all that time");
     assert_eq!(escaped(), before, "packets left for a service");
+}
+
+/// A sidecar's outbound port, with one service.
+fn sidecar_file(folder: &Path, endpoint: SocketAddr) -> PathBuf {
+    let tcp = any(
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        json!({"stat_prefix": "t", "cluster": "c"}),
+    );
+    let chain = json!({"filters": [{"name": "tcp", "typed_config": tcp}]});
+    let at = |address: &str, port: u16| json!({"socket_address": {"address": address, "port_value": port}});
+    let members =
+        json!([{"endpoint": {"address": at(&endpoint.ip().to_string(), endpoint.port())}}]);
+    let file = bootstrap(
+        port::free(),
+        &[
+            json!({"name": "out", "address": at("0.0.0.0", CAPTURE), "use_original_dst": true}),
+            json!({"name": "service", "address": at("10.96.0.7", 80), "bind_to_port": false,
+                "filter_chains": [chain]}),
+        ],
+        &[json!({"name": "c", "type": "STATIC", "load_assignment":
+            {"cluster_name": "c", "endpoints": [{"lb_endpoints": members}]}})],
+    );
+    let path = folder.join("sidecar.json");
+    std::fs::write(&path, file.to_string()).expect("the folder takes files");
+    path
+}
+
+#[test]
+fn nothing_escapes_while_the_proxy_starts_and_is_killed() {
+    let mut network = Network::new().expect("a test has a network namespace of its own");
+    let (host, server) = (network.host("app"), network.host("server"));
+    let (host, server) = (host.expect("hosts can be made"), server.expect("hosts can be made"));
+    watch(&host);
+    // Rules come first; the program speaks before there is a proxy, and whenever there is none.
+    run(&mut redirect("apply", &host, &["--strict"]));
+    let listener = server.on(|| TcpListener::bind((server.address, 9000)).expect("it is free"));
+    let listener = listener.expect("the host can be entered");
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let endpoint = listener.local_addr().expect("it is bound");
+    let file = sidecar_file(folder.path(), endpoint);
+    let served = Arc::new(AtomicU64::new(0));
+    let counter = served.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            counter.fetch_add(u64::from(stream.is_ok()), Ordering::Relaxed);
+        }
+    });
+    let (stop, taken) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for service in SERVICES {
+            let (host, stop, taken) = (&host, &stop, &taken);
+            scope.spawn(move || {
+                host.on(|| make_connections(service, stop, taken)).expect("it runs")
+            });
+        }
+        for start in 0..50 {
+            let sidecar = host.on(|| {
+                let mut weft = weft();
+                weft.args(["sidecar", "--workers", "1", "-c"]).arg(&file);
+                weft.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts")
+            });
+            let mut sidecar = sidecar.expect("the host can be entered");
+            if start % 5 == 0 {
+                let before = served.load(Ordering::Relaxed);
+                eventually("the program reaches the service through it", || {
+                    (served.load(Ordering::Relaxed) > before).then_some(())
+                });
+            } else {
+                (0..start * 60).for_each(|_| std::thread::yield_now());
+            }
+            sidecar.kill().expect("it was not waited for");
+            sidecar.wait().expect("it was started");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(escaped(), 0, "packets left for a service");
 }
 
 #[test]

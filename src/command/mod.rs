@@ -7,6 +7,7 @@ mod data_plane;
 mod flow;
 pub(crate) mod redirect;
 mod sidecar;
+mod status;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -62,6 +63,8 @@ enum Command {
     Flow(flow::Arguments),
     /// The rules that hand traffic over.
     Redirect(redirect::Arguments),
+    /// How it stands with an agent or a sidecar: readiness, problems, redirects, which way flows go.
+    Status(status::Arguments),
     /// A whole mesh on this machine.
     Demo(crate::demo::Arguments),
     /// A service of the demo.
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Ca(arguments) => ca::run(arguments),
         Command::Flow(arguments) => flow::run(&arguments),
         Command::Redirect(arguments) => redirect::run(arguments, &cli.log),
+        Command::Status(arguments) => status::run(&arguments),
         Command::Demo(arguments) => crate::demo::run(&arguments),
         Command::DemoService(arguments) => crate::demo::service::run(&arguments),
     };

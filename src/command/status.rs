@@ -1,0 +1,153 @@
+//! `weft status`: how it stands with a process, for people.
+
+use std::net::SocketAddr;
+
+use clap::Args;
+use serde_json::{Map, Value};
+
+use super::{Failure, say};
+use crate::client::{self, Answer};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit code 0 when it is ready, 1 when it is not.\n\nExamples:\n  \
+    weft status\n  \
+    weft status --admin 127.0.0.1:15000 --json")]
+pub(super) struct Arguments {
+    /// The admin port of the agent or sidecar.
+    #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
+    admin: SocketAddr,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
+    let ask = |path| {
+        let answer = runtime.block_on(client::get(arguments.admin, None, path, None));
+        answer.map_err(|error| Failure::Failed(format!("{}: {error}", arguments.admin)))
+    };
+    let ready = ask("/ready")?;
+    let dump = ask("/config_dump")?;
+    let dump: Value = serde_json::from_str(&dump.body)
+        .map_err(|error| Failure::Failed(format!("{}: {error}", arguments.admin)))?;
+    let status = status(&ready, &dump);
+    if arguments.json {
+        say(&format!("{status:#}"));
+    } else {
+        lines(&status).iter().for_each(|line| say(line));
+    }
+    if ready.status == 200 { Ok(()) } else { Err(Failure::Failed("it is not ready".into())) }
+}
+
+/// What of a dump tells how it stands.
+fn status(ready: &Answer, dump: &Value) -> Value {
+    let waits_for = (ready.status != 200).then(|| ready.body.trim_end().to_owned());
+    let mut status = Map::new();
+    status.insert("ready".into(), (ready.status == 200).into());
+    status.insert("waits_for".into(), waits_for.into());
+    for field in ["source", "problems", "redirects", "kernel_table", "services"] {
+        if let Some(value) = dump.get(field) {
+            status.insert(field.into(), value.clone());
+        }
+    }
+    status.into()
+}
+
+/// The same for people.
+fn lines(status: &Value) -> Vec<String> {
+    let text = |pointer: &str| status.pointer(pointer).and_then(Value::as_str);
+    let mut lines = vec![match text("/waits_for") {
+        None => "ready        yes".to_owned(),
+        Some(reason) => format!("ready        no: {reason}"),
+    }];
+    let connected = status.pointer("/source/connected").and_then(Value::as_bool);
+    lines.push(match (connected, text("/source/last_error")) {
+        (Some(true), _) => "control      connected".to_owned(),
+        (_, Some(error)) => format!("control      not connected: {error}"),
+        _ => "control      none: it runs by its file".to_owned(),
+    });
+    if let Some(table) = status.get("kernel_table").filter(|table| !table.is_null()) {
+        let number = |field: &str| table.get(field).and_then(Value::as_u64).unwrap_or_default();
+        lines.push(format!("connections  {} of {}", number("entries"), number("limit")));
+    }
+    for problem in list(status.get("problems")).filter_map(Value::as_str) {
+        lines.push(format!("problem      {problem}"));
+    }
+    let rejected = status.pointer("/source/rejected").and_then(Value::as_object);
+    for (name, reason) in rejected.into_iter().flatten() {
+        lines.push(format!("rejected     {name}: {}", reason.as_str().unwrap_or_default()));
+    }
+    let redirects = status.get("redirects").and_then(Value::as_object);
+    for (place, standing) in redirects.into_iter().flatten() {
+        lines.push(format!("redirects    {place}: {}", standing.as_str().unwrap_or_default()));
+    }
+    let services: Vec<[String; 5]> = list(status.get("services")).map(service).collect();
+    if !services.is_empty() {
+        lines.push(String::new());
+        lines.extend(table(["SERVICE", "PATH", "OPEN", "FLOWS", "WHY"], &services));
+    }
+    lines
+}
+
+fn list(value: Option<&Value>) -> impl Iterator<Item = &Value> {
+    value.and_then(Value::as_array).into_iter().flatten()
+}
+
+fn service(service: &Value) -> [String; 5] {
+    let text = |field: &str| service.get(field).and_then(Value::as_str).unwrap_or("-").to_owned();
+    let number = |field: &str| {
+        service.get(field).and_then(Value::as_u64).map_or_else(|| "-".into(), |n| n.to_string())
+    };
+    [text("listener"), text("path"), number("flows_open"), number("flows"), text("why")]
+}
+
+/// Rows in columns, each as wide as its widest field.
+fn table(head: [&str; 5], rows: &[[String; 5]]) -> Vec<String> {
+    let head = head.map(str::to_owned);
+    let all: Vec<&[String; 5]> = [&head].into_iter().chain(rows).collect();
+    let width = |column: usize| {
+        all.iter().filter_map(|row| row.get(column)).map(|field| field.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..head.len()).filter_map(width).collect();
+    let line = |row: &&[String; 5]| {
+        let fields = row.iter().zip(&widths).map(|(field, width)| format!("{field:width$}"));
+        fields.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    all.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn it_is_told_in_lines_and_columns() {
+        let ready = Answer { status: 503, body: "redirects in /a: not looked at yet\n".into() };
+        let dump = json!({
+            "source": {"connected": true, "rejected": {"listener x": "address: it is missing"}},
+            "problems": ["cluster \"c\": endpoint 10.0.0.1:80 is left out"],
+            "redirects": {"/run/netns/web": "in force"},
+            "kernel_table": {"entries": 7, "limit": 1000},
+            "services": [
+                {"listener": "echo", "path": "kernel", "flows": 12, "flows_open": 3, "why": "so"},
+                {"listener": "a-longer-one", "path": "proxy", "flows": null, "why": "that"},
+            ],
+        });
+        let wanted = "\
+ready        no: redirects in /a: not looked at yet
+control      connected
+connections  7 of 1000
+problem      cluster \"c\": endpoint 10.0.0.1:80 is left out
+rejected     listener x: address: it is missing
+redirects    /run/netns/web: in force
+
+SERVICE       PATH    OPEN  FLOWS  WHY
+echo          kernel  3     12     so
+a-longer-one  proxy   -     -      that";
+        assert_eq!(lines(&status(&ready, &dump)).join("\n"), wanted);
+    }
+}
