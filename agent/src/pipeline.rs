@@ -7,12 +7,14 @@
 //! ```
 
 use std::cell::Cell;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use tokio::net::{TcpStream, UdpSocket};
 use weft_model::{FlowKey, FlowTuple, IdleEnd, Listener, Name, Transport, UdpProxy};
 use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset_on_close};
@@ -137,10 +139,19 @@ async fn connect(
                 worker.metrics.connect.observe(now() - started);
                 return Ok(stream);
             }
+            Err(error) if unreachable_for(&error) == Refusal::Limit => return Err(Refusal::Limit),
             Err(error) => tracing::debug!(%endpoint, %error, "an endpoint could not be reached"),
         }
     }
     Err(if tried { Refusal::Unreachable } else { Refusal::NoEndpoint })
+}
+
+/// Why an endpoint was not reached: for want of descriptors it is we who could not.
+fn unreachable_for(error: &io::Error) -> Refusal {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE) => Refusal::Limit,
+        _ => Refusal::Unreachable,
+    }
 }
 
 /// What there is to tell of a connection.
@@ -251,9 +262,10 @@ fn begin(
         return Err(Refusal::Limit);
     }
     let mark = worker.shared.mark;
-    let endpoint = connect_udp(address, mark).map_err(|_| Refusal::Unreachable)?;
+    let endpoint = connect_udp(address, mark).map_err(|error| unreachable_for(&error))?;
     let answers = if listener.use_original_destination {
-        worker.reply_sockets.from(tuple.destination, mark).map_err(|_| Refusal::Unreachable)?
+        let socket = worker.reply_sockets.from(tuple.destination, mark);
+        socket.map_err(|error| unreachable_for(&error))?
     } else {
         own.clone()
     };

@@ -3,7 +3,7 @@
 /// Why a connection or a datagram is not carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// As many are carried already as are allowed.
+    /// As many are carried already as are allowed, or as there are descriptors for.
     Limit,
     /// It reached a capture port without having been redirected: a mistake or a loop.
     NotRedirected,

@@ -1,14 +1,16 @@
 //! Configurations and surroundings that cannot work, and what an agent makes of them.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_integration::agent::Agent;
 use weft_integration::bootstrap::{any, bootstrap};
 use weft_integration::port;
 use weft_integration::process::{run, weft};
-use weft_integration::wait::DEADLINE;
+use weft_integration::wait::{DEADLINE, eventually};
 
 /// A listener that moves TCP to a cluster.
 fn tcp_listener(name: &str, address: &str, port: u16, bind: bool, cluster: &str) -> Value {
@@ -102,4 +104,60 @@ fn the_kernels_table_of_connections_is_watched() {
     let limit: u64 = limit.expect("the kernel tells").trim().parse().expect("a number");
     assert_eq!(agent.metric("weft_conntrack_limit"), limit);
     assert!(agent.metric("weft_conntrack_entries") < limit);
+}
+
+/// Processor time that a process has used, in hundredths of a second.
+fn used(process: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
+    let (_, rest) = stat.rsplit_once(')').expect("its name is in brackets");
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+    ticks(11).zip(ticks(12)).map(|(user, system)| user + system).expect("it tells both")
+}
+
+/// Says a byte and waits for it to come back.
+fn is_echoed(stream: &mut TcpStream) -> bool {
+    stream.write_all(b"?").and_then(|()| stream.read_exact(&mut [0; 1])).is_ok()
+}
+
+#[test]
+fn without_descriptors_the_old_goes_on_the_new_is_refused_and_nothing_spins() {
+    let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let at = backend.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        for mut stream in backend.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut byte = [0; 1];
+                while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
+            });
+        }
+    });
+    let port = port::free();
+    let agent = Agent::start(
+        |admin| {
+            let listener = tcp_listener("tcp", "127.0.0.1", port, true, "echo");
+            bootstrap(admin, &[listener], &[static_cluster("echo", &[at])])
+        },
+        &[],
+    );
+    let id = agent.process.id();
+    let connect = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the agent listens");
+    let mut old = connect();
+    assert!(is_echoed(&mut old));
+    run(Command::new("prlimit").args(["--pid", &id.to_string(), "--nofile=60:60"]));
+    // Far more than its descriptors are good for.
+    let many: Vec<TcpStream> = std::iter::repeat_with(connect).take(80).collect();
+    old.set_read_timeout(Some(Duration::from_secs(2))).expect("it is above zero");
+    let before = used(id);
+    let waited = old.read(&mut [0; 1]).expect_err("nothing was said");
+    assert!(matches!(waited.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{waited}");
+    let spent = used(id) - before;
+    assert!(spent <= 20, "{spent} hundredths of a second in two seconds");
+    assert!(is_echoed(&mut old), "what was there goes on");
+
+    drop(many);
+    eventually("there is room again", || is_echoed(&mut connect()).then_some(()));
+    assert!(is_echoed(&mut old));
+    assert!(agent.metric("weft_agent_refused_total{reason=\"limit\"}") > 0);
+    assert_eq!(agent.metric("weft_agent_refused_total{reason=\"unreachable\"}"), 0);
 }

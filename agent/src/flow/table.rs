@@ -4,7 +4,7 @@
 //! lives; a flow that is silent for its idle timeout is gone at the next call of
 //! [`FlowTable::expire`] behind that moment.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use weft_model::FlowTuple;
@@ -17,24 +17,30 @@ pub struct TableFull;
 #[derive(Debug)]
 pub struct FlowTable<V> {
     flows: HashMap<FlowTuple, Flow<V>>,
-    /// When to look at a flow again, in order for each timeout: a flow that was used since is put
-    /// back, so using a flow costs nothing here.
-    visits: HashMap<Duration, VecDeque<(Instant, FlowTuple)>>,
+    /// When to look at each flow again: one that was used since is put back, so using a flow costs
+    /// nothing here.
+    visits: BTreeMap<Visit, FlowTuple>,
+    /// How many visits were planned, to tell those of one moment apart.
+    planned: u64,
     limit: usize,
 }
+
+/// A moment at which a flow is looked at.
+type Visit = (Instant, u64);
 
 #[derive(Debug)]
 struct Flow<V> {
     value: V,
     idle_timeout: Duration,
     used: Instant,
+    visit: Visit,
 }
 
 impl<V> FlowTable<V> {
     /// A table of at most `limit` flows.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { flows: HashMap::new(), visits: HashMap::new(), limit }
+        Self { flows: HashMap::new(), visits: BTreeMap::new(), planned: 0, limit }
     }
 
     /// A flow that exists, which is thereby used.
@@ -71,46 +77,56 @@ impl<V> FlowTable<V> {
         if !self.has_room() && !self.flows.contains_key(&tuple) {
             return Err(TableFull);
         }
-        self.flows.insert(tuple, Flow { value, idle_timeout, used: now });
-        self.visits.entry(idle_timeout).or_default().push_back((now + idle_timeout, tuple));
+        self.remove(&tuple);
+        let visit = self.plan(now + idle_timeout, tuple);
+        self.flows.insert(tuple, Flow { value, idle_timeout, used: now, visit });
         debug_assert!(self.flows.len() <= self.limit, "the table holds more flows than its limit");
+        debug_assert!(self.visits.len() == self.flows.len(), "each flow has one visit");
         Ok(())
+    }
+
+    fn plan(&mut self, at: Instant, tuple: FlowTuple) -> Visit {
+        self.planned += 1;
+        let visit = (at, self.planned);
+        self.visits.insert(visit, tuple);
+        visit
     }
 
     /// Forgets a flow.
     pub fn remove(&mut self, tuple: &FlowTuple) -> Option<V> {
-        self.flows.remove(tuple).map(|flow| flow.value)
+        let flow = self.flows.remove(tuple)?;
+        self.visits.remove(&flow.visit);
+        Some(flow.value)
     }
 
     /// Forgets the flows that were silent for too long, and gives them back.
     pub fn expire(&mut self, now: Instant) -> Vec<(FlowTuple, V)> {
         let mut gone = Vec::new();
-        for visits in self.visits.values_mut() {
-            while let Some((at, tuple)) = visits.front().copied().filter(|(at, _)| *at <= now) {
-                visits.pop_front();
-                let Some(flow) = self.flows.get(&tuple) else {
-                    continue;
-                };
-                let until = flow.used + flow.idle_timeout;
-                debug_assert!(
-                    until >= at || flow.used <= at,
-                    "a visit is never later than the flow's end"
-                );
-                if until > now {
-                    visits.push_back((until, tuple));
-                } else if let Some(flow) = self.flows.remove(&tuple) {
-                    gone.push((tuple, flow.value));
-                }
+        while let Some(due) = self.visits.first_entry().filter(|due| due.key().0 <= now) {
+            let tuple = due.remove();
+            let Some(until) = self.flows.get(&tuple).map(|flow| flow.used + flow.idle_timeout)
+            else {
+                continue;
+            };
+            if until > now {
+                let visit = self.plan(until, tuple);
+                self.flows.entry(tuple).and_modify(|flow| flow.visit = visit);
+            } else if let Some(flow) = self.flows.remove(&tuple) {
+                gone.push((tuple, flow.value));
             }
         }
-        self.visits.retain(|_, visits| !visits.is_empty());
         gone
     }
 
     /// Forgets the flows that are lost, and gives them back.
     pub fn forget(&mut self, is_lost: impl Fn(&V) -> bool) -> Vec<V> {
         let lost = self.flows.extract_if(|_, flow| is_lost(&flow.value));
-        lost.map(|(_, flow)| flow.value).collect()
+        let visits = &mut self.visits;
+        lost.map(|(_, flow)| {
+            visits.remove(&flow.visit);
+            flow.value
+        })
+        .collect()
     }
 
     /// How many flows there are.
@@ -166,6 +182,79 @@ mod tests {
         table.insert(tuple(1), "new", IDLE, now + IDLE / 2).expect("room");
         assert_eq!(table.expire(now + IDLE), [(tuple(2), "kept")], "an old visit ends no new flow");
         assert_eq!(table.expire(now + 2 * IDLE), [(tuple(1), "new")]);
+    }
+
+    /// The same in the plainest way.
+    #[derive(Default)]
+    struct Model(HashMap<FlowTuple, (u32, Duration, Instant)>);
+
+    impl Model {
+        fn expire(&mut self, now: Instant) -> Vec<(FlowTuple, u32)> {
+            let gone = self.0.extract_if(|_, (_, idle, used)| *used + *idle <= now);
+            gone.map(|(tuple, (value, ..))| (tuple, value)).collect()
+        }
+    }
+
+    /// One life of a table beside its model, with everything that can be done to it.
+    fn live(seed: u32) {
+        const LIMIT: usize = 40;
+        let mut state = seed;
+        let mut draw = |below: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) % below
+        };
+        let (mut table, mut model) = (FlowTable::new(LIMIT), Model::default());
+        let mut now = start();
+        for step in 0..2000 {
+            let told = || format!("seed {seed}, step {step}");
+            let tuple = tuple(u16::try_from(draw(60)).expect("below"));
+            match draw(10) {
+                0..=3 if table.get(&tuple, now).is_none() => {
+                    let idle = Duration::from_millis([30, 120, 7000][draw(3) as usize]);
+                    let taken = table.insert(tuple, step, idle, now);
+                    assert_eq!(taken.is_ok(), model.0.len() < LIMIT, "{}", told());
+                    if taken.is_ok() {
+                        model.0.insert(tuple, (step, idle, now));
+                    }
+                }
+                0..=5 => {
+                    let found = table.get(&tuple, now).copied();
+                    let known = model.0.get_mut(&tuple);
+                    assert_eq!(found, known.as_ref().map(|flow| flow.0), "{}", told());
+                    if let Some(flow) = known {
+                        flow.2 = now;
+                    }
+                }
+                6 => {
+                    table.touch(&tuple, now);
+                    if let Some(flow) = model.0.get_mut(&tuple) {
+                        flow.2 = now;
+                    }
+                }
+                7 => {
+                    let lost = draw(7);
+                    let mut gone = table.forget(|value| value % 7 == lost);
+                    let expected = model.0.extract_if(|_, (value, ..)| *value % 7 == lost);
+                    let mut expected: Vec<u32> = expected.map(|(_, (value, ..))| value).collect();
+                    gone.sort_unstable();
+                    expected.sort_unstable();
+                    assert_eq!(gone, expected, "{}", told());
+                }
+                _ => {
+                    now += Duration::from_millis(draw(40).into());
+                    let (mut gone, mut expected) = (table.expire(now), model.expire(now));
+                    gone.sort_unstable_by_key(|(_, value)| *value);
+                    expected.sort_unstable_by_key(|(_, value)| *value);
+                    assert_eq!(gone, expected, "{}", told());
+                }
+            }
+            assert_eq!(table.len(), model.0.len(), "{}", told());
+        }
+    }
+
+    #[test]
+    fn it_does_what_the_plainest_table_does() {
+        (0..200).for_each(live);
     }
 
     #[test]

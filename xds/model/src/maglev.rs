@@ -4,6 +4,10 @@
 //! (NSDI 2016), with weights: an endpoint of weight w takes w turns where the heaviest takes its
 //! full share. Endpoints are sorted before filling, so two nodes that learn of them in a different
 //! order still agree.
+//!
+//! An endpoint that is down for a while keeps its slots: whoever falls on one of them goes on to the
+//! next slot of an endpoint that serves. So its going and coming moves its own flows and no others,
+//! where filling the table anew would move some of everybody's.
 
 use std::fmt;
 use std::hash::Hasher;
@@ -30,7 +34,8 @@ pub struct Maglev {
 }
 
 impl Maglev {
-    /// Fills a table of `size` slots with the usable ones of `endpoints`.
+    /// Fills a table of `size` slots with `endpoints`; those that take no new work lend their slots to
+    /// the others.
     ///
     /// # Errors
     /// When `size` is not a prime of at most 5,000,011.
@@ -38,15 +43,25 @@ impl Maglev {
         if size > TABLE_SIZE_LIMIT || !is_prime(size) {
             return Err(InvalidTableSize { size });
         }
-        let mut usable: Vec<(SocketAddr, u32)> = endpoints
+        let mut members: Vec<(SocketAddr, u32, bool)> = endpoints
             .iter()
-            .filter(|e| e.health.takes_new_work())
-            .map(|e| (e.address, e.weight.get()))
+            .map(|e| (e.address, e.weight.get(), !e.health.takes_new_work()))
             .collect();
-        usable.sort_unstable();
-        usable.dedup_by_key(|(address, _)| *address);
-        let slots = fill(&usable, size, seed.into());
-        Ok(Self { slots, endpoints: usable.into_iter().map(|(address, _)| address).collect() })
+        members.sort_unstable();
+        members.dedup_by_key(|(address, ..)| *address);
+        let shares: Vec<_> =
+            members.iter().map(|(address, weight, _)| (*address, *weight)).collect();
+        let mut usable = Vec::new();
+        let numbers: Vec<Option<u32>> = members
+            .iter()
+            .map(|(address, _, is_down)| {
+                let number = u32::try_from(usable.len()).ok().filter(|_| !is_down)?;
+                usable.push(*address);
+                Some(number)
+            })
+            .collect();
+        let slots = lend(fill(&shares, size, seed.into()), &numbers);
+        Ok(Self { slots, endpoints: usable })
     }
 
     /// The endpoint of a flow with this hash; none when no endpoint is usable.
@@ -99,6 +114,20 @@ impl Maglev {
     pub fn size(&self) -> usize {
         self.slots.len()
     }
+}
+
+/// Gives each slot the number of its owner or, where that has none, of the next slot's that has one.
+fn lend(mut slots: Vec<u32>, numbers: &[Option<u32>]) -> Vec<u32> {
+    let own = |slot: u32| numbers.get(usize::try_from(slot).ok()?).copied().flatten();
+    // Behind the last slot comes the first.
+    let Some(mut next) = slots.iter().find_map(|slot| own(*slot)) else {
+        return Vec::new();
+    };
+    for slot in slots.iter_mut().rev() {
+        next = own(*slot).unwrap_or(next);
+        *slot = next;
+    }
+    slots
 }
 
 /// Lets the endpoints take turns until every slot is theirs.
@@ -238,6 +267,59 @@ mod tests {
             }
         }
         assert!(moved * 100 < survivors, "{moved} of {survivors} moved");
+    }
+
+    /// How many of a thousand flows of endpoints that stay go elsewhere when the first one leaves.
+    fn moved_by_a_leave(endpoint_count: usize) -> f64 {
+        let all: Vec<Endpoint> = (0..endpoint_count)
+            .filter_map(|i| {
+                let host = u16::try_from(i).expect("few").to_be_bytes();
+                let address = SocketAddr::from(([10, 0, host[0], host[1]], 80));
+                Endpoint::new(address, 1, Health::Healthy)
+            })
+            .collect();
+        let before = Maglev::new(&all, DEFAULT_TABLE_SIZE, 5).expect("a prime");
+        let after = Maglev::new(&all[1..], DEFAULT_TABLE_SIZE, 5).expect("a prime");
+        let at = |table: &Maglev, slot: usize| table.endpoints[table.slots[slot] as usize];
+        let staying = (0..before.size()).filter(|slot| at(&before, *slot) != all[0].address);
+        let (stay, moved): (Vec<_>, Vec<_>) =
+            staying.partition(|slot| at(&before, *slot) == at(&after, *slot));
+        moved.len() as f64 * 1000.0 / (stay.len() + moved.len()) as f64
+    }
+
+    #[test]
+    fn a_leave_moves_as_few_others_as_the_paper_says() {
+        // Measured with other implementations: 0.26 %, 0.59 % and 0.63 %.
+        for (endpoint_count, at_most) in [(10, 4.0), (100, 8.0), (1000, 8.0)] {
+            let moved = moved_by_a_leave(endpoint_count);
+            assert!(moved <= at_most, "{moved} of 1000, with {endpoint_count} endpoints");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_is_down_moves_its_own_flows_only() {
+        let healthy = endpoints(&[1; 10]);
+        let mut one_down = healthy.clone();
+        one_down[3].health = Health::Unhealthy;
+        let table = |e: &[Endpoint]| Maglev::new(e, DEFAULT_TABLE_SIZE, 5).expect("a prime");
+        let (before, meanwhile) = (table(&healthy), table(&one_down));
+        let mut lent = BTreeMap::new();
+        for hash in (0..u32::MAX).step_by(65_521) {
+            let (own, other) = (before.pick(hash), meanwhile.pick(hash));
+            if own == Some(healthy[3].address) {
+                *lent.entry(other.expect("others serve")).or_insert(0u32) += 1;
+            } else {
+                assert_eq!(own, other, "{hash:#x}");
+            }
+        }
+        // The others share its flows, none of them more than twice its part.
+        let all: u32 = lent.values().sum();
+        assert_eq!(lent.len(), 9, "{lent:?}");
+        assert!(lent.values().all(|flows| flows * 9 < all * 2), "{lent:?}");
+        assert_eq!(table(&healthy), before, "and it gets them back");
+
+        one_down.iter_mut().for_each(|endpoint| endpoint.health = Health::Draining);
+        assert_eq!(table(&one_down).pick(7), None, "nobody serves");
     }
 
     #[test]
