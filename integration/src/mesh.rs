@@ -18,6 +18,8 @@ use crate::wait::{DEADLINE, eventually};
 const PROGRAM_PORT: u16 = 8080;
 /// Where they echo over TCP; the next port does over UDP. No sidecar stands before these.
 const ECHO_PORT: u16 = 7000;
+/// A datagram of which the network makes three packets.
+const FRAGMENTED_BYTES: usize = 4000;
 /// The numbers of the services, of which their virtual addresses are made.
 const WEB: u8 = 1;
 const ORDERS: u8 = 2;
@@ -303,7 +305,7 @@ impl Mesh {
     }
 
     /// Sends datagrams to the echo service, through the agent, until one is answered; gives the
-    /// replica that did.
+    /// replica that did. They are larger than a packet may be, so each travels in fragments.
     ///
     /// # Panics
     /// When none is before the deadline.
@@ -315,7 +317,7 @@ impl Mesh {
         let socket = socket.expect("a port is free");
         socket.set_read_timeout(Some(Duration::from_millis(500))).expect("it is above zero");
         eventually("a datagram is answered", || {
-            socket.send_to(b"who is there?", echo).ok()?;
+            socket.send_to(&[b'?'; FRAGMENTED_BYTES], echo).ok()?;
             let mut answer = [0; 64];
             let (bytes, from) = socket.recv_from(&mut answer).ok()?;
             assert_eq!(from, echo, "answers come from the address that was asked");

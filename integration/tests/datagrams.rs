@@ -1,0 +1,94 @@
+//! A million datagrams of whatever bytes, and what is left of an agent.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use serde_json::json;
+use weft_integration::agent::Agent;
+use weft_integration::bootstrap::{any, bootstrap};
+use weft_integration::port;
+use weft_integration::wait::eventually;
+
+const DATAGRAMS: u32 = 1_000_000;
+/// From so many clients, more than there may be flows.
+const CLIENTS: u32 = 2_000;
+const FLOWS: u64 = 500;
+
+fn resident_kib(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("it tells");
+    line.split_whitespace().next().and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+/// An agent with a service over UDP, whose flows may be silent for a second.
+fn agent_before(endpoint: SocketAddr, port: u16) -> Agent {
+    let address = |at: SocketAddr| {
+        json!({"socket_address":
+            {"protocol": "UDP", "address": at.ip(), "port_value": at.port()}})
+    };
+    let route = any("envoy.extensions.filters.udp.udp_proxy.v3.Route", json!({"cluster": "echo"}));
+    let udp = any(
+        "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig",
+        json!({"stat_prefix": "u", "idle_timeout": "1s",
+               "matcher": {"on_no_match": {"action": {"name": "route", "typed_config": route}}}}),
+    );
+    let listener = json!({"name": "udp", "address": address(([127, 0, 0, 1], port).into()),
+        "listener_filters": [{"name": "udp", "typed_config": udp}]});
+    let cluster = json!({"name": "echo", "type": "STATIC", "load_assignment":
+        {"cluster_name": "echo", "endpoints": [{"lb_endpoints":
+            [{"endpoint": {"address": address(endpoint)}}]}]}});
+    let limit = FLOWS.to_string();
+    Agent::start(|admin| bootstrap(admin, &[listener], &[cluster]), &["--flow-limit", &limit])
+}
+
+#[test]
+fn a_million_datagrams_of_noise_leave_no_trace() {
+    let endpoint = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let at = endpoint.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        let mut bytes = [0; 2048];
+        while let Ok((read, client)) = endpoint.recv_from(&mut bytes) {
+            drop(endpoint.send_to(bytes.get(..read).unwrap_or_default(), client));
+        }
+    });
+    let port = port::free();
+    let agent = agent_before(at, port);
+    let service = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let is_answered = || {
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        client.set_read_timeout(Some(Duration::from_millis(300))).expect("it is above zero");
+        client.send_to(b"who is there?", service).expect("it is sent");
+        let mut answer = [0; 64];
+        let answered = client.recv_from(&mut answer);
+        answered.is_ok_and(|(read, _)| answer.get(..read) == Some(b"who is there?"))
+    };
+    eventually("the service answers", || is_answered().then_some(()));
+    let before = resident_kib(agent.process.id());
+
+    let mut state = 1u32;
+    let mut draw = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state >> 8
+    };
+    let noise: Vec<u8> = std::iter::repeat_with(&mut draw)
+        .map(|drawn| drawn.to_le_bytes()[0])
+        .take(1 << 16)
+        .collect();
+    for client in 0..CLIENTS {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        for step in 0..DATAGRAMS / CLIENTS {
+            let from = (client * 977 + step * 131) as usize % (noise.len() - 1500);
+            let bytes = (client + step * 37) as usize % 1400;
+            // A full queue loses some, as queues may.
+            drop(socket.send_to(noise.get(from..from + bytes).unwrap_or_default(), service));
+        }
+    }
+
+    eventually("there is room for a new flow", || is_answered().then_some(()));
+    let refused = agent.metric("weft_agent_refused_total{reason=\"limit\"}");
+    assert!(refused > 0, "there were more clients than flows may be");
+    assert!(agent.metric("weft_agent_flows_open{path=\"proxy\"}") <= FLOWS);
+    let grown = resident_kib(agent.process.id()).saturating_sub(before);
+    assert!(grown < 16 * 1024, "it grew by {grown} KiB");
+    assert!(!agent.process.errors().contains("panicked"), "{}", agent.process.errors());
+}
