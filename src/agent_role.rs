@@ -56,8 +56,14 @@ impl Particulars for AgentRole {
     fn dump(&self) -> Map<String, Value> {
         let mut fields = Map::new();
         if let Some(guard) = &self.guard {
-            let standing = guard.report().standing.into_iter();
-            let standing = standing.map(|(name, standing)| (name, standing.to_string().into()));
+            let report = guard.report();
+            let dropped = |name: &String| {
+                let dropped = report.dropped.iter().find(|(other, _)| other == name);
+                dropped.map_or(String::new(), |(_, packets)| format!(", {packets} packets dropped"))
+            };
+            let standing = report.standing.iter().map(|(name, standing)| {
+                (name.clone(), format!("{standing}{}", dropped(name)).into())
+            });
             let standing: Map<_, _> = standing.collect();
             fields.insert("redirects".into(), standing.into());
         }
@@ -132,6 +138,11 @@ fn redirect_metrics(report: &redirect::Report, page: &mut Page) {
         "weft_redirect_repairs",
         "Redirects that somebody had changed, installed again.",
         report.repairs,
+    );
+    page.counter(
+        "weft_redirect_dropped_packets",
+        "Packets that strict redirects dropped since they were installed.",
+        report.dropped.iter().map(|(_, packets)| packets).sum(),
     );
     page.counter("weft_redirect_failures", "Redirects that could not be kept.", report.failures);
 }

@@ -269,7 +269,8 @@ fn an_agent_keeps_its_redirects_and_tells_of_them() {
     let config = guarded.file.with_extension("json");
     std::fs::write(&config, bootstrap(admin, &[], &[]).to_string()).expect("it can be written");
     let mut agent = weft();
-    agent.args(["agent", "--workers", "1", "-c"]).arg(config).arg("--redirects").arg(guarded.file);
+    let file = guarded.file;
+    agent.args(["agent", "--workers", "1", "-c"]).arg(config).arg("--redirects").arg(&file);
     let agent = Process::start("agent", &mut agent);
     let metrics = || Curl::get(admin, "/metrics").run().text();
     eventually(format!("{agent:?} is ready"), || {
@@ -280,6 +281,25 @@ fn an_agent_keeps_its_redirects_and_tells_of_them() {
     eventually("the repair is counted", || {
         metrics().contains("\nweft_redirect_repairs_total 1\n").then_some(())
     });
-    let dump = Curl::get(admin, "/config_dump").run().text();
-    assert!(dump.contains("\"/run/netns/two\": \"in force\""), "{dump}");
+    let dump = || Curl::get(admin, "/config_dump").run().text();
+    assert!(dump().contains("\"/run/netns/two\": \"in force\""), "{}", dump());
+
+    // Two datagrams past a sidecar that is strict.
+    std::fs::write(&file, WISHES.replace("outbound: 15001,", "outbound: 15001, strict: true,"))
+        .expect("the file can be written");
+    eventually("the strict rules are there", || {
+        redirect("verify", "native", &format!("--netns /run/netns/one {WORKLOAD_OF_FILE} --strict"))
+            .status
+            .success()
+            .then_some(())
+    });
+    run(tool("ip").args(["-n", "one", "route", "add", "10.9.0.0/16", "dev", "lo"]));
+    let mut send = tool("nsenter");
+    send.args(["--net=/run/netns/one", "bash", "-c"]);
+    run(send.arg("for _ in 1 2; do echo hello 2>/dev/null > /dev/udp/10.9.9.9/9; done; true"));
+    eventually("what was dropped is told", || {
+        metrics().contains("\nweft_redirect_dropped_packets_total 2\n").then_some(())
+    });
+    let told = "\"/run/netns/one\": \"in force, 2 packets dropped\"";
+    assert!(dump().contains(told), "{}", dump());
 }

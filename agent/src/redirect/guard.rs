@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::apply::listen;
+use super::apply::{dropped, listen};
 use super::{
     Backend, BackendChoice, Namespace, Redirect, RedirectError, Verdict, apply, remove, verify,
 };
@@ -33,6 +33,10 @@ const COMPARE_SILENT: Duration = Duration::from_millis(500);
 const BETWEEN_REPAIRS: Duration = Duration::from_millis(100);
 /// How often rules are installed before it counts as a failure that they are not there.
 const ATTEMPTS: usize = 3;
+/// How often it is read how much strict rules have dropped.
+const COUNT: Duration = Duration::from_secs(2);
+/// How often that is told, at most.
+const TELL: Duration = Duration::from_secs(60);
 /// The longest wait after failures.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
@@ -69,6 +73,8 @@ pub struct Report {
     pub repairs: u64,
     /// How often that failed.
     pub failures: u64,
+    /// How many packets strict rules have dropped, by the namespace's name.
+    pub dropped: Vec<(String, u64)>,
 }
 
 impl Report {
@@ -152,6 +158,10 @@ struct Kept {
     events: Vec<Netlink>,
     was_in_force: bool,
     standing: Standing,
+    /// How many packets strict rules have dropped, where that can be read.
+    dropped: Option<u64>,
+    count_due: Instant,
+    told_due: Instant,
     due: Instant,
     /// When rules were last installed, or could not be.
     last_attempt: Option<Instant>,
@@ -172,6 +182,9 @@ impl Keeper {
             }
             for kept in self.kept.values_mut().filter(|kept| kept.is_due(now)) {
                 kept.compare(now, &self.report);
+            }
+            for kept in self.kept.values_mut().filter(|kept| kept.count_due <= now) {
+                kept.count(now);
             }
             self.tell();
             self.wait(now);
@@ -207,7 +220,13 @@ impl Keeper {
             .map(|kept| (kept.wish.namespace.to_string(), kept.standing.clone()))
             .collect();
         standing.sort_by(|(one, _), (other, _)| one.cmp(other));
-        self.report.lock().unwrap_or_else(PoisonError::into_inner).standing = standing;
+        let dropped = self.kept.values().filter_map(|kept| {
+            kept.dropped.map(|packets| (kept.wish.namespace.to_string(), packets))
+        });
+        let mut dropped: Vec<_> = dropped.collect();
+        dropped.sort();
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        (report.standing, report.dropped) = (standing, dropped);
     }
 
     /// Sleeps until something is told, something is due, or it is time to look.
@@ -239,6 +258,9 @@ impl Kept {
             events: Vec::new(),
             was_in_force: false,
             standing: Standing::Waiting,
+            dropped: None,
+            count_due: now(),
+            told_due: now(),
             due: now(),
             last_attempt: None,
             failures: 0,
@@ -313,6 +335,28 @@ impl Kept {
                 self.standing = Standing::Failed(error.to_string());
                 self.due = now + wait;
             }
+        }
+    }
+
+    /// Reads what strict rules have dropped, and tells when it is more than before.
+    fn count(&mut self, now: Instant) {
+        self.count_due = now + COUNT;
+        if !self.wish.redirect.strict || self.standing != Standing::InForce {
+            return;
+        }
+        let namespace = &self.wish.namespace;
+        let read = self.wish.backend.resolve().and_then(|backend| dropped(backend, namespace));
+        match read {
+            Ok(packets) => {
+                // Rules that were installed anew count from 0 again.
+                let is_more = packets > self.dropped && packets > Some(0);
+                if is_more && self.told_due <= now {
+                    tracing::warn!(%namespace, packets, "strict redirects dropped what nothing captures");
+                    self.told_due = now + TELL;
+                }
+                self.dropped = packets;
+            }
+            Err(error) => tracing::debug!(%namespace, %error, "what is dropped cannot be read"),
         }
     }
 

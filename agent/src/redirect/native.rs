@@ -50,6 +50,12 @@ pub(super) fn remove() -> io::Result<()> {
     open()?.batch(&nf::transaction(changes))
 }
 
+/// How many packets our rules have dropped since they were installed.
+pub(super) fn dropped() -> io::Result<u64> {
+    let rules = ours(open()?.dump(&nf::get_rules(TABLE))?, nf::RULE_TABLE);
+    Ok(rules.iter().filter_map(|rule| nf::told_dropped(attributes(rule))).sum())
+}
+
 /// Whether a chain of that name is in any table, as the newer iptables makes them.
 pub(super) fn has_chain(is_it: impl Fn(&str) -> bool) -> bool {
     let chains = open().and_then(|mut kernel| kernel.dump(&nf::get_chains()));

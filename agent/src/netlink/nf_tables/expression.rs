@@ -275,6 +275,21 @@ pub(crate) fn count_by(counter: &str) -> Expression {
     expression("objref", Attributes::new().big_endian(1, COUNTER).text(2, counter))
 }
 
+/// How many packets a rule has dropped, as the kernel tells the rule; none of one that drops nothing.
+pub(crate) fn told_dropped(rule: &[u8]) -> Option<u64> {
+    const PACKETS: u16 = 2;
+    let list = find(rule, super::RULE_EXPRESSIONS).unwrap_or_default();
+    let data = |name: &[u8]| {
+        let mut all = attributes(list);
+        let found = all.find(|(_, expression)| find(expression, 1) == Some(name))?;
+        find(found.1, 2)
+    };
+    let verdict = find(find(data(b"immediate\0")?, 2)?, 2)?;
+    let drops = find(verdict, 1)? == (Verdict::Drop as i32).to_be_bytes();
+    let packets = find(data(b"counter\0").filter(|_| drops)?, PACKETS)?;
+    packets.try_into().ok().map(u64::from_be_bytes)
+}
+
 /// The names of the sets that a rule looks into, as the kernel tells the rule.
 pub(crate) fn told_lookups(rule: &[u8]) -> impl Iterator<Item = String> {
     let list = find(rule, super::RULE_EXPRESSIONS).unwrap_or_default();
