@@ -51,18 +51,22 @@ fn tool(name: &str) -> Command {
     command
 }
 
-fn our_table() -> String {
-    nft("-s list table inet weft")
+/// Our table as nft lists it, and its generation.
+fn our_table() -> (String, u64) {
+    let listing = nft("-s list table inet weft");
+    let (before, rest) = listing.split_once("generation=").expect("its comment tells it");
+    let (number, rest) = rest.split_once(' ').expect("more follows");
+    (format!("{before}{rest}"), number.parse().expect("a number"))
 }
 
 #[test]
 fn the_kernel_is_told_the_very_rules_that_nft_would_tell_it() {
     for wish in [WORKLOAD, NODE] {
         apply("nft", wish);
-        let by_nft = our_table();
+        let (by_nft, generation) = our_table();
         assert_eq!(differences("native", wish), "", "what nft told, read by ourselves");
         apply("native", wish);
-        assert_eq!(our_table(), by_nft);
+        assert_eq!(our_table(), (by_nft, generation + 1));
         assert_eq!(differences("native", wish), "");
         assert_eq!(differences("nft", wish), "");
     }

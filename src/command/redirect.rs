@@ -144,7 +144,12 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
         Command::Apply(wanted) => {
             let backend = wanted.backend.choice().resolve().map_err(explain)?;
             apply(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)?;
-            say(&format!("installed by {backend}: {}", wanted.redirect().comment()));
+            let redirect = wanted.redirect();
+            say(&format!(
+                "installed by {backend}: owner={} hash={}",
+                redirect.owner,
+                redirect.hash()
+            ));
             Ok(())
         }
         Command::Verify(wanted) => {

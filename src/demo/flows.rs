@@ -1,11 +1,12 @@
 //! Flows that the story's client opens to the echo service, over TCP and UDP.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 use super::service::ECHO_PORT;
 
@@ -17,13 +18,23 @@ pub(super) struct EchoFlow {
 
 /// Opens a flow to a virtual address; gives it with the replica that answered.
 pub(super) fn echo_flow(service: IpAddr) -> Result<(EchoFlow, String), String> {
+    echo_flow_from(service, 0)
+}
+
+/// The same from a port of ours; 0: from any that is free.
+pub(super) fn echo_flow_from(service: IpAddr, port: u16) -> Result<(EchoFlow, String), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
+    let connecting = async {
+        let socket = if service.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.bind(SocketAddr::new(any(service), port))?;
+        socket.connect((service, ECHO_PORT).into()).await
+    };
     let stream = runtime
-        .block_on(TcpStream::connect((service, ECHO_PORT)))
-        .map_err(|error| format!("the echo service: {error}"))?;
+        .block_on(connecting)
+        .map_err(|error: io::Error| format!("the echo service: {error}"))?;
     let mut flow = EchoFlow { runtime, stream: BufReader::new(stream) };
     let replica = flow.hear()?;
     Ok((flow, replica))
@@ -59,13 +70,18 @@ impl EchoFlow {
     }
 }
 
+/// Any address of ours from which a service can be reached.
+fn any(service: IpAddr) -> IpAddr {
+    match service {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
 /// Opens UDP flows to a virtual address; gives the replicas that answered. Each flow must keep its
 /// own.
 pub(super) async fn udp_flows(service: IpAddr, count: usize) -> Result<BTreeSet<String>, String> {
-    let any: IpAddr = match service {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
+    let any = any(service);
     let mut replicas = BTreeSet::new();
     for _ in 0..count {
         let socket = UdpSocket::bind((any, 0)).await.map_err(|error| error.to_string())?;

@@ -11,7 +11,9 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::SockProtocol;
 
 use super::iptables::Spot;
-use super::{Family, MARK_MASK, ROUTE_TABLE, Redirect, UDP_MARK, iptables, native, nft, rules};
+use super::{
+    Family, MARK_MASK, ROUTE_TABLE, Redirect, UDP_MARK, generation, iptables, native, nft, rules,
+};
 use crate::kernel::remove_services;
 use crate::netlink::route::{self, MarkedRoute};
 use crate::netlink::{Netlink, nf_tables};
@@ -166,10 +168,10 @@ impl fmt::Display for Backend {
 pub fn plan(redirect: &Redirect, backend: Backend) -> Result<String, RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
     Ok(match backend {
-        Backend::Native | Backend::Nft => nft::render(redirect),
+        Backend::Native | Backend::Nft => nft::render(redirect, 1),
         Backend::Iptables => {
             let text = |tool, family| {
-                format!("# {tool}\n{}", iptables::render(redirect, family, &iptables::ALL))
+                format!("# {tool}\n{}", iptables::render(redirect, family, 1, &iptables::ALL))
             };
             text("iptables-restore --noflush", Family::V4)
                 + &text("ip6tables-restore --noflush", Family::V6)
@@ -191,9 +193,14 @@ pub fn apply(
         if redirect.udp.is_some() {
             MARKED_TO_THIS_HOST.install().map_err(kernel("routing marked packets"))?;
         }
+        let generation = || native::installed_generation().map_or(1, |generation| generation + 1);
         match backend {
-            Backend::Native => native::apply(redirect).map_err(kernel("installing the rules"))?,
-            Backend::Nft => drop(feed("nft", &["-f", "-"], &nft::render(redirect))?),
+            Backend::Native => {
+                native::apply(redirect, generation()).map_err(kernel("installing the rules"))?;
+            }
+            Backend::Nft => {
+                drop(feed("nft", &["-f", "-"], &nft::render(redirect, generation()))?);
+            }
             Backend::Iptables => apply_iptables(redirect)?,
         }
         // What another backend installed earlier would take the same packets. It goes last, so that
@@ -328,9 +335,10 @@ fn inside<T: Send>(
 fn apply_iptables(redirect: &Redirect) -> Result<(), RedirectError> {
     for family in Family::BOTH {
         let (list, restore) = iptables_tools(family);
+        let generation = installed_generation(list) + 1;
         // Chains of an earlier wish that this one does not have go first.
         let wanted: Vec<Spot> =
-            iptables::chains(redirect, family).iter().map(|(spot, _)| *spot).collect();
+            iptables::chains(redirect, family, generation).iter().map(|(spot, _)| *spot).collect();
         let stale: Vec<Spot> =
             present_chains(list).into_iter().filter(|spot| !wanted.contains(spot)).collect();
         if !stale.is_empty() {
@@ -338,9 +346,16 @@ fn apply_iptables(redirect: &Redirect) -> Result<(), RedirectError> {
         }
         let jumps: Vec<Spot> =
             iptables::ALL.into_iter().filter(|spot| !has_jump(list, *spot)).collect();
-        feed(restore, &RESTORE, &iptables::render(redirect, family, &jumps))?;
+        feed(restore, &RESTORE, &iptables::render(redirect, family, generation, &jumps))?;
     }
     Ok(())
+}
+
+/// The generation of the chains that are there; 0 when none is.
+fn installed_generation(list: &str) -> u64 {
+    let mut spots = iptables::ALL.into_iter();
+    let listing = spots.find_map(|spot| run(list, &[WAIT, "-t", spot.table, "-S", spot.name]).ok());
+    listing.map_or(0, |listing| generation(&listing))
 }
 
 /// Whether iptables may hold chains of ours: those of the newer one are the kernel's nf_tables, those
@@ -383,11 +398,10 @@ fn verify_nft(redirect: &Redirect) -> Verdict {
         return Verdict::Absent;
     };
     let comment = listing.lines().find_map(|line| line.trim().strip_prefix("comment "));
-    let wanted = format!("\"{}\"", redirect.comment());
     let mut differences = Vec::new();
-    if comment != Some(wanted.as_str()) {
+    if !comment.is_some_and(|comment| redirect.is_told_by(comment)) {
         let is = comment.unwrap_or("missing");
-        differences.push(format!("its comment is {is}, not {wanted}"));
+        differences.push(format!("its comment is {is}, not {:?}", redirect.comment(1)));
     }
     for chain in rules::chains(redirect) {
         let name = nft::name(chain.place);
@@ -411,7 +425,7 @@ fn verify_iptables(redirect: &Redirect) -> Verdict {
     let mut differences = Vec::new();
     for family in Family::BOTH {
         let (list, _) = iptables_tools(family);
-        for (spot, rules) in iptables::chains(redirect, family) {
+        for (spot, rules) in iptables::chains(redirect, family, 1) {
             wanted += 1;
             let Spot { table, hook, name } = spot;
             let Ok(listing) = run(list, &[WAIT, "-t", table, "-S", name]) else {
@@ -420,7 +434,7 @@ fn verify_iptables(redirect: &Redirect) -> Verdict {
                 continue;
             };
             let there = listing.lines().filter(|line| line.starts_with("-A")).count();
-            if !listing.contains(&redirect.comment()) || there != rules.len() {
+            if !redirect.is_told_by(&listing) || there != rules.len() {
                 differences.push(format!("{list} chain {name} holds other rules"));
             }
             if !has_jump(list, spot) {

@@ -44,8 +44,12 @@ const fn spot(place: Place) -> Spot {
 }
 
 /// The chains that are wanted for a family, each with its rules as text.
-pub(super) fn chains(redirect: &Redirect, family: Family) -> Vec<(Spot, Vec<String>)> {
-    let comment = format!("-m comment --comment \"{}\"", redirect.comment());
+pub(super) fn chains(
+    redirect: &Redirect,
+    family: Family,
+    generation: u64,
+) -> Vec<(Spot, Vec<String>)> {
+    let comment = format!("-m comment --comment \"{}\"", redirect.comment(generation));
     let chains = wanted(redirect).into_iter();
     chains
         .map(|chain| {
@@ -60,11 +64,16 @@ pub(super) fn chains(redirect: &Redirect, family: Family) -> Vec<(Spot, Vec<Stri
 
 /// The text for `iptables-restore --noflush`. Declaring a chain empties it, so it replaces what was
 /// there. `jumps` are the chains that are not jumped to yet.
-pub(super) fn render(redirect: &Redirect, family: Family, jumps: &[Spot]) -> String {
+pub(super) fn render(
+    redirect: &Redirect,
+    family: Family,
+    generation: u64,
+    jumps: &[Spot],
+) -> String {
     let mut text = String::new();
     for table in TABLES {
-        let here: Vec<_> =
-            chains(redirect, family).into_iter().filter(|(spot, _)| spot.table == table).collect();
+        let all = chains(redirect, family, generation).into_iter();
+        let here: Vec<_> = all.filter(|(spot, _)| spot.table == table).collect();
         if here.is_empty() {
             continue;
         }

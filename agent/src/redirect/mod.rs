@@ -80,10 +80,17 @@ impl Redirect {
         format!("{:016x}", hasher.finish())
     }
 
-    /// What stands in the comment of the table or chain.
+    /// What stands in the comment of the table or chain: whose it is, how often rules of ours were
+    /// installed there, and what these are.
     #[must_use]
-    pub fn comment(&self) -> String {
-        format!("owner={} hash={}", self.owner, self.hash())
+    pub fn comment(&self, generation: u64) -> String {
+        format!("owner={} generation={generation} hash={}", self.owner, self.hash())
+    }
+
+    /// Whether a comment is of these rules, of whatever generation.
+    fn is_told_by(&self, comment: &str) -> bool {
+        let (owner, hash) = (format!("owner={}", self.owner), format!("hash={}", self.hash()));
+        [owner, hash].iter().all(|wanted| words(comment).any(|word| word == wanted))
     }
 
     /// Whether it wants anything that can be done.
@@ -136,6 +143,17 @@ impl Redirect {
         }
         Ok(())
     }
+}
+
+/// The words of a comment, as it stands in whatever listing.
+fn words(comment: &str) -> impl Iterator<Item = &str> {
+    comment.split_whitespace().map(|word| word.trim_matches('"'))
+}
+
+/// The generation that a comment tells; 0 when it tells none.
+fn generation(comment: &str) -> u64 {
+    let told = words(comment).find_map(|word| word.strip_prefix("generation=")?.parse().ok());
+    told.unwrap_or(0)
 }
 
 /// An address family.

@@ -10,7 +10,7 @@ use weft_model::Cidr;
 
 use super::nft::{TABLE, name};
 use super::rules::{Action, Chain, Match, Place, Rule, chains};
-use super::{MARK_MASK, Redirect, Verdict};
+use super::{MARK_MASK, Redirect, Verdict, generation};
 use crate::netlink::nf_tables::{self as nf, Comparison, Expression, Hook, HookPlace, Meta, Part};
 use crate::netlink::{Attributes, Netlink, Reply, find};
 
@@ -30,18 +30,33 @@ fn open() -> io::Result<Netlink> {
 }
 
 /// Replaces what is there by what is wanted.
-pub(super) fn apply(redirect: &Redirect) -> io::Result<()> {
+pub(super) fn apply(redirect: &Redirect, generation: u64) -> io::Result<()> {
     // Made, removed and made again, a table is replaced whether or not it was there.
     let mut changes = vec![
         nf::make_table(TABLE, None),
         nf::delete_table(TABLE),
-        nf::make_table(TABLE, Some(&redirect.comment())),
+        nf::make_table(TABLE, Some(&redirect.comment(generation))),
     ];
     for chain in chains(redirect) {
         changes.push(nf::make_chain(told_chain(chain.place)));
         changes.extend(told_rules(&chain).into_iter().map(nf::append_rule));
     }
     open()?.batch(&nf::transaction(changes))
+}
+
+/// The generation of what is there; 0 when nothing is.
+pub(super) fn installed_generation() -> io::Result<u64> {
+    Ok(comment(&mut open()?)?.map_or(0, |comment| generation(&comment)))
+}
+
+/// The comment of our table, empty when it has none; none when there is no table.
+fn comment(kernel: &mut Netlink) -> io::Result<Option<String>> {
+    let table = match kernel.get(&nf::get_table(TABLE)) {
+        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => return Ok(None),
+        told => told?,
+    };
+    let told = table.first().and_then(|table| find(attributes(table), nf::TABLE_USERDATA));
+    Ok(Some(told.and_then(nf::told_comment).unwrap_or_default()))
 }
 
 /// Removes what is there, if anything is.
@@ -66,18 +81,10 @@ pub(super) fn has_chain(is_it: impl Fn(&str) -> bool) -> bool {
 /// Compares what is there with what is wanted, down to the last value of each rule.
 pub(super) fn verify(redirect: &Redirect) -> io::Result<Verdict> {
     let mut kernel = open()?;
-    let table = match kernel.get(&nf::get_table(TABLE)) {
-        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {
-            return Ok(Verdict::Absent);
-        }
-        told => told?,
-    };
+    let Some(comment) = comment(&mut kernel)? else { return Ok(Verdict::Absent) };
     let mut differences = Vec::new();
-    let comment = table.first().and_then(|table| find(attributes(table), nf::TABLE_USERDATA));
-    if comment != Some(&nf::comment_bytes(&redirect.comment())) {
-        let is = comment.map(readable);
-        let is = is.unwrap_or_else(|| "missing".to_owned());
-        differences.push(format!("its comment is {is}, not {}", redirect.comment()));
+    if !redirect.is_told_by(&comment) {
+        differences.push(format!("its comment is {comment:?}, not {:?}", redirect.comment(1)));
     }
     let wanted = chains(redirect);
     let there = ours(kernel.dump(&nf::get_chains())?, nf::CHAIN_TABLE);

@@ -8,10 +8,10 @@ pub(super) const TABLE: &str = "weft";
 
 /// The text for `nft -f`. Declaring, deleting and declaring again makes it replace whatever was
 /// there, in one transaction.
-pub(super) fn render(redirect: &Redirect) -> String {
+pub(super) fn render(redirect: &Redirect, generation: u64) -> String {
     let mut text =
         format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
-    text += &format!("\tcomment \"{}\"\n", redirect.comment());
+    text += &format!("\tcomment \"{}\"\n", redirect.comment(generation));
     for Chain { place, rules } in chains(redirect) {
         text += &format!("\tchain {} {{\n\t\t{}\n", name(place), hook(place));
         for rule in &rules {

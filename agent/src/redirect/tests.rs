@@ -81,7 +81,7 @@ fn the_hash_follows_every_wish() {
         workload().hash(),
         Redirect { exclude_outbound_ports: vec![1], ..workload() }.hash()
     );
-    assert!(plan(&node(), Backend::Nft).expect("a plan").contains(&node().comment()));
+    assert!(plan(&node(), Backend::Nft).expect("a plan").contains(&node().comment(1)));
 }
 
 #[test]

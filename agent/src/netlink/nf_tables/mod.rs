@@ -85,6 +85,11 @@ pub(crate) fn comment_bytes(comment: &str) -> Vec<u8> {
     [&[COMMENT, length], comment.as_bytes(), &[0]].concat()
 }
 
+/// The text of a comment, as the kernel tells its bytes.
+pub(crate) fn told_comment(bytes: &[u8]) -> Option<String> {
+    told_text(bytes.get(2..)?)
+}
+
 /// Removes a table with all that is in it.
 pub(crate) fn delete_table(name: &str) -> Message {
     message(DELETE_TABLE, 0, Attributes::new().text(TABLE_NAME, name))
