@@ -10,8 +10,8 @@ use weft_model::{Filter, Listener, Name, Transport};
 /// What a plan takes into account beside the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Node {
-    /// The seed of the flow hash.
-    pub seed: u32,
+    /// The seed of the flow hash, where it is not to be the configuration's.
+    pub seed: Option<u32>,
     /// The addresses of the host.
     pub addresses: BTreeSet<IpAddr>,
 }
@@ -21,7 +21,7 @@ impl Node {
     ///
     /// # Errors
     /// When the kernel does not tell its addresses.
-    pub fn now(seed: u32) -> io::Result<Self> {
+    pub fn now(seed: Option<u32>) -> io::Result<Self> {
         let told = getifaddrs()?.filter_map(|device| device.address);
         let address = |told: nix::sys::socket::SockaddrStorage| {
             let v4 = told.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));

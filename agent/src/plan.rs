@@ -16,6 +16,9 @@ use weft_model::{
 
 use crate::node::{Node, Ourselves};
 
+/// The seed of the flow hash where neither the command line nor the configuration has one. Everybody
+/// knows it.
+const DEFAULT_SEED: u32 = 0x5eed;
 /// How many other endpoints are tried when a flow's own cannot be reached.
 pub(crate) const OTHER_ENDPOINTS: usize = 2;
 
@@ -167,7 +170,9 @@ impl Plan {
         node: &Node,
         previous: Option<&(Arc<Snapshot>, Arc<Self>)>,
     ) -> (Self, Vec<Problem>) {
-        let mut plan = Self { revision: snapshot.revision, seed: node.seed, ..Self::default() };
+        let told = snapshot.listeners.values().find_map(|listener| listener.flow_seed);
+        let seed = node.seed.or(told).unwrap_or(DEFAULT_SEED);
+        let mut plan = Self { revision: snapshot.revision, seed, ..Self::default() };
         let mut problems = Vec::new();
         for (name, listener) in &snapshot.listeners {
             if let Some(reason) = needs_layer_7(listener) {
@@ -199,8 +204,9 @@ impl Plan {
                 Some(Problem::Loop { cluster: name.clone(), endpoint: endpoint.address, listener })
             }));
             let good: Vec<Endpoint> = good.into_iter().map(|(_, endpoint)| endpoint).collect();
+            let previous = previous.filter(|(_, plan)| plan.seed == seed);
             let kept = previous.and_then(|(old, plan)| plan.unchanged(cluster, old, &good));
-            let target = kept.unwrap_or_else(|| Arc::new(target(cluster, good, node.seed)));
+            let target = kept.unwrap_or_else(|| Arc::new(target(cluster, good, seed)));
             targets.insert(name.clone(), target);
         }
         plan.targets = targets;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use weft_integration::mesh::{Family, Mesh};
 use weft_integration::wait::{DEADLINE, eventually};
+use weft_model::{FlowKey, FlowTuple, Transport};
 
 /// The start of a TLS record that announces a handshake, and then whatever.
 const HALF_A_HANDSHAKE: &[u8] = &[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 7, 7, 7];
@@ -70,6 +71,36 @@ fn workers_hold_nothing_open_that_the_rest_of_the_process_closes() {
         // Two sockets wake whoever waits for signals, and are there before anything else is.
         assert!(both.len() <= 2, "{worker} holds too: {both:?}");
     }
+}
+
+/// The seed that the control plane gave the agent, as the agent tells it.
+fn told_seed(mesh: &Mesh) -> Option<u32> {
+    let dump: Value = serde_json::from_slice(&mesh.agent.admin("/config_dump").body).ok()?;
+    let listeners = dump.get("listeners")?.as_object()?.values();
+    let mut seeds = listeners.filter_map(|listener| {
+        listener.pointer("/metadata/filter_metadata/weft/flow_seed")?.as_str()?.parse().ok()
+    });
+    seeds.next()
+}
+
+#[test]
+fn flows_are_hashed_with_a_seed_of_the_meshs_own_that_outlives_a_restart() {
+    let mut mesh = Mesh::start();
+    let seed = told_seed(&mesh).expect("the control plane gives a seed");
+    let flow = FlowTuple {
+        transport: Transport::Tcp,
+        client: ([10, 9, 9, 9], 4000).into(),
+        destination: mesh.echo(),
+    };
+    let query = format!("/flow?transport=tcp&client={}&destination={}", flow.client, mesh.echo());
+    let told: Value =
+        serde_json::from_slice(&mesh.agent.admin(&query).body).expect("an explanation is JSON");
+    let hash = flow.hash(FlowKey::FiveTuple, seed);
+    assert_eq!(told.get("hash"), Some(&json!(hash)), "{told}");
+
+    mesh.control.restart();
+    mesh.agent.restart();
+    assert_eq!(told_seed(&mesh), Some(seed));
 }
 
 #[test]

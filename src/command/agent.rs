@@ -30,9 +30,9 @@ pub(super) struct Arguments {
     /// The trust domain; the agent's identity is spiffe://TRUST_DOMAIN/ns/weft/sa/agent.
     #[arg(long, default_value = "mesh.local", value_name = "NAME")]
     trust_domain: String,
-    /// The seed of the flow hash: the same for every agent of a mesh.
-    #[arg(long, default_value_t = 0x5eed, value_name = "NUMBER")]
-    seed: u32,
+    /// The seed of the flow hash, in place of the one that a control plane of weft gives all agents.
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u32>,
     /// The redirects to keep in force on this node, in which network namespaces: a YAML file.
     #[arg(long, value_name = "FILE")]
     redirects: Option<PathBuf>,
@@ -128,7 +128,7 @@ async fn plan_all(
     plans: watch::Sender<Arc<Plan>>,
     problems: watch::Sender<Vec<String>>,
     kernel: Keeper,
-    seed: u32,
+    seed: Option<u32>,
 ) {
     let mut last: Option<(Arc<Snapshot>, Arc<Plan>)> = None;
     loop {

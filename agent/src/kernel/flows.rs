@@ -212,7 +212,7 @@ mod tests {
         let mut snapshot = Snapshot::default();
         snapshot.clusters.insert("dns".into(), Arc::new(cluster));
         let (plan, _) =
-            Plan::new(&snapshot, &crate::node::Node { seed: 7, ..Default::default() }, None);
+            Plan::new(&snapshot, &crate::node::Node { seed: Some(7), ..Default::default() }, None);
         let target = plan.target_named("dns").expect("it was planned").clone();
         KernelService {
             key: (transport, Place::At(address("10.96.0.1:53"))),

@@ -213,7 +213,8 @@ impl Publisher {
             Some(last) => (last.trust.clone(), last.list_at),
             None => (self.trust(&listed, now)?, now),
         };
-        let views = Views::new(&mesh, &trust).map_err(|problems| problems.join("; "))?;
+        let seed = self.store.flow_seed().map_err(|error| error.to_string())?;
+        let views = Views::new(&mesh, &trust, seed).map_err(|problems| problems.join("; "))?;
         self.status.send_modify(|status| {
             status.applied += 1;
             status.rejected.clear();

@@ -259,6 +259,32 @@ impl Store {
         Ok(next)
     }
 
+    /// The seed with which agents hash flows: made once, at random, so that nobody outside can tell
+    /// which endpoint a flow would fall on.
+    ///
+    /// # Errors
+    /// When the database fails, or there are no random numbers.
+    pub fn flow_seed(&self) -> Result<u32, StoreError> {
+        let write = self.database.begin_write()?;
+        let seed = {
+            let mut table = write.open_table(NUMBERS)?;
+            let kept = table.get("flow_seed")?.and_then(|seed| u32::try_from(seed.value()).ok());
+            match kept {
+                Some(seed) => seed,
+                None => {
+                    let random = weft_certs::random_token();
+                    let seed = random.and_then(|hex| u32::from_str_radix(hex.get(..8)?, 16).ok());
+                    let seed =
+                        seed.ok_or_else(|| StoreError::Database("no random numbers".into()))?;
+                    table.insert("flow_seed", u64::from(seed))?;
+                    seed
+                }
+            }
+        };
+        write.commit()?;
+        Ok(seed)
+    }
+
     /// Remembers a join token by its digest.
     ///
     /// # Errors

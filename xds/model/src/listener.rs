@@ -37,6 +37,9 @@ pub struct Listener {
     /// How a TCP connection ends that was silent for too long (`metadata`, `idle_end` under `weft`:
     /// `reset` or `close`). None: however it does; nobody needs to see it.
     pub idle_end: Option<IdleEnd>,
+    /// The seed of the flow hash, which all agents of a mesh share and nobody else is to know, so that
+    /// none aims flows at an endpoint (`metadata`, `flow_seed` under `weft`).
+    pub flow_seed: Option<u32>,
 }
 
 /// How both sides see the end of a connection that was silent for too long.
@@ -319,6 +322,7 @@ mod tests {
             udp: None,
             allow_from: None,
             idle_end: None,
+            flow_seed: None,
         };
         let check = |destination: &str, kind, expected: &str| {
             let destination = destination.parse().expect("an address");

@@ -180,6 +180,7 @@ mod tests {
             udp: None,
             allow_from: None,
             idle_end: None,
+            flow_seed: None,
         };
         let mut snapshot = Snapshot::default();
         snapshot.listeners.insert("l".into(), listener.into());

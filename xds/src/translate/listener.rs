@@ -18,6 +18,7 @@ const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_d
 const OUR_METADATA: &str = "weft";
 const ALLOW_FROM: &str = "allow_from";
 const IDLE_END: &str = "idle_end";
+const FLOW_SEED: &str = "flow_seed";
 
 /// Reads a listener.
 pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
@@ -72,6 +73,7 @@ pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
         udp,
         allow_from: ours.allow_from,
         idle_end: ours.idle_end,
+        flow_seed: ours.flow_seed,
     };
     check(&listener, &listener_value)?;
     Ok(listener_value)
@@ -82,6 +84,7 @@ pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
 struct OurMetadata {
     allow_from: Option<Vec<Cidr>>,
     idle_end: Option<IdleEnd>,
+    flow_seed: Option<u32>,
 }
 
 /// Reads what is ours; what is for others is not ours to read.
@@ -102,12 +105,20 @@ fn our_metadata(mut metadata: Reader<'_>) -> Result<OurMetadata, Refused> {
                 ours.idle_end = Some(end);
                 continue;
             }
+            if field == FLOW_SEED {
+                let text = value.text("string_value");
+                let seed = text.parse().map_err(|_| {
+                    value.refuse("", format!("{text:?} is no text of a whole number below 2^32"))
+                })?;
+                ours.flow_seed = Some(seed);
+                continue;
+            }
             let list = value.child("list_value").filter(|_| field == ALLOW_FROM);
             let mut list = list.ok_or_else(|| {
                 value.refuse(
                     "",
                     format!(
-                        "{field:?} is not known; {ALLOW_FROM}, a list, is, and {IDLE_END}, a word"
+                        "{field:?} is not known; {ALLOW_FROM}, a list, is, and {IDLE_END} and {FLOW_SEED}, texts"
                     ),
                 )
             })?;
@@ -289,6 +300,9 @@ pub(super) fn encode(listener: &Listener) -> Value {
     }
     if let Some(end) = listener.idle_end {
         ours.insert(IDLE_END.into(), end.word().into());
+    }
+    if let Some(seed) = listener.flow_seed {
+        ours.insert(FLOW_SEED.into(), seed.to_string().into());
     }
     if !ours.is_empty() {
         json["metadata"] = json!({"filter_metadata": {OUR_METADATA: ours}});

@@ -110,7 +110,7 @@ listener_filters:
 name: vip
 address: {socket_address: {address: 10.96.0.1, port_value: 80}}
 bind_to_port: false
-metadata: {filter_metadata: {weft: {idle_end: close}}}
+metadata: {filter_metadata: {weft: {idle_end: close, flow_seed: "4294967295"}}}
 default_filter_chain:
   filters:
   - name: tcp

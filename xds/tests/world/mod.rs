@@ -172,5 +172,6 @@ fn listener(name: Name, form: u16, routes: Vec<Name>) -> Listener {
         udp: None,
         allow_from: None,
         idle_end: None,
+        flow_seed: None,
     }
 }

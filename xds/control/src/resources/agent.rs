@@ -15,10 +15,11 @@ use crate::mesh::{Mesh, Port, Protocol, Service};
 const TCP_IDLE: Duration = Duration::from_secs(350);
 const UDP_IDLE: Duration = Duration::from_secs(120);
 
-pub(super) fn snapshot(mesh: &Mesh) -> Snapshot {
+pub(super) fn snapshot(mesh: &Mesh, flow_seed: u32) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for (suffix, address) in everywhere(OUTBOUND_PORT) {
-        insert(&mut snapshot, capture(&format!("capture{suffix}"), address, Transport::Tcp));
+        let tcp = capture(&format!("capture{suffix}"), address, Transport::Tcp);
+        insert(&mut snapshot, Listener { flow_seed: Some(flow_seed), ..tcp });
     }
     for (suffix, address) in everywhere(UDP_PORT) {
         insert(&mut snapshot, capture(&format!("capture-udp{suffix}"), address, Transport::Udp));
@@ -85,6 +86,7 @@ fn capture(name: &str, address: std::net::SocketAddr, transport: Transport) -> L
         udp: None,
         allow_from: None,
         idle_end: None,
+        flow_seed: None,
     }
 }
 

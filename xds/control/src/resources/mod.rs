@@ -49,18 +49,18 @@ pub struct Views {
 }
 
 impl Views {
-    /// The views of a mesh.
+    /// The views of a mesh, whose agents hash flows with a seed of their own.
     ///
     /// # Errors
     /// What in it has no form in xDS: a mistake of ours, named.
-    pub fn new(mesh: &Mesh, trust: &Trust) -> Result<Self, Vec<String>> {
+    pub fn new(mesh: &Mesh, trust: &Trust, flow_seed: u32) -> Result<Self, Vec<String>> {
         let set =
             |snapshot: Snapshot| ResourceSet::new(snapshot, &[WORKLOAD_IDENTITY]).map(Arc::new);
         let mut sidecars = HashMap::new();
         for service in mesh.services.values().filter(|service| service.meshed) {
             sidecars.insert(service.name.clone(), set(sidecar::snapshot(mesh, service, trust))?);
         }
-        let agent = set(agent::snapshot(mesh))?;
+        let agent = set(agent::snapshot(mesh, flow_seed))?;
         Ok(Self { trust_domain: mesh.trust_domain.clone(), agent, sidecars })
     }
 }

@@ -388,6 +388,7 @@ fn redirected(name: &str, address: std::net::SocketAddr) -> Listener {
         udp: None,
         allow_from: None,
         idle_end: None,
+        flow_seed: None,
     }
 }
 

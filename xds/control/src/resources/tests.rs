@@ -15,7 +15,7 @@ security:
   - {service: orders, allow: [{from: [web], paths: [/orders]}]}
 "#;
     let mesh = Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
-    Views::new(&mesh, &Trust { roots: "ROOTS".into(), revocations: "LISTS".into() })
+    Views::new(&mesh, &Trust { roots: "ROOTS".into(), revocations: "LISTS".into() }, 7)
         .expect("closed views")
 }
 
