@@ -146,7 +146,9 @@ impl Begun {
         let problems = watch::Sender::new(Vec::new());
         let (reports, reported) = mpsc::unbounded_channel();
 
+        let has_control = setup.enrolment.is_some() || setup.bootstrap.ads.is_some();
         let role = Arc::new(Role {
+            has_control,
             snapshots: snapshots.clone(),
             status: status.subscribe(),
             problems: problems.subscribe(),
@@ -258,6 +260,8 @@ async fn collect(mut reported: mpsc::UnboundedReceiver<Report>, role: Arc<Role>)
 
 /// What the admin port tells of a data plane.
 struct Role {
+    /// Whether a control plane leads it, or its file alone.
+    has_control: bool,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     status: watch::Receiver<Status>,
     problems: watch::Receiver<Vec<String>>,
@@ -312,6 +316,7 @@ impl admin::Role for Role {
             fields.insert(
                 "source".into(),
                 serde_json::json!({
+                    "control_plane": self.has_control,
                     "connected": status.connected,
                     "last_error": status.last_error,
                     "rejected": status.rejected,

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use nix::ifaddrs::getifaddrs;
-use weft_model::{Filter, Listener, Name, Transport};
+use weft_model::{Filter, Listener, Name, Snapshot, Transport};
 
 /// What a plan takes into account beside the configuration.
 #[derive(Debug, Clone, Default)]
@@ -45,36 +45,73 @@ impl Node {
 #[derive(Debug)]
 pub(crate) struct Ourselves<'a> {
     node: &'a Node,
-    listeners: Vec<&'a Listener>,
+    snapshot: &'a Snapshot,
+    /// Listeners of one address.
+    exact: HashMap<(Transport, SocketAddr), &'a Listener>,
+    /// Listeners of all addresses of a family, by their port. The other family is not theirs.
+    everywhere: HashMap<(Transport, bool, u16), &'a Listener>,
     /// Over which protocols flows go to a cluster.
     carried: HashMap<&'a Name, BTreeSet<Transport>>,
 }
 
 impl<'a> Ourselves<'a> {
-    pub(crate) fn new(node: &'a Node, listeners: impl Iterator<Item = &'a Listener>) -> Self {
-        let listeners: Vec<&Listener> = listeners.collect();
+    pub(crate) fn new(
+        node: &'a Node,
+        snapshot: &'a Snapshot,
+        listeners: impl Iterator<Item = &'a Listener>,
+    ) -> Self {
+        let (mut exact, mut everywhere) = (HashMap::new(), HashMap::new());
         let mut carried: HashMap<&Name, BTreeSet<Transport>> = HashMap::new();
-        for listener in &listeners {
+        for listener in listeners {
+            let (transport, address) = (listener.transport, listener.address);
+            if listener.bind && address.ip().is_unspecified() {
+                everywhere.insert((transport, address.is_ipv4(), address.port()), listener);
+            } else {
+                exact.insert((transport, address), listener);
+            }
             for cluster in clusters(listener) {
-                carried.entry(cluster).or_default().insert(listener.transport);
+                carried.entry(cluster).or_default().insert(transport);
             }
         }
-        Self { node, listeners, carried }
+        Self { node, snapshot, exact, everywhere, carried }
     }
 
-    /// The listener that would take a cluster's flows to an endpoint: they would go round for ever.
+    /// The listener that would take a cluster's flows to an endpoint, when they would come back to the
+    /// cluster from there, or end at once at a capture port.
     pub(crate) fn taker(&self, cluster: &Name, endpoint: SocketAddr) -> Option<&'a Listener> {
-        let transports = self.carried.get(cluster)?;
+        let taker = self.at(cluster, endpoint)?;
+        (taker.use_original_destination || self.leads_back(taker, cluster)).then_some(taker)
+    }
+
+    /// The listener that a cluster's flows to an endpoint reach.
+    fn at(&self, cluster: &Name, endpoint: SocketAddr) -> Option<&'a Listener> {
         let endpoint = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
-        let takes = |listener: &&&Listener| {
-            let everywhere = listener.bind && listener.address.ip().is_unspecified();
-            let is_there = listener.address == endpoint
-                || everywhere
-                    && listener.address.port() == endpoint.port()
-                    && self.node.has(endpoint.ip());
-            is_there && transports.contains(&listener.transport)
+        let is_here = self.node.has(endpoint.ip());
+        let reached = |transport: &Transport| {
+            let exact = self.exact.get(&(*transport, endpoint));
+            let place = (*transport, endpoint.is_ipv4(), endpoint.port());
+            exact.or_else(|| self.everywhere.get(&place).filter(|_| is_here)).copied()
         };
-        self.listeners.iter().find(takes).copied()
+        self.carried.get(cluster)?.iter().find_map(reached)
+    }
+
+    /// Whether flows that a listener takes may go to a cluster, by way of other listeners too.
+    fn leads_back(&self, taker: &'a Listener, cluster: &Name) -> bool {
+        let (mut seen, mut waiting) = (BTreeSet::from([&taker.name]), vec![taker]);
+        while let Some(listener) = waiting.pop() {
+            for next in clusters(listener) {
+                if next == cluster {
+                    return true;
+                }
+                let set = self.snapshot.clusters.get(next);
+                let set = set.and_then(|next| self.snapshot.endpoints_of(next));
+                for endpoint in set.map_or(&[][..], |set| &set.endpoints) {
+                    let reached = self.at(next, endpoint.address);
+                    waiting.extend(reached.filter(|listener| seen.insert(&listener.name)));
+                }
+            }
+        }
+        false
     }
 }
 

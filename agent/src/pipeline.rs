@@ -74,6 +74,10 @@ async fn carry(
     let idle = (tcp.idle_timeout, listener.idle_end.unwrap_or(IdleEnd::Reset));
     // A connection may live long; it must not keep the plan it was made by.
     drop(plan);
+    if worker.is_cut_off.get() {
+        reset_on_close(&endpoint);
+        return Err(Refusal::Limit);
+    }
 
     worker.metrics.connections.increment();
     worker.metrics.connections_open.increment();

@@ -189,7 +189,7 @@ impl Plan {
             }
             plan.listeners.insert(name.clone(), listener.clone());
         }
-        let ourselves = Ourselves::new(node, plan.listeners.values().map(Arc::as_ref));
+        let ourselves = Ourselves::new(node, snapshot, plan.listeners.values().map(Arc::as_ref));
         let mut targets = HashMap::new();
         for (name, cluster) in &snapshot.clusters {
             let set = snapshot.endpoints_of(cluster);

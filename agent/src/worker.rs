@@ -1,6 +1,6 @@
 //! One worker: its listening sockets follow the plan, its connections and flows its limits.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -69,6 +69,8 @@ pub(crate) struct Worker {
     pub(crate) lender: Lender,
     /// Tells connections that nobody waits for them any longer.
     pub(crate) cut_off: Notify,
+    /// Whether they were told, for those that begin to listen later.
+    pub(crate) is_cut_off: Cell<bool>,
     pub(crate) flows: RefCell<FlowTable<Rc<UdpFlow>>>,
     pub(crate) reply_sockets: ReplySockets,
     /// Room to take answers in, lent to the flow that has some.
@@ -93,6 +95,7 @@ pub async fn run(shared: Shared, number: usize) {
         live: Live::default(),
         lender: Lender::new(),
         cut_off: Notify::new(),
+        is_cut_off: Cell::new(false),
         flows: RefCell::new(FlowTable::new(shared.limits.flows)),
         reply_sockets: ReplySockets::default(),
         batch: RefCell::new(Batch::new()),
@@ -125,8 +128,8 @@ pub async fn run(shared: Shared, number: usize) {
     work.await;
     sockets.close_tcp();
     drain.finished(&worker.live).await;
+    worker.is_cut_off.set(true);
     worker.cut_off.notify_waiters();
-    // They end at once; one that waits for an endpoint just now ends with the worker.
     drop(tokio::time::timeout(LAST_WORDS, worker.live.none_left()).await);
 }
 

@@ -171,6 +171,17 @@ fn icmp(to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
     socket.send_to(&[&[echo, 0, 0, 0, 0, 1, 0, 1], bytes].concat(), &to.into()).map(drop)
 }
 
+/// As neighbours tell each other their addresses, from afar. IPv4 has no such thing.
+fn a_neighbours_message(to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+    if to.is_ipv4() {
+        return icmp(to, bytes);
+    }
+    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
+    let mut to = to;
+    to.set_port(0);
+    socket.send_to(&[&[136, 0, 0, 0, 0, 0, 0, 0], bytes].concat(), &to.into()).map(drop)
+}
+
 fn another_protocol(to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
     let protocol = Some(Protocol::from(EXPERIMENT));
     let socket = Socket::new(Domain::for_address(to), Type::RAW, protocol)?;
@@ -180,7 +191,7 @@ fn another_protocol(to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// What can be sent to an address.
-const SENDS: [(&str, Send); 11] = [
+const SENDS: [(&str, Send); 12] = [
     ("TCP", tcp),
     ("TCP to a port in weft's own range", tcp_to_own_range),
     ("TCP with our mark", tcp_with_our_mark),
@@ -191,6 +202,7 @@ const SENDS: [(&str, Send); 11] = [
     ("UDP in fragments", udp_in_fragments),
     ("UDP as an answer", udp_as_an_answer),
     ("ICMP", icmp),
+    ("a neighbour's message", a_neighbours_message),
     ("another protocol", another_protocol),
 ];
 

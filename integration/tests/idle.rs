@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_integration::agent::Agent;
@@ -54,13 +54,22 @@ fn end_seen(side: &mut TcpStream) -> String {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "the timeout itself is what is tested")]
+fn now() -> Instant {
+    Instant::now()
+}
+
 #[test]
 fn a_silent_connection_ends_as_it_is_wanted() {
     for (wanted, seen) in [(None, "reset"), (Some("reset"), "reset"), (Some("close"), "close")] {
         let (agent, mut client, mut server) = connection(wanted);
         client.write_all(b"hello").expect("it is open");
         server.read_exact(&mut [0; 5]).expect("it arrives");
+        let silent_since = now();
         assert_eq!(end_seen(&mut client), seen);
+        let silent = now() - silent_since;
+        assert!(silent >= Duration::from_millis(900), "it ended after {silent:?}");
+        assert!(silent < Duration::from_millis(1900), "it ended after {silent:?}");
         assert_eq!(end_seen(&mut server), seen);
         eventually("the record of it", || {
             (agent.metric("weft_agent_connections_open{path=\"proxy\"}") == 0).then_some(())

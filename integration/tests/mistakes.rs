@@ -44,6 +44,7 @@ fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
     let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
     let good = backend.local_addr().expect("it is bound");
     let [exact, everywhere, alone] = [port::free(), port::free(), port::free()];
+    let onward = port::free();
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let virtual_one: SocketAddr = "10.96.0.9:80".parse().expect("an address");
     let looping = [local(exact), local(everywhere), virtual_one];
@@ -55,9 +56,12 @@ fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
                 tcp_listener("everywhere", "0.0.0.0", everywhere, true, "mixed"),
                 tcp_listener("virtual", "10.96.0.9", 80, false, "mixed"),
                 tcp_listener("alone", "127.0.0.1", alone, true, "alone"),
+                tcp_listener("onward", "127.0.0.1", onward, true, "onward"),
             ];
+            // A listener before another one is no loop, as long as nothing leads back.
+            let onward = static_cluster("onward", &[local(exact)]);
             let alone = static_cluster("alone", &[local(alone)]);
-            bootstrap(admin, &listeners, &[mixed, alone])
+            bootstrap(admin, &listeners, &[mixed, alone, onward])
         },
         &[],
     );
@@ -78,7 +82,7 @@ fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
 
     // Every flow goes to the one that is left; by any hash, some would have gone round.
     for _ in 0..32 {
-        let client = TcpStream::connect(local(exact)).expect("the agent listens");
+        let client = TcpStream::connect(local(onward)).expect("the agent listens");
         let (stream, _) = backend.accept().expect("the endpoint is reached");
         drop((client, stream));
     }

@@ -62,11 +62,12 @@ fn lines(status: &Value) -> Vec<String> {
         None => "ready        yes".to_owned(),
         Some(reason) => format!("ready        no: {reason}"),
     }];
-    let connected = status.pointer("/source/connected").and_then(Value::as_bool);
-    lines.push(match (connected, text("/source/last_error")) {
-        (Some(true), _) => "control      connected".to_owned(),
-        (_, Some(error)) => format!("control      not connected: {error}"),
-        _ => "control      none: it runs by its file".to_owned(),
+    let is = |pointer: &str| status.pointer(pointer).and_then(Value::as_bool).unwrap_or(false);
+    lines.push(match text("/source/last_error") {
+        _ if !is("/source/control_plane") => "control      none: it runs by its file".to_owned(),
+        _ if is("/source/connected") => "control      connected".to_owned(),
+        Some(error) => format!("control      not connected: {error}"),
+        None => "control      not connected yet; its log tells more".to_owned(),
     });
     if let Some(table) = status.get("kernel_table").filter(|table| !table.is_null()) {
         let number = |field: &str| table.get(field).and_then(Value::as_u64).unwrap_or_default();
@@ -128,7 +129,7 @@ mod tests {
     fn it_is_told_in_lines_and_columns() {
         let ready = Answer { status: 503, body: "redirects in /a: not looked at yet\n".into() };
         let dump = json!({
-            "source": {"connected": true, "rejected": {"listener x": "address: it is missing"}},
+            "source": {"control_plane": true, "connected": true, "rejected": {"listener x": "address: it is missing"}},
             "problems": ["cluster \"c\": endpoint 10.0.0.1:80 is left out"],
             "redirects": {"/run/netns/web": "in force"},
             "kernel_table": {"entries": 7, "limit": 1000},
@@ -149,5 +150,24 @@ SERVICE       PATH    OPEN  FLOWS  WHY
 echo          kernel  3     12     so
 a-longer-one  proxy   -     -      that";
         assert_eq!(lines(&status(&ready, &dump)).join("\n"), wanted);
+    }
+
+    #[test]
+    fn who_leads_it_is_told() {
+        let ready = Answer { status: 200, body: String::new() };
+        for (source, wanted) in [
+            (json!({"control_plane": false, "connected": false}), "none: it runs by its file"),
+            (
+                json!({"control_plane": true, "connected": false}),
+                "not connected yet; its log tells more",
+            ),
+            (
+                json!({"control_plane": true, "connected": false, "last_error": "refused"}),
+                "not connected: refused",
+            ),
+        ] {
+            let told = lines(&status(&ready, &json!({"source": source})));
+            assert_eq!(told, ["ready        yes".to_owned(), format!("control      {wanted}")]);
+        }
     }
 }

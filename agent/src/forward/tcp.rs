@@ -24,6 +24,8 @@ use tokio::time::Sleep;
 use weft_model::IdleEnd;
 use weft_runtime::socket::reset_on_close;
 
+use crate::worker::now;
+
 /// What a read through the scratch buffer takes at most; a read that fills it means bulk.
 const SCRATCH_BYTES: usize = 16 * 1024;
 /// What one splice asks for: the default size of a pipe.
@@ -108,7 +110,7 @@ pub(crate) struct Moved {
 
 /// Moves bytes between `client` and `endpoint` until both are done, until nothing was moved for so
 /// long, or until it is cut off. What was not done is reset on both sides, so that nobody takes what
-/// came for the whole; silence may end otherwise.
+/// came for the whole; silence may end otherwise, when nothing is held back.
 #[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
 pub(crate) fn relay<'a>(
     (client, endpoint): (&'a mut TcpStream, &'a mut TcpStream),
@@ -157,7 +159,10 @@ pub(crate) fn relay<'a>(
             }
         })
         .await;
-        let in_good_order = end == End::Closed || (end == End::Idle && idle_end == IdleEnd::Close);
+        let holds_nothing = |way: &Way| matches!(way, Way::Reads | Way::Done);
+        let is_whole = holds_nothing(&there) && holds_nothing(&back);
+        let in_good_order =
+            end == End::Closed || (end == End::Idle && idle_end == IdleEnd::Close && is_whole);
         if !in_good_order {
             reset_on_close(client);
             reset_on_close(endpoint);
@@ -194,8 +199,8 @@ impl Silence {
             if self.seen.1 == LOOKS {
                 return Poll::Ready(());
             }
-            let next = sleep.deadline() + look;
-            sleep.as_mut().reset(next);
+            // From now, so that a process that stood still does not make up for looks it missed.
+            sleep.as_mut().reset((now() + look).into());
         }
     }
 }

@@ -142,6 +142,8 @@ fn render_match(asked: &Match) -> String {
         Match::ToInterface(name) => format!("-o {name}"),
         Match::Reply => "-m conntrack --ctdir REPLY".to_owned(),
         Match::Related => "-m conntrack --ctstate RELATED".to_owned(),
-        Match::Icmpv6(kind) => format!("-p icmpv6 --icmpv6-type {kind}"),
+        Match::Icmpv6 { kind, hop_limit } => {
+            format!("-p icmpv6 --icmpv6-type {kind} -m hl --hl-eq {hop_limit}")
+        }
     }
 }

@@ -114,11 +114,12 @@ impl Redirect {
         if self.strict && self.inbound.is_none() && self.outbound.is_none() {
             return Err("strict needs inbound or outbound, whose ways it closes".into());
         }
-        // What the kernel takes, and no quote of ours.
+        // What the kernel takes, and neither a quote of ours nor a wildcard or an option of a tool's.
         let is_device = |name: &str| {
             (1..=15).contains(&name.len())
                 && ![".", ".."].contains(&name)
-                && name.chars().all(|c| c.is_ascii_graphic() && !"/\"*\\'".contains(c))
+                && !name.starts_with(['-', '!'])
+                && name.chars().all(|c| c.is_ascii_graphic() && !"/\"*+\\'".contains(c))
         };
         if let Some(name) = self.exclude_interfaces.iter().find(|name| !is_device(name)) {
             return Err(format!(

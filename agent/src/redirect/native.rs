@@ -216,8 +216,14 @@ fn asked(asked: &Match) -> Vec<Expression> {
             vec![nf::load_direction(), equal(&[nf::Side::Reply as u8])]
         }
         Match::Related => nf::is_related().to_vec(),
-        Match::Icmpv6(kind) => {
-            let mut steps = vec![nf::load_meta(Meta::Family), equal(&[IPV6])];
+        Match::Icmpv6 { kind, hop_limit } => {
+            const HOP_LIMIT: u32 = 7;
+            let mut steps = vec![
+                nf::load_meta(Meta::Family),
+                equal(&[IPV6]),
+                nf::load_payload(Part::Network, HOP_LIMIT, 1),
+                equal(&[*hop_limit]),
+            ];
             steps.extend(protocol(nix::libc::IPPROTO_ICMPV6));
             steps.extend([nf::load_payload(Part::Transport, 0, 1), equal(&[*kind])]);
             steps

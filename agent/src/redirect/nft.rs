@@ -80,7 +80,9 @@ fn render_match(asked: &Match) -> String {
         Match::ToInterface(name) => format!("oifname \"{name}\""),
         Match::Reply => "ct direction reply".to_owned(),
         Match::Related => "ct state related".to_owned(),
-        Match::Icmpv6(kind) => format!("icmpv6 type {kind}"),
+        Match::Icmpv6 { kind, hop_limit } => {
+            format!("ip6 hoplimit {hop_limit} icmpv6 type {kind}")
+        }
     }
 }
 

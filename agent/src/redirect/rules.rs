@@ -70,8 +70,8 @@ pub(super) enum Match {
     Reply,
     /// It tells of a connection, as an error of ICMP does.
     Related,
-    /// It is of this type of `ICMPv6`.
-    Icmpv6(u8),
+    /// It is of this type of `ICMPv6`, and has this hop limit.
+    Icmpv6 { kind: u8, hop_limit: u8 },
 }
 
 /// What a rule does.
@@ -94,7 +94,7 @@ impl Match {
     pub(super) fn family(&self) -> Option<Family> {
         match self {
             Self::To(range) if range.address().is_ipv4() => Some(Family::V4),
-            Self::To(_) | Self::Icmpv6(_) => Some(Family::V6),
+            Self::To(_) | Self::Icmpv6 { .. } => Some(Family::V6),
             _ => None,
         }
     }
@@ -196,7 +196,7 @@ fn arriving_strict(redirect: &Redirect) -> Vec<Rule> {
     }
     rules.extend(from_excluded_interfaces(redirect));
     rules.extend(redirect.exclude_inbound_ports.iter().flat_map(|port| to_port(*port)));
-    rules.extend([130, 134, 135, 136, 137].map(|kind| leave_alone([Match::Icmpv6(kind)])));
+    rules.extend(of_the_link([130], [134, 135, 136, 137]));
     rules.push(counted(Vec::new(), Action::Drop));
     rules
 }
@@ -216,7 +216,7 @@ fn leaving_strict(redirect: &Redirect) -> Vec<Rule> {
     rules.extend(part_of_other_connections());
     rules.extend(excluded_from_leaving(redirect));
     rules.extend(redirect.exclude_outbound_ports.iter().flat_map(|port| to_port(*port)));
-    rules.extend([131, 132, 133, 135, 136, 143].map(|kind| leave_alone([Match::Icmpv6(kind)])));
+    rules.extend(of_the_link([131, 132, 143], [133, 135, 136]));
     rules.push(counted(Vec::new(), Action::Drop));
     rules
 }
@@ -224,6 +224,17 @@ fn leaving_strict(redirect: &Redirect) -> Vec<Rule> {
 /// Answers, and errors about connections: what they belong to was judged when it began.
 fn part_of_other_connections() -> [Rule; 2] {
     [leave_alone([Match::Reply]), leave_alone([Match::Related])]
+}
+
+/// What IPv6 needs on the link: groups, which go no hop further (RFC 3810 5.1.14), and neighbours, whose
+/// messages have come no hop far (RFC 4861 7.1), so that neither crosses a router unseen.
+fn of_the_link<const G: usize, const N: usize>(
+    groups: [u8; G],
+    neighbours: [u8; N],
+) -> impl Iterator<Item = Rule> {
+    let groups = groups.into_iter().map(|kind| Match::Icmpv6 { kind, hop_limit: 1 });
+    let neighbours = neighbours.into_iter().map(|kind| Match::Icmpv6 { kind, hop_limit: 255 });
+    groups.chain(neighbours).map(|message| leave_alone([message]))
 }
 
 fn to_port(port: u16) -> [Rule; 2] {

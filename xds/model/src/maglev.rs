@@ -9,6 +9,7 @@
 //! next slot of an endpoint that serves. So its going and coming moves its own flows and no others,
 //! where filling the table anew would move some of everybody's.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::Hasher;
 use std::net::SocketAddr;
@@ -60,7 +61,14 @@ impl Maglev {
                 Some(number)
             })
             .collect();
-        let slots = lend(fill(&shares, size, seed.into()), &numbers);
+        let mut slots = lend(fill(&shares, size, seed.into()), &numbers);
+        // Beside heavy ones that are down, a light one may have had no turn.
+        let owners: BTreeSet<u32> = slots.iter().copied().collect();
+        if owners.len() < usable.len() && usable.len() < members.len() {
+            let serving = members.iter().filter(|(.., is_down)| !is_down);
+            let shares: Vec<_> = serving.map(|(address, weight, _)| (*address, *weight)).collect();
+            slots = fill(&shares, size, seed.into());
+        }
         Ok(Self { slots, endpoints: usable })
     }
 
@@ -320,6 +328,15 @@ mod tests {
 
         one_down.iter_mut().for_each(|endpoint| endpoint.health = Health::Draining);
         assert_eq!(table(&one_down).pick(7), None, "nobody serves");
+    }
+
+    #[test]
+    fn a_light_endpoint_serves_alone_when_the_heavy_ones_are_down() {
+        let mut all = endpoints(&[100, 100, 100, 1]);
+        let light = all[3].address;
+        all[..3].iter_mut().for_each(|endpoint| endpoint.health = Health::Unhealthy);
+        let table = Maglev::new(&all, 251, 5).expect("a prime");
+        assert_eq!(table.pick(1), Some(light));
     }
 
     #[test]

@@ -18,7 +18,7 @@ const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_d
 const OUR_METADATA: &str = "weft";
 const ALLOW_FROM: &str = "allow_from";
 const IDLE_END: &str = "idle_end";
-const FLOW_SEED: &str = "flow_seed";
+pub(super) const FLOW_SEED: &str = "flow_seed";
 
 /// Reads a listener.
 pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {

@@ -249,12 +249,12 @@ pub fn dump(snapshot: &Snapshot) -> serde_json::Value {
     dump
 }
 
-/// Takes every private key out.
+/// Takes every private key out, and the seed by which flows could be aimed at an endpoint.
 fn redact(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::Object(fields) => {
             for (name, field) in fields {
-                if name == "private_key" {
+                if name == "private_key" || name == listener::FLOW_SEED {
                     *field = serde_json::json!("[redacted]");
                 } else {
                     redact(field);

@@ -47,7 +47,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
         let target = Cluster { protocol: spoken_by_program(port.protocol), ..target };
         snapshot.clusters.insert(name.clone(), Arc::new(target));
         let filter = match port.protocol {
-            Protocol::Tcp | Protocol::Udp => tcp(&name),
+            Protocol::Tcp | Protocol::Udp => tcp(&name, port.idle_timeout),
             Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
                 let table = RouteTable {
                     name: name.clone(),
@@ -222,7 +222,7 @@ fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {
             let name: Name = "passthrough".into();
             let target = cluster(&name, Discovery::OriginalDestination, Balance::RoundRobin);
             snapshot.clusters.insert(name.clone(), Arc::new(target));
-            Some(chain(&name, tcp(&name)))
+            Some(chain(&name, tcp(&name, None)))
         }
     };
     for (suffix, address) in everywhere(OUTBOUND_PORT) {
@@ -258,7 +258,7 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
     snapshot.clusters.insert(name.clone(), Arc::new(target));
     snapshot.endpoints.insert(name.clone(), endpoints(service, port));
     let filter = match port.protocol {
-        Protocol::Tcp | Protocol::Udp => tcp(&name),
+        Protocol::Tcp | Protocol::Udp => tcp(&name, port.idle_timeout),
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             let table = RouteTable { name: name.clone(), hosts: hosts(mesh, service, port, &name) };
             snapshot.routes.insert(name.clone(), Arc::new(table));
@@ -362,10 +362,10 @@ fn http(routes: RouteSource) -> HttpService {
     }
 }
 
-fn tcp(cluster: &Name) -> Filter {
+fn tcp(cluster: &Name, idle_timeout: Option<Duration>) -> Filter {
     Filter::Tcp(TcpProxy {
         clusters: vec![WeightedCluster { name: cluster.clone(), weight: 1 }],
-        idle_timeout: Some(TCP_IDLE),
+        idle_timeout: Some(idle_timeout.unwrap_or(TCP_IDLE)),
         flow_key: FlowKey::FiveTuple,
         access_log: true,
     })

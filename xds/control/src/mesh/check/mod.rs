@@ -188,7 +188,7 @@ fn idle(
 ) -> (Option<Duration>, Option<IdleEnd>) {
     let timeout = port.idle_timeout.as_ref().and_then(|text| {
         let parsed = duration(text).filter(|timeout| !timeout.is_zero());
-        if matches!(port.protocol, Protocol::Http | Protocol::Grpc) {
+        if !matches!(port.protocol, Protocol::Tcp | Protocol::Udp) {
             mistakes.add(
                 format!("{path}.idle_timeout"),
                 "it is for tcp and udp; a sidecar serves this port, whose requests have timeouts of their own",
