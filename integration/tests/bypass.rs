@@ -21,6 +21,8 @@ const OWN_RANGE_PORT: u16 = 15050;
 const EXPERIMENT: i32 = 253;
 /// What is sent, before the name of the way.
 const MARKER: &str = "past-the-sidecar:";
+/// What stands before a way's name while there are no rules.
+const OPEN: &str = "open: ";
 /// How long a connection may take on a way that leads somewhere.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -236,8 +238,8 @@ fn ways_of_the_link(host: &Host) -> Vec<Way<'static>> {
     ways
 }
 
-fn go(mesh: &Mesh, way: &Way<'_>) {
-    let bytes = format!("{MARKER}{};", way.name);
+fn go(mesh: &Mesh, way: &Way<'_>, name: &str) {
+    let bytes = format!("{MARKER}{name};");
     // A refusal is one way of not getting through.
     drop(mesh.on(way.from, || (way.send)(way.to, bytes.as_bytes())));
 }
@@ -245,9 +247,11 @@ fn go(mesh: &Mesh, way: &Way<'_>) {
 /// Goes all ways until each has led to the program: without that, nothing would be shown.
 fn assert_all_lead_to(program: &Program, mesh: &Mesh, ways: &[Way<'_>]) {
     for way in ways {
+        // Under another name: what is still on its way when the rules come is told apart by it.
+        let name = format!("{OPEN}{}", way.name);
         eventually(format!("{} arrives", way.name), || {
-            go(mesh, way);
-            program.has_heard(&way.name).then_some(())
+            go(mesh, way, &name);
+            program.has_heard(&name).then_some(())
         });
     }
 }
@@ -256,7 +260,7 @@ fn assert_all_lead_to(program: &Program, mesh: &Mesh, ways: &[Way<'_>]) {
 #[track_caller]
 fn assert_none_leads_to(program: &Program, mesh: &Mesh, host: &Host, ways: &[Way<'_>]) {
     for _ in 0..2 {
-        ways.iter().for_each(|way| go(mesh, way));
+        ways.iter().for_each(|way| go(mesh, way, &way.name));
     }
     // The host's own programs do reach each other, so whatever came before has been read by now.
     let local = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -264,13 +268,14 @@ fn assert_none_leads_to(program: &Program, mesh: &Mesh, host: &Host, ways: &[Way
         local.into_iter().flat_map(|address| all_ways(Some(host), address)).collect();
     for way in &within {
         eventually(format!("{} arrives", way.name), || {
-            go(mesh, way);
+            go(mesh, way, &way.name);
             program.has_heard(&way.name).then_some(())
         });
     }
     let heard = program.forget();
-    let past: Vec<&String> =
-        heard.iter().filter(|heard| !within.iter().any(|way| way.name == **heard)).collect();
+    let is_past =
+        |heard: &&String| !heard.starts_with(OPEN) && !within.iter().any(|way| way.name == **heard);
+    let past: Vec<&String> = heard.iter().filter(is_past).collect();
     assert!(past.is_empty(), "{past:#?}");
 }
 
@@ -304,11 +309,6 @@ fn nothing_passes_by(family: Family, backend: &str) {
     }
     assert_all_lead_to(&inside, &mesh, &arriving);
     assert_all_lead_to(&outside, &mesh, &leaving);
-    // Each has heard of the other's ways too, where those were answered.
-    for program in [&inside, &outside] {
-        program.forget();
-    }
-
     let by = ["--backend", backend];
     redirect(&web, &by);
     redirect(&first, &[&by[..], &["--uid", "0"]].concat());
