@@ -57,12 +57,10 @@ impl Particulars for AgentRole {
         let mut fields = Map::new();
         if let Some(guard) = &self.guard {
             let report = guard.report();
-            let dropped = |name: &String| {
-                let dropped = report.dropped.iter().find(|(other, _)| other == name);
-                dropped.map_or(String::new(), |(_, packets)| format!(", {packets} packets dropped"))
-            };
             let standing = report.standing.iter().map(|(name, standing)| {
-                (name.clone(), format!("{standing}{}", dropped(name)).into())
+                let dropped = report.dropped.iter().find(|(other, _)| other == name);
+                let dropped = dropped.map(|(_, packets)| packets);
+                (name.clone(), json!({"standing": standing.to_string(), "dropped": dropped}))
             });
             let standing: Map<_, _> = standing.collect();
             fields.insert("redirects".into(), standing.into());

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use nix::ifaddrs::getifaddrs;
-use weft_model::{Filter, Listener, Name, Snapshot, Transport};
+use weft_model::{Listener, Name, Snapshot, Transport};
 
 /// What a plan takes into account beside the configuration.
 #[derive(Debug, Clone, Default)]
@@ -69,7 +69,7 @@ impl<'a> Ourselves<'a> {
             } else {
                 exact.insert((transport, address), listener);
             }
-            for cluster in clusters(listener) {
+            for cluster in listener.flow_clusters() {
                 carried.entry(cluster).or_default().insert(transport);
             }
         }
@@ -99,7 +99,7 @@ impl<'a> Ourselves<'a> {
     fn leads_back(&self, taker: &'a Listener, cluster: &Name) -> bool {
         let (mut seen, mut waiting) = (BTreeSet::from([&taker.name]), vec![taker]);
         while let Some(listener) = waiting.pop() {
-            for next in clusters(listener) {
+            for next in listener.flow_clusters() {
                 if next == cluster {
                     return true;
                 }
@@ -113,15 +113,4 @@ impl<'a> Ourselves<'a> {
         }
         false
     }
-}
-
-/// The clusters that a listener's flows go to.
-fn clusters(listener: &Listener) -> impl Iterator<Item = &Name> {
-    let chains = listener.chains.iter().chain(&listener.default_chain);
-    let of_chains = chains.flat_map(|chain| match &chain.filter {
-        Filter::Tcp(tcp) => tcp.clusters.as_slice(),
-        Filter::Http(_) => &[],
-    });
-    let of_udp = listener.udp.as_ref().map(|udp| &udp.cluster);
-    of_chains.map(|cluster| &cluster.name).chain(of_udp)
 }

@@ -19,7 +19,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use weft_model::{FlowKey, FlowTuple, IdleEnd, Listener, Name, Transport, UdpProxy};
 use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset_on_close};
 
-use crate::forward::tcp::{Moved, relay};
+use crate::forward::tcp::{End, Moved, relay};
 use crate::forward::udp::{Datagram, send_all};
 use crate::plan::{Choice, OTHER_ENDPOINTS, Plan, Target};
 use crate::record::Record;
@@ -75,8 +75,9 @@ async fn carry(
     // A connection may live long; it must not keep the plan it was made by.
     drop(plan);
     if worker.is_cut_off.get() {
+        reset_on_close(&accepted.stream);
         reset_on_close(&endpoint);
-        return Err(Refusal::Limit);
+        return Ok(End::CutOff.word());
     }
 
     worker.metrics.connections.increment();
@@ -187,7 +188,7 @@ impl Story {
             return;
         }
         worker.access.line(&Record {
-            kind: "tcp",
+            kind: Transport::Tcp.word(),
             path: "proxy",
             time_ms: unix_ms(),
             client: self.client,
@@ -347,7 +348,7 @@ fn end_flow(flow: &UdpFlow, outcome: &'static str, worker: &Worker) {
         return;
     }
     worker.access.line(&Record {
-        kind: "udp",
+        kind: Transport::Udp.word(),
         path: "proxy",
         time_ms: unix_ms(),
         client: flow.tuple.client,

@@ -391,7 +391,7 @@ fn target(cluster: &Cluster, endpoints: Vec<Endpoint>, seed: u32) -> Target {
 
 /// Why a listener is not this tier's: what it asks for would need the bytes opened.
 fn needs_layer_7(listener: &Listener) -> Option<&'static str> {
-    let mut chains = listener.chains.iter().chain(&listener.default_chain);
+    let mut chains = listener.all_chains();
     chains.find_map(|chain| match (&chain.tls, &chain.filter) {
         (Some(_), _) => Some("it terminates TLS, which is the sidecar's work"),
         (None, Filter::Http(_)) => Some("it serves HTTP, which is the sidecar's work"),

@@ -20,6 +20,6 @@ pub mod tls;
 mod verify;
 
 pub use authority::{Authority, AuthorityError, AuthorityFiles, Issued, Revoked, describe_crl};
-pub use peer::{VerifiedPeer, digest, identity_of, random_token, validity};
+pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, validity};
 pub use revocation::{CrlError, CrlIndex, Revocation, RevocationPolicy, Role};
 pub use store::{TrustError, TrustStore};

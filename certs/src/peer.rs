@@ -107,6 +107,14 @@ pub fn random_token() -> Option<String> {
     Some(hex(&bytes))
 }
 
+/// 32 random bits; none without random numbers.
+#[must_use]
+pub fn random_number() -> Option<u32> {
+    let mut bytes = [0; 4];
+    aws_lc_rs::rand::fill(&mut bytes).ok()?;
+    Some(u32::from_ne_bytes(bytes))
+}
+
 /// The SPIFFE id in a certificate. It proves nothing by itself: the caller must have verified the
 /// certificate.
 #[must_use]

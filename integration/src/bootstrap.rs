@@ -1,6 +1,7 @@
 //! Envoy bootstrap files, made of the few resources that tests need. Each function is a resource or a
 //! part of one, in the JSON form of its protobuf message.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -9,6 +10,8 @@ use crate::mesh_pki::{Identity, spiffe_id, text};
 
 const HTTP: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+const UDP_PROXY: &str = "envoy.extensions.filters.udp.udp_proxy.v3";
 const TLS: &str = "envoy.extensions.transport_sockets.tls.v3";
 
 /// A message in an `Any`.
@@ -27,10 +30,45 @@ pub fn with(mut object: Value, field: &str, value: Value) -> Value {
     object
 }
 
+/// An address, of `TCP` or `UDP`.
+#[must_use]
+pub fn address(at: SocketAddr, protocol: &str) -> Value {
+    json!({"socket_address":
+        {"protocol": protocol, "address": at.ip(), "port_value": at.port()}})
+}
+
 /// An address of loopback.
 #[must_use]
 pub fn loopback(port: u16) -> Value {
-    json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
+    address((Ipv4Addr::LOCALHOST, port).into(), "TCP")
+}
+
+/// A listener that moves TCP, as the fields of its proxy say.
+#[must_use]
+pub fn tcp_listener(name: &str, at: SocketAddr, proxy: Value) -> Value {
+    let proxy = any(TCP_PROXY, with(proxy, "stat_prefix", json!("tcp")));
+    json!({"name": name, "address": address(at, "TCP"),
+        "filter_chains": [{"filters": [{"name": "tcp", "typed_config": proxy}]}]})
+}
+
+/// A listener that moves datagrams to a cluster, as the other fields of its proxy say.
+#[must_use]
+pub fn udp_listener(name: &str, at: SocketAddr, cluster: &str, proxy: Value) -> Value {
+    let route = any(&format!("{UDP_PROXY}.Route"), json!({"cluster": cluster}));
+    let matcher = json!({"on_no_match": {"action": {"name": "route", "typed_config": route}}});
+    let proxy = with(with(proxy, "stat_prefix", json!("udp")), "matcher", matcher);
+    let proxy = any(&format!("{UDP_PROXY}.UdpProxyConfig"), proxy);
+    json!({"name": name, "address": address(at, "UDP"),
+        "listener_filters": [{"name": "udp", "typed_config": proxy}]})
+}
+
+/// A cluster of these endpoints, of which nothing else is said.
+#[must_use]
+pub fn static_cluster(name: &str, endpoints: &[SocketAddr]) -> Value {
+    let endpoint = |at: &SocketAddr| json!({"endpoint": {"address": address(*at, "TCP")}});
+    let members: Vec<Value> = endpoints.iter().map(endpoint).collect();
+    json!({"name": name, "type": "STATIC", "load_assignment":
+        {"cluster_name": name, "endpoints": [{"lb_endpoints": members}]}})
 }
 
 /// A bootstrap file of static resources.

@@ -57,6 +57,24 @@ fn built() -> PathBuf {
     test.ancestors().nth(2).expect("a test stands in target/debug/deps").to_owned()
 }
 
+/// A tool of the system's administration, such as `nft`.
+#[must_use]
+pub fn tool(name: &str) -> Command {
+    let mut command = Command::new(name);
+    // Debian keeps it where an ordinary user's PATH does not look.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
+}
+
+/// Runs `nft` with these words and gives what it prints.
+///
+/// # Panics
+/// When it fails.
+pub fn nft(words: &str) -> String {
+    run(tool("nft").args(words.split_whitespace()))
+}
+
 /// Runs a command to its end and gives its standard output.
 ///
 /// # Panics

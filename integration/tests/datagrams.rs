@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use weft_integration::agent::Agent;
-use weft_integration::bootstrap::{any, bootstrap};
+use weft_integration::bootstrap::{bootstrap, static_cluster, udp_listener};
 use weft_integration::port;
 use weft_integration::wait::eventually;
 
@@ -22,21 +22,9 @@ fn resident_kib(process: u32) -> u64 {
 
 /// An agent with a service over UDP, whose flows may be silent for a second.
 fn agent_before(endpoint: SocketAddr, port: u16) -> Agent {
-    let address = |at: SocketAddr| {
-        json!({"socket_address":
-            {"protocol": "UDP", "address": at.ip(), "port_value": at.port()}})
-    };
-    let route = any("envoy.extensions.filters.udp.udp_proxy.v3.Route", json!({"cluster": "echo"}));
-    let udp = any(
-        "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig",
-        json!({"stat_prefix": "u", "idle_timeout": "1s",
-               "matcher": {"on_no_match": {"action": {"name": "route", "typed_config": route}}}}),
-    );
-    let listener = json!({"name": "udp", "address": address(([127, 0, 0, 1], port).into()),
-        "listener_filters": [{"name": "udp", "typed_config": udp}]});
-    let cluster = json!({"name": "echo", "type": "STATIC", "load_assignment":
-        {"cluster_name": "echo", "endpoints": [{"lb_endpoints":
-            [{"endpoint": {"address": address(endpoint)}}]}]}});
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let listener = udp_listener("udp", at, "echo", json!({"idle_timeout": "1s"}));
+    let cluster = static_cluster("echo", &[endpoint]);
     let limit = FLOWS.to_string();
     Agent::start(|admin| bootstrap(admin, &[listener], &[cluster]), &["--flow-limit", &limit])
 }

@@ -1,43 +1,29 @@
 //! TCP connections on the proxy path while nothing is said.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_integration::agent::Agent;
-use weft_integration::bootstrap::{any, bootstrap, loopback, with};
+use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, with};
 use weft_integration::port;
 use weft_integration::wait::{DEADLINE, eventually};
 
 /// A listener with an idle timeout of a second, whose silent connections end as `end` says.
-fn config(admin: u16, port: u16, endpoint: u16, end: Option<&str>) -> Value {
-    let tcp = any(
-        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        json!({"stat_prefix": "t", "cluster": "c", "idle_timeout": "1s",
-            "access_log": [{"name": "stdout", "typed_config":
-                any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}]}),
-    );
-    let listener = json!({"name": "tcp", "address": loopback(port),
-        "filter_chains": [{"filters": [{"name": "tcp", "typed_config": tcp}]}]});
-    let listener = match end {
-        Some(end) => {
-            with(listener, "metadata", json!({"filter_metadata": {"weft": {"idle_end": end}}}))
-        }
-        None => listener,
-    };
-    let cluster = json!({"name": "c", "type": "STATIC", "load_assignment": {"cluster_name": "c",
-        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": loopback(endpoint)}}]}]}});
-    bootstrap(admin, &[listener], &[cluster])
+fn listener(at: SocketAddr, end: Option<&str>) -> Value {
+    let listener = tcp_listener("tcp", at, json!({"cluster": "c", "idle_timeout": "1s"}));
+    let Some(end) = end else { return listener };
+    with(listener, "metadata", json!({"filter_metadata": {"weft": {"idle_end": end}}}))
 }
 
 /// A connection through an agent: both of its sides.
 fn connection(end: Option<&str>) -> (Agent, TcpStream, TcpStream) {
     let endpoint = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    let at = endpoint.local_addr().expect("it is bound").port();
-    let port = port::free();
-    let agent = Agent::start(|admin| config(admin, port, at, end), &[]);
-    let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the agent listens");
+    let cluster = static_cluster("c", &[endpoint.local_addr().expect("it is bound")]);
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()));
+    let agent = Agent::start(|admin| bootstrap(admin, &[listener(at, end)], &[cluster]), &[]);
+    let client = TcpStream::connect(at).expect("the agent listens");
     let (server, _) = endpoint.accept().expect("the agent connects");
     for side in [&client, &server] {
         side.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
@@ -93,14 +79,11 @@ fn a_connection_that_one_side_uses_is_not_silent() {
 
 #[test]
 fn what_must_be_seen_is_not_left_to_the_kernel() {
-    let mut wanted = config(1, 80, 8080, Some("reset"));
-    let listener = wanted.pointer_mut("/static_resources/listeners/0").expect("there is one");
-    let address = json!({"socket_address": {"address": "10.96.0.9", "port_value": 80}});
-    *listener = with(with(listener.take(), "bind_to_port", json!(false)), "address", address);
-    let agent = Agent::start(
-        |admin| with(wanted, "admin", json!({"address": loopback(admin)})),
-        &["--path", "kernel"],
-    );
+    let at = SocketAddr::from(([10, 96, 0, 9], 80));
+    let listener = with(listener(at, Some("reset")), "bind_to_port", json!(false));
+    let cluster = static_cluster("c", &[SocketAddr::from(([10, 1, 0, 1], 8080))]);
+    let agent =
+        Agent::start(|admin| bootstrap(admin, &[listener], &[cluster]), &["--path", "kernel"]);
     let services = agent.services();
     let service = services.first().expect("there is one");
     assert_eq!(service.get("path"), Some(&json!("proxy")), "{service}");

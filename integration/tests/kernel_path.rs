@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use weft_integration::agent::Agent;
-use weft_integration::bootstrap::any;
-use weft_integration::process::{run, weft};
+use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, udp_listener, with};
+use weft_integration::process::{nft, run, weft};
 use weft_integration::wait::eventually;
 use weft_model::{Endpoint, FlowKey, FlowTuple, Health, Maglev, Transport};
 
@@ -78,44 +78,16 @@ impl Family {
     }
 }
 
-fn socket_address(address: SocketAddr, protocol: &str) -> Value {
-    json!({"socket_address": {"protocol": protocol, "address": address.ip(),
-        "port_value": address.port()}})
-}
-
 /// A bootstrap file of one service over TCP and UDP, at an address where nobody listens.
 fn config(admin: u16, service: SocketAddr, endpoints: &[SocketAddr], slots: u32) -> Value {
-    let tcp = any(
-        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        json!({"stat_prefix": "t", "cluster": "echo"}),
-    );
-    let route = any("envoy.extensions.filters.udp.udp_proxy.v3.Route", json!({"cluster": "echo"}));
-    let udp = any(
-        "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig",
-        json!({"stat_prefix": "u",
-               "matcher": {"on_no_match": {"action": {"name": "route", "typed_config": route}}}}),
-    );
-    let members: Vec<Value> = endpoints
-        .iter()
-        .map(|address| json!({"endpoint": {"address": socket_address(*address, "TCP")}}))
-        .collect();
-    json!({
-        "admin": {"address": socket_address(([127, 0, 0, 1], admin).into(), "TCP")},
-        "static_resources": {
-            "listeners": [
-                {"name": "echo", "address": socket_address(service, "TCP"), "bind_to_port": false,
-                 "filter_chains": [{"filters": [{"name": "tcp", "typed_config": tcp}]}]},
-                {"name": "echo-udp", "address": socket_address(service, "UDP"),
-                 "bind_to_port": false, "listener_filters": [{"name": "udp", "typed_config": udp}]},
-            ],
-            "clusters": [
-                {"name": "echo", "type": "STATIC", "connect_timeout": "2s", "lb_policy": "MAGLEV",
-                 "maglev_lb_config": {"table_size": slots},
-                 "load_assignment": {"cluster_name": "echo",
-                                     "endpoints": [{"lb_endpoints": members}]}},
-            ],
-        },
-    })
+    let listeners = [
+        tcp_listener("echo", service, json!({"cluster": "echo"})),
+        udp_listener("echo-udp", service, "echo", json!({})),
+    ];
+    let listeners = listeners.map(|listener| with(listener, "bind_to_port", json!(false)));
+    let cluster = with(static_cluster("echo", endpoints), "lb_policy", json!("MAGLEV"));
+    let cluster = with(cluster, "maglev_lb_config", json!({"table_size": slots}));
+    bootstrap(admin, &listeners, &[with(cluster, "connect_timeout", json!("2s"))])
 }
 
 fn table(family: Family, endpoints: u8) -> Maglev {
@@ -258,13 +230,6 @@ fn the_kernel_sends_every_flow_of_ipv4_where_we_say_it_does() {
 #[test]
 fn the_kernel_sends_every_flow_of_ipv6_where_we_say_it_does() {
     assert_parity(Family::V6);
-}
-
-fn nft(arguments: &str) -> String {
-    let path = std::env::var("PATH").unwrap_or_default();
-    let mut nft = Command::new("nft");
-    // Debian keeps it where an ordinary user's PATH does not look.
-    run(nft.env("PATH", format!("{path}:/usr/sbin:/sbin")).args(arguments.split_whitespace()))
 }
 
 /// An agent with a service of three endpoints, on the kernel's path.

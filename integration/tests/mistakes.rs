@@ -7,30 +7,18 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_integration::agent::Agent;
-use weft_integration::bootstrap::{any, bootstrap};
+use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, with};
 use weft_integration::port;
 use weft_integration::process::{run, weft};
 use weft_integration::wait::{DEADLINE, eventually};
 
 /// A listener that moves TCP to a cluster.
-fn tcp_listener(name: &str, address: &str, port: u16, bind: bool, cluster: &str) -> Value {
-    let tcp = any(
-        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        json!({"stat_prefix": "t", "cluster": cluster}),
-    );
-    json!({"name": name, "bind_to_port": bind,
-        "address": {"socket_address": {"address": address, "port_value": port}},
-        "filter_chains": [{"filters": [{"name": "tcp", "typed_config": tcp}]}]})
+fn to(cluster: &str, name: &str, at: SocketAddr) -> Value {
+    tcp_listener(name, at, json!({"cluster": cluster}))
 }
 
-fn static_cluster(name: &str, endpoints: &[SocketAddr]) -> Value {
-    let endpoint = |at: &SocketAddr| {
-        let address = json!({"address": at.ip(), "port_value": at.port()});
-        json!({"endpoint": {"address": {"socket_address": address}}})
-    };
-    let members: Vec<Value> = endpoints.iter().map(endpoint).collect();
-    json!({"name": name, "type": "STATIC", "load_assignment":
-        {"cluster_name": name, "endpoints": [{"lb_endpoints": members}]}})
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
 }
 
 fn problems(agent: &Agent) -> Vec<String> {
@@ -45,18 +33,17 @@ fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
     let good = backend.local_addr().expect("it is bound");
     let [exact, everywhere, alone] = [port::free(), port::free(), port::free()];
     let onward = port::free();
-    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let virtual_one: SocketAddr = "10.96.0.9:80".parse().expect("an address");
     let looping = [local(exact), local(everywhere), virtual_one];
     let agent = Agent::start(
         |admin| {
             let mixed = static_cluster("mixed", &[&[good], &looping[..]].concat());
             let listeners = [
-                tcp_listener("exact", "127.0.0.1", exact, true, "mixed"),
-                tcp_listener("everywhere", "0.0.0.0", everywhere, true, "mixed"),
-                tcp_listener("virtual", "10.96.0.9", 80, false, "mixed"),
-                tcp_listener("alone", "127.0.0.1", alone, true, "alone"),
-                tcp_listener("onward", "127.0.0.1", onward, true, "onward"),
+                to("mixed", "exact", local(exact)),
+                to("mixed", "everywhere", (Ipv4Addr::UNSPECIFIED, everywhere).into()),
+                with(to("mixed", "virtual", virtual_one), "bind_to_port", json!(false)),
+                to("alone", "alone", local(alone)),
+                to("onward", "onward", local(onward)),
             ];
             // A listener before another one is no loop, as long as nothing leads back.
             let onward = static_cluster("onward", &[local(exact)]);
@@ -99,7 +86,7 @@ fn the_kernels_table_of_connections_is_watched() {
     let port = port::free();
     let agent = Agent::start(
         |admin| {
-            let listener = tcp_listener("tcp", "127.0.0.1", port, true, "none");
+            let listener = to("none", "tcp", local(port));
             bootstrap(admin, &[listener], &[static_cluster("none", &[])])
         },
         &[],
@@ -139,7 +126,7 @@ fn without_descriptors_the_old_goes_on_the_new_is_refused_and_nothing_spins() {
     let port = port::free();
     let agent = Agent::start(
         |admin| {
-            let listener = tcp_listener("tcp", "127.0.0.1", port, true, "echo");
+            let listener = to("echo", "tcp", local(port));
             bootstrap(admin, &[listener], &[static_cluster("echo", &[at])])
         },
         &[],

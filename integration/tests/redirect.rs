@@ -1,13 +1,14 @@
 //! The rules that hand traffic over, as the kernel and its tools see them.
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use weft_integration::bootstrap::bootstrap;
 use weft_integration::curl::Curl;
 use weft_integration::port;
-use weft_integration::process::{Process, run, weft};
+use weft_integration::process::{Process, nft, run, tool, weft};
 use weft_integration::wait::eventually;
 
 /// What a sidecar needs, with everything that can be left out.
@@ -37,18 +38,6 @@ fn differences(backend: &str, wish: &str) -> String {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.success(), said.is_empty(), "{said}\n{complaint}");
     said
-}
-
-fn nft(arguments: &str) -> String {
-    run(tool("nft").args(arguments.split_whitespace()))
-}
-
-fn tool(name: &str) -> Command {
-    let mut command = Command::new(name);
-    // Debian keeps it where an ordinary user's PATH does not look.
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
-    command
 }
 
 /// Our table as nft lists it, and its generation.
@@ -285,8 +274,13 @@ fn an_agent_keeps_its_redirects_and_tells_of_them() {
     eventually("the repair is counted", || {
         metrics().contains("\nweft_redirect_repairs_total 1\n").then_some(())
     });
-    let dump = || Curl::get(admin, "/config_dump").run().text();
-    assert!(dump().contains("\"/run/netns/two\": \"in force\""), "{}", dump());
+    let told = |name: &str| -> Value {
+        let dump = Curl::get(admin, "/config_dump").run().body;
+        let dump: Value = serde_json::from_slice(&dump).expect("a dump is JSON");
+        let told = dump.get("redirects").and_then(|all| all.get(format!("/run/netns/{name}")));
+        told.expect("it tells of each").clone()
+    };
+    assert_eq!(told("two"), json!({"standing": "in force", "dropped": null}));
 
     // Two datagrams past a sidecar that is strict.
     std::fs::write(&file, WISHES.replace("outbound: 15001,", "outbound: 15001, strict: true,"))
@@ -304,6 +298,5 @@ fn an_agent_keeps_its_redirects_and_tells_of_them() {
     eventually("what was dropped is told", || {
         metrics().contains("\nweft_redirect_dropped_packets_total 2\n").then_some(())
     });
-    let told = "\"/run/netns/one\": \"in force, 2 packets dropped\"";
-    assert!(dump().contains(told), "{}", dump());
+    assert_eq!(told("one"), json!({"standing": "in force", "dropped": 2}));
 }

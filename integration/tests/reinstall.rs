@@ -12,9 +12,9 @@ use serde_json::json;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::TempDir;
 use weft::demo::hosts::{Host, Network};
-use weft_integration::bootstrap::{any, bootstrap};
+use weft_integration::bootstrap::{address, bootstrap, static_cluster, tcp_listener, with};
 use weft_integration::port;
-use weft_integration::process::{run, weft};
+use weft_integration::process::{nft, run, weft};
 use weft_integration::wait::eventually;
 
 /// The capture port, behind which the test itself listens.
@@ -36,17 +36,17 @@ fn redirect(command: &str, host: &Host, more: &[&str]) -> Command {
 fn watch(host: &Host) {
     let [_, _, number, _] = host.address.octets();
     let device = format!("to-{number}");
-    run(nft().arg("add table inet watch"));
-    run(nft().arg("add chain inet watch arriving { type filter hook prerouting priority -300; }"));
+    nft("add table inet watch");
+    nft("add chain inet watch arriving { type filter hook prerouting priority -300; }");
     for services in ["ip daddr 10.96.0.0/16", "ip6 daddr fd96::/64"] {
         let rule = format!("add rule inet watch arriving iifname {device} {services} counter");
-        run(nft().arg(rule));
+        nft(&rule);
     }
 }
 
 /// How many such packets there were.
 fn escaped() -> u64 {
-    let listing = run(nft().arg("list table inet watch"));
+    let listing = nft("list table inet watch");
     let counts = listing.split("counter packets ").skip(1);
     counts.filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok()).sum()
 }
@@ -62,13 +62,6 @@ fn assert_it_sees(host: &Host) -> u64 {
         before = escaped();
     }
     before
-}
-
-fn nft() -> Command {
-    let mut command = Command::new("nft");
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
-    command
 }
 
 /// Makes connections to services until told to stop, and counts those that were taken.
@@ -135,24 +128,13 @@ fn nothing_escapes_while_rules_are_installed_again_and_again() {
 
 /// A sidecar's outbound port, with one service.
 fn sidecar_file(folder: &Path, endpoint: SocketAddr) -> PathBuf {
-    let tcp = any(
-        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        json!({"stat_prefix": "t", "cluster": "c"}),
-    );
-    let chain = json!({"filters": [{"name": "tcp", "typed_config": tcp}]});
-    let at = |address: &str, port: u16| json!({"socket_address": {"address": address, "port_value": port}});
-    let members =
-        json!([{"endpoint": {"address": at(&endpoint.ip().to_string(), endpoint.port())}}]);
-    let file = bootstrap(
-        port::free(),
-        &[
-            json!({"name": "out", "address": at("0.0.0.0", CAPTURE), "use_original_dst": true}),
-            json!({"name": "service", "address": at("10.96.0.7", 80), "bind_to_port": false,
-                "filter_chains": [chain]}),
-        ],
-        &[json!({"name": "c", "type": "STATIC", "load_assignment":
-            {"cluster_name": "c", "endpoints": [{"lb_endpoints": members}]}})],
-    );
+    let capture = address((Ipv4Addr::UNSPECIFIED, CAPTURE).into(), "TCP");
+    let capture = json!({"name": "out", "address": capture, "use_original_dst": true});
+    let [service, _] = SERVICES.map(|service| SocketAddr::new(service, 80));
+    let service = tcp_listener("service", service, json!({"cluster": "c"}));
+    let service = with(service, "bind_to_port", json!(false));
+    let cluster = static_cluster("c", &[endpoint]);
+    let file = bootstrap(port::free(), &[capture, service], &[cluster]);
     let path = folder.join("sidecar.json");
     std::fs::write(&path, file.to_string()).expect("the folder takes files");
     path

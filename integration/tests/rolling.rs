@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -11,7 +10,6 @@ use std::thread::JoinHandle;
 use serde_json::Value;
 use weft::demo::hosts::Host;
 use weft_integration::mesh::{Family, Mesh};
-use weft_integration::process::run;
 use weft_integration::wait::{DEADLINE, eventually};
 
 const RESTARTS: usize = 20;
@@ -56,10 +54,7 @@ fn serve(stream: TcpStream, name: &str) {
 }
 
 fn nft(host: &Host, rule: &str) {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", &host.name, "nft"]).args(rule.split_whitespace());
-    let path = std::env::var("PATH").unwrap_or_default();
-    run(command.env("PATH", format!("{path}:/usr/sbin:/sbin")));
+    host.on(|| weft_integration::process::nft(rule)).expect("the host can be entered");
 }
 
 /// What clients saw.

@@ -81,8 +81,11 @@ fn lines(status: &Value) -> Vec<String> {
         lines.push(format!("rejected     {name}: {}", reason.as_str().unwrap_or_default()));
     }
     let redirects = status.get("redirects").and_then(Value::as_object);
-    for (place, standing) in redirects.into_iter().flatten() {
-        lines.push(format!("redirects    {place}: {}", standing.as_str().unwrap_or_default()));
+    for (place, redirect) in redirects.into_iter().flatten() {
+        let standing = redirect.get("standing").and_then(Value::as_str).unwrap_or_default();
+        let dropped = redirect.get("dropped").and_then(Value::as_u64);
+        let dropped = dropped.map(|packets| format!(", {packets} packets dropped"));
+        lines.push(format!("redirects    {place}: {standing}{}", dropped.unwrap_or_default()));
     }
     let services: Vec<[String; 5]> = list(status.get("services")).map(service).collect();
     if !services.is_empty() {
@@ -131,7 +134,8 @@ mod tests {
         let dump = json!({
             "source": {"control_plane": true, "connected": true, "rejected": {"listener x": "address: it is missing"}},
             "problems": ["cluster \"c\": endpoint 10.0.0.1:80 is left out"],
-            "redirects": {"/run/netns/web": "in force"},
+            "redirects": {"/run/netns/db": {"standing": "in force", "dropped": 2},
+                          "/run/netns/web": {"standing": "in force", "dropped": null}},
             "kernel_table": {"entries": 7, "limit": 1000},
             "services": [
                 {"listener": "echo", "path": "kernel", "flows": 12, "flows_open": 3, "why": "so"},
@@ -144,6 +148,7 @@ control      connected
 connections  7 of 1000
 problem      cluster \"c\": endpoint 10.0.0.1:80 is left out
 rejected     listener x: address: it is missing
+redirects    /run/netns/db: in force, 2 packets dropped
 redirects    /run/netns/web: in force
 
 SERVICE       PATH    OPEN  FLOWS  WHY

@@ -191,10 +191,7 @@ impl Index {
 
 /// The name of a service's chain and counter.
 pub(super) fn chain_name((transport, place): Key) -> String {
-    let transport = match transport {
-        Transport::Tcp => "tcp",
-        Transport::Udp => "udp",
-    };
+    let transport = transport.word();
     // The nft command knows no colon in a name.
     match place {
         Place::At(at) => format!("{transport}_{}_{}", at.ip(), at.port()).replace(':', "-"),

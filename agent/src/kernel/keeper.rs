@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::SockProtocol;
-use weft_model::{Name, Transport};
+use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 
 use super::flows::{Ending, Fate, Flows};
@@ -469,10 +469,7 @@ fn pause<'a>(
 fn record<'a>(ended: &Ended, service: &'a Name) -> Record<'a> {
     let flow = ended.entry.flow;
     Record {
-        kind: match flow.transport {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
-        },
+        kind: flow.transport.word(),
         path: "kernel",
         time_ms: unix_ms(),
         client: flow.client,

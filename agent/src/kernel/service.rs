@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_model::{Cidr, Filter, FlowKey, Listener, Maglev, Name, Transport};
+use weft_model::{Cidr, FlowKey, Listener, Maglev, Name, Transport};
 
 use crate::plan::{Plan, Target};
 
@@ -188,14 +188,8 @@ pub(super) fn divide(plan: &Plan, choice: PathChoice, slot_limit: usize) -> Divi
 
 /// Wherever flows to a listener may go.
 fn targets(plan: &Plan, listener: &Listener) -> Vec<Arc<Target>> {
-    let chains = listener.chains.iter().chain(&listener.default_chain);
-    let of_chains = chains.flat_map(|chain| match &chain.filter {
-        Filter::Tcp(tcp) => tcp.clusters.as_slice(),
-        Filter::Http(_) => &[],
-    });
-    let of_udp = plan.udp(listener).map(|udp| &udp.cluster);
-    let names = of_chains.map(|cluster| &cluster.name).chain(of_udp);
-    names.filter_map(|name| plan.target_named(name)).cloned().collect()
+    let targets = listener.flow_clusters().filter_map(|name| plan.target_named(name));
+    targets.cloned().collect()
 }
 
 fn candidate(

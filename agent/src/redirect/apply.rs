@@ -243,21 +243,12 @@ pub fn verify(
     })
 }
 
-/// How many packets strict rules have dropped since they were installed; none where iptables holds
-/// them, which we do not read.
+/// How many packets strict rules of nf_tables have dropped since they were installed.
 ///
 /// # Errors
 /// When they cannot be read.
-pub(super) fn dropped(
-    backend: Backend,
-    namespace: &Namespace,
-) -> Result<Option<u64>, RedirectError> {
-    match backend {
-        Backend::Native | Backend::Nft => {
-            inside(namespace, || native::dropped().map(Some).map_err(kernel("reading the rules")))
-        }
-        Backend::Iptables => Ok(None),
-    }
+pub(super) fn dropped(namespace: &Namespace) -> Result<u64, RedirectError> {
+    inside(namespace, || native::dropped().map_err(kernel("reading the rules")))
 }
 
 /// Removes all of ours, whatever installed it, services that an agent left to the kernel among it.

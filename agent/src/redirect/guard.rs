@@ -157,6 +157,8 @@ struct Kept {
     is_heard: bool,
     events: Vec<Netlink>,
     was_in_force: bool,
+    /// What put them in force.
+    by: Option<Backend>,
     standing: Standing,
     /// How many packets strict rules have dropped, where that can be read.
     dropped: Option<u64>,
@@ -257,6 +259,7 @@ impl Kept {
             is_heard: false,
             events: Vec::new(),
             was_in_force: false,
+            by: None,
             standing: Standing::Waiting,
             dropped: None,
             count_due: now(),
@@ -322,6 +325,7 @@ impl Kept {
                     }
                 }
                 (self.was_in_force, self.standing, self.failures) = (true, Standing::InForce, 0);
+                self.by = Some(backend);
                 let silent = backend == Backend::Iptables;
                 self.due = now + if silent { COMPARE_SILENT } else { COMPARE };
             }
@@ -333,6 +337,8 @@ impl Kept {
                 self.failures = self.failures.saturating_add(1);
                 tracing::error!(namespace, %error, ?wait, "redirects are not as they should be");
                 self.standing = Standing::Failed(error.to_string());
+                // The tool itself may be gone.
+                self.by = None;
                 self.due = now + wait;
             }
         }
@@ -341,20 +347,21 @@ impl Kept {
     /// Reads what strict rules have dropped, and tells when it is more than before.
     fn count(&mut self, now: Instant) {
         self.count_due = now + COUNT;
-        if !self.wish.redirect.strict || self.standing != Standing::InForce {
+        // What iptables has counted we do not read.
+        let is_read = matches!(self.by, Some(Backend::Native | Backend::Nft));
+        if !self.wish.redirect.strict || !is_read || self.standing != Standing::InForce {
             return;
         }
         let namespace = &self.wish.namespace;
-        let read = self.wish.backend.resolve().and_then(|backend| dropped(backend, namespace));
-        match read {
+        match dropped(namespace) {
             Ok(packets) => {
                 // Rules that were installed anew count from 0 again.
-                let is_more = packets > self.dropped && packets > Some(0);
+                let is_more = packets > self.dropped.unwrap_or(0);
                 if is_more && self.told_due <= now {
                     tracing::warn!(%namespace, packets, "strict redirects dropped what nothing captures");
                     self.told_due = now + TELL;
                 }
-                self.dropped = packets;
+                self.dropped = Some(packets);
             }
             Err(error) => tracing::debug!(%namespace, %error, "what is dropped cannot be read"),
         }
@@ -363,7 +370,8 @@ impl Kept {
     /// By what it is in force now, and what was there instead, if it was not what is wanted.
     fn enforce(&self) -> Result<(Backend, Option<Verdict>), RedirectError> {
         let Wish { namespace, redirect, backend } = &self.wish;
-        let backend = backend.resolve()?;
+        // Found once: looking for a tool starts it.
+        let backend = self.by.map_or_else(|| backend.resolve(), Ok)?;
         let before = verify(redirect, backend, namespace)?;
         if before == Verdict::AsWanted {
             return Ok((backend, None));

@@ -129,16 +129,15 @@ fn render_match(asked: &Match) -> String {
     match asked {
         Match::Mark(mark) => format!("-m mark --mark {mark:#x}/{MARK_MASK:#x}"),
         Match::User(user) => format!("-m owner --uid-owner {user}"),
-        Match::FromLoopback(true) => "-i lo".to_owned(),
-        Match::FromLoopback(false) => "! -i lo".to_owned(),
         Match::ToThisHost(true) => "-m addrtype --dst-type LOCAL".to_owned(),
         Match::ToThisHost(false) => "-m addrtype ! --dst-type LOCAL".to_owned(),
         Match::To(range) => format!("-d {range}"),
-        Match::Tcp => "-p tcp".to_owned(),
-        Match::Udp => "-p udp".to_owned(),
-        Match::TcpPort(ports) => format!("-p tcp --dport {}:{}", ports.start(), ports.end()),
-        Match::UdpPort(port) => format!("-p udp --dport {port}"),
-        Match::FromInterface(name) => format!("-i {name}"),
+        Match::Over(transport) => format!("-p {}", transport.word()),
+        Match::Port(transport, ports) => {
+            format!("-p {} --dport {}:{}", transport.word(), ports.start(), ports.end())
+        }
+        Match::FromInterface(name, true) => format!("-i {name}"),
+        Match::FromInterface(name, false) => format!("! -i {name}"),
         Match::ToInterface(name) => format!("-o {name}"),
         Match::Reply => "-m conntrack --ctdir REPLY".to_owned(),
         Match::Related => "-m conntrack --ctstate RELATED".to_owned(),

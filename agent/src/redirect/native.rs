@@ -199,10 +199,9 @@ fn asked(asked: &Match) -> Vec<Expression> {
             equal(&mark.to_ne_bytes()),
         ],
         Match::User(user) => vec![nf::load_meta(Meta::User), equal(&user.to_ne_bytes())],
-        Match::FromLoopback(is) => {
-            vec![nf::load_meta(Meta::ArrivesBy), nf::compare(comparison(*is), &device("lo"))]
+        Match::FromInterface(name, is) => {
+            vec![nf::load_meta(Meta::ArrivesBy), nf::compare(comparison(*is), &device(name))]
         }
-        Match::FromInterface(name) => vec![nf::load_meta(Meta::ArrivesBy), equal(&device(name))],
         Match::ToInterface(name) => vec![nf::load_meta(Meta::LeavesBy), equal(&device(name))],
         Match::ToThisHost(is) => {
             const LOCAL: u32 = 2;
@@ -210,31 +209,26 @@ fn asked(asked: &Match) -> Vec<Expression> {
             vec![nf::load_destination_kind(), kind]
         }
         Match::To(range) => to(*range),
-        Match::Tcp => protocol(nix::libc::IPPROTO_TCP),
-        Match::Udp => protocol(nix::libc::IPPROTO_UDP),
+        Match::Over(transport) => protocol(transport.number()),
         Match::Reply => {
             vec![nf::load_direction(), equal(&[nf::Side::Reply as u8])]
         }
         Match::Related => nf::is_related().to_vec(),
         Match::Icmpv6 { kind, hop_limit } => {
             const HOP_LIMIT: u32 = 7;
+            const ICMPV6: u8 = 58;
             let mut steps = vec![
                 nf::load_meta(Meta::Family),
                 equal(&[IPV6]),
                 nf::load_payload(Part::Network, HOP_LIMIT, 1),
                 equal(&[*hop_limit]),
             ];
-            steps.extend(protocol(nix::libc::IPPROTO_ICMPV6));
+            steps.extend(protocol(ICMPV6));
             steps.extend([nf::load_payload(Part::Transport, 0, 1), equal(&[*kind])]);
             steps
         }
-        Match::UdpPort(port) => {
-            let mut steps = protocol(nix::libc::IPPROTO_UDP);
-            steps.extend([nf::load_payload(Part::Transport, 2, 2), equal(&port.to_be_bytes())]);
-            steps
-        }
-        Match::TcpPort(ports) => {
-            let mut steps = protocol(nix::libc::IPPROTO_TCP);
+        Match::Port(transport, ports) => {
+            let mut steps = protocol(transport.number());
             steps.push(nf::load_payload(Part::Transport, 2, 2));
             if ports.start() == ports.end() {
                 steps.push(equal(&ports.start().to_be_bytes()));
@@ -256,8 +250,7 @@ fn device(name: &str) -> [u8; 16] {
     bytes
 }
 
-fn protocol(number: i32) -> Vec<Expression> {
-    let number = u8::try_from(number).unwrap_or(u8::MAX);
+fn protocol(number: u8) -> Vec<Expression> {
     vec![nf::load_meta(Meta::Protocol), nf::compare(Comparison::Equal, &[number])]
 }
 

@@ -61,22 +61,21 @@ fn render_match(asked: &Match) -> String {
     match asked {
         Match::Mark(mark) => format!("meta mark & {MARK_MASK:#010x} == {mark:#x}"),
         Match::User(user) => format!("meta skuid {user}"),
-        Match::FromLoopback(true) => "iifname \"lo\"".to_owned(),
-        Match::FromLoopback(false) => "iifname != \"lo\"".to_owned(),
         Match::ToThisHost(true) => "fib daddr type local".to_owned(),
         Match::ToThisHost(false) => "fib daddr type != local".to_owned(),
         Match::To(range) => match asked.family() {
             Some(Family::V6) => format!("ip6 daddr {range}"),
             Some(Family::V4) | None => format!("ip daddr {range}"),
         },
-        Match::Tcp => "meta l4proto tcp".to_owned(),
-        Match::Udp => "meta l4proto udp".to_owned(),
-        Match::TcpPort(ports) if ports.start() == ports.end() => {
-            format!("tcp dport {}", ports.start())
+        Match::Over(transport) => format!("meta l4proto {}", transport.word()),
+        Match::Port(transport, ports) if ports.start() == ports.end() => {
+            format!("{} dport {}", transport.word(), ports.start())
         }
-        Match::TcpPort(ports) => format!("tcp dport {}-{}", ports.start(), ports.end()),
-        Match::UdpPort(port) => format!("udp dport {port}"),
-        Match::FromInterface(name) => format!("iifname \"{name}\""),
+        Match::Port(transport, ports) => {
+            format!("{} dport {}-{}", transport.word(), ports.start(), ports.end())
+        }
+        Match::FromInterface(name, true) => format!("iifname \"{name}\""),
+        Match::FromInterface(name, false) => format!("iifname != \"{name}\""),
         Match::ToInterface(name) => format!("oifname \"{name}\""),
         Match::Reply => "ct direction reply".to_owned(),
         Match::Related => "ct state related".to_owned(),

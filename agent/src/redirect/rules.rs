@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use weft_model::Cidr;
+use weft_model::{Cidr, Transport};
 
 use super::{Family, Redirect, UDP_MARK};
 
@@ -48,22 +48,16 @@ pub(super) enum Match {
     Mark(u32),
     /// The user whose program sends it.
     User(u32),
-    /// It arrives on loopback, or does not.
-    FromLoopback(bool),
     /// Its destination is an address of this host, or is not.
     ToThisHost(bool),
     /// Its destination lies in a range. A packet of the other family does not match.
     To(Cidr),
-    /// It is TCP.
-    Tcp,
-    /// It is UDP.
-    Udp,
-    /// It is TCP to one of these ports.
-    TcpPort(RangeInclusive<u16>),
-    /// It is UDP to this port.
-    UdpPort(u16),
-    /// It arrives on this network device.
-    FromInterface(String),
+    /// It is of this protocol.
+    Over(Transport),
+    /// It is of this protocol, and to one of these ports.
+    Port(Transport, RangeInclusive<u16>),
+    /// It arrives on this network device, or does not.
+    FromInterface(String, bool),
     /// It leaves by this network device.
     ToInterface(String),
     /// It answers: its connection began on the other side.
@@ -117,19 +111,19 @@ fn arriving(redirect: &Redirect) -> Vec<Rule> {
     if redirect.inbound.is_none() && redirect.forwarded.is_none() {
         return Vec::new();
     }
-    let mut rules = vec![leave_alone([Match::FromLoopback(true)])];
+    let mut rules = vec![leave_alone([from_loopback(true)])];
     rules.extend(from_excluded_interfaces(redirect));
     if let Some(port) = redirect.forwarded {
-        rules.extend(to_services(redirect, &[Match::Tcp], Action::Redirect(port)));
+        rules.extend(to_services(redirect, &[Match::Over(Transport::Tcp)], Action::Redirect(port)));
     }
     if let Some(port) = redirect.inbound {
         let (first, last) = Redirect::OWN_PORTS;
         rules.push(leave_alone([Match::ToThisHost(false)]));
-        rules.push(leave_alone([Match::TcpPort(first..=last)]));
+        rules.push(leave_alone([Match::Port(Transport::Tcp, first..=last)]));
         for excluded in &redirect.exclude_inbound_ports {
-            rules.push(leave_alone([Match::TcpPort(*excluded..=*excluded)]));
+            rules.push(leave_alone([Match::Port(Transport::Tcp, *excluded..=*excluded)]));
         }
-        rules.push(counted(vec![Match::Tcp], Action::Redirect(port)));
+        rules.push(counted(vec![Match::Over(Transport::Tcp)], Action::Redirect(port)));
     }
     rules
 }
@@ -144,12 +138,12 @@ fn leaving(redirect: &Redirect) -> Vec<Rule> {
     rules.push(counted(vec![Match::ToThisHost(true)], Action::Return));
     rules.extend(excluded_from_leaving(redirect));
     for excluded in &redirect.exclude_outbound_ports {
-        rules.push(leave_alone([Match::TcpPort(*excluded..=*excluded)]));
+        rules.push(leave_alone([Match::Port(Transport::Tcp, *excluded..=*excluded)]));
     }
     if redirect.services.is_empty() {
-        rules.push(counted(vec![Match::Tcp], Action::Redirect(port)));
+        rules.push(counted(vec![Match::Over(Transport::Tcp)], Action::Redirect(port)));
     }
-    rules.extend(to_services(redirect, &[Match::Tcp], Action::Redirect(port)));
+    rules.extend(to_services(redirect, &[Match::Over(Transport::Tcp)], Action::Redirect(port)));
     rules
 }
 
@@ -161,10 +155,13 @@ fn arriving_udp(redirect: &Redirect) -> Vec<Rule> {
     if redirect.forwarded.is_some() {
         // What the kernel carries itself bears our mark (`kernel/table.rs`).
         rules.push(leave_alone([Match::Mark(redirect.mark)]));
-        let from_others = [Match::FromLoopback(false), Match::Udp];
+        let from_others = [from_loopback(false), Match::Over(Transport::Udp)];
         rules.extend(to_services(redirect, &from_others, Action::Mark(UDP_MARK)));
     }
-    rules.push(counted(vec![Match::Mark(UDP_MARK), Match::Udp], Action::HandTo(port)));
+    rules.push(counted(
+        vec![Match::Mark(UDP_MARK), Match::Over(Transport::Udp)],
+        Action::HandTo(port),
+    ));
     rules
 }
 
@@ -175,9 +172,9 @@ fn leaving_udp(redirect: &Redirect) -> Vec<Rule> {
     let mut rules = own(redirect);
     rules.extend(excluded_from_leaving(redirect));
     for excluded in &redirect.exclude_outbound_ports {
-        rules.push(leave_alone([Match::UdpPort(*excluded)]));
+        rules.push(leave_alone([Match::Port(Transport::Udp, *excluded..=*excluded)]));
     }
-    rules.extend(to_services(redirect, &[Match::Udp], Action::Mark(UDP_MARK)));
+    rules.extend(to_services(redirect, &[Match::Over(Transport::Udp)], Action::Mark(UDP_MARK)));
     rules
 }
 
@@ -186,13 +183,13 @@ fn arriving_strict(redirect: &Redirect) -> Vec<Rule> {
     let Some(inbound) = redirect.inbound.filter(|_| redirect.strict) else {
         return Vec::new();
     };
-    let mut rules = vec![leave_alone([Match::FromLoopback(true)])];
+    let mut rules = vec![leave_alone([from_loopback(true)])];
     rules.extend(part_of_other_connections());
     for port in [Some(inbound), redirect.forwarded].into_iter().flatten() {
-        rules.push(leave_alone([Match::TcpPort(port..=port)]));
+        rules.push(leave_alone([Match::Port(Transport::Tcp, port..=port)]));
     }
     if redirect.udp.is_some() {
-        rules.push(leave_alone([Match::Mark(UDP_MARK), Match::Udp]));
+        rules.push(leave_alone([Match::Mark(UDP_MARK), Match::Over(Transport::Udp)]));
     }
     rules.extend(from_excluded_interfaces(redirect));
     rules.extend(redirect.exclude_inbound_ports.iter().flat_map(|port| to_port(*port)));
@@ -211,7 +208,7 @@ fn leaving_strict(redirect: &Redirect) -> Vec<Rule> {
     // its first destination.
     rules.push(leave_alone([Match::ToThisHost(true)]));
     if redirect.udp.is_some() {
-        rules.push(leave_alone([Match::Mark(UDP_MARK), Match::Udp]));
+        rules.push(leave_alone([Match::Mark(UDP_MARK), Match::Over(Transport::Udp)]));
     }
     rules.extend(part_of_other_connections());
     rules.extend(excluded_from_leaving(redirect));
@@ -238,12 +235,17 @@ fn of_the_link<const G: usize, const N: usize>(
 }
 
 fn to_port(port: u16) -> [Rule; 2] {
-    [leave_alone([Match::TcpPort(port..=port)]), leave_alone([Match::UdpPort(port)])]
+    [Transport::Tcp, Transport::Udp]
+        .map(|transport| leave_alone([Match::Port(transport, port..=port)]))
+}
+
+fn from_loopback(is: bool) -> Match {
+    Match::FromInterface("lo".to_owned(), is)
 }
 
 fn from_excluded_interfaces(redirect: &Redirect) -> impl Iterator<Item = Rule> + '_ {
     let names = redirect.exclude_interfaces.iter();
-    names.map(|name| leave_alone([Match::FromInterface(name.clone())]))
+    names.map(|name| leave_alone([Match::FromInterface(name.clone(), true)]))
 }
 
 /// What leaves as it is whatever it carries: by whose program, by which device, and whereto.

@@ -272,8 +272,7 @@ impl Store {
             match kept {
                 Some(seed) => seed,
                 None => {
-                    let random = weft_certs::random_token();
-                    let seed = random.and_then(|hex| u32::from_str_radix(hex.get(..8)?, 16).ok());
+                    let seed = weft_certs::random_number();
                     let seed =
                         seed.ok_or_else(|| StoreError::Database("no random numbers".into()))?;
                     table.insert("flow_seed", u64::from(seed))?;

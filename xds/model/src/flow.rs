@@ -23,6 +23,15 @@ impl Transport {
         }
     }
 
+    /// The word in names, logs and rules.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
     /// The seed of flows of this protocol: the mesh's own, told apart so that the ports of one do not
     /// foretell the endpoints of the other.
     #[must_use]

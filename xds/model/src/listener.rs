@@ -72,6 +72,21 @@ impl IdleEnd {
 }
 
 impl Listener {
+    /// Its chains, the default one among them.
+    pub fn all_chains(&self) -> impl Iterator<Item = &FilterChain> {
+        self.chains.iter().chain(&self.default_chain)
+    }
+
+    /// The clusters that its flows go to, of TCP and of UDP. Where requests go, their routes say.
+    pub fn flow_clusters(&self) -> impl Iterator<Item = &Name> {
+        let of_chains = self.all_chains().flat_map(|chain| match &chain.filter {
+            Filter::Tcp(tcp) => tcp.clusters.as_slice(),
+            Filter::Http(_) => &[],
+        });
+        let of_udp = self.udp.as_ref().map(|udp| &udp.cluster);
+        of_chains.map(|cluster| &cluster.name).chain(of_udp)
+    }
+
     /// The chain that serves a connection, by `filter_chain_match` order: destination port, then
     /// longest destination prefix, then transport.
     #[must_use]

@@ -92,7 +92,7 @@ impl Snapshot {
     pub fn missing(&self) -> Vec<Missing> {
         let mut missing = Vec::new();
         for listener in self.listeners.values() {
-            for chain in listener.chains.iter().chain(&listener.default_chain) {
+            for chain in listener.all_chains() {
                 self.missing_of_chain(chain, &mut missing);
             }
             if let Some(udp) = &listener.udp {

@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use envoy_types::pb::google::rpc;
-use weft_model::{Discovery, Filter, Listener, Missing, Name, RouteSource, SecretSource, Snapshot};
+use weft_model::{Discovery, Filter, Missing, Name, RouteSource, SecretSource, Snapshot};
 
 use super::batch::Batch;
 use crate::translate::{self, Kind, Rejection, Resource};
@@ -419,7 +419,7 @@ fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
             }
         }
         Resource::Listener(listener) => {
-            for chain in chains(listener) {
+            for chain in listener.all_chains() {
                 if let Some(tls) = &chain.tls {
                     [&tls.identity]
                         .into_iter()
@@ -435,10 +435,6 @@ fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
         }
         Resource::Endpoints(..) | Resource::Secret(..) | Resource::Routes(_) => {}
     }
-}
-
-fn chains(listener: &Listener) -> impl Iterator<Item = &weft_model::FilterChain> {
-    listener.chains.iter().chain(&listener.default_chain)
 }
 
 /// The `error_detail` of a NACK: INVALID_ARGUMENT with a text for people.

@@ -235,12 +235,23 @@ pub(crate) fn load_connection_at(word: u32, key: Connection, side: Side) -> Expr
 /// Goes on only with packets that belong to no connection that was let in: the first of a new one, and
 /// those that nobody can assign.
 pub(crate) fn is_of_no_connection() -> [Expression; 3] {
-    const STATE: u32 = 0;
     const NEW_INVALID_OR_UNTRACKED: u32 = 8 | 1 | 64;
+    is_in_state(NEW_INVALID_OR_UNTRACKED)
+}
+
+/// Goes on only with packets that tell of another connection, such as errors of ICMP.
+pub(crate) fn is_related() -> [Expression; 3] {
+    const RELATED: u32 = 4;
+    is_in_state(RELATED)
+}
+
+/// Goes on only with packets whose connection is in one of the states of `bits`.
+fn is_in_state(bits: u32) -> [Expression; 3] {
+    const STATE: u32 = 0;
     let load = Attributes::new().big_endian(1, REGISTER).big_endian(2, STATE);
     [
         expression("ct", load),
-        mask(&NEW_INVALID_OR_UNTRACKED.to_ne_bytes(), &[0; 4]),
+        mask(&bits.to_ne_bytes(), &[0; 4]),
         compare(Comparison::Different, &[0; 4]),
     ]
 }
@@ -249,18 +260,6 @@ pub(crate) fn is_of_no_connection() -> [Expression; 3] {
 pub(crate) fn load_direction() -> Expression {
     const DIRECTION: u32 = 1;
     expression("ct", Attributes::new().big_endian(1, REGISTER).big_endian(2, DIRECTION))
-}
-
-/// Goes on only with packets that tell of another connection, such as errors of ICMP.
-pub(crate) fn is_related() -> [Expression; 3] {
-    const STATE: u32 = 0;
-    const RELATED: u32 = 4;
-    let load = Attributes::new().big_endian(1, REGISTER).big_endian(2, STATE);
-    [
-        expression("ct", load),
-        mask(&RELATED.to_ne_bytes(), &[0; 4]),
-        compare(Comparison::Different, &[0; 4]),
-    ]
 }
 
 /// Refuses a TCP packet with a reset.
@@ -278,25 +277,20 @@ pub(crate) fn count_by(counter: &str) -> Expression {
 /// How many packets a rule has dropped, as the kernel tells the rule; none of one that drops nothing.
 pub(crate) fn told_dropped(rule: &[u8]) -> Option<u64> {
     const PACKETS: u16 = 2;
-    let list = find(rule, super::RULE_EXPRESSIONS).unwrap_or_default();
-    let data = |name: &[u8]| {
-        let mut all = attributes(list);
-        let found = all.find(|(_, expression)| find(expression, 1) == Some(name))?;
-        find(found.1, 2)
-    };
-    let verdict = find(find(data(b"immediate\0")?, 2)?, 2)?;
+    let verdict = find(find(told(rule, b"immediate\0").next()?, 2)?, 2)?;
     let drops = find(verdict, 1)? == (Verdict::Drop as i32).to_be_bytes();
-    let packets = find(data(b"counter\0").filter(|_| drops)?, PACKETS)?;
+    let packets = find(told(rule, b"counter\0").next().filter(|_| drops)?, PACKETS)?;
     packets.try_into().ok().map(u64::from_be_bytes)
 }
 
 /// The names of the sets that a rule looks into, as the kernel tells the rule.
 pub(crate) fn told_lookups(rule: &[u8]) -> impl Iterator<Item = String> {
-    let list = find(rule, super::RULE_EXPRESSIONS).unwrap_or_default();
-    attributes(list).filter_map(|(_, expression)| {
-        if find(expression, 1)? != b"lookup\0" {
-            return None;
-        }
-        super::told_text(find(find(expression, 2)?, 1)?)
-    })
+    told(rule, b"lookup\0").filter_map(|lookup| super::told_text(find(lookup, 1)?))
+}
+
+/// What the kernel tells of a rule's steps of one kind.
+fn told<'a>(rule: &'a [u8], kind: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    let steps = attributes(find(rule, super::RULE_EXPRESSIONS).unwrap_or_default());
+    let of_kind = steps.filter(move |(_, step)| find(step, 1) == Some(kind));
+    of_kind.filter_map(|(_, step)| find(step, 2))
 }
