@@ -66,7 +66,7 @@ impl Particulars for AgentRole {
             fields.insert("redirects".into(), standing.into());
         }
         let kernel = self.kernel.report();
-        let services: Vec<Value> = kernel.services.iter().map(service).collect();
+        let services: Vec<Value> = kernel.services.iter().map(|s| self.service(s)).collect();
         fields.insert("services".into(), services.into());
         if let Some(occupancy) = kernel.occupancy {
             let table = json!({"entries": occupancy.entries, "limit": occupancy.limit});
@@ -90,15 +90,16 @@ impl Particulars for AgentRole {
     }
 }
 
-fn service(service: &ServiceReport) -> Value {
-    let (path, why) = path(&service.way);
-    // Those on the proxy path are counted together, in the metrics.
-    let counted = service.way == Way::Kernel;
-    json!({
-        "listener": &*service.listener, "path": path, "why": why,
-        "flows": counted.then_some(service.flows),
-        "flows_open": counted.then_some(service.flows_open),
-    })
+impl AgentRole {
+    /// A service, with its flows of both ways: it may have had some by each.
+    fn service(&self, service: &ServiceReport) -> Value {
+        let (path, why) = path(&service.way);
+        let (flows, open) = metrics::proxied_flows(&self.registry, &service.listener);
+        json!({
+            "listener": &*service.listener, "path": path, "why": why,
+            "flows": service.flows + flows, "flows_open": service.flows_open + open,
+        })
+    }
 }
 
 fn path(way: &Way) -> (&'static str, String) {

@@ -17,6 +17,7 @@ pub mod plan;
 mod record;
 pub mod redirect;
 mod refusal;
+mod tally;
 mod worker;
 
 pub use worker::{Limits, Shared, run};

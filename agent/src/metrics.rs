@@ -7,6 +7,7 @@ use weft_runtime::metrics::{Counter, Histogram, Page, Registry};
 
 use crate::kernel::{Report, ServiceReport, Way};
 use crate::refusal::Refusal;
+use crate::tally::{Shown, flows_of};
 
 /// The counters of one worker.
 #[derive(Debug, Default)]
@@ -22,6 +23,8 @@ pub struct Metrics {
     pub(crate) datagrams_to_client: Counter,
     pub(crate) datagrams_lost: Counter,
     refused: [Counter; Refusal::ALL.len()],
+    /// The flows of each service.
+    pub(crate) services: Shown,
 }
 
 impl Metrics {
@@ -31,6 +34,12 @@ impl Metrics {
             counter.increment();
         }
     }
+}
+
+/// How many flows of a service all workers have begun to carry, and carry now.
+#[must_use]
+pub fn proxied_flows(registry: &Registry<Metrics>, listener: &str) -> (u64, u64) {
+    flows_of(listener, registry.sets().iter().map(|set| &set.services))
 }
 
 /// The page of all workers, and of what the kernel carries.

@@ -24,6 +24,7 @@ use crate::forward::udp::{Datagram, send_all};
 use crate::plan::{Choice, OTHER_ENDPOINTS, Plan, Target};
 use crate::record::Record;
 use crate::refusal::Refusal;
+use crate::tally::Tally;
 use crate::worker::{Worker, now, unix_ms};
 
 /// A connection that was taken in.
@@ -72,6 +73,7 @@ async fn carry(
     story.service = Some(target.name.clone());
     let mut endpoint = connecting(&plan, target, (&flow, tcp.flow_key), worker, story).await?;
     let idle = (tcp.idle_timeout, listener.idle_end.unwrap_or(IdleEnd::Reset));
+    let tally = worker.tally(listener);
     // A connection may live long; it must not keep the plan it was made by.
     drop(plan);
     if worker.is_cut_off.get() {
@@ -82,9 +84,11 @@ async fn carry(
 
     worker.metrics.connections.increment();
     worker.metrics.connections_open.increment();
+    tally.begin();
     let cut_off = pin!(worker.cut_off.notified());
     let ends = (&mut accepted.stream, &mut endpoint);
     let end = relay(ends, idle, cut_off, &worker.lender, &story.moved).await;
+    tally.end();
     worker.metrics.connections_open.decrement();
     worker.metrics.bytes_to_endpoint.add(story.moved.to_endpoint.get());
     worker.metrics.bytes_to_client.add(story.moved.to_client.get());
@@ -214,6 +218,7 @@ pub(crate) struct UdpFlow {
     moved: Moved,
     started: Instant,
     logged: bool,
+    tally: Arc<Tally>,
     ended: Cell<bool>,
     stopped: tokio::sync::Notify,
 }
@@ -283,6 +288,7 @@ fn begin(
         moved: Moved::default(),
         started: now(),
         logged: udp.access_log,
+        tally: worker.tally(serving),
         ended: Cell::new(false),
         stopped: tokio::sync::Notify::new(),
     });
@@ -293,6 +299,7 @@ fn begin(
         .map_err(|_| Refusal::Limit)?;
     worker.metrics.flows.increment();
     worker.metrics.flows_open.increment();
+    flow.tally.begin();
     tokio::task::spawn_local(answer(flow.clone(), worker.clone()));
     Ok(flow)
 }
@@ -344,6 +351,7 @@ fn end_flow(flow: &UdpFlow, outcome: &'static str, worker: &Worker) {
     flow.ended.set(true);
     flow.stopped.notify_one();
     worker.metrics.flows_open.decrement();
+    flow.tally.end();
     if !flow.logged {
         return;
     }

@@ -23,6 +23,7 @@ use crate::forward::udp::{Batch, Intake, ReplySockets};
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Accepted, UdpFlow};
 use crate::plan::Plan;
+use crate::tally::{Tallies, Tally};
 
 /// How often silent flows are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -75,6 +76,7 @@ pub(crate) struct Worker {
     pub(crate) reply_sockets: ReplySockets,
     /// Room to take answers in, lent to the flow that has some.
     pub(crate) batch: RefCell<Batch>,
+    tallies: Tallies,
     plan: RefCell<Arc<Plan>>,
 }
 
@@ -82,6 +84,18 @@ impl Worker {
     /// The plan in force.
     pub(crate) fn plan(&self) -> Arc<Plan> {
         self.plan.borrow().clone()
+    }
+
+    /// What counts the flows of the service behind this listener.
+    pub(crate) fn tally(&self, listener: &Listener) -> Arc<Tally> {
+        self.tallies.of(&listener.name, &self.metrics.services)
+    }
+
+    /// Takes over a plan.
+    fn follow(&self, plan: Arc<Plan>) {
+        let is_gone = |name: &Name| plan.listener(name).is_none();
+        self.tallies.forget(is_gone, &self.metrics.services);
+        self.plan.replace(plan);
     }
 }
 
@@ -99,6 +113,7 @@ pub async fn run(shared: Shared, number: usize) {
         flows: RefCell::new(FlowTable::new(shared.limits.flows)),
         reply_sockets: ReplySockets::default(),
         batch: RefCell::new(Batch::new()),
+        tallies: Tallies::default(),
         plan: RefCell::new(plan),
         shared,
     });
@@ -113,7 +128,7 @@ pub async fn run(shared: Shared, number: usize) {
                     if changed.is_err() {
                         return std::future::pending().await;
                     }
-                    worker.plan.replace(plans.borrow_and_update().clone());
+                    worker.follow(plans.borrow_and_update().clone());
                     sockets.follow(&worker);
                     pipeline::leave_lost_endpoints(&worker);
                 }

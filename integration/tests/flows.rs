@@ -240,3 +240,37 @@ fn all_flows_of_a_client_go_to_one_endpoint_when_that_is_wanted_of_the_kernel() 
 fn all_flows_of_a_client_go_to_one_endpoint_when_that_is_wanted_of_the_proxy() {
     assert_affinity("proxy");
 }
+
+/// How many flows over TCP the echo service has had and has, as the agent tells.
+fn told_flows(mesh: &Mesh) -> (u64, u64) {
+    let dump: Value = serde_json::from_str(&mesh.agent.admin("/config_dump").text()).expect("JSON");
+    let at = format!(" {}", mesh.echo().ip());
+    let is_echo = |service: &&Value| {
+        let name = service["listener"].as_str().unwrap_or_default();
+        name.starts_with("echo") && name.ends_with(&at) && !name.contains("/udp")
+    };
+    let services = dump["services"].as_array().expect("it lists services");
+    let echo = services.iter().find(is_echo).expect("it tells of the echo service");
+    let number = |field: &str| echo[field].as_u64().expect("a number");
+    (number("flows"), number("flows_open"))
+}
+
+fn assert_flows_are_told(path: &str) {
+    let mesh = Mesh::start_with(mesh::Family::V4, &["--path", path]);
+    let (before, _) = told_flows(&mesh);
+    let flows: Vec<_> = (0..5).map(|_| mesh.open_flow().expect("the service greets")).collect();
+    let open = 5;
+    eventually("five flows are open", || (told_flows(&mesh) == (before + 5, open)).then_some(()));
+    drop(flows);
+    eventually("they have ended", || (told_flows(&mesh) == (before + 5, 0)).then_some(()));
+}
+
+#[test]
+fn the_flows_of_each_service_are_told_on_the_kernel_path() {
+    assert_flows_are_told("auto");
+}
+
+#[test]
+fn the_flows_of_each_service_are_told_on_the_proxy_path() {
+    assert_flows_are_told("proxy");
+}

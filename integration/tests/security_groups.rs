@@ -1,12 +1,16 @@
 //! Security groups: whose flows are let in, by the kernel, before anything else sees them.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft::demo::hosts::Host;
+use weft_integration::agent::Agent;
+use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, with};
 use weft_integration::mesh::{Family, Mesh};
+use weft_integration::process::{nft, run};
 use weft_integration::wait::eventually;
 
 /// How long a flow that is dropped waits in vain.
@@ -105,4 +109,68 @@ fn a_group_lets_in_its_ranges_and_drops_all_others_before_the_proxy_path() {
 #[test]
 fn a_group_of_ipv6_lets_in_its_ranges_and_drops_all_others() {
     assert_groups_hold(Family::V6, "auto");
+}
+
+/// How many services there are, each with ranges of its own: more than the kernel takes at once from
+/// whoever has no privileges, and more than one message has room for.
+const SERVICES: u16 = 700;
+const RANGES: u16 = 2_000;
+
+fn virtual_address(number: u16) -> SocketAddr {
+    (Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 1, number), 7000).into()
+}
+
+/// Ranges of which some hold others, and what is to be let in.
+fn ranges(number: u16) -> Vec<String> {
+    match number {
+        0 => (0..RANGES).map(|n| format!("fd05:0:0:{n:x}::/64")).collect(),
+        1 => vec!["::/0".into(), "fd05::/16".into()],
+        2 => vec!["fd05:0:0:7::1".into(), "fd05:0:0:7::/64".into(), "fd05:0:0:7::/120".into()],
+        _ => vec![format!("fd06::{number:x}"), "10.0.0.0/8".into()],
+    }
+}
+
+#[test]
+fn many_groups_of_many_ranges_hold() {
+    let endpoint: SocketAddr = (Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 1), 9000).into();
+    for words in ["local fd05::/16 dev lo", "local fd01::/64 dev lo", "fd96::/64 dev lo"] {
+        run(Command::new("ip").args(["-6", "route", "add"]).args(words.split(' ')));
+    }
+    std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").expect("it is ours");
+    let listener = |number| {
+        let proxy = json!({"cluster": "echo"});
+        let listener = tcp_listener(&format!("s{number}"), virtual_address(number), proxy);
+        let listener = with(listener, "bind_to_port", json!(false));
+        let group = json!({"weft": {"allow_from": ranges(number)}});
+        with(listener, "metadata", json!({"filter_metadata": group}))
+    };
+    let listeners: Vec<Value> = (0..SERVICES).map(listener).collect();
+    let cluster = with(static_cluster("echo", &[endpoint]), "lb_policy", json!("MAGLEV"));
+    let cluster = with(cluster, "maglev_lb_config", json!({"table_size": 11}));
+    let agent = Agent::start(|admin| bootstrap(admin, &listeners, &[cluster]), &[]);
+    let carried = agent.services().iter().filter(|s| s["path"] == "kernel").count();
+    assert_eq!(carried, usize::from(SERVICES), "{:?}", agent.services().first());
+    let told = nft("list set inet weft_services let_in6");
+    let merged = usize::from(RANGES) + 1 + 1 + usize::from(SERVICES) - 3;
+    assert_eq!(
+        told.matches(" . tcp . 7000 . ").count(),
+        merged,
+        "one that holds others stands for them"
+    );
+
+    let endpoint = TcpListener::bind(endpoint).expect("the address is free");
+    let connects = |number, client: &str| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
+        let socket = socket.expect("a socket");
+        let client: Ipv6Addr = client.parse().expect("an address");
+        socket.bind(&SocketAddr::from((client, 0)).into()).expect("it is this host's");
+        let connected = socket.connect_timeout(&virtual_address(number).into(), IN_VAIN);
+        connected.map(|()| endpoint.accept().expect("it is there")).is_ok()
+    };
+    assert!(connects(0, "fd05:0:0:7cf::9"), "the last range");
+    assert!(!connects(0, "fd05:0:0:7d0::9"), "the first address past it");
+    assert!(connects(1, "fd05::9"));
+    assert!(connects(2, "fd05:0:0:7::ffff"));
+    assert!(!connects(2, "fd05:0:0:8::1"));
+    assert!(!connects(3, "fd05::9"));
 }

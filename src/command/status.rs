@@ -139,7 +139,7 @@ mod tests {
             "kernel_table": {"entries": 7, "limit": 1000},
             "services": [
                 {"listener": "echo", "path": "kernel", "flows": 12, "flows_open": 3, "why": "so"},
-                {"listener": "a-longer-one", "path": "proxy", "flows": null, "why": "that"},
+                {"listener": "a-longer-one", "path": "proxy", "flows": 0, "flows_open": 0, "why": "that"},
             ],
         });
         let wanted = "\
@@ -153,7 +153,7 @@ redirects    /run/netns/web: in force
 
 SERVICE       PATH    OPEN  FLOWS  WHY
 echo          kernel  3     12     so
-a-longer-one  proxy   -     -      that";
+a-longer-one  proxy   0     0      that";
         assert_eq!(lines(&status(&ready, &dump)).join("\n"), wanted);
     }
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use weft_model::Transport;
+use weft_model::{Cidr, Transport};
 
 use super::field::{Family, dispatch_key, full, padded};
 use super::service::{Group, KernelService, Key, Place};
 use super::table::{TABLE, Wanted};
 use crate::netlink::Message;
-use crate::netlink::nf_tables::{self as nf, Element, Holds, Set, ValueKind};
+use crate::netlink::nf_tables::{self as nf, Element, Holds, Keys, Set, ValueKind};
 
 /// A set whose elements come and go with the services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +35,15 @@ pub(super) enum Index {
     /// The same for any address of this host.
     GroupsHere4,
     GroupsHere6,
+    /// The same two, and the clients that the group lets in, by ranges.
+    LetIn4,
+    LetIn6,
+    LetInHere4,
+    LetInHere6,
 }
 
 impl Index {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::Services4,
         Self::Services6,
         Self::Here4,
@@ -49,6 +54,11 @@ impl Index {
         Self::Hairpin6,
         Self::Ending4,
         Self::Ending6,
+        // Before what leads to the groups.
+        Self::LetIn4,
+        Self::LetIn6,
+        Self::LetInHere4,
+        Self::LetInHere6,
         Self::Groups4,
         Self::Groups6,
         Self::GroupsHere4,
@@ -71,6 +81,10 @@ impl Index {
             Self::Groups6 => "groups6",
             Self::GroupsHere4 => "groups_here4",
             Self::GroupsHere6 => "groups_here6",
+            Self::LetIn4 => "let_in4",
+            Self::LetIn6 => "let_in6",
+            Self::LetInHere4 => "let_in_here4",
+            Self::LetInHere6 => "let_in_here6",
         }
     }
 
@@ -82,42 +96,50 @@ impl Index {
             | Self::Hairpin4
             | Self::Ending4
             | Self::Groups4
-            | Self::GroupsHere4 => Family::V4,
+            | Self::GroupsHere4
+            | Self::LetIn4
+            | Self::LetInHere4 => Family::V4,
             Self::Services6
             | Self::Here6
             | Self::Datagrams6
             | Self::Hairpin6
             | Self::Ending6
             | Self::Groups6
-            | Self::GroupsHere6 => Family::V6,
+            | Self::GroupsHere6
+            | Self::LetIn6
+            | Self::LetInHere6 => Family::V6,
         }
     }
 
     pub(super) fn make(self) -> Message {
-        let family = self.family();
-        let address = family.words() * 4;
-        let (key, key_bytes, holds): (&[ValueKind], u32, Holds<'_>) = match self {
-            Self::Services4 | Self::Services6 | Self::Groups4 | Self::Groups6 => (
-                &[family.kind(), ValueKind::Protocol, ValueKind::Port],
-                address + 8,
-                Holds::Verdicts,
-            ),
+        let address = self.family().kind();
+        let (port, protocol) = (ValueKind::Port, ValueKind::Protocol);
+        let (key, holds): (&[ValueKind], Holds<'_>) = match self {
+            Self::Services4 | Self::Services6 | Self::Groups4 | Self::Groups6 => {
+                (&[address, protocol, port], Holds::Verdicts)
+            }
             Self::Here4 | Self::Here6 | Self::GroupsHere4 | Self::GroupsHere6 => {
-                (&[ValueKind::Protocol, ValueKind::Port], 8, Holds::Verdicts)
+                (&[protocol, port], Holds::Verdicts)
             }
-            Self::Datagrams4 | Self::Datagrams6 => {
-                (&[family.kind(), ValueKind::Port], address + 4, Holds::Nothing)
-            }
-            Self::Hairpin4 | Self::Hairpin6 => {
-                (&[family.kind(), family.kind()], address * 2, Holds::Nothing)
-            }
-            Self::Ending4 | Self::Ending6 => (
-                &[family.kind(), ValueKind::Port, family.kind(), ValueKind::Port],
-                address * 2 + 8,
-                Holds::Nothing,
-            ),
+            Self::Datagrams4 | Self::Datagrams6 => (&[address, port], Holds::Nothing),
+            Self::Hairpin4 | Self::Hairpin6 => (&[address, address], Holds::Nothing),
+            Self::Ending4 | Self::Ending6 => (&[address, port, address, port], Holds::Nothing),
+            Self::LetIn4 | Self::LetIn6 => (&[address, protocol, port, address], Holds::Nothing),
+            Self::LetInHere4 | Self::LetInHere6 => (&[protocol, port, address], Holds::Nothing),
         };
-        nf::make_set(TABLE, Set { name: self.name(), key, key_bytes, holds, size: None })
+        let (name, has_ranges) = (self.name(), self.has_ranges());
+        nf::make_set(TABLE, Set { name, key, has_ranges, holds, size: None })
+    }
+
+    fn has_ranges(self) -> bool {
+        matches!(self, Self::LetIn4 | Self::LetIn6 | Self::LetInHere4 | Self::LetInHere6)
+    }
+
+    /// Whether it is of security groups: whoever is let in no more is not for a moment, and a group
+    /// that is gone drops nobody for a moment.
+    pub(super) fn is_of_groups(self) -> bool {
+        let groups = [Self::Groups4, Self::Groups6, Self::GroupsHere4, Self::GroupsHere6];
+        self.has_ranges() || groups.contains(&self)
     }
 
     /// Whether what it holds comes and goes with a single service.
@@ -136,7 +158,11 @@ impl Index {
             | Self::Groups4
             | Self::Groups6
             | Self::GroupsHere4
-            | Self::GroupsHere6 => false,
+            | Self::GroupsHere6
+            | Self::LetIn4
+            | Self::LetIn6
+            | Self::LetInHere4
+            | Self::LetInHere6 => false,
         }
     }
 
@@ -151,7 +177,7 @@ impl Index {
             (Self::Services4 | Self::Services6, Place::At(_))
             | (Self::Here4 | Self::Here6, Place::Here(_)) => chain(),
             (Self::Datagrams4 | Self::Datagrams6, Place::At(at)) if transport == Transport::Udp => {
-                Some(Element::key(&full(at)))
+                Some(Element::new(Keys::one(&full(at))))
             }
             _ => None,
         }
@@ -165,28 +191,58 @@ impl Index {
                 let services = wanted.services.iter().filter(|s| is_ours(s.key.1.is_ipv4()));
                 let endpoints: BTreeSet<IpAddr> =
                     services.flat_map(|s| s.table.endpoints()).map(SocketAddr::ip).collect();
-                let twice = |ip: IpAddr| Element::key(&[padded(ip), padded(ip)].concat());
-                endpoints.into_iter().map(twice).collect()
+                let twice = |ip: IpAddr| Keys::one(&[padded(ip), padded(ip)].concat());
+                endpoints.into_iter().map(twice).map(Element::new).collect()
             }
             Self::Ending4 | Self::Ending6 => {
                 let ours = wanted.ending.iter().filter(|e| is_ours(e.destination.is_ipv4()));
-                ours.map(|e| Element::key(&[full(e.destination), full(e.endpoint)].concat()))
+                ours.map(|e| Keys::one(&[full(e.destination), full(e.endpoint)].concat()))
+                    .map(Element::new)
                     .collect()
             }
             Self::Groups4 | Self::Groups6 | Self::GroupsHere4 | Self::GroupsHere6 => {
-                let is_here = matches!(self, Self::GroupsHere4 | Self::GroupsHere6);
-                let groups = wanted.groups.iter().filter(|group| {
-                    let place = group.key.1;
-                    is_ours(place.is_ipv4()) && matches!(place, Place::Here(_)) == is_here
-                });
                 let element = |group: &Group| {
                     Element::chain(&dispatch_key(group.key), &group_name(group.key))
                 };
-                groups.map(element).collect()
+                self.groups(wanted).map(element).collect()
+            }
+            Self::LetIn4 | Self::LetIn6 | Self::LetInHere4 | Self::LetInHere6 => {
+                let ranges = |group: &Group| {
+                    let place = dispatch_key(group.key);
+                    let ranges = widest(group.ranges.iter().filter(|r| is_ours(r.is_ipv4())));
+                    let keys = move |range: &Cidr| {
+                        let end = |address| [place.as_slice(), &padded(address)].concat();
+                        Keys::range(&end(range.address()), &end(range.last()))
+                    };
+                    ranges.into_iter().map(keys).map(Element::new).collect::<Vec<_>>()
+                };
+                self.groups(wanted).flat_map(ranges).collect()
             }
             _ => wanted.services.iter().filter_map(|service| self.element_of(service)).collect(),
         }
     }
+}
+
+impl Index {
+    /// The groups that an index of groups is about.
+    fn groups(self, wanted: Wanted<'_>) -> impl Iterator<Item = &Group> {
+        let here = [Self::GroupsHere4, Self::GroupsHere6, Self::LetInHere4, Self::LetInHere6];
+        let is_here = here.contains(&self);
+        wanted.groups.iter().filter(move |group| {
+            let place = group.key.1;
+            Family::of(place.is_ipv4()) == self.family()
+                && matches!(place, Place::Here(_)) == is_here
+        })
+    }
+}
+
+/// The ranges that no other holds: the kernel takes none that overlap.
+fn widest<'a>(ranges: impl Iterator<Item = &'a Cidr>) -> Vec<&'a Cidr> {
+    let mut ranges: Vec<&Cidr> = ranges.collect();
+    // Of two that overlap one holds the other, begins no later, and is the wider.
+    ranges.sort_by_key(|range| (range.address(), range.prefix_bits()));
+    ranges.dedup_by(|later, kept| kept.contains(later.address()));
+    ranges
 }
 
 /// The name of a service's chain and counter.

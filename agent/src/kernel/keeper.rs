@@ -386,6 +386,7 @@ impl Work {
         let flows = &self.flows;
         conntrack.list(|entry| match flows.fate(&entry.flow, entry.endpoint) {
             Fate::LetGo => lost.push(entry),
+            Fate::Keep if entry.is_over => {}
             Fate::Keep => {
                 if let Some(key) = flows.carried(&entry.flow, entry.endpoint) {
                     *open.entry(key).or_insert(0) += 1;

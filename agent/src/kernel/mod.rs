@@ -7,12 +7,13 @@
 //!
 //! [`service`] decides which services can go this way, [`table`] what that comes to in the kernel's
 //! words ([`index`] its sets, [`field`] the fields of packets), [`reconcile`] makes it so, whatever was
-//! there before, and [`flows`] which of the kernel's connections have lost their endpoint;
+//! [`found`] there before, and [`flows`] which of the kernel's connections have lost their endpoint;
 //! [`occupancy`] how many more the kernel may hold. [`Keeper`] does it for as long as it runs. What the
 //! kernel does not carry, the proxy path does.
 
 mod field;
 mod flows;
+mod found;
 mod index;
 mod keeper;
 mod occupancy;

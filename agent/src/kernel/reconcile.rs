@@ -11,24 +11,25 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
+use super::found::{Found, attributes, told};
 use super::index::{Index, chain_name, group_name};
 use super::service::KernelService;
 use super::table::{
     COMMENT, Chain, TABLE, Wanted, base_chains, group_chain, make_map, map_name, map_values,
     service_rule,
 };
-use crate::netlink::nf_tables::{self as nf, ELEMENT_LIMIT, Element, Expression};
-use crate::netlink::{Attributes, Message, Netlink, Reply, find};
+use crate::netlink::nf_tables::{self as nf, ELEMENT_LIMIT, Element, Keys};
+use crate::netlink::{Message, Netlink};
 
-/// How many bytes of a message an element of a map takes at most: an IPv6 address and port, the slot,
-/// and what stands around them.
-const ELEMENT_BYTES: usize = 52;
-/// Before a message's attributes.
-const FIXED_BYTES: usize = 4;
+/// What stands around the changes of a transaction.
+const BORDER_BYTES: usize = 40;
 
 /// The kernel's packet filter, in the namespace of the thread that opened it.
 #[derive(Debug)]
 pub(super) struct Kernel(Netlink);
+
+/// Changes that come into force together, whatever else does.
+type Step = Vec<Message>;
 
 /// What was done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,78 +40,10 @@ pub(super) struct Outcome {
     pub(super) maps: usize,
 }
 
-/// What is there of ours.
-#[derive(Debug, Default)]
-struct Found {
-    exists: bool,
-    /// Each chain, as the kernel tells it.
-    chains: BTreeMap<String, Vec<u8>>,
-    /// The rules of each chain, in order.
-    rules: BTreeMap<String, Vec<Vec<u8>>>,
-    sets: BTreeSet<String>,
-    counters: BTreeMap<String, u64>,
-    /// The elements of each index.
-    elements: BTreeMap<&'static str, Vec<Vec<u8>>>,
-}
-
-impl Found {
-    fn rules_of(&self, chain: &str) -> &[Vec<u8>] {
-        self.rules.get(chain).map_or(&[], Vec::as_slice)
-    }
-
-    fn elements_of(&self, index: Index) -> &[Vec<u8>] {
-        self.elements.get(index.name()).map_or(&[], Vec::as_slice)
-    }
-
-    /// The sets that rules look into.
-    fn looked_into(&self) -> BTreeSet<String> {
-        self.rules.values().flatten().flat_map(|rule| nf::told_lookups(rule)).collect()
-    }
-
-    /// Maps that no rule looks into.
-    fn leftovers(&self) -> Vec<String> {
-        let looked_into = self.looked_into();
-        let is_leftover = |name: &&String| !looked_into.contains(*name) && !is_index(name);
-        self.sets.iter().filter(is_leftover).cloned().collect()
-    }
-
-    /// The maps that a chain's rules look into.
-    fn maps_of(&self, chain: &str) -> impl Iterator<Item = String> {
-        let maps: BTreeSet<String> =
-            self.rules_of(chain).iter().flat_map(|rule| nf::told_lookups(rule)).collect();
-        maps.into_iter().filter(|name| !is_index(name) && self.sets.contains(name))
-    }
-
-    /// The map of a service, when its chain is as wanted.
-    fn map_of(&self, service: &KernelService) -> Option<String> {
-        let name = chain_name(service.key);
-        let [rule] = self.rules_of(&name) else { return None };
-        let map = nf::told_lookups(rule).next()?;
-        let wanted = nf::rule(TABLE, &name, service_rule(service, &map));
-        (map.starts_with(&map_name(service)) && wanted.are_in(rule)).then_some(map)
-    }
-
-    fn has(&self, chain: &Chain) -> bool {
-        let wanted = told(chain);
-        let rules = self.rules_of(&chain.name);
-        let same_rule = |(rule, told): (&Vec<Expression>, &Vec<u8>)| {
-            nf::rule(TABLE, &chain.name, rule.clone()).are_in(told)
-        };
-        self.chains.get(&chain.name).is_some_and(|told| wanted.are_in(told))
-            && rules.len() == chain.rules.len()
-            && chain.rules.iter().zip(rules).all(same_rule)
-    }
-}
-
 /// Whether an error says that the table is not as we would have made it.
 fn is_in_the_way(error: &io::Error) -> bool {
     const KINDS: [Errno; 4] = [Errno::EBUSY, Errno::ENOENT, Errno::EEXIST, Errno::EINVAL];
     KINDS.iter().any(|kind| error.raw_os_error() == Some(*kind as i32))
-}
-
-/// Whether a set is no service's map: an index, or one that stands in somebody's rule.
-fn is_index(set: &str) -> bool {
-    set.starts_with("__") || Index::ALL.iter().any(|index| index.name() == set)
 }
 
 impl Kernel {
@@ -146,7 +79,7 @@ impl Kernel {
     }
 
     fn bring(&mut self, wanted: Wanted<'_>, deep: bool) -> io::Result<Outcome> {
-        let found = match self.read()? {
+        let found = match Found::read(&mut self.0)? {
             None if wanted.is_empty() => return Ok(Outcome::default()),
             None => Found::default(),
             Some(_) if wanted.is_empty() => {
@@ -175,37 +108,31 @@ impl Kernel {
         found: &Found,
         outcome: &mut Outcome,
     ) -> io::Result<()> {
-        let mut changes = Vec::new();
+        let mut steps: Vec<Step> = Vec::new();
         if !found.exists {
-            changes.push(nf::make_table(TABLE, Some(COMMENT)));
+            steps.push(vec![nf::make_table(TABLE, Some(COMMENT))]);
         }
         // Maps that no rule looks into are what an agent left that was ended half way.
         let leftovers = found.leftovers();
-        changes.extend(leftovers.iter().map(|name| nf::delete_set(TABLE, name)));
+        steps.extend(leftovers.iter().map(|name| vec![nf::delete_set(TABLE, name)]));
         let missing = Index::ALL.into_iter().filter(|index| !found.sets.contains(index.name()));
-        changes.extend(missing.map(Index::make));
+        steps.extend(missing.map(|index| vec![index.make()]));
         // Groups come first: elements lead to them.
-        for group in wanted.groups.iter().map(group_chain).filter(|group| !found.has(group)) {
-            changes.push(nf::make_counter(TABLE, &group.name));
-            changes.extend(refill(&group));
-        }
+        let groups = wanted.groups.iter().map(group_chain);
+        steps.extend(groups.filter(|group| !found.has(group)).map(|group| refill(&group)));
         for index in Index::ALL {
             // A key that leads elsewhere goes, so that it can come anew.
-            let elements = index.elements(wanted);
-            let there = found.elements_of(index);
-            let is_other = |told: &&Vec<u8>| {
-                let same_key = |e: &Element| nf::told_key(told).is_some_and(|key| e.has_key(key));
-                elements.iter().any(same_key) && !elements.iter().any(|e| e.is(told))
-            };
-            delete(index, there.iter().filter(is_other), &mut changes);
+            let difference = found.difference(index, &index.elements(wanted));
+            delete(index, &difference.other, &mut steps);
+            if index.is_of_groups() {
+                delete(index, &difference.strange, &mut steps);
+            }
             if !index.is_per_service() {
-                let missing = elements.iter().filter(|e| !there.iter().any(|told| e.is(told)));
-                let missing: Vec<Element> = missing.cloned().collect();
-                add(index, &missing, &mut changes);
+                add(index, &difference.missing, &mut steps);
             }
         }
-        changes.extend(chains(wanted, found));
-        self.carry_out(changes, outcome)
+        steps.push(chains(wanted, found));
+        self.carry_out(steps, outcome)
     }
 
     /// Makes the table carry a service by the map that it wants.
@@ -216,7 +143,7 @@ impl Kernel {
         deep: bool,
         outcome: &mut Outcome,
     ) -> io::Result<()> {
-        let mut changes = Vec::new();
+        let mut changes = Step::new();
         let name = chain_name(service.key);
         let kept = match found.map_of(service) {
             Some(map) if !deep || self.holds(service, &map)? => Some(map),
@@ -227,13 +154,12 @@ impl Kernel {
             changes.extend(flip(service, &map));
             changes.extend(found.maps_of(&name).map(|old| nf::delete_set(TABLE, &old)));
         }
+        let mut steps = vec![changes];
         for index in Index::ALL {
-            let element = index.element_of(service);
-            let there = found.elements_of(index);
-            let missing = element.filter(|e| !there.iter().any(|told| e.is(told)));
-            add(index, missing.as_slice(), &mut changes);
+            let missing = index.element_of(service).filter(|e| !found.has_element(index, e));
+            add(index, missing.as_slice(), &mut steps);
         }
-        self.carry_out(changes, outcome)
+        self.carry_out(steps, outcome)
     }
 
     /// Removes what nothing needs any more.
@@ -243,14 +169,9 @@ impl Kernel {
         found: &Found,
         outcome: &mut Outcome,
     ) -> io::Result<()> {
-        let mut changes = Vec::new();
-        for index in Index::ALL {
-            let elements = index.elements(wanted);
-            let is_strange = |told: &&Vec<u8>| {
-                let key = nf::told_key(told);
-                !elements.iter().any(|e| key.is_some_and(|key| e.has_key(key)))
-            };
-            delete(index, found.elements_of(index).iter().filter(is_strange), &mut changes);
+        let mut steps = Vec::new();
+        for index in Index::ALL.into_iter().filter(|index| !index.is_of_groups()) {
+            delete(index, &found.difference(index, &index.elements(wanted)).strange, &mut steps);
         }
         let base = base_chains(wanted);
         let services = wanted.services.iter().map(|service| chain_name(service.key));
@@ -259,12 +180,13 @@ impl Kernel {
         let is_wanted =
             |name: &String| services.contains(name) || base.iter().any(|chain| chain.name == *name);
         for name in found.chains.keys().filter(|name| !is_wanted(name)) {
-            changes.push(nf::delete_chain(TABLE, name));
-            changes.extend(found.maps_of(name).map(|old| nf::delete_set(TABLE, &old)));
+            let mut step = vec![nf::delete_chain(TABLE, name)];
+            step.extend(found.maps_of(name).map(|old| nf::delete_set(TABLE, &old)));
+            steps.push(step);
         }
         let unused = found.counters.keys().filter(|name| !services.contains(*name));
-        changes.extend(unused.map(|name| nf::delete_counter(TABLE, name)));
-        self.carry_out(changes, outcome)
+        steps.extend(unused.map(|name| vec![nf::delete_counter(TABLE, name)]));
+        self.carry_out(steps, outcome)
     }
 
     /// Makes a map that nothing looks into yet, and fills it.
@@ -275,22 +197,17 @@ impl Kernel {
         outcome: &mut Outcome,
     ) -> io::Result<String> {
         let stem = map_name(service);
-        let taken = found.looked_into();
         let numbered = (2..).map(|number| format!("{stem}_{number}"));
         let mut names = std::iter::once(stem.clone()).chain(numbered);
-        let name = names.find(|name| !taken.contains(name)).unwrap_or(stem);
+        let name = names.find(|name| !found.looked_into.contains(name)).unwrap_or(stem);
         let values = map_values(&service.table);
         let slots: Vec<([u8; 4], &[u8])> = slots(service, &values).collect();
-        let mut changes = vec![make_map(service, &name)];
-        // What one transaction has room for; without privileges that is less than a whole map.
-        let lists = (self.0.batch_limit_bytes() / ELEMENT_BYTES / ELEMENT_LIMIT).max(1);
-        for part in slots.chunks(ELEMENT_LIMIT * lists) {
-            for list in part.chunks(ELEMENT_LIMIT) {
-                let elements = list.iter().map(|(slot, value)| (&slot[..], *value));
-                changes.push(nf::add_values(TABLE, &name, elements));
-            }
-            self.carry_out(std::mem::take(&mut changes), outcome)?;
+        let mut steps = vec![vec![make_map(service, &name)]];
+        for list in slots.chunks(ELEMENT_LIMIT) {
+            let elements = list.iter().map(|(slot, value)| (&slot[..], *value));
+            steps.push(vec![nf::add_values(TABLE, &name, elements)]);
         }
+        self.carry_out(steps, outcome)?;
         outcome.maps += 1;
         Ok(name)
     }
@@ -311,57 +228,40 @@ impl Kernel {
         Ok(right == wanted.len() && wrong == 0)
     }
 
-    fn carry_out(&mut self, changes: Vec<Message>, outcome: &mut Outcome) -> io::Result<()> {
-        if changes.is_empty() {
-            return Ok(());
+    /// Carries steps out, as many in one transaction as there is room for: without privileges a whole
+    /// map is too much, or the elements of many services.
+    fn carry_out(&mut self, steps: Vec<Step>, outcome: &mut Outcome) -> io::Result<()> {
+        let limit = self.0.batch_limit_bytes().saturating_sub(BORDER_BYTES);
+        for changes in transactions(steps, limit) {
+            outcome.transactions += 1;
+            self.commit(changes)?;
         }
-        outcome.transactions += 1;
-        self.commit(changes)
+        Ok(())
     }
 
     fn commit(&mut self, changes: Vec<Message>) -> io::Result<()> {
         self.0.batch(&nf::transaction(changes))
     }
+}
 
-    /// What is there; none when there is no table.
-    fn read(&mut self) -> io::Result<Option<Found>> {
-        match self.0.get(&nf::get_table(TABLE)) {
-            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => return Ok(None),
-            told => drop(told?),
-        }
-        let mut found = Found { exists: true, ..Found::default() };
-        for chain in self.0.dump(&nf::get_chains())? {
-            let told = attributes(&chain);
-            if is_ours(&chain, nf::CHAIN_TABLE)
-                && let Some(name) = find(told, nf::CHAIN_NAME).and_then(nf::told_text)
-            {
-                found.chains.insert(name, told.to_vec());
+/// Steps in their order, put together as far as the limit allows.
+fn transactions(steps: Vec<Step>, limit_bytes: usize) -> Vec<Vec<Message>> {
+    let mut transactions: Vec<Vec<Message>> = Vec::new();
+    let mut room = 0;
+    for step in steps.into_iter().filter(|step| !step.is_empty()) {
+        let bytes: usize = step.iter().map(Message::length).sum();
+        match transactions.last_mut().filter(|_| bytes <= room) {
+            Some(transaction) => {
+                transaction.extend(step);
+                room -= bytes;
+            }
+            None => {
+                transactions.push(step);
+                room = limit_bytes.saturating_sub(bytes);
             }
         }
-        for rule in self.0.dump(&nf::get_rules(TABLE))? {
-            let told = attributes(&rule);
-            if is_ours(&rule, nf::RULE_TABLE)
-                && let Some(chain) = find(told, nf::RULE_CHAIN).and_then(nf::told_text)
-            {
-                found.rules.entry(chain).or_default().push(told.to_vec());
-            }
-        }
-        for set in self.0.dump(&nf::get_sets(TABLE))? {
-            if is_ours(&set, nf::SET_TABLE) {
-                found.sets.extend(find(attributes(&set), nf::SET_NAME).and_then(nf::told_text));
-            }
-        }
-        for counter in self.0.dump(&nf::get_counters(TABLE))? {
-            found.counters.extend(nf::told_counter(attributes(&counter)));
-        }
-        for index in Index::ALL.into_iter().filter(|index| found.sets.contains(index.name())) {
-            let elements = found.elements.entry(index.name()).or_default();
-            self.0.stream(&nf::get_elements(TABLE, index.name()), |reply| {
-                elements.extend(nf::told_elements(attributes(reply)).map(<[u8]>::to_vec));
-            })?;
-        }
-        Ok(Some(found))
     }
+    transactions
 }
 
 /// Each slot of a service's table with what the map holds for it.
@@ -375,7 +275,7 @@ fn slots<'a>(
 }
 
 /// Makes a service's chain look into this map from now on.
-fn flip(service: &KernelService, map: &str) -> Vec<Message> {
+fn flip(service: &KernelService, map: &str) -> Step {
     let name = chain_name(service.key);
     let rule = nf::rule(TABLE, &name, service_rule(service, map));
     vec![
@@ -386,33 +286,30 @@ fn flip(service: &KernelService, map: &str) -> Vec<Message> {
     ]
 }
 
-/// What tells a chain from others.
-fn told(chain: &Chain) -> Attributes {
-    match chain.hook {
-        Some(hook) => nf::chain(TABLE, &chain.name, hook),
-        None => nf::chain_named(TABLE, &chain.name),
-    }
-}
-
 /// Makes the base chains that differ from what is wanted.
-fn chains(wanted: Wanted<'_>, found: &Found) -> Vec<Message> {
+fn chains(wanted: Wanted<'_>, found: &Found) -> Step {
     let base = base_chains(wanted);
     let differing = base.iter().filter(|chain| !found.has(chain));
     let install = |chain| install(chain, found.chains.contains_key(&chain.name));
     differing.flat_map(install).collect()
 }
 
-/// Makes a chain that elements may lead to, and puts its rules in the place of those it has.
-fn refill(chain: &Chain) -> Vec<Message> {
+/// Makes a chain that elements may lead to, and puts its rules, which count by its name, in the place
+/// of those it has.
+fn refill(chain: &Chain) -> Step {
     let rules = chain.rules.iter().map(|rule| nf::rule(TABLE, &chain.name, rule.clone()));
-    let mut changes = vec![nf::make_chain(told(chain)), nf::flush_chain(TABLE, &chain.name)];
+    let mut changes = vec![
+        nf::make_counter(TABLE, &chain.name),
+        nf::make_chain(told(chain)),
+        nf::flush_chain(TABLE, &chain.name),
+    ];
     changes.extend(rules.map(nf::append_rule));
     changes
 }
 
 /// Makes a chain with its rules, in place of what is there under its name.
-fn install(chain: &Chain, is_there: bool) -> Vec<Message> {
-    let mut changes = Vec::new();
+fn install(chain: &Chain, is_there: bool) -> Step {
+    let mut changes = Step::new();
     if is_there {
         changes.push(nf::delete_chain(TABLE, &chain.name));
     }
@@ -422,24 +319,35 @@ fn install(chain: &Chain, is_there: bool) -> Vec<Message> {
     changes
 }
 
-fn add(index: Index, elements: &[Element], changes: &mut Vec<Message>) {
+fn add(index: Index, elements: &[Element], steps: &mut Vec<Step>) {
     let parts = elements.chunks(ELEMENT_LIMIT);
-    changes.extend(parts.map(|part| nf::add_elements(TABLE, index.name(), part.to_vec())));
+    steps.extend(parts.map(|part| vec![nf::add_elements(TABLE, index.name(), part)]));
 }
 
-fn delete<'a>(index: Index, told: impl Iterator<Item = &'a Vec<u8>>, changes: &mut Vec<Message>) {
-    let keys: Vec<Element> = told.filter_map(|told| nf::told_key(told)).map(Element::key).collect();
+fn delete(index: Index, keys: &[Keys], steps: &mut Vec<Step>) {
     let parts = keys.chunks(ELEMENT_LIMIT);
-    changes.extend(parts.map(|part| nf::delete_elements(TABLE, index.name(), part.to_vec())));
+    steps.extend(parts.map(|part| vec![nf::delete_elements(TABLE, index.name(), part)]));
 }
 
-/// Whether a message of the kernel's tells of our table.
-fn is_ours(reply: &Reply, table: u16) -> bool {
-    const INET: u8 = 1;
-    reply.body.first() == Some(&INET)
-        && find(attributes(reply), table) == Some([TABLE.as_bytes(), &[0]].concat().as_slice())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn attributes(reply: &Reply) -> &[u8] {
-    reply.body.get(FIXED_BYTES..).unwrap_or_default()
+    #[test]
+    fn steps_stay_whole_and_in_order_and_fill_transactions() {
+        let step = |names: &[&str]| names.iter().map(|name| nf::delete_set(TABLE, name)).collect();
+        let steps: Vec<Step> =
+            vec![step(&["a"]), step(&[]), step(&["b", "c"]), step(&["d"]), step(&["e", "f", "g"])];
+        let one = nf::delete_set(TABLE, "a").length();
+        let sizes = |limit| -> Vec<usize> {
+            let parts = transactions(steps.clone(), limit);
+            assert_eq!(parts.concat(), steps.concat(), "nothing is lost, at {limit}");
+            parts.iter().map(Vec::len).collect()
+        };
+        assert_eq!(sizes(one * 100), [7]);
+        assert_eq!(sizes(one * 4), [4, 3]);
+        assert_eq!(sizes(one * 3), [3, 1, 3]);
+        assert_eq!(sizes(one), [1, 2, 1, 3], "a step is not divided");
+        assert!(transactions(vec![Step::new()], 100).is_empty());
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! guard_*             a new flow to a service with a security group -> the group's chain
-//! group_tcp_...       from a range that is let in: on; else count and drop
+//! group_tcp_...       destination . protocol . port . source among those let in: on; else count, drop
 //! arriving, leaving   destination . protocol . port -> the service's chain, by a map
 //! tcp_10.96.0.3_7000  count; destination = maglev map[jhash(source . port . destination . port)]
 //! hairpin             an endpoint that reached itself: this host becomes the source
@@ -16,10 +16,10 @@
 
 use std::hash::Hasher;
 
-use weft_model::{Cidr, FlowKey, Maglev, Transport};
+use weft_model::{FlowKey, Maglev, Transport};
 use weft_runtime::socket::Mark;
 
-use super::field::{Family, full, load_destination_port, load_source_port, padded};
+use super::field::{Family, full, load_destination_port, load_source_port};
 use super::flows::Ending;
 use super::index::{Index, chain_name, group_name};
 use super::service::{Group, KernelService, Place};
@@ -63,25 +63,22 @@ pub(super) struct Chain {
 pub(super) fn group_chain(group: &Group) -> Chain {
     let name = group_name(group.key);
     let family = Family::of(group.key.1.is_ipv4());
-    let ranges = group.ranges.iter().filter(|r| Family::of(r.address().is_ipv4()) == family);
-    let let_in = |range: &Cidr| {
-        let mask = prefix_mask(range.prefix_bits(), family);
-        vec![
-            family.load_source(0),
-            nf::mask(&mask, &vec![0; mask.len()]),
-            nf::compare(Comparison::Equal, &padded(range.address())),
-            nf::decide(nf::Verdict::Return),
-        ]
+    let address = family.words();
+    let (mut let_in, protocol, index) = match group.key.1 {
+        Place::At(_) => {
+            (vec![family.load_destination(0)], address, family.pick(Index::LetIn4, Index::LetIn6))
+        }
+        Place::Here(_) => (Vec::new(), 0, family.pick(Index::LetInHere4, Index::LetInHere6)),
     };
-    let mut rules: Vec<_> = ranges.map(let_in).collect();
-    rules.push(vec![nf::count_by(&name), nf::decide(nf::Verdict::Drop)]);
-    Chain { name, hook: None, rules }
-}
-
-fn prefix_mask(bits: u8, family: Family) -> Vec<u8> {
-    let ones = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
-    let bytes = usize::try_from(family.words() * 4).unwrap_or(16);
-    ones.to_be_bytes().into_iter().take(bytes).collect()
+    let_in.extend([
+        nf::load_meta_at(protocol, Meta::Protocol),
+        load_destination_port(protocol + 1),
+        family.load_source(protocol + 2),
+        nf::is_in(index.name()),
+        nf::decide(nf::Verdict::Return),
+    ]);
+    let others = vec![nf::count_by(&name), nf::decide(nf::Verdict::Drop)];
+    Chain { name, hook: None, rules: vec![let_in, others] }
 }
 
 /// The name of a map for what this service's holds. Numbered ones hold the same.
@@ -104,7 +101,7 @@ pub(super) fn make_map(service: &KernelService, name: &str) -> Message {
     let set = Set {
         name,
         key: &[ValueKind::Number],
-        key_bytes: 4,
+        has_ranges: false,
         holds: Holds::Values(&value, family.words() * 4 + 4),
         size: u32::try_from(service.table.size()).ok(),
     };

@@ -28,6 +28,8 @@ pub(crate) struct Entry {
     pub(crate) flow: FlowTuple,
     /// Where it goes in truth; the same as its destination when nothing was changed.
     pub(crate) endpoint: SocketAddr,
+    /// Whether both sides have closed or one has reset it: the kernel keeps it for a while all the same.
+    pub(crate) is_over: bool,
     /// What tells it from another of the same tuple.
     id: Vec<u8>,
     /// Its original tuple, as the kernel tells it.
@@ -79,12 +81,10 @@ impl Conntrack {
     /// # Errors
     /// The kernel's.
     pub(crate) fn list(&mut self, mut each: impl FnMut(Entry)) -> io::Result<()> {
-        for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
-            let family = u8::try_from(family).unwrap_or_default();
-            let message = message(GET, family, Attributes::new());
-            self.0.stream(&message, |reply| read(reply).into_iter().for_each(&mut each))?;
-        }
-        Ok(())
+        // Of both families at once: the kernel goes through the whole table each time it is asked.
+        const ANY_FAMILY: u8 = 0;
+        let message = message(GET, ANY_FAMILY, Attributes::new());
+        self.0.stream(&message, |reply| read(reply).into_iter().for_each(&mut each))
     }
 
     /// Lets go of an entry: the next packet of its flow is a new flow's. One that is gone already is
@@ -113,10 +113,23 @@ fn read(reply: &Reply) -> Option<Entry> {
     Some(Entry {
         flow: FlowTuple { transport, client, destination },
         endpoint,
+        is_over: is_over(attributes),
         id: find(attributes, ID)?.to_vec(),
         original: original.to_vec(),
         family: *reply.body.first()?,
     })
+}
+
+/// Whether a TCP connection is in a state that nothing follows.
+fn is_over(attributes: &[u8]) -> bool {
+    const PROTOCOL: u16 = 4;
+    const TCP: u16 = 1;
+    const STATE: u16 = 1;
+    const TIME_WAIT: u8 = 7;
+    const CLOSE: u8 = 8;
+    let tcp = find(attributes, PROTOCOL).and_then(|protocol| find(protocol, TCP));
+    let state = tcp.and_then(|tcp| find(tcp, STATE)?.first());
+    state.is_some_and(|state| [TIME_WAIT, CLOSE].contains(state))
 }
 
 /// What the kernel tells of a connection that has ended.

@@ -70,6 +70,16 @@ impl Attributes {
         self.0.first()
     }
 
+    /// How many bytes they are when written.
+    fn length(&self) -> usize {
+        let value = |value: &Value| match value {
+            Value::Bytes(bytes) | Value::Told(bytes) => bytes.len(),
+            Value::Nested(attributes) => attributes.length(),
+        };
+        let lengths = self.0.iter().map(|(_, attribute)| ATTRIBUTE_HEADER_BYTES + value(attribute));
+        lengths.map(|length| length.next_multiple_of(4)).sum()
+    }
+
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         for (kind, value) in &self.0 {
             let start = out.len();
@@ -138,6 +148,11 @@ pub(crate) struct Message {
 }
 
 impl Message {
+    /// How many bytes it is when written.
+    pub(crate) fn length(&self) -> usize {
+        HEADER_BYTES + self.fixed.len().next_multiple_of(4) + self.attributes.length()
+    }
+
     pub(crate) fn write(&self, sequence: u32, extra_flags: u16, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend([0; 4]);

@@ -88,6 +88,25 @@ impl Cidr {
         self.address
     }
 
+    /// The last address of the range.
+    #[must_use]
+    pub fn last(&self) -> IpAddr {
+        let free = |width: u8| u128::MAX.checked_shr(u32::from(128 - (width - self.prefix_bits)));
+        match self.address {
+            IpAddr::V4(v4) => {
+                let free = u32::try_from(free(32).unwrap_or(0)).unwrap_or(u32::MAX);
+                IpAddr::V4((u32::from(v4) | free).into())
+            }
+            IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) | free(128).unwrap_or(0)).into()),
+        }
+    }
+
+    /// Whether its addresses are of IPv4.
+    #[must_use]
+    pub fn is_ipv4(&self) -> bool {
+        self.address.is_ipv4()
+    }
+
     /// How many leading bits are fixed.
     #[must_use]
     pub fn prefix_bits(&self) -> u8 {

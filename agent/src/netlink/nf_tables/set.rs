@@ -29,6 +29,18 @@ pub(crate) enum ValueKind {
     Port = 13,
 }
 
+impl ValueKind {
+    /// How many bytes such a value has.
+    fn bytes(self) -> u32 {
+        match self {
+            Self::Protocol => 1,
+            Self::Port => 2,
+            Self::Number | Self::Ipv4 => 4,
+            Self::Ipv6 => 16,
+        }
+    }
+}
+
 fn concatenated(kinds: &[ValueKind]) -> u32 {
     kinds.iter().fold(0, |all, kind| all << 6 | *kind as u32)
 }
@@ -38,8 +50,8 @@ fn concatenated(kinds: &[ValueKind]) -> u32 {
 pub(crate) struct Set<'a> {
     pub(crate) name: &'a str,
     pub(crate) key: &'a [ValueKind],
-    /// Of the whole key, each part filled up to four bytes.
-    pub(crate) key_bytes: u32,
+    /// Whether an element covers all keys from one to another, part by part. No two may overlap.
+    pub(crate) has_ranges: bool,
     pub(crate) holds: Holds<'a>,
     /// How many elements it will have, where that is known and does not change.
     pub(crate) size: Option<u32>,
@@ -58,13 +70,20 @@ pub(crate) enum Holds<'a> {
 
 /// Makes a set unless it is there.
 pub(crate) fn make_set(table: &str, set: Set<'_>) -> Message {
+    const INTERVAL: u32 = 4;
     const IS_MAP: u32 = 8;
+    const CONCATENATED: u32 = 0x80;
     const ANY_ID: u32 = 1;
-    let flags = if set.holds == Holds::Nothing { 0 } else { IS_MAP };
+    const FIELD: u16 = 1;
+    let mut flags = if set.holds == Holds::Nothing { 0 } else { IS_MAP };
+    if set.has_ranges {
+        flags |= INTERVAL | CONCATENATED;
+    }
+    let words: u32 = set.key.iter().map(|part| part.bytes().div_ceil(4)).sum();
     let mut attributes = set_named(table, set.name)
         .big_endian(3, flags)
         .big_endian(4, concatenated(set.key))
-        .big_endian(5, set.key_bytes);
+        .big_endian(5, words * 4);
     match set.holds {
         Holds::Nothing => {}
         Holds::Verdicts => attributes = attributes.big_endian(6, 0xffff_ff00),
@@ -72,8 +91,18 @@ pub(crate) fn make_set(table: &str, set: Set<'_>) -> Message {
             attributes = attributes.big_endian(6, concatenated(kinds)).big_endian(7, bytes);
         }
     }
+    let mut description = Attributes::new();
     if let Some(size) = set.size {
-        attributes = attributes.nested(9, Attributes::new().big_endian(1, size));
+        description = description.big_endian(1, size);
+    }
+    if set.has_ranges {
+        let field = |part: &ValueKind| Attributes::new().big_endian(1, part.bytes());
+        let fields = set.key.iter().map(field);
+        let list = fields.fold(Attributes::new(), |list, field| list.nested(FIELD, field));
+        description = description.nested(2, list);
+    }
+    if description.first().is_some() {
+        attributes = attributes.nested(9, description);
     }
     message(NEW_SET, CREATE, attributes.big_endian(10, ANY_ID))
 }
@@ -101,34 +130,72 @@ pub(crate) fn get_elements(table: &str, set: &str) -> Message {
 const ELEMENT: u16 = 1;
 const KEY: u16 = 1;
 const DATA: u16 = 2;
+const KEY_END: u16 = 10;
 /// The value of either part.
 const VALUE: u16 = 1;
 
+/// Which element of a set: a key, or all keys from one to another, part by part.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Keys {
+    first: Vec<u8>,
+    last: Option<Vec<u8>>,
+}
+
+impl Keys {
+    /// One key.
+    pub(crate) fn one(key: &[u8]) -> Self {
+        Self { first: key.to_vec(), last: None }
+    }
+
+    /// All from one to another.
+    pub(crate) fn range(first: &[u8], last: &[u8]) -> Self {
+        Self { first: first.to_vec(), last: Some(last.to_vec()) }
+    }
+
+    /// Those of an element as the kernel tells it.
+    pub(crate) fn told(element: &[u8]) -> Option<Self> {
+        let last = crate::netlink::find(element, KEY_END);
+        let last = last.and_then(|last| crate::netlink::find(last, VALUE));
+        Some(Self { first: told_key(element)?.to_vec(), last: last.map(<[u8]>::to_vec) })
+    }
+}
+
 /// An element, with what the set holds for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Element(Attributes);
+pub(crate) struct Element {
+    pub(crate) keys: Keys,
+    /// The chain that decides about its packets.
+    chain: Option<String>,
+}
 
 impl Element {
-    /// A key alone.
-    pub(crate) fn key(key: &[u8]) -> Self {
-        Self(Attributes::new().nested(KEY, Attributes::new().bytes(VALUE, key)))
+    /// An element that is in a set or is not.
+    pub(crate) fn new(keys: Keys) -> Self {
+        Self { keys, chain: None }
     }
 
     /// A key whose packets another chain decides about.
     pub(crate) fn chain(key: &[u8], chain: &str) -> Self {
-        let verdict =
-            Attributes::new().bytes(1, &(Verdict::Goto as i32).to_be_bytes()).text(2, chain);
-        Self(Self::key(key).0.nested(DATA, Attributes::new().nested(2, verdict)))
-    }
-
-    /// Whether its key is this one.
-    pub(crate) fn has_key(&self, key: &[u8]) -> bool {
-        self.0.first() == Self::key(key).0.first()
+        Self { keys: Keys::one(key), chain: Some(chain.to_owned()) }
     }
 
     /// Whether `bytes`, an element as the kernel tells it, is this one.
     pub(crate) fn is(&self, bytes: &[u8]) -> bool {
-        self.0.are_in(bytes)
+        self.attributes().are_in(bytes)
+    }
+
+    fn attributes(&self) -> Attributes {
+        let value = |bytes: &[u8]| Attributes::new().bytes(VALUE, bytes);
+        let mut attributes = Attributes::new().nested(KEY, value(&self.keys.first));
+        if let Some(last) = &self.keys.last {
+            attributes = attributes.nested(KEY_END, value(last));
+        }
+        if let Some(chain) = &self.chain {
+            let goto = (Verdict::Goto as i32).to_be_bytes();
+            let verdict = Attributes::new().bytes(1, &goto).text(2, chain);
+            attributes = attributes.nested(DATA, Attributes::new().nested(2, verdict));
+        }
+        attributes
     }
 }
 
@@ -153,12 +220,13 @@ pub(crate) fn told_value(element: &[u8]) -> Option<&[u8]> {
     crate::netlink::find(crate::netlink::find(element, DATA)?, VALUE)
 }
 
-/// The most elements of one message: a list is a single attribute, of at most 64 KiB.
-pub(crate) const ELEMENT_LIMIT: usize = 1000;
+/// The most elements of one message: a list is a single attribute, of at most 64 KiB, and the longest
+/// element, an IPv6 service's with the name of its group's chain, takes 112 bytes.
+pub(crate) const ELEMENT_LIMIT: usize = 500;
 
 /// Puts elements into a set; at most [`ELEMENT_LIMIT`].
-pub(crate) fn add_elements(table: &str, set: &str, elements: Vec<Element>) -> Message {
-    message(NEW_ELEMENTS, CREATE, listed(table, set, elements))
+pub(crate) fn add_elements(table: &str, set: &str, elements: &[Element]) -> Message {
+    message(NEW_ELEMENTS, CREATE, listed(table, set, elements.iter().map(Element::attributes)))
 }
 
 /// Puts keys with their values into a map; at most [`ELEMENT_LIMIT`]. A map may be large, so its
@@ -184,15 +252,13 @@ pub(crate) fn add_values<'a>(
 }
 
 /// Takes elements out of a set; at most [`ELEMENT_LIMIT`].
-pub(crate) fn delete_elements(table: &str, set: &str, elements: Vec<Element>) -> Message {
+pub(crate) fn delete_elements(table: &str, set: &str, keys: &[Keys]) -> Message {
+    let elements = keys.iter().map(|keys| Element::new(keys.clone()).attributes());
     message(DELETE_ELEMENTS, 0, listed(table, set, elements))
 }
 
-fn listed(table: &str, set: &str, elements: Vec<Element>) -> Attributes {
-    debug_assert!(elements.len() <= ELEMENT_LIMIT, "the list would not fit its attribute");
-    let list = elements
-        .into_iter()
-        .fold(Attributes::new(), |list, Element(element)| list.nested(ELEMENT, element));
+fn listed(table: &str, set: &str, elements: impl Iterator<Item = Attributes>) -> Attributes {
+    let list = elements.fold(Attributes::new(), |list, element| list.nested(ELEMENT, element));
     Attributes::new().text(ELEMENTS_TABLE, table).text(ELEMENTS_SET, set).nested(ELEMENTS, list)
 }
 
@@ -206,9 +272,9 @@ mod tests {
         let pairs = elements.iter().map(|(key, value)| (&key[..], &value[..]));
         let value = |bytes: &[u8]| Attributes::new().bytes(VALUE, bytes);
         let element = |(key, data): &([u8; 4], [u8; 8])| {
-            Element(Attributes::new().nested(KEY, value(key)).nested(DATA, value(data)))
+            Attributes::new().nested(KEY, value(key)).nested(DATA, value(data))
         };
-        let listed = elements.iter().map(element).collect();
+        let list = listed("table", "map", elements.iter().map(element));
         let bytes = |message: Message| {
             let mut out = Vec::new();
             message.write(1, 0, &mut out);
@@ -216,7 +282,7 @@ mod tests {
         };
         assert_eq!(
             bytes(add_values("table", "map", pairs)),
-            bytes(add_elements("table", "map", listed))
+            bytes(message(NEW_ELEMENTS, CREATE, list))
         );
     }
 }
