@@ -77,7 +77,7 @@ impl Particulars for AgentRole {
 
     fn explain(&self, query: &str) -> Result<Value, String> {
         let plan = self.plans.borrow().clone();
-        let explanation = plan.explain(&flow_of(query)?)?;
+        let explanation = plan.explain(&flow_of(query)?, sequence_of(query)?)?;
         let services = self.kernel.report().services;
         let service = services.iter().find(|s| *s.listener == *explanation.listener);
         let mut told = serde_json::to_value(explanation).map_err(|error| error.to_string())?;
@@ -125,6 +125,14 @@ fn flow_of(query: &str) -> Result<FlowTuple, String> {
         other => return Err(format!("transport {other:?} is neither tcp nor udp")),
     };
     Ok(FlowTuple { transport, client: address("client")?, destination: address("destination")? })
+}
+
+/// The sequence number in such a query, if there is one.
+fn sequence_of(query: &str) -> Result<Option<u32>, String> {
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("sequence="));
+    let number =
+        |text: &str| text.parse().map_err(|_| format!("sequence {text:?} is no number of 32 bits"));
+    value.map(number).transpose()
 }
 
 /// How it stands with the redirects, for the metrics.

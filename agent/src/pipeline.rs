@@ -16,8 +16,9 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use tokio::net::{TcpStream, UdpSocket};
-use weft_model::{FlowKey, FlowTuple, IdleEnd, Listener, Name, Transport, UdpProxy};
+use weft_model::{FlowTuple, IdleEnd, Listener, Name, Transport, UdpProxy};
 use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset_on_close};
+use weft_runtime::syn::saved_sequence;
 
 use crate::forward::tcp::{End, Moved, relay};
 use crate::forward::udp::{Datagram, send_all};
@@ -69,9 +70,14 @@ async fn carry(
     let tcp = plan.tcp(listener, destination).ok_or(Refusal::NoService)?;
     story.logged = tcp.access_log;
     let flow = FlowTuple { transport: Transport::Tcp, client: accepted.client, destination };
-    let target = plan.target(tcp, &flow).ok_or(Refusal::NoService)?;
+    let sequence = match tcp.flow_key.takes_sequence(Transport::Tcp) {
+        true => saved_sequence(&accepted.stream).unwrap_or_default(),
+        false => 0,
+    };
+    let target = plan.target(tcp, &flow, sequence).ok_or(Refusal::NoService)?;
     story.service = Some(target.name.clone());
-    let mut endpoint = connecting(&plan, target, (&flow, tcp.flow_key), worker, story).await?;
+    let hash = plan.hash(&flow, tcp.flow_key, sequence);
+    let mut endpoint = connecting(&plan, target, (&flow, hash), worker, story).await?;
     let idle = (tcp.idle_timeout, listener.idle_end.unwrap_or(IdleEnd::Reset));
     let tally = worker.tally(listener);
     // A connection may live long; it must not keep the plan it was made by.
@@ -119,7 +125,7 @@ fn admit(listener: &Listener, client: SocketAddr) -> Result<(), Refusal> {
 fn connecting<'a>(
     plan: &'a Plan,
     target: &'a Target,
-    flow: (&'a FlowTuple, FlowKey),
+    flow: (&'a FlowTuple, u32),
     worker: &'a Worker,
     story: &'a mut Story,
 ) -> Pin<Box<impl Future<Output = Result<TcpStream, Refusal>> + 'a>> {
@@ -130,13 +136,13 @@ fn connecting<'a>(
 async fn connect(
     plan: &Plan,
     target: &Target,
-    (flow, key): (&FlowTuple, FlowKey),
+    (flow, hash): (&FlowTuple, u32),
     worker: &Worker,
     story: &mut Story,
 ) -> Result<TcpStream, Refusal> {
     let mut tried = false;
     for attempt in 0..=OTHER_ENDPOINTS {
-        let choice = plan.pick(target, flow, key, attempt);
+        let choice = plan.pick(target, flow, hash, attempt);
         let Some(endpoint) = choice.endpoint() else {
             break;
         };
@@ -266,7 +272,7 @@ fn begin(
     admit(serving, tuple.client)?;
     let udp: &UdpProxy = plan.udp(serving).ok_or(Refusal::NoService)?;
     let target = plan.target_named(&udp.cluster).ok_or(Refusal::NoService)?;
-    let choice = plan.pick(target, &tuple, udp.flow_key, 0);
+    let choice = plan.pick(target, &tuple, plan.hash(&tuple, udp.flow_key, 0), 0);
     let address = choice.endpoint().ok_or(Refusal::NoEndpoint)?;
     if !worker.flows.borrow().has_room() {
         return Err(Refusal::Limit);

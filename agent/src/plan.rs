@@ -277,9 +277,24 @@ impl Plan {
     /// The target of a flow among weighted clusters. The draw is the flow's own hash, so that every
     /// agent sends the flow to the same one.
     #[must_use]
-    pub fn target(&self, tcp: &TcpProxy, flow: &FlowTuple) -> Option<&Arc<Target>> {
-        let draw = flow.hash(tcp.flow_key, !self.seed);
+    pub fn target(&self, tcp: &TcpProxy, flow: &FlowTuple, sequence: u32) -> Option<&Arc<Target>> {
+        let draw = flow.hash(tcp.flow_key, sequence, !self.seed);
         self.targets.get(&WeightedCluster::draw(&tcp.clusters, draw)?.name)
+    }
+
+    /// Whether connections taken in by this listener may be hashed with the sequence numbers of their
+    /// SYNs.
+    #[must_use]
+    pub fn takes_sequence(&self, taken_in_by: &Listener) -> bool {
+        let of = |listener: &Listener| {
+            let mut chains = listener.all_chains();
+            chains.any(|chain| match &chain.filter {
+                Filter::Tcp(tcp) => tcp.flow_key.takes_sequence(Transport::Tcp),
+                Filter::Http(_) => false,
+            })
+        };
+        let captures = taken_in_by.use_original_destination;
+        of(taken_in_by) || captures && self.by_destination.values().any(|service| of(service))
     }
 
     /// The target of this name.
@@ -288,14 +303,20 @@ impl Plan {
         self.targets.get(name)
     }
 
-    /// The endpoint for a flow: attempt 0 is its own, 1 and up are where it goes when that one
-    /// cannot be reached.
+    /// A flow's hash.
     #[must_use]
-    pub fn pick(&self, target: &Target, flow: &FlowTuple, key: FlowKey, attempt: usize) -> Choice {
+    pub fn hash(&self, flow: &FlowTuple, key: FlowKey, sequence: u32) -> u32 {
+        flow.hash(key, sequence, self.seed)
+    }
+
+    /// The endpoint for a flow of this hash: attempt 0 is its own, 1 and up are where it goes when that
+    /// one cannot be reached.
+    #[must_use]
+    pub fn pick(&self, target: &Target, flow: &FlowTuple, hash: u32, attempt: usize) -> Choice {
         match &target.picker {
-            Picker::Table(table) => table
-                .pick_after(flow.hash(key, self.seed), attempt)
-                .map_or(Choice::NoEndpoint, Choice::ByFlowHash),
+            Picker::Table(table) => {
+                table.pick_after(hash, attempt).map_or(Choice::NoEndpoint, Choice::ByFlowHash)
+            }
             Picker::OriginalDestination if attempt == 0 => {
                 Choice::ByOriginalDestination(flow.destination)
             }
@@ -322,11 +343,11 @@ pub struct Explanation {
 }
 
 impl Plan {
-    /// Where a new flow would go.
+    /// Where a new flow would go, whose SYN bears this sequence number.
     ///
     /// # Errors
-    /// Why it would go nowhere.
-    pub fn explain(&self, flow: &FlowTuple) -> Result<Explanation, String> {
+    /// Why it would go nowhere, or that the sequence number decides and none was given.
+    pub fn explain(&self, flow: &FlowTuple, sequence: Option<u32>) -> Result<Explanation, String> {
         let (transport, destination) = (flow.transport, flow.destination);
         let bound = self.bound().find(|bound| {
             let addressed = bound.address == destination
@@ -339,7 +360,8 @@ impl Plan {
         let target = match transport {
             Transport::Tcp => {
                 let tcp = self.tcp(listener, destination);
-                tcp.and_then(|tcp| Some((self.target(tcp, flow)?, tcp.flow_key)))
+                let number = sequence.unwrap_or_default();
+                tcp.and_then(|tcp| Some((self.target(tcp, flow, number)?, tcp.flow_key)))
             }
             Transport::Udp => {
                 let udp = self.udp(listener);
@@ -348,19 +370,25 @@ impl Plan {
         };
         let (target, key) =
             target.ok_or_else(|| format!("{:?} leads to no cluster", &*listener.name))?;
-        let hash = flow.hash(key, self.seed);
+        if key.takes_sequence(transport) && sequence.is_none() {
+            return Err(format!(
+                "{:?} is hashed with the sequence number of a connection's SYN: say which (--sequence)",
+                &*listener.name
+            ));
+        }
+        let hash = self.hash(flow, key, sequence.unwrap_or_default());
         let slot = match &target.picker {
             Picker::Table(table) => table.slot(hash).map(|slot| (slot, table.size())),
             Picker::OriginalDestination => None,
         };
-        let choices = (0..=OTHER_ENDPOINTS).map(|attempt| self.pick(target, flow, key, attempt));
+        let choices = (0..=OTHER_ENDPOINTS).map(|attempt| self.pick(target, flow, hash, attempt));
         Ok(Explanation {
             listener: listener.name.to_string(),
             cluster: target.name.to_string(),
             hash,
             slot,
             endpoints: choices.filter_map(Choice::endpoint).collect(),
-            choice: self.pick(target, flow, key, 0).word(),
+            choice: self.pick(target, flow, hash, 0).word(),
         })
     }
 }

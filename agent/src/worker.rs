@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use weft_model::{Listener, Name, Transport};
@@ -16,6 +17,7 @@ use weft_runtime::drain::{Drain, Live, Phase};
 use weft_runtime::listening::Report;
 use weft_runtime::metrics::Registry;
 use weft_runtime::socket::{Mark, bind_udp, is_without_ipv6, listen_tcp};
+use weft_runtime::syn::save_syn;
 
 use crate::flow::FlowTable;
 use crate::forward::tcp::Lender;
@@ -155,7 +157,14 @@ struct Sockets {
     worker: usize,
     /// Whether nothing is missing.
     is_whole: bool,
-    bound: HashMap<Bound, (Name, JoinHandle<()>)>,
+    bound: HashMap<Bound, Task>,
+}
+
+/// What serves a bound socket.
+struct Task {
+    handle: JoinHandle<()>,
+    /// The socket, of TCP.
+    socket: Option<Rc<TcpListener>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -182,21 +191,23 @@ impl Sockets {
                 (key, listener)
             })
             .collect();
-        self.bound.retain(|key, (_, task)| {
-            let keep = wanted.contains_key(key) && !task.is_finished();
+        self.bound.retain(|key, task| {
+            let keep = wanted.contains_key(key) && !task.handle.is_finished();
             if !keep {
-                task.abort();
+                task.handle.abort();
             }
             keep
         });
         let mut failures = Vec::new();
         for (key, listener) in wanted {
-            if self.bound.contains_key(&key) {
+            if let Some(task) = self.bound.get(&key) {
+                task.follow(&plan, listener);
                 continue;
             }
             match serve(listener, worker) {
                 Ok(task) => {
-                    self.bound.insert(key, (listener.name.clone(), task));
+                    task.follow(&plan, listener);
+                    self.bound.insert(key, task);
                 }
                 Err(error) if is_without_ipv6(listener.address, &error) => {
                     tracing::debug!(listener = &*listener.name, "there is no IPv6 here");
@@ -221,31 +232,42 @@ impl Sockets {
     }
 
     fn close_tcp(&mut self) {
-        for (_, (_, task)) in self.bound.drain().filter(|(key, _)| key.transport == Transport::Tcp)
-        {
-            task.abort();
+        for (_, task) in self.bound.drain().filter(|(key, _)| key.transport == Transport::Tcp) {
+            task.handle.abort();
         }
     }
 }
 
-fn serve(listener: &Arc<Listener>, worker: &Rc<Worker>) -> io::Result<JoinHandle<()>> {
+impl Task {
+    /// Has the kernel keep the SYNs of connections, where a plan looks at them.
+    fn follow(&self, plan: &Plan, listener: &Listener) {
+        let Some(socket) = &self.socket else { return };
+        if let Err(error) = save_syn(socket, plan.takes_sequence(listener)) {
+            tracing::warn!(listener = &*listener.name, %error, "SYNs cannot be looked at");
+        }
+    }
+}
+
+fn serve(listener: &Arc<Listener>, worker: &Rc<Worker>) -> io::Result<Task> {
     let name = listener.name.clone();
     let worker = worker.clone();
     match listener.transport {
         Transport::Tcp => {
-            let socket = listen_tcp(listener.address, listener.transparent)?;
-            Ok(tokio::task::spawn_local(accept(socket, name, worker)))
+            let socket = Rc::new(listen_tcp(listener.address, listener.transparent)?);
+            let handle = tokio::task::spawn_local(accept(socket.clone(), name, worker));
+            Ok(Task { handle, socket: Some(socket) })
         }
         Transport::Udp => {
             let socket =
                 Rc::new(bind_udp(listener.address, listener.transparent, worker.shared.mark)?);
             let intake = Intake::new(socket.clone(), listener.use_original_destination)?;
-            Ok(tokio::task::spawn_local(take_in(intake, socket, name, worker)))
+            let handle = tokio::task::spawn_local(take_in(intake, socket, name, worker));
+            Ok(Task { handle, socket: None })
         }
     }
 }
 
-async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<Worker>) {
+async fn accept(socket: Rc<TcpListener>, name: Name, worker: Rc<Worker>) {
     let rested = OnceCell::new();
     loop {
         match socket.accept().await {

@@ -105,7 +105,7 @@ fn expected(
     client: SocketAddr,
 ) -> SocketAddr {
     let flow = FlowTuple { transport, client, destination: family.service() };
-    table.pick(flow.hash(FlowKey::FiveTuple, SEED)).expect("there are endpoints")
+    table.pick(flow.hash(FlowKey::FiveTuple, 0, SEED)).expect("there are endpoints")
 }
 
 fn socket(kind: Type, address: SocketAddr) -> Socket {

@@ -87,7 +87,7 @@ fn flows_are_hashed_with_a_seed_of_the_meshs_own_that_outlives_a_restart() {
     let client = SocketAddr::from(([10, 9, 9, 9], 4000));
     let flow = FlowTuple { transport: Transport::Tcp, client, destination: mesh.echo() };
     let hash = told_hash(&mesh, &flow).expect("the agent explains");
-    let without_one = flow.hash(FlowKey::FiveTuple, 0x5eed);
+    let without_one = flow.hash(FlowKey::FiveTuple, 0, 0x5eed);
     assert_ne!(hash, json!(without_one), "it is not the seed that everybody knows");
     let dump = mesh.agent.admin("/config_dump").text();
     assert!(dump.contains("\"flow_seed\": \"[redacted]\""), "the seed is nobody's to read");

@@ -12,4 +12,5 @@ pub mod log;
 pub mod metrics;
 pub mod open_files;
 pub mod socket;
+pub mod syn;
 pub mod worker;

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use nix::libc;
 use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -62,7 +63,7 @@ pub fn bind_udp(
 /// all of its addresses: of none, then, so that nothing is missed.
 #[must_use]
 pub fn is_without_ipv6(address: SocketAddr, error: &io::Error) -> bool {
-    let unsupported = error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT);
+    let unsupported = error.raw_os_error() == Some(libc::EAFNOSUPPORT);
     unsupported && address.ip() == Ipv6Addr::UNSPECIFIED
 }
 

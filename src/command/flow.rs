@@ -28,6 +28,9 @@ enum Command {
         client: SocketAddr,
         /// What it aims at: ADDRESS:PORT.
         destination: SocketAddr,
+        /// The sequence number of its SYN, for services that are hashed with it.
+        #[arg(long, value_name = "NUMBER")]
+        sequence: Option<u32>,
         /// The agent's admin port.
         #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
         admin: SocketAddr,
@@ -44,12 +47,15 @@ enum Protocol {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let Command::Explain { transport, client, destination, admin, json } = &arguments.command;
+    let Command::Explain { transport, client, destination, sequence, admin, json } =
+        &arguments.command;
     let transport = match transport {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
     };
-    let path = format!("/flow?transport={transport}&client={client}&destination={destination}");
+    let sequence = sequence.map(|number| format!("&sequence={number}")).unwrap_or_default();
+    let flow = format!("transport={transport}&client={client}&destination={destination}");
+    let path = format!("/flow?{flow}{sequence}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
     let answer = runtime.block_on(client::get(*admin, None, &path, None));

@@ -88,6 +88,11 @@ pub(super) fn load_destination_port(word: u32) -> Expression {
     nf::load_payload_at(word, Part::Transport, 2, 2)
 }
 
+/// The sequence number of a TCP packet (RFC 9293, section 3.1).
+pub(super) fn load_sequence(word: u32) -> Expression {
+    nf::load_payload_at(word, Part::Transport, 4, 4)
+}
+
 pub(super) fn padded(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),

@@ -19,7 +19,7 @@ use std::hash::Hasher;
 use weft_model::{FlowKey, Maglev, Transport};
 use weft_runtime::socket::Mark;
 
-use super::field::{Family, full, load_destination_port, load_source_port};
+use super::field::{Family, full, load_destination_port, load_sequence, load_source_port};
 use super::flows::Ending;
 use super::index::{Index, chain_name, group_name};
 use super::service::{Group, KernelService, Place};
@@ -118,8 +118,8 @@ pub(super) fn service_rule(service: &KernelService, map: &str) -> Vec<Expression
     let family = Family::of(service.key.1.is_ipv4());
     let address = family.words();
     let size = u32::try_from(service.table.size()).unwrap_or(u32::MAX);
-    let (key, words) = match service.flow_key {
-        FlowKey::FiveTuple => (
+    let (mut key, mut words) = match service.flow_key {
+        FlowKey::FiveTuple | FlowKey::WithSequence => (
             vec![
                 family.load_source(0),
                 load_source_port(address),
@@ -130,6 +130,10 @@ pub(super) fn service_rule(service: &KernelService, map: &str) -> Vec<Expression
         ),
         FlowKey::SourceAddress => (vec![family.load_source(0)], address),
     };
+    if service.flow_key.takes_sequence(service.key.0) {
+        key.push(load_sequence(words));
+        words += 1;
+    }
     let mut rule = vec![nf::count_by(&chain_name(service.key))];
     rule.extend(key);
     rule.extend([

@@ -163,6 +163,15 @@ fn a_second_caller_of_the_assertion_is_found() {
 }
 
 #[test]
+fn unsafe_code_in_a_second_place_is_found() {
+    let rule = unsafe_code_elsewhere;
+    let block = "//! No unsafe code here.\nfn f() { unsafe { g() } }\n";
+    let allowed = "//! x\n#[allow(unsafe_code, reason = \"so\")]\nmod m;\nfn unsafely() {}\n";
+    check(rule, &[File::new("runtime/src/syn.rs", block)], &[]);
+    check(rule, &[File::new("a.rs", block), File::new("b.rs", allowed)], &["a.rs:2: ", "b.rs:2: "]);
+}
+
+#[test]
 fn a_marker_of_unfinished_work_is_found() {
     let rule = work_left_behind;
     for marker in LEFT_BEHIND {

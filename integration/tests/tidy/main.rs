@@ -218,6 +218,23 @@ fn peers_are_asserted_in_one_place() {
     hold(&peers_asserted_twice(&tree()));
 }
 
+/// The one file that may hold unsafe code.
+const UNSAFE: &str = "runtime/src/syn.rs";
+
+fn unsafe_code_elsewhere(files: &[File]) -> Vec<String> {
+    let others = files.iter().filter(|file| file.is_rust() && file.path != UNSAFE);
+    let others: Vec<File> = others.cloned().collect();
+    violations_by_line(&others, |line| {
+        let found = ["unsafe", "unsafe_code"].iter().any(|word| holds_word(&code(line), word));
+        found.then(|| format!("unsafe code: a library's call, or a reason to be in {UNSAFE}"))
+    })
+}
+
+#[test]
+fn unsafe_code_is_in_one_place() {
+    hold(&unsafe_code_elsewhere(&tree()));
+}
+
 // ------------------------------------------------------------------ (e) nothing left behind
 
 /// Written in halves, so that this file holds none of them.

@@ -117,6 +117,7 @@ default_filter_chain:
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
       stat_prefix: t
+      hash_policy: [{filter_state: {key: weft.tcp_sequence}}]
       weighted_clusters: {clusters: [{name: a, weight: 1}, {name: b, weight: 3}]}
 "#,
     );

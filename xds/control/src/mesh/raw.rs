@@ -47,7 +47,7 @@ pub struct Service {
     pub balance: Balance,
     /// Whose flows agents take: address ranges. Anybody's when not given.
     pub allow_from: Option<Vec<String>>,
-    /// `none` or `client_address`.
+    /// `none`, `client_address` or `tcp_sequence`.
     #[serde(default)]
     pub affinity: Affinity,
     /// Whether its replicas have sidecars.
@@ -75,6 +75,9 @@ pub enum Affinity {
     None,
     /// Those of one client.
     ClientAddress,
+    /// Each has its own, also one from the port of one before: of TCP, the sequence number of the SYN
+    /// counts as well.
+    TcpSequence,
 }
 
 /// A port.

@@ -81,6 +81,9 @@ fn affinity_is_for_ports_that_no_sidecar_balances() {
     let mesh = mesh.expect("a good file");
     assert_eq!(mesh.services["orders"].flow_key, FlowKey::SourceAddress);
     assert_eq!(mesh.services["web"].flow_key, FlowKey::FiveTuple);
+    let sequence = wanted.replace("http", "tcp").replace("client_address", "tcp_sequence");
+    let mesh = Mesh::parse(&sequence, std::path::Path::new(".")).expect("a good file");
+    assert_eq!(mesh.services["orders"].flow_key, FlowKey::WithSequence);
 }
 
 #[test]

@@ -35,8 +35,15 @@ const DEFAULT_HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Reads `TcpProxy`.
 pub(super) fn tcp_proxy(mut filter: Reader<'_>) -> Result<TcpProxy, Refused> {
     filter.harmless(&["stat_prefix"]);
-    let flow_key =
-        flow_key(filter.children("hash_policy"), |policy| policy.child("source_ip").is_some())?;
+    let flow_key = flow_key(filter.children("hash_policy"), |policy| {
+        if policy.child("source_ip").is_some() {
+            return Ok(FlowKey::SourceAddress);
+        }
+        let key = policy.child("filter_state").map(|mut state| state.text("key"));
+        let is_sequence = key.is_some_and(|key| key == TCP_SEQUENCE);
+        let supported = format!("source_ip and the filter_state {TCP_SEQUENCE}");
+        if is_sequence { Ok(FlowKey::WithSequence) } else { Err(supported) }
+    })?;
     let clusters = if filter.has("cluster") {
         vec![WeightedCluster { name: filter.required_text("cluster")?.into(), weight: 1 }]
     } else if let Some(weighted) = filter.child("weighted_clusters") {
@@ -51,19 +58,20 @@ pub(super) fn tcp_proxy(mut filter: Reader<'_>) -> Result<TcpProxy, Refused> {
     Ok(TcpProxy { clusters, idle_timeout, flow_key, access_log: values::access_log(&mut filter) })
 }
 
+/// Stands for the sequence number of a connection's SYN in a hash policy.
+const TCP_SEQUENCE: &str = "weft.tcp_sequence";
+
 /// What the hash policies of a flow come to: without any, its 5-tuple decides.
 fn flow_key(
     policies: Vec<Reader<'_>>,
-    is_by_source: impl Fn(&mut Reader<'_>) -> bool,
+    read: impl Fn(&mut Reader<'_>) -> Result<FlowKey, String>,
 ) -> Result<FlowKey, Refused> {
     let mut key = FlowKey::FiveTuple;
     for mut policy in policies {
-        if !is_by_source(&mut policy) {
-            return Err(
-                policy.refuse("", "only source_ip is supported; without it the 5-tuple decides")
-            );
-        }
-        key = FlowKey::SourceAddress;
+        key = read(&mut policy).map_err(|supported| {
+            let reason = format!("only {supported} is supported; without it the 5-tuple decides");
+            policy.refuse("", reason)
+        })?;
     }
     Ok(key)
 }
@@ -75,8 +83,12 @@ pub(super) fn tcp_proxy_json(tcp: &TcpProxy) -> Value {
         "idle_timeout": values::duration(tcp.idle_timeout.unwrap_or_default()),
         "access_log": values::access_log_json(tcp.access_log),
     });
-    if tcp.flow_key == FlowKey::SourceAddress {
-        fields["hash_policy"] = json!([{"source_ip": {}}]);
+    match tcp.flow_key {
+        FlowKey::FiveTuple => {}
+        FlowKey::SourceAddress => fields["hash_policy"] = json!([{"source_ip": {}}]),
+        FlowKey::WithSequence => {
+            fields["hash_policy"] = json!([{"filter_state": {"key": TCP_SEQUENCE}}]);
+        }
     }
     match tcp.clusters.as_slice() {
         [only] => fields["cluster"] = json!(&*only.name),
@@ -89,7 +101,8 @@ pub(super) fn tcp_proxy_json(tcp: &TcpProxy) -> Value {
 pub(super) fn udp_proxy(mut filter: Reader<'_>) -> Result<UdpProxy, Refused> {
     filter.harmless(&["stat_prefix", "upstream_socket_config"]);
     let flow_key = flow_key(filter.children("hash_policies"), |policy| {
-        policy.flag("source_ip").unwrap_or(false)
+        let is_by_source = policy.flag("source_ip").unwrap_or(false);
+        if is_by_source { Ok(FlowKey::SourceAddress) } else { Err("source_ip".into()) }
     })?;
     let idle_timeout = filter.duration("idle_timeout")?.unwrap_or(DEFAULT_UDP_IDLE_TIMEOUT);
     let access_log = values::access_log(&mut filter);

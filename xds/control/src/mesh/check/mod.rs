@@ -103,18 +103,19 @@ fn services(
             raw::Balance::RoundRobin => Balance::RoundRobin,
             raw::Balance::LeastRequests => Balance::LeastRequests,
         };
-        let flow_key = match service.affinity {
-            raw::Affinity::None => FlowKey::FiveTuple,
-            raw::Affinity::ClientAddress => FlowKey::SourceAddress,
+        let (flow_key, affinity) = match service.affinity {
+            raw::Affinity::None => (FlowKey::FiveTuple, "none"),
+            raw::Affinity::ClientAddress => (FlowKey::SourceAddress, "client_address"),
+            raw::Affinity::TcpSequence => (FlowKey::WithSequence, "tcp_sequence"),
         };
         let is_flow = |port: &Port| matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
         if let Some(port) = ports.iter().find(|port| !is_flow(port))
-            && flow_key == FlowKey::SourceAddress
+            && flow_key != FlowKey::FiveTuple
         {
             mistakes.add(
                 format!("{path}.affinity"),
                 format!(
-                    "client_address is for tcp and udp; requests to port {} are balanced one by one",
+                    "{affinity} is for tcp and udp; requests to port {} are balanced one by one",
                     port.port
                 ),
             );

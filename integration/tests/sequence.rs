@@ -1,0 +1,200 @@
+//! The hash with the sequence number of a connection's SYN: both ways go by it, and `weft flow explain`
+//! with them.
+
+use std::io::Read as _;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
+use weft_integration::agent::Agent;
+use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, with};
+use weft_integration::process::{run, weft};
+use weft_integration::wait::eventually;
+
+const ENDPOINTS: u8 = 5;
+/// How often a client connects from one port.
+const CONNECTIONS: usize = 40;
+
+#[derive(Debug, Clone, Copy)]
+struct Addresses {
+    service: SocketAddr,
+    client: SocketAddr,
+    endpoint: fn(u8) -> SocketAddr,
+    routes: &'static [&'static str],
+}
+
+const V4: Addresses = Addresses {
+    service: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 96, 0, 3)), 7000),
+    client: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 5, 0, 1)), 4000),
+    endpoint: |number| (Ipv4Addr::new(10, 1, 0, number), 9000).into(),
+    routes: &["local 10.5.0.0/16", "local 10.1.0.0/16", "10.96.0.0/16"],
+};
+const V6: Addresses = Addresses {
+    service: SocketAddr::new(
+        std::net::IpAddr::V6(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 3)),
+        7000,
+    ),
+    client: SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::new(0xfd05, 0, 0, 0, 0, 0, 0, 1)), 4000),
+    endpoint: |number| (Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, number.into()), 9000).into(),
+    routes: &["local fd05::/64", "local fd01::/64", "fd96::/64"],
+};
+
+/// Sees the SYNs that pass on loopback, each on its way out and on its way in.
+struct Tap {
+    socket: Socket,
+    last: Option<u32>,
+}
+
+impl Tap {
+    fn open() -> Self {
+        const EVERYTHING: u16 = 3;
+        let protocol = Protocol::from(i32::from(EVERYTHING.to_be()));
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol));
+        let socket = socket.expect("the namespace is ours");
+        socket.set_read_timeout(Some(Duration::from_secs(10))).expect("it is above zero");
+        Self { socket, last: None }
+    }
+
+    /// The sequence number of the next SYN from a client.
+    fn next(&mut self, client: SocketAddr) -> u32 {
+        const ETHERNET: usize = 14;
+        const SYN_ALONE: u8 = 0x02;
+        let header = if client.is_ipv4() { 20 } else { 40 };
+        let mut frame = [0; 2048];
+        loop {
+            let length = self.socket.read(&mut frame).expect("the SYN passes");
+            let tcp: Option<&[u8; 20]> =
+                frame.get(ETHERNET + header..length).and_then(<[u8]>::first_chunk);
+            let Some([p0, p1, _, _, s0, s1, s2, s3, _, _, _, _, _, flags, ..]) = tcp else {
+                continue;
+            };
+            let sequence = u32::from_be_bytes([*s0, *s1, *s2, *s3]);
+            let is_clients = u16::from_be_bytes([*p0, *p1]) == client.port();
+            if is_clients && *flags == SYN_ALONE && Some(sequence) != self.last {
+                self.last = Some(sequence);
+                return sequence;
+            }
+        }
+    }
+}
+
+fn agent(addresses: Addresses, key: &Value, path: &str) -> Agent {
+    let endpoints: Vec<SocketAddr> = (1..=ENDPOINTS).map(addresses.endpoint).collect();
+    let proxy = json!({"cluster": "echo", "hash_policy": [key]});
+    let listener = tcp_listener("echo", addresses.service, proxy);
+    let listener = with(listener, "bind_to_port", json!(path == "proxy"));
+    let cluster = with(static_cluster("echo", &endpoints), "lb_policy", json!("MAGLEV"));
+    Agent::start(|admin| bootstrap(admin, &[listener], &[cluster]), &["--path", path])
+}
+
+/// What the agent says of the client's connection with that sequence number.
+fn explain(agent: &Agent, addresses: Addresses, sequence: Option<u32>) -> Result<Value, String> {
+    let (client, service) = (addresses.client.to_string(), addresses.service.to_string());
+    let mut command = weft();
+    command.args(["flow", "explain", "tcp", &client, &service, "--json"]);
+    command.args(["--admin", &format!("127.0.0.1:{}", agent.admin)]);
+    command.args(sequence.map(|sequence| format!("--sequence={sequence}")));
+    let output = command.output().expect("it runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if !output.status.success() {
+        return Err(text(&output.stderr));
+    }
+    Ok(serde_json::from_str(&text(&output.stdout)).expect("it is JSON"))
+}
+
+/// Connects from the client's one port, and gives the number of the endpoint that was reached.
+fn reach(addresses: Addresses, endpoints: &[TcpListener]) -> SocketAddr {
+    let socket = Socket::new(Domain::for_address(addresses.client), Type::STREAM, None);
+    let socket = socket.expect("a socket");
+    socket.set_reuse_address(true).expect("it can be reused");
+    socket.bind(&addresses.client.into()).expect("it is this host's");
+    socket.connect(&addresses.service.into()).expect("the service is there");
+    let client = TcpStream::from(socket);
+    let (mut stream, reached) = eventually("the connection arrives", || {
+        endpoints.iter().find_map(|endpoint| {
+            let (stream, _) = endpoint.accept().ok()?;
+            Some((stream, endpoint.local_addr().expect("bound")))
+        })
+    });
+    // A reset by the client frees its port at once, and the kernel's memory of the flow.
+    let socket = socket2::SockRef::from(&client);
+    socket.set_linger(Some(Duration::ZERO)).expect("it can be reset");
+    drop(client);
+    stream.set_nonblocking(false).expect("it can be");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("it is above zero");
+    let error = stream.read(&mut [0]).expect_err("it is reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    reached
+}
+
+fn assert_sequence_decides(addresses: Addresses, path: &str) {
+    let family = if addresses.client.is_ipv4() { "-4" } else { "-6" };
+    for route in addresses.routes {
+        let words = ["route", "add"].into_iter().chain(route.split(' ')).chain(["dev", "lo"]);
+        run(Command::new("ip").arg(family).args(words));
+    }
+    std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").expect("it is ours");
+    if path == "proxy" {
+        // It is the agent's own to listen on.
+        let mut ip = Command::new("ip");
+        let address =
+            format!("{}/{}", addresses.service.ip(), if family == "-4" { 32 } else { 128 });
+        run(ip.args(["addr", "add", &address, "dev", "lo"]));
+    }
+    let endpoints = (1..=ENDPOINTS).map(|number| {
+        let listener = TcpListener::bind((addresses.endpoint)(number)).expect("it is free");
+        listener.set_nonblocking(true).expect("it can be");
+        listener
+    });
+    let endpoints: Vec<TcpListener> = endpoints.collect();
+    let agent = agent(addresses, &json!({"filter_state": {"key": "weft.tcp_sequence"}}), path);
+    let mut tap = Tap::open();
+    let mut reached = std::collections::BTreeSet::new();
+    for _ in 0..CONNECTIONS {
+        let endpoint = reach(addresses, &endpoints);
+        let sequence = tap.next(addresses.client);
+        let told = explain(&agent, addresses, Some(sequence)).expect("it is explained");
+        assert_eq!(told.pointer("/endpoints/0"), Some(&json!(endpoint)), "{sequence}: {told}");
+        assert_eq!(told.get("path"), Some(&json!(path)));
+        reached.insert(endpoint);
+    }
+    assert!(reached.len() > 1, "one port has many endpoints: {reached:?}");
+    let refusal = explain(&agent, addresses, None).expect_err("it depends");
+    assert!(refusal.contains("--sequence"), "{refusal}");
+}
+
+#[test]
+fn the_kernel_goes_by_the_sequence_number() {
+    assert_sequence_decides(V4, "kernel");
+}
+
+#[test]
+fn the_kernel_goes_by_the_sequence_number_over_ipv6() {
+    assert_sequence_decides(V6, "kernel");
+}
+
+#[test]
+fn the_proxy_goes_by_the_sequence_number() {
+    assert_sequence_decides(V4, "proxy");
+}
+
+#[test]
+fn the_proxy_goes_by_the_sequence_number_over_ipv6() {
+    assert_sequence_decides(V6, "proxy");
+}
+
+#[test]
+fn without_it_a_port_has_one_endpoint() {
+    for route in V4.routes {
+        run(Command::new("ip").args(["route", "add"]).args(route.split(' ')).args(["dev", "lo"]));
+    }
+    let endpoints: Vec<TcpListener> = (1..=ENDPOINTS)
+        .map(|number| TcpListener::bind((V4.endpoint)(number)).expect("it is free"))
+        .collect();
+    endpoints.iter().for_each(|listener| listener.set_nonblocking(true).expect("it can be"));
+    let _agent = agent(V4, &json!({"source_ip": {}}), "kernel");
+    let reached = (0..CONNECTIONS).map(|_| reach(V4, &endpoints));
+    assert_eq!(reached.collect::<std::collections::BTreeSet<_>>().len(), 1);
+}

@@ -1,0 +1,131 @@
+//! The SYN that opened a connection, for whoever hashes with its sequence number.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use nix::sys::socket::setsockopt;
+use nix::{libc, setsockopt_impl, sockopt_impl};
+use tokio::net::{TcpListener, TcpStream};
+
+/// How many bytes of a SYN's headers are read at most: both with their longest options.
+const SYN_BYTES: usize = 200;
+
+sockopt_impl!(
+    /// Whether the kernel keeps the SYN of each connection that is accepted.
+    SaveSyn,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_SAVE_SYN,
+    bool
+);
+
+/// Has the kernel keep the SYN of each connection accepted from here on, for [`saved_sequence`], or
+/// not.
+///
+/// # Errors
+/// The kernel's.
+pub fn save_syn(socket: &TcpListener, keep: bool) -> io::Result<()> {
+    Ok(setsockopt(socket, SaveSyn, &keep)?)
+}
+
+/// The sequence number of the SYN that opened a connection, once. None where the kernel does not keep
+/// it, as when it answers a flood of them by cookies.
+#[must_use]
+pub fn saved_sequence(stream: &TcpStream) -> Option<u32> {
+    let mut syn = [0; SYN_BYTES];
+    let length = read_syn(stream, &mut syn).ok()?;
+    sequence_of(syn.get(..length)?)
+}
+
+/// Reads the SYN, from its IP header to the end of its TCP header; nothing when it was not kept.
+///
+/// The one place of the workspace that calls the system by itself: no library reads an option whose
+/// length only the kernel knows (`TCP_SAVED_SYN`; nix takes it for a text, which ends at a zero, or for
+/// a value of a size that it insists on).
+#[expect(unsafe_code, reason = "no library reads a socket option of whatever length")]
+fn read_syn(stream: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
+    let mut length = libc::socklen_t::try_from(into.len()).map_err(io::Error::other)?;
+    let socket = stream.as_fd();
+    // SAFETY: the descriptor is borrowed, and so open, until the call is over; the kernel writes at most
+    // `length` bytes, which are `into`'s, and then how many they were.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_SAVED_SYN,
+            into.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    nix::errno::Errno::result(outcome)?;
+    usize::try_from(length).map_err(io::Error::other)
+}
+
+/// The sequence number of a TCP packet (RFC 9293, section 3.1) behind an IP header (RFC 791, section
+/// 3.1; RFC 8200, sections 3 and 4).
+fn sequence_of(packet: &[u8]) -> Option<u32> {
+    const TCP: u8 = 6;
+    const SEQUENCE: usize = 4;
+    let first = *packet.first()?;
+    let tcp = match first >> 4 {
+        4 => usize::from(first & 0xf) * 4,
+        _ => {
+            let (mut next, mut at) = (*packet.get(6)?, 40);
+            // Extension headers: what comes next, then their length in units of eight bytes.
+            while next != TCP {
+                let length = usize::from(*packet.get(at + 1)?);
+                next = *packet.get(at)?;
+                at += (length + 1) * 8;
+            }
+            at
+        }
+    };
+    packet.get(tcp + SEQUENCE..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+    use super::*;
+    use crate::socket::listen_tcp;
+
+    #[test]
+    fn it_is_found_behind_whatever_stands_before_it() {
+        let tcp = [0x12, 0x34, 0, 80, 0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 0];
+        let v4 = |words: u8| {
+            let mut header = vec![0; usize::from(words) * 4];
+            header[0] = 0x40 | words;
+            [header.as_slice(), &tcp].concat()
+        };
+        let v6 = |next: u8, between: &[u8]| {
+            let mut header = vec![0; 40];
+            (header[0], header[6]) = (0x60, next);
+            [header.as_slice(), between, &tcp].concat()
+        };
+        let options = [[60, 1, 0, 0, 0, 0, 0, 0], [0; 8], [6, 0, 0, 0, 0, 0, 0, 0]].concat();
+        for packet in [v4(5), v4(15), v6(6, &[]), v6(0, &options)] {
+            assert_eq!(sequence_of(&packet), Some(0xdead_beef), "{packet:?}");
+            for end in 0..packet.len() - 4 {
+                assert_eq!(sequence_of(&packet[..end]), None, "cut at {end}: {packet:?}");
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn it_is_told_where_it_is_wanted() {
+        let hosts: [SocketAddr; 2] =
+            [(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()];
+        for host in hosts {
+            let listener = listen_tcp(host, false).expect("a port is free");
+            let address = listener.local_addr().expect("it is bound");
+            for keep in [true, false] {
+                save_syn(&listener, keep).expect("the kernel knows the option");
+                let _client = TcpStream::connect(address).await.expect("it listens");
+                let (accepted, _) = listener.accept().await.expect("somebody connected");
+                assert_eq!(saved_sequence(&accepted).is_some(), keep, "{address}");
+                assert_eq!(saved_sequence(&accepted), None, "it is told once");
+            }
+        }
+    }
+}
