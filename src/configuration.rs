@@ -180,7 +180,7 @@ async fn connect(
 ) -> io::Result<Box<dyn Connection>> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
     for target in tokio::net::lookup_host(&address).await? {
-        match connect_tcp(target, mark, CONNECT).await {
+        match connect_tcp(target, mark.into(), CONNECT).await {
             Ok(tcp) => {
                 let Some(config) = config else {
                     return Ok(Box::new(tcp));

@@ -55,6 +55,8 @@ struct RawWish {
     exclude_users: Vec<u32>,
     #[serde(default)]
     strict: bool,
+    #[serde(default)]
+    keep_source: bool,
     uid: Option<u32>,
 }
 
@@ -117,6 +119,7 @@ pub fn parse(text: &str) -> Result<Vec<Wish>, Vec<Problem>> {
             exclude_interfaces: raw.exclude_interfaces,
             exclude_users: raw.exclude_users,
             strict: raw.strict,
+            keep_source: raw.keep_source,
             mark: Mark::DEFAULT.0,
             uid: raw.uid,
         };

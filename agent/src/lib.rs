@@ -17,6 +17,7 @@ pub mod plan;
 mod record;
 pub mod redirect;
 mod refusal;
+mod source;
 mod tally;
 mod worker;
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use nix::ifaddrs::getifaddrs;
 use weft_model::{Listener, Name, Snapshot, Transport};
+use weft_runtime::socket::may_send_as_others;
 
 /// What a plan takes into account beside the configuration.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +15,8 @@ pub struct Node {
     pub seed: Option<u32>,
     /// The addresses of the host.
     pub addresses: BTreeSet<IpAddr>,
+    /// Whether we may send from others' addresses.
+    pub may_send_as_others: bool,
 }
 
 impl Node {
@@ -27,7 +30,8 @@ impl Node {
             let v4 = told.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
             v4.or_else(|| told.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
         };
-        Ok(Self { seed, addresses: told.filter_map(address).collect() })
+        let addresses = told.filter_map(address).collect();
+        Ok(Self { seed, addresses, may_send_as_others: may_send_as_others() })
     }
 
     fn has(&self, address: IpAddr) -> bool {

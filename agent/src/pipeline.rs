@@ -12,11 +12,11 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tokio::net::{TcpStream, UdpSocket};
-use weft_model::{FlowTuple, IdleEnd, Listener, Name, Transport, UdpProxy};
+use weft_model::{FlowTuple, IdleEnd, Listener, Name, SourceAddress, Transport, UdpProxy};
 use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset_on_close};
 use weft_runtime::syn::saved_sequence;
 
@@ -25,6 +25,7 @@ use crate::forward::udp::{Datagram, send_all};
 use crate::plan::{Choice, OTHER_ENDPOINTS, Plan, Target};
 use crate::record::Record;
 use crate::refusal::Refusal;
+use crate::source::has_no_port;
 use crate::tally::Tally;
 use crate::worker::{Worker, now, unix_ms};
 
@@ -77,7 +78,8 @@ async fn carry(
     let target = plan.target(tcp, &flow, sequence).ok_or(Refusal::NoService)?;
     story.service = Some(target.name.clone());
     let hash = plan.hash(&flow, tcp.flow_key, sequence);
-    let mut endpoint = connecting(&plan, target, (&flow, hash), worker, story).await?;
+    let flow = (&flow, hash, listener.source_address);
+    let mut endpoint = connecting(&plan, target, flow, worker, story).await?;
     let idle = (tcp.idle_timeout, listener.idle_end.unwrap_or(IdleEnd::Reset));
     let tally = worker.tally(listener);
     // A connection may live long; it must not keep the plan it was made by.
@@ -125,7 +127,7 @@ fn admit(listener: &Listener, client: SocketAddr) -> Result<(), Refusal> {
 fn connecting<'a>(
     plan: &'a Plan,
     target: &'a Target,
-    flow: (&'a FlowTuple, u32),
+    flow: (&'a FlowTuple, u32, SourceAddress),
     worker: &'a Worker,
     story: &'a mut Story,
 ) -> Pin<Box<impl Future<Output = Result<TcpStream, Refusal>> + 'a>> {
@@ -136,7 +138,7 @@ fn connecting<'a>(
 async fn connect(
     plan: &Plan,
     target: &Target,
-    (flow, hash): (&FlowTuple, u32),
+    (flow, hash, source): (&FlowTuple, u32, SourceAddress),
     worker: &Worker,
     story: &mut Story,
 ) -> Result<TcpStream, Refusal> {
@@ -149,7 +151,7 @@ async fn connect(
         tried = true;
         story.choice = choice;
         let started = now();
-        match connect_tcp(endpoint, worker.shared.mark, target.connect_timeout).await {
+        match reach(endpoint, (flow.client, source), target.connect_timeout, worker).await {
             Ok(stream) => {
                 worker.metrics.connect.observe(now() - started);
                 return Ok(stream);
@@ -159,6 +161,23 @@ async fn connect(
         }
     }
     Err(if tried { Refusal::Unreachable } else { Refusal::NoEndpoint })
+}
+
+/// Connects to an endpoint, from the next of our addresses when one has no port left.
+async fn reach(
+    endpoint: SocketAddr,
+    (client, source): (SocketAddr, SourceAddress),
+    timeout: Duration,
+    worker: &Worker,
+) -> io::Result<TcpStream> {
+    let mut failed = None;
+    for leaving in worker.sources.ways(endpoint, client, source, worker.shared.mark) {
+        match connect_tcp(endpoint, leaving, timeout).await {
+            Err(error) if has_no_port(&error) => failed = Some(error),
+            outcome => return outcome,
+        }
+    }
+    Err(failed.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
 }
 
 /// Why an endpoint was not reached: for want of descriptors it is we who could not.
@@ -278,7 +297,9 @@ fn begin(
         return Err(Refusal::Limit);
     }
     let mark = worker.shared.mark;
-    let endpoint = connect_udp(address, mark).map_err(|error| unreachable_for(&error))?;
+    let mut ways = worker.sources.ways(address, tuple.client, serving.source_address, mark);
+    let leaving = ways.next().unwrap_or_else(|| mark.into());
+    let endpoint = connect_udp(address, leaving).map_err(|error| unreachable_for(&error))?;
     let answers = if listener.use_original_destination {
         let socket = worker.reply_sockets.from(tuple.destination, mark);
         socket.map_err(|error| unreachable_for(&error))?

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use weft_model::{
     Balance, Cluster, DEFAULT_TABLE_SIZE, Discovery, Endpoint, Filter, FlowKey, FlowTuple,
-    Listener, Maglev, Name, Snapshot, TcpProxy, Transport, TransportKind, UdpProxy,
+    Listener, Maglev, Name, Snapshot, SourceAddress, TcpProxy, Transport, TransportKind, UdpProxy,
     WeightedCluster,
 };
 
@@ -141,6 +141,12 @@ pub enum Problem {
         /// The address.
         address: SocketAddr,
     },
+    /// A service whose endpoints are to see clients' addresses, which this process may not send from.
+    /// Its flows on the proxy path are refused.
+    SourceNotOurs {
+        /// The service's listener.
+        listener: Name,
+    },
 }
 
 impl fmt::Display for Problem {
@@ -156,6 +162,10 @@ impl fmt::Display for Problem {
             Self::AddressInUse { listener, address } => write!(
                 f,
                 "listener {listener:?}: {address} is an address of this host; a service's address must be nobody's"
+            ),
+            Self::SourceNotOurs { listener } => write!(
+                f,
+                "listener {listener:?}: to keep clients' addresses on the proxy path takes the capability NET_RAW or NET_ADMIN; without it those flows are refused"
             ),
         }
     }
@@ -182,6 +192,9 @@ impl Plan {
             if node.occupies(listener) {
                 let address = listener.address;
                 problems.push(Problem::AddressInUse { listener: name.clone(), address });
+            }
+            if listener.source_address == SourceAddress::Client && !node.may_send_as_others {
+                problems.push(Problem::SourceNotOurs { listener: name.clone() });
             }
             if !listener.bind {
                 plan.by_destination

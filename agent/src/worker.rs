@@ -3,7 +3,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -25,6 +25,7 @@ use crate::forward::udp::{Batch, Intake, ReplySockets};
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Accepted, UdpFlow};
 use crate::plan::Plan;
+use crate::source::Sources;
 use crate::tally::{Tallies, Tally};
 
 /// How often silent flows are looked for.
@@ -59,6 +60,8 @@ pub struct Shared {
     pub limits: Limits,
     /// The mark on what we send, if we may set it.
     pub mark: Option<Mark>,
+    /// The host's addresses from which endpoints are connected to; the kernel's choice when empty.
+    pub sources: Arc<[IpAddr]>,
     /// Where each worker tells what it listens on.
     pub reports: tokio::sync::mpsc::UnboundedSender<Report>,
 }
@@ -78,6 +81,7 @@ pub(crate) struct Worker {
     pub(crate) reply_sockets: ReplySockets,
     /// Room to take answers in, lent to the flow that has some.
     pub(crate) batch: RefCell<Batch>,
+    pub(crate) sources: Sources,
     tallies: Tallies,
     plan: RefCell<Arc<Plan>>,
 }
@@ -115,6 +119,7 @@ pub async fn run(shared: Shared, number: usize) {
         flows: RefCell::new(FlowTable::new(shared.limits.flows)),
         reply_sockets: ReplySockets::default(),
         batch: RefCell::new(Batch::new()),
+        sources: Sources::new(&shared.sources),
         tallies: Tallies::default(),
         plan: RefCell::new(plan),
         shared,

@@ -38,7 +38,9 @@ pub enum Family {
 }
 
 impl Family {
-    fn service_range(self) -> &'static str {
+    /// The range of services' addresses.
+    #[must_use]
+    pub fn service_range(self) -> &'static str {
         match self {
             Self::V4 => "10.96.0.0/16",
             Self::V6 => "fd96::/64",

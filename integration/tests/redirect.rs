@@ -15,7 +15,7 @@ use weft_integration::wait::eventually;
 const WORKLOAD: &str = "--inbound 15006 --outbound 15001 --services 10.96.0.0/16,fd96::/64 \
     --exclude-inbound-ports 22,7000 --exclude-outbound-ports 25 --uid 0 \
     --exclude-destinations 169.254.169.254,fe80::/10,10.1.0.0/17,192.0.0.0/3,2001:db8::/33 \
-    --exclude-interfaces docker0,a-name-of-15.ch --exclude-users 0 --udp 15099 --strict";
+    --exclude-interfaces docker0,a-name-of-15.ch --exclude-users 0 --udp 15099 --strict --keep-source";
 /// What an agent needs.
 const NODE: &str = "--forwarded 15001 --udp 15099 --services 10.96.0.0/12,fd96::/64,192.0.2.1";
 

@@ -1,13 +1,13 @@
 //! Sockets as the data plane needs them.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::libc;
-use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockopt, setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 /// How many connections may wait to be accepted on each socket.
@@ -85,21 +85,75 @@ fn bound(address: SocketAddr, kind: Type, transparent: bool) -> io::Result<Socke
     Ok(socket)
 }
 
-/// A UDP socket that talks to one address, from a port of the kernel's choosing.
+/// How what we send leaves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Leaving {
+    /// The mark on it.
+    pub mark: Option<Mark>,
+    /// Where it comes from; the kernel's choice when not given.
+    pub source: Option<Source>,
+}
+
+/// Where what we send comes from, by its address. The port is the kernel's choice, one that nobody has
+/// towards the same target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// An address of this host.
+    Own(IpAddr),
+    /// Somebody else's, which takes CAP_NET_RAW or CAP_NET_ADMIN.
+    Another(IpAddr),
+}
+
+impl From<Option<Mark>> for Leaving {
+    fn from(mark: Option<Mark>) -> Self {
+        Self { mark, source: None }
+    }
+}
+
+impl Leaving {
+    /// Prepares a socket for it.
+    fn prepare<S: AsFd>(self, socket: &S) -> io::Result<Option<SocketAddr>> {
+        let options = SockRef::from(socket);
+        if let Some(Mark(mark)) = self.mark {
+            options.set_mark(mark)?;
+        }
+        let address = match self.source {
+            None => return Ok(None),
+            Some(Source::Own(address)) => address,
+            Some(Source::Another(address)) => {
+                match address {
+                    IpAddr::V4(_) => options.set_ip_transparent_v4(true)?,
+                    IpAddr::V6(_) => options.set_ip_transparent_v6(true)?,
+                }
+                address
+            }
+        };
+        // The port is chosen when it is known what for, so that another target may have the same.
+        setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
+        Ok(Some((address, 0).into()))
+    }
+}
+
+/// Whether this process may send from others' addresses.
+#[must_use]
+pub fn may_send_as_others() -> bool {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None);
+    socket.is_ok_and(|socket| socket.set_ip_transparent_v4(true).is_ok())
+}
+
+/// A UDP socket that talks to one address.
 ///
 /// # Errors
-/// When there is no route or no port.
-pub fn connect_udp(target: SocketAddr, mark: Option<Mark>) -> io::Result<UdpSocket> {
+/// When there is no route or no port, or the source is not ours to use.
+pub fn connect_udp(target: SocketAddr, leaving: Leaving) -> io::Result<UdpSocket> {
     let socket =
         Socket::new(Domain::for_address(target), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
-    if let Some(Mark(mark)) = mark {
-        socket.set_mark(mark)?;
-    }
     let any: SocketAddr = match target {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    socket.bind(&any.into())?;
+    let from = leaving.prepare(&socket)?.unwrap_or(any);
+    socket.bind(&from.into())?;
     socket.connect(&target.into())?;
     UdpSocket::from_std(socket.into())
 }
@@ -107,18 +161,19 @@ pub fn connect_udp(target: SocketAddr, mark: Option<Mark>) -> io::Result<UdpSock
 /// Connects to a TCP address within `timeout`.
 ///
 /// # Errors
-/// When it is refused, cannot be reached, or takes too long ([`io::ErrorKind::TimedOut`]).
+/// When it is refused, cannot be reached, or takes too long ([`io::ErrorKind::TimedOut`]); when there is
+/// no port ([`io::ErrorKind::AddrNotAvailable`]), or the source is not ours to use.
 pub async fn connect_tcp(
     target: SocketAddr,
-    mark: Option<Mark>,
+    leaving: Leaving,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
     let socket = match target {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    if let Some(Mark(mark)) = mark {
-        socket2::SockRef::from(&socket).set_mark(mark)?;
+    if let Some(from) = leaving.prepare(&socket)? {
+        socket.bind(from)?;
     }
     let stream = tokio::time::timeout(timeout, socket.connect(target)).await.map_err(|_| {
         io::Error::new(
@@ -147,7 +202,7 @@ pub fn original_destination(stream: &TcpStream, local: SocketAddr) -> SocketAddr
 
 /// Makes closing this connection send RST instead of FIN, to pass on one that we received.
 pub fn reset_on_close(stream: &TcpStream) {
-    if let Err(error) = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
+    if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "a connection closes with FIN instead of RST");
     }
 }

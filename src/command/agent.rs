@@ -1,5 +1,6 @@
 //! `weft agent`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,11 @@ pub(super) struct Arguments {
     /// their bytes; kernel also those at which this agent listens itself.
     #[arg(long, value_enum, default_value_t = Path::Auto)]
     path: Path,
+    /// Addresses of this host from which the proxy path connects to endpoints, in turn; between one and
+    /// an endpoint there are as many connections as the host gives ports. The kernel's choice when none
+    /// is given.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    source_addresses: Vec<IpAddr>,
     /// How many slots the kernel's tables have at most, all services together; one takes about 100
     /// bytes.
     #[arg(long, default_value_t = 4_194_304, value_name = "COUNT")]
@@ -117,6 +123,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         access,
         limits: Limits { connections: arguments.connection_limit, flows: arguments.flow_limit },
         mark: process.mark(),
+        sources: arguments.source_addresses.clone().into(),
         reports: process.reports(),
     };
     process.serve(move |worker| weft_agent::run(shared.clone(), worker)).map_err(Failure::Failed)

@@ -93,6 +93,9 @@ struct Wanted {
     /// is neither handed over nor excluded. Answers pass.
     #[arg(long)]
     strict: bool,
+    /// Hand answers to the proxy where it sends from its clients' addresses.
+    #[arg(long)]
+    keep_source: bool,
     /// The user the proxy runs as, where it may not set a mark.
     #[arg(long, value_name = "UID")]
     uid: Option<u32>,
@@ -208,6 +211,7 @@ impl Wanted {
             exclude_interfaces: self.exclude_interfaces.clone(),
             exclude_users: self.exclude_users.clone(),
             strict: self.strict,
+            keep_source: self.keep_source,
             mark: Mark::DEFAULT.0,
             uid: self.uid,
         }

@@ -245,13 +245,13 @@ impl ReplySockets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_runtime::socket::connect_udp;
+    use weft_runtime::socket::{Leaving, connect_udp};
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_socket_made_a_moment_ago_sends_its_first_datagram() {
         let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
         let address = endpoint.local_addr().expect("bound");
-        let flow = connect_udp(address, None).expect("a socket");
+        let flow = connect_udp(address, Leaving::default()).expect("a socket");
         assert_eq!(send_all(&flow, &[b"first"], None).datagrams, 1);
 
         let mut buffer = [0; 16];
@@ -265,7 +265,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn datagrams_arrive_whole_and_apart_whatever_went_together() {
         let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
-        let flow = connect_udp(endpoint.local_addr().expect("bound"), None).expect("a socket");
+        let flow = connect_udp(endpoint.local_addr().expect("bound"), Leaving::default())
+            .expect("a socket");
         let sizes = [1200, 1200, 1200, 300, 7, 7, 8, 60_000, 60_000, 0, 0, 1, 1200, 1201];
         let wanted: Vec<Vec<u8>> = (0..).zip(sizes).map(|(n, size)| vec![n; size]).collect();
         let datagrams: Vec<&[u8]> = wanted.iter().map(Vec::as_slice).collect();

@@ -12,7 +12,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::iptables::Spot;
 use super::{
-    Family, MARK_MASK, ROUTE_TABLE, Redirect, UDP_MARK, generation, iptables, native, nft, rules,
+    Family, HERE_MARK, MARK_MASK, ROUTE_TABLE, Redirect, generation, iptables, native, nft, rules,
 };
 use crate::kernel::remove_services;
 use crate::netlink::route::{self, MarkedRoute};
@@ -190,7 +190,7 @@ pub fn apply(
 ) -> Result<(), RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
     inside(namespace, || {
-        if redirect.udp.is_some() {
+        if redirect.routes_here() {
             MARKED_TO_THIS_HOST.install().map_err(kernel("routing marked packets"))?;
         }
         let generation = || native::installed_generation().map_or(1, |generation| generation + 1);
@@ -231,9 +231,9 @@ pub fn verify(
             Backend::Nft => verify_nft(redirect),
             Backend::Iptables => verify_iptables(redirect),
         };
-        let missing = match redirect.udp {
-            Some(_) => MARKED_TO_THIS_HOST.missing().map_err(kernel("reading the routes"))?,
-            None => Vec::new(),
+        let missing = match redirect.routes_here() {
+            true => MARKED_TO_THIS_HOST.missing().map_err(kernel("reading the routes"))?,
+            false => Vec::new(),
         };
         Ok(match rules {
             Verdict::Absent => Verdict::Absent,
@@ -291,7 +291,7 @@ pub(super) fn listen(
 ) -> Result<Vec<Netlink>, RedirectError> {
     inside(namespace, || {
         let mut parts = vec![(SockProtocol::NetlinkNetFilter, nf_tables::CHANGES)];
-        if redirect.udp.is_some() {
+        if redirect.routes_here() {
             parts.push((SockProtocol::NetlinkRoute, route::CHANGES));
         }
         let listen = |(part, groups)| match Netlink::listen(part, groups) {
@@ -438,7 +438,7 @@ fn verify_iptables(redirect: &Redirect) -> Verdict {
 
 /// Marked packets are delivered to this host, whatever their destination.
 const MARKED_TO_THIS_HOST: MarkedRoute =
-    MarkedRoute { mark: UDP_MARK, mask: MARK_MASK, table: ROUTE_TABLE, priority: 15_099 };
+    MarkedRoute { mark: HERE_MARK, mask: MARK_MASK, table: ROUTE_TABLE, priority: 15_099 };
 
 /// How long iptables waits for somebody else who changes its rules. One that waits for ever would
 /// hold up all other namespaces.

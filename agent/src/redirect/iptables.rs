@@ -2,7 +2,7 @@
 //! transaction a family.
 
 use super::rules::{Action, Match, Place, Rule, chains as wanted};
-use super::{Family, MARK_MASK, Redirect, UDP_MARK};
+use super::{Family, HERE_MARK, MARK_MASK, Redirect};
 
 /// Where a chain of ours is, and what jumps to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,9 +14,10 @@ pub(super) struct Spot {
 }
 
 /// Every chain that this renderer may have made.
-pub(super) const ALL: [Spot; 6] = [
+pub(super) const ALL: [Spot; 7] = [
     spot(Place::Arriving),
     spot(Place::Leaving),
+    spot(Place::Answers),
     spot(Place::ArrivingUdp),
     spot(Place::LeavingUdp),
     spot(Place::ArrivingStrict),
@@ -30,6 +31,7 @@ const fn spot(place: Place) -> Spot {
     match place {
         Place::Arriving => Spot { table: "nat", hook: "PREROUTING", name: "WEFT_ARRIVING" },
         Place::Leaving => Spot { table: "nat", hook: "OUTPUT", name: "WEFT_LEAVING" },
+        Place::Answers => Spot { table: "mangle", hook: "PREROUTING", name: "WEFT_ANSWERS" },
         Place::ArrivingUdp => {
             Spot { table: "mangle", hook: "PREROUTING", name: "WEFT_ARRIVING_UDP" }
         }
@@ -119,7 +121,7 @@ fn render_rule(rule: &Rule) -> String {
         Action::Mark(mark) => format!("-j MARK --set-xmark {mark:#x}/{MARK_MASK:#x}"),
         Action::Drop => "-j DROP".to_owned(),
         Action::HandTo(port) => {
-            format!("-j TPROXY --on-port {port} --tproxy-mark {UDP_MARK:#x}/{MARK_MASK:#x}")
+            format!("-j TPROXY --on-port {port} --tproxy-mark {HERE_MARK:#x}/{MARK_MASK:#x}")
         }
     });
     words.join(" ")
@@ -139,6 +141,7 @@ fn render_match(asked: &Match) -> String {
         Match::FromInterface(name, true) => format!("-i {name}"),
         Match::FromInterface(name, false) => format!("! -i {name}"),
         Match::ToInterface(name) => format!("-o {name}"),
+        Match::ForTransparentSocket => "-m socket --transparent".to_owned(),
         Match::Reply => "-m conntrack --ctdir REPLY".to_owned(),
         Match::Related => "-m conntrack --ctstate RELATED".to_owned(),
         Match::Icmpv6 { kind, hop_limit } => {

@@ -24,8 +24,9 @@ pub use apply::{
 };
 pub use guard::{Guard, Report, Standing, Wish};
 
-/// The mark by which UDP for services is routed to the local socket, under [`MARK_MASK`].
-pub const UDP_MARK: u32 = 0x111;
+/// The mark by which packets for other addresses are routed to sockets of ours, under [`MARK_MASK`]:
+/// UDP for services, and answers to clients whose addresses we send from.
+pub const HERE_MARK: u32 = 0x111;
 /// The bits of a packet's mark that are ours.
 pub const MARK_MASK: u32 = 0xfff;
 /// The routing table that delivers marked packets locally.
@@ -60,6 +61,8 @@ pub struct Redirect {
     /// namespace and is neither handed over nor excluded; with `outbound`, what leaves it so. Answers
     /// pass, and what IPv6 needs to find its neighbours.
     pub strict: bool,
+    /// Whether the proxy may send from its clients' addresses: answers to them are handed to it.
+    pub keep_source: bool,
     /// The mark on what the proxy itself sends.
     pub mark: u32,
     /// The user the proxy runs as, for hosts where it may not set a mark.
@@ -71,6 +74,11 @@ impl Redirect {
     pub const OWN_PORTS: (u16, u16) = (15000, 15099);
     /// How many ranges, ports, devices and users it may name in all; each is a rule or more.
     pub const MOST_NAMED: usize = 400;
+
+    /// Whether packets for other addresses are to be routed to sockets of ours.
+    fn routes_here(&self) -> bool {
+        self.udp.is_some() || self.keep_source
+    }
 
     /// A hash of everything that is wanted, to tell whether what is installed is that.
     #[must_use]

@@ -154,7 +154,7 @@ fn told_chain(place: Place) -> Attributes {
     let (kind, hook, priority) = match place {
         Place::Arriving => ("nat", HookPlace::Prerouting, BEFORE_NAT),
         Place::Leaving => ("nat", HookPlace::Output, BEFORE_NAT),
-        Place::ArrivingUdp => ("filter", HookPlace::Prerouting, BEHIND_NAT),
+        Place::Answers | Place::ArrivingUdp => ("filter", HookPlace::Prerouting, BEHIND_NAT),
         Place::LeavingUdp => ("route", HookPlace::Output, BEHIND_NAT),
         Place::ArrivingStrict => ("filter", HookPlace::Input, LAST),
         Place::LeavingStrict => ("filter", HookPlace::Output, LAST),
@@ -210,6 +210,12 @@ fn asked(asked: &Match) -> Vec<Expression> {
         }
         Match::To(range) => to(*range),
         Match::Over(transport) => protocol(transport.number()),
+        Match::ForTransparentSocket => vec![
+            nf::load_socket(nf::SocketKey::IsTransparent),
+            equal(&[1]),
+            nf::load_socket(nf::SocketKey::IsWildcard),
+            equal(&[0]),
+        ],
         Match::Reply => {
             vec![nf::load_direction(), equal(&[nf::Side::Reply as u8])]
         }

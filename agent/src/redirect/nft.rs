@@ -27,6 +27,7 @@ pub(super) fn name(place: Place) -> &'static str {
     match place {
         Place::Arriving => "arriving",
         Place::Leaving => "leaving",
+        Place::Answers => "answers",
         Place::ArrivingUdp => "arriving_udp",
         Place::LeavingUdp => "leaving_udp",
         Place::ArrivingStrict => "arriving_strict",
@@ -41,7 +42,9 @@ fn hook(place: Place) -> &'static str {
     match place {
         Place::Arriving => "type nat hook prerouting priority -101; policy accept;",
         Place::Leaving => "type nat hook output priority -101; policy accept;",
-        Place::ArrivingUdp => "type filter hook prerouting priority -99; policy accept;",
+        Place::Answers | Place::ArrivingUdp => {
+            "type filter hook prerouting priority -99; policy accept;"
+        }
         Place::LeavingUdp => "type route hook output priority -99; policy accept;",
         Place::ArrivingStrict => "type filter hook input priority 0; policy accept;",
         Place::LeavingStrict => "type filter hook output priority 0; policy accept;",
@@ -77,6 +80,7 @@ fn render_match(asked: &Match) -> String {
         Match::FromInterface(name, true) => format!("iifname \"{name}\""),
         Match::FromInterface(name, false) => format!("iifname != \"{name}\""),
         Match::ToInterface(name) => format!("oifname \"{name}\""),
+        Match::ForTransparentSocket => "socket transparent 1 socket wildcard 0".to_owned(),
         Match::Reply => "ct direction reply".to_owned(),
         Match::Related => "ct state related".to_owned(),
         Match::Icmpv6 { kind, hop_limit } => {

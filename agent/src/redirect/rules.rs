@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use weft_model::{Cidr, Transport};
 
-use super::{Family, Redirect, UDP_MARK};
+use super::{Family, HERE_MARK, Redirect};
 
 /// A chain of ours: rules that see packets at one place of their way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub(super) enum Place {
     Arriving,
     /// The first packet of a connection that a program here makes.
     Leaving,
+    /// Every packet that arrives: one for a socket of ours at another's address is kept here.
+    Answers,
     /// Every packet that arrives: it may be handed to a socket.
     ArrivingUdp,
     /// Every packet that a program here sends: it is routed again when its mark changes.
@@ -60,6 +62,8 @@ pub(super) enum Match {
     FromInterface(String, bool),
     /// It leaves by this network device.
     ToInterface(String),
+    /// It is for a socket here that is bound to an address which may be another's.
+    ForTransparentSocket,
     /// It answers: its connection began on the other side.
     Reply,
     /// It tells of a connection, as an error of ICMP does.
@@ -99,6 +103,7 @@ pub(super) fn chains(redirect: &Redirect) -> Vec<Chain> {
     let all = [
         Chain { place: Place::Arriving, rules: arriving(redirect) },
         Chain { place: Place::Leaving, rules: leaving(redirect) },
+        Chain { place: Place::Answers, rules: answers(redirect) },
         Chain { place: Place::ArrivingUdp, rules: arriving_udp(redirect) },
         Chain { place: Place::LeavingUdp, rules: leaving_udp(redirect) },
         Chain { place: Place::ArrivingStrict, rules: arriving_strict(redirect) },
@@ -147,6 +152,11 @@ fn leaving(redirect: &Redirect) -> Vec<Rule> {
     rules
 }
 
+fn answers(redirect: &Redirect) -> Vec<Rule> {
+    let rule = || counted(vec![Match::ForTransparentSocket], Action::Mark(HERE_MARK));
+    redirect.keep_source.then(rule).into_iter().collect()
+}
+
 fn arriving_udp(redirect: &Redirect) -> Vec<Rule> {
     let Some(port) = redirect.udp else {
         return Vec::new();
@@ -156,10 +166,10 @@ fn arriving_udp(redirect: &Redirect) -> Vec<Rule> {
         // What the kernel carries itself bears our mark (`kernel/table.rs`).
         rules.push(leave_alone([Match::Mark(redirect.mark)]));
         let from_others = [from_loopback(false), Match::Over(Transport::Udp)];
-        rules.extend(to_services(redirect, &from_others, Action::Mark(UDP_MARK)));
+        rules.extend(to_services(redirect, &from_others, Action::Mark(HERE_MARK)));
     }
     rules.push(counted(
-        vec![Match::Mark(UDP_MARK), Match::Over(Transport::Udp)],
+        vec![Match::Mark(HERE_MARK), Match::Over(Transport::Udp)],
         Action::HandTo(port),
     ));
     rules
@@ -174,7 +184,7 @@ fn leaving_udp(redirect: &Redirect) -> Vec<Rule> {
     for excluded in &redirect.exclude_outbound_ports {
         rules.push(leave_alone([Match::Port(Transport::Udp, *excluded..=*excluded)]));
     }
-    rules.extend(to_services(redirect, &[Match::Over(Transport::Udp)], Action::Mark(UDP_MARK)));
+    rules.extend(to_services(redirect, &[Match::Over(Transport::Udp)], Action::Mark(HERE_MARK)));
     rules
 }
 
@@ -189,7 +199,7 @@ fn arriving_strict(redirect: &Redirect) -> Vec<Rule> {
         rules.push(leave_alone([Match::Port(Transport::Tcp, port..=port)]));
     }
     if redirect.udp.is_some() {
-        rules.push(leave_alone([Match::Mark(UDP_MARK), Match::Over(Transport::Udp)]));
+        rules.push(leave_alone([Match::Mark(HERE_MARK), Match::Over(Transport::Udp)]));
     }
     rules.extend(from_excluded_interfaces(redirect));
     rules.extend(redirect.exclude_inbound_ports.iter().flat_map(|port| to_port(*port)));
@@ -208,7 +218,7 @@ fn leaving_strict(redirect: &Redirect) -> Vec<Rule> {
     // its first destination.
     rules.push(leave_alone([Match::ToThisHost(true)]));
     if redirect.udp.is_some() {
-        rules.push(leave_alone([Match::Mark(UDP_MARK), Match::Over(Transport::Udp)]));
+        rules.push(leave_alone([Match::Mark(HERE_MARK), Match::Over(Transport::Udp)]));
     }
     rules.extend(part_of_other_connections());
     rules.extend(excluded_from_leaving(redirect));

@@ -19,6 +19,7 @@ fn workload() -> Redirect {
         exclude_interfaces: Vec::new(),
         exclude_users: Vec::new(),
         strict: false,
+        keep_source: false,
         mark: 0x539,
         uid: Some(1337),
     }

@@ -61,9 +61,10 @@ async fn get(
     mark: Option<weft_runtime::socket::Mark>,
 ) -> Result<Bytes, String> {
     let text = |error: &dyn std::error::Error| error.to_string();
-    let tcp = weft_runtime::socket::connect_tcp(address, mark, target.cluster.connect_timeout)
-        .await
-        .map_err(|error| text(&error))?;
+    let tcp =
+        weft_runtime::socket::connect_tcp(address, mark.into(), target.cluster.connect_timeout)
+            .await
+            .map_err(|error| text(&error))?;
     let io: Box<dyn Io> = match &target.tls {
         TargetTls::None => Box::new(tcp),
         TargetTls::Broken => return Err("the secrets for TLS are missing".into()),

@@ -24,7 +24,7 @@ pub(crate) async fn connect(
     mark: Option<Mark>,
 ) -> io::Result<Stream> {
     let timeout: Duration = target.cluster.connect_timeout;
-    let tcp = connect_tcp(address, mark, timeout).await?;
+    let tcp = connect_tcp(address, mark.into(), timeout).await?;
     let (config, tls) = match &target.tls {
         TargetTls::None => return Ok(Stream::Plain(tcp)),
         TargetTls::Broken => return Err(io::Error::other("the secrets for TLS are missing")),

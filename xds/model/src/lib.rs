@@ -28,7 +28,7 @@ pub use flow::{FlowKey, FlowTuple, Transport};
 pub use identity::{InvalidSpiffeId, SpiffeId};
 pub use listener::{
     ChainMatch, ClientCertificateDetails, Codec, Filter, FilterChain, HttpFilter, HttpService,
-    IdleEnd, Listener, RouteSource, TcpProxy, TransportKind, UdpProxy,
+    IdleEnd, Listener, RouteSource, SourceAddress, TcpProxy, TransportKind, UdpProxy,
 };
 pub use maglev::{DEFAULT_TABLE_SIZE, InvalidTableSize, Maglev};
 pub use policy::{

@@ -40,6 +40,18 @@ pub struct Listener {
     /// The seed of the flow hash, which all agents of a mesh share and nobody else is to know, so that
     /// none aims flows at an endpoint (`metadata`, `flow_seed` under `weft`).
     pub flow_seed: Option<u32>,
+    /// Whose address endpoints see (the `original_src` listener filter; `use_original_src_ip` of UDP).
+    pub source_address: SourceAddress,
+}
+
+/// Whose address an endpoint sees as that of its client, when the agent moves the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SourceAddress {
+    /// The agent's host's.
+    #[default]
+    Agent,
+    /// The client's, so that answers must come by the agent's host.
+    Client,
 }
 
 /// How both sides see the end of a connection that was silent for too long.
@@ -338,6 +350,7 @@ mod tests {
             allow_from: None,
             idle_end: None,
             flow_seed: None,
+            source_address: SourceAddress::Agent,
         };
         let check = |destination: &str, kind, expected: &str| {
             let destination = destination.parse().expect("an address");

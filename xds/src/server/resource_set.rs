@@ -140,7 +140,8 @@ mod tests {
     use super::*;
     use weft_model::{
         ChainMatch, ClientCertificateDetails, Codec, Filter, FilterChain, HttpFilter, HttpService,
-        Listener, Permission, Principal, Rbac, RbacAction, RbacPolicy, RouteSource, Transport,
+        Listener, Permission, Principal, Rbac, RbacAction, RbacPolicy, RouteSource, SourceAddress,
+        Transport,
     };
 
     /// A listener whose policies are a map on the wire, which has no order there.
@@ -181,6 +182,7 @@ mod tests {
             allow_from: None,
             idle_end: None,
             flow_seed: None,
+            source_address: SourceAddress::Agent,
         };
         let mut snapshot = Snapshot::default();
         snapshot.listeners.insert("l".into(), listener.into());

@@ -7,12 +7,14 @@
 
 use serde_json::{Value, json};
 use weft_model::{
-    ChainMatch, Cidr, Filter, FilterChain, IdleEnd, Listener, Transport, TransportKind, UdpProxy,
+    ChainMatch, Cidr, Filter, FilterChain, IdleEnd, Listener, SourceAddress, Transport,
+    TransportKind, UdpProxy,
 };
 
 use super::{Reader, Refused, filters, secret, values};
 
 const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
+const ORIGINAL_SOURCE: &str = "envoy.extensions.filters.listener.original_src.v3.OriginalSrc";
 
 /// The name under which metadata is ours, and what we know there.
 const OUR_METADATA: &str = "weft";
@@ -50,12 +52,13 @@ pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
     let bind = listener.flag("bind_to_port").unwrap_or(true);
     let transparent = listener.flag("transparent").unwrap_or(false);
     let mut use_original_destination = listener.flag("use_original_dst").unwrap_or(false);
-    let mut udp = None;
+    let (mut udp, mut source_address) = (None, SourceAddress::Agent);
     for filter in listener.children("listener_filters") {
         match listener_filter(filter)? {
             ListenerFilter::OriginalDestination => use_original_destination = true,
+            ListenerFilter::OriginalSource => source_address = SourceAddress::Client,
             ListenerFilter::Inspector => {}
-            ListenerFilter::Udp(proxy) => udp = Some(proxy),
+            ListenerFilter::Udp(proxy, source) => (udp, source_address) = (Some(proxy), source),
         }
     }
     let ours = listener.child("metadata").map(our_metadata).transpose()?.unwrap_or_default();
@@ -74,6 +77,7 @@ pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
         allow_from: ours.allow_from,
         idle_end: ours.idle_end,
         flow_seed: ours.flow_seed,
+        source_address,
     };
     check(&listener, &listener_value)?;
     Ok(listener_value)
@@ -171,8 +175,9 @@ fn check(reader: &Reader<'_>, listener: &Listener) -> Result<(), Refused> {
 
 enum ListenerFilter {
     OriginalDestination,
+    OriginalSource,
     Inspector,
-    Udp(UdpProxy),
+    Udp(UdpProxy, SourceAddress),
 }
 
 fn listener_filter(mut filter: Reader<'_>) -> Result<ListenerFilter, Refused> {
@@ -194,7 +199,21 @@ fn listener_filter(mut filter: Reader<'_>) -> Result<ListenerFilter, Refused> {
             ]);
             Ok(ListenerFilter::Inspector)
         }
-        "UdpProxyConfig" => filters::udp_proxy(config).map(ListenerFilter::Udp),
+        "OriginalSrc" => {
+            // The mark on what we send is our own, and answers find us by it (`weft redirect`).
+            config.harmless(&["mark"]);
+            if config.flag("bind_port").unwrap_or(false) {
+                return Err(
+                    config.refuse("bind_port", "it is not supported; the port is a new one")
+                );
+            }
+            Ok(ListenerFilter::OriginalSource)
+        }
+        "UdpProxyConfig" => {
+            let keeps = config.flag("use_original_src_ip").unwrap_or(false);
+            let source = if keeps { SourceAddress::Client } else { SourceAddress::Agent };
+            Ok(ListenerFilter::Udp(filters::udp_proxy(config)?, source))
+        }
         _ => Err(config.refuse("", format!("{} is no listener filter known here", config.kind()))),
     }
 }
@@ -287,7 +306,10 @@ pub(super) fn encode(listener: &Listener) -> Value {
             values::any("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector", json!({}))}));
     }
     if let Some(udp) = &listener.udp {
-        filters.push(filters::udp_proxy_json(udp));
+        filters.push(filters::udp_proxy_json(udp, listener.source_address));
+    } else if listener.source_address == SourceAddress::Client {
+        filters.push(json!({"name": "envoy.filters.listener.original_src",
+            "typed_config": values::any(ORIGINAL_SOURCE, json!({}))}));
     }
     json["listener_filters"] = json!(filters);
     if listener.transparent {

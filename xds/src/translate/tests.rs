@@ -100,6 +100,7 @@ listener_filters:
     "@type": type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig
     stat_prefix: u
     hash_policies: [{source_ip: true}]
+    use_original_src_ip: true
     idle_timeout: 120s
     matcher: {on_no_match: {action: {name: route, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.Route, cluster: dns}}}}
 "#,
@@ -110,6 +111,9 @@ listener_filters:
 name: vip
 address: {socket_address: {address: 10.96.0.1, port_value: 80}}
 bind_to_port: false
+listener_filters:
+- name: original_src
+  typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc}
 metadata: {filter_metadata: {weft: {idle_end: close, flow_seed: "4294967295"}}}
 default_filter_chain:
   filters:

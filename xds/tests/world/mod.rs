@@ -12,8 +12,8 @@ use std::time::Duration;
 use weft_model::{
     Balance, ChainMatch, ClientCertificateDetails, Cluster, Codec, DataSource, Discovery, Endpoint,
     EndpointSet, Filter, FilterChain, Health, HttpService, Listener, Name, RouteSource, RouteTable,
-    Secret, SecretSource, Snapshot, StringMatch, Transport, UpstreamProtocol, UpstreamTls,
-    Validation, VirtualHost,
+    Secret, SecretSource, Snapshot, SourceAddress, StringMatch, Transport, UpstreamProtocol,
+    UpstreamTls, Validation, VirtualHost,
 };
 use weft_xds::translate::{self, Kind, Resource};
 
@@ -173,5 +173,6 @@ fn listener(name: Name, form: u16, routes: Vec<Name>) -> Listener {
         allow_from: None,
         idle_end: None,
         flow_seed: None,
+        source_address: SourceAddress::Agent,
     }
 }

@@ -262,6 +262,19 @@ pub(crate) fn load_direction() -> Expression {
     expression("ct", Attributes::new().big_endian(1, REGISTER).big_endian(2, DIRECTION))
 }
 
+/// What of the socket that a packet is for can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SocketKey {
+    IsTransparent = 0,
+    IsWildcard = 2,
+}
+
+/// Loads what the packet's socket has, a byte; breaks off when no socket of this host is for it.
+pub(crate) fn load_socket(key: SocketKey) -> Expression {
+    let data = Attributes::new().big_endian(1, key as u32).big_endian(2, REGISTER);
+    expression("socket", data)
+}
+
 /// Refuses a TCP packet with a reset.
 pub(crate) fn reset() -> Expression {
     const TCP_RESET: u32 = 1;

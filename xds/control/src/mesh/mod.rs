@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use weft_model::{Balance, Cidr, FlowKey, IdleEnd, RouteMatch, SpiffeId};
+use weft_model::{Balance, Cidr, FlowKey, IdleEnd, RouteMatch, SourceAddress, SpiffeId};
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
 
@@ -64,6 +64,8 @@ pub struct Service {
     pub allow_from: Option<Vec<Cidr>>,
     /// What of a flow decides about its replica.
     pub flow_key: FlowKey,
+    /// Whose address replicas see.
+    pub source_address: SourceAddress,
     /// Whether its replicas have sidecars, and so speak mutual TLS only.
     pub meshed: bool,
 }

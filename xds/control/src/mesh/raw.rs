@@ -50,6 +50,9 @@ pub struct Service {
     /// `none`, `client_address` or `tcp_sequence`.
     #[serde(default)]
     pub affinity: Affinity,
+    /// `agent` or `client`.
+    #[serde(default)]
+    pub source_address: SourceAddress,
     /// Whether its replicas have sidecars.
     #[serde(default = "yes")]
     pub meshed: bool,
@@ -64,6 +67,17 @@ pub enum Balance {
     RoundRobin,
     /// The one with the fewest open requests.
     LeastRequests,
+}
+
+/// Whose address replicas see, when an agent moves the bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceAddress {
+    /// The agent's host's.
+    #[default]
+    Agent,
+    /// The client's: answers must come by the agent's host, and its redirects have `keep_source`.
+    Client,
 }
 
 /// Which flows go to one replica.

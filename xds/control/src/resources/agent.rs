@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weft_model::{
     Balance, ChainMatch, DEFAULT_TABLE_SIZE, Discovery, Filter, FilterChain, Listener, Name,
-    Snapshot, TcpProxy, Transport, UdpProxy, WeightedCluster,
+    Snapshot, SourceAddress, TcpProxy, Transport, UdpProxy, WeightedCluster,
 };
 
 use super::{OUTBOUND_PORT, UDP_PORT, cluster, cluster_name, endpoints, everywhere};
@@ -49,6 +49,7 @@ fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
         listener.transparent = false;
         listener.allow_from.clone_from(&service.allow_from);
         listener.idle_end = port.idle_end;
+        listener.source_address = service.source_address;
         if udp {
             listener.udp = Some(UdpProxy {
                 cluster: name.clone(),
@@ -87,6 +88,7 @@ fn capture(name: &str, address: std::net::SocketAddr, transport: Transport) -> L
         allow_from: None,
         idle_end: None,
         flow_seed: None,
+        source_address: SourceAddress::Agent,
     }
 }
 

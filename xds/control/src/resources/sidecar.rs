@@ -10,9 +10,9 @@ use weft_model::{
     Discovery, DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, FlowKey, HeaderCheck,
     HeaderMatch, Health, HttpFilter, HttpService, JwtPolicy, JwtProvider, JwtRequirement, JwtRule,
     KeySource, Listener, Name, PathMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy,
-    Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, StringMatch,
-    TcpProxy, TokenPresence, Transport, UpstreamProtocol, UpstreamTls, VirtualHost,
-    WeightedCluster,
+    Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot,
+    SourceAddress, StringMatch, TcpProxy, TokenPresence, Transport, UpstreamProtocol, UpstreamTls,
+    VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
@@ -389,6 +389,7 @@ fn redirected(name: &str, address: std::net::SocketAddr) -> Listener {
         allow_from: None,
         idle_end: None,
         flow_seed: None,
+        source_address: SourceAddress::Agent,
     }
 }
 

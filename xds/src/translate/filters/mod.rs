@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_model::{
-    ClientCertificateDetails, Codec, FlowKey, HttpFilter, HttpService, RouteSource, TcpProxy,
-    UdpProxy, WeightedCluster,
+    ClientCertificateDetails, Codec, FlowKey, HttpFilter, HttpService, RouteSource, SourceAddress,
+    TcpProxy, UdpProxy, WeightedCluster,
 };
 
 use super::{Reader, Refused, route, values};
@@ -130,7 +130,7 @@ pub(super) fn udp_proxy(mut filter: Reader<'_>) -> Result<UdpProxy, Refused> {
 }
 
 /// The JSON form of a UDP listener filter.
-pub(super) fn udp_proxy_json(udp: &UdpProxy) -> Value {
+pub(super) fn udp_proxy_json(udp: &UdpProxy, source: SourceAddress) -> Value {
     let route = values::any(UDP_ROUTE, json!({"cluster": &*udp.cluster}));
     let mut fields = json!({
         "stat_prefix": "udp",
@@ -140,6 +140,9 @@ pub(super) fn udp_proxy_json(udp: &UdpProxy) -> Value {
     });
     if udp.flow_key == FlowKey::SourceAddress {
         fields["hash_policies"] = json!([{"source_ip": true}]);
+    }
+    if source == SourceAddress::Client {
+        fields["use_original_src_ip"] = json!(true);
     }
     json!({"name": "envoy.filters.udp_listener.udp_proxy", "typed_config": values::any(UDP, fields)})
 }

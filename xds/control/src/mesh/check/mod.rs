@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
-use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SpiffeId};
+use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SourceAddress, SpiffeId};
 
 use super::{Mesh, Port, Protocol, Service, raw};
 use routes::{duration, routes};
@@ -103,23 +103,7 @@ fn services(
             raw::Balance::RoundRobin => Balance::RoundRobin,
             raw::Balance::LeastRequests => Balance::LeastRequests,
         };
-        let (flow_key, affinity) = match service.affinity {
-            raw::Affinity::None => (FlowKey::FiveTuple, "none"),
-            raw::Affinity::ClientAddress => (FlowKey::SourceAddress, "client_address"),
-            raw::Affinity::TcpSequence => (FlowKey::WithSequence, "tcp_sequence"),
-        };
-        let is_flow = |port: &Port| matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
-        if let Some(port) = ports.iter().find(|port| !is_flow(port))
-            && flow_key != FlowKey::FiveTuple
-        {
-            mistakes.add(
-                format!("{path}.affinity"),
-                format!(
-                    "{affinity} is for tcp and udp; requests to port {} are balanced one by one",
-                    port.port
-                ),
-            );
-        }
+        let flow_key = flow_key(service, &ports, &path, mistakes);
         let allow_from = service.allow_from.as_ref().map(|ranges| {
             let parsed = ranges.iter().enumerate().filter_map(|(position, text)| {
                 let parsed = Cidr::parse(text);
@@ -136,6 +120,10 @@ fn services(
             balance,
             allow_from,
             flow_key,
+            source_address: match service.source_address {
+                raw::SourceAddress::Agent => SourceAddress::Agent,
+                raw::SourceAddress::Client => SourceAddress::Client,
+            },
             meshed: service.meshed,
         };
         if services.insert(service.name.clone(), checked).is_some() {
@@ -144,6 +132,27 @@ fn services(
         }
     }
     services
+}
+
+/// What of a flow decides about its replica.
+fn flow_key(
+    service: &raw::Service,
+    ports: &[Port],
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> FlowKey {
+    let (flow_key, word) = match service.affinity {
+        raw::Affinity::None => return FlowKey::FiveTuple,
+        raw::Affinity::ClientAddress => (FlowKey::SourceAddress, "client_address"),
+        raw::Affinity::TcpSequence => (FlowKey::WithSequence, "tcp_sequence"),
+    };
+    let is_flow = |port: &&Port| matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
+    if let Some(Port { port, .. }) = ports.iter().find(|port| !is_flow(port)) {
+        let reason =
+            format!("{word} is for tcp and udp; requests to port {port} are balanced one by one");
+        mistakes.add(format!("{path}.affinity"), reason);
+    }
+    flow_key
 }
 
 fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Port> {

@@ -1,0 +1,97 @@
+//! Where connections to endpoints come from.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use weft_model::SourceAddress;
+use weft_runtime::socket::{Leaving, Mark, Source};
+
+/// The host's own addresses from which endpoints are connected to, one after the other. Between one of
+/// them and an endpoint there are as many connections as there are ports, about 28,000 unless the host
+/// gives more; several addresses have so many each.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    v4: Vec<IpAddr>,
+    v6: Vec<IpAddr>,
+    next: Cell<usize>,
+}
+
+impl Sources {
+    pub(crate) fn new(addresses: &[IpAddr]) -> Self {
+        let (v4, v6) = addresses.iter().partition(|address| address.is_ipv4());
+        Self { v4, v6, next: Cell::default() }
+    }
+
+    /// The ways to an endpoint, in the order in which they are to be tried: another when the one
+    /// before has no port left.
+    pub(crate) fn ways(
+        &self,
+        endpoint: SocketAddr,
+        client: SocketAddr,
+        wanted: SourceAddress,
+        mark: Option<Mark>,
+    ) -> impl Iterator<Item = Leaving> {
+        let own = if endpoint.is_ipv4() { &self.v4 } else { &self.v6 };
+        let client = client.ip().to_canonical();
+        // A client of the other family has no address that this endpoint could answer.
+        let keeps = wanted == SourceAddress::Client && client.is_ipv4() == endpoint.is_ipv4();
+        let first = if keeps || own.is_empty() { 0 } else { self.next.get() % own.len() };
+        let (count, the_only) = match (keeps, own.is_empty()) {
+            (true, _) => (1, Some(Source::Another(client))),
+            (false, true) => (1, None),
+            (false, false) => {
+                self.next.set(first + 1);
+                (own.len(), None)
+            }
+        };
+        (0..count).map(move |step| {
+            let own = own.iter().cycle().nth(first + step).copied().map(Source::Own);
+            Leaving { mark, source: the_only.or(own) }
+        })
+    }
+}
+
+/// Whether a connection failed because its source has no port left towards the endpoint.
+pub(crate) fn has_no_port(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources(addresses: &[&str]) -> Sources {
+        let addresses: Vec<IpAddr> =
+            addresses.iter().map(|text| text.parse().expect("an address")).collect();
+        Sources::new(&addresses)
+    }
+
+    fn ways(sources: &Sources, endpoint: &str, wanted: SourceAddress) -> Vec<Option<Source>> {
+        let [endpoint, client] =
+            [endpoint, "10.0.0.9:4000"].map(|text| text.parse().expect("an address"));
+        sources.ways(endpoint, client, wanted, None).map(|leaving| leaving.source).collect()
+    }
+
+    #[test]
+    fn own_addresses_are_tried_in_turn_and_only_those_of_the_endpoints_family() {
+        let sources = sources(&["10.0.0.1", "fd00::1", "10.0.0.2"]);
+        let own = |text: &str| Some(Source::Own(text.parse().expect("an address")));
+        let (one, two) = (own("10.0.0.1"), own("10.0.0.2"));
+        let agent = SourceAddress::Agent;
+        assert_eq!(ways(&sources, "10.1.0.1:80", agent), [one, two]);
+        assert_eq!(ways(&sources, "10.1.0.1:80", agent), [two, one]);
+        assert_eq!(ways(&sources, "10.1.0.1:80", agent), [one, two]);
+        assert_eq!(ways(&sources, "[fd01::1]:80", agent), [own("fd00::1")]);
+        assert_eq!(ways(&Sources::default(), "10.1.0.1:80", agent), [None]);
+    }
+
+    #[test]
+    fn the_clients_address_is_kept_where_an_endpoint_can_answer_it() {
+        let sources = sources(&["10.0.0.1", "fd00::1"]);
+        let client = Some(Source::Another("10.0.0.9".parse().expect("an address")));
+        assert_eq!(ways(&sources, "10.1.0.1:80", SourceAddress::Client), [client]);
+        let own = Some(Source::Own("fd00::1".parse().expect("an address")));
+        assert_eq!(ways(&sources, "[fd01::1]:80", SourceAddress::Client), [own]);
+    }
+}

@@ -1,0 +1,157 @@
+//! Where endpoints see connections of the proxy path come from.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
+use weft_integration::agent::Agent;
+use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener};
+use weft_integration::mesh::{Family, Mesh};
+use weft_integration::process::{run, weft};
+use weft_integration::wait::{DEADLINE, eventually};
+
+/// Says whose address the sink's endpoints are to see.
+fn see(mesh: &mut Mesh, whose: &str) {
+    mesh.change(|mesh| {
+        let sink = mesh.pointer_mut("/services/3").and_then(Value::as_object_mut);
+        sink.expect("it is there").insert("source_address".into(), json!(whose));
+    });
+}
+
+/// Opens a connection from the client to the sink; gives both its ends, and who the endpoint sees.
+fn connect(mesh: &Mesh, endpoint: &TcpListener) -> (TcpStream, TcpStream, IpAddr) {
+    let sink = mesh.sink();
+    let client = mesh.on(Some(&mesh.client), || TcpStream::connect_timeout(&sink, DEADLINE));
+    let client = client.expect("the agent takes it");
+    let (accepted, from) = endpoint.accept().expect("it arrives");
+    for stream in [&client, &accepted] {
+        stream.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
+    }
+    (client, accepted, from.ip())
+}
+
+fn assert_kept(family: Family, backend: &str) {
+    let mut mesh = Mesh::start_with(family, &["--path", "proxy"]);
+    let client: IpAddr = match family {
+        Family::V4 => mesh.client.address.into(),
+        Family::V6 => mesh.client.address6.expect("the kernel has IPv6").into(),
+    };
+    let mut redirect = weft();
+    redirect.args(["redirect", "apply", "--backend", backend, "--keep-source"]);
+    redirect.args(["--forwarded", "15001", "--udp", "15099"]);
+    run(redirect.args(["--services", family.service_range()]));
+    mesh.change_sink(&[0]);
+    let [workload, ..] = mesh.orders.as_slice() else { unreachable!("orders has two replicas") };
+    let host = &workload.host;
+    let at = mesh.sink_endpoint(0);
+    let endpoint = mesh.on(Some(host), || TcpListener::bind(at)).expect("it is free");
+    let next = |address: SocketAddr| SocketAddr::new(address.ip(), address.port() + 1);
+    let datagrams = mesh.on(Some(host), || UdpSocket::bind(next(at))).expect("it is free");
+    datagrams.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
+
+    let (_, _, from) = connect(&mesh, &endpoint);
+    assert_ne!(from, client, "the agent's host's, when nothing else is said");
+    see(&mut mesh, "client");
+    let (mut one, mut other) = eventually("the client's address is seen", || {
+        let (one, other, from) = connect(&mesh, &endpoint);
+        (from == client).then_some((one, other))
+    });
+    let mut buffer = vec![0; 200_000];
+    let bulk: Vec<u8> = (0..200_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    for _ in 0..2 {
+        one.write_all(b"?").expect("it is open");
+        other.read_exact(&mut [0]).expect("it arrives");
+        other.write_all(&bulk).expect("it is open");
+        one.read_exact(&mut buffer).expect("it arrives");
+        assert_eq!(buffer, bulk);
+    }
+
+    let any = if client.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = mesh.on(Some(&mesh.client), || UdpSocket::bind(any)).expect("a port is free");
+    socket.connect(next(mesh.sink())).expect("there is a route");
+    socket.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
+    socket.send(b"?").expect("it is sent");
+    let (_, from) = datagrams.recv_from(&mut buffer).expect("it arrives");
+    assert_eq!(from.ip(), client);
+    datagrams.send_to(b"!", from).expect("it is sent");
+    assert_eq!(socket.recv(&mut buffer).expect("the answer arrives"), 1);
+
+    see(&mut mesh, "agent");
+    eventually("the agent's host is seen again", || {
+        (connect(&mesh, &endpoint).2 != client).then_some(())
+    });
+    mesh.assert_unharmed();
+}
+
+#[test]
+fn endpoints_see_the_client_where_that_is_wanted() {
+    assert_kept(Family::V4, "native");
+}
+
+#[test]
+fn endpoints_see_the_client_where_that_is_wanted_over_ipv6() {
+    assert_kept(Family::V6, "native");
+}
+
+#[test]
+fn endpoints_see_the_client_where_that_is_wanted_by_iptables() {
+    assert_kept(Family::V4, "iptables");
+}
+
+/// How many ports the host gives, towards one target and from one address.
+const PORTS: u16 = 10;
+
+#[test]
+fn several_addresses_have_so_many_connections_each() {
+    let ip = |words: &str| run(Command::new("ip").args(words.split(' ')));
+    for address in ["10.1.0.1/32", "10.2.0.1/32", "10.2.0.2/32", "10.2.0.3/32"] {
+        ip(&format!("addr add {address} dev lo"));
+    }
+    let sources = [1, 2, 3].map(|n| IpAddr::from(Ipv4Addr::new(10, 2, 0, n)));
+    let at: SocketAddr = ([10, 1, 0, 1], 9000).into();
+    let service: SocketAddr = ([127, 0, 0, 1], 7000).into();
+    let config = |admin| {
+        let listener = tcp_listener("echo", service, json!({"cluster": "echo"}));
+        bootstrap(admin, &[listener], &[static_cluster("echo", &[at])])
+    };
+    let agent = Agent::start(config, &["--source-addresses", "10.2.0.1,10.2.0.2,10.2.0.3,fd00::1"]);
+    let range = format!("40000 {}", 40000 + PORTS - 1);
+    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).expect("it is ours");
+    let endpoint = TcpListener::bind(at).expect("the address is free");
+    endpoint.set_nonblocking(true).expect("it can be");
+
+    let open = |number: u16| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let own: SocketAddr = ([127, 0, 0, 9], 20_000 + number).into();
+        socket.set_reuse_address(true).expect("it can be reused");
+        socket.bind(&own.into()).expect("the port is free");
+        socket.connect(&service.into()).expect("the agent takes it");
+        let mut client = TcpStream::from(socket);
+        client.set_read_timeout(Some(Duration::from_secs(5))).expect("it is above zero");
+        let arrived = eventually("it arrives or is refused", || match endpoint.accept() {
+            Ok((stream, from)) => Some(Some((stream, from))),
+            Err(_) => {
+                client.set_nonblocking(true).expect("it can be");
+                let reset = client
+                    .read(&mut [0])
+                    .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset);
+                reset.then_some(None)
+            }
+        });
+        (client, arrived)
+    };
+    let all = 3 * PORTS;
+    let flows: Vec<_> = (0..all).map(open).collect();
+    for source in sources {
+        let from = flows.iter().filter_map(|(_, arrived)| Some(arrived.as_ref()?.1.ip()));
+        assert_eq!(from.filter(|from| *from == source).count(), usize::from(PORTS), "{source}");
+    }
+    let (_, refused) = open(all);
+    assert!(refused.is_none(), "there is no port left");
+    assert_eq!(agent.metric("weft_agent_refused_total{reason=\"unreachable\"}"), 1);
+    drop(flows);
+    eventually("there are ports again", || open(all + 1).1.is_some().then_some(()));
+}
