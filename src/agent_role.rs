@@ -151,5 +151,10 @@ fn redirect_metrics(report: &redirect::Report, page: &mut Page) {
         "Packets that strict redirects dropped since they were installed.",
         report.dropped.iter().map(|(_, packets)| packets).sum(),
     );
+    page.counter(
+        "weft_redirect_passed_probes",
+        "Connections made to see if they are handed over, which were not.",
+        report.passed,
+    );
     page.counter("weft_redirect_failures", "Redirects that could not be kept.", report.failures);
 }

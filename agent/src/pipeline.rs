@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use tokio::net::{TcpStream, UdpSocket};
 use weft_model::{FlowTuple, IdleEnd, Listener, Name, SourceAddress, Transport, UdpProxy};
-use weft_runtime::socket::{connect_tcp, connect_udp, original_destination, reset_on_close};
+use weft_runtime::socket::{
+    PROBE_PORT, connect_tcp, connect_udp, original_destination, reset_on_close,
+};
 use weft_runtime::syn::saved_sequence;
 
 use crate::forward::tcp::{End, Moved, relay};
@@ -65,6 +67,10 @@ async fn carry(
 ) -> Result<&'static str, Refusal> {
     let destination = destination(accepted)?;
     story.destination = Some(destination);
+    if accepted.listener.use_original_destination && destination.port() == PROBE_PORT {
+        story.logged = false;
+        return Ok("probe");
+    }
     let plan = worker.plan();
     let listener = plan.listener_for(&accepted.listener, destination);
     admit(listener, accepted.client)?;

@@ -13,6 +13,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 /// How many connections may wait to be accepted on each socket.
 const BACKLOG: i32 = 4096;
 
+/// The port that a probe of redirects aims at: whoever takes such a connection lets it go, in silence.
+pub const PROBE_PORT: u16 = 15_098;
+
 /// The mark on what we send ourselves, so that it is not intercepted again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark(pub u32);

@@ -15,7 +15,7 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
 use weft_model::{Action, Codec, HttpService, Name, TransportKind, WeightedCluster};
-use weft_runtime::socket::original_destination;
+use weft_runtime::socket::{PROBE_PORT, original_destination};
 
 use crate::authenticate::{Facts, authenticate};
 use crate::authorize::authorize;
@@ -73,6 +73,9 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
     let destination = original_destination(&stream, own);
     if listener.listener.use_original_destination && destination == own {
         tracing::debug!(%client, "a capture port was dialled itself: a mistake or a loop");
+        return None;
+    }
+    if listener.listener.use_original_destination && destination.port() == PROBE_PORT {
         return None;
     }
     let plan = worker.plan();

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use weft_agent::redirect::{
-    Backend, BackendChoice, Namespace, Redirect, RedirectError, Verdict, apply, plan, remove_all,
-    verify,
+    Backend, BackendChoice, Namespace, Probe, Redirect, RedirectError, Verdict, apply, plan, probe,
+    remove_all, verify,
 };
 use weft_model::Cidr;
 use weft_runtime::drain::{Drain, Phase, on_signals};
@@ -35,6 +35,9 @@ enum Command {
     Verify(Wanted),
     /// Print what differs from what is wanted, a line each; exit code 1 when something does.
     Diff(Wanted),
+    /// Make a connection as any program would, and see whether it is handed over; exit code 1 when it is
+    /// not.
+    Probe(Wanted),
     /// Keep the redirects of a file in force, in many network namespaces, until told to end. They stay.
     Guard {
         /// The file, YAML: `redirects: [{netns: /run/netns/web, inbound: 15006, outbound: 15001}]`. It is
@@ -176,6 +179,15 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
                 Verdict::Differs(how) => how.iter().for_each(|line| say(line)),
             }
             Err(Failure::Failed("what is installed is not what is wanted".into()))
+        }
+        Command::Probe(wanted) => {
+            match probe(&wanted.redirect(), &wanted.place.namespace()).map_err(explain)? {
+                passed @ Probe::Passed(..) => Err(Failure::Failed(passed.to_string())),
+                told => {
+                    say(&told.to_string());
+                    Ok(())
+                }
+            }
         }
         Command::Guard { file } => guard(&file, log),
         Command::Remove(place) => remove_all(&place.namespace()).map_err(explain),

@@ -48,6 +48,8 @@ pub(crate) struct Ended {
     pub(crate) duration: Option<Duration>,
 }
 
+/// The group of connections that begin.
+pub(crate) const BEGINNINGS: u32 = 1;
 /// The group of connections that end.
 pub(crate) const ENDS: u32 = 1 << 2;
 
@@ -105,7 +107,8 @@ fn message(kind: u16, family: u8, attributes: Attributes) -> Message {
     Message { kind: SUBSYSTEM << 8 | kind, flags: 0, fixed: vec![family, 0, 0, 0], attributes }
 }
 
-fn read(reply: &Reply) -> Option<Entry> {
+/// The connection that the kernel tells of, if it is of TCP or UDP.
+pub(crate) fn read(reply: &Reply) -> Option<Entry> {
     let attributes = reply.body.get(FIXED_BYTES..)?;
     let original = find(attributes, ORIGINAL)?;
     let (transport, client, destination) = tuple(original)?;

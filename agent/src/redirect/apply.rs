@@ -305,7 +305,7 @@ pub(super) fn listen(
 }
 
 /// Runs `work` on a thread that has entered the namespace. Children of that thread are in it too.
-fn inside<T: Send>(
+pub(super) fn inside<T: Send>(
     namespace: &Namespace,
     work: impl FnOnce() -> Result<T, RedirectError> + Send,
 ) -> Result<T, RedirectError> {
@@ -445,7 +445,7 @@ const MARKED_TO_THIS_HOST: MarkedRoute =
 const WAIT: &str = "--wait=5";
 const RESTORE: [&str; 2] = ["--noflush", WAIT];
 
-fn kernel(doing: &'static str) -> impl FnOnce(std::io::Error) -> RedirectError {
+pub(super) fn kernel(doing: &'static str) -> impl FnOnce(std::io::Error) -> RedirectError {
     move |reason| RedirectError::Kernel { doing, reason }
 }
 

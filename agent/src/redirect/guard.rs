@@ -18,7 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::apply::{dropped, listen};
 use super::{
-    Backend, BackendChoice, Namespace, Redirect, RedirectError, Verdict, apply, remove, verify,
+    Backend, BackendChoice, Namespace, Probe, Redirect, RedirectError, Verdict, apply, probe,
+    remove, verify,
 };
 use crate::netlink::Netlink;
 
@@ -33,6 +34,9 @@ const COMPARE_SILENT: Duration = Duration::from_millis(500);
 const BETWEEN_REPAIRS: Duration = Duration::from_millis(100);
 /// How often rules are installed before it counts as a failure that they are not there.
 const ATTEMPTS: usize = 3;
+/// How often it is tried whether traffic is really handed over, and how often when it was not.
+const PROBE: Duration = Duration::from_secs(30);
+const PROBE_AGAIN: Duration = Duration::from_secs(1);
 /// How often it is read how much strict rules have dropped.
 const COUNT: Duration = Duration::from_secs(2);
 /// How often that is told, at most.
@@ -73,6 +77,8 @@ pub struct Report {
     pub repairs: u64,
     /// How often that failed.
     pub failures: u64,
+    /// How often a probe was not handed over though the rules are in force.
+    pub passed: u64,
     /// How many packets strict rules have dropped, by the namespace's name.
     pub dropped: Vec<(String, u64)>,
 }
@@ -160,6 +166,9 @@ struct Kept {
     /// What put them in force.
     by: Option<Backend>,
     standing: Standing,
+    /// Why traffic is not handed over though the rules are in force.
+    passes: Option<String>,
+    probe_due: Instant,
     /// How many packets strict rules have dropped, where that can be read.
     dropped: Option<u64>,
     count_due: Instant,
@@ -184,6 +193,9 @@ impl Keeper {
             }
             for kept in self.kept.values_mut().filter(|kept| kept.is_due(now)) {
                 kept.compare(now, &self.report);
+            }
+            for kept in self.kept.values_mut().filter(|kept| kept.probe_due <= now) {
+                kept.probe(now, &self.report);
             }
             for kept in self.kept.values_mut().filter(|kept| kept.count_due <= now) {
                 kept.count(now);
@@ -219,7 +231,7 @@ impl Keeper {
         let mut standing: Vec<(String, Standing)> = self
             .kept
             .values()
-            .map(|kept| (kept.wish.namespace.to_string(), kept.standing.clone()))
+            .map(|kept| (kept.wish.namespace.to_string(), kept.told_standing()))
             .collect();
         standing.sort_by(|(one, _), (other, _)| one.cmp(other));
         let dropped = self.kept.values().filter_map(|kept| {
@@ -261,6 +273,8 @@ impl Kept {
             was_in_force: false,
             by: None,
             standing: Standing::Waiting,
+            passes: None,
+            probe_due: now(),
             dropped: None,
             count_due: now(),
             told_due: now(),
@@ -305,7 +319,46 @@ impl Kept {
             let rest = if self.failures == 0 { BETWEEN_REPAIRS } else { LOOK };
             let earliest = self.last_attempt.map_or(now, |last| last + rest);
             self.due = self.due.min(earliest.max(now));
+            // Others' rules may go before ours now.
+            self.probe_due = self.probe_due.min(self.due);
         }
+    }
+
+    /// How it stands, by the rules and by what becomes of traffic.
+    fn told_standing(&self) -> Standing {
+        match &self.passes {
+            Some(how) if self.standing == Standing::InForce => Standing::Failed(how.clone()),
+            _ => self.standing.clone(),
+        }
+    }
+
+    /// Tries whether traffic is handed over, where the rules are in force.
+    fn probe(&mut self, now: Instant, report: &Mutex<Report>) {
+        if self.standing != Standing::InForce {
+            return;
+        }
+        let namespace = &self.wish.namespace;
+        let passes = match probe(&self.wish.redirect, namespace) {
+            Ok(passed @ Probe::Passed(..)) => Some(passed.to_string()),
+            Ok(other) => {
+                tracing::debug!(%namespace, "{other}");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%namespace, %error, "it cannot be tried what becomes of traffic");
+                None
+            }
+        };
+        match (&self.passes, &passes) {
+            (None, Some(how)) => tracing::error!(%namespace, "{how}"),
+            (Some(_), None) => tracing::info!(%namespace, "connections are handed over again"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        self.probe_due = now + if passes.is_some() { PROBE_AGAIN } else { PROBE };
+        if passes.is_some() {
+            report.lock().unwrap_or_else(PoisonError::into_inner).passed += 1;
+        }
+        self.passes = passes;
     }
 
     /// Compares, and installs what is not as it is wanted.

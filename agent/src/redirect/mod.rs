@@ -11,6 +11,7 @@ mod guard;
 mod iptables;
 mod native;
 mod nft;
+mod probe;
 mod rules;
 
 use std::hash::Hasher;
@@ -23,6 +24,7 @@ pub use apply::{
     verify,
 };
 pub use guard::{Guard, Report, Standing, Wish};
+pub use probe::{Probe, probe};
 
 /// The mark by which packets for other addresses are routed to sockets of ours, under [`MARK_MASK`]:
 /// UDP for services, and answers to clients whose addresses we send from.

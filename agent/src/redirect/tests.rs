@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn workload() -> Redirect {
+pub(super) fn workload() -> Redirect {
     Redirect {
         owner: "weft".into(),
         inbound: Some(15006),

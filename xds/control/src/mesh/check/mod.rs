@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SourceAddress, SpiffeId};
+use weft_runtime::socket::PROBE_PORT;
 
 use super::{Mesh, Port, Protocol, Service, raw};
 use routes::{duration, routes};
@@ -170,6 +171,12 @@ fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Por
             mistakes.add(
                 format!("{path}.target"),
                 format!("{target} is among weft's own ports, 15000 to 15099"),
+            );
+        }
+        if port.port == PROBE_PORT {
+            mistakes.add(
+                format!("{path}.port"),
+                format!("{PROBE_PORT} is what weft tries its redirects by; choose another"),
             );
         }
         if !seen.insert((port.port, udp)) {
