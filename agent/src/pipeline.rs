@@ -22,8 +22,9 @@ use weft_runtime::socket::{
 };
 use weft_runtime::syn::saved_sequence;
 
+use crate::forward::pace::Looks;
 use crate::forward::tcp::{End, Moved, relay};
-use crate::forward::udp::{Datagram, send_all};
+use crate::forward::udp::{Datagram, Width, send_all, take_trains};
 use crate::plan::{Choice, OTHER_ENDPOINTS, Plan, Target};
 use crate::record::Record;
 use crate::refusal::Refusal;
@@ -262,12 +263,11 @@ pub(crate) fn datagrams(
     own: &Rc<UdpSocket>,
     worker: &Rc<Worker>,
 ) {
+    worker.pace.count(taken.len(), now());
     let mut flows: Vec<(Rc<UdpFlow>, Vec<&[u8]>)> = Vec::new();
     for datagram in taken {
-        let Some(destination) = datagram.destination.or_else(|| own.local_addr().ok()) else {
-            continue;
-        };
-        let tuple = FlowTuple { transport: Transport::Udp, client: datagram.client, destination };
+        let (client, destination) = (datagram.client, datagram.destination);
+        let tuple = FlowTuple { transport: Transport::Udp, client, destination };
         if let Some((_, bytes)) = flows.iter_mut().rev().find(|(flow, _)| flow.tuple == tuple) {
             bytes.push(datagram.bytes);
             continue;
@@ -306,6 +306,7 @@ fn begin(
     let mut ways = worker.sources.ways(address, tuple.client, serving.source_address, mark);
     let leaving = ways.next().unwrap_or_else(|| mark.into());
     let endpoint = connect_udp(address, leaving).map_err(|error| unreachable_for(&error))?;
+    take_trains(&endpoint);
     let answers = if listener.use_original_destination {
         let socket = worker.reply_sockets.from(tuple.destination, mark);
         socket.map_err(|error| unreachable_for(&error))?
@@ -339,19 +340,24 @@ fn begin(
 
 /// Carries a flow's answers back to its client until the flow ends.
 async fn answer(flow: Rc<UdpFlow>, worker: Rc<Worker>) {
+    let mut width = Width::new();
     while !flow.ended.get() {
         tokio::select! {
             ready = flow.endpoint.readable() => if ready.is_err() { break },
             () = flow.stopped.notified() => break,
         }
+        if !width.is_behind {
+            worker.rest(Looks::Back);
+        }
         let to = Some(flow.tuple.client);
         let sent = worker
-            .batch
+            .room
             .borrow_mut()
-            .answers(&flow.endpoint, |answers| send_all(&flow.answers, answers, to));
+            .answers(&flow.endpoint, &mut width, |answers| send_all(&flow.answers, answers, to));
         // An endpoint may have no such port (ICMP): it may come back, so the flow stays.
         let Ok(sent) = sent else { continue };
         worker.flows.borrow_mut().touch(&flow.tuple, now());
+        worker.pace.count(usize::try_from(sent.datagrams).unwrap_or(usize::MAX), now());
         worker.metrics.datagrams_to_client.add(sent.datagrams);
         worker.metrics.datagrams_lost.add(sent.lost);
         flow.moved.to_client.set(flow.moved.to_client.get() + sent.bytes);

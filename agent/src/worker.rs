@@ -20,8 +20,9 @@ use weft_runtime::socket::{Mark, bind_udp, is_without_ipv6, listen_tcp};
 use weft_runtime::syn::save_syn;
 
 use crate::flow::FlowTable;
+use crate::forward::pace::{Looks, MOMENT, Pace};
 use crate::forward::tcp::Lender;
-use crate::forward::udp::{Batch, Intake, ReplySockets};
+use crate::forward::udp::{Datagram, Intake, ReplySockets, Room};
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Accepted, UdpFlow};
 use crate::plan::Plan;
@@ -79,8 +80,9 @@ pub(crate) struct Worker {
     pub(crate) is_cut_off: Cell<bool>,
     pub(crate) flows: RefCell<FlowTable<Rc<UdpFlow>>>,
     pub(crate) reply_sockets: ReplySockets,
-    /// Room to take answers in, lent to the flow that has some.
-    pub(crate) batch: RefCell<Batch>,
+    pub(crate) pace: Pace,
+    /// Room to take datagrams in, lent to whoever has some.
+    pub(crate) room: RefCell<Room>,
     pub(crate) sources: Sources,
     tallies: Tallies,
     plan: RefCell<Arc<Plan>>,
@@ -95,6 +97,15 @@ impl Worker {
     /// What counts the flows of the service behind this listener.
     pub(crate) fn tally(&self, listener: &Listener) -> Arc<Tally> {
         self.tallies.of(&listener.name, &self.metrics.services)
+    }
+
+    /// Rests a moment before datagrams are looked for, where that pays: nothing else is done by this
+    /// thread meanwhile.
+    #[allow(clippy::disallowed_methods, reason = "the rest itself, below 0.1 ms")]
+    pub(crate) fn rest(&self, looks: Looks) {
+        if self.pace.rests(looks, now()) {
+            std::thread::sleep(MOMENT);
+        }
     }
 
     /// Takes over a plan.
@@ -118,7 +129,8 @@ pub async fn run(shared: Shared, number: usize) {
         is_cut_off: Cell::new(false),
         flows: RefCell::new(FlowTable::new(shared.limits.flows)),
         reply_sockets: ReplySockets::default(),
-        batch: RefCell::new(Batch::new()),
+        pace: Pace::new(now()),
+        room: RefCell::new(Room::new()),
         sources: Sources::new(&shared.sources),
         tallies: Tallies::default(),
         plan: RefCell::new(plan),
@@ -300,11 +312,17 @@ async fn take_in(
     worker: Rc<Worker>,
 ) {
     loop {
+        let is_ready = intake.ready().await;
+        if !intake.is_behind() {
+            worker.rest(Looks::In);
+        }
         let Some(listener) = worker.plan().listener(&name).cloned() else {
             return;
         };
-        let taken =
-            intake.next(|taken| pipeline::datagrams(taken, &listener, &socket, &worker)).await;
+        let take = |taken: &[Datagram<'_>]| {
+            pipeline::datagrams(taken, &listener, &socket, &worker);
+        };
+        let taken = is_ready.and_then(|()| intake.take(&mut worker.room.borrow_mut(), take));
         if let Err(error) = taken {
             tracing::debug!(%error, "a batch of datagrams was not taken in");
             tokio::time::sleep(REST).await;

@@ -1,5 +1,5 @@
 //! Moves datagrams: in by batches with the address each was sent to, out through a socket per flow,
-//! those of a flow that are of equal size in trains.
+//! those of a flow that are of equal size in trains; trains come in as such too.
 //!
 //! A flow has a socket of its own towards its endpoint, so answers find their way without looking
 //! into them. They leave again from the very address the client sent to: through the listening
@@ -21,10 +21,14 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use weft_runtime::socket::{Mark, bind_udp};
 
-/// How many datagrams one system call takes in.
+/// How many messages one system call takes in, at most and at least; each is a datagram, or a train.
 const BATCH: usize = 32;
-/// The largest datagram.
-const DATAGRAM_BYTES: usize = 65_536;
+const SMALLEST_BATCH: usize = 4;
+/// The largest datagram, or train.
+const MESSAGE_BYTES: usize = 65_536;
+/// From one message's room to the next one's: not a power of two, so that the beginnings of all of them
+/// find a place in the processor's cache.
+const STRIDE_BYTES: usize = MESSAGE_BYTES + 320;
 /// How many addresses a worker holds a socket for, to answer from.
 const REPLY_SOCKET_LIMIT: usize = 4096;
 
@@ -32,90 +36,170 @@ const REPLY_SOCKET_LIMIT: usize = 4096;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Datagram<'a> {
     pub(crate) client: SocketAddr,
-    /// The address it was sent to; none when the socket was not asked to tell.
-    pub(crate) destination: Option<SocketAddr>,
+    /// The address it was sent to.
+    pub(crate) destination: SocketAddr,
     pub(crate) bytes: &'a [u8],
 }
 
-/// Room for the datagrams that one system call takes in. A worker lends one to all flows for their
-/// answers. Each intake has its own: the kernel notes in the headers how much of the addresses and
-/// ancillary data it has used, which is then all that it uses for the next.
-pub(crate) struct Batch {
-    buffers: Vec<u8>,
-    headers: MultiHeaders<SockaddrStorage>,
+/// Room for what one system call takes in. A worker lends one to whoever reads.
+pub(crate) struct Room(Vec<u8>);
+
+/// How many messages are asked for at once: to ask for each costs a little, come it or not, so it is
+/// about as many as came the last time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Width {
+    messages: usize,
+    /// Whether as many came as were asked for, so that there may be more.
+    pub(crate) is_behind: bool,
 }
 
-impl Batch {
+impl Width {
     pub(crate) fn new() -> Self {
-        let space = nix::cmsg_space!(nix::libc::sockaddr_in6, nix::libc::sockaddr_in);
-        let headers = MultiHeaders::preallocate(BATCH, Some(space));
-        Self { buffers: vec![0; BATCH * DATAGRAM_BYTES], headers }
+        Self { messages: SMALLEST_BATCH, is_behind: false }
     }
 
-    /// Takes in what a socket has, and gives it to `take`, all at once.
-    fn receive<T>(
+    fn learn(&mut self, came: usize) {
+        self.is_behind = came >= self.messages;
+        self.messages = (came * 2).clamp(SMALLEST_BATCH, BATCH);
+    }
+}
+
+/// What was taken in, as one message of the kernel's.
+struct Message<'a, S> {
+    from: Option<S>,
+    /// The address it was sent to, where the socket was asked to tell.
+    destination: Option<SocketAddr>,
+    bytes: &'a [u8],
+    /// The size of each datagram of a train, of which the last may be shorter.
+    datagram_bytes: Option<usize>,
+}
+
+impl<'a, S> Message<'a, S> {
+    fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a, S> {
+        // A datagram may be empty, and is one all the same.
+        let size = self.datagram_bytes.unwrap_or(self.bytes.len()).max(1);
+        let empty = self.bytes.is_empty().then_some(self.bytes);
+        empty.into_iter().chain(self.bytes.chunks(size))
+    }
+}
+
+impl Room {
+    pub(crate) fn new() -> Self {
+        Self(vec![0; BATCH * STRIDE_BYTES])
+    }
+
+    /// Takes in what a socket has, and gives it to `take`, all at once. What takes no addresses is told
+    /// none.
+    fn receive<S: Copy + SockaddrLike, T>(
         &mut self,
         socket: &UdpSocket,
-        take: impl FnOnce(&[Datagram<'_>]) -> T,
+        width: &mut Width,
+        take: impl FnOnce(&[Message<'_, S>]) -> T,
     ) -> io::Result<T> {
-        let mut slices: Vec<[IoSliceMut<'_>; 1]> = self
-            .buffers
-            .chunks_mut(DATAGRAM_BYTES)
-            .map(|buffer| [IoSliceMut::new(buffer)])
-            .collect();
+        // Anew each time: the kernel notes in the headers how much of their room it has used, which is
+        // then all that it would use for the next.
+        let space = nix::cmsg_space!(nix::libc::sockaddr_in6, i32);
+        let mut headers = MultiHeaders::<S>::preallocate(width.messages, Some(space));
+        let slots = self.0.chunks_mut(STRIDE_BYTES).take(width.messages);
+        let slots = slots.filter_map(|slot| slot.get_mut(..MESSAGE_BYTES));
+        let mut slots: Vec<[IoSliceMut<'_>; 1]> = slots.map(|s| [IoSliceMut::new(s)]).collect();
         let flags = MsgFlags::MSG_DONTWAIT;
+        width.is_behind = false;
         let received = socket.try_io(Interest::READABLE, || {
-            recvmmsg(socket.as_raw_fd(), &mut self.headers, slices.iter_mut(), flags, None)
+            recvmmsg(socket.as_raw_fd(), &mut headers, slots.iter_mut(), flags, None)
                 .map_err(Into::into)
         })?;
-        let mut datagrams = Vec::with_capacity(BATCH);
+        let mut messages = Vec::with_capacity(width.messages);
         for message in received {
-            // A connected socket's peer is known, and not told.
-            let client = message.address.as_ref().and_then(address);
-            let Some(client) = client.or_else(|| socket.peer_addr().ok()) else { continue };
-            let destination =
-                message.cmsgs().ok().and_then(|mut all| all.find_map(|m| original(&m)));
-            let bytes = message.iovs().next().unwrap_or_default();
-            datagrams.push(Datagram { client, destination, bytes });
+            let mut taken = Message {
+                from: message.address,
+                destination: None,
+                bytes: message.iovs().next().unwrap_or_default(),
+                datagram_bytes: None,
+            };
+            for control in message.cmsgs().into_iter().flatten() {
+                match control {
+                    ControlMessageOwned::UdpGroSegments(bytes) => {
+                        taken.datagram_bytes = usize::try_from(bytes).ok();
+                    }
+                    other => taken.destination = original(&other).or(taken.destination),
+                }
+            }
+            messages.push(taken);
         }
-        Ok(take(&datagrams))
+        width.learn(messages.len());
+        Ok(take(&messages))
     }
 
     /// Takes in the answers that wait at a flow's socket.
     pub(crate) fn answers<T>(
         &mut self,
         endpoint: &UdpSocket,
+        width: &mut Width,
         take: impl FnOnce(&[&[u8]]) -> T,
     ) -> io::Result<T> {
-        self.receive(endpoint, |answers| {
-            let bytes: Vec<&[u8]> = answers.iter().map(|answer| answer.bytes).collect();
-            take(&bytes)
+        self.receive(endpoint, width, |answers: &[Message<'_, ()>]| {
+            take(&answers.iter().flat_map(Message::datagrams).collect::<Vec<_>>())
         })
+    }
+}
+
+/// Has the kernel hand over trains as they come, where a socket's peers send some, instead of taking
+/// them apart (`UDP_GRO`, udp(7)). What they cost then is that of one datagram.
+pub(crate) fn take_trains(socket: &UdpSocket) {
+    if let Err(error) = setsockopt(socket, sockopt::UdpGroSegment, &true) {
+        tracing::debug!(%error, "datagrams are taken in one by one");
     }
 }
 
 /// Takes in datagrams by batches.
 pub(crate) struct Intake {
     socket: Rc<UdpSocket>,
-    batch: Batch,
+    /// Where datagrams are sent to that do not tell.
+    own: SocketAddr,
+    width: Width,
 }
 
 impl Intake {
     /// Reads from `socket`. With `intercepted` each datagram tells the address it was sent to.
     pub(crate) fn new(socket: Rc<UdpSocket>, intercepted: bool) -> io::Result<Self> {
+        let own = socket.local_addr()?;
         if intercepted {
-            match socket.local_addr()? {
+            match own {
                 SocketAddr::V4(_) => setsockopt(&*socket, sockopt::Ipv4OrigDstAddr, &true)?,
                 SocketAddr::V6(_) => setsockopt(&*socket, sockopt::Ipv6OrigDstAddr, &true)?,
             }
         }
-        Ok(Self { socket, batch: Batch::new() })
+        take_trains(&socket);
+        Ok(Self { socket, own, width: Width::new() })
     }
 
-    /// Waits for datagrams and gives those that are there to `take`, all at once.
-    pub(crate) async fn next(&mut self, take: impl FnOnce(&[Datagram<'_>])) -> io::Result<()> {
-        self.socket.readable().await?;
-        match self.batch.receive(&self.socket, take) {
+    /// Whether there may be more than were taken.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.width.is_behind
+    }
+
+    /// Waits for datagrams.
+    pub(crate) async fn ready(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// Gives those that are there to `take`, all at once.
+    pub(crate) fn take(
+        &mut self,
+        room: &mut Room,
+        take: impl FnOnce(&[Datagram<'_>]),
+    ) -> io::Result<()> {
+        let (socket, own) = (&self.socket, self.own);
+        let take = |messages: &[Message<'_, SockaddrStorage>]| {
+            let datagrams = messages.iter().filter_map(|message| {
+                let client = message.from.as_ref().and_then(address)?;
+                let destination = message.destination.unwrap_or(own);
+                Some(message.datagrams().map(move |bytes| Datagram { client, destination, bytes }))
+            });
+            take(&datagrams.flatten().collect::<Vec<_>>());
+        };
+        match room.receive(socket, &mut self.width, take) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             other => other,
         }
@@ -265,8 +349,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn datagrams_arrive_whole_and_apart_whatever_went_together() {
         let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
-        let flow = connect_udp(endpoint.local_addr().expect("bound"), Leaving::default())
-            .expect("a socket");
+        let to = endpoint.local_addr().expect("bound");
+        let flow = connect_udp(to, Leaving::default()).expect("a socket");
         let sizes = [1200, 1200, 1200, 300, 7, 7, 8, 60_000, 60_000, 0, 0, 1, 1200, 1201];
         let wanted: Vec<Vec<u8>> = (0..).zip(sizes).map(|(n, size)| vec![n; size]).collect();
         let datagrams: Vec<&[u8]> = wanted.iter().map(Vec::as_slice).collect();
@@ -274,16 +358,50 @@ mod tests {
         assert_eq!((sent.datagrams, sent.lost), (sizes.len() as u64, 0));
         assert_eq!(sent.bytes, sizes.iter().sum::<usize>() as u64);
 
-        let mut batch = Batch::new();
+        let mut room = Room::new();
         let mut arrived: Vec<Vec<u8>> = Vec::new();
+        let mut intake = Intake::new(Rc::new(endpoint), false).expect("the options are known");
         while arrived.len() < wanted.len() {
-            endpoint.readable().await.expect("it is open");
-            let taken = batch.receive(&endpoint, |datagrams| {
+            intake.ready().await.expect("it is open");
+            let take = |datagrams: &[Datagram<'_>]| {
+                assert!(datagrams.iter().all(|datagram| datagram.destination == to));
                 arrived.extend(datagrams.iter().map(|datagram| datagram.bytes.to_vec()));
-            });
-            assert!(taken.is_ok() || arrived.len() < wanted.len(), "{taken:?}");
+            };
+            intake.take(&mut room, take).expect("it can be read");
         }
         assert_eq!(arrived, wanted);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_train_costs_one_message_and_is_whole() {
+        const TRAIN: usize = 40;
+        let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
+        take_trains(&endpoint);
+        let flow = connect_udp(endpoint.local_addr().expect("bound"), Leaving::default())
+            .expect("a socket");
+        let wanted: Vec<Vec<u8>> =
+            (0..TRAIN).map(|n| vec![u8::try_from(n).expect("few"); 1200]).collect();
+        let datagrams: Vec<&[u8]> = wanted.iter().map(Vec::as_slice).collect();
+        let (mut room, mut width) = (Room::new(), Width::new());
+        // More than once: what the kernel has used of its room is there again.
+        for _ in 0..3 {
+            assert_eq!(send_all(&flow, &[b"alone"], None).datagrams, 1);
+            assert_eq!(send_all(&flow, &datagrams, None).datagrams, TRAIN as u64);
+            let mut arrived: Vec<Vec<u8>> = Vec::new();
+            let mut messages = 0;
+            let mut take = |taken: &[Message<'_, ()>]| {
+                messages += taken.len();
+                arrived.extend(taken.iter().flat_map(Message::datagrams).map(<[u8]>::to_vec));
+                arrived.len()
+            };
+            let mut count = 0;
+            while count <= TRAIN {
+                endpoint.readable().await.expect("it is open");
+                count = room.receive(&endpoint, &mut width, &mut take).expect("something has come");
+            }
+            assert_eq!(arrived.remove(0), b"alone");
+            assert_eq!((arrived, messages), (wanted.clone(), 2));
+        }
     }
 
     #[test]

@@ -1,0 +1,114 @@
+//! When many datagrams come, looking at once at each costs more than moving it: a worker that rests a
+//! moment first finds several of each flow, which go together. As network cards do with interrupts.
+//!
+//! It rests only above a rate at which much comes in a moment, and never when it is behind.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// How long it rests. The kernel adds to it what it calls timer slack, 50 us.
+pub(crate) const MOMENT: Duration = Duration::from_micros(5);
+/// The rate is looked at over this time.
+const WINDOW: Duration = Duration::from_millis(1);
+/// So many datagrams of a window, both ways, make it worth resting: two in a moment.
+const BUSY: u32 = 40;
+/// How long answers go without rests of their own, where those of the other direction serve them too.
+const OTHERS: Duration = Duration::from_micros(200);
+
+/// What a worker remembers of its pace.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    began: Cell<Instant>,
+    count: Cell<u32>,
+    is_busy: Cell<bool>,
+    rested: Cell<Instant>,
+}
+
+/// Who is about to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Looks {
+    /// For datagrams of clients.
+    In,
+    /// For answers, at one of many sockets.
+    Back,
+}
+
+impl Pace {
+    pub(crate) fn new(now: Instant) -> Self {
+        let (began, rested) = (Cell::new(now), Cell::new(now));
+        Self { began, count: Cell::new(0), is_busy: Cell::new(false), rested }
+    }
+
+    /// Notes that so many datagrams were moved.
+    pub(crate) fn count(&self, datagrams: usize, now: Instant) {
+        let datagrams = u32::try_from(datagrams).unwrap_or(u32::MAX);
+        self.count.set(self.count.get().saturating_add(datagrams));
+        let passed = now.saturating_duration_since(self.began.get());
+        if passed >= WINDOW {
+            let windows = u32::try_from(passed.as_micros() / WINDOW.as_micros());
+            self.is_busy.set(self.count.get() / windows.unwrap_or(u32::MAX).max(1) >= BUSY);
+            self.began.set(now);
+            self.count.set(0);
+        }
+    }
+
+    /// Whether to rest before looking; it is then taken for done.
+    pub(crate) fn rests(&self, looks: Looks, now: Instant) -> bool {
+        // What was long ago says nothing of now.
+        let is_known = now.saturating_duration_since(self.began.get()) < 2 * WINDOW;
+        let gap = match looks {
+            Looks::In => Duration::ZERO,
+            Looks::Back => OTHERS,
+        };
+        let is_time = now.saturating_duration_since(self.rested.get()) >= gap;
+        let rests = self.is_busy.get() && is_known && is_time;
+        if rests {
+            self.rested.set(now + MOMENT);
+        }
+        rests
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[allow(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    /// How many rests there are in 100 ms of one datagram each so many microseconds.
+    fn rests(every_us: u64, looks: Looks) -> usize {
+        let start = start();
+        let pace = Pace::new(start);
+        let at = |n: u64| start + Duration::from_micros(n * every_us);
+        let step = |n| {
+            let rests = pace.rests(looks, at(n));
+            pace.count(1, at(n));
+            rests
+        };
+        (0..100_000 / every_us).filter(|n| step(*n)).count()
+    }
+
+    #[test]
+    fn it_rests_at_high_rates_only() {
+        for looks in [Looks::In, Looks::Back] {
+            assert_eq!(rests(100, looks), 0, "ten thousand a second");
+            assert_eq!(rests(30, looks), 0, "thirty thousand");
+            assert!(rests(10, looks) > 300, "a hundred thousand");
+        }
+        assert!(rests(10, Looks::Back) < 500, "each second datagram is not looked for anew");
+    }
+
+    #[test]
+    fn it_does_not_rest_for_what_was_long_ago() {
+        let start = start();
+        let pace = Pace::new(start);
+        pace.count(1000, start + WINDOW);
+        assert!(pace.rests(Looks::In, start + WINDOW));
+        assert!(!pace.rests(Looks::In, start + 10 * WINDOW));
+        pace.count(1, start + 10 * WINDOW);
+        assert!(!pace.rests(Looks::In, start + 10 * WINDOW));
+    }
+}
