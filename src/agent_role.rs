@@ -60,7 +60,11 @@ impl Particulars for AgentRole {
             let standing = report.standing.iter().map(|(name, standing)| {
                 let dropped = report.dropped.iter().find(|(other, _)| other == name);
                 let dropped = dropped.map(|(_, packets)| packets);
-                (name.clone(), json!({"standing": standing.to_string(), "dropped": dropped}))
+                let dns = report.dns.iter().find(|(other, _)| other == name);
+                let dns = dns.map(|(_, is_handed_over)| is_handed_over);
+                let told =
+                    json!({"standing": standing.to_string(), "dropped": dropped, "dns": dns});
+                (name.clone(), told)
             });
             let standing: Map<_, _> = standing.collect();
             fields.insert("redirects".into(), standing.into());
@@ -150,6 +154,11 @@ fn redirect_metrics(report: &redirect::Report, page: &mut Page) {
         "weft_redirect_dropped_packets",
         "Packets that strict redirects dropped since they were installed.",
         report.dropped.iter().map(|(_, packets)| packets).sum(),
+    );
+    page.gauge(
+        "weft_redirects_of_dns",
+        "Redirects that hand DNS over now.",
+        report.dns.iter().filter(|(_, is_handed_over)| *is_handed_over).count() as u64,
     );
     page.counter(
         "weft_redirect_passed_probes",

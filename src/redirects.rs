@@ -11,6 +11,7 @@
 //!   services: [10.96.0.0/16, "fd96::/64"]
 //! ```
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,6 +44,9 @@ struct RawWish {
     udp: Option<u16>,
     #[serde(default)]
     services: Vec<String>,
+    dns: Option<u16>,
+    #[serde(default)]
+    resolvers: Vec<IpAddr>,
     #[serde(default)]
     exclude_inbound_ports: Vec<u16>,
     #[serde(default)]
@@ -113,6 +117,8 @@ pub fn parse(text: &str) -> Result<Vec<Wish>, Vec<Problem>> {
             forwarded: raw.forwarded,
             udp: raw.udp,
             services: ranges("services", &raw.services),
+            dns: raw.dns,
+            resolvers: raw.resolvers,
             exclude_inbound_ports: raw.exclude_inbound_ports,
             exclude_outbound_ports: raw.exclude_outbound_ports,
             exclude_destinations: ranges("exclude_destinations", &raw.exclude_destinations),

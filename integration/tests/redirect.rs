@@ -280,7 +280,7 @@ fn an_agent_keeps_its_redirects_and_tells_of_them() {
         let told = dump.get("redirects").and_then(|all| all.get(format!("/run/netns/{name}")));
         told.expect("it tells of each").clone()
     };
-    assert_eq!(told("two"), json!({"standing": "in force", "dropped": null}));
+    assert_eq!(told("two"), json!({"standing": "in force", "dropped": null, "dns": null}));
 
     // Two datagrams past a sidecar that is strict.
     std::fs::write(&file, WISHES.replace("outbound: 15001,", "outbound: 15001, strict: true,"))
@@ -298,5 +298,5 @@ fn an_agent_keeps_its_redirects_and_tells_of_them() {
     eventually("what was dropped is told", || {
         metrics().contains("\nweft_redirect_dropped_packets_total 2\n").then_some(())
     });
-    assert_eq!(told("one"), json!({"standing": "in force", "dropped": 2}));
+    assert_eq!(told("one"), json!({"standing": "in force", "dropped": 2, "dns": null}));
 }

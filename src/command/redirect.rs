@@ -1,12 +1,13 @@
 //! `weft redirect`.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use weft_agent::redirect::{
-    Backend, BackendChoice, Namespace, Probe, Redirect, RedirectError, Verdict, apply, plan, probe,
-    remove_all, verify,
+    Backend, BackendChoice, Namespace, Probe, Redirect, RedirectError, Verdict, apply_once, plan,
+    probe, remove_all, verify,
 };
 use weft_model::Cidr;
 use weft_runtime::drain::{Drain, Phase, on_signals};
@@ -77,6 +78,13 @@ struct Wanted {
     /// The addresses of services; for --outbound, every address when not given.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
     services: Vec<Cidr>,
+    /// The port of loopback at which a DNS server takes what programs ask --resolvers. It must answer; a
+    /// guard hands questions over as long as it does.
+    #[arg(long, value_name = "PORT")]
+    dns: Option<u16>,
+    /// The resolvers whose questions are taken, such as 127.0.0.11.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    resolvers: Vec<IpAddr>,
     /// Ports that arriving traffic keeps.
     #[arg(long, value_name = "PORT", value_delimiter = ',')]
     exclude_inbound_ports: Vec<u16>,
@@ -149,8 +157,8 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
         }
         Command::Apply(wanted) => {
             let backend = wanted.backend.choice().resolve().map_err(explain)?;
-            apply(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)?;
             let redirect = wanted.redirect();
+            apply_once(&redirect, backend, &wanted.place.namespace()).map_err(explain)?;
             say(&format!(
                 "installed by {backend}: owner={} hash={}",
                 redirect.owner,
@@ -217,6 +225,8 @@ impl Wanted {
             forwarded: self.forwarded,
             udp: self.udp,
             services: self.services.clone(),
+            dns: self.dns,
+            resolvers: self.resolvers.clone(),
             exclude_inbound_ports: self.exclude_inbound_ports.clone(),
             exclude_outbound_ports: self.exclude_outbound_ports.clone(),
             exclude_destinations: self.exclude_destinations.clone(),

@@ -85,7 +85,11 @@ fn lines(status: &Value) -> Vec<String> {
         let standing = redirect.get("standing").and_then(Value::as_str).unwrap_or_default();
         let dropped = redirect.get("dropped").and_then(Value::as_u64);
         let dropped = dropped.map(|packets| format!(", {packets} packets dropped"));
-        lines.push(format!("redirects    {place}: {standing}{}", dropped.unwrap_or_default()));
+        let dns = redirect.get("dns").and_then(Value::as_bool);
+        let dns =
+            dns.map(|is| if is { ", with DNS" } else { ", without DNS: its server is silent" });
+        let told = [dropped.unwrap_or_default().as_str(), dns.unwrap_or_default()].concat();
+        lines.push(format!("redirects    {place}: {standing}{told}"));
     }
     let services: Vec<[String; 5]> = list(status.get("services")).map(service).collect();
     if !services.is_empty() {
@@ -135,7 +139,7 @@ mod tests {
             "source": {"control_plane": true, "connected": true, "rejected": {"listener x": "address: it is missing"}},
             "problems": ["cluster \"c\": endpoint 10.0.0.1:80 is left out"],
             "redirects": {"/run/netns/db": {"standing": "in force", "dropped": 2},
-                          "/run/netns/web": {"standing": "in force", "dropped": null}},
+                          "/run/netns/web": {"standing": "in force", "dropped": null, "dns": true}},
             "kernel_table": {"entries": 7, "limit": 1000},
             "services": [
                 {"listener": "echo", "path": "kernel", "flows": 12, "flows_open": 3, "why": "so"},
@@ -149,7 +153,7 @@ connections  7 of 1000
 problem      cluster \"c\": endpoint 10.0.0.1:80 is left out
 rejected     listener x: address: it is missing
 redirects    /run/netns/db: in force, 2 packets dropped
-redirects    /run/netns/web: in force
+redirects    /run/netns/web: in force, with DNS
 
 SERVICE       PATH    OPEN  FLOWS  WHY
 echo          kernel  3     12     so

@@ -97,6 +97,11 @@ pub enum RedirectError {
         /// Why.
         reason: String,
     },
+    /// Nobody answers DNS where it is to be handed over.
+    #[error(
+        "nobody answers DNS at port {0} of loopback there, and programs would be without; start the server first, or use weft redirect guard, which waits for it"
+    )]
+    NoDns(u16),
     /// A tool failed.
     #[error("{command} failed: {output}")]
     Failed {

@@ -17,6 +17,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::apply::{dropped, listen};
+use super::dns;
+use super::report::{Report, Standing};
 use super::{
     Backend, BackendChoice, Namespace, Probe, Redirect, RedirectError, Verdict, apply, probe,
     remove, verify,
@@ -53,61 +55,6 @@ pub struct Wish {
     pub redirect: Redirect,
     /// By what.
     pub backend: BackendChoice,
-}
-
-/// How it stands with a wish.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
-    /// It was not looked at yet.
-    Waiting,
-    /// The rules are in force.
-    InForce,
-    /// The namespace is not there.
-    NoNamespace,
-    /// The rules could not be installed or compared.
-    Failed(String),
-}
-
-/// What a guard has to tell.
-#[derive(Debug, Clone, Default)]
-pub struct Report {
-    /// How it stands with each wish, by its namespace's name.
-    pub standing: Vec<(String, Standing)>,
-    /// How often rules that somebody had changed were installed again.
-    pub repairs: u64,
-    /// How often that failed.
-    pub failures: u64,
-    /// How often a probe was not handed over though the rules are in force.
-    pub passed: u64,
-    /// How many packets strict rules have dropped, by the namespace's name.
-    pub dropped: Vec<(String, u64)>,
-}
-
-impl Report {
-    /// Whether every wish whose namespace is there is in force.
-    ///
-    /// # Errors
-    /// Which is not, and why.
-    pub fn ready(&self) -> Result<(), String> {
-        let failed = self.standing.iter().find_map(|(name, standing)| match standing {
-            Standing::Waiting | Standing::Failed(_) => {
-                Some(format!("redirects in {name}: {standing}"))
-            }
-            Standing::InForce | Standing::NoNamespace => None,
-        });
-        failed.map_or(Ok(()), Err)
-    }
-}
-
-impl fmt::Display for Standing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Waiting => f.write_str("not looked at yet"),
-            Self::InForce => f.write_str("in force"),
-            Self::NoNamespace => f.write_str("its namespace is not there"),
-            Self::Failed(why) => write!(f, "failed: {why}"),
-        }
-    }
 }
 
 /// A guard that runs. It ends when the value is dropped; the rules stay.
@@ -169,6 +116,10 @@ struct Kept {
     /// Why traffic is not handed over though the rules are in force.
     passes: Option<String>,
     probe_due: Instant,
+    /// Where DNS is to be handed over: who takes it, and whether it is handed over.
+    dns: Option<(dns::Server, bool)>,
+    /// What the kernel remembers of earlier questions is to be forgotten.
+    forgets: bool,
     /// How many packets strict rules have dropped, where that can be read.
     dropped: Option<u64>,
     count_due: Instant,
@@ -190,6 +141,9 @@ impl Keeper {
             let now = now();
             for kept in self.kept.values_mut() {
                 kept.look_for_namespace(now);
+            }
+            for kept in self.kept.values_mut() {
+                kept.look_at_dns(now);
             }
             for kept in self.kept.values_mut().filter(|kept| kept.is_due(now)) {
                 kept.compare(now, &self.report);
@@ -239,8 +193,14 @@ impl Keeper {
         });
         let mut dropped: Vec<_> = dropped.collect();
         dropped.sort();
+        let dns = self
+            .kept
+            .values()
+            .filter_map(|kept| Some((kept.wish.namespace.to_string(), kept.dns.as_ref()?.1)));
+        let mut dns: Vec<_> = dns.collect();
+        dns.sort();
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        (report.standing, report.dropped) = (standing, dropped);
+        (report.standing, report.dropped, report.dns) = (standing, dropped, dns);
     }
 
     /// Sleeps until something is told, something is due, or it is time to look.
@@ -275,6 +235,8 @@ impl Kept {
             standing: Standing::Waiting,
             passes: None,
             probe_due: now(),
+            dns: None,
+            forgets: false,
             dropped: None,
             count_due: now(),
             told_due: now(),
@@ -297,10 +259,41 @@ impl Kept {
             self.standing = Standing::NoNamespace;
             return;
         }
+        let Wish { redirect, namespace, .. } = &self.wish;
+        let server = redirect.dns.map(|port| dns::Server::at(port, namespace)).transpose();
         // Listening comes before comparing, so that no change falls between.
-        match listen(&self.wish.redirect, &self.wish.namespace) {
-            Ok(events) => (self.events, self.is_heard, self.due) = (events, true, now),
+        let taken_up = server.and_then(|server| Ok((server, listen(redirect, namespace)?)));
+        match taken_up {
+            Ok((server, events)) => {
+                (self.events, self.is_heard, self.due) = (events, true, now);
+                self.dns = server.map(|server| (server, false));
+            }
             Err(error) => self.standing = Standing::Failed(error.to_string()),
+        }
+    }
+
+    /// Sees whether DNS is to be handed over, and has the rules changed when that has changed.
+    fn look_at_dns(&mut self, now: Instant) {
+        let Some((server, is_handed_over)) = &mut self.dns else { return };
+        let answers = server.look(now);
+        if answers == *is_handed_over {
+            return;
+        }
+        *is_handed_over = answers;
+        let namespace = &self.wish.namespace;
+        if answers {
+            tracing::info!(%namespace, "DNS is handed over: its server answers");
+        } else {
+            tracing::warn!(%namespace, "DNS is not handed over any more: its server does not answer");
+        }
+        (self.due, self.was_in_force, self.forgets) = (now, false, true);
+    }
+
+    /// What is to be in force now.
+    fn wanted(&self) -> Redirect {
+        match self.dns {
+            Some((_, false)) => self.wish.redirect.without_dns(),
+            Some((_, true)) | None => self.wish.redirect.clone(),
         }
     }
 
@@ -379,6 +372,12 @@ impl Kept {
                 }
                 (self.was_in_force, self.standing, self.failures) = (true, Standing::InForce, 0);
                 self.by = Some(backend);
+                if std::mem::take(&mut self.forgets)
+                    && let Err(error) =
+                        dns::forget(&self.wish.redirect.resolvers, &self.wish.namespace)
+                {
+                    tracing::warn!(namespace, %error, "questions under way may go astray");
+                }
                 let silent = backend == Backend::Iptables;
                 self.due = now + if silent { COMPARE_SILENT } else { COMPARE };
             }
@@ -422,9 +421,13 @@ impl Kept {
 
     /// By what it is in force now, and what was there instead, if it was not what is wanted.
     fn enforce(&self) -> Result<(Backend, Option<Verdict>), RedirectError> {
-        let Wish { namespace, redirect, backend } = &self.wish;
+        let Wish { namespace, backend, .. } = &self.wish;
+        let redirect = &self.wanted();
         // Found once: looking for a tool starts it.
         let backend = self.by.map_or_else(|| backend.resolve(), Ok)?;
+        if redirect.is_nothing() {
+            return remove(namespace).map(|()| (backend, None));
+        }
         let before = verify(redirect, backend, namespace)?;
         if before == Verdict::AsWanted {
             return Ok((backend, None));

@@ -7,14 +7,17 @@
 //! network namespace.
 
 mod apply;
+mod dns;
 mod guard;
 mod iptables;
 mod native;
 mod nft;
 mod probe;
+mod report;
 mod rules;
 
 use std::hash::Hasher;
+use std::net::IpAddr;
 
 use weft_model::Cidr;
 
@@ -23,8 +26,10 @@ pub use apply::{
     Backend, BackendChoice, Namespace, RedirectError, Verdict, apply, plan, remove, remove_all,
     verify,
 };
-pub use guard::{Guard, Report, Standing, Wish};
+pub use dns::apply_once;
+pub use guard::{Guard, Wish};
 pub use probe::{Probe, probe};
+pub use report::{Report, Standing};
 
 /// The mark by which packets for other addresses are routed to sockets of ours, under [`MARK_MASK`]:
 /// UDP for services, and answers to clients whose addresses we send from.
@@ -49,6 +54,10 @@ pub struct Redirect {
     pub udp: Option<u16>,
     /// The addresses of services. For `outbound`, empty means every address.
     pub services: Vec<Cidr>,
+    /// The port of this namespace's loopback at which a DNS server takes what programs ask `resolvers`.
+    pub dns: Option<u16>,
+    /// Whose questions it takes, over UDP and TCP.
+    pub resolvers: Vec<IpAddr>,
     /// Ports that arriving traffic keeps.
     pub exclude_inbound_ports: Vec<u16>,
     /// Ports that leaving traffic keeps.
@@ -82,6 +91,17 @@ impl Redirect {
         self.udp.is_some() || self.keep_source
     }
 
+    /// Whether there is nothing to redirect.
+    pub(crate) fn is_nothing(&self) -> bool {
+        let ports = [self.inbound, self.outbound, self.forwarded, self.udp, self.dns];
+        ports.iter().all(Option::is_none)
+    }
+
+    /// The same as long as nobody answers DNS: programs ask their resolvers themselves.
+    pub(crate) fn without_dns(&self) -> Self {
+        Self { dns: None, resolvers: Vec::new(), ..self.clone() }
+    }
+
     /// A hash of everything that is wanted, to tell whether what is installed is that.
     #[must_use]
     pub fn hash(&self) -> String {
@@ -108,11 +128,19 @@ impl Redirect {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self) -> Result<(), String> {
-        let ports = [self.inbound, self.outbound, self.forwarded, self.udp];
-        if ports.iter().all(Option::is_none) {
+        let ports = [self.inbound, self.outbound, self.forwarded, self.udp, self.dns];
+        if self.is_nothing() {
             return Err(
-                "nothing to redirect: give at least one of inbound, outbound, forwarded and udp"
+                "nothing to redirect: give at least one of inbound, outbound, forwarded, udp and dns"
                     .into(),
+            );
+        }
+        if self.dns.is_some() == self.resolvers.is_empty() {
+            return Err("dns, a port, and resolvers, addresses, need each other".into());
+        }
+        if self.dns.is_some() && self.exclude_outbound_ports.contains(&dns::PORT) {
+            return Err(
+                "exclude_outbound_ports: 53 is what dns takes; leave one of them out".into()
             );
         }
         if ports.contains(&Some(0)) {
@@ -137,6 +165,7 @@ impl Redirect {
             ));
         }
         let named = self.services.len()
+            + self.resolvers.len()
             + self.exclude_inbound_ports.len()
             + self.exclude_outbound_ports.len()
             + self.exclude_destinations.len()
@@ -144,7 +173,7 @@ impl Redirect {
             + self.exclude_users.len();
         if named > Self::MOST_NAMED {
             return Err(format!(
-                "services and exclusions are {named} in all, of {} at most: join ranges that touch",
+                "services, resolvers and exclusions are {named} in all, of {} at most: join ranges that touch",
                 Self::MOST_NAMED
             ));
         }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use weft_model::{Cidr, Transport};
 
-use super::{Family, HERE_MARK, Redirect};
+use super::{Family, HERE_MARK, Redirect, dns};
 
 /// A chain of ours: rules that see packets at one place of their way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,14 +134,19 @@ fn arriving(redirect: &Redirect) -> Vec<Rule> {
 }
 
 fn leaving(redirect: &Redirect) -> Vec<Rule> {
-    let Some(port) = redirect.outbound else {
+    if redirect.outbound.is_none() && redirect.dns.is_none() {
         return Vec::new();
-    };
+    }
     let mut rules = own(redirect);
+    rules.extend(excluded_from_leaving(redirect));
+    // A resolver may be on loopback, as Docker's is, at 127.0.0.11.
+    rules.extend(to_resolvers(redirect));
+    let Some(port) = redirect.outbound else {
+        return rules;
+    };
     // The whole of loopback, and the namespace's own addresses, stay as they are.
     rules.extend(Cidr::LOOPBACK.map(|range| leave_alone([Match::To(range)])));
     rules.push(counted(vec![Match::ToThisHost(true)], Action::Return));
-    rules.extend(excluded_from_leaving(redirect));
     for excluded in &redirect.exclude_outbound_ports {
         rules.push(leave_alone([Match::Port(Transport::Tcp, *excluded..=*excluded)]));
     }
@@ -155,6 +160,19 @@ fn leaving(redirect: &Redirect) -> Vec<Rule> {
 fn answers(redirect: &Redirect) -> Vec<Rule> {
     let rule = || counted(vec![Match::ForTransparentSocket], Action::Mark(HERE_MARK));
     redirect.keep_source.then(rule).into_iter().collect()
+}
+
+/// Questions to resolvers.
+fn to_resolvers(redirect: &Redirect) -> impl Iterator<Item = Rule> + '_ {
+    let rules = |port: u16| {
+        redirect.resolvers.iter().flat_map(move |resolver| {
+            [Transport::Udp, Transport::Tcp].map(|transport| {
+                let question = Match::Port(transport, dns::PORT..=dns::PORT);
+                counted(vec![Match::To(Cidr::from(*resolver)), question], Action::Redirect(port))
+            })
+        })
+    };
+    redirect.dns.into_iter().flat_map(rules)
 }
 
 fn arriving_udp(redirect: &Redirect) -> Vec<Rule> {

@@ -13,6 +13,8 @@ pub(super) fn workload() -> Redirect {
             Cidr::parse("10.96.0.0/16").expect("a range"),
             Cidr::parse("fd00:96::/64").expect("a range"),
         ],
+        dns: None,
+        resolvers: Vec::new(),
         exclude_inbound_ports: vec![22, 15020],
         exclude_outbound_ports: Vec::new(),
         exclude_destinations: vec![Cidr::parse("169.254.169.254").expect("a range")],

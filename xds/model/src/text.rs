@@ -114,6 +114,13 @@ impl Cidr {
     }
 }
 
+impl From<IpAddr> for Cidr {
+    /// The range of one address.
+    fn from(address: IpAddr) -> Self {
+        Self { address, prefix_bits: if address.is_ipv4() { 32 } else { 128 } }
+    }
+}
+
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix_bits)

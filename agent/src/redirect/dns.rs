@@ -1,0 +1,218 @@
+//! Whether somebody answers DNS at the port that is to take it. Questions are handed over only as long
+//! as that is so: a program whose resolver is gone is worse off than one that asks past the mesh.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use weft_model::Transport;
+
+use super::apply::{inside, kernel};
+use super::{Backend, Namespace, Redirect, RedirectError, apply};
+use crate::netlink::conntrack::Conntrack;
+use crate::worker::now;
+
+/// The port of DNS (RFC 1035, section 4.2).
+pub(super) const PORT: u16 = 53;
+/// How often the server is asked.
+const ASK: Duration = Duration::from_secs(1);
+/// How long after its last answer it counts as gone.
+const GONE: Duration = Duration::from_millis(2500);
+/// How long a single question may take.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// What is known of a server.
+#[derive(Debug)]
+pub(super) struct Server {
+    /// Asks it; bound in its namespace.
+    socket: UdpSocket,
+    number: u16,
+    asked: Option<Instant>,
+    answered: Option<Instant>,
+}
+
+impl Server {
+    /// The one at a port of a namespace's loopback, of which nothing is known yet.
+    pub(super) fn at(port: u16, namespace: &Namespace) -> Result<Self, RedirectError> {
+        inside(namespace, || {
+            let connect = || {
+                let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+                socket.connect((Ipv4Addr::LOCALHOST, port))?;
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            };
+            let socket = connect().map_err(kernel("making a socket to ask the DNS server"))?;
+            Ok(Self { socket, number: 0, asked: None, answered: None })
+        })
+    }
+
+    /// Takes in its answers, and asks again when it is time. Whether it answers.
+    pub(super) fn look(&mut self, now: Instant) -> bool {
+        let mut answer = [0; 512];
+        loop {
+            match self.socket.recv(&mut answer) {
+                Ok(bytes) if is_answer(answer.get(..bytes).unwrap_or_default(), self.number) => {
+                    self.answered = Some(now);
+                }
+                // Late, or not ours.
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // Nobody is there.
+                Err(_) => {
+                    self.answered = None;
+                    break;
+                }
+            }
+        }
+        if self.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= ASK) {
+            self.number = self.number.wrapping_add(1);
+            self.asked = Some(now);
+            if self.socket.send(&question(self.number)).is_err() {
+                self.answered = None;
+            }
+        }
+        self.answered.is_some_and(|answered| now.saturating_duration_since(answered) < GONE)
+    }
+}
+
+/// Whether a server answers now.
+pub(super) fn answers(port: u16, namespace: &Namespace) -> Result<bool, RedirectError> {
+    let mut server = Server::at(port, namespace)?;
+    let deadline = now() + PATIENCE;
+    loop {
+        let is_there = server.look(now());
+        let left = deadline.saturating_duration_since(now());
+        if is_there || left.is_zero() {
+            return Ok(is_there);
+        }
+        let left = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::ZERO);
+        let waited = poll(&mut [PollFd::new(server.socket.as_fd(), PollFlags::POLLIN)], left);
+        if let Err(error) = waited
+            && error != Errno::EINTR
+        {
+            return Err(kernel("waiting for the DNS server")(error.into()));
+        }
+    }
+}
+
+/// Installs a redirect by hand, with nobody to look after it: DNS is handed over only where somebody
+/// answers.
+///
+/// # Errors
+/// What failed, or that nobody answers.
+pub fn apply_once(
+    redirect: &Redirect,
+    backend: Backend,
+    namespace: &Namespace,
+) -> Result<(), RedirectError> {
+    redirect.check().map_err(RedirectError::Invalid)?;
+    if let Some(port) = redirect.dns
+        && !answers(port, namespace)?
+    {
+        return Err(RedirectError::NoDns(port));
+    }
+    apply(redirect, backend, namespace)?;
+    forget(&redirect.resolvers, namespace)
+}
+
+/// Asks for the address of `localhost`, which a server knows by itself (RFC 6761, section 6.3).
+fn question(number: u16) -> Vec<u8> {
+    const RECURSION_DESIRED: [u8; 2] = [1, 0];
+    const ONE_QUESTION: [u8; 8] = [0, 1, 0, 0, 0, 0, 0, 0];
+    const ADDRESS_IN_INTERNET: [u8; 4] = [0, 1, 0, 1];
+    let head = [&number.to_be_bytes()[..], &RECURSION_DESIRED, &ONE_QUESTION].concat();
+    [&head[..], b"\x09localhost\x00", &ADDRESS_IN_INTERNET].concat()
+}
+
+/// Whether it is an answer to the question of that number, whatever it says.
+fn is_answer(message: &[u8], number: u16) -> bool {
+    const HEADER_BYTES: usize = 12;
+    const ANSWERS: u8 = 0x80;
+    match message {
+        [high, low, flags, ..] if message.len() >= HEADER_BYTES => {
+            [*high, *low] == number.to_be_bytes() && flags & ANSWERS != 0
+        }
+        _ => false,
+    }
+}
+
+/// Lets go of what the kernel remembers of questions to these resolvers: it would send the next one of
+/// the same ports where it sent the last.
+pub(super) fn forget(resolvers: &[IpAddr], namespace: &Namespace) -> Result<(), RedirectError> {
+    let is_question = |destination: SocketAddr| {
+        destination.port() == PORT && resolvers.contains(&destination.ip().to_canonical())
+    };
+    inside(namespace, || {
+        let forget = || {
+            let mut conntrack = Conntrack::open()?;
+            let mut questions = Vec::new();
+            conntrack.list(|entry| {
+                let flow = entry.flow;
+                if flow.transport == Transport::Udp && is_question(flow.destination) {
+                    questions.push(entry);
+                }
+            })?;
+            questions.iter().try_for_each(|entry| conntrack.delete(entry))
+        };
+        forget().map_err(kernel("forgetting earlier questions"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that answers while it is there.
+    struct Answering(UdpSocket);
+
+    impl Answering {
+        fn answer(&self) {
+            let mut question = [0; 512];
+            let (bytes, from) = self.0.recv_from(&mut question).expect("it is asked");
+            question[2] |= 0x80;
+            self.0.send_to(&question[..bytes], from).expect("it is sent");
+        }
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+    fn a_server_is_there_as_long_as_it_answers() {
+        let answering = Answering(UdpSocket::bind("127.0.0.1:0").expect("a port is free"));
+        let port = answering.0.local_addr().expect("bound").port();
+        let mut server = Server::at(port, &Namespace::Own).expect("a socket");
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        assert!(!server.look(start), "it was not heard of yet");
+        answering.answer();
+        assert!(server.look(after(10)));
+        assert!(server.look(after(1100)), "it is asked again");
+        assert!(server.look(after(2400)));
+        assert!(!server.look(after(2600)), "it did not answer");
+        // What waits there are answers to questions of before, and to the last one.
+        (0..2).for_each(|_| answering.answer());
+        assert!(server.look(after(2700)));
+        drop(answering);
+        server.look(after(3700));
+        assert!(!server.look(after(3800)), "nobody is there any more, which is told at once");
+    }
+
+    #[test]
+    fn what_answers_nothing_is_no_server() {
+        let silent = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
+        let port = silent.local_addr().expect("bound").port();
+        assert!(!answers(port, &Namespace::Own).expect("it can be asked"));
+        drop(silent);
+        assert!(!answers(port, &Namespace::Own).expect("it can be asked"));
+        for no_answer in
+            [&[][..], &[0; 11], &[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[0, 2, 0x80, 0]]
+        {
+            assert!(!is_answer(no_answer, 1), "{no_answer:?}");
+        }
+        let mut answer = question(1);
+        answer[2] |= 0x80;
+        assert!(is_answer(&answer, 1));
+    }
+}
