@@ -28,7 +28,7 @@ use crate::forward::udp::{Datagram, Width, send_all, take_trains};
 use crate::plan::{Choice, OTHER_ENDPOINTS, Plan, Target};
 use crate::record::Record;
 use crate::refusal::Refusal;
-use crate::source::has_no_port;
+use crate::source::{first_with_port, has_no_port};
 use crate::tally::Tally;
 use crate::worker::{Worker, now, unix_ms};
 
@@ -303,9 +303,9 @@ fn begin(
         return Err(Refusal::Limit);
     }
     let mark = worker.shared.mark;
-    let mut ways = worker.sources.ways(address, tuple.client, serving.source_address, mark);
-    let leaving = ways.next().unwrap_or_else(|| mark.into());
-    let endpoint = connect_udp(address, leaving).map_err(|error| unreachable_for(&error))?;
+    let ways = worker.sources.ways(address, tuple.client, serving.source_address, mark);
+    let endpoint = first_with_port(ways.map(|leaving| connect_udp(address, leaving)));
+    let endpoint = endpoint.map_err(|error| unreachable_for(&error))?;
     take_trains(&endpoint);
     let answers = if listener.use_original_destination {
         let socket = worker.reply_sockets.from(tuple.destination, mark);

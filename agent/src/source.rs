@@ -52,9 +52,24 @@ impl Sources {
     }
 }
 
-/// Whether a connection failed because its source has no port left towards the endpoint.
+/// Whether a connection failed because its source has no port left towards the endpoint; a socket of
+/// datagrams is told so as if it should wait.
 pub(crate) fn has_no_port(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AddrNotAvailable
+    [io::ErrorKind::AddrNotAvailable, io::ErrorKind::WouldBlock].contains(&error.kind())
+}
+
+/// The first outcome that is not for want of a port, or else the last.
+pub(crate) fn first_with_port<T>(
+    mut outcomes: impl Iterator<Item = io::Result<T>>,
+) -> io::Result<T> {
+    let mut last = Err(io::ErrorKind::AddrNotAvailable.into());
+    for outcome in outcomes.by_ref() {
+        last = outcome;
+        if !last.as_ref().is_err_and(has_no_port) {
+            break;
+        }
+    }
+    last
 }
 
 #[cfg(test)]
@@ -84,6 +99,17 @@ mod tests {
         assert_eq!(ways(&sources, "10.1.0.1:80", agent), [one, two]);
         assert_eq!(ways(&sources, "[fd01::1]:80", agent), [own("fd00::1")]);
         assert_eq!(ways(&Sources::default(), "10.1.0.1:80", agent), [None]);
+    }
+
+    #[test]
+    fn the_next_is_tried_for_want_of_a_port_only() {
+        let none = || Err(io::ErrorKind::AddrNotAvailable.into());
+        let refused = || Err(io::ErrorKind::PermissionDenied.into());
+        let first = |outcomes: Vec<io::Result<u8>>| first_with_port(outcomes.into_iter());
+        assert_eq!(first(vec![none(), Ok(2), Ok(3)]).ok(), Some(2));
+        let kind = |outcomes| first(outcomes).map_err(|error| error.kind());
+        assert_eq!(kind(vec![none(), refused(), Ok(3)]), Err(io::ErrorKind::PermissionDenied));
+        assert_eq!(kind(vec![none(), none()]), Err(io::ErrorKind::AddrNotAvailable));
     }
 
     #[test]

@@ -142,6 +142,10 @@ fn is_answer(message: &[u8], number: u16) -> bool {
 /// Lets go of what the kernel remembers of questions to these resolvers: it would send the next one of
 /// the same ports where it sent the last.
 pub(super) fn forget(resolvers: &[IpAddr], namespace: &Namespace) -> Result<(), RedirectError> {
+    if resolvers.is_empty() {
+        // To look through all connections takes a while where there are many.
+        return Ok(());
+    }
     let is_question = |destination: SocketAddr| {
         destination.port() == PORT && resolvers.contains(&destination.ip().to_canonical())
     };
