@@ -10,6 +10,7 @@ pub struct Metrics {
     pub(crate) connections: Counter,
     pub(crate) connections_open: Counter,
     pub(crate) connections_refused: Counter,
+    pub(crate) floods: Counter,
     pub(crate) handshakes: Counter,
     pub(crate) handshakes_failed: Counter,
     pub(crate) requests: Counter,
@@ -54,6 +55,11 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
         "weft_sidecar_connections_refused",
         "Connections refused.",
         sum(&|m| m.connections_refused.get()),
+    );
+    page.counter(
+        "weft_sidecar_floods",
+        "HTTP/2 connections ended because they sent too many frames that carry nothing.",
+        sum(&|m| m.floods.get()),
     );
     page.counter(
         "weft_sidecar_handshakes",

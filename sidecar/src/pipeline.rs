@@ -152,7 +152,8 @@ async fn serve_http(
         (Codec::Http1 | Codec::Auto, _, _) => false,
     };
     if http2 {
-        serve::http2(stream, connection, settings, worker).await;
+        // Apart, so that connections of HTTP/1.1 keep no room for it.
+        Box::pin(serve::http2(stream, connection, settings, worker)).await;
     } else {
         serve::http1(stream, connection, settings, worker).await;
     }

@@ -14,6 +14,7 @@ use crate::denial::Denial;
 use crate::http::body::Source;
 use crate::http::h1::{BodyReader, Framing, HeadError, Reader, Writer, read_request};
 use crate::http::h2 as http2_heads;
+use crate::http::h2_budget::Counted;
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::{self, Connection};
 use crate::reply::{Http1Reply, Reply, Reuse};
@@ -174,6 +175,9 @@ async fn close(mut reader: Reader, mut writer: Writer) {
     drop(tokio::time::timeout(LINGER, lingering).await);
 }
 
+/// How long a client that is told to calm down has to take the message.
+const CALM: Duration = Duration::from_millis(200);
+
 /// Serves HTTP/2: a task for every stream.
 pub(crate) async fn http2(
     stream: Stream,
@@ -192,7 +196,12 @@ pub(crate) async fn http2(
             u32::try_from(settings.header_limit_bytes).unwrap_or(u32::MAX).saturating_mul(4),
         );
     let header_limit_bytes = settings.header_limit_bytes;
-    let handshake = tokio::time::timeout(settings.header_timeout, builder.handshake(stream)).await;
+    let (stream, exhausted) = Counted::new(stream);
+    let handshake = builder.handshake(stream);
+    let handshake = tokio::select! {
+        handshake = tokio::time::timeout(settings.header_timeout, handshake) => handshake,
+        () = exhausted.reached() => return worker.metrics.floods.increment(),
+    };
     let Ok(Ok(mut streams)) = handshake else {
         return;
     };
@@ -203,6 +212,14 @@ pub(crate) async fn http2(
     loop {
         let next = tokio::select! {
             next = tokio::time::timeout(settings.idle_timeout, streams.accept()) => next,
+            () = exhausted.reached() => {
+                worker.metrics.floods.increment();
+                tracing::debug!(client = %connection.client, "a flood of HTTP/2 frames");
+                streams.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                // It may not take our answer either.
+                drop(tokio::time::timeout(CALM, streams.accept()).await);
+                return;
+            }
             () = &mut draining, if !told => {
                 told = true;
                 streams.graceful_shutdown();

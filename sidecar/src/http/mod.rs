@@ -4,4 +4,5 @@ pub(crate) mod body;
 pub(crate) mod fields;
 pub(crate) mod h1;
 pub(crate) mod h2;
+pub(crate) mod h2_budget;
 pub(crate) mod head;
