@@ -141,6 +141,14 @@ pub enum Problem {
         /// The address.
         address: SocketAddr,
     },
+    /// A service whose endpoints are to see clients' addresses, with one that has no way to: it is of the
+    /// other family.
+    SourceOfOtherFamily {
+        /// The service's listener.
+        listener: Name,
+        /// The endpoint, which sees the agent.
+        endpoint: SocketAddr,
+    },
     /// A service whose endpoints are to see clients' addresses, which this process may not send from.
     /// Its flows on the proxy path are refused.
     SourceNotOurs {
@@ -162,6 +170,10 @@ impl fmt::Display for Problem {
             Self::AddressInUse { listener, address } => write!(
                 f,
                 "listener {listener:?}: {address} is an address of this host; a service's address must be nobody's"
+            ),
+            Self::SourceOfOtherFamily { listener, endpoint } => write!(
+                f,
+                "listener {listener:?}: endpoint {endpoint} is not of its clients' family of addresses, and sees the agent's"
             ),
             Self::SourceNotOurs { listener } => write!(
                 f,
@@ -223,7 +235,19 @@ impl Plan {
             targets.insert(name.clone(), target);
         }
         plan.targets = targets;
+        problems.extend(plan.listeners.values().filter_map(|listener| plan.lost_source(listener)));
         (plan, problems)
+    }
+
+    /// An endpoint that will not see clients' addresses though it is to.
+    fn lost_source(&self, listener: &Listener) -> Option<Problem> {
+        let targets = listener.flow_clusters().filter_map(|name| self.targets.get(name));
+        let mut endpoints = targets.flat_map(|target| &target.endpoints);
+        let is_other = |e: &&Endpoint| e.address.is_ipv4() != listener.address.is_ipv4();
+        let other =
+            endpoints.find(is_other).filter(|_| listener.source_address == SourceAddress::Client);
+        let endpoint = other?.address;
+        Some(Problem::SourceOfOtherFamily { listener: listener.name.clone(), endpoint })
     }
 
     fn unchanged(&self, now: &Cluster, old: &Snapshot, good: &[Endpoint]) -> Option<Arc<Target>> {

@@ -152,3 +152,32 @@ fn without_descriptors_the_old_goes_on_the_new_is_refused_and_nothing_spins() {
     assert!(agent.metric("weft_agent_refused_total{reason=\"limit\"}") > 0);
     assert_eq!(agent.metric("weft_agent_refused_total{reason=\"unreachable\"}"), 0);
 }
+
+#[test]
+fn clients_that_endpoints_cannot_see_are_told_of() {
+    let other_family: SocketAddr = "[fd01::1]:80".parse().expect("an address");
+    let keeping = |name: &str, at: SocketAddr| {
+        let filter = json!({"@type":
+            "type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc"});
+        let filters = json!([{"name": "source", "typed_config": filter}]);
+        with(to(name, name, at), "listener_filters", filters)
+    };
+    let (own, strange) = (local(port::free()), local(port::free()));
+    let agent = Agent::start(
+        |admin| {
+            let listeners = [keeping("own", own), keeping("strange", strange)];
+            let clusters = [
+                static_cluster("own", &[local(port::free())]),
+                static_cluster("strange", &[local(port::free()), other_family]),
+            ];
+            bootstrap(admin, &listeners, &clusters)
+        },
+        &[],
+    );
+    let wanted = format!(
+        "listener \"strange\": endpoint {other_family} is not of its clients' family of addresses"
+    );
+    let told = problems(&agent);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told.first().is_some_and(|problem| problem.starts_with(&wanted)), "{told:?}");
+}

@@ -84,6 +84,9 @@ fn affinity_is_for_ports_that_no_sidecar_balances() {
     let sequence = wanted.replace("http", "tcp").replace("client_address", "tcp_sequence");
     let mesh = Mesh::parse(&sequence, std::path::Path::new(".")).expect("a good file");
     assert_eq!(mesh.services["orders"].flow_key, FlowKey::WithSequence);
+    let found = mistakes(&sequence.replace("protocol: tcp", "protocol: udp"));
+    let expected = "services[1].affinity: tcp_sequence is for tcp, and no port of the service is";
+    assert!(found.iter().any(|mistake| mistake.contains(expected)), "{found:?}");
 }
 
 #[test]

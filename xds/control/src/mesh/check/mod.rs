@@ -153,6 +153,10 @@ fn flow_key(
             format!("{word} is for tcp and udp; requests to port {port} are balanced one by one");
         mistakes.add(format!("{path}.affinity"), reason);
     }
+    if flow_key == FlowKey::WithSequence && !ports.iter().any(|p| p.protocol == Protocol::Tcp) {
+        let reason = format!("{word} is for tcp, and no port of the service is; leave it out");
+        mistakes.add(format!("{path}.affinity"), reason);
+    }
     flow_key
 }
 
