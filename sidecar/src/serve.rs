@@ -200,10 +200,12 @@ pub(crate) async fn http2(
         );
     let header_limit_bytes = settings.header_limit_bytes;
     let (stream, exhausted) = Counted::new(stream);
+    let exhausted = exhausted.reached();
+    tokio::pin!(exhausted);
     let handshake = builder.handshake(stream);
     let handshake = tokio::select! {
         handshake = tokio::time::timeout(settings.header_timeout, handshake) => handshake,
-        () = exhausted.reached() => return worker.metrics.floods.increment(),
+        () = &mut exhausted => return worker.metrics.floods.increment(),
     };
     let Ok(Ok(mut streams)) = handshake else {
         return;
@@ -215,7 +217,7 @@ pub(crate) async fn http2(
     loop {
         let next = tokio::select! {
             next = tokio::time::timeout(settings.idle_timeout, streams.accept()) => next,
-            () = exhausted.reached() => {
+            () = &mut exhausted => {
                 worker.metrics.floods.increment();
                 tracing::debug!(client = %connection.client, "a flood of HTTP/2 frames");
                 streams.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);

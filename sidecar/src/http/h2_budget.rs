@@ -56,16 +56,27 @@ impl Frames {
                 self.left -= u32::try_from(skipped).unwrap_or(self.left);
                 continue;
             }
-            let room = self.header.iter_mut().skip(self.have);
-            let came = room.zip(bytes).map(|(place, byte)| *place = *byte).count();
-            bytes = bytes.get(came..).unwrap_or_default();
-            self.have += came;
-            if self.have == FRAME_HEADER_BYTES {
-                let [high, middle, low, kind, ..] = self.header;
-                self.left = u32::from_be_bytes([0, high, middle, low]);
-                self.have = 0;
-                each(kind, self.left > 0);
-            }
+            let header = match bytes.split_first_chunk() {
+                // As it nearly always is, all of it has come at once.
+                Some((header, rest)) if self.have == 0 => {
+                    bytes = rest;
+                    *header
+                }
+                _ => {
+                    let room = self.header.iter_mut().skip(self.have);
+                    let came = room.zip(bytes).map(|(place, byte)| *place = *byte).count();
+                    bytes = bytes.get(came..).unwrap_or_default();
+                    self.have += came;
+                    if self.have < FRAME_HEADER_BYTES {
+                        return;
+                    }
+                    self.have = 0;
+                    self.header
+                }
+            };
+            let [high, middle, low, kind, ..]: [u8; FRAME_HEADER_BYTES] = header;
+            self.left = u32::from_be_bytes([0, high, middle, low]);
+            each(kind, self.left > 0);
         }
     }
 }
