@@ -1,6 +1,7 @@
 //! Flows of whole meshes, while the endpoints of their service come and go: which one each gets, and
 //! that it leaves what is gone.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,6 +16,8 @@ struct OneWay {
     client: UdpSocket,
     endpoints: Vec<UdpSocket>,
     service: SocketAddr,
+    /// How many datagrams, of one byte each, have arrived at any.
+    arrived: Cell<u64>,
 }
 
 impl OneWay {
@@ -37,6 +40,7 @@ impl OneWay {
             endpoints: endpoints.collect(),
             client: bind(&mesh.client, any),
             service: port(mesh.sink()),
+            arrived: Cell::new(0),
         }
     }
 
@@ -46,8 +50,9 @@ impl OneWay {
         drop(self.client.send_to(b"?", self.service));
         std::thread::yield_now();
         let got = |endpoint: &UdpSocket| {
-            let datagrams = std::iter::from_fn(|| endpoint.recv(&mut [0; 8]).ok());
-            datagrams.count() > 0
+            let datagrams = std::iter::from_fn(|| endpoint.recv(&mut [0; 8]).ok()).count() as u64;
+            self.arrived.set(self.arrived.get() + datagrams);
+            datagrams > 0
         };
         let reached = self.endpoints.iter().enumerate().filter(|(_, endpoint)| got(endpoint));
         reached.map(|(number, _)| number).collect()
@@ -83,6 +88,8 @@ fn assert_datagrams_follow_their_endpoints(family: mesh::Family, path: &str) {
     let first = eventually("an endpoint is reached", || flow.send().first().copied());
     let other = 1 - first;
     flow.reaches_only(first);
+    let arrived = flow.arrived.get();
+    assert!(arrived > 100, "a busy host may lose some, but not most: {arrived}");
     mesh.change_sink(&[other]);
     flow.reaches_only(other);
     let record = mesh.agent.process.line_with(":7101\"");
@@ -90,7 +97,8 @@ fn assert_datagrams_follow_their_endpoints(family: mesh::Family, path: &str) {
     let wanted = if path == "proxy" { ("proxy", "endpoint_gone") } else { ("kernel", "ended") };
     let told = ["path", "outcome"].map(|field| record.get(field).and_then(Value::as_str));
     assert_eq!(told, [Some(wanted.0), Some(wanted.1)], "{record}");
-    assert!(record.get("bytes_sent").and_then(Value::as_u64) > Some(500), "{record}");
+    let sent = record.get("bytes_sent").and_then(Value::as_u64);
+    assert!(sent >= Some(arrived), "{arrived} arrived: {record}");
     mesh.change_sink(&[]);
     flow.reaches_nobody();
     mesh.change_sink(&[first]);

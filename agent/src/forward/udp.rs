@@ -29,6 +29,10 @@ const MESSAGE_BYTES: usize = 65_536;
 /// From one message's room to the next one's: not a power of two, so that the beginnings of all of them
 /// find a place in the processor's cache.
 const STRIDE_BYTES: usize = MESSAGE_BYTES + 320;
+/// How much of the kernel's memory datagrams may take that wait to be taken in, where we may say so: as
+/// much as comes in some 20 ms, in which a busy host may let nobody of us run. By itself the kernel keeps
+/// fewer than 300 small ones.
+const WAITING_BYTES: usize = 4 * 1024 * 1024;
 /// How many addresses a worker holds a socket for, to answer from.
 const REPLY_SOCKET_LIMIT: usize = 4096;
 
@@ -171,6 +175,9 @@ impl Intake {
             }
         }
         take_trains(&socket);
+        if let Err(error) = setsockopt(&*socket, sockopt::RcvBufForce, &WAITING_BYTES) {
+            tracing::debug!(%error, "few datagrams may wait while the worker is not running");
+        }
         Ok(Self { socket, own, width: Width::new() })
     }
 
