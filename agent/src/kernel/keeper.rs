@@ -35,9 +35,9 @@ use crate::worker::unix_ms;
 /// How often the kernel's counters are read.
 const COUNT: Duration = Duration::from_secs(1);
 /// How often the kernel's connections are looked at when nothing has changed, at most; looking may
-/// take a five-hundredth of the time, so many of them are looked at less often.
+/// take a two-hundredth of the time, so many of them are looked at less often.
 const SWEEP: Duration = Duration::from_secs(5);
-const SWEEP_SHARE: u32 = 500;
+const SWEEP_SHARE: u32 = 200;
 /// How often the maps are compared element by element.
 const DEEP: Duration = Duration::from_secs(60);
 /// The shortest time between two repairs, so that a fight with somebody else costs little.
