@@ -14,16 +14,6 @@ def unary():
     assert ("x-trailer", "behind") in call.trailing_metadata(), call.trailing_metadata()
 
 
-def many():
-    """One after the other, then at once: none is lost while connections end."""
-    call = channel.unary_unary("/weft.Test/Unary")
-    for number in range(40):
-        assert call(b"%d" % number, timeout=LIMIT) == b"%d" % number
-    under_way = [call.future(b"%d" % number, timeout=LIMIT) for number in range(300)]
-    for number, answer in enumerate(under_way):
-        assert answer.result() == b"%d" % number
-
-
 def large():
     message = b"x" * (1024 * 1024)
     assert channel.unary_unary("/weft.Test/Unary")(message, timeout=LIMIT) == message

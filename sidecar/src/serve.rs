@@ -68,15 +68,12 @@ pub(crate) async fn http1(
     let mut reader = Reader { half: read, buffer: BytesMut::new() };
     let mut writer = Writer { half: write, out: BytesMut::new() };
     let _enrolled = worker.enrol(&connection);
-    let mut brought = 0;
     loop {
         let request = match next_request(&mut reader, &connection, settings).await {
             Ok(request) => request,
             Err(HeadError::Closed | HeadError::Broken) => return,
             Err(HeadError::Refused(denial)) => return refuse(denial, reader, writer, worker).await,
         };
-        brought += 1;
-        let is_last = settings.request_limit.is_some_and(|limit| brought >= limit);
         if request.expects_continue {
             writer.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             if writer.flush().await.is_err() {
@@ -88,7 +85,7 @@ pub(crate) async fn http1(
             version: request.head.version,
             is_head: request.head.method == Method::HEAD,
             reuse: match request.framing {
-                _ if !request.keep_alive || is_last || worker.is_draining() => Reuse::No,
+                _ if !request.keep_alive || worker.is_draining() => Reuse::No,
                 Framing::None => Reuse::Yes,
                 _ => Reuse::BehindBody,
             },
@@ -213,7 +210,7 @@ pub(crate) async fn http2(
     let draining = worker.shared.drain.clone();
     let draining = draining.reached(Phase::Draining);
     tokio::pin!(draining);
-    let (mut told, mut brought) = (false, 0);
+    let mut told = false;
     loop {
         let next = tokio::select! {
             next = tokio::time::timeout(settings.idle_timeout, streams.accept()) => next,
@@ -233,12 +230,6 @@ pub(crate) async fn http2(
         };
         match next {
             Ok(Some(Ok((request, respond)))) => {
-                brought += 1;
-                if !told && settings.request_limit.is_some_and(|limit| brought >= limit) {
-                    // What the client has sent meanwhile is served too.
-                    told = true;
-                    streams.graceful_shutdown();
-                }
                 let (connection, worker) = (connection.clone(), worker.clone());
                 let (head, body) = http2_heads::request(request, header_limit_bytes);
                 tokio::task::spawn_local(serve_stream(head, body, respond, connection, worker));

@@ -245,9 +245,6 @@ pub struct HttpService {
     pub header_timeout: Duration,
     /// How long a connection may be without a request (`common_http_protocol_options.idle_timeout`).
     pub idle_timeout: Duration,
-    /// How many requests a connection may bring before it is ended in good order
-    /// (`common_http_protocol_options.max_requests_per_connection`). None: any number.
-    pub request_limit: Option<u32>,
     /// Whether WebSocket upgrades are let through (`upgrade_configs`).
     pub websocket: bool,
     /// What of the client's certificate is told to the service (`forward_client_cert_details`).

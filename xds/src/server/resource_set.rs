@@ -158,7 +158,6 @@ mod tests {
             filters: vec![HttpFilter::Rbac(rbac.into())],
             header_limit_bytes: 1024,
             header_timeout: std::time::Duration::ZERO,
-            request_limit: None,
             idle_timeout: std::time::Duration::ZERO,
             websocket: false,
             client_certificate: ClientCertificateDetails::Nothing,

@@ -154,7 +154,6 @@ fn listener(name: Name, form: u16, routes: Vec<Name>) -> Listener {
             filters: Vec::new(),
             header_limit_bytes: 60 * 1024,
             header_timeout: Duration::from_secs(10),
-            request_limit: Some(10_000),
             idle_timeout: Duration::from_secs(60),
             websocket: false,
             client_certificate: ClientCertificateDetails::Nothing,

@@ -25,8 +25,6 @@ use crate::mesh::{Allow, Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Serv
 const HEADER_LIMIT_BYTES: usize = 60 * 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 const HTTP_IDLE: Duration = Duration::from_secs(300);
-/// How many requests one connection brings: clients spread anew over what has changed since.
-const REQUEST_LIMIT: u32 = 10_000;
 const TCP_IDLE: Duration = Duration::from_secs(3600);
 const LEEWAY: Duration = Duration::from_secs(60);
 
@@ -358,7 +356,6 @@ fn http(routes: RouteSource) -> HttpService {
         header_limit_bytes: HEADER_LIMIT_BYTES,
         header_timeout: HEADER_TIMEOUT,
         idle_timeout: HTTP_IDLE,
-        request_limit: Some(REQUEST_LIMIT),
         websocket: true,
         client_certificate: ClientCertificateDetails::Nothing,
         access_log: true,

@@ -176,13 +176,12 @@ pub(super) fn http_service(mut manager: Reader<'_>) -> Result<HttpService, Refus
                 .refuse("max_request_headers_kb", format!("{kib} is not between 1 and 8192")));
         }
     };
-    let (idle_timeout, request_limit) = match manager.child("common_http_protocol_options") {
+    let idle_timeout = match manager.child("common_http_protocol_options") {
         Some(mut common) => {
             common.harmless(&["headers_with_underscores_action"]);
-            let limit = common.number("max_requests_per_connection").filter(|limit| *limit > 0);
-            (common.duration("idle_timeout")?.unwrap_or(DEFAULT_IDLE_TIMEOUT), limit)
+            common.duration("idle_timeout")?.unwrap_or(DEFAULT_IDLE_TIMEOUT)
         }
-        None => (DEFAULT_IDLE_TIMEOUT, None),
+        None => DEFAULT_IDLE_TIMEOUT,
     };
     let header_timeout =
         manager.duration("request_headers_timeout")?.unwrap_or(DEFAULT_HEADER_TIMEOUT);
@@ -207,7 +206,6 @@ pub(super) fn http_service(mut manager: Reader<'_>) -> Result<HttpService, Refus
         header_limit_bytes,
         header_timeout,
         idle_timeout,
-        request_limit,
         websocket,
         client_certificate,
         access_log,
@@ -318,10 +316,7 @@ pub(super) fn http_service_json(http: &HttpService) -> Value {
         "http_filters": filters,
         "max_request_headers_kb": http.header_limit_bytes / 1024,
         "request_headers_timeout": values::duration(http.header_timeout),
-        "common_http_protocol_options": {
-            "idle_timeout": values::duration(http.idle_timeout),
-            "max_requests_per_connection": http.request_limit,
-        },
+        "common_http_protocol_options": {"idle_timeout": values::duration(http.idle_timeout)},
         "forward_client_cert_details": details,
         "access_log": values::access_log_json(http.access_log),
     });
