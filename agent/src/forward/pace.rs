@@ -1,7 +1,8 @@
 //! When many datagrams come, looking at once at each costs more than moving it: a worker that rests a
 //! moment first finds several of each flow, which go together. As network cards do with interrupts.
 //!
-//! It rests only above a rate at which much comes in a moment, and never when it is behind.
+//! It rests only above a rate at which much comes in a moment, never when it is behind, and never while
+//! it carries TCP too, whose messages would wait for nothing.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -53,7 +54,10 @@ impl Pace {
     }
 
     /// Whether to rest before looking; it is then taken for done.
-    pub(crate) fn rests(&self, looks: Looks, now: Instant) -> bool {
+    pub(crate) fn rests(&self, looks: Looks, carries_tcp: bool, now: Instant) -> bool {
+        if carries_tcp || !self.is_busy.get() {
+            return false;
+        }
         // What was long ago says nothing of now.
         let is_known = now.saturating_duration_since(self.began.get()) < 2 * WINDOW;
         let gap = match looks {
@@ -61,7 +65,7 @@ impl Pace {
             Looks::Back => OTHERS,
         };
         let is_time = now.saturating_duration_since(self.rested.get()) >= gap;
-        let rests = self.is_busy.get() && is_known && is_time;
+        let rests = is_known && is_time;
         if rests {
             self.rested.set(now + MOMENT);
         }
@@ -79,12 +83,12 @@ mod tests {
     }
 
     /// How many rests there are in 100 ms of one datagram each so many microseconds.
-    fn rests(every_us: u64, looks: Looks) -> usize {
+    fn rests(every_us: u64, looks: Looks, carries_tcp: bool) -> usize {
         let start = start();
         let pace = Pace::new(start);
         let at = |n: u64| start + Duration::from_micros(n * every_us);
         let step = |n| {
-            let rests = pace.rests(looks, at(n));
+            let rests = pace.rests(looks, carries_tcp, at(n));
             pace.count(1, at(n));
             rests
         };
@@ -94,11 +98,12 @@ mod tests {
     #[test]
     fn it_rests_at_high_rates_only() {
         for looks in [Looks::In, Looks::Back] {
-            assert_eq!(rests(100, looks), 0, "ten thousand a second");
-            assert_eq!(rests(30, looks), 0, "thirty thousand");
-            assert!(rests(10, looks) > 300, "a hundred thousand");
+            assert_eq!(rests(100, looks, false), 0, "ten thousand a second");
+            assert_eq!(rests(30, looks, false), 0, "thirty thousand");
+            assert!(rests(10, looks, false) > 300, "a hundred thousand");
+            assert_eq!(rests(10, looks, true), 0, "TCP does not wait for datagrams");
         }
-        assert!(rests(10, Looks::Back) < 500, "each second datagram is not looked for anew");
+        assert!(rests(10, Looks::Back, false) < 500, "each second datagram is not looked for anew");
     }
 
     #[test]
@@ -106,9 +111,9 @@ mod tests {
         let start = start();
         let pace = Pace::new(start);
         pace.count(1000, start + WINDOW);
-        assert!(pace.rests(Looks::In, start + WINDOW));
-        assert!(!pace.rests(Looks::In, start + 10 * WINDOW));
+        assert!(pace.rests(Looks::In, false, start + WINDOW));
+        assert!(!pace.rests(Looks::In, false, start + 10 * WINDOW));
         pace.count(1, start + 10 * WINDOW);
-        assert!(!pace.rests(Looks::In, start + 10 * WINDOW));
+        assert!(!pace.rests(Looks::In, false, start + 10 * WINDOW));
     }
 }
