@@ -75,6 +75,14 @@ pub fn nft(words: &str) -> String {
     run(tool("nft").args(words.split_whitespace()))
 }
 
+/// Runs `ip` with these words and gives its standard output.
+///
+/// # Panics
+/// When it fails.
+pub fn ip(words: &str) -> String {
+    run(tool("ip").args(words.split_whitespace()))
+}
+
 /// Runs a command to its end and gives its standard output.
 ///
 /// # Panics

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
-use weft_integration::process::{Process, run, tool, weft};
+use weft_integration::process::{Process, ip, run, tool, weft};
 use weft_integration::wait::eventually;
 
 /// A resolver's address in Docker's containers, and where Docker's own rules lead it.
@@ -112,7 +112,7 @@ fn who_answers_tcp(resolver: &str) -> String {
 
 /// What Docker does in a container's namespace.
 fn be_a_container() {
-    run(tool("ip").args(["addr", "add", "fd05::53/128", "dev", "lo"]));
+    ip("addr add fd05::53/128 dev lo");
     let iptables = |words: &str| run(tool("iptables").args(["-t", "nat"]).args(words.split(' ')));
     for words in [
         "-N DOCKER_OUTPUT",

@@ -3,14 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use weft_integration::agent::Agent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, udp_listener, with};
-use weft_integration::process::{nft, run, weft};
+use weft_integration::process::{ip, nft, run, weft};
 use weft_integration::wait::eventually;
 use weft_model::{Endpoint, FlowKey, FlowTuple, Health, Maglev, Transport};
 
@@ -60,7 +59,6 @@ impl Family {
     }
 
     fn prepare(self) {
-        let ip = |words: &str| run(Command::new("ip").args(words.split(' ')));
         match self {
             Self::V4 => {
                 ip("route add local 10.5.0.0/16 dev lo");

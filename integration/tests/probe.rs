@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use weft_integration::bootstrap::bootstrap;
 use weft_integration::curl::Curl;
 use weft_integration::port;
-use weft_integration::process::{Process, nft, run, tool, weft};
+use weft_integration::process::{Process, ip, nft, run, tool, weft};
 use weft_integration::wait::eventually;
 
 const WISH: &str = "--inbound 15006 --outbound 15001 --services 10.96.0.0/16,fd96::/64";
@@ -29,19 +29,15 @@ fn is_as_wanted(backend: &str) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-fn route(words: &str) {
-    run(tool("ip").args(words.split(' ')));
-}
-
 #[test]
 fn what_goes_before_our_rules_is_seen_by_its_effect() {
     let (well, told) = probe(WISH);
     assert!(well && told.contains("not tried: there is no route"), "{told}");
     for address in ["10.5.0.1/32", "fd05::1/128"] {
-        route(&format!("addr add {address} dev lo"));
+        ip(&format!("addr add {address} dev lo"));
     }
-    route("route add 10.96.0.0/16 dev lo");
-    route("-6 route add fd96::/64 dev lo");
+    ip("route add 10.96.0.0/16 dev lo");
+    ip("-6 route add fd96::/64 dev lo");
     let (well, told) = probe(WISH);
     assert!(!well && told.contains("10.96.255.255:15098"), "without rules: {told}");
     for backend in ["native", "nft", "iptables"] {
@@ -73,7 +69,7 @@ fn what_goes_before_our_rules_is_seen_by_its_effect() {
     nft("add table inet theirs");
     nft("add chain inet theirs first { type nat hook output priority -150; }");
     nft("add rule inet theirs first ip6 daddr fd96::/64 dnat ip6 to fd01::9");
-    route("addr add fd01::9/128 dev lo");
+    ip("addr add fd01::9/128 dev lo");
     assert!(is_as_wanted("native"));
     let (well, told) = probe(WISH);
     assert!(!well && told.contains("another rule led it to [fd01::9]:15098"), "{told}");
@@ -100,10 +96,10 @@ fn what_cannot_be_tried_is_said() {
 
 #[test]
 fn an_agent_is_not_ready_while_traffic_passes_its_rules() {
-    route("netns add web");
-    route("-n web link set lo up");
-    route("-n web addr add 10.5.0.1/32 dev lo");
-    route("-n web route add 10.96.0.0/16 dev lo");
+    ip("netns add web");
+    ip("-n web link set lo up");
+    ip("-n web addr add 10.5.0.1/32 dev lo");
+    ip("-n web route add 10.96.0.0/16 dev lo");
     let folder = TempDir::new().expect("a temporary folder can be made");
     let [file, config] = ["redirects.yaml", "agent.json"].map(|name| folder.path().join(name));
     let wish = "redirects:\n- {netns: /run/netns/web, outbound: 15001, services: [10.96.0.0/16]}\n";

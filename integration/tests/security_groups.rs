@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,7 +9,7 @@ use weft::demo::hosts::Host;
 use weft_integration::agent::Agent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, with};
 use weft_integration::mesh::{Family, Mesh};
-use weft_integration::process::{nft, run};
+use weft_integration::process::{ip, nft};
 use weft_integration::wait::eventually;
 
 /// How long a flow that is dropped waits in vain.
@@ -134,7 +133,7 @@ fn ranges(number: u16) -> Vec<String> {
 fn many_groups_of_many_ranges_hold() {
     let endpoint: SocketAddr = (Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 1), 9000).into();
     for words in ["local fd05::/16 dev lo", "local fd01::/64 dev lo", "fd96::/64 dev lo"] {
-        run(Command::new("ip").args(["-6", "route", "add"]).args(words.split(' ')));
+        ip(&format!("-6 route add {words}"));
     }
     std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").expect("it is ours");
     let listener = |number| {

@@ -3,14 +3,13 @@
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use weft_integration::agent::Agent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, with};
-use weft_integration::process::{run, weft};
+use weft_integration::process::{ip, weft};
 use weft_integration::wait::eventually;
 
 const ENDPOINTS: u8 = 5;
@@ -132,16 +131,14 @@ fn reach(addresses: Addresses, endpoints: &[TcpListener]) -> SocketAddr {
 fn assert_sequence_decides(addresses: Addresses, path: &str) {
     let family = if addresses.client.is_ipv4() { "-4" } else { "-6" };
     for route in addresses.routes {
-        let words = ["route", "add"].into_iter().chain(route.split(' ')).chain(["dev", "lo"]);
-        run(Command::new("ip").arg(family).args(words));
+        ip(&format!("{family} route add {route} dev lo"));
     }
     std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").expect("it is ours");
     if path == "proxy" {
         // It is the agent's own to listen on.
-        let mut ip = Command::new("ip");
         let address =
             format!("{}/{}", addresses.service.ip(), if family == "-4" { 32 } else { 128 });
-        run(ip.args(["addr", "add", &address, "dev", "lo"]));
+        ip(&format!("addr add {address} dev lo"));
     }
     let endpoints = (1..=ENDPOINTS).map(|number| {
         let listener = TcpListener::bind((addresses.endpoint)(number)).expect("it is free");
@@ -188,7 +185,7 @@ fn the_proxy_goes_by_the_sequence_number_over_ipv6() {
 #[test]
 fn without_it_a_port_has_one_endpoint() {
     for route in V4.routes {
-        run(Command::new("ip").args(["route", "add"]).args(route.split(' ')).args(["dev", "lo"]));
+        ip(&format!("route add {route} dev lo"));
     }
     let endpoints: Vec<TcpListener> = (1..=ENDPOINTS)
         .map(|number| TcpListener::bind((V4.endpoint)(number)).expect("it is free"))

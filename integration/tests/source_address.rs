@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,7 +9,7 @@ use socket2::{Domain, Socket, Type};
 use weft_integration::agent::Agent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener};
 use weft_integration::mesh::{Family, Mesh};
-use weft_integration::process::{run, weft};
+use weft_integration::process::{ip, run, weft};
 use weft_integration::wait::{DEADLINE, eventually};
 
 /// Says whose address the sink's endpoints are to see.
@@ -106,7 +105,6 @@ const PORTS: u16 = 10;
 
 #[test]
 fn several_addresses_have_so_many_connections_each() {
-    let ip = |words: &str| run(Command::new("ip").args(words.split(' ')));
     for address in ["10.1.0.1/32", "10.2.0.1/32", "10.2.0.2/32", "10.2.0.3/32"] {
         ip(&format!("addr add {address} dev lo"));
     }

@@ -74,7 +74,7 @@ impl Found {
         for counter in kernel.dump(&nf::get_counters(TABLE))? {
             found.counters.extend(nf::told_counter(attributes(&counter)));
         }
-        for index in Index::ALL.into_iter().filter(|index| found.sets.contains(index.name())) {
+        for index in Index::all().filter(|index| found.sets.contains(index.name())) {
             let elements = found.elements.entry(index.name()).or_default();
             kernel.stream(&nf::get_elements(TABLE, index.name()), |reply| {
                 let told = nf::told_elements(attributes(reply));
@@ -148,7 +148,7 @@ impl Found {
 
 /// Whether a set is no service's map: an index, or one that stands in somebody's rule.
 fn is_index(set: &str) -> bool {
-    set.starts_with("__") || Index::ALL.iter().any(|index| index.name() == set)
+    set.starts_with("__") || Index::all().any(|index| index.name() == set)
 }
 
 /// What tells a chain from others.

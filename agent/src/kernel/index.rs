@@ -11,172 +11,115 @@ use super::table::{TABLE, Wanted};
 use crate::netlink::Message;
 use crate::netlink::nf_tables::{self as nf, Element, Holds, Keys, Set, ValueKind};
 
-/// A set whose elements come and go with the services.
+/// What a set of one family of addresses holds, whose elements come and go with the services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Index {
+pub(super) enum What {
     /// A service's address, protocol and port: its chain.
-    Services4,
-    Services6,
+    Services,
     /// A protocol and port of any address of this host: the service's chain.
-    Here4,
-    Here6,
+    Here,
     /// The address and port of a service of datagrams.
-    Datagrams4,
-    Datagrams6,
+    Datagrams,
     /// An endpoint's address, twice.
-    Hairpin4,
-    Hairpin6,
+    Hairpin,
     /// A service's address and port, and those of an endpoint that it has no more.
-    Ending4,
-    Ending6,
-    /// A service's address, protocol and port: the chain of its security group.
-    Groups4,
-    Groups6,
+    Ending,
+    /// A service's address, protocol and port, and the clients that its security group lets in, by
+    /// ranges.
+    LetIn,
     /// The same for any address of this host.
-    GroupsHere4,
-    GroupsHere6,
-    /// The same two, and the clients that the group lets in, by ranges.
-    LetIn4,
-    LetIn6,
-    LetInHere4,
-    LetInHere6,
+    LetInHere,
+    /// A service's address, protocol and port: the chain of its security group.
+    Groups,
+    /// The same for any address of this host.
+    GroupsHere,
+}
+
+impl What {
+    /// All of them; whom groups let in before what leads to the groups.
+    const ALL: [Self; 9] = [
+        Self::Services,
+        Self::Here,
+        Self::Datagrams,
+        Self::Hairpin,
+        Self::Ending,
+        Self::LetIn,
+        Self::LetInHere,
+        Self::Groups,
+        Self::GroupsHere,
+    ];
+}
+
+/// One of these sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Index {
+    what: What,
+    family: Family,
 }
 
 impl Index {
-    pub(super) const ALL: [Self; 18] = [
-        Self::Services4,
-        Self::Services6,
-        Self::Here4,
-        Self::Here6,
-        Self::Datagrams4,
-        Self::Datagrams6,
-        Self::Hairpin4,
-        Self::Hairpin6,
-        Self::Ending4,
-        Self::Ending6,
-        // Before what leads to the groups.
-        Self::LetIn4,
-        Self::LetIn6,
-        Self::LetInHere4,
-        Self::LetInHere6,
-        Self::Groups4,
-        Self::Groups6,
-        Self::GroupsHere4,
-        Self::GroupsHere6,
-    ];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Services4 => "services4",
-            Self::Services6 => "services6",
-            Self::Here4 => "here4",
-            Self::Here6 => "here6",
-            Self::Datagrams4 => "datagrams4",
-            Self::Datagrams6 => "datagrams6",
-            Self::Hairpin4 => "hairpin4",
-            Self::Hairpin6 => "hairpin6",
-            Self::Ending4 => "ending4",
-            Self::Ending6 => "ending6",
-            Self::Groups4 => "groups4",
-            Self::Groups6 => "groups6",
-            Self::GroupsHere4 => "groups_here4",
-            Self::GroupsHere6 => "groups_here6",
-            Self::LetIn4 => "let_in4",
-            Self::LetIn6 => "let_in6",
-            Self::LetInHere4 => "let_in_here4",
-            Self::LetInHere6 => "let_in_here6",
-        }
+    pub(super) fn of(what: What, family: Family) -> Self {
+        Self { what, family }
     }
 
-    fn family(self) -> Family {
-        match self {
-            Self::Services4
-            | Self::Here4
-            | Self::Datagrams4
-            | Self::Hairpin4
-            | Self::Ending4
-            | Self::Groups4
-            | Self::GroupsHere4
-            | Self::LetIn4
-            | Self::LetInHere4 => Family::V4,
-            Self::Services6
-            | Self::Here6
-            | Self::Datagrams6
-            | Self::Hairpin6
-            | Self::Ending6
-            | Self::Groups6
-            | Self::GroupsHere6
-            | Self::LetIn6
-            | Self::LetInHere6 => Family::V6,
-        }
+    /// Every one that there is.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        What::ALL.into_iter().flat_map(|what| Family::BOTH.map(|family| Self { what, family }))
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        let (v4, v6) = match self.what {
+            What::Services => ("services4", "services6"),
+            What::Here => ("here4", "here6"),
+            What::Datagrams => ("datagrams4", "datagrams6"),
+            What::Hairpin => ("hairpin4", "hairpin6"),
+            What::Ending => ("ending4", "ending6"),
+            What::LetIn => ("let_in4", "let_in6"),
+            What::LetInHere => ("let_in_here4", "let_in_here6"),
+            What::Groups => ("groups4", "groups6"),
+            What::GroupsHere => ("groups_here4", "groups_here6"),
+        };
+        self.family.pick(v4, v6)
     }
 
     pub(super) fn make(self) -> Message {
-        let address = self.family().kind();
+        let address = self.family.kind();
         let (port, protocol) = (ValueKind::Port, ValueKind::Protocol);
-        let (key, holds): (&[ValueKind], Holds<'_>) = match self {
-            Self::Services4 | Self::Services6 | Self::Groups4 | Self::Groups6 => {
-                (&[address, protocol, port], Holds::Verdicts)
-            }
-            Self::Here4 | Self::Here6 | Self::GroupsHere4 | Self::GroupsHere6 => {
-                (&[protocol, port], Holds::Verdicts)
-            }
-            Self::Datagrams4 | Self::Datagrams6 => (&[address, port], Holds::Nothing),
-            Self::Hairpin4 | Self::Hairpin6 => (&[address, address], Holds::Nothing),
-            Self::Ending4 | Self::Ending6 => (&[address, port, address, port], Holds::Nothing),
-            Self::LetIn4 | Self::LetIn6 => (&[address, protocol, port, address], Holds::Nothing),
-            Self::LetInHere4 | Self::LetInHere6 => (&[protocol, port, address], Holds::Nothing),
+        let (key, holds): (&[ValueKind], Holds<'_>) = match self.what {
+            What::Services | What::Groups => (&[address, protocol, port], Holds::Verdicts),
+            What::Here | What::GroupsHere => (&[protocol, port], Holds::Verdicts),
+            What::Datagrams => (&[address, port], Holds::Nothing),
+            What::Hairpin => (&[address, address], Holds::Nothing),
+            What::Ending => (&[address, port, address, port], Holds::Nothing),
+            What::LetIn => (&[address, protocol, port, address], Holds::Nothing),
+            What::LetInHere => (&[protocol, port, address], Holds::Nothing),
         };
-        let (name, has_ranges) = (self.name(), self.has_ranges());
-        nf::make_set(TABLE, Set { name, key, has_ranges, holds, size: None })
-    }
-
-    fn has_ranges(self) -> bool {
-        matches!(self, Self::LetIn4 | Self::LetIn6 | Self::LetInHere4 | Self::LetInHere6)
+        let has_ranges = matches!(self.what, What::LetIn | What::LetInHere);
+        nf::make_set(TABLE, Set { name: self.name(), key, has_ranges, holds, size: None })
     }
 
     /// Whether it is of security groups: whoever is let in no more is not for a moment, and a group
     /// that is gone drops nobody for a moment.
     pub(super) fn is_of_groups(self) -> bool {
-        let groups = [Self::Groups4, Self::Groups6, Self::GroupsHere4, Self::GroupsHere6];
-        self.has_ranges() || groups.contains(&self)
+        matches!(self.what, What::LetIn | What::LetInHere | What::Groups | What::GroupsHere)
     }
 
     /// Whether what it holds comes and goes with a single service.
     pub(super) fn is_per_service(self) -> bool {
-        match self {
-            Self::Services4
-            | Self::Services6
-            | Self::Here4
-            | Self::Here6
-            | Self::Datagrams4
-            | Self::Datagrams6 => true,
-            Self::Hairpin4
-            | Self::Hairpin6
-            | Self::Ending4
-            | Self::Ending6
-            | Self::Groups4
-            | Self::Groups6
-            | Self::GroupsHere4
-            | Self::GroupsHere6
-            | Self::LetIn4
-            | Self::LetIn6
-            | Self::LetInHere4
-            | Self::LetInHere6 => false,
-        }
+        matches!(self.what, What::Services | What::Here | What::Datagrams)
     }
 
     /// What it holds for a service.
     pub(super) fn element_of(self, service: &KernelService) -> Option<Element> {
         let (transport, place) = service.key;
-        if Family::of(place.is_ipv4()) != self.family() {
+        if !self.is_for(place) {
             return None;
         }
-        let chain = || Some(Element::chain(&dispatch_key(service.key), &chain_name(service.key)));
-        match (self, place) {
-            (Self::Services4 | Self::Services6, Place::At(_))
-            | (Self::Here4 | Self::Here6, Place::Here(_)) => chain(),
-            (Self::Datagrams4 | Self::Datagrams6, Place::At(at)) if transport == Transport::Udp => {
+        match (self.what, place) {
+            (What::Services, Place::At(_)) | (What::Here, Place::Here(_)) => {
+                Some(Element::chain(&dispatch_key(service.key), &chain_name(service.key)))
+            }
+            (What::Datagrams, Place::At(at)) if transport == Transport::Udp => {
                 Some(Element::new(Keys::one(&full(at))))
             }
             _ => None,
@@ -185,28 +128,31 @@ impl Index {
 
     /// All that it holds.
     pub(super) fn elements(self, wanted: Wanted<'_>) -> Vec<Element> {
-        let is_ours = |is_ipv4| Family::of(is_ipv4) == self.family();
-        match self {
-            Self::Hairpin4 | Self::Hairpin6 => {
-                let services = wanted.services.iter().filter(|s| is_ours(s.key.1.is_ipv4()));
+        let is_ours = |is_ipv4| Family::of(is_ipv4) == self.family;
+        match self.what {
+            What::Services | What::Here | What::Datagrams => {
+                wanted.services.iter().filter_map(|service| self.element_of(service)).collect()
+            }
+            What::Hairpin => {
+                let services = wanted.services.iter().filter(|s| self.is_for(s.key.1));
                 let endpoints: BTreeSet<IpAddr> =
                     services.flat_map(|s| s.table.endpoints()).map(SocketAddr::ip).collect();
                 let twice = |ip: IpAddr| Keys::one(&[padded(ip), padded(ip)].concat());
                 endpoints.into_iter().map(twice).map(Element::new).collect()
             }
-            Self::Ending4 | Self::Ending6 => {
+            What::Ending => {
                 let ours = wanted.ending.iter().filter(|e| is_ours(e.destination.is_ipv4()));
                 ours.map(|e| Keys::one(&[full(e.destination), full(e.endpoint)].concat()))
                     .map(Element::new)
                     .collect()
             }
-            Self::Groups4 | Self::Groups6 | Self::GroupsHere4 | Self::GroupsHere6 => {
+            What::Groups | What::GroupsHere => {
                 let element = |group: &Group| {
                     Element::chain(&dispatch_key(group.key), &group_name(group.key))
                 };
                 self.groups(wanted).map(element).collect()
             }
-            Self::LetIn4 | Self::LetIn6 | Self::LetInHere4 | Self::LetInHere6 => {
+            What::LetIn | What::LetInHere => {
                 let ranges = |group: &Group| {
                     let place = dispatch_key(group.key);
                     let ranges = widest(group.ranges.iter().filter(|r| is_ours(r.is_ipv4())));
@@ -218,21 +164,18 @@ impl Index {
                 };
                 self.groups(wanted).flat_map(ranges).collect()
             }
-            _ => wanted.services.iter().filter_map(|service| self.element_of(service)).collect(),
         }
     }
-}
 
-impl Index {
     /// The groups that an index of groups is about.
     fn groups(self, wanted: Wanted<'_>) -> impl Iterator<Item = &Group> {
-        let here = [Self::GroupsHere4, Self::GroupsHere6, Self::LetInHere4, Self::LetInHere6];
-        let is_here = here.contains(&self);
-        wanted.groups.iter().filter(move |group| {
-            let place = group.key.1;
-            Family::of(place.is_ipv4()) == self.family()
-                && matches!(place, Place::Here(_)) == is_here
-        })
+        let is_here = matches!(self.what, What::LetInHere | What::GroupsHere);
+        let is_ours = move |place| self.is_for(place) && matches!(place, Place::Here(_)) == is_here;
+        wanted.groups.iter().filter(move |group| is_ours(group.key.1))
+    }
+
+    fn is_for(self, place: Place) -> bool {
+        Family::of(place.is_ipv4()) == self.family
     }
 }
 

@@ -115,12 +115,12 @@ impl Kernel {
         // Maps that no rule looks into are what an agent left that was ended half way.
         let leftovers = found.leftovers();
         steps.extend(leftovers.iter().map(|name| vec![nf::delete_set(TABLE, name)]));
-        let missing = Index::ALL.into_iter().filter(|index| !found.sets.contains(index.name()));
+        let missing = Index::all().filter(|index| !found.sets.contains(index.name()));
         steps.extend(missing.map(|index| vec![index.make()]));
         // Groups come first: elements lead to them.
         let groups = wanted.groups.iter().map(group_chain);
         steps.extend(groups.filter(|group| !found.has(group)).map(|group| refill(&group)));
-        for index in Index::ALL {
+        for index in Index::all() {
             // A key that leads elsewhere goes, so that it can come anew.
             let difference = found.difference(index, &index.elements(wanted));
             delete(index, &difference.other, &mut steps);
@@ -155,7 +155,7 @@ impl Kernel {
             changes.extend(found.maps_of(&name).map(|old| nf::delete_set(TABLE, &old)));
         }
         let mut steps = vec![changes];
-        for index in Index::ALL {
+        for index in Index::all() {
             let missing = index.element_of(service).filter(|e| !found.has_element(index, e));
             add(index, missing.as_slice(), &mut steps);
         }
@@ -170,7 +170,7 @@ impl Kernel {
         outcome: &mut Outcome,
     ) -> io::Result<()> {
         let mut steps = Vec::new();
-        for index in Index::ALL.into_iter().filter(|index| !index.is_of_groups()) {
+        for index in Index::all().filter(|index| !index.is_of_groups()) {
             delete(index, &found.difference(index, &index.elements(wanted)).strange, &mut steps);
         }
         let base = base_chains(wanted);

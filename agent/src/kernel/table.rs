@@ -21,7 +21,7 @@ use weft_runtime::socket::Mark;
 
 use super::field::{Family, full, load_destination_port, load_sequence, load_source_port};
 use super::flows::Ending;
-use super::index::{Index, chain_name, group_name};
+use super::index::{Index, What, chain_name, group_name};
 use super::service::{Group, KernelService, Place};
 use crate::netlink::Message;
 use crate::netlink::nf_tables::{
@@ -65,10 +65,8 @@ pub(super) fn group_chain(group: &Group) -> Chain {
     let family = Family::of(group.key.1.is_ipv4());
     let address = family.words();
     let (mut let_in, protocol, index) = match group.key.1 {
-        Place::At(_) => {
-            (vec![family.load_destination(0)], address, family.pick(Index::LetIn4, Index::LetIn6))
-        }
-        Place::Here(_) => (Vec::new(), 0, family.pick(Index::LetInHere4, Index::LetInHere6)),
+        Place::At(_) => (vec![family.load_destination(0)], address, Index::of(What::LetIn, family)),
+        Place::Here(_) => (Vec::new(), 0, Index::of(What::LetInHere, family)),
     };
     let_in.extend([
         nf::load_meta_at(protocol, Meta::Protocol),
@@ -186,15 +184,15 @@ pub(super) fn base_chains(wanted: Wanted<'_>) -> Vec<Chain> {
 
 fn dispatch(family: Family, services: &[KernelService]) -> Vec<Vec<Expression>> {
     let places: Vec<Place> = services.iter().map(|service| service.key.1).collect();
-    let at = family.pick(Index::Services4, Index::Services6);
-    let here = family.pick(Index::Here4, Index::Here6);
+    let at = Index::of(What::Services, family);
+    let here = Index::of(What::Here, family);
     by_destination(family, &places, &[], at, here)
 }
 
 fn guard(family: Family, groups: &[Group]) -> Vec<Vec<Expression>> {
     let places: Vec<Place> = groups.iter().map(|group| group.key.1).collect();
-    let at = family.pick(Index::Groups4, Index::Groups6);
-    let here = family.pick(Index::GroupsHere4, Index::GroupsHere6);
+    let at = Index::of(What::Groups, family);
+    let here = Index::of(What::GroupsHere, family);
     by_destination(family, &places, &nf::is_of_no_connection(), at, here)
 }
 
@@ -251,7 +249,7 @@ fn ours(family: Family, services: &[KernelService]) -> Option<Vec<Expression>> {
             nf::compare(Comparison::Equal, &[Transport::Udp.number()]),
             family.load_destination(0),
             load_destination_port(family.words()),
-            nf::is_in(family.pick(Index::Datagrams4, Index::Datagrams6).name()),
+            nf::is_in(Index::of(What::Datagrams, family).name()),
             nf::load_meta(Meta::Mark),
             nf::mask(&(!MARK_MASK).to_ne_bytes(), &Mark::DEFAULT.0.to_ne_bytes()),
             nf::set_meta(Meta::Mark),
@@ -266,7 +264,7 @@ fn hairpin(family: Family, services: &[KernelService]) -> Option<Vec<Expression>
         rule.extend([
             family.load_source(0),
             family.load_destination(family.words()),
-            nf::is_in(family.pick(Index::Hairpin4, Index::Hairpin6).name()),
+            nf::is_in(Index::of(What::Hairpin, family).name()),
             nf::masquerade(),
         ]);
         rule
@@ -296,7 +294,7 @@ fn ending(family: Family, ending: &[Ending]) -> Option<Vec<Expression>> {
             nf::load_connection_at(address, Connection::DestinationPort, Side::Original),
             nf::load_connection_at(address + 1, source, Side::Reply),
             nf::load_connection_at(2 * address + 1, Connection::SourcePort, Side::Reply),
-            nf::is_in(family.pick(Index::Ending4, Index::Ending6).name()),
+            nf::is_in(Index::of(What::Ending, family).name()),
             nf::reset(),
         ]);
         rule

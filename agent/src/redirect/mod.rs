@@ -93,8 +93,12 @@ impl Redirect {
 
     /// Whether there is nothing to redirect.
     pub(crate) fn is_nothing(&self) -> bool {
-        let ports = [self.inbound, self.outbound, self.forwarded, self.udp, self.dns];
-        ports.iter().all(Option::is_none)
+        self.ports().iter().all(Option::is_none)
+    }
+
+    /// What takes traffic, each where it is wanted.
+    fn ports(&self) -> [Option<u16>; 5] {
+        [self.inbound, self.outbound, self.forwarded, self.udp, self.dns]
     }
 
     /// The same as long as nobody answers DNS: programs ask their resolvers themselves.
@@ -128,7 +132,6 @@ impl Redirect {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self) -> Result<(), String> {
-        let ports = [self.inbound, self.outbound, self.forwarded, self.udp, self.dns];
         if self.is_nothing() {
             return Err(
                 "nothing to redirect: give at least one of inbound, outbound, forwarded, udp and dns"
@@ -143,7 +146,7 @@ impl Redirect {
                 "exclude_outbound_ports: 53 is what dns takes; leave one of them out".into()
             );
         }
-        if ports.contains(&Some(0)) {
+        if self.ports().contains(&Some(0)) {
             return Err("port 0 is no port".into());
         }
         if (self.udp.is_some() || self.forwarded.is_some()) && self.services.is_empty() {
