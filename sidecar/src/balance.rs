@@ -1,9 +1,9 @@
 //! Which endpoint serves a request.
 
-use std::cell::Cell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use weft_model::{Balance, Endpoint};
 
@@ -13,6 +13,8 @@ pub(crate) struct Balancer {
     endpoints: Vec<Candidate>,
     /// The endpoints in the order of round robin: each as often as its weight says, spread out.
     turns: Vec<usize>,
+    /// How many turns were taken, by all workers: so each endpoint gets its exact share.
+    turn: Arc<AtomicUsize>,
     kind: Option<Balance>,
     /// What is open at all endpoints together.
     open: Arc<AtomicU32>,
@@ -47,9 +49,13 @@ impl Balancer {
     /// A balancer over the usable ones of `endpoints`. What is open at an endpoint that `previous`
     /// knows goes on being counted.
     pub(crate) fn new(endpoints: &[Endpoint], kind: Balance, previous: Option<&Self>) -> Self {
+        let held: HashMap<SocketAddr, &Candidate> = previous
+            .iter()
+            .flat_map(|balancer| &balancer.endpoints)
+            .map(|candidate| (candidate.address, candidate))
+            .collect();
         let open = |address: SocketAddr| {
-            let held = previous.and_then(|b| b.endpoints.iter().find(|c| c.address == address));
-            held.map_or_else(Arc::default, |candidate| candidate.open.clone())
+            held.get(&address).map_or_else(Arc::default, |candidate| candidate.open.clone())
         };
         let endpoints: Vec<Candidate> = endpoints
             .iter()
@@ -62,7 +68,8 @@ impl Balancer {
             .collect();
         let turns = turns(&endpoints);
         let total = previous.map_or_else(Arc::default, |balancer| balancer.open.clone());
-        Self { endpoints, turns, kind: Some(kind), open: total }
+        let turn = previous.map_or_else(Arc::default, |balancer| balancer.turn.clone());
+        Self { endpoints, turns, turn, kind: Some(kind), open: total }
     }
 
     /// How many requests are open at all endpoints together.
@@ -70,12 +77,11 @@ impl Balancer {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// The endpoint for a request; `turn` is the worker's own count. None when there is none that
-    /// is not in `tried`.
-    pub(crate) fn choose(&self, turn: &Cell<usize>, tried: &[SocketAddr]) -> Option<Chosen> {
+    /// The endpoint for a request. None when there is none that is not in `tried`.
+    pub(crate) fn choose(&self, tried: &[SocketAddr]) -> Option<Chosen> {
         let candidate = match self.kind? {
-            Balance::LeastRequests => self.least_open(turn, tried),
-            Balance::RoundRobin | Balance::Maglev { .. } => self.next_in_turn(turn, tried),
+            Balance::LeastRequests => self.least_open(tried),
+            Balance::RoundRobin | Balance::Maglev { .. } => self.next_in_turn(tried),
         }?;
         candidate.open.fetch_add(1, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
@@ -86,10 +92,9 @@ impl Balancer {
         })
     }
 
-    fn next_in_turn(&self, turn: &Cell<usize>, tried: &[SocketAddr]) -> Option<&Candidate> {
+    fn next_in_turn(&self, tried: &[SocketAddr]) -> Option<&Candidate> {
         for _ in 0..self.turns.len() {
-            let now = turn.get();
-            turn.set(now.wrapping_add(1));
+            let now = self.turn.fetch_add(1, Ordering::Relaxed);
             let index = self.turns.get(now % self.turns.len())?;
             let candidate = self.endpoints.get(*index)?;
             if !tried.contains(&candidate.address) {
@@ -101,10 +106,9 @@ impl Balancer {
 
     /// The one with the fewest requests open for its weight. Among equals the turn decides, or the
     /// first in the list would get everything while there is little to do.
-    fn least_open(&self, turn: &Cell<usize>, tried: &[SocketAddr]) -> Option<&Candidate> {
+    fn least_open(&self, tried: &[SocketAddr]) -> Option<&Candidate> {
         let count = self.endpoints.len();
-        let start = turn.get() % count.max(1);
-        turn.set(turn.get().wrapping_add(1));
+        let start = self.turn.fetch_add(1, Ordering::Relaxed) % count.max(1);
         let load = |candidate: &Candidate| {
             // Counted in parts of 2^16 per unit of weight, so that it stays a whole number.
             (u64::from(candidate.open.load(Ordering::Relaxed)) + 1) * 65_536
@@ -119,6 +123,9 @@ impl Balancer {
 
 /// Smooth weighted round robin, one round of it.
 fn turns(endpoints: &[Candidate]) -> Vec<usize> {
+    if endpoints.windows(2).all(|pair| matches!(pair, [a, b] if a.weight == b.weight)) {
+        return (0..endpoints.len()).collect();
+    }
     let total: u64 = endpoints.iter().map(|e| u64::from(e.weight)).sum();
     let divisor =
         endpoints.iter().map(|e| u64::from(e.weight)).fold(0, greatest_common_divisor).max(1);
@@ -182,40 +189,35 @@ mod tests {
 
     #[test]
     fn round_robin_goes_in_turn_by_weight() {
-        let turn = Cell::new(0);
         let equal = balancer(&[1, 1, 1], Balance::RoundRobin);
-        let order: Vec<u8> =
-            (0..6).filter_map(|_| equal.choose(&turn, &[])).map(|c| last(&c)).collect();
+        let order: Vec<u8> = (0..6).filter_map(|_| equal.choose(&[])).map(|c| last(&c)).collect();
         assert_eq!(order, [0, 1, 2, 0, 1, 2]);
         let weighted = balancer(&[20, 10], Balance::RoundRobin);
-        let turn = Cell::new(0);
         let order: Vec<u8> =
-            (0..6).filter_map(|_| weighted.choose(&turn, &[])).map(|c| last(&c)).collect();
+            (0..6).filter_map(|_| weighted.choose(&[])).map(|c| last(&c)).collect();
         assert_eq!(order, [0, 1, 0, 0, 1, 0]);
         assert!(balancer(&[u32::MAX, 1], Balance::RoundRobin).turns.len() <= 4097);
     }
 
     #[test]
     fn the_least_open_is_chosen_and_given_back() {
-        let turn = Cell::new(0);
         let balancer = balancer(&[1, 1], Balance::LeastRequests);
-        let first = balancer.choose(&turn, &[]).expect("one");
-        let second = balancer.choose(&turn, &[]).expect("one");
+        let first = balancer.choose(&[]).expect("one");
+        let second = balancer.choose(&[]).expect("one");
         assert_ne!(first.address, second.address);
         let freed = first.address;
         drop(first);
-        assert_eq!(balancer.choose(&turn, &[]).expect("one").address, freed);
+        assert_eq!(balancer.choose(&[]).expect("one").address, freed);
     }
 
     #[test]
     fn what_was_tried_is_not_chosen_again() {
         for kind in [Balance::RoundRobin, Balance::LeastRequests] {
             let balancer = balancer(&[1, 1], kind);
-            let turn = Cell::new(0);
-            let first = balancer.choose(&turn, &[]).expect("one").address;
-            let second = balancer.choose(&turn, &[first]).expect("another").address;
+            let first = balancer.choose(&[]).expect("one").address;
+            let second = balancer.choose(&[first]).expect("another").address;
             assert_ne!(first, second);
-            assert!(balancer.choose(&turn, &[first, second]).is_none());
+            assert!(balancer.choose(&[first, second]).is_none());
         }
     }
 }

@@ -1,13 +1,18 @@
 //! Every way the sidecar says no to a request.
 //!
 //! The set is closed: each variant gives the status the client sees, the gRPC status, the word in
-//! logs and metrics. A label is never found by looking into an error.
+//! logs and metrics. A label is never found by looking into an error. Statuses are AWS' where it has
+//! one of its own, so that who comes from there finds what they know.
+
+use crate::http::desync::Reason;
 
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denial {
     /// It breaks the rules of HTTP, or could be read in two ways.
     Malformed(&'static str),
+    /// It departs from strict HTTP/1.1 in a way that is not let through.
+    Desync(Reason),
     /// It needs a token and has none.
     TokenMissing,
     /// Its token is not good.
@@ -16,12 +21,26 @@ pub(crate) enum Denial {
     NotAllowed,
     /// No route leads anywhere for it.
     NoRoute,
+    /// Its method is one that is never served.
+    MethodNotAllowed(&'static str),
     /// Its head took too long to arrive.
     HeadTimeout,
+    /// Its body took too long to arrive.
+    BodyTimeout,
     /// Its body is larger than we carry.
     BodyTooLarge,
-    /// Its head is larger than allowed.
+    /// Its target is longer than allowed.
+    TargetTooLong,
+    /// Its head is larger than allowed, or has too many fields.
     HeadTooLarge,
+    /// The client was gone before there was an answer. Nobody sees this status.
+    ClientGone,
+    /// Its `x-forwarded-for` names too many addresses.
+    TooManyForwarders,
+    /// What it asks for cannot be said in the version of HTTP that the service speaks.
+    ProtocolMismatch(&'static str),
+    /// Its body is coded in a way that we do not know.
+    UnknownCoding,
     /// The endpoint broke off or answered with something else than HTTP.
     UpstreamBroken,
     /// As many requests are open as are allowed.
@@ -30,97 +49,118 @@ pub(crate) enum Denial {
     NoEndpoint,
     /// No endpoint could be reached, or none proved who it is.
     Unreachable,
+    /// No endpoint took the connection in time.
+    ConnectTimeout,
     /// The answer took too long.
     UpstreamTimeout,
-    /// The client was gone before there was an answer. Nobody sees this status; it is nginx's.
-    ClientGone,
+    /// It is of a version of HTTP that is not spoken.
+    UnknownVersion,
 }
 
-impl Denial {
-    /// How many reasons there are, for the counters.
-    pub(crate) const COUNT: usize = 14;
+/// What one refusal looks like: the word in logs and metrics, the HTTP status, the gRPC status
+/// (grpc/grpc `doc/http-grpc-status-mapping.md`, and DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and
+/// UNIMPLEMENTED where we know more than the mapping).
+type Row = (&'static str, u16, u8);
 
-    /// The position of its counter.
-    pub(crate) fn index(self) -> usize {
+impl Denial {
+    fn row(self) -> Row {
         match self {
-            Self::Malformed(_) => 0,
-            Self::TokenMissing => 1,
-            Self::TokenInvalid(_) => 2,
-            Self::NotAllowed => 3,
-            Self::NoRoute => 4,
-            Self::HeadTimeout => 5,
-            Self::BodyTooLarge => 6,
-            Self::HeadTooLarge => 7,
-            Self::UpstreamBroken => 8,
-            Self::Overloaded => 9,
-            Self::NoEndpoint => 10,
-            Self::Unreachable => 11,
-            Self::UpstreamTimeout => 12,
-            Self::ClientGone => 13,
+            Self::Malformed(_) | Self::Desync(_) => ("malformed", 400, 13),
+            Self::TokenMissing => ("token_missing", 401, 16),
+            Self::TokenInvalid(_) => ("token_invalid", 401, 16),
+            Self::NotAllowed => ("not_allowed", 403, 7),
+            Self::NoRoute => ("no_route", 404, 12),
+            Self::MethodNotAllowed(_) => ("method_not_allowed", 405, 12),
+            Self::HeadTimeout => ("head_timeout", 408, 4),
+            Self::BodyTimeout => ("body_timeout", 408, 4),
+            Self::BodyTooLarge => ("body_too_large", 413, 8),
+            Self::TargetTooLong => ("target_too_long", 414, 8),
+            Self::HeadTooLarge => ("head_too_large", 431, 8),
+            Self::ClientGone => ("client_gone", 460, 1),
+            Self::TooManyForwarders => ("too_many_forwarders", 463, 8),
+            Self::ProtocolMismatch(_) => ("protocol_mismatch", 464, 12),
+            Self::UnknownCoding => ("unknown_coding", 501, 12),
+            Self::UpstreamBroken => ("upstream_broken", 502, 14),
+            Self::Overloaded => ("overloaded", 503, 8),
+            Self::NoEndpoint => ("no_endpoint", 503, 14),
+            Self::Unreachable => ("unreachable", 503, 14),
+            Self::ConnectTimeout => ("connect_timeout", 504, 14),
+            Self::UpstreamTimeout => ("upstream_timeout", 504, 4),
+            Self::UnknownVersion => ("unknown_version", 505, 12),
         }
     }
 
     /// The words of all reasons, by the position of their counters.
-    pub(crate) const REASONS: [&'static str; Self::COUNT] = [
+    pub(crate) const REASONS: [&'static str; 22] = [
         "malformed",
         "token_missing",
         "token_invalid",
         "not_allowed",
         "no_route",
+        "method_not_allowed",
         "head_timeout",
+        "body_timeout",
         "body_too_large",
+        "target_too_long",
         "head_too_large",
+        "client_gone",
+        "too_many_forwarders",
+        "protocol_mismatch",
+        "unknown_coding",
         "upstream_broken",
         "overloaded",
         "no_endpoint",
         "unreachable",
+        "connect_timeout",
         "upstream_timeout",
-        "client_gone",
+        "unknown_version",
     ];
+
+    /// The position of its counter.
+    pub(crate) fn index(self) -> usize {
+        Self::REASONS.iter().position(|reason| *reason == self.reason()).unwrap_or(0)
+    }
 
     /// The word in logs and metrics.
     pub(crate) fn reason(self) -> &'static str {
-        Self::REASONS.get(self.index()).copied().unwrap_or("unknown")
+        self.row().0
+    }
+
+    /// The HTTP status the client sees.
+    pub(crate) fn status(self) -> u16 {
+        self.row().1
+    }
+
+    /// The gRPC status.
+    pub(crate) fn grpc_status(self) -> u8 {
+        self.row().2
     }
 
     /// What exactly was wrong, where there is more to say than the reason.
     pub(crate) fn detail(self) -> &'static str {
         match self {
-            Self::Malformed(detail) | Self::TokenInvalid(detail) => detail,
+            Self::Malformed(detail)
+            | Self::TokenInvalid(detail)
+            | Self::MethodNotAllowed(detail)
+            | Self::ProtocolMismatch(detail) => detail,
+            Self::Desync(reason) => reason.detail(),
             _ => "",
         }
     }
 
-    /// The HTTP status the client sees.
-    pub(crate) fn status(self) -> u16 {
-        match self {
-            Self::Malformed(_) => 400,
-            Self::TokenMissing | Self::TokenInvalid(_) => 401,
-            Self::NotAllowed => 403,
-            Self::NoRoute => 404,
-            Self::HeadTimeout => 408,
-            Self::BodyTooLarge => 413,
-            Self::HeadTooLarge => 431,
-            Self::ClientGone => 499,
-            Self::UpstreamBroken => 502,
-            Self::Overloaded | Self::NoEndpoint | Self::Unreachable => 503,
-            Self::UpstreamTimeout => 504,
-        }
-    }
-
-    /// The gRPC status (grpc/grpc `doc/http-grpc-status-mapping.md`, and DEADLINE_EXCEEDED and
-    /// RESOURCE_EXHAUSTED where we know more than the mapping).
-    pub(crate) fn grpc_status(self) -> u8 {
-        match self {
-            Self::Malformed(_) => 13,
-            Self::TokenMissing | Self::TokenInvalid(_) => 16,
-            Self::NotAllowed => 7,
-            Self::NoRoute => 12,
-            Self::BodyTooLarge | Self::HeadTooLarge | Self::Overloaded => 8,
-            Self::UpstreamBroken | Self::NoEndpoint | Self::Unreachable => 14,
-            Self::HeadTimeout | Self::UpstreamTimeout => 4,
-            Self::ClientGone => 1,
-        }
+    /// Whether whoever sends such a request may mean something else by what follows it than we do.
+    pub(crate) fn ends_connection(self) -> bool {
+        matches!(
+            self,
+            Self::Malformed(_)
+                | Self::Desync(_)
+                | Self::UnknownCoding
+                | Self::UnknownVersion
+                | Self::TargetTooLong
+                | Self::HeadTooLarge
+                | Self::HeadTimeout
+                | Self::BodyTimeout
+        )
     }
 
     /// The body of the answer: the reason, a word for people, never anything of the request.
@@ -147,25 +187,39 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_status_and_its_counter() {
-        let check = |denial: Denial, status: u16, grpc: u8, reason: &str| {
+        let mut seen = Vec::new();
+        let mut check = |denial: Denial, status: u16, grpc: u8, reason: &'static str| {
             assert_eq!(
                 (denial.status(), denial.grpc_status(), denial.reason()),
                 (status, grpc, reason)
             );
+            assert_eq!(Denial::REASONS.get(denial.index()), Some(&reason));
+            seen.push(reason);
         };
         check(Denial::Malformed("x"), 400, 13, "malformed");
+        check(Denial::Desync(Reason::BadUri), 400, 13, "malformed");
         check(Denial::TokenMissing, 401, 16, "token_missing");
         check(Denial::TokenInvalid("x"), 401, 16, "token_invalid");
         check(Denial::NotAllowed, 403, 7, "not_allowed");
         check(Denial::NoRoute, 404, 12, "no_route");
+        check(Denial::MethodNotAllowed("x"), 405, 12, "method_not_allowed");
         check(Denial::HeadTimeout, 408, 4, "head_timeout");
+        check(Denial::BodyTimeout, 408, 4, "body_timeout");
         check(Denial::BodyTooLarge, 413, 8, "body_too_large");
+        check(Denial::TargetTooLong, 414, 8, "target_too_long");
         check(Denial::HeadTooLarge, 431, 8, "head_too_large");
+        check(Denial::ClientGone, 460, 1, "client_gone");
+        check(Denial::TooManyForwarders, 463, 8, "too_many_forwarders");
+        check(Denial::ProtocolMismatch("x"), 464, 12, "protocol_mismatch");
+        check(Denial::UnknownCoding, 501, 12, "unknown_coding");
         check(Denial::UpstreamBroken, 502, 14, "upstream_broken");
         check(Denial::Overloaded, 503, 8, "overloaded");
         check(Denial::NoEndpoint, 503, 14, "no_endpoint");
         check(Denial::Unreachable, 503, 14, "unreachable");
+        check(Denial::ConnectTimeout, 504, 14, "connect_timeout");
         check(Denial::UpstreamTimeout, 504, 4, "upstream_timeout");
-        check(Denial::ClientGone, 499, 1, "client_gone");
+        check(Denial::UnknownVersion, 505, 12, "unknown_version");
+        seen.dedup();
+        assert_eq!(seen, Denial::REASONS);
     }
 }

@@ -34,13 +34,12 @@ impl ProvedFields {
     }
 }
 
-/// Removes what the client claims and sets what it proved.
+/// Sets what the client proved. What it claims has been removed.
 pub(crate) fn apply(
     fields: &mut Fields,
     details: ClientCertificateDetails,
     proved: Option<&ProvedFields>,
 ) {
-    fields.remove(is_claim);
     match (details, proved) {
         (ClientCertificateDetails::FromProof, Some(ProvedFields(proved))) => {
             for (name, value) in proved {
@@ -52,7 +51,7 @@ pub(crate) fn apply(
 }
 
 /// Whether a field claims an identity. `_` counts as `-`, since some services read both as one.
-fn is_claim(name: &[u8]) -> bool {
+pub(crate) fn is_claim(name: &[u8]) -> bool {
     const EXACT: &[u8] = b"x-forwarded-client-cert";
     const PREFIXES: [&[u8]; 2] = [b"x-weft-", b"x-amzn-mtls-"];
     let same = |a: &u8, b: &u8| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');

@@ -5,14 +5,18 @@
 //! `VerifiedPeer -> Authenticated -> Authorized -> Routed`. [`plan`] is what a snapshot of the
 //! configuration means for this tier, [`worker`] the thread that does the work.
 
+mod admission;
 mod authenticate;
 mod authorize;
 mod balance;
+mod buffers;
 mod denial;
+mod forwarded;
 mod http;
 mod identity_headers;
 pub mod metrics;
 mod opaque;
+mod patience;
 mod pipeline;
 pub mod plan;
 pub mod planner;
@@ -20,6 +24,7 @@ mod record;
 mod reply;
 mod route;
 mod serve;
+mod serve_http2;
 mod stream;
 mod tls;
 mod upstream;

@@ -3,6 +3,7 @@
 use weft_runtime::metrics::{Counter, Histogram, Page, Registry};
 
 use crate::denial::Denial;
+use crate::http::desync::Reason;
 
 /// The counters of one worker.
 #[derive(Debug, Default)]
@@ -16,7 +17,8 @@ pub struct Metrics {
     pub(crate) requests: Counter,
     pub(crate) requests_open: Counter,
     pub(crate) responses: [Counter; 5],
-    pub(crate) denied: [Counter; Denial::COUNT],
+    pub(crate) denied: [Counter; Denial::REASONS.len()],
+    pub(crate) departed: [Counter; Reason::ALL.len()],
     pub(crate) upstream_connections: Counter,
     pub(crate) upstream_retries: Counter,
     pub(crate) duration: Histogram,
@@ -26,6 +28,12 @@ impl Metrics {
     pub(crate) fn respond(&self, status: u16) {
         let class = usize::from(status / 100).wrapping_sub(1);
         if let Some(counter) = self.responses.get(class) {
+            counter.increment();
+        }
+    }
+
+    pub(crate) fn depart(&self, reason: Reason) {
+        if let Some(counter) = self.departed.get(reason.index()) {
             counter.increment();
         }
     }
@@ -77,19 +85,7 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
         "Requests being served.",
         sum(&|m| m.requests_open.get()),
     );
-    let classes = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-    let responses: Vec<(&str, u64)> = classes
-        .iter()
-        .enumerate()
-        .map(|(index, class)| (*class, sum(&|m| m.responses.get(index).map_or(0, Counter::get))))
-        .collect();
-    page.counter_by("weft_sidecar_responses", "Responses sent.", "class", &responses);
-    let denied: Vec<(&str, u64)> = Denial::REASONS
-        .iter()
-        .enumerate()
-        .map(|(index, reason)| (*reason, sum(&|m| m.denied.get(index).map_or(0, Counter::get))))
-        .collect();
-    page.counter_by("weft_sidecar_denied", "Requests refused by us.", "reason", &denied);
+    refusals(&sets, &mut page);
     page.counter(
         "weft_sidecar_upstream_connections",
         "Connections opened.",
@@ -107,4 +103,37 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
     );
     weft_runtime::metrics::process(&mut page);
     page
+}
+
+/// What became of requests, by status and by reason.
+fn refusals(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
+    let sum = |pick: &dyn Fn(&Metrics) -> u64| {
+        sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add)
+    };
+    let classes = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+    let responses: Vec<(&str, u64)> = classes
+        .iter()
+        .enumerate()
+        .map(|(index, class)| (*class, sum(&|m| m.responses.get(index).map_or(0, Counter::get))))
+        .collect();
+    page.counter_by("weft_sidecar_responses", "Responses sent.", "class", &responses);
+    let denied: Vec<(&str, u64)> = Denial::REASONS
+        .iter()
+        .enumerate()
+        .map(|(index, reason)| (*reason, sum(&|m| m.denied.get(index).map_or(0, Counter::get))))
+        .collect();
+    page.counter_by("weft_sidecar_denied", "Requests refused by us.", "reason", &denied);
+    let departed: Vec<(&str, u64)> = Reason::ALL
+        .iter()
+        .map(|reason| {
+            let count = |m: &Metrics| m.departed.get(reason.index()).map_or(0, Counter::get);
+            (reason.word(), sum(&count))
+        })
+        .collect();
+    page.counter_by(
+        "weft_sidecar_noncompliant_requests",
+        "Requests that departed from strict HTTP/1.1, let through or not.",
+        "reason",
+        &departed,
+    );
 }

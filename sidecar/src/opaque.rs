@@ -23,7 +23,7 @@ pub(crate) async fn carry(
         return;
     };
     drop(plan);
-    let chosen = target.balancer.choose(worker.turn_of(target.id), &[]);
+    let chosen = target.balancer.choose(&[]);
     let address = match (&target.cluster.discovery, &chosen) {
         (Discovery::OriginalDestination, _) => destination,
         (_, Some(chosen)) => chosen.address,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! connection   accept -> destination -> chain -> TLS: VerifiedPeer -> HTTP version
-//! request      strip claims -> authenticate: Authenticated -> authorize: Authorized
+//! request      admit -> authenticate: Authenticated -> authorize: Authorized
 //!              -> route: Routed -> balance -> exchange -> record
 //! ```
 
@@ -17,12 +17,16 @@ use weft_certs::VerifiedPeer;
 use weft_model::{Action, Codec, HttpService, Name, TransportKind, WeightedCluster};
 use weft_runtime::socket::{PROBE_PORT, original_destination};
 
+use crate::admission::admit;
 use crate::authenticate::{Facts, authenticate};
 use crate::authorize::authorize;
 use crate::denial::Denial;
+use crate::forwarded::Origin;
 use crate::http::body::Source;
-use crate::http::head::{RequestHead, Upgrade, strip_hop_by_hop};
-use crate::identity_headers::{self, ProvedFields};
+use crate::http::desync::Reason;
+use crate::http::head::{HttpVersion, RequestHead, Unwanted};
+use crate::identity_headers::ProvedFields;
+use crate::patience::{Patience, Pulse};
 use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Tls};
 use crate::record::Record;
 pub(crate) use crate::reply::Reply;
@@ -32,7 +36,7 @@ use crate::tls::Alpn;
 use crate::tls::acceptor;
 use crate::upstream::{Call, Outcome, exchange};
 use crate::worker::{Worker, now, unix_ms, wall_clock};
-use crate::{opaque, serve};
+use crate::{opaque, serve, serve_http2};
 
 /// A connection that was taken in.
 pub(crate) struct Accepted {
@@ -48,6 +52,7 @@ pub(crate) struct Connection {
     pub(crate) peer: Option<VerifiedPeer>,
     proved: Option<ProvedFields>,
     kind: TransportKind,
+    is_tls: bool,
     listener: Name,
     /// Whether it waits for a request, so that draining may end it.
     pub(crate) idle: Rc<Cell<bool>>,
@@ -98,8 +103,17 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
             let proved = peer.as_ref().map(ProvedFields::new);
             let listener = serving.listener.name.clone();
             let idle = Rc::new(Cell::new(false));
-            let connection =
-                Rc::new(Connection { client, destination, peer, proved, kind, listener, idle });
+            let is_tls = !matches!(stream, Stream::Plain(_));
+            let connection = Rc::new(Connection {
+                client,
+                destination,
+                peer,
+                proved,
+                kind,
+                is_tls,
+                listener,
+                idle,
+            });
             let settings = http.http.clone();
             drop((chain, serving));
             serve_http(stream, alpn, connection, &settings, worker).await;
@@ -147,13 +161,13 @@ async fn serve_http(
     let http2 = match (settings.codec, alpn, &stream) {
         (Codec::Http2, _, _) | (Codec::Auto, Alpn::Http2, _) => true,
         (Codec::Auto, Alpn::None, Stream::Plain(tcp)) => {
-            serve::has_preface(tcp, settings.header_timeout).await
+            serve::has_preface(tcp, settings.timeouts.head).await
         }
         (Codec::Http1 | Codec::Auto, _, _) => false,
     };
     if http2 {
         // Apart, so that connections of HTTP/1.1 keep no room for it.
-        Box::pin(serve::http2(stream, connection, settings, worker)).await;
+        Box::pin(serve_http2::serve(stream, connection, settings, worker)).await;
     } else {
         serve::http1(stream, connection, settings, worker).await;
     }
@@ -171,9 +185,27 @@ pub(crate) async fn request(
     worker.metrics.requests.increment();
     worker.metrics.requests_open.increment();
     let mut story = Story::new(&head, connection, worker.logs_requests(connection));
-    let result = perform(head, source, reply, connection, worker, &mut story).await;
+    let result = perform(head, source, reply, connection, worker, &mut story, started).await;
     story.finish(result, started, connection, worker);
     worker.metrics.requests_open.decrement();
+}
+
+/// Leaves a line behind for a request that was refused before its head was read.
+pub(crate) fn refused(
+    denial: Denial,
+    version: HttpVersion,
+    connection: &Connection,
+    worker: &Worker,
+) {
+    worker.metrics.requests.increment();
+    let logged = worker.logs_requests(connection);
+    let desync = match denial {
+        Denial::Desync(reason) => Some(reason),
+        _ => None,
+    };
+    let line = logged.then(|| Line { version: version.word(), ..Line::default() });
+    let story = Story { line, service: None, subject: None, endpoint: None, desync };
+    story.finish(Err(denial), now(), connection, worker);
 }
 
 #[allow(
@@ -187,21 +219,22 @@ async fn perform(
     connection: &Connection,
     worker: &Worker,
     story: &mut Story,
+    started: Instant,
 ) -> Result<Outcome, Denial> {
     let is_grpc = head.is_grpc();
     let plan = worker.plan();
     let result = match decide(&mut head, connection, &plan, story) {
-        Ok(Decision::Forward { target, timeout }) => match plan.target(&target) {
+        Ok(Decision::Forward { target, unwanted, patience }) => match plan.target(&target) {
             Some(target) => {
                 story.service = Some(target.cluster.name.clone());
-                let call = Call { head, source, reply: &mut *reply };
+                let pulse = Pulse::default();
+                let call = Call { head, unwanted, source, reply: &mut *reply, pulse: &pulse };
                 // Boxed, so that a connection without a request does not carry room for one.
                 let sending = Box::pin(exchange(call, target, worker, &mut story.endpoint));
-                match timeout {
-                    Some(timeout) => tokio::time::timeout(timeout, sending)
-                        .await
-                        .unwrap_or(Err(Denial::UpstreamTimeout)),
-                    None => sending.await,
+                tokio::select! {
+                    biased;
+                    result = sending => result,
+                    denial = patience.ends(started, &pulse) => Err(denial),
                 }
             }
             None => Err(Denial::NoEndpoint),
@@ -219,7 +252,7 @@ async fn perform(
 
 /// What to do with a request.
 enum Decision {
-    Forward { target: Name, timeout: Option<std::time::Duration> },
+    Forward { target: Name, unwanted: Unwanted, patience: Patience },
     Answer { status: u16, location: Option<String>, body: String },
 }
 
@@ -231,16 +264,12 @@ fn decide(
     story: &mut Story,
 ) -> Result<Decision, Denial> {
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
-    head.check_path()?;
-    if head.upgrade == Some(Upgrade::WebSocket) && !http.http.websocket {
-        head.upgrade = None;
-    }
-    strip_hop_by_hop(&mut head.fields);
-    identity_headers::apply(
-        &mut head.fields,
-        http.http.client_certificate,
-        connection.proved.as_ref(),
-    );
+    let origin = Origin {
+        client: connection.client,
+        port: connection.destination.port(),
+        is_tls: connection.is_tls,
+    };
+    let unwanted = admit(head, &http.http, origin, connection.proved.as_ref())?;
 
     let facts = Facts {
         head,
@@ -268,7 +297,13 @@ fn decide(
             if http.tokens.as_ref().is_some_and(|tokens| !tokens.forward()) {
                 head.fields.remove(|name| name.eq_ignore_ascii_case(b"authorization"));
             }
-            Ok(Decision::Forward { target, timeout: *timeout })
+            let timeouts = &http.http.timeouts;
+            let patience = Patience {
+                whole: *timeout,
+                request: timeouts.request,
+                silence: timeouts.stream_idle.limit(head.is_grpc()),
+            };
+            Ok(Decision::Forward { target, unwanted, patience })
         }
         Action::Redirect(redirect) => {
             let scheme = redirect.scheme.as_deref().unwrap_or("http");
@@ -299,8 +334,11 @@ struct Story {
     service: Option<Name>,
     subject: Option<String>,
     endpoint: Option<SocketAddr>,
+    /// How the request departed from strict HTTP/1.1.
+    desync: Option<Reason>,
 }
 
+#[derive(Default)]
 struct Line {
     method: String,
     authority: String,
@@ -316,7 +354,7 @@ impl Story {
             path: head.path().to_owned(),
             version: head.version.word(),
         });
-        Self { line, service: None, subject: None, endpoint: None }
+        Self { line, service: None, subject: None, endpoint: None, desync: head.desync }
     }
 
     fn finish(
@@ -335,6 +373,9 @@ impl Story {
             }
         };
         worker.metrics.respond(status);
+        if let Some(reason) = self.desync {
+            worker.metrics.depart(reason);
+        }
         worker.metrics.duration.observe(duration);
         let Some(line) = self.line else {
             return;
@@ -357,6 +398,7 @@ impl Story {
             status,
             denial: result.err().map(Denial::reason),
             detail: result.err().map(Denial::detail).filter(|detail| !detail.is_empty()),
+            desync: self.desync.map(Reason::word),
             service: self.service.as_deref(),
             endpoint: self.endpoint,
             bytes_sent: outcome.bytes_sent,

@@ -20,6 +20,7 @@ pub(crate) struct Record<'a> {
     pub(crate) status: u16,
     pub(crate) denial: Option<&'static str>,
     pub(crate) detail: Option<&'static str>,
+    pub(crate) desync: Option<&'static str>,
     pub(crate) service: Option<&'a str>,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) bytes_sent: u64,

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, header};
 use crate::denial::Denial;
 use crate::http::body::Sink;
 use crate::http::fields::Fields;
-use crate::http::h1::{BodyWriter, Framing, Writer, write_response};
+use crate::http::h1::{BodyWriter, Coding, Framing, Writer, write_interim, write_response};
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, ResponseHead};
 use crate::upstream::Outcome;
@@ -56,15 +56,34 @@ impl Reply<'_> {
         }
     }
 
-    /// Answers 101 over HTTP/1.1 and gives the writing half.
-    pub(crate) fn switch(&mut self, head: &ResponseHead) -> Option<&mut Writer> {
-        let Self::Http1(reply) = self else {
-            return None;
-        };
-        reply.started = true;
-        reply.reuse = Reuse::No;
-        write_response(head, Framing::None, false, &mut reply.writer.out);
-        Some(reply.writer)
+    /// Passes on a response that another follows. HTTP/1.0 knows none.
+    pub(crate) async fn interim(&mut self, head: ResponseHead) -> std::io::Result<()> {
+        match self {
+            Self::Http1(reply) if reply.version == HttpVersion::Http10 => Ok(()),
+            Self::Http1(reply) => {
+                write_interim(&head, reply.writer.room());
+                reply.writer.flush().await
+            }
+            Self::Http2 { respond, .. } => {
+                respond.send_informational(http2::to_response(head)).map_err(std::io::Error::other)
+            }
+        }
+    }
+
+    /// Agrees to an upgrade, and gives where everything else goes. None when the client is gone.
+    pub(crate) fn switch(&mut self, head: ResponseHead) -> Option<Sink<'_>> {
+        match self {
+            Self::Http1(reply) => {
+                reply.started = true;
+                reply.reuse = Reuse::No;
+                write_response(&head, Framing::None, true, reply.writer.room());
+                Some(Sink::Http1(BodyWriter { writer: reply.writer, coding: Coding::Tunnel }))
+            }
+            Self::Http2 { respond, started } => {
+                *started = true;
+                respond.send_response(http2::to_response(head), false).ok().map(Sink::Http2)
+            }
+        }
     }
 
     /// Notes whether the response went out whole; if not, the connection must not be used again.
@@ -122,8 +141,9 @@ impl Reply<'_> {
     }
 
     async fn say(&mut self, denial: Denial, is_grpc: bool) {
-        if let (Self::Http1(reply), Denial::Malformed(_)) = (&mut *self, denial) {
-            // Whoever sends this may not mean the same by what follows as we do.
+        if let Self::Http1(reply) = &mut *self
+            && denial.ends_connection()
+        {
             reply.reuse = Reuse::No;
         }
         let mut fields = HeaderMap::new();
@@ -155,7 +175,7 @@ impl Reply<'_> {
                 }
                 drop(reply.begin(&head, bodiless, body.is_empty()));
                 if !bodiless {
-                    reply.writer.out.extend_from_slice(body.as_bytes());
+                    reply.writer.room().extend_from_slice(body.as_bytes());
                 }
                 // A client that is gone needs no answer.
                 drop(reply.writer.flush().await);
@@ -183,7 +203,7 @@ impl Http1Reply<'_> {
         if framing == Framing::UntilClose {
             self.reuse = Reuse::No;
         }
-        write_response(head, framing, self.reuse != Reuse::No, &mut self.writer.out);
-        Sink::Http1(BodyWriter { writer: self.writer, chunked: framing == Framing::Chunked })
+        write_response(head, framing, self.reuse != Reuse::No, self.writer.room());
+        Sink::Http1(BodyWriter { writer: self.writer, coding: Coding::of(framing) })
     }
 }

@@ -1,25 +1,21 @@
-//! Serves the requests of a connection, in either version of HTTP.
+//! Serves the requests of a connection of HTTP/1.1, and tells by its first bytes what a connection is.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use http::Method;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use weft_model::{HttpService, TransportKind};
-use weft_runtime::drain::Phase;
 
 use crate::denial::Denial;
 use crate::http::body::Source;
-use crate::http::h1::{BodyReader, Framing, HeadError, Reader, Writer, read_request};
-use crate::http::h2 as http2_heads;
-use crate::http::h2_budget::Counted;
-use crate::http::head::{HttpVersion, RequestHead};
+use crate::http::h1::{BodyReader, Framing, HeadError, ReadRequest, Reader, Writer, read_request};
+use crate::http::head::HttpVersion;
 use crate::pipeline::{self, Connection};
 use crate::reply::{Http1Reply, Reply, Reuse};
 use crate::stream::{Half, Stream};
-use crate::worker::Worker;
+use crate::worker::{Worker, now};
 
 /// How long the first bytes of a connection may take, where they decide how it is served.
 const FIRST_BYTES: Duration = Duration::from_secs(10);
@@ -65,41 +61,34 @@ pub(crate) async fn http1(
     worker: &Rc<Worker>,
 ) {
     let (read, write) = Half::pair(stream);
-    let mut reader = Reader { half: read, buffer: BytesMut::new() };
-    let mut writer = Writer { half: write, out: BytesMut::new() };
+    let mut reader = Reader::new(read);
+    let mut writer = Writer::new(write, settings.timeouts.stall);
+    let mut allowance = Allowance::new(settings);
     let _enrolled = worker.enrol(&connection);
     loop {
-        let request = match next_request(&mut reader, &connection, settings).await {
+        let request = match next_request(&mut reader, &mut writer, &connection, settings).await {
             Ok(request) => request,
             Err(HeadError::Closed | HeadError::Broken) => return,
-            Err(HeadError::Refused(denial)) => return refuse(denial, reader, writer, worker).await,
-        };
-        if request.expects_continue {
-            writer.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            if writer.flush().await.is_err() {
-                return;
+            Err(HeadError::Refused(denial)) => {
+                pipeline::refused(denial, HttpVersion::Http11, &connection, worker);
+                return refuse(denial, reader, writer).await;
             }
-        }
+        };
+        let is_last = allowance.is_spent_by_one_more() || worker.is_draining();
         let mut reply = Reply::Http1(Http1Reply {
             writer: &mut writer,
             version: request.head.version,
             is_head: request.head.method == Method::HEAD,
             reuse: match request.framing {
-                _ if !request.keep_alive || worker.is_draining() => Reuse::No,
+                _ if !request.keep_alive || is_last => Reuse::No,
                 Framing::None => Reuse::Yes,
                 _ => Reuse::BehindBody,
             },
             started: false,
         });
         let source = match request.framing {
-            Framing::None => Source::Empty,
+            Framing::None if request.head.upgrade.is_none() => Source::Empty,
             framing => Source::Http1(BodyReader::new(&mut reader, framing)),
-        };
-        let upgrades = request.head.upgrade.is_some();
-        let source = if upgrades && matches!(source, Source::Empty) {
-            Source::Http1(BodyReader::new(&mut reader, Framing::None))
-        } else {
-            source
         };
         pipeline::request(request.head, source, &mut reply, &connection, worker).await;
         let Reply::Http1(Http1Reply { reuse, .. }) = reply else {
@@ -112,36 +101,52 @@ pub(crate) async fn http1(
     }
 }
 
+/// How much a connection may still do.
+struct Allowance {
+    requests: Option<u32>,
+    until: Option<Instant>,
+}
+
+impl Allowance {
+    fn new(settings: &HttpService) -> Self {
+        let until = settings.timeouts.age.map(|age| now() + age);
+        Self { requests: settings.limits.requests_per_connection, until }
+    }
+
+    /// Takes one more request; whether it is the last.
+    fn is_spent_by_one_more(&mut self) -> bool {
+        self.requests = self.requests.map(|left| left.saturating_sub(1));
+        self.requests == Some(0) || self.until.is_some_and(|until| now() >= until)
+    }
+}
+
 /// Waits for the next request: long for its first byte, short for the rest of its head.
 async fn next_request(
     reader: &mut Reader,
+    writer: &mut Writer,
     connection: &Connection,
     settings: &HttpService,
-) -> Result<crate::http::h1::ReadRequest, HeadError> {
+) -> Result<ReadRequest, HeadError> {
     if reader.buffer.is_empty() {
+        reader.rest();
+        writer.rest();
         connection.idle.set(true);
-        reader.buffer.reserve(4096);
-        let first =
-            tokio::time::timeout(settings.idle_timeout, reader.half.read_buf(&mut reader.buffer))
-                .await;
+        let first = tokio::time::timeout(settings.timeouts.idle, reader.half.readable()).await;
         connection.idle.set(false);
         match first {
-            Err(_) | Ok(Ok(0)) => return Err(HeadError::Closed),
+            Err(_) => return Err(HeadError::Closed),
             Ok(Err(_)) => return Err(HeadError::Broken),
-            Ok(Ok(_)) => {}
+            Ok(Ok(())) => {}
         }
     }
-    let reading = read_request(reader, settings.header_limit_bytes);
-    tokio::time::timeout(settings.header_timeout, reading)
+    let reading = read_request(reader, &settings.limits, settings.desync);
+    tokio::time::timeout(settings.timeouts.head, reading)
         .await
         .unwrap_or(Err(HeadError::Refused(Denial::HeadTimeout)))
 }
 
 /// Refuses what is no request.
-async fn refuse(denial: Denial, reader: Reader, mut writer: Writer, worker: &Worker) {
-    worker.metrics.requests.increment();
-    worker.metrics.deny(denial);
-    worker.metrics.respond(denial.status());
+async fn refuse(denial: Denial, reader: Reader, mut writer: Writer) {
     let mut reply = Reply::Http1(Http1Reply {
         writer: &mut writer,
         version: HttpVersion::Http11,
@@ -164,7 +169,7 @@ async fn close(mut reader: Reader, mut writer: Writer) {
     let lingering = async {
         while taken < LINGER_BYTES {
             reader.buffer.clear();
-            reader.buffer.reserve(16 * 1024);
+            reader.reserve(16 * 1024);
             match reader.half.read_buf(&mut reader.buffer).await {
                 Ok(0) | Err(_) => return,
                 Ok(more) => taken += more,
@@ -173,99 +178,4 @@ async fn close(mut reader: Reader, mut writer: Writer) {
     };
     // Whether it ended or ran out of time, the connection is closed now.
     drop(tokio::time::timeout(LINGER, lingering).await);
-}
-
-/// How long a client that is told to calm down has to take the message.
-const CALM: Duration = Duration::from_millis(200);
-
-/// Serves HTTP/2: a task for every stream.
-pub(crate) async fn http2(
-    stream: Stream,
-    connection: Rc<Connection>,
-    settings: &HttpService,
-    worker: &Rc<Worker>,
-) {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(http2_heads::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(http2_heads::CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(http2_heads::STREAM_LIMIT)
-        // The library ends the whole connection not far above its limit. Ours is looked at when a
-        // head is there, and costs only its own request.
-        .max_header_list_size(
-            u32::try_from(settings.header_limit_bytes).unwrap_or(u32::MAX).saturating_mul(4),
-        );
-    let header_limit_bytes = settings.header_limit_bytes;
-    let (stream, exhausted) = Counted::new(stream);
-    let exhausted = exhausted.reached();
-    tokio::pin!(exhausted);
-    let handshake = builder.handshake(stream);
-    let handshake = tokio::select! {
-        handshake = tokio::time::timeout(settings.header_timeout, handshake) => handshake,
-        () = &mut exhausted => return worker.metrics.floods.increment(),
-    };
-    let Ok(Ok(mut streams)) = handshake else {
-        return;
-    };
-    let draining = worker.shared.drain.clone();
-    let draining = draining.reached(Phase::Draining);
-    tokio::pin!(draining);
-    let mut told = false;
-    loop {
-        let next = tokio::select! {
-            next = tokio::time::timeout(settings.idle_timeout, streams.accept()) => next,
-            () = &mut exhausted => {
-                worker.metrics.floods.increment();
-                tracing::debug!(client = %connection.client, "a flood of HTTP/2 frames");
-                streams.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
-                // It may not take our answer either.
-                drop(tokio::time::timeout(CALM, streams.accept()).await);
-                return;
-            }
-            () = &mut draining, if !told => {
-                told = true;
-                streams.graceful_shutdown();
-                continue;
-            }
-        };
-        match next {
-            Ok(Some(Ok((request, respond)))) => {
-                let (connection, worker) = (connection.clone(), worker.clone());
-                let (head, body) = http2_heads::request(request, header_limit_bytes);
-                tokio::task::spawn_local(serve_stream(head, body, respond, connection, worker));
-            }
-            Ok(Some(Err(error))) => {
-                tracing::debug!(%error, "an HTTP/2 connection ended");
-                return;
-            }
-            Ok(None) => return,
-            Err(_) if !told => {
-                told = true;
-                streams.graceful_shutdown();
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-async fn serve_stream(
-    head: Result<RequestHead, Denial>,
-    body: h2::RecvStream,
-    mut respond: h2::server::SendResponse<bytes::Bytes>,
-    connection: Rc<Connection>,
-    worker: Rc<Worker>,
-) {
-    let mut reply = Reply::Http2 { respond: &mut respond, started: false };
-    match head {
-        Ok(head) => {
-            let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
-            pipeline::request(head, source, &mut reply, &connection, &worker).await;
-        }
-        Err(denial) => {
-            worker.metrics.requests.increment();
-            worker.metrics.deny(denial);
-            worker.metrics.respond(denial.status());
-            reply.deny(denial, false).await;
-        }
-    }
 }

@@ -31,6 +31,15 @@ impl Stream {
             Self::Connected(tls) => tls.get_ref().0,
         }
     }
+
+    /// Whether bytes wait that were taken from the socket already.
+    fn has_read_ahead(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Accepted(tls) => !tls.get_ref().1.wants_read(),
+            Self::Connected(tls) => !tls.get_ref().1.wants_read(),
+        }
+    }
 }
 
 impl AsyncRead for Stream {
@@ -101,6 +110,25 @@ impl Half {
             // Bytes wait that nobody reads for now, so the socket has no news to wake us with.
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+
+    /// Whether the peer has sent something, or closed, since the last read. Asks the event loop only,
+    /// not the kernel.
+    pub(crate) fn has_news(&self) -> bool {
+        self.0.borrow().tcp().try_io(Interest::READABLE, || Ok(())).is_ok()
+    }
+
+    /// Resolves when there may be something to read, without room to read it into.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        std::future::poll_fn(|cx| {
+            let stream = self.0.borrow();
+            if stream.has_read_ahead() {
+                Poll::Ready(Ok(()))
+            } else {
+                stream.tcp().poll_read_ready(cx)
+            }
+        })
+        .await
     }
 
     fn is_closed_by_peer(&self) -> bool {

@@ -63,7 +63,6 @@ pub(crate) struct Worker {
     pub(crate) live: Live,
     pub(crate) pools: Pools,
     plan: RefCell<Arc<Plan>>,
-    turn: Cell<usize>,
     draining: Cell<bool>,
     /// Connections that draining may end while they are idle.
     enrolled: RefCell<HashMap<u64, Endable>>,
@@ -86,12 +85,6 @@ impl Worker {
     /// The plan in force.
     pub(crate) fn plan(&self) -> Arc<Plan> {
         self.plan.borrow().clone()
-    }
-
-    /// This worker's count of choices. One for all targets: what it adds to is taken modulo each
-    /// target's own number.
-    pub(crate) fn turn_of(&self, _target: u64) -> &Cell<usize> {
-        &self.turn
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -140,7 +133,6 @@ pub async fn run(shared: Shared, number: usize) {
         live: Live::default(),
         pools: Pools::default(),
         plan: RefCell::new(plan),
-        turn: Cell::new(fastrand::usize(..)),
         draining: Cell::new(false),
         enrolled: RefCell::default(),
         next_enrolled: Cell::new(0),

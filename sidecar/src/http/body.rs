@@ -6,6 +6,8 @@ use http::HeaderMap;
 
 use super::h1::{BodyReader, BodyWriter};
 use super::h2 as http2;
+use super::head::Unwanted;
+use crate::patience::Pulse;
 
 /// Where a body comes from.
 #[derive(Debug)]
@@ -45,8 +47,18 @@ impl Source<'_> {
         }
     }
 
+    /// What follows an upgrade, from here. None when some of it came before the upgrade was agreed to.
+    pub(crate) fn upgraded(self) -> Option<Self> {
+        match self {
+            Self::Empty => None,
+            Self::Http1(reader) => reader.upgraded().map(Self::Http1),
+            // Bytes of this stream can only be meant for it.
+            Self::Http2(stream) => Some(Self::Http2(stream)),
+        }
+    }
+
     /// The next piece; none at the end. Dropping the future loses nothing.
-    async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
         match self {
             Self::Empty => Ok(None),
             Self::Http1(reader) => reader.piece().await,
@@ -65,7 +77,7 @@ impl Source<'_> {
 }
 
 impl Sink<'_> {
-    async fn send(&mut self, piece: Bytes) -> Result<(), Broken> {
+    pub(crate) async fn send(&mut self, piece: Bytes) -> Result<(), Broken> {
         match self {
             Self::Closed => Ok(()),
             Self::Http1(writer) => writer.send(&piece).await.map_err(|_| Broken::Sink),
@@ -73,14 +85,14 @@ impl Sink<'_> {
         }
     }
 
-    async fn flush(&mut self) -> Result<(), Broken> {
+    pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
         match self {
             Self::Closed | Self::Http2(_) => Ok(()),
             Self::Http1(writer) => writer.flush().await.map_err(|_| Broken::Sink),
         }
     }
 
-    async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken> {
+    pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken> {
         match self {
             Self::Closed => Ok(()),
             Self::Http1(writer) => writer.finish(trailers).await.map_err(|_| Broken::Sink),
@@ -108,9 +120,15 @@ impl Sink<'_> {
     }
 }
 
-/// Carries a whole body. What is at hand is written together; before waiting for more, what was
-/// written is flushed, so that a stream of small messages is never held back.
-pub(crate) async fn carry(source: &mut Source<'_>, sink: &mut Sink<'_>) -> Result<u64, Broken> {
+/// Carries a whole body, and of its trailers what is not `unwanted`. What is at hand is written
+/// together; before waiting for more, what was written is flushed, so that a stream of small messages
+/// is never held back.
+pub(crate) async fn carry(
+    source: &mut Source<'_>,
+    sink: &mut Sink<'_>,
+    unwanted: &Unwanted,
+    pulse: &Pulse,
+) -> Result<u64, Broken> {
     let mut bytes = 0;
     loop {
         let piece = match source.piece().now_or_never() {
@@ -127,9 +145,10 @@ pub(crate) async fn carry(source: &mut Source<'_>, sink: &mut Sink<'_>) -> Resul
             break;
         };
         bytes += piece.len() as u64;
+        pulse.beat();
         sink.send(piece).await?;
     }
-    let trailers = source.trailers().await?;
+    let trailers = source.trailers().await?.map(|trailers| unwanted.strip_trailers(trailers));
     sink.finish(trailers).await?;
     Ok(bytes)
 }

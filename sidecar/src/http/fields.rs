@@ -30,6 +30,19 @@ pub(crate) struct Span {
     pub(crate) value: (u32, u32),
 }
 
+impl Span {
+    /// Moves it by so many bytes.
+    pub(crate) fn shift(&mut self, by: usize) {
+        let by = u32::try_from(by).unwrap_or(0);
+        for (start, end) in [&mut self.name, &mut self.value] {
+            // An empty value has no place.
+            if start != end {
+                (*start, *end) = (*start + by, *end + by);
+            }
+        }
+    }
+}
+
 impl SpanFields {
     pub(crate) fn new(buffer: Bytes, spans: Vec<Span>) -> Self {
         Self { buffer, spans, added: Vec::new() }
@@ -62,6 +75,25 @@ impl Fields {
     /// The first value of a field, when it is text.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         std::str::from_utf8(self.get(name)?).ok()
+    }
+
+    /// Calls `see` with each value of a field. `name` is lower case.
+    pub(crate) fn each(&self, name: &str, mut see: impl FnMut(&[u8])) {
+        match self {
+            Self::Spans(fields) => fields
+                .iter()
+                .filter(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
+                .for_each(|(_, value)| see(value)),
+            Self::Map(map) => map.get_all(name).iter().for_each(|value| see(value.as_bytes())),
+        }
+    }
+
+    /// Whether any name, in the case it was written, is one that `wanted` picks.
+    pub(crate) fn any_name(&self, wanted: impl Fn(&[u8]) -> bool) -> bool {
+        match self {
+            Self::Spans(fields) => fields.iter().any(|(name, _)| wanted(name)),
+            Self::Map(map) => map.keys().any(|name| wanted(name.as_str().as_bytes())),
+        }
     }
 
     /// How often a field is there.

@@ -1,73 +1,118 @@
 //! HTTP/2 by the `h2` crate: pieces with flow control, heads in both directions.
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, Uri};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use weft_model::HttpLimits;
 
+use super::authority::is_authority;
 use super::body::Broken;
 use super::fields::Fields;
-use super::head::{HttpVersion, RequestHead, ResponseHead, is_authority, is_hop_by_hop};
+use super::head::{HttpVersion, RequestHead, ResponseHead, Upgrade, is_hop_by_hop};
 use crate::denial::Denial;
 
 /// How much a peer may send on a stream before we have passed it on.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// How much a peer may send on a connection.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// How many streams a peer may have open at once.
-pub(crate) const STREAM_LIMIT: u32 = 256;
-
+/// How much the library lets small frames waste, each counted as if it had 256 bytes: 64 for each of
+/// the streams that a connection may have. Streams of small messages need some; a flood needs more.
+pub(crate) const DATA_FRAME_BUDGET_BYTES: usize = 4 * 1024 * 1024;
 /// The head of a request and where its body comes from.
 ///
 /// # Errors
-/// When it breaks the rules of RFC 9113, section 8, beyond what the library checks.
+/// When it breaks the rules of RFC 9113, section 8, beyond what the library checks, or the limits.
 pub(crate) fn request(
     request: Request<h2::RecvStream>,
-    header_limit_bytes: usize,
+    limits: &HttpLimits,
 ) -> (Result<RequestHead, Denial>, h2::RecvStream) {
     let (parts, body) = request.into_parts();
-    if size(&parts.headers) > header_limit_bytes {
-        return (Err(Denial::HeadTooLarge), body);
-    }
-    (head(parts), body)
+    let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let head = check_limits(&parts.headers, target, limits).and_then(|()| head(parts));
+    (head, body)
 }
 
-/// The size of a field section (RFC 9113, section 10.5.1).
-fn size(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+fn check_limits(headers: &HeaderMap, target: usize, limits: &HttpLimits) -> Result<(), Denial> {
+    if target > limits.target_bytes {
+        return Err(Denial::TargetTooLong);
+    }
+    // The size of a field section by RFC 9113, section 10.5.1.
+    let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
+    let total: usize = headers.iter().map(|field| size(field) + 32).sum();
+    let largest = headers.iter().map(size).max().unwrap_or(0);
+    if total > limits.head_bytes
+        || largest > limits.field_bytes
+        || headers.len() > limits.field_count
+    {
+        return Err(Denial::HeadTooLarge);
+    }
+    Ok(())
 }
 
-fn head(parts: http::request::Parts) -> Result<RequestHead, Denial> {
-    let authority = match parts.uri.authority() {
-        Some(authority) => authority.as_str().to_owned(),
-        None => {
-            let host = parts
-                .headers
-                .get(http::header::HOST)
-                .ok_or(Denial::Malformed("there is no authority"))?;
-            host.to_str().map_err(|_| Denial::Malformed("the host is no text"))?.to_owned()
-        }
-    };
-    if !is_authority(authority.as_bytes()) {
-        return Err(Denial::Malformed("the authority is no host and port"));
-    }
+fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
+    let upgrade = upgrade(&parts)?;
     let mut headers = parts.headers;
+    let authority = authority(parts.uri.authority(), &headers)?;
     if headers
         .keys()
         .any(|name| is_hop_by_hop(name.as_str().as_bytes()) && name != http::header::TE)
     {
         return Err(Denial::Malformed("HTTP/2 has no connection fields"));
     }
+    if headers.get_all(http::header::TE).iter().any(|te| te != "trailers") {
+        return Err(Denial::Malformed("te may only ask for trailers in HTTP/2"));
+    }
     headers.remove(http::header::HOST);
     let content_length = take_length(&mut headers)?;
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
+    if upgrade == Some(Upgrade::WebSocket) {
+        parts.method = Method::GET;
+    }
     Ok(RequestHead {
         method: parts.method,
         target,
         authority,
         fields: Fields::Map(headers),
-        upgrade: None,
+        upgrade,
         content_length,
         version: HttpVersion::Http2,
+        desync: None,
+        is_isolated: false,
     })
+}
+
+/// What a CONNECT is for (RFC 9113, section 8.5; RFC 8441).
+fn upgrade(parts: &http::request::Parts) -> Result<Option<Upgrade>, Denial> {
+    if parts.method != Method::CONNECT {
+        return Ok(None);
+    }
+    match parts.extensions.get::<h2::ext::Protocol>() {
+        Some(protocol) if protocol.as_str() == "websocket" => Ok(Some(Upgrade::WebSocket)),
+        Some(_) => Err(Denial::MethodNotAllowed("the protocol of a CONNECT is not websocket")),
+        None => Ok(Some(Upgrade::Tunnel)),
+    }
+}
+
+/// The one authority: `:authority`, and `host` must not say another (RFC 9113, section 8.3.1).
+fn authority(told: Option<&Authority>, headers: &HeaderMap) -> Result<String, Denial> {
+    let mut hosts = headers.get_all(http::header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Denial::Malformed("more than one host"));
+    }
+    let host = host.map(HeaderValue::to_str).transpose();
+    let host = host.map_err(|_| Denial::Malformed("the host is no text"))?;
+    let authority = match (told.map(Authority::as_str), host) {
+        (Some(told), Some(host)) if !told.eq_ignore_ascii_case(host) => {
+            return Err(Denial::Malformed("the host is not the authority"));
+        }
+        (Some(authority), _) | (None, Some(authority)) => authority,
+        (None, None) => return Err(Denial::Malformed("there is no authority")),
+    };
+    if !is_authority(authority.as_bytes()) {
+        return Err(Denial::Malformed("the authority is no host and port"));
+    }
+    Ok(authority.to_owned())
 }
 
 fn take_length(headers: &mut HeaderMap) -> Result<Option<u64>, Denial> {
@@ -88,14 +133,19 @@ fn take_length(headers: &mut HeaderMap) -> Result<Option<u64>, Denial> {
 /// When the head has no form in HTTP/2, which a checked one always has.
 pub(crate) fn to_request(head: &RequestHead, scheme: &str) -> Result<Request<()>, Denial> {
     let malformed = Denial::Malformed("the target is no URI");
-    let uri = Uri::builder()
-        .scheme(scheme)
-        .authority(head.authority.as_str())
-        .path_and_query(head.target.as_str())
-        .build()
-        .map_err(|_| malformed)?;
+    let uri = Uri::builder().authority(head.authority.as_str());
+    let uri = match head.upgrade {
+        // A plain CONNECT names nothing but where to (RFC 9113, section 8.5).
+        Some(Upgrade::Tunnel) => uri,
+        Some(Upgrade::WebSocket) | None => uri.scheme(scheme).path_and_query(head.target.as_str()),
+    };
+    let uri = uri.build().map_err(|_| malformed)?;
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
+    if head.upgrade == Some(Upgrade::WebSocket) {
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+    }
     *request.uri_mut() = uri;
     *request.version_mut() = http::Version::HTTP_2;
     let mut headers = head.fields.to_map();

@@ -130,19 +130,25 @@ impl Budget {
     }
 }
 
-/// Tells that a connection has sent too much.
+/// What is seen of a connection from outside.
 #[derive(Debug, Default)]
-pub(crate) struct Exhausted {
-    is_so: Cell<bool>,
+pub(crate) struct Watch {
+    is_exhausted: Cell<bool>,
     notify: Notify,
+    received: Cell<u32>,
 }
 
-impl Exhausted {
-    /// Resolves when it has.
-    pub(crate) async fn reached(&self) {
-        if !self.is_so.get() {
+impl Watch {
+    /// Resolves when the connection has sent too much.
+    pub(crate) async fn exhausted(&self) {
+        if !self.is_exhausted.get() {
             self.notify.notified().await;
         }
+    }
+
+    /// How often anything came, a PING too.
+    pub(crate) fn received(&self) -> u32 {
+        self.received.get()
     }
 }
 
@@ -151,14 +157,14 @@ impl Exhausted {
 pub(crate) struct Counted<S> {
     stream: S,
     budget: Budget,
-    exhausted: Rc<Exhausted>,
+    watch: Rc<Watch>,
 }
 
 impl<S> Counted<S> {
-    pub(crate) fn new(stream: S) -> (Self, Rc<Exhausted>) {
-        let exhausted = Rc::<Exhausted>::default();
+    pub(crate) fn new(stream: S) -> (Self, Rc<Watch>) {
+        let watch = Rc::<Watch>::default();
         let budget = Budget::new(now());
-        (Self { stream, budget, exhausted: exhausted.clone() }, exhausted)
+        (Self { stream, budget, watch: watch.clone() }, watch)
     }
 }
 
@@ -169,16 +175,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.exhausted.is_so.get() {
+        if this.watch.is_exhausted.get() {
             // Whoever was told ends it.
             return Poll::Pending;
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
         let came = buf.filled().get(before..).unwrap_or_default();
-        if !came.is_empty() && !this.budget.receive(came, now) {
-            this.exhausted.is_so.set(true);
-            this.exhausted.notify.notify_one();
+        if came.is_empty() {
+            return polled;
+        }
+        this.watch.received.set(this.watch.received.get().wrapping_add(1));
+        if !this.budget.receive(came, now) {
+            this.watch.is_exhausted.set(true);
+            this.watch.notify.notify_one();
             return Poll::Pending;
         }
         polled

@@ -1,9 +1,15 @@
 //! The head of a request and of a response, whatever version they came in.
 
-use http::Method;
+use std::borrow::Cow;
 
+use http::{HeaderMap, Method};
+use weft_model::{PathRules, Underscores};
+
+use super::desync::Reason;
 use super::fields::Fields;
+use super::path;
 use crate::denial::Denial;
+use crate::identity_headers::is_claim;
 
 /// The head of a request.
 #[derive(Debug)]
@@ -19,12 +25,19 @@ pub(crate) struct RequestHead {
     /// The length of the body, when it was announced. It is no field: each hop writes its own.
     pub(crate) content_length: Option<u64>,
     pub(crate) version: HttpVersion,
+    /// How it departed from strict HTTP/1.1, if it did and was let through.
+    pub(crate) desync: Option<Reason>,
+    /// Whether nothing may follow it on the connection to the service.
+    pub(crate) is_isolated: bool,
 }
 
-/// What a connection can become.
+/// What a connection or a stream can become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Upgrade {
+    /// WebSocket (RFC 6455; RFC 8441 over HTTP/2).
     WebSocket,
+    /// A tunnel (RFC 9110, section 9.3.6).
+    Tunnel,
 }
 
 /// The version a message came in.
@@ -75,37 +88,21 @@ impl RequestHead {
         self.fields.get("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"))
     }
 
-    /// Whether the path can be read in only one way. A path that a service might resolve to another
-    /// than the one we authorized is refused.
+    /// Brings the target into the one form that everything behind sees.
     ///
     /// # Errors
     /// What is ambiguous about it.
-    pub(crate) fn check_path(&self) -> Result<(), Denial> {
-        let path = self.path();
-        if self.method == Method::OPTIONS && path == "*" {
+    pub(crate) fn normalize(&mut self, rules: PathRules) -> Result<(), Denial> {
+        let has_no_path = self.method == Method::OPTIONS && self.target == "*"
+            || self.upgrade == Some(Upgrade::Tunnel);
+        if has_no_path {
             return Ok(());
         }
-        if !path.starts_with('/') {
-            return Err(Denial::Malformed("the path does not start with /"));
-        }
-        if path.bytes().any(|b| !(0x21..0x7f).contains(&b) || b == b'\\' || b == b'#') {
-            return Err(Denial::Malformed("the path has a character that no path may have"));
-        }
-        let lower = path.to_ascii_lowercase();
-        if ["%2f", "%5c", "%2e", "%00", "//"].iter().any(|ambiguous| lower.contains(ambiguous)) {
-            return Err(Denial::Malformed("the path has an encoded or empty segment"));
-        }
-        if path.split('/').any(|segment| segment == "." || segment == "..") {
-            return Err(Denial::Malformed("the path has a dot segment"));
+        if let Cow::Owned(target) = path::normalized(&self.target, rules)? {
+            self.target = target;
         }
         Ok(())
     }
-}
-
-/// Whether a text is a host with an optional port, as an authority must be.
-pub(crate) fn is_authority(text: &[u8]) -> bool {
-    let allowed = |b: &u8| b.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(b);
-    !text.is_empty() && text.len() <= 1024 && text.iter().all(allowed)
 }
 
 /// Fields that concern one connection and are never passed on (RFC 9110, section 7.6.1).
@@ -120,23 +117,80 @@ pub(crate) fn is_hop_by_hop(name: &[u8]) -> bool {
         "transfer-encoding",
         "upgrade",
     ];
-    NAMES.iter().any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()))
+    // Most names have another length than all of these.
+    matches!(name.len(), 2 | 7 | 10 | 16..=19)
+        && NAMES.iter().any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()))
 }
 
-/// Removes the fields that concern one connection, and those that `connection` names.
-pub(crate) fn strip_hop_by_hop(fields: &mut Fields) {
-    let named: Vec<String> = fields
-        .text("connection")
-        .map(|list| list.split(',').map(|name| name.trim().to_ascii_lowercase()).collect())
-        .unwrap_or_default();
-    let te_trailers = fields
-        .text("te")
-        .is_some_and(|te| te.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")));
-    fields.remove(|name| {
-        is_hop_by_hop(name) || named.iter().any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
-    });
-    if te_trailers {
-        // gRPC asks for it end to end, and every hop of ours keeps trailers.
-        fields.add(http::header::TE, http::HeaderValue::from_static("trailers"));
+/// The elements of a field that is a list (RFC 9110, section 5.6.1).
+pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
+/// Which fields of a message are not passed on, neither in its head nor in its trailers.
+#[derive(Debug, Default)]
+pub(crate) struct Unwanted {
+    /// What `connection` names beside the usual, in lower case.
+    named: Vec<Box<[u8]>>,
+    /// Whether names with `_` are among them.
+    underscores: bool,
+    /// Whether claims of an identity are among them.
+    claims: bool,
+}
+
+impl Unwanted {
+    /// Those of a request.
+    pub(crate) fn of_request(fields: &Fields, underscores: Underscores) -> Self {
+        let underscores = underscores != Underscores::Allow;
+        Self { named: named(fields), underscores, claims: true }
     }
+
+    /// Those of a response.
+    pub(crate) fn of_response(fields: &Fields) -> Self {
+        Self { named: named(fields), underscores: false, claims: false }
+    }
+
+    /// Whether a field of this name is not passed on.
+    pub(crate) fn covers(&self, name: &[u8]) -> bool {
+        is_hop_by_hop(name)
+            || (self.underscores && name.contains(&b'_'))
+            || (self.claims && is_claim(name))
+            || self.named.iter().any(|named| name.eq_ignore_ascii_case(named))
+    }
+
+    /// Removes them from a head.
+    pub(crate) fn strip(&self, fields: &mut Fields) {
+        let te_trailers = fields
+            .get("te")
+            .is_some_and(|te| list(te).any(|coding| coding.eq_ignore_ascii_case(b"trailers")));
+        fields.remove(|name| self.covers(name));
+        if te_trailers {
+            // gRPC asks for it end to end, and every hop of ours keeps trailers.
+            fields.add(http::header::TE, http::HeaderValue::from_static("trailers"));
+        }
+    }
+
+    /// Removes them from trailers.
+    pub(crate) fn strip_trailers(&self, trailers: HeaderMap) -> HeaderMap {
+        if !trailers.keys().any(|name| self.covers(name.as_str().as_bytes())) {
+            return trailers;
+        }
+        let mut fields = Fields::Map(trailers);
+        fields.remove(|name| self.covers(name));
+        fields.into_map()
+    }
+}
+
+/// What the `connection` fields name beside what is never passed on anyway.
+fn named(fields: &Fields) -> Vec<Box<[u8]>> {
+    let mut named = Vec::new();
+    fields.each("connection", |value| {
+        for token in list(value) {
+            let is_usual = token.eq_ignore_ascii_case(b"close") || is_hop_by_hop(token);
+            if !is_usual {
+                named.push(token.to_ascii_lowercase().into_boxed_slice());
+            }
+        }
+    });
+    named
 }

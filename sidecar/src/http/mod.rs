@@ -1,8 +1,11 @@
 //! HTTP in both versions: one head and one body in the middle, codecs at both ends.
 
+pub(crate) mod authority;
 pub(crate) mod body;
+pub(crate) mod desync;
 pub(crate) mod fields;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod h2_budget;
 pub(crate) mod head;
+pub(crate) mod path;

@@ -3,18 +3,22 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 
-use h2::client::SendRequest;
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
 use http::Method;
 
+use super::connect;
 use super::pool::Http1;
-use super::tunnel::{Side, tunnel};
+use super::upload::Upload;
 use crate::denial::Denial;
 use crate::http::body::{Broken, Sink, Source, carry};
+use crate::http::fields::Fields;
 use crate::http::h1::{
-    BodyReader, BodyWriter, Framing, HeadError, Writer, read_response, write_request,
+    BodyReader, BodyWriter, Coding, Framing, HeadError, ReadResponse, read_response, write_request,
 };
 use crate::http::h2 as http2;
-use crate::http::head::{RequestHead, ResponseHead, strip_hop_by_hop};
+use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Unwanted};
+use crate::patience::Pulse;
 use crate::pipeline::Reply;
 use crate::plan::Target;
 use crate::tls::Alpn;
@@ -23,8 +27,11 @@ use crate::worker::Worker;
 /// A request on its way, with where its response goes.
 pub(crate) struct Call<'s, 'r, 'w> {
     pub(crate) head: RequestHead,
+    /// What of its trailers is not passed on.
+    pub(crate) unwanted: Unwanted,
     pub(crate) source: Source<'s>,
     pub(crate) reply: &'r mut Reply<'w>,
+    pub(crate) pulse: &'r Pulse,
 }
 
 /// How an exchange ended that began.
@@ -39,9 +46,9 @@ pub(crate) struct Outcome {
 
 /// Why an exchange did not begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
+pub(super) enum Failure {
     /// The endpoint could not be reached: nothing was sent.
-    NotConnected,
+    NotConnected(Denial),
     /// A connection that had been used before was closed under our hands.
     Stale,
     /// The request must be refused.
@@ -50,6 +57,8 @@ enum Failure {
 
 /// How often a request is sent again on another connection.
 const AGAIN: usize = 2;
+/// How many interim responses an endpoint may send before the one.
+const INTERIM_LIMIT: usize = 16;
 
 /// Sends the request to an endpoint of `target` and the response back. An endpoint that cannot be
 /// reached is followed by another; a request that may have been seen is not sent twice unless that
@@ -63,11 +72,11 @@ pub(crate) async fn exchange(
     if target.balancer.open() >= target.cluster.request_limit {
         return Err(Denial::Overloaded);
     }
-    let alpn = call.protocol(target);
+    let alpn = call.protocol(target)?;
     let mut tried = Vec::new();
     let mut again = 0;
     loop {
-        let Some(chosen) = target.balancer.choose(worker.turn_of(target.id), &tried) else {
+        let Some(chosen) = target.balancer.choose(&tried) else {
             return Err(if tried.is_empty() { Denial::NoEndpoint } else { Denial::Unreachable });
         };
         *endpoint = Some(chosen.address);
@@ -78,9 +87,9 @@ pub(crate) async fn exchange(
         match result {
             Ok(outcome) => return Ok(outcome),
             Err(Failure::Denied(denial)) => return Err(denial),
-            Err(Failure::NotConnected) if again < AGAIN => tried.push(chosen.address),
+            Err(Failure::NotConnected(_)) if again < AGAIN => tried.push(chosen.address),
             Err(Failure::Stale) if again < AGAIN && call.may_be_repeated() => {}
-            Err(Failure::NotConnected) => return Err(Denial::Unreachable),
+            Err(Failure::NotConnected(denial)) => return Err(denial),
             Err(Failure::Stale) => return Err(Denial::UpstreamBroken),
         }
         again += 1;
@@ -89,16 +98,18 @@ pub(crate) async fn exchange(
 }
 
 impl Call<'_, '_, '_> {
-    fn protocol(&self, target: &Target) -> Alpn {
-        use crate::http::head::HttpVersion;
+    /// The version to speak to the endpoint.
+    fn protocol(&self, target: &Target) -> Result<Alpn, Denial> {
         use weft_model::UpstreamProtocol;
         let http2 = match target.cluster.protocol {
             UpstreamProtocol::Http1 => false,
             UpstreamProtocol::Http2 => true,
             UpstreamProtocol::AsDownstream => self.head.version == HttpVersion::Http2,
         };
-        // An upgrade changes the connection, which an HTTP/2 stream is not.
-        if http2 && self.head.upgrade.is_none() { Alpn::Http2 } else { Alpn::Http1 }
+        if !http2 && self.head.is_grpc() && self.head.version == HttpVersion::Http2 {
+            return Err(Denial::ProtocolMismatch("gRPC needs a service that speaks HTTP/2"));
+        }
+        Ok(if http2 { Alpn::Http2 } else { Alpn::Http1 })
     }
 
     /// Whether sending the request once more does no harm (RFC 9110, section 9.2.2) and is possible.
@@ -116,6 +127,7 @@ impl Call<'_, '_, '_> {
 
     fn framing(&self) -> Framing {
         match (self.source.is_empty(), self.head.content_length) {
+            _ if self.head.upgrade.is_some() => Framing::None,
             (_, Some(length)) => Framing::Length(length),
             (true, None) if self.head.method == Method::POST || self.head.method == Method::PUT => {
                 Framing::Length(0)
@@ -137,27 +149,30 @@ async fn over_http1(
         .http1(target, address, worker)
         .await
         .map_err(|error| unreached(address, &error))?;
-    let framing = call.framing();
-    write_request(&call.head, framing, &mut connection.writer.out);
     let used = connection.used;
+    let limit_bytes = target.cluster.response_head_bytes;
     let done = match call.head.upgrade {
-        Some(_) => converse_upgrade(call, &mut connection).await,
-        None => converse(call, &mut connection, framing).await,
+        Some(upgrade) => connect::over_http1(call, &mut connection, upgrade, limit_bytes).await,
+        None => {
+            let framing = call.framing();
+            write_request(&call.head, framing, connection.writer.room());
+            converse(call, &mut connection, framing, limit_bytes).await
+        }
     };
     let done = done.map_err(|error| match error {
         HeadError::Closed | HeadError::Broken if used => Failure::Stale,
         HeadError::Closed | HeadError::Broken => Failure::Denied(Denial::UpstreamBroken),
         HeadError::Refused(denial) => Failure::Denied(denial),
     })?;
-    if done.reusable {
+    if done.reusable && !call.head.is_isolated {
         worker.pools.give_back(target, address, connection);
     }
     Ok(done.outcome)
 }
 
-struct Conversation {
-    outcome: Outcome,
-    reusable: bool,
+pub(super) struct Conversation {
+    pub(super) outcome: Outcome,
+    pub(super) reusable: bool,
 }
 
 /// Sends the body while the response is awaited and carried back: either may come first.
@@ -165,24 +180,36 @@ async fn converse(
     call: &mut Call<'_, '_, '_>,
     connection: &mut Http1,
     framing: Framing,
+    limit_bytes: usize,
 ) -> Result<Conversation, HeadError> {
     let Http1 { reader, writer, .. } = connection;
-    let Call { head, source, reply } = call;
+    let Call { head, unwanted, source, reply, pulse } = call;
     let mut outcome = Outcome::default();
-    let mut sink =
-        Sink::Http1(BodyWriter { writer: &mut *writer, chunked: framing == Framing::Chunked });
-    let carrying = pin!(carry(source, &mut sink));
-    let mut upload = Upload::new(carrying);
-    let response = upload.until_answered(read_response(reader, &head.method), reply).await;
-    let response = response.map_err(HeadError::Refused)??;
+    let coding = Coding::of(framing);
+    let mut sink = Sink::Http1(BodyWriter { writer: &mut *writer, coding });
+    let carrying = pin!(carry(source, &mut sink, unwanted, pulse));
+    let mut upload = Upload::new(carrying, pulse);
+    let mut interim = 0;
+    let response = loop {
+        let response = read_response(reader, &head.method, limit_bytes);
+        let response = upload.until_answered(response, reply).await;
+        let response = response.map_err(HeadError::Refused)??;
+        if !response.is_interim() {
+            break response;
+        }
+        interim += 1;
+        forward_interim(response.head, interim, reply).await.map_err(HeadError::Refused)?;
+    };
     if response.head.status == 101 {
         // Nobody asked for it.
         return Err(HeadError::Refused(Denial::UpstreamBroken));
     }
     outcome.status = response.head.status;
+    let keep_alive = response.keep_alive;
     let mut body = Source::Http1(BodyReader::new(reader, response.framing));
-    let mut down = reply.start(response.head, &body, head);
-    outcome.downloaded(upload.until_carried(carry(&mut body, &mut down)).await);
+    let (unwanted, mut down) = reply.start(response.head, &body, head);
+    let carrying = carry(&mut body, &mut down, &unwanted, pulse);
+    outcome.downloaded(upload.until_carried(carrying).await);
     outcome.bytes_sent = upload.bytes();
     let whole = outcome.broken.is_none();
     if !whole {
@@ -191,37 +218,39 @@ async fn converse(
     // An answer may come before the whole request was read. What is left of it must never be taken
     // for the next request, so neither connection is used again.
     reply.finished(whole && upload.is_whole());
-    let reusable = whole && upload.is_whole() && response.keep_alive;
+    let reusable = whole && upload.is_whole() && keep_alive;
     Ok(Conversation { outcome, reusable })
 }
 
-/// Asks for an upgrade. When the endpoint agrees, the connection becomes a tunnel; when it does not,
-/// its answer is one like any other.
-async fn converse_upgrade(
+/// Carries back an answer that is one like any other, to a request for an upgrade.
+pub(super) async fn decline(
     call: &mut Call<'_, '_, '_>,
     connection: &mut Http1,
-) -> Result<Conversation, HeadError> {
-    connection.writer.flush().await.map_err(|_| HeadError::Broken)?;
-    let response = tokio::select! {
-        response = read_response(&mut connection.reader, &call.head.method) => response?,
-        () = call.reply.refused() => return Err(HeadError::Refused(Denial::ClientGone)),
-    };
+    response: ReadResponse,
+) -> Conversation {
     let mut outcome = Outcome { status: response.head.status, ..Outcome::default() };
-    if response.head.status != 101 {
-        let mut body = Source::Http1(BodyReader::new(&mut connection.reader, response.framing));
-        let mut down = call.reply.start(response.head, &body, &call.head);
-        outcome.downloaded(carry(&mut body, &mut down).await);
-        let whole = outcome.broken.is_none();
-        call.reply.finished(whole);
-        return Ok(Conversation { outcome, reusable: whole && response.keep_alive });
+    let mut body = Source::Http1(BodyReader::new(&mut connection.reader, response.framing));
+    let (unwanted, mut down) = call.reply.start(response.head, &body, &call.head);
+    outcome.downloaded(carry(&mut body, &mut down, &unwanted, call.pulse).await);
+    let whole = outcome.broken.is_none();
+    if !whole {
+        down.abort();
     }
-    let upstream = Side { reader: &mut connection.reader, writer: &mut connection.writer };
-    let source = std::mem::replace(&mut call.source, Source::Empty);
-    if let (Source::Http1(body), Some(writer)) = (source, call.reply.upgrade(response.head)) {
-        let client = Side { reader: body.into_reader(), writer };
-        (outcome.bytes_sent, outcome.bytes_received) = tunnel(client, upstream).await;
+    call.reply.finished(whole);
+    Conversation { outcome, reusable: whole && response.keep_alive }
+}
+
+/// Passes on an interim response.
+pub(super) async fn forward_interim(
+    mut head: ResponseHead,
+    number: usize,
+    reply: &mut Reply<'_>,
+) -> Result<(), Denial> {
+    if number > INTERIM_LIMIT {
+        return Err(Denial::UpstreamBroken);
     }
-    Ok(Conversation { outcome, reusable: false })
+    Unwanted::of_response(&head.fields).strip(&mut head.fields);
+    reply.interim(head).await.map_err(|_| Denial::ClientGone)
 }
 
 async fn over_http2(
@@ -236,42 +265,51 @@ async fn over_http2(
         .await
         .map_err(|error| unreached(address, &error))?;
     let scheme = if target.cluster.tls.is_some() { "https" } else { "http" };
-    let request = http2::to_request(&call.head, scheme).map_err(Failure::Denied)?;
-    match converse_http2(call, sender, request).await {
-        Err(Failure::Stale) => {
-            worker.pools.forget_http2(target, address);
-            Err(Failure::Stale)
-        }
-        other => other,
+    let result = match call.head.upgrade {
+        Some(upgrade) => connect::over_http2(call, sender, upgrade, scheme).await,
+        None => match http2::to_request(&call.head, scheme) {
+            Ok(request) => converse_http2(call, sender, request).await,
+            Err(denial) => Err(Failure::Denied(denial)),
+        },
+    };
+    if result.as_ref().is_err_and(|failure| *failure == Failure::Stale) {
+        worker.pools.forget_http2(target, address);
     }
+    result
 }
 
 async fn converse_http2(
     call: &mut Call<'_, '_, '_>,
-    mut sender: SendRequest<bytes::Bytes>,
+    mut sender: SendRequest<Bytes>,
     request: http::Request<()>,
 ) -> Result<Outcome, Failure> {
-    let Call { head, source, reply } = call;
+    let Call { head, unwanted, source, reply, pulse } = call;
     let ended = source.is_empty();
-    let (response, stream) = sender.send_request(request, ended).map_err(|_| Failure::Stale)?;
+    let (mut response, stream) = sender.send_request(request, ended).map_err(|_| Failure::Stale)?;
     let mut sink = if ended { Sink::Closed } else { Sink::Http2(stream) };
     let mut outcome = Outcome::default();
-    let carrying = pin!(async { if ended { Ok(0) } else { carry(source, &mut sink).await } });
-    let mut upload = Upload::new(carrying);
-    let response = upload.until_answered(response, reply).await.map_err(Failure::Denied)?;
-    let response = response.map_err(|error| {
-        let unseen = error.is_go_away()
-            || error.reason() == Some(h2::Reason::REFUSED_STREAM)
-            || error.is_io();
-        if unseen { Failure::Stale } else { Failure::Denied(Denial::UpstreamBroken) }
-    })?;
+    let carrying =
+        pin!(async { if ended { Ok(0) } else { carry(source, &mut sink, unwanted, pulse).await } });
+    let mut upload = Upload::new(carrying, pulse);
+    let mut interim = 0;
+    let response = loop {
+        let answer = upload.until_answered(http2_answer(&mut response), reply).await;
+        match answer.map_err(Failure::Denied)?? {
+            Answer::Final(response) => break response,
+            Answer::Interim(head) => {
+                interim += 1;
+                forward_interim(head, interim, reply).await.map_err(Failure::Denied)?;
+            }
+        }
+    };
     let (parts, body) = response.into_parts();
     let bodiless = head.method == Method::HEAD || parts.status == 304 || parts.status == 204;
     let response = http2::response(parts, bodiless).map_err(Failure::Denied)?;
     outcome.status = response.status;
     let mut body = Source::Http2(body);
-    let mut down = reply.start(response, &body, head);
-    outcome.downloaded(upload.until_carried(carry(&mut body, &mut down)).await);
+    let (unwanted, mut down) = reply.start(response, &body, head);
+    let carrying = carry(&mut body, &mut down, &unwanted, pulse);
+    outcome.downloaded(upload.until_carried(carrying).await);
     outcome.bytes_sent = upload.bytes();
     if outcome.broken.is_some() {
         down.abort();
@@ -280,77 +318,45 @@ async fn converse_http2(
     Ok(outcome)
 }
 
+/// What an endpoint answers over HTTP/2.
+pub(super) enum Answer {
+    Interim(ResponseHead),
+    Final(http::Response<h2::RecvStream>),
+}
+
+/// The next response, interim or final.
+pub(super) async fn http2_answer(response: &mut ResponseFuture) -> Result<Answer, Failure> {
+    std::future::poll_fn(|cx| {
+        if let std::task::Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            let (parts, ()) = interim.into_parts();
+            let fields = Fields::Map(parts.headers);
+            let head = ResponseHead { status: parts.status.as_u16(), fields, content_length: None };
+            return std::task::Poll::Ready(Ok(Answer::Interim(head)));
+        }
+        std::pin::Pin::new(&mut *response).poll(cx).map(|response| match response {
+            Ok(response) => Ok(Answer::Final(response)),
+            Err(error) => Err(unanswered(&error)),
+        })
+    })
+    .await
+}
+
+/// Whether a request that got no answer was seen by the endpoint.
+fn unanswered(error: &h2::Error) -> Failure {
+    let unseen =
+        error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM) || error.is_io();
+    if unseen { Failure::Stale } else { Failure::Denied(Denial::UpstreamBroken) }
+}
+
 fn unreached(address: SocketAddr, error: &std::io::Error) -> Failure {
     tracing::debug!(%address, %error, "an endpoint could not be reached");
-    Failure::NotConnected
-}
-
-/// The request's body on its way. The response may come before its end, so both are carried at
-/// once.
-struct Upload<F> {
-    carrying: F,
-    /// How it ended, once it has.
-    ended: Option<Result<u64, Broken>>,
-}
-
-impl<F: Future<Output = Result<u64, Broken>> + Unpin> Upload<F> {
-    fn new(carrying: F) -> Self {
-        Self { carrying, ended: None }
-    }
-
-    /// Sends on until the response is there, or the client no longer wants it.
-    async fn until_answered<R>(
-        &mut self,
-        response: impl Future<Output = R>,
-        reply: &mut Reply<'_>,
-    ) -> Result<R, Denial> {
-        let mut response = pin!(response);
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut self.carrying, if self.ended.is_none() => {
-                    match result {
-                        Err(Broken::Source) => return Err(Denial::ClientGone),
-                        Err(Broken::Malformed(why)) => return Err(Denial::Malformed(why)),
-                        // An endpoint that takes no more may have answered before; that counts.
-                        Err(Broken::Sink) | Ok(_) => self.ended = Some(result),
-                    }
-                }
-                response = &mut response => return Ok(response),
-                () = reply.refused() => return Err(Denial::ClientGone),
-            }
-        }
-    }
-
-    /// Sends on until the response was carried to its end.
-    async fn until_carried(
-        &mut self,
-        download: impl Future<Output = Result<u64, Broken>>,
-    ) -> Result<u64, Broken> {
-        let mut download = pin!(download);
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut self.carrying, if self.ended.is_none() => self.ended = Some(result),
-                downloaded = &mut download => return downloaded,
-            }
-        }
-    }
-
-    /// Whether all of it was sent.
-    fn is_whole(&self) -> bool {
-        matches!(self.ended, Some(Ok(_)))
-    }
-
-    /// How much was sent, if all was.
-    fn bytes(&self) -> u64 {
-        self.ended.and_then(Result::ok).unwrap_or(0)
-    }
+    let timed_out = error.kind() == std::io::ErrorKind::TimedOut;
+    Failure::NotConnected(if timed_out { Denial::ConnectTimeout } else { Denial::Unreachable })
 }
 
 impl Outcome {
     /// Takes down how the response's body ended.
-    fn downloaded(&mut self, result: Result<u64, Broken>) {
+    pub(super) fn downloaded(&mut self, result: Result<u64, Broken>) {
         match result {
             Ok(bytes) => self.bytes_received = bytes,
             Err(Broken::Source | Broken::Malformed(_)) => self.broken = Some("endpoint_broke_off"),
@@ -360,21 +366,17 @@ impl Outcome {
 }
 
 impl Reply<'_> {
-    /// Begins the response: the head goes out with the first of the body.
+    /// Begins the response: the head goes out with the first of the body. Gives what of its trailers
+    /// is not passed on, and where the body goes.
     pub(crate) fn start(
         &mut self,
         mut head: ResponseHead,
         body: &Source<'_>,
         request: &RequestHead,
-    ) -> Sink<'_> {
-        strip_hop_by_hop(&mut head.fields);
+    ) -> (Unwanted, Sink<'_>) {
+        let unwanted = Unwanted::of_response(&head.fields);
+        unwanted.strip(&mut head.fields);
         let bodiless = request.method == Method::HEAD || head.status == 204 || head.status == 304;
-        self.begin(head, bodiless, body.is_empty())
-    }
-
-    /// Answers 101 and gives the writing half, over which anything may follow.
-    fn upgrade(&mut self, mut head: ResponseHead) -> Option<&mut Writer> {
-        strip_hop_by_hop(&mut head.fields);
-        self.switch(&head)
+        (unwanted, self.begin(head, bodiless, body.is_empty()))
     }
 }

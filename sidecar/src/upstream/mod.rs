@@ -1,8 +1,11 @@
 //! The way to the endpoint: connections that are used again, and one exchange over one of them.
 
+mod connect;
 mod exchange;
 mod pool;
 mod tunnel;
+mod upload;
+mod websocket;
 
 pub(crate) use exchange::{Call, Outcome, exchange};
 pub(crate) use pool::Pools;

@@ -28,7 +28,19 @@ pub struct Cluster {
     pub connection_limit: u32,
     /// How many requests may be open at once (`circuit_breakers.max_requests`).
     pub request_limit: u32,
+    /// The most bytes of a response's head
+    /// (`HttpProtocolOptions.common_http_protocol_options.max_response_headers_kb`).
+    pub response_head_bytes: usize,
+    /// How long a connection to an endpoint may wait for a request
+    /// (`HttpProtocolOptions.common_http_protocol_options.idle_timeout`).
+    pub idle_timeout: Duration,
 }
+
+/// The most bytes of a response's head when the cluster does not say: Envoy's.
+pub const DEFAULT_RESPONSE_HEAD_BYTES: usize = 60 * 1024;
+/// How long a connection may wait when the cluster does not say: shorter than servers commonly do (60
+/// seconds and more), so that we close first.
+pub const DEFAULT_UPSTREAM_IDLE: Duration = Duration::from_secs(50);
 
 /// Where the endpoints of a cluster come from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,6 +10,7 @@
 
 mod cluster;
 mod flow;
+mod http;
 mod identity;
 pub mod jhash;
 mod listener;
@@ -21,14 +22,19 @@ mod snapshot;
 mod text;
 
 pub use cluster::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, Health,
-    UpstreamProtocol,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE,
+    Discovery, Endpoint, EndpointSet, Health, UpstreamProtocol,
 };
 pub use flow::{FlowKey, FlowTuple, Transport};
+pub use http::{
+    ClientCertificateDetails, Codec, DesyncMode, EscapedSlashes, Forwarded, ForwardedFor, HostPort,
+    HttpFilter, HttpLimits, HttpService, HttpTimeouts, PathRules, RouteSource, StreamIdle,
+    Underscores, Upgrades,
+};
 pub use identity::{InvalidSpiffeId, SpiffeId};
 pub use listener::{
-    ChainMatch, ClientCertificateDetails, Codec, Filter, FilterChain, HttpFilter, HttpService,
-    IdleEnd, Listener, RouteSource, SourceAddress, TcpProxy, TransportKind, UdpProxy,
+    ChainMatch, Filter, FilterChain, IdleEnd, Listener, SourceAddress, TcpProxy, TransportKind,
+    UdpProxy,
 };
 pub use maglev::{DEFAULT_TABLE_SIZE, InvalidTableSize, Maglev};
 pub use policy::{

@@ -4,9 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{
-    Cidr, DownstreamTls, FlowKey, JwtPolicy, Name, Rbac, RouteTable, Transport, WeightedCluster,
-};
+use crate::{Cidr, DownstreamTls, FlowKey, HttpService, Name, Transport, WeightedCluster};
 
 /// An address that takes connections or datagrams (`envoy.config.listener.v3.Listener`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,70 +225,6 @@ pub struct UdpProxy {
     pub flow_key: FlowKey,
     /// Whether a line is written per flow (`access_log`).
     pub access_log: bool,
-}
-
-/// How requests are served
-/// (`envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpService {
-    /// The HTTP versions that are understood.
-    pub codec: Codec,
-    /// Where the routes come from.
-    pub routes: RouteSource,
-    /// What a request passes, in order, before it is routed.
-    pub filters: Vec<HttpFilter>,
-    /// The most bytes of a request head (`max_request_headers_kb`).
-    pub header_limit_bytes: usize,
-    /// How long the head of a request may take (`request_headers_timeout`).
-    pub header_timeout: Duration,
-    /// How long a connection may be without a request (`common_http_protocol_options.idle_timeout`).
-    pub idle_timeout: Duration,
-    /// Whether WebSocket upgrades are let through (`upgrade_configs`).
-    pub websocket: bool,
-    /// What of the client's certificate is told to the service (`forward_client_cert_details`).
-    pub client_certificate: ClientCertificateDetails,
-    /// Whether a line is written per request (`access_log`).
-    pub access_log: bool,
-}
-
-/// Which HTTP versions a listener understands (`codec_type`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Codec {
-    /// ALPN decides; without it, whether the client sends HTTP/2's preface.
-    Auto,
-    /// HTTP/1.1 only.
-    Http1,
-    /// HTTP/2 only.
-    Http2,
-}
-
-/// Where the routes of an HTTP service come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RouteSource {
-    /// They stand in the listener.
-    Inline(Arc<RouteTable>),
-    /// They come as a `RouteConfiguration` of this name.
-    Named(Name),
-}
-
-/// A check that a request passes before it is routed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HttpFilter {
-    /// `envoy.filters.http.jwt_authn`.
-    Jwt(Arc<JwtPolicy>),
-    /// `envoy.filters.http.rbac`.
-    Rbac(Arc<Rbac>),
-}
-
-/// What of the client's certificate is told to the service. What the client claims of itself is
-/// always removed, whatever this says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientCertificateDetails {
-    /// Nothing (`SANITIZE`).
-    Nothing,
-    /// `x-forwarded-client-cert`, `x-weft-peer` and the `x-amzn-mtls-*` headers, set from the proof
-    /// (`SANITIZE_SET`).
-    FromProof,
 }
 
 #[cfg(test)]

@@ -78,7 +78,10 @@ impl Gate {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use weft_model::{Balance, Cluster, Discovery, UpstreamProtocol};
+    use weft_model::{
+        Balance, Cluster, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE, Discovery,
+        UpstreamProtocol,
+    };
 
     fn incomplete() -> Snapshot {
         let cluster = Cluster {
@@ -90,6 +93,8 @@ mod tests {
             tls: None,
             connection_limit: 1,
             request_limit: 1,
+            response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
+            idle_timeout: DEFAULT_UPSTREAM_IDLE,
         };
         let mut snapshot = Snapshot::default();
         snapshot.clusters.insert("c".into(), Arc::new(cluster));

@@ -139,9 +139,8 @@ fn hash(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use weft_model::{
-        ChainMatch, ClientCertificateDetails, Codec, Filter, FilterChain, HttpFilter, HttpService,
-        Listener, Permission, Principal, Rbac, RbacAction, RbacPolicy, RouteSource, SourceAddress,
-        Transport,
+        ChainMatch, Filter, FilterChain, HttpFilter, HttpService, Listener, Permission, Principal,
+        Rbac, RbacAction, RbacPolicy, RouteSource, SourceAddress, Transport,
     };
 
     /// A listener whose policies are a map on the wire, which has no order there.
@@ -153,15 +152,8 @@ mod tests {
             policies: (0..20).map(|n| (n.to_string().into(), policy.clone())).collect(),
         };
         let http = HttpService {
-            codec: Codec::Auto,
-            routes: RouteSource::Named("r".into()),
             filters: vec![HttpFilter::Rbac(rbac.into())],
-            header_limit_bytes: 1024,
-            header_timeout: std::time::Duration::ZERO,
-            idle_timeout: std::time::Duration::ZERO,
-            websocket: false,
-            client_certificate: ClientCertificateDetails::Nothing,
-            access_log: false,
+            ..HttpService::new(RouteSource::Named("r".into()))
         };
         let chain = FilterChain {
             name: "".into(),

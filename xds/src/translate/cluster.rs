@@ -6,11 +6,12 @@
 )]
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_model::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_TABLE_SIZE, Discovery, UpstreamProtocol,
-    UpstreamTls,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_TABLE_SIZE,
+    DEFAULT_UPSTREAM_IDLE, Discovery, UpstreamProtocol, UpstreamTls,
 };
 
 use super::{Reader, Refused, endpoints, secret, values};
@@ -32,7 +33,8 @@ pub(super) fn decode(mut cluster: Reader<'_>) -> Result<Cluster, Refused> {
     let discovery = discovery(&mut cluster, &name)?;
     let balance = balance(&mut cluster, &discovery)?;
     let connect_timeout = cluster.duration("connect_timeout")?.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
-    let protocol = protocol(&mut cluster)?;
+    let mut options = Options::default();
+    let protocol = protocol(&mut cluster, &mut options)?;
     let tls = cluster.child("transport_socket").map(socket).transpose()?.flatten();
     let (connection_limit, request_limit) = limits(&mut cluster);
     if cluster.has("transport_socket_matches") {
@@ -48,6 +50,8 @@ pub(super) fn decode(mut cluster: Reader<'_>) -> Result<Cluster, Refused> {
         tls,
         connection_limit,
         request_limit,
+        response_head_bytes: options.response_head_bytes,
+        idle_timeout: options.idle_timeout,
     })
 }
 
@@ -115,7 +119,41 @@ fn balance(cluster: &mut Reader<'_>, discovery: &Discovery) -> Result<Balance, R
     }
 }
 
-fn protocol(cluster: &mut Reader<'_>) -> Result<UpstreamProtocol, Refused> {
+/// What `HttpProtocolOptions` says beside the version.
+struct Options {
+    response_head_bytes: usize,
+    idle_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
+            idle_timeout: DEFAULT_UPSTREAM_IDLE,
+        }
+    }
+}
+
+impl Options {
+    fn read(&mut self, mut common: Reader<'_>) -> Result<(), Refused> {
+        if let Some(idle) = common.duration("idle_timeout")?.filter(|idle| !idle.is_zero()) {
+            self.idle_timeout = idle;
+        }
+        match common.number("max_response_headers_kb") {
+            None => {}
+            Some(kib @ 1..=8192) => {
+                self.response_head_bytes = usize::try_from(kib).unwrap_or(60) * 1024;
+            }
+            Some(kib) => {
+                let why = format!("{kib} is not between 1 and 8192");
+                return Err(common.refuse("max_response_headers_kb", why));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn protocol(cluster: &mut Reader<'_>, more: &mut Options) -> Result<UpstreamProtocol, Refused> {
     if cluster.child("http2_protocol_options").is_some() {
         return Ok(UpstreamProtocol::Http2);
     }
@@ -124,6 +162,9 @@ fn protocol(cluster: &mut Reader<'_>) -> Result<UpstreamProtocol, Refused> {
         if options.kind() != HTTP_OPTIONS {
             return Err(options
                 .refuse("", format!("{} is not understood; {HTTP_OPTIONS} is", options.kind())));
+        }
+        if let Some(common) = options.child("common_http_protocol_options") {
+            more.read(common)?;
         }
         if let Some(mut explicit) = options.child("explicit_http_config") {
             let http2 = explicit.child("http2_protocol_options").is_some();
@@ -208,13 +249,18 @@ pub(super) fn encode(cluster: &Cluster) -> Value {
             json["maglev_lb_config"] = json!({"table_size": table_size});
         }
     }
-    let options = match cluster.protocol {
+    let mut options = match cluster.protocol {
         UpstreamProtocol::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
         UpstreamProtocol::Http2 => json!({"explicit_http_config": {"http2_protocol_options": {}}}),
         UpstreamProtocol::AsDownstream => {
             json!({"use_downstream_protocol_config": {"http_protocol_options": {}, "http2_protocol_options": {}}})
         }
     };
+    let mut common = json!({"idle_timeout": values::duration(cluster.idle_timeout)});
+    if cluster.response_head_bytes != DEFAULT_RESPONSE_HEAD_BYTES {
+        common["max_response_headers_kb"] = json!(cluster.response_head_bytes / 1024);
+    }
+    options["common_http_protocol_options"] = common;
     json["typed_extension_protocol_options"] =
         json!({HTTP_OPTIONS: values::any(HTTP_OPTIONS, options)});
     if let Some(tls) = &cluster.tls {

@@ -11,6 +11,7 @@ use weft_model::{
     TransportKind, UdpProxy,
 };
 
+use super::filters::OurHttp;
 use super::{Reader, Refused, filters, secret, values};
 
 const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
@@ -219,7 +220,7 @@ fn listener_filter(mut filter: Reader<'_>) -> Result<ListenerFilter, Refused> {
 }
 
 fn chain(mut chain: Reader<'_>) -> Result<FilterChain, Refused> {
-    chain.harmless(&["metadata", "transport_socket_connect_timeout"]);
+    chain.harmless(&["transport_socket_connect_timeout"]);
     let name = chain.text("name").into();
     let matches =
         chain.child("filter_chain_match").map(chain_match).transpose()?.unwrap_or_default();
@@ -238,6 +239,7 @@ fn chain(mut chain: Reader<'_>) -> Result<FilterChain, Refused> {
         }
         None => None,
     };
+    let ours = chain.child("metadata").map(our_http).transpose()?.unwrap_or_default();
     let mut filters = chain.children("filters");
     let filter = match filters.len() {
         1 => filters.remove(0),
@@ -247,7 +249,23 @@ fn chain(mut chain: Reader<'_>) -> Result<FilterChain, Refused> {
             );
         }
     };
-    Ok(FilterChain { name, matches, tls, filter: network_filter(filter)? })
+    Ok(FilterChain { name, matches, tls, filter: network_filter(filter, &ours)? })
+}
+
+/// Reads what is ours among a chain's metadata.
+fn our_http(mut metadata: Reader<'_>) -> Result<OurHttp, Refused> {
+    metadata.harmless(&["typed_filter_metadata"]);
+    let mut ours = OurHttp::default();
+    for (name, mut fields) in metadata.map("filter_metadata") {
+        if name != OUR_METADATA {
+            fields.harmless(&["fields"]);
+            continue;
+        }
+        for (field, value) in fields.map("fields") {
+            ours.read(&field, value)?;
+        }
+    }
+    Ok(ours)
 }
 
 fn chain_match(mut matches: Reader<'_>) -> Result<ChainMatch, Refused> {
@@ -271,7 +289,7 @@ fn chain_match(mut matches: Reader<'_>) -> Result<ChainMatch, Refused> {
     Ok(ChainMatch { destination_port, destination_prefixes, transport })
 }
 
-fn network_filter(mut filter: Reader<'_>) -> Result<Filter, Refused> {
+fn network_filter(mut filter: Reader<'_>, ours: &OurHttp) -> Result<Filter, Refused> {
     filter.harmless(&["name"]);
     let Some(config) = filter.any("typed_config")? else {
         return Err(filter.refuse("typed_config", "it is missing"));
@@ -279,7 +297,7 @@ fn network_filter(mut filter: Reader<'_>) -> Result<Filter, Refused> {
     match config.kind().rsplit('.').next().unwrap_or_default() {
         "TcpProxy" => filters::tcp_proxy(config).map(Filter::Tcp),
         "HttpConnectionManager" => {
-            filters::http_service(config).map(|http| Filter::Http(http.into()))
+            filters::http_service(config, ours).map(|http| Filter::Http(http.into()))
         }
         _ => Err(config.refuse("", format!("{} is no network filter known here", config.kind()))),
     }
@@ -354,6 +372,12 @@ fn chain_json(chain: &FilterChain) -> Value {
         json!({"name": &*chain.name, "filter_chain_match": matches, "filters": [filter]});
     if let Some(tls) = &chain.tls {
         json["transport_socket"] = secret::downstream_json(tls);
+    }
+    if let Filter::Http(http) = &chain.filter {
+        let ours = filters::our_http_json(http);
+        if !ours.is_empty() {
+            json["metadata"] = json!({"filter_metadata": {OUR_METADATA: ours}});
+        }
     }
     json
 }

@@ -188,13 +188,22 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// A number, plain or wrapped, that fits `u32`.
+    /// A number, plain or wrapped, that is whole and fits `u32`.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a JSON number has no other type here, and its range is looked at first"
+    )]
     pub(crate) fn number(&mut self, field: &str) -> Option<u32> {
         let narrow = |v: &Value| match v {
             Value::U32(n) => Some(*n),
             Value::U64(n) => u32::try_from(*n).ok(),
             Value::I32(n) => u32::try_from(*n).ok(),
             Value::I64(n) => u32::try_from(*n).ok(),
+            Value::F64(n) => {
+                let fits = n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(n);
+                fits.then_some(*n as u32)
+            }
             _ => None,
         };
         let value = self.take(field)?;

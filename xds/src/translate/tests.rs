@@ -1,5 +1,12 @@
 //! Every value comes back as it went out, and every mistake names its place.
 
+use std::time::Duration;
+
+use weft_model::{
+    DesyncMode, EscapedSlashes, Forwarded, ForwardedFor, HostPort, HttpLimits, HttpService,
+    HttpTimeouts, PathRules, RouteSource, StreamIdle, Underscores, Upgrades,
+};
+
 use super::*;
 
 fn read_yaml(kind: Kind, yaml: &str) -> Result<Accepted, Rejection> {
@@ -82,7 +89,100 @@ fn a_listener_comes_back_as_it_went_out() {
     assert!(chain.tls.as_ref().expect("TLS").require_client_certificate);
     let weft_model::Filter::Http(http) = &chain.filter else { panic!("HTTP") };
     assert_eq!(http.filters.len(), 2);
-    assert!(http.websocket);
+    assert!(http.upgrades.websocket);
+}
+
+#[test]
+fn what_is_said_of_http_comes_back_as_it_went_out() {
+    let listener = r#"
+name: edge
+address: {socket_address: {address: 0.0.0.0, port_value: 8080}}
+filter_chains:
+- metadata:
+    filter_metadata:
+      other: {anything: 1}
+      weft: {desync_mode: strictest, forwarded_client_port: true, target_limit_bytes: 1024,
+             field_limit_bytes: 2048, stall_timeout_ms: 1500, host_port: canonical, underscores: allow}
+  filters:
+  - name: http
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: http
+      codec_type: AUTO
+      forward_client_cert_details: SANITIZE
+      use_remote_address: true
+      normalize_path: true
+      merge_slashes: true
+      path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD
+      max_request_headers_kb: 64
+      request_timeout: 20s
+      request_headers_timeout: 5s
+      stream_idle_timeout: 0s
+      common_http_protocol_options: {idle_timeout: 60s, max_connection_duration: 3600s, max_headers_count: 50,
+                                     max_requests_per_connection: 10000}
+      http2_protocol_options: {max_concurrent_streams: 128}
+      upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: CONNECT}]
+      http_filters:
+      - {name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+      rds: {route_config_name: r, config_source: {ads: {}}}
+"#;
+    let Resource::Listener(listener) = round_trip(Kind::Listener, listener) else {
+        panic!("a listener")
+    };
+    let weft_model::Filter::Http(http) = &listener.chains[0].filter else { panic!("HTTP") };
+    let seconds = Duration::from_secs;
+    let expected = HttpService {
+        limits: HttpLimits {
+            head_bytes: 65_536,
+            target_bytes: 1024,
+            field_bytes: 2048,
+            field_count: 50,
+            requests_per_connection: Some(10_000),
+            streams: 128,
+        },
+        timeouts: HttpTimeouts {
+            head: seconds(5),
+            request: Some(seconds(20)),
+            idle: seconds(60),
+            stream_idle: StreamIdle::Set(None),
+            stall: Duration::from_millis(1500),
+            age: Some(seconds(3600)),
+        },
+        path: PathRules {
+            normalize: true,
+            merge_slashes: true,
+            escaped_slashes: EscapedSlashes::Unescape,
+        },
+        desync: DesyncMode::Strictest,
+        forwarded: Forwarded { addresses: ForwardedFor::Append, client_port: true },
+        host_port: HostPort::Canonical,
+        underscores: Underscores::Allow,
+        upgrades: Upgrades { websocket: true, connect: true },
+        ..HttpService::new(RouteSource::Named("r".into()))
+    };
+    assert_eq!(**http, expected);
+}
+
+#[test]
+fn what_is_ours_of_http_is_refused_with_its_place_and_what_would_be_right() {
+    let check = |ours: &str, field: &str, why: &str| {
+        let text = format!(
+            r#"
+name: edge
+address: {{socket_address: {{address: 0.0.0.0, port_value: 8080}}}}
+filter_chains:
+- metadata: {{filter_metadata: {{weft: {ours}}}}}
+  filters: []
+"#
+        );
+        let at = format!("filter_chains[0].metadata.filter_metadata[\"weft\"].fields[\"{field}\"]");
+        refused(Kind::Listener, &text, &at, why);
+    };
+    check("{desync_mode: strict}", "desync_mode", "monitor, defensive and strictest are");
+    check("{forwarded_for: add}", "forwarded_for", "use_remote_address");
+    check("{target_limit_bytes: 0}", "target_limit_bytes", "a whole number above 0");
+    check("{field_limit_bytes: 1.5}", "field_limit_bytes", "a whole number above 0");
+    check("{desync: monitor}", "desync", "desync_mode");
 }
 
 #[test]

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, ChainMatch, ClientCertificateDetails, Cluster, Codec, DataSource, Discovery, Endpoint,
-    EndpointSet, Filter, FilterChain, Health, HttpService, Listener, Name, RouteSource, RouteTable,
-    Secret, SecretSource, Snapshot, SourceAddress, StringMatch, Transport, UpstreamProtocol,
-    UpstreamTls, Validation, VirtualHost,
+    Balance, ChainMatch, Cluster, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE, DataSource,
+    Discovery, Endpoint, EndpointSet, Filter, FilterChain, Health, HttpService, Listener, Name,
+    RouteSource, RouteTable, Secret, SecretSource, Snapshot, SourceAddress, StringMatch, Transport,
+    UpstreamProtocol, UpstreamTls, Validation, VirtualHost,
 };
 use weft_xds::translate::{self, Kind, Resource};
 
@@ -114,6 +114,8 @@ fn cluster(name: Name, form: u16, endpoints: Option<Name>, trust: Option<Name>) 
         }),
         connection_limit: 1024,
         request_limit: 1024,
+        response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
+        idle_timeout: DEFAULT_UPSTREAM_IDLE,
     }
 }
 
@@ -148,17 +150,7 @@ fn listener(name: Name, form: u16, routes: Vec<Name>) -> Listener {
         name: name.clone(),
         matches: ChainMatch { destination_port: Some(port), ..ChainMatch::default() },
         tls: None,
-        filter: Filter::Http(Arc::new(HttpService {
-            codec: Codec::Auto,
-            routes: RouteSource::Named(name),
-            filters: Vec::new(),
-            header_limit_bytes: 60 * 1024,
-            header_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(60),
-            websocket: false,
-            client_certificate: ClientCertificateDetails::Nothing,
-            access_log: false,
-        })),
+        filter: Filter::Http(Arc::new(HttpService::new(RouteSource::Named(name)))),
     });
     Listener {
         name,

@@ -1,10 +1,15 @@
 //! Reading and writing what follows a head.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::FutureExt;
 use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::chunked::{Decoder, Step};
+use crate::buffers;
 use crate::http::body::Broken;
 use crate::stream::Half;
 
@@ -22,7 +27,7 @@ pub(crate) enum Framing {
     Length(u64),
     /// In chunks.
     Chunked,
-    /// To the end of the connection; responses only.
+    /// To the end of the connection; responses, and what follows an upgrade.
     UntilClose,
 }
 
@@ -33,22 +38,77 @@ pub(crate) struct Reader {
     pub(crate) buffer: BytesMut,
 }
 
+impl Reader {
+    pub(crate) fn new(half: Half) -> Self {
+        Self { half, buffer: BytesMut::new() }
+    }
+
+    /// Makes room to read into.
+    pub(crate) fn reserve(&mut self, bytes: usize) {
+        if self.buffer.capacity() == 0 {
+            self.buffer = buffers::take();
+        }
+        self.buffer.reserve(bytes);
+    }
+
+    /// Lets go of the room for what was read, while nothing waits in it.
+    pub(crate) fn rest(&mut self) {
+        if self.buffer.is_empty() {
+            buffers::give_back(&mut self.buffer);
+        }
+    }
+}
+
 /// The writing half of a connection, with what was not yet written.
 #[derive(Debug)]
 pub(crate) struct Writer {
     pub(crate) half: Half,
     pub(crate) out: BytesMut,
+    /// How long the other side may take nothing while there is something to take.
+    stall: Duration,
 }
 
 impl Writer {
-    /// Writes what was gathered.
-    pub(crate) async fn flush(&mut self) -> std::io::Result<()> {
-        if !self.out.is_empty() {
-            self.half.write_all(&self.out).await?;
-            self.out.clear();
-            self.half.flush().await?;
+    pub(crate) fn new(half: Half, stall: Duration) -> Self {
+        Self { half, out: BytesMut::new(), stall }
+    }
+
+    /// Where to gather what is to be written.
+    pub(crate) fn room(&mut self) -> &mut BytesMut {
+        if self.out.capacity() == 0 {
+            self.out = buffers::take();
         }
-        Ok(())
+        &mut self.out
+    }
+
+    /// Writes what was gathered.
+    ///
+    /// # Errors
+    /// When the connection broke, or the other side took nothing for too long.
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        while !self.out.is_empty() {
+            let writing = self.half.write(&self.out);
+            // It nearly always fits, and then nobody asks for the time.
+            let written = match writing.now_or_never() {
+                Some(written) => written?,
+                None => {
+                    let writing = self.half.write(&self.out);
+                    tokio::time::timeout(self.stall, writing).await.map_err(io::Error::from)??
+                }
+            };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.out.advance(written);
+        }
+        self.half.flush().await
+    }
+
+    /// Lets go of the room for what was written, while there is nothing to write.
+    pub(crate) fn rest(&mut self) {
+        if self.out.is_empty() {
+            buffers::give_back(&mut self.out);
+        }
     }
 }
 
@@ -83,9 +143,14 @@ impl<'a> BodyReader<'a> {
         matches!(self.rest, Rest::Done | Rest::Chunked(Decoder::Done(_)))
     }
 
-    /// The connection's reading half, for what follows an upgrade.
-    pub(crate) fn into_reader(self) -> &'a mut Reader {
-        self.reader
+    /// Goes on to what follows an upgrade. None when some of it came before the upgrade was agreed to:
+    /// it could as well be meant for a request.
+    pub(crate) fn upgraded(mut self) -> Option<Self> {
+        if !self.reader.buffer.is_empty() {
+            return None;
+        }
+        self.rest = Rest::UntilClose;
+        Some(self)
     }
 
     pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
@@ -118,8 +183,8 @@ impl<'a> BodyReader<'a> {
                 Rest::UntilClose if !buffer.is_empty() => return Ok(Some(buffer.split().freeze())),
                 Rest::Length(_) | Rest::UntilClose => {}
             }
-            buffer.reserve(READ_BYTES);
-            match self.reader.half.read_buf(buffer).await {
+            self.reader.reserve(READ_BYTES);
+            match self.reader.half.read_buf(&mut self.reader.buffer).await {
                 Ok(0) if matches!(self.rest, Rest::UntilClose) => {
                     self.rest = Rest::Done;
                     return Ok(None);
@@ -136,18 +201,35 @@ impl<'a> BodyReader<'a> {
 #[derive(Debug)]
 pub(crate) struct BodyWriter<'a> {
     pub(crate) writer: &'a mut Writer,
-    pub(crate) chunked: bool,
+    pub(crate) coding: Coding,
+}
+
+/// How a body is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Coding {
+    /// As it is; its end is known from its length, or from the end of the connection.
+    Plain,
+    Chunked,
+    /// As it is; its end is the end of this direction.
+    Tunnel,
+}
+
+impl Coding {
+    pub(crate) fn of(framing: Framing) -> Self {
+        if framing == Framing::Chunked { Self::Chunked } else { Self::Plain }
+    }
 }
 
 impl BodyWriter<'_> {
-    pub(crate) async fn send(&mut self, piece: &[u8]) -> std::io::Result<()> {
+    pub(crate) async fn send(&mut self, piece: &[u8]) -> io::Result<()> {
         if piece.is_empty() {
             return Ok(());
         }
-        let out = &mut self.writer.out;
+        let out = self.writer.room();
         out.reserve(piece.len() + 20);
-        if self.chunked {
-            out.put_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        if self.coding == Coding::Chunked {
+            put_hexadecimal(piece.len(), out);
+            out.put_slice(b"\r\n");
             out.put_slice(piece);
             out.put_slice(b"\r\n");
         } else {
@@ -156,13 +238,13 @@ impl BodyWriter<'_> {
         if out.len() >= WRITE_BYTES { self.flush().await } else { Ok(()) }
     }
 
-    pub(crate) async fn flush(&mut self) -> std::io::Result<()> {
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
         self.writer.flush().await
     }
 
-    pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> std::io::Result<()> {
-        if self.chunked {
-            let out = &mut self.writer.out;
+    pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> io::Result<()> {
+        if self.coding == Coding::Chunked {
+            let out = self.writer.room();
             out.put_slice(b"0\r\n");
             for (name, value) in trailers.iter().flatten() {
                 out.put_slice(name.as_str().as_bytes());
@@ -172,6 +254,29 @@ impl BodyWriter<'_> {
             }
             out.put_slice(b"\r\n");
         }
-        self.flush().await
+        self.flush().await?;
+        if self.coding == Coding::Tunnel { self.writer.half.shutdown().await } else { Ok(()) }
+    }
+}
+
+fn put_hexadecimal(number: usize, out: &mut BytesMut) {
+    let digits = (usize::BITS - number.leading_zeros()).div_ceil(4).max(1);
+    for place in (0..digits).rev() {
+        let digit = u8::try_from((number >> (4 * place)) & 15).unwrap_or(0);
+        out.put_u8(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_written_as_numbers_to_the_base_of_16() {
+        for number in [0, 1, 9, 10, 15, 16, 255, 256, 65_535, 65_536, usize::MAX] {
+            let mut out = BytesMut::new();
+            put_hexadecimal(number, &mut out);
+            assert_eq!(out, format!("{number:x}").as_bytes());
+        }
     }
 }

@@ -2,19 +2,22 @@
 
 use bytes::BytesMut;
 use http::Method;
+use httparse::Header;
 use tokio::io::AsyncReadExt;
+use weft_model::{DesyncMode, HttpLimits};
 
 use super::body::{Framing, Reader};
+use super::framing::Facts;
+use super::line::{RequestLine, request_line};
 use crate::denial::Denial;
+use crate::http::desync::{Found, Reason, Verdict};
 use crate::http::fields::{Fields, Span, SpanFields};
-use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Upgrade, is_authority};
+use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Upgrade};
 
-/// The most fields of a head.
-const FIELD_LIMIT: usize = 128;
-/// The largest body that is carried: no service means one of more.
-const BODY_LIMIT_BYTES: u64 = 1 << 40;
-/// The largest head of a response.
-const RESPONSE_HEAD_LIMIT_BYTES: usize = 256 * 1024;
+/// How many fields are read without asking for memory.
+const FEW_FIELDS: usize = 64;
+/// How much is read at once while a head is awaited.
+const READ_BYTES: usize = 4096;
 
 /// Why there is no head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,108 +36,224 @@ pub(crate) struct ReadRequest {
     pub(crate) head: RequestHead,
     pub(crate) framing: Framing,
     pub(crate) keep_alive: bool,
-    /// Whether the client waits for `100 Continue` before it sends the body.
-    pub(crate) expects_continue: bool,
 }
 
-/// Reads the head of a request of at most `limit` bytes.
+/// Reads the head of a request.
 pub(crate) async fn read_request(
     reader: &mut Reader,
-    limit: usize,
+    limits: &HttpLimits,
+    mode: DesyncMode,
 ) -> Result<ReadRequest, HeadError> {
+    let mut seen = 0;
     loop {
-        if !reader.buffer.is_empty()
-            && let Some(request) =
-                parse_request(&mut reader.buffer, limit).map_err(HeadError::Refused)?
-        {
-            return Ok(request);
+        let is_full = reader.buffer.len() >= limits.head_bytes;
+        // A head that comes in small pieces is parsed again only when it may be whole.
+        if !reader.buffer.is_empty() && (seen == 0 || is_full || may_end(&reader.buffer, seen)) {
+            let request = parse_request(&mut reader.buffer, limits, mode);
+            if let Some(request) = request.map_err(HeadError::Refused)? {
+                return Ok(request);
+            }
         }
-        if reader.buffer.len() >= limit {
+        if is_full {
             return Err(HeadError::Refused(Denial::HeadTooLarge));
         }
+        seen = reader.buffer.len();
         more(reader).await?;
     }
 }
 
+/// Whether an empty line ends behind the first `seen` bytes.
+fn may_end(buffer: &[u8], seen: usize) -> bool {
+    let new = buffer.get(seen.saturating_sub(3)..).unwrap_or_default();
+    new.windows(2).any(|pair| pair == b"\n\n") || new.windows(3).any(|three| three == b"\n\r\n")
+}
+
 async fn more(reader: &mut Reader) -> Result<(), HeadError> {
-    reader.buffer.reserve(4096);
+    reader.reserve(READ_BYTES);
     match reader.half.read_buf(&mut reader.buffer).await {
         Ok(0) if reader.buffer.is_empty() => Err(HeadError::Closed),
-        Ok(0) | Err(_) => Err(HeadError::Broken),
+        Ok(0) if reader.buffer.ends_with(b"\n") => {
+            Err(HeadError::Refused(Denial::Desync(Reason::MissingLastEmptyLine)))
+        }
+        Ok(0) => Err(HeadError::Refused(Denial::Desync(Reason::PartialHeaderLine))),
+        Err(_) => Err(HeadError::Broken),
         Ok(_) => Ok(()),
     }
 }
 
-fn parse_request(buffer: &mut BytesMut, limit: usize) -> Result<Option<ReadRequest>, Denial> {
-    let malformed = Denial::Malformed;
-    if buffer.starts_with(b"\r") || buffer.starts_with(b"\n") {
-        return Err(malformed("an empty line before the request"));
-    }
-    let mut storage = [httparse::EMPTY_HEADER; FIELD_LIMIT];
-    let mut parsed = httparse::Request::new(&mut storage);
-    let length = match parsed.parse(buffer) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(httparse::Error::TooManyHeaders) => return Err(Denial::HeadTooLarge),
-        Err(_) => return Err(malformed("the head is no HTTP/1 request")),
+fn parse_request(
+    buffer: &mut BytesMut,
+    limits: &HttpLimits,
+    mode: DesyncMode,
+) -> Result<Option<ReadRequest>, Denial> {
+    let mut found = Found::default();
+    let Some(line) = request_line(buffer, limits, &mut found)? else {
+        return Ok(None);
     };
-    if length > limit {
+    let part = buffer.get(line.length..).unwrap_or_default();
+    let Some(section) = FieldSection::read(part, limits, line.version, &mut found)? else {
+        return Ok(None);
+    };
+    let length = line.length + section.length;
+    if length > limits.head_bytes {
         return Err(Denial::HeadTooLarge);
     }
-    let head = buffer.get(..length).unwrap_or_default();
-    check_line_ends(head)?;
-    let method = parsed.method.and_then(|m| Method::from_bytes(m.as_bytes()).ok());
-    let method = method.ok_or_else(|| malformed("the method is no token"))?;
-    if method == Method::CONNECT {
-        return Err(malformed("CONNECT is not supported"));
-    }
-    let version = if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 };
-    let target = parsed.path.unwrap_or_default().to_owned();
-    let facts = Facts::of(parsed.headers, version)?;
-    let spans = spans(head, parsed.headers);
-    let (target, from_target) = origin_form(target)?;
-    let authority = match (from_target, facts.host) {
+    let framing = section.framing(&line.method, &mut found);
+    let judged = found.worst().map(|reason| (reason, reason.judge(mode)));
+    let is_isolated = match judged {
+        Some((reason, Verdict::Refuse)) => return Err(Denial::Desync(reason)),
+        Some((_, verdict)) => verdict == Verdict::AllowAndClose,
+        None => false,
+    };
+    let RequestLine { method, target, version, length: line_bytes } = line;
+    let FieldSection { facts, mut spans, .. } = section;
+    let authority = match (target.authority, facts.host) {
         (Some(authority), _) => authority,
         (None, Some(host)) => host,
         (None, None) if version == HttpVersion::Http10 => "localhost".to_owned(),
-        (None, None) => return Err(malformed("there is no host")),
+        (None, None) => return Err(Denial::Malformed("there is no host")),
     };
-    let framing = match (facts.chunked, facts.content_length) {
-        (true, _) => Framing::Chunked,
-        (false, Some(length)) => Framing::Length(length),
-        (false, None) => Framing::None,
+    let asks_websocket = facts.upgrades && facts.websocket;
+    let upgrade = match framing {
+        _ if method == Method::CONNECT => Some(Upgrade::Tunnel),
+        Framing::None if asks_websocket && version == HttpVersion::Http11 => {
+            (method == Method::GET).then_some(Upgrade::WebSocket)
+        }
+        _ => None,
     };
-    let upgrade = facts.upgrade;
-    let keep_alive = match version {
-        HttpVersion::Http10 => facts.keep_alive && !facts.close,
-        HttpVersion::Http11 | HttpVersion::Http2 => !facts.close,
-    };
-    let expects_continue = facts.expects_continue && framing != Framing::None;
+    if method == Method::CONNECT && framing != Framing::None {
+        return Err(Denial::Malformed("a CONNECT with a body"));
+    }
+    let keep_alive = !facts.close && (version != HttpVersion::Http10 || facts.keep_alive);
+    let expects_continue =
+        facts.expects_continue && framing != Framing::None && version != HttpVersion::Http10;
+    spans.iter_mut().for_each(|span| span.shift(line_bytes));
     let mut fields = Fields::Spans(SpanFields::new(buffer.split_to(length).freeze(), spans));
     fields.remove(|name| {
         name.eq_ignore_ascii_case(b"host")
             || name.eq_ignore_ascii_case(b"content-length")
-            || name.eq_ignore_ascii_case(b"expect")
+            || (name.eq_ignore_ascii_case(b"expect") && !expects_continue)
     });
-    let content_length = facts.content_length;
-    let head = RequestHead { method, target, authority, fields, upgrade, content_length, version };
-    Ok(Some(ReadRequest { head, framing, keep_alive, expects_continue }))
+    let content_length = match framing {
+        Framing::Length(length) => Some(length),
+        Framing::None | Framing::Chunked | Framing::UntilClose => None,
+    };
+    let head = RequestHead {
+        method,
+        target: target.path,
+        authority,
+        fields,
+        upgrade,
+        content_length,
+        version,
+        desync: judged.map(|(reason, _)| reason),
+        is_isolated,
+    };
+    Ok(Some(ReadRequest { head, framing, keep_alive: keep_alive && !is_isolated }))
 }
 
-/// A line feed without its carriage return ends a line for some and not for others.
-fn check_line_ends(head: &[u8]) -> Result<(), Denial> {
-    let mut before = 0;
-    for byte in head {
-        if *byte == b'\n' && before != b'\r' {
-            return Err(Denial::Malformed("a line ends without a carriage return"));
+/// The fields of a head.
+struct FieldSection {
+    /// How many bytes they are, with the empty line behind them.
+    length: usize,
+    facts: Facts,
+    /// Where each is, from the first.
+    spans: Vec<Span>,
+}
+
+impl FieldSection {
+    /// None when it is not whole yet.
+    fn read(
+        part: &[u8],
+        limits: &HttpLimits,
+        version: HttpVersion,
+        found: &mut Found,
+    ) -> Result<Option<Self>, Denial> {
+        let mut few = [httparse::EMPTY_HEADER; FEW_FIELDS];
+        let mut many = Vec::new();
+        let mut parsed = httparse::parse_headers(part, &mut few);
+        if parsed == Err(httparse::Error::TooManyHeaders) && limits.field_count > FEW_FIELDS {
+            many.resize(limits.field_count, httparse::EMPTY_HEADER);
+            parsed = httparse::parse_headers(part, &mut many);
         }
-        before = *byte;
+        let (length, headers) = match parsed {
+            Ok(httparse::Status::Complete(complete)) => complete,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(httparse::Error::TooManyHeaders) => return Err(Denial::HeadTooLarge),
+            Err(_) => return Err(Denial::Desync(why(part))),
+        };
+        let too_large = |h: &Header<'_>| h.name.len() + h.value.len() > limits.field_bytes;
+        if headers.len() > limits.field_count || headers.iter().any(too_large) {
+            return Err(Denial::HeadTooLarge);
+        }
+        let section = part.get(..length).unwrap_or_default();
+        if !has_strict_ends(section) {
+            found.add(Reason::NonCrLfLineTermination);
+        }
+        let facts = Facts::of(headers, version, found)?;
+        Ok(Some(Self { length, facts, spans: spans(section, headers) }))
     }
-    Ok(())
+
+    /// How a request's body is framed.
+    fn framing(&self, method: &Method, found: &mut Found) -> Framing {
+        let has_no_body = *method == Method::GET || *method == Method::HEAD;
+        match (self.facts.chunked, self.facts.content_length) {
+            (true, _) => {
+                if has_no_body {
+                    found.add(Reason::UndefinedTransferEncodingSemantics);
+                }
+                Framing::Chunked
+            }
+            (false, Some(0)) if has_no_body => {
+                found.add(Reason::GetHeadZeroContentLength);
+                Framing::None
+            }
+            (false, Some(length)) => {
+                if has_no_body {
+                    found.add(Reason::UndefinedContentLengthSemantics);
+                }
+                Framing::Length(length)
+            }
+            (false, None) => Framing::None,
+        }
+    }
 }
 
-fn spans(head: &[u8], headers: &[httparse::Header<'_>]) -> Vec<Span> {
-    let base = head.as_ptr() as usize;
+/// Whether each line ends with a carriage return and a line feed: for some a lone line feed ends a
+/// line, and for others it does not.
+fn has_strict_ends(section: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', section)
+        .all(|at| at.checked_sub(1).and_then(|before| section.get(before)) == Some(&b'\r'))
+}
+
+/// What is wrong with fields that cannot be read.
+fn why(part: &[u8]) -> Reason {
+    for line in part.split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
+            return match line {
+                [b' ' | b'\t', ..] => Reason::MultilineHeader,
+                _ => Reason::MissingHeaderColon,
+            };
+        };
+        let (name, value) = line.split_at(colon);
+        let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+        let reason = match name {
+            [] => Reason::EmptyHeader,
+            [b' ' | b'\t', ..] => Reason::MultilineHeader,
+            _ if !name.iter().all(is_token) => Reason::BadHeader,
+            _ if value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) => {
+                Reason::BadHeader
+            }
+            _ => continue,
+        };
+        return reason;
+    }
+    Reason::BadHeader
+}
+
+fn spans(section: &[u8], headers: &[Header<'_>]) -> Vec<Span> {
+    let base = section.as_ptr() as usize;
     let place = |part: &[u8]| {
         let start = (part.as_ptr() as usize).wrapping_sub(base);
         let narrow = |n: usize| u32::try_from(n).unwrap_or(0);
@@ -142,113 +261,6 @@ fn spans(head: &[u8], headers: &[httparse::Header<'_>]) -> Vec<Span> {
         if part.is_empty() { (0, 0) } else { (narrow(start), narrow(start + part.len())) }
     };
     headers.iter().map(|h| Span { name: place(h.name.as_bytes()), value: place(h.value) }).collect()
-}
-
-/// The target in origin form, and the authority when it was in absolute form (RFC 9112, section 3.2).
-fn origin_form(target: String) -> Result<(String, Option<String>), Denial> {
-    if target.starts_with('/') || target == "*" {
-        return Ok((target, None));
-    }
-    let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
-    let rest = rest.ok_or(Denial::Malformed("the target is neither a path nor a URI"))?;
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    if !is_authority(authority.as_bytes()) {
-        return Err(Denial::Malformed("the target's authority is no host and port"));
-    }
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    Ok((path, Some(authority.to_owned())))
-}
-
-/// What the fields say of the message itself.
-#[derive(Default)]
-#[allow(clippy::struct_excessive_bools, reason = "each is whether a token stood in its field")]
-struct Facts {
-    host: Option<String>,
-    content_length: Option<u64>,
-    chunked: bool,
-    close: bool,
-    keep_alive: bool,
-    upgrade: Option<Upgrade>,
-    expects_continue: bool,
-}
-
-impl Facts {
-    fn of(headers: &[httparse::Header<'_>], version: HttpVersion) -> Result<Self, Denial> {
-        let mut facts = Self::default();
-        let mut upgrades = false;
-        let mut websocket = false;
-        for header in headers {
-            let is = |name: &str| header.name.eq_ignore_ascii_case(name);
-            if is("host") {
-                facts.take_host(header.value)?;
-            } else if is("content-length") {
-                facts.take_length(header.value)?;
-            } else if is("transfer-encoding") {
-                facts.take_encoding(header.value)?;
-            } else if is("connection") {
-                let tokens = tokens(header.value);
-                facts.close |= tokens.iter().any(|t| t == "close");
-                facts.keep_alive |= tokens.iter().any(|t| t == "keep-alive");
-                upgrades |= tokens.iter().any(|t| t == "upgrade");
-            } else if is("upgrade") {
-                websocket |= header.value.eq_ignore_ascii_case(b"websocket");
-            } else if is("expect") {
-                facts.expects_continue = header.value.eq_ignore_ascii_case(b"100-continue");
-            }
-        }
-        if facts.chunked && facts.content_length.is_some() {
-            return Err(Denial::Malformed("both content-length and transfer-encoding"));
-        }
-        if facts.chunked && version == HttpVersion::Http10 {
-            return Err(Denial::Malformed("transfer-encoding in HTTP/1.0"));
-        }
-        if upgrades && websocket && version == HttpVersion::Http11 {
-            facts.upgrade = Some(Upgrade::WebSocket);
-        }
-        Ok(facts)
-    }
-
-    fn take_host(&mut self, value: &[u8]) -> Result<(), Denial> {
-        if self.host.is_some() {
-            return Err(Denial::Malformed("more than one host"));
-        }
-        if !is_authority(value) {
-            return Err(Denial::Malformed("the host is no host and port"));
-        }
-        self.host = Some(String::from_utf8_lossy(value).into_owned());
-        Ok(())
-    }
-
-    fn take_length(&mut self, value: &[u8]) -> Result<(), Denial> {
-        if self.content_length.is_some() {
-            return Err(Denial::Malformed("more than one content-length"));
-        }
-        if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-            return Err(Denial::Malformed("the content-length is no number"));
-        }
-        let length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-        match length {
-            Some(length) if length <= BODY_LIMIT_BYTES => self.content_length = Some(length),
-            _ => return Err(Denial::BodyTooLarge),
-        }
-        Ok(())
-    }
-
-    fn take_encoding(&mut self, value: &[u8]) -> Result<(), Denial> {
-        if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
-            return Err(Denial::Malformed("a transfer-encoding other than chunked, once"));
-        }
-        self.chunked = true;
-        Ok(())
-    }
-}
-
-fn tokens(value: &[u8]) -> Vec<String> {
-    String::from_utf8_lossy(value)
-        .split(',')
-        .map(|token| token.trim().to_ascii_lowercase())
-        .collect()
 }
 
 /// A response with how its body is framed, and whether the connection may be used again.
@@ -259,31 +271,48 @@ pub(crate) struct ReadResponse {
     pub(crate) keep_alive: bool,
 }
 
-/// Reads the head of the response to a request of `method`. Interim responses but 101 are left out.
-pub(crate) async fn read_response(
-    reader: &mut Reader,
-    method: &Method,
-) -> Result<ReadResponse, HeadError> {
-    loop {
-        while !reader.buffer.is_empty() {
-            let Some(response) =
-                parse_response(&mut reader.buffer, method).map_err(HeadError::Refused)?
-            else {
-                break;
-            };
-            if !(100..200).contains(&response.head.status) || response.head.status == 101 {
-                return Ok(response);
-            }
-        }
-        if reader.buffer.len() >= RESPONSE_HEAD_LIMIT_BYTES {
-            return Err(HeadError::Refused(Denial::UpstreamBroken));
-        }
-        more(reader).await?;
+impl ReadResponse {
+    /// Whether another response follows to the same request (RFC 9110, section 15.2).
+    pub(crate) fn is_interim(&self) -> bool {
+        (100..200).contains(&self.head.status) && self.head.status != 101
     }
 }
 
-fn parse_response(buffer: &mut BytesMut, method: &Method) -> Result<Option<ReadResponse>, Denial> {
-    let mut storage = [httparse::EMPTY_HEADER; FIELD_LIMIT];
+/// Reads the head of the next response to a request of `method`, which may be an interim one.
+pub(crate) async fn read_response(
+    reader: &mut Reader,
+    method: &Method,
+    limit_bytes: usize,
+) -> Result<ReadResponse, HeadError> {
+    let mut seen = 0;
+    loop {
+        let is_full = reader.buffer.len() >= limit_bytes;
+        if !reader.buffer.is_empty() && (seen == 0 || is_full || may_end(&reader.buffer, seen)) {
+            let response = parse_response(&mut reader.buffer, method, limit_bytes);
+            if let Some(response) = response.map_err(HeadError::Refused)? {
+                return Ok(response);
+            }
+        }
+        if is_full {
+            return Err(HeadError::Refused(Denial::UpstreamBroken));
+        }
+        seen = reader.buffer.len();
+        more(reader).await.map_err(|error| match error {
+            HeadError::Refused(_) => HeadError::Refused(Denial::UpstreamBroken),
+            other => other,
+        })?;
+    }
+}
+
+/// The most fields of a response.
+const RESPONSE_FIELD_LIMIT: usize = 128;
+
+fn parse_response(
+    buffer: &mut BytesMut,
+    method: &Method,
+    limit_bytes: usize,
+) -> Result<Option<ReadResponse>, Denial> {
+    let mut storage = [httparse::EMPTY_HEADER; RESPONSE_FIELD_LIMIT];
     let mut parsed = httparse::Response::new(&mut storage);
     let length = match parsed.parse(buffer) {
         Ok(httparse::Status::Complete(length)) => length,
@@ -291,13 +320,19 @@ fn parse_response(buffer: &mut BytesMut, method: &Method) -> Result<Option<ReadR
         Err(_) => return Err(Denial::UpstreamBroken),
     };
     let head = buffer.get(..length).unwrap_or_default();
-    check_line_ends(head).map_err(|_| Denial::UpstreamBroken)?;
+    let is_strict = length <= limit_bytes && has_strict_ends(head) && head.starts_with(b"HTTP/");
     let version = if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 };
-    let status =
-        parsed.code.filter(|code| (100..600).contains(code)).ok_or(Denial::UpstreamBroken)?;
-    let facts = Facts::of_response(parsed.headers)?;
+    let status = parsed.code.filter(|code| is_strict && (100..600).contains(code));
+    let status = status.ok_or(Denial::UpstreamBroken)?;
+    let mut found = Found::default();
+    let facts =
+        Facts::of(parsed.headers, version, &mut found).map_err(|_| Denial::UpstreamBroken)?;
+    if found.worst().is_some_and(|reason| reason != Reason::NonCompliantHeader) {
+        return Err(Denial::UpstreamBroken);
+    }
     let spans = spans(head, parsed.headers);
-    let bodiless = *method == Method::HEAD || status < 200 || status == 204 || status == 304;
+    let has_no_content = status < 200 || status == 204;
+    let bodiless = has_no_content || *method == Method::HEAD || status == 304;
     let framing = match (bodiless, facts.chunked, facts.content_length) {
         (true, _, _) => Framing::None,
         (false, true, _) => Framing::Chunked,
@@ -305,56 +340,62 @@ fn parse_response(buffer: &mut BytesMut, method: &Method) -> Result<Option<ReadR
         (false, false, None) => Framing::UntilClose,
     };
     let keep_alive = framing != Framing::UntilClose
-        && match version {
-            HttpVersion::Http10 => facts.keep_alive && !facts.close,
-            HttpVersion::Http11 | HttpVersion::Http2 => !facts.close,
-        };
+        && !facts.close
+        && (version != HttpVersion::Http10 || facts.keep_alive);
     let mut fields = Fields::Spans(SpanFields::new(buffer.split_to(length).freeze(), spans));
-    if !bodiless {
+    if !bodiless || has_no_content {
+        // The length of what is not sent is a fact only for HEAD and 304 (RFC 9110, section 8.6).
         fields.remove(|name| name.eq_ignore_ascii_case(b"content-length"));
     }
     let content_length = if bodiless { None } else { facts.content_length };
-    Ok(Some(ReadResponse {
-        head: ResponseHead { status, fields, content_length },
-        framing,
-        keep_alive,
-    }))
-}
-
-impl Facts {
-    fn of_response(headers: &[httparse::Header<'_>]) -> Result<Self, Denial> {
-        let relevant: Vec<httparse::Header<'_>> =
-            headers.iter().filter(|h| !h.name.eq_ignore_ascii_case("host")).copied().collect();
-        Self::of(&relevant, HttpVersion::Http11).map_err(|_| Denial::UpstreamBroken)
-    }
+    let head = ResponseHead { status, fields, content_length };
+    Ok(Some(ReadResponse { head, framing, keep_alive }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(request: &str, expected: &str) {
+    const LIMITS: HttpLimits = HttpLimits {
+        head_bytes: 4096,
+        target_bytes: 1024,
+        field_bytes: 2048,
+        field_count: 100,
+        requests_per_connection: None,
+        streams: 1,
+    };
+
+    fn read(request: &[u8], mode: DesyncMode) -> String {
         let mut buffer = BytesMut::from(request);
-        let got = match parse_request(&mut buffer, 4096) {
+        match parse_request(&mut buffer, &LIMITS, mode) {
             Ok(Some(r)) => format!(
                 "{} {} {} {:?} {}",
                 r.head.method, r.head.authority, r.head.target, r.framing, r.keep_alive
             ),
             Ok(None) => "more".to_owned(),
-            Err(denial) => format!("{} {}", denial.status(), denial.detail()),
-        };
-        assert_eq!(got, expected, "{request:?}");
+            Err(Denial::Desync(reason)) => reason.word().to_owned(),
+            Err(denial) => format!("{} {}", denial.status(), denial.detail()).trim().to_owned(),
+        }
+    }
+
+    fn check(request: &str, expected: &str) {
+        assert_eq!(read(request.as_bytes(), DesyncMode::Defensive), expected, "{request:?}");
     }
 
     #[test]
     fn a_head_has_one_reading() {
         check("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET a / None true");
         check("GET / HTTP/1.1\r\nHost: a\r\n", "more");
+        check("GET / HTTP/1.1\r\n", "more");
+        check("GET / HT", "more");
         check("GET http://b:1/x?y HTTP/1.1\r\nHost: a\r\n\r\n", "GET b:1 /x?y None true");
-        check("GET http://b?y HTTP/1.1\r\nHost: a\r\n\r\n", "GET b /?y None true");
+        check("GET HTTP://b?y HTTP/1.1\r\nHost: a\r\n\r\n", "GET b /?y None true");
+        check("GET http://[::1]:80/ HTTP/1.1\r\nHost: a\r\n\r\n", "GET [::1]:80 / None true");
+        check("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS a * None true");
+        check("CONNECT b:1 HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT b:1  None true");
         check("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n", "POST a / Length(3) true");
         check(
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n",
             "POST a / Chunked true",
         );
         check("GET / HTTP/1.0\r\n\r\n", "GET localhost / None false");
@@ -365,42 +406,159 @@ mod tests {
     #[test]
     fn what_could_be_read_in_two_ways_is_refused() {
         check("GET / HTTP/1.1\r\n\r\n", "400 there is no host");
-        check("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "400 more than one host");
+        check("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "400 more than one host");
         check("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "400 the host is no host and port");
+        check("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", "400 the host is no host and port");
         check("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "400 an empty line before the request");
-        check("GET / HTTP/1.1\nHost: a\r\n\r\n", "400 a line ends without a carriage return");
-        check(
-            "GET / HTTP/1.1\r\nHost: a\r\nX: y\n\r\n",
-            "400 a line ends without a carriage return",
-        );
-        check(
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n",
-            "400 more than one content-length",
-        );
-        check(
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\n",
-            "400 the content-length is no number",
-        );
-        check(
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "400 both content-length and transfer-encoding",
-        );
-        check(
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-            "400 a transfer-encoding other than chunked, once",
-        );
-        check(
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "400 a transfer-encoding other than chunked, once",
-        );
+        check("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "400 an empty line before the request");
         check(
             "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
             "400 transfer-encoding in HTTP/1.0",
         );
-        check("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", "413 ");
-        check("GET / HTTP/1.1\r\nHost : a\r\n\r\n", "400 the head is no HTTP/1 request");
-        check(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(4096)), "431 ");
-        check("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", "400 CONNECT is not supported");
-        check("GET x HTTP/1.1\r\nHost: a\r\n\r\n", "400 the target is neither a path nor a URI");
+        check("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", "413");
+        check(&format!("GET /{} HTTP/1.1\r\n", "x".repeat(1024)), "414");
+        check(&format!("GET /{}", "x".repeat(2048)), "414");
+        check(&format!("GET /{} HTTP/1.1\r\n", "x".repeat(1023)), "more");
+        check(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(2048)), "431");
+        let field = format!("X: {}\r\n", "x".repeat(1500));
+        check(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", field.repeat(3)), "431");
+        let fields =
+            |count: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "a: b\r\n".repeat(count));
+        check(&fields(99), "GET a / None true");
+        check(&fields(100), "431");
+        check("GET / HTTP/2.0\r\nHost: a\r\n\r\n", "505");
+        check("GET / HTTP/0.9\r\nHost: a\r\n\r\n", "505");
+        check("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", "400 CONNECT needs a host and a port");
+        check("CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n", "400 CONNECT needs a host and a port");
+        check(
+            "CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
+            "400 a CONNECT with a body",
+        );
+        check("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "501");
+    }
+
+    /// How each mode reads a request: monitor, defensive, strictest.
+    fn check_modes(request: &str, expected: [&str; 3]) {
+        let modes = [DesyncMode::Monitor, DesyncMode::Defensive, DesyncMode::Strictest];
+        let got = modes.map(|mode| read(request.as_bytes(), mode));
+        assert_eq!(got.each_ref().map(String::as_str), expected, "{request:?}");
+    }
+
+    #[test]
+    fn each_reason_is_found() {
+        let never = |request: &str, reason: &str| check_modes(request, [reason; 3]);
+        let get = |target: &str, version: &str| format!("GET{target}{version}\r\nHost: a\r\n\r\n");
+        let with = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+        never(&get(" /a b", " HTTP/1.1"), "SpaceInUri");
+        never(&get(" /\u{e9}", " HTTP/1.1"), "AmbiguousUri");
+        never(&get(" /\u{1}", " HTTP/1.1"), "AmbiguousUri");
+        never(&get(" /a#b", " HTTP/1.1"), "AmbiguousUri");
+        never(&get(" /\0", " HTTP/1.1"), "BadUri");
+        never(&get(" x", " HTTP/1.1"), "BadUri");
+        never(&get(" ftp://a/", " HTTP/1.1"), "BadUri");
+        never(&get("", " HTTP/1.1"), "MissingUri");
+        never(&get("  ", "HTTP/1.1"), "MissingUri");
+        never(&get(" /", ""), "BadVersion");
+        never(&get(" /", " HTTP/1.11"), "BadVersion");
+        never(&get(" /", " http/1.1"), "BadVersion");
+        never("G@T / HTTP/1.1\r\nHost: a\r\n\r\n", "BadMethod");
+        never(" GET / HTTP/1.1\r\nHost: a\r\n\r\n", "SpaceInUri");
+        never(&with(": b"), "EmptyHeader");
+        never(&with("a"), "MissingHeaderColon");
+        never(&with("a: b\r\n c"), "MultilineHeader");
+        never(&with("a : b"), "BadHeader");
+        never(&with("a\u{1}: b"), "BadHeader");
+        never(&with("a: b\0"), "BadHeader");
+        never(&with("Content-Length: x"), "BadContentLength");
+        never(&with("Content-Length: +3"), "BadContentLength");
+        never(&with("Content-Length: 3, 3"), "BadContentLength");
+        never(&with("Content-Length:"), "BadContentLength");
+        never(&with("Content-Length: 3\r\nContent-Length: 4"), "MultipleContentLength");
+        never(&with("Transfer-Encoding: xchunked"), "BadTransferEncoding");
+        never(&with("Transfer-Encoding: identity"), "BadTransferEncoding");
+        never(&with("Transfer-Encoding: chunked;q=1"), "BadTransferEncoding");
+        never(&with("Transfer-Encoding: \u{b}chunked"), "BadHeader");
+        let twice = "MultipleTransferEncodingChunked";
+        never(&with("Transfer-Encoding: chunked, chunked"), twice);
+        never(&with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), twice);
+        never(&with("Content-Length: 3\r\nTransfer_Encoding: chunked"), "SuspiciousTeClPresent");
+        never(&with("Transfer-Encoding: chunked\r\nContent_Length: 3"), "SuspiciousTeClPresent");
+
+        check_modes(
+            &with("Content-Length: 3\r\nTransfer-Encoding: chunked"),
+            ["POST a / Chunked false", "BothTeClPresent", "BothTeClPresent"],
+        );
+        check_modes(
+            &with("Content-Length: 3\r\nContent-Length: 3"),
+            ["POST a / Length(3) false", "DuplicateContentLength", "DuplicateContentLength"],
+        );
+        let lone = "NonCrLfLineTermination";
+        check_modes("GET / HTTP/1.1\nHost: a\r\n\r\n", ["GET a / None false", lone, lone]);
+        check_modes("GET / HTTP/1.1\r\nHost: a\n\n", ["GET a / None false", lone, lone]);
+        let suspicious = "SuspiciousHeader";
+        check_modes(
+            &with("Transfer_Encoding: chunked"),
+            ["POST a / None true", "POST a / None false", suspicious],
+        );
+        let get_with = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+        check_modes(
+            &get_with("Content-Length: 3"),
+            [
+                "GET a / Length(3) true",
+                "GET a / Length(3) false",
+                "UndefinedContentLengthSemantics",
+            ],
+        );
+        check_modes(
+            &get_with("Transfer-Encoding: chunked"),
+            ["GET a / Chunked true", "GET a / Chunked false", "UndefinedTransferEncodingSemantics"],
+        );
+        let served = "GET a / None true";
+        check_modes(&get_with("Content-Length: 0"), [served, served, "GetHeadZeroContentLength"]);
+        check_modes(&get_with("x: \u{e9}"), [served, served, "NonCompliantHeader"]);
+        check_modes(&get(" /", " HTTP/1.2"), [served, served, "NonCompliantVersion"]);
+    }
+
+    fn answer(response: &str, method: Method) -> String {
+        let mut buffer = BytesMut::from(response);
+        match parse_response(&mut buffer, &method, 1024) {
+            Ok(Some(r)) => {
+                format!("{} {:?} {} {}", r.head.status, r.framing, r.keep_alive, buffer.len())
+            }
+            Ok(None) => "more".to_owned(),
+            Err(denial) => denial.reason().to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_response_has_one_reading() {
+        let check = |response: &str, expected: &str| {
+            assert_eq!(answer(response, Method::GET), expected, "{response:?}");
+        };
+        check("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "200 Length(3) true 3");
+        check("HTTP/1.1 200 OK\r\n", "more");
+        check("HTTP/1.1 200 OK\r\n\r\nabc", "200 UntilClose false 3");
+        check("HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n", "200 Length(3) false 0");
+        check("HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n", "204 None true 0");
+        check("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", "103 None true 0");
+        for broken in [
+            "\r\nHTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\nContent-Length: 3\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
+            "HTTP/1.1 600 What\r\n\r\n",
+            "HTTP/2.0 200 OK\r\n\r\n",
+            "ICY 200 OK\r\n\r\n",
+        ] {
+            check(broken, "upstream_broken");
+        }
+        let large = format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "x".repeat(1024));
+        check(&large, "upstream_broken");
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
+        assert_eq!(answer(head, Method::HEAD), "200 None true 0");
     }
 }

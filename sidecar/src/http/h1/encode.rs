@@ -11,7 +11,8 @@ pub(crate) fn write_request(head: &RequestHead, framing: Framing, out: &mut Byte
     out.reserve(256 + head.target.len());
     out.put_slice(head.method.as_str().as_bytes());
     out.put_slice(b" ");
-    out.put_slice(head.target.as_bytes());
+    let is_tunnel = head.upgrade == Some(Upgrade::Tunnel);
+    out.put_slice(if is_tunnel { head.authority.as_bytes() } else { head.target.as_bytes() });
     out.put_slice(b" HTTP/1.1\r\nhost: ");
     out.put_slice(head.authority.as_bytes());
     out.put_slice(b"\r\n");
@@ -19,6 +20,8 @@ pub(crate) fn write_request(head: &RequestHead, framing: Framing, out: &mut Byte
     write_framing(framing, out);
     if head.upgrade == Some(Upgrade::WebSocket) {
         out.put_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
+    } else if head.is_isolated {
+        out.put_slice(b"connection: close\r\n");
     }
     out.put_slice(b"\r\n");
 }
@@ -30,14 +33,7 @@ pub(crate) fn write_response(
     keep_alive: bool,
     out: &mut BytesMut,
 ) {
-    out.reserve(256);
-    out.put_slice(b"HTTP/1.1 ");
-    let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    out.put_slice(status.as_str().as_bytes());
-    out.put_slice(b" ");
-    out.put_slice(status.canonical_reason().unwrap_or("").as_bytes());
-    out.put_slice(b"\r\n");
-    head.fields.write(out);
+    write_status(head, out);
     if head.status == 101 {
         out.put_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
     } else {
@@ -49,12 +45,60 @@ pub(crate) fn write_response(
     out.put_slice(b"\r\n");
 }
 
+/// Writes a response that another follows (RFC 9110, section 15.2).
+pub(crate) fn write_interim(head: &ResponseHead, out: &mut BytesMut) {
+    write_status(head, out);
+    out.put_slice(b"\r\n");
+}
+
+fn write_status(head: &ResponseHead, out: &mut BytesMut) {
+    out.reserve(256);
+    out.put_slice(b"HTTP/1.1 ");
+    let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    out.put_slice(status.as_str().as_bytes());
+    out.put_slice(b" ");
+    out.put_slice(status.canonical_reason().unwrap_or("").as_bytes());
+    out.put_slice(b"\r\n");
+    head.fields.write(out);
+}
+
 fn write_framing(framing: Framing, out: &mut BytesMut) {
     match framing {
         Framing::None | Framing::UntilClose => {}
         Framing::Length(length) => {
-            out.put_slice(format!("content-length: {length}\r\n").as_bytes())
+            out.put_slice(b"content-length: ");
+            put_decimal(length, out);
+            out.put_slice(b"\r\n");
         }
         Framing::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
+    }
+}
+
+fn put_decimal(mut number: u64, out: &mut BytesMut) {
+    // The longest has twenty digits.
+    let mut digits = [b'0'; 20];
+    let mut from = digits.len();
+    for place in digits.iter_mut().rev() {
+        *place = b'0' + u8::try_from(number % 10).unwrap_or(0);
+        number /= 10;
+        from -= 1;
+        if number == 0 {
+            break;
+        }
+    }
+    out.put_slice(digits.get(from..).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_written_as_numbers() {
+        for number in [0, 1, 9, 10, 99, 100, 1_234_567_890, u64::MAX] {
+            let mut out = BytesMut::new();
+            put_decimal(number, &mut out);
+            assert_eq!(out, number.to_string().as_bytes());
+        }
     }
 }

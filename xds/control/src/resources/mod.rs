@@ -11,8 +11,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use weft_model::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, Health, Secret,
-    Snapshot, SpiffeId, UpstreamProtocol, UpstreamTls, Validation,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE,
+    Discovery, Endpoint, EndpointSet, Health, Secret, Snapshot, SpiffeId, UpstreamProtocol,
+    UpstreamTls, Validation,
 };
 use weft_xds::client::Node;
 use weft_xds::server::{Directory, ResourceSet};
@@ -127,6 +128,8 @@ fn cluster(name: &str, discovery: Discovery, balance: Balance) -> Cluster {
         tls: None::<UpstreamTls>,
         connection_limit: LIMIT,
         request_limit: LIMIT,
+        response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
+        idle_timeout: DEFAULT_UPSTREAM_IDLE,
     }
 }
 

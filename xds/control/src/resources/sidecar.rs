@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Action, Balance, ChainMatch, ClientCertificateDetails, Cluster, Codec, DEFAULT_ROUTE_TIMEOUT,
+    Action, Balance, ChainMatch, ClientCertificateDetails, Cluster, DEFAULT_ROUTE_TIMEOUT,
     Discovery, DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, FlowKey, HeaderCheck,
-    HeaderMatch, Health, HttpFilter, HttpService, JwtPolicy, JwtProvider, JwtRequirement, JwtRule,
-    KeySource, Listener, Name, PathMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy,
-    Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot,
-    SourceAddress, StringMatch, TcpProxy, TokenPresence, Transport, UpstreamProtocol, UpstreamTls,
-    VirtualHost, WeightedCluster,
+    HeaderMatch, Health, HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider,
+    JwtRequirement, JwtRule, KeySource, Listener, Name, PathMatch, Permission, Principal, Rbac,
+    RbacAction, RbacPolicy, Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource,
+    Snapshot, SourceAddress, StringMatch, TcpProxy, TokenPresence, Transport, Upgrades,
+    UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
@@ -22,8 +22,6 @@ use super::{
 };
 use crate::mesh::{Allow, Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target};
 
-const HEADER_LIMIT_BYTES: usize = 60 * 1024;
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 const HTTP_IDLE: Duration = Duration::from_secs(300);
 const TCP_IDLE: Duration = Duration::from_secs(3600);
 const LEEWAY: Duration = Duration::from_secs(60);
@@ -349,16 +347,12 @@ fn host(name: &Name, routes: Vec<ModelRoute>) -> VirtualHost {
 }
 
 fn http(routes: RouteSource) -> HttpService {
+    let timeouts = HttpTimeouts { idle: HTTP_IDLE, ..HttpTimeouts::default() };
     HttpService {
-        codec: Codec::Auto,
-        routes,
-        filters: Vec::new(),
-        header_limit_bytes: HEADER_LIMIT_BYTES,
-        header_timeout: HEADER_TIMEOUT,
-        idle_timeout: HTTP_IDLE,
-        websocket: true,
-        client_certificate: ClientCertificateDetails::Nothing,
+        timeouts,
+        upgrades: Upgrades { websocket: true, connect: false },
         access_log: true,
+        ..HttpService::new(routes)
     }
 }
 

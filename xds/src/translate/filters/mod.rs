@@ -5,32 +5,28 @@
     reason = "assigning a field of a JSON object made here cannot fail"
 )]
 
+mod http;
+mod http_ours;
 mod jwt;
 mod rbac;
+
+pub(super) use http::{http_service, http_service_json};
+pub(super) use http_ours::{OurHttp, our_http_json};
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_model::{
-    ClientCertificateDetails, Codec, FlowKey, HttpFilter, HttpService, RouteSource, SourceAddress,
-    TcpProxy, UdpProxy, WeightedCluster,
-};
+use weft_model::{FlowKey, SourceAddress, TcpProxy, UdpProxy, WeightedCluster};
 
 use super::{Reader, Refused, route, values};
 
-const HTTP: &str =
-    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const TCP: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const UDP: &str = "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig";
 const UDP_ROUTE: &str = "envoy.extensions.filters.udp.udp_proxy.v3.Route";
-const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
 /// What Envoy takes when the fields are not set.
-const DEFAULT_HEADER_LIMIT_BYTES: usize = 60 * 1024;
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const DEFAULT_UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Ours: Envoy waits for ever, which a slow client turns against it.
-const DEFAULT_HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Reads `TcpProxy`.
 pub(super) fn tcp_proxy(mut filter: Reader<'_>) -> Result<TcpProxy, Refused> {
@@ -145,193 +141,4 @@ pub(super) fn udp_proxy_json(udp: &UdpProxy, source: SourceAddress) -> Value {
         fields["use_original_src_ip"] = json!(true);
     }
     json!({"name": "envoy.filters.udp_listener.udp_proxy", "typed_config": values::any(UDP, fields)})
-}
-
-/// Reads `HttpConnectionManager`.
-pub(super) fn http_service(mut manager: Reader<'_>) -> Result<HttpService, Refused> {
-    manager.harmless(&[
-        "stat_prefix",
-        "server_name",
-        "tracing",
-        "generate_request_id",
-        "request_id_extension",
-        "use_remote_address",
-        "drain_timeout",
-        "delayed_close_timeout",
-        "http_protocol_options",
-        "http2_protocol_options",
-        "set_current_client_cert_details",
-        "server_header_transformation",
-        "stream_idle_timeout",
-        "request_timeout",
-        "normalize_path",
-        "merge_slashes",
-    ]);
-    let codec = codec(&mut manager)?;
-    let header_limit_bytes = match manager.number("max_request_headers_kb") {
-        None => DEFAULT_HEADER_LIMIT_BYTES,
-        Some(kib @ 1..=8192) => usize::try_from(kib).unwrap_or(60) * 1024,
-        Some(kib) => {
-            return Err(manager
-                .refuse("max_request_headers_kb", format!("{kib} is not between 1 and 8192")));
-        }
-    };
-    let idle_timeout = match manager.child("common_http_protocol_options") {
-        Some(mut common) => {
-            common.harmless(&["headers_with_underscores_action"]);
-            common.duration("idle_timeout")?.unwrap_or(DEFAULT_IDLE_TIMEOUT)
-        }
-        None => DEFAULT_IDLE_TIMEOUT,
-    };
-    let header_timeout =
-        manager.duration("request_headers_timeout")?.unwrap_or(DEFAULT_HEADER_TIMEOUT);
-    let websocket = websocket(&mut manager)?;
-    let client_certificate = match manager.choice("forward_client_cert_details").as_str() {
-        "SANITIZE" => ClientCertificateDetails::Nothing,
-        "SANITIZE_SET" => ClientCertificateDetails::FromProof,
-        other => {
-            return Err(manager.refuse(
-                "forward_client_cert_details",
-                format!("{other} would let a client claim an identity; SANITIZE and SANITIZE_SET are supported"),
-            ));
-        }
-    };
-    let access_log = values::access_log(&mut manager);
-    let routes = routes(&mut manager)?;
-    let filters = http_filters(&mut manager)?;
-    Ok(HttpService {
-        codec,
-        routes,
-        filters,
-        header_limit_bytes,
-        header_timeout,
-        idle_timeout,
-        websocket,
-        client_certificate,
-        access_log,
-    })
-}
-
-fn codec(manager: &mut Reader<'_>) -> Result<Codec, Refused> {
-    match manager.choice("codec_type").as_str() {
-        "AUTO" => Ok(Codec::Auto),
-        "HTTP1" => Ok(Codec::Http1),
-        "HTTP2" => Ok(Codec::Http2),
-        other => Err(manager
-            .refuse("codec_type", format!("{other} is not spoken; AUTO, HTTP1 and HTTP2 are"))),
-    }
-}
-
-/// Whether upgrades to WebSocket are let through.
-fn websocket(manager: &mut Reader<'_>) -> Result<bool, Refused> {
-    let mut websocket = false;
-    for mut upgrade in manager.children("upgrade_configs") {
-        let kind = upgrade.required_text("upgrade_type")?;
-        if !kind.eq_ignore_ascii_case("websocket") {
-            return Err(
-                upgrade.refuse("upgrade_type", format!("{kind:?} is not supported; websocket is"))
-            );
-        }
-        websocket = upgrade.flag("enabled").unwrap_or(true);
-    }
-    Ok(websocket)
-}
-
-fn routes(manager: &mut Reader<'_>) -> Result<RouteSource, Refused> {
-    if let Some(table) = manager.child("route_config") {
-        return Ok(RouteSource::Inline(route::decode(table)?.into()));
-    }
-    let mut rds = manager
-        .required_child("rds")
-        .map_err(|_| manager.refuse("", "one of route_config and rds must be set"))?;
-    rds.harmless(&["config_source"]);
-    Ok(RouteSource::Named(rds.required_text("route_config_name")?.into()))
-}
-
-fn http_filters(manager: &mut Reader<'_>) -> Result<Vec<HttpFilter>, Refused> {
-    let mut filters = Vec::new();
-    let mut routed = false;
-    for mut filter in manager.children("http_filters") {
-        filter.harmless(&["name"]);
-        if routed {
-            return Err(filter.refuse("", "the router must be the last filter"));
-        }
-        let optional = filter.flag("is_optional").unwrap_or(false);
-        if filter.flag("disabled").unwrap_or(false) {
-            return Err(filter.refuse("disabled", "it is not supported; leave the filter out"));
-        }
-        let mut config = match filter.any("typed_config") {
-            Ok(Some(config)) => config,
-            Ok(None) => return Err(filter.refuse("typed_config", "it is missing")),
-            Err(_) if optional => continue,
-            Err(refused) => return Err(refused),
-        };
-        match config.kind().rsplit('.').next().unwrap_or_default() {
-            "Router" => {
-                config.harmless(&["dynamic_stats", "suppress_envoy_headers", "start_child_span"]);
-                routed = true;
-            }
-            "JwtAuthentication" => filters.push(HttpFilter::Jwt(jwt::decode(config)?.into())),
-            "RBAC" => {
-                filters.extend(rbac::decode(config)?.map(|rules| HttpFilter::Rbac(rules.into())))
-            }
-            _ if optional => {}
-            _ => {
-                return Err(
-                    config.refuse("", format!("{} is no HTTP filter known here", config.kind()))
-                );
-            }
-        }
-    }
-    if routed {
-        Ok(filters)
-    } else {
-        Err(manager.refuse("http_filters", "the router is missing; it must be the last"))
-    }
-}
-
-/// The JSON form of `HttpConnectionManager`.
-pub(super) fn http_service_json(http: &HttpService) -> Value {
-    let mut filters: Vec<Value> = http
-        .filters
-        .iter()
-        .map(|filter| match filter {
-            HttpFilter::Jwt(policy) => jwt::encode(policy),
-            HttpFilter::Rbac(rules) => rbac::encode(rules),
-        })
-        .collect();
-    filters.push(json!({"name": "envoy.filters.http.router", "typed_config": values::any(ROUTER, json!({}))}));
-    let codec = match http.codec {
-        Codec::Auto => "AUTO",
-        Codec::Http1 => "HTTP1",
-        Codec::Http2 => "HTTP2",
-    };
-    let details = match http.client_certificate {
-        ClientCertificateDetails::Nothing => "SANITIZE",
-        ClientCertificateDetails::FromProof => "SANITIZE_SET",
-    };
-    let mut fields = json!({
-        "stat_prefix": "http",
-        "codec_type": codec,
-        "http_filters": filters,
-        "max_request_headers_kb": http.header_limit_bytes / 1024,
-        "request_headers_timeout": values::duration(http.header_timeout),
-        "common_http_protocol_options": {"idle_timeout": values::duration(http.idle_timeout)},
-        "forward_client_cert_details": details,
-        "access_log": values::access_log_json(http.access_log),
-    });
-    if details == "SANITIZE_SET" {
-        fields["set_current_client_cert_details"] = json!({"uri": true, "subject": true});
-    }
-    if http.websocket {
-        fields["upgrade_configs"] = json!([{"upgrade_type": "websocket"}]);
-    }
-    match &http.routes {
-        RouteSource::Inline(table) => fields["route_config"] = route::encode(table),
-        RouteSource::Named(name) => {
-            fields["rds"] = json!({
-            "route_config_name": &**name, "config_source": {"ads": {}, "resource_api_version": "V3"}})
-        }
-    }
-    json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": values::any(HTTP, fields)})
 }

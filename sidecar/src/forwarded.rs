@@ -1,0 +1,145 @@
+//! What the service is told of the client's address: `x-forwarded-for`, `-proto` and `-port`.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderName, HeaderValue};
+use weft_model::{Forwarded, ForwardedFor};
+
+use crate::denial::Denial;
+use crate::http::fields::Fields;
+use crate::http::head::list;
+
+const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+/// The most addresses that a request may name: a proxy that adds one must draw a line, or a loop of
+/// proxies never ends.
+const ADDRESS_LIMIT: usize = 30;
+
+/// Where a request came from, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    pub(crate) client: SocketAddr,
+    /// The port that the client aimed at.
+    pub(crate) port: u16,
+    pub(crate) is_tls: bool,
+}
+
+/// Adds what `rule` says.
+///
+/// # Errors
+/// [`Denial::TooManyForwarders`].
+pub(crate) fn apply(fields: &mut Fields, rule: Forwarded, origin: Origin) -> Result<(), Denial> {
+    match rule.addresses {
+        ForwardedFor::Preserve => check(fields).map(drop),
+        ForwardedFor::Remove => {
+            fields.remove(|name| name.eq_ignore_ascii_case(FOR.as_str().as_bytes()));
+            Ok(())
+        }
+        ForwardedFor::Append => {
+            let mut chain = check(fields)?;
+            if !chain.is_empty() {
+                chain.extend_from_slice(b", ");
+            }
+            chain.extend_from_slice(told(origin.client, rule.client_port).as_bytes());
+            set(fields, FOR, HeaderValue::try_from(chain).ok());
+            let proto = if origin.is_tls { "https" } else { "http" };
+            set(fields, PROTO, Some(HeaderValue::from_static(proto)));
+            set(fields, PORT, Some(origin.port.into()));
+            Ok(())
+        }
+    }
+}
+
+/// The addresses that are named already, in one value.
+fn check(fields: &Fields) -> Result<Vec<u8>, Denial> {
+    let (mut chain, mut addresses) = (Vec::new(), 0);
+    fields.each(FOR.as_str(), |value| {
+        addresses += list(value).count();
+        if !chain.is_empty() {
+            chain.extend_from_slice(b", ");
+        }
+        chain.extend_from_slice(value);
+    });
+    if addresses > ADDRESS_LIMIT { Err(Denial::TooManyForwarders) } else { Ok(chain) }
+}
+
+fn set(fields: &mut Fields, name: HeaderName, value: Option<HeaderValue>) {
+    fields.remove(|held| held.eq_ignore_ascii_case(name.as_str().as_bytes()));
+    if let Some(value) = value {
+        fields.add(name, value);
+    }
+}
+
+/// IPv6 gets its brackets when a port follows.
+fn told(client: SocketAddr, with_port: bool) -> String {
+    let address: IpAddr = client.ip().to_canonical();
+    if with_port {
+        SocketAddr::new(address, client.port()).to_string()
+    } else {
+        address.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderMap;
+
+    fn check(before: &[&str], addresses: ForwardedFor, client_port: bool, expected: &[&str]) {
+        for client in ["10.0.0.9:4711", "[::ffff:10.0.0.9]:4711"] {
+            let mut map = HeaderMap::new();
+            for value in before {
+                map.append(FOR, HeaderValue::from_str(value).expect("a value"));
+            }
+            let mut fields = Fields::Map(map);
+            let client = client.parse().expect("an address");
+            let origin = Origin { client, port: 8080, is_tls: true };
+            apply(&mut fields, Forwarded { addresses, client_port }, origin).expect("few");
+            let mut after = Vec::new();
+            fields.each(FOR.as_str(), |v| after.push(String::from_utf8_lossy(v).into_owned()));
+            assert_eq!(after, expected, "{before:?} {addresses:?}");
+            let told = addresses == ForwardedFor::Append;
+            assert_eq!(fields.text(PROTO.as_str()), told.then_some("https"));
+            assert_eq!(fields.text(PORT.as_str()), told.then_some("8080"));
+        }
+    }
+
+    #[test]
+    fn the_nine_cases_of_the_table() {
+        use ForwardedFor::{Append, Preserve, Remove};
+        check(&[], Append, false, &["10.0.0.9"]);
+        check(&["a"], Append, false, &["a, 10.0.0.9"]);
+        check(&["a, b", "c"], Append, false, &["a, b, c, 10.0.0.9"]);
+        check(&[], Preserve, false, &[]);
+        check(&["a"], Preserve, false, &["a"]);
+        check(&["a, b", "c"], Preserve, false, &["a, b", "c"]);
+        check(&[], Remove, false, &[]);
+        check(&["a"], Remove, false, &[]);
+        check(&["a, b", "c"], Remove, false, &[]);
+        check(&["a"], Append, true, &["a, 10.0.0.9:4711"]);
+        check(&["a"], Preserve, true, &["a"]);
+        check(&["a"], Remove, true, &[]);
+    }
+
+    #[test]
+    fn an_ipv6_address_has_brackets_before_a_port() {
+        let client = "[2001:db8::1]:8080".parse().expect("an address");
+        assert_eq!(told(client, false), "2001:db8::1");
+        assert_eq!(told(client, true), "[2001:db8::1]:8080");
+    }
+
+    #[test]
+    fn a_chain_of_forwarders_has_an_end() {
+        let with = |count: usize| {
+            let mut map = HeaderMap::new();
+            map.append(FOR, HeaderValue::try_from(vec!["a"; count].join(",")).expect("a value"));
+            let rule = Forwarded { addresses: ForwardedFor::Append, client_port: false };
+            let client = ([10, 0, 0, 9], 1).into();
+            apply(&mut Fields::Map(map), rule, Origin { client, port: 1, is_tls: false })
+        };
+        assert_eq!(with(29), Ok(()));
+        assert_eq!(with(30), Ok(()));
+        assert_eq!(with(31), Err(Denial::TooManyForwarders));
+    }
+}

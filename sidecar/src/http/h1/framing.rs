@@ -1,0 +1,157 @@
+//! What the fields of a message say of the message itself: how its body is framed, and what becomes
+//! of the connection (RFC 9112, sections 6, 7 and 9).
+
+use httparse::Header;
+
+use crate::denial::Denial;
+use crate::http::authority::is_authority;
+use crate::http::desync::{Found, Reason};
+use crate::http::head::{HttpVersion, list};
+
+/// The largest body that is carried: no service means one of more.
+const BODY_LIMIT_BYTES: u64 = 1 << 40;
+
+/// What the fields say.
+#[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is whether a token stood in its field")]
+pub(super) struct Facts {
+    pub(super) host: Option<String>,
+    pub(super) content_length: Option<u64>,
+    pub(super) chunked: bool,
+    pub(super) close: bool,
+    pub(super) keep_alive: bool,
+    /// Whether `connection` names `upgrade`.
+    pub(super) upgrades: bool,
+    /// Whether `upgrade` asks for WebSocket.
+    pub(super) websocket: bool,
+    pub(super) expects_continue: bool,
+    /// Whether a field's name looks like one of those that frame a message.
+    suspicious: bool,
+}
+
+impl Facts {
+    /// Reads the fields of a message of that version. What departs from the standard is added to
+    /// `found`.
+    ///
+    /// # Errors
+    /// What has no reading at all.
+    pub(super) fn of(
+        headers: &[Header<'_>],
+        version: HttpVersion,
+        found: &mut Found,
+    ) -> Result<Self, Denial> {
+        let mut facts = Self::default();
+        for header in headers {
+            facts.take(header, found)?;
+        }
+        let frames = facts.chunked || facts.content_length.is_some();
+        if facts.suspicious && frames {
+            return Err(Denial::Desync(Reason::SuspiciousTeClPresent));
+        }
+        if facts.suspicious {
+            found.add(Reason::SuspiciousHeader);
+        }
+        if facts.chunked && version == HttpVersion::Http10 {
+            return Err(Denial::Malformed("transfer-encoding in HTTP/1.0"));
+        }
+        if facts.chunked && facts.content_length.is_some() {
+            found.add(Reason::BothTeClPresent);
+            facts.content_length = None;
+        }
+        Ok(facts)
+    }
+
+    fn take(&mut self, header: &Header<'_>, found: &mut Found) -> Result<(), Denial> {
+        // Most names are none of these, and their length tells.
+        match header.name.len() {
+            4 if header.name.eq_ignore_ascii_case("host") => self.take_host(header.value)?,
+            6 if header.name.eq_ignore_ascii_case("expect") => {
+                self.expects_continue = header.value.eq_ignore_ascii_case(b"100-continue");
+            }
+            7 if header.name.eq_ignore_ascii_case("upgrade") => {
+                self.websocket |= header.value.eq_ignore_ascii_case(b"websocket");
+            }
+            10 if header.name.eq_ignore_ascii_case("connection") => {
+                for token in list(header.value) {
+                    self.close |= token.eq_ignore_ascii_case(b"close");
+                    self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                    self.upgrades |= token.eq_ignore_ascii_case(b"upgrade");
+                }
+            }
+            14 if header.name.eq_ignore_ascii_case("content-length") => {
+                self.take_length(header.value, found)?;
+            }
+            17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
+                self.take_coding(header.value)?;
+            }
+            _ => self.suspicious |= looks_like_framing(header.name),
+        }
+        if !header.value.is_ascii() {
+            found.add(Reason::NonCompliantHeader);
+        }
+        Ok(())
+    }
+
+    fn take_host(&mut self, value: &[u8]) -> Result<(), Denial> {
+        if self.host.is_some() {
+            return Err(Denial::Malformed("more than one host"));
+        }
+        if !is_authority(value) {
+            return Err(Denial::Malformed("the host is no host and port"));
+        }
+        self.host = Some(String::from_utf8_lossy(value).into_owned());
+        Ok(())
+    }
+
+    fn take_length(&mut self, value: &[u8], found: &mut Found) -> Result<(), Denial> {
+        if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+            return Err(Denial::Desync(Reason::BadContentLength));
+        }
+        let length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+        let length = length.filter(|length| *length <= BODY_LIMIT_BYTES);
+        let length = length.ok_or(Denial::BodyTooLarge)?;
+        match self.content_length {
+            Some(before) if before != length => {
+                return Err(Denial::Desync(Reason::MultipleContentLength));
+            }
+            Some(_) => found.add(Reason::DuplicateContentLength),
+            None => self.content_length = Some(length),
+        }
+        Ok(())
+    }
+
+    fn take_coding(&mut self, value: &[u8]) -> Result<(), Denial> {
+        if value.eq_ignore_ascii_case(b"chunked") {
+            if self.chunked {
+                return Err(Denial::Desync(Reason::MultipleTransferEncodingChunked));
+            }
+            self.chunked = true;
+            return Ok(());
+        }
+        let chunked = list(value).filter(|coding| coding.eq_ignore_ascii_case(b"chunked")).count();
+        if chunked > 1 {
+            return Err(Denial::Desync(Reason::MultipleTransferEncodingChunked));
+        }
+        let known = |coding: &[u8]| {
+            [&b"gzip"[..], b"x-gzip", b"deflate", b"compress", b"x-compress", b"chunked"]
+                .iter()
+                .any(|known| coding.eq_ignore_ascii_case(known))
+        };
+        // What is a coding, only not one of ours, is told apart from what merely looks like one.
+        if list(value).all(known) {
+            return Err(Denial::UnknownCoding);
+        }
+        Err(Denial::Desync(Reason::BadTransferEncoding))
+    }
+}
+
+/// Whether a name would be one that frames a message, were it not for its separators: some services
+/// take `_` for `-`.
+fn looks_like_framing(name: &str) -> bool {
+    let letters = || name.bytes().filter(u8::is_ascii_alphanumeric);
+    let same = |word: &str| {
+        letters().map(|b| b.to_ascii_lowercase()).eq(word.bytes().filter(u8::is_ascii_alphanumeric))
+    };
+    // The letters of neither can be fewer than this, nor with a separator or two more than that.
+    matches!(name.len(), 13..=20) && (same("content-length") || same("transfer-encoding"))
+}

@@ -1,0 +1,160 @@
+//! Requests for an upgrade or a tunnel: when the endpoint agrees, bytes follow; when it does not, its
+//! answer is one like any other.
+//!
+//! Each side may speak either version. What HTTP/1.1 asks for by `upgrade: websocket` is an extended
+//! `CONNECT` in HTTP/2 (RFC 8441), and the handshake of WebSocket is completed in between.
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::HeaderValue;
+
+use super::exchange::{
+    Answer, Call, Conversation, Failure, Outcome, decline, forward_interim, http2_answer,
+};
+use super::pool::Http1;
+use super::tunnel::{Side, tunnel};
+use super::websocket;
+use crate::denial::Denial;
+use crate::http::body::{Sink, Source, carry};
+use crate::http::fields::Fields;
+use crate::http::h1::{
+    BodyReader, BodyWriter, Coding, Framing, HeadError, read_response, write_request,
+};
+use crate::http::h2 as http2;
+use crate::http::head::{HttpVersion, ResponseHead, Unwanted, Upgrade};
+
+const EARLY: Denial = Denial::Malformed("bytes before the upgrade was agreed to");
+
+/// Asks an endpoint that speaks HTTP/1.1.
+pub(super) async fn over_http1(
+    call: &mut Call<'_, '_, '_>,
+    connection: &mut Http1,
+    upgrade: Upgrade,
+    limit_bytes: usize,
+) -> Result<Conversation, HeadError> {
+    let by_http2 = call.head.version == HttpVersion::Http2;
+    let proof = match upgrade {
+        Upgrade::WebSocket if by_http2 => Some(websocket::add_key(&mut call.head.fields)),
+        Upgrade::WebSocket | Upgrade::Tunnel => None,
+    };
+    write_request(&call.head, Framing::None, connection.writer.room());
+    connection.writer.flush().await.map_err(|_| HeadError::Broken)?;
+    let mut interim = 0;
+    let mut response = loop {
+        let response = tokio::select! {
+            response = read_response(&mut connection.reader, &call.head.method, limit_bytes) => {
+                response?
+            }
+            () = call.reply.refused() => return Err(HeadError::Refused(Denial::ClientGone)),
+        };
+        if !response.is_interim() {
+            break response;
+        }
+        interim += 1;
+        forward_interim(response.head, interim, call.reply).await.map_err(HeadError::Refused)?;
+    };
+    let status = response.head.status;
+    let agreed = match upgrade {
+        Upgrade::WebSocket => status == 101,
+        Upgrade::Tunnel => (200..300).contains(&status),
+    };
+    if !agreed && status == 101 {
+        return Err(HeadError::Refused(Denial::UpstreamBroken));
+    }
+    if !agreed {
+        return Ok(decline(call, connection, response).await);
+    }
+    if let Some(proof) = proof
+        && !websocket::take_proof(&mut response.head.fields, &proof)
+    {
+        return Err(HeadError::Refused(Denial::UpstreamBroken));
+    }
+    let writer = &mut connection.writer;
+    let upstream = Side {
+        source: Source::Http1(BodyReader::new(&mut connection.reader, Framing::UntilClose)),
+        sink: Sink::Http1(BodyWriter { writer, coding: Coding::Tunnel }),
+    };
+    let outcome = join(call, upstream, response.head).await.map_err(HeadError::Refused)?;
+    Ok(Conversation { outcome, reusable: false })
+}
+
+/// Asks an endpoint that speaks HTTP/2.
+pub(super) async fn over_http2(
+    call: &mut Call<'_, '_, '_>,
+    mut sender: SendRequest<Bytes>,
+    upgrade: Upgrade,
+    scheme: &str,
+) -> Result<Outcome, Failure> {
+    if upgrade == Upgrade::WebSocket && !sender.is_extended_connect_protocol_enabled() {
+        let why = "the service speaks HTTP/2 without WebSocket over it";
+        return Err(Failure::Denied(Denial::ProtocolMismatch(why)));
+    }
+    let by_http2 = call.head.version == HttpVersion::Http2;
+    let proof = match upgrade {
+        Upgrade::WebSocket if !by_http2 => Some(take_key(call)?),
+        Upgrade::WebSocket | Upgrade::Tunnel => None,
+    };
+    let request = http2::to_request(&call.head, scheme).map_err(Failure::Denied)?;
+    let (mut response, stream) = sender.send_request(request, false).map_err(|_| Failure::Stale)?;
+    let mut interim = 0;
+    let response = loop {
+        let answer = tokio::select! {
+            answer = http2_answer(&mut response) => answer?,
+            () = call.reply.refused() => return Err(Failure::Denied(Denial::ClientGone)),
+        };
+        match answer {
+            Answer::Final(response) => break response,
+            Answer::Interim(head) => {
+                interim += 1;
+                forward_interim(head, interim, call.reply).await.map_err(Failure::Denied)?;
+            }
+        }
+    };
+    let (parts, body) = response.into_parts();
+    let status = parts.status;
+    let mut head = http2::response(parts, false).map_err(Failure::Denied)?;
+    let mut source = Source::Http2(body);
+    let mut sink = Sink::Http2(stream);
+    if !status.is_success() {
+        let mut outcome = Outcome { status: status.as_u16(), ..Outcome::default() };
+        let (unwanted, mut down) = call.reply.start(head, &source, &call.head);
+        outcome.downloaded(carry(&mut source, &mut down, &unwanted, call.pulse).await);
+        call.reply.finished(outcome.broken.is_none());
+        sink.abort();
+        return Ok(outcome);
+    }
+    head.content_length = None;
+    if let Some(proof) = proof {
+        websocket::add_proof(&mut head.fields, proof);
+    }
+    join(call, Side { source, sink }, head).await.map_err(Failure::Denied)
+}
+
+fn take_key(call: &mut Call<'_, '_, '_>) -> Result<HeaderValue, Failure> {
+    let proof = websocket::take_key(&mut call.head.fields);
+    proof.ok_or(Failure::Denied(Denial::Malformed("an upgrade to WebSocket without a key")))
+}
+
+/// Tells the client that the endpoint agreed, and joins the two.
+async fn join(
+    call: &mut Call<'_, '_, '_>,
+    upstream: Side<'_>,
+    mut head: ResponseHead,
+) -> Result<Outcome, Denial> {
+    let source = std::mem::replace(&mut call.source, Source::Empty);
+    let source = source.upgraded().ok_or(EARLY)?;
+    Unwanted::of_response(&head.fields).strip(&mut head.fields);
+    let by_http2 = call.head.version == HttpVersion::Http2;
+    head.status = match call.head.upgrade {
+        Some(Upgrade::WebSocket) if !by_http2 => 101,
+        _ => 200,
+    };
+    if let Fields::Map(fields) = &mut head.fields {
+        fields.remove(http::header::CONTENT_LENGTH);
+    }
+    let mut outcome = Outcome { status: head.status, ..Outcome::default() };
+    let sink = call.reply.switch(head).ok_or(Denial::ClientGone)?;
+    let client = Side { source, sink };
+    (outcome.bytes_sent, outcome.bytes_received) = tunnel(client, upstream, call.pulse).await;
+    Ok(outcome)
+}

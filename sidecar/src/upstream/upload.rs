@@ -1,0 +1,75 @@
+//! The request's body on its way, while the response is awaited and carried back: either may end first.
+
+use std::pin::pin;
+
+use crate::denial::Denial;
+use crate::http::body::Broken;
+use crate::patience::Pulse;
+use crate::pipeline::Reply;
+
+/// A body being sent.
+pub(super) struct Upload<'p, F> {
+    carrying: F,
+    /// How it ended, once it has.
+    ended: Option<Result<u64, Broken>>,
+    pulse: &'p Pulse,
+}
+
+impl<'p, F: Future<Output = Result<u64, Broken>> + Unpin> Upload<'p, F> {
+    pub(super) fn new(carrying: F, pulse: &'p Pulse) -> Self {
+        Self { carrying, ended: None, pulse }
+    }
+
+    /// Sends on until the response is there, or the client no longer wants it.
+    pub(super) async fn until_answered<R>(
+        &mut self,
+        response: impl Future<Output = R>,
+        reply: &mut Reply<'_>,
+    ) -> Result<R, Denial> {
+        let mut response = pin!(response);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut self.carrying, if self.ended.is_none() => {
+                    self.pulse.request_received();
+                    match result {
+                        Err(Broken::Source) => return Err(Denial::ClientGone),
+                        Err(Broken::Malformed(why)) => return Err(Denial::Malformed(why)),
+                        // An endpoint that takes no more may have answered before; that counts.
+                        Err(Broken::Sink) | Ok(_) => self.ended = Some(result),
+                    }
+                }
+                response = &mut response => return Ok(response),
+                () = reply.refused() => return Err(Denial::ClientGone),
+            }
+        }
+    }
+
+    /// Sends on until the response was carried to its end.
+    pub(super) async fn until_carried(
+        &mut self,
+        download: impl Future<Output = Result<u64, Broken>>,
+    ) -> Result<u64, Broken> {
+        let mut download = pin!(download);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut self.carrying, if self.ended.is_none() => {
+                    self.pulse.request_received();
+                    self.ended = Some(result);
+                }
+                downloaded = &mut download => return downloaded,
+            }
+        }
+    }
+
+    /// Whether all of it was sent.
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self.ended, Some(Ok(_)))
+    }
+
+    /// How much was sent, if all was.
+    pub(super) fn bytes(&self) -> u64 {
+        self.ended.and_then(Result::ok).unwrap_or(0)
+    }
+}

@@ -1,0 +1,395 @@
+//! `HttpConnectionManager`: how requests are served.
+
+#![allow(
+    clippy::indexing_slicing,
+    reason = "assigning a field of a JSON object made here cannot fail"
+)]
+
+use serde_json::{Value, json};
+use weft_model::{
+    ClientCertificateDetails, Codec, EscapedSlashes, Forwarded, ForwardedFor, HostPort, HttpFilter,
+    HttpLimits, HttpService, HttpTimeouts, PathRules, RouteSource, StreamIdle, Underscores,
+    Upgrades,
+};
+
+use super::super::{Reader, Refused, route, values};
+use super::http_ours::OurHttp;
+use super::{jwt, rbac};
+
+const HTTP: &str =
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+
+/// Reads `HttpConnectionManager`.
+pub(in super::super) fn http_service(
+    mut manager: Reader<'_>,
+    ours: &OurHttp,
+) -> Result<HttpService, Refused> {
+    manager.harmless(&[
+        "stat_prefix",
+        "server_name",
+        "tracing",
+        "generate_request_id",
+        "request_id_extension",
+        "drain_timeout",
+        "delayed_close_timeout",
+        "http_protocol_options",
+        "set_current_client_cert_details",
+        "server_header_transformation",
+        // Expectations are always forwarded, as RFC 9110, section 10.1.1, asks of a proxy.
+        "proxy_100_continue",
+    ]);
+    let codec = codec(&mut manager)?;
+    let mut limits = HttpLimits { head_bytes: head_bytes(&mut manager)?, ..HttpLimits::default() };
+    limits.target_bytes = ours.target_bytes.unwrap_or(limits.target_bytes).min(limits.head_bytes);
+    limits.field_bytes = ours.field_bytes.unwrap_or(limits.field_bytes).min(limits.head_bytes);
+    let mut timeouts = timeouts(&mut manager)?;
+    timeouts.stall = ours.stall.unwrap_or(timeouts.stall);
+    let mut underscores = Underscores::Drop;
+    if let Some(common) = manager.child("common_http_protocol_options") {
+        underscores = common_options(common, &mut limits, &mut timeouts)?;
+    }
+    if ours.allows_underscores {
+        underscores = Underscores::Allow;
+    }
+    if let Some(http2) = manager.child("http2_protocol_options") {
+        http2_options(http2, &mut limits)?;
+    }
+    let upgrades = upgrades(&mut manager)?;
+    let client_certificate = client_certificate(&mut manager)?;
+    let path = path_rules(&mut manager)?;
+    let forwarded = forwarded(&mut manager, ours);
+    let host_port = host_port(&mut manager, ours)?;
+    let access_log = values::access_log(&mut manager);
+    let routes = routes(&mut manager)?;
+    let filters = http_filters(&mut manager)?;
+    Ok(HttpService {
+        codec,
+        routes,
+        filters,
+        limits,
+        timeouts,
+        path,
+        desync: ours.desync.unwrap_or_default(),
+        forwarded,
+        host_port,
+        underscores,
+        upgrades,
+        client_certificate,
+        access_log,
+    })
+}
+
+fn head_bytes(manager: &mut Reader<'_>) -> Result<usize, Refused> {
+    match manager.number("max_request_headers_kb") {
+        None => Ok(HttpLimits::default().head_bytes),
+        Some(kib @ 1..=8192) => Ok(usize::try_from(kib).unwrap_or(60) * 1024),
+        Some(kib) => {
+            Err(manager
+                .refuse("max_request_headers_kb", format!("{kib} is not between 1 and 8192")))
+        }
+    }
+}
+
+fn timeouts(manager: &mut Reader<'_>) -> Result<HttpTimeouts, Refused> {
+    let mut timeouts = HttpTimeouts::default();
+    if let Some(head) = manager.duration("request_headers_timeout")? {
+        timeouts.head = head;
+    }
+    timeouts.request = manager.duration("request_timeout")?.filter(|t| !t.is_zero());
+    if let Some(idle) = manager.duration("stream_idle_timeout")? {
+        timeouts.stream_idle = StreamIdle::Set(Some(idle).filter(|t| !t.is_zero()));
+    }
+    Ok(timeouts)
+}
+
+/// Reads `HttpProtocolOptions`, and what becomes of fields with `_`.
+fn common_options(
+    mut common: Reader<'_>,
+    limits: &mut HttpLimits,
+    timeouts: &mut HttpTimeouts,
+) -> Result<Underscores, Refused> {
+    if let Some(idle) = common.duration("idle_timeout")? {
+        timeouts.idle = idle;
+    }
+    timeouts.age = common.duration("max_connection_duration")?.filter(|t| !t.is_zero());
+    if let Some(count) = common.number("max_headers_count") {
+        limits.field_count =
+            usize::try_from(count).ok().filter(|count| (1..=1024).contains(count)).ok_or_else(
+                || common.refuse("max_headers_count", format!("{count} is not between 1 and 1024")),
+            )?;
+    }
+    limits.requests_per_connection =
+        common.number("max_requests_per_connection").filter(|n| *n > 0);
+    match common.choice("headers_with_underscores_action").as_str() {
+        "REJECT_REQUEST" => Ok(Underscores::Reject),
+        // ALLOW is the default of the enumeration, so it cannot be told from nothing.
+        _ => Ok(Underscores::Drop),
+    }
+}
+
+fn http2_options(mut http2: Reader<'_>, limits: &mut HttpLimits) -> Result<(), Refused> {
+    http2.harmless(&[
+        "initial_stream_window_size",
+        "initial_connection_window_size",
+        "allow_connect",
+        "hpack_table_size",
+        "connection_keepalive",
+    ]);
+    if let Some(streams) = http2.number("max_concurrent_streams") {
+        if streams == 0 || streams > 0x7fff_ffff {
+            return Err(http2.refuse(
+                "max_concurrent_streams",
+                format!("{streams} is not between 1 and 2147483647"),
+            ));
+        }
+        limits.streams = streams;
+    }
+    Ok(())
+}
+
+/// What may be upgraded to.
+fn upgrades(manager: &mut Reader<'_>) -> Result<Upgrades, Refused> {
+    let mut upgrades = Upgrades::default();
+    for mut upgrade in manager.children("upgrade_configs") {
+        let kind = upgrade.required_text("upgrade_type")?;
+        let enabled = upgrade.flag("enabled").unwrap_or(true);
+        if kind.eq_ignore_ascii_case("websocket") {
+            upgrades.websocket = enabled;
+        } else if kind == "CONNECT" {
+            upgrades.connect = enabled;
+        } else {
+            return Err(upgrade.refuse(
+                "upgrade_type",
+                format!("{kind:?} is not supported; websocket and CONNECT are"),
+            ));
+        }
+    }
+    Ok(upgrades)
+}
+
+fn client_certificate(manager: &mut Reader<'_>) -> Result<ClientCertificateDetails, Refused> {
+    match manager.choice("forward_client_cert_details").as_str() {
+        "SANITIZE" => Ok(ClientCertificateDetails::Nothing),
+        "SANITIZE_SET" => Ok(ClientCertificateDetails::FromProof),
+        other => Err(manager.refuse(
+            "forward_client_cert_details",
+            format!("{other} would let a client claim an identity; SANITIZE and SANITIZE_SET are supported"),
+        )),
+    }
+}
+
+fn path_rules(manager: &mut Reader<'_>) -> Result<PathRules, Refused> {
+    let escaped_slashes = match manager.choice("path_with_escaped_slashes_action").as_str() {
+        "IMPLEMENTATION_SPECIFIC_DEFAULT" | "REJECT_REQUEST" => EscapedSlashes::Reject,
+        "KEEP_UNCHANGED" => EscapedSlashes::Keep,
+        "UNESCAPE_AND_FORWARD" => EscapedSlashes::Unescape,
+        other => {
+            return Err(manager.refuse(
+                "path_with_escaped_slashes_action",
+                format!("{other} is not supported; REJECT_REQUEST, KEEP_UNCHANGED and UNESCAPE_AND_FORWARD are"),
+            ));
+        }
+    };
+    Ok(PathRules {
+        normalize: manager.flag("normalize_path").unwrap_or(false),
+        merge_slashes: manager.flag("merge_slashes").unwrap_or(false),
+        escaped_slashes,
+    })
+}
+
+fn forwarded(manager: &mut Reader<'_>, ours: &OurHttp) -> Forwarded {
+    let appends = manager.flag("use_remote_address").unwrap_or(false);
+    let skips = manager.flag("skip_xff_append").unwrap_or(false);
+    let addresses = match (ours.removes_forwarded, appends && !skips) {
+        (true, _) => ForwardedFor::Remove,
+        (false, true) => ForwardedFor::Append,
+        (false, false) => ForwardedFor::Preserve,
+    };
+    Forwarded { addresses, client_port: ours.client_port.unwrap_or(false) }
+}
+
+fn host_port(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<HostPort, Refused> {
+    let matching = manager.flag("strip_matching_host_port").unwrap_or(false);
+    let any = manager.flag("strip_any_host_port").unwrap_or(false);
+    match (matching, any, ours.canonical_host_port) {
+        (false, false, false) => Ok(HostPort::Keep),
+        (true, false, false) => Ok(HostPort::StripMatching),
+        (false, true, false) => Ok(HostPort::StripAny),
+        (false, false, true) => Ok(HostPort::Canonical),
+        _ => Err(manager.refuse(
+            "strip_any_host_port",
+            "only one of it, strip_matching_host_port and our host_port may be set",
+        )),
+    }
+}
+
+fn codec(manager: &mut Reader<'_>) -> Result<Codec, Refused> {
+    match manager.choice("codec_type").as_str() {
+        "AUTO" => Ok(Codec::Auto),
+        "HTTP1" => Ok(Codec::Http1),
+        "HTTP2" => Ok(Codec::Http2),
+        other => Err(manager
+            .refuse("codec_type", format!("{other} is not spoken; AUTO, HTTP1 and HTTP2 are"))),
+    }
+}
+
+fn routes(manager: &mut Reader<'_>) -> Result<RouteSource, Refused> {
+    if let Some(table) = manager.child("route_config") {
+        return Ok(RouteSource::Inline(route::decode(table)?.into()));
+    }
+    let mut rds = manager
+        .required_child("rds")
+        .map_err(|_| manager.refuse("", "one of route_config and rds must be set"))?;
+    rds.harmless(&["config_source"]);
+    Ok(RouteSource::Named(rds.required_text("route_config_name")?.into()))
+}
+
+fn http_filters(manager: &mut Reader<'_>) -> Result<Vec<HttpFilter>, Refused> {
+    let mut filters = Vec::new();
+    let mut routed = false;
+    for mut filter in manager.children("http_filters") {
+        filter.harmless(&["name"]);
+        if routed {
+            return Err(filter.refuse("", "the router must be the last filter"));
+        }
+        let optional = filter.flag("is_optional").unwrap_or(false);
+        if filter.flag("disabled").unwrap_or(false) {
+            return Err(filter.refuse("disabled", "it is not supported; leave the filter out"));
+        }
+        let mut config = match filter.any("typed_config") {
+            Ok(Some(config)) => config,
+            Ok(None) => return Err(filter.refuse("typed_config", "it is missing")),
+            Err(_) if optional => continue,
+            Err(refused) => return Err(refused),
+        };
+        match config.kind().rsplit('.').next().unwrap_or_default() {
+            "Router" => {
+                config.harmless(&["dynamic_stats", "suppress_envoy_headers", "start_child_span"]);
+                routed = true;
+            }
+            "JwtAuthentication" => filters.push(HttpFilter::Jwt(jwt::decode(config)?.into())),
+            "RBAC" => {
+                filters.extend(rbac::decode(config)?.map(|rules| HttpFilter::Rbac(rules.into())))
+            }
+            _ if optional => {}
+            _ => {
+                return Err(
+                    config.refuse("", format!("{} is no HTTP filter known here", config.kind()))
+                );
+            }
+        }
+    }
+    if routed {
+        Ok(filters)
+    } else {
+        Err(manager.refuse("http_filters", "the router is missing; it must be the last"))
+    }
+}
+
+/// The JSON form of `HttpConnectionManager`.
+pub(in super::super) fn http_service_json(http: &HttpService) -> Value {
+    let mut filters: Vec<Value> = http
+        .filters
+        .iter()
+        .map(|filter| match filter {
+            HttpFilter::Jwt(policy) => jwt::encode(policy),
+            HttpFilter::Rbac(rules) => rbac::encode(rules),
+        })
+        .collect();
+    filters.push(json!({"name": "envoy.filters.http.router", "typed_config": values::any(ROUTER, json!({}))}));
+    let codec = match http.codec {
+        Codec::Auto => "AUTO",
+        Codec::Http1 => "HTTP1",
+        Codec::Http2 => "HTTP2",
+    };
+    let details = match http.client_certificate {
+        ClientCertificateDetails::Nothing => "SANITIZE",
+        ClientCertificateDetails::FromProof => "SANITIZE_SET",
+    };
+    let mut fields = json!({
+        "stat_prefix": "http",
+        "codec_type": codec,
+        "http_filters": filters,
+        "max_request_headers_kb": http.limits.head_bytes / 1024,
+        "request_headers_timeout": values::duration(http.timeouts.head),
+        "common_http_protocol_options": common_options_json(http),
+        "forward_client_cert_details": details,
+        "access_log": values::access_log_json(http.access_log),
+    });
+    if details == "SANITIZE_SET" {
+        fields["set_current_client_cert_details"] = json!({"uri": true, "subject": true});
+    }
+    add_rules(http, &mut fields);
+    match &http.routes {
+        RouteSource::Inline(table) => fields["route_config"] = route::encode(table),
+        RouteSource::Named(name) => {
+            fields["rds"] = json!({
+            "route_config_name": &**name, "config_source": {"ads": {}, "resource_api_version": "V3"}})
+        }
+    }
+    json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": values::any(HTTP, fields)})
+}
+
+/// Adds what differs from the defaults.
+fn add_rules(http: &HttpService, fields: &mut Value) {
+    if let Some(request) = http.timeouts.request {
+        fields["request_timeout"] = json!(values::duration(request));
+    }
+    if let StreamIdle::Set(idle) = http.timeouts.stream_idle {
+        fields["stream_idle_timeout"] = json!(values::duration(idle.unwrap_or_default()));
+    }
+    if http.limits.streams != HttpLimits::default().streams {
+        fields["http2_protocol_options"] = json!({"max_concurrent_streams": http.limits.streams});
+    }
+    let upgrades = [(http.upgrades.websocket, "websocket"), (http.upgrades.connect, "CONNECT")];
+    let upgrades: Vec<Value> = upgrades
+        .iter()
+        .filter(|(enabled, _)| *enabled)
+        .map(|(_, kind)| json!({"upgrade_type": kind}))
+        .collect();
+    if !upgrades.is_empty() {
+        fields["upgrade_configs"] = json!(upgrades);
+    }
+    match http.forwarded.addresses {
+        ForwardedFor::Append => fields["use_remote_address"] = json!(true),
+        ForwardedFor::Preserve | ForwardedFor::Remove => {}
+    }
+    match http.host_port {
+        HostPort::StripMatching => fields["strip_matching_host_port"] = json!(true),
+        HostPort::StripAny => fields["strip_any_host_port"] = json!(true),
+        HostPort::Keep | HostPort::Canonical => {}
+    }
+    if http.path.normalize {
+        fields["normalize_path"] = json!(true);
+    }
+    if http.path.merge_slashes {
+        fields["merge_slashes"] = json!(true);
+    }
+    match http.path.escaped_slashes {
+        EscapedSlashes::Reject => {}
+        EscapedSlashes::Keep => {
+            fields["path_with_escaped_slashes_action"] = json!("KEEP_UNCHANGED");
+        }
+        EscapedSlashes::Unescape => {
+            fields["path_with_escaped_slashes_action"] = json!("UNESCAPE_AND_FORWARD");
+        }
+    }
+}
+
+fn common_options_json(http: &HttpService) -> Value {
+    let mut common = json!({"idle_timeout": values::duration(http.timeouts.idle)});
+    if http.limits.field_count != HttpLimits::default().field_count {
+        common["max_headers_count"] = json!(http.limits.field_count);
+    }
+    if let Some(requests) = http.limits.requests_per_connection {
+        common["max_requests_per_connection"] = json!(requests);
+    }
+    if let Some(age) = http.timeouts.age {
+        common["max_connection_duration"] = json!(values::duration(age));
+    }
+    if http.underscores == Underscores::Reject {
+        common["headers_with_underscores_action"] = json!("REJECT_REQUEST");
+    }
+    common
+}

@@ -1,0 +1,117 @@
+//! What a chain says of HTTP that Envoy has no field for: in its metadata, under `weft`.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use weft_model::{
+    DesyncMode, ForwardedFor, HostPort, HttpLimits, HttpService, HttpTimeouts, Underscores,
+};
+
+use super::super::{Reader, Refused};
+
+/// What is ours, by its name in the metadata.
+const DESYNC: &str = "desync_mode";
+const FORWARDED_FOR: &str = "forwarded_for";
+const CLIENT_PORT: &str = "forwarded_client_port";
+const HOST_PORT: &str = "host_port";
+const UNDERSCORES: &str = "underscores";
+const TARGET_LIMIT: &str = "target_limit_bytes";
+const FIELD_LIMIT: &str = "field_limit_bytes";
+const STALL: &str = "stall_timeout_ms";
+const OURS: [&str; 8] =
+    [DESYNC, FORWARDED_FOR, CLIENT_PORT, HOST_PORT, UNDERSCORES, TARGET_LIMIT, FIELD_LIMIT, STALL];
+
+/// What a chain's metadata says of HTTP that Envoy has no field for.
+#[derive(Debug, Default)]
+pub(in super::super) struct OurHttp {
+    pub(super) desync: Option<DesyncMode>,
+    pub(super) removes_forwarded: bool,
+    pub(super) client_port: Option<bool>,
+    pub(super) canonical_host_port: bool,
+    pub(super) allows_underscores: bool,
+    pub(super) target_bytes: Option<usize>,
+    pub(super) field_bytes: Option<usize>,
+    pub(super) stall: Option<Duration>,
+}
+
+impl OurHttp {
+    /// Reads a field of ours.
+    pub(in super::super) fn read(
+        &mut self,
+        field: &str,
+        mut value: Reader<'_>,
+    ) -> Result<(), Refused> {
+        let word = value.text("string_value");
+        let refuse = |value: &Reader<'_>, right: &str| {
+            value.refuse("", format!("{word:?} is not known for {field}; {right}"))
+        };
+        match field {
+            DESYNC => {
+                let mode = DesyncMode::named(&word);
+                self.desync = Some(
+                    mode.ok_or_else(|| refuse(&value, "monitor, defensive and strictest are"))?,
+                );
+            }
+            FORWARDED_FOR if word == "remove" => self.removes_forwarded = true,
+            FORWARDED_FOR => {
+                let right = "remove is; use_remote_address and skip_xff_append say the rest";
+                return Err(refuse(&value, right));
+            }
+            HOST_PORT if word == "canonical" => self.canonical_host_port = true,
+            HOST_PORT => {
+                let right =
+                    "canonical is; strip_any_host_port and strip_matching_host_port say the rest";
+                return Err(refuse(&value, right));
+            }
+            UNDERSCORES if word == "allow" => self.allows_underscores = true,
+            UNDERSCORES => {
+                return Err(refuse(
+                    &value,
+                    "allow is; headers_with_underscores_action says the rest",
+                ));
+            }
+            CLIENT_PORT => self.client_port = value.flag("bool_value"),
+            TARGET_LIMIT => self.target_bytes = Some(size(&mut value, field)?),
+            FIELD_LIMIT => self.field_bytes = Some(size(&mut value, field)?),
+            STALL => {
+                let milliseconds = size(&mut value, field)?;
+                self.stall = Some(Duration::from_millis(milliseconds as u64));
+            }
+            other => {
+                let known = OURS.join(", ");
+                return Err(value.refuse("", format!("{other:?} is not known; {known} are")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn size(value: &mut Reader<'_>, field: &str) -> Result<usize, Refused> {
+    let number = value.number("number_value").and_then(|n| usize::try_from(n).ok());
+    number
+        .filter(|n| *n > 0)
+        .ok_or_else(|| value.refuse("", format!("{field} must be a whole number above 0")))
+}
+
+/// The metadata of a chain that serves HTTP: what differs from the defaults.
+pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> {
+    let mut ours = Map::new();
+    let (limits, timeouts) = (HttpLimits::default(), HttpTimeouts::default());
+    let mut add = |name: &str, differs: bool, value: Value| {
+        if differs {
+            ours.insert(name.into(), value);
+        }
+    };
+    add(DESYNC, http.desync != DesyncMode::default(), json!(http.desync.word()));
+    add(FORWARDED_FOR, http.forwarded.addresses == ForwardedFor::Remove, json!("remove"));
+    add(CLIENT_PORT, http.forwarded.client_port, json!(true));
+    add(HOST_PORT, http.host_port == HostPort::Canonical, json!("canonical"));
+    add(UNDERSCORES, http.underscores == Underscores::Allow, json!("allow"));
+    let target = http.limits.target_bytes;
+    add(TARGET_LIMIT, target != limits.target_bytes, json!(target));
+    let field = http.limits.field_bytes;
+    add(FIELD_LIMIT, field != limits.field_bytes, json!(field));
+    let stall = u64::try_from(http.timeouts.stall.as_millis()).unwrap_or(u64::MAX);
+    add(STALL, http.timeouts.stall != timeouts.stall, json!(stall));
+    ours
+}
