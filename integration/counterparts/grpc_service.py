@@ -1,4 +1,4 @@
-"""A gRPC service by grpcio: every kind of call, trailers, errors and cancellation. Argument: its port.
+"""A gRPC service by grpcio: many messages, trailers, errors and cancellation. Argument: its port.
 
 Messages are plain bytes, so no generated code is needed. It prints a line for what a test waits for."""
 import sys
@@ -27,11 +27,6 @@ def server_stream(request, context):
 
 def client_stream(requests, context):
     return b"%d" % sum(len(request) for request in requests)
-
-
-def both_streams(requests, context):
-    for request in requests:
-        yield request
 
 
 def given_up(context):
@@ -77,7 +72,6 @@ HANDLERS = {
     "Fails": grpc.unary_unary_rpc_method_handler(fails),
     "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),
     "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
-    "BothStreams": grpc.stream_stream_rpc_method_handler(both_streams),
     "Listens": grpc.stream_stream_rpc_method_handler(listens),
     "Waits": grpc.unary_stream_rpc_method_handler(waits),
 }

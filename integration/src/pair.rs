@@ -70,6 +70,17 @@ impl Sidecar {
     pub fn metrics(&self) -> String {
         Curl::get(self.admin, "/metrics").run().text()
     }
+
+    /// One of its metrics, by its name with its labels.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> u64 {
+        let page = self.metrics();
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.expect(name).parse().expect("a number")
+    }
 }
 
 /// What a pair of sidecars is asked to do.

@@ -48,9 +48,7 @@ fn start() -> Pair {
 }
 
 fn metric(pair: &Pair, name: &str) -> u64 {
-    let page = Curl::get(pair.caller.admin, "/metrics").run().text();
-    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.expect(name).parse().expect("a number")
+    pair.caller.metric(name)
 }
 
 #[test]
