@@ -78,8 +78,30 @@ impl Sidecar {
     #[must_use]
     pub fn metric(&self, name: &str) -> u64 {
         let page = self.metrics();
-        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.expect(name).parse().expect("a number")
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.expect(name).parse().expect("a number")
+    }
+
+    /// How many bytes of memory it has had at most, by the kernel's account.
+    ///
+    /// # Panics
+    /// When it is gone.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()));
+        let status = status.expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix(" kB"));
+        let kibibytes: u64 = peak.expect("every process has one").trim().parse().expect("a number");
+        kibibytes * 1024
+    }
+
+    /// How many bytes of memory it has.
+    ///
+    /// # Panics
+    /// When it does not say.
+    #[must_use]
+    pub fn resident(&self) -> u64 {
+        self.metric("process_resident_memory_bytes")
     }
 }
 

@@ -1,45 +1,26 @@
 //! Clients that mean harm: each is ended soon, and nobody else feels it.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
-
 use weft_integration::backend::Backend;
 use weft_integration::curl::Curl;
+use weft_integration::frames::flag::NONE;
+use weft_integration::frames::{Client, Outcome, code, frame, kind};
 use weft_integration::pair::{Pair, Wanted};
-use weft_integration::wait::{DEADLINE, eventually};
+use weft_integration::wait::eventually;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const SETTINGS: u8 = 4;
 /// How many frames a client may send at most before it is ended, with what waits in the sockets' buffers.
 const FRAMES_AT_MOST: usize = 1_000_000;
-const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 11];
-
-fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-    let [_, length @ ..] = length;
-    [&length[..], &[kind, 0], &stream.to_be_bytes(), payload].concat()
-}
-
-/// A connection that has said hello.
-fn begin(port: u16) -> TcpStream {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens");
-    stream.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
-    stream.set_write_timeout(Some(DEADLINE)).expect("it is above zero");
-    stream.write_all(&[PREFACE, &frame(SETTINGS, 0, &[])].concat()).expect("it is open");
-    stream
-}
 
 /// Sends a frame again and again until the connection is ended; how many it took.
 fn flood(port: u16, frame: &[u8]) -> usize {
     const AT_ONCE: usize = 1000;
-    let mut stream = begin(port);
-    let mut answers = stream.try_clone().expect("it can be");
+    let mut client = Client::connect(port);
+    let mut answers = client.reader();
     // Whoever floods may well read what is answered.
-    let reader = std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
+    let reader = std::thread::spawn(move || while answers.receive().is_ok() {});
     let frames = frame.repeat(AT_ONCE);
-    let rounds = (0..FRAMES_AT_MOST / AT_ONCE).take_while(|_| stream.write_all(&frames).is_ok());
+    let rounds = (0..FRAMES_AT_MOST / AT_ONCE).take_while(|_| client.send(&frames));
     let sent = rounds.count() * AT_ONCE;
-    drop(reader.join().expect("it reads to the end, whichever"));
+    reader.join().expect("it reads to the end, whichever");
     sent
 }
 
@@ -47,23 +28,18 @@ fn start() -> Pair {
     Pair::start(&Wanted::http1(Backend::telling_heads().port))
 }
 
-fn metric(pair: &Pair, name: &str) -> u64 {
-    pair.caller.metric(name)
-}
-
 #[test]
 fn floods_of_frames_are_ended_and_nobody_else_feels_them() {
     let pair = start();
     let port = pair.caller.port;
-    let resident = || metric(&pair, "process_resident_memory_bytes");
     assert_eq!(Curl::get(port, "/").run().status, 200);
-    let before = resident();
+    let before = pair.caller.resident();
     let floods = [
-        ("PING", frame(6, 0, &[7; 8])),
-        ("SETTINGS", frame(SETTINGS, 0, &[])),
-        ("PRIORITY", frame(2, 1, &[0, 0, 0, 0, 1])),
-        ("WINDOW_UPDATE", frame(8, 0, &[0, 0, 0, 1])),
-        ("an unknown kind", frame(0xfa, 0, &[0; 3])),
+        ("PING", frame(kind::PING, NONE, 0, &[7; 8])),
+        ("SETTINGS", frame(kind::SETTINGS, NONE, 0, &[])),
+        ("PRIORITY", frame(kind::PRIORITY, NONE, 1, &[0, 0, 0, 0, 1])),
+        ("WINDOW_UPDATE", frame(kind::WINDOW_UPDATE, NONE, 0, &[0, 0, 0, 1])),
+        ("an unknown kind", frame(kind::UNKNOWN, NONE, 0, &[0; 3])),
     ];
     for (number, (name, frame)) in (1..).zip(&floods) {
         std::thread::scope(|scope| {
@@ -75,24 +51,20 @@ fn floods_of_frames_are_ended_and_nobody_else_feels_them() {
             assert!(sent < FRAMES_AT_MOST, "{name}: {sent} frames, and no end");
         });
         eventually(format!("a flood of {name} is counted"), || {
-            (metric(&pair, "weft_sidecar_floods_total") == number).then_some(())
+            (pair.caller.metric("weft_sidecar_floods_total") == number).then_some(())
         });
     }
-    let grown = resident().saturating_sub(before);
+    let grown = pair.caller.resident().saturating_sub(before);
     assert!(grown < 10 * 1024 * 1024, "the sidecar grew by {grown} bytes");
 }
 
 #[test]
 fn a_flood_is_told_to_calm_down() {
     let pair = start();
-    let mut stream = begin(pair.caller.port);
+    let mut client = Client::connect(pair.caller.port);
     // Not many more than are allowed, so that all of them are read.
-    stream.write_all(&frame(2, 1, &[0, 0, 0, 0, 1]).repeat(10_100)).expect("it is open");
-    let mut told = Vec::new();
-    // It may end in a reset.
-    drop(stream.read_to_end(&mut told));
-    let goodbye = told.windows(4).any(|bytes| bytes == ENHANCE_YOUR_CALM);
-    assert!(goodbye, "{told:?}");
+    client.send(&frame(kind::PRIORITY, NONE, 1, &[0, 0, 0, 0, 1]).repeat(10_100));
+    assert_eq!(client.outcome(1), Outcome::Goaway(code::ENHANCE_YOUR_CALM));
 }
 
 #[test]
@@ -103,5 +75,5 @@ fn whoever_is_served_may_go_on() {
     h2load.args(["-n", "10001", "-c", "1", "-m", "100", &url]);
     let told = weft_integration::process::run(&mut h2load);
     assert!(told.contains("10001 succeeded, 0 failed, 0 errored"), "{told}");
-    assert_eq!(metric(&pair, "weft_sidecar_floods_total"), 0);
+    assert_eq!(pair.caller.metric("weft_sidecar_floods_total"), 0);
 }
