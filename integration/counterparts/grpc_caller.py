@@ -9,6 +9,16 @@ channel = grpc.insecure_channel(f"127.0.0.1:{sys.argv[1]}")
 LIMIT = 20
 
 
+def many():
+    """One after the other, then at once: none is lost while connections end."""
+    call = channel.unary_unary("/weft.Test/Unary")
+    for number in range(40):
+        assert call(b"%d" % number, timeout=LIMIT) == b"%d" % number
+    under_way = [call.future(b"%d" % number, timeout=LIMIT) for number in range(300)]
+    for number, answer in enumerate(under_way):
+        assert answer.result() == b"%d" % number
+
+
 def unary():
     answer, call = channel.unary_unary("/weft.Test/Unary").with_call(b"hello", timeout=LIMIT)
     assert answer == b"hello", answer

@@ -1,9 +1,9 @@
 //! Two sidecars: the caller's takes plain HTTP and sends mutual TLS, the service's verifies it.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::bootstrap::{
-    Speaks, bootstrap, cluster, http, listener, mutual_tls, route_to, verify_mode,
+    Speaks, bootstrap, cluster, http, listener, mutual_tls, route_to, verify_mode, with,
 };
 use crate::curl::Curl;
 use crate::mesh_pki::MeshPki;
@@ -116,6 +116,8 @@ pub struct Wanted {
     pub filters: Vec<Value>,
     /// How long an answer may take; 0 is without end.
     pub timeout_seconds: u64,
+    /// How many requests a connection may bring to either; any number when not given.
+    pub request_limit: Option<u32>,
 }
 
 impl Wanted {
@@ -123,7 +125,13 @@ impl Wanted {
     #[must_use]
     pub fn http1(service: u16) -> Self {
         let speaks = Speaks::Http1;
-        Self { service: vec![service], speaks, filters: Vec::new(), timeout_seconds: 15 }
+        let (filters, timeout_seconds, request_limit) = (Vec::new(), 15, None);
+        Self { service: vec![service], speaks, filters, timeout_seconds, request_limit }
+    }
+
+    fn http(&self, route: &Value, filters: &[Value]) -> Value {
+        let options = json!({"max_requests_per_connection": self.request_limit});
+        with(http(route, filters), "common_http_protocol_options", options)
     }
 
     /// A pair before a service that speaks HTTP/2.
@@ -158,13 +166,13 @@ impl Pair {
 
         let (port, admin) = (port::free(), port::free());
         let verify = verify_mode(&server, &pki.root(), &pki.revocations());
-        let inbound = listener("inbound", port, http(&route, &wanted.filters), Some(verify));
+        let inbound = listener("inbound", port, wanted.http(&route, &wanted.filters), Some(verify));
         let service = cluster("next", &wanted.service, wanted.speaks, None);
         let callee_config = bootstrap(admin, &[inbound], &[service]);
         let callee = Sidecar::start("callee", &pki, port, admin, &callee_config);
 
         let (port, admin) = (port::free(), port::free());
-        let outbound = listener("outbound", port, http(&route, &[]), None);
+        let outbound = listener("outbound", port, wanted.http(&route, &[]), None);
         let tls = mutual_tls(&client, &pki.root(), "server");
         let next = cluster("next", &[callee.port], Speaks::AsClient, Some(tls));
         let config = bootstrap(admin, &[outbound], &[next]);

@@ -186,7 +186,6 @@ fn a_client_of_http2_that_stops_is_ended() {
 }
 
 #[test]
-#[ignore = "a client that answers no PING is never closed"]
 fn a_client_of_http2_that_falls_silent_is_ended() {
     let world = impatient();
     let begun = beginnings().map(|(name, beginning)| {

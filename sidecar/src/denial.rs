@@ -39,8 +39,8 @@ pub(crate) enum Denial {
     TooManyForwarders,
     /// What it asks for cannot be said in the version of HTTP that the service speaks.
     ProtocolMismatch(&'static str),
-    /// Its body is coded in a way that we do not know.
-    UnknownCoding,
+    /// It asks for what we do not know: a coding of its body, a protocol to become.
+    NotImplemented(&'static str),
     /// The endpoint broke off or answered with something else than HTTP.
     UpstreamBroken,
     /// As many requests are open as are allowed.
@@ -79,7 +79,7 @@ impl Denial {
             Self::ClientGone => ("client_gone", 460, 1),
             Self::TooManyForwarders => ("too_many_forwarders", 463, 8),
             Self::ProtocolMismatch(_) => ("protocol_mismatch", 464, 12),
-            Self::UnknownCoding => ("unknown_coding", 501, 12),
+            Self::NotImplemented(_) => ("not_implemented", 501, 12),
             Self::UpstreamBroken => ("upstream_broken", 502, 14),
             Self::Overloaded => ("overloaded", 503, 8),
             Self::NoEndpoint => ("no_endpoint", 503, 14),
@@ -106,7 +106,7 @@ impl Denial {
         "client_gone",
         "too_many_forwarders",
         "protocol_mismatch",
-        "unknown_coding",
+        "not_implemented",
         "upstream_broken",
         "overloaded",
         "no_endpoint",
@@ -142,7 +142,8 @@ impl Denial {
             Self::Malformed(detail)
             | Self::TokenInvalid(detail)
             | Self::MethodNotAllowed(detail)
-            | Self::ProtocolMismatch(detail) => detail,
+            | Self::ProtocolMismatch(detail)
+            | Self::NotImplemented(detail) => detail,
             Self::Desync(reason) => reason.detail(),
             _ => "",
         }
@@ -154,7 +155,7 @@ impl Denial {
             self,
             Self::Malformed(_)
                 | Self::Desync(_)
-                | Self::UnknownCoding
+                | Self::NotImplemented(_)
                 | Self::UnknownVersion
                 | Self::TargetTooLong
                 | Self::HeadTooLarge
@@ -211,7 +212,7 @@ mod tests {
         check(Denial::ClientGone, 460, 1, "client_gone");
         check(Denial::TooManyForwarders, 463, 8, "too_many_forwarders");
         check(Denial::ProtocolMismatch("x"), 464, 12, "protocol_mismatch");
-        check(Denial::UnknownCoding, 501, 12, "unknown_coding");
+        check(Denial::NotImplemented("x"), 501, 12, "not_implemented");
         check(Denial::UpstreamBroken, 502, 14, "upstream_broken");
         check(Denial::Overloaded, 503, 8, "overloaded");
         check(Denial::NoEndpoint, 503, 14, "no_endpoint");

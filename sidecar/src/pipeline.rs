@@ -6,7 +6,7 @@
 //!              -> route: Routed -> balance -> exchange -> record
 //! ```
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -228,7 +228,9 @@ async fn perform(
             Some(target) => {
                 story.service = Some(target.cluster.name.clone());
                 let pulse = Pulse::default();
-                let call = Call { head, unwanted, source, reply: &mut *reply, pulse: &pulse };
+                let taken = RefCell::default();
+                let reply = &mut *reply;
+                let call = Call { head, unwanted, source, reply, pulse: &pulse, taken };
                 // Boxed, so that a connection without a request does not carry room for one.
                 let sending = Box::pin(exchange(call, target, worker, &mut story.endpoint));
                 tokio::select! {

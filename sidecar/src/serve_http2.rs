@@ -10,7 +10,7 @@ use weft_runtime::drain::Phase;
 use crate::denial::Denial;
 use crate::http::body::Source;
 use crate::http::h2 as http2;
-use crate::http::h2_budget::{Counted, Watch};
+use crate::http::h2_guard::{Guarded, Watch};
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::{self, Connection};
 use crate::reply::Reply;
@@ -25,6 +25,11 @@ const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// rules, one connection may have behind it at once: each costs work that nobody wants.
 const RESET_LIMIT: usize = 100;
 
+/// How many requests with too large a head a connection may send: each was decoded, and is thrown away.
+const OVERSIZED_LIMIT: u32 = 8;
+/// How long a client that was told that no more requests are served has to go, once all are.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Serves a connection until it ends.
 pub(crate) async fn serve(
     stream: Stream,
@@ -32,13 +37,13 @@ pub(crate) async fn serve(
     settings: &HttpService,
     worker: &Rc<Worker>,
 ) {
-    let (stream, watch) = Counted::new(stream);
-    let exhausted = watch.exhausted();
-    tokio::pin!(exhausted);
+    let (stream, watch) = Guarded::new(stream, settings.limits.streams);
+    let over = watch.over();
+    tokio::pin!(over);
     let handshake = builder(settings).handshake(stream);
     let handshake = tokio::select! {
         handshake = tokio::time::timeout(settings.timeouts.head, handshake) => handshake,
-        () = &mut exhausted => return worker.metrics.floods.increment(),
+        reason = &mut over => return note_end(reason, &connection, worker),
     };
     let Ok(Ok(mut streams)) = handshake else {
         return;
@@ -47,18 +52,20 @@ pub(crate) async fn serve(
     let drain = worker.shared.drain.clone();
     let ending = ending(settings, &drain, &watch, &open);
     tokio::pin!(ending);
-    let (mut is_told, mut left) = (false, settings.limits.requests_per_connection);
+    let stuck = watch.stuck(settings.timeouts.head);
+    tokio::pin!(stuck);
+    let gone = farewell(&open);
+    tokio::pin!(gone);
+    let (mut is_told, mut oversized) = (false, 0);
+    let mut left = settings.limits.requests_per_connection;
     loop {
         let next = tokio::select! {
             next = streams.accept() => next,
-            () = &mut exhausted => {
-                worker.metrics.floods.increment();
-                tracing::debug!(client = %connection.client, "a flood of HTTP/2 frames");
-                streams.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
-                // It may not take our answer either.
-                drop(tokio::time::timeout(CALM, streams.accept()).await);
-                return;
+            reason = &mut over => return end(streams, reason, &connection, worker).await,
+            () = &mut stuck => {
+                return end(streams, h2::Reason::NO_ERROR, &connection, worker).await;
             }
+            () = &mut gone, if is_told => return,
             () = &mut ending, if !is_told => {
                 is_told = true;
                 streams.graceful_shutdown();
@@ -67,7 +74,15 @@ pub(crate) async fn serve(
         };
         match next {
             Some(Ok((request, respond))) => {
+                watch.given();
                 let (head, body) = http2::request(request, &settings.limits);
+                if head.as_ref().is_err_and(|denial| *denial == Denial::HeadTooLarge) {
+                    oversized += 1;
+                    if oversized > OVERSIZED_LIMIT {
+                        let calm = h2::Reason::ENHANCE_YOUR_CALM;
+                        return end(streams, calm, &connection, worker).await;
+                    }
+                }
                 let stream = OneStream { open: open.clone(), connection: connection.clone() };
                 open.set(open.get() + 1);
                 tokio::task::spawn_local(stream.serve(head, body, respond, worker.clone()));
@@ -86,6 +101,33 @@ pub(crate) async fn serve(
     }
 }
 
+type Streams = h2::server::Connection<Guarded<Stream>, bytes::Bytes>;
+
+/// Ends a connection at once, and tells why.
+async fn end(mut streams: Streams, reason: h2::Reason, connection: &Connection, worker: &Worker) {
+    note_end(reason, connection, worker);
+    streams.abrupt_shutdown(reason);
+    // It may not take our answer either.
+    drop(tokio::time::timeout(CALM, streams.accept()).await);
+}
+
+fn note_end(reason: h2::Reason, connection: &Connection, worker: &Worker) {
+    if reason == h2::Reason::ENHANCE_YOUR_CALM {
+        worker.metrics.floods.increment();
+    }
+    tracing::debug!(client = %connection.client, %reason, "an HTTP/2 connection was ended");
+}
+
+/// Resolves when there has been no stream for a while.
+async fn farewell(open: &Cell<usize>) {
+    loop {
+        tokio::time::sleep(FAREWELL).await;
+        if open.get() == 0 {
+            return;
+        }
+    }
+}
+
 fn builder(settings: &HttpService) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
@@ -99,7 +141,7 @@ fn builder(settings: &HttpService) -> h2::server::Builder {
         // The library ends the whole connection not far above its limit. Ours is looked at when a
         // head is there, and costs only its own request.
         .max_header_list_size(
-            u32::try_from(settings.limits.head_bytes).unwrap_or(u32::MAX).saturating_mul(4),
+            u32::try_from(settings.limits.head_bytes).unwrap_or(u32::MAX).saturating_mul(2),
         );
     if settings.upgrades.websocket {
         builder.enable_connect_protocol();

@@ -1,5 +1,7 @@
 //! A body on its way: where it comes from, and where it goes.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::HeaderMap;
@@ -15,6 +17,32 @@ pub(crate) enum Source<'a> {
     Empty,
     Http1(BodyReader<'a>),
     Http2(h2::RecvStream),
+    /// What was taken before, and then the rest.
+    Again(std::vec::IntoIter<Bytes>, Box<Self>),
+}
+
+/// What was taken of a body, so that it can be sent once more.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+    /// Whether it is not all that was taken.
+    overflowed: bool,
+}
+
+/// How much of a body is kept to be sent once more.
+const TAKEN_LIMIT_BYTES: usize = 64 * 1024;
+
+impl Taken {
+    fn add(&mut self, piece: &Bytes) {
+        self.bytes += piece.len();
+        if self.bytes > TAKEN_LIMIT_BYTES {
+            self.overflowed = true;
+            self.pieces.clear();
+        } else if !self.overflowed {
+            self.pieces.push(piece.clone());
+        }
+    }
 }
 
 /// Where a body goes to.
@@ -37,13 +65,27 @@ pub(crate) enum Broken {
     Sink,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// The same body from its beginning, of which that much was taken. The body itself when that is not
+    /// known any more.
+    ///
+    /// # Errors
+    /// The body as it is, when not all that was taken is known.
+    pub(crate) fn rewound(self, taken: Taken) -> Result<Self, Self> {
+        match self {
+            _ if taken.overflowed => Err(self),
+            whole if taken.pieces.is_empty() => Ok(whole),
+            rest => Ok(Self::Again(taken.pieces.into_iter(), Box::new(rest))),
+        }
+    }
+
     /// Whether nothing will come.
     pub(crate) fn is_empty(&self) -> bool {
         match self {
             Self::Empty => true,
             Self::Http1(reader) => reader.is_done(),
             Self::Http2(stream) => stream.is_end_stream(),
+            Self::Again(pieces, rest) => pieces.len() == 0 && rest.is_empty(),
         }
     }
 
@@ -54,6 +96,7 @@ impl Source<'_> {
             Self::Http1(reader) => reader.upgraded().map(Self::Http1),
             // Bytes of this stream can only be meant for it.
             Self::Http2(stream) => Some(Self::Http2(stream)),
+            Self::Again(..) => None,
         }
     }
 
@@ -63,6 +106,10 @@ impl Source<'_> {
             Self::Empty => Ok(None),
             Self::Http1(reader) => reader.piece().await,
             Self::Http2(stream) => http2::piece(stream).await,
+            Self::Again(pieces, rest) => match pieces.next() {
+                Some(piece) => Ok(Some(piece)),
+                None => Box::pin(rest.piece()).await,
+            },
         }
     }
 
@@ -72,6 +119,7 @@ impl Source<'_> {
             Self::Empty => Ok(None),
             Self::Http1(reader) => Ok(reader.take_trailers()),
             Self::Http2(stream) => stream.trailers().await.map_err(|_| Broken::Source),
+            Self::Again(_, rest) => Box::pin(rest.trailers()).await,
         }
     }
 }
@@ -120,7 +168,7 @@ impl Sink<'_> {
     }
 }
 
-/// Carries a whole body, and of its trailers what is not `unwanted`. What is at hand is written
+/// Carries a whole body, and of its trailers what is not `unwanted`; keeps what it took in `taken`. What is at hand is written
 /// together; before waiting for more, what was written is flushed, so that a stream of small messages
 /// is never held back.
 pub(crate) async fn carry(
@@ -128,6 +176,7 @@ pub(crate) async fn carry(
     sink: &mut Sink<'_>,
     unwanted: &Unwanted,
     pulse: &Pulse,
+    taken: Option<&RefCell<Taken>>,
 ) -> Result<u64, Broken> {
     let mut bytes = 0;
     loop {
@@ -146,9 +195,15 @@ pub(crate) async fn carry(
         };
         bytes += piece.len() as u64;
         pulse.beat();
+        if let Some(taken) = taken {
+            taken.borrow_mut().add(&piece);
+        }
         sink.send(piece).await?;
     }
     let trailers = source.trailers().await?.map(|trailers| unwanted.strip_trailers(trailers));
+    if let (Some(taken), Some(_)) = (taken, &trailers) {
+        taken.borrow_mut().overflowed = true;
+    }
     sink.finish(trailers).await?;
     Ok(bytes)
 }

@@ -62,6 +62,20 @@ fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
     if headers.get_all(http::header::TE).iter().any(|te| te != "trailers") {
         return Err(Denial::Malformed("te may only ask for trailers in HTTP/2"));
     }
+    let is_padded = |value: &HeaderValue| {
+        let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+        is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
+    };
+    if headers.values().any(is_padded) {
+        // RFC 9113, section 8.2.1: with it, HTTP/1.1 would have another value.
+        return Err(Denial::Malformed("a field's value has space around it"));
+    }
+    let scheme = parts.uri.scheme_str();
+    // Without an authority the library gives no scheme either, though it has looked at it.
+    let has_scheme = upgrade != Some(Upgrade::Tunnel) && parts.uri.authority().is_some();
+    if has_scheme && !matches!(scheme, Some("http" | "https")) {
+        return Err(Denial::Malformed("the scheme is neither http nor https"));
+    }
     headers.remove(http::header::HOST);
     let content_length = take_length(&mut headers)?;
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
@@ -88,7 +102,7 @@ fn upgrade(parts: &http::request::Parts) -> Result<Option<Upgrade>, Denial> {
     }
     match parts.extensions.get::<h2::ext::Protocol>() {
         Some(protocol) if protocol.as_str() == "websocket" => Ok(Some(Upgrade::WebSocket)),
-        Some(_) => Err(Denial::MethodNotAllowed("the protocol of a CONNECT is not websocket")),
+        Some(_) => Err(Denial::NotImplemented("the protocol of a CONNECT is not websocket")),
         None => Ok(Some(Upgrade::Tunnel)),
     }
 }

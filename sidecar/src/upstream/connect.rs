@@ -58,7 +58,9 @@ pub(super) async fn over_http1(
         Upgrade::WebSocket => status == 101,
         Upgrade::Tunnel => (200..300).contains(&status),
     };
-    if !agreed && status == 101 {
+    // A client of HTTP/2 would take any success for the service's agreement.
+    let misleads = status == 101 || (by_http2 && (200..300).contains(&status));
+    if !agreed && misleads {
         return Err(HeadError::Refused(Denial::UpstreamBroken));
     }
     if !agreed {
@@ -95,7 +97,8 @@ pub(super) async fn over_http2(
         Upgrade::WebSocket | Upgrade::Tunnel => None,
     };
     let request = http2::to_request(&call.head, scheme).map_err(Failure::Denied)?;
-    let (mut response, stream) = sender.send_request(request, false).map_err(|_| Failure::Stale)?;
+    let (mut response, stream) =
+        sender.send_request(request, false).map_err(|_| Failure::Unseen)?;
     let mut interim = 0;
     let response = loop {
         let answer = tokio::select! {
@@ -118,7 +121,7 @@ pub(super) async fn over_http2(
     if !status.is_success() {
         let mut outcome = Outcome { status: status.as_u16(), ..Outcome::default() };
         let (unwanted, mut down) = call.reply.start(head, &source, &call.head);
-        outcome.downloaded(carry(&mut source, &mut down, &unwanted, call.pulse).await);
+        outcome.downloaded(carry(&mut source, &mut down, &unwanted, call.pulse, None).await);
         call.reply.finished(outcome.broken.is_none());
         sink.abort();
         return Ok(outcome);

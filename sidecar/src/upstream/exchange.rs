@@ -1,5 +1,6 @@
 //! One request and its response, over one connection to one endpoint.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::pin::pin;
 
@@ -8,10 +9,10 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::Method;
 
 use super::connect;
-use super::pool::Http1;
+use super::pool::{Http1, Lease};
 use super::upload::Upload;
 use crate::denial::Denial;
-use crate::http::body::{Broken, Sink, Source, carry};
+use crate::http::body::{Broken, Sink, Source, Taken, carry};
 use crate::http::fields::Fields;
 use crate::http::h1::{
     BodyReader, BodyWriter, Coding, Framing, HeadError, ReadResponse, read_response, write_request,
@@ -32,6 +33,8 @@ pub(crate) struct Call<'s, 'r, 'w> {
     pub(crate) source: Source<'s>,
     pub(crate) reply: &'r mut Reply<'w>,
     pub(crate) pulse: &'r Pulse,
+    /// What was taken of the body, for an endpoint that might not look at it.
+    pub(crate) taken: RefCell<Taken>,
 }
 
 /// How an exchange ended that began.
@@ -51,6 +54,8 @@ pub(super) enum Failure {
     NotConnected(Denial),
     /// A connection that had been used before was closed under our hands.
     Stale,
+    /// The endpoint did not look at it, and said so: it may be sent again, whatever it is.
+    Unseen,
     /// The request must be refused.
     Denied(Denial),
 }
@@ -89,8 +94,9 @@ pub(crate) async fn exchange(
             Err(Failure::Denied(denial)) => return Err(denial),
             Err(Failure::NotConnected(_)) if again < AGAIN => tried.push(chosen.address),
             Err(Failure::Stale) if again < AGAIN && call.may_be_repeated() => {}
+            Err(Failure::Unseen) if again < AGAIN && call.rewind() => {}
             Err(Failure::NotConnected(denial)) => return Err(denial),
-            Err(Failure::Stale) => return Err(Denial::UpstreamBroken),
+            Err(Failure::Stale | Failure::Unseen) => return Err(Denial::UpstreamBroken),
         }
         again += 1;
         worker.metrics.upstream_retries.increment();
@@ -123,6 +129,15 @@ impl Call<'_, '_, '_> {
             Method::TRACE,
         ];
         matches!(self.source, Source::Empty) && idempotent.contains(&self.head.method)
+    }
+
+    /// Goes back to the beginning of the body; whether that is possible.
+    fn rewind(&mut self) -> bool {
+        let source = std::mem::replace(&mut self.source, Source::Empty);
+        let rewound = source.rewound(self.taken.take());
+        let possible = rewound.is_ok();
+        self.source = rewound.unwrap_or_else(|rest| rest);
+        possible
     }
 
     fn framing(&self) -> Framing {
@@ -183,11 +198,11 @@ async fn converse(
     limit_bytes: usize,
 ) -> Result<Conversation, HeadError> {
     let Http1 { reader, writer, .. } = connection;
-    let Call { head, unwanted, source, reply, pulse } = call;
+    let Call { head, unwanted, source, reply, pulse, .. } = call;
     let mut outcome = Outcome::default();
     let coding = Coding::of(framing);
     let mut sink = Sink::Http1(BodyWriter { writer: &mut *writer, coding });
-    let carrying = pin!(carry(source, &mut sink, unwanted, pulse));
+    let carrying = pin!(carry(source, &mut sink, unwanted, pulse, None));
     let mut upload = Upload::new(carrying, pulse);
     let mut interim = 0;
     let response = loop {
@@ -208,7 +223,7 @@ async fn converse(
     let keep_alive = response.keep_alive;
     let mut body = Source::Http1(BodyReader::new(reader, response.framing));
     let (unwanted, mut down) = reply.start(response.head, &body, head);
-    let carrying = carry(&mut body, &mut down, &unwanted, pulse);
+    let carrying = carry(&mut body, &mut down, &unwanted, pulse, None);
     outcome.downloaded(upload.until_carried(carrying).await);
     outcome.bytes_sent = upload.bytes();
     let whole = outcome.broken.is_none();
@@ -231,7 +246,7 @@ pub(super) async fn decline(
     let mut outcome = Outcome { status: response.head.status, ..Outcome::default() };
     let mut body = Source::Http1(BodyReader::new(&mut connection.reader, response.framing));
     let (unwanted, mut down) = call.reply.start(response.head, &body, &call.head);
-    outcome.downloaded(carry(&mut body, &mut down, &unwanted, call.pulse).await);
+    outcome.downloaded(carry(&mut body, &mut down, &unwanted, call.pulse, None).await);
     let whole = outcome.broken.is_none();
     if !whole {
         down.abort();
@@ -259,7 +274,7 @@ async fn over_http2(
     address: SocketAddr,
     worker: &Worker,
 ) -> Result<Outcome, Failure> {
-    let sender = worker
+    let Lease { sender, open: _open } = worker
         .pools
         .http2(target, address, worker)
         .await
@@ -272,7 +287,7 @@ async fn over_http2(
             Err(denial) => Err(Failure::Denied(denial)),
         },
     };
-    if result.as_ref().is_err_and(|failure| *failure == Failure::Stale) {
+    if matches!(result, Err(Failure::Stale | Failure::Unseen)) {
         worker.pools.forget_http2(target, address);
     }
     result
@@ -283,13 +298,15 @@ async fn converse_http2(
     mut sender: SendRequest<Bytes>,
     request: http::Request<()>,
 ) -> Result<Outcome, Failure> {
-    let Call { head, unwanted, source, reply, pulse } = call;
+    let Call { head, unwanted, source, reply, pulse, taken } = call;
     let ended = source.is_empty();
-    let (mut response, stream) = sender.send_request(request, ended).map_err(|_| Failure::Stale)?;
+    let (mut response, stream) =
+        sender.send_request(request, ended).map_err(|_| Failure::Unseen)?;
     let mut sink = if ended { Sink::Closed } else { Sink::Http2(stream) };
     let mut outcome = Outcome::default();
-    let carrying =
-        pin!(async { if ended { Ok(0) } else { carry(source, &mut sink, unwanted, pulse).await } });
+    let carrying = pin!(async {
+        if ended { Ok(0) } else { carry(source, &mut sink, unwanted, pulse, Some(&*taken)).await }
+    });
     let mut upload = Upload::new(carrying, pulse);
     let mut interim = 0;
     let response = loop {
@@ -308,7 +325,7 @@ async fn converse_http2(
     outcome.status = response.status;
     let mut body = Source::Http2(body);
     let (unwanted, mut down) = reply.start(response, &body, head);
-    let carrying = carry(&mut body, &mut down, &unwanted, pulse);
+    let carrying = carry(&mut body, &mut down, &unwanted, pulse, None);
     outcome.downloaded(upload.until_carried(carrying).await);
     outcome.bytes_sent = upload.bytes();
     if outcome.broken.is_some() {
@@ -341,11 +358,15 @@ pub(super) async fn http2_answer(response: &mut ResponseFuture) -> Result<Answer
     .await
 }
 
-/// Whether a request that got no answer was seen by the endpoint.
+/// Whether a request that got no answer was seen by the endpoint. A GOAWAY without a complaint ends only
+/// the streams that the endpoint did not look at (RFC 9113, section 6.8).
 fn unanswered(error: &h2::Error) -> Failure {
-    let unseen =
-        error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM) || error.is_io();
-    if unseen { Failure::Stale } else { Failure::Denied(Denial::UpstreamBroken) }
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Failure::Unseen,
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Failure::Unseen,
+        _ if error.is_go_away() || error.is_io() => Failure::Stale,
+        _ => Failure::Denied(Denial::UpstreamBroken),
+    }
 }
 
 fn unreached(address: SocketAddr, error: &std::io::Error) -> Failure {

@@ -1,9 +1,11 @@
 //! Connections to endpoints, kept for the next request. Each worker has its own.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,6 +20,10 @@ use crate::worker::{Worker, now};
 
 /// How many idle HTTP/1.1 connections are kept to an endpoint.
 const IDLE_LIMIT: usize = 256;
+/// How many HTTP/2 connections are open to an endpoint, when it takes too few streams on each.
+const HTTP2_LIMIT: usize = 8;
+/// How long an HTTP/2 connection is kept without a stream.
+const HTTP2_IDLE: Duration = Duration::from_secs(60);
 /// How much earlier than it said an endpoint is expected to close: what it sends takes its time to us,
 /// and a request takes its time to it.
 const EARLIER: Duration = Duration::from_secs(1);
@@ -30,7 +36,9 @@ type Key = (u64, SocketAddr);
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
     http1: RefCell<HashMap<Key, Vec<Waiting>>>,
-    http2: RefCell<HashMap<Key, SendRequest<Bytes>>>,
+    http2: RefCell<HashMap<Key, Vec<Http2>>>,
+    /// Held while a connection of HTTP/2 is being made.
+    making: RefCell<HashMap<Key, Rc<tokio::sync::Mutex<()>>>>,
 }
 
 /// A connection that waits for a request.
@@ -50,6 +58,42 @@ pub(crate) struct Http1 {
     pub(crate) used: bool,
     /// How long the endpoint said that it keeps the connection (`keep-alive: timeout=`).
     pub(crate) kept_for: Option<Duration>,
+}
+
+/// An HTTP/2 connection.
+#[derive(Debug)]
+struct Http2 {
+    sender: SendRequest<Bytes>,
+    /// How many streams of ours are open on it.
+    open: Rc<Cell<usize>>,
+    /// Since when it was seen without any.
+    idle_since: Option<Instant>,
+}
+
+impl Http2 {
+    fn lease(&mut self) -> Lease {
+        self.idle_since = None;
+        self.open.set(self.open.get() + 1);
+        Lease { sender: self.sender.clone(), open: Open(self.open.clone()) }
+    }
+}
+
+/// The right to open one stream on an HTTP/2 connection.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) sender: SendRequest<Bytes>,
+    /// Held for as long as the stream is open.
+    pub(crate) open: Open,
+}
+
+/// One open stream.
+#[derive(Debug)]
+pub(crate) struct Open(Rc<Cell<usize>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
 }
 
 impl Pools {
@@ -104,21 +148,72 @@ impl Pools {
         }
     }
 
-    /// A sender on an HTTP/2 connection to an endpoint: the one there is, or a new one.
+    /// The right to a stream on an HTTP/2 connection to an endpoint: one that has room for another, or
+    /// a new one. While one is being made, others wait for it.
     pub(crate) async fn http2(
         &self,
         target: &Target,
         address: SocketAddr,
         worker: &Worker,
-    ) -> io::Result<SendRequest<Bytes>> {
+    ) -> io::Result<Lease> {
         let key = (target.id, address);
-        let held = self.http2.borrow().get(&key).cloned();
-        if let Some(sender) = held {
-            match sender.ready().await {
-                Ok(sender) => return Ok(sender),
-                Err(_) => drop(self.http2.borrow_mut().remove(&key)),
-            }
+        if let Some(lease) = self.http2_with_room(key) {
+            return Ok(lease);
         }
+        let making = self.making.borrow_mut().entry(key).or_default().clone();
+        let _first = making.lock().await;
+        if let Some(lease) = self.http2_with_room(key) {
+            return Ok(lease);
+        }
+        if let Some(Lease { sender, open }) = self.least_open_of_all(key) {
+            // It is ready when one of its streams has ended.
+            let sender = sender.ready().await.map_err(io::Error::other)?;
+            return Ok(Lease { sender, open });
+        }
+        let sender = self.connect_http2(target, address, worker).await?;
+        let mut connection = Http2 { sender, open: Rc::default(), idle_since: None };
+        let lease = connection.lease();
+        self.http2.borrow_mut().entry(key).or_default().push(connection);
+        Ok(lease)
+    }
+
+    /// One whose endpoint takes another stream. What has ended is forgotten.
+    fn http2_with_room(&self, key: Key) -> Option<Lease> {
+        let mut pools = self.http2.borrow_mut();
+        let mut found = None;
+        pools.get_mut(&key)?.retain_mut(|connection| {
+            if found.is_some() {
+                return true;
+            }
+            let sender = &mut connection.sender;
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            match sender.poll_ready(&mut cx) {
+                Poll::Ready(Ok(())) => {
+                    if connection.open.get() < sender.current_max_send_streams() {
+                        found = Some(connection.lease());
+                    }
+                    true
+                }
+                Poll::Pending => true,
+                Poll::Ready(Err(_)) => false,
+            }
+        });
+        found
+    }
+
+    /// When there may be no more connections: that with the fewest streams.
+    fn least_open_of_all(&self, key: Key) -> Option<Lease> {
+        let mut pools = self.http2.borrow_mut();
+        let held = pools.get_mut(&key).filter(|held| held.len() >= HTTP2_LIMIT)?;
+        held.iter_mut().min_by_key(|connection| connection.open.get()).map(Http2::lease)
+    }
+
+    async fn connect_http2(
+        &self,
+        target: &Target,
+        address: SocketAddr,
+        worker: &Worker,
+    ) -> io::Result<SendRequest<Bytes>> {
         let stream = connector::connect(target, address, Alpn::Http2, worker.shared.mark).await?;
         worker.metrics.upstream_connections.increment();
         let (sender, connection) = h2::client::Builder::new()
@@ -137,9 +232,7 @@ impl Pools {
                 tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
             }
         });
-        let sender = sender.ready().await.map_err(io::Error::other)?;
-        self.http2.borrow_mut().insert(key, sender.clone());
-        Ok(sender)
+        sender.ready().await.map_err(io::Error::other)
     }
 
     /// Forgets an HTTP/2 connection that has failed.
@@ -150,11 +243,22 @@ impl Pools {
     /// Closes what has waited too long, and what `is_current` no longer knows.
     pub(crate) fn sweep(&self, is_current: impl Fn(u64) -> bool) {
         let now = now();
+        self.http2.borrow_mut().retain(|(target, _), held| {
+            held.retain_mut(|connection| {
+                if connection.open.get() > 0 {
+                    connection.idle_since = None;
+                    return true;
+                }
+                let since = *connection.idle_since.get_or_insert(now);
+                now.saturating_duration_since(since) < HTTP2_IDLE
+            });
+            is_current(*target) && !held.is_empty()
+        });
         self.http1.borrow_mut().retain(|(target, _), idle| {
             idle.retain(|waiting| now < waiting.until);
             is_current(*target) && !idle.is_empty()
         });
-        self.http2.borrow_mut().retain(|(target, _), _| is_current(*target));
+        self.making.borrow_mut().retain(|(target, _), _| is_current(*target));
     }
 }
 

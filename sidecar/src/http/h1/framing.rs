@@ -139,7 +139,7 @@ impl Facts {
         };
         // What is a coding, only not one of ours, is told apart from what merely looks like one.
         if list(value).all(known) {
-            return Err(Denial::UnknownCoding);
+            return Err(Denial::NotImplemented("a transfer-encoding other than chunked"));
         }
         Err(Denial::Desync(Reason::BadTransferEncoding))
     }
