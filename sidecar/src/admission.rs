@@ -2,13 +2,45 @@
 //! authentication, authorization, routing and the service.
 
 use http::Method;
-use weft_model::{HttpService, Underscores};
+use weft_model::{DesyncMode, HttpService, Underscores};
 
 use crate::denial::Denial;
 use crate::forwarded::{self, Origin};
 use crate::http::authority;
+use crate::http::desync::{Found, Reason, Verdict};
+use crate::http::h1::looks_like_framing;
 use crate::http::head::{HttpVersion, RequestHead, Unwanted, Upgrade};
 use crate::identity_headers::{self, ProvedFields};
+
+/// Judges a request of HTTP/2 by what it would be in HTTP/1.1, which the service may speak.
+fn judge_translated(
+    head: &mut RequestHead,
+    has_body: bool,
+    mode: DesyncMode,
+) -> Result<(), Denial> {
+    let mut found = Found::default();
+    let has_no_body = head.method == Method::GET || head.method == Method::HEAD;
+    match head.content_length {
+        _ if !has_no_body || head.upgrade.is_some() => {}
+        Some(0) => found.add(Reason::GetHeadZeroContentLength),
+        Some(_) => found.add(Reason::UndefinedContentLengthSemantics),
+        None if has_body => found.add(Reason::UndefinedTransferEncodingSemantics),
+        None => {}
+    }
+    if head.fields.any_name(looks_like_framing) {
+        found.add(Reason::SuspiciousHeader);
+    }
+    let Some(reason) = found.worst() else {
+        return Ok(());
+    };
+    head.desync = Some(reason);
+    match reason.judge(mode) {
+        Verdict::Refuse => return Err(Denial::Desync(reason)),
+        Verdict::AllowAndClose => head.is_isolated = true,
+        Verdict::Allow => {}
+    }
+    Ok(())
+}
 
 /// Brings a request into that form. Gives which of its trailers are not passed on.
 ///
@@ -16,10 +48,14 @@ use crate::identity_headers::{self, ProvedFields};
 /// Why it is not served.
 pub(crate) fn admit(
     head: &mut RequestHead,
+    has_body: bool,
     http: &HttpService,
     origin: Origin,
     proved: Option<&ProvedFields>,
 ) -> Result<Unwanted, Denial> {
+    if head.version == HttpVersion::Http2 {
+        judge_translated(head, has_body, http.desync)?;
+    }
     if head.method == Method::TRACE {
         // It would tell a script what only the browser and we should know (RFC 9110, section 9.3.8).
         return Err(Denial::MethodNotAllowed("TRACE is not served"));

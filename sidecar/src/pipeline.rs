@@ -223,7 +223,7 @@ async fn perform(
 ) -> Result<Outcome, Denial> {
     let is_grpc = head.is_grpc();
     let plan = worker.plan();
-    let result = match decide(&mut head, connection, &plan, story) {
+    let result = match decide(&mut head, !source.is_empty(), connection, &plan, story) {
         Ok(Decision::Forward { target, unwanted, patience }) => match plan.target(&target) {
             Some(target) => {
                 story.service = Some(target.cluster.name.clone());
@@ -261,6 +261,7 @@ enum Decision {
 /// Decides a request by one plan, and turns its head into the one that is sent on.
 fn decide(
     head: &mut RequestHead,
+    has_body: bool,
     connection: &Connection,
     plan: &Plan,
     story: &mut Story,
@@ -271,7 +272,9 @@ fn decide(
         port: connection.destination.port(),
         is_tls: connection.is_tls,
     };
-    let unwanted = admit(head, &http.http, origin, connection.proved.as_ref())?;
+    let unwanted = admit(head, has_body, &http.http, origin, connection.proved.as_ref());
+    story.desync = head.desync;
+    let unwanted = unwanted?;
 
     let facts = Facts {
         head,
@@ -281,7 +284,7 @@ fn decide(
     };
     let authenticated = authenticate(facts, http.tokens.as_ref(), wall_clock())?;
     let authorized = authorize(authenticated, &http.rules)?;
-    let routed: Routed<'_, '_> = route(authorized, http.routes.as_deref())?;
+    let routed: Routed<'_, '_> = route(authorized, http.routes.as_ref())?;
 
     story.subject = routed.subject;
     match &routed.route.action {

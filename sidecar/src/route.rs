@@ -1,6 +1,6 @@
 //! Which cluster serves a request, or what answers it at once.
 
-use weft_model::{Action, Route, RouteTable};
+use weft_model::{Action, Route, RouteIndex};
 
 use crate::authorize::Authorized;
 use crate::denial::Denial;
@@ -23,7 +23,7 @@ pub(crate) struct Routed<'a, 'p> {
 )]
 pub(crate) fn route<'a, 'p>(
     request: Authorized<'a>,
-    table: Option<&'p RouteTable>,
+    table: Option<&'p RouteIndex>,
 ) -> Result<Routed<'a, 'p>, Denial> {
     let facts = request.facts();
     let route = table.and_then(|table| table.route(&facts)).ok_or(Denial::NoRoute)?;

@@ -11,7 +11,7 @@ use weft_model::{HttpService, TransportKind};
 use crate::denial::Denial;
 use crate::http::body::Source;
 use crate::http::h1::{BodyReader, Framing, HeadError, ReadRequest, Reader, Writer, read_request};
-use crate::http::head::HttpVersion;
+use crate::http::head::{HttpVersion, Upgrade};
 use crate::pipeline::{self, Connection};
 use crate::reply::{Http1Reply, Reply, Reuse};
 use crate::stream::{Half, Stream};
@@ -81,6 +81,9 @@ pub(crate) async fn http1(
             is_head: request.head.method == Method::HEAD,
             reuse: match request.framing {
                 _ if !request.keep_alive || is_last => Reuse::No,
+                // Who does not wait for the agreement sends what is meant for the tunnel; when there is
+                // none, it must not be read as a request.
+                _ if request.head.upgrade == Some(Upgrade::Tunnel) => Reuse::No,
                 Framing::None => Reuse::Yes,
                 _ => Reuse::BehindBody,
             },

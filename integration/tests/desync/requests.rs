@@ -201,26 +201,22 @@ fn whatever_is_let_through_by_strictest_is_strict() {
 }
 
 #[test]
-#[ignore = "after a CONNECT that is turned down the connection goes on, and what was meant for the tunnel is served"]
 fn nothing_behind_a_tunnel_that_is_turned_down_is_a_request() {
     run(1, &tunnels_turned_down());
 }
 
 #[test]
-#[ignore = "a CONNECT where none is served is answered with 405, and what was meant for the tunnel is served"]
 fn nothing_behind_a_tunnel_that_is_never_served_is_a_request() {
     let front = Front::start(&[], &json!({}), &json!({}));
     run_before(front, 1, &[tunnel_where_none_is_served()]);
 }
 
 #[test]
-#[ignore = "a first line above the limit that does not end is refused at 60 KiB only, or by the timeout of its head"]
 fn a_first_line_above_the_limit_is_refused_at_once() {
     run(1, &[slow_to_end()]);
 }
 
 #[test]
-#[ignore = "trailers that modify a request or say how its body is coded are passed on"]
 fn trailers_that_belong_before_the_body_are_refused() {
     run(1, &misplaced());
 }

@@ -62,6 +62,10 @@ fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
     if headers.get_all(http::header::TE).iter().any(|te| te != "trailers") {
         return Err(Denial::Malformed("te may only ask for trailers in HTTP/2"));
     }
+    if headers.keys().any(|name| name.as_str().contains('"')) {
+        // The one byte that the library lets into a name, and no token has (RFC 9110, section 5.6.2).
+        return Err(Denial::Malformed("a field's name is no token"));
+    }
     let is_padded = |value: &HeaderValue| {
         let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
         is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())

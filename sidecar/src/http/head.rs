@@ -122,6 +122,36 @@ pub(crate) fn is_hop_by_hop(name: &[u8]) -> bool {
         && NAMES.iter().any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()))
 }
 
+/// Whether a field says how the message is framed, routed, authenticated, modified or coded: then it
+/// comes too late behind the body (RFC 9110, section 6.5.1), and whoever reads it there is misled.
+pub(crate) fn belongs_before_body(name: &[u8]) -> bool {
+    const NAMES: [&str; 22] = [
+        "content-length",
+        "transfer-encoding",
+        "host",
+        "authorization",
+        "content-type",
+        "content-encoding",
+        "content-range",
+        "trailer",
+        "expect",
+        "range",
+        "max-forwards",
+        "cache-control",
+        "cookie",
+        "set-cookie",
+        "if-match",
+        "if-none-match",
+        "if-modified-since",
+        "if-unmodified-since",
+        "if-range",
+        "location",
+        "www-authenticate",
+        "pragma",
+    ];
+    NAMES.iter().any(|early| name.eq_ignore_ascii_case(early.as_bytes())) || is_hop_by_hop(name)
+}
+
 /// The elements of a field that is a list (RFC 9110, section 5.6.1).
 pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
@@ -153,6 +183,7 @@ impl Unwanted {
     /// Whether a field of this name is not passed on.
     pub(crate) fn covers(&self, name: &[u8]) -> bool {
         is_hop_by_hop(name)
+            || name.contains(&b'"')
             || (self.underscores && name.contains(&b'_'))
             || (self.claims && is_claim(name))
             || self.named.iter().any(|named| name.eq_ignore_ascii_case(named))
@@ -172,11 +203,12 @@ impl Unwanted {
 
     /// Removes them from trailers.
     pub(crate) fn strip_trailers(&self, trailers: HeaderMap) -> HeaderMap {
-        if !trailers.keys().any(|name| self.covers(name.as_str().as_bytes())) {
+        let covers = |name: &[u8]| self.covers(name) || belongs_before_body(name);
+        if !trailers.keys().any(|name| covers(name.as_str().as_bytes())) {
             return trailers;
         }
         let mut fields = Fields::Map(trailers);
-        fields.remove(|name| self.covers(name));
+        fields.remove(covers);
         fields.into_map()
     }
 }

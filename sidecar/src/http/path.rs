@@ -37,7 +37,7 @@ fn is_plain(path: &str) -> bool {
     path.bytes().all(|byte| {
         let fine = match byte {
             b'%' | b'\\' => false,
-            b'/' | b'.' => before != b'/',
+            b'/' | b'.' | b';' => before != b'/',
             _ => true,
         };
         before = byte;
@@ -127,7 +127,9 @@ fn resolved(path: &str, rules: PathRules) -> Result<String, Denial> {
             "." => {}
             other if has_parameter_dots(other) => {
                 // Servlet containers cut `;...` off before they look for dots.
-                return Err(Denial::Malformed("the path has a dot segment with a parameter"));
+                return Err(Denial::Malformed(
+                    "the path has a dot or empty segment with a parameter",
+                ));
             }
             other => kept.push(other),
         }
@@ -139,7 +141,7 @@ fn resolved(path: &str, rules: PathRules) -> Result<String, Denial> {
 }
 
 fn has_parameter_dots(segment: &str) -> bool {
-    matches!(segment.split(';').next(), Some("." | ".."))
+    matches!(segment.split_once(';'), Some(("" | "." | "..", _)))
 }
 
 #[cfg(test)]
@@ -184,6 +186,9 @@ mod tests {
         both("/../a", None);
         both("/a/..;x/b", None);
         both("/a/.;/b", None);
+        both("/;/a", None);
+        both("/a/;x/b", None);
+        both("/a;x/b", Some("/a;x/b"));
         both("/a%2fb", None);
         both("/a%5Cb", None);
         both("/a\\b", None);

@@ -9,8 +9,8 @@ use weft_certs::TrustStore;
 use weft_certs::tls::{ClientAuthentication, Identity, client, server};
 use weft_model::{
     Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService, JwtPolicy,
-    KeySource, Listener, Name, RouteSource, Secret, SecretSource, Snapshot, UpstreamTls,
-    Validation,
+    KeySource, Listener, Name, RouteIndex, RouteSource, Secret, SecretSource, Snapshot,
+    UpstreamTls, Validation,
 };
 
 use super::{
@@ -68,6 +68,7 @@ impl Builder {
         };
         for (name, cluster) in &snapshot.clusters {
             let target = work.target(cluster);
+            plan.ids.insert(target.id);
             plan.targets.insert(name.clone(), target);
         }
         work.builder.targets.clone_from(&plan.targets);
@@ -126,7 +127,7 @@ impl Work<'_> {
         };
         let service = match &chain.filter {
             Filter::Tcp(tcp) => Service::Tcp(tcp.clone()),
-            Filter::Http(http) => Service::Http(self.http(listener, http)),
+            Filter::Http(http) => Service::Http(Box::new(self.http(listener, http))),
         };
         PlannedChain { tls, service }
     }
@@ -149,6 +150,7 @@ impl Work<'_> {
                 HttpFilter::Rbac(policy) => rules.push(policy.clone()),
             }
         }
+        let routes = routes.map(RouteIndex::new);
         PlannedHttp { http: http.clone(), routes, tokens, rules }
     }
 

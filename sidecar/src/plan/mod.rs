@@ -8,13 +8,13 @@ mod build;
 
 pub(crate) use build::Builder;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::{ClientConfig, ServerConfig};
 use weft_model::{
-    Cluster, FilterChain, HttpService, Listener, Name, Rbac, RouteTable, Snapshot, TcpProxy,
+    Cluster, FilterChain, HttpService, Listener, Name, Rbac, RouteIndex, Snapshot, TcpProxy,
     Transport, TransportKind, UpstreamTls,
 };
 
@@ -29,6 +29,8 @@ pub struct Plan {
     listeners: BTreeMap<Name, Arc<PlannedListener>>,
     by_destination: HashMap<SocketAddr, Arc<PlannedListener>>,
     targets: HashMap<Name, Arc<Target>>,
+    /// The numbers of all targets.
+    ids: HashSet<u64>,
 }
 
 /// A listener with its chains ready.
@@ -61,7 +63,7 @@ pub(crate) enum Tls {
 #[derive(Debug)]
 pub(crate) enum Service {
     Tcp(TcpProxy),
-    Http(PlannedHttp),
+    Http(Box<PlannedHttp>),
 }
 
 /// An HTTP service, ready.
@@ -69,7 +71,7 @@ pub(crate) enum Service {
 pub(crate) struct PlannedHttp {
     pub(crate) http: Arc<HttpService>,
     /// None when the table is not there.
-    pub(crate) routes: Option<Arc<RouteTable>>,
+    pub(crate) routes: Option<RouteIndex>,
     pub(crate) tokens: Option<Tokens>,
     pub(crate) rules: Vec<Arc<Rbac>>,
 }
@@ -125,7 +127,7 @@ impl Plan {
 
     /// Whether connections to the target of this number may still be used.
     pub(crate) fn has_target(&self, id: u64) -> bool {
-        self.targets.values().any(|target| target.id == id)
+        self.ids.contains(&id)
     }
 
     /// The cluster of this name.

@@ -43,7 +43,7 @@ pub use policy::{
 };
 pub use route::{
     Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, PathMatch, Redirect, Route,
-    RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+    RouteIndex, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
 pub use secret::{
     DataSource, DownstreamTls, Secret, SecretSource, TlsIdentity, UpstreamTls, Validation,

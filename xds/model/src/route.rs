@@ -1,5 +1,9 @@
 //! Routes: which cluster serves a request.
 
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::{Name, RequestFacts, StringMatch};
@@ -14,6 +18,98 @@ pub struct RouteTable {
     pub name: Name,
     /// The hosts it serves.
     pub hosts: Vec<VirtualHost>,
+}
+
+/// A table of routes whose hosts are found by their names, however many there are.
+#[derive(Debug)]
+pub struct RouteIndex {
+    table: Arc<RouteTable>,
+    exact: HashMap<String, usize>,
+    /// By what stands behind the `*`.
+    suffixes: Affixes,
+    /// By what stands before the `*`.
+    prefixes: Affixes,
+    /// The host of `*`.
+    any: Option<usize>,
+}
+
+/// Beginnings or ends of names, longest first.
+#[derive(Debug, Default)]
+struct Affixes {
+    hosts: HashMap<String, usize>,
+    lengths: BTreeSet<Reverse<usize>>,
+}
+
+impl Affixes {
+    fn add(&mut self, affix: &str, host: usize) {
+        self.hosts.insert(affix.to_owned(), host);
+        self.lengths.insert(Reverse(affix.len()));
+    }
+
+    /// The host of the longest affix of one of `names`; `part` cuts one of that length off a name.
+    fn find<'n>(
+        &self,
+        names: [&'n str; 2],
+        part: impl Fn(&'n str, usize) -> Option<&'n str>,
+    ) -> Option<usize> {
+        let of_length = |length: usize| {
+            // A `*` stands for at least one character.
+            let parts = names.into_iter().filter(|name| name.len() > length);
+            parts.filter_map(|name| part(name, length)).find_map(|part| self.hosts.get(part))
+        };
+        self.lengths.iter().find_map(|Reverse(length)| of_length(*length)).copied()
+    }
+}
+
+impl RouteIndex {
+    /// Indexes a table.
+    #[must_use]
+    pub fn new(table: Arc<RouteTable>) -> Self {
+        let (mut exact, mut any) = (HashMap::new(), None);
+        let (mut suffixes, mut prefixes) = (Affixes::default(), Affixes::default());
+        for (host, of_host) in table.hosts.iter().enumerate() {
+            for domain in &of_host.domains {
+                if domain == "*" {
+                    any = Some(host);
+                } else if let Some(suffix) = domain.strip_prefix('*') {
+                    suffixes.add(suffix, host);
+                } else if let Some(prefix) = domain.strip_suffix('*') {
+                    prefixes.add(prefix, host);
+                } else {
+                    exact.insert(domain.clone(), host);
+                }
+            }
+        }
+        Self { table, exact, suffixes, prefixes, any }
+    }
+
+    /// The route of a request: the most specific host, then the first match.
+    #[must_use]
+    pub fn route(&self, facts: &dyn RequestFacts) -> Option<&Route> {
+        let host = self.host(facts.authority())?;
+        host.routes.iter().find(|route| route.matches.covers(facts))
+    }
+
+    /// The host that serves an authority: exact name, then longest suffix wildcard, then longest
+    /// prefix wildcard, then `*` (`VirtualHost.domains`). The port is left out of the comparison
+    /// unless a domain names one.
+    fn host(&self, authority: &str) -> Option<&VirtualHost> {
+        let lower = if authority.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Cow::Owned(authority.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(authority)
+        };
+        let names = [&*lower, without_port(&lower)];
+        let end =
+            |name: &'_ str, length: usize| -> Option<usize> { name.len().checked_sub(length) };
+        let found = names
+            .iter()
+            .find_map(|name| self.exact.get(*name).copied())
+            .or_else(|| self.suffixes.find(names, |name, n| name.get(end(name, n)?..)))
+            .or_else(|| self.prefixes.find(names, |name, n| name.get(..n)))
+            .or(self.any)?;
+        self.table.hosts.get(found)
+    }
 }
 
 /// The routes of some host names.
@@ -77,6 +173,8 @@ pub enum PathMatch {
     Exact(String),
     /// Whole segments: `/cart` covers `/cart` and `/cart/1`, not `/cartoon` (`path_separated_prefix`).
     Segments(String),
+    /// No path: the request is a `CONNECT` (`connect_matcher`).
+    Connect,
 }
 
 impl PathMatch {
@@ -89,6 +187,8 @@ impl PathMatch {
             Self::Segments(want) => path
                 .strip_prefix(want.trim_end_matches('/'))
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            // Such a request has no path, and no other is without one.
+            Self::Connect => path.is_empty(),
         }
     }
 
@@ -98,6 +198,7 @@ impl PathMatch {
         match self {
             Self::Prefix(want) | Self::Exact(want) => want.len(),
             Self::Segments(want) => want.trim_end_matches('/').len(),
+            Self::Connect => 0,
         }
     }
 }
@@ -203,30 +304,6 @@ impl WeightedCluster {
 }
 
 impl RouteTable {
-    /// The route of a request: the most specific host, then the first match.
-    #[must_use]
-    pub fn route(&self, facts: &dyn RequestFacts) -> Option<&Route> {
-        let host = self.host(facts.authority())?;
-        host.routes.iter().find(|route| route.matches.covers(facts))
-    }
-
-    /// The host that serves an authority: exact name, then longest suffix wildcard, then longest
-    /// prefix wildcard, then `*` (`VirtualHost.domains`). The port is left out of the comparison
-    /// unless a domain names one.
-    fn host(&self, authority: &str) -> Option<&VirtualHost> {
-        let authority = authority.to_ascii_lowercase();
-        let bare = without_port(&authority);
-        self.hosts
-            .iter()
-            .filter_map(|host| {
-                let rank =
-                    host.domains.iter().filter_map(|d| domain_rank(d, &authority, bare)).max()?;
-                Some((rank, host))
-            })
-            .max_by_key(|(rank, _)| *rank)
-            .map(|(_, host)| host)
-    }
-
     /// The names of the clusters that the routes send to.
     pub fn clusters(&self) -> impl Iterator<Item = &Name> {
         self.hosts
@@ -252,34 +329,18 @@ fn without_port(authority: &str) -> &str {
     }
 }
 
-/// How specific a domain is for an authority: kind first, then length.
-fn domain_rank(domain: &str, authority: &str, bare: &str) -> Option<(u8, usize)> {
-    let fits = |test: &dyn Fn(&str) -> bool| test(authority) || test(bare);
-    if domain == "*" {
-        return Some((0, 0));
-    }
-    if let Some(suffix) = domain.strip_prefix('*') {
-        return fits(&|a| a.len() > suffix.len() && a.ends_with(suffix))
-            .then_some((2, suffix.len()));
-    }
-    if let Some(prefix) = domain.strip_suffix('*') {
-        return fits(&|a| a.len() > prefix.len() && a.starts_with(prefix))
-            .then_some((1, prefix.len()));
-    }
-    fits(&|a| a == domain).then_some((3, domain.len()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn table(domains: &[&[&str]]) -> RouteTable {
+    fn table(domains: &[&[&str]]) -> RouteIndex {
         let host = |(i, d): (usize, &&[&str])| VirtualHost {
             name: i.to_string().into(),
             domains: d.iter().map(|d| (*d).to_owned()).collect(),
             routes: Vec::new(),
         };
-        RouteTable { name: "t".into(), hosts: domains.iter().enumerate().map(host).collect() }
+        let hosts = domains.iter().enumerate().map(host).collect();
+        RouteIndex::new(RouteTable { name: "t".into(), hosts }.into())
     }
 
     #[test]
@@ -291,6 +352,7 @@ mod tests {
             &["orders.mesh"],
             &["*.shop.mesh"],
             &["[::1]"],
+            &["orders.mesh:81", "or*"],
         ]);
         let check = |authority: &str, expected: &str| {
             assert_eq!(table.host(authority).map(|h| &*h.name), Some(expected), "{authority}");
@@ -303,6 +365,9 @@ mod tests {
         check("example", "0");
         check("[::1]:80", "5");
         check(".mesh", "0");
+        check("orders.mesh:81", "6");
+        check("orchard", "6");
+        check("or", "0");
     }
 
     #[test]

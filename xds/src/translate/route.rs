@@ -67,8 +67,13 @@ pub(super) fn route_match(mut matches: Reader<'_>) -> Result<RouteMatch, Refused
         PathMatch::Exact(matches.text("path"))
     } else if matches.has("path_separated_prefix") {
         PathMatch::Segments(matches.text("path_separated_prefix"))
+    } else if matches.child("connect_matcher").is_some() {
+        PathMatch::Connect
     } else {
-        return Err(matches.refuse("", "one of prefix, path and path_separated_prefix must be set"));
+        return Err(matches.refuse(
+            "",
+            "one of prefix, path, path_separated_prefix and connect_matcher must be set",
+        ));
     };
     let headers = values::each(matches.children("headers"), header_match)?;
     let query = values::each(matches.children("query_parameters"), |mut parameter| {
@@ -257,6 +262,7 @@ pub(super) fn route_match_json(matches: &RouteMatch) -> Value {
         PathMatch::Prefix(text) => json!({"prefix": text}),
         PathMatch::Exact(text) => json!({"path": text}),
         PathMatch::Segments(text) => json!({"path_separated_prefix": text}),
+        PathMatch::Connect => json!({"connect_matcher": {}}),
     };
     json["headers"] = matches.headers.iter().map(header_match_json).collect();
     json["query_parameters"] = matches

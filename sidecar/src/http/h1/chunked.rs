@@ -3,6 +3,8 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::http::head::belongs_before_body;
+
 /// The longest line of a chunk's size with its extensions.
 const SIZE_LINE_LIMIT: usize = 4096;
 /// The longest trailer section.
@@ -115,6 +117,9 @@ fn take_trailers(buffer: &mut BytesMut) -> Result<Option<Option<HeaderMap>>, &'s
         let full = buffer.len() > TRAILER_LIMIT_BYTES;
         return if full { Err("the trailers are too long") } else { Ok(None) };
     };
+    if end > TRAILER_LIMIT_BYTES {
+        return Err("the trailers are too long");
+    }
     let section = buffer.split_to(end + 4).freeze();
     let mut storage = [httparse::EMPTY_HEADER; 64];
     let headers = match httparse::parse_headers(&section, &mut storage) {
@@ -127,19 +132,12 @@ fn take_trailers(buffer: &mut BytesMut) -> Result<Option<Option<HeaderMap>>, &'s
             .map_err(|_| "a trailer's name is no token")?;
         let value = HeaderValue::from_bytes(header.value)
             .map_err(|_| "a trailer's value is no field value")?;
-        if is_framing(&name) {
+        if belongs_before_body(name.as_str().as_bytes()) {
             return Err("a trailer that would change how the message is read");
         }
         trailers.append(name, value);
     }
     Ok(Some(Some(trailers)))
-}
-
-/// Fields that must not come after the body (RFC 9110, section 6.5.1).
-fn is_framing(name: &HeaderName) -> bool {
-    const NAMES: [&str; 6] =
-        ["content-length", "transfer-encoding", "host", "authorization", "content-type", "trailer"];
-    NAMES.contains(&name.as_str()) || super::super::head::is_hop_by_hop(name.as_str().as_bytes())
 }
 
 #[cfg(test)]

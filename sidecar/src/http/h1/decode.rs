@@ -8,7 +8,7 @@ use weft_model::{DesyncMode, HttpLimits};
 
 use super::body::{Framing, Reader};
 use super::framing::Facts;
-use super::line::{RequestLine, request_line};
+use super::line::{BESIDE_TARGET_BYTES, RequestLine, request_line};
 use crate::denial::Denial;
 use crate::http::desync::{Found, Reason, Verdict};
 use crate::http::fields::{Fields, Span, SpanFields};
@@ -47,8 +47,12 @@ pub(crate) async fn read_request(
     let mut seen = 0;
     loop {
         let is_full = reader.buffer.len() >= limits.head_bytes;
+        let line_limit = limits.target_bytes + BESIDE_TARGET_BYTES;
+        let is_line_full = seen <= line_limit && reader.buffer.len() > line_limit;
         // A head that comes in small pieces is parsed again only when it may be whole.
-        if !reader.buffer.is_empty() && (seen == 0 || is_full || may_end(&reader.buffer, seen)) {
+        if !reader.buffer.is_empty()
+            && (seen == 0 || is_full || is_line_full || may_end(&reader.buffer, seen))
+        {
             let request = parse_request(&mut reader.buffer, limits, mode);
             if let Some(request) = request.map_err(HeadError::Refused)? {
                 return Ok(request);

@@ -84,7 +84,7 @@ impl Facts {
             17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
                 self.take_coding(header.value)?;
             }
-            _ => self.suspicious |= looks_like_framing(header.name),
+            _ => self.suspicious |= looks_like_framing(header.name.as_bytes()),
         }
         if !header.value.is_ascii() {
             found.add(Reason::NonCompliantHeader);
@@ -147,11 +147,12 @@ impl Facts {
 
 /// Whether a name would be one that frames a message, were it not for its separators: some services
 /// take `_` for `-`.
-fn looks_like_framing(name: &str) -> bool {
-    let letters = || name.bytes().filter(u8::is_ascii_alphanumeric);
-    let same = |word: &str| {
-        letters().map(|b| b.to_ascii_lowercase()).eq(word.bytes().filter(u8::is_ascii_alphanumeric))
+pub(crate) fn looks_like_framing(name: &[u8]) -> bool {
+    let letters = |text: &'static [u8]| text.iter().filter(|byte| byte.is_ascii_alphanumeric());
+    let same = |word: &'static [u8]| {
+        let own = name.iter().filter(|byte| byte.is_ascii_alphanumeric());
+        own.map(u8::to_ascii_lowercase).eq(letters(word).copied())
     };
     // The letters of neither can be fewer than this, nor with a separator or two more than that.
-    matches!(name.len(), 13..=20) && (same("content-length") || same("transfer-encoding"))
+    matches!(name.len(), 13..=20) && (same(b"content-length") || same(b"transfer-encoding"))
 }

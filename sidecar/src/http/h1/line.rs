@@ -9,7 +9,7 @@ use crate::http::desync::{Found, Reason};
 use crate::http::head::HttpVersion;
 
 /// The longest method and version, with the spaces and the end of the line around them.
-const BESIDE_TARGET_BYTES: usize = 64;
+pub(super) const BESIDE_TARGET_BYTES: usize = 64;
 
 /// A request line.
 #[derive(Debug)]
