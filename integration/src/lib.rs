@@ -5,14 +5,18 @@
 //! it alone. Whatever a test starts ends with the value that stands for it.
 
 pub mod agent;
+pub mod alone;
 pub mod backend;
 pub mod bootstrap;
 pub mod curl;
 pub mod frames;
+pub mod http1;
+pub mod http2;
 pub mod http2_probe;
 pub mod mesh;
 pub mod mesh_pki;
 pub mod nginx;
+pub mod origin;
 pub mod pair;
 pub mod port;
 pub mod process;

@@ -1,0 +1,134 @@
+//! One sidecar before a service, for where the way between two does not matter.
+
+use serde_json::{Value, json};
+
+use crate::bootstrap::{bootstrap, cluster, http, listener, route_to, with};
+use crate::curl::Curl;
+use crate::mesh_pki::MeshPki;
+use crate::pair::Sidecar;
+use crate::port;
+
+pub use crate::bootstrap::Speaks;
+
+/// What it is asked to do.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Its clusters; the first is the service.
+    pub clusters: Vec<Value>,
+    /// How it serves HTTP.
+    pub http: Value,
+    /// What is said of that in the metadata, for which Envoy has no field.
+    pub ours: Value,
+    /// How its clients reach it by TLS, if so.
+    pub tls: Option<Value>,
+}
+
+impl Wanted {
+    /// A sidecar before a port.
+    #[must_use]
+    pub fn before(port: u16, speaks: Speaks) -> Self {
+        let clusters = vec![cluster("service", &[port], speaks, None)];
+        let http = http(&route_to("service", 15), &[]);
+        Self { clusters, http, ours: json!({}), tls: None }
+    }
+
+    /// The same with another field of `HttpConnectionManager`.
+    #[must_use]
+    pub fn with(mut self, field: &str, value: Value) -> Self {
+        self.http = with(self.http, field, value);
+        self
+    }
+
+    /// The same with a field of ours.
+    #[must_use]
+    pub fn with_ours(mut self, field: &str, value: Value) -> Self {
+        self.ours = with(self.ours, field, value);
+        self
+    }
+
+    /// The same with another field of the service's cluster.
+    #[must_use]
+    pub fn with_cluster(mut self, field: &str, value: &Value) -> Self {
+        self.clusters = self.clusters.into_iter().map(|c| with(c, field, value.clone())).collect();
+        self
+    }
+
+    /// Starts it with an authority of its own.
+    #[must_use]
+    pub fn start(self) -> Alone {
+        self.start_with(MeshPki::create())
+    }
+
+    /// Starts it.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[must_use]
+    pub fn start_with(self, pki: MeshPki) -> Alone {
+        self.start_all(pki, None)
+    }
+
+    /// Starts it with another listener of the same chain, of which `other` says the rest.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[must_use]
+    pub fn start_beside(self, other: &Value) -> Alone {
+        self.start_all(MeshPki::create(), Some(other))
+    }
+
+    fn start_all(self, pki: MeshPki, other: Option<&Value>) -> Alone {
+        let (port, admin) = (port::free(), port::free());
+        let mut inbound = listener("inbound", port, self.http, self.tls);
+        let chain = inbound.pointer_mut("/filter_chains/0").expect("it has one chain");
+        *chain = with(chain.take(), "metadata", json!({"filter_metadata": {"weft": self.ours}}));
+        let chains = json!([chain.clone()]);
+        let other = other.map(|other| with(other.clone(), "filter_chains", chains));
+        let listeners: Vec<Value> = [inbound].into_iter().chain(other).collect();
+        let config = bootstrap(admin, &listeners, &self.clusters);
+        Alone { sidecar: Sidecar::start("sidecar", &pki, port, admin, &config), port, pki }
+    }
+}
+
+/// The sidecar, ready.
+#[derive(Debug)]
+pub struct Alone {
+    /// Its process and ports.
+    pub sidecar: Sidecar,
+    /// Where it listens.
+    pub port: u16,
+    /// Who made its certificates.
+    pub pki: MeshPki,
+}
+
+impl Alone {
+    /// One of its metrics, by its name with its labels.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> u64 {
+        let page = Curl::get(self.sidecar.admin, "/metrics").run().text();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.expect(name).parse().expect("a number")
+    }
+
+    /// The next access line that holds `text`.
+    ///
+    /// # Panics
+    /// When none comes.
+    #[must_use]
+    pub fn access_line(&self, text: &str) -> Value {
+        serde_json::from_str(&self.sidecar.process.line_with(text)).expect("a line is JSON")
+    }
+
+    /// Holds that it runs, and that no worker of its has panicked.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn assert_unharmed(&mut self) {
+        let process = &mut self.sidecar.process;
+        assert!(process.is_running(), "{process:?} has ended");
+        assert!(!process.errors().contains("panicked"), "{process:?} panicked");
+    }
+}

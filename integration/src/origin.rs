@@ -1,0 +1,131 @@
+//! A service of HTTP/1.1 that does what the path says; `counterparts/http2_origin.py` does the same over
+//! HTTP/2.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::backend::{Backend, read_head};
+use crate::http1::{chunked, field};
+use crate::port;
+use crate::process::{Process, counterpart};
+
+/// The service.
+#[derive(Debug)]
+pub struct Origin {
+    /// Where it listens.
+    pub port: u16,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Origin {
+    /// Starts it.
+    #[must_use]
+    pub fn start() -> Self {
+        let seen = Arc::<Mutex<Vec<String>>>::default();
+        let notes = seen.clone();
+        let note = move |line: String| lock(&notes).push(line);
+        let port = Backend::start(move |stream| {
+            let mut reader = BufReader::new(stream);
+            while one(&mut reader, &note) == Some(()) {}
+        })
+        .port;
+        Self { port, seen }
+    }
+
+    /// The same over HTTP/2: its process, and its port.
+    #[must_use]
+    pub fn start_http2() -> (Process, u16) {
+        let port = port::free();
+        let process =
+            Process::start("origin", counterpart("http2_origin.py").arg(port.to_string()));
+        process.line_with("ready");
+        (process, port)
+    }
+
+    /// What it has seen: `head METHOD TARGET`, and `body BYTES TARGET` when that had come whole.
+    #[must_use]
+    pub fn seen(&self) -> Vec<String> {
+        lock(&self.seen).clone()
+    }
+}
+
+fn lock(seen: &Mutex<Vec<String>>) -> std::sync::MutexGuard<'_, Vec<String>> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves one request; none when nothing more comes.
+fn one(reader: &mut BufReader<TcpStream>, note: &impl Fn(String)) -> Option<()> {
+    let head = read_head(reader)?;
+    let mut words = head.split(' ');
+    let (method, target) = (words.next()?, words.next()?);
+    note(format!("head {method} {target}"));
+    let say = |reader: &mut BufReader<TcpStream>, text: &str| {
+        reader.get_mut().write_all(text.as_bytes()).ok()
+    };
+    if method == "CONNECT" {
+        say(reader, "HTTP/1.1 200 OK\r\n\r\n")?;
+        return echo(reader, note);
+    }
+    if let Some(status) = target.strip_prefix("/refuse/") {
+        say(reader, &format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n"))?;
+        let mut left = Vec::new();
+        reader.read_to_end(&mut left).ok();
+        note(format!("left {} {target}", left.len()));
+        return None;
+    }
+    if target == "/hints" {
+        say(reader, "HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n")?;
+    }
+    if field(&head, "expect").is_some() {
+        say(reader, "HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    let (body, trailers) = body(reader, &head)?;
+    note(format!("body {} {target}", body.len()));
+    let told = told(&head, &String::from_utf8_lossy(&body), &trailers);
+    let answer = match target {
+        "/trailers" => {
+            "transfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nx-checksum: 1\r\n\r\n".to_owned()
+        }
+        "/length" => {
+            let body = if method == "HEAD" { "" } else { "hello\n" };
+            format!("content-length: 6\r\n\r\n{body}")
+        }
+        "/empty" => return say(reader, "HTTP/1.1 204 No Content\r\n\r\n"),
+        "/unmodified" => return say(reader, "HTTP/1.1 304 Not Modified\r\netag: \"1\"\r\n\r\n"),
+        _ => format!("content-length: {}\r\n\r\n{told}", told.len()),
+    };
+    say(reader, &format!("HTTP/1.1 200 OK\r\n{answer}"))
+}
+
+/// The whole body of a request, and its trailers.
+fn body(reader: &mut impl BufRead, head: &str) -> Option<(Vec<u8>, String)> {
+    let (mut body, mut trailers) = (Vec::new(), String::new());
+    if field(head, "transfer-encoding").is_some() {
+        chunked(reader, &mut body, &mut trailers)?;
+    } else if let Some(length) = field(head, "content-length") {
+        body.resize(length.parse().ok()?, 0);
+        reader.read_exact(&mut body).ok()?;
+    }
+    Some((body, trailers))
+}
+
+fn told(head: &str, body: &str, trailers: &str) -> String {
+    let line = head.lines().next().unwrap_or_default();
+    let line = line.strip_suffix(" HTTP/1.1").unwrap_or(line);
+    let fields: Vec<&str> =
+        [line].into_iter().chain(head.lines().skip(1).filter(|line| !line.is_empty())).collect();
+    let trailers: String = trailers.lines().map(|line| format!("\ntrailer {line}")).collect();
+    format!("{}\n\n{body}{trailers}", fields.join("\n"))
+}
+
+/// Gives every byte back.
+fn echo(reader: &mut BufReader<TcpStream>, note: &impl Fn(String)) -> Option<()> {
+    let mut bytes = [0; 1024];
+    loop {
+        let read = reader.read(&mut bytes).ok()?;
+        let piece = bytes.get(..read).filter(|piece| !piece.is_empty())?;
+        note(format!("tunnelled {}", String::from_utf8_lossy(piece)));
+        reader.get_mut().write_all(piece).ok()?;
+    }
+}
