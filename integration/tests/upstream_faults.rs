@@ -212,7 +212,6 @@ fn a_connection_that_ends_while_idle_is_not_felt() {
 
 /// Alone on a machine it passes; beside other tests one of some thousand requests gets 502.
 #[test]
-#[ignore = "under load a request fails now and then: three connections that were used may end in a row"]
 fn many_connections_that_end_while_idle_are_not_felt() {
     for patience in [2, 8, 16].map(Duration::from_millis) {
         for resets in [false, true] {
@@ -237,7 +236,6 @@ fn a_service_that_keeps_connections_for_a_second_is_not_felt() {
 }
 
 #[test]
-#[ignore = "what a service says of the time for which it keeps a connection is not read"]
 fn a_connection_is_closed_before_its_service_would() {
     let (sender, ends) = channel();
     let sender = Mutex::new(sender);
@@ -275,7 +273,6 @@ fn a_request_that_may_be_repeated_is_repeated_when_its_connection_was_used() {
 
 /// A connection that was never used before cannot have been closed for being idle.
 #[test]
-#[ignore = "a request is repeated over connections that were used as well, and fails when three did"]
 fn a_request_is_repeated_over_a_new_connection() {
     let (port, _) = single_minded();
     let alone = before(port);
@@ -363,7 +360,6 @@ fn an_answer_that_breaks_off_looks_broken() {
 
 /// HTTP/1.0 has no chunks: but for a reset, what ends early looks whole (RFC 9112, section 8).
 #[test]
-#[ignore = "a body that ends with its connection is ended by FIN also when it broke off"]
 fn an_answer_that_breaks_off_looks_broken_to_http10() {
     let large = "x".repeat(100_000);
     let (port, _) = faulty(None, move |asked| {

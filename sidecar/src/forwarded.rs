@@ -31,10 +31,9 @@ pub(crate) struct Origin {
 /// [`Denial::TooManyForwarders`].
 pub(crate) fn apply(fields: &mut Fields, rule: Forwarded, origin: Origin) -> Result<(), Denial> {
     match rule.addresses {
-        ForwardedFor::Preserve => check(fields).map(drop),
+        ForwardedFor::Preserve => drop(check(fields)?),
         ForwardedFor::Remove => {
             fields.remove(|name| name.eq_ignore_ascii_case(FOR.as_str().as_bytes()));
-            Ok(())
         }
         ForwardedFor::Append => {
             let mut chain = check(fields)?;
@@ -43,12 +42,14 @@ pub(crate) fn apply(fields: &mut Fields, rule: Forwarded, origin: Origin) -> Res
             }
             chain.extend_from_slice(told(origin.client, rule.client_port).as_bytes());
             set(fields, FOR, HeaderValue::try_from(chain).ok());
-            let proto = if origin.is_tls { "https" } else { "http" };
-            set(fields, PROTO, Some(HeaderValue::from_static(proto)));
-            set(fields, PORT, Some(origin.port.into()));
-            Ok(())
         }
     }
+    if rule.is_edge {
+        let proto = if origin.is_tls { "https" } else { "http" };
+        set(fields, PROTO, Some(HeaderValue::from_static(proto)));
+        set(fields, PORT, Some(origin.port.into()));
+    }
+    Ok(())
 }
 
 /// The addresses that are named already, in one value.
@@ -95,11 +96,13 @@ mod tests {
             let mut fields = Fields::Map(map);
             let client = client.parse().expect("an address");
             let origin = Origin { client, port: 8080, is_tls: true };
-            apply(&mut fields, Forwarded { addresses, client_port }, origin).expect("few");
+            let is_edge = addresses != ForwardedFor::Preserve;
+            let rule = Forwarded { addresses, client_port, is_edge };
+            apply(&mut fields, rule, origin).expect("few");
             let mut after = Vec::new();
             fields.each(FOR.as_str(), |v| after.push(String::from_utf8_lossy(v).into_owned()));
             assert_eq!(after, expected, "{before:?} {addresses:?}");
-            let told = addresses == ForwardedFor::Append;
+            let told = is_edge;
             assert_eq!(fields.text(PROTO.as_str()), told.then_some("https"));
             assert_eq!(fields.text(PORT.as_str()), told.then_some("8080"));
         }
@@ -134,7 +137,8 @@ mod tests {
         let with = |count: usize| {
             let mut map = HeaderMap::new();
             map.append(FOR, HeaderValue::try_from(vec!["a"; count].join(",")).expect("a value"));
-            let rule = Forwarded { addresses: ForwardedFor::Append, client_port: false };
+            let rule =
+                Forwarded { addresses: ForwardedFor::Append, client_port: false, is_edge: true };
             let client = ([10, 0, 0, 9], 1).into();
             apply(&mut Fields::Map(map), rule, Origin { client, port: 1, is_tls: false })
         };

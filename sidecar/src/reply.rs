@@ -30,6 +30,18 @@ pub(crate) struct Http1Reply<'a> {
     pub(crate) is_head: bool,
     pub(crate) reuse: Reuse,
     pub(crate) started: bool,
+    pub(crate) end: End,
+}
+
+/// How the client knows where a response ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// From the response itself.
+    Told,
+    /// By the end of the connection.
+    Close,
+    /// It must not take the end of the connection for it: the response was broken off.
+    Broken,
 }
 
 /// Whether a connection may be used for another request after the response.
@@ -76,7 +88,7 @@ impl Reply<'_> {
             Self::Http1(reply) => {
                 reply.started = true;
                 reply.reuse = Reuse::No;
-                write_response(&head, Framing::None, true, reply.writer.room());
+                write_response(&head, Framing::None, None, reply.writer.room());
                 Some(Sink::Http1(BodyWriter { writer: reply.writer, coding: Coding::Tunnel }))
             }
             Self::Http2 { respond, started } => {
@@ -91,6 +103,16 @@ impl Reply<'_> {
         if let Self::Http1(reply) = self
             && !whole
         {
+            reply.reuse = Reuse::No;
+            if reply.end == End::Close {
+                reply.end = End::Broken;
+            }
+        }
+    }
+
+    /// Notes that the response comes before the request was read whole: the connection ends with it.
+    pub(crate) fn comes_early(&mut self) {
+        if let Self::Http1(reply) = self {
             reply.reuse = Reuse::No;
         }
     }
@@ -130,6 +152,9 @@ impl Reply<'_> {
         match self {
             Self::Http1(reply) if reply.started => {
                 reply.reuse = Reuse::No;
+                if reply.end == End::Close {
+                    reply.end = End::Broken;
+                }
                 reply.writer.out.clear();
             }
             Self::Http1(reply) if denial == Denial::ClientGone => reply.reuse = Reuse::No,
@@ -202,8 +227,14 @@ impl Http1Reply<'_> {
         };
         if framing == Framing::UntilClose {
             self.reuse = Reuse::No;
+            self.end = End::Close;
         }
-        write_response(head, framing, self.reuse != Reuse::No, self.writer.room());
+        let connection = match (self.reuse, self.version) {
+            (Reuse::No, _) => Some("close"),
+            (_, HttpVersion::Http10) => Some("keep-alive"),
+            (_, HttpVersion::Http11 | HttpVersion::Http2) => None,
+        };
+        write_response(head, framing, connection, self.writer.room());
         Sink::Http1(BodyWriter { writer: self.writer, coding: Coding::of(framing) })
     }
 }

@@ -13,7 +13,7 @@ use crate::http::body::Source;
 use crate::http::h1::{BodyReader, Framing, HeadError, ReadRequest, Reader, Writer, read_request};
 use crate::http::head::{HttpVersion, Upgrade};
 use crate::pipeline::{self, Connection};
-use crate::reply::{Http1Reply, Reply, Reuse};
+use crate::reply::{End, Http1Reply, Reply, Reuse};
 use crate::stream::{Half, Stream};
 use crate::worker::{Worker, now};
 
@@ -88,15 +88,19 @@ pub(crate) async fn http1(
                 _ => Reuse::BehindBody,
             },
             started: false,
+            end: End::Told,
         });
         let source = match request.framing {
             Framing::None if request.head.upgrade.is_none() => Source::Empty,
             framing => Source::Http1(BodyReader::new(&mut reader, framing)),
         };
         pipeline::request(request.head, source, &mut reply, &connection, worker).await;
-        let Reply::Http1(Http1Reply { reuse, .. }) = reply else {
+        let Reply::Http1(Http1Reply { reuse, end, .. }) = reply else {
             return;
         };
+        if end == End::Broken {
+            return writer.half.reset();
+        }
         // Draining may have begun meanwhile, and only ended the connections that were idle then.
         if reuse == Reuse::No || worker.is_draining() {
             return close(reader, writer).await;
@@ -156,6 +160,7 @@ async fn refuse(denial: Denial, reader: Reader, mut writer: Writer) {
         is_head: false,
         reuse: Reuse::No,
         started: false,
+        end: End::Told,
     });
     reply.deny(denial, false).await;
     close(reader, writer).await;

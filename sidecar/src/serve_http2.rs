@@ -76,7 +76,7 @@ pub(crate) async fn serve(
             Some(Ok((request, respond))) => {
                 watch.given();
                 let (head, body) = http2::request(request, &settings.limits);
-                if head.as_ref().is_err_and(|denial| *denial == Denial::HeadTooLarge) {
+                if head.as_ref().is_err_and(|refused| refused.denial == Denial::HeadTooLarge) {
                     oversized += 1;
                     if oversized > OVERSIZED_LIMIT {
                         let calm = h2::Reason::ENHANCE_YOUR_CALM;
@@ -195,7 +195,7 @@ impl Drop for OneStream {
 impl OneStream {
     async fn serve(
         self,
-        head: Result<RequestHead, Denial>,
+        head: Result<RequestHead, http2::Refused>,
         body: h2::RecvStream,
         mut respond: h2::server::SendResponse<bytes::Bytes>,
         worker: Rc<Worker>,
@@ -206,9 +206,9 @@ impl OneStream {
                 let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
                 pipeline::request(head, source, &mut reply, &self.connection, &worker).await;
             }
-            Err(denial) => {
+            Err(http2::Refused { denial, is_grpc }) => {
                 pipeline::refused(denial, HttpVersion::Http2, &self.connection, &worker);
-                reply.deny(denial, false).await;
+                reply.deny(denial, is_grpc).await;
             }
         }
     }

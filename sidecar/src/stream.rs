@@ -131,6 +131,11 @@ impl Half {
         .await
     }
 
+    /// Lets the connection end by a reset.
+    pub(crate) fn reset(&self) {
+        weft_runtime::socket::reset_on_close(self.0.borrow().tcp());
+    }
+
     fn is_closed_by_peer(&self) -> bool {
         // To wait for priority is to wait for urgent data or the end, whatever else waits unread.
         let stream = self.0.borrow();

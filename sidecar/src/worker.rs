@@ -23,7 +23,7 @@ use crate::plan::{Plan, PlannedListener};
 use crate::upstream::Pools;
 
 /// How often idle connections are looked for.
-const SWEEP: Duration = Duration::from_secs(5);
+const SWEEP: Duration = Duration::from_millis(500);
 /// How long accepting rests when there are no more descriptors.
 const REST: Duration = Duration::from_millis(20);
 

@@ -160,7 +160,15 @@ impl Sink<'_> {
         }
     }
 
-    /// Breaks the body off so that the receiver can tell it is not whole.
+    /// Breaks the body off so that the receiver can tell it is not whole. What was gathered still goes out.
+    pub(crate) async fn break_off(&mut self) {
+        if self.flush().await.is_err() {
+            tracing::debug!("nobody takes what was left of a body");
+        }
+        self.abort();
+    }
+
+    /// Breaks the body off at once.
     pub(crate) fn abort(&mut self) {
         if let Self::Http2(stream) = self {
             stream.send_reset(h2::Reason::CANCEL);

@@ -8,7 +8,9 @@ use weft_model::HttpLimits;
 use super::authority::is_authority;
 use super::body::Broken;
 use super::fields::Fields;
-use super::head::{HttpVersion, RequestHead, ResponseHead, Upgrade, is_hop_by_hop};
+use super::head::{
+    BODY_LIMIT_BYTES, HttpVersion, RequestHead, ResponseHead, Upgrade, is_grpc, is_hop_by_hop,
+};
 use crate::denial::Denial;
 
 /// How much a peer may send on a stream before we have passed it on.
@@ -18,6 +20,14 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// How much the library lets small frames waste, each counted as if it had 256 bytes: 64 for each of
 /// the streams that a connection may have. Streams of small messages need some; a flood needs more.
 pub(crate) const DATA_FRAME_BUDGET_BYTES: usize = 4 * 1024 * 1024;
+/// A request that was refused by its head.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) denial: Denial,
+    /// Whether it is a gRPC call, to which the refusal must be a gRPC status.
+    pub(crate) is_grpc: bool,
+}
+
 /// The head of a request and where its body comes from.
 ///
 /// # Errors
@@ -25,11 +35,13 @@ pub(crate) const DATA_FRAME_BUDGET_BYTES: usize = 4 * 1024 * 1024;
 pub(crate) fn request(
     request: Request<h2::RecvStream>,
     limits: &HttpLimits,
-) -> (Result<RequestHead, Denial>, h2::RecvStream) {
+) -> (Result<RequestHead, Refused>, h2::RecvStream) {
     let (parts, body) = request.into_parts();
+    let kind = parts.headers.get(http::header::CONTENT_TYPE);
+    let is_grpc = kind.is_some_and(|kind| is_grpc(kind.as_bytes()));
     let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
     let head = check_limits(&parts.headers, target, limits).and_then(|()| head(parts));
-    (head, body)
+    (head.map_err(|denial| Refused { denial, is_grpc }), body)
 }
 
 fn check_limits(headers: &HeaderMap, target: usize, limits: &HttpLimits) -> Result<(), Denial> {
@@ -142,7 +154,8 @@ fn take_length(headers: &mut HeaderMap) -> Result<Option<u64>, Denial> {
         .ok()
         .filter(|text| text.bytes().all(|b| b.is_ascii_digit()))
         .and_then(|t| t.parse().ok());
-    length.map(Some).ok_or(Denial::Malformed("the content-length is no number"))
+    let length = length.ok_or(Denial::Malformed("the content-length is no number"))?;
+    if length > BODY_LIMIT_BYTES { Err(Denial::BodyTooLarge) } else { Ok(Some(length)) }
 }
 
 /// The head of a request to send.

@@ -11,6 +11,9 @@ use super::path;
 use crate::denial::Denial;
 use crate::identity_headers::is_claim;
 
+/// The largest body that is carried: no service means one of more.
+pub(crate) const BODY_LIMIT_BYTES: u64 = 1 << 40;
+
 /// The head of a request.
 #[derive(Debug)]
 pub(crate) struct RequestHead {
@@ -85,7 +88,7 @@ impl RequestHead {
 
     /// Whether it is a gRPC call, whose refusals must be gRPC statuses.
     pub(crate) fn is_grpc(&self) -> bool {
-        self.fields.get("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"))
+        self.fields.get("content-type").is_some_and(is_grpc)
     }
 
     /// Brings the target into the one form that everything behind sees.
@@ -120,6 +123,11 @@ pub(crate) fn is_hop_by_hop(name: &[u8]) -> bool {
     // Most names have another length than all of these.
     matches!(name.len(), 2 | 7 | 10 | 16..=19)
         && NAMES.iter().any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()))
+}
+
+/// Whether a content type is that of gRPC calls.
+pub(crate) fn is_grpc(kind: &[u8]) -> bool {
+    kind.starts_with(b"application/grpc")
 }
 
 /// Whether a field says how the message is framed, routed, authenticated, modified or coded: then it

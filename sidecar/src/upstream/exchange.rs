@@ -18,7 +18,7 @@ use crate::http::h1::{
     BodyReader, BodyWriter, Coding, Framing, HeadError, ReadResponse, read_response, write_request,
 };
 use crate::http::h2 as http2;
-use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Unwanted};
+use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Unwanted, Upgrade};
 use crate::patience::Pulse;
 use crate::pipeline::Reply;
 use crate::plan::Target;
@@ -78,22 +78,29 @@ pub(crate) async fn exchange(
         return Err(Denial::Overloaded);
     }
     let alpn = call.protocol(target)?;
-    let mut tried = Vec::new();
-    let mut again = 0;
+    let (mut tried, mut last) = (Vec::new(), Denial::NoEndpoint);
+    let (mut again, mut fresh) = (0, false);
     loop {
         let Some(chosen) = target.balancer.choose(&tried) else {
-            return Err(if tried.is_empty() { Denial::NoEndpoint } else { Denial::Unreachable });
+            return Err(last);
         };
         *endpoint = Some(chosen.address);
         let result = match alpn {
             Alpn::Http2 => over_http2(&mut call, target, chosen.address, worker).await,
-            Alpn::Http1 | Alpn::None => over_http1(&mut call, target, chosen.address, worker).await,
+            Alpn::Http1 | Alpn::None => {
+                let connection = worker.pools.http1(target, chosen.address, fresh, worker).await;
+                over_http1(&mut call, target, chosen.address, connection, worker).await
+            }
         };
         match result {
             Ok(outcome) => return Ok(outcome),
             Err(Failure::Denied(denial)) => return Err(denial),
-            Err(Failure::NotConnected(_)) if again < AGAIN => tried.push(chosen.address),
-            Err(Failure::Stale) if again < AGAIN && call.may_be_repeated() => {}
+            Err(Failure::NotConnected(denial)) if again < AGAIN => {
+                tried.push(chosen.address);
+                last = denial;
+            }
+            // Others that wait may be as stale; over a new one it cannot happen again.
+            Err(Failure::Stale) if again < AGAIN && call.may_be_repeated() => fresh = true,
             Err(Failure::Unseen) if again < AGAIN && call.rewind() => {}
             Err(Failure::NotConnected(denial)) => return Err(denial),
             Err(Failure::Stale | Failure::Unseen) => return Err(Denial::UpstreamBroken),
@@ -157,13 +164,10 @@ async fn over_http1(
     call: &mut Call<'_, '_, '_>,
     target: &Target,
     address: SocketAddr,
+    connection: std::io::Result<Http1>,
     worker: &Worker,
 ) -> Result<Outcome, Failure> {
-    let mut connection = worker
-        .pools
-        .http1(target, address, worker)
-        .await
-        .map_err(|error| unreached(address, &error))?;
+    let mut connection = connection.map_err(|error| unreached(address, &error))?;
     let used = connection.used;
     let limit_bytes = target.cluster.response_head_bytes;
     let done = match call.head.upgrade {
@@ -197,7 +201,7 @@ async fn converse(
     framing: Framing,
     limit_bytes: usize,
 ) -> Result<Conversation, HeadError> {
-    let Http1 { reader, writer, .. } = connection;
+    let Http1 { reader, writer, kept_for, .. } = connection;
     let Call { head, unwanted, source, reply, pulse, .. } = call;
     let mut outcome = Outcome::default();
     let coding = Coding::of(framing);
@@ -221,14 +225,18 @@ async fn converse(
     }
     outcome.status = response.head.status;
     let keep_alive = response.keep_alive;
+    *kept_for = response.kept_for.or(*kept_for);
     let mut body = Source::Http1(BodyReader::new(reader, response.framing));
+    if !upload.is_whole() {
+        reply.comes_early();
+    }
     let (unwanted, mut down) = reply.start(response.head, &body, head);
     let carrying = carry(&mut body, &mut down, &unwanted, pulse, None);
     outcome.downloaded(upload.until_carried(carrying).await);
     outcome.bytes_sent = upload.bytes();
     let whole = outcome.broken.is_none();
     if !whole {
-        down.abort();
+        down.break_off().await;
     }
     // An answer may come before the whole request was read. What is left of it must never be taken
     // for the next request, so neither connection is used again.
@@ -249,7 +257,7 @@ pub(super) async fn decline(
     outcome.downloaded(carry(&mut body, &mut down, &unwanted, call.pulse, None).await);
     let whole = outcome.broken.is_none();
     if !whole {
-        down.abort();
+        down.break_off().await;
     }
     call.reply.finished(whole);
     Conversation { outcome, reusable: whole && response.keep_alive }
@@ -274,14 +282,21 @@ async fn over_http2(
     address: SocketAddr,
     worker: &Worker,
 ) -> Result<Outcome, Failure> {
-    let Lease { sender, open: _open } = worker
+    let Lease { sender, greeting, open: _open } = worker
         .pools
         .http2(target, address, worker)
         .await
         .map_err(|error| unreached(address, &error))?;
     let scheme = if target.cluster.tls.is_some() { "https" } else { "http" };
     let result = match call.head.upgrade {
-        Some(upgrade) => connect::over_http2(call, sender, upgrade, scheme).await,
+        Some(upgrade) => {
+            if upgrade == Upgrade::WebSocket {
+                // Only its settings say whether the endpoint takes it (RFC 8441, section 3).
+                let patience = target.cluster.connect_timeout;
+                drop(tokio::time::timeout(patience, greeting.heard()).await);
+            }
+            connect::over_http2(call, sender, upgrade, scheme).await
+        }
         None => match http2::to_request(&call.head, scheme) {
             Ok(request) => converse_http2(call, sender, request).await,
             Err(denial) => Err(Failure::Denied(denial)),
@@ -324,12 +339,15 @@ async fn converse_http2(
     let response = http2::response(parts, bodiless).map_err(Failure::Denied)?;
     outcome.status = response.status;
     let mut body = Source::Http2(body);
+    if !upload.is_whole() {
+        reply.comes_early();
+    }
     let (unwanted, mut down) = reply.start(response, &body, head);
     let carrying = carry(&mut body, &mut down, &unwanted, pulse, None);
     outcome.downloaded(upload.until_carried(carrying).await);
     outcome.bytes_sent = upload.bytes();
     if outcome.broken.is_some() {
-        down.abort();
+        down.break_off().await;
     }
     reply.finished(outcome.broken.is_none() && upload.is_whole());
     Ok(outcome)

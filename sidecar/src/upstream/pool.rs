@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use tokio::sync::Notify;
 
 use crate::http::h1::{Reader, Writer};
 use crate::http::h2::{CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, STREAM_WINDOW_BYTES};
@@ -64,6 +65,7 @@ pub(crate) struct Http1 {
 #[derive(Debug)]
 struct Http2 {
     sender: SendRequest<Bytes>,
+    greeting: Rc<Greeting>,
     /// How many streams of ours are open on it.
     open: Rc<Cell<usize>>,
     /// Since when it was seen without any.
@@ -74,7 +76,31 @@ impl Http2 {
     fn lease(&mut self) -> Lease {
         self.idle_since = None;
         self.open.set(self.open.get() + 1);
-        Lease { sender: self.sender.clone(), open: Open(self.open.clone()) }
+        let (sender, greeting) = (self.sender.clone(), self.greeting.clone());
+        Lease { sender, greeting, open: Open(self.open.clone()) }
+    }
+}
+
+/// Whether the endpoint has said what it offers.
+#[derive(Debug, Default)]
+pub(crate) struct Greeting {
+    came: Cell<bool>,
+    news: Notify,
+}
+
+impl Greeting {
+    /// Waits until it has.
+    pub(crate) async fn heard(&self) {
+        while !self.came.get() {
+            self.news.notified().await;
+        }
+        // Whoever else waits is told too.
+        self.news.notify_one();
+    }
+
+    fn hear(&self) {
+        self.came.set(true);
+        self.news.notify_one();
     }
 }
 
@@ -82,6 +108,7 @@ impl Http2 {
 #[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) sender: SendRequest<Bytes>,
+    pub(crate) greeting: Rc<Greeting>,
     /// Held for as long as the stream is open.
     pub(crate) open: Open,
 }
@@ -97,14 +124,15 @@ impl Drop for Open {
 }
 
 impl Pools {
-    /// A connection to an endpoint: one that waits, or a new one.
+    /// A connection to an endpoint: one that waits, or a new one, and surely that when it must be `fresh`.
     pub(crate) async fn http1(
         &self,
         target: &Target,
         address: SocketAddr,
+        fresh: bool,
         worker: &Worker,
     ) -> io::Result<Http1> {
-        while let Some(connection) = self.take((target.id, address)) {
+        while let Some(connection) = self.take((target.id, address)).filter(|_| !fresh) {
             if is_alive(&connection) {
                 return Ok(connection);
             }
@@ -165,13 +193,12 @@ impl Pools {
         if let Some(lease) = self.http2_with_room(key) {
             return Ok(lease);
         }
-        if let Some(Lease { sender, open }) = self.least_open_of_all(key) {
+        if let Some(Lease { sender, greeting, open }) = self.least_open_of_all(key) {
             // It is ready when one of its streams has ended.
             let sender = sender.ready().await.map_err(io::Error::other)?;
-            return Ok(Lease { sender, open });
+            return Ok(Lease { sender, greeting, open });
         }
-        let sender = self.connect_http2(target, address, worker).await?;
-        let mut connection = Http2 { sender, open: Rc::default(), idle_since: None };
+        let mut connection = self.connect_http2(target, address, worker).await?;
         let lease = connection.lease();
         self.http2.borrow_mut().entry(key).or_default().push(connection);
         Ok(lease)
@@ -213,26 +240,38 @@ impl Pools {
         target: &Target,
         address: SocketAddr,
         worker: &Worker,
-    ) -> io::Result<SendRequest<Bytes>> {
+    ) -> io::Result<Http2> {
         let stream = connector::connect(target, address, Alpn::Http2, worker.shared.mark).await?;
         worker.metrics.upstream_connections.increment();
-        let (sender, connection) = h2::client::Builder::new()
+        let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .enable_push(false)
             .max_header_list_size(
-                u32::try_from(target.cluster.response_head_bytes).unwrap_or(u32::MAX),
+                // The library's limit is the first size that is too large.
+                u32::try_from(target.cluster.response_head_bytes + 1).unwrap_or(u32::MAX),
             )
             .data_frame_budget(DATA_FRAME_BUDGET_BYTES)
             .handshake(stream)
             .await
             .map_err(io::Error::other)?;
+        let greeting = Rc::<Greeting>::default();
+        if let Some(mut pings) = connection.ping_pong() {
+            let greeting = greeting.clone();
+            tokio::task::spawn_local(async move {
+                // The answer comes behind the endpoint's settings.
+                if pings.ping(h2::Ping::opaque()).await.is_ok() {
+                    greeting.hear();
+                }
+            });
+        }
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
             }
         });
-        sender.ready().await.map_err(io::Error::other)
+        let sender = sender.ready().await.map_err(io::Error::other)?;
+        Ok(Http2 { sender, greeting, open: Rc::default(), idle_since: None })
     }
 
     /// Forgets an HTTP/2 connection that has failed.

@@ -217,6 +217,9 @@ pub struct Forwarded {
     pub addresses: ForwardedFor,
     /// Whether the client's port is told with its address (ours: `forwarded_client_port`).
     pub client_port: bool,
+    /// Whether `x-forwarded-proto` and `x-forwarded-port` are set here: this hop is the first of ours
+    /// (`use_remote_address`).
+    pub is_edge: bool,
 }
 
 /// What becomes of `x-forwarded-for`.
@@ -226,8 +229,7 @@ pub enum ForwardedFor {
     /// `skip_xff_append`).
     #[default]
     Preserve,
-    /// The client's address is added; `x-forwarded-proto` and `x-forwarded-port` are set
-    /// (`use_remote_address`).
+    /// The client's address is added (`use_remote_address`).
     Append,
     /// It is removed (ours: `forwarded_for: remove`).
     Remove,

@@ -182,6 +182,7 @@ impl PathMatch {
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
         match self {
+            Self::Prefix(want) | Self::Segments(want) if want == "/" && path == "*" => true,
             Self::Prefix(want) => path.starts_with(want.as_str()),
             Self::Exact(want) => path == want,
             Self::Segments(want) => path
@@ -384,6 +385,9 @@ mod tests {
         check("/cart", "/cartoon", false);
         check("/", "/anything", true);
         check("/cart/", "/cart/1", true);
+        // The route of everything takes what is asked of the whole server too.
+        check("/", "*", true);
+        check("/cart", "*", false);
     }
 
     #[test]

@@ -154,7 +154,7 @@ filter_chains:
             escaped_slashes: EscapedSlashes::Unescape,
         },
         desync: DesyncMode::Strictest,
-        forwarded: Forwarded { addresses: ForwardedFor::Append, client_port: true },
+        forwarded: Forwarded { addresses: ForwardedFor::Append, client_port: true, is_edge: true },
         host_port: HostPort::Canonical,
         underscores: Underscores::Allow,
         upgrades: Upgrades { websocket: true, connect: true },

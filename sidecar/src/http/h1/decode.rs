@@ -1,5 +1,7 @@
 //! Reading heads. What could be read in two ways is refused (RFC 9112, sections 2.2, 3, 6).
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use http::Method;
 use httparse::Header;
@@ -112,10 +114,11 @@ fn parse_request(
     let RequestLine { method, target, version, length: line_bytes } = line;
     let FieldSection { facts, mut spans, .. } = section;
     let authority = match (target.authority, facts.host) {
-        (Some(authority), _) => authority,
+        (Some(authority), Some(_)) => authority,
         (None, Some(host)) => host,
+        (Some(authority), None) if version == HttpVersion::Http10 => authority,
         (None, None) if version == HttpVersion::Http10 => "localhost".to_owned(),
-        (None, None) => return Err(Denial::Malformed("there is no host")),
+        (_, None) => return Err(Denial::Malformed("there is no host")),
     };
     let asks_websocket = facts.upgrades && facts.websocket;
     let upgrade = match framing {
@@ -273,6 +276,8 @@ pub(crate) struct ReadResponse {
     pub(crate) head: ResponseHead,
     pub(crate) framing: Framing,
     pub(crate) keep_alive: bool,
+    /// How long the endpoint keeps the connection, if it said so.
+    pub(crate) kept_for: Option<Duration>,
 }
 
 impl ReadResponse {
@@ -353,7 +358,7 @@ fn parse_response(
     }
     let content_length = if bodiless { None } else { facts.content_length };
     let head = ResponseHead { status, fields, content_length };
-    Ok(Some(ReadResponse { head, framing, keep_alive }))
+    Ok(Some(ReadResponse { head, framing, keep_alive, kept_for: facts.kept_for }))
 }
 
 #[cfg(test)]

@@ -26,11 +26,12 @@ pub(crate) fn write_request(head: &RequestHead, framing: Framing, out: &mut Byte
     out.put_slice(b"\r\n");
 }
 
-/// Writes the head of a response. `keep_alive` tells the client whether it may use the connection again.
+/// Writes the head of a response. `connection` tells the client what becomes of it, where the version
+/// does not say so.
 pub(crate) fn write_response(
     head: &ResponseHead,
     framing: Framing,
-    keep_alive: bool,
+    connection: Option<&str>,
     out: &mut BytesMut,
 ) {
     write_status(head, out);
@@ -38,8 +39,10 @@ pub(crate) fn write_response(
         out.put_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
     } else {
         write_framing(framing, out);
-        if !keep_alive {
-            out.put_slice(b"connection: close\r\n");
+        if let Some(connection) = connection {
+            out.put_slice(b"connection: ");
+            out.put_slice(connection.as_bytes());
+            out.put_slice(b"\r\n");
         }
     }
     out.put_slice(b"\r\n");

@@ -1,15 +1,14 @@
 //! What the fields of a message say of the message itself: how its body is framed, and what becomes
 //! of the connection (RFC 9112, sections 6, 7 and 9).
 
+use std::time::Duration;
+
 use httparse::Header;
 
 use crate::denial::Denial;
 use crate::http::authority::is_authority;
 use crate::http::desync::{Found, Reason};
-use crate::http::head::{HttpVersion, list};
-
-/// The largest body that is carried: no service means one of more.
-const BODY_LIMIT_BYTES: u64 = 1 << 40;
+use crate::http::head::{BODY_LIMIT_BYTES, HttpVersion, list};
 
 /// What the fields say.
 #[derive(Debug, Default)]
@@ -25,6 +24,8 @@ pub(super) struct Facts {
     /// Whether `upgrade` asks for WebSocket.
     pub(super) websocket: bool,
     pub(super) expects_continue: bool,
+    /// How long the other side keeps the connection (RFC 2068, section 19.7.1.1).
+    pub(super) kept_for: Option<Duration>,
     /// Whether a field's name looks like one of those that frame a message.
     suspicious: bool,
 }
@@ -77,6 +78,11 @@ impl Facts {
                     self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
                     self.upgrades |= token.eq_ignore_ascii_case(b"upgrade");
                 }
+            }
+            10 if header.name.eq_ignore_ascii_case("keep-alive") => {
+                let seconds = list(header.value).find_map(|item| item.strip_prefix(b"timeout="));
+                let seconds = seconds.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+                self.kept_for = seconds.map(Duration::from_secs);
             }
             14 if header.name.eq_ignore_ascii_case("content-length") => {
                 self.take_length(header.value, found)?;

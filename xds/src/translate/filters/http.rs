@@ -206,7 +206,8 @@ fn forwarded(manager: &mut Reader<'_>, ours: &OurHttp) -> Forwarded {
         (false, true) => ForwardedFor::Append,
         (false, false) => ForwardedFor::Preserve,
     };
-    Forwarded { addresses, client_port: ours.client_port.unwrap_or(false) }
+    let is_edge = appends || ours.removes_forwarded;
+    Forwarded { addresses, client_port: ours.client_port.unwrap_or(false), is_edge }
 }
 
 fn host_port(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<HostPort, Refused> {
@@ -351,9 +352,13 @@ fn add_rules(http: &HttpService, fields: &mut Value) {
     if !upgrades.is_empty() {
         fields["upgrade_configs"] = json!(upgrades);
     }
-    match http.forwarded.addresses {
-        ForwardedFor::Append => fields["use_remote_address"] = json!(true),
-        ForwardedFor::Preserve | ForwardedFor::Remove => {}
+    match (http.forwarded.addresses, http.forwarded.is_edge) {
+        (ForwardedFor::Append, _) => fields["use_remote_address"] = json!(true),
+        (ForwardedFor::Preserve, true) => {
+            fields["use_remote_address"] = json!(true);
+            fields["skip_xff_append"] = json!(true);
+        }
+        (ForwardedFor::Preserve, false) | (ForwardedFor::Remove, _) => {}
     }
     match http.host_port {
         HostPort::StripMatching => fields["strip_matching_host_port"] = json!(true),
