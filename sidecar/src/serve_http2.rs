@@ -150,7 +150,8 @@ fn builder(settings: &HttpService) -> h2::server::Builder {
 }
 
 /// Resolves when the connection should take no more requests: the process ends, it is too old, or it
-/// has had neither a stream nor a frame for too long.
+/// has had neither a stream nor a frame for too long (which may last up to twice as long: it is looked
+/// at in intervals, so that frames cost no clock).
 async fn ending(
     settings: &HttpService,
     drain: &weft_runtime::drain::Drain,

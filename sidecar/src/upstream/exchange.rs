@@ -171,7 +171,10 @@ async fn over_http1(
     let used = connection.used;
     let limit_bytes = target.cluster.response_head_bytes;
     let done = match call.head.upgrade {
-        Some(upgrade) => connect::over_http1(call, &mut connection, upgrade, limit_bytes).await,
+        // Rare, and apart, so that no other request carries room for it.
+        Some(upgrade) => {
+            Box::pin(connect::over_http1(call, &mut connection, upgrade, limit_bytes)).await
+        }
         None => {
             let framing = call.framing();
             write_request(&call.head, framing, connection.writer.room());
@@ -295,7 +298,7 @@ async fn over_http2(
                 let patience = target.cluster.connect_timeout;
                 drop(tokio::time::timeout(patience, greeting.heard()).await);
             }
-            connect::over_http2(call, sender, upgrade, scheme).await
+            Box::pin(connect::over_http2(call, sender, upgrade, scheme)).await
         }
         None => match http2::to_request(&call.head, scheme) {
             Ok(request) => converse_http2(call, sender, request).await,

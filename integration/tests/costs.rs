@@ -1,0 +1,87 @@
+//! What requests and connections cost, where it can be counted, so that nothing creeps in: calls of the
+//! kernel for each request, and memory for each connection that waits.
+
+use std::net::{Ipv4Addr, TcpStream};
+
+use nix::sys::signal::Signal;
+use weft_integration::alone::{Alone, Speaks, Wanted};
+use weft_integration::http1::Client;
+use weft_integration::nginx::Nginx;
+use weft_integration::process::{Process, run, tool};
+use weft_integration::wait::eventually;
+
+fn start() -> (Nginx, Alone) {
+    let nginx = Nginx::start();
+    nginx.serve("small", &[b'x'; 100]);
+    let mut wanted = Wanted::before(nginx.port, Speaks::Http1);
+    // Lines are written by another thread, which is another cost.
+    wanted.http.as_object_mut().expect("a message is an object").remove("access_log");
+    (nginx, wanted.start())
+}
+
+fn load(alone: &Alone, requests: u32) {
+    let mut load = tool("h2load");
+    load.args(["--h1", "--clients", "64", "--requests", &requests.to_string()]);
+    let told = run(load.arg(format!("http://127.0.0.1:{}/small", alone.port)));
+    assert!(told.contains(&format!("{requests} 2xx")), "{told}");
+}
+
+/// How many calls a process made while `work` was done, by the kernel's own account of them.
+fn calls_during(alone: &Alone, work: impl FnOnce()) -> u64 {
+    let folder = tempfile::TempDir::new().expect("a temporary folder can be made");
+    let file = folder.path().join("calls");
+    let mut strace = tool("strace");
+    strace.args(["-f", "-c", "-p", &alone.sidecar.process.id().to_string(), "-o"]).arg(&file);
+    let strace = Process::start("strace", &mut strace);
+    eventually("it is attached", || strace.errors().contains("attached").then_some(()));
+    work();
+    strace.signal(Signal::SIGINT);
+    let told = eventually("strace tells", || {
+        let told = std::fs::read_to_string(&file).ok()?;
+        told.contains("total").then_some(told)
+    });
+    // % time, seconds, usecs/call, calls, errors where there were any, name.
+    let total = told.lines().find(|line| line.ends_with("total")).expect("a line of totals");
+    let calls = total.split_whitespace().nth(3).expect("a column of calls");
+    calls.parse().expect("a number")
+}
+
+#[test]
+fn a_request_costs_four_calls_of_the_kernel() {
+    const REQUESTS: u32 = 40_000;
+    let (_nginx, alone) = start();
+    load(&alone, 1000);
+    let calls = calls_during(&alone, || load(&alone, REQUESTS));
+    // Two reads and two writes; beside them a wait for each bunch of connections, and 64 connections.
+    let each = f64::from(u32::try_from(calls).expect("few")) / f64::from(REQUESTS);
+    assert!(each <= 4.1, "{each} calls for each request");
+    assert!(each >= 4.0, "{each} calls for each request: what was counted?");
+}
+
+#[test]
+fn a_connection_that_waits_owns_no_buffer() {
+    const CONNECTIONS: u64 = 1000;
+    let (_nginx, alone) = start();
+    let ask = |client: &mut Client| {
+        let answer = client.ask("GET /small HTTP/1.1\r\nhost: a\r\n\r\n");
+        assert_eq!(answer.status, 200);
+    };
+    let at = (Ipv4Addr::LOCALHOST, alone.port);
+    // What the first ones need beside themselves is there.
+    let mut kept: Vec<Client> = (0..100).map(|_| Client::connect_to(at.into())).collect();
+    kept.iter_mut().for_each(ask);
+    let before = alone.metric("process_resident_memory_bytes");
+    let more: Vec<Client> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut client = Client::connect_to(at.into());
+            ask(&mut client);
+            client
+        })
+        .collect();
+    let open = alone.metric("weft_sidecar_connections_open");
+    assert!(open >= CONNECTIONS, "{open} of {}", more.len());
+    let grown = alone.metric("process_resident_memory_bytes").saturating_sub(before);
+    // A task with its state, in a build that is not optimized.
+    assert!(grown / CONNECTIONS < 6 * 1024, "{} bytes for each", grown / CONNECTIONS);
+    drop(TcpStream::connect(at).expect("it still listens"));
+}
