@@ -311,10 +311,14 @@ fn decide(
             Ok(Decision::Forward { target, unwanted, patience })
         }
         Action::Redirect(redirect) => {
-            let scheme = redirect.scheme.as_deref().unwrap_or("http");
+            let own = if connection.is_tls { "https" } else { "http" };
+            let scheme = redirect.scheme.as_deref().unwrap_or(own);
             let host = redirect.host.as_deref().unwrap_or(&head.authority);
-            let path = redirect.path.as_deref().unwrap_or(&head.target);
-            let location = Some(format!("{scheme}://{host}{path}"));
+            let location = Some(match &redirect.path {
+                Some(path) if path.contains('?') => format!("{scheme}://{host}{path}"),
+                Some(path) => format!("{scheme}://{host}{path}{}", head.query_part()),
+                None => format!("{scheme}://{host}{}", head.target),
+            });
             Ok(Decision::Answer { status: redirect.status, location, body: String::new() })
         }
         Action::Respond { status, body } => {

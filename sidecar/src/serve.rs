@@ -84,7 +84,7 @@ pub(crate) async fn http1(
                 // Who does not wait for the agreement sends what is meant for the tunnel; when there is
                 // none, it must not be read as a request.
                 _ if request.head.upgrade == Some(Upgrade::Tunnel) => Reuse::No,
-                Framing::None => Reuse::Yes,
+                Framing::None | Framing::Length(0) => Reuse::Yes,
                 _ => Reuse::BehindBody,
             },
             started: false,

@@ -72,8 +72,10 @@ impl RequestFacts for Facts<'_> {
         &self.head.authority
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.fields.text(name)
+    fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool {
+        let mut found = false;
+        self.head.fields.each(name, |value| found = found || fits(&String::from_utf8_lossy(value)));
+        found
     }
 
     fn query(&self, name: &str) -> Option<&str> {

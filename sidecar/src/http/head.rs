@@ -77,6 +77,11 @@ impl RequestHead {
         self.target.split('?').next().unwrap_or_default()
     }
 
+    /// The query with its question mark; empty when there is none.
+    pub(crate) fn query_part(&self) -> &str {
+        self.target.find('?').and_then(|at| self.target.get(at..)).unwrap_or_default()
+    }
+
     /// The value of a query parameter, as it stands in the target.
     pub(crate) fn query(&self, name: &str) -> Option<&str> {
         let (_, query) = self.target.split_once('?')?;

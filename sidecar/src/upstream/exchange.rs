@@ -151,7 +151,10 @@ impl Call<'_, '_, '_> {
         match (self.source.is_empty(), self.head.content_length) {
             _ if self.head.upgrade.is_some() => Framing::None,
             (_, Some(length)) => Framing::Length(length),
-            (true, None) if self.head.method == Method::POST || self.head.method == Method::PUT => {
+            // These give a body a meaning, so its absence is told (RFC 9110, section 8.6).
+            (true, None)
+                if [Method::POST, Method::PUT, Method::PATCH].contains(&self.head.method) =>
+            {
                 Framing::Length(0)
             }
             (true, None) => Framing::None,

@@ -79,8 +79,9 @@ pub trait RequestFacts {
     fn path(&self) -> &str;
     /// The authority.
     fn authority(&self) -> &str;
-    /// The first header of a lower-case name.
-    fn header(&self, name: &str) -> Option<&str>;
+    /// Whether any value of the header of a lower-case name is one that `fits` takes. What is no text is
+    /// given with replacement characters: it must not count as absent.
+    fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool;
     /// The value of a query parameter.
     fn query(&self, name: &str) -> Option<&str>;
     /// The name the peer's certificate proved.

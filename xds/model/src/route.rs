@@ -228,17 +228,18 @@ impl HeaderMatch {
     /// Whether the request fits.
     #[must_use]
     pub fn matches(&self, facts: &dyn RequestFacts) -> bool {
-        let value = match self.name.as_str() {
-            ":method" => Some(facts.method()),
-            ":path" => Some(facts.path()),
-            ":authority" | "host" => Some(facts.authority()),
-            name => facts.header(name),
+        let mut fits = |value: &str| match &self.check {
+            HeaderCheck::Present => true,
+            HeaderCheck::Value(want) => want.matches(value),
         };
-        let fits = match &self.check {
-            HeaderCheck::Present => value.is_some(),
-            HeaderCheck::Value(want) => value.is_some_and(|value| want.matches(value)),
+        // Each value of a field counts: one behind another must not hide from a policy.
+        let any_fits = match self.name.as_str() {
+            ":method" => fits(facts.method()),
+            ":path" => fits(facts.path()),
+            ":authority" | "host" => fits(facts.authority()),
+            name => facts.has_header(name, &mut fits),
         };
-        fits != self.invert
+        any_fits != self.invert
     }
 }
 
