@@ -19,8 +19,6 @@ use crate::worker::Worker;
 
 /// How long a client that is told to calm down has to take the message.
 const CALM: Duration = Duration::from_millis(200);
-/// How much of the responses to one connection waits in our memory for it to take them.
-const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// How many streams that the client opened and reset, and how many that we reset because it broke the
 /// rules, one connection may have behind it at once: each costs work that nobody wants.
 const RESET_LIMIT: usize = 100;
@@ -134,7 +132,7 @@ fn builder(settings: &HttpService) -> h2::server::Builder {
         .initial_window_size(http2::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(http2::CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(settings.limits.streams)
-        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_send_buffer_size(http2::SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(RESET_LIMIT)
         .max_local_error_reset_streams(Some(RESET_LIMIT))
         .data_frame_budget(http2::DATA_FRAME_BUDGET_BYTES)

@@ -208,6 +208,8 @@ mod tests {
             tls: None,
             connection_limit: 1,
             request_limit: 1,
+            response_head_bytes: weft_model::DEFAULT_RESPONSE_HEAD_BYTES,
+            idle_timeout: weft_model::DEFAULT_UPSTREAM_IDLE,
         };
         let mut snapshot = Snapshot::default();
         snapshot.clusters.insert("dns".into(), Arc::new(cluster));

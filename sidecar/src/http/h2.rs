@@ -17,6 +17,8 @@ use crate::denial::Denial;
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// How much a peer may send on a connection.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// How much of one stream waits in our memory for the other side to take it.
+pub(crate) const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// How much the library lets small frames waste, each counted as if it had 256 bytes: 64 for each of
 /// the streams that a connection may have. Streams of small messages need some; a flood needs more.
 pub(crate) const DATA_FRAME_BUDGET_BYTES: usize = 4 * 1024 * 1024;

@@ -13,7 +13,9 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 
 use crate::http::h1::{Reader, Writer};
-use crate::http::h2::{CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, STREAM_WINDOW_BYTES};
+use crate::http::h2::{
+    CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES,
+};
 use crate::plan::Target;
 use crate::stream::Half;
 use crate::tls::{Alpn, connector};
@@ -253,6 +255,7 @@ impl Pools {
                 // The library's limit is the first size that is too large.
                 u32::try_from(target.cluster.response_head_bytes + 1).unwrap_or(u32::MAX),
             )
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
             .data_frame_budget(DATA_FRAME_BUDGET_BYTES)
             .handshake(stream)
             .await

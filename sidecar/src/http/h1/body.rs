@@ -101,7 +101,14 @@ impl Writer {
             }
             self.out.advance(written);
         }
-        self.half.flush().await
+        // TLS takes more than the socket does, and gives it on here.
+        match self.half.flush().now_or_never() {
+            Some(flushed) => flushed,
+            None => {
+                let flushing = self.half.flush();
+                tokio::time::timeout(self.stall, flushing).await.map_err(io::Error::from)?
+            }
+        }
     }
 
     /// Lets go of the room for what was written, while there is nothing to write.

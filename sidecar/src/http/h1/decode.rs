@@ -531,9 +531,9 @@ mod tests {
         check_modes(&get(" /", " HTTP/1.2"), [served, served, "NonCompliantVersion"]);
     }
 
-    fn answer(response: &str, method: Method) -> String {
+    fn answer(response: &str, method: &Method) -> String {
         let mut buffer = BytesMut::from(response);
-        match parse_response(&mut buffer, &method, 1024) {
+        match parse_response(&mut buffer, method, 1024) {
             Ok(Some(r)) => {
                 format!("{} {:?} {} {}", r.head.status, r.framing, r.keep_alive, buffer.len())
             }
@@ -545,7 +545,7 @@ mod tests {
     #[test]
     fn a_response_has_one_reading() {
         let check = |response: &str, expected: &str| {
-            assert_eq!(answer(response, Method::GET), expected, "{response:?}");
+            assert_eq!(answer(response, &Method::GET), expected, "{response:?}");
         };
         check("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "200 Length(3) true 3");
         check("HTTP/1.1 200 OK\r\n", "more");
@@ -571,6 +571,6 @@ mod tests {
         let large = format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "x".repeat(1024));
         check(&large, "upstream_broken");
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
-        assert_eq!(answer(head, Method::HEAD), "200 None true 0");
+        assert_eq!(answer(head, &Method::HEAD), "200 None true 0");
     }
 }
