@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls::ClientConfig;
 use rustls_pki_types::pem::PemObject;
@@ -228,24 +230,10 @@ impl Signer {
         let (x, y) = self.public.split_at(32);
         let key = serde_json::json!({
             "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "demo",
-            "x": base64_url(x), "y": base64_url(y),
+            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
         });
         serde_json::json!({ "keys": [key] }).to_string()
     }
-}
-
-fn base64_url(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let bits = chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
-            << (8 * (3 - chunk.len()));
-        for digit in 0..=chunk.len() {
-            let index = bits >> (18 - 6 * digit) & 0x3f;
-            text.extend(DIGITS.get(index as usize).map(|digit| char::from(*digit)));
-        }
-    }
-    text
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Validation, decode, decode_header};
 use serde::Deserialize;
 use weft_model::{JwtPolicy, JwtProvider, Name, TokenPresence};
@@ -148,32 +150,11 @@ fn has_critical_extensions(token: &str) -> bool {
     };
     // The library has decoded it once already, so it can be decoded.
     decode_header(token).is_err()
-        || base64_url(header)
+        || URL_SAFE_NO_PAD
+            .decode(header)
+            .ok()
             .and_then(|bytes| serde_json::from_slice::<Critical>(&bytes).ok())
             .is_none_or(|critical| critical.crit.is_some())
-}
-
-fn base64_url(text: &str) -> Option<Vec<u8>> {
-    let mut bits = 0u32;
-    let mut held = 0;
-    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
-    for byte in text.bytes() {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'-' => 62,
-            b'_' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held & 0xff) as u8);
-        }
-    }
-    Some(bytes)
 }
 
 fn explain(kind: &jsonwebtoken::errors::ErrorKind) -> &'static str {
