@@ -5,8 +5,10 @@ use serde_json::{Value, json};
 use crate::bootstrap::{bootstrap, cluster, http, listener, route_to, with};
 use crate::curl::Curl;
 use crate::mesh_pki::MeshPki;
+use crate::origin::Origin;
 use crate::pair::Sidecar;
 use crate::port;
+use crate::process::Process;
 
 pub use crate::bootstrap::Speaks;
 
@@ -131,4 +133,54 @@ impl Alone {
         assert!(process.is_running(), "{process:?} has ended");
         assert!(!process.errors().contains("panicked"), "{process:?} panicked");
     }
+}
+
+/// A sidecar before a service of each version, with what is asked of it.
+#[derive(Debug)]
+pub struct Both {
+    /// Before one of HTTP/1.1.
+    pub http1: (Origin, Alone),
+    /// Before one of HTTP/2.
+    pub http2: (Process, Alone),
+}
+
+impl Both {
+    /// Starts both, each with a change.
+    ///
+    /// # Panics
+    /// When one does not become ready.
+    #[must_use]
+    pub fn start(change: impl Fn(Wanted) -> Wanted) -> Self {
+        let origin = Origin::start();
+        let alone = change(Wanted::before(origin.port, Speaks::Http1)).start();
+        let (process, port) = Origin::start_http2();
+        let http2 = (process, change(Wanted::before(port, Speaks::Http2)).start());
+        Self { http1: (origin, alone), http2 }
+    }
+
+    /// Starts both as they are.
+    ///
+    /// # Panics
+    /// When one does not become ready.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self::start(|wanted| wanted)
+    }
+
+    /// Where to reach each.
+    #[must_use]
+    pub fn ports(&self) -> [(&'static str, u16); 2] {
+        [("to HTTP/1.1", self.http1.1.port), ("to HTTP/2", self.http2.1.port)]
+    }
+}
+
+/// The same with a route for requests that have no path as well.
+///
+/// # Panics
+/// When it has no route.
+#[must_use]
+pub fn targetless(mut wanted: Wanted) -> Wanted {
+    let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/match");
+    *route.expect("it has a route") = json!({"prefix": ""});
+    wanted
 }

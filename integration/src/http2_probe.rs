@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::bootstrap::{Speaks, bootstrap, cluster, http, listener, route_to};
 use crate::frames::code::PROTOCOL_ERROR;
 use crate::frames::flag::{END_HEADERS, WHOLE};
-use crate::frames::{Client, Outcome, frame, get, headers, kind};
+use crate::frames::{Client, Outcome, flag, frame, get, headers, kind, setting};
 use crate::mesh_pki::MeshPki;
 use crate::pair::Sidecar;
 use crate::port;
@@ -241,4 +241,21 @@ fn reached(seen: &[Seen]) -> Reach {
         (_, ..=1) => Reach::Head,
         _ => Reach::Whole,
     }
+}
+
+/// The setting of a stream's first window (RFC 9113, section 6.5.2).
+pub const INITIAL_WINDOW_SIZE: u16 = 4;
+/// What a peer may send in one frame, where nothing else was agreed.
+pub const FRAME_BYTES: usize = 16_384;
+
+/// Opens the window of a stream, or of the connection.
+#[must_use]
+pub fn window(stream: u32, by: u32) -> Vec<u8> {
+    frame(kind::WINDOW_UPDATE, flag::NONE, stream, &by.to_be_bytes())
+}
+
+/// Makes a setting.
+#[must_use]
+pub fn set(id: u16, value: u32) -> Vec<u8> {
+    frame(kind::SETTINGS, flag::NONE, 0, &setting(id, value))
 }

@@ -1,46 +1,16 @@
 //! Every version of HTTP that a client may speak before every version that a service may speak, and what
-//! of a message must be the same behind both. Clients and services speak by hand, by `h2`, grpcio and
+//! of a message must be the same behind both. What a connection may become is in `upgrades`. Clients and services speak by hand, by `h2`, grpcio and
 //! websockets.
 
-use std::io::{BufReader, Read, Write};
-use std::net::Shutdown;
-use std::sync::mpsc::channel;
-
-use serde_json::{Value, json};
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::{Backend, read_head};
-use weft_integration::bootstrap::{verify_mode, with};
+use serde_json::json;
+use weft_integration::alone::{Both, Speaks, Wanted, targetless};
+use weft_integration::bootstrap::verify_mode;
 use weft_integration::http1::{self, Client};
-use weft_integration::http2::{self, connect, request};
+use weft_integration::http2::{self, request};
 use weft_integration::mesh_pki::{MeshPki, text};
 use weft_integration::origin::Origin;
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart, run};
-
-/// A sidecar before a service of each version, with what is asked of it.
-struct Both {
-    http1: (Origin, Alone),
-    http2: (Process, Alone),
-}
-
-impl Both {
-    fn start(change: impl Fn(Wanted) -> Wanted) -> Self {
-        let origin = Origin::start();
-        let alone = change(Wanted::before(origin.port, Speaks::Http1)).start();
-        let (process, port) = Origin::start_http2();
-        let http2 = (process, change(Wanted::before(port, Speaks::Http2)).start());
-        Self { http1: (origin, alone), http2 }
-    }
-
-    fn plain() -> Self {
-        Self::start(|wanted| wanted)
-    }
-
-    /// Where to reach each.
-    fn ports(&self) -> [(&'static str, u16); 2] {
-        [("to HTTP/1.1", self.http1.1.port), ("to HTTP/2", self.http2.1.port)]
-    }
-}
 
 /// What the versions of an answer have in common.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -205,61 +175,6 @@ fn grpc_before_a_service_of_http1_is_unimplemented() {
     assert_eq!(origin.seen(), Vec::<String>::new());
 }
 
-#[test]
-fn a_websocket_passes_between_all_versions() {
-    let http1 = port::free();
-    let service =
-        Process::start("service", counterpart("websocket_service.py").arg(http1.to_string()));
-    service.line_with("ready");
-    let (_process, http2) = Origin::start_http2();
-    for (port, speaks) in [(http1, Speaks::Http1), (http2, Speaks::Http2)] {
-        let alone = Wanted::before(port, speaks).start();
-        if speaks == Speaks::Http2 {
-            acquaint(&alone);
-        }
-        run(counterpart("websocket_caller.py").arg(alone.port.to_string()));
-        let mut opening = connect(Some("websocket"));
-        // A text, masked by zeros; a server's is not masked (RFC 6455, section 5.3).
-        opening["on_answer"] = json!("\u{81}\u{85}\0\0\0\0hello");
-        opening["until"] = json!("\u{81}\u{5}hello");
-        let answer = http2::ask_one(alone.port, opening);
-        assert_eq!(answer.status(), 200, "{speaks:?}: {answer:?}");
-        assert_eq!(answer.body(), "\u{81}\u{5}hello", "{speaks:?}: {answer:?}");
-    }
-}
-
-/// Lets every worker of a sidecar make its connection to the service.
-fn acquaint(alone: &Alone) {
-    for _ in 0..40 {
-        assert_eq!(by_http1(alone.port, "1.1", "GET", "/tell").status, 200);
-    }
-    assert_eq!(alone.metric("weft_sidecar_upstream_connections_total"), 2);
-}
-
-/// RFC 8441, section 3: whether a service takes it is in its settings, which come first of all.
-#[test]
-fn the_first_websocket_to_a_service_of_http2_passes() {
-    let (_process, port) = Origin::start_http2();
-    let alone = Wanted::before(port, Speaks::Http2).start();
-    run(counterpart("websocket_caller.py").arg(alone.port.to_string()));
-}
-
-#[test]
-fn a_websocket_that_is_not_taken_is_refused_by_http2_and_not_seen_by_http1() {
-    let both = Both::start(|wanted| wanted.with("upgrade_configs", json!([])));
-    for (to, port) in both.ports() {
-        let answer = http2::ask_one(port, connect(Some("websocket")));
-        // The setting that allows one was not sent, so a client has no right to it.
-        assert!(answer.status() == 405 || answer.reset().is_some(), "{to}: {answer:?}");
-        let told = http1::ask(
-            port,
-            "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
-        );
-        assert_eq!(told.status, 200, "{to}: {told:?}");
-        assert!(!told.body.contains("upgrade"), "{to}: {told:?}");
-    }
-}
-
 const EXPECTING: &str = "expect: 100-continue\r\n\r\n";
 
 #[test]
@@ -372,12 +287,6 @@ fn every_form_of_a_target_reaches_the_service_as_its_own_form() {
 }
 
 /// A route that takes what has no path as well: `OPTIONS *` and `CONNECT`.
-fn targetless(mut wanted: Wanted) -> Wanted {
-    let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/match");
-    *route.expect("it has a route") = json!({"prefix": ""});
-    wanted
-}
-
 #[track_caller]
 fn check_options_of_the_server(both: &Both) {
     for (to, port) in both.ports() {
@@ -397,82 +306,6 @@ fn options_of_the_whole_server_reach_it() {
 #[test]
 fn options_of_the_whole_server_take_the_route_of_everything() {
     check_options_of_the_server(&Both::plain());
-}
-
-const CONNECT: &str = "CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\n\r\n";
-
-fn tunnel_by_http2() -> Value {
-    let tunnel = with(connect(None), "on_answer", json!("through"));
-    with(tunnel, "until", json!("through"))
-}
-
-#[test]
-fn connect_is_not_served_unless_wanted() {
-    let both = Both::plain();
-    for (to, port) in both.ports() {
-        assert_eq!(http1::ask(port, CONNECT).status, 405, "{to}");
-        assert_eq!(http2::ask_one(port, connect(None)).status(), 405, "{to}");
-    }
-    assert_eq!(both.http1.0.seen(), Vec::<String>::new());
-}
-
-#[test]
-fn connect_is_a_tunnel_where_wanted() {
-    let connects = json!([{"upgrade_type": "CONNECT"}]);
-    let both = Both::start(|wanted| targetless(wanted).with("upgrade_configs", connects.clone()));
-    for (to, port) in both.ports() {
-        let mut client = Client::connect(port);
-        let answer = client.ask(CONNECT);
-        assert_eq!(answer.status, 200, "{to}: {answer:?}");
-        assert_eq!(answer.field("content-length"), None, "{to}: {answer:?}");
-        assert_eq!(answer.field("transfer-encoding"), None, "{to}: {answer:?}");
-        client.send("through");
-        assert_eq!(client.bytes(7).as_deref(), Some("through"), "{to}");
-        client.finish();
-        assert!(client.is_at_end(), "{to}");
-        let answer = http2::ask_one(port, tunnel_by_http2());
-        assert_eq!((answer.status(), answer.body()), (200, "through"), "{to}: {answer:?}");
-    }
-}
-
-/// A service that agrees to whatever it is asked, and gives all that it was sent behind the head.
-fn agreeable(answer: &'static str) -> (Backend, std::sync::mpsc::Receiver<String>) {
-    let (sender, sent) = channel();
-    let backend = Backend::start(move |stream| {
-        let mut reader = BufReader::new(stream);
-        if read_head(&mut reader).is_none() {
-            return;
-        }
-        // It may be ended before it has said everything.
-        drop(reader.get_mut().write_all(answer.as_bytes()));
-        drop(reader.get_mut().shutdown(Shutdown::Write));
-        let mut rest = Vec::new();
-        drop(reader.read_to_end(&mut rest));
-        drop(sender.send(String::from_utf8_lossy(&rest).into_owned()));
-    });
-    (backend, sent)
-}
-
-#[test]
-fn what_a_client_says_before_an_agreement_is_not_passed_on() {
-    let upgrade = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    let agreed = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
-        upgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-    for (opening, agreement) in [(upgrade, agreed), (CONNECT, "HTTP/1.1 200 OK\r\n\r\n")] {
-        let (backend, sent) = agreeable(agreement);
-        let alone = targetless(Wanted::before(backend.port, Speaks::Http1))
-            .with(
-                "upgrade_configs",
-                json!([{"upgrade_type": "CONNECT"}, {"upgrade_type": "websocket"}]),
-            )
-            .start();
-        let answer = http1::ask(alone.port, &format!("{opening}early"));
-        assert_eq!(answer.status, 400, "{opening}: {answer:?}");
-        assert_eq!(answer.field("connection"), Some("close"), "{opening}: {answer:?}");
-        let early = sent.recv_timeout(weft_integration::wait::DEADLINE);
-        assert_eq!(early.as_deref(), Ok(""), "{opening}");
-    }
 }
 
 #[test]

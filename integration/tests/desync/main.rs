@@ -15,3 +15,4 @@ mod recorder;
 mod requests;
 mod strict;
 mod twins;
+mod twins_corpus;
