@@ -14,7 +14,8 @@ use weft_model::SpiffeId;
 /// reached with an identity that somebody merely claimed.
 #[derive(Clone)]
 pub struct VerifiedPeer {
-    leaf: CertificateDer<'static>,
+    /// Of the certificate, by SHA-256.
+    digest: [u8; 32],
     identity: Option<SpiffeId>,
     serial: Arc<[u8]>,
     issuer: Arc<[u8]>,
@@ -28,12 +29,13 @@ impl VerifiedPeer {
     /// test keeps it so.
     #[must_use]
     pub fn assertion(leaf: &CertificateDer<'_>) -> Option<Self> {
-        let leaf = leaf.clone().into_owned();
-        let certificate = webpki::EndEntityCert::try_from(&leaf).ok()?;
+        let certificate = webpki::EndEntityCert::try_from(leaf).ok()?;
         let identity = spiffe_id(&certificate);
         let serial = certificate.serial().into();
         let issuer = certificate.issuer().into();
-        Some(Self { identity, serial, issuer, leaf })
+        let sha256 = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
+        let digest = sha256.as_ref().try_into().ok()?;
+        Some(Self { identity, serial, issuer, digest })
     }
 
     /// The SPIFFE id; none for a certificate that has no such name.
@@ -57,8 +59,7 @@ impl VerifiedPeer {
     /// The SHA-256 of the certificate in lower-case hex, as `x-forwarded-client-cert` wants it.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.leaf);
-        hex(digest.as_ref())
+        hex(&self.digest)
     }
 
     /// The serial number in upper-case hex, as `x-amzn-mtls-clientcert-serial-number` wants it:

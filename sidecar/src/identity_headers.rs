@@ -18,7 +18,7 @@ pub(crate) struct ProvedFields(Vec<(HeaderName, HeaderValue)>);
 impl ProvedFields {
     /// What is told of `peer`.
     pub(crate) fn new(peer: &VerifiedPeer) -> Self {
-        let mut fields = Vec::new();
+        let mut fields = Vec::with_capacity(3);
         let mut add = |name: HeaderName, text: String| {
             if let Ok(value) = HeaderValue::from_str(&text) {
                 fields.push((name, value));

@@ -98,7 +98,9 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
     let chain = serving.chain(destination, kind)?.clone();
     let (stream, alpn, peer) = secure(&chain, stream, worker).await?;
     match &chain.service {
-        Service::Tcp(tcp) => opaque::carry(stream, client, destination, tcp, worker).await,
+        Service::Tcp(tcp) => {
+            Box::pin(opaque::carry(stream, client, destination, tcp, worker)).await;
+        }
         Service::Http(http) => {
             let proved = peer.as_ref().map(ProvedFields::new);
             let listener = serving.listener.name.clone();
@@ -133,7 +135,8 @@ async fn secure(
         Tls::Terminate(config) => config.clone(),
         Tls::Broken => return None,
     };
-    let handshake = acceptor::accept(config, stream);
+    // What each stage needs for itself is apart, so that a connection that waits does not carry it.
+    let handshake = Box::pin(acceptor::accept(config, stream));
     match tokio::time::timeout(worker.shared.limits.handshake, handshake).await {
         Ok(Ok(accepted)) => {
             worker.metrics.handshakes.increment();
@@ -174,6 +177,7 @@ async fn serve_http(
 }
 
 /// Serves one request: decides, then carries it out, and leaves a line behind.
+#[allow(clippy::large_futures, reason = "who waits for requests boxes this, once for each")]
 pub(crate) async fn request(
     head: RequestHead,
     source: Source<'_>,
@@ -231,11 +235,9 @@ async fn perform(
                 let taken = RefCell::default();
                 let reply = &mut *reply;
                 let call = Call { head, unwanted, source, reply, pulse: &pulse, taken };
-                // Boxed, so that a connection without a request does not carry room for one.
-                let sending = Box::pin(exchange(call, target, worker, &mut story.endpoint));
                 tokio::select! {
                     biased;
-                    result = sending => result,
+                    result = exchange(call, target, worker, &mut story.endpoint) => result,
                     denial = patience.ends(started, &pulse) => Err(denial),
                 }
             }

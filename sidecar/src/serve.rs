@@ -71,7 +71,7 @@ pub(crate) async fn http1(
             Err(HeadError::Closed | HeadError::Broken) => return,
             Err(HeadError::Refused(denial)) => {
                 pipeline::refused(denial, HttpVersion::Http11, &connection, worker);
-                return refuse(denial, reader, writer).await;
+                return Box::pin(refuse(denial, reader, writer)).await;
             }
         };
         let is_last = allowance.is_spent_by_one_more() || worker.is_draining();
@@ -94,7 +94,8 @@ pub(crate) async fn http1(
             Framing::None if request.head.upgrade.is_none() => Source::Empty,
             framing => Source::Http1(BodyReader::new(&mut reader, framing)),
         };
-        pipeline::request(request.head, source, &mut reply, &connection, worker).await;
+        let serving = pipeline::request(request.head, source, &mut reply, &connection, worker);
+        Box::pin(serving).await;
         let Reply::Http1(Http1Reply { reuse, end, .. }) = reply else {
             return;
         };

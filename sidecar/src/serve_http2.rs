@@ -203,7 +203,9 @@ impl OneStream {
         match head {
             Ok(head) => {
                 let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
-                pipeline::request(head, source, &mut reply, &self.connection, &worker).await;
+                let serving =
+                    pipeline::request(head, source, &mut reply, &self.connection, &worker);
+                Box::pin(serving).await;
             }
             Err(http2::Refused { denial, is_grpc }) => {
                 pipeline::refused(denial, HttpVersion::Http2, &self.connection, &worker);

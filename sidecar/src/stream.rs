@@ -11,6 +11,8 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::tls::stream::TlsStream;
+
 /// How often the end of a connection is looked for behind bytes that nobody reads.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -18,8 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Stream {
     Plain(TcpStream),
-    Accepted(Box<tokio_rustls::server::TlsStream<TcpStream>>),
-    Connected(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Tls(Box<TlsStream>),
 }
 
 impl Stream {
@@ -27,8 +28,7 @@ impl Stream {
     pub(crate) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(tcp) => tcp,
-            Self::Accepted(tls) => tls.get_ref().0,
-            Self::Connected(tls) => tls.get_ref().0,
+            Self::Tls(tls) => tls.tcp(),
         }
     }
 
@@ -36,8 +36,7 @@ impl Stream {
     fn has_read_ahead(&self) -> bool {
         match self {
             Self::Plain(_) => false,
-            Self::Accepted(tls) => !tls.get_ref().1.wants_read(),
-            Self::Connected(tls) => !tls.get_ref().1.wants_read(),
+            Self::Tls(tls) => tls.has_read_ahead(),
         }
     }
 }
@@ -50,8 +49,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Accepted(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Connected(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
@@ -64,24 +62,21 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Accepted(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Connected(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Accepted(io) => Pin::new(io).poll_flush(cx),
-            Self::Connected(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Accepted(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Connected(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

@@ -14,6 +14,7 @@ use weft_model::{Discovery, UpstreamTls};
 
 use super::keys::{KeySet, SET_LIMIT_BYTES};
 use crate::plan::{Target, TargetTls};
+use crate::tls::stream::TlsStream;
 
 /// A key set to fetch.
 #[derive(Debug, Clone)]
@@ -70,8 +71,8 @@ async fn get(
         TargetTls::Broken => return Err("the secrets for TLS are missing".into()),
         TargetTls::Originate { http1, tls, .. } => {
             let name = server_name(tls, address);
-            let connector = tokio_rustls::TlsConnector::from(http1.clone());
-            Box::new(connector.connect(name, tcp).await.map_err(|error| text(&error))?)
+            let tls = TlsStream::connect(http1.clone(), name, tcp).await;
+            tls.map_err(|error| text(&error))?
         }
     };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 use weft_certs::VerifiedPeer;
 
 use super::Alpn;
+use super::stream::TlsStream;
 use crate::stream::Stream;
 
 /// A connection whose handshake is done.
@@ -23,10 +23,10 @@ pub(crate) struct Accepted {
 /// # Errors
 /// Why there is no connection; the client has been sent the alert.
 pub(crate) async fn accept(config: Arc<ServerConfig>, tcp: TcpStream) -> std::io::Result<Accepted> {
-    let stream = TlsAcceptor::from(config).accept(tcp).await?;
-    let (_, connection) = stream.get_ref();
-    let alpn = Alpn::of(connection.alpn_protocol());
+    let stream = TlsStream::accept(config, tcp).await?;
+    let session = stream.session();
+    let alpn = Alpn::of(session.alpn_protocol());
     let peer =
-        connection.peer_certificates().and_then(|chain| VerifiedPeer::assertion(chain.first()?));
-    Ok(Accepted { stream: Stream::Accepted(Box::new(stream)), alpn, peer })
+        session.peer_certificates().and_then(|chain| VerifiedPeer::assertion(chain.first()?));
+    Ok(Accepted { stream: Stream::Tls(stream), alpn, peer })
 }

@@ -4,10 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio_rustls::TlsConnector;
 use weft_runtime::socket::{Mark, connect_tcp};
 
 use super::Alpn;
+use super::stream::TlsStream;
 use crate::authenticate::fetch::server_name;
 use crate::plan::{Target, TargetTls};
 use crate::stream::Stream;
@@ -34,16 +34,16 @@ pub(crate) async fn connect(
             Alpn::None => (plain, tls),
         },
     };
-    let handshake = TlsConnector::from(config.clone()).connect(server_name(tls, address), tcp);
+    let handshake = TlsStream::connect(config.clone(), server_name(tls, address), tcp);
     let stream = tokio::time::timeout(timeout, handshake).await.map_err(|_| {
         io::Error::new(
             io::ErrorKind::TimedOut,
             format!("no handshake with {address} within {timeout:?}"),
         )
     })??;
-    let agreed = Alpn::of(stream.get_ref().1.alpn_protocol());
+    let agreed = Alpn::of(stream.session().alpn_protocol());
     if alpn == Alpn::Http2 && agreed != Alpn::Http2 {
         return Err(io::Error::other(format!("{address} does not speak HTTP/2")));
     }
-    Ok(Stream::Connected(Box::new(stream)))
+    Ok(Stream::Tls(stream))
 }

@@ -141,7 +141,9 @@ impl Pools {
                 return Ok(connection);
             }
         }
-        let stream = connector::connect(target, address, Alpn::Http1, worker.shared.mark).await?;
+        // Apart, since most requests find one that waits.
+        let connecting = connector::connect(target, address, Alpn::Http1, worker.shared.mark);
+        let stream = Box::pin(connecting).await?;
         worker.metrics.upstream_connections.increment();
         let (read, write) = Half::pair(stream);
         Ok(Http1 {
@@ -202,7 +204,7 @@ impl Pools {
             let sender = sender.ready().await.map_err(io::Error::other)?;
             return Ok(Lease { sender, greeting, open });
         }
-        let mut connection = self.connect_http2(target, address, worker).await?;
+        let mut connection = Box::pin(self.connect_http2(target, address, worker)).await?;
         let lease = connection.lease();
         self.http2.borrow_mut().entry(key).or_default().push(connection);
         Ok(lease)
