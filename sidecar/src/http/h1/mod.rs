@@ -9,6 +9,8 @@ mod chunked;
 mod decode;
 mod encode;
 mod framing;
+#[cfg(test)]
+mod fuzz;
 mod line;
 
 pub(crate) use framing::looks_like_framing;

@@ -1,0 +1,77 @@
+//! How `hyper` reads a stream of requests.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+
+/// A request as `hyper` read it.
+#[derive(Debug)]
+pub(super) struct Theirs {
+    pub(super) method: Method,
+    pub(super) version: Version,
+    uri: Uri,
+    pub(super) fields: HeaderMap,
+    /// None when it did not come to its end.
+    pub(super) body: Option<Bytes>,
+    pub(super) trailers: HeaderMap,
+}
+
+impl Theirs {
+    async fn of(request: Request<Incoming>) -> Self {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.ok();
+        let trailers = body.as_ref().and_then(|body| body.trailers().cloned());
+        Self {
+            method: head.method,
+            version: head.version,
+            uri: head.uri,
+            fields: head.headers,
+            body: body.map(http_body_util::Collected::to_bytes),
+            trailers: trailers.unwrap_or_default(),
+        }
+    }
+
+    /// Path and query; empty for a tunnel.
+    pub(super) fn path(&self) -> String {
+        let path = self.uri.path_and_query().filter(|_| self.method != Method::CONNECT);
+        path.map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// From the target or, if it has none, from `host`.
+    pub(super) fn authority(&self) -> &[u8] {
+        let host = || self.fields.get(http::header::HOST).map(http::HeaderValue::as_bytes);
+        let told = self.uri.authority().map(|authority| authority.as_str().as_bytes());
+        told.or_else(host).unwrap_or_default()
+    }
+}
+
+/// All requests it reads from `bytes`, and what it left.
+pub(super) async fn read(bytes: &[u8]) -> (Vec<Theirs>, Vec<u8>) {
+    let read = RefCell::new(Vec::new());
+    let service = service_fn(|request: Request<Incoming>| async {
+        let theirs = Theirs::of(request).await;
+        // Else it would take what follows for what goes through the tunnel.
+        let is_tunnel = theirs.method == Method::CONNECT;
+        let status = if is_tunnel { StatusCode::METHOD_NOT_ALLOWED } else { StatusCode::OK };
+        read.borrow_mut().push(theirs);
+        let mut response = Response::new(Empty::<Bytes>::new());
+        *response.status_mut() = status;
+        Ok::<_, Infallible>(response)
+    });
+    let io = TokioIo::new(tokio::io::join(bytes, tokio::io::sink()));
+    let mut serving = http1::Builder::new();
+    serving.half_close(true);
+    let ended = serving.serve_connection(io, service).without_shutdown().await;
+    let left = ended.map(|parts| {
+        let unread = parts.io.into_inner().into_inner().0;
+        [&parts.read_buf[..], unread].concat()
+    });
+    (read.take(), left.unwrap_or_default())
+}
