@@ -3,6 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::line::has_strict_ends;
 use crate::http::head::belongs_before_body;
 
 /// The longest line of a chunk's size with its extensions.
@@ -99,7 +100,9 @@ fn take_line(buffer: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, &'sta
 
 fn size(line: &[u8]) -> Result<u64, &'static str> {
     let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
-    let digits = digits.trim_ascii_end();
+    // Spaces and tabs, and nothing else that others call white (RFC 9112, section 7.1.1).
+    let last = digits.iter().rposition(|byte| !matches!(byte, b' ' | b'\t'));
+    let digits = last.and_then(|last| digits.get(..=last)).unwrap_or_default();
     if digits.is_empty() || digits.len() > 12 || !digits.iter().all(u8::is_ascii_hexdigit) {
         return Err("a chunk's size is no number");
     }
@@ -113,7 +116,11 @@ fn take_trailers(buffer: &mut BytesMut) -> Result<Option<Option<HeaderMap>>, &'s
         buffer.advance(2);
         return Ok(Some(None));
     }
-    let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else {
+    let end = buffer.windows(4).position(|window| window == b"\r\n\r\n");
+    if !has_strict_ends(buffer.get(..end.unwrap_or(buffer.len())).unwrap_or_default()) {
+        return Err("a line feed alone in the trailers");
+    }
+    let Some(end) = end else {
         let full = buffer.len() > TRAILER_LIMIT_BYTES;
         return if full { Err("the trailers are too long") } else { Ok(None) };
     };

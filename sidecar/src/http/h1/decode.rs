@@ -10,7 +10,7 @@ use weft_model::{DesyncMode, HttpLimits};
 
 use super::body::{Framing, Reader};
 use super::framing::Facts;
-use super::line::{BESIDE_TARGET_BYTES, RequestLine, request_line};
+use super::line::{BESIDE_TARGET_BYTES, RequestLine, has_strict_ends, request_line};
 use crate::denial::Denial;
 use crate::http::desync::{Found, Reason, Verdict};
 use crate::http::fields::{Fields, Span, SpanFields};
@@ -224,13 +224,6 @@ impl FieldSection {
             (false, None) => Framing::None,
         }
     }
-}
-
-/// Whether each line ends with a carriage return and a line feed: for some a lone line feed ends a
-/// line, and for others it does not.
-fn has_strict_ends(section: &[u8]) -> bool {
-    memchr::memchr_iter(b'\n', section)
-        .all(|at| at.checked_sub(1).and_then(|before| section.get(before)) == Some(&b'\r'))
 }
 
 /// What is wrong with fields that cannot be read.

@@ -153,3 +153,10 @@ fn ordinary_target(target: &str, method: &Method) -> Result<Target, Denial> {
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     Ok(Target { path, authority: Some(authority.to_owned()) })
 }
+
+/// Whether each line ends with a carriage return and a line feed: for some a lone line feed ends a
+/// line, and for others it does not.
+pub(super) fn has_strict_ends(section: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', section)
+        .all(|at| at.checked_sub(1).and_then(|before| section.get(before)) == Some(&b'\r'))
+}
