@@ -18,6 +18,8 @@ pub(crate) struct Balancer {
     kind: Option<Balance>,
     /// What is open at all endpoints together.
     open: Arc<AtomicU32>,
+    /// How many connections all workers have to all endpoints.
+    connections: Arc<AtomicU32>,
 }
 
 #[derive(Debug, Clone)]
@@ -69,12 +71,20 @@ impl Balancer {
         let turns = turns(&endpoints);
         let total = previous.map_or_else(Arc::default, |balancer| balancer.open.clone());
         let turn = previous.map_or_else(Arc::default, |balancer| balancer.turn.clone());
-        Self { endpoints, turns, turn, kind: Some(kind), open: total }
+        let connections = previous.map_or_else(Arc::default, |old| old.connections.clone());
+        Self { endpoints, turns, turn, kind: Some(kind), open: total, connections }
     }
 
     /// How many requests are open at all endpoints together.
     pub(crate) fn open(&self) -> u32 {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// How many connections all workers have to all endpoints: a count for [`Slots`] to keep.
+    ///
+    /// [`Slots`]: crate::upstream::Slots
+    pub(crate) fn connections(&self) -> &Arc<AtomicU32> {
+        &self.connections
     }
 
     /// The endpoint for a request. None when there is none that is not in `tried`.

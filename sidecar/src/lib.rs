@@ -28,6 +28,7 @@ mod serve_http2;
 mod stream;
 mod tls;
 mod upstream;
+mod windows;
 mod worker;
 
 pub use worker::{Limits, Shared, run};

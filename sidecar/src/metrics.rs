@@ -12,6 +12,7 @@ pub struct Metrics {
     pub(crate) connections_open: Counter,
     pub(crate) connections_refused: Counter,
     pub(crate) floods: Counter,
+    pub(crate) windows_refused: Counter,
     pub(crate) handshakes: Counter,
     pub(crate) handshakes_failed: Counter,
     pub(crate) requests: Counter,
@@ -68,6 +69,11 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
         "weft_sidecar_floods",
         "HTTP/2 connections ended because they sent too many frames that carry nothing.",
         sum(&|m| m.floods.get()),
+    );
+    page.counter(
+        "weft_sidecar_windows_refused",
+        "HTTP/2 connections ended because the budget of windows was used up.",
+        sum(&|m| m.windows_refused.get()),
     );
     page.counter(
         "weft_sidecar_handshakes",

@@ -15,6 +15,7 @@ use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::{self, Connection};
 use crate::reply::Reply;
 use crate::stream::Stream;
+use crate::windows::NO_WINDOW_BYTES;
 use crate::worker::Worker;
 
 /// How long a client that is told to calm down has to take the message.
@@ -38,7 +39,9 @@ pub(crate) async fn serve(
     let (stream, watch) = Guarded::new(stream, settings.limits.streams);
     let over = watch.over();
     tokio::pin!(over);
-    let handshake = builder(settings).handshake(stream);
+    let window = worker.windows.take();
+    let bytes = window.as_ref().map_or(NO_WINDOW_BYTES, |window| window.bytes);
+    let handshake = builder(settings, bytes).handshake(stream);
     let handshake = tokio::select! {
         handshake = tokio::time::timeout(settings.timeouts.head, handshake) => handshake,
         reason = &mut over => return note_end(reason, &connection, worker),
@@ -46,6 +49,10 @@ pub(crate) async fn serve(
     let Ok(Ok(mut streams)) = handshake else {
         return;
     };
+    if window.is_none() {
+        worker.metrics.windows_refused.increment();
+        return dismiss(streams, h2::Reason::ENHANCE_YOUR_CALM).await;
+    }
     let open = Rc::<Cell<usize>>::default();
     let drain = worker.shared.drain.clone();
     let ending = ending(settings, &drain, &watch, &open);
@@ -56,13 +63,11 @@ pub(crate) async fn serve(
     tokio::pin!(gone);
     let (mut is_told, mut oversized) = (false, 0);
     let mut left = settings.limits.requests_per_connection;
-    loop {
+    let reason = loop {
         let next = tokio::select! {
             next = streams.accept() => next,
-            reason = &mut over => return end(streams, reason, &connection, worker).await,
-            () = &mut stuck => {
-                return end(streams, h2::Reason::NO_ERROR, &connection, worker).await;
-            }
+            reason = &mut over => break reason,
+            () = &mut stuck => break h2::Reason::NO_ERROR,
             () = &mut gone, if is_told => return,
             () = &mut ending, if !is_told => {
                 is_told = true;
@@ -77,8 +82,7 @@ pub(crate) async fn serve(
                 if head.as_ref().is_err_and(|refused| refused.denial == Denial::HeadTooLarge) {
                     oversized += 1;
                     if oversized > OVERSIZED_LIMIT {
-                        let calm = h2::Reason::ENHANCE_YOUR_CALM;
-                        return end(streams, calm, &connection, worker).await;
+                        break h2::Reason::ENHANCE_YOUR_CALM;
                     }
                 }
                 let stream = OneStream { open: open.clone(), connection: connection.clone() };
@@ -96,14 +100,15 @@ pub(crate) async fn serve(
             }
             None => return,
         }
-    }
+    };
+    note_end(reason, &connection, worker);
+    dismiss(streams, reason).await;
 }
 
 type Streams = h2::server::Connection<Guarded<Stream>, bytes::Bytes>;
 
 /// Ends a connection at once, and tells why.
-async fn end(mut streams: Streams, reason: h2::Reason, connection: &Connection, worker: &Worker) {
-    note_end(reason, connection, worker);
+async fn dismiss(mut streams: Streams, reason: h2::Reason) {
     streams.abrupt_shutdown(reason);
     // It may not take our answer either.
     drop(tokio::time::timeout(CALM, streams.accept()).await);
@@ -126,11 +131,11 @@ async fn farewell(open: &Cell<usize>) {
     }
 }
 
-fn builder(settings: &HttpService) -> h2::server::Builder {
+fn builder(settings: &HttpService, window_bytes: u32) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(http2::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(http2::CONNECTION_WINDOW_BYTES)
+        .initial_connection_window_size(window_bytes)
         .max_concurrent_streams(settings.limits.streams)
         .max_send_buffer_size(http2::SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(RESET_LIMIT)

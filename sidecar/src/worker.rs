@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::{self, Accepted, Connection};
 use crate::plan::{Plan, PlannedListener};
 use crate::upstream::Pools;
+use crate::windows::Windows;
 
 /// How often idle connections are looked for.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -34,6 +35,8 @@ pub struct Limits {
     pub connections: usize,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
+    /// The windows of all connections of HTTP/2 together, in bytes: what they can make a worker hold.
+    pub window_bytes: u64,
 }
 
 /// What all workers share: handles, and nothing that they write to.
@@ -62,6 +65,7 @@ pub(crate) struct Worker {
     pub(crate) access: Rc<AccessLog>,
     pub(crate) live: Live,
     pub(crate) pools: Pools,
+    pub(crate) windows: Windows,
     plan: RefCell<Arc<Plan>>,
     draining: Cell<bool>,
     /// Connections that draining may end while they are idle.
@@ -132,6 +136,7 @@ pub async fn run(shared: Shared, number: usize) {
         access: shared.access.worker(),
         live: Live::default(),
         pools: Pools::default(),
+        windows: Windows::new(shared.limits.window_bytes),
         plan: RefCell::new(plan),
         draining: Cell::new(false),
         enrolled: RefCell::default(),

@@ -30,6 +30,9 @@ pub(super) struct Arguments {
     /// How many connections one worker serves at most.
     #[arg(long, default_value_t = 15_000, value_name = "COUNT")]
     connection_limit: usize,
+    /// How many MiB one worker's connections of HTTP/2 may make it hold at most: their windows together.
+    #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    window_limit: u64,
 }
 
 pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
@@ -65,6 +68,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         limits: Limits {
             connections: arguments.connection_limit,
             handshake: Duration::from_secs(10),
+            window_bytes: arguments.window_limit * 1024 * 1024,
         },
         mark: process.mark(),
         reports: process.reports(),

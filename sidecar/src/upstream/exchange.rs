@@ -395,8 +395,12 @@ fn unanswered(error: &h2::Error) -> Failure {
 
 fn unreached(address: SocketAddr, error: &std::io::Error) -> Failure {
     tracing::debug!(%address, %error, "an endpoint could not be reached");
-    let timed_out = error.kind() == std::io::ErrorKind::TimedOut;
-    Failure::NotConnected(if timed_out { Denial::ConnectTimeout } else { Denial::Unreachable })
+    match error.kind() {
+        // Others have the same limit.
+        std::io::ErrorKind::QuotaExceeded => Failure::Denied(Denial::Overloaded),
+        std::io::ErrorKind::TimedOut => Failure::NotConnected(Denial::ConnectTimeout),
+        _ => Failure::NotConnected(Denial::Unreachable),
+    }
 }
 
 impl Outcome {

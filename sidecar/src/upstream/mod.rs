@@ -3,9 +3,11 @@
 mod connect;
 mod exchange;
 mod pool;
+mod slots;
 mod tunnel;
 mod upload;
 mod websocket;
 
 pub(crate) use exchange::{Call, Outcome, exchange};
 pub(crate) use pool::Pools;
+pub(crate) use slots::{Slot, Slots};

@@ -13,13 +13,14 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 
 use crate::http::h1::{Reader, Writer};
-use crate::http::h2::{
-    CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES,
-};
+use crate::http::h2::{DATA_FRAME_BUDGET_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use crate::plan::Target;
 use crate::stream::Half;
 use crate::tls::{Alpn, connector};
+use crate::windows::Window;
 use crate::worker::{Worker, now};
+
+use super::{Slot, Slots};
 
 /// How many idle HTTP/1.1 connections are kept to an endpoint.
 const IDLE_LIMIT: usize = 256;
@@ -35,7 +36,7 @@ const EARLIER: Duration = Duration::from_secs(1);
 
 /// A target's endpoint. The target's number changes when its TLS does, so that no connection made
 /// under other secrets is used again.
-type Key = (u64, SocketAddr);
+pub(super) type Key = (u64, SocketAddr);
 
 /// The connections of a worker.
 #[derive(Debug, Default)]
@@ -44,6 +45,7 @@ pub(crate) struct Pools {
     http2: RefCell<HashMap<Key, Vec<Http2>>>,
     /// Held while a connection of HTTP/2 is being made.
     making: RefCell<HashMap<Key, Rc<tokio::sync::Mutex<()>>>>,
+    pub(crate) slots: Slots,
 }
 
 /// A connection that waits for a request.
@@ -63,6 +65,7 @@ pub(crate) struct Http1 {
     pub(crate) used: bool,
     /// How long the endpoint said that it keeps the connection (`keep-alive: timeout=`).
     pub(crate) kept_for: Option<Duration>,
+    _slot: Slot,
 }
 
 /// An HTTP/2 connection.
@@ -74,6 +77,7 @@ struct Http2 {
     open: Rc<Cell<usize>>,
     /// Since when it was seen without any.
     idle_since: Option<Instant>,
+    _held: (Slot, Window),
 }
 
 impl Http2 {
@@ -136,11 +140,17 @@ impl Pools {
         fresh: bool,
         worker: &Worker,
     ) -> io::Result<Http1> {
-        while let Some(connection) = self.take((target.id, address)).filter(|_| !fresh) {
-            if is_alive(&connection) {
-                return Ok(connection);
+        let slot = loop {
+            while let Some(connection) = self.take((target.id, address)).filter(|_| !fresh) {
+                if is_alive(&connection) {
+                    return Ok(connection);
+                }
             }
-        }
+            match self.slots.take(target, address) {
+                Some(slot) => break slot,
+                None => self.await_free(target, address).await?,
+            }
+        };
         // Apart, since most requests find one that waits.
         let connecting = connector::connect(target, address, Alpn::Http1, worker.shared.mark);
         let stream = Box::pin(connecting).await?;
@@ -151,7 +161,15 @@ impl Pools {
             writer: Writer::new(write, STALL),
             used: false,
             kept_for: None,
+            _slot: slot,
         })
+    }
+
+    /// Waits, at the limit of connections, until one of them may be used.
+    async fn await_free(&self, target: &Target, address: SocketAddr) -> io::Result<()> {
+        let freed = self.slots.freed((target.id, address));
+        let patience = target.cluster.connect_timeout;
+        tokio::time::timeout(patience, freed).await.map_err(|_| full("max_connections"))
     }
 
     fn take(&self, key: Key) -> Option<Http1> {
@@ -180,6 +198,8 @@ impl Pools {
         if idle.len() < IDLE_LIMIT {
             idle.push(Waiting { until: now() + wait, connection });
         }
+        drop(pools);
+        self.slots.free((target.id, address));
     }
 
     /// The right to a stream on an HTTP/2 connection to an endpoint: one that has room for another, or
@@ -199,12 +219,15 @@ impl Pools {
         if let Some(lease) = self.http2_with_room(key) {
             return Ok(lease);
         }
-        if let Some(Lease { sender, greeting, open }) = self.least_open_of_all(key) {
+        let slot = self.slots.take(target, address);
+        if let Some(Lease { sender, greeting, open }) = self.least_open_of_all(key, slot.is_some())
+        {
             // It is ready when one of its streams has ended.
             let sender = sender.ready().await.map_err(io::Error::other)?;
             return Ok(Lease { sender, greeting, open });
         }
-        let mut connection = Box::pin(self.connect_http2(target, address, worker)).await?;
+        let slot = slot.ok_or_else(|| full("max_connections"))?;
+        let mut connection = Box::pin(self.connect_http2(target, address, slot, worker)).await?;
         let lease = connection.lease();
         self.http2.borrow_mut().entry(key).or_default().push(connection);
         Ok(lease)
@@ -235,9 +258,9 @@ impl Pools {
     }
 
     /// When there may be no more connections: that with the fewest streams.
-    fn least_open_of_all(&self, key: Key) -> Option<Lease> {
+    fn least_open_of_all(&self, key: Key, may_be_more: bool) -> Option<Lease> {
         let mut pools = self.http2.borrow_mut();
-        let held = pools.get_mut(&key).filter(|held| held.len() >= HTTP2_LIMIT)?;
+        let held = pools.get_mut(&key).filter(|held| held.len() >= HTTP2_LIMIT || !may_be_more)?;
         held.iter_mut().min_by_key(|connection| connection.open.get()).map(Http2::lease)
     }
 
@@ -245,13 +268,15 @@ impl Pools {
         &self,
         target: &Target,
         address: SocketAddr,
+        slot: Slot,
         worker: &Worker,
     ) -> io::Result<Http2> {
+        let window = worker.windows.take().ok_or_else(|| full("the budget of windows"))?;
         let stream = connector::connect(target, address, Alpn::Http2, worker.shared.mark).await?;
         worker.metrics.upstream_connections.increment();
         let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_connection_window_size(window.bytes)
             .enable_push(false)
             .max_header_list_size(
                 // The library's limit is the first size that is too large.
@@ -278,7 +303,8 @@ impl Pools {
             }
         });
         let sender = sender.ready().await.map_err(io::Error::other)?;
-        Ok(Http2 { sender, greeting, open: Rc::default(), idle_since: None })
+        let (open, _held) = (Rc::default(), (slot, window));
+        Ok(Http2 { sender, greeting, open, idle_since: None, _held })
     }
 
     /// Forgets an HTTP/2 connection that has failed.
@@ -305,7 +331,13 @@ impl Pools {
             is_current(*target) && !idle.is_empty()
         });
         self.making.borrow_mut().retain(|(target, _), _| is_current(*target));
+        self.slots.sweep(is_current);
     }
+}
+
+/// That there is no room for another connection.
+fn full(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::QuotaExceeded, format!("{what} is used up"))
 }
 
 /// Whether an idle connection is still open and silent, as far as the worker's event loop knows: what
