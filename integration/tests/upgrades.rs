@@ -95,6 +95,47 @@ fn connect_is_a_tunnel_where_wanted() {
     }
 }
 
+#[test]
+fn a_tunnel_may_end_at_the_sidecar() {
+    // It knows nothing of HTTP.
+    let echo = Backend::start(|mut stream| {
+        let mut reading = stream.try_clone().expect("a second handle");
+        drop(std::io::copy(&mut reading, &mut stream));
+        drop(stream.shutdown(Shutdown::Write));
+    });
+    let mut wanted = targetless(Wanted::before(echo.port, Speaks::Http1))
+        .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]));
+    let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/route");
+    route.expect("it forwards")["upgrade_configs"] =
+        json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
+    let alone = wanted.start();
+    let mut client = Client::connect(alone.port);
+    let answer = client.ask(CONNECT);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.field("content-length"), None, "{answer:?}");
+    assert_eq!(answer.field("transfer-encoding"), None, "{answer:?}");
+    client.send("through");
+    assert_eq!(client.bytes(7).as_deref(), Some("through"));
+    client.finish();
+    assert!(client.is_at_end());
+    let answer = http2::ask_one(alone.port, tunnel_by_http2());
+    assert_eq!((answer.status(), answer.body()), (200, "through"), "{answer:?}");
+    // What is no tunnel goes on as ever: the service repeats the request, which is no answer.
+    assert_eq!(http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 502);
+}
+
+#[test]
+fn a_tunnel_to_nobody_is_refused() {
+    let mut wanted = targetless(Wanted::before(port::free(), Speaks::Http1))
+        .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]));
+    let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/route");
+    route.expect("it forwards")["upgrade_configs"] =
+        json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
+    let alone = wanted.start();
+    assert_eq!(http1::ask(alone.port, CONNECT).status, 503);
+    assert_eq!(http2::ask_one(alone.port, connect(None)).status(), 503);
+}
+
 /// A service that agrees to whatever it is asked, and gives all that it was sent behind the head.
 fn agreeable(answer: &'static str) -> (Backend, std::sync::mpsc::Receiver<String>) {
     let (sender, sent) = channel();

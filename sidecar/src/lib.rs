@@ -11,6 +11,7 @@ mod authorize;
 mod balance;
 mod buffers;
 mod denial;
+mod detect;
 mod forwarded;
 mod http;
 mod identity_headers;

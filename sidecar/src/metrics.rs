@@ -13,6 +13,7 @@ pub struct Metrics {
     pub(crate) connections_refused: Counter,
     pub(crate) floods: Counter,
     pub(crate) windows_refused: Counter,
+    pub(crate) spoken_first: Counter,
     pub(crate) handshakes: Counter,
     pub(crate) handshakes_failed: Counter,
     pub(crate) requests: Counter,
@@ -74,6 +75,11 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
         "weft_sidecar_windows_refused",
         "HTTP/2 connections ended because the budget of windows was used up.",
         sum(&|m| m.windows_refused.get()),
+    );
+    page.counter(
+        "weft_sidecar_spoken_first",
+        "Connections to an HTTP port whose service spoke first, carried as they are.",
+        sum(&|m| m.spoken_first.get()),
     );
     page.counter(
         "weft_sidecar_handshakes",

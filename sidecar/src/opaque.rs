@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use tokio::io::copy_bidirectional;
 use weft_model::{Discovery, TcpProxy, WeightedCluster};
 
+use crate::detect::Spoken;
 use crate::stream::Stream;
 use crate::tls::{Alpn, connector};
 use crate::worker::Worker;
@@ -29,6 +30,10 @@ pub(crate) async fn carry(
         (_, Some(chosen)) => chosen.address,
         (_, None) => return,
     };
+    let Some(_slot) = worker.pools.slots.take(&target, address) else {
+        tracing::debug!(%from, %address, "max_connections is used up");
+        return weft_runtime::socket::reset_on_close(client.tcp());
+    };
     match connector::connect(&target, address, Alpn::None, worker.shared.mark).await {
         Ok(mut endpoint) => {
             let moved = copy_bidirectional(&mut client, &mut endpoint).await;
@@ -39,4 +44,11 @@ pub(crate) async fn carry(
             weft_runtime::socket::reset_on_close(client.tcp());
         }
     }
+}
+
+/// Carries a connection whose service spoke first.
+pub(crate) async fn relay(mut client: Stream, from: SocketAddr, mut service: Spoken) {
+    let address = service.address;
+    let moved = copy_bidirectional(&mut client, &mut service.stream).await;
+    tracing::debug!(%from, %address, ?moved, "a connection was carried whose service spoke first");
 }

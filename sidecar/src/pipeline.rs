@@ -21,13 +21,14 @@ use crate::admission::admit;
 use crate::authenticate::{Facts, authenticate};
 use crate::authorize::authorize;
 use crate::denial::Denial;
+use crate::detect::{self, Protocol};
 use crate::forwarded::Origin;
 use crate::http::body::Source;
 use crate::http::desync::Reason;
-use crate::http::head::{HttpVersion, RequestHead, Unwanted};
+use crate::http::head::{HttpVersion, RequestHead, Unwanted, Upgrade};
 use crate::identity_headers::ProvedFields;
 use crate::patience::{Patience, Pulse};
-use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Tls};
+use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, Tls};
 use crate::record::Record;
 pub(crate) use crate::reply::Reply;
 use crate::route::{Routed, rewritten, route};
@@ -91,7 +92,7 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
         return None;
     }
     let kind = if serving.listener.inspects_transport() {
-        serve::transport_kind(&stream).await?
+        detect::transport_kind(&stream).await?
     } else {
         TransportKind::Plain
     };
@@ -164,7 +165,18 @@ async fn serve_http(
     let http2 = match (settings.codec, alpn, &stream) {
         (Codec::Http2, _, _) | (Codec::Auto, Alpn::Http2, _) => true,
         (Codec::Auto, Alpn::None, Stream::Plain(tcp)) => {
-            serve::has_preface(tcp, settings.timeouts.head).await
+            let (destination, target) = (connection.destination, connection.only_target(worker));
+            let patience = settings.timeouts.head;
+            let telling = detect::protocol(tcp, destination, target, patience, worker);
+            match Box::pin(telling).await {
+                Protocol::Http1 => false,
+                Protocol::Http2 => true,
+                Protocol::Opaque(spoken) => {
+                    worker.metrics.spoken_first.increment();
+                    let relaying = opaque::relay(stream, connection.client, spoken);
+                    return Box::pin(relaying).await;
+                }
+            }
         }
         (Codec::Http1 | Codec::Auto, _, _) => false,
     };
@@ -228,21 +240,24 @@ async fn perform(
     let is_grpc = head.is_grpc();
     let plan = worker.plan();
     let result = match decide(&mut head, !source.is_empty(), connection, &plan, story) {
-        Ok(Decision::Forward { target, unwanted, patience }) => match plan.target(&target) {
-            Some(target) => {
-                story.service = Some(target.cluster.name.clone());
-                let pulse = Pulse::default();
-                let taken = RefCell::default();
-                let reply = &mut *reply;
-                let call = Call { head, unwanted, source, reply, pulse: &pulse, taken };
-                tokio::select! {
-                    biased;
-                    result = exchange(call, target, worker, &mut story.endpoint) => result,
-                    denial = patience.ends(started, &pulse) => Err(denial),
+        Ok(Decision::Forward { target, unwanted, patience, ends_tunnel }) => {
+            match plan.target(&target) {
+                Some(target) => {
+                    story.service = Some(target.cluster.name.clone());
+                    let pulse = Pulse::default();
+                    let taken = RefCell::default();
+                    let reply = &mut *reply;
+                    let call =
+                        Call { head, unwanted, source, reply, pulse: &pulse, taken, ends_tunnel };
+                    tokio::select! {
+                        biased;
+                        result = exchange(call, target, worker, &mut story.endpoint) => result,
+                        denial = patience.ends(started, &pulse) => Err(denial),
+                    }
                 }
+                None => Err(Denial::NoEndpoint),
             }
-            None => Err(Denial::NoEndpoint),
-        },
+        }
         Ok(Decision::Answer { status, location, body }) => {
             Ok(reply.answer(status, location, body).await)
         }
@@ -256,7 +271,7 @@ async fn perform(
 
 /// What to do with a request.
 enum Decision {
-    Forward { target: Name, unwanted: Unwanted, patience: Patience },
+    Forward { target: Name, unwanted: Unwanted, patience: Patience, ends_tunnel: bool },
     Answer { status: u16, location: Option<String>, body: String },
 }
 
@@ -290,7 +305,7 @@ fn decide(
 
     story.subject = routed.subject;
     match &routed.route.action {
-        Action::Forward { clusters, host_rewrite, timeout, .. } => {
+        Action::Forward { clusters, host_rewrite, timeout, ends_tunnels, .. } => {
             let target = WeightedCluster::draw(clusters, fastrand::u32(..))
                 .ok_or(Denial::NoRoute)?
                 .name
@@ -310,7 +325,8 @@ fn decide(
                 request: timeouts.request,
                 silence: timeouts.stream_idle.limit(head.is_grpc()),
             };
-            Ok(Decision::Forward { target, unwanted, patience })
+            let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
+            Ok(Decision::Forward { target, unwanted, patience, ends_tunnel })
         }
         Action::Redirect(redirect) => {
             let own = if connection.is_tls { "https" } else { "http" };
@@ -336,6 +352,12 @@ impl Connection {
             Service::Http(http) => Some(http),
             Service::Tcp(_) => None,
         }
+    }
+
+    /// Where the connection would go whatever comes over it, if there is one such place.
+    fn only_target(&self, worker: &Worker) -> Option<Arc<Target>> {
+        let plan = worker.plan();
+        plan.target(self.service(&plan)?.only.as_ref()?).cloned()
     }
 }
 

@@ -59,6 +59,7 @@ mod tests {
                     prefix_rewrite: Some(prefix.into()),
                     host_rewrite: None,
                     timeout: None,
+                    ends_tunnels: false,
                 },
             };
             assert_eq!(rewritten(&route, target).as_deref(), Some(expected));

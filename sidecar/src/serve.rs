@@ -1,12 +1,11 @@
-//! Serves the requests of a connection of HTTP/1.1, and tells by its first bytes what a connection is.
+//! Serves the requests of a connection of HTTP/1.1.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use http::Method;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
-use weft_model::{HttpService, TransportKind};
+use weft_model::HttpService;
 
 use crate::denial::Denial;
 use crate::http::body::Source;
@@ -17,41 +16,10 @@ use crate::reply::{End, Http1Reply, Reply, Reuse};
 use crate::stream::{Half, Stream};
 use crate::worker::{Worker, now};
 
-/// How long the first bytes of a connection may take, where they decide how it is served.
-const FIRST_BYTES: Duration = Duration::from_secs(10);
 /// How much of an unread body is taken in after a refusal, so that the client sees our answer and
 /// not a reset.
 const LINGER_BYTES: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_secs(2);
-
-/// Whether a connection begins with a TLS handshake. None when it begins with nothing.
-pub(crate) async fn transport_kind(stream: &TcpStream) -> Option<TransportKind> {
-    const HANDSHAKE: u8 = 22;
-    let mut first = [0];
-    let seen = tokio::time::timeout(FIRST_BYTES, stream.peek(&mut first)).await.ok()?.ok()?;
-    match (seen, first) {
-        (0, _) => None,
-        (_, [HANDSHAKE]) => Some(TransportKind::Tls),
-        _ => Some(TransportKind::Plain),
-    }
-}
-
-/// Whether a plain connection begins with HTTP/2's preface, whose first word is no method.
-pub(crate) async fn has_preface(stream: &TcpStream, timeout: Duration) -> bool {
-    const WORD: &[u8] = b"PRI ";
-    let looked = tokio::time::timeout(timeout, async {
-        let mut first = [0; WORD.len()];
-        loop {
-            let seen = stream.peek(&mut first).await.unwrap_or(0);
-            let here = first.get(..seen).unwrap_or_default();
-            if seen == WORD.len() || !WORD.starts_with(here) || seen == 0 {
-                return here == WORD;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    });
-    looked.await.unwrap_or(false)
-}
 
 /// Serves HTTP/1.1: one request after the other.
 pub(crate) async fn http1(

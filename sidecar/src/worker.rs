@@ -17,6 +17,7 @@ use weft_runtime::listening::Report;
 use weft_runtime::metrics::Registry;
 use weft_runtime::socket::{Mark, is_without_ipv6, listen_tcp};
 
+use crate::detect::Learned;
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Accepted, Connection};
 use crate::plan::{Plan, PlannedListener};
@@ -66,6 +67,7 @@ pub(crate) struct Worker {
     pub(crate) live: Live,
     pub(crate) pools: Pools,
     pub(crate) windows: Windows,
+    pub(crate) learned: Learned,
     plan: RefCell<Arc<Plan>>,
     draining: Cell<bool>,
     /// Connections that draining may end while they are idle.
@@ -136,6 +138,7 @@ pub async fn run(shared: Shared, number: usize) {
         access: shared.access.worker(),
         live: Live::default(),
         pools: Pools::default(),
+        learned: Learned::default(),
         windows: Windows::new(shared.limits.window_bytes),
         plan: RefCell::new(plan),
         draining: Cell::new(false),

@@ -8,9 +8,9 @@ use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::tls::{ClientAuthentication, Identity, client, server};
 use weft_model::{
-    Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService, JwtPolicy,
-    KeySource, Listener, Name, RouteIndex, RouteSource, Secret, SecretSource, Snapshot,
-    UpstreamTls, Validation,
+    Action, Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService,
+    JwtPolicy, KeySource, Listener, Name, Route, RouteIndex, RouteSource, RouteTable, Secret,
+    SecretSource, Snapshot, UpstreamTls, Validation,
 };
 
 use super::{
@@ -150,8 +150,10 @@ impl Work<'_> {
                 HttpFilter::Rbac(policy) => rules.push(policy.clone()),
             }
         }
+        let is_open = http.filters.is_empty();
+        let only = routes.as_deref().filter(|_| is_open).and_then(only_cluster).cloned();
         let routes = routes.map(RouteIndex::new);
-        PlannedHttp { http: http.clone(), routes, tokens, rules }
+        PlannedHttp { http: http.clone(), routes, tokens, rules, only }
     }
 
     fn tokens(&mut self, listener: &str, policy: &Arc<JwtPolicy>) -> Tokens {
@@ -302,6 +304,22 @@ impl Work<'_> {
             SecretSource::Inline(_) => "the secret is empty".into(),
         })
     }
+}
+
+/// The cluster that all routes of a table lead to.
+fn only_cluster(table: &RouteTable) -> Option<&Name> {
+    fn cluster(route: &Route) -> Option<&Name> {
+        match &route.action {
+            Action::Forward { clusters, .. } => match clusters.as_slice() {
+                [only] => Some(&only.name),
+                _ => None,
+            },
+            Action::Redirect(_) | Action::Respond { .. } => None,
+        }
+    }
+    let mut routes = table.hosts.iter().flat_map(|host| &host.routes);
+    let first = cluster(routes.next()?)?;
+    routes.all(|route| cluster(route) == Some(first)).then_some(first)
 }
 
 fn load_trust(

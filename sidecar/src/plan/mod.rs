@@ -74,6 +74,9 @@ pub(crate) struct PlannedHttp {
     pub(crate) routes: Option<RouteIndex>,
     pub(crate) tokens: Option<Tokens>,
     pub(crate) rules: Vec<Arc<Rbac>>,
+    /// The cluster that a connection goes to whatever comes over it: nothing is asked of its requests, and
+    /// all routes lead there.
+    pub(crate) only: Option<Name>,
 }
 
 /// A cluster, ready.

@@ -4,24 +4,31 @@
 //! Each side may speak either version. What HTTP/1.1 asks for by `upgrade: websocket` is an extended
 //! `CONNECT` in HTTP/2 (RFC 8441), and the handshake of WebSocket is completed in between.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
 use super::exchange::{
-    Answer, Call, Conversation, Failure, Outcome, decline, forward_interim, http2_answer,
+    Answer, Call, Conversation, Failure, Outcome, decline, forward_interim, http2_answer, unreached,
 };
-use super::pool::Http1;
+use super::pool::{Http1, STALL};
 use super::tunnel::{Side, tunnel};
 use super::websocket;
 use crate::denial::Denial;
 use crate::http::body::{Sink, Source, carry};
 use crate::http::fields::Fields;
 use crate::http::h1::{
-    BodyReader, BodyWriter, Coding, Framing, HeadError, read_response, write_request,
+    BodyReader, BodyWriter, Coding, Framing, HeadError, Reader, Writer, read_response,
+    write_request,
 };
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, ResponseHead, Unwanted, Upgrade};
+use crate::plan::Target;
+use crate::stream::Half;
+use crate::tls::{Alpn, connector};
+use crate::worker::Worker;
 
 const EARLY: Denial = Denial::Malformed("bytes before the upgrade was agreed to");
 
@@ -131,6 +138,27 @@ pub(super) async fn over_http2(
         websocket::add_proof(&mut head.fields, proof);
     }
     join(call, Side { source, sink }, head).await.map_err(Failure::Denied)
+}
+
+/// Ends a tunnel here: what comes through it goes to the endpoint as it is, and its answer back.
+pub(super) async fn end_tunnel(
+    call: &mut Call<'_, '_, '_>,
+    target: &Target,
+    address: SocketAddr,
+    worker: &Worker,
+) -> Result<Outcome, Failure> {
+    let slot = worker.pools.slots.take(target, address);
+    let _slot = slot.ok_or(Failure::Denied(Denial::Overloaded))?;
+    let stream = connector::connect(target, address, Alpn::None, worker.shared.mark).await;
+    let (read, write) = Half::pair(stream.map_err(|error| unreached(address, &error))?);
+    let (mut reader, mut writer) = (Reader::new(read), Writer::new(write, STALL));
+    let upstream = Side {
+        source: Source::Http1(BodyReader::new(&mut reader, Framing::UntilClose)),
+        sink: Sink::Http1(BodyWriter { writer: &mut writer, coding: Coding::Tunnel }),
+    };
+    let fields = Fields::Map(HeaderMap::new());
+    let head = ResponseHead { status: 200, fields, content_length: None };
+    join(call, upstream, head).await.map_err(Failure::Denied)
 }
 
 fn take_key(call: &mut Call<'_, '_, '_>) -> Result<HeaderValue, Failure> {

@@ -35,6 +35,8 @@ pub(crate) struct Call<'s, 'r, 'w> {
     pub(crate) pulse: &'r Pulse,
     /// What was taken of the body, for an endpoint that might not look at it.
     pub(crate) taken: RefCell<Taken>,
+    /// Whether it asks for a tunnel that ends here.
+    pub(crate) ends_tunnel: bool,
 }
 
 /// How an exchange ended that began.
@@ -86,6 +88,9 @@ pub(crate) async fn exchange(
         };
         *endpoint = Some(chosen.address);
         let result = match alpn {
+            _ if call.ends_tunnel => {
+                Box::pin(connect::end_tunnel(&mut call, target, chosen.address, worker)).await
+            }
             Alpn::Http2 => over_http2(&mut call, target, chosen.address, worker).await,
             Alpn::Http1 | Alpn::None => {
                 let connection = worker.pools.http1(target, chosen.address, fresh, worker).await;
@@ -319,7 +324,7 @@ async fn converse_http2(
     mut sender: SendRequest<Bytes>,
     request: http::Request<()>,
 ) -> Result<Outcome, Failure> {
-    let Call { head, unwanted, source, reply, pulse, taken } = call;
+    let Call { head, unwanted, source, reply, pulse, taken, .. } = call;
     let ended = source.is_empty();
     let (mut response, stream) =
         sender.send_request(request, ended).map_err(|_| Failure::Unseen)?;
@@ -393,7 +398,7 @@ fn unanswered(error: &h2::Error) -> Failure {
     }
 }
 
-fn unreached(address: SocketAddr, error: &std::io::Error) -> Failure {
+pub(super) fn unreached(address: SocketAddr, error: &std::io::Error) -> Failure {
     tracing::debug!(%address, %error, "an endpoint could not be reached");
     match error.kind() {
         // Others have the same limit.

@@ -27,7 +27,7 @@ const IDLE_LIMIT: usize = 256;
 /// How many HTTP/2 connections are open to an endpoint, when it takes too few streams on each.
 const HTTP2_LIMIT: usize = 8;
 /// How long an endpoint may take nothing of a request while there is some.
-const STALL: Duration = Duration::from_secs(30);
+pub(super) const STALL: Duration = Duration::from_secs(30);
 /// How long an HTTP/2 connection is kept without a stream.
 const HTTP2_IDLE: Duration = Duration::from_secs(60);
 /// How much earlier than it said an endpoint is expected to close: what it sends takes its time to us,

@@ -256,6 +256,8 @@ pub enum Action {
         host_rewrite: Option<String>,
         /// How long until the whole response; none: for ever.
         timeout: Option<Duration>,
+        /// Whether a `CONNECT` ends here, and what comes through it goes on as it is (`connect_config`).
+        ends_tunnels: bool,
     },
     /// Send the client elsewhere.
     Redirect(Redirect),

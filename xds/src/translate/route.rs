@@ -138,7 +138,27 @@ fn forwarding(mut action: Reader<'_>) -> Result<Action, Refused> {
         prefix_rewrite: Some(action.text("prefix_rewrite")).filter(|t| !t.is_empty()),
         host_rewrite: Some(action.text("host_rewrite_literal")).filter(|t| !t.is_empty()),
         timeout,
+        ends_tunnels: ends_tunnels(&mut action)?,
     })
+}
+
+/// Whether tunnels end here. What else a route may say of upgrades, the filter says for all of them.
+fn ends_tunnels(action: &mut Reader<'_>) -> Result<bool, Refused> {
+    let mut ends = false;
+    for mut upgrade in action.children("upgrade_configs") {
+        let kind = upgrade.required_text("upgrade_type")?;
+        if upgrade.flag("enabled") == Some(false) {
+            let reason = format!("{kind:?} cannot be turned off for one route");
+            return Err(upgrade.refuse("enabled", reason));
+        }
+        if kind.eq_ignore_ascii_case("connect") {
+            ends |= upgrade.child("connect_config").is_some();
+        } else if !kind.eq_ignore_ascii_case("websocket") {
+            let reason = format!("{kind:?} is not supported; CONNECT and websocket are");
+            return Err(upgrade.refuse("upgrade_type", reason));
+        }
+    }
+    Ok(ends)
 }
 
 /// Reads clusters with their shares.
@@ -206,7 +226,7 @@ pub(super) fn encode(table: &RouteTable) -> Value {
 fn route_json(route: &Route) -> Value {
     let mut json = json!({"name": &*route.name, "match": route_match_json(&route.matches)});
     match &route.action {
-        Action::Forward { clusters, prefix_rewrite, host_rewrite, timeout } => {
+        Action::Forward { clusters, prefix_rewrite, host_rewrite, timeout, ends_tunnels } => {
             let mut action = json!({"timeout": values::duration(timeout.unwrap_or_default())});
             match clusters.as_slice() {
                 [only] => action["cluster"] = json!(&*only.name),
@@ -217,6 +237,10 @@ fn route_json(route: &Route) -> Value {
             }
             if let Some(host) = host_rewrite {
                 action["host_rewrite_literal"] = json!(host);
+            }
+            if *ends_tunnels {
+                let tunnels = json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
+                action["upgrade_configs"] = tunnels;
             }
             json["route"] = action;
         }

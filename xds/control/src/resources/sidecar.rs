@@ -332,13 +332,20 @@ fn action(rule: &Rule, default_timeout: Option<Duration>) -> Action {
             timeout: rule
                 .timeout
                 .map_or(default_timeout, |timeout| Some(timeout).filter(|t| !t.is_zero())),
+            ends_tunnels: false,
         },
     }
 }
 
 fn to(cluster: &Name, timeout: Option<Duration>) -> ModelRoute {
     let clusters = vec![WeightedCluster { name: cluster.clone(), weight: 1 }];
-    let action = Action::Forward { clusters, prefix_rewrite: None, host_rewrite: None, timeout };
+    let action = Action::Forward {
+        clusters,
+        prefix_rewrite: None,
+        host_rewrite: None,
+        timeout,
+        ends_tunnels: false,
+    };
     ModelRoute { name: "default".into(), matches: RouteMatch::any(), action }
 }
 

@@ -1,0 +1,167 @@
+//! What a connection is, told by its first bytes: by the client's, or by the service's where the service
+//! speaks first.
+//!
+//! An explicit protocol needs none of this. Where there is none, a client that says nothing for a moment
+//! may be waiting for the service: the service is asked, while the client is listened to. Whoever speaks
+//! first decides, so neither waits for the other. That is done only where every request would go to the
+//! same cluster and nothing is asked of a request, or bytes would get past a policy.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use weft_model::{TransportKind, UpstreamProtocol};
+
+use crate::balance::Chosen;
+use crate::plan::{Target, TargetTls};
+use crate::stream::Stream;
+use crate::tls::{Alpn, connector};
+use crate::upstream::Slot;
+use crate::worker::Worker;
+
+/// How long the first bytes of a connection may take, where they decide how it is served.
+const FIRST_BYTES: Duration = Duration::from_secs(10);
+/// How long a client may be silent before its service is asked. Nearly all that speak first do so at once.
+const HEAD_START: Duration = Duration::from_millis(20);
+/// How long a service is listened to that may speak first.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How many destinations are remembered as such whose services speak first.
+const LEARNED_LIMIT: usize = 1024;
+
+/// What a plain connection turned out to be.
+pub(crate) enum Protocol {
+    Http1,
+    Http2,
+    /// Neither: the service spoke first.
+    Opaque(Spoken),
+}
+
+/// A connection to a service that spoke first. What it said waits to be read.
+pub(crate) struct Spoken {
+    pub(crate) stream: Stream,
+    pub(crate) address: SocketAddr,
+    _held: (Chosen, Slot),
+}
+
+/// Destinations whose services speak first, so that the next client need not wait.
+#[derive(Debug, Default)]
+pub(crate) struct Learned(RefCell<HashSet<SocketAddr>>);
+
+impl Learned {
+    fn knows(&self, destination: SocketAddr) -> bool {
+        self.0.borrow().contains(&destination)
+    }
+
+    fn note(&self, destination: SocketAddr, speaks_first: bool) {
+        let mut known = self.0.borrow_mut();
+        if !speaks_first {
+            known.remove(&destination);
+        } else if known.len() < LEARNED_LIMIT {
+            known.insert(destination);
+        }
+    }
+}
+
+/// Whether a connection begins with a TLS handshake. None when it begins with nothing.
+pub(crate) async fn transport_kind(stream: &TcpStream) -> Option<TransportKind> {
+    const HANDSHAKE: u8 = 22;
+    let mut first = [0];
+    let seen = tokio::time::timeout(FIRST_BYTES, stream.peek(&mut first)).await.ok()?.ok()?;
+    match (seen, first) {
+        (0, _) => None,
+        (_, [HANDSHAKE]) => Some(TransportKind::Tls),
+        _ => Some(TransportKind::Plain),
+    }
+}
+
+/// What a plain connection to `destination` is. `target` is where all of it would go, whatever it is.
+pub(crate) async fn protocol(
+    client: &TcpStream,
+    destination: SocketAddr,
+    target: Option<Arc<Target>>,
+    timeout: Duration,
+    worker: &Worker,
+) -> Protocol {
+    let by_client = async {
+        if has_preface(client, timeout).await { Protocol::Http2 } else { Protocol::Http1 }
+    };
+    let Some(target) = target else {
+        return by_client.await;
+    };
+    let known = worker.learned.knows(destination);
+    let by_service = async {
+        if !known {
+            tokio::time::sleep(HEAD_START).await;
+        }
+        match tokio::time::timeout(PATIENCE, spoken(&target, worker)).await {
+            Ok(Some(spoken)) => Protocol::Opaque(spoken),
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    };
+    let protocol = tokio::select! {
+        biased;
+        protocol = by_client => protocol,
+        protocol = by_service => protocol,
+    };
+    let speaks_first = matches!(protocol, Protocol::Opaque(_));
+    if speaks_first != known {
+        worker.learned.note(destination, speaks_first);
+    }
+    protocol
+}
+
+/// Whether a plain connection begins with HTTP/2's preface, whose first word is no method.
+async fn has_preface(stream: &TcpStream, timeout: Duration) -> bool {
+    const WORD: &[u8] = b"PRI ";
+    let looked = tokio::time::timeout(timeout, async {
+        let mut first = [0; WORD.len()];
+        loop {
+            let seen = stream.peek(&mut first).await.unwrap_or(0);
+            let here = first.get(..seen).unwrap_or_default();
+            if seen == WORD.len() || !WORD.starts_with(here) || seen == 0 {
+                return here == WORD;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    looked.await.unwrap_or(false)
+}
+
+/// Connects to an endpoint and waits for it to speak. None when it will not.
+async fn spoken(target: &Target, worker: &Worker) -> Option<Spoken> {
+    // Servers of HTTP/2 may speak first too; and what TLS would be asked for is not known yet.
+    let (TargetTls::None, UpstreamProtocol::Http1) = (&target.tls, target.cluster.protocol) else {
+        return None;
+    };
+    let chosen = target.balancer.choose(&[])?;
+    let address = chosen.address;
+    let slot = worker.pools.slots.take(target, address)?;
+    let connecting = connector::connect(target, address, Alpn::None, worker.shared.mark);
+    let stream = Box::pin(connecting).await.ok()?;
+    match stream.tcp().peek(&mut [0]).await {
+        Ok(1..) => Some(Spoken { stream, address, _held: (chosen, slot) }),
+        Ok(0) | Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_learned_is_bounded_and_unlearned() {
+        let learned = Learned::default();
+        let at =
+            |port: usize| SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).expect("small")));
+        for port in 1..=LEARNED_LIMIT + 10 {
+            learned.note(at(port), true);
+        }
+        assert_eq!(learned.0.borrow().len(), LEARNED_LIMIT);
+        assert!(learned.knows(at(1)));
+        learned.note(at(1), false);
+        assert!(!learned.knows(at(1)));
+    }
+}
