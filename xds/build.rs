@@ -38,7 +38,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = proto_root()?;
     let includes: Vec<PathBuf> =
         fs::read_dir(&root)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
-    let descriptors = protox::compile(ROOTS, &includes)?;
+    // Without the comments: every process that reads a configuration keeps these for life.
+    let mut compiler = protox::Compiler::new(&includes)?;
+    let descriptors = compiler.include_imports(true).open_files(ROOTS)?.file_descriptor_set();
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
     let service = protox::compile(["istio/v1/auth/ca.proto"], ["proto"])?;
