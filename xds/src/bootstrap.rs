@@ -12,7 +12,7 @@ use weft_model::{Name, Snapshot};
 
 use crate::client::{Node, Variant};
 use crate::located::Located;
-use crate::translate::{Findings, Kind, Reader, Refused, Rejection, Resource, read};
+use crate::translate::{Findings, Kind, Reader, Refused, Resource, read};
 use crate::{descriptor, translate};
 
 const MESSAGE: &str = "envoy.config.bootstrap.v3.Bootstrap";
@@ -123,14 +123,17 @@ fn static_resources(mut fixed: Reader<'_>, refusals: &mut Vec<Refused>) -> (Snap
     let fields =
         [("clusters", Kind::Cluster), ("secrets", Kind::Secret), ("listeners", Kind::Listener)];
     for (field, kind) in fields {
-        for (index, message) in fixed.messages(field).into_iter().enumerate() {
+        for (index, message) in fixed.messages(field).enumerate() {
             let path = format!("static_resources.{field}[{index}]");
-            match read(kind, message, path.clone()) {
+            let read = message.and_then(|message| {
+                read(kind, message, path.clone()).map_err(|rejection| rejection.refused)
+            });
+            match read {
                 Ok(accepted) => {
                     not_honoured.extend(accepted.not_honoured);
                     insert(&mut resources, accepted.resource, refusals, &path);
                 }
-                Err(Rejection { refused, .. }) => refusals.push(refused),
+                Err(refused) => refusals.push(refused),
             }
         }
     }

@@ -1,6 +1,7 @@
 //! `ClusterLoadAssignment`: the endpoints of a cluster.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use weft_model::{Endpoint, EndpointSet, Health, Name, Transport};
@@ -23,26 +24,28 @@ pub(super) fn set(mut assignment: Reader<'_>) -> Result<EndpointSet, Refused> {
         if locality.number("priority").unwrap_or(0) > 0 {
             return Err(locality.refuse("priority", "only priority 0 is supported yet"));
         }
-        for mut member in locality.children("lb_endpoints") {
-            let weight = member.number("load_balancing_weight").unwrap_or(1);
-            let health = match member.choice("health_status").as_str() {
-                "UNKNOWN" | "HEALTHY" | "DEGRADED" => Health::Healthy,
-                "DRAINING" => Health::Draining,
-                _ => Health::Unhealthy,
-            };
-            let mut endpoint = member.required_child("endpoint")?;
-            endpoint.harmless(&["hostname", "observability_name"]);
-            let (address, _) = values::socket(endpoint.required_child("address")?)?;
-            if !seen.insert(address) {
-                return Err(endpoint.refuse("address", format!("{address} is there twice")));
-            }
-            let endpoint = Endpoint::new(address, weight, health).ok_or_else(|| {
-                member.refuse("load_balancing_weight", "it is 0; leave the endpoint out instead")
-            })?;
-            endpoints.push(endpoint);
-        }
+        endpoints.extend(locality.many("lb_endpoints", |member| endpoint(member, &mut seen))?);
     }
     Ok(EndpointSet { endpoints })
+}
+
+/// Reads an endpoint whose address is none of those `seen`.
+fn endpoint(mut member: Reader<'_>, seen: &mut HashSet<SocketAddr>) -> Result<Endpoint, Refused> {
+    let weight = member.number("load_balancing_weight").unwrap_or(1);
+    let health = match member.choice("health_status").as_str() {
+        "UNKNOWN" | "HEALTHY" | "DEGRADED" => Health::Healthy,
+        "DRAINING" => Health::Draining,
+        _ => Health::Unhealthy,
+    };
+    let mut endpoint = member.required_child("endpoint")?;
+    endpoint.harmless(&["hostname", "observability_name"]);
+    let (address, _) = values::socket(endpoint.required_child("address")?)?;
+    if !seen.insert(address) {
+        return Err(endpoint.refuse("address", format!("{address} is there twice")));
+    }
+    Endpoint::new(address, weight, health).ok_or_else(|| {
+        member.refuse("load_balancing_weight", "it is 0; leave the endpoint out instead")
+    })
 }
 
 /// The JSON form of an assignment.

@@ -9,6 +9,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::time::Duration;
 
+use prost_reflect::bytes::Bytes;
+use prost_reflect::prost::Message as _;
 use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
 
 use crate::descriptor;
@@ -261,19 +263,55 @@ impl<'f> Reader<'f> {
         self.child(field).ok_or_else(|| self.refuse(field, "it is missing"))
     }
 
-    /// A list of messages that somebody else reads.
-    pub(crate) fn messages(&mut self, field: &str) -> Vec<DynamicMessage> {
+    /// A list of messages, which may be very long, for somebody else to read.
+    ///
+    /// A message takes many times the room of its bytes. So the list goes back into bytes, and then
+    /// one message after the other comes out again. What is made of them lies together in memory:
+    /// between what all the messages leave behind, it would keep that from the system for good.
+    pub(crate) fn messages(
+        &mut self,
+        field: &str,
+    ) -> impl Iterator<Item = Result<DynamicMessage, Refused>> + use<> {
+        let kind = self.message.descriptor().get_field_by_name(field).map(|field| field.kind());
+        let mut bytes = Vec::new();
+        if let Some(Value::List(list)) = self.take(field) {
+            for message in list.iter().filter_map(Value::as_message) {
+                bytes.extend(message.encode_length_delimited_to_vec());
+            }
+        }
+        let mut bytes = Bytes::from(bytes);
+        let path = join(&self.path, field);
+        std::iter::from_fn(move || {
+            let kind = kind.as_ref()?.as_message().filter(|_| !bytes.is_empty())?;
+            let mut message = DynamicMessage::new(kind.clone());
+            let outcome = message.merge_length_delimited(&mut bytes);
+            Some(outcome.map(|()| message).map_err(|error| {
+                bytes.clear();
+                Refused { path: path.clone(), reason: error.to_string() }
+            }))
+        })
+    }
+
+    /// What `read` makes of each message of a list that may be very long, or the first refusal.
+    pub(crate) fn many<T>(
+        &mut self,
+        field: &str,
+        mut read: impl FnMut(Self) -> Result<T, Refused>,
+    ) -> Result<Vec<T>, Refused> {
+        let messages = self.messages(field).enumerate();
+        messages
+            .map(|(index, message)| read(self.nested(message?, &format!("{field}[{index}]"))))
+            .collect()
+    }
+
+    /// A list of messages.
+    pub(crate) fn children(&mut self, field: &str) -> Vec<Self> {
         let Some(Value::List(list)) = self.take(field) else {
             return Vec::new();
         };
         let message =
             |value| if let Value::Message(message) = value { Some(message) } else { None };
-        list.into_iter().filter_map(message).collect()
-    }
-
-    /// A list of messages.
-    pub(crate) fn children(&mut self, field: &str) -> Vec<Self> {
-        let messages = self.messages(field).into_iter().enumerate();
+        let messages = list.into_iter().filter_map(message).enumerate();
         messages
             .map(|(index, message)| self.nested(message, &format!("{field}[{index}]")))
             .collect()

@@ -18,7 +18,7 @@ use super::{Reader, Refused, values};
 pub(super) fn decode(mut table: Reader<'_>) -> Result<RouteTable, Refused> {
     table.harmless(&["validate_clusters", "ignore_port_in_host_matching"]);
     let name = table.text("name");
-    let hosts = values::each(table.children("virtual_hosts"), virtual_host)?;
+    let hosts = table.many("virtual_hosts", virtual_host)?;
     let mut seen = std::collections::HashSet::new();
     for domain in hosts.iter().flat_map(|host: &VirtualHost| &host.domains) {
         if !seen.insert(domain.clone()) {
