@@ -9,6 +9,7 @@ pub mod admin;
 pub mod drain;
 pub mod listening;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod open_files;
 pub mod socket;

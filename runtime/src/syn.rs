@@ -39,7 +39,7 @@ pub fn saved_sequence(stream: &TcpStream) -> Option<u32> {
 
 /// Reads the SYN, from its IP header to the end of its TCP header; nothing when it was not kept.
 ///
-/// The one place of the workspace that calls the system by itself: no library reads an option whose
+/// It calls the system by itself: no library reads an option whose
 /// length only the kernel knows (`TCP_SAVED_SYN`; nix takes it for a text, which ends at a zero, or for
 /// a value of a size that it insists on).
 #[expect(unsafe_code, reason = "no library reads a socket option of whatever length")]

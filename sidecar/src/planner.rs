@@ -11,6 +11,7 @@ use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use weft_model::Snapshot;
+use weft_runtime::memory;
 use weft_runtime::socket::Mark;
 
 use crate::authenticate::fetch::{Wanted, fetch};
@@ -44,6 +45,7 @@ pub async fn run(
             problems.send_replace(built.problems);
             wanted = built.key_sets;
             plans.send_replace(Arc::new(built.plan));
+            memory::give_back();
         }
         for due in wanted.iter().filter(|wanted| keys.is_due(&wanted.uri, now())) {
             if under_way.insert(due.uri.clone()) {

@@ -13,6 +13,7 @@ use weft_agent::node::Node;
 use weft_agent::plan::Plan;
 use weft_agent::{Limits, Shared};
 use weft_model::{Snapshot, SpiffeId};
+use weft_runtime::memory;
 use weft_runtime::metrics::Registry;
 
 use super::Failure;
@@ -154,6 +155,7 @@ async fn plan_all(
         plans.send_replace(plan.clone());
         kernel.follow(plan.clone());
         last = Some((snapshot, plan));
+        memory::give_back();
         if snapshots.changed().await.is_err() {
             return;
         }

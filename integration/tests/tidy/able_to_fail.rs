@@ -163,7 +163,7 @@ fn a_second_caller_of_the_assertion_is_found() {
 }
 
 #[test]
-fn unsafe_code_in_a_second_place_is_found() {
+fn unsafe_code_in_another_place_is_found() {
     let rule = unsafe_code_elsewhere;
     let block = "//! No unsafe code here.\nfn f() { unsafe { g() } }\n";
     let allowed = "//! x\n#[allow(unsafe_code, reason = \"so\")]\nmod m;\nfn unsafely() {}\n";

@@ -1,0 +1,43 @@
+//! Giving memory back to the system.
+
+/// Gives back what was freed and lies between what is in use: the C library by itself gives back only
+/// what lies at the end.
+///
+/// For when something large was done, such as the reading of a configuration: other threads that ask
+/// for memory meanwhile may wait, for milliseconds.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "no library offers this call")]
+pub fn give_back() {
+    // SAFETY: nothing is asked of who calls it; it touches only what is not in use.
+    let gave_back = unsafe { nix::libc::malloc_trim(0) };
+    tracing::debug!(gave_back, "memory given back");
+}
+
+/// Other C libraries have no such call, and need none.
+#[cfg(not(target_env = "gnu"))]
+pub fn give_back() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1024 * 1024;
+
+    fn resident() -> usize {
+        let counts = std::fs::read_to_string("/proc/self/statm").expect("the kernel tells of us");
+        let pages = counts.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
+        pages.expect("the second count is that of the pages in memory") * 4096
+    }
+
+    #[test]
+    fn what_lies_between_is_given_back() {
+        let mut pieces: Vec<Box<[u8]>> = (0..64 * 1024).map(|_| vec![1; 1024].into()).collect();
+        let last = pieces.pop();
+        drop(pieces);
+        let before = resident();
+        give_back();
+        let after = resident();
+        assert!(before > after + 32 * MIB, "{} KiB, then {} KiB", before / 1024, after / 1024);
+        drop(last);
+    }
+}
