@@ -26,6 +26,7 @@ pub(super) fn set(mut assignment: Reader<'_>) -> Result<EndpointSet, Refused> {
         }
         endpoints.extend(locality.many("lb_endpoints", |member| endpoint(member, &mut seen))?);
     }
+    endpoints.shrink_to_fit();
     Ok(EndpointSet { endpoints })
 }
 

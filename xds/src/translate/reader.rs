@@ -298,10 +298,12 @@ impl<'f> Reader<'f> {
         field: &str,
         mut read: impl FnMut(Self) -> Result<T, Refused>,
     ) -> Result<Vec<T>, Refused> {
-        let messages = self.messages(field).enumerate();
-        messages
-            .map(|(index, message)| read(self.nested(message?, &format!("{field}[{index}]"))))
-            .collect()
+        let mut items = Vec::new();
+        for (index, message) in self.messages(field).enumerate() {
+            items.push(read(self.nested(message?, &format!("{field}[{index}]")))?);
+        }
+        items.shrink_to_fit();
+        Ok(items)
     }
 
     /// A list of messages.

@@ -131,7 +131,10 @@ pub(super) fn each<'f, T>(
     readers: Vec<Reader<'f>>,
     read: impl Fn(Reader<'f>) -> Result<T, Refused>,
 ) -> Result<Vec<T>, Refused> {
-    readers.into_iter().map(read).collect()
+    let mut items = readers.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    // It stays as long as the configuration, and most lists hold one item where there is room for four.
+    items.shrink_to_fit();
+    Ok(items)
 }
 
 /// Whether access logging is asked for. What the log holds and where it goes is ours to say.
