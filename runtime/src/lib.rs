@@ -12,6 +12,7 @@ pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod open_files;
+mod raw;
 pub mod socket;
 pub mod syn;
 pub mod worker;

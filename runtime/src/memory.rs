@@ -5,17 +5,10 @@
 ///
 /// For when something large was done, such as the reading of a configuration: other threads that ask
 /// for memory meanwhile may wait, for milliseconds.
-#[cfg(target_env = "gnu")]
-#[expect(unsafe_code, reason = "no library offers this call")]
 pub fn give_back() {
-    // SAFETY: nothing is asked of who calls it; it touches only what is not in use.
-    let gave_back = unsafe { nix::libc::malloc_trim(0) };
+    let gave_back = crate::raw::give_memory_back();
     tracing::debug!(gave_back, "memory given back");
 }
-
-/// Other C libraries have no such call, and need none.
-#[cfg(not(target_env = "gnu"))]
-pub fn give_back() {}
 
 #[cfg(test)]
 mod tests {

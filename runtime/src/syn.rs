@@ -1,11 +1,13 @@
 //! The SYN that opened a connection, for whoever hashes with its sequence number.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsFd as _;
 
 use nix::sys::socket::setsockopt;
 use nix::{libc, setsockopt_impl, sockopt_impl};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::raw::socket_option;
 
 /// How many bytes of a SYN's headers are read at most: both with their longest options.
 const SYN_BYTES: usize = 200;
@@ -33,32 +35,10 @@ pub fn save_syn(socket: &TcpListener, keep: bool) -> io::Result<()> {
 #[must_use]
 pub fn saved_sequence(stream: &TcpStream) -> Option<u32> {
     let mut syn = [0; SYN_BYTES];
-    let length = read_syn(stream, &mut syn).ok()?;
+    // From its IP header to the end of its TCP header; nothing when it was not kept.
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_SAVED_SYN);
+    let length = socket_option(stream.as_fd(), level, name, &mut syn).ok()?;
     sequence_of(syn.get(..length)?)
-}
-
-/// Reads the SYN, from its IP header to the end of its TCP header; nothing when it was not kept.
-///
-/// It calls the system by itself: no library reads an option whose
-/// length only the kernel knows (`TCP_SAVED_SYN`; nix takes it for a text, which ends at a zero, or for
-/// a value of a size that it insists on).
-#[expect(unsafe_code, reason = "no library reads a socket option of whatever length")]
-fn read_syn(stream: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
-    let mut length = libc::socklen_t::try_from(into.len()).map_err(io::Error::other)?;
-    let socket = stream.as_fd();
-    // SAFETY: the descriptor is borrowed, and so open, until the call is over; the kernel writes at most
-    // `length` bytes, which are `into`'s, and then how many they were.
-    let outcome = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_SAVED_SYN,
-            into.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    nix::errno::Errno::result(outcome)?;
-    usize::try_from(length).map_err(io::Error::other)
 }
 
 /// The sequence number of a TCP packet (RFC 9293, section 3.1) behind an IP header (RFC 791, section
