@@ -6,7 +6,7 @@
 //!              -> route: Routed -> balance -> exchange -> record
 //! ```
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -201,7 +201,9 @@ pub(crate) async fn request(
     worker.metrics.requests.increment();
     worker.metrics.requests_open.increment();
     let mut story = Story::new(&head, connection, worker.logs_requests(connection));
-    let result = perform(head, source, reply, connection, worker, &mut story, started).await;
+    let pulse = Pulse::default();
+    let mut call = Call::new(head, source, reply, &pulse);
+    let result = perform(&mut call, connection, worker, &mut story, started).await;
     story.finish(result, started, connection, worker);
     worker.metrics.requests_open.decrement();
 }
@@ -224,47 +226,39 @@ pub(crate) fn refused(
     story.finish(Err(denial), now(), connection, worker);
 }
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "each is a part of the one request, and none belongs with another"
-)]
 async fn perform(
-    mut head: RequestHead,
-    source: Source<'_>,
-    reply: &mut Reply<'_>,
+    call: &mut Call<'_, '_, '_>,
     connection: &Connection,
     worker: &Worker,
     story: &mut Story,
     started: Instant,
 ) -> Result<Outcome, Denial> {
-    let is_grpc = head.is_grpc();
+    let is_grpc = call.head.is_grpc();
     let plan = worker.plan();
-    let result = match decide(&mut head, !source.is_empty(), connection, &plan, story) {
+    let has_body = !call.source.is_empty();
+    let result = match decide(&mut call.head, has_body, connection, &plan, story) {
         Ok(Decision::Forward { target, unwanted, patience, ends_tunnel }) => {
+            (call.unwanted, call.ends_tunnel) = (unwanted, ends_tunnel);
             match plan.target(&target) {
                 Some(target) => {
                     story.service = Some(target.cluster.name.clone());
-                    let pulse = Pulse::default();
-                    let taken = RefCell::default();
-                    let reply = &mut *reply;
-                    let call =
-                        Call { head, unwanted, source, reply, pulse: &pulse, taken, ends_tunnel };
+                    let pulse = call.pulse;
                     tokio::select! {
                         biased;
                         result = exchange(call, target, worker, &mut story.endpoint) => result,
-                        denial = patience.ends(started, &pulse) => Err(denial),
+                        denial = patience.ends(started, pulse) => Err(denial),
                     }
                 }
                 None => Err(Denial::NoEndpoint),
             }
         }
         Ok(Decision::Answer { status, location, body }) => {
-            Ok(reply.answer(status, location, body).await)
+            Ok(call.reply.answer(status, location, body).await)
         }
         Err(denial) => Err(denial),
     };
     if let Err(denial) = result {
-        reply.deny(denial, is_grpc).await;
+        call.reply.deny(denial, is_grpc).await;
     }
     result
 }

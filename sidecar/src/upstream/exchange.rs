@@ -71,7 +71,7 @@ const INTERIM_LIMIT: usize = 16;
 /// reached is followed by another; a request that may have been seen is not sent twice unless that
 /// is harmless.
 pub(crate) async fn exchange(
-    mut call: Call<'_, '_, '_>,
+    call: &mut Call<'_, '_, '_>,
     target: &Target,
     worker: &Worker,
     endpoint: &mut Option<SocketAddr>,
@@ -89,12 +89,12 @@ pub(crate) async fn exchange(
         *endpoint = Some(chosen.address);
         let result = match alpn {
             _ if call.ends_tunnel => {
-                Box::pin(connect::end_tunnel(&mut call, target, chosen.address, worker)).await
+                Box::pin(connect::end_tunnel(call, target, chosen.address, worker)).await
             }
-            Alpn::Http2 => over_http2(&mut call, target, chosen.address, worker).await,
+            Alpn::Http2 => over_http2(call, target, chosen.address, worker).await,
             Alpn::Http1 | Alpn::None => {
                 let connection = worker.pools.http1(target, chosen.address, fresh, worker).await;
-                over_http1(&mut call, target, chosen.address, connection, worker).await
+                over_http1(call, target, chosen.address, connection, worker).await
             }
         };
         match result {
@@ -115,7 +115,18 @@ pub(crate) async fn exchange(
     }
 }
 
-impl Call<'_, '_, '_> {
+impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
+    /// A request of which nothing is decided yet.
+    pub(crate) fn new(
+        head: RequestHead,
+        source: Source<'s>,
+        reply: &'r mut Reply<'w>,
+        pulse: &'r Pulse,
+    ) -> Self {
+        let (unwanted, taken) = (Unwanted::default(), RefCell::default());
+        Self { head, unwanted, source, reply, pulse, taken, ends_tunnel: false }
+    }
+
     /// The version to speak to the endpoint.
     fn protocol(&self, target: &Target) -> Result<Alpn, Denial> {
         use weft_model::UpstreamProtocol;
@@ -221,14 +232,15 @@ async fn converse(
     let mut upload = Upload::new(carrying, pulse);
     let mut interim = 0;
     let response = loop {
-        let response = read_response(reader, &head.method, limit_bytes);
+        let response = pin!(read_response(reader, &head.method, limit_bytes));
         let response = upload.until_answered(response, reply).await;
         let response = response.map_err(HeadError::Refused)??;
         if !response.is_interim() {
             break response;
         }
         interim += 1;
-        forward_interim(response.head, interim, reply).await.map_err(HeadError::Refused)?;
+        let forwarding = Box::pin(forward_interim(response.head, interim, reply));
+        forwarding.await.map_err(HeadError::Refused)?;
     };
     if response.head.status == 101 {
         // Nobody asked for it.
@@ -242,8 +254,10 @@ async fn converse(
         reply.comes_early();
     }
     let (unwanted, mut down) = reply.start(response.head, &body, head);
-    let carrying = carry(&mut body, &mut down, &unwanted, pulse, None);
-    outcome.downloaded(upload.until_carried(carrying).await);
+    {
+        let carrying = pin!(carry(&mut body, &mut down, &unwanted, pulse, None));
+        outcome.downloaded(upload.until_carried(carrying).await);
+    }
     outcome.bytes_sent = upload.bytes();
     let whole = outcome.broken.is_none();
     if !whole {
@@ -336,12 +350,14 @@ async fn converse_http2(
     let mut upload = Upload::new(carrying, pulse);
     let mut interim = 0;
     let response = loop {
-        let answer = upload.until_answered(http2_answer(&mut response), reply).await;
+        let answer = pin!(http2_answer(&mut response));
+        let answer = upload.until_answered(answer, reply).await;
         match answer.map_err(Failure::Denied)?? {
             Answer::Final(response) => break response,
             Answer::Interim(head) => {
                 interim += 1;
-                forward_interim(head, interim, reply).await.map_err(Failure::Denied)?;
+                let forwarding = Box::pin(forward_interim(head, interim, reply));
+                forwarding.await.map_err(Failure::Denied)?;
             }
         }
     };
@@ -354,8 +370,10 @@ async fn converse_http2(
         reply.comes_early();
     }
     let (unwanted, mut down) = reply.start(response, &body, head);
-    let carrying = carry(&mut body, &mut down, &unwanted, pulse, None);
-    outcome.downloaded(upload.until_carried(carrying).await);
+    {
+        let carrying = pin!(carry(&mut body, &mut down, &unwanted, pulse, None));
+        outcome.downloaded(upload.until_carried(carrying).await);
+    }
     outcome.bytes_sent = upload.bytes();
     if outcome.broken.is_some() {
         down.break_off().await;

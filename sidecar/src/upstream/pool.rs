@@ -65,7 +65,7 @@ pub(crate) struct Http1 {
     pub(crate) used: bool,
     /// How long the endpoint said that it keeps the connection (`keep-alive: timeout=`).
     pub(crate) kept_for: Option<Duration>,
-    _slot: Slot,
+    slot: Slot,
 }
 
 /// An HTTP/2 connection.
@@ -161,7 +161,7 @@ impl Pools {
             writer: Writer::new(write, STALL),
             used: false,
             kept_for: None,
-            _slot: slot,
+            slot,
         })
     }
 
@@ -196,10 +196,9 @@ impl Pools {
         let mut pools = self.http1.borrow_mut();
         let idle = pools.entry((target.id, address)).or_default();
         if idle.len() < IDLE_LIMIT {
+            connection.slot.free();
             idle.push(Waiting { until: now() + wait, connection });
         }
-        drop(pools);
-        self.slots.free((target.id, address));
     }
 
     /// The right to a stream on an HTTP/2 connection to an endpoint: one that has room for another, or

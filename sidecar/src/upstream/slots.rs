@@ -53,13 +53,6 @@ impl Slots {
         own.freed.notified().await;
     }
 
-    /// Tells one that waits that a connection may be used again.
-    pub(crate) fn free(&self, key: Key) {
-        if let Some(own) = self.0.borrow().get(&key) {
-            own.freed.notify_one();
-        }
-    }
-
     /// Forgets targets that are gone.
     pub(crate) fn sweep(&self, is_current: impl Fn(u64) -> bool) {
         self.0.borrow_mut().retain(|(target, _), own| is_current(*target) || own.open.get() > 0);
@@ -67,6 +60,13 @@ impl Slots {
 
     fn of(&self, key: Key) -> Rc<Own> {
         self.0.borrow_mut().entry(key).or_default().clone()
+    }
+}
+
+impl Slot {
+    /// Tells one that waits that the connection may be used again.
+    pub(crate) fn free(&self) {
+        self.own.freed.notify_one();
     }
 }
 

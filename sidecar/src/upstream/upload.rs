@@ -1,7 +1,5 @@
 //! The request's body on its way, while the response is awaited and carried back: either may end first.
 
-use std::pin::pin;
-
 use crate::denial::Denial;
 use crate::http::body::Broken;
 use crate::patience::Pulse;
@@ -23,10 +21,9 @@ impl<'p, F: Future<Output = Result<u64, Broken>> + Unpin> Upload<'p, F> {
     /// Sends on until the response is there, or the client no longer wants it.
     pub(super) async fn until_answered<R>(
         &mut self,
-        response: impl Future<Output = R>,
+        mut response: impl Future<Output = R> + Unpin,
         reply: &mut Reply<'_>,
     ) -> Result<R, Denial> {
-        let mut response = pin!(response);
         loop {
             tokio::select! {
                 biased;
@@ -48,9 +45,8 @@ impl<'p, F: Future<Output = Result<u64, Broken>> + Unpin> Upload<'p, F> {
     /// Sends on until the response was carried to its end.
     pub(super) async fn until_carried(
         &mut self,
-        download: impl Future<Output = Result<u64, Broken>>,
+        mut download: impl Future<Output = Result<u64, Broken>> + Unpin,
     ) -> Result<u64, Broken> {
-        let mut download = pin!(download);
         loop {
             tokio::select! {
                 biased;
