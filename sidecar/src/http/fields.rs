@@ -60,6 +60,17 @@ impl SpanFields {
     }
 }
 
+/// How large a head may be whose values share its room. A connection of HTTP/2 remembers some sixty of the
+/// values that it sent (RFC 7541, section 4), and each keeps all that it shares room with.
+const SHARED_BYTES: usize = 1024;
+
+/// The same value with room of its own.
+fn apart(value: &HeaderValue) -> HeaderValue {
+    let mut own = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+    own.set_sensitive(value.is_sensitive());
+    own
+}
+
 impl Fields {
     /// The first value of a field. `name` is lower case.
     pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
@@ -165,12 +176,21 @@ impl Fields {
     /// when it was read, so there is none.
     pub(crate) fn into_map(self) -> HeaderMap {
         match self {
-            Self::Map(map) => map,
+            Self::Map(mut map) => {
+                let size = |(name, value): (&HeaderName, &HeaderValue)| {
+                    name.as_str().len() + value.as_bytes().len()
+                };
+                if map.iter().map(size).sum::<usize>() > SHARED_BYTES {
+                    map.values_mut().for_each(|value| *value = apart(value));
+                }
+                map
+            }
             Self::Spans(_) => self.to_map(),
         }
     }
 
-    /// The fields as a map of their own.
+    /// The fields as a map of their own: it shares no room with the buffer that they were read into, or
+    /// whoever remembers one value would keep that buffer.
     pub(crate) fn to_map(&self) -> HeaderMap {
         match self {
             Self::Map(map) => map.clone(),
@@ -178,8 +198,7 @@ impl Fields {
                 let mut map = HeaderMap::with_capacity(fields.spans.len() + fields.added.len());
                 for span in &fields.spans {
                     let name = HeaderName::from_bytes(fields.slice(span.name));
-                    let (start, end) = (span.value.0 as usize, span.value.1 as usize);
-                    let value = HeaderValue::from_maybe_shared(fields.buffer.slice(start..end));
+                    let value = HeaderValue::from_bytes(fields.slice(span.value));
                     if let (Ok(name), Ok(value)) = (name, value) {
                         map.append(name, value);
                     }
