@@ -1,16 +1,19 @@
 //! rustls configurations from our own parts.
 //!
-//! Resumption is off on both sides: a resumed handshake skips the verifier, and with it the
-//! revocation lists.
+//! A resumed handshake skips the verifier, and with it the revocation lists. So sessions are resumed by a
+//! [`Server`] and a [`Client`] alone, which check the stored chain once more; a plain configuration resumes
+//! none.
 
 use std::sync::Arc;
 
 use rustls::client::Resumption;
-use rustls::server::NoServerSessionStorage;
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::server::danger::ClientCertVerifier as _;
+use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, CommonState, HandshakeKind, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use weft_model::StringMatch;
 
 use crate::TrustStore;
@@ -77,7 +80,142 @@ impl Identity {
     }
 }
 
-/// A server's configuration. `alpn` is in order of preference.
+/// The keys that a server seals sessions with, for clients to bring back: a session can be resumed where
+/// these are, and nowhere else. They change by themselves every six hours.
+#[derive(Debug, Clone)]
+pub struct Tickets(Arc<dyn ProducesTickets>);
+
+impl Tickets {
+    /// New keys.
+    ///
+    /// # Errors
+    /// Without random numbers.
+    pub fn new() -> Result<Self, TlsError> {
+        rustls::crypto::aws_lc_rs::Ticketer::new()
+            .map(Self)
+            .map_err(|error| TlsError::Refused(error.to_string()))
+    }
+}
+
+/// A server's side of TLS that resumes sessions.
+#[derive(Debug, Clone)]
+pub struct Server {
+    config: Arc<ServerConfig>,
+    /// Who checks clients; none where they are not asked.
+    clients: Option<Arc<Verifier>>,
+}
+
+impl Server {
+    /// A server's side. `alpn` is in order of preference.
+    ///
+    /// # Errors
+    /// When rustls refuses the combination.
+    pub fn new(
+        identity: &Identity,
+        clients: ClientAuthentication,
+        alpn: &[String],
+        tickets: &Tickets,
+    ) -> Result<Self, TlsError> {
+        let clients = clients.verifier();
+        let mut config = server_config(identity, clients.clone(), alpn)?;
+        config.ticketer = tickets.0.clone();
+        // One for each connection: a client that comes back gets another.
+        config.send_tls13_tickets = 1;
+        Ok(Self { config: Arc::new(config), clients })
+    }
+
+    /// What a handshake is done with.
+    #[must_use]
+    pub fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
+    }
+
+    /// The certificate of the client of a finished handshake, and whether it is still good is checked where
+    /// the handshake did not: when a session was resumed. None when it was not asked, or declined.
+    ///
+    /// # Errors
+    /// Why the client is not let in any more.
+    pub fn client<'s>(
+        &self,
+        session: &'s CommonState,
+        now: UnixTime,
+    ) -> Result<Option<&'s CertificateDer<'static>>, rustls::Error> {
+        let Some(clients) = &self.clients else {
+            // What it once showed to a server that asked proves nothing here.
+            return Ok(None);
+        };
+        let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+        match session.peer_certificates() {
+            Some([leaf, above @ ..]) => {
+                if resumed {
+                    clients.verify_client_cert(leaf, above, now)?;
+                }
+                Ok(Some(leaf))
+            }
+            Some([]) | None if clients.client_auth_mandatory() => {
+                Err(rustls::Error::NoCertificatesPresented)
+            }
+            Some([]) | None => Ok(None),
+        }
+    }
+}
+
+/// A client's side of TLS that resumes sessions.
+#[derive(Debug, Clone)]
+pub struct Client {
+    config: Arc<ClientConfig>,
+    servers: Arc<Verifier>,
+}
+
+impl Client {
+    /// How many sessions are kept, for each configuration: the library keeps up to eight for a name.
+    const SESSIONS: usize = 32;
+
+    /// A client's side. The server must chain to `trust` and have one of `names`.
+    ///
+    /// # Errors
+    /// When rustls refuses the combination.
+    pub fn new(
+        identity: Option<&Identity>,
+        trust: Arc<TrustStore>,
+        names: Vec<StringMatch>,
+        alpn: &[String],
+    ) -> Result<Self, TlsError> {
+        let servers = Arc::new(Verifier::new(trust, names, true));
+        let mut config = client_config(identity, servers.clone(), alpn)?;
+        config.resumption = Resumption::in_memory_sessions(Self::SESSIONS);
+        Ok(Self { config: Arc::new(config), servers })
+    }
+
+    /// What a handshake is done with.
+    #[must_use]
+    pub fn config(&self) -> &Arc<ClientConfig> {
+        &self.config
+    }
+
+    /// Checks the server of a finished handshake where the handshake did not: when a session was resumed.
+    ///
+    /// # Errors
+    /// Why the server is not trusted any more.
+    pub fn check_server(
+        &self,
+        session: &CommonState,
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        if session.handshake_kind() != Some(HandshakeKind::Resumed) {
+            return Ok(());
+        }
+        match session.peer_certificates() {
+            Some([leaf, above @ ..]) => {
+                self.servers.verify_server_cert(leaf, above, name, &[], now).map(drop)
+            }
+            Some([]) | None => Err(rustls::Error::NoCertificatesPresented),
+        }
+    }
+}
+
+/// A server's configuration, by which no session is resumed. `alpn` is in order of preference.
 ///
 /// # Errors
 /// When rustls refuses the combination.
@@ -86,27 +224,11 @@ pub fn server(
     clients: ClientAuthentication,
     alpn: &[String],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(VERSIONS)
-        .map_err(|error| TlsError::Refused(error.to_string()))?;
-    let builder = match clients {
-        ClientAuthentication::None => builder.with_no_client_auth(),
-        ClientAuthentication::Optional(trust, names) => {
-            builder.with_client_cert_verifier(Arc::new(Verifier::new(trust, names, false)))
-        }
-        ClientAuthentication::Required(trust, names) => {
-            builder.with_client_cert_verifier(Arc::new(Verifier::new(trust, names, true)))
-        }
-    };
-    let mut config = builder
-        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.0.clone())));
-    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(Arc::new(config))
+    Ok(Arc::new(server_config(identity, clients.verifier(), alpn)?))
 }
 
-/// A client's configuration. The server must chain to `trust` and have one of `names`.
+/// A client's configuration, by which no session is resumed. The server must chain to `trust` and have one
+/// of `names`.
 ///
 /// # Errors
 /// When rustls refuses the combination.
@@ -116,6 +238,46 @@ pub fn client(
     names: Vec<StringMatch>,
     alpn: &[String],
 ) -> Result<Arc<ClientConfig>, TlsError> {
+    let servers = Arc::new(Verifier::new(trust, names, true));
+    Ok(Arc::new(client_config(identity, servers, alpn)?))
+}
+
+impl ClientAuthentication {
+    fn verifier(self) -> Option<Arc<Verifier>> {
+        let (trust, names, mandatory) = match self {
+            Self::None => return None,
+            Self::Optional(trust, names) => (trust, names, false),
+            Self::Required(trust, names) => (trust, names, true),
+        };
+        Some(Arc::new(Verifier::new(trust, names, mandatory)))
+    }
+}
+
+fn server_config(
+    identity: &Identity,
+    clients: Option<Arc<Verifier>>,
+    alpn: &[String],
+) -> Result<ServerConfig, TlsError> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(VERSIONS)
+        .map_err(|error| TlsError::Refused(error.to_string()))?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+    };
+    let mut config = builder
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.0.clone())));
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(config)
+}
+
+fn client_config(
+    identity: Option<&Identity>,
+    servers: Arc<Verifier>,
+    alpn: &[String],
+) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(VERSIONS)
         .map_err(|error| TlsError::Refused(error.to_string()))?
@@ -126,10 +288,10 @@ pub fn client(
         )),
         None => builder.with_no_client_auth(),
     };
-    config.dangerous().set_certificate_verifier(Arc::new(Verifier::new(trust, names, true)));
+    config.dangerous().set_certificate_verifier(servers);
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     config.resumption = Resumption::disabled();
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 /// TLS 1.3 only: no configuration can then ask for less, and none that asks for it gets less.

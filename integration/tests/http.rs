@@ -205,8 +205,17 @@ fn divided_cookies_reach_an_http1_service_as_one_field() {
 
 /// Asks a sidecar in Verify Mode by `openssl s_client`; all that it printed.
 fn ask_by_openssl(port: u16, root: &std::path::Path, client: Option<&Identity>) -> String {
+    ask_by_openssl_with(&["-quiet"], port, root, client)
+}
+
+fn ask_by_openssl_with(
+    options: &[&str],
+    port: u16,
+    root: &std::path::Path,
+    client: Option<&Identity>,
+) -> String {
     let mut openssl = Command::new("openssl");
-    openssl.args(["s_client", "-quiet", "-alpn", "http/1.1", "-connect"]);
+    openssl.args(["s_client", "-alpn", "http/1.1"]).args(options).arg("-connect");
     openssl.arg(format!("127.0.0.1:{port}")).arg("-CAfile").arg(root);
     if let Some(client) = client {
         openssl.arg("-cert").arg(&client.certificate).arg("-key").arg(&client.key);
@@ -253,6 +262,24 @@ fn only_a_good_certificate_of_our_authority_opens_the_door() {
     let foreign = MeshPki::create();
     // Its root has the name of ours and another key, so what is wrong is the signature.
     assert_refused(&ask(Some(&foreign.issue("good"))), "decrypt error");
+}
+
+#[test]
+fn a_session_is_resumed_and_its_client_known() {
+    let pki = MeshPki::create();
+    let callee = callee_alone(&pki, &pki.root(), &pki.revocations());
+    let client = pki.issue("client");
+    let file = pki.path("session");
+    let ask = |option, kind: &str| {
+        let options = ["-ign_eof", option, text(&file)];
+        let said = ask_by_openssl_with(&options, callee.port, &pki.root(), Some(&client));
+        assert!(said.contains(&format!("{kind}, TLSv1.3")), "it is not {kind}:\n{said}");
+        assert!(said.contains(&format!("x-weft-peer: {}", spiffe_id("client"))), "{said}");
+    };
+    ask("-sess_out", "New");
+    ask("-sess_in", "Reused");
+    let page = Curl::get(callee.admin, "/metrics").run().text();
+    assert!(page.contains("weft_sidecar_handshakes_resumed_total 1\n"), "{page}");
 }
 
 #[test]

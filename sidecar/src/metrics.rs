@@ -15,6 +15,7 @@ pub struct Metrics {
     pub(crate) windows_refused: Counter,
     pub(crate) spoken_first: Counter,
     pub(crate) handshakes: Counter,
+    pub(crate) handshakes_resumed: Counter,
     pub(crate) handshakes_failed: Counter,
     pub(crate) requests: Counter,
     pub(crate) requests_open: Counter,
@@ -85,6 +86,11 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
         "weft_sidecar_handshakes",
         "TLS handshakes finished.",
         sum(&|m| m.handshakes.get()),
+    );
+    page.counter(
+        "weft_sidecar_handshakes_resumed",
+        "TLS handshakes that went on with an earlier session; who came was checked again.",
+        sum(&|m| m.handshakes_resumed.get()),
     );
     page.counter(
         "weft_sidecar_handshakes_failed",

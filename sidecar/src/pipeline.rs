@@ -141,6 +141,9 @@ async fn secure(
     match tokio::time::timeout(worker.shared.limits.handshake, handshake).await {
         Ok(Ok(accepted)) => {
             worker.metrics.handshakes.increment();
+            if accepted.resumed {
+                worker.metrics.handshakes_resumed.increment();
+            }
             Some((accepted.stream, accepted.alpn, accepted.peer))
         }
         Ok(Err(error)) => {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Request, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_model::{Discovery, UpstreamTls};
 
@@ -71,8 +71,11 @@ async fn get(
         TargetTls::Broken => return Err("the secrets for TLS are missing".into()),
         TargetTls::Originate { http1, tls, .. } => {
             let name = server_name(tls, address);
-            let tls = TlsStream::connect(http1.clone(), name, tcp).await;
-            tls.map_err(|error| text(&error))?
+            let tls = TlsStream::connect(http1.config().clone(), name.clone(), tcp).await;
+            let tls = tls.map_err(|error| text(&error))?;
+            let checked = http1.check_server(tls.session(), &name, UnixTime::now());
+            checked.map_err(|error| text(&error))?;
+            tls
         }
     };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))

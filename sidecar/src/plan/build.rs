@@ -1,12 +1,13 @@
 //! Builds a plan from a snapshot, from what the last one had, and from fetched keys.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
-use weft_certs::tls::{ClientAuthentication, Identity, client, server};
+use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::{
     Action, Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService,
     JwtPolicy, KeySource, Listener, Name, Route, RouteIndex, RouteSource, RouteTable, Secret,
@@ -30,6 +31,9 @@ pub(crate) struct Builder {
     trust: HashMap<String, Arc<TrustStore>>,
     targets: HashMap<Name, Arc<Target>>,
     next_target: u64,
+    /// The keys of sessions, by listener and chain: whatever else changes, its clients may come back, since
+    /// who does is checked as the plan says then.
+    tickets: HashMap<(Name, usize), Tickets>,
 }
 
 /// A plan, and what an operator should know of it.
@@ -85,6 +89,7 @@ impl Builder {
             plan.listeners.insert(name.clone(), planned);
         }
         let key_sets = work.key_sets;
+        self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
         self.kept.snapshot = Some(snapshot.clone());
         Built { plan, problems, key_sets }
     }
@@ -104,19 +109,20 @@ impl Work<'_> {
         let chains = listener
             .chains
             .iter()
-            .map(|chain| Arc::new(self.chain(&listener.name, chain)))
+            .enumerate()
+            .map(|(number, chain)| Arc::new(self.chain(&listener.name, number, chain)))
             .collect();
         let default = listener
             .default_chain
             .as_ref()
-            .map(|chain| Arc::new(self.chain(&listener.name, chain)));
+            .map(|chain| Arc::new(self.chain(&listener.name, usize::MAX, chain)));
         PlannedListener { listener: listener.clone(), chains, default }
     }
 
-    fn chain(&mut self, listener: &str, chain: &FilterChain) -> PlannedChain {
+    fn chain(&mut self, listener: &Name, number: usize, chain: &FilterChain) -> PlannedChain {
         let tls = match &chain.tls {
             None => Tls::None,
-            Some(tls) => match self.server_tls(tls) {
+            Some(tls) => match self.server_tls(tls, (listener.clone(), number)) {
                 Ok(config) => config,
                 Err(problem) => {
                     self.problems
@@ -190,7 +196,7 @@ impl Work<'_> {
         Tokens::new(policy.clone(), providers)
     }
 
-    fn server_tls(&mut self, tls: &DownstreamTls) -> Result<Tls, String> {
+    fn server_tls(&mut self, tls: &DownstreamTls, place: (Name, usize)) -> Result<Tls, String> {
         let identity = self.identity(&tls.identity)?;
         let clients = match &tls.validation {
             None => ClientAuthentication::None,
@@ -203,7 +209,13 @@ impl Work<'_> {
                 }
             }
         };
-        server(&identity, clients, &tls.alpn).map(Tls::Terminate).map_err(|error| error.to_string())
+        let tickets = match self.builder.tickets.entry(place) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(free) => free.insert(Tickets::new().map_err(|error| error.to_string())?),
+        };
+        Server::new(&identity, clients, &tls.alpn, tickets)
+            .map(Tls::Terminate)
+            .map_err(|error| error.to_string())
     }
 
     fn target(&mut self, cluster: &Arc<Cluster>) -> Arc<Target> {
@@ -245,7 +257,7 @@ impl Work<'_> {
         let trust = self.trust(&tls.validation)?;
         let config = |alpn: &[&str]| {
             let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
-            client(identity.as_ref(), trust.clone(), tls.names.clone(), &alpn)
+            Client::new(identity.as_ref(), trust.clone(), tls.names.clone(), &alpn)
                 .map_err(|error| error.to_string())
         };
         let (http1, http2, plain) = (config(&["http/1.1"])?, config(&["h2"])?, config(&[])?);

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustls::{ClientConfig, ServerConfig};
+use weft_certs::tls::{Client, Server};
 use weft_model::{
     Cluster, FilterChain, HttpService, Listener, Name, Rbac, RouteIndex, Snapshot, TcpProxy,
     Transport, TransportKind, UpstreamTls,
@@ -54,7 +54,7 @@ pub(crate) enum Tls {
     /// It is not.
     None,
     /// With this configuration.
-    Terminate(Arc<ServerConfig>),
+    Terminate(Server),
     /// It should be and cannot: its secrets are missing or bad. Nobody is served.
     Broken,
 }
@@ -95,12 +95,7 @@ pub(crate) enum TargetTls {
     /// It is not.
     None,
     /// With these configurations, which differ in the protocol they ask for.
-    Originate {
-        http1: Arc<ClientConfig>,
-        http2: Arc<ClientConfig>,
-        plain: Arc<ClientConfig>,
-        tls: UpstreamTls,
-    },
+    Originate { http1: Client, http2: Client, plain: Client, tls: UpstreamTls },
     /// It should be and cannot: its secrets are missing or bad. Nothing is sent.
     Broken,
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustls_pki_types::UnixTime;
 use weft_runtime::socket::{Mark, connect_tcp};
 
 use super::Alpn;
@@ -25,7 +26,7 @@ pub(crate) async fn connect(
 ) -> io::Result<Stream> {
     let timeout: Duration = target.cluster.connect_timeout;
     let tcp = connect_tcp(address, mark.into(), timeout).await?;
-    let (config, tls) = match &target.tls {
+    let (client, tls) = match &target.tls {
         TargetTls::None => return Ok(Stream::Plain(tcp)),
         TargetTls::Broken => return Err(io::Error::other("the secrets for TLS are missing")),
         TargetTls::Originate { http1, http2, plain, tls } => match alpn {
@@ -34,13 +35,16 @@ pub(crate) async fn connect(
             Alpn::None => (plain, tls),
         },
     };
-    let handshake = TlsStream::connect(config.clone(), server_name(tls, address), tcp);
+    let name = server_name(tls, address);
+    let handshake = TlsStream::connect(client.config().clone(), name.clone(), tcp);
     let stream = tokio::time::timeout(timeout, handshake).await.map_err(|_| {
         io::Error::new(
             io::ErrorKind::TimedOut,
             format!("no handshake with {address} within {timeout:?}"),
         )
     })??;
+    let checked = client.check_server(stream.session(), &name, UnixTime::now());
+    checked.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let agreed = Alpn::of(stream.session().alpn_protocol());
     if alpn == Alpn::Http2 && agreed != Alpn::Http2 {
         return Err(io::Error::other(format!("{address} does not speak HTTP/2")));

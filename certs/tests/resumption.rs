@@ -1,0 +1,177 @@
+//! Sessions that are resumed: what was true when they began is asked once more.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at what it did not expect"
+)]
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod pki;
+
+use std::sync::Arc;
+
+use pki::{HOUR, Leaf, List, WEB, World, unix};
+use rustls::HandshakeKind::{Full, Resumed};
+use rustls::time_provider::TimeProvider;
+use rustls::{ClientConfig, ClientConnection, Connection, Error, ServerConfig, ServerConnection};
+use rustls_pki_types::UnixTime;
+use weft_certs::TrustStore;
+use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
+use weft_model::StringMatch;
+
+/// The moment of the tests.
+#[derive(Debug)]
+struct Now;
+
+impl TimeProvider for Now {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(unix(0))
+    }
+}
+
+fn identity(leaf: &Leaf) -> Identity {
+    Identity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap()
+}
+
+fn required(trust: TrustStore) -> ClientAuthentication {
+    ClientAuthentication::Required(Arc::new(trust), Vec::new())
+}
+
+fn server(world: &World, clients: ClientAuthentication, tickets: &Tickets) -> Server {
+    Server::new(&identity(&world.good), clients, &["h2".into()], tickets).unwrap()
+}
+
+fn client(world: &World, own: Option<&Leaf>) -> (Client, Arc<ClientConfig>) {
+    let own = own.map(identity);
+    let names = vec![StringMatch::Exact(WEB.into())];
+    let trust = Arc::new(world.trust());
+    let client = Client::new(own.as_ref(), trust, names, &["h2".into()]).unwrap();
+    let mut config = ClientConfig::clone(client.config());
+    config.time_provider = Arc::new(Now);
+    (client, Arc::new(config))
+}
+
+/// The client and the server after their handshake, and after what the server has to say then.
+fn meet(client: &Arc<ClientConfig>, server: &Server, name: &str) -> (Connection, Connection) {
+    let mut config = ServerConfig::clone(server.config());
+    config.time_provider = Arc::new(Now);
+    let name = name.to_owned().try_into().unwrap();
+    let mut client: Connection = ClientConnection::new(client.clone(), name).unwrap().into();
+    let mut server: Connection = ServerConnection::new(Arc::new(config)).unwrap().into();
+    while client.wants_write() || server.wants_write() {
+        carry(&mut client, &mut server);
+        carry(&mut server, &mut client);
+    }
+    assert!(!client.is_handshaking() && !server.is_handshaking());
+    (client, server)
+}
+
+fn carry(from: &mut Connection, to: &mut Connection) {
+    let mut bytes = Vec::new();
+    while from.wants_write() {
+        from.write_tls(&mut bytes).unwrap();
+    }
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        to.read_tls(&mut rest).unwrap();
+        to.process_new_packets().unwrap();
+    }
+}
+
+/// What `then` says of a client whose session began with `first`, at a time in seconds from now.
+fn returns(world: &World, first: &Server, then: &Server, seconds: i64) -> Result<bool, String> {
+    let (_, config) = client(world, Some(&world.good));
+    let (_, begun) = meet(&config, first, "server.test");
+    assert_eq!(begun.handshake_kind(), Some(Full));
+    let (_, resumed) = meet(&config, then, "server.test");
+    assert_eq!(resumed.handshake_kind(), Some(Resumed));
+    let told = then.client(&resumed, unix(seconds));
+    told.map(|client| client.is_some()).map_err(|error| format!("{error:?}"))
+}
+
+#[test]
+fn who_returns_is_checked_by_what_holds_then() {
+    let world = World::new();
+    let tickets = Tickets::new().unwrap();
+    let first = server(&world, required(world.trust()), &tickets);
+    let check = |name: &str, clients, seconds, expected: Result<bool, &str>| {
+        let then = server(&world, clients, &tickets);
+        let told = returns(&world, &first, &then, seconds);
+        assert_eq!(
+            told,
+            expected.map_err(|error| format!("InvalidCertificate({error})")),
+            "{name}"
+        );
+    };
+    let lists = |below: &[u64], root: &[u64]| {
+        required(world.listed(Some(&List::new(1, below)), Some(&List::new(1, root))))
+    };
+    check("nothing changed", required(world.trust()), 0, Ok(true));
+    check("others were revoked", lists(&[999], &[49]), 0, Ok(true));
+    check("the leaf was revoked", lists(&[1000], &[]), 0, Err("Revoked"));
+    check("its authority was revoked", lists(&[], &[50]), 0, Err("Revoked"));
+    check("a list has expired", lists(&[], &[]), 2 * HOUR, Err("ExpiredRevocationList"));
+    check("the leaf has expired", required(world.trust()), 25 * HOUR, Err("Expired"));
+    let other = World::new();
+    check("the root was changed", required(other.trust()), 0, Err("BadSignature"));
+    let named = |name: &str| {
+        let names = vec![StringMatch::Exact(name.into())];
+        ClientAuthentication::Required(Arc::new(world.trust()), names)
+    };
+    check("its name is asked for", named(WEB), 0, Ok(true));
+    let refused = Err("ApplicationVerificationFailure");
+    check("another name is asked for", named("spiffe://mesh.test/ns/a/sa/other"), 0, refused);
+    check("nobody is asked", ClientAuthentication::None, 0, Ok(false));
+}
+
+#[test]
+fn who_showed_nothing_proves_nothing_where_it_must() {
+    let world = World::new();
+    let tickets = Tickets::new().unwrap();
+    let (_, config) = client(&world, None);
+    meet(&config, &server(&world, ClientAuthentication::None, &tickets), "server.test");
+    let strict = server(&world, required(world.trust()), &tickets);
+    let (_, resumed) = meet(&config, &strict, "server.test");
+    assert_eq!(resumed.handshake_kind(), Some(Resumed));
+    assert_eq!(strict.client(&resumed, unix(0)), Err(Error::NoCertificatesPresented));
+    let optional = ClientAuthentication::Optional(Arc::new(world.trust()), Vec::new());
+    meet(&config, &server(&world, ClientAuthentication::None, &tickets), "server.test");
+    let (_, resumed) = meet(&config, &strict, "server.test");
+    let told =
+        server(&world, optional, &tickets).client(&resumed, unix(0)).map(|client| client.is_some());
+    assert_eq!(told, Ok(false));
+}
+
+#[test]
+fn a_session_is_of_one_listener_and_one_name() {
+    let world = World::new();
+    let (_, config) = client(&world, Some(&world.good));
+    let own = server(&world, required(world.trust()), &Tickets::new().unwrap());
+    let other = server(&world, required(world.trust()), &Tickets::new().unwrap());
+    let kind = |server: &Server, name: &str| meet(&config, server, name).1.handshake_kind();
+    assert_eq!(kind(&own, "server.test"), Some(Full));
+    assert_eq!(kind(&own, "server.test"), Some(Resumed));
+    assert_eq!(kind(&own, "other.test"), Some(Full), "another name");
+    assert_eq!(kind(&other, "server.test"), Some(Full), "another listener");
+    // Each of ours has an identity and sessions of its own.
+    let (_, elsewhere) = client(&world, Some(&world.good));
+    assert_eq!(meet(&elsewhere, &own, "server.test").1.handshake_kind(), Some(Full));
+}
+
+#[test]
+fn a_server_that_is_met_again_is_checked_by_the_time() {
+    let world = World::new();
+    let tickets = Tickets::new().unwrap();
+    let own = server(&world, required(world.trust()), &tickets);
+    let (client, config) = client(&world, Some(&world.good));
+    let name = "server.test".try_into().unwrap();
+    let (first, _) = meet(&config, &own, "server.test");
+    assert_eq!(first.handshake_kind(), Some(Full));
+    assert_eq!(client.check_server(&first, &name, unix(25 * HOUR)), Ok(()), "it was just verified");
+    let (again, _) = meet(&config, &own, "server.test");
+    assert_eq!(again.handshake_kind(), Some(Resumed));
+    assert_eq!(client.check_server(&again, &name, unix(0)), Ok(()));
+    let late = client.check_server(&again, &name, unix(25 * HOUR)).unwrap_err();
+    assert_eq!(format!("{late:?}"), "InvalidCertificate(Expired)");
+}
