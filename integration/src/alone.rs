@@ -6,7 +6,7 @@ use crate::bootstrap::{bootstrap, cluster, http, listener, route_to, with};
 use crate::curl::Curl;
 use crate::mesh_pki::MeshPki;
 use crate::origin::Origin;
-use crate::pair::Sidecar;
+use crate::pair::{Launch, Sidecar};
 use crate::port;
 use crate::process::Process;
 
@@ -23,6 +23,8 @@ pub struct Wanted {
     pub ours: Value,
     /// How its clients reach it by TLS, if so.
     pub tls: Option<Value>,
+    /// How it is started.
+    pub launch: Launch,
 }
 
 impl Wanted {
@@ -31,7 +33,7 @@ impl Wanted {
     pub fn before(port: u16, speaks: Speaks) -> Self {
         let clusters = vec![cluster("service", &[port], speaks, None)];
         let http = http(&route_to("service", 15), &[]);
-        Self { clusters, http, ours: json!({}), tls: None }
+        Self { clusters, http, ours: json!({}), tls: None, launch: Launch::default() }
     }
 
     /// The same with another field of `HttpConnectionManager`.
@@ -52,6 +54,15 @@ impl Wanted {
     #[must_use]
     pub fn with_cluster(mut self, field: &str, value: &Value) -> Self {
         self.clusters = self.clusters.into_iter().map(|c| with(c, field, value.clone())).collect();
+        self
+    }
+
+    /// The same with one worker, to which alone a limit of each worker then applies, and with more words
+    /// on its command line.
+    #[must_use]
+    pub fn with_one_worker(mut self, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        self.launch = Launch { workers: 1, arguments, ..self.launch };
         self
     }
 
@@ -88,7 +99,8 @@ impl Wanted {
         let other = other.map(|other| with(other.clone(), "filter_chains", chains));
         let listeners: Vec<Value> = [inbound].into_iter().chain(other).collect();
         let config = bootstrap(admin, &listeners, &self.clusters);
-        Alone { sidecar: Sidecar::start("sidecar", &pki, port, admin, &config), port, pki }
+        let sidecar = Sidecar::launch(&self.launch, &pki, [port, admin], &config);
+        Alone { sidecar, port, pki }
     }
 }
 

@@ -21,4 +21,5 @@ pub mod pair;
 pub mod port;
 pub mod process;
 pub mod recording;
+pub mod usage;
 pub mod wait;

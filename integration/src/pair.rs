@@ -1,5 +1,7 @@
 //! Two sidecars: the caller's takes plain HTTP and sends mutual TLS, the service's verifies it.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use crate::bootstrap::{
@@ -8,7 +10,7 @@ use crate::bootstrap::{
 use crate::curl::Curl;
 use crate::mesh_pki::MeshPki;
 use crate::port;
-use crate::process::{Process, weft};
+use crate::process::{Process, tool, weft};
 use crate::wait::eventually;
 
 /// A sidecar that runs.
@@ -48,9 +50,23 @@ impl Sidecar {
     ) -> Self {
         let file = pki.path(&format!("{name}.json"));
         std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
-        let mut command = weft();
-        command.args(["sidecar", "--workers", "2", "--drain-timeout", "10", "--config"]).arg(file);
-        Self { process: Process::start(name, &mut command), port, admin }
+        let process = Process::start(name, Launch::default().command().arg(file));
+        Self { process, port, admin }
+    }
+
+    /// Starts a sidecar in another way, and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[must_use]
+    pub fn launch(launch: &Launch, pki: &MeshPki, ports: [u16; 2], config: &Value) -> Self {
+        let file = pki.path("sidecar.json");
+        std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
+        let process = Process::start("sidecar", launch.command().arg(file));
+        let [port, admin] = ports;
+        let sidecar = Self { process, port, admin };
+        sidecar.wait_until_ready();
+        sidecar
     }
 
     /// Waits until it says that it is ready and its port is bound.
@@ -102,6 +118,42 @@ impl Sidecar {
     #[must_use]
     pub fn resident(&self) -> u64 {
         self.metric("process_resident_memory_bytes")
+    }
+}
+
+/// How a sidecar is started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// How many workers it has.
+    pub workers: u32,
+    /// What else its command line says.
+    pub arguments: Vec<String>,
+    /// How many files it may have open, if that is less than the host allows.
+    pub open_files: Option<u32>,
+}
+
+impl Default for Launch {
+    fn default() -> Self {
+        Self { workers: 2, arguments: Vec::new(), open_files: None }
+    }
+}
+
+impl Launch {
+    /// The command, of which only its file is missing.
+    fn command(&self) -> Command {
+        let weft = weft();
+        let mut command = match self.open_files {
+            Some(limit) => {
+                // It becomes what it starts, so the process is the sidecar's.
+                let mut command = tool("prlimit");
+                command.arg(format!("--nofile={limit}:{limit}")).arg("--").arg(weft.get_program());
+                command
+            }
+            None => weft,
+        };
+        command.args(["sidecar", "--drain-timeout", "10", "--workers", &self.workers.to_string()]);
+        command.args(&self.arguments).arg("--config");
+        command
     }
 }
 

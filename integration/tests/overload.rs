@@ -1,0 +1,417 @@
+//! More than there is room for: each limit is held to, who comes too late is told so, the others are served
+//! meanwhile, and whoever comes when there is room again is served.
+
+use std::io::{BufReader, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use weft_integration::alone::{Alone, Speaks, Wanted};
+use weft_integration::backend::{Backend, read_head};
+use weft_integration::bootstrap::endpoints;
+use weft_integration::curl::Curl;
+use weft_integration::frames::code::ENHANCE_YOUR_CALM;
+use weft_integration::frames::flag::{ACK, END_HEADERS, NONE, WHOLE};
+use weft_integration::frames::kind::{PING, SETTINGS, WINDOW_UPDATE};
+use weft_integration::frames::{Client, Frame, Outcome, frame, get, headers};
+use weft_integration::http1;
+use weft_integration::http2_probe::{FRAME_BYTES, INITIAL_WINDOW_SIZE, POST, data};
+use weft_integration::origin::Origin;
+use weft_integration::pair::Launch;
+use weft_integration::process::{run, tool};
+use weft_integration::recording::Recording;
+use weft_integration::wait::eventually;
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+const HOLD: &str = "GET /hold HTTP/1.1\r\nhost: a\r\n\r\n";
+const REFUSED: &str = "weft_sidecar_windows_refused_total";
+const OVERLOADED: &str = "weft_sidecar_denied_total{reason=\"overloaded\"}";
+/// The window that a connection has by the RFC, and the sidecar's while it has plenty.
+const SMALL_BYTES: u32 = 65_535;
+const FULL_BYTES: u32 = 4 * 1024 * 1024;
+
+#[allow(clippy::disallowed_methods, reason = "how long something takes is what is tested")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// A service that counts its connections.
+struct Counted {
+    port: u16,
+    count: Arc<Count>,
+}
+
+#[derive(Default)]
+struct Count {
+    open: AtomicUsize,
+    most: AtomicUsize,
+    requests: AtomicUsize,
+}
+
+impl Count {
+    fn enter(&self) {
+        let open = self.open.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(open, Ordering::SeqCst);
+    }
+
+    fn leave(&self) {
+        self.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Counted {
+    fn start(serve: impl Fn(TcpStream, &Count) + Send + Sync + 'static) -> Self {
+        let count = Arc::<Count>::default();
+        let counted = count.clone();
+        let port = Backend::start(move |stream| {
+            counted.enter();
+            serve(stream, &counted);
+            counted.leave();
+        })
+        .port;
+        Self { port, count }
+    }
+
+    /// Answers when so many requests wait for it, and no earlier.
+    fn in_groups_of(size: usize) -> Self {
+        let together = Barrier::new(size);
+        Self::start(move |stream, count| {
+            let mut reader = BufReader::new(stream);
+            while read_head(&mut reader).is_some() {
+                together.wait();
+                count.requests.fetch_add(1, Ordering::SeqCst);
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                // Whoever is gone reads no more either.
+                drop(reader.get_mut().write_all(answer));
+            }
+        })
+    }
+
+    /// Stands before another service.
+    fn before(port: u16) -> Self {
+        Self::start(move |mut client, _| {
+            let mut service = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens");
+            let mut back = service.try_clone().expect("a file more");
+            let mut answers = client.try_clone().expect("a file more");
+            std::thread::spawn(move || std::io::copy(&mut back, &mut answers));
+            // It ends one way or the other.
+            drop(std::io::copy(&mut client, &mut service));
+            drop(service.shutdown(std::net::Shutdown::Both));
+        })
+    }
+
+    fn most(&self) -> usize {
+        self.count.most.load(Ordering::SeqCst)
+    }
+}
+
+fn at_most(connections: u32) -> Value {
+    json!({"thresholds": [{"max_connections": connections}]})
+}
+
+/// A sidecar of one worker before a service to which it may have so many connections.
+fn limited(port: u16, speaks: Speaks, connections: u32, connect_timeout: &str) -> Wanted {
+    Wanted::before(port, speaks)
+        .with_cluster("circuit_breakers", &at_most(connections))
+        .with_cluster("connect_timeout", &json!(connect_timeout))
+        .with_one_worker(&[])
+}
+
+/// The statuses that so many clients get at once, each over a connection of its own.
+fn ask_at_once(port: u16, clients: usize) -> Vec<u16> {
+    let start = Barrier::new(clients);
+    std::thread::scope(|scope| {
+        let ask = || {
+            let mut client = http1::Client::connect(port);
+            start.wait();
+            client.ask(GET).status
+        };
+        let clients: Vec<_> = (0..clients).map(|_| scope.spawn(ask)).collect();
+        clients.into_iter().map(|client| client.join().expect("it is answered")).collect()
+    })
+}
+
+#[test]
+fn a_cluster_has_as_many_connections_as_it_may_and_others_wait() {
+    // It answers nobody before the limit is reached.
+    let service = Counted::in_groups_of(2);
+    let mut alone = limited(service.port, Speaks::Http1, 2, "10s").start();
+    assert_eq!(ask_at_once(alone.port, 10), [200; 10]);
+    assert_eq!(service.most(), 2);
+    assert_eq!(alone.metric("weft_sidecar_upstream_connections_total"), 2);
+    assert_eq!(alone.metric(OVERLOADED), 0);
+    alone.assert_unharmed();
+}
+
+#[test]
+fn whoever_waits_longer_than_for_a_connection_is_refused() {
+    let service = Recording::start();
+    let mut alone = limited(service.port, Speaks::Http1, 2, "0.3s").start();
+    let hold = |_| {
+        let mut client = http1::Client::connect(alone.port);
+        client.send(HOLD);
+        client
+    };
+    let held: Vec<http1::Client> = (0..2).map(hold).collect();
+    eventually("both are held", || {
+        (alone.metric("weft_sidecar_upstream_connections_total") == 2).then_some(())
+    });
+    let before = now();
+    let answer = http1::ask(alone.port, GET);
+    let waited = before.elapsed();
+    assert_eq!((answer.status, answer.body.as_str()), (503, "overloaded\n"), "{}", answer.head);
+    assert!(waited >= Duration::from_millis(300), "it waited {waited:?}");
+    assert!(waited < Duration::from_secs(5), "it waited {waited:?}");
+    let line = alone.access_line("\"overloaded\"");
+    assert_eq!(line.get("status"), Some(&json!(503)), "{line}");
+    let mut client = Client::connect(alone.port);
+    client.send(&headers(WHOLE, 1, &get("/")));
+    assert_eq!(client.outcome(1), Outcome::Answered(503));
+    assert_eq!(alone.metric(OVERLOADED), 2);
+    drop(held);
+    eventually("there is room again", || (http1::ask(alone.port, GET).status == 200).then_some(()));
+    alone.assert_unharmed();
+}
+
+#[test]
+fn every_endpoint_is_served_whatever_the_others_hold() {
+    let services = [Counted::in_groups_of(1), Counted::in_groups_of(1)];
+    let ports = services.each_ref().map(|service| service.port);
+    let mut alone = limited(ports[0], Speaks::Http1, 1, "10s")
+        .with_cluster("load_assignment", &endpoints("service", &ports))
+        .start();
+    assert_eq!(ask_at_once(alone.port, 20), [200; 20]);
+    for Counted { port, count } in &services {
+        let served = count.requests.load(Ordering::SeqCst);
+        assert!(served > 0, "port {port} got nothing");
+        assert_eq!(count.most.load(Ordering::SeqCst), 1, "port {port}");
+    }
+    alone.assert_unharmed();
+}
+
+#[test]
+fn calls_to_a_service_of_http2_share_the_one_connection() {
+    let (_process, port) = Origin::start_http2();
+    let service = Counted::before(port);
+    let mut alone = limited(service.port, Speaks::Http2, 1, "10s").start();
+    assert_eq!(ask_at_once(alone.port, 10), [200; 10]);
+    // Twice as many at once as the service takes streams.
+    let mut load = tool("h2load");
+    load.args(["--clients", "4", "--max-concurrent-streams", "50", "--requests", "400"]);
+    let told = run(load.arg(format!("http://127.0.0.1:{}/length", alone.port)));
+    assert!(told.contains("400 2xx"), "{told}");
+    assert_eq!(service.most(), 1);
+    alone.assert_unharmed();
+}
+
+/// What becomes of a request over a connection of HTTP/2, which stays open.
+fn ask_by_http2(port: u16) -> (Client, Outcome) {
+    let mut client = Client::connect(port);
+    client.send(&headers(WHOLE, 1, &get("/")));
+    let outcome = client.outcome(1);
+    (client, outcome)
+}
+
+/// Connections of HTTP/2, each of which was served, until one more is told to calm down.
+fn use_up(alone: &Alone) -> Vec<Client> {
+    let mut held = Vec::new();
+    loop {
+        let mut client = Client::connect(alone.port);
+        match windows(&mut client) {
+            Some(_) => held.push(client),
+            None => return held,
+        }
+        assert!(held.len() <= 16, "{} windows of {SMALL_BYTES} are more than 1 MiB", held.len());
+    }
+}
+
+/// The window of a connection and that of each stream, as the sidecar says at the start; none when it
+/// says instead that the connection ends.
+fn windows(client: &mut Client) -> Option<(u32, u32)> {
+    let (mut connection, mut stream) = (SMALL_BYTES, SMALL_BYTES);
+    let mut see = |frame: &Frame| match (frame.kind, frame.stream) {
+        (WINDOW_UPDATE, 0) => connection += frame.number(0),
+        (SETTINGS, 0) => stream = initial_window(frame).unwrap_or(stream),
+        _ => {}
+    };
+    // What is said at the start may follow the answer to the first, and never that to the second.
+    round_trip(client, &mut see)?;
+    round_trip(client, &mut see)?;
+    Some((connection, stream))
+}
+
+/// All that has come when a PING is answered; none when the connection ends before.
+fn round_trip(client: &mut Client, see: &mut impl FnMut(&Frame)) -> Option<()> {
+    client.send(&frame(PING, NONE, 0, &[7; 8]));
+    loop {
+        let came = client.receive().ok()?;
+        match (came.kind, came.flags & ACK != 0) {
+            (PING, true) => return Some(()),
+            // Until then its windows are the RFC's (RFC 9113, section 6.5.3).
+            (SETTINGS, false) => drop(client.send(&frame(SETTINGS, ACK, 0, &[]))),
+            _ => {}
+        }
+        see(&came);
+    }
+}
+
+fn initial_window(settings: &Frame) -> Option<u32> {
+    let setting = settings
+        .payload
+        .chunks_exact(6)
+        .find(|setting| setting.starts_with(&INITIAL_WINDOW_SIZE.to_be_bytes()))?;
+    Some(u32::from_be_bytes(setting.get(2..)?.try_into().ok()?))
+}
+
+fn with_one_mib(port: u16, speaks: Speaks) -> Alone {
+    Wanted::before(port, speaks).with_one_worker(&["--window-limit", "1"]).start()
+}
+
+#[test]
+fn connections_beyond_the_budget_of_windows_are_told_to_calm_down() {
+    const TOO_MANY: u64 = 10;
+    let mut alone = with_one_mib(Backend::telling_heads().port, Speaks::Http1);
+    let mut held = use_up(&alone);
+    assert!((15..=16).contains(&held.len()), "{} have a window", held.len());
+    let refused = alone.metric(REFUSED);
+    for _ in 0..TOO_MANY {
+        let (_client, outcome) = ask_by_http2(alone.port);
+        assert_eq!(outcome, Outcome::Goaway(ENHANCE_YOUR_CALM));
+        assert_eq!(http1::ask(alone.port, GET).status, 200, "HTTP/1.1 needs no window");
+    }
+    assert_eq!(alone.metric(REFUSED) - refused, TOO_MANY);
+    // Nobody pays for those that came too late.
+    for client in &mut held {
+        client.send(&headers(WHOLE, 1, &get("/")));
+        assert_eq!(client.outcome(1), Outcome::Answered(200));
+    }
+    drop(held);
+    eventually("there is room again", || {
+        (ask_by_http2(alone.port).1 == Outcome::Answered(200)).then_some(())
+    });
+    let again = use_up(&alone);
+    assert!((15..=16).contains(&again.len()), "{} have a window again", again.len());
+    alone.assert_unharmed();
+}
+
+#[test]
+fn a_window_is_full_while_there_is_plenty() {
+    let service = Backend::telling_heads();
+    let check = |arguments: &[&str], bytes: &[u32]| {
+        let alone = Wanted::before(service.port, Speaks::Http1).with_one_worker(arguments).start();
+        // All of them stay open.
+        let mut clients: Vec<Client> = bytes.iter().map(|_| Client::connect(alone.port)).collect();
+        let told: Vec<u32> =
+            clients.iter_mut().map(|client| windows(client).map_or(0, |(all, _)| all)).collect();
+        // Which of them is taken in first is not said.
+        let full = |told: &[u32]| told.iter().filter(|told| **told == FULL_BYTES).count();
+        let small = |told: &[u32]| told.iter().filter(|told| **told == SMALL_BYTES).count();
+        assert_eq!((full(&told), small(&told)), (full(bytes), small(bytes)), "{arguments:?}");
+    };
+    check(&[], &[FULL_BYTES; 3]);
+    check(&["--window-limit", "16"], &[FULL_BYTES, FULL_BYTES, SMALL_BYTES, SMALL_BYTES]);
+    check(&["--window-limit", "8"], &[FULL_BYTES, SMALL_BYTES, SMALL_BYTES]);
+    check(&["--window-limit", "7"], &[SMALL_BYTES; 3]);
+}
+
+#[test]
+fn a_service_of_http2_is_not_reached_without_a_window() {
+    let (_process, port) = Origin::start_http2();
+    let mut alone = with_one_mib(port, Speaks::Http2);
+    let held = use_up(&alone);
+    let answer = http1::ask(alone.port, GET);
+    assert_eq!((answer.status, answer.body.as_str()), (503, "overloaded\n"), "{}", answer.head);
+    assert_eq!(alone.metric(OVERLOADED), 1);
+    drop(held);
+    eventually("there is room again", || (http1::ask(alone.port, GET).status == 200).then_some(()));
+    // The connection that is there serves whoever comes.
+    let held = use_up(&alone);
+    assert!((14..=15).contains(&held.len()), "{} have a window", held.len());
+    assert_eq!(http1::ask(alone.port, GET).status, 200);
+    alone.assert_unharmed();
+}
+
+/// Sends as much of bodies as the windows let it; how much that was.
+fn fill(client: &mut Client) -> u32 {
+    let (mut left, of_stream) = windows(client).expect("it has a window");
+    let granted = left;
+    for stream in (1..).step_by(2) {
+        client.send(&headers(END_HEADERS, stream, &POST));
+        let mut left_of_stream = of_stream.min(left);
+        left -= left_of_stream;
+        while left_of_stream > 0 {
+            let bytes = left_of_stream.min(u32::try_from(FRAME_BYTES).expect("it is small"));
+            let piece = vec![b'x'; bytes as usize];
+            assert!(client.send(&data(NONE, stream, &piece)), "the windows allow it");
+            left_of_stream -= bytes;
+        }
+        if left == 0 {
+            break;
+        }
+    }
+    let mut told = Vec::new();
+    let is_answered = round_trip(client, &mut |frame| told.push(frame.clone())).is_some();
+    assert!(is_answered && told.is_empty(), "nobody took any of it: {told:?}");
+    granted
+}
+
+#[test]
+fn what_windows_let_in_is_bounded_for_all_connections_together() {
+    const CLIENTS: usize = 40;
+    const GROWTH_BYTES: u64 = 16 * 1024 * 1024;
+    let service = Recording::start();
+    // Requests wait for the connection that somebody holds, so none of their bodies is taken: not even
+    // by the kernel's buffers before a service.
+    let wanted = limited(service.port, Speaks::Http1, 1, "60s");
+    let mut alone = wanted.with_one_worker(&["--window-limit", "8"]).start();
+    let mut holder = http1::Client::connect(alone.port);
+    holder.send(HOLD);
+    eventually("it is held", || (!service.take().is_empty()).then_some(()));
+    let before = alone.sidecar.resident();
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| Client::connect(alone.port)).collect();
+    let sent: u64 = clients.iter_mut().map(|client| u64::from(fill(client))).sum();
+    let [full, small] = [FULL_BYTES, SMALL_BYTES].map(u64::from);
+    assert_eq!(
+        sent,
+        full + (CLIENTS as u64 - 1) * small,
+        "one has a full window, the others small"
+    );
+    let grown = alone.sidecar.peak().saturating_sub(before);
+    assert!(grown < GROWTH_BYTES, "it grew by {grown} bytes for {sent}");
+    // Were nothing of it kept, this would tell nothing.
+    assert!(grown > sent / 2, "it grew by {grown} bytes for {sent}: where are they?");
+    alone.assert_unharmed();
+}
+
+#[test]
+fn without_files_it_rests_and_goes_on_when_there_are_some() {
+    const FILES: u32 = 120;
+    const CLIENTS: usize = 300;
+    const WATCHED: Duration = Duration::from_secs(3);
+    let service = Recording::start();
+    let mut wanted = Wanted::before(service.port, Speaks::Http1).with_one_worker(&[]);
+    wanted.launch = Launch { open_files: Some(FILES), ..wanted.launch };
+    let mut alone = wanted.start();
+    let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, alone.port));
+    let clients: Result<Vec<TcpStream>, _> = (0..CLIENTS).map(connect).collect();
+    let mut clients = clients.expect("the kernel takes them in");
+    eventually("no file is left", || (alone.sidecar.open_files() >= FILES as usize).then_some(()));
+    let before = alone.sidecar.processor_time();
+    let last = clients.last_mut().expect("there are some");
+    last.write_all(GET.as_bytes()).expect("it is open");
+    last.set_read_timeout(Some(WATCHED)).expect("it is above zero");
+    let unserved = last.read(&mut [0; 8]).expect_err("it waits for a file");
+    assert_eq!(unserved.kind(), ErrorKind::WouldBlock, "{unserved}");
+    let taken = alone.sidecar.processor_time().saturating_sub(before);
+    assert!(taken < Duration::from_millis(300), "it took {taken:?} of {WATCHED:?}");
+    assert_eq!(Curl::get(alone.sidecar.admin, "/ready").run().status, 200);
+    assert!(alone.metric("weft_sidecar_connections_open") < FILES.into());
+    drop(clients);
+    let gone = now();
+    assert_eq!(http1::ask(alone.port, GET).status, 200);
+    let waited = gone.elapsed();
+    assert!(waited < Duration::from_secs(1), "it waited {waited:?}");
+    alone.assert_unharmed();
+}
