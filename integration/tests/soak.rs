@@ -98,7 +98,6 @@ fn at_half_load_nothing_grows() {
 
 /// A date is new each second, and the table of HPACK remembers it for each connection.
 #[test]
-#[ignore = "a field in a table of HPACK keeps the whole buffer that the answer was read into"]
 fn a_field_that_changes_costs_a_connection_of_http2_no_more_than_itself() {
     let (_nginx, mut alone) = before_nginx();
     check(&alone, &[]);

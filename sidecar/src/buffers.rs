@@ -23,7 +23,8 @@ pub(crate) fn take() -> BytesMut {
 pub(crate) fn give_back(buffer: &mut BytesMut) {
     let mut buffer = std::mem::take(buffer);
     // Its parts may have been handed on; once they are gone all of the room can be had again.
-    if !buffer.is_empty() || !buffer.try_reclaim(1) || buffer.capacity() > LARGEST_BYTES {
+    let is_large = buffer.try_reclaim(LARGEST_BYTES + 1);
+    if !buffer.is_empty() || is_large || !buffer.try_reclaim(1) {
         return;
     }
     BUFFERS.with_borrow_mut(|kept| {
@@ -53,5 +54,10 @@ mod tests {
         large.clear();
         give_back(&mut large);
         assert_eq!(take().capacity(), 0);
+        let mut large = BytesMut::zeroed(LARGEST_BYTES + 1);
+        drop(large.split_to(LARGEST_BYTES - 10));
+        large.clear();
+        give_back(&mut large);
+        assert_eq!(take().capacity(), 0, "what is left of it is small, and it is not");
     }
 }
