@@ -95,6 +95,23 @@ fn connect_is_a_tunnel_where_wanted() {
     }
 }
 
+/// RFC 9113, section 3.1, gave it up; who agrees lets requests pass that nobody looks at.
+#[test]
+fn an_offer_of_http2_is_not_taken_and_not_passed_on() {
+    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
+    let mut client = Client::connect(alone.port);
+    for _ in 0..2 {
+        let answer = client.ask(
+            "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\n\
+             http2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n",
+        );
+        let told = format!("{answer:?}");
+        assert_eq!(answer.status, 200, "{told}");
+        assert!(told.contains("GET / HTTP/1.1"), "{told}");
+        assert!(!told.contains("h2c") && !told.contains("http2-settings"), "{told}");
+    }
+}
+
 #[test]
 fn a_tunnel_may_end_at_the_sidecar() {
     // It knows nothing of HTTP.
