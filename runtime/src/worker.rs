@@ -7,8 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use nix::sched::{CloneFlags, unshare};
-use tokio::runtime::Runtime;
-use tokio::task::LocalSet;
+use tokio::runtime::{LocalOptions, LocalRuntime};
 
 /// Workers that wait for their work.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ pub struct Workers {
 }
 
 /// What a worker does, on its runtime.
-type Work = Box<dyn FnOnce(&Runtime) + Send>;
+type Work = Box<dyn FnOnce(&LocalRuntime) + Send>;
 
 /// How many workers there are when nobody says: one per processor that we may use.
 #[must_use]
@@ -58,7 +57,9 @@ pub fn prepare(name: &str, count: NonZeroUsize) -> io::Result<Waiting> {
 }
 
 fn wait_for_work(ready: &Sender<io::Result<()>>, awaited: &Receiver<Work>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    // Its tasks stay on this thread, so none needs a lock to be woken.
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build_local(LocalOptions::default());
     // After the runtime, whose wake-up descriptor other threads write to: it must be open, under the
     // same number, in their table too.
     let tabled = unshare(CloneFlags::CLONE_FILES);
@@ -88,9 +89,7 @@ impl Waiting {
         let threads = threads.map(|(index, (work, thread))| {
             let run = run.clone();
             // One whose thread has failed is told of when it is joined.
-            drop(work.send(Box::new(move |runtime| {
-                LocalSet::new().block_on(runtime, run(index));
-            })));
+            drop(work.send(Box::new(move |runtime| runtime.block_on(run(index)))));
             thread
         });
         Workers { threads: threads.collect() }
