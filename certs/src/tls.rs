@@ -5,6 +5,8 @@
 //! none.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier as _;
@@ -83,7 +85,18 @@ impl Identity {
 /// The keys that a server seals sessions with, for clients to bring back: a session can be resumed where
 /// these are, and nowhere else. They change by themselves every six hours.
 #[derive(Debug, Clone)]
-pub struct Tickets(Arc<dyn ProducesTickets>);
+pub struct Tickets(Arc<Keys>);
+
+#[derive(Debug)]
+struct Keys {
+    keys: Arc<dyn ProducesTickets>,
+    /// How many sessions more are not taken.
+    untaken: AtomicU32,
+}
+
+/// How many sessions are not taken after one whose client was refused. It may have a new certificate and not
+/// know that its session still has the old one: it shows it in a whole handshake.
+const UNTAKEN: u32 = 64;
 
 impl Tickets {
     /// New keys.
@@ -91,9 +104,30 @@ impl Tickets {
     /// # Errors
     /// Without random numbers.
     pub fn new() -> Result<Self, TlsError> {
-        rustls::crypto::aws_lc_rs::Ticketer::new()
-            .map(Self)
-            .map_err(|error| TlsError::Refused(error.to_string()))
+        let keys = rustls::crypto::aws_lc_rs::Ticketer::new()
+            .map_err(|error| TlsError::Refused(error.to_string()))?;
+        Ok(Self(Arc::new(Keys { keys, untaken: AtomicU32::new(0) })))
+    }
+}
+
+impl ProducesTickets for Keys {
+    fn enabled(&self) -> bool {
+        self.keys.enabled()
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.keys.lifetime()
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.keys.encrypt(plain)
+    }
+
+    fn decrypt(&self, sealed: &[u8]) -> Option<Vec<u8>> {
+        let plain = self.keys.decrypt(sealed)?;
+        let one_less = |untaken: u32| untaken.checked_sub(1);
+        let is_untaken = self.untaken.fetch_update(Relaxed, Relaxed, one_less).is_ok();
+        (!is_untaken).then_some(plain)
     }
 }
 
@@ -103,6 +137,7 @@ pub struct Server {
     config: Arc<ServerConfig>,
     /// Who checks clients; none where they are not asked.
     clients: Option<Arc<Verifier>>,
+    tickets: Tickets,
 }
 
 impl Server {
@@ -121,7 +156,7 @@ impl Server {
         config.ticketer = tickets.0.clone();
         // One for each connection: a client that comes back gets another.
         config.send_tls13_tickets = 1;
-        Ok(Self { config: Arc::new(config), clients })
+        Ok(Self { config: Arc::new(config), clients, tickets: tickets.clone() })
     }
 
     /// What a handshake is done with.
@@ -147,8 +182,9 @@ impl Server {
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
         match session.peer_certificates() {
             Some([leaf, above @ ..]) => {
-                if resumed {
-                    clients.verify_client_cert(leaf, above, now)?;
+                if resumed && let Err(error) = clients.verify_client_cert(leaf, above, now) {
+                    self.tickets.0.untaken.store(UNTAKEN, Relaxed);
+                    return Err(error);
                 }
                 Ok(Some(leaf))
             }
@@ -164,6 +200,8 @@ impl Server {
 #[derive(Debug, Clone)]
 pub struct Client {
     config: Arc<ClientConfig>,
+    /// The same without sessions.
+    plain: Arc<ClientConfig>,
     servers: Arc<Verifier>,
 }
 
@@ -182,15 +220,23 @@ impl Client {
         alpn: &[String],
     ) -> Result<Self, TlsError> {
         let servers = Arc::new(Verifier::new(trust, names, true));
-        let mut config = client_config(identity, servers.clone(), alpn)?;
+        let plain = client_config(identity, servers.clone(), alpn)?;
+        let mut config = plain.clone();
         config.resumption = Resumption::in_memory_sessions(Self::SESSIONS);
-        Ok(Self { config: Arc::new(config), servers })
+        Ok(Self { config: Arc::new(config), plain: Arc::new(plain), servers })
     }
 
     /// What a handshake is done with.
     #[must_use]
     pub fn config(&self) -> &Arc<ClientConfig> {
         &self.config
+    }
+
+    /// What a handshake is done with that resumes nothing: for when [`Self::check_server`] has refused, since
+    /// the server may have a new certificate where the session has the old one.
+    #[must_use]
+    pub fn whole_config(&self) -> &Arc<ClientConfig> {
+        &self.plain
     }
 
     /// Checks the server of a finished handshake where the handshake did not: when a session was resumed.

@@ -9,13 +9,13 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use weft_model::{TransportKind, UpstreamProtocol};
 
-use crate::balance::Chosen;
 use crate::plan::{Target, TargetTls};
 use crate::stream::Stream;
 use crate::tls::{Alpn, connector};
@@ -28,6 +28,8 @@ const FIRST_BYTES: Duration = Duration::from_secs(10);
 const HEAD_START: Duration = Duration::from_millis(20);
 /// How long a service is listened to that may speak first.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How many services a worker asks at once: clients that say nothing must not use up a cluster's connections.
+const ASKED_LIMIT: usize = 64;
 /// How many destinations are remembered as such whose services speak first.
 const LEARNED_LIMIT: usize = 1024;
 
@@ -43,20 +45,24 @@ pub(crate) enum Protocol {
 pub(crate) struct Spoken {
     pub(crate) stream: Stream,
     pub(crate) address: SocketAddr,
-    _held: (Chosen, Slot),
+    _slot: Slot,
 }
 
 /// Destinations whose services speak first, so that the next client need not wait.
 #[derive(Debug, Default)]
-pub(crate) struct Learned(RefCell<HashSet<SocketAddr>>);
+pub(crate) struct Learned {
+    known: RefCell<HashSet<SocketAddr>>,
+    /// How many services are being asked.
+    asked: Rc<()>,
+}
 
 impl Learned {
     fn knows(&self, destination: SocketAddr) -> bool {
-        self.0.borrow().contains(&destination)
+        self.known.borrow().contains(&destination)
     }
 
     fn note(&self, destination: SocketAddr, speaks_first: bool) {
-        let mut known = self.0.borrow_mut();
+        let mut known = self.known.borrow_mut();
         if !speaks_first {
             known.remove(&destination);
         } else if known.len() < LEARNED_LIMIT {
@@ -95,6 +101,11 @@ pub(crate) async fn protocol(
     let by_service = async {
         if !known {
             tokio::time::sleep(HEAD_START).await;
+        }
+        // Held while it is asked.
+        let asked = worker.learned.asked.clone();
+        if Rc::strong_count(&asked) > ASKED_LIMIT {
+            return std::future::pending().await;
         }
         match tokio::time::timeout(PATIENCE, spoken(&target, worker)).await {
             Ok(Some(spoken)) => Protocol::Opaque(spoken),
@@ -136,15 +147,24 @@ async fn spoken(target: &Target, worker: &Worker) -> Option<Spoken> {
     let (TargetTls::None, UpstreamProtocol::Http1) = (&target.tls, target.cluster.protocol) else {
         return None;
     };
-    let chosen = target.balancer.choose(&[])?;
-    let address = chosen.address;
+    let address = target.balancer.choose(&[])?.address;
     let slot = worker.pools.slots.take(target, address)?;
     let connecting = connector::connect(target, address, Alpn::None, worker.shared.mark);
     let stream = Box::pin(connecting).await.ok()?;
-    match stream.tcp().peek(&mut [0]).await {
-        Ok(1..) => Some(Spoken { stream, address, _held: (chosen, slot) }),
-        Ok(0) | Err(_) => None,
-    }
+    worker.metrics.upstream_connections.increment();
+    let mut first = [0; 5];
+    let seen = stream.tcp().peek(&mut first).await.ok()?;
+    let first = first.get(..seen).filter(|first| !first.is_empty() && !is_of_http(first))?;
+    tracing::debug!(%address, ?first, "a service spoke first");
+    Some(Spoken { stream, address, _slot: slot })
+}
+
+/// Whether a service says at first what one of HTTP may say: its settings (RFC 9113, section 3.4), or that it
+/// waited too long for a request. Neither is for a client that has yet to speak, past what we hold it to.
+fn is_of_http(first: &[u8]) -> bool {
+    const SETTINGS: u8 = 4;
+    let is_refusal = b"HTTP/".starts_with(first);
+    is_refusal || matches!(first, [0, _, _, SETTINGS, ..])
 }
 
 #[cfg(test)]
@@ -159,9 +179,21 @@ mod tests {
         for port in 1..=LEARNED_LIMIT + 10 {
             learned.note(at(port), true);
         }
-        assert_eq!(learned.0.borrow().len(), LEARNED_LIMIT);
+        assert_eq!(learned.known.borrow().len(), LEARNED_LIMIT);
         assert!(learned.knows(at(1)));
         learned.note(at(1), false);
         assert!(!learned.knows(at(1)));
+    }
+
+    #[test]
+    fn what_http_says_first_is_known() {
+        let check = |first: &[u8], expected| assert_eq!(is_of_http(first), expected, "{first:?}");
+        check(b"HTTP/", true);
+        check(b"HT", true);
+        check(&[0, 0, 18, 4, 0], true);
+        check(b"220 r", false);
+        check(b"SSH-2", false);
+        // A greeting of MySQL: its length, its number, its version.
+        check(&[74, 0, 0, 0, 10], false);
     }
 }

@@ -36,6 +36,7 @@ pub(crate) async fn carry(
     };
     match connector::connect(&target, address, Alpn::None, worker.shared.mark).await {
         Ok(mut endpoint) => {
+            worker.metrics.upstream_connections.increment();
             let moved = copy_bidirectional(&mut client, &mut endpoint).await;
             tracing::debug!(%from, %address, ?moved, "a connection was carried");
         }

@@ -107,10 +107,11 @@ impl Half {
         }
     }
 
-    /// Whether the peer has sent something, or closed, since the last read. Asks the event loop only,
-    /// not the kernel.
+    /// Whether the peer has sent something, or closed, that was not read. Asks the event loop only, not
+    /// the kernel.
     pub(crate) fn has_news(&self) -> bool {
-        self.0.borrow().tcp().try_io(Interest::READABLE, || Ok(())).is_ok()
+        let stream = self.0.borrow();
+        stream.has_read_ahead() || stream.tcp().try_io(Interest::READABLE, || Ok(())).is_ok()
     }
 
     /// Resolves when there may be something to read, without room to read it into.

@@ -66,7 +66,10 @@ pub(crate) struct Worker {
     pub(crate) access: Rc<AccessLog>,
     pub(crate) live: Live,
     pub(crate) pools: Pools,
+    /// For connections from clients, and a quarter of all for those to endpoints, which clients cannot use
+    /// up by waiting.
     pub(crate) windows: Windows,
+    pub(crate) upstream_windows: Windows,
     pub(crate) learned: Learned,
     plan: RefCell<Arc<Plan>>,
     draining: Cell<bool>,
@@ -139,7 +142,8 @@ pub async fn run(shared: Shared, number: usize) {
         live: Live::default(),
         pools: Pools::default(),
         learned: Learned::default(),
-        windows: Windows::new(shared.limits.window_bytes),
+        windows: Windows::new(shared.limits.window_bytes / 4 * 3),
+        upstream_windows: Windows::new(shared.limits.window_bytes / 4),
         plan: RefCell::new(plan),
         draining: Cell::new(false),
         enrolled: RefCell::default(),

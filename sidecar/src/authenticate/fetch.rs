@@ -8,13 +8,13 @@ use bytes::Bytes;
 use http::{Request, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::{ServerName, UnixTime};
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_model::{Discovery, UpstreamTls};
 
 use super::keys::{KeySet, SET_LIMIT_BYTES};
 use crate::plan::{Target, TargetTls};
-use crate::tls::stream::TlsStream;
+use crate::tls::connector;
 
 /// A key set to fetch.
 #[derive(Debug, Clone)]
@@ -62,20 +62,17 @@ async fn get(
     mark: Option<weft_runtime::socket::Mark>,
 ) -> Result<Bytes, String> {
     let text = |error: &dyn std::error::Error| error.to_string();
-    let tcp =
-        weft_runtime::socket::connect_tcp(address, mark.into(), target.cluster.connect_timeout)
-            .await
-            .map_err(|error| text(&error))?;
+    let timeout = target.cluster.connect_timeout;
     let io: Box<dyn Io> = match &target.tls {
-        TargetTls::None => Box::new(tcp),
+        TargetTls::None => {
+            let tcp = weft_runtime::socket::connect_tcp(address, mark.into(), timeout).await;
+            Box::new(tcp.map_err(|error| text(&error))?)
+        }
         TargetTls::Broken => return Err("the secrets for TLS are missing".into()),
         TargetTls::Originate { http1, tls, .. } => {
             let name = server_name(tls, address);
-            let tls = TlsStream::connect(http1.config().clone(), name.clone(), tcp).await;
-            let tls = tls.map_err(|error| text(&error))?;
-            let checked = http1.check_server(tls.session(), &name, UnixTime::now());
-            checked.map_err(|error| text(&error))?;
-            tls
+            let tls = connector::secure(http1, name, address, mark, timeout).await;
+            tls.map_err(|error| text(&error))?
         }
     };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))

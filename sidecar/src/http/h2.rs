@@ -15,7 +15,6 @@ use crate::denial::Denial;
 
 /// How much a peer may send on a stream before we have passed it on.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// How much a peer may send on a connection.
 /// How much of one stream waits in our memory for the other side to take it.
 pub(crate) const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// How much the library lets small frames waste, each counted as if it had 256 bytes: 64 for each of

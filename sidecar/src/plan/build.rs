@@ -10,8 +10,8 @@ use weft_certs::TrustStore;
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::{
     Action, Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService,
-    JwtPolicy, KeySource, Listener, Name, Route, RouteIndex, RouteSource, RouteTable, Secret,
-    SecretSource, Snapshot, UpstreamTls, Validation,
+    JwtPolicy, KeySource, Listener, Name, Route, RouteIndex, RouteMatch, RouteSource, RouteTable,
+    Secret, SecretSource, Snapshot, UpstreamTls, Validation, VirtualHost,
 };
 
 use super::{
@@ -318,7 +318,7 @@ impl Work<'_> {
     }
 }
 
-/// The cluster that all routes of a table lead to.
+/// The cluster that all routes of a table lead to, where there is one for every request.
 fn only_cluster(table: &RouteTable) -> Option<&Name> {
     fn cluster(route: &Route) -> Option<&Name> {
         match &route.action {
@@ -329,6 +329,12 @@ fn only_cluster(table: &RouteTable) -> Option<&Name> {
             Action::Redirect(_) | Action::Respond { .. } => None,
         }
     }
+    let any = RouteMatch::any();
+    let serves_all = |host: &VirtualHost| {
+        host.domains.iter().any(|domain| domain == "*")
+            && host.routes.iter().any(|route| route.matches == any)
+    };
+    table.hosts.iter().find(|host| serves_all(host))?;
     let mut routes = table.hosts.iter().flat_map(|host| &host.routes);
     let first = cluster(routes.next()?)?;
     routes.all(|route| cluster(route) == Some(first)).then_some(first)

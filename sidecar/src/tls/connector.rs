@@ -2,9 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustls_pki_types::UnixTime;
+use rustls::ClientConfig;
+use rustls_pki_types::{ServerName, UnixTime};
+use weft_certs::tls::Client;
 use weft_runtime::socket::{Mark, connect_tcp};
 
 use super::Alpn;
@@ -25,9 +28,10 @@ pub(crate) async fn connect(
     mark: Option<Mark>,
 ) -> io::Result<Stream> {
     let timeout: Duration = target.cluster.connect_timeout;
-    let tcp = connect_tcp(address, mark.into(), timeout).await?;
     let (client, tls) = match &target.tls {
-        TargetTls::None => return Ok(Stream::Plain(tcp)),
+        TargetTls::None => {
+            return Ok(Stream::Plain(connect_tcp(address, mark.into(), timeout).await?));
+        }
         TargetTls::Broken => return Err(io::Error::other("the secrets for TLS are missing")),
         TargetTls::Originate { http1, http2, plain, tls } => match alpn {
             Alpn::Http1 => (http1, tls),
@@ -35,19 +39,40 @@ pub(crate) async fn connect(
             Alpn::None => (plain, tls),
         },
     };
-    let name = server_name(tls, address);
-    let handshake = TlsStream::connect(client.config().clone(), name.clone(), tcp);
-    let stream = tokio::time::timeout(timeout, handshake).await.map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("no handshake with {address} within {timeout:?}"),
-        )
-    })??;
-    let checked = client.check_server(stream.session(), &name, UnixTime::now());
-    checked.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let stream = secure(client, server_name(tls, address), address, mark, timeout).await?;
     let agreed = Alpn::of(stream.session().alpn_protocol());
     if alpn == Alpn::Http2 && agreed != Alpn::Http2 {
         return Err(io::Error::other(format!("{address} does not speak HTTP/2")));
     }
     Ok(Stream::Tls(stream))
+}
+
+/// Connects, and does the handshake: a whole one where a session cannot be gone on with, since the server's
+/// certificate of then is not good any more.
+///
+/// # Errors
+/// When it cannot be reached, or does not prove who it should be.
+pub(crate) async fn secure(
+    client: &Client,
+    name: ServerName<'static>,
+    address: SocketAddr,
+    mark: Option<Mark>,
+    timeout: Duration,
+) -> io::Result<Box<TlsStream>> {
+    let handshake = async |config: &Arc<ClientConfig>| {
+        let tcp = connect_tcp(address, mark.into(), timeout).await?;
+        let stream = TlsStream::connect(config.clone(), name.clone(), tcp);
+        tokio::time::timeout(timeout, stream).await.map_err(|_| {
+            let late = format!("no handshake with {address} within {timeout:?}");
+            io::Error::new(io::ErrorKind::TimedOut, late)
+        })?
+    };
+    let stream = handshake(client.config()).await?;
+    match client.check_server(stream.session(), &name, UnixTime::now()) {
+        Ok(()) => Ok(stream),
+        Err(error) => {
+            tracing::debug!(%address, %error, "a session was not gone on with");
+            handshake(client.whole_config()).await
+        }
+    }
 }

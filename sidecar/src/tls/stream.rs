@@ -80,6 +80,8 @@ enum Wish<'a> {
 enum Step {
     /// There is more to do.
     Again,
+    /// Something is there for the peer, and there is more to do.
+    Encoded,
     /// All is done that can be; so many bytes were encrypted.
     Done(usize),
 }
@@ -119,7 +121,8 @@ impl TlsStream {
                 stream.poll_receive(cx, &mut nowhere())
             })
             .await?;
-            if stream.kept.ended {
+            // It may say all that it has to say, and that this is all, with the end of its handshake.
+            if stream.kept.ended && stream.session().is_handshaking() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -151,6 +154,9 @@ impl TlsStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.failed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         SCRATCH
             .with_borrow_mut(|scratch| {
                 let held = self.received.len();
@@ -222,7 +228,7 @@ impl Session {
         buf: &mut ReadBuf<'_>,
         kept: &mut Kept,
     ) -> (usize, io::Result<usize>) {
-        let (mut used, mut failed) = (0, None);
+        let (mut used, mut failed) = (0, None::<io::Error>);
         loop {
             let rest = input.get_mut(used..).unwrap_or_default();
             let (discard, step) = match self {
@@ -236,15 +242,16 @@ impl Session {
                 }
             };
             used += discard;
-            if let Some(error) = failed {
-                return (used, Err(error));
-            }
-            match step {
-                Ok(Ok(Step::Again)) => {}
-                Ok(Ok(Step::Done(encrypted))) => return (used, Ok(encrypted)),
-                Ok(Err(error)) => return (used, Err(error)),
-                // Asked once more, it gives the alert that it has for the peer.
-                Err(error) => failed = Some(io::Error::new(io::ErrorKind::InvalidData, error)),
+            match (step, failed.take()) {
+                // Asked again, it gives what it has for the peer: the alert is the last of it.
+                (Ok(Ok(Step::Encoded)), Some(error)) => failed = Some(error),
+                (_, Some(error)) => return (used, Err(error)),
+                (Ok(Ok(Step::Again | Step::Encoded)), None) => {}
+                (Ok(Ok(Step::Done(encrypted))), None) => return (used, Ok(encrypted)),
+                (Ok(Err(error)), None) => return (used, Err(error)),
+                (Err(error), None) => {
+                    failed = Some(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
             }
         }
     }
@@ -270,7 +277,7 @@ fn carry_out<Side>(
                 other => Ok(other),
             });
             encoded.map_err(io::Error::other)?;
-            Ok(Step::Again)
+            Ok(Step::Encoded)
         }
         // What was encoded goes before all that follows.
         ConnectionState::TransmitTlsData(data) => {
@@ -355,12 +362,6 @@ impl AsyncRead for TlsStream {
                 break;
             } else {
                 ready!(this.poll_receive(cx, buf))?;
-                // An answer to a change of keys, say. Whoever only reads would never send it.
-                if !this.kept.unsent.is_empty()
-                    && let Poll::Ready(Err(error)) = this.poll_send(cx)
-                {
-                    return Poll::Ready(Err(error));
-                }
             }
         }
         Poll::Ready(Ok(()))

@@ -151,6 +151,7 @@ pub(super) async fn end_tunnel(
     let _slot = slot.ok_or(Failure::Denied(Denial::Overloaded))?;
     let stream = connector::connect(target, address, Alpn::None, worker.shared.mark).await;
     let (read, write) = Half::pair(stream.map_err(|error| unreached(address, &error))?);
+    worker.metrics.upstream_connections.increment();
     let (mut reader, mut writer) = (Reader::new(read), Writer::new(write, STALL));
     let upstream = Side {
         source: Source::Http1(BodyReader::new(&mut reader, Framing::UntilClose)),

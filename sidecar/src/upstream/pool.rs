@@ -17,7 +17,6 @@ use crate::http::h2::{DATA_FRAME_BUDGET_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_
 use crate::plan::Target;
 use crate::stream::Half;
 use crate::tls::{Alpn, connector};
-use crate::windows::Window;
 use crate::worker::{Worker, now};
 
 use super::{Slot, Slots};
@@ -77,7 +76,6 @@ struct Http2 {
     open: Rc<Cell<usize>>,
     /// Since when it was seen without any.
     idle_since: Option<Instant>,
-    _held: (Slot, Window),
 }
 
 impl Http2 {
@@ -140,6 +138,7 @@ impl Pools {
         fresh: bool,
         worker: &Worker,
     ) -> io::Result<Http1> {
+        let deadline = now() + target.cluster.connect_timeout;
         let slot = loop {
             while let Some(connection) = self.take((target.id, address)).filter(|_| !fresh) {
                 if is_alive(&connection) {
@@ -148,7 +147,7 @@ impl Pools {
             }
             match self.slots.take(target, address) {
                 Some(slot) => break slot,
-                None => self.await_free(target, address).await?,
+                None => self.await_free(target, deadline).await?,
             }
         };
         // Apart, since most requests find one that waits.
@@ -166,10 +165,10 @@ impl Pools {
     }
 
     /// Waits, at the limit of connections, until one of them may be used.
-    async fn await_free(&self, target: &Target, address: SocketAddr) -> io::Result<()> {
-        let freed = self.slots.freed((target.id, address));
-        let patience = target.cluster.connect_timeout;
-        tokio::time::timeout(patience, freed).await.map_err(|_| full("max_connections"))
+    async fn await_free(&self, target: &Target, deadline: Instant) -> io::Result<()> {
+        let freed = self.slots.freed(target);
+        let waiting = tokio::time::timeout_at(deadline.into(), freed);
+        waiting.await.map_err(|_| full("max_connections"))
     }
 
     fn take(&self, key: Key) -> Option<Http1> {
@@ -270,7 +269,7 @@ impl Pools {
         slot: Slot,
         worker: &Worker,
     ) -> io::Result<Http2> {
-        let window = worker.windows.take().ok_or_else(|| full("the budget of windows"))?;
+        let window = worker.upstream_windows.take().ok_or_else(|| full("the budget of windows"))?;
         let stream = connector::connect(target, address, Alpn::Http2, worker.shared.mark).await?;
         worker.metrics.upstream_connections.increment();
         let (sender, mut connection) = h2::client::Builder::new()
@@ -296,14 +295,16 @@ impl Pools {
                 }
             });
         }
+        // For as long as the connection lives, which may outlive its place in the pool.
+        let held = (slot, window);
         tokio::task::spawn_local(async move {
+            let _held = held;
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
             }
         });
         let sender = sender.ready().await.map_err(io::Error::other)?;
-        let (open, _held) = (Rc::default(), (slot, window));
-        Ok(Http2 { sender, greeting, open, idle_since: None, _held })
+        Ok(Http2 { sender, greeting, open: Rc::default(), idle_since: None })
     }
 
     /// Forgets an HTTP/2 connection that has failed.
@@ -330,7 +331,7 @@ impl Pools {
             is_current(*target) && !idle.is_empty()
         });
         self.making.borrow_mut().retain(|(target, _), _| is_current(*target));
-        self.slots.sweep(is_current);
+        self.slots.sweep();
     }
 }
 

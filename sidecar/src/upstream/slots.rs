@@ -3,7 +3,7 @@
 //! The limit counts those of all workers to all endpoints. A worker that has none to an endpoint may open
 //! one all the same, as in Envoy: what others hold is of no use to it, and it would wait for ever.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -12,17 +12,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::Notify;
 
-use super::pool::Key;
 use crate::plan::Target;
 
-/// What a worker has open.
+/// What a worker has open, by the number of the target.
 #[derive(Debug, Default)]
-pub(crate) struct Slots(RefCell<HashMap<Key, Rc<Own>>>);
+pub(crate) struct Slots(RefCell<HashMap<u64, Rc<Own>>>);
 
 #[derive(Debug, Default)]
 struct Own {
-    open: Cell<u32>,
-    /// Whoever waits is told when one is free again, or closed.
+    /// How many to each endpoint; none where there are none.
+    open: RefCell<HashMap<SocketAddr, u32>>,
+    /// Whoever waits is told when one may be used again, or was closed.
     freed: Notify,
 }
 
@@ -30,36 +30,38 @@ struct Own {
 #[derive(Debug)]
 pub(crate) struct Slot {
     own: Rc<Own>,
+    address: SocketAddr,
     all: Arc<AtomicU32>,
 }
 
 impl Slots {
     /// The right to one more connection to an endpoint of `target`. None at the limit.
     pub(crate) fn take(&self, target: &Target, address: SocketAddr) -> Option<Slot> {
-        let own = self.of((target.id, address));
+        let own = self.of(target);
         let all = target.balancer.connections();
-        let within = all.load(Ordering::Relaxed) < target.cluster.connection_limit;
-        if !within && own.open.get() > 0 {
-            return None;
-        }
-        own.open.set(own.open.get() + 1);
-        all.fetch_add(1, Ordering::Relaxed);
-        Some(Slot { own, all: all.clone() })
+        let mut open = own.open.borrow_mut();
+        let limit =
+            if open.contains_key(&address) { target.cluster.connection_limit } else { u32::MAX };
+        let one_more = |all: u32| if all < limit { Some(all + 1) } else { None };
+        all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        *open.entry(address).or_default() += 1;
+        drop(open);
+        Some(Slot { own, address, all: all.clone() })
     }
 
-    /// Resolves when a connection of this worker to the endpoint is free again, or closed.
-    pub(crate) async fn freed(&self, key: Key) {
-        let own = self.of(key);
+    /// Resolves when a connection of this worker to the target may be used again, or was closed.
+    pub(crate) async fn freed(&self, target: &Target) {
+        let own = self.of(target);
         own.freed.notified().await;
     }
 
-    /// Forgets targets that are gone.
-    pub(crate) fn sweep(&self, is_current: impl Fn(u64) -> bool) {
-        self.0.borrow_mut().retain(|(target, _), own| is_current(*target) || own.open.get() > 0);
+    /// Forgets targets to which nothing is open and for which nobody waits.
+    pub(crate) fn sweep(&self) {
+        self.0.borrow_mut().retain(|_, own| Rc::strong_count(own) > 1);
     }
 
-    fn of(&self, key: Key) -> Rc<Own> {
-        self.0.borrow_mut().entry(key).or_default().clone()
+    fn of(&self, target: &Target) -> Rc<Own> {
+        self.0.borrow_mut().entry(target.id).or_default().clone()
     }
 }
 
@@ -72,7 +74,14 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.own.open.set(self.own.open.get().saturating_sub(1));
+        let mut open = self.own.open.borrow_mut();
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+        drop(open);
         self.all.fetch_sub(1, Ordering::Relaxed);
         self.own.freed.notify_one();
     }
