@@ -1,5 +1,7 @@
 //! One sidecar before a service, for where the way between two does not matter.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use crate::bootstrap::{bootstrap, cluster, http, listener, route_to, with};
@@ -90,17 +92,38 @@ impl Wanted {
         self.start_all(MeshPki::create(), Some(other))
     }
 
+    /// Starts it by a command other than the usual one, to which its file is added.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[must_use]
+    pub fn start_by(self, pki: MeshPki, mut command: Command) -> Alone {
+        let (port, admin) = (port::free(), port::free());
+        let file = pki.path("sidecar.json");
+        let config = self.config(port, admin, None);
+        std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
+        let process = Process::start("sidecar", command.arg("--config").arg(file));
+        let sidecar = Sidecar { process, port, admin };
+        sidecar.wait_until_ready();
+        Alone { sidecar, port, pki }
+    }
+
     fn start_all(self, pki: MeshPki, other: Option<&Value>) -> Alone {
         let (port, admin) = (port::free(), port::free());
+        let launch = self.launch.clone();
+        let config = self.config(port, admin, other);
+        let sidecar = Sidecar::launch(&launch, &pki, [port, admin], &config);
+        Alone { sidecar, port, pki }
+    }
+
+    fn config(self, port: u16, admin: u16, other: Option<&Value>) -> Value {
         let mut inbound = listener("inbound", port, self.http, self.tls);
         let chain = inbound.pointer_mut("/filter_chains/0").expect("it has one chain");
         *chain = with(chain.take(), "metadata", json!({"filter_metadata": {"weft": self.ours}}));
         let chains = json!([chain.clone()]);
         let other = other.map(|other| with(other.clone(), "filter_chains", chains));
         let listeners: Vec<Value> = [inbound].into_iter().chain(other).collect();
-        let config = bootstrap(admin, &listeners, &self.clusters);
-        let sidecar = Sidecar::launch(&self.launch, &pki, [port, admin], &config);
-        Alone { sidecar, port, pki }
+        bootstrap(admin, &listeners, &self.clusters)
     }
 }
 
