@@ -93,9 +93,9 @@ fn returns(world: &World, first: &Server, then: &Server, seconds: i64) -> Result
 #[test]
 fn who_returns_is_checked_by_what_holds_then() {
     let world = World::new();
-    let tickets = Tickets::new().unwrap();
-    let first = server(&world, required(world.trust()), &tickets);
     let check = |name: &str, clients, seconds, expected: Result<bool, &str>| {
+        let tickets = Tickets::new().unwrap();
+        let first = server(&world, required(world.trust()), &tickets);
         let then = server(&world, clients, &tickets);
         let told = returns(&world, &first, &then, seconds);
         assert_eq!(
@@ -123,6 +123,23 @@ fn who_returns_is_checked_by_what_holds_then() {
     let refused = Err("ApplicationVerificationFailure");
     check("another name is asked for", named("spiffe://mesh.test/ns/a/sa/other"), 0, refused);
     check("nobody is asked", ClientAuthentication::None, 0, Ok(false));
+}
+
+#[test]
+fn who_is_refused_may_show_a_new_certificate() {
+    let world = World::new();
+    let tickets = Tickets::new().unwrap();
+    let own = server(&world, required(world.trust()), &tickets);
+    let (_, config) = client(&world, Some(&world.good));
+    let mut meet = || meet(&config, &own, "server.test").1;
+    assert_eq!(meet().handshake_kind(), Some(Full));
+    let late = meet();
+    assert_eq!(late.handshake_kind(), Some(Resumed));
+    own.client(&late, unix(25 * HOUR)).unwrap_err();
+    for _ in 0..64 {
+        assert_eq!(meet().handshake_kind(), Some(Full));
+    }
+    assert_eq!(meet().handshake_kind(), Some(Resumed));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One sidecar before a service, for where the way between two does not matter.
 
+use std::net::TcpStream;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ use crate::origin::Origin;
 use crate::pair::{Launch, Sidecar};
 use crate::port;
 use crate::process::Process;
+use crate::wait::eventually;
 
 pub use crate::bootstrap::Speaks;
 
@@ -103,8 +105,9 @@ impl Wanted {
         let config = self.config(port, admin, None);
         std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
         let process = Process::start("sidecar", command.arg("--config").arg(file));
+        // Until it listens, a look costs it nothing: asking its admin port would be counted as well.
+        eventually("the sidecar listens", || TcpStream::connect(("127.0.0.1", port)).ok());
         let sidecar = Sidecar { process, port, admin };
-        sidecar.wait_until_ready();
         Alone { sidecar, port, pki }
     }
 

@@ -1,7 +1,8 @@
 //! What requests and connections cost, where it can be counted, so that nothing creeps in: calls of the
-//! kernel for each request, and memory for each connection that waits.
+//! kernel and of the allocator for each request, and memory for each connection that waits.
 
 use std::net::{Ipv4Addr, TcpStream};
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 use weft_integration::alone::{Alone, Speaks, Wanted};
@@ -26,9 +27,15 @@ fn start() -> (Nginx, Alone) {
     (nginx, wanted.start())
 }
 
-fn load(alone: &Alone, requests: u32) {
+/// A sidecar of one worker, so that what is counted does not hang on who of several did it.
+fn with_one_worker(mut command: Command) -> Command {
+    command.args(["sidecar", "--workers", "1", "--drain-timeout", "10"]);
+    command
+}
+
+fn load(alone: &Alone, clients: &[&str], requests: u32) {
     let mut load = tool("h2load");
-    load.args(["--h1", "--clients", "64", "--requests", &requests.to_string()]);
+    load.args(clients).args(["--requests", &requests.to_string()]);
     let told = run(load.arg(format!("http://127.0.0.1:{}/small", alone.port)));
     assert!(told.contains(&format!("{requests} 2xx")), "{told}");
 }
@@ -56,13 +63,56 @@ fn calls_during(alone: &Alone, work: impl FnOnce()) -> u64 {
 #[test]
 fn a_request_costs_four_calls_of_the_kernel() {
     const REQUESTS: u32 = 40_000;
+    const CLIENTS: [&str; 3] = ["--h1", "--clients", "64"];
     let (_nginx, alone) = start();
-    load(&alone, 1000);
-    let calls = calls_during(&alone, || load(&alone, REQUESTS));
+    load(&alone, &CLIENTS, 1000);
+    let calls = calls_during(&alone, || load(&alone, &CLIENTS, REQUESTS));
     // Two reads and two writes; beside them a wait for each bunch of connections, and 64 connections.
     let each = f64::from(u32::try_from(calls).expect("few")) / f64::from(REQUESTS);
     assert!(each <= 4.1, "{each} calls for each request");
     assert!(each >= 4.0, "{each} calls for each request: what was counted?");
+}
+
+/// How often a sidecar allocated in its life, in which so many requests came over one connection. A
+/// `realloc` counts as one.
+fn allocations(client: &[&str], requests: u32) -> u32 {
+    let (_nginx, wanted) = wanted();
+    let mut valgrind = tool("valgrind");
+    // Its count of allocations is all that is asked of it.
+    valgrind.args(["--leak-check=no", "--undef-value-errors=no"]).arg(weft().get_program());
+    let mut alone = wanted.start_by(MeshPki::create(), with_one_worker(valgrind));
+    load(&alone, client, requests);
+    let process = &mut alone.sidecar.process;
+    process.signal(Signal::SIGTERM);
+    assert!(process.ended().success(), "{process:?} did not end well");
+    let told = eventually("valgrind tells", || {
+        let told = process.errors();
+        let (_, told) = told.split_once("total heap usage: ")?;
+        told.split_once(" allocs").map(|(allocations, _)| allocations.replace(',', ""))
+    });
+    told.parse().expect("a number")
+}
+
+#[test]
+fn a_request_allocates_five_times() {
+    const FEW: u32 = 100;
+    // nginx ends a connection after 1000 requests, and another one has costs of its own.
+    const MANY: u32 = 900;
+    let check = |version: &str, client: &[&str], expected: f64| {
+        // What else they do, from their start to their end, is the same.
+        let (few, many) = std::thread::scope(|scope| {
+            let few = scope.spawn(|| allocations(client, FEW));
+            let many = allocations(client, MANY);
+            (few.join().expect("it counted"), many)
+        });
+        let each = f64::from(many.saturating_sub(few)) / f64::from(MANY - FEW);
+        let told =
+            format!("{version}: {each} for each request: {few} with {FEW}, {many} with {MANY}");
+        assert!(each <= expected + 0.5, "{told}");
+        assert!(each >= expected - 0.5, "{told}: what was counted?");
+    };
+    check("HTTP/1.1", &["--h1", "--clients", "1"], 5.0);
+    check("HTTP/2", &["--clients", "1", "--max-concurrent-streams", "1"], 13.0);
 }
 
 #[test]
@@ -112,9 +162,7 @@ fn a_connection_of_mutual_tls_that_waits_owns_no_buffer() {
     let (nginx, mut wanted) = wanted();
     nginx.serve("large", &[b'x'; 60_000]);
     wanted.tls = Some(verify_mode(&server, &pki.root(), &pki.revocations()));
-    let mut command = weft();
-    command.args(["sidecar", "--workers", "1", "--drain-timeout", "10"]);
-    let alone = wanted.start_by(pki, command);
+    let alone = wanted.start_by(pki, with_one_worker(weft()));
     // What the first ones need beside themselves is there.
     let _first = waiting_by_tls(&alone, &client, FIRST);
     let before = alone.metric("process_resident_memory_bytes");

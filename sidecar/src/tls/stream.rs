@@ -80,8 +80,6 @@ enum Wish<'a> {
 enum Step {
     /// There is more to do.
     Again,
-    /// Something is there for the peer, and there is more to do.
-    Encoded,
     /// All is done that can be; so many bytes were encrypted.
     Done(usize),
 }
@@ -228,7 +226,7 @@ impl Session {
         buf: &mut ReadBuf<'_>,
         kept: &mut Kept,
     ) -> (usize, io::Result<usize>) {
-        let (mut used, mut failed) = (0, None::<io::Error>);
+        let (mut used, mut failed) = (0, None);
         loop {
             let rest = input.get_mut(used..).unwrap_or_default();
             let (discard, step) = match self {
@@ -242,16 +240,15 @@ impl Session {
                 }
             };
             used += discard;
-            match (step, failed.take()) {
-                // Asked again, it gives what it has for the peer: the alert is the last of it.
-                (Ok(Ok(Step::Encoded)), Some(error)) => failed = Some(error),
-                (_, Some(error)) => return (used, Err(error)),
-                (Ok(Ok(Step::Again | Step::Encoded)), None) => {}
-                (Ok(Ok(Step::Done(encrypted))), None) => return (used, Ok(encrypted)),
-                (Ok(Err(error)), None) => return (used, Err(error)),
-                (Err(error), None) => {
-                    failed = Some(io::Error::new(io::ErrorKind::InvalidData, error));
-                }
+            if let Some(error) = failed {
+                return (used, Err(error));
+            }
+            match step {
+                Ok(Ok(Step::Again)) => {}
+                Ok(Ok(Step::Done(encrypted))) => return (used, Ok(encrypted)),
+                Ok(Err(error)) => return (used, Err(error)),
+                // Asked once more, it gives the alert that it has for the peer. It must not be asked again.
+                Err(error) => failed = Some(io::Error::new(io::ErrorKind::InvalidData, error)),
             }
         }
     }
@@ -277,7 +274,7 @@ fn carry_out<Side>(
                 other => Ok(other),
             });
             encoded.map_err(io::Error::other)?;
-            Ok(Step::Encoded)
+            Ok(Step::Again)
         }
         // What was encoded goes before all that follows.
         ConnectionState::TransmitTlsData(data) => {
