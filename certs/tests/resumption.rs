@@ -131,7 +131,7 @@ fn who_is_refused_may_show_a_new_certificate() {
     let tickets = Tickets::new().unwrap();
     let own = server(&world, required(world.trust()), &tickets);
     let (_, config) = client(&world, Some(&world.good));
-    let mut meet = || meet(&config, &own, "server.test").1;
+    let meet = || meet(&config, &own, "server.test").1;
     assert_eq!(meet().handshake_kind(), Some(Full));
     let late = meet();
     assert_eq!(late.handshake_kind(), Some(Resumed));

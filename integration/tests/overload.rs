@@ -274,7 +274,7 @@ fn connections_beyond_the_budget_of_windows_are_told_to_calm_down() {
     const TOO_MANY: u64 = 10;
     let mut alone = with_one_mib(Backend::telling_heads().port, Speaks::Http1);
     let mut held = use_up(&alone);
-    assert!((15..=16).contains(&held.len()), "{} have a window", held.len());
+    assert!((11..=12).contains(&held.len()), "{} have a window", held.len());
     let refused = alone.metric(REFUSED);
     for _ in 0..TOO_MANY {
         let (_client, outcome) = ask_by_http2(alone.port);
@@ -292,7 +292,7 @@ fn connections_beyond_the_budget_of_windows_are_told_to_calm_down() {
         (ask_by_http2(alone.port).1 == Outcome::Answered(200)).then_some(())
     });
     let again = use_up(&alone);
-    assert!((15..=16).contains(&again.len()), "{} have a window again", again.len());
+    assert!((11..=12).contains(&again.len()), "{} have a window again", again.len());
     alone.assert_unharmed();
 }
 
@@ -311,24 +311,17 @@ fn a_window_is_full_while_there_is_plenty() {
         assert_eq!((full(&told), small(&told)), (full(bytes), small(bytes)), "{arguments:?}");
     };
     check(&[], &[FULL_BYTES; 3]);
-    check(&["--window-limit", "16"], &[FULL_BYTES, FULL_BYTES, SMALL_BYTES, SMALL_BYTES]);
-    check(&["--window-limit", "8"], &[FULL_BYTES, SMALL_BYTES, SMALL_BYTES]);
-    check(&["--window-limit", "7"], &[SMALL_BYTES; 3]);
+    check(&["--window-limit", "32"], &[FULL_BYTES, FULL_BYTES, FULL_BYTES, SMALL_BYTES]);
+    check(&["--window-limit", "16"], &[FULL_BYTES, SMALL_BYTES, SMALL_BYTES]);
+    check(&["--window-limit", "10"], &[SMALL_BYTES; 3]);
 }
 
 #[test]
-fn a_service_of_http2_is_not_reached_without_a_window() {
+fn a_service_of_http2_is_reached_whatever_clients_hold() {
     let (_process, port) = Origin::start_http2();
     let mut alone = with_one_mib(port, Speaks::Http2);
     let held = use_up(&alone);
-    let answer = http1::ask(alone.port, GET);
-    assert_eq!((answer.status, answer.body.as_str()), (503, "overloaded\n"), "{}", answer.head);
-    assert_eq!(alone.metric(OVERLOADED), 1);
-    drop(held);
-    eventually("there is room again", || (http1::ask(alone.port, GET).status == 200).then_some(()));
-    // The connection that is there serves whoever comes.
-    let held = use_up(&alone);
-    assert!((14..=15).contains(&held.len()), "{} have a window", held.len());
+    assert!((11..=12).contains(&held.len()), "{} have a window", held.len());
     assert_eq!(http1::ask(alone.port, GET).status, 200);
     alone.assert_unharmed();
 }
@@ -365,7 +358,7 @@ fn what_windows_let_in_is_bounded_for_all_connections_together() {
     // Requests wait for the connection that somebody holds, so none of their bodies is taken: not even
     // by the kernel's buffers before a service.
     let wanted = limited(service.port, Speaks::Http1, 1, "60s");
-    let mut alone = wanted.with_one_worker(&["--window-limit", "8"]).start();
+    let mut alone = wanted.with_one_worker(&["--window-limit", "12"]).start();
     let mut holder = http1::Client::connect(alone.port);
     holder.send(HOLD);
     eventually("it is held", || (!service.take().is_empty()).then_some(()));

@@ -196,9 +196,19 @@ impl Fields {
             Self::Map(map) => map.clone(),
             Self::Spans(fields) => {
                 let mut map = HeaderMap::with_capacity(fields.spans.len() + fields.added.len());
+                let length = |span: &Span| (span.value.1 - span.value.0) as usize;
+                let all: usize = fields.spans.iter().map(length).sum();
+                // One room for all of them, where it is small.
+                let mut room = BytesMut::with_capacity(if all > SHARED_BYTES { 0 } else { all });
                 for span in &fields.spans {
                     let name = HeaderName::from_bytes(fields.slice(span.name));
-                    let value = HeaderValue::from_bytes(fields.slice(span.value));
+                    let value = fields.slice(span.value);
+                    let value = if all > SHARED_BYTES {
+                        HeaderValue::from_bytes(value)
+                    } else {
+                        room.extend_from_slice(value);
+                        HeaderValue::from_maybe_shared(room.split().freeze())
+                    };
                     if let (Ok(name), Ok(value)) = (name, value) {
                         map.append(name, value);
                     }

@@ -422,6 +422,7 @@ fn nowhere() -> ReadBuf<'static> {
 mod tests {
     use std::time::{Duration, SystemTime};
 
+    use futures_util::FutureExt;
     use rustls_pki_types::UnixTime;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
     use tokio::net::TcpListener;
@@ -631,6 +632,65 @@ mod tests {
         let (flushed, ()) = tokio::join!(ours.flush(), rest);
         flushed.unwrap();
         assert!(owns_no_buffer(&ours));
+    }
+
+    #[tokio::test]
+    async fn everything_may_come_with_the_end_of_the_handshake() {
+        let sides = sides();
+        let (near, far) = tcp().await;
+        let connector = TlsConnector::from(sides.client.clone());
+        // What the client sends waits until it has sent all.
+        let (mut held, far) = (far, tcp().await);
+        let client = async {
+            let mut stream = connector.connect(server_name(), far.0).await.unwrap();
+            stream.write_all(b"all of it").await.unwrap();
+            stream.shutdown().await.unwrap();
+            stream
+        };
+        let between = async {
+            let mut theirs = far.1;
+            let mut hello = vec![0; 4096];
+            let first = theirs.read(&mut hello).await.unwrap();
+            held.write_all(&hello[..first]).await.unwrap();
+            let mut answer = vec![0; 65_536];
+            let told = held.read(&mut answer).await.unwrap();
+            theirs.write_all(&answer[..told]).await.unwrap();
+            let mut rest = Vec::new();
+            theirs.read_to_end(&mut rest).await.unwrap();
+            held.write_all(&rest).await.unwrap();
+            held
+        };
+        let accepting = TlsStream::accept(sides.server.clone(), near);
+        let (ours, _client, _held) = tokio::join!(accepting, client, between);
+        let mut came = Vec::new();
+        ours.unwrap().read_to_end(&mut came).await.unwrap();
+        assert_eq!(came, b"all of it");
+    }
+
+    #[tokio::test]
+    async fn a_reader_does_not_take_the_place_of_the_writer() {
+        let sides = sides();
+        let (ours, mut theirs) = pair(&sides).await;
+        let (mut read, mut write) = split(ours);
+        let piece = vec![7; 10_000_000];
+        let writing = tokio::spawn(async move {
+            write.write_all(&piece).await.unwrap();
+            write.flush().await.unwrap();
+        });
+        // It is stuck when a byte comes, and who takes that in does not wait for more.
+        theirs.write_all(b"!").await.unwrap();
+        let mut byte = [0];
+        while read.read(&mut byte).now_or_never().is_none() {
+            tokio::task::yield_now().await;
+        }
+        let taking = async {
+            let mut came = vec![0; 10_000_000];
+            theirs.read_exact(&mut came).await.unwrap();
+        };
+        let both = tokio::time::timeout(Duration::from_secs(10), async {
+            tokio::join!(taking, writing).1.unwrap();
+        });
+        both.await.expect("the writer is woken");
     }
 
     #[tokio::test]
