@@ -102,15 +102,15 @@ pub(crate) async fn protocol(
         if !known {
             tokio::time::sleep(HEAD_START).await;
         }
-        // Held while it is asked.
-        let asked = worker.learned.asked.clone();
-        if Rc::strong_count(&asked) > ASKED_LIMIT {
-            return std::future::pending().await;
+        let held = worker.learned.asked.clone();
+        let may_ask = Rc::strong_count(&held) <= ASKED_LIMIT;
+        if may_ask
+            && let Ok(Some(spoken)) = tokio::time::timeout(PATIENCE, spoken(&target, worker)).await
+        {
+            return Protocol::Opaque(spoken);
         }
-        match tokio::time::timeout(PATIENCE, spoken(&target, worker)).await {
-            Ok(Some(spoken)) => Protocol::Opaque(spoken),
-            Ok(None) | Err(_) => std::future::pending().await,
-        }
+        drop(held);
+        std::future::pending().await
     };
     let protocol = tokio::select! {
         biased;

@@ -35,7 +35,7 @@ const EARLIER: Duration = Duration::from_secs(1);
 
 /// A target's endpoint. The target's number changes when its TLS does, so that no connection made
 /// under other secrets is used again.
-pub(super) type Key = (u64, SocketAddr);
+type Key = (u64, SocketAddr);
 
 /// The connections of a worker.
 #[derive(Debug, Default)]
@@ -138,7 +138,7 @@ impl Pools {
         fresh: bool,
         worker: &Worker,
     ) -> io::Result<Http1> {
-        let deadline = now() + target.cluster.connect_timeout;
+        let mut deadline = None;
         let slot = loop {
             while let Some(connection) = self.take((target.id, address)).filter(|_| !fresh) {
                 if is_alive(&connection) {
@@ -147,7 +147,10 @@ impl Pools {
             }
             match self.slots.take(target, address) {
                 Some(slot) => break slot,
-                None => self.await_free(target, deadline).await?,
+                None => {
+                    let latest = || now() + target.cluster.connect_timeout;
+                    self.await_free(target, *deadline.get_or_insert_with(latest)).await?;
+                }
             }
         };
         // Apart, since most requests find one that waits.
