@@ -49,10 +49,6 @@ fn a_service_that_speaks_first_is_heard() {
         assert!(client.is_at_end(), "turn {turn}");
         assert_eq!(alone.metric("weft_sidecar_spoken_first_total"), turn);
     }
-    // Whoever speaks HTTP there is still served as such, and unlearns it.
-    let answer = Client::connect(alone.port).ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-    assert_eq!(answer.status, 502, "a greeting is no answer");
-    assert_eq!(Client::connect(alone.port).bytes(11).as_deref(), Some("220 ready\r\n"));
 }
 
 /// A service of HTTP/1.1 that counts its connections.
