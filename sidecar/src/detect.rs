@@ -26,6 +26,8 @@ use crate::worker::Worker;
 const FIRST_BYTES: Duration = Duration::from_secs(10);
 /// How long a client may be silent before its service is asked. Nearly all that speak first do so at once.
 const HEAD_START: Duration = Duration::from_millis(20);
+/// The same where the last service spoke first: whoever speaks HTTP there all the same is still heard.
+const SHORT_START: Duration = Duration::from_millis(1);
 /// How long a service is listened to that may speak first.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How many services a worker asks at once: clients that say nothing must not use up a cluster's connections.
@@ -99,9 +101,7 @@ pub(crate) async fn protocol(
     };
     let known = worker.learned.knows(destination);
     let by_service = async {
-        if !known {
-            tokio::time::sleep(HEAD_START).await;
-        }
+        tokio::time::sleep(if known { SHORT_START } else { HEAD_START }).await;
         let held = worker.learned.asked.clone();
         let may_ask = Rc::strong_count(&held) <= ASKED_LIMIT;
         if may_ask
