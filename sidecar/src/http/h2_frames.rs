@@ -7,11 +7,11 @@ pub(super) const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 pub(super) const RST_STREAM: u8 = 3;
 pub(super) const SETTINGS: u8 = 4;
-const PING: u8 = 6;
+pub(super) const PING: u8 = 6;
 pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
-const ACK: u8 = 1;
+pub(super) const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 pub(super) const HEADER_BYTES: usize = 9;

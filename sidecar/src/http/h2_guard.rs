@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::h2_budget::Budget;
 use super::h2_frames::{
-    DATA, FrameHeader, Frames, GOAWAY, HEADER_BYTES, HEADERS, PREFACE_BYTES, RST_STREAM,
+    ACK, DATA, FrameHeader, Frames, GOAWAY, HEADER_BYTES, HEADERS, PING, PREFACE_BYTES, RST_STREAM,
     WINDOW_UPDATE,
 };
 use crate::worker::now;
@@ -101,7 +101,8 @@ pub(crate) struct Guarded<S> {
     highest: u32,
     /// How many streams the library may keep back.
     kept_back_limit: u32,
-    /// The last stream that is served, once it was told; then what is said of later ones is left out.
+    /// The last stream that is served, once it was told that there is one; then what is said of later ones
+    /// is left out.
     last_stream: Option<u32>,
     leaving_out: Option<LeavingOut>,
     watch: Rc<Watch>,
@@ -189,11 +190,16 @@ struct LeavingOut {
     /// How many bytes of a payload are passed on, or left out.
     passing: u32,
     leaving: u32,
+    /// The highest stream so far.
+    highest: u32,
+    /// What is to be passed on and had no place yet.
+    kept: Vec<u8>,
 }
 
 impl LeavingOut {
-    /// Gives what is left of `bytes`.
-    fn filter(&mut self, mut bytes: &[u8], last_stream: u32) -> Vec<u8> {
+    /// Gives what is left of `bytes`. Which stream is the last, the library decides when the client has
+    /// answered its PING, and tells it only after whatever came behind that: so it is decided here too.
+    fn filter(&mut self, mut bytes: &[u8], last_stream: &mut u32) -> Vec<u8> {
         let mut kept = Vec::with_capacity(bytes.len() + HEADER_BYTES);
         let take = |bytes: &mut &[u8], count: usize| {
             let (head, rest) = bytes.split_at(count.min(bytes.len()));
@@ -216,7 +222,13 @@ impl LeavingOut {
                 };
                 self.header.clear();
                 let frame = FrameHeader::read(header);
-                let is_late = frame.stream > last_stream;
+                if frame.kind == HEADERS {
+                    self.highest = self.highest.max(frame.stream);
+                }
+                if frame.kind == PING && frame.flags & ACK != 0 {
+                    *last_stream = self.highest.min(*last_stream);
+                }
+                let is_late = frame.stream > *last_stream;
                 if is_late && matches!(frame.kind, RST_STREAM | WINDOW_UPDATE) {
                     self.leaving = frame.length;
                 } else {
@@ -233,27 +245,24 @@ impl LeavingOut {
 fn poll_filtered<S: AsyncRead + Unpin>(
     stream: &mut S,
     leaving_out: &mut LeavingOut,
-    last_stream: u32,
+    last_stream: &mut u32,
     cx: &mut Context<'_>,
     buf: &mut ReadBuf<'_>,
 ) -> Poll<io::Result<()>> {
     loop {
-        // A header that was held back may come with what is read now.
-        let room = buf.remaining().saturating_sub(HEADER_BYTES);
-        let mut bytes = vec![0; room.min(4096)];
-        if bytes.is_empty() {
-            return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+        let kept = &mut leaving_out.kept;
+        if !kept.is_empty() {
+            let fits = kept.len().min(buf.remaining());
+            buf.put_slice(kept.drain(..fits).as_slice());
+            return Poll::Ready(Ok(()));
         }
+        let mut bytes = [0; 4096];
         let mut part = ReadBuf::new(&mut bytes);
         ready!(Pin::new(&mut *stream).poll_read(cx, &mut part))?;
         if part.filled().is_empty() {
             return Poll::Ready(Ok(()));
         }
-        let kept = leaving_out.filter(part.filled(), last_stream);
-        if !kept.is_empty() {
-            buf.put_slice(&kept);
-            return Poll::Ready(Ok(()));
-        }
+        leaving_out.kept = leaving_out.filter(part.filled(), last_stream);
     }
 }
 
@@ -271,10 +280,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let before = buf.filled().len();
         if this.last_stream.is_some() && this.leaving_out.is_none() && this.received.have == 0 {
             // What has begun was given to the library, and goes on to it.
-            let passing = this.received.left;
-            this.leaving_out = Some(LeavingOut { passing, ..LeavingOut::default() });
+            let (passing, highest) = (this.received.left, this.highest);
+            this.leaving_out = Some(LeavingOut { passing, highest, ..LeavingOut::default() });
         }
-        let polled = match (this.last_stream, &mut this.leaving_out) {
+        let polled = match (&mut this.last_stream, &mut this.leaving_out) {
             (Some(last), Some(leaving_out)) => {
                 poll_filtered(&mut this.stream, leaving_out, last, cx, buf)
             }
@@ -309,7 +318,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
                     && let Some((last, _)) = payload.split_first_chunk()
                 {
                     let last = u32::from_be_bytes(*last) & LAST_STREAM;
-                    *last_stream = Some(last).filter(|last| *last != LAST_STREAM).or(*last_stream);
+                    *last_stream = Some(last_stream.unwrap_or(LAST_STREAM).min(last));
                 }
             });
         }
@@ -350,8 +359,30 @@ mod tests {
         for size in 1..=all.len() {
             let mut leaving_out = LeavingOut::default();
             let got: Vec<u8> =
-                all.chunks(size).flat_map(|part| leaving_out.filter(part, 5)).collect();
+                all.chunks(size).flat_map(|part| leaving_out.filter(part, &mut 5)).collect();
             assert_eq!(got, kept, "in parts of {size}");
+        }
+    }
+
+    #[test]
+    fn which_stream_is_the_last_is_decided_by_the_answer_to_the_ping() {
+        let mut answer = frame(PING, 0, 8);
+        answer[4] = ACK;
+        let all = [
+            frame(HEADERS, 3, 5),
+            frame(WINDOW_UPDATE, 3, 4),
+            answer,
+            frame(HEADERS, 5, 5),
+            frame(WINDOW_UPDATE, 5, 4),
+            frame(WINDOW_UPDATE, 3, 4),
+        ];
+        let kept = [&all[0][..], &all[1], &all[2], &all[3], &all[5]].concat();
+        let all = all.concat();
+        for size in 1..=all.len() {
+            let (mut leaving_out, mut last) = (LeavingOut::default(), LAST_STREAM);
+            let got: Vec<u8> =
+                all.chunks(size).flat_map(|part| leaving_out.filter(part, &mut last)).collect();
+            assert_eq!((got, last), (kept.clone(), 3), "in parts of {size}");
         }
     }
 }

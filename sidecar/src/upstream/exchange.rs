@@ -64,6 +64,9 @@ pub(super) enum Failure {
 
 /// How often a request is sent again on another connection.
 const AGAIN: usize = 2;
+/// How often one that an endpoint did not look at is sent again: many connections may end at once, and it
+/// does no harm.
+const UNSEEN_AGAIN: usize = 8;
 /// How many interim responses an endpoint may send before the one.
 const INTERIM_LIMIT: usize = 16;
 
@@ -81,7 +84,7 @@ pub(crate) async fn exchange(
     }
     let alpn = call.protocol(target)?;
     let (mut tried, mut last) = (Vec::new(), Denial::NoEndpoint);
-    let (mut again, mut fresh) = (0, false);
+    let (mut again, mut unseen, mut fresh) = (0, 0, false);
     loop {
         let Some(chosen) = target.balancer.choose(&tried) else {
             return Err(last);
@@ -106,7 +109,11 @@ pub(crate) async fn exchange(
             }
             // Others that wait may be as stale; over a new one it cannot happen again.
             Err(Failure::Stale) if again < AGAIN && call.may_be_repeated() => fresh = true,
-            Err(Failure::Unseen) if again < AGAIN && call.rewind() => {}
+            Err(Failure::Unseen) if unseen < UNSEEN_AGAIN && call.rewind() => {
+                unseen += 1;
+                worker.metrics.upstream_retries.increment();
+                continue;
+            }
             Err(Failure::NotConnected(denial)) => return Err(denial),
             Err(Failure::Stale | Failure::Unseen) => return Err(Denial::UpstreamBroken),
         }
