@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use pki::{HOUR, Leaf, List, WEB, World, at, ca_params, crl_pem, leaf_params, unix};
+use pki::{HOUR, Leaf, List, WEB, World, at, ca_params, carry, crl_pem, leaf_params, unix};
 use rcgen::{ExtendedKeyUsagePurpose, IsCa};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::time_provider::TimeProvider;
@@ -62,19 +62,7 @@ impl Refused {
 
 /// Carries what `from` has to say to `to`, and the alert back when `to` refuses it.
 fn deliver(from: &mut Connection, to: &mut Connection) -> Result<(), Refused> {
-    let send = |from: &mut Connection, to: &mut Connection| {
-        let mut bytes = Vec::new();
-        while from.wants_write() {
-            from.write_tls(&mut bytes).unwrap();
-        }
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            to.read_tls(&mut rest).unwrap();
-            to.process_new_packets()?;
-        }
-        Ok(())
-    };
-    send(from, to).map_err(|error| match send(to, from) {
+    carry(from, to).map_err(|error| match carry(to, from) {
         Err(Error::AlertReceived(alert)) => Refused { error, alert },
         other => panic!("{error:?} told the other end {other:?}"),
     })

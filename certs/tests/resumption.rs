@@ -11,7 +11,7 @@ mod pki;
 
 use std::sync::Arc;
 
-use pki::{HOUR, Leaf, List, WEB, World, unix};
+use pki::{HOUR, Leaf, List, WEB, World, carry, unix};
 use rustls::HandshakeKind::{Full, Resumed};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ClientConnection, Connection, Error, ServerConfig, ServerConnection};
@@ -60,23 +60,11 @@ fn meet(client: &Arc<ClientConfig>, server: &Server, name: &str) -> (Connection,
     let mut client: Connection = ClientConnection::new(client.clone(), name).unwrap().into();
     let mut server: Connection = ServerConnection::new(Arc::new(config)).unwrap().into();
     while client.wants_write() || server.wants_write() {
-        carry(&mut client, &mut server);
-        carry(&mut server, &mut client);
+        carry(&mut client, &mut server).unwrap();
+        carry(&mut server, &mut client).unwrap();
     }
     assert!(!client.is_handshaking() && !server.is_handshaking());
     (client, server)
-}
-
-fn carry(from: &mut Connection, to: &mut Connection) {
-    let mut bytes = Vec::new();
-    while from.wants_write() {
-        from.write_tls(&mut bytes).unwrap();
-    }
-    let mut rest = bytes.as_slice();
-    while !rest.is_empty() {
-        to.read_tls(&mut rest).unwrap();
-        to.process_new_packets().unwrap();
-    }
 }
 
 /// What `then` says of a client whose session began with `first`, at a time in seconds from now.

@@ -8,6 +8,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, SigningKey,
 };
+use rustls::Connection;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use weft_certs::TrustStore;
@@ -31,6 +32,20 @@ pub(crate) fn at(seconds: i64) -> OffsetDateTime {
 
 pub(crate) fn unix(seconds: i64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(NOW.saturating_add_signed(seconds)))
+}
+
+/// Carries what `from` has to say to `to`, as far as `to` takes it.
+pub(crate) fn carry(from: &mut Connection, to: &mut Connection) -> Result<(), rustls::Error> {
+    let mut bytes = Vec::new();
+    while from.wants_write() {
+        from.write_tls(&mut bytes).unwrap();
+    }
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        to.read_tls(&mut rest).unwrap();
+        to.process_new_packets()?;
+    }
+    Ok(())
 }
 
 /// An authority with its certificate and key.
