@@ -6,12 +6,9 @@ use weft_integration::port;
 use weft_integration::process::{Process, counterpart, run, tool};
 
 const LIMIT: u32 = 7;
-/// The same for calls that come all at once. grpcio sends a call again that came too late for its connection, but
-/// not one that came too late twice.
-const LIMIT_AT_ONCE: u32 = 40;
 
-fn start(wanted: Wanted, limit: u32) -> Pair {
-    Pair::start(&Wanted { request_limit: Some(limit), ..wanted })
+fn start(wanted: Wanted) -> Pair {
+    Pair::start(&Wanted { request_limit: Some(LIMIT), ..wanted })
 }
 
 /// How many connections a sidecar has taken.
@@ -22,7 +19,7 @@ fn connections(sidecar: &Sidecar) -> u64 {
 #[test]
 fn a_connection_brings_so_many_requests_and_none_is_lost() {
     const TIMES: u32 = 40;
-    let pair = start(Wanted::http1(Backend::telling_heads().port), LIMIT);
+    let pair = start(Wanted::http1(Backend::telling_heads().port));
     let before = [&pair.caller, &pair.callee].map(connections);
     let mut curl = tool("curl");
     curl.args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code} "]);
@@ -40,7 +37,7 @@ fn calls_under_way_are_served_when_their_connection_ends() {
     let service =
         Process::start("grpc_service.py", counterpart("grpc_service.py").arg(port.to_string()));
     service.line_with("ready");
-    let mut pair = start(Wanted::http2(port), LIMIT_AT_ONCE);
+    let mut pair = start(Wanted::http2(port));
     run(counterpart("grpc_caller.py").arg(pair.caller.port.to_string()).arg("many"));
     for sidecar in [&pair.caller, &pair.callee] {
         let connections = connections(sidecar);

@@ -7,6 +7,7 @@ pub(crate) mod fields;
 pub(crate) mod h1;
 pub(crate) mod h2;
 mod h2_budget;
+mod h2_ending;
 mod h2_frames;
 pub(crate) mod h2_guard;
 pub(crate) mod head;
