@@ -51,11 +51,12 @@ pub(crate) fn quoted() -> Vec<Twin> {
 
 /// What breaks a rule, and yet has no trace in what the service gets (RFC 9113, sections 8.1 and 8.3.1;
 /// RFC 3986, section 3.1).
-pub(crate) fn passed_over() -> Vec<Twin> {
-    let refused = Wanted::Refused;
+/// `wanted` says what should become of each, given how it looks without what breaks the rule.
+pub(crate) fn passed_over(wanted: impl Fn(&'static str) -> Wanted) -> Vec<Twin> {
     let trailers = [(":path", "/smuggled"), (":method", "GET"), (":status", "200")];
-    let trailers = trailers.iter().map(|trailer| with_trailer(*trailer, refused));
-    let targets = ["/x#/../y", "/#", "/x?y#z"].map(|path| changed(":path", Some(path), refused));
+    let trailers = trailers.iter().map(|trailer| with_trailer(*trailer, wanted("POST / a hello")));
+    let targets = [("/x#/../y", "GET /x a"), ("/#", "GET / a"), ("/x?y#z", "GET /x?y a")];
+    let targets = targets.map(|(path, told)| changed(":path", Some(path), wanted(told)));
     trailers.chain(targets).collect()
 }
 
