@@ -23,6 +23,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 pub(crate) struct Caller {
     sender: SendRequest<Empty<Bytes>>,
     authority: String,
+    connection: tokio::task::JoinHandle<()>,
 }
 
 /// An answer.
@@ -57,8 +58,9 @@ impl Caller {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
             .await
             .map_err(|error| error.to_string())?;
-        tokio::spawn(connection);
-        Ok(Self { sender, authority: target.to_string() })
+        // However it ends, it has ended.
+        let connection = tokio::spawn(async { drop(connection.await) });
+        Ok(Self { sender, authority: target.to_string(), connection })
     }
 
     /// Asks for a path.
@@ -80,6 +82,16 @@ impl Caller {
         tokio::time::timeout(PATIENCE, exchange)
             .await
             .map_err(|_| format!("no answer within {PATIENCE:?}"))?
+    }
+}
+
+impl Caller {
+    /// Waits until the other side has ended the connection.
+    pub(crate) async fn ended(self) -> Result<(), String> {
+        let kept = self.sender;
+        let ended = tokio::time::timeout(PATIENCE, self.connection).await;
+        drop(kept);
+        ended.map(drop).map_err(|_| format!("it was still open after {PATIENCE:?}"))
     }
 }
 

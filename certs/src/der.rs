@@ -61,6 +61,17 @@ impl<'a> Elements<'a> {
     }
 }
 
+/// A SEQUENCE with this content.
+pub(crate) fn sequence(content: &[u8]) -> Vec<u8> {
+    let digits = content.len().to_be_bytes();
+    let digits: Vec<u8> = digits.into_iter().skip_while(|digit| *digit == 0).collect();
+    let header = match (content.len(), u8::try_from(digits.len())) {
+        (short @ 0..0x80, _) => vec![SEQUENCE, u8::try_from(short).unwrap_or_default()],
+        (_, count) => [&[SEQUENCE, 0x80 | count.unwrap_or_default()], digits.as_slice()].concat(),
+    };
+    [header.as_slice(), content].concat()
+}
+
 /// A `Time` as seconds since 1970.
 pub(crate) fn time(element: Element<'_>) -> Option<u64> {
     let text = std::str::from_utf8(element.content).ok()?.strip_suffix('Z')?;

@@ -62,18 +62,23 @@ impl Issuer {
 
     /// Whether it signed this certificate or list.
     pub(crate) fn signed(&self, structure: &[u8]) -> bool {
-        let key = SubjectPublicKeyInfoDer::from(self.public_key.as_slice());
-        let Ok(key) = webpki::RawPublicKeyEntity::try_from(&key) else {
-            return false;
-        };
-        parts(structure).is_some_and(|(body, algorithm, signature)| {
-            ALGORITHMS
-                .all
-                .iter()
-                .filter(|candidate| candidate.signature_alg_id().as_ref() == algorithm)
-                .any(|candidate| key.verify_signature(*candidate, body, signature).is_ok())
-        })
+        signed(&self.public_key, structure)
     }
+}
+
+/// Whether the key (`SubjectPublicKeyInfo`) signed this certificate or list.
+pub(crate) fn signed(public_key: &[u8], structure: &[u8]) -> bool {
+    let key = SubjectPublicKeyInfoDer::from(public_key);
+    let Ok(key) = webpki::RawPublicKeyEntity::try_from(&key) else {
+        return false;
+    };
+    parts(structure).is_some_and(|(body, algorithm, signature)| {
+        ALGORITHMS
+            .all
+            .iter()
+            .filter(|candidate| candidate.signature_alg_id().as_ref() == algorithm)
+            .any(|candidate| key.verify_signature(*candidate, body, signature).is_ok())
+    })
 }
 
 /// The roots, and those of `beside` that one of them signed.

@@ -3,7 +3,7 @@
 //! [`Authority`] signs certificates and revocation lists; [`request`] is the other side of that
 //! counter. [`TrustStore`] is what a peer's certificate is checked against, [`CrlIndex`] the part of
 //! it that knows what was revoked, and [`tls`] turns both into rustls configurations. A finished
-//! handshake is worth a [`VerifiedPeer`]. [`rotation`] says when a certificate is due for renewal.
+//! handshake is worth a [`VerifiedPeer`], for as long as its [`Proof`] stands. [`rotation`] says when a certificate is due for renewal.
 //!
 //! Private keys never leave the workload that made them, are written with mode 0600, and have no
 //! `Debug` form.
@@ -12,6 +12,7 @@ mod authority;
 mod der;
 mod issuer;
 mod peer;
+mod proof;
 pub mod request;
 mod revocation;
 pub mod rotation;
@@ -21,5 +22,6 @@ mod verify;
 
 pub use authority::{Authority, AuthorityError, AuthorityFiles, Issued, Revoked, describe_crl};
 pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, validity};
+pub use proof::{LinkId, Proof, Withdrawn};
 pub use revocation::{CrlError, CrlIndex, Revocation, RevocationPolicy, Role};
-pub use store::{TrustError, TrustStore};
+pub use store::{Standing, TrustError, TrustStore};

@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 
 use crate::der::{self, Elements};
 use crate::issuer::{self, Issuer};
+use crate::proof::LinkId;
 
 /// The most revoked certificates in all lists together.
 const ENTRY_LIMIT: usize = 10_000_000;
@@ -202,6 +203,23 @@ impl CrlIndex {
             return Revocation::Expired;
         }
         Revocation::Good
+    }
+
+    /// What these lists revoke and those of `previous` did not.
+    pub(crate) fn revoked_since(&self, previous: Option<&Self>) -> impl Iterator<Item = LinkId> {
+        self.issuers.iter().flat_map(move |(issuer, lists)| {
+            let before = previous.and_then(|previous| previous.issuers.get(issuer));
+            let before = before.map_or(&[][..], Vec::as_slice);
+            // Most lists stay as they are.
+            let held = |list: &Arc<IssuerList>| before.iter().any(|held| Arc::ptr_eq(held, list));
+            let new = lists.iter().filter(move |list| !held(list));
+            let was_revoked = |serial: &Serial| {
+                before.iter().any(|list| list.serials.binary_search(serial).is_ok())
+            };
+            new.flat_map(|list| list.serials.iter())
+                .filter(move |serial| !was_revoked(serial))
+                .map(|serial| LinkId::certificate(issuer, serial))
+        })
     }
 
     /// How many serial numbers are held.

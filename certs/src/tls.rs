@@ -165,7 +165,13 @@ impl Server {
         &self.config
     }
 
-    /// The certificate of the client of a finished handshake, and whether it is still good is checked where
+    /// By which store clients are checked; none where they are not asked.
+    #[must_use]
+    pub fn trust(&self) -> Option<&TrustStore> {
+        self.clients.as_ref().map(|clients| clients.trust())
+    }
+
+    /// The certificates of the client of a finished handshake, leaf first, and whether it is still good is checked where
     /// the handshake did not: when a session was resumed. None when it was not asked, or declined.
     ///
     /// # Errors
@@ -174,19 +180,19 @@ impl Server {
         &self,
         session: &'s CommonState,
         now: UnixTime,
-    ) -> Result<Option<&'s CertificateDer<'static>>, rustls::Error> {
+    ) -> Result<Option<&'s [CertificateDer<'static>]>, rustls::Error> {
         let Some(clients) = &self.clients else {
             // What it once showed to a server that asked proves nothing here.
             return Ok(None);
         };
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
         match session.peer_certificates() {
-            Some([leaf, above @ ..]) => {
+            Some(chain @ [leaf, above @ ..]) => {
                 if resumed && let Err(error) = clients.verify_client_cert(leaf, above, now) {
                     self.tickets.0.untaken.store(UNTAKEN, Relaxed);
                     return Err(error);
                 }
-                Ok(Some(leaf))
+                Ok(Some(chain))
             }
             Some([]) | None if clients.client_auth_mandatory() => {
                 Err(rustls::Error::NoCertificatesPresented)
@@ -230,6 +236,12 @@ impl Client {
     #[must_use]
     pub fn config(&self) -> &Arc<ClientConfig> {
         &self.config
+    }
+
+    /// By which store servers are checked.
+    #[must_use]
+    pub fn trust(&self) -> &TrustStore {
+        self.servers.trust()
     }
 
     /// What a handshake is done with that resumes nothing: for when [`Self::check_server`] has refused, since

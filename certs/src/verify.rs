@@ -38,6 +38,10 @@ impl Verifier {
         Self { trust, names, hints, mandatory }
     }
 
+    pub(crate) fn trust(&self) -> &TrustStore {
+        &self.trust
+    }
+
     /// Checks all but the names.
     fn verify<'a>(
         &self,

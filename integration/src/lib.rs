@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod alone;
+pub mod authority;
 pub mod backend;
 pub mod bootstrap;
 pub mod curl;
@@ -21,5 +22,6 @@ pub mod pair;
 pub mod port;
 pub mod process;
 pub mod recording;
+pub mod tls_caller;
 pub mod usage;
 pub mod wait;

@@ -149,7 +149,7 @@ async fn spoken(target: &Target, worker: &Worker) -> Option<Spoken> {
     };
     let address = target.balancer.choose(&[])?.address;
     let slot = worker.pools.slots.take(target, address)?;
-    let connecting = connector::connect(target, address, Alpn::None, worker.shared.mark);
+    let connecting = connector::connect(target, address, Alpn::None, worker);
     let stream = Box::pin(connecting).await.ok()?;
     worker.metrics.upstream_connections.increment();
     let mut first = [0; 5];

@@ -26,6 +26,7 @@ mod reply;
 mod route;
 mod serve;
 mod serve_http2;
+mod standing;
 mod stream;
 mod tls;
 mod upstream;

@@ -11,6 +11,8 @@ pub struct Metrics {
     pub(crate) connections: Counter,
     pub(crate) connections_open: Counter,
     pub(crate) connections_refused: Counter,
+    pub(crate) connections_revoked: Counter,
+    pub(crate) connections_expired: Counter,
     pub(crate) floods: Counter,
     pub(crate) windows_refused: Counter,
     pub(crate) spoken_first: Counter,
@@ -56,6 +58,38 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
         sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add)
     };
     let mut page = Page::default();
+    connections(&sets, &mut page);
+    page.counter("weft_sidecar_requests", "Requests served.", sum(&|m| m.requests.get()));
+    page.gauge(
+        "weft_sidecar_requests_open",
+        "Requests being served.",
+        sum(&|m| m.requests_open.get()),
+    );
+    refusals(&sets, &mut page);
+    page.counter(
+        "weft_sidecar_upstream_connections",
+        "Connections opened.",
+        sum(&|m| m.upstream_connections.get()),
+    );
+    page.counter(
+        "weft_sidecar_upstream_retries",
+        "Requests sent again.",
+        sum(&|m| m.upstream_retries.get()),
+    );
+    page.histogram(
+        "weft_sidecar_request_seconds",
+        "How long requests took.",
+        sets.iter().map(|set| &set.duration),
+    );
+    weft_runtime::metrics::process(&mut page);
+    page
+}
+
+/// What became of connections.
+fn connections(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
+    let sum = |pick: &dyn Fn(&Metrics) -> u64| {
+        sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add)
+    };
     page.counter("weft_sidecar_connections", "Connections served.", sum(&|m| m.connections.get()));
     page.gauge(
         "weft_sidecar_connections_open",
@@ -66,6 +100,16 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
         "weft_sidecar_connections_refused",
         "Connections refused.",
         sum(&|m| m.connections_refused.get()),
+    );
+    page.counter(
+        "weft_sidecar_connections_revoked",
+        "Connections ended because what their peers had proved was withdrawn.",
+        sum(&|m| m.connections_revoked.get()),
+    );
+    page.counter(
+        "weft_sidecar_connections_expired",
+        "Connections that took no more requests because a certificate of their peers had ended.",
+        sum(&|m| m.connections_expired.get()),
     );
     page.counter(
         "weft_sidecar_floods",
@@ -97,30 +141,6 @@ pub fn page(registry: &Registry<Metrics>) -> Page {
         "TLS handshakes refused.",
         sum(&|m| m.handshakes_failed.get()),
     );
-    page.counter("weft_sidecar_requests", "Requests served.", sum(&|m| m.requests.get()));
-    page.gauge(
-        "weft_sidecar_requests_open",
-        "Requests being served.",
-        sum(&|m| m.requests_open.get()),
-    );
-    refusals(&sets, &mut page);
-    page.counter(
-        "weft_sidecar_upstream_connections",
-        "Connections opened.",
-        sum(&|m| m.upstream_connections.get()),
-    );
-    page.counter(
-        "weft_sidecar_upstream_retries",
-        "Requests sent again.",
-        sum(&|m| m.upstream_retries.get()),
-    );
-    page.histogram(
-        "weft_sidecar_request_seconds",
-        "How long requests took.",
-        sets.iter().map(|set| &set.duration),
-    );
-    weft_runtime::metrics::process(&mut page);
-    page
 }
 
 /// What became of requests, by status and by reason.

@@ -34,7 +34,7 @@ pub(crate) async fn carry(
         tracing::debug!(%from, %address, "max_connections is used up");
         return weft_runtime::socket::reset_on_close(client.tcp());
     };
-    match connector::connect(&target, address, Alpn::None, worker.shared.mark).await {
+    match connector::connect(&target, address, Alpn::None, worker).await {
         Ok(mut endpoint) => {
             worker.metrics.upstream_connections.increment();
             let moved = copy_bidirectional(&mut client, &mut endpoint).await;

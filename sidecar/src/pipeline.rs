@@ -32,6 +32,7 @@ use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Tar
 use crate::record::Record;
 pub(crate) use crate::reply::Reply;
 use crate::route::{Routed, rewritten, route};
+use crate::standing::Standing;
 use crate::stream::Stream;
 use crate::tls::Alpn;
 use crate::tls::acceptor;
@@ -52,6 +53,8 @@ pub(crate) struct Connection {
     pub(crate) destination: SocketAddr,
     pub(crate) peer: Option<VerifiedPeer>,
     proved: Option<ProvedFields>,
+    /// Whether what the peer proved still stands; none where it proved nothing.
+    standing: Option<Rc<Standing>>,
     kind: TransportKind,
     is_tls: bool,
     listener: Name,
@@ -107,11 +110,13 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
             let listener = serving.listener.name.clone();
             let idle = Rc::new(Cell::new(false));
             let is_tls = !matches!(stream, Stream::Plain(_));
+            let standing = stream.standing().cloned();
             let connection = Rc::new(Connection {
                 client,
                 destination,
                 peer,
                 proved,
+                standing,
                 kind,
                 is_tls,
                 listener,
@@ -137,7 +142,7 @@ async fn secure(
         Tls::Broken => return None,
     };
     // What each stage needs for itself is apart, so that a connection that waits does not carry it.
-    let handshake = Box::pin(acceptor::accept(config, stream));
+    let handshake = Box::pin(acceptor::accept(config, stream, worker));
     match tokio::time::timeout(worker.shared.limits.handshake, handshake).await {
         Ok(Ok(accepted)) => {
             worker.metrics.handshakes.increment();
@@ -348,6 +353,30 @@ impl Connection {
         match &plan.listener(&self.listener)?.chain(self.destination, self.kind)?.service {
             Service::Http(http) => Some(http),
             Service::Tcp(_) => None,
+        }
+    }
+
+    /// Whether no request may be begun over it any more.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.standing.as_ref().is_some_and(|standing| standing.is_leaving())
+    }
+
+    /// Resolves when no request may be begun over it any more.
+    pub(crate) async fn leaves(&self) {
+        match &self.standing {
+            Some(standing) => standing.leaves().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Resolves when it must end at once. Whoever asks tells the client of it, and closes.
+    pub(crate) async fn ends(&self) {
+        match &self.standing {
+            Some(standing) => {
+                standing.will_bid_farewell();
+                standing.ends().await;
+            }
+            None => std::future::pending().await,
         }
     }
 

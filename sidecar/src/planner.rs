@@ -1,4 +1,5 @@
-//! The control work of a sidecar: from every snapshot a plan, from every issuer its keys.
+//! The control work of a sidecar: from every snapshot a plan, and another when a file of it changes; from
+//! every issuer its keys.
 //!
 //! Keys are fetched beside it: an issuer that is slow holds up neither a change of configuration nor
 //! the keys of another.
@@ -18,10 +19,10 @@ use crate::authenticate::fetch::{Wanted, fetch};
 use crate::authenticate::keys::KeyStore;
 use crate::plan::{Builder, Plan};
 
-/// How often due key sets are looked for.
-const TICK: Duration = Duration::from_millis(500);
+/// How often due key sets, and files that have changed, are looked for.
+const TICK: Duration = Duration::from_millis(250);
 
-/// Publishes a plan for every snapshot, and again when keys were fetched, until the sender of
+/// Publishes a plan for every snapshot, and again when keys were fetched or a file changed, until the sender of
 /// snapshots is gone. `problems` gets what could not be built.
 pub async fn run(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -65,7 +66,7 @@ pub async fn run(
                 under_way.remove(&fetched.uri);
                 keys.fetched(&fetched.uri, outcome, fetched.cache, now())
             }
-            () = tokio::time::sleep(TICK), if !wanted.is_empty() => false,
+            () = tokio::time::sleep(TICK) => builder.is_outdated(),
         };
     }
 }

@@ -42,7 +42,8 @@ pub(crate) async fn http1(
                 return Box::pin(refuse(denial, reader, writer)).await;
             }
         };
-        let is_last = allowance.is_spent_by_one_more() || worker.is_draining();
+        let is_last =
+            allowance.is_spent_by_one_more() || worker.is_draining() || connection.is_leaving();
         let mut reply = Reply::Http1(Http1Reply {
             writer: &mut writer,
             version: request.head.version,
@@ -107,12 +108,19 @@ async fn next_request(
         reader.rest();
         writer.rest();
         connection.idle.set(true);
-        let first = tokio::time::timeout(settings.timeouts.idle, reader.half.readable()).await;
+        let first = tokio::time::timeout(settings.timeouts.idle, async {
+            tokio::select! {
+                biased;
+                () = connection.leaves() => None,
+                readable = reader.half.readable() => Some(readable),
+            }
+        });
+        let first = first.await;
         connection.idle.set(false);
         match first {
-            Err(_) => return Err(HeadError::Closed),
-            Ok(Err(_)) => return Err(HeadError::Broken),
-            Ok(Ok(())) => {}
+            Err(_) | Ok(None) => return Err(HeadError::Closed),
+            Ok(Some(Err(_))) => return Err(HeadError::Broken),
+            Ok(Some(Ok(()))) => {}
         }
     }
     let reading = read_request(reader, &settings.limits, settings.desync);

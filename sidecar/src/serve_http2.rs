@@ -55,18 +55,19 @@ pub(crate) async fn serve(
     }
     let open = Rc::<Cell<usize>>::default();
     let drain = worker.shared.drain.clone();
-    let ending = ending(settings, &drain, &watch, &open);
-    tokio::pin!(ending);
+    let ending = ending(settings, &connection, &drain, &watch, &open);
     let stuck = watch.stuck(settings.timeouts.head);
-    tokio::pin!(stuck);
-    let gone = farewell(&open);
-    tokio::pin!(gone);
+    let (fallen, gone) = (connection.ends(), farewell(&open));
+    tokio::pin!(ending, stuck, fallen, gone);
     let (mut is_told, mut oversized) = (false, 0);
     let mut left = settings.limits.requests_per_connection;
     let reason = loop {
         let next = tokio::select! {
-            next = streams.accept() => next,
+            biased;
+            // First, since what wakes it ends the reading too.
+            () = &mut fallen => break h2::Reason::INADEQUATE_SECURITY,
             reason = &mut over => break reason,
+            next = streams.accept() => next,
             () = &mut stuck => break h2::Reason::NO_ERROR,
             () = &mut gone, if is_told => return,
             () = &mut ending, if !is_told => {
@@ -152,11 +153,12 @@ fn builder(settings: &HttpService, window_bytes: u32) -> h2::server::Builder {
     builder
 }
 
-/// Resolves when the connection should take no more requests: the process ends, it is too old, or it
-/// has had neither a stream nor a frame for too long (which may last up to twice as long: it is looked
+/// Resolves when the connection should take no more requests: the process ends, the client's certificate
+/// has, it is too old, or it has had neither a stream nor a frame for too long (which may last up to twice as long: it is looked
 /// at in intervals, so that frames cost no clock).
 async fn ending(
     settings: &HttpService,
+    connection: &Connection,
     drain: &weft_runtime::drain::Drain,
     watch: &Watch,
     open: &Cell<usize>,
@@ -180,6 +182,7 @@ async fn ending(
         () = aged => {}
         () = idle => {}
         () = drain.reached(Phase::Draining) => {}
+        () = connection.leaves() => {}
     }
 }
 

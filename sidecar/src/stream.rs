@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::standing::{Enrolled, Standing};
 use crate::tls::stream::TlsStream;
 
 /// How often the end of a connection is looked for behind bytes that nobody reads.
@@ -20,7 +21,50 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream>),
+    Tls(Secured),
+}
+
+/// A connection under TLS, which ends when its peer is not who it was any more.
+#[derive(Debug)]
+pub(crate) struct Secured {
+    /// None where the peer proved nothing. Gone before the socket is.
+    enrolled: Option<Enrolled>,
+    tls: Box<TlsStream>,
+}
+
+impl Secured {
+    /// A connection whose handshake is done.
+    pub(crate) fn new(tls: Box<TlsStream>, enrolled: Option<Enrolled>) -> Self {
+        Self { enrolled, tls }
+    }
+
+    fn standing(&self) -> Option<&Rc<Standing>> {
+        self.enrolled.as_ref().map(|enrolled| &enrolled.standing)
+    }
+
+    /// The connection to read from: nothing is taken from a peer that has fallen, not even what it sent
+    /// before.
+    fn reading(&mut self) -> io::Result<Pin<&mut TlsStream>> {
+        match self.standing() {
+            Some(standing) if standing.is_ended() => Err(self.fallen()),
+            _ => Ok(Pin::new(&mut self.tls)),
+        }
+    }
+
+    /// The connection to write to.
+    fn writing(&mut self) -> io::Result<Pin<&mut TlsStream>> {
+        match self.standing() {
+            Some(standing) if standing.is_silenced() => Err(self.fallen()),
+            _ => Ok(Pin::new(&mut self.tls)),
+        }
+    }
+
+    fn fallen(&self) -> io::Error {
+        if self.standing().is_some_and(|standing| standing.is_silenced()) {
+            weft_runtime::socket::reset_on_close(self.tls.tcp());
+        }
+        io::Error::new(io::ErrorKind::ConnectionAborted, "its peer is trusted no more")
+    }
 }
 
 impl Stream {
@@ -28,7 +72,7 @@ impl Stream {
     pub(crate) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.tcp(),
+            Self::Tls(secured) => secured.tls.tcp(),
         }
     }
 
@@ -36,7 +80,15 @@ impl Stream {
     fn has_read_ahead(&self) -> bool {
         match self {
             Self::Plain(_) => false,
-            Self::Tls(tls) => tls.has_read_ahead(),
+            Self::Tls(secured) => secured.tls.has_read_ahead(),
+        }
+    }
+
+    /// How it stands with the connection; none where its peer proved nothing.
+    pub(crate) fn standing(&self) -> Option<&Rc<Standing>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(secured) => secured.standing(),
         }
     }
 }
@@ -49,7 +101,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => io.reading()?.poll_read(cx, buf),
         }
     }
 }
@@ -62,21 +114,21 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tls(io) => io.writing()?.poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Tls(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => io.writing()?.poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => io.writing()?.poll_shutdown(cx),
         }
     }
 }
@@ -125,6 +177,11 @@ impl Half {
             }
         })
         .await
+    }
+
+    /// Whether no request may be begun over it any more.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.0.borrow().standing().is_some_and(|standing| standing.is_leaving())
     }
 
     /// Lets the connection end by a reset.

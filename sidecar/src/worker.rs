@@ -4,12 +4,15 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
+use weft_certs::{Proof, TrustStore};
 use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 use weft_runtime::drain::{Drain, Live, Phase};
@@ -21,6 +24,7 @@ use crate::detect::Learned;
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Accepted, Connection};
 use crate::plan::{Plan, PlannedListener};
+use crate::standing::{self, Roll};
 use crate::upstream::Pools;
 use crate::windows::Windows;
 
@@ -71,6 +75,8 @@ pub(crate) struct Worker {
     pub(crate) windows: Windows,
     pub(crate) upstream_windows: Windows,
     pub(crate) learned: Learned,
+    /// The connections whose peers proved who they are.
+    roll: Rc<Roll>,
     plan: RefCell<Arc<Plan>>,
     draining: Cell<bool>,
     /// Connections that draining may end while they are idle.
@@ -114,6 +120,18 @@ impl Worker {
         Some(Enrolled(self, id))
     }
 
+    /// Has a connection stand for as long as its peer's proof does, which `trust` accepted.
+    pub(crate) fn enrol_proof(
+        &self,
+        socket: &TcpStream,
+        proof: Proof,
+        trust: &TrustStore,
+    ) -> standing::Enrolled {
+        // Not the worker's own plan, which may be the one before.
+        let latest = self.shared.plans.borrow().withdrawals.clone();
+        self.roll.enrol(socket.as_raw_fd(), proof, trust, &latest)
+    }
+
     /// Ends the connections that wait for a request.
     fn end_idle(&self) {
         self.draining.set(true);
@@ -142,6 +160,7 @@ pub async fn run(shared: Shared, number: usize) {
         live: Live::default(),
         pools: Pools::default(),
         learned: Learned::default(),
+        roll: Rc::default(),
         windows: Windows::new(shared.limits.window_bytes / 4 * 3),
         upstream_windows: Windows::new(shared.limits.window_bytes / 4),
         plan: RefCell::new(plan),
@@ -161,6 +180,7 @@ pub async fn run(shared: Shared, number: usize) {
                     break;
                 }
                 worker.plan.replace(plans.borrow_and_update().clone());
+                worker.roll.apply(&worker.plan().withdrawals, &worker.metrics);
                 sockets.follow(&worker);
                 worker.sweep();
             }
@@ -178,6 +198,8 @@ pub async fn run(shared: Shared, number: usize) {
 
 impl Worker {
     fn sweep(&self) {
+        let since_1970 = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.roll.tick(since_1970.as_secs(), &self.metrics);
         let plan = self.plan();
         self.pools.sweep(|id| plan.has_target(id));
     }
@@ -265,7 +287,7 @@ async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<Worker>)
 }
 
 fn take_in(
-    stream: tokio::net::TcpStream,
+    stream: TcpStream,
     client: SocketAddr,
     name: &Name,
     worker: &Rc<Worker>,

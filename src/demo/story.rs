@@ -51,7 +51,10 @@ pub(super) fn tell(
         ("IPv6 clients are served in the same way", Stage::ipv6),
         ("rules that somebody removes are back at once", Stage::repaired),
         ("a bad mesh.yaml is rejected with the reason, the old one serves", Stage::bad_mesh),
-        ("a revoked certificate is refused at the next handshake", Stage::revocation),
+        (
+            "a revoked certificate loses its live connection, and is refused from then on",
+            Stage::revocation,
+        ),
         ("control plane killed: traffic goes on", Stage::control_killed),
         ("how long requests take", Stage::measure),
     ];
@@ -183,24 +186,27 @@ impl Stage {
     }
 
     fn revocation(&mut self) -> Result<String, String> {
-        let tls = self.files.tls(Some(&self.leaver))?;
-        let before = self.client_host.run(get(web_address(), Some(tls.clone()), "/", None))??;
-        expect(before.status == 200, || format!("before it was revoked it got {}", before.status))?;
-        self.files.write_mesh(&MeshFile {
-            revocations: vec![self.leaver.serial.clone()],
-            ..self.mesh()
-        })?;
-        let mut reason = String::new();
-        wait("the revoked certificate is refused", || {
-            let outcome = self.client_host.run(get(web_address(), Some(tls.clone()), "/", None))?;
-            if let Err(error) = &outcome {
-                reason.clone_from(error);
-            }
-            Ok(outcome.is_err())
-        })?;
+        let (files, tls) = (&self.files, self.files.tls(Some(&self.leaver))?);
+        let revoking = MeshFile { revocations: vec![self.leaver.serial.clone()], ..self.mesh() };
+        let (cut, refused) = self.client_host.run(async {
+            let mut live = Caller::connect(web_address(), Some(tls.clone())).await?;
+            let status = live.get("/", None).await?.status;
+            expect(status == 200, || format!("before it was revoked it got {status}"))?;
+            files.write_mesh(&revoking)?;
+            let since = now();
+            live.ended().await?;
+            let cut = since.elapsed();
+            Ok::<_, String>((cut, get(web_address(), Some(tls), "/", None).await))
+        })??;
+        let Err(reason) = refused else {
+            return Err("the revoked certificate was taken once more".into());
+        };
         let other = self.ask(Some(&self.files.token()?))?;
         expect(other.status == 200, || format!("the other certificate got {}", other.status))?;
-        Ok(format!("the handshake ended: {reason}"))
+        Ok(format!(
+            "its connection was cut {} ms after mesh.yaml named it; the next handshake ended: {reason}",
+            cut.as_millis()
+        ))
     }
 
     fn control_killed(&mut self) -> Result<String, String> {

@@ -2,38 +2,48 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
-use weft_certs::TrustStore;
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
+use weft_certs::{CrlIndex, TrustStore};
 use weft_model::{
-    Action, Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService,
-    JwtPolicy, KeySource, Listener, Name, Route, RouteIndex, RouteMatch, RouteSource, RouteTable,
-    Secret, SecretSource, Snapshot, UpstreamTls, Validation, VirtualHost,
+    Action, Cluster, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService, JwtPolicy,
+    KeySource, Listener, Name, Route, RouteIndex, RouteMatch, RouteSource, RouteTable, Secret,
+    SecretSource, Snapshot, UpstreamTls, Validation, VirtualHost,
 };
 
+use super::files::{Files, Stamp};
 use super::{
-    Kept, Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, TargetTls, Tls,
-    is_servable,
+    Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, TargetSecrets, TargetTls,
+    Tls, is_servable,
 };
 use crate::authenticate::fetch::Wanted;
 use crate::authenticate::keys::{KeySet, KeyStore};
 use crate::authenticate::{PlannedProvider, Tokens};
 use crate::balance::Balancer;
+use crate::standing::Withdrawals;
 
 /// Builds one plan after the other, keeping what did not change.
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
-    kept: Kept,
     /// The last good trust store of each validation, so that a bad list leaves it in force.
-    trust: HashMap<String, Arc<TrustStore>>,
+    trust: HashMap<String, Trusted>,
+    files: Files,
+    withdrawals: Withdrawals,
     targets: HashMap<Name, Arc<Target>>,
     next_target: u64,
     /// The keys of sessions, by listener and chain: whatever else changes, its clients may come back, since
     /// who does is checked as the plan says then.
     tickets: HashMap<(Name, usize), Tickets>,
+}
+
+/// A trust store, and what it was made of.
+#[derive(Debug, Clone)]
+struct Trusted {
+    validation: Validation,
+    stamps: [Stamp; 2],
+    store: Arc<TrustStore>,
 }
 
 /// A plan, and what an operator should know of it.
@@ -61,6 +71,7 @@ impl Builder {
         now: UnixTime,
     ) -> Built {
         let mut problems = Vec::new();
+        self.files.begin();
         let mut plan = Plan { revision: snapshot.revision, ..Plan::default() };
         let mut work = Work {
             builder: self,
@@ -89,9 +100,14 @@ impl Builder {
             plan.listeners.insert(name.clone(), planned);
         }
         let key_sets = work.key_sets;
+        plan.withdrawals = self.withdrawals.clone();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
-        self.kept.snapshot = Some(snapshot.clone());
         Built { plan, problems, key_sets }
+    }
+
+    /// Whether a file that the last plan was made of says something else now.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.files.have_changed()
     }
 }
 
@@ -167,7 +183,7 @@ impl Work<'_> {
         for (name, provider) in &policy.providers {
             let keys = match &provider.keys {
                 KeySource::Local(data) => {
-                    match read(data).and_then(|bytes| KeySet::parse(&bytes)) {
+                    match self.builder.files.read(data).and_then(|bytes| KeySet::parse(&bytes)) {
                         Ok(set) => Some(Arc::new(set)),
                         Err(problem) => {
                             self.problems
@@ -220,17 +236,17 @@ impl Work<'_> {
 
     fn target(&mut self, cluster: &Arc<Cluster>) -> Arc<Target> {
         let previous = self.builder.targets.get(&cluster.name).cloned();
-        let unchanged = previous
-            .as_ref()
-            .is_some_and(|old| old.cluster == *cluster && self.same_secrets(&cluster.tls));
+        let secrets = self.target_secrets(cluster.tls.as_ref());
         let endpoints = self.snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
         let balancer =
             Balancer::new(endpoints, cluster.balance, previous.as_ref().map(|old| &old.balancer));
-        if let Some(old) = previous.filter(|_| unchanged) {
+        let same = previous.filter(|old| old.cluster == *cluster && old.secrets.is_as(&secrets));
+        if let Some(old) = same.as_ref().filter(|old| old.secrets == secrets) {
             let (id, tls) = (old.id, old.tls.clone());
-            return Arc::new(Target { id, cluster: cluster.clone(), balancer, tls });
+            return Arc::new(Target { id, cluster: cluster.clone(), balancer, tls, secrets });
         }
-        self.builder.next_target += 1;
+        let id = same.map_or(self.builder.next_target + 1, |old| old.id);
+        self.builder.next_target = self.builder.next_target.max(id);
         let tls = match &cluster.tls {
             None => TargetTls::None,
             Some(tls) => self.client_tls(tls).unwrap_or_else(|problem| {
@@ -238,18 +254,29 @@ impl Work<'_> {
                 TargetTls::Broken
             }),
         };
-        Arc::new(Target { id: self.builder.next_target, cluster: cluster.clone(), balancer, tls })
+        Arc::new(Target { id, cluster: cluster.clone(), balancer, tls, secrets })
     }
 
-    /// Whether the secrets that TLS needs are those the last plan had.
-    fn same_secrets(&self, tls: &Option<UpstreamTls>) -> bool {
-        let (Some(tls), Some(old)) = (tls, &self.builder.kept.snapshot) else {
-            return true;
+    /// The secrets that TLS with a cluster needs, as they are now.
+    fn target_secrets(&mut self, tls: Option<&UpstreamTls>) -> TargetSecrets {
+        let mut secrets = TargetSecrets::default();
+        let Some(tls) = tls else {
+            return secrets;
         };
-        tls.identity
-            .iter()
-            .chain([&tls.validation])
-            .all(|source| self.snapshot.secret(source) == old.secret(source))
+        let files = &mut self.builder.files;
+        let identity = tls.identity.as_ref().and_then(|source| self.snapshot.secret(source));
+        if let Some(Secret::Identity(identity)) = identity.map(AsRef::as_ref) {
+            secrets.identity_stamps = [files.stamp(&identity.chain), files.stamp(&identity.key)];
+        }
+        let validation = self.snapshot.secret(&tls.validation);
+        if let Some(Secret::Validation(validation)) = validation.map(AsRef::as_ref) {
+            let lists = validation.revocations.as_ref();
+            let lists = lists.map(|lists| files.stamp(lists)).unwrap_or_default();
+            secrets.validation_stamps = [files.stamp(&validation.roots), lists];
+        }
+        secrets.identity = identity.cloned();
+        secrets.validation = validation.cloned();
+        secrets
     }
 
     fn client_tls(&mut self, tls: &UpstreamTls) -> Result<TargetTls, String> {
@@ -264,10 +291,12 @@ impl Work<'_> {
         Ok(TargetTls::Originate { http1, http2, plain, tls: tls.clone() })
     }
 
-    fn identity(&self, source: &SecretSource) -> Result<Identity, String> {
-        match self.secret(source)?.as_ref() {
+    fn identity(&mut self, source: &SecretSource) -> Result<Identity, String> {
+        let secret = self.secret(source)?.clone();
+        let files = &mut self.builder.files;
+        match secret.as_ref() {
             Secret::Identity(identity) => {
-                Identity::load(&read(&identity.chain)?, &read(&identity.key)?)
+                Identity::load(&files.read(&identity.chain)?, &files.read(&identity.key)?)
                     .map_err(|error| error.to_string())
             }
             Secret::Validation(_) => {
@@ -278,36 +307,51 @@ impl Work<'_> {
 
     fn trust(&mut self, source: &SecretSource) -> Result<Arc<TrustStore>, String> {
         let secret = self.secret(source)?;
-        let Secret::Validation(validation) = secret.as_ref() else {
-            return Err("a validation was asked for, and the secret is a certificate".into());
-        };
         // Only a named secret has a past; one in place is another whenever it changes.
         let key = match source {
             SecretSource::Named(name) => name.to_string(),
-            SecretSource::Inline(_) => format!("{validation:?}"),
+            SecretSource::Inline(_) => format!("{secret:?}"),
         };
+        let (secret, files) = (secret.clone(), &mut self.builder.files);
+        let Secret::Validation(validation) = secret.as_ref() else {
+            return Err("a validation was asked for, and the secret is a certificate".into());
+        };
+        let revocations = validation.revocations.as_ref();
+        let stamps = [
+            files.stamp(&validation.roots),
+            revocations.map(|lists| files.stamp(lists)).unwrap_or_default(),
+        ];
         let previous = self.builder.trust.get(&key).cloned();
-        match load_trust(validation, previous.as_deref(), self.now) {
-            Ok(store) => {
-                let store = Arc::new(store);
-                for warning in
-                    store.revocations().map(weft_certs::CrlIndex::warnings).unwrap_or_default()
-                {
-                    self.problems.push(format!("validation {key:?}: {warning}"));
-                }
-                self.builder.trust.insert(key, store.clone());
-                Ok(store)
+        let is_same = |held: &&Trusted| held.validation == *validation && held.stamps == stamps;
+        let loaded = match previous.as_ref().filter(is_same) {
+            Some(held) => Ok(held.store.clone()),
+            None => {
+                let previous = previous.as_ref().map(|held| held.store.as_ref());
+                load_trust(validation, previous, self.now, files).map(Arc::new)
             }
-            Err(problem) => match previous {
-                Some(store) => {
-                    self.problems.push(format!(
-                        "validation {key:?}: {problem}; the last good one stays in force"
-                    ));
-                    Ok(store)
+        };
+        let store = match (loaded, previous) {
+            (Ok(store), previous) => {
+                if let Some(previous) = previous.filter(|held| !Arc::ptr_eq(&held.store, &store)) {
+                    self.builder.withdrawals.add(&store, &previous.store);
                 }
-                None => Err(problem),
-            },
+                let (validation, held) = (validation.clone(), store.clone());
+                let trusted = Trusted { validation, stamps, store: held };
+                self.builder.trust.insert(key.clone(), trusted);
+                store
+            }
+            (Err(problem), Some(previous)) => {
+                self.problems.push(format!(
+                    "validation {key:?}: {problem}; the last good one stays in force"
+                ));
+                previous.store
+            }
+            (Err(problem), None) => return Err(problem),
+        };
+        for warning in store.revocations().map(CrlIndex::warnings).unwrap_or_default() {
+            self.problems.push(format!("validation {key:?}: {warning}"));
         }
+        Ok(store)
     }
 
     fn secret<'a>(&'a self, source: &'a SecretSource) -> Result<&'a Arc<Secret>, String> {
@@ -344,18 +388,11 @@ fn load_trust(
     validation: &Validation,
     previous: Option<&TrustStore>,
     now: UnixTime,
+    files: &mut Files,
 ) -> Result<TrustStore, String> {
-    let roots = read(&validation.roots)?;
-    let revocations = validation.revocations.as_ref().map(read).transpose()?;
+    let roots = files.read(&validation.roots)?;
+    let revocations = validation.revocations.as_ref();
+    let revocations = revocations.map(|lists| files.read(lists)).transpose()?;
     TrustStore::load(&roots, revocations.as_deref(), validation.names.clone(), previous, now)
         .map_err(|error| error.to_string())
-}
-
-fn read(data: &DataSource) -> Result<Vec<u8>, String> {
-    match data {
-        DataSource::Inline(bytes) => Ok(bytes.to_vec()),
-        DataSource::File(path) => {
-            fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
-        }
-    }
 }

@@ -5,6 +5,7 @@
 //! without one serves nobody, which fails closed.
 
 mod build;
+mod files;
 
 pub(crate) use build::Builder;
 
@@ -14,12 +15,14 @@ use std::sync::Arc;
 
 use weft_certs::tls::{Client, Server};
 use weft_model::{
-    Cluster, FilterChain, HttpService, Listener, Name, Rbac, RouteIndex, Snapshot, TcpProxy,
-    Transport, TransportKind, UpstreamTls,
+    Cluster, FilterChain, HttpService, Listener, Name, Rbac, RouteIndex, Secret, StringMatch,
+    TcpProxy, Transport, TransportKind, UpstreamTls,
 };
 
 use crate::authenticate::Tokens;
 use crate::balance::Balancer;
+use crate::standing::Withdrawals;
+use files::Stamp;
 
 /// Everything the workers work by.
 #[derive(Debug, Default)]
@@ -31,6 +34,8 @@ pub struct Plan {
     targets: HashMap<Name, Arc<Target>>,
     /// The numbers of all targets.
     ids: HashSet<u64>,
+    /// What was trusted and is not any more.
+    pub(crate) withdrawals: Withdrawals,
 }
 
 /// A listener with its chains ready.
@@ -87,6 +92,32 @@ pub(crate) struct Target {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) balancer: Balancer,
     pub(crate) tls: TargetTls,
+    secrets: TargetSecrets,
+}
+
+/// The secrets that TLS with a target was made of.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct TargetSecrets {
+    identity: Option<Arc<Secret>>,
+    identity_stamps: [Stamp; 2],
+    validation: Option<Arc<Secret>>,
+    validation_stamps: [Stamp; 2],
+}
+
+impl TargetSecrets {
+    /// Whether connections made by the others may go on to be used: we are who we were, and ask for the
+    /// same names. What the roots and lists take back ends by itself.
+    fn is_as(&self, others: &Self) -> bool {
+        fn names(secrets: &TargetSecrets) -> Option<&[StringMatch]> {
+            match secrets.validation.as_deref()? {
+                Secret::Validation(validation) => Some(&validation.names),
+                Secret::Identity(_) => None,
+            }
+        }
+        self.identity == others.identity
+            && self.identity_stamps == others.identity_stamps
+            && names(self) == names(others)
+    }
 }
 
 /// How TLS to an endpoint is done.
@@ -153,10 +184,4 @@ impl PlannedListener {
 /// Whether a listener is this tier's.
 fn is_servable(listener: &Listener) -> bool {
     listener.transport == Transport::Tcp
-}
-
-/// A plan needs its snapshot only to be built; this is what stays for the next one.
-#[derive(Debug, Default)]
-pub(crate) struct Kept {
-    pub(crate) snapshot: Option<Arc<Snapshot>>,
 }

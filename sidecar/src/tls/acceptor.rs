@@ -5,12 +5,13 @@ use std::io;
 use rustls::HandshakeKind;
 use rustls_pki_types::UnixTime;
 use tokio::net::TcpStream;
-use weft_certs::VerifiedPeer;
 use weft_certs::tls::Server;
+use weft_certs::{Proof, VerifiedPeer};
 
 use super::Alpn;
 use super::stream::TlsStream;
-use crate::stream::Stream;
+use crate::stream::{Secured, Stream};
+use crate::worker::Worker;
 
 /// A connection whose handshake is done.
 pub(crate) struct Accepted {
@@ -23,17 +24,29 @@ pub(crate) struct Accepted {
 }
 
 /// Does the handshake. When it succeeds, whatever certificate was shown has been checked: by the verifier,
-/// or, where a session was resumed, once more after it.
+/// or, where a session was resumed, once more after it; and the connection stands on it from then on.
 ///
 /// # Errors
 /// Why there is no connection; the client has been sent the alert.
-pub(crate) async fn accept(server: Server, tcp: TcpStream) -> io::Result<Accepted> {
+pub(crate) async fn accept(
+    server: Server,
+    tcp: TcpStream,
+    worker: &Worker,
+) -> io::Result<Accepted> {
     let stream = TlsStream::accept(server.config().clone(), tcp).await?;
     let session = stream.session();
     let alpn = Alpn::of(session.alpn_protocol());
-    let client = server.client(session, UnixTime::now());
-    let client = client.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    let peer = client.and_then(VerifiedPeer::assertion);
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
-    Ok(Accepted { stream: Stream::Tls(stream), alpn, peer, resumed })
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let chain = server.client(session, UnixTime::now()).map_err(invalid)?;
+    let (peer, enrolled) = match (chain, server.trust()) {
+        (Some(chain), Some(trust)) => {
+            let proved =
+                chain.first().and_then(VerifiedPeer::assertion).zip(Proof::of(chain, trust));
+            let (peer, proof) = proved.ok_or(io::ErrorKind::InvalidData)?;
+            (Some(peer), Some(worker.enrol_proof(stream.tcp(), proof, trust)))
+        }
+        _ => (None, None),
+    };
+    Ok(Accepted { stream: Stream::Tls(Secured::new(stream, enrolled)), alpn, peer, resumed })
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::{ServerName, UnixTime};
+use weft_certs::Proof;
 use weft_certs::tls::Client;
 use weft_runtime::socket::{Mark, connect_tcp};
 
@@ -14,10 +15,11 @@ use super::Alpn;
 use super::stream::TlsStream;
 use crate::authenticate::fetch::server_name;
 use crate::plan::{Target, TargetTls};
-use crate::stream::Stream;
+use crate::stream::{Secured, Stream};
+use crate::worker::Worker;
 
 /// Connects to an endpoint and does the handshake that its cluster asks for, within the cluster's
-/// connect timeout. `alpn` is what will be spoken.
+/// connect timeout. `alpn` is what will be spoken. The connection stands for as long as the endpoint's proof.
 ///
 /// # Errors
 /// When it cannot be reached, or does not prove who it should be.
@@ -25,8 +27,9 @@ pub(crate) async fn connect(
     target: &Target,
     address: SocketAddr,
     alpn: Alpn,
-    mark: Option<Mark>,
+    worker: &Worker,
 ) -> io::Result<Stream> {
+    let mark = worker.shared.mark;
     let timeout: Duration = target.cluster.connect_timeout;
     let (client, tls) = match &target.tls {
         TargetTls::None => {
@@ -40,11 +43,15 @@ pub(crate) async fn connect(
         },
     };
     let stream = secure(client, server_name(tls, address), address, mark, timeout).await?;
+    let proof = stream.session().peer_certificates();
+    let proof = proof.and_then(|chain| Proof::of(chain, client.trust()));
+    let proof = proof.ok_or(io::ErrorKind::InvalidData)?;
+    let enrolled = worker.enrol_proof(stream.tcp(), proof, client.trust());
     let agreed = Alpn::of(stream.session().alpn_protocol());
     if alpn == Alpn::Http2 && agreed != Alpn::Http2 {
         return Err(io::Error::other(format!("{address} does not speak HTTP/2")));
     }
-    Ok(Stream::Tls(stream))
+    Ok(Stream::Tls(Secured::new(stream, Some(enrolled))))
 }
 
 /// Connects, and does the handshake: a whole one where a session cannot be gone on with, since the server's

@@ -149,7 +149,7 @@ pub(super) async fn end_tunnel(
 ) -> Result<Outcome, Failure> {
     let slot = worker.pools.slots.take(target, address);
     let _slot = slot.ok_or(Failure::Denied(Denial::Overloaded))?;
-    let stream = connector::connect(target, address, Alpn::None, worker.shared.mark).await;
+    let stream = connector::connect(target, address, Alpn::None, worker).await;
     let (read, write) = Half::pair(stream.map_err(|error| unreached(address, &error))?);
     worker.metrics.upstream_connections.increment();
     let (mut reader, mut writer) = (Reader::new(read), Writer::new(write, STALL));

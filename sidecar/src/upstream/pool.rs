@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use crate::http::h1::{Reader, Writer};
 use crate::http::h2::{DATA_FRAME_BUDGET_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use crate::plan::Target;
+use crate::standing::Standing;
 use crate::stream::Half;
 use crate::tls::{Alpn, connector};
 use crate::worker::{Worker, now};
@@ -70,6 +71,8 @@ pub(crate) struct Http1 {
 /// An HTTP/2 connection.
 #[derive(Debug)]
 struct Http2 {
+    /// Whether what the endpoint proved still stands; none where it proved nothing.
+    standing: Option<Rc<Standing>>,
     sender: SendRequest<Bytes>,
     greeting: Rc<Greeting>,
     /// How many streams of ours are open on it.
@@ -154,7 +157,7 @@ impl Pools {
             }
         };
         // Apart, since most requests find one that waits.
-        let connecting = connector::connect(target, address, Alpn::Http1, worker.shared.mark);
+        let connecting = connector::connect(target, address, Alpn::Http1, worker);
         let stream = Box::pin(connecting).await?;
         worker.metrics.upstream_connections.increment();
         let (read, write) = Half::pair(stream);
@@ -189,7 +192,7 @@ impl Pools {
         }
         let said = connection.kept_for.map(|kept| kept.saturating_sub(EARLIER));
         let wait = said.unwrap_or(Duration::MAX).min(target.cluster.idle_timeout);
-        if wait.is_zero() {
+        if wait.is_zero() || connection.reader.half.is_leaving() {
             return;
         }
         connection.used = true;
@@ -242,6 +245,9 @@ impl Pools {
             if found.is_some() {
                 return true;
             }
+            if connection.standing.as_ref().is_some_and(|standing| standing.is_leaving()) {
+                return false;
+            }
             let sender = &mut connection.sender;
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
             match sender.poll_ready(&mut cx) {
@@ -273,7 +279,8 @@ impl Pools {
         worker: &Worker,
     ) -> io::Result<Http2> {
         let window = worker.upstream_windows.take().ok_or_else(|| full("the budget of windows"))?;
-        let stream = connector::connect(target, address, Alpn::Http2, worker.shared.mark).await?;
+        let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
+        let standing = stream.standing().cloned();
         worker.metrics.upstream_connections.increment();
         let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
@@ -307,7 +314,7 @@ impl Pools {
             }
         });
         let sender = sender.ready().await.map_err(io::Error::other)?;
-        Ok(Http2 { sender, greeting, open: Rc::default(), idle_since: None })
+        Ok(Http2 { standing, sender, greeting, open: Rc::default(), idle_since: None })
     }
 
     /// Forgets an HTTP/2 connection that has failed.
@@ -347,5 +354,6 @@ fn full(what: &str) -> io::Error {
 /// it does not know yet is the rare case that a request is sent again for. Whatever the endpoint has to
 /// say, it cannot be an answer to a request that was not sent.
 fn is_alive(connection: &Http1) -> bool {
-    !connection.reader.half.has_news()
+    let half = &connection.reader.half;
+    !half.is_leaving() && !half.has_news()
 }

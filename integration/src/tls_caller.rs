@@ -1,0 +1,105 @@
+//! A client of mutual TLS that stays, to see when it is sent away.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls_pki_types::{ServerName, UnixTime};
+use weft_certs::TrustStore;
+use weft_certs::tls::{self, Identity};
+use weft_model::StringMatch;
+
+use crate::authority::{Holder, Signer};
+use crate::mesh_pki::spiffe_id;
+use crate::wait::DEADLINE;
+
+/// A connection.
+#[derive(Debug)]
+pub struct TlsCaller(StreamOwned<ClientConnection, TcpStream>);
+
+/// What is needed to call `service` as `holder`.
+#[must_use]
+pub fn caller(signer: &Signer, holder: &Holder, service: &str, alpn: &str) -> Arc<ClientConfig> {
+    caller_of(signer.roots(), holder, service, alpn)
+}
+
+/// The same, of a service that another signer may have signed.
+///
+/// # Panics
+/// When the certificate is none.
+#[must_use]
+pub fn caller_of(roots: &str, holder: &Holder, service: &str, alpn: &str) -> Arc<ClientConfig> {
+    let identity = Identity::load(holder.chain.as_bytes(), holder.key.as_bytes());
+    let trust =
+        TrustStore::load(roots.as_bytes(), None, Vec::new(), None, UnixTime::now()).expect("roots");
+    let names = vec![StringMatch::Exact(spiffe_id(service))];
+    let identity = identity.expect("it is an identity");
+    tls::client(Some(&identity), Arc::new(trust), names, &[alpn.to_owned()]).expect("a client")
+}
+
+impl TlsCaller {
+    /// Connects, and does the handshake.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[must_use]
+    pub fn connect(port: u16, config: &Arc<ClientConfig>) -> Self {
+        let tcp = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("somebody listens");
+        tcp.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+        tcp.set_nodelay(true).expect("it is a TCP socket");
+        let name = ServerName::from(Ipv4Addr::LOCALHOST);
+        let session = ClientConnection::new(config.clone(), name).expect("a client");
+        Self(StreamOwned::new(session, tcp))
+    }
+
+    /// Sends bytes; whether they went.
+    pub fn send(&mut self, bytes: &[u8]) -> bool {
+        self.0.write_all(bytes).and_then(|()| self.0.flush()).is_ok()
+    }
+
+    /// What comes next, at most so much; empty when the connection has ended, in whatever way.
+    pub fn receive(&mut self, most: usize) -> Vec<u8> {
+        let mut bytes = vec![0; most];
+        let count = self.0.read(&mut bytes).unwrap_or(0);
+        bytes.truncate(count);
+        bytes
+    }
+
+    /// Asks by HTTP/1.1 for a path whose answer has a length; its status, or none when the connection has
+    /// ended.
+    pub fn ask(&mut self, path: &str) -> Option<u16> {
+        if !self.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()) {
+            return None;
+        }
+        let mut answer = Vec::new();
+        loop {
+            let more = self.receive(16 * 1024);
+            if more.is_empty() {
+                return None;
+            }
+            answer.extend_from_slice(&more);
+            let text = String::from_utf8_lossy(&answer);
+            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length: usize = length.map_or(0, |length| length.parse().expect("a number"));
+            if body.len() >= length {
+                return head.split(' ').nth(1)?.parse().ok();
+            }
+        }
+    }
+
+    /// Whether the connection ends within this time, while nothing is asked.
+    pub fn ends_within(&mut self, time: Duration) -> bool {
+        self.0.sock.set_read_timeout(Some(time)).expect("a time above zero");
+        let mut byte = [0];
+        let ended = match self.0.read(&mut byte) {
+            Ok(0) => true,
+            Ok(_) => false,
+            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        };
+        self.0.sock.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+        ended
+    }
+}

@@ -1,0 +1,306 @@
+//! A peer that is trusted no more loses what it has, and nobody else does.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at what it did not expect"
+)]
+
+use std::io::{BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use weft_integration::alone::{Alone, Speaks, Wanted};
+use weft_integration::authority::{Holder, Signer};
+use weft_integration::backend::{Backend, read_head};
+use weft_integration::bootstrap::{
+    bootstrap, cluster, http, listener, mutual_tls, route_to, tcp_listener, verify_mode, with,
+};
+use weft_integration::curl::Curl;
+use weft_integration::mesh_pki::MeshPki;
+use weft_integration::origin::Origin;
+use weft_integration::pair::{Launch, Sidecar};
+use weft_integration::port;
+use weft_integration::tls_caller::{TlsCaller, caller, caller_of};
+use weft_integration::wait::eventually;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How long it may take from the new list to the last connection's end.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// A sidecar before a service, which takes whom the signer has not revoked.
+fn start(signer: &Signer, origin: &Origin) -> Alone {
+    start_as(signer, origin, &signer.sign("server", DAY))
+}
+
+fn start_as(signer: &Signer, origin: &Origin, server: &Holder) -> Alone {
+    let mut wanted = Wanted::before(origin.port, Speaks::Http1).with_one_worker(&[]);
+    let server = signer.files_of("server", server);
+    wanted.tls = Some(verify_mode(&server, &signer.root(), &signer.revocations()));
+    wanted.start()
+}
+
+fn connect(signer: &Signer, holder: &Holder, alone: &Alone) -> TlsCaller {
+    TlsCaller::connect(alone.port, &caller(signer, holder, "server", "http/1.1"))
+}
+
+#[test]
+fn exactly_the_revoked_lose_their_connections_and_at_once() {
+    let (signer, origin) = (Signer::create(), Origin::start());
+    let alone = start(&signer, &origin);
+    let holders: Vec<Holder> = (0..1000).map(|n| signer.sign(&format!("web-{n}"), DAY)).collect();
+    let mut callers: Vec<TlsCaller> =
+        holders.iter().map(|holder| connect(&signer, holder, &alone)).collect();
+    callers.iter_mut().for_each(|caller| assert_eq!(caller.ask("/"), Some(200)));
+
+    let is_revoked = |n: usize| n % 100 == 37;
+    let revoked = || holders.iter().enumerate().filter(|(n, _)| is_revoked(*n));
+    let serials: Vec<&str> = revoked().map(|(_, holder)| holder.serial.as_str()).collect();
+    assert_eq!(serials.len(), 10);
+    signer.revoke(&serials);
+    let since = now();
+    for (n, caller) in callers.iter_mut().enumerate().filter(|(n, _)| is_revoked(*n)) {
+        assert!(caller.ends_within(AT_ONCE), "{n} is still served");
+    }
+    assert!(since.elapsed() < AT_ONCE, "the last one after {:?}", since.elapsed());
+    for (n, caller) in callers.iter_mut().enumerate() {
+        let expected = if is_revoked(n) { None } else { Some(200) };
+        assert_eq!(caller.ask("/"), expected, "{n}");
+    }
+    assert_eq!(alone.metric("weft_sidecar_connections_revoked_total"), 10);
+    let (n, holder) = revoked().next().unwrap();
+    assert_eq!(connect(&signer, holder, &alone).ask("/"), None, "{n} comes back");
+    // Nobody is ended twice, and nobody else by the same list again.
+    signer.revoke(&serials);
+    assert!(!callers[0].ends_within(AT_ONCE));
+    assert_eq!(alone.metric("weft_sidecar_connections_revoked_total"), 10);
+}
+
+/// A service that never comes to an end: it drips, it echoes what comes behind an upgrade, or it is silent.
+fn endless() -> Backend {
+    Backend::start(|stream| {
+        let mut reader = BufReader::new(stream);
+        let Some(head) = read_head(&mut reader) else { return };
+        let say = |reader: &mut BufReader<TcpStream>, text: &[u8]| {
+            reader.get_mut().write_all(text).is_ok()
+        };
+        if head.contains("GET /drip") {
+            say(&mut reader, b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n");
+            while say(&mut reader, b".") {
+                pause();
+            }
+        } else if head.contains("GET /upgrade") {
+            say(
+                &mut reader,
+                b"HTTP/1.1 101 On\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+            );
+            let mut byte = [0];
+            while reader.read_exact(&mut byte).is_ok() && say(&mut reader, &byte) {}
+        } else {
+            drop(reader.read_to_end(&mut Vec::new()));
+        }
+    })
+}
+
+#[allow(clippy::disallowed_methods, reason = "what a slow service does is to wait")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+/// A sidecar before the same service in two ways: as HTTP, and as bytes that are not ours to read.
+fn start_both_ways(signer: &Signer, backend: Backend) -> (Sidecar, u16) {
+    let (port, raw, admin) = (port::free(), port::free(), port::free());
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let tls = verify_mode(&server, &signer.root(), &signer.revocations());
+    let web = listener("http", port, http(&route_to("service", 0), &[]), Some(tls.clone()));
+    let at = (Ipv4Addr::LOCALHOST, raw).into();
+    let mut bytes = tcp_listener("raw", at, json!({"cluster": "service"}));
+    let chain = bytes.pointer_mut("/filter_chains/0").unwrap();
+    *chain = with(chain.take(), "transport_socket", tls);
+    let clusters = [cluster("service", &[backend.port], Speaks::Http1, None)];
+    let config = bootstrap(admin, &[web, bytes], &clusters);
+    (Sidecar::launch(&Launch::default(), &MeshPki::create(), [port, admin], &config), raw)
+}
+
+/// What a client of HTTP/2 sends to open a connection with a request whose body never ends.
+fn open_stream() -> Vec<u8> {
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    // POST, https and / of the static table, and `:authority: a` beside it.
+    let head = [0x83, 0x87, 0x84, 0x01, 0x01, b'a'];
+    bytes.extend_from_slice(&[0, 0, 6, 0x01, 0x04, 0, 0, 0, 1]);
+    bytes.extend_from_slice(&head);
+    bytes
+}
+
+/// The code of the GOAWAY in what a server sent.
+fn farewell(mut bytes: &[u8]) -> Option<u8> {
+    while let [_, high, low, kind, _, _, _, _, _, rest @ ..] = bytes {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        if *kind == 7 {
+            return rest.get(7).copied();
+        }
+        bytes = rest.get(length..)?;
+    }
+    None
+}
+
+#[test]
+fn whatever_a_revoked_client_has_open_ends() {
+    const INADEQUATE_SECURITY: u8 = 0xc;
+    let signer = Signer::create();
+    let (sidecar, raw) = start_both_ways(&signer, endless());
+    let holder = signer.sign("web", DAY);
+    let connect = |port, alpn| TlsCaller::connect(port, &caller(&signer, &holder, "server", alpn));
+    let mut dripped = connect(sidecar.port, "http/1.1");
+    dripped.send(b"GET /drip HTTP/1.1\r\nhost: a\r\n\r\n");
+    let mut waiting = connect(sidecar.port, "http/1.1");
+    waiting.send(b"GET /never HTTP/1.1\r\nhost: a\r\n\r\n");
+    let mut sending = connect(sidecar.port, "http/1.1");
+    sending.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nx");
+    let mut upgraded = connect(sidecar.port, "http/1.1");
+    upgraded.send(
+        b"GET /upgrade HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+    );
+    let mut streamed = connect(sidecar.port, "h2");
+    streamed.send(&open_stream());
+    let mut idle = connect(sidecar.port, "h2");
+    idle.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+    let mut opaque = connect(raw, "http/1.1");
+    opaque.send(b"GET /upgrade HTTP/1.1\r\n\r\n");
+    for caller in [&mut dripped, &mut upgraded, &mut opaque, &mut idle, &mut streamed] {
+        assert!(!caller.receive(1024).is_empty(), "it is served");
+    }
+    upgraded.send(b"x");
+    assert_eq!(upgraded.receive(1), b"x");
+
+    signer.revoke(&[&holder.serial]);
+    let since = now();
+    let left = |caller: &mut TlsCaller| {
+        let mut all = Vec::new();
+        loop {
+            let more = caller.receive(1024);
+            if more.is_empty() {
+                assert!(since.elapsed() < AT_ONCE, "after {:?}", since.elapsed());
+                return all;
+            }
+            all.extend_from_slice(&more);
+        }
+    };
+    for caller in [&mut dripped, &mut waiting, &mut sending, &mut upgraded, &mut opaque] {
+        left(caller);
+    }
+    for caller in [&mut streamed, &mut idle] {
+        assert_eq!(farewell(&left(caller)), Some(INADEQUATE_SECURITY));
+    }
+    assert_eq!(sidecar.metric("weft_sidecar_connections_revoked_total"), 7);
+    // Nothing is left of them.
+    eventually("all is given back", || {
+        let open = |name| sidecar.metric(name) == 0;
+        (open("weft_sidecar_connections_open") && open("weft_sidecar_requests_open")).then_some(())
+    });
+}
+
+#[test]
+fn an_endpoint_that_is_revoked_is_not_used_any_more() {
+    let (signer, origin) = (Signer::create(), Origin::start());
+    let server = signer.sign("server", DAY);
+    let service = start_as(&signer, &origin, &server);
+    let ours = signer.files_of("client", &signer.sign("client", DAY));
+    let wanted = |speaks| {
+        let mut tls = mutual_tls(&ours, &signer.root(), "server");
+        let context = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
+        let context = context.unwrap();
+        let lists = signer.revocations();
+        *context = with(context.take(), "crl", json!({"filename": lists.to_str().unwrap()}));
+        let mut wanted = Wanted::before(service.port, speaks).with_one_worker(&[]);
+        wanted.clusters = vec![cluster("service", &[service.port], speaks, Some(tls))];
+        wanted.start()
+    };
+    let callers = [wanted(Speaks::Http1), wanted(Speaks::Http2)];
+    for caller in &callers {
+        assert_eq!(Curl::get(caller.port, "/").run().status, 200);
+    }
+    // A list that names others.
+    signer.revoke(&["00ff"]);
+    let mut other = TlsCaller::connect(
+        service.port,
+        &caller(&signer, &signer.sign("web", DAY), "server", "http/1.1"),
+    );
+    assert_eq!(other.ask("/"), Some(200));
+    assert!(!other.ends_within(AT_ONCE), "long enough for all to have read it");
+    for caller in &callers {
+        assert_eq!(Curl::get(caller.port, "/").run().status, 200);
+        assert_eq!(caller.metric("weft_sidecar_upstream_connections_total"), 1, "it is kept");
+    }
+    signer.revoke(&["00ff", &server.serial]);
+    for caller in &callers {
+        eventually("the connection is ended", || {
+            (caller.metric("weft_sidecar_connections_revoked_total") == 1).then_some(())
+        });
+        assert_eq!(Curl::get(caller.port, "/").run().status, 503, "no other is made");
+    }
+}
+
+#[test]
+fn clients_of_a_root_that_is_trusted_no_more_are_ended() {
+    let (signer, stranger, origin) = (Signer::create(), Signer::create(), Origin::start());
+    let roots = signer.file("roots.pem");
+    std::fs::write(&roots, format!("{}{}", signer.roots(), stranger.roots())).unwrap();
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let mut wanted = Wanted::before(origin.port, Speaks::AsClient);
+    let mut tls = verify_mode(&server, &roots, &signer.revocations());
+    let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
+    validation.unwrap().as_object_mut().unwrap().remove("crl");
+    wanted.tls = Some(tls);
+    let alone = wanted.start();
+    let call = |holder: &Holder, signed: &Signer| {
+        let config = caller_of(signer.roots(), holder, "server", "http/1.1");
+        let mut caller = TlsCaller::connect(alone.port, &config);
+        assert_eq!(caller.ask("/"), Some(200), "{}", signed.roots());
+        caller
+    };
+    let mut ours = call(&signer.sign("web", DAY), &signer);
+    let mut theirs = call(&stranger.sign("web", DAY), &stranger);
+    std::fs::write(&roots, signer.roots()).unwrap();
+    assert!(theirs.ends_within(AT_ONCE));
+    assert_eq!(ours.ask("/"), Some(200));
+    assert_eq!(alone.metric("weft_sidecar_connections_revoked_total"), 1);
+}
+
+#[test]
+fn a_client_whose_certificate_ends_takes_its_leave() {
+    let signer = Signer::create();
+    let (sidecar, raw) = start_both_ways(&signer, endless());
+    let (brief, long) = (signer.sign("web", Duration::from_secs(4)), signer.sign("web", DAY));
+    let connect = |holder: &Holder, port, alpn| {
+        TlsCaller::connect(port, &caller(&signer, holder, "server", alpn))
+    };
+    let mut idle = connect(&brief, sidecar.port, "http/1.1");
+    let mut kept = connect(&long, sidecar.port, "http/1.1");
+    let mut busy = connect(&brief, sidecar.port, "http/1.1");
+    busy.send(b"GET /drip HTTP/1.1\r\nhost: a\r\n\r\n");
+    let mut opaque = connect(&brief, raw, "http/1.1");
+    opaque.send(b"GET /upgrade HTTP/1.1\r\n\r\n");
+    let mut streamed = connect(&brief, sidecar.port, "h2");
+    streamed.send(&open_stream());
+    assert!(!busy.receive(1024).is_empty() && !opaque.receive(1024).is_empty());
+
+    assert!(idle.send(b""), "the handshake is done");
+    assert!(idle.ends_within(Duration::from_secs(7)), "it may ask for nothing more");
+    assert!(!kept.ends_within(AT_ONCE), "the other may");
+    // What has begun goes on.
+    assert!(opaque.send(b"x"));
+    assert_eq!(opaque.receive(1), b"x");
+    for _ in 0..50 {
+        assert!(!busy.receive(1024).is_empty());
+    }
+    assert!(!streamed.receive(1024).is_empty());
+    assert_eq!(sidecar.metric("weft_sidecar_connections_expired_total"), 4);
+    assert_eq!(sidecar.metric("weft_sidecar_connections_revoked_total"), 0);
+}
+
+#[allow(clippy::disallowed_methods, reason = "a test waits")]
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,412 @@
+//! Whether a connection still stands: for as long as what its peer proved is true.
+//!
+//! Each worker has a roll of its connections whose peer proved who it is, clients and endpoints alike, by
+//! what the proof rests on. When a trust store withdraws something, those that rest on it are found without
+//! a look at the others. Such a connection gives and takes nothing any more, whatever is spoken over it:
+//! that is asked in `stream.rs`, below everything else. One whose peer's certificate has ended takes no
+//! more requests, and has an hour to finish.
+//!
+//! A change is never missed: the plan is published with what it withdraws before workers hear of it, and
+//! who is enrolled late is checked against the plan of that moment.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{Shutdown, shutdown};
+use tokio::sync::Notify;
+use weft_certs::{LinkId, Proof, TrustStore, Withdrawn};
+
+use crate::metrics::Metrics;
+
+/// How long what goes on over a connection may last once its peer's certificate has ended.
+const LEAVE: Duration = Duration::from_secs(3600);
+/// How many withdrawals a plan tells of. A worker that missed more than that many in a row ends everything
+/// that they could concern.
+const TOLD: usize = 64;
+
+/// What trust stores have withdrawn, as a plan tells it. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Withdrawals {
+    /// How many there have been in all.
+    count: u64,
+    /// The latest, the newest last.
+    latest: Arc<[Withdrawal]>,
+}
+
+#[derive(Debug, Clone)]
+struct Withdrawal {
+    line: u64,
+    /// The first generation of the store that does not vouch for it.
+    generation: u64,
+    links: Arc<Withdrawn>,
+}
+
+impl Withdrawals {
+    /// Adds what `store` does not vouch for and `previous`, which it replaces, did.
+    pub(crate) fn add(&mut self, store: &TrustStore, previous: &TrustStore) {
+        let links = store.withdrawn_since(previous);
+        if links.is_empty() {
+            return;
+        }
+        let standing = store.standing();
+        let (line, generation) = (standing.line, standing.generation);
+        let new = Withdrawal { line, generation, links: Arc::new(links) };
+        let kept = self.latest.iter().skip((self.latest.len() + 1).saturating_sub(TOLD)).cloned();
+        self.latest = kept.chain([new]).collect();
+        self.count += 1;
+    }
+
+    /// Whether a proof that a store of this line and generation accepted does not stand any more.
+    fn end(&self, proof: &Proof, line: u64, generation: u64) -> bool {
+        let mut later = self.latest.iter().filter(|w| w.line == line && w.generation > generation);
+        later.any(|withdrawal| withdrawal.links.ends(proof))
+    }
+
+    /// Those that came behind the first `seen`; none when they are not told any more.
+    fn since(&self, seen: u64) -> Option<&[Withdrawal]> {
+        let missed = usize::try_from(self.count.saturating_sub(seen)).unwrap_or(usize::MAX);
+        self.latest.get(self.latest.len().checked_sub(missed)?..)
+    }
+}
+
+/// How it stands with one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    state: Cell<State>,
+    /// Whether its end is told by whoever serves it, who then writes for a moment more.
+    has_farewell: Cell<bool>,
+    news: Notify,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Good,
+    /// What has begun may be finished.
+    Leaving,
+    /// Nothing is taken from it or given to it.
+    Ended,
+}
+
+impl Standing {
+    /// Whether nothing may be read any more.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.state.get() == State::Ended
+    }
+
+    /// Whether nothing may be written any more.
+    pub(crate) fn is_silenced(&self) -> bool {
+        self.is_ended() && !self.has_farewell.get()
+    }
+
+    /// Whether no request may be begun.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.state.get() != State::Good
+    }
+
+    /// Says that whoever serves the connection tells the peer of its end, and then closes it.
+    pub(crate) fn will_bid_farewell(&self) {
+        self.has_farewell.set(true);
+    }
+
+    /// Resolves when no request may be begun any more.
+    pub(crate) async fn leaves(&self) {
+        while !self.is_leaving() {
+            self.news.notified().await;
+        }
+    }
+
+    /// Resolves when the connection must end now. What wakes its task is the socket, whose reading side is
+    /// shut.
+    pub(crate) async fn ends(&self) {
+        std::future::poll_fn(|_| match self.is_ended() {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        })
+        .await;
+    }
+}
+
+/// The connections of a worker whose peer proved who it is.
+#[derive(Debug, Default)]
+pub(crate) struct Roll {
+    members: RefCell<HashMap<u64, Member>>,
+    /// The members by what their proofs rest on. Most links are of one client, and few of everybody.
+    by_link: RefCell<HashMap<(u64, LinkId), BTreeSet<u64>>>,
+    /// The members by when their state changes next, in seconds since 1970.
+    by_end: RefCell<BTreeSet<(u64, u64)>>,
+    next: Cell<u64>,
+    /// How many withdrawals were applied.
+    seen: Cell<u64>,
+}
+
+#[derive(Debug)]
+struct Member {
+    standing: Rc<Standing>,
+    proof: Proof,
+    line: u64,
+    socket: RawFd,
+    /// When its state changes next.
+    due: u64,
+}
+
+/// A connection's place on the roll.
+#[derive(Debug)]
+pub(crate) struct Enrolled {
+    pub(crate) standing: Rc<Standing>,
+    roll: Rc<Roll>,
+    id: u64,
+}
+
+impl Drop for Enrolled {
+    fn drop(&mut self) {
+        self.roll.remove(self.id);
+    }
+}
+
+impl Roll {
+    /// Puts a connection on the roll whose peer `trust` accepted by `proof`. Its place must not outlive
+    /// `socket`. `latest` is what was withdrawn up to this moment.
+    pub(crate) fn enrol(
+        self: &Rc<Self>,
+        socket: RawFd,
+        proof: Proof,
+        trust: &TrustStore,
+        latest: &Withdrawals,
+    ) -> Enrolled {
+        let (id, standing) = (self.next.get(), Rc::new(Standing::default()));
+        self.next.set(id + 1);
+        let weft_certs::Standing { line, generation } = trust.standing();
+        if latest.end(&proof, line, generation) {
+            standing.state.set(State::Ended);
+        }
+        let due = proof.ends();
+        self.by_end.borrow_mut().insert((due, id));
+        let mut by_link = self.by_link.borrow_mut();
+        for link in proof.links() {
+            by_link.entry((line, *link)).or_default().insert(id);
+        }
+        let member = Member { standing: standing.clone(), proof, line, socket, due };
+        self.members.borrow_mut().insert(id, member);
+        Enrolled { standing, roll: self.clone(), id }
+    }
+
+    fn remove(&self, id: u64) {
+        let Some(member) = self.members.borrow_mut().remove(&id) else {
+            return;
+        };
+        self.by_end.borrow_mut().remove(&(member.due, id));
+        let mut by_link = self.by_link.borrow_mut();
+        for link in member.proof.links() {
+            let key = (member.line, *link);
+            if let Some(held) = by_link.get_mut(&key) {
+                held.remove(&id);
+                if held.is_empty() {
+                    by_link.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Ends the connections that rest on what was withdrawn since the last time.
+    pub(crate) fn apply(&self, withdrawals: &Withdrawals, metrics: &Metrics) {
+        let seen = self.seen.replace(withdrawals.count);
+        let ended: BTreeSet<u64> = match withdrawals.since(seen) {
+            Some(new) => new.iter().flat_map(|withdrawal| self.resting_on(withdrawal)).collect(),
+            None => self.members.borrow().keys().copied().collect(),
+        };
+        let members = self.members.borrow();
+        for member in ended.iter().filter_map(|id| members.get(id)) {
+            if member.end() {
+                metrics.connections_revoked.increment();
+            }
+        }
+        if !ended.is_empty() {
+            tracing::info!(
+                connections = ended.len(),
+                "ended connections whose peers are trusted no more"
+            );
+        }
+    }
+
+    fn resting_on(&self, withdrawal: &Withdrawal) -> Vec<u64> {
+        let (by_link, line) = (self.by_link.borrow(), withdrawal.line);
+        let links = &withdrawal.links;
+        if links.links().len() < by_link.len() {
+            let held = links.links().filter_map(|link| by_link.get(&(line, *link)));
+            return held.flatten().copied().collect();
+        }
+        // A whole list at once, say the first one: the connections are fewer.
+        let members = self.members.borrow();
+        let gone = members.iter().filter(|(_, m)| m.line == line && links.ends(&m.proof));
+        gone.map(|(id, _)| *id).collect()
+    }
+
+    /// Lets those leave whose peers' certificates have ended, and ends those that had their time.
+    pub(crate) fn tick(&self, now: u64, metrics: &Metrics) {
+        let mut by_end = self.by_end.borrow_mut();
+        let mut members = self.members.borrow_mut();
+        while let Some((due, id)) = by_end.first().copied().filter(|(due, _)| *due <= now) {
+            by_end.remove(&(due, id));
+            let Some(member) = members.get_mut(&id) else {
+                continue;
+            };
+            if member.standing.is_leaving() {
+                member.end();
+                continue;
+            }
+            metrics.connections_expired.increment();
+            member.standing.state.set(State::Leaving);
+            member.standing.news.notify_waiters();
+            member.due = now + LEAVE.as_secs();
+            by_end.insert((member.due, id));
+        }
+    }
+}
+
+impl Member {
+    /// Ends the connection; whether it stood until now.
+    fn end(&self) -> bool {
+        if self.standing.state.replace(State::Ended) == State::Ended {
+            return false;
+        }
+        self.standing.news.notify_waiters();
+        // Whoever waits for the peer is woken by this, and is then told.
+        if let Err(error) = shutdown(self.socket, Shutdown::Read) {
+            tracing::debug!(%error, "a connection to be ended was gone");
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, UnixTime};
+    use weft_certs::request::{self, CheckedRequest};
+    use weft_certs::{Authority, Revoked};
+
+    use super::*;
+
+    struct World {
+        authority: Authority,
+        now: SystemTime,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(UnixTime::now().as_secs());
+            let files = Authority::create("mesh.test", now).unwrap();
+            Self { authority: Authority::load(files, "mesh.test").unwrap(), now }
+        }
+
+        /// A chain, and its leaf's serial number.
+        fn sign(&self) -> (Vec<CertificateDer<'static>>, String) {
+            let id = weft_model::SpiffeId::parse("spiffe://mesh.test/ns/a/sa/web").unwrap();
+            let pending = request::make(&id).unwrap();
+            let asked = CheckedRequest::parse(&pending.request_pem).unwrap();
+            let issued = self.authority.issue(&asked, LEAVE, self.now).unwrap();
+            let chain = issued.chain.concat();
+            let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap);
+            (chain.collect(), issued.serial)
+        }
+
+        fn store(
+            &self,
+            revoked: &[&str],
+            number: u64,
+            previous: Option<&TrustStore>,
+        ) -> TrustStore {
+            let entry = |serial: &&str| Revoked { serial: (*serial).to_owned(), at: self.now };
+            let revoked: Vec<_> = revoked.iter().map(entry).collect();
+            let lists = self.authority.revocation_lists(&revoked, number, self.now, LEAVE).unwrap();
+            let roots = self.authority.trust_bundle().as_bytes();
+            let lists = Some(lists.as_bytes());
+            TrustStore::load(roots, lists, Vec::new(), previous, UnixTime::now()).unwrap()
+        }
+    }
+
+    /// A descriptor that nobody has.
+    const NOWHERE: RawFd = -1;
+
+    #[test]
+    fn those_that_rest_on_what_is_withdrawn_end_and_no_others() {
+        let (world, roll, metrics) = (World::new(), Rc::<Roll>::default(), Metrics::default());
+        let first = world.store(&[], 1, None);
+        let mut told = Withdrawals::default();
+        let (chain, serial) = world.sign();
+        let enrol = |chain: &[_], trust: &TrustStore, told: &Withdrawals| {
+            roll.enrol(NOWHERE, Proof::of(chain, trust).unwrap(), trust, told)
+        };
+        let [one, same] = [0; 2].map(|_| enrol(&chain, &first, &told));
+        let other = enrol(&world.sign().0, &first, &told);
+        let second = world.store(&[&serial], 2, Some(&first));
+        told.add(&second, &first);
+        roll.apply(&told, &metrics);
+        let fallen = [&one, &same, &other].map(|enrolled| enrolled.standing.is_ended());
+        assert_eq!(fallen, [true, true, false]);
+        // One whose handshake was done by the store before, and who is enrolled late, and one that the
+        // store of now has accepted, whatever it says.
+        assert!(enrol(&chain, &first, &told).standing.is_ended());
+        assert!(!enrol(&chain, &second, &told).standing.is_ended());
+        assert_eq!(metrics.connections_revoked.get(), 2);
+        // Another store's withdrawals are no business of this one's.
+        let mut others = told.clone();
+        let elsewhere = world.store(&[], 1, None);
+        others.add(&world.store(&[&serial], 2, Some(&elsewhere)), &elsewhere);
+        let again = enrol(&chain, &second, &told);
+        roll.apply(&others, &metrics);
+        assert!(!again.standing.is_ended());
+        drop((one, same, other, again));
+        assert!(roll.members.borrow().is_empty() && roll.by_link.borrow().is_empty());
+        assert!(roll.by_end.borrow().is_empty());
+    }
+
+    #[test]
+    fn who_missed_too_much_ends_everything() {
+        let (world, metrics) = (World::new(), Metrics::default());
+        let (chain, _) = world.sign();
+        let check = |missed: u64, expected: bool| {
+            let roll = Rc::<Roll>::default();
+            let (mut store, mut told) = (world.store(&[], 1, None), Withdrawals::default());
+            let enrolled = roll.enrol(NOWHERE, Proof::of(&chain, &store).unwrap(), &store, &told);
+            for number in 0..missed {
+                let serial = format!("{number:04x}");
+                let next = world.store(&[&serial], number + 2, Some(&store));
+                told.add(&next, &store);
+                store = next;
+            }
+            roll.apply(&told, &metrics);
+            assert_eq!(enrolled.standing.is_ended(), expected, "{missed}");
+        };
+        check(TOLD as u64, false);
+        check(TOLD as u64 + 1, true);
+    }
+
+    #[test]
+    fn whose_certificate_has_ended_leaves_and_is_ended_in_an_hour() {
+        let (world, roll, metrics) = (World::new(), Rc::<Roll>::default(), Metrics::default());
+        let store = world.store(&[], 1, None);
+        let proof = Proof::of(&world.sign().0, &store).unwrap();
+        let ends = proof.ends();
+        let enrolled = roll.enrol(NOWHERE, proof, &store, &Withdrawals::default());
+        let check = |now, leaving, ended| {
+            roll.tick(now, &metrics);
+            let standing = &enrolled.standing;
+            assert_eq!((standing.is_leaving(), standing.is_ended()), (leaving, ended), "{now}");
+        };
+        check(ends - 1, false, false);
+        check(ends, true, false);
+        // A clock that goes back gives nobody a new life.
+        check(ends - 1000, true, false);
+        check(ends + LEAVE.as_secs() - 1, true, false);
+        check(ends + LEAVE.as_secs(), true, true);
+        assert_eq!(metrics.connections_expired.get(), 1);
+    }
+}
