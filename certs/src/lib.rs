@@ -23,5 +23,5 @@ mod verify;
 pub use authority::{Authority, AuthorityError, AuthorityFiles, Issued, Revoked, describe_crl};
 pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, validity};
 pub use proof::{LinkId, Proof, Withdrawn};
-pub use revocation::{CrlError, CrlIndex, Revocation, RevocationPolicy, Role};
-pub use store::{Standing, TrustError, TrustStore};
+pub use revocation::{Asked, Coverage, Covers, CrlError, CrlIndex, Revocation, Role};
+pub use store::{Standing, TrustError, TrustParts, TrustStore};

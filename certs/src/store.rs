@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use rustls::{DistinguishedName, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use weft_model::StringMatch;
+use weft_model::{OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, StringMatch};
 
 use crate::proof::{LinkId, Withdrawn};
-use crate::{CrlError, CrlIndex, Revocation, RevocationPolicy, Role};
+use crate::{Asked, CrlError, CrlIndex, Revocation, Role};
 
 /// Roots, revocation lists and names, read and checked: never half-built.
 #[derive(Debug)]
@@ -20,6 +20,19 @@ pub struct TrustStore {
     revocations: Option<Arc<CrlIndex>>,
     names: Vec<StringMatch>,
     policy: RevocationPolicy,
+}
+
+/// What a trust store is made of.
+#[derive(Debug, Clone)]
+pub struct TrustParts<'a> {
+    /// The roots, PEM.
+    pub roots: &'a [u8],
+    /// The revocation lists, PEM or DER; none: revocation is not checked.
+    pub revocations: Option<&'a [u8]>,
+    /// The names of which a peer must have one; empty: any.
+    pub names: Vec<StringMatch>,
+    /// What the lists decide.
+    pub policy: RevocationPolicy,
 }
 
 /// Which store it is of those that replace one another.
@@ -58,19 +71,32 @@ pub enum TrustError {
 }
 
 impl TrustStore {
-    /// Builds a store from PEM roots and, if given, revocation lists. `previous` is the store that
-    /// this one replaces: a list in it that is newer stays.
+    /// Builds a store whose lists decide strictly; see [`Self::build`].
     ///
     /// # Errors
-    /// Why it cannot be built; the previous store should then stay in force.
+    /// Why it cannot be built.
     pub fn load(
-        roots_pem: &[u8],
+        roots: &[u8],
         revocations: Option<&[u8]>,
         names: Vec<StringMatch>,
         previous: Option<&Self>,
         now: UnixTime,
     ) -> Result<Self, TrustError> {
-        let certificates: Vec<_> = CertificateDer::pem_slice_iter(roots_pem)
+        let policy = RevocationPolicy::default();
+        Self::build(TrustParts { roots, revocations, names, policy }, previous, now)
+    }
+
+    /// Builds a store. `previous` is the store that this one replaces: a list in it that is newer stays.
+    ///
+    /// # Errors
+    /// Why it cannot be built; the previous store should then stay in force.
+    pub fn build(
+        parts: TrustParts<'_>,
+        previous: Option<&Self>,
+        now: UnixTime,
+    ) -> Result<Self, TrustError> {
+        let TrustParts { roots, revocations, names, policy } = parts;
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(roots)
             .collect::<Result<_, _>>()
             .map_err(|error| TrustError::Roots(error.to_string()))?;
         let mut roots = RootCertStore::empty();
@@ -82,30 +108,47 @@ impl TrustStore {
         }
         let held = previous.and_then(|store| store.revocations.as_deref());
         let revocations = revocations
-            .map(|bytes| CrlIndex::load(bytes, &certificates, held, now).map(Arc::new))
+            .filter(|_| policy.mode != RevocationMode::Off)
+            .map(|bytes| CrlIndex::load(bytes, &certificates, held, &policy, now).map(Arc::new))
             .transpose()
             .map_err(TrustError::Revocations)?;
-        let standing = Standing::after(previous);
-        Ok(Self { standing, roots, revocations, names, policy: RevocationPolicy::STRICT })
-    }
-
-    /// The same store under another revocation policy.
-    #[must_use]
-    pub fn with_policy(mut self, policy: RevocationPolicy) -> Self {
-        self.policy = policy;
-        self
+        Ok(Self { standing: Standing::after(previous), roots, revocations, names, policy })
     }
 
     /// What the lists say; none when revocation is not checked at all.
     #[must_use]
-    pub fn revocation(
-        &self,
-        issuer: &[u8],
-        serial: &[u8],
-        role: Role,
-        now: UnixTime,
-    ) -> Option<Revocation> {
-        self.revocations.as_ref().map(|index| index.status(issuer, serial, role, now))
+    pub fn revocation(&self, asked: &Asked<'_>, now: UnixTime) -> Option<Revocation> {
+        self.revocations.as_ref().map(|index| index.status(asked, now))
+    }
+
+    /// Whether the lists let a certificate pass.
+    ///
+    /// # Errors
+    /// What they say of it that the policy does not let pass.
+    pub fn admits(&self, asked: &Asked<'_>, now: UnixTime) -> Result<(), Revocation> {
+        let policy = &self.policy;
+        if asked.role == Role::Authority && policy.depth == RevocationDepth::Leaf {
+            return Ok(());
+        }
+        match self.revocation(asked, now) {
+            None | Some(Revocation::Good) => Ok(()),
+            Some(Revocation::Unknown) if policy.mode == RevocationMode::Soft => Ok(()),
+            Some(Revocation::Expired) if policy.on_expired != OnExpired::Deny => Ok(()),
+            Some(refused) => Err(refused),
+        }
+    }
+
+    /// What an operator should know of the lists, as things stand.
+    #[must_use]
+    pub fn warnings(&self, now: UnixTime) -> Vec<String> {
+        let Some(lists) = &self.revocations else {
+            return Vec::new();
+        };
+        let expired = match self.policy.on_expired {
+            OnExpired::Ignore => Vec::new(),
+            OnExpired::Warn | OnExpired::Deny => lists.expired(now),
+        };
+        [lists.warnings(), &expired].concat()
     }
 
     /// Which store it is.
@@ -152,7 +195,9 @@ impl TrustStore {
         &self.names
     }
 
-    pub(crate) fn policy(&self) -> RevocationPolicy {
-        self.policy
+    /// What the lists decide.
+    #[must_use]
+    pub fn policy(&self) -> &RevocationPolicy {
+        &self.policy
     }
 }

@@ -16,7 +16,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use weft_model::StringMatch;
 
-use crate::{Revocation, Role, TrustStore};
+use crate::{Asked, Revocation, Role, TrustStore};
 
 pub(crate) static ALGORITHMS: std::sync::LazyLock<WebPkiSupportedAlgorithms> =
     std::sync::LazyLock::new(|| {
@@ -73,19 +73,17 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), webpki::Error> {
         let check = |certificate: &webpki::Cert<'_>, role| {
-            let policy = self.trust.policy();
-            let issuer = certificate.issuer();
-            match self.trust.revocation(issuer, certificate.serial(), role, now) {
-                None | Some(Revocation::Good) => Ok(()),
-                Some(Revocation::Revoked) => Err(webpki::Error::CertRevoked),
-                Some(Revocation::Unknown) if policy.allow_unknown => Ok(()),
-                Some(Revocation::Unknown) => Err(webpki::Error::UnknownRevocationStatus),
-                Some(Revocation::Expired) if policy.allow_expired => Ok(()),
-                Some(Revocation::Expired) => Err(webpki::Error::CrlExpired {
+            let whole = certificate.der();
+            let (issuer, serial) = (certificate.issuer(), certificate.serial());
+            let asked = Asked { issuer, serial, role, certificate: &whole };
+            self.trust.admits(&asked, now).map_err(|status| match status {
+                Revocation::Expired => webpki::Error::CrlExpired {
                     time: now,
                     next_update: UnixTime::since_unix_epoch(std::time::Duration::ZERO),
-                }),
-            }
+                },
+                Revocation::Unknown => webpki::Error::UnknownRevocationStatus,
+                Revocation::Revoked | Revocation::Good => webpki::Error::CertRevoked,
+            })
         };
         check(path.end_entity(), Role::Leaf)?;
         path.intermediate_certificates()

@@ -27,14 +27,10 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use weft_certs::request::{self, CheckedRequest};
 use weft_certs::tls::{self, ClientAuthentication, Identity};
-use weft_certs::{Authority, RevocationPolicy, Revoked, TrustStore, VerifiedPeer};
-use weft_model::{SpiffeId, StringMatch};
+use weft_certs::{Authority, Revoked, TrustStore, VerifiedPeer};
+use weft_model::{OnExpired, RevocationMode, RevocationPolicy, SpiffeId, StringMatch};
 
 const OTHER: &str = "spiffe://mesh.test/ns/a/sa/other";
-const ALLOW_UNKNOWN: RevocationPolicy =
-    RevocationPolicy { allow_unknown: true, ..RevocationPolicy::STRICT };
-const ALLOW_EXPIRED: RevocationPolicy =
-    RevocationPolicy { allow_expired: true, ..RevocationPolicy::STRICT };
 
 /// A clock that stands still until it is moved. Seconds from the moment of the tests.
 #[derive(Debug, Default)]
@@ -322,9 +318,12 @@ fn a_revoked_leaf_and_a_leaf_under_a_revoked_intermediate_are_refused() {
 /// What each policy makes of a good leaf under these lists: strict, unknown allowed, expired
 /// allowed, both allowed. An empty text is a handshake.
 fn by_policy(world: &World, below: Option<&List>, root: Option<&List>) -> [String; 4] {
-    let both = RevocationPolicy { allow_unknown: true, allow_expired: true };
-    [RevocationPolicy::STRICT, ALLOW_UNKNOWN, ALLOW_EXPIRED, both].map(|policy| {
-        let trust = || world.listed(below, root).with_policy(policy);
+    let strict = RevocationPolicy::default();
+    let unknown = RevocationPolicy { mode: RevocationMode::Soft, ..strict };
+    let expired = RevocationPolicy { on_expired: OnExpired::Warn, ..strict };
+    let both = RevocationPolicy { on_expired: OnExpired::Ignore, ..unknown };
+    [strict, unknown, expired, both].map(|policy| {
+        let trust = || world.listed_under(policy, below, root);
         let outcome = |end: Result<(), Refused>| match end {
             Ok(()) => String::new(),
             Err(refused) => format!("{:?} {:?}", refused.error, refused.alert),

@@ -1,6 +1,10 @@
 //! What a proof rests on, and what ends it.
 
-#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at what it did not expect"
+)]
 
 #[allow(dead_code, reason = "each test file uses a part of it")]
 mod pki;

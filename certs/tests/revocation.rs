@@ -16,7 +16,8 @@ use pki::{Ca, Critical, HOUR, List, NOW, at, ca_params, crl_pem, der, extension,
 use rcgen::{CustomExtension, IsCa, KeyUsagePurpose};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
-use weft_certs::{Authority, CrlIndex, Revocation, Revoked, Role};
+use weft_certs::{Asked, Authority, CrlIndex, Revocation, Revoked, Role};
+use weft_model::RevocationPolicy;
 
 const DELTA_INDICATOR: &[u8] = &[0x55, 0x1d, 0x1b];
 const DISTRIBUTION_POINT: &[u8] = &[0x55, 0x1d, 0x1c];
@@ -26,7 +27,7 @@ const UNHEARD_OF: &[u8] = &[0x55, 0x1d, 0x7f];
 
 fn load(bytes: &[u8], roots: &[&Ca], previous: Option<&CrlIndex>) -> Result<CrlIndex, String> {
     let roots: Vec<_> = roots.iter().map(|root| root.der().clone()).collect();
-    CrlIndex::load(bytes, &roots, previous, unix(0))
+    CrlIndex::load(bytes, &roots, previous, &RevocationPolicy::default(), unix(0))
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
@@ -37,7 +38,7 @@ fn status(index: &CrlIndex, ca: &Ca, serial: u64) -> Revocation {
 
 fn status_of(index: &CrlIndex, ca: &Ca, serial: &[u8], role: Role, now: UnixTime) -> Revocation {
     let anchor = webpki::anchor_from_trusted_cert(ca.der()).unwrap();
-    index.status(&anchor.subject, serial, role, now)
+    index.status(&Asked { issuer: &anchor.subject, serial, role, certificate: &[] }, now)
 }
 
 fn set(lists: &[Vec<u8>]) -> String {
@@ -61,13 +62,22 @@ fn the_lists_of_our_own_authority_speak_for_its_root_and_its_intermediate() {
     let revoked = [Revoked { serial: "0a0b".into(), at: pki::now() }];
     let pem = authority.revocation_lists(&revoked, 1, pki::now(), Duration::from_secs(60)).unwrap();
 
-    let index = CrlIndex::load(pem.as_bytes(), std::slice::from_ref(&root), None, unix(0));
+    let index = CrlIndex::load(
+        pem.as_bytes(),
+        std::slice::from_ref(&root),
+        None,
+        &RevocationPolicy::default(),
+        unix(0),
+    );
     let index = index.unwrap();
     assert_eq!((index.len(), index.warnings()), (1, &[][..]));
     let name = |certificate| webpki::anchor_from_trusted_cert(certificate).unwrap().subject;
     let (root, below) = (name(&root), name(&below));
     let check = |issuer, serial: &[u8], role, expected| {
-        assert_eq!(index.status(issuer, serial, role, unix(0)), expected);
+        assert_eq!(
+            index.status(&Asked { issuer, serial, role, certificate: &[] }, unix(0)),
+            expected
+        );
     };
     check(&below, &[0x0a, 0x0b], Role::Leaf, Revocation::Revoked);
     check(&below, &[0x0a, 0x0c], Role::Leaf, Revocation::Good);
@@ -290,13 +300,17 @@ fn kinds_of_lists_that_we_cannot_judge_by_are_refused_with_their_reason() {
     let number = der(0x02, &[1]);
     let here = point("http://x/");
 
-    check(with(extension(DELTA_INDICATOR, Critical::Yes, &number)), "delta lists are not");
-    check(with(extension(DELTA_INDICATOR, Critical::No, &number)), "delta lists are not");
+    check(with(extension(DELTA_INDICATOR, Critical::Yes, &number)), "which is not here");
+    check(with(extension(DELTA_INDICATOR, Critical::No, &number)), "which is not here");
+    check(with(extension(DELTA_INDICATOR, Critical::Yes, &[2, 1, 0x80])), "malformed");
     check(with(scoped(&[here.clone(), der(0x84, &[0xff])])), "indirect lists are not");
     check(with(scoped(&[here.clone(), der(0x83, &[6, 0x40])])), "lists for some reasons only");
     check(with(scoped(&[here.clone(), der(0x85, &[0xff])])), "malformed");
-    check(with(scoped(&[der(0x81, &[0xff])])), "its distribution point has no full name");
+    check(with(scoped(&[der(0x81, &[0xff]), der(0x82, &[0xff])])), "speaks of nothing");
+    check(with(scoped(&[der(0x82, &[0xff]), der(0x81, &[0xff])])), "out of order");
+    check(with(scoped(&[der(0x81, &[1])])), "malformed");
     check(with(scoped(&[der(0xa0, &der(0xa1, &[]))])), "its distribution point has no full name");
+    check(with(scoped(&[der(0xa0, &der(0xa0, &[]))])), "malformed");
     check(with(scoped(&[here.clone(), here])), "malformed");
     check(with(extension(UNHEARD_OF, Critical::Yes, &number)), "a critical extension");
     check(entry(extension(UNHEARD_OF, Critical::Yes, &number)), "a critical extension");
@@ -393,7 +407,10 @@ fn pem_and_der_are_read_alike_and_an_empty_file_proves_nothing() {
         assert!(index.is_empty(), "{bytes:?}");
         assert_eq!(status(&index, &ca, 8), Revocation::Unknown);
     }
-    refused(&[list.as_slice(), &list].concat(), &[&ca], "malformed");
+    let both = [list.as_slice(), &List::new(2, &[9]).signed_by(&ca)].concat();
+    assert_eq!(status(&load(&both, &[&ca], None).unwrap(), &ca, 9), Revocation::Revoked);
+    refused(&[list.as_slice(), &list[..20]].concat(), &[&ca], "malformed");
+    refused(&[list.as_slice(), b"\n"].concat(), &[&ca], "malformed");
     refused(&[0x30], &[&ca], "malformed");
 }
 
@@ -440,14 +457,149 @@ fn no_damage_to_a_set_makes_a_revoked_certificate_good() {
     }
 }
 
+fn load_within(bytes: &[u8], ca: &Ca, policy: &RevocationPolicy) -> Result<CrlIndex, String> {
+    CrlIndex::load(bytes, std::slice::from_ref(ca.der()), None, policy, unix(0))
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+}
+
+#[test]
+fn lists_are_as_long_as_the_policy_allows_and_no_longer() {
+    let ca = pki::root("root");
+    let [whole, other] = [&[1, 2, 3][..], &[4, 5]].map(|serials| List::new(1, serials));
+    let part = List { extensions: scoped(&[der(0x81, &[0xff])]), ..other };
+    let lists = [whole.signed_by(&ca), part.signed_by(&ca)].concat();
+    let check = |entries_limit, bytes_limit, expected: Result<usize, &str>| {
+        let policy = RevocationPolicy { entries_limit, bytes_limit, ..Default::default() };
+        let got = load_within(&lists, &ca, &policy).map(|index| index.len());
+        match expected {
+            Ok(entries) => assert_eq!(got, Ok(entries)),
+            Err(reason) => assert!(got.as_ref().unwrap_err().contains(reason), "{got:?}"),
+        }
+    };
+    check(5, lists.len(), Ok(5));
+    check(6, lists.len() + 1, Ok(5));
+    check(4, lists.len(), Err("list 1: it has more than 1 entries"));
+    check(2, lists.len(), Err("list 0: it has more than 2 entries"));
+    check(5, lists.len() - 1, Err("bytes of lists; at most"));
+    let policy = RevocationPolicy::default();
+    assert_eq!((policy.entries_limit, policy.bytes_limit), (500_000, 50 * 1024 * 1024));
+}
+
+/// A list of changes to the list of that number.
+fn delta(list: List, base: u64) -> List {
+    let base = extension(DELTA_INDICATOR, Critical::Yes, &der(0x02, &pki::integer(base)));
+    List { extensions: [base, list.extensions].concat(), ..list }
+}
+
+#[test]
+fn a_list_of_changes_counts_where_the_list_is_that_it_changes() {
+    const REASON: &[u8] = &[0x55, 0x1d, 0x15];
+    let ca = pki::root("root");
+    let base = List::new(5, &[1, 2]).signed_by(&ca);
+    let restoring = extension(REASON, Critical::No, &[0x0a, 1, 8]);
+    let check = |lists: &[&List], expected: &[(u64, Revocation)]| {
+        let lists: Vec<Vec<u8>> = lists.iter().map(|list| list.signed_by(&ca)).collect();
+        let index = load(&[lists.concat(), base.clone()].concat(), &[&ca], None).unwrap();
+        for (serial, expected) in expected {
+            assert_eq!(status(&index, &ca, *serial), *expected, "{serial}");
+        }
+    };
+    let (good, revoked) = (Revocation::Good, Revocation::Revoked);
+    let adding = delta(List::new(6, &[3]), 5);
+    check(&[&adding], &[(1, revoked), (2, revoked), (3, revoked), (4, good)]);
+    let back = delta(List { entry_extensions: restoring.clone(), ..List::new(7, &[2, 3]) }, 5);
+    check(&[&back], &[(1, revoked), (2, good), (3, good)]);
+    // In the order of their numbers, however they stand.
+    check(&[&back, &adding], &[(1, revoked), (2, good), (3, good)]);
+    // One that is older than the list is in it already.
+    check(&[&delta(List::new(4, &[4]), 3)], &[(1, revoked), (4, good)]);
+    // Both must be in force.
+    let over = delta(List { this_update: -HOUR, next_update: -60, ..List::new(6, &[3]) }, 5);
+    check(&[&over], &[(3, revoked), (4, Revocation::Expired)]);
+    // A whole list takes nothing back.
+    let whole = List { entry_extensions: restoring, ..List::new(6, &[2]) };
+    check(&[&whole], &[(2, revoked), (1, good)]);
+
+    let lone = |list: &List| [list.signed_by(&ca), base.clone()].concat();
+    refused(&lone(&delta(List::new(9, &[3]), 6)), &[&ca], "it changes list number 6 of \"root\"");
+    refused(
+        &delta(List::new(6, &[3]), 5).signed_by(&ca),
+        &[&ca],
+        "list 0: it changes list number 5",
+    );
+    let elsewhere =
+        delta(List { extensions: scoped(&[point("http://x/")]), ..List::new(6, &[3]) }, 5);
+    refused(&lone(&elsewhere), &[&ca], "which is not here");
+}
+
+/// A leaf of `ca` with number 9 that names these distribution points, each DER.
+fn at_points(ca: &Ca, points: &[Vec<u8>]) -> CertificateDer<'static> {
+    let mut params = pki::leaf_params(pki::WEB, 9);
+    let points = der(0x30, &points.concat());
+    params.custom_extensions = vec![CustomExtension::from_oid_content(&[2, 5, 29, 31], points)];
+    let key = rcgen::KeyPair::generate().unwrap();
+    params.signed_by(&key, ca).unwrap().der().clone()
+}
+
+#[test]
+fn a_list_of_a_part_speaks_of_the_certificates_that_name_it() {
+    let ca = pki::root("root");
+    let list = List { extensions: scoped(&[point("http://x/2")]), ..List::new(1, &[7]) };
+    let index = load(&list.signed_by(&ca), &[&ca], None).unwrap();
+    let issuer = webpki::anchor_from_trusted_cert(ca.der()).unwrap().subject;
+    let check = |points: &[Vec<u8>], expected| {
+        let leaf = at_points(&ca, points);
+        let serial = [9];
+        let asked =
+            Asked { issuer: &issuer, serial: &serial, role: Role::Leaf, certificate: &leaf };
+        assert_eq!(index.status(&asked, unix(0)), expected, "{points:x?}");
+    };
+    let named = |uris: &[&str]| {
+        let names: Vec<u8> = uris.iter().flat_map(|uri| der(0x86, uri.as_bytes())).collect();
+        der(0x30, &der(0xa0, &der(0xa0, &names)))
+    };
+    let (good, unknown) = (Revocation::Good, Revocation::Unknown);
+    check(&[named(&["http://x/2"])], good);
+    check(&[named(&["http://x/1", "http://x/2"])], good);
+    check(&[named(&["http://x/1"]), named(&["http://x/2"])], good);
+    check(&[named(&["http://x/1"])], unknown);
+    check(&[named(&["http://x/22"])], unknown);
+    check(&[], unknown);
+    // For some reasons only, or by another issuer.
+    let with = |more: Vec<u8>| {
+        let name = der(0xa0, &der(0xa0, &der(0x86, b"http://x/2")));
+        der(0x30, &[name, more].concat())
+    };
+    check(&[with(der(0x81, &[6, 0x40]))], unknown);
+    check(&[with(der(0xa2, &der(0x86, b"http://other/")))], unknown);
+}
+
+#[test]
+fn a_list_of_leaves_or_of_authorities_speaks_of_no_others() {
+    let ca = pki::root("root");
+    let list = |tag| List { extensions: scoped(&[der(tag, &[0xff])]), ..List::new(1, &[7]) };
+    let (leaves, authorities) = (list(0x81).signed_by(&ca), list(0x82).signed_by(&ca));
+    let check = |lists: &[u8], expected: [Revocation; 2]| {
+        let index = load(lists, &[&ca], None).unwrap();
+        let got =
+            [Role::Leaf, Role::Authority].map(|role| status_of(&index, &ca, &[9], role, unix(0)));
+        assert_eq!(got, expected);
+    };
+    check(&leaves, [Revocation::Good, Revocation::Unknown]);
+    check(&authorities, [Revocation::Unknown, Revocation::Good]);
+    check(&[leaves, authorities].concat(), [Revocation::Good; 2]);
+}
+
 #[test]
 fn a_million_entries_are_held_and_found() {
     const ENTRIES: u64 = 1_000_000;
     let ca = pki::root("root");
     let serials: Vec<u64> = (0..ENTRIES).rev().map(|number| number * 3).collect();
     let list = List::new(1, &serials).signed_by(&ca);
-    let index = load(&list, &[&ca], None).unwrap();
+    let policy = RevocationPolicy { entries_limit: 1_000_000, ..Default::default() };
+    let index = load_within(&list, &ca, &policy).unwrap();
     assert_eq!(index.len() as u64, ENTRIES);
+    assert!(index.bytes() <= 20 * index.len(), "{} bytes", index.bytes());
     for number in (0..ENTRIES).step_by(997).chain([ENTRIES - 1]) {
         assert_eq!(status(&index, &ca, number * 3), Revocation::Revoked, "{number}");
         assert_eq!(status(&index, &ca, number * 3 + 1), Revocation::Good, "{number}");

@@ -8,9 +8,10 @@
 
 use std::io::{BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use weft_integration::alone::{Alone, Speaks, Wanted};
 use weft_integration::authority::{Holder, Signer};
 use weft_integration::backend::{Backend, read_head};
@@ -22,6 +23,7 @@ use weft_integration::mesh_pki::MeshPki;
 use weft_integration::origin::Origin;
 use weft_integration::pair::{Launch, Sidecar};
 use weft_integration::port;
+use weft_integration::process::{run, weft};
 use weft_integration::tls_caller::{TlsCaller, caller, caller_of};
 use weft_integration::wait::eventually;
 
@@ -266,6 +268,133 @@ fn clients_of_a_root_that_is_trusted_no_more_are_ended() {
     assert!(theirs.ends_within(AT_ONCE));
     assert_eq!(ours.ask("/"), Some(200));
     assert_eq!(alone.metric("weft_sidecar_connections_revoked_total"), 1);
+}
+
+/// The validator that is ours, with these settings.
+fn policy(settings: &Value) -> Value {
+    json!({"name": "weft.revocation", "typed_config":
+        {"@type": "type.googleapis.com/google.protobuf.Struct", "value": settings}})
+}
+
+/// A sidecar in Verify Mode by a policy, with lists from `lists`.
+fn start_under(signer: &Signer, origin: &Origin, lists: &Path, settings: &Value) -> Alone {
+    let mut wanted = Wanted::before(origin.port, Speaks::Http1).with_one_worker(&[]);
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let mut tls = verify_mode(&server, &signer.root(), lists);
+    let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
+    let validation = validation.unwrap();
+    *validation = with(validation.take(), "custom_validator_config", policy(settings));
+    wanted.tls = Some(tls);
+    wanted.start()
+}
+
+#[test]
+fn a_policy_says_what_becomes_of_whom_the_lists_do_not_name() {
+    let (signer, origin) = (Signer::create(), Origin::start());
+    let (good, bad) = (signer.sign("good", DAY), signer.sign("bad", DAY));
+    signer.revoke(&[&bad.serial]);
+    let whole = std::fs::read_to_string(signer.revocations()).unwrap();
+    // That of the intermediate alone: nobody says whether the root has revoked the intermediate.
+    let alone = signer.file("alone.pem");
+    let (_, rest) = whole.split_once("-----END X509 CRL-----\n").unwrap();
+    let (_, beside) = rest.split_once("-----END X509 CRL-----\n").unwrap();
+    let first = &whole[..whole.len() - rest.len()];
+    std::fs::write(&alone, format!("{first}{beside}")).unwrap();
+    let check = |lists: &Path, settings: Value, expected: [Option<u16>; 2]| {
+        let sidecar = start_under(&signer, &origin, lists, &settings);
+        let got = [&good, &bad].map(|holder| connect(&signer, holder, &sidecar).ask("/"));
+        assert_eq!(got, expected, "{settings}");
+    };
+    let (lists, served) = (signer.revocations(), Some(200));
+    check(&lists, json!({}), [served, None]);
+    check(&lists, json!({"mode": "off"}), [served, served]);
+    check(&alone, json!({}), [None, None]);
+    check(&alone, json!({"mode": "soft"}), [served, None]);
+    check(&alone, json!({"depth": "leaf"}), [served, None]);
+}
+
+#[test]
+fn what_a_revoked_client_has_begun_may_be_finished_where_the_policy_says_so() {
+    let (signer, origin) = (Signer::create(), Origin::start());
+    let settings = json!({"drain_seconds": 3});
+    let sidecar = start_under(&signer, &origin, &signer.revocations(), &settings);
+    let holder = signer.sign("web", DAY);
+    let mut idle = connect(&signer, &holder, &sidecar);
+    let mut busy = connect(&signer, &holder, &sidecar);
+    assert_eq!(idle.ask("/"), Some(200));
+    busy.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel");
+    let mut stuck = connect(&signer, &holder, &sidecar);
+    stuck.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel");
+    eventually("they are begun", || (origin.seen().len() == 3 + 1).then_some(()));
+    signer.revoke(&[&holder.serial]);
+    assert!(idle.ends_within(AT_ONCE), "it has begun nothing");
+    busy.send(b"lo");
+    assert!(busy.receive(1024).starts_with(b"HTTP/1.1 200"), "it was begun before");
+    assert!(busy.ends_within(AT_ONCE), "it may begin nothing more");
+    assert!(stuck.ends_within(3 * AT_ONCE), "it has had its time");
+}
+
+#[test]
+fn a_folder_of_lists_is_followed_and_so_is_a_link() {
+    let (signer, origin) = (Signer::create(), Origin::start());
+    let folder = |name: &str, revoked: &[&str]| {
+        signer.revoke(revoked);
+        let folder = signer.file(name);
+        std::fs::create_dir(&folder).unwrap();
+        let text = std::fs::read_to_string(signer.revocations()).unwrap();
+        let (first, rest) = text.split_once("-----END X509 CRL-----\n").unwrap();
+        std::fs::write(folder.join("1"), format!("{first}-----END X509 CRL-----\n")).unwrap();
+        std::fs::write(folder.join("2"), rest).unwrap();
+        folder
+    };
+    let holder = signer.sign("web", DAY);
+    let (before, after) = (folder("before", &[]), folder("after", &[&holder.serial]));
+    let link = signer.file("lists");
+    std::os::unix::fs::symlink(&before, &link).unwrap();
+    let sidecar = start_under(&signer, &origin, &link, &json!({}));
+    let mut client = connect(&signer, &holder, &sidecar);
+    assert_eq!(client.ask("/"), Some(200));
+    std::os::unix::fs::symlink(&after, signer.file("new")).unwrap();
+    std::fs::rename(signer.file("new"), &link).unwrap();
+    assert!(client.ends_within(AT_ONCE));
+    // What is no list leaves the last good ones in force, and is told.
+    std::fs::write(after.join("3"), "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")
+        .unwrap();
+    eventually("it is told", || {
+        let told = Curl::get(sidecar.sidecar.admin, "/config_dump").run().text();
+        told.contains("the last good one stays in force").then_some(())
+    });
+    assert_eq!(connect(&signer, &holder, &sidecar).ask("/"), None);
+}
+
+#[test]
+fn it_is_told_which_lists_are_in_force_and_whom_they_speak_for() {
+    let (signer, origin) = (Signer::create(), Origin::start());
+    signer.revoke(&["0a0b", "0c0d"]);
+    let sidecar = start(&signer, &origin);
+    assert_eq!(sidecar.metric("weft_sidecar_revoked_certificates"), 2);
+    assert_eq!(sidecar.metric("weft_sidecar_revocation_lists"), 2);
+    let admin = sidecar.sidecar.admin.to_string();
+    let status = run(weft().args(["status", "--admin", &format!("127.0.0.1:{admin}")]));
+    assert!(status.contains("\"weft intermediate mesh.local\" (all), 2 revoked, good until 20"));
+    let coverage = |lists: &Path| {
+        let mut command = weft();
+        command.args(["ca", "coverage", "--roots"]).arg(signer.root());
+        let output = command.arg("--lists").arg(lists).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, told) = coverage(&signer.revocations());
+    assert_eq!(code, Some(0), "{told}");
+    for issuer in ["root", "intermediate"] {
+        let line = format!("covered  \"weft {issuer} mesh.local\": leaves and authorities");
+        assert!(told.contains(&line), "{told}");
+    }
+    let text = std::fs::read_to_string(signer.revocations()).unwrap();
+    let (_, rest) = text.split_once("-----END X509 CRL-----\n").unwrap();
+    std::fs::write(signer.file("part.pem"), rest).unwrap();
+    let (code, told) = coverage(&signer.file("part.pem"));
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("missing  \"weft intermediate mesh.local\": there is no list"), "{told}");
 }
 
 #[test]

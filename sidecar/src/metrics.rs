@@ -4,6 +4,7 @@ use weft_runtime::metrics::{Counter, Histogram, Page, Registry};
 
 use crate::denial::Denial;
 use crate::http::desync::Reason;
+use crate::plan::Covered;
 
 /// The counters of one worker.
 #[derive(Debug, Default)]
@@ -50,15 +51,16 @@ impl Metrics {
     }
 }
 
-/// The page of all workers.
+/// The page of all workers, and of the revocation lists in force.
 #[must_use]
-pub fn page(registry: &Registry<Metrics>) -> Page {
+pub fn page(registry: &Registry<Metrics>, covered: &Covered) -> Page {
     let sets = registry.sets();
     let sum = |pick: &dyn Fn(&Metrics) -> u64| {
         sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add)
     };
     let mut page = Page::default();
     connections(&sets, &mut page);
+    revocation(covered, &mut page);
     page.counter("weft_sidecar_requests", "Requests served.", sum(&|m| m.requests.get()));
     page.gauge(
         "weft_sidecar_requests_open",
@@ -140,6 +142,20 @@ fn connections(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
         "weft_sidecar_handshakes_failed",
         "TLS handshakes refused.",
         sum(&|m| m.handshakes_failed.get()),
+    );
+}
+
+/// The revocation lists in force, of all trust stores together.
+fn revocation(covered: &Covered, page: &mut Page) {
+    let lists: Vec<_> = covered.values().flatten().flatten().collect();
+    let entries = lists.iter().map(|list| list.entries as u64).sum();
+    let next = lists.iter().map(|list| list.next_update).min().unwrap_or_default();
+    page.gauge("weft_sidecar_revocation_lists", "Revocation lists in force.", lists.len() as u64);
+    page.gauge("weft_sidecar_revoked_certificates", "Certificates that they revoke.", entries);
+    page.gauge(
+        "weft_sidecar_revocation_next_update_seconds",
+        "When the first of them expires, in seconds since 1970; 0 without any.",
+        next,
     );
 }
 

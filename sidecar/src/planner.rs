@@ -66,7 +66,7 @@ pub async fn run(
                 under_way.remove(&fetched.uri);
                 keys.fetched(&fetched.uri, outcome, fetched.cache, now())
             }
-            () = tokio::time::sleep(TICK) => builder.is_outdated(),
+            () = tokio::time::sleep(TICK) => builder.is_outdated(unix_time()),
         };
     }
 }

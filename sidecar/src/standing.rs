@@ -10,7 +10,7 @@
 //! who is enrolled late is checked against the plan of that moment.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,6 +43,8 @@ struct Withdrawal {
     /// The first generation of the store that does not vouch for it.
     generation: u64,
     links: Arc<Withdrawn>,
+    /// How long what has begun may last.
+    drain: Duration,
 }
 
 impl Withdrawals {
@@ -54,7 +56,8 @@ impl Withdrawals {
         }
         let standing = store.standing();
         let (line, generation) = (standing.line, standing.generation);
-        let new = Withdrawal { line, generation, links: Arc::new(links) };
+        let drain = store.policy().drain;
+        let new = Withdrawal { line, generation, links: Arc::new(links), drain };
         let kept = self.latest.iter().skip((self.latest.len() + 1).saturating_sub(TOLD)).cloned();
         self.latest = kept.chain([new]).collect();
         self.count += 1;
@@ -150,6 +153,8 @@ struct Member {
     proof: Proof,
     line: u64,
     socket: RawFd,
+    /// Whether something that it rests on was withdrawn.
+    revoked: bool,
     /// When its state changes next.
     due: u64,
 }
@@ -190,7 +195,8 @@ impl Roll {
         for link in proof.links() {
             by_link.entry((line, *link)).or_default().insert(id);
         }
-        let member = Member { standing: standing.clone(), proof, line, socket, due };
+        let revoked = standing.is_ended();
+        let member = Member { standing: standing.clone(), proof, line, socket, revoked, due };
         self.members.borrow_mut().insert(id, member);
         Enrolled { standing, roll: self.clone(), id }
     }
@@ -212,17 +218,29 @@ impl Roll {
         }
     }
 
-    /// Ends the connections that rest on what was withdrawn since the last time.
-    pub(crate) fn apply(&self, withdrawals: &Withdrawals, metrics: &Metrics) {
+    /// Ends the connections that rest on what was withdrawn since the last time, or lets them leave where
+    /// the policy gives them time. `now` is in seconds since 1970.
+    pub(crate) fn apply(&self, withdrawals: &Withdrawals, now: u64, metrics: &Metrics) {
         let seen = self.seen.replace(withdrawals.count);
-        let ended: BTreeSet<u64> = match withdrawals.since(seen) {
-            Some(new) => new.iter().flat_map(|withdrawal| self.resting_on(withdrawal)).collect(),
-            None => self.members.borrow().keys().copied().collect(),
+        let ended: BTreeMap<u64, Duration> = match withdrawals.since(seen) {
+            Some(new) => {
+                let resting =
+                    |w: &Withdrawal| self.resting_on(w).into_iter().zip(std::iter::repeat(w.drain));
+                new.iter().flat_map(resting).collect()
+            }
+            None => self.members.borrow().keys().map(|id| (*id, Duration::ZERO)).collect(),
         };
-        let members = self.members.borrow();
-        for member in ended.iter().filter_map(|id| members.get(id)) {
-            if member.end() {
-                metrics.connections_revoked.increment();
+        for (id, drain) in &ended {
+            let mut members = self.members.borrow_mut();
+            let Some(member) = members.get_mut(id).filter(|member| !member.revoked) else {
+                continue;
+            };
+            member.revoked = true;
+            metrics.connections_revoked.increment();
+            if drain.is_zero() {
+                member.end();
+            } else {
+                self.let_leave(*id, member, now + drain.as_secs());
             }
         }
         if !ended.is_empty() {
@@ -260,26 +278,40 @@ impl Roll {
                 continue;
             }
             metrics.connections_expired.increment();
-            member.standing.state.set(State::Leaving);
-            member.standing.news.notify_waiters();
+            member.leave();
             member.due = now + LEAVE.as_secs();
             by_end.insert((member.due, id));
         }
     }
+
+    fn let_leave(&self, id: u64, member: &mut Member, until: u64) {
+        member.leave();
+        let mut by_end = self.by_end.borrow_mut();
+        by_end.remove(&(member.due, id));
+        member.due = until;
+        by_end.insert((until, id));
+    }
 }
 
 impl Member {
-    /// Ends the connection; whether it stood until now.
-    fn end(&self) -> bool {
+    /// Lets what has begun be finished, and nothing more begin.
+    fn leave(&self) {
+        if self.standing.state.get() == State::Good {
+            self.standing.state.set(State::Leaving);
+            self.standing.news.notify_waiters();
+        }
+    }
+
+    /// Ends the connection.
+    fn end(&self) {
         if self.standing.state.replace(State::Ended) == State::Ended {
-            return false;
+            return;
         }
         self.standing.news.notify_waiters();
         // Whoever waits for the peer is woken by this, and is then told.
         if let Err(error) = shutdown(self.socket, Shutdown::Read) {
             tracing::debug!(%error, "a connection to be ended was gone");
         }
-        true
     }
 }
 
@@ -290,7 +322,8 @@ mod tests {
     use rustls_pki_types::pem::PemObject;
     use rustls_pki_types::{CertificateDer, UnixTime};
     use weft_certs::request::{self, CheckedRequest};
-    use weft_certs::{Authority, Revoked};
+    use weft_certs::{Authority, Revoked, TrustParts};
+    use weft_model::RevocationPolicy;
 
     use super::*;
 
@@ -323,12 +356,23 @@ mod tests {
             number: u64,
             previous: Option<&TrustStore>,
         ) -> TrustStore {
+            self.store_under(RevocationPolicy::default(), revoked, number, previous)
+        }
+
+        fn store_under(
+            &self,
+            policy: RevocationPolicy,
+            revoked: &[&str],
+            number: u64,
+            previous: Option<&TrustStore>,
+        ) -> TrustStore {
             let entry = |serial: &&str| Revoked { serial: (*serial).to_owned(), at: self.now };
             let revoked: Vec<_> = revoked.iter().map(entry).collect();
             let lists = self.authority.revocation_lists(&revoked, number, self.now, LEAVE).unwrap();
             let roots = self.authority.trust_bundle().as_bytes();
-            let lists = Some(lists.as_bytes());
-            TrustStore::load(roots, lists, Vec::new(), previous, UnixTime::now()).unwrap()
+            let (revocations, names) = (Some(lists.as_bytes()), Vec::new());
+            let parts = TrustParts { roots, revocations, names, policy };
+            TrustStore::build(parts, previous, UnixTime::now()).unwrap()
         }
     }
 
@@ -348,7 +392,7 @@ mod tests {
         let other = enrol(&world.sign().0, &first, &told);
         let second = world.store(&[&serial], 2, Some(&first));
         told.add(&second, &first);
-        roll.apply(&told, &metrics);
+        roll.apply(&told, 0, &metrics);
         let fallen = [&one, &same, &other].map(|enrolled| enrolled.standing.is_ended());
         assert_eq!(fallen, [true, true, false]);
         // One whose handshake was done by the store before, and who is enrolled late, and one that the
@@ -361,7 +405,7 @@ mod tests {
         let elsewhere = world.store(&[], 1, None);
         others.add(&world.store(&[&serial], 2, Some(&elsewhere)), &elsewhere);
         let again = enrol(&chain, &second, &told);
-        roll.apply(&others, &metrics);
+        roll.apply(&others, 0, &metrics);
         assert!(!again.standing.is_ended());
         drop((one, same, other, again));
         assert!(roll.members.borrow().is_empty() && roll.by_link.borrow().is_empty());
@@ -382,11 +426,36 @@ mod tests {
                 told.add(&next, &store);
                 store = next;
             }
-            roll.apply(&told, &metrics);
+            roll.apply(&told, 0, &metrics);
             assert_eq!(enrolled.standing.is_ended(), expected, "{missed}");
         };
         check(TOLD as u64, false);
         check(TOLD as u64 + 1, true);
+    }
+
+    #[test]
+    fn where_the_policy_gives_time_what_has_begun_is_finished() {
+        let (world, roll, metrics) = (World::new(), Rc::<Roll>::default(), Metrics::default());
+        let policy = RevocationPolicy { drain: Duration::from_secs(30), ..Default::default() };
+        let (first, mut told) = (world.store(&[], 1, None), Withdrawals::default());
+        let (chain, serial) = world.sign();
+        let proof = Proof::of(&chain, &first).unwrap();
+        let enrolled = roll.enrol(NOWHERE, proof.clone(), &first, &told);
+        let second = world.store_under(policy, &[&serial], 2, Some(&first));
+        told.add(&second, &first);
+        roll.apply(&told, 1000, &metrics);
+        let check = |now, leaving, ended| {
+            roll.tick(now, &metrics);
+            let standing = &enrolled.standing;
+            assert_eq!((standing.is_leaving(), standing.is_ended()), (leaving, ended), "{now}");
+        };
+        check(1000, true, false);
+        check(1029, true, false);
+        check(1030, true, true);
+        // Who comes now has begun nothing.
+        assert!(roll.enrol(NOWHERE, proof, &first, &told).standing.is_ended());
+        let counted = (metrics.connections_revoked.get(), metrics.connections_expired.get());
+        assert_eq!(counted, (1, 0));
     }
 
     #[test]

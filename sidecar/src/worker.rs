@@ -132,6 +132,11 @@ impl Worker {
         self.roll.enrol(socket.as_raw_fd(), proof, trust, &latest)
     }
 
+    /// Ends the connections that rest on what the plan withdraws.
+    fn apply_withdrawals(&self) {
+        self.roll.apply(&self.plan.borrow().withdrawals, unix_seconds(), &self.metrics);
+    }
+
     /// Ends the connections that wait for a request.
     fn end_idle(&self) {
         self.draining.set(true);
@@ -180,7 +185,7 @@ pub async fn run(shared: Shared, number: usize) {
                     break;
                 }
                 worker.plan.replace(plans.borrow_and_update().clone());
-                worker.roll.apply(&worker.plan().withdrawals, &worker.metrics);
+                worker.apply_withdrawals();
                 sockets.follow(&worker);
                 worker.sweep();
             }
@@ -198,8 +203,7 @@ pub async fn run(shared: Shared, number: usize) {
 
 impl Worker {
     fn sweep(&self) {
-        let since_1970 = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.roll.tick(since_1970.as_secs(), &self.metrics);
+        self.roll.tick(unix_seconds(), &self.metrics);
         let plan = self.plan();
         self.pools.sweep(|id| plan.has_target(id));
     }
@@ -317,6 +321,10 @@ pub(crate) fn now() -> Instant {
 #[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
 pub(crate) fn wall_clock() -> SystemTime {
     SystemTime::now()
+}
+
+fn unix_seconds() -> u64 {
+    wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 pub(crate) fn unix_ms() -> u128 {

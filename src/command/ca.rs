@@ -3,13 +3,17 @@
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use weft_certs::{Authority, describe_crl, request};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use weft_certs::{Authority, CrlIndex, describe_crl, request};
 use weft_control::issue::make_token;
 use weft_control::store::Store;
-use weft_model::SpiffeId;
+use weft_model::{RevocationPolicy, SpiffeId};
 
 use super::{Failure, say};
 
@@ -18,7 +22,8 @@ use super::{Failure, say};
     weft ca init --state /var/lib/weft --trust-domain mesh.local --trust-file root.pem\n  \
     weft ca token --state /var/lib/weft spiffe://mesh.local/ns/default/sa/web > token\n  \
     weft ca issue --state /var/lib/weft spiffe://mesh.local/ns/default/sa/me --out me\n  \
-    weft ca revoke --state /var/lib/weft 5f0c...")]
+    weft ca revoke --state /var/lib/weft 5f0c...\n  \
+    weft ca coverage --roots root.pem --lists revoked.pem")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -77,6 +82,19 @@ enum Command {
         #[command(flatten)]
         state: State,
     },
+    /// Tell which issuers the revocation lists speak for: in strict mode nobody else's certificates are
+    /// taken. Exit code 1 when one has none.
+    Coverage {
+        /// The roots, PEM.
+        #[arg(long, value_name = "FILE")]
+        roots: PathBuf,
+        /// The revocation lists, PEM or DER.
+        #[arg(long, value_name = "FILE")]
+        lists: PathBuf,
+        /// Certificates of intermediate authorities, PEM, beside those in the file of lists.
+        #[arg(long, value_name = "FILE")]
+        intermediates: Option<PathBuf>,
+    },
     /// List the certificates that were issued.
     List {
         #[command(flatten)]
@@ -101,7 +119,69 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Revoke { state, serials } => revoke(&state.state, &serials),
         Command::Crl { state } => crl(&state.state),
         Command::List { state } => list(&state.state),
+        Command::Coverage { roots, lists, intermediates } => {
+            coverage(&roots, &lists, intermediates.as_deref())
+        }
     }
+}
+
+fn coverage(roots: &Path, lists: &Path, intermediates: Option<&Path>) -> Result<(), Failure> {
+    let read = |file: &Path| {
+        std::fs::read(file).map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
+    };
+    let certificates = |file: &Path, bytes: &[u8]| {
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
+        all.map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
+    };
+    let roots = certificates(roots, &read(roots)?)?;
+    let bytes = read(lists)?;
+    let since_1970 = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = UnixTime::since_unix_epoch(since_1970);
+    // Whether they fit is another matter than what they say.
+    let unlimited = RevocationPolicy {
+        entries_limit: usize::MAX,
+        bytes_limit: usize::MAX,
+        ..RevocationPolicy::default()
+    };
+    let index = CrlIndex::load(&bytes, &roots, None, &unlimited, now).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Failure::Failed(format!("{}: {}", lists.display(), errors.join("; ")))
+    })?;
+    // A file of lists in DER holds no certificates.
+    let mut beside = certificates(lists, &bytes).unwrap_or_default();
+    if let Some(file) = intermediates {
+        beside.extend(certificates(file, &read(file)?)?);
+    }
+    index.warnings().iter().for_each(|warning| say(&format!("note     {warning}")));
+    let mut missing = 0;
+    for covers in index.covers(&roots, &beside, now) {
+        let (word, what) = match (covers.leaves, covers.authorities, covers.next_update) {
+            (true, true, _) => ("covered", "leaves and authorities".to_owned()),
+            (true, false, _) => ("partly", "leaves, and no authorities".to_owned()),
+            (false, true, _) => ("partly", "authorities, and no leaves".to_owned()),
+            (false, false, Some(end)) if end <= now.as_secs() => ("expired", date(end)),
+            (false, false, Some(_)) => ("partly", "only those of a distribution point".to_owned()),
+            (false, false, None) => ("missing", "there is no list".to_owned()),
+        };
+        missing += usize::from(word == "missing" || word == "expired");
+        let until = covers.next_update.map(|end| format!(", good until {}", date(end)));
+        let until = until.filter(|_| word != "expired").unwrap_or_default();
+        say(&format!("{word:8} {}: {what}{until}", covers.issuer));
+    }
+    match missing {
+        0 => Ok(()),
+        1 => {
+            Err(Failure::Failed("an issuer has no list: strict mode refuses what it signed".into()))
+        }
+        _ => Err(Failure::Failed(format!(
+            "{missing} issuers have no list: strict mode refuses what they signed"
+        ))),
+    }
+}
+
+fn date(seconds: u64) -> String {
+    let at = i64::try_from(seconds).ok().and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
+    at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| seconds.to_string())
 }
 
 fn init(state: &Path, trust_domain: &str, trust_file: Option<&Path>) -> Result<(), Failure> {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
+use weft_certs::Coverage;
 use weft_model::SpiffeId;
 use weft_runtime::metrics::Registry;
 use weft_sidecar::plan::Plan;
@@ -48,17 +50,18 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let begun = begun.map_err(Failure::Failed)?;
     let registry = Registry::<metrics::Metrics>::default();
     let access = access_writer()?;
+    let plans = watch::Sender::new(Arc::new(Plan::default()));
+    let receiver = plans.subscribe();
+    let particulars = SidecarRole { registry: registry.clone(), plans: plans.subscribe() };
     let setup = Setup {
         bootstrap: understood.bootstrap,
         enrolment: understood.enrolment,
         admin: understood.admin,
         patience: understood.patience,
         access: access.clone(),
-        particulars: Arc::new(SidecarRole(registry.clone())),
+        particulars: Arc::new(particulars),
     };
     let mut process = begun.start(setup).map_err(Failure::Failed)?;
-    let plans = watch::Sender::new(Arc::new(Plan::default()));
-    let receiver = plans.subscribe();
     process.spawn(planner::run(process.snapshots(), plans, process.problems(), process.mark()));
     let shared = Shared {
         plans: receiver,
@@ -77,12 +80,36 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
 }
 
 /// What a sidecar tells of itself.
-struct SidecarRole(Registry<metrics::Metrics>);
+struct SidecarRole {
+    registry: Registry<metrics::Metrics>,
+    plans: watch::Receiver<Arc<Plan>>,
+}
 
 impl Particulars for SidecarRole {
     fn metrics(&self) -> String {
-        metrics::page(&self.0).finish()
+        let plan = self.plans.borrow().clone();
+        metrics::page(&self.registry, &plan.covered).finish()
     }
+
+    fn dump(&self) -> Map<String, Value> {
+        let plan = self.plans.borrow().clone();
+        let lists = |lists: &Option<Vec<Coverage>>| match lists {
+            None => json!({"checked": false}),
+            Some(lists) => {
+                json!({"checked": true, "lists": lists.iter().map(list).collect::<Vec<_>>()})
+            }
+        };
+        let stores = plan.covered.iter().map(|(name, covered)| (name.clone(), lists(covered)));
+        let stores: Map<String, Value> = stores.collect();
+        Map::from_iter([("revocation".to_owned(), stores.into())])
+    }
+}
+
+fn list(list: &Coverage) -> Value {
+    json!({
+        "issuer": list.issuer, "number": list.number, "speaks_of": list.scope,
+        "entries": list.entries, "this_update": list.this_update, "next_update": list.next_update,
+    })
 }
 
 fn identity(trust_domain: &str, service: &str) -> Result<SpiffeId, Failure> {

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use clap::Args;
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::{Failure, say};
 use crate::client::{self, Answer};
@@ -47,7 +49,7 @@ fn status(ready: &Answer, dump: &Value) -> Value {
     let mut status = Map::new();
     status.insert("ready".into(), (ready.status == 200).into());
     status.insert("waits_for".into(), waits_for.into());
-    for field in ["source", "problems", "redirects", "kernel_table", "services"] {
+    for field in ["source", "problems", "revocation", "redirects", "kernel_table", "services"] {
         if let Some(value) = dump.get(field) {
             status.insert(field.into(), value.clone());
         }
@@ -80,6 +82,10 @@ fn lines(status: &Value) -> Vec<String> {
     for (name, reason) in rejected.into_iter().flatten() {
         lines.push(format!("rejected     {name}: {}", reason.as_str().unwrap_or_default()));
     }
+    let stores = status.get("revocation").and_then(Value::as_object);
+    for (name, store) in stores.into_iter().flatten() {
+        lines.extend(revocation(name, store));
+    }
     let redirects = status.get("redirects").and_then(Value::as_object);
     for (place, redirect) in redirects.into_iter().flatten() {
         let standing = redirect.get("standing").and_then(Value::as_str).unwrap_or_default();
@@ -97,6 +103,28 @@ fn lines(status: &Value) -> Vec<String> {
         lines.extend(table(["SERVICE", "PATH", "OPEN", "FLOWS", "WHY"], &services));
     }
     lines
+}
+
+/// What a trust store knows of revoked certificates.
+fn revocation(name: &str, store: &Value) -> Vec<String> {
+    if store.get("checked").and_then(Value::as_bool) != Some(true) {
+        return vec![format!("revocation   {name}: not checked")];
+    }
+    let told = |list: &Value| {
+        let text = |field: &str| list.get(field).and_then(Value::as_str).unwrap_or_default();
+        let number = |field: &str| list.get(field).and_then(Value::as_i64).unwrap_or_default();
+        let ends = OffsetDateTime::from_unix_timestamp(number("next_update"));
+        let ends = ends.ok().and_then(|ends| ends.format(&Rfc3339).ok()).unwrap_or_default();
+        format!(
+            "revocation   {name}: list {} of {} ({}), {} revoked, good until {ends}",
+            text("number"),
+            text("issuer"),
+            text("speaks_of"),
+            number("entries"),
+        )
+    };
+    let lists: Vec<String> = list(store.get("lists")).map(told).collect();
+    if lists.is_empty() { vec![format!("revocation   {name}: no lists")] } else { lists }
 }
 
 fn list(value: Option<&Value>) -> impl Iterator<Item = &Value> {

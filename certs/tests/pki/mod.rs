@@ -11,8 +11,8 @@ use rcgen::{
 use rustls::Connection;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
-use weft_certs::TrustStore;
-use weft_model::StringMatch;
+use weft_certs::{TrustParts, TrustStore};
+use weft_model::{RevocationPolicy, StringMatch};
 
 /// The id that good leaves have.
 pub(crate) const WEB: &str = "spiffe://mesh.test/ns/a/sa/web";
@@ -129,13 +129,28 @@ impl World {
 
     /// A store with lists of the intermediate and of the root.
     pub(crate) fn listed(&self, below: Option<&List>, root: Option<&List>) -> TrustStore {
+        self.listed_under(RevocationPolicy::default(), below, root)
+    }
+
+    /// The same under a policy.
+    pub(crate) fn listed_under(
+        &self,
+        policy: RevocationPolicy,
+        below: Option<&List>,
+        root: Option<&List>,
+    ) -> TrustStore {
         let below = below.map(|list| crl_pem(&list.signed_by(&self.below)));
         let root = root.map(|list| crl_pem(&list.signed_by(&self.root)));
         let lists =
             [below.unwrap_or_default(), root.unwrap_or_default(), self.below.pem()].concat();
         let roots = self.root.pem();
-        TrustStore::load(roots.as_bytes(), Some(lists.as_bytes()), Vec::new(), None, unix(0))
-            .unwrap()
+        let parts = TrustParts {
+            roots: roots.as_bytes(),
+            revocations: Some(lists.as_bytes()),
+            names: Vec::new(),
+            policy,
+        };
+        TrustStore::build(parts, None, unix(0)).unwrap()
     }
 }
 

@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
+use weft_certs::TrustStore;
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
-use weft_certs::{CrlIndex, TrustStore};
 use weft_model::{
     Action, Cluster, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService, JwtPolicy,
     KeySource, Listener, Name, Route, RouteIndex, RouteMatch, RouteSource, RouteTable, Secret,
-    SecretSource, Snapshot, UpstreamTls, Validation, VirtualHost,
+    SecretSource, Snapshot, UpstreamTls, VirtualHost,
 };
 
-use super::files::{Files, Stamp};
+use super::files::Files;
+use super::trust::{self, TrustStores};
 use super::{
     Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, TargetSecrets, TargetTls,
     Tls, is_servable,
@@ -22,28 +23,17 @@ use crate::authenticate::fetch::Wanted;
 use crate::authenticate::keys::{KeySet, KeyStore};
 use crate::authenticate::{PlannedProvider, Tokens};
 use crate::balance::Balancer;
-use crate::standing::Withdrawals;
 
 /// Builds one plan after the other, keeping what did not change.
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
-    /// The last good trust store of each validation, so that a bad list leaves it in force.
-    trust: HashMap<String, Trusted>,
+    trust: TrustStores,
     files: Files,
-    withdrawals: Withdrawals,
     targets: HashMap<Name, Arc<Target>>,
     next_target: u64,
     /// The keys of sessions, by listener and chain: whatever else changes, its clients may come back, since
     /// who does is checked as the plan says then.
     tickets: HashMap<(Name, usize), Tickets>,
-}
-
-/// A trust store, and what it was made of.
-#[derive(Debug, Clone)]
-struct Trusted {
-    validation: Validation,
-    stamps: [Stamp; 2],
-    store: Arc<TrustStore>,
 }
 
 /// A plan, and what an operator should know of it.
@@ -100,14 +90,17 @@ impl Builder {
             plan.listeners.insert(name.clone(), planned);
         }
         let key_sets = work.key_sets;
-        plan.withdrawals = self.withdrawals.clone();
+        self.trust.settle(now);
+        plan.withdrawals = self.trust.withdrawals().clone();
+        plan.covered = self.trust.coverage();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
         Built { plan, problems, key_sets }
     }
 
-    /// Whether a file that the last plan was made of says something else now.
-    pub(crate) fn is_outdated(&self) -> bool {
-        self.files.have_changed()
+    /// Whether the last plan would be another now: a file that it was made of says something else, or a list
+    /// has expired.
+    pub(crate) fn is_outdated(&self, now: UnixTime) -> bool {
+        self.files.have_changed() || self.trust.are_outdated(now)
     }
 }
 
@@ -217,7 +210,8 @@ impl Work<'_> {
         let clients = match &tls.validation {
             None => ClientAuthentication::None,
             Some(source) => {
-                let trust = self.trust(source)?;
+                let (listener, chain) = &place;
+                let trust = self.trust(source, &format!("listener {listener} chain {chain}"))?;
                 if tls.require_client_certificate {
                     ClientAuthentication::Required(trust, tls.names.clone())
                 } else {
@@ -249,7 +243,7 @@ impl Work<'_> {
         self.builder.next_target = self.builder.next_target.max(id);
         let tls = match &cluster.tls {
             None => TargetTls::None,
-            Some(tls) => self.client_tls(tls).unwrap_or_else(|problem| {
+            Some(tls) => self.client_tls(tls, &cluster.name).unwrap_or_else(|problem| {
                 self.problems.push(format!("cluster {:?}: {problem}", &*cluster.name));
                 TargetTls::Broken
             }),
@@ -270,18 +264,16 @@ impl Work<'_> {
         }
         let validation = self.snapshot.secret(&tls.validation);
         if let Some(Secret::Validation(validation)) = validation.map(AsRef::as_ref) {
-            let lists = validation.revocations.as_ref();
-            let lists = lists.map(|lists| files.stamp(lists)).unwrap_or_default();
-            secrets.validation_stamps = [files.stamp(&validation.roots), lists];
+            secrets.validation_stamps = trust::stamps(validation, files);
         }
         secrets.identity = identity.cloned();
         secrets.validation = validation.cloned();
         secrets
     }
 
-    fn client_tls(&mut self, tls: &UpstreamTls) -> Result<TargetTls, String> {
+    fn client_tls(&mut self, tls: &UpstreamTls, cluster: &str) -> Result<TargetTls, String> {
         let identity = tls.identity.as_ref().map(|source| self.identity(source)).transpose()?;
-        let trust = self.trust(&tls.validation)?;
+        let trust = self.trust(&tls.validation, &format!("cluster {cluster}"))?;
         let config = |alpn: &[&str]| {
             let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
             Client::new(identity.as_ref(), trust.clone(), tls.names.clone(), &alpn)
@@ -305,52 +297,22 @@ impl Work<'_> {
         }
     }
 
-    fn trust(&mut self, source: &SecretSource) -> Result<Arc<TrustStore>, String> {
-        let secret = self.secret(source)?;
-        // Only a named secret has a past; one in place is another whenever it changes.
-        let key = match source {
-            SecretSource::Named(name) => name.to_string(),
-            SecretSource::Inline(_) => format!("{secret:?}"),
+    /// The store of a validation. One in place has no name, and goes by where it stands.
+    fn trust(&mut self, source: &SecretSource, place: &str) -> Result<Arc<TrustStore>, String> {
+        let name = match source {
+            SecretSource::Named(name) => name,
+            SecretSource::Inline(_) => place,
         };
-        let (secret, files) = (secret.clone(), &mut self.builder.files);
+        let secret = self.secret(source)?.clone();
         let Secret::Validation(validation) = secret.as_ref() else {
             return Err("a validation was asked for, and the secret is a certificate".into());
         };
-        let revocations = validation.revocations.as_ref();
-        let stamps = [
-            files.stamp(&validation.roots),
-            revocations.map(|lists| files.stamp(lists)).unwrap_or_default(),
-        ];
-        let previous = self.builder.trust.get(&key).cloned();
-        let is_same = |held: &&Trusted| held.validation == *validation && held.stamps == stamps;
-        let loaded = match previous.as_ref().filter(is_same) {
-            Some(held) => Ok(held.store.clone()),
-            None => {
-                let previous = previous.as_ref().map(|held| held.store.as_ref());
-                load_trust(validation, previous, self.now, files).map(Arc::new)
-            }
-        };
-        let store = match (loaded, previous) {
-            (Ok(store), previous) => {
-                if let Some(previous) = previous.filter(|held| !Arc::ptr_eq(&held.store, &store)) {
-                    self.builder.withdrawals.add(&store, &previous.store);
-                }
-                let (validation, held) = (validation.clone(), store.clone());
-                let trusted = Trusted { validation, stamps, store: held };
-                self.builder.trust.insert(key.clone(), trusted);
-                store
-            }
-            (Err(problem), Some(previous)) => {
-                self.problems.push(format!(
-                    "validation {key:?}: {problem}; the last good one stays in force"
-                ));
-                previous.store
-            }
-            (Err(problem), None) => return Err(problem),
-        };
-        for warning in store.revocations().map(CrlIndex::warnings).unwrap_or_default() {
-            self.problems.push(format!("validation {key:?}: {warning}"));
-        }
+        let Builder { trust, files, .. } = &mut *self.builder;
+        let (store, told) = trust.store(name, validation, files, self.now)?;
+        // Several may ask for the same one.
+        let new = told.into_iter().filter(|told| !self.problems.contains(told));
+        let new: Vec<String> = new.collect();
+        self.problems.extend(new);
         Ok(store)
     }
 
@@ -382,17 +344,4 @@ fn only_cluster(table: &RouteTable) -> Option<&Name> {
     let mut routes = table.hosts.iter().flat_map(|host| &host.routes);
     let first = cluster(routes.next()?)?;
     routes.all(|route| cluster(route) == Some(first)).then_some(first)
-}
-
-fn load_trust(
-    validation: &Validation,
-    previous: Option<&TrustStore>,
-    now: UnixTime,
-    files: &mut Files,
-) -> Result<TrustStore, String> {
-    let roots = files.read(&validation.roots)?;
-    let revocations = validation.revocations.as_ref();
-    let revocations = revocations.map(|lists| files.read(lists)).transpose()?;
-    TrustStore::load(&roots, revocations.as_deref(), validation.names.clone(), previous, now)
-        .map_err(|error| error.to_string())
 }

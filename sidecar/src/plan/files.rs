@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
 use weft_model::DataSource;
 
 /// The files that the last plan was made of.
@@ -29,6 +30,22 @@ impl Stamp {
     }
 }
 
+/// Several files as one: PEM as soon as one of them is, since DER can only stand by itself.
+fn as_one(files: Vec<Vec<u8>>) -> Vec<u8> {
+    let is_der = |file: &[u8]| file.first() == Some(&0x30);
+    if files.iter().all(|file| is_der(file)) {
+        return files.concat();
+    }
+    let armoured = files.into_iter().map(|file| match is_der(&file) {
+        true => {
+            let text = base64::engine::general_purpose::STANDARD.encode(&file);
+            format!("-----BEGIN X509 CRL-----\n{text}\n-----END X509 CRL-----\n").into_bytes()
+        }
+        false => [file, b"\n".to_vec()].concat(),
+    });
+    armoured.collect::<Vec<_>>().concat()
+}
+
 impl Files {
     /// Forgets all files, before a plan is made.
     pub(crate) fn begin(&mut self) {
@@ -48,6 +65,37 @@ impl Files {
                 fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
             }
         }
+    }
+
+    /// The content; of a folder, that of all its files but hidden ones, in the order of their names, and at
+    /// most so many bytes: what is more is cut off, which shows.
+    ///
+    /// # Errors
+    /// Why a file cannot be read.
+    pub(crate) fn read_all(&mut self, data: &DataSource, limit: usize) -> Result<Vec<u8>, String> {
+        let DataSource::File(folder) = data else {
+            return self.read(data);
+        };
+        if !folder.is_dir() {
+            return self.read(data);
+        }
+        self.stamp(data);
+        let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+        let names = fs::read_dir(folder).map_err(failed)?.map(|entry| entry.map(|e| e.path()));
+        let mut names = names.collect::<Result<Vec<PathBuf>, _>>().map_err(failed)?;
+        let is_hidden = |path: &Path| {
+            path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
+        };
+        names.retain(|path| !is_hidden(path) && path.is_file());
+        names.sort();
+        let mut all = Vec::new();
+        for name in names {
+            all.push(self.read(&DataSource::File(name))?);
+            if all.iter().map(Vec::len).sum::<usize>() > limit {
+                break;
+            }
+        }
+        Ok(as_one(all))
     }
 
     /// What tells the content from another; the same for all that stands in place.

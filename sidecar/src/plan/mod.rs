@@ -6,8 +6,10 @@
 
 mod build;
 mod files;
+mod trust;
 
 pub(crate) use build::Builder;
+pub use trust::Covered;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -15,8 +17,8 @@ use std::sync::Arc;
 
 use weft_certs::tls::{Client, Server};
 use weft_model::{
-    Cluster, FilterChain, HttpService, Listener, Name, Rbac, RouteIndex, Secret, StringMatch,
-    TcpProxy, Transport, TransportKind, UpstreamTls,
+    Cluster, FilterChain, HttpService, Listener, Name, Rbac, RevocationPolicy, RouteIndex, Secret,
+    StringMatch, TcpProxy, Transport, TransportKind, UpstreamTls,
 };
 
 use crate::authenticate::Tokens;
@@ -36,6 +38,8 @@ pub struct Plan {
     ids: HashSet<u64>,
     /// What was trusted and is not any more.
     pub(crate) withdrawals: Withdrawals,
+    /// The revocation lists in force.
+    pub covered: Covered,
 }
 
 /// A listener with its chains ready.
@@ -108,9 +112,9 @@ impl TargetSecrets {
     /// Whether connections made by the others may go on to be used: we are who we were, and ask for the
     /// same names. What the roots and lists take back ends by itself.
     fn is_as(&self, others: &Self) -> bool {
-        fn names(secrets: &TargetSecrets) -> Option<&[StringMatch]> {
+        fn names(secrets: &TargetSecrets) -> Option<(&[StringMatch], &RevocationPolicy)> {
             match secrets.validation.as_deref()? {
-                Secret::Validation(validation) => Some(&validation.names),
+                Secret::Validation(validation) => Some((&validation.names, &validation.policy)),
                 Secret::Identity(_) => None,
             }
         }

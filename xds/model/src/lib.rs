@@ -46,7 +46,8 @@ pub use route::{
     RouteIndex, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
 pub use secret::{
-    DataSource, DownstreamTls, Secret, SecretSource, TlsIdentity, UpstreamTls, Validation,
+    DataSource, DownstreamTls, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy,
+    Secret, SecretSource, TlsIdentity, UpstreamTls, Validation,
 };
 pub use snapshot::{Missing, Snapshot};
 pub use text::{Cidr, InvalidCidr, StringMatch};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{Name, StringMatch};
 
@@ -50,8 +51,88 @@ pub struct Validation {
     pub roots: DataSource,
     /// Revocation lists, PEM or DER; none: revocation is not checked.
     pub revocations: Option<DataSource>,
+    /// What the lists decide.
+    pub policy: RevocationPolicy,
     /// The URI or DNS names of which the peer must have one; empty: any.
     pub names: Vec<StringMatch>,
+}
+
+/// What revocation lists decide. The default lets in nobody of whom they do not say that it is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RevocationPolicy {
+    /// Whether they decide.
+    pub mode: RevocationMode,
+    /// What becomes of whom only a list that has expired speaks of.
+    pub on_expired: OnExpired,
+    /// Whose certificates are looked up.
+    pub depth: RevocationDepth,
+    /// How long what a revoked peer has begun may last; zero: it is ended at once.
+    pub drain: Duration,
+    /// The most bytes of all lists together.
+    pub bytes_limit: usize,
+    /// The most revoked certificates of all lists together.
+    pub entries_limit: usize,
+}
+
+impl Default for RevocationPolicy {
+    fn default() -> Self {
+        Self {
+            mode: RevocationMode::Strict,
+            on_expired: OnExpired::Deny,
+            depth: RevocationDepth::Chain,
+            drain: Duration::ZERO,
+            bytes_limit: 50 * 1024 * 1024,
+            entries_limit: 500_000,
+        }
+    }
+}
+
+/// Whether revocation lists decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RevocationMode {
+    /// They do not: nobody is refused by them.
+    Off,
+    /// Whom they name is refused; whom they do not speak of is let in.
+    Soft,
+    /// Whom they do not speak of is refused as well.
+    Strict,
+}
+
+/// What becomes of a certificate of which only a list speaks that is past its `nextUpdate`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExpired {
+    /// It is let in.
+    Ignore,
+    /// It is let in, and that the list has expired is told.
+    Warn,
+    /// It is refused.
+    Deny,
+}
+
+/// Whose certificates are looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RevocationDepth {
+    /// The peer's own.
+    Leaf,
+    /// The peer's and those of its issuers, but for the root.
+    Chain,
+}
+
+impl RevocationMode {
+    /// Every mode, with its word.
+    pub const WORDS: [(&'static str, Self); 3] =
+        [("off", Self::Off), ("soft", Self::Soft), ("strict", Self::Strict)];
+}
+
+impl OnExpired {
+    /// Every choice, with its word.
+    pub const WORDS: [(&'static str, Self); 3] =
+        [("ignore", Self::Ignore), ("warn", Self::Warn), ("deny", Self::Deny)];
+}
+
+impl RevocationDepth {
+    /// Every choice, with its word.
+    pub const WORDS: [(&'static str, Self); 2] = [("leaf", Self::Leaf), ("chain", Self::Chain)];
 }
 
 /// A secret in place, or the name it is served under.

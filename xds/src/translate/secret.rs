@@ -7,9 +7,11 @@
 
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 
 use weft_model::{
-    DownstreamTls, Name, Secret, SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
+    DownstreamTls, Name, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, Secret,
+    SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
 };
 
 use super::{Reader, Refused, values};
@@ -19,6 +21,15 @@ const COMMON: &str = "envoy.extensions.transport_sockets.tls.v3";
 /// The static secret that holds the workload's own certificate: it is made by the workload itself
 /// and never asked for over SDS.
 pub const WORKLOAD_IDENTITY: &str = "default";
+
+/// The validator that is ours, and its settings.
+const REVOCATION: &str = "weft.revocation";
+const MODE: &str = "mode";
+const ON_EXPIRED: &str = "on_expired";
+const DEPTH: &str = "depth";
+const DRAIN: &str = "drain_seconds";
+const BYTES_LIMIT: &str = "bytes_limit";
+const ENTRIES_LIMIT: &str = "entries_limit";
 
 /// Reads a secret.
 pub(super) fn decode(mut secret: Reader<'_>) -> Result<(Name, Secret), Refused> {
@@ -44,7 +55,88 @@ fn validation(mut context: Reader<'_>) -> Result<Validation, Refused> {
         context.refuse("trusted_ca", "it is missing; without roots any certificate would be good")
     })?)?;
     let revocations = context.child("crl").map(values::data).transpose()?;
-    Ok(Validation { roots, revocations, names: names(&mut context)? })
+    let mut policy = RevocationPolicy::default();
+    if context.flag("only_verify_leaf_cert_crl") == Some(true) {
+        policy.depth = RevocationDepth::Leaf;
+    }
+    if let Some(ours) = context.child("custom_validator_config") {
+        revocation_policy(ours, &mut policy)?;
+    }
+    Ok(Validation { roots, revocations, policy, names: names(&mut context)? })
+}
+
+/// What the lists decide, where Envoy has no field for it: a validator of our own, whose settings are a
+/// `google.protobuf.Struct`.
+fn revocation_policy(mut ours: Reader<'_>, policy: &mut RevocationPolicy) -> Result<(), Refused> {
+    let name = ours.text("name");
+    if name != REVOCATION {
+        let right = format!("{name:?} is not known; {REVOCATION} is");
+        return Err(ours.refuse("name", right));
+    }
+    let Some(mut settings) = ours.any("typed_config")? else {
+        return Err(ours.refuse("typed_config", "it is missing"));
+    };
+    if settings.kind() != "google.protobuf.Struct" {
+        let kind = settings.kind();
+        return Err(
+            settings.refuse("", format!("{kind} is not understood; google.protobuf.Struct is"))
+        );
+    }
+    for (field, value) in settings.map("fields") {
+        match field.as_str() {
+            MODE => policy.mode = word(value, &RevocationMode::WORDS)?,
+            ON_EXPIRED => policy.on_expired = word(value, &OnExpired::WORDS)?,
+            DEPTH => policy.depth = word(value, &RevocationDepth::WORDS)?,
+            DRAIN => policy.drain = Duration::from_secs(whole(value)? as u64),
+            BYTES_LIMIT => policy.bytes_limit = whole(value)?,
+            ENTRIES_LIMIT => policy.entries_limit = whole(value)?,
+            _ => {
+                let known = [MODE, ON_EXPIRED, DEPTH, DRAIN, BYTES_LIMIT, ENTRIES_LIMIT].join(", ");
+                return Err(value.refuse("", format!("{field:?} is not known; {known} are")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One of several words.
+fn word<T: Copy>(mut value: Reader<'_>, words: &[(&'static str, T)]) -> Result<T, Refused> {
+    let said = value.text("string_value");
+    let found = words.iter().find(|(word, _)| *word == said);
+    found.map(|(_, meant)| *meant).ok_or_else(|| {
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        value.refuse("", format!("{said:?} is not known; {} are", known.join(", ")))
+    })
+}
+
+fn whole(mut value: Reader<'_>) -> Result<usize, Refused> {
+    let number = value.number("number_value").and_then(|number| usize::try_from(number).ok());
+    number.ok_or_else(|| value.refuse("", "it must be a whole number that is not negative"))
+}
+
+/// What differs from the default.
+fn revocation_policy_json(policy: &RevocationPolicy) -> Option<Value> {
+    fn word<T: PartialEq>(meant: &T, words: &[(&'static str, T)]) -> Value {
+        words.iter().find(|(_, known)| known == meant).map_or(Value::Null, |(word, _)| json!(word))
+    }
+    let default = RevocationPolicy::default();
+    let mut settings = serde_json::Map::new();
+    let mut add = |name: &str, differs: bool, value: Value| {
+        if differs {
+            settings.insert(name.into(), value);
+        }
+    };
+    add(MODE, policy.mode != default.mode, word(&policy.mode, &RevocationMode::WORDS));
+    let on_expired = word(&policy.on_expired, &OnExpired::WORDS);
+    add(ON_EXPIRED, policy.on_expired != default.on_expired, on_expired);
+    add(DRAIN, policy.drain != default.drain, json!(policy.drain.as_secs()));
+    let (bytes, entries) = (policy.bytes_limit, policy.entries_limit);
+    add(BYTES_LIMIT, bytes != default.bytes_limit, json!(bytes));
+    add(ENTRIES_LIMIT, entries != default.entries_limit, json!(entries));
+    (!settings.is_empty()).then(|| {
+        let kind = "type.googleapis.com/google.protobuf.Struct";
+        json!({"name": REVOCATION, "typed_config": {"@type": kind, "value": settings}})
+    })
 }
 
 /// The names of which a peer must have one. Only URI and DNS names can be asked for.
@@ -194,6 +286,12 @@ fn validation_json(validation: &Validation) -> Value {
     });
     if let Some(crl) = &validation.revocations {
         json["crl"] = values::data_json(crl);
+    }
+    if validation.policy.depth == RevocationDepth::Leaf {
+        json["only_verify_leaf_cert_crl"] = json!(true);
+    }
+    if let Some(ours) = revocation_policy_json(&validation.policy) {
+        json["custom_validator_config"] = ours;
     }
     json
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use weft_model::{
     DesyncMode, EscapedSlashes, Forwarded, ForwardedFor, HostPort, HttpLimits, HttpService,
-    HttpTimeouts, PathRules, RouteSource, StreamIdle, Underscores, Upgrades,
+    HttpTimeouts, OnExpired, PathRules, RevocationDepth, RevocationMode, RevocationPolicy,
+    RouteSource, StreamIdle, Underscores, Upgrades,
 };
 
 use super::*;
@@ -288,6 +289,56 @@ virtual_hosts:
   - {match: {prefix: /}, direct_response: {status: 404, body: {inline_string: nothing here}}}
 "#,
     );
+}
+
+#[test]
+fn what_revocation_lists_decide_comes_back_as_it_went_out() {
+    let secret = |more: &str| {
+        format!(
+            "name: trust\nvalidation_context:\n  trusted_ca: {{filename: r}}\n  crl: {{filename: c}}\n{more}"
+        )
+    };
+    let ours = |settings: &str| {
+        let kind = "type.googleapis.com/google.protobuf.Struct";
+        secret(&format!(
+            "  custom_validator_config: {{name: weft.revocation, typed_config: {{\"@type\": {kind}, value: {settings}}}}}"
+        ))
+    };
+    let read = |yaml: &str| match round_trip(Kind::Secret, yaml) {
+        Resource::Secret(_, secret) => match secret.as_ref() {
+            Secret::Validation(validation) => validation.policy,
+            Secret::Identity(_) => panic!("a validation"),
+        },
+        _ => panic!("a secret"),
+    };
+    let default = RevocationPolicy::default();
+    assert_eq!(read(&secret("")), default);
+    let leaf = RevocationPolicy { depth: RevocationDepth::Leaf, ..default };
+    assert_eq!(read(&secret("  only_verify_leaf_cert_crl: true")), leaf);
+    assert_eq!(read(&ours("{depth: leaf}")), leaf);
+    let settings =
+        "{mode: soft, on_expired: warn, drain_seconds: 30, entries_limit: 5, bytes_limit: 6}";
+    let expected = RevocationPolicy {
+        mode: RevocationMode::Soft,
+        on_expired: OnExpired::Warn,
+        drain: Duration::from_secs(30),
+        entries_limit: 5,
+        bytes_limit: 6,
+        ..default
+    };
+    assert_eq!(read(&ours(settings)), expected);
+    let check = |yaml: &str, field: &str, reason: &str| {
+        let path = format!("validation_context.custom_validator_config{field}");
+        refused(Kind::Secret, yaml, &path, reason);
+    };
+    let value = |field: &str| format!(".typed_config.fields[\"{field}\"]");
+    check(&ours("{mode: maybe}"), &value("mode"), "\"maybe\" is not known; off, soft, strict are");
+    check(&ours("{on_expired: 1}"), &value("on_expired"), "ignore, warn, deny are");
+    check(&ours("{drain_seconds: -1}"), &value("drain_seconds"), "a whole number");
+    check(&ours("{drain_seconds: 1.5}"), &value("drain_seconds"), "a whole number");
+    check(&ours("{moed: soft}"), &value("moed"), "\"moed\" is not known; mode, on_expired");
+    let other = secret("  custom_validator_config: {name: envoy.tls.cert_validator.spiffe}");
+    check(&other, ".name", "weft.revocation is");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use std::time::Duration;
 use weft_model::{
     Balance, ChainMatch, Cluster, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE, DataSource,
     Discovery, Endpoint, EndpointSet, Filter, FilterChain, Health, HttpService, Listener, Name,
-    RouteSource, RouteTable, Secret, SecretSource, Snapshot, SourceAddress, StringMatch, Transport,
-    UpstreamProtocol, UpstreamTls, Validation, VirtualHost,
+    RevocationPolicy, RouteSource, RouteTable, Secret, SecretSource, Snapshot, SourceAddress,
+    StringMatch, Transport, UpstreamProtocol, UpstreamTls, Validation, VirtualHost,
 };
 use weft_xds::translate::{self, Kind, Resource};
 
@@ -132,6 +132,7 @@ fn secret(form: u16) -> Secret {
     Secret::Validation(Validation {
         roots: DataSource::Inline(form.to_string().into_bytes().into()),
         revocations: None,
+        policy: RevocationPolicy::default(),
         names: Vec::new(),
     })
 }

@@ -11,7 +11,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use weft_model::{Balance, Cidr, FlowKey, IdleEnd, RouteMatch, SourceAddress, SpiffeId};
+use weft_model::{
+    Balance, Cidr, FlowKey, IdleEnd, RevocationPolicy, RouteMatch, SourceAddress, SpiffeId,
+};
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
 
@@ -34,6 +36,8 @@ pub struct Mesh {
     pub policies: Vec<Policy>,
     /// Serial numbers of certificates that are no longer good, in hex.
     pub revocations: Vec<String>,
+    /// What revocation lists decide.
+    pub revocation: RevocationPolicy,
 }
 
 /// Whether a workload may talk to what is no service of the mesh.

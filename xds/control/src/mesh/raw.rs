@@ -282,6 +282,28 @@ pub struct Security {
     /// Serial numbers, hex.
     #[serde(default)]
     pub revocations: Vec<String>,
+    /// What revocation lists decide.
+    #[serde(default)]
+    pub revocation: Revocation,
+}
+
+/// What revocation lists decide, everywhere in the mesh.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocation {
+    /// `off`, `soft`, or `strict`.
+    pub mode: Option<String>,
+    /// `ignore`, `warn`, or `deny`.
+    pub on_expired: Option<String>,
+    /// `leaf` or `chain`.
+    pub depth: Option<String>,
+    /// How long what a revoked peer has begun may last, in seconds.
+    #[serde(default)]
+    pub drain_seconds: u32,
+    /// The most revoked certificates.
+    pub entries_limit: Option<u32>,
+    /// The most bytes of lists.
+    pub bytes_limit: Option<u32>,
 }
 
 /// An issuer.

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use weft_model::{
     Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE,
-    Discovery, Endpoint, EndpointSet, Health, Secret, Snapshot, SpiffeId, UpstreamProtocol,
-    UpstreamTls, Validation,
+    Discovery, Endpoint, EndpointSet, Health, RevocationPolicy, Secret, Snapshot, SpiffeId,
+    UpstreamProtocol, UpstreamTls, Validation,
 };
 use weft_xds::client::Node;
 use weft_xds::server::{Directory, ResourceSet};
@@ -133,11 +133,12 @@ fn cluster(name: &str, discovery: Discovery, balance: Balance) -> Cluster {
     }
 }
 
-fn trust_secret(trust: &Trust) -> Secret {
+fn trust_secret(trust: &Trust, policy: &RevocationPolicy) -> Secret {
     let data = |text: &str| weft_model::DataSource::Inline(Arc::from(text.as_bytes()));
     Secret::Validation(Validation {
         roots: data(&trust.roots),
         revocations: Some(data(&trust.revocations)),
+        policy: *policy,
         names: Vec::new(),
     })
 }

@@ -28,7 +28,7 @@ const LEEWAY: Duration = Duration::from_secs(60);
 
 pub(super) fn snapshot(mesh: &Mesh, own: &Service, trust: &Trust) -> Snapshot {
     let mut snapshot = Snapshot::default();
-    snapshot.secrets.insert(TRUST.into(), Arc::new(trust_secret(trust)));
+    snapshot.secrets.insert(TRUST.into(), Arc::new(trust_secret(trust, &mesh.revocation)));
     inbound(mesh, own, &mut snapshot);
     outbound(mesh, &mut snapshot);
     snapshot

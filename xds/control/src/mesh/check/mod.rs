@@ -46,6 +46,7 @@ pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<Mesh, Vec<Mistake>>
     let routes = routes(&raw, &services, &mut mistakes);
     let issuers = issuers(&raw, folder, &mut mistakes);
     let policies = policies(&raw, &services, &issuers, &mut mistakes);
+    let revocation = security::revocation(&raw, &mut mistakes);
     for (index, serial) in raw.security.revocations.iter().enumerate() {
         let hex = !serial.is_empty()
             && serial.len() <= 40
@@ -69,6 +70,7 @@ pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<Mesh, Vec<Mistake>>
         issuers,
         policies,
         revocations: raw.security.revocations,
+        revocation,
     })
 }
 

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
-use weft_model::SpiffeId;
+use weft_model::{OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, SpiffeId};
 
 use super::{Mistakes, unknown_service};
 use crate::mesh::{Allow, Issuer, Keys, Policy, Service, identity, raw};
@@ -63,6 +64,41 @@ pub(super) fn issuers(
         );
     }
     issuers
+}
+
+/// Checks what revocation lists decide.
+pub(super) fn revocation(raw: &raw::Mesh, mistakes: &mut Mistakes) -> RevocationPolicy {
+    let raw = &raw.security.revocation;
+    let default = RevocationPolicy::default();
+    let limit = |said: Option<u32>, default| said.map_or(default, |limit| limit as usize);
+    RevocationPolicy {
+        mode: word("mode", raw.mode.as_deref(), &RevocationMode::WORDS, mistakes)
+            .unwrap_or(default.mode),
+        on_expired: word("on_expired", raw.on_expired.as_deref(), &OnExpired::WORDS, mistakes)
+            .unwrap_or(default.on_expired),
+        depth: word("depth", raw.depth.as_deref(), &RevocationDepth::WORDS, mistakes)
+            .unwrap_or(default.depth),
+        drain: Duration::from_secs(raw.drain_seconds.into()),
+        bytes_limit: limit(raw.bytes_limit, default.bytes_limit),
+        entries_limit: limit(raw.entries_limit, default.entries_limit),
+    }
+}
+
+/// What a word of a field means; none when nothing was said.
+fn word<T: Copy>(
+    field: &str,
+    said: Option<&str>,
+    words: &[(&'static str, T)],
+    mistakes: &mut Mistakes,
+) -> Option<T> {
+    let said = said?;
+    let meant = words.iter().find(|(word, _)| *word == said).map(|(_, meant)| *meant);
+    if meant.is_none() {
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let reason = format!("{said:?} is not known; {} are", known.join(", "));
+        mistakes.add(format!("security.revocation.{field}"), reason);
+    }
+    meant
 }
 
 /// Checks who may call what.

@@ -1,0 +1,134 @@
+//! Serial numbers, many of them: each costs as many bytes as it has, and a search a few looks.
+
+use crate::proof::shortest;
+
+/// The longest serial number (RFC 5280, section 4.1.2.2), and a byte for its sign.
+const LONGEST: usize = 21;
+
+/// A set of serial numbers (two's complement, big-endian). Immutable.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Serials {
+    /// Those of one length stand together, in order, without anything between them.
+    groups: Box<[Group]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Group {
+    length: usize,
+    bytes: Box<[u8]>,
+}
+
+/// That a serial number is longer than one may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooLong;
+
+impl Serials {
+    /// The set of these, in whatever order.
+    ///
+    /// # Errors
+    /// When one is too long.
+    pub(crate) fn new(mut all: Vec<&[u8]>) -> Result<Self, TooLong> {
+        for serial in &mut all {
+            *serial = shortest(serial);
+        }
+        if all.iter().any(|serial| serial.len() > LONGEST) {
+            return Err(TooLong);
+        }
+        all.sort_unstable_by_key(|serial| (serial.len(), *serial));
+        all.dedup();
+        let groups = all.chunk_by(|a, b| a.len() == b.len()).map(|group| Group {
+            length: group.first().map_or(0, |serial| serial.len()),
+            bytes: group.concat().into(),
+        });
+        Ok(Self { groups: groups.collect() })
+    }
+
+    /// Whether the number is in the set.
+    pub(crate) fn contain(&self, serial: &[u8]) -> bool {
+        let serial = shortest(serial);
+        let group = self.groups.iter().find(|group| group.length == serial.len());
+        group.is_some_and(|group| group.contains(serial))
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.groups.iter().map(Group::len).sum()
+    }
+
+    /// How many bytes they take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.groups.iter().map(|group| group.bytes.len()).sum()
+    }
+
+    /// Each of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.groups.iter().flat_map(|group| group.bytes.chunks_exact(group.length.max(1)))
+    }
+}
+
+impl Group {
+    fn len(&self) -> usize {
+        self.bytes.len() / self.length.max(1)
+    }
+
+    fn get(&self, index: usize) -> &[u8] {
+        self.bytes
+            .get(index * self.length..)
+            .and_then(|rest| rest.get(..self.length))
+            .unwrap_or(&[])
+    }
+
+    fn contains(&self, serial: &[u8]) -> bool {
+        let (mut from, mut to) = (0, self.len());
+        while from < to {
+            let middle = from + (to - from) / 2;
+            match self.get(middle).cmp(serial) {
+                std::cmp::Ordering::Equal => return true,
+                std::cmp::Ordering::Less => from = middle + 1,
+                std::cmp::Ordering::Greater => to = middle,
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_in_is_there_and_nothing_else() {
+        let all: Vec<Vec<u8>> = (0u32..70_000).map(|n| (n * 3).to_be_bytes().to_vec()).collect();
+        let serials = Serials::new(all.iter().rev().map(Vec::as_slice).collect()).unwrap();
+        assert_eq!((serials.len(), serials.iter().count()), (70_000, 70_000));
+        for n in 0u32..210_000 {
+            assert_eq!(serials.contain(&n.to_be_bytes()), n % 3 == 0, "{n}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_the_same_however_long_it_is_written_and_its_sign_counts() {
+        let serials = Serials::new(vec![&[0, 0xff], &[0, 0, 7], &[0], &[0xff, 0x80]]).unwrap();
+        assert_eq!(serials.len(), 4);
+        let check = |serial: &[u8], expected| {
+            assert_eq!(serials.contain(serial), expected, "{serial:x?}");
+        };
+        check(&[0, 0xff], true);
+        check(&[0, 0, 0xff], true);
+        check(&[0xff], false);
+        check(&[7], true);
+        check(&[0, 0], true);
+        check(&[0x80], true);
+        check(&[0, 0x80], false);
+        check(&[], false);
+        check(&[1; 40], false);
+    }
+
+    #[test]
+    fn a_serial_number_costs_as_many_bytes_as_it_has() {
+        let all: Vec<[u8; 20]> = (0..=255).map(|n| [n % 0x7f + 1; 20]).collect();
+        let serials = Serials::new(all.iter().map(<[u8; 20]>::as_slice).collect()).unwrap();
+        assert_eq!(serials.bytes(), serials.len() * 20);
+        assert_eq!(Serials::new(vec![&[1; 22]]), Err(TooLong));
+    }
+}
