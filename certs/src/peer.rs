@@ -56,6 +56,12 @@ impl VerifiedPeer {
         &self.issuer
     }
 
+    /// The SHA-256 of the certificate.
+    #[must_use]
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
     /// The SHA-256 of the certificate in lower-case hex, as `x-forwarded-client-cert` wants it.
     #[must_use]
     pub fn fingerprint(&self) -> String {

@@ -137,10 +137,10 @@ fn who_may_not_is_refused() {
     let mut wanted = before(Backend::telling_heads().port);
     wanted.http = http(&route_to("service", 15), &filters);
     let alone = wanted.start();
-    check(&alone, "/", &[], Refusal::new(401, "16", "token_missing"));
+    check(&alone, "/", &[], Refusal::new(401, "16", "jwt_header_not_present"));
     let answer = http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     assert_eq!(answer.field("www-authenticate"), Some("Bearer"), "{answer:?}");
-    drop(alone.access_line("token_missing"));
+    drop(alone.access_line("jwt_header_not_present"));
 
     let mut wanted = before(Backend::telling_heads().port);
     wanted.http = http(&route_to("service", 15), &[allow_only("somebody-else", "/")]);
@@ -157,9 +157,9 @@ fn a_bad_token_is_refused() {
     let answer = http2::ask_one(alone.port, request("GET", "/", &bad));
     assert_eq!(answer.status(), 401, "{answer:?}");
     assert_eq!(answer.field("www-authenticate"), Some("Bearer error=\"invalid_token\""));
-    let line = alone.access_line("\"denial\":\"token_invalid\"");
+    let line = alone.access_line("\"denial\":\"jwt_request_format_invalid\"");
     assert!(line["detail"].is_string(), "{line}");
-    assert_eq!(count(&alone, "token_invalid"), 1);
+    assert_eq!(count(&alone, "jwt_request_format_invalid"), 1);
 }
 
 #[test]

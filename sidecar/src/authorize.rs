@@ -1,6 +1,7 @@
 //! Whether a request is allowed: a plain decision over what was proved.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use weft_model::Rbac;
 
@@ -11,9 +12,14 @@ use crate::denial::Denial;
 #[derive(Debug)]
 pub(crate) struct Authorized<'a>(Authenticated<'a>);
 
-impl<'a> Authorized<'a> {
-    pub(crate) fn facts(&self) -> Facts<'a> {
+impl Authorized<'_> {
+    pub(crate) fn facts(&self) -> Facts<'_> {
         self.0.facts()
+    }
+
+    /// When the stream ends, where its token says so.
+    pub(crate) fn ends(&self) -> Option<SystemTime> {
+        self.0.ends()
     }
 
     pub(crate) fn subject(&self) -> Option<&str> {
@@ -29,10 +35,6 @@ pub(crate) fn authorize<'a>(
     request: Authenticated<'a>,
     rules: &[Arc<Rbac>],
 ) -> Result<Authorized<'a>, Denial> {
-    let facts = request.facts();
-    if rules.iter().all(|rules| rules.allows(&facts)) {
-        Ok(Authorized(request))
-    } else {
-        Err(Denial::NotAllowed)
-    }
+    let allowed = rules.iter().all(|rules| rules.allows(&request.facts()));
+    if allowed { Ok(Authorized(request)) } else { Err(Denial::NotAllowed) }
 }

@@ -4,6 +4,7 @@
 //! logs and metrics. A label is never found by looking into an error. Statuses are AWS' where it has
 //! one of its own, so that who comes from there finds what they know.
 
+use crate::authenticate::TokenFault;
 use crate::http::desync::Reason;
 
 /// Why a request is refused.
@@ -13,10 +14,8 @@ pub(crate) enum Denial {
     Malformed(&'static str),
     /// It departs from strict HTTP/1.1 in a way that is not let through.
     Desync(Reason),
-    /// It needs a token and has none.
-    TokenMissing,
-    /// Its token is not good.
-    TokenInvalid(&'static str),
+    /// It needs a token, and has none that is good.
+    Token(TokenFault, &'static str),
     /// No policy allows it.
     NotAllowed,
     /// No route leads anywhere for it.
@@ -66,8 +65,10 @@ impl Denial {
     fn row(self) -> Row {
         match self {
             Self::Malformed(_) | Self::Desync(_) => ("malformed", 400, 13),
-            Self::TokenMissing => ("token_missing", 401, 16),
-            Self::TokenInvalid(_) => ("token_invalid", 401, 16),
+            Self::Token(fault, _) => {
+                let (word, status) = fault.row();
+                (word, status, 16)
+            }
             Self::NotAllowed => ("not_allowed", 403, 7),
             Self::NoRoute => ("no_route", 404, 12),
             Self::MethodNotAllowed(_) => ("method_not_allowed", 405, 12),
@@ -91,10 +92,19 @@ impl Denial {
     }
 
     /// The words of all reasons, by the position of their counters.
-    pub(crate) const REASONS: [&'static str; 22] = [
+    pub(crate) const REASONS: [&'static str; 31] = [
         "malformed",
-        "token_missing",
-        "token_invalid",
+        "jwt_header_not_present",
+        "jwt_request_format_invalid",
+        "jwt_signature_validation_error",
+        "jwt_claim_not_present",
+        "jwt_claim_format_invalid",
+        "jwt_claim_value_invalid",
+        "jwks_request_timeout",
+        "jwks_response_size_exceeded",
+        "jwks_request_failed",
+        "jwks_response_invalid",
+        "jwt_validation_internal_error",
         "not_allowed",
         "no_route",
         "method_not_allowed",
@@ -140,7 +150,7 @@ impl Denial {
     pub(crate) fn detail(self) -> &'static str {
         match self {
             Self::Malformed(detail)
-            | Self::TokenInvalid(detail)
+            | Self::Token(_, detail)
             | Self::MethodNotAllowed(detail)
             | Self::ProtocolMismatch(detail)
             | Self::NotImplemented(detail) => detail,
@@ -175,8 +185,8 @@ impl Denial {
     /// The `www-authenticate` value of a 401 (RFC 6750, section 3).
     pub(crate) fn challenge(self) -> Option<&'static str> {
         match self {
-            Self::TokenMissing => Some("Bearer"),
-            Self::TokenInvalid(_) => Some("Bearer error=\"invalid_token\""),
+            Self::Token(TokenFault::Missing, _) => Some("Bearer"),
+            Self::Token(..) if self.status() == 401 => Some("Bearer error=\"invalid_token\""),
             _ => None,
         }
     }
@@ -199,8 +209,10 @@ mod tests {
         };
         check(Denial::Malformed("x"), 400, 13, "malformed");
         check(Denial::Desync(Reason::BadUri), 400, 13, "malformed");
-        check(Denial::TokenMissing, 401, 16, "token_missing");
-        check(Denial::TokenInvalid("x"), 401, 16, "token_invalid");
+        for fault in TokenFault::ALL {
+            let (word, status) = fault.row();
+            check(Denial::Token(fault, "x"), status, 16, word);
+        }
         check(Denial::NotAllowed, 403, 7, "not_allowed");
         check(Denial::NoRoute, 404, 12, "no_route");
         check(Denial::MethodNotAllowed("x"), 405, 12, "method_not_allowed");

@@ -103,8 +103,8 @@ mod tests {
             fields.each(FOR.as_str(), |v| after.push(String::from_utf8_lossy(v).into_owned()));
             assert_eq!(after, expected, "{before:?} {addresses:?}");
             let told = is_edge;
-            assert_eq!(fields.text(PROTO.as_str()), told.then_some("https"));
-            assert_eq!(fields.text(PORT.as_str()), told.then_some("8080"));
+            assert_eq!(fields.get(PROTO.as_str()), told.then_some(&b"https"[..]));
+            assert_eq!(fields.get(PORT.as_str()), told.then_some(&b"8080"[..]));
         }
     }
 

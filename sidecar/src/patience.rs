@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use crate::authenticate::TokenFault;
 use crate::denial::Denial;
 
 /// What has happened to a request so far, as far as patience with it goes.
@@ -41,6 +42,8 @@ pub(crate) struct Patience {
     /// For silence, while neither side sends anything. It may last up to twice as long: silence is
     /// looked for at intervals, so that what moves costs no clock.
     pub(crate) silence: Option<Duration>,
+    /// When it ends, whatever it is: its token is good no longer.
+    pub(crate) until: Option<Instant>,
 }
 
 impl Patience {
@@ -52,7 +55,8 @@ impl Patience {
             let whole = self.whole.filter(|_| !pulse.open_ended.get()).map(|t| started + t);
             let request = self.request.filter(|_| !received).map(|t| started + t);
             let silence = self.silence.map(|t| silent_since.0 + t);
-            let Some(next) = [whole, request, silence].into_iter().flatten().min() else {
+            let all = [self.until, whole, request, silence];
+            let Some(next) = all.into_iter().flatten().min() else {
                 return std::future::pending().await;
             };
             tokio::time::sleep_until(next.into()).await;
@@ -60,6 +64,9 @@ impl Patience {
                 pulse.received.get(),
                 if received { Denial::UpstreamTimeout } else { Denial::BodyTimeout },
             );
+            if self.until == Some(next) {
+                return Denial::Token(TokenFault::ClaimValue, "it has expired");
+            }
             if request == Some(next) && !received {
                 return Denial::BodyTimeout;
             }
@@ -84,7 +91,8 @@ mod tests {
 
     fn patience(whole: u32, request: u32, silence: u32) -> Patience {
         let limit = |seconds: u32| Some(SECOND * seconds).filter(|limit| !limit.is_zero());
-        Patience { whole: limit(whole), request: limit(request), silence: limit(silence) }
+        let (whole, request, silence) = (limit(whole), limit(request), limit(silence));
+        Patience { whole, request, silence, until: None }
     }
 
     /// Runs for a minute in which `pulse` beats each `beat` seconds; when the limit came, and which.
@@ -121,5 +129,9 @@ mod tests {
         assert_eq!(run(patience(0, 0, 4), &tunnel, 30).await, Some((4, late)));
         assert_eq!(run(patience(0, 0, 4), &unreceived, 30).await, Some((4, early)));
         assert_eq!(run(patience(0, 0, 4), &received, 30).await, Some((4, late)));
+        let until = Some(tokio::time::Instant::now().into_std() + SECOND * 7);
+        let over = Denial::Token(TokenFault::ClaimValue, "it has expired");
+        let ends = Patience { until, ..patience(0, 0, 4) };
+        assert_eq!(run(ends, &tunnel, 3).await, Some((7, over)));
     }
 }

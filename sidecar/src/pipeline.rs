@@ -18,7 +18,7 @@ use weft_model::{Action, Codec, HttpService, Name, TransportKind, WeightedCluste
 use weft_runtime::socket::{PROBE_PORT, original_destination};
 
 use crate::admission::admit;
-use crate::authenticate::{Facts, authenticate};
+use crate::authenticate::{Sender, authenticate};
 use crate::authorize::authorize;
 use crate::denial::Denial;
 use crate::detect::{self, Protocol};
@@ -244,7 +244,7 @@ async fn perform(
     let is_grpc = call.head.is_grpc();
     let plan = worker.plan();
     let has_body = !call.source.is_empty();
-    let result = match decide(&mut call.head, has_body, connection, &plan, story) {
+    let result = match decide(&mut call.head, has_body, connection, &plan, (worker, story)) {
         Ok(Decision::Forward { target, unwanted, patience, ends_tunnel }) => {
             (call.unwanted, call.ends_tunnel) = (unwanted, ends_tunnel);
             match plan.target(&target) {
@@ -283,7 +283,7 @@ fn decide(
     has_body: bool,
     connection: &Connection,
     plan: &Plan,
-    story: &mut Story,
+    (worker, story): (&Worker, &mut Story),
 ) -> Result<Decision, Denial> {
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
     let origin = Origin {
@@ -295,37 +295,40 @@ fn decide(
     story.desync = head.desync;
     let unwanted = unwanted?;
 
-    let facts = Facts {
-        head,
+    let sender = Sender {
         peer: connection.peer.as_ref(),
-        remote: connection.client.ip(),
+        address: connection.client.ip(),
         destination_port: connection.destination.port(),
     };
-    let authenticated = authenticate(facts, http.tokens.as_ref(), wall_clock())?;
+    let tokens = http.tokens.as_ref();
+    let authenticated = authenticate(head, sender, tokens, wall_clock(), &worker.tokens)?;
     let authorized = authorize(authenticated, &http.rules)?;
     let routed: Routed<'_, '_> = route(authorized, http.routes.as_ref())?;
 
     story.subject = routed.subject;
-    match &routed.route.action {
+    let (route, ends) = (routed.route, routed.ends);
+    match &route.action {
         Action::Forward { clusters, host_rewrite, timeout, ends_tunnels, .. } => {
             let target = WeightedCluster::draw(clusters, fastrand::u32(..))
                 .ok_or(Denial::NoRoute)?
                 .name
                 .clone();
-            if let Some(target) = rewritten(routed.route, &head.target) {
+            if let Some(target) = rewritten(route, &head.target) {
                 head.target = target;
             }
             if let Some(host) = host_rewrite {
                 head.authority.clone_from(host);
             }
-            if http.tokens.as_ref().is_some_and(|tokens| !tokens.forward()) {
-                head.fields.remove(|name| name.eq_ignore_ascii_case(b"authorization"));
+            if let Some(tokens) = tokens {
+                tokens.conceal(head);
             }
             let timeouts = &http.http.timeouts;
             let patience = Patience {
                 whole: *timeout,
                 request: timeouts.request,
                 silence: timeouts.stream_idle.limit(head.is_grpc()),
+                until: ends
+                    .map(|ends| now() + ends.duration_since(wall_clock()).unwrap_or_default()),
             };
             let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
             Ok(Decision::Forward { target, unwanted, patience, ends_tunnel })

@@ -16,7 +16,7 @@ use weft_runtime::memory;
 use weft_runtime::socket::Mark;
 
 use crate::authenticate::fetch::{Wanted, fetch};
-use crate::authenticate::keys::KeyStore;
+use crate::authenticate::key_store::KeyStore;
 use crate::plan::{Builder, Plan};
 
 /// How often due key sets, and files that have changed, are looked for.

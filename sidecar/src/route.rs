@@ -1,5 +1,7 @@
 //! Which cluster serves a request, or what answers it at once.
 
+use std::time::SystemTime;
+
 use weft_model::{Action, Route, RouteIndex};
 
 use crate::authorize::Authorized;
@@ -10,6 +12,8 @@ use crate::denial::Denial;
 pub(crate) struct Routed<'a, 'p> {
     pub(crate) route: &'p Route,
     pub(crate) subject: Option<String>,
+    /// When the stream ends, where its token says so.
+    pub(crate) ends: Option<SystemTime>,
     _allowed: std::marker::PhantomData<Authorized<'a>>,
 }
 
@@ -25,10 +29,9 @@ pub(crate) fn route<'a, 'p>(
     request: Authorized<'a>,
     table: Option<&'p RouteIndex>,
 ) -> Result<Routed<'a, 'p>, Denial> {
-    let facts = request.facts();
-    let route = table.and_then(|table| table.route(&facts)).ok_or(Denial::NoRoute)?;
-    let subject = request.subject().map(str::to_owned);
-    Ok(Routed { route, subject, _allowed: std::marker::PhantomData })
+    let route = table.and_then(|table| table.route(&request.facts())).ok_or(Denial::NoRoute)?;
+    let (subject, ends) = (request.subject().map(str::to_owned), request.ends());
+    Ok(Routed { route, subject, ends, _allowed: std::marker::PhantomData })
 }
 
 /// The target after the route's rewrite.

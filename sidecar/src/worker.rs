@@ -20,6 +20,7 @@ use weft_runtime::listening::Report;
 use weft_runtime::metrics::Registry;
 use weft_runtime::socket::{Mark, is_without_ipv6, listen_tcp};
 
+use crate::authenticate::TokenCache;
 use crate::detect::Learned;
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Accepted, Connection};
@@ -75,6 +76,8 @@ pub(crate) struct Worker {
     pub(crate) windows: Windows,
     pub(crate) upstream_windows: Windows,
     pub(crate) learned: Learned,
+    /// The tokens that were verified before.
+    pub(crate) tokens: TokenCache,
     /// The connections whose peers proved who they are.
     roll: Rc<Roll>,
     plan: RefCell<Arc<Plan>>,
@@ -165,6 +168,7 @@ pub async fn run(shared: Shared, number: usize) {
         live: Live::default(),
         pools: Pools::default(),
         learned: Learned::default(),
+        tokens: TokenCache::default(),
         roll: Rc::default(),
         windows: Windows::new(shared.limits.window_bytes / 4 * 3),
         upstream_windows: Windows::new(shared.limits.window_bytes / 4),

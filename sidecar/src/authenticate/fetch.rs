@@ -12,7 +12,9 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_model::{Discovery, UpstreamTls};
 
-use super::keys::{KeySet, SET_LIMIT_BYTES};
+use super::fault::TokenFault;
+use super::key_store::{FetchError, FetchedSet};
+use super::keys::{KeySet, SET_LIMIT_BYTES, SetError};
 use crate::plan::{Target, TargetTls};
 use crate::tls::connector;
 
@@ -33,23 +35,52 @@ pub(crate) struct Wanted {
 pub(crate) async fn fetch(
     wanted: &Wanted,
     mark: Option<weft_runtime::socket::Mark>,
-) -> Result<KeySet, String> {
-    let uri: Uri = wanted.uri.parse().map_err(|_| format!("{:?} is no URI", wanted.uri))?;
+) -> Result<FetchedSet, FetchError> {
+    let failed = |reason: String| FetchError { fault: TokenFault::KeysFailed, reason };
+    let uri: Result<Uri, _> = wanted.uri.parse();
+    let uri = uri.map_err(|_| failed(format!("{:?} is no URI", wanted.uri)))?;
     let Discovery::Static(set) = &wanted.target.cluster.discovery else {
-        return Err("its cluster has no fixed endpoints".into());
+        return Err(failed("its cluster has no fixed endpoints".into()));
     };
-    let mut reason = "its cluster has no endpoint".to_owned();
+    let mut last = failed("its cluster has no endpoint".into());
     for endpoint in &set.endpoints {
         let attempt = get(&uri, endpoint.address, &wanted.target, mark);
         match tokio::time::timeout(wanted.timeout, attempt).await {
-            Ok(Ok(bytes)) => return KeySet::parse(&bytes),
-            Ok(Err(error)) => reason = format!("{}: {error}", endpoint.address),
+            Ok(Ok((bytes, age))) => {
+                let set = KeySet::parse(&bytes).map_err(|error| match error {
+                    SetError::TooLarge(reason) => {
+                        FetchError { fault: TokenFault::KeysTooLarge, reason }
+                    }
+                    SetError::Invalid(reason) => {
+                        FetchError { fault: TokenFault::KeysInvalid, reason }
+                    }
+                })?;
+                return Ok(FetchedSet { set, age });
+            }
+            Ok(Err(FetchError { fault, reason })) => {
+                last = FetchError { fault, reason: format!("{}: {reason}", endpoint.address) };
+            }
             Err(_) => {
-                reason = format!("{}: no answer within {:?}", endpoint.address, wanted.timeout)
+                let reason = format!("{}: no answer within {:?}", endpoint.address, wanted.timeout);
+                last = FetchError { fault: TokenFault::KeysTimeout, reason };
             }
         }
     }
-    Err(reason)
+    Err(last)
+}
+
+/// How long an answer says that it is good (RFC 9111, section 5.2.2.1). What must not be kept is kept as
+/// short as may be.
+fn age(headers: &http::HeaderMap) -> Option<Duration> {
+    let all = headers.get_all(http::header::CACHE_CONTROL).iter();
+    let said: Vec<String> =
+        all.filter_map(|value| value.to_str().ok()).map(str::to_ascii_lowercase).collect();
+    let mut words = said.iter().flat_map(|value| value.split(',')).map(str::trim);
+    if words.clone().any(|word| word == "no-store" || word == "no-cache") {
+        return Some(Duration::ZERO);
+    }
+    let seconds = words.find_map(|word| word.strip_prefix("max-age="))?;
+    seconds.trim_matches('"').parse().ok().map(Duration::from_secs)
 }
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -60,15 +91,16 @@ async fn get(
     address: SocketAddr,
     target: &Target,
     mark: Option<weft_runtime::socket::Mark>,
-) -> Result<Bytes, String> {
-    let text = |error: &dyn std::error::Error| error.to_string();
+) -> Result<(Bytes, Option<Duration>), FetchError> {
+    let failed = |reason: String| FetchError { fault: TokenFault::KeysFailed, reason };
+    let text = |error: &dyn std::error::Error| failed(error.to_string());
     let timeout = target.cluster.connect_timeout;
     let io: Box<dyn Io> = match &target.tls {
         TargetTls::None => {
             let tcp = weft_runtime::socket::connect_tcp(address, mark.into(), timeout).await;
             Box::new(tcp.map_err(|error| text(&error))?)
         }
-        TargetTls::Broken => return Err("the secrets for TLS are missing".into()),
+        TargetTls::Broken => return Err(failed("the secrets for TLS are missing".into())),
         TargetTls::Originate { http1, tls, .. } => {
             let name = server_name(tls, address);
             let tls = connector::secure(http1, name, address, mark, timeout).await;
@@ -87,11 +119,18 @@ async fn get(
         .map_err(|error| text(&error))?;
     let response = sender.send_request(request).await.map_err(|error| text(&error))?;
     if response.status() != http::StatusCode::OK {
-        return Err(format!("it answered {}", response.status()));
+        // Not followed where it leads elsewhere: where keys come from is configuration.
+        return Err(failed(format!("it answered {}", response.status())));
     }
+    let age = age(response.headers());
     let body = Limited::new(response.into_body(), SET_LIMIT_BYTES).collect().await;
     driver.abort();
-    Ok(body.map_err(|error| format!("the answer was not taken: {error}"))?.to_bytes())
+    let body = body.map_err(|error| {
+        let is_long = error.is::<http_body_util::LengthLimitError>();
+        let fault = if is_long { TokenFault::KeysTooLarge } else { TokenFault::KeysFailed };
+        FetchError { fault, reason: format!("the answer was not taken: {error}") }
+    })?;
+    Ok((body.to_bytes(), age))
 }
 
 /// The name TLS is asked for: the one configured, else the address.

@@ -1,32 +1,72 @@
-//! Key sets (RFC 7517) of issuers: read from a file, or fetched and kept fresh.
-//!
-//! Loading is control work: it happens beside the workers, and what they see is a finished set. A
-//! set that cannot be fetched or read leaves the last good one in force.
+//! Key sets (RFC 7517) of issuers: which keys of a set may verify a token, and whether one does.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm};
+use aws_lc_rs::signature::{ECDSA_P521_SHA512_FIXED, UnparsedPublicKey};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::jwk::{
+    AlgorithmParameters, EllipticCurve, EllipticCurveKeyParameters, Jwk, KeyOperations,
+    PublicKeyUse,
+};
 use jsonwebtoken::{Algorithm, DecodingKey};
+use serde::Deserialize;
+
+use super::token::{Signing, Token};
 
 /// The most keys of a set.
-const KEY_LIMIT: usize = 1000;
+const KEY_LIMIT: usize = 100;
 /// The largest set.
 pub(crate) const SET_LIMIT_BYTES: usize = 1024 * 1024;
+/// How many bits a modulus may have (RFC 7518, section 3.3; and one that costs no more than it should).
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// The keys of one issuer.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct KeySet {
     keys: Vec<Key>,
 }
 
 /// A key, and the algorithms it may be used with.
-pub(crate) struct Key {
+struct Key {
     id: Option<String>,
-    algorithms: &'static [Algorithm],
-    pub(crate) key: DecodingKey,
+    algorithms: &'static [Signing],
+    verifier: Verifier,
+    /// As it stood, by which one is told from another.
+    text: String,
 }
+
+enum Verifier {
+    Library(DecodingKey),
+    /// A point of P-521, which the library does not know.
+    P521(Vec<u8>),
+}
+
+/// Why a set cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SetError {
+    /// It is too long, or has too many keys.
+    TooLarge(String),
+    /// It is none, or has no key that can be used.
+    Invalid(String),
+}
+
+/// What a set says of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// One of its keys has signed it.
+    Signed,
+    /// None has.
+    Unsigned,
+    /// It has no key of that name.
+    UnknownKey,
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Key {}
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -39,135 +79,138 @@ impl KeySet {
     ///
     /// # Errors
     /// When it is no key set, or holds no key that we can use.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, SetError> {
+        #[derive(Deserialize)]
+        struct Set {
+            keys: Vec<serde_json::Value>,
+        }
         if bytes.len() > SET_LIMIT_BYTES {
-            return Err(format!("it is larger than {SET_LIMIT_BYTES} bytes"));
+            return Err(SetError::TooLarge(format!("it is larger than {SET_LIMIT_BYTES} bytes")));
         }
-        let set: JwkSet =
-            serde_json::from_slice(bytes).map_err(|error| format!("it is no key set: {error}"))?;
+        let set: Set = serde_json::from_slice(bytes)
+            .map_err(|error| SetError::Invalid(format!("it is no key set: {error}")))?;
         if set.keys.len() > KEY_LIMIT {
-            return Err(format!("it holds more than {KEY_LIMIT} keys"));
+            return Err(SetError::TooLarge(format!("it holds more than {KEY_LIMIT} keys")));
         }
-        let keys: Vec<Key> = set.keys.iter().filter_map(usable).collect();
+        let keys: Vec<Key> = set.keys.into_iter().filter_map(usable).collect();
         if keys.is_empty() {
-            Err("it holds no key that can verify a token".into())
+            Err(SetError::Invalid("it holds no key that can verify a token".into()))
         } else {
             Ok(Self { keys })
         }
     }
 
-    /// The keys that may have signed a token with this header. Duplicate and missing ids are allowed.
-    pub(crate) fn candidates<'a>(
-        &'a self,
-        id: Option<&'a str>,
-        algorithm: Algorithm,
-    ) -> impl Iterator<Item = &'a Key> {
-        self.keys.iter().filter(move |key| {
-            let named = id.is_none() || key.id.is_none() || key.id.as_deref() == id;
-            named && key.algorithms.contains(&algorithm)
-        })
+    /// Whether a key of the set has signed the token, by an algorithm of its own. Keys may share a name, or
+    /// have none.
+    pub(crate) fn verify(&self, token: &Token<'_>) -> Verdict {
+        let named = |key: &&Key| match (&token.key, &key.id) {
+            (Some(wanted), Some(id)) => wanted == id,
+            _ => true,
+        };
+        let mut named = self.keys.iter().filter(named).peekable();
+        if named.peek().is_none() {
+            return Verdict::UnknownKey;
+        }
+        let mut fitting = named.filter(|key| key.algorithms.contains(&token.algorithm));
+        if fitting.any(|key| key.verifies(token)) { Verdict::Signed } else { Verdict::Unsigned }
     }
 }
 
-fn usable(jwk: &Jwk) -> Option<Key> {
-    use jsonwebtoken::jwk::PublicKeyUse;
-    if jwk.common.public_key_use.as_ref().is_some_and(|used| *used != PublicKeyUse::Signature) {
+impl Key {
+    fn verifies(&self, token: &Token<'_>) -> bool {
+        let algorithm = match token.algorithm {
+            Signing::Rs256 => Algorithm::RS256,
+            Signing::Rs384 => Algorithm::RS384,
+            Signing::Rs512 => Algorithm::RS512,
+            Signing::Ps256 => Algorithm::PS256,
+            Signing::Ps384 => Algorithm::PS384,
+            Signing::Ps512 => Algorithm::PS512,
+            Signing::Es256 => Algorithm::ES256,
+            Signing::Es384 => Algorithm::ES384,
+            Signing::EdDsa => Algorithm::EdDSA,
+            Signing::Es512 => {
+                let Verifier::P521(point) = &self.verifier else { return false };
+                let signature = URL_SAFE_NO_PAD.decode(token.signature).unwrap_or_default();
+                let key = UnparsedPublicKey::new(&ECDSA_P521_SHA512_FIXED, point);
+                return key.verify(token.signed.as_bytes(), &signature).is_ok();
+            }
+        };
+        let Verifier::Library(key) = &self.verifier else { return false };
+        let verified =
+            jsonwebtoken::crypto::verify(token.signature, token.signed.as_bytes(), key, algorithm);
+        verified.unwrap_or(false)
+    }
+}
+
+fn usable(value: serde_json::Value) -> Option<Key> {
+    let text = value.to_string();
+    // As it stands: the library does not know the words of all algorithms.
+    let named = value.get("alg").map(|word| word.as_str().map(str::to_owned));
+    let jwk: Jwk = serde_json::from_value(value).ok()?;
+    let common = &jwk.common;
+    if common.public_key_use.as_ref().is_some_and(|used| *used != PublicKeyUse::Signature) {
         return None;
     }
-    let algorithms: &'static [Algorithm] = match (&jwk.common.key_algorithm, &jwk.algorithm) {
-        (Some(KeyAlgorithm::RS256), AlgorithmParameters::RSA(_)) => &[Algorithm::RS256],
-        (Some(KeyAlgorithm::RS384), AlgorithmParameters::RSA(_)) => &[Algorithm::RS384],
-        (Some(KeyAlgorithm::RS512), AlgorithmParameters::RSA(_)) => &[Algorithm::RS512],
-        (Some(KeyAlgorithm::PS256), AlgorithmParameters::RSA(_)) => &[Algorithm::PS256],
-        (Some(KeyAlgorithm::PS384), AlgorithmParameters::RSA(_)) => &[Algorithm::PS384],
-        (Some(KeyAlgorithm::PS512), AlgorithmParameters::RSA(_)) => &[Algorithm::PS512],
-        (None, AlgorithmParameters::RSA(_)) => {
-            &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512]
+    if common.key_operations.as_ref().is_some_and(|all| !all.contains(&KeyOperations::Verify)) {
+        return None;
+    }
+    let algorithms = algorithms(&jwk.algorithm, named)?;
+    let verifier = match &jwk.algorithm {
+        AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P521 => {
+            Verifier::P521(point(ec)?)
         }
-        (None | Some(KeyAlgorithm::ES256), AlgorithmParameters::EllipticCurve(ec))
-            if ec.curve == EllipticCurve::P256 =>
-        {
-            &[Algorithm::ES256]
+        _ => Verifier::Library(DecodingKey::from_jwk(&jwk).ok()?),
+    };
+    Some(Key { id: common.key_id.clone(), algorithms, verifier, text })
+}
+
+/// What a key may be used with: the algorithm that it names, and else those of its kind. A shared secret in
+/// a published set is a mistake.
+fn algorithms(
+    key: &AlgorithmParameters,
+    named: Option<Option<String>>,
+) -> Option<&'static [Signing]> {
+    let of_its_kind: &'static [Signing] = match key {
+        AlgorithmParameters::RSA(rsa) if RSA_BITS.contains(&bits(&rsa.n)?) => &[
+            Signing::Rs256,
+            Signing::Rs384,
+            Signing::Rs512,
+            Signing::Ps256,
+            Signing::Ps384,
+            Signing::Ps512,
+        ],
+        AlgorithmParameters::EllipticCurve(ec) => match ec.curve {
+            EllipticCurve::P256 => &[Signing::Es256],
+            EllipticCurve::P384 => &[Signing::Es384],
+            EllipticCurve::P521 => &[Signing::Es512],
+            _ => return None,
+        },
+        AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => {
+            &[Signing::EdDsa]
         }
-        (None | Some(KeyAlgorithm::ES384), AlgorithmParameters::EllipticCurve(ec))
-            if ec.curve == EllipticCurve::P384 =>
-        {
-            &[Algorithm::ES384]
-        }
-        (None | Some(KeyAlgorithm::EdDSA), AlgorithmParameters::OctetKeyPair(_)) => {
-            &[Algorithm::EdDSA]
-        }
-        // A shared secret in a published set is a mistake, and the rest cannot be used.
         _ => return None,
     };
-    let key = DecodingKey::from_jwk(jwk).ok()?;
-    Some(Key { id: jwk.common.key_id.clone(), algorithms, key })
+    let Some(named) = named else {
+        return Some(of_its_kind);
+    };
+    let word = named?;
+    let at = of_its_kind.iter().position(|algorithm| {
+        Signing::WORDS.iter().any(|(known, meant)| *known == word && meant == algorithm)
+    })?;
+    of_its_kind.get(at..=at)
 }
 
-/// The fetched sets by URI, each with when it should be fetched again. Sans-io.
-#[derive(Debug, Default)]
-pub(crate) struct KeyStore {
-    sets: HashMap<String, Fetched>,
+/// How many bits a number in base64url has.
+fn bits(number: &str) -> Option<usize> {
+    let bytes = URL_SAFE_NO_PAD.decode(number).ok()?;
+    let digits = bytes.iter().position(|byte| *byte != 0).and_then(|first| bytes.get(first..))?;
+    Some(digits.len() * 8 - digits.first()?.leading_zeros() as usize)
 }
 
-#[derive(Debug)]
-struct Fetched {
-    set: Option<Arc<KeySet>>,
-    due: Instant,
-    failures: u32,
-}
-
-/// The longest wait after failures.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
-
-impl KeyStore {
-    /// A store that has fetched nothing.
-    #[must_use]
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
-    /// The set of a URI, as far as it was fetched.
-    pub(crate) fn get(&self, uri: &str) -> Option<Arc<KeySet>> {
-        self.sets.get(uri).and_then(|fetched| fetched.set.clone())
-    }
-
-    /// Whether a set should be fetched now.
-    pub(crate) fn is_due(&self, uri: &str, now: Instant) -> bool {
-        self.sets.get(uri).is_none_or(|fetched| fetched.due <= now)
-    }
-
-    /// Takes the outcome of a fetch; whether the set is another than before.
-    pub(crate) fn fetched(
-        &mut self,
-        uri: &str,
-        outcome: Result<KeySet, String>,
-        cache: Duration,
-        now: Instant,
-    ) -> bool {
-        let entry =
-            self.sets.entry(uri.to_owned()).or_insert(Fetched { set: None, due: now, failures: 0 });
-        match outcome {
-            Ok(set) => {
-                entry.set = Some(Arc::new(set));
-                entry.due = now + cache.max(Duration::from_secs(1));
-                entry.failures = 0;
-                true
-            }
-            Err(reason) => {
-                let wait = Duration::from_secs(1)
-                    .saturating_mul(2u32.saturating_pow(entry.failures))
-                    .min(LONGEST_RETRY);
-                entry.failures = entry.failures.saturating_add(1);
-                entry.due = now + wait;
-                tracing::warn!(
-                    uri,
-                    reason,
-                    ?wait,
-                    "keys could not be fetched; the last good ones stay"
-                );
-                false
-            }
-        }
-    }
+/// A point, uncompressed (SEC 1, section 2.3.3).
+fn point(ec: &EllipticCurveKeyParameters) -> Option<Vec<u8>> {
+    const COORDINATE: usize = 66;
+    let coordinate =
+        |text: &str| URL_SAFE_NO_PAD.decode(text).ok().filter(|bytes| bytes.len() == COORDINATE);
+    Some([vec![4], coordinate(&ec.x)?, coordinate(&ec.y)?].concat())
 }

@@ -1,10 +1,18 @@
 //! Who asks: the peer proved by its certificate, and the subject proved by a token.
 
+mod cache;
+mod claims;
+mod fault;
 pub(crate) mod fetch;
-mod jwt;
+pub(crate) mod key_store;
 pub(crate) mod keys;
+mod place;
+mod token;
+mod tokens;
 
-pub(crate) use jwt::{PlannedProvider, Tokens};
+pub(crate) use cache::TokenCache;
+pub(crate) use fault::TokenFault;
+pub(crate) use tokens::{PlannedProvider, Tokens};
 
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -14,49 +22,70 @@ use weft_model::{RequestFacts, SpiffeId};
 
 use crate::denial::Denial;
 use crate::http::head::RequestHead;
+use tokens::{Asking, Proved};
 
 /// A request whose sender is known, as far as it was asked to prove it. Made only by
 /// [`authenticate`].
 #[derive(Debug)]
 pub(crate) struct Authenticated<'a> {
-    facts: Facts<'a>,
-    subject: Option<String>,
+    head: &'a RequestHead,
+    sender: Sender<'a>,
+    proved: Proved,
+}
+
+/// Who sends a request, and to where.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sender<'a> {
+    pub(crate) peer: Option<&'a VerifiedPeer>,
+    pub(crate) address: IpAddr,
+    pub(crate) destination_port: u16,
 }
 
 /// What a decision may know of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Facts<'a> {
-    pub(crate) head: &'a RequestHead,
-    pub(crate) peer: Option<&'a VerifiedPeer>,
-    pub(crate) remote: IpAddr,
-    pub(crate) destination_port: u16,
+    head: &'a RequestHead,
+    sender: Sender<'a>,
+    proved: Option<&'a Proved>,
 }
 
-impl<'a> Authenticated<'a> {
-    pub(crate) fn facts(&self) -> Facts<'a> {
-        self.facts
+impl Authenticated<'_> {
+    pub(crate) fn facts(&self) -> Facts<'_> {
+        Facts { head: self.head, sender: self.sender, proved: Some(&self.proved) }
     }
 
     /// The `sub` of the token, if one was checked.
     pub(crate) fn subject(&self) -> Option<&str> {
-        self.subject.as_deref()
+        self.proved.subject.as_deref()
+    }
+
+    /// When the stream ends, where its token says so.
+    pub(crate) fn ends(&self) -> Option<SystemTime> {
+        self.proved.ends
     }
 }
 
-/// Checks the token of a request where `tokens` ask for one.
+/// Checks the tokens of a request where `tokens` ask for one, and tells the service what they say.
 ///
 /// # Errors
-/// [`Denial::TokenMissing`] or [`Denial::TokenInvalid`].
+/// [`Denial::Token`].
 pub(crate) fn authenticate<'a>(
-    facts: Facts<'a>,
+    head: &'a mut RequestHead,
+    sender: Sender<'a>,
     tokens: Option<&Tokens>,
     now: SystemTime,
+    cache: &TokenCache,
 ) -> Result<Authenticated<'a>, Denial> {
-    let subject = match tokens {
-        Some(tokens) => tokens.check(&facts, now)?,
-        None => None,
+    let proved = match tokens {
+        Some(tokens) => {
+            let rule = |head: &RequestHead| tokens.rule(&Facts { head, sender, proved: None });
+            let asking = Asking { peer: sender.peer, now, cache };
+            let checked = tokens.check(head, rule, &asking);
+            checked.map_err(|refused| Denial::Token(refused.fault, refused.detail))?
+        }
+        None => Proved::default(),
     };
-    Ok(Authenticated { facts, subject })
+    Ok(Authenticated { head, sender, proved })
 }
 
 impl RequestFacts for Facts<'_> {
@@ -82,15 +111,27 @@ impl RequestFacts for Facts<'_> {
         self.head.query(name)
     }
 
+    fn has_claim(&self, name: &str, way: &[String], fits: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.proved.is_some_and(|proved| proved.has_claim(name, way, fits))
+    }
+
     fn peer(&self) -> Option<&SpiffeId> {
-        self.peer.and_then(VerifiedPeer::identity)
+        self.sender.peer.and_then(VerifiedPeer::identity)
     }
 
     fn remote_address(&self) -> IpAddr {
-        self.remote
+        self.sender.address
     }
 
     fn destination_port(&self) -> u16 {
-        self.destination_port
+        self.sender.destination_port
     }
+}
+
+/// The SHA-256 of bytes.
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    let mut array = [0; 32];
+    array.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
+    array
 }

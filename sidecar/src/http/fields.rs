@@ -83,11 +83,6 @@ impl Fields {
         }
     }
 
-    /// The first value of a field, when it is text.
-    pub(crate) fn text(&self, name: &str) -> Option<&str> {
-        std::str::from_utf8(self.get(name)?).ok()
-    }
-
     /// Calls `see` with each value of a field. `name` is lower case.
     pub(crate) fn each(&self, name: &str, mut see: impl FnMut(&[u8])) {
         match self {
@@ -104,16 +99,6 @@ impl Fields {
         match self {
             Self::Spans(fields) => fields.iter().any(|(name, _)| wanted(name)),
             Self::Map(map) => map.keys().any(|name| wanted(name.as_str().as_bytes())),
-        }
-    }
-
-    /// How often a field is there.
-    pub(crate) fn count(&self, name: &str) -> usize {
-        match self {
-            Self::Spans(fields) => {
-                fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes())).count()
-            }
-            Self::Map(map) => map.get_all(name).iter().count(),
         }
     }
 

@@ -8,9 +8,9 @@ use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::{
-    Action, Cluster, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService, JwtPolicy,
-    KeySource, Listener, Name, Route, RouteIndex, RouteMatch, RouteSource, RouteTable, Secret,
-    SecretSource, Snapshot, UpstreamTls, VirtualHost,
+    Action, Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService,
+    JwtPolicy, JwtProvider, KeySource, Listener, Name, Route, RouteIndex, RouteMatch, RouteSource,
+    RouteTable, Secret, SecretSource, Snapshot, UpstreamTls, VirtualHost,
 };
 
 use super::files::Files;
@@ -20,8 +20,9 @@ use super::{
     Tls, is_servable,
 };
 use crate::authenticate::fetch::Wanted;
-use crate::authenticate::keys::{KeySet, KeyStore};
-use crate::authenticate::{PlannedProvider, Tokens};
+use crate::authenticate::key_store::KeyStore;
+use crate::authenticate::keys::{KeySet, SetError};
+use crate::authenticate::{PlannedProvider, TokenFault, Tokens};
 use crate::balance::Balancer;
 
 /// Builds one plan after the other, keeping what did not change.
@@ -31,9 +32,20 @@ pub(crate) struct Builder {
     files: Files,
     targets: HashMap<Name, Arc<Target>>,
     next_target: u64,
+    /// The issuers of tokens by listener and name, and how many there have been.
+    issuers: HashMap<(Name, Name), KnownIssuer>,
+    next_issuer: u64,
     /// The keys of sessions, by listener and chain: whatever else changes, its clients may come back, since
     /// who does is checked as the plan says then.
     tickets: HashMap<(Name, usize), Tickets>,
+}
+
+/// An issuer of tokens, as the last plan had it.
+#[derive(Debug)]
+struct KnownIssuer {
+    provider: JwtProvider,
+    keys: Result<Arc<KeySet>, TokenFault>,
+    number: u64,
 }
 
 /// A plan, and what an operator should know of it.
@@ -94,6 +106,7 @@ impl Builder {
         plan.withdrawals = self.trust.withdrawals().clone();
         plan.covered = self.trust.coverage();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
+        self.issuers.retain(|(listener, _), _| plan.listeners.contains_key(listener));
         Built { plan, problems, key_sets }
     }
 
@@ -174,17 +187,8 @@ impl Work<'_> {
     fn tokens(&mut self, listener: &str, policy: &Arc<JwtPolicy>) -> Tokens {
         let mut providers = BTreeMap::new();
         for (name, provider) in &policy.providers {
-            let keys = match &provider.keys {
-                KeySource::Local(data) => {
-                    match self.builder.files.read(data).and_then(|bytes| KeySet::parse(&bytes)) {
-                        Ok(set) => Some(Arc::new(set)),
-                        Err(problem) => {
-                            self.problems
-                                .push(format!("listener {listener:?} keys of {name:?}: {problem}"));
-                            None
-                        }
-                    }
-                }
+            let (keys, wish) = match &provider.keys {
+                KeySource::Local(data) => (self.local_keys(listener, name, data), None),
                 KeySource::Http { uri, cluster, timeout, cache } => {
                     match self.builder.targets.get(cluster) {
                         Some(target) => self.key_sets.push(Wanted {
@@ -200,9 +204,50 @@ impl Work<'_> {
                     self.keys.get(uri)
                 }
             };
-            providers.insert(name.clone(), PlannedProvider { provider: provider.clone(), keys });
+            let number = self.number(listener, name, provider, &keys);
+            let provider = provider.clone();
+            providers.insert(name.clone(), PlannedProvider { number, provider, keys, wish });
         }
         Tokens::new(policy.clone(), providers)
+    }
+
+    fn local_keys(
+        &mut self,
+        listener: &str,
+        name: &str,
+        data: &DataSource,
+    ) -> Result<Arc<KeySet>, TokenFault> {
+        let bytes = self.builder.files.read(data).map_err(SetError::Invalid);
+        bytes.and_then(|bytes| KeySet::parse(&bytes)).map(Arc::new).map_err(|error| {
+            let (fault, reason) = match error {
+                SetError::TooLarge(reason) => (TokenFault::KeysTooLarge, reason),
+                SetError::Invalid(reason) => (TokenFault::KeysInvalid, reason),
+            };
+            self.problems.push(format!("listener {listener:?} keys of {name:?}: {reason}"));
+            fault
+        })
+    }
+
+    /// The number of an issuer: the same for as long as its settings and its keys are.
+    fn number(
+        &mut self,
+        listener: &str,
+        name: &Name,
+        provider: &JwtProvider,
+        keys: &Result<Arc<KeySet>, TokenFault>,
+    ) -> u64 {
+        let builder = &mut *self.builder;
+        let place = (Name::from(listener), name.clone());
+        let known = builder.issuers.get(&place);
+        if let Some(known) =
+            known.filter(|known| known.provider == *provider && known.keys == *keys)
+        {
+            return known.number;
+        }
+        builder.next_issuer += 1;
+        let (number, keys) = (builder.next_issuer, keys.clone());
+        builder.issuers.insert(place, KnownIssuer { provider: provider.clone(), keys, number });
+        number
     }
 
     fn server_tls(&mut self, tls: &DownstreamTls, place: (Name, usize)) -> Result<Tls, String> {

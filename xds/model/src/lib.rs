@@ -20,6 +20,7 @@ mod route;
 mod secret;
 mod snapshot;
 mod text;
+mod token;
 
 pub use cluster::{
     Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE,
@@ -37,10 +38,7 @@ pub use listener::{
     UdpProxy,
 };
 pub use maglev::{DEFAULT_TABLE_SIZE, InvalidTableSize, Maglev};
-pub use policy::{
-    JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Permission, Principal, Rbac,
-    RbacAction, RbacPolicy, RequestFacts, TokenPresence,
-};
+pub use policy::{Permission, Principal, Rbac, RbacAction, RbacPolicy, RequestFacts};
 pub use route::{
     Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, PathMatch, Redirect, Route,
     RouteIndex, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
@@ -51,6 +49,9 @@ pub use secret::{
 };
 pub use snapshot::{Missing, Snapshot};
 pub use text::{Cidr, InvalidCidr, StringMatch};
+pub use token::{
+    ClaimFormat, ClaimRule, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, TokenPlace,
+};
 
 /// The name of a resource, a service or a policy: shared, never copied on the request path.
 pub type Name = std::sync::Arc<str>;

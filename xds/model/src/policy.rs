@@ -1,10 +1,9 @@
-//! Who may call what, and which tokens count: the policies, and the decision over them.
+//! Who may call what: the policies, and the decision over them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::Duration;
 
-use crate::{Cidr, DataSource, HeaderMatch, Name, RouteMatch, SpiffeId, StringMatch};
+use crate::{Cidr, HeaderMatch, Name, SpiffeId, StringMatch};
 
 /// Rules of who may call what (`envoy.config.rbac.v3.RBAC`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +68,9 @@ pub enum Principal {
     RemoteAddress(Cidr),
     /// A header.
     Header(HeaderMatch),
+    /// A claim of a token, by the name under which policies see the payload and the way into it
+    /// (`metadata` of `envoy.filters.http.jwt_authn`). Of a list, one value suffices.
+    Claim(Name, Vec<String>, StringMatch),
 }
 
 /// What the decision needs to know of a request.
@@ -84,6 +86,9 @@ pub trait RequestFacts {
     fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool;
     /// The value of a query parameter.
     fn query(&self, name: &str) -> Option<&str>;
+    /// Whether the token that was checked has a claim of which `fits` takes a value. `name` is the provider's
+    /// name for the payload, `way` leads into it.
+    fn has_claim(&self, name: &str, way: &[String], fits: &mut dyn FnMut(&str) -> bool) -> bool;
     /// The name the peer's certificate proved.
     fn peer(&self) -> Option<&SpiffeId>;
     /// The address at the other end of the connection.
@@ -134,76 +139,9 @@ impl Principal {
             }
             Self::RemoteAddress(range) => range.contains(facts.remote_address()),
             Self::Header(header) => header.matches(facts),
+            Self::Claim(name, way, value) => {
+                facts.has_claim(name, way, &mut |claim| value.matches(claim))
+            }
         }
     }
-}
-
-/// Which tokens count, and which requests need one
-/// (`envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JwtPolicy {
-    /// The issuers by name.
-    pub providers: BTreeMap<Name, JwtProvider>,
-    /// The first rule that covers a request says what it needs; none: nothing.
-    pub rules: Vec<JwtRule>,
-}
-
-/// An issuer of tokens (`JwtProvider`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JwtProvider {
-    /// The `iss` claim, compared whole. Always asked for.
-    pub issuer: String,
-    /// The `aud` claims of which the token must have one. Always asked for, never empty.
-    pub audiences: Vec<String>,
-    /// The keys.
-    pub keys: KeySource,
-    /// Whether the token goes on to the service (`forward`).
-    pub forward: bool,
-    /// How far the clocks may differ (`clock_skew_seconds`).
-    pub leeway: Duration,
-}
-
-/// Where a key set (RFC 7517) comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeySource {
-    /// In place or in a file.
-    Local(DataSource),
-    /// Fetched over HTTP.
-    Http {
-        /// The URI.
-        uri: String,
-        /// The cluster that serves it.
-        cluster: Name,
-        /// How long a fetch may take.
-        timeout: Duration,
-        /// How long a fetched set is good.
-        cache: Duration,
-    },
-}
-
-/// What the requests of a match need.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JwtRule {
-    /// Which requests.
-    pub matches: RouteMatch,
-    /// What they need; none: nothing.
-    pub requires: Option<JwtRequirement>,
-}
-
-/// A token of one of these providers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JwtRequirement {
-    /// The providers, by name; one suffices.
-    pub providers: Vec<Name>,
-    /// Whether a request without any token passes (`allow_missing`).
-    pub presence: TokenPresence,
-}
-
-/// Whether there must be a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenPresence {
-    /// There must be one.
-    Required,
-    /// There may be none; one that is there must be good.
-    Optional,
 }

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, Cidr, FlowKey, IdleEnd, RevocationPolicy, RouteMatch, SourceAddress, SpiffeId,
+    Balance, Cidr, ClaimRule, FlowKey, IdleEnd, RevocationPolicy, RouteMatch, SourceAddress,
+    SpiffeId,
 };
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
@@ -154,6 +155,14 @@ pub struct Issuer {
     pub keys: Keys,
     /// Whether its tokens go on to the service.
     pub forward: bool,
+    /// What claims beside these must be.
+    pub claims: Vec<ClaimRule>,
+    /// Which claims are told to the service, and in which field.
+    pub claim_fields: Vec<(String, String)>,
+    /// Whether a token must name the client's certificate.
+    pub bound: bool,
+    /// Whether a stream ends when its token does.
+    pub ends_streams: bool,
 }
 
 /// Where keys are.

@@ -323,6 +323,33 @@ pub struct Issuer {
     /// Whether tokens go on to the service.
     #[serde(default = "yes")]
     pub forward: bool,
+    /// What claims beside these must be.
+    #[serde(default)]
+    pub claims: Vec<Claim>,
+    /// Which claims are told to the service: fields by claim.
+    #[serde(default)]
+    pub claim_headers: BTreeMap<String, String>,
+    /// Whether a token must name the client's certificate.
+    #[serde(default)]
+    pub bound_to_certificate: bool,
+    /// Whether a stream ends when its token does.
+    #[serde(default)]
+    pub ends_streams: bool,
+}
+
+/// What a claim must be.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// Its name.
+    pub name: String,
+    /// `single-string`, `string-array` or `space-separated-values`.
+    pub format: Option<String>,
+    /// The values.
+    pub values: Vec<String>,
+    /// Whether it must have all of them; else one suffices.
+    #[serde(default)]
+    pub all: bool,
 }
 
 /// Who may call what at a service.

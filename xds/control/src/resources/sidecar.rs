@@ -11,8 +11,8 @@ use weft_model::{
     HeaderMatch, Health, HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider,
     JwtRequirement, JwtRule, KeySource, Listener, Name, PathMatch, Permission, Principal, Rbac,
     RbacAction, RbacPolicy, Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource,
-    Snapshot, SourceAddress, StringMatch, TcpProxy, TokenPresence, Transport, Upgrades,
-    UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
+    Snapshot, SourceAddress, StringMatch, TcpProxy, Transport, Upgrades, UpstreamProtocol,
+    UpstreamTls, VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
@@ -179,9 +179,18 @@ fn tokens(mesh: &Mesh, allows: &[&Allow], snapshot: &mut Snapshot) -> JwtPolicy 
         let provider = JwtProvider {
             issuer: issuer.issuer.clone(),
             audiences: issuer.audiences.clone(),
+            subject: None,
+            claims: issuer.claims.clone(),
+            longest_life: None,
             keys,
+            places: Vec::new(),
             forward: issuer.forward,
+            claim_fields: issuer.claim_fields.clone(),
+            payload_field: None,
+            payload_name: Some(name.as_str().into()),
             leeway: LEEWAY,
+            bound: issuer.bound,
+            ends_streams: issuer.ends_streams,
         };
         providers.insert(Name::from(name.as_str()), provider);
     }
@@ -197,10 +206,9 @@ fn tokens(mesh: &Mesh, allows: &[&Allow], snapshot: &mut Snapshot) -> JwtPolicy 
                     headers,
                     query: Vec::new(),
                 };
-                let requires = allow.token.as_ref().map(|token| JwtRequirement {
-                    providers: vec![token.as_str().into()],
-                    presence: TokenPresence::Required,
-                });
+                let requires = allow.token.as_ref();
+                let requires = requires
+                    .map(|token| JwtRequirement::Provider(token.as_str().into(), Vec::new()));
                 rules.push((
                     path.len() * 2 + usize::from(!method.is_empty()),
                     JwtRule { matches, requires },

@@ -62,7 +62,7 @@ pub(in super::super) fn http_service(
     let host_port = host_port(&mut manager, ours)?;
     let access_log = values::access_log(&mut manager);
     let routes = routes(&mut manager)?;
-    let filters = http_filters(&mut manager)?;
+    let filters = http_filters(&mut manager, ours)?;
     Ok(HttpService {
         codec,
         routes,
@@ -246,7 +246,7 @@ fn routes(manager: &mut Reader<'_>) -> Result<RouteSource, Refused> {
     Ok(RouteSource::Named(rds.required_text("route_config_name")?.into()))
 }
 
-fn http_filters(manager: &mut Reader<'_>) -> Result<Vec<HttpFilter>, Refused> {
+fn http_filters(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<Vec<HttpFilter>, Refused> {
     let mut filters = Vec::new();
     let mut routed = false;
     for mut filter in manager.children("http_filters") {
@@ -269,7 +269,9 @@ fn http_filters(manager: &mut Reader<'_>) -> Result<Vec<HttpFilter>, Refused> {
                 config.harmless(&["dynamic_stats", "suppress_envoy_headers", "start_child_span"]);
                 routed = true;
             }
-            "JwtAuthentication" => filters.push(HttpFilter::Jwt(jwt::decode(config)?.into())),
+            "JwtAuthentication" => {
+                filters.push(HttpFilter::Jwt(jwt::decode(config, &ours.tokens)?.into()));
+            }
             "RBAC" => {
                 filters.extend(rbac::decode(config)?.map(|rules| HttpFilter::Rbac(rules.into())))
             }
@@ -281,11 +283,15 @@ fn http_filters(manager: &mut Reader<'_>) -> Result<Vec<HttpFilter>, Refused> {
             }
         }
     }
-    if routed {
-        Ok(filters)
-    } else {
-        Err(manager.refuse("http_filters", "the router is missing; it must be the last"))
+    if !routed {
+        return Err(manager.refuse("http_filters", "the router is missing; it must be the last"));
     }
+    let has_tokens = filters.iter().any(|filter| matches!(filter, HttpFilter::Jwt(_)));
+    if !ours.tokens.is_empty() && !has_tokens {
+        let reason = "the chain's metadata speaks of tokens, and there is no filter for them";
+        return Err(manager.refuse("http_filters", reason));
+    }
+    Ok(filters)
 }
 
 /// The JSON form of `HttpConnectionManager`.

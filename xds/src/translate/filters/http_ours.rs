@@ -1,13 +1,17 @@
 //! What a chain says of HTTP that Envoy has no field for: in its metadata, under `weft`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use weft_model::{
-    DesyncMode, ForwardedFor, HostPort, HttpLimits, HttpService, HttpTimeouts, Underscores,
+    DesyncMode, ForwardedFor, HostPort, HttpFilter, HttpLimits, HttpService, HttpTimeouts,
+    Underscores,
 };
 
 use super::super::{Reader, Refused};
+use super::jwt;
+use super::jwt_ours::{self, OurProvider};
 
 /// What is ours, by its name in the metadata.
 const DESYNC: &str = "desync_mode";
@@ -18,8 +22,18 @@ const UNDERSCORES: &str = "underscores";
 const TARGET_LIMIT: &str = "target_limit_bytes";
 const FIELD_LIMIT: &str = "field_limit_bytes";
 const STALL: &str = "stall_timeout_ms";
-const OURS: [&str; 8] =
-    [DESYNC, FORWARDED_FOR, CLIENT_PORT, HOST_PORT, UNDERSCORES, TARGET_LIMIT, FIELD_LIMIT, STALL];
+const TOKENS: &str = "jwt";
+const OURS: [&str; 9] = [
+    DESYNC,
+    FORWARDED_FOR,
+    CLIENT_PORT,
+    HOST_PORT,
+    UNDERSCORES,
+    TARGET_LIMIT,
+    FIELD_LIMIT,
+    STALL,
+    TOKENS,
+];
 
 /// What a chain's metadata says of HTTP that Envoy has no field for.
 #[derive(Debug, Default)]
@@ -32,6 +46,7 @@ pub(in super::super) struct OurHttp {
     pub(super) target_bytes: Option<usize>,
     pub(super) field_bytes: Option<usize>,
     pub(super) stall: Option<Duration>,
+    pub(super) tokens: BTreeMap<String, OurProvider>,
 }
 
 impl OurHttp {
@@ -41,6 +56,10 @@ impl OurHttp {
         field: &str,
         mut value: Reader<'_>,
     ) -> Result<(), Refused> {
+        if field == TOKENS {
+            self.tokens = jwt_ours::read(value)?;
+            return Ok(());
+        }
         let word = value.text("string_value");
         let refuse = |value: &Reader<'_>, right: &str| {
             value.refuse("", format!("{word:?} is not known for {field}; {right}"))
@@ -113,5 +132,11 @@ pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> 
     add(FIELD_LIMIT, field != limits.field_bytes, json!(field));
     let stall = u64::try_from(http.timeouts.stall.as_millis()).unwrap_or(u64::MAX);
     add(STALL, http.timeouts.stall != timeouts.stall, json!(stall));
+    for filter in &http.filters {
+        if let HttpFilter::Jwt(policy) = filter {
+            let said = jwt::ours(policy);
+            add(TOKENS, said != json!({}), said);
+        }
+    }
     ours
 }

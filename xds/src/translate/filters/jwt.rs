@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_model::{JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Name, TokenPresence};
+use weft_model::{JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Name, TokenPlace};
 
+use super::jwt_ours::OurProvider;
 use crate::translate::{Reader, Refused, route, values};
 
 const MESSAGE: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
@@ -20,34 +21,53 @@ const DEFAULT_LEEWAY: Duration = Duration::from_secs(60);
 const DEFAULT_CACHE: Duration = Duration::from_secs(600);
 const DEFAULT_FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads the policy.
-pub(super) fn decode(mut filter: Reader<'_>) -> Result<JwtPolicy, Refused> {
+/// How deep requirements may nest, so that a hostile resource cannot exhaust the stack.
+const DEPTH_LIMIT: usize = 8;
+/// How many providers there may be, and how many fields, parameters and cookies one looks at.
+const LIMIT: usize = 100;
+
+/// Reads the policy. `ours` is what the chain's metadata says of its providers.
+pub(super) fn decode(
+    mut filter: Reader<'_>,
+    ours: &BTreeMap<String, OurProvider>,
+) -> Result<JwtPolicy, Refused> {
     filter.harmless(&["bypass_cors_preflight", "strip_failure_response", "stat_prefix"]);
     let mut providers = BTreeMap::new();
     for (name, reader) in filter.map("providers") {
-        providers.insert(Name::from(name), provider(reader)?);
+        let ours = ours.get(&name).cloned().unwrap_or_default();
+        providers.insert(Name::from(name), provider(reader, ours)?);
+    }
+    if providers.len() > LIMIT {
+        return Err(filter.refuse("providers", format!("more than {LIMIT} of them")));
+    }
+    if let Some(unknown) = ours.keys().find(|name| !providers.contains_key(name.as_str())) {
+        let reason = format!("the chain's metadata speaks of {unknown:?}, which is no provider");
+        return Err(filter.refuse("providers", reason));
     }
     let known = providers.keys().cloned().collect::<Vec<_>>();
-    let rules = values::each(filter.children("rules"), |reader| rule(reader, &known))?;
+    let mut named = BTreeMap::new();
+    for (name, reader) in filter.map("requirement_map") {
+        named.insert(name, requirement(reader, &known, DEPTH_LIMIT)?);
+    }
+    let rules = values::each(filter.children("rules"), |reader| rule(reader, &known, &named))?;
     Ok(JwtPolicy { providers, rules })
 }
 
-fn provider(mut provider: Reader<'_>) -> Result<JwtProvider, Refused> {
-    provider.harmless(&["jwt_cache_config", "require_expiration"]);
+fn provider(mut provider: Reader<'_>, ours: OurProvider) -> Result<JwtProvider, Refused> {
+    // A token without `exp` is refused in any case; the rest is Envoy's own bookkeeping.
+    provider.harmless(&["jwt_cache_config", "require_expiration", "clear_route_cache"]);
     let issuer = provider.text("issuer");
     if issuer.is_empty() {
         return Err(provider.refuse("issuer", "it is missing; a token of any issuer would be good"));
     }
     let audiences = provider.texts("audiences");
-    if audiences.is_empty() {
-        return Err(
-            provider.refuse("audiences", "it is empty; a token for any service would be good")
-        );
-    }
-    for field in ["from_headers", "from_params", "from_cookies"] {
-        if provider.has(field) {
-            return Err(provider.refuse(field, "only the authorization header is read"));
-        }
+    if audiences.is_empty() != ours.any_audience {
+        let reason = if audiences.is_empty() {
+            "it is empty; a token for any service would be good"
+        } else {
+            "there are some, and the chain's metadata says that any is good"
+        };
+        return Err(provider.refuse("audiences", reason));
     }
     let keys = if let Some(local) = provider.child("local_jwks") {
         KeySource::Local(values::data(local)?)
@@ -59,13 +79,69 @@ fn provider(mut provider: Reader<'_>) -> Result<JwtProvider, Refused> {
     let leeway = provider
         .number("clock_skew_seconds")
         .map_or(DEFAULT_LEEWAY, |s| Duration::from_secs(s.into()));
+    if provider.flag("pad_forward_payload_header") == Some(true) {
+        return Err(provider.refuse("pad_forward_payload_header", "padding is not supported"));
+    }
     Ok(JwtProvider {
         issuer,
         audiences,
+        subject: provider.child("subjects").map(values::string_match).transpose()?,
+        claims: ours.claims,
+        longest_life: provider.duration("max_lifetime")?.filter(|life| !life.is_zero()),
         keys,
+        places: places(&mut provider)?,
         forward: provider.flag("forward").unwrap_or(false),
+        claim_fields: claim_fields(&mut provider)?,
+        payload_field: field_name(&mut provider, "forward_payload_header")?,
+        payload_name: Some(provider.text("payload_in_metadata"))
+            .filter(|name| !name.is_empty())
+            .map(Name::from),
         leeway,
+        bound: ours.bound,
+        ends_streams: ours.ends_streams,
     })
+}
+
+/// Where a token may stand. Without any it is the `authorization` field alone: in a URI, which is Envoy's
+/// other default, it would stand in logs.
+fn places(provider: &mut Reader<'_>) -> Result<Vec<TokenPlace>, Refused> {
+    let mut places = Vec::new();
+    for mut place in provider.children("from_headers") {
+        let prefix = place.text("value_prefix");
+        let name = field_name(&mut place, "name")?;
+        let name = name.ok_or_else(|| place.refuse("name", "it is missing"))?;
+        places.push(TokenPlace::Field { name, prefix });
+    }
+    places.extend(provider.texts("from_params").into_iter().map(TokenPlace::Parameter));
+    places.extend(provider.texts("from_cookies").into_iter().map(TokenPlace::Cookie));
+    if places.len() > LIMIT {
+        return Err(provider.refuse("from_headers", format!("more than {LIMIT} places")));
+    }
+    Ok(places)
+}
+
+fn claim_fields(provider: &mut Reader<'_>) -> Result<Vec<(String, String)>, Refused> {
+    let mut fields = Vec::new();
+    for mut told in provider.children("claim_to_headers") {
+        let claim = told.required_text("claim_name")?;
+        let name = field_name(&mut told, "header_name")?;
+        let name = name.ok_or_else(|| told.refuse("header_name", "it is missing"))?;
+        fields.push((claim, name));
+    }
+    Ok(fields)
+}
+
+/// The name of a field of HTTP, lower case.
+fn field_name(reader: &mut Reader<'_>, field: &str) -> Result<Option<String>, Refused> {
+    let name = reader.text(field).to_ascii_lowercase();
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^`|~".contains(&byte);
+    if !name.bytes().all(is_token) {
+        return Err(reader.refuse(field, format!("{name:?} is no name of a field")));
+    }
+    Ok(Some(name))
 }
 
 fn remote_keys(mut remote: Reader<'_>) -> Result<KeySource, Refused> {
@@ -81,68 +157,75 @@ fn remote_keys(mut remote: Reader<'_>) -> Result<KeySource, Refused> {
     Ok(KeySource::Http { uri, cluster, timeout, cache })
 }
 
-fn rule(mut rule: Reader<'_>, providers: &[Name]) -> Result<JwtRule, Refused> {
-    if rule.has("requirement_name") {
-        return Err(rule.refuse("requirement_name", "it is not supported; use requires"));
-    }
+fn rule(
+    mut rule: Reader<'_>,
+    providers: &[Name],
+    named: &BTreeMap<String, JwtRequirement>,
+) -> Result<JwtRule, Refused> {
     let matches = route::route_match(rule.required_child("match")?)?;
+    let name = rule.text("requirement_name");
+    if !name.is_empty() {
+        let requires = named.get(&name).cloned().ok_or_else(|| {
+            rule.refuse("requirement_name", format!("{name:?} is not in requirement_map"))
+        })?;
+        return Ok(JwtRule { matches, requires: Some(requires) });
+    }
+    let requires = rule.child("requires");
     let requires =
-        rule.child("requires").map(|reader| requirement(reader, providers)).transpose()?.flatten();
+        requires.map(|reader| requirement(reader, providers, DEPTH_LIMIT)).transpose()?;
     Ok(JwtRule { matches, requires })
 }
 
 fn requirement(
     mut reader: Reader<'_>,
     providers: &[Name],
-) -> Result<Option<JwtRequirement>, Refused> {
-    let known = |reader: &Reader<'_>, name: String| {
-        let name: Name = name.into();
+    depth: usize,
+) -> Result<JwtRequirement, Refused> {
+    let Some(depth) = depth.checked_sub(1) else {
+        return Err(reader.refuse("", format!("requirements nest deeper than {DEPTH_LIMIT}")));
+    };
+    let known = |reader: &mut Reader<'_>| {
+        let name: Name = reader.text("provider_name").into();
         if providers.contains(&name) {
-            Ok(name)
-        } else {
-            Err(reader.refuse("provider_name", format!("{name:?} is no provider")))
+            return Ok(name);
         }
+        Err(reader.refuse("provider_name", format!("{name:?} is no provider")))
     };
     if reader.has("provider_name") {
-        let name = reader.text("provider_name");
-        let providers = vec![known(&reader, name)?];
-        return Ok(Some(JwtRequirement { providers, presence: TokenPresence::Required }));
+        return Ok(JwtRequirement::Provider(known(&mut reader)?, Vec::new()));
     }
-    if let Some(mut any) = reader.child("requires_any") {
-        let mut requirement =
-            JwtRequirement { providers: Vec::new(), presence: TokenPresence::Required };
-        for mut option in any.children("requirements") {
-            if option.child("allow_missing").is_some() {
-                requirement.presence = TokenPresence::Optional;
-            } else if option.has("provider_name") {
-                let name = option.text("provider_name");
-                requirement.providers.push(known(&option, name)?);
-            } else {
-                return Err(
-                    option.refuse("", "only provider_name and allow_missing are supported here")
-                );
-            }
+    if let Some(mut narrower) = reader.child("provider_and_audiences") {
+        let audiences = narrower.texts("audiences");
+        return Ok(JwtRequirement::Provider(known(&mut narrower)?, audiences));
+    }
+    let several = |mut set: Reader<'_>| {
+        let all = values::each(set.children("requirements"), |r| requirement(r, providers, depth))?;
+        if all.is_empty() {
+            return Err(set.refuse("requirements", "it is empty"));
         }
-        return Ok(Some(requirement));
+        Ok(all)
+    };
+    if let Some(set) = reader.child("requires_any") {
+        return several(set).map(JwtRequirement::Any);
+    }
+    if let Some(set) = reader.child("requires_all") {
+        return several(set).map(JwtRequirement::All);
     }
     if reader.child("allow_missing").is_some() {
-        let providers = providers.to_vec();
-        return Ok(Some(JwtRequirement { providers, presence: TokenPresence::Optional }));
+        // By itself it stands for: a token of whomever, if there is one.
+        let any = providers.iter().map(|name| JwtRequirement::Provider(name.clone(), Vec::new()));
+        return Ok(if depth + 1 == DEPTH_LIMIT {
+            JwtRequirement::Any(any.chain([JwtRequirement::Missing]).collect())
+        } else {
+            JwtRequirement::Missing
+        });
     }
-    for field in [
-        "provider_and_audiences",
-        "requires_all",
-        "allow_missing_or_failed",
-        "extract_only_without_validation",
-    ] {
+    for field in ["allow_missing_or_failed", "extract_only_without_validation"] {
         if reader.has(field) {
-            return Err(reader.refuse(
-                field,
-                "it is not supported; provider_name, requires_any and allow_missing are",
-            ));
+            return Err(reader.refuse(field, "it is not supported: a forged token would be taken"));
         }
     }
-    Ok(None)
+    Err(reader.refuse("", "it requires nothing that is known here"))
 }
 
 /// The JSON form of the filter.
@@ -167,21 +250,60 @@ fn provider_json(provider: &JwtProvider) -> Value {
             "cache_duration": values::duration(*cache)})
         }
     }
+    if let Some(subject) = &provider.subject {
+        json["subjects"] = values::string_match_json(subject);
+    }
+    if let Some(life) = provider.longest_life {
+        json["max_lifetime"] = values::duration(life);
+    }
+    let (mut fields, mut parameters, mut cookies) = (Vec::new(), Vec::new(), Vec::new());
+    for place in &provider.places {
+        match place {
+            TokenPlace::Field { name, prefix } => {
+                fields.push(json!({"name": name, "value_prefix": prefix}));
+            }
+            TokenPlace::Parameter(name) => parameters.push(name.as_str()),
+            TokenPlace::Cookie(name) => cookies.push(name.as_str()),
+        }
+    }
+    let told = provider.claim_fields.iter();
+    let told = told.map(|(claim, name)| json!({"claim_name": claim, "header_name": name}));
+    json["from_headers"] = fields.into();
+    json["from_params"] = json!(parameters);
+    json["from_cookies"] = json!(cookies);
+    json["claim_to_headers"] = told.collect();
+    json["forward_payload_header"] = json!(provider.payload_field.as_deref().unwrap_or_default());
+    json["payload_in_metadata"] = json!(provider.payload_name.as_deref().unwrap_or_default());
     json
 }
 
 fn rule_json(rule: &JwtRule) -> Value {
     let mut json = json!({"match": route::route_match_json(&rule.matches)});
     if let Some(requirement) = &rule.requires {
-        let mut options: Vec<Value> =
-            requirement.providers.iter().map(|p| json!({"provider_name": &**p})).collect();
-        if requirement.presence == TokenPresence::Optional {
-            options.push(json!({"allow_missing": {}}));
-        }
-        json["requires"] = match options.as_slice() {
-            [only] => only.clone(),
-            _ => json!({"requires_any": {"requirements": options}}),
-        };
+        json["requires"] = requirement_json(requirement);
     }
     json
+}
+
+fn requirement_json(requirement: &JwtRequirement) -> Value {
+    let list = |all: &[JwtRequirement]| all.iter().map(requirement_json).collect::<Vec<_>>();
+    match requirement {
+        JwtRequirement::Provider(name, audiences) if audiences.is_empty() => {
+            json!({"provider_name": &**name})
+        }
+        JwtRequirement::Provider(name, audiences) => {
+            json!({"provider_and_audiences": {"provider_name": &**name, "audiences": audiences}})
+        }
+        JwtRequirement::Any(all) => json!({"requires_any": {"requirements": list(all)}}),
+        JwtRequirement::All(all) => json!({"requires_all": {"requirements": list(all)}}),
+        JwtRequirement::Missing => json!({"allow_missing": {}}),
+    }
+}
+
+/// What the metadata of a chain says of the providers of its policy.
+pub(super) fn ours(policy: &JwtPolicy) -> Value {
+    let said =
+        policy.providers.iter().map(|(name, p)| (name.to_string(), super::jwt_ours::json(p)));
+    let said = said.filter(|(_, said)| !said.is_empty());
+    Value::Object(said.map(|(name, said)| (name, Value::Object(said))).collect())
 }

@@ -8,6 +8,7 @@
 mod http;
 mod http_ours;
 mod jwt;
+mod jwt_ours;
 mod rbac;
 
 pub(super) use http::{http_service, http_service_json};

@@ -9,6 +9,9 @@ use crate::translate::{Reader, Refused, route, values};
 
 const MESSAGE: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 
+/// The filter whose metadata is the claims of tokens.
+const TOKENS: &str = "envoy.filters.http.jwt_authn";
+
 /// How deep conditions may nest, so that a hostile resource cannot exhaust the stack.
 const DEPTH_LIMIT: usize = 16;
 
@@ -102,7 +105,36 @@ fn principal(mut reader: Reader<'_>, depth: usize) -> Result<Principal, Refused>
     if let Some(header) = reader.child("header") {
         return route::header_match(header).map(Principal::Header);
     }
+    if let Some(metadata) = reader.child("metadata") {
+        return claim(metadata);
+    }
     Err(reader.refuse("", "a principal of this kind is not supported"))
+}
+
+/// A claim of a token: metadata of the filter for tokens, and of no other.
+fn claim(mut metadata: Reader<'_>) -> Result<Principal, Refused> {
+    let filter = metadata.text("filter");
+    if filter != TOKENS {
+        return Err(metadata.refuse("filter", format!("{filter:?} is not known; {TOKENS} is")));
+    }
+    if metadata.flag("invert") == Some(true) {
+        return Err(metadata.refuse("invert", "it is not supported; use not_id"));
+    }
+    let mut way: Vec<String> =
+        metadata.children("path").into_iter().map(|mut segment| segment.text("key")).collect();
+    if way.len() < 2 || way.iter().any(String::is_empty) {
+        let reason = "it must be payload_in_metadata of the provider, and the claim";
+        return Err(metadata.refuse("path", reason));
+    }
+    let name = Name::from(way.remove(0));
+    let mut value = metadata.required_child("value")?;
+    let wanted = if let Some(mut list) = value.child("list_match") {
+        let mut one = list.required_child("one_of")?;
+        values::string_match(one.required_child("string_match")?)?
+    } else {
+        values::string_match(value.required_child("string_match")?)?
+    };
+    Ok(Principal::Claim(name, way, wanted))
 }
 
 /// The JSON form of the filter.
@@ -148,6 +180,12 @@ fn principal_json(principal: &Principal) -> Value {
         Principal::Authenticated(Some(name)) => authenticated_json(name),
         Principal::RemoteAddress(range) => json!({"direct_remote_ip": values::cidr_json(range)}),
         Principal::Header(header) => json!({"header": route::header_match_json(header)}),
+        Principal::Claim(name, way, value) => {
+            let keys = std::iter::once(&**name).chain(way.iter().map(String::as_str));
+            let path: Vec<Value> = keys.map(|key| json!({"key": key})).collect();
+            let value = json!({"string_match": values::string_match_json(value)});
+            json!({"metadata": {"filter": TOKENS, "path": path, "value": value}})
+        }
     }
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use weft_model::{OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, SpiffeId};
+use weft_model::{
+    ClaimFormat, ClaimRule, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, SpiffeId,
+};
 
 use super::{Mistakes, unknown_service};
 use crate::mesh::{Allow, Issuer, Keys, Policy, Service, identity, raw};
@@ -53,17 +55,42 @@ pub(super) fn issuers(
                 continue;
             }
             _ => {
-                mistakes.add(path, "give jwks_file, or jwks_uri with jwks_address");
+                mistakes.add(&path, "give jwks_file, or jwks_uri with jwks_address");
                 continue;
             }
         };
-        let (issuer_claim, audiences) = (issuer.issuer.clone(), issuer.audiences.clone());
-        issuers.insert(
-            name.clone(),
-            Issuer { issuer: issuer_claim, audiences, keys, forward: issuer.forward },
-        );
+        let checked = Issuer {
+            issuer: issuer.issuer.clone(),
+            audiences: issuer.audiences.clone(),
+            keys,
+            forward: issuer.forward,
+            claims: claims(issuer, &path, mistakes),
+            claim_fields: issuer.claim_headers.clone().into_iter().collect(),
+            bound: issuer.bound_to_certificate,
+            ends_streams: issuer.ends_streams,
+        };
+        issuers.insert(name.clone(), checked);
     }
     issuers
+}
+
+fn claims(issuer: &raw::Issuer, path: &str, mistakes: &mut Mistakes) -> Vec<ClaimRule> {
+    let mut rules = Vec::new();
+    for (index, claim) in issuer.claims.iter().enumerate() {
+        let path = format!("{path}.claims[{index}]");
+        if claim.values.is_empty() {
+            mistakes.add(format!("{path}.values"), "it is empty; no token could be good");
+        }
+        let said = claim.format.as_deref();
+        let format = word(&format!("{path}.format"), said, &ClaimFormat::WORDS, mistakes);
+        rules.push(ClaimRule {
+            name: claim.name.clone(),
+            format: format.unwrap_or(ClaimFormat::Single),
+            values: claim.values.clone(),
+            all: claim.all,
+        });
+    }
+    rules
 }
 
 /// Checks what revocation lists decide.
@@ -72,21 +99,36 @@ pub(super) fn revocation(raw: &raw::Mesh, mistakes: &mut Mistakes) -> Revocation
     let default = RevocationPolicy::default();
     let limit = |said: Option<u32>, default| said.map_or(default, |limit| limit as usize);
     RevocationPolicy {
-        mode: word("mode", raw.mode.as_deref(), &RevocationMode::WORDS, mistakes)
-            .unwrap_or(default.mode),
-        on_expired: word("on_expired", raw.on_expired.as_deref(), &OnExpired::WORDS, mistakes)
-            .unwrap_or(default.on_expired),
-        depth: word("depth", raw.depth.as_deref(), &RevocationDepth::WORDS, mistakes)
-            .unwrap_or(default.depth),
+        mode: word(
+            "security.revocation.mode",
+            raw.mode.as_deref(),
+            &RevocationMode::WORDS,
+            mistakes,
+        )
+        .unwrap_or(default.mode),
+        on_expired: word(
+            "security.revocation.on_expired",
+            raw.on_expired.as_deref(),
+            &OnExpired::WORDS,
+            mistakes,
+        )
+        .unwrap_or(default.on_expired),
+        depth: word(
+            "security.revocation.depth",
+            raw.depth.as_deref(),
+            &RevocationDepth::WORDS,
+            mistakes,
+        )
+        .unwrap_or(default.depth),
         drain: Duration::from_secs(raw.drain_seconds.into()),
         bytes_limit: limit(raw.bytes_limit, default.bytes_limit),
         entries_limit: limit(raw.entries_limit, default.entries_limit),
     }
 }
 
-/// What a word of a field means; none when nothing was said.
+/// What a word means; none when nothing was said.
 fn word<T: Copy>(
-    field: &str,
+    path: &str,
     said: Option<&str>,
     words: &[(&'static str, T)],
     mistakes: &mut Mistakes,
@@ -96,7 +138,7 @@ fn word<T: Copy>(
     if meant.is_none() {
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         let reason = format!("{said:?} is not known; {} are", known.join(", "));
-        mistakes.add(format!("security.revocation.{field}"), reason);
+        mistakes.add(path, reason);
     }
     meant
 }

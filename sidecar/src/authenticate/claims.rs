@@ -1,0 +1,152 @@
+//! Whether the claims of a token are as they must be.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value};
+use weft_model::{ClaimFormat, ClaimRule, JwtProvider};
+
+use super::fault::{Refused, TokenFault};
+
+/// When a token is good, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Times {
+    pub(crate) from: f64,
+    pub(crate) issued: f64,
+    pub(crate) until: f64,
+}
+
+impl Times {
+    /// Whether the token is good now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn check(&self, provider: &JwtProvider, now: SystemTime) -> Result<(), Refused> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let leeway = provider.leeway.as_secs_f64();
+        let refuse = |detail| Err(Refused::new(TokenFault::ClaimValue, detail));
+        if self.until + leeway <= now {
+            return refuse("it has expired");
+        }
+        if self.from - leeway > now {
+            return refuse("it is not good yet");
+        }
+        if self.issued - leeway > now {
+            return refuse("it was issued in the future");
+        }
+        Ok(())
+    }
+}
+
+/// Whether the claims are those of a token of this provider, whatever the time.
+///
+/// # Errors
+/// Which are not.
+pub(crate) fn check(claims: &Map<String, Value>, provider: &JwtProvider) -> Result<Times, Refused> {
+    if text(claims, "iss")? != provider.issuer {
+        return Err(Refused::OTHER_ISSUER);
+    }
+    let audiences = audiences(claims, !provider.audiences.is_empty())?;
+    let is_ours = |audience: &&str| provider.audiences.iter().any(|own| own == audience);
+    if !provider.audiences.is_empty() && !audiences.iter().any(is_ours) {
+        return Err(Refused::new(TokenFault::ClaimValue, "it is for another audience"));
+    }
+    let (from, issued) = (date(claims, "nbf")?, date(claims, "iat")?);
+    let missing = Refused::new(TokenFault::ClaimMissing, "exp is missing");
+    let until = date(claims, "exp")?.ok_or(missing)?;
+    if let Some(longest) = provider.longest_life {
+        let begun = issued.or(from);
+        let begun =
+            begun.ok_or(Refused::new(TokenFault::ClaimMissing, "iat and nbf are missing"))?;
+        if until - begun > longest.as_secs_f64() {
+            return Err(Refused::new(TokenFault::ClaimValue, "it is good for too long"));
+        }
+    }
+    let subject = match claims.get("sub") {
+        None => None,
+        Some(Value::String(subject)) => Some(subject.as_str()),
+        Some(_) => return Err(Refused::new(TokenFault::ClaimFormat, "sub is no string")),
+    };
+    if let Some(wanted) = &provider.subject {
+        let missing = Refused::new(TokenFault::ClaimMissing, "sub is missing");
+        if !wanted.matches(subject.ok_or(missing)?) {
+            return Err(Refused::new(TokenFault::ClaimValue, "its subject is not accepted here"));
+        }
+    }
+    provider.claims.iter().try_for_each(|rule| meets(claims, rule))?;
+    let (from, issued) = (from.unwrap_or(0.0), issued.unwrap_or(0.0));
+    Ok(Times { from, issued, until })
+}
+
+/// Whether a token is for one of these as well.
+pub(crate) fn is_for(claims: &Map<String, Value>, wanted: &[String]) -> bool {
+    let audiences = audiences(claims, false).unwrap_or_default();
+    audiences.iter().any(|audience| wanted.iter().any(|wanted| wanted == audience))
+}
+
+fn meets(claims: &Map<String, Value>, rule: &ClaimRule) -> Result<(), Refused> {
+    let missing = Refused::new(TokenFault::ClaimMissing, "a claim is missing that is asked for");
+    let other = Refused::new(TokenFault::ClaimFormat, "a claim has another form than is asked for");
+    let claim = claims.get(&rule.name).ok_or(missing)?;
+    let values: Vec<&str> = match (rule.format, claim) {
+        (ClaimFormat::Single, Value::String(value)) => vec![value],
+        (ClaimFormat::Spaced, Value::String(values)) => values.split(' ').collect(),
+        (ClaimFormat::Array, Value::Array(values)) => {
+            values.iter().map(Value::as_str).collect::<Option<_>>().ok_or(other)?
+        }
+        _ => return Err(other),
+    };
+    let has = |wanted: &String| values.contains(&wanted.as_str());
+    let good = if rule.all { rule.values.iter().all(has) } else { rule.values.iter().any(has) };
+    if good {
+        Ok(())
+    } else {
+        Err(Refused::new(TokenFault::ClaimValue, "a claim says something else than is asked for"))
+    }
+}
+
+fn text<'c>(claims: &'c Map<String, Value>, name: &str) -> Result<&'c str, Refused> {
+    match claims.get(name) {
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(Refused::new(TokenFault::ClaimFormat, "iss is no string")),
+        None => Err(Refused::new(TokenFault::ClaimMissing, "iss is missing")),
+    }
+}
+
+/// RFC 7519, section 4.1.3: a string, or an array of strings.
+fn audiences(claims: &Map<String, Value>, wanted: bool) -> Result<Vec<&str>, Refused> {
+    let other =
+        Refused::new(TokenFault::ClaimFormat, "aud is neither a string nor a list of strings");
+    match claims.get("aud") {
+        Some(Value::String(audience)) => Ok(vec![audience]),
+        Some(Value::Array(all)) => {
+            all.iter().map(Value::as_str).collect::<Option<_>>().ok_or(other)
+        }
+        Some(_) => Err(other),
+        None if wanted => Err(Refused::new(TokenFault::ClaimMissing, "aud is missing")),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// RFC 7519, section 2, `NumericDate`.
+fn date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, Refused> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(Value::Number(date)) => Ok(date.as_f64()),
+        Some(_) => Err(Refused::new(TokenFault::ClaimFormat, "exp, nbf or iat is no number")),
+    }
+}
+
+/// The claim that a way with dots leads to, as text: a string as it is, whatever else as JSON. A claim whose
+/// own name has dots goes first.
+pub(crate) fn told(claims: &Map<String, Value>, way: &str) -> Option<String> {
+    let found = claims.get(way).or_else(|| {
+        let mut steps = way.split('.');
+        let first = claims.get(steps.next()?)?;
+        steps.try_fold(first, |value, step| value.get(step))
+    })?;
+    match found {
+        Value::String(text) => Some(text.clone()),
+        Value::Null => None,
+        other => Some(other.to_string()),
+    }
+}

@@ -1,0 +1,217 @@
+//! Where a request's token stands.
+
+use weft_model::TokenPlace;
+
+use crate::http::fields::Fields;
+use crate::http::head::RequestHead;
+
+/// What was found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// No token, and nothing in its place.
+    Nothing,
+    /// Something else, in the place of a token.
+    Other,
+    /// One token.
+    One(String),
+    /// More than one, so that nobody can say which counts.
+    Several,
+}
+
+impl Found {
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nothing, found) | (found, Self::Nothing) => found,
+            (Self::Other, found) | (found, Self::Other) => found,
+            _ => Self::Several,
+        }
+    }
+}
+
+/// The token of a request. Without places it is the bearer token of `authorization` (RFC 6750, section 2.1).
+pub(crate) fn find(head: &RequestHead, places: &[TokenPlace]) -> Found {
+    if places.is_empty() {
+        return bearer(&head.fields);
+    }
+    let found = places.iter().map(|place| match place {
+        TokenPlace::Field { name, prefix } => prefixed(&head.fields, name, prefix),
+        TokenPlace::Parameter(name) => parameter(head, name),
+        TokenPlace::Cookie(name) => cookie(&head.fields, name),
+    });
+    found.fold(Found::Nothing, Found::and)
+}
+
+fn bearer(fields: &Fields) -> Found {
+    let mut found = Found::Nothing;
+    fields.each("authorization", |value| {
+        let token = std::str::from_utf8(value).ok().and_then(|value| value.split_once(' '));
+        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        let one = match token {
+            Some((_, token)) => Found::One(token.trim().to_owned()),
+            None => Found::Other,
+        };
+        // Two values leave open which one the service reads, whatever they are.
+        let before = std::mem::replace(&mut found, Found::Nothing);
+        found = if before == Found::Nothing { one } else { Found::Several };
+    });
+    found
+}
+
+fn prefixed(fields: &Fields, name: &str, prefix: &str) -> Found {
+    let mut found = Found::Nothing;
+    fields.each(name, |value| {
+        let value = std::str::from_utf8(value).ok();
+        let one = match value.and_then(|value| value.strip_prefix(prefix)) {
+            Some(token) => Found::One(token.trim().to_owned()),
+            None => Found::Other,
+        };
+        let before = std::mem::replace(&mut found, Found::Nothing);
+        found = before.and(one);
+    });
+    found
+}
+
+fn parameter(head: &RequestHead, name: &str) -> Found {
+    let query = head.target.split_once('?').map_or("", |(_, query)| query);
+    let values = query.split('&').filter_map(|pair| pair.split_once('='));
+    let values =
+        values.filter(|(key, _)| *key == name).map(|(_, value)| Found::One(value.to_owned()));
+    values.fold(Found::Nothing, Found::and)
+}
+
+fn cookie(fields: &Fields, name: &str) -> Found {
+    let mut found = Found::Nothing;
+    fields.each("cookie", |value| {
+        for pair in value.split(|byte| *byte == b';') {
+            let pair = std::str::from_utf8(pair).ok().and_then(|pair| pair.trim().split_once('='));
+            if let Some((_, token)) = pair.filter(|(key, _)| *key == name) {
+                let before = std::mem::replace(&mut found, Found::Nothing);
+                found = before.and(Found::One(token.to_owned()));
+            }
+        }
+    });
+    found
+}
+
+/// Takes the tokens out of a request.
+pub(crate) fn conceal(head: &mut RequestHead, places: &[TokenPlace]) {
+    if places.is_empty() {
+        head.fields.remove(|name| name.eq_ignore_ascii_case(b"authorization"));
+    }
+    for place in places {
+        match place {
+            TokenPlace::Field { name, .. } => {
+                head.fields.remove(|field| field.eq_ignore_ascii_case(name.as_bytes()));
+            }
+            TokenPlace::Parameter(name) => without_parameter(&mut head.target, name),
+            TokenPlace::Cookie(name) => without_cookie(&mut head.fields, name),
+        }
+    }
+}
+
+fn without_parameter(target: &mut String, name: &str) {
+    let Some((path, query)) = target.split_once('?') else {
+        return;
+    };
+    let is_it = |pair: &&str| pair.split_once('=').is_some_and(|(key, _)| key == name);
+    if !query.split('&').any(|pair| is_it(&pair)) {
+        return;
+    }
+    let rest: Vec<&str> = query.split('&').filter(|pair| !is_it(pair)).collect();
+    *target = if rest.is_empty() { path.to_owned() } else { format!("{path}?{}", rest.join("&")) };
+}
+
+fn without_cookie(fields: &mut Fields, name: &str) {
+    let mut rest: Vec<Vec<u8>> = Vec::new();
+    let mut is_there = false;
+    fields.each("cookie", |value| {
+        for pair in value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
+            let key = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
+            if key == name.as_bytes() {
+                is_there = true;
+            } else if !pair.is_empty() {
+                rest.push(pair.to_vec());
+            }
+        }
+    });
+    if !is_there {
+        return;
+    }
+    fields.remove(|field| field.eq_ignore_ascii_case(b"cookie"));
+    if !rest.is_empty()
+        && let Ok(value) = http::HeaderValue::from_bytes(&rest.join(&b"; "[..]))
+    {
+        fields.add(http::header::COOKIE, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderName, HeaderValue};
+
+    use super::*;
+    use crate::http::head::HttpVersion;
+
+    fn head(target: &str, fields: &[(&str, &str)]) -> RequestHead {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            map.append(name, HeaderValue::from_str(value).expect("a value"));
+        }
+        RequestHead {
+            method: http::Method::GET,
+            target: target.into(),
+            authority: String::new(),
+            fields: Fields::Map(map),
+            upgrade: None,
+            content_length: None,
+            version: HttpVersion::Http2,
+            desync: None,
+            is_isolated: false,
+        }
+    }
+
+    #[test]
+    fn one_token_is_found_where_it_may_stand() {
+        let one = |text: &str| Found::One(text.into());
+        let default = |fields: &[(&str, &str)]| find(&head("/", fields), &[]);
+        assert_eq!(default(&[]), Found::Nothing);
+        assert_eq!(default(&[("authorization", "Bearer a.b.c")]), one("a.b.c"));
+        assert_eq!(default(&[("authorization", "bEARER  a.b.c ")]), one("a.b.c"));
+        assert_eq!(default(&[("authorization", "Basic eDp5")]), Found::Other);
+        assert_eq!(default(&[("authorization", "Bearer")]), Found::Other);
+        let both = [("authorization", "Bearer a"), ("authorization", "Basic b")];
+        assert_eq!(default(&both), Found::Several);
+        let places = [
+            TokenPlace::Field { name: "x-token".into(), prefix: "JWT ".into() },
+            TokenPlace::Parameter("access_token".into()),
+            TokenPlace::Cookie("session".into()),
+        ];
+        let check = |target: &str, fields: &[(&str, &str)], expected| {
+            assert_eq!(find(&head(target, fields), &places), expected, "{target} {fields:?}");
+        };
+        check("/?a=1&access_token=t", &[], one("t"));
+        check("/?access_token=t&access_token=t", &[], Found::Several);
+        check("/", &[("x-token", "JWT t")], one("t"));
+        check("/", &[("x-token", "t")], Found::Other);
+        check("/", &[("cookie", "a=b; session=t"), ("cookie", "c=d")], one("t"));
+        check("/?access_token=t", &[("cookie", "session=t")], Found::Several);
+        check("/?access_tokens=t", &[("authorization", "Bearer t")], Found::Nothing);
+    }
+
+    #[test]
+    fn what_is_concealed_leaves_the_rest_as_it_was() {
+        let places = [TokenPlace::Parameter("t".into()), TokenPlace::Cookie("t".into())];
+        let check = |target: &str, cookies: &[&str], expected: (&str, Option<&str>)| {
+            let fields: Vec<_> = cookies.iter().map(|cookie| ("cookie", *cookie)).collect();
+            let mut head = head(target, &fields);
+            conceal(&mut head, &places);
+            let cookie =
+                head.fields.get("cookie").map(|value| std::str::from_utf8(value).expect("a text"));
+            assert_eq!((head.target.as_str(), cookie), expected);
+        };
+        check("/a?t=1", &["t=1"], ("/a", None));
+        check("/a?x=1&t=2&tt=3", &["a=b; t=1; c=d"], ("/a?x=1&tt=3", Some("a=b; c=d")));
+        check("/a?x", &["a=b;c=d"], ("/a?x", Some("a=b;c=d")));
+    }
+}

@@ -1,0 +1,319 @@
+//! Which tokens a request needs, and whether it has them.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderName, HeaderValue};
+use serde_json::Value;
+use weft_certs::VerifiedPeer;
+use weft_model::{JwtPolicy, JwtProvider, JwtRequirement, Name, RequestFacts};
+
+use super::cache::{Checked, TokenCache};
+use super::fault::{Refused, TokenFault};
+use super::key_store::Wish;
+use super::keys::{KeySet, Verdict};
+use super::place::{self, Found};
+use super::token::Token;
+use super::{claims, digest};
+use crate::http::head::RequestHead;
+
+/// A policy with the keys it needs.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    policy: Arc<JwtPolicy>,
+    providers: BTreeMap<Name, PlannedProvider>,
+    /// The fields in which services are told claims, lower case: nobody else may say them.
+    told: Vec<String>,
+}
+
+/// An issuer with its keys.
+#[derive(Debug)]
+pub(crate) struct PlannedProvider {
+    /// Another for other settings or keys.
+    pub(crate) number: u64,
+    pub(crate) provider: JwtProvider,
+    /// The keys, or why there are none.
+    pub(crate) keys: Result<Arc<KeySet>, TokenFault>,
+    /// Where to say that a key was named that is not there; none where keys are not fetched.
+    pub(crate) wish: Option<Wish>,
+}
+
+/// What was proved by tokens.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Proved {
+    /// The `sub` of the first.
+    pub(crate) subject: Option<String>,
+    /// When the stream ends, where its tokens say so.
+    pub(crate) ends: Option<SystemTime>,
+    /// What policies may ask for, by the names of payloads.
+    payloads: Vec<(Name, Rc<Checked>)>,
+}
+
+impl Proved {
+    /// Whether a claim has a value that `fits` takes. `way` leads into the payload of that name.
+    pub(crate) fn has_claim(
+        &self,
+        name: &str,
+        way: &[String],
+        fits: &mut dyn FnMut(&str) -> bool,
+    ) -> bool {
+        let payload = self.payloads.iter().find(|(known, _)| &**known == name);
+        let Some((first, (_, checked))) = way.first().zip(payload) else {
+            return false;
+        };
+        let first = checked.claims.get(first);
+        let found = way.iter().skip(1).fold(first, |value, step| value.and_then(|v| v.get(step)));
+        let one = |value: &Value, fits: &mut dyn FnMut(&str) -> bool| match value {
+            Value::String(text) => fits(text),
+            Value::Number(number) => fits(&number.to_string()),
+            Value::Bool(flag) => fits(if *flag { "true" } else { "false" }),
+            Value::Null | Value::Array(_) | Value::Object(_) => false,
+        };
+        match found {
+            Some(Value::Array(values)) => values.iter().any(|value| one(value, fits)),
+            Some(value) => one(value, fits),
+            None => false,
+        }
+    }
+}
+
+/// Who asks, and by what it is judged.
+pub(crate) struct Asking<'a> {
+    pub(crate) peer: Option<&'a VerifiedPeer>,
+    pub(crate) now: SystemTime,
+    pub(crate) cache: &'a TokenCache,
+}
+
+/// A provider's token that was found good.
+struct Good<'t> {
+    planned: &'t PlannedProvider,
+    checked: Rc<Checked>,
+}
+
+impl Tokens {
+    pub(crate) fn new(policy: Arc<JwtPolicy>, providers: BTreeMap<Name, PlannedProvider>) -> Self {
+        let all = providers.values().map(|planned| &planned.provider);
+        let told = all.flat_map(|provider| {
+            let claims = provider.claim_fields.iter().map(|(_, field)| field.clone());
+            claims.chain(provider.payload_field.clone())
+        });
+        let told = told.collect();
+        Self { policy, providers, told }
+    }
+
+    /// Whether a field says what only we may say. `_` counts as `-`, as some services read both as one.
+    pub(crate) fn is_told(&self, name: &[u8]) -> bool {
+        let same = |a: &u8, b: &u8| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
+        self.told.iter().any(|told| {
+            told.len() == name.len() && name.iter().zip(told.as_bytes()).all(|(a, b)| same(a, b))
+        })
+    }
+
+    /// Checks the tokens of a request by the rule that covers it, and tells the service what they say.
+    ///
+    /// # Errors
+    /// Why the request is refused.
+    pub(crate) fn check(
+        &self,
+        head: &mut RequestHead,
+        facts: impl FnOnce(&RequestHead) -> Option<usize>,
+        asking: &Asking<'_>,
+    ) -> Result<Proved, Refused> {
+        head.fields.remove(|name| self.is_told(name));
+        let rule = facts(head).and_then(|index| self.policy.rules.get(index));
+        let Some(requirement) = rule.and_then(|rule| rule.requires.as_ref()) else {
+            return Ok(Proved::default());
+        };
+        let mut good = Vec::new();
+        self.meets(requirement, head, asking, &mut good)?;
+        let mut proved = Proved::default();
+        for Good { planned, checked } in good {
+            proved.take(planned, &checked);
+            tell(head, &planned.provider, &checked);
+        }
+        Ok(proved)
+    }
+
+    /// The rule that covers a request.
+    pub(crate) fn rule(&self, facts: &dyn RequestFacts) -> Option<usize> {
+        self.policy.rules.iter().position(|rule| rule.matches.covers(facts))
+    }
+
+    /// Removes the tokens that are none of the service's business.
+    pub(crate) fn conceal(&self, head: &mut RequestHead) {
+        for planned in self.providers.values().filter(|planned| !planned.provider.forward) {
+            place::conceal(head, &planned.provider.places);
+        }
+    }
+
+    fn meets<'t>(
+        &'t self,
+        requirement: &JwtRequirement,
+        head: &RequestHead,
+        asking: &Asking<'_>,
+        good: &mut Vec<Good<'t>>,
+    ) -> Result<(), Refused> {
+        match requirement {
+            JwtRequirement::Provider(name, audiences) => {
+                let internal = Refused::new(TokenFault::Internal, "");
+                let planned = self.providers.get(name).ok_or(internal)?;
+                let checked = planned.check(head, asking)?;
+                if !audiences.is_empty() && !claims::is_for(&checked.claims, audiences) {
+                    return Err(Refused::new(TokenFault::ClaimValue, "it is for another audience"));
+                }
+                good.push(Good { planned, checked });
+                Ok(())
+            }
+            JwtRequirement::Any(all) => {
+                let mut worst = Refused::MISSING;
+                let mut may_be_missing = false;
+                for one in all {
+                    if *one == JwtRequirement::Missing {
+                        may_be_missing = true;
+                        continue;
+                    }
+                    match self.meets(one, head, asking, good) {
+                        Ok(()) => return Ok(()),
+                        Err(refused) => worst = worst.or(refused),
+                    }
+                }
+                let is_missing = [Refused::MISSING, Refused::NO_BEARER].contains(&worst);
+                if may_be_missing && is_missing { Ok(()) } else { Err(worst) }
+            }
+            JwtRequirement::All(all) => {
+                all.iter().try_for_each(|one| self.meets(one, head, asking, good))
+            }
+            JwtRequirement::Missing => {
+                let none = |planned: &PlannedProvider| {
+                    matches!(
+                        place::find(head, &planned.provider.places),
+                        Found::Nothing | Found::Other
+                    )
+                };
+                let there = Refused::format("there is a token that nobody asks for");
+                if self.providers.values().all(none) { Ok(()) } else { Err(there) }
+            }
+        }
+    }
+}
+
+impl Proved {
+    fn take(&mut self, planned: &PlannedProvider, checked: &Rc<Checked>) {
+        if self.subject.is_none() {
+            self.subject = checked.claims.get("sub").and_then(Value::as_str).map(str::to_owned);
+        }
+        if let Some(name) = &planned.provider.payload_name {
+            self.payloads.push((name.clone(), checked.clone()));
+        }
+        if planned.provider.ends_streams {
+            let until = Duration::try_from_secs_f64(checked.times.until).unwrap_or_default();
+            let until = UNIX_EPOCH + until + planned.provider.leeway;
+            self.ends = Some(self.ends.map_or(until, |ends| ends.min(until)));
+        }
+    }
+}
+
+/// Tells the service what a token says.
+fn tell(head: &mut RequestHead, provider: &JwtProvider, checked: &Checked) {
+    let mut add = |field: &str, text: &[u8]| {
+        let name = HeaderName::from_bytes(field.as_bytes());
+        // What no field can hold is not told.
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(text)) {
+            head.fields.add(name, value);
+        }
+    };
+    for (claim, field) in &provider.claim_fields {
+        if let Some(text) = claims::told(&checked.claims, claim) {
+            add(field, text.as_bytes());
+        }
+    }
+    if let Some(field) = &provider.payload_field {
+        add(field, checked.payload.as_bytes());
+    }
+}
+
+impl PlannedProvider {
+    /// What a request's token of this provider says, if it is good now.
+    fn check(&self, head: &RequestHead, asking: &Asking<'_>) -> Result<Rc<Checked>, Refused> {
+        let text = match place::find(head, &self.provider.places) {
+            Found::One(text) => text,
+            Found::Nothing => return Err(Refused::MISSING),
+            Found::Other => return Err(Refused::NO_BEARER),
+            Found::Several => return Err(Refused::format("there are several")),
+        };
+        let key = (digest(text.as_bytes()), self.number);
+        let checked = match asking.cache.get(&key) {
+            Some(found) => found?,
+            None => match self.verify(&text) {
+                Ok(checked) => {
+                    let checked = Rc::new(checked);
+                    asking.cache.put_good(key, checked.clone());
+                    checked
+                }
+                Err(refused) => {
+                    // What is wrong with the keys may be mended.
+                    if self.keys.is_ok() {
+                        asking.cache.put_bad(key, refused);
+                    }
+                    return Err(refused);
+                }
+            },
+        };
+        checked.times.check(&self.provider, asking.now)?;
+        self.check_binding(&checked, asking.peer)?;
+        Ok(checked)
+    }
+
+    /// Verifies a token, whatever the time and whoever shows it.
+    fn verify(&self, text: &str) -> Result<Checked, Refused> {
+        let token = Token::read(text)?;
+        // Of another issuer: the keys of this one say nothing of it.
+        let issuer = token.claims.get("iss");
+        if issuer
+            .is_some_and(|issuer| issuer.as_str().is_some_and(|iss| iss != self.provider.issuer))
+        {
+            return Err(Refused::OTHER_ISSUER);
+        }
+        let keys = self.keys.as_ref();
+        let keys = keys.map_err(|fault| Refused::new(*fault, "the issuer's keys are not there"))?;
+        match keys.verify(&token) {
+            Verdict::Signed => {}
+            Verdict::Unsigned => {
+                return Err(Refused::new(TokenFault::Signature, "its signature is wrong"));
+            }
+            Verdict::UnknownKey => {
+                if let Some(wish) = &self.wish {
+                    wish.store(true, Relaxed);
+                }
+                return Err(Refused::new(TokenFault::Signature, "no key of the issuer fits it"));
+            }
+        }
+        let times = claims::check(&token.claims, &self.provider)?;
+        let payload = token.payload.into();
+        Ok(Checked { claims: token.claims, times, payload })
+    }
+
+    /// Whether the client is the one that the token was given to (RFC 8705, section 3.1).
+    fn check_binding(&self, checked: &Checked, peer: Option<&VerifiedPeer>) -> Result<(), Refused> {
+        let confirmed = checked.claims.get("cnf").and_then(|cnf| cnf.get("x5t#S256"));
+        match (confirmed, peer) {
+            (None, _) if self.provider.bound => {
+                Err(Refused::new(TokenFault::ClaimMissing, "it names no certificate"))
+            }
+            (None, _) => Ok(()),
+            (Some(Value::String(wanted)), Some(peer))
+                if *wanted == URL_SAFE_NO_PAD.encode(peer.digest()) =>
+            {
+                Ok(())
+            }
+            (Some(_), _) => {
+                Err(Refused::new(TokenFault::ClaimValue, "it was given to another client"))
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Which tokens count, and which requests need one
+//! (`envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::{DataSource, Name, RouteMatch, StringMatch};
+
+/// Which tokens count, and which requests need one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtPolicy {
+    /// The issuers by name.
+    pub providers: BTreeMap<Name, JwtProvider>,
+    /// The first rule that covers a request says what it needs; none: nothing.
+    pub rules: Vec<JwtRule>,
+}
+
+/// An issuer of tokens (`JwtProvider`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtProvider {
+    /// The `iss` claim, compared whole. Always asked for.
+    pub issuer: String,
+    /// The `aud` claims of which the token must have one. Always asked for, never empty.
+    pub audiences: Vec<String>,
+    /// What the `sub` claim must be (`subjects`).
+    pub subject: Option<StringMatch>,
+    /// What other claims must be.
+    pub claims: Vec<ClaimRule>,
+    /// How long a token may be good at most, from its `iat` or `nbf` on (`max_lifetime`).
+    pub longest_life: Option<Duration>,
+    /// The keys.
+    pub keys: KeySource,
+    /// Where a token may stand (`from_headers`, `from_params`, `from_cookies`); empty: in the
+    /// `authorization` field, as a bearer token.
+    pub places: Vec<TokenPlace>,
+    /// Whether the token goes on to the service (`forward`).
+    pub forward: bool,
+    /// Which claims are told to the service, and in which field (`claim_to_headers`). A name with dots is
+    /// a way into objects.
+    pub claim_fields: Vec<(String, String)>,
+    /// The field in which the service is told the payload, base64url (`forward_payload_header`).
+    pub payload_field: Option<String>,
+    /// The name under which policies see the payload (`payload_in_metadata`).
+    pub payload_name: Option<Name>,
+    /// How far the clocks may differ (`clock_skew_seconds`).
+    pub leeway: Duration,
+    /// Whether the token must name the client's certificate (`cnf`, `x5t#S256`; RFC 8705, section 3.1). One
+    /// that names another is refused in any case.
+    pub bound: bool,
+    /// Whether a stream ends when its token does.
+    pub ends_streams: bool,
+}
+
+/// Where a token may stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenPlace {
+    /// In a field, behind a prefix.
+    Field {
+        /// The field, lower case.
+        name: String,
+        /// What stands before the token.
+        prefix: String,
+    },
+    /// In a query parameter.
+    Parameter(String),
+    /// In a cookie.
+    Cookie(String),
+}
+
+/// What a claim must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimRule {
+    /// Its name.
+    pub name: String,
+    /// How it says what it says.
+    pub format: ClaimFormat,
+    /// The values.
+    pub values: Vec<String>,
+    /// Whether it must have all of them; else one suffices.
+    pub all: bool,
+}
+
+/// How a claim says what it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimFormat {
+    /// A string that is the value.
+    Single,
+    /// An array of strings.
+    Array,
+    /// A string of values with spaces between them (RFC 8693, section 4.2).
+    Spaced,
+}
+
+impl ClaimFormat {
+    /// Every format, with its word.
+    pub const WORDS: [(&'static str, Self); 3] = [
+        ("single-string", Self::Single),
+        ("string-array", Self::Array),
+        ("space-separated-values", Self::Spaced),
+    ];
+}
+
+/// Where a key set (RFC 7517) comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// In place or in a file.
+    Local(DataSource),
+    /// Fetched over HTTP.
+    Http {
+        /// The URI.
+        uri: String,
+        /// The cluster that serves it.
+        cluster: Name,
+        /// How long a fetch may take.
+        timeout: Duration,
+        /// How long a fetched set is good, unless the answer says.
+        cache: Duration,
+    },
+}
+
+/// What the requests of a match need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtRule {
+    /// Which requests.
+    pub matches: RouteMatch,
+    /// What they need; none: nothing.
+    pub requires: Option<JwtRequirement>,
+}
+
+/// What a request needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JwtRequirement {
+    /// A token of this provider, for one of these audiences; empty: one of the provider's.
+    Provider(Name, Vec<String>),
+    /// One of these.
+    Any(Vec<Self>),
+    /// All of these.
+    All(Vec<Self>),
+    /// That no token is there (`allow_missing`): one that is there must be good, by what stands beside this.
+    Missing,
+}

@@ -1,0 +1,143 @@
+//! What a chain says of tokens that Envoy has no field for: in its metadata, under `weft`, `jwt`, by the
+//! name of the provider.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use weft_model::{ClaimFormat, ClaimRule, JwtProvider};
+
+use super::super::{Reader, Refused};
+
+const CLAIMS: &str = "claims";
+const ANY_AUDIENCE: &str = "any_audience";
+const BOUND: &str = "bound_to_certificate";
+const ENDS_STREAMS: &str = "ends_streams";
+
+/// How many rules of claims a provider may have, and how many values one.
+const LIMIT: usize = 10;
+
+/// What is said of a provider.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct OurProvider {
+    pub(super) claims: Vec<ClaimRule>,
+    pub(super) any_audience: bool,
+    pub(super) bound: bool,
+    pub(super) ends_streams: bool,
+}
+
+/// Reads what is said of each provider.
+pub(super) fn read(mut value: Reader<'_>) -> Result<BTreeMap<String, OurProvider>, Refused> {
+    let mut providers = BTreeMap::new();
+    for (name, provider) in fields(&mut value)? {
+        providers.insert(name, one(provider)?);
+    }
+    Ok(providers)
+}
+
+fn one(mut value: Reader<'_>) -> Result<OurProvider, Refused> {
+    let mut ours = OurProvider::default();
+    for (field, mut value) in fields(&mut value)? {
+        match field.as_str() {
+            CLAIMS => {
+                ours.claims = list(&mut value)?.into_iter().map(claim).collect::<Result<_, _>>()?
+            }
+            ANY_AUDIENCE => ours.any_audience = yes(&mut value)?,
+            BOUND => ours.bound = yes(&mut value)?,
+            ENDS_STREAMS => ours.ends_streams = yes(&mut value)?,
+            _ => {
+                let known = [CLAIMS, ANY_AUDIENCE, BOUND, ENDS_STREAMS].join(", ");
+                return Err(value.refuse("", format!("{field:?} is not known; {known} are")));
+            }
+        }
+    }
+    Ok(ours)
+}
+
+fn claim(mut value: Reader<'_>) -> Result<ClaimRule, Refused> {
+    let mut rule = ClaimRule {
+        name: String::new(),
+        format: ClaimFormat::Single,
+        values: Vec::new(),
+        all: false,
+    };
+    for (field, mut value) in fields(&mut value)? {
+        match field.as_str() {
+            "name" => rule.name = value.text("string_value"),
+            "format" => {
+                let said = value.text("string_value");
+                let known = ClaimFormat::WORDS.iter().find(|(word, _)| *word == said);
+                rule.format = known.map(|(_, format)| *format).ok_or_else(|| {
+                    let known: Vec<&str> =
+                        ClaimFormat::WORDS.iter().map(|(word, _)| *word).collect();
+                    value.refuse("", format!("{said:?} is not known; {} are", known.join(", ")))
+                })?;
+            }
+            "values" => {
+                let values = list(&mut value)?.into_iter().map(|mut v| v.text("string_value"));
+                rule.values = values.collect();
+            }
+            "all" => rule.all = yes(&mut value)?,
+            _ => {
+                let known = "name, format, values, all are";
+                return Err(value.refuse("", format!("{field:?} is not known; {known}")));
+            }
+        }
+    }
+    if ["", "iss", "aud", "exp", "nbf", "iat"].contains(&rule.name.as_str()) {
+        let reason = format!("{:?} cannot be asked for in this way", rule.name);
+        return Err(value.refuse("", reason));
+    }
+    if rule.values.is_empty() || rule.values.iter().any(String::is_empty) {
+        return Err(value.refuse("", "values must be strings, and there must be one"));
+    }
+    if rule.values.len() > LIMIT {
+        return Err(value.refuse("", format!("more than {LIMIT} values")));
+    }
+    Ok(rule)
+}
+
+fn fields<'f>(value: &mut Reader<'f>) -> Result<Vec<(String, Reader<'f>)>, Refused> {
+    match value.child("struct_value") {
+        Some(mut fields) => Ok(fields.map("fields")),
+        None => Err(value.refuse("", "it must be an object")),
+    }
+}
+
+fn list<'f>(value: &mut Reader<'f>) -> Result<Vec<Reader<'f>>, Refused> {
+    let Some(mut list) = value.child("list_value") else {
+        return Err(value.refuse("", "it must be a list"));
+    };
+    let values = list.children("values");
+    if values.len() > LIMIT {
+        return Err(value.refuse("", format!("more than {LIMIT} of them")));
+    }
+    Ok(values)
+}
+
+fn yes(value: &mut Reader<'_>) -> Result<bool, Refused> {
+    value.flag("bool_value").ok_or_else(|| value.refuse("", "it must be true or false"))
+}
+
+/// What is said of a provider beyond Envoy's fields.
+pub(super) fn json(provider: &JwtProvider) -> Map<String, Value> {
+    let mut ours = Map::new();
+    let word = |format: ClaimFormat| {
+        ClaimFormat::WORDS.iter().find(|(_, known)| *known == format).map(|(word, _)| *word)
+    };
+    let rules = provider.claims.iter().map(|rule| {
+        json!({"name": rule.name, "format": word(rule.format), "values": rule.values, "all": rule.all})
+    });
+    if !provider.claims.is_empty() {
+        ours.insert(CLAIMS.into(), rules.collect());
+    }
+    for (name, said) in [
+        (ANY_AUDIENCE, provider.audiences.is_empty()),
+        (BOUND, provider.bound),
+        (ENDS_STREAMS, provider.ends_streams),
+    ] {
+        if said {
+            ours.insert(name.into(), json!(true));
+        }
+    }
+    ours
+}
