@@ -300,6 +300,23 @@ pub fn client(
     Ok(Arc::new(client_config(identity, servers, alpn)?))
 }
 
+/// Checks the certificates that a client shows, leaf first, as a handshake does that asks for them: for chains
+/// that come without a handshake, as those of the suites that we are held against. That the client has the
+/// leaf's key it does not show.
+///
+/// # Errors
+/// Why the client would not be let in.
+pub fn check_client(
+    trust: Arc<TrustStore>,
+    chain: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    let [leaf, above @ ..] = chain else {
+        return Err(rustls::Error::NoCertificatesPresented);
+    };
+    Verifier::new(trust, Vec::new(), true).verify_client_cert(leaf, above, now).map(drop)
+}
+
 impl ClientAuthentication {
     fn verifier(self) -> Option<Arc<Verifier>> {
         let (trust, names, mandatory) = match self {

@@ -1,0 +1,91 @@
+//! What a suite of others is held against: each case as the suite expects, but for a list of exceptions that
+//! stands in a file beside the test and is exact.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+/// Whether a peer is let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Accepted,
+    Refused,
+}
+
+/// What a case should come to, and what it came to here.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(crate) id: String,
+    pub(crate) wanted: Verdict,
+    pub(crate) ours: Verdict,
+    /// Why the peer was refused.
+    pub(crate) cause: String,
+}
+
+impl Outcome {
+    pub(crate) fn new(id: String, wanted: Verdict, ours: Result<(), String>) -> Self {
+        let (ours, cause) = match ours {
+            Ok(()) => (Verdict::Accepted, String::new()),
+            Err(cause) => (Verdict::Refused, cause),
+        };
+        Self { id, wanted, ours, cause }
+    }
+}
+
+/// The exceptions of a file: on each line `id | accepted or refused | reason`. A line that begins with `#`, or is
+/// empty, says nothing. Faults stand beside them: what is accepted and should not be.
+pub(crate) struct Exceptions(BTreeMap<&'static str, Verdict>);
+
+/// A case in which ours lets in whom it should refuse, and why it should.
+pub(crate) type Fault = (&'static str, &'static str);
+
+impl Exceptions {
+    pub(crate) fn read(file: &'static str, faults: &[Fault]) -> Self {
+        let mut found: BTreeMap<_, _> =
+            faults.iter().map(|(id, _)| (*id, Verdict::Accepted)).collect();
+        for line in file.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let [id, ours, reason] = line.split(" | ").collect::<Vec<_>>()[..] else {
+                panic!("{line:?} is not `id | ours | reason`");
+            };
+            let ours = match ours {
+                "accepted" => Verdict::Accepted,
+                "refused" => Verdict::Refused,
+                other => panic!("{line:?}: {other:?} is neither accepted nor refused"),
+            };
+            assert!(reason.len() > 20, "{line:?} gives no reason");
+            assert!(found.insert(id, ours).is_none(), "{id} stands there twice");
+        }
+        Self(found)
+    }
+
+    /// Expects that each outcome is as wanted, unless an exception says otherwise, and that each exception
+    /// still occurs, where its case is among the outcomes.
+    pub(crate) fn hold(&self, outcomes: &[Outcome]) {
+        let mut faults = String::new();
+        for Outcome { id, wanted, ours, cause } in outcomes {
+            match self.0.get(id.as_str()) {
+                None if wanted == ours => {}
+                Some(listed) if listed == ours && wanted != ours => {}
+                None => writeln!(faults, "{id}: {ours:?}, not {wanted:?}; {cause}").unwrap(),
+                Some(_) if wanted == ours => {
+                    writeln!(faults, "{id}: {ours:?}, as it should be: no exception").unwrap();
+                }
+                Some(listed) => {
+                    writeln!(faults, "{id}: {ours:?}, listed as {listed:?}; {cause}").unwrap();
+                }
+            }
+        }
+        let ids: BTreeSet<_> = outcomes.iter().map(|outcome| outcome.id.as_str()).collect();
+        assert_eq!(ids.len(), outcomes.len(), "two cases have one id");
+        assert!(faults.is_empty(), "{} faults:\n{faults}", faults.lines().count());
+    }
+}
+
+/// Expects that each fault, where its case is among the outcomes, is one no more.
+pub(crate) fn mended(faults: &[Fault], outcomes: &[Outcome]) {
+    let reason = |outcome: &Outcome| {
+        let fault = faults.iter().find(|(id, _)| *id == outcome.id);
+        fault.filter(|_| outcome.ours == Verdict::Accepted).copied()
+    };
+    let open: Vec<_> = outcomes.iter().filter_map(reason).collect();
+    assert!(open.is_empty(), "{} faults:\n{open:#?}", open.len());
+}

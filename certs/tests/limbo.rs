@@ -1,0 +1,309 @@
+//! Peers of C2SP/x509-limbo meet ours: whole handshakes in which the peer shows the case's chain and has its key.
+//!
+//! The peer is rustls without any check of its own, so that it shows what we would never load. The data
+//! (Apache-2.0) is read where it is present; `limbo-exceptions.txt` lists where we judge otherwise, and why.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test stops at what it did not expect, and says what it left out"
+)]
+
+mod exceptions;
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod pki;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use exceptions::{Exceptions, Fault, Outcome, Verdict, mended};
+use pki::{World, carry};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::{default_provider, sign};
+use rustls::server::NoClientAuth;
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
+use rustls::{
+    ClientConfig, ClientConnection, Connection, DigitallySignedStruct, Error, ServerConfig,
+    ServerConnection, SignatureScheme,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use serde_json::Value;
+use weft_certs::tls::{self, ClientAuthentication, Identity};
+use weft_certs::{TrustParts, TrustStore};
+use weft_model::RevocationPolicy;
+
+/// The suite says nothing of the time of most cases: then it is 2027-01-15, 08:00 UTC.
+const NOW: u64 = pki::NOW;
+
+#[derive(Debug)]
+struct Clock(UnixTime);
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0)
+    }
+}
+
+/// Whom a case asks to be verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Client,
+    Server,
+}
+
+/// A case of the suite.
+struct Case {
+    id: String,
+    kind: Kind,
+    wanted: Verdict,
+    roots: String,
+    lists: Option<String>,
+    chain: Vec<CertificateDer<'static>>,
+    key: Arc<dyn SigningKey>,
+    now: UnixTime,
+    /// The host name or address that the server is dialled by.
+    name: ServerName<'static>,
+}
+
+fn texts(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array().unwrap().iter().map(|text| text.as_str().unwrap())
+}
+
+/// Seconds since 1970 of a time such as `2024-01-01T00:00:00+00:00`.
+fn seconds(text: &str) -> u64 {
+    use time::format_description::well_known::Rfc3339;
+    let time = time::OffsetDateTime::parse(text, &Rfc3339).unwrap();
+    time.unix_timestamp().try_into().unwrap()
+}
+
+impl Case {
+    /// None where no peer could have the leaf's key in TLS 1.3: the suite has none, or one of DSA.
+    fn read(case: &Value) -> Option<Self> {
+        let text = |field: &str| case[field].as_str().unwrap().to_owned();
+        let key = case["peer_certificate_key"].as_str()?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).ok()?;
+        let leaf = [text("peer_certificate")];
+        let leaf = leaf.iter().map(String::as_str);
+        let chain = leaf.chain(texts(&case["untrusted_intermediates"]));
+        let lists: String = texts(&case["crls"]).collect();
+        Some(Self {
+            id: text("id"),
+            kind: match case["validation_kind"].as_str() {
+                Some("CLIENT") => Kind::Client,
+                Some("SERVER") => Kind::Server,
+                other => panic!("{}: {other:?}", case["id"]),
+            },
+            wanted: match case["expected_result"].as_str() {
+                Some("SUCCESS") => Verdict::Accepted,
+                Some("FAILURE") => Verdict::Refused,
+                other => panic!("{}: {other:?}", case["id"]),
+            },
+            roots: texts(&case["trusted_certs"]).collect::<Vec<_>>().join("\n"),
+            lists: (!lists.is_empty()).then_some(lists),
+            chain: chain
+                .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap())
+                .collect(),
+            key: sign::any_supported_type(&key).ok()?,
+            now: UnixTime::since_unix_epoch(Duration::from_secs(
+                case["validation_time"].as_str().map_or(NOW, seconds),
+            )),
+            name: name(&case["expected_peer_name"]["value"]),
+        })
+    }
+
+    fn trust(&self) -> Result<Arc<TrustStore>, String> {
+        let parts = TrustParts {
+            roots: self.roots.as_bytes(),
+            revocations: self.lists.as_ref().map(String::as_bytes),
+            names: Vec::new(),
+            policy: RevocationPolicy::default(),
+        };
+        TrustStore::build(parts, None, self.now).map(Arc::new).map_err(|error| error.to_string())
+    }
+
+    /// What the peer proves itself with, unchecked.
+    fn shown(&self) -> Arc<SingleCertAndKey> {
+        Arc::new(SingleCertAndKey::from(CertifiedKey::new(self.chain.clone(), self.key.clone())))
+    }
+
+    /// Lets the peer meet ours.
+    fn run(&self, own: &Identity) -> Result<(), String> {
+        let trust = self.trust()?;
+        match self.kind {
+            Kind::Client => self.as_client(trust, own),
+            Kind::Server => self.as_server(trust),
+        }
+        .map_err(|error| format!("{error:?}"))
+    }
+
+    fn as_client(&self, trust: Arc<TrustStore>, own: &Identity) -> Result<(), Error> {
+        let client = builder()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Credulous))
+            .with_client_cert_resolver(self.shown());
+        let clients = ClientAuthentication::Required(trust.clone(), Vec::new());
+        let server = tls::server(own, clients, &[]).unwrap();
+        let mut server = Arc::unwrap_or_clone(server);
+        server.time_provider = Arc::new(Clock(self.now));
+        let result = meet(client, server, &self.name);
+        // The same, without a handshake.
+        let checked = tls::check_client(trust, &self.chain, self.now);
+        assert_eq!(format!("{checked:?}"), format!("{result:?}"), "{}", self.id);
+        result
+    }
+
+    fn as_server(&self, trust: Arc<TrustStore>) -> Result<(), Error> {
+        let server = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(Arc::new(NoClientAuth))
+            .with_cert_resolver(self.shown());
+        let client = tls::client(None, trust, Vec::new(), &[]).unwrap();
+        let mut client = Arc::unwrap_or_clone(client);
+        client.time_provider = Arc::new(Clock(self.now));
+        meet(client, server, &self.name)
+    }
+}
+
+/// Cases without a name for the peer ask nothing of it.
+fn name(value: &Value) -> ServerName<'static> {
+    let value = value.as_str().unwrap_or("example.com").to_owned();
+    value.try_into().unwrap()
+}
+
+fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
+    ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+}
+
+/// The error of ours, which is never the peer's: that one checks nothing.
+fn meet(
+    client: ClientConfig,
+    server: ServerConfig,
+    name: &ServerName<'static>,
+) -> Result<(), Error> {
+    let client = ClientConnection::new(Arc::new(client), name.clone()).unwrap();
+    let (mut client, mut server): (Connection, Connection) =
+        (client.into(), ServerConnection::new(Arc::new(server)).unwrap().into());
+    while client.wants_write() || server.wants_write() {
+        carry(&mut client, &mut server)?;
+        carry(&mut server, &mut client)?;
+    }
+    assert!(!client.is_handshaking() && !server.is_handshaking());
+    Ok(())
+}
+
+/// A client that takes every server.
+#[derive(Debug)]
+struct Credulous;
+
+impl ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        panic!("ours speak TLS 1.3 alone");
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// All cases; none when the data is not there, which the test then says.
+fn cases() -> Option<Vec<Case>> {
+    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/suites");
+    let folder = std::env::var_os("WEFT_SUITES").map_or(beside, PathBuf::from);
+    let file = folder.join("x509-limbo.json");
+    if !file.exists() {
+        eprintln!("skipped: there is no {}", file.display());
+        return None;
+    }
+    let suite: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    Some(suite["testcases"].as_array().unwrap().iter().filter_map(Case::read).collect())
+}
+
+fn outcomes(cases: &[Case]) -> Vec<Outcome> {
+    let good = World::new().good;
+    let own = Identity::load(good.chain.as_bytes(), good.key.as_bytes()).unwrap();
+    cases.iter().map(|case| Outcome::new(case.id.clone(), case.wanted, case.run(&own))).collect()
+}
+
+/// Whom we let in and should not. What is none of the excerpt's is of the whole suite.
+const FAULTS: &[Fault] = &[
+    (
+        "rfc5280::nc::not-allowed-in-ee-critical",
+        "RFC 5280, 4.2.1.10: name constraints are for certificates of authorities alone",
+    ),
+    (
+        "rfc5280::nc::not-allowed-in-ee-noncritical",
+        "RFC 5280, 4.2.1.10: name constraints are for certificates of authorities alone",
+    ),
+    (
+        "rfc5280::nc::invalid-dnsname-leading-period",
+        "RFC 5280, 4.2.1.10: a constraint on DNS names has no leading period; it is malformed",
+    ),
+    (
+        "rfc5280::leaf-ku-keycertsign",
+        "RFC 5280, 4.2.1.9: a key for signing certificates is an authority's, and this is none",
+    ),
+    (
+        "rfc5280::serial::too-long",
+        "RFC 5280, 4.1.2.2: at most 20 bytes; we take no list that could name a longer one",
+    ),
+    (
+        "rfc5280::pc::ica-noncritical-pc",
+        "RFC 5280, 4.2.1.11: policy constraints are critical; what we do not process we leave out",
+    ),
+    (
+        "webpki::nc::intermediate-permitted-excluded-subtrees-both-null",
+        "RFC 5280, 4.2.1.10: it has permitted or excluded subtrees; this one is malformed",
+    ),
+    (
+        "webpki::nc::intermediate-permitted-excluded-subtrees-both-empty-sequences",
+        "RFC 5280, 4.2.1.10: subtrees are at least one; this one is malformed",
+    ),
+];
+
+#[test]
+fn peers_of_limbo_are_let_in_as_expected() {
+    let Some(cases) = cases() else { return };
+    assert!(cases.len() >= 80, "{} cases", cases.len());
+    let exceptions = Exceptions::read(include_str!("limbo-exceptions.txt"), FAULTS);
+    exceptions.hold(&outcomes(&cases));
+}
+
+#[test]
+#[ignore = "the faults that it lists are not mended"]
+fn peers_of_limbo_that_should_be_refused_are() {
+    let Some(cases) = cases() else { return };
+    mended(FAULTS, &outcomes(&cases));
+}
