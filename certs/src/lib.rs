@@ -10,6 +10,8 @@
 
 mod authority;
 mod der;
+pub mod fault;
+mod form;
 mod issuer;
 mod peer;
 mod proof;

@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls_pki_types::CertificateDer;
 use weft_model::SpiffeId;
 
+use crate::form;
+
 /// The peer at the other end of a connection, proved by a finished mutual TLS handshake.
 ///
 /// Holding one means: the chain ended in one of our roots, was inside its dates, and was revoked by
@@ -91,9 +93,7 @@ impl fmt::Debug for VerifiedPeer {
 /// The SPIFFE id of a certificate. More than one URI name, of whatever kind, is no SVID (X509-SVID,
 /// section 2).
 fn spiffe_id(certificate: &webpki::EndEntityCert<'_>) -> Option<SpiffeId> {
-    let mut names = certificate.valid_uri_names();
-    let only = names.next()?;
-    if names.next().is_some() { None } else { SpiffeId::parse(only).ok() }
+    form::identity(certificate.valid_uri_names()).ok()?
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

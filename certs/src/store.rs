@@ -10,13 +10,15 @@ use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use weft_model::{OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, StringMatch};
 
 use crate::proof::{LinkId, Withdrawn};
-use crate::{Asked, CrlError, CrlIndex, Revocation, Role};
+use crate::{Asked, CrlError, CrlIndex, Revocation, Role, form};
 
 /// Roots, revocation lists and names, read and checked: never half-built.
 #[derive(Debug)]
 pub struct TrustStore {
     standing: Standing,
     roots: RootCertStore,
+    /// The trust domain of each root, where it names one.
+    domains: Vec<Option<String>>,
     revocations: Option<Arc<CrlIndex>>,
     names: Vec<StringMatch>,
     policy: RevocationPolicy,
@@ -100,8 +102,10 @@ impl TrustStore {
             .collect::<Result<_, _>>()
             .map_err(|error| TrustError::Roots(error.to_string()))?;
         let mut roots = RootCertStore::empty();
+        let mut domains = Vec::new();
         for certificate in &certificates {
             roots.add(certificate.clone()).map_err(|error| TrustError::Roots(error.to_string()))?;
+            domains.push(domain(certificate));
         }
         if roots.is_empty() {
             return Err(TrustError::NoRoots);
@@ -112,7 +116,8 @@ impl TrustStore {
             .map(|bytes| CrlIndex::load(bytes, &certificates, held, &policy, now).map(Arc::new))
             .transpose()
             .map_err(TrustError::Revocations)?;
-        Ok(Self { standing: Standing::after(previous), roots, revocations, names, policy })
+        let standing = Standing::after(previous);
+        Ok(Self { standing, roots, domains, revocations, names, policy })
     }
 
     /// What the lists say; none when revocation is not checked at all.
@@ -187,6 +192,21 @@ impl TrustStore {
         &self.roots.roots
     }
 
+    /// The trust domain that a root is for; none where it names none.
+    pub(crate) fn domain_of(&self, root: &TrustAnchor<'_>) -> Option<&str> {
+        let is_it = |known: &TrustAnchor<'_>| {
+            known.subject == root.subject
+                && known.subject_public_key_info == root.subject_public_key_info
+        };
+        let at = self.roots.roots.iter().position(is_it)?;
+        self.domains.get(at)?.as_deref()
+    }
+
+    /// How many certificates a peer may show.
+    pub(crate) fn chain_limit(&self) -> usize {
+        self.policy.chain_limit
+    }
+
     pub(crate) fn hints(&self) -> Vec<DistinguishedName> {
         self.roots.subjects()
     }
@@ -200,4 +220,12 @@ impl TrustStore {
     pub fn policy(&self) -> &RevocationPolicy {
         &self.policy
     }
+}
+
+/// The trust domain of a root that names it (X.509-SVID, section 3.2).
+fn domain(root: &CertificateDer<'_>) -> Option<String> {
+    let names = webpki::EndEntityCert::try_from(root).ok();
+    let names = names.as_ref()?.valid_uri_names().collect::<Vec<_>>();
+    let id = form::identity(names.into_iter()).ok()??;
+    Some(id.trust_domain().to_owned())
 }

@@ -4,19 +4,19 @@
 //! a million entries), so the path is built without it and the verified path is then looked up in
 //! the index.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
-};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use weft_model::StringMatch;
+use weft_model::{SpiffeId, StringMatch};
 
-use crate::{Asked, Revocation, Role, TrustStore};
+use crate::fault::PeerFault;
+use crate::{Asked, Revocation, Role, TrustStore, form};
 
 pub(crate) static ALGORITHMS: std::sync::LazyLock<WebPkiSupportedAlgorithms> =
     std::sync::LazyLock::new(|| {
@@ -42,7 +42,7 @@ impl Verifier {
         &self.trust
     }
 
-    /// Checks all but the names.
+    /// Checks all but which names are wanted.
     fn verify<'a>(
         &self,
         end_entity: &'a CertificateDer<'_>,
@@ -50,39 +50,79 @@ impl Verifier {
         now: UnixTime,
         usage: webpki::KeyUsage,
     ) -> Result<webpki::EndEntityCert<'a>, Error> {
+        if intermediates.len() >= self.trust.chain_limit() {
+            return Err(
+                PeerFault::MaxChainDepthExceeded.refuse("it shows a chain that is too long")
+            );
+        }
         let certificate = webpki::EndEntityCert::try_from(end_entity)
-            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        let unrevoked = |path: &webpki::VerifiedPath<'_>| self.check_revocation(path, now);
-        certificate
-            .verify_for_usage(
-                ALGORITHMS.all,
-                self.trust.anchors(),
-                intermediates,
-                now,
-                usage,
-                None,
-                Some(&unrevoked),
-            )
-            .map_err(refusal)?;
+            .map_err(|_| PeerFault::Invalid.refuse("its certificate cannot be read"))?;
+        form::check_leaf(end_entity).map_err(|detail| PeerFault::Invalid.refuse(detail))?;
+        let identity = form::identity(certificate.valid_uri_names())
+            .map_err(|detail| PeerFault::Rejected.refuse(detail))?;
+        let fault = Cell::new(None);
+        let good = |path: &webpki::VerifiedPath<'_>| {
+            self.check_path(path, identity.as_ref(), now).map_err(|refused| {
+                fault.set(Some(refused));
+                webpki::Error::UnknownIssuer
+            })
+        };
+        let verified = certificate.verify_for_usage(
+            ALGORITHMS.all,
+            self.trust.anchors(),
+            intermediates,
+            now,
+            usage,
+            None,
+            Some(&good),
+        );
+        verified.map_err(|error| {
+            // webpki goes on to look for another path, and tells of the worst error: ours says more.
+            let (fault, detail) = fault.get().unwrap_or_else(|| explain(&error));
+            fault.refuse(detail)
+        })?;
         Ok(certificate)
+    }
+
+    /// What webpki leaves to us of a path: that its authorities may sign, that the id is of the root's
+    /// domain, and that nothing of it was revoked.
+    fn check_path(
+        &self,
+        path: &webpki::VerifiedPath<'_>,
+        identity: Option<&SpiffeId>,
+        now: UnixTime,
+    ) -> Result<(), (PeerFault, &'static str)> {
+        for authority in path.intermediate_certificates() {
+            form::check_authority(&authority.der())
+                .map_err(|detail| (PeerFault::Invalid, detail))?;
+        }
+        let domain = self.trust.domain_of(path.anchor());
+        if let (Some(domain), Some(identity)) = (domain, identity)
+            && domain != identity.trust_domain()
+        {
+            let detail = "its trust domain is not that of the root that it ends in";
+            return Err((PeerFault::Rejected, detail));
+        }
+        self.check_revocation(path, now)
     }
 
     fn check_revocation(
         &self,
         path: &webpki::VerifiedPath<'_>,
         now: UnixTime,
-    ) -> Result<(), webpki::Error> {
+    ) -> Result<(), (PeerFault, &'static str)> {
         let check = |certificate: &webpki::Cert<'_>, role| {
             let whole = certificate.der();
             let (issuer, serial) = (certificate.issuer(), certificate.serial());
             let asked = Asked { issuer, serial, role, certificate: &whole };
             self.trust.admits(&asked, now).map_err(|status| match status {
-                Revocation::Expired => webpki::Error::CrlExpired {
-                    time: now,
-                    next_update: UnixTime::since_unix_epoch(std::time::Duration::ZERO),
-                },
-                Revocation::Unknown => webpki::Error::UnknownRevocationStatus,
-                Revocation::Revoked | Revocation::Good => webpki::Error::CertRevoked,
+                Revocation::Expired => {
+                    (PeerFault::CrlProcessingError, "its revocation list has expired")
+                }
+                Revocation::Unknown => {
+                    (PeerFault::CrlProcessingError, "no revocation list speaks of it")
+                }
+                Revocation::Revoked | Revocation::Good => (PeerFault::CrlHit, "it was revoked"),
             })
         };
         check(path.end_entity(), Role::Leaf)?;
@@ -131,7 +171,7 @@ impl ClientCertVerifier for Verifier {
             self.verify(end_entity, intermediates, now, webpki::KeyUsage::client_auth())?;
         // Nobody asked for this client by its name: it is the policy that refuses it.
         if !self.is_named(&certificate) {
-            return Err(CertificateError::ApplicationVerificationFailure.into());
+            return Err(PeerFault::Rejected.refuse("it is not one of those who are let in"));
         }
         Ok(ClientCertVerified::assertion())
     }
@@ -206,18 +246,30 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// The alert follows from the error, so each cause keeps its own.
-fn refusal(error: webpki::Error) -> Error {
-    let cause = match error {
-        webpki::Error::CertRevoked => CertificateError::Revoked,
-        webpki::Error::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
-        webpki::Error::CrlExpired { .. } => CertificateError::ExpiredRevocationList,
-        webpki::Error::CertExpired { .. } => CertificateError::Expired,
-        webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
-        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
-        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
-        webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
-        other => CertificateError::Other(OtherError(Arc::new(other))),
-    };
-    Error::InvalidCertificate(cause)
+fn explain(error: &webpki::Error) -> (PeerFault, &'static str) {
+    match error {
+        webpki::Error::CertExpired { .. } => (PeerFault::Expired, "it has expired"),
+        webpki::Error::CertNotValidYet { .. } => (PeerFault::NotYetValid, "it is not good yet"),
+        webpki::Error::UnknownIssuer => (PeerFault::Untrusted, "its chain ends in no root of ours"),
+        webpki::Error::InvalidSignatureForPublicKey => {
+            (PeerFault::Untrusted, "a signature of its chain is wrong")
+        }
+        webpki::Error::RequiredEkuNotFoundContext(_) => {
+            (PeerFault::PurposeInvalid, "it is for something else")
+        }
+        webpki::Error::UnsupportedSignatureAlgorithmContext(_)
+        | webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => (
+            PeerFault::TypeUnsupported,
+            "a key or signature of its chain is of no kind that is taken",
+        ),
+        webpki::Error::MaximumPathDepthExceeded
+        | webpki::Error::MaximumPathBuildCallsExceeded
+        | webpki::Error::MaximumSignatureChecksExceeded => {
+            (PeerFault::MaxChainDepthExceeded, "its chain is too long")
+        }
+        webpki::Error::NameConstraintViolation => {
+            (PeerFault::Rejected, "an authority of its chain may not give it its name")
+        }
+        _ => (PeerFault::Invalid, "a certificate of its chain is not as it must be"),
+    }
 }

@@ -25,6 +25,7 @@ use rustls::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use weft_certs::fault::PeerFault;
 use weft_certs::request::{self, CheckedRequest};
 use weft_certs::tls::{self, ClientAuthentication, Identity};
 use weft_certs::{Authority, Revoked, TrustStore, VerifiedPeer};
@@ -46,21 +47,24 @@ impl TimeProvider for Clock {
 #[derive(Debug)]
 struct Refused {
     error: Error,
+    fault: PeerFault,
     alert: AlertDescription,
 }
 
 impl Refused {
-    fn is(&self, cause: &str, alert: AlertDescription) {
-        let error = format!("{:?}", self.error);
-        assert_eq!((error.as_str(), self.alert), (cause, alert));
+    fn is(&self, fault: PeerFault, alert: AlertDescription) {
+        assert_eq!((self.fault, self.alert), (fault, alert), "{:?}", self.error);
     }
 }
 
 /// Carries what `from` has to say to `to`, and the alert back when `to` refuses it.
 fn deliver(from: &mut Connection, to: &mut Connection) -> Result<(), Refused> {
-    carry(from, to).map_err(|error| match carry(to, from) {
-        Err(Error::AlertReceived(alert)) => Refused { error, alert },
-        other => panic!("{error:?} told the other end {other:?}"),
+    carry(from, to).map_err(|error| {
+        let (fault, _) = weft_certs::fault::last(&error);
+        match carry(to, from) {
+            Err(Error::AlertReceived(alert)) => Refused { error, fault, alert },
+            other => panic!("{error:?} told the other end {other:?}"),
+        }
     })
 }
 
@@ -163,7 +167,7 @@ fn who_shows_no_certificate_is_refused_where_it_is_required_and_served_where_it_
     };
     meet(None, ClientAuthentication::Required(trust(), Vec::new()))
         .unwrap_err()
-        .is("NoCertificatesPresented", AlertDescription::CertificateRequired);
+        .is(PeerFault::Unmapped, AlertDescription::CertificateRequired);
     let optional = || ClientAuthentication::Optional(trust(), Vec::new());
     assert!(meet(None, optional()).unwrap().peer_certificates().is_none());
     let shown = meet(Some(&world.good), optional()).unwrap();
@@ -174,17 +178,16 @@ fn who_shows_no_certificate_is_refused_where_it_is_required_and_served_where_it_
     let foreign = pki::leaf(&leaf_params(WEB, 1), &pki::root("foreign"), &[]);
     meet(Some(&foreign), optional())
         .unwrap_err()
-        .is("InvalidCertificate(UnknownIssuer)", AlertDescription::UnknownCA);
+        .is(PeerFault::Untrusted, AlertDescription::CertificateUnknown);
 }
 
 #[test]
 fn a_bad_certificate_is_refused_by_either_end_with_its_own_alert() {
     let world = World::new();
     let (root, below) = (&world.root, &world.below);
-    let check = |leaf: &Leaf, cause: &str, alert| {
-        let cause = format!("InvalidCertificate({cause})");
-        world.client_shows(leaf, world.trust()).unwrap_err().is(&cause, alert);
-        world.server_shows(leaf, world.trust()).unwrap_err().is(&cause, alert);
+    let check = |leaf: &Leaf, fault, alert| {
+        world.client_shows(leaf, world.trust()).unwrap_err().is(fault, alert);
+        world.server_shows(leaf, world.trust()).unwrap_err().is(fault, alert);
     };
     let leaf = |tweak: &dyn Fn(&mut rcgen::CertificateParams)| {
         let mut params = leaf_params(WEB, 1);
@@ -193,37 +196,36 @@ fn a_bad_certificate_is_refused_by_either_end_with_its_own_alert() {
     };
     let good = leaf_params(WEB, 1);
     let expired = leaf(&|params| params.not_after = at(-1));
-    check(&expired, "Expired", AlertDescription::CertificateExpired);
+    check(&expired, PeerFault::Expired, AlertDescription::CertificateExpired);
     let early = leaf(&|params| params.not_before = at(1));
-    check(&early, "NotValidYet", AlertDescription::CertificateExpired);
+    check(&early, PeerFault::NotYetValid, AlertDescription::CertificateExpired);
     let purpose =
         leaf(&|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]);
-    check(&purpose, "InvalidPurpose", AlertDescription::UnsupportedCertificate);
+    check(&purpose, PeerFault::PurposeInvalid, AlertDescription::UnsupportedCertificate);
     let authority = leaf(&|params| params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained));
-    let other = |cause| format!("Other(OtherError({cause}))");
-    check(&authority, &other("CaUsedAsEndEntity"), AlertDescription::CertificateUnknown);
+    check(&authority, PeerFault::Invalid, AlertDescription::BadCertificate);
 
     let foreign = pki::root("foreign");
     let foreign = pki::leaf(&good, &foreign, &[&foreign]);
-    check(&foreign, "UnknownIssuer", AlertDescription::UnknownCA);
+    check(&foreign, PeerFault::Untrusted, AlertDescription::CertificateUnknown);
     let impostor = pki::leaf(&good, &pki::root("root"), &[]);
-    check(&impostor, "BadSignature", AlertDescription::DecryptError);
+    check(&impostor, PeerFault::Untrusted, AlertDescription::CertificateUnknown);
     let alone = pki::leaf(&good, below, &[]);
-    check(&alone, "UnknownIssuer", AlertDescription::UnknownCA);
+    check(&alone, PeerFault::Untrusted, AlertDescription::CertificateUnknown);
     let key = rcgen::KeyPair::generate().unwrap();
     let own = good.self_signed(&key).unwrap().pem();
     let own = Leaf { chain: own, key: key.serialize_pem() };
-    check(&own, "UnknownIssuer", AlertDescription::UnknownCA);
+    check(&own, PeerFault::Untrusted, AlertDescription::CertificateUnknown);
 
     // A leaf that signs a leaf.
     let false_authority = pki::intermediate(leaf_params(OTHER, 2), below);
     let under_leaf = pki::leaf(&good, &false_authority, &[&false_authority, below]);
-    check(&under_leaf, &other("EndEntityUsedAsCa"), AlertDescription::CertificateUnknown);
+    check(&under_leaf, PeerFault::Invalid, AlertDescription::BadCertificate);
     let mut params = ca_params("over");
     params.not_after = at(-1);
     let over = pki::intermediate(params, root);
     let under_expired = pki::leaf(&good, &over, &[&over]);
-    check(&under_expired, "Expired", AlertDescription::CertificateExpired);
+    check(&under_expired, PeerFault::Expired, AlertDescription::CertificateExpired);
 }
 
 #[test]
@@ -236,7 +238,7 @@ fn a_certificate_for_one_end_does_not_serve_at_the_other() {
     };
     let for_server = with(ExtendedKeyUsagePurpose::ServerAuth);
     let for_client = with(ExtendedKeyUsagePurpose::ClientAuth);
-    let refusal = ("InvalidCertificate(InvalidPurpose)", AlertDescription::UnsupportedCertificate);
+    let refusal = (PeerFault::PurposeInvalid, AlertDescription::UnsupportedCertificate);
     world.client_shows(&for_server, world.trust()).unwrap_err().is(refusal.0, refusal.1);
     world.server_shows(&for_client, world.trust()).unwrap_err().is(refusal.0, refusal.1);
     world.client_shows(&for_client, world.trust()).unwrap();
@@ -259,10 +261,8 @@ fn a_peer_needs_a_name_of_each_list_that_asks_for_one() {
             shown.unwrap();
             seen.unwrap();
         } else {
-            let policy = "InvalidCertificate(ApplicationVerificationFailure)";
-            shown.unwrap_err().is(policy, AlertDescription::AccessDenied);
-            let name = "InvalidCertificate(NotValidForName)";
-            seen.unwrap_err().is(name, AlertDescription::BadCertificate);
+            shown.unwrap_err().is(PeerFault::Rejected, AlertDescription::AccessDenied);
+            seen.unwrap_err().is(PeerFault::Rejected, AlertDescription::BadCertificate);
         }
     };
     check(Vec::new(), Vec::new(), true);
@@ -286,7 +286,7 @@ fn a_server_of_which_no_name_is_asked_must_have_the_host_name() {
     world
         .server_shows(&nameless, world.trust())
         .unwrap_err()
-        .is("InvalidCertificate(NotValidForName)", AlertDescription::BadCertificate);
+        .is(PeerFault::Rejected, AlertDescription::BadCertificate);
     world.server_shows(&nameless, world.named(vec![StringMatch::Exact(WEB.into())])).unwrap();
 }
 
@@ -303,8 +303,7 @@ fn a_revoked_leaf_and_a_leaf_under_a_revoked_intermediate_are_refused() {
                 Ok(()) => assert!(good, "{below:?} {root:?}"),
                 Err(refused) => {
                     assert!(!good, "{below:?} {root:?}: {refused:?}");
-                    let cause = "InvalidCertificate(Revoked)";
-                    refused.is(cause, AlertDescription::CertificateRevoked);
+                    refused.is(PeerFault::CrlHit, AlertDescription::CertificateRevoked);
                 }
             }
         }
@@ -326,7 +325,7 @@ fn by_policy(world: &World, below: Option<&List>, root: Option<&List>) -> [Strin
         let trust = || world.listed_under(policy, below, root);
         let outcome = |end: Result<(), Refused>| match end {
             Ok(()) => String::new(),
-            Err(refused) => format!("{:?} {:?}", refused.error, refused.alert),
+            Err(refused) => format!("{} {:?}", refused.fault, refused.alert),
         };
         let shown = outcome(world.client_shows(&world.good, trust()));
         let seen = outcome(world.server_shows(&world.good, trust()));
@@ -337,9 +336,9 @@ fn by_policy(world: &World, below: Option<&List>, root: Option<&List>) -> [Strin
 
 #[test]
 fn what_the_lists_do_not_say_is_refused_unless_the_policy_names_it() {
-    const UNKNOWN: &str = "InvalidCertificate(UnknownRevocationStatus) UnknownCA";
-    const EXPIRED: &str = "InvalidCertificate(ExpiredRevocationList) UnknownCA";
-    const REVOKED: &str = "InvalidCertificate(Revoked) CertificateRevoked";
+    const UNKNOWN: &str = "ClientCertCrlProcessingError CertificateUnknown";
+    const EXPIRED: &str = UNKNOWN;
+    const REVOKED: &str = "ClientCertCrlHit CertificateRevoked";
     let world = World::new();
     let fresh = List::new(1, &[]);
     let naming = |serial| List::new(1, &[serial]);
@@ -384,7 +383,7 @@ fn a_store_that_replaces_another_keeps_its_newer_lists() {
     world
         .client_shows(&world.good, second)
         .unwrap_err()
-        .is("InvalidCertificate(Revoked)", AlertDescription::CertificateRevoked);
+        .is(PeerFault::CrlHit, AlertDescription::CertificateRevoked);
     world.client_shows(&world.good, load(&lists(3, &[]), Some(&first))).unwrap();
 }
 
@@ -439,9 +438,7 @@ fn no_handshake_with_a_server_of_ours_is_resumed_so_each_is_verified() {
     assert_eq!(kind(&ours), Some(HandshakeKind::Full));
     assert_eq!(kind(&ours), Some(HandshakeKind::Full));
     clock.0.store(120, Ordering::Relaxed);
-    meet(&client, &ours)
-        .unwrap_err()
-        .is("InvalidCertificate(Expired)", AlertDescription::CertificateExpired);
+    meet(&client, &ours).unwrap_err().is(PeerFault::Expired, AlertDescription::CertificateExpired);
     // The same client does resume where it may.
     assert_eq!(kind(&theirs), Some(HandshakeKind::Full));
     assert_eq!(kind(&theirs), Some(HandshakeKind::Resumed));
@@ -465,7 +462,5 @@ fn an_older_protocol_version_opens_no_door() {
     let required = ClientAuthentication::Required(Arc::new(world.trust()), Vec::new());
     let server = server(&world.good, required, &clock);
     let client = eager_client(&world, &world.good, &TLS12, &clock);
-    meet(&client, &server)
-        .unwrap_err()
-        .is("PeerIncompatible(Tls12NotOfferedOrEnabled)", AlertDescription::ProtocolVersion);
+    meet(&client, &server).unwrap_err().is(PeerFault::Unmapped, AlertDescription::ProtocolVersion);
 }

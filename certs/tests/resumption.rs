@@ -17,6 +17,7 @@ use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ClientConnection, Connection, Error, ServerConfig, ServerConnection};
 use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
+use weft_certs::fault::{PeerFault, last};
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::StringMatch;
 
@@ -68,47 +69,43 @@ fn meet(client: &Arc<ClientConfig>, server: &Server, name: &str) -> (Connection,
 }
 
 /// What `then` says of a client whose session began with `first`, at a time in seconds from now.
-fn returns(world: &World, first: &Server, then: &Server, seconds: i64) -> Result<bool, String> {
+fn returns(world: &World, first: &Server, then: &Server, seconds: i64) -> Result<bool, PeerFault> {
     let (_, config) = client(world, Some(&world.good));
     let (_, begun) = meet(&config, first, "server.test");
     assert_eq!(begun.handshake_kind(), Some(Full));
     let (_, resumed) = meet(&config, then, "server.test");
     assert_eq!(resumed.handshake_kind(), Some(Resumed));
     let told = then.client(&resumed, unix(seconds));
-    told.map(|client| client.is_some()).map_err(|error| format!("{error:?}"))
+    told.map(|client| client.is_some()).map_err(|error| last(&error).0)
 }
 
 #[test]
 fn who_returns_is_checked_by_what_holds_then() {
     let world = World::new();
-    let check = |name: &str, clients, seconds, expected: Result<bool, &str>| {
+    let check = |name: &str, clients, seconds, expected: Result<bool, PeerFault>| {
         let tickets = Tickets::new().unwrap();
         let first = server(&world, required(world.trust()), &tickets);
         let then = server(&world, clients, &tickets);
         let told = returns(&world, &first, &then, seconds);
-        assert_eq!(
-            told,
-            expected.map_err(|error| format!("InvalidCertificate({error})")),
-            "{name}"
-        );
+        assert_eq!(told, expected, "{name}");
     };
     let lists = |below: &[u64], root: &[u64]| {
         required(world.listed(Some(&List::new(1, below)), Some(&List::new(1, root))))
     };
     check("nothing changed", required(world.trust()), 0, Ok(true));
     check("others were revoked", lists(&[999], &[49]), 0, Ok(true));
-    check("the leaf was revoked", lists(&[1000], &[]), 0, Err("Revoked"));
-    check("its authority was revoked", lists(&[], &[50]), 0, Err("Revoked"));
-    check("a list has expired", lists(&[], &[]), 2 * HOUR, Err("ExpiredRevocationList"));
-    check("the leaf has expired", required(world.trust()), 25 * HOUR, Err("Expired"));
+    check("the leaf was revoked", lists(&[1000], &[]), 0, Err(PeerFault::CrlHit));
+    check("its authority was revoked", lists(&[], &[50]), 0, Err(PeerFault::CrlHit));
+    check("a list has expired", lists(&[], &[]), 2 * HOUR, Err(PeerFault::CrlProcessingError));
+    check("the leaf has expired", required(world.trust()), 25 * HOUR, Err(PeerFault::Expired));
     let other = World::new();
-    check("the root was changed", required(other.trust()), 0, Err("BadSignature"));
+    check("the root was changed", required(other.trust()), 0, Err(PeerFault::Untrusted));
     let named = |name: &str| {
         let names = vec![StringMatch::Exact(name.into())];
         ClientAuthentication::Required(Arc::new(world.trust()), names)
     };
     check("its name is asked for", named(WEB), 0, Ok(true));
-    let refused = Err("ApplicationVerificationFailure");
+    let refused = Err(PeerFault::Rejected);
     check("another name is asked for", named("spiffe://mesh.test/ns/a/sa/other"), 0, refused);
     check("nobody is asked", ClientAuthentication::None, 0, Ok(false));
 }

@@ -32,16 +32,12 @@ impl Outcome {
 }
 
 /// The exceptions of a file: on each line `id | accepted or refused | reason`. A line that begins with `#`, or is
-/// empty, says nothing. Faults stand beside them: what is accepted and should not be.
+/// empty, says nothing.
 pub(crate) struct Exceptions(BTreeMap<&'static str, Verdict>);
 
-/// A case in which ours lets in whom it should refuse, and why it should.
-pub(crate) type Fault = (&'static str, &'static str);
-
 impl Exceptions {
-    pub(crate) fn read(file: &'static str, faults: &[Fault]) -> Self {
-        let mut found: BTreeMap<_, _> =
-            faults.iter().map(|(id, _)| (*id, Verdict::Accepted)).collect();
+    pub(crate) fn read(file: &'static str) -> Self {
+        let mut found = BTreeMap::new();
         for line in file.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let [id, ours, reason] = line.split(" | ").collect::<Vec<_>>()[..] else {
                 panic!("{line:?} is not `id | ours | reason`");
@@ -78,14 +74,4 @@ impl Exceptions {
         assert_eq!(ids.len(), outcomes.len(), "two cases have one id");
         assert!(faults.is_empty(), "{} faults:\n{faults}", faults.lines().count());
     }
-}
-
-/// Expects that each fault, where its case is among the outcomes, is one no more.
-pub(crate) fn mended(faults: &[Fault], outcomes: &[Outcome]) {
-    let reason = |outcome: &Outcome| {
-        let fault = faults.iter().find(|(id, _)| *id == outcome.id);
-        fault.filter(|_| outcome.ours == Verdict::Accepted).copied()
-    };
-    let open: Vec<_> = outcomes.iter().filter_map(reason).collect();
-    assert!(open.is_empty(), "{} faults:\n{open:#?}", open.len());
 }

@@ -31,6 +31,9 @@ const DRAIN: &str = "drain_seconds";
 const BYTES_LIMIT: &str = "bytes_limit";
 const ENTRIES_LIMIT: &str = "entries_limit";
 
+/// The longest chain that may be asked for: webpki follows none that is longer.
+const CHAIN_LIMIT: usize = 8;
+
 /// Reads a secret.
 pub(super) fn decode(mut secret: Reader<'_>) -> Result<(Name, Secret), Refused> {
     let name: Name = secret.required_text("name")?.into();
@@ -58,6 +61,10 @@ fn validation(mut context: Reader<'_>) -> Result<Validation, Refused> {
     let mut policy = RevocationPolicy::default();
     if context.flag("only_verify_leaf_cert_crl") == Some(true) {
         policy.depth = RevocationDepth::Leaf;
+    }
+    if let Some(depth) = context.number("max_verify_depth") {
+        // Beside these, a leaf and the root.
+        policy.chain_limit = (depth as usize).saturating_add(2).min(CHAIN_LIMIT);
     }
     if let Some(ours) = context.child("custom_validator_config") {
         revocation_policy(ours, &mut policy)?;
@@ -289,6 +296,9 @@ fn validation_json(validation: &Validation) -> Value {
     }
     if validation.policy.depth == RevocationDepth::Leaf {
         json["only_verify_leaf_cert_crl"] = json!(true);
+    }
+    if validation.policy.chain_limit != RevocationPolicy::default().chain_limit {
+        json["max_verify_depth"] = json!(validation.policy.chain_limit.saturating_sub(2));
     }
     if let Some(ours) = revocation_policy_json(&validation.policy) {
         json["custom_validator_config"] = ours;

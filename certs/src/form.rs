@@ -1,0 +1,165 @@
+//! Whether a certificate is one that may stand in a path, beyond what webpki asks (RFC 5280, section 4.2;
+//! X.509-SVID, sections 2 and 4).
+
+use weft_model::SpiffeId;
+
+use crate::der::{self, Elements};
+use crate::proof::shortest;
+
+const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
+const NAME_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x1e];
+const POLICY_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x24];
+
+/// The longest serial number: with one that is longer a certificate could never be revoked.
+const SERIAL_BYTES: usize = 21;
+
+/// Whether a leaf is as it must be.
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn check_leaf(certificate: &[u8]) -> Result<(), &'static str> {
+    let found = Found::read(certificate).ok_or("it cannot be read")?;
+    found.check_serial()?;
+    if found.constrains_names {
+        return Err("a leaf constrains names");
+    }
+    match found.usage {
+        Some(usage) if usage.signs_certificates => Err("a leaf's key is for signing certificates"),
+        Some(usage) if !usage.signs => Err("its key is not for signatures"),
+        _ => Ok(()),
+    }
+}
+
+/// Whether an intermediate is as it must be.
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn check_authority(certificate: &[u8]) -> Result<(), &'static str> {
+    let found = Found::read(certificate).ok_or("it cannot be read")?;
+    found.check_serial()?;
+    if found.usage.is_some_and(|usage| !usage.signs_certificates) {
+        return Err("an authority's key is not for signing certificates");
+    }
+    if found.names_are_malformed {
+        return Err("an authority's constraints on names are malformed");
+    }
+    if found.constrains_policies {
+        return Err("an authority's constraints on policies are not understood");
+    }
+    Ok(())
+}
+
+/// The id that the URI names of a certificate prove. None: it has no such name, and none of these claims to
+/// be one.
+///
+/// # Errors
+/// When a name is a SPIFFE id, but not the only URI, or not as one must be.
+pub(crate) fn identity<'a>(
+    mut names: impl Iterator<Item = &'a str>,
+) -> Result<Option<SpiffeId>, &'static str> {
+    let claims = |name: &str| {
+        name.split(':').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe"))
+    };
+    let Some(first) = names.next() else {
+        return Ok(None);
+    };
+    let mut claimed = claims(first);
+    let mut count = 1;
+    for name in names {
+        claimed |= claims(name);
+        count += 1;
+    }
+    match (claimed, count) {
+        (false, _) => Ok(None),
+        (true, 1) => SpiffeId::parse(first).map(Some).map_err(|_| "its SPIFFE id is none"),
+        (true, _) => Err("it has a URI beside its SPIFFE id"),
+    }
+}
+
+#[derive(Default)]
+struct Found<'a> {
+    serial: &'a [u8],
+    usage: Option<Usage>,
+    constrains_names: bool,
+    names_are_malformed: bool,
+    constrains_policies: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Usage {
+    signs: bool,
+    signs_certificates: bool,
+}
+
+impl<'a> Found<'a> {
+    fn read(certificate: &'a [u8]) -> Option<Self> {
+        const VERSION: u8 = 0xa0;
+        const EXTENSIONS: u8 = 0xa3;
+        let mut outer = Elements(Elements(certificate).expect(der::SEQUENCE)?.content);
+        let mut fields = Elements(outer.expect(der::SEQUENCE)?.content);
+        fields.optional(VERSION);
+        let mut found = Self { serial: fields.expect(der::INTEGER)?.content, ..Self::default() };
+        while !fields.is_empty() {
+            let field = fields.any()?;
+            if field.tag == EXTENSIONS {
+                found.read_extensions(field.content)?;
+            }
+        }
+        Some(found)
+    }
+
+    fn read_extensions(&mut self, extensions: &[u8]) -> Option<()> {
+        let mut list = Elements(Elements(extensions).expect(der::SEQUENCE)?.content);
+        while !list.is_empty() {
+            let mut extension = Elements(list.expect(der::SEQUENCE)?.content);
+            let id = extension.expect(der::OBJECT_IDENTIFIER)?.content;
+            extension.optional(der::BOOLEAN);
+            let value = extension.expect(der::OCTET_STRING)?.content;
+            match id {
+                KEY_USAGE => self.usage = Some(usage(value)?),
+                NAME_CONSTRAINTS => {
+                    self.constrains_names = true;
+                    self.names_are_malformed = !constrains_well(value);
+                }
+                POLICY_CONSTRAINTS => self.constrains_policies = true,
+                _ => {}
+            }
+        }
+        Some(())
+    }
+
+    fn check_serial(&self) -> Result<(), &'static str> {
+        if shortest(self.serial).len() > SERIAL_BYTES {
+            Err("its serial number is too long")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// `KeyUsage` (RFC 5280, section 4.2.1.3): the first bit is the highest.
+fn usage(value: &[u8]) -> Option<Usage> {
+    let bits = Elements(value).expect(der::BIT_STRING)?.content;
+    let first = bits.get(1).copied().unwrap_or(0);
+    Some(Usage { signs: first & 0x80 != 0, signs_certificates: first & 0x04 != 0 })
+}
+
+/// Whether `NameConstraints` say something, and DNS names in them are names.
+fn constrains_well(value: &[u8]) -> bool {
+    fn read(value: &[u8]) -> Option<bool> {
+        const DNS_NAME: u8 = 0x82;
+        let mut outer = Elements(value);
+        let mut kinds = Elements(outer.expect(der::SEQUENCE)?.content);
+        let mut good = outer.is_empty() && !kinds.is_empty();
+        while !kinds.is_empty() {
+            let mut subtrees = Elements(kinds.any()?.content);
+            good &= !subtrees.is_empty();
+            while !subtrees.is_empty() {
+                let base = Elements(subtrees.expect(der::SEQUENCE)?.content).any()?;
+                good &= base.tag != DNS_NAME || base.content.first() != Some(&b'.');
+            }
+        }
+        Some(good)
+    }
+    read(value).unwrap_or(false)
+}
