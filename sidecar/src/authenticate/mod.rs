@@ -3,6 +3,8 @@
 pub(crate) mod fetch;
 mod jwt;
 pub(crate) mod keys;
+#[cfg(test)]
+mod wycheproof;
 
 pub(crate) use jwt::{PlannedProvider, Tokens};
 
