@@ -185,7 +185,9 @@ impl Denial {
     /// The `www-authenticate` value of a 401 (RFC 6750, section 3).
     pub(crate) fn challenge(self) -> Option<&'static str> {
         match self {
+            // Nothing of the kind was shown, so nothing is wrong with it.
             Self::Token(TokenFault::Missing, _) => Some("Bearer"),
+            Self::Token(_, detail) if detail == TokenFault::NO_BEARER => Some("Bearer"),
             Self::Token(..) if self.status() == 401 => Some("Bearer error=\"invalid_token\""),
             _ => None,
         }

@@ -44,6 +44,9 @@ impl TokenFault {
         Self::Internal,
     ];
 
+    /// What is told where something else stands than a bearer token.
+    pub(crate) const NO_BEARER: &'static str = "it is no bearer token";
+
     /// The word in logs and metrics, and the HTTP status.
     pub(crate) fn row(self) -> (&'static str, u16) {
         match self {
@@ -77,7 +80,7 @@ impl Refused {
     pub(crate) const MISSING: Self = Self::new(TokenFault::Missing, "");
 
     /// That something else stands where a token would: where none is needed, it is nobody's business.
-    pub(crate) const NO_BEARER: Self = Self::format("it is no bearer token");
+    pub(crate) const NO_BEARER: Self = Self::format(TokenFault::NO_BEARER);
 
     pub(crate) const fn new(fault: TokenFault, detail: &'static str) -> Self {
         Self { fault, detail }

@@ -10,7 +10,7 @@ use jsonwebtoken::jwk::{
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 
-use super::token::{Signing, Token};
+use super::token::{Signed, Signing};
 
 /// The most keys of a set.
 const KEY_LIMIT: usize = 100;
@@ -100,9 +100,9 @@ impl KeySet {
         }
     }
 
-    /// Whether a key of the set has signed the token, by an algorithm of its own. Keys may share a name, or
+    /// Whether a key of the set has signed a text, by an algorithm of its own. Keys may share a name, or
     /// have none.
-    pub(crate) fn verify(&self, token: &Token<'_>) -> Verdict {
+    pub(crate) fn verify(&self, token: &Signed<'_>) -> Verdict {
         let named = |key: &&Key| match (&token.key, &key.id) {
             (Some(wanted), Some(id)) => wanted == id,
             _ => true,
@@ -117,7 +117,7 @@ impl KeySet {
 }
 
 impl Key {
-    fn verifies(&self, token: &Token<'_>) -> bool {
+    fn verifies(&self, token: &Signed<'_>) -> bool {
         let algorithm = match token.algorithm {
             Signing::Rs256 => Algorithm::RS256,
             Signing::Rs384 => Algorithm::RS384,
@@ -132,12 +132,12 @@ impl Key {
                 let Verifier::P521(point) = &self.verifier else { return false };
                 let signature = URL_SAFE_NO_PAD.decode(token.signature).unwrap_or_default();
                 let key = UnparsedPublicKey::new(&ECDSA_P521_SHA512_FIXED, point);
-                return key.verify(token.signed.as_bytes(), &signature).is_ok();
+                return key.verify(token.text.as_bytes(), &signature).is_ok();
             }
         };
         let Verifier::Library(key) = &self.verifier else { return false };
         let verified =
-            jsonwebtoken::crypto::verify(token.signature, token.signed.as_bytes(), key, algorithm);
+            jsonwebtoken::crypto::verify(token.signature, token.text.as_bytes(), key, algorithm);
         verified.unwrap_or(false)
     }
 }

@@ -9,6 +9,8 @@ pub(crate) mod keys;
 mod place;
 mod token;
 mod tokens;
+#[cfg(test)]
+mod wycheproof;
 
 pub(crate) use cache::TokenCache;
 pub(crate) use fault::TokenFault;

@@ -47,19 +47,25 @@ impl Signing {
     ];
 }
 
-/// A token in three parts.
+/// A text that somebody may have signed, in three parts.
 #[derive(Debug)]
-pub(crate) struct Token<'a> {
+pub(crate) struct Signed<'a> {
     pub(crate) algorithm: Signing,
     /// The name of the key (`kid`).
     pub(crate) key: Option<String>,
-    pub(crate) claims: Map<String, Value>,
     /// The payload, base64url.
     pub(crate) payload: &'a str,
     /// What is signed.
-    pub(crate) signed: &'a str,
+    pub(crate) text: &'a str,
     /// The signature, base64url.
     pub(crate) signature: &'a str,
+}
+
+/// A token: what is signed are claims.
+#[derive(Debug)]
+pub(crate) struct Token<'a> {
+    pub(crate) signed: Signed<'a>,
+    pub(crate) claims: Map<String, Value>,
 }
 
 impl<'a> Token<'a> {
@@ -67,6 +73,18 @@ impl<'a> Token<'a> {
     ///
     /// # Errors
     /// Why it is none, or none that could be good.
+    pub(crate) fn read(text: &'a str) -> Result<Self, Refused> {
+        let signed = Signed::read(text)?;
+        let claims = object(signed.payload)?;
+        Ok(Self { signed, claims })
+    }
+}
+
+impl<'a> Signed<'a> {
+    /// Reads all but what the payload says.
+    ///
+    /// # Errors
+    /// Why it is no token, or none that could be good.
     pub(crate) fn read(text: &'a str) -> Result<Self, Refused> {
         if text.len() > TOKEN_LIMIT_BYTES {
             return Err(Refused::format("it is larger than 16 KiB"));
@@ -102,7 +120,7 @@ impl<'a> Token<'a> {
         };
         // Whether it can be decoded; the padding bits must be as they would be written.
         URL_SAFE_NO_PAD.decode(signature).map_err(|_| NO_TOKEN)?;
-        Ok(Self { algorithm, key, claims: object(payload)?, payload, signed, signature })
+        Ok(Self { algorithm, key, payload, text: signed, signature })
     }
 }
 

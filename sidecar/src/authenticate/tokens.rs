@@ -281,7 +281,7 @@ impl PlannedProvider {
         }
         let keys = self.keys.as_ref();
         let keys = keys.map_err(|fault| Refused::new(*fault, "the issuer's keys are not there"))?;
-        match keys.verify(&token) {
+        match keys.verify(&token.signed) {
             Verdict::Signed => {}
             Verdict::Unsigned => {
                 return Err(Refused::new(TokenFault::Signature, "its signature is wrong"));
@@ -294,7 +294,7 @@ impl PlannedProvider {
             }
         }
         let times = claims::check(&token.claims, &self.provider)?;
-        let payload = token.payload.into();
+        let payload = token.signed.payload.into();
         Ok(Checked { claims: token.claims, times, payload })
     }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use weft_model::{
     DesyncMode, EscapedSlashes, Forwarded, ForwardedFor, HostPort, HttpLimits, HttpService,
-    HttpTimeouts, OnExpired, PathRules, RevocationDepth, RevocationMode, RevocationPolicy,
-    RouteSource, StreamIdle, Underscores, Upgrades,
+    HttpTimeouts, JwtRequirement, OnExpired, PathRules, RevocationDepth, RevocationMode,
+    RevocationPolicy, RouteSource, StreamIdle, Underscores, Upgrades,
 };
 
 use super::*;
@@ -289,6 +289,80 @@ virtual_hosts:
   - {match: {prefix: /}, direct_response: {status: 404, body: {inline_string: nothing here}}}
 "#,
     );
+}
+
+const TOKENS: &str = r#"
+name: edge
+address: {socket_address: {address: 0.0.0.0, port_value: 8080}}
+filter_chains:
+- metadata: {filter_metadata: {weft: {jwt: {a: {any_audience: true, bound_to_certificate: true, ends_streams: true,
+    claims: [{name: scope, format: space-separated-values, values: [read, list], all: true}]}}}}}
+  filters:
+  - name: http
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: http
+      forward_client_cert_details: SANITIZE
+      http_filters:
+      - name: jwt
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
+          providers:
+            a: {issuer: i, local_jwks: {filename: k}, from_headers: [{name: X-Token, value_prefix: "JWT "}],
+                from_params: [t], from_cookies: [c], claim_to_headers: [{claim_name: a.b, header_name: x-b}],
+                forward_payload_header: x-payload, payload_in_metadata: a, subjects: {prefix: s}, max_lifetime: 60s}
+            b: {issuer: j, audiences: [x], local_jwks: {filename: k}}
+          requirement_map: {both: {requires_all: {requirements: [{provider_name: a},
+            {requires_any: {requirements: [{provider_and_audiences: {provider_name: b, audiences: [x]}}, {allow_missing: {}}]}}]}}}
+          rules:
+          - {match: {prefix: /a}, requirement_name: both}
+          - {match: {prefix: /b}, requires: {allow_missing: {}}}
+      - name: rbac
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+          rules: {policies: {p: {permissions: [{any: true}], principals: [{metadata: {filter: envoy.filters.http.jwt_authn,
+            path: [{key: a}, {key: groups}], value: {list_match: {one_of: {string_match: {exact: g}}}}}}]}}}
+      - {name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+      rds: {route_config_name: r, config_source: {ads: {}}}
+"#;
+
+#[test]
+fn tokens_come_back_as_they_went_out() {
+    let Resource::Listener(listener) = round_trip(Kind::Listener, TOKENS) else {
+        panic!("a listener")
+    };
+    let weft_model::Filter::Http(http) = &listener.chains[0].filter else { panic!("HTTP") };
+    let weft_model::HttpFilter::Jwt(policy) = &http.filters[0] else { panic!("tokens") };
+    let a = &policy.providers["a"];
+    assert!(a.bound && a.ends_streams && a.audiences.is_empty());
+    assert_eq!((a.places.len(), a.claims.len(), a.claim_fields.len()), (3, 1, 1));
+    assert_eq!(a.longest_life, Some(Duration::from_secs(60)));
+    let any = |name: &str| JwtRequirement::Provider(name.into(), Vec::new());
+    let narrower = JwtRequirement::Provider("b".into(), vec!["x".into()]);
+    let optional = JwtRequirement::Any(vec![narrower, JwtRequirement::Missing]);
+    let expected = [
+        JwtRequirement::All(vec![any("a"), optional]),
+        JwtRequirement::Any(vec![any("a"), any("b"), JwtRequirement::Missing]),
+    ];
+    assert_eq!(
+        policy.rules.iter().flat_map(|rule| &rule.requires).collect::<Vec<_>>(),
+        expected.iter().collect::<Vec<_>>()
+    );
+    let check = |from: &str, to: &str, reason: &str| {
+        assert!(TOKENS.contains(from), "{from}");
+        let rejection = read_yaml(Kind::Listener, &TOKENS.replace(from, to)).expect_err("refused");
+        assert!(rejection.refused.reason.contains(reason), "{rejection}");
+    };
+    check("any_audience: true, ", "", "a token for any service would be good");
+    check("jwt: {a:", "jwt: {z: {}, a:", "\"z\", which is no provider");
+    check("format: space", "format: x", "single-string, string-array");
+    check("values: [read, list]", "values: []", "there must be one");
+    check("name: scope", "name: exp", "cannot be asked for in this way");
+    check("requirement_name: both", "requirement_name: all", "is not in requirement_map");
+    check("{allow_missing: {}}]}}]}}}", "{allow_missing_or_failed: {}}]}}]}}}", "a forged token");
+    check("name: X-Token", "name: \"x token\"", "is no name of a field");
+    check("filter: envoy.filters.http.jwt_authn", "filter: other", "\"other\" is not known");
+    check("[{key: a}, {key: groups}]", "[{key: a}]", "and the claim");
 }
 
 #[test]

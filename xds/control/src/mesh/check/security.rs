@@ -121,6 +121,7 @@ pub(super) fn revocation(raw: &raw::Mesh, mistakes: &mut Mistakes) -> Revocation
         )
         .unwrap_or(default.depth),
         drain: Duration::from_secs(raw.drain_seconds.into()),
+        chain_limit: default.chain_limit,
         bytes_limit: limit(raw.bytes_limit, default.bytes_limit),
         entries_limit: limit(raw.entries_limit, default.entries_limit),
     }

@@ -1,0 +1,125 @@
+//! Algorithms that a token cannot choose (RFC 8725, sections 2.1 and 3.1): none at all, one whose key
+//! everybody has, and one that is not the key's.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::front::{Case, Front, case};
+use crate::issuer::{Issuer, Key, claims, unsigned, without};
+
+#[test]
+fn no_algorithm_is_no_algorithm() {
+    let issuer = Issuer::new();
+    let (key, stranger) = (issuer.key("ES256"), Key::ecdsa("ES256"));
+    let spellings = [
+        json!("none"),
+        json!("None"),
+        json!("NONE"),
+        json!("nOnE"),
+        json!(" none"),
+        json!("none "),
+        json!("none\u{0}"),
+        json!(""),
+        json!(" "),
+        json!("null"),
+        Value::Null,
+        json!(0),
+        json!(256),
+        json!(true),
+        json!(["none"]),
+        json!(["ES256"]),
+        json!({"name": "ES256"}),
+    ];
+    let mut headers: Vec<(String, String)> =
+        spellings.map(|alg| (alg.to_string(), key.header_with("alg", alg))).into();
+    headers.push(("missing".to_owned(), without(key.header(), "alg")));
+    let mut cases = Vec::new();
+    for (name, header) in headers {
+        let text = unsigned(&header, claims().to_string());
+        cases.push(case(format!("alg {name}, no signature"), format!("{text}.")));
+        cases.push(case(format!("alg {name}, a stranger's signature"), stranger.sealed(&text)));
+        cases.push(case(format!("alg {name}, the issuer's signature"), key.sealed(&text)));
+    }
+    Front::of(&issuer).refuses(&cases);
+}
+
+fn pem(kind: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n", lines.join("\n"))
+}
+
+#[test]
+fn a_public_key_is_no_secret() {
+    let issuer = Issuer::new();
+    let mut cases = Vec::new();
+    for algorithm in ["RS256", "PS512", "ES256", "ES384", "EdDSA"] {
+        let key = issuer.key(algorithm);
+        let pem = pem("PUBLIC KEY", &key.der);
+        let part = key.jwk.get("n").or_else(|| key.jwk.get("x")).and_then(Value::as_str);
+        let part = part.expect("it has a modulus or a coordinate");
+        let secrets: [(&str, Vec<u8>); 7] = [
+            ("PEM", pem.clone().into()),
+            ("PEM without its last line end", pem.trim_end().into()),
+            ("DER", key.der.clone()),
+            ("JWK", key.jwk.to_string().into()),
+            ("key set", json!({"keys": [key.jwk]}).to_string().into()),
+            ("modulus or coordinate", part.into()),
+            ("nothing", Vec::new()),
+        ];
+        for (name, secret) in secrets {
+            for hash in ["HS256", "HS384", "HS512"] {
+                let forged = Key::secret(hash, &secret).headed(key.header_with("alg", hash));
+                cases.push(case(format!("{hash} by {name} of {algorithm}"), forged));
+            }
+        }
+    }
+    // One PEM is as good as another for one hash; the others are tried with the first key alone.
+    cases.retain(|(name, _)| name.starts_with("HS256") || name.ends_with("RS256"));
+    Front::of(&issuer).refuses(&cases);
+}
+
+#[test]
+fn a_key_has_its_algorithm() {
+    let issuer = Issuer::new();
+    let mut cases: Vec<Case> = Vec::new();
+    let all = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
+    for (signing, named) in all.iter().flat_map(|one| all.map(|other| (*one, other))) {
+        let (key, other) = (issuer.key(signing), issuer.key(named));
+        if signing == named {
+            continue;
+        }
+        // Signed by the key of the kid, or of one algorithm under the name of the other.
+        let header = key.header_with("kid", other.jwk["kid"].clone());
+        cases.push(case(format!("{signing} with the kid of {named}"), key.headed(header)));
+        let header = key.header_with("alg", named);
+        cases.push(case(format!("signed by {signing}, called {named}"), key.headed(header)));
+    }
+    Front::of(&issuer).refuses(&cases);
+}
+
+#[test]
+fn an_algorithm_has_one_spelling() {
+    let issuer = Issuer::new();
+    let key = issuer.key("ES256");
+    let spellings = [
+        "es256",
+        "Es256",
+        "ES256 ",
+        " ES256",
+        "ES256\n",
+        "ES-256",
+        "ES256K",
+        "ES",
+        "SHA256withECDSA",
+        "ES256,none",
+        "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha256",
+        "ES999",
+        "ＥＳ256",
+    ];
+    let cases =
+        spellings.map(|alg| case(format!("alg {alg:?}"), key.headed(key.header_with("alg", alg))));
+    Front::of(&issuer).refuses(&cases);
+}
