@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 
 use rustls::{CertificateError, Error};
+use rustls_pki_types::CertificateDer;
 
 /// Why a peer is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +117,18 @@ impl std::error::Error for Unknown {}
 
 thread_local! {
     static LAST: Cell<Option<(PeerFault, &'static str)>> = const { Cell::new(None) };
+    static SHOWN: Cell<Option<CertificateDer<'static>>> = const { Cell::new(None) };
+}
+
+/// Remembers the certificate of a peer that is refused.
+pub(crate) fn note(certificate: &CertificateDer<'_>) {
+    SHOWN.set(Some(certificate.clone().into_owned()));
+}
+
+/// The certificate of the peer that [`last`] told of.
+#[must_use]
+pub fn shown() -> Option<CertificateDer<'static>> {
+    SHOWN.take()
 }
 
 /// Why the peer was refused whose handshake has just failed on this thread with `error`, and what exactly was
@@ -123,6 +136,9 @@ thread_local! {
 #[must_use]
 pub fn last(error: &Error) -> (PeerFault, &'static str) {
     let last = LAST.take();
+    if !matches!(error, Error::InvalidCertificate(_)) {
+        SHOWN.set(None);
+    }
     match error {
         Error::InvalidCertificate(CertificateError::NotValidForName) => {
             (PeerFault::Rejected, "it has not the name that it was called by")

@@ -19,6 +19,7 @@ pub mod request;
 mod revocation;
 pub mod rotation;
 mod store;
+mod text;
 pub mod tls;
 mod verify;
 
@@ -27,3 +28,4 @@ pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, v
 pub use proof::{LinkId, Proof, Withdrawn};
 pub use revocation::{Asked, Coverage, Covers, CrlError, CrlIndex, Revocation, Role};
 pub use store::{Standing, TrustError, TrustParts, TrustStore};
+pub use text::CertificateText;

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls_pki_types::CertificateDer;
 use weft_model::SpiffeId;
 
-use crate::form;
+use crate::{form, text};
 
 /// The peer at the other end of a connection, proved by a finished mutual TLS handshake.
 ///
@@ -74,10 +74,7 @@ impl VerifiedPeer {
     /// without the zero byte that only keeps a large number positive.
     #[must_use]
     pub fn serial_hex(&self) -> String {
-        match &*self.serial {
-            [0, digits @ ..] if !digits.is_empty() => hex(digits).to_uppercase(),
-            digits => hex(digits).to_uppercase(),
-        }
+        text::serial_hex(&self.serial)
     }
 }
 

@@ -15,7 +15,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use weft_model::{SpiffeId, StringMatch};
 
-use crate::fault::PeerFault;
+use crate::fault::{self, PeerFault};
 use crate::{Asked, Revocation, Role, TrustStore, form};
 
 pub(crate) static ALGORITHMS: std::sync::LazyLock<WebPkiSupportedAlgorithms> =
@@ -44,6 +44,20 @@ impl Verifier {
 
     /// Checks all but which names are wanted.
     fn verify<'a>(
+        &self,
+        end_entity: &'a CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: webpki::KeyUsage,
+    ) -> Result<webpki::EndEntityCert<'a>, Error> {
+        let verified = self.verify_chain(end_entity, intermediates, now, usage);
+        if verified.is_err() {
+            fault::note(end_entity);
+        }
+        verified
+    }
+
+    fn verify_chain<'a>(
         &self,
         end_entity: &'a CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -171,6 +185,7 @@ impl ClientCertVerifier for Verifier {
             self.verify(end_entity, intermediates, now, webpki::KeyUsage::client_auth())?;
         // Nobody asked for this client by its name: it is the policy that refuses it.
         if !self.is_named(&certificate) {
+            fault::note(end_entity);
             return Err(PeerFault::Rejected.refuse("it is not one of those who are let in"));
         }
         Ok(ClientCertVerified::assertion())

@@ -103,3 +103,16 @@ impl TlsCaller {
         ended
     }
 }
+
+impl TlsCaller {
+    /// Reads what comes until something does: the alert, by its name, or none when it was something else.
+    pub fn alert(&mut self) -> Option<String> {
+        let mut byte = [0];
+        let error = self.0.read(&mut byte).err()?;
+        let cause = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+        match cause {
+            rustls::Error::AlertReceived(alert) => Some(format!("{alert:?}")),
+            _ => None,
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! What the sidecar counts.
 
+use weft_certs::fault::PeerFault;
 use weft_runtime::metrics::{Counter, Histogram, Page, Registry};
 
 use crate::denial::Denial;
@@ -20,6 +21,7 @@ pub struct Metrics {
     pub(crate) handshakes: Counter,
     pub(crate) handshakes_resumed: Counter,
     pub(crate) handshakes_failed: Counter,
+    pub(crate) clients_refused: [Counter; PeerFault::ALL.len()],
     pub(crate) requests: Counter,
     pub(crate) requests_open: Counter,
     pub(crate) responses: [Counter; 5],
@@ -44,6 +46,14 @@ impl Metrics {
         }
     }
 
+    pub(crate) fn refuse_client(&self, fault: PeerFault) {
+        self.handshakes_failed.increment();
+        let at = PeerFault::ALL.iter().position(|known| *known == fault);
+        if let Some(counter) = at.and_then(|at| self.clients_refused.get(at)) {
+            counter.increment();
+        }
+    }
+
     pub(crate) fn deny(&self, denial: Denial) {
         if let Some(counter) = self.denied.get(denial.index()) {
             counter.increment();
@@ -60,6 +70,7 @@ pub fn page(registry: &Registry<Metrics>, covered: &Covered) -> Page {
     };
     let mut page = Page::default();
     connections(&sets, &mut page);
+    clients(&sets, &mut page);
     revocation(covered, &mut page);
     page.counter("weft_sidecar_requests", "Requests served.", sum(&|m| m.requests.get()));
     page.gauge(
@@ -142,6 +153,22 @@ fn connections(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
         "weft_sidecar_handshakes_failed",
         "TLS handshakes refused.",
         sum(&|m| m.handshakes_failed.get()),
+    );
+}
+
+/// Why clients were refused in the handshake.
+fn clients(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
+    let count = |at: usize| {
+        let counted = sets.iter().map(|set| set.clients_refused.get(at).map_or(0, Counter::get));
+        counted.fold(0, u64::wrapping_add)
+    };
+    let refused: Vec<(&str, u64)> =
+        PeerFault::ALL.iter().enumerate().map(|(at, fault)| (fault.word(), count(at))).collect();
+    page.counter_by(
+        "weft_sidecar_clients_refused",
+        "Clients whose handshake was refused.",
+        "reason",
+        &refused,
     );
 }
 

@@ -14,7 +14,9 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
-use weft_model::{Action, Codec, HttpService, Name, TransportKind, WeightedCluster};
+use weft_model::{
+    Action, ClientCertificateDetails, Codec, HttpService, Name, TransportKind, WeightedCluster,
+};
 use weft_runtime::socket::{PROBE_PORT, original_destination};
 
 use crate::admission::admit;
@@ -28,14 +30,14 @@ use crate::http::desync::Reason;
 use crate::http::head::{HttpVersion, RequestHead, Unwanted, Upgrade};
 use crate::identity_headers::ProvedFields;
 use crate::patience::{Patience, Pulse};
-use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, Tls};
+use crate::plan::{Plan, PlannedHttp, PlannedListener, Service, Target};
 use crate::record::Record;
 pub(crate) use crate::reply::Reply;
 use crate::route::{Routed, rewritten, route};
 use crate::standing::Standing;
 use crate::stream::Stream;
 use crate::tls::Alpn;
-use crate::tls::acceptor;
+use crate::tls::handshake::{self, Secure};
 use crate::upstream::{Call, Outcome, exchange};
 use crate::worker::{Worker, now, unix_ms, wall_clock};
 use crate::{opaque, serve, serve_http2};
@@ -57,6 +59,8 @@ pub(crate) struct Connection {
     standing: Option<Rc<Standing>>,
     kind: TransportKind,
     is_tls: bool,
+    /// How lines of its requests name it.
+    trace: Option<Box<str>>,
     listener: Name,
     /// Whether it waits for a request, so that draining may end it.
     pub(crate) idle: Rc<Cell<bool>>,
@@ -100,13 +104,18 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
         TransportKind::Plain
     };
     let chain = serving.chain(destination, kind)?.clone();
-    let (stream, alpn, peer) = secure(&chain, stream, worker).await?;
+    let about =
+        handshake::About { client, port: destination.port(), is_logged: chain.service.is_logged() };
+    let Secure { stream, alpn, peer, trace } =
+        handshake::secure(&chain.tls, stream, about, worker).await?;
     match &chain.service {
         Service::Tcp(tcp) => {
             Box::pin(opaque::carry(stream, client, destination, tcp, worker)).await;
         }
         Service::Http(http) => {
-            let proved = peer.as_ref().map(ProvedFields::new);
+            let whole = http.http.client_certificate == ClientCertificateDetails::Whole;
+            let certificate = stream.certificate().filter(|_| whole);
+            let proved = peer.as_ref().map(|peer| ProvedFields::new(peer, certificate));
             let listener = serving.listener.name.clone();
             let idle = Rc::new(Cell::new(false));
             let is_tls = !matches!(stream, Stream::Plain(_));
@@ -119,6 +128,7 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
                 standing,
                 kind,
                 is_tls,
+                trace,
                 listener,
                 idle,
             });
@@ -128,39 +138,6 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
         }
     }
     Some(())
-}
-
-/// Does the handshake where the chain asks for one.
-async fn secure(
-    chain: &PlannedChain,
-    stream: TcpStream,
-    worker: &Worker,
-) -> Option<(Stream, Alpn, Option<VerifiedPeer>)> {
-    let config = match &chain.tls {
-        Tls::None => return Some((Stream::Plain(stream), Alpn::None, None)),
-        Tls::Terminate(config) => config.clone(),
-        Tls::Broken => return None,
-    };
-    // What each stage needs for itself is apart, so that a connection that waits does not carry it.
-    let handshake = Box::pin(acceptor::accept(config, stream, worker));
-    match tokio::time::timeout(worker.shared.limits.handshake, handshake).await {
-        Ok(Ok(accepted)) => {
-            worker.metrics.handshakes.increment();
-            if accepted.resumed {
-                worker.metrics.handshakes_resumed.increment();
-            }
-            Some((accepted.stream, accepted.alpn, accepted.peer))
-        }
-        Ok(Err(error)) => {
-            worker.metrics.handshakes_failed.increment();
-            tracing::debug!(%error, "a handshake was refused");
-            None
-        }
-        Err(_) => {
-            worker.metrics.handshakes_failed.increment();
-            None
-        }
-    }
 }
 
 async fn serve_http(
@@ -447,6 +424,7 @@ impl Story {
             time_ms: unix_ms(),
             client: connection.client,
             original_destination: connection.destination,
+            conn_trace_id: connection.trace.as_deref(),
             peer: connection
                 .peer
                 .as_ref()

@@ -1,8 +1,10 @@
-//! The line a request leaves behind.
+//! The lines that requests and connections leave behind.
 
 use std::net::SocketAddr;
 
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
+use weft_certs::CertificateText;
 
 /// One access line. The field names equal the type names of the path.
 #[derive(Debug, Serialize)]
@@ -11,6 +13,8 @@ pub(crate) struct Record<'a> {
     pub(crate) time_ms: u128,
     pub(crate) client: SocketAddr,
     pub(crate) original_destination: SocketAddr,
+    /// The connection, as its own line has it; none without TLS.
+    pub(crate) conn_trace_id: Option<&'a str>,
     pub(crate) peer: Option<&'a str>,
     pub(crate) subject: Option<&'a str>,
     pub(crate) version: &'static str,
@@ -27,4 +31,39 @@ pub(crate) struct Record<'a> {
     pub(crate) bytes_received: u64,
     pub(crate) duration_us: u128,
     pub(crate) outcome: &'static str,
+}
+
+/// The line of a connection's handshake. The names are those of AWS' connection log.
+#[derive(Debug, Serialize)]
+pub(crate) struct HandshakeRecord {
+    pub(crate) kind: &'static str,
+    pub(crate) time_ms: u128,
+    pub(crate) client: SocketAddr,
+    pub(crate) listener_port: u16,
+    pub(crate) tls_protocol: Option<&'static str>,
+    pub(crate) tls_cipher: Option<String>,
+    pub(crate) tls_keyexchange: Option<String>,
+    pub(crate) tls_handshake_latency_us: u128,
+    pub(crate) resumed: bool,
+    pub(crate) peer: Option<String>,
+    pub(crate) leaf_client_cert_subject: Option<String>,
+    pub(crate) leaf_client_cert_validity: Option<String>,
+    pub(crate) leaf_client_cert_serial_number: Option<String>,
+    /// `Success`, or `Failed:` and the word of the fault.
+    pub(crate) tls_verify_status: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) conn_trace_id: String,
+}
+
+impl HandshakeRecord {
+    /// What is told of a client's certificate, good or not.
+    pub(crate) fn with_certificate(mut self, certificate: Option<&CertificateDer<'_>>) -> Self {
+        if let Some(text) = certificate.and_then(CertificateText::of) {
+            let (from, to) = (text.not_before, text.not_after);
+            self.leaf_client_cert_subject = Some(text.subject);
+            self.leaf_client_cert_validity = Some(format!("NotBefore={from};NotAfter={to}"));
+            self.leaf_client_cert_serial_number = Some(text.serial);
+        }
+        self
+    }
 }

@@ -8,6 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use rustls::CommonState;
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -81,6 +83,22 @@ impl Stream {
         match self {
             Self::Plain(_) => false,
             Self::Tls(secured) => secured.tls.has_read_ahead(),
+        }
+    }
+
+    /// The certificate that the peer showed.
+    pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(secured) => secured.tls.session().peer_certificates()?.first(),
+        }
+    }
+
+    /// What both sides agreed on; none without TLS.
+    pub(crate) fn session(&self) -> Option<&CommonState> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(secured) => Some(secured.tls.session()),
         }
     }
 

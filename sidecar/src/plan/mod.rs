@@ -75,6 +75,16 @@ pub(crate) enum Service {
     Http(Box<PlannedHttp>),
 }
 
+impl Service {
+    /// Whether its connections leave lines.
+    pub(crate) fn is_logged(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.access_log,
+            Self::Http(http) => http.http.access_log,
+        }
+    }
+}
+
 /// An HTTP service, ready.
 #[derive(Debug)]
 pub(crate) struct PlannedHttp {

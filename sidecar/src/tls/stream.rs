@@ -164,7 +164,7 @@ impl TlsStream {
                 let (before, free) = scratch.split_at_mut(held);
                 let Some(free) = free.get_mut(..end - held).filter(|free| !free.is_empty()) else {
                     let reason = "a message of the handshake is larger than 64 KiB";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, reason)));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::FileTooLarge, reason)));
                 };
                 let mut free = ReadBuf::new(free);
                 ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut free))?;

@@ -307,7 +307,10 @@ pub enum HttpFilter {
 pub enum ClientCertificateDetails {
     /// Nothing (`SANITIZE`).
     Nothing,
-    /// `x-forwarded-client-cert`, `x-weft-peer` and the `x-amzn-mtls-*` headers, set from the proof
-    /// (`SANITIZE_SET`).
+    /// `x-forwarded-client-cert`, `x-weft-peer` and `x-amzn-mtls-clientcert-serial-number`, set from the
+    /// proof (`SANITIZE_SET`).
     FromProof,
+    /// The same, and all other `x-amzn-mtls-clientcert-*` fields: issuer, subject, validity and the
+    /// certificate itself (ours: `client_certificate: whole`).
+    Whole,
 }

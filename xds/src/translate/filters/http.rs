@@ -56,7 +56,7 @@ pub(in super::super) fn http_service(
         http2_options(http2, &mut limits)?;
     }
     let upgrades = upgrades(&mut manager)?;
-    let client_certificate = client_certificate(&mut manager)?;
+    let client_certificate = client_certificate(&mut manager, ours)?;
     let path = path_rules(&mut manager)?;
     let forwarded = forwarded(&mut manager, ours);
     let host_port = host_port(&mut manager, ours)?;
@@ -168,10 +168,17 @@ fn upgrades(manager: &mut Reader<'_>) -> Result<Upgrades, Refused> {
     Ok(upgrades)
 }
 
-fn client_certificate(manager: &mut Reader<'_>) -> Result<ClientCertificateDetails, Refused> {
+fn client_certificate(
+    manager: &mut Reader<'_>,
+    ours: &OurHttp,
+) -> Result<ClientCertificateDetails, Refused> {
     match manager.choice("forward_client_cert_details").as_str() {
+        "SANITIZE" if ours.certificate.is_some() => {
+            let reason = "the chain's metadata wants the certificate told: SANITIZE_SET does that";
+            Err(manager.refuse("forward_client_cert_details", reason))
+        }
         "SANITIZE" => Ok(ClientCertificateDetails::Nothing),
-        "SANITIZE_SET" => Ok(ClientCertificateDetails::FromProof),
+        "SANITIZE_SET" => Ok(ours.certificate.unwrap_or(ClientCertificateDetails::FromProof)),
         other => Err(manager.refuse(
             "forward_client_cert_details",
             format!("{other} would let a client claim an identity; SANITIZE and SANITIZE_SET are supported"),
@@ -312,7 +319,7 @@ pub(in super::super) fn http_service_json(http: &HttpService) -> Value {
     };
     let details = match http.client_certificate {
         ClientCertificateDetails::Nothing => "SANITIZE",
-        ClientCertificateDetails::FromProof => "SANITIZE_SET",
+        ClientCertificateDetails::FromProof | ClientCertificateDetails::Whole => "SANITIZE_SET",
     };
     let mut fields = json!({
         "stat_prefix": "http",

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use weft_model::{
-    DesyncMode, ForwardedFor, HostPort, HttpFilter, HttpLimits, HttpService, HttpTimeouts,
-    Underscores,
+    ClientCertificateDetails, DesyncMode, ForwardedFor, HostPort, HttpFilter, HttpLimits,
+    HttpService, HttpTimeouts, Underscores,
 };
 
 use super::super::{Reader, Refused};
@@ -23,7 +23,8 @@ const TARGET_LIMIT: &str = "target_limit_bytes";
 const FIELD_LIMIT: &str = "field_limit_bytes";
 const STALL: &str = "stall_timeout_ms";
 const TOKENS: &str = "jwt";
-const OURS: [&str; 9] = [
+const CERTIFICATE: &str = "client_certificate";
+const OURS: [&str; 10] = [
     DESYNC,
     FORWARDED_FOR,
     CLIENT_PORT,
@@ -33,6 +34,7 @@ const OURS: [&str; 9] = [
     FIELD_LIMIT,
     STALL,
     TOKENS,
+    CERTIFICATE,
 ];
 
 /// What a chain's metadata says of HTTP that Envoy has no field for.
@@ -47,6 +49,7 @@ pub(in super::super) struct OurHttp {
     pub(super) field_bytes: Option<usize>,
     pub(super) stall: Option<Duration>,
     pub(super) tokens: BTreeMap<String, OurProvider>,
+    pub(super) certificate: Option<ClientCertificateDetails>,
 }
 
 impl OurHttp {
@@ -89,6 +92,13 @@ impl OurHttp {
                     "allow is; headers_with_underscores_action says the rest",
                 ));
             }
+            CERTIFICATE if word == "whole" => {
+                self.certificate = Some(ClientCertificateDetails::Whole);
+            }
+            CERTIFICATE => {
+                let right = "whole is; forward_client_cert_details says the rest";
+                return Err(refuse(&value, right));
+            }
             CLIENT_PORT => self.client_port = value.flag("bool_value"),
             TARGET_LIMIT => self.target_bytes = Some(size(&mut value, field)?),
             FIELD_LIMIT => self.field_bytes = Some(size(&mut value, field)?),
@@ -126,6 +136,8 @@ pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> 
     add(CLIENT_PORT, http.forwarded.client_port, json!(true));
     add(HOST_PORT, http.host_port == HostPort::Canonical, json!("canonical"));
     add(UNDERSCORES, http.underscores == Underscores::Allow, json!("allow"));
+    let whole = http.client_certificate == ClientCertificateDetails::Whole;
+    add(CERTIFICATE, whole, json!("whole"));
     let target = http.limits.target_bytes;
     add(TARGET_LIMIT, target != limits.target_bytes, json!(target));
     let field = http.limits.field_bytes;

@@ -1,0 +1,222 @@
+//! What a certificate says, for people and for services: names as RFC 2253 has them, dates as ISO 8601.
+
+use std::fmt::Write as _;
+
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::der::{self, Element, Elements};
+use crate::peer::hex;
+
+/// What a certificate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateText {
+    /// The subject's name (RFC 2253).
+    pub subject: String,
+    /// The issuer's name (RFC 2253).
+    pub issuer: String,
+    /// The serial number in upper-case hex, without a zero byte that only keeps it positive.
+    pub serial: String,
+    /// From when it is good, such as `2026-01-31T00:00:00Z`.
+    pub not_before: String,
+    /// Until when it is good.
+    pub not_after: String,
+}
+
+impl CertificateText {
+    /// Of a certificate; none when it cannot be read. It need not be a good one.
+    #[must_use]
+    pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        const VERSION: u8 = 0xa0;
+        let mut outer = Elements(Elements(certificate).expect(der::SEQUENCE)?.content);
+        let mut fields = Elements(outer.expect(der::SEQUENCE)?.content);
+        fields.optional(VERSION);
+        let serial = fields.expect(der::INTEGER)?.content;
+        fields.expect(der::SEQUENCE)?;
+        let issuer = name(fields.expect(der::SEQUENCE)?.content)?;
+        let mut validity = Elements(fields.expect(der::SEQUENCE)?.content);
+        let (not_before, not_after) = (date(validity.any()?)?, date(validity.any()?)?);
+        let subject = name(fields.expect(der::SEQUENCE)?.content)?;
+        Some(Self { subject, issuer, serial: serial_hex(serial), not_before, not_after })
+    }
+}
+
+/// A serial number in upper-case hex, an even number of digits.
+pub(crate) fn serial_hex(serial: &[u8]) -> String {
+    match serial {
+        [0, digits @ ..] if !digits.is_empty() => hex(digits).to_uppercase(),
+        digits => hex(digits).to_uppercase(),
+    }
+}
+
+fn date(element: Element<'_>) -> Option<String> {
+    let seconds = i64::try_from(der::time(element)?).ok()?;
+    OffsetDateTime::from_unix_timestamp(seconds).ok()?.format(&Rfc3339).ok()
+}
+
+/// A name (RFC 2253, section 2): the last part first.
+fn name(content: &[u8]) -> Option<String> {
+    const SET: u8 = 0x31;
+    let mut sets = Elements(content);
+    let mut parts = Vec::new();
+    while !sets.is_empty() {
+        let mut attributes = Elements(sets.expect(SET)?.content);
+        let mut values = Vec::new();
+        while !attributes.is_empty() {
+            values.push(attribute(attributes.expect(der::SEQUENCE)?)?);
+        }
+        parts.push(values.join("+"));
+    }
+    parts.reverse();
+    Some(parts.join(","))
+}
+
+fn attribute(attribute: Element<'_>) -> Option<String> {
+    let mut fields = Elements(attribute.content);
+    let id = fields.expect(der::OBJECT_IDENTIFIER)?.content;
+    let value = fields.any()?;
+    match (short(id), text(value)) {
+        (Some(short), Some(text)) => Some(format!("{short}={}", escaped(&text))),
+        // Section 2.4: what has no text, or no short name, is told as it is encoded.
+        _ => Some(format!("{}=#{}", dotted(id)?, hex(value.whole))),
+    }
+}
+
+fn short(id: &[u8]) -> Option<&'static str> {
+    Some(match id {
+        [0x55, 4, 3] => "CN",
+        [0x55, 4, 6] => "C",
+        [0x55, 4, 7] => "L",
+        [0x55, 4, 8] => "ST",
+        [0x55, 4, 9] => "STREET",
+        [0x55, 4, 10] => "O",
+        [0x55, 4, 11] => "OU",
+        [9, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 1] => "UID",
+        [9, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 25] => "DC",
+        _ => return None,
+    })
+}
+
+fn text(value: Element<'_>) -> Option<String> {
+    const UTF8: u8 = 0x0c;
+    const PRINTABLE: u8 = 0x13;
+    const TELETEX: u8 = 0x14;
+    const IA5: u8 = 0x16;
+    const BMP: u8 = 0x1e;
+    match value.tag {
+        UTF8 => String::from_utf8(value.content.to_vec()).ok(),
+        PRINTABLE | IA5 if value.content.is_ascii() => {
+            String::from_utf8(value.content.to_vec()).ok()
+        }
+        TELETEX => Some(value.content.iter().map(|byte| char::from(*byte)).collect()),
+        BMP => {
+            let units = value.content.chunks(2).map(|pair| match pair {
+                [high, low] => Some(u16::from_be_bytes([*high, *low])),
+                _ => None,
+            });
+            String::from_utf16(&units.collect::<Option<Vec<_>>>()?).ok()
+        }
+        _ => None,
+    }
+}
+
+/// Section 2.4, and every byte that is no printable ASCII as `\XX`, so that it fits into a field of HTTP.
+fn escaped(text: &str) -> String {
+    let last = text.len().saturating_sub(1);
+    let mut out = String::with_capacity(text.len());
+    for (at, byte) in text.bytes().enumerate() {
+        let is_edge = at == 0 || at == last;
+        match byte {
+            b',' | b'+' | b'"' | b'\\' | b'<' | b'>' | b';' => {
+                out.push('\\');
+                out.push(char::from(byte));
+            }
+            b'#' if at == 0 => out.push_str("\\#"),
+            b' ' if is_edge => out.push_str("\\ "),
+            0x20..=0x7e => out.push(char::from(byte)),
+            other => {
+                // A text takes whatever is written to it.
+                let _infallible = write!(out, "\\{other:02X}");
+            }
+        }
+    }
+    out
+}
+
+/// An object identifier with dots (X.690, section 8.19).
+fn dotted(id: &[u8]) -> Option<String> {
+    let mut arcs: Vec<u64> = Vec::new();
+    let mut arc: u64 = 0;
+    for byte in id {
+        arc = arc.checked_mul(128)?.checked_add(u64::from(byte & 0x7f))?;
+        if byte & 0x80 == 0 {
+            if arcs.is_empty() {
+                let first = (arc / 40).min(2);
+                arcs.extend([first, arc - first * 40]);
+            } else {
+                arcs.push(arc);
+            }
+            arc = 0;
+        }
+    }
+    let arcs: Vec<String> = arcs.iter().map(ToString::to_string).collect();
+    Some(arcs.join("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair};
+
+    use super::*;
+
+    fn subject(parts: &[(DnType, DnValue)]) -> String {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        for (kind, value) in parts {
+            params.distinguished_name.push(kind.clone(), value.clone());
+        }
+        params.serial_number = Some(vec![0x00, 0xa5, 0xb1].into());
+        params.not_before = rcgen::date_time_ymd(2023, 9, 21);
+        params.not_after = rcgen::date_time_ymd(2050, 9, 20);
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let text = CertificateText::of(certificate.der()).unwrap();
+        assert_eq!(text.serial, "A5B1");
+        assert_eq!(
+            (text.not_before.as_str(), text.not_after.as_str()),
+            ("2023-09-21T00:00:00Z", "2050-09-20T00:00:00Z")
+        );
+        assert_eq!(text.issuer, text.subject);
+        text.subject
+    }
+
+    #[test]
+    fn names_are_as_rfc_2253_has_them() {
+        let utf8 = |text: &str| DnValue::Utf8String(text.into());
+        let printable = |text: &str| DnValue::PrintableString(text.try_into().unwrap());
+        let example = [
+            (DnType::CountryName, printable("US")),
+            (DnType::StateOrProvinceName, utf8("Washington")),
+            (DnType::LocalityName, utf8("Seattle")),
+            (DnType::OrganizationName, utf8("mTLS")),
+            (DnType::OrganizationalUnitName, utf8("rootCA")),
+            (DnType::CommonName, utf8("rootcamtls.com")),
+        ];
+        assert_eq!(
+            subject(&example),
+            "CN=rootcamtls.com,OU=rootCA,O=mTLS,L=Seattle,ST=Washington,C=US"
+        );
+        let check = |text: &str, expected: &str| {
+            assert_eq!(subject(&[(DnType::CommonName, utf8(text))]), format!("CN={expected}"));
+        };
+        check("a,b+c\"d\\e<f>g;h=i", "a\\,b\\+c\\\"d\\\\e\\<f\\>g\\;h=i");
+        check(" # a# ", "\\ # a#\\ ");
+        check("#a", "\\#a");
+        check("Lučić\n", "Lu\\C4\\8Di\\C4\\87\\0A");
+        let serial = DnType::CustomDnType(vec![2, 5, 4, 5]);
+        assert_eq!(subject(&[(serial, printable("7"))]), "2.5.4.5=#130137");
+        let own = DnType::CustomDnType(vec![1, 3, 6, 1, 4, 1, 311, 1]);
+        assert_eq!(subject(&[(own, utf8("x"))]), "1.3.6.1.4.1.311.1=#0c0178");
+        assert_eq!(subject(&[]), "");
+    }
+}

@@ -1,0 +1,134 @@
+//! What a handshake leaves behind: a line, a counter, an alert, and what the service is told.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at what it did not expect"
+)]
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use weft_integration::alone::{Alone, Speaks, Wanted};
+use weft_integration::authority::{Holder, Signer};
+use weft_integration::backend::Backend;
+use weft_integration::bootstrap::verify_mode;
+use weft_integration::curl::Curl;
+use weft_integration::mesh_pki::{Identity, MeshPki, OtherHands, text};
+use weft_integration::process::run;
+use weft_integration::tls_caller::{TlsCaller, caller, caller_of};
+
+fn start(root: &std::path::Path, lists: &std::path::Path, server: &Identity, ours: Value) -> Alone {
+    let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
+    wanted.tls = Some(verify_mode(server, root, lists));
+    wanted.ours = ours;
+    wanted.with("forward_client_cert_details", json!("SANITIZE_SET")).start()
+}
+
+fn ask(alone: &Alone, client: Option<&Identity>) -> (u16, String) {
+    let mut arguments = vec!["--insecure", "--http1.1"];
+    if let Some(client) = client {
+        arguments.extend(["--cert", text(&client.certificate), "--key", text(&client.key)]);
+    }
+    let answer = Curl::to(format!("https://127.0.0.1:{}/", alone.port)).with(&arguments).run();
+    (answer.status, answer.text())
+}
+
+#[test]
+fn each_handshake_leaves_a_line_with_its_reason_and_is_counted() {
+    let hands = OtherHands::create();
+    let alone = start(&hands.root(), &hands.revocations(), &hands.identity("good"), json!({}));
+    let check = |client: Option<&Identity>, status: &str| {
+        let (answered, _) = ask(&alone, client);
+        assert_eq!(answered == 200, status == "Success", "{status}");
+        // Whoever only looks whether somebody listens leaves a line as well.
+        let line = alone.access_line(&format!("\"tls_verify_status\":\"{status}\""));
+        assert!(line["conn_trace_id"].as_str().unwrap().starts_with("TID_"), "{line}");
+        line
+    };
+    let unmapped = "weft_sidecar_clients_refused_total{reason=\"UnmappedConnectionError\"}";
+    let before = alone.metric(unmapped);
+    let line = check(Some(&hands.identity("good")), "Success");
+    assert_eq!(line["tls_protocol"], "TLSv1_3", "{line}");
+    let group = line["tls_keyexchange"].as_str().unwrap();
+    assert!(group.contains("X25519"), "{line}");
+    assert!(line["leaf_client_cert_validity"].as_str().unwrap().starts_with("NotBefore=20"));
+    let request = alone.access_line("\"kind\":\"http\"");
+    assert_eq!(request["conn_trace_id"], line["conn_trace_id"]);
+
+    let line = check(Some(&hands.identity("expired")), "Failed:ClientCertExpired");
+    assert!(line["leaf_client_cert_subject"].is_string(), "{line}");
+    check(Some(&hands.identity("revoked")), "Failed:ClientCertCrlHit");
+    let others = MeshPki::create();
+    check(Some(&others.issue("web")), "Failed:ClientCertUntrusted");
+    check(None, "Failed:UnmappedConnectionError");
+    for word in ["ClientCertExpired", "ClientCertCrlHit", "ClientCertUntrusted"] {
+        let name = format!("weft_sidecar_clients_refused_total{{reason=\"{word}\"}}");
+        assert_eq!(alone.metric(&name), 1, "{word}");
+    }
+    assert_eq!(alone.metric(unmapped), before + 1);
+    assert_eq!(alone.metric("weft_sidecar_handshakes_failed_total"), before + 4);
+}
+
+#[test]
+fn a_service_is_told_the_whole_certificate_where_that_is_wanted() {
+    let hands = OtherHands::create();
+    let client = hands.identity("good");
+    let whole = json!({"client_certificate": "whole"});
+    let alone = start(&hands.root(), &hands.revocations(), &client, whole);
+    let (status, head) = ask(&alone, Some(&client));
+    assert_eq!(status, 200);
+    let told = |name: &str| {
+        let line = head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        line.unwrap_or_else(|| panic!("{name} in {head}")).to_owned()
+    };
+    let openssl = |arguments: &[&str]| {
+        let mut command = Command::new("openssl");
+        command.args(["x509", "-noout", "-in", text(&client.certificate)]).args(arguments);
+        let said = run(&mut command);
+        said.trim().split_once('=').unwrap().1.to_owned()
+    };
+    let by_name = ["-nameopt", "RFC2253"];
+    assert_eq!(
+        told("x-amzn-mtls-clientcert-subject"),
+        openssl(&[&["-subject"][..], &by_name].concat())
+    );
+    assert_eq!(
+        told("x-amzn-mtls-clientcert-issuer"),
+        openssl(&[&["-issuer"][..], &by_name].concat())
+    );
+    assert_eq!(told("x-amzn-mtls-clientcert-serial-number"), openssl(&["-serial"]));
+    let dates = |option| openssl(&[option, "-dateopt", "iso_8601"]).replace(' ', "T");
+    let validity = format!("NotBefore={};NotAfter={}", dates("-startdate"), dates("-enddate"));
+    assert_eq!(told("x-amzn-mtls-clientcert-validity"), validity);
+    let leaf = told("x-amzn-mtls-clientcert-leaf").replace("%20", " ").replace("%0A", "\n");
+    let chain = std::fs::read_to_string(&client.certificate).unwrap();
+    assert!(chain.replace('\r', "").starts_with(&leaf), "{leaf}");
+    let plain = start(&hands.root(), &hands.revocations(), &client, json!({}));
+    let (_, head) = ask(&plain, Some(&client));
+    assert!(!head.contains("clientcert-leaf") && head.contains("clientcert-serial-number"));
+}
+
+#[test]
+fn a_client_is_told_by_an_alert_why_it_is_not_let_in() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let (signer, stranger) = (Signer::create(), Signer::create());
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let alone = start(&signer.root(), &signer.revocations(), &server, json!({}));
+    let holder = signer.sign("web", DAY);
+    let alert = |config| {
+        let mut caller = TlsCaller::connect(alone.port, &config);
+        caller.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        caller.alert()
+    };
+    let as_holder = |holder: &Holder| caller(&signer, holder, "server", "http/1.1");
+    assert_eq!(alert(as_holder(&holder)), None);
+    let foreign = caller_of(signer.roots(), &stranger.sign("web", DAY), "server", "http/1.1");
+    assert_eq!(alert(foreign).as_deref(), Some("CertificateUnknown"));
+    signer.revoke(&[&holder.serial]);
+    weft_integration::wait::eventually("the list is in force", || {
+        (alone.metric("weft_sidecar_revoked_certificates") == 1).then_some(())
+    });
+    assert_eq!(alert(as_holder(&holder)).as_deref(), Some("CertificateRevoked"));
+}

@@ -1,0 +1,155 @@
+//! The handshake with a client, as far as it is told: in time, counted, and with a line of its own.
+
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use weft_certs::VerifiedPeer;
+use weft_certs::fault::{self, PeerFault};
+
+use super::{Alpn, acceptor};
+use crate::plan::Tls;
+use crate::record::HandshakeRecord;
+use crate::stream::Stream;
+use crate::worker::{Worker, now, unix_ms};
+
+/// A connection, secured where that is asked for.
+pub(crate) struct Secure {
+    pub(crate) stream: Stream,
+    pub(crate) alpn: Alpn,
+    pub(crate) peer: Option<VerifiedPeer>,
+    /// How lines name the connection.
+    pub(crate) trace: Option<Box<str>>,
+}
+
+/// What is told of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct About {
+    pub(crate) client: SocketAddr,
+    /// The port that the client aimed at.
+    pub(crate) port: u16,
+    /// Whether its handshake leaves a line.
+    pub(crate) is_logged: bool,
+}
+
+/// Does the handshake where the chain asks for one. None when the client was refused.
+pub(crate) async fn secure(
+    tls: &Tls,
+    stream: TcpStream,
+    about: About,
+    worker: &Worker,
+) -> Option<Secure> {
+    let server = match tls {
+        Tls::None => {
+            let stream = Stream::Plain(stream);
+            return Some(Secure { stream, alpn: Alpn::None, peer: None, trace: None });
+        }
+        Tls::Terminate(server) => server.clone(),
+        Tls::Broken => return None,
+    };
+    let begun = now();
+    // What each stage needs for itself is apart, so that a connection that waits does not carry it.
+    let handshake = Box::pin(acceptor::accept(server, stream, worker));
+    let done = tokio::time::timeout(worker.shared.limits.handshake, handshake).await;
+    let took = now() - begun;
+    match done {
+        Ok(Ok(accepted)) => {
+            worker.metrics.handshakes.increment();
+            if accepted.resumed {
+                worker.metrics.handshakes_resumed.increment();
+            }
+            let trace = about.is_logged.then(|| tell_success(&accepted, about, took, worker));
+            let acceptor::Accepted { stream, alpn, peer, .. } = accepted;
+            Some(Secure { stream, alpn, peer, trace })
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(client = %about.client, %error, "a handshake was refused");
+            tell_failure(&error, about, took, worker);
+            None
+        }
+        Err(_) => {
+            let late = io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long");
+            tell_failure(&late, about, took, worker);
+            None
+        }
+    }
+}
+
+/// Leaves a line, and gives the name of the connection in it.
+fn tell_success(
+    accepted: &acceptor::Accepted,
+    about: About,
+    took: Duration,
+    worker: &Worker,
+) -> Box<str> {
+    let session = accepted.stream.session();
+    let group = session.and_then(|s| s.negotiated_key_exchange_group());
+    let peer = accepted.peer.as_ref().and_then(VerifiedPeer::identity);
+    let record = HandshakeRecord {
+        tls_protocol: session.and_then(|s| s.protocol_version()).and_then(|v| v.as_str()),
+        tls_cipher: session
+            .and_then(|s| s.negotiated_cipher_suite())
+            .and_then(|suite| suite.suite().as_str().map(str::to_owned)),
+        tls_keyexchange: group.map(|group| format!("{:?}", group.name())),
+        resumed: accepted.resumed,
+        peer: peer.map(ToString::to_string),
+        tls_verify_status: "Success".into(),
+        ..record(about, took)
+    };
+    let record = record.with_certificate(accepted.stream.certificate());
+    worker.access.line(&record);
+    record.conn_trace_id.into()
+}
+
+fn tell_failure(error: &io::Error, about: About, took: Duration, worker: &Worker) {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    let (fault, detail) = match cause {
+        Some(cause) => fault::last(cause),
+        None if error.kind() == io::ErrorKind::FileTooLarge => (PeerFault::MaxSizeExceeded, ""),
+        None => (PeerFault::Unmapped, ""),
+    };
+    worker.metrics.refuse_client(fault);
+    // Of somebody else, where no certificate was the cause.
+    let certificate = fault::shown().filter(|_| fault != PeerFault::Unmapped);
+    if !about.is_logged {
+        return;
+    }
+    let detail = if detail.is_empty() { error.to_string() } else { detail.to_owned() };
+    let record = HandshakeRecord {
+        tls_verify_status: format!("Failed:{fault}"),
+        detail: Some(detail),
+        ..record(about, took)
+    };
+    worker.access.line(&record.with_certificate(certificate.as_ref()));
+}
+
+fn record(about: About, took: Duration) -> HandshakeRecord {
+    HandshakeRecord {
+        kind: "tls",
+        time_ms: unix_ms(),
+        client: about.client,
+        listener_port: about.port,
+        tls_protocol: None,
+        tls_cipher: None,
+        tls_keyexchange: None,
+        tls_handshake_latency_us: took.as_micros(),
+        resumed: false,
+        peer: None,
+        leaf_client_cert_subject: None,
+        leaf_client_cert_validity: None,
+        leaf_client_cert_serial_number: None,
+        tls_verify_status: String::new(),
+        detail: None,
+        conn_trace_id: trace(),
+    }
+}
+
+/// A name for a connection, as AWS' log has them.
+fn trace() -> String {
+    let mut trace = String::from("TID_");
+    // A text takes whatever is written to it.
+    let _infallible = write!(trace, "{:032x}", fastrand::u128(..));
+    trace
+}
