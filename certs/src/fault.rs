@@ -143,6 +143,10 @@ pub fn last(error: &Error) -> (PeerFault, &'static str) {
         Error::InvalidCertificate(CertificateError::NotValidForName) => {
             (PeerFault::Rejected, "it has not the name that it was called by")
         }
+        // Of the handshake itself: no verifier of ours says so.
+        Error::InvalidCertificate(CertificateError::BadSignature) => {
+            (PeerFault::Untrusted, "it has not the key of its certificate")
+        }
         Error::InvalidCertificate(_) => last.unwrap_or((PeerFault::Invalid, "")),
         _ => (PeerFault::Unmapped, ""),
     }

@@ -66,10 +66,15 @@ impl Proof {
             let (on_the_way, others) = above.into_iter().partition(|known| known.subject == name);
             above = others;
             let on_the_way: Vec<Fields<'_>> = on_the_way;
-            for known in on_the_way.into_iter().filter(|known| known.issuer != name) {
+            for known in on_the_way.into_iter().filter(|known| !known.is_root(trust)) {
                 links.push(known.id());
                 ends = ends.min(known.ends);
-                below.push(known);
+                // With a new key an authority may vouch for its own name; above it is the same name again.
+                if known.issuer != name {
+                    below.push(known);
+                } else {
+                    links.extend(roots_above(&known, trust));
+                }
             }
         }
         links.sort_unstable();
@@ -140,7 +145,14 @@ struct Fields<'a> {
     serial: &'a [u8],
     issuer: &'a [u8],
     subject: &'a [u8],
+    /// `SubjectPublicKeyInfo`.
+    key: &'a [u8],
     ends: u64,
+}
+
+/// The `SubjectPublicKeyInfo` of a certificate; none when it cannot be read.
+pub(crate) fn public_key(certificate: &[u8]) -> Option<&[u8]> {
+    Fields::read(certificate).map(|fields| fields.key)
 }
 
 impl<'a> Fields<'a> {
@@ -156,7 +168,16 @@ impl<'a> Fields<'a> {
         validity.any()?;
         let ends = der::time(validity.any()?)?;
         let subject = fields.expect(der::SEQUENCE)?.content;
-        Some(Self { whole: certificate, serial, issuer, subject, ends })
+        let key = fields.expect(der::SEQUENCE)?.whole;
+        Some(Self { whole: certificate, serial, issuer, subject, key, ends })
+    }
+
+    fn is_root(&self, trust: &TrustStore) -> bool {
+        let is_it = |root: &TrustAnchor<'_>| {
+            root.subject.as_ref() == self.subject
+                && der::sequence(&root.subject_public_key_info) == self.key
+        };
+        trust.anchors().iter().any(is_it)
     }
 
     fn id(&self) -> LinkId {

@@ -67,6 +67,9 @@ pub enum TrustError {
     /// There is no root, so nobody could be trusted.
     #[error("there is no root certificate")]
     NoRoots,
+    /// There is no revocation list where some should be.
+    #[error("there is no revocation list in it; leave crl out, or set mode off, to do without")]
+    NoLists,
     /// A list cannot be used.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Revocations(Vec<CrlError>),
@@ -105,7 +108,7 @@ impl TrustStore {
         let mut domains = Vec::new();
         for certificate in &certificates {
             roots.add(certificate.clone()).map_err(|error| TrustError::Roots(error.to_string()))?;
-            domains.push(domain(certificate));
+            domains.push(domain(certificate).map_err(|reason| TrustError::Roots(reason.into()))?);
         }
         if roots.is_empty() {
             return Err(TrustError::NoRoots);
@@ -116,6 +119,10 @@ impl TrustStore {
             .map(|bytes| CrlIndex::load(bytes, &certificates, held, &policy, now).map(Arc::new))
             .transpose()
             .map_err(TrustError::Revocations)?;
+        if revocations.as_ref().is_some_and(|lists| lists.is_empty()) {
+            // It may be half written. Who wants no lists says so.
+            return Err(TrustError::NoLists);
+        }
         let standing = Standing::after(previous);
         Ok(Self { standing, roots, domains, revocations, names, policy })
     }
@@ -202,16 +209,13 @@ impl TrustStore {
         self.domains.get(at)?.as_deref()
     }
 
-    /// How many certificates a peer may show.
-    pub(crate) fn chain_limit(&self) -> usize {
-        self.policy.chain_limit
-    }
-
     pub(crate) fn hints(&self) -> Vec<DistinguishedName> {
         self.roots.subjects()
     }
 
-    pub(crate) fn names(&self) -> &[StringMatch] {
+    /// The names of which a peer must have one; empty: any.
+    #[must_use]
+    pub fn names(&self) -> &[StringMatch] {
         &self.names
     }
 
@@ -223,9 +227,11 @@ impl TrustStore {
 }
 
 /// The trust domain of a root that names it (X.509-SVID, section 3.2).
-fn domain(root: &CertificateDer<'_>) -> Option<String> {
-    let names = webpki::EndEntityCert::try_from(root).ok();
-    let names = names.as_ref()?.valid_uri_names().collect::<Vec<_>>();
-    let id = form::identity(names.into_iter()).ok()??;
-    Some(id.trust_domain().to_owned())
+fn domain(root: &CertificateDer<'_>) -> Result<Option<String>, &'static str> {
+    let Ok(names) = webpki::EndEntityCert::try_from(root) else {
+        // An older form, which can have no such name.
+        return Ok(None);
+    };
+    let id = form::identity(names.valid_uri_names())?;
+    Ok(id.map(|id| id.trust_domain().to_owned()))
 }

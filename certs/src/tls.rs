@@ -25,6 +25,15 @@ use crate::verify::Verifier;
 #[derive(Debug, Clone)]
 pub struct Identity(Arc<CertifiedKey>);
 
+impl PartialEq for Identity {
+    /// Whether it is the very same, and not only the same certificate.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Identity {}
+
 /// Why an identity or a configuration cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {

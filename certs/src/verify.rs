@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use weft_model::{SpiffeId, StringMatch};
 
 use crate::fault::{self, PeerFault};
-use crate::{Asked, Revocation, Role, TrustStore, form};
+use crate::{Asked, Revocation, Role, TrustStore, der, form, proof};
 
 pub(crate) static ALGORITHMS: std::sync::LazyLock<WebPkiSupportedAlgorithms> =
     std::sync::LazyLock::new(|| {
@@ -31,6 +31,9 @@ pub(crate) struct Verifier {
     hints: Vec<DistinguishedName>,
     mandatory: bool,
 }
+
+/// How many certificates beside its own a peer may show, whether or not they are on its path.
+const SHOWN_LIMIT: usize = 16;
 
 impl Verifier {
     pub(crate) fn new(trust: Arc<TrustStore>, names: Vec<StringMatch>, mandatory: bool) -> Self {
@@ -64,7 +67,7 @@ impl Verifier {
         now: UnixTime,
         usage: webpki::KeyUsage,
     ) -> Result<webpki::EndEntityCert<'a>, Error> {
-        if intermediates.len() >= self.trust.chain_limit() {
+        if intermediates.len() > SHOWN_LIMIT {
             return Err(
                 PeerFault::MaxChainDepthExceeded.refuse("it shows a chain that is too long")
             );
@@ -106,9 +109,14 @@ impl Verifier {
         identity: Option<&SpiffeId>,
         now: UnixTime,
     ) -> Result<(), (PeerFault, &'static str)> {
+        let mut depth = 1;
         for authority in path.intermediate_certificates() {
             form::check_authority(&authority.der())
                 .map_err(|detail| (PeerFault::Invalid, detail))?;
+            depth += 1;
+        }
+        if depth > self.trust.policy().depth_limit {
+            return Err((PeerFault::MaxChainDepthExceeded, "its chain is too long"));
         }
         let domain = self.trust.domain_of(path.anchor());
         if let (Some(domain), Some(identity)) = (domain, identity)
@@ -125,10 +133,16 @@ impl Verifier {
         path: &webpki::VerifiedPath<'_>,
         now: UnixTime,
     ) -> Result<(), (PeerFault, &'static str)> {
-        let check = |certificate: &webpki::Cert<'_>, role| {
+        let above: Vec<CertificateDer<'_>> =
+            path.intermediate_certificates().map(|certificate| certificate.der()).collect();
+        let root = der::sequence(&path.anchor().subject_public_key_info);
+        let mut keys =
+            above.iter().map(|issuer| proof::public_key(issuer)).chain([Some(root.as_slice())]);
+        let mut check = |certificate: &webpki::Cert<'_>, role| {
             let whole = certificate.der();
             let (issuer, serial) = (certificate.issuer(), certificate.serial());
-            let asked = Asked { issuer, serial, role, certificate: &whole };
+            let issuer_key = keys.next().flatten();
+            let asked = Asked { issuer, issuer_key, serial, role, certificate: &whole };
             self.trust.admits(&asked, now).map_err(|status| match status {
                 Revocation::Expired => {
                     (PeerFault::CrlProcessingError, "its revocation list has expired")

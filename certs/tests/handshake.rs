@@ -28,7 +28,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use weft_certs::fault::PeerFault;
 use weft_certs::request::{self, CheckedRequest};
 use weft_certs::tls::{self, ClientAuthentication, Identity};
-use weft_certs::{Authority, Revoked, TrustStore, VerifiedPeer};
+use weft_certs::{Authority, Revoked, TrustError, TrustStore, VerifiedPeer};
 use weft_model::{OnExpired, RevocationMode, RevocationPolicy, SpiffeId, StringMatch};
 
 const OTHER: &str = "spiffe://mesh.test/ns/a/sa/other";
@@ -350,7 +350,6 @@ fn what_the_lists_do_not_say_is_refused_unless_the_policy_names_it() {
     check(Some(&fresh), Some(&fresh), ["", "", "", ""]);
     check(None, Some(&fresh), [UNKNOWN, "", UNKNOWN, ""]);
     check(Some(&fresh), None, [UNKNOWN, "", UNKNOWN, ""]);
-    check(None, None, [UNKNOWN, "", UNKNOWN, ""]);
     check(Some(&expired), Some(&fresh), [EXPIRED, EXPIRED, "", ""]);
     check(Some(&fresh), Some(&expired), [EXPIRED, EXPIRED, "", ""]);
     check(Some(&expired), None, [EXPIRED, EXPIRED, UNKNOWN, ""]);
@@ -361,6 +360,17 @@ fn what_the_lists_do_not_say_is_refused_unless_the_policy_names_it() {
     check(Some(&over(naming(1000))), Some(&fresh), [REVOKED; 4]);
     check(Some(&fresh), Some(&over(naming(50))), [REVOKED; 4]);
     check(None, Some(&naming(50)), [UNKNOWN, REVOKED, UNKNOWN, REVOKED]);
+}
+
+#[test]
+fn where_lists_should_be_there_must_be_one() {
+    let world = World::new();
+    let roots = world.root.pem();
+    for nothing in ["", "# none today\n", &world.below.pem()] {
+        let built =
+            TrustStore::load(roots.as_bytes(), Some(nothing.as_bytes()), Vec::new(), None, unix(0));
+        assert_eq!(built.map(drop), Err(TrustError::NoLists), "{nothing:?}");
+    }
 }
 
 #[test]

@@ -38,7 +38,10 @@ fn status(index: &CrlIndex, ca: &Ca, serial: u64) -> Revocation {
 
 fn status_of(index: &CrlIndex, ca: &Ca, serial: &[u8], role: Role, now: UnixTime) -> Revocation {
     let anchor = webpki::anchor_from_trusted_cert(ca.der()).unwrap();
-    index.status(&Asked { issuer: &anchor.subject, serial, role, certificate: &[] }, now)
+    index.status(
+        &Asked { issuer: &anchor.subject, issuer_key: None, serial, role, certificate: &[] },
+        now,
+    )
 }
 
 fn set(lists: &[Vec<u8>]) -> String {
@@ -75,7 +78,10 @@ fn the_lists_of_our_own_authority_speak_for_its_root_and_its_intermediate() {
     let (root, below) = (name(&root), name(&below));
     let check = |issuer, serial: &[u8], role, expected| {
         assert_eq!(
-            index.status(&Asked { issuer, serial, role, certificate: &[] }, unix(0)),
+            index.status(
+                &Asked { issuer, issuer_key: None, serial, role, certificate: &[] },
+                unix(0)
+            ),
             expected
         );
     };
@@ -550,8 +556,13 @@ fn a_list_of_a_part_speaks_of_the_certificates_that_name_it() {
     let check = |points: &[Vec<u8>], expected| {
         let leaf = at_points(&ca, points);
         let serial = [9];
-        let asked =
-            Asked { issuer: &issuer, serial: &serial, role: Role::Leaf, certificate: &leaf };
+        let asked = Asked {
+            issuer: &issuer,
+            issuer_key: None,
+            serial: &serial,
+            role: Role::Leaf,
+            certificate: &leaf,
+        };
         assert_eq!(index.status(&asked, unix(0)), expected, "{points:x?}");
     };
     let named = |uris: &[&str]| {

@@ -37,7 +37,10 @@ fn suite(name: &str) -> Option<PathBuf> {
 
 fn status(index: &CrlIndex, leaf: &webpki::EndEntityCert<'_>) -> Revocation {
     let (issuer, serial, certificate) = (leaf.issuer(), leaf.serial(), leaf.der());
-    index.status(&Asked { issuer, serial, role: Role::Leaf, certificate: &certificate }, now())
+    index.status(
+        &Asked { issuer, issuer_key: None, serial, role: Role::Leaf, certificate: &certificate },
+        now(),
+    )
 }
 
 /// Source: rustls-webpki, `tests/crls`. None of them is signed by anybody here, so the good ones end

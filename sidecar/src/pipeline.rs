@@ -270,7 +270,7 @@ fn decide(
     };
     let unwanted = admit(head, has_body, &http.http, origin, connection.proved.as_ref());
     story.desync = head.desync;
-    let unwanted = unwanted?;
+    let mut unwanted = unwanted?;
 
     let sender = Sender {
         peer: connection.peer.as_ref(),
@@ -278,6 +278,9 @@ fn decide(
         destination_port: connection.destination.port(),
     };
     let tokens = http.tokens.as_ref();
+    if let Some(tokens) = tokens {
+        unwanted.add_told(tokens.told());
+    }
     let authenticated = authenticate(head, sender, tokens, wall_clock(), &worker.tokens)?;
     let authorized = authorize(authenticated, &http.rules)?;
     let routed: Routed<'_, '_> = route(authorized, http.routes.as_ref())?;

@@ -50,6 +50,7 @@ pub async fn run(
         }
         for due in wanted.iter().filter(|wanted| keys.is_due(&wanted.uri, now())) {
             if under_way.insert(due.uri.clone()) {
+                keys.began(&due.uri);
                 let due = due.clone();
                 fetches.spawn(async move {
                     let outcome = fetch(&due, mark).await;

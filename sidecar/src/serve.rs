@@ -123,6 +123,9 @@ async fn next_request(
             Ok(Some(Ok(()))) => {}
         }
     }
+    if connection.is_leaving() {
+        return Err(HeadError::Closed);
+    }
     let reading = read_request(reader, &settings.limits, settings.desync);
     tokio::time::timeout(settings.timeouts.head, reading)
         .await

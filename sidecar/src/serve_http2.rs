@@ -46,9 +46,7 @@ pub(crate) async fn serve(
         handshake = tokio::time::timeout(settings.timeouts.head, handshake) => handshake,
         reason = &mut over => return note_end(reason, &connection, worker),
     };
-    let Ok(Ok(mut streams)) = handshake else {
-        return;
-    };
+    let Ok(Ok(mut streams)) = handshake else { return };
     if window.is_none() {
         worker.metrics.windows_refused.increment();
         return dismiss(streams, h2::Reason::ENHANCE_YOUR_CALM).await;
@@ -77,8 +75,13 @@ pub(crate) async fn serve(
             }
         };
         match next {
-            Some(Ok((request, respond))) => {
+            Some(Ok((request, mut respond))) => {
                 watch.given();
+                if connection.is_leaving() {
+                    // It was not looked at, and may be sent again elsewhere (RFC 9113, section 8.7).
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    continue;
+                }
                 let (head, body) = http2::request(request, &settings.limits);
                 if head.as_ref().is_err_and(|refused| refused.denial == Denial::HeadTooLarge) {
                     oversized += 1;
@@ -86,8 +89,7 @@ pub(crate) async fn serve(
                         break h2::Reason::ENHANCE_YOUR_CALM;
                     }
                 }
-                let stream = OneStream { open: open.clone(), connection: connection.clone() };
-                open.set(open.get() + 1);
+                let stream = OneStream::begin(&open, &connection);
                 tokio::task::spawn_local(stream.serve(head, body, respond, worker.clone()));
                 left = left.map(|left| left.saturating_sub(1));
                 if left == Some(0) && !is_told {
@@ -200,6 +202,11 @@ impl Drop for OneStream {
 }
 
 impl OneStream {
+    fn begin(open: &Rc<Cell<usize>>, connection: &Rc<Connection>) -> Self {
+        open.set(open.get() + 1);
+        Self { open: open.clone(), connection: connection.clone() }
+    }
+
     async fn serve(
         self,
         head: Result<RequestHead, http2::Refused>,

@@ -24,6 +24,8 @@ use crate::metrics::Metrics;
 
 /// How long what goes on over a connection may last once its peer's certificate has ended.
 const LEAVE: Duration = Duration::from_secs(3600);
+/// How long a connection may last once nothing of the configuration says how its peer is checked.
+const GONE: Duration = Duration::from_secs(600);
 /// How many withdrawals a plan tells of. A worker that missed more than that many in a row ends everything
 /// that they could concern.
 const TOLD: usize = 64;
@@ -42,7 +44,8 @@ struct Withdrawal {
     line: u64,
     /// The first generation of the store that does not vouch for it.
     generation: u64,
-    links: Arc<Withdrawn>,
+    /// None: everything.
+    links: Option<Arc<Withdrawn>>,
     /// How long what has begun may last.
     drain: Duration,
 }
@@ -57,7 +60,17 @@ impl Withdrawals {
         let standing = store.standing();
         let (line, generation) = (standing.line, standing.generation);
         let drain = store.policy().drain;
-        let new = Withdrawal { line, generation, links: Arc::new(links), drain };
+        self.push(Withdrawal { line, generation, links: Some(Arc::new(links)), drain });
+    }
+
+    /// Adds all that a store vouched for by which nobody is checked any more.
+    pub(crate) fn add_all(&mut self, store: &TrustStore) {
+        let line = store.standing().line;
+        let drain = store.policy().drain.max(GONE);
+        self.push(Withdrawal { line, generation: u64::MAX, links: None, drain });
+    }
+
+    fn push(&mut self, new: Withdrawal) {
         let kept = self.latest.iter().skip((self.latest.len() + 1).saturating_sub(TOLD)).cloned();
         self.latest = kept.chain([new]).collect();
         self.count += 1;
@@ -66,13 +79,19 @@ impl Withdrawals {
     /// Whether a proof that a store of this line and generation accepted does not stand any more.
     fn end(&self, proof: &Proof, line: u64, generation: u64) -> bool {
         let mut later = self.latest.iter().filter(|w| w.line == line && w.generation > generation);
-        later.any(|withdrawal| withdrawal.links.ends(proof))
+        later.any(|withdrawal| withdrawal.ends(proof))
     }
 
     /// Those that came behind the first `seen`; none when they are not told any more.
     fn since(&self, seen: u64) -> Option<&[Withdrawal]> {
         let missed = usize::try_from(self.count.saturating_sub(seen)).unwrap_or(usize::MAX);
         self.latest.get(self.latest.len().checked_sub(missed)?..)
+    }
+}
+
+impl Withdrawal {
+    fn ends(&self, proof: &Proof) -> bool {
+        self.links.as_ref().is_none_or(|links| links.ends(proof))
     }
 }
 
@@ -226,7 +245,12 @@ impl Roll {
             Some(new) => {
                 let resting =
                     |w: &Withdrawal| self.resting_on(w).into_iter().zip(std::iter::repeat(w.drain));
-                new.iter().flat_map(resting).collect()
+                let mut ended = BTreeMap::new();
+                for (id, drain) in new.iter().flat_map(resting) {
+                    let shortest = ended.entry(id).or_insert(drain);
+                    *shortest = drain.min(*shortest);
+                }
+                ended
             }
             None => self.members.borrow().keys().map(|id| (*id, Duration::ZERO)).collect(),
         };
@@ -253,14 +277,15 @@ impl Roll {
 
     fn resting_on(&self, withdrawal: &Withdrawal) -> Vec<u64> {
         let (by_link, line) = (self.by_link.borrow(), withdrawal.line);
-        let links = &withdrawal.links;
-        if links.links().len() < by_link.len() {
+        if let Some(links) =
+            withdrawal.links.as_ref().filter(|all| all.links().len() < by_link.len())
+        {
             let held = links.links().filter_map(|link| by_link.get(&(line, *link)));
             return held.flatten().copied().collect();
         }
         // A whole list at once, say the first one: the connections are fewer.
         let members = self.members.borrow();
-        let gone = members.iter().filter(|(_, m)| m.line == line && links.ends(&m.proof));
+        let gone = members.iter().filter(|(_, m)| m.line == line && withdrawal.ends(&m.proof));
         gone.map(|(id, _)| *id).collect()
     }
 
@@ -288,8 +313,9 @@ impl Roll {
         member.leave();
         let mut by_end = self.by_end.borrow_mut();
         by_end.remove(&(member.due, id));
-        member.due = until;
-        by_end.insert((until, id));
+        // Who is leaving already gets no more time by this.
+        member.due = member.due.min(until);
+        by_end.insert((member.due, id));
     }
 }
 

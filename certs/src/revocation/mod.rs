@@ -50,6 +50,9 @@ pub enum Role {
 pub struct Asked<'a> {
     /// The content of its issuer's name, DER.
     pub issuer: &'a [u8],
+    /// Its issuer's `SubjectPublicKeyInfo`, DER: a list proves nothing good of what another key of the same
+    /// name has signed. None: the name alone counts.
+    pub issuer_key: Option<&'a [u8]>,
     /// Its serial number, two's complement, big-endian.
     pub serial: &'a [u8],
     /// The part that it plays.
@@ -235,6 +238,15 @@ impl CrlIndex {
 
     /// Puts the lists in force back where the ones that came are older.
     fn keep_newer_of(&mut self, previous: &Self) {
+        for (issuer, lists) in &previous.issuers {
+            let now = self.issuers.get(issuer).map_or(&[][..], Vec::as_slice);
+            let is_gone =
+                |held: &Arc<IssuerList>| !now.iter().any(|new| new.is_of_a_kind_with(held));
+            if lists.iter().any(is_gone) {
+                let warning = format!("a list of {} is not among those that came", name(issuer));
+                self.warnings.push(warning);
+            }
+        }
         for (issuer, lists) in &mut self.issuers {
             let in_force = previous.issuers.get(issuer).map_or(&[][..], Vec::as_slice);
             for list in lists {
@@ -268,7 +280,10 @@ impl CrlIndex {
         if lists.iter().any(|list| list.serials.contain(asked.serial)) {
             return Revocation::Revoked;
         }
-        let mut covering = lists.iter().filter(|list| list.scope.covers(asked)).peekable();
+        let is_own =
+            |list: &&Arc<IssuerList>| asked.issuer_key.is_none_or(|key| list.public_key == key);
+        let own = lists.iter().filter(is_own);
+        let mut covering = own.filter(|list| list.scope.covers(asked)).peekable();
         if covering.peek().is_none() {
             return Revocation::Unknown;
         }

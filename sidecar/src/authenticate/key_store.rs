@@ -72,6 +72,13 @@ impl KeyStore {
         })
     }
 
+    /// Says that a fetch has begun: what is wished from now on, it may not bring.
+    pub(crate) fn began(&self, uri: &str) {
+        if let Some(entry) = self.sets.get(uri) {
+            entry.wish.store(false, Relaxed);
+        }
+    }
+
     /// Takes the outcome of a fetch; whether what there is is another than before.
     pub(crate) fn fetched(
         &mut self,
@@ -87,7 +94,6 @@ impl KeyStore {
             failures: 0,
             wish: Wish::default(),
         });
-        entry.wish.store(false, Relaxed);
         entry.heard = now + ASKED_AGAIN;
         match outcome {
             Ok(FetchedSet { set, age }) => {
@@ -154,8 +160,15 @@ mod tests {
         wish.store(true, Relaxed);
         assert!(!store.is_due("u", at(9)));
         assert!(store.is_due("u", at(10)));
+        store.began("u");
         assert!(!store.fetched("u", good(None), LONGEST_AGE, at(10)), "it is the same set");
         assert!(!store.is_due("u", at(30)), "the wish was met");
+        // One that is wished while a fetch is under way is not.
+        store.began("u");
+        wish.store(true, Relaxed);
+        store.fetched("u", good(None), LONGEST_AGE, at(10));
+        assert!(store.is_due("u", at(20)));
+        store.began("u");
         wish.store(true, Relaxed);
         assert!(store.is_due("u", at(20)));
     }

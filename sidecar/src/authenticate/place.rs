@@ -66,16 +66,35 @@ fn prefixed(fields: &Fields, name: &str, prefix: &str) -> Found {
             None => Found::Other,
         };
         let before = std::mem::replace(&mut found, Found::Nothing);
-        found = before.and(one);
+        found = if before == Found::Nothing { one } else { Found::Several };
     });
     found
+}
+
+/// Whether a key of a query is this one, as a service reads it: percent-decoded, `+` for a blank.
+fn is_key(key: &str, name: &str) -> bool {
+    let mut bytes = key.bytes();
+    let mut decoded = Vec::with_capacity(key.len());
+    while let Some(byte) = bytes.next() {
+        let mut rest = bytes.clone();
+        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+        match (byte, digit(rest.next()), digit(rest.next())) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push(u8::try_from(high * 16 + low).unwrap_or_default());
+                bytes = rest;
+            }
+            (b'+', ..) => decoded.push(b' '),
+            _ => decoded.push(byte),
+        }
+    }
+    decoded.trim_ascii() == name.as_bytes()
 }
 
 fn parameter(head: &RequestHead, name: &str) -> Found {
     let query = head.target.split_once('?').map_or("", |(_, query)| query);
     let values = query.split('&').filter_map(|pair| pair.split_once('='));
     let values =
-        values.filter(|(key, _)| *key == name).map(|(_, value)| Found::One(value.to_owned()));
+        values.filter(|(key, _)| is_key(key, name)).map(|(_, value)| Found::One(value.to_owned()));
     values.fold(Found::Nothing, Found::and)
 }
 
@@ -84,7 +103,7 @@ fn cookie(fields: &Fields, name: &str) -> Found {
     fields.each("cookie", |value| {
         for pair in value.split(|byte| *byte == b';') {
             let pair = std::str::from_utf8(pair).ok().and_then(|pair| pair.trim().split_once('='));
-            if let Some((_, token)) = pair.filter(|(key, _)| *key == name) {
+            if let Some((_, token)) = pair.filter(|(key, _)| key.trim() == name) {
                 let before = std::mem::replace(&mut found, Found::Nothing);
                 found = before.and(Found::One(token.to_owned()));
             }
@@ -113,7 +132,7 @@ fn without_parameter(target: &mut String, name: &str) {
     let Some((path, query)) = target.split_once('?') else {
         return;
     };
-    let is_it = |pair: &&str| pair.split_once('=').is_some_and(|(key, _)| key == name);
+    let is_it = |pair: &&str| pair.split_once('=').is_some_and(|(key, _)| is_key(key, name));
     if !query.split('&').any(|pair| is_it(&pair)) {
         return;
     }
@@ -127,7 +146,7 @@ fn without_cookie(fields: &mut Fields, name: &str) {
     fields.each("cookie", |value| {
         for pair in value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
             let key = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
-            if key == name.as_bytes() {
+            if key.trim_ascii() == name.as_bytes() {
                 is_there = true;
             } else if !pair.is_empty() {
                 rest.push(pair.to_vec());
@@ -196,6 +215,10 @@ mod tests {
         check("/", &[("x-token", "t")], Found::Other);
         check("/", &[("cookie", "a=b; session=t"), ("cookie", "c=d")], one("t"));
         check("/?access_token=t", &[("cookie", "session=t")], Found::Several);
+        check("/?access%5Ftoken=t&access_token=t", &[], Found::Several);
+        check("/?access%5ftoken=t", &[], one("t"));
+        check("/", &[("cookie", "session =t; session=t")], Found::Several);
+        check("/", &[("x-token", "t"), ("x-token", "JWT t")], Found::Several);
         check("/?access_tokens=t", &[("authorization", "Bearer t")], Found::Nothing);
     }
 
@@ -212,6 +235,7 @@ mod tests {
         };
         check("/a?t=1", &["t=1"], ("/a", None));
         check("/a?x=1&t=2&tt=3", &["a=b; t=1; c=d"], ("/a?x=1&tt=3", Some("a=b; c=d")));
+        check("/a?%74=1&x", &["t =1;c=d"], ("/a?x", Some("c=d")));
         check("/a?x", &["a=b;c=d"], ("/a?x", Some("a=b;c=d")));
     }
 }

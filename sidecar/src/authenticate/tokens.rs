@@ -20,7 +20,7 @@ use super::keys::{KeySet, Verdict};
 use super::place::{self, Found};
 use super::token::Token;
 use super::{claims, digest};
-use crate::http::head::RequestHead;
+use crate::http::head::{RequestHead, is_alike};
 
 /// A policy with the keys it needs.
 #[derive(Debug)]
@@ -89,6 +89,9 @@ pub(crate) struct Asking<'a> {
     pub(crate) cache: &'a TokenCache,
 }
 
+/// That the issuer has no key of that name.
+const NO_KEY: Refused = Refused::new(TokenFault::Signature, "no key of the issuer fits it");
+
 /// A provider's token that was found good.
 struct Good<'t> {
     planned: &'t PlannedProvider,
@@ -108,10 +111,12 @@ impl Tokens {
 
     /// Whether a field says what only we may say. `_` counts as `-`, as some services read both as one.
     pub(crate) fn is_told(&self, name: &[u8]) -> bool {
-        let same = |a: &u8, b: &u8| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
-        self.told.iter().any(|told| {
-            told.len() == name.len() && name.iter().zip(told.as_bytes()).all(|(a, b)| same(a, b))
-        })
+        self.told.iter().any(|told| is_alike(name, told.as_bytes()))
+    }
+
+    /// The fields in which services are told claims.
+    pub(crate) fn told(&self) -> impl Iterator<Item = &str> {
+        self.told.iter().map(String::as_str)
     }
 
     /// Checks the tokens of a request by the rule that covers it, and tells the service what they say.
@@ -177,10 +182,13 @@ impl Tokens {
                         may_be_missing = true;
                         continue;
                     }
+                    let before = good.len();
                     match self.meets(one, head, asking, good) {
                         Ok(()) => return Ok(()),
                         Err(refused) => worst = worst.or(refused),
                     }
+                    // What was good of it counts for nothing.
+                    good.truncate(before);
                 }
                 let is_missing = [Refused::MISSING, Refused::NO_BEARER].contains(&worst);
                 if may_be_missing && is_missing { Ok(()) } else { Err(worst) }
@@ -211,9 +219,11 @@ impl Proved {
             self.payloads.push((name.clone(), checked.clone()));
         }
         if planned.provider.ends_streams {
-            let until = Duration::try_from_secs_f64(checked.times.until).unwrap_or_default();
-            let until = UNIX_EPOCH + until + planned.provider.leeway;
-            self.ends = Some(self.ends.map_or(until, |ends| ends.min(until)));
+            let until = Duration::try_from_secs_f64(checked.times.until).ok();
+            let until = until.and_then(|until| UNIX_EPOCH.checked_add(until));
+            let until = until.and_then(|until| until.checked_add(planned.provider.leeway));
+            // Beyond what a clock can say there is no end.
+            self.ends = self.ends.into_iter().chain(until).min();
         }
     }
 }
@@ -256,8 +266,10 @@ impl PlannedProvider {
                     checked
                 }
                 Err(refused) => {
-                    // What is wrong with the keys may be mended.
-                    if self.keys.is_ok() {
+                    // What is wrong with the keys may be mended, and so may that one is not there.
+                    let may_change =
+                        self.keys.is_err() || (self.wish.is_some() && refused == NO_KEY);
+                    if !may_change {
                         asking.cache.put_bad(key, refused);
                     }
                     return Err(refused);
@@ -290,7 +302,7 @@ impl PlannedProvider {
                 if let Some(wish) = &self.wish {
                     wish.store(true, Relaxed);
                 }
-                return Err(Refused::new(TokenFault::Signature, "no key of the issuer fits it"));
+                return Err(NO_KEY);
             }
         }
         let times = claims::check(&token.claims, &self.provider)?;

@@ -179,18 +179,31 @@ pub(crate) struct Unwanted {
     underscores: bool,
     /// Whether claims of an identity are among them.
     claims: bool,
+    /// What only we say, by the policy of tokens.
+    told: Vec<Box<[u8]>>,
+}
+
+/// Whether two names are one to a service that takes `_` for `-`.
+pub(crate) fn is_alike(name: &[u8], other: &[u8]) -> bool {
+    let same = |a: &u8, b: &u8| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
+    name.len() == other.len() && name.iter().zip(other).all(|(a, b)| same(a, b))
 }
 
 impl Unwanted {
     /// Those of a request.
     pub(crate) fn of_request(fields: &Fields, underscores: Underscores) -> Self {
         let underscores = underscores != Underscores::Allow;
-        Self { named: named(fields), underscores, claims: true }
+        Self { named: named(fields), underscores, claims: true, told: Vec::new() }
     }
 
     /// Those of a response.
     pub(crate) fn of_response(fields: &Fields) -> Self {
-        Self { named: named(fields), underscores: false, claims: false }
+        Self { named: named(fields), underscores: false, claims: false, told: Vec::new() }
+    }
+
+    /// Adds what only we say: nobody else may, in trailers as little as in the head.
+    pub(crate) fn add_told<'t>(&mut self, names: impl Iterator<Item = &'t str>) {
+        self.told.extend(names.map(|name| name.as_bytes().into()));
     }
 
     /// Whether a field of this name is not passed on.
@@ -200,6 +213,7 @@ impl Unwanted {
             || (self.underscores && name.contains(&b'_'))
             || (self.claims && is_claim(name))
             || self.named.iter().any(|named| name.eq_ignore_ascii_case(named))
+            || self.told.iter().any(|told| is_alike(name, told))
     }
 
     /// Removes them from a head.

@@ -10,11 +10,11 @@ use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::{
     Action, Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService,
     JwtPolicy, JwtProvider, KeySource, Listener, Name, Route, RouteIndex, RouteMatch, RouteSource,
-    RouteTable, Secret, SecretSource, Snapshot, UpstreamTls, VirtualHost,
+    RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
 };
 
-use super::files::Files;
-use super::trust::{self, TrustStores};
+use super::files::{Files, Stamp};
+use super::trust::TrustStores;
 use super::{
     Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, TargetSecrets, TargetTls,
     Tls, is_servable,
@@ -30,6 +30,8 @@ use crate::balance::Balancer;
 pub(crate) struct Builder {
     trust: TrustStores,
     files: Files,
+    /// The last good certificate of each place or secret.
+    identities: HashMap<String, KnownIdentity>,
     targets: HashMap<Name, Arc<Target>>,
     next_target: u64,
     /// The issuers of tokens by listener and name, and how many there have been.
@@ -38,6 +40,17 @@ pub(crate) struct Builder {
     /// The keys of sessions, by listener and chain: whatever else changes, its clients may come back, since
     /// who does is checked as the plan says then.
     tickets: HashMap<(Name, usize), Tickets>,
+}
+
+/// A certificate with its key, and what it was made of.
+#[derive(Debug)]
+struct KnownIdentity {
+    secret: Arc<Secret>,
+    stamps: [Stamp; 2],
+    identity: Identity,
+    /// Why what there is now cannot be used.
+    failed: Option<String>,
+    is_asked: bool,
 }
 
 /// An issuer of tokens, as the last plan had it.
@@ -103,6 +116,7 @@ impl Builder {
         }
         let key_sets = work.key_sets;
         self.trust.settle(now);
+        self.identities.retain(|_, known| std::mem::take(&mut known.is_asked));
         plan.withdrawals = self.trust.withdrawals().clone();
         plan.covered = self.trust.coverage();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
@@ -214,17 +228,21 @@ impl Work<'_> {
     fn local_keys(
         &mut self,
         listener: &str,
-        name: &str,
+        name: &Name,
         data: &DataSource,
     ) -> Result<Arc<KeySet>, TokenFault> {
         let bytes = self.builder.files.read(data).map_err(SetError::Invalid);
-        bytes.and_then(|bytes| KeySet::parse(&bytes)).map(Arc::new).map_err(|error| {
+        bytes.and_then(|bytes| KeySet::parse(&bytes)).map(Arc::new).or_else(|error| {
             let (fault, reason) = match error {
                 SetError::TooLarge(reason) => (TokenFault::KeysTooLarge, reason),
                 SetError::Invalid(reason) => (TokenFault::KeysInvalid, reason),
             };
-            self.problems.push(format!("listener {listener:?} keys of {name:?}: {reason}"));
-            fault
+            let known = self.builder.issuers.get(&(listener.into(), name.clone()));
+            let known = known.filter(|known| known.provider.keys == KeySource::Local(data.clone()));
+            let kept = known.and_then(|known| known.keys.clone().ok());
+            let stays = if kept.is_some() { "; the last good ones stay in force" } else { "" };
+            self.problems.push(format!("listener {listener:?} keys of {name:?}: {reason}{stays}"));
+            kept.ok_or(fault)
         })
     }
 
@@ -251,12 +269,13 @@ impl Work<'_> {
     }
 
     fn server_tls(&mut self, tls: &DownstreamTls, place: (Name, usize)) -> Result<Tls, String> {
-        let identity = self.identity(&tls.identity)?;
+        let (listener, chain) = &place;
+        let here = format!("listener {listener} chain {chain}");
+        // First, so that it is kept up to date whatever is wrong with the rest.
         let clients = match &tls.validation {
             None => ClientAuthentication::None,
             Some(source) => {
-                let (listener, chain) = &place;
-                let trust = self.trust(source, &format!("listener {listener} chain {chain}"))?;
+                let trust = self.trust(source, &here)?;
                 if tls.require_client_certificate {
                     ClientAuthentication::Required(trust, tls.names.clone())
                 } else {
@@ -264,6 +283,7 @@ impl Work<'_> {
                 }
             }
         };
+        let identity = self.identity(&tls.identity, &here)?;
         let tickets = match self.builder.tickets.entry(place) {
             Entry::Occupied(held) => held.into_mut(),
             Entry::Vacant(free) => free.insert(Tickets::new().map_err(|error| error.to_string())?),
@@ -275,71 +295,79 @@ impl Work<'_> {
 
     fn target(&mut self, cluster: &Arc<Cluster>) -> Arc<Target> {
         let previous = self.builder.targets.get(&cluster.name).cloned();
-        let secrets = self.target_secrets(cluster.tls.as_ref());
         let endpoints = self.snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
         let balancer =
             Balancer::new(endpoints, cluster.balance, previous.as_ref().map(|old| &old.balancer));
+        // Asked each time, so that what is wrong is told as long as it is.
+        let parts = cluster.tls.as_ref().map(|tls| self.client_tls(tls, &cluster.name));
+        let (parts, problem) = match parts.transpose() {
+            Ok(parts) => (parts, None),
+            Err(problem) => (None, Some(problem)),
+        };
+        let secrets = TargetSecrets::new(parts.as_ref());
         let same = previous.filter(|old| old.cluster == *cluster && old.secrets.is_as(&secrets));
-        if let Some(old) = same.as_ref().filter(|old| old.secrets == secrets) {
-            let (id, tls) = (old.id, old.tls.clone());
-            return Arc::new(Target { id, cluster: cluster.clone(), balancer, tls, secrets });
-        }
-        let id = same.map_or(self.builder.next_target + 1, |old| old.id);
+        let id = same.as_ref().map_or(self.builder.next_target + 1, |old| old.id);
         self.builder.next_target = self.builder.next_target.max(id);
-        let tls = match &cluster.tls {
-            None => TargetTls::None,
-            Some(tls) => self.client_tls(tls, &cluster.name).unwrap_or_else(|problem| {
-                self.problems.push(format!("cluster {:?}: {problem}", &*cluster.name));
-                TargetTls::Broken
-            }),
+        let tls = match (&cluster.tls, parts, problem) {
+            (None, ..) => TargetTls::None,
+            (Some(_), Some(_), _) if same.as_ref().is_some_and(|old| old.secrets == secrets) => {
+                same.map_or(TargetTls::Broken, |old| old.tls.clone())
+            }
+            (Some(tls), parts, problem) => {
+                let originate = |parts: ClientParts| parts.originate(tls);
+                let made = parts.ok_or_else(|| problem.unwrap_or_default()).and_then(originate);
+                made.unwrap_or_else(|problem| {
+                    self.problems.push(format!("cluster {:?}: {problem}", &*cluster.name));
+                    TargetTls::Broken
+                })
+            }
         };
         Arc::new(Target { id, cluster: cluster.clone(), balancer, tls, secrets })
     }
 
-    /// The secrets that TLS with a cluster needs, as they are now.
-    fn target_secrets(&mut self, tls: Option<&UpstreamTls>) -> TargetSecrets {
-        let mut secrets = TargetSecrets::default();
-        let Some(tls) = tls else {
-            return secrets;
-        };
-        let files = &mut self.builder.files;
-        let identity = tls.identity.as_ref().and_then(|source| self.snapshot.secret(source));
-        if let Some(Secret::Identity(identity)) = identity.map(AsRef::as_ref) {
-            secrets.identity_stamps = [files.stamp(&identity.chain), files.stamp(&identity.key)];
-        }
-        let validation = self.snapshot.secret(&tls.validation);
-        if let Some(Secret::Validation(validation)) = validation.map(AsRef::as_ref) {
-            secrets.validation_stamps = trust::stamps(validation, files);
-        }
-        secrets.identity = identity.cloned();
-        secrets.validation = validation.cloned();
-        secrets
+    fn client_tls(&mut self, tls: &UpstreamTls, cluster: &str) -> Result<ClientParts, String> {
+        let here = format!("cluster {cluster}");
+        let trust = self.trust(&tls.validation, &here)?;
+        let identity = tls.identity.as_ref();
+        let identity = identity.map(|source| self.identity(source, &here)).transpose()?;
+        Ok(ClientParts { identity, trust })
     }
 
-    fn client_tls(&mut self, tls: &UpstreamTls, cluster: &str) -> Result<TargetTls, String> {
-        let identity = tls.identity.as_ref().map(|source| self.identity(source)).transpose()?;
-        let trust = self.trust(&tls.validation, &format!("cluster {cluster}"))?;
-        let config = |alpn: &[&str]| {
-            let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
-            Client::new(identity.as_ref(), trust.clone(), tls.names.clone(), &alpn)
-                .map_err(|error| error.to_string())
+    /// A certificate with its key. What cannot be used leaves the last good one.
+    fn identity(&mut self, source: &SecretSource, place: &str) -> Result<Identity, String> {
+        let name = match source {
+            SecretSource::Named(name) => name,
+            SecretSource::Inline(_) => place,
         };
-        let (http1, http2, plain) = (config(&["http/1.1"])?, config(&["h2"])?, config(&[])?);
-        Ok(TargetTls::Originate { http1, http2, plain, tls: tls.clone() })
-    }
-
-    fn identity(&mut self, source: &SecretSource) -> Result<Identity, String> {
         let secret = self.secret(source)?.clone();
-        let files = &mut self.builder.files;
-        match secret.as_ref() {
-            Secret::Identity(identity) => {
-                Identity::load(&files.read(&identity.chain)?, &files.read(&identity.key)?)
-                    .map_err(|error| error.to_string())
-            }
-            Secret::Validation(_) => {
-                Err("a certificate was asked for, and the secret is a validation".into())
+        let Secret::Identity(own) = secret.as_ref() else {
+            return Err("a certificate was asked for, and the secret is a validation".into());
+        };
+        let Builder { identities, files, .. } = &mut *self.builder;
+        let stamps = [files.stamp(&own.chain), files.stamp(&own.key)];
+        let known = identities.remove(name);
+        let is_same = |known: &KnownIdentity| known.secret == secret && known.stamps == stamps;
+        let (identity, failed) = match known {
+            Some(known) if is_same(&known) => (known.identity, known.failed),
+            known => match load_identity(own, files) {
+                Ok(identity) => (identity, None),
+                // Of another secret it would be another's.
+                Err(problem) => match known.filter(|known| known.secret == secret) {
+                    Some(known) => (known.identity, Some(problem)),
+                    None => return Err(problem),
+                },
+            },
+        };
+        if let Some(problem) = &failed {
+            let told = format!("certificate {name:?}: {problem}; the last good one stays in force");
+            if !self.problems.contains(&told) {
+                self.problems.push(told);
             }
         }
+        let kept = identity.clone();
+        let known = KnownIdentity { secret, stamps, identity, failed, is_asked: true };
+        self.builder.identities.insert(name.to_owned(), known);
+        Ok(kept)
     }
 
     /// The store of a validation. One in place has no name, and goes by where it stands.
@@ -389,4 +417,28 @@ fn only_cluster(table: &RouteTable) -> Option<&Name> {
     let mut routes = table.hosts.iter().flat_map(|host| &host.routes);
     let first = cluster(routes.next()?)?;
     routes.all(|route| cluster(route) == Some(first)).then_some(first)
+}
+
+fn load_identity(own: &TlsIdentity, files: &mut Files) -> Result<Identity, String> {
+    let (chain, key) = (files.read(&own.chain)?, files.read(&own.key)?);
+    Identity::load(&chain, &key).map_err(|error| error.to_string())
+}
+
+/// What TLS with a cluster is made of.
+pub(super) struct ClientParts {
+    pub(super) identity: Option<Identity>,
+    pub(super) trust: Arc<TrustStore>,
+}
+
+impl ClientParts {
+    fn originate(self, tls: &UpstreamTls) -> Result<TargetTls, String> {
+        let Self { identity, trust } = self;
+        let config = |alpn: &[&str]| {
+            let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
+            Client::new(identity.as_ref(), trust.clone(), tls.names.clone(), &alpn)
+                .map_err(|error| error.to_string())
+        };
+        let (http1, http2, plain) = (config(&["http/1.1"])?, config(&["h2"])?, config(&[])?);
+        Ok(TargetTls::Originate { http1, http2, plain, tls: tls.clone() })
+    }
 }

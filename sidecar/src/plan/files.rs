@@ -1,7 +1,9 @@
 //! What a plan reads from files, and whether they still say it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
 use std::fs;
+use std::hash::{Hash as _, Hasher as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -15,19 +17,42 @@ pub(crate) struct Files {
 }
 
 /// What tells one content of a file from another, without a look at it; nothing where there is no file.
-/// Links are followed, so one that is set anew shows.
+/// Links are followed, so one that is set anew shows. Of a folder it is that of all its files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Stamp(Option<[i64; 5]>);
+pub(crate) struct Stamp(Option<u64>);
 
 impl Stamp {
     fn of(path: &Path) -> Self {
         let Ok(about) = fs::metadata(path) else {
             return Self(None);
         };
-        let whole = |number: u64| i64::from_ne_bytes(number.to_ne_bytes());
-        let [device, inode, size] = [about.dev(), about.ino(), about.size()].map(whole);
-        Self(Some([device, inode, size, about.mtime(), about.mtime_nsec()]))
+        let mut hasher = DefaultHasher::new();
+        let one = |about: &fs::Metadata, hasher: &mut DefaultHasher| {
+            let when = (about.mtime(), about.mtime_nsec());
+            (about.dev(), about.ino(), about.size(), when).hash(hasher);
+        };
+        one(&about, &mut hasher);
+        if about.is_dir() {
+            for file in visible(path).unwrap_or_default() {
+                file.hash(&mut hasher);
+                if let Ok(about) = fs::metadata(&file) {
+                    one(&about, &mut hasher);
+                }
+            }
+        }
+        Self(Some(hasher.finish()))
     }
+}
+
+/// The files of a folder but hidden ones, in the order of their names.
+fn visible(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let names = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut names = names.collect::<Result<Vec<PathBuf>, _>>()?;
+    let is_hidden =
+        |path: &Path| path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    names.retain(|path| !is_hidden(path) && path.is_file());
+    names.sort();
+    Ok(names)
 }
 
 /// Several files as one: PEM as soon as one of them is, since DER can only stand by itself.
@@ -81,16 +106,10 @@ impl Files {
         }
         self.stamp(data);
         let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
-        let names = fs::read_dir(folder).map_err(failed)?.map(|entry| entry.map(|e| e.path()));
-        let mut names = names.collect::<Result<Vec<PathBuf>, _>>().map_err(failed)?;
-        let is_hidden = |path: &Path| {
-            path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
-        };
-        names.retain(|path| !is_hidden(path) && path.is_file());
-        names.sort();
+        let names = visible(folder).map_err(failed)?;
         let mut all = Vec::new();
         for name in names {
-            all.push(self.read(&DataSource::File(name))?);
+            all.push(fs::read(&name).map_err(|error| format!("{}: {error}", name.display()))?);
             if all.iter().map(Vec::len).sum::<usize>() > limit {
                 break;
             }

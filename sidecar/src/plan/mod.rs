@@ -9,22 +9,23 @@ mod files;
 mod trust;
 
 pub(crate) use build::Builder;
+use build::ClientParts;
 pub use trust::Covered;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_certs::tls::{Client, Server};
+use weft_certs::TrustStore;
+use weft_certs::tls::{Client, Identity, Server};
 use weft_model::{
-    Cluster, FilterChain, HttpService, Listener, Name, Rbac, RevocationPolicy, RouteIndex, Secret,
-    StringMatch, TcpProxy, Transport, TransportKind, UpstreamTls,
+    Cluster, FilterChain, HttpService, Listener, Name, Rbac, RouteIndex, TcpProxy, Transport,
+    TransportKind, UpstreamTls,
 };
 
 use crate::authenticate::Tokens;
 use crate::balance::Balancer;
 use crate::standing::Withdrawals;
-use files::Stamp;
 
 /// Everything the workers work by.
 #[derive(Debug, Default)]
@@ -109,28 +110,38 @@ pub(crate) struct Target {
     secrets: TargetSecrets,
 }
 
-/// The secrets that TLS with a target was made of.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What TLS with a target was made of, to tell whether it is the same as before.
+#[derive(Debug, Default)]
 pub(crate) struct TargetSecrets {
-    identity: Option<Arc<Secret>>,
-    identity_stamps: [Stamp; 2],
-    validation: Option<Arc<Secret>>,
-    validation_stamps: [Stamp; 2],
+    identity: Option<Identity>,
+    trust: Option<Arc<TrustStore>>,
+}
+
+impl PartialEq for TargetSecrets {
+    fn eq(&self, other: &Self) -> bool {
+        let same_trust = match (&self.trust, &other.trust) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (None, None) => true,
+            _ => false,
+        };
+        same_trust && self.identity == other.identity
+    }
 }
 
 impl TargetSecrets {
+    fn new(parts: Option<&ClientParts>) -> Self {
+        let identity = parts.and_then(|parts| parts.identity.clone());
+        Self { identity, trust: parts.map(|parts| parts.trust.clone()) }
+    }
+
     /// Whether connections made by the others may go on to be used: we are who we were, and ask for the
-    /// same names. What the roots and lists take back ends by itself.
+    /// same names by the same policy. What the roots and lists take back ends by itself.
     fn is_as(&self, others: &Self) -> bool {
-        fn names(secrets: &TargetSecrets) -> Option<(&[StringMatch], &RevocationPolicy)> {
-            match secrets.validation.as_deref()? {
-                Secret::Validation(validation) => Some((&validation.names, &validation.policy)),
-                Secret::Identity(_) => None,
-            }
-        }
-        self.identity == others.identity
-            && self.identity_stamps == others.identity_stamps
-            && names(self) == names(others)
+        let asked = |secrets: &Self| {
+            let trust = secrets.trust.as_ref()?;
+            Some((trust.standing().line, trust.names().to_vec(), *trust.policy()))
+        };
+        self.identity == others.identity && asked(self) == asked(others)
     }
 }
 

@@ -68,8 +68,8 @@ pub struct RevocationPolicy {
     pub depth: RevocationDepth,
     /// How long what a revoked peer has begun may last; zero: it is ended at once.
     pub drain: Duration,
-    /// How many certificates a peer may show (`max_verify_depth` counts those between leaf and root).
-    pub chain_limit: usize,
+    /// How many authorities may stand above a leaf, the root among them (`max_verify_depth`).
+    pub depth_limit: usize,
     /// The most bytes of all lists together.
     pub bytes_limit: usize,
     /// The most revoked certificates of all lists together.
@@ -83,7 +83,7 @@ impl Default for RevocationPolicy {
             on_expired: OnExpired::Deny,
             depth: RevocationDepth::Chain,
             drain: Duration::ZERO,
-            chain_limit: 4,
+            depth_limit: 4,
             bytes_limit: 50 * 1024 * 1024,
             entries_limit: 500_000,
         }

@@ -31,8 +31,8 @@ const DRAIN: &str = "drain_seconds";
 const BYTES_LIMIT: &str = "bytes_limit";
 const ENTRIES_LIMIT: &str = "entries_limit";
 
-/// The longest chain that may be asked for: webpki follows none that is longer.
-const CHAIN_LIMIT: usize = 8;
+/// The deepest path that may be asked for: webpki follows none that is deeper.
+const DEPTH_LIMIT: usize = 7;
 
 /// Reads a secret.
 pub(super) fn decode(mut secret: Reader<'_>) -> Result<(Name, Secret), Refused> {
@@ -63,8 +63,11 @@ fn validation(mut context: Reader<'_>) -> Result<Validation, Refused> {
         policy.depth = RevocationDepth::Leaf;
     }
     if let Some(depth) = context.number("max_verify_depth") {
-        // Beside these, a leaf and the root.
-        policy.chain_limit = (depth as usize).saturating_add(2).min(CHAIN_LIMIT);
+        if depth == 0 {
+            let reason = "0 leaves no room for a root; 1 is the least";
+            return Err(context.refuse("max_verify_depth", reason));
+        }
+        policy.depth_limit = (depth as usize).min(DEPTH_LIMIT);
     }
     if let Some(ours) = context.child("custom_validator_config") {
         revocation_policy(ours, &mut policy)?;
@@ -297,8 +300,8 @@ fn validation_json(validation: &Validation) -> Value {
     if validation.policy.depth == RevocationDepth::Leaf {
         json["only_verify_leaf_cert_crl"] = json!(true);
     }
-    if validation.policy.chain_limit != RevocationPolicy::default().chain_limit {
-        json["max_verify_depth"] = json!(validation.policy.chain_limit.saturating_sub(2));
+    if validation.policy.depth_limit != RevocationPolicy::default().depth_limit {
+        json["max_verify_depth"] = json!(validation.policy.depth_limit);
     }
     if let Some(ours) = revocation_policy_json(&validation.policy) {
         json["custom_validator_config"] = ours;

@@ -137,6 +137,19 @@ fn field_name(reader: &mut Reader<'_>, field: &str) -> Result<Option<String>, Re
     if name.is_empty() {
         return Ok(None);
     }
+    const FRAMING: [&str; 8] = [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    if FRAMING.contains(&name.as_str()) {
+        return Err(reader.refuse(field, format!("{name:?} is a field of the connection's own")));
+    }
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^`|~".contains(&byte);
     if !name.bytes().all(is_token) {
         return Err(reader.refuse(field, format!("{name:?} is no name of a field")));

@@ -74,12 +74,32 @@ pub(super) fn issuers(
     issuers
 }
 
+/// How many claims an issuer may ask for, and how many values of one.
+const LIMIT: usize = 10;
+
 fn claims(issuer: &raw::Issuer, path: &str, mistakes: &mut Mistakes) -> Vec<ClaimRule> {
     let mut rules = Vec::new();
+    if issuer.claims.len() > LIMIT {
+        mistakes.add(format!("{path}.claims"), format!("more than {LIMIT} of them"));
+    }
+    for (claim, field) in &issuer.claim_headers {
+        let is_good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let is_ours =
+            ["connection", "content-length", "host", "te", "transfer-encoding", "upgrade"];
+        if field.is_empty() || !field.bytes().all(is_good) || is_ours.contains(&field.as_str()) {
+            let path = format!("{path}.claim_headers[\"{claim}\"]");
+            mistakes
+                .add(path, format!("{field:?} is no name of a field, or is the connection's own"));
+        }
+    }
     for (index, claim) in issuer.claims.iter().enumerate() {
         let path = format!("{path}.claims[{index}]");
-        if claim.values.is_empty() {
-            mistakes.add(format!("{path}.values"), "it is empty; no token could be good");
+        if claim.values.is_empty() || claim.values.len() > LIMIT {
+            mistakes.add(format!("{path}.values"), format!("there must be 1 to {LIMIT}"));
+        }
+        if ["", "iss", "aud", "exp", "nbf", "iat"].contains(&claim.name.as_str()) {
+            let reason = format!("{:?} cannot be asked for in this way", claim.name);
+            mistakes.add(format!("{path}.name"), reason);
         }
         let said = claim.format.as_deref();
         let format = word(&format!("{path}.format"), said, &ClaimFormat::WORDS, mistakes);
@@ -121,7 +141,7 @@ pub(super) fn revocation(raw: &raw::Mesh, mistakes: &mut Mistakes) -> Revocation
         )
         .unwrap_or(default.depth),
         drain: Duration::from_secs(raw.drain_seconds.into()),
-        chain_limit: default.chain_limit,
+        depth_limit: default.depth_limit,
         bytes_limit: limit(raw.bytes_limit, default.bytes_limit),
         entries_limit: limit(raw.entries_limit, default.entries_limit),
     }

@@ -1,0 +1,172 @@
+//! What an operator may ask of an authority, whether or not a control plane runs on it: revoke, list, make
+//! join tokens.
+//!
+//! One process has the store open at a time. A control plane that has it listens on a socket beside it, in a
+//! folder that nobody else may look into: who can reach the socket could as well read the authority's keys.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
+use weft_model::SpiffeId;
+
+use crate::audit;
+use crate::issue::{make_token, wall_clock};
+use crate::store::Store;
+
+const SOCKET: &str = "control.sock";
+/// The longest order, and the longest answer.
+const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
+/// How long an order and its answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order {
+    /// Revoke certificates: by serial number, by SPIFFE id, or by service.
+    Revoke(Vec<String>),
+    /// List the certificates that were issued.
+    List,
+    /// Make a join token for an id.
+    Token(String),
+}
+
+/// What came of it: lines to print, or why it was not done.
+pub type Outcome = Result<Vec<String>, String>;
+
+/// Carries an order out.
+///
+/// # Errors
+/// Why not.
+pub fn carry_out(store: &Store, order: &Order) -> Outcome {
+    let now = wall_clock();
+    match order {
+        Order::Revoke(targets) => revoke(store, targets, now),
+        Order::List => list(store, now),
+        Order::Token(identity) => {
+            let id = SpiffeId::parse(identity).map_err(|error| error.to_string())?;
+            let token = make_token(store, &id, now).map_err(|error| error.to_string())?;
+            audit::line(store.path(), "token_made", &[("identity", identity)]);
+            Ok(vec![token])
+        }
+    }
+}
+
+fn revoke(store: &Store, targets: &[String], now: SystemTime) -> Outcome {
+    let known = store.list().map_err(|error| error.to_string())?;
+    let mut serials = Vec::new();
+    for target in targets {
+        let lower = target.to_ascii_lowercase();
+        let of_service = |identity: &str| {
+            SpiffeId::parse(identity).is_ok_and(|id| id.workload() == target.as_str())
+        };
+        let named: Vec<&str> = known
+            .iter()
+            .filter(|record| {
+                let is_open = record.not_after > now;
+                record.serial == lower
+                    || (is_open && (record.identity == *target || of_service(&record.identity)))
+            })
+            .map(|record| record.serial.as_str())
+            .collect();
+        if named.is_empty() {
+            return Err(format!(
+                "{target:?} is the serial number, id or service of no certificate issued here that is \
+                 still good; weft ca list shows them"
+            ));
+        }
+        serials.extend(named);
+    }
+    let mut lines = Vec::new();
+    for serial in serials {
+        let new = store.revoke(serial, now).map_err(|error| error.to_string())?;
+        if new {
+            audit::line(store.path(), "revoked", &[("serial", serial)]);
+        }
+        lines.push(format!("{serial} {}", if new { "revoked" } else { "was revoked already" }));
+    }
+    Ok(lines)
+}
+
+fn list(store: &Store, now: SystemTime) -> Outcome {
+    let records = store.list().map_err(|error| error.to_string())?;
+    let line = |record: &crate::store::IssuedRecord| {
+        let standing = match record.revoked {
+            Some(_) => "revoked",
+            None if record.not_after <= now => "expired",
+            None => "good",
+        };
+        format!("{} {standing:8} {}", record.serial, record.identity)
+    };
+    Ok(records.iter().map(line).collect())
+}
+
+/// Asks the control plane that has the store of a folder open.
+///
+/// # Errors
+/// What it says, or that it cannot be reached.
+pub fn ask(folder: &Path, order: &Order) -> Outcome {
+    let path = folder.join(SOCKET);
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    let mut stream = UnixStream::connect(&path).map_err(failed)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    let text = serde_json::to_string(order).map_err(|error| error.to_string())?;
+    stream.write_all(format!("{text}\n").as_bytes()).map_err(failed)?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(LIMIT_BYTES)).read_line(&mut answer).map_err(failed)?;
+    serde_json::from_str(&answer).map_err(|error| format!("{}: {error}", path.display()))?
+}
+
+/// Listens beside the store until the task is dropped. `changed` is told of each order.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub(crate) fn serve(
+    store: Arc<Store>,
+    changed: Arc<Notify>,
+) -> std::io::Result<impl Future<Output = ()>> {
+    let path = socket(store.path());
+    // Of a process that was killed: who has the store open is the only one here.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    Ok(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let (store, changed) = (store.clone(), changed.clone());
+            // One after the other is enough, and bounds them.
+            let answered = tokio::time::timeout(PATIENCE, answer(stream, &store)).await;
+            if !matches!(answered, Ok(Ok(()))) {
+                tracing::debug!("an order was not taken");
+            }
+            changed.notify_one();
+        }
+    })
+}
+
+async fn answer(stream: tokio::net::UnixStream, store: &Store) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut text = String::new();
+    tokio::io::BufReader::new(read.take(LIMIT_BYTES)).read_line(&mut text).await?;
+    let outcome: Outcome = match serde_json::from_str(&text) {
+        Ok(order) => carry_out(store, &order),
+        Err(error) => Err(format!("it is no order: {error}")),
+    };
+    let text = serde_json::to_string(&outcome).map_err(std::io::Error::other)?;
+    write.write_all(format!("{text}\n").as_bytes()).await
+}
+
+fn socket(store: &Path) -> PathBuf {
+    store.with_file_name(SOCKET)
+}
