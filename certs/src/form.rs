@@ -6,6 +6,7 @@ use weft_model::SpiffeId;
 use crate::der::{self, Elements};
 use crate::proof::shortest;
 
+const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
 const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
 const NAME_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x1e];
 const POLICY_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x24];
@@ -49,30 +50,56 @@ pub(crate) fn check_authority(certificate: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// The id that the URI names of a certificate prove. None: it has no such name, and none of these claims to
-/// be one.
+/// The id that a certificate proves. None: it has no URI that claims to be one.
 ///
 /// # Errors
-/// When a name is a SPIFFE id, but not the only URI, or not as one must be.
-pub(crate) fn identity<'a>(
-    mut names: impl Iterator<Item = &'a str>,
-) -> Result<Option<SpiffeId>, &'static str> {
-    let claims = |name: &str| {
+/// When a name is a SPIFFE id, but not the only URI, or not as one must be; or when a name cannot be read.
+pub(crate) fn identity(certificate: &[u8]) -> Result<Option<SpiffeId>, &'static str> {
+    const URI: u8 = 0x86;
+    let unreadable = "a name of it cannot be read";
+    let mut uris = Vec::new();
+    if let Some(names) = extension(certificate, ALTERNATIVE_NAMES) {
+        let mut outer = Elements(names);
+        let names = outer.expect(der::SEQUENCE).filter(|_| outer.is_empty()).ok_or(unreadable)?;
+        let mut names = Elements(names.content);
+        while !names.is_empty() {
+            let name = names.any().ok_or(unreadable)?;
+            if name.tag == URI {
+                uris.push(std::str::from_utf8(name.content).map_err(|_| unreadable)?);
+            }
+        }
+    }
+    let claims = |name: &&str| {
         name.split(':').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe"))
     };
-    let Some(first) = names.next() else {
-        return Ok(None);
-    };
-    let mut claimed = claims(first);
-    let mut count = 1;
-    for name in names {
-        claimed |= claims(name);
-        count += 1;
+    match uris.as_slice() {
+        [only] if claims(only) => {
+            SpiffeId::parse(only).map(Some).map_err(|_| "its SPIFFE id is none")
+        }
+        several if several.iter().any(claims) => Err("it has a URI beside its SPIFFE id"),
+        _ => Ok(None),
     }
-    match (claimed, count) {
-        (false, _) => Ok(None),
-        (true, 1) => SpiffeId::parse(first).map(Some).map_err(|_| "its SPIFFE id is none"),
-        (true, _) => Err("it has a URI beside its SPIFFE id"),
+}
+
+/// The value of an extension.
+fn extension<'a>(certificate: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
+    const EXTENSIONS: u8 = 0xa3;
+    let mut outer = Elements(Elements(certificate).expect(der::SEQUENCE)?.content);
+    let mut fields = Elements(outer.expect(der::SEQUENCE)?.content);
+    let extensions = loop {
+        let field = fields.any()?;
+        if field.tag == EXTENSIONS {
+            break field.content;
+        }
+    };
+    let mut list = Elements(Elements(extensions).expect(der::SEQUENCE)?.content);
+    loop {
+        let mut extension = Elements(list.expect(der::SEQUENCE)?.content);
+        let id = extension.expect(der::OBJECT_IDENTIFIER)?.content;
+        extension.optional(der::BOOLEAN);
+        if id == wanted {
+            return Some(extension.expect(der::OCTET_STRING)?.content);
+        }
     }
 }
 

@@ -32,7 +32,7 @@ impl VerifiedPeer {
     #[must_use]
     pub fn assertion(leaf: &CertificateDer<'_>) -> Option<Self> {
         let certificate = webpki::EndEntityCert::try_from(leaf).ok()?;
-        let identity = spiffe_id(&certificate);
+        let identity = form::identity(leaf).ok()?;
         let serial = certificate.serial().into();
         let issuer = certificate.issuer().into();
         let sha256 = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
@@ -87,12 +87,6 @@ impl fmt::Debug for VerifiedPeer {
     }
 }
 
-/// The SPIFFE id of a certificate. More than one URI name, of whatever kind, is no SVID (X509-SVID,
-/// section 2).
-fn spiffe_id(certificate: &webpki::EndEntityCert<'_>) -> Option<SpiffeId> {
-    form::identity(certificate.valid_uri_names()).ok()?
-}
-
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -123,7 +117,7 @@ pub fn random_number() -> Option<u32> {
 /// certificate.
 #[must_use]
 pub fn identity_of(verified: &CertificateDer<'_>) -> Option<SpiffeId> {
-    spiffe_id(&webpki::EndEntityCert::try_from(verified).ok()?)
+    form::identity(verified).ok()?
 }
 
 /// From when and until when a certificate is good; none when it cannot be read.

@@ -228,10 +228,6 @@ impl TrustStore {
 
 /// The trust domain of a root that names it (X.509-SVID, section 3.2).
 fn domain(root: &CertificateDer<'_>) -> Result<Option<String>, &'static str> {
-    let Ok(names) = webpki::EndEntityCert::try_from(root) else {
-        // An older form, which can have no such name.
-        return Ok(None);
-    };
-    let id = form::identity(names.valid_uri_names())?;
+    let id = form::identity(root)?;
     Ok(id.map(|id| id.trust_domain().to_owned()))
 }

@@ -75,8 +75,8 @@ impl Verifier {
         let certificate = webpki::EndEntityCert::try_from(end_entity)
             .map_err(|_| PeerFault::Invalid.refuse("its certificate cannot be read"))?;
         form::check_leaf(end_entity).map_err(|detail| PeerFault::Invalid.refuse(detail))?;
-        let identity = form::identity(certificate.valid_uri_names())
-            .map_err(|detail| PeerFault::Rejected.refuse(detail))?;
+        let identity =
+            form::identity(end_entity).map_err(|detail| PeerFault::Rejected.refuse(detail))?;
         let fault = Cell::new(None);
         let good = |path: &webpki::VerifiedPath<'_>| {
             self.check_path(path, identity.as_ref(), now).map_err(|refused| {

@@ -142,6 +142,13 @@ impl Standing {
         }
     }
 
+    /// Resolves when the connection must end now, whether or not anybody reads from it.
+    pub(crate) async fn falls(&self) {
+        while !self.is_ended() {
+            self.news.notified().await;
+        }
+    }
+
     /// Resolves when the connection must end now. What wakes its task is the socket, whose reading side is
     /// shut.
     pub(crate) async fn ends(&self) {

@@ -11,8 +11,8 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use weft_certs::{Authority, CrlIndex, describe_crl, request};
-use weft_control::issue::make_token;
-use weft_control::store::Store;
+use weft_control::desk::{self, Order};
+use weft_control::store::{Store, StoreError};
 use weft_model::{RevocationPolicy, SpiffeId};
 
 use super::{Failure, say};
@@ -69,13 +69,14 @@ enum Command {
         /// The SPIFFE id.
         identity: String,
     },
-    /// Revoke certificates by serial number.
+    /// Revoke certificates. A control plane that runs on the authority publishes it at once.
     Revoke {
         #[command(flatten)]
         state: State,
-        /// The serial numbers, hex, as `weft ca list` shows them.
-        #[arg(required = true)]
-        serials: Vec<String>,
+        /// Serial numbers, hex, as `weft ca list` shows them; SPIFFE ids; or services: of the latter two all
+        /// certificates that are still good.
+        #[arg(required = true, value_name = "SERIAL|ID|SERVICE")]
+        targets: Vec<String>,
     },
     /// Print the revocation lists, PEM, and what they hold on standard error.
     Crl {
@@ -111,14 +112,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             issue(&state.state, &identity, &out, Duration::from_secs(hours * 3600))
         }
         Command::Token { state, identity } => {
-            let store = open(&state.state)?;
-            let token = make_token(&store, &parse(&identity)?, wall_clock()).map_err(failed)?;
-            say(&token);
-            Ok(())
+            order(&state.state, &Order::Token(parse(&identity)?.to_string()))
         }
-        Command::Revoke { state, serials } => revoke(&state.state, &serials),
+        Command::Revoke { state, targets } => order(&state.state, &Order::Revoke(targets)),
         Command::Crl { state } => crl(&state.state),
-        Command::List { state } => list(&state.state),
+        Command::List { state } => order(&state.state, &Order::List),
         Command::Coverage { roots, lists, intermediates } => {
             coverage(&roots, &lists, intermediates.as_deref())
         }
@@ -211,22 +209,6 @@ fn issue(state: &Path, identity: &str, out: &Path, life: Duration) -> Result<(),
     Ok(())
 }
 
-fn revoke(state: &Path, serials: &[String]) -> Result<(), Failure> {
-    let store = open(state)?;
-    let known = store.list().map_err(failed)?;
-    for serial in serials {
-        let serial = serial.to_ascii_lowercase();
-        if !known.iter().any(|record| record.serial == serial) {
-            return Err(Failure::Usage(format!(
-                "{serial:?} is the serial number of no certificate issued here"
-            )));
-        }
-        let new = store.revoke(&serial, wall_clock()).map_err(failed)?;
-        say(&format!("{serial} {}", if new { "revoked" } else { "was revoked already" }));
-    }
-    Ok(())
-}
-
 fn crl(state: &Path) -> Result<(), Failure> {
     let store = open(state)?;
     let (files, trust_domain) = store.authority().map_err(failed)?;
@@ -244,16 +226,14 @@ fn crl(state: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn list(state: &Path) -> Result<(), Failure> {
-    let now = wall_clock();
-    for record in open(state)?.list().map_err(failed)? {
-        let standing = match record.revoked {
-            Some(_) => "revoked",
-            None if record.not_after <= now => "expired",
-            None => "good",
-        };
-        say(&format!("{} {standing:8} {}", record.serial, record.identity));
-    }
+/// Has an order carried out: by ourselves, or by the control plane that has the store open.
+fn order(state: &Path, order: &Order) -> Result<(), Failure> {
+    let outcome = match Store::open(state) {
+        Ok(store) => desk::carry_out(&store, order),
+        Err(StoreError::InUse(_)) => desk::ask(state, order),
+        Err(error) => return Err(failed(error)),
+    };
+    outcome.map_err(Failure::Failed)?.iter().for_each(|line| say(line));
     Ok(())
 }
 

@@ -98,10 +98,11 @@ struct Role {
 
 impl admin::Role for Role {
     fn ready(&self) -> Result<(), String> {
-        if self.status.borrow().applied > 0 {
-            Ok(())
-        } else {
-            Err("no mesh is in force yet".into())
+        let status = self.status.borrow();
+        match (status.applied, status.is_listening) {
+            (0, _) => Err("no mesh is in force yet".into()),
+            (_, false) => Err("its port is not bound yet".into()),
+            (_, true) => Ok(()),
         }
     }
 

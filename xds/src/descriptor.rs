@@ -36,7 +36,7 @@ const SCALAR_LIMIT_BYTES: usize = 256 * 1024 * 1024;
 /// Reads a message from YAML or JSON, which is YAML too. Unknown fields are refused.
 ///
 /// # Errors
-/// A text with the line, the column and the lines around them.
+/// A text with the line and the column.
 pub(crate) fn from_yaml(full_name: &str, text: &str) -> Result<DynamicMessage, String> {
     let kind = message(full_name).ok_or_else(|| format!("unknown message {full_name}"))?;
     let strict = DeserializeOptions::new().deny_unknown_fields(true);
@@ -46,7 +46,8 @@ pub(crate) fn from_yaml(full_name: &str, text: &str) -> Result<DynamicMessage, S
         max_events: 2 * NODE_LIMIT,
         max_total_scalar_bytes: SCALAR_LIMIT_BYTES,
     };
-    let options = serde_saphyr::options! { budget: budget };
+    // Never with the lines around a mistake: a private key may stand in them.
+    let options = serde_saphyr::options! { budget: budget, with_snippet: false };
     serde_saphyr::with_deserializer_from_str_with_options(text, options, |yaml| {
         DynamicMessage::deserialize_with_options(kind, yaml, &strict)
     })

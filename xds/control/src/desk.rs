@@ -5,6 +5,7 @@
 //! folder that nobody else may look into: who can reach the socket could as well read the authority's keys.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -138,6 +139,7 @@ pub(crate) fn serve(
         _ => {}
     }
     let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     Ok(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else {

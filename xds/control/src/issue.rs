@@ -11,6 +11,7 @@ use weft_certs::request::CheckedRequest;
 use weft_model::SpiffeId;
 use weft_xds::authority::{Applicant, Sign, SignError};
 
+use crate::audit;
 use crate::store::{Store, StoreError};
 
 /// How long a workload's certificate is good.
@@ -31,6 +32,18 @@ pub struct Registrar {
 
 impl Sign for Registrar {
     fn sign(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError> {
+        let signed = self.decide(applicant, request_pem);
+        if let Err(refused) = &signed {
+            let peer = applicant.peer.as_ref().map_or("-", SpiffeId::as_str);
+            let reason = refused.to_string();
+            audit::line(self.store.path(), "refused", &[("peer", peer), ("reason", &reason)]);
+        }
+        signed
+    }
+}
+
+impl Registrar {
+    fn decide(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError> {
         let now = wall_clock();
         let request = CheckedRequest::parse(request_pem)
             .map_err(|error| SignError::Invalid(error.to_string()))?;
@@ -42,12 +55,13 @@ impl Sign for Registrar {
         self.store
             .issued(&issued.serial, request.identity(), issued.not_after)
             .map_err(unavailable)?;
+        let identity = request.identity().as_str();
+        let fields = [("identity", identity), ("serial", &issued.serial)];
+        audit::line(self.store.path(), "issued", &fields);
         tracing::info!(identity = %request.identity(), serial = issued.serial, "issued a certificate");
         Ok(issued.chain)
     }
-}
 
-impl Registrar {
     fn entitled(
         &self,
         applicant: &Applicant,

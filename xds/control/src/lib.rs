@@ -1,11 +1,14 @@
 //! The control plane: `mesh.yaml` becomes resources, served over xDS to whoever may see them.
 //!
 //! [`mesh`] is the file as people write it, [`resources`] what it means for each client, [`store`]
-//! what must survive a restart, [`issue`] who gets which certificate, and [`run`] the server around
-//! them. A file with a mistake changes nothing: the last good one serves on.
+//! what must survive a restart, [`issue`] who gets which certificate, [`desk`] what an operator may
+//! ask, and [`run`] the server around them. A file with a mistake changes nothing: the last good one serves on.
 
+mod audit;
+pub mod desk;
 pub mod issue;
 pub mod mesh;
+mod proved;
 pub mod resources;
 mod server;
 pub mod store;

@@ -1,27 +1,30 @@
 //! The control plane as a process: it watches `mesh.yaml`, publishes what it means, and serves
 //! resources and certificates over mutual TLS.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use weft_certs::tls::{ClientAuthentication, Identity, server as tls_server};
-use weft_certs::{Authority, Revoked, TrustStore, identity_of, request};
+use weft_certs::{Authority, CertificateText, Revoked, TrustStore, identity_of, request, validity};
 use weft_model::SpiffeId;
 use weft_runtime::drain::{Drain, Phase};
 use weft_runtime::socket::is_without_ipv6;
 use weft_xds::authority::Sign;
 use weft_xds::server::{Incoming, serve};
 
+use crate::desk;
 use crate::issue::{Registrar, wall_clock};
 use crate::mesh::Mesh;
+use crate::proved::{self, Grounds, Proved};
 use crate::resources::{Trust, Views, control_identity};
 use crate::store::Store;
 
@@ -56,6 +59,8 @@ pub struct Status {
     pub services: Vec<String>,
     /// The number of the revocation list in force.
     pub list_number: u64,
+    /// Whether clients can connect.
+    pub is_listening: bool,
 }
 
 /// Runs until `drain` is told to end.
@@ -71,8 +76,15 @@ pub async fn run(
     let (files, trust_domain) = store.authority().map_err(|error| error.to_string())?;
     let authority =
         Authority::load(files.clone(), &trust_domain).map_err(|error| error.to_string())?;
-    let mut publisher =
-        Publisher { options: options.clone(), store: store.clone(), authority, status, last: None };
+    let (revoked, status_of) = (watch::Sender::default(), status.clone());
+    let mut publisher = Publisher {
+        options: options.clone(),
+        store: store.clone(),
+        authority,
+        status,
+        revoked: revoked.clone(),
+        last: None,
+    };
     let views = publisher.first()?;
     let directory = watch::Sender::new(Arc::new(views));
 
@@ -89,15 +101,21 @@ pub async fn run(
         .map_err(|error| format!("listen {}: {error}", options.listen))?;
     tracing::info!(listen = %options.listen, "serving configuration and certificates");
     let (connections, waiting) = mpsc::channel(HANDSHAKE_LIMIT);
-    let accepting = tokio::spawn(accept(listener, tls.subscribe(), connections));
+    status_of.send_modify(|status| status.is_listening = true);
+    let told = (tls.subscribe(), revoked.subscribe());
+    let accepting = tokio::spawn(accept(listener, told, connections));
     let receiver = directory.subscribe();
     let stop = drain.clone();
     let serving = tokio::spawn(serve(waiting, receiver, registrar.clone(), async move {
         stop.reached(Phase::Draining).await;
     }));
+    let changed = Arc::new(Notify::new());
+    let desk = desk::serve(publisher.store.clone(), changed.clone());
+    let desk = tokio::spawn(desk.map_err(|error| format!("the socket beside the store: {error}"))?);
     let watching = tokio::spawn(async move {
         loop {
-            tokio::time::sleep(POLL).await;
+            // What was asked for at the desk holds at once.
+            drop(tokio::time::timeout(POLL, changed.notified()).await);
             if let Some(views) = publisher.next() {
                 if let Some(last) = &publisher.last {
                     renew_own(&registrar, &trust_domain, &last.trust, &tls);
@@ -109,6 +127,7 @@ pub async fn run(
     drain.reached(Phase::Draining).await;
     accepting.abort();
     watching.abort();
+    desk.abort();
     // Streams that are open end when the process does; clients run on without us.
     drop(tokio::time::timeout(Duration::from_secs(1), serving).await);
     Ok(())
@@ -134,6 +153,7 @@ struct Publisher {
     store: Arc<Store>,
     authority: Authority,
     status: watch::Sender<Status>,
+    revoked: watch::Sender<Arc<BTreeSet<String>>>,
     last: Option<Last>,
 }
 
@@ -225,6 +245,14 @@ impl Publisher {
             revoked = listed.len(),
             "a mesh is in force"
         );
+        let serials: BTreeSet<String> = listed.iter().map(|entry| entry.serial.clone()).collect();
+        self.revoked.send_if_modified(|revoked| {
+            let is_new = **revoked != serials;
+            if is_new {
+                *revoked = Arc::new(serials);
+            }
+            is_new
+        });
         self.last = Some(Last { text, mesh, trust, listed, list_at });
         Ok(views)
     }
@@ -323,8 +351,8 @@ async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 async fn accept(
     listener: TcpListener,
-    tls: watch::Receiver<Arc<ServerConfig>>,
-    connections: mpsc::Sender<Incoming<TlsStream<TcpStream>>>,
+    (tls, revoked): (watch::Receiver<Arc<ServerConfig>>, proved::Revoked),
+    connections: mpsc::Sender<Incoming<Proved<TlsStream<TcpStream>>>>,
 ) {
     let room = Arc::new(tokio::sync::Semaphore::new(HANDSHAKE_LIMIT));
     loop {
@@ -336,12 +364,19 @@ async fn accept(
             continue;
         };
         let (config, connections) = (tls.borrow().clone(), connections.clone());
+        let revoked = revoked.clone();
         tokio::spawn(async move {
             drop(tcp.set_nodelay(true));
             match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config).accept(tcp)).await {
                 Ok(Ok(io)) => {
                     let chain = io.get_ref().1.peer_certificates();
-                    let peer = chain.and_then(|chain| identity_of(chain.first()?));
+                    let leaf = chain.and_then(<[_]>::first);
+                    let peer = leaf.and_then(identity_of);
+                    let grounds = leaf.and_then(grounds);
+                    if leaf.is_some() && grounds.is_none() {
+                        return tracing::debug!(%from, "a certificate could not be read");
+                    }
+                    let io = Proved::new(io, grounds, revoked, wall_clock());
                     // The server is gone when nobody takes it.
                     drop(connections.send(Incoming { io, peer }).await);
                 }
@@ -351,4 +386,11 @@ async fn accept(
             drop(permit);
         });
     }
+}
+
+/// What a client's connection stands on.
+fn grounds(leaf: &CertificateDer<'_>) -> Option<Grounds> {
+    let (_, not_after) = validity(leaf)?;
+    let serial = CertificateText::of(leaf)?.serial.to_ascii_lowercase();
+    Some(Grounds { serial, not_after })
 }

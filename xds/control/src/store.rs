@@ -51,7 +51,7 @@ pub enum StoreError {
     #[error("{} holds an authority already; nothing was changed", .0.display())]
     Exists(PathBuf),
     /// Another process has it open.
-    #[error("{} is in use by another process: stop the control plane, or revoke through mesh.yaml", .0.display())]
+    #[error("{} is in use by another process; a control plane takes ca revoke, list and token meanwhile", .0.display())]
     InUse(PathBuf),
     /// A file cannot be read or written.
     #[error("{path}: {reason}", path = .path.display())]

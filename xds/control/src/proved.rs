@@ -1,0 +1,106 @@
+//! A connection of a client that proved who it is: it ends when that is not so any more.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+
+/// The serial numbers that are revoked, lower-case hex.
+pub(crate) type Revoked = watch::Receiver<Arc<BTreeSet<String>>>;
+
+/// What a connection stands on.
+#[derive(Debug)]
+pub(crate) struct Grounds {
+    /// The serial number of the certificate, lower-case hex.
+    pub(crate) serial: String,
+    /// When it ends.
+    pub(crate) not_after: SystemTime,
+}
+
+impl Grounds {
+    /// Resolves when it stands no more.
+    async fn fall(self, mut revoked: Revoked, now: SystemTime) {
+        let left = self.not_after.duration_since(now).unwrap_or(Duration::ZERO);
+        let is_revoked = async {
+            if revoked.wait_for(|revoked| revoked.contains(&self.serial)).await.is_err() {
+                // Whoever revokes is gone, and with it this process, or nearly so.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(left) => {}
+            () = is_revoked => {}
+        }
+    }
+}
+
+/// The connection.
+pub(crate) struct Proved<T> {
+    io: T,
+    /// None where nothing was proved.
+    falls: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    fallen: bool,
+}
+
+impl<T> Proved<T> {
+    /// A connection that stands as long as its grounds, if it has any.
+    pub(crate) fn new(io: T, grounds: Option<Grounds>, revoked: Revoked, now: SystemTime) -> Self {
+        let falls = grounds.map(|grounds| {
+            let falls: Pin<Box<dyn Future<Output = ()> + Send>> =
+                Box::pin(grounds.fall(revoked, now));
+            falls
+        });
+        Self { io, falls, fallen: false }
+    }
+
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if let Some(falls) = &mut self.falls
+            && falls.as_mut().poll(cx).is_ready()
+        {
+            self.falls = None;
+            self.fallen = true;
+        }
+        if self.fallen {
+            let reason = "the client is not who it was any more";
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason));
+        }
+        Ok(())
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Proved<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.check(cx)?;
+        Pin::new(&mut this.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Proved<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.check(cx)?;
+        Pin::new(&mut this.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
