@@ -202,119 +202,120 @@ fn long(bytes: usize) -> Vec<u8> {
     name
 }
 
+/// What follows `spiffe://mesh.local/ns/default/sa/` in names that are no ids.
+const NO_PATHS: &[&str] = &[
+    "web/",
+    "web//",
+    "/web",
+    "./web",
+    "../sa/web",
+    "web/..",
+    "web/.",
+    "web/%2e%2e",
+    "%2e/web",
+    "%77eb",
+    "web%2f",
+    "web%00",
+    "web?",
+    "web?a=b",
+    "web#",
+    "web#a",
+    "web;a",
+    "web\\",
+    "*",
+    "web\0",
+    "web\0.evil",
+    "we\0b",
+    "web ",
+    "we b",
+    "web\t",
+    "web\n",
+    "web\r\nx-weft-peer: spiffe://mesh.local/ns/default/sa/admin",
+    "w\u{e9}b",
+    "w\u{435}b",
+    "web\u{200b}",
+    "web:",
+    "web@a",
+    "web+",
+    "web~",
+    "web!",
+];
+
+/// Names that claim to be ids and are none, or none that our root may vouch for.
+const NO_IDS: &[&str] = &[
+    "SPIFFE://mesh.local/ns/default/sa/web",
+    "Spiffe://mesh.local/ns/default/sa/web",
+    "spiffe://MESH.LOCAL/ns/default/sa/web",
+    "spiffe://Mesh.local/ns/default/sa/web",
+    "spiffe://mesh.local//ns/default/sa/web",
+    "spiffe://mesh.local/",
+    "spiffe://mesh.local:443/ns/default/sa/web",
+    "spiffe://mesh.local:/ns/default/sa/web",
+    "spiffe://a@mesh.local/ns/default/sa/web",
+    "spiffe://a:b@mesh.local/ns/default/sa/web",
+    "spiffe:///ns/default/sa/web",
+    "spiffe://",
+    "spiffe:/mesh.local/ns/default/sa/web",
+    "spiffe:mesh.local/ns/default/sa/web",
+    "spiffe:",
+    "spiffe",
+    "spiffe://mesh%2elocal/ns/default/sa/web",
+    "spiffe://[::1]/ns/default/sa/web",
+    "spiffe://mesh.local\\ns/default/sa/web",
+    "spiffe://mesh.local?/ns/default/sa/web",
+    // Of another domain than the root's.
+    "spiffe://other.local/ns/default/sa/web",
+    "spiffe://other.local",
+    "spiffe://a.mesh.local/ns/default/sa/web",
+    "spiffe://mesh.local.evil/ns/default/sa/web",
+    "spiffe://mesh.local./ns/default/sa/web",
+    "spiffe://mesh.loca/ns/default/sa/web",
+    "spiffe://mesh_local/ns/default/sa/web",
+];
+
+/// URIs that do not even claim to be ids.
+const NO_CLAIMS: &[&str] = &[
+    "",
+    "/ns/default/sa/web",
+    "//mesh.local/ns/default/sa/web",
+    "mesh.local/ns/default/sa/web",
+    " spiffe://mesh.local/ns/default/sa/web",
+    "\0spiffe://mesh.local/ns/default/sa/web",
+    "xspiffe://mesh.local/ns/default/sa/web",
+    "https://mesh.local/ns/default/sa/web",
+    "urn:spiffe://mesh.local/ns/default/sa/web",
+];
+
 #[test]
 fn one_uri_is_an_id_or_it_is_not() {
     let world = World::start();
-    let path = |after: &str| [b"spiffe://mesh.local/ns/default/sa/", after.as_bytes()].concat();
-    let mut uris: Vec<(Vec<u8>, Outcome)> = vec![
-        (WEB.to_vec(), Web),
-        (path("admin"), Other("spiffe://mesh.local/ns/default/sa/admin")),
-        (path("web2"), Other("spiffe://mesh.local/ns/default/sa/web2")),
-        (path("we"), Other("spiffe://mesh.local/ns/default/sa/we")),
-        (path("Web"), Other("spiffe://mesh.local/ns/default/sa/Web")),
-        (path("web/more"), Other("spiffe://mesh.local/ns/default/sa/web/more")),
-        (path("w.e_b-"), Other("spiffe://mesh.local/ns/default/sa/w.e_b-")),
-        (path(".../web"), Other("spiffe://mesh.local/ns/default/sa/.../web")),
-        (b"spiffe://mesh.local".to_vec(), Other("spiffe://mesh.local")),
-        (long(2049), REFUSED),
-        (long(100_000 / 8), REFUSED),
-    ];
-    for after in [
-        "web/",
-        "web//",
-        "/web",
-        "./web",
-        "../sa/web",
-        "web/..",
-        "web/.",
-        "web/%2e%2e",
-        "%2e/web",
-        "%77eb",
-        "web%2f",
-        "web%00",
-        "web?",
-        "web?a=b",
-        "web#",
-        "web#a",
-        "web;a",
-        "web\\",
-        "*",
-        "web\0",
-        "web\0.evil",
-        "we\0b",
-        "web ",
-        "we b",
-        "web\t",
-        "web\n",
-        "web\r\nx-weft-peer: spiffe://mesh.local/ns/default/sa/admin",
-        "w\u{e9}b",
-        "w\u{435}b",
-        "web\u{200b}",
-        "web:",
-        "web@a",
-        "web+",
-        "web~",
-        "web!",
+    const BELOW: &str = "spiffe://mesh.local/ns/default/sa/";
+    let mut uris: Vec<(Vec<u8>, Outcome)> =
+        vec![(WEB.to_vec(), Web), (long(2049), REFUSED), (long(12_000), REFUSED)];
+    for id in [
+        "spiffe://mesh.local",
+        "spiffe://mesh.local/ns/default/sa/admin",
+        "spiffe://mesh.local/ns/default/sa/web2",
+        "spiffe://mesh.local/ns/default/sa/we",
+        "spiffe://mesh.local/ns/default/sa/Web",
+        "spiffe://mesh.local/ns/default/sa/web/more",
+        "spiffe://mesh.local/ns/default/sa/w.e_b-",
+        "spiffe://mesh.local/ns/default/sa/.../web",
+        "spiffe://mesh.local/ns/other/sa/web",
+        "spiffe://mesh.local/web",
     ] {
-        uris.push((path(after), REFUSED));
+        uris.push((id.into(), Other(id)));
     }
-    for uri in [
-        "SPIFFE://mesh.local/ns/default/sa/web",
-        "Spiffe://mesh.local/ns/default/sa/web",
-        "spiffe://MESH.LOCAL/ns/default/sa/web",
-        "spiffe://Mesh.local/ns/default/sa/web",
-        "spiffe://mesh.local//ns/default/sa/web",
-        "spiffe://mesh.local/",
-        "spiffe://mesh.local:443/ns/default/sa/web",
-        "spiffe://mesh.local:/ns/default/sa/web",
-        "spiffe://a@mesh.local/ns/default/sa/web",
-        "spiffe://a:b@mesh.local/ns/default/sa/web",
-        "spiffe:///ns/default/sa/web",
-        "spiffe://",
-        "spiffe:/mesh.local/ns/default/sa/web",
-        "spiffe:mesh.local/ns/default/sa/web",
-        "spiffe:",
-        "spiffe",
-        "spiffe://mesh%2elocal/ns/default/sa/web",
-        "spiffe://[::1]/ns/default/sa/web",
-        "spiffe://mesh.local\\ns/default/sa/web",
-        "spiffe://mesh.local?/ns/default/sa/web",
-        // Of another domain than the root's.
-        "spiffe://other.local/ns/default/sa/web",
-        "spiffe://other.local",
-        "spiffe://a.mesh.local/ns/default/sa/web",
-        "spiffe://mesh.local.evil/ns/default/sa/web",
-        "spiffe://mesh.local./ns/default/sa/web",
-        "spiffe://mesh.loca/ns/default/sa/web",
-        "spiffe://mesh_local/ns/default/sa/web",
-    ] {
-        uris.push((uri.as_bytes().to_vec(), REFUSED));
-    }
-    for uri in [
-        "",
-        "/ns/default/sa/web",
-        "//mesh.local/ns/default/sa/web",
-        "mesh.local/ns/default/sa/web",
-        " spiffe://mesh.local/ns/default/sa/web",
-        "\0spiffe://mesh.local/ns/default/sa/web",
-        "xspiffe://mesh.local/ns/default/sa/web",
-        "https://mesh.local/ns/default/sa/web",
-        "urn:spiffe://mesh.local/ns/default/sa/web",
-    ] {
-        uris.push((uri.as_bytes().to_vec(), Nameless));
-    }
-    let rows: Vec<_> = uris
-        .iter()
-        .map(|(uri, wanted)| {
-            let name = String::from_utf8_lossy(uri);
-            (name.chars().take(80).collect::<String>(), world.below(&[(URI, uri)]), *wanted)
-        })
-        .collect();
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|(name, holder, wanted)| (name.as_str(), holder.clone(), *wanted))
-        .collect();
-    check_all(&world, &rows);
+    uris.extend(NO_PATHS.iter().map(|after| (format!("{BELOW}{after}").into_bytes(), REFUSED)));
+    uris.extend(NO_IDS.iter().map(|uri| ((*uri).into(), REFUSED)));
+    uris.extend(NO_CLAIMS.iter().map(|uri| ((*uri).into(), Nameless)));
+    let shown = |uri: &[u8]| String::from_utf8_lossy(uri).chars().take(80).collect::<String>();
+    let names: Vec<String> = uris.iter().map(|(uri, _)| shown(uri)).collect();
+    let rows = names.iter().zip(&uris);
+    let rows = rows.map(|(name, (uri, wanted))| {
+        (name.as_str(), world.below(&[(URI, uri.as_slice())]), *wanted)
+    });
+    check_all(&world, &rows.collect::<Vec<_>>());
 }
 
 #[test]
@@ -360,8 +361,8 @@ fn an_id_stands_alone_among_uris_and_nothing_else_is_one() {
 const ADMIN: Outcome = Other("spiffe://mesh.local/ns/default/sa/admin");
 
 #[test]
-#[ignore = "a URI that is no UTF-8 is not counted, so that the certificate has two and is still let in"]
-fn a_uri_that_is_no_text_is_a_uri() {
+#[ignore = "a name that cannot be read is not counted, so the certificate has two and is still let in"]
+fn a_name_that_cannot_be_read_is_a_name() {
     let world = World::start();
     let of = |names: &[(u8, &[u8])]| world.below(names);
     let [_, below] = &world.ours;

@@ -206,8 +206,8 @@ enum Outcome {
 
 use Outcome::{CutOff, Denied, Invalid, Issued};
 
-fn fault(name: &str, got: Result<Vec<String>, SignError>, wanted: Outcome) -> Option<String> {
-    let is_right = match (&got, wanted) {
+fn fault(name: &str, got: &Result<Vec<String>, SignError>, wanted: Outcome) -> Option<String> {
+    let is_right = match (got, wanted) {
         (Ok(chain), Issued) => {
             check_issued(name, chain);
             true
@@ -233,7 +233,7 @@ fn what_a_request_asks_for_beyond_its_id_is_not_given() {
     let check = |name: &str, wanted: Outcome| {
         let file = control.folder.path().join(name).with_extension("csr");
         let request = std::fs::read_to_string(file).expect("it was made");
-        fault(name, control.ask(Some(&control.web), None, &request), wanted)
+        fault(name, &control.ask(Some(&control.web), None, &request), wanted)
     };
     const UNUSABLE: Outcome = Invalid("the certificate request cannot be used");
     const NOT_ONE: Outcome = Invalid("must ask for exactly one SPIFFE id");
@@ -274,7 +274,7 @@ fn nobody_gets_a_certificate_without_proof() {
     let (good, admin) = (ours(&web()), ours(&id(&spiffe_id("admin"))));
     let foreign = ours(&id("spiffe://other.local/ns/default/sa/web"));
     let check = |name, holder, token, request: &str, wanted| {
-        fault(name, control.ask(holder, token, request), wanted)
+        fault(name, &control.ask(holder, token, request), wanted)
     };
     const UNKNOWN: Outcome = Denied("unknown, was used before, or has expired");
     let padded = format!("{token} ");
@@ -306,10 +306,10 @@ fn a_token_is_for_one_identity() {
     let control = Control::start();
     let admin = ours(&id(&spiffe_id("admin")));
     let got = control.ask(None, Some(&control.token), &admin);
-    hold(vec![fault("admin by web's token", got, Denied("the join token is for"))]);
+    hold(vec![fault("admin by web's token", &got, Denied("the join token is for"))]);
     // Whoever tries what it is not for has had it.
     let got = control.ask(None, Some(&control.token), &ours(&web()));
-    hold(vec![fault("web's token after that", got, Denied("was used before"))]);
+    hold(vec![fault("web's token after that", &got, Denied("was used before"))]);
 }
 
 #[test]
@@ -346,7 +346,7 @@ fn who_is_revoked_gets_no_certificate_anew() {
     let control = Control::start();
     control.revoke();
     let got = control.ask(Some(&control.web), None, &ours(&web()));
-    hold(vec![fault("a certificate that is revoked", got, CutOff)]);
+    hold(vec![fault("a certificate that is revoked", &got, CutOff)]);
 }
 
 /// A way that leads over a connection that is open already, once.
@@ -364,7 +364,7 @@ fn an_open_connection_serves_until_its_certificate_is_revoked() {
     let control = Control::start();
     let dial = over_open(&control);
     let got = control.runtime.block_on(request_certificate(&dial, ours(&web()), None));
-    hold(vec![fault("a connection that was opened before", got, Issued)]);
+    hold(vec![fault("a connection that was opened before", &got, Issued)]);
 }
 
 #[test]

@@ -42,7 +42,8 @@ impl Traces {
         // Before it is the octet string that it is in.
         assert_eq!(der.get(34..36), Some(&[0x04, 0x20][..]), "{name}");
         // The first line begins alike in all keys.
-        let secret_line = key.lines().nth(1).and_then(|line| line.get(48..60)).expect("a long line");
+        let secret_line =
+            key.lines().nth(1).and_then(|line| line.get(48..60)).expect("a long line");
         let mut texts = vec![secret_line.to_owned()];
         let (first, last) = secret.split_at(secret.len() / 2);
         for part in [first, last] {
@@ -193,9 +194,9 @@ impl Static {
         let tls =
             verify_mode(&signer.files_of("server", &server), &signer.root(), &signer.revocations());
         let upstream = mutual_tls(&signer.files_of("client", &client), &signer.root(), "server");
-        let mismatched = Holder { key: other.key.clone(), ..second.clone() };
+        let mismatched = Holder { key: other.key, ..second.clone() };
         let cut = half.key.len() - 40;
-        let cut = Holder { key: half.key.chars().take(cut).collect(), ..half.clone() };
+        let cut = Holder { key: half.key.chars().take(cut).collect(), ..half };
         let serve =
             |name, port, tls| listener(name, port, http(&route_to("service", 15), &[]), Some(tls));
         let listens = [port::free(), port::free()];
