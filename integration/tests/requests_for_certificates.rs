@@ -45,6 +45,8 @@ struct Control {
     web: Holder,
     /// Of `web`, over since an hour.
     expired: Holder,
+    /// Of `web`, good for some seconds.
+    brief: Holder,
     /// Good once, for `web`.
     token: String,
     /// Good once, for `web` of another domain.
@@ -74,6 +76,7 @@ impl Control {
             Holder { chain: issued.chain.concat(), key: pending.key_pem, serial: issued.serial }
         };
         let (valid, expired) = (sign(DAY, now()), sign(DAY / 24, now() - 2 * DAY / 24));
+        let brief = sign(Duration::from_secs(4), now());
         let token = |wanted: &SpiffeId| make_token(&store, wanted, now()).expect("a token");
         let foreign = id("spiffe://other.local/ns/default/sa/web");
         let (token, foreign_token) = (token(&web()), token(&foreign));
@@ -96,7 +99,18 @@ impl Control {
         let enrolment = Enrolment { control, roots, identity: web(), source };
         let runtime = Runtime::new().expect("a runtime can be made");
         let web = valid;
-        Self { process, admin, folder, enrolment, runtime, web, expired, token, foreign_token }
+        Self {
+            process,
+            admin,
+            folder,
+            enrolment,
+            runtime,
+            web,
+            expired,
+            brief,
+            token,
+            foreign_token,
+        }
     }
 
     /// The way to it, as somebody or as nobody.
@@ -350,8 +364,8 @@ fn who_is_revoked_gets_no_certificate_anew() {
 }
 
 /// A way that leads over a connection that is open already, once.
-fn over_open(control: &Control) -> Dial {
-    let open = control.runtime.block_on(control.dial(Some(&control.web)).open());
+fn over_open(control: &Control, holder: &Holder) -> Dial {
+    let open = control.runtime.block_on(control.dial(Some(holder)).open());
     let open = Arc::new(Mutex::new(Some(open.expect("it takes the connection"))));
     Dial::new(move || {
         let open = open.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -362,7 +376,7 @@ fn over_open(control: &Control) -> Dial {
 #[test]
 fn an_open_connection_serves_until_its_certificate_is_revoked() {
     let control = Control::start();
-    let dial = over_open(&control);
+    let dial = over_open(&control, &control.web);
     let got = control.runtime.block_on(request_certificate(&dial, ours(&web()), None));
     hold(vec![fault("a connection that was opened before", &got, Issued)]);
 }
@@ -371,10 +385,24 @@ fn an_open_connection_serves_until_its_certificate_is_revoked() {
 #[ignore = "the control plane asks at the handshake only, so a revoked client renews over an open connection"]
 fn who_is_revoked_gets_no_certificate_over_an_open_connection_either() {
     let control = Control::start();
-    let dial = over_open(&control);
+    let dial = over_open(&control, &control.web);
     control.revoke();
     let got = control.runtime.block_on(request_certificate(&dial, ours(&web()), None));
     assert!(got.is_err(), "a revoked client has a new certificate: {got:?}");
+}
+
+#[test]
+#[ignore = "the control plane asks at the handshake only, so who has expired renews over an open connection"]
+fn who_has_expired_gets_no_certificate_over_an_open_connection_either() {
+    let control = Control::start();
+    let dial = over_open(&control, &control.brief);
+    let other = ours(&id(&spiffe_id("admin")));
+    eventually("a whole handshake is refused", || {
+        let got = control.ask(Some(&control.brief), None, &other);
+        matches!(got, Err(SignError::Unavailable(_))).then_some(())
+    });
+    let got = control.runtime.block_on(request_certificate(&dial, ours(&web()), None));
+    assert!(got.is_err(), "who has expired has a new certificate: {got:?}");
 }
 
 #[allow(clippy::disallowed_methods, reason = "a test happens now")]
