@@ -11,6 +11,7 @@ pub mod backend;
 pub mod bootstrap;
 pub mod curl;
 pub mod frames;
+pub mod handmade;
 pub mod http1;
 pub mod http2;
 pub mod http2_probe;

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls::{AlertDescription, ClientConfig, ClientConnection, HandshakeKind, StreamOwned};
 use rustls_pki_types::{ServerName, UnixTime};
 use weft_certs::TrustStore;
 use weft_certs::tls::{self, Identity};
@@ -67,10 +67,44 @@ impl TlsCaller {
         bytes
     }
 
+    /// Whether the server lets us in: with TLS 1.3 it tells by what it sends first, a ticket or an alert.
+    ///
+    /// # Errors
+    /// The alert; none where the connection just ends.
+    pub fn is_let_in(&mut self) -> Result<(), Option<AlertDescription>> {
+        let StreamOwned { conn, sock } = &mut self.0;
+        let alert = |error: &rustls::Error| match error {
+            rustls::Error::AlertReceived(alert) => Some(*alert),
+            _ => None,
+        };
+        let inner = |error: std::io::Error| {
+            error.get_ref().and_then(|inner| inner.downcast_ref()).and_then(alert)
+        };
+        while conn.is_handshaking() {
+            conn.complete_io(sock).map_err(inner)?;
+        }
+        if conn.read_tls(sock).map_err(inner)? == 0 {
+            return Err(None);
+        }
+        conn.process_new_packets().map(drop).map_err(|error| alert(&error))
+    }
+
+    /// Whether the handshake took up an earlier session.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.0.conn.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
     /// Asks by HTTP/1.1 for a path whose answer has a length; its status, or none when the connection has
     /// ended.
     pub fn ask(&mut self, path: &str) -> Option<u16> {
-        if !self.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()) {
+        self.exchange(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).map(|(status, _)| status)
+    }
+
+    /// Sends a request whose answer has a length; the answer's status and body, or none when the connection
+    /// has ended.
+    pub fn exchange(&mut self, request: &str) -> Option<(u16, String)> {
+        if !self.send(request.as_bytes()) {
             return None;
         }
         let mut answer = Vec::new();
@@ -85,7 +119,7 @@ impl TlsCaller {
             let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
             let length: usize = length.map_or(0, |length| length.parse().expect("a number"));
             if body.len() >= length {
-                return head.split(' ').nth(1)?.parse().ok();
+                return Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()));
             }
         }
     }
