@@ -361,7 +361,6 @@ fn an_id_stands_alone_among_uris_and_nothing_else_is_one() {
 const ADMIN: Outcome = Other("spiffe://mesh.local/ns/default/sa/admin");
 
 #[test]
-#[ignore = "a name that cannot be read is not counted, so the certificate has two and is still let in"]
 fn a_name_that_cannot_be_read_is_a_name() {
     let world = World::start();
     let of = |names: &[(u8, &[u8])]| world.below(names);

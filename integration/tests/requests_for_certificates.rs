@@ -382,7 +382,6 @@ fn an_open_connection_serves_until_its_certificate_is_revoked() {
 }
 
 #[test]
-#[ignore = "the control plane asks at the handshake only, so a revoked client renews over an open connection"]
 fn who_is_revoked_gets_no_certificate_over_an_open_connection_either() {
     let control = Control::start();
     let dial = over_open(&control, &control.web);
@@ -392,7 +391,6 @@ fn who_is_revoked_gets_no_certificate_over_an_open_connection_either() {
 }
 
 #[test]
-#[ignore = "the control plane asks at the handshake only, so who has expired renews over an open connection"]
 fn who_has_expired_gets_no_certificate_over_an_open_connection_either() {
     let control = Control::start();
     let dial = over_open(&control, &control.brief);
@@ -408,4 +406,50 @@ fn who_has_expired_gets_no_certificate_over_an_open_connection_either() {
 #[allow(clippy::disallowed_methods, reason = "a test happens now")]
 fn now() -> SystemTime {
     SystemTime::now()
+}
+
+/// What `weft ca` prints of an order, with its exit code.
+fn ca(control: &Control, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = weft();
+    let [name, rest @ ..] = arguments else { unreachable!("an order has a name") };
+    command.args(["ca", name, "--state"]).arg(control.folder.path().join("state")).args(rest);
+    let output = command.output().expect("it runs");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).expect("a text"))
+}
+
+#[test]
+fn a_control_plane_that_runs_takes_orders_and_they_hold_at_once() {
+    let control = Control::start();
+    let number = || {
+        let dump = Curl::get(control.admin, "/config_dump").run().text();
+        let dump: serde_json::Value = serde_json::from_str(&dump).expect("it is JSON");
+        dump["revocation_list_number"].as_u64().expect("a number")
+    };
+    // One who joins by a token that the running control plane makes.
+    let (code, token) = ca(&control, &["token", web().as_str()]);
+    assert_eq!(code, Some(0), "{token}");
+    let got = control.ask(None, Some(token.trim()), &ours(&web())).expect("a certificate");
+    assert!(!got.is_empty());
+    let (_, all) = ca(&control, &["list"]);
+    let mine = all.lines().find(|line| line.ends_with(web().as_str())).expect("it is listed");
+    let serial = mine.split(' ').next().expect("a serial number").to_owned();
+
+    let (before, since) = (number(), now());
+    let (code, said) = ca(&control, &["revoke", "web"]);
+    assert_eq!((code, said.trim()), (Some(0), format!("{serial} revoked").as_str()));
+    eventually("a new list is published", || (number() > before).then_some(()));
+    let took = now().duration_since(since).expect("time goes on");
+    assert!(took < Duration::from_secs(1), "after {took:?}");
+    let (_, said) = ca(&control, &["revoke", &serial]);
+    assert_eq!(said.trim(), format!("{serial} was revoked already"));
+    let (code, said) = ca(&control, &["revoke", "nobody"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("\"nobody\" is the serial number, id or service of no"), "{said}");
+    let log = control.folder.path().join("state/audit.jsonl");
+    let log = std::fs::read_to_string(log).expect("there is an audit log");
+    for event in ["token_made", "issued", "revoked"] {
+        assert!(log.contains(&format!("\"event\":\"{event}\"")), "{log}");
+    }
+    assert!(!log.contains(token.trim()), "a token is a secret");
 }
