@@ -20,7 +20,6 @@ pub struct VerifiedPeer {
     digest: [u8; 32],
     identity: Option<SpiffeId>,
     serial: Arc<[u8]>,
-    issuer: Arc<[u8]>,
 }
 
 impl VerifiedPeer {
@@ -34,10 +33,9 @@ impl VerifiedPeer {
         let certificate = webpki::EndEntityCert::try_from(leaf).ok()?;
         let identity = form::identity(leaf).ok()?;
         let serial = certificate.serial().into();
-        let issuer = certificate.issuer().into();
         let sha256 = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
         let digest = sha256.as_ref().try_into().ok()?;
-        Some(Self { identity, serial, issuer, digest })
+        Some(Self { identity, serial, digest })
     }
 
     /// The SPIFFE id; none for a certificate that has no such name.
@@ -50,12 +48,6 @@ impl VerifiedPeer {
     #[must_use]
     pub fn serial(&self) -> &[u8] {
         &self.serial
-    }
-
-    /// The issuer's name, DER.
-    #[must_use]
-    pub fn issuer(&self) -> &[u8] {
-        &self.issuer
     }
 
     /// The SHA-256 of the certificate.

@@ -31,7 +31,7 @@ use crate::http::head::{HttpVersion, RequestHead, Unwanted, Upgrade};
 use crate::identity_headers::ProvedFields;
 use crate::patience::{Patience, Pulse};
 use crate::plan::{Plan, PlannedHttp, PlannedListener, Service, Target};
-use crate::record::Record;
+use crate::record::{Record, Trace};
 pub(crate) use crate::reply::Reply;
 use crate::route::{Routed, rewritten, route};
 use crate::standing::Standing;
@@ -60,7 +60,7 @@ pub(crate) struct Connection {
     kind: TransportKind,
     is_tls: bool,
     /// How lines of its requests name it.
-    trace: Option<Box<str>>,
+    trace: Option<Trace>,
     listener: Name,
     /// Whether it waits for a request, so that draining may end it.
     pub(crate) idle: Rc<Cell<bool>>,
@@ -339,6 +339,14 @@ impl Connection {
         }
     }
 
+    /// Says whether it waits for a request, so that it may be ended.
+    pub(crate) fn rest(&self, rests: bool) {
+        self.idle.set(rests);
+        if let Some(standing) = &self.standing {
+            standing.rest(rests);
+        }
+    }
+
     /// Whether no request may be begun over it any more.
     pub(crate) fn is_leaving(&self) -> bool {
         self.standing.as_ref().is_some_and(|standing| standing.is_leaving())
@@ -427,7 +435,7 @@ impl Story {
             time_ms: unix_ms(),
             client: connection.client,
             original_destination: connection.destination,
-            conn_trace_id: connection.trace.as_deref(),
+            conn_trace_id: connection.trace,
             peer: connection
                 .peer
                 .as_ref()

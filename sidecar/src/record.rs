@@ -6,6 +6,22 @@ use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use weft_certs::CertificateText;
 
+/// A name for a connection, as AWS' log has them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trace(u128);
+
+impl Trace {
+    pub(crate) fn new() -> Self {
+        Self(fastrand::u128(..))
+    }
+}
+
+impl Serialize for Trace {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("TID_{:032x}", self.0))
+    }
+}
+
 /// One access line. The field names equal the type names of the path.
 #[derive(Debug, Serialize)]
 pub(crate) struct Record<'a> {
@@ -14,7 +30,7 @@ pub(crate) struct Record<'a> {
     pub(crate) client: SocketAddr,
     pub(crate) original_destination: SocketAddr,
     /// The connection, as its own line has it; none without TLS.
-    pub(crate) conn_trace_id: Option<&'a str>,
+    pub(crate) conn_trace_id: Option<Trace>,
     pub(crate) peer: Option<&'a str>,
     pub(crate) subject: Option<&'a str>,
     pub(crate) version: &'static str,
@@ -52,7 +68,7 @@ pub(crate) struct HandshakeRecord {
     /// `Success`, or `Failed:` and the word of the fault.
     pub(crate) tls_verify_status: String,
     pub(crate) detail: Option<String>,
-    pub(crate) conn_trace_id: String,
+    pub(crate) conn_trace_id: Trace,
 }
 
 impl HandshakeRecord {

@@ -107,20 +107,13 @@ async fn next_request(
     if reader.buffer.is_empty() {
         reader.rest();
         writer.rest();
-        connection.idle.set(true);
-        let first = tokio::time::timeout(settings.timeouts.idle, async {
-            tokio::select! {
-                biased;
-                () = connection.leaves() => None,
-                readable = reader.half.readable() => Some(readable),
-            }
-        });
-        let first = first.await;
-        connection.idle.set(false);
+        connection.rest(true);
+        let first = tokio::time::timeout(settings.timeouts.idle, reader.half.readable()).await;
+        connection.rest(false);
         match first {
-            Err(_) | Ok(None) => return Err(HeadError::Closed),
-            Ok(Some(Err(_))) => return Err(HeadError::Broken),
-            Ok(Some(Ok(()))) => {}
+            Err(_) => return Err(HeadError::Closed),
+            Ok(Err(_)) => return Err(HeadError::Broken),
+            Ok(Ok(())) => {}
         }
     }
     if connection.is_leaving() {

@@ -101,6 +101,8 @@ pub(crate) struct Standing {
     state: Cell<State>,
     /// Whether its end is told by whoever serves it, who then writes for a moment more.
     has_farewell: Cell<bool>,
+    /// Whether nothing is under way, so that who is to leave may be ended.
+    rests: Cell<bool>,
     news: Notify,
 }
 
@@ -128,6 +130,11 @@ impl Standing {
     /// Whether no request may be begun.
     pub(crate) fn is_leaving(&self) -> bool {
         self.state.get() != State::Good
+    }
+
+    /// Says whether nothing is under way.
+    pub(crate) fn rest(&self, rests: bool) {
+        self.rests.set(rests);
     }
 
     /// Says that whoever serves the connection tells the peer of its end, and then closes it.
@@ -332,6 +339,10 @@ impl Member {
         if self.standing.state.get() == State::Good {
             self.standing.state.set(State::Leaving);
             self.standing.news.notify_waiters();
+            if self.standing.rests.get() {
+                // It waits for its peer alone.
+                self.wake();
+            }
         }
     }
 
@@ -341,7 +352,11 @@ impl Member {
             return;
         }
         self.standing.news.notify_waiters();
-        // Whoever waits for the peer is woken by this, and is then told.
+        self.wake();
+    }
+
+    /// Wakes whoever waits for the peer.
+    fn wake(&self) {
         if let Err(error) = shutdown(self.socket, Shutdown::Read) {
             tracing::debug!(%error, "a connection to be ended was gone");
         }

@@ -1,6 +1,5 @@
 //! The handshake with a client, as far as it is told: in time, counted, and with a line of its own.
 
-use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use weft_certs::fault::{self, PeerFault};
 
 use super::{Alpn, acceptor};
 use crate::plan::Tls;
-use crate::record::HandshakeRecord;
+use crate::record::{HandshakeRecord, Trace};
 use crate::stream::Stream;
 use crate::worker::{Worker, now, unix_ms};
 
@@ -21,7 +20,7 @@ pub(crate) struct Secure {
     pub(crate) alpn: Alpn,
     pub(crate) peer: Option<VerifiedPeer>,
     /// How lines name the connection.
-    pub(crate) trace: Option<Box<str>>,
+    pub(crate) trace: Option<Trace>,
 }
 
 /// What is told of a connection.
@@ -83,7 +82,7 @@ fn tell_success(
     about: About,
     took: Duration,
     worker: &Worker,
-) -> Box<str> {
+) -> Trace {
     let session = accepted.stream.session();
     let group = session.and_then(|s| s.negotiated_key_exchange_group());
     let peer = accepted.peer.as_ref().and_then(VerifiedPeer::identity);
@@ -98,9 +97,9 @@ fn tell_success(
         tls_verify_status: "Success".into(),
         ..record(about, took)
     };
-    let record = record.with_certificate(accepted.stream.certificate());
-    worker.access.line(&record);
-    record.conn_trace_id.into()
+    let trace = record.conn_trace_id;
+    worker.access.line(&record.with_certificate(accepted.stream.certificate()));
+    trace
 }
 
 fn tell_failure(error: &io::Error, about: About, took: Duration, worker: &Worker) {
@@ -142,14 +141,6 @@ fn record(about: About, took: Duration) -> HandshakeRecord {
         leaf_client_cert_serial_number: None,
         tls_verify_status: String::new(),
         detail: None,
-        conn_trace_id: trace(),
+        conn_trace_id: Trace::new(),
     }
-}
-
-/// A name for a connection, as AWS' log has them.
-fn trace() -> String {
-    let mut trace = String::from("TID_");
-    // A text takes whatever is written to it.
-    let _infallible = write!(trace, "{:032x}", fastrand::u128(..));
-    trace
 }
