@@ -76,8 +76,9 @@ impl Withdrawals {
         self.count += 1;
     }
 
-    /// Whether a proof that a store of this line and generation accepted does not stand any more.
-    fn end(&self, proof: &Proof, line: u64, generation: u64) -> bool {
+    /// Whether a proof that a store accepted does not stand any more.
+    pub(crate) fn end(&self, proof: &Proof, store: weft_certs::Standing) -> bool {
+        let weft_certs::Standing { line, generation } = store;
         let mut later = self.latest.iter().filter(|w| w.line == line && w.generation > generation);
         later.any(|withdrawal| withdrawal.ends(proof))
     }
@@ -218,8 +219,8 @@ impl Roll {
     ) -> Enrolled {
         let (id, standing) = (self.next.get(), Rc::new(Standing::default()));
         self.next.set(id + 1);
-        let weft_certs::Standing { line, generation } = trust.standing();
-        if latest.end(&proof, line, generation) {
+        let line = trust.standing().line;
+        if latest.end(&proof, trust.standing()) {
             standing.state.set(State::Ended);
         }
         let due = proof.ends();

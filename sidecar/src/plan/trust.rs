@@ -162,3 +162,118 @@ fn load(
     };
     TrustStore::build(parts, previous, now).map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use rustls_pki_types::CertificateDer;
+    use rustls_pki_types::pem::PemObject;
+    use weft_certs::request::{self, CheckedRequest};
+    use weft_certs::{Authority, Proof, Revoked};
+    use weft_model::{DataSource, RevocationPolicy, SpiffeId};
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn at(seconds: u64) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_secs(NOW + seconds))
+    }
+
+    struct World {
+        authority: Authority,
+        now: SystemTime,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
+            let files = Authority::create("mesh.test", now).unwrap();
+            Self { authority: Authority::load(files, "mesh.test").unwrap(), now }
+        }
+
+        /// A validation with a list that revokes `serials`, which is there from so many seconds on.
+        fn validation(&self, number: u64, serials: &[&str], from: u64) -> Validation {
+            let entry = |serial: &&str| Revoked { serial: (*serial).to_owned(), at: self.now };
+            let revoked: Vec<_> = serials.iter().map(entry).collect();
+            // The authority dates its lists back by five minutes.
+            let issued = self.now + Duration::from_secs(from + 300);
+            let life = Duration::from_secs(3600);
+            let lists = self.authority.revocation_lists(&revoked, number, issued, life).unwrap();
+            let inline = |text: &str| DataSource::Inline(text.as_bytes().into());
+            Validation {
+                roots: inline(self.authority.trust_bundle()),
+                revocations: Some(inline(&lists)),
+                policy: RevocationPolicy::default(),
+                names: Vec::new(),
+            }
+        }
+
+        fn proof(&self, store: &TrustStore) -> (Proof, String) {
+            let id = SpiffeId::parse("spiffe://mesh.test/ns/a/sa/web").unwrap();
+            let pending = request::make(&id).unwrap();
+            let asked = CheckedRequest::parse(&pending.request_pem).unwrap();
+            let life = Duration::from_secs(3600);
+            let issued = self.authority.issue(&asked, life, self.now).unwrap();
+            let chain = issued.chain.concat();
+            let chain: Vec<CertificateDer<'_>> =
+                CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
+            (Proof::of(&chain, store).unwrap(), issued.serial)
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_leaves_the_last_good_one_is_told_and_is_tried_again() {
+        let (world, mut stores, mut files) =
+            (World::new(), TrustStores::default(), Files::default());
+        let mut ask = |validation: &Validation, seconds| {
+            let got = stores.store("trust", validation, &mut files, at(seconds));
+            stores.settle(at(seconds));
+            let outdated = stores.are_outdated(at(seconds + AGAIN));
+            got.map(|(store, told)| (store.standing().generation, told.join("; "), outdated))
+        };
+        // The list is of the future, as of a clock that goes ahead of ours.
+        let early = world.validation(1, &[], 3);
+        assert!(ask(&early, 0).unwrap_err().contains("in the future"));
+        assert!(ask(&early, 1).unwrap_err().contains("in the future"));
+        assert_eq!(ask(&early, 3), Ok((0, String::new(), false)));
+        let next = world.validation(2, &["0a"], 5);
+        let (generation, told, outdated) = ask(&next, 3).unwrap();
+        assert!(told.contains("the last good one stays in force"), "{told}");
+        assert_eq!((generation, outdated), (0, true));
+        let (_, told, _) = ask(&next, 4).unwrap();
+        assert!(told.contains("stays in force"), "it is told as long as it is so: {told}");
+        assert_eq!(ask(&next, 6), Ok((1, String::new(), false)));
+    }
+
+    #[test]
+    fn what_nobody_asks_for_any_more_takes_its_leave() {
+        let (world, mut stores, mut files) =
+            (World::new(), TrustStores::default(), Files::default());
+        let first = world.validation(1, &[], 0);
+        let (store, _) = stores.store("trust", &first, &mut files, at(0)).unwrap();
+        let (proof, serial) = world.proof(&store);
+        stores.settle(at(0));
+        let standing = store.standing();
+        let ends = |stores: &TrustStores| stores.withdrawals().end(&proof, standing);
+        // Another list, that names somebody else, and then it.
+        let other = world.validation(2, &["0a"], 0);
+        stores.store("trust", &other, &mut files, at(1)).unwrap();
+        stores.settle(at(1));
+        assert!(!ends(&stores));
+        let revoking = world.validation(3, &["0a", &serial], 0);
+        stores.store("trust", &revoking, &mut files, at(2)).unwrap();
+        assert!(ends(&stores));
+
+        let mut stores = TrustStores::default();
+        let (store, _) = stores.store("trust", &first, &mut files, at(0)).unwrap();
+        stores.settle(at(0));
+        let (proof, standing) = (world.proof(&store).0, store.standing());
+        assert!(!stores.withdrawals().end(&proof, standing));
+        stores.settle(at(1));
+        assert!(stores.withdrawals().end(&proof, standing), "nobody asked for it");
+        let (again, _) = stores.store("trust", &first, &mut files, at(2)).unwrap();
+        assert_ne!(again.standing().line, standing.line);
+    }
+}
