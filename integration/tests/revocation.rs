@@ -329,8 +329,12 @@ fn what_a_revoked_client_has_begun_may_be_finished_where_the_policy_says_so() {
     signer.revoke(&[&holder.serial]);
     assert!(idle.ends_within(AT_ONCE), "it has begun nothing");
     busy.send(b"lo");
-    assert!(busy.receive(1024).starts_with(b"HTTP/1.1 200"), "it was begun before");
-    assert!(busy.ends_within(AT_ONCE), "it may begin nothing more");
+    let (since, mut answer) = (now(), busy.receive(1024));
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "it was begun before");
+    while !answer.is_empty() {
+        answer = busy.receive(1024);
+    }
+    assert!(since.elapsed() < AT_ONCE, "it may begin nothing more");
     assert!(stuck.ends_within(3 * AT_ONCE), "it has had its time");
 }
 
