@@ -15,6 +15,7 @@ mod form;
 mod issuer;
 mod peer;
 mod proof;
+mod remembered;
 pub mod request;
 mod revocation;
 pub mod rotation;

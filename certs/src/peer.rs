@@ -24,7 +24,7 @@ pub struct VerifiedPeer {
 
 impl VerifiedPeer {
     /// Asserts that a handshake just proved the holder of `leaf`. None when the certificate cannot
-    /// be read, which a verified one always can.
+    /// be read, or claims a SPIFFE id as none may be claimed: neither is verified.
     ///
     /// Named to be searched for: outside tests it has one caller, the TLS acceptor, and the tidy
     /// test keeps it so.

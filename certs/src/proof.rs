@@ -140,23 +140,19 @@ fn roots_above(certificate: &Fields<'_>, trust: &TrustStore) -> Vec<LinkId> {
 }
 
 /// What is read of a certificate (RFC 5280, section 4.1).
-struct Fields<'a> {
-    whole: &'a [u8],
-    serial: &'a [u8],
-    issuer: &'a [u8],
+pub(crate) struct Fields<'a> {
+    pub(crate) whole: &'a [u8],
+    pub(crate) serial: &'a [u8],
+    pub(crate) issuer: &'a [u8],
     subject: &'a [u8],
     /// `SubjectPublicKeyInfo`.
-    key: &'a [u8],
-    ends: u64,
-}
-
-/// The `SubjectPublicKeyInfo` of a certificate; none when it cannot be read.
-pub(crate) fn public_key(certificate: &[u8]) -> Option<&[u8]> {
-    Fields::read(certificate).map(|fields| fields.key)
+    pub(crate) key: &'a [u8],
+    pub(crate) begins: u64,
+    pub(crate) ends: u64,
 }
 
 impl<'a> Fields<'a> {
-    fn read(certificate: &'a [u8]) -> Option<Self> {
+    pub(crate) fn read(certificate: &'a [u8]) -> Option<Self> {
         const VERSION: u8 = 0xa0;
         let mut outer = Elements(Elements(certificate).expect(der::SEQUENCE)?.content);
         let mut fields = Elements(outer.expect(der::SEQUENCE)?.content);
@@ -165,11 +161,12 @@ impl<'a> Fields<'a> {
         fields.expect(der::SEQUENCE)?;
         let issuer = fields.expect(der::SEQUENCE)?.content;
         let mut validity = Elements(fields.expect(der::SEQUENCE)?.content);
-        validity.any()?;
+        // Before 1970 is early enough.
+        let begins = der::time(validity.any()?).unwrap_or_default();
         let ends = der::time(validity.any()?)?;
         let subject = fields.expect(der::SEQUENCE)?.content;
         let key = fields.expect(der::SEQUENCE)?.whole;
-        Some(Self { whole: certificate, serial, issuer, subject, key, ends })
+        Some(Self { whole: certificate, serial, issuer, subject, key, begins, ends })
     }
 
     fn is_root(&self, trust: &TrustStore) -> bool {

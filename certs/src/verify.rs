@@ -4,7 +4,7 @@
 //! a million entries), so the path is built without it and the verified path is then looked up in
 //! the index.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,7 +16,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use weft_model::{SpiffeId, StringMatch};
 
 use crate::fault::{self, PeerFault};
-use crate::{Asked, Revocation, Role, TrustStore, der, form, proof};
+use crate::proof::Fields;
+use crate::remembered::{self, Path, Purpose, Remembered, Shown};
+use crate::{Asked, Revocation, Role, TrustStore, der, form};
 
 pub(crate) static ALGORITHMS: std::sync::LazyLock<WebPkiSupportedAlgorithms> =
     std::sync::LazyLock::new(|| {
@@ -30,6 +32,7 @@ pub(crate) struct Verifier {
     names: Vec<StringMatch>,
     hints: Vec<DistinguishedName>,
     mandatory: bool,
+    remembered: Remembered,
 }
 
 /// How many certificates beside its own a peer may show, whether or not they are on its path.
@@ -38,7 +41,7 @@ const SHOWN_LIMIT: usize = 16;
 impl Verifier {
     pub(crate) fn new(trust: Arc<TrustStore>, names: Vec<StringMatch>, mandatory: bool) -> Self {
         let hints = trust.hints();
-        Self { trust, names, hints, mandatory }
+        Self { trust, names, hints, mandatory, remembered: Remembered::default() }
     }
 
     pub(crate) fn trust(&self) -> &TrustStore {
@@ -51,13 +54,44 @@ impl Verifier {
         end_entity: &'a CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-        usage: webpki::KeyUsage,
+        purpose: Purpose,
     ) -> Result<webpki::EndEntityCert<'a>, Error> {
-        let verified = self.verify_chain(end_entity, intermediates, now, usage);
+        let shown = remembered::shown(purpose, end_entity, intermediates);
+        if let Some(known) = self.verify_known(&shown, end_entity, intermediates, now) {
+            return Ok(known);
+        }
+        let verified =
+            self.verify_chain(end_entity, intermediates, now, purpose).map(|(leaf, path)| {
+                if let Some(path) = path {
+                    self.remembered.put(shown, path);
+                }
+                leaf
+            });
         if verified.is_err() {
             fault::note(end_entity);
         }
         verified
+    }
+
+    /// The leaf of what was found good before and still is. None: all must be looked at, since there may
+    /// be another path.
+    fn verify_known<'a>(
+        &self,
+        shown: &Shown,
+        end_entity: &'a CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Option<webpki::EndEntityCert<'a>> {
+        let path = self.remembered.get(shown)?;
+        if !(path.from..=path.until).contains(&now.as_secs()) {
+            return None;
+        }
+        let above =
+            path.above.iter().map(|at| intermediates.get(*at)).collect::<Option<Vec<_>>>()?;
+        let certificates: Vec<&[u8]> =
+            std::iter::once(end_entity).chain(above).map(AsRef::as_ref).collect();
+        self.check_revocation(&certificates, &path.root_key, now).ok()?;
+        webpki::EndEntityCert::try_from(end_entity).ok()
     }
 
     fn verify_chain<'a>(
@@ -65,8 +99,8 @@ impl Verifier {
         end_entity: &'a CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-        usage: webpki::KeyUsage,
-    ) -> Result<webpki::EndEntityCert<'a>, Error> {
+        purpose: Purpose,
+    ) -> Result<(webpki::EndEntityCert<'a>, Option<Path>), Error> {
         if intermediates.len() > SHOWN_LIMIT {
             return Err(
                 PeerFault::MaxChainDepthExceeded.refuse("it shows a chain that is too long")
@@ -77,19 +111,21 @@ impl Verifier {
         form::check_leaf(end_entity).map_err(|detail| PeerFault::Invalid.refuse(detail))?;
         let identity =
             form::identity(end_entity).map_err(|detail| PeerFault::Rejected.refuse(detail))?;
-        let fault = Cell::new(None);
+        let (fault, found) = (Cell::new(None), RefCell::new(None));
         let good = |path: &webpki::VerifiedPath<'_>| {
             self.check_path(path, identity.as_ref(), now).map_err(|refused| {
                 fault.set(Some(refused));
                 webpki::Error::UnknownIssuer
-            })
+            })?;
+            found.replace(found_path(path, end_entity, intermediates));
+            Ok(())
         };
         let verified = certificate.verify_for_usage(
             ALGORITHMS.all,
             self.trust.anchors(),
             intermediates,
             now,
-            usage,
+            purpose.usage(),
             None,
             Some(&good),
         );
@@ -98,7 +134,8 @@ impl Verifier {
             let (fault, detail) = fault.get().unwrap_or_else(|| explain(&error));
             fault.refuse(detail)
         })?;
-        Ok(certificate)
+        let path = found.take();
+        Ok((certificate, path))
     }
 
     /// What webpki leaves to us of a path: that its authorities may sign, that the id is of the root's
@@ -125,24 +162,37 @@ impl Verifier {
             let detail = "its trust domain is not that of the root that it ends in";
             return Err((PeerFault::Rejected, detail));
         }
-        self.check_revocation(path, now)
-    }
-
-    fn check_revocation(
-        &self,
-        path: &webpki::VerifiedPath<'_>,
-        now: UnixTime,
-    ) -> Result<(), (PeerFault, &'static str)> {
         let above: Vec<CertificateDer<'_>> =
             path.intermediate_certificates().map(|certificate| certificate.der()).collect();
-        let root = der::sequence(&path.anchor().subject_public_key_info);
-        let mut keys =
-            above.iter().map(|issuer| proof::public_key(issuer)).chain([Some(root.as_slice())]);
-        let mut check = |certificate: &webpki::Cert<'_>, role| {
-            let whole = certificate.der();
-            let (issuer, serial) = (certificate.issuer(), certificate.serial());
-            let issuer_key = keys.next().flatten();
-            let asked = Asked { issuer, issuer_key, serial, role, certificate: &whole };
+        let leaf = path.end_entity().der();
+        let certificates: Vec<&[u8]> =
+            std::iter::once(&leaf).chain(&above).map(AsRef::as_ref).collect();
+        let root_key = der::sequence(&path.anchor().subject_public_key_info);
+        self.check_revocation(&certificates, &root_key, now)
+    }
+
+    /// Whether the lists let a path pass: its certificates, the leaf first, and the root's key.
+    fn check_revocation(
+        &self,
+        certificates: &[&[u8]],
+        root_key: &[u8],
+        now: UnixTime,
+    ) -> Result<(), (PeerFault, &'static str)> {
+        if self.trust.revocations().is_none() {
+            return Ok(());
+        }
+        let unreadable = (PeerFault::Invalid, "its certificate cannot be read");
+        let fields = certificates.iter().map(|certificate| Fields::read(certificate));
+        let fields = fields.collect::<Option<Vec<_>>>().ok_or(unreadable)?;
+        let keys = fields.iter().skip(1).map(|issuer| issuer.key).chain([root_key]);
+        for (at, (certificate, issuer_key)) in fields.iter().zip(keys).enumerate() {
+            let asked = Asked {
+                issuer: certificate.issuer,
+                issuer_key: Some(issuer_key),
+                serial: certificate.serial,
+                role: if at == 0 { Role::Leaf } else { Role::Authority },
+                certificate: certificate.whole,
+            };
             self.trust.admits(&asked, now).map_err(|status| match status {
                 Revocation::Expired => {
                     (PeerFault::CrlProcessingError, "its revocation list has expired")
@@ -151,11 +201,9 @@ impl Verifier {
                     (PeerFault::CrlProcessingError, "no revocation list speaks of it")
                 }
                 Revocation::Revoked | Revocation::Good => (PeerFault::CrlHit, "it was revoked"),
-            })
-        };
-        check(path.end_entity(), Role::Leaf)?;
-        path.intermediate_certificates()
-            .try_for_each(|certificate| check(certificate, Role::Authority))
+            })?;
+        }
+        Ok(())
     }
 
     /// Whether the certificate has one name of each list that asks for any.
@@ -195,8 +243,7 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let certificate =
-            self.verify(end_entity, intermediates, now, webpki::KeyUsage::client_auth())?;
+        let certificate = self.verify(end_entity, intermediates, now, Purpose::Client)?;
         // Nobody asked for this client by its name: it is the policy that refuses it.
         if !self.is_named(&certificate) {
             fault::note(end_entity);
@@ -239,8 +286,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let certificate =
-            self.verify(end_entity, intermediates, now, webpki::KeyUsage::server_auth())?;
+        let certificate = self.verify(end_entity, intermediates, now, Purpose::Server)?;
         let named = if self.names.is_empty() && self.trust.names().is_empty() {
             certificate.verify_is_valid_for_subject_name(server_name).is_ok()
         } else {
@@ -273,6 +319,25 @@ impl ServerCertVerifier for Verifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         ALGORITHMS.supported_schemes()
     }
+}
+
+/// A path in terms of what was shown; none when a certificate of it cannot be read.
+fn found_path(
+    path: &webpki::VerifiedPath<'_>,
+    leaf: &CertificateDer<'_>,
+    shown: &[CertificateDer<'_>],
+) -> Option<Path> {
+    let mut above = Vec::new();
+    let leaf = Fields::read(leaf)?;
+    let (mut from, mut until) = (leaf.begins, leaf.ends);
+    for certificate in path.intermediate_certificates() {
+        let der = certificate.der();
+        above.push(shown.iter().position(|shown| **shown == *der)?);
+        let fields = Fields::read(&der)?;
+        (from, until) = (from.max(fields.begins), until.min(fields.ends));
+    }
+    let root_key = der::sequence(&path.anchor().subject_public_key_info).into();
+    Some(Path { above: above.into(), root_key, from, until })
 }
 
 fn explain(error: &webpki::Error) -> (PeerFault, &'static str) {

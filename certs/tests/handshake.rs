@@ -397,6 +397,51 @@ fn a_store_that_replaces_another_keeps_its_newer_lists() {
     world.client_shows(&world.good, load(&lists(3, &[]), Some(&first))).unwrap();
 }
 
+/// What was found good once is remembered, but not what time makes of it.
+#[test]
+fn who_is_met_again_is_asked_for_dates_and_lists() {
+    let world = World::new();
+    let short = |seconds| {
+        let mut params = leaf_params(WEB, 1001);
+        params.not_after = at(seconds);
+        pki::leaf(&params, &world.below, &[&world.below])
+    };
+    let below = List { next_update: 3 * HOUR, ..List::new(1, &[]) };
+    let trust = world.listed(Some(&below), Some(&List { next_update: 2 * HOUR, ..below.clone() }));
+    let clock = Arc::new(Clock::default());
+    let required = ClientAuthentication::Required(Arc::new(trust), Vec::new());
+    let server = server(&world.good, required, &clock);
+    let meets = |leaf: &Leaf, seconds| {
+        clock.0.store(seconds, Ordering::Relaxed);
+        meet(&client(Some(leaf), world.trust(), Vec::new()), &server).map(drop)
+    };
+    let (hour, day) = (short(HOUR), short(24 * HOUR));
+    for _ in 0..3 {
+        meets(&hour, 0).unwrap();
+        meets(&day, 0).unwrap();
+    }
+    meets(&hour, HOUR).unwrap();
+    meets(&hour, HOUR + 1)
+        .unwrap_err()
+        .is(PeerFault::Expired, AlertDescription::CertificateExpired);
+    meets(&day, HOUR + 1).unwrap();
+    // A clock that was set back.
+    meets(&day, -2 * HOUR)
+        .unwrap_err()
+        .is(PeerFault::NotYetValid, AlertDescription::CertificateExpired);
+    // The root's list is over, which is the intermediate's, not the leaf's.
+    let unknown = (PeerFault::CrlProcessingError, AlertDescription::CertificateUnknown);
+    meets(&day, 2 * HOUR + 1).unwrap_err().is(unknown.0, unknown.1);
+    meets(&day, HOUR).unwrap();
+    // The same leaf shown without what is above it is another matter.
+    let alone = Leaf {
+        chain: day.chain.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap().into(),
+        key: day.key.clone(),
+    };
+    assert_ne!(alone.chain, day.chain);
+    meets(&alone, 0).unwrap_err().is(PeerFault::Untrusted, AlertDescription::CertificateUnknown);
+}
+
 /// A client that would resume if it could, with nothing of ours in it.
 fn eager_client(
     world: &World,

@@ -13,7 +13,6 @@ use pki::{Leaf, WEB, World, leaf_params, unix};
 use rcgen::SanType;
 use weft_certs::tls::{Identity, TlsError};
 use weft_certs::{TrustError, TrustStore, VerifiedPeer};
-use weft_model::SpiffeId;
 
 const OTHER: &str = "spiffe://mesh.test/ns/a/sa/other";
 
@@ -52,21 +51,29 @@ fn a_key_that_is_not_of_the_chain_is_no_identity() {
 #[test]
 fn only_a_certificate_with_one_uri_has_a_spiffe_id() {
     let root = pki::root("root");
-    let check = |uris: &[&str], expected: Option<&str>| {
+    let leaf = |uris: &[&str]| {
         let mut params = leaf_params(WEB, 1);
         params.subject_alt_names = vec![SanType::DnsName("server.test".try_into().unwrap())];
         let uris = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
         params.subject_alt_names.extend(uris);
-        let leaf = pki::leaf(&params, &root, &[]);
-        assert_eq!(peer(&leaf).identity().map(SpiffeId::as_str), expected);
+        pki::leaf(&params, &root, &[])
     };
-    check(&[WEB], Some(WEB));
-    check(&[], None);
-    check(&[WEB, OTHER], None);
-    check(&[WEB, "https://example.test/"], None);
-    check(&["https://example.test/", WEB], None);
-    check(&["SPIFFE://mesh.test/ns/a/sa/web"], None);
-    check(&["spiffe://mesh.test/ns/../sa/web"], None);
+    let id = |uris: &[&str]| peer(&leaf(uris)).identity().map(|id| id.as_str().to_owned());
+    assert_eq!(id(&[WEB]).as_deref(), Some(WEB));
+    assert_eq!(id(&[]), None);
+    assert_eq!(id(&["https://example.test/"]), None);
+    // Who claims an id in any other way is no peer at all, rather than one without an id.
+    for uris in [
+        &[WEB, OTHER][..],
+        &[WEB, "https://example.test/"],
+        &["https://example.test/", WEB],
+        &["SPIFFE://mesh.test/ns/a/sa/web"],
+        &["spiffe://mesh.test/ns/../sa/web"],
+    ] {
+        let leaf = leaf(uris);
+        let identity = Identity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap();
+        assert!(VerifiedPeer::assertion(identity.leaf().unwrap()).is_none(), "{uris:?}");
+    }
 }
 
 #[test]

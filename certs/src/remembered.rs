@@ -1,0 +1,141 @@
+//! Paths that one trust store has found good before.
+//!
+//! That certificates are signed by one another, and may be on a path, never changes, so whoever shows the
+//! same bytes again is asked only what may have changed: the dates and the revocation lists. Another store,
+//! with other roots or rules, remembers nothing of this one.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use rustls_pki_types::CertificateDer;
+
+/// How many paths are remembered at most: those used lately, and those before them.
+const LIMIT: usize = 1024;
+
+/// What a peer shows its certificates for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Client = 0,
+    Server = 1,
+}
+
+impl Purpose {
+    pub(crate) fn usage(self) -> webpki::KeyUsage {
+        match self {
+            Self::Client => webpki::KeyUsage::client_auth(),
+            Self::Server => webpki::KeyUsage::server_auth(),
+        }
+    }
+}
+
+/// The SHA-256 of all that a peer shows, and for what.
+pub(crate) type Shown = [u8; 32];
+
+/// A path that was found good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Path {
+    /// Which of the certificates beside the leaf are on it, in its order.
+    pub(crate) above: Box<[usize]>,
+    /// The root's `SubjectPublicKeyInfo`.
+    pub(crate) root_key: Box<[u8]>,
+    /// When all of its certificates are good, in seconds since 1970.
+    pub(crate) from: u64,
+    pub(crate) until: u64,
+}
+
+/// The paths of one store.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered(Mutex<Generations>);
+
+#[derive(Debug, Default)]
+struct Generations {
+    young: HashMap<Shown, Path>,
+    old: HashMap<Shown, Path>,
+}
+
+/// What names the certificates that a peer shows.
+pub(crate) fn shown(
+    purpose: Purpose,
+    leaf: &CertificateDer<'_>,
+    above: &[CertificateDer<'_>],
+) -> Shown {
+    let mut context = Context::new(&SHA256);
+    context.update(&[purpose as u8]);
+    for certificate in std::iter::once(leaf).chain(above) {
+        context.update(&certificate.len().to_be_bytes());
+        context.update(certificate);
+    }
+    let mut name = Shown::default();
+    name.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    name
+}
+
+impl Remembered {
+    /// The path of what is shown. None as well while another thread looks: it waits for nobody.
+    pub(crate) fn get(&self, shown: &Shown) -> Option<Path> {
+        let mut paths = self.0.try_lock().ok()?;
+        if let Some(path) = paths.young.get(shown) {
+            return Some(path.clone());
+        }
+        let path = paths.old.remove(shown)?;
+        paths.put(*shown, path.clone());
+        Some(path)
+    }
+
+    /// Remembers a path.
+    pub(crate) fn put(&self, shown: Shown, path: Path) {
+        if let Ok(mut paths) = self.0.try_lock() {
+            paths.put(shown, path);
+        }
+    }
+}
+
+impl Generations {
+    fn put(&mut self, shown: Shown, path: Path) {
+        if self.young.len() >= LIMIT / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(shown, path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(from: u64) -> Path {
+        Path { above: Box::new([0]), root_key: Box::default(), from, until: from + 1 }
+    }
+
+    #[test]
+    fn it_is_bounded_and_keeps_what_is_used() {
+        let remembered = Remembered::default();
+        let name = |number: u64| {
+            let mut name = Shown::default();
+            name.iter_mut().zip(number.to_be_bytes()).for_each(|(to, from)| *to = from);
+            name
+        };
+        remembered.put(name(u64::MAX), path(7));
+        for number in 0..10_000 {
+            remembered.put(name(number), path(number));
+            assert_eq!(remembered.get(&name(u64::MAX)), Some(path(7)), "{number}");
+        }
+        let paths = remembered.0.lock().unwrap();
+        assert!(paths.young.len() + paths.old.len() <= LIMIT);
+        assert!(!paths.young.contains_key(&name(5)) && !paths.old.contains_key(&name(5)));
+    }
+
+    #[test]
+    fn what_is_shown_is_named_by_all_of_it_and_where_it_is_cut() {
+        let der = |bytes: &[u8]| CertificateDer::from(bytes.to_vec());
+        let shown =
+            |purpose, leaf: &[u8], above: &[CertificateDer<'_>]| shown(purpose, &der(leaf), above);
+        let one = shown(Purpose::Client, b"ab", &[der(b"c")]);
+        assert_eq!(one, shown(Purpose::Client, b"ab", &[der(b"c")]));
+        assert_ne!(one, shown(Purpose::Server, b"ab", &[der(b"c")]));
+        assert_ne!(one, shown(Purpose::Client, b"a", &[der(b"bc")]));
+        assert_ne!(one, shown(Purpose::Client, b"ab", &[]));
+        assert_ne!(one, shown(Purpose::Client, b"ab", &[der(b"c"), der(b"")]));
+    }
+}
