@@ -29,6 +29,8 @@ const RECORD_BYTES: usize = 16 * 1024;
 const RECORD_OVERHEAD_BYTES: usize = 256;
 /// How many plain bytes are encrypted, and then written, at once.
 const WRITE_BYTES: usize = 4 * RECORD_BYTES;
+/// How many bytes may wait for others, to be sent with them by one call.
+const LITTLE_BYTES: usize = 4 * 1024;
 /// The room that is shared. A message of the handshake must fit in whole: the library takes none
 /// larger than 64 KiB.
 const SCRATCH_BYTES: usize = WRITE_BYTES + 8 * RECORD_OVERHEAD_BYTES;
@@ -124,7 +126,10 @@ impl TlsStream {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        std::future::poll_fn(|cx| stream.poll_send(cx)).await?;
+        // Who has asked for something already gets the end of the handshake, a ticket, with the answer.
+        if stream.kept.plain.is_empty() {
+            std::future::poll_fn(|cx| stream.poll_send(cx)).await?;
+        }
         Ok(stream)
     }
 
@@ -198,6 +203,21 @@ impl TlsStream {
         received.advance(used);
         self.failed |= result.is_err();
         result
+    }
+
+    /// Gives the socket what it takes at once of what it has not taken yet. Whoever waits for the rest goes
+    /// on waiting.
+    fn try_send(&mut self) {
+        let unsent = &mut self.kept.unsent;
+        // An error will be the next writer's.
+        while !unsent.is_empty()
+            && let Ok(sent @ 1..) = self.tcp.try_write(unsent)
+        {
+            unsent.advance(sent);
+        }
+        if unsent.is_empty() {
+            *unsent = BytesMut::new();
+        }
     }
 
     /// Gives the socket what it has not taken yet.
@@ -357,8 +377,12 @@ impl AsyncRead for TlsStream {
                 this.kept.take(buf);
             } else if this.kept.ended {
                 break;
+            } else if let Poll::Ready(received) = this.poll_receive(cx, buf) {
+                received?;
             } else {
-                ready!(this.poll_receive(cx, buf))?;
+                // The peer may wait for it before it says more.
+                this.try_send();
+                return Poll::Pending;
             }
         }
         Poll::Ready(Ok(()))
@@ -372,7 +396,9 @@ impl AsyncWrite for TlsStream {
         plain: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_send(cx))?;
+        if this.kept.unsent.len() > LITTLE_BYTES {
+            ready!(this.poll_send(cx))?;
+        }
         let plain = plain.get(..WRITE_BYTES).unwrap_or(plain);
         let encrypted = SCRATCH.with_borrow_mut(|scratch| {
             let encrypted = this.act(Wish::Encrypt(plain, scratch))?;
@@ -386,6 +412,9 @@ impl AsyncWrite for TlsStream {
             this.kept.unsent.extend_from_slice(records);
             io::Result::Ok(encrypted)
         })?;
+        if let Poll::Ready(sent) = this.poll_send(cx) {
+            sent?;
+        }
         match encrypted {
             0 if !plain.is_empty() => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             _ => Poll::Ready(Ok(plain.len())),
