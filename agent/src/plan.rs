@@ -460,6 +460,9 @@ fn needs_layer_7(listener: &Listener) -> Option<&'static str> {
     chains.find_map(|chain| match (&chain.tls, &chain.filter) {
         (Some(_), _) => Some("it terminates TLS, which is the sidecar's work"),
         (None, Filter::Http(_)) => Some("it serves HTTP, which is the sidecar's work"),
+        (None, Filter::Tcp(_)) if !chain.rules.is_empty() => {
+            Some("its rules ask who a client is, which is the sidecar's work")
+        }
         (None, Filter::Tcp(_)) => None,
     })
 }

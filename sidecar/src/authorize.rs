@@ -1,12 +1,19 @@
-//! Whether a request is allowed: a plain decision over what was proved.
+//! Whether a request or a connection is allowed: a plain decision over what was proved, made again when
+//! the rules change.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use weft_model::Rbac;
+use weft_certs::VerifiedPeer;
+use weft_model::{Judgement, RbacFilter, RequestFacts, SpiffeId, Verdict, judge};
 
-use crate::authenticate::{Authenticated, Facts};
+use crate::authenticate::{Authenticated, Facts, Proved, Sender};
 use crate::denial::Denial;
+use crate::http::head::RequestHead;
+
+/// The rules of a chain, in the order in which they are asked.
+pub(crate) type Rules = [Arc<RbacFilter>];
 
 /// A request that every policy allowed. Made only by [`authorize`].
 #[derive(Debug)]
@@ -22,19 +29,102 @@ impl Authorized<'_> {
         self.0.ends()
     }
 
-    pub(crate) fn subject(&self) -> Option<&str> {
-        self.0.subject()
+    /// What the decision rested on beside the head.
+    pub(crate) fn into_case(self) -> Case {
+        Case { proved: self.0.into_proved(), target: None, authority: None }
     }
 }
 
-/// Allows a request that each of `rules` allows.
-///
-/// # Errors
-/// [`Denial::NotAllowed`].
-pub(crate) fn authorize<'a>(
+/// Allows a request that each of `rules` allows, and says what decided.
+pub(crate) fn authorize<'a, 'p>(
     request: Authenticated<'a>,
-    rules: &[Arc<Rbac>],
-) -> Result<Authorized<'a>, Denial> {
-    let allowed = rules.iter().all(|rules| rules.allows(&request.facts()));
-    if allowed { Ok(Authorized(request)) } else { Err(Denial::NotAllowed) }
+    rules: &'p Rules,
+) -> (Judgement<'p>, Result<Authorized<'a>, Denial>) {
+    let judgement = judge(rules.iter().map(|filter| &**filter), &request.facts());
+    let refused = judgement.verdict.refused;
+    (judgement, if refused { Err(Denial::NotAllowed) } else { Ok(Authorized(request)) })
+}
+
+/// What a request was allowed by, as far as its head does not say so any more, for as long as it lasts.
+#[derive(Debug, Default)]
+pub(crate) struct Case {
+    pub(crate) proved: Proved,
+    /// The target that was decided upon, where another is sent on.
+    pub(crate) target: Option<String>,
+    /// The same of the authority.
+    pub(crate) authority: Option<String>,
+}
+
+impl Case {
+    /// What other rules say of the request. A token that is none of the service's business is no field of it
+    /// any more; what it said is known.
+    pub(crate) fn judge<'p>(
+        &self,
+        head: &RequestHead,
+        sender: Sender<'_>,
+        rules: &'p Rules,
+    ) -> Verdict<'p> {
+        let facts = Facts {
+            head,
+            target: self.target.as_deref().unwrap_or(&head.target),
+            authority: self.authority.as_deref().unwrap_or(&head.authority),
+            sender,
+            proved: Some(&self.proved),
+        };
+        judge(rules.iter().map(|filter| &**filter), &facts).verdict
+    }
+}
+
+/// What is known of a connection whose bytes are not read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    pub(crate) peer: Option<&'a VerifiedPeer>,
+    pub(crate) client: SocketAddr,
+    pub(crate) destination: SocketAddr,
+}
+
+impl Caller<'_> {
+    /// Whether the rules let the connection in.
+    pub(crate) fn is_let_in(&self, rules: &Rules) -> bool {
+        !judge(rules.iter().map(|filter| &**filter), self).verdict.refused
+    }
+}
+
+/// A rule that asks for something of a request finds nothing.
+impl RequestFacts for Caller<'_> {
+    fn method(&self) -> &str {
+        ""
+    }
+
+    fn path(&self) -> &str {
+        ""
+    }
+
+    fn authority(&self) -> &str {
+        ""
+    }
+
+    fn has_header(&self, _: &str, _: &mut dyn FnMut(&str) -> bool) -> bool {
+        false
+    }
+
+    fn query(&self, _: &str) -> Option<&str> {
+        None
+    }
+
+    fn has_claim(&self, _: &str, _: &[String], _: &mut dyn FnMut(&str) -> bool) -> bool {
+        false
+    }
+
+    fn peer(&self) -> Option<&SpiffeId> {
+        self.peer.and_then(VerifiedPeer::identity)
+    }
+
+    fn remote_address(&self) -> IpAddr {
+        self.client.ip()
+    }
+
+    fn destination_port(&self) -> u16 {
+        self.destination.port()
+    }
 }

@@ -15,6 +15,7 @@ pub struct Metrics {
     pub(crate) connections_refused: Counter,
     pub(crate) connections_revoked: Counter,
     pub(crate) connections_expired: Counter,
+    pub(crate) connections_shut_out: Counter,
     pub(crate) floods: Counter,
     pub(crate) windows_refused: Counter,
     pub(crate) spoken_first: Counter,
@@ -24,6 +25,8 @@ pub struct Metrics {
     pub(crate) clients_refused: [Counter; PeerFault::ALL.len()],
     pub(crate) requests: Counter,
     pub(crate) requests_open: Counter,
+    pub(crate) requests_withdrawn: Counter,
+    pub(crate) requests_dry_run_refused: Counter,
     pub(crate) responses: [Counter; 5],
     pub(crate) denied: [Counter; Denial::REASONS.len()],
     pub(crate) departed: [Counter; Reason::ALL.len()],
@@ -78,6 +81,16 @@ pub fn page(registry: &Registry<Metrics>, covered: &Covered) -> Page {
         "Requests being served.",
         sum(&|m| m.requests_open.get()),
     );
+    page.counter(
+        "weft_sidecar_requests_withdrawn",
+        "Requests that were ended because a changed policy does not allow them.",
+        sum(&|m| m.requests_withdrawn.get()),
+    );
+    page.counter(
+        "weft_sidecar_requests_dry_run_refused",
+        "Requests that policies which only watch would refuse.",
+        sum(&|m| m.requests_dry_run_refused.get()),
+    );
     refusals(&sets, &mut page);
     page.counter(
         "weft_sidecar_upstream_connections",
@@ -123,6 +136,11 @@ fn connections(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
         "weft_sidecar_connections_expired",
         "Connections that took no more requests because a certificate of their peers had ended.",
         sum(&|m| m.connections_expired.get()),
+    );
+    page.counter(
+        "weft_sidecar_connections_shut_out",
+        "Opaque connections that were ended because a changed policy does not let them in.",
+        sum(&|m| m.connections_shut_out.get()),
     );
     page.counter(
         "weft_sidecar_floods",

@@ -17,29 +17,30 @@ use weft_certs::VerifiedPeer;
 use weft_model::{
     Action, ClientCertificateDetails, Codec, HttpService, Name, TransportKind, WeightedCluster,
 };
-use weft_runtime::socket::{PROBE_PORT, original_destination};
+use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
 use crate::admission::admit;
 use crate::authenticate::{Sender, authenticate};
-use crate::authorize::authorize;
+use crate::authorize::{Caller, Case, authorize};
+use crate::changes::Following;
 use crate::denial::Denial;
 use crate::detect::{self, Protocol};
 use crate::forwarded::Origin;
 use crate::http::body::Source;
-use crate::http::desync::Reason;
 use crate::http::head::{HttpVersion, RequestHead, Unwanted, Upgrade};
 use crate::identity_headers::ProvedFields;
 use crate::patience::{Patience, Pulse};
-use crate::plan::{Plan, PlannedHttp, PlannedListener, Service, Target};
-use crate::record::{Record, Trace};
+use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target};
+use crate::record::Trace;
 pub(crate) use crate::reply::Reply;
 use crate::route::{Routed, rewritten, route};
 use crate::standing::Standing;
+use crate::story::Story;
 use crate::stream::Stream;
 use crate::tls::Alpn;
 use crate::tls::handshake::{self, Secure};
 use crate::upstream::{Call, Outcome, exchange};
-use crate::worker::{Worker, now, unix_ms, wall_clock};
+use crate::worker::{Worker, now, wall_clock};
 use crate::{opaque, serve, serve_http2};
 
 /// A connection that was taken in.
@@ -60,7 +61,7 @@ pub(crate) struct Connection {
     kind: TransportKind,
     is_tls: bool,
     /// How lines of its requests name it.
-    trace: Option<Trace>,
+    pub(crate) trace: Option<Trace>,
     listener: Name,
     /// Whether it waits for a request, so that draining may end it.
     pub(crate) idle: Rc<Cell<bool>>,
@@ -79,19 +80,23 @@ pub(crate) async fn connection(accepted: Accepted, worker: Rc<Worker>) {
     worker.metrics.connections_open.decrement();
 }
 
+/// Whether a connection to a capture port was meant for somebody.
+fn is_captured(client: SocketAddr, destination: SocketAddr, own: SocketAddr) -> bool {
+    if destination == own {
+        tracing::debug!(%client, "a capture port was dialled itself: a mistake or a loop");
+    }
+    destination != own && destination.port() != PROBE_PORT
+}
+
 /// None when the connection was refused before anything was served.
 async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()> {
     let Accepted { client, stream, listener } = accepted;
     let own = stream.local_addr().ok()?;
     let destination = original_destination(&stream, own);
-    if listener.listener.use_original_destination && destination == own {
-        tracing::debug!(%client, "a capture port was dialled itself: a mistake or a loop");
+    if listener.listener.use_original_destination && !is_captured(client, destination, own) {
         return None;
     }
-    if listener.listener.use_original_destination && destination.port() == PROBE_PORT {
-        return None;
-    }
-    let plan = worker.plan();
+    let (plan, following) = (worker.plan(), worker.changes.follow());
     let serving = plan.listener_for(&listener, destination).clone();
     drop(plan);
     if !serving.listener.admits(client.ip()) {
@@ -108,9 +113,21 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
         handshake::About { client, port: destination.port(), is_logged: chain.service.is_logged() };
     let Secure { stream, alpn, peer, trace } =
         handshake::secure(&chain.tls, stream, about, worker).await?;
+    let caller = Caller { peer: peer.as_ref(), client, destination };
+    if !caller.is_let_in(&chain.rules) {
+        tracing::debug!(%client, "no policy lets the connection in");
+        worker.metrics.deny(Denial::NotAllowed);
+        reset_on_close(stream.tcp());
+        return None;
+    }
     match &chain.service {
         Service::Tcp(tcp) => {
-            Box::pin(opaque::carry(stream, client, destination, tcp, worker)).await;
+            let carrying = opaque::carry(stream, client, destination, tcp, worker);
+            let place = (&*serving, &*chain, kind);
+            tokio::select! {
+                () = Box::pin(carrying) => {}
+                () = is_shut_out(caller, place, following, worker) => {}
+            }
         }
         Service::Http(http) => {
             let whole = http.http.client_certificate == ClientCertificateDetails::Whole;
@@ -138,6 +155,27 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
         }
     }
     Some(())
+}
+
+/// Resolves when other rules are in force for an opaque connection, and do not let it in.
+async fn is_shut_out(
+    caller: Caller<'_>,
+    (listener, chain, kind): (&PlannedListener, &PlannedChain, TransportKind),
+    mut following: Following<'_>,
+    worker: &Worker,
+) {
+    loop {
+        following.next().await;
+        let plan = worker.plan();
+        let now = plan.listener(&listener.listener.name);
+        let Some(now) = now.and_then(|listener| listener.chain(caller.destination, kind)) else {
+            continue;
+        };
+        if now.rules != chain.rules && !caller.is_let_in(&now.rules) {
+            worker.metrics.connections_shut_out.increment();
+            return;
+        }
+    }
 }
 
 async fn serve_http(
@@ -176,7 +214,7 @@ async fn serve_http(
 /// Serves one request: decides, then carries it out, and leaves a line behind.
 #[allow(clippy::large_futures, reason = "who waits for requests boxes this, once for each")]
 pub(crate) async fn request(
-    head: RequestHead,
+    mut head: RequestHead,
     source: Source<'_>,
     reply: &mut Reply<'_>,
     connection: &Connection,
@@ -185,10 +223,10 @@ pub(crate) async fn request(
     let started = now();
     worker.metrics.requests.increment();
     worker.metrics.requests_open.increment();
-    let mut story = Story::new(&head, connection, worker.logs_requests(connection));
+    let mut story = Story::new(&head, worker.logs_requests(connection));
     let pulse = Pulse::default();
-    let mut call = Call::new(head, source, reply, &pulse);
-    let result = perform(&mut call, connection, worker, &mut story, started).await;
+    let asked = Asked { source, reply, pulse: &pulse, started };
+    let result = perform(&mut head, asked, connection, worker, &mut story).await;
     story.finish(result, started, connection, worker);
     worker.metrics.requests_open.decrement();
 }
@@ -206,51 +244,92 @@ pub(crate) fn refused(
         Denial::Desync(reason) => Some(reason),
         _ => None,
     };
-    let line = logged.then(|| Line { version: version.word(), ..Line::default() });
-    let story = Story { line, service: None, subject: None, endpoint: None, desync };
+    let story = Story::unread(version, desync, logged);
     story.finish(Err(denial), now(), connection, worker);
 }
 
+/// A request beside its head: its body, where the answer goes, and since when it lasts.
+struct Asked<'s, 'r, 'w> {
+    source: Source<'s>,
+    reply: &'r mut Reply<'w>,
+    pulse: &'r Pulse,
+    started: Instant,
+}
+
 async fn perform(
-    call: &mut Call<'_, '_, '_>,
+    head: &mut RequestHead,
+    asked: Asked<'_, '_, '_>,
     connection: &Connection,
     worker: &Worker,
     story: &mut Story,
-    started: Instant,
 ) -> Result<Outcome, Denial> {
-    let is_grpc = call.head.is_grpc();
-    let plan = worker.plan();
-    let has_body = !call.source.is_empty();
-    let result = match decide(&mut call.head, has_body, connection, &plan, (worker, story)) {
-        Ok(Decision::Forward { target, unwanted, patience, ends_tunnel }) => {
-            (call.unwanted, call.ends_tunnel) = (unwanted, ends_tunnel);
+    let Asked { source, reply, pulse, started } = asked;
+    let is_grpc = head.is_grpc();
+    let (plan, following) = (worker.plan(), worker.changes.follow());
+    let has_body = !source.is_empty();
+    let decision = decide(head, has_body, connection, &plan, (worker, story));
+    let head = &*head;
+    let result = match decision {
+        Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case }) => {
             match plan.target(&target) {
                 Some(target) => {
                     story.service = Some(target.cluster.name.clone());
-                    let pulse = call.pulse;
+                    let mut call = Call::new(head, source, &mut *reply, pulse);
+                    (call.unwanted, call.ends_tunnel) = (unwanted, ends_tunnel);
+                    let decided = (&case, head, &*plan);
                     tokio::select! {
                         biased;
-                        result = exchange(call, target, worker, &mut story.endpoint) => result,
+                        result = exchange(&mut call, target, worker, &mut story.endpoint) => result,
                         denial = patience.ends(started, pulse) => Err(denial),
+                        rule = falls(decided, connection, following, worker) => {
+                            story.rule = rule;
+                            Err(Denial::NotAllowed)
+                        }
                     }
                 }
                 None => Err(Denial::NoEndpoint),
             }
         }
         Ok(Decision::Answer { status, location, body }) => {
-            Ok(call.reply.answer(status, location, body).await)
+            Ok(reply.answer(status, location, body).await)
         }
         Err(denial) => Err(denial),
     };
     if let Err(denial) = result {
-        call.reply.deny(denial, is_grpc).await;
+        reply.deny(denial, is_grpc).await;
     }
     result
 }
 
+/// Resolves when other rules are in force, and do not allow what the plan before did, with the policy that
+/// says so. Where there are none for it any more, what has begun goes on.
+async fn falls(
+    (case, head, plan): (&Case, &RequestHead, &Plan),
+    connection: &Connection,
+    mut following: Following<'_>,
+    worker: &Worker,
+) -> Option<Name> {
+    let before = connection.service(plan).map(|http| http.rules.as_slice());
+    loop {
+        following.next().await;
+        let plan = worker.plan();
+        let Some(http) = connection.service(&plan) else {
+            continue;
+        };
+        if before == Some(&http.rules) {
+            continue;
+        }
+        let verdict = case.judge(head, connection.sender(), &http.rules);
+        if verdict.refused {
+            worker.metrics.requests_withdrawn.increment();
+            return verdict.by.cloned();
+        }
+    }
+}
+
 /// What to do with a request.
 enum Decision {
-    Forward { target: Name, unwanted: Unwanted, patience: Patience, ends_tunnel: bool },
+    Forward { target: Name, unwanted: Unwanted, patience: Patience, ends_tunnel: bool, case: Case },
     Answer { status: u16, location: Option<String>, body: String },
 }
 
@@ -272,21 +351,18 @@ fn decide(
     story.desync = head.desync;
     let mut unwanted = unwanted?;
 
-    let sender = Sender {
-        peer: connection.peer.as_ref(),
-        address: connection.client.ip(),
-        destination_port: connection.destination.port(),
-    };
+    let sender = connection.sender();
     let tokens = http.tokens.as_ref();
     if let Some(tokens) = tokens {
         unwanted.add_told(tokens.told());
     }
     let authenticated = authenticate(head, sender, tokens, wall_clock(), &worker.tokens)?;
-    let authorized = authorize(authenticated, &http.rules)?;
-    let routed: Routed<'_, '_> = route(authorized, http.routes.as_ref())?;
+    let (judgement, authorized) = authorize(authenticated, &http.rules);
+    story.judged(&judgement, worker);
+    let routed: Routed<'_, '_> = route(authorized?, http.routes.as_ref())?;
 
-    story.subject = routed.subject;
-    let (route, ends) = (routed.route, routed.ends);
+    let Routed { route, ends, mut case, .. } = routed;
+    story.subject.clone_from(&case.proved.subject);
     match &route.action {
         Action::Forward { clusters, host_rewrite, timeout, ends_tunnels, .. } => {
             let target = WeightedCluster::draw(clusters, fastrand::u32(..))
@@ -294,10 +370,10 @@ fn decide(
                 .name
                 .clone();
             if let Some(target) = rewritten(route, &head.target) {
-                head.target = target;
+                case.target = Some(std::mem::replace(&mut head.target, target));
             }
             if let Some(host) = host_rewrite {
-                head.authority.clone_from(host);
+                case.authority = Some(std::mem::replace(&mut head.authority, host.clone()));
             }
             if let Some(tokens) = tokens {
                 tokens.conceal(head);
@@ -311,7 +387,7 @@ fn decide(
                     .map(|ends| now() + ends.duration_since(wall_clock()).unwrap_or_default()),
             };
             let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
-            Ok(Decision::Forward { target, unwanted, patience, ends_tunnel })
+            Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case })
         }
         Action::Redirect(redirect) => {
             let own = if connection.is_tls { "https" } else { "http" };
@@ -336,6 +412,15 @@ impl Connection {
         match &plan.listener(&self.listener)?.chain(self.destination, self.kind)?.service {
             Service::Http(http) => Some(http),
             Service::Tcp(_) => None,
+        }
+    }
+
+    /// Who sends its requests.
+    fn sender(&self) -> Sender<'_> {
+        Sender {
+            peer: self.peer.as_ref(),
+            address: self.client.ip(),
+            destination_port: self.destination.port(),
         }
     }
 
@@ -375,91 +460,5 @@ impl Connection {
     fn only_target(&self, worker: &Worker) -> Option<Arc<Target>> {
         let plan = worker.plan();
         plan.target(self.service(&plan)?.only.as_ref()?).cloned()
-    }
-}
-
-/// What there is to tell of a request.
-struct Story {
-    line: Option<Line>,
-    service: Option<Name>,
-    subject: Option<String>,
-    endpoint: Option<SocketAddr>,
-    /// How the request departed from strict HTTP/1.1.
-    desync: Option<Reason>,
-}
-
-#[derive(Default)]
-struct Line {
-    method: String,
-    authority: String,
-    path: String,
-    version: &'static str,
-}
-
-impl Story {
-    fn new(head: &RequestHead, _: &Connection, logged: bool) -> Self {
-        let line = logged.then(|| Line {
-            method: head.method.to_string(),
-            authority: head.authority.clone(),
-            path: head.path().to_owned(),
-            version: head.version.word(),
-        });
-        Self { line, service: None, subject: None, endpoint: None, desync: head.desync }
-    }
-
-    fn finish(
-        self,
-        result: Result<Outcome, Denial>,
-        started: Instant,
-        connection: &Connection,
-        worker: &Worker,
-    ) {
-        let duration = now() - started;
-        let (status, outcome) = match result {
-            Ok(outcome) => (outcome.status, outcome),
-            Err(denial) => {
-                worker.metrics.deny(denial);
-                (denial.status(), Outcome::default())
-            }
-        };
-        worker.metrics.respond(status);
-        if let Some(reason) = self.desync {
-            worker.metrics.depart(reason);
-        }
-        worker.metrics.duration.observe(duration);
-        let Some(line) = self.line else {
-            return;
-        };
-        worker.access.line(&Record {
-            kind: "http",
-            time_ms: unix_ms(),
-            client: connection.client,
-            original_destination: connection.destination,
-            conn_trace_id: connection.trace,
-            peer: connection
-                .peer
-                .as_ref()
-                .and_then(VerifiedPeer::identity)
-                .map(weft_model::SpiffeId::as_str),
-            subject: self.subject.as_deref(),
-            version: line.version,
-            method: &line.method,
-            authority: &line.authority,
-            path: &line.path,
-            status,
-            denial: result.err().map(Denial::reason),
-            detail: result.err().map(Denial::detail).filter(|detail| !detail.is_empty()),
-            desync: self.desync.map(Reason::word),
-            service: self.service.as_deref(),
-            endpoint: self.endpoint,
-            bytes_sent: outcome.bytes_sent,
-            bytes_received: outcome.bytes_received,
-            duration_us: duration.as_micros(),
-            outcome: match (outcome.broken, result) {
-                (Some(broken), _) => broken,
-                (None, Ok(_)) => "served",
-                (None, Err(_)) => "denied",
-            },
-        });
     }
 }

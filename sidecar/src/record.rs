@@ -40,6 +40,10 @@ pub(crate) struct Record<'a> {
     pub(crate) status: u16,
     pub(crate) denial: Option<&'static str>,
     pub(crate) detail: Option<&'static str>,
+    /// The policy that let it pass, or refused it; none where none spoke of it.
+    pub(crate) rule: Option<&'a str>,
+    /// The policy that only watches and would refuse it.
+    pub(crate) dry_run: Option<&'a str>,
     pub(crate) desync: Option<&'static str>,
     pub(crate) service: Option<&'a str>,
     pub(crate) endpoint: Option<SocketAddr>,

@@ -4,16 +4,17 @@ use std::time::SystemTime;
 
 use weft_model::{Action, Route, RouteIndex};
 
-use crate::authorize::Authorized;
+use crate::authorize::{Authorized, Case};
 use crate::denial::Denial;
 
 /// A request with the route it takes. Made only by [`route`].
 #[derive(Debug)]
 pub(crate) struct Routed<'a, 'p> {
     pub(crate) route: &'p Route,
-    pub(crate) subject: Option<String>,
     /// When the stream ends, where its token says so.
     pub(crate) ends: Option<SystemTime>,
+    /// What it was allowed by.
+    pub(crate) case: Case,
     _allowed: std::marker::PhantomData<Authorized<'a>>,
 }
 
@@ -30,8 +31,8 @@ pub(crate) fn route<'a, 'p>(
     table: Option<&'p RouteIndex>,
 ) -> Result<Routed<'a, 'p>, Denial> {
     let route = table.and_then(|table| table.route(&request.facts())).ok_or(Denial::NoRoute)?;
-    let (subject, ends) = (request.subject().map(str::to_owned), request.ends());
-    Ok(Routed { route, subject, ends, _allowed: std::marker::PhantomData })
+    let (ends, case) = (request.ends(), request.into_case());
+    Ok(Routed { route, ends, case, _allowed: std::marker::PhantomData })
 }
 
 /// The target after the route's rewrite.

@@ -71,8 +71,8 @@ pub(crate) async fn http1(
         if end == End::Broken {
             return writer.half.reset();
         }
-        // Draining may have begun meanwhile, and only ended the connections that were idle then.
-        if reuse == Reuse::No || worker.is_draining() {
+        // Draining, or its peer's leave, may have begun meanwhile, and only ended what was idle then.
+        if reuse == Reuse::No || worker.is_draining() || connection.is_leaving() {
             return close(reader, writer).await;
         }
     }

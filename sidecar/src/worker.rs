@@ -21,6 +21,7 @@ use weft_runtime::metrics::Registry;
 use weft_runtime::socket::{Mark, is_without_ipv6, listen_tcp};
 
 use crate::authenticate::TokenCache;
+use crate::changes::Changes;
 use crate::detect::Learned;
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Accepted, Connection};
@@ -78,6 +79,8 @@ pub(crate) struct Worker {
     pub(crate) learned: Learned,
     /// The tokens that were verified before.
     pub(crate) tokens: TokenCache,
+    /// Who was let in by an earlier plan than the one in force.
+    pub(crate) changes: Changes,
     /// The connections whose peers proved who they are.
     roll: Rc<Roll>,
     plan: RefCell<Arc<Plan>>,
@@ -169,6 +172,7 @@ pub async fn run(shared: Shared, number: usize) {
         pools: Pools::default(),
         learned: Learned::default(),
         tokens: TokenCache::default(),
+        changes: Changes::default(),
         roll: Rc::default(),
         windows: Windows::new(shared.limits.window_bytes / 4 * 3),
         upstream_windows: Windows::new(shared.limits.window_bytes / 4),
@@ -190,6 +194,7 @@ pub async fn run(shared: Shared, number: usize) {
                 }
                 worker.plan.replace(plans.borrow_and_update().clone());
                 worker.apply_withdrawals();
+                worker.changes.tell();
                 sockets.follow(&worker);
                 worker.sweep();
             }

@@ -8,6 +8,7 @@ mod flow;
 pub(crate) mod redirect;
 mod sidecar;
 mod status;
+mod why;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -38,7 +39,8 @@ impl From<String> for Failure {
         weft demo                                a whole mesh on this machine, no root needed\n  \
         weft ca init --state /var/lib/weft       make an authority\n  \
         weft control -c mesh.yaml --state /var/lib/weft\n  \
-        weft sidecar -c envoy.yaml               run an Envoy bootstrap file\n\n\
+        weft sidecar -c envoy.yaml               run an Envoy bootstrap file\n  \
+        weft why -c mesh.yaml web orders:80 GET /orders\n\n\
         Exit codes: 0 done, 1 it could not be done, 2 what was asked or configured is wrong."
 )]
 struct Cli {
@@ -65,6 +67,8 @@ enum Command {
     Redirect(redirect::Arguments),
     /// How it stands with an agent or a sidecar: readiness, problems, redirects, which way flows go.
     Status(status::Arguments),
+    /// Whether a caller may call what, and which policy says so.
+    Why(why::Arguments),
     /// A whole mesh on this machine.
     Demo(crate::demo::Arguments),
     /// A service of the demo.
@@ -84,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Flow(arguments) => flow::run(&arguments),
         Command::Redirect(arguments) => redirect::run(arguments, &cli.log),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Why(arguments) => why::run(&arguments),
         Command::Demo(arguments) => crate::demo::run(&arguments),
         Command::DemoService(arguments) => crate::demo::service::run(&arguments),
     };

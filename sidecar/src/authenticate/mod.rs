@@ -14,7 +14,7 @@ mod wycheproof;
 
 pub(crate) use cache::TokenCache;
 pub(crate) use fault::TokenFault;
-pub(crate) use tokens::{PlannedProvider, Tokens};
+pub(crate) use tokens::{PlannedProvider, Proved, Tokens};
 
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -23,8 +23,8 @@ use weft_certs::VerifiedPeer;
 use weft_model::{RequestFacts, SpiffeId};
 
 use crate::denial::Denial;
-use crate::http::head::RequestHead;
-use tokens::{Asking, Proved};
+use crate::http::head::{RequestHead, path_of, query_of};
+use tokens::Asking;
 
 /// A request whose sender is known, as far as it was asked to prove it. Made only by
 /// [`authenticate`].
@@ -46,19 +46,29 @@ pub(crate) struct Sender<'a> {
 /// What a decision may know of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Facts<'a> {
-    head: &'a RequestHead,
-    sender: Sender<'a>,
-    proved: Option<&'a Proved>,
+    pub(crate) head: &'a RequestHead,
+    /// Path and query: the head's, or those that it had.
+    pub(crate) target: &'a str,
+    /// The same of the authority.
+    pub(crate) authority: &'a str,
+    pub(crate) sender: Sender<'a>,
+    pub(crate) proved: Option<&'a Proved>,
+}
+
+impl<'a> Facts<'a> {
+    fn new(head: &'a RequestHead, sender: Sender<'a>, proved: Option<&'a Proved>) -> Self {
+        Self { head, target: &head.target, authority: &head.authority, sender, proved }
+    }
 }
 
 impl Authenticated<'_> {
     pub(crate) fn facts(&self) -> Facts<'_> {
-        Facts { head: self.head, sender: self.sender, proved: Some(&self.proved) }
+        Facts::new(self.head, self.sender, Some(&self.proved))
     }
 
-    /// The `sub` of the token, if one was checked.
-    pub(crate) fn subject(&self) -> Option<&str> {
-        self.proved.subject.as_deref()
+    /// What its tokens say.
+    pub(crate) fn into_proved(self) -> Proved {
+        self.proved
     }
 
     /// When the stream ends, where its token says so.
@@ -80,7 +90,7 @@ pub(crate) fn authenticate<'a>(
 ) -> Result<Authenticated<'a>, Denial> {
     let proved = match tokens {
         Some(tokens) => {
-            let rule = |head: &RequestHead| tokens.rule(&Facts { head, sender, proved: None });
+            let rule = |head: &RequestHead| tokens.rule(&Facts::new(head, sender, None));
             let asking = Asking { peer: sender.peer, now, cache };
             let checked = tokens.check(head, rule, &asking);
             checked.map_err(|refused| Denial::Token(refused.fault, refused.detail))?
@@ -96,11 +106,11 @@ impl RequestFacts for Facts<'_> {
     }
 
     fn path(&self) -> &str {
-        self.head.path()
+        path_of(self.target)
     }
 
     fn authority(&self) -> &str {
-        &self.head.authority
+        self.authority
     }
 
     fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool {
@@ -110,7 +120,7 @@ impl RequestFacts for Facts<'_> {
     }
 
     fn query(&self, name: &str) -> Option<&str> {
-        self.head.query(name)
+        query_of(self.target, name)
     }
 
     fn has_claim(&self, name: &str, way: &[String], fits: &mut dyn FnMut(&str) -> bool) -> bool {

@@ -9,14 +9,14 @@ use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The fields of a message.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Fields {
     Spans(SpanFields),
     Map(HeaderMap),
 }
 
 /// Fields in the buffer that holds their message's head.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct SpanFields {
     buffer: Bytes,
     spans: Vec<Span>,

@@ -15,7 +15,7 @@ use crate::identity_headers::is_claim;
 pub(crate) const BODY_LIMIT_BYTES: u64 = 1 << 40;
 
 /// The head of a request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct RequestHead {
     pub(crate) method: Method,
     /// Path and query, as it will be sent on.
@@ -32,6 +32,20 @@ pub(crate) struct RequestHead {
     pub(crate) desync: Option<Reason>,
     /// Whether nothing may follow it on the connection to the service.
     pub(crate) is_isolated: bool,
+}
+
+/// The path of a target.
+pub(crate) fn path_of(target: &str) -> &str {
+    target.split('?').next().unwrap_or_default()
+}
+
+/// The value of a query parameter of a target, as it stands there.
+pub(crate) fn query_of<'t>(target: &'t str, name: &str) -> Option<&'t str> {
+    let (_, query) = target.split_once('?')?;
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value)
+    })
 }
 
 /// What a connection or a stream can become.
@@ -74,21 +88,12 @@ pub(crate) struct ResponseHead {
 impl RequestHead {
     /// The path without the query.
     pub(crate) fn path(&self) -> &str {
-        self.target.split('?').next().unwrap_or_default()
+        path_of(&self.target)
     }
 
     /// The query with its question mark; empty when there is none.
     pub(crate) fn query_part(&self) -> &str {
         self.target.find('?').and_then(|at| self.target.get(at..)).unwrap_or_default()
-    }
-
-    /// The value of a query parameter, as it stands in the target.
-    pub(crate) fn query(&self, name: &str) -> Option<&str> {
-        let (_, query) = self.target.split_once('?')?;
-        query.split('&').find_map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (key == name).then_some(value)
-        })
     }
 
     /// Whether it is a gRPC call, whose refusals must be gRPC statuses.

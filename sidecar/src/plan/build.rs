@@ -9,8 +9,8 @@ use weft_certs::TrustStore;
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::{
     Action, Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService,
-    JwtPolicy, JwtProvider, KeySource, Listener, Name, Route, RouteIndex, RouteMatch, RouteSource,
-    RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
+    JwtPolicy, JwtProvider, KeySource, Listener, Name, RbacFilter, Route, RouteIndex, RouteMatch,
+    RouteSource, RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
 };
 
 use super::files::{Files, Stamp};
@@ -169,18 +169,23 @@ impl Work<'_> {
         };
         let service = match &chain.filter {
             Filter::Tcp(tcp) => Service::Tcp(tcp.clone()),
-            Filter::Http(http) => Service::Http(Box::new(self.http(listener, http))),
+            Filter::Http(http) => Service::Http(Box::new(self.http(listener, http, &chain.rules))),
         };
-        PlannedChain { tls, service }
+        PlannedChain { tls, rules: chain.rules.clone(), service }
     }
 
-    fn http(&mut self, listener: &str, http: &Arc<HttpService>) -> PlannedHttp {
+    fn http(
+        &mut self,
+        listener: &str,
+        http: &Arc<HttpService>,
+        of_connections: &[Arc<RbacFilter>],
+    ) -> PlannedHttp {
         let routes = match &http.routes {
             RouteSource::Inline(table) => Some(table.clone()),
             RouteSource::Named(name) => self.snapshot.routes.get(name).cloned(),
         };
         let mut tokens = None;
-        let mut rules = Vec::new();
+        let mut rules = of_connections.to_vec();
         for filter in &http.filters {
             match filter {
                 HttpFilter::Jwt(policy) if tokens.is_none() => {
@@ -192,7 +197,7 @@ impl Work<'_> {
                 HttpFilter::Rbac(policy) => rules.push(policy.clone()),
             }
         }
-        let is_open = http.filters.is_empty();
+        let is_open = http.filters.is_empty() && of_connections.is_empty();
         let only = routes.as_deref().filter(|_| is_open).and_then(only_cluster).cloned();
         let routes = routes.map(RouteIndex::new);
         PlannedHttp { http: http.clone(), routes, tokens, rules, only }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use weft_certs::TrustStore;
 use weft_certs::tls::{Client, Identity, Server};
 use weft_model::{
-    Cluster, FilterChain, HttpService, Listener, Name, Rbac, RouteIndex, TcpProxy, Transport,
+    Cluster, FilterChain, HttpService, Listener, Name, RbacFilter, RouteIndex, TcpProxy, Transport,
     TransportKind, UpstreamTls,
 };
 
@@ -55,6 +55,8 @@ pub(crate) struct PlannedListener {
 #[derive(Debug)]
 pub(crate) struct PlannedChain {
     pub(crate) tls: Tls,
+    /// Which connections are let in.
+    pub(crate) rules: Vec<Arc<RbacFilter>>,
     pub(crate) service: Service,
 }
 
@@ -93,7 +95,8 @@ pub(crate) struct PlannedHttp {
     /// None when the table is not there.
     pub(crate) routes: Option<RouteIndex>,
     pub(crate) tokens: Option<Tokens>,
-    pub(crate) rules: Vec<Arc<Rbac>>,
+    /// Who may call what: the chain's rules for connections, then its own for requests.
+    pub(crate) rules: Vec<Arc<RbacFilter>>,
     /// The cluster that a connection goes to whatever comes over it: nothing is asked of its requests, and
     /// all routes lead there.
     pub(crate) only: Option<Name>,

@@ -40,11 +40,15 @@ pub(super) async fn over_http1(
     limit_bytes: usize,
 ) -> Result<Conversation, HeadError> {
     let by_http2 = call.head.version == HttpVersion::Http2;
-    let proof = match upgrade {
-        Upgrade::WebSocket if by_http2 => Some(websocket::add_key(&mut call.head.fields)),
-        Upgrade::WebSocket | Upgrade::Tunnel => None,
+    let proof = if upgrade == Upgrade::WebSocket && by_http2 {
+        let mut keyed = call.head.clone();
+        let proof = websocket::add_key(&mut keyed.fields);
+        write_request(&keyed, Framing::None, connection.writer.room());
+        Some(proof)
+    } else {
+        write_request(call.head, Framing::None, connection.writer.room());
+        None
     };
-    write_request(&call.head, Framing::None, connection.writer.room());
     connection.writer.flush().await.map_err(|_| HeadError::Broken)?;
     let mut interim = 0;
     let mut response = loop {
@@ -99,11 +103,14 @@ pub(super) async fn over_http2(
         return Err(Failure::Denied(Denial::ProtocolMismatch(why)));
     }
     let by_http2 = call.head.version == HttpVersion::Http2;
-    let proof = match upgrade {
-        Upgrade::WebSocket if !by_http2 => Some(take_key(call)?),
-        Upgrade::WebSocket | Upgrade::Tunnel => None,
+    let (proof, request) = if upgrade == Upgrade::WebSocket && !by_http2 {
+        let mut bare = call.head.clone();
+        let proof = take_key(&mut bare.fields)?;
+        (Some(proof), http2::to_request(&bare, scheme))
+    } else {
+        (None, http2::to_request(call.head, scheme))
     };
-    let request = http2::to_request(&call.head, scheme).map_err(Failure::Denied)?;
+    let request = request.map_err(Failure::Denied)?;
     let (mut response, stream) =
         sender.send_request(request, false).map_err(|_| Failure::Unseen)?;
     let mut interim = 0;
@@ -127,7 +134,7 @@ pub(super) async fn over_http2(
     let mut sink = Sink::Http2(stream);
     if !status.is_success() {
         let mut outcome = Outcome { status: status.as_u16(), ..Outcome::default() };
-        let (unwanted, mut down) = call.reply.start(head, &source, &call.head);
+        let (unwanted, mut down) = call.reply.start(head, &source, call.head);
         outcome.downloaded(carry(&mut source, &mut down, &unwanted, call.pulse, None).await);
         call.reply.finished(outcome.broken.is_none());
         sink.abort();
@@ -162,8 +169,8 @@ pub(super) async fn end_tunnel(
     join(call, upstream, head).await.map_err(Failure::Denied)
 }
 
-fn take_key(call: &mut Call<'_, '_, '_>) -> Result<HeaderValue, Failure> {
-    let proof = websocket::take_key(&mut call.head.fields);
+fn take_key(fields: &mut Fields) -> Result<HeaderValue, Failure> {
+    let proof = websocket::take_key(fields);
     proof.ok_or(Failure::Denied(Denial::Malformed("an upgrade to WebSocket without a key")))
 }
 

@@ -27,7 +27,7 @@ use crate::worker::Worker;
 
 /// A request on its way, with where its response goes.
 pub(crate) struct Call<'s, 'r, 'w> {
-    pub(crate) head: RequestHead,
+    pub(crate) head: &'r RequestHead,
     /// What of its trailers is not passed on.
     pub(crate) unwanted: Unwanted,
     pub(crate) source: Source<'s>,
@@ -123,9 +123,9 @@ pub(crate) async fn exchange(
 }
 
 impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
-    /// A request of which nothing is decided yet.
+    /// A request that was decided upon.
     pub(crate) fn new(
-        head: RequestHead,
+        head: &'r RequestHead,
         source: Source<'s>,
         reply: &'r mut Reply<'w>,
         pulse: &'r Pulse,
@@ -203,7 +203,7 @@ async fn over_http1(
         }
         None => {
             let framing = call.framing();
-            write_request(&call.head, framing, connection.writer.room());
+            write_request(call.head, framing, connection.writer.room());
             converse(call, &mut connection, framing, limit_bytes).await
         }
     };
@@ -285,7 +285,7 @@ pub(super) async fn decline(
 ) -> Conversation {
     let mut outcome = Outcome { status: response.head.status, ..Outcome::default() };
     let mut body = Source::Http1(BodyReader::new(&mut connection.reader, response.framing));
-    let (unwanted, mut down) = call.reply.start(response.head, &body, &call.head);
+    let (unwanted, mut down) = call.reply.start(response.head, &body, call.head);
     outcome.downloaded(carry(&mut body, &mut down, &unwanted, call.pulse, None).await);
     let whole = outcome.broken.is_none();
     if !whole {
@@ -329,7 +329,7 @@ async fn over_http2(
             }
             Box::pin(connect::over_http2(call, sender, upgrade, scheme)).await
         }
-        None => match http2::to_request(&call.head, scheme) {
+        None => match http2::to_request(call.head, scheme) {
             Ok(request) => converse_http2(call, sender, request).await,
             Err(denial) => Err(Failure::Denied(denial)),
         },

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{JwtPolicy, Name, Rbac, RouteTable};
+use crate::{JwtPolicy, Name, RbacFilter, RouteTable};
 
 /// How requests are served
 /// (`envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`). What Envoy
@@ -298,7 +298,7 @@ pub enum HttpFilter {
     /// `envoy.filters.http.jwt_authn`.
     Jwt(Arc<JwtPolicy>),
     /// `envoy.filters.http.rbac`.
-    Rbac(Arc<Rbac>),
+    Rbac(Arc<RbacFilter>),
 }
 
 /// What of the client's certificate is told to the service. What the client claims of itself is

@@ -38,7 +38,10 @@ pub use listener::{
     UdpProxy,
 };
 pub use maglev::{DEFAULT_TABLE_SIZE, InvalidTableSize, Maglev};
-pub use policy::{Permission, Principal, Rbac, RbacAction, RbacPolicy, RequestFacts};
+pub use policy::{
+    Judgement, Permission, Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, RequestFacts,
+    Verdict, judge,
+};
 pub use route::{
     Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, PathMatch, Redirect, Route,
     RouteIndex, RouteMatch, RouteTable, VirtualHost, WeightedCluster,

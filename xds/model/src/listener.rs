@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Cidr, DownstreamTls, FlowKey, HttpService, Name, Transport, WeightedCluster};
+use crate::{
+    Cidr, DownstreamTls, FlowKey, HttpService, Name, RbacFilter, Transport, WeightedCluster,
+};
 
 /// An address that takes connections or datagrams (`envoy.config.listener.v3.Listener`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,6 +135,9 @@ pub struct FilterChain {
     pub matches: ChainMatch,
     /// How TLS with the client is done; plain text without.
     pub tls: Option<DownstreamTls>,
+    /// Which connections are let in, once their clients have proved who they are
+    /// (`envoy.filters.network.rbac`).
+    pub rules: Vec<Arc<RbacFilter>>,
     /// What is done with the bytes.
     pub filter: Filter,
 }
@@ -238,7 +243,7 @@ mod tests {
             flow_key: FlowKey::FiveTuple,
             access_log: false,
         });
-        FilterChain { name: name.into(), matches, tls: None, filter }
+        FilterChain { name: name.into(), matches, tls: None, rules: Vec::new(), filter }
     }
 
     fn prefix(text: &str) -> Vec<Cidr> {

@@ -14,6 +14,16 @@ pub struct Rbac {
     pub policies: BTreeMap<Name, RbacPolicy>,
 }
 
+/// A check of who may call what (`envoy.extensions.filters.http.rbac.v3.RBAC`, and the same of
+/// `network`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RbacFilter {
+    /// The rules in force; none: everything passes.
+    pub rules: Option<Rbac>,
+    /// Rules that only watch: what they would refuse is told, and passes (`shadow_rules`).
+    pub shadow: Option<Rbac>,
+}
+
 /// What a matching policy means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RbacAction {
@@ -97,18 +107,65 @@ pub trait RequestFacts {
     fn destination_port(&self) -> u16;
 }
 
+/// What rules say of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Verdict<'a> {
+    /// Whether it is refused.
+    pub refused: bool,
+    /// The policy that decided: the one that allows, or the one that denies. None: no policy speaks of
+    /// it, which is a refusal where something must allow it.
+    pub by: Option<&'a Name>,
+}
+
+/// What all checks together say of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Judgement<'a> {
+    /// What holds.
+    pub verdict: Verdict<'a>,
+    /// What the rules that only watch would say; none where there are none.
+    pub shadow: Option<Verdict<'a>>,
+}
+
+/// Decides a request: the first check that refuses it decides, and else the last that allows it.
+/// The one function by which requests and connections are let in, and `weft why` answers.
+pub fn judge<'a>(
+    filters: impl IntoIterator<Item = &'a RbacFilter>,
+    facts: &dyn RequestFacts,
+) -> Judgement<'a> {
+    let mut judgement = Judgement::default();
+    for filter in filters {
+        if let Some(rules) = filter.rules.as_ref().filter(|_| !judgement.verdict.refused) {
+            judgement.verdict = judgement.verdict.then(rules.judge(facts));
+        }
+        if let Some(rules) = &filter.shadow {
+            let before = judgement.shadow.unwrap_or_default();
+            let after = if before.refused { before } else { before.then(rules.judge(facts)) };
+            judgement.shadow = Some(after);
+        }
+    }
+    judgement
+}
+
+impl<'a> Verdict<'a> {
+    /// What two checks say, of which the first lets it pass.
+    fn then(self, next: Self) -> Self {
+        Self { refused: next.refused, by: if next.refused { next.by } else { next.by.or(self.by) } }
+    }
+}
+
 impl Rbac {
-    /// Whether the request passes.
-    #[must_use]
-    pub fn allows(&self, facts: &dyn RequestFacts) -> bool {
-        let matched = self.policies.values().any(|policy| {
+    /// What these rules say of a request.
+    fn judge(&self, facts: &dyn RequestFacts) -> Verdict<'_> {
+        let matched = self.policies.iter().find(|(_, policy)| {
             policy.permissions.iter().any(|p| p.matches(facts))
                 && policy.principals.iter().any(|p| p.matches(facts))
         });
-        match self.action {
-            RbacAction::Allow => matched,
-            RbacAction::Deny => !matched,
-        }
+        let by = matched.map(|(name, _)| name);
+        let refused = match self.action {
+            RbacAction::Allow => by.is_none(),
+            RbacAction::Deny => by.is_some(),
+        };
+        Verdict { refused, by }
     }
 }
 
@@ -143,5 +200,76 @@ impl Principal {
                 facts.has_claim(name, way, &mut |claim| value.matches(claim))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct To(u16);
+
+    impl RequestFacts for To {
+        fn method(&self) -> &str {
+            "GET"
+        }
+        fn path(&self) -> &str {
+            "/"
+        }
+        fn authority(&self) -> &str {
+            ""
+        }
+        fn has_header(&self, _: &str, _: &mut dyn FnMut(&str) -> bool) -> bool {
+            false
+        }
+        fn query(&self, _: &str) -> Option<&str> {
+            None
+        }
+        fn has_claim(&self, _: &str, _: &[String], _: &mut dyn FnMut(&str) -> bool) -> bool {
+            false
+        }
+        fn peer(&self) -> Option<&SpiffeId> {
+            None
+        }
+        fn remote_address(&self) -> IpAddr {
+            IpAddr::from([10, 0, 0, 1])
+        }
+        fn destination_port(&self) -> u16 {
+            self.0
+        }
+    }
+
+    fn rules(action: RbacAction, ports: &[u16]) -> Rbac {
+        let policy = |port: &u16| {
+            let permissions = vec![Permission::DestinationPort(*port)];
+            (format!("{port}").into(), RbacPolicy { permissions, principals: vec![Principal::Any] })
+        };
+        Rbac { action, policies: ports.iter().map(policy).collect() }
+    }
+
+    #[test]
+    fn the_first_that_refuses_decides_and_else_the_last_that_allows() {
+        let denies = |ports: &[u16]| Some(rules(RbacAction::Deny, ports));
+        let allows = |ports: &[u16]| Some(rules(RbacAction::Allow, ports));
+        let in_force = |rules| RbacFilter { rules, shadow: None };
+        let watching = |shadow| RbacFilter { rules: None, shadow };
+        let check = |filters: &[RbacFilter], port, refused, by: Option<&str>, shadow| {
+            let judgement = judge(filters, &To(port));
+            let verdict = judgement.verdict;
+            assert_eq!((verdict.refused, verdict.by.map(|name| &**name)), (refused, by), "{port}");
+            assert_eq!(judgement.shadow.map(|shadow| shadow.refused), shadow, "{port}");
+        };
+        check(&[], 1, false, None, None);
+        check(&[in_force(allows(&[]))], 1, true, None, None);
+        let both = [in_force(denies(&[1, 2])), in_force(allows(&[2, 3]))];
+        check(&both, 1, true, Some("1"), None);
+        check(&both, 2, true, Some("2"), None);
+        check(&both, 3, false, Some("3"), None);
+        check(&both, 4, true, None, None);
+        // Those that watch see the same, and nothing comes of it.
+        let seen = [watching(denies(&[1])), watching(allows(&[2])), in_force(allows(&[1, 3]))];
+        check(&seen, 1, false, Some("1"), Some(true));
+        check(&seen, 2, true, None, Some(false));
+        check(&seen, 3, false, Some("3"), Some(true));
     }
 }

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
     use weft_model::{
         ChainMatch, Filter, FilterChain, HttpFilter, HttpService, Listener, Permission, Principal,
-        Rbac, RbacAction, RbacPolicy, RouteSource, SourceAddress, Transport,
+        Rbac, RbacAction, RbacFilter, RbacPolicy, RouteSource, SourceAddress, Transport,
     };
 
     /// A listener whose policies are a map on the wire, which has no order there.
@@ -152,13 +152,14 @@ mod tests {
             policies: (0..20).map(|n| (n.to_string().into(), policy.clone())).collect(),
         };
         let http = HttpService {
-            filters: vec![HttpFilter::Rbac(rbac.into())],
+            filters: vec![HttpFilter::Rbac(RbacFilter { rules: Some(rbac), shadow: None }.into())],
             ..HttpService::new(RouteSource::Named("r".into()))
         };
         let chain = FilterChain {
             name: "".into(),
             matches: ChainMatch::default(),
             tls: None,
+            rules: Vec::new(),
             filter: Filter::Http(http.into()),
         };
         let listener = Listener {

@@ -5,9 +5,11 @@
     reason = "assigning a field of a JSON object made here cannot fail"
 )]
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use weft_model::{
-    ChainMatch, Cidr, Filter, FilterChain, IdleEnd, Listener, SourceAddress, Transport,
+    ChainMatch, Cidr, Filter, FilterChain, IdleEnd, Listener, RbacFilter, SourceAddress, Transport,
     TransportKind, UdpProxy,
 };
 
@@ -241,15 +243,24 @@ fn chain(mut chain: Reader<'_>) -> Result<FilterChain, Refused> {
     };
     let ours = chain.child("metadata").map(our_http).transpose()?.unwrap_or_default();
     let mut filters = chain.children("filters");
-    let filter = match filters.len() {
-        1 => filters.remove(0),
-        n => {
-            return Err(
-                chain.refuse("filters", format!("{n} network filters; exactly one is supported"))
-            );
-        }
+    let Some(last) = filters.pop() else {
+        return Err(chain.refuse("filters", "there is none; a chain says what is done"));
     };
-    Ok(FilterChain { name, matches, tls, filter: network_filter(filter, &ours)? })
+    let rules = values::each(filters, connection_rules)?;
+    Ok(FilterChain { name, matches, tls, rules, filter: network_filter(last, &ours)? })
+}
+
+/// Reads a filter that stands before the last: one that lets connections in or does not.
+fn connection_rules(mut filter: Reader<'_>) -> Result<Arc<RbacFilter>, Refused> {
+    filter.harmless(&["name"]);
+    let Some(config) = filter.any("typed_config")? else {
+        return Err(filter.refuse("typed_config", "it is missing"));
+    };
+    if config.kind() != "envoy.extensions.filters.network.rbac.v3.RBAC" {
+        let reason = format!("{} is not known here before the last filter; RBAC is", config.kind());
+        return Err(config.refuse("", reason));
+    }
+    filters::network_rbac(config).map(Arc::new)
 }
 
 /// Reads what is ours among a chain's metadata.
@@ -368,8 +379,9 @@ fn chain_json(chain: &FilterChain) -> Value {
         Filter::Tcp(tcp) => filters::tcp_proxy_json(tcp),
         Filter::Http(http) => filters::http_service_json(http),
     };
-    let mut json =
-        json!({"name": &*chain.name, "filter_chain_match": matches, "filters": [filter]});
+    let rules = chain.rules.iter().map(|rules| filters::network_rbac_json(rules));
+    let filters: Vec<Value> = rules.chain([filter]).collect();
+    let mut json = json!({"name": &*chain.name, "filter_chain_match": matches, "filters": filters});
     if let Some(tls) = &chain.tls {
         json["transport_socket"] = secret::downstream_json(tls);
     }

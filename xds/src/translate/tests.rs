@@ -557,3 +557,53 @@ fn what_has_no_effect_is_listed() {
         ["unknown field 2047"]
     );
 }
+
+/// One who may, one who may not, and rules of either kind that only watch.
+const WATCHED: &str = r#"
+name: l
+address: {socket_address: {address: 0.0.0.0, port_value: 1}}
+filter_chains:
+- filters:
+  - name: doors
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC
+      stat_prefix: doors
+      rules: {action: DENY, policies: {no: {permissions: [{any: true}], principals: [{direct_remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}]}}}
+      shadow_rules: {policies: {yes: {permissions: [{destination_port: 1}], principals: [{any: true}]}}}
+  - name: tcp
+    typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c}
+"#;
+
+#[test]
+fn rules_of_connections_come_back_as_they_went_out() {
+    let Resource::Listener(listener) = round_trip(Kind::Listener, WATCHED) else {
+        panic!("a listener")
+    };
+    let [rules] = listener.chains[0].rules.as_slice() else { panic!("one filter") };
+    let action = |rules: &Option<weft_model::Rbac>| rules.as_ref().map(|rules| rules.action);
+    let (denies, allows) = (weft_model::RbacAction::Deny, weft_model::RbacAction::Allow);
+    assert_eq!((action(&rules.rules), action(&rules.shadow)), (Some(denies), Some(allows)));
+    // Rules that only watch may be of a kind that is not known here; those in force may not.
+    let unknown = |rules: &str| WATCHED.replace(rules, &rules.replace("any: true", "metadata: {}"));
+    let watching = "yes: {permissions: [{destination_port: 1}], principals: [{any: true}]";
+    let Resource::Listener(listener) =
+        read_yaml(Kind::Listener, &unknown(watching)).expect("accepted").resource
+    else {
+        panic!("a listener")
+    };
+    assert_eq!(listener.chains[0].rules[0].shadow, None);
+    refused(
+        Kind::Listener,
+        &unknown("no: {permissions: [{any: true}]"),
+        "filter_chains[0].filters[0].typed_config.rules.policies[\"no\"].permissions[0]",
+        "a permission of this kind is not supported",
+    );
+    let (head, tail) = WATCHED.split_once("  - name: doors").expect("a filter");
+    let tcp = tail.split_once("  - name: tcp").expect("a filter").1;
+    refused(
+        Kind::Listener,
+        &format!("{head}  - name: tcp{tcp}  - name: tcp{tcp}"),
+        "filter_chains[0].filters[0].typed_config",
+        "is not known here before the last filter",
+    );
+}

@@ -151,6 +151,7 @@ fn listener(name: Name, form: u16, routes: Vec<Name>) -> Listener {
         name: name.clone(),
         matches: ChainMatch { destination_port: Some(port), ..ChainMatch::default() },
         tls: None,
+        rules: Vec::new(),
         filter: Filter::Http(Arc::new(HttpService::new(RouteSource::Named(name)))),
     });
     Listener {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use weft_model::{
     Balance, Cidr, ClaimRule, FlowKey, IdleEnd, RevocationPolicy, RouteMatch, SourceAddress,
-    SpiffeId,
+    SpiffeId, StringMatch,
 };
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
@@ -180,20 +180,46 @@ pub struct Policy {
     /// The service.
     pub service: String,
     /// Each allows something; nothing else is allowed.
-    pub allow: Vec<Allow>,
+    pub allow: Vec<Clause>,
+    /// Each denies something, whatever is allowed.
+    pub deny: Vec<Clause>,
+    /// Whether it only watches.
+    pub dry_run: bool,
 }
 
-/// Something that is allowed.
+/// Something that is allowed or denied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Allow {
-    /// The identities that may; empty: any identity of the mesh.
-    pub from: Vec<SpiffeId>,
+pub struct Clause {
+    /// Where it stands in the file, which is its name wherever it decides.
+    pub name: String,
+    /// The identities that are meant; empty: any identity of the mesh.
+    pub from: Vec<StringMatch>,
+    /// The ranges of addresses that the caller's host must be in one of; empty: any address.
+    pub from_addresses: Vec<Cidr>,
+    /// The ports of the service, as its clients know them; empty: all.
+    pub ports: Vec<u16>,
     /// The methods; empty: any.
     pub methods: Vec<String>,
     /// The path prefixes, whole segments; empty: any.
     pub paths: Vec<String>,
     /// The issuer whose token is needed as well.
     pub token: Option<String>,
+    /// Which claims its token must have, and the values of which each must be one.
+    pub claims: Vec<(String, Vec<String>)>,
+}
+
+impl Clause {
+    /// Whether it speaks of a port of its service.
+    #[must_use]
+    pub fn is_of(&self, port: &Port) -> bool {
+        let is_known = self.ports.is_empty() || self.ports.contains(&port.port);
+        is_known && (port.protocol != Protocol::Tcp || !self.asks_for_a_request())
+    }
+
+    /// Whether only a request can be what it means, and no connection of bytes.
+    fn asks_for_a_request(&self) -> bool {
+        !self.methods.is_empty() || !self.paths.is_empty() || self.token.is_some()
+    }
 }
 
 impl Mesh {

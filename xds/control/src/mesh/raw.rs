@@ -359,15 +359,29 @@ pub struct Policy {
     /// The service.
     pub service: String,
     /// What is allowed.
-    pub allow: Vec<Allow>,
+    #[serde(default)]
+    pub allow: Vec<Clause>,
+    /// What is denied, whatever is allowed.
+    #[serde(default)]
+    pub deny: Vec<Clause>,
+    /// Whether it only watches: what it would refuse is told, and passes.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
-/// Something that is allowed.
+/// Something that is allowed or denied.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Allow {
-    /// Service names or SPIFFE ids; `"*"`: any identity of the mesh.
+pub struct Clause {
+    /// Service names or SPIFFE ids; an id that ends with `/*`: all below it, such as those of a namespace;
+    /// `"*"`: any identity of the mesh.
     pub from: Vec<String>,
+    /// The ranges of addresses that the caller's host must be in one of.
+    #[serde(default)]
+    pub from_addresses: Vec<String>,
+    /// The ports of the service.
+    #[serde(default)]
+    pub ports: Vec<u16>,
     /// The methods.
     #[serde(default)]
     pub methods: Vec<String>,
@@ -376,6 +390,9 @@ pub struct Allow {
     pub paths: Vec<String>,
     /// The issuer whose token is needed.
     pub token: Option<String>,
+    /// What claims of the token must be: one of these values each.
+    #[serde(default)]
+    pub claims: BTreeMap<String, Vec<String>>,
 }
 
 fn yes() -> bool {

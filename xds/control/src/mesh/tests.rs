@@ -37,7 +37,8 @@ fn mistakes(text: &str) -> Vec<String> {
 fn a_good_file_is_taken() {
     let mesh = Mesh::parse(GOOD, std::path::Path::new(".")).expect("a good file");
     assert_eq!(mesh.services["orders"].endpoints[1].1, 3);
-    assert_eq!(mesh.policies[0].allow[0].from[0].as_str(), "spiffe://mesh.local/ns/default/sa/web");
+    let web = StringMatch::Exact("spiffe://mesh.local/ns/default/sa/web".into());
+    assert_eq!(mesh.policies[0].allow[0].from, [web]);
     assert_eq!(mesh.routes[0].rules[0].timeout, Some(Duration::from_secs(10)));
 }
 
@@ -123,4 +124,36 @@ fn idle_settings_are_for_ports_that_no_sidecar_serves() {
         assert!(found.iter().any(|line| line.starts_with(&expected)), "{expected}: {found:#?}");
         assert_eq!(found.len(), 1, "{found:#?}");
     }
+}
+
+#[test]
+fn what_a_clause_cannot_mean_is_a_mistake() {
+    let with = |clause: &str| {
+        GOOD.replace("{from: [web], methods: [GET], paths: [/v1]}", clause)
+            .replace("security:\n", "security:\n  issuers: {login: {issuer: me, audiences: [a], jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'}}\n")
+    };
+    for good in [
+        "{from: ['spiffe://mesh.local/*'], from_addresses: [10.0.0.0/8, '::1'], ports: [80]}",
+        "{from: ['spiffe://mesh.local/ns/a/*'], token: login, claims: {role: [admin, root]}}",
+    ] {
+        Mesh::parse(&with(good), std::path::Path::new(".")).expect(good);
+    }
+    for (clause, expected) in [
+        ("{from: ['spiffe://mesh.local/ns/a*']}", "from[0]: \"spiffe://mesh.local/ns/a*\""),
+        ("{from: ['spiffe:///*']}", "from[0]: \"spiffe://\""),
+        ("{from: [web], from_addresses: [10.0.0.0/33]}", "from_addresses[0]: \"10.0.0.0/33\""),
+        ("{from: [web], ports: [81]}", "ports[0]: the service has no port 81"),
+        ("{from: [web], claims: {role: [admin]}}", "claims: whose? Name the issuer by token"),
+        ("{from: [web], token: login, claims: {role: []}}", "claims[\"role\"]: there must be"),
+        ("{from: []}", "from: it is empty"),
+    ] {
+        let found = mistakes(&with(clause));
+        let expected = format!("line 24: security.policies[0].allow[0].{expected}");
+        assert_eq!(found.len(), 1, "{clause}: {found:#?}");
+        assert!(found[0].starts_with(&expected), "{expected}: {found:#?}");
+    }
+    let found =
+        mistakes(&GOOD.replace("    allow: [{from: [web], methods: [GET], paths: [/v1]}]\n", ""));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].contains("policies[0]: it neither allows nor denies anything"), "{found:?}");
 }

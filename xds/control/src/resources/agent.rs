@@ -62,6 +62,7 @@ fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
                 name: name.clone(),
                 matches: ChainMatch::default(),
                 tls: None,
+                rules: Vec::new(),
                 filter: Filter::Tcp(TcpProxy {
                     clusters: vec![WeightedCluster { name: name.clone(), weight: 1 }],
                     idle_timeout: Some(port.idle_timeout.unwrap_or(TCP_IDLE)),

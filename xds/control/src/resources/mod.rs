@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use weft_model::{
     Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE,
-    Discovery, Endpoint, EndpointSet, Health, RevocationPolicy, Secret, Snapshot, SpiffeId,
-    UpstreamProtocol, UpstreamTls, Validation,
+    Discovery, Endpoint, EndpointSet, Health, HttpFilter, RevocationPolicy, Secret, Snapshot,
+    SpiffeId, UpstreamProtocol, UpstreamTls, Validation,
 };
 use weft_xds::client::Node;
 use weft_xds::server::{Directory, ResourceSet};
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
-use crate::mesh::{Mesh, Port, Service};
+use crate::mesh::{Mesh, Port, Protocol, Service};
 
 /// The ports of the data plane, as the field has them.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -87,6 +87,15 @@ impl Directory for Views {
             )),
         }
     }
+}
+
+/// What the sidecar of a service asks of whoever calls a port of it, in this order.
+#[must_use]
+pub fn checks(mesh: &Mesh, service: &Service, port: &Port) -> Vec<HttpFilter> {
+    if port.protocol == Protocol::Tcp {
+        return sidecar::rules(mesh, service, port).into_iter().map(HttpFilter::Rbac).collect();
+    }
+    sidecar::filters(mesh, service, port, &mut Snapshot::default())
 }
 
 /// The identity of an agent.

@@ -10,9 +10,9 @@ use weft_model::{
     Discovery, DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, FlowKey, HeaderCheck,
     HeaderMatch, Health, HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider,
     JwtRequirement, JwtRule, KeySource, Listener, Name, PathMatch, Permission, Principal, Rbac,
-    RbacAction, RbacPolicy, Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource,
-    Snapshot, SourceAddress, StringMatch, TcpProxy, Transport, Upgrades, UpstreamProtocol,
-    UpstreamTls, VirtualHost, WeightedCluster,
+    RbacAction, RbacFilter, RbacPolicy, Route as ModelRoute, RouteMatch, RouteSource, RouteTable,
+    SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy, Transport, Upgrades,
+    UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
@@ -20,7 +20,9 @@ use super::{
     INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, everywhere,
     trust_secret,
 };
-use crate::mesh::{Allow, Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target};
+use crate::mesh::{
+    Clause, Keys, Mesh, Outbound, Policy, Port, Protocol, Route, Rule, Service, Target,
+};
 
 const HTTP_IDLE: Duration = Duration::from_secs(300);
 const TCP_IDLE: Duration = Duration::from_secs(3600);
@@ -52,7 +54,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
                     hosts: vec![host(&name, vec![to(&name, None)])],
                 };
                 let mut service = http(RouteSource::Inline(Arc::new(table)));
-                service.filters = filters(mesh, own, snapshot);
+                service.filters = filters(mesh, own, port, snapshot);
                 service.client_certificate = ClientCertificateDetails::FromProof;
                 Filter::Http(Arc::new(service))
             }
@@ -61,6 +63,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
             name,
             matches: ChainMatch { destination_port: Some(port.target), ..ChainMatch::default() },
             tls: Some(verify_mode(mesh, port)),
+            rules: if port.protocol == Protocol::Tcp { rules(mesh, own, port) } else { Vec::new() },
             filter,
         });
     }
@@ -91,46 +94,100 @@ fn verify_mode(mesh: &Mesh, port: &Port) -> DownstreamTls {
 }
 
 /// Tokens first, then who may call what. Without a policy nothing is allowed.
-fn filters(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) -> Vec<HttpFilter> {
-    let allows: Vec<&Allow> = mesh
-        .policies
-        .iter()
-        .filter(|policy| policy.service == own.name)
-        .flat_map(|policy| &policy.allow)
-        .collect();
+pub(super) fn filters(
+    mesh: &Mesh,
+    own: &Service,
+    port: &Port,
+    snapshot: &mut Snapshot,
+) -> Vec<HttpFilter> {
+    let allowed = clauses(mesh, own, port, false, |policy| &policy.allow);
     let mut filters = Vec::new();
-    if allows.iter().any(|allow| allow.token.is_some()) {
-        filters.push(HttpFilter::Jwt(Arc::new(tokens(mesh, &allows, snapshot))));
+    if allowed.iter().any(|clause| clause.token.is_some()) {
+        filters.push(HttpFilter::Jwt(Arc::new(tokens(mesh, &allowed, snapshot))));
     }
-    let policies = allows
-        .iter()
-        .enumerate()
-        .map(|(index, allow)| (format!("{index:04}").into(), policy(mesh, allow)));
-    filters.push(HttpFilter::Rbac(Arc::new(Rbac {
-        action: RbacAction::Allow,
-        policies: policies.collect(),
-    })));
+    filters.extend(rules(mesh, own, port).into_iter().map(HttpFilter::Rbac));
     filters
 }
 
-fn policy(mesh: &Mesh, allow: &Allow) -> RbacPolicy {
-    let paths: Vec<Permission> = allow.paths.iter().map(|prefix| segments(prefix)).collect();
+/// Who may call what at a port: first what is denied, then what is allowed.
+pub(super) fn rules(mesh: &Mesh, own: &Service, port: &Port) -> Vec<Arc<RbacFilter>> {
+    let rbac = |action, dry_run, pick: fn(&Policy) -> &[Clause]| {
+        let clauses = clauses(mesh, own, port, dry_run, pick);
+        let policy = |clause: &&Clause| (clause.name.as_str().into(), policy(mesh, clause));
+        Rbac { action, policies: clauses.iter().map(policy).collect() }
+    };
+    let is_any = |rbac: &Rbac| !rbac.policies.is_empty();
+    let denied = |dry_run| rbac(RbacAction::Deny, dry_run, |policy| &policy.deny);
+    let allowed = |dry_run| rbac(RbacAction::Allow, dry_run, |policy| &policy.allow);
+    let deny = RbacFilter {
+        rules: Some(denied(false)).filter(is_any),
+        shadow: Some(denied(true)).filter(is_any),
+    };
+    let allow =
+        RbacFilter { rules: Some(allowed(false)), shadow: Some(allowed(true)).filter(is_any) };
+    let denies = deny != RbacFilter::default();
+    denies.then_some(deny).into_iter().chain([allow]).map(Arc::new).collect()
+}
+
+/// The clauses that speak of a port.
+fn clauses<'m>(
+    mesh: &'m Mesh,
+    own: &Service,
+    port: &Port,
+    dry_run: bool,
+    pick: fn(&Policy) -> &[Clause],
+) -> Vec<&'m Clause> {
+    let policies = mesh.policies.iter();
+    policies
+        .filter(|policy| policy.service == own.name && policy.dry_run == dry_run)
+        .flat_map(pick)
+        .filter(|clause| clause.is_of(port))
+        .collect()
+}
+
+fn policy(mesh: &Mesh, clause: &Clause) -> RbacPolicy {
+    let paths: Vec<Permission> = clause.paths.iter().map(|prefix| segments(prefix)).collect();
     let methods: Vec<Permission> =
-        allow.methods.iter().map(|method| Permission::Header(method_is(method))).collect();
+        clause.methods.iter().map(|method| Permission::Header(method_is(method))).collect();
     let all: Vec<Permission> = [paths, methods]
         .into_iter()
         .filter(|some| !some.is_empty())
         .map(Permission::OneOf)
         .collect();
-    let principals = if allow.from.is_empty() {
-        let own = StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain));
-        vec![Principal::Authenticated(Some(own))]
-    } else {
-        let exact = |id: &weft_model::SpiffeId| StringMatch::Exact(id.as_str().to_owned());
-        allow.from.iter().map(|id| Principal::Authenticated(Some(exact(id)))).collect()
-    };
     let permission = if all.is_empty() { Permission::Any } else { Permission::All(all) };
-    RbacPolicy { permissions: vec![permission], principals }
+    RbacPolicy { permissions: vec![permission], principals: vec![principal(mesh, clause)] }
+}
+
+fn principal(mesh: &Mesh, clause: &Clause) -> Principal {
+    let any = vec![StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain))];
+    let from = if clause.from.is_empty() { &any } else { &clause.from };
+    let one_of = |mut any: Vec<Principal>| match any.len() {
+        1 => any.remove(0),
+        _ => Principal::OneOf(any),
+    };
+    let named = from.iter().map(|id| Principal::Authenticated(Some(id.clone())));
+    let mut all = vec![one_of(named.collect())];
+    if !clause.from_addresses.is_empty() {
+        let ranges = clause.from_addresses.iter().map(|range| Principal::RemoteAddress(*range));
+        all.push(one_of(ranges.collect()));
+    }
+    if let Some((token, issuer)) =
+        clause.token.as_ref().and_then(|token| mesh.issuers.get_key_value(token))
+    {
+        let claim = |name: &str, value: &str| {
+            let value = StringMatch::Exact(value.to_owned());
+            Principal::Claim(token.as_str().into(), vec![name.to_owned()], value)
+        };
+        // Whoever has a claim of the issuer has shown a token that was good.
+        all.push(claim("iss", &issuer.issuer));
+        for (name, values) in &clause.claims {
+            all.push(one_of(values.iter().map(|value| claim(name, value)).collect()));
+        }
+    }
+    match all.len() {
+        1 => all.remove(0),
+        _ => Principal::All(all),
+    }
 }
 
 /// A path prefix by whole segments: `/cart` covers `/cart` and `/cart/1`, not `/cartoon`.
@@ -155,7 +212,7 @@ fn method_is(method: &str) -> HeaderMatch {
 
 /// A token is asked for where an allowance says so. The longest path counts first, and what a
 /// token-less allowance covers more narrowly needs none.
-fn tokens(mesh: &Mesh, allows: &[&Allow], snapshot: &mut Snapshot) -> JwtPolicy {
+fn tokens(mesh: &Mesh, allows: &[&Clause], snapshot: &mut Snapshot) -> JwtPolicy {
     let mut providers = BTreeMap::new();
     for (name, issuer) in &mesh.issuers {
         let keys = match &issuer.keys {
@@ -381,7 +438,13 @@ fn tcp(cluster: &Name, idle_timeout: Option<Duration>) -> Filter {
 }
 
 fn chain(name: &Name, filter: Filter) -> FilterChain {
-    FilterChain { name: name.clone(), matches: ChainMatch::default(), tls: None, filter }
+    FilterChain {
+        name: name.clone(),
+        matches: ChainMatch::default(),
+        tls: None,
+        rules: Vec::new(),
+        filter,
+    }
 }
 
 fn redirected(name: &str, address: std::net::SocketAddr) -> Listener {

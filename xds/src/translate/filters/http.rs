@@ -280,7 +280,7 @@ fn http_filters(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<Vec<HttpFilt
                 filters.push(HttpFilter::Jwt(jwt::decode(config, &ours.tokens)?.into()));
             }
             "RBAC" => {
-                filters.extend(rbac::decode(config)?.map(|rules| HttpFilter::Rbac(rules.into())))
+                filters.push(HttpFilter::Rbac(rbac::decode(config)?.into()));
             }
             _ if optional => {}
             _ => {

@@ -13,6 +13,7 @@ mod rbac;
 
 pub(super) use http::{http_service, http_service_json};
 pub(super) use http_ours::{OurHttp, our_http_json};
+pub(super) use rbac::{decode_network as network_rbac, encode_network as network_rbac_json};
 
 use std::time::Duration;
 

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use weft_model::{Name, Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatch};
+use weft_model::{
+    Name, Permission, Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, StringMatch,
+};
 
 use crate::translate::{Reader, Refused, route, values};
 
 const MESSAGE: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+const NETWORK_MESSAGE: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
 
 /// The filter whose metadata is the claims of tokens.
 const TOKENS: &str = "envoy.filters.http.jwt_authn";
@@ -15,17 +18,33 @@ const TOKENS: &str = "envoy.filters.http.jwt_authn";
 /// How deep conditions may nest, so that a hostile resource cannot exhaust the stack.
 const DEPTH_LIMIT: usize = 16;
 
-/// Reads the rules; none when the filter only watches (`shadow_rules`).
-pub(super) fn decode(mut filter: Reader<'_>) -> Result<Option<Rbac>, Refused> {
+/// Reads the filter of requests.
+pub(super) fn decode(mut filter: Reader<'_>) -> Result<RbacFilter, Refused> {
+    filter.harmless(&["rules_stat_prefix", "shadow_rules_stat_prefix", "track_per_rule_stats"]);
+    filter_of(filter)
+}
+
+/// Reads the filter of connections. That of others looks at the first bytes, or at each; here a
+/// connection is judged before any, and again when the rules change.
+pub(in super::super) fn decode_network(mut filter: Reader<'_>) -> Result<RbacFilter, Refused> {
     filter.harmless(&[
-        "rules_stat_prefix",
+        "stat_prefix",
         "shadow_rules_stat_prefix",
+        "enforcement_type",
         "track_per_rule_stats",
-        "shadow_rules",
+        "delay_deny",
     ]);
-    let Some(mut rules) = filter.child("rules") else {
-        return Ok(None);
-    };
+    filter_of(filter)
+}
+
+fn filter_of(mut filter: Reader<'_>) -> Result<RbacFilter, Refused> {
+    let rules = filter.child("rules").map(decode_rules).transpose()?;
+    // Those that are not understood are told of among what is not honoured: they decide nothing.
+    let shadow = filter.child("shadow_rules").and_then(|rules| decode_rules(rules).ok());
+    Ok(RbacFilter { rules, shadow })
+}
+
+fn decode_rules(mut rules: Reader<'_>) -> Result<Rbac, Refused> {
     rules.harmless(&["audit_logging_options"]);
     let action = match rules.choice("action").as_str() {
         "ALLOW" => RbacAction::Allow,
@@ -44,7 +63,7 @@ pub(super) fn decode(mut filter: Reader<'_>) -> Result<Option<Rbac>, Refused> {
             values::each(policy.children("principals"), |p| principal(p, DEPTH_LIMIT))?;
         policies.insert(Name::from(name), RbacPolicy { permissions, principals });
     }
-    Ok(Some(Rbac { action, policies }))
+    Ok(Rbac { action, policies })
 }
 
 fn permission(mut reader: Reader<'_>, depth: usize) -> Result<Permission, Refused> {
@@ -137,8 +156,34 @@ fn claim(mut metadata: Reader<'_>) -> Result<Principal, Refused> {
     Ok(Principal::Claim(name, way, wanted))
 }
 
-/// The JSON form of the filter.
-pub(super) fn encode(rules: &Rbac) -> Value {
+/// The JSON form of the filter of requests.
+pub(super) fn encode(filter: &RbacFilter) -> Value {
+    let fields = filter_json(filter);
+    json!({"name": "envoy.filters.http.rbac", "typed_config": values::any(MESSAGE, fields)})
+}
+
+/// The JSON form of the filter of connections.
+pub(in super::super) fn encode_network(filter: &RbacFilter) -> Value {
+    let mut fields = filter_json(filter);
+    fields["stat_prefix"] = json!("rbac");
+    json!({
+        "name": "envoy.filters.network.rbac",
+        "typed_config": values::any(NETWORK_MESSAGE, fields),
+    })
+}
+
+fn filter_json(filter: &RbacFilter) -> Value {
+    let mut fields = json!({});
+    if let Some(rules) = &filter.rules {
+        fields["rules"] = rules_json(rules);
+    }
+    if let Some(shadow) = &filter.shadow {
+        fields["shadow_rules"] = rules_json(shadow);
+    }
+    fields
+}
+
+fn rules_json(rules: &Rbac) -> Value {
     let action = match rules.action {
         RbacAction::Allow => "ALLOW",
         RbacAction::Deny => "DENY",
@@ -152,8 +197,7 @@ pub(super) fn encode(rules: &Rbac) -> Value {
             (&**name, json!({"permissions": permissions, "principals": principals}))
         })
         .collect();
-    let fields = json!({"rules": {"action": action, "policies": policies}});
-    json!({"name": "envoy.filters.http.rbac", "typed_config": values::any(MESSAGE, fields)})
+    json!({"action": action, "policies": policies})
 }
 
 fn permission_json(permission: &Permission) -> Value {

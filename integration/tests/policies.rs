@@ -1,0 +1,304 @@
+//! Who may call what: changed policies reach what is open, each clause means what it says, and `weft why`
+//! knows.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use weft_integration::mesh::{Mesh, Workload};
+use weft_integration::mesh_pki::spiffe_id;
+use weft_integration::process::weft;
+use weft_integration::wait::{DEADLINE, eventually};
+
+/// The ports of `orders` that this test's own programs are behind.
+const STREAMS: u16 = 8000;
+const STREAMS_TARGET: u16 = 7200;
+const BYTES: u16 = 7300;
+const OF_ORDERS: [u8; 4] = [10, 96, 0, 2];
+/// More than a change of `mesh.yaml` takes to arrive.
+const SOON: Duration = Duration::from_secs(5);
+/// How often a stream has something to say.
+const PACE: Duration = Duration::from_millis(50);
+
+/// A program that answers each request with a body that has no end, and one that sends back bytes.
+fn programs(mesh: &Mesh) {
+    for workload in &mesh.orders {
+        let listen = |port: u16| {
+            let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+            mesh.on(Some(&workload.host), bind).expect("the port is free")
+        };
+        let (streams, bytes) = (listen(STREAMS_TARGET), listen(BYTES));
+        std::thread::spawn(move || streams.incoming().flatten().for_each(spawn(stream)));
+        std::thread::spawn(move || bytes.incoming().flatten().for_each(spawn(echo)));
+    }
+}
+
+fn spawn(serve: fn(TcpStream) -> Option<()>) -> impl FnMut(TcpStream) {
+    move |stream| drop(std::thread::spawn(move || serve(stream)))
+}
+
+fn stream(client: TcpStream) -> Option<()> {
+    let mut reader = BufReader::new(client.try_clone().ok()?);
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        reader.read_line(&mut line).ok().filter(|bytes| *bytes > 0)?;
+    }
+    let mut client = client;
+    client.set_read_timeout(Some(PACE)).ok()?;
+    client.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").ok()?;
+    loop {
+        client.write_all(b"5\r\ntick\n\r\n").ok()?;
+        // Nothing comes, until the other side is done.
+        if let Ok(0) = reader.read(&mut [0]) {
+            return None;
+        }
+    }
+}
+
+fn echo(mut client: TcpStream) -> Option<()> {
+    let mut buffer = [0; 64];
+    loop {
+        let bytes = client.read(&mut buffer).ok().filter(|bytes| *bytes > 0)?;
+        client.write_all(buffer.get(..bytes)?).ok()?;
+    }
+}
+
+/// A connection of `web`'s program to `orders`.
+struct Open(BufReader<TcpStream>);
+
+impl Open {
+    fn to(mesh: &Mesh, port: u16) -> Self {
+        let orders = SocketAddr::from((OF_ORDERS, port));
+        let connect = || TcpStream::connect(orders).expect("the sidecar takes it");
+        let stream = mesh.on(Some(&mesh.web.host), connect);
+        stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+        Self(BufReader::new(stream))
+    }
+
+    /// Begins a stream; gives its status.
+    fn begin(mesh: &Mesh, path: &str) -> (Self, String) {
+        let mut open = Self::to(mesh, STREAMS);
+        let head = format!("GET {path} HTTP/1.1\r\nhost: orders\r\n\r\n");
+        let mut status = String::new();
+        // Without an answer the status is empty.
+        let asked = open.0.get_mut().write_all(head.as_bytes());
+        drop(asked.and_then(|()| open.0.read_line(&mut status)));
+        (open, status.split(' ').nth(1).unwrap_or_default().to_owned())
+    }
+
+    /// Whether three more pieces of its stream come.
+    fn goes_on(&mut self) -> bool {
+        let mut ticks = 0;
+        let mut line = String::new();
+        while ticks < 3 {
+            line.clear();
+            match self.0.read_line(&mut line) {
+                Ok(1..) => ticks += u8::from(line == "tick\n"),
+                Ok(0) | Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Whether its stream ends soon.
+    fn ends(&mut self) -> bool {
+        let reader = &mut self.0;
+        reader.get_ref().set_read_timeout(Some(SOON)).expect("a deadline above zero");
+        let mut buffer = [0; 4096];
+        for _ in 0..SOON.as_millis() / PACE.as_millis() {
+            match reader.read(&mut buffer) {
+                Ok(0) => return true,
+                Err(error) => return error.kind() != std::io::ErrorKind::WouldBlock,
+                Ok(_) => {}
+            }
+        }
+        false
+    }
+
+    /// Says something over a connection of bytes, which comes back when the connection is open.
+    fn says(&mut self, what: &str) -> bool {
+        let mut line = String::new();
+        writeln!(self.0.get_mut(), "{what}").is_ok()
+            && self.0.read_line(&mut line).is_ok_and(|bytes| bytes > 0)
+    }
+}
+
+/// A mesh where `web` may see all streams of `orders` and use its bytes.
+fn mesh() -> Mesh {
+    let mut mesh = Mesh::start();
+    programs(&mesh);
+    let all = json!([{"from": ["web"]}]);
+    mesh.change(|file| {
+        let ports = file.pointer_mut("/services/1/ports").and_then(Value::as_array_mut);
+        ports.expect("the file has the service").extend([
+            json!({"port": STREAMS, "target": STREAMS_TARGET, "protocol": "http"}),
+            json!({"port": BYTES, "protocol": "tcp"}),
+        ]);
+        // One replica, so that it is known which one has what is open.
+        let endpoints = file.pointer_mut("/services/1/endpoints").and_then(Value::as_array_mut);
+        endpoints.expect("the file has the service").truncate(1);
+        set_policy(file, json!({"service": "orders", "allow": all}));
+    });
+    eventually("the new ports are served", || {
+        let (mut open, status) = Open::begin(&mesh, "/");
+        (status == "200" && open.goes_on() && Open::to(&mesh, BYTES).says("?")).then_some(())
+    });
+    mesh
+}
+
+/// Says what of `orders` may be called by whom.
+fn set_policy(file: &mut Value, policy: Value) {
+    let place = file.pointer_mut("/security/policies/1").expect("the file has the policy");
+    *place = policy;
+}
+
+fn counted(mesh: &Mesh, metric: &str) -> u64 {
+    let of = |workload: &Workload| {
+        let page = workload.sidecar.admin("/metrics").text();
+        let line = page.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix("_total "));
+        line.and_then(|value| value.parse::<u64>().ok()).expect("the metric is there")
+    };
+    mesh.orders.iter().map(of).sum()
+}
+
+#[test]
+fn what_a_changed_policy_does_not_allow_ends_and_nothing_else() {
+    let mut mesh = mesh();
+    let (mut cut, _) = Open::begin(&mesh, "/cut/1");
+    let (mut kept, _) = Open::begin(&mesh, "/kept/1");
+    let mut bytes = Open::to(&mesh, BYTES);
+    assert!(cut.goes_on() && kept.goes_on() && bytes.says("?"));
+
+    // A change that allows what is open as well ends nothing.
+    let allow =
+        json!([{"from": ["web"], "paths": ["/cut", "/kept"]}, {"from": ["web"], "ports": [BYTES]}]);
+    mesh.change(|file| set_policy(file, json!({"service": "orders", "allow": allow})));
+    eventually("it is in force", || (Open::begin(&mesh, "/other").1 == "403").then_some(()));
+    assert!(cut.goes_on() && kept.goes_on() && bytes.says("?"));
+    assert_eq!(Open::begin(&mesh, "/never").1, "403");
+    // Those that asked whether it is in force may have been ended by it.
+    let ended = counted(&mesh, "weft_sidecar_requests_withdrawn");
+
+    let deny = json!([{"from": ["web"], "paths": ["/cut"], "ports": [STREAMS]}]);
+    mesh.change(|file| {
+        set_policy(file, json!({"service": "orders", "allow": allow, "deny": deny}));
+    });
+    assert!(cut.ends(), "it is denied now");
+    assert!(kept.goes_on() && bytes.says("?"), "these are not");
+    assert_eq!(Open::begin(&mesh, "/cut/2").1, "403");
+    assert_eq!(counted(&mesh, "weft_sidecar_requests_withdrawn"), ended + 1);
+
+    let allow = json!([{"from": ["web"], "paths": ["/kept"]}]);
+    mesh.change(|file| set_policy(file, json!({"service": "orders", "allow": allow})));
+    assert!(bytes.ends(), "a clause with a path is for requests");
+    assert!(kept.goes_on());
+    assert_eq!(counted(&mesh, "weft_sidecar_connections_shut_out"), 1);
+    assert!(!Open::to(&mesh, BYTES).says("?"));
+    let of = |path: &str| {
+        let line = mesh.orders[0].sidecar.process.line_with(&format!("\"path\":\"{path}\""));
+        serde_json::from_str::<Value>(&line).expect("it is JSON")
+    };
+    assert_eq!(of("/never")["rule"], Value::Null);
+    let cut = of("/cut/1");
+    assert_eq!(
+        (&cut["denial"], &cut["rule"]),
+        (&json!("not_allowed"), &json!("policies[1].deny[0]"))
+    );
+    assert_eq!(of("/cut/2")["rule"], "policies[1].deny[0]");
+}
+
+#[test]
+fn a_policy_that_only_watches_tells_what_it_would_refuse() {
+    let mut mesh = mesh();
+    let below_default = spiffe_id("*");
+    mesh.change(|file| {
+        let policies = file.pointer_mut("/security/policies").and_then(Value::as_array_mut);
+        policies.expect("the file has policies").push(
+            json!({"service": "orders", "dry_run": true, "allow": [{"from": ["web"], "paths": ["/kept"]}],
+                   "deny": [{"from": [below_default], "paths": ["/kept/not"]}]}),
+        );
+    });
+    let refused = || counted(&mesh, "weft_sidecar_requests_dry_run_refused");
+    eventually("it watches", || {
+        let before = refused();
+        assert_eq!(Open::begin(&mesh, "/other").1, "200");
+        (refused() > before).then_some(())
+    });
+    let before = refused();
+    assert_eq!(Open::begin(&mesh, "/kept").1, "200");
+    assert_eq!(refused(), before);
+    assert_eq!(Open::begin(&mesh, "/kept/not").1, "200");
+    assert_eq!(refused(), before + 1);
+}
+
+#[test]
+fn why_says_which_policy_decides_and_what_it_says_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("mesh.yaml");
+    std::fs::write(&file, MESH).expect("the folder takes files");
+    let check = |question: &str, code: i32, answer: &str| {
+        let words = question.split_whitespace();
+        let output = weft().arg("why").arg("-c").arg(&file).args(words).output().expect("it runs");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).expect("it is text");
+        assert_eq!(output.status.code(), Some(code), "{question}: {said}");
+        assert!(said.contains(answer), "{question}: {said}");
+    };
+    let no = "no policy of orders allows it";
+    check("web orders:80", 0, "allowed: security.policies[0].allow[0]");
+    check("web orders:80 POST /", 1, no);
+    check("web orders:80 GET /admin/x", 1, "refused: security.policies[0].deny[0]");
+    check("spiffe://mesh.test/ns/ops/sa/anna orders:80 DELETE /any", 0, "policies[0].allow[1]");
+    check("spiffe://mesh.test/ns/opsy/sa/anna orders:80 DELETE /any", 1, no);
+    check("spiffe://other.test/ns/ops/sa/anna orders:80 DELETE /any", 1, no);
+    check("batch orders:80 GET /reports", 1, "it needs a token of login");
+    check("batch orders:80 GET /reports --token login", 1, no);
+    check("batch orders:80 GET /reports --token login --claim role=reader", 0, "allow[2]");
+    check("batch orders:80 GET /reports/7?full --token login --claim role=admin", 0, "allow[2]");
+    check("web orders:5432", 1, no);
+    check("web orders:5432 --address 10.1.0.7", 0, "allowed: security.policies[0].allow[3]");
+    check("batch orders:80 GET / --address 10.1.0.7", 1, no);
+    check("batch web:80", 1, "no policy of web allows it");
+    check("web cache:80", 0, "the replicas of cache have no sidecars");
+    check(
+        "web orders:80 GET /watched",
+        0,
+        "only watches would refuse it: security.policies[1].deny[0]",
+    );
+    check("bob orders:80", 2, "\"bob\" is not a service or a SPIFFE id of the mesh");
+    check("web order:80", 2, "\"order\" is not a service of the mesh; services are batch, cache");
+    check("web orders:81", 2, "orders has no port 81; it has 80, 5432");
+    check("web orders", 2, "\"orders\" is not of the form SERVICE:PORT");
+    check("batch orders:80 GET / --token no", 2, "there is no issuer \"no\"");
+}
+
+const MESH: &str = r#"
+trust_domain: mesh.test
+service_ranges: [10.96.0.0/16]
+services:
+- {name: web, addresses: [10.96.0.1], ports: [{port: 80, protocol: http}], endpoints: [{address: 10.1.0.1}]}
+- {name: batch, addresses: [10.96.0.3], ports: [{port: 80, protocol: http}], endpoints: [{address: 10.1.0.3}]}
+- {name: cache, addresses: [10.96.0.4], meshed: false, ports: [{port: 80, protocol: tcp}], endpoints: [{address: 10.1.0.4}]}
+- name: orders
+  addresses: [10.96.0.2]
+  ports: [{port: 80, target: 8080, protocol: http}, {port: 5432, protocol: tcp}]
+  endpoints: [{address: 10.1.0.2}]
+security:
+  issuers:
+    login: {issuer: "https://login", audiences: [orders], jwks_uri: "http://login/keys", jwks_address: "10.1.0.9:80"}
+  policies:
+  - service: orders
+    allow:
+    - {from: [web], methods: [GET]}
+    - {from: ["spiffe://mesh.test/ns/ops/*"], ports: [80]}
+    - {from: [batch], paths: [/reports], token: login, claims: {role: [reader, admin]}}
+    - {from: [web], ports: [5432], from_addresses: [10.1.0.0/24]}
+    deny:
+    - {from: ["*"], paths: [/admin]}
+  - service: orders
+    dry_run: true
+    deny:
+    - {from: [web], paths: [/watched]}
+"#;

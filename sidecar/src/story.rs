@@ -1,0 +1,131 @@
+//! What there is to tell of a request, from its head to its line.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use weft_certs::VerifiedPeer;
+use weft_model::{Judgement, Name};
+
+use crate::denial::Denial;
+use crate::http::desync::Reason;
+use crate::http::head::{HttpVersion, RequestHead};
+use crate::pipeline::Connection;
+use crate::record::Record;
+use crate::upstream::Outcome;
+use crate::worker::{Worker, now, unix_ms};
+
+/// What there is to tell of a request.
+#[derive(Default)]
+pub(crate) struct Story {
+    line: Option<Line>,
+    /// The policy that decided.
+    pub(crate) rule: Option<Name>,
+    /// The policy that only watches and would refuse it; none of a name: nothing would allow it.
+    dry_run: Option<Option<Name>>,
+    pub(crate) service: Option<Name>,
+    pub(crate) subject: Option<String>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// How the request departed from strict HTTP/1.1.
+    pub(crate) desync: Option<Reason>,
+}
+
+/// What of a request stands in its line.
+#[derive(Default)]
+struct Line {
+    method: String,
+    authority: String,
+    path: String,
+    version: &'static str,
+}
+
+impl Story {
+    /// That of a request whose head was not read.
+    pub(crate) fn unread(version: HttpVersion, desync: Option<Reason>, logged: bool) -> Self {
+        let line = logged.then(|| Line { version: version.word(), ..Line::default() });
+        Self { line, desync, ..Self::default() }
+    }
+
+    pub(crate) fn new(head: &RequestHead, logged: bool) -> Self {
+        let line = logged.then(|| Line {
+            method: head.method.to_string(),
+            authority: head.authority.clone(),
+            path: head.path().to_owned(),
+            version: head.version.word(),
+        });
+        Self { line, desync: head.desync, ..Self::default() }
+    }
+
+    /// Takes down what policies said.
+    pub(crate) fn judged(&mut self, judgement: &Judgement<'_>, worker: &Worker) {
+        let refusing = judgement.shadow.filter(|shadow| shadow.refused);
+        if refusing.is_some() {
+            worker.metrics.requests_dry_run_refused.increment();
+        }
+        if self.line.is_some() {
+            self.rule = judgement.verdict.by.cloned();
+            self.dry_run = refusing.map(|shadow| shadow.by.cloned());
+        }
+    }
+
+    /// Counts the request, and leaves its line behind.
+    pub(crate) fn finish(
+        self,
+        result: Result<Outcome, Denial>,
+        started: Instant,
+        connection: &Connection,
+        worker: &Worker,
+    ) {
+        let duration = now() - started;
+        let (status, outcome) = match result {
+            Ok(outcome) => (outcome.status, outcome),
+            Err(denial) => {
+                worker.metrics.deny(denial);
+                (denial.status(), Outcome::default())
+            }
+        };
+        worker.metrics.respond(status);
+        if let Some(reason) = self.desync {
+            worker.metrics.depart(reason);
+        }
+        worker.metrics.duration.observe(duration);
+        let Some(line) = self.line else {
+            return;
+        };
+        worker.access.line(&Record {
+            kind: "http",
+            time_ms: unix_ms(),
+            client: connection.client,
+            original_destination: connection.destination,
+            conn_trace_id: connection.trace,
+            peer: connection
+                .peer
+                .as_ref()
+                .and_then(VerifiedPeer::identity)
+                .map(weft_model::SpiffeId::as_str),
+            subject: self.subject.as_deref(),
+            version: line.version,
+            method: &line.method,
+            authority: &line.authority,
+            path: &line.path,
+            status,
+            denial: result.err().map(Denial::reason),
+            detail: result.err().map(Denial::detail).filter(|detail| !detail.is_empty()),
+            rule: self.rule.as_deref(),
+            dry_run: self
+                .dry_run
+                .as_ref()
+                .map(|rule| rule.as_deref().unwrap_or("no rule allows it")),
+            desync: self.desync.map(Reason::word),
+            service: self.service.as_deref(),
+            endpoint: self.endpoint,
+            bytes_sent: outcome.bytes_sent,
+            bytes_received: outcome.bytes_received,
+            duration_us: duration.as_micros(),
+            outcome: match (outcome.broken, result) {
+                (Some(broken), _) => broken,
+                (None, Ok(_)) => "served",
+                (None, Err(_)) => "denied",
+            },
+        });
+    }
+}

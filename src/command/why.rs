@@ -1,0 +1,214 @@
+//! `weft why`.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use weft_control::mesh::{Mesh, Port, Protocol, Service, identity};
+use weft_control::resources::checks;
+use weft_model::{
+    HttpFilter, JwtPolicy, JwtRequirement, RbacFilter, RequestFacts, SpiffeId, Verdict, judge,
+};
+
+use super::{Failure, say};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    weft why -c mesh.yaml web orders:80 GET /orders/7\n  \
+    weft why -c mesh.yaml spiffe://mesh.local/ns/default/sa/me database:5432\n  \
+    weft why -c mesh.yaml web orders:80 GET /admin --token login --claim role=admin\n\n\
+    The answer is given by the function that decides in the sidecar. Exit codes: 0 it is allowed, 1 it is \
+    refused, 2 what was asked is wrong.")]
+pub(super) struct Arguments {
+    /// The mesh.
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    config: PathBuf,
+    /// Who calls: a service, or a SPIFFE id.
+    caller: String,
+    /// What is called: SERVICE:PORT.
+    callee: String,
+    /// The method; GET when left out.
+    method: Option<String>,
+    /// The path, with its query if there is one; / when left out.
+    path: Option<String>,
+    /// The caller's address.
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
+    address: IpAddr,
+    /// The issuer of the token that the caller shows, as mesh.yaml names it.
+    #[arg(long, value_name = "ISSUER")]
+    token: Option<String>,
+    /// What the token claims.
+    #[arg(long, value_name = "NAME=VALUE", requires = "token", value_parser = claim)]
+    claim: Vec<(String, String)>,
+    /// A field of the request.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = claim)]
+    header: Vec<(String, String)>,
+}
+
+fn claim(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it is not of the form NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let text = std::fs::read_to_string(&arguments.config)
+        .map_err(|error| Failure::Usage(format!("{}: {error}", arguments.config.display())))?;
+    let folder = arguments.config.parent().unwrap_or_else(|| Path::new("."));
+    let mesh = Mesh::parse(&text, folder).map_err(|problems| {
+        let file = arguments.config.display();
+        let lines: Vec<String> = problems.iter().map(|p| format!("{file}: {p}")).collect();
+        Failure::Usage(lines.join("\n"))
+    })?;
+    let caller = caller(&mesh, &arguments.caller)?;
+    let (service, port) = callee(&mesh, &arguments.callee)?;
+    if !service.meshed {
+        say(&format!("allowed: the replicas of {} have no sidecars, and ask nobody", service.name));
+        return Ok(());
+    }
+    if port.protocol == Protocol::Udp {
+        say("allowed: datagrams are for agents, which ask for no identity");
+        return Ok(());
+    }
+    let token = arguments.token.as_deref().map(|name| {
+        let issuer = mesh.issuers.get(name);
+        issuer.map(|issuer| (name, issuer.issuer.as_str())).ok_or_else(|| {
+            Failure::Usage(format!("there is no issuer {name:?} in security.issuers"))
+        })
+    });
+    let question = Question { arguments, caller, port, token: token.transpose()? };
+    let checks = checks(&mesh, service, port);
+    if let Some(issuers) = missing_token(&checks, &question) {
+        let reason = format!("it needs a token of {issuers}; --token says that it shows one");
+        return Err(Failure::Failed(format!("refused: {reason}")));
+    }
+    let rules: Vec<&RbacFilter> = checks
+        .iter()
+        .filter_map(|check| match check {
+            HttpFilter::Rbac(rules) => Some(&**rules),
+            HttpFilter::Jwt(_) => None,
+        })
+        .collect();
+    let judgement = judge(rules, &question);
+    if let Some(shadow) = judgement.shadow.filter(|shadow| shadow.refused) {
+        say(&format!("a policy that only watches would refuse it: {}", because(shadow, service)));
+    }
+    let because = because(judgement.verdict, service);
+    if judgement.verdict.refused {
+        return Err(Failure::Failed(format!("refused: {because}")));
+    }
+    say(&format!("allowed: {because}"));
+    Ok(())
+}
+
+fn because(verdict: Verdict<'_>, service: &Service) -> String {
+    match verdict.by {
+        Some(rule) => format!("security.{rule}"),
+        None => format!("no policy of {} allows it", service.name),
+    }
+}
+
+fn caller(mesh: &Mesh, text: &str) -> Result<SpiffeId, Failure> {
+    if text.starts_with("spiffe://") {
+        return SpiffeId::parse(text).map_err(|error| Failure::Usage(error.to_string()));
+    }
+    if mesh.services.contains_key(text) {
+        return identity(&mesh.trust_domain, text).map_err(|e| Failure::Usage(e.to_string()));
+    }
+    Err(unknown(mesh, text, "a service or a SPIFFE id"))
+}
+
+fn callee<'m>(mesh: &'m Mesh, text: &str) -> Result<(&'m Service, &'m Port), Failure> {
+    let parts = text.rsplit_once(':').and_then(|(name, port)| Some((name, port.parse().ok()?)));
+    let Some((name, number)) = parts else {
+        return Err(Failure::Usage(format!("{text:?} is not of the form SERVICE:PORT")));
+    };
+    let service = mesh.services.get(name).ok_or_else(|| unknown(mesh, name, "a service"))?;
+    let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
+    let number: u16 = number;
+    let port = service.ports.iter().find(|port| port.port == number).ok_or_else(|| {
+        Failure::Usage(format!("{name} has no port {number}; it has {}", ports.join(", ")))
+    })?;
+    Ok((service, port))
+}
+
+fn unknown(mesh: &Mesh, text: &str, what: &str) -> Failure {
+    let known: Vec<&str> = mesh.services.keys().map(String::as_str).collect();
+    Failure::Usage(format!("{text:?} is not {what} of the mesh; services are {}", known.join(", ")))
+}
+
+/// The issuers of whom a token is asked for, when none of them is shown.
+fn missing_token(checks: &[HttpFilter], question: &Question<'_>) -> Option<String> {
+    let policy: &JwtPolicy = checks.iter().find_map(|check| match check {
+        HttpFilter::Jwt(policy) => Some(&**policy),
+        HttpFilter::Rbac(_) => None,
+    })?;
+    let rule = policy.rules.iter().find(|rule| rule.matches.covers(question))?;
+    let JwtRequirement::Provider(name, _) = rule.requires.as_ref()? else {
+        return None;
+    };
+    let shown = question.token.is_some_and(|(shown, _)| shown == &**name);
+    (!shown).then(|| name.to_string())
+}
+
+/// What is asked, in the form of a request.
+struct Question<'a> {
+    arguments: &'a Arguments,
+    caller: SpiffeId,
+    port: &'a Port,
+    /// The name of the issuer, and the issuer.
+    token: Option<(&'a str, &'a str)>,
+}
+
+impl Question<'_> {
+    fn target(&self) -> &str {
+        self.arguments.path.as_deref().unwrap_or("/")
+    }
+}
+
+impl RequestFacts for Question<'_> {
+    fn method(&self) -> &str {
+        self.arguments.method.as_deref().unwrap_or("GET")
+    }
+
+    fn path(&self) -> &str {
+        self.target().split('?').next().unwrap_or_default()
+    }
+
+    fn authority(&self) -> &str {
+        self.arguments.callee.as_str()
+    }
+
+    fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool {
+        let mut all = self.arguments.header.iter();
+        all.any(|(known, value)| known.eq_ignore_ascii_case(name) && fits(value))
+    }
+
+    fn query(&self, name: &str) -> Option<&str> {
+        let (_, query) = self.target().split_once('?')?;
+        let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    fn has_claim(&self, name: &str, way: &[String], fits: &mut dyn FnMut(&str) -> bool) -> bool {
+        match (self.token, way) {
+            (Some((shown, issuer)), [claim]) if shown == name => {
+                let mut all = self.arguments.claim.iter();
+                (claim == "iss" && fits(issuer))
+                    || all.any(|(known, value)| known == claim && fits(value))
+            }
+            _ => false,
+        }
+    }
+
+    fn peer(&self) -> Option<&SpiffeId> {
+        Some(&self.caller)
+    }
+
+    fn remote_address(&self) -> IpAddr {
+        self.arguments.address
+    }
+
+    fn destination_port(&self) -> u16 {
+        self.port.target
+    }
+}
