@@ -99,8 +99,8 @@ fn renewing_dial(
     mark: Option<Mark>,
 ) -> Dial {
     Dial::new(move || {
-        let identity = current.borrow().identity().clone();
-        match control_dial(&enrolment, Some(&identity), mark) {
+        let current = current.borrow().clone();
+        match control_dial(&enrolment, Some(current.identity()), current.root(), mark) {
             Ok(dial) => dial.open(),
             Err(error) => Box::pin(async move { Err(io::Error::other(error)) }),
         }

@@ -74,6 +74,12 @@ impl Current {
         &self.identity
     }
 
+    /// The root that the chain ends with, PEM; empty where it ends without one.
+    pub(crate) fn root(&self) -> &str {
+        let at = self.chain.rfind("-----BEGIN CERTIFICATE-----").filter(|at| *at > 0);
+        at.and_then(|at| self.chain.get(at..)).unwrap_or_default()
+    }
+
     fn load(chain: String, key: String) -> Result<Self, String> {
         let identity =
             Identity::load(chain.as_bytes(), key.as_bytes()).map_err(|error| error.to_string())?;
@@ -177,8 +183,9 @@ async fn obtain(
     let unavailable = SignError::Unavailable;
     let pending =
         request::make(&enrolment.identity).map_err(|error| unavailable(error.to_string()))?;
-    let dial =
-        control_dial(enrolment, current.map(Current::identity), mark).map_err(unavailable)?;
+    let identity = current.map(Current::identity);
+    let root_above = current.map(Current::root).unwrap_or_default();
+    let dial = control_dial(enrolment, identity, root_above, mark).map_err(unavailable)?;
     let chain = request_certificate(&dial, pending.request_pem, token).await?;
     let current = Current::load(chain.concat(), pending.key_pem).map_err(unavailable)?;
     if let Some(state) = &enrolment.source.state
@@ -189,19 +196,23 @@ async fn obtain(
     Ok(current)
 }
 
-/// The way to the control plane, which must prove that it is one.
+/// The way to the control plane, which must prove that it is one. `root_above` is the root above our own
+/// certificate, PEM; empty where there is none.
 ///
 /// # Errors
 /// When the roots cannot be used.
 pub fn control_dial(
     enrolment: &Enrolment,
     identity: Option<&Identity>,
+    root_above: &str,
     mark: Option<Mark>,
 ) -> Result<Dial, String> {
     let now =
         UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default());
-    let trust = TrustStore::load(&enrolment.roots, None, Vec::new(), None, now)
-        .map_err(|error| error.to_string())?;
+    // A new root is known by the certificate that it stands above, which came from who proved the old one.
+    let roots = [enrolment.roots.as_slice(), b"\n", root_above.as_bytes()].concat();
+    let trust =
+        TrustStore::load(&roots, None, Vec::new(), None, now).map_err(|error| error.to_string())?;
     let control = weft_control::resources::control_identity(enrolment.identity.trust_domain());
     let names = vec![StringMatch::Exact(control)];
     let config = client(identity, Arc::new(trust), names, &["h2".into()])

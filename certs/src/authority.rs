@@ -3,6 +3,7 @@
 //! Certificates are P-256, short-lived, and carry one SPIFFE id. Each has a random 128-bit serial
 //! number, so that revoking one never touches another of the same key.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -23,7 +24,7 @@ const INTERMEDIATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 const BACKDATED: Duration = Duration::from_secs(300);
 
 /// What an authority consists of, PEM. The keys are secrets.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct AuthorityFiles {
     /// The root's certificate.
     pub root_certificate: String,
@@ -125,8 +126,27 @@ impl Authority {
         let params =
             authority_params(&format!("weft root {trust_domain}"), &id, 1, (now, ROOT_LIFE))?;
         let root_certificate = params.self_signed(&root_key)?.pem();
-        let root = Issuer::from_params(&params, &root_key);
+        Self::below(root_certificate, &root_key.serialize_pem(), trust_domain, now)
+    }
 
+    /// Makes an authority with the same root and a new intermediate.
+    ///
+    /// # Errors
+    /// When a key cannot be made, or the root's not be read.
+    pub fn renew_intermediate(&self, now: SystemTime) -> Result<AuthorityFiles, AuthorityError> {
+        let files = &self.files;
+        Self::below(files.root_certificate.clone(), &files.root_key, &self.trust_domain, now)
+    }
+
+    /// An intermediate below a root.
+    fn below(
+        root_certificate: String,
+        root_key: &str,
+        trust_domain: &str,
+        now: SystemTime,
+    ) -> Result<AuthorityFiles, AuthorityError> {
+        let id = format!("spiffe://{trust_domain}");
+        let root = issuer("root", &root_certificate, root_key)?;
         let intermediate_key = KeyPair::generate()?;
         let params = authority_params(
             &format!("weft intermediate {trust_domain}"),
@@ -137,7 +157,7 @@ impl Authority {
         let intermediate_certificate = params.signed_by(&intermediate_key, &root)?.pem();
         Ok(AuthorityFiles {
             root_certificate,
-            root_key: root_key.serialize_pem(),
+            root_key: root_key.to_owned(),
             intermediate_certificate,
             intermediate_key: intermediate_key.serialize_pem(),
         })
@@ -148,14 +168,6 @@ impl Authority {
     /// # Errors
     /// Which part cannot be read.
     pub fn load(files: AuthorityFiles, trust_domain: &str) -> Result<Self, AuthorityError> {
-        let issuer = |part, certificate: &str, key: &str| {
-            let unreadable = |error: rcgen::Error| AuthorityError::Unreadable {
-                part,
-                reason: error.to_string(),
-            };
-            let key = KeyPair::from_pem(key).map_err(unreadable)?;
-            Issuer::from_ca_cert_pem(certificate, key).map_err(unreadable)
-        };
         let root = issuer("root", &files.root_certificate, &files.root_key)?;
         let intermediate =
             issuer("intermediate", &files.intermediate_certificate, &files.intermediate_key)?;
@@ -208,13 +220,28 @@ impl Authority {
         Ok(Issued { chain, serial: hex(&serial), not_after: now + life })
     }
 
-    /// The revocation lists: the intermediate's with `revoked`, the root's without entries, and the
-    /// intermediate's certificate beside them, so that a reader can tell who signed. PEM.
+    /// The revocation lists of one authority; see [`Self::lists_of`].
     ///
     /// # Errors
     /// When a serial number is none, or signing fails.
     pub fn revocation_lists(
         &self,
+        revoked: &[Revoked],
+        number: u64,
+        now: SystemTime,
+        life: Duration,
+    ) -> Result<String, AuthorityError> {
+        Self::lists_of(&[self], revoked, number, now, life)
+    }
+
+    /// The revocation lists of several authorities: each intermediate's with `revoked`, whichever of them
+    /// signed it, since no number is given twice; each root's without entries; and the intermediates'
+    /// certificates beside them, so that a reader can tell who signed. PEM.
+    ///
+    /// # Errors
+    /// When a serial number is none, or signing fails.
+    pub fn lists_of(
+        authorities: &[&Self],
         revoked: &[Revoked],
         number: u64,
         now: SystemTime,
@@ -229,10 +256,28 @@ impl Authority {
             revoked_certs,
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        let intermediates = list(entries).signed_by(&self.intermediate)?.pem()?;
-        let roots = list(Vec::new()).signed_by(&self.root)?.pem()?;
-        Ok(format!("{intermediates}{roots}{}", self.files.intermediate_certificate))
+        let mut parts = Vec::new();
+        let mut roots = BTreeSet::new();
+        for authority in authorities {
+            parts.push(list(entries.clone()).signed_by(&authority.intermediate)?.pem()?);
+            if roots.insert(authority.files.root_certificate.as_str()) {
+                parts.push(list(Vec::new()).signed_by(&authority.root)?.pem()?);
+            }
+            parts.push(authority.files.intermediate_certificate.clone());
+        }
+        Ok(parts.concat())
     }
+}
+
+fn issuer(
+    part: &'static str,
+    certificate: &str,
+    key: &str,
+) -> Result<Issuer<'static, KeyPair>, AuthorityError> {
+    let unreadable =
+        |error: rcgen::Error| AuthorityError::Unreadable { part, reason: error.to_string() };
+    let key = KeyPair::from_pem(key).map_err(unreadable)?;
+    Issuer::from_ca_cert_pem(certificate, key).map_err(unreadable)
 }
 
 fn authority_params(

@@ -119,7 +119,7 @@ impl Control {
             Identity::load(holder.chain.as_bytes(), holder.key.as_bytes()).expect("an identity")
         };
         let identity = holder.map(load);
-        control_dial(&self.enrolment, identity.as_ref(), None).expect("the root is one")
+        control_dial(&self.enrolment, identity.as_ref(), "", None).expect("the root is one")
     }
 
     /// Asks it to sign a request.

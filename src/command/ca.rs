@@ -13,6 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use weft_certs::{Authority, CrlIndex, describe_crl, request};
 use weft_control::desk::{self, Order};
 use weft_control::store::{Store, StoreError};
+use weft_control::succession::{Authorities, Step};
 use weft_model::{RevocationPolicy, SpiffeId};
 
 use super::{Failure, say};
@@ -23,6 +24,7 @@ use super::{Failure, say};
     weft ca token --state /var/lib/weft spiffe://mesh.local/ns/default/sa/web > token\n  \
     weft ca issue --state /var/lib/weft spiffe://mesh.local/ns/default/sa/me --out me\n  \
     weft ca revoke --state /var/lib/weft 5f0c...\n  \
+    weft ca rotate --state /var/lib/weft root\n  \
     weft ca coverage --roots root.pem --lists revoked.pem")]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -96,6 +98,22 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         intermediates: Option<PathBuf>,
     },
+    /// Have one authority follow another without anybody noticing: it is announced, then signs, then the
+    /// former one is taken back. Each step comes by itself when nothing depends on the one before any more,
+    /// which takes as long as certificates live; or at once by `next`, when it harms nobody.
+    Rotate {
+        #[command(flatten)]
+        state: State,
+        /// root: announce an authority with a new root; intermediate: with the same root; next: take the next
+        /// step now; status: tell how it stands.
+        #[arg(value_parser = step)]
+        step: Step,
+    },
+    /// Print the roots that are trusted, PEM: for new workloads, by --trust.
+    Roots {
+        #[command(flatten)]
+        state: State,
+    },
     /// List the certificates that were issued.
     List {
         #[command(flatten)]
@@ -117,9 +135,21 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Revoke { state, targets } => order(&state.state, &Order::Revoke(targets)),
         Command::Crl { state } => crl(&state.state),
         Command::List { state } => order(&state.state, &Order::List),
+        Command::Rotate { state, step } => order(&state.state, &Order::Rotate(step)),
+        Command::Roots { state } => order(&state.state, &Order::Roots),
         Command::Coverage { roots, lists, intermediates } => {
             coverage(&roots, &lists, intermediates.as_deref())
         }
+    }
+}
+
+fn step(word: &str) -> Result<Step, String> {
+    match word {
+        "root" => Ok(Step::Root),
+        "intermediate" => Ok(Step::Intermediate),
+        "next" => Ok(Step::Next),
+        "status" => Ok(Step::Status),
+        _ => Err("root, intermediate, next and status are".into()),
     }
 }
 
@@ -211,11 +241,10 @@ fn issue(state: &Path, identity: &str, out: &Path, life: Duration) -> Result<(),
 
 fn crl(state: &Path) -> Result<(), Failure> {
     let store = open(state)?;
-    let (files, trust_domain) = store.authority().map_err(failed)?;
-    let authority = Authority::load(files, &trust_domain).map_err(failed)?;
+    let authorities = Authorities::load(store.generations().map_err(failed)?).map_err(failed)?;
     let number = store.next_list_number().map_err(failed)?;
     let revoked = store.revoked().map_err(failed)?;
-    let lists = authority
+    let lists = authorities
         .revocation_lists(&revoked, number, wall_clock(), Duration::from_secs(24 * 3600))
         .map_err(failed)?;
     for line in describe_crl(&lists) {

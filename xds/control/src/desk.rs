@@ -20,6 +20,7 @@ use weft_model::SpiffeId;
 use crate::audit;
 use crate::issue::{make_token, wall_clock};
 use crate::store::Store;
+use crate::succession::{self, Audience, Authorities, Nobody, Step};
 
 const SOCKET: &str = "control.sock";
 /// The longest order, and the longest answer.
@@ -36,16 +37,24 @@ pub enum Order {
     List,
     /// Make a join token for an id.
     Token(String),
+    /// Have one authority follow another.
+    Rotate(Step),
+    /// Tell what is trusted.
+    Roots,
 }
 
 /// What came of it: lines to print, or why it was not done.
 pub type Outcome = Result<Vec<String>, String>;
 
-/// Carries an order out.
+/// Carries an order out where no control plane runs.
 ///
 /// # Errors
 /// Why not.
 pub fn carry_out(store: &Store, order: &Order) -> Outcome {
+    carry_out_before(store, order, &Nobody)
+}
+
+fn carry_out_before(store: &Store, order: &Order, audience: &dyn Audience) -> Outcome {
     let now = wall_clock();
     match order {
         Order::Revoke(targets) => revoke(store, targets, now),
@@ -55,6 +64,12 @@ pub fn carry_out(store: &Store, order: &Order) -> Outcome {
             let token = make_token(store, &id, now).map_err(|error| error.to_string())?;
             audit::line(store.path(), "token_made", &[("identity", identity)]);
             Ok(vec![token])
+        }
+        Order::Rotate(step) => succession::carry_out(store, *step, audience, now),
+        Order::Roots => {
+            let generations = store.generations().map_err(|error| error.to_string())?;
+            let authorities = Authorities::load(generations).map_err(|error| error.to_string())?;
+            Ok(authorities.trust_bundle().lines().map(str::to_owned).collect())
         }
     }
 }
@@ -131,6 +146,7 @@ pub fn ask(folder: &Path, order: &Order) -> Outcome {
 pub(crate) fn serve(
     store: Arc<Store>,
     changed: Arc<Notify>,
+    audience: Arc<dyn Audience>,
 ) -> std::io::Result<impl Future<Output = ()>> {
     let path = socket(store.path());
     // Of a process that was killed: who has the store open is the only one here.
@@ -146,9 +162,8 @@ pub(crate) fn serve(
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            let (store, changed) = (store.clone(), changed.clone());
             // One after the other is enough, and bounds them.
-            let answered = tokio::time::timeout(PATIENCE, answer(stream, &store)).await;
+            let answered = tokio::time::timeout(PATIENCE, answer(stream, &store, &*audience)).await;
             if !matches!(answered, Ok(Ok(()))) {
                 tracing::debug!("an order was not taken");
             }
@@ -157,12 +172,16 @@ pub(crate) fn serve(
     })
 }
 
-async fn answer(stream: tokio::net::UnixStream, store: &Store) -> std::io::Result<()> {
+async fn answer(
+    stream: tokio::net::UnixStream,
+    store: &Store,
+    audience: &dyn Audience,
+) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut text = String::new();
     tokio::io::BufReader::new(read.take(LIMIT_BYTES)).read_line(&mut text).await?;
     let outcome: Outcome = match serde_json::from_str(&text) {
-        Ok(order) => carry_out(store, &order),
+        Ok(order) => carry_out_before(store, &order, audience),
         Err(error) => Err(format!("it is no order: {error}")),
     };
     let text = serde_json::to_string(&outcome).map_err(std::io::Error::other)?;

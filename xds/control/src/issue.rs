@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use weft_certs::Authority;
+use weft_certs::Issued;
 use weft_certs::request::CheckedRequest;
 use weft_model::SpiffeId;
 use weft_xds::authority::{Applicant, Sign, SignError};
 
 use crate::audit;
 use crate::store::{Store, StoreError};
+use crate::succession::InForce;
 
 /// How long a workload's certificate is good.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -22,8 +23,8 @@ pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 /// Decides and signs.
 #[derive(Debug)]
 pub struct Registrar {
-    /// Signs.
-    pub authority: Authority,
+    /// Sign.
+    pub authorities: Arc<InForce>,
     /// Remembers.
     pub store: Arc<Store>,
     /// How long certificates are good.
@@ -49,9 +50,30 @@ impl Registrar {
             .map_err(|error| SignError::Invalid(error.to_string()))?;
         self.entitled(applicant, request.identity(), now)?;
         let issued = self
-            .authority
+            .authorities
+            .get()
+            .signing()
             .issue(&request, self.life, now)
             .map_err(|error| SignError::Invalid(error.to_string()))?;
+        self.remember(&request, &issued)?;
+        Ok(issued.chain)
+    }
+
+    /// A certificate for the control plane itself.
+    ///
+    /// # Errors
+    /// When signing or the store fails.
+    pub(crate) fn sign_own(&self, request: &CheckedRequest) -> Result<Issued, SignError> {
+        let issued = self
+            .authorities
+            .get()
+            .issue_own(request, self.life, wall_clock())
+            .map_err(|error| SignError::Invalid(error.to_string()))?;
+        self.remember(request, &issued)?;
+        Ok(issued)
+    }
+
+    fn remember(&self, request: &CheckedRequest, issued: &Issued) -> Result<(), SignError> {
         self.store
             .issued(&issued.serial, request.identity(), issued.not_after)
             .map_err(unavailable)?;
@@ -59,7 +81,7 @@ impl Registrar {
         let fields = [("identity", identity), ("serial", &issued.serial)];
         audit::line(self.store.path(), "issued", &fields);
         tracing::info!(identity = %request.identity(), serial = issued.serial, "issued a certificate");
-        Ok(issued.chain)
+        Ok(())
     }
 
     fn entitled(

@@ -2,15 +2,17 @@
 //!
 //! [`mesh`] is the file as people write it, [`resources`] what it means for each client, [`store`]
 //! what must survive a restart, [`issue`] who gets which certificate, [`desk`] what an operator may
-//! ask, and [`run`] the server around them. A file with a mistake changes nothing: the last good one serves on.
+//! ask, [`succession`] how one authority follows another, and [`run`] the server around them. A file with a mistake changes nothing: the last good one serves on.
 
 mod audit;
 pub mod desk;
 pub mod issue;
 pub mod mesh;
+mod own;
 mod proved;
 pub mod resources;
 mod server;
 pub mod store;
+pub mod succession;
 
 pub use server::{Options, Status, run};

@@ -8,25 +8,24 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use weft_certs::tls::{ClientAuthentication, Identity, server as tls_server};
-use weft_certs::{Authority, CertificateText, Revoked, TrustStore, identity_of, request, validity};
-use weft_model::SpiffeId;
+use weft_certs::{CertificateText, Revoked, identity_of, validity};
 use weft_runtime::drain::{Drain, Phase};
 use weft_runtime::socket::is_without_ipv6;
-use weft_xds::authority::Sign;
-use weft_xds::server::{Incoming, serve};
+use weft_xds::server::{Holders, Incoming, serve};
 
 use crate::desk;
 use crate::issue::{Registrar, wall_clock};
 use crate::mesh::Mesh;
+use crate::own::Own;
 use crate::proved::{self, Grounds, Proved};
-use crate::resources::{Trust, Views, control_identity};
-use crate::store::Store;
+use crate::resources::{Trust, Views, trust_holders};
+use crate::store::{Generations, Store};
+use crate::succession::{self, Audience, Authorities, InForce};
 
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_millis(250);
@@ -73,14 +72,16 @@ pub async fn run(
     status: watch::Sender<Status>,
     drain: Drain,
 ) -> Result<(), String> {
-    let (files, trust_domain) = store.authority().map_err(|error| error.to_string())?;
-    let authority =
-        Authority::load(files.clone(), &trust_domain).map_err(|error| error.to_string())?;
+    let generations = store.generations().map_err(|error| error.to_string())?;
+    let trust_domain = generations.trust_domain.clone();
+    let authorities = Authorities::load(generations).map_err(|error| error.to_string())?;
+    let authorities = Arc::new(InForce::new(authorities));
     let (revoked, status_of) = (watch::Sender::default(), status.clone());
     let mut publisher = Publisher {
         options: options.clone(),
         store: store.clone(),
-        authority,
+        authorities: authorities.clone(),
+        fresh: None,
         status,
         revoked: revoked.clone(),
         last: None,
@@ -88,13 +89,12 @@ pub async fn run(
     let views = publisher.first()?;
     let directory = watch::Sender::new(Arc::new(views));
 
-    let signing = Authority::load(files, &trust_domain).map_err(|error| error.to_string())?;
-    let registrar =
-        Arc::new(Registrar { authority: signing, store, life: options.certificate_life });
-    let own = own_identity(&registrar, &trust_domain)?;
+    let life = options.certificate_life;
+    let registrar = Registrar { authorities: authorities.clone(), store: store.clone(), life };
+    let registrar = Arc::new(registrar);
     let trust =
         publisher.last.as_ref().map(|last| last.trust.clone()).ok_or("there is no trust bundle")?;
-    let tls = watch::Sender::new(own_tls(&own, &trust)?);
+    let mut own = Own::first(registrar.clone(), &trust_domain, &trust)?;
 
     let listener = listen(options.listen)
         .await
@@ -102,25 +102,33 @@ pub async fn run(
     tracing::info!(listen = %options.listen, "serving configuration and certificates");
     let (connections, waiting) = mpsc::channel(HANDSHAKE_LIMIT);
     status_of.send_modify(|status| status.is_listening = true);
-    let told = (tls.subscribe(), revoked.subscribe());
+    let told = (own.subscribe(), revoked.subscribe());
     let accepting = tokio::spawn(accept(listener, told, connections));
     let receiver = directory.subscribe();
     let stop = drain.clone();
-    let serving = tokio::spawn(serve(waiting, receiver, registrar.clone(), async move {
+    let holders = Arc::new(trust_holders());
+    let served = Served { directory: directory.subscribe(), holders: holders.clone(), authorities };
+    let served: Arc<dyn Audience> = Arc::new(served);
+    let serving = tokio::spawn(serve(waiting, receiver, holders, registrar, async move {
         stop.reached(Phase::Draining).await;
     }));
     let changed = Arc::new(Notify::new());
-    let desk = desk::serve(publisher.store.clone(), changed.clone());
+    let desk = desk::serve(store.clone(), changed.clone(), served.clone());
     let desk = tokio::spawn(desk.map_err(|error| format!("the socket beside the store: {error}"))?);
     let watching = tokio::spawn(async move {
         loop {
             // What was asked for at the desk holds at once.
             drop(tokio::time::timeout(POLL, changed.notified()).await);
-            if let Some(views) = publisher.next() {
-                if let Some(last) = &publisher.last {
-                    renew_own(&registrar, &trust_domain, &last.trust, &tls);
-                }
+            succession::advance_in_time(&store, &*served, wall_clock());
+            let views = publisher.next();
+            let is_new = views.is_some();
+            if let Some(views) = views {
                 directory.send_replace(Arc::new(views));
+                publisher.settle();
+            }
+            // A change of trust needs a new configuration of our own TLS too.
+            if let Some(last) = publisher.last.as_ref().filter(|_| is_new || own.is_due()) {
+                own.renew(&last.trust);
             }
         }
     });
@@ -133,17 +141,20 @@ pub async fn run(
     Ok(())
 }
 
-/// A change of trust needs a new configuration of our own TLS too, and while we are at it, a new
-/// certificate.
-fn renew_own(
-    registrar: &Registrar,
-    trust_domain: &str,
-    trust: &Trust,
-    tls: &watch::Sender<Arc<ServerConfig>>,
-) {
-    match own_identity(registrar, trust_domain).and_then(|own| own_tls(&own, trust)) {
-        Ok(config) => drop(tls.send_replace(config)),
-        Err(error) => tracing::error!(error, "our own TLS was not renewed; the last one stays"),
+/// Those that a control plane serves.
+struct Served {
+    directory: watch::Receiver<Arc<Views>>,
+    holders: Arc<Holders>,
+    authorities: Arc<InForce>,
+}
+
+impl Audience for Served {
+    fn behind(&self, generations: &Generations) -> Vec<String> {
+        if self.authorities.get().generations() != generations {
+            return vec!["this control plane, which takes a moment".to_owned()];
+        }
+        let views = self.directory.borrow().clone();
+        views.trust_version().map_or_else(Vec::new, |version| self.holders.without(version))
     }
 }
 
@@ -151,7 +162,9 @@ fn renew_own(
 struct Publisher {
     options: Options,
     store: Arc<Store>,
-    authority: Authority,
+    authorities: Arc<InForce>,
+    /// Those that are published and not in force yet.
+    fresh: Option<Authorities>,
     status: watch::Sender<Status>,
     revoked: watch::Sender<Arc<BTreeSet<String>>>,
     last: Option<Last>,
@@ -186,7 +199,8 @@ impl Publisher {
         let last = self.last.as_ref()?;
         let due = wall_clock() >= last.list_at + LIST_RENEWAL;
         let revoked = self.revoked(&last.mesh);
-        if text == last.text && revoked == last.listed && !due {
+        self.fresh = self.changed_authorities();
+        if text == last.text && revoked == last.listed && !due && self.fresh.is_none() {
             self.reject(Vec::new());
             return None;
         }
@@ -212,7 +226,7 @@ impl Publisher {
         let mesh = Mesh::parse(text, folder).map_err(|problems| {
             problems.iter().map(|p| format!("{file}: {p}")).collect::<Vec<_>>()
         })?;
-        let (_, trust_domain) = self.store.authority().map_err(|error| vec![error.to_string()])?;
+        let trust_domain = self.authorities.get().generations().trust_domain.clone();
         if mesh.trust_domain != trust_domain {
             return Err(vec![format!(
                 "{file}: trust_domain: {:?} is not the authority's, {trust_domain:?}",
@@ -228,7 +242,8 @@ impl Publisher {
         let kept = self
             .last
             .as_ref()
-            .filter(|last| last.listed == listed && now < last.list_at + LIST_RENEWAL);
+            .filter(|last| last.listed == listed && now < last.list_at + LIST_RENEWAL)
+            .filter(|_| self.fresh.is_none());
         let (trust, list_at) = match kept {
             Some(last) => (last.trust.clone(), last.list_at),
             None => (self.trust(&listed, now)?, now),
@@ -259,12 +274,39 @@ impl Publisher {
 
     fn trust(&self, revoked: &[Revoked], now: SystemTime) -> Result<Trust, String> {
         let number = self.store.next_list_number().map_err(|error| error.to_string())?;
-        let revocations = self
-            .authority
+        let in_force = self.authorities.get();
+        let authorities = self.fresh.as_ref().unwrap_or(&in_force);
+        let revocations = authorities
             .revocation_lists(revoked, number, now, LIST_LIFE)
             .map_err(|error| error.to_string())?;
         self.status.send_modify(|status| status.list_number = number);
-        Ok(Trust { roots: self.authority.trust_bundle().to_owned(), revocations })
+        Ok(Trust { roots: authorities.trust_bundle(), revocations })
+    }
+
+    /// The authorities of the store, where they are others than those in force.
+    fn changed_authorities(&self) -> Option<Authorities> {
+        let loaded = self.store.generations().map_err(|error| error.to_string());
+        let in_force = self.authorities.get();
+        let changed = match loaded {
+            Ok(generations) if generations == *in_force.generations() => return None,
+            loaded => loaded.and_then(|generations| {
+                Authorities::load(generations).map_err(|error| error.to_string())
+            }),
+        };
+        match changed {
+            Ok(authorities) => Some(authorities),
+            Err(error) => {
+                tracing::error!(error, "the authorities could not be read; the last ones stay");
+                None
+            }
+        }
+    }
+
+    /// What was published is in force.
+    fn settle(&mut self) {
+        if let Some(fresh) = self.fresh.take() {
+            self.authorities.set(fresh);
+        }
     }
 
     /// What the store and the file revoke, by serial number.
@@ -310,33 +352,6 @@ impl Publisher {
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-/// Our own certificate, signed by our own authority.
-fn own_identity(registrar: &Registrar, trust_domain: &str) -> Result<Identity, String> {
-    let id = SpiffeId::parse(&control_identity(trust_domain)).map_err(|error| error.to_string())?;
-    let pending = request::make(&id).map_err(|error| error.to_string())?;
-    let applicant = weft_xds::authority::Applicant { peer: Some(id), token: None };
-    let chain =
-        registrar.sign(&applicant, &pending.request_pem).map_err(|error| error.to_string())?;
-    Identity::load(chain.concat().as_bytes(), pending.key_pem.as_bytes())
-        .map_err(|error| error.to_string())
-}
-
-/// Clients may come without a certificate, for their first one; what they show must be good.
-fn own_tls(own: &Identity, trust: &Trust) -> Result<Arc<ServerConfig>, String> {
-    let now =
-        UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default());
-    let store = TrustStore::load(
-        trust.roots.as_bytes(),
-        Some(trust.revocations.as_bytes()),
-        Vec::new(),
-        None,
-        now,
-    )
-    .map_err(|error| error.to_string())?;
-    let clients = ClientAuthentication::Optional(Arc::new(store), Vec::new());
-    tls_server(own, clients, &["h2".into()]).map_err(|error| error.to_string())
 }
 
 /// Listens on an address. `[::]` takes both families; where the host has no IPv6, the other.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
 use weft_certs::{AuthorityFiles, Revoked};
 use weft_model::SpiffeId;
 
@@ -116,13 +117,8 @@ impl Store {
         let write = store.database.begin_write()?;
         {
             let mut table = write.open_table(AUTHORITY)?;
-            for (name, text) in [
-                ("trust_domain", trust_domain),
-                ("root_certificate", &files.root_certificate),
-                ("root_key", &files.root_key),
-                ("intermediate_certificate", &files.intermediate_certificate),
-                ("intermediate_key", &files.intermediate_key),
-            ] {
+            table.insert("trust_domain", trust_domain)?;
+            for (name, text) in parts(files) {
                 table.insert(name, text)?;
             }
             write.open_table(ISSUED)?;
@@ -169,6 +165,61 @@ impl Store {
             intermediate_key: part("intermediate_key")?,
         };
         Ok((files, part("trust_domain")?))
+    }
+
+    /// The authorities: the one that signs, and those that are trusted beside it.
+    ///
+    /// # Errors
+    /// When a part is missing or cannot be read.
+    pub fn generations(&self) -> Result<Generations, StoreError> {
+        let (signing, trust_domain) = self.authority()?;
+        let table = self.database.begin_read()?.open_table(AUTHORITY)?;
+        let beside = match table.get(BESIDE)? {
+            Some(text) => serde_json::from_str(text.value())
+                .map_err(|error| StoreError::Database(format!("{BESIDE}: {error}")))?,
+            None => Beside::default(),
+        };
+        let read = |kept: Kept| (kept.files(), UNIX_EPOCH + Duration::from_secs(kept.due));
+        Ok(Generations {
+            trust_domain,
+            signing,
+            next: beside.next.map(read),
+            former: beside.former.into_iter().map(read).collect(),
+        })
+    }
+
+    /// Replaces the authorities, all at once.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn replace_generations(&self, generations: &Generations) -> Result<(), StoreError> {
+        let kept = |(files, due): &(AuthorityFiles, SystemTime)| Kept::of(files, *due);
+        let beside = Beside {
+            next: generations.next.as_ref().map(kept),
+            former: generations.former.iter().map(kept).collect(),
+        };
+        let text = serde_json::to_string(&beside)
+            .map_err(|error| StoreError::Database(error.to_string()))?;
+        let write = self.database.begin_write()?;
+        {
+            let mut table = write.open_table(AUTHORITY)?;
+            for (name, text) in parts(&generations.signing) {
+                table.insert(name, text)?;
+            }
+            table.insert(BESIDE, text.as_str())?;
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    /// When the last of the certificates ends that are good now; none when there is none.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn last_end(&self, now: SystemTime) -> Result<Option<SystemTime>, StoreError> {
+        let records = self.list()?;
+        let good = records.iter().filter(|record| record.revoked.is_none());
+        Ok(good.map(|record| record.not_after).filter(|end| *end > now).max())
     }
 
     /// Remembers a certificate.
@@ -310,6 +361,69 @@ impl Store {
         write.commit()?;
         Ok(found.filter(|(_, until)| *until > now).map(|(identity, _)| identity))
     }
+}
+
+/// The authorities of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generations {
+    /// Of all of them.
+    pub trust_domain: String,
+    /// The one that signs.
+    pub signing: AuthorityFiles,
+    /// The one that is trusted already and will sign from then on.
+    pub next: Option<(AuthorityFiles, SystemTime)>,
+    /// Those that have signed and are trusted until then, the oldest first.
+    pub former: Vec<(AuthorityFiles, SystemTime)>,
+}
+
+/// The part of the table that holds the authorities which do not sign.
+const BESIDE: &str = "beside";
+
+#[derive(Default, Serialize, Deserialize)]
+struct Beside {
+    next: Option<Kept>,
+    former: Vec<Kept>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    root_certificate: String,
+    root_key: String,
+    intermediate_certificate: String,
+    intermediate_key: String,
+    /// In seconds since 1970.
+    due: u64,
+}
+
+impl Kept {
+    fn of(files: &AuthorityFiles, due: SystemTime) -> Self {
+        let AuthorityFiles {
+            root_certificate,
+            root_key,
+            intermediate_certificate,
+            intermediate_key,
+        } = files.clone();
+        let due = seconds(due);
+        Self { root_certificate, root_key, intermediate_certificate, intermediate_key, due }
+    }
+
+    fn files(&self) -> AuthorityFiles {
+        AuthorityFiles {
+            root_certificate: self.root_certificate.clone(),
+            root_key: self.root_key.clone(),
+            intermediate_certificate: self.intermediate_certificate.clone(),
+            intermediate_key: self.intermediate_key.clone(),
+        }
+    }
+}
+
+fn parts(files: &AuthorityFiles) -> [(&'static str, &str); 4] {
+    [
+        ("root_certificate", &files.root_certificate),
+        ("root_key", &files.root_key),
+        ("intermediate_certificate", &files.intermediate_certificate),
+        ("intermediate_key", &files.intermediate_key),
+    ]
 }
 
 fn record(identity: &SpiffeId, until: SystemTime) -> String {

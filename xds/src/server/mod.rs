@@ -3,10 +3,12 @@
 //! [`ResourceSet`] is what one kind of client sees at one moment, closed under its references and
 //! encoded once. [`session`] decides what to send to one stream; [`serve`] carries it out.
 
+mod holders;
 mod resource_set;
 mod serve;
 mod session;
 
+pub use holders::{Holders, Taken};
 pub use resource_set::{Published, ResourceSet};
 pub use serve::{Directory, Incoming, Peer, serve};
 pub use session::{Response, ServerSession};

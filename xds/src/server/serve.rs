@@ -17,8 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 use weft_model::SpiffeId;
 
+use super::holders::Place;
 use super::session::refusal;
-use super::{ResourceSet, Response, ServerSession};
+use super::{Holders, ResourceSet, Response, ServerSession};
 use crate::authority::{self, Sign};
 use crate::client::{Node, Variant};
 
@@ -83,20 +84,22 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Incoming<T> {
     }
 }
 
-/// Serves resources and certificates on `connections` until `stop` resolves.
+/// Serves resources and certificates on `connections` until `stop` resolves. `holders` is told what clients
+/// have taken.
 ///
 /// # Errors
 /// When the HTTP/2 server itself fails.
 pub async fn serve<D: Directory, S: Sign, IO>(
     connections: mpsc::Receiver<Incoming<IO>>,
     directory: watch::Receiver<Arc<D>>,
+    holders: Arc<Holders>,
     sign: Arc<S>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), String>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let discovery = AggregatedDiscoveryServiceServer::new(Discovery { directory })
+    let discovery = AggregatedDiscoveryServiceServer::new(Discovery { directory, holders })
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     tonic::transport::Server::builder()
         .initial_connection_window_size(4 * 1024 * 1024)
@@ -114,6 +117,7 @@ where
 
 struct Discovery<D> {
     directory: watch::Receiver<Arc<D>>,
+    holders: Arc<Holders>,
 }
 
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -193,13 +197,14 @@ impl<D: Directory> Discovery<D> {
         let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
         let requests = request.into_inner().map(move |request| request.map(wrap));
         let (outbox, queue) = mpsc::channel(QUEUE_LIMIT);
-        let directory = self.directory.clone();
+        let (directory, place) = (self.directory.clone(), self.holders.enter());
         tokio::spawn(async move {
             let talk = Talk {
                 node: Node::default(),
                 peer,
                 directory,
                 session: ServerSession::new(variant),
+                place,
             };
             if let Err(status) = talk.run(requests, &outbox).await {
                 tracing::debug!(%status, "an xDS stream ended");
@@ -217,6 +222,7 @@ struct Talk<D> {
     peer: Option<SpiffeId>,
     directory: watch::Receiver<Arc<D>>,
     session: ServerSession,
+    place: Place,
 }
 
 impl<D: Directory> Talk<D> {
@@ -250,6 +256,8 @@ impl<D: Directory> Talk<D> {
                     Err(_) => return Ok(()),
                 },
             };
+            let who = self.peer.as_ref().map_or(self.node.id.as_str(), SpiffeId::as_str);
+            self.place.note(who, &self.session);
             for response in responses {
                 if outbox.send(Ok(response)).await.is_err() {
                     return Ok(());

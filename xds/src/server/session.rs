@@ -16,7 +16,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::google::rpc;
 
-use super::ResourceSet;
+use super::{ResourceSet, Taken};
 use crate::client::Variant;
 use crate::translate::Kind;
 
@@ -66,8 +66,10 @@ enum Last {
     None,
     /// The client has not answered it.
     InFlight(String),
-    /// The client accepted or refused it.
-    Answered(String),
+    /// The client accepted it.
+    Accepted(String),
+    /// The client refused it.
+    Refused(String),
 }
 
 impl Last {
@@ -75,7 +77,7 @@ impl Last {
     fn nonce(&self) -> &str {
         match self {
             Self::None => "",
-            Self::InFlight(nonce) | Self::Answered(nonce) => nonce,
+            Self::InFlight(nonce) | Self::Accepted(nonce) | Self::Refused(nonce) => nonce,
         }
     }
 }
@@ -92,9 +94,10 @@ impl TypeState {
 
     /// Notes an answer to the last response. A refusal changes nothing: the version counts as
     /// known, so that it is not sent again.
-    fn acknowledged(&mut self, nonce: &str) {
+    fn acknowledged(&mut self, nonce: &str, refused: bool) {
         if self.in_flight() && nonce == self.last.nonce() {
-            self.last = Last::Answered(nonce.to_owned());
+            let nonce = nonce.to_owned();
+            self.last = if refused { Last::Refused(nonce) } else { Last::Accepted(nonce) };
         }
     }
 }
@@ -119,7 +122,7 @@ impl ServerSession {
             return Ok(self.unknown_delta(request));
         };
         let state = self.types.entry(kind).or_default();
-        state.acknowledged(&request.response_nonce);
+        state.acknowledged(&request.response_nonce, request.error_detail.is_some());
         let first = !std::mem::replace(&mut state.opened, true);
         let mut reported = BTreeMap::new();
         if first {
@@ -186,8 +189,8 @@ impl ServerSession {
             state.known.retain(|name, _| wildcard || names.contains(name));
             return Ok(Vec::new());
         }
-        let was_acknowledged = matches!(state.last, Last::Answered(_));
-        state.acknowledged(&request.response_nonce);
+        let was_acknowledged = matches!(state.last, Last::Accepted(_) | Last::Refused(_));
+        state.acknowledged(&request.response_nonce, request.error_detail.is_some());
         let first = !std::mem::replace(&mut state.opened, true);
         let mut names: BTreeSet<String> = request.resource_names.into_iter().collect();
         let star = names.remove("*");
@@ -207,6 +210,16 @@ impl ServerSession {
         state.owed.retain(|name| names.contains(name));
         state.names = names;
         Ok(self.flush(set))
+    }
+
+    /// What the client has said of a resource.
+    #[must_use]
+    pub fn taken(&self, kind: Kind, name: &str) -> Taken {
+        match self.types.get(&kind).filter(|state| state.opened && state.wants(name)) {
+            None => Taken::NotAsked,
+            Some(TypeState { last: Last::InFlight(_) | Last::Refused(_), .. }) => Taken::NotYet,
+            Some(state) => state.known.get(name).cloned().map_or(Taken::NotYet, Taken::Version),
+        }
     }
 
     /// What to send now that `set` is in force.

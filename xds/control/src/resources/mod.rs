@@ -16,8 +16,8 @@ use weft_model::{
     SpiffeId, UpstreamProtocol, UpstreamTls, Validation,
 };
 use weft_xds::client::Node;
-use weft_xds::server::{Directory, ResourceSet};
-use weft_xds::translate::WORKLOAD_IDENTITY;
+use weft_xds::server::{Directory, Holders, ResourceSet};
+use weft_xds::translate::{Kind, WORKLOAD_IDENTITY};
 
 use crate::mesh::{Mesh, Port, Protocol, Service};
 
@@ -64,6 +64,19 @@ impl Views {
         let agent = set(agent::snapshot(mesh, flow_seed))?;
         Ok(Self { trust_domain: mesh.trust_domain.clone(), agent, sidecars })
     }
+}
+
+impl Views {
+    /// The version of what everybody trusts; none where nobody is told.
+    pub(crate) fn trust_version(&self) -> Option<&str> {
+        let set = self.sidecars.values().next()?;
+        set.get(Kind::Secret, TRUST).map(|published| &*published.version)
+    }
+}
+
+/// Who has taken what everybody must trust.
+pub(crate) fn trust_holders() -> Holders {
+    Holders::new(Kind::Secret, TRUST)
 }
 
 impl Directory for Views {

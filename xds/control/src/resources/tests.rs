@@ -1,7 +1,6 @@
 //! What a mesh becomes: closed, and different for each client.
 
 use super::*;
-use weft_xds::translate::Kind;
 
 fn views() -> Views {
     let text = r#"

@@ -1,0 +1,92 @@
+//! The control plane's own certificate, and how it does TLS with its clients.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls::ServerConfig;
+use rustls_pki_types::UnixTime;
+use tokio::sync::watch;
+use weft_certs::TrustStore;
+use weft_certs::request::{self, CheckedRequest};
+use weft_certs::tls::{ClientAuthentication, Identity, server};
+use weft_model::SpiffeId;
+
+use crate::issue::{Registrar, wall_clock};
+use crate::resources::{Trust, control_identity};
+
+/// The configuration of TLS in force, and when the certificate in it is due for another.
+#[derive(Debug)]
+pub(crate) struct Own {
+    registrar: Arc<Registrar>,
+    trust_domain: String,
+    due: SystemTime,
+    tls: watch::Sender<Arc<ServerConfig>>,
+}
+
+impl Own {
+    /// Gets a first certificate.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn first(
+        registrar: Arc<Registrar>,
+        trust_domain: &str,
+        trust: &Trust,
+    ) -> Result<Self, String> {
+        let (config, due) = make(&registrar, trust_domain, trust)?;
+        let tls = watch::Sender::new(config);
+        Ok(Self { registrar, trust_domain: trust_domain.to_owned(), due, tls })
+    }
+
+    /// What handshakes are done with.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<ServerConfig>> {
+        self.tls.subscribe()
+    }
+
+    /// Whether half of its life is over.
+    pub(crate) fn is_due(&self) -> bool {
+        self.due <= wall_clock()
+    }
+
+    /// Another certificate, by what is trusted now. Without one the last stays.
+    pub(crate) fn renew(&mut self, trust: &Trust) {
+        match make(&self.registrar, &self.trust_domain, trust) {
+            Ok((config, due)) => {
+                self.due = due;
+                self.tls.send_replace(config);
+            }
+            Err(error) => tracing::error!(error, "our own TLS was not renewed; the last one stays"),
+        }
+    }
+}
+
+fn make(
+    registrar: &Registrar,
+    trust_domain: &str,
+    trust: &Trust,
+) -> Result<(Arc<ServerConfig>, SystemTime), String> {
+    let id = SpiffeId::parse(&control_identity(trust_domain)).map_err(|error| error.to_string())?;
+    let pending = request::make(&id).map_err(|error| error.to_string())?;
+    let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;
+    let issued = registrar.sign_own(&asked).map_err(|error| error.to_string())?;
+    let own = Identity::load(issued.chain.concat().as_bytes(), pending.key_pem.as_bytes())
+        .map_err(|error| error.to_string())?;
+    let now = wall_clock();
+    let left = issued.not_after.duration_since(now).unwrap_or_default();
+    Ok((tls(&own, trust, now)?, now + left / 2))
+}
+
+/// Clients may come without a certificate, for their first one; what they show must be good.
+fn tls(own: &Identity, trust: &Trust, now: SystemTime) -> Result<Arc<ServerConfig>, String> {
+    let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+    let store = TrustStore::load(
+        trust.roots.as_bytes(),
+        Some(trust.revocations.as_bytes()),
+        Vec::new(),
+        None,
+        now,
+    )
+    .map_err(|error| error.to_string())?;
+    let clients = ClientAuthentication::Optional(Arc::new(store), Vec::new());
+    server(own, clients, &["h2".into()]).map_err(|error| error.to_string())
+}

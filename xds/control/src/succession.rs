@@ -1,0 +1,376 @@
+//! How one authority follows another, so that nobody notices.
+//!
+//! A new authority is announced: everybody is told to trust it, and it signs nothing. Once all who could be
+//! met know it, it signs. Once nothing that the former one signed is good any more, that one is taken back.
+//! Each step is taken by itself when its time has come, or earlier by an operator's word, as long as it
+//! harms nobody.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use weft_certs::request::CheckedRequest;
+use weft_certs::{Authority, AuthorityError, AuthorityFiles, Issued, Revoked};
+
+use crate::audit;
+use crate::store::{Generations, Store};
+
+/// How long what a peer has begun may last once its certificate has ended: as long as data planes give it.
+const LEAVE: Duration = Duration::from_secs(3600);
+
+/// What an operator may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Announce a new authority with a new root.
+    Root,
+    /// Announce one with the same root.
+    Intermediate,
+    /// Take the next step now.
+    Next,
+    /// Tell how it stands.
+    Status,
+}
+
+/// The authorities of a control plane.
+#[derive(Debug)]
+pub struct Authorities {
+    signing: Authority,
+    next: Option<Authority>,
+    former: Vec<Authority>,
+    /// What they were made of.
+    generations: Generations,
+}
+
+impl Authorities {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn load(generations: Generations) -> Result<Self, AuthorityError> {
+        let load =
+            |files: &AuthorityFiles| Authority::load(files.clone(), &generations.trust_domain);
+        let signing = load(&generations.signing)?;
+        let next = generations.next.as_ref().map(|(files, _)| load(files)).transpose()?;
+        let former = generations.former.iter().map(|(files, _)| load(files));
+        let former = former.collect::<Result<_, _>>()?;
+        Ok(Self { signing, next, former, generations })
+    }
+
+    /// What they were made of.
+    #[must_use]
+    pub fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
+    /// The one that signs.
+    #[must_use]
+    pub fn signing(&self) -> &Authority {
+        &self.signing
+    }
+
+    /// Signs for the control plane itself: by the oldest that is trusted, which everybody knows, also who
+    /// was away for long.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn issue_own(
+        &self,
+        request: &CheckedRequest,
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, AuthorityError> {
+        self.former.first().unwrap_or(&self.signing).issue(request, life, now)
+    }
+
+    /// The roots, PEM, each once.
+    #[must_use]
+    pub fn trust_bundle(&self) -> String {
+        let mut known = BTreeSet::new();
+        let roots = self.all().into_iter().map(Authority::trust_bundle);
+        roots.filter(|root| known.insert(*root)).collect()
+    }
+
+    /// The revocation lists of all of them, PEM.
+    ///
+    /// # Errors
+    /// When a serial number is none, or signing fails.
+    pub fn revocation_lists(
+        &self,
+        revoked: &[Revoked],
+        number: u64,
+        now: SystemTime,
+        life: Duration,
+    ) -> Result<String, AuthorityError> {
+        Authority::lists_of(&self.all(), revoked, number, now, life)
+    }
+
+    fn all(&self) -> Vec<&Authority> {
+        self.former.iter().chain([&self.signing]).chain(&self.next).collect()
+    }
+}
+
+/// The authorities in force, which change while the process runs.
+#[derive(Debug)]
+pub struct InForce(Mutex<Arc<Authorities>>);
+
+impl InForce {
+    /// From now on.
+    #[must_use]
+    pub fn new(authorities: Authorities) -> Self {
+        Self(Mutex::new(Arc::new(authorities)))
+    }
+
+    /// Those of this moment.
+    #[must_use]
+    pub fn get(&self) -> Arc<Authorities> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set(&self, authorities: Authorities) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(authorities);
+    }
+}
+
+/// What a control plane knows of those it serves.
+pub(crate) trait Audience: Send + Sync {
+    /// Who has not taken yet what these authorities are; none: nobody is behind.
+    fn behind(&self, generations: &Generations) -> Vec<String>;
+}
+
+/// Where no control plane runs nobody is served, and who will be is told all at once.
+pub(crate) struct Nobody;
+
+impl Audience for Nobody {
+    fn behind(&self, _: &Generations) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Carries a step out; the lines that tell of it.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn carry_out(
+    store: &Store,
+    step: Step,
+    audience: &dyn Audience,
+    now: SystemTime,
+) -> Result<Vec<String>, String> {
+    let mut generations = store.generations().map_err(|error| error.to_string())?;
+    match step {
+        Step::Status => {}
+        Step::Root | Step::Intermediate => {
+            announce(store, &mut generations, step, now)?;
+        }
+        Step::Next => advance(store, &mut generations, audience, now, Duration::ZERO)?,
+    }
+    Ok(status(&generations))
+}
+
+/// Takes the step whose time has come; whether there was one.
+pub(crate) fn advance_in_time(store: &Store, audience: &dyn Audience, now: SystemTime) -> bool {
+    let Ok(mut generations) = store.generations() else {
+        return false;
+    };
+    let is_due = match (&generations.next, generations.former.first()) {
+        (Some((_, due)), _) => *due <= now && audience.behind(&generations).is_empty(),
+        (None, Some((_, due))) => *due + LEAVE <= now,
+        (None, None) => false,
+    };
+    is_due && advance(store, &mut generations, audience, now, LEAVE).is_ok()
+}
+
+fn announce(
+    store: &Store,
+    generations: &mut Generations,
+    step: Step,
+    now: SystemTime,
+) -> Result<(), String> {
+    if generations.next.is_some() || !generations.former.is_empty() {
+        return Err(format!(
+            "one authority follows another already:\n{}",
+            status(generations).join("\n")
+        ));
+    }
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let domain = &generations.trust_domain;
+    let files = if step == Step::Root {
+        Authority::create(domain, now)
+    } else {
+        Authority::load(generations.signing.clone(), domain)
+            .and_then(|signing| signing.renew_intermediate(now))
+    };
+    let files = files.map_err(|error| text(&error))?;
+    // By then everybody has renewed a certificate, and was told at the same time.
+    let due = store.last_end(now).map_err(|error| text(&error))?.unwrap_or(now);
+    generations.next = Some((files, due));
+    replace(store, generations, "authority_announced")
+}
+
+fn advance(
+    store: &Store,
+    generations: &mut Generations,
+    audience: &dyn Audience,
+    now: SystemTime,
+    grace: Duration,
+) -> Result<(), String> {
+    if let Some((files, _)) = generations.next.clone() {
+        let behind = audience.behind(generations);
+        if !behind.is_empty() {
+            return Err(format!("these do not know the new authority yet: {}", behind.join(", ")));
+        }
+        let until = store.last_end(now).map_err(|error| error.to_string())?.unwrap_or(now);
+        generations.next = None;
+        let former = std::mem::replace(&mut generations.signing, files);
+        generations.former.push((former, until));
+        return replace(store, generations, "authority_signs");
+    }
+    let Some((_, until)) = generations.former.first() else {
+        return Err("no authority follows another; begin with root or intermediate".into());
+    };
+    if *until + grace > now {
+        return Err(format!("what the former authority signed is good until {}", At(*until)));
+    }
+    generations.former.remove(0);
+    replace(store, generations, "authority_retired")
+}
+
+fn replace(store: &Store, generations: &Generations, event: &str) -> Result<(), String> {
+    store.replace_generations(generations).map_err(|error| error.to_string())?;
+    audit::line(store.path(), event, &[]);
+    tracing::info!(event, "the authorities changed");
+    Ok(())
+}
+
+fn status(generations: &Generations) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (_, until) in &generations.former {
+        let (until, forgotten) = (At(*until), At(*until + LEAVE));
+        lines.push(format!(
+            "former   what it signed is good until {until}; taken back at {forgotten}"
+        ));
+    }
+    let root = weft_certs::digest(generations.signing.root_certificate.as_bytes());
+    lines.push(format!("signing  below the root {}", root.get(..16).unwrap_or_default()));
+    if let Some((_, due)) = &generations.next {
+        lines.push(format!("next     trusted already; signs from {} on", At(*due)));
+    }
+    lines
+}
+
+/// A moment, for people.
+struct At(SystemTime);
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let at = i64::try_from(since).ok();
+        let at = at.and_then(|at| time::OffsetDateTime::from_unix_timestamp(at).ok());
+        let text = at.and_then(|at| at.format(&time::format_description::well_known::Rfc3339).ok());
+        f.write_str(text.as_deref().unwrap_or("the end of time"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_certs::request;
+    use weft_model::SpiffeId;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const DOMAIN: &str = "mesh.test";
+
+    struct Behind(&'static [&'static str]);
+
+    impl Audience for Behind {
+        fn behind(&self, _: &Generations) -> Vec<String> {
+            self.0.iter().map(|&who| who.to_owned()).collect()
+        }
+    }
+
+    /// A store, and the moment at which all of it happens.
+    fn store() -> (tempfile::TempDir, Store, SystemTime) {
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = Authority::create(DOMAIN, now).expect("an authority");
+        let store = Store::create(folder.path(), DOMAIN, &files).expect("a store");
+        (folder, store, now)
+    }
+
+    fn authorities(store: &Store) -> Authorities {
+        Authorities::load(store.generations().expect("they are there")).expect("they are good")
+    }
+
+    fn request() -> (SpiffeId, CheckedRequest) {
+        let id = SpiffeId::parse("spiffe://mesh.test/ns/a/sa/web").expect("an id");
+        let pending = request::make(&id).expect("a request");
+        (id, CheckedRequest::parse(&pending.request_pem).expect("a good one"))
+    }
+
+    fn roots(store: &Store) -> usize {
+        authorities(store).trust_bundle().matches("BEGIN CERTIFICATE").count()
+    }
+
+    #[test]
+    fn a_root_follows_another_when_nothing_depends_on_it_any_more() {
+        let (_folder, store, now) = store();
+        let (id, asked) = request();
+        let issue = |at| {
+            let issued = authorities(&store).signing().issue(&asked, HOUR, at).expect("it signs");
+            store.issued(&issued.serial, &id, issued.not_after).expect("it is remembered");
+            issued.chain[2].clone()
+        };
+        let first = issue(now);
+        carry_out(&store, Step::Root, &Nobody, now).expect("announced");
+        assert_eq!(roots(&store), 2, "both are trusted");
+        assert_eq!(issue(now + HOUR / 2), first, "the first signs");
+        let again = carry_out(&store, Step::Intermediate, &Nobody, now).unwrap_err();
+        assert!(again.starts_with("one authority follows another already"), "{again}");
+        // Those who have a certificate of the first renew it within the hour, and are told.
+        let before = |at, audience: &Behind| advance_in_time(&store, audience, at);
+        assert!(!before(now + HOUR - Duration::from_secs(1), &Behind(&[])));
+        assert!(!before(now + HOUR, &Behind(&["web"])));
+        assert!(before(now + HOUR, &Behind(&[])));
+        let second = issue(now + HOUR);
+        assert_ne!(second, first);
+        let own = authorities(&store).issue_own(&asked, HOUR, now + HOUR).expect("it signs");
+        assert_eq!(own.chain[2], first, "everybody knows the first");
+        assert_eq!(roots(&store), 2, "what the first signed is still good");
+        // The last of them is over then, and what it began an hour later.
+        let last = now + 3 * HOUR / 2;
+        let early = carry_out(&store, Step::Next, &Nobody, last - HOUR / 4).unwrap_err();
+        assert!(early.contains("is good until 2027-01-15T09:30:00Z"), "{early}");
+        assert!(!before(last + HOUR - Duration::from_secs(1), &Behind(&["web"])));
+        assert!(before(last + HOUR, &Behind(&["web"])));
+        assert_eq!(roots(&store), 1);
+        assert_eq!(authorities(&store).trust_bundle(), second);
+        let done = carry_out(&store, Step::Next, &Nobody, last + HOUR).unwrap_err();
+        assert!(done.starts_with("no authority follows another"), "{done}");
+        assert!(!before(last + 100 * HOUR, &Behind(&[])));
+    }
+
+    #[test]
+    fn an_operator_hurries_what_harms_nobody() {
+        let (_folder, store, now) = store();
+        let (id, asked) = request();
+        let issued = authorities(&store).signing().issue(&asked, HOUR, now).expect("it signs");
+        store.issued(&issued.serial, &id, issued.not_after).expect("it is remembered");
+        carry_out(&store, Step::Intermediate, &Nobody, now).expect("announced");
+        assert_eq!(roots(&store), 1, "it is the same");
+        let step = |audience: &Behind| carry_out(&store, Step::Next, audience, now);
+        let behind = step(&Behind(&["web", "api"])).unwrap_err();
+        assert_eq!(behind, "these do not know the new authority yet: web, api");
+        step(&Behind(&[])).expect("all know it");
+        assert!(step(&Behind(&[])).unwrap_err().contains("is good until"));
+        // Who lost what the former signed has nothing to lose by its end.
+        store.revoke(&issued.serial, now).expect("it is revoked");
+        let revoked = store.revoked().expect("they can be read");
+        let lists = authorities(&store).revocation_lists(&revoked, 1, now, HOUR).expect("lists");
+        assert_eq!(lists.matches("BEGIN X509 CRL").count(), 3, "a root and two intermediates");
+        let told = carry_out(&store, Step::Next, &Nobody, now + HOUR).expect("it is over");
+        assert_eq!(told.len(), 1, "{told:?}");
+    }
+}
