@@ -17,7 +17,7 @@ use weft_runtime::listening::{Listening, Report};
 use weft_runtime::log::LogLevel;
 use weft_runtime::socket::Mark;
 use weft_runtime::worker::Waiting;
-use weft_runtime::{admin, log, open_files, worker};
+use weft_runtime::{admin, log, memory, open_files, worker};
 use weft_xds::bootstrap::Bootstrap;
 use weft_xds::client::Status;
 
@@ -111,6 +111,7 @@ pub fn begin(
 ) -> Result<Begun, String> {
     let level = log::start(log)?;
     open_files::raise_limit();
+    memory::keep_to_ourselves();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")

@@ -10,13 +10,15 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier as _;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::server::danger::ClientCertVerifier as _;
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, CommonState, HandshakeKind, RootCertStore, ServerConfig};
+use rustls::{CipherSuite, ClientConfig, CommonState, HandshakeKind, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use weft_model::StringMatch;
+use weft_model::{Group, StringMatch};
 
 use crate::TrustStore;
 use crate::verify::Verifier;
@@ -77,7 +79,7 @@ impl Identity {
         let key = PrivateKeyDer::from_pem_slice(key_pem)
             .map_err(|error| TlsError::Key(error.to_string()))?;
         let certified =
-            CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+            CertifiedKey::from_der(chain, key, &provider(&[])).map_err(|error| match error {
                 rustls::Error::InconsistentKeys(_) => TlsError::Mismatch,
                 other => TlsError::Key(other.to_string()),
             })?;
@@ -113,8 +115,8 @@ impl Tickets {
     /// # Errors
     /// Without random numbers.
     pub fn new() -> Result<Self, TlsError> {
-        let keys = rustls::crypto::aws_lc_rs::Ticketer::new()
-            .map_err(|error| TlsError::Refused(error.to_string()))?;
+        let keys =
+            aws_lc_rs::Ticketer::new().map_err(|error| TlsError::Refused(error.to_string()))?;
         Ok(Self(Arc::new(Keys { keys, untaken: AtomicU32::new(0) })))
     }
 }
@@ -150,7 +152,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server's side. `alpn` is in order of preference.
+    /// A server's side. `alpn` and `groups` are in order of preference; without groups ours counts.
     ///
     /// # Errors
     /// When rustls refuses the combination.
@@ -158,10 +160,11 @@ impl Server {
         identity: &Identity,
         clients: ClientAuthentication,
         alpn: &[String],
+        groups: &[Group],
         tickets: &Tickets,
     ) -> Result<Self, TlsError> {
         let clients = clients.verifier();
-        let mut config = server_config(identity, clients.clone(), alpn)?;
+        let mut config = server_config(identity, clients.clone(), alpn, groups)?;
         config.ticketer = tickets.0.clone();
         // One for each connection: a client that comes back gets another.
         config.send_tls13_tickets = 1;
@@ -233,9 +236,10 @@ impl Client {
         trust: Arc<TrustStore>,
         names: Vec<StringMatch>,
         alpn: &[String],
+        groups: &[Group],
     ) -> Result<Self, TlsError> {
         let servers = Arc::new(Verifier::new(trust, names, true));
-        let plain = client_config(identity, servers.clone(), alpn)?;
+        let plain = client_config(identity, servers.clone(), alpn, groups)?;
         let mut config = plain.clone();
         config.resumption = Resumption::in_memory_sessions(Self::SESSIONS);
         Ok(Self { config: Arc::new(config), plain: Arc::new(plain), servers })
@@ -291,7 +295,7 @@ pub fn server(
     clients: ClientAuthentication,
     alpn: &[String],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    Ok(Arc::new(server_config(identity, clients.verifier(), alpn)?))
+    Ok(Arc::new(server_config(identity, clients.verifier(), alpn, &[])?))
 }
 
 /// A client's configuration, by which no session is resumed. The server must chain to `trust` and have one
@@ -306,7 +310,7 @@ pub fn client(
     alpn: &[String],
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let servers = Arc::new(Verifier::new(trust, names, true));
-    Ok(Arc::new(client_config(identity, servers, alpn)?))
+    Ok(Arc::new(client_config(identity, servers, alpn, &[])?))
 }
 
 /// Checks the certificates that a client shows, leaf first, as a handshake does that asks for them: for chains
@@ -341,8 +345,9 @@ fn server_config(
     identity: &Identity,
     clients: Option<Arc<Verifier>>,
     alpn: &[String],
+    groups: &[Group],
 ) -> Result<ServerConfig, TlsError> {
-    let builder = ServerConfig::builder_with_provider(provider())
+    let builder = ServerConfig::builder_with_provider(provider(groups))
         .with_protocol_versions(VERSIONS)
         .map_err(|error| TlsError::Refused(error.to_string()))?;
     let builder = match clients {
@@ -352,6 +357,7 @@ fn server_config(
     let mut config = builder
         .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.0.clone())));
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config.ignore_client_order = true;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
@@ -361,8 +367,9 @@ fn client_config(
     identity: Option<&Identity>,
     servers: Arc<Verifier>,
     alpn: &[String],
+    groups: &[Group],
 ) -> Result<ClientConfig, TlsError> {
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_provider(provider(groups))
         .with_protocol_versions(VERSIONS)
         .map_err(|error| TlsError::Refused(error.to_string()))?
         .with_root_certificates(RootCertStore::empty());
@@ -381,8 +388,25 @@ fn client_config(
 /// TLS 1.3 only: no configuration can then ask for less, and none that asks for it gets less.
 static VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    static PROVIDER: std::sync::LazyLock<Arc<rustls::crypto::CryptoProvider>> =
-        std::sync::LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-    PROVIDER.clone()
+/// Our suites, and these groups; the library's where none is said, of which X25519MLKEM768 is the first.
+fn provider(groups: &[Group]) -> Arc<CryptoProvider> {
+    static PROVIDER: std::sync::LazyLock<Arc<CryptoProvider>> = std::sync::LazyLock::new(|| {
+        let mut provider = aws_lc_rs::default_provider();
+        // As strong as anything that it protects, and the cheapest; the order among the others stays.
+        let wanted = CipherSuite::TLS13_AES_128_GCM_SHA256;
+        provider.cipher_suites.sort_by_key(|suite| suite.suite() != wanted);
+        Arc::new(provider)
+    });
+    if groups.is_empty() {
+        return PROVIDER.clone();
+    }
+    let group = |group: &Group| match group {
+        Group::X25519MlKem768 => kx_group::X25519MLKEM768,
+        Group::X25519 => kx_group::X25519,
+        Group::P256 => kx_group::SECP256R1,
+        Group::P384 => kx_group::SECP384R1,
+    };
+    let mut provider = CryptoProvider::clone(&PROVIDER);
+    provider.kx_groups = groups.iter().map(group).collect();
+    Arc::new(provider)
 }

@@ -40,14 +40,14 @@ fn required(trust: TrustStore) -> ClientAuthentication {
 }
 
 fn server(world: &World, clients: ClientAuthentication, tickets: &Tickets) -> Server {
-    Server::new(&identity(&world.good), clients, &["h2".into()], tickets).unwrap()
+    Server::new(&identity(&world.good), clients, &["h2".into()], &[], tickets).unwrap()
 }
 
 fn client(world: &World, own: Option<&Leaf>) -> (Client, Arc<ClientConfig>) {
     let own = own.map(identity);
     let names = vec![StringMatch::Exact(WEB.into())];
     let trust = Arc::new(world.trust());
-    let client = Client::new(own.as_ref(), trust, names, &["h2".into()]).unwrap();
+    let client = Client::new(own.as_ref(), trust, names, &["h2".into()], &[]).unwrap();
     let mut config = ClientConfig::clone(client.config());
     config.time_provider = Arc::new(Now);
     (client, Arc::new(config))

@@ -1,6 +1,7 @@
 //! An authority in the test's own process, for as many certificates as it takes.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
@@ -71,6 +72,8 @@ impl Signer {
         let (certificate, key) = (file("pem"), file("key"));
         std::fs::write(&certificate, &holder.chain).expect("the folder takes files");
         std::fs::write(&key, &holder.key).expect("the folder takes files");
+        let ours = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&key, ours).expect("it is ours");
         Identity { certificate, key, serial: holder.serial.clone() }
     }
 

@@ -333,6 +333,8 @@ impl Lined {
         write(&file("roots"), world.root.pem().as_bytes());
         write(&file("server.pem"), world.server.chain.as_bytes());
         write(&file("server.key"), world.server.key.as_bytes());
+        let ours = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(file("server.key"), ours).expect("it is ours");
         let own = Files {
             certificate: file("server.pem"),
             key: file("server.key"),
@@ -485,7 +487,7 @@ fn resuming(world: &World, who: Who) -> Client {
     let identity = identity.expect("it is an identity");
     let alpn = ["http/1.1".to_owned()];
     let trust = Arc::new(trust.expect("it is a root"));
-    Client::new(Some(&identity), trust, names, &alpn).expect("a client")
+    Client::new(Some(&identity), trust, names, &alpn, &[]).expect("a client")
 }
 
 #[test]

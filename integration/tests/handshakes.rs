@@ -132,3 +132,35 @@ fn a_client_is_told_by_an_alert_why_it_is_not_let_in() {
     });
     assert_eq!(alert(as_holder(&holder)).as_deref(), Some("CertificateRevoked"));
 }
+
+#[test]
+fn keys_are_agreed_on_as_it_is_said() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let signer = Signer::create();
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let holder = signer.sign("web", DAY);
+    let client = signer.files_of("client", &holder);
+    let check = |groups: Value, ours: Option<&str>, classical: Option<&str>| {
+        let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
+        let mut tls = verify_mode(&server, &signer.root(), &signer.revocations());
+        tls["typed_config"]["common_tls_context"]["tls_params"] = json!({"ecdh_curves": groups});
+        wanted.tls = Some(tls);
+        let alone = wanted.start();
+        let agreed = || {
+            let line = alone.access_line("\"tls_verify_status\":\"Success\"");
+            assert_eq!(line["tls_cipher"], "TLS13_AES_128_GCM_SHA256", "{line}");
+            line["tls_keyexchange"].as_str().unwrap().to_owned()
+        };
+        let mut caller =
+            TlsCaller::connect(alone.port, &caller(&signer, &holder, "server", "http/1.1"));
+        assert_eq!(caller.ask("/").is_some(), ours.is_some(), "{groups}");
+        assert_eq!(ours.map(|_| agreed()).as_deref(), ours, "{groups}");
+        // curl knows nothing of ML-KEM.
+        assert_eq!(ask(&alone, Some(&client)).0 == 200, classical.is_some(), "{groups}");
+        assert_eq!(classical.map(|_| agreed()).as_deref(), classical, "{groups}");
+    };
+    check(json!([]), Some("X25519MLKEM768"), Some("X25519"));
+    check(json!(["X25519MLKEM768"]), Some("X25519MLKEM768"), None);
+    check(json!(["X25519", "P-256"]), Some("X25519"), Some("X25519"));
+    check(json!(["P-384"]), Some("secp384r1"), Some("secp384r1"));
+}

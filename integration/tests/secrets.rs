@@ -10,6 +10,7 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use weft_control::store::Store;
+use weft_integration::alone::{Speaks as Single, Wanted};
 use weft_integration::authority::{Holder, Signer};
 use weft_integration::bootstrap::{
     Speaks, bootstrap, cluster, http, listener, mutual_tls, route_to, verify_mode,
@@ -430,4 +431,29 @@ fn a_control_plane_and_who_joins_it_tell_nothing_of_their_keys() {
     assert_eq!(written.run("ca list after all", &mut list), Some(0));
     assert!(written.text("ca list after all, output").contains("sa/web"));
     written.check(&keys);
+}
+
+#[test]
+fn a_key_that_everybody_may_read_is_told_of() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let signer = Signer::create();
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let mut wanted = Wanted::before(Origin::start().port, Single::Http1);
+    wanted.tls = Some(verify_mode(&server, &signer.root(), &signer.revocations()));
+    let alone = wanted.start();
+    let told = || {
+        let dump = Curl::get(alone.sidecar.admin, "/config_dump").run().text();
+        let dump: Value = serde_json::from_str(&dump).expect("it is JSON");
+        dump.get("problems").expect("it tells of problems").to_string()
+    };
+    assert_eq!(told(), "[]");
+    let set = |mode| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&server.key, permissions).expect("it is ours");
+    };
+    set(0o644);
+    eventually("it is told of", || told().contains("(mode 644); chmod 600").then_some(()));
+    set(0o640);
+    eventually("a group is one's own matter", || (told() == "[]").then_some(()));
 }

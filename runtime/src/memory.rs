@@ -1,4 +1,4 @@
-//! Giving memory back to the system.
+//! What becomes of this process' memory: given back when it is free, and shown to nobody.
 
 /// Gives back what was freed and lies between what is in use: the C library by itself gives back only
 /// what lies at the end.
@@ -8,6 +8,14 @@
 pub fn give_back() {
     let gave_back = crate::raw::give_memory_back();
     tracing::debug!(gave_back, "memory given back");
+}
+
+/// Keeps what this process holds, keys among it, out of core dumps and from other processes of its user
+/// (`PR_SET_DUMPABLE`).
+pub fn keep_to_ourselves() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!(%error, "other processes of this user may look into this one's memory");
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use weft_control::mesh::Mesh;
 use weft_control::store::Store;
 use weft_control::{Options, Status};
 use weft_runtime::drain::{Drain, on_signals};
-use weft_runtime::{admin, log, metrics, open_files};
+use weft_runtime::{admin, log, memory, metrics, open_files};
 
 use super::{Failure, say};
 
@@ -51,6 +51,7 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
     check(&arguments.config)?;
     let level = log::start(filter).map_err(Failure::Usage)?;
     open_files::raise_limit();
+    memory::keep_to_ourselves();
     let store = Arc::new(Store::open(&state).map_err(|error| Failure::Failed(error.to_string()))?);
     let drain = Drain::new(Duration::from_secs(2));
     let status = watch::Sender::new(Status::default());

@@ -293,7 +293,7 @@ impl Work<'_> {
             Entry::Occupied(held) => held.into_mut(),
             Entry::Vacant(free) => free.insert(Tickets::new().map_err(|error| error.to_string())?),
         };
-        Server::new(&identity, clients, &tls.alpn, tickets)
+        Server::new(&identity, clients, &tls.alpn, &tls.groups, tickets)
             .map(Tls::Terminate)
             .map_err(|error| error.to_string())
     }
@@ -355,16 +355,19 @@ impl Work<'_> {
         let (identity, failed) = match known {
             Some(known) if is_same(&known) => (known.identity, known.failed),
             known => match load_identity(own, files) {
-                Ok(identity) => (identity, None),
+                Ok(identity) => (identity, files.open_to_all(&own.key)),
                 // Of another secret it would be another's.
                 Err(problem) => match known.filter(|known| known.secret == secret) {
-                    Some(known) => (known.identity, Some(problem)),
+                    Some(known) => (
+                        known.identity,
+                        Some(format!("{problem}; the last good one stays in force")),
+                    ),
                     None => return Err(problem),
                 },
             },
         };
         if let Some(problem) = &failed {
-            let told = format!("certificate {name:?}: {problem}; the last good one stays in force");
+            let told = format!("certificate {name:?}: {problem}");
             if !self.problems.contains(&told) {
                 self.problems.push(told);
             }
@@ -440,10 +443,10 @@ impl ClientParts {
         let Self { identity, trust } = self;
         let config = |alpn: &[&str]| {
             let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
-            Client::new(identity.as_ref(), trust.clone(), tls.names.clone(), &alpn)
+            Client::new(identity.as_ref(), trust.clone(), tls.names.clone(), &alpn, &tls.groups)
                 .map_err(|error| error.to_string())
         };
         let (http1, http2, plain) = (config(&["http/1.1"])?, config(&["h2"])?, config(&[])?);
-        Ok(TargetTls::Originate { http1, http2, plain, tls: tls.clone() })
+        Ok(TargetTls::Originate { http1, http2, plain, tls: Box::new(tls.clone()) })
     }
 }

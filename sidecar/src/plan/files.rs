@@ -29,7 +29,7 @@ impl Stamp {
         let mut hasher = DefaultHasher::new();
         let one = |about: &fs::Metadata, hasher: &mut DefaultHasher| {
             let when = (about.mtime(), about.mtime_nsec());
-            (about.dev(), about.ino(), about.size(), when).hash(hasher);
+            (about.dev(), about.ino(), about.size(), about.mode(), when).hash(hasher);
         };
         one(&about, &mut hasher);
         if about.is_dir() {
@@ -115,6 +115,17 @@ impl Files {
             }
         }
         Ok(as_one(all))
+    }
+
+    /// Why the file of a private key should be another: everybody on this host may read it.
+    pub(crate) fn open_to_all(&self, data: &DataSource) -> Option<String> {
+        const OTHERS_READ: u32 = 0o004;
+        let DataSource::File(path) = data else {
+            return None;
+        };
+        let mode = fs::metadata(path).ok()?.mode() & 0o777;
+        let is_open = mode & OTHERS_READ != 0;
+        is_open.then(|| format!("everybody may read {} (mode {mode:o}); chmod 600", path.display()))
     }
 
     /// What tells the content from another; the same for all that stands in place.

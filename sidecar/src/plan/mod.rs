@@ -154,7 +154,7 @@ pub(crate) enum TargetTls {
     /// It is not.
     None,
     /// With these configurations, which differ in the protocol they ask for.
-    Originate { http1: Client, http2: Client, plain: Client, tls: UpstreamTls },
+    Originate { http1: Client, http2: Client, plain: Client, tls: Box<UpstreamTls> },
     /// It should be and cannot: its secrets are missing or bad. Nothing is sent.
     Broken,
 }

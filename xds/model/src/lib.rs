@@ -47,7 +47,7 @@ pub use route::{
     RouteIndex, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
 pub use secret::{
-    DataSource, DownstreamTls, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy,
+    DataSource, DownstreamTls, Group, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy,
     Secret, SecretSource, TlsIdentity, UpstreamTls, Validation,
 };
 pub use snapshot::{Missing, Snapshot};

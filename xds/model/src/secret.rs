@@ -160,6 +160,8 @@ pub struct DownstreamTls {
     pub require_client_certificate: bool,
     /// The protocols offered, most wanted first.
     pub alpn: Vec<String>,
+    /// How keys are agreed on (`ecdh_curves`), most wanted first; empty: as we prefer.
+    pub groups: Vec<Group>,
 }
 
 /// How TLS to an endpoint is done (`UpstreamTlsContext`).
@@ -176,4 +178,38 @@ pub struct UpstreamTls {
     pub sni: Option<String>,
     /// The protocols offered.
     pub alpn: Vec<String>,
+    /// How keys are agreed on (`ecdh_curves`), most wanted first; empty: as we prefer.
+    pub groups: Vec<Group>,
+}
+
+/// How two sides agree on keys (RFC 8446, section 4.2.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// By X25519 and ML-KEM-768 together, which a quantum computer of the future will not undo.
+    X25519MlKem768,
+    /// By X25519.
+    X25519,
+    /// By the curve P-256.
+    P256,
+    /// By the curve P-384.
+    P384,
+}
+
+impl Group {
+    /// All of them, by their names in configurations, in the order of our preference.
+    pub const WORDS: [(&'static str, Self); 4] = [
+        ("X25519MLKEM768", Self::X25519MlKem768),
+        ("X25519", Self::X25519),
+        ("P-256", Self::P256),
+        ("P-384", Self::P384),
+    ];
+
+    /// Those that a quantum computer would undo.
+    pub const CLASSICAL: [Self; 3] = [Self::X25519, Self::P256, Self::P384];
+
+    /// The name in configurations.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, group)| *group == self).map_or("", |(word, _)| word)
+    }
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    DownstreamTls, Name, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, Secret,
-    SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
+    DownstreamTls, Group, Name, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy,
+    Secret, SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
 };
 
 use super::{Reader, Refused, values};
@@ -191,6 +191,7 @@ pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refus
         names: common.names,
         require_client_certificate,
         alpn: common.alpn,
+        groups: common.groups,
     })
 }
 
@@ -211,6 +212,7 @@ pub(super) fn upstream(mut context: Reader<'_>) -> Result<UpstreamTls, Refused> 
         names: common.names,
         sni,
         alpn: common.alpn,
+        groups: common.groups,
     })
 }
 
@@ -219,13 +221,18 @@ struct Common {
     validation: Option<SecretSource>,
     names: Vec<StringMatch>,
     alpn: Vec<String>,
+    groups: Vec<Group>,
 }
 
 fn common(mut context: Reader<'_>) -> Result<Common, Refused> {
     let alpn = context.texts("alpn_protocols");
-    if let Some(mut parameters) = context.child("tls_params") {
-        versions(&mut parameters)?;
-    }
+    let groups = match context.child("tls_params") {
+        Some(mut parameters) => {
+            versions(&mut parameters)?;
+            groups(&mut parameters)?
+        }
+        None => Vec::new(),
+    };
     let mut identities = Vec::new();
     for certificate in context.children("tls_certificates") {
         identities.push(SecretSource::Inline(Arc::new(Secret::Identity(identity(certificate)?))));
@@ -251,18 +258,31 @@ fn common(mut context: Reader<'_>) -> Result<Common, Refused> {
     } else {
         None
     };
-    Ok(Common { identity: identities.pop(), validation, names: names_here, alpn })
+    Ok(Common { identity: identities.pop(), validation, names: names_here, alpn, groups })
 }
 
-/// TLS 1.3 with the provider's own suites and groups is what we speak. A lower minimum is kept by
+/// TLS 1.3 with the provider's own suites is what we speak. A lower minimum is kept by
 /// that; a lower maximum is not.
 fn versions(parameters: &mut Reader<'_>) -> Result<(), Refused> {
-    parameters.harmless(&["ecdh_curves", "tls_minimum_protocol_version"]);
+    parameters.harmless(&["tls_minimum_protocol_version"]);
     match parameters.choice("tls_maximum_protocol_version").as_str() {
         "TLS_AUTO" | "TLSv1_3" => Ok(()),
         other => Err(parameters
             .refuse("tls_maximum_protocol_version", format!("{other} is not spoken; TLSv1_3 is"))),
     }
+}
+
+fn groups(parameters: &mut Reader<'_>) -> Result<Vec<Group>, Refused> {
+    let wanted = parameters.texts("ecdh_curves");
+    let group = |(at, name): (usize, &String)| {
+        let known = Group::WORDS.iter().find(|(word, _)| word == name);
+        known.map(|(_, group)| *group).ok_or_else(|| {
+            let words = Group::WORDS.map(|(word, _)| word).join(", ");
+            let reason = format!("{name:?} is not known here; {words} are");
+            parameters.refuse(&format!("ecdh_curves[{at}]"), reason)
+        })
+    };
+    wanted.iter().enumerate().map(group).collect()
 }
 
 fn named(mut sds: Reader<'_>) -> Result<SecretSource, Refused> {
@@ -320,6 +340,7 @@ fn names_json(names: &[StringMatch]) -> Value {
 pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
     let mut context = common_json(tls.identity.as_ref(), Some(&tls.validation), &tls.names);
     context["alpn_protocols"] = json!(tls.alpn);
+    tell_groups(&mut context, &tls.groups);
     let fields = json!({"sni": tls.sni.clone().unwrap_or_default(), "common_tls_context": context});
     json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.UpstreamTlsContext"), fields)})
 }
@@ -328,8 +349,16 @@ pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
 pub(super) fn downstream_json(tls: &DownstreamTls) -> Value {
     let mut context = common_json(Some(&tls.identity), tls.validation.as_ref(), &tls.names);
     context["alpn_protocols"] = json!(tls.alpn);
+    tell_groups(&mut context, &tls.groups);
     let fields = json!({"require_client_certificate": tls.require_client_certificate, "common_tls_context": context});
     json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.DownstreamTlsContext"), fields)})
+}
+
+fn tell_groups(context: &mut Value, groups: &[Group]) {
+    if !groups.is_empty() {
+        let words: Vec<&str> = groups.iter().map(|group| group.word()).collect();
+        context["tls_params"] = json!({"ecdh_curves": words});
+    }
 }
 
 fn common_json(

@@ -106,6 +106,7 @@ fn cluster(name: Name, form: u16, endpoints: Option<Name>, trust: Option<Name>) 
         connect_timeout: Duration::from_secs(form.into()),
         protocol: UpstreamProtocol::Http1,
         tls: trust.map(|trust| UpstreamTls {
+            groups: Vec::new(),
             identity: Some(SecretSource::Named("default".into())),
             validation: SecretSource::Named(trust),
             names: vec![StringMatch::Exact("spiffe://mesh/x".into())],

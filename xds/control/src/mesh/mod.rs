@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, Cidr, ClaimRule, FlowKey, IdleEnd, RevocationPolicy, RouteMatch, SourceAddress,
+    Balance, Cidr, ClaimRule, FlowKey, Group, IdleEnd, RevocationPolicy, RouteMatch, SourceAddress,
     SpiffeId, StringMatch,
 };
 use weft_xds::bootstrap::Problem;
@@ -39,6 +39,8 @@ pub struct Mesh {
     pub revocations: Vec<String>,
     /// What revocation lists decide.
     pub revocation: RevocationPolicy,
+    /// How sidecars agree on keys, most wanted first; empty: as they prefer.
+    pub groups: Vec<Group>,
 }
 
 /// Whether a workload may talk to what is no service of the mesh.

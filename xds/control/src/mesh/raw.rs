@@ -285,6 +285,8 @@ pub struct Security {
     /// What revocation lists decide.
     #[serde(default)]
     pub revocation: Revocation,
+    /// Whether keys are agreed on in a way that quantum computers do not undo: `prefer`, `require` or `off`.
+    pub post_quantum: Option<String>,
 }
 
 /// What revocation lists decide, everywhere in the mesh.

@@ -90,6 +90,7 @@ fn verify_mode(mesh: &Mesh, port: &Port) -> DownstreamTls {
         names: vec![StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain))],
         require_client_certificate: true,
         alpn: alpn.iter().map(|name| (*name).to_owned()).collect(),
+        groups: mesh.groups.clone(),
     }
 }
 
@@ -313,6 +314,7 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
             names: vec![StringMatch::Exact(mesh.identity_of(&service.name).as_str().to_owned())],
             sni: Some(format!("{}.{}", service.name, mesh.trust_domain)),
             alpn: vec!["h2".into(), "http/1.1".into()],
+            groups: mesh.groups.clone(),
         });
     } else {
         // There is no sidecar to translate.

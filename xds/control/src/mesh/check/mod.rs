@@ -47,6 +47,7 @@ pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<Mesh, Vec<Mistake>>
     let issuers = issuers(&raw, folder, &mut mistakes);
     let policies = policies(&raw, &services, &issuers, &mut mistakes);
     let revocation = security::revocation(&raw, &mut mistakes);
+    let groups = security::groups(&raw, &mut mistakes);
     for (index, serial) in raw.security.revocations.iter().enumerate() {
         let hex = !serial.is_empty()
             && serial.len() <= 40
@@ -71,6 +72,7 @@ pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<Mesh, Vec<Mistake>>
         policies,
         revocations: raw.security.revocations,
         revocation,
+        groups,
     })
 }
 

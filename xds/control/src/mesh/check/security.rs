@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use weft_model::{
-    Cidr, ClaimFormat, ClaimRule, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy,
-    SpiffeId, StringMatch,
+    Cidr, ClaimFormat, ClaimRule, Group, OnExpired, RevocationDepth, RevocationMode,
+    RevocationPolicy, SpiffeId, StringMatch,
 };
 
 use super::{Mistakes, unknown_service};
@@ -146,6 +146,28 @@ pub(super) fn revocation(raw: &raw::Mesh, mistakes: &mut Mistakes) -> Revocation
         bytes_limit: limit(raw.bytes_limit, default.bytes_limit),
         entries_limit: limit(raw.entries_limit, default.entries_limit),
     }
+}
+
+/// How keys are agreed on.
+pub(super) fn groups(raw: &raw::Mesh, mistakes: &mut Mistakes) -> Vec<Group> {
+    let said = raw.security.post_quantum.as_deref();
+    let words = [
+        ("prefer", PostQuantum::Prefer),
+        ("require", PostQuantum::Require),
+        ("off", PostQuantum::Off),
+    ];
+    match word("security.post_quantum", said, &words, mistakes) {
+        None | Some(PostQuantum::Prefer) => Vec::new(),
+        Some(PostQuantum::Require) => vec![Group::X25519MlKem768],
+        Some(PostQuantum::Off) => Group::CLASSICAL.to_vec(),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum PostQuantum {
+    Prefer,
+    Require,
+    Off,
 }
 
 /// What a word means; none when nothing was said.
