@@ -23,6 +23,7 @@ pub mod pair;
 pub mod port;
 pub mod process;
 pub mod recording;
+pub mod role;
 pub mod tls_caller;
 pub mod usage;
 pub mod wait;

@@ -12,6 +12,7 @@ use weft::demo::hosts::{Host, Network};
 use crate::curl::{Answer, Curl};
 use crate::mesh_pki::{Identity, MeshPki, TRUST_DOMAIN, spiffe_id, text};
 use crate::process::{Process, run, weft};
+use crate::role::{Role, on};
 use crate::wait::{DEADLINE, eventually};
 
 /// Where the programs of `web` and `orders` listen.
@@ -67,59 +68,6 @@ impl Family {
             Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
             Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
         }
-    }
-}
-
-/// A role of weft that runs, and can be started again.
-#[derive(Debug)]
-pub struct Role {
-    /// Its process.
-    pub process: Process,
-    name: String,
-    /// Where it runs; on the router when there is none.
-    host: Option<Host>,
-    arguments: Vec<String>,
-}
-
-impl Role {
-    fn start(name: &str, host: Option<&Host>, arguments: &[&str]) -> Self {
-        let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
-        let process = on(host, || Process::start(name, weft().args(&arguments)));
-        Self { process, name: name.to_owned(), host: host.cloned(), arguments }
-    }
-
-    /// Starts it as it was started before.
-    ///
-    /// # Panics
-    /// When it does not become ready.
-    pub fn restart(&mut self) {
-        self.process.kill();
-        let (name, arguments) = (&self.name, &self.arguments);
-        self.process = on(self.host.as_ref(), || Process::start(name, weft().args(arguments)));
-        self.wait_until_ready();
-    }
-
-    /// A page of its admin port.
-    #[must_use]
-    pub fn admin(&self, path: &str) -> Answer {
-        on(self.host.as_ref(), || Curl::get(15000, path).run())
-    }
-
-    /// Waits until it says that it is ready.
-    ///
-    /// # Panics
-    /// When it does not before the deadline.
-    pub fn wait_until_ready(&self) {
-        eventually(format!("{:?} is ready", self.process), || {
-            (self.admin("/ready").status == 200).then_some(())
-        });
-    }
-}
-
-fn on<T: Send>(host: Option<&Host>, work: impl FnOnce() -> T + Send) -> T {
-    match host {
-        Some(host) => host.on(work).expect("the host can be entered"),
-        None => work(),
     }
 }
 
@@ -246,7 +194,7 @@ impl Mesh {
     /// Never: it has a host of its own.
     #[must_use]
     pub fn control_host(&self) -> &Host {
-        self.control.host.as_ref().expect("it has a host of its own")
+        self.control.host().expect("it has a host of its own")
     }
 
     /// Makes one more host.

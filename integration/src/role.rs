@@ -1,0 +1,66 @@
+//! A role of weft as a process on a host of a mesh, which can be started again.
+
+use weft::demo::hosts::Host;
+
+use crate::curl::{Answer, Curl};
+use crate::process::{Process, weft};
+use crate::wait::eventually;
+
+/// A role of weft that runs, and can be started again.
+#[derive(Debug)]
+pub struct Role {
+    /// Its process.
+    pub process: Process,
+    name: String,
+    host: Option<Host>,
+    arguments: Vec<String>,
+}
+
+impl Role {
+    pub(crate) fn start(name: &str, host: Option<&Host>, arguments: &[&str]) -> Self {
+        let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
+        let process = on(host, || Process::start(name, weft().args(&arguments)));
+        Self { process, name: name.to_owned(), host: host.cloned(), arguments }
+    }
+
+    /// Where it runs; on the router when there is none.
+    #[must_use]
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
+    /// Starts it as it was started before.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        let (name, arguments) = (&self.name, &self.arguments);
+        self.process = on(self.host.as_ref(), || Process::start(name, weft().args(arguments)));
+        self.wait_until_ready();
+    }
+
+    /// A page of its admin port.
+    #[must_use]
+    pub fn admin(&self, path: &str) -> Answer {
+        on(self.host.as_ref(), || Curl::get(15000, path).run())
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Panics
+    /// When it does not before the deadline.
+    pub fn wait_until_ready(&self) {
+        eventually(format!("{:?} is ready", self.process), || {
+            (self.admin("/ready").status == 200).then_some(())
+        });
+    }
+}
+
+/// Does something on a host, or on the router when there is none.
+pub(crate) fn on<T: Send>(host: Option<&Host>, work: impl FnOnce() -> T + Send) -> T {
+    match host {
+        Some(host) => host.on(work).expect("the host can be entered"),
+        None => work(),
+    }
+}
