@@ -2,14 +2,19 @@
 
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tempfile::TempDir;
 use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::{
     Speaks, bootstrap, cluster, http, listener, route_to, want_fetched_token,
 };
 use weft_integration::curl::{Answer, Curl};
+use weft_integration::http1::Client;
 use weft_integration::mesh_pki::MeshPki;
 use weft_integration::pair::Sidecar;
 use weft_integration::port;
@@ -21,6 +26,8 @@ use weft_integration::wait::eventually;
 enum Mood {
     /// It gives them.
     Good,
+    /// It gives them, and says that they are good for an hour.
+    Lasting,
     /// It takes the connection and closes it.
     Down,
     /// It says nothing for as long as anybody waits.
@@ -35,6 +42,8 @@ enum Mood {
 struct Guarded {
     mood: Arc<Mutex<Mood>>,
     sidecar: Sidecar,
+    /// How often the issuer was asked for its keys.
+    asked: Arc<AtomicUsize>,
     good: String,
     forged: String,
     _pki: MeshPki,
@@ -47,13 +56,14 @@ fn serve(stream: TcpStream, keys: &str, mood: &Mutex<Mood>) {
     }
     let mood = *mood.lock().expect("nobody panics while holding it");
     let body = match mood {
-        Mood::Good => keys.to_owned(),
+        Mood::Good | Mood::Lasting => keys.to_owned(),
         Mood::Down => return,
         Mood::Slow => return drop(reader.read(&mut [0])),
         Mood::Large => keys.replacen('{', &format!("{{{}", " ".repeat(2_000_000)), 1),
         Mood::Page => "<html>Please sign in</html>".to_owned(),
     };
-    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+    let age = if mood == Mood::Lasting { "cache-control: max-age=3600\r\n" } else { "" };
+    let head = format!("HTTP/1.1 200 OK\r\n{age}content-length: {}\r\n\r\n", body.len());
     // A sidecar that takes no more of it is what a test is about.
     drop(reader.get_mut().write_all((head + &body).as_bytes()));
 }
@@ -67,7 +77,12 @@ impl Guarded {
 
         let mood = Arc::new(Mutex::new(mood));
         let (keys, at) = (read("keys.json"), mood.clone());
-        let issuer = Backend::start(move |stream| serve(stream, &keys, &at));
+        let asked = Arc::<AtomicUsize>::default();
+        let count = asked.clone();
+        let issuer = Backend::start(move |stream| {
+            count.fetch_add(1, Relaxed);
+            serve(stream, &keys, &at);
+        });
         let service = Backend::telling_heads();
 
         let filter = want_fetched_token("https://issuer", "service", "issuer", "/private");
@@ -81,7 +96,7 @@ impl Guarded {
         let config = bootstrap(admin, &[inbound], &clusters);
         let sidecar = Sidecar::start("guarded", &pki, port, admin, &config);
         let (good, forged) = (read("good.token"), read("forged.token"));
-        Self { mood, sidecar, good, forged, _pki: pki }
+        Self { mood, sidecar, asked, good, forged, _pki: pki }
     }
 
     fn is_now(&self, mood: Mood) {
@@ -145,4 +160,41 @@ fn without_keys_nobody_enters_what_needs_them_and_all_else_is_served() {
         });
         guarded.assert_tells_good_from_forged();
     }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a test happens now")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// The good token, but for its key: it says that it is signed by one of another name, each time of another.
+fn by_unknown_keys(good: &str) -> impl Iterator<Item = String> {
+    let (_, rest) = good.split_once('.').expect("a token has three parts");
+    (0..).map(move |number| {
+        let header = format!(r#"{{"alg":"ES256","typ":"JWT","kid":"unknown-{number}"}}"#);
+        format!("{}.{rest}", URL_SAFE_NO_PAD.encode(header))
+    })
+}
+
+#[test]
+fn ten_thousand_tokens_of_unknown_keys_ask_the_issuer_twice_at_most() {
+    const TOKENS: usize = 10_000;
+    let guarded = Guarded::start(Mood::Lasting);
+    eventually("the keys are there", || (guarded.ask(&guarded.good).status == 200).then_some(()));
+    assert_eq!(guarded.asked.load(Relaxed), 1);
+
+    let begun = now();
+    let mut client = Client::connect(guarded.sidecar.port);
+    for token in by_unknown_keys(&guarded.good).take(TOKENS) {
+        let field = format!("authorization: Bearer {token}");
+        let answer = client.ask(&format!("GET /private HTTP/1.1\r\nhost: a\r\n{field}\r\n\r\n"));
+        assert_eq!(answer.status, 401, "{answer:?}");
+    }
+    // Their wish is heard all the same, but no more than once in ten seconds.
+    let because_of_them = || guarded.asked.load(Relaxed) - 1;
+    eventually("the issuer is asked again", || (because_of_them() > 0).then_some(()));
+    // Twice is for twenty seconds; where this takes longer, for whatever reason, it may be more.
+    let allowed = usize::try_from(begun.elapsed().as_secs() / 10).expect("a small number").max(2);
+    assert!(because_of_them() <= allowed, "{} times", because_of_them());
+    guarded.assert_tells_good_from_forged();
 }
