@@ -22,6 +22,10 @@ use weft_xds::translate::WORKLOAD_IDENTITY;
 
 use crate::configuration::dial_tls;
 
+/// How long at most until the clock is looked at again while a certificate is good. A clock may be set, and
+/// while a machine is suspended no timer runs.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// How a workload comes to its certificate and configuration.
 #[derive(Clone)]
 pub struct Enrolment {
@@ -59,6 +63,8 @@ pub struct Current {
     chain: String,
     key: String,
     identity: Identity,
+    /// Since when we have it; the beginning of time when that is not known any more.
+    since: SystemTime,
 }
 
 impl std::fmt::Debug for Current {
@@ -80,10 +86,10 @@ impl Current {
         at.and_then(|at| self.chain.get(at..)).unwrap_or_default()
     }
 
-    fn load(chain: String, key: String) -> Result<Self, String> {
+    fn load(chain: String, key: String, since: SystemTime) -> Result<Self, String> {
         let identity =
             Identity::load(chain.as_bytes(), key.as_bytes()).map_err(|error| error.to_string())?;
-        Ok(Self { chain, key, identity })
+        Ok(Self { chain, key, identity, since })
     }
 
     fn secret(&self) -> Arc<Secret> {
@@ -96,7 +102,7 @@ impl Current {
 
     fn rotation(&self) -> Option<Rotation> {
         let (from, to) = validity(self.identity.leaf()?)?;
-        Some(Rotation::new(from, to, fastrand::f64()))
+        Some(Rotation::new(from.max(self.since), to, fastrand::f64()))
     }
 }
 
@@ -121,12 +127,13 @@ pub async fn enrol(
 }
 
 async fn first(enrolment: &Enrolment, mark: Option<Mark>) -> Current {
-    if let Some(kept) = enrolment.source.state.as_deref().and_then(restore) {
-        tracing::info!(identity = %enrolment.identity, "took up the certificate of an earlier run");
-        return kept;
-    }
     let mut wait = Duration::from_millis(100);
     loop {
+        // Each time, since it is the clock that says whether that one is over.
+        if let Some(kept) = enrolment.source.state.as_deref().and_then(restore) {
+            tracing::info!(identity = %enrolment.identity, "took up the certificate of an earlier run");
+            return kept;
+        }
         let token = enrolment
             .source
             .token_file
@@ -153,8 +160,11 @@ async fn renew(
         return;
     };
     loop {
-        let wait = rotation.due().duration_since(wall_clock()).unwrap_or_default();
-        tokio::time::sleep(wait).await;
+        let left = rotation.due().duration_since(wall_clock()).unwrap_or_default();
+        if !left.is_zero() {
+            tokio::time::sleep(left.min(LOOK)).await;
+            continue;
+        }
         let current = sender.borrow().clone();
         match obtain(&enrolment, Some(&current), None, mark).await {
             Ok(renewed) => {
@@ -167,7 +177,7 @@ async fn renew(
             }
             Err(error) => {
                 tracing::warn!(%error, "the certificate was not renewed yet");
-                rotation.failed(wall_clock(), fastrand::f64());
+                tokio::time::sleep(rotation.failed(wall_clock(), fastrand::f64())).await;
             }
         }
     }
@@ -187,7 +197,8 @@ async fn obtain(
     let root_above = current.map(Current::root).unwrap_or_default();
     let dial = control_dial(enrolment, identity, root_above, mark).map_err(unavailable)?;
     let chain = request_certificate(&dial, pending.request_pem, token).await?;
-    let current = Current::load(chain.concat(), pending.key_pem).map_err(unavailable)?;
+    let current =
+        Current::load(chain.concat(), pending.key_pem, wall_clock()).map_err(unavailable)?;
     if let Some(state) = &enrolment.source.state
         && let Err(error) = keep(state, &current)
     {
@@ -226,7 +237,7 @@ const KEY_FILE: &str = "key.pem";
 fn restore(state: &Path) -> Option<Current> {
     let chain = std::fs::read_to_string(state.join(CHAIN_FILE)).ok()?;
     let key = std::fs::read_to_string(state.join(KEY_FILE)).ok()?;
-    let current = Current::load(chain, key).ok()?;
+    let current = Current::load(chain, key, UNIX_EPOCH).ok()?;
     let expired = current.rotation()?.expired(wall_clock());
     (!expired).then_some(current)
 }

@@ -6,8 +6,10 @@ use std::time::{Duration, SystemTime};
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 /// The longest.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// How many attempts fit at least into what is left of the certificate's life.
+const ATTEMPTS_LEFT: u32 = 4;
 
-/// The life of one certificate, from when it was issued to when it must be replaced.
+/// The life of one certificate, from when we got it to when it must be replaced.
 #[derive(Debug, Clone)]
 pub struct Rotation {
     not_after: SystemTime,
@@ -16,16 +18,19 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// A certificate that is good from `not_before` to `not_after`: due at half of its life, moved
-    /// by up to a tenth of it either way. `random` is between 0 and 1.
+    /// A certificate that we have from `since` on, and that is good until `not_after`: due at half of
+    /// that, moved by up to a tenth of it either way. `random` is between 0 and 1.
+    ///
+    /// Not from when it says that it is good: authorities date that back, so half of a short life would be
+    /// over before it began. One that is over as we get it, by our clock, is no reason to hurry either.
     #[must_use]
-    pub fn new(not_before: SystemTime, not_after: SystemTime, random: f64) -> Self {
-        let life = not_after.duration_since(not_before).unwrap_or_default();
+    pub fn new(since: SystemTime, not_after: SystemTime, random: f64) -> Self {
+        let life = not_after.duration_since(since).unwrap_or_default();
         let fraction = 0.4 + 0.2 * random.clamp(0.0, 1.0);
-        Self { not_after, due: not_before + life.mul_f64(fraction), failures: 0 }
+        Self { not_after, due: since + life.mul_f64(fraction).max(SHORTEST_RETRY), failures: 0 }
     }
 
-    /// When the next attempt should be made.
+    /// When the first attempt should be made.
     #[must_use]
     pub fn due(&self) -> SystemTime {
         self.due
@@ -37,12 +42,20 @@ impl Rotation {
         self.not_after <= now
     }
 
-    /// An attempt failed at `now`: the next one waits, longer each time. `random` is between 0 and 1.
-    pub fn failed(&mut self, now: SystemTime, random: f64) {
-        let ceiling =
+    /// An attempt failed at `now`: how long to wait before the next one, longer each time, but never so
+    /// long that the certificate could end before some more were made. `random` is between 0 and 1.
+    ///
+    /// A wait and no time of day: by a clock that is set back meanwhile, that would lie in the far future.
+    #[must_use]
+    pub fn failed(&mut self, now: SystemTime, random: f64) -> Duration {
+        let mut ceiling =
             SHORTEST_RETRY.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_RETRY);
+        // For one that is over there is nothing to be late for.
+        if let Ok(left) = self.not_after.duration_since(now) {
+            ceiling = ceiling.min((left / ATTEMPTS_LEFT).max(SHORTEST_RETRY));
+        }
         self.failures = self.failures.saturating_add(1);
-        self.due = now + ceiling.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0));
+        ceiling.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
     }
 }
 
@@ -58,15 +71,35 @@ mod tests {
         assert_eq!(Rotation::new(start, start + day, 0.0).due(), start + day.mul_f64(0.4));
         assert_eq!(Rotation::new(start, start + day, 1.0).due(), start + day.mul_f64(0.6));
         let mut rotation = Rotation::new(start, start + day, 0.5);
-        rotation.failed(start, 1.0);
-        assert_eq!(rotation.due(), start + Duration::from_secs(1));
+        assert_eq!(rotation.failed(start, 1.0), Duration::from_secs(1));
         for _ in 0..10 {
-            rotation.failed(start, 1.0);
+            let _ = rotation.failed(start, 1.0);
         }
-        assert_eq!(rotation.due(), start + LONGEST_RETRY);
+        assert_eq!(rotation.failed(start, 1.0), LONGEST_RETRY);
         assert!(
             !rotation.expired(start + day - Duration::from_secs(1))
                 && rotation.expired(start + day)
         );
+    }
+
+    #[test]
+    fn no_wait_outlasts_the_certificate() {
+        let (start, second) = (SystemTime::UNIX_EPOCH, Duration::from_secs(1));
+        let mut rotation = Rotation::new(start, start + 60 * second, 1.0);
+        let (mut now, mut attempts) = (rotation.due(), 0);
+        while !rotation.expired(now) {
+            now += rotation.failed(now, 1.0);
+            attempts += 1;
+            assert!(now <= start + 61 * second, "the last attempt is made {now:?}");
+        }
+        assert!((8..30).contains(&attempts), "{attempts} attempts within 24 s");
+        assert_eq!(rotation.failed(now, 1.0), LONGEST_RETRY, "there is no hurry any more");
+    }
+
+    #[test]
+    fn one_that_is_over_as_it_comes_is_renewed_without_haste() {
+        let (start, second) = (SystemTime::UNIX_EPOCH, Duration::from_secs(1));
+        let now = start + 100 * second;
+        assert_eq!(Rotation::new(now, start + 50 * second, 0.0).due(), now + SHORTEST_RETRY);
     }
 }

@@ -9,6 +9,7 @@ pub mod alone;
 pub mod authority;
 pub mod backend;
 pub mod bootstrap;
+pub mod clock;
 pub mod curl;
 pub mod frames;
 pub mod handmade;

@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -152,6 +153,19 @@ impl Mesh {
     /// When a part of it does not become ready.
     #[must_use]
     pub fn start_with(family: Family, agent_arguments: &[&str]) -> Self {
+        Self::start_all(family, agent_arguments, &[])
+    }
+
+    /// Starts a mesh whose control plane gets more arguments.
+    ///
+    /// # Panics
+    /// When a part of it does not become ready.
+    #[must_use]
+    pub fn start_under(control_arguments: &[&str]) -> Self {
+        Self::start_all(Family::V4, &[], control_arguments)
+    }
+
+    fn start_all(family: Family, agent_arguments: &[&str], control_arguments: &[&str]) -> Self {
         let mut network = Network::new().expect("a test has a network namespace of its own");
         let mut host = |name: &str| network.host(name).expect("hosts can be made");
         let (control_host, client, web) = (host("control"), host("client"), host("web"));
@@ -168,6 +182,7 @@ impl Mesh {
 
         let (mesh, state) = (pki.path("mesh.yaml"), pki.path("state"));
         let arguments = ["control", "--config", text(&mesh), "--state", text(&state)];
+        let arguments = [&arguments, control_arguments].concat();
         let control = Role::start("control", Some(&control_host), &arguments);
         control.wait_until_ready();
 
@@ -223,7 +238,7 @@ impl Mesh {
     /// Asks `web`, as the client and through the agent, for what it learns from `orders`.
     #[must_use]
     pub fn ask(&self) -> Answer {
-        let web = SocketAddr::new(self.joining.family.service(WEB), 80);
+        let web = self.web_at(80);
         let identity = [
             "--insecure",
             "--cert",
@@ -238,7 +253,7 @@ impl Mesh {
     /// Asks `orders`, as the program of `web` and through its sidecar.
     #[must_use]
     pub fn ask_orders(&self) -> Answer {
-        let orders = SocketAddr::new(self.joining.family.service(ORDERS), 80);
+        let orders = self.orders_at(80);
         on(Some(&self.web.host), || Curl::to(format!("http://{orders}/orders")).run())
     }
 
@@ -273,6 +288,24 @@ impl Mesh {
             assert_eq!(from, echo, "answers come from the address that was asked");
             Some(String::from_utf8_lossy(answer.get(..bytes)?).into_owned())
         })
+    }
+
+    /// A file of the folder with the authority and all that the mesh keeps.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.joining.pki.path(name)
+    }
+
+    /// A port of the service `web`.
+    #[must_use]
+    pub fn web_at(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.joining.family.service(WEB), port)
+    }
+
+    /// A port of the service `orders`.
+    #[must_use]
+    pub fn orders_at(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.joining.family.service(ORDERS), port)
     }
 
     /// The address of the echo service over TCP; the next port is for UDP.

@@ -1,7 +1,10 @@
 //! A role of weft as a process on a host of a mesh, which can be started again.
 
+use std::process::Command;
+
 use weft::demo::hosts::Host;
 
+use crate::clock::Clock;
 use crate::curl::{Answer, Curl};
 use crate::process::{Process, weft};
 use crate::wait::eventually;
@@ -34,10 +37,21 @@ impl Role {
     /// # Panics
     /// When it does not become ready.
     pub fn restart(&mut self) {
-        self.process.kill();
-        let (name, arguments) = (&self.name, &self.arguments);
-        self.process = on(self.host.as_ref(), || Process::start(name, weft().args(arguments)));
+        self.start_again(weft());
         self.wait_until_ready();
+    }
+
+    /// Starts it as it was started before, but by another clock. Whether it becomes ready depends on that.
+    pub fn restart_by(&mut self, clock: &Clock) {
+        let mut command = weft();
+        clock.rule(&mut command);
+        self.start_again(command);
+    }
+
+    fn start_again(&mut self, mut command: Command) {
+        self.process.kill();
+        command.args(&self.arguments);
+        self.process = on(self.host.as_ref(), || Process::start(&self.name, &mut command));
     }
 
     /// A page of its admin port.

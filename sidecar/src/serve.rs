@@ -71,7 +71,8 @@ pub(crate) async fn http1(
         if end == End::Broken {
             return writer.half.reset();
         }
-        // Draining, or its peer's leave, may have begun meanwhile, and only ended what was idle then.
+        // Draining may have begun meanwhile, or the client's certificate ended, which only ends the
+        // connections that were idle then. Another request would come in vain.
         if reuse == Reuse::No || worker.is_draining() || connection.is_leaving() {
             return close(reader, writer).await;
         }

@@ -1,25 +1,31 @@
 //! The control plane's own certificate, and how it does TLS with its clients.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use weft_certs::TrustStore;
 use weft_certs::request::{self, CheckedRequest};
+use weft_certs::rotation::Rotation;
 use weft_certs::tls::{ClientAuthentication, Identity, server};
 use weft_model::SpiffeId;
 
 use crate::issue::{Registrar, wall_clock};
 use crate::resources::{Trust, control_identity};
 
+/// Our own certificate is renewed at half of its life: there is nobody who would do so at the same time.
+const NO_JITTER: f64 = 0.5;
+
 /// The configuration of TLS in force, and when the certificate in it is due for another.
 #[derive(Debug)]
 pub(crate) struct Own {
     registrar: Arc<Registrar>,
     trust_domain: String,
-    due: SystemTime,
+    rotation: Rotation,
+    /// When the next attempt may be made after one that failed.
+    retry: Option<Instant>,
     tls: watch::Sender<Arc<ServerConfig>>,
 }
 
@@ -33,9 +39,9 @@ impl Own {
         trust_domain: &str,
         trust: &Trust,
     ) -> Result<Self, String> {
-        let (config, due) = make(&registrar, trust_domain, trust)?;
+        let (config, rotation) = make(&registrar, trust_domain, trust)?;
         let tls = watch::Sender::new(config);
-        Ok(Self { registrar, trust_domain: trust_domain.to_owned(), due, tls })
+        Ok(Self { registrar, trust_domain: trust_domain.to_owned(), rotation, retry: None, tls })
     }
 
     /// What handshakes are done with.
@@ -43,19 +49,26 @@ impl Own {
         self.tls.subscribe()
     }
 
-    /// Whether half of its life is over.
+    /// Whether half of its life is over. Once all of it is, no client knows us by its roots, not even to
+    /// get a certificate of its own.
     pub(crate) fn is_due(&self) -> bool {
-        self.due <= wall_clock()
+        match self.retry {
+            Some(at) => at <= now(),
+            None => self.rotation.due() <= wall_clock(),
+        }
     }
 
     /// Another certificate, by what is trusted now. Without one the last stays.
     pub(crate) fn renew(&mut self, trust: &Trust) {
         match make(&self.registrar, &self.trust_domain, trust) {
-            Ok((config, due)) => {
-                self.due = due;
+            Ok((config, rotation)) => {
+                (self.rotation, self.retry) = (rotation, None);
                 self.tls.send_replace(config);
             }
-            Err(error) => tracing::error!(error, "our own TLS was not renewed; the last one stays"),
+            Err(error) => {
+                tracing::error!(error, "our own TLS was not renewed; the last one stays");
+                self.retry = Some(now() + self.rotation.failed(wall_clock(), NO_JITTER));
+            }
         }
     }
 }
@@ -64,7 +77,7 @@ fn make(
     registrar: &Registrar,
     trust_domain: &str,
     trust: &Trust,
-) -> Result<(Arc<ServerConfig>, SystemTime), String> {
+) -> Result<(Arc<ServerConfig>, Rotation), String> {
     let id = SpiffeId::parse(&control_identity(trust_domain)).map_err(|error| error.to_string())?;
     let pending = request::make(&id).map_err(|error| error.to_string())?;
     let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;
@@ -72,8 +85,12 @@ fn make(
     let own = Identity::load(issued.chain.concat().as_bytes(), pending.key_pem.as_bytes())
         .map_err(|error| error.to_string())?;
     let now = wall_clock();
-    let left = issued.not_after.duration_since(now).unwrap_or_default();
-    Ok((tls(&own, trust, now)?, now + left / 2))
+    Ok((tls(&own, trust, now)?, Rotation::new(now, issued.not_after, NO_JITTER)))
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Clients may come without a certificate, for their first one; what they show must be good.
