@@ -118,6 +118,7 @@ async fn next_request(
         }
     }
     if connection.is_leaving() {
+        reader.half.reset_if_ended();
         return Err(HeadError::Closed);
     }
     let reading = read_request(reader, &settings.limits, settings.desync);

@@ -10,7 +10,7 @@
 //! who is enrolled late is checked against the plan of that moment.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,6 +29,8 @@ const GONE: Duration = Duration::from_secs(600);
 /// How many withdrawals a plan tells of. A worker that missed more than that many in a row ends everything
 /// that they could concern.
 const TOLD: usize = 64;
+/// How many connections are told at once that they have ended. To close one takes some 20 us.
+const TOLD_AT_ONCE: usize = 2;
 
 /// What trust stores have withdrawn, as a plan tells it. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -179,6 +181,8 @@ pub(crate) struct Roll {
     next: Cell<u64>,
     /// How many withdrawals were applied.
     seen: Cell<u64>,
+    /// Those that have ended and do not know it yet.
+    unaware: RefCell<VecDeque<u64>>,
 }
 
 #[derive(Debug)]
@@ -253,7 +257,8 @@ impl Roll {
     }
 
     /// Ends the connections that rest on what was withdrawn since the last time, or lets them leave where
-    /// the policy gives them time. `now` is in seconds since 1970.
+    /// the policy gives them time. From then on nothing passes over them; [`Self::tell`] has them close.
+    /// `now` is in seconds since 1970.
     pub(crate) fn apply(&self, withdrawals: &Withdrawals, now: u64, metrics: &Metrics) {
         let seen = self.seen.replace(withdrawals.count);
         let ended: BTreeMap<u64, Duration> = match withdrawals.since(seen) {
@@ -277,7 +282,9 @@ impl Roll {
             member.revoked = true;
             metrics.connections_revoked.increment();
             if drain.is_zero() {
-                member.end();
+                if member.standing.state.replace(State::Ended) != State::Ended {
+                    self.unaware.borrow_mut().push_back(*id);
+                }
             } else {
                 self.let_leave(*id, member, now + drain.as_secs());
             }
@@ -288,6 +295,16 @@ impl Roll {
                 "ended connections whose peers are trusted no more"
             );
         }
+    }
+
+    /// Has some of those that have ended close, so few that nobody else waits for long; whether there are
+    /// more.
+    pub(crate) fn tell(&self) -> bool {
+        let mut unaware = self.unaware.borrow_mut();
+        let some = unaware.len().min(TOLD_AT_ONCE);
+        let members = self.members.borrow();
+        unaware.drain(..some).filter_map(|id| members.get(&id)).for_each(Member::rouse);
+        !unaware.is_empty()
     }
 
     fn resting_on(&self, withdrawal: &Withdrawal) -> Vec<u64> {
@@ -352,6 +369,11 @@ impl Member {
         if self.standing.state.replace(State::Ended) == State::Ended {
             return;
         }
+        self.rouse();
+    }
+
+    /// Has whoever serves the connection look at how it stands.
+    fn rouse(&self) {
         self.standing.news.notify_waiters();
         self.wake();
     }

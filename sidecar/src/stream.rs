@@ -202,6 +202,14 @@ impl Half {
         self.0.borrow().standing().is_some_and(|standing| standing.is_leaving())
     }
 
+    /// Lets the connection end by a reset where it has ended already by what its peer is. Without, the
+    /// peer's system would have to be awaited.
+    pub(crate) fn reset_if_ended(&self) {
+        if self.0.borrow().standing().is_some_and(|standing| standing.is_ended()) {
+            self.reset();
+        }
+    }
+
     /// Lets the connection end by a reset.
     pub(crate) fn reset(&self) {
         weft_runtime::socket::reset_on_close(self.0.borrow().tcp());

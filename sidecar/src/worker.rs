@@ -141,6 +141,15 @@ impl Worker {
     /// Ends the connections that rest on what the plan withdraws.
     fn apply_withdrawals(&self) {
         self.roll.apply(&self.plan.borrow().withdrawals, unix_seconds(), &self.metrics);
+        let roll = self.roll.clone();
+        if roll.tell() {
+            tokio::task::spawn_local(async move {
+                // In between others are served.
+                while roll.tell() {
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
     }
 
     /// Ends the connections that wait for a request.
