@@ -13,6 +13,7 @@ mod der;
 pub mod fault;
 mod form;
 mod issuer;
+mod passing;
 mod peer;
 mod proof;
 mod remembered;

@@ -21,6 +21,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use weft_model::{Group, StringMatch};
 
 use crate::TrustStore;
+use crate::passing::Passing;
 use crate::verify::Verifier;
 
 /// A certificate chain with its private key, checked to belong together.
@@ -62,6 +63,12 @@ pub enum ClientAuthentication {
     Optional(Arc<TrustStore>, Vec<StringMatch>),
     /// They must: Verify Mode.
     Required(Arc<TrustStore>, Vec<StringMatch>),
+    /// They are asked, or must, and whatever they show is passed on: they have its key, and nothing else is
+    /// proved.
+    Unchecked {
+        /// Whether they must.
+        required: bool,
+    },
 }
 
 impl Identity {
@@ -146,9 +153,16 @@ impl ProducesTickets for Keys {
 #[derive(Debug, Clone)]
 pub struct Server {
     config: Arc<ServerConfig>,
-    /// Who checks clients; none where they are not asked.
-    clients: Option<Arc<Verifier>>,
+    clients: Clients,
     tickets: Tickets,
+}
+
+/// Who looks at what clients show.
+#[derive(Debug, Clone)]
+enum Clients {
+    Unasked,
+    Checked(Arc<Verifier>),
+    Unchecked(Arc<Passing>),
 }
 
 impl Server {
@@ -163,11 +177,14 @@ impl Server {
         groups: &[Group],
         tickets: &Tickets,
     ) -> Result<Self, TlsError> {
-        let clients = clients.verifier();
-        let mut config = server_config(identity, clients.clone(), alpn, groups)?;
-        config.ticketer = tickets.0.clone();
-        // One for each connection: a client that comes back gets another.
-        config.send_tls13_tickets = 1;
+        let clients = clients.clients();
+        let mut config = server_config(identity, &clients, alpn, groups)?;
+        // A session would bring a chain back that its client no longer has.
+        if !matches!(clients, Clients::Unchecked(_)) {
+            config.ticketer = tickets.0.clone();
+            // One for each connection: a client that comes back gets another.
+            config.send_tls13_tickets = 1;
+        }
         Ok(Self { config: Arc::new(config), clients, tickets: tickets.clone() })
     }
 
@@ -180,7 +197,19 @@ impl Server {
     /// By which store clients are checked; none where they are not asked.
     #[must_use]
     pub fn trust(&self) -> Option<&TrustStore> {
-        self.clients.as_ref().map(|clients| clients.trust())
+        match &self.clients {
+            Clients::Checked(verifier) => Some(verifier.trust()),
+            Clients::Unasked | Clients::Unchecked(_) => None,
+        }
+    }
+
+    /// What the client of a finished handshake showed, leaf first, where it is passed on and not checked.
+    #[must_use]
+    pub fn unchecked<'s>(&self, session: &'s CommonState) -> Option<&'s [CertificateDer<'static>]> {
+        match &self.clients {
+            Clients::Unchecked(_) => session.peer_certificates().filter(|chain| !chain.is_empty()),
+            Clients::Unasked | Clients::Checked(_) => None,
+        }
     }
 
     /// The certificates of the client of a finished handshake, leaf first, and whether it is still good is checked where
@@ -193,8 +222,8 @@ impl Server {
         session: &'s CommonState,
         now: UnixTime,
     ) -> Result<Option<&'s [CertificateDer<'static>]>, rustls::Error> {
-        let Some(clients) = &self.clients else {
-            // What it once showed to a server that asked proves nothing here.
+        let Clients::Checked(clients) = &self.clients else {
+            // What it once showed to a server that asked proves nothing here, nor does what nobody checks.
             return Ok(None);
         };
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
@@ -295,7 +324,7 @@ pub fn server(
     clients: ClientAuthentication,
     alpn: &[String],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    Ok(Arc::new(server_config(identity, clients.verifier(), alpn, &[])?))
+    Ok(Arc::new(server_config(identity, &clients.clients(), alpn, &[])?))
 }
 
 /// A client's configuration, by which no session is resumed. The server must chain to `trust` and have one
@@ -331,19 +360,22 @@ pub fn check_client(
 }
 
 impl ClientAuthentication {
-    fn verifier(self) -> Option<Arc<Verifier>> {
+    fn clients(self) -> Clients {
         let (trust, names, mandatory) = match self {
-            Self::None => return None,
+            Self::None => return Clients::Unasked,
+            Self::Unchecked { required } => {
+                return Clients::Unchecked(Arc::new(Passing { mandatory: required }));
+            }
             Self::Optional(trust, names) => (trust, names, false),
             Self::Required(trust, names) => (trust, names, true),
         };
-        Some(Arc::new(Verifier::new(trust, names, mandatory)))
+        Clients::Checked(Arc::new(Verifier::new(trust, names, mandatory)))
     }
 }
 
 fn server_config(
     identity: &Identity,
-    clients: Option<Arc<Verifier>>,
+    clients: &Clients,
     alpn: &[String],
     groups: &[Group],
 ) -> Result<ServerConfig, TlsError> {
@@ -351,8 +383,9 @@ fn server_config(
         .with_protocol_versions(VERSIONS)
         .map_err(|error| TlsError::Refused(error.to_string()))?;
     let builder = match clients {
-        None => builder.with_no_client_auth(),
-        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        Clients::Unasked => builder.with_no_client_auth(),
+        Clients::Checked(verifier) => builder.with_client_cert_verifier(verifier.clone()),
+        Clients::Unchecked(passing) => builder.with_client_cert_verifier(passing.clone()),
     };
     let mut config = builder
         .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.0.clone())));

@@ -36,7 +36,7 @@ pub(crate) struct Verifier {
 }
 
 /// How many certificates beside its own a peer may show, whether or not they are on its path.
-const SHOWN_LIMIT: usize = 16;
+pub(crate) const SHOWN_LIMIT: usize = 16;
 
 impl Verifier {
     pub(crate) fn new(trust: Arc<TrustStore>, names: Vec<StringMatch>, mandatory: bool) -> Self {

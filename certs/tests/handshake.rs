@@ -175,7 +175,19 @@ fn who_shows_no_certificate_is_refused_where_it_is_required_and_served_where_it_
     let unasked = meet(Some(&world.good), ClientAuthentication::None).unwrap();
     assert!(unasked.peer_certificates().is_none());
 
+    let unchecked = |required| ClientAuthentication::Unchecked { required };
+    assert!(meet(None, unchecked(false)).is_ok());
+    meet(None, unchecked(true))
+        .unwrap_err()
+        .is(PeerFault::Unmapped, AlertDescription::CertificateRequired);
+
     let foreign = pki::leaf(&leaf_params(WEB, 1), &pki::root("foreign"), &[]);
+    assert!(meet(Some(&foreign), unchecked(true)).is_ok());
+    let long = "x".repeat(40_000);
+    let large = pki::leaf(&leaf_params(&format!("{WEB}{long}"), 1), &pki::root("foreign"), &[]);
+    meet(Some(&large), unchecked(true))
+        .unwrap_err()
+        .is(PeerFault::MaxSizeExceeded, AlertDescription::BadCertificate);
     meet(Some(&foreign), optional())
         .unwrap_err()
         .is(PeerFault::Untrusted, AlertDescription::CertificateUnknown);

@@ -111,6 +111,74 @@ fn a_service_is_told_the_whole_certificate_where_that_is_wanted() {
 }
 
 #[test]
+fn a_certificate_that_nobody_checks_is_told_whole_and_is_nobodys_identity() {
+    let hands = OtherHands::create();
+    let server = hands.identity("good");
+    let start = |required: bool, filters: Value| {
+        let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
+        let mut tls = verify_mode(&server, &hands.root(), &hands.revocations());
+        let context = &mut tls["typed_config"];
+        context["require_client_certificate"] = json!(required);
+        context["common_tls_context"]["validation_context"] =
+            json!({"trust_chain_verification": "ACCEPT_UNTRUSTED"});
+        wanted.tls = Some(tls);
+        wanted = wanted.with("forward_client_cert_details", json!("SANITIZE_SET"));
+        if let Value::Array(filters) = filters {
+            let router = wanted.http["http_filters"][0].clone();
+            let all = filters.into_iter().chain([router]).collect::<Vec<_>>();
+            wanted.http["http_filters"] = json!(all);
+        }
+        wanted.start()
+    };
+    let alone = start(true, Value::Null);
+    for client in
+        [hands.identity("good"), hands.identity("revoked"), MeshPki::create().issue("web")]
+    {
+        let (status, head) = ask(&alone, Some(&client));
+        assert_eq!(status, 200);
+        let named = |line: &&str| line.contains("cert") || line.contains("x-weft");
+        let told: Vec<&str> = head.lines().filter(named).collect();
+        let [told] = told[..] else { panic!("{told:?}") };
+        let told = told.strip_prefix("x-amzn-mtls-clientcert: ").unwrap();
+        let told = told.replace("%20", " ").replace("%0A", "\n");
+        let shown = std::fs::read_to_string(&client.certificate).unwrap().replace('\r', "");
+        assert_eq!(told, shown);
+    }
+    assert_eq!(ask(&alone, None).0, 0, "it is required");
+    let optional = start(false, Value::Null);
+    let forged = ["--insecure", "-H", "X-Amzn-Mtls-Clientcert: forged"];
+    let answer = Curl::to(format!("https://127.0.0.1:{}/", optional.port)).with(&forged).run();
+    assert_eq!(
+        (answer.status, answer.text().contains("forged")),
+        (200, false),
+        "{}",
+        answer.text()
+    );
+
+    // Who is let in by a name, any name, has to prove it.
+    let anybody = json!({"policies": {"anybody": {
+        "permissions": [{"any": true}], "principals": [{"authenticated": {}}]}}});
+    let kind = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+    let rbac = json!({"name": "rbac", "typed_config": {"@type": kind, "rules": anybody}});
+    let guarded = start(true, json!([rbac]));
+    assert_eq!(ask(&guarded, Some(&server)).0, 403);
+
+    // And nothing of a connection outlives it.
+    let signer = Signer::create();
+    let holder = signer.sign("web", Duration::from_secs(3600));
+    let config = caller_of(
+        std::str::from_utf8(&std::fs::read(hands.root()).unwrap()).unwrap(),
+        &holder,
+        "good",
+        "http/1.1",
+    );
+    for _ in 0..2 {
+        let mut caller = TlsCaller::connect(alone.port, &config);
+        assert_eq!((caller.ask("/"), caller.is_resumed()), (Some(200), false));
+    }
+}
+
+#[test]
 fn a_client_is_told_by_an_alert_why_it_is_not_let_in() {
     const DAY: Duration = Duration::from_secs(24 * 3600);
     let (signer, stranger) = (Signer::create(), Signer::create());

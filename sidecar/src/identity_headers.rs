@@ -17,6 +17,7 @@ const ISSUER: HeaderName = HeaderName::from_static("x-amzn-mtls-clientcert-issue
 const SUBJECT: HeaderName = HeaderName::from_static("x-amzn-mtls-clientcert-subject");
 const VALIDITY: HeaderName = HeaderName::from_static("x-amzn-mtls-clientcert-validity");
 const LEAF: HeaderName = HeaderName::from_static("x-amzn-mtls-clientcert-leaf");
+const CHAIN: HeaderName = HeaderName::from_static("x-amzn-mtls-clientcert");
 
 /// The values for one connection, written once and shared by its requests.
 #[derive(Debug, Clone)]
@@ -45,6 +46,12 @@ impl ProvedFields {
             add(LEAF, encoded_pem(certificate));
         }
         Self(fields)
+    }
+
+    /// The chain of a client of which nothing but its key is proved, its own certificate first.
+    pub(crate) fn passed(chain: &[CertificateDer<'_>]) -> Self {
+        let chain: String = chain.iter().map(encoded_pem).collect();
+        Self(HeaderValue::from_str(&chain).map(|value| (CHAIN, value)).into_iter().collect())
     }
 }
 

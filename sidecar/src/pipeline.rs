@@ -111,7 +111,7 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
     let chain = serving.chain(destination, kind)?.clone();
     let about =
         handshake::About { client, port: destination.port(), is_logged: chain.service.is_logged() };
-    let Secure { stream, alpn, peer, trace } =
+    let Secure { stream, alpn, peer, passed, trace } =
         handshake::secure(&chain.tls, stream, about, worker).await?;
     let caller = Caller { peer: peer.as_ref(), client, destination };
     if !caller.is_let_in(&chain.rules) {
@@ -131,8 +131,11 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
         }
         Service::Http(http) => {
             let whole = http.http.client_certificate == ClientCertificateDetails::Whole;
-            let certificate = stream.certificate().filter(|_| whole);
-            let proved = peer.as_ref().map(|peer| ProvedFields::new(peer, certificate));
+            let certificate = stream.certificates().first().filter(|_| whole);
+            let proved = match &peer {
+                Some(peer) => Some(ProvedFields::new(peer, certificate)),
+                None => passed.then(|| ProvedFields::passed(stream.certificates())),
+            };
             let listener = serving.listener.name.clone();
             let idle = Rc::new(Cell::new(false));
             let is_tls = !matches!(stream, Stream::Plain(_));

@@ -86,11 +86,11 @@ impl Stream {
         }
     }
 
-    /// The certificate that the peer showed.
-    pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
+    /// The certificates that the peer showed, its own first.
+    pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
         match self {
-            Self::Plain(_) => None,
-            Self::Tls(secured) => secured.tls.session().peer_certificates()?.first(),
+            Self::Plain(_) => &[],
+            Self::Tls(secured) => secured.tls.session().peer_certificates().unwrap_or_default(),
         }
     }
 

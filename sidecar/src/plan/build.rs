@@ -8,9 +8,10 @@ use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::{
-    Action, Cluster, DataSource, DownstreamTls, Filter, FilterChain, HttpFilter, HttpService,
-    JwtPolicy, JwtProvider, KeySource, Listener, Name, RbacFilter, Route, RouteIndex, RouteMatch,
-    RouteSource, RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
+    Action, ClientCertificates, Cluster, DataSource, DownstreamTls, Filter, FilterChain,
+    HttpFilter, HttpService, JwtPolicy, JwtProvider, KeySource, Listener, Name, RbacFilter, Route,
+    RouteIndex, RouteMatch, RouteSource, RouteTable, Secret, SecretSource, Snapshot, TlsIdentity,
+    UpstreamTls, VirtualHost,
 };
 
 use super::files::{Files, Stamp};
@@ -277,15 +278,18 @@ impl Work<'_> {
         let (listener, chain) = &place;
         let here = format!("listener {listener} chain {chain}");
         // First, so that it is kept up to date whatever is wrong with the rest.
-        let clients = match &tls.validation {
-            None => ClientAuthentication::None,
-            Some(source) => {
-                let trust = self.trust(source, &here)?;
-                if tls.require_client_certificate {
-                    ClientAuthentication::Required(trust, tls.names.clone())
+        let clients = match &tls.clients {
+            ClientCertificates::Unasked => ClientAuthentication::None,
+            ClientCertificates::Checked { validation, names, required } => {
+                let trust = self.trust(validation, &here)?;
+                if *required {
+                    ClientAuthentication::Required(trust, names.clone())
                 } else {
-                    ClientAuthentication::Optional(trust, tls.names.clone())
+                    ClientAuthentication::Optional(trust, names.clone())
                 }
+            }
+            ClientCertificates::Passed { required } => {
+                ClientAuthentication::Unchecked { required: *required }
             }
         };
         let identity = self.identity(&tls.identity, &here)?;

@@ -19,6 +19,8 @@ pub(crate) struct Accepted {
     pub(crate) alpn: Alpn,
     /// Who the client proved to be; none when it was not asked or declined.
     pub(crate) peer: Option<VerifiedPeer>,
+    /// Whether what it showed is for the service to judge.
+    pub(crate) passed: bool,
     /// Whether it went on with a session of an earlier connection.
     pub(crate) resumed: bool,
 }
@@ -39,6 +41,7 @@ pub(crate) async fn accept(
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
     let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
     let chain = server.client(session, UnixTime::now()).map_err(invalid)?;
+    let passed = server.unchecked(session).is_some();
     let (peer, enrolled) = match (chain, server.trust()) {
         (Some(chain), Some(trust)) => {
             let proved =
@@ -48,5 +51,11 @@ pub(crate) async fn accept(
         }
         _ => (None, None),
     };
-    Ok(Accepted { stream: Stream::Tls(Secured::new(stream, enrolled)), alpn, peer, resumed })
+    Ok(Accepted {
+        stream: Stream::Tls(Secured::new(stream, enrolled)),
+        alpn,
+        peer,
+        passed,
+        resumed,
+    })
 }

@@ -19,6 +19,8 @@ pub(crate) struct Secure {
     pub(crate) stream: Stream,
     pub(crate) alpn: Alpn,
     pub(crate) peer: Option<VerifiedPeer>,
+    /// Whether the client showed a certificate that is for the service to judge.
+    pub(crate) passed: bool,
     /// How lines name the connection.
     pub(crate) trace: Option<Trace>,
 }
@@ -43,7 +45,13 @@ pub(crate) async fn secure(
     let server = match tls {
         Tls::None => {
             let stream = Stream::Plain(stream);
-            return Some(Secure { stream, alpn: Alpn::None, peer: None, trace: None });
+            return Some(Secure {
+                stream,
+                alpn: Alpn::None,
+                peer: None,
+                passed: false,
+                trace: None,
+            });
         }
         Tls::Terminate(server) => server.clone(),
         Tls::Broken => return None,
@@ -60,8 +68,8 @@ pub(crate) async fn secure(
                 worker.metrics.handshakes_resumed.increment();
             }
             let trace = about.is_logged.then(|| tell_success(&accepted, about, took, worker));
-            let acceptor::Accepted { stream, alpn, peer, .. } = accepted;
-            Some(Secure { stream, alpn, peer, trace })
+            let acceptor::Accepted { stream, alpn, peer, passed, .. } = accepted;
+            Some(Secure { stream, alpn, peer, passed, trace })
         }
         Ok(Err(error)) => {
             tracing::debug!(client = %about.client, %error, "a handshake was refused");
@@ -98,7 +106,7 @@ fn tell_success(
         ..record(about, took)
     };
     let trace = record.conn_trace_id;
-    worker.access.line(&record.with_certificate(accepted.stream.certificate()));
+    worker.access.line(&record.with_certificate(accepted.stream.certificates().first()));
     trace
 }
 

@@ -308,7 +308,8 @@ pub enum ClientCertificateDetails {
     /// Nothing (`SANITIZE`).
     Nothing,
     /// `x-forwarded-client-cert`, `x-weft-peer` and `x-amzn-mtls-clientcert-serial-number`, set from the
-    /// proof (`SANITIZE_SET`).
+    /// proof (`SANITIZE_SET`). Where nothing is proved but the key, `x-amzn-mtls-clientcert`: all that the
+    /// client showed, and none of those.
     FromProof,
     /// The same, and all other `x-amzn-mtls-clientcert-*` fields: issuer, subject, validity and the
     /// certificate itself (ours: `client_certificate: whole`).

@@ -152,16 +152,46 @@ pub enum SecretSource {
 pub struct DownstreamTls {
     /// Our certificate.
     pub identity: SecretSource,
-    /// What the client's certificate is checked against.
-    pub validation: Option<SecretSource>,
-    /// Names asked for here, beside those of the validation (`combined_validation_context`).
-    pub names: Vec<StringMatch>,
-    /// Whether a client without a certificate is refused: Verify Mode.
-    pub require_client_certificate: bool,
+    /// What clients show of themselves.
+    pub clients: ClientCertificates,
     /// The protocols offered, most wanted first.
     pub alpn: Vec<String>,
     /// How keys are agreed on (`ecdh_curves`), most wanted first; empty: as we prefer.
     pub groups: Vec<Group>,
+}
+
+/// What a server makes of its clients' certificates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// It asks for none.
+    Unasked,
+    /// It lets in whose certificate is good: Verify Mode where everybody needs one.
+    Checked {
+        /// What a certificate is checked against.
+        validation: SecretSource,
+        /// Names asked for here, beside those of the validation (`combined_validation_context`).
+        names: Vec<StringMatch>,
+        /// Whether a client without a certificate is refused (`require_client_certificate`).
+        required: bool,
+    },
+    /// It tells the service whatever is shown, and lets it judge (`trust_chain_verification:
+    /// ACCEPT_UNTRUSTED` without `trusted_ca`). The client has the certificate's key; nothing else is proved,
+    /// and it is nobody's identity.
+    Passed {
+        /// Whether a client without a certificate is refused.
+        required: bool,
+    },
+}
+
+impl ClientCertificates {
+    /// What certificates are checked against; none where they are not.
+    #[must_use]
+    pub fn validation(&self) -> Option<&SecretSource> {
+        match self {
+            Self::Checked { validation, .. } => Some(validation),
+            Self::Unasked | Self::Passed { .. } => None,
+        }
+    }
 }
 
 /// How TLS to an endpoint is done (`UpstreamTlsContext`).

@@ -110,7 +110,7 @@ impl Snapshot {
     fn missing_of_chain(&self, chain: &FilterChain, missing: &mut Vec<Missing>) {
         if let Some(tls) = &chain.tls {
             self.expect_secret(&tls.identity, missing);
-            if let Some(validation) = &tls.validation {
+            if let Some(validation) = tls.clients.validation() {
                 self.expect_secret(validation, missing);
             }
         }

@@ -423,7 +423,7 @@ fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
                 if let Some(tls) = &chain.tls {
                     [&tls.identity]
                         .into_iter()
-                        .chain(&tls.validation)
+                        .chain(tls.clients.validation())
                         .for_each(|source| secret(source, tell));
                 }
                 if let Filter::Http(http) = &chain.filter

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    DownstreamTls, Group, Name, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy,
-    Secret, SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
+    ClientCertificates, DownstreamTls, Group, Name, OnExpired, RevocationDepth, RevocationMode,
+    RevocationPolicy, Secret, SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
 };
 
 use super::{Reader, Refused, values};
@@ -168,7 +168,7 @@ fn names(context: &mut Reader<'_>) -> Result<Vec<StringMatch>, Refused> {
 
 /// Reads how TLS with a client is done.
 pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refused> {
-    let require_client_certificate = context.flag("require_client_certificate").unwrap_or(false);
+    let required = context.flag("require_client_certificate").unwrap_or(false);
     context.harmless(&[
         "disable_stateful_session_resumption",
         "disable_stateless_session_resumption",
@@ -179,20 +179,20 @@ pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refus
     let Some(identity) = common.identity.take() else {
         return Err(context.refuse("common_tls_context", "a server needs a certificate"));
     };
-    if require_client_certificate && common.validation.is_none() {
-        return Err(context.refuse(
-            "require_client_certificate",
-            "it needs a validation context with trusted_ca to check the certificate against",
-        ));
-    }
-    Ok(DownstreamTls {
-        identity,
-        validation: common.validation,
-        names: common.names,
-        require_client_certificate,
-        alpn: common.alpn,
-        groups: common.groups,
-    })
+    let clients = match (common.validation, common.accepts_untrusted) {
+        (Some(validation), _) => {
+            ClientCertificates::Checked { validation, names: common.names, required }
+        }
+        (None, true) => ClientCertificates::Passed { required },
+        (None, false) if required => {
+            return Err(context.refuse(
+                "require_client_certificate",
+                "it needs a validation context with trusted_ca to check the certificate against",
+            ));
+        }
+        (None, false) => ClientCertificates::Unasked,
+    };
+    Ok(DownstreamTls { identity, clients, alpn: common.alpn, groups: common.groups })
 }
 
 /// Reads how TLS to an endpoint is done.
@@ -201,6 +201,7 @@ pub(super) fn upstream(mut context: Reader<'_>) -> Result<UpstreamTls, Refused> 
     let sni = Some(context.text("sni")).filter(|sni| !sni.is_empty());
     let common = common(context.required_child("common_tls_context")?)?;
     let Some(validation) = common.validation else {
+        // Neither none nor one that takes anybody.
         return Err(context.refuse(
             "common_tls_context.validation_context",
             "it is missing; without roots the endpoint could be anybody",
@@ -219,6 +220,8 @@ pub(super) fn upstream(mut context: Reader<'_>) -> Result<UpstreamTls, Refused> 
 struct Common {
     identity: Option<SecretSource>,
     validation: Option<SecretSource>,
+    /// Whether any certificate is taken, unchecked.
+    accepts_untrusted: bool,
     names: Vec<StringMatch>,
     alpn: Vec<String>,
     groups: Vec<Group>,
@@ -246,8 +249,13 @@ fn common(mut context: Reader<'_>) -> Result<Common, Refused> {
         );
     }
     let mut names_here = Vec::new();
-    let validation = if let Some(inline) = context.child("validation_context") {
-        Some(SecretSource::Inline(Arc::new(Secret::Validation(validation(inline)?))))
+    let mut accepts_untrusted = false;
+    let validation = if let Some(mut inline) = context.child("validation_context") {
+        accepts_untrusted = takes_any(&mut inline)?;
+        (!accepts_untrusted)
+            .then(|| validation(inline))
+            .transpose()?
+            .map(|inline| SecretSource::Inline(Arc::new(Secret::Validation(inline))))
     } else if let Some(sds) = context.child("validation_context_sds_secret_config") {
         Some(named(sds)?)
     } else if let Some(mut combined) = context.child("combined_validation_context") {
@@ -258,7 +266,29 @@ fn common(mut context: Reader<'_>) -> Result<Common, Refused> {
     } else {
         None
     };
-    Ok(Common { identity: identities.pop(), validation, names: names_here, alpn, groups })
+    let identity = identities.pop();
+    Ok(Common { identity, validation, accepts_untrusted, names: names_here, alpn, groups })
+}
+
+/// Whether a context asks for no check at all. One that asks for some, and to let in whoever fails it, is
+/// refused: what would be checked for?
+fn takes_any(context: &mut Reader<'_>) -> Result<bool, Refused> {
+    const FIELD: &str = "trust_chain_verification";
+    match context.choice(FIELD).as_str() {
+        "VERIFY_TRUST_CHAIN" => Ok(false),
+        "ACCEPT_UNTRUSTED" => {
+            let asks = ["trusted_ca", "crl"].into_iter().find(|name| context.child(name).is_some());
+            let asks = asks.or_else(|| (!names(context).ok()?.is_empty()).then_some("names"));
+            asks.map_or(Ok(true), |asked| {
+                let reason = format!(
+                    "ACCEPT_UNTRUSTED would let in who fails the check by {asked}; leave out {asked} to \
+                     pass every certificate on unchecked, or this field to have them checked"
+                );
+                Err(context.refuse(FIELD, reason))
+            })
+        }
+        other => Err(context.refuse(FIELD, format!("{other} is not known"))),
+    }
 }
 
 /// TLS 1.3 with the provider's own suites is what we speak. A lower minimum is kept by
@@ -347,10 +377,20 @@ pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
 
 /// The JSON form of a server-side socket.
 pub(super) fn downstream_json(tls: &DownstreamTls) -> Value {
-    let mut context = common_json(Some(&tls.identity), tls.validation.as_ref(), &tls.names);
+    let (validation, names, required) = match &tls.clients {
+        ClientCertificates::Unasked => (None, &[][..], false),
+        ClientCertificates::Checked { validation, names, required } => {
+            (Some(validation), &names[..], *required)
+        }
+        ClientCertificates::Passed { required } => (None, &[][..], *required),
+    };
+    let mut context = common_json(Some(&tls.identity), validation, names);
+    if matches!(tls.clients, ClientCertificates::Passed { .. }) {
+        context["validation_context"] = json!({"trust_chain_verification": "ACCEPT_UNTRUSTED"});
+    }
     context["alpn_protocols"] = json!(tls.alpn);
     tell_groups(&mut context, &tls.groups);
-    let fields = json!({"require_client_certificate": tls.require_client_certificate, "common_tls_context": context});
+    let fields = json!({"require_client_certificate": required, "common_tls_context": context});
     json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.DownstreamTlsContext"), fields)})
 }
 

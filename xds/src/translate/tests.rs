@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use weft_model::{
-    DesyncMode, EscapedSlashes, Forwarded, ForwardedFor, HostPort, HttpLimits, HttpService,
-    HttpTimeouts, JwtRequirement, OnExpired, PathRules, RevocationDepth, RevocationMode,
-    RevocationPolicy, RouteSource, StreamIdle, Underscores, Upgrades,
+    ClientCertificates, DesyncMode, EscapedSlashes, Forwarded, ForwardedFor, HostPort, HttpLimits,
+    HttpService, HttpTimeouts, JwtRequirement, OnExpired, PathRules, RevocationDepth,
+    RevocationMode, RevocationPolicy, RouteSource, StreamIdle, Underscores, Upgrades,
 };
 
 use super::*;
@@ -87,7 +87,8 @@ fn a_listener_comes_back_as_it_went_out() {
     };
     assert!(listener.use_original_destination && listener.bind);
     let chain = &listener.chains[0];
-    assert!(chain.tls.as_ref().expect("TLS").require_client_certificate);
+    let clients = &chain.tls.as_ref().expect("TLS").clients;
+    assert!(matches!(clients, ClientCertificates::Checked { required: true, .. }), "{clients:?}");
     let weft_model::Filter::Http(http) = &chain.filter else { panic!("HTTP") };
     assert_eq!(http.filters.len(), 2);
     assert!(http.upgrades.websocket);
@@ -413,6 +414,38 @@ fn what_revocation_lists_decide_comes_back_as_it_went_out() {
     check(&ours("{moed: soft}"), &value("moed"), "\"moed\" is not known; mode, on_expired");
     let other = secret("  custom_validator_config: {name: envoy.tls.cert_validator.spiffe}");
     check(&other, ".name", "weft.revocation is");
+}
+
+#[test]
+fn certificates_that_nobody_checks_are_asked_for_by_name() {
+    let listener = |context: &str| {
+        let own = "common_tls_context:\n        ";
+        let from = LISTENER.find(own).expect("a context") + own.len();
+        let to = from + LISTENER[from..].find("filters:").expect("filters");
+        let identity =
+            "tls_certificates: [{certificate_chain: {filename: c}, private_key: {filename: k}}]";
+        let tail = "\n  ";
+        [&LISTENER[..from], identity, "\n        ", context, tail, &LISTENER[to..]].concat()
+    };
+    let any = "validation_context: {trust_chain_verification: ACCEPT_UNTRUSTED}";
+    let Resource::Listener(read) = round_trip(Kind::Listener, &listener(any)) else {
+        panic!("a listener")
+    };
+    let clients = &read.chains[0].tls.as_ref().expect("TLS").clients;
+    assert_eq!(*clients, ClientCertificates::Passed { required: true });
+    let field = "filter_chains[0].transport_socket.typed_config.common_tls_context.\
+                 validation_context.trust_chain_verification";
+    let check = |more: &str, asked: &str| {
+        let context =
+            format!("validation_context: {{trust_chain_verification: ACCEPT_UNTRUSTED, {more}}}");
+        refused(Kind::Listener, &listener(&context), field, asked);
+    };
+    check("trusted_ca: {filename: r}", "fails the check by trusted_ca");
+    check("crl: {filename: r}", "fails the check by crl");
+    let names = "match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: a}}]";
+    check(names, "fails the check by names");
+    let served = "{name: s, validation_context: {trust_chain_verification: ACCEPT_UNTRUSTED}}";
+    refused(Kind::Secret, served, "validation_context.trusted_ca", "missing");
 }
 
 #[test]

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Action, Balance, ChainMatch, ClientCertificateDetails, Cluster, DEFAULT_ROUTE_TIMEOUT,
-    Discovery, DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, FlowKey, HeaderCheck,
-    HeaderMatch, Health, HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider,
-    JwtRequirement, JwtRule, KeySource, Listener, Name, PathMatch, Permission, Principal, Rbac,
-    RbacAction, RbacFilter, RbacPolicy, Route as ModelRoute, RouteMatch, RouteSource, RouteTable,
-    SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy, Transport, Upgrades,
-    UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
+    Action, Balance, ChainMatch, ClientCertificateDetails, ClientCertificates, Cluster,
+    DEFAULT_ROUTE_TIMEOUT, Discovery, DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain,
+    FlowKey, HeaderCheck, HeaderMatch, Health, HttpFilter, HttpService, HttpTimeouts, JwtPolicy,
+    JwtProvider, JwtRequirement, JwtRule, KeySource, Listener, Name, PathMatch, Permission,
+    Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, Route as ModelRoute, RouteMatch,
+    RouteSource, RouteTable, SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy,
+    Transport, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
@@ -86,9 +86,11 @@ fn verify_mode(mesh: &Mesh, port: &Port) -> DownstreamTls {
     let alpn: &[&str] = if port.protocol == Protocol::Tcp { &[] } else { &["h2", "http/1.1"] };
     DownstreamTls {
         identity: SecretSource::Named(WORKLOAD_IDENTITY.into()),
-        validation: Some(SecretSource::Named(TRUST.into())),
-        names: vec![StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain))],
-        require_client_certificate: true,
+        clients: ClientCertificates::Checked {
+            validation: SecretSource::Named(TRUST.into()),
+            names: vec![StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain))],
+            required: true,
+        },
         alpn: alpn.iter().map(|name| (*name).to_owned()).collect(),
         groups: mesh.groups.clone(),
     }

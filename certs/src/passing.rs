@@ -1,0 +1,75 @@
+//! Takes whatever certificate a client shows, for a service that judges by itself: the client has its key, and
+//! nothing else is proved.
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use crate::fault::{self, PeerFault};
+use crate::verify::{ALGORITHMS, SHOWN_LIMIT};
+
+/// The most bytes of a chain: a service is told all of it in one field, half as large again.
+const BYTES_LIMIT: usize = 32 * 1024;
+
+/// Checks only that a chain can be passed on.
+#[derive(Debug)]
+pub(crate) struct Passing {
+    pub(crate) mandatory: bool,
+}
+
+impl ClientCertVerifier for Passing {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let refuse = |fault: PeerFault, detail| {
+            fault::note(end_entity);
+            Err(fault.refuse(detail))
+        };
+        let bytes = std::iter::once(end_entity).chain(intermediates).map(|one| one.len());
+        if bytes.sum::<usize>() > BYTES_LIMIT {
+            return refuse(PeerFault::MaxSizeExceeded, "its chain is too large to be passed on");
+        }
+        if intermediates.len() > SHOWN_LIMIT {
+            return refuse(PeerFault::MaxChainDepthExceeded, "it shows a chain that is too long");
+        }
+        match webpki::EndEntityCert::try_from(end_entity) {
+            Ok(_) => Ok(ClientCertVerified::assertion()),
+            Err(_) => refuse(PeerFault::Invalid, "its certificate cannot be read"),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signed, &ALGORITHMS)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &ALGORITHMS)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ALGORITHMS.supported_schemes()
+    }
+}
