@@ -140,6 +140,11 @@ fn cluster_tls(resources: &Snapshot, tls: &UpstreamTls) -> Result<Arc<ClientConf
     let Secret::Validation(validation) = secret(&tls.validation)?.as_ref() else {
         return Err("the xDS cluster's validation is a certificate".into());
     };
+    if !validation.points.is_empty() {
+        return Err(
+            "distribution_points cannot serve the xDS cluster itself; give it lists by crl".into(),
+        );
+    }
     let now =
         UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default());
     let revocations = validation.revocations.as_ref().map(read).transpose()?;

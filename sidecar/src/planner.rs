@@ -1,26 +1,33 @@
 //! The control work of a sidecar: from every snapshot a plan, and another when a file of it changes; from
-//! every issuer its keys.
+//! every issuer its keys, from every distribution point its list.
 //!
-//! Keys are fetched beside it: an issuer that is slow holds up neither a change of configuration nor
+//! Those are fetched beside it: an issuer that is slow holds up neither a change of configuration nor
 //! the keys of another.
 
 use std::collections::HashSet;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use weft_model::Snapshot;
+use weft_model::{DistributionPoint, Snapshot};
 use weft_runtime::memory;
 use weft_runtime::socket::Mark;
 
-use crate::authenticate::fetch::{Wanted, fetch};
-use crate::authenticate::key_store::KeyStore;
-use crate::plan::{Builder, Plan};
+use crate::authenticate::fetch::{WantedKeys, fetch_keys};
+use crate::authenticate::key_store::{FetchError, FetchedSet, KeyStore};
+use crate::fetch::{self, Answer, Failure, Wanted};
+use crate::list_store::ListStore;
+use crate::plan::{Builder, Plan, WantedList};
 
 /// How often due key sets, and files that have changed, are looked for.
 const TICK: Duration = Duration::from_millis(250);
+
+/// How long one endpoint may take for a list.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Publishes a plan for every snapshot, and again when keys were fetched or a file changed, until the sender of
 /// snapshots is gone. `problems` gets what could not be built.
@@ -31,31 +38,28 @@ pub async fn run(
     mark: Option<Mark>,
 ) {
     let mut builder = Builder::new();
-    let mut keys = KeyStore::new();
-    let mut wanted: Vec<Wanted> = Vec::new();
-    let mut under_way: HashSet<String> = HashSet::new();
+    let mut fetched = Fetched::default();
+    let mut wanted = Vec::new();
+    let mut under_way: HashSet<Place> = HashSet::new();
     let mut fetches = JoinSet::new();
     let mut stale = true;
     loop {
         if stale {
             let snapshot = snapshots.borrow_and_update().clone();
-            let built = builder.build(&snapshot, &keys, unix_time());
+            let built = builder.build(&snapshot, (&fetched.keys, &fetched.lists), unix_time());
             for problem in &built.problems {
                 tracing::warn!(problem, "a part of the configuration is not served");
             }
             problems.send_replace(built.problems);
-            wanted = built.key_sets;
+            fetched.lists.keep(|point| built.lists.iter().any(|list| list.point == *point));
+            let keys = built.key_sets.into_iter().map(Due::Keys);
+            wanted = keys.chain(built.lists.into_iter().map(Due::List)).collect();
             plans.send_replace(Arc::new(built.plan));
             memory::give_back();
         }
-        for due in wanted.iter().filter(|wanted| keys.is_due(&wanted.uri, now())) {
-            if under_way.insert(due.uri.clone()) {
-                keys.began(&due.uri);
-                let due = due.clone();
-                fetches.spawn(async move {
-                    let outcome = fetch(&due, mark).await;
-                    (due, outcome)
-                });
+        for due in wanted.iter().filter(|due| fetched.is_due(due, now())) {
+            if under_way.insert(due.place()) {
+                fetches.spawn(fetched.begin(due.clone(), mark));
             }
         }
         stale = tokio::select! {
@@ -63,12 +67,106 @@ pub async fn run(
                 Ok(()) => true,
                 Err(_) => return,
             },
-            Some(Ok((fetched, outcome))) = fetches.join_next() => {
-                under_way.remove(&fetched.uri);
-                keys.fetched(&fetched.uri, outcome, fetched.cache, now())
+            Some(Ok(outcome)) = fetches.join_next() => {
+                under_way.remove(&outcome.place());
+                fetched.take(outcome, now())
             }
             () = tokio::time::sleep(TICK) => builder.is_outdated(unix_time()),
         };
+    }
+}
+
+/// What was fetched.
+#[derive(Default)]
+struct Fetched {
+    keys: KeyStore,
+    lists: ListStore,
+}
+
+/// What may be due.
+#[derive(Clone)]
+enum Due {
+    Keys(WantedKeys),
+    List(WantedList),
+}
+
+/// What came of it.
+enum Outcome {
+    Keys(WantedKeys, Result<FetchedSet, FetchError>),
+    List(WantedList, Result<Answer, Failure>),
+}
+
+/// Where something is fetched: not twice at once.
+#[derive(PartialEq, Eq, Hash)]
+enum Place {
+    Keys(String),
+    List(DistributionPoint),
+}
+
+impl Due {
+    fn place(&self) -> Place {
+        match self {
+            Self::Keys(wanted) => Place::Keys(wanted.uri.clone()),
+            Self::List(wanted) => Place::List(wanted.point.clone()),
+        }
+    }
+}
+
+impl Outcome {
+    fn place(&self) -> Place {
+        match self {
+            Self::Keys(wanted, _) => Place::Keys(wanted.uri.clone()),
+            Self::List(wanted, _) => Place::List(wanted.point.clone()),
+        }
+    }
+}
+
+impl Fetched {
+    fn is_due(&self, due: &Due, now: Instant) -> bool {
+        match due {
+            Due::Keys(wanted) => self.keys.is_due(&wanted.uri, now),
+            Due::List(wanted) => self.lists.is_due(&wanted.point, now),
+        }
+    }
+
+    fn begin(
+        &self,
+        due: Due,
+        mark: Option<Mark>,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'static>> {
+        match due {
+            Due::Keys(wanted) => {
+                self.keys.began(&wanted.uri);
+                Box::pin(async move {
+                    let outcome = fetch_keys(&wanted, mark).await;
+                    Outcome::Keys(wanted, outcome)
+                })
+            }
+            Due::List(wanted) => {
+                let asked = Wanted {
+                    uri: wanted.point.uri.clone(),
+                    target: wanted.target.clone(),
+                    timeout: LIST_TIMEOUT,
+                    accept: "application/pkix-crl, */*;q=0.1",
+                    limit: wanted.limit,
+                    held: self.lists.validators(&wanted.point),
+                };
+                Box::pin(async move {
+                    let outcome = fetch::fetch(&asked, mark).await;
+                    Outcome::List(wanted, outcome)
+                })
+            }
+        }
+    }
+
+    /// Takes what came; whether the plan would be another.
+    fn take(&mut self, outcome: Outcome, now: Instant) -> bool {
+        match outcome {
+            Outcome::Keys(wanted, outcome) => {
+                self.keys.fetched(&wanted.uri, outcome, wanted.cache, now)
+            }
+            Outcome::List(wanted, outcome) => self.lists.fetched(&wanted.point, outcome, now),
+        }
     }
 }
 

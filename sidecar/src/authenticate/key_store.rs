@@ -51,12 +51,6 @@ struct Entry {
 }
 
 impl KeyStore {
-    /// A store that has fetched nothing.
-    #[must_use]
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
     /// The set of a URI as far as it was fetched, and where to wish for another.
     pub(crate) fn get(&self, uri: &str) -> (Result<Arc<KeySet>, TokenFault>, Option<Wish>) {
         match self.sets.get(uri) {
@@ -150,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_key_that_is_not_there_is_asked_for_once_in_ten_seconds() {
-        let (mut store, start) = (KeyStore::new(), start());
+        let (mut store, start) = (KeyStore::default(), start());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(store.is_due("u", start));
         assert!(store.fetched("u", good(None), LONGEST_AGE, start));
@@ -177,7 +171,7 @@ mod tests {
     fn the_answer_says_how_long_it_is_good_within_bounds() {
         let start = start();
         let check = |age, cache, expected| {
-            let mut store = KeyStore::new();
+            let mut store = KeyStore::default();
             store.fetched("u", good(age), Duration::from_secs(cache), start);
             let due = |seconds| store.is_due("u", start + Duration::from_secs(seconds));
             assert!(!due(expected - 1) && due(expected), "{age:?} {cache}");
@@ -191,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_last_good_set_outlives_failures_and_the_last_failure_is_told_before_there_is_one() {
-        let (mut store, start) = (KeyStore::new(), start());
+        let (mut store, start) = (KeyStore::default(), start());
         let fault = |store: &KeyStore| store.get("u").0.err();
         assert_eq!(fault(&store), Some(TokenFault::KeysTimeout));
         assert!(store.fetched("u", bad(TokenFault::KeysFailed), LONGEST_AGE, start));

@@ -8,10 +8,10 @@ use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::{
-    Action, ClientCertificates, Cluster, DataSource, DownstreamTls, Filter, FilterChain,
-    HttpFilter, HttpService, JwtPolicy, JwtProvider, KeySource, Listener, Name, RbacFilter, Route,
-    RouteIndex, RouteMatch, RouteSource, RouteTable, Secret, SecretSource, Snapshot, TlsIdentity,
-    UpstreamTls, VirtualHost,
+    Action, ClientCertificates, Cluster, DataSource, DistributionPoint, DownstreamTls, Filter,
+    FilterChain, HttpFilter, HttpService, JwtPolicy, JwtProvider, KeySource, Listener, Name,
+    RbacFilter, Route, RouteIndex, RouteMatch, RouteSource, RouteTable, Secret, SecretSource,
+    Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
 };
 
 use super::files::{Files, Stamp};
@@ -20,11 +20,12 @@ use super::{
     Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, TargetSecrets, TargetTls,
     Tls, is_servable,
 };
-use crate::authenticate::fetch::Wanted;
+use crate::authenticate::fetch::WantedKeys;
 use crate::authenticate::key_store::KeyStore;
 use crate::authenticate::keys::{KeySet, SetError};
 use crate::authenticate::{PlannedProvider, TokenFault, Tokens};
 use crate::balance::Balancer;
+use crate::list_store::ListStore;
 
 /// Builds one plan after the other, keeping what did not change.
 #[derive(Debug, Default)]
@@ -62,6 +63,16 @@ struct KnownIssuer {
     number: u64,
 }
 
+/// A revocation list to fetch.
+#[derive(Debug, Clone)]
+pub(crate) struct WantedList {
+    pub(crate) point: DistributionPoint,
+    /// The cluster that serves it.
+    pub(crate) target: Arc<Target>,
+    /// The most bytes.
+    pub(crate) limit: usize,
+}
+
 /// A plan, and what an operator should know of it.
 #[derive(Debug)]
 pub(crate) struct Built {
@@ -70,7 +81,9 @@ pub(crate) struct Built {
     /// What could not be built, or is not as it should be.
     pub(crate) problems: Vec<String>,
     /// The key sets to fetch.
-    pub(crate) key_sets: Vec<Wanted>,
+    pub(crate) key_sets: Vec<WantedKeys>,
+    /// The revocation lists to fetch.
+    pub(crate) lists: Vec<WantedList>,
 }
 
 impl Builder {
@@ -83,7 +96,7 @@ impl Builder {
     pub(crate) fn build(
         &mut self,
         snapshot: &Arc<Snapshot>,
-        keys: &KeyStore,
+        (keys, fetched): (&KeyStore, &ListStore),
         now: UnixTime,
     ) -> Built {
         let mut problems = Vec::new();
@@ -93,9 +106,11 @@ impl Builder {
             builder: self,
             snapshot,
             keys,
+            fetched,
             now,
             problems: &mut problems,
             key_sets: Vec::new(),
+            points: HashMap::new(),
         };
         for (name, cluster) in &snapshot.clusters {
             let target = work.target(cluster);
@@ -115,14 +130,15 @@ impl Builder {
             }
             plan.listeners.insert(name.clone(), planned);
         }
-        let key_sets = work.key_sets;
+        let (key_sets, points) = (work.key_sets, work.points);
+        let lists = wanted_lists(points, &plan, &mut problems);
         self.trust.settle(now);
         self.identities.retain(|_, known| std::mem::take(&mut known.is_asked));
         plan.withdrawals = self.trust.withdrawals().clone();
         plan.covered = self.trust.coverage();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
         self.issuers.retain(|(listener, _), _| plan.listeners.contains_key(listener));
-        Built { plan, problems, key_sets }
+        Built { plan, problems, key_sets, lists }
     }
 
     /// Whether the last plan would be another now: a file that it was made of says something else, or a list
@@ -136,9 +152,12 @@ struct Work<'a> {
     builder: &'a mut Builder,
     snapshot: &'a Snapshot,
     keys: &'a KeyStore,
+    fetched: &'a ListStore,
     now: UnixTime,
     problems: &'a mut Vec<String>,
-    key_sets: Vec<Wanted>,
+    key_sets: Vec<WantedKeys>,
+    /// Where lists are fetched, with the most bytes they may have.
+    points: HashMap<DistributionPoint, usize>,
 }
 
 impl Work<'_> {
@@ -211,7 +230,7 @@ impl Work<'_> {
                 KeySource::Local(data) => (self.local_keys(listener, name, data), None),
                 KeySource::Http { uri, cluster, timeout, cache } => {
                     match self.builder.targets.get(cluster) {
-                        Some(target) => self.key_sets.push(Wanted {
+                        Some(target) => self.key_sets.push(WantedKeys {
                             uri: uri.clone(),
                             target: target.clone(),
                             timeout: *timeout,
@@ -393,7 +412,11 @@ impl Work<'_> {
             return Err("a validation was asked for, and the secret is a certificate".into());
         };
         let Builder { trust, files, .. } = &mut *self.builder;
-        let (store, told) = trust.store(name, validation, files, self.now)?;
+        for point in &validation.points {
+            let limit = self.points.entry(point.clone()).or_default();
+            *limit = validation.policy.bytes_limit.max(*limit);
+        }
+        let (store, told) = trust.store(name, validation, (files, self.fetched), self.now)?;
         // Several may ask for the same one.
         let new = told.into_iter().filter(|told| !self.problems.contains(told));
         let new: Vec<String> = new.collect();
@@ -407,6 +430,22 @@ impl Work<'_> {
             SecretSource::Inline(_) => "the secret is empty".into(),
         })
     }
+}
+
+fn wanted_lists(
+    points: HashMap<DistributionPoint, usize>,
+    plan: &Plan,
+    problems: &mut Vec<String>,
+) -> Vec<WantedList> {
+    let mut lists = Vec::with_capacity(points.len());
+    for (point, limit) in points {
+        match plan.targets.get(&point.cluster) {
+            Some(target) => lists.push(WantedList { point, target: target.clone(), limit }),
+            None => problems
+                .push(format!("list {:?}: there is no cluster {:?}", point.uri, point.cluster)),
+        }
+    }
+    lists
 }
 
 /// The cluster that all routes of a table lead to, where there is one for every request.

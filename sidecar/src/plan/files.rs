@@ -44,6 +44,15 @@ impl Stamp {
     }
 }
 
+impl Stamp {
+    /// Of this and something else that has a number.
+    pub(crate) fn with(self, number: u64) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (self.0, number).hash(&mut hasher);
+        Self(Some(hasher.finish()))
+    }
+}
+
 /// The files of a folder but hidden ones, in the order of their names.
 fn visible(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let names = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
@@ -55,8 +64,8 @@ fn visible(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(names)
 }
 
-/// Several files as one: PEM as soon as one of them is, since DER can only stand by itself.
-fn as_one(files: Vec<Vec<u8>>) -> Vec<u8> {
+/// Several lists as one: PEM as soon as one of them is, since DER can only stand by itself.
+pub(crate) fn as_one(files: Vec<Vec<u8>>) -> Vec<u8> {
     let is_der = |file: &[u8]| file.first() == Some(&0x30);
     if files.iter().all(|file| is_der(file)) {
         return files.concat();

@@ -8,8 +8,8 @@ mod build;
 mod files;
 mod trust;
 
-pub(crate) use build::Builder;
 use build::ClientParts;
+pub(crate) use build::{Builder, WantedList};
 pub use trust::Covered;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 use weft_certs::{Coverage, CrlIndex, TrustParts, TrustStore};
-use weft_model::Validation;
+use weft_model::{RevocationMode, Validation};
 
-use super::files::{Files, Stamp};
+use super::files::{Files, Stamp, as_one};
+use crate::list_store::ListStore;
 use crate::standing::Withdrawals;
 
 /// The lists of each trust store, by its name; none where revocation is not checked.
@@ -40,10 +41,11 @@ struct Held {
 }
 
 /// What tells the contents of a validation from others: stamps of its roots and lists.
-pub(crate) fn stamps(validation: &Validation, files: &mut Files) -> [Stamp; 2] {
+fn stamps(validation: &Validation, files: &mut Files, fetched: &ListStore) -> [Stamp; 2] {
     let lists = validation.revocations.as_ref();
     let lists = lists.map(|lists| files.stamp(lists)).unwrap_or_default();
-    [files.stamp(&validation.roots), lists]
+    let fetched = validation.points.iter().map(|point| fetched.number(point));
+    [files.stamp(&validation.roots), fetched.fold(lists, Stamp::with)]
 }
 
 impl TrustStores {
@@ -56,10 +58,10 @@ impl TrustStores {
         &mut self,
         name: &str,
         validation: &Validation,
-        files: &mut Files,
+        (files, fetched): (&mut Files, &ListStore),
         now: UnixTime,
     ) -> Result<(Arc<TrustStore>, Vec<String>), String> {
-        let stamps = stamps(validation, files);
+        let stamps = stamps(validation, files, fetched);
         let previous = self.held.remove(name);
         let is_same = |held: &Held| held.validation == *validation && held.stamps == stamps;
         let is_final = |held: &Held| held.failed.as_ref().is_none_or(|(_, at)| now.as_secs() < *at);
@@ -67,13 +69,19 @@ impl TrustStores {
             Some(held) if is_same(&held) && is_final(&held) => held,
             previous => {
                 let store = previous.and_then(|held| held.store);
-                self.load(validation, stamps, store, (files, now))
+                self.load(validation, stamps, store, (files, fetched, now))
             }
         };
         held.is_asked = true;
         let (store, failed) = (held.store.clone(), held.failed.clone());
         self.held.insert(name.to_owned(), held);
         let mut told = Vec::new();
+        for point in &validation.points {
+            if let Some(problem) = fetched.problem(point).filter(|_| fetched.list(point).is_some())
+            {
+                told.push(format!("{:?}: {problem}; the last list stays in force", point.uri));
+            }
+        }
         let store = match (store, failed) {
             (Some(store), None) => store,
             (Some(store), Some((problem, _))) => {
@@ -92,9 +100,9 @@ impl TrustStores {
         validation: &Validation,
         stamps: [Stamp; 2],
         before: Option<Arc<TrustStore>>,
-        (files, now): (&mut Files, UnixTime),
+        (files, fetched, now): (&mut Files, &ListStore, UnixTime),
     ) -> Held {
-        let loaded = load(validation, before.as_deref(), files, now);
+        let loaded = load(validation, before.as_deref(), (files, fetched), now);
         let (store, failed) = match loaded {
             Ok(store) => {
                 let store = Arc::new(store);
@@ -147,13 +155,11 @@ impl TrustStores {
 fn load(
     validation: &Validation,
     previous: Option<&TrustStore>,
-    files: &mut Files,
+    (files, fetched): (&mut Files, &ListStore),
     now: UnixTime,
 ) -> Result<TrustStore, String> {
     let roots = files.read(&validation.roots)?;
-    let lists = validation.revocations.as_ref();
-    let lists =
-        lists.map(|lists| files.read_all(lists, validation.policy.bytes_limit)).transpose()?;
+    let lists = lists(validation, files, fetched)?;
     let parts = TrustParts {
         roots: &roots,
         revocations: lists.as_deref(),
@@ -161,6 +167,33 @@ fn load(
         policy: validation.policy,
     };
     TrustStore::build(parts, previous, now).map_err(|error| error.to_string())
+}
+
+/// All lists of a validation; none where revocation is not checked.
+///
+/// # Errors
+/// Why one of them is not there.
+fn lists(
+    validation: &Validation,
+    files: &mut Files,
+    fetched: &ListStore,
+) -> Result<Option<Vec<u8>>, String> {
+    let mut all = Vec::new();
+    if let Some(source) = &validation.revocations {
+        all.push(files.read_all(source, validation.policy.bytes_limit)?);
+    }
+    for point in &validation.points {
+        match fetched.list(point) {
+            Some(list) => all.push(list.to_vec()),
+            // It may say of anybody that he is revoked.
+            None if validation.policy.mode == RevocationMode::Strict => {
+                let reason = fetched.problem(point).unwrap_or("it is being fetched");
+                return Err(format!("the list at {:?} is not there yet: {reason}", point.uri));
+            }
+            None => {}
+        }
+    }
+    Ok((!all.is_empty()).then(|| as_one(all)))
 }
 
 #[cfg(test)]
@@ -205,6 +238,7 @@ mod tests {
             Validation {
                 roots: inline(self.authority.trust_bundle()),
                 revocations: Some(inline(&lists)),
+                points: Vec::new(),
                 policy: RevocationPolicy::default(),
                 names: Vec::new(),
             }
@@ -228,7 +262,8 @@ mod tests {
         let (world, mut stores, mut files) =
             (World::new(), TrustStores::default(), Files::default());
         let mut ask = |validation: &Validation, seconds| {
-            let got = stores.store("trust", validation, &mut files, at(seconds));
+            let got =
+                stores.store("trust", validation, (&mut files, &ListStore::default()), at(seconds));
             stores.settle(at(seconds));
             let outdated = stores.are_outdated(at(seconds + AGAIN));
             got.map(|(store, told)| (store.standing().generation, told.join("; "), outdated))
@@ -251,29 +286,30 @@ mod tests {
     fn what_nobody_asks_for_any_more_takes_its_leave() {
         let (world, mut stores, mut files) =
             (World::new(), TrustStores::default(), Files::default());
+        let fetched = ListStore::default();
         let first = world.validation(1, &[], 0);
-        let (store, _) = stores.store("trust", &first, &mut files, at(0)).unwrap();
+        let (store, _) = stores.store("trust", &first, (&mut files, &fetched), at(0)).unwrap();
         let (proof, serial) = world.proof(&store);
         stores.settle(at(0));
         let standing = store.standing();
         let ends = |stores: &TrustStores| stores.withdrawals().end(&proof, standing);
         // Another list, that names somebody else, and then it.
         let other = world.validation(2, &["0a"], 0);
-        stores.store("trust", &other, &mut files, at(1)).unwrap();
+        stores.store("trust", &other, (&mut files, &fetched), at(1)).unwrap();
         stores.settle(at(1));
         assert!(!ends(&stores));
         let revoking = world.validation(3, &["0a", &serial], 0);
-        stores.store("trust", &revoking, &mut files, at(2)).unwrap();
+        stores.store("trust", &revoking, (&mut files, &fetched), at(2)).unwrap();
         assert!(ends(&stores));
 
         let mut stores = TrustStores::default();
-        let (store, _) = stores.store("trust", &first, &mut files, at(0)).unwrap();
+        let (store, _) = stores.store("trust", &first, (&mut files, &fetched), at(0)).unwrap();
         stores.settle(at(0));
         let (proof, standing) = (world.proof(&store).0, store.standing());
         assert!(!stores.withdrawals().end(&proof, standing));
         stores.settle(at(1));
         assert!(stores.withdrawals().end(&proof, standing), "nobody asked for it");
-        let (again, _) = stores.store("trust", &first, &mut files, at(2)).unwrap();
+        let (again, _) = stores.store("trust", &first, (&mut files, &fetched), at(2)).unwrap();
         assert_ne!(again.standing().line, standing.line);
     }
 }

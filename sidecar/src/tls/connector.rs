@@ -13,7 +13,7 @@ use weft_runtime::socket::{Mark, connect_tcp};
 
 use super::Alpn;
 use super::stream::TlsStream;
-use crate::authenticate::fetch::server_name;
+use crate::fetch::server_name;
 use crate::plan::{Target, TargetTls};
 use crate::stream::{Secured, Stream};
 use crate::worker::Worker;

@@ -47,8 +47,9 @@ pub use route::{
     RouteIndex, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
 pub use secret::{
-    ClientCertificates, DataSource, DownstreamTls, Group, OnExpired, RevocationDepth,
-    RevocationMode, RevocationPolicy, Secret, SecretSource, TlsIdentity, UpstreamTls, Validation,
+    ClientCertificates, DataSource, DistributionPoint, DownstreamTls, Group, OnExpired,
+    RevocationDepth, RevocationMode, RevocationPolicy, Secret, SecretSource, TlsIdentity,
+    UpstreamTls, Validation,
 };
 pub use snapshot::{Missing, Snapshot};
 pub use text::{Cidr, InvalidCidr, StringMatch};

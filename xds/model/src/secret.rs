@@ -51,10 +51,23 @@ pub struct Validation {
     pub roots: DataSource,
     /// Revocation lists, PEM or DER; none: revocation is not checked.
     pub revocations: Option<DataSource>,
+    /// Where more lists are fetched.
+    pub points: Vec<DistributionPoint>,
     /// What the lists decide.
     pub policy: RevocationPolicy,
     /// The URI or DNS names of which the peer must have one; empty: any.
     pub names: Vec<StringMatch>,
+}
+
+/// Where a revocation list is offered over HTTP (RFC 5280, section 4.2.1.13).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DistributionPoint {
+    /// The list's address. Where it is found the cluster says, and not the host in it.
+    pub uri: String,
+    /// The cluster that serves it.
+    pub cluster: Name,
+    /// How often it is asked for at least.
+    pub refresh: Duration,
 }
 
 /// What revocation lists decide. The default lets in nobody of whom they do not say that it is good.

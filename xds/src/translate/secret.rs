@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    ClientCertificates, DownstreamTls, Group, Name, OnExpired, RevocationDepth, RevocationMode,
-    RevocationPolicy, Secret, SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
+    ClientCertificates, DistributionPoint, DownstreamTls, Group, Name, OnExpired, RevocationDepth,
+    RevocationMode, RevocationPolicy, Secret, SecretSource, StringMatch, TlsIdentity, UpstreamTls,
+    Validation,
 };
 
 use super::{Reader, Refused, values};
@@ -30,6 +31,14 @@ const DEPTH: &str = "depth";
 const DRAIN: &str = "drain_seconds";
 const BYTES_LIMIT: &str = "bytes_limit";
 const ENTRIES_LIMIT: &str = "entries_limit";
+const POINTS: &str = "distribution_points";
+const URI: &str = "uri";
+const CLUSTER: &str = "cluster";
+const REFRESH: &str = "refresh_seconds";
+
+/// The most distribution points, and how often one is asked unless that is said.
+const POINTS_LIMIT: usize = 30;
+const REFRESH_DEFAULT: u64 = 300;
 
 /// The deepest path that may be asked for: webpki follows none that is deeper.
 const DEPTH_LIMIT: usize = 7;
@@ -69,15 +78,20 @@ fn validation(mut context: Reader<'_>) -> Result<Validation, Refused> {
         }
         policy.depth_limit = (depth as usize).min(DEPTH_LIMIT);
     }
+    let mut points = Vec::new();
     if let Some(ours) = context.child("custom_validator_config") {
-        revocation_policy(ours, &mut policy)?;
+        revocation_policy(ours, &mut policy, &mut points)?;
     }
-    Ok(Validation { roots, revocations, policy, names: names(&mut context)? })
+    Ok(Validation { roots, revocations, points, policy, names: names(&mut context)? })
 }
 
 /// What the lists decide, where Envoy has no field for it: a validator of our own, whose settings are a
 /// `google.protobuf.Struct`.
-fn revocation_policy(mut ours: Reader<'_>, policy: &mut RevocationPolicy) -> Result<(), Refused> {
+fn revocation_policy(
+    mut ours: Reader<'_>,
+    policy: &mut RevocationPolicy,
+    points: &mut Vec<DistributionPoint>,
+) -> Result<(), Refused> {
     let name = ours.text("name");
     if name != REVOCATION {
         let right = format!("{name:?} is not known; {REVOCATION} is");
@@ -92,7 +106,7 @@ fn revocation_policy(mut ours: Reader<'_>, policy: &mut RevocationPolicy) -> Res
             settings.refuse("", format!("{kind} is not understood; google.protobuf.Struct is"))
         );
     }
-    for (field, value) in settings.map("fields") {
+    for (field, mut value) in settings.map("fields") {
         match field.as_str() {
             MODE => policy.mode = word(value, &RevocationMode::WORDS)?,
             ON_EXPIRED => policy.on_expired = word(value, &OnExpired::WORDS)?,
@@ -100,13 +114,49 @@ fn revocation_policy(mut ours: Reader<'_>, policy: &mut RevocationPolicy) -> Res
             DRAIN => policy.drain = Duration::from_secs(whole(value)? as u64),
             BYTES_LIMIT => policy.bytes_limit = whole(value)?,
             ENTRIES_LIMIT => policy.entries_limit = whole(value)?,
+            POINTS => {
+                let list = value.child("list_value").map(|mut list| list.children("values"));
+                *points = values::each(list.unwrap_or_default(), point)?;
+                if points.is_empty() || points.len() > POINTS_LIMIT {
+                    let right = format!("it must be a list of 1 to {POINTS_LIMIT} points");
+                    return Err(value.refuse("", right));
+                }
+            }
             _ => {
-                let known = [MODE, ON_EXPIRED, DEPTH, DRAIN, BYTES_LIMIT, ENTRIES_LIMIT].join(", ");
+                let known = [MODE, ON_EXPIRED, DEPTH, DRAIN, BYTES_LIMIT, ENTRIES_LIMIT, POINTS];
+                let known = known.join(", ");
                 return Err(value.refuse("", format!("{field:?} is not known; {known} are")));
             }
         }
     }
     Ok(())
+}
+
+/// Where a list is fetched: `{uri, cluster, refresh_seconds}`.
+fn point(mut value: Reader<'_>) -> Result<DistributionPoint, Refused> {
+    let (mut uri, mut cluster, mut refresh) = (String::new(), String::new(), REFRESH_DEFAULT);
+    let Some(mut fields) = value.child("struct_value") else {
+        return Err(value.refuse("", format!("it must be an object with {URI} and {CLUSTER}")));
+    };
+    for (field, mut value) in fields.map("fields") {
+        match field.as_str() {
+            URI => uri = value.text("string_value"),
+            CLUSTER => cluster = value.text("string_value"),
+            REFRESH => refresh = whole(value)?.max(1) as u64,
+            _ => {
+                let known = [URI, CLUSTER, REFRESH].join(", ");
+                return Err(value.refuse("", format!("{field:?} is not known; {known} are")));
+            }
+        }
+    }
+    if !["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme)) {
+        let right = format!("{uri:?} is no {URI}; http://HOST/PATH is one, or https://HOST/PATH");
+        return Err(value.refuse(URI, right));
+    }
+    if cluster.is_empty() {
+        return Err(value.refuse(CLUSTER, "it is missing; it says where the host is found"));
+    }
+    Ok(DistributionPoint { uri, cluster: cluster.into(), refresh: Duration::from_secs(refresh) })
 }
 
 /// One of several words.
@@ -125,7 +175,8 @@ fn whole(mut value: Reader<'_>) -> Result<usize, Refused> {
 }
 
 /// What differs from the default.
-fn revocation_policy_json(policy: &RevocationPolicy) -> Option<Value> {
+fn revocation_policy_json(validation: &Validation) -> Option<Value> {
+    let policy = &validation.policy;
     fn word<T: PartialEq>(meant: &T, words: &[(&'static str, T)]) -> Value {
         words.iter().find(|(_, known)| known == meant).map_or(Value::Null, |(word, _)| json!(word))
     }
@@ -143,6 +194,9 @@ fn revocation_policy_json(policy: &RevocationPolicy) -> Option<Value> {
     let (bytes, entries) = (policy.bytes_limit, policy.entries_limit);
     add(BYTES_LIMIT, bytes != default.bytes_limit, json!(bytes));
     add(ENTRIES_LIMIT, entries != default.entries_limit, json!(entries));
+    let point = |point: &DistributionPoint| json!({URI: point.uri, CLUSTER: &*point.cluster, REFRESH: point.refresh.as_secs()});
+    let points: Vec<Value> = validation.points.iter().map(point).collect();
+    add(POINTS, !points.is_empty(), json!(points));
     (!settings.is_empty()).then(|| {
         let kind = "type.googleapis.com/google.protobuf.Struct";
         json!({"name": REVOCATION, "typed_config": {"@type": kind, "value": settings}})
@@ -353,7 +407,7 @@ fn validation_json(validation: &Validation) -> Value {
     if validation.policy.depth_limit != RevocationPolicy::default().depth_limit {
         json["max_verify_depth"] = json!(validation.policy.depth_limit);
     }
-    if let Some(ours) = revocation_policy_json(&validation.policy) {
+    if let Some(ours) = revocation_policy_json(validation) {
         json["custom_validator_config"] = ours;
     }
     json

@@ -386,6 +386,8 @@ fn what_revocation_lists_decide_comes_back_as_it_went_out() {
         },
         _ => panic!("a secret"),
     };
+    let at = "{uri: \"http://lists.test/a\", cluster: c, refresh_seconds: 60}";
+    round_trip(Kind::Secret, &ours(&format!("{{distribution_points: [{at}, {at}]}}")));
     let default = RevocationPolicy::default();
     assert_eq!(read(&secret("")), default);
     let leaf = RevocationPolicy { depth: RevocationDepth::Leaf, ..default };
@@ -411,6 +413,17 @@ fn what_revocation_lists_decide_comes_back_as_it_went_out() {
     check(&ours("{on_expired: 1}"), &value("on_expired"), "ignore, warn, deny are");
     check(&ours("{drain_seconds: -1}"), &value("drain_seconds"), "a whole number");
     check(&ours("{drain_seconds: 1.5}"), &value("drain_seconds"), "a whole number");
+    let points = |one: &str| ours(&format!("{{distribution_points: [{one}]}}"));
+    check(&points(""), &value("distribution_points"), "a list of 1 to 30 points");
+    check(&ours("{distribution_points: a}"), &value("distribution_points"), "a list of 1 to 30");
+    let first = format!("{}.list_value.values[0]", value("distribution_points"));
+    check(&points("a"), &first, "an object with uri and cluster");
+    let uri = "\"ldap://a\" is no uri; http://HOST/PATH is one";
+    check(&points("{uri: \"ldap://a\", cluster: c}"), &format!("{first}.uri"), uri);
+    let cluster = format!("{first}.cluster");
+    check(&points("{uri: \"http://a/b\"}"), &cluster, "it is missing");
+    let other = format!("{first}.struct_value.fields[\"url\"]");
+    check(&points("{url: \"http://a/b\"}"), &other, "uri, cluster, refresh_seconds are");
     check(&ours("{moed: soft}"), &value("moed"), "\"moed\" is not known; mode, on_expired");
     let other = secret("  custom_validator_config: {name: envoy.tls.cert_validator.spiffe}");
     check(&other, ".name", "weft.revocation is");

@@ -133,6 +133,7 @@ fn secret(form: u16) -> Secret {
     Secret::Validation(Validation {
         roots: DataSource::Inline(form.to_string().into_bytes().into()),
         revocations: None,
+        points: Vec::new(),
         policy: RevocationPolicy::default(),
         names: Vec::new(),
     })

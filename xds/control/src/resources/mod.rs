@@ -160,6 +160,7 @@ fn trust_secret(trust: &Trust, policy: &RevocationPolicy) -> Secret {
     Secret::Validation(Validation {
         roots: data(&trust.roots),
         revocations: Some(data(&trust.revocations)),
+        points: Vec::new(),
         policy: *policy,
         names: Vec::new(),
     })

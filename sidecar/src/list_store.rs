@@ -1,0 +1,167 @@
+//! The revocation lists of distribution points: when which is fetched again. Sans-io.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use weft_model::DistributionPoint;
+
+use crate::fetch::{Answer, Failure, Validators};
+
+/// The longest wait after failures.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// How long an answer may say that it is good, at least; at most it is the point's own time.
+const SHORTEST_AGE: Duration = Duration::from_secs(10);
+
+/// What was fetched, by its point.
+#[derive(Debug, Default)]
+pub(crate) struct ListStore {
+    lists: HashMap<DistributionPoint, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    list: Option<Bytes>,
+    /// Another for another list.
+    number: u64,
+    validators: Validators,
+    due: Instant,
+    failures: u32,
+    /// Why the last attempt brought nothing.
+    problem: Option<String>,
+}
+
+impl ListStore {
+    /// The list of a point as far as it was fetched.
+    pub(crate) fn list(&self, point: &DistributionPoint) -> Option<&Bytes> {
+        self.lists.get(point)?.list.as_ref()
+    }
+
+    /// Changes with the list of a point.
+    pub(crate) fn number(&self, point: &DistributionPoint) -> u64 {
+        self.lists.get(point).map_or(0, |entry| entry.number)
+    }
+
+    /// Why the last attempt at a point brought nothing.
+    pub(crate) fn problem(&self, point: &DistributionPoint) -> Option<&str> {
+        self.lists.get(point)?.problem.as_deref()
+    }
+
+    /// What tells the list of a point from another, to ask for the other only.
+    pub(crate) fn validators(&self, point: &DistributionPoint) -> Validators {
+        self.lists.get(point).map(|entry| entry.validators.clone()).unwrap_or_default()
+    }
+
+    /// Whether a point should be asked now.
+    pub(crate) fn is_due(&self, point: &DistributionPoint, now: Instant) -> bool {
+        self.lists.get(point).is_none_or(|entry| entry.due <= now)
+    }
+
+    /// Forgets the points that nobody names any more.
+    pub(crate) fn keep(&mut self, is_named: impl Fn(&DistributionPoint) -> bool) {
+        self.lists.retain(|point, _| is_named(point));
+    }
+
+    /// Takes what came of asking; whether there is another list, or another problem, than before.
+    pub(crate) fn fetched(
+        &mut self,
+        point: &DistributionPoint,
+        outcome: Result<Answer, Failure>,
+        now: Instant,
+    ) -> bool {
+        let entry = self.lists.entry(point.clone()).or_insert_with(|| Entry {
+            list: None,
+            number: 0,
+            validators: Validators::default(),
+            due: now,
+            failures: 0,
+            problem: None,
+        });
+        match outcome {
+            Ok(Answer { body, validators, age }) => {
+                let longest = point.refresh.max(SHORTEST_AGE);
+                let age = age.map_or(point.refresh, |age| age.clamp(SHORTEST_AGE, longest));
+                entry.due = now + age;
+                entry.failures = 0;
+                entry.validators = validators;
+                let was_well = entry.problem.take().is_none();
+                match body {
+                    Some(list) if entry.list.as_ref() != Some(&list) => {
+                        entry.list = Some(list);
+                        entry.number += 1;
+                        true
+                    }
+                    _ => !was_well,
+                }
+            }
+            Err(failure) => {
+                let wait = Duration::from_secs(1)
+                    .saturating_mul(2u32.saturating_pow(entry.failures))
+                    .min(LONGEST_RETRY);
+                entry.failures = entry.failures.saturating_add(1);
+                entry.due = now + wait;
+                let problem = Some(failure.to_string());
+                let is_new = entry.problem != problem;
+                entry.problem = problem;
+                is_new
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point() -> DistributionPoint {
+        let refresh = Duration::from_secs(300);
+        DistributionPoint { uri: "http://crl.test/a".into(), cluster: "crl".into(), refresh }
+    }
+
+    fn answer(list: Option<&'static str>, age: Option<u64>) -> Result<Answer, Failure> {
+        let body = list.map(|list| Bytes::from_static(list.as_bytes()));
+        let age = age.map(Duration::from_secs);
+        Ok(Answer { body, validators: Validators::default(), age })
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn a_list_stays_whatever_comes_after_it_but_another_list() {
+        let (mut store, point, now) = (ListStore::default(), point(), start());
+        assert!(store.is_due(&point, now));
+        let failed = |reason: &str| Err(Failure::Failed(reason.into()));
+        assert!(store.fetched(&point, failed("away"), now));
+        assert!(!store.fetched(&point, failed("away"), now), "it is the same problem");
+        assert_eq!((store.list(&point), store.problem(&point)), (None, Some("away")));
+        assert!(store.fetched(&point, answer(Some("one"), None), now));
+        assert_eq!((store.number(&point), store.problem(&point)), (1, None));
+        assert!(!store.fetched(&point, answer(None, None), now), "it did not change");
+        assert!(!store.fetched(&point, answer(Some("one"), None), now), "nor by its bytes");
+        assert!(store.fetched(&point, failed("away"), now));
+        assert!(store.fetched(&point, answer(None, None), now), "the problem is over");
+        assert!(store.fetched(&point, answer(Some("two"), None), now));
+        assert_eq!(store.list(&point).map(|list| &list[..]), Some(&b"two"[..]));
+        store.keep(|_| false);
+        assert_eq!(store.list(&point), None);
+    }
+
+    #[test]
+    fn a_point_is_asked_again_in_its_time_or_sooner() {
+        let (point, now) = (point(), start());
+        let check = |outcome: Result<Answer, Failure>, expected: u64| {
+            let mut store = ListStore::default();
+            store.fetched(&point, outcome, now);
+            let due = |seconds| store.is_due(&point, now + Duration::from_secs(seconds));
+            assert!(!due(expected - 1) && due(expected), "{expected}");
+        };
+        check(answer(Some("a"), None), 300);
+        check(answer(Some("a"), Some(60)), 60);
+        check(answer(Some("a"), Some(0)), 10);
+        check(answer(Some("a"), Some(u64::MAX / 2)), 300);
+        check(Err(Failure::Late("late".into())), 1);
+    }
+}
