@@ -210,6 +210,11 @@ impl DataPlaneProcess {
         self.reports.clone()
     }
 
+    /// Does something where control work runs, and waits for it.
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
     /// Runs control work beside the workers.
     pub fn spawn(&mut self, work: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(work);

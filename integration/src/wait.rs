@@ -11,17 +11,29 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 ///
 /// # Panics
 /// When there is nothing at the deadline; the message says what was awaited.
+pub fn eventually<T>(awaited: impl fmt::Display, look: impl FnMut() -> Option<T>) -> T {
+    eventually_within(DEADLINE, awaited, look)
+}
+
+/// The same for what is due only in some time.
+///
+/// # Panics
+/// When there is nothing after that.
 #[allow(
     clippy::disallowed_methods,
     reason = "the one place that pauses between two looks at what no event announces"
 )]
-pub fn eventually<T>(awaited: impl fmt::Display, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + DEADLINE;
+pub fn eventually_within<T>(
+    time: Duration,
+    awaited: impl fmt::Display,
+    mut look: impl FnMut() -> Option<T>,
+) -> T {
+    let end = Instant::now() + time;
     loop {
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(Instant::now() < end, "waited {DEADLINE:?} in vain: {awaited}");
+        assert!(Instant::now() < end, "waited {time:?} in vain: {awaited}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

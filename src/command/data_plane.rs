@@ -1,4 +1,4 @@
-//! What `agent` and `sidecar` are asked alike.
+//! What `agent`, `sidecar` and `sds` are asked alike.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -105,6 +105,12 @@ impl DataPlane {
             patience: Duration::from_secs(self.drain_timeout),
         }))
     }
+}
+
+/// Who stands beside a service.
+pub(super) fn identity(trust_domain: &str, service: &str) -> Result<SpiffeId, Failure> {
+    weft_control::mesh::identity(trust_domain, service)
+        .map_err(|error| Failure::Usage(format!("--service and --trust-domain: {error}")))
 }
 
 /// What writes access lines to standard output.

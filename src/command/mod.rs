@@ -6,6 +6,7 @@ mod control;
 mod data_plane;
 mod flow;
 pub(crate) mod redirect;
+mod sds;
 mod sidecar;
 mod status;
 mod why;
@@ -57,6 +58,8 @@ enum Command {
     Agent(Box<agent::Arguments>),
     /// The service's L7 load balancer.
     Sidecar(Box<sidecar::Arguments>),
+    /// A workload's certificate and what it trusts, for a proxy of another kind.
+    Sds(Box<sds::Arguments>),
     /// The control plane.
     Control(control::Arguments),
     /// The certificate authority.
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Agent(arguments) => agent::run(&arguments, &cli.log),
         Command::Sidecar(arguments) => sidecar::run(&arguments, &cli.log),
+        Command::Sds(arguments) => sds::run(&arguments, &cli.log),
         Command::Control(arguments) => control::run(arguments, &cli.log),
         Command::Ca(arguments) => ca::run(arguments),
         Command::Flow(arguments) => flow::run(&arguments),

@@ -7,13 +7,12 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use weft_certs::Coverage;
-use weft_model::SpiffeId;
 use weft_runtime::metrics::Registry;
 use weft_sidecar::plan::Plan;
 use weft_sidecar::{Limits, Shared, metrics, planner};
 
 use super::Failure;
-use super::data_plane::{DataPlane, access_writer};
+use super::data_plane::{DataPlane, access_writer, identity};
 use crate::process::{self, Particulars, Setup};
 
 #[derive(Debug, Args)]
@@ -110,9 +109,4 @@ fn list(list: &Coverage) -> Value {
         "issuer": list.issuer, "number": list.number, "speaks_of": list.scope,
         "entries": list.entries, "this_update": list.this_update, "next_update": list.next_update,
     })
-}
-
-fn identity(trust_domain: &str, service: &str) -> Result<SpiffeId, Failure> {
-    weft_control::mesh::identity(trust_domain, service)
-        .map_err(|error| Failure::Usage(format!("--service and --trust-domain: {error}")))
 }

@@ -10,5 +10,5 @@ mod session;
 
 pub use holders::{Holders, Taken};
 pub use resource_set::{Published, ResourceSet};
-pub use serve::{Directory, Incoming, Peer, serve};
+pub use serve::{Directory, Incoming, Peer, serve, serve_resources};
 pub use session::{Response, ServerSession};

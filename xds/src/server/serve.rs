@@ -10,6 +10,9 @@ use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::{
+    SecretDiscoveryService, SecretDiscoveryServiceServer,
+};
 use futures_util::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
@@ -22,6 +25,7 @@ use super::session::refusal;
 use super::{Holders, ResourceSet, Response, ServerSession};
 use crate::authority::{self, Sign};
 use crate::client::{Node, Variant};
+use crate::translate::Kind;
 
 /// The largest request taken: names and versions of what a client holds.
 const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
@@ -99,13 +103,7 @@ pub async fn serve<D: Directory, S: Sign, IO>(
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let discovery = AggregatedDiscoveryServiceServer::new(Discovery { directory, holders })
-        .max_decoding_message_size(MESSAGE_LIMIT_BYTES);
-    tonic::transport::Server::builder()
-        .initial_connection_window_size(4 * 1024 * 1024)
-        .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(10)))
-        .add_service(discovery)
+    discovery(directory, holders)
         .add_service(authority::Service::new(sign))
         .serve_with_incoming_shutdown(
             ReceiverStream::new(connections).map(Ok::<_, std::io::Error>),
@@ -113,6 +111,43 @@ where
         )
         .await
         .map_err(|error| error.to_string())
+}
+
+/// Serves resources alone, as [`serve`] does.
+///
+/// # Errors
+/// When the HTTP/2 server itself fails.
+pub async fn serve_resources<D: Directory, IO>(
+    connections: mpsc::Receiver<Incoming<IO>>,
+    directory: watch::Receiver<Arc<D>>,
+    holders: Arc<Holders>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), String>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let connections = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
+    let served =
+        discovery(directory, holders).serve_with_incoming_shutdown(connections, stop).await;
+    served.map_err(|error| error.to_string())
+}
+
+/// The discovery services: all kinds on one stream, and secrets on one of their own.
+fn discovery<D: Directory>(
+    directory: watch::Receiver<Arc<D>>,
+    holders: Arc<Holders>,
+) -> tonic::transport::server::Router {
+    let discovery = Arc::new(Discovery { directory, holders });
+    let all = AggregatedDiscoveryServiceServer::from_arc(discovery.clone())
+        .max_decoding_message_size(MESSAGE_LIMIT_BYTES);
+    let secrets = SecretDiscoveryServiceServer::from_arc(discovery)
+        .max_decoding_message_size(MESSAGE_LIMIT_BYTES);
+    tonic::transport::Server::builder()
+        .initial_connection_window_size(4 * 1024 * 1024)
+        .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(10)))
+        .add_service(all)
+        .add_service(secrets)
 }
 
 struct Discovery<D> {
@@ -131,32 +166,70 @@ impl<D: Directory> AggregatedDiscoveryService for Discovery<D> {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<tonic::Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let responses = self
-            .start(request, Variant::StateOfTheWorld, |request| Asked::State(Box::new(request)));
-        let responses = responses.filter_map(|response| async {
-            match response {
-                Ok(Response::StateOfTheWorld(response)) => Some(Ok(*response)),
-                Ok(Response::Delta(_)) => None,
-                Err(status) => Some(Err(status)),
-            }
-        });
-        Ok(tonic::Response::new(Box::pin(responses)))
+        Ok(self.state_of_the_world(request, |request| Ok(Asked::State(Box::new(request)))))
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<tonic::Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let responses =
-            self.start(request, Variant::Delta, |request| Asked::Delta(Box::new(request)));
-        let responses = responses.filter_map(|response| async {
-            match response {
-                Ok(Response::Delta(response)) => Some(Ok(*response)),
-                Ok(Response::StateOfTheWorld(_)) => None,
-                Err(status) => Some(Err(status)),
-            }
-        });
-        Ok(tonic::Response::new(Box::pin(responses)))
+        Ok(self.delta(request, |request| Ok(Asked::Delta(Box::new(request)))))
+    }
+}
+
+/// The kind need not be said where there is one only.
+fn of_secrets(type_url: String) -> Result<String, Status> {
+    match Kind::from_type_url(&type_url) {
+        _ if type_url.is_empty() => Ok(Kind::Secret.type_url()),
+        Some(Kind::Secret) => Ok(type_url),
+        _ => Err(Status::invalid_argument(format!("{type_url} is not served here; secrets are"))),
+    }
+}
+
+#[tonic::async_trait]
+impl<D: Directory> SecretDiscoveryService for Discovery<D> {
+    type StreamSecretsStream = Responses<DiscoveryResponse>;
+    type DeltaSecretsStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_secrets(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<tonic::Response<Self::StreamSecretsStream>, Status> {
+        Ok(self.state_of_the_world(request, |request| {
+            let type_url = of_secrets(request.type_url)?;
+            Ok(Asked::State(Box::new(DiscoveryRequest { type_url, ..request })))
+        }))
+    }
+
+    async fn delta_secrets(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<tonic::Response<Self::DeltaSecretsStream>, Status> {
+        Ok(self.delta(request, |request| {
+            let type_url = of_secrets(request.type_url)?;
+            Ok(Asked::Delta(Box::new(DeltaDiscoveryRequest { type_url, ..request })))
+        }))
+    }
+
+    async fn fetch_secrets(
+        &self,
+        request: Request<DiscoveryRequest>,
+    ) -> Result<tonic::Response<DiscoveryResponse>, Status> {
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
+        let request = request.into_inner();
+        let type_url = of_secrets(request.type_url.clone())?;
+        let asked = DiscoveryRequest { type_url, ..request };
+        let node = Asked::State(Box::new(asked.clone())).node().unwrap_or_default();
+        let directory = self.directory.borrow().clone();
+        let set = directory.resources(&node, peer.as_ref()).map_err(Status::permission_denied)?;
+        let mut session = ServerSession::new(Variant::StateOfTheWorld);
+        let answers = session.on_state(asked, &set).map_err(Status::resource_exhausted)?;
+        let of_this = |response| match response {
+            Response::StateOfTheWorld(response) => Some(*response),
+            Response::Delta(_) => None,
+        };
+        let answer = answers.into_iter().find_map(of_this);
+        answer.map(tonic::Response::new).ok_or_else(|| Status::not_found("no such secrets"))
     }
 }
 
@@ -187,15 +260,45 @@ impl Asked {
 }
 
 impl<D: Directory> Discovery<D> {
+    fn state_of_the_world(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+        wrap: fn(DiscoveryRequest) -> Result<Asked, Status>,
+    ) -> tonic::Response<Responses<DiscoveryResponse>> {
+        let responses = self.start(request, Variant::StateOfTheWorld, wrap);
+        tonic::Response::new(Box::pin(responses.filter_map(|response| async {
+            match response {
+                Ok(Response::StateOfTheWorld(response)) => Some(Ok(*response)),
+                Ok(Response::Delta(_)) => None,
+                Err(status) => Some(Err(status)),
+            }
+        })))
+    }
+
+    fn delta(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+        wrap: fn(DeltaDiscoveryRequest) -> Result<Asked, Status>,
+    ) -> tonic::Response<Responses<DeltaDiscoveryResponse>> {
+        let responses = self.start(request, Variant::Delta, wrap);
+        tonic::Response::new(Box::pin(responses.filter_map(|response| async {
+            match response {
+                Ok(Response::Delta(response)) => Some(Ok(*response)),
+                Ok(Response::StateOfTheWorld(_)) => None,
+                Err(status) => Some(Err(status)),
+            }
+        })))
+    }
+
     /// Starts the task of a stream and gives what it will send.
     fn start<R: Send + 'static>(
         &self,
         request: Request<Streaming<R>>,
         variant: Variant,
-        wrap: fn(R) -> Asked,
+        wrap: fn(R) -> Result<Asked, Status>,
     ) -> ReceiverStream<Result<Response, Status>> {
         let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
-        let requests = request.into_inner().map(move |request| request.map(wrap));
+        let requests = request.into_inner().map(move |request| request.and_then(wrap));
         let (outbox, queue) = mpsc::channel(QUEUE_LIMIT);
         let (directory, place) = (self.directory.clone(), self.holders.enter());
         tokio::spawn(async move {

@@ -1,0 +1,88 @@
+//! `weft sds`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::sync::watch;
+use weft_model::Snapshot;
+use weft_runtime::drain::Phase;
+use weft_runtime::metrics::Page;
+
+use super::data_plane::{DataPlane, access_writer, identity};
+use super::{Failure, say};
+use crate::process::{self, Particulars, Setup};
+use crate::sds;
+
+#[derive(Debug, Args)]
+#[command(
+    long_about = "A workload's certificate and what it trusts, for a proxy of another kind.\n\n\
+        Gets a certificate like a sidecar does, renews it, and serves it by SDS on a Unix socket, as `default`; the \
+        mesh's roots and revocation lists as `ROOTCA`. Whoever may open the socket gets the private key: it is for the \
+        user alone who runs this.",
+    after_help = "Examples:\n  \
+        weft sds --control 10.0.0.2:15010 --trust root.pem --join-token-file token --service web --socket /run/weft/sds\n  \
+        then in Envoy: sds_config with a cluster whose endpoint is pipe: {path: /run/weft/sds}"
+)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    data_plane: DataPlane,
+    /// The service beside which it stands; its identity is spiffe://TRUST_DOMAIN/ns/default/sa/SERVICE.
+    #[arg(long, value_name = "NAME", required_unless_present = "config")]
+    service: Option<String>,
+    /// The trust domain.
+    #[arg(long, default_value = "mesh.local", value_name = "NAME")]
+    trust_domain: String,
+    /// The socket.
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+}
+
+pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
+    let service = arguments.service.as_deref();
+    let identity = service.map(|service| identity(&arguments.trust_domain, service)).transpose()?;
+    let Some(understood) = arguments.data_plane.understand(identity)? else {
+        return Ok(());
+    };
+    // It has no data to carry: its one worker waits for the end.
+    let begun = process::begin("sds", Some(NonZeroUsize::MIN), log).map_err(Failure::Failed)?;
+    let served = watch::Sender::new(Arc::new(Snapshot::default()));
+    let setup = Setup {
+        bootstrap: understood.bootstrap,
+        enrolment: understood.enrolment,
+        admin: understood.admin,
+        patience: understood.patience,
+        access: access_writer()?,
+        particulars: Arc::new(SdsRole { served: served.subscribe() }),
+    };
+    let mut process = begun.start(setup).map_err(Failure::Failed)?;
+    let (socket, snapshots, drain) =
+        (arguments.socket.clone(), process.snapshots(), process.drain());
+    let listener = process.block_on(async { sds::listen(&socket) });
+    let listener = listener
+        .map_err(|error| Failure::Failed(format!("--socket {}: {error}", socket.display())))?;
+    say(&format!("secrets are served at {}", socket.display()));
+    process.spawn(sds::run(listener, snapshots, served, drain.clone()));
+    let served = process.serve(move |_| {
+        let drain = drain.clone();
+        async move { drain.reached(Phase::Draining).await }
+    });
+    // Nobody listens there any more.
+    drop(std::fs::remove_file(&socket));
+    served.map_err(Failure::Failed)
+}
+
+/// What it tells of itself.
+struct SdsRole {
+    served: watch::Receiver<Arc<Snapshot>>,
+}
+
+impl Particulars for SdsRole {
+    fn metrics(&self) -> String {
+        let mut page = Page::default();
+        let count = self.served.borrow().secrets.len() as u64;
+        page.gauge("weft_sds_secrets", "Secrets that are served.", count);
+        page.finish()
+    }
+}

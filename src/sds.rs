@@ -1,0 +1,156 @@
+//! Serves a workload's certificate and what it trusts, by SDS on a Unix socket, to a proxy of another kind
+//! that stands beside it.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+use weft_model::{RevocationMode, RevocationPolicy, Secret, Snapshot, SpiffeId};
+use weft_runtime::drain::{Drain, Phase};
+use weft_xds::client::Node;
+use weft_xds::server::{Directory, Holders, Incoming, ResourceSet, serve_resources};
+use weft_xds::translate::Kind;
+
+/// What the roots and lists are called, beside what our control plane calls them: so Istio's proxies ask.
+const ROOTS: &str = "ROOTCA";
+/// How many connections may wait to be taken.
+const WAITING: usize = 16;
+
+/// The secrets of one workload. Whoever can reach the socket may have them.
+#[derive(Debug, Default)]
+pub struct Secrets(Arc<ResourceSet>);
+
+impl Directory for Secrets {
+    fn resources(
+        &self,
+        _node: &Node,
+        _peer: Option<&SpiffeId>,
+    ) -> Result<Arc<ResourceSet>, String> {
+        Ok(self.0.clone())
+    }
+}
+
+impl Secrets {
+    /// Encodes them.
+    ///
+    /// # Errors
+    /// What has no form in xDS: a mistake of ours, named.
+    fn of(secrets: Snapshot) -> Result<Self, Vec<String>> {
+        ResourceSet::new(secrets, &[]).map(|set| Self(Arc::new(set)))
+    }
+}
+
+/// The secrets of a configuration, as a proxy of another kind can make use of them.
+fn secrets(snapshot: &Snapshot) -> Snapshot {
+    let mut secrets = Snapshot::default();
+    for (name, secret) in &snapshot.secrets {
+        let secret = plain(secret);
+        if let Secret::Validation(_) = secret.as_ref() {
+            secrets.secrets.entry(ROOTS.into()).or_insert_with(|| secret.clone());
+        }
+        secrets.secrets.insert(name.clone(), secret);
+    }
+    secrets
+}
+
+/// Without what is ours alone and would be refused.
+fn plain(secret: &Arc<Secret>) -> Arc<Secret> {
+    let Secret::Validation(validation) = secret.as_ref() else {
+        return secret.clone();
+    };
+    let mut plain = validation.clone();
+    let ours = std::mem::take(&mut plain.policy);
+    plain.policy = RevocationPolicy { depth: ours.depth, ..plain.policy };
+    plain.points.clear();
+    if ours.mode == RevocationMode::Off {
+        plain.revocations = None;
+    }
+    Arc::new(Secret::Validation(plain))
+}
+
+/// Makes the socket, for this user alone, in the place of one that nobody listens on any more.
+///
+/// # Errors
+/// When somebody does, or it cannot be made.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)?
+        }
+        Err(error) => return Err(error),
+    }
+    // Nobody else may come by between its making and its mode.
+    let own = path.with_extension(format!("{}.part", std::process::id()));
+    std::fs::DirBuilder::new().mode(0o700).create(&own)?;
+    let made = own.join("s");
+    let listener = UnixListener::bind(&made).and_then(|listener| {
+        std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&made, path)?;
+        Ok(listener)
+    });
+    // It is empty, or tells why it is not.
+    drop(std::fs::remove_dir_all(&own));
+    listener
+}
+
+/// Serves the secrets of each snapshot on a socket until the process drains.
+pub async fn run(
+    listener: UnixListener,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    served: watch::Sender<Arc<Snapshot>>,
+    drain: Drain,
+) {
+    let directory = watch::Sender::new(Arc::new(Secrets::default()));
+    let (connections, waiting) = mpsc::channel(WAITING);
+    let serving = serve_resources(
+        waiting,
+        directory.subscribe(),
+        Arc::new(Holders::new(Kind::Secret, ROOTS)),
+        drain.reached(Phase::Draining),
+    );
+    let keeping = async {
+        loop {
+            let secrets = secrets(&snapshots.borrow_and_update());
+            match Secrets::of(secrets.clone()) {
+                Ok(set) => {
+                    directory.send_replace(Arc::new(set));
+                    served.send_replace(Arc::new(secrets));
+                }
+                Err(problems) => tracing::error!(?problems, "secrets cannot be served"),
+            }
+            if snapshots.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        served = serving => {
+            if let Err(error) = served {
+                tracing::error!(error, "secrets are served no more");
+            }
+        }
+        () = keeping => {}
+        () = accept(&listener, &connections) => {}
+    }
+}
+
+async fn accept(listener: &UnixListener, connections: &mpsc::Sender<Incoming<UnixStream>>) {
+    loop {
+        match listener.accept().await {
+            Ok((io, _)) => {
+                if connections.send(Incoming { io, peer: None }).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be taken");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
