@@ -11,11 +11,14 @@ use rcgen::{
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
     RevocationReason, RevokedCertParams, SanType, SerialNumber,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
 use weft_model::SpiffeId;
 
 use crate::peer::hex;
 use crate::request::CheckedRequest;
+use crate::validity;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -28,12 +31,36 @@ const BACKDATED: Duration = Duration::from_secs(300);
 pub struct AuthorityFiles {
     /// The root's certificate.
     pub root_certificate: String,
-    /// The root's key. Needed only to sign a new intermediate or the root's revocation list.
-    pub root_key: String,
-    /// The intermediate's certificate.
+    /// Who signs for the root: new intermediates, and its revocation list.
+    pub root: RootSigner,
+    /// The intermediate's certificate; where the root is somebody else's, those between the two behind it.
     pub intermediate_certificate: String,
     /// The intermediate's key.
     pub intermediate_key: String,
+}
+
+/// Who signs for a root.
+#[derive(Clone, PartialEq, Eq)]
+pub enum RootSigner {
+    /// We do.
+    Ours {
+        /// The root's key, PEM.
+        key: String,
+    },
+    /// Somebody else, who keeps the key.
+    Theirs {
+        /// The revocation lists of all authorities above ours, PEM; empty where there are none.
+        lists: String,
+    },
+}
+
+impl std::fmt::Debug for RootSigner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ours { .. } => "Ours { .. }",
+            Self::Theirs { .. } => "Theirs { .. }",
+        })
+    }
 }
 
 impl std::fmt::Debug for AuthorityFiles {
@@ -45,7 +72,10 @@ impl std::fmt::Debug for AuthorityFiles {
 /// Signs certificates and revocation lists of one trust domain.
 pub struct Authority {
     files: AuthorityFiles,
-    root: Issuer<'static, KeyPair>,
+    /// None where it is somebody else's.
+    root: Option<Issuer<'static, KeyPair>>,
+    /// When the intermediate's certificate ends: nothing that it signs is good for longer.
+    until: SystemTime,
     intermediate: Issuer<'static, KeyPair>,
     trust_domain: String,
 }
@@ -97,6 +127,17 @@ pub enum AuthorityError {
         /// Ours.
         trust_domain: String,
     },
+    /// The intermediate's certificate has ended.
+    #[error("the intermediate's certificate has ended; have another follow it: weft ca rotate")]
+    Over,
+    /// The root's key is not here.
+    #[error(
+        "the root's key is kept elsewhere: give a certificate that its keeper has signed, and its key"
+    )]
+    NoRootKey,
+    /// What is given makes no authority that anybody would trust.
+    #[error("{0}")]
+    Unfit(String),
     /// The serial number is no hexadecimal number of at most 20 bytes.
     #[error("{0:?} is no serial number: hexadecimal digits, at most 40")]
     Serial(String),
@@ -134,8 +175,10 @@ impl Authority {
     /// # Errors
     /// When a key cannot be made, or the root's not be read.
     pub fn renew_intermediate(&self, now: SystemTime) -> Result<AuthorityFiles, AuthorityError> {
-        let files = &self.files;
-        Self::below(files.root_certificate.clone(), &files.root_key, &self.trust_domain, now)
+        let RootSigner::Ours { key } = &self.files.root else {
+            return Err(AuthorityError::NoRootKey);
+        };
+        Self::below(self.files.root_certificate.clone(), key, &self.trust_domain, now)
     }
 
     /// An intermediate below a root.
@@ -157,7 +200,7 @@ impl Authority {
         let intermediate_certificate = params.signed_by(&intermediate_key, &root)?.pem();
         Ok(AuthorityFiles {
             root_certificate,
-            root_key: root_key.to_owned(),
+            root: RootSigner::Ours { key: root_key.to_owned() },
             intermediate_certificate,
             intermediate_key: intermediate_key.serialize_pem(),
         })
@@ -168,10 +211,20 @@ impl Authority {
     /// # Errors
     /// Which part cannot be read.
     pub fn load(files: AuthorityFiles, trust_domain: &str) -> Result<Self, AuthorityError> {
-        let root = issuer("root", &files.root_certificate, &files.root_key)?;
+        let root = match &files.root {
+            RootSigner::Ours { key } => Some(issuer("root", &files.root_certificate, key)?),
+            RootSigner::Theirs { .. } => None,
+        };
         let intermediate =
             issuer("intermediate", &files.intermediate_certificate, &files.intermediate_key)?;
-        Ok(Self { files, root, intermediate, trust_domain: trust_domain.to_owned() })
+        let unreadable = || AuthorityError::Unreadable {
+            part: "intermediate",
+            reason: "its dates cannot be read".into(),
+        };
+        let certificate = CertificateDer::from_pem_slice(files.intermediate_certificate.as_bytes());
+        let dates = certificate.ok().and_then(|certificate| validity(&certificate));
+        let (_, until) = dates.ok_or_else(unreadable)?;
+        Ok(Self { files, root, until, intermediate, trust_domain: trust_domain.to_owned() })
     }
 
     /// What others trust: the root, PEM.
@@ -198,6 +251,10 @@ impl Authority {
                 trust_domain: self.trust_domain.clone(),
             });
         }
+        let not_after = (now + life).min(self.until);
+        if not_after <= now {
+            return Err(AuthorityError::Over);
+        }
         let serial = random_serial()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -210,14 +267,14 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.not_before = OffsetDateTime::from(now - BACKDATED);
-        params.not_after = OffsetDateTime::from(now + life);
+        params.not_after = OffsetDateTime::from(not_after);
         let leaf = params.signed_by(&request.public_key, &self.intermediate)?;
         let chain = vec![
             leaf.pem(),
             self.files.intermediate_certificate.clone(),
             self.files.root_certificate.clone(),
         ];
-        Ok(Issued { chain, serial: hex(&serial), not_after: now + life })
+        Ok(Issued { chain, serial: hex(&serial), not_after })
     }
 
     /// The revocation lists of one authority; see [`Self::lists_of`].
@@ -235,7 +292,7 @@ impl Authority {
     }
 
     /// The revocation lists of several authorities: each intermediate's with `revoked`, whichever of them
-    /// signed it, since no number is given twice; each root's without entries; and the intermediates'
+    /// signed it, since no number is given twice; each root's, without entries where we sign it; and the intermediates'
     /// certificates beside them, so that a reader can tell who signed. PEM.
     ///
     /// # Errors
@@ -261,7 +318,11 @@ impl Authority {
         for authority in authorities {
             parts.push(list(entries.clone()).signed_by(&authority.intermediate)?.pem()?);
             if roots.insert(authority.files.root_certificate.as_str()) {
-                parts.push(list(Vec::new()).signed_by(&authority.root)?.pem()?);
+                parts.push(match (&authority.root, &authority.files.root) {
+                    (Some(root), _) => list(Vec::new()).signed_by(root)?.pem()?,
+                    (None, RootSigner::Theirs { lists }) => lists.clone(),
+                    (None, RootSigner::Ours { .. }) => String::new(),
+                });
             }
             parts.push(authority.files.intermediate_certificate.clone());
         }

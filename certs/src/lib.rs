@@ -11,6 +11,7 @@
 mod authority;
 mod der;
 pub mod fault;
+mod foreign;
 mod form;
 mod issuer;
 mod passing;
@@ -25,7 +26,10 @@ mod text;
 pub mod tls;
 mod verify;
 
-pub use authority::{Authority, AuthorityError, AuthorityFiles, Issued, Revoked, describe_crl};
+pub use authority::{
+    Authority, AuthorityError, AuthorityFiles, Issued, Revoked, RootSigner, describe_crl,
+};
+pub use foreign::Given;
 pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, validity};
 pub use proof::{LinkId, Proof, Withdrawn};
 pub use revocation::{Asked, Coverage, Covers, CrlError, CrlIndex, Revocation, Role};

@@ -22,7 +22,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use weft_certs::request::{self, CheckedRequest, RequestError};
 use weft_certs::tls::{self, ClientAuthentication, Identity};
-use weft_certs::{Authority, AuthorityError};
+use weft_certs::{Authority, AuthorityError, RootSigner};
 use weft_model::SpiffeId;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
@@ -228,7 +228,8 @@ fn hides(shown: &str, key_pem: &str) {
 #[test]
 fn no_debug_form_shows_a_private_key() {
     let files = Authority::create("mesh.test", pki::now()).unwrap();
-    let (root_key, intermediate_key) = (files.root_key.clone(), files.intermediate_key.clone());
+    let RootSigner::Ours { key: root_key } = files.root.clone() else { panic!("it is ours") };
+    let intermediate_key = files.intermediate_key.clone();
     let shown_files = format!("{files:#?} {files:?}");
     let authority = Authority::load(files, "mesh.test").unwrap();
     let shown = format!("{shown_files} {authority:?} {authority:#?}");

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
+use weft_certs::RootSigner;
 use weft_control::store::Store;
 use weft_integration::alone::{Speaks as Single, Wanted};
 use weft_integration::authority::{Holder, Signer};
@@ -393,8 +394,9 @@ fn a_control_plane_and_who_joins_it_tell_nothing_of_their_keys() {
     let store = Store::open(&state).expect("the authority is there");
     let (files, _) = store.authority().expect("it can be read");
     drop(store);
+    let RootSigner::Ours { key: root_key } = &files.root else { panic!("it is ours") };
     let mut keys = vec![
-        Traces::of("root", &files.root_key),
+        Traces::of("root", root_key),
         Traces::of("intermediate", &files.intermediate_key),
         Traces::of("client", &read(&issued.key)),
     ];

@@ -10,8 +10,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use weft_certs::{Authority, CrlIndex, describe_crl, request};
-use weft_control::desk::{self, Order};
+use weft_certs::{Authority, CrlIndex, Given, RootSigner, describe_crl, request};
+use weft_control::desk::{self, Order, PrivateKey};
 use weft_control::store::{Store, StoreError};
 use weft_control::succession::{Authorities, Step};
 use weft_model::{RevocationPolicy, SpiffeId};
@@ -25,6 +25,7 @@ use super::{Failure, say};
     weft ca issue --state /var/lib/weft spiffe://mesh.local/ns/default/sa/me --out me\n  \
     weft ca revoke --state /var/lib/weft 5f0c...\n  \
     weft ca rotate --state /var/lib/weft root\n  \
+    weft ca init --state /var/lib/weft --root root.pem --certificate mesh.pem --key mesh.key --root-lists root.crl\n  \
     weft ca coverage --roots root.pem --lists revoked.pem")]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -38,12 +39,45 @@ struct State {
     state: PathBuf,
 }
 
+/// An authority that somebody else's root has signed.
+#[derive(Debug, Args)]
+#[group(requires_all = ["root", "certificate", "key"])]
+struct GivenFiles {
+    /// The certificate of somebody else's root, PEM, which has signed ours.
+    #[arg(long, value_name = "FILE", required = false)]
+    root: PathBuf,
+    /// The certificate of ours, PEM; those between the two behind it.
+    #[arg(long, value_name = "FILE", required = false)]
+    certificate: PathBuf,
+    /// The key of ours, PEM (PKCS #8). It is kept in the folder of the authority.
+    #[arg(long, value_name = "FILE", required = false)]
+    key: PathBuf,
+    /// The revocation lists of the root and of those between, PEM. Without them sidecars take nobody's
+    /// certificate, unless mesh.yaml says `security.revocation: {depth: leaf}`.
+    #[arg(long, value_name = "FILE")]
+    root_lists: Option<PathBuf>,
+}
+
+impl GivenFiles {
+    fn read(&self) -> Result<Given, Failure> {
+        let read = |file: &Path| {
+            std::fs::read_to_string(file)
+                .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
+        };
+        let lists = self.root_lists.as_deref().map(read).transpose()?.unwrap_or_default();
+        let (root, certificate) = (read(&self.root)?, read(&self.certificate)?);
+        Ok(Given { root, certificate, key: read(&self.key)?, lists })
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make an authority.
+    /// Make an authority: with a root of its own, or below somebody else's.
     Init {
         #[command(flatten)]
         state: State,
+        #[command(flatten)]
+        given: Option<GivenFiles>,
         /// The trust domain of every identity.
         #[arg(long, default_value = "mesh.local", value_name = "NAME")]
         trust_domain: String,
@@ -106,8 +140,18 @@ enum Command {
         state: State,
         /// root: announce an authority with a new root; intermediate: with the same root; next: take the next
         /// step now; status: tell how it stands.
-        #[arg(value_parser = step)]
-        step: Step,
+        #[arg(value_parser = step, required_unless_present = "root")]
+        step: Option<Step>,
+        #[command(flatten)]
+        given: Option<GivenFiles>,
+    },
+    /// Replace the revocation lists of somebody else's root, and of those between it and ours.
+    RootLists {
+        #[command(flatten)]
+        state: State,
+        /// The lists, PEM.
+        #[arg(value_name = "FILE")]
+        lists: PathBuf,
     },
     /// Print the roots that are trusted, PEM: for new workloads, by --trust.
     Roots {
@@ -123,8 +167,8 @@ enum Command {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
-        Command::Init { state, trust_domain, trust_file } => {
-            init(&state.state, &trust_domain, trust_file.as_deref())
+        Command::Init { state, given, trust_domain, trust_file } => {
+            init(&state.state, given.as_ref(), &trust_domain, trust_file.as_deref())
         }
         Command::Issue { state, identity, out, hours } => {
             issue(&state.state, &identity, &out, Duration::from_secs(hours * 3600))
@@ -135,7 +179,19 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Revoke { state, targets } => order(&state.state, &Order::Revoke(targets)),
         Command::Crl { state } => crl(&state.state),
         Command::List { state } => order(&state.state, &Order::List),
-        Command::Rotate { state, step } => order(&state.state, &Order::Rotate(step)),
+        Command::Rotate { state, given: Some(given), .. } => {
+            let Given { root, certificate, key, lists } = given.read()?;
+            let key = PrivateKey(key);
+            order(&state.state, &Order::Follow { root, certificate, key, lists })
+        }
+        Command::Rotate { state, step, given: None } => {
+            order(&state.state, &Order::Rotate(step.unwrap_or(Step::Status)))
+        }
+        Command::RootLists { state, lists } => {
+            let text = std::fs::read_to_string(&lists)
+                .map_err(|error| Failure::Failed(format!("{}: {error}", lists.display())))?;
+            order(&state.state, &Order::RootLists(text))
+        }
         Command::Roots { state } => order(&state.state, &Order::Roots),
         Command::Coverage { roots, lists, intermediates } => {
             coverage(&roots, &lists, intermediates.as_deref())
@@ -212,12 +268,27 @@ fn date(seconds: u64) -> String {
     at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| seconds.to_string())
 }
 
-fn init(state: &Path, trust_domain: &str, trust_file: Option<&Path>) -> Result<(), Failure> {
-    let files = Authority::create(trust_domain, wall_clock()).map_err(failed)?;
+fn init(
+    state: &Path,
+    given: Option<&GivenFiles>,
+    trust_domain: &str,
+    trust_file: Option<&Path>,
+) -> Result<(), Failure> {
+    let files = match given {
+        Some(given) => given.read()?.authority(trust_domain, wall_clock()),
+        None => Authority::create(trust_domain, wall_clock()),
+    };
+    let files = files.map_err(failed)?;
     let store = Store::create(state, trust_domain, &files).map_err(failed)?;
     if let Some(file) = trust_file {
         std::fs::write(file, &files.root_certificate)
             .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))?;
+    }
+    if matches!(&files.root, RootSigner::Theirs { lists } if lists.is_empty()) {
+        say(
+            "note: without --root-lists sidecars take nobody's certificate, unless mesh.yaml says \
+             security.revocation: {depth: leaf}",
+        );
     }
     say(&format!("made the authority of {trust_domain} in {}", store.path().display()));
     Ok(())

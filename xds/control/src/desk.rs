@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
+use weft_certs::Given;
 use weft_model::SpiffeId;
 
 use crate::audit;
@@ -39,8 +40,31 @@ pub enum Order {
     Token(String),
     /// Have one authority follow another.
     Rotate(Step),
+    /// Have an authority follow that somebody else's root has signed, PEM.
+    Follow {
+        /// The root's certificate.
+        root: String,
+        /// Ours, and those between the two.
+        certificate: String,
+        /// The key of ours.
+        key: PrivateKey,
+        /// The revocation lists of those above; empty: those that we have.
+        lists: String,
+    },
+    /// Replace the revocation lists of somebody else's root and of those between it and ours, PEM.
+    RootLists(String),
     /// Tell what is trusted.
     Roots,
+}
+
+/// A private key, PEM. It goes to the desk and nowhere else.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrivateKey(pub String);
+
+impl std::fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
 }
 
 /// What came of it: lines to print, or why it was not done.
@@ -66,6 +90,16 @@ fn carry_out_before(store: &Store, order: &Order, audience: &dyn Audience) -> Ou
             Ok(vec![token])
         }
         Order::Rotate(step) => succession::carry_out(store, *step, audience, now),
+        Order::Follow { root, certificate, key, lists } => {
+            let given = Given {
+                root: root.clone(),
+                certificate: certificate.clone(),
+                key: key.0.clone(),
+                lists: lists.clone(),
+            };
+            succession::follow(store, given, now)
+        }
+        Order::RootLists(lists) => succession::replace_root_lists(store, lists, now),
         Order::Roots => {
             let generations = store.generations().map_err(|error| error.to_string())?;
             let authorities = Authorities::load(generations).map_err(|error| error.to_string())?;

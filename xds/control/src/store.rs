@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
-use weft_certs::{AuthorityFiles, Revoked};
+use weft_certs::{AuthorityFiles, Revoked, RootSigner};
 use weft_model::SpiffeId;
 
 const AUTHORITY: TableDefinition<'_, &str, &str> = TableDefinition::new("authority");
@@ -160,7 +160,7 @@ impl Store {
         };
         let files = AuthorityFiles {
             root_certificate: part("root_certificate")?,
-            root_key: part("root_key")?,
+            root: root_signer(part("root_key")?, part("root_lists").unwrap_or_default()),
             intermediate_certificate: part("intermediate_certificate")?,
             intermediate_key: part("intermediate_key")?,
         };
@@ -389,6 +389,8 @@ struct Beside {
 struct Kept {
     root_certificate: String,
     root_key: String,
+    #[serde(default)]
+    root_lists: String,
     intermediate_certificate: String,
     intermediate_key: String,
     /// In seconds since 1970.
@@ -397,30 +399,45 @@ struct Kept {
 
 impl Kept {
     fn of(files: &AuthorityFiles, due: SystemTime) -> Self {
-        let AuthorityFiles {
-            root_certificate,
+        let files = files.clone();
+        let (root_key, root_lists) = match files.root {
+            RootSigner::Ours { key } => (key, String::new()),
+            RootSigner::Theirs { lists } => (String::new(), lists),
+        };
+        Self {
+            root_certificate: files.root_certificate,
             root_key,
-            intermediate_certificate,
-            intermediate_key,
-        } = files.clone();
-        let due = seconds(due);
-        Self { root_certificate, root_key, intermediate_certificate, intermediate_key, due }
+            root_lists,
+            intermediate_certificate: files.intermediate_certificate,
+            intermediate_key: files.intermediate_key,
+            due: seconds(due),
+        }
     }
 
     fn files(&self) -> AuthorityFiles {
         AuthorityFiles {
             root_certificate: self.root_certificate.clone(),
-            root_key: self.root_key.clone(),
+            root: root_signer(self.root_key.clone(), self.root_lists.clone()),
             intermediate_certificate: self.intermediate_certificate.clone(),
             intermediate_key: self.intermediate_key.clone(),
         }
     }
 }
 
-fn parts(files: &AuthorityFiles) -> [(&'static str, &str); 4] {
+/// No key of the root: somebody else has it.
+fn root_signer(key: String, lists: String) -> RootSigner {
+    if key.is_empty() { RootSigner::Theirs { lists } } else { RootSigner::Ours { key } }
+}
+
+fn parts(files: &AuthorityFiles) -> [(&'static str, &str); 5] {
+    let (key, lists) = match &files.root {
+        RootSigner::Ours { key } => (key.as_str(), ""),
+        RootSigner::Theirs { lists } => ("", lists.as_str()),
+    };
     [
         ("root_certificate", &files.root_certificate),
-        ("root_key", &files.root_key),
+        ("root_key", key),
+        ("root_lists", lists),
         ("intermediate_certificate", &files.intermediate_certificate),
         ("intermediate_key", &files.intermediate_key),
     ]

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use weft_certs::request::CheckedRequest;
-use weft_certs::{Authority, AuthorityError, AuthorityFiles, Issued, Revoked};
+use weft_certs::{Authority, AuthorityError, AuthorityFiles, Given, Issued, Revoked, RootSigner};
 
 use crate::audit;
 use crate::store::{Generations, Store};
@@ -162,7 +162,16 @@ pub(crate) fn carry_out(
     match step {
         Step::Status => {}
         Step::Root | Step::Intermediate => {
-            announce(store, &mut generations, step, now)?;
+            is_free(&generations)?;
+            let domain = &generations.trust_domain;
+            let files = if step == Step::Root {
+                Authority::create(domain, now)
+            } else {
+                Authority::load(generations.signing.clone(), domain)
+                    .and_then(|signing| signing.renew_intermediate(now))
+            };
+            let files = files.map_err(|error| error.to_string())?;
+            announce(store, &mut generations, files, now)?;
         }
         Step::Next => advance(store, &mut generations, audience, now, Duration::ZERO)?,
     }
@@ -182,29 +191,80 @@ pub(crate) fn advance_in_time(store: &Store, audience: &dyn Audience, now: Syste
     is_due && advance(store, &mut generations, audience, now, LEAVE).is_ok()
 }
 
-fn announce(
+/// Announces an authority that somebody else's root has signed; the lines that tell of it.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn follow(
     store: &Store,
-    generations: &mut Generations,
-    step: Step,
+    mut given: Given,
     now: SystemTime,
-) -> Result<(), String> {
+) -> Result<Vec<String>, String> {
+    let mut generations = store.generations().map_err(|error| error.to_string())?;
+    is_free(&generations)?;
+    if let RootSigner::Theirs { lists } = &generations.signing.root
+        && given.lists.is_empty()
+        && given.root.trim() == generations.signing.root_certificate.trim()
+    {
+        given.lists.clone_from(lists);
+    }
+    let files = given.authority(&generations.trust_domain, now);
+    let files = files.map_err(|error| error.to_string())?;
+    // It is one root, so there are the same lists of it.
+    if let RootSigner::Theirs { lists } = &files.root
+        && files.root_certificate == generations.signing.root_certificate
+    {
+        generations.signing.root = RootSigner::Theirs { lists: lists.clone() };
+    }
+    announce(store, &mut generations, files, now)?;
+    Ok(status(&generations))
+}
+
+/// Replaces the lists of somebody else's root; the lines that tell of it.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn replace_root_lists(
+    store: &Store,
+    lists: &str,
+    now: SystemTime,
+) -> Result<Vec<String>, String> {
+    let mut generations = store.generations().map_err(|error| error.to_string())?;
+    if !matches!(generations.signing.root, RootSigner::Theirs { .. }) {
+        return Err("the root's key is ours, and so are its lists".into());
+    }
+    let root = generations.signing.root_certificate.clone();
+    let next = generations.next.as_mut().map(|(files, _)| files);
+    let former = generations.former.iter_mut().map(|(files, _)| files);
+    for files in former.chain(next).chain([&mut generations.signing]) {
+        if files.root_certificate == root {
+            files.root = RootSigner::Theirs { lists: lists.to_owned() };
+        }
+    }
+    let tried = generations.signing.try_out(&generations.trust_domain, now);
+    tried.map_err(|error| error.to_string())?;
+    replace(store, &generations, "root_lists_replaced")?;
+    Ok(vec!["the lists of the root are in force".into()])
+}
+
+fn is_free(generations: &Generations) -> Result<(), String> {
     if generations.next.is_some() || !generations.former.is_empty() {
         return Err(format!(
             "one authority follows another already:\n{}",
             status(generations).join("\n")
         ));
     }
-    let text = |error: &dyn std::error::Error| error.to_string();
-    let domain = &generations.trust_domain;
-    let files = if step == Step::Root {
-        Authority::create(domain, now)
-    } else {
-        Authority::load(generations.signing.clone(), domain)
-            .and_then(|signing| signing.renew_intermediate(now))
-    };
-    let files = files.map_err(|error| text(&error))?;
+    Ok(())
+}
+
+fn announce(
+    store: &Store,
+    generations: &mut Generations,
+    files: AuthorityFiles,
+    now: SystemTime,
+) -> Result<(), String> {
     // By then everybody has renewed a certificate, and was told at the same time.
-    let due = store.last_end(now).map_err(|error| text(&error))?.unwrap_or(now);
+    let due = store.last_end(now).map_err(|error| error.to_string())?.unwrap_or(now);
     generations.next = Some((files, due));
     replace(store, generations, "authority_announced")
 }

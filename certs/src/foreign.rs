@@ -1,0 +1,125 @@
+//! An authority below somebody else's root: what its keeper gives us, and whether it makes one.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::PublicKeyData;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use weft_model::SpiffeId;
+
+use crate::request::{self, CheckedRequest};
+use crate::tls::check_client;
+use crate::{Authority, AuthorityError, AuthorityFiles, RootSigner, TrustStore, fault};
+
+/// What the keeper of a root gives us, PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Given {
+    /// The root's certificate.
+    pub root: String,
+    /// The certificate of ours that it signed; those between the two behind it.
+    pub certificate: String,
+    /// The key of ours.
+    pub key: String,
+    /// The revocation lists of the root and of those between; empty where there are none.
+    pub lists: String,
+}
+
+impl std::fmt::Debug for Given {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Given { .. }")
+    }
+}
+
+impl Given {
+    /// The authority that it makes, tried out: a certificate of it for the trust domain would be taken now.
+    ///
+    /// # Errors
+    /// Which part cannot be read, or why nobody would take what it signs.
+    pub fn authority(
+        self,
+        trust_domain: &str,
+        now: SystemTime,
+    ) -> Result<AuthorityFiles, AuthorityError> {
+        let Self { root, certificate, key, lists } = self;
+        let roots = certificates("root", &root)?;
+        let [(root_text, root)] = &roots[..] else {
+            return Err(unreadable("root", "it must be one certificate"));
+        };
+        let mut chain = certificates("certificate", &certificate)?;
+        // Some give the root behind it as well.
+        chain.retain(|(_, one)| one != root);
+        let Some((_, own)) = chain.first() else {
+            return Err(unreadable("certificate", "it holds none beside the root"));
+        };
+        let own_key = webpki::EndEntityCert::try_from(own)
+            .map_err(|error| unreadable("certificate", &error.to_string()))?;
+        let pair = rcgen::KeyPair::from_pem(&key)
+            .map_err(|error| unreadable("key", &format!("{error}; PEM of PKCS #8 is read")))?;
+        if own_key.subject_public_key_info().as_ref() != pair.subject_public_key_info() {
+            return Err(AuthorityError::Unfit("the key is not that of the certificate".into()));
+        }
+        let files = AuthorityFiles {
+            root_certificate: root_text.clone(),
+            root: RootSigner::Theirs { lists },
+            intermediate_certificate: chain.into_iter().map(|(text, _)| text).collect(),
+            intermediate_key: key,
+        };
+        files.try_out(trust_domain, now)?;
+        Ok(files)
+    }
+}
+
+impl AuthorityFiles {
+    /// Whether what this signs would be taken now, by who trusts its root and knows its lists.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn try_out(&self, trust_domain: &str, now: SystemTime) -> Result<(), AuthorityError> {
+        const TRIED: Duration = Duration::from_secs(60);
+        let unfit = |reason: &dyn std::fmt::Display| AuthorityError::Unfit(reason.to_string());
+        let authority = Authority::load(self.clone(), trust_domain)?;
+        let id = SpiffeId::parse(&format!("spiffe://{trust_domain}/ns/weft/sa/tried"))
+            .map_err(|error| unfit(&error))?;
+        let pending = request::make(&id).map_err(|error| unfit(&error))?;
+        let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| unfit(&error))?;
+        let issued = authority.issue(&asked, TRIED, now)?;
+        let at = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let is_listed = !matches!(&self.root, RootSigner::Theirs { lists } if lists.is_empty());
+        let lists =
+            is_listed.then(|| authority.revocation_lists(&[], 1, now, TRIED)).transpose()?;
+        let lists = lists.as_ref().map(String::as_bytes);
+        let store = TrustStore::load(self.root_certificate.as_bytes(), lists, Vec::new(), None, at)
+            .map_err(|error| unfit(&error))?;
+        let mut chain = certificates("chain", &issued.chain.concat())?;
+        // A peer knows the root already.
+        chain.pop();
+        let chain: Vec<_> = chain.into_iter().map(|(_, certificate)| certificate).collect();
+        check_client(Arc::new(store), &chain, at).map_err(|error| {
+            let (reason, detail) = fault::last(&error);
+            unfit(&format!("nobody would take what it signs: {reason} ({detail})"))
+        })
+    }
+}
+
+/// The certificates in a PEM text, each with its own text.
+fn certificates(
+    part: &'static str,
+    text: &str,
+) -> Result<Vec<(String, CertificateDer<'static>)>, AuthorityError> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let begun = text.split("-----BEGIN CERTIFICATE-----").skip(1);
+    let blocks = begun.filter_map(|rest| rest.split_once(END));
+    blocks
+        .map(|(middle, _)| {
+            let block = format!("-----BEGIN CERTIFICATE-----{middle}{END}\n").replace('\r', "");
+            CertificateDer::from_pem_slice(block.as_bytes())
+                .map(|certificate| (block, certificate))
+                .map_err(|error| unreadable(part, &error.to_string()))
+        })
+        .collect()
+}
+
+fn unreadable(part: &'static str, reason: &str) -> AuthorityError {
+    AuthorityError::Unreadable { part, reason: reason.to_owned() }
+}
