@@ -1,18 +1,21 @@
 //! Our sidecar as the client of a control plane that is not ours: one written with grpcio, in both
 //! variants of the protocol, and with every fault that such a server may have.
 
+use std::io::{BufRead, Read, Write};
+use std::net::TcpStream;
+
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use weft_integration::backend::Backend;
+use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::{
-    Speaks, bootstrap, cluster, endpoints, http, listener, route_to, with,
+    Speaks, bootstrap, cluster, endpoints, http, listener, route_to, want_token, with,
 };
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::MeshPki;
 use weft_integration::pair::Sidecar;
 use weft_integration::port;
-use weft_integration::process::{Process, counterpart};
-use weft_integration::wait::eventually;
+use weft_integration::process::{Process, counterpart, run};
+use weft_integration::wait::{DEADLINE, eventually};
 
 const BOTH_VARIANTS: [Variant; 2] = [Variant::Delta, Variant::StateOfTheWorld];
 
@@ -204,7 +207,7 @@ fn a_listener_comes_and_goes_with_its_resource() {
         until_it_says(goes, "b");
         following.turn_to(&only);
         eventually(format!("port {goes} is closed"), || {
-            std::net::TcpStream::connect(("127.0.0.1", goes)).is_err().then_some(())
+            TcpStream::connect(("127.0.0.1", goes)).is_err().then_some(())
         });
         assert_eq!(ask(stays), "a");
     }
@@ -325,8 +328,103 @@ fn what_was_deleted_while_the_server_was_away_is_gone() {
         let only = world(vec![saying("a", stays, "a")]);
         following.server = serve(&following.folder, following.server_port, &only);
         eventually(format!("{variant:?}: port {goes} is closed"), || {
-            std::net::TcpStream::connect(("127.0.0.1", goes)).is_err().then_some(())
+            TcpStream::connect(("127.0.0.1", goes)).is_err().then_some(())
         });
         assert_eq!(ask(stays), "a", "{variant:?}");
+    }
+}
+
+/// A stream that lasts, begun with a token or without.
+struct Lasting(std::io::BufReader<TcpStream>);
+
+impl Lasting {
+    fn begin(port: u16, token: Option<&str>) -> Self {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+        let token = token.map(|token| format!("authorization: Bearer {token}\r\n"));
+        let head = format!("GET / HTTP/1.1\r\nhost: a\r\n{}\r\n", token.unwrap_or_default());
+        stream.write_all(head.as_bytes()).expect("it takes requests");
+        let mut lasting = Self(std::io::BufReader::new(stream));
+        assert!(lasting.goes_on(), "it has begun");
+        lasting
+    }
+
+    /// Whether some more of it comes.
+    fn goes_on(&mut self) -> bool {
+        let mut line = String::new();
+        (0..20).all(|_| {
+            line.clear();
+            self.0.read_line(&mut line).is_ok_and(|bytes| bytes > 0)
+        })
+    }
+
+    fn ends(&mut self) -> bool {
+        let mut line = String::new();
+        eventually("the stream ends", || {
+            line.clear();
+            let went_on = self.0.read_line(&mut line).is_ok_and(|bytes| bytes > 0);
+            (!went_on).then_some(true)
+        })
+    }
+}
+
+/// A service whose answers have no end.
+fn endless() -> u16 {
+    Backend::start(|stream| {
+        let mut reader = std::io::BufReader::new(stream);
+        if read_head(&mut reader).is_none() {
+            return;
+        }
+        let stream = reader.get_mut();
+        let pause = std::time::Duration::from_millis(20);
+        stream.set_read_timeout(Some(pause)).expect("a time above zero");
+        let mut left = stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+        while left.is_ok() && !matches!(stream.read(&mut [0]), Ok(0)) {
+            left = stream.write_all(b"5\r\ntick\n\r\n");
+        }
+    })
+    .port
+}
+
+#[test]
+fn streams_end_that_have_not_proved_what_is_asked_for_now_and_no_others() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    run(counterpart("issuer.py").arg(folder.path()).args(["https://issuer", "service"]));
+    let read = |name| std::fs::read_to_string(folder.path().join(name)).expect("it is there");
+    let (keys, token) = (read("keys.json"), read("good.token"));
+    for variant in BOTH_VARIANTS {
+        let (port, service) = (port::free(), endless());
+        let world = |filters: &[Value]| {
+            let mut route = route_to("service", 600);
+            route["route"]["timeout"] = json!("0s");
+            World {
+                clusters: vec![cluster("service", &[service], Speaks::Http1, None)],
+                listeners: vec![listener("web", port, http(&route, filters), None)],
+                ..World::default()
+            }
+        };
+        let wants = |issuer, audience| [want_token(issuer, audience, &keys)];
+        let following =
+            Following::start_ready(variant, &world(&wants("https://issuer", "service")), port);
+        let mut with = Lasting::begin(port, Some(&token));
+        let settled = |count: &str| {
+            eventually(format!("{count} were withdrawn"), || {
+                let withdrawn = following.metric("weft_sidecar_requests_withdrawn_total")?;
+                (withdrawn == count).then_some(())
+            });
+        };
+        // Nothing is asked of anybody, and then the same token as before.
+        following.turn_to(&world(&[]));
+        eventually("no token is needed", || {
+            (Curl::get(port, "/").with(&["-m", "1"]).run().status == 200).then_some(())
+        });
+        let mut without = Lasting::begin(port, None);
+        following.turn_to(&world(&wants("https://issuer", "service")));
+        assert!(without.ends() && with.goes_on(), "{variant:?}");
+        settled("1");
+        // One for somebody else.
+        following.turn_to(&world(&wants("https://issuer", "another")));
+        assert!(with.ends(), "{variant:?}");
+        settled("2");
     }
 }

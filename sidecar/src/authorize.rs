@@ -56,23 +56,22 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// What other rules say of the request. A token that is none of the service's business is no field of it
-    /// any more; what it said is known.
-    pub(crate) fn judge<'p>(
-        &self,
-        head: &RequestHead,
-        sender: Sender<'_>,
-        rules: &'p Rules,
-    ) -> Verdict<'p> {
-        let facts = Facts {
+    /// What is known of the request. A token that is none of the service's business is no field of it any
+    /// more; what it said is known.
+    pub(crate) fn facts<'f>(&'f self, head: &'f RequestHead, sender: Sender<'f>) -> Facts<'f> {
+        Facts {
             head,
             target: self.target.as_deref().unwrap_or(&head.target),
             authority: self.authority.as_deref().unwrap_or(&head.authority),
             sender,
             proved: Some(&self.proved),
-        };
-        judge(rules.iter().map(|filter| &**filter), &facts).verdict
+        }
     }
+}
+
+/// What other rules say.
+pub(crate) fn judge_again<'p>(facts: &Facts<'_>, rules: &'p Rules) -> Verdict<'p> {
+    judge(rules.iter().map(|filter| &**filter), facts).verdict
 }
 
 /// What is known of a connection whose bytes are not read.

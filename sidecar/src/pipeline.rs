@@ -21,7 +21,7 @@ use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
 use crate::admission::admit;
 use crate::authenticate::{Sender, authenticate};
-use crate::authorize::{Caller, Case, authorize};
+use crate::authorize::{Caller, Case, authorize, judge_again};
 use crate::changes::Following;
 use crate::denial::Denial;
 use crate::detect::{self, Protocol};
@@ -284,9 +284,9 @@ async fn perform(
                         biased;
                         result = exchange(&mut call, target, worker, &mut story.endpoint) => result,
                         denial = patience.ends(started, pulse) => Err(denial),
-                        rule = falls(decided, connection, following, worker) => {
+                        (denial, rule) = falls(decided, connection, following, worker) => {
                             story.rule = rule;
-                            Err(Denial::NotAllowed)
+                            Err(denial)
                         }
                     }
                 }
@@ -304,28 +304,37 @@ async fn perform(
     result
 }
 
-/// Resolves when other rules are in force, and do not allow what the plan before did, with the policy that
-/// says so. Where there are none for it any more, what has begun goes on.
+/// Resolves when other rules are in force, or other tokens are asked for, and what the plan before allowed
+/// is not any more; with the policy that says so. Where there are none for it any more, what has begun goes
+/// on.
 async fn falls(
     (case, head, plan): (&Case, &RequestHead, &Plan),
     connection: &Connection,
     mut following: Following<'_>,
     worker: &Worker,
-) -> Option<Name> {
-    let before = connection.service(plan).map(|http| http.rules.as_slice());
+) -> (Denial, Option<Name>) {
+    let before = connection.service(plan);
     loop {
         following.next().await;
         let plan = worker.plan();
         let Some(http) = connection.service(&plan) else {
             continue;
         };
-        if before == Some(&http.rules) {
-            continue;
+        let facts = case.facts(head, connection.sender());
+        if before.map(|before| &before.rules) != Some(&http.rules) {
+            let verdict = judge_again(&facts, &http.rules);
+            if verdict.refused {
+                worker.metrics.requests_withdrawn.increment();
+                return (Denial::NotAllowed, verdict.by.cloned());
+            }
         }
-        let verdict = case.judge(head, connection.sender(), &http.rules);
-        if verdict.refused {
+        let known = before.and_then(|before| before.tokens.as_ref());
+        let asking = http.tokens.as_ref().filter(|tokens| known.is_none_or(|k| tokens.differ(k)));
+        if let Some(Err(refused)) =
+            asking.map(|tokens| tokens.recheck(&case.proved, &facts, connection.peer.as_ref()))
+        {
             worker.metrics.requests_withdrawn.increment();
-            return verdict.by.cloned();
+            return (Denial::Token(refused.fault, refused.detail), None);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderName, HeaderValue};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use weft_certs::VerifiedPeer;
 use weft_model::{JwtPolicy, JwtProvider, JwtRequirement, Name, RequestFacts};
 
@@ -50,8 +50,8 @@ pub(crate) struct Proved {
     pub(crate) subject: Option<String>,
     /// When the stream ends, where its tokens say so.
     pub(crate) ends: Option<SystemTime>,
-    /// What policies may ask for, by the names of payloads.
-    payloads: Vec<(Name, Rc<Checked>)>,
+    /// The tokens, with the names by which policies may ask for what they say.
+    tokens: Vec<(Option<Name>, Rc<Checked>)>,
 }
 
 impl Proved {
@@ -62,7 +62,7 @@ impl Proved {
         way: &[String],
         fits: &mut dyn FnMut(&str) -> bool,
     ) -> bool {
-        let payload = self.payloads.iter().find(|(known, _)| &**known == name);
+        let payload = self.tokens.iter().find(|(known, _)| known.as_deref() == Some(name));
         let Some((first, (_, checked))) = way.first().zip(payload) else {
             return false;
         };
@@ -91,6 +91,8 @@ pub(crate) struct Asking<'a> {
 
 /// That the issuer has no key of that name.
 const NO_KEY: Refused = Refused::new(TokenFault::Signature, "no key of the issuer fits it");
+
+const OTHER_AUDIENCE: Refused = Refused::new(TokenFault::ClaimValue, "it is for another audience");
 
 /// A provider's token that was found good.
 struct Good<'t> {
@@ -156,6 +158,75 @@ impl Tokens {
         }
     }
 
+    /// Whether they ask for other tokens, or of other requests.
+    pub(crate) fn differ(&self, other: &Self) -> bool {
+        self.policy != other.policy
+    }
+
+    /// Whether a request that lasts, and has proved so much, would still be let in. Its tokens' own ends are
+    /// another matter.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn recheck(
+        &self,
+        proved: &Proved,
+        facts: &dyn RequestFacts,
+        peer: Option<&VerifiedPeer>,
+    ) -> Result<(), Refused> {
+        let rule = self.rule(facts).and_then(|index| self.policy.rules.get(index));
+        let requirement = rule.and_then(|rule| rule.requires.as_ref());
+        requirement.map_or(Ok(()), |requirement| self.are_enough(proved, requirement, peer))
+    }
+
+    fn are_enough(
+        &self,
+        proved: &Proved,
+        requirement: &JwtRequirement,
+        peer: Option<&VerifiedPeer>,
+    ) -> Result<(), Refused> {
+        match requirement {
+            JwtRequirement::Provider(name, audiences) => {
+                let missing = Refused::MISSING;
+                let planned = self.providers.get(name).ok_or(missing)?;
+                let fits = |checked: &Checked| {
+                    planned.takes(&checked.claims)?;
+                    claims::check(&checked.claims, &planned.provider)?;
+                    planned.check_binding(checked, peer)?;
+                    match audiences.is_empty() || claims::is_for(&checked.claims, audiences) {
+                        true => Ok(()),
+                        false => Err(OTHER_AUDIENCE),
+                    }
+                };
+                let mut worst = missing;
+                for (_, checked) in &proved.tokens {
+                    match fits(checked) {
+                        Ok(()) => return Ok(()),
+                        Err(refused) => worst = worst.or(refused),
+                    }
+                }
+                Err(worst)
+            }
+            JwtRequirement::Any(all) => {
+                let mut worst = Refused::MISSING;
+                for one in all {
+                    match self.are_enough(proved, one, peer) {
+                        Ok(()) => return Ok(()),
+                        Err(refused) => worst = worst.or(refused),
+                    }
+                }
+                Err(worst)
+            }
+            JwtRequirement::All(all) => {
+                all.iter().try_for_each(|one| self.are_enough(proved, one, peer))
+            }
+            JwtRequirement::Missing if proved.tokens.is_empty() => Ok(()),
+            JwtRequirement::Missing => {
+                Err(Refused::format("there is a token that nobody asks for"))
+            }
+        }
+    }
+
     fn meets<'t>(
         &'t self,
         requirement: &JwtRequirement,
@@ -169,7 +240,7 @@ impl Tokens {
                 let planned = self.providers.get(name).ok_or(internal)?;
                 let checked = planned.check(head, asking)?;
                 if !audiences.is_empty() && !claims::is_for(&checked.claims, audiences) {
-                    return Err(Refused::new(TokenFault::ClaimValue, "it is for another audience"));
+                    return Err(OTHER_AUDIENCE);
                 }
                 good.push(Good { planned, checked });
                 Ok(())
@@ -215,9 +286,7 @@ impl Proved {
         if self.subject.is_none() {
             self.subject = checked.claims.get("sub").and_then(Value::as_str).map(str::to_owned);
         }
-        if let Some(name) = &planned.provider.payload_name {
-            self.payloads.push((name.clone(), checked.clone()));
-        }
+        self.tokens.push((planned.provider.payload_name.clone(), checked.clone()));
         if planned.provider.ends_streams {
             let until = Duration::try_from_secs_f64(checked.times.until).ok();
             let until = until.and_then(|until| UNIX_EPOCH.checked_add(until));
@@ -281,16 +350,19 @@ impl PlannedProvider {
         Ok(checked)
     }
 
+    /// Whether a token may be of this issuer: of another's the keys of this one say nothing.
+    fn takes(&self, claims: &Map<String, Value>) -> Result<(), Refused> {
+        let issuer = claims.get("iss").and_then(Value::as_str);
+        match issuer.is_some_and(|issuer| issuer != self.provider.issuer) {
+            true => Err(Refused::OTHER_ISSUER),
+            false => Ok(()),
+        }
+    }
+
     /// Verifies a token, whatever the time and whoever shows it.
     fn verify(&self, text: &str) -> Result<Checked, Refused> {
         let token = Token::read(text)?;
-        // Of another issuer: the keys of this one say nothing of it.
-        let issuer = token.claims.get("iss");
-        if issuer
-            .is_some_and(|issuer| issuer.as_str().is_some_and(|iss| iss != self.provider.issuer))
-        {
-            return Err(Refused::OTHER_ISSUER);
-        }
+        self.takes(&token.claims)?;
         let keys = self.keys.as_ref();
         let keys = keys.map_err(|fault| Refused::new(*fault, "the issuer's keys are not there"))?;
         match keys.verify(&token.signed) {
