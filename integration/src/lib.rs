@@ -16,6 +16,7 @@ pub mod handmade;
 pub mod http1;
 pub mod http2;
 pub mod http2_probe;
+pub mod load;
 pub mod mesh;
 pub mod mesh_pki;
 pub mod nginx;

@@ -7,25 +7,33 @@ use std::time::{Duration, Instant};
 /// so long.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long it may take until certificates that live for a minute are renewed, or over.
+const DUE_TIME: Duration = Duration::from_secs(75);
+
 /// Looks again and again, until there is something to see.
 ///
 /// # Panics
 /// When there is nothing at the deadline; the message says what was awaited.
 pub fn eventually<T>(awaited: impl fmt::Display, look: impl FnMut() -> Option<T>) -> T {
-    eventually_within(DEADLINE, awaited, look)
+    within(DEADLINE, Duration::from_millis(10), &awaited, look)
 }
 
-/// The same for what is due only in some time.
+/// The same for what comes with a certificate that lives for a minute: when it is due, or over.
 ///
 /// # Panics
-/// When there is nothing after that.
+/// When there is nothing by then; the message says what was awaited.
+pub fn in_due_time<T>(awaited: impl fmt::Display, look: impl FnMut() -> Option<T>) -> T {
+    within(DUE_TIME, Duration::from_millis(250), &awaited, look)
+}
+
 #[allow(
     clippy::disallowed_methods,
     reason = "the one place that pauses between two looks at what no event announces"
 )]
-pub fn eventually_within<T>(
+fn within<T>(
     time: Duration,
-    awaited: impl fmt::Display,
+    pause: Duration,
+    awaited: &dyn fmt::Display,
     mut look: impl FnMut() -> Option<T>,
 ) -> T {
     let end = Instant::now() + time;
@@ -34,6 +42,6 @@ pub fn eventually_within<T>(
             return seen;
         }
         assert!(Instant::now() < end, "waited {time:?} in vain: {awaited}");
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(pause);
     }
 }

@@ -9,14 +9,12 @@
 
 use std::net::SocketAddr;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
-use serde_json::{Value, json};
 use weft::demo::hosts::Host;
 use weft_certs::tls::{self, Identity};
 use weft_certs::{TrustStore, validity};
@@ -24,27 +22,22 @@ use weft_integration::alone::{Alone, Speaks, Wanted};
 use weft_integration::authority::{Holder, Signer};
 use weft_integration::bootstrap::verify_mode;
 use weft_integration::clock::Clock;
-use weft_integration::curl::Curl;
 use weft_integration::http1::Client;
+use weft_integration::load::{Asking, Load, OPAQUE_PORT, ask, curl, start_brief_mesh};
 use weft_integration::mesh::Mesh;
 use weft_integration::mesh_pki::{MeshPki, spiffe_id, text};
 use weft_integration::origin::Origin;
 use weft_integration::process::{run, tool, weft};
 use weft_integration::tls_caller::{TlsCaller, caller};
-use weft_integration::wait::{DEADLINE, eventually};
+use weft_integration::wait::{DEADLINE, eventually, in_due_time};
 use weft_model::StringMatch;
 
 /// How long before the first certificate ends the authority is there again.
 const IN_TIME: Duration = Duration::from_secs(10);
-/// The port of `orders` behind which bytes are not ours to read: each connection of a client is one of mutual
-/// TLS, which nobody else uses.
-const OPAQUE_PORT: u16 = 81;
-/// Where the program of `orders` serves the same besides.
-const DIRECT_PORT: u16 = 7002;
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "a client that asks some times a second waits in between"
+    reason = "a process is looked at for a time in which nothing should happen"
 )]
 fn pause(time: Duration) {
     std::thread::sleep(time);
@@ -53,115 +46,6 @@ fn pause(time: Duration) {
 #[allow(clippy::disallowed_methods, reason = "a test happens now")]
 fn now() -> SystemTime {
     SystemTime::now()
-}
-
-/// Looks until there is something to see, for as long as it may take for a certificate to be due.
-fn in_due_time<T>(awaited: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = now() + Duration::from_secs(75);
-    loop {
-        if let Some(seen) = look() {
-            return seen;
-        }
-        assert!(now() < end, "in vain: {awaited}");
-        pause(Duration::from_millis(250));
-    }
-}
-
-/// One who asks, again and again, on its host, and what came of it.
-struct Asking {
-    how: &'static str,
-    host: Host,
-    ask: Mutex<Ask>,
-    answers: AtomicU64,
-    faults: Mutex<Vec<String>>,
-}
-
-type Ask = Box<dyn FnMut() -> Result<(), String> + Send>;
-
-impl Asking {
-    fn new(
-        how: &'static str,
-        host: &Host,
-        ask: impl FnMut() -> Result<(), String> + Send + 'static,
-    ) -> Self {
-        let ask: Mutex<Ask> = Mutex::new(Box::new(ask));
-        let (answers, faults) = (AtomicU64::new(0), Mutex::default());
-        Self { how, host: host.clone(), ask, answers, faults }
-    }
-
-    /// Over one connection of HTTP/1.1.
-    fn over_one(how: &'static str, host: &Host, at: SocketAddr) -> Self {
-        let mut kept = None;
-        Self::new(how, host, move || ask(kept.get_or_insert_with(|| Client::connect_to(at))))
-    }
-
-    /// Over a connection of HTTP/1.1 for each request.
-    fn over_many(how: &'static str, host: &Host, at: SocketAddr) -> Self {
-        Self::new(how, host, move || ask(&mut Client::connect_to(at)))
-    }
-
-    fn go_on(&self, stop: &AtomicBool) {
-        let mut ask = self.ask.lock().unwrap();
-        while !stop.load(Relaxed) {
-            match ask() {
-                Ok(()) => drop(self.answers.fetch_add(1, Relaxed)),
-                Err(fault) => self.faults.lock().unwrap().push(fault),
-            }
-            pause(Duration::from_millis(200));
-        }
-    }
-}
-
-/// All who ask.
-struct Load(Vec<Asking>);
-
-impl Load {
-    /// Has them ask while something is done. Not one of their requests may fail.
-    fn during(&self, work: impl FnOnce()) {
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let _stop = StopWhenDropped(&stop);
-            for asking in &self.0 {
-                let stop = &stop;
-                scope.spawn(move || asking.host.on(|| asking.go_on(stop)).unwrap());
-            }
-            work();
-        });
-        for asking in &self.0 {
-            let (answers, faults) = (asking.answers.load(Relaxed), asking.faults.lock().unwrap());
-            assert!(faults.is_empty(), "{}, {answers} answers: {faults:#?}", asking.how);
-        }
-    }
-
-    /// Waits until each has had an answer to a request of now.
-    fn await_answers(&self) {
-        for asking in &self.0 {
-            let before = asking.answers.load(Relaxed);
-            eventually(asking.how, || (asking.answers.load(Relaxed) > before + 1).then_some(()));
-        }
-    }
-}
-
-/// Stops those who ask also when the test fails.
-struct StopWhenDropped<'l>(&'l AtomicBool);
-
-impl Drop for StopWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
-const ORDER: &str = "GET /orders HTTP/1.1\r\nhost: orders\r\n\r\n";
-
-/// Asks over a connection of HTTP/1.1.
-fn ask(client: &mut Client) -> Result<(), String> {
-    let answer = client.ask(ORDER);
-    if answer.status == 200 && !answer.broken { Ok(()) } else { Err(format!("{answer:?}")) }
-}
-
-fn curl(at: SocketAddr, scheme: &str, options: &[&str]) -> Result<(), String> {
-    let answer = Curl::to(format!("{scheme}://{at}/orders")).with(options).run();
-    if answer.exit == 0 && answer.status == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
 }
 
 /// A certificate that somebody shows.
@@ -195,23 +79,6 @@ fn shown_by_sidecars(mesh: &Mesh) -> Vec<Leaf> {
 
 fn shown_by_control(mesh: &Mesh) -> Leaf {
     shown(mesh, (mesh.control_host().address, 15010).into())
-}
-
-/// A mesh whose certificates live for a minute, and where `orders` may be asked in two ways.
-fn start_brief_mesh() -> Mesh {
-    let mut mesh = Mesh::start_under(&["--certificate-minutes", "1"]);
-    mesh.change(|mesh| {
-        let ports = mesh.pointer_mut("/services/1/ports").and_then(Value::as_array_mut).unwrap();
-        ports.push(json!({"port": OPAQUE_PORT, "target": DIRECT_PORT, "protocol": "tcp"}));
-        let policy = mesh.pointer_mut("/security/policies/1/allow").unwrap();
-        *policy = json!([{"from": ["web"]}]);
-    });
-    let opaque = mesh.orders_at(OPAQUE_PORT);
-    eventually("the other port is served by all", || {
-        let mut all = (0..8).map(|_| mesh.web.host.on(|| curl(opaque, "http", &[])).unwrap());
-        all.all(|answer| answer.is_ok()).then_some(())
-    });
-    mesh
 }
 
 /// How many certificates the authority has given out.

@@ -2,7 +2,6 @@
 //! `weft sds` gives it.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -10,7 +9,7 @@ use weft_integration::curl::{Answer, Curl};
 use weft_integration::mesh_pki::{TRUST_DOMAIN, spiffe_id, text};
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart, python, run, weft};
-use weft_integration::wait::{eventually, eventually_within};
+use weft_integration::wait::{eventually, in_due_time};
 
 /// A control plane, a workload's secrets, and Envoy with them.
 struct Meshed {
@@ -184,7 +183,7 @@ fn envoy_serves_in_the_name_of_a_workload_and_lets_in_whom_the_mesh_knows() {
     assert!(metrics.contains("\nweft_sds_secrets 3"), "{metrics}");
 
     // Its certificate lives for a minute.
-    eventually_within(Duration::from_secs(50), "Envoy has the next one", || {
+    in_due_time("Envoy has the next one", || {
         meshed.certificate().filter(|(now, _)| *now != serial)
     });
     assert_eq!(meshed.ask("billing").status, 200);
