@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use weft_certs::request::{self, CheckedRequest};
-use weft_certs::{Authority, Revoked};
+use weft_certs::{Authority, AuthorityFiles, Revoked};
 use weft_model::SpiffeId;
 
 use crate::mesh_pki::{Identity, TRUST_DOMAIN, spiffe_id};
@@ -39,7 +39,15 @@ impl Signer {
     /// When it cannot be made.
     #[must_use]
     pub fn create() -> Self {
-        let files = Authority::create(TRUST_DOMAIN, now()).expect("an authority can be made");
+        Self::of(Authority::create(TRUST_DOMAIN, now()).expect("an authority can be made"))
+    }
+
+    /// Signs by the keys of an authority that is there already, which does not hear of it.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    #[must_use]
+    pub fn of(files: AuthorityFiles) -> Self {
         let authority = Authority::load(files, TRUST_DOMAIN).expect("it is one");
         let folder = TempDir::new().expect("a temporary folder can be made");
         let root = folder.path().join("root.pem");
