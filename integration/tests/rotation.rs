@@ -320,3 +320,23 @@ fn an_intermediate_follows_another_and_no_request_fails() {
     // It is below a root that is trusted, but no list speaks for it any more.
     follow(New::Intermediate, "ClientCertCrlProcessingError");
 }
+
+#[test]
+fn who_has_lost_the_control_plane_is_waited_for() {
+    let mut mesh = Mesh::start();
+    mesh.web.sidecar.process.kill();
+    rotate(&mesh, "root").unwrap();
+    let away = format!("{}, which is not connected", spiffe_id("web"));
+    eventually("only who is away is behind", || {
+        let refused = rotate(&mesh, "next").expect_err("one is away");
+        refused.ends_with(&format!("yet: {away}")).then_some(())
+    });
+    mesh.control.process.kill();
+    mesh.control.restart();
+    eventually("the others are back, and it is not", || {
+        let refused = rotate(&mesh, "next").expect_err("one is away");
+        refused.ends_with(&format!("yet: {away}")).then_some(())
+    });
+    mesh.web.sidecar.restart();
+    eventually("all know the new authority", || rotate(&mesh, "next").ok());
+}

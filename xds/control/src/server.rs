@@ -149,12 +149,17 @@ struct Served {
 }
 
 impl Audience for Served {
-    fn behind(&self, generations: &Generations) -> Vec<String> {
+    fn behind(&self, generations: &Generations, holders: &BTreeSet<String>) -> Vec<String> {
         if self.authorities.get().generations() != generations {
             return vec!["this control plane, which takes a moment".to_owned()];
         }
         let views = self.directory.borrow().clone();
-        views.trust_version().map_or_else(Vec::new, |version| self.holders.without(version))
+        let Some(version) = views.trust_version() else {
+            return Vec::new();
+        };
+        let away = holders.iter().filter(|who| views.tells(who) && !self.holders.knows(who));
+        let away = away.map(|who| format!("{who}, which is not connected"));
+        self.holders.without(version).into_iter().chain(away).collect()
     }
 }
 

@@ -135,15 +135,16 @@ impl InForce {
 
 /// What a control plane knows of those it serves.
 pub(crate) trait Audience: Send + Sync {
-    /// Who has not taken yet what these authorities are; none: nobody is behind.
-    fn behind(&self, generations: &Generations) -> Vec<String>;
+    /// Who has not taken yet what these authorities are; none: nobody is behind. `holders` are those that
+    /// have a certificate which is good: who of them is to be told, and is not there, is behind as well.
+    fn behind(&self, generations: &Generations, holders: &BTreeSet<String>) -> Vec<String>;
 }
 
 /// Where no control plane runs nobody is served, and who will be is told all at once.
 pub(crate) struct Nobody;
 
 impl Audience for Nobody {
-    fn behind(&self, _: &Generations) -> Vec<String> {
+    fn behind(&self, _: &Generations, _: &BTreeSet<String>) -> Vec<String> {
         Vec::new()
     }
 }
@@ -184,7 +185,11 @@ pub(crate) fn advance_in_time(store: &Store, audience: &dyn Audience, now: Syste
         return false;
     };
     let is_due = match (&generations.next, generations.former.first()) {
-        (Some((_, due)), _) => *due <= now && audience.behind(&generations).is_empty(),
+        (Some((_, due)), _) => {
+            *due <= now
+                && holders(store, now)
+                    .is_ok_and(|good| audience.behind(&generations, &good).is_empty())
+        }
         (None, Some((_, due))) => *due + LEAVE <= now,
         (None, None) => false,
     };
@@ -247,6 +252,13 @@ pub(crate) fn replace_root_lists(
     Ok(vec!["the lists of the root are in force".into()])
 }
 
+/// Whose certificates are good now.
+fn holders(store: &Store, now: SystemTime) -> Result<BTreeSet<String>, String> {
+    let records = store.list().map_err(|error| error.to_string())?;
+    let good = records.into_iter().filter(|one| one.revoked.is_none() && one.not_after > now);
+    Ok(good.map(|one| one.identity).collect())
+}
+
 fn is_free(generations: &Generations) -> Result<(), String> {
     if generations.next.is_some() || !generations.former.is_empty() {
         return Err(format!(
@@ -277,7 +289,7 @@ fn advance(
     grace: Duration,
 ) -> Result<(), String> {
     if let Some((files, _)) = generations.next.clone() {
-        let behind = audience.behind(generations);
+        let behind = audience.behind(generations, &holders(store, now)?);
         if !behind.is_empty() {
             return Err(format!("these do not know the new authority yet: {}", behind.join(", ")));
         }
@@ -346,7 +358,7 @@ mod tests {
     struct Behind(&'static [&'static str]);
 
     impl Audience for Behind {
-        fn behind(&self, _: &Generations) -> Vec<String> {
+        fn behind(&self, _: &Generations, _: &BTreeSet<String>) -> Vec<String> {
             self.0.iter().map(|&who| who.to_owned()).collect()
         }
     }

@@ -55,6 +55,13 @@ impl Holders {
         behind.map(|held| held.who.clone()).collect()
     }
 
+    /// Whether anybody of that name asks for it.
+    #[must_use]
+    pub fn knows(&self, who: &str) -> bool {
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.values().any(|held| held.who == who)
+    }
+
     pub(super) fn enter(self: &Arc<Self>) -> Place {
         Place { holders: self.clone(), id: self.next.fetch_add(1, Relaxed) }
     }

@@ -67,6 +67,13 @@ impl Views {
 }
 
 impl Views {
+    /// Whether whoever has this id is told what to trust.
+    pub(crate) fn tells(&self, id: &str) -> bool {
+        SpiffeId::parse(id).is_ok_and(|id| {
+            id.trust_domain() == self.trust_domain && self.sidecars.contains_key(id.workload())
+        })
+    }
+
     /// The version of what everybody trusts; none where nobody is told.
     pub(crate) fn trust_version(&self) -> Option<&str> {
         let set = self.sidecars.values().next()?;
