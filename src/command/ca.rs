@@ -135,8 +135,9 @@ enum Command {
     /// Have one authority follow another without anybody noticing: it is announced, then signs, then the
     /// former one is taken back. Each step comes by itself when nothing depends on the one before any more,
     /// which takes as long as certificates live; or at once by `next`, when all services that have a
-    /// certificate know it (of replicas, which share one identity, those that are connected). By `next`, a root that is taken back ends the connections that were begun by
-    /// its certificates; by itself that comes an hour later, when they have ended.
+    /// certificate know it (of replicas, which share one identity, those that are connected). By `next`, a
+    /// root that is taken back ends the connections that were begun by its certificates; by itself that
+    /// comes an hour later, when they have ended.
     Rotate {
         #[command(flatten)]
         state: State,
