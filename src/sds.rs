@@ -2,7 +2,7 @@
 //! that stands beside it.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -80,7 +80,10 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)?
+            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is no socket"));
+            }
+            std::fs::remove_file(path)?;
         }
         Err(error) => return Err(error),
     }

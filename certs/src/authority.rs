@@ -227,6 +227,12 @@ impl Authority {
         Ok(Self { files, root, until, intermediate, trust_domain: trust_domain.to_owned() })
     }
 
+    /// When the intermediate's certificate ends.
+    #[must_use]
+    pub fn until(&self) -> SystemTime {
+        self.until
+    }
+
     /// What others trust: the root, PEM.
     #[must_use]
     pub fn trust_bundle(&self) -> &str {
@@ -315,12 +321,13 @@ impl Authority {
         };
         let mut parts = Vec::new();
         let mut roots = BTreeSet::new();
-        for authority in authorities {
+        // What is below an intermediate that has ended is refused without a list.
+        for authority in authorities.iter().filter(|authority| authority.until > now) {
             parts.push(list(entries.clone()).signed_by(&authority.intermediate)?.pem()?);
             if roots.insert(authority.files.root_certificate.as_str()) {
                 parts.push(match (&authority.root, &authority.files.root) {
                     (Some(root), _) => list(Vec::new()).signed_by(root)?.pem()?,
-                    (None, RootSigner::Theirs { lists }) => lists.clone(),
+                    (None, RootSigner::Theirs { lists }) => format!("{}\n", lists.trim_end()),
                     (None, RootSigner::Ours { .. }) => String::new(),
                 });
             }

@@ -6,11 +6,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rcgen::PublicKeyData;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
-use weft_model::SpiffeId;
+use weft_model::{RevocationDepth, RevocationPolicy, SpiffeId};
 
 use crate::request::{self, CheckedRequest};
 use crate::tls::check_client;
-use crate::{Authority, AuthorityError, AuthorityFiles, RootSigner, TrustStore, fault};
+use crate::{
+    Authority, AuthorityError, AuthorityFiles, RootSigner, TrustParts, TrustStore, fault,
+    holds_lists,
+};
 
 /// What the keeper of a root gives us, PEM.
 #[derive(Clone, PartialEq, Eq)]
@@ -85,12 +88,21 @@ impl AuthorityFiles {
         let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| unfit(&error))?;
         let issued = authority.issue(&asked, TRIED, now)?;
         let at = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
-        let is_listed = !matches!(&self.root, RootSigner::Theirs { lists } if lists.is_empty());
-        let lists =
-            is_listed.then(|| authority.revocation_lists(&[], 1, now, TRIED)).transpose()?;
-        let lists = lists.as_ref().map(String::as_bytes);
-        let store = TrustStore::load(self.root_certificate.as_bytes(), lists, Vec::new(), None, at)
-            .map_err(|error| unfit(&error))?;
+        let mut policy = RevocationPolicy::default();
+        match &self.root {
+            RootSigner::Theirs { lists } if lists.is_empty() => {
+                policy.depth = RevocationDepth::Leaf;
+            }
+            RootSigner::Theirs { lists } => {
+                holds_lists(lists.as_bytes())
+                    .map_err(|reason| unreadable("root's list", &reason))?;
+            }
+            RootSigner::Ours { .. } => {}
+        }
+        let lists = authority.revocation_lists(&[], 1, now, TRIED)?;
+        let (roots, revocations) = (self.root_certificate.as_bytes(), Some(lists.as_bytes()));
+        let parts = TrustParts { roots, revocations, names: Vec::new(), policy };
+        let store = TrustStore::build(parts, None, at).map_err(|error| unfit(&error))?;
         let mut chain = certificates("chain", &issued.chain.concat())?;
         // A peer knows the root already.
         chain.pop();

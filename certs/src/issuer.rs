@@ -1,7 +1,7 @@
 //! Who may sign revocation lists (RFC 5280, section 6.3.3 (f)).
 //!
 //! A list counts when the authority that numbered the certificates signed it: one of our roots, or
-//! an intermediate that one of them signed, whose certificate is in force and says that it is an
+//! an intermediate below one of them, whose certificate is in force and says that it is an
 //! authority. Where either names its key's usages, signing lists must be among them. A root's dates
 //! do not count, as they do not count in a path.
 
@@ -22,37 +22,53 @@ pub(crate) struct Issuer {
     pub(crate) public_key: Vec<u8>,
     /// Why its lists do not count.
     fault: Option<&'static str>,
+    /// How many authorities may stand below it, one below the other.
+    below: u32,
 }
+
+/// The deepest that intermediates stand below a root.
+const DEPTH_LIMIT: u32 = 7;
+/// The fault of an authority whose time is over, or has not come.
+pub(crate) const NOT_IN_FORCE: &str = "its issuer's certificate is not in force";
 
 impl Issuer {
     fn read(certificate: &X509Certificate<'_>) -> Option<Self> {
         let name = Elements(certificate.subject().as_raw()).expect(der::SEQUENCE)?.content.to_vec();
         let public_key = certificate.public_key().raw.to_vec();
-        let usage = certificate.key_usage().ok()?;
+        let usage = certificate.key_usage().ok()?.map(|usage| usage.value);
         let fault = usage
-            .is_some_and(|usage| !usage.value.crl_sign())
+            .is_some_and(|usage| !usage.crl_sign())
             .then_some("its issuer's key is not for signing lists");
-        Some(Self { name, public_key, fault })
+        let constraints = certificate.basic_constraints().ok()?.map(|found| found.value);
+        let longest = constraints.and_then(|found| found.path_len_constraint);
+        let below = match usage.is_some_and(|usage| !usage.key_cert_sign()) {
+            true => 0,
+            false => longest.unwrap_or(DEPTH_LIMIT),
+        };
+        Some(Self { name, public_key, fault, below })
     }
 
-    /// An intermediate that one of `roots` signed.
+    /// An intermediate that one of those above signed.
     fn read_intermediate(
         certificate: &CertificateDer<'_>,
-        roots: &[Self],
+        above: &[Self],
         now: UnixTime,
     ) -> Option<Self> {
         // webpki refuses what a path may not hold, such as a critical extension that it ignores.
         let form = webpki::EndEntityCert::try_from(certificate).ok()?;
-        roots.iter().find(|root| root.name == form.issuer() && root.signed(certificate))?;
+        let may_sign = |known: &&Self| known.below > 0 && known.name == form.issuer();
+        let signer = above.iter().filter(may_sign).find(|known| known.signed(certificate))?;
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         let intermediate = Self::read(&certificate)?;
         let at = ASN1Time::from_timestamp(i64::try_from(now.as_secs()).ok()?).ok()?;
         let fault = if certificate.validity().is_valid_at(at) {
             (!certificate.is_ca()).then_some("its issuer is no authority")
         } else {
-            Some("its issuer's certificate is not in force")
+            Some(NOT_IN_FORCE)
         };
-        Some(Self { fault: fault.or(intermediate.fault), ..intermediate })
+        // Whoever is no authority, or not now, makes nobody one.
+        let below = if fault.is_some() { 0 } else { intermediate.below.min(signer.below - 1) };
+        Some(Self { fault: fault.or(intermediate.fault), below, ..intermediate })
     }
 
     /// Whether its lists count.
@@ -81,7 +97,7 @@ pub(crate) fn signed(public_key: &[u8], structure: &[u8]) -> bool {
     })
 }
 
-/// The roots, and those of `beside` that one of them signed.
+/// The roots, and those of `beside` that stand below one of them.
 pub(crate) fn known(
     roots: &[CertificateDer<'_>],
     beside: &[CertificateDer<'_>],
@@ -91,11 +107,22 @@ pub(crate) fn known(
         .iter()
         .filter_map(|root| Issuer::read(&X509Certificate::from_der(root).ok()?.1))
         .collect();
-    let intermediates: Vec<_> = beside
-        .iter()
-        .filter_map(|certificate| Issuer::read_intermediate(certificate, &roots, now))
-        .collect();
-    [roots, intermediates].concat()
+    let (mut known, mut rest) = (roots, beside.to_vec());
+    for _ in 0..DEPTH_LIMIT {
+        let mut found = Vec::new();
+        rest.retain(|certificate| match Issuer::read_intermediate(certificate, &known, now) {
+            Some(intermediate) => {
+                found.push(intermediate);
+                false
+            }
+            None => true,
+        });
+        if found.is_empty() {
+            break;
+        }
+        known.extend(found);
+    }
+    known
 }
 
 /// The signed bytes, the algorithm, and the signature of a certificate or list.

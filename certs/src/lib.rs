@@ -32,6 +32,6 @@ pub use authority::{
 pub use foreign::Given;
 pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, validity};
 pub use proof::{LinkId, Proof, Withdrawn};
-pub use revocation::{Asked, Coverage, Covers, CrlError, CrlIndex, Revocation, Role};
+pub use revocation::{Asked, Coverage, Covers, CrlError, CrlIndex, Revocation, Role, holds_lists};
 pub use store::{Standing, TrustError, TrustParts, TrustStore};
 pub use text::CertificateText;

@@ -239,11 +239,45 @@ fn an_intermediate_of_somebody_else_signs_no_lists() {
     refused((list(&below) + &below.pem()).as_bytes(), &[&root], untrusted);
     refused((list(&same_name) + &same_name.pem()).as_bytes(), &[&root], "its signature is not by");
     refused(list(&below).as_bytes(), &[&same_name], untrusted);
-    // Two below a root: the one between has to be among the roots.
-    let set = list(&deeper) + &below.pem() + &deeper.pem();
-    refused(set.as_bytes(), &[&same_name], untrusted);
-    let index = load(set.as_bytes(), &[&same_name, &below], None).unwrap();
-    assert_eq!(status(&index, &deeper, 7), Revocation::Revoked);
+    // Two below a root: the one between has to be there, in whatever order.
+    let alone = list(&deeper) + &deeper.pem();
+    refused(alone.as_bytes(), &[&same_name], untrusted);
+    for set in [alone.clone() + &below.pem(), below.pem() + &alone] {
+        let index = load(set.as_bytes(), &[&same_name], None).unwrap();
+        assert_eq!(status(&index, &deeper, 7), Revocation::Revoked);
+    }
+    // And may have authorities below it, at the time.
+    let check = |change: fn(&mut rcgen::CertificateParams)| {
+        let mut params = ca_params("between");
+        change(&mut params);
+        let between = pki::intermediate(params, &same_name);
+        let last = pki::intermediate(ca_params("last"), &between);
+        let set = list(&last) + &last.pem() + &between.pem();
+        refused(set.as_bytes(), &[&same_name], untrusted);
+    };
+    check(|params| params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Constrained(0)));
+    check(|params| params.is_ca = IsCa::ExplicitNoCa);
+    check(|params| params.key_usages = vec![KeyUsagePurpose::CrlSign]);
+    check(|params| (params.not_before, params.not_after) = (at(-2 * HOUR), at(-HOUR)));
+    let mut short = ca_params("short");
+    short.is_ca = IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    let short = Ca::self_signed(short, rcgen::KeyPair::generate().unwrap()).unwrap();
+    let last = pki::intermediate(ca_params("last"), &short);
+    load((list(&last) + &last.pem()).as_bytes(), &[&short], None).unwrap_err();
+}
+
+#[test]
+fn a_list_of_whose_time_is_over_leaves_the_others() {
+    let root = pki::root("root");
+    let mut over = ca_params("over");
+    (over.not_before, over.not_after) = (at(-2 * HOUR), at(-HOUR));
+    let over = pki::intermediate(over, &root);
+    let lists = set(&[List::new(1, &[7]).signed_by(&root), List::new(1, &[8]).signed_by(&over)]);
+    let index = load((lists + &over.pem()).as_bytes(), &[&root], None).unwrap();
+    assert_eq!(status(&index, &root, 7), Revocation::Revoked);
+    assert_eq!(status(&index, &over, 8), Revocation::Unknown);
+    let [warning] = index.warnings() else { panic!("{:?}", index.warnings()) };
+    assert!(warning.ends_with("is not in force; it does not count"), "{warning}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
     reason = "a test stops at what it did not expect"
 )]
 
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use weft_integration::backend::Backend;
 use weft_integration::bootstrap::{Speaks, cluster, verify_mode};
 use weft_integration::curl::Curl;
 use weft_integration::nginx::Nginx;
+use weft_integration::process::run;
 use weft_integration::tls_caller::{TlsCaller, caller};
 use weft_integration::wait::eventually;
 
@@ -30,6 +32,11 @@ struct Offered {
 impl Offered {
     /// Nothing is offered yet.
     fn start(mode: &str) -> Self {
+        Self::start_beside(mode, None)
+    }
+
+    /// With another root, and its list in a file.
+    fn start_beside(mode: &str, beside: Option<(&Signer, &[u8])>) -> Self {
         let (signer, nginx) = (Signer::create(), Nginx::start());
         let own = signer.files_of("server", &signer.sign("server", DAY));
         let mut tls = verify_mode(&own, &signer.root(), &signer.revocations());
@@ -38,7 +45,16 @@ impl Offered {
         let settings = json!({"mode": mode, "distribution_points": [point]});
         let kind = "type.googleapis.com/google.protobuf.Struct";
         let context = &mut tls["typed_config"]["common_tls_context"]["validation_context"];
-        context.as_object_mut().unwrap().remove("crl");
+        match beside {
+            None => drop(context.as_object_mut().unwrap().remove("crl")),
+            Some((other, list)) => {
+                let roots = [signer.roots(), other.roots()].concat();
+                std::fs::write(signer.file("roots.pem"), roots).unwrap();
+                std::fs::write(signer.file("beside.pem"), list).unwrap();
+                context["trusted_ca"] = json!({"filename": signer.file("roots.pem")});
+                context["crl"] = json!({"filename": signer.file("beside.pem")});
+            }
+        }
         context["custom_validator_config"] = json!({
             "name": "weft.revocation",
             "typed_config": {"@type": kind, "value": settings},
@@ -55,6 +71,11 @@ impl Offered {
         let serials: Vec<&str> = revoked.iter().map(|holder| holder.serial.as_str()).collect();
         self.signer.revoke(&serials);
         self.nginx.serve("mesh.crl", &std::fs::read(self.signer.revocations()).unwrap());
+    }
+
+    /// Has the server say that its list is from then.
+    fn date(&self, date: &str) {
+        run(Command::new("touch").args(["-d", date]).arg(self.nginx.file("mesh.crl")));
     }
 
     fn call(&self, holder: &Holder) -> TlsCaller {
@@ -113,13 +134,34 @@ fn the_last_list_stays_whatever_becomes_of_its_server() {
     std::fs::remove_file(offered.nginx.file("mesh.crl")).unwrap();
     check("it answered 404 Not Found; the last list stays in force");
     offered.nginx.serve("mesh.crl", b"<html>Please sign in</html>");
-    check("the last good one stays in force");
+    check("what came is no list");
+    offered.nginx.serve("mesh.crl", b"");
+    check("what came is no list");
     let foreign = Signer::create();
     foreign.revoke(&["01"]);
     offered.nginx.serve("mesh.crl", &std::fs::read(foreign.revocations()).unwrap());
     check("the last good one stays in force");
     offered.offer(&[&leaver, &other]);
     offered.waits_for(&other, false);
+}
+
+#[test]
+fn a_page_that_comes_in_place_of_a_list_takes_nothing_from_the_lists_beside_it() {
+    // One that is newer than the list it stands for: by its date alone the list would not be sent again.
+    const OLD: &str = "Thu, 26 Nov 2020 10:00:00 GMT";
+    let other_authority = Signer::create();
+    let beside = std::fs::read(other_authority.revocations()).unwrap();
+    let offered = Offered::start_beside("soft", Some((&other_authority, &beside)));
+    let leaver = offered.signer.sign("web", DAY);
+    offered.offer(&[&leaver]);
+    offered.date(OLD);
+    offered.waits_for(&leaver, false);
+    offered.nginx.serve("mesh.crl", b"<html>maintenance</html>");
+    offered.tells("what came is no list");
+    assert!(!offered.is_let_in(&leaver), "what was known of it is known");
+    offered.offer(&[]);
+    offered.date(OLD);
+    offered.waits_for(&leaver, true);
 }
 
 #[test]

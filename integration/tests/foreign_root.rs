@@ -5,13 +5,15 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::json;
 use tempfile::TempDir;
 use weft_integration::alone::{Alone, Wanted};
 use weft_integration::backend::Backend;
 use weft_integration::bootstrap::{Speaks, verify_mode};
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::{Identity, TRUST_DOMAIN, spiffe_id, text};
-use weft_integration::process::{run, weft};
+use weft_integration::port;
+use weft_integration::process::{Process, run, weft};
 use weft_integration::wait::eventually;
 
 const CONFIG: &str = r"
@@ -36,6 +38,11 @@ commonName = supplied
 authorityKeyIdentifier = keyid
 [authority]
 basicConstraints = critical, CA:true, pathlen:0
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+[between]
+basicConstraints = critical, CA:true, pathlen:1
 keyUsage = critical, keyCertSign, cRLSign
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
@@ -95,10 +102,29 @@ impl Company {
 
     /// Signs a certificate for a new key, by a section of the configuration.
     fn sign(&self, name: &str, section: &str) {
+        self.sign_by("root", name, section);
+    }
+
+    /// The same by an authority below the root.
+    fn sign_by(&self, signer: &str, name: &str, section: &str) {
         self.key(name);
         self.openssl(&format!("req -new -key {name}.key -subj /CN={name} -out {name}.csr"));
-        let how = format!("-batch -notext -extensions {section}");
+        let by = format!("-cert {signer}.pem -keyfile {signer}.key");
+        let how = format!("-batch -notext -extensions {section} {by}");
         self.openssl(&format!("ca {how} -in {name}.csr -out {name}.pem"));
+    }
+
+    /// Writes a list of one below the root, which has revoked nobody.
+    fn lists_of(&self, signer: &str) {
+        let by = format!("-cert {signer}.pem -keyfile {signer}.key");
+        self.openssl(&format!("ca -gencrl {by} -out {signer}.crl"));
+    }
+
+    /// Puts files one behind the other.
+    fn chain(&self, name: &str, parts: &[&str]) {
+        let parts: Vec<_> =
+            parts.iter().map(|part| std::fs::read(self.file(part)).unwrap()).collect();
+        std::fs::write(self.file(name), parts.concat()).unwrap();
     }
 
     /// Writes the list of what the root has revoked.
@@ -112,16 +138,16 @@ struct Ours(TempDir);
 
 impl Ours {
     /// Whether one is made of these files; why not.
-    fn init(
-        company: &Company,
-        [root, certificate, key]: [&str; 3],
-        lists: bool,
-    ) -> Result<Self, String> {
+    fn init(company: &Company, files: [&str; 3], lists: bool) -> Result<Self, String> {
+        Self::init_with(company, files, lists.then_some("root.crl"))
+    }
+
+    fn init_with(company: &Company, files: [&str; 3], lists: Option<&str>) -> Result<Self, String> {
         let ours = Self(TempDir::new().unwrap());
         let mut init = ours.ca(&["init", "--trust-domain", TRUST_DOMAIN]);
-        given(&mut init, company, [root, certificate, key]);
-        if lists {
-            init.arg("--root-lists").arg(company.file("root.crl"));
+        given(&mut init, company, files);
+        if let Some(lists) = lists {
+            init.arg("--root-lists").arg(company.file(lists));
         }
         done(init).map(|_| ours)
     }
@@ -227,6 +253,81 @@ fn what_it_signs_counts_below_the_companys_root_until_either_revokes_it() {
     both.arg(company.file("root.crl"));
     let refused = done(both).unwrap_err();
     assert!(refused.contains("nobody would take what it signs: ClientCertCrlHit"), "{refused}");
+}
+
+#[test]
+fn one_may_stand_between_and_the_lists_of_the_root_outlast_a_succession() {
+    let company = Company::create();
+    company.sign("division", "between");
+    company.sign_by("division", "mesh", "authority");
+    company.chain("mesh-chain.pem", &["mesh.pem", "division.pem"]);
+    company.lists_of("division");
+    company.chain("all.crl", &["root.crl", "division.crl"]);
+    let ours =
+        Ours::init_with(&company, ["root.pem", "mesh-chain.pem", "mesh.key"], Some("all.crl"));
+    let ours = ours.unwrap();
+    let alone = ours.sidecar(&company);
+    assert!(is_let_in(&alone, &ours.issue("web")));
+
+    // The root as others write it, and nothing of its lists.
+    company.sign_by("division", "mesh2", "authority");
+    company.chain("mesh2-chain.pem", &["mesh2.pem", "division.pem"]);
+    let told = company.openssl("x509 -text -in root.pem").replace('\n', "\r\n");
+    std::fs::write(company.file("told.pem"), told).unwrap();
+    let lists = || run(&mut ours.ca(&["crl"])).matches("BEGIN X509 CRL").count();
+    assert_eq!(lists(), 3);
+    let mut rotate = ours.ca(&["rotate"]);
+    given(&mut rotate, &company, ["told.pem", "mesh2-chain.pem", "mesh2.key"]);
+    done(rotate).unwrap();
+    assert_eq!(lists(), 4, "those of the root and of the division are there");
+    done(ours.ca(&["rotate", "next"])).unwrap();
+    ours.publish();
+    let by_next = ours.issue("orders");
+    eventually("the next one's list is in force", || is_let_in(&alone, &by_next).then_some(()));
+
+    std::fs::write(company.file("empty.crl"), "").unwrap();
+    let mut none = ours.ca(&["root-lists"]);
+    none.arg(company.file("empty.crl"));
+    let refused = done(none).unwrap_err();
+    assert!(refused.contains("there is no revocation list in it"), "{refused}");
+    assert_eq!(lists(), 4, "nothing was changed");
+    let mut status = ours.ca(&["rotate", "status"]);
+    given(&mut status, &company, ["root.pem", "mesh-chain.pem", "mesh.key"]);
+    assert!(done(status).unwrap_err().contains("cannot be used with"));
+}
+
+#[test]
+fn without_lists_of_the_root_a_mesh_may_do_with_those_of_leaves() {
+    let company = Company::create();
+    company.sign("mesh", "authority");
+    let ours = Ours::init(&company, ["root.pem", "mesh.pem", "mesh.key"], false).unwrap();
+    std::fs::write(ours.file("token"), run(&mut ours.ca(&["token", &spiffe_id("web")]))).unwrap();
+    let mesh = json!({
+        "trust_domain": TRUST_DOMAIN,
+        "service_ranges": ["10.96.0.0/16"],
+        "services": [{"name": "web", "meshed": true, "addresses": ["10.96.0.1"],
+            "ports": [{"port": 80, "target": 8080, "protocol": "http"}],
+            "endpoints": [{"address": "10.0.0.1"}]}],
+        "security": {"revocation": {"depth": "leaf"}},
+    });
+    std::fs::write(ours.file("mesh.yaml"), mesh.to_string()).unwrap();
+    let [listen, admin, sds_admin] = std::array::from_fn(|_| port::free());
+    let mut control = weft();
+    control.args(["control", "--config"]).arg(ours.file("mesh.yaml"));
+    control.arg("--state").arg(ours.file("state"));
+    control.args(["--listen", &format!("127.0.0.1:{listen}")]);
+    control.args(["--admin", &format!("127.0.0.1:{admin}")]);
+    let _control = Process::start("control", &mut control);
+    let mut sds = weft();
+    sds.args(["sds", "--control", &format!("127.0.0.1:{listen}"), "--service", "web"]);
+    sds.args(["--trust-domain", TRUST_DOMAIN, "--trust"]).arg(company.file("root.pem"));
+    sds.arg("--join-token-file").arg(ours.file("token")).arg("--socket").arg(ours.file("sds"));
+    sds.args(["--admin", &format!("127.0.0.1:{sds_admin}")]);
+    let _sds = Process::start("sds", &mut sds);
+    eventually("it has a certificate and its configuration", || {
+        let page = Curl::get(sds_admin, "/metrics").run().text();
+        page.contains("weft_sds_secrets 3").then_some(())
+    });
 }
 
 #[test]

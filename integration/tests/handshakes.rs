@@ -144,6 +144,9 @@ fn a_certificate_that_nobody_checks_is_told_whole_and_is_nobodys_identity() {
         let shown = std::fs::read_to_string(&client.certificate).unwrap().replace('\r', "");
         assert_eq!(told, shown);
     }
+    // Nobody has looked whether it is good.
+    let line = alone.access_line("\"tls_verify_status\":\"Unchecked\"");
+    assert!(line["peer"].is_null(), "{line}");
     assert_eq!(ask(&alone, None).0, 0, "it is required");
     let optional = start(false, Value::Null);
     let forged = ["--insecure", "-H", "X-Amzn-Mtls-Clientcert: forged"];

@@ -209,6 +209,12 @@ fn a_socket_in_use_is_not_taken() {
     assert_eq!(second.status.code(), Some(1));
     let told = String::from_utf8_lossy(&second.stderr);
     assert!(told.contains("somebody listens there"), "{told}");
+    let file = folder.path().join("empty.yaml");
+    let mut onto_a_file = weft();
+    onto_a_file.args(["sds", "--config"]).arg(&file).arg("--socket").arg(&file);
+    let refused = onto_a_file.output().expect("it starts");
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(told.contains("it is no socket") && file.is_file(), "{told}");
     // One that was killed leaves a socket that nobody listens on.
     first.kill();
     assert!(socket.exists());

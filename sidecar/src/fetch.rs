@@ -43,6 +43,14 @@ pub(crate) struct Validators {
     modified: Option<HeaderValue>,
 }
 
+#[cfg(test)]
+impl Validators {
+    /// Of something that was changed then.
+    pub(crate) fn dated(date: &'static str) -> Self {
+        Self { tag: None, modified: Some(HeaderValue::from_static(date)) }
+    }
+}
+
 /// What came.
 #[derive(Debug)]
 pub(crate) struct Answer {

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use weft_certs::holds_lists;
 use weft_model::DistributionPoint;
 
 use crate::fetch::{Answer, Failure, Validators};
+use crate::plan::Demands;
 
 /// The longest wait after failures.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -57,9 +59,15 @@ impl ListStore {
         self.lists.get(point).is_none_or(|entry| entry.due <= now)
     }
 
-    /// Forgets the points that nobody names any more.
-    pub(crate) fn keep(&mut self, is_named: impl Fn(&DistributionPoint) -> bool) {
-        self.lists.retain(|point, _| is_named(point));
+    /// Forgets the points that nobody names any more, and what the lists of others were known by that were
+    /// refused: their server would say for ever that they have not changed.
+    pub(crate) fn settle(&mut self, demands: &Demands) {
+        self.lists.retain(|point, _| demands.name(point));
+        for point in demands.refused() {
+            if let Some(entry) = self.lists.get_mut(point) {
+                entry.validators = Validators::default();
+            }
+        }
     }
 
     /// Takes what came of asking; whether there is another list, or another problem, than before.
@@ -76,6 +84,10 @@ impl ListStore {
             due: now,
             failures: 0,
             problem: None,
+        });
+        let outcome = outcome.and_then(|answer| match answer.body.as_deref().map(holds_lists) {
+            Some(Err(reason)) => Err(Failure::Failed(format!("what came is no list: {reason}"))),
+            Some(Ok(())) | None => Ok(answer),
         });
         match outcome {
             Ok(Answer { body, validators, age }) => {
@@ -111,6 +123,11 @@ impl ListStore {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use weft_certs::Authority;
+    use weft_model::{DataSource, RevocationPolicy, Validation};
+
     use super::*;
 
     fn point() -> DistributionPoint {
@@ -118,10 +135,29 @@ mod tests {
         DistributionPoint { uri: "http://crl.test/a".into(), cluster: "crl".into(), refresh }
     }
 
-    fn answer(list: Option<&'static str>, age: Option<u64>) -> Result<Answer, Failure> {
-        let body = list.map(|list| Bytes::from_static(list.as_bytes()));
+    fn validation(point: &DistributionPoint) -> Validation {
+        Validation {
+            roots: DataSource::File("root.pem".into()),
+            revocations: None,
+            points: vec![point.clone()],
+            policy: RevocationPolicy::default(),
+            names: Vec::new(),
+        }
+    }
+
+    /// A list of this number, PEM.
+    fn list(number: u64) -> String {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let files = Authority::create("mesh.test", now).unwrap();
+        let authority = Authority::load(files, "mesh.test").unwrap();
+        authority.revocation_lists(&[], number, now, Duration::from_secs(60)).unwrap()
+    }
+
+    fn answer(list: Option<&str>, age: Option<u64>) -> Result<Answer, Failure> {
+        let body = list.map(|list| Bytes::copy_from_slice(list.as_bytes()));
         let age = age.map(Duration::from_secs);
-        Ok(Answer { body, validators: Validators::default(), age })
+        let validators = Validators::dated("Thu, 26 Nov 2026 19:00:00 GMT");
+        Ok(Answer { body, validators, age })
     }
 
     #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]
@@ -137,15 +173,40 @@ mod tests {
         assert!(store.fetched(&point, failed("away"), now));
         assert!(!store.fetched(&point, failed("away"), now), "it is the same problem");
         assert_eq!((store.list(&point), store.problem(&point)), (None, Some("away")));
-        assert!(store.fetched(&point, answer(Some("one"), None), now));
+        let [one, two] = [1, 2].map(list);
+        assert!(store.fetched(&point, answer(Some(&one), None), now));
         assert_eq!((store.number(&point), store.problem(&point)), (1, None));
         assert!(!store.fetched(&point, answer(None, None), now), "it did not change");
-        assert!(!store.fetched(&point, answer(Some("one"), None), now), "nor by its bytes");
+        assert!(!store.fetched(&point, answer(Some(&one), None), now), "nor by its bytes");
         assert!(store.fetched(&point, failed("away"), now));
         assert!(store.fetched(&point, answer(None, None), now), "the problem is over");
-        assert!(store.fetched(&point, answer(Some("two"), None), now));
-        assert_eq!(store.list(&point).map(|list| &list[..]), Some(&b"two"[..]));
-        store.keep(|_| false);
+        for none in [
+            "",
+            "<html>Please sign in</html>",
+            "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
+        ] {
+            let known = store.validators(&point);
+            store.fetched(&point, answer(Some(none), None), now);
+            assert!(store.problem(&point).unwrap().starts_with("what came is no list"), "{none}");
+            assert_eq!(store.list(&point).map(|list| &list[..]), Some(one.as_bytes()), "{none}");
+            assert_eq!(store.validators(&point), known, "{none}");
+        }
+        assert!(store.fetched(&point, answer(Some(&two), None), now));
+        assert_eq!(store.list(&point).map(|list| &list[..]), Some(two.as_bytes()));
+        assert_ne!(store.validators(&point), Validators::default());
+        // One that is refused must not be taken for known.
+        let validation = validation(&point);
+        let demands = |is_refused| {
+            let mut demands = Demands::default();
+            demands.add(&validation, is_refused);
+            demands
+        };
+        store.settle(&demands(false));
+        assert_ne!(store.validators(&point), Validators::default());
+        store.settle(&demands(true));
+        assert_eq!(store.validators(&point), Validators::default());
+        assert!(store.list(&point).is_some());
+        store.settle(&Demands::default());
         assert_eq!(store.list(&point), None);
     }
 
@@ -158,10 +219,11 @@ mod tests {
             let due = |seconds| store.is_due(&point, now + Duration::from_secs(seconds));
             assert!(!due(expected - 1) && due(expected), "{expected}");
         };
-        check(answer(Some("a"), None), 300);
-        check(answer(Some("a"), Some(60)), 60);
-        check(answer(Some("a"), Some(0)), 10);
-        check(answer(Some("a"), Some(u64::MAX / 2)), 300);
+        let list = list(1);
+        check(answer(Some(&list), None), 300);
+        check(answer(Some(&list), Some(60)), 60);
+        check(answer(Some(&list), Some(0)), 10);
+        check(answer(Some(&list), Some(u64::MAX / 2)), 300);
         check(Err(Failure::Late("late".into())), 1);
     }
 }

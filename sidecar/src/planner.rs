@@ -51,7 +51,7 @@ pub async fn run(
                 tracing::warn!(problem, "a part of the configuration is not served");
             }
             problems.send_replace(built.problems);
-            fetched.lists.keep(|point| built.lists.iter().any(|list| list.point == *point));
+            fetched.lists.settle(&built.demands);
             let keys = built.key_sets.into_iter().map(Due::Keys);
             wanted = keys.chain(built.lists.into_iter().map(Due::List)).collect();
             plans.send_replace(Arc::new(built.plan));

@@ -143,7 +143,7 @@ enum Command {
         state: State,
         /// root: announce an authority with a new root; intermediate: with the same root; next: take the next
         /// step now; status: tell how it stands.
-        #[arg(value_parser = step, required_unless_present = "root")]
+        #[arg(value_parser = step, required_unless_present = "root", conflicts_with = "GivenFiles")]
         step: Option<Step>,
         #[command(flatten)]
         given: Option<GivenFiles>,

@@ -138,7 +138,7 @@ impl CrlIndex {
         let beside: Vec<_> = CertificateDer::pem_slice_iter(bytes).filter_map(Result::ok).collect();
         let issuers = issuer::known(roots, &beside, now);
         let (mut index, mut errors, mut changes) = (Self::default(), Vec::new(), Vec::new());
-        let mut room = policy.entries_limit;
+        let (mut room, mut lapsed) = (policy.entries_limit, Vec::new());
         for (position, list) in lists.iter().enumerate() {
             match read(list, position, &issuers, room, now) {
                 Ok(Read::Whole(issuer, list)) => {
@@ -148,6 +148,10 @@ impl CrlIndex {
                 Ok(Read::Changes(issuer, list)) => {
                     room = room.saturating_sub(list.list.serials.len());
                     changes.push((issuer, list));
+                }
+                // Whose time is over has nobody below it who could be let in.
+                Err(reason) if reason == issuer::NOT_IN_FORCE => {
+                    lapsed.push(CrlError { index: position, reason });
                 }
                 Err(reason) => errors.push(CrlError { index: position, reason }),
             }
@@ -159,9 +163,14 @@ impl CrlIndex {
                 errors.push(CrlError { index: index_of, reason });
             }
         }
+        if index.is_empty() {
+            errors.append(&mut lapsed);
+        }
         if !errors.is_empty() {
             return Err(errors);
         }
+        let lapsed = lapsed.iter().map(|list| format!("{list}; it does not count"));
+        index.warnings.extend(lapsed);
         if let Some(previous) = previous {
             index.keep_newer_of(previous);
         }
@@ -331,6 +340,18 @@ impl Scope {
 }
 
 /// The lists in PEM, or those in DER.
+/// Whether there is a list in it, and nothing that only looks like one. Who signed it is another matter.
+///
+/// # Errors
+/// Why not.
+pub fn holds_lists(bytes: &[u8]) -> Result<(), String> {
+    let lists = split(bytes)?;
+    if lists.is_empty() {
+        return Err("there is no revocation list in it".into());
+    }
+    lists.iter().try_for_each(|list| List::read(list, usize::MAX).map(drop))
+}
+
 fn split(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
     if bytes.first() == Some(&der::SEQUENCE) {
         let (mut lists, mut rest) = (Vec::new(), der::Elements(bytes));

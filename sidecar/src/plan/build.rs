@@ -8,13 +8,14 @@ use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::{
-    Action, ClientCertificates, Cluster, DataSource, DistributionPoint, DownstreamTls, Filter,
-    FilterChain, HttpFilter, HttpService, JwtPolicy, JwtProvider, KeySource, Listener, Name,
-    RbacFilter, Route, RouteIndex, RouteMatch, RouteSource, RouteTable, Secret, SecretSource,
-    Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
+    Action, ClientCertificates, Cluster, DataSource, DownstreamTls, Filter, FilterChain,
+    HttpFilter, HttpService, JwtPolicy, JwtProvider, KeySource, Listener, Name, RbacFilter, Route,
+    RouteIndex, RouteMatch, RouteSource, RouteTable, Secret, SecretSource, Snapshot, TlsIdentity,
+    UpstreamTls, VirtualHost,
 };
 
 use super::files::{Files, Stamp};
+use super::lists::{Demands, WantedList};
 use super::trust::TrustStores;
 use super::{
     Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, TargetSecrets, TargetTls,
@@ -63,16 +64,6 @@ struct KnownIssuer {
     number: u64,
 }
 
-/// A revocation list to fetch.
-#[derive(Debug, Clone)]
-pub(crate) struct WantedList {
-    pub(crate) point: DistributionPoint,
-    /// The cluster that serves it.
-    pub(crate) target: Arc<Target>,
-    /// The most bytes.
-    pub(crate) limit: usize,
-}
-
 /// A plan, and what an operator should know of it.
 #[derive(Debug)]
 pub(crate) struct Built {
@@ -84,6 +75,8 @@ pub(crate) struct Built {
     pub(crate) key_sets: Vec<WantedKeys>,
     /// The revocation lists to fetch.
     pub(crate) lists: Vec<WantedList>,
+    /// Where the lists of all validations come from.
+    pub(crate) demands: Demands,
 }
 
 impl Builder {
@@ -110,7 +103,7 @@ impl Builder {
             now,
             problems: &mut problems,
             key_sets: Vec::new(),
-            points: HashMap::new(),
+            demands: Demands::default(),
         };
         for (name, cluster) in &snapshot.clusters {
             let target = work.target(cluster);
@@ -130,15 +123,15 @@ impl Builder {
             }
             plan.listeners.insert(name.clone(), planned);
         }
-        let (key_sets, points) = (work.key_sets, work.points);
-        let lists = wanted_lists(points, &plan, &mut problems);
+        let (key_sets, demands) = (work.key_sets, work.demands);
+        let lists = demands.lists(&plan, &mut problems);
         self.trust.settle(now);
         self.identities.retain(|_, known| std::mem::take(&mut known.is_asked));
         plan.withdrawals = self.trust.withdrawals().clone();
         plan.covered = self.trust.coverage();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
         self.issuers.retain(|(listener, _), _| plan.listeners.contains_key(listener));
-        Built { plan, problems, key_sets, lists }
+        Built { plan, problems, key_sets, lists, demands }
     }
 
     /// Whether the last plan would be another now: a file that it was made of says something else, or a list
@@ -156,8 +149,7 @@ struct Work<'a> {
     now: UnixTime,
     problems: &'a mut Vec<String>,
     key_sets: Vec<WantedKeys>,
-    /// Where lists are fetched, with the most bytes they may have.
-    points: HashMap<DistributionPoint, usize>,
+    demands: Demands,
 }
 
 impl Work<'_> {
@@ -412,11 +404,9 @@ impl Work<'_> {
             return Err("a validation was asked for, and the secret is a certificate".into());
         };
         let Builder { trust, files, .. } = &mut *self.builder;
-        for point in &validation.points {
-            let limit = self.points.entry(point.clone()).or_default();
-            *limit = validation.policy.bytes_limit.max(*limit);
-        }
-        let (store, told) = trust.store(name, validation, (files, self.fetched), self.now)?;
+        let asked = trust.store(name, validation, (files, self.fetched), self.now);
+        self.demands.add(validation, trust.has_failed(name));
+        let (store, told) = asked?;
         // Several may ask for the same one.
         let new = told.into_iter().filter(|told| !self.problems.contains(told));
         let new: Vec<String> = new.collect();
@@ -430,22 +420,6 @@ impl Work<'_> {
             SecretSource::Inline(_) => "the secret is empty".into(),
         })
     }
-}
-
-fn wanted_lists(
-    points: HashMap<DistributionPoint, usize>,
-    plan: &Plan,
-    problems: &mut Vec<String>,
-) -> Vec<WantedList> {
-    let mut lists = Vec::with_capacity(points.len());
-    for (point, limit) in points {
-        match plan.targets.get(&point.cluster) {
-            Some(target) => lists.push(WantedList { point, target: target.clone(), limit }),
-            None => problems
-                .push(format!("list {:?}: there is no cluster {:?}", point.uri, point.cluster)),
-        }
-    }
-    lists
 }
 
 /// The cluster that all routes of a table lead to, where there is one for every request.

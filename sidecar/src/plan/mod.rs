@@ -6,10 +6,12 @@
 
 mod build;
 mod files;
+mod lists;
 mod trust;
 
+pub(crate) use build::Builder;
 use build::ClientParts;
-pub(crate) use build::{Builder, WantedList};
+pub(crate) use lists::{Demands, WantedList};
 pub use trust::Covered;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -95,6 +95,11 @@ impl TrustStores {
         Ok((store, told.collect()))
     }
 
+    /// Whether what there was for a validation when it was last asked for could not be loaded.
+    pub(crate) fn has_failed(&self, name: &str) -> bool {
+        self.held.get(name).is_some_and(|held| held.failed.is_some())
+    }
+
     fn load(
         &mut self,
         validation: &Validation,

@@ -21,7 +21,7 @@ use weft_xds::server::{Holders, Incoming, serve};
 use crate::desk;
 use crate::issue::{Registrar, wall_clock};
 use crate::mesh::Mesh;
-use crate::own::Own;
+use crate::own::{Own, Trusted};
 use crate::proved::{self, Grounds, Proved};
 use crate::resources::{Trust, Views, trust_holders};
 use crate::store::{Generations, Store};
@@ -92,9 +92,8 @@ pub async fn run(
     let life = options.certificate_life;
     let registrar = Registrar { authorities: authorities.clone(), store: store.clone(), life };
     let registrar = Arc::new(registrar);
-    let trust =
-        publisher.last.as_ref().map(|last| last.trust.clone()).ok_or("there is no trust bundle")?;
-    let mut own = Own::first(registrar.clone(), &trust_domain, &trust)?;
+    let first = publisher.last.as_ref().ok_or("there is no trust bundle")?;
+    let mut own = Own::first(registrar.clone(), &trust_domain, first.trusted())?;
 
     let listener = listen(options.listen)
         .await
@@ -128,7 +127,7 @@ pub async fn run(
             }
             // A change of trust needs a new configuration of our own TLS too.
             if let Some(last) = publisher.last.as_ref().filter(|_| is_new || own.is_due()) {
-                own.renew(&last.trust);
+                own.renew(last.trusted());
             }
         }
     });
@@ -182,6 +181,12 @@ struct Last {
     trust: Trust,
     listed: Vec<Revoked>,
     list_at: SystemTime,
+}
+
+impl Last {
+    fn trusted(&self) -> Trusted<'_> {
+        (&self.trust, &self.mesh.revocation)
+    }
 }
 
 impl Publisher {

@@ -376,6 +376,15 @@ pub struct Generations {
     pub former: Vec<(AuthorityFiles, SystemTime)>,
 }
 
+impl Generations {
+    /// All of them, the one that signs first.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut AuthorityFiles> {
+        let next = self.next.as_mut().map(|(files, _)| files);
+        let former = self.former.iter_mut().map(|(files, _)| files);
+        std::iter::once(&mut self.signing).chain(next).chain(former)
+    }
+}
+
 /// The part of the table that holds the authorities which do not sign.
 const BESIDE: &str = "beside";
 

@@ -81,7 +81,9 @@ impl Authorities {
         life: Duration,
         now: SystemTime,
     ) -> Result<Issued, AuthorityError> {
-        self.former.first().unwrap_or(&self.signing).issue(request, life, now)
+        // One that has ended, or is about to, is of no use.
+        let lasting = self.former.iter().find(|former| former.until() >= now + life);
+        lasting.unwrap_or(&self.signing).issue(request, life, now)
     }
 
     /// The roots, PEM, each once.
@@ -200,54 +202,66 @@ pub(crate) fn advance_in_time(store: &Store, audience: &dyn Audience, now: Syste
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn follow(
-    store: &Store,
-    mut given: Given,
-    now: SystemTime,
-) -> Result<Vec<String>, String> {
+pub(crate) fn follow(store: &Store, given: Given, now: SystemTime) -> Result<Vec<String>, String> {
     let mut generations = store.generations().map_err(|error| error.to_string())?;
     is_free(&generations)?;
-    if let RootSigner::Theirs { lists } = &generations.signing.root
-        && given.lists.is_empty()
-        && given.root.trim() == generations.signing.root_certificate.trim()
-    {
-        given.lists.clone_from(lists);
-    }
-    let files = given.authority(&generations.trust_domain, now);
-    let files = files.map_err(|error| error.to_string())?;
-    // It is one root, so there are the same lists of it.
-    if let RootSigner::Theirs { lists } = &files.root
-        && files.root_certificate == generations.signing.root_certificate
-    {
-        generations.signing.root = RootSigner::Theirs { lists: lists.clone() };
+    let domain = generations.trust_domain.clone();
+    let mut files = given.authority(&domain, now).map_err(|error| error.to_string())?;
+    let signing = &mut generations.signing;
+    if files.root_certificate == signing.root_certificate {
+        // It is one root, so it has the same lists.
+        match (&mut files.root, &mut signing.root) {
+            (_, RootSigner::Ours { .. }) => {
+                let reason =
+                    "that root is ours: weft ca rotate intermediate makes another below it";
+                return Err(reason.into());
+            }
+            (RootSigner::Theirs { lists }, RootSigner::Theirs { lists: held })
+                if lists.is_empty() =>
+            {
+                lists.clone_from(held);
+                files.try_out(&domain, now).map_err(|error| error.to_string())?;
+            }
+            (RootSigner::Theirs { lists }, RootSigner::Theirs { lists: held }) => {
+                held.clone_from(lists);
+                signing.try_out(&domain, now).map_err(|error| error.to_string())?;
+            }
+            (RootSigner::Ours { .. }, RootSigner::Theirs { .. }) => {}
+        }
     }
     announce(store, &mut generations, files, now)?;
     Ok(status(&generations))
 }
 
-/// Replaces the lists of somebody else's root; the lines that tell of it.
+/// Replaces the lists of somebody else's root, whichever of those that are trusted they fit; the lines that
+/// tell of it.
 ///
 /// # Errors
 /// Why not.
 pub(crate) fn replace_root_lists(
     store: &Store,
-    lists: &str,
+    text: &str,
     now: SystemTime,
 ) -> Result<Vec<String>, String> {
     let mut generations = store.generations().map_err(|error| error.to_string())?;
-    if !matches!(generations.signing.root, RootSigner::Theirs { .. }) {
-        return Err("the root's key is ours, and so are its lists".into());
-    }
-    let root = generations.signing.root_certificate.clone();
-    let next = generations.next.as_mut().map(|(files, _)| files);
-    let former = generations.former.iter_mut().map(|(files, _)| files);
-    for files in former.chain(next).chain([&mut generations.signing]) {
-        if files.root_certificate == root {
-            files.root = RootSigner::Theirs { lists: lists.to_owned() };
+    weft_certs::holds_lists(text.as_bytes())?;
+    let domain = generations.trust_domain.clone();
+    let mut refused = "the root's key is ours, and so are its lists".to_owned();
+    let mut fits = None;
+    for files in generations.all_mut() {
+        if let RootSigner::Theirs { .. } = files.root {
+            let given = RootSigner::Theirs { lists: text.to_owned() };
+            let tried = AuthorityFiles { root: given, ..files.clone() };
+            match tried.try_out(&domain, now) {
+                Ok(()) => fits = fits.or_else(|| Some(files.root_certificate.clone())),
+                Err(error) => refused = error.to_string(),
+            }
         }
     }
-    let tried = generations.signing.try_out(&generations.trust_domain, now);
-    tried.map_err(|error| error.to_string())?;
+    let root = fits.ok_or(refused)?;
+    for files in generations.all_mut().filter(|files| files.root_certificate == root) {
+        files.root = RootSigner::Theirs { lists: text.to_owned() };
+    }
     replace(store, &generations, "root_lists_replaced")?;
     Ok(vec!["the lists of the root are in force".into()])
 }
@@ -422,6 +436,29 @@ mod tests {
         let done = carry_out(&store, Step::Next, &Nobody, last + HOUR).unwrap_err();
         assert!(done.starts_with("no authority follows another"), "{done}");
         assert!(!before(last + 100 * HOUR, &Behind(&[])));
+    }
+
+    #[test]
+    fn one_that_has_ended_is_not_needed_any_more() {
+        let (_folder, store, now) = store();
+        let (id, asked) = request();
+        let end = authorities(&store).signing().until();
+        let late = end - HOUR / 2;
+        let issued = authorities(&store).signing().issue(&asked, HOUR, late).expect("it signs");
+        assert_eq!(issued.not_after, end, "for no longer than it lasts");
+        store.issued(&issued.serial, &id, issued.not_after).expect("it is remembered");
+        carry_out(&store, Step::Root, &Nobody, late).expect("announced");
+        carry_out(&store, Step::Next, &Nobody, late).expect("it signs");
+        let first = authorities(&store).former[0].trust_bundle().to_owned();
+        let own = |at| authorities(&store).issue_own(&asked, HOUR / 4, at).expect("it signs");
+        assert_eq!(own(late).chain[2], first, "everybody knows the first");
+        assert_ne!(own(end - HOUR / 8).chain[2], first, "it would end before its time");
+        let lists = |at| {
+            let lists = authorities(&store).revocation_lists(&[], 1, at, HOUR).expect("lists");
+            lists.matches("BEGIN X509 CRL").count()
+        };
+        assert_eq!((lists(late), lists(end)), (4, 2), "those of two, then of one");
+        assert!(now < late);
     }
 
     #[test]

@@ -332,7 +332,8 @@ fn takes_any(context: &mut Reader<'_>) -> Result<bool, Refused> {
         "VERIFY_TRUST_CHAIN" => Ok(false),
         "ACCEPT_UNTRUSTED" => {
             let asks = ["trusted_ca", "crl"].into_iter().find(|name| context.child(name).is_some());
-            let asks = asks.or_else(|| (!names(context).ok()?.is_empty()).then_some("names"));
+            let is_named = !names(context)?.is_empty();
+            let asks = asks.or_else(|| is_named.then_some("names"));
             asks.map_or(Ok(true), |asked| {
                 let reason = format!(
                     "ACCEPT_UNTRUSTED would let in who fails the check by {asked}; leave out {asked} to \

@@ -457,6 +457,12 @@ fn certificates_that_nobody_checks_are_asked_for_by_name() {
     check("crl: {filename: r}", "fails the check by crl");
     let names = "match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: a}}]";
     check(names, "fails the check by names");
+    let email = "match_typed_subject_alt_names: [{san_type: EMAIL, matcher: {exact: a}}]";
+    let context =
+        format!("validation_context: {{trust_chain_verification: ACCEPT_UNTRUSTED, {email}}}");
+    let of_names =
+        field.replace("trust_chain_verification", "match_typed_subject_alt_names[0].san_type");
+    refused(Kind::Listener, &listener(&context), &of_names, "EMAIL is not supported");
     let served = "{name: s, validation_context: {trust_chain_verification: ACCEPT_UNTRUSTED}}";
     refused(Kind::Secret, served, "validation_context.trusted_ca", "missing");
 }
