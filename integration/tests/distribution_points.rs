@@ -169,6 +169,7 @@ fn whom_no_list_names_is_let_in_before_there_is_one_where_the_policy_says_so() {
     let offered = Offered::start("soft");
     let [leaver, other] = ["web", "other"].map(|name| offered.signer.sign(name, DAY));
     offered.waits_for(&leaver, true);
+    offered.tells("until it comes nobody is refused by it");
     offered.offer(&[&leaver]);
     offered.waits_for(&leaver, false);
     assert!(offered.is_let_in(&other));

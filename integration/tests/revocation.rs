@@ -335,7 +335,8 @@ fn what_a_revoked_client_has_begun_may_be_finished_where_the_policy_says_so() {
         answer = busy.receive(1024);
     }
     assert!(since.elapsed() < AT_ONCE, "it may begin nothing more");
-    assert!(stuck.ends_within(3 * AT_ONCE), "it has had its time");
+    // Times are whole seconds, and looked at twice in one.
+    assert!(stuck.ends_within(5 * AT_ONCE), "it has had its time");
 }
 
 #[test]

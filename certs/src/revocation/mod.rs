@@ -172,7 +172,7 @@ impl CrlIndex {
         let lapsed = lapsed.iter().map(|list| format!("{list}; it does not count"));
         index.warnings.extend(lapsed);
         if let Some(previous) = previous {
-            index.keep_newer_of(previous);
+            index.keep_newer_of(previous, &issuers);
         }
         Ok(index)
     }
@@ -217,12 +217,16 @@ impl CrlIndex {
     }
 
     /// Puts the lists in force back where the ones that came are older.
-    fn keep_newer_of(&mut self, previous: &Self) {
+    fn keep_newer_of(&mut self, previous: &Self, issuers: &[Issuer]) {
         for (issuer, lists) in &previous.issuers {
             let now = self.issuers.get(issuer).map_or(&[][..], Vec::as_slice);
-            let is_gone =
-                |held: &Arc<IssuerList>| !now.iter().any(|new| new.is_of_a_kind_with(held));
-            if lists.iter().any(is_gone) {
+            // Of whom we trust no more there need be none.
+            let is_missed = |held: &Arc<IssuerList>| {
+                let signer = (issuer.as_slice(), held.public_key.as_slice());
+                issuers.iter().any(|known| (&known.name[..], &known.public_key[..]) == signer)
+                    && !now.iter().any(|new| new.is_of_a_kind_with(held))
+            };
+            if lists.iter().any(is_missed) {
                 let warning = format!("a list of {} is not among those that came", name(issuer));
                 self.warnings.push(warning);
             }

@@ -77,9 +77,12 @@ impl TrustStores {
         self.held.insert(name.to_owned(), held);
         let mut told = Vec::new();
         for point in &validation.points {
-            if let Some(problem) = fetched.problem(point).filter(|_| fetched.list(point).is_some())
-            {
-                told.push(format!("{:?}: {problem}; the last list stays in force", point.uri));
+            let until = match fetched.list(point) {
+                Some(_) => "the last list stays in force",
+                None => "until it comes nobody is refused by it",
+            };
+            if let Some(problem) = fetched.problem(point) {
+                told.push(format!("{:?}: {problem}; {until}", point.uri));
             }
         }
         let store = match (store, failed) {
