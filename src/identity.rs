@@ -13,7 +13,7 @@ use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use weft_certs::rotation::Rotation;
 use weft_certs::tls::{Identity, client};
-use weft_certs::{TrustStore, request, validity};
+use weft_certs::{KeyText, TrustStore, request, validity};
 use weft_model::{DataSource, Name, Secret, SpiffeId, StringMatch, TlsIdentity};
 use weft_runtime::socket::Mark;
 use weft_xds::authority::{SignError, request_certificate};
@@ -61,7 +61,7 @@ pub struct Source {
 #[derive(Clone)]
 pub struct Current {
     chain: String,
-    key: String,
+    key: KeyText,
     identity: Identity,
     /// Since when we have it; the beginning of time when that is not known any more.
     since: SystemTime,
@@ -86,14 +86,14 @@ impl Current {
         at.and_then(|at| self.chain.get(at..)).unwrap_or_default()
     }
 
-    fn load(chain: String, key: String, since: SystemTime) -> Result<Self, String> {
+    fn load(chain: String, key: KeyText, since: SystemTime) -> Result<Self, String> {
         let identity =
             Identity::load(chain.as_bytes(), key.as_bytes()).map_err(|error| error.to_string())?;
         Ok(Self { chain, key, identity, since })
     }
 
     fn secret(&self) -> Arc<Secret> {
-        let inline = |text: &str| DataSource::Inline(Arc::from(text.as_bytes()));
+        let inline = |text: &str| DataSource::inline(text.as_bytes());
         Arc::new(Secret::Identity(TlsIdentity {
             chain: inline(&self.chain),
             key: inline(&self.key),
@@ -237,7 +237,7 @@ const KEY_FILE: &str = "key.pem";
 fn restore(state: &Path) -> Option<Current> {
     let chain = std::fs::read_to_string(state.join(CHAIN_FILE)).ok()?;
     let key = std::fs::read_to_string(state.join(KEY_FILE)).ok()?;
-    let current = Current::load(chain, key, UNIX_EPOCH).ok()?;
+    let current = Current::load(chain, key.into(), UNIX_EPOCH).ok()?;
     let expired = current.rotation()?.expired(wall_clock());
     (!expired).then_some(current)
 }
@@ -246,7 +246,7 @@ fn restore(state: &Path) -> Option<Current> {
 /// without its key is of no use, and `restore` checks that they belong together.
 fn keep(state: &Path, current: &Current) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state)?;
-    for (name, text) in [(KEY_FILE, &current.key), (CHAIN_FILE, &current.chain)] {
+    for (name, text) in [(KEY_FILE, &*current.key), (CHAIN_FILE, &*current.chain)] {
         let part = state.join(format!("{name}.part"));
         let mut file = std::fs::OpenOptions::new()
             .write(true)

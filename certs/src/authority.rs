@@ -18,7 +18,7 @@ use weft_model::SpiffeId;
 
 use crate::peer::hex;
 use crate::request::CheckedRequest;
-use crate::validity;
+use crate::{KeyText, validity};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -36,7 +36,7 @@ pub struct AuthorityFiles {
     /// The intermediate's certificate; where the root is somebody else's, those between the two behind it.
     pub intermediate_certificate: String,
     /// The intermediate's key.
-    pub intermediate_key: String,
+    pub intermediate_key: KeyText,
 }
 
 /// Who signs for a root.
@@ -45,7 +45,7 @@ pub enum RootSigner {
     /// We do.
     Ours {
         /// The root's key, PEM.
-        key: String,
+        key: KeyText,
     },
     /// Somebody else, who keeps the key.
     Theirs {
@@ -167,7 +167,7 @@ impl Authority {
         let params =
             authority_params(&format!("weft root {trust_domain}"), &id, 1, (now, ROOT_LIFE))?;
         let root_certificate = params.self_signed(&root_key)?.pem();
-        Self::below(root_certificate, &root_key.serialize_pem(), trust_domain, now)
+        Self::below(root_certificate, root_key.serialize_pem().into(), trust_domain, now)
     }
 
     /// Makes an authority with the same root and a new intermediate.
@@ -178,18 +178,18 @@ impl Authority {
         let RootSigner::Ours { key } = &self.files.root else {
             return Err(AuthorityError::NoRootKey);
         };
-        Self::below(self.files.root_certificate.clone(), key, &self.trust_domain, now)
+        Self::below(self.files.root_certificate.clone(), key.clone(), &self.trust_domain, now)
     }
 
     /// An intermediate below a root.
     fn below(
         root_certificate: String,
-        root_key: &str,
+        root_key: KeyText,
         trust_domain: &str,
         now: SystemTime,
     ) -> Result<AuthorityFiles, AuthorityError> {
         let id = format!("spiffe://{trust_domain}");
-        let root = issuer("root", &root_certificate, root_key)?;
+        let root = issuer("root", &root_certificate, &root_key)?;
         let intermediate_key = KeyPair::generate()?;
         let params = authority_params(
             &format!("weft intermediate {trust_domain}"),
@@ -200,9 +200,9 @@ impl Authority {
         let intermediate_certificate = params.signed_by(&intermediate_key, &root)?.pem();
         Ok(AuthorityFiles {
             root_certificate,
-            root: RootSigner::Ours { key: root_key.to_owned() },
+            root: RootSigner::Ours { key: root_key },
             intermediate_certificate,
-            intermediate_key: intermediate_key.serialize_pem(),
+            intermediate_key: intermediate_key.serialize_pem().into(),
         })
     }
 

@@ -11,7 +11,7 @@ use weft_model::{RevocationDepth, RevocationPolicy, SpiffeId};
 use crate::request::{self, CheckedRequest};
 use crate::tls::check_client;
 use crate::{
-    Authority, AuthorityError, AuthorityFiles, RootSigner, TrustParts, TrustStore, fault,
+    Authority, AuthorityError, AuthorityFiles, KeyText, RootSigner, TrustParts, TrustStore, fault,
     holds_lists,
 };
 
@@ -23,7 +23,7 @@ pub struct Given {
     /// The certificate of ours that it signed; those between the two behind it.
     pub certificate: String,
     /// The key of ours.
-    pub key: String,
+    pub key: KeyText,
     /// The revocation lists of the root and of those between; empty where there are none.
     pub lists: String,
 }

@@ -14,6 +14,7 @@ pub mod fault;
 mod foreign;
 mod form;
 mod issuer;
+mod key_text;
 mod passing;
 mod peer;
 mod proof;
@@ -30,6 +31,7 @@ pub use authority::{
     Authority, AuthorityError, AuthorityFiles, Issued, Revoked, RootSigner, describe_crl,
 };
 pub use foreign::Given;
+pub use key_text::KeyText;
 pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, validity};
 pub use proof::{LinkId, Proof, Withdrawn};
 pub use revocation::{Asked, Coverage, Covers, CrlError, CrlIndex, Revocation, Role, holds_lists};

@@ -3,12 +3,14 @@
 use rcgen::{CertificateParams, CertificateSigningRequestParams, KeyPair, PublicKey, SanType};
 use weft_model::SpiffeId;
 
+use crate::KeyText;
+
 /// A request with the key it was made with. The key never leaves this process.
 pub struct Pending {
     /// The request, PEM.
     pub request_pem: String,
     /// The private key, PKCS #8 PEM.
-    pub key_pem: String,
+    pub key_pem: KeyText,
 }
 
 impl std::fmt::Debug for Pending {
@@ -43,7 +45,7 @@ pub fn make(identity: &SpiffeId) -> Result<Pending, RequestError> {
     let uri = identity.as_str().try_into().map_err(fail)?;
     params.subject_alt_names = vec![SanType::URI(uri)];
     let request = params.serialize_request(&key).map_err(fail)?;
-    Ok(Pending { request_pem: request.pem().map_err(fail)?, key_pem: key.serialize_pem() })
+    Ok(Pending { request_pem: request.pem().map_err(fail)?, key_pem: key.serialize_pem().into() })
 }
 
 /// A request whose signature was verified, with the one id that it asks for. Nothing else in it

@@ -195,7 +195,7 @@ fn an_authority_is_not_made_or_loaded_from_what_it_cannot_be() {
     assert!(Authority::create("Mesh.Test", pki::now()).is_err());
     let files = Authority::create("mesh.test", pki::now()).unwrap();
     let mut keyless = files.clone();
-    keyless.intermediate_key.clear();
+    keyless.intermediate_key = String::new().into();
     let error = Authority::load(keyless, "mesh.test").unwrap_err();
     assert!(matches!(error, AuthorityError::Unreadable { part: "intermediate", .. }), "{error}");
     let mut rootless = files;

@@ -131,7 +131,7 @@ fn good_peers_meet_and_prove_their_spiffe_ids() {
         let pending = request::make(&SpiffeId::parse(id).unwrap()).unwrap();
         let request = CheckedRequest::parse(&pending.request_pem).unwrap();
         let issued = authority.issue(&request, Duration::from_secs(3600), pki::now()).unwrap();
-        (Leaf { chain: issued.chain.concat(), key: pending.key_pem }, issued.serial)
+        (Leaf { chain: issued.chain.concat(), key: pending.key_pem.to_string() }, issued.serial)
     };
     let ((web, web_serial), (other, other_serial)) = (issue(WEB), issue(OTHER));
     let revoked = [Revoked { serial: "77".into(), at: pki::now() }];

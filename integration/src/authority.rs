@@ -67,7 +67,11 @@ impl Signer {
         let pending = request::make(&id).expect("a request");
         let asked = CheckedRequest::parse(&pending.request_pem).expect("a good one");
         let issued = self.authority.issue(&asked, life, now()).expect("it signs");
-        Holder { chain: issued.chain.concat(), key: pending.key_pem, serial: issued.serial }
+        Holder {
+            chain: issued.chain.concat(),
+            key: pending.key_pem.to_string(),
+            serial: issued.serial,
+        }
     }
 
     /// The same in files.

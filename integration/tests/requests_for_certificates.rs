@@ -73,7 +73,11 @@ impl Control {
             let pending = request::make(&web()).expect("a request");
             let asked = CheckedRequest::parse(&pending.request_pem).expect("a good one");
             let issued = authority.issue(&asked, life, at).expect("it signs");
-            Holder { chain: issued.chain.concat(), key: pending.key_pem, serial: issued.serial }
+            Holder {
+                chain: issued.chain.concat(),
+                key: pending.key_pem.to_string(),
+                serial: issued.serial,
+            }
         };
         let (valid, expired) = (sign(DAY, now()), sign(DAY / 24, now() - 2 * DAY / 24));
         let brief = sign(Duration::from_secs(4), now());

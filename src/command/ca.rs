@@ -66,7 +66,7 @@ impl GivenFiles {
         };
         let lists = self.root_lists.as_deref().map(read).transpose()?.unwrap_or_default();
         let (root, certificate) = (read(&self.root)?, read(&self.certificate)?);
-        Ok(Given { root, certificate, key: read(&self.key)?, lists })
+        Ok(Given { root, certificate, key: read(&self.key)?.into(), lists })
     }
 }
 
@@ -184,7 +184,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::List { state } => order(&state.state, &Order::List),
         Command::Rotate { state, given: Some(given), .. } => {
             let Given { root, certificate, key, lists } = given.read()?;
-            let key = PrivateKey(key);
+            let key = PrivateKey(key.to_string());
             order(&state.state, &Order::Follow { root, certificate, key, lists })
         }
         Command::Rotate { state, step, given: None } => {

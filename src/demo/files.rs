@@ -83,7 +83,7 @@ impl Files {
         Ok(ClientCertificate {
             serial: issued.serial,
             chain: issued.chain.concat(),
-            key: pending.key_pem,
+            key: pending.key_pem.to_string(),
         })
     }
 

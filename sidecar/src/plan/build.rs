@@ -13,6 +13,7 @@ use weft_model::{
     RouteIndex, RouteMatch, RouteSource, RouteTable, Secret, SecretSource, Snapshot, TlsIdentity,
     UpstreamTls, VirtualHost,
 };
+use zeroize::Zeroizing;
 
 use super::files::{Files, Stamp};
 use super::lists::{Demands, WantedList};
@@ -445,7 +446,7 @@ fn only_cluster(table: &RouteTable) -> Option<&Name> {
 }
 
 fn load_identity(own: &TlsIdentity, files: &mut Files) -> Result<Identity, String> {
-    let (chain, key) = (files.read(&own.chain)?, files.read(&own.key)?);
+    let (chain, key) = (files.read(&own.chain)?, Zeroizing::new(files.read(&own.key)?));
     Identity::load(&chain, &key).map_err(|error| error.to_string())
 }
 

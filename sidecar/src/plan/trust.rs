@@ -242,7 +242,7 @@ mod tests {
             let issued = self.now + Duration::from_secs(from + 300);
             let life = Duration::from_secs(3600);
             let lists = self.authority.revocation_lists(&revoked, number, issued, life).unwrap();
-            let inline = |text: &str| DataSource::Inline(text.as_bytes().into());
+            let inline = |text: &str| DataSource::inline(text);
             Validation {
                 roots: inline(self.authority.trust_bundle()),
                 revocations: Some(inline(&lists)),

@@ -94,7 +94,7 @@ fn carry_out_before(store: &Store, order: &Order, audience: &dyn Audience) -> Ou
             let given = Given {
                 root: root.clone(),
                 certificate: certificate.clone(),
-                key: key.0.clone(),
+                key: key.0.clone().into(),
                 lists: lists.clone(),
             };
             succession::follow(store, given, now)

@@ -162,7 +162,7 @@ impl Store {
             root_certificate: part("root_certificate")?,
             root: root_signer(part("root_key")?, part("root_lists").unwrap_or_default()),
             intermediate_certificate: part("intermediate_certificate")?,
-            intermediate_key: part("intermediate_key")?,
+            intermediate_key: part("intermediate_key")?.into(),
         };
         Ok((files, part("trust_domain")?))
     }
@@ -410,7 +410,7 @@ impl Kept {
     fn of(files: &AuthorityFiles, due: SystemTime) -> Self {
         let files = files.clone();
         let (root_key, root_lists) = match files.root {
-            RootSigner::Ours { key } => (key, String::new()),
+            RootSigner::Ours { key } => (key.to_string(), String::new()),
             RootSigner::Theirs { lists } => (String::new(), lists),
         };
         Self {
@@ -418,7 +418,7 @@ impl Kept {
             root_key,
             root_lists,
             intermediate_certificate: files.intermediate_certificate,
-            intermediate_key: files.intermediate_key,
+            intermediate_key: files.intermediate_key.to_string(),
             due: seconds(due),
         }
     }
@@ -428,19 +428,19 @@ impl Kept {
             root_certificate: self.root_certificate.clone(),
             root: root_signer(self.root_key.clone(), self.root_lists.clone()),
             intermediate_certificate: self.intermediate_certificate.clone(),
-            intermediate_key: self.intermediate_key.clone(),
+            intermediate_key: self.intermediate_key.clone().into(),
         }
     }
 }
 
 /// No key of the root: somebody else has it.
 fn root_signer(key: String, lists: String) -> RootSigner {
-    if key.is_empty() { RootSigner::Theirs { lists } } else { RootSigner::Ours { key } }
+    if key.is_empty() { RootSigner::Theirs { lists } } else { RootSigner::Ours { key: key.into() } }
 }
 
 fn parts(files: &AuthorityFiles) -> [(&'static str, &str); 5] {
     let (key, lists) = match &files.root {
-        RootSigner::Ours { key } => (key.as_str(), ""),
+        RootSigner::Ours { key } => (&**key, ""),
         RootSigner::Theirs { lists } => ("", lists.as_str()),
     };
     [

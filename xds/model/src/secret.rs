@@ -5,15 +5,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use crate::{Name, StringMatch};
 
 /// Bytes, or the file that holds them (`envoy.config.core.v3.DataSource`).
 #[derive(Clone, PartialEq, Eq)]
 pub enum DataSource {
     /// The bytes themselves.
-    Inline(Arc<[u8]>),
+    Inline(Arc<Zeroizing<Vec<u8>>>),
     /// A file, read when the configuration is applied.
     File(PathBuf),
+}
+
+impl DataSource {
+    /// These bytes, which are overwritten when nobody needs them any more: they may be a private key.
+    #[must_use]
+    pub fn inline(bytes: impl Into<Vec<u8>>) -> Self {
+        Self::Inline(Arc::new(Zeroizing::new(bytes.into())))
+    }
 }
 
 impl fmt::Debug for DataSource {

@@ -74,10 +74,10 @@ pub(super) fn data(mut source: Reader<'_>) -> Result<DataSource, Refused> {
         return Ok(DataSource::File(source.text("filename").into()));
     }
     if source.has("inline_bytes") {
-        return Ok(DataSource::Inline(source.bytes("inline_bytes").into()));
+        return Ok(DataSource::inline(source.bytes("inline_bytes")));
     }
     if source.has("inline_string") {
-        return Ok(DataSource::Inline(source.text("inline_string").into_bytes().into()));
+        return Ok(DataSource::inline(source.text("inline_string")));
     }
     Err(source.refuse("", "one of filename, inline_string and inline_bytes must be set"))
 }

@@ -131,7 +131,7 @@ fn endpoints(form: u16) -> EndpointSet {
 
 fn secret(form: u16) -> Secret {
     Secret::Validation(Validation {
-        roots: DataSource::Inline(form.to_string().into_bytes().into()),
+        roots: DataSource::inline(form.to_string()),
         revocations: None,
         points: Vec::new(),
         policy: RevocationPolicy::default(),

@@ -163,7 +163,7 @@ fn cluster(name: &str, discovery: Discovery, balance: Balance) -> Cluster {
 }
 
 fn trust_secret(trust: &Trust, policy: &RevocationPolicy) -> Secret {
-    let data = |text: &str| weft_model::DataSource::Inline(Arc::from(text.as_bytes()));
+    let data = |text: &str| weft_model::DataSource::inline(text);
     Secret::Validation(Validation {
         roots: data(&trust.roots),
         revocations: Some(data(&trust.revocations)),

@@ -220,7 +220,7 @@ fn tokens(mesh: &Mesh, allows: &[&Clause], snapshot: &mut Snapshot) -> JwtPolicy
     for (name, issuer) in &mesh.issuers {
         let keys = match &issuer.keys {
             Keys::File(_, bytes) => {
-                KeySource::Local(weft_model::DataSource::Inline(bytes.as_slice().into()))
+                KeySource::Local(weft_model::DataSource::inline(bytes.as_slice()))
             }
             Keys::Http(uri, address) => {
                 let cluster_name = format!("keys|{name}");
