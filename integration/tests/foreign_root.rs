@@ -297,6 +297,34 @@ fn one_may_stand_between_and_the_lists_of_the_root_outlast_a_succession() {
 }
 
 #[test]
+fn lists_of_a_root_that_does_not_sign_yet_can_be_replaced() {
+    let company = Company::create();
+    company.sign("mesh", "authority");
+    let ours = Ours(TempDir::new().unwrap());
+    run(&mut ours.ca(&["init", "--trust-domain", TRUST_DOMAIN]));
+    let lists = |ours: &Ours| {
+        let mut replace = ours.ca(&["root-lists"]);
+        replace.arg(company.file("root.crl"));
+        done(replace)
+    };
+    assert!(lists(&ours).unwrap_err().contains("the root's key is ours"));
+    let mut rotate = ours.ca(&["rotate"]);
+    given(&mut rotate, &company, ["root.pem", "mesh.pem", "mesh.key"]);
+    rotate.arg("--root-lists").arg(company.file("root.crl"));
+    done(rotate).unwrap();
+    company.lists();
+    let newest = std::fs::read_to_string(company.file("root.crl")).unwrap();
+    let published = || run(&mut ours.ca(&["crl"]));
+    assert!(!published().contains(newest.trim()));
+    lists(&ours).unwrap();
+    assert!(published().contains(newest.trim()), "of the next one");
+    done(ours.ca(&["rotate", "next"])).unwrap();
+    company.lists();
+    lists(&ours).unwrap();
+    assert_eq!(published().matches("BEGIN X509 CRL").count(), 4, "and beside a former one of ours");
+}
+
+#[test]
 fn without_lists_of_the_root_a_mesh_may_do_with_those_of_leaves() {
     let company = Company::create();
     company.sign("mesh", "authority");
