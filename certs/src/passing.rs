@@ -1,14 +1,12 @@
 //! Takes whatever certificate a client shows, for a service that judges by itself: the client has its key, and
 //! nothing else is proved.
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{DistinguishedName, Error};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::fault::{self, PeerFault};
-use crate::verify::{ALGORITHMS, SHOWN_LIMIT};
+use crate::verify::{SHOWN_LIMIT, signatures};
 
 /// The most bytes of a chain: a service is told all of it in one field, half as large again.
 const BYTES_LIMIT: usize = 32 * 1024;
@@ -51,25 +49,5 @@ impl ClientCertVerifier for Passing {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &ALGORITHMS)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &ALGORITHMS)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        ALGORITHMS.supported_schemes()
-    }
+    signatures!();
 }

@@ -20,6 +20,14 @@ use weft_runtime::socket::Mark;
 use crate::plan::{Target, TargetTls};
 use crate::tls::connector;
 
+/// The longest wait after failures.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// How long to wait before the next attempt, after so many before this one failed as well.
+pub(crate) fn wait_after(failures: u32) -> Duration {
+    Duration::from_secs(1).saturating_mul(2u32.saturating_pow(failures)).min(LONGEST_WAIT)
+}
+
 /// What to ask for.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {

@@ -7,11 +7,9 @@ use bytes::Bytes;
 use weft_certs::holds_lists;
 use weft_model::DistributionPoint;
 
-use crate::fetch::{Answer, Failure, Validators};
+use crate::fetch::{Answer, Failure, Validators, wait_after};
 use crate::plan::Demands;
 
-/// The longest wait after failures.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How long an answer may say that it is good, at least; at most it is the point's own time.
 const SHORTEST_AGE: Duration = Duration::from_secs(10);
 
@@ -107,9 +105,7 @@ impl ListStore {
                 }
             }
             Err(failure) => {
-                let wait = Duration::from_secs(1)
-                    .saturating_mul(2u32.saturating_pow(entry.failures))
-                    .min(LONGEST_RETRY);
+                let wait = wait_after(entry.failures);
                 entry.failures = entry.failures.saturating_add(1);
                 entry.due = now + wait;
                 let problem = Some(failure.to_string());

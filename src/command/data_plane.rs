@@ -107,10 +107,24 @@ impl DataPlane {
     }
 }
 
-/// Who stands beside a service.
-pub(super) fn identity(trust_domain: &str, service: &str) -> Result<SpiffeId, Failure> {
-    weft_control::mesh::identity(trust_domain, service)
-        .map_err(|error| Failure::Usage(format!("--service and --trust-domain: {error}")))
+/// Beside whom something stands.
+#[derive(Debug, Args)]
+pub(super) struct Workload {
+    /// The service beside which it stands; its identity is spiffe://TRUST_DOMAIN/ns/default/sa/SERVICE.
+    #[arg(long, value_name = "NAME", required_unless_present = "config")]
+    service: Option<String>,
+    /// The trust domain.
+    #[arg(long, default_value = "mesh.local", value_name = "NAME")]
+    trust_domain: String,
+}
+
+impl Workload {
+    /// Its identity; none where a file says everything.
+    pub(super) fn identity(&self) -> Result<Option<SpiffeId>, Failure> {
+        let identity = |service| weft_control::mesh::identity(&self.trust_domain, service);
+        let identity = self.service.as_deref().map(identity).transpose();
+        identity.map_err(|error| Failure::Usage(format!("--service and --trust-domain: {error}")))
+    }
 }
 
 /// What writes access lines to standard output.

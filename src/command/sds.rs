@@ -10,7 +10,7 @@ use weft_model::Snapshot;
 use weft_runtime::drain::Phase;
 use weft_runtime::metrics::Page;
 
-use super::data_plane::{DataPlane, access_writer, identity};
+use super::data_plane::{DataPlane, Workload, access_writer};
 use super::{Failure, say};
 use crate::process::{self, Particulars, Setup};
 use crate::sds;
@@ -28,21 +28,15 @@ use crate::sds;
 pub(super) struct Arguments {
     #[command(flatten)]
     data_plane: DataPlane,
-    /// The service beside which it stands; its identity is spiffe://TRUST_DOMAIN/ns/default/sa/SERVICE.
-    #[arg(long, value_name = "NAME", required_unless_present = "config")]
-    service: Option<String>,
-    /// The trust domain.
-    #[arg(long, default_value = "mesh.local", value_name = "NAME")]
-    trust_domain: String,
+    #[command(flatten)]
+    workload: Workload,
     /// The socket.
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
 }
 
 pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
-    let service = arguments.service.as_deref();
-    let identity = service.map(|service| identity(&arguments.trust_domain, service)).transpose()?;
-    let Some(understood) = arguments.data_plane.understand(identity)? else {
+    let Some(understood) = arguments.data_plane.understand(arguments.workload.identity()?)? else {
         return Ok(());
     };
     // It has no data to carry: its one worker waits for the end.

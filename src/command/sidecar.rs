@@ -12,7 +12,7 @@ use weft_sidecar::plan::Plan;
 use weft_sidecar::{Limits, Shared, metrics, planner};
 
 use super::Failure;
-use super::data_plane::{DataPlane, access_writer, identity};
+use super::data_plane::{DataPlane, Workload, access_writer};
 use crate::process::{self, Particulars, Setup};
 
 #[derive(Debug, Args)]
@@ -22,12 +22,8 @@ use crate::process::{self, Particulars, Setup};
 pub(super) struct Arguments {
     #[command(flatten)]
     data_plane: DataPlane,
-    /// The service beside which it stands; its identity is spiffe://TRUST_DOMAIN/ns/default/sa/SERVICE.
-    #[arg(long, value_name = "NAME", required_unless_present = "config")]
-    service: Option<String>,
-    /// The trust domain.
-    #[arg(long, default_value = "mesh.local", value_name = "NAME")]
-    trust_domain: String,
+    #[command(flatten)]
+    workload: Workload,
     /// How many connections one worker serves at most.
     #[arg(long, default_value_t = 15_000, value_name = "COUNT")]
     connection_limit: usize,
@@ -37,12 +33,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
-    let identity = arguments
-        .service
-        .as_deref()
-        .map(|service| identity(&arguments.trust_domain, service))
-        .transpose()?;
-    let Some(understood) = arguments.data_plane.understand(identity)? else {
+    let Some(understood) = arguments.data_plane.understand(arguments.workload.identity()?)? else {
         return Ok(());
     };
     let begun = process::begin("sidecar", arguments.data_plane.workers, log);

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::fault::TokenFault;
 use super::keys::KeySet;
+use crate::fetch::wait_after;
 
-/// The longest wait after failures.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How long a set is kept at least where a token names a key that is not in it.
 const ASKED_AGAIN: Duration = Duration::from_secs(10);
 /// How long an answer may say that it is good.
@@ -101,9 +100,7 @@ impl KeyStore {
                 true
             }
             Err(FetchError { fault, reason }) => {
-                let wait = Duration::from_secs(1)
-                    .saturating_mul(2u32.saturating_pow(entry.failures))
-                    .min(LONGEST_RETRY);
+                let wait = wait_after(entry.failures);
                 entry.failures = entry.failures.saturating_add(1);
                 entry.due = now + wait;
                 tracing::warn!(
@@ -125,6 +122,7 @@ impl KeyStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fetch::LONGEST_WAIT;
 
     const KEYS: &[u8] = br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
@@ -197,6 +195,6 @@ mod tests {
         for _ in 0..10 {
             store.fetched("u", bad(TokenFault::KeysInvalid), LONGEST_AGE, start);
         }
-        assert!(store.is_due("u", start + LONGEST_RETRY));
+        assert!(store.is_due("u", start + LONGEST_WAIT));
     }
 }
