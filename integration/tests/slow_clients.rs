@@ -18,10 +18,12 @@ const GROWTH_BYTES: u64 = 10 * 1024 * 1024;
 /// below what a head may take.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Serves where heads may take a second, answers two, and nothing may be idle for more than three.
+/// Serves where heads may take a second, request bodies and answers two each, and nothing may be idle for
+/// more than three.
 fn impatient() -> Probed {
     let http = http(&route_to("service", 2), &[]);
     let http = with(http, "request_headers_timeout", json!("1s"));
+    let http = with(http, "request_timeout", json!("2s"));
     let idle: Value = json!({"idle_timeout": "3s"});
     Probed::serving(with(http, "common_http_protocol_options", idle))
 }
@@ -83,10 +85,10 @@ fn a_slow_head_is_ended_with_408() {
 }
 
 #[test]
-fn a_slow_body_is_ended_with_504() {
+fn slow_body_is_refused_with_408_by_the_request_timeout() {
     let head = |field| format!("POST / HTTP/1.1\r\nhost: a\r\n{field}\r\n\r\n");
-    check("a slow body", head("content-length: 1000").as_bytes(), b"x", "504");
-    check("a slow chunk", head("transfer-encoding: chunked").as_bytes(), b"400\r\nx", "504");
+    check("a slow body", head("content-length: 1000").as_bytes(), b"x", "408");
+    check("a slow chunk", head("transfer-encoding: chunked").as_bytes(), b"400\r\nx", "408");
 }
 
 /// Clients that ask for much and take nothing.
@@ -205,6 +207,6 @@ fn a_body_that_does_not_come_over_http2_is_ended() {
     let mut client = world.connect();
     client.send(&headers(END_HEADERS, 1, &POST));
     client.send(&frame(kind::DATA, NONE, 1, b"x"));
-    assert_eq!(client.outcome(1), Outcome::Answered(504));
+    assert_eq!(client.outcome(1), Outcome::Answered(408));
     nothing_is_left(&mut world, "half a body");
 }

@@ -15,14 +15,29 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
+    /// A request that begins; `received`: it has no body.
+    pub(crate) fn new(received: bool) -> Self {
+        Self { received: Cell::new(received), ..Self::default() }
+    }
+
     /// Something was moved, in either direction.
     pub(crate) fn beat(&self) {
         self.moved.set(self.moved.get().wrapping_add(1));
     }
 
-    /// The request has come whole.
+    /// The last byte of the request was read from the client.
     pub(crate) fn request_received(&self) {
         self.received.set(true);
+    }
+
+    /// Resolves when the request has been received whole. The task that polls this future also polls the one
+    /// that receives the request, so no waker is kept.
+    async fn until_received(&self) {
+        std::future::poll_fn(|_| match self.received.get() {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        })
+        .await;
     }
 
     /// It has become a tunnel, which lasts as long as both sides want.
@@ -35,8 +50,9 @@ impl Pulse {
 /// The limits of one request; none: there is no such limit.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// For everything, to the end of the response.
-    pub(crate) whole: Option<Duration>,
+    /// The route timeout (`RouteAction.timeout`): from the last byte of the request to the last byte of the
+    /// response. A request that is still being sent is limited by `request` and `silence`.
+    pub(crate) response: Option<Duration>,
     /// For the request with its body.
     pub(crate) request: Option<Duration>,
     /// For silence, while neither side sends anything. It may last up to twice as long: silence is
@@ -50,34 +66,44 @@ impl Patience {
     /// Resolves when one limit is reached.
     pub(crate) async fn ends(self, started: Instant, pulse: &Pulse) -> Denial {
         let mut silent_since = (started, pulse.moved.get());
+        // A request without a body is received when it begins; of any other the end is noticed below.
+        let mut response_due = self.response.filter(|_| pulse.received.get()).map(|t| started + t);
         loop {
             let received = pulse.received.get();
-            let whole = self.whole.filter(|_| !pulse.open_ended.get()).map(|t| started + t);
+            if let (None, true, Some(limit)) = (response_due, received, self.response) {
+                response_due = Some(tokio::time::Instant::now().into_std() + limit);
+            }
+            let response = response_due.filter(|_| !pulse.open_ended.get());
             let request = self.request.filter(|_| !received).map(|t| started + t);
             let silence = self.silence.map(|t| silent_since.0 + t);
-            let all = [self.until, whole, request, silence];
-            let Some(next) = all.into_iter().flatten().min() else {
-                return std::future::pending().await;
+            let all = [self.until, response, request, silence];
+            let next = all.into_iter().flatten().min();
+            let limit = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next.into()).await,
+                    None => std::future::pending().await,
+                }
             };
-            tokio::time::sleep_until(next.into()).await;
-            let (received, late) = (
-                pulse.received.get(),
-                if received { Denial::UpstreamTimeout } else { Denial::BodyTimeout },
-            );
-            if self.until == Some(next) {
+            tokio::select! {
+                () = limit => {}
+                () = pulse.until_received(), if !received && self.response.is_some() => continue,
+            }
+            let received = pulse.received.get();
+            let late = if received { Denial::UpstreamTimeout } else { Denial::BodyTimeout };
+            if self.until == next {
                 return Denial::Token(TokenFault::ClaimValue, "it has expired");
             }
-            if request == Some(next) && !received {
+            if request == next && !received {
                 return Denial::BodyTimeout;
             }
-            if whole == Some(next) && !pulse.open_ended.get() {
+            if response == next && !pulse.open_ended.get() {
                 return Denial::UpstreamTimeout;
             }
-            if silence == Some(next) {
+            if let Some(silent_until) = silence.filter(|silence| Some(*silence) == next) {
                 if pulse.moved.get() == silent_since.1 {
                     return late;
                 }
-                silent_since = (next, pulse.moved.get());
+                silent_since = (silent_until, pulse.moved.get());
             }
         }
     }
@@ -89,10 +115,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn patience(whole: u32, request: u32, silence: u32) -> Patience {
+    fn patience(response: u32, request: u32, silence: u32) -> Patience {
         let limit = |seconds: u32| Some(SECOND * seconds).filter(|limit| !limit.is_zero());
-        let (whole, request, silence) = (limit(whole), limit(request), limit(silence));
-        Patience { whole, request, silence, until: None }
+        let (response, request, silence) = (limit(response), limit(request), limit(silence));
+        Patience { response, request, silence, until: None }
     }
 
     /// Runs for a minute in which `pulse` beats each `beat` seconds; when the limit came, and which.
@@ -121,7 +147,8 @@ mod tests {
         tunnel.open_end();
         let (early, late) = (Denial::BodyTimeout, Denial::UpstreamTimeout);
         assert_eq!(run(patience(0, 0, 0), &unreceived, 1).await, None);
-        assert_eq!(run(patience(5, 0, 0), &unreceived, 1).await, Some((5, late)));
+        assert_eq!(run(patience(5, 0, 0), &unreceived, 1).await, None);
+        assert_eq!(run(patience(5, 0, 0), &received, 1).await, Some((5, late)));
         assert_eq!(run(patience(5, 3, 0), &unreceived, 1).await, Some((3, early)));
         assert_eq!(run(patience(5, 3, 0), &received, 1).await, Some((5, late)));
         assert_eq!(run(patience(5, 3, 0), &tunnel, 1).await, None);
@@ -133,5 +160,25 @@ mod tests {
         let over = Denial::Token(TokenFault::ClaimValue, "it has expired");
         let ends = Patience { until, ..patience(0, 0, 4) };
         assert_eq!(run(ends, &tunnel, 3).await, Some((7, over)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn route_timeout_counts_from_the_end_of_the_request() {
+        let pulse = Pulse::new(false);
+        let started = tokio::time::Instant::now();
+        let exchange = async {
+            for _ in 0..10 {
+                tokio::time::sleep(SECOND).await;
+                pulse.beat();
+            }
+            pulse.request_received();
+            tokio::time::sleep(SECOND * 60).await;
+        };
+        let denial = tokio::select! {
+            biased;
+            () = exchange => None,
+            denial = patience(3, 0, 0).ends(started.into_std(), &pulse) => Some(denial),
+        };
+        assert_eq!((denial, started.elapsed()), (Some(Denial::UpstreamTimeout), SECOND * 13));
     }
 }

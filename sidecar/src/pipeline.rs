@@ -227,7 +227,7 @@ pub(crate) async fn request(
     worker.metrics.requests.increment();
     worker.metrics.requests_open.increment();
     let mut story = Story::new(&head, worker.logs_requests(connection));
-    let pulse = Pulse::default();
+    let pulse = Pulse::new(source.is_empty());
     let asked = Asked { source, reply, pulse: &pulse, started };
     let result = perform(&mut head, asked, connection, worker, &mut story).await;
     story.finish(result, started, connection, worker);
@@ -392,7 +392,7 @@ fn decide(
             }
             let timeouts = &http.http.timeouts;
             let patience = Patience {
-                whole: *timeout,
+                response: *timeout,
                 request: timeouts.request,
                 silence: timeouts.stream_idle.limit(head.is_grpc()),
                 until: ends

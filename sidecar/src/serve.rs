@@ -1,5 +1,6 @@
 //! Serves the requests of a connection of HTTP/1.1.
 
+use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,17 @@ use crate::reply::{End, Http1Reply, Reply, Reuse};
 use crate::stream::{Half, Stream};
 use crate::worker::{Worker, now};
 
-/// How much of an unread body is taken in after a refusal, so that the client sees our answer and
-/// not a reset.
-const LINGER_BYTES: usize = 256 * 1024;
-const LINGER: Duration = Duration::from_secs(2);
+/// How much of a request is read and discarded after its answer. Many clients read no answer before they
+/// have sent the whole body: closing earlier resets the connection and destroys the answer on its way.
+const LINGER_BYTES: u64 = 1024 * 1024 * 1024;
+/// How much of it is read at once.
+const LINGER_READ_BYTES: usize = 64 * 1024;
+/// How long that may take in all.
+const LINGER: Duration = Duration::from_secs(60);
+/// How long the client may send nothing meanwhile.
+const LINGER_SILENCE: Duration = Duration::from_secs(5);
+/// How long a client that has sent its request whole may take to close.
+const LINGER_IDLE: Duration = Duration::from_secs(2);
 
 /// Serves HTTP/1.1: one request after the other.
 pub(crate) async fn http1(
@@ -74,7 +82,8 @@ pub(crate) async fn http1(
         // Draining may have begun meanwhile, or the client's certificate ended, which only ends the
         // connections that were idle then. Another request would come in vain.
         if reuse == Reuse::No || worker.is_draining() || connection.is_leaving() {
-            return close(reader, writer).await;
+            let unread = reader.is_within_body;
+            return close(reader, writer, unread).await;
         }
     }
 }
@@ -138,27 +147,28 @@ async fn refuse(denial: Denial, reader: Reader, mut writer: Writer) {
         end: End::Told,
     });
     reply.deny(denial, false).await;
-    close(reader, writer).await;
+    close(reader, writer, true).await;
 }
 
-/// Closes our side, and takes in a little of what still comes: closing with unread bytes would
-/// reset the connection and could take our answer with it.
-async fn close(mut reader: Reader, mut writer: Writer) {
+/// Closes our side, then reads and discards what still comes (RFC 9112, section 9.6): closing with unread
+/// bytes would reset the connection and could destroy the answer. `unread`: part of a request is missing.
+async fn close(mut reader: Reader, mut writer: Writer, unread: bool) {
     use tokio::io::AsyncWriteExt;
-    if writer.half.shutdown().await.is_err() {
-        return;
-    }
-    let mut taken = 0;
+    let silence = if unread { LINGER_SILENCE } else { LINGER_IDLE };
     let lingering = async {
-        while taken < LINGER_BYTES {
+        tokio::time::timeout(silence, writer.half.shutdown()).await.map_err(io::Error::from)??;
+        let mut left = LINGER_BYTES;
+        while left > 0 {
             reader.buffer.clear();
-            reader.reserve(16 * 1024);
-            match reader.half.read_buf(&mut reader.buffer).await {
-                Ok(0) | Err(_) => return,
-                Ok(more) => taken += more,
+            reader.reserve(LINGER_READ_BYTES);
+            let reading = reader.half.read_buf(&mut reader.buffer);
+            match tokio::time::timeout(silence, reading).await.map_err(io::Error::from)?? {
+                0 => break,
+                read => left = left.saturating_sub(read as u64),
             }
         }
+        Ok::<_, io::Error>(())
     };
-    // Whether it ended or ran out of time, the connection is closed now.
+    // Whether the client closed or a limit was reached, the connection is closed now.
     drop(tokio::time::timeout(LINGER, lingering).await);
 }

@@ -176,15 +176,57 @@ impl Sink<'_> {
     }
 }
 
-/// Carries a whole body, and of its trailers what is not `unwanted`; keeps what it took in `taken`. What is at hand is written
+/// What is recorded while a body is carried.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Progress<'p> {
+    pulse: &'p Pulse,
+    is_request: bool,
+    /// Where the pieces of a request body are kept, so that it can be sent once more.
+    taken: Option<&'p RefCell<Taken>>,
+}
+
+impl<'p> Progress<'p> {
+    /// The body goes from the client to an endpoint.
+    pub(crate) fn of_request(pulse: &'p Pulse) -> Self {
+        Self { pulse, is_request: true, taken: None }
+    }
+
+    /// The same, with its pieces kept in `taken`.
+    pub(crate) fn of_repeatable(pulse: &'p Pulse, taken: &'p RefCell<Taken>) -> Self {
+        Self { pulse, is_request: true, taken: Some(taken) }
+    }
+
+    /// The body goes from an endpoint to the client.
+    pub(crate) fn of_response(pulse: &'p Pulse) -> Self {
+        Self { pulse, is_request: false, taken: None }
+    }
+
+    fn moved(self, piece: &Bytes, is_last: bool) {
+        self.pulse.beat();
+        if let Some(taken) = self.taken {
+            taken.borrow_mut().add(piece);
+        }
+        if is_last {
+            self.ended();
+        }
+    }
+
+    /// The sender has sent all of the body; the receiver may not have taken it yet.
+    fn ended(self) {
+        if self.is_request {
+            self.pulse.request_received();
+        }
+    }
+}
+
+/// Carries a whole body, and of its trailers what is not `unwanted`. What is at hand is written
 /// together; before waiting for more, what was written is flushed, so that a stream of small messages
 /// is never held back.
 pub(crate) async fn carry(
     source: &mut Source<'_>,
     sink: &mut Sink<'_>,
     unwanted: &Unwanted,
-    pulse: &Pulse,
-    taken: Option<&RefCell<Taken>>,
+    progress: Progress<'_>,
 ) -> Result<u64, Broken> {
     let mut bytes = 0;
     loop {
@@ -202,14 +244,12 @@ pub(crate) async fn carry(
             break;
         };
         bytes += piece.len() as u64;
-        pulse.beat();
-        if let Some(taken) = taken {
-            taken.borrow_mut().add(&piece);
-        }
+        progress.moved(&piece, source.is_empty());
         sink.send(piece).await?;
     }
     let trailers = source.trailers().await?.map(|trailers| unwanted.strip_trailers(trailers));
-    if let (Some(taken), Some(_)) = (taken, &trailers) {
+    progress.ended();
+    if let (Some(taken), Some(_)) = (progress.taken, &trailers) {
         taken.borrow_mut().overflowed = true;
     }
     sink.finish(trailers).await?;

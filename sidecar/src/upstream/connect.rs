@@ -17,7 +17,7 @@ use super::pool::{Http1, STALL};
 use super::tunnel::{Side, tunnel};
 use super::websocket;
 use crate::denial::Denial;
-use crate::http::body::{Sink, Source, carry};
+use crate::http::body::{Progress, Sink, Source, carry};
 use crate::http::fields::Fields;
 use crate::http::h1::{
     BodyReader, BodyWriter, Coding, Framing, HeadError, Reader, Writer, read_response,
@@ -135,7 +135,9 @@ pub(super) async fn over_http2(
     if !status.is_success() {
         let mut outcome = Outcome { status: status.as_u16(), ..Outcome::default() };
         let (unwanted, mut down) = call.reply.start(head, &source, call.head);
-        outcome.downloaded(carry(&mut source, &mut down, &unwanted, call.pulse, None).await);
+        outcome.downloaded(
+            carry(&mut source, &mut down, &unwanted, Progress::of_response(call.pulse)).await,
+        );
         call.reply.finished(outcome.broken.is_none());
         sink.abort();
         return Ok(outcome);

@@ -12,7 +12,7 @@ use super::connect;
 use super::pool::{Http1, Lease};
 use super::upload::Upload;
 use crate::denial::Denial;
-use crate::http::body::{Broken, Sink, Source, Taken, carry};
+use crate::http::body::{Broken, Progress, Sink, Source, Taken, carry};
 use crate::http::fields::Fields;
 use crate::http::h1::{
     BodyReader, BodyWriter, Coding, Framing, HeadError, ReadResponse, read_response, write_request,
@@ -235,7 +235,7 @@ async fn converse(
     let mut outcome = Outcome::default();
     let coding = Coding::of(framing);
     let mut sink = Sink::Http1(BodyWriter { writer: &mut *writer, coding });
-    let carrying = pin!(carry(source, &mut sink, unwanted, pulse, None));
+    let carrying = pin!(carry(source, &mut sink, unwanted, Progress::of_request(pulse)));
     let mut upload = Upload::new(carrying, pulse);
     let mut interim = 0;
     let response = loop {
@@ -262,7 +262,7 @@ async fn converse(
     }
     let (unwanted, mut down) = reply.start(response.head, &body, head);
     {
-        let carrying = pin!(carry(&mut body, &mut down, &unwanted, pulse, None));
+        let carrying = pin!(carry(&mut body, &mut down, &unwanted, Progress::of_response(pulse)));
         outcome.downloaded(upload.until_carried(carrying).await);
     }
     outcome.bytes_sent = upload.bytes();
@@ -286,7 +286,9 @@ pub(super) async fn decline(
     let mut outcome = Outcome { status: response.head.status, ..Outcome::default() };
     let mut body = Source::Http1(BodyReader::new(&mut connection.reader, response.framing));
     let (unwanted, mut down) = call.reply.start(response.head, &body, call.head);
-    outcome.downloaded(carry(&mut body, &mut down, &unwanted, call.pulse, None).await);
+    outcome.downloaded(
+        carry(&mut body, &mut down, &unwanted, Progress::of_response(call.pulse)).await,
+    );
     let whole = outcome.broken.is_none();
     if !whole {
         down.break_off().await;
@@ -352,7 +354,10 @@ async fn converse_http2(
     let mut sink = if ended { Sink::Closed } else { Sink::Http2(stream) };
     let mut outcome = Outcome::default();
     let carrying = pin!(async {
-        if ended { Ok(0) } else { carry(source, &mut sink, unwanted, pulse, Some(&*taken)).await }
+        if ended {
+            return Ok(0);
+        }
+        carry(source, &mut sink, unwanted, Progress::of_repeatable(pulse, taken)).await
     });
     let mut upload = Upload::new(carrying, pulse);
     let mut interim = 0;
@@ -378,7 +383,7 @@ async fn converse_http2(
     }
     let (unwanted, mut down) = reply.start(response, &body, head);
     {
-        let carrying = pin!(carry(&mut body, &mut down, &unwanted, pulse, None));
+        let carrying = pin!(carry(&mut body, &mut down, &unwanted, Progress::of_response(pulse)));
         outcome.downloaded(upload.until_carried(carrying).await);
     }
     outcome.bytes_sent = upload.bytes();

@@ -254,7 +254,7 @@ pub enum Action {
         prefix_rewrite: Option<String>,
         /// What replaces the authority.
         host_rewrite: Option<String>,
-        /// How long until the whole response; none: for ever.
+        /// How long from the end of the request to the end of the response; none: no limit.
         timeout: Option<Duration>,
         /// Whether a `CONNECT` ends here, and what comes through it goes on as it is (`connect_config`).
         ends_tunnels: bool,

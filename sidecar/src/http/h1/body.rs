@@ -36,11 +36,13 @@ pub(crate) enum Framing {
 pub(crate) struct Reader {
     pub(crate) half: Half,
     pub(crate) buffer: BytesMut,
+    /// Whether the last body was given up before its end, so that the rest of it may still come.
+    pub(crate) is_within_body: bool,
 }
 
 impl Reader {
     pub(crate) fn new(half: Half) -> Self {
-        Self { half, buffer: BytesMut::new() }
+        Self { half, buffer: BytesMut::new(), is_within_body: false }
     }
 
     /// Makes room to read into.
@@ -132,6 +134,13 @@ enum Rest {
     Chunked(Decoder),
     UntilClose,
     Done,
+}
+
+impl Drop for BodyReader<'_> {
+    fn drop(&mut self) {
+        let is_framed = matches!(self.rest, Rest::Length(_) | Rest::Chunked(_));
+        self.reader.is_within_body = is_framed && !self.is_done();
+    }
 }
 
 impl<'a> BodyReader<'a> {
