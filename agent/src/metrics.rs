@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use weft_model::Transport;
-use weft_runtime::metrics::{Counter, Histogram, Page, Registry};
+use weft_runtime::metrics::{Counter, Gauge, Histogram, Page, Registry};
 
 use crate::kernel::{Report, ServiceReport, Way};
 use crate::refusal::Refusal;
@@ -13,12 +13,12 @@ use crate::tally::{Shown, flows_of};
 #[derive(Debug, Default)]
 pub struct Metrics {
     pub(crate) connections: Counter,
-    pub(crate) connections_open: Counter,
+    pub(crate) connections_open: Gauge,
     pub(crate) bytes_to_endpoint: Counter,
     pub(crate) bytes_to_client: Counter,
     pub(crate) connect: Histogram,
     pub(crate) flows: Counter,
-    pub(crate) flows_open: Counter,
+    pub(crate) flows_open: Arc<Gauge>,
     pub(crate) datagrams_to_endpoint: Counter,
     pub(crate) datagrams_to_client: Counter,
     pub(crate) datagrams_lost: Counter,
@@ -46,63 +46,62 @@ pub fn proxied_flows(registry: &Registry<Metrics>, listener: &str) -> (u64, u64)
 #[must_use]
 pub fn page(registry: &Registry<Metrics>, kernel: &Report) -> Page {
     let sets = registry.sets();
-    let sum = |pick: fn(&Metrics) -> &Counter| {
-        sets.iter().map(|set| pick(set).get()).fold(0, u64::wrapping_add)
-    };
+    let sum =
+        |pick: fn(&Metrics) -> u64| sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add);
     let mut page = Page::default();
     let carried = |transport, pick: fn(&ServiceReport) -> u64| -> u64 {
         let services = kernel.services.iter().filter(|s| s.transport == Some(transport));
         services.map(pick).sum()
     };
-    let by_path = |proxy: fn(&Metrics) -> &Counter, transport, pick: fn(&ServiceReport) -> u64| {
+    let by_path = |proxy: fn(&Metrics) -> u64, transport, pick: fn(&ServiceReport) -> u64| {
         [("proxy", sum(proxy)), ("kernel", carried(transport, pick))]
     };
     page.counter_by(
         "weft_agent_connections",
         "TCP connections carried.",
         "path",
-        &by_path(|m| &m.connections, Transport::Tcp, |s| s.flows),
+        &by_path(|m| m.connections.get(), Transport::Tcp, |s| s.flows),
     );
     page.gauge_by(
         "weft_agent_connections_open",
         "TCP connections being carried.",
         "path",
-        &by_path(|m| &m.connections_open, Transport::Tcp, |s| s.flows_open),
+        &by_path(|m| m.connections_open.get(), Transport::Tcp, |s| s.flows_open),
     );
     page.counter_by(
         "weft_agent_bytes",
         "Bytes moved over TCP.",
         "direction",
         &[
-            ("to_endpoint", sum(|m| &m.bytes_to_endpoint)),
-            ("to_client", sum(|m| &m.bytes_to_client)),
+            ("to_endpoint", sum(|m| m.bytes_to_endpoint.get())),
+            ("to_client", sum(|m| m.bytes_to_client.get())),
         ],
     );
     page.counter_by(
         "weft_agent_flows",
         "UDP flows carried.",
         "path",
-        &by_path(|m| &m.flows, Transport::Udp, |s| s.flows),
+        &by_path(|m| m.flows.get(), Transport::Udp, |s| s.flows),
     );
     page.gauge_by(
         "weft_agent_flows_open",
         "UDP flows being carried.",
         "path",
-        &by_path(|m| &m.flows_open, Transport::Udp, |s| s.flows_open),
+        &by_path(|m| m.flows_open.get(), Transport::Udp, |s| s.flows_open),
     );
     page.counter_by(
         "weft_agent_datagrams",
         "Datagrams moved.",
         "direction",
         &[
-            ("to_endpoint", sum(|m| &m.datagrams_to_endpoint)),
-            ("to_client", sum(|m| &m.datagrams_to_client)),
+            ("to_endpoint", sum(|m| m.datagrams_to_endpoint.get())),
+            ("to_client", sum(|m| m.datagrams_to_client.get())),
         ],
     );
     page.counter(
         "weft_agent_datagrams_lost",
         "Datagrams a full socket did not take.",
-        sum(|m| &m.datagrams_lost),
+        sum(|m| m.datagrams_lost.get()),
     );
     refusals(&sets, &mut page);
     let connect = sets.iter().map(|set: &Arc<Metrics>| &set.connect);

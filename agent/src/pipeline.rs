@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use tokio::net::{TcpStream, UdpSocket};
 use weft_model::{FlowTuple, IdleEnd, Listener, Name, SourceAddress, Transport, UdpProxy};
+use weft_runtime::metrics::{Gauge, Opened};
 use weft_runtime::socket::{
     PROBE_PORT, connect_tcp, connect_udp, original_destination, reset_on_close,
 };
@@ -29,7 +30,6 @@ use crate::plan::{Choice, OTHER_ENDPOINTS, Plan, Target};
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::source::{first_with_port, has_no_port};
-use crate::tally::Tally;
 use crate::worker::{Worker, now, unix_ms};
 
 /// A connection that was taken in.
@@ -98,13 +98,12 @@ async fn carry(
     }
 
     worker.metrics.connections.increment();
-    worker.metrics.connections_open.increment();
-    tally.begin();
+    let open = Opened::new(&worker.metrics.connections_open);
+    let flow = tally.begin();
     let cut_off = pin!(worker.cut_off.notified());
     let ends = (&mut accepted.stream, &mut endpoint);
     let end = relay(ends, idle, cut_off, &worker.lender, &story.moved).await;
-    tally.end();
-    worker.metrics.connections_open.decrement();
+    drop((open, flow));
     worker.metrics.bytes_to_endpoint.add(story.moved.to_endpoint.get());
     worker.metrics.bytes_to_client.add(story.moved.to_client.get());
     Ok(end.word())
@@ -250,9 +249,16 @@ pub(crate) struct UdpFlow {
     moved: Moved,
     started: Instant,
     logged: bool,
-    tally: Arc<Tally>,
+    /// What counts it as open, until it ends.
+    open: Cell<Option<OpenFlow>>,
     ended: Cell<bool>,
     stopped: tokio::sync::Notify,
+}
+
+/// What counts a flow as open.
+struct OpenFlow {
+    _of_worker: Opened<Arc<Gauge>>,
+    _of_service: Opened<Arc<Gauge>>,
 }
 
 /// Sends datagrams the way of their flows; new flows are decided here. Those of a flow keep their
@@ -322,7 +328,7 @@ fn begin(
         moved: Moved::default(),
         started: now(),
         logged: udp.access_log,
-        tally: worker.tally(serving),
+        open: Cell::new(None),
         ended: Cell::new(false),
         stopped: tokio::sync::Notify::new(),
     });
@@ -332,8 +338,10 @@ fn begin(
         .insert(tuple, flow.clone(), udp.idle_timeout, now())
         .map_err(|_| Refusal::Limit)?;
     worker.metrics.flows.increment();
-    worker.metrics.flows_open.increment();
-    flow.tally.begin();
+    flow.open.set(Some(OpenFlow {
+        _of_worker: Opened::new(worker.metrics.flows_open.clone()),
+        _of_service: worker.tally(serving).begin(),
+    }));
     tokio::task::spawn_local(answer(flow.clone(), worker.clone()));
     Ok(flow)
 }
@@ -389,8 +397,7 @@ pub(crate) fn expire(worker: &Worker) {
 fn end_flow(flow: &UdpFlow, outcome: &'static str, worker: &Worker) {
     flow.ended.set(true);
     flow.stopped.notify_one();
-    worker.metrics.flows_open.decrement();
-    flow.tally.end();
+    drop(flow.open.take());
     if !flow.logged {
         return;
     }

@@ -5,25 +5,20 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use weft_model::Name;
-use weft_runtime::metrics::Counter;
+use weft_runtime::metrics::{Counter, Gauge, Opened};
 
 /// One service's flows, TCP and UDP, that one worker carries.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     begun: Counter,
-    open: Counter,
+    open: Arc<Gauge>,
 }
 
 impl Tally {
-    /// Counts a flow that begins.
-    pub(crate) fn begin(&self) {
+    /// Counts a flow that begins; it is open until the result is dropped.
+    pub(crate) fn begin(&self) -> Opened<Arc<Gauge>> {
         self.begun.increment();
-        self.open.increment();
-    }
-
-    /// Counts its end.
-    pub(crate) fn end(&self) {
-        self.open.decrement();
+        Opened::new(self.open.clone())
     }
 }
 
@@ -80,16 +75,16 @@ mod tests {
         let shown = [Shown::default(), Shown::default()];
         let [shown_a, shown_b] = &shown;
         let echo: Name = "echo".into();
-        a.of(&echo, shown_a).begin();
-        a.of(&echo, shown_a).begin();
-        b.of(&echo, shown_b).begin();
-        a.of(&echo, shown_a).end();
+        let first = a.of(&echo, shown_a).begin();
+        let second = a.of(&echo, shown_a).begin();
+        let _third = b.of(&echo, shown_b).begin();
+        drop(first);
         assert_eq!(flows_of("echo", shown.iter()), (3, 2));
         assert_eq!(flows_of("other", shown.iter()), (0, 0));
 
         a.forget(|_| true, shown_a);
         assert_eq!(flows_of("echo", shown.iter()), (3, 2), "a flow is open");
-        a.of(&echo, shown_a).end();
+        drop(second);
         a.forget(|_| false, shown_a);
         assert_eq!(flows_of("echo", shown.iter()), (3, 1), "the service is there");
         a.forget(|_| true, shown_a);

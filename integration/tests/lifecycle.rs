@@ -6,9 +6,11 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use nix::sys::signal::Signal;
+use weft_integration::alone::{self, Alone};
 use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::{Speaks, bootstrap, cluster, http, listener, route_to};
 use weft_integration::curl::{Answer, Curl};
+use weft_integration::http1::Client;
 use weft_integration::mesh_pki::MeshPki;
 use weft_integration::pair::{Pair, Sidecar, Wanted};
 use weft_integration::port;
@@ -128,4 +130,35 @@ fn a_listener_that_cannot_be_bound_keeps_readiness_away_until_it_can() {
     sidecar.wait_until_ready();
     sidecar.process.signal(Signal::SIGTERM);
     assert!(sidecar.process.ended().success());
+}
+
+/// Draining closes idle connections by ending their tasks.
+#[test]
+fn open_connections_are_counted_right_while_draining() {
+    const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let backend = Backend::start(|stream| {
+        let mut reader = BufReader::new(stream);
+        // Requests for /held are never answered.
+        while read_head(&mut reader).is_some_and(|head| !head.starts_with("GET /held ")) {
+            if reader.get_mut().write_all(OK.as_bytes()).is_err() {
+                return;
+            }
+        }
+        drop(std::io::copy(&mut reader, &mut std::io::sink()));
+    });
+    let alone = alone::Wanted::before(backend.port, Speaks::Http1).start();
+    let open = |alone: &Alone| alone.metric("weft_sidecar_connections_open");
+    let mut idle: Vec<Client> = (0..10).map(|_| Client::connect(alone.port)).collect();
+    for client in &mut idle {
+        assert_eq!(client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+    }
+    let mut held = Client::connect(alone.port);
+    assert!(held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n"));
+    eventually("one request is held", || {
+        (alone.metric("weft_sidecar_requests_open") == 1).then_some(())
+    });
+    assert!(open(&alone) >= 11);
+    alone.sidecar.process.signal(Signal::SIGTERM);
+    assert!(idle.iter_mut().all(Client::is_at_end));
+    eventually("only the held connection is open", || (open(&alone) == 1).then_some(()));
 }

@@ -4,6 +4,7 @@
 //! bus. The reader adds up what all workers hold.
 
 use std::fmt::Write;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,15 +24,47 @@ impl Counter {
         self.add(1);
     }
 
-    /// Takes one away, for gauges.
-    pub fn decrement(&self) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
-    }
-
     /// The value now.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How many things are open. Only [`Opened`] moves it.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// The value now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn move_by(&self, n: i64) {
+        let value = self.0.load(Ordering::Relaxed).wrapping_add_signed(n);
+        self.0.store(value, Ordering::Relaxed);
+    }
+}
+
+/// One open thing in a [`Gauge`], to be dropped with it: however a task ends, and wherever it is aborted,
+/// the gauge then counts one less. To be made and dropped by the gauge's worker only.
+#[derive(Debug)]
+pub struct Opened<G: Deref<Target = Gauge>>(G);
+
+impl<G: Deref<Target = Gauge>> Opened<G> {
+    /// Counts one more.
+    #[must_use = "dropping it counts one less"]
+    pub fn new(gauge: G) -> Self {
+        gauge.move_by(1);
+        Self(gauge)
+    }
+}
+
+impl<G: Deref<Target = Gauge>> Drop for Opened<G> {
+    fn drop(&mut self) {
+        self.0.move_by(-1);
     }
 }
 
@@ -187,6 +220,16 @@ pub fn process(page: &mut Page) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gauge_counts_what_is_not_dropped() {
+        let gauge = Arc::<Gauge>::default();
+        let (first, second) = (Opened::new(&*gauge), Opened::new(gauge.clone()));
+        assert_eq!(gauge.get(), 2);
+        drop(first);
+        drop(second);
+        assert_eq!(gauge.get(), 0);
+    }
 
     #[test]
     fn what_workers_count_alone_adds_up() {

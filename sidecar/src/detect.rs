@@ -6,13 +6,16 @@
 //! first decides, so neither waits for the other. That is done only where every request would go to the
 //! same cluster and nothing is asked of a request, or bytes would get past a policy.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use weft_model::{TransportKind, UpstreamProtocol};
 
@@ -35,10 +38,15 @@ const ASKED_LIMIT: usize = 64;
 /// How many destinations are remembered as such whose services speak first.
 const LEARNED_LIMIT: usize = 1024;
 
+/// The first word of HTTP/2's preface (RFC 9113, section 3.4).
+const PREFACE_WORD: &[u8] = b"PRI ";
+
 /// What a plain connection turned out to be.
 pub(crate) enum Protocol {
     Http1,
     Http2,
+    /// The client began HTTP/2's preface and did not go on in time.
+    Stalled,
     /// Neither: the service spoke first.
     Opaque(Spoken),
 }
@@ -93,9 +101,7 @@ pub(crate) async fn protocol(
     timeout: Duration,
     worker: &Worker,
 ) -> Protocol {
-    let by_client = async {
-        if has_preface(client, timeout).await { Protocol::Http2 } else { Protocol::Http1 }
-    };
+    let by_client = by_first_bytes(client, timeout);
     let Some(target) = target else {
         return by_client.await;
     };
@@ -124,21 +130,46 @@ pub(crate) async fn protocol(
     protocol
 }
 
-/// Whether a plain connection begins with HTTP/2's preface, whose first word is no method.
-async fn has_preface(stream: &TcpStream, timeout: Duration) -> bool {
-    const WORD: &[u8] = b"PRI ";
-    let looked = tokio::time::timeout(timeout, async {
-        let mut first = [0; WORD.len()];
+/// Which HTTP version a plain connection begins with: HTTP/2's preface begins with a word that is no method.
+async fn by_first_bytes(stream: &TcpStream, timeout: Duration) -> Protocol {
+    let begun = Cell::new(false);
+    let looking = async {
+        let mut first = [0; PREFACE_WORD.len()];
         loop {
             let seen = stream.peek(&mut first).await.unwrap_or(0);
             let here = first.get(..seen).unwrap_or_default();
-            if seen == WORD.len() || !WORD.starts_with(here) || seen == 0 {
-                return here == WORD;
+            begun.set(seen > 0);
+            if seen == PREFACE_WORD.len() || !PREFACE_WORD.starts_with(here) || seen == 0 {
+                return if here == PREFACE_WORD { Protocol::Http2 } else { Protocol::Http1 };
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            if !more_may_come(stream) {
+                return Protocol::Http1;
+            }
         }
-    });
-    looked.await.unwrap_or(false)
+    };
+    match tokio::time::timeout(timeout, looking).await {
+        Ok(protocol) => protocol,
+        Err(_) if begun.get() => Protocol::Stalled,
+        Err(_) => Protocol::Http1,
+    }
+}
+
+/// Has the next peek wait for bytes behind those that were seen; false when the client has closed its side.
+fn more_may_come(stream: &TcpStream) -> bool {
+    let ready = stream.ready(Interest::READABLE).now_or_never();
+    let is_closed = ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()));
+    // Bytes that were only peeked at keep the socket readable. Forgetting that it is readable makes the event
+    // loop wait for the kernel's next event: more bytes, or the end.
+    let would_block = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
+    !is_closed && stream.try_io(Interest::READABLE, would_block).is_err()
+}
+
+/// The same connection, whose unread bytes the event loop reports again after they were peeked at.
+pub(crate) fn report_unread(stream: Stream) -> io::Result<Stream> {
+    match stream {
+        Stream::Plain(tcp) => Ok(Stream::Plain(TcpStream::from_std(tcp.into_std()?)?)),
+        tls @ Stream::Tls(_) => Ok(tls),
+    }
 }
 
 /// Connects to an endpoint and waits for it to speak. None when it will not.

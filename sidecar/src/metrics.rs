@@ -1,7 +1,7 @@
 //! What the sidecar counts.
 
 use weft_certs::fault::PeerFault;
-use weft_runtime::metrics::{Counter, Histogram, Page, Registry};
+use weft_runtime::metrics::{Counter, Gauge, Histogram, Page, Registry};
 
 use crate::denial::Denial;
 use crate::http::desync::Reason;
@@ -11,7 +11,7 @@ use crate::plan::Covered;
 #[derive(Debug, Default)]
 pub struct Metrics {
     pub(crate) connections: Counter,
-    pub(crate) connections_open: Counter,
+    pub(crate) connections_open: Gauge,
     pub(crate) connections_refused: Counter,
     pub(crate) connections_revoked: Counter,
     pub(crate) connections_expired: Counter,
@@ -24,7 +24,7 @@ pub struct Metrics {
     pub(crate) handshakes_failed: Counter,
     pub(crate) clients_refused: [Counter; PeerFault::ALL.len()],
     pub(crate) requests: Counter,
-    pub(crate) requests_open: Counter,
+    pub(crate) requests_open: Gauge,
     pub(crate) requests_withdrawn: Counter,
     pub(crate) requests_dry_run_refused: Counter,
     pub(crate) responses: [Counter; 5],

@@ -17,6 +17,7 @@ use weft_certs::VerifiedPeer;
 use weft_model::{
     Action, ClientCertificateDetails, Codec, HttpService, Name, TransportKind, WeightedCluster,
 };
+use weft_runtime::metrics::Opened;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
 use crate::admission::admit;
@@ -73,11 +74,10 @@ pub(crate) async fn connection(accepted: Accepted, worker: Rc<Worker>) {
         return worker.metrics.connections_refused.increment();
     };
     worker.metrics.connections.increment();
-    worker.metrics.connections_open.increment();
+    let _open = Opened::new(&worker.metrics.connections_open);
     if serve_connection(accepted, &worker).await.is_none() {
         worker.metrics.connections_refused.increment();
     }
-    worker.metrics.connections_open.decrement();
 }
 
 /// Whether a connection to a capture port was meant for somebody.
@@ -197,8 +197,13 @@ async fn serve_http(
             match Box::pin(telling).await {
                 Protocol::Http1 => false,
                 Protocol::Http2 => true,
+                Protocol::Stalled => {
+                    let Ok(stream) = detect::report_unread(stream) else { return };
+                    return serve::refuse_stalled(stream, &connection, settings, worker).await;
+                }
                 Protocol::Opaque(spoken) => {
                     worker.metrics.spoken_first.increment();
+                    let Ok(stream) = detect::report_unread(stream) else { return };
                     let relaying = opaque::relay(stream, connection.client, spoken);
                     return Box::pin(relaying).await;
                 }
@@ -225,13 +230,12 @@ pub(crate) async fn request(
 ) {
     let started = now();
     worker.metrics.requests.increment();
-    worker.metrics.requests_open.increment();
+    let _open = Opened::new(&worker.metrics.requests_open);
     let mut story = Story::new(&head, worker.logs_requests(connection));
     let pulse = Pulse::new(source.is_empty());
     let asked = Asked { source, reply, pulse: &pulse, started };
     let result = perform(&mut head, asked, connection, worker, &mut story).await;
     story.finish(result, started, connection, worker);
-    worker.metrics.requests_open.decrement();
 }
 
 /// Leaves a line behind for a request that was refused before its head was read.

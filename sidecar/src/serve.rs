@@ -136,6 +136,19 @@ async fn next_request(
         .unwrap_or(Err(HeadError::Refused(Denial::HeadTimeout)))
 }
 
+/// Refuses a client that began a connection and did not go on in time.
+pub(crate) async fn refuse_stalled(
+    stream: Stream,
+    connection: &Connection,
+    settings: &HttpService,
+    worker: &Worker,
+) {
+    let (read, write) = Half::pair(stream);
+    let writer = Writer::new(write, settings.timeouts.stall);
+    pipeline::refused(Denial::HeadTimeout, HttpVersion::Http11, connection, worker);
+    Box::pin(refuse(Denial::HeadTimeout, Reader::new(read), writer)).await;
+}
+
 /// Refuses what is no request.
 async fn refuse(denial: Denial, reader: Reader, mut writer: Writer) {
     let mut reply = Reply::Http1(Http1Reply {
