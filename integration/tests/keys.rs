@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::json;
 use tempfile::TempDir;
 use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::{
-    Speaks, bootstrap, cluster, http, listener, route_to, want_fetched_token,
+    Speaks, any, bootstrap, cluster, http, listener, route_to, want_fetched_token,
 };
 use weft_integration::curl::{Answer, Curl};
 use weft_integration::http1::Client;
@@ -197,4 +198,58 @@ fn ten_thousand_tokens_of_unknown_keys_ask_the_issuer_twice_at_most() {
     let allowed = usize::try_from(begun.elapsed().as_secs() / 10).expect("a small number").max(2);
     assert!(because_of_them() <= allowed, "{} times", because_of_them());
     guarded.assert_tells_good_from_forged();
+}
+
+/// Two issuers whose key sets have one URI and are served by different clusters.
+#[test]
+fn token_of_one_issuer_is_not_verified_by_the_keys_of_another_with_the_same_uri() {
+    let names = ["one", "other"];
+    let folders = names.map(|_| TempDir::new().expect("a temporary folder can be made"));
+    let read = |at: usize, name: &str| {
+        let folder = folders.get(at).expect("there are two").path();
+        std::fs::read_to_string(folder.join(name)).expect("the file exists")
+    };
+    let mood = Arc::new(Mutex::new(Mood::Good));
+    let mut clusters = Vec::new();
+    for (at, (name, folder)) in names.iter().zip(&folders).enumerate() {
+        let mut issuer = counterpart("issuer.py");
+        // Both sign as the first issuer, so that only the key differs.
+        run(issuer.arg(folder.path()).args(["https://one", "service"]));
+        let (keys, mood) = (read(at, "keys.json"), mood.clone());
+        let server = Backend::start(move |stream| serve(stream, &keys, &mood));
+        clusters.push(cluster(name, &[server.port], Speaks::Http1, None));
+    }
+    let service = Backend::telling_heads();
+    clusters.push(cluster("service", &[service.port], Speaks::Http1, None));
+    let provider = |issuer: &str, cluster: &str| {
+        let uri = json!({"uri": "http://keys.test/keys", "cluster": cluster, "timeout": "1s"});
+        json!({"issuer": issuer, "audiences": ["service"],
+               "remote_jwks": {"http_uri": uri, "cache_duration": "300s"}})
+    };
+    let rule = |name: &str| json!({"match": {"prefix": format!("/{name}")}, "requires": {"provider_name": name}});
+    let message = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+    let filter = json!({"name": "jwt", "typed_config": any(message, json!({
+        "providers": {
+            "one": provider("https://one", "one"),
+            "other": provider("https://other", "other"),
+            "moved": provider("https://one", "other"),
+        },
+        "rules": [rule("one"), rule("other"), rule("moved")],
+    }))});
+    let (port, admin) = (port::free(), port::free());
+    let inbound = listener("inbound", port, http(&route_to("service", 15), &[filter]), None);
+    let pki = MeshPki::create();
+    let sidecar =
+        Sidecar::start("two", &pki, port, admin, &bootstrap(admin, &[inbound], &clusters));
+    let ask = |path: &str, at: usize| {
+        let field = format!("authorization: Bearer {}", read(at, "good.token"));
+        Curl::get(sidecar.port, path).with(&["--header", &field]).run().status
+    };
+    eventually("the keys of each are there", || {
+        (ask("/one", 0) == 200 && ask("/moved", 1) == 200).then_some(())
+    });
+    assert_eq!(ask("/one", 1), 401, "signed by the key that the other cluster serves");
+    assert_eq!(ask("/moved", 0), 401);
+    assert_eq!(ask("/other", 0), 401, "it is of another issuer");
+    assert_eq!(ask("/other", 1), 401);
 }

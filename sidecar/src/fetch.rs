@@ -67,6 +67,8 @@ pub(crate) struct Answer {
     pub(crate) validators: Validators,
     /// How long it is good by its own word.
     pub(crate) age: Option<Duration>,
+    /// The endpoint that answered.
+    pub(crate) from: SocketAddr,
 }
 
 /// Why nothing came.
@@ -187,7 +189,7 @@ async fn get(
     };
     if status == StatusCode::NOT_MODIFIED && wanted.held != Validators::default() {
         // It need not say again what did not change.
-        return Ok(Answer { body: None, validators: wanted.held.clone(), age });
+        return Ok(Answer { body: None, validators: wanted.held.clone(), age, from: address });
     }
     if status != StatusCode::OK {
         // Not followed where it leads elsewhere: where it comes from is configuration.
@@ -202,7 +204,7 @@ async fn get(
             false => Failure::Failed(reason),
         }
     })?;
-    Ok(Answer { body: Some(body.to_bytes()), validators, age })
+    Ok(Answer { body: Some(body.to_bytes()), validators, age, from: address })
 }
 
 /// The name TLS is asked for: the one configured, else the address.

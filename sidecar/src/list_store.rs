@@ -88,7 +88,7 @@ impl ListStore {
             Some(Ok(())) | None => Ok(answer),
         });
         match outcome {
-            Ok(Answer { body, validators, age }) => {
+            Ok(Answer { body, validators, age, from: _ }) => {
                 let longest = point.refresh.max(SHORTEST_AGE);
                 let age = age.map_or(point.refresh, |age| age.clamp(SHORTEST_AGE, longest));
                 entry.due = now + age;
@@ -153,7 +153,8 @@ mod tests {
         let body = list.map(|list| Bytes::copy_from_slice(list.as_bytes()));
         let age = age.map(Duration::from_secs);
         let validators = Validators::dated("Thu, 26 Nov 2026 19:00:00 GMT");
-        Ok(Answer { body, validators, age })
+        let from = ([127, 0, 0, 1], 80).into();
+        Ok(Answer { body, validators, age, from })
     }
 
     #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]

@@ -18,7 +18,7 @@ use weft_runtime::memory;
 use weft_runtime::socket::Mark;
 
 use crate::authenticate::fetch::{WantedKeys, fetch_keys};
-use crate::authenticate::key_store::{FetchError, FetchedSet, KeyStore};
+use crate::authenticate::key_store::{FetchError, FetchedSet, KeyOrigin, KeyStore};
 use crate::fetch::{self, Answer, Failure, Wanted};
 use crate::list_store::ListStore;
 use crate::plan::{Builder, Plan, WantedList};
@@ -52,6 +52,7 @@ pub async fn run(
             }
             problems.send_replace(built.problems);
             fetched.lists.settle(&built.demands);
+            fetched.keys.retain(&built.key_origins);
             let keys = built.key_sets.into_iter().map(Due::Keys);
             wanted = keys.chain(built.lists.into_iter().map(Due::List)).collect();
             plans.send_replace(Arc::new(built.plan));
@@ -99,14 +100,14 @@ enum Outcome {
 /// Where something is fetched: not twice at once.
 #[derive(PartialEq, Eq, Hash)]
 enum Place {
-    Keys(String),
+    Keys(KeyOrigin),
     List(DistributionPoint),
 }
 
 impl Due {
     fn place(&self) -> Place {
         match self {
-            Self::Keys(wanted) => Place::Keys(wanted.uri.clone()),
+            Self::Keys(wanted) => Place::Keys(wanted.origin.clone()),
             Self::List(wanted) => Place::List(wanted.point.clone()),
         }
     }
@@ -115,7 +116,7 @@ impl Due {
 impl Outcome {
     fn place(&self) -> Place {
         match self {
-            Self::Keys(wanted, _) => Place::Keys(wanted.uri.clone()),
+            Self::Keys(wanted, _) => Place::Keys(wanted.origin.clone()),
             Self::List(wanted, _) => Place::List(wanted.point.clone()),
         }
     }
@@ -124,7 +125,9 @@ impl Outcome {
 impl Fetched {
     fn is_due(&self, due: &Due, now: Instant) -> bool {
         match due {
-            Due::Keys(wanted) => self.keys.is_due(&wanted.uri, now),
+            Due::Keys(wanted) => {
+                self.keys.is_due(&wanted.origin, |address| wanted.has_endpoint(address), now)
+            }
             Due::List(wanted) => self.lists.is_due(&wanted.point, now),
         }
     }
@@ -136,7 +139,7 @@ impl Fetched {
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'static>> {
         match due {
             Due::Keys(wanted) => {
-                self.keys.began(&wanted.uri);
+                self.keys.began(&wanted.origin);
                 Box::pin(async move {
                     let outcome = fetch_keys(&wanted, mark).await;
                     Outcome::Keys(wanted, outcome)
@@ -163,7 +166,7 @@ impl Fetched {
     fn take(&mut self, outcome: Outcome, now: Instant) -> bool {
         match outcome {
             Outcome::Keys(wanted, outcome) => {
-                self.keys.fetched(&wanted.uri, outcome, wanted.cache, now)
+                self.keys.fetched(&wanted.origin, outcome, wanted.cache, now)
             }
             Outcome::List(wanted, outcome) => self.lists.fetched(&wanted.point, outcome, now),
         }

@@ -1,12 +1,14 @@
 //! What an issuer's key set is fetched by, and what becomes of the answer.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use weft_model::Discovery;
 use weft_runtime::socket::Mark;
 
 use super::fault::TokenFault;
-use super::key_store::{FetchError, FetchedSet};
+use super::key_store::{FetchError, FetchedSet, KeyOrigin};
 use super::keys::{KeySet, SET_LIMIT_BYTES, SetError};
 use crate::fetch::{Failure, Validators, Wanted, fetch};
 use crate::plan::Target;
@@ -14,11 +16,23 @@ use crate::plan::Target;
 /// A key set to fetch.
 #[derive(Debug, Clone)]
 pub(crate) struct WantedKeys {
-    pub(crate) uri: String,
+    pub(crate) origin: KeyOrigin,
     /// The cluster that serves it.
     pub(crate) target: Arc<Target>,
     pub(crate) timeout: Duration,
     pub(crate) cache: Duration,
+}
+
+impl WantedKeys {
+    /// Whether an address is an endpoint of the cluster. A cluster whose endpoints are not known loses none.
+    pub(crate) fn has_endpoint(&self, address: SocketAddr) -> bool {
+        match &self.target.cluster.discovery {
+            Discovery::Static(set) => {
+                set.endpoints.is_empty() || set.endpoints.iter().any(|one| one.address == address)
+            }
+            Discovery::Endpoints(_) | Discovery::Dns(_) | Discovery::OriginalDestination => true,
+        }
+    }
 }
 
 /// Fetches a set from the first endpoint of its cluster that answers.
@@ -31,7 +45,7 @@ pub(crate) async fn fetch_keys(
 ) -> Result<FetchedSet, FetchError> {
     let (target, timeout) = (wanted.target.clone(), wanted.timeout);
     let asked = Wanted {
-        uri: wanted.uri.clone(),
+        uri: wanted.origin.uri.clone(),
         target,
         timeout,
         accept: "application/json",
@@ -50,5 +64,5 @@ pub(crate) async fn fetch_keys(
         SetError::TooLarge(reason) => FetchError { fault: TokenFault::KeysTooLarge, reason },
         SetError::Invalid(reason) => FetchError { fault: TokenFault::KeysInvalid, reason },
     })?;
-    Ok(FetchedSet { set, age: answer.age })
+    Ok(FetchedSet { set, age: answer.age, from: answer.from })
 }

@@ -1,10 +1,14 @@
 //! The fetched key sets: when which is fetched again. Sans-io.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
+
+use weft_model::{Name, UpstreamTls};
 
 use super::fault::TokenFault;
 use super::keys::KeySet;
@@ -28,15 +32,39 @@ pub(crate) struct FetchError {
 pub(crate) struct FetchedSet {
     pub(crate) set: KeySet,
     pub(crate) age: Option<Duration>,
+    /// The endpoint that served the set.
+    pub(crate) from: SocketAddr,
+}
+
+/// The issuer of a key set and where the set comes from. A set verifies tokens of this issuer only, and
+/// only for as long as it would be fetched in the same way: two issuers may name one URI and mean
+/// different servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyOrigin {
+    /// The `iss` claim of the tokens.
+    pub(crate) issuer: String,
+    pub(crate) uri: String,
+    /// The cluster that serves the URI.
+    pub(crate) cluster: Name,
+    /// How the server of the set is authenticated; none in plain text.
+    pub(crate) tls: Option<UpstreamTls>,
+}
+
+impl Hash for KeyOrigin {
+    /// TLS settings count for equality alone: a cluster has one set of them at a time.
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (&self.issuer, &self.uri, &self.cluster).hash(hasher);
+    }
 }
 
 /// Whether a token has named a key that is not there. Workers say so, whoever fetches looks.
 pub(crate) type Wish = Arc<AtomicBool>;
 
-/// The fetched sets by URI, each with when it should be fetched again.
+/// The fetched sets, each with when it should be fetched again. Bounded by the configuration:
+/// [`Self::retain`] drops what no provider names.
 #[derive(Debug, Default)]
 pub(crate) struct KeyStore {
-    sets: HashMap<String, Entry>,
+    sets: HashMap<KeyOrigin, Entry>,
 }
 
 #[derive(Debug)]
@@ -47,49 +75,76 @@ struct Entry {
     heard: Instant,
     failures: u32,
     wish: Wish,
+    /// The endpoint that served the set.
+    from: Option<SocketAddr>,
 }
 
 impl KeyStore {
-    /// The set of a URI as far as it was fetched, and where to wish for another.
-    pub(crate) fn get(&self, uri: &str) -> (Result<Arc<KeySet>, TokenFault>, Option<Wish>) {
-        match self.sets.get(uri) {
+    /// The set of an origin as far as it was fetched, and where to wish for another.
+    pub(crate) fn get(
+        &self,
+        origin: &KeyOrigin,
+    ) -> (Result<Arc<KeySet>, TokenFault>, Option<Wish>) {
+        match self.sets.get(origin) {
             Some(entry) => (entry.set.clone(), Some(entry.wish.clone())),
             None => (Err(TokenFault::KeysTimeout), None),
         }
     }
 
-    /// Whether a set should be fetched now.
-    pub(crate) fn is_due(&self, uri: &str, now: Instant) -> bool {
-        self.sets.get(uri).is_none_or(|entry| {
-            entry.due <= now || (entry.heard <= now && entry.wish.load(Relaxed))
+    /// Whether a set should be fetched now: its time is over, a token has named a key that is not in it, or
+    /// the endpoint that served it has left the cluster.
+    pub(crate) fn is_due(
+        &self,
+        origin: &KeyOrigin,
+        is_endpoint: impl Fn(SocketAddr) -> bool,
+        now: Instant,
+    ) -> bool {
+        self.sets.get(origin).is_none_or(|entry| {
+            let has_moved = || entry.from.is_some_and(|from| !is_endpoint(from));
+            entry.due <= now || (entry.heard <= now && (entry.wish.load(Relaxed) || has_moved()))
         })
     }
 
     /// Says that a fetch has begun: what is wished from now on, it may not bring.
-    pub(crate) fn began(&self, uri: &str) {
-        if let Some(entry) = self.sets.get(uri) {
+    pub(crate) fn began(&self, origin: &KeyOrigin) {
+        if let Some(entry) = self.sets.get(origin) {
             entry.wish.store(false, Relaxed);
         }
+    }
+
+    /// This origin with the TLS settings by which its set was fetched, for as long as the cluster that would
+    /// say them is missing.
+    pub(crate) fn last_of(&self, origin: KeyOrigin) -> KeyOrigin {
+        let is_it =
+            |held: &&KeyOrigin| KeyOrigin { tls: origin.tls.clone(), ..(*held).clone() } == origin;
+        self.sets.keys().find(is_it).cloned().unwrap_or(origin)
+    }
+
+    /// Drops the sets of all other origins.
+    pub(crate) fn retain(&mut self, origins: &[KeyOrigin]) {
+        self.sets.retain(|origin, _| origins.contains(origin));
     }
 
     /// Takes the outcome of a fetch; whether what there is is another than before.
     pub(crate) fn fetched(
         &mut self,
-        uri: &str,
+        origin: &KeyOrigin,
         outcome: Result<FetchedSet, FetchError>,
         cache: Duration,
         now: Instant,
     ) -> bool {
-        let entry = self.sets.entry(uri.to_owned()).or_insert_with(|| Entry {
+        let entry = self.sets.entry(origin.clone()).or_insert_with(|| Entry {
             set: Err(TokenFault::KeysTimeout),
             due: now,
             heard: now,
             failures: 0,
             wish: Wish::default(),
+            from: None,
         });
         entry.heard = now + ASKED_AGAIN;
         match outcome {
-            Ok(FetchedSet { set, age }) => {
+            Ok(FetchedSet { set, age, from }) => {
+                entry.from = Some(from);
                 let age = age.map(|age| age.clamp(SHORTEST_AGE, LONGEST_AGE));
                 entry.due = now + age.unwrap_or_else(|| cache.max(Duration::from_secs(1)));
                 entry.failures = 0;
@@ -104,7 +159,9 @@ impl KeyStore {
                 entry.failures = entry.failures.saturating_add(1);
                 entry.due = now + wait;
                 tracing::warn!(
-                    uri,
+                    uri = origin.uri,
+                    issuer = origin.issuer,
+                    cluster = &*origin.cluster,
                     reason,
                     ?wait,
                     "keys could not be fetched; the last good ones stay"
@@ -126,9 +183,26 @@ mod tests {
 
     const KEYS: &[u8] = br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
+    fn origin(issuer: &str) -> KeyOrigin {
+        let (uri, cluster) = ("http://keys.test/".into(), "keys".into());
+        KeyOrigin { issuer: issuer.into(), uri, cluster, tls: None }
+    }
+
+    fn tls(sni: &str) -> Option<UpstreamTls> {
+        Some(UpstreamTls {
+            identity: None,
+            validation: weft_model::SecretSource::Named("trust".into()),
+            names: Vec::new(),
+            sni: Some(sni.into()),
+            alpn: Vec::new(),
+            groups: Vec::new(),
+        })
+    }
+
     fn good(age: Option<u64>) -> Result<FetchedSet, FetchError> {
         let set = KeySet::parse(KEYS).expect("a set");
-        Ok(FetchedSet { set, age: age.map(Duration::from_secs) })
+        let from = ([127, 0, 0, 1], 80).into();
+        Ok(FetchedSet { set, age: age.map(Duration::from_secs), from })
     }
 
     fn bad(fault: TokenFault) -> Result<FetchedSet, FetchError> {
@@ -144,25 +218,28 @@ mod tests {
     fn a_key_that_is_not_there_is_asked_for_once_in_ten_seconds() {
         let (mut store, start) = (KeyStore::default(), start());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(store.is_due("u", start));
-        assert!(store.fetched("u", good(None), LONGEST_AGE, start));
-        let (_, wish) = store.get("u");
+        assert!(store.is_due(&origin("a"), |_| true, start));
+        assert!(store.fetched(&origin("a"), good(None), LONGEST_AGE, start));
+        let (_, wish) = store.get(&origin("a"));
         let wish = wish.expect("it was fetched");
-        assert!(!store.is_due("u", at(100)));
+        assert!(!store.is_due(&origin("a"), |_| true, at(100)));
         wish.store(true, Relaxed);
-        assert!(!store.is_due("u", at(9)));
-        assert!(store.is_due("u", at(10)));
-        store.began("u");
-        assert!(!store.fetched("u", good(None), LONGEST_AGE, at(10)), "it is the same set");
-        assert!(!store.is_due("u", at(30)), "the wish was met");
+        assert!(!store.is_due(&origin("a"), |_| true, at(9)));
+        assert!(store.is_due(&origin("a"), |_| true, at(10)));
+        store.began(&origin("a"));
+        assert!(
+            !store.fetched(&origin("a"), good(None), LONGEST_AGE, at(10)),
+            "it is the same set"
+        );
+        assert!(!store.is_due(&origin("a"), |_| true, at(30)), "the wish was met");
         // One that is wished while a fetch is under way is not.
-        store.began("u");
+        store.began(&origin("a"));
         wish.store(true, Relaxed);
-        store.fetched("u", good(None), LONGEST_AGE, at(10));
-        assert!(store.is_due("u", at(20)));
-        store.began("u");
+        store.fetched(&origin("a"), good(None), LONGEST_AGE, at(10));
+        assert!(store.is_due(&origin("a"), |_| true, at(20)));
+        store.began(&origin("a"));
         wish.store(true, Relaxed);
-        assert!(store.is_due("u", at(20)));
+        assert!(store.is_due(&origin("a"), |_| true, at(20)));
     }
 
     #[test]
@@ -170,8 +247,10 @@ mod tests {
         let start = start();
         let check = |age, cache, expected| {
             let mut store = KeyStore::default();
-            store.fetched("u", good(age), Duration::from_secs(cache), start);
-            let due = |seconds| store.is_due("u", start + Duration::from_secs(seconds));
+            store.fetched(&origin("a"), good(age), Duration::from_secs(cache), start);
+            let due = |seconds| {
+                store.is_due(&origin("a"), |_| true, start + Duration::from_secs(seconds))
+            };
             assert!(!due(expected - 1) && due(expected), "{age:?} {cache}");
         };
         check(None, 600, 600);
@@ -184,17 +263,56 @@ mod tests {
     #[test]
     fn the_last_good_set_outlives_failures_and_the_last_failure_is_told_before_there_is_one() {
         let (mut store, start) = (KeyStore::default(), start());
-        let fault = |store: &KeyStore| store.get("u").0.err();
+        let fault = |store: &KeyStore| store.get(&origin("a")).0.err();
         assert_eq!(fault(&store), Some(TokenFault::KeysTimeout));
-        assert!(store.fetched("u", bad(TokenFault::KeysFailed), LONGEST_AGE, start));
+        assert!(store.fetched(&origin("a"), bad(TokenFault::KeysFailed), LONGEST_AGE, start));
         assert_eq!(fault(&store), Some(TokenFault::KeysFailed));
-        assert!(!store.is_due("u", start) && store.is_due("u", start + Duration::from_secs(1)));
-        assert!(store.fetched("u", good(None), LONGEST_AGE, start));
-        assert!(!store.fetched("u", bad(TokenFault::KeysInvalid), LONGEST_AGE, start));
+        assert!(
+            !store.is_due(&origin("a"), |_| true, start)
+                && store.is_due(&origin("a"), |_| true, start + Duration::from_secs(1))
+        );
+        assert!(store.fetched(&origin("a"), good(None), LONGEST_AGE, start));
+        assert!(!store.fetched(&origin("a"), bad(TokenFault::KeysInvalid), LONGEST_AGE, start));
         assert_eq!(fault(&store), None);
         for _ in 0..10 {
-            store.fetched("u", bad(TokenFault::KeysInvalid), LONGEST_AGE, start);
+            store.fetched(&origin("a"), bad(TokenFault::KeysInvalid), LONGEST_AGE, start);
         }
-        assert!(store.is_due("u", start + LONGEST_WAIT));
+        assert!(store.is_due(&origin("a"), |_| true, start + LONGEST_WAIT));
+    }
+
+    #[test]
+    fn set_of_one_issuer_is_not_used_for_another_issuer_cluster_uri_or_tls_setting() {
+        let (mut store, start) = (KeyStore::default(), start());
+        let own = KeyOrigin { tls: tls("a"), ..origin("a") };
+        store.fetched(&own, good(None), LONGEST_AGE, start);
+        assert!(store.get(&own).0.is_ok());
+        for other in [
+            KeyOrigin { issuer: "b".into(), ..own.clone() },
+            KeyOrigin { cluster: "other".into(), ..own.clone() },
+            KeyOrigin { uri: "http://keys.test/other".into(), ..own.clone() },
+            KeyOrigin { tls: tls("b"), ..own.clone() },
+            KeyOrigin { tls: None, ..own.clone() },
+        ] {
+            let (set, wish) = store.get(&other);
+            assert!(set.is_err() && wish.is_none(), "{other:?}");
+            assert!(store.is_due(&other, |_| true, start), "{other:?}");
+        }
+        assert_eq!(store.last_of(origin("a")), own, "its cluster is missing");
+        assert_eq!(store.last_of(origin("b")), origin("b"));
+        store.retain(std::slice::from_ref(&own));
+        assert!(store.get(&own).0.is_ok());
+        store.retain(&[origin("a")]);
+        assert!(store.get(&own).0.is_err(), "no provider names it");
+    }
+
+    #[test]
+    fn set_is_fetched_again_when_its_endpoint_left_the_cluster_but_not_within_ten_seconds() {
+        let (mut store, start) = (KeyStore::default(), start());
+        store.fetched(&origin("a"), good(None), LONGEST_AGE, start);
+        let due = |has_left: bool, seconds| {
+            store.is_due(&origin("a"), |_| !has_left, start + Duration::from_secs(seconds))
+        };
+        assert!(!due(false, 100) && due(true, 10));
+        assert!(!due(true, 9));
     }
 }

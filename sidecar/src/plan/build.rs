@@ -1,31 +1,29 @@
 //! Builds a plan from a snapshot, from what the last one had, and from fetched keys.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::{
-    Action, ClientCertificates, Cluster, DataSource, DownstreamTls, Filter, FilterChain,
-    HttpFilter, HttpService, JwtPolicy, JwtProvider, KeySource, Listener, Name, RbacFilter, Route,
-    RouteIndex, RouteMatch, RouteSource, RouteTable, Secret, SecretSource, Snapshot, TlsIdentity,
-    UpstreamTls, VirtualHost,
+    Action, ClientCertificates, Cluster, DownstreamTls, Filter, FilterChain, HttpFilter,
+    HttpService, Listener, Name, RbacFilter, Route, RouteIndex, RouteMatch, RouteSource,
+    RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
 };
 use zeroize::Zeroizing;
 
 use super::files::{Files, Stamp};
+use super::issuers::KnownIssuers;
 use super::lists::{Demands, WantedList};
-use super::trust::TrustStores;
+use super::trust::{SecretId, TrustStores};
 use super::{
     Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, TargetSecrets, TargetTls,
     Tls, is_servable,
 };
 use crate::authenticate::fetch::WantedKeys;
-use crate::authenticate::key_store::KeyStore;
-use crate::authenticate::keys::{KeySet, SetError};
-use crate::authenticate::{PlannedProvider, TokenFault, Tokens};
+use crate::authenticate::key_store::{KeyOrigin, KeyStore};
 use crate::balance::Balancer;
 use crate::list_store::ListStore;
 
@@ -33,14 +31,12 @@ use crate::list_store::ListStore;
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
     trust: TrustStores,
-    files: Files,
+    pub(super) files: Files,
     /// The last good certificate of each place or secret.
-    identities: HashMap<String, KnownIdentity>,
-    targets: HashMap<Name, Arc<Target>>,
+    identities: HashMap<SecretId, KnownIdentity>,
+    pub(super) targets: HashMap<Name, Arc<Target>>,
     next_target: u64,
-    /// The issuers of tokens by listener and name, and how many there have been.
-    issuers: HashMap<(Name, Name), KnownIssuer>,
-    next_issuer: u64,
+    pub(super) issuers: KnownIssuers,
     /// The keys of sessions, by listener and chain: whatever else changes, its clients may come back, since
     /// who does is checked as the plan says then.
     tickets: HashMap<(Name, usize), Tickets>,
@@ -57,14 +53,6 @@ struct KnownIdentity {
     is_asked: bool,
 }
 
-/// An issuer of tokens, as the last plan had it.
-#[derive(Debug)]
-struct KnownIssuer {
-    provider: JwtProvider,
-    keys: Result<Arc<KeySet>, TokenFault>,
-    number: u64,
-}
-
 /// A plan, and what an operator should know of it.
 #[derive(Debug)]
 pub(crate) struct Built {
@@ -74,6 +62,8 @@ pub(crate) struct Built {
     pub(crate) problems: Vec<String>,
     /// The key sets to fetch.
     pub(crate) key_sets: Vec<WantedKeys>,
+    /// The origins of all key sets, also of those whose cluster is missing.
+    pub(crate) key_origins: Vec<KeyOrigin>,
     /// The revocation lists to fetch.
     pub(crate) lists: Vec<WantedList>,
     /// Where the lists of all validations come from.
@@ -104,6 +94,7 @@ impl Builder {
             now,
             problems: &mut problems,
             key_sets: Vec::new(),
+            key_origins: Vec::new(),
             demands: Demands::default(),
         };
         for (name, cluster) in &snapshot.clusters {
@@ -124,15 +115,15 @@ impl Builder {
             }
             plan.listeners.insert(name.clone(), planned);
         }
-        let (key_sets, demands) = (work.key_sets, work.demands);
+        let Work { key_sets, key_origins, demands, .. } = work;
         let lists = demands.lists(&plan, &mut problems);
         self.trust.settle(now);
         self.identities.retain(|_, known| std::mem::take(&mut known.is_asked));
         plan.withdrawals = self.trust.withdrawals().clone();
         plan.covered = self.trust.coverage();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
-        self.issuers.retain(|(listener, _), _| plan.listeners.contains_key(listener));
-        Built { plan, problems, key_sets, lists, demands }
+        self.issuers.settle();
+        Built { plan, problems, key_sets, key_origins, lists, demands }
     }
 
     /// Whether the last plan would be another now: a file that it was made of says something else, or a list
@@ -142,14 +133,15 @@ impl Builder {
     }
 }
 
-struct Work<'a> {
-    builder: &'a mut Builder,
+pub(super) struct Work<'a> {
+    pub(super) builder: &'a mut Builder,
     snapshot: &'a Snapshot,
-    keys: &'a KeyStore,
+    pub(super) keys: &'a KeyStore,
     fetched: &'a ListStore,
     now: UnixTime,
-    problems: &'a mut Vec<String>,
-    key_sets: Vec<WantedKeys>,
+    pub(super) problems: &'a mut Vec<String>,
+    pub(super) key_sets: Vec<WantedKeys>,
+    pub(super) key_origins: Vec<KeyOrigin>,
     demands: Demands,
 }
 
@@ -169,9 +161,10 @@ impl Work<'_> {
     }
 
     fn chain(&mut self, listener: &Name, number: usize, chain: &FilterChain) -> PlannedChain {
+        let place = (listener.clone(), number);
         let tls = match &chain.tls {
             None => Tls::None,
-            Some(tls) => match self.server_tls(tls, (listener.clone(), number)) {
+            Some(tls) => match self.server_tls(tls, place.clone()) {
                 Ok(config) => config,
                 Err(problem) => {
                     self.problems
@@ -182,14 +175,14 @@ impl Work<'_> {
         };
         let service = match &chain.filter {
             Filter::Tcp(tcp) => Service::Tcp(tcp.clone()),
-            Filter::Http(http) => Service::Http(Box::new(self.http(listener, http, &chain.rules))),
+            Filter::Http(http) => Service::Http(Box::new(self.http(&place, http, &chain.rules))),
         };
         PlannedChain { tls, rules: chain.rules.clone(), service }
     }
 
     fn http(
         &mut self,
-        listener: &str,
+        place: &(Name, usize),
         http: &Arc<HttpService>,
         of_connections: &[Arc<RbacFilter>],
     ) -> PlannedHttp {
@@ -202,10 +195,11 @@ impl Work<'_> {
         for filter in &http.filters {
             match filter {
                 HttpFilter::Jwt(policy) if tokens.is_none() => {
-                    tokens = Some(self.tokens(listener, policy))
+                    tokens = Some(self.tokens(place, policy))
                 }
                 HttpFilter::Jwt(_) => self.problems.push(format!(
-                    "listener {listener:?} has two token policies; the first counts"
+                    "listener {:?} has two token policies; the first counts",
+                    place.0
                 )),
                 HttpFilter::Rbac(policy) => rules.push(policy.clone()),
             }
@@ -214,76 +208,6 @@ impl Work<'_> {
         let only = routes.as_deref().filter(|_| is_open).and_then(only_cluster).cloned();
         let routes = routes.map(RouteIndex::new);
         PlannedHttp { http: http.clone(), routes, tokens, rules, only }
-    }
-
-    fn tokens(&mut self, listener: &str, policy: &Arc<JwtPolicy>) -> Tokens {
-        let mut providers = BTreeMap::new();
-        for (name, provider) in &policy.providers {
-            let (keys, wish) = match &provider.keys {
-                KeySource::Local(data) => (self.local_keys(listener, name, data), None),
-                KeySource::Http { uri, cluster, timeout, cache } => {
-                    match self.builder.targets.get(cluster) {
-                        Some(target) => self.key_sets.push(WantedKeys {
-                            uri: uri.clone(),
-                            target: target.clone(),
-                            timeout: *timeout,
-                            cache: *cache,
-                        }),
-                        None => self
-                            .problems
-                            .push(format!("keys of {name:?}: there is no cluster {cluster:?}")),
-                    }
-                    self.keys.get(uri)
-                }
-            };
-            let number = self.number(listener, name, provider, &keys);
-            let provider = provider.clone();
-            providers.insert(name.clone(), PlannedProvider { number, provider, keys, wish });
-        }
-        Tokens::new(policy.clone(), providers)
-    }
-
-    fn local_keys(
-        &mut self,
-        listener: &str,
-        name: &Name,
-        data: &DataSource,
-    ) -> Result<Arc<KeySet>, TokenFault> {
-        let bytes = self.builder.files.read(data).map_err(SetError::Invalid);
-        bytes.and_then(|bytes| KeySet::parse(&bytes)).map(Arc::new).or_else(|error| {
-            let (fault, reason) = match error {
-                SetError::TooLarge(reason) => (TokenFault::KeysTooLarge, reason),
-                SetError::Invalid(reason) => (TokenFault::KeysInvalid, reason),
-            };
-            let known = self.builder.issuers.get(&(listener.into(), name.clone()));
-            let known = known.filter(|known| known.provider.keys == KeySource::Local(data.clone()));
-            let kept = known.and_then(|known| known.keys.clone().ok());
-            let stays = if kept.is_some() { "; the last good ones stay in force" } else { "" };
-            self.problems.push(format!("listener {listener:?} keys of {name:?}: {reason}{stays}"));
-            kept.ok_or(fault)
-        })
-    }
-
-    /// The number of an issuer: the same for as long as its settings and its keys are.
-    fn number(
-        &mut self,
-        listener: &str,
-        name: &Name,
-        provider: &JwtProvider,
-        keys: &Result<Arc<KeySet>, TokenFault>,
-    ) -> u64 {
-        let builder = &mut *self.builder;
-        let place = (Name::from(listener), name.clone());
-        let known = builder.issuers.get(&place);
-        if let Some(known) =
-            known.filter(|known| known.provider == *provider && known.keys == *keys)
-        {
-            return known.number;
-        }
-        builder.next_issuer += 1;
-        let (number, keys) = (builder.next_issuer, keys.clone());
-        builder.issuers.insert(place, KnownIssuer { provider: provider.clone(), keys, number });
-        number
     }
 
     fn server_tls(&mut self, tls: &DownstreamTls, place: (Name, usize)) -> Result<Tls, String> {
@@ -356,17 +280,14 @@ impl Work<'_> {
 
     /// A certificate with its key. What cannot be used leaves the last good one.
     fn identity(&mut self, source: &SecretSource, place: &str) -> Result<Identity, String> {
-        let name = match source {
-            SecretSource::Named(name) => name,
-            SecretSource::Inline(_) => place,
-        };
+        let id = SecretId::of(source, place);
         let secret = self.secret(source)?.clone();
         let Secret::Identity(own) = secret.as_ref() else {
             return Err("a certificate was asked for, and the secret is a validation".into());
         };
         let Builder { identities, files, .. } = &mut *self.builder;
         let stamps = [files.stamp(&own.chain), files.stamp(&own.key)];
-        let known = identities.remove(name);
+        let known = identities.remove(&id);
         let is_same = |known: &KnownIdentity| known.secret == secret && known.stamps == stamps;
         let (identity, failed) = match known {
             Some(known) if is_same(&known) => (known.identity, known.failed),
@@ -383,30 +304,27 @@ impl Work<'_> {
             },
         };
         if let Some(problem) = &failed {
-            let told = format!("certificate {name:?}: {problem}");
+            let told = format!("certificate {:?}: {problem}", id.text());
             if !self.problems.contains(&told) {
                 self.problems.push(told);
             }
         }
         let kept = identity.clone();
         let known = KnownIdentity { secret, stamps, identity, failed, is_asked: true };
-        self.builder.identities.insert(name.to_owned(), known);
+        self.builder.identities.insert(id, known);
         Ok(kept)
     }
 
     /// The store of a validation. One in place has no name, and goes by where it stands.
     fn trust(&mut self, source: &SecretSource, place: &str) -> Result<Arc<TrustStore>, String> {
-        let name = match source {
-            SecretSource::Named(name) => name,
-            SecretSource::Inline(_) => place,
-        };
+        let id = SecretId::of(source, place);
         let secret = self.secret(source)?.clone();
         let Secret::Validation(validation) = secret.as_ref() else {
             return Err("a validation was asked for, and the secret is a certificate".into());
         };
         let Builder { trust, files, .. } = &mut *self.builder;
-        let asked = trust.store(name, validation, (files, self.fetched), self.now);
-        self.demands.add(validation, trust.has_failed(name));
+        let asked = trust.store(&id, validation, (files, self.fetched), self.now);
+        self.demands.add(validation, trust.has_failed(&id));
         let (store, told) = asked?;
         // Several may ask for the same one.
         let new = told.into_iter().filter(|told| !self.problems.contains(told));

@@ -6,6 +6,7 @@
 
 mod build;
 mod files;
+mod issuers;
 mod lists;
 mod trust;
 

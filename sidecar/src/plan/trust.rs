@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 use weft_certs::{Coverage, CrlIndex, TrustParts, TrustStore};
-use weft_model::{RevocationMode, Validation};
+use weft_model::{Name, RevocationMode, SecretSource, Validation};
 
 use super::files::{Files, Stamp, as_one};
 use crate::list_store::ListStore;
@@ -17,11 +17,48 @@ pub type Covered = BTreeMap<String, Option<Vec<Coverage>>>;
 /// The last good store of each validation, so that a bad list leaves it in force.
 #[derive(Debug, Default)]
 pub(crate) struct TrustStores {
-    held: HashMap<String, Held>,
+    held: HashMap<SecretId, Held>,
     withdrawals: Withdrawals,
     /// When a plan would be another by the clock alone, in seconds since 1970: a list expires, or what could
     /// not be loaded is tried again.
     next_look: Option<u64>,
+    /// How many lists waited for their issuer when the last plan was made.
+    waiting: usize,
+}
+
+/// What a secret is known by from one plan to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum SecretId {
+    /// Its name.
+    Name(Name),
+    /// The filter chain or cluster whose configuration holds it. The next configuration may hold another
+    /// secret in the same place.
+    Place(String),
+}
+
+impl SecretId {
+    /// Of a secret that `place` uses.
+    pub(crate) fn of(source: &SecretSource, place: &str) -> Self {
+        match source {
+            SecretSource::Named(name) => Self::Name(name.clone()),
+            SecretSource::Inline(_) => Self::Place(place.to_owned()),
+        }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Name(name) => name,
+            Self::Place(place) => place,
+        }
+    }
+
+    /// Whether the last good store of one validation may stay in force while the other cannot be loaded.
+    fn may_follow(&self, before: &Validation, after: &Validation) -> bool {
+        match self {
+            Self::Name(_) => true,
+            Self::Place(_) => before.roots == after.roots && before.names == after.names,
+        }
+    }
 }
 
 /// How often what could not be loaded is tried again: it may be good a moment later.
@@ -49,32 +86,32 @@ fn stamps(validation: &Validation, files: &mut Files, fetched: &ListStore) -> [S
 }
 
 impl TrustStores {
-    /// The store of a validation, by a name of it that stays when its content changes; and what an operator
-    /// should know of it.
+    /// The store of a validation, and what an operator should know of it.
     ///
     /// # Errors
     /// Why there is none.
     pub(crate) fn store(
         &mut self,
-        name: &str,
+        id: &SecretId,
         validation: &Validation,
         (files, fetched): (&mut Files, &ListStore),
         now: UnixTime,
     ) -> Result<(Arc<TrustStore>, Vec<String>), String> {
         let stamps = stamps(validation, files, fetched);
-        let previous = self.held.remove(name);
+        let previous = self.held.remove(id);
         let is_same = |held: &Held| held.validation == *validation && held.stamps == stamps;
         let is_final = |held: &Held| held.failed.as_ref().is_none_or(|(_, at)| now.as_secs() < *at);
         let mut held = match previous {
             Some(held) if is_same(&held) && is_final(&held) => held,
             previous => {
+                let previous = previous.filter(|held| id.may_follow(&held.validation, validation));
                 let store = previous.and_then(|held| held.store);
                 self.load(validation, stamps, store, (files, fetched, now))
             }
         };
         held.is_asked = true;
         let (store, failed) = (held.store.clone(), held.failed.clone());
-        self.held.insert(name.to_owned(), held);
+        self.held.insert(id.clone(), held);
         let mut told = Vec::new();
         for point in &validation.points {
             let until = match fetched.list(point) {
@@ -94,13 +131,13 @@ impl TrustStores {
             (None, failed) => return Err(failed.map(|(problem, _)| problem).unwrap_or_default()),
         };
         told.extend(store.warnings(now));
-        let told = told.into_iter().map(|told| format!("validation {name:?}: {told}"));
+        let told = told.into_iter().map(|told| format!("validation {:?}: {told}", id.text()));
         Ok((store, told.collect()))
     }
 
     /// Whether what there was for a validation when it was last asked for could not be loaded.
-    pub(crate) fn has_failed(&self, name: &str) -> bool {
-        self.held.get(name).is_some_and(|held| held.failed.is_some())
+    pub(crate) fn has_failed(&self, id: &SecretId) -> bool {
+        self.held.get(id).is_some_and(|held| held.failed.is_some())
     }
 
     fn load(
@@ -138,14 +175,21 @@ impl TrustStores {
         });
         let stores = self.held.values().filter_map(|held| held.store.as_ref());
         let lists = stores.filter_map(|store| store.revocations());
+        self.waiting = self.waiting_lists();
         let ends = lists.flat_map(CrlIndex::coverage).map(|list| list.next_update);
         let again = self.held.values().filter_map(|held| held.failed.as_ref()).map(|(_, at)| *at);
         self.next_look = ends.filter(|end| *end > now.as_secs()).chain(again).min();
     }
 
-    /// Whether the clock alone has made another plan of the same things since [`Self::settle`].
+    /// Whether the clock, or a peer that showed the issuer of a waiting list, has made another plan of the same
+    /// things since [`Self::settle`].
     pub(crate) fn are_outdated(&self, now: UnixTime) -> bool {
-        self.next_look.is_some_and(|at| at <= now.as_secs())
+        self.next_look.is_some_and(|at| at <= now.as_secs()) || self.waiting != self.waiting_lists()
+    }
+
+    fn waiting_lists(&self) -> usize {
+        let stores = self.held.values().filter_map(|held| held.store.as_ref());
+        stores.filter_map(|store| store.revocations()).map(CrlIndex::waiting).sum()
     }
 
     /// What was trusted and is not any more.
@@ -156,7 +200,7 @@ impl TrustStores {
     /// What the lists of each store say of themselves.
     pub(crate) fn coverage(&self) -> Covered {
         let lists = |held: &Held| held.store.as_ref()?.revocations().map(CrlIndex::coverage);
-        self.held.iter().map(|(name, held)| (name.clone(), lists(held))).collect()
+        self.held.iter().map(|(id, held)| (id.text().to_owned(), lists(held))).collect()
     }
 }
 
@@ -222,6 +266,10 @@ mod tests {
         UnixTime::since_unix_epoch(Duration::from_secs(NOW + seconds))
     }
 
+    fn trust() -> SecretId {
+        SecretId::Name("trust".into())
+    }
+
     struct World {
         authority: Authority,
         now: SystemTime,
@@ -270,8 +318,12 @@ mod tests {
         let (world, mut stores, mut files) =
             (World::new(), TrustStores::default(), Files::default());
         let mut ask = |validation: &Validation, seconds| {
-            let got =
-                stores.store("trust", validation, (&mut files, &ListStore::default()), at(seconds));
+            let got = stores.store(
+                &trust(),
+                validation,
+                (&mut files, &ListStore::default()),
+                at(seconds),
+            );
             stores.settle(at(seconds));
             let outdated = stores.are_outdated(at(seconds + AGAIN));
             got.map(|(store, told)| (store.standing().generation, told.join("; "), outdated))
@@ -296,28 +348,54 @@ mod tests {
             (World::new(), TrustStores::default(), Files::default());
         let fetched = ListStore::default();
         let first = world.validation(1, &[], 0);
-        let (store, _) = stores.store("trust", &first, (&mut files, &fetched), at(0)).unwrap();
+        let (store, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(0)).unwrap();
         let (proof, serial) = world.proof(&store);
         stores.settle(at(0));
         let standing = store.standing();
         let ends = |stores: &TrustStores| stores.withdrawals().end(&proof, standing);
         // Another list, that names somebody else, and then it.
         let other = world.validation(2, &["0a"], 0);
-        stores.store("trust", &other, (&mut files, &fetched), at(1)).unwrap();
+        stores.store(&trust(), &other, (&mut files, &fetched), at(1)).unwrap();
         stores.settle(at(1));
         assert!(!ends(&stores));
         let revoking = world.validation(3, &["0a", &serial], 0);
-        stores.store("trust", &revoking, (&mut files, &fetched), at(2)).unwrap();
+        stores.store(&trust(), &revoking, (&mut files, &fetched), at(2)).unwrap();
         assert!(ends(&stores));
 
         let mut stores = TrustStores::default();
-        let (store, _) = stores.store("trust", &first, (&mut files, &fetched), at(0)).unwrap();
+        let (store, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(0)).unwrap();
         stores.settle(at(0));
         let (proof, standing) = (world.proof(&store).0, store.standing());
         assert!(!stores.withdrawals().end(&proof, standing));
         stores.settle(at(1));
         assert!(stores.withdrawals().end(&proof, standing), "nobody asked for it");
-        let (again, _) = stores.store("trust", &first, (&mut files, &fetched), at(2)).unwrap();
+        let (again, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(2)).unwrap();
         assert_ne!(again.standing().line, standing.line);
+    }
+
+    #[test]
+    fn broken_validation_of_a_filter_chain_does_not_inherit_the_roots_of_the_last_one_there() {
+        let (world, other) = (World::new(), World::new());
+        let (mut stores, mut files) = (TrustStores::default(), Files::default());
+        let fetched = ListStore::default();
+        let place = SecretId::Place("listener a chain 0".into());
+        let first = world.validation(1, &[], 0);
+        let broken = |roots: &Validation| Validation {
+            revocations: Some(DataSource::inline("no list")),
+            ..roots.clone()
+        };
+        let mut is_served = |id: &SecretId, validation: &Validation| {
+            let got = stores.store(id, validation, (&mut files, &fetched), at(0));
+            stores.settle(at(0));
+            got.is_ok()
+        };
+        assert!(is_served(&place, &first));
+        assert!(is_served(&place, &broken(&first)), "the roots are the same");
+        assert!(!is_served(&place, &broken(&other.validation(1, &[], 0))));
+        // A secret keeps its name whatever it holds, and no place has that name.
+        let named = SecretId::Name("listener a chain 0".into());
+        assert!(!is_served(&named, &broken(&first)));
+        assert!(is_served(&named, &first));
+        assert!(is_served(&named, &broken(&other.validation(1, &[], 0))));
     }
 }

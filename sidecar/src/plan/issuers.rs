@@ -1,0 +1,137 @@
+//! The token issuers of a plan: their keys, and the number under which verified tokens are remembered.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use weft_model::{DataSource, JwtPolicy, JwtProvider, KeySource, Name};
+
+use super::build::Work;
+use crate::authenticate::fetch::WantedKeys;
+use crate::authenticate::key_store::{KeyOrigin, Wish};
+use crate::authenticate::keys::{KeySet, SetError};
+use crate::authenticate::{PlannedProvider, TokenFault, Tokens};
+
+/// The issuers of the last plan. Two filter chains of one listener may give two issuers the same name, so the
+/// chain is part of the key.
+#[derive(Debug, Default)]
+pub(super) struct KnownIssuers {
+    known: HashMap<Place, KnownIssuer>,
+    /// How many numbers were given. A number is never given twice.
+    numbers: u64,
+}
+
+/// A listener, the number of its filter chain, and the provider's name there.
+type Place = (Name, usize, Name);
+
+#[derive(Debug)]
+struct KnownIssuer {
+    provider: JwtProvider,
+    keys: Result<Arc<KeySet>, TokenFault>,
+    number: u64,
+    /// Whether the plan that is being built has this issuer.
+    is_planned: bool,
+}
+
+impl KnownIssuers {
+    /// The number of an issuer: the same for as long as its settings and its keys are.
+    fn number(
+        &mut self,
+        place: Place,
+        provider: &JwtProvider,
+        keys: &Result<Arc<KeySet>, TokenFault>,
+    ) -> u64 {
+        if let Some(known) = self.known.get_mut(&place)
+            && known.provider == *provider
+            && known.keys == *keys
+        {
+            known.is_planned = true;
+            return known.number;
+        }
+        self.numbers += 1;
+        let number = self.numbers;
+        let (provider, keys) = (provider.clone(), keys.clone());
+        self.known.insert(place, KnownIssuer { provider, keys, number, is_planned: true });
+        number
+    }
+
+    /// The last good keys of an issuer that reads them from here.
+    fn kept(&self, place: &Place, data: &DataSource) -> Option<Arc<KeySet>> {
+        let known = self.known.get(place)?;
+        let is_same = known.provider.keys == KeySource::Local(data.clone());
+        known.keys.clone().ok().filter(|_| is_same)
+    }
+
+    /// Drops the issuers that the plan just built does not have.
+    pub(super) fn settle(&mut self) {
+        self.known.retain(|_, known| std::mem::take(&mut known.is_planned));
+    }
+}
+
+impl Work<'_> {
+    pub(super) fn tokens(&mut self, chain: &(Name, usize), policy: &Arc<JwtPolicy>) -> Tokens {
+        let mut providers = BTreeMap::new();
+        for (name, provider) in &policy.providers {
+            let place = (chain.0.clone(), chain.1, name.clone());
+            let (keys, wish) = match &provider.keys {
+                KeySource::Local(data) => (self.local_keys(&place, data), None),
+                KeySource::Http { .. } => self.fetched_keys(name, provider),
+            };
+            let number = self.builder.issuers.number(place, provider, &keys);
+            let provider = provider.clone();
+            providers.insert(name.clone(), PlannedProvider { number, provider, keys, wish });
+        }
+        Tokens::new(policy.clone(), providers)
+    }
+
+    fn local_keys(&mut self, place: &Place, data: &DataSource) -> Result<Arc<KeySet>, TokenFault> {
+        let bytes = self.builder.files.read(data).map_err(SetError::Invalid);
+        bytes.and_then(|bytes| KeySet::parse(&bytes)).map(Arc::new).or_else(|error| {
+            let (fault, reason) = match error {
+                SetError::TooLarge(reason) => (TokenFault::KeysTooLarge, reason),
+                SetError::Invalid(reason) => (TokenFault::KeysInvalid, reason),
+            };
+            let kept = self.builder.issuers.kept(place, data);
+            let stays = if kept.is_some() { "; the last good ones stay in force" } else { "" };
+            let (listener, _, name) = place;
+            self.problems.push(format!("listener {listener:?} keys of {name:?}: {reason}{stays}"));
+            kept.ok_or(fault)
+        })
+    }
+
+    fn fetched_keys(
+        &mut self,
+        name: &Name,
+        provider: &JwtProvider,
+    ) -> (Result<Arc<KeySet>, TokenFault>, Option<Wish>) {
+        let KeySource::Http { uri, cluster, timeout, cache } = &provider.keys else {
+            return (Err(TokenFault::KeysFailed), None);
+        };
+        let origin = |tls| KeyOrigin {
+            issuer: provider.issuer.clone(),
+            uri: uri.clone(),
+            cluster: cluster.clone(),
+            tls,
+        };
+        let origin = match self.builder.targets.get(cluster) {
+            Some(target) => {
+                let origin = origin(target.cluster.tls.clone());
+                self.key_sets.push(WantedKeys {
+                    origin: origin.clone(),
+                    target: target.clone(),
+                    timeout: *timeout,
+                    cache: *cache,
+                });
+                origin
+            }
+            None => {
+                let problem = format!("keys of {name:?}: there is no cluster {cluster:?}");
+                self.problems.push(problem);
+                // What was fetched from the cluster stays until it is back.
+                self.keys.last_of(origin(None))
+            }
+        };
+        let found = self.keys.get(&origin);
+        self.key_origins.push(origin);
+        found
+    }
+}
