@@ -11,6 +11,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
 use crate::der::{self, Elements};
+use crate::proof::Fields;
 use crate::verify::ALGORITHMS;
 
 /// An authority that we know, whether or not its lists count.
@@ -32,6 +33,11 @@ const DEPTH_LIMIT: u32 = 7;
 pub(crate) const NOT_IN_FORCE: &str = "its issuer's certificate is not in force";
 
 impl Issuer {
+    /// An authority whose certificate stands on a verified path.
+    pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
+        Self::read(&X509Certificate::from_der(certificate).ok()?.1)
+    }
+
     fn read(certificate: &X509Certificate<'_>) -> Option<Self> {
         let name = Elements(certificate.subject().as_raw()).expect(der::SEQUENCE)?.content.to_vec();
         let public_key = certificate.public_key().raw.to_vec();
@@ -79,6 +85,63 @@ impl Issuer {
     /// Whether it signed this certificate or list.
     pub(crate) fn signed(&self, structure: &[u8]) -> bool {
         signed(&self.public_key, structure)
+    }
+}
+
+/// The certificates of a trust bundle.
+#[derive(Debug, Default)]
+pub(crate) struct Bundle {
+    /// Where a path may end.
+    pub(crate) anchors: Vec<CertificateDer<'static>>,
+    /// Those that others of the bundle vouch for: a path goes on above them, and they can be revoked.
+    pub(crate) intermediates: Vec<CertificateDer<'static>>,
+}
+
+impl Bundle {
+    /// A certificate is an intermediate when another of the bundle signed it, but it did not sign itself, and
+    /// the way up leads to an anchor.
+    pub(crate) fn of(certificates: Vec<CertificateDer<'static>>) -> Self {
+        let fields: Vec<_> = certificates.iter().map(|der| Fields::read(der)).collect();
+        let signed_by = |below: &Fields<'_>, above: &Fields<'_>| {
+            below.issuer == above.subject && signed(above.key, below.whole)
+        };
+        // Who stands directly above each; empty: it is an anchor.
+        let above: Vec<Vec<usize>> = fields
+            .iter()
+            .map(|one| {
+                let Some(one) = one.as_ref().filter(|one| !signed_by(one, one)) else {
+                    return Vec::new();
+                };
+                let signer = |other: &Option<Fields<'_>>| {
+                    other
+                        .as_ref()
+                        .is_some_and(|other| other.whole != one.whole && signed_by(one, other))
+                };
+                (0..).zip(&fields).filter(|(_, other)| signer(other)).map(|(at, _)| at).collect()
+            })
+            .collect();
+        let mut is_below: Vec<bool> = vec![false; above.len()];
+        let is_anchor = |at: usize| above.get(at).is_some_and(Vec::is_empty);
+        loop {
+            let reaches = |at: &usize, is_below: &[bool]| {
+                is_anchor(*at) || is_below.get(*at).copied().unwrap_or(false)
+            };
+            let next: Vec<bool> = above
+                .iter()
+                .map(|signers| signers.iter().any(|signer| reaches(signer, &is_below)))
+                .collect();
+            if next == is_below {
+                break;
+            }
+            is_below = next;
+        }
+        drop(fields);
+        let mut bundle = Self::default();
+        for (certificate, is_below) in certificates.into_iter().zip(is_below) {
+            let kind = if is_below { &mut bundle.intermediates } else { &mut bundle.anchors };
+            kind.push(certificate);
+        }
+        bundle
     }
 }
 

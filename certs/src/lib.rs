@@ -34,6 +34,8 @@ pub use foreign::Given;
 pub use key_text::KeyText;
 pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, validity};
 pub use proof::{LinkId, Proof, Withdrawn};
-pub use revocation::{Asked, Coverage, Covers, CrlError, CrlIndex, Revocation, Role, holds_lists};
+pub use revocation::{
+    Asked, Coverage, Covers, CrlError, CrlIndex, Revocation, Role, Signers, holds_lists,
+};
 pub use store::{Standing, TrustError, TrustParts, TrustStore};
 pub use text::CertificateText;

@@ -51,13 +51,14 @@ pub struct Proof {
 
 impl Proof {
     /// Of a chain that `trust` has accepted, the leaf first. Certificates beside the way from the leaf to
-    /// the root do not count; where two of the same name could be on it, both do. None when one cannot be
+    /// the root do not count; where two of the same name could be on it, both do, and so do intermediates of
+    /// the trust bundle, which a peer need not show. None when one cannot be
     /// read, which an accepted one always can.
     #[must_use]
     pub fn of(chain: &[CertificateDer<'_>], trust: &TrustStore) -> Option<Self> {
         let (leaf, above) = chain.split_first()?;
         let leaf = Fields::read(leaf)?;
-        let above = above.iter().take(LINK_LIMIT);
+        let above = above.iter().take(LINK_LIMIT).chain(trust.intermediates());
         let mut above: Vec<_> = above.filter_map(|certificate| Fields::read(certificate)).collect();
         let (mut links, mut ends, mut below) = (vec![leaf.id()], leaf.ends, vec![leaf]);
         while let Some(certificate) = below.pop() {
@@ -144,7 +145,7 @@ pub(crate) struct Fields<'a> {
     pub(crate) whole: &'a [u8],
     pub(crate) serial: &'a [u8],
     pub(crate) issuer: &'a [u8],
-    subject: &'a [u8],
+    pub(crate) subject: &'a [u8],
     /// `SubjectPublicKeyInfo`.
     pub(crate) key: &'a [u8],
     pub(crate) begins: u64,

@@ -1,22 +1,31 @@
 //! What the certificates of peers are checked against.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::{DistinguishedName, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use weft_model::{OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, StringMatch};
 
-use crate::proof::{LinkId, Withdrawn};
-use crate::{Asked, CrlError, CrlIndex, Revocation, Role, form};
+use crate::issuer::{Bundle, Issuer};
+use crate::proof::{Fields, LinkId, Withdrawn};
+use crate::{Asked, CrlError, CrlIndex, Revocation, Role, Signers, der, form};
+
+/// How many intermediates are remembered, and how large each may be.
+const SEEN_LIMIT: usize = 64;
+const SEEN_BYTES: usize = 16 * 1024;
 
 /// Roots, revocation lists and names, read and checked: never half-built.
 #[derive(Debug)]
 pub struct TrustStore {
     standing: Standing,
     roots: RootCertStore,
+    /// Those of the bundle that are below a root of it.
+    intermediates: Vec<CertificateDer<'static>>,
+    /// The intermediates of verified paths, by which the next lists are verified when they are loaded.
+    seen: Mutex<Vec<CertificateDer<'static>>>,
     /// The trust domain of each root, where it names one.
     domains: Vec<Option<String>>,
     revocations: Option<Arc<CrlIndex>>,
@@ -106,7 +115,8 @@ impl TrustStore {
             .map_err(|error| TrustError::Roots(error.to_string()))?;
         let mut roots = RootCertStore::empty();
         let mut domains = Vec::new();
-        for certificate in &certificates {
+        let bundle = Bundle::of(certificates);
+        for certificate in &bundle.anchors {
             roots.add(certificate.clone()).map_err(|error| TrustError::Roots(error.to_string()))?;
             domains.push(domain(certificate).map_err(|reason| TrustError::Roots(reason.into()))?);
         }
@@ -114,9 +124,12 @@ impl TrustStore {
             return Err(TrustError::NoRoots);
         }
         let held = previous.and_then(|store| store.revocations.as_deref());
+        let seen = previous.map(Self::seen).unwrap_or_default();
+        let authorities = [&bundle.intermediates[..], &seen[..]].concat();
+        let signers = Signers { roots: &bundle.anchors, intermediates: &authorities };
         let revocations = revocations
             .filter(|_| policy.mode != RevocationMode::Off)
-            .map(|bytes| CrlIndex::load(bytes, &certificates, held, &policy, now).map(Arc::new))
+            .map(|bytes| CrlIndex::load(bytes, &signers, held, &policy, now).map(Arc::new))
             .transpose()
             .map_err(TrustError::Revocations)?;
         if revocations.as_ref().is_some_and(|lists| lists.is_empty()) {
@@ -124,7 +137,35 @@ impl TrustStore {
             return Err(TrustError::NoLists);
         }
         let standing = Standing::after(previous);
-        Ok(Self { standing, roots, domains, revocations, names, policy })
+        let (intermediates, seen) = (bundle.intermediates, Mutex::new(seen));
+        Ok(Self { standing, roots, intermediates, seen, domains, revocations, names, policy })
+    }
+
+    /// Takes the intermediates of a path that was verified up to a root: lists that wait for one of them are
+    /// verified now.
+    pub(crate) fn learn(&self, above: &[CertificateDer<'_>], now: UnixTime) {
+        for certificate in above.iter().filter(|one| one.len() <= SEEN_BYTES) {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if !seen.contains(certificate) {
+                if seen.len() >= SEEN_LIMIT {
+                    seen.remove(0);
+                }
+                seen.push(certificate.clone().into_owned());
+            }
+        }
+        if let Some(lists) = &self.revocations {
+            let authorities = above.iter().filter_map(|certificate| Issuer::of(certificate));
+            authorities.for_each(|authority| lists.prove(&authority, now));
+        }
+    }
+
+    fn seen(&self) -> Vec<CertificateDer<'static>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Those of the bundle that are below a root of it.
+    pub(crate) fn intermediates(&self) -> &[CertificateDer<'static>] {
+        &self.intermediates
     }
 
     /// What the lists say; none when revocation is not checked at all.
@@ -160,7 +201,7 @@ impl TrustStore {
             OnExpired::Ignore => Vec::new(),
             OnExpired::Warn | OnExpired::Deny => lists.expired(now),
         };
-        [lists.warnings(), &expired].concat()
+        [lists.warnings(), expired].concat()
     }
 
     /// Which store it is.
@@ -210,7 +251,9 @@ impl TrustStore {
     }
 
     pub(crate) fn hints(&self) -> Vec<DistinguishedName> {
-        self.roots.subjects()
+        let below = self.intermediates.iter().filter_map(|certificate| Fields::read(certificate));
+        let below = below.map(|fields| DistinguishedName::from(der::sequence(fields.subject)));
+        self.roots.subjects().into_iter().chain(below).collect()
     }
 
     /// The names of which a peer must have one; empty: any.

@@ -125,8 +125,11 @@ impl Verifier {
         if !(path.from..=path.until).contains(&now.as_secs()) {
             return None;
         }
-        let above =
-            path.above.iter().map(|at| intermediates.get(*at)).collect::<Option<Vec<_>>>()?;
+        let own = self.trust.intermediates();
+        let all = |at: usize| {
+            intermediates.get(at).or_else(|| own.get(at.checked_sub(intermediates.len())?))
+        };
+        let above = path.above.iter().map(|at| all(*at)).collect::<Option<Vec<_>>>()?;
         let certificates: Vec<&[u8]> =
             std::iter::once(end_entity).chain(above).map(AsRef::as_ref).collect();
         self.check_revocation(&certificates, &path.root_key, now).ok()?;
@@ -150,6 +153,16 @@ impl Verifier {
         form::check_leaf(end_entity).map_err(|detail| PeerFault::Invalid.refuse(detail))?;
         let identity =
             form::identity(end_entity).map_err(|detail| PeerFault::Rejected.refuse(detail))?;
+        let both: Vec<CertificateDer<'_>>;
+        let intermediates = match self.trust.intermediates() {
+            [] => intermediates,
+            own => {
+                let borrowed =
+                    intermediates.iter().chain(own).map(|one| CertificateDer::from(&**one));
+                both = borrowed.collect();
+                &both[..]
+            }
+        };
         let (fault, found) = (Cell::new(None), RefCell::new(None));
         let good = |path: &webpki::VerifiedPath<'_>| {
             self.check_path(path, identity.as_ref(), now).map_err(|refused| {
@@ -204,6 +217,7 @@ impl Verifier {
         let above: Vec<CertificateDer<'_>> =
             path.intermediate_certificates().map(|certificate| certificate.der()).collect();
         let leaf = path.end_entity().der();
+        self.trust.learn(&above, now);
         let certificates: Vec<&[u8]> =
             std::iter::once(&leaf).chain(&above).map(AsRef::as_ref).collect();
         let root_key = der::sequence(&path.anchor().subject_public_key_info);

@@ -146,9 +146,11 @@ enum Outcome {
     Loaded(&'static [(Who, Result<(), Option<AlertDescription>>)]),
     /// It is not loaded, for a reason with these words.
     Refused(&'static str),
+    /// The intermediate's list counts for nobody, for a reason with these words; the root's does.
+    Waits(&'static str),
 }
 
-use Outcome::{Loaded, Refused};
+use Outcome::{Loaded, Refused, Waits};
 
 const LET_IN: Result<(), Option<AlertDescription>> = Ok(());
 const REVOKED: Result<(), Option<AlertDescription>> =
@@ -193,6 +195,20 @@ fn ordinary() -> Vec<Situation> {
     vec![
         of("good", Loaded(&[(Good, LET_IN), (Bad, LET_IN)]), |w, n| w.below(n, &List::new(n, &[]))),
         of("leaf-revoked", Loaded(&[(Good, LET_IN), (Bad, REVOKED)]), revoked),
+        // The intermediate's certificate comes from its clients alone.
+        of(
+            "without-certificates",
+            Loaded(&[(Good, LET_IN), (Bad, REVOKED), (Direct, LET_IN)]),
+            |w, n| {
+                let below = List::new(n, &[BAD]).signed_by(&w.below);
+                [below, w.clean_root(n)].map(|list| list_pem(&list)).concat().into_bytes()
+            },
+        ),
+        of("foreign-list-beside", Loaded(&[(Good, LET_IN), (Bad, REVOKED)]), |w, n| {
+            let foreign = List::new(n, &[GOOD]).signed_by(&w.stranger);
+            let below = List::new(n, &[BAD]).signed_by(&w.below);
+            w.set(&[foreign, below, w.clean_root(n)])
+        }),
         of("intermediate-revoked", Loaded(&[(Good, LET_IN), (Cousin, REVOKED)]), |w, n| {
             let root = List::new(n, &[COUSIN]).signed_by(&w.root);
             let [below, cousin] = [&w.below, &w.cousin].map(|ca| List::new(n, &[]).signed_by(ca));
@@ -267,11 +283,11 @@ fn faulty() -> Vec<Situation> {
         of("from-the-future", Refused("its thisUpdate is in the future"), |w, n| {
             w.below(n, &List { this_update: HOUR, ..List::new(n, &[]) })
         }),
-        of("by-another-key", Refused("its signature is not by \"below\""), |w, n| {
+        of("by-another-key", Waits("its signature is not by \"below\""), |w, n| {
             let list = List::new(n, &[]).signed_as(w.below.der(), &w.stranger);
             w.set(&[list, w.clean_root(n)])
         }),
-        of("by-a-namesake", Refused("its signature is not by \"below\""), |w, n| {
+        of("by-a-namesake", Waits("its signature is not by \"below\""), |w, n| {
             let mut file = w.set(&[List::new(n, &[]).signed_by(&w.twin), w.clean_root(n)]);
             file.extend(w.twin.pem().into_bytes());
             file
@@ -415,6 +431,10 @@ fn verdicts(lined: &Lined, name: &str, outcome: Outcome, before: Outcome) -> Vec
     let Loaded(expected) = (match outcome {
         Loaded(_) => outcome,
         Refused(_) => before,
+        Waits(_) if matches!(before, Refused(_)) => {
+            Loaded(&[(Who::Good, UNPROVED), (Who::Bad, UNPROVED), (Who::Direct, LET_IN)])
+        }
+        Waits(_) => before,
     }) else {
         return [Who::Good, Who::Bad, Who::Direct]
             .into_iter()
@@ -436,7 +456,7 @@ fn wait_for(lined: &Lined, situation: &Situation, number: u64) {
     let Situation { name, outcome, .. } = situation;
     match outcome {
         Loaded(_) => lined.wait_loaded(name, number),
-        Refused(reason) => drop(lined.wait_refused(name, reason)),
+        Refused(reason) | Waits(reason) => drop(lined.wait_refused(name, reason)),
     }
 }
 

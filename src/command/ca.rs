@@ -10,7 +10,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use weft_certs::{Authority, CrlIndex, Given, RootSigner, describe_crl, request};
+use weft_certs::{Authority, CrlIndex, Given, RootSigner, Signers, describe_crl, request};
 use weft_control::desk::{self, Order, PrivateKey};
 use weft_control::store::{Store, StoreError};
 use weft_control::succession::{Authorities, Step};
@@ -230,15 +230,16 @@ fn coverage(roots: &Path, lists: &Path, intermediates: Option<&Path>) -> Result<
         bytes_limit: usize::MAX,
         ..RevocationPolicy::default()
     };
-    let index = CrlIndex::load(&bytes, &roots, None, &unlimited, now).map_err(|errors| {
-        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Failure::Failed(format!("{}: {}", lists.display(), errors.join("; ")))
-    })?;
     // A file of lists in DER holds no certificates.
     let mut beside = certificates(lists, &bytes).unwrap_or_default();
     if let Some(file) = intermediates {
         beside.extend(certificates(file, &read(file)?)?);
     }
+    let signers = Signers { roots: &roots, intermediates: &beside };
+    let index = CrlIndex::load(&bytes, &signers, None, &unlimited, now).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Failure::Failed(format!("{}: {}", lists.display(), errors.join("; ")))
+    })?;
     index.warnings().iter().for_each(|warning| say(&format!("note     {warning}")));
     let mut missing = 0;
     for covers in index.covers(&roots, &beside, now) {

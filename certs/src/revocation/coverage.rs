@@ -43,7 +43,8 @@ impl CrlIndex {
     /// What each list says of itself.
     #[must_use]
     pub fn coverage(&self) -> Vec<Coverage> {
-        let lists = self.issuers.iter().flat_map(|(issuer, lists)| {
+        let in_force = self.in_force();
+        let lists = in_force.iter().flat_map(|(issuer, lists)| {
             lists.iter().map(|list| Coverage {
                 issuer: name(issuer),
                 number: digits(&list.number),
@@ -66,8 +67,9 @@ impl CrlIndex {
         now: UnixTime,
     ) -> Vec<Covers> {
         let mut covers: Vec<Covers> = Vec::new();
+        let in_force = self.in_force();
         for issuer in issuer::known(roots, beside, now) {
-            let lists = self.issuers.get(&issuer.name).map_or(&[][..], Vec::as_slice);
+            let lists = in_force.get(&issuer.name).map_or(&[][..], Vec::as_slice);
             let own = lists.iter().filter(|list| list.public_key == issuer.public_key);
             let whole = own.clone().filter(|list| list.speaks_of_all(now)).map(|list| &list.scope);
             let found = Covers {

@@ -83,6 +83,16 @@ impl<'a> List<'a> {
     }
 }
 
+impl List<'_> {
+    /// The content of the name that a list gives its issuer; none when it cannot be read.
+    pub(super) fn issuer(der: &[u8]) -> Option<&[u8]> {
+        let (mut fields, _) = outer(der)?;
+        fields.optional(der::INTEGER);
+        fields.expect(der::SEQUENCE)?;
+        Some(fields.expect(der::SEQUENCE)?.content)
+    }
+}
+
 /// The fields of the signed part, and the algorithm that the signature is by.
 fn outer(list: &[u8]) -> Option<(Elements<'_>, &[u8])> {
     let mut whole = Elements(list);

@@ -6,6 +6,7 @@
 
 mod coverage;
 mod list;
+mod pending;
 mod serials;
 
 pub use coverage::{Coverage, Covers};
@@ -17,12 +18,13 @@ use std::sync::Arc;
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
-use weft_model::RevocationPolicy;
+use weft_model::{RevocationMode, RevocationPolicy};
 
 use crate::der;
 use crate::issuer::{self, Issuer};
 use crate::proof::LinkId;
 use list::{List, Number, Scope};
+use pending::{PENDING_LIMIT, Pending, PendingList};
 use serials::Serials;
 
 /// What is known of a certificate.
@@ -64,11 +66,21 @@ pub struct Asked<'a> {
     pub certificate: &'a [u8],
 }
 
-/// The revoked serial numbers by issuer. Immutable; replaced whole.
+/// The revoked serial numbers by issuer. Replaced whole; only lists that wait for their issuer are added to it.
 #[derive(Debug, Clone, Default)]
 pub struct CrlIndex {
     issuers: BTreeMap<Vec<u8>, Vec<Arc<IssuerList>>>,
+    pending: Arc<Pending>,
     warnings: Vec<String>,
+}
+
+/// The authorities by which lists are verified when they are loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct Signers<'a> {
+    /// The roots.
+    pub roots: &'a [CertificateDer<'static>],
+    /// Intermediates; they count when one of the roots, or of the others, signed them.
+    pub intermediates: &'a [CertificateDer<'static>],
 }
 
 struct IssuerList {
@@ -98,33 +110,43 @@ pub struct CrlError {
     pub reason: String,
 }
 
-/// What a list was that could be read.
-enum Read {
-    Whole(Vec<u8>, IssuerList),
-    /// It changes a list of at least this number.
-    Changes(Vec<u8>, Changes),
+/// A list that could be read, whoever signed it.
+struct Read {
+    /// Its number among the lists.
+    position: usize,
+    /// The content of its issuer's name.
+    issuer: Vec<u8>,
+    list: IssuerList,
+    /// For a list of changes (a delta list; RFC 5280, section 5.2.4): what it changes.
+    changes: Option<Changes>,
 }
 
-/// A list of changes (a delta list; RFC 5280, section 5.2.4).
 struct Changes {
-    position: usize,
+    /// The list that is changed has at least this number.
     base: Number,
-    list: IssuerList,
     restored: Serials,
+}
+
+/// What became of a list.
+enum Loaded {
+    Proved(Read),
+    Pending(PendingList),
 }
 
 impl CrlIndex {
     /// Reads lists in PEM, or any number in DER, one behind the other. Certificates of intermediate issuers
-    /// may stand beside those in PEM; they are used only when one of `roots` signed them. Of several lists
+    /// may stand beside those in PEM; they are used only when one of `signers` signed them. Of several lists
     /// of an issuer with the same scope the newest wins, also against those in `previous`; a list of changes
-    /// is applied to it.
+    /// is applied to it. A list that none of these authorities signed counts once [`Self::prove`] is given
+    /// the one that did.
     ///
     /// # Errors
-    /// Each list that is malformed, of an unsupported kind, from the future, or not signed by an issuer that
-    /// we trust with it; and when there is more than `policy` allows.
+    /// Each list that is malformed, of an unsupported kind or from the future, or whose signer may not sign
+    /// lists; and when there is more than `policy` allows. In strict mode such a list is left out with a
+    /// warning where its issuer is not known: nobody is let in whose list is not there.
     pub fn load(
         bytes: &[u8],
-        roots: &[CertificateDer<'_>],
+        signers: &Signers<'_>,
         previous: Option<&Self>,
         policy: &RevocationPolicy,
         now: UnixTime,
@@ -135,46 +157,55 @@ impl CrlIndex {
             return Err(fail(format!("{length} bytes of lists; at most {limit} are read")));
         }
         let lists = split(bytes).map_err(fail)?;
-        let beside: Vec<_> = CertificateDer::pem_slice_iter(bytes).filter_map(Result::ok).collect();
-        let issuers = issuer::known(roots, &beside, now);
-        let (mut index, mut errors, mut changes) = (Self::default(), Vec::new(), Vec::new());
-        let (mut room, mut lapsed) = (policy.entries_limit, Vec::new());
-        for (position, list) in lists.iter().enumerate() {
-            match read(list, position, &issuers, room, now) {
-                Ok(Read::Whole(issuer, list)) => {
-                    room = room.saturating_sub(list.serials.len());
-                    index.add(issuer, list);
-                }
-                Ok(Read::Changes(issuer, list)) => {
-                    room = room.saturating_sub(list.list.serials.len());
-                    changes.push((issuer, list));
-                }
-                // Whose time is over has nobody below it who could be let in.
-                Err(reason) if reason == issuer::NOT_IN_FORCE => {
-                    lapsed.push(CrlError { index: position, reason });
-                }
-                Err(reason) => errors.push(CrlError { index: position, reason }),
-            }
-        }
-        changes.sort_by_key(|(_, changes)| changes.list.number);
-        for (issuer, changes) in changes {
-            let index_of = changes.position;
-            if let Err(reason) = index.change(&issuer, changes) {
-                errors.push(CrlError { index: index_of, reason });
-            }
-        }
+        let beside = CertificateDer::pem_slice_iter(bytes).filter_map(Result::ok);
+        let beside: Vec<_> = signers.intermediates.iter().cloned().chain(beside).collect();
+        let issuers = issuer::known(signers.roots, &beside, now);
+        let mut index = Self::default();
+        let Sorted { proved, waiting, mut left_out, mut errors } =
+            Sorted::of(lists, &issuers, policy, now, &mut index.warnings);
+        index.pending = Arc::new(Pending::new(waiting));
+        errors.extend(index.take(proved));
         if index.is_empty() {
-            errors.append(&mut lapsed);
+            errors.append(&mut left_out);
         }
         if !errors.is_empty() {
             return Err(errors);
         }
-        let lapsed = lapsed.iter().map(|list| format!("{list}; it does not count"));
-        index.warnings.extend(lapsed);
+        let left_out = left_out.iter().map(|list| format!("{list}; it does not count"));
+        index.warnings.extend(left_out);
         if let Some(previous) = previous {
             index.keep_newer_of(previous, &issuers);
         }
         Ok(index)
+    }
+
+    /// Verifies the lists that wait for an authority of this name by its key, once. The authority must be on a
+    /// path that was verified up to a root.
+    pub(crate) fn prove(&self, issuer: &Issuer, now: UnixTime) {
+        self.pending.prove(issuer, now);
+    }
+
+    /// How many lists wait for their issuer.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Takes lists whose signatures were verified.
+    fn take(&mut self, proved: Vec<Read>) -> Vec<CrlError> {
+        let mut changes = Vec::new();
+        for read in proved {
+            match read {
+                Read { issuer, list, changes: None, .. } => self.add(issuer, list),
+                changing => changes.push(changing),
+            }
+        }
+        changes.sort_by_key(|read| read.list.number);
+        let changed = changes.into_iter().map(|read| {
+            let index = read.position;
+            self.change(read).map_err(|reason| CrlError { index, reason })
+        });
+        changed.filter_map(Result::err).collect()
     }
 
     /// Takes a list, unless a newer one of its kind stands in the same set.
@@ -196,12 +227,14 @@ impl CrlIndex {
     }
 
     /// Applies a list of changes to the list that it changes.
-    fn change(&mut self, issuer: &[u8], changes: Changes) -> Result<(), String> {
-        let Changes { base, list, restored, .. } = changes;
-        let lists = self.issuers.get_mut(issuer).map_or(&mut [][..], Vec::as_mut_slice);
+    fn change(&mut self, read: Read) -> Result<(), String> {
+        let Read { issuer, list, changes: Some(Changes { base, restored }), .. } = read else {
+            return Ok(());
+        };
+        let lists = self.issuers.get_mut(&issuer).map_or(&mut [][..], Vec::as_mut_slice);
         let held = lists.iter_mut().find(|held| held.is_of_a_kind_with(&list));
         let Some(held) = held.filter(|held| held.number >= base) else {
-            let (issuer, base) = (name(issuer), digits(&base));
+            let (issuer, base) = (name(&issuer), digits(&base));
             return Err(format!(
                 "it changes list number {base} of {issuer}, or a later one, which is not here"
             ));
@@ -216,23 +249,31 @@ impl CrlIndex {
         Ok(())
     }
 
-    /// Puts the lists in force back where the ones that came are older.
+    /// Puts the lists in force back where the ones that came are older, or are missing while others came that
+    /// could not be verified: one of those may be a list of the same issuer that was damaged.
     fn keep_newer_of(&mut self, previous: &Self, issuers: &[Issuer]) {
-        for (issuer, lists) in &previous.issuers {
+        let previous = previous.in_force();
+        for (issuer, lists) in &previous {
             let now = self.issuers.get(issuer).map_or(&[][..], Vec::as_slice);
             // Of whom we trust no more there need be none.
-            let is_missed = |held: &Arc<IssuerList>| {
+            let is_missed = |held: &&Arc<IssuerList>| {
                 let signer = (issuer.as_slice(), held.public_key.as_slice());
                 issuers.iter().any(|known| (&known.name[..], &known.public_key[..]) == signer)
                     && !now.iter().any(|new| new.is_of_a_kind_with(held))
             };
-            if lists.iter().any(is_missed) {
-                let warning = format!("a list of {} is not among those that came", name(issuer));
-                self.warnings.push(warning);
+            let missed: Vec<_> = lists.iter().filter(is_missed).cloned().collect();
+            if missed.is_empty() {
+                continue;
             }
+            let mut warning = format!("a list of {} is not among those that came", name(issuer));
+            if !self.pending.is_empty() {
+                warning += "; the last good one stays in force, as one that came is not verified";
+                self.issuers.entry(issuer.clone()).or_default().extend(missed);
+            }
+            self.warnings.push(warning);
         }
         for (issuer, lists) in &mut self.issuers {
-            let in_force = previous.issuers.get(issuer).map_or(&[][..], Vec::as_slice);
+            let in_force = previous.get(issuer).map_or(&[][..], Vec::as_slice);
             for list in lists {
                 let held = in_force.iter().find(|held| held.is_of_a_kind_with(list));
                 let Some(held) = held.filter(|held| held.age() >= list.age()) else {
@@ -258,15 +299,15 @@ impl CrlIndex {
     /// only once. For the opposite, each list that speaks of such certificates must be in force.
     #[must_use]
     pub fn status(&self, asked: &Asked<'_>, now: UnixTime) -> Revocation {
-        let Some(lists) = self.issuers.get(asked.issuer) else {
-            return Revocation::Unknown;
-        };
-        if lists.iter().any(|list| list.serials.contain(asked.serial)) {
+        let proved = self.pending.proved(asked.issuer);
+        let loaded = self.issuers.get(asked.issuer).map_or(&[][..], Vec::as_slice);
+        let lists = || loaded.iter().chain(&proved);
+        if lists().any(|list| list.serials.contain(asked.serial)) {
             return Revocation::Revoked;
         }
         let is_own =
             |list: &&Arc<IssuerList>| asked.issuer_key.is_none_or(|key| list.public_key == key);
-        let own = lists.iter().filter(is_own);
+        let own = lists().filter(is_own);
         let mut covering = own.filter(|list| list.scope.covers(asked)).peekable();
         if covering.peek().is_none() {
             return Revocation::Unknown;
@@ -277,44 +318,56 @@ impl CrlIndex {
         Revocation::Good
     }
 
+    /// The lists that count now, by the name of their issuer.
+    fn in_force(&self) -> BTreeMap<Vec<u8>, Vec<Arc<IssuerList>>> {
+        let mut all = self.issuers.clone();
+        for (issuer, lists) in self.pending.all_proved() {
+            all.entry(issuer).or_default().extend(lists);
+        }
+        all
+    }
+
     /// What these lists revoke and those of `previous` did not.
-    pub(crate) fn revoked_since(&self, previous: Option<&Self>) -> impl Iterator<Item = LinkId> {
-        self.issuers.iter().flat_map(move |(issuer, lists)| {
-            let before = previous.and_then(|previous| previous.issuers.get(issuer));
-            let before = before.map_or(&[][..], Vec::as_slice);
+    pub(crate) fn revoked_since(&self, previous: Option<&Self>) -> Vec<LinkId> {
+        let before = previous.map(Self::in_force).unwrap_or_default();
+        let mut revoked = Vec::new();
+        for (issuer, lists) in &self.in_force() {
+            let before = before.get(issuer).map_or(&[][..], Vec::as_slice);
             // Most lists stay as they are.
-            let held = |list: &Arc<IssuerList>| before.iter().any(|held| Arc::ptr_eq(held, list));
-            let new = lists.iter().filter(move |list| !held(list));
+            let is_held =
+                |list: &&Arc<IssuerList>| before.iter().any(|held| Arc::ptr_eq(held, list));
             let was_revoked =
                 |serial: &&[u8]| before.iter().any(|list| list.serials.contain(serial));
-            new.flat_map(|list| list.serials.iter())
-                .filter(move |serial| !was_revoked(serial))
-                .map(|serial| LinkId::certificate(issuer, serial))
-        })
+            let new = lists.iter().filter(|list| !is_held(list));
+            let serials = new.flat_map(|list| list.serials.iter());
+            let serials = serials.filter(|serial| !was_revoked(serial));
+            revoked.extend(serials.map(|serial| LinkId::certificate(issuer, serial)));
+        }
+        revoked
     }
 
     /// How many serial numbers are held.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.issuers.values().flatten().map(|list| list.serials.len()).sum()
+        self.in_force().values().flatten().map(|list| list.serials.len()).sum()
     }
 
     /// How many bytes the serial numbers take.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.issuers.values().flatten().map(|list| list.serials.bytes()).sum()
+        self.in_force().values().flatten().map(|list| list.serials.bytes()).sum()
     }
 
-    /// Whether no list is held.
+    /// Whether no list is held, and none waits for its issuer.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.issuers.is_empty()
+        self.issuers.is_empty() && self.pending.is_empty()
     }
 
-    /// What an operator should know of the load.
+    /// What an operator should know of the load, and of the lists that wait.
     #[must_use]
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    pub fn warnings(&self) -> Vec<String> {
+        [self.warnings.clone(), self.pending.warnings()].concat()
     }
 }
 
@@ -370,49 +423,129 @@ fn split(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, Str
         .map_err(|error| format!("it is neither DER nor PEM: {error}"))
 }
 
-/// Reads one list: who issued it, and what it says.
-fn read(
-    list: &CertificateRevocationListDer<'_>,
+/// The lists of a load by what became of them.
+#[derive(Default)]
+struct Sorted {
+    proved: Vec<Read>,
+    waiting: Vec<PendingList>,
+    /// Those that do not count, and hold up no others.
+    left_out: Vec<CrlError>,
+    errors: Vec<CrlError>,
+}
+
+impl Sorted {
+    fn of(
+        lists: Vec<CertificateRevocationListDer<'static>>,
+        issuers: &[Issuer],
+        policy: &RevocationPolicy,
+        now: UnixTime,
+        warnings: &mut Vec<String>,
+    ) -> Self {
+        let is_known = |list: &[u8]| {
+            List::issuer(list).is_none_or(|name| issuers.iter().any(|known| known.name == name))
+        };
+        // Those of known issuers first: what others bring takes no room from them.
+        let lists =
+            lists.into_iter().enumerate().map(|(index, list)| (index, is_known(&list), list));
+        let (own, others): (Vec<_>, Vec<_>) = lists.partition(|(_, is_known, _)| *is_known);
+        let (mut sorted, mut room) = (Self::default(), policy.entries_limit);
+        for (index, is_known, list) in own.into_iter().chain(others) {
+            match load_one(list, index, issuers, room, now) {
+                Ok(Loaded::Proved(read)) => {
+                    room = room.saturating_sub(read.entries());
+                    sorted.proved.push(read);
+                }
+                Ok(Loaded::Pending(list)) if sorted.waiting.len() < PENDING_LIMIT => {
+                    room = room.saturating_sub(list.read.entries());
+                    sorted.waiting.push(list);
+                }
+                Ok(Loaded::Pending(_)) => warnings.push(format!(
+                    "revocation list {index}: {PENDING_LIMIT} lists wait for their issuer already; it does \
+                     not count"
+                )),
+                // Whose time is over has nobody below it who could be let in.
+                Err(reason) if reason == issuer::NOT_IN_FORCE => {
+                    sorted.left_out.push(CrlError { index, reason });
+                }
+                Err(reason) if !is_known && policy.mode == RevocationMode::Strict => {
+                    let reason = format!("{reason}; its issuer is not known");
+                    sorted.left_out.push(CrlError { index, reason });
+                }
+                Err(reason) => sorted.errors.push(CrlError { index, reason }),
+            }
+        }
+        sorted
+    }
+}
+
+/// Reads one list, and verifies it where one of these authorities signed it.
+fn load_one(
+    der: CertificateRevocationListDer<'static>,
     position: usize,
     issuers: &[Issuer],
-    limit: usize,
+    room: usize,
     now: UnixTime,
-) -> Result<Read, String> {
-    let List { issuer, this_update, next_update, number, base, scope, revoked, restored } =
-        List::read(list, limit)?;
-    let signer = signer(list, issuer, issuers)?;
-    if this_update > now.as_secs() {
-        return Err("its thisUpdate is in the future".into());
-    }
-    let set = |serials| Serials::new(serials).map_err(|_| "a serial number has over 20 bytes");
-    let list = IssuerList {
-        public_key: signer.public_key.clone(),
-        scope,
-        number,
-        this_update,
-        next_update,
-        serials: set(revoked)?,
-    };
-    let issuer = issuer.to_vec();
-    Ok(match base {
-        None => Read::Whole(issuer, list),
-        Some(base) => {
-            Read::Changes(issuer, Changes { position, base, list, restored: set(restored)? })
+) -> Result<Loaded, String> {
+    let read = Read::new(&der, position, room)?;
+    Ok(match signer(&der, &read.issuer, issuers)? {
+        Ok(_) if read.list.this_update > now.as_secs() => {
+            return Err("its thisUpdate is in the future".into());
         }
+        Ok(signer) => Loaded::Proved(read.signed_by(signer)),
+        Err(reason) => Loaded::Pending(PendingList { read, der, reason }),
     })
 }
 
-/// Which of the authorities of this name signed the list.
-fn signer<'a>(list: &[u8], issuer: &[u8], issuers: &'a [Issuer]) -> Result<&'a Issuer, String> {
+impl Read {
+    fn new(der: &[u8], position: usize, limit: usize) -> Result<Self, String> {
+        let List { issuer, this_update, next_update, number, base, scope, revoked, restored } =
+            List::read(der, limit)?;
+        let set = |serials| Serials::new(serials).map_err(|_| "a serial number has over 20 bytes");
+        let list = IssuerList {
+            public_key: Vec::new(),
+            scope,
+            number,
+            this_update,
+            next_update,
+            serials: set(revoked)?,
+        };
+        let restored = set(restored)?;
+        let changes = base.map(|base| Changes { base, restored });
+        Ok(Self { position, issuer: issuer.to_vec(), list, changes })
+    }
+
+    /// How many certificates it speaks of by name.
+    fn entries(&self) -> usize {
+        let restored = self.changes.as_ref().map_or(0, |changes| changes.restored.len());
+        self.list.serials.len() + restored
+    }
+
+    fn signed_by(mut self, signer: &Issuer) -> Self {
+        self.list.public_key.clone_from(&signer.public_key);
+        self
+    }
+}
+
+/// Which of the authorities signed a list of this issuer; or why none of them did.
+///
+/// # Errors
+/// Why its signer may not sign lists.
+fn signer<'a>(
+    list: &[u8],
+    issuer: &[u8],
+    issuers: &'a [Issuer],
+) -> Result<Result<&'a Issuer, String>, String> {
     let mut named = issuers.iter().filter(|known| known.name == issuer).peekable();
     if named.peek().is_none() {
-        return Err(format!("its issuer {} is none that we trust", name(issuer)));
+        return Ok(Err(format!("its issuer {} is not in the trust bundle", name(issuer))));
     }
-    let signer = named
-        .find(|known| known.signed(list))
-        .ok_or_else(|| format!("its signature is not by {}", name(issuer)))?;
-    signer.may_sign_lists()?;
-    Ok(signer)
+    let signers: Vec<_> = named.filter(|known| known.signed(list)).collect();
+    // One authority may have several certificates; one that lets it sign lists is enough.
+    let may_sign = signers.iter().find(|signer| signer.may_sign_lists().is_ok());
+    match may_sign.or_else(|| signers.first()) {
+        Some(signer) => signer.may_sign_lists().map(|()| Ok(*signer)).map_err(str::to_owned),
+        None => Ok(Err(format!("its signature is not by {}", name(issuer)))),
+    }
 }
 
 /// The readable parts of a name, for messages.

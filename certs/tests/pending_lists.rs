@@ -1,0 +1,301 @@
+//! Revocation lists of intermediates that only peers show, and intermediates that stand in a trust bundle.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops at what it did not expect"
+)]
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod pki;
+
+use std::sync::Arc;
+
+use pki::{Ca, HOUR, Leaf, List, WEB, World, ca_params, crl_pem, leaf_params, unix};
+use rcgen::KeyUsagePurpose;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use weft_certs::{Proof, TrustParts, TrustStore, fault, tls};
+use weft_model::{RevocationMode, RevocationPolicy};
+
+fn policy(mode: RevocationMode) -> RevocationPolicy {
+    RevocationPolicy { mode, ..RevocationPolicy::default() }
+}
+
+const STRICT: RevocationMode = RevocationMode::Strict;
+const SOFT: RevocationMode = RevocationMode::Soft;
+
+/// A store with this bundle and these lists.
+fn store(
+    bundle: &[&Ca],
+    lists: &[Vec<u8>],
+    mode: RevocationMode,
+    previous: Option<&TrustStore>,
+) -> Arc<TrustStore> {
+    let roots: String = bundle.iter().map(|ca| ca.pem()).collect();
+    let lists: String = lists.iter().map(|list| crl_pem(list)).collect();
+    let parts = TrustParts {
+        roots: roots.as_bytes(),
+        revocations: Some(lists.as_bytes()),
+        names: Vec::new(),
+        policy: policy(mode),
+    };
+    Arc::new(TrustStore::build(parts, previous, unix(0)).unwrap())
+}
+
+fn chain(leaf: &Leaf) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(leaf.chain.as_bytes()).map(Result::unwrap).collect()
+}
+
+/// Whether a client is let in; else the word and the detail.
+fn admits(store: &Arc<TrustStore>, leaf: &Leaf) -> Result<(), String> {
+    tls::check_client(store.clone(), &chain(leaf), unix(0)).map_err(|error| {
+        let (fault, detail) = fault::last(&error);
+        format!("{fault}: {detail}")
+    })
+}
+
+const GOOD: Result<(), String> = Ok(());
+
+fn revoked() -> Result<(), String> {
+    Err("ClientCertCrlHit: it was revoked".into())
+}
+
+fn uncovered() -> Result<(), String> {
+    Err("ClientCertCrlProcessingError: no revocation list speaks of it".into())
+}
+
+fn member(issuer: &Ca, serial: u64, above: &[&Ca]) -> Leaf {
+    pki::leaf(&leaf_params(WEB, serial), issuer, above)
+}
+
+fn named(name: &str, serial: u64, issuer: &Ca) -> Ca {
+    let mut params = ca_params(name);
+    params.serial_number = Some(serial.into());
+    pki::intermediate(params, issuer)
+}
+
+#[test]
+fn list_of_an_intermediate_counts_once_a_verified_chain_brings_it() {
+    let World { root, below, good } = World::new();
+    let bad = member(&below, 7, &[&below]);
+    let lists = [List::new(1, &[7]).signed_by(&below), List::new(1, &[]).signed_by(&root)];
+    for mode in [STRICT, SOFT] {
+        for first in [&good, &bad] {
+            let store = store(&[&root], &lists, mode, None);
+            assert!(store.warnings(unix(0))[0].contains("\"below\" is not in the trust bundle"));
+            drop(admits(&store, first));
+            assert_eq!(
+                (admits(&store, &good), admits(&store, &bad)),
+                (GOOD, revoked()),
+                "{mode:?}"
+            );
+            assert_eq!(store.warnings(unix(0)), Vec::<String>::new(), "it waits no longer");
+            assert_eq!(store.revocations().unwrap().coverage().len(), 2);
+        }
+    }
+}
+
+#[test]
+fn chain_that_is_not_verified_binds_no_list() {
+    let World { root, below, good } = World::new();
+    // An authority of the same name, below somebody else's root of the same name, that signs a list of its own.
+    let false_root = pki::root("root");
+    let false_below = named("below", 50, &false_root);
+    let attacker = member(&false_below, 1, &[&false_below]);
+    let lists = [
+        List::new(9, &[]).signed_by(&false_below),
+        List::new(1, &[7]).signed_by(&below),
+        List::new(1, &[]).signed_by(&root),
+    ];
+    let store = store(&[&root], &lists, STRICT, None);
+    assert!(admits(&store, &attacker).is_err());
+    assert_eq!(store.warnings(unix(0)).len(), 2, "both lists still wait");
+    // With the true intermediate beside its own certificate it gets no further.
+    let mixed = Leaf { chain: attacker.chain + &below.pem(), key: String::new() };
+    assert!(admits(&store, &mixed).is_err());
+    assert_eq!(store.warnings(unix(0)).len(), 2);
+    assert_eq!(admits(&store, &good), GOOD);
+    assert_eq!(admits(&store, &member(&below, 7, &[&below])), revoked());
+    assert_eq!(store.warnings(unix(0)).len(), 1, "the foreign list waits for ever");
+}
+
+#[test]
+fn list_that_one_issuer_of_a_name_did_not_sign_waits_for_another_of_that_name() {
+    let root = pki::root("root");
+    let issuers = [named("below", 51, &root), named("below", 52, &root), named("below", 53, &root)];
+    let [one, two, three] = &issuers;
+    let lists = [
+        List::new(1, &[]).signed_by(&root),
+        List::new(1, &[11]).signed_by(one),
+        List::new(1, &[12]).signed_by(two),
+    ];
+    for mode in [STRICT, SOFT] {
+        let store = store(&[&root], &lists, mode, None);
+        let uncovered = if mode == STRICT { uncovered() } else { GOOD };
+        for _ in 0..2 {
+            assert_eq!(admits(&store, &member(three, 30, &[three])), uncovered, "{mode:?}");
+            assert_eq!(admits(&store, &member(two, 22, &[two])), GOOD);
+            assert_eq!(admits(&store, &member(two, 12, &[two])), revoked());
+            assert_eq!(admits(&store, &member(one, 11, &[one])), revoked());
+            assert_eq!(admits(&store, &member(one, 21, &[one])), GOOD);
+        }
+    }
+}
+
+#[test]
+fn intermediate_in_the_bundle_beside_its_root_is_not_an_anchor() {
+    let World { root, below, good } = World::new();
+    let bad = member(&below, 7, &[&below]);
+    // A client that knows the intermediate to be known need not show it.
+    let bare = member(&below, 9, &[]);
+    let below_list = List::new(1, &[7]).signed_by(&below);
+    let with_root = |serials: &[u64]| [below_list.clone(), List::new(1, serials).signed_by(&root)];
+    for bundle in [[&root, &below], [&below, &root]] {
+        let clean = store(&bundle, &with_root(&[]), STRICT, None);
+        assert_eq!(clean.warnings(unix(0)), Vec::<String>::new());
+        for _ in 0..2 {
+            assert_eq!((admits(&clean, &good), admits(&clean, &bad)), (GOOD, revoked()));
+            assert_eq!(admits(&clean, &bare), GOOD);
+        }
+        let hit = store(&bundle, &with_root(&[50]), STRICT, Some(&clean));
+        assert_eq!((admits(&hit, &good), admits(&hit, &bare)), (revoked(), revoked()));
+        // A connection of who did not show it ends as well.
+        let proof = Proof::of(&chain(&bare), &clean).unwrap();
+        assert!(hit.withdrawn_since(&clean).ends(&proof));
+        // Without a list of the root nothing says that the intermediate is good.
+        let partial = store(&bundle, std::slice::from_ref(&below_list), STRICT, None);
+        assert_eq!(admits(&partial, &good), uncovered());
+        let partial = store(&bundle, std::slice::from_ref(&below_list), SOFT, None);
+        assert_eq!((admits(&partial, &good), admits(&partial, &bad)), (GOOD, revoked()));
+    }
+    // Alone it is where paths end, as nothing is above it.
+    let alone = store(&[&below], &[below_list], STRICT, None);
+    assert_eq!((admits(&alone, &good), admits(&alone, &bad)), (GOOD, revoked()));
+}
+
+#[test]
+fn cross_signed_intermediate_is_good_on_the_way_that_is_not_revoked() {
+    let [old, new] = ["old", "new"].map(pki::root);
+    let below = named("below", 60, &old);
+    let mut params = ca_params("below");
+    params.serial_number = Some(61.into());
+    let crossed = params.signed_by(below.key(), &new).unwrap();
+    let good = member(&below, 21, &[&below]);
+    let both = Leaf { chain: good.chain.clone() + &crossed.pem(), key: String::new() };
+    let other = Leaf { chain: member(&below, 21, &[]).chain + &crossed.pem(), key: String::new() };
+    let lists = |revoked_by_old: &[u64], revoked_by_new: &[u64]| {
+        [
+            List::new(1, &[7]).signed_by(&below),
+            List::new(1, revoked_by_old).signed_by(&old),
+            List::new(1, revoked_by_new).signed_by(&new),
+        ]
+    };
+    let check = |lists: &[Vec<u8>], expected: [Result<(), String>; 3]| {
+        let store = store(&[&old, &new], lists, STRICT, None);
+        for _ in 0..2 {
+            let found = [&good, &other, &both].map(|leaf| admits(&store, leaf));
+            assert_eq!(found, expected);
+        }
+    };
+    check(&lists(&[], &[]), [GOOD, GOOD, GOOD]);
+    check(&lists(&[60], &[]), [revoked(), GOOD, GOOD]);
+    check(&lists(&[], &[61]), [GOOD, revoked(), GOOD]);
+    check(&lists(&[60], &[61]), [revoked(), revoked(), revoked()]);
+}
+
+#[test]
+fn next_lists_of_a_seen_intermediate_are_verified_when_they_come() {
+    let World { root, below, good } = World::new();
+    let clean = List::new(1, &[]).signed_by(&root);
+    let lists =
+        |number, serials: &[u64]| [List::new(number, serials).signed_by(&below), clean.clone()];
+    let first = store(&[&root], &lists(5, &[]), STRICT, None);
+    assert_eq!(admits(&first, &good), GOOD);
+    let proof = Proof::of(&chain(&good), &first).unwrap();
+
+    let next = store(&[&root], &lists(6, &[1000]), STRICT, Some(&first));
+    assert_eq!(next.warnings(unix(0)), Vec::<String>::new(), "nothing waits");
+    assert!(next.withdrawn_since(&first).ends(&proof), "its connections end");
+    assert_eq!(admits(&next, &good), revoked());
+
+    // An older list, none, or a damaged one leaves the one in force.
+    let mut damaged = lists(7, &[]);
+    *damaged[0].last_mut().unwrap() ^= 1;
+    for lists in [lists(4, &[]).to_vec(), damaged.to_vec()] {
+        let later = store(&[&root], &lists, STRICT, Some(&next));
+        assert_eq!(admits(&later, &good), revoked());
+        assert!(!later.warnings(unix(0)).is_empty());
+    }
+    // Also one that was never checked while its connection was made.
+    let unlisted = store(&[&root], std::slice::from_ref(&clean), SOFT, None);
+    assert_eq!(admits(&unlisted, &good), GOOD);
+    let listed = store(&[&root], &lists(1, &[1000]), SOFT, Some(&unlisted));
+    assert!(listed.withdrawn_since(&unlisted).ends(&proof));
+}
+
+#[test]
+fn intermediate_that_may_not_sign_lists_or_is_not_yet_due_binds_none() {
+    let root = pki::root("root");
+    let clean = List::new(1, &[]).signed_by(&root);
+    let mut params = ca_params("below");
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let below = pki::intermediate(params, &root);
+    let lists = [List::new(1, &[]).signed_by(&below), clean.clone()];
+    let unfit = store(&[&root], &lists, STRICT, None);
+    assert_eq!(admits(&unfit, &member(&below, 1, &[&below])), uncovered());
+
+    let below = named("below", 50, &root);
+    let early = List { this_update: HOUR, ..List::new(1, &[7]) };
+    let store = store(&[&root], &[early.signed_by(&below), clean], STRICT, None);
+    let [good, bad] = [8, 7].map(|serial| member(&below, serial, &[&below]));
+    assert_eq!(admits(&store, &good), uncovered());
+    let later = |leaf| tls::check_client(store.clone(), &chain(leaf), unix(HOUR)).is_ok();
+    assert!(!later(&bad));
+    // The root's list, which is good for an hour, is what is missing for the other by then.
+    assert_eq!(store.warnings(unix(0)), Vec::<String>::new(), "the early list counts by then");
+}
+
+#[test]
+fn waiting_lists_are_bounded_in_number_bytes_and_entries() {
+    let World { root, below, good } = World::new();
+    let stranger = pki::root("stranger");
+    let foreign = List::new(1, &[1, 2, 3]).signed_by(&stranger);
+    let mut lists: Vec<_> = (0..300).map(|_| foreign.clone()).collect();
+    lists.push(List::new(1, &[]).signed_by(&below));
+    lists.push(List::new(1, &[]).signed_by(&root));
+    let full = store(&[&root], &lists, STRICT, None);
+    assert_eq!(full.warnings(unix(0)).len(), 301);
+    assert_eq!(admits(&full, &good), uncovered(), "its list is one too many");
+
+    // What waits takes no room from the lists of known issuers.
+    let tight = RevocationPolicy { entries_limit: 2, ..RevocationPolicy::default() };
+    let lists = [foreign, List::new(1, &[7, 8]).signed_by(&root)];
+    let lists: String = lists.iter().map(|list| crl_pem(list)).collect();
+    let roots = root.pem();
+    let parts = TrustParts {
+        roots: roots.as_bytes(),
+        revocations: Some(lists.as_bytes()),
+        names: Vec::new(),
+        policy: tight,
+    };
+    let store = Arc::new(TrustStore::build(parts, None, unix(0)).unwrap());
+    assert!(store.warnings(unix(0))[0].contains("more than 0 entries"));
+    assert_eq!(admits(&store, &member(&root, 7, &[])), revoked());
+    assert_eq!(admits(&store, &member(&root, 9, &[])), GOOD);
+}
+
+#[test]
+fn keys_that_are_tried_on_waiting_lists_are_bounded() {
+    let root = pki::root("root");
+    let [one, last] = [named("below", 51, &root), named("below", 52, &root)];
+    let lists = [List::new(1, &[]).signed_by(&root), List::new(1, &[]).signed_by(&last)];
+    let store = store(&[&root], &lists, STRICT, None);
+    assert_eq!(admits(&store, &member(&one, 1, &[&one])), uncovered());
+    for serial in 100..356 {
+        let other = named("below", serial, &root);
+        drop(admits(&store, &member(&other, 1, &[&other])));
+    }
+    assert_eq!(admits(&store, &member(&last, 1, &[&last])), uncovered(), "fails closed");
+}
