@@ -15,6 +15,7 @@ pub mod frames;
 pub mod handmade;
 pub mod http1;
 pub mod http2;
+pub mod http2_client;
 pub mod http2_probe;
 pub mod load;
 pub mod mesh;

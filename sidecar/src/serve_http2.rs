@@ -10,22 +10,27 @@ use weft_runtime::drain::Phase;
 use crate::denial::Denial;
 use crate::http::body::Source;
 use crate::http::h2 as http2;
+use crate::http::h2_budget::BREACHES_OF_LIBRARY;
 use crate::http::h2_guard::{Guarded, Watch};
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::{self, Connection};
 use crate::reply::Reply;
 use crate::stream::Stream;
 use crate::windows::NO_WINDOW_BYTES;
-use crate::worker::Worker;
+use crate::worker::{Worker, now};
 
 /// How long a client that is told to calm down has to take the message.
 const CALM: Duration = Duration::from_millis(200);
-/// How many streams that the client opened and reset, and how many that we reset because it broke the
-/// rules, one connection may have behind it at once: each costs work that nobody wants.
+/// How many streams that the client opened and reset may wait to be accepted.
 const RESET_LIMIT: usize = 100;
+/// The same for a peer that proved its identity: a sidecar passes on the resets of many clients.
+const RESET_LIMIT_OF_PEER: usize = 1_000;
+/// For how long frames on a stream that we reset are ignored, which the client sent before it knew.
+const RESET_REMEMBERED: Duration = Duration::from_secs(10);
 
-/// How many requests with too large a head a connection may send: each was decoded, and is thrown away.
-const OVERSIZED_LIMIT: u32 = 8;
+/// How much of a request's body is read and dropped after its answer, and for how long.
+const DISCARD_BYTES: usize = 64 * 1024 * 1024;
+const DISCARD: Duration = Duration::from_secs(30);
 /// How long a client that was told that no more requests are served has to go, once all are.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -41,7 +46,7 @@ pub(crate) async fn serve(
     tokio::pin!(over);
     let window = worker.windows.take();
     let bytes = window.as_ref().map_or(NO_WINDOW_BYTES, |window| window.bytes);
-    let handshake = builder(settings, bytes).handshake(stream);
+    let handshake = builder(settings, bytes, connection.peer.is_some()).handshake(stream);
     let handshake = tokio::select! {
         handshake = tokio::time::timeout(settings.timeouts.head, handshake) => handshake,
         reason = &mut over => return note_end(reason, &connection, worker),
@@ -57,7 +62,7 @@ pub(crate) async fn serve(
     let stuck = watch.stuck(settings.timeouts.head);
     let (fallen, gone) = (connection.ends(), farewell(&open));
     tokio::pin!(ending, stuck, fallen, gone);
-    let (mut is_told, mut oversized) = (false, 0);
+    let mut is_told = false;
     let mut left = settings.limits.requests_per_connection;
     let reason = loop {
         let next = tokio::select! {
@@ -77,17 +82,12 @@ pub(crate) async fn serve(
         match next {
             Some(Ok((request, mut respond))) => {
                 watch.given();
-                if connection.is_leaving() {
-                    // It was not looked at, and may be sent again elsewhere (RFC 9113, section 8.7).
-                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                if !is_wanted(&mut respond, &connection, worker) {
                     continue;
                 }
                 let (head, body) = http2::request(request, &settings.limits);
                 if head.as_ref().is_err_and(|refused| refused.denial == Denial::HeadTooLarge) {
-                    oversized += 1;
-                    if oversized > OVERSIZED_LIMIT {
-                        break h2::Reason::ENHANCE_YOUR_CALM;
-                    }
+                    watch.breach(now());
                 }
                 let stream = OneStream::begin(&open, &connection);
                 tokio::task::spawn_local(stream.serve(head, body, respond, worker.clone()));
@@ -134,15 +134,18 @@ async fn farewell(open: &Cell<usize>) {
     }
 }
 
-fn builder(settings: &HttpService, window_bytes: u32) -> h2::server::Builder {
+fn builder(settings: &HttpService, window_bytes: u32, is_peer: bool) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(http2::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(window_bytes)
         .max_concurrent_streams(settings.limits.streams)
         .max_send_buffer_size(http2::SEND_BUFFER_BYTES)
-        .max_pending_accept_reset_streams(RESET_LIMIT)
-        .max_local_error_reset_streams(Some(RESET_LIMIT))
+        .max_pending_accept_reset_streams(if is_peer { RESET_LIMIT_OF_PEER } else { RESET_LIMIT })
+        .max_concurrent_reset_streams(settings.limits.streams as usize)
+        .reset_stream_duration(RESET_REMEMBERED)
+        // Abuse is ended far earlier, by `Breaches`.
+        .max_local_error_reset_streams(Some(BREACHES_OF_LIBRARY as usize))
         .data_frame_budget(http2::DATA_FRAME_BUDGET_BYTES)
         // The library ends the whole connection not far above its limit. Ours is looked at when a
         // head is there, and costs only its own request.
@@ -156,7 +159,7 @@ fn builder(settings: &HttpService, window_bytes: u32) -> h2::server::Builder {
 }
 
 /// Resolves when the connection should take no more requests: the process ends, the client's certificate
-/// has, it is too old, or it has had neither a stream nor a frame for too long (which may last up to twice as long: it is looked
+/// has, it is too old, too many of its streams broke a rule, or it has had neither a stream nor a frame for too long (which may last up to twice as long: it is looked
 /// at in intervals, so that frames cost no clock).
 async fn ending(
     settings: &HttpService,
@@ -185,6 +188,45 @@ async fn ending(
         () = idle => {}
         () = drain.reached(Phase::Draining) => {}
         () = connection.leaves() => {}
+        () = watch.old() => {}
+    }
+}
+
+/// Whether a request is to be served: its client has not reset it yet, and may still send requests.
+fn is_wanted(
+    respond: &mut h2::server::SendResponse<bytes::Bytes>,
+    connection: &Connection,
+    worker: &Worker,
+) -> bool {
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    if respond.poll_reset(&mut cx).is_ready() {
+        // An endpoint must not see it: there each such request counts against a connection of many clients.
+        pipeline::refused(Denial::ClientGone, HttpVersion::Http2, connection, worker);
+        return false;
+    }
+    if connection.is_leaving() {
+        // It was not looked at, and may be sent again elsewhere (RFC 9113, section 8.7).
+        respond.send_reset(h2::Reason::REFUSED_STREAM);
+        return false;
+    }
+    true
+}
+
+/// Reads and drops what a client still sends for a request that was answered: a reset would reach the
+/// client in the middle of its upload, and each frame behind a reset costs the connection a reset more.
+/// Its flow-control window goes back to the other streams at once. Behind the limits the stream is reset
+/// with `NO_ERROR` (RFC 9113, section 8.1) when `body` is dropped.
+async fn discard(body: &mut h2::RecvStream) {
+    let reading = async {
+        let mut left = DISCARD_BYTES;
+        while let Ok(Some(piece)) = http2::piece(body).await
+            && left >= piece.len()
+        {
+            left -= piece.len();
+        }
+    };
+    if tokio::time::timeout(DISCARD, reading).await.is_err() {
+        tracing::debug!("a client still sends a body long after its answer");
     }
 }
 
@@ -210,14 +252,15 @@ impl OneStream {
     async fn serve(
         self,
         head: Result<RequestHead, http2::Refused>,
-        body: h2::RecvStream,
+        mut body: h2::RecvStream,
         mut respond: h2::server::SendResponse<bytes::Bytes>,
         worker: Rc<Worker>,
     ) {
         let mut reply = Reply::Http2 { respond: &mut respond, started: false };
         match head {
             Ok(head) => {
-                let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
+                let source =
+                    if body.is_end_stream() { Source::Empty } else { Source::Http2(&mut body) };
                 let serving =
                     pipeline::request(head, source, &mut reply, &self.connection, &worker);
                 Box::pin(serving).await;
@@ -226,6 +269,9 @@ impl OneStream {
                 pipeline::refused(denial, HttpVersion::Http2, &self.connection, &worker);
                 reply.deny(denial, is_grpc).await;
             }
+        }
+        if !body.is_end_stream() {
+            Box::pin(discard(&mut body)).await;
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::patience::Pulse;
 pub(crate) enum Source<'a> {
     Empty,
     Http1(BodyReader<'a>),
-    Http2(h2::RecvStream),
+    Http2(&'a mut h2::RecvStream),
     /// What was taken before, and then the rest.
     Again(std::vec::IntoIter<Bytes>, Box<Self>),
 }

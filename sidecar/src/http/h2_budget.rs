@@ -67,11 +67,89 @@ impl Budget {
     }
 }
 
+/// How many streams of a connection may break a rule or a limit at once.
+const BREACHES_AT_ONCE: u32 = 100;
+/// How many of those are forgiven in a second.
+const BREACHES_FORGIVEN_PER_SECOND: u64 = 10;
+/// How many breaches the library counts over the lifetime of a connection before it ends the connection and
+/// every stream on it.
+pub(crate) const BREACHES_OF_LIBRARY: u32 = 4_000;
+
+/// What follows from a breach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Tolerated,
+    /// The connection ends gracefully, and the client opens another, before the library ends it at once.
+    Renewed,
+    /// The connection ends at once: so many breaches are abuse.
+    Ended,
+}
+
+/// The streams of a connection that broke a rule (those that the library resets or refuses) or the limit
+/// of a request's head. Each costs work that serves no client; a few in the long life of a connection that
+/// is shared by many programs are no abuse.
+#[derive(Debug)]
+pub(super) struct Breaches {
+    left: u32,
+    total: u32,
+    /// When some were last forgiven.
+    forgiven: Instant,
+}
+
+impl Breaches {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { left: BREACHES_AT_ONCE, total: 0, forgiven: now }
+    }
+
+    /// Counts one more.
+    pub(super) fn add(&mut self, now: Instant) -> Verdict {
+        let passed = now.saturating_duration_since(self.forgiven).as_millis();
+        let passed = u64::try_from(passed).unwrap_or(u64::MAX);
+        let forgiven = passed.saturating_mul(BREACHES_FORGIVEN_PER_SECOND) / 1000;
+        if forgiven > 0 {
+            let forgiven = u32::try_from(forgiven).unwrap_or(u32::MAX);
+            self.left = self.left.saturating_add(forgiven).min(BREACHES_AT_ONCE);
+            self.forgiven = now;
+        }
+        self.total = self.total.saturating_add(1);
+        let Some(left) = self.left.checked_sub(1) else { return Verdict::Ended };
+        self.left = left;
+        if self.total >= BREACHES_OF_LIBRARY / 2 { Verdict::Renewed } else { Verdict::Tolerated }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn burst_of_breaches_ends_the_connection() {
+        let now = start();
+        let mut breaches = Breaches::new(now);
+        let tolerated = (0..).take_while(|_| breaches.add(now) == Verdict::Tolerated).count();
+        assert_eq!(tolerated, BREACHES_AT_ONCE as usize);
+        assert_eq!(breaches.add(now), Verdict::Ended);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(breaches.add(later), Verdict::Tolerated);
+    }
+
+    #[test]
+    fn rare_breaches_renew_the_connection_before_the_library_ends_it() {
+        let mut now = start();
+        let mut breaches = Breaches::new(now);
+        let mut tolerated = 0;
+        let verdict = loop {
+            now += Duration::from_millis(150);
+            match breaches.add(now) {
+                Verdict::Tolerated => tolerated += 1,
+                verdict => break verdict,
+            }
+        };
+        assert_eq!(verdict, Verdict::Renewed);
+        assert_eq!(tolerated + 1, BREACHES_OF_LIBRARY / 2);
+    }
 
     const PING: u8 = 6;
     const WINDOW_UPDATE: u8 = 8;

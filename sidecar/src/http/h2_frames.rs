@@ -63,6 +63,15 @@ impl FrameHeader {
         if beyond { Err(Reason::FLOW_CONTROL_ERROR) } else { Ok(()) }
     }
 
+    /// Whether it resets a stream because the peer broke a rule or a limit, as far as its payload is at
+    /// hand. A stream that is no longer wanted is no breach.
+    pub(super) fn punishes(self, payload: &[u8]) -> bool {
+        let reason = payload.first_chunk().map(|code| u32::from_be_bytes(*code));
+        let is_harmless =
+            |reason: u32| [Reason::NO_ERROR, Reason::CANCEL].contains(&Reason::from(reason));
+        self.kind == RST_STREAM && !reason.is_none_or(is_harmless)
+    }
+
     /// Whether it may be the first (RFC 9113, section 3.4).
     pub(super) fn check_first(self) -> Result<(), Reason> {
         let is_settings = self.kind == SETTINGS && self.flags & ACK == 0;

@@ -1,17 +1,18 @@
 //! A connection of HTTP/2 whose frames are looked at on their way to the library and from it: what it
 //! lets pass and must not, and what it takes amiss and should not.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-use super::h2_budget::Budget;
+use super::h2_budget::{Breaches, Budget, Verdict};
 use super::h2_ending::Ending;
 use super::h2_frames::{DATA, Frames, GOAWAY, HEADERS, PREFACE_BYTES};
 use crate::worker::now;
@@ -21,11 +22,15 @@ use crate::worker::now;
 const REFUSED_LIMIT: u32 = 64;
 
 /// What is seen of a connection from outside.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Watch {
     /// Why the connection must end.
     reason: Cell<Option<Reason>>,
     is_over: Notify,
+    breaches: RefCell<Breaches>,
+    /// Whether the client is to open another connection.
+    is_old: Cell<bool>,
+    renewed: Notify,
     received: Cell<u32>,
     /// The number of the frame or field section that has begun and not ended; 0 when there is none.
     pending: Cell<u32>,
@@ -44,6 +49,25 @@ impl Watch {
                 return reason;
             }
             self.is_over.notified().await;
+        }
+    }
+
+    /// Resolves when the connection must end gracefully, since the library would soon end it at once.
+    pub(crate) async fn old(&self) {
+        while !self.is_old.get() {
+            self.renewed.notified().await;
+        }
+    }
+
+    /// Counts a stream that broke a rule or a limit.
+    pub(crate) fn breach(&self, now: Instant) {
+        match self.breaches.borrow_mut().add(now) {
+            Verdict::Tolerated => {}
+            Verdict::Renewed => {
+                self.is_old.set(true);
+                self.renewed.notify_one();
+            }
+            Verdict::Ended => self.end(Reason::ENHANCE_YOUR_CALM),
         }
     }
 
@@ -105,7 +129,17 @@ pub(crate) struct Guarded<S> {
 impl<S> Guarded<S> {
     /// A connection that may have `streams` open at once.
     pub(crate) fn new(stream: S, streams: u32) -> (Self, Rc<Watch>) {
-        let watch = Rc::<Watch>::default();
+        let watch = Rc::new(Watch {
+            reason: Cell::default(),
+            is_over: Notify::default(),
+            breaches: RefCell::new(Breaches::new(now())),
+            is_old: Cell::default(),
+            renewed: Notify::default(),
+            received: Cell::default(),
+            pending: Cell::default(),
+            begun: Notify::default(),
+            kept_back: Cell::default(),
+        });
         let guarded = Self {
             stream,
             budget: Budget::new(now()),
@@ -216,10 +250,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
         if let Poll::Ready(Ok(sent)) = polled {
-            let Self { sent: frames, budget, is_told, .. } = this;
-            frames.see(buf.get(..sent).unwrap_or_default(), |frame, _| {
+            let Self { sent: frames, budget, is_told, watch, .. } = this;
+            frames.see(buf.get(..sent).unwrap_or_default(), |frame, payload| {
                 budget.send(frame);
                 *is_told |= frame.kind == GOAWAY;
+                if frame.punishes(payload) {
+                    watch.breach(now());
+                    // One that the library refused is no longer kept back.
+                    watch.given();
+                }
             });
         }
         polled

@@ -127,10 +127,10 @@ pub(super) async fn over_http2(
             }
         }
     };
-    let (parts, body) = response.into_parts();
+    let (parts, mut body) = response.into_parts();
     let status = parts.status;
     let mut head = http2::response(parts, false).map_err(Failure::Denied)?;
-    let mut source = Source::Http2(body);
+    let mut source = Source::Http2(&mut body);
     let mut sink = Sink::Http2(stream);
     if !status.is_success() {
         let mut outcome = Outcome { status: status.as_u16(), ..Outcome::default() };

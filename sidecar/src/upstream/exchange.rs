@@ -373,11 +373,11 @@ async fn converse_http2(
             }
         }
     };
-    let (parts, body) = response.into_parts();
+    let (parts, mut body) = response.into_parts();
     let bodiless = head.method == Method::HEAD || parts.status == 304 || parts.status == 204;
     let response = http2::response(parts, bodiless).map_err(Failure::Denied)?;
     outcome.status = response.status;
-    let mut body = Source::Http2(body);
+    let mut body = Source::Http2(&mut body);
     if !upload.is_whole() {
         reply.comes_early();
     }

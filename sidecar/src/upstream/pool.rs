@@ -13,7 +13,8 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 
 use crate::http::h1::{Reader, Writer};
-use crate::http::h2::{DATA_FRAME_BUDGET_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
+use crate::http::h2::{SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
+use crate::http::h2_blocked::Blocked;
 use crate::plan::Target;
 use crate::standing::Standing;
 use crate::stream::Half;
@@ -30,6 +31,9 @@ const HTTP2_LIMIT: usize = 8;
 pub(super) const STALL: Duration = Duration::from_secs(30);
 /// How long an HTTP/2 connection is kept without a stream.
 const HTTP2_IDLE: Duration = Duration::from_secs(60);
+/// How many streams that we reset are remembered, so that frames that the endpoint sent before it knew need
+/// no answer.
+const RESETS_REMEMBERED: usize = 4_096;
 /// How much earlier than it said an endpoint is expected to close: what it sends takes its time to us,
 /// and a request takes its time to it.
 const EARLIER: Duration = Duration::from_secs(1);
@@ -291,8 +295,12 @@ impl Pools {
                 u32::try_from(target.cluster.response_head_bytes + 1).unwrap_or(u32::MAX),
             )
             .max_send_buffer_size(SEND_BUFFER_BYTES)
-            .data_frame_budget(DATA_FRAME_BUDGET_BYTES)
-            .handshake(stream)
+            // Requests of many clients share it: what one of them cancels, or reads slowly, must not end
+            // the others'. What the endpoint sends is limited by `Blocked`.
+            .max_concurrent_reset_streams(RESETS_REMEMBERED)
+            .max_local_error_reset_streams(None)
+            .data_frame_budget(usize::MAX)
+            .handshake(Blocked::new(stream))
             .await
             .map_err(io::Error::other)?;
         let greeting = Rc::<Greeting>::default();

@@ -1,0 +1,173 @@
+//! What one client does over HTTP/2 ends neither its own other streams nor those of other clients, whose
+//! requests share a connection between two sidecars.
+
+use std::time::Duration;
+
+use http::Method;
+use weft_integration::bootstrap::allow_only;
+use weft_integration::curl::Curl;
+use weft_integration::frames::flag::{END_HEADERS, END_STREAM, NONE};
+use weft_integration::frames::kind::{DATA, HEADERS, RST_STREAM};
+use weft_integration::frames::{self, headers};
+use weft_integration::http2_client::{Client, next, send, whole};
+use weft_integration::http2_probe::{POST, data};
+use weft_integration::pair::{Pair, Wanted};
+use weft_integration::recording::Recording;
+
+const WINDOW_BYTES: u32 = 1 << 20;
+const DOWNLOAD_BYTES: usize = 16 << 20;
+const DOWNLOADS: usize = 4;
+
+/// A pair of sidecars before a service of HTTP/1.1, whose clients may get `/bytes` and nothing else.
+fn start() -> Pair {
+    let service = Recording::start();
+    let filters = vec![allow_only("client", "/bytes")];
+    Pair::start(&Wanted { filters, timeout_seconds: 0, ..Wanted::http1(service.port) })
+}
+
+/// How many there are of what a test makes many of: that number, or the one of a variable.
+fn number(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
+}
+
+/// Downloads slowly until `done`; how many bytes came, and whether it ended early.
+async fn download(
+    client: Client,
+    mut done: tokio::sync::watch::Receiver<bool>,
+) -> Result<usize, String> {
+    let path = format!("/bytes/{DOWNLOAD_BYTES}");
+    let (response, _) = client.begin(Method::GET, &path, true).await?;
+    let response = response.await.map_err(|error| error.to_string())?;
+    let mut body = response.into_body();
+    let mut bytes = 0;
+    while let Some(piece) = next(&mut body).await {
+        bytes += piece.map_err(|why| format!("{bytes} bytes: {why}"))?;
+        if !*done.borrow() {
+            // A piece each 50 ms, for as long as others are at work.
+            drop(tokio::time::timeout(Duration::from_millis(50), done.changed()).await);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Does `work` on a connection while others download, on the same and on their own; holds that each
+/// download is whole.
+async fn beside_downloads<T>(port: u16, work: impl AsyncFnOnce(Client) -> T) -> T {
+    let client = Client::connect(port, WINDOW_BYTES).await;
+    let (tell, done) = tokio::sync::watch::channel(false);
+    let mut downloads = vec![tokio::spawn(download(client.clone(), done.clone()))];
+    for _ in 0..DOWNLOADS {
+        let other = Client::connect(port, 64 * 1024).await;
+        downloads.push(tokio::spawn(download(other, done.clone())));
+    }
+    let result = work(client).await;
+    tell.send(true).expect("they wait for it");
+    for download in downloads {
+        let downloaded = download.await.expect("it does not panic");
+        assert_eq!(downloaded, Ok(DOWNLOAD_BYTES));
+    }
+    result
+}
+
+/// Refuses uploads at one of two sidecars, `at_once` at a time.
+async fn refuse_uploads(port: u16, uploads: usize, bytes: usize, at_once: usize) {
+    beside_downloads(port, async |client| {
+        for _ in 0..uploads / at_once {
+            let posts = (0..at_once).map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.post("/denied", bytes).await })
+            });
+            for post in posts.collect::<Vec<_>>() {
+                let answer = post.await.expect("it does not panic");
+                assert!(matches!(answer, Ok((403, _))), "{answer:?}");
+            }
+        }
+    })
+    .await;
+}
+
+/// With `WEFT_REFUSED_UPLOADS=100000` in full.
+#[tokio::test]
+async fn refused_uploads_leave_downloads_of_all_clients_whole() {
+    let mut pair = start();
+    let uploads = number("WEFT_REFUSED_UPLOADS", 1_000);
+    refuse_uploads(pair.caller.port, uploads, 40_000, 50).await;
+    // Larger than all windows.
+    refuse_uploads(pair.caller.port, 8, 6_000_000, 4).await;
+    assert_eq!(pair.caller.metric("weft_sidecar_floods_total"), 0);
+    assert_eq!(pair.callee.metric("weft_sidecar_floods_total"), 0);
+    pair.assert_unharmed();
+}
+
+#[tokio::test]
+async fn cancelled_downloads_leave_those_of_other_clients_whole() {
+    // Fewer bytes than the client's window has for its connection.
+    const AT_ONCE: usize = 50;
+    let mut pair = start();
+    let rounds = number("WEFT_CANCELLED_DOWNLOADS", 1_200) / AT_ONCE;
+    beside_downloads(pair.caller.port, async |client| {
+        for _ in 0..rounds {
+            let mut begun = Vec::new();
+            for _ in 0..AT_ONCE {
+                begun.push(
+                    client.begin(Method::GET, "/bytes/100000", true).await.expect("it is open").0,
+                );
+            }
+            // The first have answers on their way, the last have not been sent yet.
+            let first = begun.swap_remove(0);
+            whole(first).await.expect("the first is answered");
+            drop(begun);
+        }
+    })
+    .await;
+    let connections = pair.caller.metric("weft_sidecar_upstream_connections_total");
+    assert!(connections <= 16, "{connections} connections");
+    pair.assert_unharmed();
+}
+
+#[test]
+fn early_answer_ends_before_its_stream_is_reset() {
+    let pair = start();
+    let mut client = frames::Client::connect(pair.caller.port);
+    client.send(&headers(END_HEADERS, 1, &[&POST[..3], &[(":path", "/denied")]].concat()));
+    client.send(&data(NONE, 1, b"x"));
+    let answer = client.find("answer", |frame| frame.stream == 1);
+    assert_eq!(answer.kind, HEADERS, "{answer:?}");
+    if !answer.ends_stream() {
+        let end = client.find("end", |frame| frame.stream == 1 && frame.ends_stream());
+        assert_eq!(end.kind, DATA);
+    }
+    // The client may end its upload as if nothing had happened.
+    client.send(&data(END_STREAM, 1, b"x"));
+    client.send(&headers(END_HEADERS | END_STREAM, 3, &frames::get("/bytes/1")));
+    let next = client.find("next", |frame| matches!(frame.kind, RST_STREAM | DATA));
+    assert_eq!((next.kind, next.stream), (DATA, 3), "{next:?}, and not a reset of stream 1");
+}
+
+#[test]
+fn early_answer_reaches_curl_that_uploads() {
+    let pair = start();
+    let folder = tempfile::TempDir::new().expect("a temporary folder can be made");
+    let file = folder.path().join("body");
+    std::fs::write(&file, vec![b'x'; 5_000_000]).expect("it takes a file");
+    let file = format!("@{}", file.display());
+    let upload = ["--http2-prior-knowledge", "--header", "expect:", "--data-binary", &file];
+    for _ in 0..10 {
+        let answer = Curl::get(pair.caller.port, "/denied").with(&upload).run();
+        assert_eq!((answer.exit, answer.status), (0, 403), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn upload_without_end_is_reset_with_no_error_after_its_answer() {
+    const MORE_THAN_IS_DISCARDED: usize = 66 << 20;
+    let pair = start();
+    let client = Client::connect(pair.caller.port, WINDOW_BYTES).await;
+    let posting = client.begin(Method::POST, "/denied", false).await;
+    let (response, mut stream) = posting.expect("it is open");
+    let answer = whole(response).await;
+    assert!(matches!(answer, Ok((403, 1..))), "{answer:?}");
+    send(&mut stream, MORE_THAN_IS_DISCARDED).await;
+    let reset = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
+    assert_eq!(reset.expect("the stream is reset"), h2::Reason::NO_ERROR);
+}
