@@ -14,7 +14,7 @@ use std::sync::Arc;
 use fastrand::Rng;
 use weft_model::{EndpointSet, Missing, Name, RouteTable, Snapshot};
 use weft_xds::client::{ClientSession, Node, Request, Variant};
-use weft_xds::server::{ResourceSet, Response, ServerSession};
+use weft_xds::server::{Fragment, ResourceSet, Response, ServerSession};
 use weft_xds::translate::Kind;
 
 const SEEDS: u64 = 50;
@@ -129,11 +129,36 @@ impl World {
 
     fn publish(&mut self, text: &str) {
         self.view = world::snapshot(text);
-        self.set = ResourceSet::new(self.view.clone(), &[LOCAL]).expect("a closed configuration");
+        let earlier = std::mem::take(&mut self.set);
+        self.set = if self.rng.bool() {
+            ResourceSet::new(self.view.clone(), &[LOCAL]).expect("a closed configuration")
+        } else {
+            self.layered(&earlier)
+        };
+        // A server that knows what changed looks at nothing else, and must send the same.
+        if self.rng.u8(0..4) > 0 {
+            self.set.compare(&earlier);
+        }
         if let Some((server, stream)) = &mut self.link {
             let responses = server.flush(&self.set);
             stream.send(responses);
         }
+    }
+
+    /// The same configuration on top of a base, as sidecars share one.
+    fn layered(&mut self, earlier: &ResourceSet) -> ResourceSet {
+        let view = self.view.clone();
+        let own =
+            Snapshot { listeners: view.listeners, routes: view.routes, ..Snapshot::default() };
+        let base =
+            Snapshot { listeners: BTreeMap::new(), routes: BTreeMap::new(), ..self.view.clone() };
+        let base = Fragment::encode(base).expect("encodable resources");
+        let own = Fragment::encode(own).expect("encodable resources");
+        let mut base = ResourceSet::assemble(None, [&base], &[LOCAL]).expect("a closed base");
+        if let Some(before) = earlier.base() {
+            base.compare(before);
+        }
+        ResourceSet::assemble(Some(base.into()), [&own], &[LOCAL]).expect("a closed configuration")
     }
 
     fn change(&mut self) {

@@ -85,9 +85,9 @@ pub async fn run(
         status,
         revoked: revoked.clone(),
         last: None,
+        views: Arc::default(),
     };
-    let views = publisher.first()?;
-    let directory = watch::Sender::new(Arc::new(views));
+    let directory = watch::Sender::new(publisher.first()?);
 
     let life = options.certificate_life;
     let registrar = Registrar { authorities: authorities.clone(), store: store.clone(), life };
@@ -122,7 +122,7 @@ pub async fn run(
             let views = publisher.next();
             let is_new = views.is_some();
             if let Some(views) = views {
-                directory.send_replace(Arc::new(views));
+                directory.send_replace(views);
                 publisher.settle();
             }
             // A change of trust needs a new configuration of our own TLS too.
@@ -172,12 +172,13 @@ struct Publisher {
     status: watch::Sender<Status>,
     revoked: watch::Sender<Arc<BTreeSet<String>>>,
     last: Option<Last>,
+    views: Arc<Views>,
 }
 
 /// What is in force.
 struct Last {
     text: Vec<u8>,
-    mesh: Mesh,
+    mesh: Arc<Mesh>,
     trust: Trust,
     listed: Vec<Revoked>,
     list_at: SystemTime,
@@ -191,14 +192,14 @@ impl Last {
 
 impl Publisher {
     /// The first views. Without a good file there is nothing to serve.
-    fn first(&mut self) -> Result<Views, String> {
+    fn first(&mut self) -> Result<Arc<Views>, String> {
         let text = read(&self.options.mesh)?;
         let mesh = self.parse(&text).map_err(|mistakes| mistakes.join("\n"))?;
         self.apply(text, mesh)
     }
 
     /// New views, when the file or the revocations changed, or the list is due.
-    fn next(&mut self) -> Option<Views> {
+    fn next(&mut self) -> Option<Arc<Views>> {
         let text = match read(&self.options.mesh) {
             Ok(text) => text,
             Err(error) => {
@@ -246,7 +247,7 @@ impl Publisher {
         Ok(mesh)
     }
 
-    fn apply(&mut self, text: Vec<u8>, mesh: Mesh) -> Result<Views, String> {
+    fn apply(&mut self, text: Vec<u8>, mesh: Mesh) -> Result<Arc<Views>, String> {
         let now = wall_clock();
         let listed = self.revoked(&mesh);
         let kept = self
@@ -259,7 +260,10 @@ impl Publisher {
             None => (self.trust(&listed, now)?, now),
         };
         let seed = self.store.flow_seed().map_err(|error| error.to_string())?;
-        let views = Views::new(&mesh, &trust, seed).map_err(|problems| problems.join("; "))?;
+        let mesh = Arc::new(mesh);
+        let views = Views::new(mesh.clone(), &trust, seed, &self.views)
+            .map_err(|problems| problems.join("; "))?;
+        self.views = Arc::new(views);
         self.status.send_modify(|status| {
             status.applied += 1;
             status.rejected.clear();
@@ -279,7 +283,7 @@ impl Publisher {
             is_new
         });
         self.last = Some(Last { text, mesh, trust, listed, list_at });
-        Ok(views)
+        Ok(self.views.clone())
     }
 
     fn trust(&self, revoked: &[Revoked], now: SystemTime) -> Result<Trust, String> {

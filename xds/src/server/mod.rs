@@ -9,6 +9,6 @@ mod serve;
 mod session;
 
 pub use holders::{Holders, Taken};
-pub use resource_set::{Published, ResourceSet};
+pub use resource_set::{Fragment, Published, ResourceSet};
 pub use serve::{Directory, Incoming, Peer, serve, serve_resources};
 pub use session::{Response, ServerSession};

@@ -26,23 +26,23 @@ impl PartialEq for Published {
     }
 }
 
-/// Resources by kind and name: closed, so that no name in it leads nowhere.
+/// Resources that were encoded together, to be shared by several sets and reused while what they were
+/// made of stays the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ResourceSet {
-    kinds: BTreeMap<Kind, BTreeMap<Name, Published>>,
-    /// Per kind, a hash over all versions.
-    versions: BTreeMap<Kind, String>,
+pub struct Fragment {
+    resources: Vec<(Kind, Name, Published)>,
+    /// The names that it refers to and does not hold.
+    references: Vec<Missing>,
 }
 
-impl ResourceSet {
-    /// Encodes a configuration. Routes and endpoints that are referred to and not there are
-    /// published empty, since a client that waits for them would not become ready. `local_secrets`
-    /// are those that clients make themselves.
+impl Fragment {
+    /// Encodes a part of a configuration. Routes and endpoints that it refers to and does not hold
+    /// are published empty, since a client that waits for them would not become ready.
     ///
     /// # Errors
-    /// Each name that leads nowhere, and each value that has no form in xDS.
-    pub fn new(mut snapshot: Snapshot, local_secrets: &[&str]) -> Result<Self, Vec<String>> {
-        let mut problems = Vec::new();
+    /// Each value that has no form in xDS or that our own data planes would refuse.
+    pub fn encode(mut snapshot: Snapshot) -> Result<Self, Vec<String>> {
+        let mut references = Vec::new();
         for missing in snapshot.missing() {
             match missing {
                 Missing::Routes(name) => {
@@ -52,57 +52,174 @@ impl ResourceSet {
                 Missing::Endpoints(name) => {
                     snapshot.endpoints.insert(name, Arc::new(EndpointSet::default()));
                 }
-                Missing::Secret(name) if local_secrets.contains(&&*name) => {}
-                Missing::Cluster(_) | Missing::Secret(_) => {
-                    problems.push(format!("{missing} is referred to and not there"));
-                }
+                Missing::Cluster(_) | Missing::Secret(_) => references.push(missing),
             }
         }
-        let mut set = Self::default();
+        let mut encoded = Vec::new();
+        let mut problems = Vec::new();
         for resource in resources(&snapshot) {
-            match set.publish(&resource) {
-                Ok(()) => {}
+            match publish(&resource) {
+                Ok(published) => {
+                    encoded.push((resource.kind(), resource.name().clone(), published))
+                }
                 Err(problem) => problems.push(problem),
             }
         }
-        for kind in Kind::ALL {
-            let versions =
-                set.of(kind).map(|(name, p)| format!("{name}={}\n", p.version)).collect::<String>();
-            set.versions.insert(kind, hash(versions.as_bytes()));
+        if problems.is_empty() {
+            Ok(Self { resources: encoded, references })
+        } else {
+            Err(problems)
         }
-        if problems.is_empty() { Ok(set) } else { Err(problems) }
+    }
+}
+
+/// Resources by kind and name: closed, so that every name in it leads to a resource.
+///
+/// A set may extend a base that it shares with other sets.
+#[derive(Debug, Clone, Default)]
+pub struct ResourceSet {
+    base: Option<Arc<Self>>,
+    kinds: BTreeMap<Kind, BTreeMap<Name, Published>>,
+    /// Per kind, a hash over all versions, those of the base included.
+    versions: BTreeMap<Kind, String>,
+    changes: BTreeMap<Kind, Changes>,
+}
+
+/// The difference between a set and an earlier one, for one kind.
+#[derive(Debug, Clone)]
+struct Changes {
+    /// The version of the kind in the earlier set.
+    from: String,
+    /// The names that were added, changed or removed since.
+    names: Vec<Name>,
+}
+
+impl PartialEq for ResourceSet {
+    /// Whether two sets that were put together in the same way send the same.
+    fn eq(&self, other: &Self) -> bool {
+        Kind::ALL.into_iter().all(|kind| self.of(kind).eq(other.of(kind)))
+    }
+}
+
+impl Eq for ResourceSet {}
+
+impl ResourceSet {
+    /// Encodes a whole configuration. `local_secrets` are those that clients make themselves.
+    ///
+    /// # Errors
+    /// Each name that leads nowhere, and each value that has no form in xDS.
+    pub fn new(snapshot: Snapshot, local_secrets: &[&str]) -> Result<Self, Vec<String>> {
+        let fragment = Fragment::encode(snapshot)?;
+        Self::assemble(None, [&fragment], local_secrets)
     }
 
-    fn publish(&mut self, resource: &Resource) -> Result<(), String> {
-        let json = resource.json();
-        let version = hash(json.to_string().as_bytes());
-        let bytes = descriptor::from_json(resource.kind().message(), json)?;
-        // What our own data planes would refuse must never leave.
-        translate::decode(resource.kind(), &bytes).map_err(|rejection| rejection.to_string())?;
-        let endpoints = match resource {
-            Resource::Cluster(cluster) => match &cluster.discovery {
-                Discovery::Endpoints(name) => Some(name.clone()),
-                Discovery::Static(_) | Discovery::Dns(_) | Discovery::OriginalDestination => None,
-            },
-            Resource::Endpoints(..)
-            | Resource::Secret(..)
-            | Resource::Listener(_)
-            | Resource::Routes(_) => None,
-        };
-        let published = Published { version: version.into(), bytes: bytes.into(), endpoints };
-        self.kinds.entry(resource.kind()).or_default().insert(resource.name().clone(), published);
-        Ok(())
+    /// Puts fragments together, on top of a base where there is one, which has no base itself. `local_secrets` are those that
+    /// clients make themselves.
+    ///
+    /// # Errors
+    /// Each name that leads nowhere or is held twice.
+    pub fn assemble<'f>(
+        base: Option<Arc<Self>>,
+        fragments: impl IntoIterator<Item = &'f Fragment>,
+        local_secrets: &[&str],
+    ) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let mut references = Vec::new();
+        debug_assert!(base.as_ref().is_none_or(|base| base.base.is_none()), "one base at most");
+        let mut set = Self { base, ..Self::default() };
+        for fragment in fragments {
+            references.extend(&fragment.references);
+            for (kind, name, published) in &fragment.resources {
+                let in_base = set.base.as_ref().is_some_and(|base| base.get(*kind, name).is_some());
+                let resources = set.kinds.entry(*kind).or_default();
+                if in_base || resources.insert(name.clone(), published.clone()).is_some() {
+                    problems.push(format!("{kind} {name:?} is defined twice"));
+                }
+            }
+        }
+        for reference in references {
+            let is_known = match reference {
+                Missing::Cluster(name) => set.get(Kind::Cluster, name).is_some(),
+                Missing::Routes(name) => set.get(Kind::Routes, name).is_some(),
+                Missing::Endpoints(name) => set.get(Kind::Endpoints, name).is_some(),
+                Missing::Secret(name) => {
+                    local_secrets.contains(&&**name) || set.get(Kind::Secret, name).is_some()
+                }
+            };
+            if !is_known {
+                problems.push(format!("{reference} is referred to and not there"));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        for kind in Kind::ALL {
+            let version = set.hash_of(kind);
+            set.versions.insert(kind, version);
+        }
+        Ok(set)
     }
 
-    /// The resources of a kind.
+    /// Notes what differs from the set that clients were sent before, so that each of them need not
+    /// compare everything again.
+    pub fn compare(&mut self, earlier: &Self) {
+        for kind in Kind::ALL {
+            let base = match (&self.base, &earlier.base) {
+                (None, None) => Some(&[][..]),
+                (Some(base), Some(before)) => base.changed_since(kind, before.version(kind)),
+                (Some(_), None) | (None, Some(_)) => None,
+            };
+            // Without the changes of the base, clients compare everything.
+            let Some(base) = base else {
+                self.changes.remove(&kind);
+                continue;
+            };
+            let own = different(self.kinds.get(&kind), earlier.kinds.get(&kind));
+            let names = base.iter().cloned().chain(own).collect();
+            let from = earlier.version(kind).to_owned();
+            self.changes.insert(kind, Changes { from, names });
+        }
+    }
+
+    /// The names that changed since the kind had an earlier version; none when that is not known.
+    pub(super) fn changed_since(&self, kind: Kind, version: &str) -> Option<&[Name]> {
+        if self.version(kind) == version {
+            return Some(&[]);
+        }
+        let changes = self.changes.get(&kind).filter(|changes| changes.from == version)?;
+        Some(&changes.names)
+    }
+
+    fn hash_of(&self, kind: Kind) -> String {
+        let mut hasher = siphasher::sip::SipHasher13::new();
+        if let Some(base) = &self.base {
+            hasher.write(base.version(kind).as_bytes());
+        }
+        for (name, published) in self.kinds.get(&kind).into_iter().flatten() {
+            for part in [name.as_bytes(), b"=", published.version.as_bytes(), b"\n"] {
+                hasher.write(part);
+            }
+        }
+        format!("{:016x}", hasher.finish())
+    }
+
+    /// The set that this one extends.
+    #[must_use]
+    pub fn base(&self) -> Option<&Self> {
+        self.base.as_deref()
+    }
+
+    /// The resources of a kind: those of the base first.
     pub fn of(&self, kind: Kind) -> impl Iterator<Item = (&Name, &Published)> {
-        self.kinds.get(&kind).into_iter().flatten()
+        let base = self.base.iter().flat_map(move |base| base.kinds.get(&kind));
+        base.chain(self.kinds.get(&kind)).flatten()
     }
 
     /// A resource by name.
     #[must_use]
     pub fn get(&self, kind: Kind, name: &str) -> Option<&Published> {
-        self.kinds.get(&kind)?.get(name)
+        let own = self.kinds.get(&kind).and_then(|resources| resources.get(name));
+        own.or_else(|| self.base.as_ref()?.kinds.get(&kind)?.get(name))
     }
 
     /// The version of a whole kind.
@@ -110,6 +227,38 @@ impl ResourceSet {
     pub fn version(&self, kind: Kind) -> &str {
         self.versions.get(&kind).map_or("", String::as_str)
     }
+}
+
+/// The names that only one of two maps holds, or that they hold with different content.
+fn different(
+    now: Option<&BTreeMap<Name, Published>>,
+    before: Option<&BTreeMap<Name, Published>>,
+) -> Vec<Name> {
+    let empty = BTreeMap::new();
+    let now = now.unwrap_or(&empty);
+    let before = before.unwrap_or(&empty);
+    let changed = now.iter().filter(|(name, published)| before.get(*name) != Some(*published));
+    let removed = before.keys().filter(|name| !now.contains_key(*name));
+    changed.map(|(name, _)| name).chain(removed).cloned().collect()
+}
+
+fn publish(resource: &Resource) -> Result<Published, String> {
+    let json = resource.json();
+    let version = hash(json.to_string().as_bytes());
+    let bytes = descriptor::from_json(resource.kind().message(), json)?;
+    // A resource that our own data planes would refuse is never sent.
+    translate::decode(resource.kind(), &bytes).map_err(|rejection| rejection.to_string())?;
+    let endpoints = match resource {
+        Resource::Cluster(cluster) => match &cluster.discovery {
+            Discovery::Endpoints(name) => Some(name.clone()),
+            Discovery::Static(_) | Discovery::Dns(_) | Discovery::OriginalDestination => None,
+        },
+        Resource::Endpoints(..)
+        | Resource::Secret(..)
+        | Resource::Listener(_)
+        | Resource::Routes(_) => None,
+    };
+    Ok(Published { version: version.into(), bytes: bytes.into(), endpoints })
 }
 
 fn resources(snapshot: &Snapshot) -> Vec<Resource> {

@@ -16,7 +16,9 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::google::rpc;
 
-use super::{ResourceSet, Taken};
+use weft_model::Name;
+
+use super::{Published, ResourceSet, Taken};
 use crate::client::Variant;
 use crate::translate::Kind;
 
@@ -56,6 +58,9 @@ struct TypeState {
     owed: BTreeSet<String>,
     /// How the last response fares.
     last: Last,
+    /// The version of this type up to which `known` agrees with the set: only what has changed
+    /// since then needs a look. None when everything has to be compared.
+    compared: Option<String>,
 }
 
 /// What became of the last response of a type, with its nonce.
@@ -132,6 +137,12 @@ impl ServerSession {
                 && request.resource_names_unsubscribe.is_empty();
             state.wildcard = silent && kind.is_wildcard();
         }
+        if first
+            || !request.resource_names_subscribe.is_empty()
+            || !request.resource_names_unsubscribe.is_empty()
+        {
+            state.compared = None;
+        }
         for name in request.resource_names_subscribe {
             if name == "*" {
                 state.wildcard = true;
@@ -186,6 +197,7 @@ impl ServerSession {
             // it left out here, and it has forgotten that.
             let names: BTreeSet<String> = request.resource_names.into_iter().collect();
             let wildcard = state.wildcard;
+            state.compared = None;
             state.known.retain(|name, _| wildcard || names.contains(name));
             return Ok(Vec::new());
         }
@@ -194,7 +206,11 @@ impl ServerSession {
         let first = !std::mem::replace(&mut state.opened, true);
         let mut names: BTreeSet<String> = request.resource_names.into_iter().collect();
         let star = names.remove("*");
-        state.wildcard = kind.is_wildcard() && (star || (names.is_empty() && !state.named));
+        let wildcard = kind.is_wildcard() && (star || (names.is_empty() && !state.named));
+        if first || wildcard != state.wildcard || names != state.names {
+            state.compared = None;
+        }
+        state.wildcard = wildcard;
         state.named |= star || !names.is_empty();
         // The same names under the same nonce once more: a request to send them again. Envoy does
         // so for the endpoints of a cluster that changed.
@@ -205,7 +221,6 @@ impl ServerSession {
                 state.owed.insert(name.clone());
             }
         }
-        let wildcard = state.wildcard;
         state.known.retain(|name, _| wildcard || names.contains(name));
         state.owed.retain(|name| names.contains(name));
         state.names = names;
@@ -277,6 +292,7 @@ impl ServerSession {
         let names = differences(state, kind, set);
         let mut resources = Vec::new();
         let mut removed = Vec::new();
+        state.compared = Some(set.version(kind).to_owned());
         for name in names {
             match set.get(kind, &name) {
                 Some(published) => {
@@ -289,7 +305,7 @@ impl ServerSession {
                     });
                 }
                 // A cluster that the client never had cannot be in use.
-                None if hold_removals && state.known.contains_key(&name) => continue,
+                None if hold_removals && state.known.contains_key(&name) => state.compared = None,
                 None => {
                     state.known.remove(&name);
                     removed.push(name);
@@ -327,6 +343,7 @@ impl ServerSession {
         names
             .retain(|name| set.get(kind, name).is_some() || (kind.is_wildcard() && !hold_removals));
         let first = state.wildcard && matches!(state.last, Last::None);
+        state.compared = Some(set.version(kind).to_owned()).filter(|_| !hold_removals);
         if names.is_empty() && !first {
             return None;
         }
@@ -387,13 +404,20 @@ pub(super) fn refusal(detail: Option<&rpc::Status>) -> Option<&str> {
 /// Names the client wants or has whose state it does not know.
 fn differences(state: &TypeState, kind: Kind, set: &ResourceSet) -> BTreeSet<String> {
     let mut names: BTreeSet<String> = state.owed.clone();
-    for (name, published) in set.of(kind) {
-        if state.wants(name)
-            && state.known.get(&**name).map(String::as_str) != Some(&*published.version)
-        {
-            names.insert(name.to_string());
-        }
+    let is_new = |name: &str, published: &Published| {
+        state.wants(name) && state.known.get(name).map(String::as_str) != Some(&*published.version)
+    };
+    let changed = state.compared.as_deref().and_then(|version| set.changed_since(kind, version));
+    if let Some(changed) = changed {
+        let is_different = |name: &&Name| match set.get(kind, name) {
+            Some(published) => is_new(name, published),
+            None => state.known.contains_key(&***name),
+        };
+        names.extend(changed.iter().filter(is_different).map(ToString::to_string));
+        return names;
     }
+    let new = set.of(kind).filter(|(name, published)| is_new(name, published));
+    names.extend(new.map(|(name, _)| name.to_string()));
     names.extend(state.known.keys().filter(|name| set.get(kind, name).is_none()).cloned());
     names
 }

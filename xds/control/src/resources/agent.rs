@@ -1,4 +1,4 @@
-//! The agent's view: every service as opaque flows, hashed onto its replicas.
+//! The agent's resources: every service as opaque flows, hashed onto its replicas.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use crate::mesh::{Mesh, Port, Protocol, Service};
 const TCP_IDLE: Duration = Duration::from_secs(350);
 const UDP_IDLE: Duration = Duration::from_secs(120);
 
-pub(super) fn snapshot(mesh: &Mesh, flow_seed: u32) -> Snapshot {
+/// Where the agent takes intercepted flows.
+pub(super) fn common(flow_seed: u32) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for (suffix, address) in everywhere(OUTBOUND_PORT) {
         let tcp = capture(&format!("capture{suffix}"), address, Transport::Tcp);
@@ -24,6 +25,12 @@ pub(super) fn snapshot(mesh: &Mesh, flow_seed: u32) -> Snapshot {
     for (suffix, address) in everywhere(UDP_PORT) {
         insert(&mut snapshot, capture(&format!("capture-udp{suffix}"), address, Transport::Udp));
     }
+    snapshot
+}
+
+/// How agents reach the services of a mesh.
+pub(super) fn callers(mesh: &Mesh) -> Snapshot {
+    let mut snapshot = Snapshot::default();
     for service in mesh.services.values() {
         for port in &service.ports {
             serve(service, port, &mut snapshot);

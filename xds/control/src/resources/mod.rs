@@ -4,20 +4,22 @@
 //! and the outbound side of all others.
 
 mod agent;
+mod scope;
 mod sidecar;
+mod views;
 
-use std::collections::HashMap;
+pub use views::Views;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use weft_model::{
     Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE,
     Discovery, Endpoint, EndpointSet, Health, HttpFilter, RevocationPolicy, Secret, Snapshot,
-    SpiffeId, UpstreamProtocol, UpstreamTls, Validation,
+    UpstreamProtocol, UpstreamTls, Validation,
 };
-use weft_xds::client::Node;
-use weft_xds::server::{Directory, Holders, ResourceSet};
-use weft_xds::translate::{Kind, WORKLOAD_IDENTITY};
+use weft_xds::server::Holders;
+use weft_xds::translate::Kind;
 
 use crate::mesh::{Mesh, Port, Protocol, Service};
 
@@ -41,72 +43,9 @@ pub struct Trust {
     pub revocations: String,
 }
 
-/// What each client may see.
-#[derive(Debug, Default)]
-pub struct Views {
-    trust_domain: String,
-    agent: Arc<ResourceSet>,
-    sidecars: HashMap<String, Arc<ResourceSet>>,
-}
-
-impl Views {
-    /// The views of a mesh, whose agents hash flows with a seed of their own.
-    ///
-    /// # Errors
-    /// What in it has no form in xDS: a mistake of ours, named.
-    pub fn new(mesh: &Mesh, trust: &Trust, flow_seed: u32) -> Result<Self, Vec<String>> {
-        let set =
-            |snapshot: Snapshot| ResourceSet::new(snapshot, &[WORKLOAD_IDENTITY]).map(Arc::new);
-        let mut sidecars = HashMap::new();
-        for service in mesh.services.values().filter(|service| service.meshed) {
-            sidecars.insert(service.name.clone(), set(sidecar::snapshot(mesh, service, trust))?);
-        }
-        let agent = set(agent::snapshot(mesh, flow_seed))?;
-        Ok(Self { trust_domain: mesh.trust_domain.clone(), agent, sidecars })
-    }
-}
-
-impl Views {
-    /// Whether whoever has this id is told what to trust.
-    pub(crate) fn tells(&self, id: &str) -> bool {
-        SpiffeId::parse(id).is_ok_and(|id| {
-            id.trust_domain() == self.trust_domain && self.sidecars.contains_key(id.workload())
-        })
-    }
-
-    /// The version of what everybody trusts; none where nobody is told.
-    pub(crate) fn trust_version(&self) -> Option<&str> {
-        let set = self.sidecars.values().next()?;
-        set.get(Kind::Secret, TRUST).map(|published| &*published.version)
-    }
-}
-
 /// Who has taken what everybody must trust.
 pub(crate) fn trust_holders() -> Holders {
     Holders::new(Kind::Secret, TRUST)
-}
-
-impl Directory for Views {
-    /// What a client may see follows from its certificate; the node it claims to be does not count.
-    fn resources(&self, node: &Node, peer: Option<&SpiffeId>) -> Result<Arc<ResourceSet>, String> {
-        let Some(peer) = peer else {
-            return Err("configuration is for those that show a certificate".into());
-        };
-        if peer.trust_domain() != self.trust_domain {
-            return Err(format!("{peer} is not of this mesh"));
-        }
-        if *peer.as_str() == *agent_identity(&self.trust_domain) {
-            return Ok(self.agent.clone());
-        }
-        let expected = crate::mesh::identity(&self.trust_domain, peer.workload());
-        match self.sidecars.get(peer.workload()) {
-            Some(set) if expected.is_ok_and(|id| id == *peer) => Ok(set.clone()),
-            Some(_) | None => Err(format!(
-                "{peer} ({:?}) is neither an agent nor the sidecar of a meshed service",
-                node.id
-            )),
-        }
-    }
 }
 
 /// What the sidecar of a service asks of whoever calls a port of it, in this order.

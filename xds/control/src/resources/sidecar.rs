@@ -1,4 +1,4 @@
-//! A sidecar's view: its own service inbound, all others outbound.
+//! A sidecar's resources: its own service inbound, all services outbound.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -28,11 +28,31 @@ const HTTP_IDLE: Duration = Duration::from_secs(300);
 const TCP_IDLE: Duration = Duration::from_secs(3600);
 const LEEWAY: Duration = Duration::from_secs(60);
 
-pub(super) fn snapshot(mesh: &Mesh, own: &Service, trust: &Trust) -> Snapshot {
+/// The inbound side of the services of a mesh.
+pub(super) fn own(mesh: &Mesh) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for service in mesh.services.values() {
+        inbound(mesh, service, &mut snapshot);
+    }
+    snapshot
+}
+
+/// What every sidecar has: whom to trust, and where redirected connections arrive.
+pub(super) fn common(mesh: &Mesh, trust: &Trust) -> Snapshot {
     let mut snapshot = Snapshot::default();
     snapshot.secrets.insert(TRUST.into(), Arc::new(trust_secret(trust, &mesh.revocation)));
-    inbound(mesh, own, &mut snapshot);
     outbound(mesh, &mut snapshot);
+    snapshot
+}
+
+/// How every sidecar reaches the services of a mesh.
+pub(super) fn callers(mesh: &Mesh) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for service in mesh.services.values() {
+        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+            reach(mesh, service, port, &mut snapshot);
+        }
+    }
     snapshot
 }
 
@@ -297,11 +317,6 @@ fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {
             snapshot,
             Listener { default_chain: default_chain.clone(), ..redirected(&name, address) },
         );
-    }
-    for service in mesh.services.values() {
-        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
-            reach(mesh, service, port, snapshot);
-        }
     }
 }
 

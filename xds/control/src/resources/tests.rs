@@ -1,21 +1,45 @@
 //! What a mesh becomes: closed, and different for each client.
 
+use weft_model::SpiffeId;
+use weft_xds::client::Node;
+use weft_xds::server::{Directory, ResourceSet};
+
 use super::*;
 
-fn views() -> Views {
+fn mesh() -> Mesh {
     let text = r#"
 trust_domain: mesh.local
 service_ranges: [10.96.0.0/16]
 services:
 - {name: web, addresses: [10.96.0.1], ports: [{port: 80, target: 8080, protocol: http}], endpoints: [{address: 10.90.1.1}]}
 - {name: orders, addresses: [10.96.0.2], ports: [{port: 80, target: 8080, protocol: http}, {port: 53, protocol: udp}], endpoints: [{address: 10.90.2.1}]}
+routes:
+- {name: r, parentRefs: [{name: orders}], rules: [{matches: [{path: {value: /web}}], backendRefs: [{name: web, port: 80}]}]}
 security:
   policies:
   - {service: orders, allow: [{from: [web], paths: [/orders]}]}
 "#;
-    let mesh = Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
-    Views::new(&mesh, &Trust { roots: "ROOTS".into(), revocations: "LISTS".into() }, 7)
-        .expect("closed views")
+    Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"))
+}
+
+fn views_after(mesh: &Mesh, earlier: &Views) -> Views {
+    let trust = Trust { roots: "ROOTS".into(), revocations: "LISTS".into() };
+    Views::new(Arc::new(mesh.clone()), &trust, 7, earlier).expect("closed views")
+}
+
+fn views() -> Views {
+    views_after(&mesh(), &Views::default())
+}
+
+/// What the agent and the sidecars of these services are sent.
+fn all_sets(views: &Views) -> Vec<Option<Arc<ResourceSet>>> {
+    let ids =
+        ["ns/weft/sa/agent", "ns/default/sa/web", "ns/default/sa/orders", "ns/default/sa/new"];
+    let set = |id: &str| {
+        let peer = SpiffeId::parse(&format!("spiffe://mesh.local/{id}")).expect("an id");
+        views.resources(&Node::default(), Some(&peer)).ok()
+    };
+    ids.into_iter().map(set).collect()
 }
 
 #[test]
@@ -39,7 +63,43 @@ fn a_client_sees_what_its_certificate_says_and_nothing_else() {
 
 #[test]
 fn the_same_mesh_gives_the_same_versions() {
-    let (a, b) = (views(), views());
-    assert_eq!(a.agent, b.agent);
-    assert_eq!(a.sidecars, b.sidecars);
+    assert_eq!(all_sets(&views()), all_sets(&views()));
+}
+
+/// One change of a mesh.
+fn change(mesh: &mut Mesh, step: usize) {
+    let web = mesh.services.get("web").cloned();
+    let orders = mesh.services.get_mut("orders").expect("it is never removed");
+    match step % 9 {
+        0 => orders.endpoints.push((Ipv4Addr::new(10, 90, 2, 9).into(), 1)),
+        1 => orders.balance = Balance::LeastRequests,
+        2 => mesh.routes.clear(),
+        3 => mesh.policies.clear(),
+        4 => {
+            let web = web.expect("it is there by now");
+            let addresses = vec![Ipv4Addr::new(10, 96, 0, 3).into()];
+            let new = Service { name: "new".into(), addresses, ..web };
+            mesh.services.insert("new".into(), new);
+        }
+        5 => drop(mesh.services.remove("web")),
+        6 => orders.meshed = !orders.meshed,
+        7 => mesh.outbound = crate::mesh::Outbound::Open,
+        _ => *mesh = self::mesh(),
+    }
+}
+
+#[test]
+fn views_after_a_change_equal_views_built_from_nothing() {
+    let mut mesh = mesh();
+    let mut views = views();
+    for step in 0..27 {
+        // Not every set is asked for between two changes.
+        if step % 2 == 0 {
+            drop(all_sets(&views));
+        }
+        change(&mut mesh, step);
+        views = views_after(&mesh, &views);
+        let fresh = views_after(&mesh, &Views::default());
+        assert_eq!(all_sets(&views), all_sets(&fresh), "after step {step}");
+    }
 }

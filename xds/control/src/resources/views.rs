@@ -1,0 +1,216 @@
+//! The resources of each client, encoded once per service and shared by all clients.
+//!
+//! Every sidecar has the outbound side of all services in common; only the inbound side of its own
+//! service is its own, and is built when a sidecar of that service connects. When the mesh changes,
+//! only the services that changed are encoded again, and clients compare only those.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use weft_model::SpiffeId;
+use weft_xds::client::Node;
+use weft_xds::server::{Directory, Fragment, ResourceSet};
+use weft_xds::translate::{Kind, WORKLOAD_IDENTITY};
+
+use super::scope::{self, Scopes};
+use super::{TRUST, Trust, agent, agent_identity, sidecar};
+use crate::mesh::{Mesh, Service, identity};
+
+/// How many threads encode at once, at most.
+const ENCODER_LIMIT: usize = 8;
+
+/// What each client may see.
+#[derive(Debug, Default)]
+pub struct Views {
+    mesh: Option<Arc<Mesh>>,
+    agent: Arc<ResourceSet>,
+    /// What all sidecars have in common.
+    outbound: Arc<ResourceSet>,
+    services: BTreeMap<String, Arc<Encoded>>,
+    /// The sidecars that connected, by service.
+    sidecars: Mutex<BTreeMap<String, Sidecar>>,
+}
+
+/// How a service is reached, for both tiers.
+#[derive(Debug)]
+struct Encoded {
+    /// What it was made of.
+    scope: Mesh,
+    agent: Fragment,
+    sidecar: Fragment,
+}
+
+/// The inbound side of a service, and the set that its sidecars are sent.
+#[derive(Debug)]
+struct Sidecar {
+    /// What the inbound side was made of.
+    scope: Mesh,
+    inbound: Arc<Fragment>,
+    /// None until a sidecar asks after a change of the mesh.
+    set: Option<Arc<ResourceSet>>,
+    /// The set before the last change, when a sidecar had it.
+    earlier: Option<Arc<ResourceSet>>,
+}
+
+impl Views {
+    /// The views of a mesh, whose agents hash flows with a seed of their own. What did not change
+    /// since `earlier` is reused.
+    ///
+    /// # Errors
+    /// What in it has no form in xDS: a mistake of ours, named.
+    pub fn new(
+        mesh: Arc<Mesh>,
+        trust: &Trust,
+        flow_seed: u32,
+        earlier: &Self,
+    ) -> Result<Self, Vec<String>> {
+        let services = encode(&mesh, &earlier.services)?;
+        let common = Fragment::encode(agent::common(flow_seed))?;
+        let parts = services.values().map(|encoded| &encoded.agent);
+        let mut agent = ResourceSet::assemble(None, [&common].into_iter().chain(parts), &[])?;
+        agent.compare(&earlier.agent);
+        let common = Fragment::encode(sidecar::common(&Scopes::new(&mesh).global(), trust))?;
+        let parts = services.values().map(|encoded| &encoded.sidecar);
+        let parts = [&common].into_iter().chain(parts);
+        let mut outbound = ResourceSet::assemble(None, parts, &[WORKLOAD_IDENTITY])?;
+        outbound.compare(&earlier.outbound);
+        let sidecars = earlier.carried_over();
+        Ok(Self {
+            mesh: Some(mesh),
+            agent: Arc::new(agent),
+            outbound: Arc::new(outbound),
+            services,
+            sidecars: Mutex::new(sidecars),
+        })
+    }
+
+    /// The sidecars that took the set in force.
+    fn carried_over(&self) -> BTreeMap<String, Sidecar> {
+        let sidecars = self.sidecars.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_use = sidecars.iter().filter(|(_, sidecar)| sidecar.set.is_some());
+        let carried = in_use.map(|(name, sidecar)| {
+            let Sidecar { scope, inbound, set, .. } = sidecar;
+            let earlier = set.clone();
+            let inbound = inbound.clone();
+            (name.clone(), Sidecar { scope: scope.clone(), inbound, set: None, earlier })
+        });
+        carried.collect()
+    }
+
+    fn meshed(&self, name: &str) -> Option<(&Mesh, &Service)> {
+        let mesh = self.mesh.as_deref()?;
+        let service = mesh.services.get(name).filter(|service| service.meshed)?;
+        Some((mesh, service))
+    }
+
+    /// The set of a service's sidecars.
+    fn sidecar(&self, mesh: &Mesh, service: &Service) -> Result<Arc<ResourceSet>, Vec<String>> {
+        let mut sidecars = self.sidecars.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = sidecars.get(&service.name);
+        if let Some(set) = known.and_then(|sidecar| sidecar.set.as_ref()) {
+            return Ok(set.clone());
+        }
+        let scope = scope::inbound(mesh, service);
+        let inbound = match known.filter(|sidecar| sidecar.scope == scope) {
+            Some(sidecar) => sidecar.inbound.clone(),
+            None => Arc::new(Fragment::encode(sidecar::own(&scope))?),
+        };
+        let base = Some(self.outbound.clone());
+        let mut set = ResourceSet::assemble(base, [&*inbound], &[WORKLOAD_IDENTITY])?;
+        if let Some(earlier) = known.and_then(|sidecar| sidecar.earlier.as_ref()) {
+            set.compare(earlier);
+        }
+        let set = Arc::new(set);
+        let sidecar = Sidecar { scope, inbound, set: Some(set.clone()), earlier: None };
+        sidecars.insert(service.name.clone(), sidecar);
+        Ok(set)
+    }
+
+    /// Whether the client with this identity is sent a trust bundle.
+    pub(crate) fn tells(&self, id: &str) -> bool {
+        SpiffeId::parse(id).is_ok_and(|id| {
+            self.meshed(id.workload())
+                .is_some_and(|(mesh, _)| id.trust_domain() == mesh.trust_domain)
+        })
+    }
+
+    /// The version of the trust bundle; none where no client is sent one.
+    pub(crate) fn trust_version(&self) -> Option<&str> {
+        self.mesh.as_ref()?.services.values().find(|service| service.meshed)?;
+        self.outbound.get(Kind::Secret, TRUST).map(|published| &*published.version)
+    }
+}
+
+impl Directory for Views {
+    /// What a client may see follows from its certificate; the node it claims to be does not count.
+    fn resources(&self, node: &Node, peer: Option<&SpiffeId>) -> Result<Arc<ResourceSet>, String> {
+        let Some(peer) = peer else {
+            return Err("configuration is for those that show a certificate".into());
+        };
+        let trust_domain = self.mesh.as_ref().map_or("", |mesh| &mesh.trust_domain);
+        if peer.trust_domain() != trust_domain {
+            return Err(format!("{peer} is not of this mesh"));
+        }
+        if *peer.as_str() == *agent_identity(trust_domain) {
+            return Ok(self.agent.clone());
+        }
+        let is_sidecar = identity(trust_domain, peer.workload()).is_ok_and(|id| id == *peer);
+        let Some((mesh, service)) = self.meshed(peer.workload()).filter(|_| is_sidecar) else {
+            return Err(format!(
+                "{peer} ({:?}) is neither an agent nor the sidecar of a meshed service",
+                node.id
+            ));
+        };
+        self.sidecar(mesh, service).map_err(|problems| {
+            let problems = problems.join("; ");
+            tracing::error!(
+                service = service.name,
+                problems,
+                "inbound configuration not encodable"
+            );
+            format!("the configuration of {:?} cannot be encoded: {problems}", service.name)
+        })
+    }
+}
+
+/// Encodes the services whose scope changed, on all processors.
+fn encode(
+    mesh: &Mesh,
+    earlier: &BTreeMap<String, Arc<Encoded>>,
+) -> Result<BTreeMap<String, Arc<Encoded>>, Vec<String>> {
+    let scopes = Scopes::new(mesh);
+    let mut services = BTreeMap::new();
+    let mut changed = Vec::new();
+    for service in mesh.services.values() {
+        let scope = scopes.callers(service);
+        match earlier.get(&service.name).filter(|encoded| encoded.scope == scope) {
+            Some(encoded) => drop(services.insert(service.name.clone(), encoded.clone())),
+            None => changed.push((service.name.clone(), scope)),
+        }
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(ENCODER_LIMIT);
+    let share = changed.len().div_ceil(threads).max(1);
+    let mut shares = Vec::new();
+    while !changed.is_empty() {
+        shares.push(changed.split_off(changed.len().saturating_sub(share)));
+    }
+    let encoded = std::thread::scope(|threads| {
+        let spawned: Vec<_> =
+            shares.into_iter().map(|share| threads.spawn(move || encode_all(share))).collect();
+        let joined = spawned.into_iter().map(|thread| {
+            thread.join().unwrap_or_else(|_| Err(vec!["an encoder ended unexpectedly".into()]))
+        });
+        joined.collect::<Result<Vec<_>, _>>()
+    })?;
+    services.extend(encoded.into_iter().flatten());
+    Ok(services)
+}
+
+fn encode_all(share: Vec<(String, Mesh)>) -> Result<Vec<(String, Arc<Encoded>)>, Vec<String>> {
+    let encode = |(name, scope): (String, Mesh)| {
+        let agent = Fragment::encode(agent::callers(&scope))?;
+        let sidecar = Fragment::encode(sidecar::callers(&scope))?;
+        Ok((name, Arc::new(Encoded { scope, agent, sidecar })))
+    };
+    share.into_iter().map(encode).collect()
+}
