@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::HeaderMap;
 use rustls::ClientConfig;
 use rustls_pki_types::{ServerName, UnixTime};
 use tokio::sync::watch;
@@ -19,7 +20,7 @@ use weft_runtime::socket::{Mark, connect_tcp};
 use weft_xds::bootstrap::{AdsSource, Bootstrap};
 use weft_xds::client::{self as xds, ClientSession, Follower, Gate, Node, Status, Variant};
 use weft_xds::dial::{Connection, Dial};
-use weft_xds::translate::WORKLOAD_IDENTITY;
+use weft_xds::translate::{Notes, WORKLOAD_IDENTITY};
 
 use crate::identity::{Current, Enrolment, control_dial};
 
@@ -33,11 +34,15 @@ pub fn bootstrap_for(identity: Option<&SpiffeId>) -> Bootstrap {
     let id = identity.map(ToString::to_string).unwrap_or_default();
     let cluster = identity.map(|id| id.workload().to_owned()).unwrap_or_default();
     Bootstrap {
-        node: Node { id, cluster },
+        node: Node { id, cluster, ..Node::default() },
         resources: Snapshot::default(),
-        ads: Some(AdsSource { variant: Variant::Delta, cluster: Name::from("control") }),
+        ads: Some(AdsSource {
+            variant: Variant::Delta,
+            cluster: Name::from("control"),
+            metadata: HeaderMap::new(),
+        }),
         admin: None,
-        not_honoured: Vec::new(),
+        notes: Notes::default(),
     }
 }
 
@@ -60,9 +65,7 @@ pub async fn follow(
     channels: Channels,
 ) {
     let Channels { local, published, status } = channels;
-    for path in &bootstrap.not_honoured {
-        tracing::warn!(path, "a field of the bootstrap file has no effect here");
-    }
+    status.send_modify(|status| status.note("bootstrap".to_owned(), bootstrap.notes.clone()));
     let variant = bootstrap.ads.as_ref().map_or(Variant::Delta, |ads| ads.variant);
     let mut local_secrets: BTreeSet<Name> = bootstrap.resources.secrets.keys().cloned().collect();
     local_secrets.insert(WORKLOAD_IDENTITY.into());
@@ -79,6 +82,8 @@ pub async fn follow(
         },
     };
     let unresolved = watch::Sender::new(Arc::new(Snapshot::default()));
+    let metadata = bootstrap.ads.map(|ads| ads.metadata).unwrap_or_default();
+    let dial = dial.map(|dial| dial.with_metadata(metadata));
     tokio::spawn(resolve(unresolved.subscribe(), published));
     let has_server = dial.is_some();
     let follower = Follower {
@@ -137,7 +142,9 @@ fn cluster_tls(resources: &Snapshot, tls: &UpstreamTls) -> Result<Arc<ClientConf
             }
         },
     };
-    let Secret::Validation(validation) = secret(&tls.validation)?.as_ref() else {
+    let validation = tls.validation.as_ref();
+    let validation = validation.ok_or("the xDS cluster has TLS without trusted_ca")?;
+    let Secret::Validation(validation) = secret(validation)?.as_ref() else {
         return Err("the xDS cluster's validation is a certificate".into());
     };
     if !validation.points.is_empty() {

@@ -20,6 +20,7 @@ use weft_runtime::worker::Waiting;
 use weft_runtime::{admin, log, memory, open_files, worker};
 use weft_xds::bootstrap::Bootstrap;
 use weft_xds::client::Status;
+use weft_xds::translate::Notes;
 
 use crate::configuration::{self, Channels};
 use crate::identity::{self, Enrolment};
@@ -302,11 +303,18 @@ impl admin::Role for Role {
             self.snapshots.borrow().revision,
         );
         page.gauge("weft_xds_rejected", "Resources refused.", status.rejected.len() as u64);
-        let not_honoured: usize = status.not_honoured.values().map(Vec::len).sum();
+        let count = |of: fn(&Notes) -> &Vec<String>| {
+            status.notes.values().map(|notes| of(notes).len() as u64).sum()
+        };
         page.gauge(
             "weft_xds_not_honoured",
             "Fields that have no effect here.",
-            not_honoured as u64,
+            count(|notes| &notes.not_honoured),
+        );
+        page.gauge(
+            "weft_xds_warnings",
+            "Settings in force that weaken security.",
+            count(|notes| &notes.warnings),
         );
         self.particulars.metrics() + &page.finish()
     }
@@ -317,6 +325,10 @@ impl admin::Role for Role {
 
     fn config_dump(&self) -> serde_json::Value {
         let status = self.status.borrow();
+        let noted = |of: fn(&Notes) -> &Vec<String>| -> serde_json::Value {
+            let noted = status.notes.iter().filter(|(_, notes)| !of(notes).is_empty());
+            noted.map(|(resource, notes)| (resource.clone(), of(notes).clone())).collect()
+        };
         let mut dump = weft_xds::translate::dump(&self.snapshots.borrow());
         if let serde_json::Value::Object(fields) = &mut dump {
             fields.insert(
@@ -326,7 +338,8 @@ impl admin::Role for Role {
                     "connected": status.connected,
                     "last_error": status.last_error,
                     "rejected": status.rejected,
-                    "not_honoured": status.not_honoured,
+                    "not_honoured": noted(|notes| &notes.not_honoured),
+                    "warnings": noted(|notes| &notes.warnings),
                     "waiting_for": status.waiting_for.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 }),
             );

@@ -1,9 +1,10 @@
-//! Takes whatever certificate a client shows, for a service that judges by itself: the client has its key, and
-//! nothing else is proved.
+//! Takes whatever certificate a peer shows: a client's for a service that judges by itself, a server's where
+//! no roots are configured. The peer has the certificate's key, and nothing else is proved.
 
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DistinguishedName, Error};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::fault::{self, PeerFault};
 use crate::verify::{SHOWN_LIMIT, signatures};
@@ -46,6 +47,31 @@ impl ClientCertVerifier for Passing {
         match webpki::EndEntityCert::try_from(end_entity) {
             Ok(_) => Ok(ClientCertVerified::assertion()),
             Err(_) => refuse(PeerFault::Invalid, "its certificate cannot be read"),
+        }
+    }
+
+    signatures!();
+}
+
+/// Accepts the certificate of any server.
+#[derive(Debug)]
+pub(crate) struct AnyServer;
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        match webpki::EndEntityCert::try_from(end_entity) {
+            Ok(_) => Ok(ServerCertVerified::assertion()),
+            Err(_) => {
+                fault::note(end_entity);
+                Err(PeerFault::Invalid.refuse("its certificate cannot be read"))
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rustls::client::Resumption;
-use rustls::client::danger::ServerCertVerifier as _;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::server::danger::ClientCertVerifier as _;
@@ -21,7 +21,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use weft_model::{Group, StringMatch};
 
 use crate::TrustStore;
-use crate::passing::Passing;
+use crate::passing::{AnyServer, Passing};
 use crate::verify::Verifier;
 
 /// A certificate chain with its private key, checked to belong together.
@@ -249,7 +249,8 @@ pub struct Client {
     config: Arc<ClientConfig>,
     /// The same without sessions.
     plain: Arc<ClientConfig>,
-    servers: Arc<Verifier>,
+    /// None: any server is accepted.
+    servers: Option<Arc<Verifier>>,
 }
 
 impl Client {
@@ -269,9 +270,26 @@ impl Client {
     ) -> Result<Self, TlsError> {
         let servers = Arc::new(Verifier::new(trust, names, true));
         let plain = client_config(identity, servers.clone(), alpn, groups)?;
+        Ok(Self::resuming(plain, Some(servers)))
+    }
+
+    /// A client's side that accepts any server: nothing is proved of it.
+    ///
+    /// # Errors
+    /// When rustls refuses the combination.
+    pub fn unverified(
+        identity: Option<&Identity>,
+        alpn: &[String],
+        groups: &[Group],
+    ) -> Result<Self, TlsError> {
+        let plain = client_config(identity, Arc::new(AnyServer), alpn, groups)?;
+        Ok(Self::resuming(plain, None))
+    }
+
+    fn resuming(plain: ClientConfig, servers: Option<Arc<Verifier>>) -> Self {
         let mut config = plain.clone();
         config.resumption = Resumption::in_memory_sessions(Self::SESSIONS);
-        Ok(Self { config: Arc::new(config), plain: Arc::new(plain), servers })
+        Self { config: Arc::new(config), plain: Arc::new(plain), servers }
     }
 
     /// What a handshake is done with.
@@ -280,10 +298,10 @@ impl Client {
         &self.config
     }
 
-    /// By which store servers are checked.
+    /// By which store servers are checked; none where any is accepted.
     #[must_use]
-    pub fn trust(&self) -> &TrustStore {
-        self.servers.trust()
+    pub fn trust(&self) -> Option<&TrustStore> {
+        self.servers.as_ref().map(|verifier| verifier.trust())
     }
 
     /// What a handshake is done with that resumes nothing: for when [`Self::check_server`] has refused, since
@@ -303,12 +321,15 @@ impl Client {
         name: &ServerName<'_>,
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
+        let Some(servers) = &self.servers else {
+            return Ok(());
+        };
         if session.handshake_kind() != Some(HandshakeKind::Resumed) {
             return Ok(());
         }
         match session.peer_certificates() {
             Some([leaf, above @ ..]) => {
-                self.servers.verify_server_cert(leaf, above, name, &[], now).map(drop)
+                servers.verify_server_cert(leaf, above, name, &[], now).map(drop)
             }
             Some([]) | None => Err(rustls::Error::NoCertificatesPresented),
         }
@@ -398,7 +419,7 @@ fn server_config(
 
 fn client_config(
     identity: Option<&Identity>,
-    servers: Arc<Verifier>,
+    servers: Arc<dyn ServerCertVerifier>,
     alpn: &[String],
     groups: &[Group],
 ) -> Result<ClientConfig, TlsError> {

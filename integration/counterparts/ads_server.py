@@ -12,7 +12,8 @@ what changed. `fault` is one of
     duplicates  every listener is there twice
     silence     nothing is ever answered
 
-Each event is a JSON line on standard output: ready, a stream, and the ack or nack of each response."""
+Each event is a JSON line on standard output: ready, a stream, the node with the metadata of its stream, and
+the ack or nack of each response."""
 
 import concurrent.futures
 import json
@@ -102,6 +103,7 @@ class Stream:
     def __init__(self, world, requests, context, variant):
         self.world = world
         self.variant = variant
+        self.metadata = {item.key: str(item.value) for item in context.invocation_metadata()}
         self.nonce = 0
         self.events = queue.Queue()
         world.streams.add(self.events)
@@ -116,6 +118,9 @@ class Stream:
     def listen(self, requests):
         try:
             for request in requests:
+                if request.HasField("node"):
+                    node = json_format.MessageToDict(request.node)
+                    tell(event="node", node=node, metadata=self.metadata)
                 self.events.put(request)
         except grpc.RpcError:
             pass

@@ -63,6 +63,16 @@ struct Following {
 impl Following {
     /// Starts both. `port` is where the sidecar is expected to listen, once it is told so.
     fn start(variant: Variant, world: &World, port: u16) -> Self {
+        Self::start_as(json!({"id": "web-1", "cluster": "web"}), json!([]), variant, world, port)
+    }
+
+    fn start_as(
+        node: Value,
+        initial_metadata: Value,
+        variant: Variant,
+        world: &World,
+        port: u16,
+    ) -> Self {
         let folder = MeshPki::create();
         let server_port = port::free();
         let server = serve(&folder, server_port, world);
@@ -73,12 +83,13 @@ impl Following {
             "ads_config": {
                 "api_type": variant.api_type(),
                 "transport_api_version": "V3",
-                "grpc_services": [{"envoy_grpc": {"cluster_name": "control"}}],
+                "grpc_services": [{"envoy_grpc": {"cluster_name": "control"},
+                                   "initial_metadata": initial_metadata}],
             },
         });
         let control = cluster("control", &[server_port], Speaks::Http2, None);
         let config = with(bootstrap(admin, &[], &[control]), "dynamic_resources", ads);
-        let config = with(config, "node", json!({"id": "web-1", "cluster": "web"}));
+        let config = with(config, "node", node);
         let sidecar = Sidecar::start_without_waiting("follower", &folder, port, admin, &config);
         Self { server, server_port, sidecar, folder }
     }
@@ -426,5 +437,34 @@ fn streams_end_that_have_not_proved_what_is_asked_for_now_and_no_others() {
         following.turn_to(&world(&wants("https://issuer", "another")));
         assert!(with.ends(), "{variant:?}");
         settled("2");
+    }
+}
+
+#[test]
+fn node_and_initial_metadata_reach_the_server() {
+    let node = json!({
+        "id": "web-1", "cluster": "web", "user_agent_name": "another",
+        "metadata": {"NAMESPACE": "shop", "LABELS": {"app": "web"}, "WEIGHT": 1.5, "ON": [true, null]},
+        "locality": {"region": "eu", "zone": "eu-1", "sub_zone": "rack-7"},
+    });
+    let metadata = json!([{"key": "Authorization", "value": "Bearer abc"}, {"key": "x-tag", "value": "1"},
+                          {"key": "x-tag-bin", "raw_value": "AAH/"}]);
+    for variant in BOTH_VARIANTS {
+        let port = port::free();
+        let world = World { listeners: vec![saying("web", port, "hello")], ..World::default() };
+        let following = Following::start_as(node.clone(), metadata.clone(), variant, &world, port);
+        let line = following.server.line_with("\"node\"");
+        let event: Value = serde_json::from_str(&line).expect("events are JSON");
+        let seen = event.get("node").expect("the event has the node");
+        let field = |name: &str| seen.get(name).cloned().unwrap_or_default();
+        assert_eq!(field("metadata"), node["metadata"], "{variant:?}");
+        let locality = json!({"region": "eu", "zone": "eu-1", "subZone": "rack-7"});
+        assert_eq!(field("locality"), locality, "{variant:?}");
+        assert_eq!((field("id"), field("userAgentName")), (json!("web-1"), json!("weft")));
+        let said = event.get("metadata").expect("the event has the stream's metadata");
+        assert_eq!(said["authorization"], "Bearer abc", "{variant:?}");
+        assert_eq!(said["x-tag"], "1", "{variant:?}");
+        assert_eq!(said["x-tag-bin"], "b'\\x00\\x01\\xff'", "{variant:?}");
+        until_it_says(port, "hello");
     }
 }

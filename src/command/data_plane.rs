@@ -91,8 +91,11 @@ impl DataPlane {
                 resources.secrets.len(),
                 if bootstrap.ads.is_some() || enrolment.is_some() { ", more by xDS" } else { "" }
             ));
-            for path in &bootstrap.not_honoured {
+            for path in &bootstrap.notes.not_honoured {
                 say(&format!("not honoured: {path}"));
+            }
+            for warning in &bootstrap.notes.warnings {
+                say(&format!("warning: {warning}"));
             }
             return Ok(None);
         }

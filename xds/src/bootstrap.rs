@@ -4,16 +4,20 @@
 //! same translation as what comes over xDS, and with the same strictness.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_model::{Name, Snapshot};
+use http::HeaderMap;
+use prost_reflect::{DynamicMessage, Value};
+use tonic::metadata::{AsciiMetadataKey, BinaryMetadataKey, MetadataMap, MetadataValue};
+use weft_model::{Missing, Name, Snapshot};
 
 use crate::client::{Node, Variant};
 use crate::located::Located;
-use crate::translate::{Findings, Kind, Reader, Refused, Resource, read};
-use crate::{descriptor, translate};
+use crate::translate::{Findings, Kind, Notes, Reader, Refused, Resource, read};
+use crate::{json_form, translate};
 
 const MESSAGE: &str = "envoy.config.bootstrap.v3.Bootstrap";
 
@@ -28,8 +32,8 @@ pub struct Bootstrap {
     pub ads: Option<AdsSource>,
     /// Where the admin port listens.
     pub admin: Option<SocketAddr>,
-    /// Fields that are set and have no effect here.
-    pub not_honoured: Vec<String>,
+    /// What has no effect here or weakens security.
+    pub notes: Notes,
 }
 
 /// An aggregated discovery service.
@@ -39,6 +43,8 @@ pub struct AdsSource {
     pub variant: Variant,
     /// The static cluster that serves it.
     pub cluster: Name,
+    /// What each stream says beside its messages (`initial_metadata`), such as a token.
+    pub metadata: HeaderMap,
 }
 
 /// A mistake in a file, with its place.
@@ -66,126 +72,181 @@ impl Bootstrap {
     /// # Errors
     /// Every mistake that could be found, each with its line and field.
     pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
-        let message =
-            descriptor::from_yaml(MESSAGE, text).map_err(|text| vec![Problem { line: 0, text }])?;
+        let located = Located::parse(text).map_err(|text| vec![Problem { line: 0, text }])?;
+        let (message, mistakes) = json_form::read(MESSAGE, &located);
+        let mut refusals = Refusals { malformed: mistakes.len(), ..Refusals::default() };
+        refusals.all = mistakes;
         let findings = RefCell::new(Findings::default());
-        let mut refusals = Vec::new();
-        let bootstrap = Self::read(Reader::new(message, String::new(), &findings), &mut refusals);
+        let read =
+            |message| Self::read(Reader::new(message, String::new(), &findings), &mut refusals);
+        let bootstrap = message.map(read);
         let findings = findings.into_inner();
-        refusals.extend(findings.refused);
-        if refusals.is_empty() {
-            return Ok(Self {
-                not_honoured: [bootstrap.not_honoured, findings.not_honoured].concat(),
-                ..bootstrap
-            });
+        refusals.all.extend(findings.refused);
+        match bootstrap {
+            Some(mut bootstrap) if refusals.all.is_empty() => {
+                bootstrap.notes.extend(findings.notes);
+                Ok(bootstrap)
+            }
+            _ => {
+                let problem =
+                    |r: Refused| Problem { line: located.line_of(&r.path), text: r.to_string() };
+                let mut problems: Vec<Problem> = refusals.all.into_iter().map(problem).collect();
+                problems.sort_by_key(|problem| problem.line);
+                Err(problems)
+            }
         }
-        let located = Located::parse(text);
-        let line = |path: &str| located.as_ref().map_or(0, |located| located.line_of(path));
-        Err(refusals
-            .into_iter()
-            .map(|r| Problem { line: line(&r.path), text: r.to_string() })
-            .collect())
     }
 
-    fn read(mut bootstrap: Reader<'_>, refusals: &mut Vec<Refused>) -> Self {
-        bootstrap.harmless(&[
-            "layered_runtime",
-            "stats_config",
-            "stats_flush_interval",
-            "overload_manager",
-        ]);
+    fn read(mut bootstrap: Reader<'_>, refusals: &mut Refusals) -> Self {
         let node = bootstrap.child("node").map(node).unwrap_or_default();
-        let (resources, not_honoured) = bootstrap
+        let mut notes = Notes::default();
+        let resources = bootstrap
             .child("static_resources")
-            .map(|fixed| static_resources(fixed, refusals))
+            .map(|fixed| static_resources(fixed, refusals, &mut notes))
             .unwrap_or_default();
-        let ads = match bootstrap.child("dynamic_resources").map(ads) {
-            None => None,
-            Some(Ok(ads)) => Some(ads),
-            Some(Err(refused)) => {
-                refusals.push(refused);
-                None
-            }
-        };
-        let admin = bootstrap.child("admin").map(admin).transpose().unwrap_or_else(|refused| {
-            refusals.push(refused);
-            None
-        });
-        check(&resources, ads.as_ref(), refusals);
-        Self { node, resources, ads, admin, not_honoured }
+        let is_dynamic = bootstrap.has("dynamic_resources");
+        let ads = refusals.section(&mut bootstrap, "dynamic_resources", ads);
+        let admin = refusals.section(&mut bootstrap, "admin", admin);
+        match &ads {
+            Some(ads) => refusals.check_server(&resources, ads),
+            None if !is_dynamic => refusals.check_references(&resources),
+            None => {}
+        }
+        Self { node, resources, ads, admin, notes }
     }
 }
 
-/// Reads the resources that stand in the file, with the paths in them that nobody heeds.
-fn static_resources(mut fixed: Reader<'_>, refusals: &mut Vec<Refused>) -> (Snapshot, Vec<String>) {
+/// The mistakes of a file, and what must not be blamed on other parts of it.
+#[derive(Default)]
+struct Refusals {
+    all: Vec<Refused>,
+    /// How many of them are mistakes of the form: the first ones.
+    malformed: usize,
+    /// The names of resources that are in the file and were refused.
+    names: BTreeSet<String>,
+}
+
+impl Refusals {
+    /// Whether a part of the file has a mistake of form, so that what is missing there says nothing.
+    fn is_malformed(&self, path: &str) -> bool {
+        let forms = self.all.iter().take(self.malformed);
+        forms
+            .filter_map(|mistake| mistake.path.strip_prefix(path))
+            .any(|rest| rest.is_empty() || rest.starts_with('.') || rest.starts_with('['))
+    }
+
+    /// Reads a section of the file, unless its form is wrong.
+    fn section<'f, T>(
+        &mut self,
+        bootstrap: &mut Reader<'f>,
+        field: &str,
+        read: impl Fn(Reader<'f>) -> Result<T, Refused>,
+    ) -> Option<T> {
+        let section = bootstrap.child(field).filter(|_| !self.is_malformed(field))?;
+        read(section).map_err(|refused| self.all.push(refused)).ok()
+    }
+
+    fn insert(&mut self, snapshot: &mut Snapshot, resource: Resource, path: &str) {
+        if let Some(name) = translate::insert(snapshot, resource) {
+            let reason = format!("invalid name {name:?}: another resource has it");
+            self.all.push(Refused { path: format!("{path}.name"), reason });
+        }
+    }
+
+    /// The cluster of the xDS server is in the file, and proves who the server is where it speaks TLS:
+    /// whoever could pose as the server could set every policy.
+    fn check_server(&mut self, resources: &Snapshot, ads: &AdsSource) {
+        const PATH: &str = "dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name";
+        let Some(cluster) = resources.clusters.get(&ads.cluster) else {
+            return self.refuse_missing(PATH, &Missing::Cluster(ads.cluster.clone()));
+        };
+        if cluster.tls.as_ref().is_some_and(|tls| tls.validation.is_none()) {
+            let reason = format!(
+                "invalid cluster {:?}: the TLS of an xDS server needs trusted_ca, without it any \
+                 server could set the configuration",
+                ads.cluster
+            );
+            self.all.push(Refused { path: PATH.to_owned(), reason });
+        }
+    }
+
+    /// With no server to ask, every name must be found in the file.
+    fn check_references(&mut self, resources: &Snapshot) {
+        let identity = Missing::Secret(translate::WORKLOAD_IDENTITY.into());
+        for missing in resources.missing().iter().filter(|missing| **missing != identity) {
+            self.refuse_missing("static_resources", missing);
+        }
+    }
+
+    fn refuse_missing(&mut self, path: &str, missing: &Missing) {
+        let (Missing::Routes(name)
+        | Missing::Cluster(name)
+        | Missing::Endpoints(name)
+        | Missing::Secret(name)) = missing;
+        if !self.names.contains(&**name) {
+            let reason = format!("{missing} is referred to and not defined");
+            self.all.push(Refused { path: path.to_owned(), reason });
+        }
+    }
+}
+
+/// Reads the resources that are in the file.
+fn static_resources(mut fixed: Reader<'_>, refusals: &mut Refusals, notes: &mut Notes) -> Snapshot {
     let mut resources = Snapshot::default();
-    let mut not_honoured = Vec::new();
     let fields =
         [("clusters", Kind::Cluster), ("secrets", Kind::Secret), ("listeners", Kind::Listener)];
     for (field, kind) in fields {
         for (index, message) in fixed.messages(field).enumerate() {
             let path = format!("static_resources.{field}[{index}]");
-            let read = message.and_then(|message| {
-                read(kind, message, path.clone()).map_err(|rejection| rejection.refused)
-            });
-            match read {
+            let message = match message {
+                Ok(message) => named(kind, message, index),
+                Err(refused) => {
+                    refusals.all.push(refused);
+                    continue;
+                }
+            };
+            if refusals.is_malformed(&path) {
+                refusals.names.insert(translate::name_of(kind, &message));
+                continue;
+            }
+            match read(kind, message, path.clone()) {
                 Ok(accepted) => {
-                    not_honoured.extend(accepted.not_honoured);
-                    insert(&mut resources, accepted.resource, refusals, &path);
+                    notes.extend(accepted.notes);
+                    refusals.insert(&mut resources, accepted.resource, &path);
                 }
-                Err(refused) => refusals.push(refused),
-            }
-        }
-    }
-    (resources, not_honoured)
-}
-
-fn insert(snapshot: &mut Snapshot, resource: Resource, refusals: &mut Vec<Refused>, path: &str) {
-    let name = resource.name().clone();
-    if translate::insert(snapshot, resource).is_some() {
-        refusals.push(Refused {
-            path: format!("{path}.name"),
-            reason: format!("the name {name:?} is there twice"),
-        });
-    }
-}
-
-/// With no server to ask, every name must be found in the file.
-fn check(resources: &Snapshot, ads: Option<&AdsSource>, refusals: &mut Vec<Refused>) {
-    let refuse = |path: &str, reason: String| Refused { path: path.to_owned(), reason };
-    match ads {
-        Some(ads) if !resources.clusters.contains_key(&ads.cluster) => refusals.push(refuse(
-            "dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name",
-            format!("static_resources has no cluster {:?}", ads.cluster),
-        )),
-        Some(_) => {}
-        None => {
-            for missing in resources.missing() {
-                if missing != weft_model::Missing::Secret(translate::WORKLOAD_IDENTITY.into()) {
-                    refusals.push(refuse(
-                        "static_resources",
-                        format!("{missing} is referred to and not there"),
-                    ));
+                Err(rejection) => {
+                    refusals.names.insert(rejection.name);
+                    refusals.all.push(rejection.refused);
                 }
             }
         }
     }
+    resources
+}
+
+/// Names a listener that has no name by its place in the file. Envoy makes up a UUID, which says
+/// less in logs and changes with every start.
+fn named(kind: Kind, mut message: DynamicMessage, index: usize) -> DynamicMessage {
+    if kind == Kind::Listener && translate::name_of(kind, &message).is_empty() {
+        message.set_field_by_name("name", Value::String(format!("listeners[{index}]")));
+    }
+    message
 }
 
 fn node(mut node: Reader<'_>) -> Node {
-    node.harmless(&["metadata", "locality", "user_agent_name", "client_features"]);
-    Node { id: node.text("id"), cluster: node.text("cluster") }
+    // Which program this is, it says by itself.
+    node.harmless(&["user_agent_name", "user_agent_version", "user_agent_build_version"]);
+    Node { id: node.text("id"), cluster: node.text("cluster"), described: node.into_bytes() }
 }
 
 fn admin(mut admin: Reader<'_>) -> Result<SocketAddr, Refused> {
-    admin.harmless(&["access_log_path", "access_log", "profile_path"]);
     translate::socket(admin.required_child("address")?).map(|(address, _)| address)
 }
 
 fn ads(mut dynamic: Reader<'_>) -> Result<AdsSource, Refused> {
     for field in ["lds_config", "cds_config"] {
         if let Some(mut config) = dynamic.child(field) {
-            config.harmless(&["resource_api_version", "initial_fetch_timeout"]);
+            config.harmless(&["resource_api_version"]);
             if config.child("ads").is_none() {
                 return Err(config
                     .refuse("", "only ads is supported: every type comes over the one stream"));
@@ -193,12 +254,7 @@ fn ads(mut dynamic: Reader<'_>) -> Result<AdsSource, Refused> {
         }
     }
     let mut config = dynamic.required_child("ads_config")?;
-    config.harmless(&[
-        "transport_api_version",
-        "set_node_on_first_message_only",
-        "rate_limit_settings",
-        "request_timeout",
-    ]);
+    config.harmless(&["transport_api_version", "set_node_on_first_message_only"]);
     let variant = match config.choice("api_type").as_str() {
         "DELTA_GRPC" | "AGGREGATED_DELTA_GRPC" => Variant::Delta,
         "GRPC" | "AGGREGATED_GRPC" => Variant::StateOfTheWorld,
@@ -211,11 +267,44 @@ fn ads(mut dynamic: Reader<'_>) -> Result<AdsSource, Refused> {
     let Some(mut service) = services.drain(..).next() else {
         return Err(config.refuse("grpc_services", "it is empty; it names the server"));
     };
-    service.harmless(&["timeout", "retry_policy"]);
+    let metadata = initial_metadata(service.children("initial_metadata"))?;
     let mut grpc = service.required_child("envoy_grpc")?;
-    grpc.harmless(&["authority", "retry_policy"]);
-    Ok(AdsSource { variant, cluster: Arc::from(grpc.required_text("cluster_name")?) })
+    Ok(AdsSource { variant, cluster: Arc::from(grpc.required_text("cluster_name")?), metadata })
 }
+
+/// Reads `HeaderValue`s that go with each stream.
+fn initial_metadata(values: Vec<Reader<'_>>) -> Result<HeaderMap, Refused> {
+    let mut metadata = MetadataMap::new();
+    for mut header in values {
+        let name = header.required_text("key")?.to_ascii_lowercase();
+        let mut value = header.text("value").into_bytes();
+        if value.is_empty() {
+            value = header.bytes("raw_value");
+        }
+        // The name of a header may be shown, its value never: it may be a token.
+        if RESERVED.contains(&name.as_str()) {
+            let reason = format!("invalid metadata key {name:?}: gRPC sets it");
+            return Err(header.refuse("key", reason));
+        }
+        if name.ends_with("-bin") {
+            let key = BinaryMetadataKey::from_bytes(name.as_bytes())
+                .map_err(|_| header.refuse("key", format!("invalid metadata key {name:?}")))?;
+            metadata.append_bin(key, MetadataValue::from_bytes(&value));
+            continue;
+        }
+        let key = AsciiMetadataKey::from_bytes(name.as_bytes())
+            .map_err(|_| header.refuse("key", format!("invalid metadata key {name:?}")))?;
+        let mut value = MetadataValue::try_from(value.as_slice())
+            .map_err(|_| header.refuse("value", "invalid metadata value: expected ASCII text"))?;
+        value.set_sensitive(true);
+        metadata.append(key, value);
+    }
+    Ok(metadata.into_headers())
+}
+
+/// What gRPC says in headers itself.
+const RESERVED: [&str; 5] =
+    ["te", "content-type", "grpc-message", "grpc-message-type", "grpc-status"];
 
 #[cfg(test)]
 mod tests {
@@ -242,34 +331,79 @@ static_resources:
         assert_eq!(bootstrap.node.id, "web-1");
         assert_eq!(
             bootstrap.ads,
-            Some(AdsSource { variant: Variant::Delta, cluster: "control".into() })
+            Some(AdsSource {
+                variant: Variant::Delta,
+                cluster: "control".into(),
+                metadata: HeaderMap::new(),
+            })
         );
         assert_eq!(bootstrap.admin, Some("127.0.0.1:15000".parse().expect("an address")));
-        assert_eq!(bootstrap.not_honoured, Vec::<String>::new());
+        assert_eq!(bootstrap.notes, Notes::default());
     }
 
     #[test]
-    fn every_mistake_is_told_at_once_with_its_line() {
+    fn all_mistakes_are_reported_in_the_order_of_lines() {
         let text = GOOD
-            .replace("cluster_name: control}}]", "cluster_name: nobody}}]")
+            .replace("cluster_name: control}}]", "cluster_name: absent}}]")
             .replace("STRICT_DNS", "NOT_A_TYPE");
-        let error = Bootstrap::parse(&text).expect_err("unknown enumeration value");
-        assert!(error[0].text.contains("NOT_A_TYPE"), "{error:?}");
+        let lines = |text: &str| -> Vec<String> {
+            let problems = Bootstrap::parse(text).expect_err("mistakes");
+            problems.iter().map(ToString::to_string).collect()
+        };
+        let shown = lines(&text);
+        assert_eq!(shown.len(), 2, "{shown:?}");
+        assert!(shown[0].contains("line 7: ") && shown[0].contains("\"absent\" is referred to"));
+        assert!(shown[1].contains("line 11: static_resources.clusters[0].type: invalid value"));
 
         let text = GOOD
-            .replace("cluster_name: control}}]", "cluster_name: nobody}}]")
-            .replace("type: STRICT_DNS", "type: STRICT_DNS\n    lb_policy: RANDOM")
+            .replace("type: STRICT_DNS", "type: STRICT_DNS\n    lb_policy: CLUSTER_PROVIDED")
             .replace("DELTA_GRPC", "REST");
-        let problems = Bootstrap::parse(&text).expect_err("two mistakes");
-        let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        assert!(
-            shown[0].contains("line 12: static_resources.clusters[0].lb_policy: RANDOM"),
-            "{shown:?}"
-        );
-        assert!(
-            shown[1].contains("line 7: dynamic_resources.ads_config.api_type: REST"),
-            "{shown:?}"
-        );
+        let shown = lines(&text);
+        assert_eq!(shown.len(), 2, "{shown:?}");
+        assert!(shown[0].contains("line 7: dynamic_resources.ads_config.api_type: REST"));
+        let policy = "line 12: static_resources.clusters[0].lb_policy: CLUSTER_PROVIDED";
+        assert!(shown[1].contains(policy), "{shown:?}");
+
+        // What refers to a part that is refused itself is not blamed beside it.
+        let shown = lines(&GOOD.replace("type: STRICT_DNS", "type: 77"));
+        assert_eq!(shown.len(), 1, "{shown:?}");
+    }
+
+    #[test]
+    fn listeners_without_names_are_named_by_their_places() {
+        let listener = |port: u16, name: &str| {
+            format!(
+                "  - {{{name} use_original_dst: true, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}\n"
+            )
+        };
+        let listeners = [listener(1, ""), listener(2, "name: b,"), listener(3, "name: '',")];
+        let text = format!("{GOOD}  listeners:\n{}", listeners.concat());
+        let resources = Bootstrap::parse(&text).expect("a good file").resources;
+        let names: Vec<&str> = resources.listeners.keys().map(|name| &**name).collect();
+        assert_eq!(names, ["b", "listeners[0]", "listeners[2]"]);
+    }
+
+    #[test]
+    fn metadata_that_grpc_sets_itself_is_refused_and_values_are_not_shown() {
+        let with = |header: &str| {
+            let from = "{envoy_grpc: {cluster_name: control}}";
+            let to =
+                format!("{{envoy_grpc: {{cluster_name: control}}, initial_metadata: [{header}]}}");
+            Bootstrap::parse(&GOOD.replace(from, &to))
+        };
+        let ads = with("{key: Authorization, value: Bearer x}").expect("a good file").ads;
+        let metadata = ads.expect("a server").metadata;
+        assert_eq!(metadata.get("authorization").expect("it is there"), "Bearer x");
+        assert!(!format!("{metadata:?}").contains("Bearer"), "{metadata:?}");
+        for (header, reason) in [
+            ("{key: grpc-status, value: x}", "gRPC sets it"),
+            ("{key: 'a b', value: x}", "invalid metadata key \"a b\""),
+            ("{key: a, value: \"secret\\n\"}", "invalid metadata value"),
+        ] {
+            let problems = with(header).expect_err("refused");
+            assert!(problems[0].text.contains(reason), "{problems:?}");
+            assert!(!problems[0].text.contains("secret"), "{problems:?}");
+        }
     }
 
     #[test]

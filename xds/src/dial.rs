@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::HeaderMap;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// A connection, plain or TLS.
@@ -21,7 +23,10 @@ pub type Dialed = Pin<Box<dyn Future<Output = io::Result<Box<dyn Connection>>> +
 
 /// Opens a connection to a server. TLS, when there is any, is finished when it resolves.
 #[derive(Clone)]
-pub struct Dial(Arc<dyn Fn() -> Dialed + Send + Sync>);
+pub struct Dial {
+    open: Arc<dyn Fn() -> Dialed + Send + Sync>,
+    metadata: HeaderMap,
+}
 
 impl std::fmt::Debug for Dial {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -36,13 +41,25 @@ const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 impl Dial {
     /// Dials by calling `open`.
     pub fn new(open: impl Fn() -> Dialed + Send + Sync + 'static) -> Self {
-        Self(Arc::new(open))
+        Self { open: Arc::new(open), metadata: HeaderMap::new() }
+    }
+
+    /// The same, with metadata for each stream.
+    #[must_use]
+    pub fn with_metadata(self, metadata: HeaderMap) -> Self {
+        Self { metadata, ..self }
+    }
+
+    /// A request of a stream.
+    pub(crate) fn request<T>(&self, messages: T) -> tonic::Request<T> {
+        let metadata = MetadataMap::from_headers(self.metadata.clone());
+        tonic::Request::from_parts(metadata, tonic::Extensions::default(), messages)
     }
 
     /// Opens one connection.
     #[must_use]
     pub fn open(&self) -> Dialed {
-        (self.0)()
+        (self.open)()
     }
 
     /// A channel that dials when it is first used, and again when the connection is lost. A server

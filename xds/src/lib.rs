@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod client;
 mod descriptor;
 pub mod dial;
+mod json_form;
 pub mod located;
 pub mod server;
 pub mod translate;

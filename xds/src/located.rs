@@ -11,18 +11,48 @@ use serde_saphyr::Spanned;
 #[derive(Debug, Deserialize)]
 pub struct Located(Spanned<Node>);
 
+/// A value of a file.
 #[derive(Debug)]
-enum Node {
+pub(crate) enum Node {
     Map(BTreeMap<String, Located>),
     List(Vec<Located>),
-    Scalar,
+    Scalar(Scalar),
 }
 
+/// A value that holds no others.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Scalar {
+    Null,
+    Bool(bool),
+    Whole(i128),
+    Real(f64),
+    Text(String),
+}
+
+/// How many values a file may have, and how much text is in them: 100,000 services fit.
+const NODE_LIMIT: usize = 10_000_000;
+const SCALAR_LIMIT_BYTES: usize = 256 * 1024 * 1024;
+
 impl Located {
-    /// Reads a file; none when it is no YAML.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        serde_saphyr::from_str(text).ok()
+    /// Reads a file, YAML or JSON.
+    ///
+    /// # Errors
+    /// The text is not YAML, or exceeds the limits of size. The message names line and column.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        // The file is the operator's own, and 10,000 services are more nodes than the reader expects.
+        let budget = serde_saphyr::budget! {
+            max_nodes: NODE_LIMIT,
+            max_events: 2 * NODE_LIMIT,
+            max_total_scalar_bytes: SCALAR_LIMIT_BYTES,
+        };
+        // Never with the lines around a mistake: a private key may be in them.
+        let options = serde_saphyr::options! { budget: budget, with_snippet: false };
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+    }
+
+    /// The value at the root.
+    pub(crate) fn node(&self) -> &Node {
+        &self.0.value
     }
 
     /// The line of a field such as `services[0].ports[1].port`, counted from 1. A field that is not
@@ -32,9 +62,9 @@ impl Located {
         let mut here = self;
         for segment in segments(path) {
             let next = match &here.0.value {
-                Node::Map(map) => map.get(segment),
+                Node::Map(map) => map.get(segment).or_else(|| map.get(&camel_case(segment))),
                 Node::List(list) => segment.parse::<usize>().ok().and_then(|index| list.get(index)),
-                Node::Scalar => None,
+                Node::Scalar(_) => None,
             };
             match next {
                 Some(next) => here = next,
@@ -43,6 +73,18 @@ impl Located {
         }
         here.0.referenced.line()
     }
+}
+
+/// The other spelling that a field may have in the JSON form of protobuf.
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_');
+    let mut camel = words.next().unwrap_or_default().to_owned();
+    for word in words {
+        let mut letters = word.chars();
+        camel.extend(letters.next().map(|first| first.to_ascii_uppercase()));
+        camel.push_str(letters.as_str());
+    }
+    camel
 }
 
 /// `a.b[0]["c.d"].e` as `a`, `b`, `0`, `c.d`, `e`.
@@ -92,26 +134,29 @@ impl<'de> Deserialize<'de> for Node {
                 }
                 Ok(Node::List(list))
             }
-            fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
-                Ok(Node::Scalar)
+            fn visit_bool<E>(self, flag: bool) -> Result<Node, E> {
+                Ok(Node::Scalar(Scalar::Bool(flag)))
             }
-            fn visit_i64<E>(self, _: i64) -> Result<Node, E> {
-                Ok(Node::Scalar)
+            fn visit_i64<E>(self, number: i64) -> Result<Node, E> {
+                Ok(Node::Scalar(Scalar::Whole(number.into())))
             }
-            fn visit_u64<E>(self, _: u64) -> Result<Node, E> {
-                Ok(Node::Scalar)
+            fn visit_u64<E>(self, number: u64) -> Result<Node, E> {
+                Ok(Node::Scalar(Scalar::Whole(number.into())))
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
-                Ok(Node::Scalar)
+            fn visit_i128<E>(self, number: i128) -> Result<Node, E> {
+                Ok(Node::Scalar(Scalar::Whole(number)))
             }
-            fn visit_str<E>(self, _: &str) -> Result<Node, E> {
-                Ok(Node::Scalar)
+            fn visit_f64<E>(self, number: f64) -> Result<Node, E> {
+                Ok(Node::Scalar(Scalar::Real(number)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Node, E> {
+                Ok(Node::Scalar(Scalar::Text(text.to_owned())))
             }
             fn visit_unit<E>(self) -> Result<Node, E> {
-                Ok(Node::Scalar)
+                Ok(Node::Scalar(Scalar::Null))
             }
             fn visit_none<E>(self) -> Result<Node, E> {
-                Ok(Node::Scalar)
+                Ok(Node::Scalar(Scalar::Null))
             }
         }
         deserializer.deserialize_any(NodeVisitor)

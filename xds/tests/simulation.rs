@@ -82,7 +82,7 @@ fn play(variant: Variant) {
 
 impl World {
     fn new(seed: u64, variant: Variant) -> Self {
-        let node = Node { id: "client".into(), cluster: "cluster".into() };
+        let node = Node { id: "client".into(), cluster: "cluster".into(), ..Node::default() };
         let local = BTreeSet::from([LOCAL.into()]);
         let mut world = Self {
             rng: Rng::with_seed(seed),

@@ -272,7 +272,8 @@ impl Work<'_> {
 
     fn client_tls(&mut self, tls: &UpstreamTls, cluster: &str) -> Result<ClientParts, String> {
         let here = format!("cluster {cluster}");
-        let trust = self.trust(&tls.validation, &here)?;
+        let trust = tls.validation.as_ref();
+        let trust = trust.map(|source| self.trust(source, &here)).transpose()?;
         let identity = tls.identity.as_ref();
         let identity = identity.map(|source| self.identity(source, &here)).transpose()?;
         Ok(ClientParts { identity, trust })
@@ -371,7 +372,8 @@ fn load_identity(own: &TlsIdentity, files: &mut Files) -> Result<Identity, Strin
 /// What TLS with a cluster is made of.
 pub(super) struct ClientParts {
     pub(super) identity: Option<Identity>,
-    pub(super) trust: Arc<TrustStore>,
+    /// None: any server is accepted.
+    pub(super) trust: Option<Arc<TrustStore>>,
 }
 
 impl ClientParts {
@@ -379,8 +381,13 @@ impl ClientParts {
         let Self { identity, trust } = self;
         let config = |alpn: &[&str]| {
             let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
-            Client::new(identity.as_ref(), trust.clone(), tls.names.clone(), &alpn, &tls.groups)
-                .map_err(|error| error.to_string())
+            let client = match trust.clone() {
+                Some(trust) => {
+                    Client::new(identity.as_ref(), trust, tls.names.clone(), &alpn, &tls.groups)
+                }
+                None => Client::unverified(identity.as_ref(), &alpn, &tls.groups),
+            };
+            client.map_err(|error| error.to_string())
         };
         let (http1, http2, plain) = (config(&["http/1.1"])?, config(&["h2"])?, config(&[])?);
         Ok(TargetTls::Originate { http1, http2, plain, tls: Box::new(tls.clone()) })

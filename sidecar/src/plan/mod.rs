@@ -137,7 +137,7 @@ impl PartialEq for TargetSecrets {
 impl TargetSecrets {
     fn new(parts: Option<&ClientParts>) -> Self {
         let identity = parts.and_then(|parts| parts.identity.clone());
-        Self { identity, trust: parts.map(|parts| parts.trust.clone()) }
+        Self { identity, trust: parts.and_then(|parts| parts.trust.clone()) }
     }
 
     /// Whether connections made by the others may go on to be used: we are who we were, and ask for the

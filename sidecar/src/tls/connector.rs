@@ -43,15 +43,20 @@ pub(crate) async fn connect(
         },
     };
     let stream = secure(client, server_name(tls, address), address, mark, timeout).await?;
-    let proof = stream.session().peer_certificates();
-    let proof = proof.and_then(|chain| Proof::of(chain, client.trust()));
-    let proof = proof.ok_or(io::ErrorKind::InvalidData)?;
-    let enrolled = worker.enrol_proof(stream.tcp(), proof, client.trust());
+    let enrolled = match client.trust() {
+        None => None,
+        Some(trust) => {
+            let proof = stream.session().peer_certificates();
+            let proof = proof.and_then(|chain| Proof::of(chain, trust));
+            let proof = proof.ok_or(io::ErrorKind::InvalidData)?;
+            Some(worker.enrol_proof(stream.tcp(), proof, trust))
+        }
+    };
     let agreed = Alpn::of(stream.session().alpn_protocol());
     if alpn == Alpn::Http2 && agreed != Alpn::Http2 {
         return Err(io::Error::other(format!("{address} does not speak HTTP/2")));
     }
-    Ok(Stream::Tls(Secured::new(stream, Some(enrolled))))
+    Ok(Stream::Tls(Secured::new(stream, enrolled)))
 }
 
 /// Connects, and does the handshake: a whole one where a session cannot be gone on with, since the server's

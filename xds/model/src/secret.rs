@@ -222,9 +222,9 @@ impl ClientCertificates {
 pub struct UpstreamTls {
     /// Our certificate, when the endpoint asks for one.
     pub identity: Option<SecretSource>,
-    /// What the endpoint's certificate is checked against. Without it nothing would be proved, so
-    /// translation refuses a context that has none.
-    pub validation: SecretSource,
+    /// What the endpoint's certificate is checked against. None: any certificate is accepted and
+    /// proves nothing, which translation warns of.
+    pub validation: Option<SecretSource>,
     /// Names asked for here, beside those of the validation.
     pub names: Vec<StringMatch>,
     /// The server name sent; none sends no SNI.

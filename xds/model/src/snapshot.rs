@@ -143,10 +143,7 @@ impl Snapshot {
             missing.push(Missing::Endpoints(name.clone()));
         }
         if let Some(tls) = &cluster.tls {
-            tls.identity
-                .iter()
-                .chain([&tls.validation])
-                .for_each(|s| self.expect_secret(s, missing));
+            tls.identity.iter().chain(&tls.validation).for_each(|s| self.expect_secret(s, missing));
         }
     }
 

@@ -14,6 +14,7 @@ use weft_model::{Missing, Name, Secret, Snapshot};
 
 use super::{Backoff, ClientSession, Gate, Outcome, Request, Variant, explain};
 use crate::dial::Dial;
+use crate::translate::Notes;
 
 /// The largest response taken. gRPC's own default of 4 MiB is too small for a big cluster.
 const MESSAGE_LIMIT_BYTES: usize = 256 * 1024 * 1024;
@@ -29,10 +30,26 @@ pub struct Status {
     pub last_error: Option<String>,
     /// What the server sent and we refused, by kind and name; gone when a good version came.
     pub rejected: BTreeMap<String, String>,
-    /// Paths of fields that have no effect here, by kind and name.
-    pub not_honoured: BTreeMap<String, Vec<String>>,
+    /// What has no effect here or weakens security, by kind and name; without those that have none.
+    pub notes: BTreeMap<String, Notes>,
     /// Names the next configuration waits for.
     pub waiting_for: Vec<Missing>,
+}
+
+impl Status {
+    /// Keeps what an operator should know of `resource`, and logs what is new of it.
+    pub fn note(&mut self, resource: String, notes: Notes) {
+        let known = self.notes.remove(&resource).unwrap_or_default();
+        for path in notes.not_honoured.iter().filter(|path| !known.not_honoured.contains(path)) {
+            tracing::warn!(resource, path, "setting has no effect");
+        }
+        for warning in notes.warnings.iter().filter(|text| !known.warnings.contains(text)) {
+            tracing::warn!(resource, warning, "setting weakens security");
+        }
+        if !notes.is_empty() {
+            self.notes.insert(resource, notes);
+        }
+    }
 }
 
 /// Where the pieces of a configuration come from and where the whole goes.
@@ -98,10 +115,9 @@ impl Follower {
             for r in &outcome.rejections {
                 status.rejected.insert(format!("{} {}", r.kind, r.name), r.refused.to_string());
             }
-            for (kind, name, path) in &outcome.not_honoured {
-                let paths = status.not_honoured.entry(format!("{kind} {name}")).or_default();
-                if !paths.contains(path) {
-                    paths.push(path.clone());
+            for (kind, name, notes) in &outcome.notes {
+                if !notes.is_empty() || !status.notes.is_empty() {
+                    status.note(format!("{kind} {name}"), notes.clone());
                 }
             }
         });
@@ -271,14 +287,16 @@ async fn open(
             let requests = queue.filter_map(|request| async {
                 if let Request::Delta(request) = request { Some(*request) } else { None }
             });
-            let responses = client.delta_aggregated_resources(requests).await?.into_inner();
+            let responses =
+                client.delta_aggregated_resources(dial.request(requests)).await?.into_inner();
             Ok(Box::pin(responses.map(|response| response.map(Arrived::Delta))))
         }
         Variant::StateOfTheWorld => {
             let requests = queue.filter_map(|request| async {
                 if let Request::StateOfTheWorld(request) = request { Some(*request) } else { None }
             });
-            let responses = client.stream_aggregated_resources(requests).await?.into_inner();
+            let responses =
+                client.stream_aggregated_resources(dial.request(requests)).await?.into_inner();
             Ok(Box::pin(responses.map(|response| response.map(Arrived::State))))
         }
     }

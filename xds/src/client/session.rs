@@ -18,10 +18,11 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use envoy_types::pb::google::rpc;
+use prost::Message as _;
 use weft_model::{Discovery, Filter, Missing, Name, RouteSource, SecretSource, Snapshot};
 
 use super::batch::Batch;
-use crate::translate::{self, Kind, Rejection, Resource};
+use crate::translate::{self, Kind, Notes, Rejection, Resource};
 
 /// Which of the two protocol variants is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,9 @@ pub struct Node {
     pub id: String,
     /// Names the service it stands beside.
     pub cluster: String,
+    /// What else a bootstrap file says of this process, as an encoded `core.v3.Node`: metadata and
+    /// locality, by which a server decides what to send.
+    pub described: Vec<u8>,
 }
 
 /// A message to send.
@@ -59,8 +63,8 @@ pub struct Outcome {
     pub changed: bool,
     /// What was refused.
     pub rejections: Vec<Rejection>,
-    /// What was accepted with fields that have no effect here: kind, name, path.
-    pub not_honoured: Vec<(Kind, Name, String)>,
+    /// What an operator should know of each resource that was accepted.
+    pub notes: Vec<(Kind, Name, Notes)>,
 }
 
 /// The client's side of the protocol, for all types.
@@ -220,9 +224,7 @@ impl ClientSession {
             if !asked || (kind == Kind::Secret && local.contains(&name)) {
                 continue;
             }
-            outcome
-                .not_honoured
-                .extend(accepted.not_honoured.into_iter().map(|path| (kind, name.clone(), path)));
+            outcome.notes.push((kind, name.clone(), accepted.notes));
             state.absent.remove(&name);
             let entry = (version, accepted.resource);
             let same = state.accepted.get(&name).is_some_and(|(_, old)| *old == entry.1);
@@ -382,16 +384,16 @@ impl ClientSession {
         if std::mem::replace(&mut self.node_sent, true) {
             return None;
         }
-        Some(core::Node {
-            id: self.node.id.clone(),
-            cluster: self.node.cluster.clone(),
-            user_agent_name: "weft".into(),
-            user_agent_version_type: Some(core::node::UserAgentVersionType::UserAgentVersion(
-                env!("CARGO_PKG_VERSION").into(),
-            )),
-            client_features: vec!["envoy.lb.does_not_support_overprovisioning".into()],
-            ..core::Node::default()
-        })
+        // The bytes are of our own encoding; were they not, the rest is still a valid node.
+        let mut node = core::Node::decode(self.node.described.as_slice()).unwrap_or_default();
+        node.id.clone_from(&self.node.id);
+        node.cluster.clone_from(&self.node.cluster);
+        node.user_agent_name = "weft".into();
+        let version = env!("CARGO_PKG_VERSION").into();
+        node.user_agent_version_type =
+            Some(core::node::UserAgentVersionType::UserAgentVersion(version));
+        node.client_features.push("envoy.lb.does_not_support_overprovisioning".into());
+        Some(node)
     }
 
     fn state(&mut self, kind: Kind) -> &mut TypeState {
@@ -412,10 +414,7 @@ fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
                 tell(Kind::Endpoints, name);
             }
             if let Some(tls) = &cluster.tls {
-                tls.identity
-                    .iter()
-                    .chain([&tls.validation])
-                    .for_each(|source| secret(source, tell));
+                tls.identity.iter().chain(&tls.validation).for_each(|source| secret(source, tell));
             }
         }
         Resource::Listener(listener) => {

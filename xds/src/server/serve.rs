@@ -244,7 +244,11 @@ impl Asked {
             Self::Delta(request) => request.node.as_ref(),
             Self::State(request) => request.node.as_ref(),
         };
-        node.map(|node| Node { id: node.id.clone(), cluster: node.cluster.clone() })
+        node.map(|node| Node {
+            id: node.id.clone(),
+            cluster: node.cluster.clone(),
+            ..Node::default()
+        })
     }
 
     fn refusal(&self) -> Option<(&str, &str)> {

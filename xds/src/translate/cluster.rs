@@ -24,12 +24,7 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// Reads a cluster.
 pub(super) fn decode(mut cluster: Reader<'_>) -> Result<Cluster, Refused> {
     let name: weft_model::Name = cluster.required_text("name")?.into();
-    cluster.harmless(&[
-        "alt_stat_name",
-        "per_connection_buffer_limit_bytes",
-        "respect_dns_ttl",
-        "dns_lookup_family",
-    ]);
+    cluster.harmless(&["alt_stat_name", "respect_dns_ttl", "dns_lookup_family"]);
     let discovery = discovery(&mut cluster, &name)?;
     let balance = balance(&mut cluster, &discovery)?;
     let connect_timeout = cluster.duration("connect_timeout")?.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
@@ -67,7 +62,7 @@ fn discovery(cluster: &mut Reader<'_>, name: &weft_model::Name) -> Result<Discov
         },
         "EDS" => {
             let mut config = cluster.required_child("eds_cluster_config")?;
-            config.harmless(&["eds_config"]);
+            values::config_source(&mut config, "eds_config");
             let service = config.text("service_name");
             Ok(Discovery::Endpoints(if service.is_empty() { name.clone() } else { service.into() }))
         }
@@ -96,10 +91,7 @@ fn dns(mut assignment: Reader<'_>) -> Result<Discovery, Refused> {
 fn balance(cluster: &mut Reader<'_>, discovery: &Discovery) -> Result<Balance, Refused> {
     match cluster.choice("lb_policy").as_str() {
         "ROUND_ROBIN" => Ok(Balance::RoundRobin),
-        "LEAST_REQUEST" => {
-            cluster.harmless(&["least_request_lb_config"]);
-            Ok(Balance::LeastRequests)
-        }
+        "LEAST_REQUEST" => Ok(Balance::LeastRequests),
         "MAGLEV" => {
             let config = cluster.child("maglev_lb_config");
             let size =

@@ -28,20 +28,10 @@ pub(super) const FLOW_SEED: &str = "flow_seed";
 /// Reads a listener.
 pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
     let name: weft_model::Name = listener.required_text("name")?.into();
-    listener.harmless(&[
-        "stat_prefix",
-        "traffic_direction",
-        "per_connection_buffer_limit_bytes",
-        "reuse_port",
-        "enable_reuse_port",
-        "tcp_backlog_size",
-        "listener_filters_timeout",
-        "continue_on_listener_filters_timeout",
-        "drain_type",
-        "max_connections_to_accept_per_socket_event",
-        "udp_listener_config",
-        "freebind",
-    ]);
+    listener.harmless(&["stat_prefix", "traffic_direction"]);
+    if listener.flag("enable_reuse_port") == Some(false) {
+        listener.not_honoured("enable_reuse_port", "each worker has a socket of its own");
+    }
     if listener.has("api_listener") {
         return Err(listener.refuse("api_listener", "it is for gRPC clients; this is a proxy"));
     }
@@ -222,7 +212,6 @@ fn listener_filter(mut filter: Reader<'_>) -> Result<ListenerFilter, Refused> {
 }
 
 fn chain(mut chain: Reader<'_>) -> Result<FilterChain, Refused> {
-    chain.harmless(&["transport_socket_connect_timeout"]);
     let name = chain.text("name").into();
     let matches =
         chain.child("filter_chain_match").map(chain_match).transpose()?.unwrap_or_default();
@@ -297,6 +286,14 @@ fn chain_match(mut matches: Reader<'_>) -> Result<ChainMatch, Refused> {
                 .refuse("transport_protocol", format!("{other:?} is neither tls nor raw_buffer")));
         }
     };
+    for field in ["server_names", "application_protocols", "source_prefix_ranges", "source_ports"] {
+        if matches.has(field) {
+            return Err(matches.refuse(
+                field,
+                "not supported: expected destination_port, prefix_ranges or transport_protocol",
+            ));
+        }
+    }
     Ok(ChainMatch { destination_port, destination_prefixes, transport })
 }
 

@@ -152,13 +152,35 @@ impl Resource {
     }
 }
 
-/// A resource that was read, with what of it nobody heeds.
+/// A resource that was read, with what an operator should know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
     /// The resource.
     pub resource: Resource,
+    /// What of it has no effect here or weakens security.
+    pub notes: Notes,
+}
+
+/// What an operator should know of an accepted configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notes {
     /// The paths of fields that are set and have no effect here.
     pub not_honoured: Vec<String>,
+    /// Settings that are in force and weaken security, each with its path and what follows from it.
+    pub warnings: Vec<String>,
+}
+
+impl Notes {
+    /// Whether there is nothing to say.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.not_honoured.is_empty() && self.warnings.is_empty()
+    }
+
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.not_honoured.extend(other.not_honoured);
+        self.warnings.extend(other.warnings);
+    }
 }
 
 /// A resource that was refused.
@@ -192,16 +214,19 @@ pub fn decode(kind: Kind, bytes: &[u8]) -> Result<Accepted, Rejection> {
     read(kind, message, String::new())
 }
 
+/// The name of a resource that is not read yet; empty when it has none.
+pub(crate) fn name_of(kind: Kind, message: &DynamicMessage) -> String {
+    let name = message.get_field_by_name(kind.name_field());
+    name.and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
 /// Reads a resource that stands at `path` of a larger message.
 pub(crate) fn read(
     kind: Kind,
     message: DynamicMessage,
     path: String,
 ) -> Result<Accepted, Rejection> {
-    let name = message
-        .get_field_by_name(kind.name_field())
-        .and_then(|value| value.as_str().map(str::to_owned))
-        .unwrap_or_default();
+    let name = name_of(kind, &message);
     let findings = RefCell::new(Findings::default());
     let reader = Reader::new(message, path, &findings);
     let result = match kind {
@@ -215,7 +240,7 @@ pub(crate) fn read(
     };
     let findings = findings.into_inner();
     match (result, findings.refused) {
-        (Ok(resource), None) => Ok(Accepted { resource, not_honoured: findings.not_honoured }),
+        (Ok(resource), None) => Ok(Accepted { resource, notes: findings.notes }),
         (Err(refused), _) | (Ok(_), Some(refused)) => Err(Rejection { kind, name, refused }),
     }
 }

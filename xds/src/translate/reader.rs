@@ -13,6 +13,7 @@ use prost_reflect::bytes::Bytes;
 use prost_reflect::prost::Message as _;
 use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
 
+use super::Notes;
 use crate::descriptor;
 
 /// Why a resource cannot be used: where, and what would be right.
@@ -37,8 +38,8 @@ impl fmt::Display for Refused {
 /// What was noticed while a resource was read.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
-    /// Paths of fields that were set and that nobody read.
-    pub(crate) not_honoured: Vec<String>,
+    /// What was set and read by nothing, and what weakens security.
+    pub(crate) notes: Notes,
     /// The first field whose absence from our code would weaken security.
     pub(crate) refused: Option<Refused>,
 }
@@ -132,9 +133,26 @@ impl<'f> Reader<'f> {
         Refused { path: join(&self.path, field), reason: reason.into() }
     }
 
+    /// Notes that a setting is in force and weakens security.
+    pub(crate) fn warn(&self, field: &str, text: &str) {
+        let warning = format!("{}: {text}", join(&self.path, field));
+        self.findings.borrow_mut().notes.warnings.push(warning);
+    }
+
+    /// Notes that a part of this message has no effect here.
+    pub(crate) fn not_honoured(&self, field: &str, text: &str) {
+        let path = format!("{} ({text})", join(&self.path, field));
+        self.findings.borrow_mut().notes.not_honoured.push(path);
+    }
+
     /// Whether the field is set and not yet taken.
     pub(crate) fn has(&self, field: &str) -> bool {
         self.message.has_field_by_name(field)
+    }
+
+    /// Whether no field is set that is not yet taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.message.fields().next().is_none() && self.message.unknown_fields().next().is_none()
     }
 
     /// The full name of the message's type.
@@ -349,6 +367,25 @@ impl<'f> Reader<'f> {
         any.unpacked().map(Some)
     }
 
+    /// The full name of the type inside this `Any`, which need not be known.
+    pub(crate) fn any_kind(&self) -> String {
+        let url = self.message.get_field_by_name("type_url");
+        let url = url.and_then(|url| url.as_str().map(str::to_owned)).unwrap_or_default();
+        url.rsplit('/').next().unwrap_or_default().to_owned()
+    }
+
+    /// All of this message that is not yet taken, encoded, for where it is passed on unread.
+    pub(crate) fn into_bytes(mut self) -> Vec<u8> {
+        let bytes = self.message.encode_to_vec();
+        self.message = DynamicMessage::new(self.message.descriptor());
+        bytes
+    }
+
+    /// Leaves the rest of this message unread, after what was lost by it was noted as a whole.
+    pub(crate) fn set_aside(mut self) {
+        self.message = DynamicMessage::new(self.message.descriptor());
+    }
+
     /// The message inside this `Any`.
     pub(crate) fn unpacked(mut self) -> Result<Self, Refused> {
         let type_url = self.text("type_url");
@@ -385,10 +422,11 @@ impl Drop for Reader<'_> {
                         .into(),
                 });
             }
-            findings.not_honoured.push(path);
+            findings.notes.not_honoured.push(path);
         }
         for unknown in self.message.unknown_fields() {
             findings
+                .notes
                 .not_honoured
                 .push(join(&self.path, &format!("unknown field {}", unknown.number())));
         }

@@ -41,7 +41,7 @@ fn virtual_host(mut host: Reader<'_>) -> Result<VirtualHost, Refused> {
 }
 
 fn route(mut route: Reader<'_>) -> Result<Route, Refused> {
-    route.harmless(&["metadata", "decorator", "stat_prefix"]);
+    route.harmless(&["metadata", "stat_prefix"]);
     let name = route.text("name").into();
     let matches = route_match(route.required_child("match")?)?;
     let action = if let Some(forward) = route.child("route") {
@@ -163,7 +163,7 @@ fn ends_tunnels(action: &mut Reader<'_>) -> Result<bool, Refused> {
 
 /// Reads clusters with their shares.
 pub(super) fn weighted_clusters(mut weighted: Reader<'_>) -> Result<Vec<WeightedCluster>, Refused> {
-    weighted.harmless(&["total_weight", "runtime_key_prefix"]);
+    weighted.harmless(&["total_weight"]);
     let clusters = values::each(weighted.children("clusters"), |mut cluster| {
         let weight = cluster.number("weight").unwrap_or(0);
         Ok(WeightedCluster { name: cluster.required_text("name")?.into(), weight })

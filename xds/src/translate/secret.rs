@@ -229,7 +229,7 @@ pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refus
         "session_timeout",
         "session_ticket_keys",
     ]);
-    let mut common = common(context.required_child("common_tls_context")?)?;
+    let mut common = common(context.required_child("common_tls_context")?, false)?;
     let Some(identity) = common.identity.take() else {
         return Err(context.refuse("common_tls_context", "a server needs a certificate"));
     };
@@ -253,17 +253,19 @@ pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refus
 pub(super) fn upstream(mut context: Reader<'_>) -> Result<UpstreamTls, Refused> {
     context.harmless(&["max_session_keys", "enforce_rsa_key_usage"]);
     let sni = Some(context.text("sni")).filter(|sni| !sni.is_empty());
-    let common = common(context.required_child("common_tls_context")?)?;
-    let Some(validation) = common.validation else {
-        // Neither none nor one that takes anybody.
-        return Err(context.refuse(
-            "common_tls_context.validation_context",
-            "it is missing; without roots the endpoint could be anybody",
-        ));
+    let common = match context.child("common_tls_context") {
+        Some(common_context) => common(common_context, true)?,
+        None => Common::default(),
     };
+    if common.validation.is_none() {
+        context.warn(
+            "common_tls_context.validation_context",
+            "no trusted_ca: the endpoint's certificate is not verified, any server is accepted",
+        );
+    }
     Ok(UpstreamTls {
         identity: common.identity,
-        validation,
+        validation: common.validation,
         names: common.names,
         sni,
         alpn: common.alpn,
@@ -271,6 +273,7 @@ pub(super) fn upstream(mut context: Reader<'_>) -> Result<UpstreamTls, Refused> 
     })
 }
 
+#[derive(Default)]
 struct Common {
     identity: Option<SecretSource>,
     validation: Option<SecretSource>,
@@ -281,7 +284,9 @@ struct Common {
     groups: Vec<Group>,
 }
 
-fn common(mut context: Reader<'_>) -> Result<Common, Refused> {
+/// Reads what both sides of TLS share. An endpoint's context may lack roots (`takes_any_server`), as
+/// Envoy takes it; a client's must say `ACCEPT_UNTRUSTED` for that.
+fn common(mut context: Reader<'_>, takes_any_server: bool) -> Result<Common, Refused> {
     let alpn = context.texts("alpn_protocols");
     let groups = match context.child("tls_params") {
         Some(mut parameters) => {
@@ -305,7 +310,7 @@ fn common(mut context: Reader<'_>) -> Result<Common, Refused> {
     let mut names_here = Vec::new();
     let mut accepts_untrusted = false;
     let validation = if let Some(mut inline) = context.child("validation_context") {
-        accepts_untrusted = takes_any(&mut inline)?;
+        accepts_untrusted = takes_any(&mut inline, takes_any_server)?;
         (!accepts_untrusted)
             .then(|| validation(inline))
             .transpose()?
@@ -326,10 +331,11 @@ fn common(mut context: Reader<'_>) -> Result<Common, Refused> {
 
 /// Whether a context asks for no check at all. One that asks for some, and to let in whoever fails it, is
 /// refused: what would be checked for?
-fn takes_any(context: &mut Reader<'_>) -> Result<bool, Refused> {
+fn takes_any(context: &mut Reader<'_>, takes_any_server: bool) -> Result<bool, Refused> {
     const FIELD: &str = "trust_chain_verification";
     match context.choice(FIELD).as_str() {
-        "VERIFY_TRUST_CHAIN" => Ok(false),
+        // What else a context without roots may ask for cannot be checked, and is refused below.
+        "VERIFY_TRUST_CHAIN" => Ok(takes_any_server && context.is_empty()),
         "ACCEPT_UNTRUSTED" => {
             let asks = ["trusted_ca", "crl"].into_iter().find(|name| context.child(name).is_some());
             let is_named = !names(context)?.is_empty();
@@ -371,8 +377,13 @@ fn groups(parameters: &mut Reader<'_>) -> Result<Vec<Group>, Refused> {
 }
 
 fn named(mut sds: Reader<'_>) -> Result<SecretSource, Refused> {
-    sds.harmless(&["sds_config"]);
-    Ok(SecretSource::Named(sds.required_text("name")?.into()))
+    let name = sds.required_text("name")?;
+    if name == WORKLOAD_IDENTITY {
+        // The workload makes it itself, wherever an Envoy would ask for it.
+        sds.harmless(&["sds_config"]);
+    }
+    values::config_source(&mut sds, "sds_config");
+    Ok(SecretSource::Named(name.into()))
 }
 
 /// The JSON form of a secret.
@@ -423,7 +434,7 @@ fn names_json(names: &[StringMatch]) -> Value {
 
 /// The JSON form of a client-side socket.
 pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
-    let mut context = common_json(tls.identity.as_ref(), Some(&tls.validation), &tls.names);
+    let mut context = common_json(tls.identity.as_ref(), tls.validation.as_ref(), &tls.names);
     context["alpn_protocols"] = json!(tls.alpn);
     tell_groups(&mut context, &tls.groups);
     let fields = json!({"sni": tls.sni.clone().unwrap_or_default(), "common_tls_context": context});

@@ -13,6 +13,10 @@ use weft_model::{Cidr, DataSource, StringMatch, Transport};
 
 use super::{Reader, Refused};
 
+const STDERR_LOG: &str = "envoy.extensions.access_loggers.stream.v3.StderrAccessLog";
+const STDOUT_LOG: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
+const FILE_LOG: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
+
 /// An `Any` in JSON form.
 pub(super) fn any(message: &str, mut fields: Value) -> Value {
     fields["@type"] = json!(format!("type.googleapis.com/{message}"));
@@ -137,13 +141,39 @@ pub(super) fn each<'f, T>(
     Ok(items)
 }
 
-/// Whether access logging is asked for. What the log holds and where it goes is ours to say.
-pub(super) fn access_log(reader: &mut Reader<'_>) -> bool {
+/// Whether access logging is asked for. One line per request or connection goes to the output of
+/// this process, in our own form: any other place, form or filter is noted as not honoured.
+pub(super) fn access_log(reader: &mut Reader<'_>) -> Result<bool, Refused> {
     let mut logs = reader.children("access_log");
     for log in &mut logs {
-        log.harmless(&["name", "filter", "typed_config"]);
+        log.harmless(&["name"]);
+        let Some(config) = log.child("typed_config") else { continue };
+        let kind = config.any_kind();
+        if ![STDERR_LOG, STDOUT_LOG, FILE_LOG].contains(&kind.as_str()) {
+            log.not_honoured("typed_config", &format!("{kind} is not supported"));
+            config.set_aside();
+            continue;
+        }
+        // What is not read of it, such as a format, is noted.
+        let mut config = config.unpacked()?;
+        if kind == FILE_LOG {
+            let path = config.text("path");
+            if !["/dev/stdout", "/dev/stderr"].contains(&path.as_str()) {
+                config.not_honoured("path", "lines go to the output of this process");
+            }
+        }
     }
-    !logs.is_empty()
+    Ok(!logs.is_empty())
+}
+
+/// Reads where a resource is asked for: over the one aggregated stream, whatever the source says.
+pub(super) fn config_source(reader: &mut Reader<'_>, field: &str) {
+    let Some(mut source) = reader.child(field) else { return };
+    source.harmless(&["resource_api_version"]);
+    if source.child("ads").is_none() && source.child("self").is_none() {
+        reader.not_honoured(field, "resources are requested over ADS");
+        source.set_aside();
+    }
 }
 
 /// The JSON form of an access log on standard output.
@@ -151,5 +181,5 @@ pub(super) fn access_log_json(wanted: bool) -> Value {
     if !wanted {
         return json!([]);
     }
-    json!([{"name": "weft", "typed_config": any("envoy.extensions.access_loggers.stream.v3.StderrAccessLog", json!({}))}])
+    json!([{"name": "weft", "typed_config": any(STDERR_LOG, json!({}))}])
 }

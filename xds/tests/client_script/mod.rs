@@ -64,7 +64,7 @@ pub(crate) fn check(variant: Variant, script: &str) {
 }
 
 pub(crate) fn session(variant: Variant) -> ClientSession {
-    let node = Node { id: "me".into(), cluster: "mine".into() };
+    let node = Node { id: "me".into(), cluster: "mine".into(), ..Node::default() };
     ClientSession::new(variant, node, BTreeSet::from(["default".into()]))
 }
 

@@ -108,7 +108,7 @@ fn cluster(name: Name, form: u16, endpoints: Option<Name>, trust: Option<Name>) 
         tls: trust.map(|trust| UpstreamTls {
             groups: Vec::new(),
             identity: Some(SecretSource::Named("default".into())),
-            validation: SecretSource::Named(trust),
+            validation: Some(SecretSource::Named(trust)),
             names: vec![StringMatch::Exact("spiffe://mesh/x".into())],
             sni: None,
             alpn: Vec::new(),

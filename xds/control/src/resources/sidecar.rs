@@ -327,7 +327,7 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
     if service.meshed {
         target.tls = Some(UpstreamTls {
             identity: Some(SecretSource::Named(WORKLOAD_IDENTITY.into())),
-            validation: SecretSource::Named(TRUST.into()),
+            validation: Some(SecretSource::Named(TRUST.into())),
             names: vec![StringMatch::Exact(mesh.identity_of(&service.name).as_str().to_owned())],
             sni: Some(format!("{}.{}", service.name, mesh.trust_domain)),
             alpn: vec!["h2".into(), "http/1.1".into()],

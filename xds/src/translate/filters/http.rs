@@ -20,6 +20,31 @@ const HTTP: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
+const JWT: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+const SUPPORTED: [&str; 3] = [ROUTER, JWT, RBAC];
+
+/// What is lost without a filter that only observes or saves bytes. Such a filter is left out.
+fn without_consequence(kind: &str) -> Option<&'static str> {
+    match kind.rsplit('.').next().unwrap_or_default() {
+        "Compressor" => Some("responses are not compressed"),
+        "Tap" => Some("requests are not tapped"),
+        // `envoy.extensions.filters.http.grpc_stats.v3.FilterConfig`.
+        "FilterConfig" if kind.contains(".grpc_stats.") => Some("gRPC calls are not counted"),
+        _ => None,
+    }
+}
+
+/// Why a filter is refused, and what serves its purpose here.
+fn unsupported(kind: &str) -> String {
+    let instead = match kind.rsplit('.').next().unwrap_or_default() {
+        "Lua" | "Wasm" | "GolangConfig" => "; routes, header changes and RBAC need no code",
+        "ExtAuthz" | "OAuth2" | "BasicAuth" => "; JwtAuthentication and RBAC authorize requests",
+        _ => "",
+    };
+    format!("unsupported HTTP filter {kind:?}: expected Router, JwtAuthentication or RBAC{instead}")
+}
+
 /// Reads `HttpConnectionManager`.
 pub(in super::super) fn http_service(
     mut manager: Reader<'_>,
@@ -27,15 +52,8 @@ pub(in super::super) fn http_service(
 ) -> Result<HttpService, Refused> {
     manager.harmless(&[
         "stat_prefix",
-        "server_name",
-        "tracing",
-        "generate_request_id",
-        "request_id_extension",
-        "drain_timeout",
-        "delayed_close_timeout",
         "http_protocol_options",
         "set_current_client_cert_details",
-        "server_header_transformation",
         // Expectations are always forwarded, as RFC 9110, section 10.1.1, asks of a proxy.
         "proxy_100_continue",
     ]);
@@ -60,7 +78,7 @@ pub(in super::super) fn http_service(
     let path = path_rules(&mut manager)?;
     let forwarded = forwarded(&mut manager, ours);
     let host_port = host_port(&mut manager, ours)?;
-    let access_log = values::access_log(&mut manager);
+    let access_log = values::access_log(&mut manager)?;
     let routes = routes(&mut manager)?;
     let filters = http_filters(&mut manager, ours)?;
     Ok(HttpService {
@@ -129,13 +147,7 @@ fn common_options(
 }
 
 fn http2_options(mut http2: Reader<'_>, limits: &mut HttpLimits) -> Result<(), Refused> {
-    http2.harmless(&[
-        "initial_stream_window_size",
-        "initial_connection_window_size",
-        "allow_connect",
-        "hpack_table_size",
-        "connection_keepalive",
-    ]);
+    http2.harmless(&["allow_connect", "connection_keepalive"]);
     if let Some(streams) = http2.number("max_concurrent_streams") {
         if streams == 0 || streams > 0x7fff_ffff {
             return Err(http2.refuse(
@@ -249,7 +261,7 @@ fn routes(manager: &mut Reader<'_>) -> Result<RouteSource, Refused> {
     let mut rds = manager
         .required_child("rds")
         .map_err(|_| manager.refuse("", "one of route_config and rds must be set"))?;
-    rds.harmless(&["config_source"]);
+    values::config_source(&mut rds, "config_source");
     Ok(RouteSource::Named(rds.required_text("route_config_name")?.into()))
 }
 
@@ -265,15 +277,28 @@ fn http_filters(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<Vec<HttpFilt
         if filter.flag("disabled").unwrap_or(false) {
             return Err(filter.refuse("disabled", "it is not supported; leave the filter out"));
         }
-        let mut config = match filter.any("typed_config") {
-            Ok(Some(config)) => config,
-            Ok(None) => return Err(filter.refuse("typed_config", "it is missing")),
-            Err(_) if optional => continue,
-            Err(refused) => return Err(refused),
+        let Some(any) = filter.child("typed_config") else {
+            return Err(filter.refuse("typed_config", "it is missing"));
         };
+        let kind = any.any_kind();
+        if optional && !SUPPORTED.contains(&kind.as_str()) {
+            filter.not_honoured("", &format!("optional, {kind} is not supported"));
+            any.set_aside();
+            continue;
+        }
+        if let Some(effect) = without_consequence(&kind) {
+            filter.not_honoured("", effect);
+            any.set_aside();
+            continue;
+        }
+        if !SUPPORTED.contains(&kind.as_str()) {
+            return Err(any.refuse("", unsupported(&kind)));
+        }
+        let mut config = any.unpacked()?;
         match config.kind().rsplit('.').next().unwrap_or_default() {
             "Router" => {
-                config.harmless(&["dynamic_stats", "suppress_envoy_headers", "start_child_span"]);
+                // None of Envoy's own headers is added here.
+                config.harmless(&["dynamic_stats", "suppress_envoy_headers"]);
                 routed = true;
             }
             "JwtAuthentication" => {
@@ -282,12 +307,7 @@ fn http_filters(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<Vec<HttpFilt
             "RBAC" => {
                 filters.push(HttpFilter::Rbac(rbac::decode(config)?.into()));
             }
-            _ if optional => {}
-            _ => {
-                return Err(
-                    config.refuse("", format!("{} is no HTTP filter known here", config.kind()))
-                );
-            }
+            _ => return Err(config.refuse("", unsupported(&kind))),
         }
     }
     if !routed {

@@ -61,13 +61,13 @@ fn provider(mut provider: Reader<'_>, ours: OurProvider) -> Result<JwtProvider, 
         return Err(provider.refuse("issuer", "it is missing; a token of any issuer would be good"));
     }
     let audiences = provider.texts("audiences");
-    if audiences.is_empty() != ours.any_audience {
-        let reason = if audiences.is_empty() {
-            "it is empty; a token for any service would be good"
-        } else {
-            "there are some, and the chain's metadata says that any is good"
-        };
+    if ours.any_audience && !audiences.is_empty() {
+        let reason = "there are some, and the chain's metadata says that any is good";
         return Err(provider.refuse("audiences", reason));
+    }
+    if audiences.is_empty() && !ours.any_audience {
+        provider
+            .warn("audiences", "none: a token of this issuer for any other service is accepted");
     }
     let keys = if let Some(local) = provider.child("local_jwks") {
         KeySource::Local(values::data(local)?)

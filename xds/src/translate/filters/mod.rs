@@ -53,7 +53,7 @@ pub(super) fn tcp_proxy(mut filter: Reader<'_>) -> Result<TcpProxy, Refused> {
         None => Some(DEFAULT_IDLE_TIMEOUT),
         Some(timeout) => Some(timeout).filter(|t| !t.is_zero()),
     };
-    Ok(TcpProxy { clusters, idle_timeout, flow_key, access_log: values::access_log(&mut filter) })
+    Ok(TcpProxy { clusters, idle_timeout, flow_key, access_log: values::access_log(&mut filter)? })
 }
 
 /// Stands for the sequence number of a connection's SYN in a hash policy.
@@ -97,13 +97,13 @@ pub(super) fn tcp_proxy_json(tcp: &TcpProxy) -> Value {
 
 /// Reads `UdpProxyConfig`.
 pub(super) fn udp_proxy(mut filter: Reader<'_>) -> Result<UdpProxy, Refused> {
-    filter.harmless(&["stat_prefix", "upstream_socket_config"]);
+    filter.harmless(&["stat_prefix"]);
     let flow_key = flow_key(filter.children("hash_policies"), |policy| {
         let is_by_source = policy.flag("source_ip").unwrap_or(false);
         if is_by_source { Ok(FlowKey::SourceAddress) } else { Err("source_ip".into()) }
     })?;
     let idle_timeout = filter.duration("idle_timeout")?.unwrap_or(DEFAULT_UDP_IDLE_TIMEOUT);
-    let access_log = values::access_log(&mut filter);
+    let access_log = values::access_log(&mut filter)?;
     if filter.has("cluster") {
         return Ok(UdpProxy {
             cluster: filter.required_text("cluster")?.into(),
