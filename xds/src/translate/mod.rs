@@ -8,6 +8,7 @@ mod endpoints;
 mod filters;
 mod listener;
 mod reader;
+mod revocation;
 mod route;
 mod secret;
 mod values;

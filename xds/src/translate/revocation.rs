@@ -1,0 +1,145 @@
+//! What revocation lists decide, in a validator of our own inside a validation context.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use weft_model::{
+    DistributionPoint, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, Validation,
+};
+
+use super::{Reader, Refused, values};
+
+/// The validator that is ours, and its settings.
+const REVOCATION: &str = "weft.revocation";
+const MODE: &str = "mode";
+const ON_EXPIRED: &str = "on_expired";
+const DEPTH: &str = "depth";
+const DRAIN: &str = "drain_seconds";
+const BYTES_LIMIT: &str = "bytes_limit";
+const ENTRIES_LIMIT: &str = "entries_limit";
+const POINTS: &str = "distribution_points";
+const URI: &str = "uri";
+const CLUSTER: &str = "cluster";
+const REFRESH: &str = "refresh_seconds";
+
+/// The most distribution points, and how often one is asked unless that is said.
+const POINTS_LIMIT: usize = 30;
+const REFRESH_DEFAULT: u64 = 300;
+
+/// What the lists decide, where Envoy has no field for it: a validator of our own, whose settings are a
+/// `google.protobuf.Struct`.
+pub(super) fn revocation_policy(
+    mut ours: Reader<'_>,
+    policy: &mut RevocationPolicy,
+    points: &mut Vec<DistributionPoint>,
+) -> Result<(), Refused> {
+    let name = ours.text("name");
+    if name != REVOCATION {
+        let right = format!("{name:?} is not known; {REVOCATION} is");
+        return Err(ours.refuse("name", right));
+    }
+    let Some(mut settings) = ours.any("typed_config")? else {
+        return Err(ours.refuse("typed_config", "it is missing"));
+    };
+    if settings.kind() != "google.protobuf.Struct" {
+        let kind = settings.kind();
+        return Err(
+            settings.refuse("", format!("{kind} is not understood; google.protobuf.Struct is"))
+        );
+    }
+    for (field, mut value) in settings.map("fields") {
+        match field.as_str() {
+            MODE => policy.mode = word(value, &RevocationMode::WORDS)?,
+            ON_EXPIRED => policy.on_expired = word(value, &OnExpired::WORDS)?,
+            DEPTH => policy.depth = word(value, &RevocationDepth::WORDS)?,
+            DRAIN => policy.drain = Duration::from_secs(whole(value)? as u64),
+            BYTES_LIMIT => policy.bytes_limit = whole(value)?,
+            ENTRIES_LIMIT => policy.entries_limit = whole(value)?,
+            POINTS => {
+                let list = value.child("list_value").map(|mut list| list.children("values"));
+                *points = values::each(list.unwrap_or_default(), point)?;
+                if points.is_empty() || points.len() > POINTS_LIMIT {
+                    let right = format!("it must be a list of 1 to {POINTS_LIMIT} points");
+                    return Err(value.refuse("", right));
+                }
+            }
+            _ => {
+                let known = [MODE, ON_EXPIRED, DEPTH, DRAIN, BYTES_LIMIT, ENTRIES_LIMIT, POINTS];
+                let known = known.join(", ");
+                return Err(value.refuse("", format!("{field:?} is not known; {known} are")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where a list is fetched: `{uri, cluster, refresh_seconds}`.
+fn point(mut value: Reader<'_>) -> Result<DistributionPoint, Refused> {
+    let (mut uri, mut cluster, mut refresh) = (String::new(), String::new(), REFRESH_DEFAULT);
+    let Some(mut fields) = value.child("struct_value") else {
+        return Err(value.refuse("", format!("it must be an object with {URI} and {CLUSTER}")));
+    };
+    for (field, mut value) in fields.map("fields") {
+        match field.as_str() {
+            URI => uri = value.text("string_value"),
+            CLUSTER => cluster = value.text("string_value"),
+            REFRESH => refresh = whole(value)?.max(1) as u64,
+            _ => {
+                let known = [URI, CLUSTER, REFRESH].join(", ");
+                return Err(value.refuse("", format!("{field:?} is not known; {known} are")));
+            }
+        }
+    }
+    if !["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme)) {
+        let right = format!("{uri:?} is no {URI}; http://HOST/PATH is one, or https://HOST/PATH");
+        return Err(value.refuse(URI, right));
+    }
+    if cluster.is_empty() {
+        return Err(value.refuse(CLUSTER, "it is missing; it says where the host is found"));
+    }
+    Ok(DistributionPoint { uri, cluster: cluster.into(), refresh: Duration::from_secs(refresh) })
+}
+
+/// One of several words.
+fn word<T: Copy>(mut value: Reader<'_>, words: &[(&'static str, T)]) -> Result<T, Refused> {
+    let said = value.text("string_value");
+    let found = words.iter().find(|(word, _)| *word == said);
+    found.map(|(_, meant)| *meant).ok_or_else(|| {
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        value.refuse("", format!("{said:?} is not known; {} are", known.join(", ")))
+    })
+}
+
+fn whole(mut value: Reader<'_>) -> Result<usize, Refused> {
+    let number = value.number("number_value").and_then(|number| usize::try_from(number).ok());
+    number.ok_or_else(|| value.refuse("", "it must be a whole number that is not negative"))
+}
+
+/// What differs from the default.
+pub(super) fn revocation_policy_json(validation: &Validation) -> Option<Value> {
+    let policy = &validation.policy;
+    fn word<T: PartialEq>(meant: &T, words: &[(&'static str, T)]) -> Value {
+        words.iter().find(|(_, known)| known == meant).map_or(Value::Null, |(word, _)| json!(word))
+    }
+    let default = RevocationPolicy::default();
+    let mut settings = serde_json::Map::new();
+    let mut add = |name: &str, differs: bool, value: Value| {
+        if differs {
+            settings.insert(name.into(), value);
+        }
+    };
+    add(MODE, policy.mode != default.mode, word(&policy.mode, &RevocationMode::WORDS));
+    let on_expired = word(&policy.on_expired, &OnExpired::WORDS);
+    add(ON_EXPIRED, policy.on_expired != default.on_expired, on_expired);
+    add(DRAIN, policy.drain != default.drain, json!(policy.drain.as_secs()));
+    let (bytes, entries) = (policy.bytes_limit, policy.entries_limit);
+    add(BYTES_LIMIT, bytes != default.bytes_limit, json!(bytes));
+    add(ENTRIES_LIMIT, entries != default.entries_limit, json!(entries));
+    let point = |point: &DistributionPoint| json!({URI: point.uri, CLUSTER: &*point.cluster, REFRESH: point.refresh.as_secs()});
+    let points: Vec<Value> = validation.points.iter().map(point).collect();
+    add(POINTS, !points.is_empty(), json!(points));
+    (!settings.is_empty()).then(|| {
+        let kind = "type.googleapis.com/google.protobuf.Struct";
+        json!({"name": REVOCATION, "typed_config": {"@type": kind, "value": settings}})
+    })
+}
