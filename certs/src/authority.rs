@@ -233,6 +233,12 @@ impl Authority {
         self.until
     }
 
+    /// The intermediate's certificate, PEM: the second of each chain that it signs.
+    #[must_use]
+    pub fn certificate(&self) -> &str {
+        &self.files.intermediate_certificate
+    }
+
     /// What others trust: the root, PEM.
     #[must_use]
     pub fn trust_bundle(&self) -> &str {

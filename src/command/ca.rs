@@ -10,10 +10,11 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use weft_certs::{Authority, CrlIndex, Given, RootSigner, Signers, describe_crl, request};
+use weft_certs::{Authority, CrlIndex, Given, RootSigner, Signers, describe_crl};
 use weft_control::desk::{self, Order, PrivateKey};
+use weft_control::issue::issue_locally;
 use weft_control::store::{Store, StoreError};
-use weft_control::succession::{Authorities, Step};
+use weft_control::succession::Step;
 use weft_model::{RevocationPolicy, SpiffeId};
 
 use super::{Failure, say};
@@ -161,7 +162,13 @@ enum Command {
         #[command(flatten)]
         state: State,
     },
-    /// List the certificates that were issued.
+    /// Verify the store of the authority and its backups, and print what they hold. Nothing is changed. Exit
+    /// code 1 when one is damaged, or there is no backup.
+    Check {
+        #[command(flatten)]
+        state: State,
+    },
+    /// List the certificates that were issued: serial number, state, dates of issue, expiry and revocation, id.
     List {
         #[command(flatten)]
         state: State,
@@ -181,6 +188,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Revoke { state, targets } => order(&state.state, &Order::Revoke(targets)),
         Command::Crl { state } => crl(&state.state),
+        Command::Check { state } => {
+            let lines = desk::check_folder(&state.state).map_err(Failure::Failed)?;
+            lines.iter().for_each(|line| say(line));
+            Ok(())
+        }
         Command::List { state } => order(&state.state, &Order::List),
         Command::Rotate { state, given: Some(given), .. } => {
             let Given { root, certificate, key, lists } = given.read()?;
@@ -300,28 +312,17 @@ fn init(
 
 fn issue(state: &Path, identity: &str, out: &Path, life: Duration) -> Result<(), Failure> {
     let store = open(state)?;
-    let (files, trust_domain) = store.authority().map_err(failed)?;
-    let authority = Authority::load(files, &trust_domain).map_err(failed)?;
-    let id = parse(identity)?;
-    let pending = request::make(&id).map_err(failed)?;
-    let request = request::CheckedRequest::parse(&pending.request_pem).map_err(failed)?;
-    let issued = authority.issue(&request, life, wall_clock()).map_err(failed)?;
-    store.issued(&issued.serial, &id, issued.not_after).map_err(failed)?;
+    let made = issue_locally(&store, &parse(identity)?, life, wall_clock())?;
     let (certificate, key) = (out.with_extension("pem"), out.with_extension("key"));
-    write(&key, &pending.key_pem, 0o600)?;
-    write(&certificate, &issued.chain.concat(), 0o644)?;
-    say(&format!("{} {} {}", issued.serial, certificate.display(), key.display()));
+    write(&key, &made.key, 0o600)?;
+    write(&certificate, &made.issued.chain.concat(), 0o644)?;
+    say(&format!("{} {} {}", made.issued.serial, certificate.display(), key.display()));
     Ok(())
 }
 
 fn crl(state: &Path) -> Result<(), Failure> {
     let store = open(state)?;
-    let authorities = Authorities::load(store.generations().map_err(failed)?).map_err(failed)?;
-    let number = store.next_list_number().map_err(failed)?;
-    let revoked = store.revoked().map_err(failed)?;
-    let lists = authorities
-        .revocation_lists(&revoked, number, wall_clock(), Duration::from_secs(24 * 3600))
-        .map_err(failed)?;
+    let lists = desk::sign_lists(&store, wall_clock()).map_err(Failure::Failed)?;
     for line in describe_crl(&lists) {
         // Standard error may be closed; the lists matter.
         drop(writeln!(std::io::stderr(), "{line}"));

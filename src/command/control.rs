@@ -100,10 +100,11 @@ struct Role {
 impl admin::Role for Role {
     fn ready(&self) -> Result<(), String> {
         let status = self.status.borrow();
-        match (status.applied, status.is_listening) {
-            (0, _) => Err("no mesh is in force yet".into()),
-            (_, false) => Err("its port is not bound yet".into()),
-            (_, true) => Ok(()),
+        match (status.applied, status.is_listening, &status.store) {
+            (0, _, _) => Err("no mesh is in force yet".into()),
+            (_, false, _) => Err("its port is not bound yet".into()),
+            (_, true, Some(problem)) => Err(problem.clone()),
+            (_, true, None) => Ok(()),
         }
     }
 
@@ -122,6 +123,11 @@ impl admin::Role for Role {
             "The revocation list in force.",
             status.list_number,
         );
+        page.gauge(
+            "weft_control_store_usable",
+            "Whether the store of the authority can be used.",
+            u64::from(status.store.is_none()),
+        );
         metrics::process(&mut page);
         page.finish()
     }
@@ -133,6 +139,7 @@ impl admin::Role for Role {
             "rejected": status.rejected,
             "services": status.services,
             "revocation_list_number": status.list_number,
+            "store_problem": status.store,
         })
     }
 }

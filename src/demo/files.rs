@@ -12,7 +12,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{PrivateKeyDer, UnixTime};
 use weft_certs::tls::{Identity, client};
 use weft_certs::{Authority, TrustStore, request};
-use weft_control::issue::make_token;
+use weft_control::issue::{issue_locally, make_token};
 use weft_control::mesh::identity;
 use weft_control::resources::agent_identity;
 use weft_control::store::Store;
@@ -69,21 +69,13 @@ impl Files {
 
     /// Issues a certificate to the client.
     pub(super) fn client_certificate(&self) -> Result<ClientCertificate, String> {
-        let text = |error: &dyn std::error::Error| error.to_string();
-        let store = self.store()?;
-        let (files, trust_domain) = store.authority().map_err(|error| text(&error))?;
-        let authority = Authority::load(files, &trust_domain).map_err(|error| text(&error))?;
-        let id = identity(TRUST_DOMAIN, "client").map_err(|error| text(&error))?;
-        let pending = request::make(&id).map_err(|error| text(&error))?;
-        let checked =
-            request::CheckedRequest::parse(&pending.request_pem).map_err(|error| text(&error))?;
+        let id = identity(TRUST_DOMAIN, "client").map_err(|error| error.to_string())?;
         let life = Duration::from_secs(3600);
-        let issued = authority.issue(&checked, life, wall_clock()).map_err(|error| text(&error))?;
-        store.issued(&issued.serial, &id, issued.not_after).map_err(|error| text(&error))?;
+        let made = issue_locally(&self.store()?, &id, life, wall_clock())?;
         Ok(ClientCertificate {
-            serial: issued.serial,
-            chain: issued.chain.concat(),
-            key: pending.key_pem.to_string(),
+            serial: made.issued.serial,
+            chain: made.issued.chain.concat(),
+            key: made.key.to_string(),
         })
     }
 

@@ -20,12 +20,14 @@ use weft_model::SpiffeId;
 
 use crate::audit;
 use crate::issue::{make_token, wall_clock};
-use crate::store::Store;
-use crate::succession::{self, Audience, Authorities, Nobody, Step};
+use crate::store::{FILE, Findings, IssuedRecord, Store, StoreError};
+use crate::succession::{self, At, Audience, Authorities, Nobody, Step};
 
 const SOCKET: &str = "control.sock";
 /// The longest order, and the longest answer.
 const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
+/// How long a list is good that is signed by order.
+const LIST_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// How long an order and its answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -55,6 +57,8 @@ pub enum Order {
     RootLists(String),
     /// Tell what is trusted.
     Roots,
+    /// Verify the store and its backups.
+    Check,
 }
 
 /// A private key, PEM. It goes to the desk and nowhere else.
@@ -99,6 +103,7 @@ fn carry_out_before(store: &Store, order: &Order, audience: &dyn Audience) -> Ou
             };
             succession::follow(store, given, now)
         }
+        Order::Check => check(store.check(), store.path()),
         Order::RootLists(lists) => succession::replace_root_lists(store, lists, now),
         Order::Roots => {
             let generations = store.generations().map_err(|error| error.to_string())?;
@@ -133,28 +138,86 @@ fn revoke(store: &Store, targets: &[String], now: SystemTime) -> Outcome {
         }
         serials.extend(named);
     }
+    let serials: Vec<String> = serials.into_iter().map(str::to_owned).collect();
+    let new = store.revoke(&serials, now).map_err(|error| error.to_string())?;
     let mut lines = Vec::new();
-    for serial in serials {
-        let new = store.revoke(serial, now).map_err(|error| error.to_string())?;
-        if new {
-            audit::line(store.path(), "revoked", &[("serial", serial)]);
+    for (serial, is_new) in new {
+        if is_new {
+            audit::line(store.path(), "revoked", &[("serial", &serial)]);
         }
-        lines.push(format!("{serial} {}", if new { "revoked" } else { "was revoked already" }));
+        lines.push(format!("{serial} {}", if is_new { "revoked" } else { "was revoked already" }));
     }
     Ok(lines)
 }
 
+/// Signs the revocation lists as they are now, PEM.
+///
+/// # Errors
+/// When the store fails, or the authority cannot sign.
+pub fn sign_lists(store: &Store, now: SystemTime) -> Result<String, String> {
+    let generations = store.generations().map_err(|error| error.to_string())?;
+    let authorities = Authorities::load(generations).map_err(|error| error.to_string())?;
+    let number = store.next_list_number().map_err(|error| error.to_string())?;
+    let revoked = store.revoked().map_err(|error| error.to_string())?;
+    let lists = authorities.revocation_lists(&revoked, number, now, LIST_LIFE);
+    let lists = lists.map_err(|error| error.to_string())?;
+    audit::line(store.path(), "lists_signed", &[("number", &number.to_string())]);
+    Ok(lists)
+}
+
+fn check(findings: Findings, path: &Path) -> Outcome {
+    let mut lines = Vec::new();
+    let mut newest = None;
+    for (backup, checked) in findings.backups {
+        let is_good = checked.is_ok();
+        newest.get_or_insert(is_good);
+        let found = checked.map_or_else(|reason| reason, |summary| format!("good: {summary}"));
+        lines.push(format!("{}: {found}", backup.display()));
+    }
+    let store = findings.store?;
+    lines.insert(0, format!("{}: good: {store}", path.display()));
+    match newest {
+        Some(true) => Ok(lines),
+        Some(false) => {
+            Err([lines, vec!["the newest backup is damaged".into()]].concat().join("\n"))
+        }
+        None => Err([lines, vec!["there is no backup".into()]].concat().join("\n")),
+    }
+}
+
+/// Checks the store of a folder and its backups, in this process or in the control plane that has it open.
+///
+/// # Errors
+/// What is damaged or missing.
+pub fn check_folder(folder: &Path) -> Outcome {
+    match Store::check_closed(folder) {
+        Ok(findings) => check(findings, &folder.join(FILE)),
+        Err(StoreError::InUse(_)) => ask(folder, &Order::Check),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn list(store: &Store, now: SystemTime) -> Outcome {
     let records = store.list().map_err(|error| error.to_string())?;
-    let line = |record: &crate::store::IssuedRecord| {
-        let standing = match record.revoked {
-            Some(_) => "revoked",
-            None if record.not_after <= now => "expired",
-            None => "good",
-        };
-        format!("{} {standing:8} {}", record.serial, record.identity)
+    let title = format!(
+        "{:32} {:8} {:20} {:20} {:20} ID",
+        "SERIAL", "STATE", "ISSUED", "EXPIRES", "REVOKED"
+    );
+    let lines = records.iter().map(|record| list_line(record, now));
+    Ok(std::iter::once(title).chain(lines).collect())
+}
+
+fn list_line(record: &IssuedRecord, now: SystemTime) -> String {
+    let state = match record.revoked {
+        Some(_) => "revoked",
+        None if record.not_after <= now => "expired",
+        None => "good",
     };
-    Ok(records.iter().map(line).collect())
+    let date = |at: Option<SystemTime>| at.map_or_else(|| "-".to_owned(), |at| At(at).to_string());
+    let [issued, expires, revoked] =
+        [record.issued, Some(record.not_after), record.revoked].map(date);
+    let IssuedRecord { serial, identity, .. } = record;
+    format!("{serial:32} {state:8} {issued:20} {expires:20} {revoked:20} {identity}")
 }
 
 /// Asks the control plane that has the store of a folder open.

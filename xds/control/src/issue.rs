@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use weft_certs::Issued;
-use weft_certs::request::CheckedRequest;
+use weft_certs::request::{self, CheckedRequest};
+use weft_certs::{Authority, Issued, KeyText};
 use weft_model::SpiffeId;
 use weft_xds::authority::{Applicant, Sign, SignError};
 
@@ -55,7 +55,7 @@ impl Registrar {
             .signing()
             .issue(&request, self.life, now)
             .map_err(|error| SignError::Invalid(error.to_string()))?;
-        self.remember(&request, &issued)?;
+        self.remember(&request, &issued, now)?;
         Ok(issued.chain)
     }
 
@@ -64,22 +64,23 @@ impl Registrar {
     /// # Errors
     /// When signing or the store fails.
     pub(crate) fn sign_own(&self, request: &CheckedRequest) -> Result<Issued, SignError> {
+        let now = wall_clock();
         let issued = self
             .authorities
             .get()
-            .issue_own(request, self.life, wall_clock())
+            .issue_own(request, self.life, now)
             .map_err(|error| SignError::Invalid(error.to_string()))?;
-        self.remember(request, &issued)?;
+        self.remember(request, &issued, now)?;
         Ok(issued)
     }
 
-    fn remember(&self, request: &CheckedRequest, issued: &Issued) -> Result<(), SignError> {
-        self.store
-            .issued(&issued.serial, request.identity(), issued.not_after)
-            .map_err(unavailable)?;
-        let identity = request.identity().as_str();
-        let fields = [("identity", identity), ("serial", &issued.serial)];
-        audit::line(self.store.path(), "issued", &fields);
+    fn remember(
+        &self,
+        request: &CheckedRequest,
+        issued: &Issued,
+        now: SystemTime,
+    ) -> Result<(), SignError> {
+        record(&self.store, request, issued, now).map_err(unavailable)?;
         tracing::info!(identity = %request.identity(), serial = issued.serial, "issued a certificate");
         Ok(())
     }
@@ -113,6 +114,47 @@ impl Registrar {
             )),
         }
     }
+}
+
+/// Stores a certificate that was signed, and writes its line of the audit log.
+fn record(
+    store: &Store,
+    request: &CheckedRequest,
+    issued: &Issued,
+    now: SystemTime,
+) -> Result<(), StoreError> {
+    store.issued(&issued.serial, request.identity(), issued.not_after, now)?;
+    let fields = [("identity", request.identity().as_str()), ("serial", &issued.serial)];
+    audit::line(store.path(), "issued", &fields);
+    Ok(())
+}
+
+/// A key with its certificate, made by the authority itself.
+#[derive(Debug)]
+pub struct KeyAndCertificate {
+    /// The certificate, as the authority signed it.
+    pub issued: Issued,
+    /// The key, PEM.
+    pub key: KeyText,
+}
+
+/// Makes a key and a certificate for an identity, without a request from a workload.
+///
+/// # Errors
+/// When the authority cannot sign, or the store fails.
+pub fn issue_locally(
+    store: &Store,
+    identity: &SpiffeId,
+    life: Duration,
+    now: SystemTime,
+) -> Result<KeyAndCertificate, String> {
+    let (files, trust_domain) = store.authority().map_err(|error| error.to_string())?;
+    let authority = Authority::load(files, &trust_domain).map_err(|error| error.to_string())?;
+    let pending = request::make(identity).map_err(|error| error.to_string())?;
+    let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;
+    let issued = authority.issue(&asked, life, now).map_err(|error| error.to_string())?;
+    record(store, &asked, &issued, now).map_err(|error| error.to_string())?;
+    Ok(KeyAndCertificate { issued, key: pending.key_pem })
 }
 
 /// Makes a join token for an identity. It is shown once; the store holds its digest only.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use weft_certs::request::{self, CheckedRequest};
 use weft_certs::rotation::Rotation;
 use weft_certs::tls::{ClientAuthentication, Identity, server};
-use weft_certs::{TrustParts, TrustStore};
+use weft_certs::{Issued, Revoked, TrustParts, TrustStore};
 use weft_model::{RevocationPolicy, SpiffeId};
 
 use crate::issue::{Registrar, wall_clock};
@@ -26,10 +26,21 @@ pub(crate) type Trusted<'a> = (&'a Trust, &'a RevocationPolicy);
 pub(crate) struct Own {
     registrar: Arc<Registrar>,
     trust_domain: String,
-    rotation: Rotation,
+    certificate: Certificate,
+    /// By what clients are checked in the configuration in force.
+    trust: Trust,
+    policy: RevocationPolicy,
     /// When the next attempt may be made after one that failed.
     retry: Option<Instant>,
     tls: watch::Sender<Arc<ServerConfig>>,
+}
+
+/// Our certificate.
+#[derive(Debug)]
+struct Certificate {
+    identity: Identity,
+    issued: Issued,
+    rotation: Rotation,
 }
 
 impl Own {
@@ -42,9 +53,11 @@ impl Own {
         trust_domain: &str,
         trusted: Trusted<'_>,
     ) -> Result<Self, String> {
-        let (config, rotation) = make(&registrar, trust_domain, trusted)?;
-        let tls = watch::Sender::new(config);
-        Ok(Self { registrar, trust_domain: trust_domain.to_owned(), rotation, retry: None, tls })
+        let certificate = make(&registrar, trust_domain)?;
+        let (trust, policy) = trusted;
+        let tls = watch::Sender::new(tls(&certificate.identity, trusted, wall_clock())?);
+        let (trust_domain, trust, policy) = (trust_domain.to_owned(), trust.clone(), *policy);
+        Ok(Self { registrar, trust_domain, certificate, trust, policy, retry: None, tls })
     }
 
     /// What handshakes are done with.
@@ -52,43 +65,64 @@ impl Own {
         self.tls.subscribe()
     }
 
-    /// Whether half of its life is over. Once all of it is, no client knows us by its roots, not even to
-    /// get a certificate of its own.
-    pub(crate) fn is_due(&self) -> bool {
-        match self.retry {
-            Some(at) => at <= now(),
-            None => self.rotation.due() <= wall_clock(),
+    /// Takes in what is trusted and revoked now. Gets another certificate only when clients would refuse the
+    /// present one, or half of its life is over: a change of the mesh is no reason.
+    pub(crate) fn update(&mut self, trusted: Trusted<'_>, revoked: &[Revoked]) {
+        if self.is_due(revoked) {
+            match make(&self.registrar, &self.trust_domain) {
+                Ok(certificate) => {
+                    (self.certificate, self.retry) = (certificate, None);
+                    self.publish(trusted);
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(
+                        error,
+                        "the control plane's own certificate was not renewed; the last one stays"
+                    );
+                    let wait = self.certificate.rotation.failed(wall_clock(), NO_JITTER);
+                    self.retry = Some(now() + wait);
+                }
+            }
+        }
+        let (trust, policy) = trusted;
+        if *trust != self.trust || *policy != self.policy {
+            self.publish(trusted);
         }
     }
 
-    /// Another certificate, by what is trusted now. Without one the last stays.
-    pub(crate) fn renew(&mut self, trusted: Trusted<'_>) {
-        match make(&self.registrar, &self.trust_domain, trusted) {
-            Ok((config, rotation)) => {
-                (self.rotation, self.retry) = (rotation, None);
+    fn is_due(&self, revoked: &[Revoked]) -> bool {
+        if let Some(at) = self.retry {
+            return at <= now();
+        }
+        let Certificate { issued, rotation, .. } = &self.certificate;
+        rotation.due() <= wall_clock()
+            || !self.registrar.authorities.get().signed(&issued.chain)
+            || revoked.iter().any(|entry| entry.serial == issued.serial)
+    }
+
+    fn publish(&mut self, trusted: Trusted<'_>) {
+        match tls(&self.certificate.identity, trusted, wall_clock()) {
+            Ok(config) => {
+                (self.trust, self.policy) = (trusted.0.clone(), *trusted.1);
                 self.tls.send_replace(config);
             }
             Err(error) => {
-                tracing::error!(error, "our own TLS was not renewed; the last one stays");
-                self.retry = Some(now() + self.rotation.failed(wall_clock(), NO_JITTER));
+                tracing::error!(error, "the TLS configuration was not renewed; the last one stays");
             }
         }
     }
 }
 
-fn make(
-    registrar: &Registrar,
-    trust_domain: &str,
-    trusted: Trusted<'_>,
-) -> Result<(Arc<ServerConfig>, Rotation), String> {
+fn make(registrar: &Registrar, trust_domain: &str) -> Result<Certificate, String> {
     let id = SpiffeId::parse(&control_identity(trust_domain)).map_err(|error| error.to_string())?;
     let pending = request::make(&id).map_err(|error| error.to_string())?;
     let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;
     let issued = registrar.sign_own(&asked).map_err(|error| error.to_string())?;
-    let own = Identity::load(issued.chain.concat().as_bytes(), pending.key_pem.as_bytes())
+    let identity = Identity::load(issued.chain.concat().as_bytes(), pending.key_pem.as_bytes())
         .map_err(|error| error.to_string())?;
-    let now = wall_clock();
-    Ok((tls(&own, trusted, now)?, Rotation::new(now, issued.not_after, NO_JITTER)))
+    let rotation = Rotation::new(wall_clock(), issued.not_after, NO_JITTER);
+    Ok(Certificate { identity, issued, rotation })
 }
 
 #[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]

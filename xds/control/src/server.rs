@@ -60,6 +60,8 @@ pub struct Status {
     pub list_number: u64,
     /// Whether clients can connect.
     pub is_listening: bool,
+    /// Why the store cannot be used now: no certificate is issued, and no revocation is taken.
+    pub store: Option<String>,
 }
 
 /// Runs until `drain` is told to end.
@@ -86,6 +88,7 @@ pub async fn run(
         revoked: revoked.clone(),
         last: None,
         views: Arc::default(),
+        seed: None,
     };
     let directory = watch::Sender::new(publisher.first()?);
 
@@ -120,14 +123,12 @@ pub async fn run(
             drop(tokio::time::timeout(POLL, changed.notified()).await);
             succession::advance_in_time(&store, &*served, wall_clock());
             let views = publisher.next();
-            let is_new = views.is_some();
             if let Some(views) = views {
                 directory.send_replace(views);
                 publisher.settle();
             }
-            // A change of trust needs a new configuration of our own TLS too.
-            if let Some(last) = publisher.last.as_ref().filter(|_| is_new || own.is_due()) {
-                own.renew(last.trusted());
+            if let Some(last) = &publisher.last {
+                own.update(last.trusted(), &last.listed);
             }
         }
     });
@@ -173,6 +174,8 @@ struct Publisher {
     revoked: watch::Sender<Arc<BTreeSet<String>>>,
     last: Option<Last>,
     views: Arc<Views>,
+    /// The seed of the flows' hash, once it was read.
+    seed: Option<u32>,
 }
 
 /// What is in force.
@@ -209,8 +212,15 @@ impl Publisher {
         };
         let last = self.last.as_ref()?;
         let due = wall_clock() >= last.list_at + LIST_RENEWAL;
-        let revoked = self.revoked(&last.mesh);
-        self.fresh = self.changed_authorities();
+        let unreadable = self.store.revoked().err().map(|error| error.to_string());
+        let problem = self.store.problem().or(unreadable);
+        self.status.send_if_modified(|status| {
+            let changed = status.store != problem;
+            status.store.clone_from(&problem);
+            changed
+        });
+        let revoked = self.revoked(&last.mesh).unwrap_or_else(|_| last.listed.clone());
+        self.fresh = if problem.is_none() { self.changed_authorities() } else { None };
         if text == last.text && revoked == last.listed && !due && self.fresh.is_none() {
             self.reject(Vec::new());
             return None;
@@ -249,7 +259,7 @@ impl Publisher {
 
     fn apply(&mut self, text: Vec<u8>, mesh: Mesh) -> Result<Arc<Views>, String> {
         let now = wall_clock();
-        let listed = self.revoked(&mesh);
+        let listed = self.revoked(&mesh)?;
         let kept = self
             .last
             .as_ref()
@@ -259,7 +269,11 @@ impl Publisher {
             Some(last) => (last.trust.clone(), last.list_at),
             None => (self.trust(&listed, now)?, now),
         };
-        let seed = self.store.flow_seed().map_err(|error| error.to_string())?;
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None => self.store.flow_seed().map_err(|error| error.to_string())?,
+        };
+        self.seed = Some(seed);
         let mesh = Arc::new(mesh);
         let views = Views::new(mesh.clone(), &trust, seed, &self.views)
             .map_err(|problems| problems.join("; "))?;
@@ -324,19 +338,23 @@ impl Publisher {
     }
 
     /// What the store and the file revoke, by serial number.
-    fn revoked(&self, mesh: &Mesh) -> Vec<Revoked> {
-        let mut revoked = self.store.revoked().unwrap_or_else(|error| {
-            tracing::error!(%error, "the store's revocations could not be read");
-            Vec::new()
-        });
+    ///
+    /// # Errors
+    /// When the store's part cannot be read and never was, or the file's part cannot be stored.
+    fn revoked(&self, mesh: &Mesh) -> Result<Vec<Revoked>, String> {
+        let mut revoked = match (self.store.revoked(), &self.last) {
+            (Ok(revoked), _) => revoked,
+            // None of them becomes good because the store cannot be read.
+            (Err(_), Some(last)) => last.listed.clone(),
+            (Err(error), None) => return Err(error.to_string()),
+        };
         for serial in &mesh.revocations {
             let serial = serial.to_ascii_lowercase();
             if !revoked.iter().any(|known| known.serial == serial) {
-                // Remembered, so that deleting the line does not make the certificate good again.
+                // Stored, so that deleting the line does not make the certificate good again.
                 let at = wall_clock();
-                if let Err(error) = self.store.revoke(&serial, at) {
-                    tracing::error!(%error, "a revocation could not be remembered");
-                }
+                let stored = self.store.revoke(std::slice::from_ref(&serial), at);
+                stored.map_err(|error| format!("revocation of {serial}: {error}"))?;
                 revoked.push(Revoked { serial, at });
             }
         }
@@ -346,7 +364,7 @@ impl Publisher {
             let whole = entry.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             entry.at = UNIX_EPOCH + Duration::from_secs(whole);
         }
-        revoked
+        Ok(revoked)
     }
 
     /// Says why the file is not in force, once for each reason.

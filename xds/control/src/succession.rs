@@ -86,6 +86,12 @@ impl Authorities {
         lasting.unwrap_or(&self.signing).issue(request, life, now)
     }
 
+    /// Whether one of them signed a chain: leaf, intermediate, root.
+    pub(crate) fn signed(&self, chain: &[String]) -> bool {
+        let signer = chain.get(1);
+        self.all().iter().any(|one| signer.is_some_and(|signer| *signer == one.certificate()))
+    }
+
     /// The roots, PEM, each once.
     #[must_use]
     pub fn trust_bundle(&self) -> String {
@@ -347,7 +353,7 @@ fn status(generations: &Generations) -> Vec<String> {
 }
 
 /// A moment, for people.
-struct At(SystemTime);
+pub(crate) struct At(pub(crate) SystemTime);
 
 impl fmt::Display for At {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -406,7 +412,7 @@ mod tests {
         let (id, asked) = request();
         let issue = |at| {
             let issued = authorities(&store).signing().issue(&asked, HOUR, at).expect("it signs");
-            store.issued(&issued.serial, &id, issued.not_after).expect("it is remembered");
+            store.issued(&issued.serial, &id, issued.not_after, now).expect("it is remembered");
             issued.chain[2].clone()
         };
         let first = issue(now);
@@ -446,7 +452,7 @@ mod tests {
         let late = end - HOUR / 2;
         let issued = authorities(&store).signing().issue(&asked, HOUR, late).expect("it signs");
         assert_eq!(issued.not_after, end, "for no longer than it lasts");
-        store.issued(&issued.serial, &id, issued.not_after).expect("it is remembered");
+        store.issued(&issued.serial, &id, issued.not_after, now).expect("it is remembered");
         carry_out(&store, Step::Root, &Nobody, late).expect("announced");
         carry_out(&store, Step::Next, &Nobody, late).expect("it signs");
         let first = authorities(&store).former[0].trust_bundle().to_owned();
@@ -466,7 +472,7 @@ mod tests {
         let (_folder, store, now) = store();
         let (id, asked) = request();
         let issued = authorities(&store).signing().issue(&asked, HOUR, now).expect("it signs");
-        store.issued(&issued.serial, &id, issued.not_after).expect("it is remembered");
+        store.issued(&issued.serial, &id, issued.not_after, now).expect("it is remembered");
         carry_out(&store, Step::Intermediate, &Nobody, now).expect("announced");
         assert_eq!(roots(&store), 1, "it is the same");
         let step = |audience: &Behind| carry_out(&store, Step::Next, audience, now);
@@ -475,7 +481,7 @@ mod tests {
         step(&Behind(&[])).expect("all know it");
         assert!(step(&Behind(&[])).unwrap_err().contains("is good until"));
         // Who lost what the former signed has nothing to lose by its end.
-        store.revoke(&issued.serial, now).expect("it is revoked");
+        store.revoke(std::slice::from_ref(&issued.serial), now).expect("it is revoked");
         let revoked = store.revoked().expect("they can be read");
         let lists = authorities(&store).revocation_lists(&revoked, 1, now, HOUR).expect("lists");
         assert_eq!(lists.matches("BEGIN X509 CRL").count(), 3, "a root and two intermediates");

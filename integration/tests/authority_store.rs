@@ -1,0 +1,298 @@
+//! The store of an authority on a disk that fills up, in a file that is damaged, and what `weft ca` reports of it.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::json;
+use tempfile::TempDir;
+use weft_integration::curl::{Answer, Curl};
+use weft_integration::mesh_pki::{TRUST_DOMAIN, spiffe_id, text};
+use weft_integration::port;
+use weft_integration::process::{Process, weft};
+use weft_integration::wait::eventually;
+
+/// An authority whose folder is a small file system of its own.
+struct Authority {
+    folder: TempDir,
+}
+
+impl Authority {
+    fn create() -> Self {
+        let folder = TempDir::new().unwrap();
+        let authority = Self { folder };
+        fs::create_dir(authority.state()).unwrap();
+        let size = Some("size=16m,mode=0700");
+        mount(Some("tmpfs"), &authority.state(), Some("tmpfs"), MsFlags::empty(), size).unwrap();
+        authority.ca_succeeds(&["init", "--trust-domain", TRUST_DOMAIN]);
+        authority
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.state().join(name)
+    }
+
+    fn ca(&self, arguments: &[&str]) -> Output {
+        let [name, rest @ ..] = arguments else { unreachable!("a command has a name") };
+        let mut command = weft();
+        command.args(["ca", name, "--state"]).arg(self.state()).args(rest);
+        command.output().unwrap()
+    }
+
+    fn ca_succeeds(&self, arguments: &[&str]) -> String {
+        let output = self.ca(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The reason why a command fails with exit code 1.
+    fn ca_fails(&self, arguments: &[&str]) -> String {
+        let output = self.ca(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Issues a certificate and gives its serial number.
+    fn issue(&self, service: &str) -> String {
+        let out = self.folder.path().join(service);
+        let said = self.ca_succeeds(&["issue", &spiffe_id(service), "--out", text(&out)]);
+        said.split(' ').next().unwrap().to_owned()
+    }
+
+    fn audited(&self, event: &str) -> usize {
+        let log = fs::read_to_string(self.file("audit.jsonl")).unwrap();
+        log.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
+    }
+
+    fn write_mesh(&self, services: &[&str], revoked: &[&str]) {
+        let service = |name: &&str| {
+            json!({"name": name, "endpoints": [{"address": "10.0.0.1"}],
+                "ports": [{"port": 80, "target": 8080, "protocol": "http"}]})
+        };
+        let services: Vec<_> = services.iter().map(service).collect();
+        let file = json!({"trust_domain": TRUST_DOMAIN, "service_ranges": ["10.96.0.0/16"], "services": services,
+            "security": {"revocations": revoked, "policies": []}});
+        let part = self.folder.path().join("mesh.part");
+        fs::write(&part, format!("{file:#}")).unwrap();
+        fs::rename(part, self.mesh()).unwrap();
+    }
+
+    fn mesh(&self) -> PathBuf {
+        self.folder.path().join("mesh.yaml")
+    }
+
+    fn command(&self, admin: u16) -> Command {
+        let mut command = weft();
+        command.args(["control", "--config", text(&self.mesh()), "--state", text(&self.state())]);
+        command.args(["--listen", &format!("127.0.0.1:{}", port::free())]);
+        command.args(["--admin", &format!("127.0.0.1:{admin}")]);
+        command
+    }
+
+    fn start(&self) -> Control {
+        let admin = port::free();
+        let process = Process::start("control", &mut self.command(admin));
+        let control = Control { process, admin };
+        control.wait_until_ready();
+        control
+    }
+
+    /// Fills the file system to its last byte.
+    fn fill(&self) {
+        let mut filler = fs::File::create(self.file("filler")).unwrap();
+        for block in [64 * 1024, 4096, 1] {
+            while filler.write_all(&vec![b'x'; block]).is_ok() {}
+        }
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.file("filler")).unwrap();
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        // The namespace of the test ends with it anyway.
+        let _unmounted = umount2(&self.state(), MntFlags::MNT_DETACH);
+    }
+}
+
+struct Control {
+    process: Process,
+    admin: u16,
+}
+
+impl Control {
+    fn ready(&self) -> Answer {
+        Curl::get(self.admin, "/ready").run()
+    }
+
+    fn wait_until_ready(&self) {
+        eventually("the control plane is ready", || (self.ready().status == 200).then_some(()));
+    }
+
+    fn dump(&self) -> serde_json::Value {
+        serde_json::from_slice(&Curl::get(self.admin, "/config_dump").run().body).unwrap()
+    }
+
+    fn logged(&self, text: &str) -> usize {
+        self.process.errors().matches(text).count()
+    }
+}
+
+#[test]
+fn full_disk_refuses_revocations_loudly_and_store_works_again_with_the_disk() {
+    let authority = Authority::create();
+    let [first, second, third] = ["first", "second", "third"].map(|name| authority.issue(name));
+    authority.ca_succeeds(&["revoke", &first]);
+    authority.write_mesh(&["web"], &[]);
+    let mut control = authority.start();
+    let list_number = control.dump()["revocation_list_number"].clone();
+
+    authority.fill();
+    let reason = eventually("a change does not fit on the disk", || {
+        let output = authority.ca(&["token", &spiffe_id("web")]);
+        (!output.status.success()).then(|| String::from_utf8(output.stderr).unwrap())
+    });
+    assert!(reason.contains("No space left on device"), "{reason}");
+    let reason = authority.ca_fails(&["revoke", &second]);
+    assert!(reason.contains("No space left on device"), "{reason}");
+    let answer = eventually("it is not ready", || {
+        Some(control.ready()).filter(|answer| answer.status == 503)
+    });
+    assert!(answer.text().contains("No space left on device"), "{answer:?}");
+    // What needs no store is served on; a revocation that cannot be stored refuses the file.
+    authority.write_mesh(&["web", "api"], &[]);
+    eventually("a change of services is in force", || {
+        (control.dump()["services"] == json!(["api", "web"])).then_some(())
+    });
+    authority.write_mesh(&["web"], &[&third]);
+    eventually("the file is refused", || {
+        control.dump()["rejected"].to_string().contains(&third).then_some(())
+    });
+    let dump = control.dump();
+    assert_eq!(dump["services"], json!(["api", "web"]), "the last good file is in force");
+    assert_eq!(dump["revocation_list_number"], list_number, "and the last list");
+    assert_eq!(control.ready().status, 503);
+    assert_eq!(control.logged("the store failed"), 1, "{}", control.process.errors());
+
+    authority.make_room();
+    control.wait_until_ready();
+    assert_eq!(control.logged("the store works again"), 1, "{}", control.process.errors());
+    let said = authority.ca_succeeds(&["revoke", &second]);
+    assert_eq!(said.trim(), format!("{second} revoked"));
+    eventually("the file is in force", || {
+        (control.dump()["services"] == json!(["web"])).then_some(())
+    });
+    let list = authority.ca_succeeds(&["list"]);
+    for serial in [&first, &second, &third] {
+        let line = list.lines().find(|line| line.starts_with(serial.as_str())).unwrap();
+        assert!(line.contains("revoked"), "{line}");
+    }
+    authority.ca_succeeds(&["check"]);
+    assert!(control.process.is_running() && control.logged("panicked") == 0);
+}
+
+#[test]
+fn damaged_store_is_named_with_its_backup_and_never_written_to() {
+    let authority = Authority::create();
+    let serial = authority.issue("web");
+    authority.write_mesh(&["web"], &[]);
+    drop(authority.start());
+    let (store, backup) = (authority.file("weft.redb"), authority.file("weft.redb.backup-1"));
+    let checked = authority.ca_succeeds(&["check"]);
+    assert_eq!(checked.lines().filter(|line| line.contains(": good: ")).count(), 3, "{checked}");
+    let whole = fs::read(&store).unwrap();
+    let mut scattered = whole.clone();
+    scattered.iter_mut().step_by(509).for_each(|byte| *byte ^= 0x55);
+    let half = whole[..whole.len() / 2].to_vec();
+    for bytes in [Vec::new(), half, scattered, vec![0; 4096], b"redb".to_vec()] {
+        fs::write(&store, &bytes).unwrap();
+        for arguments in [&["list"][..], &["check"], &["revoke", &serial], &["crl"]] {
+            let said = authority.ca_fails(arguments);
+            assert_restorable(&said, &store, &backup);
+        }
+        let output = authority.command(port::free()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_restorable(&String::from_utf8(output.stderr).unwrap(), &store, &backup);
+        assert_eq!(fs::read(&store).unwrap(), bytes, "it was written to");
+    }
+    fs::copy(&backup, &store).unwrap();
+    drop(authority.start());
+    assert!(authority.ca_succeeds(&["list"]).contains(&serial));
+    // A backup that is damaged is reported, and is not what is recommended.
+    fs::write(&backup, b"").unwrap();
+    let said = authority.ca_fails(&["check"]);
+    assert!(said.contains("backup-1: is empty") && said.contains("backup-2: good"), "{said}");
+    fs::write(&store, b"").unwrap();
+    assert_restorable(
+        &authority.ca_fails(&["list"]),
+        &store,
+        &authority.file("weft.redb.backup-2"),
+    );
+}
+
+/// Holds that one sentence names the file and how to restore it.
+fn assert_restorable(said: &str, store: &Path, backup: &Path) {
+    let restore = format!("cp -p {} {}", backup.display(), store.display());
+    assert!(said.contains(&restore), "{said}");
+    let lines = said.lines().filter(|line| line.starts_with("weft: ")).count();
+    assert_eq!(lines, said.lines().count(), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn change_of_the_mesh_issues_no_certificate_and_each_act_is_in_the_audit_log() {
+    let authority = Authority::create();
+    assert_eq!(authority.audited("authority_created"), 1);
+    let serial = authority.issue("web");
+    assert_eq!(authority.audited("issued"), 1);
+    authority.ca_succeeds(&["crl"]);
+    assert_eq!(authority.audited("lists_signed"), 1);
+    let line = |serial: &str| {
+        let list = authority.ca_succeeds(&["list"]);
+        list.lines().find(|line| line.starts_with(serial)).unwrap().to_owned()
+    };
+    let words = |line: String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let [_, state, issued, expires, revoked, id] = &words(line(&serial))[..] else {
+        panic!("six columns")
+    };
+    assert_eq!((state.as_str(), revoked.as_str()), ("good", "-"));
+    assert_eq!(*id, spiffe_id("web"));
+    assert!(issued.ends_with('Z') && expires.ends_with('Z') && issued < expires);
+    authority.ca_succeeds(&["revoke", &serial]);
+    let [_, state, _, _, revoked, _] = &words(line(&serial))[..] else { panic!("six columns") };
+    assert!(state == "revoked" && revoked.ends_with('Z') && revoked >= issued);
+
+    authority.write_mesh(&["web"], &[]);
+    let control = authority.start();
+    assert_eq!(authority.audited("issued"), 2, "its own");
+    for services in [&["web", "api"][..], &["api"], &["web"]] {
+        authority.write_mesh(services, &[]);
+        eventually("the change is in force", || {
+            let in_force = control.dump()["services"].as_array().unwrap().len();
+            let named = control.dump()["services"].to_string();
+            (in_force == services.len() && services.iter().all(|one| named.contains(one)))
+                .then_some(())
+        });
+    }
+    // A change of trust is none of the certificate either.
+    let other = authority.ca_succeeds(&["list"]).lines().count();
+    authority.write_mesh(&["web"], &["0a"]);
+    let number = control.dump()["revocation_list_number"].clone();
+    eventually("a list is in force", || {
+        (control.dump()["revocation_list_number"] != number || authority.audited("issued") > 2)
+            .then_some(())
+    });
+    assert_eq!(authority.audited("issued"), 2);
+    assert_eq!(authority.ca_succeeds(&["list"]).lines().count(), other);
+    // Its own certificate is replaced when that is revoked.
+    authority.ca_succeeds(&["revoke", "control"]);
+    eventually("it has another", || (authority.audited("issued") == 3).then_some(()));
+}

@@ -1,0 +1,166 @@
+//! Copies of the store file beside it, each verified before it replaces an older one.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::image::verify;
+use super::{StoreError, Summary};
+
+/// The copies that are kept, the newest first.
+const COPIES: [&str; 2] = ["weft.redb.backup-1", "weft.redb.backup-2"];
+/// How much must fit on the disk for the store to be used again after a failure.
+const ROOM_BYTES: usize = 256 * 1024;
+const PART: &str = "weft.redb.backup.part";
+
+/// Whether a copy is made of a file that was verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copying {
+    /// At each start.
+    Keep,
+    /// When the file is opened again after a failure: the disk may be full.
+    Skip,
+}
+
+/// Opens the file of a store, locks it, and verifies it without writing to it.
+///
+/// # Errors
+/// When it is not there, in use, or damaged.
+pub(super) fn open_verified(path: &Path, copying: Copying) -> Result<File, StoreError> {
+    let file = open_locked(path)?;
+    let bytes = read(&file).map_err(|error| StoreError::io(path, &error))?;
+    let part = path.with_file_name(PART);
+    // Written before it is verified, which takes the bytes; it becomes a backup only afterwards.
+    let written = match copying {
+        Copying::Keep => write(&part, &bytes),
+        Copying::Skip => Ok(()),
+    };
+    let verified = verify(bytes).map_err(|reason| damaged(path, reason));
+    if copying == Copying::Keep {
+        let kept = match &verified {
+            Ok(_) => written.and_then(|()| replace(path, &part)),
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = kept {
+            tracing::warn!(store = %path.display(), %error, "no backup of the store was made");
+        }
+        // It may not be there, or has become the backup.
+        drop(fs::remove_file(&part));
+    }
+    verified.map(|_| file)
+}
+
+/// Verifies the file of a store that no process has open.
+///
+/// # Errors
+/// When it is not there, in use, or damaged.
+pub(super) fn check(path: &Path) -> Result<Summary, StoreError> {
+    let file = open_locked(path)?;
+    check_open(path, &file)
+}
+
+/// Verifies a file, whoever has it open: between two commits it is whole.
+///
+/// # Errors
+/// When it cannot be read, or is damaged.
+pub(super) fn check_open(path: &Path, file: &File) -> Result<Summary, StoreError> {
+    let bytes = read(file).map_err(|error| StoreError::io(path, &error))?;
+    verify(bytes).map_err(|reason| damaged(path, reason))
+}
+
+/// The copies that are there, the newest first, each with what it holds or why it is of no use.
+pub(super) fn copies(path: &Path) -> Vec<(PathBuf, Result<Summary, String>)> {
+    let copies = COPIES.map(|name| path.with_file_name(name));
+    let there = copies.into_iter().filter(|copy| copy.exists());
+    let check = |copy: PathBuf| {
+        let checked = fs::read(&copy).map_err(|error| error.to_string()).and_then(verify);
+        (copy, checked)
+    };
+    there.map(check).collect()
+}
+
+/// How to put the newest copy that is whole in the place of the store.
+pub(super) fn restoring(path: &Path) -> String {
+    let whole = copies(path).into_iter().find(|(_, checked)| checked.is_ok());
+    match whole {
+        Some((copy, _)) => format!(
+            "to restore the last backup: cp -p {copy} {store}, then revoke again what audit.jsonl lists as \
+             revoked since",
+            copy = copy.display(),
+            store = path.display()
+        ),
+        None => "there is no backup beside it; restore the folder from a copy of your own".into(),
+    }
+}
+
+fn damaged(path: &Path, reason: String) -> StoreError {
+    StoreError::Damaged { path: path.to_owned(), reason, restore: restoring(path) }
+}
+
+fn open_locked(path: &Path) -> Result<File, StoreError> {
+    let folder = || path.parent().unwrap_or(path).to_owned();
+    let file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let has_copy = COPIES.iter().any(|name| path.with_file_name(name).exists());
+            return Err(if has_copy {
+                damaged(path, "is missing".into())
+            } else {
+                StoreError::Missing(folder())
+            });
+        }
+        Err(error) => return Err(StoreError::io(path, &error)),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse(folder())),
+        Err(TryLockError::Error(error)) => Err(StoreError::io(path, &error)),
+    }
+}
+
+fn read(mut file: &File) -> io::Result<Vec<u8>> {
+    io::Seek::rewind(&mut file)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn write(part: &Path, bytes: &[u8]) -> io::Result<()> {
+    match fs::remove_file(part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // It holds the authority's keys.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(part)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Shows that the disk has room for more than a page: the database might find one that it used before.
+///
+/// # Errors
+/// When it has not.
+pub(super) fn prove_room(path: &Path) -> io::Result<()> {
+    let part = path.with_file_name(PART);
+    let written = write(&part, &[0; ROOM_BYTES]);
+    // It may not be there.
+    drop(fs::remove_file(&part));
+    written
+}
+
+/// Makes a written copy the newest, and the newest the older one.
+fn replace(path: &Path, part: &Path) -> io::Result<()> {
+    let [newest, older] = COPIES.map(|name| path.with_file_name(name));
+    match fs::rename(&newest, older) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::rename(part, newest)?;
+    sync_folder(path)
+}
+
+/// Makes changes of names in the folder of a file last.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
+}

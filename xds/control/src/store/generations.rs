@@ -1,0 +1,176 @@
+//! The authorities that a store holds: the one that signs, and those that are trusted beside it.
+
+use std::time::SystemTime;
+
+use redb::ReadTransaction;
+use serde::{Deserialize, Serialize};
+use weft_certs::{AuthorityFiles, RootSigner};
+
+use super::{AUTHORITY, Store, StoreError, seconds, time, unreadable};
+
+impl Store {
+    /// The authority and its trust domain.
+    ///
+    /// # Errors
+    /// When a part is missing.
+    pub fn authority(&self) -> Result<(AuthorityFiles, String), StoreError> {
+        self.read(read_authority)
+    }
+
+    /// The authorities: the one that signs, and those that are trusted beside it.
+    ///
+    /// # Errors
+    /// When a part is missing or cannot be read.
+    pub fn generations(&self) -> Result<Generations, StoreError> {
+        self.read(read_generations)
+    }
+
+    /// Replaces the authorities, all at once.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn replace_generations(&self, generations: &Generations) -> Result<(), StoreError> {
+        let kept = |(files, due): &(AuthorityFiles, SystemTime)| Kept::of(files, *due);
+        let beside = Beside {
+            next: generations.next.as_ref().map(kept),
+            former: generations.former.iter().map(kept).collect(),
+        };
+        let text = serde_json::to_string(&beside)
+            .map_err(|error| StoreError::Database(error.to_string()))?;
+        self.write(|write| {
+            let mut table = write.open_table(AUTHORITY)?;
+            for (name, text) in parts(&generations.signing) {
+                table.insert(name, text)?;
+            }
+            table.insert(BESIDE, text.as_str())?;
+            Ok(())
+        })
+    }
+}
+
+/// The authority that signs, and its trust domain.
+fn read_authority(read: &ReadTransaction) -> Result<(AuthorityFiles, String), StoreError> {
+    let table = read.open_table(AUTHORITY)?;
+    let part = |name: &str| -> Result<String, StoreError> {
+        let value =
+            table.get(name)?.ok_or_else(|| StoreError::Database(format!("{name} is missing")))?;
+        Ok(value.value().to_owned())
+    };
+    let lists = table.get("root_lists")?.map(|lists| lists.value().to_owned()).unwrap_or_default();
+    let files = AuthorityFiles {
+        root_certificate: part("root_certificate")?,
+        root: root_signer(part("root_key")?, lists),
+        intermediate_certificate: part("intermediate_certificate")?,
+        intermediate_key: part("intermediate_key")?.into(),
+    };
+    Ok((files, part("trust_domain")?))
+}
+
+pub(super) fn read_generations(read: &ReadTransaction) -> Result<Generations, StoreError> {
+    let (signing, trust_domain) = read_authority(read)?;
+    let table = read.open_table(AUTHORITY)?;
+    let beside = match table.get(BESIDE)? {
+        Some(text) => serde_json::from_str(text.value())
+            .map_err(|error| StoreError::Database(format!("{BESIDE}: {error}")))?,
+        None => Beside::default(),
+    };
+    let read = |kept: Kept| {
+        let due = time(kept.due).ok_or_else(|| unreadable("authority", BESIDE))?;
+        Ok::<_, StoreError>((kept.files(), due))
+    };
+    Ok(Generations {
+        trust_domain,
+        signing,
+        next: beside.next.map(read).transpose()?,
+        former: beside.former.into_iter().map(read).collect::<Result<_, _>>()?,
+    })
+}
+
+/// The authorities of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generations {
+    /// Of all of them.
+    pub trust_domain: String,
+    /// The one that signs.
+    pub signing: AuthorityFiles,
+    /// The one that is trusted already and will sign from then on.
+    pub next: Option<(AuthorityFiles, SystemTime)>,
+    /// Those that have signed and are trusted until then, the oldest first.
+    pub former: Vec<(AuthorityFiles, SystemTime)>,
+}
+
+impl Generations {
+    /// All of them, the one that signs first.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut AuthorityFiles> {
+        let next = self.next.as_mut().map(|(files, _)| files);
+        let former = self.former.iter_mut().map(|(files, _)| files);
+        std::iter::once(&mut self.signing).chain(next).chain(former)
+    }
+}
+
+/// The part of the table that holds the authorities which do not sign.
+const BESIDE: &str = "beside";
+
+#[derive(Default, Serialize, Deserialize)]
+struct Beside {
+    next: Option<Kept>,
+    former: Vec<Kept>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    root_certificate: String,
+    root_key: String,
+    #[serde(default)]
+    root_lists: String,
+    intermediate_certificate: String,
+    intermediate_key: String,
+    /// In seconds since 1970.
+    due: u64,
+}
+
+impl Kept {
+    fn of(files: &AuthorityFiles, due: SystemTime) -> Self {
+        let files = files.clone();
+        let (root_key, root_lists) = match files.root {
+            RootSigner::Ours { key } => (key.to_string(), String::new()),
+            RootSigner::Theirs { lists } => (String::new(), lists),
+        };
+        Self {
+            root_certificate: files.root_certificate,
+            root_key,
+            root_lists,
+            intermediate_certificate: files.intermediate_certificate,
+            intermediate_key: files.intermediate_key.to_string(),
+            due: seconds(due),
+        }
+    }
+
+    fn files(&self) -> AuthorityFiles {
+        AuthorityFiles {
+            root_certificate: self.root_certificate.clone(),
+            root: root_signer(self.root_key.clone(), self.root_lists.clone()),
+            intermediate_certificate: self.intermediate_certificate.clone(),
+            intermediate_key: self.intermediate_key.clone().into(),
+        }
+    }
+}
+
+/// No key of the root: somebody else has it.
+fn root_signer(key: String, lists: String) -> RootSigner {
+    if key.is_empty() { RootSigner::Theirs { lists } } else { RootSigner::Ours { key: key.into() } }
+}
+
+pub(super) fn parts(files: &AuthorityFiles) -> [(&'static str, &str); 5] {
+    let (key, lists) = match &files.root {
+        RootSigner::Ours { key } => (&**key, ""),
+        RootSigner::Theirs { lists } => ("", lists.as_str()),
+    };
+    [
+        ("root_certificate", &files.root_certificate),
+        ("root_key", key),
+        ("root_lists", lists),
+        ("intermediate_certificate", &files.intermediate_certificate),
+        ("intermediate_key", &files.intermediate_key),
+    ]
+}

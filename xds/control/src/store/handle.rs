@@ -1,0 +1,224 @@
+//! The open database, and what is done when it fails: the library refuses everything after one I/O error, so
+//! the file is closed, verified and opened again, ever more slowly, until it works.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redb::Database;
+
+use super::backup::Copying;
+use super::image::contained;
+use super::{StoreError, backup, prove_writable};
+
+const SHORTEST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// A failure so long after the one before it begins again with the shortest wait.
+const CALM: Duration = Duration::from_secs(60);
+
+/// A database that is opened again after a failure.
+#[derive(Debug)]
+pub(super) struct Handle {
+    path: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    retries: Retries,
+}
+
+#[derive(Debug)]
+enum State {
+    Open(Opened),
+    Failed(String),
+}
+
+#[derive(Debug)]
+struct Opened {
+    database: Database,
+    file: FileId,
+}
+
+/// Which file it is: another one may be put in its place, or none.
+#[derive(Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    fn of(path: &Path) -> Option<Self> {
+        let data = fs::metadata(path).ok()?;
+        Some(Self { device: data.dev(), inode: data.ino() })
+    }
+}
+
+/// When a database that failed is opened again.
+#[derive(Debug, Default)]
+struct Retries {
+    failures: u32,
+    last: Option<Instant>,
+    due: Option<Instant>,
+}
+
+impl Retries {
+    fn failed(&mut self, now: Instant) {
+        let is_calm = self.last.is_some_and(|last| now.duration_since(last) > CALM);
+        self.failures = if is_calm { 0 } else { self.failures };
+        let wait = SHORTEST_WAIT.saturating_mul(2u32.saturating_pow(self.failures));
+        self.failures = self.failures.saturating_add(1);
+        (self.last, self.due) = (Some(now), Some(now + wait.min(LONGEST_WAIT)));
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_none_or(|due| due <= now)
+    }
+}
+
+impl Handle {
+    /// Opens the database of a file that is there.
+    ///
+    /// # Errors
+    /// When it is not there, in use, or damaged.
+    pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
+        let opened = open(&path, Copying::Keep)?;
+        let inner = Inner { state: State::Open(opened), retries: Retries::default() };
+        Ok(Self { path, inner: Mutex::new(inner) })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Why the database does not work now, if so. Opens it again when that is due.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.with(|_| Ok(())).err().map(|error| error.to_string())
+    }
+
+    /// Verifies the file, with no change under way meanwhile.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged.
+    pub(super) fn check(&self) -> Result<super::Summary, StoreError> {
+        let _held = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let file =
+            fs::File::open(&self.path).map_err(|error| StoreError::io(&self.path, &error))?;
+        backup::check_open(&self.path, &file)
+    }
+
+    /// Works with the database, if it works. One at a time: what fails for one fails for all.
+    ///
+    /// # Errors
+    /// What the work gives, or that the database does not work.
+    pub(super) fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = now();
+        if let State::Failed(reason) = &inner.state {
+            if !inner.retries.is_due(now) {
+                return Err(self.unavailable(reason));
+            }
+            match reopen(&self.path) {
+                Ok(opened) => {
+                    tracing::info!(store = %self.path.display(), "the store works again");
+                    inner.state = State::Open(opened);
+                }
+                Err(error) => return Err(self.failed(&mut inner, error.to_string(), now)),
+            }
+        }
+        let State::Open(opened) = &inner.state else {
+            return Err(self.unavailable("it is closed"));
+        };
+        if FileId::of(&self.path).as_ref() != Some(&opened.file) {
+            let reason = "the file was removed or replaced while it was in use";
+            return Err(self.failed(&mut inner, reason.into(), now));
+        }
+        match contained(|| work(&opened.database)) {
+            Ok(Err(StoreError::Broken(reason))) | Err(reason) => {
+                Err(self.failed(&mut inner, reason, now))
+            }
+            Ok(done) => done,
+        }
+    }
+
+    /// Closes the database and says so once.
+    fn failed(&self, inner: &mut Inner, reason: String, now: Instant) -> StoreError {
+        inner.retries.failed(now);
+        let error = self.unavailable(&reason);
+        if let State::Open(_) = inner.state {
+            tracing::error!(
+                store = %self.path.display(),
+                reason,
+                "the store failed: no certificate is issued and no order is taken until it works again"
+            );
+        }
+        let before = std::mem::replace(&mut inner.state, State::Failed(reason));
+        // Closing writes, and fails as what came before did.
+        drop(contained(|| drop(before)));
+        error
+    }
+
+    fn unavailable(&self, reason: &str) -> StoreError {
+        StoreError::Unavailable { path: self.path.clone(), reason: reason.to_owned() }
+    }
+}
+
+fn open(path: &Path, copying: Copying) -> Result<Opened, StoreError> {
+    let file = backup::open_verified(path, copying)?;
+    let id = FileId::of(path).ok_or_else(|| StoreError::Missing(path.to_owned()))?;
+    let database = contained(|| redb::Builder::new().create_file(file));
+    let database = database
+        .map_err(StoreError::Broken)?
+        .map_err(|error| StoreError::Io { path: path.to_owned(), reason: error.to_string() })?;
+    Ok(Opened { database, file: id })
+}
+
+/// Opens it again, and shows that it can be written to.
+fn reopen(path: &Path) -> Result<Opened, StoreError> {
+    backup::prove_room(path).map_err(|error| StoreError::io(path, &error))?;
+    let opened = open(path, Copying::Skip)?;
+    match contained(|| prove_writable(&opened.database)) {
+        Ok(Ok(())) => Ok(opened),
+        failed => {
+            drop(contained(|| drop(opened)));
+            Err(match failed {
+                Ok(Err(error)) => error,
+                Err(reason) => StoreError::Broken(reason),
+                Ok(Ok(())) => StoreError::Broken("it is closed".into()),
+            })
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_database_is_opened_again_ever_more_slowly_and_quickly_after_a_calm() {
+        let mut retries = Retries::default();
+        let start = now();
+        assert!(retries.is_due(start));
+        retries.failed(start);
+        assert!(!retries.is_due(start) && retries.is_due(start + SHORTEST_WAIT));
+        for _ in 0..40 {
+            retries.failed(start);
+        }
+        assert!(!retries.is_due(start + LONGEST_WAIT - Duration::from_millis(1)));
+        assert!(retries.is_due(start + LONGEST_WAIT));
+        let later = start + CALM + Duration::from_secs(1);
+        retries.failed(later);
+        assert!(retries.is_due(later + SHORTEST_WAIT));
+    }
+}

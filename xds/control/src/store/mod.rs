@@ -1,0 +1,461 @@
+//! What must survive a restart: the authority, the certificates issued, what was revoked, the number
+//! of the revocation list, and the join tokens. One file, one transaction a change.
+//!
+//! An error is never an empty answer: a store that cannot be read refuses, and what was read before stays in
+//! force.
+
+mod backup;
+mod error;
+mod generations;
+mod handle;
+mod image;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redb::{
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+    WriteTransaction,
+};
+use weft_certs::{AuthorityFiles, Revoked};
+use weft_model::SpiffeId;
+
+use crate::audit;
+pub use error::StoreError;
+pub use generations::Generations;
+use handle::Handle;
+
+const AUTHORITY: TableDefinition<'_, &str, &str> = TableDefinition::new("authority");
+/// Serial number to `identity expiry issued` (seconds since 1970; older stores lack the last).
+const ISSUED: TableDefinition<'_, &str, &str> = TableDefinition::new("issued");
+/// Serial number to when it was revoked.
+const REVOKED: TableDefinition<'_, &str, u64> = TableDefinition::new("revoked");
+/// SHA-256 of a token to `identity expiry`.
+const TOKENS: TableDefinition<'_, &str, &str> = TableDefinition::new("tokens");
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+
+const LIST_NUMBER: &str = "revocation_list";
+const FLOW_SEED: &str = "flow_seed";
+/// Written to show that the database can be written to.
+const WRITABLE: &str = "writable";
+
+pub(crate) const FILE: &str = "weft.redb";
+
+/// The control plane's store.
+#[derive(Debug)]
+pub struct Store(Handle);
+
+/// A certificate that was issued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuedRecord {
+    /// Its serial number, hex.
+    pub serial: String,
+    /// For whom.
+    pub identity: String,
+    /// When it was issued; stores of earlier versions did not keep that.
+    pub issued: Option<SystemTime>,
+    /// When it ends.
+    pub not_after: SystemTime,
+    /// Since when it is revoked.
+    pub revoked: Option<SystemTime>,
+}
+
+/// What a store holds, as far as a check counts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// The trust domain of its authority.
+    pub trust_domain: String,
+    /// How many certificates were issued.
+    pub issued: usize,
+    /// How many of them are revoked.
+    pub revoked: usize,
+    /// The number of the last revocation list; 0 when there was none.
+    pub list_number: u64,
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { trust_domain, issued, revoked, list_number } = self;
+        write!(
+            f,
+            "trust domain {trust_domain}, {issued} certificates, {revoked} revoked, revocation list \
+             {list_number}"
+        )
+    }
+}
+
+/// What a check found of the store and its backups.
+#[derive(Debug)]
+pub struct Findings {
+    /// The store itself.
+    pub store: Result<Summary, String>,
+    /// The backups, the newest first.
+    pub backups: Vec<(PathBuf, Result<Summary, String>)>,
+}
+
+impl Store {
+    /// Opens the store in a folder, once its file is verified, and keeps a backup of it.
+    ///
+    /// # Errors
+    /// When there is none, it is in use, or it is damaged.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        Handle::open(folder.join(FILE)).map(Self)
+    }
+
+    /// Makes a store with a new authority in a folder, readable by this user alone.
+    ///
+    /// # Errors
+    /// When there is one already, or it cannot be made.
+    pub fn create(
+        folder: &Path,
+        trust_domain: &str,
+        files: &AuthorityFiles,
+    ) -> Result<Self, StoreError> {
+        let path = folder.join(FILE);
+        let io = |error: std::io::Error| StoreError::io(&path, &error);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
+        if path.exists() || !backup::copies(&path).is_empty() {
+            return Err(StoreError::Exists(folder.to_owned()));
+        }
+        // Under another name until it is whole: a file of that name is always a store.
+        let part = path.with_extension("part");
+        match fs::remove_file(&part) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+            _ => {}
+        }
+        let mut options = fs::OpenOptions::new();
+        let options = options.read(true).write(true).create_new(true).mode(0o600);
+        let file = options.open(&part).map_err(io)?;
+        let database = redb::Builder::new().create_file(file);
+        let database = database.map_err(|error| StoreError::Database(error.to_string()))?;
+        write(&database, |write| {
+            let mut table = write.open_table(AUTHORITY)?;
+            table.insert("trust_domain", trust_domain)?;
+            for (name, text) in generations::parts(files) {
+                table.insert(name, text)?;
+            }
+            write.open_table(ISSUED)?;
+            write.open_table(REVOKED)?;
+            write.open_table(TOKENS)?;
+            write.open_table(NUMBERS)?;
+            Ok(())
+        })?;
+        drop(database);
+        // Unlike a rename, a link never replaces what another process has put there meanwhile.
+        let linked = fs::hard_link(&part, &path);
+        fs::remove_file(&part).map_err(io)?;
+        match linked {
+            Ok(()) => backup::sync_folder(&path).map_err(io)?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::Exists(folder.to_owned()));
+            }
+            Err(error) => return Err(io(error)),
+        }
+        audit::line(&path, "authority_created", &[("trust_domain", trust_domain)]);
+        Self::open(folder)
+    }
+
+    /// Verifies the store of a folder that no process has open, and its backups. Nothing is changed.
+    ///
+    /// # Errors
+    /// When another process has it open.
+    pub fn check_closed(folder: &Path) -> Result<Findings, StoreError> {
+        let path = folder.join(FILE);
+        let store = match backup::check(&path) {
+            Err(StoreError::InUse(folder)) => return Err(StoreError::InUse(folder)),
+            checked => checked.map_err(|error| error.to_string()),
+        };
+        Ok(Findings { store, backups: backup::copies(&path) })
+    }
+
+    /// Verifies the file of this store and its backups, while it is in use.
+    #[must_use]
+    pub fn check(&self) -> Findings {
+        let store = self.0.check().map_err(|error| error.to_string());
+        Findings { store, backups: backup::copies(self.path()) }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Why the store cannot be used now, if so. After a failure it is opened again by this, or by any other
+    /// use, when the time for that has come.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.0.problem()
+    }
+
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.0.with(|database| work(&database.begin_read()?))
+    }
+
+    fn write<T>(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.0.with(|database| write(database, work))
+    }
+
+    /// When the last of the certificates ends that are good now; none when there is none.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn last_end(&self, now: SystemTime) -> Result<Option<SystemTime>, StoreError> {
+        let records = self.list()?;
+        let good = records.iter().filter(|record| record.revoked.is_none());
+        Ok(good.map(|record| record.not_after).filter(|end| *end > now).max())
+    }
+
+    /// Stores a certificate that was issued at `now`.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn issued(
+        &self,
+        serial: &str,
+        identity: &SpiffeId,
+        not_after: SystemTime,
+        now: SystemTime,
+    ) -> Result<(), StoreError> {
+        let record = format!("{} {}", record(identity, not_after), seconds(now));
+        self.write(|write| {
+            write.open_table(ISSUED)?.insert(serial, record.as_str())?;
+            Ok(())
+        })
+    }
+
+    /// Every certificate that was issued, by serial number.
+    ///
+    /// # Errors
+    /// When the database fails, or an entry cannot be read.
+    pub fn list(&self) -> Result<Vec<IssuedRecord>, StoreError> {
+        self.read(read_issued)
+    }
+
+    /// Revokes serial numbers, all or none; for each whether it was not revoked before.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn revoke(
+        &self,
+        serials: &[String],
+        now: SystemTime,
+    ) -> Result<BTreeMap<String, bool>, StoreError> {
+        self.write(|write| {
+            let mut table = write.open_table(REVOKED)?;
+            let mut new = BTreeMap::new();
+            for serial in serials {
+                let is_known = table.get(serial.as_str())?.is_some();
+                if !is_known {
+                    table.insert(serial.as_str(), seconds(now))?;
+                }
+                new.insert(serial.clone(), !is_known);
+            }
+            Ok(new)
+        })
+    }
+
+    /// What is revoked.
+    ///
+    /// # Errors
+    /// When the database fails, or an entry cannot be read: that is not the same as no entry.
+    pub fn revoked(&self) -> Result<Vec<Revoked>, StoreError> {
+        self.read(read_revoked)
+    }
+
+    /// The next number of the revocation list: never the same twice.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn next_list_number(&self) -> Result<u64, StoreError> {
+        self.write(|write| {
+            let mut table = write.open_table(NUMBERS)?;
+            let last = table.get(LIST_NUMBER)?.map_or(0, |number| number.value());
+            let next = last.checked_add(1).ok_or_else(|| unreadable("number", LIST_NUMBER))?;
+            table.insert(LIST_NUMBER, next)?;
+            Ok(next)
+        })
+    }
+
+    /// The seed with which agents hash flows: made once, at random, so that an attacker cannot tell which
+    /// endpoint a flow would fall on.
+    ///
+    /// # Errors
+    /// When the database fails, or there are no random numbers.
+    pub fn flow_seed(&self) -> Result<u32, StoreError> {
+        let kept = self.read(|read| {
+            let seed = read.open_table(NUMBERS)?.get(FLOW_SEED)?.map(|seed| seed.value());
+            Ok(seed.and_then(|seed| u32::try_from(seed).ok()))
+        })?;
+        if let Some(seed) = kept {
+            return Ok(seed);
+        }
+        let seed = weft_certs::random_number();
+        let seed = seed.ok_or_else(|| StoreError::Database("no random numbers".into()))?;
+        self.write(|write| {
+            write.open_table(NUMBERS)?.insert(FLOW_SEED, u64::from(seed))?;
+            Ok(seed)
+        })
+    }
+
+    /// Stores a join token by its digest.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn add_token(
+        &self,
+        digest: &str,
+        identity: &SpiffeId,
+        until: SystemTime,
+    ) -> Result<(), StoreError> {
+        self.write(|write| {
+            write.open_table(TOKENS)?.insert(digest, record(identity, until).as_str())?;
+            Ok(())
+        })
+    }
+
+    /// Whether a join token is good now. It is not used up by that.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn knows_token(&self, digest: &str, now: SystemTime) -> Result<bool, StoreError> {
+        self.read(|read| {
+            let found = read.open_table(TOKENS)?.get(digest)?;
+            let record = found.and_then(|value| Record::parse(value.value()));
+            Ok(record.is_some_and(|record| record.until > now))
+        })
+    }
+
+    /// Uses a join token up: the identity it was for, if it is good now. It is gone in any case.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn use_token(&self, digest: &str, now: SystemTime) -> Result<Option<String>, StoreError> {
+        let found = self.write(|write| {
+            let mut table = write.open_table(TOKENS)?;
+            let removed = table.remove(digest)?;
+            Ok(removed.and_then(|value| Record::parse(value.value())))
+        })?;
+        Ok(found.filter(|record| record.until > now).map(|record| record.identity))
+    }
+}
+
+/// Makes a change, whole or not at all. In two phases: after a crash the last commit is known to be whole, so
+/// that damage is never taken for a crash and an earlier commit, which may lack a revocation, for the last.
+fn write<T>(
+    database: &Database,
+    work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let mut write = database.begin_write()?;
+    write.set_two_phase_commit(true);
+    let done = work(&write)?;
+    write.commit()?;
+    Ok(done)
+}
+
+fn prove_writable(database: &Database) -> Result<(), StoreError> {
+    write(database, |write| {
+        let mut table = write.open_table(NUMBERS)?;
+        let last = table.get(WRITABLE)?.map_or(0, |number| number.value());
+        table.insert(WRITABLE, last.wrapping_add(1))?;
+        Ok(())
+    })
+}
+
+/// Reads everything that a store holds.
+fn summary(database: &Database) -> Result<Summary, StoreError> {
+    let read = database.begin_read()?;
+    let generations = generations::read_generations(&read)?;
+    let tokens = read.open_table(TOKENS)?;
+    for entry in tokens.iter()? {
+        let (digest, value) = entry?;
+        Record::parse(value.value()).ok_or_else(|| unreadable("join token", digest.value()))?;
+    }
+    let numbers = read.open_table(NUMBERS)?;
+    Ok(Summary {
+        trust_domain: generations.trust_domain,
+        issued: read_issued(&read)?.len(),
+        revoked: read_revoked(&read)?.len(),
+        list_number: numbers.get(LIST_NUMBER)?.map_or(0, |number| number.value()),
+    })
+}
+
+fn read_issued(read: &ReadTransaction) -> Result<Vec<IssuedRecord>, StoreError> {
+    let (issued, revoked) = (read.open_table(ISSUED)?, read.open_table(REVOKED)?);
+    let mut records = Vec::new();
+    for entry in issued.iter()? {
+        let (serial, value) = entry?;
+        let unreadable = || unreadable("certificate", serial.value());
+        let record = Record::parse(value.value()).ok_or_else(unreadable)?;
+        let at = revoked.get(serial.value())?.map(|at| at.value());
+        let at = at.map(|at| time(at).ok_or_else(unreadable)).transpose()?;
+        records.push(IssuedRecord {
+            serial: serial.value().to_owned(),
+            identity: record.identity,
+            issued: record.issued,
+            not_after: record.until,
+            revoked: at,
+        });
+    }
+    Ok(records)
+}
+
+fn read_revoked(read: &ReadTransaction) -> Result<Vec<Revoked>, StoreError> {
+    let table = read.open_table(REVOKED)?;
+    let mut revoked = Vec::new();
+    for entry in table.iter()? {
+        let (serial, at) = entry?;
+        let at = time(at.value()).ok_or_else(|| unreadable("revocation", serial.value()))?;
+        revoked.push(Revoked { serial: serial.value().to_owned(), at });
+    }
+    Ok(revoked)
+}
+
+fn record(identity: &SpiffeId, until: SystemTime) -> String {
+    format!("{identity} {}", seconds(until))
+}
+
+/// A line of the tables of certificates and tokens.
+struct Record {
+    identity: String,
+    until: SystemTime,
+    issued: Option<SystemTime>,
+}
+
+impl Record {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let identity = words.next()?.to_owned();
+        let until = time(words.next()?.parse().ok()?)?;
+        let issued = match words.next() {
+            Some(word) => Some(time(word.parse().ok()?)?),
+            None => None,
+        };
+        Some(Self { identity, until, issued })
+    }
+}
+
+/// None for a time that no clock shows: the entry is damaged.
+fn time(seconds: u64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn unreadable(what: &str, key: &str) -> StoreError {
+    StoreError::Database(format!("the entry of {what} {key:?} cannot be read"))
+}
+
+#[cfg(test)]
+mod tests;
