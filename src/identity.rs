@@ -13,8 +13,9 @@ use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use weft_certs::rotation::Rotation;
 use weft_certs::tls::{Identity, client};
-use weft_certs::{KeyText, TrustStore, request, validity};
+use weft_certs::{BACKDATED, KeyText, TrustStore, request, validity};
 use weft_model::{DataSource, Name, Secret, SpiffeId, StringMatch, TlsIdentity};
+use weft_runtime::clock;
 use weft_runtime::socket::Mark;
 use weft_xds::authority::{SignError, request_certificate};
 use weft_xds::dial::Dial;
@@ -25,6 +26,10 @@ use crate::configuration::dial_tls;
 /// How long at most until the clock is looked at again while a certificate is good. A clock may be set, and
 /// while a machine is suspended no timer runs.
 const LOOK: Duration = Duration::from_secs(10);
+
+const SHORTEST_LOOK: Duration = Duration::from_millis(10);
+/// From which difference on between two clocks it is worth a line of the log.
+const SKEW: Duration = Duration::from_secs(60);
 
 /// How a workload comes to its certificate and configuration.
 #[derive(Clone)]
@@ -100,6 +105,20 @@ impl Current {
         }))
     }
 
+    /// Whether it is good at a time.
+    ///
+    /// # Errors
+    /// Why not.
+    fn check_dates(&self, now: SystemTime) -> Result<(), String> {
+        let (from, to) =
+            self.identity.leaf().and_then(validity).ok_or("its dates cannot be read")?;
+        if from <= now && now < to {
+            return Ok(());
+        }
+        let [from, to, now] = [from, to, now].map(date);
+        Err(format!("it is good from {from} to {to}, and this host's clock shows {now}"))
+    }
+
     fn rotation(&self) -> Option<Rotation> {
         let (from, to) = validity(self.identity.leaf()?)?;
         Some(Rotation::new(from.max(self.since), to, fastrand::f64()))
@@ -130,9 +149,15 @@ async fn first(enrolment: &Enrolment, mark: Option<Mark>) -> Current {
     let mut wait = Duration::from_millis(100);
     loop {
         // Each time, since it is the clock that says whether that one is over.
-        if let Some(kept) = enrolment.source.state.as_deref().and_then(restore) {
-            tracing::info!(identity = %enrolment.identity, "took up the certificate of an earlier run");
-            return kept;
+        match enrolment.source.state.as_deref().and_then(restore) {
+            Some(Ok(kept)) => {
+                tracing::info!(identity = %enrolment.identity, "took up the certificate of an earlier run");
+                return kept;
+            }
+            Some(Err(reason)) => {
+                tracing::warn!(reason, "the certificate of an earlier run is not taken up");
+            }
+            None => {}
         }
         let token = enrolment
             .source
@@ -160,9 +185,10 @@ async fn renew(
         return;
     };
     loop {
-        let left = rotation.due().duration_since(wall_clock()).unwrap_or_default();
-        if !left.is_zero() {
-            tokio::time::sleep(left.min(LOOK)).await;
+        let now = wall_clock();
+        if !rotation.is_due(now) {
+            let left = rotation.due().duration_since(now).unwrap_or_default();
+            tokio::time::sleep(left.clamp(SHORTEST_LOOK, LOOK)).await;
             continue;
         }
         let current = sender.borrow().clone();
@@ -199,12 +225,33 @@ async fn obtain(
     let chain = request_certificate(&dial, pending.request_pem, token).await?;
     let current =
         Current::load(chain.concat(), pending.key_pem, wall_clock()).map_err(unavailable)?;
+    current.check_dates(wall_clock()).map_err(|reason| {
+        unavailable(format!("the control plane's certificate is not taken: {reason}"))
+    })?;
+    report_skew(&current);
     if let Some(state) = &enrolment.source.state
         && let Err(error) = keep(state, &current)
     {
         tracing::warn!(%error, state = %state.display(), "the certificate is not kept over a restart");
     }
     Ok(current)
+}
+
+/// Reports by how much the control plane's clock differs from ours, by the date of a new certificate.
+fn report_skew(current: &Current) {
+    let Some((from, _)) = current.identity.leaf().and_then(validity) else {
+        return;
+    };
+    let skew = clock::distance(from + BACKDATED, wall_clock());
+    clock::report_skew(skew);
+    if skew > SKEW {
+        tracing::warn!(?skew, "the clocks of this host and of the control plane differ");
+    }
+}
+
+fn date(at: SystemTime) -> String {
+    let at = time::OffsetDateTime::from(at);
+    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_else(|_| at.to_string())
 }
 
 /// The way to the control plane, which must prove that it is one. `root_above` is the root above our own
@@ -234,12 +281,12 @@ pub fn control_dial(
 const CHAIN_FILE: &str = "certificate.pem";
 const KEY_FILE: &str = "key.pem";
 
-fn restore(state: &Path) -> Option<Current> {
+/// The certificate of an earlier run, if there is one, unless it is not good now.
+fn restore(state: &Path) -> Option<Result<Current, String>> {
     let chain = std::fs::read_to_string(state.join(CHAIN_FILE)).ok()?;
     let key = std::fs::read_to_string(state.join(KEY_FILE)).ok()?;
-    let current = Current::load(chain, key.into(), UNIX_EPOCH).ok()?;
-    let expired = current.rotation()?.expired(wall_clock());
-    (!expired).then_some(current)
+    let current = Current::load(chain, key.into(), UNIX_EPOCH);
+    Some(current.and_then(|current| current.check_dates(wall_clock()).map(|()| current)))
 }
 
 /// Writes the certificate and its key for nobody else to read. The key goes first: a certificate
@@ -263,4 +310,36 @@ fn keep(state: &Path, current: &Current) -> std::io::Result<()> {
 #[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_certs::Authority;
+
+    use super::*;
+
+    #[test]
+    fn certificate_is_taken_up_only_within_its_dates() {
+        let hour = Duration::from_secs(3600);
+        let now = UNIX_EPOCH + 280_000 * hour;
+        let files = Authority::create("mesh.test", now - hour).expect("an authority");
+        let authority = Authority::load(files, "mesh.test").expect("it is one");
+        let id = SpiffeId::parse("spiffe://mesh.test/ns/a/sa/web").expect("an id");
+        let pending = request::make(&id).expect("a request");
+        let asked = request::CheckedRequest::parse(&pending.request_pem).expect("a good one");
+        let issued = authority.issue(&asked, hour, now).expect("it signs");
+        let current = Current::load(issued.chain.concat(), pending.key_pem, now).expect("one");
+        let second = Duration::from_secs(1);
+        let good = [now - BACKDATED, now, now + hour - second];
+        assert!(good.into_iter().all(|at| current.check_dates(at).is_ok()));
+        for bad in [now - BACKDATED - second, now - 24 * hour, now + hour, now + 24 * hour] {
+            let reason = current.check_dates(bad).expect_err("it is not good then");
+            assert!(reason.starts_with("it is good from 2001-12-10T15:55:00Z to"), "{reason}");
+        }
+        let folder = std::env::temp_dir().join(format!("weft-{}", std::process::id()));
+        keep(&folder, &current).expect("the folder takes it");
+        let restored = restore(&folder).expect("there is one");
+        std::fs::remove_dir_all(&folder).expect("it was made");
+        assert!(restored.is_err(), "it was good in 2001");
+    }
 }

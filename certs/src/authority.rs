@@ -24,7 +24,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const INTERMEDIATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Certificates are good from a little before they are issued, for clocks that are slow.
-const BACKDATED: Duration = Duration::from_secs(300);
+pub const BACKDATED: Duration = Duration::from_secs(300);
 
 /// What an authority consists of, PEM. The keys are secrets.
 #[derive(Clone, PartialEq, Eq)]

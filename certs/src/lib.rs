@@ -28,7 +28,7 @@ pub mod tls;
 mod verify;
 
 pub use authority::{
-    Authority, AuthorityError, AuthorityFiles, Issued, Revoked, RootSigner, describe_crl,
+    Authority, AuthorityError, AuthorityFiles, BACKDATED, Issued, Revoked, RootSigner, describe_crl,
 };
 pub use foreign::Given;
 pub use key_text::KeyText;

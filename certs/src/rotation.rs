@@ -9,9 +9,13 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// How many attempts fit at least into what is left of the certificate's life.
 const ATTEMPTS_LEFT: u32 = 4;
 
+/// A clock that is set back by more has left the time in which the certificate came.
+const SET_BACK: Duration = Duration::from_secs(300);
+
 /// The life of one certificate, from when we got it to when it must be replaced.
 #[derive(Debug, Clone)]
 pub struct Rotation {
+    since: SystemTime,
     not_after: SystemTime,
     due: SystemTime,
     failures: u32,
@@ -27,13 +31,25 @@ impl Rotation {
     pub fn new(since: SystemTime, not_after: SystemTime, random: f64) -> Self {
         let life = not_after.duration_since(since).unwrap_or_default();
         let fraction = 0.4 + 0.2 * random.clamp(0.0, 1.0);
-        Self { not_after, due: since + life.mul_f64(fraction).max(SHORTEST_RETRY), failures: 0 }
+        Self {
+            since,
+            not_after,
+            due: since + life.mul_f64(fraction).max(SHORTEST_RETRY),
+            failures: 0,
+        }
     }
 
     /// When the first attempt should be made.
     #[must_use]
     pub fn due(&self) -> SystemTime {
         self.due
+    }
+
+    /// Whether the first attempt should be made now: the time for it has come, or the clock shows a time well
+    /// before the certificate came, so that it was wrong then or is now.
+    #[must_use]
+    pub fn is_due(&self, now: SystemTime) -> bool {
+        self.due <= now || now + SET_BACK < self.since
     }
 
     /// Whether the certificate is no longer good.
@@ -80,6 +96,18 @@ mod tests {
             !rotation.expired(start + day - Duration::from_secs(1))
                 && rotation.expired(start + day)
         );
+    }
+
+    #[test]
+    fn certificate_that_came_in_the_future_is_due_now() {
+        let (day, second) = (Duration::from_secs(86_400), Duration::from_secs(1));
+        let now = SystemTime::UNIX_EPOCH + 20_000 * day;
+        let rotation = Rotation::new(now + day, now + 2 * day, 0.5);
+        assert!(rotation.is_due(now));
+        assert!(!rotation.is_due(now + day - SET_BACK), "a clock that is slewed is no reason");
+        assert!(rotation.is_due(now + day - SET_BACK - second));
+        assert!(!rotation.is_due(now + day + day / 2 - second));
+        assert!(rotation.is_due(now + day + day / 2));
     }
 
     #[test]

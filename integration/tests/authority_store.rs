@@ -1,18 +1,23 @@
-//! The store of an authority on a disk that fills up, in a file that is damaged, and what `weft ca` reports of it.
+//! An authority in trouble: its store on a disk that fills up or in a file that is damaged, and its clock set.
 
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, SystemTime};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 use tempfile::TempDir;
+use weft_certs::validity;
+use weft_integration::clock::Clock;
 use weft_integration::curl::{Answer, Curl};
 use weft_integration::mesh_pki::{TRUST_DOMAIN, spiffe_id, text};
 use weft_integration::port;
-use weft_integration::process::{Process, weft};
-use weft_integration::wait::eventually;
+use weft_integration::process::{Process, tool, weft};
+use weft_integration::wait::{eventually, in_due_time};
 
 /// An authority whose folder is a small file system of its own.
 struct Authority {
@@ -87,20 +92,39 @@ impl Authority {
         self.folder.path().join("mesh.yaml")
     }
 
-    fn command(&self, admin: u16) -> Command {
+    fn command(&self, [listen, admin]: [u16; 2]) -> Command {
         let mut command = weft();
         command.args(["control", "--config", text(&self.mesh()), "--state", text(&self.state())]);
-        command.args(["--listen", &format!("127.0.0.1:{}", port::free())]);
+        command.args(["--listen", &format!("127.0.0.1:{listen}")]);
         command.args(["--admin", &format!("127.0.0.1:{admin}")]);
         command
     }
 
     fn start(&self) -> Control {
-        let admin = port::free();
-        let process = Process::start("control", &mut self.command(admin));
-        let control = Control { process, admin };
+        self.start_by(&Clock::right())
+    }
+
+    fn start_by(&self, clock: &Clock) -> Control {
+        let ports = [port::free(), port::free()];
+        let mut command = self.command(ports);
+        clock.rule(&mut command);
+        let [listen, admin] = ports;
+        let control = Control { process: Process::start("control", &mut command), listen, admin };
         control.wait_until_ready();
         control
+    }
+
+    /// Starts a sidecar of `web` with a join token of its own; gives it with its admin port.
+    fn join(&self, control: &Control, name: &str) -> (Process, u16) {
+        let token = self.folder.path().join(name).with_extension("token");
+        fs::write(&token, self.ca_succeeds(&["token", &spiffe_id("web")])).unwrap();
+        let root = self.folder.path().join("root.pem");
+        fs::write(&root, self.ca_succeeds(&["roots"])).unwrap();
+        let (admin, mut command) = (port::free(), weft());
+        command.args(["sidecar", "--service", "web", "--workers", "1", "--trust", text(&root)]);
+        command.args(["--control", &format!("127.0.0.1:{}", control.listen)]);
+        command.args(["--join-token-file", text(&token), "--admin", &format!("127.0.0.1:{admin}")]);
+        (Process::start(name, &mut command), admin)
     }
 
     /// Fills the file system to its last byte.
@@ -125,6 +149,7 @@ impl Drop for Authority {
 
 struct Control {
     process: Process,
+    listen: u16,
     admin: u16,
 }
 
@@ -139,6 +164,14 @@ impl Control {
 
     fn dump(&self) -> serde_json::Value {
         serde_json::from_slice(&Curl::get(self.admin, "/config_dump").run().body).unwrap()
+    }
+
+    /// From when to when the certificate is good that it shows.
+    fn shown(&self) -> (SystemTime, SystemTime) {
+        let mut openssl = tool("openssl");
+        openssl.args(["s_client", "-connect", &format!("127.0.0.1:{}", self.listen)]);
+        let output = openssl.args(["-alpn", "h2"]).stdin(Stdio::null()).output().unwrap();
+        validity(&CertificateDer::from_pem_slice(&output.stdout).unwrap()).unwrap()
     }
 
     fn logged(&self, text: &str) -> usize {
@@ -218,7 +251,7 @@ fn damaged_store_is_named_with_its_backup_and_never_written_to() {
             let said = authority.ca_fails(arguments);
             assert_restorable(&said, &store, &backup);
         }
-        let output = authority.command(port::free()).output().unwrap();
+        let output = authority.command([port::free(), port::free()]).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert_restorable(&String::from_utf8(output.stderr).unwrap(), &store, &backup);
         assert_eq!(fs::read(&store).unwrap(), bytes, "it was written to");
@@ -295,4 +328,58 @@ fn change_of_the_mesh_issues_no_certificate_and_each_act_is_in_the_audit_log() {
     // Its own certificate is replaced when that is revoked.
     authority.ca_succeeds(&["revoke", "control"]);
     eventually("it has another", || (authority.audited("issued") == 3).then_some(()));
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+#[allow(clippy::disallowed_methods, reason = "a test happens now")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+fn is_ready(admin: u16) -> Option<()> {
+    (Curl::get(admin, "/ready").run().status == 200).then_some(())
+}
+
+#[test]
+fn clock_that_is_ahead_for_a_moment_signs_nothing_and_locks_out_no_data_plane() {
+    let (authority, clock) = (Authority::create(), Clock::right());
+    authority.write_mesh(&["web"], &[]);
+    let mut control = authority.start_by(&clock);
+    let before = control.shown();
+    clock.set_ahead(DAY);
+    eventually("the jump is noticed", || (control.logged("the clock jumped") == 1).then_some(()));
+    let (sidecar, admin) = authority.join(&control, "web");
+    eventually("it is refused a certificate", || {
+        sidecar.errors().contains("nothing is signed until it has been steady").then_some(())
+    });
+    let page = Curl::get(control.admin, "/metrics").run().text();
+    assert!(page.contains("\nweft_clock_jumps_total 1\n"), "{page}");
+    clock.set_right();
+    // Its join token was not used up by the refusals.
+    eventually("the sidecar is served", || is_ready(admin));
+    assert_eq!(control.shown(), before);
+    assert_eq!(authority.audited("issued"), 2, "the control plane's and the sidecar's");
+    assert!(control.process.is_running() && control.logged("panicked") == 0);
+}
+
+#[test]
+fn control_plane_that_started_a_day_ahead_replaces_what_it_signed_when_its_clock_is_right() {
+    let (authority, clock) = (Authority::create(), Clock::right());
+    authority.write_mesh(&["web"], &[]);
+    clock.set_ahead(DAY);
+    let control = authority.start_by(&clock);
+    let (from, _) = control.shown();
+    assert!(from > now() + DAY / 2, "it is dated by the clock as it is");
+    let number = control.dump()["revocation_list_number"].clone();
+    let (sidecar, admin) = authority.join(&control, "web");
+    eventually("the sidecar refuses the control plane", || {
+        sidecar.errors().contains("no certificate yet").then_some(())
+    });
+    clock.set_right();
+    in_due_time("its certificate is good now", || (control.shown().0 <= now()).then_some(()));
+    in_due_time("another list is in force", || {
+        (control.dump()["revocation_list_number"] != number).then_some(())
+    });
+    in_due_time("the sidecar is served", || is_ready(admin));
 }

@@ -336,8 +336,13 @@ fn a_caller_whose_clock_was_wrong_is_served_and_renews_as_soon_as_it_is_right() 
     let before = shown(&mesh, own);
     clock.set_back(DAY);
     mesh.web.sidecar.restart_by(&clock);
-    eventually("it has its certificate of before", || {
-        mesh.web.sidecar.process.errors().contains("of an earlier run").then_some(())
+    eventually("its certificate of before is not good yet by its clock", || {
+        mesh.web
+            .sidecar
+            .process
+            .errors()
+            .contains("of an earlier run is not taken up")
+            .then_some(())
     });
     assert!(ask_anew(&mesh).is_err());
     clock.set_right();

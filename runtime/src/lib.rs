@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod clock;
 pub mod drain;
 pub mod listening;
 pub mod log;

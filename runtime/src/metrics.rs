@@ -215,6 +215,16 @@ pub fn process(page: &mut Page) {
         "Open files of the main thread.",
         u64::try_from(open).unwrap_or(0),
     );
+    page.counter(
+        "weft_clock_jumps",
+        "How often the wall clock was set by more than 10 s.",
+        crate::clock::jumps(),
+    );
+    page.gauge(
+        "weft_clock_skew_seconds",
+        "Difference between this host's clock and the control plane's at the last certificate.",
+        crate::clock::skew_seconds(),
+    );
 }
 
 #[cfg(test)]

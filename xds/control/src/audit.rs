@@ -9,7 +9,7 @@ use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value};
 
-use crate::issue::wall_clock;
+use crate::clock::wall_clock;
 
 const FILE: &str = "audit.jsonl";
 

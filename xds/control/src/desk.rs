@@ -19,7 +19,8 @@ use weft_certs::Given;
 use weft_model::SpiffeId;
 
 use crate::audit;
-use crate::issue::{make_token, wall_clock};
+use crate::clock::wall_clock;
+use crate::issue::make_token;
 use crate::store::{FILE, Findings, IssuedRecord, Store, StoreError};
 use crate::succession::{self, At, Audience, Authorities, Nobody, Step};
 

@@ -12,6 +12,7 @@ use weft_model::SpiffeId;
 use weft_xds::authority::{Applicant, Sign, SignError};
 
 use crate::audit;
+use crate::clock::Clock;
 use crate::store::{Store, StoreError};
 use crate::succession::InForce;
 
@@ -29,6 +30,8 @@ pub struct Registrar {
     pub store: Arc<Store>,
     /// How long certificates are good.
     pub life: Duration,
+    /// By what certificates are dated.
+    pub(crate) clock: Arc<Clock>,
 }
 
 impl Sign for Registrar {
@@ -45,7 +48,7 @@ impl Sign for Registrar {
 
 impl Registrar {
     fn decide(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError> {
-        let now = wall_clock();
+        let now = self.clock.steady().map_err(SignError::Unavailable)?;
         let request = CheckedRequest::parse(request_pem)
             .map_err(|error| SignError::Invalid(error.to_string()))?;
         self.entitled(applicant, request.identity(), now)?;
@@ -64,7 +67,7 @@ impl Registrar {
     /// # Errors
     /// When signing or the store fails.
     pub(crate) fn sign_own(&self, request: &CheckedRequest) -> Result<Issued, SignError> {
-        let now = wall_clock();
+        let now = self.clock.steady().map_err(SignError::Unavailable)?;
         let issued = self
             .authorities
             .get()
@@ -180,9 +183,4 @@ fn digest(token: &str) -> String {
 fn unavailable(error: StoreError) -> SignError {
     tracing::error!(%error, "the store failed");
     SignError::Unavailable("the store failed".into())
-}
-
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-pub(crate) fn wall_clock() -> SystemTime {
-    SystemTime::now()
 }

@@ -5,6 +5,7 @@
 //! ask, [`succession`] how one authority follows another, and [`run`] the server around them. A file with a mistake changes nothing: the last good one serves on.
 
 mod audit;
+mod clock;
 pub mod desk;
 pub mod issue;
 pub mod mesh;

@@ -12,7 +12,8 @@ use weft_certs::tls::{ClientAuthentication, Identity, server};
 use weft_certs::{Issued, Revoked, TrustParts, TrustStore};
 use weft_model::{RevocationPolicy, SpiffeId};
 
-use crate::issue::{Registrar, wall_clock};
+use crate::clock::{monotonic, wall_clock};
+use crate::issue::Registrar;
 use crate::resources::{Trust, control_identity};
 
 /// Our own certificate is renewed at half of its life: there is nobody who would do so at the same time.
@@ -66,7 +67,8 @@ impl Own {
     }
 
     /// Takes in what is trusted and revoked now. Gets another certificate only when clients would refuse the
-    /// present one, or half of its life is over: a change of the mesh is no reason.
+    /// present one, or half of its life is over, or the clock was wrong when it was signed: a change of the mesh
+    /// is no reason. While the clock has just jumped the present one stays.
     pub(crate) fn update(&mut self, trusted: Trusted<'_>, revoked: &[Revoked]) {
         if self.is_due(revoked) {
             match make(&self.registrar, &self.trust_domain) {
@@ -81,7 +83,7 @@ impl Own {
                         "the control plane's own certificate was not renewed; the last one stays"
                     );
                     let wait = self.certificate.rotation.failed(wall_clock(), NO_JITTER);
-                    self.retry = Some(now() + wait);
+                    self.retry = Some(monotonic() + wait);
                 }
             }
         }
@@ -93,10 +95,13 @@ impl Own {
 
     fn is_due(&self, revoked: &[Revoked]) -> bool {
         if let Some(at) = self.retry {
-            return at <= now();
+            return at <= monotonic();
+        }
+        if self.registrar.clock.steady().is_err() {
+            return false;
         }
         let Certificate { issued, rotation, .. } = &self.certificate;
-        rotation.due() <= wall_clock()
+        rotation.is_due(wall_clock())
             || !self.registrar.authorities.get().signed(&issued.chain)
             || revoked.iter().any(|entry| entry.serial == issued.serial)
     }
@@ -123,11 +128,6 @@ fn make(registrar: &Registrar, trust_domain: &str) -> Result<Certificate, String
         .map_err(|error| error.to_string())?;
     let rotation = Rotation::new(wall_clock(), issued.not_after, NO_JITTER);
     Ok(Certificate { identity, issued, rotation })
-}
-
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 /// Clients may come without a certificate, for their first one; what they show must be good.

@@ -10,8 +10,14 @@ use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
+use crate::clock::wall_clock;
+
 /// The serial numbers that are revoked, lower-case hex.
 pub(crate) type Revoked = watch::Receiver<Arc<BTreeSet<String>>>;
+
+/// How long at most and at least until the clock is looked at again.
+const LOOK: Duration = Duration::from_secs(10);
+const SHORTEST_LOOK: Duration = Duration::from_millis(1);
 
 /// What a connection stands on.
 #[derive(Debug)]
@@ -24,8 +30,13 @@ pub(crate) struct Grounds {
 
 impl Grounds {
     /// Resolves when it stands no more.
-    async fn fall(self, mut revoked: Revoked, now: SystemTime) {
-        let left = self.not_after.duration_since(now).unwrap_or(Duration::ZERO);
+    async fn fall(self, mut revoked: Revoked) {
+        // The clock may be set meanwhile, so it is looked at again and again.
+        let has_expired = async {
+            while let Ok(left) = self.not_after.duration_since(wall_clock()) {
+                tokio::time::sleep(left.clamp(SHORTEST_LOOK, LOOK)).await;
+            }
+        };
         let is_revoked = async {
             if revoked.wait_for(|revoked| revoked.contains(&self.serial)).await.is_err() {
                 // Whoever revokes is gone, and with it this process, or nearly so.
@@ -33,7 +44,7 @@ impl Grounds {
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(left) => {}
+            () = has_expired => {}
             () = is_revoked => {}
         }
     }
@@ -49,10 +60,9 @@ pub(crate) struct Proved<T> {
 
 impl<T> Proved<T> {
     /// A connection that stands as long as its grounds, if it has any.
-    pub(crate) fn new(io: T, grounds: Option<Grounds>, revoked: Revoked, now: SystemTime) -> Self {
+    pub(crate) fn new(io: T, grounds: Option<Grounds>, revoked: Revoked) -> Self {
         let falls = grounds.map(|grounds| {
-            let falls: Pin<Box<dyn Future<Output = ()> + Send>> =
-                Box::pin(grounds.fall(revoked, now));
+            let falls: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(grounds.fall(revoked));
             falls
         });
         Self { io, falls, fallen: false }

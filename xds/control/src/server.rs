@@ -13,13 +13,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use weft_certs::{CertificateText, Revoked, identity_of, validity};
+use weft_certs::{BACKDATED, CertificateText, Revoked, identity_of, validity};
 use weft_runtime::drain::{Drain, Phase};
 use weft_runtime::socket::is_without_ipv6;
 use weft_xds::server::{Holders, Incoming, serve};
 
+use crate::clock::{Clock, wall_clock};
 use crate::desk;
-use crate::issue::{Registrar, wall_clock};
+use crate::issue::Registrar;
 use crate::mesh::Mesh;
 use crate::own::{Own, Trusted};
 use crate::proved::{self, Grounds, Proved};
@@ -78,6 +79,7 @@ pub async fn run(
     let trust_domain = generations.trust_domain.clone();
     let authorities = Authorities::load(generations).map_err(|error| error.to_string())?;
     let authorities = Arc::new(InForce::new(authorities));
+    let clock = Arc::new(Clock::start());
     let (revoked, status_of) = (watch::Sender::default(), status.clone());
     let mut publisher = Publisher {
         options: options.clone(),
@@ -89,11 +91,17 @@ pub async fn run(
         last: None,
         views: Arc::default(),
         seed: None,
+        clock: clock.clone(),
     };
     let directory = watch::Sender::new(publisher.first()?);
 
     let life = options.certificate_life;
-    let registrar = Registrar { authorities: authorities.clone(), store: store.clone(), life };
+    let registrar = Registrar {
+        authorities: authorities.clone(),
+        store: store.clone(),
+        life,
+        clock: clock.clone(),
+    };
     let registrar = Arc::new(registrar);
     let first = publisher.last.as_ref().ok_or("there is no trust bundle")?;
     let mut own = Own::first(registrar.clone(), &trust_domain, first.trusted())?;
@@ -121,7 +129,10 @@ pub async fn run(
         loop {
             // What was asked for at the desk holds at once.
             drop(tokio::time::timeout(POLL, changed.notified()).await);
-            succession::advance_in_time(&store, &*served, wall_clock());
+            // No step is taken by a time that may be wrong.
+            if let Ok(now) = clock.steady() {
+                succession::advance_in_time(&store, &*served, now);
+            }
             let views = publisher.next();
             if let Some(views) = views {
                 directory.send_replace(views);
@@ -176,6 +187,7 @@ struct Publisher {
     views: Arc<Views>,
     /// The seed of the flows' hash, once it was read.
     seed: Option<u32>,
+    clock: Arc<Clock>,
 }
 
 /// What is in force.
@@ -211,7 +223,7 @@ impl Publisher {
             }
         };
         let last = self.last.as_ref()?;
-        let due = wall_clock() >= last.list_at + LIST_RENEWAL;
+        let due = self.clock.steady().is_ok_and(|now| is_list_due(last.list_at, now));
         let unreadable = self.store.revoked().err().map(|error| error.to_string());
         let problem = self.store.problem().or(unreadable);
         self.status.send_if_modified(|status| {
@@ -263,7 +275,8 @@ impl Publisher {
         let kept = self
             .last
             .as_ref()
-            .filter(|last| last.listed == listed && now < last.list_at + LIST_RENEWAL)
+            .filter(|last| last.listed == listed)
+            .filter(|last| self.clock.steady().is_err() || !is_list_due(last.list_at, now))
             .filter(|_| self.fresh.is_none());
         let (trust, list_at) = match kept {
             Some(last) => (last.trust.clone(), last.list_at),
@@ -307,6 +320,9 @@ impl Publisher {
         let revocations = authorities
             .revocation_lists(revoked, number, now, LIST_LIFE)
             .map_err(|error| error.to_string())?;
+        if revocations.is_empty() {
+            return Err("every authority has ended by the clock of this host".into());
+        }
         self.status.send_modify(|status| status.list_number = number);
         Ok(Trust { roots: authorities.trust_bundle(), revocations })
     }
@@ -382,6 +398,12 @@ impl Publisher {
     }
 }
 
+/// Whether another revocation list is due: the present one is old, or was signed by a clock that was ahead, so
+/// that others refuse it as of the future.
+fn is_list_due(signed: SystemTime, now: SystemTime) -> bool {
+    now >= signed + LIST_RENEWAL || now + BACKDATED < signed
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -423,7 +445,7 @@ async fn accept(
                     if leaf.is_some() && grounds.is_none() {
                         return tracing::debug!(%from, "a certificate could not be read");
                     }
-                    let io = Proved::new(io, grounds, revoked, wall_clock());
+                    let io = Proved::new(io, grounds, revoked);
                     // The server is gone when nobody takes it.
                     drop(connections.send(Incoming { io, peer }).await);
                 }

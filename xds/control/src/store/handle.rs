@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use redb::Database;
 
+use crate::clock::monotonic;
+
 use super::backup::Copying;
 use super::image::contained;
 use super::{StoreError, backup, prove_writable};
@@ -119,7 +121,7 @@ impl Handle {
         work: impl FnOnce(&Database) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = now();
+        let now = monotonic();
         if let State::Failed(reason) = &inner.state {
             if !inner.retries.is_due(now) {
                 return Err(self.unavailable(reason));
@@ -196,11 +198,6 @@ fn reopen(path: &Path) -> Result<Opened, StoreError> {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,7 +205,7 @@ mod tests {
     #[test]
     fn failed_database_is_opened_again_ever_more_slowly_and_quickly_after_a_calm() {
         let mut retries = Retries::default();
-        let start = now();
+        let start = monotonic();
         assert!(retries.is_due(start));
         retries.failed(start);
         assert!(!retries.is_due(start) && retries.is_due(start + SHORTEST_WAIT));
