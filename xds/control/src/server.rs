@@ -96,15 +96,11 @@ pub async fn run(
     let directory = watch::Sender::new(publisher.first()?);
 
     let life = options.certificate_life;
-    let registrar = Registrar {
-        authorities: authorities.clone(),
-        store: store.clone(),
-        life,
-        clock: clock.clone(),
-    };
+    let registrar =
+        Registrar { authorities: authorities.clone(), store: store.clone(), life, clock };
     let registrar = Arc::new(registrar);
     let first = publisher.last.as_ref().ok_or("there is no trust bundle")?;
-    let mut own = Own::first(registrar.clone(), &trust_domain, first.trusted())?;
+    let own = Own::first(registrar.clone(), &trust_domain, first.trusted())?;
 
     let listener = listen(options.listen)
         .await
@@ -123,26 +119,9 @@ pub async fn run(
         stop.reached(Phase::Draining).await;
     }));
     let changed = Arc::new(Notify::new());
-    let desk = desk::serve(store.clone(), changed.clone(), served.clone());
+    let desk = desk::serve(store, changed.clone(), served.clone());
     let desk = tokio::spawn(desk.map_err(|error| format!("the socket beside the store: {error}"))?);
-    let watching = tokio::spawn(async move {
-        loop {
-            // What was asked for at the desk holds at once.
-            drop(tokio::time::timeout(POLL, changed.notified()).await);
-            // No step is taken by a time that may be wrong.
-            if let Ok(now) = clock.steady() {
-                succession::advance_in_time(&store, &*served, now);
-            }
-            let views = publisher.next();
-            if let Some(views) = views {
-                directory.send_replace(views);
-                publisher.settle();
-            }
-            if let Some(last) = &publisher.last {
-                own.update(last.trusted(), &last.listed);
-            }
-        }
-    });
+    let watching = tokio::spawn(publisher.watch(own, directory, changed, served));
     drain.reached(Phase::Draining).await;
     accepting.abort();
     watching.abort();
@@ -211,6 +190,31 @@ impl Publisher {
         let text = read(&self.options.mesh)?;
         let mesh = self.parse(&text).map_err(|mistakes| mistakes.join("\n"))?;
         self.apply(text, mesh)
+    }
+
+    /// Publishes what changes, until the task is dropped.
+    async fn watch(
+        mut self,
+        mut own: Own,
+        directory: watch::Sender<Arc<Views>>,
+        changed: Arc<Notify>,
+        audience: Arc<dyn Audience>,
+    ) {
+        loop {
+            // An order of an operator holds at once.
+            drop(tokio::time::timeout(POLL, changed.notified()).await);
+            // No step is taken by a time that may be wrong.
+            if let Ok(now) = self.clock.steady() {
+                succession::advance_in_time(&self.store, &*audience, now);
+            }
+            if let Some(views) = self.next() {
+                directory.send_replace(views);
+                self.settle();
+            }
+            if let Some(last) = &self.last {
+                own.update(last.trusted(), &last.listed);
+            }
+        }
     }
 
     /// New views, when the file or the revocations changed, or the list is due.
