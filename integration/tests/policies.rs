@@ -217,7 +217,7 @@ fn a_policy_that_only_watches_tells_what_it_would_refuse() {
         let policies = file.pointer_mut("/security/policies").and_then(Value::as_array_mut);
         policies.expect("the file has policies").push(
             json!({"service": "orders", "dry_run": true, "allow": [{"from": ["web"], "paths": ["/kept"]}],
-                   "deny": [{"from": [below_default], "paths": ["/kept/not"]}]}),
+                   "deny": [{"from": [below_default], "ports": [STREAMS], "paths": ["/kept/not"]}]}),
         );
     });
     let refused = || counted(&mesh, "weft_sidecar_requests_dry_run_refused");
@@ -261,7 +261,13 @@ fn why_says_which_policy_decides_and_what_it_says_holds() {
     check("web orders:5432 --address 10.1.0.7", 0, "allowed: security.policies[0].allow[3]");
     check("batch orders:80 GET / --address 10.1.0.7", 1, no);
     check("batch web:80", 1, "no policy of web allows it");
-    check("web cache:80", 0, "the replicas of cache have no sidecars");
+    check("web cache:80", 0, "service \"cache\" is outside the mesh; no policy is enforced");
+    check("web orders:80 get /items", 0, "allowed: security.policies[0].allow[0]");
+    check("web orders:80 DELETE /items/7", 1, "refused: security.policies[0].deny[1]");
+    check("web orders:80 dElete /items/7", 1, "refused: security.policies[0].deny[1]");
+    check("web orders:80 DELETE /items/7/x", 1, no);
+    check("web orders:80 GET /hidden/x/y", 1, "refused: security.policies[0].deny[2]");
+    check("web orders:80 GET /x/y.bak", 1, "refused: security.policies[0].deny[2]");
     check(
         "web orders:80 GET /watched",
         0,
@@ -296,9 +302,11 @@ security:
     - {from: [batch], paths: [/reports], token: login, claims: {role: [reader, admin]}}
     - {from: [web], ports: [5432], from_addresses: [10.1.0.0/24]}
     deny:
-    - {from: ["*"], paths: [/admin]}
+    - {from: ["*"], ports: [80], paths: [/admin]}
+    - {from: [web], ports: [80], methods: [delete], paths: ["/items/{id}"]}
+    - {from: ["*"], ports: [80], paths: ["/hidden/*", "*.bak"]}
   - service: orders
     dry_run: true
     deny:
-    - {from: [web], paths: [/watched]}
+    - {from: [web], ports: [80], paths: [/watched]}
 "#;

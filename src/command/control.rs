@@ -80,9 +80,12 @@ fn check(file: &std::path::Path) -> Result<(), Failure> {
     let folder = file.parent().unwrap_or_else(|| std::path::Path::new("."));
     let mesh = Mesh::parse(&text, folder).map_err(|problems| {
         let lines: Vec<String> =
-            problems.iter().map(|problem| format!("{shown}: {problem}")).collect();
+            problems.iter().map(|problem| problem.in_file(shown.to_string())).collect();
         Failure::Usage(lines.join("\n"))
     })?;
+    for warning in &mesh.warnings {
+        say(&format!("warning: {}", warning.in_file(shown.to_string())));
+    }
     say(&format!(
         "mesh is good: {} services, {} routes, {} policies, {} revocations",
         mesh.services.len(),

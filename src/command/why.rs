@@ -56,17 +56,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = arguments.config.parent().unwrap_or_else(|| Path::new("."));
     let mesh = Mesh::parse(&text, folder).map_err(|problems| {
         let file = arguments.config.display();
-        let lines: Vec<String> = problems.iter().map(|p| format!("{file}: {p}")).collect();
+        let lines: Vec<String> = problems.iter().map(|p| p.in_file(file.to_string())).collect();
         Failure::Usage(lines.join("\n"))
     })?;
     let caller = caller(&mesh, &arguments.caller)?;
     let (service, port) = callee(&mesh, &arguments.callee)?;
     if !service.meshed {
-        say(&format!("allowed: the replicas of {} have no sidecars, and ask nobody", service.name));
+        let name = &service.name;
+        say(&format!("allowed: service {name:?} is outside the mesh; no policy is enforced"));
         return Ok(());
     }
     if port.protocol == Protocol::Udp {
-        say("allowed: datagrams are for agents, which ask for no identity");
+        say("allowed: udp passes no sidecar; no policy is enforced");
         return Ok(());
     }
     let token = arguments.token.as_deref().map(|name| {
@@ -143,11 +144,28 @@ fn missing_token(checks: &[HttpFilter], question: &Question<'_>) -> Option<Strin
         HttpFilter::Rbac(_) => None,
     })?;
     let rule = policy.rules.iter().find(|rule| rule.matches.covers(question))?;
-    let JwtRequirement::Provider(name, _) = rule.requires.as_ref()? else {
-        return None;
-    };
-    let shown = question.token.is_some_and(|(shown, _)| shown == &**name);
-    (!shown).then(|| name.to_string())
+    let requirement = rule.requires.as_ref()?;
+    let is_met = meets(requirement, question.token.map(|(shown, _)| shown));
+    (!is_met).then(|| names(requirement).join(" or "))
+}
+
+/// Whether a token of that issuer, or none, is what a request needs.
+fn meets(requirement: &JwtRequirement, shown: Option<&str>) -> bool {
+    match requirement {
+        JwtRequirement::Provider(name, _) => shown == Some(&**name),
+        JwtRequirement::Any(all) => all.iter().any(|one| meets(one, shown)),
+        JwtRequirement::All(all) => all.iter().all(|one| meets(one, shown)),
+        JwtRequirement::Missing => shown.is_none(),
+    }
+}
+
+/// The issuers that a requirement names.
+fn names(requirement: &JwtRequirement) -> Vec<&str> {
+    match requirement {
+        JwtRequirement::Provider(name, _) => vec![&**name],
+        JwtRequirement::Any(all) | JwtRequirement::All(all) => all.iter().flat_map(names).collect(),
+        JwtRequirement::Missing => Vec::new(),
+    }
 }
 
 /// What is asked, in the form of a request.

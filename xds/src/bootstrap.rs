@@ -56,6 +56,17 @@ pub struct Problem {
     pub text: String,
 }
 
+impl Problem {
+    /// The problem with its file, as `FILE:LINE: FIELD: REASON`.
+    #[must_use]
+    pub fn in_file(&self, file: impl fmt::Display) -> String {
+        match self.line {
+            0 => format!("{file}: {}", self.text),
+            line => format!("{file}:{line}: {}", self.text),
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.line > 0 {

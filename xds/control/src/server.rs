@@ -260,9 +260,8 @@ impl Publisher {
         let file = self.options.mesh.display().to_string();
         let text = std::str::from_utf8(text).map_err(|error| vec![format!("{file}: {error}")])?;
         let folder = self.options.mesh.parent().unwrap_or_else(|| Path::new("."));
-        let mesh = Mesh::parse(text, folder).map_err(|problems| {
-            problems.iter().map(|p| format!("{file}: {p}")).collect::<Vec<_>>()
-        })?;
+        let mesh = Mesh::parse(text, folder)
+            .map_err(|problems| problems.iter().map(|p| p.in_file(&file)).collect::<Vec<_>>())?;
         let trust_domain = self.authorities.get().generations().trust_domain.clone();
         if mesh.trust_domain != trust_domain {
             return Err(vec![format!(
@@ -305,6 +304,12 @@ impl Publisher {
             revoked = listed.len(),
             "a mesh is in force"
         );
+        if self.last.as_ref().is_none_or(|last| last.mesh.warnings != mesh.warnings) {
+            for warning in &mesh.warnings {
+                let warning = warning.in_file(self.options.mesh.display());
+                tracing::warn!(%warning, "mesh is valid and may not be what is meant");
+            }
+        }
         let serials: BTreeSet<String> = listed.iter().map(|entry| entry.serial.clone()).collect();
         self.revoked.send_if_modified(|revoked| {
             let is_new = **revoked != serials;

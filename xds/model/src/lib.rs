@@ -15,6 +15,8 @@ mod identity;
 pub mod jhash;
 mod listener;
 mod maglev;
+pub mod path;
+mod path_pattern;
 mod policy;
 mod route;
 mod secret;
@@ -38,6 +40,7 @@ pub use listener::{
     UdpProxy,
 };
 pub use maglev::{DEFAULT_TABLE_SIZE, InvalidTableSize, Maglev};
+pub use path_pattern::{InvalidPathPattern, PathPattern, PathTemplate};
 pub use policy::{
     Judgement, Permission, Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, RequestFacts,
     Verdict, judge,

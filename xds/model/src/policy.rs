@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::{Cidr, HeaderMatch, Name, SpiffeId, StringMatch};
+use crate::{Cidr, HeaderMatch, Name, PathTemplate, SpiffeId, StringMatch};
 
 /// Rules of who may call what (`envoy.config.rbac.v3.RBAC`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub enum Permission {
     Not(Box<Self>),
     /// A path without its query (`url_path`).
     Path(StringMatch),
+    /// A path with wildcards (`uri_template`).
+    PathTemplate(PathTemplate),
     /// A header, `:method` and `:path` among them.
     Header(HeaderMatch),
     /// The port the client aimed at.
@@ -89,6 +91,10 @@ pub trait RequestFacts {
     fn method(&self) -> &str;
     /// The path without its query.
     fn path(&self) -> &str;
+    /// Whether `fits` takes a spelling of the path. A path that is written in one way has one.
+    fn path_fits(&self, fits: &mut dyn FnMut(&str) -> bool) -> bool {
+        fits(self.path())
+    }
     /// The authority.
     fn authority(&self) -> &str;
     /// Whether any value of the header of a lower-case name is one that `fits` takes. What is no text is
@@ -176,7 +182,8 @@ impl Permission {
             Self::All(all) => all.iter().all(|p| p.matches(facts)),
             Self::OneOf(any) => any.iter().any(|p| p.matches(facts)),
             Self::Not(inner) => !inner.matches(facts),
-            Self::Path(path) => path.matches(facts.path()),
+            Self::Path(wanted) => facts.path_fits(&mut |path| wanted.matches(path)),
+            Self::PathTemplate(wanted) => facts.path_fits(&mut |path| wanted.matches(path)),
             Self::Header(header) => header.matches(facts),
             Self::DestinationPort(port) => *port == facts.destination_port(),
         }

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Name, RequestFacts, StringMatch};
+use crate::{Name, PathTemplate, RequestFacts, StringMatch};
 
 /// How long a response may take when the route does not say (`RouteAction.timeout`).
 pub const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -155,7 +155,7 @@ impl RouteMatch {
     /// Whether the request is covered.
     #[must_use]
     pub fn covers(&self, facts: &dyn RequestFacts) -> bool {
-        self.path.matches(facts.path())
+        facts.path_fits(&mut |path| self.path.matches(path))
             && self.headers.iter().all(|header| header.matches(facts))
             && self
                 .query
@@ -173,6 +173,8 @@ pub enum PathMatch {
     Exact(String),
     /// Whole segments: `/cart` covers `/cart` and `/cart/1`, not `/cartoon` (`path_separated_prefix`).
     Segments(String),
+    /// A path with wildcards (`path_match_policy` with `uri_template`).
+    Template(PathTemplate),
     /// No path: the request is a `CONNECT` (`connect_matcher`).
     Connect,
 }
@@ -188,8 +190,33 @@ impl PathMatch {
             Self::Segments(want) => path
                 .strip_prefix(want.trim_end_matches('/'))
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Template(want) => want.matches(path),
             // Such a request has no path, and no other is without one.
             Self::Connect => path.is_empty(),
+        }
+    }
+
+    /// What every covered path begins with.
+    #[must_use]
+    pub fn literal_prefix(&self) -> String {
+        match self {
+            Self::Prefix(want) | Self::Exact(want) => want.clone(),
+            Self::Segments(want) => want.trim_end_matches('/').to_owned(),
+            Self::Template(want) => want.literal_prefix(),
+            Self::Connect => String::new(),
+        }
+    }
+
+    /// Whether a path may be covered by both. True as well where that is not known.
+    #[must_use]
+    pub fn may_overlap(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Connect, _) | (_, Self::Connect) => self == other,
+            (Self::Exact(path), other) | (other, Self::Exact(path)) => other.matches(path),
+            _ => {
+                let (ours, theirs) = (self.literal_prefix(), other.literal_prefix());
+                ours.starts_with(&theirs) || theirs.starts_with(&ours)
+            }
         }
     }
 
@@ -199,7 +226,8 @@ impl PathMatch {
         match self {
             Self::Prefix(want) | Self::Exact(want) => want.len(),
             Self::Segments(want) => want.trim_end_matches('/').len(),
-            Self::Connect => 0,
+            // Translation refuses a rewrite of the prefix beside a template.
+            Self::Template(_) | Self::Connect => 0,
         }
     }
 }

@@ -43,9 +43,15 @@ fn virtual_host(mut host: Reader<'_>) -> Result<VirtualHost, Refused> {
 fn route(mut route: Reader<'_>) -> Result<Route, Refused> {
     route.harmless(&["metadata", "stat_prefix"]);
     let name = route.text("name").into();
-    let matches = route_match(route.required_child("match")?)?;
+    let matches: RouteMatch = route_match(route.required_child("match")?)?;
     let action = if let Some(forward) = route.child("route") {
-        forwarding(forward)?
+        let action = forwarding(forward)?;
+        let rewrites = matches!(&action, Action::Forward { prefix_rewrite: Some(_), .. });
+        if rewrites && matches!(matches.path, PathMatch::Template(_)) {
+            let reason = "prefix_rewrite is not supported beside path_match_policy";
+            return Err(route.refuse("route", reason));
+        }
+        action
     } else if let Some(elsewhere) = route.child("redirect") {
         redirect(elsewhere)?
     } else if let Some(answer) = route.child("direct_response") {
@@ -67,12 +73,14 @@ pub(super) fn route_match(mut matches: Reader<'_>) -> Result<RouteMatch, Refused
         PathMatch::Exact(matches.text("path"))
     } else if matches.has("path_separated_prefix") {
         PathMatch::Segments(matches.text("path_separated_prefix"))
+    } else if let Some(extension) = matches.child("path_match_policy") {
+        PathMatch::Template(values::path_template(extension)?)
     } else if matches.child("connect_matcher").is_some() {
         PathMatch::Connect
     } else {
         return Err(matches.refuse(
             "",
-            "one of prefix, path, path_separated_prefix and connect_matcher must be set",
+            "one of prefix, path, path_separated_prefix, path_match_policy and connect_matcher must be set",
         ));
     };
     let headers = values::each(matches.children("headers"), header_match)?;
@@ -286,6 +294,9 @@ pub(super) fn route_match_json(matches: &RouteMatch) -> Value {
         PathMatch::Prefix(text) => json!({"prefix": text}),
         PathMatch::Exact(text) => json!({"path": text}),
         PathMatch::Segments(text) => json!({"path_separated_prefix": text}),
+        PathMatch::Template(template) => {
+            json!({"path_match_policy": values::path_template_json(template)})
+        }
         PathMatch::Connect => json!({"connect_matcher": {}}),
     };
     json["headers"] = matches.headers.iter().map(header_match_json).collect();

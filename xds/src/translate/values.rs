@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_model::{Cidr, DataSource, StringMatch, Transport};
+use weft_model::{Cidr, DataSource, PathTemplate, StringMatch, Transport};
 
 use super::{Reader, Refused};
 
@@ -70,6 +70,29 @@ pub(super) fn cidr(mut range: Reader<'_>) -> Result<Cidr, Refused> {
 /// A range in JSON form.
 pub(super) fn cidr_json(range: &Cidr) -> Value {
     json!({"address_prefix": range.address().to_string(), "prefix_len": range.prefix_bits()})
+}
+
+const URI_TEMPLATE: &str = "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig";
+
+/// The template of a `core.v3.TypedExtensionConfig` that matches paths.
+pub(super) fn path_template(mut extension: Reader<'_>) -> Result<PathTemplate, Refused> {
+    extension.harmless(&["name"]);
+    let config = extension.any("typed_config")?;
+    let Some(mut config) = config.filter(|config| config.kind() == URI_TEMPLATE) else {
+        return Err(extension.refuse("typed_config", format!("must be {URI_TEMPLATE}")));
+    };
+    let text = config.required_text("path_template")?;
+    PathTemplate::parse(&text).map_err(|error| {
+        config.refuse("path_template", format!("unsupported path template {text:?}: {error}"))
+    })
+}
+
+/// A template in JSON form.
+pub(super) fn path_template_json(template: &PathTemplate) -> Value {
+    json!({
+        "name": "envoy.path.match.uri_template.uri_template_matcher",
+        "typed_config": any(URI_TEMPLATE, json!({"path_template": template.to_string()})),
+    })
 }
 
 /// A `core.v3.DataSource`.

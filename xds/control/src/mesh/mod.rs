@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, Cidr, ClaimRule, FlowKey, Group, IdleEnd, RevocationPolicy, RouteMatch, SourceAddress,
-    SpiffeId, StringMatch,
+    Balance, Cidr, ClaimRule, FlowKey, Group, IdleEnd, PathMatch, PathPattern, RevocationPolicy,
+    RouteMatch, SourceAddress, SpiffeId, StringMatch,
 };
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
@@ -41,6 +41,8 @@ pub struct Mesh {
     pub revocation: RevocationPolicy,
     /// How sidecars agree on keys, most wanted first; empty: as they prefer.
     pub groups: Vec<Group>,
+    /// What the file may not mean, though it is valid: such as services that no caller may reach.
+    pub warnings: Vec<Problem>,
 }
 
 /// Whether a workload may talk to what is no service of the mesh.
@@ -114,11 +116,30 @@ pub struct Route {
     /// Its name.
     pub name: String,
     /// The services whose requests it takes.
-    pub parents: Vec<String>,
+    pub parents: Vec<Parent>,
     /// The host names it takes, when it does not take all.
     pub hostnames: Vec<String>,
     /// Its rules, in order.
     pub rules: Vec<Rule>,
+}
+
+/// A service whose requests a route takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parent {
+    /// The service.
+    pub service: String,
+    /// Its port; none: all ports.
+    pub port: Option<u16>,
+}
+
+impl Route {
+    /// Whether the route takes the requests to a port of a service.
+    #[must_use]
+    pub fn is_of(&self, service: &Service, port: &Port) -> bool {
+        self.parents.iter().any(|parent| {
+            parent.service == service.name && parent.port.is_none_or(|number| number == port.port)
+        })
+    }
 }
 
 /// A rule of a route.
@@ -128,7 +149,7 @@ pub struct Rule {
     pub matches: Vec<RouteMatch>,
     /// Where they go.
     pub target: Target,
-    /// How long until the whole response; none: the default.
+    /// How long until the whole response; none: without limit.
     pub timeout: Option<Duration>,
 }
 
@@ -200,10 +221,10 @@ pub struct Clause {
     pub from_addresses: Vec<Cidr>,
     /// The ports of the service, as its clients know them; empty: all.
     pub ports: Vec<u16>,
-    /// The methods; empty: any.
+    /// The methods in upper case, compared without case; empty: any.
     pub methods: Vec<String>,
-    /// The path prefixes, whole segments; empty: any.
-    pub paths: Vec<String>,
+    /// The paths; empty: any.
+    pub paths: Vec<PathPattern>,
     /// The issuer whose token is needed as well.
     pub token: Option<String>,
     /// Which claims its token must have, and the values of which each must be one.
@@ -211,16 +232,50 @@ pub struct Clause {
 }
 
 impl Clause {
-    /// Whether it speaks of a port of its service.
+    /// Whether the clause applies to a port of its service and a sidecar can evaluate it there.
     #[must_use]
     pub fn is_of(&self, port: &Port) -> bool {
-        let is_known = self.ports.is_empty() || self.ports.contains(&port.port);
-        is_known && (port.protocol != Protocol::Tcp || !self.asks_for_a_request())
+        self.names(port) && self.is_enforced_at(port)
     }
 
-    /// Whether only a request can be what it means, and no connection of bytes.
-    fn asks_for_a_request(&self) -> bool {
+    /// Whether the clause names the port, or names none.
+    fn names(&self, port: &Port) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port.port)
+    }
+
+    /// Whether a sidecar can evaluate the clause at a port of this protocol.
+    fn is_enforced_at(&self, port: &Port) -> bool {
+        match port.protocol {
+            Protocol::Http | Protocol::Http2 | Protocol::Grpc => true,
+            Protocol::Tcp => !self.has_request_conditions(),
+            Protocol::Udp => false,
+        }
+    }
+
+    /// Whether the clause has conditions that only HTTP requests can meet.
+    fn has_request_conditions(&self) -> bool {
         !self.methods.is_empty() || !self.paths.is_empty() || self.token.is_some()
+    }
+
+    /// The paths that the clause covers, as routes have them.
+    pub(crate) fn route_paths(&self) -> Vec<PathMatch> {
+        let all: Vec<PathMatch> = self.paths.iter().flat_map(PathPattern::route_paths).collect();
+        if all.is_empty() { PathPattern::Any.route_paths() } else { all }
+    }
+
+    /// Whether both clauses may cover one request, by its method and path. True as well where that is
+    /// not known.
+    fn may_share_requests_with(&self, other: &Self) -> bool {
+        let methods = self.methods.is_empty()
+            || other.methods.is_empty()
+            || self.methods.iter().any(|method| other.methods.contains(method));
+        let theirs = other.route_paths();
+        methods && self.route_paths().iter().any(|o| theirs.iter().any(|t| o.may_overlap(t)))
+    }
+
+    /// Whether the clause covers everything that may come to its ports.
+    fn is_unconditional(&self) -> bool {
+        self.from.is_empty() && self.from_addresses.is_empty() && !self.has_request_conditions()
     }
 }
 
@@ -233,13 +288,18 @@ impl Mesh {
         let raw: raw::Mesh = serde_saphyr::from_str(text)
             .map_err(|error| vec![Problem { line: 0, text: error.to_string() }])?;
         let located = Located::parse(text);
-        check::check(raw, folder).map_err(|mistakes| {
-            let line = |path: &str| located.as_ref().map_or(0, |located| located.line_of(path));
-            mistakes
-                .into_iter()
-                .map(|m| Problem { line: line(&m.path), text: format!("{}: {}", m.path, m.reason) })
-                .collect()
-        })
+        let line = |path: &str| located.as_ref().map_or(0, |located| located.line_of(path));
+        let problems = |mistakes: Vec<check::Mistake>| {
+            let problem = |m: check::Mistake| Problem {
+                line: line(&m.path),
+                text: format!("{}: {}", m.path, m.reason),
+            };
+            let mut problems: Vec<Problem> = mistakes.into_iter().map(problem).collect();
+            problems.sort_by_key(|problem| problem.line);
+            problems
+        };
+        let (mesh, warnings) = check::check(raw, folder).map_err(problems)?;
+        Ok(Self { warnings: problems(warnings), ..mesh })
     }
 
     /// The identity of a service's sidecars.

@@ -142,6 +142,8 @@ pub struct Route {
 pub struct ParentRef {
     /// Its name.
     pub name: String,
+    /// The port whose requests the route takes; those of all ports when not given.
+    pub port: Option<u16>,
 }
 
 /// A rule.
@@ -157,7 +159,7 @@ pub struct Rule {
     /// Where they go.
     #[serde(default)]
     pub backend_refs: Vec<BackendRef>,
-    /// How long they may take.
+    /// How long they may take; as long as they like when not given.
     pub timeouts: Option<Timeouts>,
 }
 
@@ -379,22 +381,27 @@ pub struct Clause {
     /// `"*"`: any identity of the mesh.
     pub from: Vec<String>,
     /// The ranges of addresses that the caller's host must be in one of.
-    #[serde(default)]
-    pub from_addresses: Vec<String>,
+    pub from_addresses: Option<Vec<String>>,
     /// The ports of the service.
-    #[serde(default)]
-    pub ports: Vec<u16>,
-    /// The methods.
-    #[serde(default)]
-    pub methods: Vec<String>,
-    /// The path prefixes.
-    #[serde(default)]
-    pub paths: Vec<String>,
+    pub ports: Option<Vec<u16>>,
+    /// The methods, compared without case; `"*"`: any.
+    pub methods: Option<Vec<String>>,
+    /// The path patterns (`weft_model::PathPattern`).
+    pub paths: Option<Vec<PathText>>,
     /// The issuer whose token is needed.
     pub token: Option<String>,
     /// What claims of the token must be: one of these values each.
-    #[serde(default)]
-    pub claims: BTreeMap<String, Vec<String>>,
+    pub claims: Option<BTreeMap<String, Vec<String>>>,
+}
+
+/// A path of a policy.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, expecting = "a path pattern such as /cart, or {type: Exact, value: /cart}")]
+pub enum PathText {
+    /// A pattern.
+    Pattern(String),
+    /// `PathPrefix` or `Exact`, without wildcards, as in routes.
+    Typed(PathMatch),
 }
 
 fn yes() -> bool {

@@ -28,6 +28,15 @@ security:
   revocations: [0a0b]
 "#;
 
+/// The file with another protocol on every port, and without what only HTTP has.
+fn opaque(text: &str, protocol: &str) -> String {
+    let (before, rest) = text.split_once("routes:").expect("it has routes");
+    let (_, after) = rest.split_once("security:").expect("it has policies");
+    format!("{before}security:{after}")
+        .replace(", methods: [GET], paths: [/v1]", "")
+        .replace("http", protocol)
+}
+
 fn mistakes(text: &str) -> Vec<String> {
     let problems = Mesh::parse(text, std::path::Path::new(".")).expect_err("mistakes");
     problems.iter().map(ToString::to_string).collect()
@@ -78,11 +87,11 @@ fn affinity_is_for_ports_that_no_sidecar_balances() {
     assert_eq!(found.len(), 1, "{found:#?}");
     let expected = "line 12: services[1].affinity: client_address is for tcp and udp";
     assert!(found[0].starts_with(expected), "{found:?}");
-    let mesh = Mesh::parse(&wanted.replace("http", "tcp"), std::path::Path::new("."));
+    let mesh = Mesh::parse(&opaque(&wanted, "tcp"), std::path::Path::new("."));
     let mesh = mesh.expect("a good file");
     assert_eq!(mesh.services["orders"].flow_key, FlowKey::SourceAddress);
     assert_eq!(mesh.services["web"].flow_key, FlowKey::FiveTuple);
-    let sequence = wanted.replace("http", "tcp").replace("client_address", "tcp_sequence");
+    let sequence = opaque(&wanted, "tcp").replace("client_address", "tcp_sequence");
     let mesh = Mesh::parse(&sequence, std::path::Path::new(".")).expect("a good file");
     assert_eq!(mesh.services["orders"].flow_key, FlowKey::WithSequence);
     let found = mistakes(&sequence.replace("protocol: tcp", "protocol: udp"));
@@ -102,7 +111,7 @@ fn idle_settings_are_for_ports_that_no_sidecar_serves() {
     let with =
         |port: &str| GOOD.replace(http, &format!("{port}]\n  endpoints: [{{address: 10.90.2.1}}"));
     let taken = with("{port: 80, protocol: tcp, idle_timeout: 10m, idle_end: close}");
-    let mesh = Mesh::parse(&taken, std::path::Path::new(".")).expect("a good file");
+    let mesh = Mesh::parse(&opaque(&taken, "tcp"), std::path::Path::new(".")).expect("a good file");
     let port = &mesh.services["orders"].ports[0];
     assert_eq!(port.idle_timeout, Some(Duration::from_secs(600)));
     assert_eq!(port.idle_end, Some(IdleEnd::Close));
@@ -121,8 +130,7 @@ fn idle_settings_are_for_ports_that_no_sidecar_serves() {
     ] {
         let found = mistakes(&with(port));
         let expected = format!("line 10: services[1].ports[0].{expected}");
-        assert!(found.iter().any(|line| line.starts_with(&expected)), "{expected}: {found:#?}");
-        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].starts_with(&expected), "{expected}: {found:#?}");
     }
 }
 
@@ -156,4 +164,190 @@ fn what_a_clause_cannot_mean_is_a_mistake() {
         mistakes(&GOOD.replace("    allow: [{from: [web], methods: [GET], paths: [/v1]}]\n", ""));
     assert_eq!(found.len(), 1, "{found:#?}");
     assert!(found[0].contains("policies[0]: it neither allows nor denies anything"), "{found:?}");
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    let mesh = Mesh::parse(text, std::path::Path::new(".")).expect("a good file");
+    mesh.warnings.iter().map(ToString::to_string).collect()
+}
+
+/// A mesh with a service of every kind of port, and one policy.
+fn with_policy(policy: &str) -> String {
+    format!(
+        r#"trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- {{name: api, addresses: [10.96.0.2], ports: [{{port: 80, target: 8000, protocol: http}}]}}
+- {{name: cache, addresses: [10.96.0.3], ports: [{{port: 6379, protocol: tcp}}]}}
+- {{name: mixed, addresses: [10.96.0.4], ports: [{{port: 80, protocol: grpc}}, {{port: 81, protocol: tcp}}, {{port: 82, protocol: udp}}]}}
+- {{name: names, addresses: [10.96.0.5], ports: [{{port: 53, protocol: udp}}]}}
+- {{name: dns, addresses: [10.96.0.53], meshed: false, ports: [{{port: 53, protocol: udp}}]}}
+security:
+  issuers: {{login: {{issuer: me, audiences: [a], jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'}}}}
+  policies:
+  - {policy}
+"#
+    )
+}
+
+#[test]
+fn policies_that_no_sidecar_can_enforce_are_refused() {
+    let allow = |service: &str, clause: &str| format!("{{service: {service}, allow: [{clause}]}}");
+    let deny = |service: &str, clause: &str| {
+        format!("{{service: {service}, allow: [{{from: [\"*\"]}}], deny: [{clause}]}}")
+    };
+    for (policy, expected) in [
+        (allow("dns", "{from: [api]}"), "service: invalid service \"dns\": it has meshed: false"),
+        (
+            deny("cache", "{from: [api], methods: [POST]}"),
+            "deny[0]: port 6379 carries tcp, where methods",
+        ),
+        (
+            allow("cache", "{from: [api], paths: [/a]}"),
+            "allow[0]: port 6379 carries tcp, where paths",
+        ),
+        (
+            allow("cache", "{from: [api], token: login}"),
+            "allow[0]: port 6379 carries tcp, where token",
+        ),
+        (allow("names", "{from: [api]}"), "allow[0]: port 53 carries udp"),
+        (
+            deny("mixed", "{from: [api], methods: [GET]}"),
+            "deny[0]: port 81 carries tcp, where methods",
+        ),
+        (deny("mixed", "{from: [api]}"), "deny[0]: port 82 carries udp"),
+        (deny("mixed", "{from: [api]}"), "name the other ports: ports: [80, 81]"),
+        (
+            deny("mixed", "{from: [api], ports: [80, 81], paths: [/a]}"),
+            "deny[0].ports[1]: port 81 carries tcp",
+        ),
+        (allow("mixed", "{from: [api], ports: [82]}"), "allow[0].ports[0]: port 82 carries udp"),
+        (
+            allow("mixed", "{from: [api], ports: [81], token: login}"),
+            "ports[0]: port 81 carries tcp, where token",
+        ),
+    ] {
+        let found = mistakes(&with_policy(&policy));
+        let line = "line 12: security.policies[0].";
+        assert!(
+            found.iter().any(|found| found.starts_with(line) && found.contains(expected)),
+            "{policy}: {found:#?}"
+        );
+    }
+    for policy in [
+        deny("mixed", "{from: [api], ports: [80], methods: [GET]}"),
+        deny("mixed", "{from: [api], ports: [80, 81]}"),
+        deny("cache", "{from: [api], from_addresses: [10.0.0.0/8]}"),
+        allow("mixed", "{from: [api], paths: [/a]}"),
+    ] {
+        Mesh::parse(&with_policy(&policy), std::path::Path::new(".")).expect(&policy);
+    }
+}
+
+#[test]
+fn clauses_that_can_never_match_are_refused() {
+    for (clause, expected) in [
+        ("{from: [api], paths: [/a/../b]}", "paths[0]: invalid path \"/a/../b\": can never match"),
+        ("{from: [api], paths: [/a, b]}", "paths[1]: invalid path \"b\": must start with /"),
+        (
+            "{from: [api], paths: ['/items/{id']}",
+            "paths[0]: invalid path \"/items/{id\": must close",
+        ),
+        ("{from: [api], paths: [{type: Exact, value: a}]}", "paths[0]: invalid path \"a\""),
+        ("{from: [api], paths: [{type: Regex, value: /a}]}", "must be Exact or PathPrefix"),
+        ("{from: [api], paths: []}", "paths: invalid empty list"),
+        ("{from: [api], methods: []}", "methods: invalid empty list"),
+        ("{from: [api], ports: []}", "ports: invalid empty list"),
+        ("{from: [api], from_addresses: []}", "from_addresses: invalid empty list"),
+        ("{from: [api], token: login, claims: {}}", "claims: invalid empty list"),
+        ("{from: []}", "from: it is empty"),
+        ("{from: [api], methods: ['GET POST']}", "methods[0]: invalid method \"GET POST\""),
+        ("{from: [api], methods: ['P*']}", "methods[0]: invalid method \"P*\""),
+        ("{from: [api], methods: ['']}", "methods[0]: invalid method \"\""),
+        ("{from: [api], methods: [GET, trace]}", "methods[1]: invalid method \"trace\""),
+        ("{from: [nosuch]}", "from[0]: there is no service \"nosuch\""),
+        ("{from: ['*', nosuch]}", "from[1]: there is no service \"nosuch\""),
+        ("{from: ['api*']}", "from[0]: there is no service"),
+        ("{from: [dns]}", "from[0]: invalid caller \"dns\": it has meshed: false"),
+        ("{from: ['spiffe://other/ns/a/sa/b']}", "from[0]: invalid caller \"spiffe://other/"),
+        ("{from: ['spiffe://other/*']}", "from[0]: invalid caller \"spiffe://other/*\""),
+        ("{from: ['spiffe://mesh.local']}", "from[0]: "),
+    ] {
+        let found = mistakes(&with_policy(&format!("{{service: api, allow: [{clause}]}}")));
+        assert_eq!(found.len(), 1, "{clause}: {found:#?}");
+        let line = "line 12: security.policies[0].allow[0].";
+        assert!(found[0].starts_with(line) && found[0].contains(expected), "{clause}: {found:#?}");
+        let denied = format!("{{service: api, allow: [{{from: [api]}}], deny: [{clause}]}}");
+        let is_trace = clause.contains("trace");
+        let parsed = Mesh::parse(&with_policy(&denied), std::path::Path::new("."));
+        assert_eq!(parsed.is_ok(), is_trace, "a denial too: {clause}");
+    }
+}
+
+#[test]
+fn ports_that_no_caller_may_reach_give_a_warning() {
+    let found = warnings(&with_policy("{service: api, allow: [{from: [api]}]}"));
+    let unreachable = |line: usize, place: &str, name: &str, port: u16| {
+        format!(
+            "line {line}: services{place}: no caller may reach service {name:?} port {port}: no policy allows a call"
+        )
+    };
+    assert_eq!(
+        found,
+        [
+            unreachable(5, "[1].ports[0]", "cache", 6379),
+            unreachable(6, "[2].ports[0]", "mixed", 80),
+            unreachable(6, "[2].ports[1]", "mixed", 81),
+        ]
+    );
+    // A dry run allows nothing, and a denial of everything leaves nothing.
+    for policy in [
+        "{service: api, dry_run: true, allow: [{from: [api]}]}",
+        "{service: api, deny: [{from: [api]}]}",
+        "{service: api, allow: [{from: [api]}], deny: [{from: [\"*\"]}]}",
+    ] {
+        let found = warnings(&with_policy(policy));
+        assert!(found[0].contains("no caller may reach service \"api\" port 80"), "{found:#?}");
+    }
+    let found = warnings(&with_policy("{service: mixed, allow: [{from: [api], methods: [PSOT]}]}"));
+    let has = |text: &str| found.iter().any(|found| found.contains(text));
+    assert!(has("service \"mixed\" port 81: no policy allows a call"), "{found:#?}");
+    assert!(has("no policy of service \"mixed\" is enforced on udp port 82"), "{found:#?}");
+    assert!(has("allow[0].methods[0]: method \"PSOT\""), "{found:#?}");
+    let denied = "deny: [{from: [\"*\"], token: login, claims: {role: [guest]}}]";
+    let found =
+        warnings(&with_policy(&format!("{{service: api, allow: [{{from: [api]}}], {denied}}}")));
+    assert!(
+        found.iter().any(|found| found.contains("deny[0].token: a caller avoids")),
+        "{found:#?}"
+    );
+    let asked = "{service: api, allow: [{from: [api], token: login}], ";
+    let found = warnings(&with_policy(&format!("{asked}{denied}}}")));
+    assert!(!found.iter().any(|found| found.contains("avoids")), "{found:#?}");
+}
+
+#[test]
+fn a_route_selects_one_port_of_a_service() {
+    let with = |parent: &str| {
+        GOOD.replace("parentRefs: [{name: orders}]", &format!("parentRefs: [{parent}]"))
+            .replace("{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}", "{port: 80, target: 8080, protocol: http}, {port: 81, protocol: grpc}, {port: 82, protocol: tcp}]\n  endpoints: [{address: 10.90.2.1}")
+    };
+    let mesh = Mesh::parse(&with("{name: orders, port: 81}"), std::path::Path::new("."));
+    let mesh = mesh.expect("a good file");
+    let orders = &mesh.services["orders"];
+    let takes: Vec<bool> =
+        orders.ports.iter().map(|port| mesh.routes[0].is_of(orders, port)).collect();
+    assert_eq!(takes, [false, true, false]);
+    for (parent, expected) in [
+        (
+            "{name: orders, port: 83}",
+            "parentRefs[0].port: invalid port 83: service \"orders\" has no",
+        ),
+        ("{name: orders, port: 82}", "parentRefs[0].port: invalid port 82: must be a port of http"),
+        ("{name: order}", "parentRefs[0].name: there is no service \"order\""),
+    ] {
+        let found = mistakes(&with(parent));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].contains(expected), "{found:#?}");
+    }
 }

@@ -4,6 +4,7 @@
 //! and the outbound side of all others.
 
 mod agent;
+mod policies;
 mod scope;
 mod sidecar;
 mod views;
@@ -52,7 +53,7 @@ pub(crate) fn trust_holders() -> Holders {
 #[must_use]
 pub fn checks(mesh: &Mesh, service: &Service, port: &Port) -> Vec<HttpFilter> {
     if port.protocol == Protocol::Tcp {
-        return sidecar::rules(mesh, service, port).into_iter().map(HttpFilter::Rbac).collect();
+        return policies::rules(mesh, service, port).into_iter().map(HttpFilter::Rbac).collect();
     }
     sidecar::filters(mesh, service, port, &mut Snapshot::default())
 }

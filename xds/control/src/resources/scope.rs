@@ -18,7 +18,8 @@ impl<'m> Scopes<'m> {
     pub(super) fn new(mesh: &'m Mesh) -> Self {
         let mut routes: HashMap<&str, Vec<&Route>> = HashMap::new();
         for route in &mesh.routes {
-            let parents: BTreeSet<&str> = route.parents.iter().map(String::as_str).collect();
+            let parents: BTreeSet<&str> =
+                route.parents.iter().map(|parent| parent.service.as_str()).collect();
             for parent in parents {
                 routes.entry(parent).or_default().push(route);
             }
@@ -39,6 +40,7 @@ impl<'m> Scopes<'m> {
             revocations: Vec::new(),
             revocation: self.mesh.revocation,
             groups: self.mesh.groups.clone(),
+            warnings: Vec::new(),
         }
     }
 

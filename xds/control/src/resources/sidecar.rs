@@ -6,23 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Action, Balance, ChainMatch, ClientCertificateDetails, ClientCertificates, Cluster,
-    DEFAULT_ROUTE_TIMEOUT, Discovery, DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain,
-    FlowKey, HeaderCheck, HeaderMatch, Health, HttpFilter, HttpService, HttpTimeouts, JwtPolicy,
-    JwtProvider, JwtRequirement, JwtRule, KeySource, Listener, Name, PathMatch, Permission,
-    Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, Route as ModelRoute, RouteMatch,
-    RouteSource, RouteTable, SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy,
-    Transport, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
+    Action, Balance, ChainMatch, ClientCertificateDetails, ClientCertificates, Cluster, Discovery,
+    DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, FlowKey, Health, HttpFilter,
+    HttpService, HttpTimeouts, JwtPolicy, JwtProvider, JwtRule, KeySource, Listener, Name,
+    Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot,
+    SourceAddress, StringMatch, TcpProxy, Transport, Upgrades, UpstreamProtocol, UpstreamTls,
+    VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
 use super::{
     INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, everywhere,
-    trust_secret,
+    policies, trust_secret,
 };
-use crate::mesh::{
-    Clause, Keys, Mesh, Outbound, Policy, Port, Protocol, Route, Rule, Service, Target,
-};
+use crate::mesh::{Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target};
 
 const HTTP_IDLE: Duration = Duration::from_secs(300);
 const TCP_IDLE: Duration = Duration::from_secs(3600);
@@ -69,10 +66,8 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
         let filter = match port.protocol {
             Protocol::Tcp | Protocol::Udp => tcp(&name, port.idle_timeout),
             Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-                let table = RouteTable {
-                    name: name.clone(),
-                    hosts: vec![host(&name, vec![to(&name, None)])],
-                };
+                let table =
+                    RouteTable { name: name.clone(), hosts: vec![host(&name, vec![to(&name)])] };
                 let mut service = http(RouteSource::Inline(Arc::new(table)));
                 service.filters = filters(mesh, own, port, snapshot);
                 service.client_certificate = ClientCertificateDetails::FromProof;
@@ -83,7 +78,11 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
             name,
             matches: ChainMatch { destination_port: Some(port.target), ..ChainMatch::default() },
             tls: Some(verify_mode(mesh, port)),
-            rules: if port.protocol == Protocol::Tcp { rules(mesh, own, port) } else { Vec::new() },
+            rules: if port.protocol == Protocol::Tcp {
+                policies::rules(mesh, own, port)
+            } else {
+                Vec::new()
+            },
             filter,
         });
     }
@@ -123,119 +122,17 @@ pub(super) fn filters(
     port: &Port,
     snapshot: &mut Snapshot,
 ) -> Vec<HttpFilter> {
-    let allowed = clauses(mesh, own, port, false, |policy| &policy.allow);
     let mut filters = Vec::new();
-    if allowed.iter().any(|clause| clause.token.is_some()) {
-        filters.push(HttpFilter::Jwt(Arc::new(tokens(mesh, &allowed, snapshot))));
+    let token_rules = policies::token_rules(mesh, own, port);
+    if token_rules.iter().any(|rule| rule.requires.is_some()) {
+        filters.push(HttpFilter::Jwt(Arc::new(tokens(mesh, token_rules, snapshot))));
     }
-    filters.extend(rules(mesh, own, port).into_iter().map(HttpFilter::Rbac));
+    filters.extend(policies::rules(mesh, own, port).into_iter().map(HttpFilter::Rbac));
     filters
 }
 
-/// Who may call what at a port: first what is denied, then what is allowed.
-pub(super) fn rules(mesh: &Mesh, own: &Service, port: &Port) -> Vec<Arc<RbacFilter>> {
-    let rbac = |action, dry_run, pick: fn(&Policy) -> &[Clause]| {
-        let clauses = clauses(mesh, own, port, dry_run, pick);
-        let policy = |clause: &&Clause| (clause.name.as_str().into(), policy(mesh, clause));
-        Rbac { action, policies: clauses.iter().map(policy).collect() }
-    };
-    let is_any = |rbac: &Rbac| !rbac.policies.is_empty();
-    let denied = |dry_run| rbac(RbacAction::Deny, dry_run, |policy| &policy.deny);
-    let allowed = |dry_run| rbac(RbacAction::Allow, dry_run, |policy| &policy.allow);
-    let deny = RbacFilter {
-        rules: Some(denied(false)).filter(is_any),
-        shadow: Some(denied(true)).filter(is_any),
-    };
-    let allow =
-        RbacFilter { rules: Some(allowed(false)), shadow: Some(allowed(true)).filter(is_any) };
-    let denies = deny != RbacFilter::default();
-    denies.then_some(deny).into_iter().chain([allow]).map(Arc::new).collect()
-}
-
-/// The clauses that speak of a port.
-fn clauses<'m>(
-    mesh: &'m Mesh,
-    own: &Service,
-    port: &Port,
-    dry_run: bool,
-    pick: fn(&Policy) -> &[Clause],
-) -> Vec<&'m Clause> {
-    let policies = mesh.policies.iter();
-    policies
-        .filter(|policy| policy.service == own.name && policy.dry_run == dry_run)
-        .flat_map(pick)
-        .filter(|clause| clause.is_of(port))
-        .collect()
-}
-
-fn policy(mesh: &Mesh, clause: &Clause) -> RbacPolicy {
-    let paths: Vec<Permission> = clause.paths.iter().map(|prefix| segments(prefix)).collect();
-    let methods: Vec<Permission> =
-        clause.methods.iter().map(|method| Permission::Header(method_is(method))).collect();
-    let all: Vec<Permission> = [paths, methods]
-        .into_iter()
-        .filter(|some| !some.is_empty())
-        .map(Permission::OneOf)
-        .collect();
-    let permission = if all.is_empty() { Permission::Any } else { Permission::All(all) };
-    RbacPolicy { permissions: vec![permission], principals: vec![principal(mesh, clause)] }
-}
-
-fn principal(mesh: &Mesh, clause: &Clause) -> Principal {
-    let any = vec![StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain))];
-    let from = if clause.from.is_empty() { &any } else { &clause.from };
-    let one_of = |mut any: Vec<Principal>| match any.len() {
-        1 => any.remove(0),
-        _ => Principal::OneOf(any),
-    };
-    let named = from.iter().map(|id| Principal::Authenticated(Some(id.clone())));
-    let mut all = vec![one_of(named.collect())];
-    if !clause.from_addresses.is_empty() {
-        let ranges = clause.from_addresses.iter().map(|range| Principal::RemoteAddress(*range));
-        all.push(one_of(ranges.collect()));
-    }
-    if let Some((token, issuer)) =
-        clause.token.as_ref().and_then(|token| mesh.issuers.get_key_value(token))
-    {
-        let claim = |name: &str, value: &str| {
-            let value = StringMatch::Exact(value.to_owned());
-            Principal::Claim(token.as_str().into(), vec![name.to_owned()], value)
-        };
-        // Whoever has a claim of the issuer has shown a token that was good.
-        all.push(claim("iss", &issuer.issuer));
-        for (name, values) in &clause.claims {
-            all.push(one_of(values.iter().map(|value| claim(name, value)).collect()));
-        }
-    }
-    match all.len() {
-        1 => all.remove(0),
-        _ => Principal::All(all),
-    }
-}
-
-/// A path prefix by whole segments: `/cart` covers `/cart` and `/cart/1`, not `/cartoon`.
-fn segments(prefix: &str) -> Permission {
-    let bare = prefix.trim_end_matches('/');
-    if bare.is_empty() {
-        return Permission::Any;
-    }
-    Permission::OneOf(vec![
-        Permission::Path(StringMatch::Exact(bare.to_owned())),
-        Permission::Path(StringMatch::Prefix(format!("{bare}/"))),
-    ])
-}
-
-fn method_is(method: &str) -> HeaderMatch {
-    HeaderMatch {
-        name: ":method".into(),
-        check: HeaderCheck::Value(StringMatch::Exact(method.to_owned())),
-        invert: false,
-    }
-}
-
-/// A token is asked for where an allowance says so. The longest path counts first, and what a
-/// token-less allowance covers more narrowly needs none.
-fn tokens(mesh: &Mesh, allows: &[&Clause], snapshot: &mut Snapshot) -> JwtPolicy {
+/// The issuers of tokens, and which requests need one.
+fn tokens(mesh: &Mesh, rules: Vec<JwtRule>, snapshot: &mut Snapshot) -> JwtPolicy {
     let mut providers = BTreeMap::new();
     for (name, issuer) in &mesh.issuers {
         let keys = match &issuer.keys {
@@ -274,31 +171,7 @@ fn tokens(mesh: &Mesh, allows: &[&Clause], snapshot: &mut Snapshot) -> JwtPolicy
         };
         providers.insert(Name::from(name.as_str()), provider);
     }
-    let mut rules: Vec<(usize, JwtRule)> = Vec::new();
-    for allow in allows {
-        let any_path = vec!["/".to_owned()];
-        let any_method = vec![String::new()];
-        for path in if allow.paths.is_empty() { &any_path } else { &allow.paths } {
-            for method in if allow.methods.is_empty() { &any_method } else { &allow.methods } {
-                let headers = if method.is_empty() { Vec::new() } else { vec![method_is(method)] };
-                let matches = RouteMatch {
-                    path: PathMatch::Segments(path.clone()),
-                    headers,
-                    query: Vec::new(),
-                };
-                let requires = allow.token.as_ref();
-                let requires = requires
-                    .map(|token| JwtRequirement::Provider(token.as_str().into(), Vec::new()));
-                rules.push((
-                    path.len() * 2 + usize::from(!method.is_empty()),
-                    JwtRule { matches, requires },
-                ));
-            }
-        }
-    }
-    // Longest first; where a path is allowed both with and without a token, the token is asked for.
-    rules.sort_by_key(|(rank, rule)| (std::cmp::Reverse(*rank), rule.requires.is_none()));
-    JwtPolicy { providers, rules: rules.into_iter().map(|(_, rule)| rule).collect() }
+    JwtPolicy { providers, rules }
 }
 
 fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {
@@ -361,20 +234,14 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
 
 /// The routes of a service's port: those of the file first, then straight to the service.
 fn hosts(mesh: &Mesh, service: &Service, port: &Port, name: &Name) -> Vec<VirtualHost> {
-    let default_timeout = match port.protocol {
-        Protocol::Grpc => None,
-        Protocol::Http | Protocol::Http2 | Protocol::Tcp | Protocol::Udp => {
-            Some(DEFAULT_ROUTE_TIMEOUT)
-        }
-    };
     let mut by_host: BTreeMap<String, Vec<ModelRoute>> = BTreeMap::new();
-    for route in mesh.routes.iter().filter(|route| route.parents.contains(&service.name)) {
+    for route in mesh.routes.iter().filter(|route| route.is_of(service, port)) {
         let all = vec!["*".to_owned()];
         for hostname in if route.hostnames.is_empty() { &all } else { &route.hostnames } {
-            by_host.entry(hostname.clone()).or_default().extend(routes_of(route, default_timeout));
+            by_host.entry(hostname.clone()).or_default().extend(routes_of(route));
         }
     }
-    by_host.entry("*".into()).or_default().push(to(name, default_timeout));
+    by_host.entry("*".into()).or_default().push(to(name));
     by_host
         .into_iter()
         .map(|(hostname, routes)| VirtualHost {
@@ -385,22 +252,20 @@ fn hosts(mesh: &Mesh, service: &Service, port: &Port, name: &Name) -> Vec<Virtua
         .collect()
 }
 
-fn routes_of(route: &Route, default_timeout: Option<Duration>) -> Vec<ModelRoute> {
+fn routes_of(route: &Route) -> Vec<ModelRoute> {
     let mut routes = Vec::new();
     for (index, rule) in route.rules.iter().enumerate() {
         for matches in &rule.matches {
             let name = format!("{}[{index}]", route.name).into();
-            routes.push(ModelRoute {
-                name,
-                matches: matches.clone(),
-                action: action(rule, default_timeout),
-            });
+            routes.push(ModelRoute { name, matches: matches.clone(), action: action(rule) });
         }
     }
     routes
 }
 
-fn action(rule: &Rule, default_timeout: Option<Duration>) -> Action {
+/// A response may take as long as it likes unless the rule has a timeout: streams, downloads and long
+/// polls must pass. Idle timeouts end what is silent.
+fn action(rule: &Rule) -> Action {
     match &rule.target {
         Target::Redirect(redirect) => Action::Redirect(redirect.clone()),
         Target::Backends { backends, prefix_rewrite } => Action::Forward {
@@ -413,21 +278,19 @@ fn action(rule: &Rule, default_timeout: Option<Duration>) -> Action {
                 .collect(),
             prefix_rewrite: prefix_rewrite.clone(),
             host_rewrite: None,
-            timeout: rule
-                .timeout
-                .map_or(default_timeout, |timeout| Some(timeout).filter(|t| !t.is_zero())),
+            timeout: rule.timeout.filter(|timeout| !timeout.is_zero()),
             ends_tunnels: false,
         },
     }
 }
 
-fn to(cluster: &Name, timeout: Option<Duration>) -> ModelRoute {
+fn to(cluster: &Name) -> ModelRoute {
     let clusters = vec![WeightedCluster { name: cluster.clone(), weight: 1 }];
     let action = Action::Forward {
         clusters,
         prefix_rewrite: None,
         host_rewrite: None,
-        timeout,
+        timeout: None,
         ends_tunnels: false,
     };
     ModelRoute { name: "default".into(), matches: RouteMatch::any(), action }

@@ -103,3 +103,86 @@ fn views_after_a_change_equal_views_built_from_nothing() {
         assert_eq!(all_sets(&views), all_sets(&fresh), "after step {step}");
     }
 }
+
+const PORT: u16 = 80;
+
+/// The checks of `api` in a mesh with these policies.
+fn checks_of(policy: &str) -> Vec<HttpFilter> {
+    let text = format!(
+        r#"
+trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- {{name: api, addresses: [10.96.0.1], ports: [{{port: {PORT}, target: 8080, protocol: http}}]}}
+security:
+  issuers:
+    login: {{issuer: me, audiences: [a], jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'}}
+    other: {{issuer: you, audiences: [a], jwks_uri: 'http://b/', jwks_address: '10.1.1.2:80'}}
+  policies: [{{service: api, {policy}}}]
+"#
+    );
+    let mesh = Mesh::parse(&text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
+    let service = &mesh.services["api"];
+    checks(&mesh, service, &service.ports[0])
+}
+
+/// What tokens are asked for, by path.
+fn token_rules(policy: &str) -> Vec<(weft_model::PathMatch, Option<weft_model::JwtRequirement>)> {
+    checks_of(policy)
+        .into_iter()
+        .filter_map(|check| match check {
+            HttpFilter::Jwt(policy) => Some(policy.rules.clone()),
+            HttpFilter::Rbac(_) => None,
+        })
+        .flatten()
+        .map(|rule| (rule.matches.path, rule.requires))
+        .collect()
+}
+
+#[test]
+fn a_denial_by_token_has_tokens_verified_that_may_be_missing() {
+    use weft_model::JwtRequirement::{Any, Missing, Provider};
+    use weft_model::PathMatch::{Prefix, Segments};
+    let login = || Provider("login".into(), Vec::new());
+    let other = || Provider("other".into(), Vec::new());
+    let any = |path: &str| Segments(path.into());
+    let guest = "deny: [{from: ['*'], paths: [/a/b], token: login, claims: {role: [guest]}}]";
+    assert_eq!(
+        token_rules(&format!("allow: [{{from: [api], paths: [/a, /c]}}], {guest}")),
+        [(any("/a"), Some(Any(vec![login(), Missing]))), (any("/c"), None)]
+    );
+    // An allowance that needs a token asks for it in any case; two that need one take either.
+    assert_eq!(
+        token_rules(
+            "allow: [{from: [api], paths: [/a], token: login}, {from: [api]}, {from: ['*'], paths: [/a], token: other}]"
+        ),
+        [(any("/a"), Some(Any(vec![login(), other()]))), (Prefix("/".into()), None)]
+    );
+    assert_eq!(token_rules("allow: [{from: [api]}]"), []);
+}
+
+#[test]
+fn responses_have_no_timeout_unless_a_route_sets_one() {
+    let text = r#"
+trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- {name: api, addresses: [10.96.0.1], ports: [{port: 80, target: 8080, protocol: http}, {port: 81, protocol: http2}]}
+routes:
+- name: slow
+  parentRefs: [{name: api, port: 81}]
+  rules: [{backendRefs: [{name: api, port: 81}], timeouts: {request: 3s}}]
+"#;
+    let mesh = Mesh::parse(text, std::path::Path::new(".")).expect("a good file");
+    let snapshot = sidecar::callers(&mesh);
+    let timeouts = |table: &str| -> Vec<Option<std::time::Duration>> {
+        let routes = snapshot.routes[table].hosts.iter().flat_map(|host| &host.routes);
+        let timeout = |route: &weft_model::Route| match &route.action {
+            weft_model::Action::Forward { timeout, .. } => *timeout,
+            weft_model::Action::Redirect(_) | weft_model::Action::Respond { .. } => None,
+        };
+        routes.map(timeout).collect()
+    };
+    assert_eq!(timeouts("api|80"), [None]);
+    assert_eq!(timeouts("api|81"), [Some(std::time::Duration::from_secs(3)), None]);
+}

@@ -86,6 +86,9 @@ fn permission(mut reader: Reader<'_>, depth: usize) -> Result<Permission, Refuse
     if let Some(mut path) = reader.child("url_path") {
         return values::string_match(path.required_child("path")?).map(Permission::Path);
     }
+    if let Some(extension) = reader.child("uri_template") {
+        return values::path_template(extension).map(Permission::PathTemplate);
+    }
     if let Some(header) = reader.child("header") {
         return route::header_match(header).map(Permission::Header);
     }
@@ -208,6 +211,9 @@ fn permission_json(permission: &Permission) -> Value {
         Permission::OneOf(any) => json!({"or_rules": {"rules": list(any)}}),
         Permission::Not(inner) => json!({"not_rule": permission_json(inner)}),
         Permission::Path(path) => json!({"url_path": {"path": values::string_match_json(path)}}),
+        Permission::PathTemplate(template) => {
+            json!({"uri_template": values::path_template_json(template)})
+        }
         Permission::Header(header) => json!({"header": route::header_match_json(header)}),
         Permission::DestinationPort(port) => json!({"destination_port": port}),
     }

@@ -1,5 +1,7 @@
 //! From the file as written to the mesh that it means. Every mistake is collected.
 
+mod policies;
+mod reach;
 mod routes;
 mod security;
 
@@ -11,8 +13,9 @@ use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SourceAddress, SpiffeId};
 use weft_runtime::socket::PROBE_PORT;
 
 use super::{Mesh, Port, Protocol, Service, raw};
+use policies::policies;
 use routes::{duration, routes};
-use security::{issuers, policies};
+use security::issuers;
 
 /// A mistake, and where it stands.
 pub(in crate::mesh) struct Mistake {
@@ -29,8 +32,8 @@ impl Mistakes {
     }
 }
 
-/// Checks the whole file.
-pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<Mesh, Vec<Mistake>> {
+/// Checks the whole file. Gives the mesh, and what in the file is valid and may still not be meant.
+pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<(Mesh, Vec<Mistake>), Vec<Mistake>> {
     let mut mistakes = Mistakes::default();
     if let Err(error) = SpiffeId::parse(&format!("spiffe://{}", raw.trust_domain)) {
         mistakes.add("trust_domain", error.reason);
@@ -62,7 +65,9 @@ pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<Mesh, Vec<Mistake>>
     if !mistakes.0.is_empty() {
         return Err(mistakes.0);
     }
-    Ok(Mesh {
+    let mut warnings = Mistakes::default();
+    reach::warn(&raw, &services, &policies, &mut warnings);
+    let mesh = Mesh {
         trust_domain: raw.trust_domain,
         service_ranges,
         outbound: raw.outbound,
@@ -73,7 +78,9 @@ pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<Mesh, Vec<Mistake>>
         revocations: raw.security.revocations,
         revocation,
         groups,
-    })
+        warnings: Vec::new(),
+    };
+    Ok((mesh, warnings.0))
 }
 
 fn services(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use weft_model::{HeaderCheck, HeaderMatch, PathMatch, RouteMatch, StringMatch};
 
 use super::{Mistakes, unknown_service};
-use crate::mesh::{Route, Rule, Service, Target, raw};
+use crate::mesh::{Parent, Port, Protocol, Route, Rule, Service, Target, raw};
 
 /// Checks the routes.
 pub(super) fn routes(
@@ -18,11 +18,10 @@ pub(super) fn routes(
     for (index, route) in raw.routes.iter().enumerate() {
         let path = format!("routes[{index}]");
         for (position, parent) in route.parent_refs.iter().enumerate() {
-            if !services.contains_key(&parent.name) {
-                mistakes.add(
-                    format!("{path}.parentRefs[{position}].name"),
-                    unknown_service(&parent.name),
-                );
+            let path = format!("{path}.parentRefs[{position}]");
+            match services.get(&parent.name) {
+                None => mistakes.add(format!("{path}.name"), unknown_service(&parent.name)),
+                Some(service) => parent_port(parent, service, &path, mistakes),
             }
         }
         let rules = route
@@ -35,12 +34,42 @@ pub(super) fn routes(
             .collect();
         routes.push(Route {
             name: route.name.clone(),
-            parents: route.parent_refs.iter().map(|parent| parent.name.clone()).collect(),
+            parents: route
+                .parent_refs
+                .iter()
+                .map(|parent| Parent { service: parent.name.clone(), port: parent.port })
+                .collect(),
             hostnames: route.hostnames.iter().map(|host| host.to_ascii_lowercase()).collect(),
             rules,
         });
     }
     routes
+}
+
+/// Checks that a route is of ports whose requests are routed.
+fn parent_port(parent: &raw::ParentRef, service: &Service, path: &str, mistakes: &mut Mistakes) {
+    let is_meant = |port: &&Port| parent.port.is_none_or(|number| number == port.port);
+    let mut ports = service.ports.iter().filter(is_meant).peekable();
+    let is_missing = ports.peek().is_none();
+    let is_routed = |port: &Port| !matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
+    if ports.any(is_routed) {
+        return;
+    }
+    let name = &parent.name;
+    match parent.port {
+        Some(number) if is_missing => mistakes.add(
+            format!("{path}.port"),
+            format!("invalid port {number}: service {name:?} has no such port"),
+        ),
+        Some(number) => mistakes.add(
+            format!("{path}.port"),
+            format!("invalid port {number}: must be a port of http, http2 or grpc"),
+        ),
+        None => mistakes.add(
+            format!("{path}.name"),
+            format!("invalid service {name:?}: must have a port of http, http2 or grpc"),
+        ),
+    }
 }
 
 fn rule(

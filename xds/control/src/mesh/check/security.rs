@@ -1,16 +1,15 @@
-//! Checks tokens and policies.
+//! Checks tokens, revocation and key agreement.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use weft_model::{
-    Cidr, ClaimFormat, ClaimRule, Group, OnExpired, RevocationDepth, RevocationMode,
-    RevocationPolicy, SpiffeId, StringMatch,
+    ClaimFormat, ClaimRule, Group, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy,
 };
 
-use super::{Mistakes, unknown_service};
-use crate::mesh::{Clause, Issuer, Keys, Policy, Service, identity, raw};
+use super::Mistakes;
+use crate::mesh::{Issuer, Keys, raw};
 
 /// Checks the issuers of tokens.
 pub(super) fn issuers(
@@ -185,133 +184,4 @@ fn word<T: Copy>(
         mistakes.add(path, reason);
     }
     meant
-}
-
-/// Checks who may call what.
-pub(super) fn policies(
-    raw: &raw::Mesh,
-    services: &BTreeMap<String, Service>,
-    issuers: &BTreeMap<String, Issuer>,
-    mistakes: &mut Mistakes,
-) -> Vec<Policy> {
-    let mut policies = Vec::new();
-    for (index, policy) in raw.security.policies.iter().enumerate() {
-        let name = format!("policies[{index}]");
-        let path = format!("security.{name}");
-        let service = services.get(&policy.service);
-        if service.is_none() {
-            mistakes.add(format!("{path}.service"), unknown_service(&policy.service));
-        }
-        if policy.allow.is_empty() && policy.deny.is_empty() {
-            mistakes.add(&path, "it neither allows nor denies anything");
-        }
-        let mut clauses = |kind: &str, raws: &[raw::Clause]| {
-            let each = raws.iter().enumerate().map(|(position, item)| {
-                let name = format!("{name}.{kind}[{position}]");
-                Clauses { raw, services, issuers, service }.check(name, item, mistakes)
-            });
-            each.collect()
-        };
-        let allow = clauses("allow", &policy.allow);
-        let deny = clauses("deny", &policy.deny);
-        let (service, dry_run) = (policy.service.clone(), policy.dry_run);
-        policies.push(Policy { service, allow, deny, dry_run });
-    }
-    policies
-}
-
-/// What a clause may speak of.
-struct Clauses<'a> {
-    raw: &'a raw::Mesh,
-    services: &'a BTreeMap<String, Service>,
-    issuers: &'a BTreeMap<String, Issuer>,
-    /// Whose policy it is.
-    service: Option<&'a Service>,
-}
-
-impl Clauses<'_> {
-    fn check(&self, name: String, item: &raw::Clause, mistakes: &mut Mistakes) -> Clause {
-        let path = format!("security.{name}");
-        let known = &self.raw.security.issuers;
-        if let Some(token) = item.token.as_ref().filter(|token| !known.contains_key(*token)) {
-            mistakes.add(format!("{path}.token"), format!("there is no issuer {token:?}"));
-        }
-        for (place, prefix) in item.paths.iter().enumerate().filter(|(_, p)| !p.starts_with('/')) {
-            let reason = format!("{prefix:?} does not start with /");
-            mistakes.add(format!("{path}.paths[{place}]"), reason);
-        }
-        for (place, port) in item.ports.iter().enumerate() {
-            let is_there = |service: &Service| service.ports.iter().any(|p| p.port == *port);
-            if self.service.is_some_and(|service| !is_there(service)) {
-                let reason = format!("the service has no port {port}");
-                mistakes.add(format!("{path}.ports[{place}]"), reason);
-            }
-        }
-        let mut from_addresses = Vec::new();
-        for (place, range) in item.from_addresses.iter().enumerate() {
-            match Cidr::parse(range) {
-                Ok(range) => from_addresses.push(range),
-                Err(error) => {
-                    mistakes.add(format!("{path}.from_addresses[{place}]"), error.to_string());
-                }
-            }
-        }
-        if item.token.is_none() && !item.claims.is_empty() {
-            mistakes.add(format!("{path}.claims"), "whose? Name the issuer by token");
-        }
-        for (claim, _) in item.claims.iter().filter(|(_, values)| values.is_empty()) {
-            let reason = "there must be a value";
-            mistakes.add(format!("{path}.claims[\"{claim}\"]"), reason);
-        }
-        Clause {
-            from: self.callers(item, &path, mistakes),
-            from_addresses,
-            ports: item.ports.clone(),
-            methods: item.methods.clone(),
-            paths: item.paths.clone(),
-            token: item.token.clone().filter(|token| self.issuers.contains_key(token)),
-            claims: item.claims.clone().into_iter().collect(),
-            name,
-        }
-    }
-
-    fn callers(
-        &self,
-        clause: &raw::Clause,
-        path: &str,
-        mistakes: &mut Mistakes,
-    ) -> Vec<StringMatch> {
-        if clause.from.is_empty() {
-            let reason = "it is empty; \"*\" stands for any identity of the mesh";
-            mistakes.add(format!("{path}.from"), reason);
-        }
-        if clause.from.iter().any(|from| from == "*") {
-            return Vec::new();
-        }
-        let mut callers = Vec::new();
-        for (index, from) in clause.from.iter().enumerate() {
-            match self.caller(from) {
-                Ok(id) => callers.push(id),
-                Err(reason) => mistakes.add(format!("{path}.from[{index}]"), reason),
-            }
-        }
-        callers
-    }
-
-    fn caller(&self, from: &str) -> Result<StringMatch, String> {
-        let exact = |id: SpiffeId| StringMatch::Exact(id.as_str().to_owned());
-        if let Some(above) = from.strip_suffix("/*").filter(|above| above.starts_with("spiffe://"))
-        {
-            // What stands before must be an id itself, so that nothing is cut in the middle of a name.
-            let above = SpiffeId::parse(above).map_err(|error| error.to_string())?;
-            return Ok(StringMatch::Prefix(format!("{above}/")));
-        }
-        if from.starts_with("spiffe://") {
-            SpiffeId::parse(from).map(exact).map_err(|error| error.to_string())
-        } else if self.services.contains_key(from) {
-            identity(&self.raw.trust_domain, from).map(exact).map_err(|error| error.to_string())
-        } else {
-            Err(unknown_service(from))
-        }
-    }
 }

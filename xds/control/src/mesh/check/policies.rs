@@ -1,0 +1,305 @@
+//! Checks who may call what: each clause can match, and is enforced at every port that it names.
+
+use std::collections::BTreeMap;
+
+use weft_model::{Cidr, InvalidPathPattern, PathPattern, SpiffeId, StringMatch};
+
+use super::{Mistakes, unknown_service};
+use crate::mesh::{Clause, Issuer, Policy, Port, Protocol, Service, identity, raw};
+
+/// Checks who may call what.
+pub(super) fn policies(
+    raw: &raw::Mesh,
+    services: &BTreeMap<String, Service>,
+    issuers: &BTreeMap<String, Issuer>,
+    mistakes: &mut Mistakes,
+) -> Vec<Policy> {
+    let mut policies = Vec::new();
+    for (index, policy) in raw.security.policies.iter().enumerate() {
+        let name = format!("policies[{index}]");
+        let path = format!("security.{name}");
+        let service = services.get(&policy.service);
+        match service {
+            None => mistakes.add(format!("{path}.service"), unknown_service(&policy.service)),
+            Some(service) if !service.meshed => {
+                let reason = format!(
+                    "invalid service {:?}: it has meshed: false, so no sidecar enforces the policy",
+                    policy.service
+                );
+                mistakes.add(format!("{path}.service"), reason);
+            }
+            Some(_) => {}
+        }
+        if policy.allow.is_empty() && policy.deny.is_empty() {
+            mistakes.add(&path, "it neither allows nor denies anything");
+        }
+        let mut clauses = |kind: Kind, raws: &[raw::Clause]| {
+            let each = raws.iter().enumerate().map(|(position, item)| {
+                let name = format!("{name}.{}[{position}]", kind.word());
+                Clauses { raw, services, issuers, service, kind }.check(name, item, mistakes)
+            });
+            each.collect()
+        };
+        let allow = clauses(Kind::Allow, &policy.allow);
+        let deny = clauses(Kind::Deny, &policy.deny);
+        policies.push(Policy {
+            service: policy.service.clone(),
+            allow,
+            deny,
+            dry_run: policy.dry_run,
+        });
+    }
+    policies
+}
+
+/// What a clause does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Allow,
+    Deny,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// What a clause may speak of.
+struct Clauses<'a> {
+    raw: &'a raw::Mesh,
+    services: &'a BTreeMap<String, Service>,
+    issuers: &'a BTreeMap<String, Issuer>,
+    /// Whose policy it is.
+    service: Option<&'a Service>,
+    kind: Kind,
+}
+
+impl Clauses<'_> {
+    fn check(&self, name: String, item: &raw::Clause, mistakes: &mut Mistakes) -> Clause {
+        let path = format!("security.{name}");
+        not_empty(item, &path, mistakes);
+        self.token(item, &path, mistakes);
+        let clause = Clause {
+            from: self.callers(item, &path, mistakes),
+            from_addresses: from_addresses(item, &path, mistakes),
+            ports: item.ports.clone().unwrap_or_default(),
+            methods: self.methods(item, &path, mistakes),
+            paths: paths(item, &path, mistakes),
+            token: item.token.clone().filter(|token| self.issuers.contains_key(token)),
+            claims: item.claims.clone().unwrap_or_default().into_iter().collect(),
+            name,
+        };
+        if let Some(service) = self.service.filter(|service| service.meshed) {
+            self.ports(&clause, service, &path, mistakes);
+        }
+        clause
+    }
+
+    fn token(&self, item: &raw::Clause, path: &str, mistakes: &mut Mistakes) {
+        let known = &self.raw.security.issuers;
+        if let Some(token) = item.token.as_ref().filter(|token| !known.contains_key(*token)) {
+            mistakes.add(format!("{path}.token"), format!("there is no issuer {token:?}"));
+        }
+        let claims = item.claims.as_ref();
+        if item.token.is_none() && claims.is_some_and(|claims| !claims.is_empty()) {
+            mistakes.add(format!("{path}.claims"), "whose? Name the issuer by token");
+        }
+        for (claim, _) in claims.into_iter().flatten().filter(|(_, values)| values.is_empty()) {
+            mistakes.add(format!("{path}.claims[\"{claim}\"]"), "there must be a value");
+        }
+    }
+
+    /// Checks that the clause is enforced at the ports that it applies to. An allowance that names no
+    /// port opens those that can evaluate it, and the others stay closed; a denial must be enforced
+    /// wherever it applies.
+    fn ports(&self, clause: &Clause, service: &Service, path: &str, mistakes: &mut Mistakes) {
+        for (place, number) in clause.ports.iter().enumerate() {
+            let path = format!("{path}.ports[{place}]");
+            let mut known = service.ports.iter().filter(|port| port.port == *number).peekable();
+            match known.peek() {
+                None => mistakes.add(path, format!("the service has no port {number}")),
+                Some(port) => {
+                    let port = *port;
+                    if !known.any(|port| clause.is_enforced_at(port)) {
+                        mistakes.add(path, not_enforced(clause, port));
+                    }
+                }
+            }
+        }
+        let mut not = service.ports.iter().filter(|port| !clause.is_enforced_at(port)).peekable();
+        let Some(first) = not.peek().copied() else {
+            return;
+        };
+        let enforced: Vec<String> = service
+            .ports
+            .iter()
+            .filter(|port| clause.is_enforced_at(port))
+            .map(|port| port.port.to_string())
+            .collect();
+        if !clause.ports.is_empty() || (self.kind == Kind::Allow && !enforced.is_empty()) {
+            return;
+        }
+        let reason = not_enforced(clause, first);
+        if enforced.is_empty() {
+            mistakes.add(path, reason);
+        } else {
+            let reason =
+                format!("{reason}; name the other ports: ports: [{}]", enforced.join(", "));
+            mistakes.add(path, reason);
+        }
+    }
+
+    fn methods(&self, item: &raw::Clause, path: &str, mistakes: &mut Mistakes) -> Vec<String> {
+        let methods = item.methods.as_deref().unwrap_or_default();
+        for (place, method) in methods.iter().enumerate() {
+            let path = format!("{path}.methods[{place}]");
+            let is_token =
+                |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            let upper = method.to_ascii_uppercase();
+            if method.is_empty() || !method.bytes().all(is_token) || method.len() > 64 {
+                let reason = format!("invalid method {method:?}: must be a method name or \"*\"");
+                mistakes.add(path, reason);
+            } else if method != "*" && method.contains('*') {
+                let reason = format!("invalid method {method:?}: * stands for any method, alone");
+                mistakes.add(path, reason);
+            } else if self.kind == Kind::Allow && ["TRACE", "CONNECT"].contains(&upper.as_str()) {
+                let reason = format!("invalid method {method:?}: sidecars of a mesh refuse it");
+                mistakes.add(path, reason);
+            }
+        }
+        if methods.iter().any(|method| method == "*") {
+            return Vec::new();
+        }
+        methods.iter().map(|method| method.to_ascii_uppercase()).collect()
+    }
+
+    fn callers(
+        &self,
+        clause: &raw::Clause,
+        path: &str,
+        mistakes: &mut Mistakes,
+    ) -> Vec<StringMatch> {
+        if clause.from.is_empty() {
+            let reason = "it is empty; \"*\" stands for any identity of the mesh";
+            mistakes.add(format!("{path}.from"), reason);
+        }
+        let mut callers = Vec::new();
+        for (index, from) in clause.from.iter().enumerate().filter(|(_, from)| *from != "*") {
+            match self.caller(from) {
+                Ok(id) => callers.push(id),
+                Err(reason) => mistakes.add(format!("{path}.from[{index}]"), reason),
+            }
+        }
+        if clause.from.iter().any(|from| from == "*") { Vec::new() } else { callers }
+    }
+
+    fn caller(&self, from: &str) -> Result<StringMatch, String> {
+        let ours = format!("spiffe://{}/", self.raw.trust_domain);
+        let foreign = || {
+            let reason = "callers of another trust domain cannot connect";
+            format!("invalid caller {from:?}: {reason}; must begin with {ours:?}")
+        };
+        if let Some(above) = from.strip_suffix("/*").filter(|above| above.starts_with("spiffe://"))
+        {
+            // What stands before must be an id itself, so that nothing is cut in the middle of a name.
+            let above = SpiffeId::parse(above).map_err(|error| error.to_string())?;
+            let below = format!("{above}/");
+            return if below.starts_with(&ours) {
+                Ok(StringMatch::Prefix(below))
+            } else {
+                Err(foreign())
+            };
+        }
+        if from.starts_with("spiffe://") {
+            let id = SpiffeId::parse(from).map_err(|error| error.to_string())?;
+            return if id.as_str().starts_with(&ours) {
+                Ok(StringMatch::Exact(id.as_str().to_owned()))
+            } else {
+                Err(foreign())
+            };
+        }
+        let service = self.services.get(from).ok_or_else(|| unknown_service(from))?;
+        if !service.meshed {
+            return Err(format!(
+                "invalid caller {from:?}: it has meshed: false, so it has no identity"
+            ));
+        }
+        identity(&self.raw.trust_domain, from)
+            .map(|id| StringMatch::Exact(id.as_str().to_owned()))
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// Refuses lists that are written and empty: they could be read as "any" and as "none".
+fn not_empty(item: &raw::Clause, path: &str, mistakes: &mut Mistakes) {
+    let lists = [
+        ("from_addresses", item.from_addresses.as_ref().map(Vec::is_empty)),
+        ("ports", item.ports.as_ref().map(Vec::is_empty)),
+        ("methods", item.methods.as_ref().map(Vec::is_empty)),
+        ("paths", item.paths.as_ref().map(Vec::is_empty)),
+        ("claims", item.claims.as_ref().map(BTreeMap::is_empty)),
+    ];
+    for (field, _) in lists.iter().filter(|(_, is_empty)| *is_empty == Some(true)) {
+        mistakes.add(format!("{path}.{field}"), "invalid empty list: leave it out for any");
+    }
+}
+
+fn not_enforced(clause: &Clause, port: &Port) -> String {
+    let number = port.port;
+    if port.protocol == Protocol::Udp {
+        return format!(
+            "port {number} carries udp, whose datagrams pass no sidecar: no policy is enforced there"
+        );
+    }
+    let conditions = [
+        (!clause.methods.is_empty(), "methods"),
+        (!clause.paths.is_empty(), "paths"),
+        (clause.token.is_some(), "token"),
+    ];
+    let words: Vec<&str> = conditions.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
+    format!("port {number} carries tcp, where {} cannot be evaluated", words.join(" and "))
+}
+
+fn from_addresses(item: &raw::Clause, path: &str, mistakes: &mut Mistakes) -> Vec<Cidr> {
+    let mut ranges = Vec::new();
+    for (place, range) in item.from_addresses.iter().flatten().enumerate() {
+        match Cidr::parse(range) {
+            Ok(range) => ranges.push(range),
+            Err(error) => {
+                mistakes.add(format!("{path}.from_addresses[{place}]"), error.to_string());
+            }
+        }
+    }
+    ranges
+}
+
+fn paths(item: &raw::Clause, path: &str, mistakes: &mut Mistakes) -> Vec<PathPattern> {
+    let mut patterns = Vec::new();
+    for (place, written) in item.paths.iter().flatten().enumerate() {
+        let path = format!("{path}.paths[{place}]");
+        let (text, parsed) = match written {
+            raw::PathText::Pattern(text) => (text, PathPattern::parse(text)),
+            raw::PathText::Typed(typed) => (&typed.value, typed_path(typed)),
+        };
+        match parsed {
+            Ok(pattern) => patterns.push(pattern),
+            Err(error) => mistakes.add(path, format!("invalid path {text:?}: {error}")),
+        }
+    }
+    if patterns.contains(&PathPattern::Any) { vec![PathPattern::Any] } else { patterns }
+}
+
+fn typed_path(typed: &raw::PathMatch) -> Result<PathPattern, InvalidPathPattern> {
+    match typed.kind.as_str() {
+        "Exact" => PathPattern::exact(&typed.value),
+        "PathPrefix" => PathPattern::below(&typed.value),
+        other => {
+            let reason = format!("type {other:?} must be Exact or PathPrefix");
+            Err(InvalidPathPattern { reason })
+        }
+    }
+}

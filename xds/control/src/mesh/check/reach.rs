@@ -1,0 +1,125 @@
+//! Warnings: what a valid file says and its author may not mean.
+
+use std::collections::BTreeMap;
+
+use super::Mistakes;
+use crate::mesh::{Clause, Policy, Port, Protocol, Service, raw};
+
+/// Methods that services use: those of HTTP, WebDAV and caches.
+const KNOWN_METHODS: [&str; 28] = [
+    "ACL",
+    "BAN",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "NOTIFY",
+    "OPTIONS",
+    "PATCH",
+    "POST",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "QUERY",
+    "REPORT",
+    "SEARCH",
+    "TRACE",
+    "UNLINK",
+    "UNLOCK",
+    "VERSION-CONTROL",
+];
+
+/// Adds a warning for each port that no caller may reach, for ports of policies where none is enforced,
+/// for methods that are probably misspelled, and for denials that a caller avoids by sending no token.
+pub(super) fn warn(
+    raw: &raw::Mesh,
+    services: &BTreeMap<String, Service>,
+    policies: &[Policy],
+    warnings: &mut Mistakes,
+) {
+    for (index, named) in raw.services.iter().enumerate() {
+        let Some(service) = services.get(&named.name).filter(|service| service.meshed) else {
+            continue;
+        };
+        let own: Vec<&Policy> = policies
+            .iter()
+            .filter(|policy| policy.service == service.name && !policy.dry_run)
+            .collect();
+        for (position, port) in service.ports.iter().enumerate() {
+            if let Some(reason) = unreachable(service, port, &own) {
+                warnings.add(format!("services[{index}].ports[{position}]"), reason);
+            }
+        }
+    }
+    for policy in policies {
+        let clauses = policy.allow.iter().chain(&policy.deny);
+        clauses.for_each(|clause| unknown_methods(clause, warnings));
+        avoidable(policy, policies, warnings);
+    }
+}
+
+/// Why no caller may reach a port, or why no policy protects it.
+fn unreachable(service: &Service, port: &Port, own: &[&Policy]) -> Option<String> {
+    let (name, number) = (&service.name, port.port);
+    if port.protocol == Protocol::Udp {
+        let is_meant = own.iter().flat_map(|policy| policy.allow.iter().chain(&policy.deny));
+        let is_meant = is_meant.into_iter().any(|clause| clause.names(port));
+        return is_meant.then(|| {
+            format!("no policy of service {name:?} is enforced on udp port {number}: datagrams pass no sidecar")
+        });
+    }
+    let of = |pick: fn(&Policy) -> &[Clause]| {
+        own.iter().flat_map(move |policy| pick(policy)).filter(|clause| clause.is_of(port))
+    };
+    if of(|policy| &policy.deny).any(Clause::is_unconditional) {
+        return Some(format!(
+            "no caller may reach service {name:?} port {number}: a policy denies every call"
+        ));
+    }
+    let allowed = of(|policy| &policy.allow).next().is_some();
+    (!allowed).then(|| {
+        format!("no caller may reach service {name:?} port {number}: no policy allows a call")
+    })
+}
+
+fn unknown_methods(clause: &Clause, warnings: &mut Mistakes) {
+    for (place, method) in clause.methods.iter().enumerate() {
+        if !KNOWN_METHODS.contains(&method.as_str()) {
+            let path = format!("security.{}.methods[{place}]", clause.name);
+            warnings.add(path, format!("method {method:?} is not in the registry of HTTP methods"));
+        }
+    }
+}
+
+/// Warns of denials by token where an allowance of the same requests asks for no such token.
+fn avoidable(policy: &Policy, policies: &[Policy], warnings: &mut Mistakes) {
+    for deny in &policy.deny {
+        let Some(token) = &deny.token else { continue };
+        let same = policies
+            .iter()
+            .filter(|other| other.service == policy.service && !other.dry_run)
+            .flat_map(|other| &other.allow)
+            .find(|allow| {
+                allow.token.as_ref() != Some(token)
+                    && (deny.ports.is_empty()
+                        || allow.ports.is_empty()
+                        || allow.ports.iter().any(|port| deny.ports.contains(port)))
+                    && allow.may_share_requests_with(deny)
+            });
+        if let Some(allow) = same {
+            let reason = format!(
+                "a caller avoids this denial by sending no token of {token:?}: security.{} asks for none",
+                allow.name
+            );
+            warnings.add(format!("security.{}.token", deny.name), reason);
+        }
+    }
+}

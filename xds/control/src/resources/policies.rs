@@ -1,0 +1,186 @@
+//! What policies become: RBAC for requests and connections, and which requests need a token.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use weft_model::{
+    HeaderCheck, HeaderMatch, JwtRequirement, JwtRule, PathMatch, PathPattern, Permission,
+    Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, RouteMatch, StringMatch,
+};
+
+use crate::mesh::{Clause, Mesh, Policy, Port, Service};
+
+/// Who may call what at a port: first what is denied, then what is allowed.
+pub(super) fn rules(mesh: &Mesh, own: &Service, port: &Port) -> Vec<Arc<RbacFilter>> {
+    let rbac = |action, dry_run, pick: fn(&Policy) -> &[Clause]| {
+        let clauses = clauses(mesh, own, port, dry_run, pick);
+        let policy = |clause: &&Clause| (clause.name.as_str().into(), policy(mesh, clause));
+        Rbac { action, policies: clauses.iter().map(policy).collect() }
+    };
+    let is_any = |rbac: &Rbac| !rbac.policies.is_empty();
+    let denied = |dry_run| rbac(RbacAction::Deny, dry_run, |policy| &policy.deny);
+    let allowed = |dry_run| rbac(RbacAction::Allow, dry_run, |policy| &policy.allow);
+    let deny = RbacFilter {
+        rules: Some(denied(false)).filter(is_any),
+        shadow: Some(denied(true)).filter(is_any),
+    };
+    let allow =
+        RbacFilter { rules: Some(allowed(false)), shadow: Some(allowed(true)).filter(is_any) };
+    let denies = deny != RbacFilter::default();
+    denies.then_some(deny).into_iter().chain([allow]).map(Arc::new).collect()
+}
+
+/// The clauses that speak of a port.
+fn clauses<'m>(
+    mesh: &'m Mesh,
+    own: &Service,
+    port: &Port,
+    dry_run: bool,
+    pick: fn(&Policy) -> &[Clause],
+) -> Vec<&'m Clause> {
+    let policies = mesh.policies.iter();
+    policies
+        .filter(|policy| policy.service == own.name && policy.dry_run == dry_run)
+        .flat_map(pick)
+        .filter(|clause| clause.is_of(port))
+        .collect()
+}
+
+fn policy(mesh: &Mesh, clause: &Clause) -> RbacPolicy {
+    let paths: Vec<Permission> = clause.paths.iter().map(PathPattern::permission).collect();
+    let methods: Vec<Permission> =
+        clause.methods.iter().map(|method| Permission::Header(method_is(method))).collect();
+    let all: Vec<Permission> = [paths, methods]
+        .into_iter()
+        .filter(|some| !some.is_empty())
+        .map(Permission::OneOf)
+        .collect();
+    let permission = if all.is_empty() { Permission::Any } else { Permission::All(all) };
+    RbacPolicy { permissions: vec![permission], principals: vec![principal(mesh, clause)] }
+}
+
+fn principal(mesh: &Mesh, clause: &Clause) -> Principal {
+    let any = vec![StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain))];
+    let from = if clause.from.is_empty() { &any } else { &clause.from };
+    let one_of = |mut any: Vec<Principal>| match any.len() {
+        1 => any.remove(0),
+        _ => Principal::OneOf(any),
+    };
+    let named = from.iter().map(|id| Principal::Authenticated(Some(id.clone())));
+    let mut all = vec![one_of(named.collect())];
+    if !clause.from_addresses.is_empty() {
+        let ranges = clause.from_addresses.iter().map(|range| Principal::RemoteAddress(*range));
+        all.push(one_of(ranges.collect()));
+    }
+    if let Some((token, issuer)) =
+        clause.token.as_ref().and_then(|token| mesh.issuers.get_key_value(token))
+    {
+        let claim = |name: &str, value: &str| {
+            let value = StringMatch::Exact(value.to_owned());
+            Principal::Claim(token.as_str().into(), vec![name.to_owned()], value)
+        };
+        // Whoever has a claim of the issuer has shown a token that was good.
+        all.push(claim("iss", &issuer.issuer));
+        for (name, values) in &clause.claims {
+            all.push(one_of(values.iter().map(|value| claim(name, value)).collect()));
+        }
+    }
+    match all.len() {
+        1 => all.remove(0),
+        _ => Principal::All(all),
+    }
+}
+
+/// Methods are compared without case: a service may take `post` for `POST`.
+fn method_is(method: &str) -> HeaderMatch {
+    HeaderMatch {
+        name: ":method".into(),
+        check: HeaderCheck::Value(StringMatch::ExactIgnoreCase(method.to_owned())),
+        invert: false,
+    }
+}
+
+/// Requests that a clause covers: a path, and a method where the clause names any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Area {
+    path: PathMatch,
+    method: Option<String>,
+}
+
+impl Area {
+    fn all_of(clause: &Clause) -> Vec<Self> {
+        let methods: Vec<Option<String>> = match clause.methods.as_slice() {
+            [] => vec![None],
+            methods => methods.iter().cloned().map(Some).collect(),
+        };
+        let of_path = |path: PathMatch| {
+            methods.iter().map(move |method| Self { path: path.clone(), method: method.clone() })
+        };
+        clause.route_paths().into_iter().flat_map(of_path).collect()
+    }
+
+    /// How narrow it is: the longer its certain beginning, the narrower.
+    fn narrowness(&self) -> (usize, bool, bool) {
+        let is_exact = matches!(self.path, PathMatch::Exact(_));
+        (self.path.literal_prefix().len(), is_exact, self.method.is_some())
+    }
+
+    fn may_overlap(&self, other: &Self) -> bool {
+        let methods =
+            self.method.is_none() || other.method.is_none() || self.method == other.method;
+        methods && self.path.may_overlap(&other.path)
+    }
+
+    fn into_match(self) -> RouteMatch {
+        let headers = self.method.iter().map(|method| method_is(method)).collect();
+        RouteMatch { path: self.path, headers, query: Vec::new() }
+    }
+}
+
+/// Which requests need a token. An allowance says so for what it covers; the narrowest counts, and of
+/// equals the one that needs a token. Where only a denial names an issuer, its token may be missing,
+/// but one that is sent is verified, so that the denial sees its claims.
+pub(super) fn token_rules(mesh: &Mesh, own: &Service, port: &Port) -> Vec<JwtRule> {
+    let mut allowed: Vec<(Area, Vec<&str>)> = Vec::new();
+    for clause in clauses(mesh, own, port, false, |policy| &policy.allow) {
+        for area in Area::all_of(clause) {
+            let known = allowed.iter().position(|(known, _)| *known == area);
+            let token = clause.token.as_deref();
+            match known.and_then(|index| allowed.get_mut(index)) {
+                Some((_, tokens)) => tokens.extend(token),
+                None => allowed.push((area, token.into_iter().collect())),
+            }
+        }
+    }
+    allowed.sort_by_key(|(area, tokens)| (Reverse(area.narrowness()), tokens.is_empty()));
+    let denied: Vec<(Area, &str)> = clauses(mesh, own, port, false, |policy| &policy.deny)
+        .into_iter()
+        .filter_map(|clause| Some((clause, clause.token.as_deref()?)))
+        .flat_map(|(clause, token)| Area::all_of(clause).into_iter().map(move |a| (a, token)))
+        .collect();
+    let mut rules = Vec::new();
+    for (area, mut tokens) in allowed {
+        let is_optional = tokens.is_empty();
+        if is_optional {
+            let overlapping = denied.iter().filter(|(denied, _)| denied.may_overlap(&area));
+            tokens.extend(overlapping.map(|(_, token)| *token));
+        }
+        rules.push(JwtRule { matches: area.into_match(), requires: one_of(tokens, is_optional) });
+    }
+    rules
+}
+
+fn one_of(mut tokens: Vec<&str>, is_optional: bool) -> Option<JwtRequirement> {
+    tokens.sort_unstable();
+    tokens.dedup();
+    let provider = |token: &str| JwtRequirement::Provider(token.into(), Vec::new());
+    match tokens.as_slice() {
+        [] => None,
+        [token] if !is_optional => Some(provider(token)),
+        several => {
+            let missing = is_optional.then_some(JwtRequirement::Missing);
+            let all = several.iter().map(|token| provider(token)).chain(missing);
+            Some(JwtRequirement::Any(all.collect()))
+        }
+    }
+}

@@ -1,0 +1,545 @@
+//! Path patterns of policies, and the templates that Envoy calls `uri_template`.
+//!
+//! A pattern is compared with a normalized path without its query, with case:
+//!
+//! | written | covers |
+//! |---|---|
+//! | `/cart` | whole segments: `/cart` and `/cart/1`, not `/cartoon` |
+//! | `{type: Exact, value: /cart}` | `/cart` alone |
+//! | `/cart*` | every path that begins with `/cart` |
+//! | `*.php` | every path that ends with `.php` |
+//! | `*` | every path |
+//! | `/items/{id}` | one segment, not empty, in place of `{id}`; nothing behind it |
+//! | `/items/**/x` | any number of segments, none included, in place of `**` |
+
+use std::fmt;
+
+use crate::path::canonical;
+use crate::{PathMatch, Permission, StringMatch};
+
+/// A path pattern of a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathPattern {
+    /// Every path.
+    Any,
+    /// Whole segments, without a slash at the end: `/cart` covers `/cart` and `/cart/1`.
+    Segments(String),
+    /// The whole path.
+    Exact(String),
+    /// The beginning.
+    Prefix(String),
+    /// The end.
+    Suffix(String),
+    /// One of these templates.
+    Templates(Vec<PathTemplate>),
+}
+
+impl PathPattern {
+    /// Reads a pattern as `mesh.yaml` has it.
+    ///
+    /// # Errors
+    /// When the text is no pattern, or one that no normalized path can match.
+    pub fn parse(text: &str) -> Result<Self, InvalidPathPattern> {
+        let invalid = |reason: &str| InvalidPathPattern { reason: reason.to_owned() };
+        if text == "*" || text == "/*" {
+            return Ok(Self::Any);
+        }
+        if text.contains(['{', '}']) || text.contains("**") {
+            return templates(text);
+        }
+        let (pattern, literal) = match (text.strip_prefix('*'), text.strip_suffix('*')) {
+            (Some(end), None) => (Self::Suffix(end.to_owned()), format!("/x{end}")),
+            (None, Some(start)) => (Self::Prefix(start.to_owned()), format!("{start}x")),
+            (Some(_), Some(_)) => {
+                return Err(invalid("must have * at one end; /** covers any number of segments"));
+            }
+            (None, None) => (segments(text), text.to_owned()),
+        };
+        if text.trim_matches('*').contains('*') {
+            return Err(invalid(
+                "must have * first or last only; {name} covers one segment, ** any number",
+            ));
+        }
+        check_literal(&literal, literal == text)?;
+        Ok(pattern)
+    }
+
+    /// The pattern of one path and no other.
+    ///
+    /// # Errors
+    /// When no normalized path is that text.
+    pub fn exact(text: &str) -> Result<Self, InvalidPathPattern> {
+        check_literal(text, true)?;
+        Ok(Self::Exact(text.to_owned()))
+    }
+
+    /// The pattern of a path and all below it.
+    ///
+    /// # Errors
+    /// When no normalized path begins with that text.
+    pub fn below(text: &str) -> Result<Self, InvalidPathPattern> {
+        check_literal(text, true)?;
+        Ok(segments(text))
+    }
+
+    /// Whether a normalized path is covered.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        self.route_paths().iter().any(|one| one.matches(path))
+    }
+
+    /// The condition of a policy (`Permission.url_path`, `Permission.uri_template`).
+    #[must_use]
+    pub fn permission(&self) -> Permission {
+        let path =
+            |form: fn(String) -> StringMatch, text: &str| Permission::Path(form(text.to_owned()));
+        match self {
+            Self::Any => Permission::Any,
+            Self::Segments(text) => Permission::OneOf(vec![
+                path(StringMatch::Exact, text),
+                path(StringMatch::Prefix, &format!("{text}/")),
+            ]),
+            Self::Exact(text) => path(StringMatch::Exact, text),
+            Self::Prefix(text) => path(StringMatch::Prefix, text),
+            Self::Suffix(text) => path(StringMatch::Suffix, text),
+            Self::Templates(all) => {
+                Permission::OneOf(all.iter().cloned().map(Permission::PathTemplate).collect())
+            }
+        }
+    }
+
+    /// The paths of routes that cover the same: one of them suffices.
+    #[must_use]
+    pub fn route_paths(&self) -> Vec<PathMatch> {
+        match self {
+            Self::Any => vec![PathMatch::Prefix("/".into())],
+            Self::Segments(text) => vec![PathMatch::Segments(text.clone())],
+            Self::Exact(text) => vec![PathMatch::Exact(text.clone())],
+            Self::Prefix(text) => vec![PathMatch::Prefix(text.clone())],
+            Self::Suffix(text) => {
+                let whole = text.starts_with('/').then(|| PathMatch::Exact(text.clone()));
+                let template = PathTemplate { front: Vec::new(), tail: Some(text.clone()) };
+                whole.into_iter().chain([PathMatch::Template(template)]).collect()
+            }
+            Self::Templates(all) => all.iter().cloned().map(PathMatch::Template).collect(),
+        }
+    }
+}
+
+fn segments(text: &str) -> PathPattern {
+    match text.trim_end_matches('/') {
+        "" => PathPattern::Any,
+        bare => PathPattern::Segments(bare.to_owned()),
+    }
+}
+
+/// Reads a pattern with `{name}` or `**` in it.
+fn templates(text: &str) -> Result<PathPattern, InvalidPathPattern> {
+    let invalid = |reason: &str| InvalidPathPattern { reason: reason.to_owned() };
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(['{', '}', '*']) {
+        let (before, here) = rest.split_at(at);
+        plain.push_str(before);
+        let braced = here.strip_prefix('{').and_then(|inside| inside.split_once('}'));
+        if plain.ends_with('*') {
+            return Err(invalid("must have one wildcard in a segment"));
+        }
+        rest = match (braced, here.strip_prefix("**")) {
+            (Some((name, behind)), _) if is_variable(name) => {
+                plain.push_str(if name == "**" { "**" } else { "*" });
+                behind
+            }
+            (None, Some(behind)) => {
+                plain.push_str("**");
+                behind
+            }
+            (Some(_), _) => {
+                return Err(invalid("must name a variable by letters, digits, _ - and . alone"));
+            }
+            (None, None) if here.starts_with('*') => {
+                return Err(invalid("must have {name} for one segment, ** for any number"));
+            }
+            (None, None) => return Err(invalid("must close each { with a }")),
+        };
+    }
+    plain.push_str(rest);
+    check_literal(&plain.replace("**", "x").replace('*', "x"), false)?;
+    let template = PathTemplate::parse(&plain)?;
+    // `**` covers no segment too, which Envoy's does not.
+    let mut all = vec![template];
+    let around = plain
+        .split_once("/**")
+        .filter(|(_, behind)| matches!(behind.bytes().next(), None | Some(b'/')));
+    if let Some((before, behind)) = around {
+        match format!("{before}{behind}").as_str() {
+            "" => return Ok(PathPattern::Any),
+            without => all.push(PathTemplate::parse(without)?),
+        }
+    }
+    Ok(PathPattern::Templates(all))
+}
+
+fn is_variable(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    name == "*" || name == "**" || (!name.is_empty() && name.bytes().all(allowed))
+}
+
+/// Checks that a path with this text can come out of normalization, in every way in which a service
+/// may read it.
+fn check_literal(text: &str, is_whole: bool) -> Result<(), InvalidPathPattern> {
+    let invalid = |reason: String| Err(InvalidPathPattern { reason });
+    if !text.starts_with('/') {
+        return invalid("must start with /".into());
+    }
+    if text.contains(['?', '#']) {
+        return invalid(
+            "must have neither a query nor a fragment: paths are compared without".into(),
+        );
+    }
+    if text.contains(';') {
+        return invalid(
+            "must have no path parameter: services may cut off ; and what follows".into(),
+        );
+    }
+    let upper = text.to_ascii_uppercase();
+    if ["%2F", "%5C", "%00", "\\"].iter().any(|never| upper.contains(never)) {
+        return invalid("must have / for an escaped slash or backslash, and no NUL".into());
+    }
+    let right = canonical(text);
+    if right == text {
+        return Ok(());
+    }
+    let reason = "can never match: paths are compared without dot segments, empty segments and needless escapes";
+    if is_whole { invalid(format!("{reason}; write {right:?}")) } else { invalid(reason.into()) }
+}
+
+/// A path with wildcards (`envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig`), of
+/// which this much is understood: `*` or `{name}` for one segment or a part of it, one in each segment,
+/// and one `**` for any characters at the beginning of a segment, with no wildcard behind it. Envoy's
+/// wildcards cover only the characters that RFC 3986 allows in a segment, and no `*`; these cover all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathTemplate {
+    /// The segments before `**`; all of them where there is no `**`.
+    front: Vec<Segment>,
+    /// What the path ends with behind `**`.
+    tail: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Segment {
+    Literal(String),
+    Variable { before: String, after: String },
+}
+
+impl Segment {
+    fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Literal(want) => text == want,
+            Self::Variable { before, after } => {
+                text.len() > before.len() + after.len()
+                    && text.starts_with(before.as_str())
+                    && text.ends_with(after.as_str())
+                    && !text.contains('/')
+            }
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, InvalidPathPattern> {
+        let invalid = |reason: &str| InvalidPathPattern { reason: reason.to_owned() };
+        let Some(at) = text.find(['*', '{', '}']) else {
+            return Ok(Self::Literal(text.to_owned()));
+        };
+        let (before, here) = text.split_at(at);
+        let after = match here.strip_prefix('*') {
+            Some(after) => after,
+            None => {
+                let inside = here.strip_prefix('{').and_then(|inside| inside.split_once('}'));
+                let (name, after) = inside.ok_or_else(|| invalid("must close each { with a }"))?;
+                let name = name.strip_suffix("=*").unwrap_or(name);
+                if name.is_empty() || name.contains(['*', '{', '=']) {
+                    return Err(invalid("must have {name} or {name=*} for a variable"));
+                }
+                after
+            }
+        };
+        if after.contains(['*', '{', '}']) {
+            return Err(invalid("must have one wildcard in a segment"));
+        }
+        Ok(Self::Variable { before: before.to_owned(), after: after.to_owned() })
+    }
+}
+
+impl PathTemplate {
+    /// Reads a template.
+    ///
+    /// # Errors
+    /// When it has wildcards beside those that are understood.
+    pub fn parse(text: &str) -> Result<Self, InvalidPathPattern> {
+        let invalid = |reason: &str| InvalidPathPattern { reason: reason.to_owned() };
+        let Some(inside) = text.strip_prefix('/') else {
+            return Err(invalid("must start with /"));
+        };
+        let named = inside.find('{').filter(|_| inside.contains("=**}"));
+        if named.is_some() {
+            return Err(invalid("must have ** instead of a variable for several segments"));
+        }
+        let (front, tail) = match inside.split_once("**") {
+            Some((_, tail)) if tail.contains(['*', '{', '}']) => {
+                return Err(invalid("must have ** as its last wildcard"));
+            }
+            Some((front, _)) if !front.is_empty() && !front.ends_with('/') => {
+                return Err(invalid("must have ** at the beginning of a segment"));
+            }
+            Some((front, tail)) => (front.strip_suffix('/'), Some(tail.to_owned())),
+            None => (Some(inside), None),
+        };
+        let front = front.map(|front| front.split('/').map(Segment::parse).collect());
+        Ok(Self { front: front.unwrap_or(Ok(Vec::new()))?, tail })
+    }
+
+    /// Whether a path is covered.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        let Some(mut rest) = path.strip_prefix('/') else {
+            return false;
+        };
+        let mut front = self.front.iter().peekable();
+        while let Some(segment) = front.next() {
+            if front.peek().is_none() && self.tail.is_none() {
+                return segment.matches(rest);
+            }
+            match rest.split_once('/') {
+                Some((first, behind)) if segment.matches(first) => rest = behind,
+                _ => return false,
+            }
+        }
+        self.tail.as_ref().is_some_and(|tail| rest.ends_with(tail.as_str()))
+    }
+
+    /// What every path that it covers begins with.
+    #[must_use]
+    pub fn literal_prefix(&self) -> String {
+        let mut prefix = String::new();
+        for segment in &self.front {
+            prefix.push('/');
+            match segment {
+                Segment::Literal(text) => prefix.push_str(text),
+                Segment::Variable { before, .. } => {
+                    prefix.push_str(before);
+                    return prefix;
+                }
+            }
+        }
+        if self.tail.is_some() {
+            prefix.push('/');
+        }
+        prefix
+    }
+}
+
+impl fmt::Display for PathTemplate {
+    /// As Envoy reads it, with `*` for every variable.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for segment in &self.front {
+            match segment {
+                Segment::Literal(text) => write!(f, "/{text}")?,
+                Segment::Variable { before, after } => write!(f, "/{before}*{after}")?,
+            }
+        }
+        match &self.tail {
+            Some(tail) => write!(f, "/**{tail}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a text is no path pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidPathPattern {
+    /// What it must be, or why it can never match.
+    pub reason: String,
+}
+
+impl fmt::Display for InvalidPathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for InvalidPathPattern {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_cover_what_their_table_says() {
+        let check = |pattern: &str, covered: &[&str], others: &[&str]| {
+            let pattern = PathPattern::parse(pattern).expect(pattern);
+            for path in covered {
+                assert!(pattern.matches(path), "{pattern:?} covers {path}");
+            }
+            for path in others {
+                assert!(!pattern.matches(path), "{pattern:?} does not cover {path}");
+            }
+        };
+        check("/cart", &["/cart", "/cart/", "/cart/1"], &["/", "/cartoon", "/Cart", "/x/cart"]);
+        check("/cart/", &["/cart", "/cart/1"], &["/cartoon"]);
+        check("/", &["/", "/x"], &[]);
+        check("*", &["/", "/x"], &[]);
+        check("/cart*", &["/cart", "/cartoon", "/cart/1"], &["/car", "/x/cart"]);
+        check("/internal/*", &["/internal/", "/internal/x/y"], &["/internal", "/internals"]);
+        check("*.php", &["/x.php", "/a/b.php"], &["/x.php/", "/x.php5", "/php"]);
+        check("*/internal", &["/internal", "/a/internal"], &["/internal/x", "/ainternal"]);
+        check("/items/{id}", &["/items/7"], &["/items", "/items/", "/items/7/", "/items/7/x"]);
+        check("/items/{id}/price", &["/items/7/price"], &["/items/price", "/items/7/8/price"]);
+        check("/i/{id}.json", &["/i/7.json"], &["/i/.json", "/i/7.xml", "/i/a/b.json"]);
+        check("/a/**", &["/a", "/a/", "/a/b/c"], &["/ab", "/b/a"]);
+        check("/a/**/z", &["/a/z", "/a/b/z", "/a/b/c/z"], &["/a", "/a/b", "/az", "/a/bz/"]);
+        check("/**/z", &["/z", "/a/b/z"], &["/az", "/z/a"]);
+        check("/**", &["/", "/a"], &[]);
+        check("/a/**.ts", &["/a/b.ts", "/a/b/c.ts"], &["/a.ts", "/b.ts"]);
+        check("/a/{*}/c/{**}", &["/a/b/c", "/a/b/c/d"], &["/a/c", "/a/b/d"]);
+        check("/caf%C3%A9", &["/caf%C3%A9/x"], &["/cafe"]);
+        check("/pkg.Service/*", &["/pkg.Service/Get"], &["/pkg.Service"]);
+        let exact = PathPattern::exact("/a*b").expect("a path");
+        assert!(exact.matches("/a*b") && !exact.matches("/axb") && !exact.matches("/a*b/"));
+    }
+
+    #[test]
+    fn patterns_that_can_never_match_are_refused() {
+        for (pattern, reason) in [
+            ("", "must start with /"),
+            ("internal", "must start with /"),
+            ("{id}", "must start with /"),
+            ("http://a/b", "must start with /"),
+            ("/a/../b", "write \"/b\""),
+            ("/a/./b", "write \"/a/b\""),
+            ("/a/..", "can never match"),
+            ("//a", "write \"/a\""),
+            ("/a//b", "write \"/a/b\""),
+            ("/%61dmin", "write \"/admin\""),
+            ("/%7euser", "write \"/~user\""),
+            ("/%40a", "write \"/@a\""),
+            ("/a%c3%a9", "write \"/a%C3%A9\""),
+            ("/caf\u{e9}", "write \"/caf%C3%A9\""),
+            ("/a b", "write \"/a%20b\""),
+            ("/100%", "write \"/100%25\""),
+            ("/a%2Fb", "must have / for an escaped slash"),
+            ("/a\\b", "must have / for an escaped slash"),
+            ("/a?x=1", "neither a query"),
+            ("/a#b", "neither a query"),
+            ("/a;v=1", "no path parameter"),
+            ("/a/*/b", "* first or last only"),
+            ("/a*b", "* first or last only"),
+            ("*a*", "* at one end"),
+            ("/items/{id", "must close each {"),
+            ("/items/id}", "must close each {"),
+            ("/items/{}", "must name a variable"),
+            ("/items/{a b}", "must name a variable"),
+            ("/items/{a{b}}", "must name a variable"),
+            ("/items/{a}{b}", "one wildcard in a segment"),
+            ("/items/{a}/*", "must have {name} for one segment"),
+            ("/a/**/{id}", "** as its last wildcard"),
+            ("/a/***", "one wildcard in a segment"),
+            ("/a/b**", "** at the beginning of a segment"),
+            ("**/a", "must start with /"),
+            ("/a/../{id}", "can never match"),
+            ("/a//**", "can never match"),
+        ] {
+            let found = PathPattern::parse(pattern).expect_err(pattern);
+            assert!(found.reason.contains(reason), "{pattern}: {found}");
+        }
+    }
+
+    /// The path of a request, and nothing else.
+    struct Only<'p>(&'p str);
+
+    impl crate::RequestFacts for Only<'_> {
+        fn method(&self) -> &str {
+            "GET"
+        }
+        fn path(&self) -> &str {
+            self.0
+        }
+        fn authority(&self) -> &str {
+            ""
+        }
+        fn has_header(&self, _: &str, _: &mut dyn FnMut(&str) -> bool) -> bool {
+            false
+        }
+        fn query(&self, _: &str) -> Option<&str> {
+            None
+        }
+        fn has_claim(&self, _: &str, _: &[String], _: &mut dyn FnMut(&str) -> bool) -> bool {
+            false
+        }
+        fn peer(&self) -> Option<&crate::SpiffeId> {
+            None
+        }
+        fn remote_address(&self) -> std::net::IpAddr {
+            std::net::IpAddr::from([127, 0, 0, 1])
+        }
+        fn destination_port(&self) -> u16 {
+            80
+        }
+    }
+
+    #[test]
+    fn policies_and_routes_cover_the_same_paths() {
+        use crate::{Principal, Rbac, RbacAction, RbacFilter, RbacPolicy};
+        const PIECES: [&str; 9] = ["a", "b", "/", "/a", "/b", ".php", "1", "/a/b", "*"];
+        let patterns = [
+            "*",
+            "/a",
+            "/a/b",
+            "/a*",
+            "*b",
+            "*/b",
+            "/{x}",
+            "/a/{x}",
+            "/a/**",
+            "/**/b",
+            "/a/{x}.php",
+            "/a/{x}/**/b",
+            "/{x}/a",
+        ];
+        let mut paths: Vec<String> = vec!["/".into()];
+        for _ in 0..3 {
+            let longer = paths.iter().flat_map(|path| {
+                PIECES.iter().map(move |piece| format!("{path}{piece}").replace("//", "/"))
+            });
+            paths = longer.collect();
+        }
+        for text in patterns {
+            let pattern = PathPattern::parse(text).expect(text);
+            let permissions = vec![pattern.permission()];
+            let policy = RbacPolicy { permissions, principals: vec![Principal::Any] };
+            let policies = [("p".into(), policy)].into_iter().collect();
+            let rules = Some(Rbac { action: RbacAction::Allow, policies });
+            let filter = RbacFilter { rules, shadow: None };
+            for path in &paths {
+                let allowed = !crate::judge([&filter], &Only(path)).verdict.refused;
+                assert_eq!(allowed, pattern.matches(path), "{text} {path}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_template_is_written_as_envoy_reads_it() {
+        let check = |text: &str, written: &str| {
+            let template = PathTemplate::parse(text).expect(text);
+            assert_eq!(template.to_string(), written);
+            assert_eq!(PathTemplate::parse(written), Ok(template), "{text}");
+        };
+        check("/a/{id}/b", "/a/*/b");
+        check("/a/{id=*}.json", "/a/*.json");
+        check("/a/**", "/a/**");
+        check("/**.m3u8", "/**.m3u8");
+        check("/a/*/**/x", "/a/*/**/x");
+        for text in ["a", "/{a=**}", "/{a=b/*}", "/{}", "/***", "/**/*", "/a{b"] {
+            assert!(PathTemplate::parse(text).is_err(), "{text}");
+        }
+    }
+}
