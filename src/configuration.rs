@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,21 +12,19 @@ use rustls_pki_types::{ServerName, UnixTime};
 use tokio::sync::watch;
 use weft_certs::TrustStore;
 use weft_certs::tls::{Identity, client};
-use weft_model::{
-    Cluster, DataSource, Discovery, Endpoint, EndpointSet, Health, Name, Secret, Snapshot,
-    SpiffeId, UpstreamTls,
-};
+use weft_model::{DataSource, Discovery, Name, Secret, Snapshot, SpiffeId, UpstreamTls};
 use weft_runtime::socket::{Mark, connect_tcp};
 use weft_xds::bootstrap::{AdsSource, Bootstrap};
-use weft_xds::client::{self as xds, ClientSession, Follower, Gate, Node, Status, Variant};
+use weft_xds::client::{
+    self as xds, ClientSession, Follower, Hosts, Node, Status, Variant, Warming,
+};
 use weft_xds::dial::{Connection, Dial};
 use weft_xds::translate::{Notes, WORKLOAD_IDENTITY};
 
 use crate::identity::{Current, Enrolment, control_dial};
+use crate::resolver::{self, Failing};
 
 const CONNECT: Duration = Duration::from_secs(5);
-/// How often host names are looked up again.
-const LOOKUP: Duration = Duration::from_secs(10);
 
 /// The bootstrap of a process that was only told its control plane.
 #[must_use]
@@ -55,6 +53,8 @@ pub struct Channels {
     pub published: watch::Sender<Arc<Snapshot>>,
     /// Where the state of things goes.
     pub status: watch::Sender<Status>,
+    /// Where the host names go whose lookups fail.
+    pub unresolved: watch::Sender<Failing>,
 }
 
 /// Follows the configuration until the task is dropped.
@@ -64,7 +64,7 @@ pub async fn follow(
     mark: Option<Mark>,
     channels: Channels,
 ) {
-    let Channels { local, published, status } = channels;
+    let Channels { local, published, status, unresolved } = channels;
     status.send_modify(|status| status.note("bootstrap".to_owned(), bootstrap.notes.clone()));
     let variant = bootstrap.ads.as_ref().map_or(Variant::Delta, |ads| ads.variant);
     let mut local_secrets: BTreeSet<Name> = bootstrap.resources.secrets.keys().cloned().collect();
@@ -81,18 +81,21 @@ pub async fn follow(
             }
         },
     };
-    let unresolved = watch::Sender::new(Arc::new(Snapshot::default()));
     let metadata = bootstrap.ads.map(|ads| ads.metadata).unwrap_or_default();
     let dial = dial.map(|dial| dial.with_metadata(metadata));
-    tokio::spawn(resolve(unresolved.subscribe(), published));
+    let wanted = watch::Sender::new(BTreeSet::new());
+    let answers = watch::Sender::new(Arc::default());
+    let hosts = Hosts { wanted, answers: answers.subscribe() };
+    tokio::spawn(resolver::run(hosts.wanted.subscribe(), answers, unresolved));
     let has_server = dial.is_some();
     let follower = Follower {
         has_server,
         fixed: bootstrap.resources,
         local: local.subscribe(),
-        publish: unresolved,
+        publish: published,
         status,
-        gate: Gate::new(),
+        hosts,
+        warming: Warming::new(),
     };
     xds::follow(dial, session, follower).await;
 }
@@ -120,12 +123,20 @@ fn dial_cluster(resources: &Snapshot, name: &str, mark: Option<Mark>) -> Result<
         Discovery::Static(set) => {
             set.endpoints.first().map(|endpoint| endpoint.address.to_string())
         }
-        Discovery::Dns(hosts) => hosts.first().map(|(host, port, _)| format!("{host}:{port}")),
+        Discovery::Dns(dns) => dns.hosts.first().map(|host| host_port(&host.name, host.port)),
         Discovery::Endpoints(_) | Discovery::OriginalDestination => None,
     };
     let address = address.ok_or_else(|| format!("cluster {name:?} has no endpoint of its own"))?;
     let config = cluster.tls.as_ref().map(|tls| cluster_tls(resources, tls)).transpose()?;
     Ok(dial_tls(address, config, mark))
+}
+
+/// The form that a lookup takes: an IPv6 address in brackets.
+fn host_port(name: &str, port: u16) -> String {
+    match name.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, port).to_string(),
+        Err(_) => format!("{name}:{port}"),
+    }
 }
 
 fn cluster_tls(resources: &Snapshot, tls: &UpstreamTls) -> Result<Arc<ClientConfig>, String> {
@@ -208,59 +219,6 @@ async fn connect(
         }
     }
     Err(last)
-}
-
-/// Looks host names up and publishes snapshots in which clusters have addresses.
-async fn resolve(
-    mut unresolved: watch::Receiver<Arc<Snapshot>>,
-    published: watch::Sender<Arc<Snapshot>>,
-) {
-    loop {
-        let snapshot = unresolved.borrow_and_update().clone();
-        let named = snapshot
-            .clusters
-            .values()
-            .any(|cluster| matches!(cluster.discovery, Discovery::Dns(_)));
-        if snapshot.revision > 0 {
-            let resolved = if named { Arc::new(with_addresses(&snapshot).await) } else { snapshot };
-            published.send_if_modified(|last| {
-                let changed = **last != *resolved;
-                *last = resolved;
-                changed
-            });
-        }
-        tokio::select! {
-            changed = unresolved.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(LOOKUP), if named => {}
-        }
-    }
-}
-
-async fn with_addresses(snapshot: &Snapshot) -> Snapshot {
-    let mut resolved = snapshot.clone();
-    for cluster in resolved.clusters.values_mut() {
-        if let Discovery::Dns(hosts) = &cluster.discovery {
-            let mut endpoints: Vec<Endpoint> = Vec::new();
-            for (host, port, weight) in hosts {
-                match tokio::net::lookup_host((host.as_str(), *port)).await {
-                    Ok(found) => endpoints.extend(found.filter_map(|a: SocketAddr| {
-                        Endpoint::new(a, weight.get(), Health::Healthy)
-                    })),
-                    Err(error) => {
-                        tracing::warn!(cluster = &*cluster.name, host, %error, "a host name was not found")
-                    }
-                }
-            }
-            endpoints.sort_by_key(|endpoint| endpoint.address);
-            endpoints.dedup_by_key(|endpoint| endpoint.address);
-            let found = Cluster {
-                discovery: Discovery::Static(EndpointSet { endpoints }),
-                ..(**cluster).clone()
-            };
-            *cluster = Arc::new(found);
-        }
-    }
-    resolved
 }
 
 #[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use weft_runtime::access::Writer;
 use weft_runtime::drain::{Drain, on_signals};
 use weft_runtime::listening::{Listening, Report};
 use weft_runtime::log::LogLevel;
+use weft_runtime::problems::Problems;
 use weft_runtime::socket::Mark;
 use weft_runtime::worker::Waiting;
 use weft_runtime::{admin, log, memory, open_files, worker};
@@ -24,6 +26,7 @@ use weft_xds::translate::Notes;
 
 use crate::configuration::{self, Channels};
 use crate::identity::{self, Enrolment};
+use crate::resolver::Failing;
 
 /// What a data plane is started with.
 pub struct Setup {
@@ -95,7 +98,7 @@ pub struct DataPlaneProcess {
     access: Writer,
     mark: Option<Mark>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    problems: watch::Sender<Vec<String>>,
+    problems: watch::Sender<Problems>,
     count: NonZeroUsize,
     reports: mpsc::UnboundedSender<Report>,
 }
@@ -145,7 +148,8 @@ impl Begun {
         let status = watch::Sender::new(Status::default());
         let published = watch::Sender::new(Arc::new(Snapshot::default()));
         let snapshots = published.subscribe();
-        let problems = watch::Sender::new(Vec::new());
+        let unresolved = watch::Sender::new(Failing::new());
+        let problems = watch::Sender::new(Problems::default());
         let (reports, reported) = mpsc::unbounded_channel();
 
         let has_control = setup.enrolment.is_some() || setup.bootstrap.ads.is_some();
@@ -153,8 +157,10 @@ impl Begun {
             has_control,
             snapshots: snapshots.clone(),
             status: status.subscribe(),
+            unresolved: unresolved.subscribe(),
             problems: problems.subscribe(),
             listening: Mutex::new(Listening::new(count)),
+            was_ready: AtomicBool::new(false),
             particulars: setup.particulars,
         });
         if let Some(address) = setup.admin {
@@ -163,7 +169,7 @@ impl Begun {
             tracing::info!(%bound, "admin port");
         }
         runtime.spawn(collect(reported, role));
-        let channels = Channels { local, published, status };
+        let channels = Channels { local, published, status, unresolved };
         runtime.spawn(run_control(setup.bootstrap, setup.enrolment, mark, channels));
         Ok(DataPlaneProcess {
             name,
@@ -201,7 +207,7 @@ impl DataPlaneProcess {
 
     /// Where planning tells what it could not build.
     #[must_use]
-    pub fn problems(&self) -> watch::Sender<Vec<String>> {
+    pub fn problems(&self) -> watch::Sender<Problems> {
         self.problems.clone()
     }
 
@@ -251,7 +257,7 @@ async fn run_control(
         Some(enrolment) => Some(identity::enrol(enrolment, mark, channels.local.clone()).await),
         None => None,
     };
-    configuration::follow(bootstrap, enrolment.zip(current), mark, channels).await;
+    Box::pin(configuration::follow(bootstrap, enrolment.zip(current), mark, channels)).await;
 }
 
 /// Keeps what the workers listen on, for readiness.
@@ -271,21 +277,28 @@ struct Role {
     has_control: bool,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     status: watch::Receiver<Status>,
-    problems: watch::Receiver<Vec<String>>,
+    unresolved: watch::Receiver<Failing>,
+    problems: watch::Receiver<Problems>,
     listening: Mutex<Listening>,
+    was_ready: AtomicBool,
     particulars: Arc<dyn Particulars>,
 }
 
 impl admin::Role for Role {
     fn ready(&self) -> Result<(), String> {
-        if self.snapshots.borrow().revision == 0 {
-            let status = self.status.borrow();
+        let is_first = self.snapshots.borrow().revision == 0;
+        let status = self.status.borrow().clone();
+        if is_first || !status.is_settled {
             let waiting: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
-            let reason = status.last_error.clone().unwrap_or_else(|| waiting.join(", "));
+            let reason =
+                status.last_error.filter(|_| is_first).unwrap_or_else(|| waiting.join(", "));
             return Err(format!("waiting for the first configuration: {reason}"));
         }
         self.listening.lock().unwrap_or_else(PoisonError::into_inner).ready()?;
-        self.particulars.ready()
+        self.problems.borrow().ready(self.was_ready.load(Ordering::Relaxed))?;
+        self.particulars.ready()?;
+        self.was_ready.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn metrics(&self) -> String {
@@ -316,6 +329,11 @@ impl admin::Role for Role {
             "Settings in force that weaken security.",
             count(|notes| &notes.warnings),
         );
+        page.gauge(
+            "weft_dns_failing_hosts",
+            "Host names whose last DNS lookup failed; their last addresses stay in use.",
+            self.unresolved.borrow().len() as u64,
+        );
         self.particulars.metrics() + &page.finish()
     }
 
@@ -343,7 +361,8 @@ impl admin::Role for Role {
                     "waiting_for": status.waiting_for.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 }),
             );
-            fields.insert("problems".into(), serde_json::json!(*self.problems.borrow()));
+            fields.insert("dns_failures".into(), serde_json::json!(*self.unresolved.borrow()));
+            fields.insert("problems".into(), self.problems.borrow().all().cloned().collect());
             fields.append(&mut self.particulars.dump());
         }
         dump

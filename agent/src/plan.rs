@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, Cluster, DEFAULT_TABLE_SIZE, Discovery, Endpoint, Filter, FlowKey, FlowTuple,
-    Listener, Maglev, Name, Snapshot, SourceAddress, TcpProxy, Transport, TransportKind, UdpProxy,
-    WeightedCluster,
+    AddressConflict, Balance, Cluster, DEFAULT_TABLE_SIZE, Discovery, Endpoint, Filter, FlowKey,
+    FlowTuple, Listener, Maglev, Name, Snapshot, SourceAddress, TcpProxy, Transport, TransportKind,
+    UdpProxy, WeightedCluster,
 };
+
+use weft_runtime::problems::Problems;
 
 use crate::node::{Node, Ourselves};
 
@@ -124,6 +126,8 @@ pub enum Problem {
         /// Why.
         reason: &'static str,
     },
+    /// A listener whose address another one has. It is not served.
+    Conflict(AddressConflict),
     /// An endpoint that leads back to this agent. It gets no flows.
     Loop {
         /// Whose endpoint.
@@ -157,12 +161,33 @@ pub enum Problem {
     },
 }
 
+impl Problem {
+    /// All of these, by what they mean for readiness.
+    #[must_use]
+    pub fn sort(all: &[Self]) -> Problems {
+        let mut problems = Problems::default();
+        for problem in all {
+            match problem {
+                Self::NotThisTier { .. } | Self::Conflict(_) => {
+                    problems.unserved.push(problem.to_string());
+                }
+                Self::Loop { .. }
+                | Self::AddressInUse { .. }
+                | Self::SourceOfOtherFamily { .. }
+                | Self::SourceNotOurs { .. } => problems.warn(problem.to_string()),
+            }
+        }
+        problems
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotThisTier { listener, reason } => {
                 write!(f, "listener {listener:?} is not served: {reason}")
             }
+            Self::Conflict(conflict) => conflict.fmt(f),
             Self::Loop { cluster, endpoint, listener } => write!(
                 f,
                 "cluster {cluster:?}: endpoint {endpoint} is left out: it is this agent's own listener {listener:?}, so its flows would go round for ever"
@@ -196,7 +221,12 @@ impl Plan {
         let seed = node.seed.or(told).unwrap_or(DEFAULT_SEED);
         let mut plan = Self { revision: snapshot.revision, seed, ..Self::default() };
         let mut problems = Vec::new();
+        let conflicts = snapshot.address_conflicts();
+        problems.extend(conflicts.iter().cloned().map(Problem::Conflict));
         for (name, listener) in &snapshot.listeners {
+            if conflicts.iter().any(|conflict| conflict.second == *name) {
+                continue;
+            }
             if let Some(reason) = needs_layer_7(listener) {
                 problems.push(Problem::NotThisTier { listener: name.clone(), reason });
                 continue;

@@ -94,6 +94,23 @@ impl Wanted {
         self.start_all(MeshPki::create(), Some(other))
     }
 
+    /// Starts it and waits until it listens and is not ready for this reason.
+    ///
+    /// # Panics
+    /// When it does not come to that.
+    #[must_use]
+    pub fn start_unready(self, reason: &str) -> Alone {
+        let (pki, port, admin) = (MeshPki::create(), port::free(), port::free());
+        let config = self.config(port, admin, None);
+        let sidecar = Sidecar::start_without_waiting("sidecar", &pki, port, admin, &config);
+        eventually(format!("the sidecar listens and waits: {reason}"), || {
+            let ready = Curl::get(admin, "/ready").run();
+            let waits = ready.status == 503 && ready.text().contains(reason);
+            TcpStream::connect(("127.0.0.1", port)).ok().filter(|_| waits)
+        });
+        Alone { sidecar, port, pki }
+    }
+
     /// Starts it by a command other than the usual one, to which its file is added.
     ///
     /// # Panics

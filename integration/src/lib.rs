@@ -11,6 +11,7 @@ pub mod backend;
 pub mod bootstrap;
 pub mod clock;
 pub mod curl;
+pub mod dns_server;
 pub mod frames;
 pub mod handmade;
 pub mod http1;

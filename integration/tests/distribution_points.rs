@@ -62,7 +62,10 @@ impl Offered {
         let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
         wanted.clusters.push(cluster("lists", &[nginx.port], Speaks::Http1, None));
         wanted.tls = Some(tls);
-        let alone = wanted.start();
+        let alone = match mode {
+            "strict" => wanted.start_unready("is not there yet"),
+            _ => wanted.start(),
+        };
         Self { signer, nginx, alone }
     }
 

@@ -260,7 +260,10 @@ fn a_sidecar_tells_nothing_of_the_keys_in_its_configuration() {
     let mut command = weft();
     command.args(["--log", "trace", "sidecar", "--workers", "1", "--config", text(&file)]);
     let sidecar = Kept::start("sidecar", &pki, &mut command);
-    wait_ready(*admin);
+    // Two of its listeners cannot be served, so it is not ready.
+    for port in listens {
+        eventually("it listens", || std::net::TcpStream::connect(("127.0.0.1", *port)).ok());
+    }
     let client = signer.sign("web", DAY);
     for (port, service) in listens.iter().zip(["server", "second"]) {
         let config = caller(signer, &client, service, "http/1.1");

@@ -204,6 +204,49 @@ fn configuration_arrives_and_a_change_of_endpoints_is_followed() {
     }
 }
 
+/// A listener whose routes come by a name that no server has.
+fn lost_listener(port: u16) -> Value {
+    let mut lost = saying("lost", port, "");
+    let manager = lost.pointer_mut("/filter_chains/0/filters/0/typed_config");
+    let manager = manager.and_then(Value::as_object_mut).expect("every listener has it");
+    manager.remove("route_config");
+    let source = json!({"ads": {}, "resource_api_version": "V3"});
+    manager.insert("rds".into(), json!({"route_config_name": "lost", "config_source": source}));
+    lost
+}
+
+#[test]
+fn changes_beside_missing_endpoints_and_routes_apply_at_once() {
+    for variant in BOTH_VARIANTS {
+        let (port, one, two) = (port::free(), backend("one"), backend("two"));
+        let mut following = Following::start_ready(variant, &forwarding(port, &[one]), port);
+        let beside = |text: &str, service: u16| {
+            let mut world = forwarding(port, &[service]);
+            let mut lost = world.clusters.first().cloned().expect("it has one");
+            lost["name"] = json!("lost");
+            world.clusters.push(lost);
+            world.listeners.push(lost_listener(port::free()));
+            world.listeners.push(saying("new", port + 1, text));
+            world
+        };
+        for (text, service) in [("a", two), ("b", one), ("c", two)] {
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "the time that it takes is what is tested"
+            )]
+            let start = std::time::Instant::now();
+            following.turn_to(&beside(text, service));
+            until_it_says(port + 1, text);
+            until_it_says(port, if service == one { "one" } else { "two" });
+            // It took 15 s before, each time; on an idle machine it takes 0.1 s.
+            let time = start.elapsed();
+            assert!(time.as_secs() < 5, "{variant:?} {text}: {time:?}");
+        }
+        assert_eq!(Curl::get(following.sidecar.admin, "/ready").run().status, 200);
+        following.assert_unharmed();
+    }
+}
+
 #[test]
 fn a_listener_comes_and_goes_with_its_resource() {
     for variant in BOTH_VARIANTS {

@@ -13,6 +13,7 @@ pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod open_files;
+pub mod problems;
 mod raw;
 pub mod socket;
 pub mod syn;

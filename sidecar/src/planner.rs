@@ -13,8 +13,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use weft_model::{DistributionPoint, Snapshot};
+use weft_model::{Cluster, DistributionPoint, Secret, SecretSource, Snapshot};
 use weft_runtime::memory;
+use weft_runtime::problems::Problems;
 use weft_runtime::socket::Mark;
 
 use crate::authenticate::fetch::{WantedKeys, fetch_keys};
@@ -34,7 +35,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 pub async fn run(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     plans: watch::Sender<Arc<Plan>>,
-    problems: watch::Sender<Vec<String>>,
+    problems: watch::Sender<Problems>,
     mark: Option<Mark>,
 ) {
     let mut builder = Builder::new();
@@ -47,8 +48,10 @@ pub async fn run(
         if stale {
             let snapshot = snapshots.borrow_and_update().clone();
             let built = builder.build(&snapshot, (&fetched.keys, &fetched.lists), unix_time());
-            for problem in &built.problems {
-                tracing::warn!(problem, "a part of the configuration is not served");
+            let is_known =
+                |problem: &&String| problems.borrow().all().any(|known| known == *problem);
+            for problem in built.problems.all().filter(|problem| !is_known(problem)) {
+                tracing::warn!(problem, "configuration problem");
             }
             problems.send_replace(built.problems);
             fetched.lists.settle(&built.demands);
@@ -75,6 +78,28 @@ pub async fn run(
             () = tokio::time::sleep(TICK) => builder.is_outdated(unix_time()),
         };
     }
+}
+
+/// What of a configuration would not be served, without fetching anything: what waits for a revocation
+/// list from elsewhere is left out.
+#[must_use]
+pub fn check(snapshot: &Snapshot) -> Problems {
+    let fetches = |source: &SecretSource| match snapshot.secret(source).map(Arc::as_ref) {
+        Some(Secret::Validation(validation)) => !validation.points.is_empty(),
+        Some(Secret::Identity(_)) | None => false,
+    };
+    let mut checked = snapshot.clone();
+    checked.listeners.retain(|_, listener| {
+        let tls = listener.all_chains().filter_map(|chain| chain.tls.as_ref());
+        !tls.filter_map(|tls| tls.clients.validation()).any(fetches)
+    });
+    for cluster in checked.clusters.values_mut() {
+        if cluster.tls.as_ref().is_some_and(|tls| tls.validation.as_ref().is_some_and(fetches)) {
+            *cluster = Arc::new(Cluster { tls: None, ..(**cluster).clone() });
+        }
+    }
+    let (keys, lists) = (KeyStore::default(), ListStore::default());
+    Builder::new().build(&Arc::new(checked), (&keys, &lists), unix_time()).problems
 }
 
 /// What was fetched.

@@ -10,11 +10,12 @@ use tokio::sync::watch;
 use weft_agent::kernel::{Keeper, KernelLimits, PathChoice};
 use weft_agent::metrics::Metrics;
 use weft_agent::node::Node;
-use weft_agent::plan::Plan;
+use weft_agent::plan::{Plan, Problem};
 use weft_agent::{Limits, Shared};
 use weft_model::{Snapshot, SpiffeId};
 use weft_runtime::memory;
 use weft_runtime::metrics::Registry;
+use weft_runtime::problems::Problems;
 
 use super::Failure;
 use super::data_plane::{DataPlane, access_writer};
@@ -83,7 +84,11 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let id = weft_control::resources::agent_identity(&arguments.trust_domain);
     let id =
         SpiffeId::parse(&id).map_err(|error| Failure::Usage(format!("--trust-domain: {error}")))?;
-    let Some(understood) = arguments.data_plane.understand(Some(id))? else {
+    let check = |snapshot: &Snapshot| {
+        let node = Node { seed: arguments.seed, ..Node::default() };
+        Problem::sort(&Plan::new(snapshot, &node, None).1)
+    };
+    let Some(understood) = arguments.data_plane.understand(Some(id), check)? else {
         return Ok(());
     };
     let begun = process::begin("agent", arguments.data_plane.workers, log);
@@ -134,7 +139,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
 async fn plan_all(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     plans: watch::Sender<Arc<Plan>>,
-    problems: watch::Sender<Vec<String>>,
+    problems: watch::Sender<Problems>,
     kernel: Keeper,
     seed: Option<u32>,
 ) {
@@ -146,8 +151,9 @@ async fn plan_all(
             Node { seed, ..Node::default() }
         });
         let (plan, found) = Plan::new(&snapshot, &node, last.as_ref());
-        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-        for problem in found.iter().filter(|problem| !problems.borrow().contains(problem)) {
+        let found = Problem::sort(&found);
+        let is_known = |problem: &&String| problems.borrow().all().any(|known| known == *problem);
+        for problem in found.all().filter(|problem| !is_known(problem)) {
             tracing::warn!("{problem}");
         }
         problems.send_replace(found);

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use weft_model::SpiffeId;
+use weft_model::{Missing, Snapshot, SpiffeId};
 use weft_runtime::access::Writer;
+use weft_runtime::problems::Problems;
 use weft_xds::bootstrap::Bootstrap;
 
 use super::{Failure, say};
@@ -60,10 +61,12 @@ pub(super) struct Understood {
 }
 
 impl DataPlane {
-    /// Reads the files that are named. None when only a check was asked for, which passed.
+    /// Reads the files that are named. None when only a check was asked for, which passed. `check` finds
+    /// what of a configuration this role would not serve.
     pub(super) fn understand(
         &self,
         identity: Option<SpiffeId>,
+        check: impl Fn(&Snapshot) -> Problems,
     ) -> Result<Option<Understood>, Failure> {
         let bootstrap = match &self.config {
             Some(file) => read(file)?,
@@ -84,13 +87,22 @@ impl DataPlane {
         };
         if self.check_config {
             let resources = &bootstrap.resources;
+            let comes_by_xds = bootstrap.ads.is_some() || enrolment.is_some();
+            let problems = match comes_by_xds {
+                true => check(&complete(resources)),
+                false => check(resources),
+            };
+            problems.ready(false).map_err(|_| Failure::Usage(self.in_file(&problems)))?;
             say(&format!(
                 "configuration is good: {} listeners, {} clusters, {} secrets{}",
                 resources.listeners.len(),
                 resources.clusters.len(),
                 resources.secrets.len(),
-                if bootstrap.ads.is_some() || enrolment.is_some() { ", more by xDS" } else { "" }
+                if comes_by_xds { ", more by xDS" } else { "" }
             ));
+            for warning in &problems.warnings {
+                say(&format!("warning: {warning}"));
+            }
             for path in &bootstrap.notes.not_honoured {
                 say(&format!("not honoured: {path}"));
             }
@@ -108,6 +120,30 @@ impl DataPlane {
             patience: Duration::from_secs(self.drain_timeout),
         }))
     }
+}
+
+impl DataPlane {
+    /// What is not served, a line each with the file's name.
+    fn in_file(&self, problems: &Problems) -> String {
+        let file = self.config.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
+        let lines = problems.unserved.iter().chain(&problems.unreachable);
+        let lines: Vec<String> = lines.map(|problem| format!("{file}: {problem}")).collect();
+        lines.join("\n")
+    }
+}
+
+/// What of a file is complete without what comes by xDS.
+fn complete(resources: &Snapshot) -> Snapshot {
+    let mut complete = resources.clone();
+    let lacks_secrets =
+        |mut missing: Vec<Missing>| missing.drain(..).any(|m| matches!(m, Missing::Secret(_)));
+    complete.listeners.retain(|_, listener| {
+        let has_keys = |name| resources.clusters.contains_key(name);
+        listener.key_cluster_names().all(has_keys)
+            && resources.missing_secrets(listener.secret_names()).next().is_none()
+    });
+    complete.clusters.retain(|_, c| !lacks_secrets(resources.missing_of_cluster(c)));
+    complete
 }
 
 /// Beside whom something stands.

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use weft_model::Snapshot;
 use weft_runtime::drain::Phase;
 use weft_runtime::metrics::Page;
+use weft_runtime::problems::Problems;
 
 use super::data_plane::{DataPlane, Workload, access_writer};
 use super::{Failure, say};
@@ -36,7 +37,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
-    let Some(understood) = arguments.data_plane.understand(arguments.workload.identity()?)? else {
+    let identity = arguments.workload.identity()?;
+    let Some(understood) = arguments.data_plane.understand(identity, |_| Problems::default())?
+    else {
         return Ok(());
     };
     // It has no data to carry: its one worker waits for the end.

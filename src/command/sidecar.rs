@@ -33,7 +33,8 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
-    let Some(understood) = arguments.data_plane.understand(arguments.workload.identity()?)? else {
+    let identity = arguments.workload.identity()?;
+    let Some(understood) = arguments.data_plane.understand(identity, planner::check)? else {
         return Ok(());
     };
     let begun = process::begin("sidecar", arguments.data_plane.workers, log);

@@ -49,7 +49,15 @@ fn status(ready: &Answer, dump: &Value) -> Value {
     let mut status = Map::new();
     status.insert("ready".into(), (ready.status == 200).into());
     status.insert("waits_for".into(), waits_for.into());
-    for field in ["source", "problems", "revocation", "redirects", "kernel_table", "services"] {
+    for field in [
+        "source",
+        "problems",
+        "dns_failures",
+        "revocation",
+        "redirects",
+        "kernel_table",
+        "services",
+    ] {
         if let Some(value) = dump.get(field) {
             status.insert(field.into(), value.clone());
         }
@@ -77,6 +85,14 @@ fn lines(status: &Value) -> Vec<String> {
     }
     for problem in list(status.get("problems")).filter_map(Value::as_str) {
         lines.push(format!("problem      {problem}"));
+    }
+    let missing = status.pointer("/source/waiting_for");
+    for name in list(missing).filter_map(Value::as_str) {
+        lines.push(format!("missing      {name}"));
+    }
+    let unresolved = status.get("dns_failures").and_then(Value::as_object);
+    for (host, reason) in unresolved.into_iter().flatten() {
+        lines.push(format!("dns          {host}: {}", reason.as_str().unwrap_or_default()));
     }
     let rejected = status.pointer("/source/rejected").and_then(Value::as_object);
     for (name, reason) in rejected.into_iter().flatten() {

@@ -193,6 +193,7 @@ impl Refusals {
         let (Missing::Routes(name)
         | Missing::Cluster(name)
         | Missing::Endpoints(name)
+        | Missing::Addresses(name)
         | Missing::Secret(name)) = missing;
         if !self.names.contains(&**name) {
             let reason = format!("{missing} is referred to and not defined");

@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use weft_model::{EndpointSet, Missing, Name, RouteTable, Snapshot};
-use weft_xds::client::{ClientSession, Node, Request, Variant};
+use weft_model::{EndpointSet, Missing, Name, RouteTable, Secret, Snapshot};
+use weft_xds::client::{ClientSession, Node, Request, Variant, Warming};
 use weft_xds::server::{Fragment, ResourceSet, Response, ServerSession};
 use weft_xds::translate::Kind;
 
@@ -43,6 +44,10 @@ struct World {
     view: Snapshot,
     set: ResourceSet,
     client: ClientSession,
+    warming: Warming,
+    in_force: Snapshot,
+    now: Instant,
+    local: Arc<Secret>,
     link: Option<(ServerSession, Stream)>,
 }
 
@@ -91,6 +96,14 @@ impl World {
             view: Snapshot::default(),
             set: ResourceSet::default(),
             client: ClientSession::new(variant, node, local),
+            warming: Warming::new(),
+            in_force: Snapshot::default(),
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "a starting point for the test's own clock"
+            )]
+            now: Instant::now(),
+            local: world::snapshot("s/default:1").secrets.remove(LOCAL).expect("it is there"),
             link: None,
         };
         for secret in ["t", "u"] {
@@ -211,6 +224,27 @@ impl World {
         };
         assert_eq!(outcome.rejections, [], "the server sends what the client takes");
         stream.up.extend(outcome.requests);
+        self.now += Duration::from_millis(self.rng.u64(0..2_000));
+        // Not each time: it takes longer than everything else here.
+        if self.rng.u8(0..8) == 0 {
+            self.warm();
+        }
+    }
+
+    /// Offers what the client holds. What is in force loses no name that it refers to.
+    fn warm(&mut self) {
+        let mut held = Snapshot::default();
+        self.client.fill(&mut held);
+        held.secrets.insert(LOCAL.into(), self.local.clone());
+        let before = self.in_force.missing();
+        let is_absent = |missing: &Missing| self.client.is_absent(missing);
+        let Some(snapshot) = self.warming.offer(held, is_absent, self.now) else { return };
+        self.in_force = snapshot;
+        let missing = self.warming.missing();
+        for name in self.in_force.missing().into_iter().filter(|name| !before.contains(name)) {
+            let is_known = missing.contains(&name) || self.client.is_absent(&name);
+            assert!(is_known, "{name} was there, and what is in force has lost it");
+        }
     }
 
     /// Delivers until all is said; then both sides must agree, and nothing more may be said.
@@ -227,6 +261,11 @@ impl World {
         let mut held = Snapshot::default();
         self.client.fill(&mut held);
         assert_eq!(held, self.expected(), "the client holds what it can see and uses");
+        self.now += Duration::from_secs(15);
+        self.warm();
+        self.in_force.revision = 0;
+        self.in_force.secrets.remove(LOCAL);
+        assert_eq!(self.in_force, held, "after 15 s nothing waits");
         if let Some((server, stream)) = &mut self.link {
             assert_eq!(server.flush(&self.set), [], "nothing changed, so nothing is said");
             let open = stream.unanswered.values().flatten().count();
@@ -257,7 +296,9 @@ impl World {
                 Missing::Secret(name) => {
                     expected.secrets.extend(self.view.secrets.get_key_value(&name).map(own));
                 }
-                Missing::Cluster(name) => assert_eq!(&*name, "", "no route names a cluster here"),
+                Missing::Addresses(name) | Missing::Cluster(name) => {
+                    assert_eq!(&*name, "", "no route names a cluster here")
+                }
             }
         }
         expected

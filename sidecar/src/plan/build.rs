@@ -12,6 +12,7 @@ use weft_model::{
     HttpService, Listener, Name, RbacFilter, Route, RouteIndex, RouteMatch, RouteSource,
     RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
 };
+use weft_runtime::problems::Problems;
 use zeroize::Zeroizing;
 
 use super::files::{Files, Stamp};
@@ -59,7 +60,7 @@ pub(crate) struct Built {
     /// The plan.
     pub(crate) plan: Plan,
     /// What could not be built, or is not as it should be.
-    pub(crate) problems: Vec<String>,
+    pub(crate) problems: Problems,
     /// The key sets to fetch.
     pub(crate) key_sets: Vec<WantedKeys>,
     /// The origins of all key sets, also of those whose cluster is missing.
@@ -83,7 +84,7 @@ impl Builder {
         (keys, fetched): (&KeyStore, &ListStore),
         now: UnixTime,
     ) -> Built {
-        let mut problems = Vec::new();
+        let mut problems = Problems::default();
         self.files.begin();
         let mut plan = Plan { revision: snapshot.revision, ..Plan::default() };
         let mut work = Work {
@@ -103,9 +104,15 @@ impl Builder {
             plan.targets.insert(name.clone(), target);
         }
         work.builder.targets.clone_from(&plan.targets);
+        let conflicts = snapshot.address_conflicts();
+        work.problems.unserved.extend(conflicts.iter().map(ToString::to_string));
         for (name, listener) in &snapshot.listeners {
+            if conflicts.iter().any(|conflict| conflict.second == *name) {
+                continue;
+            }
             if !is_servable(listener) {
                 work.problems
+                    .unserved
                     .push(format!("listener {name:?} is for UDP, which is the agent's work"));
                 continue;
             }
@@ -139,7 +146,7 @@ pub(super) struct Work<'a> {
     pub(super) keys: &'a KeyStore,
     fetched: &'a ListStore,
     now: UnixTime,
-    pub(super) problems: &'a mut Vec<String>,
+    pub(super) problems: &'a mut Problems,
     pub(super) key_sets: Vec<WantedKeys>,
     pub(super) key_origins: Vec<KeyOrigin>,
     demands: Demands,
@@ -168,6 +175,7 @@ impl Work<'_> {
                 Ok(config) => config,
                 Err(problem) => {
                     self.problems
+                        .unserved
                         .push(format!("listener {listener:?} chain {:?}: {problem}", &*chain.name));
                     Tls::Broken
                 }
@@ -197,7 +205,7 @@ impl Work<'_> {
                 HttpFilter::Jwt(policy) if tokens.is_none() => {
                     tokens = Some(self.tokens(place, policy))
                 }
-                HttpFilter::Jwt(_) => self.problems.push(format!(
+                HttpFilter::Jwt(_) => self.problems.warn(format!(
                     "listener {:?} has two token policies; the first counts",
                     place.0
                 )),
@@ -262,7 +270,8 @@ impl Work<'_> {
                 let originate = |parts: ClientParts| parts.originate(tls);
                 let made = parts.ok_or_else(|| problem.unwrap_or_default()).and_then(originate);
                 made.unwrap_or_else(|problem| {
-                    self.problems.push(format!("cluster {:?}: {problem}", &*cluster.name));
+                    let problem = format!("cluster {:?}: {problem}", &*cluster.name);
+                    self.problems.unreachable.push(problem);
                     TargetTls::Broken
                 })
             }
@@ -305,10 +314,7 @@ impl Work<'_> {
             },
         };
         if let Some(problem) = &failed {
-            let told = format!("certificate {:?}: {problem}", id.text());
-            if !self.problems.contains(&told) {
-                self.problems.push(told);
-            }
+            self.problems.warn(format!("certificate {:?}: {problem}", id.text()));
         }
         let kept = identity.clone();
         let known = KnownIdentity { secret, stamps, identity, failed, is_asked: true };
@@ -328,9 +334,7 @@ impl Work<'_> {
         self.demands.add(validation, trust.has_failed(&id));
         let (store, told) = asked?;
         // Several may ask for the same one.
-        let new = told.into_iter().filter(|told| !self.problems.contains(told));
-        let new: Vec<String> = new.collect();
-        self.problems.extend(new);
+        told.into_iter().for_each(|warning| self.problems.warn(warning));
         Ok(store)
     }
 

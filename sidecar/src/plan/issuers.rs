@@ -91,9 +91,14 @@ impl Work<'_> {
                 SetError::Invalid(reason) => (TokenFault::KeysInvalid, reason),
             };
             let kept = self.builder.issuers.kept(place, data);
-            let stays = if kept.is_some() { "; the last good ones stay in force" } else { "" };
             let (listener, _, name) = place;
-            self.problems.push(format!("listener {listener:?} keys of {name:?}: {reason}{stays}"));
+            let problem = format!("listener {listener:?} keys of {name:?}: {reason}");
+            match kept {
+                Some(_) => {
+                    self.problems.warn(format!("{problem}; the last good ones stay in force"));
+                }
+                None => self.problems.unserved.push(problem),
+            }
             kept.ok_or(fault)
         })
     }
@@ -125,7 +130,7 @@ impl Work<'_> {
             }
             None => {
                 let problem = format!("keys of {name:?}: there is no cluster {cluster:?}");
-                self.problems.push(problem);
+                self.problems.unserved.push(problem);
                 // What was fetched from the cluster stays until it is back.
                 self.keys.last_of(origin(None))
             }

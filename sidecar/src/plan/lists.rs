@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use weft_model::{DistributionPoint, Validation};
+use weft_runtime::problems::Problems;
 
 use super::{Plan, Target};
 
@@ -50,7 +51,7 @@ impl Demands {
     }
 
     /// The lists to fetch, as far as their clusters are there.
-    pub(super) fn lists(&self, plan: &Plan, problems: &mut Vec<String>) -> Vec<WantedList> {
+    pub(super) fn lists(&self, plan: &Plan, problems: &mut Problems) -> Vec<WantedList> {
         let mut lists = Vec::with_capacity(self.0.len());
         for (point, Demand { limit, .. }) in &self.0 {
             match plan.targets.get(&point.cluster) {
@@ -60,6 +61,7 @@ impl Demands {
                     limit: *limit,
                 }),
                 None => problems
+                    .unserved
                     .push(format!("list {:?}: there is no cluster {:?}", point.uri, point.cluster)),
             }
         }

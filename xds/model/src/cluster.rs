@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use crate::{Name, UpstreamTls};
+use crate::{DnsDiscovery, Name, UpstreamTls};
 
 /// How long a connection attempt may take when the cluster does not say (`Cluster.connect_timeout`).
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,8 +49,8 @@ pub enum Discovery {
     Static(EndpointSet),
     /// They come as a `ClusterLoadAssignment` of this name (`EDS`).
     Endpoints(Name),
-    /// Host names to resolve, with the port and weight of each (`STRICT_DNS`, `LOGICAL_DNS`).
-    Dns(Vec<(String, u16, NonZeroU32)>),
+    /// Host names to resolve (`STRICT_DNS`, `LOGICAL_DNS`).
+    Dns(DnsDiscovery),
     /// The address that the client aimed at (`ORIGINAL_DST`).
     OriginalDestination,
 }

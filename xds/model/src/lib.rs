@@ -9,6 +9,7 @@
 //! [`Endpoint`]s; a [`Secret`] is what proves who somebody is.
 
 mod cluster;
+mod dns;
 mod flow;
 mod http;
 mod identity;
@@ -27,6 +28,9 @@ mod token;
 pub use cluster::{
     Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE,
     Discovery, Endpoint, EndpointSet, Health, UpstreamProtocol,
+};
+pub use dns::{
+    DEFAULT_DNS_REFRESH, DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, DnsQuery, WhenAbsent,
 };
 pub use flow::{FlowKey, FlowTuple, Transport};
 pub use http::{
@@ -54,7 +58,7 @@ pub use secret::{
     RevocationDepth, RevocationMode, RevocationPolicy, Secret, SecretSource, TlsIdentity,
     UpstreamTls, Validation,
 };
-pub use snapshot::{Missing, Snapshot};
+pub use snapshot::{AddressConflict, Missing, Snapshot};
 pub use text::{Cidr, InvalidCidr, StringMatch};
 pub use token::{
     ClaimFormat, ClaimRule, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, TokenPlace,

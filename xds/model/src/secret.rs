@@ -170,6 +170,17 @@ pub enum SecretSource {
     Named(Name),
 }
 
+impl SecretSource {
+    /// Its name; none for a secret in place.
+    #[must_use]
+    pub fn name(&self) -> Option<&Name> {
+        match self {
+            Self::Inline(_) => None,
+            Self::Named(name) => Some(name),
+        }
+    }
+}
+
 /// How TLS with a client is done (`DownstreamTlsContext`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DownstreamTls {

@@ -1,13 +1,14 @@
 //! A whole configuration at one moment. Immutable; the next one replaces it whole.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::{
-    Action, Cluster, Discovery, EndpointSet, Filter, FilterChain, Listener, Name, RouteSource,
-    RouteTable, Secret, SecretSource, Transport,
+    Action, Cluster, Discovery, EndpointSet, Filter, HttpFilter, KeySource, Listener, Name,
+    RouteSource, RouteTable, Secret, SecretSource, Transport,
 };
 
 /// Everything a data plane works by. A request or a flow sees one snapshot from start to end.
@@ -23,6 +24,8 @@ pub struct Snapshot {
     pub clusters: BTreeMap<Name, Arc<Cluster>>,
     /// The endpoints of the clusters that discover them, by `ClusterLoadAssignment` name.
     pub endpoints: BTreeMap<Name, Arc<EndpointSet>>,
+    /// The endpoints of the clusters whose hosts are resolved by DNS, by cluster name.
+    pub resolved: BTreeMap<Name, Arc<EndpointSet>>,
     /// The secrets by name.
     pub secrets: BTreeMap<Name, Arc<Secret>>,
 }
@@ -36,6 +39,8 @@ pub enum Missing {
     Cluster(Name),
     /// The endpoints of a cluster.
     Endpoints(Name),
+    /// The addresses of a cluster's host names, by cluster name.
+    Addresses(Name),
     /// A secret.
     Secret(Name),
 }
@@ -46,6 +51,7 @@ impl fmt::Display for Missing {
             Self::Routes(name) => write!(f, "route configuration {name:?}"),
             Self::Cluster(name) => write!(f, "cluster {name:?}"),
             Self::Endpoints(name) => write!(f, "endpoints {name:?}"),
+            Self::Addresses(name) => write!(f, "addresses of the hosts of cluster {name:?}"),
             Self::Secret(name) => write!(f, "secret {name:?}"),
         }
     }
@@ -74,7 +80,8 @@ impl Snapshot {
         match &cluster.discovery {
             Discovery::Static(set) => Some(set),
             Discovery::Endpoints(name) => self.endpoints.get(name).map(Arc::as_ref),
-            Discovery::Dns(_) | Discovery::OriginalDestination => None,
+            Discovery::Dns(_) => self.resolved.get(&cluster.name).map(Arc::as_ref),
+            Discovery::OriginalDestination => None,
         }
     }
 
@@ -87,77 +94,165 @@ impl Snapshot {
         }
     }
 
-    /// Every name that is referred to and not there, each once, in order.
+    /// Every name that is referred to and not there, each once, in order. Addresses of host names are
+    /// not among them: no configuration contains those.
     #[must_use]
     pub fn missing(&self) -> Vec<Missing> {
-        let mut missing = Vec::new();
+        let mut missing = BTreeSet::new();
+        let mut clusters: Vec<&Name> = Vec::new();
         for listener in self.listeners.values() {
-            for chain in listener.all_chains() {
-                self.missing_of_chain(chain, &mut missing);
+            missing.extend(self.missing_secrets(listener.secret_names()));
+            for name in listener.table_names().filter(|name| !self.routes.contains_key(*name)) {
+                missing.insert(Missing::Routes(name.clone()));
             }
-            if let Some(udp) = &listener.udp {
-                self.expect_cluster(&udp.cluster, &mut missing);
-            }
+            let tables = listener.table_names().filter_map(|name| self.routes.get(name));
+            clusters.extend(tables.flat_map(|table| table.cluster_names()));
+            clusters.extend(listener.cluster_names());
         }
         for cluster in self.clusters.values() {
-            self.missing_of_cluster(cluster, &mut missing);
+            missing.extend(self.missing_of_cluster(cluster));
         }
-        missing.sort_unstable();
-        missing.dedup();
+        let lacking = clusters.into_iter().filter(|name| !self.clusters.contains_key(*name));
+        missing.extend(lacking.map(|name| Missing::Cluster(name.clone())));
+        missing.into_iter().filter(|missing| !matches!(missing, Missing::Addresses(_))).collect()
+    }
+
+    /// What a cluster refers to and is not there: its endpoints or addresses, and its secrets.
+    #[must_use]
+    pub fn missing_of_cluster(&self, cluster: &Cluster) -> Vec<Missing> {
+        let mut missing: Vec<Missing> = self.missing_secrets(cluster.secret_names()).collect();
+        match &cluster.discovery {
+            Discovery::Endpoints(name) if !self.endpoints.contains_key(name) => {
+                missing.push(Missing::Endpoints(name.clone()));
+            }
+            Discovery::Dns(_) if !self.resolved.contains_key(&cluster.name) => {
+                missing.push(Missing::Addresses(cluster.name.clone()));
+            }
+            Discovery::Static(_)
+            | Discovery::Endpoints(_)
+            | Discovery::Dns(_)
+            | Discovery::OriginalDestination => {}
+        }
         missing
     }
 
-    fn missing_of_chain(&self, chain: &FilterChain, missing: &mut Vec<Missing>) {
-        if let Some(tls) = &chain.tls {
-            self.expect_secret(&tls.identity, missing);
-            if let Some(validation) = tls.clients.validation() {
-                self.expect_secret(validation, missing);
+    /// Those of the secrets that are not there.
+    pub fn missing_secrets<'n>(
+        &self,
+        names: impl Iterator<Item = &'n Name>,
+    ) -> impl Iterator<Item = Missing> {
+        names.filter(|n| !self.secrets.contains_key(*n)).map(|name| Missing::Secret(name.clone()))
+    }
+}
+
+/// Two listeners at one address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressConflict {
+    /// The listener that is served.
+    pub first: Name,
+    /// The other.
+    pub second: Name,
+    /// Their address.
+    pub address: SocketAddr,
+}
+
+impl fmt::Display for AddressConflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, second, address } = self;
+        write!(f, "listener {second:?}: address {address} is taken by listener {first:?}")
+    }
+}
+
+impl Snapshot {
+    /// The listeners whose address another one has: of two that bind a socket, connections would go to
+    /// either; of two that do not, one would get none.
+    #[must_use]
+    pub fn address_conflicts(&self) -> Vec<AddressConflict> {
+        let mut taken = BTreeMap::new();
+        let mut conflicts = Vec::new();
+        for (name, listener) in &self.listeners {
+            let is_udp = listener.transport == Transport::Udp;
+            match taken.entry((listener.bind, is_udp, listener.address)) {
+                Entry::Vacant(free) => {
+                    free.insert(name);
+                }
+                Entry::Occupied(first) => conflicts.push(AddressConflict {
+                    first: Name::clone(first.get()),
+                    second: name.clone(),
+                    address: listener.address,
+                }),
             }
         }
-        match &chain.filter {
-            Filter::Tcp(tcp) => {
-                tcp.clusters.iter().for_each(|c| self.expect_cluster(&c.name, missing))
-            }
+        conflicts
+    }
+}
+
+impl Cluster {
+    /// The secrets that it names.
+    pub fn secret_names(&self) -> impl Iterator<Item = &Name> {
+        let sources = self.tls.iter().flat_map(|tls| tls.identity.iter().chain(&tls.validation));
+        sources.filter_map(SecretSource::name)
+    }
+}
+
+impl RouteTable {
+    /// The clusters that its routes name.
+    pub fn cluster_names(&self) -> impl Iterator<Item = &Name> {
+        let routes = self.hosts.iter().flat_map(|host| &host.routes);
+        let clusters = routes.flat_map(|route| match &route.action {
+            Action::Forward { clusters, .. } => clusters.as_slice(),
+            Action::Redirect(_) | Action::Respond { .. } => &[],
+        });
+        clusters.map(|cluster| &cluster.name)
+    }
+}
+
+impl Listener {
+    /// The secrets that it names.
+    pub fn secret_names(&self) -> impl Iterator<Item = &Name> {
+        let tls = self.all_chains().filter_map(|chain| chain.tls.as_ref());
+        let sources =
+            tls.flat_map(|tls| [&tls.identity].into_iter().chain(tls.clients.validation()));
+        sources.filter_map(SecretSource::name)
+    }
+
+    /// The route tables that it names.
+    pub fn table_names(&self) -> impl Iterator<Item = &Name> {
+        self.all_chains().filter_map(|chain| match &chain.filter {
+            Filter::Tcp(_) => None,
             Filter::Http(http) => match &http.routes {
-                RouteSource::Inline(table) => self.missing_of_routes(table, missing),
-                RouteSource::Named(name) => match self.routes.get(name) {
-                    Some(table) => self.missing_of_routes(table, missing),
-                    None => missing.push(Missing::Routes(name.clone())),
-                },
+                RouteSource::Named(name) => Some(name),
+                RouteSource::Inline(_) => None,
             },
-        }
+        })
     }
 
-    fn missing_of_routes(&self, table: &RouteTable, missing: &mut Vec<Missing>) {
-        for route in table.hosts.iter().flat_map(|host| &host.routes) {
-            if let Action::Forward { clusters, .. } = &route.action {
-                clusters.iter().for_each(|c| self.expect_cluster(&c.name, missing));
-            }
-        }
+    /// The clusters from which keys of token issuers are fetched.
+    pub fn key_cluster_names(&self) -> impl Iterator<Item = &Name> {
+        let filters = self.all_chains().flat_map(|chain| match &chain.filter {
+            Filter::Tcp(_) => &[],
+            Filter::Http(http) => http.filters.as_slice(),
+        });
+        let policies = filters.filter_map(|filter| match filter {
+            HttpFilter::Jwt(policy) => Some(policy),
+            HttpFilter::Rbac(_) => None,
+        });
+        let providers = policies.flat_map(|policy| policy.providers.values());
+        providers.filter_map(|provider| match &provider.keys {
+            KeySource::Http { cluster, .. } => Some(cluster),
+            KeySource::Local(_) => None,
+        })
     }
 
-    fn missing_of_cluster(&self, cluster: &Cluster, missing: &mut Vec<Missing>) {
-        if let Discovery::Endpoints(name) = &cluster.discovery
-            && !self.endpoints.contains_key(name)
-        {
-            missing.push(Missing::Endpoints(name.clone()));
-        }
-        if let Some(tls) = &cluster.tls {
-            tls.identity.iter().chain(&tls.validation).for_each(|s| self.expect_secret(s, missing));
-        }
-    }
-
-    fn expect_cluster(&self, name: &Name, missing: &mut Vec<Missing>) {
-        if !self.clusters.contains_key(name) {
-            missing.push(Missing::Cluster(name.clone()));
-        }
-    }
-
-    fn expect_secret(&self, source: &SecretSource, missing: &mut Vec<Missing>) {
-        if let SecretSource::Named(name) = source
-            && !self.secrets.contains_key(name)
-        {
-            missing.push(Missing::Secret(name.clone()));
-        }
+    /// The clusters that it names itself: those of TCP and UDP, and those of routes in place.
+    pub fn cluster_names(&self) -> impl Iterator<Item = &Name> {
+        let inline = self.all_chains().filter_map(|chain| match &chain.filter {
+            Filter::Tcp(_) => None,
+            Filter::Http(http) => match &http.routes {
+                RouteSource::Inline(table) => Some(table),
+                RouteSource::Named(_) => None,
+            },
+        });
+        self.flow_clusters().chain(inline.flat_map(|table| table.cluster_names()))
     }
 }

@@ -1,6 +1,7 @@
 //! The task that follows a control plane: dials, talks, publishes, and tries again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,9 +11,9 @@ use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Dis
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use weft_model::{Missing, Name, Secret, Snapshot};
+use weft_model::{Discovery, DnsQuery, Missing, Name, Secret, Snapshot};
 
-use super::{Backoff, ClientSession, Gate, Outcome, Request, Variant, explain};
+use super::{Backoff, ClientSession, Outcome, Request, Variant, Warming, explain};
 use crate::dial::Dial;
 use crate::translate::Notes;
 
@@ -32,8 +33,43 @@ pub struct Status {
     pub rejected: BTreeMap<String, String>,
     /// What has no effect here or weakens security, by kind and name; without those that have none.
     pub notes: BTreeMap<String, Notes>,
-    /// Names the next configuration waits for.
+    /// Names that something in the configuration refers to and that are missing.
     pub waiting_for: Vec<Missing>,
+    /// Whether everything of the first configuration is in force, or was waited for in vain.
+    pub is_settled: bool,
+}
+
+/// The addresses of the host names that were looked up at least once; none when no lookup succeeded.
+pub type Answers = BTreeMap<DnsQuery, Arc<[IpAddr]>>;
+
+/// The connection to what resolves host names.
+#[derive(Debug)]
+pub struct Hosts {
+    /// The lookups that the configuration needs.
+    pub wanted: watch::Sender<BTreeSet<DnsQuery>>,
+    /// Their answers.
+    pub answers: watch::Receiver<Arc<Answers>>,
+}
+
+impl Hosts {
+    /// Asks for the addresses of a configuration's host names, and adds those that are known.
+    fn resolve(&mut self, snapshot: &mut Snapshot) {
+        let answers = self.answers.borrow_and_update().clone();
+        let mut queries = BTreeSet::new();
+        for (name, cluster) in &snapshot.clusters {
+            if let Discovery::Dns(dns) = &cluster.discovery {
+                queries.extend(dns.queries());
+                if let Some(set) = dns.endpoints(&answers) {
+                    snapshot.resolved.insert(name.clone(), Arc::new(set));
+                }
+            }
+        }
+        self.wanted.send_if_modified(|wanted| {
+            let changed = *wanted != queries;
+            *wanted = queries;
+            changed
+        });
+    }
 }
 
 impl Status {
@@ -66,12 +102,14 @@ pub struct Follower {
     pub publish: watch::Sender<Arc<Snapshot>>,
     /// Where the state of things goes.
     pub status: watch::Sender<Status>,
-    /// The gate between.
-    pub gate: Gate,
+    /// What resolves host names.
+    pub hosts: Hosts,
+    /// What decides between the two.
+    pub warming: Warming,
 }
 
 impl Follower {
-    /// Publishes what is there now, if it is complete or has waited long enough.
+    /// Publishes what of the accepted resources is warm.
     fn offer(&mut self, session: &ClientSession, now: Instant) {
         let alone = self.fixed.listeners.is_empty();
         if self.has_server && alone && !session.has_heard() {
@@ -80,7 +118,8 @@ impl Follower {
         let mut candidate = self.fixed.clone();
         session.fill(&mut candidate);
         candidate.secrets.extend(self.local.borrow_and_update().clone());
-        let passed = self.gate.offer(candidate, |missing| session.is_absent(missing), now);
+        self.hosts.resolve(&mut candidate);
+        let passed = self.warming.offer(candidate, |missing| session.is_absent(missing), now);
         self.let_through(passed);
     }
 
@@ -94,10 +133,14 @@ impl Follower {
             );
             self.publish.send_replace(Arc::new(snapshot));
         }
-        let waiting_for = self.gate.waiting_for();
+        for missing in self.warming.take_overdue() {
+            tracing::warn!(%missing, "not received in time, serving without it");
+        }
+        let (waiting_for, is_settled) = (self.warming.missing(), self.warming.is_settled());
         self.status.send_if_modified(|status| {
-            let changed = status.waiting_for != waiting_for;
+            let changed = status.waiting_for != waiting_for || status.is_settled != is_settled;
             status.waiting_for = waiting_for;
+            status.is_settled = is_settled;
             changed
         });
     }
@@ -129,10 +172,10 @@ impl Follower {
 pub async fn follow(dial: Option<Dial>, mut session: ClientSession, mut follower: Follower) {
     follower.offer(&session, now());
     let Some(dial) = dial else {
-        while follower.local.changed().await.is_ok() {
-            follower.offer(&session, now());
+        loop {
+            let event = housekeeping(&mut follower).await;
+            keep_house(event, &session, &mut follower);
         }
-        return std::future::pending().await;
     };
     let mut backoff = Backoff::new();
     loop {
@@ -158,7 +201,7 @@ pub async fn follow(dial: Option<Dial>, mut session: ClientSession, mut follower
     }
 }
 
-/// Waits, while local secrets and the gate's deadline still count.
+/// Waits, while what needs no server still counts.
 async fn rest(wait: Duration, session: &ClientSession, follower: &mut Follower) {
     let waited = tokio::time::sleep(wait);
     tokio::pin!(waited);
@@ -172,14 +215,14 @@ async fn rest(wait: Duration, session: &ClientSession, follower: &mut Follower) 
 
 #[derive(Debug, Clone, Copy)]
 enum Housekeeping {
-    LocalSecrets,
+    Offer,
     Deadline,
 }
 
-/// What may happen without the server: a new local secret, or the gate's patience ends.
+/// What may happen without the server: a new local secret, an answer of DNS, or a time that is over.
 async fn housekeeping(follower: &mut Follower) -> Housekeeping {
-    let deadline = follower.gate.deadline();
-    let patience = async {
+    let deadline = follower.warming.deadline();
+    let overdue = async {
         match deadline {
             Some(at) => tokio::time::sleep_until(at.into()).await,
             None => std::future::pending().await,
@@ -187,18 +230,22 @@ async fn housekeeping(follower: &mut Follower) -> Housekeeping {
     };
     tokio::select! {
         changed = follower.local.changed() => match changed {
-            Ok(()) => Housekeeping::LocalSecrets,
+            Ok(()) => Housekeeping::Offer,
             Err(_) => std::future::pending().await,
         },
-        () = patience => Housekeeping::Deadline,
+        changed = follower.hosts.answers.changed() => match changed {
+            Ok(()) => Housekeeping::Offer,
+            Err(_) => std::future::pending().await,
+        },
+        () = overdue => Housekeeping::Deadline,
     }
 }
 
 fn keep_house(event: Housekeeping, session: &ClientSession, follower: &mut Follower) {
     match event {
-        Housekeeping::LocalSecrets => follower.offer(session, now()),
+        Housekeeping::Offer => follower.offer(session, now()),
         Housekeeping::Deadline => {
-            let passed = follower.gate.tick(now());
+            let passed = follower.warming.tick(now());
             follower.let_through(passed);
         }
     }
@@ -252,7 +299,7 @@ async fn converse(
         *answered = true;
         follower.report(&outcome);
         // Each accepted response is offered, also one that only says what does not exist.
-        follower.offer_if(outcome.changed || follower.gate.deadline().is_some(), session);
+        follower.offer_if(outcome.changed || follower.warming.deadline().is_some(), session);
         if send(&outbox, outcome.requests).await.is_err() {
             return Some("the stream closed while we answered".into());
         }

@@ -1,19 +1,19 @@
 //! The xDS client: from a stream of responses to one closed [`weft_model::Snapshot`] after another.
 //!
-//! [`session`] decides what to send after what arrived, [`gate`] when a configuration is complete
-//! enough to serve, [`backoff`] when to try again; none of them does I/O or reads a clock.
+//! [`session`] decides what to send after what arrived, [`warming`] which version of each resource is in
+//! force, [`backoff`] when to try again; none of them does I/O or reads a clock.
 //! [`follow`] carries their answers out.
 
 mod backoff;
 mod batch;
 mod follow;
-mod gate;
 mod session;
+mod warming;
 
 pub use backoff::Backoff;
-pub use follow::{Follower, Status, follow};
-pub use gate::Gate;
+pub use follow::{Answers, Follower, Hosts, Status, follow};
 pub use session::{ClientSession, Node, Outcome, Request, Variant};
+pub use warming::Warming;
 
 /// The cause of a failed call in one line: gRPC's own text, or the deepest cause below it.
 pub(crate) fn explain(status: &tonic::Status) -> String {

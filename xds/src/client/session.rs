@@ -19,7 +19,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use envoy_types::pb::google::rpc;
 use prost::Message as _;
-use weft_model::{Discovery, Filter, Missing, Name, RouteSource, SecretSource, Snapshot};
+use weft_model::{Discovery, Missing, Name, Snapshot};
 
 use super::batch::Batch;
 use crate::translate::{self, Kind, Notes, Rejection, Resource};
@@ -210,6 +210,8 @@ impl ClientSession {
             Missing::Cluster(name) => (Kind::Cluster, name),
             Missing::Endpoints(name) => (Kind::Endpoints, name),
             Missing::Secret(name) => (Kind::Secret, name),
+            // No server is asked for them.
+            Missing::Addresses(_) => return false,
         };
         self.types.get(&kind).is_some_and(|state| state.absent.contains(name))
     }
@@ -401,36 +403,18 @@ impl ClientSession {
     }
 }
 
-/// Tells of every name that a resource refers to.
-fn references(resource: &Resource, tell: &mut dyn FnMut(Kind, &Name)) {
-    let secret = |source: &SecretSource, tell: &mut dyn FnMut(Kind, &Name)| {
-        if let SecretSource::Named(name) = source {
-            tell(Kind::Secret, name);
-        }
-    };
+/// Calls `refer` with every name that a resource refers to and a server is asked for by name.
+fn references(resource: &Resource, refer: &mut dyn FnMut(Kind, &Name)) {
     match resource {
         Resource::Cluster(cluster) => {
             if let Discovery::Endpoints(name) = &cluster.discovery {
-                tell(Kind::Endpoints, name);
+                refer(Kind::Endpoints, name);
             }
-            if let Some(tls) = &cluster.tls {
-                tls.identity.iter().chain(&tls.validation).for_each(|source| secret(source, tell));
-            }
+            cluster.secret_names().for_each(|name| refer(Kind::Secret, name));
         }
         Resource::Listener(listener) => {
-            for chain in listener.all_chains() {
-                if let Some(tls) = &chain.tls {
-                    [&tls.identity]
-                        .into_iter()
-                        .chain(tls.clients.validation())
-                        .for_each(|source| secret(source, tell));
-                }
-                if let Filter::Http(http) = &chain.filter
-                    && let RouteSource::Named(name) = &http.routes
-                {
-                    tell(Kind::Routes, name);
-                }
-            }
+            listener.secret_names().for_each(|name| refer(Kind::Secret, name));
+            listener.table_names().for_each(|name| refer(Kind::Routes, name));
         }
         Resource::Endpoints(..) | Resource::Secret(..) | Resource::Routes(_) => {}
     }

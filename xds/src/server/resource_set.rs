@@ -52,7 +52,9 @@ impl Fragment {
                 Missing::Endpoints(name) => {
                     snapshot.endpoints.insert(name, Arc::new(EndpointSet::default()));
                 }
-                Missing::Cluster(_) | Missing::Secret(_) => references.push(missing),
+                Missing::Cluster(_) | Missing::Addresses(_) | Missing::Secret(_) => {
+                    references.push(missing);
+                }
             }
         }
         let mut encoded = Vec::new();
@@ -139,7 +141,9 @@ impl ResourceSet {
         }
         for reference in references {
             let is_known = match reference {
-                Missing::Cluster(name) => set.get(Kind::Cluster, name).is_some(),
+                Missing::Cluster(name) | Missing::Addresses(name) => {
+                    set.get(Kind::Cluster, name).is_some()
+                }
                 Missing::Routes(name) => set.get(Kind::Routes, name).is_some(),
                 Missing::Endpoints(name) => set.get(Kind::Endpoints, name).is_some(),
                 Missing::Secret(name) => {

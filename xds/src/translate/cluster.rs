@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_model::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_TABLE_SIZE,
-    DEFAULT_UPSTREAM_IDLE, Discovery, UpstreamProtocol, UpstreamTls,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_DNS_REFRESH, DEFAULT_RESPONSE_HEAD_BYTES,
+    DEFAULT_TABLE_SIZE, DEFAULT_UPSTREAM_IDLE, Discovery, DnsDiscovery, DnsFamily, DnsHost,
+    DnsPolicy, UpstreamProtocol, UpstreamTls, WhenAbsent,
 };
 
 use super::{Reader, Refused, endpoints, secret, values};
@@ -24,7 +25,7 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// Reads a cluster.
 pub(super) fn decode(mut cluster: Reader<'_>) -> Result<Cluster, Refused> {
     let name: weft_model::Name = cluster.required_text("name")?.into();
-    cluster.harmless(&["alt_stat_name", "respect_dns_ttl", "dns_lookup_family"]);
+    cluster.harmless(&["alt_stat_name"]);
     let discovery = discovery(&mut cluster, &name)?;
     let balance = balance(&mut cluster, &discovery)?;
     let connect_timeout = cluster.duration("connect_timeout")?.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
@@ -66,13 +67,16 @@ fn discovery(cluster: &mut Reader<'_>, name: &weft_model::Name) -> Result<Discov
             let service = config.text("service_name");
             Ok(Discovery::Endpoints(if service.is_empty() { name.clone() } else { service.into() }))
         }
-        "STRICT_DNS" | "LOGICAL_DNS" => dns(cluster.required_child("load_assignment")?),
+        "STRICT_DNS" => dns(cluster, WhenAbsent::Drop),
+        "LOGICAL_DNS" => dns(cluster, WhenAbsent::Keep),
         "ORIGINAL_DST" => Ok(Discovery::OriginalDestination),
         other => Err(cluster.refuse("type", format!("{other} is no known discovery type"))),
     }
 }
 
-fn dns(mut assignment: Reader<'_>) -> Result<Discovery, Refused> {
+fn dns(cluster: &mut Reader<'_>, when_absent: WhenAbsent) -> Result<Discovery, Refused> {
+    let policy = dns_policy(cluster, when_absent)?;
+    let mut assignment = cluster.required_child("load_assignment")?;
     assignment.harmless(&["cluster_name"]);
     let mut hosts = Vec::new();
     for mut locality in assignment.children("endpoints") {
@@ -82,10 +86,58 @@ fn dns(mut assignment: Reader<'_>) -> Result<Discovery, Refused> {
             let mut address = member.required_child("endpoint")?.required_child("address")?;
             let mut socket = address.required_child("socket_address")?;
             socket.harmless(&["protocol"]);
-            hosts.push((socket.required_text("address")?, values::port(&mut socket)?, weight));
+            let name = socket.required_text("address")?;
+            hosts.push(DnsHost { name, port: values::port(&mut socket)?, weight });
         }
     }
-    Ok(Discovery::Dns(hosts))
+    Ok(Discovery::Dns(DnsDiscovery { hosts, policy }))
+}
+
+fn dns_policy(cluster: &mut Reader<'_>, when_absent: WhenAbsent) -> Result<DnsPolicy, Refused> {
+    let refresh = interval(cluster, "dns_refresh_rate")?.unwrap_or(DEFAULT_DNS_REFRESH);
+    let mut failure_base = refresh.min(DnsPolicy::default().failure_base);
+    let mut failure_max = refresh;
+    if let Some(mut rate) = cluster.child("dns_failure_refresh_rate") {
+        let base = interval(&mut rate, "base_interval")?;
+        failure_base = base.ok_or_else(|| rate.refuse("base_interval", "it is missing"))?;
+        failure_max =
+            interval(&mut rate, "max_interval")?.unwrap_or_else(|| failure_base.saturating_mul(10));
+        if failure_max < failure_base {
+            return Err(rate.refuse("max_interval", "must be base_interval or more"));
+        }
+    }
+    let family = match cluster.choice("dns_lookup_family").as_str() {
+        "AUTO" => DnsFamily::Auto,
+        "V4_ONLY" => DnsFamily::V4Only,
+        "V6_ONLY" => DnsFamily::V6Only,
+        "V4_PREFERRED" => DnsFamily::V4Preferred,
+        "ALL" => DnsFamily::All,
+        other => {
+            let why = format!(
+                "invalid family {other:?}: must be AUTO, V4_ONLY, V6_ONLY, V4_PREFERRED or ALL"
+            );
+            return Err(cluster.refuse("dns_lookup_family", why));
+        }
+    };
+    Ok(DnsPolicy {
+        refresh,
+        respects_ttl: cluster.flag("respect_dns_ttl").unwrap_or(false),
+        jitter: cluster.duration("dns_jitter")?.unwrap_or_default(),
+        failure_base,
+        failure_max,
+        family,
+        when_absent,
+    })
+}
+
+/// A time between lookups: Envoy refuses 1 ms and less.
+fn interval(reader: &mut Reader<'_>, field: &str) -> Result<Option<Duration>, Refused> {
+    match reader.duration(field)? {
+        Some(interval) if interval <= Duration::from_millis(1) => {
+            Err(reader.refuse(field, format!("invalid interval {interval:?}: must exceed 1ms")))
+        }
+        interval => Ok(interval),
+    }
 }
 
 fn balance(cluster: &mut Reader<'_>, discovery: &Discovery) -> Result<Balance, Refused> {
@@ -197,6 +249,26 @@ fn limits(cluster: &mut Reader<'_>) -> (u32, u32) {
     limits
 }
 
+fn encode_dns_policy(policy: &DnsPolicy, json: &mut Value) {
+    json["type"] = json!(match policy.when_absent {
+        WhenAbsent::Drop => "STRICT_DNS",
+        WhenAbsent::Keep => "LOGICAL_DNS",
+    });
+    json["dns_lookup_family"] = json!(match policy.family {
+        DnsFamily::Auto => "AUTO",
+        DnsFamily::V4Only => "V4_ONLY",
+        DnsFamily::V6Only => "V6_ONLY",
+        DnsFamily::V4Preferred => "V4_PREFERRED",
+        DnsFamily::All => "ALL",
+    });
+    json["respect_dns_ttl"] = json!(policy.respects_ttl);
+    json["dns_refresh_rate"] = values::duration(policy.refresh);
+    json["dns_jitter"] = values::duration(policy.jitter);
+    json["dns_failure_refresh_rate"] = json!({
+        "base_interval": values::duration(policy.failure_base),
+        "max_interval": values::duration(policy.failure_max)});
+}
+
 /// The JSON form of a cluster.
 pub(super) fn encode(cluster: &Cluster) -> Value {
     let mut json = json!({
@@ -215,16 +287,17 @@ pub(super) fn encode(cluster: &Cluster) -> Value {
             json["eds_cluster_config"] = json!({
                 "eds_config": {"ads": {}, "resource_api_version": "V3"}, "service_name": &**service});
         }
-        Discovery::Dns(hosts) => {
-            let members: Vec<Value> = hosts
+        Discovery::Dns(dns) => {
+            let members: Vec<Value> = dns
+                .hosts
                 .iter()
-                .map(|(host, port, weight)| {
-                    json!({
-                "load_balancing_weight": weight.get(),
-                "endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}})
+                .map(|host| {
+                    json!({"load_balancing_weight": host.weight.get(),
+                           "endpoint": {"address": {"socket_address":
+                               {"address": host.name, "port_value": host.port}}}})
                 })
                 .collect();
-            json["type"] = json!("STRICT_DNS");
+            encode_dns_policy(&dns.policy, &mut json);
             json["load_assignment"] =
                 json!({"cluster_name": &*cluster.name, "endpoints": [{"lb_endpoints": members}]});
         }

@@ -267,6 +267,7 @@ pub fn dump(snapshot: &Snapshot) -> serde_json::Value {
         "revision": snapshot.revision,
         "clusters": snapshot.clusters.iter().map(|(n, c)| named(n, cluster::encode(c))).collect::<serde_json::Map<_, _>>(),
         "endpoints": snapshot.endpoints.iter().map(|(n, s)| named(n, endpoints::encode(n, s))).collect::<serde_json::Map<_, _>>(),
+        "resolved": snapshot.resolved.iter().map(|(n, s)| named(n, endpoints::encode(n, s))).collect::<serde_json::Map<_, _>>(),
         "secrets": snapshot.secrets.iter().map(|(n, s)| named(n, secret::encode(n, s))).collect::<serde_json::Map<_, _>>(),
         "listeners": snapshot.listeners.iter().map(|(n, l)| named(n, listener::encode(l))).collect::<serde_json::Map<_, _>>(),
         "routes": snapshot.routes.iter().map(|(n, t)| named(n, route::encode(t))).collect::<serde_json::Map<_, _>>(),

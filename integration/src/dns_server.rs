@@ -1,0 +1,202 @@
+//! A DNS server with every fault that one may have, and the files by which this namespace asks it.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::mount::{MsFlags, mount};
+use tempfile::TempDir;
+
+const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
+const NO_ERROR: u8 = 0;
+const SERVER_FAILURE: u8 = 2;
+const NO_SUCH_NAME: u8 = 3;
+
+/// How questions for a name are answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// With these addresses, valid for this many seconds.
+    Addresses(Vec<IpAddr>, u32),
+    /// With these addresses over TCP; cut off over UDP.
+    Truncated(Vec<IpAddr>),
+    /// With a server failure.
+    ServerFailure,
+    /// Not at all.
+    Silence,
+    /// With the statement that there is no such name.
+    NoSuchName,
+}
+
+/// What the server has and was asked.
+#[derive(Debug, Default)]
+struct Zone {
+    replies: BTreeMap<String, Reply>,
+    asked: BTreeMap<String, usize>,
+}
+
+/// The server, at port 53 of loopback. Names it does not have do not exist.
+#[derive(Debug)]
+pub struct DnsServer {
+    zone: Arc<Mutex<Zone>>,
+    folder: TempDir,
+}
+
+impl DnsServer {
+    /// Starts it and makes this namespace ask it, with `options` as further lines of `/etc/resolv.conf`
+    /// and `hosts` as `/etc/hosts`.
+    ///
+    /// # Panics
+    /// When the port is taken, or a file cannot be replaced.
+    #[must_use]
+    pub fn start(options: &str, hosts: &str) -> Self {
+        let folder = TempDir::new().expect("a temporary folder can be made");
+        for (name, text) in [
+            ("resolv.conf", format!("nameserver 127.0.0.1\n{options}\n")),
+            ("hosts", hosts.to_owned()),
+        ] {
+            let file = folder.path().join(name);
+            std::fs::write(&file, text).expect("the folder takes files");
+            let none: Option<&str> = None;
+            mount(Some(&file), &PathBuf::from("/etc").join(name), none, MsFlags::MS_BIND, none)
+                .expect("the namespace is ours");
+        }
+        let zone = Arc::<Mutex<Zone>>::default();
+        let address = (Ipv4Addr::LOCALHOST, 53);
+        let udp = UdpSocket::bind(address).expect("the port is free");
+        let tcp = TcpListener::bind(address).expect("the port is free");
+        let of_udp = zone.clone();
+        std::thread::spawn(move || serve_udp(&udp, &of_udp));
+        let of_tcp = zone.clone();
+        std::thread::spawn(move || {
+            for stream in tcp.incoming().flatten() {
+                drop(serve_tcp(stream, &of_tcp));
+            }
+        });
+        Self { zone, folder }
+    }
+
+    /// Answers questions for a name in this way from now on.
+    pub fn set(&self, name: &str, reply: Reply) {
+        lock(&self.zone).replies.insert(name.to_owned(), reply);
+    }
+
+    /// How many questions there were for a name.
+    #[must_use]
+    pub fn asked(&self, name: &str) -> usize {
+        lock(&self.zone).asked.get(name).copied().unwrap_or_default()
+    }
+
+    /// Writes `/etc/hosts`.
+    ///
+    /// # Panics
+    /// When the file is gone.
+    pub fn set_hosts(&self, hosts: &str) {
+        std::fs::write(self.folder.path().join("hosts"), hosts).expect("the file is there");
+    }
+}
+
+fn lock(zone: &Mutex<Zone>) -> std::sync::MutexGuard<'_, Zone> {
+    zone.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn serve_udp(socket: &UdpSocket, zone: &Mutex<Zone>) {
+    let mut question = [0; 512];
+    while let Ok((bytes, from)) = socket.recv_from(&mut question) {
+        let answer = question.get(..bytes).and_then(|question| answer(question, zone, true));
+        if let Some(answer) = answer {
+            send(socket, &answer, from);
+        }
+    }
+}
+
+/// A client that has gone away wants no answer.
+fn send(socket: &UdpSocket, answer: &[u8], to: SocketAddr) {
+    drop(socket.send_to(answer, to));
+}
+
+fn serve_tcp(mut stream: TcpStream, zone: &Mutex<Zone>) -> std::io::Result<()> {
+    loop {
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut question)?;
+        if let Some(answer) = answer(&question, zone, false) {
+            let length = u16::try_from(answer.len()).unwrap_or(u16::MAX).to_be_bytes();
+            stream.write_all(&[&length[..], &answer].concat())?;
+        }
+    }
+}
+
+/// The answer to a question; none where the reply is silence.
+fn answer(question: &[u8], zone: &Mutex<Zone>, over_udp: bool) -> Option<Vec<u8>> {
+    let (name, end) = name(question)?;
+    let kind = u16::from_be_bytes([*question.get(end)?, *question.get(end + 1)?]);
+    let reply = {
+        let mut zone = lock(zone);
+        *zone.asked.entry(name.clone()).or_default() += 1;
+        zone.replies.get(&name).cloned().unwrap_or(Reply::NoSuchName)
+    };
+    let question = question.get(..end + 4)?;
+    let of_kind = |addresses: Vec<IpAddr>| -> Vec<IpAddr> {
+        let is_wanted = |address: &IpAddr| match kind {
+            TYPE_A => address.is_ipv4(),
+            TYPE_AAAA => address.is_ipv6(),
+            _ => false,
+        };
+        addresses.into_iter().filter(is_wanted).collect()
+    };
+    match reply {
+        Reply::Silence => None,
+        Reply::ServerFailure => Some(message(question, SERVER_FAILURE, false, &[], 0)),
+        Reply::NoSuchName => Some(message(question, NO_SUCH_NAME, false, &[], 0)),
+        Reply::Truncated(_) if over_udp => Some(message(question, NO_ERROR, true, &[], 0)),
+        Reply::Truncated(addresses) => {
+            Some(message(question, NO_ERROR, false, &of_kind(addresses), 60))
+        }
+        Reply::Addresses(addresses, ttl) => {
+            Some(message(question, NO_ERROR, false, &of_kind(addresses), ttl))
+        }
+    }
+}
+
+fn message(question: &[u8], code: u8, is_cut: bool, addresses: &[IpAddr], ttl: u32) -> Vec<u8> {
+    let mut message = question.to_vec();
+    let count = u16::try_from(addresses.len()).unwrap_or(u16::MAX).to_be_bytes();
+    // Flags: a response; truncated; recursion desired and available. One question, no more records.
+    let head = [0x81 | u8::from(is_cut) << 1, 0x80 | code, 0, 1, count[0], count[1], 0, 0, 0, 0];
+    for (place, byte) in message.iter_mut().skip(2).zip(head) {
+        *place = byte;
+    }
+    for address in addresses {
+        let (kind, bytes) = match address {
+            IpAddr::V4(address) => (TYPE_A, address.octets().to_vec()),
+            IpAddr::V6(address) => (TYPE_AAAA, address.octets().to_vec()),
+        };
+        // The name is the question's, by reference.
+        message.extend([0xc0, 12]);
+        message.extend(kind.to_be_bytes());
+        message.extend([0, 1]);
+        message.extend(ttl.to_be_bytes());
+        message.extend(u16::try_from(bytes.len()).unwrap_or_default().to_be_bytes());
+        message.extend(bytes);
+    }
+    message
+}
+
+/// The name in a question, in lower case and without the last dot, and where it ends.
+fn name(question: &[u8]) -> Option<(String, usize)> {
+    let (mut labels, mut at) = (Vec::new(), 12);
+    loop {
+        let length = usize::from(*question.get(at)?);
+        at += 1;
+        if length == 0 {
+            return Some((labels.join("."), at));
+        }
+        let label = question.get(at..at + length)?;
+        labels.push(String::from_utf8_lossy(label).to_lowercase());
+        at += length;
+    }
+}

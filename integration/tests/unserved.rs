@@ -1,0 +1,146 @@
+//! What is configured and cannot be served: the check fails, and the process is not ready.
+
+use std::net::SocketAddr;
+use std::process::Output;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use weft_integration::backend::Backend;
+use weft_integration::bootstrap::{
+    Speaks, bootstrap, cluster, http, listener, mutual_tls, route_to, tcp_listener, udp_listener,
+    verify_mode,
+};
+use weft_integration::curl::Curl;
+use weft_integration::mesh_pki::MeshPki;
+use weft_integration::port;
+use weft_integration::process::{Process, weft};
+use weft_integration::wait::eventually;
+
+/// A role with a file.
+struct Case {
+    role: &'static str,
+    admin: u16,
+    folder: TempDir,
+}
+
+impl Case {
+    fn new(role: &'static str, listeners: &[Value], clusters: &[Value]) -> Self {
+        let (folder, admin) = (TempDir::new().expect("a temporary folder"), port::free());
+        let config = bootstrap(admin, listeners, clusters);
+        std::fs::write(folder.path().join("c.json"), config.to_string()).expect("it takes files");
+        Self { role, admin, folder }
+    }
+
+    fn check(&self) -> Output {
+        let mut command = weft();
+        command.args([self.role, "--check-config", "-c"]).arg(self.folder.path().join("c.json"));
+        command.output().expect("weft can be started")
+    }
+
+    #[track_caller]
+    fn assert_check_fails(&self, reason: &str) {
+        let output = self.check();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{complaint}");
+        assert!(complaint.contains(reason) && complaint.contains("c.json: "), "{complaint}");
+    }
+
+    fn start(&self) -> Process {
+        let mut command = weft();
+        command.args([self.role, "--workers", "1", "-c"]).arg(self.folder.path().join("c.json"));
+        Process::start(self.role, &mut command)
+    }
+
+    #[track_caller]
+    fn until_unready(&self, process: &Process, reason: &str) {
+        eventually(format!("{process:?} is not ready: {reason}"), || {
+            let answer = Curl::get(self.admin, "/ready").run();
+            (answer.status == 503 && answer.text().contains(reason)).then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn until_ready(&self, process: &Process) {
+        eventually(format!("{process:?} is ready"), || {
+            (Curl::get(self.admin, "/ready").run().status == 200).then_some(())
+        });
+    }
+}
+
+fn web(name: &str, port: u16) -> Value {
+    listener(name, port, http(&route_to("service", 5), &[]), None)
+}
+
+fn service() -> Value {
+    let backend = Backend::answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    cluster("service", &[backend.port], Speaks::Http1, None)
+}
+
+fn at(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+#[test]
+fn http_listener_given_to_an_agent_fails_the_check_and_readiness() {
+    let open = port::free();
+    let tcp = tcp_listener("tcp", at(open), json!({"cluster": "service"}));
+    let case = Case::new("agent", &[tcp.clone(), web("web", port::free())], &[service()]);
+    case.assert_check_fails("listener \"web\" is not served: it serves HTTP");
+    let agent = case.start();
+    case.until_unready(&agent, "listener \"web\" is not served");
+    // The rest is served all the same.
+    assert_eq!(Curl::get(open, "/").run().status, 200);
+    let good = Case::new("agent", &[tcp], &[service()]);
+    assert_eq!(good.check().status.code(), Some(0));
+}
+
+#[test]
+fn udp_listener_given_to_a_sidecar_fails_the_check_and_readiness() {
+    let udp = udp_listener("udp", at(port::free()), "service", json!({}));
+    let case = Case::new("sidecar", &[web("web", port::free()), udp], &[service()]);
+    case.assert_check_fails("listener \"udp\" is for UDP");
+    case.until_unready(&case.start(), "listener \"udp\" is for UDP");
+}
+
+#[test]
+fn two_listeners_at_one_address_fail_the_check_and_readiness() {
+    for role in ["agent", "sidecar"] {
+        let port = port::free();
+        let tcp = |name| tcp_listener(name, at(port), json!({"cluster": "service"}));
+        let case = Case::new(role, &[tcp("one"), tcp("two")], &[service()]);
+        let reason = format!("listener \"two\": address 127.0.0.1:{port} is taken by listener");
+        case.assert_check_fails(&reason);
+        case.until_unready(&case.start(), &reason);
+    }
+}
+
+#[test]
+fn missing_certificate_file_fails_the_check_and_readiness_until_it_is_there() {
+    let pki = MeshPki::create();
+    let own = pki.issue("server");
+    let tls = verify_mode(&own, &pki.root(), &pki.revocations());
+    let secure = listener("secure", port::free(), http(&route_to("service", 5), &[]), Some(tls));
+    let case = Case::new("sidecar", &[web("web", port::free()), secure], &[service()]);
+    assert_eq!(case.check().status.code(), Some(0));
+    let hidden = own.certificate.with_extension("hidden");
+    std::fs::rename(&own.certificate, &hidden).expect("it is there");
+    case.assert_check_fails("listener \"secure\"");
+    let sidecar = case.start();
+    case.until_unready(&sidecar, "listener \"secure\"");
+    std::fs::rename(&hidden, &own.certificate).expect("it is there");
+    case.until_ready(&sidecar);
+}
+
+#[test]
+fn missing_certificate_of_a_cluster_fails_the_check_and_keeps_a_new_process_unready() {
+    let pki = MeshPki::create();
+    let own = pki.issue("client");
+    let tls = mutual_tls(&own, &pki.root(), "server");
+    let secure = cluster("secure", &[port::free()], Speaks::Http1, Some(tls));
+    let hide = || std::fs::remove_file(&own.key).expect("it is there");
+    let case = Case::new("sidecar", &[web("web", port::free())], &[service(), secure]);
+    assert_eq!(case.check().status.code(), Some(0));
+    hide();
+    case.assert_check_fails("cluster \"secure\"");
+    case.until_unready(&case.start(), "cluster \"secure\"");
+}

@@ -1,0 +1,309 @@
+//! What is known of one host name, and when it is looked up again. Sans-io.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use weft_model::{DnsFamily, DnsPolicy, WhenAbsent};
+
+/// How many doublings of the backoff are computed; more would not change it.
+const LARGEST_EXPONENT: u32 = 16;
+/// The random part of every interval: names that began together do not stay together.
+const SPREAD: f64 = 0.1;
+
+/// The answer to a question for the addresses of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It was not asked for.
+    Unasked,
+    /// Addresses, at least one, and how long they are valid.
+    Addresses(Vec<IpAddr>, Duration),
+    /// The name does not exist, or has no addresses of this family.
+    Absent,
+    /// No answer, or one that says nothing about the name.
+    Failed(String),
+}
+
+/// The result of one lookup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) v4: Answer,
+    pub(super) v6: Answer,
+}
+
+/// What a lookup changed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Nothing.
+    Same,
+    /// The name has other addresses.
+    Changed { addresses: usize },
+    /// The name no longer has addresses.
+    Absent,
+    /// Lookups fail from now on; this many addresses stay in use.
+    Failed { error: String, kept: usize },
+}
+
+/// What is known of a name.
+#[derive(Debug)]
+pub(super) struct Entry {
+    v4: Vec<IpAddr>,
+    v6: Vec<IpAddr>,
+    has_answered: bool,
+    failures: u32,
+    last_error: Option<String>,
+    /// When the next lookup begins; none while one is under way.
+    due: Option<Instant>,
+}
+
+impl Entry {
+    /// A name to be looked up at once.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            v4: Vec::new(),
+            v6: Vec::new(),
+            has_answered: false,
+            failures: 0,
+            last_error: None,
+            due: Some(now),
+        }
+    }
+
+    /// Notes that a lookup is under way.
+    pub(super) fn begin(&mut self) {
+        self.due = None;
+    }
+
+    /// When the next lookup begins.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Whether a lookup has ended, well or badly.
+    pub(super) fn has_answered(&self) -> bool {
+        self.has_answered
+    }
+
+    /// Why the last lookup failed.
+    pub(super) fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+
+    /// The addresses in use.
+    pub(super) fn addresses(&self, family: DnsFamily) -> Arc<[IpAddr]> {
+        choose(family, &self.v4, &self.v6)
+    }
+
+    /// Takes the result of a lookup. `random` is between 0 and 1.
+    pub(super) fn take(
+        &mut self,
+        found: Found,
+        policy: &DnsPolicy,
+        now: Instant,
+        random: f64,
+    ) -> Event {
+        let Found { v4, v6 } = found;
+        let before = self.addresses(policy.family);
+        let is_first = !std::mem::replace(&mut self.has_answered, true);
+        let is_absent = [&v4, &v6].iter().all(|a| matches!(a, Answer::Absent | Answer::Unasked));
+        let error = match (&v4, &v6) {
+            // A server that answers for one family alone is common; its answer is good.
+            (Answer::Addresses(..), _) | (_, Answer::Addresses(..)) => None,
+            (Answer::Failed(error), _) | (_, Answer::Failed(error)) => Some(error.clone()),
+            _ => None,
+        };
+        let ttl = [&v4, &v6].iter().filter_map(|answer| answer.ttl()).min();
+        if !(is_absent && policy.when_absent == WhenAbsent::Keep) {
+            update(&mut self.v4, v4);
+            update(&mut self.v6, v6);
+        }
+        self.failures = if error.is_some() { self.failures.saturating_add(1) } else { 0 };
+        self.due = Some(now + self.interval(policy, ttl, random));
+        let after = self.addresses(policy.family);
+        let had_failed = std::mem::replace(&mut self.last_error, error.clone()).is_some();
+        match error {
+            Some(error) if !had_failed => Event::Failed { error, kept: after.len() },
+            Some(_) => Event::Same,
+            None if after.is_empty() && (is_first || !before.is_empty()) => Event::Absent,
+            None if is_first || had_failed || before != after => {
+                Event::Changed { addresses: after.len() }
+            }
+            None => Event::Same,
+        }
+    }
+
+    /// Time until the next lookup.
+    fn interval(&self, policy: &DnsPolicy, ttl: Option<Duration>, random: f64) -> Duration {
+        let random = random.clamp(0.0, 1.0);
+        if self.failures > 0 {
+            let doubled = 2u32.saturating_pow((self.failures - 1).min(LARGEST_EXPONENT));
+            let ceiling = policy.failure_base.saturating_mul(doubled).min(policy.failure_max);
+            return ceiling.mul_f64(0.5 + random / 2.0);
+        }
+        let ttl = ttl.filter(|ttl| policy.respects_ttl && !ttl.is_zero());
+        let interval = ttl.unwrap_or(policy.refresh);
+        // Shorter rather than longer: an answer is not used beyond its TTL.
+        interval.mul_f64(1.0 - SPREAD * random) + policy.jitter.mul_f64(random)
+    }
+}
+
+impl Answer {
+    fn ttl(&self) -> Option<Duration> {
+        match self {
+            Self::Addresses(_, ttl) => Some(*ttl),
+            Self::Unasked | Self::Absent | Self::Failed(_) => None,
+        }
+    }
+}
+
+fn update(kept: &mut Vec<IpAddr>, answer: Answer) {
+    match answer {
+        Answer::Addresses(mut addresses, _) => {
+            // Servers rotate them; the order means nothing.
+            addresses.sort_unstable();
+            addresses.dedup();
+            *kept = addresses;
+        }
+        Answer::Absent => kept.clear(),
+        Answer::Unasked | Answer::Failed(_) => {}
+    }
+}
+
+/// The addresses that a family setting selects.
+fn choose(family: DnsFamily, v4: &[IpAddr], v6: &[IpAddr]) -> Arc<[IpAddr]> {
+    let both = || v4.iter().chain(v6).copied().collect();
+    // Which of its addresses a program on this host listens at, its name does not say.
+    let is_this_host = !v4.is_empty() && v4.iter().chain(v6).all(IpAddr::is_loopback);
+    match family {
+        DnsFamily::Auto if is_this_host => both(),
+        DnsFamily::Auto if v6.is_empty() => v4.into(),
+        DnsFamily::Auto | DnsFamily::V6Only => v6.into(),
+        DnsFamily::V4Preferred if v4.is_empty() => v6.into(),
+        DnsFamily::V4Preferred | DnsFamily::V4Only => v4.into(),
+        DnsFamily::All => both(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(text: &[&str], ttl: u64) -> Answer {
+        let parse = |text: &&str| text.parse().expect("an address");
+        Answer::Addresses(text.iter().map(parse).collect(), Duration::from_secs(ttl))
+    }
+
+    fn v4(answer: Answer) -> Found {
+        Found { v4: answer, v6: Answer::Absent }
+    }
+
+    fn failed() -> Found {
+        Found { v4: Answer::Failed("SERVFAIL".into()), v6: Answer::Failed("SERVFAIL".into()) }
+    }
+
+    fn start() -> Instant {
+        #[allow(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+        Instant::now()
+    }
+
+    fn shown(entry: &Entry, family: DnsFamily) -> Vec<String> {
+        entry.addresses(family).iter().map(ToString::to_string).collect()
+    }
+
+    fn wait(entry: &Entry, now: Instant) -> Duration {
+        entry.due().expect("no lookup is under way") - now
+    }
+
+    #[test]
+    fn addresses_are_kept_through_failures_and_looked_up_with_backoff() {
+        let (now, policy) = (start(), DnsPolicy::default());
+        let mut entry = Entry::new(now);
+        entry.take(v4(addresses(&["10.0.0.2", "10.0.0.1"], 60)), &policy, now, 0.0);
+        assert_eq!(wait(&entry, now), policy.refresh);
+        let event = entry.take(failed(), &policy, now, 1.0);
+        assert_eq!(event, Event::Failed { error: "SERVFAIL".into(), kept: 2 });
+        assert_eq!(wait(&entry, now), policy.failure_base);
+        assert_eq!(entry.take(failed(), &policy, now, 1.0), Event::Same);
+        assert_eq!(wait(&entry, now), policy.failure_base * 2);
+        for _ in 0..40 {
+            entry.take(failed(), &policy, now, 1.0);
+        }
+        assert_eq!(wait(&entry, now), policy.failure_max);
+        assert_eq!(shown(&entry, policy.family), ["10.0.0.1", "10.0.0.2"]);
+        let event = entry.take(v4(addresses(&["10.0.0.1"], 60)), &policy, now, 0.0);
+        assert_eq!(event, Event::Changed { addresses: 1 });
+        assert_eq!(entry.last_error(), None);
+    }
+
+    #[test]
+    fn absent_name_loses_its_addresses_unless_the_policy_keeps_them() {
+        let now = start();
+        for (when_absent, left) in [(WhenAbsent::Drop, 0), (WhenAbsent::Keep, 1)] {
+            let policy = DnsPolicy { when_absent, ..DnsPolicy::default() };
+            let mut entry = Entry::new(now);
+            entry.take(v4(addresses(&["10.0.0.1"], 60)), &policy, now, 0.0);
+            let event = entry.take(v4(Answer::Absent), &policy, now, 0.0);
+            assert_eq!(entry.addresses(policy.family).len(), left);
+            assert_eq!(event == Event::Absent, left == 0);
+        }
+    }
+
+    #[test]
+    fn absence_of_one_family_beside_a_failure_of_the_other_keeps_the_other() {
+        let (now, policy) = (start(), DnsPolicy { family: DnsFamily::All, ..DnsPolicy::default() });
+        let mut entry = Entry::new(now);
+        let both = Found { v4: addresses(&["10.0.0.1"], 9), v6: addresses(&["fd00::1"], 9) };
+        entry.take(both, &policy, now, 0.0);
+        let half = Found { v4: Answer::Failed("timeout".into()), v6: Answer::Absent };
+        entry.take(half, &policy, now, 0.0);
+        assert_eq!(shown(&entry, policy.family), ["10.0.0.1"]);
+    }
+
+    #[test]
+    fn interval_follows_ttl_only_when_respected_and_above_zero() {
+        let now = start();
+        for (respects_ttl, ttl, seconds) in [(true, 1, 1), (true, 0, 5), (false, 1, 5)] {
+            let policy = DnsPolicy { respects_ttl, ..DnsPolicy::default() };
+            let mut entry = Entry::new(now);
+            entry.take(v4(addresses(&["10.0.0.1"], ttl)), &policy, now, 0.0);
+            assert_eq!(wait(&entry, now), Duration::from_secs(seconds));
+        }
+    }
+
+    #[test]
+    fn jitter_is_added_in_proportion_to_the_random_number() {
+        let policy = DnsPolicy { jitter: Duration::from_secs(4), ..DnsPolicy::default() };
+        let (now, mut entry) = (start(), Entry::new(start()));
+        entry.take(v4(addresses(&["10.0.0.1"], 60)), &policy, now, 1.0);
+        assert_eq!(wait(&entry, now), policy.refresh.mul_f64(1.0 - SPREAD) + policy.jitter);
+    }
+
+    #[test]
+    fn family_setting_selects_the_addresses() {
+        let (v4, v6) = (["10.0.0.1"], ["fd00::1"]);
+        for (family, has_v4, has_v6, chosen) in [
+            (DnsFamily::Auto, true, true, &["fd00::1"][..]),
+            (DnsFamily::Auto, true, false, &["10.0.0.1"]),
+            (DnsFamily::V4Preferred, true, true, &["10.0.0.1"]),
+            (DnsFamily::V4Preferred, false, true, &["fd00::1"]),
+            (DnsFamily::V4Only, false, true, &[]),
+            (DnsFamily::V6Only, true, false, &[]),
+            (DnsFamily::All, true, true, &["10.0.0.1", "fd00::1"]),
+        ] {
+            let answer = |has, text| if has { addresses(text, 60) } else { Answer::Absent };
+            let found = Found { v4: answer(has_v4, &v4), v6: answer(has_v6, &v6) };
+            let (now, mut entry) = (start(), Entry::new(start()));
+            let policy = DnsPolicy { family, ..DnsPolicy::default() };
+            entry.take(found, &policy, now, 0.0);
+            assert_eq!(shown(&entry, family), chosen, "{family:?} {has_v4} {has_v6}");
+        }
+    }
+
+    #[test]
+    fn name_of_this_host_keeps_both_families() {
+        let (now, mut entry) = (start(), Entry::new(start()));
+        let found = Found { v4: addresses(&["127.0.0.1"], 60), v6: addresses(&["::1"], 60) };
+        entry.take(found, &DnsPolicy::default(), now, 0.0);
+        assert_eq!(shown(&entry, DnsFamily::Auto), ["127.0.0.1", "::1"]);
+    }
+}

@@ -1,0 +1,276 @@
+//! One lookup, by the rules of this host: `/etc/hosts`, then the servers, search list and options of
+//! `/etc/resolv.conf`. Both files are read again when they change.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::{Hosts, Resolver, TokioResolver, system_conf};
+use tokio::time::timeout;
+use weft_model::{DnsFamily, DnsQuery};
+
+use super::entry::Answer;
+pub(super) use super::entry::Found;
+
+/// How long a lookup may take, with all tries, servers and search domains.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest wait for one answer before the question is sent again.
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the answer of one family waits for the other. Some servers never answer for IPv6.
+const FAMILY_TIMEOUT: Duration = Duration::from_millis(500);
+/// The search list is cut here, as in glibc.
+const SEARCH_LIMIT: usize = 6;
+const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+
+/// Lookups by the files of this host.
+#[derive(Default)]
+pub(super) struct Lookups {
+    stamps: [Option<(SystemTime, u64)>; 2],
+    system: Option<Arc<System>>,
+}
+
+/// What the files of this host say.
+struct System {
+    hosts: Hosts,
+    resolver: TokioResolver,
+    search: Vec<Name>,
+    dots: usize,
+}
+
+impl Lookups {
+    /// A lookup, which ends by itself.
+    pub(super) fn begin(
+        &mut self,
+        query: &DnsQuery,
+    ) -> Pin<Box<dyn Future<Output = Found> + Send + 'static>> {
+        let (name, family) = (query.name.clone(), query.policy.family);
+        match self.system() {
+            Ok(system) => Box::pin(async move { lookup(&system, &name, family).await }),
+            Err(error) => Box::pin(std::future::ready(failed(family, &error))),
+        }
+    }
+
+    fn system(&mut self) -> Result<Arc<System>, String> {
+        let stamps = FILES.map(|file| {
+            let metadata = std::fs::metadata(file).ok()?;
+            Some((metadata.modified().ok()?, metadata.len()))
+        });
+        if let Some(system) = self.system.as_ref().filter(|_| self.stamps == stamps) {
+            return Ok(system.clone());
+        }
+        let system = Arc::new(System::read()?);
+        (self.stamps, self.system) = (stamps, Some(system.clone()));
+        Ok(system)
+    }
+}
+
+impl System {
+    fn read() -> Result<Self, String> {
+        let (config, mut options) = system_conf::read_system_conf().unwrap_or_else(|error| {
+            tracing::debug!(%error, "no usable /etc/resolv.conf, asking a server at 127.0.0.1");
+            let server = NameServerConfig::udp_and_tcp(IpAddr::from([127, 0, 0, 1]));
+            (ResolverConfig::from_parts(None, Vec::new(), vec![server]), ResolverOpts::default())
+        });
+        let domain = config.domain().filter(|_| config.search().is_empty());
+        let search =
+            domain.into_iter().chain(config.search()).take(SEARCH_LIMIT).cloned().collect();
+        let dots = options.ndots;
+        options.timeout = options.timeout.min(TRY_TIMEOUT);
+        options.use_hosts_file = ResolveHosts::Never;
+        // When a name is looked up again is decided elsewhere.
+        options.cache_size = 0;
+        let mut builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
+        *builder.options_mut() = options;
+        let resolver = builder.build().map_err(|error| format!("/etc/resolv.conf: {error}"))?;
+        let hosts = Hosts::from_system().unwrap_or_else(|error| {
+            tracing::debug!(%error, "no usable /etc/hosts");
+            Hosts::default()
+        });
+        Ok(Self { hosts, resolver, search, dots })
+    }
+
+    /// What `/etc/hosts` says; none when it does not have the name.
+    fn in_hosts(&self, name: &Name, family: DnsFamily) -> Option<Found> {
+        let of = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
+        let answers = [of(RecordType::A), of(RecordType::AAAA)];
+        answers.iter().any(Option::is_some).then(|| {
+            let [v4, v6] = answers.map(|lookup| lookup.as_ref().map_or(Answer::Absent, answer));
+            Found { v4, v6 }.only(family)
+        })
+    }
+}
+
+async fn lookup(system: &System, name: &str, family: DnsFamily) -> Found {
+    let parsed = if name.is_ascii() { Name::from_ascii(name) } else { Name::from_utf8(name) };
+    let parsed = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return failed(family, &format!("invalid host name: {error}")),
+    };
+    if let Some(found) = system.in_hosts(&parsed, family) {
+        return found;
+    }
+    let names = candidates(&parsed, &system.search, system.dots);
+    let names = &names;
+    let ask = |kind| async move {
+        let asked = timeout(LOOKUP_TIMEOUT, search(system, names, kind)).await;
+        asked.unwrap_or_else(|_| Answer::Failed("no answer from a DNS server".into()))
+    };
+    let (asks_v4, asks_v6) = families(family);
+    let v4 = async { if asks_v4 { ask(RecordType::A).await } else { Answer::Unasked } };
+    let v6 = async { if asks_v6 { ask(RecordType::AAAA).await } else { Answer::Unasked } };
+    let mut found = both(v4, v6).await;
+    if family == DnsFamily::Auto && matches!(found.v4, Answer::Addresses(..)) {
+        found.v6 = routed(found.v6);
+    }
+    found
+}
+
+/// Waits for both; for a second answer only a moment once there are addresses.
+async fn both(
+    v4: impl Future<Output = Answer> + Send,
+    v6: impl Future<Output = Answer> + Send,
+) -> Found {
+    fn patience(first: &Answer) -> Duration {
+        match first {
+            Answer::Addresses(..) => FAMILY_TIMEOUT,
+            Answer::Unasked | Answer::Absent | Answer::Failed(_) => LOOKUP_TIMEOUT,
+        }
+    }
+    let late = |_| Answer::Failed("no answer in time".into());
+    tokio::pin!(v4, v6);
+    tokio::select! {
+        v4 = &mut v4 => {
+            let v6 = timeout(patience(&v4), v6).await.unwrap_or_else(late);
+            Found { v4, v6 }
+        }
+        v6 = &mut v6 => {
+            let v4 = timeout(patience(&v6), v4).await.unwrap_or_else(late);
+            Found { v4, v6 }
+        }
+    }
+}
+
+/// Asks for one candidate after the other. Absent is only what all of them say: a search domain whose
+/// server fails might have had the name.
+async fn search(system: &System, names: &[Name], kind: RecordType) -> Answer {
+    let mut failure = None;
+    for name in names {
+        match system.resolver.lookup(name.clone(), kind).await {
+            Ok(found) => match answer(&found) {
+                Answer::Absent => {}
+                found => return found,
+            },
+            Err(error) if is_absence(&error) => {}
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    failure.map_or(Answer::Absent, |error| Answer::Failed(error.to_string()))
+}
+
+/// Whether a server has said that there are no such records.
+fn is_absence(error: &NetError) -> bool {
+    matches!(error, NetError::Dns(DnsError::NoRecordsFound(_)))
+}
+
+fn answer(lookup: &Lookup) -> Answer {
+    let records = lookup.answers().iter();
+    let found: Vec<(IpAddr, u32)> =
+        records.filter_map(|record| Some((record.data.ip_addr()?, record.ttl))).collect();
+    match found.iter().map(|(_, ttl)| *ttl).min() {
+        None => Answer::Absent,
+        Some(ttl) => {
+            let addresses = found.into_iter().map(|(address, _)| address).collect();
+            Answer::Addresses(addresses, Duration::from_secs(ttl.into()))
+        }
+    }
+}
+
+/// The names to ask for, in order, by `search` and `ndots` of resolv.conf(5).
+fn candidates(name: &Name, search: &[Name], dots: usize) -> Vec<Name> {
+    let mut whole = name.clone();
+    whole.set_fqdn(true);
+    if name.is_fqdn() || whole.is_localhost() {
+        return vec![whole];
+    }
+    let is_whole_first = usize::from(name.num_labels()) > dots;
+    let mut names: Vec<Name> =
+        search.iter().filter_map(|suffix| name.clone().append_domain(suffix).ok()).collect();
+    let place = if is_whole_first { 0 } else { names.len() };
+    names.insert(place, whole);
+    names.dedup();
+    names
+}
+
+fn families(family: DnsFamily) -> (bool, bool) {
+    match family {
+        DnsFamily::V4Only => (true, false),
+        DnsFamily::V6Only => (false, true),
+        DnsFamily::Auto | DnsFamily::V4Preferred | DnsFamily::All => (true, true),
+    }
+}
+
+impl Found {
+    fn only(self, family: DnsFamily) -> Self {
+        let (v4, v6) = families(family);
+        let keep = |is_asked, answer| if is_asked { answer } else { Answer::Unasked };
+        Self { v4: keep(v4, self.v4), v6: keep(v6, self.v6) }
+    }
+}
+
+fn failed(family: DnsFamily, error: &str) -> Found {
+    let answer = || Answer::Failed(error.to_owned());
+    Found { v4: answer(), v6: answer() }.only(family)
+}
+
+/// Leaves out the IPv6 addresses that this host has no route to, where IPv4 would serve.
+fn routed(answer: Answer) -> Answer {
+    let Answer::Addresses(addresses, ttl) = answer else {
+        return answer;
+    };
+    let routed: Vec<IpAddr> = addresses.into_iter().filter(|a| has_route(*a).is_ok()).collect();
+    if routed.is_empty() { Answer::Absent } else { Answer::Addresses(routed, ttl) }
+}
+
+/// Connecting a datagram socket sends nothing; it fails when there is no route.
+fn has_route(address: IpAddr) -> io::Result<()> {
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?.connect(SocketAddr::new(address, 9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(name: &str, search: &[&str], dots: usize) -> Vec<String> {
+        let parse = |text: &str| Name::from_ascii(text).expect("a name");
+        let search: Vec<Name> = search.iter().map(|text| parse(text)).collect();
+        candidates(&parse(name), &search, dots).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn candidates_follow_search_and_ndots() {
+        let search = ["a.test.", "b.test."];
+        assert_eq!(names("web", &search, 1), ["web.a.test.", "web.b.test.", "web."]);
+        assert_eq!(names("web.x", &search, 1), ["web.x.", "web.x.a.test.", "web.x.b.test."]);
+        assert_eq!(names("web.x", &search, 5), ["web.x.a.test.", "web.x.b.test.", "web.x."]);
+        assert_eq!(names("web.", &search, 5), ["web."]);
+        assert_eq!(names("my_web", &[], 1), ["my_web."]);
+        assert_eq!(names("localhost", &search, 1), ["localhost."]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_of_one_family_wait_only_a_moment_for_the_other() {
+        let v4 = || Answer::Addresses(vec![IpAddr::from([10, 0, 0, 1])], Duration::ZERO);
+        let found = both(std::future::ready(v4()), std::future::pending()).await;
+        assert_eq!(found.v4, v4());
+        assert!(matches!(found.v6, Answer::Failed(_)), "{found:?}");
+    }
+}

@@ -1,0 +1,524 @@
+//! Warming: which version of each resource is in force while names that others refer to are missing.
+//!
+//! As in Envoy, only what depends on a missing name waits for it: a new cluster for its endpoints, a new
+//! listener for its routes, both for their secrets, for 15 s at most (`initial_fetch_timeout`). Until then
+//! the last version of that resource stays in force, if there is one. Every other change applies at once.
+//!
+//! Unlike Envoy, routes also wait for their clusters, so that the order of a server's messages fails no
+//! request (make before break, gRFC A74). They wait for 1 s only, because a cluster may never come.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use weft_model::{Cluster, Discovery, Listener, Missing, Name, Snapshot};
+
+/// How long a resource waits for what a server was asked for: Envoy's `initial_fetch_timeout`.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long routes wait for a cluster, and a cluster for the first answer of DNS.
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the first configuration waits as a whole. It is longer, since nothing is in force yet, and
+/// an agent takes over what its predecessor left in the kernel.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
+
+fn timeout(missing: &Missing) -> Duration {
+    match missing {
+        Missing::Endpoints(_) | Missing::Routes(_) | Missing::Secret(_) => FETCH_TIMEOUT,
+        Missing::Cluster(_) | Missing::Addresses(_) => CLUSTER_TIMEOUT,
+    }
+}
+
+/// Decides what is in force. Sans-io: every call takes `now`.
+#[derive(Debug, Default)]
+pub struct Warming {
+    in_force: Snapshot,
+    /// The configuration last offered.
+    candidate: Snapshot,
+    /// Missing names of the candidate, with the time when each was first missed.
+    missed: BTreeMap<Missing, Instant>,
+    /// Those of them that hold something back.
+    blocking: BTreeSet<Missing>,
+    /// Those of them that the server has said do not exist.
+    absent: BTreeSet<Missing>,
+    /// Those that were waited for in vain since [`Warming::take_overdue`].
+    overdue: Vec<Missing>,
+    began: Option<Instant>,
+    is_settled: bool,
+}
+
+impl Warming {
+    /// Nothing is in force.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes a configuration; returns the one to serve, if that changes. `is_absent` is true of names
+    /// that the server has said do not exist: nothing waits for those.
+    pub fn offer(
+        &mut self,
+        candidate: Snapshot,
+        is_absent: impl Fn(&Missing) -> bool,
+        now: Instant,
+    ) -> Option<Snapshot> {
+        self.candidate = candidate;
+        self.advance(&is_absent, now)
+    }
+
+    /// Takes note of the time; returns the configuration to serve, if that changes.
+    pub fn tick(&mut self, now: Instant) -> Option<Snapshot> {
+        if self.blocking.is_empty() {
+            return None;
+        }
+        let absent = std::mem::take(&mut self.absent);
+        self.advance(&|missing| absent.contains(missing), now)
+    }
+
+    /// When [`Warming::tick`] should be called.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let names = self.blocking.iter();
+        let ends = names.filter_map(|name| Some(*self.missed.get(name)? + timeout(name))).min()?;
+        let first = self.began.filter(|_| self.in_force.revision == 0);
+        Some(first.map_or(ends, |began| ends.min(began + FIRST_TIMEOUT)))
+    }
+
+    /// The names that are missing, whether something still waits for them or not.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Missing> {
+        self.missed.keys().cloned().collect()
+    }
+
+    /// Whether everything that was offered first is in force, or its time is over.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.is_settled
+    }
+
+    /// The names that were waited for in vain since the last call.
+    pub fn take_overdue(&mut self) -> Vec<Missing> {
+        std::mem::take(&mut self.overdue)
+    }
+
+    fn advance(&mut self, is_absent: &dyn Fn(&Missing) -> bool, now: Instant) -> Option<Snapshot> {
+        let ends = |name: &Missing| *self.missed.get(name).unwrap_or(&now) + timeout(name);
+        let blocks = |name: &Missing| !is_absent(name) && now < ends(name);
+        let merged = Merge::of(&self.in_force, &self.candidate, &blocks);
+        let Merge { mut next, missed, blocking, .. } = merged;
+        let (absent, missed): (BTreeSet<Missing>, BTreeSet<Missing>) =
+            missed.into_iter().partition(is_absent);
+        let in_vain = self.blocking.difference(&blocking).filter(|name| missed.contains(*name));
+        self.overdue.extend(in_vain.cloned());
+        self.missed.retain(|name, _| missed.contains(name));
+        for name in missed {
+            self.missed.entry(name).or_insert(now);
+        }
+        (self.absent, self.blocking) = (absent, blocking);
+        let began = *self.began.get_or_insert(now);
+        let is_first = self.in_force.revision == 0;
+        if is_first && !self.blocking.is_empty() && now < began + FIRST_TIMEOUT {
+            return None;
+        }
+        self.is_settled |= self.blocking.is_empty() || now >= began + FETCH_TIMEOUT;
+        next.revision = self.in_force.revision;
+        if !is_first && next == self.in_force {
+            return None;
+        }
+        next.revision += 1;
+        self.in_force = next;
+        Some(self.in_force.clone())
+    }
+}
+
+/// The configuration between the one in force and a candidate.
+struct Merge<'a> {
+    old: &'a Snapshot,
+    new: &'a Snapshot,
+    blocks: &'a dyn Fn(&Missing) -> bool,
+    next: Snapshot,
+    missed: BTreeSet<Missing>,
+    blocking: BTreeSet<Missing>,
+    /// What of `next` is the old version because the new one is held back.
+    held_tables: BTreeSet<Name>,
+    held_listeners: BTreeSet<Name>,
+}
+
+impl<'a> Merge<'a> {
+    fn of(old: &'a Snapshot, new: &'a Snapshot, blocks: &'a dyn Fn(&Missing) -> bool) -> Self {
+        let next = Snapshot {
+            endpoints: new.endpoints.clone(),
+            resolved: new.resolved.clone(),
+            secrets: new.secrets.clone(),
+            ..Snapshot::default()
+        };
+        let mut merge = Self {
+            old,
+            new,
+            blocks,
+            next,
+            missed: BTreeSet::new(),
+            blocking: BTreeSet::new(),
+            held_tables: BTreeSet::new(),
+            held_listeners: BTreeSet::new(),
+        };
+        merge.clusters();
+        merge.tables();
+        merge.listeners();
+        merge.retain();
+        merge
+    }
+
+    /// Whether one of these names is missing and waited for.
+    fn is_held(&mut self, missing: Vec<Missing>) -> bool {
+        let mut is_held = false;
+        for name in missing {
+            if (self.blocks)(&name) {
+                self.blocking.insert(name.clone());
+                is_held = true;
+            }
+            self.missed.insert(name);
+        }
+        is_held
+    }
+
+    fn clusters(&mut self) {
+        for (name, cluster) in &self.new.clusters {
+            let cluster = match self.is_held(self.new.missing_of_cluster(cluster)) {
+                false => Some(cluster),
+                true => self.old.clusters.get(name),
+            };
+            self.next.clusters.extend(cluster.map(|cluster| (name.clone(), cluster.clone())));
+        }
+    }
+
+    fn lacking_clusters<'n>(&self, names: impl Iterator<Item = &'n Name>) -> Vec<Missing> {
+        let lacking = names.filter(|name| !self.next.clusters.contains_key(*name));
+        lacking.map(|name| Missing::Cluster(name.clone())).collect()
+    }
+
+    fn tables(&mut self) {
+        for (name, table) in &self.new.routes {
+            let table = match self.is_held(self.lacking_clusters(table.cluster_names())) {
+                false => Some(table),
+                true => {
+                    self.held_tables.insert(name.clone());
+                    self.old.routes.get(name)
+                }
+            };
+            self.next.routes.extend(table.map(|table| (name.clone(), table.clone())));
+        }
+    }
+
+    fn listeners(&mut self) {
+        for (name, listener) in &self.new.listeners {
+            let tables =
+                listener.table_names().filter(|table| !self.next.routes.contains_key(*table));
+            // A table that is held back itself is no missing name.
+            let (held, lacking): (Vec<&Name>, Vec<&Name>) =
+                tables.partition(|table| self.held_tables.contains(*table));
+            let lacking: Vec<Missing> = lacking
+                .into_iter()
+                .map(|table| Missing::Routes(table.clone()))
+                .chain(self.new.missing_secrets(listener.secret_names()))
+                .chain(self.lacking_clusters(listener.cluster_names()))
+                .collect();
+            if !self.is_held(lacking) && held.is_empty() {
+                self.next.listeners.insert(name.clone(), listener.clone());
+                continue;
+            }
+            let predecessors = self.old.listeners.iter().filter(|(old_name, old)| {
+                let is_renamed = !self.new.listeners.contains_key(*old_name)
+                    && old.address == listener.address
+                    && old.transport == listener.transport;
+                *old_name == name || is_renamed
+            });
+            for (name, old) in predecessors {
+                self.held_listeners.insert(name.clone());
+                self.next.listeners.insert(name.clone(), old.clone());
+            }
+        }
+    }
+
+    /// Keeps what the old versions that stay in force refer to, and the candidate has no more.
+    fn retain(&mut self) {
+        let listeners: Vec<Arc<Listener>> = self
+            .held_listeners
+            .iter()
+            .filter_map(|name| self.old.listeners.get(name).cloned())
+            .collect();
+        let mut clusters: Vec<Name> = Vec::new();
+        for listener in &listeners {
+            for name in listener.table_names() {
+                if !self.next.routes.contains_key(name)
+                    && let Some(table) = self.old.routes.get(name)
+                {
+                    self.next.routes.insert(name.clone(), table.clone());
+                    self.held_tables.insert(name.clone());
+                }
+            }
+            clusters.extend(listener.cluster_names().cloned());
+            self.retain_secrets(listener.secret_names());
+        }
+        let tables = self.held_tables.iter().filter_map(|name| self.next.routes.get(name));
+        clusters.extend(tables.flat_map(|table| table.cluster_names().cloned()));
+        for name in clusters {
+            if let Some(old) = self.old.clusters.get(&name) {
+                self.next.clusters.entry(name).or_insert_with(|| old.clone());
+            }
+        }
+        let held: Vec<Arc<Cluster>> = self
+            .next
+            .clusters
+            .iter()
+            .filter(|(name, cluster)| self.new.clusters.get(*name) != Some(*cluster))
+            .map(|(_, cluster)| cluster.clone())
+            .collect();
+        for cluster in held {
+            self.retain_endpoints(&cluster);
+            self.retain_secrets(cluster.secret_names());
+        }
+    }
+
+    fn retain_endpoints(&mut self, cluster: &Cluster) {
+        let old = match &cluster.discovery {
+            Discovery::Endpoints(name) => {
+                let old = self.old.endpoints.get(name).cloned();
+                old.map(|set| self.next.endpoints.entry(name.clone()).or_insert(set));
+                return;
+            }
+            Discovery::Dns(_) => self.old.resolved.get(&cluster.name),
+            Discovery::Static(_) | Discovery::OriginalDestination => None,
+        };
+        if let Some(set) = old {
+            self.next.resolved.insert(cluster.name.clone(), set.clone());
+        }
+    }
+
+    fn retain_secrets<'n>(&mut self, names: impl Iterator<Item = &'n Name>) {
+        for name in names {
+            if let Some(secret) = self.old.secrets.get(name) {
+                self.next.secrets.entry(name.clone()).or_insert_with(|| secret.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::descriptor;
+    use crate::translate::{self, Kind};
+
+    /// A configuration in words: `c:a` is the static cluster `a`, `e:a` one whose endpoints come by
+    /// name, `d:a` one whose host is resolved by DNS, and `E:a` and `D:a` what these wait for;
+    /// `r:t>a,b` are routes to two clusters, `l:x=80>t` is a listener with these routes, and `l:x=80>t?s`
+    /// one with a secret, `s:s`. A number behind `#` makes a version.
+    fn snapshot(words: &str) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for word in words.split_whitespace() {
+            let (kind, rest) = word.split_once(':').expect("kind:name");
+            let (rest, version) = rest.split_once('#').unwrap_or((rest, "1"));
+            let (name, references) = rest.split_once('>').unwrap_or((rest, ""));
+            let seconds = format!("{version}s");
+            let cluster = |fields: Value| {
+                let mut json = fields;
+                json["name"] = json!(name);
+                json["connect_timeout"] = json!(seconds);
+                (Kind::Cluster, json)
+            };
+            let (kind, json) = match kind {
+                "c" => cluster(json!({"load_assignment": {"cluster_name": name}})),
+                "e" => cluster(
+                    json!({"type": "EDS", "eds_cluster_config": {"eds_config": {"ads": {}}}}),
+                ),
+                "d" => {
+                    cluster(json!({"type": "STRICT_DNS", "load_assignment": {"cluster_name": name,
+                    "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address":
+                        {"address": "host", "port_value": 80}}}}]}]}}))
+                }
+                "E" => (Kind::Endpoints, json!({"cluster_name": name})),
+                "r" => (Kind::Routes, routes(name, version, references)),
+                "l" => (Kind::Listener, listener(name, version, references)),
+                "s" => (
+                    Kind::Secret,
+                    json!({"name": name,
+                    "validation_context": {"trusted_ca": {"inline_string": version}}}),
+                ),
+                "D" => {
+                    snapshot.resolved.insert(name.into(), Arc::default());
+                    continue;
+                }
+                other => panic!("{other}"),
+            };
+            let bytes = descriptor::from_json(kind.message(), json).expect("a message");
+            let accepted = translate::decode(kind, &bytes).expect("a good resource");
+            translate::insert(&mut snapshot, accepted.resource);
+        }
+        snapshot
+    }
+
+    fn routes(name: &str, version: &str, clusters: &str) -> Value {
+        let route = |cluster| {
+            json!({"match": {"prefix": format!("/{cluster}")},
+                                     "route": {"cluster": cluster}})
+        };
+        let routes: Vec<Value> = clusters.split(',').filter(|c| !c.is_empty()).map(route).collect();
+        json!({"name": name, "virtual_hosts":
+            [{"name": version, "domains": ["*"], "routes": routes}]})
+    }
+
+    fn listener(name: &str, version: &str, references: &str) -> Value {
+        let (name, port) = name.split_once('=').expect("name=port");
+        let port: u16 = port.parse().expect("a port");
+        let manager = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "http", "rds": {"route_config_name": references, "config_source": {"ads": {}}},
+            "http_filters": [{"name": "router", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]});
+        json!({"name": name,
+            "address": {"socket_address": {"address": "10.0.0.1", "port_value": port}},
+            "filter_chains": [{"name": version, "filters": [{"name": "http", "typed_config": manager}]}]})
+    }
+
+    struct Clock {
+        warming: Warming,
+        start: Instant,
+    }
+
+    impl Clock {
+        fn new() -> Self {
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "a starting point for the test's own clock"
+            )]
+            let start = Instant::now();
+            Self { warming: Warming::new(), start }
+        }
+
+        /// What is in force after an offer, this many milliseconds after the start.
+        #[track_caller]
+        fn offer(&mut self, milliseconds: u64, offered: &str, expected: &str) {
+            let now = self.start + Duration::from_millis(milliseconds);
+            self.warming.offer(snapshot(offered), |_| false, now);
+            self.assert_in_force(expected);
+        }
+
+        #[track_caller]
+        fn tick(&mut self, milliseconds: u64, expected: &str) {
+            self.warming.tick(self.start + Duration::from_millis(milliseconds));
+            self.assert_in_force(expected);
+        }
+
+        #[track_caller]
+        fn assert_in_force(&self, expected: &str) {
+            let mut expected = snapshot(expected);
+            expected.revision = self.warming.in_force.revision;
+            let dump = |snapshot| format!("{:#}", translate::dump(snapshot));
+            assert_eq!(dump(&self.warming.in_force), dump(&expected));
+        }
+    }
+
+    #[test]
+    fn cluster_without_endpoints_delays_only_itself() {
+        let mut clock = Clock::new();
+        clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
+        clock.offer(10, "c:a#2 e:b c:d r:t>a l:x=80>t", "c:a#2 c:d r:t>a l:x=80>t");
+        assert_eq!(clock.warming.missing(), [Missing::Endpoints("b".into())]);
+        clock.offer(20, "c:a#3 e:b c:d r:t>a#2 l:x=80>t", "c:a#3 c:d r:t>a#2 l:x=80>t");
+        clock.tick(15_009, "c:a#3 c:d r:t>a#2 l:x=80>t");
+        clock.tick(15_010, "c:a#3 e:b c:d r:t>a#2 l:x=80>t");
+        assert_eq!(clock.warming.take_overdue(), [Missing::Endpoints("b".into())]);
+        // Its time is over: nothing waits for it again.
+        clock.offer(15_020, "c:a e:b#2 c:d r:t>a l:x=80>t", "c:a e:b#2 c:d r:t>a l:x=80>t");
+        assert_eq!(clock.warming.deadline(), None);
+    }
+
+    #[test]
+    fn changed_cluster_keeps_its_old_version_with_its_endpoints_while_it_warms() {
+        let mut clock = Clock::new();
+        clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
+        clock.offer(10, "e:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
+        clock.offer(20, "e:a E:a r:t>a l:x=80>t", "e:a E:a r:t>a l:x=80>t");
+        clock.offer(30, "d:a r:t>a l:x=80>t", "e:a E:a r:t>a l:x=80>t");
+        clock.offer(40, "d:a D:a r:t>a l:x=80>t", "d:a D:a r:t>a l:x=80>t");
+    }
+
+    #[test]
+    fn listener_without_its_routes_delays_only_itself() {
+        let mut clock = Clock::new();
+        clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
+        // The new version waits for routes u, and the old one keeps t and its cluster.
+        clock.offer(10, "c:b l:x=80>u r:v>b l:y=81>v", "c:a r:t>a l:x=80>t c:b r:v>b l:y=81>v");
+        clock.tick(15_010, "c:b l:x=80>u r:v>b l:y=81>v");
+        clock.offer(
+            15_020,
+            "c:b l:x=80>u r:u>b r:v>b l:y=81>v",
+            "c:b l:x=80>u r:u>b r:v>b l:y=81>v",
+        );
+    }
+
+    #[test]
+    fn renamed_listener_keeps_its_predecessor_until_it_is_warm() {
+        let mut clock = Clock::new();
+        clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
+        clock.offer(10, "c:a l:z=80>u", "c:a r:t>a l:x=80>t");
+        clock.offer(20, "c:a r:u>a l:z=80>u", "c:a r:u>a l:z=80>u");
+        clock.offer(30, "c:a", "c:a");
+    }
+
+    #[test]
+    fn routes_wait_a_second_for_a_new_cluster_and_once_only() {
+        let mut clock = Clock::new();
+        clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
+        // Routes before their cluster, the old cluster already removed: no request fails.
+        clock.offer(10, "r:t>b l:x=80>t", "c:a r:t>a l:x=80>t");
+        clock.offer(20, "c:b r:t>b l:x=80>t", "c:b r:t>b l:x=80>t");
+        // One that never comes.
+        clock.offer(100, "c:b r:t>b,n l:x=80>t", "c:b r:t>b l:x=80>t");
+        clock.tick(1099, "c:b r:t>b l:x=80>t");
+        clock.tick(1100, "c:b r:t>b,n l:x=80>t");
+        clock.offer(1200, "c:b r:t>b,n#2 l:x=80>t", "c:b r:t>b,n#2 l:x=80>t");
+    }
+
+    #[test]
+    fn routes_to_a_cluster_that_warms_wait_a_second() {
+        let mut clock = Clock::new();
+        clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
+        clock.offer(10, "e:b r:t>b l:x=80>t", "c:a r:t>a l:x=80>t");
+        clock.offer(20, "e:b E:b r:t>b l:x=80>t", "e:b E:b r:t>b l:x=80>t");
+        clock.offer(30, "e:b E:b e:n r:t>n l:x=80>t", "e:b E:b r:t>b l:x=80>t");
+        clock.tick(1030, "e:b E:b r:t>n l:x=80>t");
+        clock.tick(15_030, "e:b E:b e:n r:t>n l:x=80>t");
+    }
+
+    #[test]
+    fn host_names_without_an_answer_hold_their_cluster_for_a_second() {
+        let mut clock = Clock::new();
+        clock.offer(0, "c:a d:b r:t>a r:u>b l:x=80>t l:y=81>u", "");
+        clock.tick(1000, "c:a d:b r:t>a r:u>b l:x=80>t l:y=81>u");
+        assert!(clock.warming.is_settled());
+    }
+
+    #[test]
+    fn first_configuration_waits_as_a_whole_for_two_seconds() {
+        let mut clock = Clock::new();
+        clock.offer(0, "c:a e:b r:t>a l:x=80>t l:y=81>u", "");
+        assert_eq!(clock.warming.deadline(), Some(clock.start + FIRST_TIMEOUT));
+        clock.tick(1999, "");
+        clock.tick(2000, "c:a r:t>a l:x=80>t");
+        assert!(!clock.warming.is_settled());
+        clock.tick(15_000, "c:a e:b r:t>a l:x=80>t l:y=81>u");
+        assert!(clock.warming.is_settled());
+    }
+
+    #[test]
+    fn nothing_waits_for_a_name_that_the_server_declared_absent() {
+        let mut clock = Clock::new();
+        let offered = snapshot("e:a r:t>b l:x=80>u");
+        assert!(clock.warming.offer(offered.clone(), |_| true, clock.start).is_some());
+        assert_eq!(clock.warming.missing(), []);
+        assert!(clock.warming.offer(offered, |_| true, clock.start).is_none(), "no change");
+    }
+}
