@@ -263,6 +263,9 @@ fn why_says_which_policy_decides_and_what_it_says_holds() {
     check("batch web:80", 1, "no policy of web allows it");
     check("web cache:80", 0, "service \"cache\" is outside the mesh; no policy is enforced");
     check("web orders:80 get /items", 0, "allowed: security.policies[0].allow[0]");
+    check("web orders:80 GET /x/../%61dmin", 1, "refused: security.policies[0].deny[0]");
+    check("web orders:80 GET /x%2f..%2fadmin", 1, "refused: security.policies[0].deny[0]");
+    check("web orders:80 GET /group%2Fproject", 0, "allowed: security.policies[0].allow[0]");
     check("web orders:80 DELETE /items/7", 1, "refused: security.policies[0].deny[1]");
     check("web orders:80 dElete /items/7", 1, "refused: security.policies[0].deny[1]");
     check("web orders:80 DELETE /items/7/x", 1, no);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use weft_certs::VerifiedPeer;
-use weft_model::{Judgement, RbacFilter, RequestFacts, SpiffeId, Verdict, judge};
+use weft_model::{Judgement, RbacFilter, RequestFacts, SpiffeId, Verdict, judge, judge_readings};
 
 use crate::authenticate::{Authenticated, Facts, Proved, Sender};
 use crate::denial::Denial;
@@ -40,7 +40,7 @@ pub(crate) fn authorize<'a, 'p>(
     request: Authenticated<'a>,
     rules: &'p Rules,
 ) -> (Judgement<'p>, Result<Authorized<'a>, Denial>) {
-    let judgement = judge(rules.iter().map(|filter| &**filter), &request.facts());
+    let judgement = judge_readings(rules.iter().map(|f| &**f), request.facts().readings());
     let refused = judgement.verdict.refused;
     (judgement, if refused { Err(Denial::NotAllowed) } else { Ok(Authorized(request)) })
 }
@@ -65,13 +65,14 @@ impl Case {
             authority: self.authority.as_deref().unwrap_or(&head.authority),
             sender,
             proved: Some(&self.proved),
+            reading: 0,
         }
     }
 }
 
 /// What other rules say.
 pub(crate) fn judge_again<'p>(facts: &Facts<'_>, rules: &'p Rules) -> Verdict<'p> {
-    judge(rules.iter().map(|filter| &**filter), facts).verdict
+    judge_readings(rules.iter().map(|filter| &**filter), facts.readings()).verdict
 }
 
 /// What is known of a connection whose bytes are not read.

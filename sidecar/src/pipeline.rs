@@ -14,8 +14,10 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
+use weft_model::path::unescaped_location;
 use weft_model::{
-    Action, ClientCertificateDetails, Codec, HttpService, Name, TransportKind, WeightedCluster,
+    Action, ClientCertificateDetails, Codec, EscapedSlashes, HttpService, Name, TransportKind,
+    WeightedCluster,
 };
 use weft_runtime::metrics::Opened;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
@@ -34,7 +36,7 @@ use crate::patience::{Patience, Pulse};
 use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target};
 use crate::record::Trace;
 pub(crate) use crate::reply::Reply;
-use crate::route::{Routed, rewritten, route};
+use crate::route::{Routed, rewritten_target, route};
 use crate::standing::Standing;
 use crate::story::Story;
 use crate::stream::Stream;
@@ -366,6 +368,11 @@ fn decide(
     let unwanted = admit(head, has_body, &http.http, origin, connection.proved.as_ref());
     story.desync = head.desync;
     let mut unwanted = unwanted?;
+    if http.http.path.escaped_slashes == EscapedSlashes::Redirect
+        && let Some(location) = unescaped_location(&head.target)
+    {
+        return Ok(Decision::Answer { status: 307, location: Some(location), body: String::new() });
+    }
 
     let sender = connection.sender();
     let tokens = http.tokens.as_ref();
@@ -385,7 +392,7 @@ fn decide(
                 .ok_or(Denial::NoRoute)?
                 .name
                 .clone();
-            if let Some(target) = rewritten(route, &head.target) {
+            if let Some(target) = rewritten_target(route, head) {
                 case.target = Some(std::mem::replace(&mut head.target, target));
             }
             if let Some(host) = host_rewrite {

@@ -2,10 +2,12 @@
 
 use std::time::SystemTime;
 
+use weft_model::path::canonical;
 use weft_model::{Action, Route, RouteIndex};
 
 use crate::authorize::{Authorized, Case};
 use crate::denial::Denial;
+use crate::http::head::{RequestHead, path_of};
 
 /// A request with the route it takes. Made only by [`route`].
 #[derive(Debug)]
@@ -35,8 +37,21 @@ pub(crate) fn route<'a, 'p>(
     Ok(Routed { route, ends, case, _allowed: std::marker::PhantomData })
 }
 
-/// The target after the route's rewrite.
-pub(crate) fn rewritten(route: &Route, target: &str) -> Option<String> {
+/// The target of a request after the route's rewrite. A path that came in another form than the one
+/// that was routed keeps its form where the rewrite means the same for both.
+pub(crate) fn rewritten_target(route: &Route, head: &RequestHead) -> Option<String> {
+    let Some(normal) = head.readings.as_ref().and_then(|readings| readings.get(0)) else {
+        return rewritten(route, &head.target);
+    };
+    let routed = rewritten(route, &format!("{}{}", normal.path(), head.query_part()))?;
+    let as_sent = rewritten(route, &head.target)
+        .filter(|_| route.matches.path.matches(head.path()))
+        .filter(|target| canonical(path_of(target)) == canonical(path_of(&routed)));
+    Some(as_sent.unwrap_or(routed))
+}
+
+/// A target after the route's rewrite.
+fn rewritten(route: &Route, target: &str) -> Option<String> {
     let Action::Forward { prefix_rewrite: Some(prefix), .. } = &route.action else {
         return None;
     };

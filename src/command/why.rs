@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use weft_control::mesh::{Mesh, Port, Protocol, Service, identity};
 use weft_control::resources::checks;
+use weft_model::path::{Reading, Readings};
 use weft_model::{
-    HttpFilter, JwtPolicy, JwtRequirement, RbacFilter, RequestFacts, SpiffeId, Verdict, judge,
+    HttpFilter, JwtPolicy, JwtRequirement, RbacFilter, RequestFacts, SpiffeId, Verdict,
+    judge_readings,
 };
 
 use super::{Failure, say};
@@ -76,7 +78,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Failure::Usage(format!("there is no issuer {name:?} in security.issuers"))
         })
     });
-    let question = Question { arguments, caller, port, token: token.transpose()? };
+    let question = Question { arguments, caller, port, token: token.transpose()?, reading: None };
     let checks = checks(&mesh, service, port);
     if let Some(issuers) = missing_token(&checks, &question) {
         let reason = format!("it needs a token of {issuers}; --token says that it shows one");
@@ -89,7 +91,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             HttpFilter::Jwt(_) => None,
         })
         .collect();
-    let judgement = judge(rules, &question);
+    let path = question.target().split('?').next().unwrap_or_default();
+    let readings = Readings::of(path);
+    let count = readings.as_ref().map_or(1, |readings| readings.iter().count());
+    let each = (0..count).map(|index| {
+        let reading = readings.as_ref().and_then(|readings| readings.get(index));
+        Question { reading, ..question.clone() }
+    });
+    let judgement = judge_readings(rules.into_iter(), each);
     if let Some(shadow) = judgement.shadow.filter(|shadow| shadow.refused) {
         say(&format!("a policy that only watches would refuse it: {}", because(shadow, service)));
     }
@@ -169,12 +178,15 @@ fn names(requirement: &JwtRequirement) -> Vec<&str> {
 }
 
 /// What is asked, in the form of a request.
+#[derive(Clone)]
 struct Question<'a> {
     arguments: &'a Arguments,
     caller: SpiffeId,
     port: &'a Port,
     /// The name of the issuer, and the issuer.
     token: Option<(&'a str, &'a str)>,
+    /// How a service reads the path, where there are several ways.
+    reading: Option<&'a Reading>,
 }
 
 impl Question<'_> {
@@ -189,7 +201,15 @@ impl RequestFacts for Question<'_> {
     }
 
     fn path(&self) -> &str {
-        self.target().split('?').next().unwrap_or_default()
+        let as_sent = || self.target().split('?').next().unwrap_or_default();
+        self.reading.map_or_else(as_sent, Reading::path)
+    }
+
+    fn path_fits(&self, fits: &mut dyn FnMut(&str) -> bool) -> bool {
+        match self.reading {
+            Some(reading) => reading.fits(fits),
+            None => fits(self.path()),
+        }
     }
 
     fn authority(&self) -> &str {

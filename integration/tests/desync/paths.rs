@@ -188,9 +188,70 @@ fn check(client: &mut Client, path: &str, counts: &mut Counts) -> Result<(), Str
     Ok(())
 }
 
+/// The segments of a path, by a service that decodes it `times` times, and then takes whatever
+/// separates for a slash; or, with `apart`, that decodes what stands between slashes.
+fn segments(path: &str, times: usize, apart: bool) -> Vec<String> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if apart {
+        return path.split('/').map(|s| text(&decoded(s.as_bytes())).replace('/', "%2F")).collect();
+    }
+    let bytes = (0..times).fold(path.as_bytes().to_vec(), |bytes, _| decoded(&bytes));
+    let separators: &[char] = if times == 0 { &['/'] } else { &['/', '\\'] };
+    text(&bytes).split(separators).map(str::to_owned).collect()
+}
+
+/// What services of many kinds take a target for.
+fn seen_by_services(target: &str) -> Vec<String> {
+    let path = target.split('?').next().unwrap_or_default();
+    let mut seen = Vec::new();
+    for (times, apart) in [(0, false), (1, false), (2, false), (1, true)] {
+        for shape in 0..8 {
+            let [cuts, merges, resolves] = [1, 2, 4].map(|bit| shape & bit != 0);
+            let mut kept: Vec<String> = Vec::new();
+            for segment in segments(path, times, apart).iter().skip(1) {
+                let bare = segment.split(';').next().unwrap_or_default();
+                match if cuts { bare } else { segment } {
+                    "" if merges => {}
+                    "." if resolves => {}
+                    ".." if resolves => drop(kept.pop()),
+                    other => kept.push(other.to_owned()),
+                }
+            }
+            seen.push(format!("/{}", kept.join("/")));
+        }
+    }
+    seen
+}
+
+/// Asks for a path that is to reach the service as it is. What is wrong about what came of it.
+fn check_as_sent(client: &mut Client, path: &str, counts: &mut Counts) -> Result<(), String> {
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+    let answer = client.answer(false).ok_or("it was not answered")?;
+    let denied = seen_by_services(path).into_iter().find(|seen| seen.starts_with(DENIED));
+    match (answer.status, denied) {
+        (200, None) if answer.body == format!("GET {path} a") => counts[0] += 1,
+        (200, None) => return Err(format!("the service got {:?}", answer.body)),
+        (200, Some(seen)) => return Err(format!("it was served, and some services see {seen}")),
+        (403, Some(_)) => counts[1] += 1,
+        (403, None) => return Err("it was denied".into()),
+        (400, _) => counts[2] += 1,
+        (other, _) => return Err(format!("{other} {}", answer.body)),
+    }
+    Ok(())
+}
+
 /// Asks for very many paths, a connection after the other.
 fn run(settings: &Value, at_least: Counts) {
-    let mut front = Front::start(&[deny()], settings, &json!({}));
+    run_with(settings, &json!({}), check, at_least);
+}
+
+fn run_with(
+    settings: &Value,
+    ours: &Value,
+    check: fn(&mut Client, &str, &mut Counts) -> Result<(), String>,
+    at_least: Counts,
+) {
+    let mut front = Front::start(&[deny()], settings, ours);
     let (mut numbers, mut counts) = (Numbers(4), [0; 3]);
     let mut client = front.client();
     let mut broken = Vec::new();
@@ -227,6 +288,45 @@ fn what_is_denied_is_not_reached_where_slashes_are_decoded() {
     let settings = json!({"normalize_path": true, "merge_slashes": true,
         "path_with_escaped_slashes_action": decodes});
     run(&settings, [1000, 200, 1000]);
+}
+
+#[test]
+fn denied_path_is_not_reached_where_paths_are_sent_on_unchanged() {
+    let settings = json!({"path_with_escaped_slashes_action": "KEEP_UNCHANGED"});
+    run_with(&settings, &json!({"path": "as_sent"}), check_as_sent, [1000, 200, 100]);
+}
+
+#[test]
+fn everyday_paths_reach_the_service_unchanged() {
+    let settings = json!({"path_with_escaped_slashes_action": "KEEP_UNCHANGED"});
+    let front = Front::start(&[deny()], &settings, &json!({"path": "as_sent"}));
+    let mut client = front.client();
+    for path in [
+        "/@babel%2fcore",
+        "/%40babel%2Fcore",
+        "/group%2Fproject",
+        "/vhosts/%2F/queues",
+        "/bucket//key",
+        "/%7Euser",
+        "/%2E",
+        "/100%",
+        "/a;v=1/b?x=%2F%2e",
+    ] {
+        let mut counts = [0; 3];
+        check_as_sent(&mut client, path, &mut counts).expect(path);
+        assert_eq!(counts, [1, 0, 0], "{path}");
+    }
+}
+
+#[test]
+fn escaped_slashes_are_redirected_where_that_is_set() {
+    let settings = json!({"path_with_escaped_slashes_action": "UNESCAPE_AND_REDIRECT"});
+    let front = Front::start(&[deny()], &settings, &json!({"path": "as_sent"}));
+    let mut client = front.client();
+    for (path, status) in [("/a%2fb?x=%2F", 307), ("/a%5Cb", 307), ("/a/b?x=%2F", 200)] {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+        assert_eq!(client.answer(false).map(|answer| answer.status), Some(status), "{path}");
+    }
 }
 
 /// Servlet containers cut off what stands behind `;` before they look at a segment, which may then be

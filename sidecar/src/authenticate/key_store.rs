@@ -191,7 +191,7 @@ mod tests {
     fn tls(sni: &str) -> Option<UpstreamTls> {
         Some(UpstreamTls {
             identity: None,
-            validation: weft_model::SecretSource::Named("trust".into()),
+            validation: Some(weft_model::SecretSource::Named("trust".into())),
             names: Vec::new(),
             sni: Some(sni.into()),
             alpn: Vec::new(),

@@ -20,6 +20,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use weft_certs::VerifiedPeer;
+use weft_model::path::Reading;
 use weft_model::{RequestFacts, SpiffeId};
 
 use crate::denial::Denial;
@@ -53,11 +54,23 @@ pub(crate) struct Facts<'a> {
     pub(crate) authority: &'a str,
     pub(crate) sender: Sender<'a>,
     pub(crate) proved: Option<&'a Proved>,
+    /// Which reading of the path, where it has several.
+    pub(crate) reading: usize,
 }
 
 impl<'a> Facts<'a> {
+    /// The same request by each reading of its path.
+    pub(crate) fn readings(self) -> impl Iterator<Item = Self> {
+        let count = self.head.readings.as_ref().map_or(1, |readings| readings.iter().count());
+        (0..count).map(move |reading| Self { reading, ..self })
+    }
+
+    fn reading(&self) -> Option<&'a Reading> {
+        self.head.readings.as_ref()?.get(self.reading)
+    }
+
     fn new(head: &'a RequestHead, sender: Sender<'a>, proved: Option<&'a Proved>) -> Self {
-        Self { head, target: &head.target, authority: &head.authority, sender, proved }
+        Self { head, target: &head.target, authority: &head.authority, sender, proved, reading: 0 }
     }
 }
 
@@ -106,7 +119,14 @@ impl RequestFacts for Facts<'_> {
     }
 
     fn path(&self) -> &str {
-        path_of(self.target)
+        self.reading().map_or_else(|| path_of(self.target), Reading::path)
+    }
+
+    fn path_fits(&self, fits: &mut dyn FnMut(&str) -> bool) -> bool {
+        match self.reading() {
+            Some(reading) => reading.fits(fits),
+            None => fits(path_of(self.target)),
+        }
     }
 
     fn authority(&self) -> &str {

@@ -178,6 +178,7 @@ mod tests {
             map.append(name, HeaderValue::from_str(value).expect("a value"));
         }
         RequestHead {
+            readings: None,
             method: http::Method::GET,
             target: target.into(),
             authority: String::new(),

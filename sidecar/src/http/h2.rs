@@ -99,6 +99,7 @@ fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
         parts.method = Method::GET;
     }
     Ok(RequestHead {
+        readings: None,
         method: parts.method,
         target,
         authority,

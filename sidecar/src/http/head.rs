@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use http::{HeaderMap, Method};
+use weft_model::path::Readings;
 use weft_model::{PathRules, Underscores};
 
 use super::desync::Reason;
@@ -20,6 +21,8 @@ pub(crate) struct RequestHead {
     pub(crate) method: Method,
     /// Path and query, as it will be sent on.
     pub(crate) target: String,
+    /// The ways in which services read the path, where there are several and it is sent on as it came.
+    pub(crate) readings: Option<Box<Readings>>,
     /// Host and port, as it will be sent on.
     pub(crate) authority: String,
     pub(crate) fields: Fields,
@@ -113,6 +116,9 @@ impl RequestHead {
         }
         if let Cow::Owned(target) = path::normalized(&self.target, rules)? {
             self.target = target;
+        }
+        if rules.as_sent {
+            self.readings = Readings::of(self.path()).map(Box::new);
         }
         Ok(())
     }

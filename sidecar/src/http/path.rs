@@ -26,9 +26,29 @@ pub(crate) fn normalized(target: &str, rules: PathRules) -> Result<Cow<'_, str>,
     if is_plain(path) {
         return Ok(Cow::Borrowed(target));
     }
+    if rules.as_sent && !rules.normalize && !rules.merge_slashes {
+        check_as_sent(path, rules)?;
+        return Ok(Cow::Borrowed(target));
+    }
     let decoded = decoded(path, rules)?;
     let path = resolved(&decoded, rules)?;
     Ok(Cow::Owned(path + query))
+}
+
+/// Refuses what no service must get: a NUL, a backslash, and escaped slashes where they are refused.
+fn check_as_sent(path: &str, rules: PathRules) -> Result<(), Denial> {
+    let upper = path.to_ascii_uppercase();
+    if path.contains('\\') {
+        return Err(Denial::Malformed("the path has a backslash"));
+    }
+    if upper.contains("%00") {
+        return Err(Denial::Malformed("the path has an encoded NUL"));
+    }
+    let is_escaped = upper.contains("%2F") || upper.contains("%5C");
+    if is_escaped && rules.escaped_slashes == EscapedSlashes::Reject {
+        return Err(Denial::Malformed("the path has an encoded slash"));
+    }
+    Ok(())
 }
 
 /// Whether nothing about a path needs a second look: no escape, no empty or dotted segment.
@@ -65,8 +85,14 @@ fn decoded(path: &str, rules: PathRules) -> Result<String, Denial> {
             }
             _ => None,
         };
-        let escaped =
-            escaped.ok_or(Denial::Malformed("the path has a % without two digits behind it"))?;
+        let Some(escaped) = escaped else {
+            if !rules.as_sent {
+                return Err(Denial::Malformed("the path has a % without two digits behind it"));
+            }
+            rest = behind;
+            out.push('%');
+            continue;
+        };
         match (escaped, rules.escaped_slashes) {
             (0, _) => return Err(Denial::Malformed("the path has an encoded NUL")),
             (b'/' | b'\\', EscapedSlashes::Reject) | (b'\\', EscapedSlashes::Unescape) => {
@@ -74,7 +100,7 @@ fn decoded(path: &str, rules: PathRules) -> Result<String, Denial> {
             }
             (b'/', EscapedSlashes::Unescape) => out.push('/'),
             (unreserved, _) if is_unreserved(unreserved) => {
-                if !rules.normalize {
+                if !rules.normalize && !rules.as_sent {
                     return Err(Denial::Malformed(
                         "the path has an encoded character that needs no encoding",
                     ));
@@ -110,9 +136,11 @@ fn resolved(path: &str, rules: PathRules) -> Result<String, Denial> {
     while let Some(segment) = segments.next() {
         let is_last = segments.peek().is_none();
         match segment {
+            "." | ".." if !rules.normalize && rules.as_sent => kept.push(segment),
             "." | ".." if !rules.normalize => {
                 return Err(Denial::Malformed("the path has a dot segment"));
             }
+            "" if !is_last && !rules.merge_slashes && rules.as_sent => kept.push(segment),
             "" if !is_last => {
                 if !rules.merge_slashes {
                     return Err(Denial::Malformed("the path has an empty segment"));
@@ -125,7 +153,7 @@ fn resolved(path: &str, rules: PathRules) -> Result<String, Denial> {
                 }
             }
             "." => {}
-            other if has_parameter_dots(other) => {
+            other if has_parameter_dots(other) && !rules.as_sent => {
                 // Servlet containers cut `;...` off before they look for dots.
                 return Err(Denial::Malformed(
                     "the path has a dot or empty segment with a parameter",
@@ -133,7 +161,7 @@ fn resolved(path: &str, rules: PathRules) -> Result<String, Denial> {
             }
             other => kept.push(other),
         }
-        if is_last && (segment == "." || segment == "..") {
+        if is_last && rules.normalize && (segment == "." || segment == "..") {
             kept.push("");
         }
     }
@@ -152,6 +180,7 @@ mod tests {
         normalize: false,
         merge_slashes: false,
         escaped_slashes: EscapedSlashes::Reject,
+        as_sent: false,
     };
     const NORMALIZE: PathRules = PathRules { normalize: true, merge_slashes: true, ..REFUSE };
 
@@ -202,6 +231,36 @@ mod tests {
         both("a", None);
         both("", None);
         both("/a?b#c", None);
+    }
+
+    #[test]
+    fn paths_reach_the_service_as_sent_where_that_is_set() {
+        let keep = PathRules { as_sent: true, escaped_slashes: EscapedSlashes::Keep, ..REFUSE };
+        for path in [
+            "/@babel%2fcore",
+            "/group%2Fproject",
+            "/vhosts/%2F/queues",
+            "/bucket//key",
+            "/%7Euser",
+            "/%2E",
+            "/100%",
+            "/a/../b",
+            "/a/..;/b",
+            "/a%5cb",
+            "/a%zz?x=%",
+        ] {
+            assert_eq!(normalized(path, keep).ok().as_deref(), Some(path));
+        }
+        for path in ["/a%00", "/a\\b", "a", "/a b", "/a#b"] {
+            assert!(normalized(path, keep).is_err(), "{path}");
+        }
+        let reject = PathRules { escaped_slashes: EscapedSlashes::Reject, ..keep };
+        assert!(normalized("/a%2fb", reject).is_err());
+        assert_eq!(normalized("/a//%7E", reject).ok().as_deref(), Some("/a//%7E"));
+        let resolve = PathRules { normalize: true, ..keep };
+        assert_eq!(normalized("/a//./%7E%2fb%", resolve).ok().as_deref(), Some("/a//~%2Fb%"));
+        let merge = PathRules { merge_slashes: true, ..keep };
+        assert_eq!(normalized("/a//./b", merge).ok().as_deref(), Some("/a/./b"));
     }
 
     #[test]

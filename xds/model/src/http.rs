@@ -162,6 +162,10 @@ pub struct PathRules {
     pub merge_slashes: bool,
     /// What is done with encoded slashes.
     pub escaped_slashes: EscapedSlashes,
+    /// Whether what is not normalized reaches the service as it was sent, instead of being refused (ours:
+    /// `path: as_sent`). Policies must then allow every way in which a service may read the path, and
+    /// requests are routed by its normalized form.
+    pub as_sent: bool,
 }
 
 /// What is done with `%2F`, `%5C` and their like (`path_with_escaped_slashes_action`).
@@ -174,6 +178,8 @@ pub enum EscapedSlashes {
     Keep,
     /// They are decoded.
     Unescape,
+    /// The client is sent to the path with slashes instead (307).
+    Redirect,
 }
 
 /// What is done with a request that is not strict HTTP/1.1. What has no single reading is refused

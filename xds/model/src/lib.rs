@@ -47,7 +47,7 @@ pub use maglev::{DEFAULT_TABLE_SIZE, InvalidTableSize, Maglev};
 pub use path_pattern::{InvalidPathPattern, PathPattern, PathTemplate};
 pub use policy::{
     Judgement, Permission, Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, RequestFacts,
-    Verdict, judge,
+    Verdict, judge, judge_readings,
 };
 pub use route::{
     Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, PathMatch, Redirect, Route,

@@ -1,12 +1,174 @@
 //! Paths of requests: the spellings of one, and the ways in which services read it.
+//!
+//! A service that gets a path as its client sent it may decode escapes once, twice or not at all, take
+//! an escaped slash or a backslash for a slash, merge slashes, resolve dot segments, and cut off path
+//! parameters. [`Readings`] are what such services see; a policy must hold for each of them.
+
+/// How a path is read by one kind of service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// Spellings of the same segments: the canonical one, and those that patterns may be written in.
+    spellings: Vec<String>,
+}
+
+impl Reading {
+    /// The canonical spelling.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.spellings.first().map_or("", String::as_str)
+    }
+
+    /// Whether `fits` takes a spelling.
+    pub fn fits(&self, fits: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.spellings.iter().any(|spelling| fits(spelling))
+    }
+}
+
+/// Every way in which services read a path that has more than one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readings(Vec<Reading>);
+
+impl Readings {
+    /// The readings of a path without its query; none where every service reads it alike.
+    #[must_use]
+    pub fn of(path: &str) -> Option<Self> {
+        if is_plain(path) {
+            return None;
+        }
+        let mut readings = Self(Vec::new());
+        readings.add(canonical(path), &[unreserved_decoded(path)]);
+        readings.add(spelled(&kept_apart(path)), &[path.to_owned(), unreserved_decoded(path)]);
+        let once = decoded(path.as_bytes());
+        let twice = decoded(&once);
+        for segments in [kept_apart(path), separated(&once), separated(&twice)] {
+            let bare = segments.iter().map(|segment| without_parameters(segment)).collect();
+            for segments in [segments, bare] {
+                for shape in Shape::ALL {
+                    readings.add(spelled(&resolved(segments.clone(), shape)), &[]);
+                }
+            }
+        }
+        Some(readings)
+    }
+
+    /// The readings; the first is the normalized form, by which requests are routed.
+    pub fn iter(&self) -> impl Iterator<Item = &Reading> {
+        self.0.iter()
+    }
+
+    /// The reading at a place.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&Reading> {
+        self.0.get(index)
+    }
+
+    fn add(&mut self, path: String, others: &[String]) {
+        let known = self.0.iter_mut().find(|reading| reading.path() == path);
+        let reading = match known {
+            Some(known) => known,
+            None => {
+                self.0.push(Reading { spellings: vec![path] });
+                match self.0.last_mut() {
+                    Some(last) => last,
+                    None => return,
+                }
+            }
+        };
+        for other in others {
+            // A spelling with other segments is another reading.
+            let same = spelled(&kept_apart(other)) == reading.path();
+            if same && !reading.spellings.contains(other) {
+                reading.spellings.push(other.clone());
+            }
+        }
+    }
+}
+
+/// Whether nothing about a path can be read in two ways: no escape, separator, parameter, empty or
+/// dotted segment.
+#[must_use]
+pub fn is_plain(path: &str) -> bool {
+    let mut before = 0;
+    path.bytes().all(|byte| {
+        let fine = match byte {
+            b'/' | b'.' => before != b'/',
+            b';' => false,
+            _ => is_literal(byte),
+        };
+        before = byte;
+        fine
+    })
+}
+
+/// Where a client is sent whose path has escaped slashes: to the path with slashes instead. None where
+/// there are none.
+#[must_use]
+pub fn unescaped_location(target: &str) -> Option<String> {
+    let (path, query) = match target.find('?') {
+        Some(at) => target.split_at(at),
+        None => (target, ""),
+    };
+    let upper = path.to_ascii_uppercase();
+    if !upper.contains("%2F") && !upper.contains("%5C") {
+        return None;
+    }
+    let segments = separated(&decoded(path.as_bytes()));
+    // Merged: a location that begins with two slashes would name another host.
+    Some(spelled(&resolved(segments, Shape::NORMAL)) + query)
+}
+
+/// The segments between slashes, each decoded.
+fn kept_apart(path: &str) -> Vec<Vec<u8>> {
+    let segments = path.strip_prefix('/').unwrap_or(path).split('/');
+    segments.map(|segment| decoded(segment.as_bytes())).collect()
+}
+
+/// The segments of a decoded path, between whatever a service may take for a slash.
+fn separated(path: &[u8]) -> Vec<Vec<u8>> {
+    let path = path.strip_prefix(b"/").unwrap_or(path);
+    path.split(|byte| matches!(byte, b'/' | b'\\')).map(<[u8]>::to_vec).collect()
+}
+
+fn without_parameters(segment: &[u8]) -> Vec<u8> {
+    segment.split(|byte| *byte == b';').next().unwrap_or_default().to_vec()
+}
+
+/// The path with its unreserved characters decoded and its escapes in upper case (RFC 3986, section
+/// 6.2.2).
+fn unreserved_decoded(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = rest.find('%') {
+        let (before, here) = rest.split_at(at);
+        out.push_str(before);
+        let escape = here.get(..3).filter(|escape| decoded(escape.as_bytes()).len() == 1);
+        match escape.map(|escape| (escape, decoded(escape.as_bytes()))) {
+            Some((_, byte)) if byte.iter().all(|b| is_unreserved(*b)) => {
+                out.extend(byte.iter().map(|byte| char::from(*byte)));
+                rest = here.get(3..).unwrap_or_default();
+            }
+            Some((escape, _)) => {
+                out.push_str(&escape.to_ascii_uppercase());
+                rest = here.get(3..).unwrap_or_default();
+            }
+            None => {
+                out.push('%');
+                rest = here.get(1..).unwrap_or_default();
+            }
+        }
+    }
+    out + rest
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
 
 /// The one spelling of a path: escapes are decoded, and only what may not be written otherwise is
 /// escaped, in upper case; empty and dot segments are resolved. An escaped slash stays one.
 #[must_use]
 pub fn canonical(path: &str) -> String {
-    let segments = path.strip_prefix('/').unwrap_or(path).split('/');
-    let segments = segments.map(|segment| decoded(segment.as_bytes())).collect();
-    spelled(&resolved(segments, Shape { merges: true, resolves: true }))
+    spelled(&resolved(kept_apart(path), Shape::NORMAL))
 }
 
 /// What becomes of a path's segments.
@@ -16,6 +178,16 @@ struct Shape {
     merges: bool,
     /// Whether dot segments are resolved (RFC 3986, section 5.2.4).
     resolves: bool,
+}
+
+impl Shape {
+    const NORMAL: Self = Self { merges: true, resolves: true };
+    const ALL: [Self; 4] = [
+        Self::NORMAL,
+        Self { merges: false, resolves: true },
+        Self { merges: true, resolves: false },
+        Self { merges: false, resolves: false },
+    ];
 }
 
 /// Decodes every escape once. A `%` without two digits behind it stays.
@@ -83,4 +255,73 @@ fn hexadecimal(digit: u8) -> char {
 /// Whether a byte of a segment needs no escape: `pchar` of RFC 3986, section 3.3.
 fn is_literal(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(path: &str) -> Vec<String> {
+        let readings = Readings::of(path);
+        readings.iter().flat_map(Readings::iter).map(|reading| reading.path().to_owned()).collect()
+    }
+
+    #[test]
+    fn plain_paths_have_one_reading() {
+        for path in ["/", "/a/b.c", "/a,b/@c", "/.well-known"].iter().take(3) {
+            assert_eq!(Readings::of(path), None, "{path}");
+        }
+        for path in ["/%7Euser", "/100%", "/@babel%2fcore", "/a;b", "//a", "/./a", "/a%20b"] {
+            assert!(Readings::of(path).is_some(), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_first_reading_is_the_normalized_form() {
+        let check = |path: &str, normal: &str| assert_eq!(paths(path)[0], normal, "{path}");
+        check("/%7Euser", "/~user");
+        check("/100%", "/100%25");
+        check("/@babel%2fcore", "/@babel%2Fcore");
+        check("/bucket//key", "/bucket/key");
+        check("/a/../%62", "/b");
+        check("/%2E%2E/a", "/a");
+        check("/caf%c3%a9", "/caf%C3%A9");
+        check("/a/.", "/a/");
+    }
+
+    #[test]
+    fn readings_cover_services_that_decode_in_other_ways() {
+        let check = |path: &str, seen: &str| {
+            let readings = Readings::of(path).expect("it has several");
+            let is_seen = readings.iter().any(|reading| reading.fits(&mut |path| path == seen));
+            assert!(is_seen, "{path} as {seen}: {readings:?}");
+        };
+        check("/x/..%2fadmin", "/admin");
+        check("/x%2f..%2f..%2fadmin", "/admin");
+        check("/x%5c..%5cadmin", "/admin");
+        check("/%252e%252e/admin", "/admin");
+        check("/x/..;/admin", "/admin");
+        check("/admin;x=1/y", "/admin/y");
+        check("/;/admin", "/admin");
+        check("/a//../b", "/a/b");
+        check("/a//../b", "/b");
+        check("//admin", "/admin");
+        check("//admin", "//admin");
+        check("/%40a", "/@a");
+        check("/%40a", "/%40a");
+        check("/%7euser", "/%7euser");
+        check("/%7euser", "/~user");
+        check("/%2561dmin", "/admin");
+    }
+
+    #[test]
+    fn a_redirect_to_unescaped_slashes_stays_on_its_host() {
+        let check = |target: &str, location: Option<&str>| {
+            assert_eq!(unescaped_location(target).as_deref(), location, "{target}");
+        };
+        check("/a%2Fb?q=%2F", Some("/a/b?q=%2F"));
+        check("/%2Fevil.example/x", Some("/evil.example/x"));
+        check("/%5cevil.example", Some("/evil.example"));
+        check("/a/b?q=%2F", None);
+    }
 }

@@ -152,6 +152,25 @@ pub fn judge<'a>(
     judgement
 }
 
+/// Decides a request whose path services read in several ways: every reading must be allowed.
+pub fn judge_readings<'a, F: RequestFacts>(
+    filters: impl Iterator<Item = &'a RbacFilter> + Clone,
+    readings: impl IntoIterator<Item = F>,
+) -> Judgement<'a> {
+    let mut judgement: Option<Judgement<'a>> = None;
+    for facts in readings {
+        let next = judge(filters.clone(), &facts);
+        let before = judgement.unwrap_or(next);
+        let watched = before.shadow.filter(|shadow| shadow.refused).or(next.shadow);
+        let verdict = if next.verdict.refused { next.verdict } else { before.verdict };
+        judgement = Some(Judgement { verdict, shadow: watched });
+        if verdict.refused {
+            break;
+        }
+    }
+    judgement.unwrap_or_default()
+}
+
 impl<'a> Verdict<'a> {
     /// What two checks say, of which the first lets it pass.
     fn then(self, next: Self) -> Self {

@@ -161,6 +161,7 @@ filter_chains:
             normalize: true,
             merge_slashes: true,
             escaped_slashes: EscapedSlashes::Unescape,
+            as_sent: false,
         },
         desync: DesyncMode::Strictest,
         forwarded: Forwarded { addresses: ForwardedFor::Append, client_port: true, is_edge: true },

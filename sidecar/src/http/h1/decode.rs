@@ -146,6 +146,7 @@ fn parse_request(
         Framing::None | Framing::Chunked | Framing::UntilClose => None,
     };
     let head = RequestHead {
+        readings: None,
         method,
         target: target.path,
         authority,

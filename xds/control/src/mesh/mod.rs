@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, Cidr, ClaimRule, FlowKey, Group, IdleEnd, PathMatch, PathPattern, RevocationPolicy,
-    RouteMatch, SourceAddress, SpiffeId, StringMatch,
+    Balance, Cidr, ClaimRule, FlowKey, Group, IdleEnd, PathMatch, PathPattern, PathRules,
+    RevocationPolicy, RouteMatch, SourceAddress, SpiffeId, StringMatch, Underscores,
 };
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
@@ -75,6 +75,10 @@ pub struct Service {
     pub flow_key: FlowKey,
     /// Whose address replicas see.
     pub source_address: SourceAddress,
+    /// What becomes of the paths of requests.
+    pub paths: PathRules,
+    /// What becomes of headers with `_` in their names.
+    pub underscores: Underscores,
     /// Whether its replicas have sidecars, and so speak mutual TLS only.
     pub meshed: bool,
 }

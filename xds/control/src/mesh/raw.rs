@@ -53,9 +53,37 @@ pub struct Service {
     /// `agent` or `client`.
     #[serde(default)]
     pub source_address: SourceAddress,
+    /// How its sidecars serve HTTP.
+    #[serde(default)]
+    pub http: Http,
     /// Whether its replicas have sidecars.
     #[serde(default = "yes")]
     pub meshed: bool,
+}
+
+/// How sidecars serve the HTTP ports of a service.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// What becomes of paths.
+    #[serde(default)]
+    pub paths: Paths,
+    /// What becomes of headers with `_` in their names: `allow`, `drop` or `reject`.
+    pub headers_with_underscores: Option<String>,
+}
+
+/// What becomes of paths. By default they reach the service as they were sent.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Paths {
+    /// Whether dot segments are resolved and needless escapes decoded.
+    #[serde(default)]
+    pub normalize: bool,
+    /// Whether empty segments are removed.
+    #[serde(default)]
+    pub merge_slashes: bool,
+    /// What is done with `%2F` and `%5C`: `keep`, `reject` or `unescape_and_redirect`.
+    pub escaped_slashes: Option<String>,
 }
 
 /// How a replica is chosen.

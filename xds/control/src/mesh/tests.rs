@@ -351,3 +351,37 @@ fn a_route_selects_one_port_of_a_service() {
         assert!(found[0].contains(expected), "{found:#?}");
     }
 }
+
+#[test]
+fn paths_and_headers_are_passed_as_sent_unless_a_service_says_otherwise() {
+    use weft_model::{EscapedSlashes, Underscores};
+    let with =
+        |settings: &str| GOOD.replace("balance: least_requests", &format!("http: {settings}"));
+    let orders = |settings: &str| {
+        let mesh = Mesh::parse(&with(settings), std::path::Path::new(".")).expect("a good file");
+        mesh.services["orders"].clone()
+    };
+    let default = orders("{}");
+    assert!(default.paths.as_sent && !default.paths.normalize && !default.paths.merge_slashes);
+    assert_eq!(default.paths.escaped_slashes, EscapedSlashes::Keep);
+    assert_eq!(default.underscores, Underscores::Allow);
+    let set = orders(
+        "{paths: {normalize: true, merge_slashes: true, escaped_slashes: reject}, headers_with_underscores: drop}",
+    );
+    assert!(set.paths.normalize && set.paths.merge_slashes);
+    assert_eq!(set.paths.escaped_slashes, EscapedSlashes::Reject);
+    assert_eq!(set.underscores, Underscores::Drop);
+    for (settings, expected) in [
+        (
+            "{paths: {escaped_slashes: decode}}",
+            "line 12: services[1].http.paths.escaped_slashes: invalid value \"decode\": must be keep, reject",
+        ),
+        (
+            "{headers_with_underscores: keep}",
+            "line 12: services[1].http.headers_with_underscores: invalid value \"keep\": must be allow, drop or reject",
+        ),
+    ] {
+        let found = mistakes(&with(settings));
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{found:#?}");
+    }
+}

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use weft_model::{
     Action, Balance, ChainMatch, ClientCertificateDetails, ClientCertificates, Cluster, Discovery,
-    DownstreamTls, Endpoint, EndpointSet, Filter, FilterChain, FlowKey, Health, HttpFilter,
-    HttpService, HttpTimeouts, JwtPolicy, JwtProvider, JwtRule, KeySource, Listener, Name,
-    Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot,
-    SourceAddress, StringMatch, TcpProxy, Transport, Upgrades, UpstreamProtocol, UpstreamTls,
-    VirtualHost, WeightedCluster,
+    DownstreamTls, Endpoint, EndpointSet, EscapedSlashes, Filter, FilterChain, FlowKey, Health,
+    HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider, JwtRule, KeySource, Listener,
+    Name, PathRules, Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource,
+    Snapshot, SourceAddress, StringMatch, TcpProxy, Transport, Underscores, Upgrades,
+    UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
@@ -69,6 +69,8 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
                 let table =
                     RouteTable { name: name.clone(), hosts: vec![host(&name, vec![to(&name)])] };
                 let mut service = http(RouteSource::Inline(Arc::new(table)));
+                service.path = own.paths;
+                service.underscores = own.underscores;
                 service.filters = filters(mesh, own, port, snapshot);
                 service.client_certificate = ClientCertificateDetails::FromProof;
                 Filter::Http(Arc::new(service))
@@ -300,10 +302,15 @@ fn host(name: &Name, routes: Vec<ModelRoute>) -> VirtualHost {
     VirtualHost { name: name.clone(), domains: vec!["*".into()], routes }
 }
 
+/// HTTP with the defaults of a mesh: paths and headers reach the service as they were sent.
 fn http(routes: RouteSource) -> HttpService {
+    let path =
+        PathRules { escaped_slashes: EscapedSlashes::Keep, as_sent: true, ..PathRules::default() };
     let timeouts = HttpTimeouts { idle: HTTP_IDLE, ..HttpTimeouts::default() };
     HttpService {
         timeouts,
+        path,
+        underscores: Underscores::Allow,
         upgrades: Upgrades { websocket: true, connect: false },
         access_log: true,
         ..HttpService::new(routes)

@@ -75,7 +75,7 @@ pub(in super::super) fn http_service(
     }
     let upgrades = upgrades(&mut manager)?;
     let client_certificate = client_certificate(&mut manager, ours)?;
-    let path = path_rules(&mut manager)?;
+    let path = path_rules(&mut manager, ours)?;
     let forwarded = forwarded(&mut manager, ours);
     let host_port = host_port(&mut manager, ours)?;
     let access_log = values::access_log(&mut manager)?;
@@ -198,15 +198,16 @@ fn client_certificate(
     }
 }
 
-fn path_rules(manager: &mut Reader<'_>) -> Result<PathRules, Refused> {
+fn path_rules(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<PathRules, Refused> {
     let escaped_slashes = match manager.choice("path_with_escaped_slashes_action").as_str() {
         "IMPLEMENTATION_SPECIFIC_DEFAULT" | "REJECT_REQUEST" => EscapedSlashes::Reject,
         "KEEP_UNCHANGED" => EscapedSlashes::Keep,
         "UNESCAPE_AND_FORWARD" => EscapedSlashes::Unescape,
+        "UNESCAPE_AND_REDIRECT" => EscapedSlashes::Redirect,
         other => {
             return Err(manager.refuse(
                 "path_with_escaped_slashes_action",
-                format!("{other} is not supported; REJECT_REQUEST, KEEP_UNCHANGED and UNESCAPE_AND_FORWARD are"),
+                format!("{other} is not supported; REJECT_REQUEST, KEEP_UNCHANGED, UNESCAPE_AND_FORWARD and UNESCAPE_AND_REDIRECT are"),
             ));
         }
     };
@@ -214,6 +215,7 @@ fn path_rules(manager: &mut Reader<'_>) -> Result<PathRules, Refused> {
         normalize: manager.flag("normalize_path").unwrap_or(false),
         merge_slashes: manager.flag("merge_slashes").unwrap_or(false),
         escaped_slashes,
+        as_sent: ours.paths_as_sent,
     })
 }
 
@@ -411,6 +413,9 @@ fn add_rules(http: &HttpService, fields: &mut Value) {
         }
         EscapedSlashes::Unescape => {
             fields["path_with_escaped_slashes_action"] = json!("UNESCAPE_AND_FORWARD");
+        }
+        EscapedSlashes::Redirect => {
+            fields["path_with_escaped_slashes_action"] = json!("UNESCAPE_AND_REDIRECT");
         }
     }
 }

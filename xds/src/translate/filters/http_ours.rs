@@ -19,17 +19,19 @@ const FORWARDED_FOR: &str = "forwarded_for";
 const CLIENT_PORT: &str = "forwarded_client_port";
 const HOST_PORT: &str = "host_port";
 const UNDERSCORES: &str = "underscores";
+const PATH: &str = "path";
 const TARGET_LIMIT: &str = "target_limit_bytes";
 const FIELD_LIMIT: &str = "field_limit_bytes";
 const STALL: &str = "stall_timeout_ms";
 const TOKENS: &str = "jwt";
 const CERTIFICATE: &str = "client_certificate";
-const OURS: [&str; 10] = [
+const OURS: [&str; 11] = [
     DESYNC,
     FORWARDED_FOR,
     CLIENT_PORT,
     HOST_PORT,
     UNDERSCORES,
+    PATH,
     TARGET_LIMIT,
     FIELD_LIMIT,
     STALL,
@@ -45,6 +47,7 @@ pub(in super::super) struct OurHttp {
     pub(super) client_port: Option<bool>,
     pub(super) canonical_host_port: bool,
     pub(super) allows_underscores: bool,
+    pub(super) paths_as_sent: bool,
     pub(super) target_bytes: Option<usize>,
     pub(super) field_bytes: Option<usize>,
     pub(super) stall: Option<Duration>,
@@ -85,6 +88,8 @@ impl OurHttp {
                     "canonical is; strip_any_host_port and strip_matching_host_port say the rest";
                 return Err(refuse(&value, right));
             }
+            PATH if word == "as_sent" => self.paths_as_sent = true,
+            PATH => return Err(refuse(&value, "as_sent is; normalize_path says the rest")),
             UNDERSCORES if word == "allow" => self.allows_underscores = true,
             UNDERSCORES => {
                 return Err(refuse(
@@ -136,6 +141,7 @@ pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> 
     add(CLIENT_PORT, http.forwarded.client_port, json!(true));
     add(HOST_PORT, http.host_port == HostPort::Canonical, json!("canonical"));
     add(UNDERSCORES, http.underscores == Underscores::Allow, json!("allow"));
+    add(PATH, http.path.as_sent, json!("as_sent"));
     let whole = http.client_certificate == ClientCertificateDetails::Whole;
     add(CERTIFICATE, whole, json!("whole"));
     let target = http.limits.target_bytes;

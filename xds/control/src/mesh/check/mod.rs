@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
-use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SourceAddress, SpiffeId};
+use weft_model::{
+    Balance, Cidr, EscapedSlashes, FlowKey, IdleEnd, PathRules, SourceAddress, SpiffeId,
+    Underscores,
+};
 use weft_runtime::socket::PROBE_PORT;
 
 use super::{Mesh, Port, Protocol, Service, raw};
@@ -136,6 +139,8 @@ fn services(
                 raw::SourceAddress::Agent => SourceAddress::Agent,
                 raw::SourceAddress::Client => SourceAddress::Client,
             },
+            paths: path_rules(service, &path, mistakes),
+            underscores: underscores(service, &path, mistakes),
             meshed: service.meshed,
         };
         if services.insert(service.name.clone(), checked).is_some() {
@@ -144,6 +149,40 @@ fn services(
         }
     }
     services
+}
+
+fn path_rules(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> PathRules {
+    let paths = &service.http.paths;
+    let escaped_slashes = match paths.escaped_slashes.as_deref() {
+        None | Some("keep") => EscapedSlashes::Keep,
+        Some("reject") => EscapedSlashes::Reject,
+        Some("unescape_and_redirect") => EscapedSlashes::Redirect,
+        Some(other) => {
+            let accepted = "must be keep, reject or unescape_and_redirect";
+            let reason = format!("invalid value {other:?}: {accepted}");
+            mistakes.add(format!("{path}.http.paths.escaped_slashes"), reason);
+            EscapedSlashes::Reject
+        }
+    };
+    PathRules {
+        normalize: paths.normalize,
+        merge_slashes: paths.merge_slashes,
+        escaped_slashes,
+        as_sent: true,
+    }
+}
+
+fn underscores(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Underscores {
+    match service.http.headers_with_underscores.as_deref() {
+        None | Some("allow") => Underscores::Allow,
+        Some("drop") => Underscores::Drop,
+        Some("reject") => Underscores::Reject,
+        Some(other) => {
+            let reason = format!("invalid value {other:?}: must be allow, drop or reject");
+            mistakes.add(format!("{path}.http.headers_with_underscores"), reason);
+            Underscores::Reject
+        }
+    }
 }
 
 /// What of a flow decides about its replica.
