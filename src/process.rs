@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,8 +33,8 @@ pub struct Setup {
     pub bootstrap: Bootstrap,
     /// How it gets its certificate and configuration, when by a control plane.
     pub enrolment: Option<Enrolment>,
-    /// Where the admin port listens.
-    pub admin: Option<SocketAddr>,
+    /// Where the admin, metrics and readiness ports listen.
+    pub ports: admin::Ports,
     /// How long draining waits.
     pub patience: Duration,
     /// Where access lines go.
@@ -74,7 +73,7 @@ pub trait Particulars: Send + Sync + 'static {
 
 impl std::fmt::Debug for Setup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Setup").field("admin", &self.admin).finish_non_exhaustive()
+        f.debug_struct("Setup").field("ports", &self.ports).finish_non_exhaustive()
     }
 }
 
@@ -163,11 +162,8 @@ impl Begun {
             was_ready: AtomicBool::new(false),
             particulars: setup.particulars,
         });
-        if let Some(address) = setup.admin {
-            let port = admin::Admin { role: role.clone(), drain: drain.clone(), log: level };
-            let bound = admin::start(address, port).map_err(|error| error.to_string())?;
-            tracing::info!(%bound, "admin port");
-        }
+        let port = admin::Admin { role: role.clone(), drain: drain.clone(), log: level };
+        admin::start(&setup.ports, port).map_err(|error| error.to_string())?;
         runtime.spawn(collect(reported, role));
         let channels = Channels { local, published, status, unresolved };
         runtime.spawn(run_control(setup.bootstrap, setup.enrolment, mark, channels));

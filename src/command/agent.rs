@@ -113,7 +113,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let setup = Setup {
         bootstrap: understood.bootstrap,
         enrolment: understood.enrolment,
-        admin: understood.admin,
+        ports: understood.ports,
         patience: understood.patience,
         access: access.clone(),
         particulars: Arc::new(role),

@@ -13,6 +13,7 @@ use weft_control::{Options, Status};
 use weft_runtime::drain::{Drain, on_signals};
 use weft_runtime::{admin, log, memory, metrics, open_files};
 
+use super::admin_ports::AdminPorts;
 use super::{Failure, say};
 
 #[derive(Debug, Args)]
@@ -33,6 +34,8 @@ pub(super) struct Arguments {
     /// Where the admin port listens.
     #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
     admin: SocketAddr,
+    #[command(flatten)]
+    ports: AdminPorts,
     /// How long the certificates of workloads are good, in minutes.
     #[arg(long, default_value_t = 24 * 60, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=60 * 24 * 30))]
     certificate_minutes: u64,
@@ -57,7 +60,8 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
     let status = watch::Sender::new(Status::default());
     let role = Arc::new(Role { status: status.subscribe() });
     let port = admin::Admin { role, drain: drain.clone(), log: level };
-    admin::start(arguments.admin, port).map_err(|error| Failure::Failed(error.to_string()))?;
+    admin::start(&arguments.ports.with(Some(arguments.admin)), port)
+        .map_err(|error| Failure::Failed(error.to_string()))?;
     let options = Options {
         mesh: arguments.config,
         listen: arguments.listen,

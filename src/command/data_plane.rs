@@ -8,9 +8,11 @@ use std::time::Duration;
 use clap::Args;
 use weft_model::{Missing, Snapshot, SpiffeId};
 use weft_runtime::access::Writer;
+use weft_runtime::admin::Ports;
 use weft_runtime::problems::Problems;
 use weft_xds::bootstrap::Bootstrap;
 
+use super::admin_ports::AdminPorts;
 use super::{Failure, say};
 use crate::identity::{Enrolment, Source};
 
@@ -41,6 +43,8 @@ pub(super) struct DataPlane {
     /// Where the admin port listens. With --control: 127.0.0.1:15000 when not given.
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
+    #[command(flatten)]
+    ports: AdminPorts,
     /// How many worker threads; one per processor when not given.
     #[arg(long, value_name = "COUNT")]
     pub(super) workers: Option<NonZeroUsize>,
@@ -56,7 +60,7 @@ pub(super) struct DataPlane {
 pub(super) struct Understood {
     pub(super) bootstrap: Bootstrap,
     pub(super) enrolment: Option<Enrolment>,
-    pub(super) admin: Option<SocketAddr>,
+    pub(super) ports: Ports,
     pub(super) patience: Duration,
 }
 
@@ -116,7 +120,7 @@ impl DataPlane {
         Ok(Some(Understood {
             bootstrap,
             enrolment,
-            admin,
+            ports: self.ports.with(admin),
             patience: Duration::from_secs(self.drain_timeout),
         }))
     }

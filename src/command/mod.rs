@@ -1,5 +1,6 @@
 //! The subcommands, one module each.
 
+mod admin_ports;
 mod agent;
 mod ca;
 mod control;

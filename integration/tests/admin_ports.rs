@@ -1,0 +1,147 @@
+//! The admin, metrics and readiness ports: what each serves, to whom, and beside slow clients.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+
+use serde_json::json;
+use weft_integration::bootstrap::{bootstrap, http, listener};
+use weft_integration::curl::{Answer, Curl};
+use weft_integration::mesh_pki::MeshPki;
+use weft_integration::port;
+use weft_integration::process::{Process, ip, weft};
+use weft_integration::wait::{DEADLINE, eventually};
+
+/// An address that is not loopback, on this host.
+const OUTSIDE: &str = "10.9.9.1";
+
+struct Ports {
+    process: Process,
+    admin: String,
+    metrics: u16,
+    readiness: u16,
+    _folder: MeshPki,
+}
+
+impl Ports {
+    /// A sidecar with its admin port at an address of this host.
+    fn start(host: &str, arguments: &[&str]) -> Self {
+        let folder = MeshPki::create();
+        let admin = format!("{host}:{}", port::free());
+        let (metrics, readiness) = (port::free(), port::free());
+        let answer = json!({"status": 200, "body": {"inline_string": "x".repeat(3000)}});
+        let route = json!({"match": {"prefix": "/"}, "direct_response": answer});
+        let listeners: Vec<_> = (0..200)
+            .map(|n| listener(&format!("l{n}"), port::free(), http(&route, &[]), None))
+            .collect();
+        let file = folder.path("sidecar.json");
+        std::fs::write(&file, bootstrap(1, &listeners, &[]).to_string()).expect("it takes files");
+        let mut command = weft();
+        command.args(["sidecar", "--workers", "1", "--admin", &admin]);
+        command.args(["--metrics", &format!("127.0.0.1:{metrics}")]);
+        command.args(["--readiness", &format!("127.0.0.1:{readiness}")]);
+        let process = Process::start("sidecar", command.args(arguments).arg("-c").arg(file));
+        let ports = Self { process, admin, metrics, readiness, _folder: folder };
+        eventually("it is ready", || {
+            (Curl::get(readiness, "/ready").run().status == 200).then_some(())
+        });
+        ports
+    }
+
+    fn ask(&self, path: &str, arguments: &[&str]) -> Answer {
+        Curl::to(format!("http://{}{path}", self.admin)).with(arguments).run()
+    }
+}
+
+/// Clients that keep a port busy: some never finish their request, others never read the answer.
+fn slow_clients(address: &str, path: &str) -> Vec<TcpStream> {
+    let client = |number: usize| {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n");
+        let end = if number % 2 == 0 { "\r\n" } else { "" };
+        // Pipelined, so that the answers fill every buffer between.
+        let requests =
+            [request.as_str(), end].concat().repeat(if number % 2 == 0 { 20 } else { 1 });
+        stream.write_all(requests.as_bytes()).expect("it is open");
+        stream
+    };
+    (0..64).map(client).collect()
+}
+
+#[test]
+fn slow_connections_keep_nobody_from_any_port() {
+    let ports = Ports::start("127.0.0.1", &[]);
+    let [metrics, readiness] =
+        [ports.metrics, ports.readiness].map(|port| format!("127.0.0.1:{port}"));
+    let mut slow = slow_clients(&ports.admin, "/config_dump");
+    slow.extend(slow_clients(&metrics, "/metrics"));
+    slow.extend(slow_clients(&readiness, "/ready"));
+    for _ in 0..3 {
+        for path in ["/live", "/ready", "/metrics"] {
+            assert_eq!(ports.ask(path, &["--max-time", "5"]).status, 200, "{path}");
+        }
+        let quick = |port, path| Curl::get(port, path).with(&["--max-time", "5"]).run().status;
+        assert_eq!(quick(ports.metrics, "/metrics"), 200);
+        assert_eq!(quick(ports.readiness, "/ready"), 200);
+        assert_eq!(quick(ports.readiness, "/live"), 200);
+    }
+    // They are ended in time, also while nothing else comes.
+    for mut stream in slow {
+        stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+        let mut rest = Vec::new();
+        let ended = stream.read_to_end(&mut rest).map_err(|error| error.kind());
+        assert!(!matches!(ended, Err(std::io::ErrorKind::WouldBlock)), "it is still open");
+    }
+}
+
+#[test]
+fn metrics_and_readiness_ports_serve_nothing_else() {
+    let ports = Ports::start("127.0.0.1", &[]);
+    let status = |port, path, method| Curl::get(port, path).with(&["-X", method]).run().status;
+    assert_eq!(status(ports.metrics, "/metrics", "GET"), 200);
+    assert_eq!(status(ports.readiness, "/live", "GET"), 200);
+    for path in ["/drain", "/logging?level=debug", "/config_dump", "/"] {
+        for port in [ports.metrics, ports.readiness] {
+            assert_eq!(status(port, path, "POST"), 404, "{path}");
+            assert_eq!(status(port, path, "GET"), 404, "{path}");
+        }
+    }
+    assert_eq!(status(ports.metrics, "/ready", "GET"), 404);
+    assert_eq!(status(ports.readiness, "/metrics", "GET"), 404);
+    // A scraper may come by any name.
+    let named = Curl::get(ports.metrics, "/metrics").with(&["-H", "host: web.example"]).run();
+    assert_eq!(named.status, 200);
+}
+
+#[test]
+fn web_pages_cannot_read_the_admin_port_or_give_it_orders() {
+    let mut ports = Ports::start("127.0.0.1", &["--admin-host", "weft.example"]);
+    for header in [
+        "origin: http://evil.example",
+        "origin: null",
+        "sec-fetch-site: cross-site",
+        "host: evil.example",
+    ] {
+        let refused = ports.ask("/drain", &["-X", "POST", "-H", header]);
+        assert_eq!(refused.status, 403, "{header}");
+    }
+    assert_eq!(ports.ask("/config_dump", &["-H", "host: evil.example"]).status, 403);
+    assert_eq!(ports.ask("/config_dump", &["-H", "host: weft.example"]).status, 200);
+    assert_eq!(Curl::get(ports.readiness, "/ready").run().status, 200, "it does not drain");
+    assert!(ports.process.is_running());
+    assert_eq!(ports.ask("/drain", &["-X", "POST"]).status, 202);
+}
+
+#[test]
+fn admin_port_beyond_loopback_takes_orders_only_when_allowed() {
+    ip(&format!("addr add {OUTSIDE}/32 dev lo"));
+    assert!(!OUTSIDE.parse::<Ipv4Addr>().expect("an address").is_loopback());
+    let guarded = Ports::start(OUTSIDE, &[]);
+    for order in ["/drain", "/logging?level=debug"] {
+        let refused = guarded.ask(order, &["-X", "POST"]);
+        assert_eq!(refused.status, 403, "{order}");
+        assert!(refused.text().contains("--allow-remote-admin-orders"), "{}", refused.text());
+    }
+    assert_eq!(guarded.ask("/config_dump", &[]).status, 200);
+    let open = Ports::start(OUTSIDE, &["--allow-remote-admin-orders"]);
+    assert_eq!(open.ask("/logging?level=debug", &["-X", "POST"]).status, 200);
+}

@@ -1,0 +1,304 @@
+//! The admin, metrics and readiness ports: what a process reports, and the few orders that it takes.
+//!
+//! They run on a thread of their own, so that neither they nor traffic can slow the other. What takes long
+//! runs beside that thread, and slow clients keep nobody out: see `connections`.
+
+mod access;
+mod connections;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::drain::{Drain, Phase};
+use crate::log::LogLevel;
+
+/// How many dumps of the configuration there may be in memory at once: they can be tens of MiB.
+const DUMP_LIMIT: usize = 4;
+/// Threads that make metrics and dumps; more than dumps, so that these never delay metrics.
+const MAKERS: usize = DUMP_LIMIT + 2;
+
+/// What a role reports about itself.
+pub trait Role: Send + Sync + 'static {
+    /// Whether it can serve; otherwise what it waits for.
+    ///
+    /// # Errors
+    /// What it waits for.
+    fn ready(&self) -> Result<(), String>;
+
+    /// Its metrics in Prometheus' text format.
+    fn metrics(&self) -> String;
+
+    /// What is in force, without any secret.
+    fn config_dump(&self) -> serde_json::Value;
+
+    /// Where a flow would go, for roles that carry flows.
+    ///
+    /// # Errors
+    /// What is wrong with the query, or why the flow would go nowhere.
+    fn explain(&self, _query: &str) -> Result<serde_json::Value, String> {
+        Err("this role carries no flows".into())
+    }
+}
+
+/// The ports of a process, and who may do what at them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// The admin port: everything. None: no such port.
+    pub admin: Option<SocketAddr>,
+    /// A port for `/metrics` alone.
+    pub metrics: Option<SocketAddr>,
+    /// A port for `/ready` and `/live` alone.
+    pub readiness: Option<SocketAddr>,
+    /// Whether an admin port beyond loopback takes orders (POST).
+    pub allows_remote_orders: bool,
+    /// Names by which the admin port may be asked, beside addresses and `localhost`.
+    pub names: Vec<String>,
+}
+
+/// What the ports report and change.
+pub struct Admin {
+    /// What they report.
+    pub role: Arc<dyn Role>,
+    /// What `/drain` drains.
+    pub drain: Drain,
+    /// What `/logging` changes.
+    pub log: LogLevel,
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Admin")
+    }
+}
+
+const HELP: &str = "weft admin\n\
+GET  /ready           200 when this process can serve, 503 with what it waits for\n\
+GET  /live            200 while this process runs\n\
+GET  /metrics         Prometheus text\n\
+GET  /config_dump     what is in force, JSON, without secrets\n\
+GET  /flow?transport=tcp&client=A:P&destination=A:P  where a flow would go (agent)\n\
+GET  /logging         the log filter\n\
+POST /logging?level=F set the log filter, such as debug or weft_xds=trace,info\n\
+POST /drain           take nothing new, let the old finish, end\n";
+
+/// Which paths a port serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    All,
+    Metrics,
+    Readiness,
+}
+
+impl Scope {
+    fn serves(self, path: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Metrics => path == "/metrics",
+            Self::Readiness => path == "/ready" || path == "/live",
+        }
+    }
+}
+
+struct Port {
+    scope: Scope,
+    access: access::Access,
+    admin: Arc<Admin>,
+    dumps: Arc<Semaphore>,
+}
+
+/// Serves the ports on a thread of their own, for as long as the process lives.
+///
+/// # Errors
+/// When an address is taken.
+pub fn start(ports: &Ports, admin: Admin) -> io::Result<()> {
+    let admin = Arc::new(admin);
+    let dumps = Arc::new(Semaphore::new(DUMP_LIMIT));
+    let mut listeners = Vec::new();
+    for (scope, name, address) in [
+        (Scope::All, "admin", ports.admin),
+        (Scope::Metrics, "metrics", ports.metrics),
+        (Scope::Readiness, "readiness", ports.readiness),
+    ] {
+        let Some(address) = address else { continue };
+        let describe = |error: io::Error| {
+            io::Error::new(error.kind(), format!("{name} address {address}: {error}"))
+        };
+        let listener = std::net::TcpListener::bind(address).map_err(describe)?;
+        listener.set_nonblocking(true)?;
+        let bound = listener.local_addr()?;
+        tracing::info!(%bound, "{name} port");
+        let takes_orders = bound.ip().is_loopback() || ports.allows_remote_orders;
+        let access = access::Access { takes_orders, names: ports.names.clone() };
+        let port = Port { scope, access, admin: admin.clone(), dumps: dumps.clone() };
+        listeners.push((listener, Arc::new(port)));
+    }
+    if listeners.is_empty() {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(MAKERS)
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new().name("admin".into()).spawn(move || {
+        runtime.block_on(async {
+            let mut tasks = tokio::task::JoinSet::new();
+            for (listener, port) in listeners {
+                tasks.spawn(async move {
+                    let answer = move |request| respond(port.clone(), request);
+                    if let Err(error) = connections::serve(listener, answer).await {
+                        tracing::error!(%error, "an admin port is closed");
+                    }
+                });
+            }
+            while tasks.join_next().await.is_some() {}
+        });
+    })?;
+    Ok(())
+}
+
+async fn respond(
+    port: Arc<Port>,
+    request: Request<Incoming>,
+) -> Result<Response<Answer>, Infallible> {
+    let path = request.uri().path();
+    if !port.scope.serves(path) {
+        return Ok(text(StatusCode::NOT_FOUND, "not served at this port\n".to_owned()));
+    }
+    let refused = match port.scope {
+        Scope::All => port.access.judge(&request).err(),
+        // Nothing private and no orders: a scraper may come by any name.
+        Scope::Metrics | Scope::Readiness => None,
+    };
+    if let Some(refusal) = refused {
+        return Ok(text(StatusCode::FORBIDDEN, format!("{refusal}\n")));
+    }
+    Ok(match path {
+        "/metrics" if is_read(&request) => metrics(&port).await,
+        "/config_dump" if is_read(&request) => config_dump(&port).await,
+        _ => small(&port.admin, &request),
+    })
+}
+
+fn is_read<B>(request: &Request<B>) -> bool {
+    request.method() == Method::GET || request.method() == Method::HEAD
+}
+
+async fn metrics(port: &Port) -> Response<Answer> {
+    let role = port.admin.role.clone();
+    match tokio::task::spawn_blocking(move || role.metrics()).await {
+        Ok(page) => reply(StatusCode::OK, "text/plain; version=0.0.4", page),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+async fn config_dump(port: &Port) -> Response<Answer> {
+    let Ok(permit) = port.dumps.clone().try_acquire_owned() else {
+        let full = format!("{DUMP_LIMIT} dumps are under way already\n");
+        return text(StatusCode::SERVICE_UNAVAILABLE, full);
+    };
+    let role = port.admin.role.clone();
+    match tokio::task::spawn_blocking(move || format!("{:#}\n", role.config_dump())).await {
+        Ok(dump) => {
+            let mut answer = reply(StatusCode::OK, "application/json", dump);
+            answer.body_mut().permit = Some(permit);
+            answer
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn small<B>(admin: &Admin, request: &Request<B>) -> Response<Answer> {
+    let get = is_read(request);
+    let post = request.method() == Method::POST;
+    match request.uri().path() {
+        "/" if get => text(StatusCode::OK, HELP.to_owned()),
+        "/live" if get => text(StatusCode::OK, "live\n".to_owned()),
+        "/ready" if get => match ready(admin) {
+            Ok(()) => text(StatusCode::OK, "ready\n".to_owned()),
+            Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+        },
+        "/flow" if get => match admin.role.explain(request.uri().query().unwrap_or_default()) {
+            Ok(flow) => reply(StatusCode::OK, "application/json", format!("{flow:#}\n")),
+            Err(reason) => text(StatusCode::BAD_REQUEST, format!("{reason}\n")),
+        },
+        "/logging" if get => text(StatusCode::OK, format!("{}\n", admin.log.get())),
+        "/logging" if post => set_level(admin, request.uri().query()),
+        "/drain" if post => {
+            admin.drain.begin();
+            text(StatusCode::ACCEPTED, "draining\n".to_owned())
+        }
+        "/" | "/live" | "/ready" | "/metrics" | "/config_dump" | "/flow" | "/logging"
+        | "/drain" => text(StatusCode::METHOD_NOT_ALLOWED, HELP.to_owned()),
+        _ => text(StatusCode::NOT_FOUND, HELP.to_owned()),
+    }
+}
+
+fn ready(admin: &Admin) -> Result<(), String> {
+    match admin.drain.phase() {
+        Phase::Running => admin.role.ready(),
+        Phase::Draining | Phase::Ended => Err("draining".into()),
+    }
+}
+
+fn set_level(admin: &Admin, query: Option<&str>) -> Response<Answer> {
+    let level =
+        query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("level=")));
+    let Some(level) = level else {
+        let missing = "level is missing, such as /logging?level=debug\n";
+        return text(StatusCode::BAD_REQUEST, missing.to_owned());
+    };
+    match admin.log.set(level) {
+        Ok(()) => text(StatusCode::OK, format!("{}\n", admin.log.get())),
+        Err(reason) => text(StatusCode::BAD_REQUEST, format!("{reason}\n")),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Answer> {
+    reply(status, "text/plain; charset=utf-8", body)
+}
+
+fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Answer> {
+    let body = Answer { body: Full::new(Bytes::from(body)), permit: None };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}
+
+/// The body of an answer. A dump counts for as long as it is in memory.
+#[derive(Debug)]
+struct Answer {
+    body: Full<Bytes>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
