@@ -7,17 +7,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use weft_model::{RevocationMode, RevocationPolicy, Secret, Snapshot, SpiffeId};
 use weft_runtime::drain::{Drain, Phase};
 use weft_xds::client::Node;
-use weft_xds::server::{Directory, Holders, Incoming, ResourceSet, serve_resources};
+use weft_xds::server::{
+    Directory, Holders, Incoming, RequestLimits, ResourceSet, Served, serve_resources,
+};
 use weft_xds::translate::Kind;
 
 /// What the roots and lists are called, beside what our control plane calls them: so Istio's proxies ask.
 const ROOTS: &str = "ROOTCA";
 /// How many connections may wait to be taken.
 const WAITING: usize = 16;
+/// How many connections there may be.
+const CONNECTION_LIMIT: usize = 64;
 
 /// The secrets of one workload. Whoever can reach the socket may have them.
 #[derive(Debug, Default)]
@@ -112,8 +116,11 @@ pub async fn run(
     let (connections, waiting) = mpsc::channel(WAITING);
     let serving = serve_resources(
         waiting,
-        directory.subscribe(),
-        Arc::new(Holders::new(Kind::Secret, ROOTS)),
+        Served {
+            directory: directory.subscribe(),
+            holders: Arc::new(Holders::new(Kind::Secret, ROOTS)),
+            limits: RequestLimits::default(),
+        },
         drain.reached(Phase::Draining),
     );
     let keeping = async {
@@ -143,10 +150,16 @@ pub async fn run(
 }
 
 async fn accept(listener: &UnixListener, connections: &mpsc::Sender<Incoming<UnixStream>>) {
+    let room = Arc::new(Semaphore::new(CONNECTION_LIMIT));
     loop {
+        // At the limit a newcomer waits in the socket's queue.
+        let Ok(place) = room.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((io, _)) => {
-                if connections.send(Incoming { io, peer: None }).await.is_err() {
+                let incoming = Incoming { io, peer: None, place: Some(place) };
+                if connections.send(incoming).await.is_err() {
                     return;
                 }
             }

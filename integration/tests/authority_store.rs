@@ -1,7 +1,9 @@
-//! An authority in trouble: its store on a disk that fills up or in a file that is damaged, and its clock set.
+//! An authority in trouble: its store on a disk that fills up or in a file that is damaged, its clock set, and
+//! strangers at its port.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
@@ -172,6 +174,13 @@ impl Control {
         openssl.args(["s_client", "-connect", &format!("127.0.0.1:{}", self.listen)]);
         let output = openssl.args(["-alpn", "h2"]).stdin(Stdio::null()).output().unwrap();
         validity(&CertificateDer::from_pem_slice(&output.stdout).unwrap()).unwrap()
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        let page = Curl::get(self.admin, "/metrics").run().text();
+        let mut lines = page.lines();
+        let line = lines.find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
+        line.unwrap().parse().unwrap()
     }
 
     fn logged(&self, text: &str) -> usize {
@@ -382,4 +391,86 @@ fn control_plane_that_started_a_day_ahead_replaces_what_it_signed_when_its_clock
         (control.dump()["revocation_list_number"] != number).then_some(())
     });
     in_due_time("the sidecar is served", || is_ready(admin));
+}
+
+/// Sends a request of gRPC whose body is a file to the control plane at a port.
+fn send(listen: u16, method: &str, body: &Path, options: &[&str]) -> Answer {
+    let curl = Curl::to(format!("https://127.0.0.1:{listen}/{method}"));
+    let body = format!("@{}", text(body));
+    let curl = curl.with(&["--insecure", "--http2", "--data-binary", &body]);
+    let headers = ["--header", "content-type: application/grpc", "--header", "te: trailers"];
+    curl.with(&headers).with(options).run()
+}
+
+const STREAM: &str =
+    "envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+const SECRETS: &str = "envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets";
+const CERTIFICATE: &str = "istio.v1.auth.IstioCertificateService/CreateCertificate";
+const MEBIBYTE: usize = 1024 * 1024;
+
+/// A message of gRPC that says it has more bytes than come.
+fn unfinished_message(file: &Path, length: usize, sent: usize) {
+    let length = u32::try_from(length).unwrap().to_be_bytes();
+    fs::write(file, [&[0][..], &length, &vec![b'x'; sent]].concat()).unwrap();
+}
+
+#[test]
+fn strangers_are_refused_before_their_messages_are_read() {
+    let authority = Authority::create();
+    authority.write_mesh(&["web"], &[]);
+    authority.issue("web");
+    let mut control = authority.start();
+    let [body, large] = ["body", "large"].map(|name| authority.folder.path().join(name));
+    unfinished_message(&body, 62 * MEBIBYTE, 8192);
+    unfinished_message(&large, 62 * MEBIBYTE, 48 * MEBIBYTE);
+    let before = control.resident_bytes();
+    for (method, code) in [(STREAM, "16"), (SECRETS, "16"), (CERTIFICATE, "7")] {
+        let answer = send(control.listen, method, &body, &[]);
+        assert_eq!(answer.field("grpc-status"), Some(code), "{method}: {answer:?}");
+    }
+    let token = ["--header", "authorization: Bearer 0a0b"];
+    let answer = send(control.listen, CERTIFICATE, &body, &token);
+    assert_eq!(answer.field("grpc-status"), Some("7"), "{answer:?}");
+    // Most of these never leave the client: their streams are reset with the refusal.
+    std::thread::scope(|scope| {
+        for method in [STREAM, SECRETS, CERTIFICATE, STREAM, CERTIFICATE, STREAM] {
+            let (listen, large) = (control.listen, &large);
+            scope.spawn(move || send(listen, method, large, &["--max-time", "5"]));
+        }
+    });
+    // A client with a certificate is read up to the limit.
+    let [certificate, key] =
+        ["pem", "key"].map(|kind| authority.folder.path().join("web").with_extension(kind));
+    let identity = ["--cert", text(&certificate), "--key", text(&key)];
+    for method in [STREAM, SECRETS, CERTIFICATE] {
+        let answer = send(control.listen, method, &body, &identity);
+        assert_eq!(answer.field("grpc-status"), Some("8"), "{method}: {answer:?}");
+        let message = answer.field("grpc-message").unwrap_or_default().replace("%20", " ");
+        assert_eq!(message, "a request of 65011712 bytes is larger than the limit of 1048576");
+    }
+    let grown = control.resident_bytes().saturating_sub(before);
+    assert!(grown < 24 << 20, "{grown} bytes for requests that are not read");
+    assert!(control.process.is_running() && control.logged("panicked") == 0);
+}
+
+#[test]
+fn address_with_all_places_for_strangers_keeps_out_no_other() {
+    let authority = Authority::create();
+    authority.write_mesh(&["web"], &[]);
+    let control = authority.start();
+    let silent: Vec<TcpStream> =
+        (0..600).map(|_| TcpStream::connect(("127.0.0.1", control.listen)).unwrap()).collect();
+    let body = authority.folder.path().join("body");
+    unfinished_message(&body, 10, 0);
+    for other in ["127.0.0.2", "127.0.0.3"] {
+        let answer = eventually("another address is served", || {
+            let options = ["--interface", other, "--max-time", "2"];
+            Some(send(control.listen, STREAM, &body, &options)).filter(|answer| answer.exit == 0)
+        });
+        assert_eq!(answer.field("grpc-status"), Some("16"), "{answer:?}");
+    }
+    // The oldest of the many has given way.
+    let mut first = silent.first().unwrap();
+    first.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    assert_eq!(first.read(&mut [0]).unwrap_or_default(), 0);
 }

@@ -12,6 +12,7 @@ use weft_control::store::Store;
 use weft_control::{Options, Status};
 use weft_runtime::drain::{Drain, on_signals};
 use weft_runtime::{admin, log, memory, metrics, open_files};
+use weft_xds::server::RequestLimits;
 
 use super::admin_ports::AdminPorts;
 use super::{Failure, say};
@@ -39,6 +40,13 @@ pub(super) struct Arguments {
     /// How long the certificates of workloads are good, in minutes.
     #[arg(long, default_value_t = 24 * 60, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=60 * 24 * 30))]
     certificate_minutes: u64,
+    /// How many clients with a certificate may be connected. When all places are taken, identities with many
+    /// connections give way to those with few.
+    #[arg(long, default_value_t = 16_384, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connection_limit: u32,
+    /// The largest xDS or certificate request that is read, in bytes.
+    #[arg(long, default_value_t = 1024 * 1024, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(4096..=64 * 1024 * 1024))]
+    request_limit: u32,
     /// Check the mesh, print what it is, and end.
     #[arg(long)]
     check_config: bool,
@@ -66,6 +74,8 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
         mesh: arguments.config,
         listen: arguments.listen,
         certificate_life: Duration::from_secs(arguments.certificate_minutes * 60),
+        connections: usize::try_from(arguments.connection_limit).unwrap_or(usize::MAX),
+        requests: RequestLimits::for_messages_of(arguments.request_limit),
     };
     let runtime =
         tokio::runtime::Runtime::new().map_err(|error| Failure::Failed(error.to_string()))?;

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use weft_model::SpiffeId;
 
 use crate::dial::Dial;
+use crate::server::{Gate, Peer};
 use generated::istio_certificate_service_client::IstioCertificateServiceClient;
 use generated::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
@@ -64,6 +65,36 @@ pub trait Sign: Send + Sync + 'static {
     /// # Errors
     /// Why not.
     fn sign(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError>;
+
+    /// Whether an applicant may ask at all: its request is not read otherwise. Nothing is used up by that.
+    ///
+    /// # Errors
+    /// Why not.
+    fn admits(&self, applicant: &Applicant) -> Result<(), SignError>;
+}
+
+/// Lets in those who may ask.
+pub(crate) fn gate<S: Sign>(sign: Arc<S>) -> Gate {
+    Arc::new(move |head| {
+        let peer = head.extensions.get::<Peer>().and_then(|peer| peer.id.clone());
+        let token = head.headers.get(http::header::AUTHORIZATION);
+        let token = bearer(token.and_then(|value| value.to_str().ok()));
+        sign.admits(&Applicant { peer, token }).map_err(Status::from)
+    })
+}
+
+fn bearer(value: Option<&str>) -> Option<String> {
+    value?.strip_prefix("Bearer ").map(str::to_owned)
+}
+
+impl From<SignError> for Status {
+    fn from(error: SignError) -> Self {
+        match error {
+            SignError::Denied(text) => Self::permission_denied(text),
+            SignError::Invalid(text) => Self::invalid_argument(text),
+            SignError::Unavailable(text) => Self::unavailable(text),
+        }
+    }
 }
 
 /// The service around a [`Sign`].
@@ -82,20 +113,11 @@ impl<S: Sign> IstioCertificateService for Service<S> {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let peer =
-            request.extensions().get::<crate::server::Peer>().and_then(|peer| peer.0.clone());
-        let token = request
-            .metadata()
-            .get("authorization")
-            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
-            .map(str::to_owned);
-        let applicant = Applicant { peer, token };
-        match self.0.sign(&applicant, &request.get_ref().csr) {
-            Ok(cert_chain) => Ok(Response::new(IstioCertificateResponse { cert_chain })),
-            Err(SignError::Denied(text)) => Err(Status::permission_denied(text)),
-            Err(SignError::Invalid(text)) => Err(Status::invalid_argument(text)),
-            Err(SignError::Unavailable(text)) => Err(Status::unavailable(text)),
-        }
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.id.clone());
+        let token = request.metadata().get("authorization");
+        let token = bearer(token.and_then(|value| value.to_str().ok()));
+        let signed = self.0.sign(&Applicant { peer, token }, &request.get_ref().csr)?;
+        Ok(Response::new(IstioCertificateResponse { cert_chain: signed }))
     }
 }
 

@@ -3,7 +3,7 @@
 //! A workload that holds a certificate may renew it, for the same identity. One that holds none
 //! shows a join token, which is good once and for one identity.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use weft_certs::request::{self, CheckedRequest};
@@ -11,8 +11,9 @@ use weft_certs::{Authority, Issued, KeyText};
 use weft_model::SpiffeId;
 use weft_xds::authority::{Applicant, Sign, SignError};
 
+use crate::allowance::{Allowance, Verdict};
 use crate::audit;
-use crate::clock::Clock;
+use crate::clock::{Clock, monotonic};
 use crate::store::{Store, StoreError};
 use crate::succession::InForce;
 
@@ -32,18 +33,36 @@ pub struct Registrar {
     pub life: Duration,
     /// By what certificates are dated.
     pub(crate) clock: Arc<Clock>,
+    /// The lines of the audit log about refusals.
+    pub(crate) refusals: Mutex<Allowance>,
 }
 
 impl Sign for Registrar {
     fn sign(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError> {
         let signed = self.decide(applicant, request_pem);
-        if let Err(refused) = &signed {
-            let peer = applicant.peer.as_ref().map_or("-", SpiffeId::as_str);
-            let reason = refused.to_string();
-            audit::line(self.store.path(), "refused", &[("peer", peer), ("reason", &reason)]);
-        }
-        signed
+        signed.inspect_err(|refused| self.note_refusal(applicant, refused))
     }
+
+    fn admits(&self, applicant: &Applicant) -> Result<(), SignError> {
+        let admitted = self.clock.steady().map_err(SignError::Unavailable);
+        let admitted = admitted.and_then(|now| match (&applicant.peer, &applicant.token) {
+            (Some(_), _) => Ok(()),
+            (None, None) => Err(no_proof()),
+            (None, Some(token)) => {
+                let is_known = self.store.knows_token(&digest(token), now);
+                if is_known.map_err(unavailable)? { Ok(()) } else { Err(unknown_token()) }
+            }
+        });
+        admitted.inspect_err(|refused| self.note_refusal(applicant, refused))
+    }
+}
+
+fn no_proof() -> SignError {
+    SignError::Denied("neither a certificate nor a join token was shown".into())
+}
+
+fn unknown_token() -> SignError {
+    SignError::Denied("the join token is unknown, was used before, or has expired".into())
 }
 
 impl Registrar {
@@ -60,6 +79,18 @@ impl Registrar {
             .map_err(|error| SignError::Invalid(error.to_string()))?;
         self.remember(&request, &issued, now)?;
         Ok(issued.chain)
+    }
+
+    /// Writes a refusal to the audit log, unless there were too many of late.
+    fn note_refusal(&self, applicant: &Applicant, refused: &SignError) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let Verdict::Write { suppressed } = refusals.take(monotonic()) else {
+            return;
+        };
+        let peer = applicant.peer.as_ref().map_or("-", SpiffeId::as_str);
+        let (reason, before) = (refused.to_string(), suppressed.to_string());
+        let fields = [("peer", peer), ("reason", &reason), ("suppressed_before", &before)];
+        audit::line(self.store.path(), "refused", &fields);
     }
 
     /// A certificate for the control plane itself.
@@ -103,18 +134,14 @@ impl Registrar {
             )));
         }
         let Some(token) = &applicant.token else {
-            return Err(SignError::Denied(
-                "neither a certificate nor a join token was shown".into(),
-            ));
+            return Err(no_proof());
         };
         match self.store.use_token(&digest(token), now).map_err(unavailable)? {
             Some(identity) if identity == wanted.as_str() => Ok(()),
             Some(identity) => Err(SignError::Denied(format!(
                 "the join token is for {identity}, not for {wanted}"
             ))),
-            None => Err(SignError::Denied(
-                "the join token is unknown, was used before, or has expired".into(),
-            )),
+            None => Err(unknown_token()),
         }
     }
 }

@@ -4,9 +4,12 @@
 //! what must survive a restart, [`issue`] who gets which certificate, [`desk`] what an operator may
 //! ask, [`succession`] how one authority follows another, and [`run`] the server around them. A file with a mistake changes nothing: the last good one serves on.
 
+mod accept;
+mod allowance;
 mod audit;
 mod clock;
 pub mod desk;
+mod fair_pool;
 pub mod issue;
 pub mod mesh;
 mod own;

@@ -30,7 +30,7 @@ pub(crate) struct Grounds {
 
 impl Grounds {
     /// Resolves when it stands no more.
-    async fn fall(self, mut revoked: Revoked) {
+    pub(crate) async fn fall(self, mut revoked: Revoked) {
         // The clock may be set meanwhile, so it is looked at again and again.
         let has_expired = async {
             while let Ok(left) = self.not_after.duration_since(wall_clock()) {
@@ -53,19 +53,15 @@ impl Grounds {
 /// The connection.
 pub(crate) struct Proved<T> {
     io: T,
-    /// None where nothing was proved.
+    /// None once it has ended.
     falls: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     fallen: bool,
 }
 
 impl<T> Proved<T> {
-    /// A connection that stands as long as its grounds, if it has any.
-    pub(crate) fn new(io: T, grounds: Option<Grounds>, revoked: Revoked) -> Self {
-        let falls = grounds.map(|grounds| {
-            let falls: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(grounds.fall(revoked));
-            falls
-        });
-        Self { io, falls, fallen: false }
+    /// A connection that is cut off when `ends` resolves.
+    pub(crate) fn new(io: T, ends: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { io, falls: Some(Box::pin(ends)), fallen: false }
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -76,7 +72,8 @@ impl<T> Proved<T> {
             self.fallen = true;
         }
         if self.fallen {
-            let reason = "the client is not who it was any more";
+            let reason =
+                "client certificate revoked or expired, or the connection gave way to others";
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason));
         }
         Ok(())

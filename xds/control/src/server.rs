@@ -2,28 +2,22 @@
 //! resources and certificates over mutual TLS.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::ServerConfig;
-use rustls_pki_types::CertificateDer;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use weft_certs::{BACKDATED, CertificateText, Revoked, identity_of, validity};
+use weft_certs::{BACKDATED, Revoked};
 use weft_runtime::drain::{Drain, Phase};
-use weft_runtime::socket::is_without_ipv6;
-use weft_xds::server::{Holders, Incoming, serve};
+use weft_xds::server::{Holders, RequestLimits, Served as Offered, serve};
 
+use crate::accept::{Terms, accept, listen};
 use crate::clock::{Clock, wall_clock};
 use crate::desk;
 use crate::issue::Registrar;
 use crate::mesh::Mesh;
 use crate::own::{Own, Trusted};
-use crate::proved::{self, Grounds, Proved};
 use crate::resources::{Trust, Views, trust_holders};
 use crate::store::{Generations, Store};
 use crate::succession::{self, Audience, Authorities, InForce};
@@ -33,9 +27,8 @@ const POLL: Duration = Duration::from_millis(250);
 /// How long a revocation list is good, and when the next one is made.
 const LIST_LIFE: Duration = Duration::from_secs(24 * 3600);
 const LIST_RENEWAL: Duration = Duration::from_secs(6 * 3600);
-/// How long a handshake may take, and how many may be under way.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-const HANDSHAKE_LIMIT: usize = 1024;
+/// How many connections may wait to be taken by the server.
+const WAITING: usize = 64;
 
 /// How a control plane runs.
 #[derive(Debug, Clone)]
@@ -46,6 +39,10 @@ pub struct Options {
     pub listen: SocketAddr,
     /// How long the certificates of workloads are good.
     pub certificate_life: Duration,
+    /// How many clients with a certificate may be connected.
+    pub connections: usize,
+    /// What their requests may take.
+    pub requests: RequestLimits,
 }
 
 /// What the control plane tells of itself.
@@ -96,8 +93,13 @@ pub async fn run(
     let directory = watch::Sender::new(publisher.first()?);
 
     let life = options.certificate_life;
-    let registrar =
-        Registrar { authorities: authorities.clone(), store: store.clone(), life, clock };
+    let registrar = Registrar {
+        authorities: authorities.clone(),
+        store: store.clone(),
+        life,
+        clock,
+        refusals: Mutex::default(),
+    };
     let registrar = Arc::new(registrar);
     let first = publisher.last.as_ref().ok_or("there is no trust bundle")?;
     let own = Own::first(registrar.clone(), &trust_domain, first.trusted())?;
@@ -106,16 +108,17 @@ pub async fn run(
         .await
         .map_err(|error| format!("listen {}: {error}", options.listen))?;
     tracing::info!(listen = %options.listen, "serving configuration and certificates");
-    let (connections, waiting) = mpsc::channel(HANDSHAKE_LIMIT);
+    let (connections, waiting) = mpsc::channel(WAITING);
     status_of.send_modify(|status| status.is_listening = true);
-    let told = (own.subscribe(), revoked.subscribe());
-    let accepting = tokio::spawn(accept(listener, told, connections));
+    let terms = Terms { tls: own.subscribe(), revoked: revoked.subscribe() };
+    let accepting = tokio::spawn(accept(listener, terms, connections, options.connections));
     let receiver = directory.subscribe();
     let stop = drain.clone();
     let holders = Arc::new(trust_holders());
     let served = Served { directory: directory.subscribe(), holders: holders.clone(), authorities };
     let served: Arc<dyn Audience> = Arc::new(served);
-    let serving = tokio::spawn(serve(waiting, receiver, holders, registrar, async move {
+    let offered = Offered { directory: receiver, holders, limits: options.requests };
+    let serving = tokio::spawn(serve(waiting, offered, registrar, async move {
         stop.reached(Phase::Draining).await;
     }));
     let changed = Arc::new(Notify::new());
@@ -415,60 +418,4 @@ fn is_list_due(signed: SystemTime, now: SystemTime) -> bool {
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-/// Listens on an address. `[::]` takes both families; where the host has no IPv6, the other.
-async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(error) if is_without_ipv6(address, &error) => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        bound => bound,
-    }
-}
-
-async fn accept(
-    listener: TcpListener,
-    (tls, revoked): (watch::Receiver<Arc<ServerConfig>>, proved::Revoked),
-    connections: mpsc::Sender<Incoming<Proved<TlsStream<TcpStream>>>>,
-) {
-    let room = Arc::new(tokio::sync::Semaphore::new(HANDSHAKE_LIMIT));
-    loop {
-        let Ok(permit) = room.clone().acquire_owned().await else {
-            return;
-        };
-        let Ok((tcp, from)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let (config, connections) = (tls.borrow().clone(), connections.clone());
-        let revoked = revoked.clone();
-        tokio::spawn(async move {
-            drop(tcp.set_nodelay(true));
-            match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config).accept(tcp)).await {
-                Ok(Ok(io)) => {
-                    let chain = io.get_ref().1.peer_certificates();
-                    let leaf = chain.and_then(<[_]>::first);
-                    let peer = leaf.and_then(identity_of);
-                    let grounds = leaf.and_then(grounds);
-                    if leaf.is_some() && grounds.is_none() {
-                        return tracing::debug!(%from, "a certificate could not be read");
-                    }
-                    let io = Proved::new(io, grounds, revoked);
-                    // The server is gone when nobody takes it.
-                    drop(connections.send(Incoming { io, peer }).await);
-                }
-                Ok(Err(error)) => tracing::debug!(%from, %error, "a handshake was refused"),
-                Err(_) => tracing::debug!(%from, "a handshake took too long"),
-            }
-            drop(permit);
-        });
-    }
-}
-
-/// What a client's connection stands on.
-fn grounds(leaf: &CertificateDer<'_>) -> Option<Grounds> {
-    let (_, not_after) = validity(leaf)?;
-    let serial = CertificateText::of(leaf)?.serial.to_ascii_lowercase();
-    Some(Grounds { serial, not_after })
 }

@@ -15,11 +15,12 @@ use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server
 };
 use futures_util::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 use weft_model::SpiffeId;
 
+use super::guard::{Budget, Gate, Guarded, Meter, RequestLimits};
 use super::holders::Place;
 use super::session::refusal;
 use super::{Holders, ResourceSet, Response, ServerSession};
@@ -27,10 +28,14 @@ use crate::authority::{self, Sign};
 use crate::client::{Node, Variant};
 use crate::translate::Kind;
 
-/// The largest request taken: names and versions of what a client holds.
-const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
-/// How many responses may wait for a slow client.
-const QUEUE_LIMIT: usize = 64;
+/// How many responses may wait for a slow client: more than there are kinds of resources, of each of which at
+/// most one is unacknowledged.
+const QUEUE_LIMIT: usize = 8;
+/// What one stream, and all of a connection, may send before it is read, in bytes.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// The largest list of headers, in bytes.
+const HEADERS_LIMIT: u32 = 16 * 1024;
 
 /// Knows what each client may see.
 pub trait Directory: Send + Sync + 'static {
@@ -39,11 +44,35 @@ pub trait Directory: Send + Sync + 'static {
     /// # Errors
     /// Why this client may see nothing.
     fn resources(&self, node: &Node, peer: Option<&SpiffeId>) -> Result<Arc<ResourceSet>, String>;
+
+    /// Whether a client may see anything, whatever it says of itself: its requests are not read otherwise.
+    ///
+    /// # Errors
+    /// Why this client may see nothing.
+    fn admits(&self, peer: Option<&SpiffeId>) -> Result<(), String> {
+        self.resources(&Node::default(), peer).map(drop)
+    }
 }
 
-/// Who is at the other end of a connection, proved by mutual TLS; none without a certificate.
+/// What is served, and what requests may take.
+#[derive(Debug)]
+pub struct Served<D> {
+    /// The resources of each client.
+    pub directory: watch::Receiver<Arc<D>>,
+    /// Is given what clients have taken.
+    pub holders: Arc<Holders>,
+    /// What requests may take.
+    pub limits: RequestLimits,
+}
+
+/// The other end of a connection.
 #[derive(Debug, Clone)]
-pub struct Peer(pub Option<SpiffeId>);
+pub struct Peer {
+    /// Who it is, proved by mutual TLS; none without a certificate.
+    pub id: Option<SpiffeId>,
+    /// What its requests take.
+    pub(super) budget: Arc<Budget>,
+}
 
 /// A connection whose handshake is done.
 #[derive(Debug)]
@@ -52,13 +81,15 @@ pub struct Incoming<T> {
     pub io: T,
     /// Who sends them.
     pub peer: Option<SpiffeId>,
+    /// Its place among a limited number, if they are limited by places.
+    pub place: Option<OwnedSemaphorePermit>,
 }
 
 impl<T> tonic::transport::server::Connected for Incoming<T> {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer(self.peer.clone())
+        Peer { id: self.peer.clone(), budget: Arc::default() }
     }
 }
 
@@ -88,23 +119,23 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Incoming<T> {
     }
 }
 
-/// Serves resources and certificates on `connections` until `stop` resolves. `holders` is told what clients
-/// have taken.
+/// Serves resources and certificates on `connections` until `stop` resolves.
 ///
 /// # Errors
 /// When the HTTP/2 server itself fails.
 pub async fn serve<D: Directory, S: Sign, IO>(
     connections: mpsc::Receiver<Incoming<IO>>,
-    directory: watch::Receiver<Arc<D>>,
-    holders: Arc<Holders>,
+    served: Served<D>,
     sign: Arc<S>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), String>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    discovery(directory, holders)
-        .add_service(authority::Service::new(sign))
+    let meter = Meter::new(served.limits);
+    let gate = authority::gate(sign.clone());
+    discovery(served, &meter)
+        .add_service(Guarded::new(authority::Service::new(sign), gate, meter))
         .serve_with_incoming_shutdown(
             ReceiverStream::new(connections).map(Ok::<_, std::io::Error>),
             stop,
@@ -119,35 +150,46 @@ where
 /// When the HTTP/2 server itself fails.
 pub async fn serve_resources<D: Directory, IO>(
     connections: mpsc::Receiver<Incoming<IO>>,
-    directory: watch::Receiver<Arc<D>>,
-    holders: Arc<Holders>,
+    served: Served<D>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), String>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let connections = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
-    let served =
-        discovery(directory, holders).serve_with_incoming_shutdown(connections, stop).await;
-    served.map_err(|error| error.to_string())
+    let meter = Meter::new(served.limits);
+    let ended = discovery(served, &meter).serve_with_incoming_shutdown(connections, stop).await;
+    ended.map_err(|error| error.to_string())
 }
 
 /// The discovery services: all kinds on one stream, and secrets on one of their own.
 fn discovery<D: Directory>(
-    directory: watch::Receiver<Arc<D>>,
-    holders: Arc<Holders>,
+    Served { directory, holders, limits }: Served<D>,
+    meter: &Meter,
 ) -> tonic::transport::server::Router {
+    let known = directory.clone();
+    let gate: Gate = Arc::new(move |head| {
+        let peer = head.extensions.get::<Peer>().and_then(|peer| peer.id.as_ref());
+        let admitted = known.borrow().admits(peer);
+        admitted.map_err(|reason| match peer {
+            None => Status::unauthenticated(reason),
+            Some(_) => Status::permission_denied(reason),
+        })
+    });
     let discovery = Arc::new(Discovery { directory, holders });
     let all = AggregatedDiscoveryServiceServer::from_arc(discovery.clone())
-        .max_decoding_message_size(MESSAGE_LIMIT_BYTES);
+        .max_decoding_message_size(limits.message_bytes);
     let secrets = SecretDiscoveryServiceServer::from_arc(discovery)
-        .max_decoding_message_size(MESSAGE_LIMIT_BYTES);
+        .max_decoding_message_size(limits.message_bytes);
     tonic::transport::Server::builder()
-        .initial_connection_window_size(4 * 1024 * 1024)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.streams)
+        .http2_max_header_list_size(HEADERS_LIMIT)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(std::time::Duration::from_secs(10)))
-        .add_service(all)
-        .add_service(secrets)
+        .add_service(Guarded::new(all, gate.clone(), meter.clone()))
+        .add_service(Guarded::new(secrets, gate, meter.clone()))
 }
 
 struct Discovery<D> {
@@ -215,7 +257,7 @@ impl<D: Directory> SecretDiscoveryService for Discovery<D> {
         &self,
         request: Request<DiscoveryRequest>,
     ) -> Result<tonic::Response<DiscoveryResponse>, Status> {
-        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.id.clone());
         let request = request.into_inner();
         let type_url = of_secrets(request.type_url.clone())?;
         let asked = DiscoveryRequest { type_url, ..request };
@@ -301,10 +343,11 @@ impl<D: Directory> Discovery<D> {
         variant: Variant,
         wrap: fn(R) -> Result<Asked, Status>,
     ) -> ReceiverStream<Result<Response, Status>> {
-        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.id.clone());
         let requests = request.into_inner().map(move |request| request.and_then(wrap));
         let (outbox, queue) = mpsc::channel(QUEUE_LIMIT);
         let (directory, place) = (self.directory.clone(), self.holders.enter());
+        let who = peer.as_ref().map(ToString::to_string);
         tokio::spawn(async move {
             let talk = Talk {
                 node: Node::default(),
@@ -314,6 +357,13 @@ impl<D: Directory> Discovery<D> {
                 place,
             };
             if let Err(status) = talk.run(requests, &outbox).await {
+                if status.code() == tonic::Code::ResourceExhausted {
+                    tracing::warn!(
+                        peer = who,
+                        reason = status.message(),
+                        "an xDS stream was refused"
+                    );
+                }
                 tracing::debug!(%status, "an xDS stream ended");
                 // The client may be gone already, which is why the stream ended.
                 drop(outbox.send(Err(status)).await);
