@@ -19,6 +19,9 @@ use super::{Reader, Refused, filters, secret, values};
 const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
 const ORIGINAL_SOURCE: &str = "envoy.extensions.filters.listener.original_src.v3.OriginalSrc";
 
+/// The name of a chain that stands for none.
+const CLOSED: &str = "weft.closed";
+
 /// The name under which metadata is ours, and what we know there.
 const OUR_METADATA: &str = "weft";
 const ALLOW_FROM: &str = "allow_from";
@@ -57,6 +60,7 @@ pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
     let ours = listener.child("metadata").map(our_metadata).transpose()?.unwrap_or_default();
     let chains = values::each(listener.children("filter_chains"), chain)?;
     let default_chain = listener.child("default_filter_chain").map(chain).transpose()?;
+    let default_chain = default_chain.filter(|chain| *chain.name != *CLOSED);
     let listener_value = Listener {
         name,
         address,
@@ -357,8 +361,18 @@ pub(super) fn encode(listener: &Listener) -> Value {
     }
     if let Some(default) = &listener.default_chain {
         json["default_filter_chain"] = chain_json(default);
+    } else if listener.chains.is_empty() && listener.transport == Transport::Tcp {
+        json["default_filter_chain"] = closed_json();
     }
     json
+}
+
+/// A chain that serves nothing, for Envoy, which takes no listener without chains: connections are
+/// closed, since there is no such cluster. [`decode`] leaves it out.
+fn closed_json() -> Value {
+    let fields = json!({"stat_prefix": CLOSED, "cluster": CLOSED});
+    json!({"name": CLOSED, "filters": [{"name": "envoy.filters.network.tcp_proxy",
+        "typed_config": values::any("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", fields)}]})
 }
 
 fn chain_json(chain: &FilterChain) -> Value {

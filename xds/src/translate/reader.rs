@@ -150,6 +150,20 @@ impl<'f> Reader<'f> {
         self.message.has_field_by_name(field)
     }
 
+    /// A text below this message, of the first item where a list is on the way, which stays there.
+    pub(crate) fn peek(&self, path: &[&str]) -> Option<String> {
+        let (last, above) = path.split_last()?;
+        let mut message = self.message.clone();
+        for field in above {
+            message = match message.get_field_by_name(field)?.as_ref() {
+                Value::Message(below) => below.clone(),
+                Value::List(list) => list.first()?.as_message()?.clone(),
+                _ => return None,
+            };
+        }
+        message.get_field_by_name(last)?.as_str().map(str::to_owned)
+    }
+
     /// Whether no field is set that is not yet taken.
     pub(crate) fn is_empty(&self) -> bool {
         self.message.fields().next().is_none() && self.message.unknown_fields().next().is_none()

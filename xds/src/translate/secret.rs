@@ -22,6 +22,10 @@ const COMMON: &str = "envoy.extensions.transport_sockets.tls.v3";
 /// and never asked for over SDS.
 pub const WORKLOAD_IDENTITY: &str = "default";
 
+/// The static cluster at which an Envoy finds `weft sds`, in its bootstrap file: it has the key of
+/// [`WORKLOAD_IDENTITY`], and roots and lists without what only weft understands.
+const SDS_CLUSTER: &str = "sds";
+
 /// The deepest path that may be asked for: webpki follows none that is deeper.
 const DEPTH_LIMIT: usize = 7;
 
@@ -240,10 +244,12 @@ fn groups(parameters: &mut Reader<'_>) -> Result<Vec<Group>, Refused> {
     wanted.iter().enumerate().map(group).collect()
 }
 
+/// Reads the name of a secret. Where the reference says to ask for it counts for Envoy alone: a data
+/// plane of weft makes [`WORKLOAD_IDENTITY`] itself and requests the others over ADS.
 fn named(mut sds: Reader<'_>) -> Result<SecretSource, Refused> {
     let name = sds.required_text("name")?;
-    if name == WORKLOAD_IDENTITY {
-        // The workload makes it itself, wherever an Envoy would ask for it.
+    let source = ["sds_config", "api_config_source", "grpc_services", "envoy_grpc", "cluster_name"];
+    if name == WORKLOAD_IDENTITY || sds.peek(&source).as_deref() == Some(SDS_CLUSTER) {
         sds.harmless(&["sds_config"]);
     }
     values::config_source(&mut sds, "sds_config");
@@ -300,7 +306,7 @@ fn names_json(names: &[StringMatch]) -> Value {
 pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
     let mut context = common_json(tls.identity.as_ref(), tls.validation.as_ref(), &tls.names);
     context["alpn_protocols"] = json!(tls.alpn);
-    tell_groups(&mut context, &tls.groups);
+    context["tls_params"] = parameters_json(&tls.groups);
     let fields = json!({"sni": tls.sni.clone().unwrap_or_default(), "common_tls_context": context});
     json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.UpstreamTlsContext"), fields)})
 }
@@ -319,16 +325,20 @@ pub(super) fn downstream_json(tls: &DownstreamTls) -> Value {
         context["validation_context"] = json!({"trust_chain_verification": "ACCEPT_UNTRUSTED"});
     }
     context["alpn_protocols"] = json!(tls.alpn);
-    tell_groups(&mut context, &tls.groups);
+    context["tls_params"] = parameters_json(&tls.groups);
     let fields = json!({"require_client_certificate": required, "common_tls_context": context});
     json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.DownstreamTlsContext"), fields)})
 }
 
-fn tell_groups(context: &mut Value, groups: &[Group]) {
+/// TLS 1.3 alone, which Envoy as a client does not offer by itself.
+fn parameters_json(groups: &[Group]) -> Value {
+    let version = "TLSv1_3";
+    let mut parameters =
+        json!({"tls_minimum_protocol_version": version, "tls_maximum_protocol_version": version});
     if !groups.is_empty() {
-        let words: Vec<&str> = groups.iter().map(|group| group.word()).collect();
-        context["tls_params"] = json!({"ecdh_curves": words});
+        parameters["ecdh_curves"] = groups.iter().map(|group| group.word()).collect();
     }
+    parameters
 }
 
 fn common_json(
@@ -366,8 +376,7 @@ fn common_json(
 }
 
 fn sds_json(name: &str) -> Value {
-    if name == WORKLOAD_IDENTITY {
-        return json!({"name": name});
-    }
-    json!({"name": name, "sds_config": {"ads": {}, "resource_api_version": "V3"}})
+    let source = json!({"api_type": "GRPC", "transport_api_version": "V3",
+                        "grpc_services": [{"envoy_grpc": {"cluster_name": SDS_CLUSTER}}]});
+    json!({"name": name, "sds_config": {"resource_api_version": "V3", "api_config_source": source}})
 }

@@ -673,7 +673,7 @@ fn unknown_types_in_what_is_left_out_are_noted_the_same_by_file_and_by_wire() {
         1,
     );
     let by_file = read_yaml(Kind::Listener, &listener).expect("accepted");
-    let bytes = prost_reflect::prost::Message::encode_to_vec(&message(Kind::Listener, &listener));
+    let bytes = prost::Message::encode_to_vec(&message(Kind::Listener, &listener));
     let by_wire = decode(Kind::Listener, &bytes).expect("accepted");
     assert_eq!(by_file, by_wire);
     let noted = |end: &str| by_wire.notes.not_honoured.iter().any(|path| path.ends_with(end));

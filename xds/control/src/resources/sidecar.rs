@@ -205,7 +205,8 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
             validation: Some(SecretSource::Named(TRUST.into())),
             names: vec![StringMatch::Exact(mesh.identity_of(&service.name).as_str().to_owned())],
             sni: Some(format!("{}.{}", service.name, mesh.trust_domain)),
-            alpn: vec!["h2".into(), "http/1.1".into()],
+            // Offered is what is spoken, which follows from the client's protocol.
+            alpn: Vec::new(),
             groups: mesh.groups.clone(),
         });
     } else {

@@ -186,3 +186,21 @@ routes:
     assert_eq!(timeouts("api|80"), [None]);
     assert_eq!(timeouts("api|81"), [Some(std::time::Duration::from_secs(3)), None]);
 }
+
+#[test]
+fn agents_get_no_listeners_of_http() {
+    let text = r#"
+trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- {name: web, addresses: [10.96.0.1], endpoints: [{address: 10.90.1.1}], ports: [
+    {port: 80, target: 8080, protocol: http}, {port: 81, target: 8081, protocol: http2},
+    {port: 82, target: 8082, protocol: grpc}, {port: 83, target: 8083, protocol: tcp}]}
+"#;
+    let mesh = Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
+    let snapshot = agent::callers(&mesh);
+    let chains = snapshot.listeners.values().flat_map(|listener| listener.all_chains());
+    let chains: Vec<_> = chains.collect();
+    assert!(chains.len() >= 4);
+    assert!(chains.iter().all(|chain| matches!(chain.filter, weft_model::Filter::Tcp(_))));
+}
