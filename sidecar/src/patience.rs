@@ -12,6 +12,8 @@ pub(crate) struct Pulse {
     moved: Cell<u32>,
     received: Cell<bool>,
     open_ended: Cell<bool>,
+    bytes_sent: Cell<u64>,
+    bytes_received: Cell<u64>,
 }
 
 impl Pulse {
@@ -23,6 +25,23 @@ impl Pulse {
     /// Something was moved, in either direction.
     pub(crate) fn beat(&self) {
         self.moved.set(self.moved.get().wrapping_add(1));
+    }
+
+    /// So many bytes of the request's body, or of the response's, were moved.
+    pub(crate) fn moved(&self, bytes: usize, is_request: bool) {
+        self.beat();
+        let all = if is_request { &self.bytes_sent } else { &self.bytes_received };
+        all.set(all.get() + bytes as u64);
+    }
+
+    /// How many bytes of the response's body were moved.
+    pub(crate) fn bytes_received(&self) -> u64 {
+        self.bytes_received.get()
+    }
+
+    /// How many bytes of the request's body were moved, over all attempts.
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.get()
     }
 
     /// The last byte of the request was read from the client.

@@ -146,7 +146,11 @@ fn builder(settings: &HttpService, window_bytes: u32, is_peer: bool) -> h2::serv
         .reset_stream_duration(RESET_REMEMBERED)
         // Abuse is ended far earlier, by `Breaches`.
         .max_local_error_reset_streams(Some(BREACHES_OF_LIBRARY as usize))
-        .data_frame_budget(http2::DATA_FRAME_BUDGET_BYTES)
+        .data_frame_budget(if is_peer {
+            http2::DATA_FRAME_BUDGET_OF_PEER_BYTES
+        } else {
+            http2::DATA_FRAME_BUDGET_BYTES
+        })
         // The library ends the whole connection not far above its limit. Ours is looked at when a
         // head is there, and costs only its own request.
         .max_header_list_size(
@@ -217,6 +221,9 @@ fn is_wanted(
 /// Its flow-control window goes back to the other streams at once. Behind the limits the stream is reset
 /// with `NO_ERROR` (RFC 9113, section 8.1) when `body` is dropped.
 async fn discard(body: &mut h2::RecvStream) {
+    // What was read ahead and not sent on.
+    let held = body.flow_control().used_capacity();
+    http2::release(body, held);
     let reading = async {
         let mut left = DISCARD_BYTES;
         while let Ok(Some(piece)) = http2::piece(body).await

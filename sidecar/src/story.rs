@@ -109,7 +109,11 @@ impl Story {
             path: &line.path,
             status,
             denial: result.err().map(Denial::reason),
-            detail: result.err().map(Denial::detail).filter(|detail| !detail.is_empty()),
+            detail: result
+                .err()
+                .map(Denial::detail)
+                .filter(|detail| !detail.is_empty())
+                .or(outcome.detail),
             rule: self.rule.as_deref(),
             dry_run: self
                 .dry_run

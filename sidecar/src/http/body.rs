@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http::HeaderMap;
 
+use super::ahead::Ahead;
 use super::h1::{BodyReader, BodyWriter};
 use super::h2 as http2;
 use super::head::Unwanted;
@@ -34,7 +34,12 @@ pub(crate) struct Taken {
 const TAKEN_LIMIT_BYTES: usize = 64 * 1024;
 
 impl Taken {
-    fn add(&mut self, piece: &Bytes) {
+    /// Whether it is all that was taken.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.overflowed
+    }
+
+    pub(crate) fn add(&mut self, piece: &Bytes) {
         self.bytes += piece.len();
         if self.bytes > TAKEN_LIMIT_BYTES {
             self.overflowed = true;
@@ -59,6 +64,8 @@ pub(crate) enum Sink<'a> {
 pub(crate) enum Broken {
     /// The one that sends it is gone.
     Source,
+    /// The stream of HTTP/2 on which it came was reset, or its connection ended, for this reason.
+    Ended(&'static str),
     /// The one that sends it does not keep to its framing.
     Malformed(&'static str),
     /// The one that receives it wants no more, or is gone.
@@ -113,12 +120,32 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Whether its pieces are kept elsewhere until they are taken, each at a cost of its own.
+    pub(crate) fn reads_ahead(&self) -> bool {
+        matches!(self, Self::Http2(_))
+    }
+
+    /// The next piece, whose sender may send no more for it before it is released.
+    pub(crate) async fn held_piece(&mut self) -> Result<Option<Bytes>, Broken> {
+        match self {
+            Self::Http2(stream) => http2::held_piece(stream).await,
+            other => other.piece().await,
+        }
+    }
+
+    /// Lets the sender send as much again.
+    pub(crate) fn release(&mut self, bytes: usize) {
+        if let Self::Http2(stream) = self {
+            http2::release(stream, bytes);
+        }
+    }
+
     /// The trailers, after the last piece.
     async fn trailers(&mut self) -> Result<Option<HeaderMap>, Broken> {
         match self {
             Self::Empty => Ok(None),
             Self::Http1(reader) => Ok(reader.take_trailers()),
-            Self::Http2(stream) => stream.trailers().await.map_err(|_| Broken::Source),
+            Self::Http2(stream) => stream.trailers().await.map_err(|error| http2::broken(&error)),
             Self::Again(_, rest) => Box::pin(rest.trailers()).await,
         }
     }
@@ -131,6 +158,11 @@ impl Sink<'_> {
             Self::Http1(writer) => writer.send(&piece).await.map_err(|_| Broken::Sink),
             Self::Http2(stream) => http2::send(stream, piece).await,
         }
+    }
+
+    /// Whether each piece becomes a frame of HTTP/2.
+    fn has_frames(&self) -> bool {
+        matches!(self, Self::Http2(_))
     }
 
     pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
@@ -202,10 +234,7 @@ impl<'p> Progress<'p> {
     }
 
     fn moved(self, piece: &Bytes, is_last: bool) {
-        self.pulse.beat();
-        if let Some(taken) = self.taken {
-            taken.borrow_mut().add(piece);
-        }
+        self.pulse.moved(piece.len(), self.is_request);
         if is_last {
             self.ended();
         }
@@ -229,13 +258,14 @@ pub(crate) async fn carry(
     progress: Progress<'_>,
 ) -> Result<u64, Broken> {
     let mut bytes = 0;
+    let mut ahead = Ahead::new(progress.taken);
     loop {
-        let piece = match source.piece().now_or_never() {
+        let piece = match ahead.next(source) {
             Some(piece) => piece?,
             None => {
                 sink.flush().await?;
                 tokio::select! {
-                    piece = source.piece() => piece?,
+                    piece = ahead.wait(source) => piece?,
                     () = sink.refused() => return Err(Broken::Sink),
                 }
             }
@@ -243,9 +273,14 @@ pub(crate) async fn carry(
         let Some(piece) = piece else {
             break;
         };
+        let piece = if sink.has_frames() { ahead.merge(piece, source) } else { piece };
         bytes += piece.len() as u64;
         progress.moved(&piece, source.is_empty());
-        sink.send(piece).await?;
+        tokio::select! {
+            biased;
+            sent = sink.send(piece) => sent?,
+            () = ahead.fill(source) => {}
+        }
     }
     let trailers = source.trailers().await?.map(|trailers| unwanted.strip_trailers(trailers));
     progress.ended();

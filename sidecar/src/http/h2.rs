@@ -20,6 +20,9 @@ pub(crate) const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// How much the library lets small frames waste, each counted as if it had 256 bytes: 64 for each of
 /// the streams that a connection may have. Streams of small messages need some; a flood needs more.
 pub(crate) const DATA_FRAME_BUDGET_BYTES: usize = 4 * 1024 * 1024;
+/// The same for a peer that proved its identity: a sidecar passes on the messages of many clients.
+pub(crate) const DATA_FRAME_BUDGET_OF_PEER_BYTES: usize = 32 * 1024 * 1024;
+
 /// A request that was refused by its head.
 #[derive(Debug)]
 pub(crate) struct Refused {
@@ -222,15 +225,45 @@ pub(crate) fn to_response(head: ResponseHead) -> Response<()> {
 /// The next piece of a body. Its sender may send as much again at once: what limits it is how fast
 /// the receiver takes pieces, since none is asked for before the last was sent.
 pub(crate) async fn piece(stream: &mut h2::RecvStream) -> Result<Option<Bytes>, Broken> {
-    match stream.data().await {
-        None => Ok(None),
-        Some(Ok(piece)) => {
-            // Releasing fails only for a stream that has ended.
-            drop(stream.flow_control().release_capacity(piece.len()));
-            Ok(Some(piece))
-        }
-        Some(Err(_)) => Err(Broken::Source),
+    let piece = held_piece(stream).await?;
+    if let Some(piece) = &piece {
+        release(stream, piece.len());
     }
+    Ok(piece)
+}
+
+/// The next piece, which counts against the windows until it is released.
+pub(crate) async fn held_piece(stream: &mut h2::RecvStream) -> Result<Option<Bytes>, Broken> {
+    stream.data().await.transpose().map_err(|error| broken(&error))
+}
+
+/// Lets the sender send as much again.
+pub(crate) fn release(stream: &mut h2::RecvStream, bytes: usize) {
+    // Releasing fails only for a stream that has ended.
+    drop(stream.flow_control().release_capacity(bytes));
+}
+
+/// How a stream broke.
+pub(crate) fn broken(error: &h2::Error) -> Broken {
+    Broken::Ended(match error.reason() {
+        _ if error.is_io() => "the connection was lost",
+        Some(h2::Reason::ENHANCE_YOUR_CALM) if error.is_go_away() => {
+            "the connection ended with ENHANCE_YOUR_CALM"
+        }
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() => "the connection ended with NO_ERROR",
+        Some(h2::Reason::PROTOCOL_ERROR) if error.is_go_away() => {
+            "the connection ended with PROTOCOL_ERROR"
+        }
+        _ if error.is_go_away() => "the connection ended with an error",
+        Some(h2::Reason::CANCEL) => "the stream was reset with CANCEL",
+        Some(h2::Reason::NO_ERROR) => "the stream was reset with NO_ERROR",
+        Some(h2::Reason::INTERNAL_ERROR) => "the stream was reset with INTERNAL_ERROR",
+        Some(h2::Reason::PROTOCOL_ERROR) => "the stream was reset with PROTOCOL_ERROR",
+        Some(h2::Reason::REFUSED_STREAM) => "the stream was reset with REFUSED_STREAM",
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => "the stream was reset with ENHANCE_YOUR_CALM",
+        Some(_) => "the stream was reset",
+        None => "the connection was closed",
+    })
 }
 
 /// Sends a piece as the receiver's window allows.

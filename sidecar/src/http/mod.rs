@@ -1,5 +1,6 @@
 //! HTTP in both versions: one head and one body in the middle, codecs at both ends.
 
+mod ahead;
 pub(crate) mod authority;
 pub(crate) mod body;
 pub(crate) mod desync;

@@ -137,6 +137,7 @@ pub(super) async fn over_http2(
         let (unwanted, mut down) = call.reply.start(head, &source, call.head);
         outcome.downloaded(
             carry(&mut source, &mut down, &unwanted, Progress::of_response(call.pulse)).await,
+            call.pulse,
         );
         call.reply.finished(outcome.broken.is_none());
         sink.abort();

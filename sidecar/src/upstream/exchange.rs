@@ -47,6 +47,8 @@ pub(crate) struct Outcome {
     pub(crate) bytes_received: u64,
     /// Which side broke it off, if one did.
     pub(crate) broken: Option<&'static str>,
+    /// Why it was broken off, as far as that is known.
+    pub(crate) detail: Option<&'static str>,
 }
 
 /// Why an exchange did not begin.
@@ -263,7 +265,7 @@ async fn converse(
     let (unwanted, mut down) = reply.start(response.head, &body, head);
     {
         let carrying = pin!(carry(&mut body, &mut down, &unwanted, Progress::of_response(pulse)));
-        outcome.downloaded(upload.until_carried(carrying).await);
+        outcome.downloaded(upload.until_carried(carrying).await, pulse);
     }
     outcome.bytes_sent = upload.bytes();
     let whole = outcome.broken.is_none();
@@ -288,6 +290,7 @@ pub(super) async fn decline(
     let (unwanted, mut down) = call.reply.start(response.head, &body, call.head);
     outcome.downloaded(
         carry(&mut body, &mut down, &unwanted, Progress::of_response(call.pulse)).await,
+        call.pulse,
     );
     let whole = outcome.broken.is_none();
     if !whole {
@@ -384,7 +387,7 @@ async fn converse_http2(
     let (unwanted, mut down) = reply.start(response, &body, head);
     {
         let carrying = pin!(carry(&mut body, &mut down, &unwanted, Progress::of_response(pulse)));
-        outcome.downloaded(upload.until_carried(carrying).await);
+        outcome.downloaded(upload.until_carried(carrying).await, pulse);
     }
     outcome.bytes_sent = upload.bytes();
     if outcome.broken.is_some() {
@@ -440,11 +443,24 @@ pub(super) fn unreached(address: SocketAddr, error: &std::io::Error) -> Failure 
 
 impl Outcome {
     /// Takes down how the response's body ended.
-    pub(super) fn downloaded(&mut self, result: Result<u64, Broken>) {
+    pub(super) fn downloaded(&mut self, result: Result<u64, Broken>, pulse: &Pulse) {
         match result {
             Ok(bytes) => self.bytes_received = bytes,
-            Err(Broken::Source | Broken::Malformed(_)) => self.broken = Some("endpoint_broke_off"),
-            Err(Broken::Sink) => self.broken = Some("client_broke_off"),
+            Err(broken) => {
+                // What passed before.
+                self.bytes_received = pulse.bytes_received();
+                self.broken = Some(match broken {
+                    Broken::Source | Broken::Ended(_) | Broken::Malformed(_) => {
+                        "endpoint_broke_off"
+                    }
+                    Broken::Sink => "client_broke_off",
+                });
+                self.detail = match broken {
+                    Broken::Ended(why) | Broken::Malformed(why) => Some(why),
+                    Broken::Source => Some("the connection was lost"),
+                    Broken::Sink => None,
+                };
+            }
         }
     }
 }

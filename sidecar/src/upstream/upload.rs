@@ -30,7 +30,7 @@ impl<'p, F: Future<Output = Result<u64, Broken>> + Unpin> Upload<'p, F> {
                 result = &mut self.carrying, if self.ended.is_none() => {
                     self.pulse.request_received();
                     match result {
-                        Err(Broken::Source) => return Err(Denial::ClientGone),
+                        Err(Broken::Source | Broken::Ended(_)) => return Err(Denial::ClientGone),
                         Err(Broken::Malformed(why)) => return Err(Denial::Malformed(why)),
                         // An endpoint that takes no more may have answered before; that counts.
                         Err(Broken::Sink) | Ok(_) => self.ended = Some(result),
@@ -64,8 +64,8 @@ impl<'p, F: Future<Output = Result<u64, Broken>> + Unpin> Upload<'p, F> {
         matches!(self.ended, Some(Ok(_)))
     }
 
-    /// How much was sent, if all was.
+    /// How much was sent: of a body that was broken off, what passed.
     pub(super) fn bytes(&self) -> u64 {
-        self.ended.and_then(Result::ok).unwrap_or(0)
+        self.ended.and_then(Result::ok).unwrap_or_else(|| self.pulse.bytes_sent())
     }
 }

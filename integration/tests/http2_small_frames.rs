@@ -1,0 +1,138 @@
+//! Answers in tiny pieces, and clients that read them slowly: neither ends the connection to a service or a
+//! sidecar that other clients' requests share.
+
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Response};
+use serde_json::json;
+use tokio::net::TcpListener;
+use weft_integration::alone::{self, Alone, Speaks};
+use weft_integration::backend::{Backend, read_head};
+use weft_integration::http2_client::{Client, next};
+use weft_integration::pair::{Pair, Wanted};
+
+const WINDOW_BYTES: u32 = 1 << 20;
+/// How many pieces of one byte an answer has: more than the library lets wait in small frames.
+const PIECES: usize = 60_000;
+const OTHERS: usize = 5;
+
+/// Begins an answer in tiny pieces, and reads none of it while others are served whole.
+async fn serve_others_beside_a_slow_reader(port: u16, size: usize) {
+    let slow = Client::connect(port, WINDOW_BYTES).await;
+    let (response, _) = slow.begin(Method::GET, "/tiny", true).await.expect("it is open");
+    let mut body = response.await.expect("it is answered").into_body();
+    let others: Vec<_> = (0..OTHERS)
+        .map(|_| {
+            tokio::spawn(async move {
+                let client = Client::connect(port, WINDOW_BYTES).await;
+                let mut bytes = Vec::new();
+                for _ in 0..20 {
+                    bytes.push(client.get("/one").await);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                bytes
+            })
+        })
+        .collect();
+    for other in others {
+        for answer in other.await.expect("it does not panic") {
+            assert_eq!(answer, Ok((200, 1)));
+        }
+    }
+    let mut bytes = 0;
+    while let Some(piece) = next(&mut body).await {
+        bytes += piece.expect("it comes whole");
+    }
+    assert_eq!(bytes, size);
+}
+
+/// A service of HTTP/1.1 that answers in chunks of one byte.
+fn tiny_chunks(mut stream: TcpStream) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    while let Some(head) = read_head(&mut reader) {
+        if head.starts_with("GET /one ") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx").ok()?;
+            continue;
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").ok()?;
+        for _ in 0..PIECES / 1000 {
+            stream.write_all(&b"1\r\nx\r\n".repeat(1000)).ok()?;
+        }
+        stream.write_all(b"0\r\n\r\n").ok()?;
+    }
+    Some(())
+}
+
+#[tokio::test]
+async fn tiny_chunks_leave_other_clients_of_two_sidecars_whole() {
+    let service = Backend::start(|stream| tiny_chunks(stream).unwrap_or_default());
+    let mut pair = Pair::start(&Wanted { timeout_seconds: 0, ..Wanted::http1(service.port) });
+    serve_others_beside_a_slow_reader(pair.caller.port, PIECES).await;
+    let connections = pair.caller.metric("weft_sidecar_upstream_connections_total");
+    assert!(connections <= 2, "{connections} connections of two workers");
+    pair.assert_unharmed();
+}
+
+/// A service of HTTP/2: `/tiny` in frames of one byte, `/cut` is reset after 1,000 bytes.
+async fn tiny_frames() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.expect("it greets");
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    tokio::spawn(answer(request.uri().path().to_owned(), respond));
+                }
+            });
+        }
+    });
+    port
+}
+
+async fn answer(path: String, mut respond: h2::server::SendResponse<Bytes>) -> Option<()> {
+    let mut stream = respond.send_response(Response::new(()), false).ok()?;
+    if path == "/cut" {
+        stream.send_data(Bytes::from(vec![b'x'; 1000]), false).ok()?;
+        // The head and the body go out before.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stream.send_reset(h2::Reason::INTERNAL_ERROR);
+        return Some(());
+    }
+    let pieces = if path == "/one" { 1 } else { PIECES };
+    for left in (0..pieces).rev() {
+        stream.reserve_capacity(1);
+        while stream.capacity() == 0 {
+            std::future::poll_fn(|cx| stream.poll_capacity(cx)).await?.ok()?;
+        }
+        stream.send_data(Bytes::from_static(b"x"), left == 0).ok()?;
+    }
+    Some(())
+}
+
+fn before(port: u16) -> Alone {
+    alone::Wanted::before(port, Speaks::Http2).with_one_worker(&[]).start()
+}
+
+#[tokio::test]
+async fn tiny_frames_of_a_service_leave_other_clients_whole() {
+    let mut alone = before(tiny_frames().await);
+    serve_others_beside_a_slow_reader(alone.port, PIECES).await;
+    assert_eq!(alone.metric("weft_sidecar_upstream_connections_total"), 1);
+    alone.assert_unharmed();
+}
+
+#[tokio::test]
+async fn answer_that_is_cut_says_why_and_after_how_many_bytes() {
+    let alone = before(tiny_frames().await);
+    let client = Client::connect(alone.port, WINDOW_BYTES).await;
+    let answer = client.get("/cut").await;
+    assert!(answer.as_ref().is_err_and(|why| why.contains("200, 1000 bytes")), "{answer:?}");
+    let line = alone.access_line("endpoint_broke_off");
+    let get = |field: &str| line.get(field).cloned();
+    assert_eq!(get("detail"), Some(json!("the stream was reset with INTERNAL_ERROR")), "{line}");
+    assert_eq!(get("bytes_received"), Some(json!(1000)), "{line}");
+}
