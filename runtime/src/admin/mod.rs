@@ -150,21 +150,23 @@ pub fn start(ports: &Ports, admin: Admin) -> io::Result<()> {
         .max_blocking_threads(MAKERS)
         .enable_all()
         .build()?;
-    std::thread::Builder::new().name("admin".into()).spawn(move || {
-        runtime.block_on(async {
-            let mut tasks = tokio::task::JoinSet::new();
-            for (listener, port) in listeners {
-                tasks.spawn(async move {
-                    let answer = move |request| respond(port.clone(), request);
-                    if let Err(error) = connections::serve(listener, answer).await {
-                        tracing::error!(%error, "an admin port is closed");
-                    }
-                });
-            }
-            while tasks.join_next().await.is_some() {}
-        });
-    })?;
+    std::thread::Builder::new()
+        .name("admin".into())
+        .spawn(move || runtime.block_on(serve_all(listeners)))?;
     Ok(())
+}
+
+async fn serve_all(listeners: Vec<(std::net::TcpListener, Arc<Port>)>) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for (listener, port) in listeners {
+        let answer = move |request| respond(port.clone(), request);
+        tasks.spawn(connections::serve(listener, answer));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        if let Ok(Err(error)) = ended {
+            tracing::error!(%error, "an admin port is closed");
+        }
+    }
 }
 
 async fn respond(
