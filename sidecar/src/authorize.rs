@@ -10,6 +10,7 @@ use weft_model::{Judgement, RbacFilter, RequestFacts, SpiffeId, Verdict, judge, 
 
 use crate::authenticate::{Authenticated, Facts, Proved, Sender};
 use crate::denial::Denial;
+use crate::http::fields::Fields;
 use crate::http::head::RequestHead;
 
 /// The rules of a chain, in the order in which they are asked.
@@ -31,7 +32,13 @@ impl Authorized<'_> {
 
     /// What the decision rested on beside the head.
     pub(crate) fn into_case(self) -> Case {
-        Case { proved: self.0.into_proved(), target: None, authority: None }
+        Case {
+            client: self.facts().client_address(),
+            proved: self.0.into_proved(),
+            target: None,
+            authority: None,
+            fields: None,
+        }
     }
 }
 
@@ -46,13 +53,17 @@ pub(crate) fn authorize<'a, 'p>(
 }
 
 /// What a request was allowed by, as far as its head does not say so any more, for as long as it lasts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Case {
+    /// The client, as trusted hops forwarded it.
+    pub(crate) client: IpAddr,
     pub(crate) proved: Proved,
     /// The target that was decided upon, where another is sent on.
     pub(crate) target: Option<String>,
     /// The same of the authority.
     pub(crate) authority: Option<String>,
+    /// The same of the headers.
+    pub(crate) fields: Option<Fields>,
 }
 
 impl Case {
@@ -63,6 +74,7 @@ impl Case {
             head,
             target: self.target.as_deref().unwrap_or(&head.target),
             authority: self.authority.as_deref().unwrap_or(&head.authority),
+            fields: self.fields.as_ref().unwrap_or(&head.fields),
             sender,
             proved: Some(&self.proved),
             reading: 0,
@@ -121,7 +133,11 @@ impl RequestFacts for Caller<'_> {
     }
 
     fn remote_address(&self) -> IpAddr {
-        self.client.ip()
+        self.client.ip().to_canonical()
+    }
+
+    fn client_address(&self) -> IpAddr {
+        self.remote_address()
     }
 
     fn destination_port(&self) -> u16 {

@@ -8,6 +8,7 @@ use weft_model::{Forwarded, ForwardedFor};
 use crate::denial::Denial;
 use crate::http::fields::Fields;
 use crate::http::head::list;
+use crate::mutate::scheme;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -23,6 +24,35 @@ pub(crate) struct Origin {
     /// The port that the client aimed at.
     pub(crate) port: u16,
     pub(crate) is_tls: bool,
+}
+
+/// The client of a request: what trusted hops before this one say, else the other end of the connection.
+/// An edge trusts as many addresses at the end of `x-forwarded-for` as there are trusted hops; any other
+/// hop trusts one more, which the hop before it added.
+pub(crate) fn client(fields: &Fields, rule: Forwarded, origin: Origin) -> IpAddr {
+    let peer = origin.client.ip().to_canonical();
+    let skipped = match (rule.is_edge, rule.trusted_hops) {
+        (true, 0) => return peer,
+        (true, hops) => hops - 1,
+        (false, hops) => hops,
+    };
+    forwarded_by(fields, skipped).unwrap_or(peer)
+}
+
+/// The address that is so many places before the last of `x-forwarded-for`.
+fn forwarded_by(fields: &Fields, skipped: u32) -> Option<IpAddr> {
+    fields.get(FOR.as_str())?;
+    let mut chain = Vec::new();
+    fields.each(FOR.as_str(), |value| {
+        if !chain.is_empty() {
+            chain.push(b',');
+        }
+        chain.extend_from_slice(value);
+    });
+    let skipped = usize::try_from(skipped).ok()?;
+    let address = chain.rsplit(|byte| *byte == b',').nth(skipped)?.trim_ascii();
+    let address: IpAddr = std::str::from_utf8(address).ok()?.parse().ok()?;
+    Some(address.to_canonical())
 }
 
 /// Adds what `rule` says.
@@ -45,9 +75,16 @@ pub(crate) fn apply(fields: &mut Fields, rule: Forwarded, origin: Origin) -> Res
         }
     }
     if rule.is_edge {
-        let proto = if origin.is_tls { "https" } else { "http" };
-        set(fields, PROTO, Some(HeaderValue::from_static(proto)));
-        set(fields, PORT, Some(origin.port.into()));
+        // A trusted hop says how its own client came.
+        let is_open =
+            |name: &HeaderName| rule.trusted_hops == 0 || fields.get(name.as_str()).is_none();
+        let (sets_proto, sets_port) = (is_open(&PROTO), is_open(&PORT));
+        if sets_proto {
+            set(fields, PROTO, Some(HeaderValue::from_static(scheme(origin.is_tls))));
+        }
+        if sets_port {
+            set(fields, PORT, Some(origin.port.into()));
+        }
     }
     Ok(())
 }
@@ -97,7 +134,7 @@ mod tests {
             let client = client.parse().expect("an address");
             let origin = Origin { client, port: 8080, is_tls: true };
             let is_edge = addresses != ForwardedFor::Preserve;
-            let rule = Forwarded { addresses, client_port, is_edge };
+            let rule = Forwarded { addresses, client_port, is_edge, trusted_hops: 0 };
             apply(&mut fields, rule, origin).expect("few");
             let mut after = Vec::new();
             fields.each(FOR.as_str(), |v| after.push(String::from_utf8_lossy(v).into_owned()));
@@ -133,12 +170,41 @@ mod tests {
     }
 
     #[test]
+    fn client_is_the_address_before_the_trusted_hops() {
+        let check = |header: &[&str], is_edge: bool, hops: u32, expected: &str| {
+            let mut map = HeaderMap::new();
+            for value in header {
+                map.append(FOR, HeaderValue::from_str(value).expect("a value"));
+            }
+            let rule = Forwarded { is_edge, trusted_hops: hops, ..Forwarded::default() };
+            let origin = Origin { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
+            let client = client(&Fields::Map(map), rule, origin);
+            assert_eq!(client.to_string(), expected, "{header:?} {is_edge} {hops}");
+        };
+        let peer = "10.0.0.9";
+        check(&["1.1.1.1, 2.2.2.2"], true, 0, peer);
+        check(&["1.1.1.1, 2.2.2.2"], true, 1, "2.2.2.2");
+        check(&["1.1.1.1", "2.2.2.2"], true, 2, "1.1.1.1");
+        check(&["1.1.1.1, 2.2.2.2"], true, 3, peer);
+        check(&["1.1.1.1,2.2.2.2"], false, 0, "2.2.2.2");
+        check(&["1.1.1.1,2.2.2.2"], false, 1, "1.1.1.1");
+        check(&["1.1.1.1,2.2.2.2"], false, 2, peer);
+        check(&["1.1.1.1, x"], true, 1, peer);
+        check(&["1.1.1.1, ::1"], true, 1, "::1");
+        check(&[], true, 1, peer);
+    }
+
+    #[test]
     fn a_chain_of_forwarders_has_an_end() {
         let with = |count: usize| {
             let mut map = HeaderMap::new();
             map.append(FOR, HeaderValue::try_from(vec!["a"; count].join(",")).expect("a value"));
-            let rule =
-                Forwarded { addresses: ForwardedFor::Append, client_port: false, is_edge: true };
+            let rule = Forwarded {
+                addresses: ForwardedFor::Append,
+                client_port: false,
+                is_edge: true,
+                trusted_hops: 0,
+            };
             let client = ([10, 0, 0, 9], 1).into();
             apply(&mut Fields::Map(map), rule, Origin { client, port: 1, is_tls: false })
         };

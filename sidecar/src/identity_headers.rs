@@ -90,33 +90,3 @@ pub(crate) fn apply(
         (ClientCertificateDetails::Nothing, _) | (_, None) => {}
     }
 }
-
-/// Whether a field claims an identity. `_` counts as `-`, since some services read both as one.
-pub(crate) fn is_claim(name: &[u8]) -> bool {
-    const EXACT: &[u8] = b"x-forwarded-client-cert";
-    const PREFIXES: [&[u8]; 2] = [b"x-weft-", b"x-amzn-mtls-"];
-    let same = |a: &u8, b: &u8| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
-    let starts = |prefix: &[u8]| {
-        name.len() >= prefix.len() && name.iter().zip(prefix).all(|(a, b)| same(a, b))
-    };
-    (name.len() == EXACT.len() && starts(EXACT)) || PREFIXES.into_iter().any(starts)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_spelling_of_a_claim_is_removed() {
-        let check =
-            |name: &str, expected: bool| assert_eq!(is_claim(name.as_bytes()), expected, "{name}");
-        check("X-Forwarded-Client-Cert", true);
-        check("x_forwarded_client_cert", true);
-        check("X-Weft-Peer", true);
-        check("x-weft-anything", true);
-        check("X-Amzn_Mtls-Clientcert", true);
-        check("x-forwarded-client-certificate", false);
-        check("x-forwarded-for", false);
-        check("x-wef", false);
-    }
-}

@@ -19,6 +19,7 @@ mod http;
 mod identity_headers;
 mod list_store;
 pub mod metrics;
+mod mutate;
 mod opaque;
 mod patience;
 mod pipeline;

@@ -7,7 +7,7 @@
 //! ```
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,15 +28,16 @@ use crate::authorize::{Caller, Case, authorize, judge_again};
 use crate::changes::Following;
 use crate::denial::Denial;
 use crate::detect::{self, Protocol};
-use crate::forwarded::Origin;
+use crate::forwarded::{self, Origin};
 use crate::http::body::Source;
 use crate::http::head::{HttpVersion, RequestHead, Unwanted, Upgrade};
 use crate::identity_headers::ProvedFields;
+use crate::mutate::{About, Changes, scheme};
 use crate::patience::{Patience, Pulse};
 use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target};
 use crate::record::Trace;
 pub(crate) use crate::reply::Reply;
-use crate::route::{Routed, rewritten_target, route};
+use crate::route::{Before, Routed, location, rewritten_target, route};
 use crate::standing::Standing;
 use crate::story::Story;
 use crate::stream::Stream;
@@ -279,12 +280,13 @@ async fn perform(
     let decision = decide(head, has_body, connection, &plan, (worker, story));
     let head = &*head;
     let result = match decision {
-        Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case }) => {
+        Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes }) => {
             match plan.target(&target) {
                 Some(target) => {
                     story.service = Some(target.cluster.name.clone());
                     let mut call = Call::new(head, source, &mut *reply, pulse);
                     (call.unwanted, call.ends_tunnel) = (unwanted, ends_tunnel);
+                    call.changes = Some(&changes);
                     let decided = (&case, head, &*plan);
                     tokio::select! {
                         biased;
@@ -299,8 +301,8 @@ async fn perform(
                 None => Err(Denial::NoEndpoint),
             }
         }
-        Ok(Decision::Answer { status, location, body }) => {
-            Ok(reply.answer(status, location, body).await)
+        Ok(Decision::Answer { status, location, body, changes }) => {
+            Ok(reply.answer(status, location, body, (head, &changes)).await)
         }
         Err(denial) => Err(denial),
     };
@@ -326,7 +328,7 @@ async fn falls(
         let Some(http) = connection.service(&plan) else {
             continue;
         };
-        let facts = case.facts(head, connection.sender());
+        let facts = case.facts(head, connection.sender(case.client));
         if before.map(|before| &before.rules) != Some(&http.rules) {
             let verdict = judge_again(&facts, &http.rules);
             if verdict.refused {
@@ -346,35 +348,50 @@ async fn falls(
 }
 
 /// What to do with a request.
-enum Decision {
-    Forward { target: Name, unwanted: Unwanted, patience: Patience, ends_tunnel: bool, case: Case },
-    Answer { status: u16, location: Option<String>, body: String },
+enum Decision<'p> {
+    Forward {
+        target: Name,
+        unwanted: Unwanted,
+        patience: Patience,
+        ends_tunnel: bool,
+        case: Case,
+        changes: Changes<'p>,
+    },
+    Answer {
+        status: u16,
+        location: Option<String>,
+        body: String,
+        changes: Changes<'p>,
+    },
 }
 
 /// Decides a request by one plan, and turns its head into the one that is sent on.
-fn decide(
+fn decide<'p>(
     head: &mut RequestHead,
     has_body: bool,
-    connection: &Connection,
-    plan: &Plan,
+    connection: &'p Connection,
+    plan: &'p Plan,
     (worker, story): (&Worker, &mut Story),
-) -> Result<Decision, Denial> {
+) -> Result<Decision<'p>, Denial> {
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
     let origin = Origin {
         client: connection.client,
         port: connection.destination.port(),
         is_tls: connection.is_tls,
     };
+    let client = forwarded::client(&head.fields, http.http.forwarded, origin);
     let unwanted = admit(head, has_body, &http.http, origin, connection.proved.as_ref());
     story.desync = head.desync;
     let mut unwanted = unwanted?;
     if http.http.path.escaped_slashes == EscapedSlashes::Redirect
         && let Some(location) = unescaped_location(&head.target)
     {
-        return Ok(Decision::Answer { status: 307, location: Some(location), body: String::new() });
+        let (location, body) = (Some(location), String::new());
+        let changes = Changes::new(std::iter::empty(), connection.about(""));
+        return Ok(Decision::Answer { status: 307, location, body, changes });
     }
 
-    let sender = connection.sender();
+    let sender = connection.sender(client);
     let tokens = http.tokens.as_ref();
     if let Some(tokens) = tokens {
         unwanted.add_told(tokens.told());
@@ -384,15 +401,25 @@ fn decide(
     story.judged(&judgement, worker);
     let routed: Routed<'_, '_> = route(authorized?, http.routes.as_ref())?;
 
-    let Routed { route, ends, mut case, .. } = routed;
+    let Routed { found, ends, mut case, .. } = routed;
+    let route = found.route;
+    let about = About { client, ..connection.about(&route.name) };
     story.subject.clone_from(&case.proved.subject);
     match &route.action {
-        Action::Forward { clusters, host_rewrite, timeout, ends_tunnels, .. } => {
-            let target = WeightedCluster::draw(clusters, fastrand::u32(..))
-                .ok_or(Denial::NoRoute)?
-                .name
-                .clone();
-            if let Some(target) = rewritten_target(route, head) {
+        Action::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
+            let cluster =
+                WeightedCluster::draw(clusters, fastrand::u32(..)).ok_or(Denial::NoRoute)?;
+            let target = cluster.name.clone();
+            let about = About { cluster: &cluster.name, ..about };
+            let changes = Changes::new(found.mutations(Some(cluster)), about);
+            let is_grpc = head.is_grpc();
+            if changes.touch_request() {
+                case.fields = Some(head.fields.clone());
+                changes.apply_to_request(head);
+                unwanted.add_told(changes.names());
+            }
+            let matched = &route.matches.path;
+            if let Some(target) = rewritten_target(path_rewrite.as_ref(), matched, head) {
                 case.target = Some(std::mem::replace(&mut head.target, target));
             }
             if let Some(host) = host_rewrite {
@@ -405,26 +432,25 @@ fn decide(
             let patience = Patience {
                 response: *timeout,
                 request: timeouts.request,
-                silence: timeouts.stream_idle.limit(head.is_grpc()),
+                silence: timeouts.stream_idle.limit(is_grpc),
                 until: ends
                     .map(|ends| now() + ends.duration_since(wall_clock()).unwrap_or_default()),
             };
             let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
-            Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case })
+            Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes })
         }
         Action::Redirect(redirect) => {
-            let own = if connection.is_tls { "https" } else { "http" };
-            let scheme = redirect.scheme.as_deref().unwrap_or(own);
-            let host = redirect.host.as_deref().unwrap_or(&head.authority);
-            let location = Some(match &redirect.path {
-                Some(path) if path.contains('?') => format!("{scheme}://{host}{path}"),
-                Some(path) => format!("{scheme}://{host}{path}{}", head.query_part()),
-                None => format!("{scheme}://{host}{}", head.target),
-            });
-            Ok(Decision::Answer { status: redirect.status, location, body: String::new() })
+            let scheme = scheme(connection.is_tls);
+            let before = Before { scheme, authority: &head.authority, target: &head.target };
+            let location = Some(location(redirect, &route.matches.path, before));
+            let changes = Changes::new(found.mutations(None), about);
+            let body = String::new();
+            Ok(Decision::Answer { status: redirect.status, location, body, changes })
         }
         Action::Respond { status, body } => {
-            Ok(Decision::Answer { status: *status, location: None, body: body.clone() })
+            let changes = Changes::new(found.mutations(None), about);
+            let body = body.clone();
+            Ok(Decision::Answer { status: *status, location: None, body, changes })
         }
     }
 }
@@ -438,11 +464,25 @@ impl Connection {
         }
     }
 
+    /// What variables of header values say of its requests.
+    fn about<'a>(&'a self, route: &'a str) -> About<'a> {
+        About {
+            client: self.client.ip().to_canonical(),
+            peer: self.client,
+            local: self.destination,
+            proof: self.peer.as_ref(),
+            is_tls: self.is_tls,
+            route,
+            cluster: "",
+        }
+    }
+
     /// Who sends its requests.
-    fn sender(&self) -> Sender<'_> {
+    fn sender(&self, client: IpAddr) -> Sender<'_> {
         Sender {
             peer: self.peer.as_ref(),
-            address: self.client.ip(),
+            address: self.client.ip().to_canonical(),
+            client,
             destination_port: self.destination.port(),
         }
     }

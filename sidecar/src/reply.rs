@@ -9,7 +9,8 @@ use crate::http::body::Sink;
 use crate::http::fields::Fields;
 use crate::http::h1::{BodyWriter, Coding, Framing, Writer, write_interim, write_response};
 use crate::http::h2 as http2;
-use crate::http::head::{HttpVersion, ResponseHead};
+use crate::http::head::{HttpVersion, RequestHead, ResponseHead};
+use crate::mutate::Changes;
 use crate::upstream::Outcome;
 
 /// The content type of what we say ourselves.
@@ -134,6 +135,7 @@ impl Reply<'_> {
         status: u16,
         location: Option<String>,
         body: String,
+        (request, changes): (&RequestHead, &Changes<'_>),
     ) -> Outcome {
         let mut fields = HeaderMap::new();
         if let Some(location) = location.and_then(|text| HeaderValue::from_str(&text).ok()) {
@@ -142,7 +144,9 @@ impl Reply<'_> {
         if !body.is_empty() {
             fields.insert(header::CONTENT_TYPE, PLAIN_TEXT);
         }
-        self.send(status, fields, body).await;
+        let mut head = own(status, fields, &body);
+        changes.apply_to_response(request, &mut head);
+        self.send(head, body).await;
         Outcome { status, ..Outcome::default() }
     }
 
@@ -183,15 +187,14 @@ impl Reply<'_> {
             if let Ok(message) = HeaderValue::from_str(&message) {
                 fields.insert("grpc-message", message);
             }
-            return self.send(200, fields, String::new()).await;
+            return self.send(own(200, fields, ""), String::new()).await;
         }
         fields.insert(header::CONTENT_TYPE, PLAIN_TEXT);
-        self.send(denial.status(), fields, denial.body()).await;
+        let body = denial.body();
+        self.send(own(denial.status(), fields, &body), body).await;
     }
 
-    async fn send(&mut self, status: u16, fields: HeaderMap, body: String) {
-        let content_length = Some(body.len() as u64);
-        let head = ResponseHead { status, fields: Fields::Map(fields), content_length };
+    async fn send(&mut self, head: ResponseHead, body: String) {
         let bodiless = matches!(self, Self::Http1(reply) if reply.is_head);
         match self {
             Self::Http1(reply) => {
@@ -213,6 +216,11 @@ impl Reply<'_> {
             }
         }
     }
+}
+
+/// The head of an answer of ours.
+fn own(status: u16, fields: HeaderMap, body: &str) -> ResponseHead {
+    ResponseHead { status, fields: Fields::Map(fields), content_length: Some(body.len() as u64) }
 }
 
 impl Http1Reply<'_> {

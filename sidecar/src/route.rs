@@ -3,16 +3,16 @@
 use std::time::SystemTime;
 
 use weft_model::path::canonical;
-use weft_model::{Action, Route, RouteIndex};
+use weft_model::{Found, PathMatch, PathRewrite, Redirect, RouteIndex};
 
 use crate::authorize::{Authorized, Case};
 use crate::denial::Denial;
-use crate::http::head::{RequestHead, path_of};
+use crate::http::head::{RequestHead, path_of, query_part_of};
 
 /// A request with the route it takes. Made only by [`route`].
 #[derive(Debug)]
 pub(crate) struct Routed<'a, 'p> {
-    pub(crate) route: &'p Route,
+    pub(crate) found: Found<'p>,
     /// When the stream ends, where its token says so.
     pub(crate) ends: Option<SystemTime>,
     /// What it was allowed by.
@@ -32,60 +32,158 @@ pub(crate) fn route<'a, 'p>(
     request: Authorized<'a>,
     table: Option<&'p RouteIndex>,
 ) -> Result<Routed<'a, 'p>, Denial> {
-    let route = table.and_then(|table| table.route(&request.facts())).ok_or(Denial::NoRoute)?;
+    let found = table.and_then(|table| table.route(&request.facts())).ok_or(Denial::NoRoute)?;
     let (ends, case) = (request.ends(), request.into_case());
-    Ok(Routed { route, ends, case, _allowed: std::marker::PhantomData })
+    Ok(Routed { found, ends, case, _allowed: std::marker::PhantomData })
 }
 
-/// The target of a request after the route's rewrite. A path that came in another form than the one
+/// The target of a request after a rewrite. A path that came in another form than the one
 /// that was routed keeps its form where the rewrite means the same for both.
-pub(crate) fn rewritten_target(route: &Route, head: &RequestHead) -> Option<String> {
+pub(crate) fn rewritten_target(
+    rewrite: Option<&PathRewrite>,
+    matched: &PathMatch,
+    head: &RequestHead,
+) -> Option<String> {
     let Some(normal) = head.readings.as_ref().and_then(|readings| readings.get(0)) else {
-        return rewritten(route, &head.target);
+        return rewritten(rewrite, matched, &head.target);
     };
-    let routed = rewritten(route, &format!("{}{}", normal.path(), head.query_part()))?;
-    let as_sent = rewritten(route, &head.target)
-        .filter(|_| route.matches.path.matches(head.path()))
+    let query = query_part_of(&head.target);
+    let routed = rewritten(rewrite, matched, &format!("{}{query}", normal.path()))?;
+    let as_sent = rewritten(rewrite, matched, &head.target)
+        .filter(|_| matched.matches(head.path()))
         .filter(|target| canonical(path_of(target)) == canonical(path_of(&routed)));
     Some(as_sent.unwrap_or(routed))
 }
 
-/// A target after the route's rewrite.
-fn rewritten(route: &Route, target: &str) -> Option<String> {
-    let Action::Forward { prefix_rewrite: Some(prefix), .. } = &route.action else {
-        return None;
+/// The target after a rewrite of its path; none when it stays as it is.
+fn rewritten(rewrite: Option<&PathRewrite>, matched: &PathMatch, target: &str) -> Option<String> {
+    let joined = match rewrite? {
+        PathRewrite::Prefix(prefix) => {
+            let rest = target.get(matched.matched_bytes()..)?;
+            format!("{prefix}{rest}")
+        }
+        PathRewrite::Regex(substitution) => {
+            format!("{}{}", substitution.apply(path_of(target)), query_part_of(target))
+        }
     };
-    let rest = target.get(route.matches.path.matched_bytes()..)?;
-    let joined = format!("{prefix}{rest}");
     // `/` put before `/x` must not become `//x`, nor an empty path.
     let clean = if joined.starts_with("//") { joined.split_at(1).1.to_owned() } else { joined };
     Some(if clean.starts_with('/') { clean } else { format!("/{clean}") })
 }
 
+/// What a redirect knows of the request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Before<'a> {
+    pub(crate) scheme: &'a str,
+    pub(crate) authority: &'a str,
+    pub(crate) target: &'a str,
+}
+
+/// Where a client is sent.
+pub(crate) fn location(redirect: &Redirect, matched: &PathMatch, before: Before<'_>) -> String {
+    let scheme = redirect.scheme.as_deref().unwrap_or(before.scheme);
+    let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
+    let host = match redirect.host.as_deref() {
+        Some(host) => host,
+        None => host_for(before, scheme, redirect.port.is_some()),
+    };
+    let query = query_part_of(before.target);
+    let query = if redirect.strip_query { "" } else { query };
+    let rewritten = rewritten(redirect.path_rewrite.as_ref(), matched, before.target);
+    match (&redirect.path, &rewritten) {
+        (Some(path), _) if path.contains('?') => format!("{scheme}://{host}{port}{path}"),
+        (Some(path), _) => format!("{scheme}://{host}{port}{path}{query}"),
+        (None, rewritten) => {
+            let target = rewritten.as_deref().unwrap_or(before.target);
+            let target = if redirect.strip_query { path_of(target) } else { target };
+            format!("{scheme}://{host}{port}{target}")
+        }
+    }
+}
+
+/// The host of the request, without its port where that is replaced, or was the default of another
+/// scheme.
+fn host_for<'a>(before: Before<'a>, scheme: &str, is_replaced: bool) -> &'a str {
+    let Some((host, port)) = before.authority.rsplit_once(':') else {
+        return before.authority;
+    };
+    // The colon may be one of an IPv6 address.
+    if port.ends_with(']') {
+        return before.authority;
+    }
+    let is_default = matches!((before.scheme, port), ("http", "80") | ("https", "443"));
+    if is_replaced || (is_default && scheme != before.scheme) { host } else { before.authority }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_model::{PathMatch, RouteMatch};
+    use weft_model::{Pattern, Substitution};
+
+    fn regex(pattern: &str, to: &str) -> PathRewrite {
+        let pattern = Pattern::parse(pattern).expect("an expression");
+        PathRewrite::Regex(Substitution::parse(pattern, to).expect("a substitution").into())
+    }
 
     #[test]
     fn a_rewrite_replaces_what_matched_and_keeps_the_rest() {
         let check = |path: PathMatch, prefix: &str, target: &str, expected: &str| {
-            let route = Route {
-                name: "r".into(),
-                matches: RouteMatch { path, ..RouteMatch::any() },
-                action: Action::Forward {
-                    clusters: Vec::new(),
-                    prefix_rewrite: Some(prefix.into()),
-                    host_rewrite: None,
-                    timeout: None,
-                    ends_tunnels: false,
-                },
-            };
-            assert_eq!(rewritten(&route, target).as_deref(), Some(expected));
+            let rewrite = PathRewrite::Prefix(prefix.into());
+            assert_eq!(rewritten(Some(&rewrite), &path, target).as_deref(), Some(expected));
         };
         check(PathMatch::Segments("/v1".into()), "/", "/v1/x?y", "/x?y");
         check(PathMatch::Segments("/v1".into()), "/", "/v1", "/");
         check(PathMatch::Prefix("/v1/".into()), "/v2/", "/v1/x", "/v2/x");
         check(PathMatch::Exact("/a".into()), "/b", "/a?q", "/b?q");
+    }
+
+    #[test]
+    fn regex_rewrite_keeps_the_query() {
+        let any = PathMatch::Prefix("/".into());
+        let check = |rewrite: &PathRewrite, target: &str, expected: &str| {
+            assert_eq!(rewritten(Some(rewrite), &any, target).as_deref(), Some(expected));
+        };
+        check(&regex("^/(.*)/old$", r"/\1/new"), "/a/old?x=/b/old", "/a/new?x=/b/old");
+        check(&regex("^/a", ""), "/a", "/");
+        check(&regex("^/a", ""), "/a//b", "/b");
+    }
+
+    #[test]
+    fn location_has_what_the_redirect_changes() {
+        let plain = Redirect {
+            status: 301,
+            scheme: None,
+            host: None,
+            port: None,
+            path: None,
+            path_rewrite: None,
+            strip_query: false,
+        };
+        let check = |change: &dyn Fn(&mut Redirect), authority: &str, expected: &str| {
+            let mut redirect = plain.clone();
+            change(&mut redirect);
+            let before = Before { scheme: "http", authority, target: "/a/b?c" };
+            let matched = PathMatch::Prefix("/a".into());
+            assert_eq!(location(&redirect, &matched, before), expected);
+        };
+        let https = |redirect: &mut Redirect| redirect.scheme = Some("https".into());
+        check(&https, "h:80", "https://h/a/b?c");
+        check(&https, "h:8080", "https://h:8080/a/b?c");
+        check(&https, "[::1]", "https://[::1]/a/b?c");
+        check(&https, "[::1]:80", "https://[::1]/a/b?c");
+        check(&|r| r.scheme = Some("http".into()), "h:80", "http://h:80/a/b?c");
+        check(&|r| r.port = Some(8443), "h:80", "http://h:8443/a/b?c");
+        check(&|r| r.host = Some("i:1".into()), "h:80", "http://i:1/a/b?c");
+        check(&|r| r.path = Some("/x".into()), "h", "http://h/x?c");
+        check(&|r| r.path = Some("/x?y".into()), "h", "http://h/x?y");
+        let prefix = |r: &mut Redirect| r.path_rewrite = Some(PathRewrite::Prefix("/new".into()));
+        check(&prefix, "h", "http://h/new/b?c");
+        check(&|r| r.path_rewrite = Some(regex("^/a/(.)", r"/\1")), "h", "http://h/b?c");
+        check(&|r| r.strip_query = true, "h", "http://h/a/b");
+        let both = |r: &mut Redirect| {
+            prefix(r);
+            r.strip_query = true;
+        };
+        check(&both, "h", "http://h/new/b");
     }
 }

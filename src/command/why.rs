@@ -246,6 +246,10 @@ impl RequestFacts for Question<'_> {
         self.arguments.address
     }
 
+    fn client_address(&self) -> IpAddr {
+        self.arguments.address
+    }
+
     fn destination_port(&self) -> u16 {
         self.port.target
     }

@@ -288,8 +288,7 @@ impl World {
                     expected.endpoints.insert(name, set);
                 }
                 Missing::Routes(name) => {
-                    let empty =
-                        || Arc::new(RouteTable { name: Name::clone(&name), hosts: Vec::new() });
+                    let empty = || Arc::new(RouteTable::new(Name::clone(&name), Vec::new()));
                     let table = self.view.routes.get(&name).cloned().unwrap_or_else(empty);
                     expected.routes.insert(name, table);
                 }

@@ -24,6 +24,7 @@ use weft_model::path::Reading;
 use weft_model::{RequestFacts, SpiffeId};
 
 use crate::denial::Denial;
+use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, path_of, query_of};
 use tokens::Asking;
 
@@ -40,7 +41,10 @@ pub(crate) struct Authenticated<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sender<'a> {
     pub(crate) peer: Option<&'a VerifiedPeer>,
+    /// The other end of the connection.
     pub(crate) address: IpAddr,
+    /// The client, as trusted hops forwarded it.
+    pub(crate) client: IpAddr,
     pub(crate) destination_port: u16,
 }
 
@@ -52,6 +56,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) target: &'a str,
     /// The same of the authority.
     pub(crate) authority: &'a str,
+    /// The same of the headers.
+    pub(crate) fields: &'a Fields,
     pub(crate) sender: Sender<'a>,
     pub(crate) proved: Option<&'a Proved>,
     /// Which reading of the path, where it has several.
@@ -70,7 +76,15 @@ impl<'a> Facts<'a> {
     }
 
     fn new(head: &'a RequestHead, sender: Sender<'a>, proved: Option<&'a Proved>) -> Self {
-        Self { head, target: &head.target, authority: &head.authority, sender, proved, reading: 0 }
+        Self {
+            head,
+            target: &head.target,
+            authority: &head.authority,
+            fields: &head.fields,
+            sender,
+            proved,
+            reading: 0,
+        }
     }
 }
 
@@ -135,7 +149,7 @@ impl RequestFacts for Facts<'_> {
 
     fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool {
         let mut found = false;
-        self.head.fields.each(name, |value| found = found || fits(&String::from_utf8_lossy(value)));
+        self.fields.each(name, |value| found = found || fits(&String::from_utf8_lossy(value)));
         found
     }
 
@@ -153,6 +167,10 @@ impl RequestFacts for Facts<'_> {
 
     fn remote_address(&self) -> IpAddr {
         self.sender.address
+    }
+
+    fn client_address(&self) -> IpAddr {
+        self.sender.client
     }
 
     fn destination_port(&self) -> u16 {

@@ -4,13 +4,12 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, Method};
 use weft_model::path::Readings;
-use weft_model::{PathRules, Underscores};
+use weft_model::{PathRules, Underscores, is_identity_header};
 
 use super::desync::Reason;
 use super::fields::Fields;
 use super::path;
 use crate::denial::Denial;
-use crate::identity_headers::is_claim;
 
 /// The largest body that is carried: no service means one of more.
 pub(crate) const BODY_LIMIT_BYTES: u64 = 1 << 40;
@@ -40,6 +39,11 @@ pub(crate) struct RequestHead {
 /// The path of a target.
 pub(crate) fn path_of(target: &str) -> &str {
     target.split('?').next().unwrap_or_default()
+}
+
+/// The query of a target with its question mark; empty when there is none.
+pub(crate) fn query_part_of(target: &str) -> &str {
+    target.find('?').and_then(|at| target.get(at..)).unwrap_or_default()
 }
 
 /// The value of a query parameter of a target, as it stands there.
@@ -92,11 +96,6 @@ impl RequestHead {
     /// The path without the query.
     pub(crate) fn path(&self) -> &str {
         path_of(&self.target)
-    }
-
-    /// The query with its question mark; empty when there is none.
-    pub(crate) fn query_part(&self) -> &str {
-        self.target.find('?').and_then(|at| self.target.get(at..)).unwrap_or_default()
     }
 
     /// Whether it is a gRPC call, whose refusals must be gRPC statuses.
@@ -222,7 +221,7 @@ impl Unwanted {
         is_hop_by_hop(name)
             || name.contains(&b'"')
             || (self.underscores && name.contains(&b'_'))
-            || (self.claims && is_claim(name))
+            || (self.claims && is_identity_header(name))
             || self.named.iter().any(|named| name.eq_ignore_ascii_case(named))
             || self.told.iter().any(|told| is_alike(name, told))
     }

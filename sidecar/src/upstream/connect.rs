@@ -134,7 +134,7 @@ pub(super) async fn over_http2(
     let mut sink = Sink::Http2(stream);
     if !status.is_success() {
         let mut outcome = Outcome { status: status.as_u16(), ..Outcome::default() };
-        let (unwanted, mut down) = call.reply.start(head, &source, call.head);
+        let (unwanted, mut down) = call.reply.start(head, &source, call.head, call.changes);
         outcome.downloaded(
             carry(&mut source, &mut down, &unwanted, Progress::of_response(call.pulse)).await,
             call.pulse,
@@ -186,6 +186,9 @@ async fn join(
     let source = std::mem::replace(&mut call.source, Source::Empty);
     let source = source.upgraded().ok_or(EARLY)?;
     Unwanted::of_response(&head.fields).strip(&mut head.fields);
+    if let Some(changes) = call.changes {
+        changes.apply_to_response(call.head, &mut head);
+    }
     let by_http2 = call.head.version == HttpVersion::Http2;
     head.status = match call.head.upgrade {
         Some(Upgrade::WebSocket) if !by_http2 => 101,

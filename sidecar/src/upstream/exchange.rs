@@ -19,6 +19,7 @@ use crate::http::h1::{
 };
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Unwanted, Upgrade};
+use crate::mutate::Changes;
 use crate::patience::Pulse;
 use crate::pipeline::Reply;
 use crate::plan::Target;
@@ -37,6 +38,8 @@ pub(crate) struct Call<'s, 'r, 'w> {
     pub(crate) taken: RefCell<Taken>,
     /// Whether it asks for a tunnel that ends here.
     pub(crate) ends_tunnel: bool,
+    /// What changes in the headers of its response.
+    pub(crate) changes: Option<&'r Changes<'r>>,
 }
 
 /// How an exchange ended that began.
@@ -133,7 +136,7 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
         pulse: &'r Pulse,
     ) -> Self {
         let (unwanted, taken) = (Unwanted::default(), RefCell::default());
-        Self { head, unwanted, source, reply, pulse, taken, ends_tunnel: false }
+        Self { head, unwanted, source, reply, pulse, taken, ends_tunnel: false, changes: None }
     }
 
     /// The version to speak to the endpoint.
@@ -233,7 +236,7 @@ async fn converse(
     limit_bytes: usize,
 ) -> Result<Conversation, HeadError> {
     let Http1 { reader, writer, kept_for, .. } = connection;
-    let Call { head, unwanted, source, reply, pulse, .. } = call;
+    let Call { head, unwanted, source, reply, pulse, changes, .. } = call;
     let mut outcome = Outcome::default();
     let coding = Coding::of(framing);
     let mut sink = Sink::Http1(BodyWriter { writer: &mut *writer, coding });
@@ -262,7 +265,7 @@ async fn converse(
     if !upload.is_whole() {
         reply.comes_early();
     }
-    let (unwanted, mut down) = reply.start(response.head, &body, head);
+    let (unwanted, mut down) = reply.start(response.head, &body, head, *changes);
     {
         let carrying = pin!(carry(&mut body, &mut down, &unwanted, Progress::of_response(pulse)));
         outcome.downloaded(upload.until_carried(carrying).await, pulse);
@@ -287,7 +290,7 @@ pub(super) async fn decline(
 ) -> Conversation {
     let mut outcome = Outcome { status: response.head.status, ..Outcome::default() };
     let mut body = Source::Http1(BodyReader::new(&mut connection.reader, response.framing));
-    let (unwanted, mut down) = call.reply.start(response.head, &body, call.head);
+    let (unwanted, mut down) = call.reply.start(response.head, &body, call.head, call.changes);
     outcome.downloaded(
         carry(&mut body, &mut down, &unwanted, Progress::of_response(call.pulse)).await,
         call.pulse,
@@ -350,7 +353,7 @@ async fn converse_http2(
     mut sender: SendRequest<Bytes>,
     request: http::Request<()>,
 ) -> Result<Outcome, Failure> {
-    let Call { head, unwanted, source, reply, pulse, taken, .. } = call;
+    let Call { head, unwanted, source, reply, pulse, taken, changes, .. } = call;
     let ended = source.is_empty();
     let (mut response, stream) =
         sender.send_request(request, ended).map_err(|_| Failure::Unseen)?;
@@ -384,7 +387,7 @@ async fn converse_http2(
     if !upload.is_whole() {
         reply.comes_early();
     }
-    let (unwanted, mut down) = reply.start(response, &body, head);
+    let (unwanted, mut down) = reply.start(response, &body, head, *changes);
     {
         let carrying = pin!(carry(&mut body, &mut down, &unwanted, Progress::of_response(pulse)));
         outcome.downloaded(upload.until_carried(carrying).await, pulse);
@@ -473,9 +476,13 @@ impl Reply<'_> {
         mut head: ResponseHead,
         body: &Source<'_>,
         request: &RequestHead,
+        changes: Option<&Changes<'_>>,
     ) -> (Unwanted, Sink<'_>) {
         let unwanted = Unwanted::of_response(&head.fields);
         unwanted.strip(&mut head.fields);
+        if let Some(changes) = changes {
+            changes.apply_to_response(request, &mut head);
+        }
         let bodiless = request.method == Method::HEAD || head.status == 204 || head.status == 304;
         (unwanted, self.begin(head, bodiless, body.is_empty()))
     }

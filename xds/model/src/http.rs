@@ -226,6 +226,8 @@ pub struct Forwarded {
     /// Whether `x-forwarded-proto` and `x-forwarded-port` are set here: this hop is the first of ours
     /// (`use_remote_address`).
     pub is_edge: bool,
+    /// How many proxies before this hop are trusted to say who their client is (`xff_num_trusted_hops`).
+    pub trusted_hops: u32,
 }
 
 /// What becomes of `x-forwarded-for`.

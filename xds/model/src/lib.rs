@@ -16,8 +16,10 @@ mod identity;
 pub mod jhash;
 mod listener;
 mod maglev;
+mod mutation;
 pub mod path;
 mod path_pattern;
+mod pattern;
 mod policy;
 mod route;
 mod secret;
@@ -44,14 +46,19 @@ pub use listener::{
     UdpProxy,
 };
 pub use maglev::{DEFAULT_TABLE_SIZE, InvalidTableSize, Maglev};
+pub use mutation::{
+    AppendAction, FormatPart, FormatVariable, HeaderAddition, HeaderFormat, HeaderMutation,
+    HeaderMutations, HeaderSource, PlainVariable, is_header_name, is_identity_header,
+};
 pub use path_pattern::{InvalidPathPattern, PathPattern, PathTemplate};
+pub use pattern::{Pattern, Substitution};
 pub use policy::{
     Judgement, Permission, Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, RequestFacts,
     Verdict, judge, judge_readings,
 };
 pub use route::{
-    Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, PathMatch, Redirect, Route,
-    RouteIndex, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+    Action, DEFAULT_ROUTE_TIMEOUT, Found, HeaderCheck, HeaderMatch, PathMatch, PathRewrite,
+    Redirect, Route, RouteIndex, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
 pub use secret::{
     ClientCertificates, DataSource, DistributionPoint, DownstreamTls, Group, OnExpired,

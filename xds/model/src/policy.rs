@@ -78,6 +78,8 @@ pub enum Principal {
     Authenticated(Option<StringMatch>),
     /// The address at the other end of the connection (`direct_remote_ip`).
     RemoteAddress(Cidr),
+    /// The client's address, after trusted hops of `x-forwarded-for` (`remote_ip`).
+    ClientAddress(Cidr),
     /// A header.
     Header(HeaderMatch),
     /// A claim of a token, by the name under which policies see the payload and the way into it
@@ -109,6 +111,8 @@ pub trait RequestFacts {
     fn peer(&self) -> Option<&SpiffeId>;
     /// The address at the other end of the connection.
     fn remote_address(&self) -> IpAddr;
+    /// The client's address, as trusted hops forwarded it.
+    fn client_address(&self) -> IpAddr;
     /// The port the client aimed at.
     fn destination_port(&self) -> u16;
 }
@@ -221,6 +225,7 @@ impl Principal {
                 facts.peer().is_some_and(|peer| name.matches(peer.as_str()))
             }
             Self::RemoteAddress(range) => range.contains(facts.remote_address()),
+            Self::ClientAddress(range) => range.contains(facts.client_address()),
             Self::Header(header) => header.matches(facts),
             Self::Claim(name, way, value) => {
                 facts.has_claim(name, way, &mut |claim| value.matches(claim))
@@ -259,6 +264,9 @@ mod tests {
         }
         fn remote_address(&self) -> IpAddr {
             IpAddr::from([10, 0, 0, 1])
+        }
+        fn client_address(&self) -> IpAddr {
+            self.remote_address()
         }
         fn destination_port(&self) -> u16 {
             self.0

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Name, PathTemplate, RequestFacts, StringMatch};
+use crate::{HeaderMutations, Name, PathTemplate, RequestFacts, StringMatch, Substitution};
 
 /// How long a response may take when the route does not say (`RouteAction.timeout`).
 pub const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -18,6 +18,19 @@ pub struct RouteTable {
     pub name: Name,
     /// The hosts it serves.
     pub hosts: Vec<VirtualHost>,
+    /// What changes in the headers of all its requests and their responses.
+    pub mutations: Option<Arc<HeaderMutations>>,
+    /// Whether the changes of a route come after those of its host, and those after the table's, so that
+    /// the most specific wins; else the other way round (`most_specific_header_mutations_wins`).
+    pub most_specific_mutations_win: bool,
+}
+
+impl RouteTable {
+    /// A table that changes no headers.
+    #[must_use]
+    pub fn new(name: Name, hosts: Vec<VirtualHost>) -> Self {
+        Self { name, hosts, mutations: None, most_specific_mutations_win: false }
+    }
 }
 
 /// A table of routes whose hosts are found by their names, however many there are.
@@ -85,9 +98,10 @@ impl RouteIndex {
 
     /// The route of a request: the most specific host, then the first match.
     #[must_use]
-    pub fn route(&self, facts: &dyn RequestFacts) -> Option<&Route> {
+    pub fn route(&self, facts: &dyn RequestFacts) -> Option<Found<'_>> {
         let host = self.host(facts.authority())?;
-        host.routes.iter().find(|route| route.matches.covers(facts))
+        let route = host.routes.iter().find(|route| route.matches.covers(facts))?;
+        Some(Found { table: &self.table, host, route })
     }
 
     /// The host that serves an authority: exact name, then longest suffix wildcard, then longest
@@ -112,6 +126,32 @@ impl RouteIndex {
     }
 }
 
+/// The route of a request, and where it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Found<'t> {
+    /// The table.
+    pub table: &'t RouteTable,
+    /// The virtual host.
+    pub host: &'t VirtualHost,
+    /// The route.
+    pub route: &'t Route,
+}
+
+impl<'t> Found<'t> {
+    /// The changes of headers, in the order in which they are made: the cluster's first.
+    pub fn mutations(
+        &self,
+        cluster: Option<&'t WeightedCluster>,
+    ) -> impl Iterator<Item = &'t HeaderMutations> + use<'t> {
+        let mut levels = [&self.route.mutations, &self.host.mutations, &self.table.mutations];
+        if self.table.most_specific_mutations_win {
+            levels.reverse();
+        }
+        let cluster = cluster.and_then(|cluster| cluster.mutations.as_deref());
+        cluster.into_iter().chain(levels.into_iter().filter_map(|level| level.as_deref()))
+    }
+}
+
 /// The routes of some host names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualHost {
@@ -121,6 +161,8 @@ pub struct VirtualHost {
     pub domains: Vec<String>,
     /// In order; the first that matches wins.
     pub routes: Vec<Route>,
+    /// What changes in headers.
+    pub mutations: Option<Arc<HeaderMutations>>,
 }
 
 /// A match and what to do then.
@@ -132,6 +174,8 @@ pub struct Route {
     pub matches: RouteMatch,
     /// What to do with them.
     pub action: Action,
+    /// What changes in headers.
+    pub mutations: Option<Arc<HeaderMutations>>,
 }
 
 /// Which requests a route or rule covers.
@@ -278,8 +322,8 @@ pub enum Action {
     Forward {
         /// Where to; one is drawn by weight.
         clusters: Vec<WeightedCluster>,
-        /// What replaces the matched part of the path.
-        prefix_rewrite: Option<String>,
+        /// What becomes of the path.
+        path_rewrite: Option<PathRewrite>,
         /// What replaces the authority.
         host_rewrite: Option<String>,
         /// How long from the end of the request to the end of the response; none: no limit.
@@ -298,6 +342,15 @@ pub enum Action {
     },
 }
 
+/// What becomes of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathRewrite {
+    /// This replaces the part that the route matched (`prefix_rewrite`).
+    Prefix(String),
+    /// Every match of an expression in the path without its query is replaced (`regex_rewrite`).
+    Regex(Box<Substitution>),
+}
+
 /// Where a client is sent (`RedirectAction`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
@@ -307,8 +360,14 @@ pub struct Redirect {
     pub scheme: Option<String>,
     /// The host, when it changes.
     pub host: Option<String>,
-    /// The path, when it changes.
+    /// The port, when it changes.
+    pub port: Option<u16>,
+    /// The whole path, when it changes.
     pub path: Option<String>,
+    /// A change of the path.
+    pub path_rewrite: Option<PathRewrite>,
+    /// Whether the query of the request is left out.
+    pub strip_query: bool,
 }
 
 /// A cluster and its share.
@@ -318,9 +377,17 @@ pub struct WeightedCluster {
     pub name: Name,
     /// Its share, relative to the others'; not all are 0.
     pub weight: u32,
+    /// What changes in headers of requests that it gets.
+    pub mutations: Option<Arc<HeaderMutations>>,
 }
 
 impl WeightedCluster {
+    /// A cluster with a share, for which no headers change.
+    #[must_use]
+    pub fn new(name: Name, weight: u32) -> Self {
+        Self { name, weight, mutations: None }
+    }
+
     /// The cluster on which `draw` falls, for a draw that is evenly spread over all of `u32`.
     #[must_use]
     pub fn draw(clusters: &[Self], draw: u32) -> Option<&Self> {
@@ -370,9 +437,10 @@ mod tests {
             name: i.to_string().into(),
             domains: d.iter().map(|d| (*d).to_owned()).collect(),
             routes: Vec::new(),
+            mutations: None,
         };
         let hosts = domains.iter().enumerate().map(host).collect();
-        RouteIndex::new(RouteTable { name: "t".into(), hosts }.into())
+        RouteIndex::new(RouteTable::new("t".into(), hosts).into())
     }
 
     #[test]
@@ -423,7 +491,7 @@ mod tests {
 
     #[test]
     fn a_draw_falls_by_weight() {
-        let cluster = |name: &str, weight| WeightedCluster { name: name.into(), weight };
+        let cluster = |name: &str, weight| WeightedCluster::new(name.into(), weight);
         let clusters = [cluster("a", 1), cluster("none", 0), cluster("b", 3)];
         let check = |draw: u32, expected: &str| {
             assert_eq!(

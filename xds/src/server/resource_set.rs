@@ -46,7 +46,7 @@ impl Fragment {
         for missing in snapshot.missing() {
             match missing {
                 Missing::Routes(name) => {
-                    let empty = RouteTable { name: name.clone(), hosts: Vec::new() };
+                    let empty = RouteTable::new(name.clone(), Vec::new());
                     snapshot.routes.insert(name, Arc::new(empty));
                 }
                 Missing::Endpoints(name) => {

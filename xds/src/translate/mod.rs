@@ -7,6 +7,7 @@ mod cluster;
 mod endpoints;
 mod filters;
 mod listener;
+mod mutation;
 mod reader;
 mod revocation;
 mod route;

@@ -5,14 +5,17 @@
     reason = "assigning a field of a JSON object made here cannot fail"
 )]
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use weft_model::{
-    Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, PathMatch, Redirect, Route,
-    RouteMatch, RouteTable, StringMatch, VirtualHost, WeightedCluster,
+    Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, HeaderMutations, PathMatch,
+    PathRewrite, Redirect, Route, RouteMatch, RouteTable, StringMatch, Substitution, VirtualHost,
+    WeightedCluster,
 };
 
 use super::values::Form;
-use super::{Reader, Refused, values};
+use super::{Reader, Refused, mutation, values};
 
 /// Reads a route table. The name may be empty when it stands inside a listener.
 pub(super) fn decode(mut table: Reader<'_>) -> Result<RouteTable, Refused> {
@@ -27,7 +30,13 @@ pub(super) fn decode(mut table: Reader<'_>) -> Result<RouteTable, Refused> {
             );
         }
     }
-    Ok(RouteTable { name: name.into(), hosts })
+    Ok(RouteTable {
+        mutations: mutation::decode(&mut table)?,
+        most_specific_mutations_win: table
+            .flag("most_specific_header_mutations_wins")
+            .unwrap_or(false),
+        ..RouteTable::new(name.into(), hosts)
+    })
 }
 
 fn virtual_host(mut host: Reader<'_>) -> Result<VirtualHost, Refused> {
@@ -37,7 +46,12 @@ fn virtual_host(mut host: Reader<'_>) -> Result<VirtualHost, Refused> {
     if domains.is_empty() {
         return Err(host.refuse("domains", "it is empty; \"*\" stands for every host"));
     }
-    Ok(VirtualHost { name, domains, routes: values::each(host.children("routes"), route)? })
+    Ok(VirtualHost {
+        name,
+        domains,
+        routes: values::each(host.children("routes"), route)?,
+        mutations: mutation::decode(&mut host)?,
+    })
 }
 
 fn route(mut route: Reader<'_>) -> Result<Route, Refused> {
@@ -46,7 +60,8 @@ fn route(mut route: Reader<'_>) -> Result<Route, Refused> {
     let matches: RouteMatch = route_match(route.required_child("match")?)?;
     let action = if let Some(forward) = route.child("route") {
         let action = forwarding(forward)?;
-        let rewrites = matches!(&action, Action::Forward { prefix_rewrite: Some(_), .. });
+        let rewrites =
+            matches!(&action, Action::Forward { path_rewrite: Some(PathRewrite::Prefix(_)), .. });
         if rewrites && matches!(matches.path, PathMatch::Template(_)) {
             let reason = "prefix_rewrite is not supported beside path_match_policy";
             return Err(route.refuse("route", reason));
@@ -59,7 +74,7 @@ fn route(mut route: Reader<'_>) -> Result<Route, Refused> {
     } else {
         return Err(route.refuse("", "one of route, redirect and direct_response must be set"));
     };
-    Ok(Route { name, matches, action })
+    Ok(Route { name, matches, action, mutations: mutation::decode(&mut route)? })
 }
 
 /// Reads a match.
@@ -131,9 +146,9 @@ pub(super) fn header_match(mut header: Reader<'_>) -> Result<HeaderMatch, Refuse
 
 fn forwarding(mut action: Reader<'_>) -> Result<Action, Refused> {
     let clusters = if action.has("cluster") {
-        vec![WeightedCluster { name: action.required_text("cluster")?.into(), weight: 1 }]
+        vec![WeightedCluster::new(action.required_text("cluster")?.into(), 1)]
     } else if let Some(weighted) = action.child("weighted_clusters") {
-        weighted_clusters(weighted)?
+        clusters_of_requests(weighted)?
     } else {
         return Err(action.refuse("", "one of cluster and weighted_clusters must be set"));
     };
@@ -143,11 +158,27 @@ fn forwarding(mut action: Reader<'_>) -> Result<Action, Refused> {
     };
     Ok(Action::Forward {
         clusters,
-        prefix_rewrite: Some(action.text("prefix_rewrite")).filter(|t| !t.is_empty()),
-        host_rewrite: Some(action.text("host_rewrite_literal")).filter(|t| !t.is_empty()),
+        path_rewrite: path_rewrite(&mut action)?,
+        host_rewrite: values::uri_part(&mut action, "host_rewrite_literal")?,
         timeout,
         ends_tunnels: ends_tunnels(&mut action)?,
     })
+}
+
+/// What becomes of the path, of a request that is sent on or of one that is sent elsewhere.
+fn path_rewrite(action: &mut Reader<'_>) -> Result<Option<PathRewrite>, Refused> {
+    let prefix = values::uri_part(action, "prefix_rewrite")?;
+    let Some(mut regex) = action.child("regex_rewrite") else {
+        return Ok(prefix.map(PathRewrite::Prefix));
+    };
+    if prefix.is_some() {
+        return Err(action.refuse("regex_rewrite", "it cannot be set beside prefix_rewrite"));
+    }
+    let pattern = values::pattern(regex.required_child("pattern")?)?;
+    let text = values::uri_part(&mut regex, "substitution")?.unwrap_or_default();
+    let substitution = Substitution::parse(pattern, &text);
+    let substitution = substitution.map_err(|reason| regex.refuse("substitution", reason))?;
+    Ok(Some(PathRewrite::Regex(substitution.into())))
 }
 
 /// Whether tunnels end here. What else a route may say of upgrades, the filter says for all of them.
@@ -169,12 +200,21 @@ fn ends_tunnels(action: &mut Reader<'_>) -> Result<bool, Refused> {
     Ok(ends)
 }
 
-/// Reads clusters with their shares.
-pub(super) fn weighted_clusters(mut weighted: Reader<'_>) -> Result<Vec<WeightedCluster>, Refused> {
+/// Reads clusters of requests with their shares.
+fn clusters_of_requests(weighted: Reader<'_>) -> Result<Vec<WeightedCluster>, Refused> {
+    weighted_clusters(weighted, mutation::decode)
+}
+
+/// Reads clusters with their shares. `mutations` reads what changes in headers.
+pub(super) fn weighted_clusters(
+    mut weighted: Reader<'_>,
+    mutations: impl Fn(&mut Reader<'_>) -> Result<Option<Arc<HeaderMutations>>, Refused>,
+) -> Result<Vec<WeightedCluster>, Refused> {
     weighted.harmless(&["total_weight"]);
     let clusters = values::each(weighted.children("clusters"), |mut cluster| {
         let weight = cluster.number("weight").unwrap_or(0);
-        Ok(WeightedCluster { name: cluster.required_text("name")?.into(), weight })
+        let name = cluster.required_text("name")?.into();
+        Ok(WeightedCluster { name, weight, mutations: mutations(&mut cluster)? })
     })?;
     if clusters.iter().all(|cluster| cluster.weight == 0) {
         return Err(weighted.refuse("clusters", "no cluster has a weight above 0"));
@@ -190,15 +230,25 @@ fn redirect(mut action: Reader<'_>) -> Result<Action, Refused> {
         "PERMANENT_REDIRECT" => 308,
         _ => 301,
     };
-    let some = |text: String| Some(text).filter(|t| !t.is_empty());
     let scheme = if action.flag("https_redirect") == Some(true) {
         Some("https".to_owned())
     } else {
-        some(action.text("scheme_redirect"))
+        values::uri_part(&mut action, "scheme_redirect")?
     };
-    let host = some(action.text("host_redirect"));
-    let path = some(action.text("path_redirect"));
-    Ok(Action::Redirect(Redirect { status, scheme, host, path }))
+    let host = values::uri_part(&mut action, "host_redirect")?;
+    let path = values::uri_part(&mut action, "path_redirect")?;
+    let path_rewrite = path_rewrite(&mut action)?;
+    if path.is_some() && path_rewrite.is_some() {
+        return Err(action.refuse("path_redirect", "it cannot be set beside a rewrite of the path"));
+    }
+    let port = match action.number("port_redirect").unwrap_or(0) {
+        0 => None,
+        port => Some(u16::try_from(port).map_err(|_| {
+            action.refuse("port_redirect", format!("invalid port {port}: must be 1 to 65535"))
+        })?),
+    };
+    let strip_query = action.flag("strip_query").unwrap_or(false);
+    Ok(Action::Redirect(Redirect { status, scheme, host, port, path, path_rewrite, strip_query }))
 }
 
 fn direct(mut action: Reader<'_>) -> Result<Action, Refused> {
@@ -221,28 +271,34 @@ pub(super) fn encode(table: &RouteTable) -> Value {
         .hosts
         .iter()
         .map(|host| {
-            json!({
+            let mut json = json!({
                 "name": if host.name.is_empty() { "host" } else { &*host.name },
                 "domains": host.domains,
                 "routes": host.routes.iter().map(route_json).collect::<Vec<_>>(),
-            })
+            });
+            mutation::encode(host.mutations.as_deref(), &mut json);
+            json
         })
         .collect();
-    json!({"name": &*table.name, "virtual_hosts": hosts})
+    let mut json = json!({"name": &*table.name, "virtual_hosts": hosts});
+    if table.most_specific_mutations_win {
+        json["most_specific_header_mutations_wins"] = json!(true);
+    }
+    mutation::encode(table.mutations.as_deref(), &mut json);
+    json
 }
 
 fn route_json(route: &Route) -> Value {
     let mut json = json!({"name": &*route.name, "match": route_match_json(&route.matches)});
+    mutation::encode(route.mutations.as_deref(), &mut json);
     match &route.action {
-        Action::Forward { clusters, prefix_rewrite, host_rewrite, timeout, ends_tunnels } => {
+        Action::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
             let mut action = json!({"timeout": values::duration(timeout.unwrap_or_default())});
             match clusters.as_slice() {
-                [only] => action["cluster"] = json!(&*only.name),
+                [only] if only.mutations.is_none() => action["cluster"] = json!(&*only.name),
                 several => action["weighted_clusters"] = weighted_clusters_json(several),
             }
-            if let Some(prefix) = prefix_rewrite {
-                action["prefix_rewrite"] = json!(prefix);
-            }
+            path_rewrite_json(path_rewrite.as_ref(), &mut action);
             if let Some(host) = host_rewrite {
                 action["host_rewrite_literal"] = json!(host);
             }
@@ -278,14 +334,37 @@ fn redirect_json(redirect: &Redirect) -> Value {
     if let Some(path) = &redirect.path {
         json["path_redirect"] = json!(path);
     }
+    if let Some(port) = redirect.port {
+        json["port_redirect"] = json!(port);
+    }
+    if redirect.strip_query {
+        json["strip_query"] = json!(true);
+    }
+    path_rewrite_json(redirect.path_rewrite.as_ref(), &mut json);
     json
+}
+
+fn path_rewrite_json(rewrite: Option<&PathRewrite>, action: &mut Value) {
+    match rewrite {
+        None => {}
+        Some(PathRewrite::Prefix(prefix)) => action["prefix_rewrite"] = json!(prefix),
+        Some(PathRewrite::Regex(substitution)) => {
+            action["regex_rewrite"] = json!({
+                "pattern": {"regex": substitution.pattern().source()},
+                "substitution": substitution.replacement(),
+            });
+        }
+    }
 }
 
 /// Clusters with their shares in JSON form.
 pub(super) fn weighted_clusters_json(clusters: &[WeightedCluster]) -> Value {
-    let clusters: Vec<Value> =
-        clusters.iter().map(|c| json!({"name": &*c.name, "weight": c.weight})).collect();
-    json!({"clusters": clusters})
+    let cluster = |cluster: &WeightedCluster| {
+        let mut json = json!({"name": &*cluster.name, "weight": cluster.weight});
+        mutation::encode(cluster.mutations.as_deref(), &mut json);
+        json
+    };
+    json!({"clusters": clusters.iter().map(cluster).collect::<Vec<_>>()})
 }
 
 /// A match in JSON form.

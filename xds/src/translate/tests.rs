@@ -120,6 +120,7 @@ filter_chains:
       codec_type: AUTO
       forward_client_cert_details: SANITIZE
       use_remote_address: true
+      xff_num_trusted_hops: 2
       normalize_path: true
       merge_slashes: true
       path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD
@@ -164,7 +165,12 @@ filter_chains:
             as_sent: false,
         },
         desync: DesyncMode::Strictest,
-        forwarded: Forwarded { addresses: ForwardedFor::Append, client_port: true, is_edge: true },
+        forwarded: Forwarded {
+            addresses: ForwardedFor::Append,
+            client_port: true,
+            is_edge: true,
+            trusted_hops: 2,
+        },
         host_port: HostPort::Canonical,
         underscores: Underscores::Allow,
         upgrades: Upgrades { websocket: true, connect: true },
@@ -289,12 +295,19 @@ fn endpoints_secrets_and_routes_come_back_as_they_went_out() {
         Kind::Routes,
         r#"
 name: r
+most_specific_header_mutations_wins: true
+response_headers_to_add: [{header: {key: x-d, value: ""}, keep_empty_value: true, append: false}]
 virtual_hosts:
 - name: orders
   domains: [orders.mesh, "*.orders.mesh"]
+  request_headers_to_remove: [X-Internal-User]
   routes:
   - {name: a, match: {path_separated_prefix: /v1, headers: [{name: x-canary, present_match: true}, {name: x-b, string_match: {suffix: z}, invert_match: true}], query_parameters: [{name: q, string_match: {exact: "1"}}]}, route: {weighted_clusters: {clusters: [{name: a, weight: 9}, {name: b, weight: 1}]}, prefix_rewrite: /, timeout: 0s}}
   - {match: {path: /old}, redirect: {path_redirect: /new, https_redirect: true, response_code: FOUND}}
+  - {match: {path: /r}, redirect: {regex_rewrite: {pattern: {regex: "^/r(.)"}, substitution: "/\\1"}, port_redirect: 8443, strip_query: true}}
+  - {match: {path: /p}, redirect: {prefix_rewrite: /q}, response_headers_to_add: [{header: {key: x-a, value: "%REQ(x-b?:path):9% 100%%"}, append_action: ADD_IF_ABSENT}]}
+  - match: {prefix: /w}
+    route: {weighted_clusters: {clusters: [{name: a, weight: 1, request_headers_to_remove: [x-c]}]}, regex_rewrite: {pattern: {regex: a}, substitution: b}}
   - {match: {prefix: /}, direct_response: {status: 404, body: {inline_string: nothing here}}}
 "#,
     );

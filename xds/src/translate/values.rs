@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_model::{Cidr, DataSource, PathTemplate, StringMatch, Transport};
+use weft_model::{Cidr, DataSource, PathTemplate, Pattern, StringMatch, Transport};
 
 use super::{Reader, Refused};
 
@@ -142,6 +142,13 @@ pub(super) fn string_match(mut matcher: Reader<'_>) -> Result<StringMatch, Refus
     Err(matcher.refuse("", "one of exact, prefix, suffix and contains must be set; regular expressions are not supported yet"))
 }
 
+/// A `matcher.v3.RegexMatcher`. There is one engine, so the field that names it means nothing.
+pub(super) fn pattern(mut matcher: Reader<'_>) -> Result<Pattern, Refused> {
+    matcher.harmless(&["google_re2"]);
+    let source = matcher.required_text("regex")?;
+    Pattern::parse(&source).map_err(|reason| matcher.refuse("regex", reason))
+}
+
 /// A text match in JSON form.
 pub(super) fn string_match_json(value: &StringMatch) -> Value {
     match value {
@@ -151,6 +158,19 @@ pub(super) fn string_match_json(value: &StringMatch) -> Value {
         StringMatch::Suffix(text) => json!({"suffix": text}),
         StringMatch::Contains(text) => json!({"contains": text}),
     }
+}
+
+/// A text that becomes a part of a URI; none when it is empty.
+///
+/// # Errors
+/// When a character of it may not be in a URI: a blank or a line end would forge a request.
+pub(super) fn uri_part(reader: &mut Reader<'_>, field: &str) -> Result<Option<String>, Refused> {
+    let text = reader.text(field);
+    if text.bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
+        return Ok(Some(text).filter(|text| !text.is_empty()));
+    }
+    let reason = "only printable ASCII characters without blanks are accepted";
+    Err(reader.refuse(field, format!("invalid value {text:?}: {reason}")))
 }
 
 /// Every item read, or the first refusal.

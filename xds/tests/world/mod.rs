@@ -144,8 +144,9 @@ fn routes(name: Name, form: u16) -> RouteTable {
         name: form.to_string().into(),
         domains: vec!["*".into()],
         routes: Vec::new(),
+        mutations: None,
     };
-    RouteTable { name, hosts: Some(host).into_iter().filter(|_| form > 0).collect() }
+    RouteTable::new(name, Some(host).into_iter().filter(|_| form > 0).collect())
 }
 
 fn listener(name: Name, form: u16, routes: Vec<Name>) -> Listener {

@@ -71,7 +71,7 @@ fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
                 tls: None,
                 rules: Vec::new(),
                 filter: Filter::Tcp(TcpProxy {
-                    clusters: vec![WeightedCluster { name: name.clone(), weight: 1 }],
+                    clusters: vec![WeightedCluster::new(name.clone(), 1)],
                     idle_timeout: Some(port.idle_timeout.unwrap_or(TCP_IDLE)),
                     flow_key: service.flow_key,
                     access_log: true,

@@ -9,8 +9,8 @@ use weft_model::{
     Action, Balance, ChainMatch, ClientCertificateDetails, ClientCertificates, Cluster, Discovery,
     DownstreamTls, Endpoint, EndpointSet, EscapedSlashes, Filter, FilterChain, FlowKey, Health,
     HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider, JwtRule, KeySource, Listener,
-    Name, PathRules, Route as ModelRoute, RouteMatch, RouteSource, RouteTable, SecretSource,
-    Snapshot, SourceAddress, StringMatch, TcpProxy, Transport, Underscores, Upgrades,
+    Name, PathRewrite, PathRules, Route as ModelRoute, RouteMatch, RouteSource, RouteTable,
+    SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy, Transport, Underscores, Upgrades,
     UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
@@ -66,8 +66,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
         let filter = match port.protocol {
             Protocol::Tcp | Protocol::Udp => tcp(&name, port.idle_timeout),
             Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-                let table =
-                    RouteTable { name: name.clone(), hosts: vec![host(&name, vec![to(&name)])] };
+                let table = RouteTable::new(name.clone(), vec![host(&name, vec![to(&name)])]);
                 let mut service = http(RouteSource::Inline(Arc::new(table)));
                 service.path = own.paths;
                 service.underscores = own.underscores;
@@ -218,7 +217,7 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
     let filter = match port.protocol {
         Protocol::Tcp | Protocol::Udp => tcp(&name, port.idle_timeout),
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-            let table = RouteTable { name: name.clone(), hosts: hosts(mesh, service, port, &name) };
+            let table = RouteTable::new(name.clone(), hosts(mesh, service, port, &name));
             snapshot.routes.insert(name.clone(), Arc::new(table));
             Filter::Http(Arc::new(http(RouteSource::Named(name.clone()))))
         }
@@ -251,6 +250,7 @@ fn hosts(mesh: &Mesh, service: &Service, port: &Port, name: &Name) -> Vec<Virtua
             name: hostname.as_str().into(),
             domains: vec![hostname],
             routes,
+            mutations: None,
         })
         .collect()
 }
@@ -260,7 +260,12 @@ fn routes_of(route: &Route) -> Vec<ModelRoute> {
     for (index, rule) in route.rules.iter().enumerate() {
         for matches in &rule.matches {
             let name = format!("{}[{index}]", route.name).into();
-            routes.push(ModelRoute { name, matches: matches.clone(), action: action(rule) });
+            routes.push(ModelRoute {
+                name,
+                matches: matches.clone(),
+                action: action(rule),
+                mutations: None,
+            });
         }
     }
     routes
@@ -274,12 +279,11 @@ fn action(rule: &Rule) -> Action {
         Target::Backends { backends, prefix_rewrite } => Action::Forward {
             clusters: backends
                 .iter()
-                .map(|(service, port, weight)| WeightedCluster {
-                    name: cluster_name(service, *port).into(),
-                    weight: *weight,
+                .map(|(service, port, weight)| {
+                    WeightedCluster::new(cluster_name(service, *port).into(), *weight)
                 })
                 .collect(),
-            prefix_rewrite: prefix_rewrite.clone(),
+            path_rewrite: prefix_rewrite.clone().map(PathRewrite::Prefix),
             host_rewrite: None,
             timeout: rule.timeout.filter(|timeout| !timeout.is_zero()),
             ends_tunnels: false,
@@ -288,19 +292,19 @@ fn action(rule: &Rule) -> Action {
 }
 
 fn to(cluster: &Name) -> ModelRoute {
-    let clusters = vec![WeightedCluster { name: cluster.clone(), weight: 1 }];
+    let clusters = vec![WeightedCluster::new(cluster.clone(), 1)];
     let action = Action::Forward {
         clusters,
-        prefix_rewrite: None,
+        path_rewrite: None,
         host_rewrite: None,
         timeout: None,
         ends_tunnels: false,
     };
-    ModelRoute { name: "default".into(), matches: RouteMatch::any(), action }
+    ModelRoute { name: "default".into(), matches: RouteMatch::any(), action, mutations: None }
 }
 
 fn host(name: &Name, routes: Vec<ModelRoute>) -> VirtualHost {
-    VirtualHost { name: name.clone(), domains: vec!["*".into()], routes }
+    VirtualHost { name: name.clone(), domains: vec!["*".into()], routes, mutations: None }
 }
 
 /// HTTP with the defaults of a mesh: paths and headers reach the service as they were sent.
@@ -320,7 +324,7 @@ fn http(routes: RouteSource) -> HttpService {
 
 fn tcp(cluster: &Name, idle_timeout: Option<Duration>) -> Filter {
     Filter::Tcp(TcpProxy {
-        clusters: vec![WeightedCluster { name: cluster.clone(), weight: 1 }],
+        clusters: vec![WeightedCluster::new(cluster.clone(), 1)],
         idle_timeout: Some(idle_timeout.unwrap_or(TCP_IDLE)),
         flow_key: FlowKey::FiveTuple,
         access_log: true,

@@ -228,7 +228,8 @@ fn forwarded(manager: &mut Reader<'_>, ours: &OurHttp) -> Forwarded {
         (false, false) => ForwardedFor::Preserve,
     };
     let is_edge = appends || ours.removes_forwarded;
-    Forwarded { addresses, client_port: ours.client_port.unwrap_or(false), is_edge }
+    let trusted_hops = manager.number("xff_num_trusted_hops").unwrap_or(0);
+    Forwarded { addresses, client_port: ours.client_port.unwrap_or(false), is_edge, trusted_hops }
 }
 
 fn host_port(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<HostPort, Refused> {
@@ -394,6 +395,9 @@ fn add_rules(http: &HttpService, fields: &mut Value) {
             fields["skip_xff_append"] = json!(true);
         }
         (ForwardedFor::Preserve, false) | (ForwardedFor::Remove, _) => {}
+    }
+    if http.forwarded.trusted_hops != 0 {
+        fields["xff_num_trusted_hops"] = json!(http.forwarded.trusted_hops);
     }
     match http.host_port {
         HostPort::StripMatching => fields["strip_matching_host_port"] = json!(true),

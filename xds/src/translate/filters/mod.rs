@@ -43,9 +43,9 @@ pub(super) fn tcp_proxy(mut filter: Reader<'_>) -> Result<TcpProxy, Refused> {
         if is_sequence { Ok(FlowKey::WithSequence) } else { Err(supported) }
     })?;
     let clusters = if filter.has("cluster") {
-        vec![WeightedCluster { name: filter.required_text("cluster")?.into(), weight: 1 }]
+        vec![WeightedCluster::new(filter.required_text("cluster")?.into(), 1)]
     } else if let Some(weighted) = filter.child("weighted_clusters") {
-        route::weighted_clusters(weighted)?
+        route::weighted_clusters(weighted, |_| Ok(None))?
     } else {
         return Err(filter.refuse("", "one of cluster and weighted_clusters must be set"));
     };

@@ -121,8 +121,14 @@ fn principal(mut reader: Reader<'_>, depth: usize) -> Result<Principal, Refused>
         let name = authenticated.child("principal_name").map(values::string_match).transpose()?;
         return Ok(Principal::Authenticated(name));
     }
-    if let Some(range) = reader.child("direct_remote_ip") {
-        return values::cidr(range).map(Principal::RemoteAddress);
+    // Without the PROXY protocol, `source_ip` is the same.
+    for field in ["direct_remote_ip", "source_ip"] {
+        if let Some(range) = reader.child(field) {
+            return values::cidr(range).map(Principal::RemoteAddress);
+        }
+    }
+    if let Some(range) = reader.child("remote_ip") {
+        return values::cidr(range).map(Principal::ClientAddress);
     }
     if let Some(header) = reader.child("header") {
         return route::header_match(header).map(Principal::Header);
@@ -229,6 +235,7 @@ fn principal_json(principal: &Principal) -> Value {
         Principal::Authenticated(None) => json!({"authenticated": {}}),
         Principal::Authenticated(Some(name)) => authenticated_json(name),
         Principal::RemoteAddress(range) => json!({"direct_remote_ip": values::cidr_json(range)}),
+        Principal::ClientAddress(range) => json!({"remote_ip": values::cidr_json(range)}),
         Principal::Header(header) => json!({"header": route::header_match_json(header)}),
         Principal::Claim(name, way, value) => {
             let keys = std::iter::once(&**name).chain(way.iter().map(String::as_str));

@@ -226,7 +226,10 @@ fn to_redirect(
         status,
         scheme: raw.scheme.clone(),
         host: raw.hostname.clone(),
+        port: None,
         path: target,
+        path_rewrite: None,
+        strip_query: false,
     }
 }
 

@@ -1,0 +1,205 @@
+//! Headers that a route table adds and removes, redirects that change the path, and whom
+//! `x-forwarded-for` is believed.
+
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "a part of a file is given away where it is made"
+)]
+
+use serde_json::{Value, json};
+use weft_integration::bootstrap::{any, with};
+
+use crate::peers::{Case, Wanted, case, compare, get, serving};
+
+/// A header to add.
+fn add(name: &str, value: &str, action: &str) -> Value {
+    json!({"header": {"key": name, "value": value}, "append_action": action})
+}
+
+/// The changes of a level: each marks what it adds by the level's name.
+fn level(name: &str) -> Value {
+    let own = |header: &str, action: &str| add(header, &format!("{name} level"), action);
+    let additions = [
+        own("x-append", "APPEND_IF_EXISTS_OR_ADD"),
+        own("x-absent", "ADD_IF_ABSENT"),
+        own("x-overwrite", "OVERWRITE_IF_EXISTS_OR_ADD"),
+        own("x-existing", "OVERWRITE_IF_EXISTS"),
+        own(&format!("x-removed-by-{name}"), "APPEND_IF_EXISTS_OR_ADD"),
+    ];
+    let removals = [format!("x-removed-by-{name}"), "X-Secret".to_owned()];
+    json!({
+        "request_headers_to_remove": removals, "request_headers_to_add": additions,
+        "response_headers_to_remove": ["x-answer", "x-nothing"], "response_headers_to_add": additions,
+    })
+}
+
+fn together(value: Value, fields: Value) -> Value {
+    let fields = fields.as_object().expect("an object").clone();
+    fields.into_iter().fold(value, |value, (name, field)| with(value, &name, field))
+}
+
+/// A table with changes at each level.
+fn table(fields: Value) -> Value {
+    let clusters =
+        json!({"clusters": [together(json!({"name": "service", "weight": 1}), level("cluster"))]});
+    let forward = |prefix: &str, to: Value| {
+        together(json!({"name": "r", "match": {"prefix": prefix}, "route": to}), level("route"))
+    };
+    let values = [
+        ("x-method", "%REQ(:METHOD)% %REQ(:path)% %REQ(:authority)% %PROTOCOL%"),
+        ("x-other", "%REQ(x-none?x-one)%"),
+        ("x-short", "%REQ(x-one):3%"),
+        ("x-gone", "%REQ(x-none)%"),
+        ("x-percent", "100%%"),
+        ("x-peer", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"),
+        ("x-cluster", "%UPSTREAM_CLUSTER%"),
+        ("x-half", "a-%REQ(x-none)%"),
+    ];
+    let values: Vec<Value> =
+        values.iter().map(|(name, value)| add(name, value, "APPEND_IF_EXISTS_OR_ADD")).collect();
+    let of_response = [
+        add("x-status", "%RESPONSE_CODE% %RESP(x-answer)%", "APPEND_IF_EXISTS_OR_ADD"),
+        add("x-asked", "%REQ(x-one)%", "APPEND_IF_EXISTS_OR_ADD"),
+    ];
+    let old = json!({"header": {"key": "x-old", "value": "new"}, "append": false});
+    let empty = json!({"header": {"key": "x-empty", "value": ""}, "keep_empty_value": true});
+    let routes = json!([
+        forward("/weighted", json!({"weighted_clusters": clusters})),
+        {"match": {"prefix": "/values"}, "route": {"cluster": "service"},
+         "request_headers_to_add": values, "response_headers_to_add": of_response},
+        {"match": {"prefix": "/old"}, "route": {"cluster": "service"},
+         "request_headers_to_add": [old, empty]},
+        {"match": {"prefix": "/rewritten"}, "route": {"cluster": "service", "prefix_rewrite": "/new",
+            "host_rewrite_literal": "new.example"},
+         "request_headers_to_add": [add("x-path", "%REQ(:PATH)% %REQ(:AUTHORITY)%", "ADD_IF_ABSENT")]},
+        forward("/nowhere", json!({"cluster": "nowhere"})),
+        together(json!({"match": {"prefix": "/answer"},
+            "direct_response": {"status": 200, "body": {"inline_string": "here"}}}), level("route")),
+        together(json!({"match": {"prefix": "/moved"}, "redirect": {"host_redirect": "b.example"}}),
+            level("route")),
+        forward("/", json!({"cluster": "service"})),
+    ]);
+    let host = together(json!({"name": "all", "domains": ["*"], "routes": routes}), level("host"));
+    together(together(json!({"name": "all", "virtual_hosts": [host]}), level("table")), fields)
+}
+
+fn asked(listener: &'static str, target: &str, lines: &str) -> Case {
+    let name = format!("{listener} {target} {}", lines.replace("\r\n", " + "));
+    case(listener, &name, format!("GET {target} HTTP/1.1\r\nhost: a.example\r\n{lines}\r\n\r\n"))
+}
+
+#[test]
+fn headers_are_added_and_removed_in_the_order_of_envoy() {
+    let ours = serving(json!({"route_config": table(json!({}))}));
+    let specific = json!({"most_specific_header_mutations_wins": true});
+    let specific = serving(json!({"route_config": table(specific)}));
+    let mut cases = Vec::new();
+    for listener in ["least", "most"] {
+        for target in ["/", "/weighted", "/answer", "/moved/x", "/nowhere", "/404", "/chunked"] {
+            cases.push(get(listener, target));
+            let lines = "x-append: client\r\nx-absent: client\r\nx-overwrite: a\r\nx-overwrite: b\r\n\
+                x-existing: client\r\nx-secret: 1\r\nX-Secret: 2\r\nx-removed-by-route: client\r\n\
+                x-removed-by-host: client";
+            cases.push(asked(listener, target, lines));
+        }
+        cases.push(asked(listener, "/values/x?y", "x-one: yes, it is"));
+        cases.push(asked(listener, "/rewritten/x", "x-one: 1"));
+        cases.push(asked(listener, "/old", "x-old: 1\r\nx-old: 2"));
+    }
+    compare(&[("least", ours), ("most", specific)], &cases, &[], true);
+}
+
+#[test]
+fn redirects_lead_to_the_location_of_envoy() {
+    let redirects = [
+        ("/prefix/", json!({"prefix_rewrite": "/new/"})),
+        ("/strip", json!({"prefix_rewrite": "/s", "strip_query": true})),
+        (
+            "/regex",
+            json!({"regex_rewrite": {"pattern": {"regex": "^/regex/([^/]+)/(.*)$"},
+            "substitution": "/\\2/\\1"}}),
+        ),
+        ("/port", json!({"port_redirect": 8443})),
+        (
+            "/both",
+            json!({"port_redirect": 8443, "host_redirect": "b.example", "https_redirect": true}),
+        ),
+        ("/https", json!({"https_redirect": true})),
+        ("/path", json!({"path_redirect": "/p", "strip_query": true})),
+        ("/query", json!({"path_redirect": "/p?q=1", "strip_query": true})),
+        ("/no-query", json!({"strip_query": true, "response_code": "TEMPORARY_REDIRECT"})),
+    ];
+    let mut routes: Vec<Value> = redirects
+        .iter()
+        .map(|(prefix, to)| json!({"match": {"prefix": prefix}, "redirect": to}))
+        .collect();
+    routes.push(json!({"match": {"prefix": "/"}, "route": {"cluster": "service",
+        "regex_rewrite": {"pattern": {"regex": "/v(\\d)"}, "substitution": "/version-\\1"}}}));
+    let table = json!({"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]});
+    let targets = "/prefix/x?y=1 /prefix/ /strip /strip/x?y /regex/a/b?c=/regex/a/b /regex/a /port?x \
+        /both/x /https/x?y /path/x?y /query?z /no-query/x?y /v1/x/v2?v=/v3 /vx";
+    let cases = targets.split_whitespace().flat_map(|target| {
+        ["a.example", "a.example:80", "a.example:8080", "[::1]:80"].map(|host| {
+            let name = format!("redirects {target} {host}");
+            case("redirects", &name, format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n\r\n"))
+        })
+    });
+    let served = serving(json!({"route_config": table}));
+    compare(&[("redirects", served)], &cases.collect::<Vec<_>>(), &[], true);
+}
+
+/// Lets in who comes from 1.1.1.1.
+fn trusting(fields: Value) -> Value {
+    let rules = json!({"action": "ALLOW", "policies": {"p": {
+        "permissions": [{"any": true}],
+        "principals": [{"remote_ip": {"address_prefix": "1.1.1.1", "prefix_len": 32}}]}}});
+    let rbac = any("envoy.extensions.filters.http.rbac.v3.RBAC", json!({"rules": rules}));
+    let router = any("envoy.extensions.filters.http.router.v3.Router", json!({}));
+    let filters = json!({"http_filters": [
+        {"name": "rbac", "typed_config": rbac}, {"name": "router", "typed_config": router}]});
+    serving(together(filters, fields))
+}
+
+#[test]
+fn client_address_comes_from_as_many_trusted_hops_as_with_envoy() {
+    let listeners = [
+        ("edge", trusting(json!({"use_remote_address": true, "skip_xff_append": true}))),
+        (
+            "edge of 1",
+            trusting(json!({"use_remote_address": true, "skip_xff_append": true,
+            "xff_num_trusted_hops": 1})),
+        ),
+        (
+            "edge of 2",
+            trusting(json!({"use_remote_address": true, "skip_xff_append": true,
+            "xff_num_trusted_hops": 2})),
+        ),
+        ("inner", trusting(json!({}))),
+        ("inner of 1", trusting(json!({"xff_num_trusted_hops": 1}))),
+    ];
+    let headers = [
+        "x-forwarded-for: 1.1.1.1",
+        "x-forwarded-for: 1.1.1.1, 2.2.2.2",
+        "x-forwarded-for: 2.2.2.2, 1.1.1.1",
+        "x-forwarded-for: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2",
+        "x-forwarded-for: 1.1.1.1,2.2.2.2,3.3.3.3",
+        "x-forwarded-for: 1.1.1.1, unknown",
+        "x-forwarded-for: 1.1.1.1:80",
+        "x-forwarded-for: 1.1.1.1,",
+        "x-forwarded-for:",
+        "x-one: 1",
+    ];
+    let cases: Vec<Case> = listeners
+        .iter()
+        .flat_map(|(listener, _)| headers.map(|header| asked(listener, "/", header)))
+        .collect();
+    compare(&listeners, &cases, FORWARDED, true);
+}
+
+const FORWARDED: &[Wanted] = &[(
+    "edge of 2 / x-forwarded-for: 1.1.1.1 + x-forwarded-for: 2.2.2.2 | \
+     inner of 1 / x-forwarded-for: 1.1.1.1 + x-forwarded-for: 2.2.2.2",
+    "service -x-forwarded-for: 1.1.1.1,2.2.2.2; service +x-forwarded-for: 1.1.1.1; \
+     service +x-forwarded-for: 2.2.2.2",
+    "two lines stay two lines, which say the same (RFC 9110, section 5.2)",
+)];

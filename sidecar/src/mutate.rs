@@ -1,0 +1,351 @@
+//! Changes the headers of a request or response as a route table says, in Envoy's order: each level first
+//! removes, then overwrites, then adds. The values of a level are all made before any of them is set.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderName, HeaderValue};
+use weft_certs::VerifiedPeer;
+use weft_model::{
+    AppendAction, FormatPart, FormatVariable, HeaderAddition, HeaderFormat, HeaderMutation,
+    HeaderMutations, HeaderSource, PlainVariable,
+};
+
+use crate::http::fields::Fields;
+use crate::http::head::{RequestHead, ResponseHead, is_alike};
+
+/// The longest value that is made. What is longer is cut off.
+const VALUE_LIMIT_BYTES: usize = 64 * 1024;
+
+/// What the variables of header values speak of beside headers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct About<'a> {
+    /// The client, after trusted hops.
+    pub(crate) client: IpAddr,
+    /// The other end of the connection.
+    pub(crate) peer: SocketAddr,
+    /// What the client connected to.
+    pub(crate) local: SocketAddr,
+    /// What the client's certificate proved.
+    pub(crate) proof: Option<&'a VerifiedPeer>,
+    pub(crate) is_tls: bool,
+    pub(crate) route: &'a str,
+    pub(crate) cluster: &'a str,
+}
+
+/// The changes of one request and its response.
+#[derive(Debug)]
+pub(crate) struct Changes<'a> {
+    levels: Vec<&'a HeaderMutations>,
+    about: About<'a>,
+}
+
+impl<'a> Changes<'a> {
+    pub(crate) fn new(levels: impl Iterator<Item = &'a HeaderMutations>, about: About<'a>) -> Self {
+        Self { levels: levels.collect(), about }
+    }
+
+    /// Whether the request changes.
+    pub(crate) fn touch_request(&self) -> bool {
+        self.levels.iter().any(|level| !level.request.is_empty())
+    }
+
+    /// The names of the request's headers that are removed or overwritten: trailers must not bring them
+    /// back.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.levels.iter().flat_map(|level| {
+            let replaces = |addition: &&HeaderAddition| addition.action != AppendAction::Append;
+            let added = level.request.add.iter().filter(replaces).map(|added| added.name.as_str());
+            level.request.remove.iter().map(String::as_str).chain(added)
+        })
+    }
+
+    /// Changes the request.
+    pub(crate) fn apply_to_request(&self, head: &mut RequestHead) {
+        for level in &self.levels {
+            remove(&level.request, &mut head.fields);
+            let made =
+                made(&level.request, &head.fields, |format| value(format, head, None, &self.about));
+            set(made, &mut head.fields);
+        }
+    }
+
+    /// Changes the response to a request.
+    pub(crate) fn apply_to_response(&self, request: &RequestHead, head: &mut ResponseHead) {
+        for level in &self.levels {
+            remove(&level.response, &mut head.fields);
+            let made = made(&level.response, &head.fields, |format| {
+                value(format, request, Some(head), &self.about)
+            });
+            set(made, &mut head.fields);
+        }
+    }
+}
+
+fn remove(mutation: &HeaderMutation, fields: &mut Fields) {
+    if !mutation.remove.is_empty() {
+        // A service that takes `_` for `-` must not see it by another spelling.
+        let is_named =
+            |name: &[u8]| mutation.remove.iter().any(|removed| is_alike(name, removed.as_bytes()));
+        fields.remove(is_named);
+    }
+}
+
+/// A header to set.
+struct Made {
+    name: HeaderName,
+    value: HeaderValue,
+    replaces: bool,
+}
+
+fn made(
+    mutation: &HeaderMutation,
+    fields: &Fields,
+    value: impl Fn(&HeaderFormat) -> Vec<u8>,
+) -> Vec<Made> {
+    let one = |addition: &HeaderAddition| {
+        let exists = || fields.get(&addition.name).is_some();
+        let replaces = match addition.action {
+            AppendAction::Append => false,
+            AppendAction::AddIfAbsent if exists() => return None,
+            AppendAction::AddIfAbsent => false,
+            AppendAction::OverwriteIfExists if !exists() => return None,
+            AppendAction::Overwrite | AppendAction::OverwriteIfExists => true,
+        };
+        let value = value(&addition.value);
+        if value.is_empty() && !addition.keep_empty {
+            return None;
+        }
+        let name = HeaderName::from_bytes(addition.name.as_bytes()).ok()?;
+        Some(Made { name, value: HeaderValue::from_bytes(&value).ok()?, replaces })
+    };
+    mutation.add.iter().filter_map(one).collect()
+}
+
+fn set(made: Vec<Made>, fields: &mut Fields) {
+    let (replacing, added): (Vec<Made>, Vec<Made>) =
+        made.into_iter().partition(|made| made.replaces);
+    for Made { name, value, .. } in replacing {
+        fields.remove(|held| held.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        fields.add(name, value);
+    }
+    for Made { name, value, .. } in added {
+        fields.add(name, value);
+    }
+}
+
+/// The value of a format.
+fn value(
+    format: &HeaderFormat,
+    request: &RequestHead,
+    response: Option<&ResponseHead>,
+    about: &About<'_>,
+) -> Vec<u8> {
+    let mut out = Vec::new();
+    for part in &format.parts {
+        match part {
+            FormatPart::Text(text) => out.extend_from_slice(text.as_bytes()),
+            FormatPart::Variable(FormatVariable::RequestHeader(source)) => {
+                let header = |name: &str| request_header(name, request, about);
+                out.extend_from_slice(&of_header(source, header));
+            }
+            FormatPart::Variable(FormatVariable::ResponseHeader(source)) => {
+                let header = |name: &str| response?.fields.get(name).map(Cow::Borrowed);
+                out.extend_from_slice(&of_header(source, header));
+            }
+            FormatPart::Variable(FormatVariable::Plain(plain)) => {
+                out.extend_from_slice(plain_value(*plain, request, response, about).as_bytes());
+            }
+        }
+    }
+    out.truncate(VALUE_LIMIT_BYTES);
+    out
+}
+
+fn of_header<'h>(
+    source: &HeaderSource,
+    header: impl Fn(&str) -> Option<Cow<'h, [u8]>>,
+) -> Cow<'h, [u8]> {
+    let found = header(&source.name)
+        .or_else(|| source.otherwise.as_deref().and_then(&header))
+        .unwrap_or_default();
+    match source.limit {
+        Some(limit) if found.len() > limit => {
+            Cow::Owned(found.get(..limit).unwrap_or_default().to_vec())
+        }
+        _ => found,
+    }
+}
+
+fn request_header<'h>(
+    name: &str,
+    request: &'h RequestHead,
+    about: &About<'_>,
+) -> Option<Cow<'h, [u8]>> {
+    match name {
+        ":path" => Some(Cow::Borrowed(request.target.as_bytes())),
+        ":method" => Some(Cow::Borrowed(request.method.as_str().as_bytes())),
+        ":authority" | "host" => Some(Cow::Borrowed(request.authority.as_bytes())),
+        ":scheme" => Some(Cow::Borrowed(scheme(about.is_tls).as_bytes())),
+        name => request.fields.get(name).map(Cow::Borrowed),
+    }
+}
+
+/// The scheme of a request that came by TLS, or without.
+pub(crate) fn scheme(is_tls: bool) -> &'static str {
+    if is_tls { "https" } else { "http" }
+}
+
+fn plain_value<'v>(
+    variable: PlainVariable,
+    request: &RequestHead,
+    response: Option<&ResponseHead>,
+    about: &About<'v>,
+) -> Cow<'v, str> {
+    let owned = |value: &dyn ToString| Cow::Owned(value.to_string());
+    // An address that `x-forwarded-for` names has no port.
+    let peer = SocketAddr::new(about.peer.ip().to_canonical(), about.peer.port());
+    let client_port = if about.client == peer.ip() { peer.port() } else { 0 };
+    let local = SocketAddr::new(about.local.ip().to_canonical(), about.local.port());
+    match variable {
+        PlainVariable::Protocol => Cow::Borrowed(request.version.word()),
+        PlainVariable::ClientAndPort => owned(&SocketAddr::new(about.client, client_port)),
+        PlainVariable::Client => owned(&about.client),
+        PlainVariable::ClientPort => owned(&client_port),
+        PlainVariable::PeerAndPort => owned(&peer),
+        PlainVariable::Peer => owned(&peer.ip()),
+        PlainVariable::PeerPort => owned(&peer.port()),
+        PlainVariable::LocalAndPort => owned(&local),
+        PlainVariable::Local => owned(&local.ip()),
+        PlainVariable::LocalPort => owned(&local.port()),
+        PlainVariable::PeerUri => {
+            let identity = about.proof.and_then(VerifiedPeer::identity);
+            identity.map_or(Cow::Borrowed(""), |identity| owned(&identity))
+        }
+        PlainVariable::PeerFingerprint => {
+            about.proof.map_or(Cow::Borrowed(""), |proof| owned(&proof.fingerprint()))
+        }
+        PlainVariable::PeerSerial => about
+            .proof
+            .map_or(Cow::Borrowed(""), |proof| Cow::Owned(proof.serial_hex().to_lowercase())),
+        PlainVariable::RouteName => Cow::Borrowed(about.route),
+        PlainVariable::Cluster => Cow::Borrowed(about.cluster),
+        PlainVariable::Status => {
+            response.map_or(Cow::Borrowed(""), |response| owned(&response.status))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, Method};
+
+    use super::*;
+    use crate::http::fields::{Span, SpanFields};
+    use crate::http::head::HttpVersion;
+
+    fn about() -> About<'static> {
+        let (peer, local) = (([10, 0, 0, 9], 7).into(), ([10, 0, 0, 1], 80).into());
+        let client = IpAddr::from([1, 1, 1, 1]);
+        About { client, peer, local, proof: None, is_tls: true, route: "r", cluster: "c" }
+    }
+
+    fn head(fields: Fields) -> RequestHead {
+        RequestHead {
+            method: Method::GET,
+            target: "/x?y".into(),
+            authority: "a.example".into(),
+            fields,
+            upgrade: None,
+            content_length: None,
+            version: HttpVersion::Http2,
+            desync: None,
+            is_isolated: false,
+        }
+    }
+
+    /// The same headers as they come by HTTP/1.1 and by HTTP/2.
+    fn both(lines: &[(&str, &str)]) -> [Fields; 2] {
+        let (mut buffer, mut spans, mut map) = (Vec::new(), Vec::new(), HeaderMap::new());
+        for (name, value) in lines {
+            let mut put = |text: &str| {
+                let start = buffer.len() as u32;
+                buffer.extend_from_slice(text.as_bytes());
+                (start, buffer.len() as u32)
+            };
+            let (name_at, value_at) = (put(name), put(value));
+            spans.push(Span { name: name_at, value: value_at });
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            map.append(name, HeaderValue::from_str(value).expect("a value"));
+        }
+        [Fields::Spans(SpanFields::new(buffer.into(), spans)), Fields::Map(map)]
+    }
+
+    fn addition(name: &str, value: &str, action: AppendAction) -> HeaderAddition {
+        let value = HeaderFormat::parse(value).expect("a format");
+        HeaderAddition { name: name.into(), value, action, keep_empty: false }
+    }
+
+    fn lines(fields: Fields) -> Vec<String> {
+        let map = fields.into_map();
+        let line = |(name, value): (&HeaderName, &HeaderValue)| {
+            format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))
+        };
+        let mut lines: Vec<String> = map.iter().map(line).collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn headers_of_both_versions_are_removed_then_overwritten_then_added() {
+        let before = [("X-Secret", "1"), ("x_secret", "2"), ("x-tenant", "a"), ("X-Tenant", "b")];
+        let request = HeaderMutation {
+            remove: vec!["x-secret".into()],
+            add: vec![
+                addition("x-copy", "%REQ(x-tenant)%", AppendAction::Append),
+                addition("x-tenant", "%REQ(x-secret)%own", AppendAction::Overwrite),
+                addition("x-tenant", "more", AppendAction::Append),
+                addition("x-none", "%REQ(x-secret)%", AppendAction::Append),
+                addition("x-copy", "late", AppendAction::AddIfAbsent),
+                addition("x-other", "none", AppendAction::OverwriteIfExists),
+            ],
+        };
+        let level = HeaderMutations { request, response: HeaderMutation::default() };
+        let changes = Changes::new([&level].into_iter(), about());
+        assert!(changes.touch_request());
+        for fields in both(&before) {
+            let mut head = head(fields);
+            changes.apply_to_request(&mut head);
+            // All values of a level are made of the headers before it.
+            let expected = ["x-copy: a", "x-copy: late", "x-tenant: more", "x-tenant: own"];
+            assert_eq!(lines(head.fields), expected);
+        }
+        let names: Vec<&str> = changes.names().collect();
+        assert_eq!(names, ["x-secret", "x-tenant", "x-copy", "x-other"]);
+    }
+
+    #[test]
+    fn variables_of_a_value_have_their_values() {
+        let check = |text: &str, expected: &str| {
+            let [fields, _] = both(&[("x-one", "abcdef")]);
+            let request = head(fields);
+            let [fields, _] = both(&[("server", "s")]);
+            let response = ResponseHead { status: 201, fields, content_length: None };
+            let format = HeaderFormat::parse(text).expect("a format");
+            let value = value(&format, &request, Some(&response), &about());
+            assert_eq!(String::from_utf8_lossy(&value), expected, "{text}");
+        };
+        check("%REQ(x-one):3%|%REQ(x-two?x-one)%|%REQ(x-two)%", "abc|abcdef|");
+        check(
+            "%REQ(:method)% %REQ(:SCHEME)%://%REQ(host)%%REQ(:path)%",
+            "GET https://a.example/x?y",
+        );
+        check("%PROTOCOL% %ROUTE_NAME% %UPSTREAM_CLUSTER%", "HTTP/2 r c");
+        check(
+            "%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
+            "1.1.1.1:0 10.0.0.9:7",
+        );
+        check("%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_LOCAL_PORT%", "10.0.0.1 80");
+        check("%RESPONSE_CODE% %RESP(server)% %DOWNSTREAM_PEER_URI_SAN%%%", "201 s %");
+    }
+}

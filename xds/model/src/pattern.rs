@@ -1,0 +1,334 @@
+//! Regular expressions as Envoy reads them (RE2), which match a whole text.
+
+use std::fmt;
+
+use regex::bytes::{Regex, RegexBuilder};
+use regex_syntax::ast::{self, Ast};
+
+/// The most memory that one compiled expression takes.
+const SIZE_LIMIT_BYTES: usize = 1 << 20;
+/// The longest expression.
+const LENGTH_LIMIT_BYTES: usize = 4096;
+/// How deep groups may nest.
+const NEST_LIMIT: u32 = 64;
+
+/// A regular expression in RE2's syntax (`envoy.type.matcher.v3.RegexMatcher`). Matching takes time
+/// linear in the text.
+#[derive(Clone)]
+pub struct Pattern {
+    source: String,
+    /// The expression, anchored at both ends.
+    whole: Regex,
+    /// The same without anchors, for replacements.
+    part: Regex,
+}
+
+impl Pattern {
+    /// Compiles an expression.
+    ///
+    /// # Errors
+    /// When it is no expression, is too large, or has another meaning in RE2 than here.
+    pub fn parse(source: &str) -> Result<Self, String> {
+        let invalid = |reason: &dyn fmt::Display| {
+            let reason = reason.to_string();
+            let reason = reason.lines().last().unwrap_or_default().to_owned();
+            format!("invalid regular expression {source:?}: {reason}")
+        };
+        if source.len() > LENGTH_LIMIT_BYTES {
+            return Err(format!("regular expression is longer than {LENGTH_LIMIT_BYTES} bytes"));
+        }
+        let mut parser = ast::parse::ParserBuilder::new().nest_limit(NEST_LIMIT).build();
+        let parsed = parser.parse(source).map_err(|error| invalid(&error))?;
+        let translated =
+            ast::visit(&parsed, Translation::of(source)).map_err(|reason| invalid(&reason))?;
+        let compile = |expression: &str| {
+            let mut builder = RegexBuilder::new(expression);
+            builder.size_limit(SIZE_LIMIT_BYTES).build().map_err(|error| invalid(&error))
+        };
+        let whole = compile(&format!(r"\A(?:{translated})\z"))?;
+        Ok(Self { source: source.to_owned(), whole, part: compile(&translated)? })
+    }
+
+    /// The expression as it was written.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether it matches the whole text.
+    #[must_use]
+    pub fn matches(&self, text: &str) -> bool {
+        self.whole.is_match(text.as_bytes())
+    }
+
+    /// How many groups it has.
+    fn groups(&self) -> usize {
+        self.part.captures_len() - 1
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+impl Eq for Pattern {}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}/", self.source)
+    }
+}
+
+/// Writes an expression of RE2 as one of the `regex` crate. `\d`, `\w`, `\s` and `\b` speak of ASCII in
+/// RE2; classes within classes and the operators of sets are plain characters there, and are refused.
+struct Translation<'s> {
+    source: &'s str,
+    out: String,
+    written: usize,
+}
+
+impl<'s> Translation<'s> {
+    fn of(source: &'s str) -> Self {
+        Self { source, out: String::with_capacity(source.len()), written: 0 }
+    }
+
+    /// Puts `text` in place of what is at `span`.
+    fn replace(&mut self, span: &ast::Span, text: &str) {
+        let before = self.source.get(self.written..span.start.offset).unwrap_or_default();
+        self.out.push_str(before);
+        self.out.push_str(text);
+        self.written = span.end.offset;
+    }
+
+    fn perl(&mut self, class: &ast::ClassPerl) {
+        let text = match (&class.kind, class.negated) {
+            (ast::ClassPerlKind::Digit, false) => "[0-9]",
+            (ast::ClassPerlKind::Digit, true) => "[^0-9]",
+            (ast::ClassPerlKind::Space, false) => r"[\t\n\f\r ]",
+            (ast::ClassPerlKind::Space, true) => r"[^\t\n\f\r ]",
+            (ast::ClassPerlKind::Word, false) => "[0-9A-Za-z_]",
+            (ast::ClassPerlKind::Word, true) => "[^0-9A-Za-z_]",
+        };
+        self.replace(&class.span, text);
+    }
+}
+
+impl ast::Visitor for Translation<'_> {
+    type Output = String;
+    type Err = &'static str;
+
+    fn finish(mut self) -> Result<String, &'static str> {
+        self.out.push_str(self.source.get(self.written..).unwrap_or_default());
+        Ok(self.out)
+    }
+
+    fn visit_pre(&mut self, ast: &Ast) -> Result<(), &'static str> {
+        match ast {
+            Ast::ClassPerl(class) => self.perl(class),
+            Ast::Assertion(assertion) => match assertion.kind {
+                ast::AssertionKind::WordBoundary => self.replace(&assertion.span, r"(?-u:\b)"),
+                ast::AssertionKind::NotWordBoundary => self.replace(&assertion.span, r"(?-u:\B)"),
+                ast::AssertionKind::StartLine
+                | ast::AssertionKind::EndLine
+                | ast::AssertionKind::StartText
+                | ast::AssertionKind::EndText => {}
+                _ => return Err("word boundaries are \\b and \\B"),
+            },
+            Ast::Flags(set) => flags(&set.flags)?,
+            Ast::Group(group) => {
+                if let ast::GroupKind::NonCapturing(set) = &group.kind {
+                    flags(set)?;
+                }
+            }
+            Ast::Empty(_)
+            | Ast::Literal(_)
+            | Ast::Dot(_)
+            | Ast::ClassUnicode(_)
+            | Ast::ClassBracketed(_)
+            | Ast::Repetition(_)
+            | Ast::Alternation(_)
+            | Ast::Concat(_) => {}
+        }
+        Ok(())
+    }
+
+    fn visit_class_set_item_pre(&mut self, item: &ast::ClassSetItem) -> Result<(), &'static str> {
+        match item {
+            ast::ClassSetItem::Bracketed(_) => Err("write \\[ for a bracket within brackets"),
+            ast::ClassSetItem::Perl(class) => {
+                self.perl(class);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn visit_class_set_binary_op_pre(
+        &mut self,
+        _: &ast::ClassSetBinaryOp,
+    ) -> Result<(), &'static str> {
+        Err("&&, -- and ~~ within brackets are not supported")
+    }
+}
+
+/// RE2 knows `i`, `m`, `s` and `U`.
+fn flags(flags: &ast::Flags) -> Result<(), &'static str> {
+    let is_known = |item: &ast::FlagsItem| {
+        matches!(
+            item.kind,
+            ast::FlagsItemKind::Negation
+                | ast::FlagsItemKind::Flag(
+                    ast::Flag::CaseInsensitive
+                        | ast::Flag::MultiLine
+                        | ast::Flag::DotMatchesNewLine
+                        | ast::Flag::SwapGreed
+                )
+        )
+    };
+    if flags.items.iter().all(is_known) { Ok(()) } else { Err("the flags are i, m, s and U") }
+}
+
+/// An expression and what replaces each of its matches
+/// (`envoy.type.matcher.v3.RegexMatchAndSubstitute`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Substitution {
+    pattern: Pattern,
+    /// The replacement as it was written.
+    text: String,
+    parts: Vec<ReplacementPart>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum ReplacementPart {
+    Text(String),
+    /// A group of the match; 0 is all of it.
+    Group(usize),
+}
+
+impl Substitution {
+    /// Reads a replacement, in which `\0` to `\9` stand for groups and `\\` for a backslash.
+    ///
+    /// # Errors
+    /// When the expression has no such group, or another character is behind a backslash.
+    pub fn parse(pattern: Pattern, text: &str) -> Result<Self, String> {
+        let (mut parts, mut plain) = (Vec::new(), String::new());
+        let mut characters = text.chars();
+        while let Some(character) = characters.next() {
+            if character != '\\' {
+                plain.push(character);
+                continue;
+            }
+            match characters.next() {
+                Some('\\') => plain.push('\\'),
+                Some(digit @ '0'..='9') => {
+                    let group = digit.to_digit(10).unwrap_or(0) as usize;
+                    if group > pattern.groups() {
+                        return Err(format!(
+                            "invalid substitution {text:?}: the expression has {} groups",
+                            pattern.groups()
+                        ));
+                    }
+                    if !plain.is_empty() {
+                        parts.push(ReplacementPart::Text(std::mem::take(&mut plain)));
+                    }
+                    parts.push(ReplacementPart::Group(group));
+                }
+                _ => {
+                    return Err(format!(
+                        "invalid substitution {text:?}: a digit or \\ must follow a \\"
+                    ));
+                }
+            }
+        }
+        if !plain.is_empty() {
+            parts.push(ReplacementPart::Text(plain));
+        }
+        Ok(Self { pattern, text: text.to_owned(), parts })
+    }
+
+    /// The expression.
+    #[must_use]
+    pub fn pattern(&self) -> &Pattern {
+        &self.pattern
+    }
+
+    /// The replacement as it was written.
+    #[must_use]
+    pub fn replacement(&self) -> &str {
+        &self.text
+    }
+
+    /// The text with every match replaced.
+    #[must_use]
+    pub fn apply(&self, text: &str) -> String {
+        let replaced =
+            self.pattern.part.replace_all(text.as_bytes(), |found: &regex::bytes::Captures<'_>| {
+                let mut out = Vec::new();
+                for part in &self.parts {
+                    match part {
+                        ReplacementPart::Text(text) => out.extend_from_slice(text.as_bytes()),
+                        ReplacementPart::Group(group) => {
+                            out.extend_from_slice(
+                                found.get(*group).map_or(&[], |group| group.as_bytes()),
+                            );
+                        }
+                    }
+                }
+                out
+            });
+        String::from_utf8_lossy(&replaced).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expression_matches_the_whole_text() {
+        let check = |source: &str, text: &str, expected: bool| {
+            let pattern = Pattern::parse(source).expect(source);
+            assert_eq!(pattern.matches(text), expected, "{source} {text}");
+        };
+        check("a+", "aaa", true);
+        check("a+", "baaa", false);
+        check("a|ab", "ab", true);
+        check("^/v[0-9]$", "/v1", true);
+        check(r"\d+", "12", true);
+        check(r"\d+", "\u{661}", false);
+        check(r"[\w-]+", "a-b", true);
+        check(r"[\w-]+", "\u{e9}", false);
+        check("(?i)abc", "ABC", true);
+        check("", "", true);
+        check("", "a", false);
+        check("a.c", "a\nc", false);
+    }
+
+    #[test]
+    fn expressions_that_re2_reads_otherwise_are_refused() {
+        let long = "a".repeat(LENGTH_LIMIT_BYTES + 1);
+        for source in
+            ["(", "[a&&b]", "[[a]b]", "(?x)a b", "a{,3}", r"\Ca", "(?=a)", "(a{1000}){1000}", &long]
+        {
+            assert!(Pattern::parse(source).is_err(), "{source}");
+        }
+    }
+
+    #[test]
+    fn substitution_replaces_every_match() {
+        let check = |source: &str, to: &str, text: &str, expected: &str| {
+            let pattern = Pattern::parse(source).expect(source);
+            let substitution = Substitution::parse(pattern, to).expect(to);
+            assert_eq!(substitution.apply(text), expected, "{source} {to}");
+        };
+        check("^/old/(.*)$", r"/new/\1", "/old/x", "/new/x");
+        check("(a)(b)?", r"[\1\2\\]", "ab a", r"[ab\] [a\]");
+        check("x", "", "axbx", "ab");
+        let pattern = Pattern::parse("(a)").expect("an expression");
+        for to in [r"\2", r"\a", r"\"] {
+            assert!(Substitution::parse(pattern.clone(), to).is_err(), "{to}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Changes of headers, at each level of a route table.
+
+#![allow(
+    clippy::indexing_slicing,
+    reason = "assigning a field of a JSON object made here cannot fail"
+)]
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use weft_model::{
+    AppendAction, HeaderAddition, HeaderFormat, HeaderMutation, HeaderMutations, is_header_name,
+    is_identity_header,
+};
+
+use super::{Reader, Refused, values};
+
+/// The most headers that one level adds, and the most that it removes. Envoy has the same limit.
+const LIMIT: usize = 1000;
+
+/// Headers that frame a message: without them, or with others, it would be read in another way.
+const FRAMING: [&str; 5] =
+    ["connection", "content-length", "sec-websocket-key", "transfer-encoding", "upgrade"];
+/// Headers that belong to one connection, so that none may be added for the next.
+const OF_ONE_HOP: [&str; 6] =
+    ["expect", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer"];
+
+/// Reads the changes that a level makes; none when it makes none.
+pub(super) fn decode(level: &mut Reader<'_>) -> Result<Option<Arc<HeaderMutations>>, Refused> {
+    let request = one(level, ["request_headers_to_remove", "request_headers_to_add"])?;
+    let response = one(level, ["response_headers_to_remove", "response_headers_to_add"])?;
+    if let Some(index) = request.add.iter().position(|addition| addition.value.needs_response()) {
+        let field = format!("request_headers_to_add[{index}].header.value");
+        return Err(level.refuse(&field, "a request has no response yet: RESP is for responses"));
+    }
+    let is_empty = request.is_empty() && response.is_empty();
+    Ok((!is_empty).then(|| Arc::new(HeaderMutations { request, response })))
+}
+
+fn one(
+    level: &mut Reader<'_>,
+    [remove_field, add_field]: [&str; 2],
+) -> Result<HeaderMutation, Refused> {
+    let mut remove = level.texts(remove_field);
+    for (index, name) in remove.iter_mut().enumerate() {
+        name.make_ascii_lowercase();
+        if let Err(reason) = may_change(name) {
+            return Err(level.refuse(&format!("{remove_field}[{index}]"), reason));
+        }
+    }
+    let add = values::each(level.children(add_field), addition)?;
+    for (field, count) in [(remove_field, remove.len()), (add_field, add.len())] {
+        if count > LIMIT {
+            return Err(
+                level.refuse(field, format!("{count} headers: at most {LIMIT} are accepted"))
+            );
+        }
+    }
+    Ok(HeaderMutation { remove, add })
+}
+
+fn may_change(name: &str) -> Result<(), String> {
+    if name.starts_with(':') || name == "host" {
+        return Err(format!(
+            "invalid header {name:?}: pseudo-headers and host cannot be changed here; rewrites of \
+             the route change them"
+        ));
+    }
+    if FRAMING.contains(&name) {
+        return Err(format!("invalid header {name:?}: it frames the message"));
+    }
+    if is_header_name(name) { Ok(()) } else { Err(format!("invalid header name {name:?}")) }
+}
+
+fn addition(mut option: Reader<'_>) -> Result<HeaderAddition, Refused> {
+    let mut header = option.required_child("header")?;
+    let name = header.required_text("key")?.to_ascii_lowercase();
+    may_change(&name).map_err(|reason| header.refuse("key", reason))?;
+    if OF_ONE_HOP.contains(&name.as_str()) {
+        let reason = format!("invalid header {name:?}: it belongs to one connection");
+        return Err(header.refuse("key", reason));
+    }
+    if is_identity_header(name.as_bytes()) {
+        let reason = format!(
+            "invalid header {name:?}: it says who the client is, and only a proof sets it \
+             (forward_client_cert_details)"
+        );
+        return Err(header.refuse("key", reason));
+    }
+    let value_field = if header.has("raw_value") { "raw_value" } else { "value" };
+    let text = if value_field == "raw_value" {
+        String::from_utf8(header.bytes("raw_value"))
+            .map_err(|_| header.refuse("raw_value", "it must be UTF-8"))?
+    } else {
+        header.text("value")
+    };
+    let value = HeaderFormat::parse(&text).map_err(|reason| header.refuse(value_field, reason))?;
+    let said = option.choice("append_action");
+    let known = AppendAction::NAMES.iter().find(|(name, _)| *name == said);
+    let action = known.map(|(_, action)| *action);
+    let mut action =
+        action.ok_or_else(|| option.refuse("append_action", format!("{said} is not known")))?;
+    match option.flag("append") {
+        None => {}
+        Some(_) if action != AppendAction::Append => {
+            return Err(option.refuse("append", "it cannot be set beside append_action"));
+        }
+        Some(true) => {}
+        Some(false) => action = AppendAction::Overwrite,
+    }
+    let keep_empty = option.flag("keep_empty_value").unwrap_or(false);
+    Ok(HeaderAddition { name, value, action, keep_empty })
+}
+
+/// Adds the changes of a level to its JSON form.
+pub(super) fn encode(mutations: Option<&HeaderMutations>, level: &mut Value) {
+    let Some(HeaderMutations { request, response }) = mutations else {
+        return;
+    };
+    for (mutation, kind) in [(request, "request"), (response, "response")] {
+        if !mutation.remove.is_empty() {
+            level[format!("{kind}_headers_to_remove")] = json!(mutation.remove);
+        }
+        if !mutation.add.is_empty() {
+            level[format!("{kind}_headers_to_add")] =
+                mutation.add.iter().map(addition_json).collect();
+        }
+    }
+}
+
+fn addition_json(addition: &HeaderAddition) -> Value {
+    let known = AppendAction::NAMES.iter().find(|(_, action)| *action == addition.action);
+    json!({
+        "header": {"key": addition.name, "value": addition.value.to_string()},
+        "append_action": known.map_or("", |(name, _)| name),
+        "keep_empty_value": addition.keep_empty,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Kind, read};
+    use crate::descriptor;
+
+    fn refused(fields: &str, path: &str, reason: &str) {
+        let yaml = format!("{{name: r, {fields}}}");
+        let kind = Kind::Routes;
+        let message = descriptor::from_yaml(kind.message(), &yaml).expect("a message");
+        let rejection = read(kind, message, String::new()).expect_err(fields);
+        assert_eq!(rejection.refused.path, path, "{rejection}");
+        assert!(rejection.refused.reason.contains(reason), "{rejection}");
+    }
+
+    #[test]
+    fn header_that_must_not_change_is_refused_with_its_path() {
+        for name in [":path", "host", "Host", "Content-Length", "transfer-encoding", "upgrade"] {
+            let remove = format!("request_headers_to_remove: [x-a, {name:?}]");
+            refused(&remove, "request_headers_to_remove[1]", "invalid header");
+        }
+        for name in [":authority", "Host", "content-length", "te", "X-Weft-Peer", "bad name"] {
+            let add = format!("response_headers_to_add: [{{header: {{key: {name:?}, value: a}}}}]");
+            refused(&add, "response_headers_to_add[0].header.key", "invalid header");
+        }
+        let claim = "request_headers_to_add: [{header: {key: x_forwarded_client_cert, value: a}}]";
+        refused(claim, "request_headers_to_add[0].header.key", "who the client is");
+    }
+
+    #[test]
+    fn value_that_cannot_be_made_is_refused_with_its_path() {
+        for value in ["%HOSTNAME%", "50%", "%REQ(a b)%", "a\\nb"] {
+            let add =
+                format!("request_headers_to_add: [{{header: {{key: x, value: \"{value}\"}}}}]");
+            refused(&add, "request_headers_to_add[0].header.value", "");
+        }
+        let early = "request_headers_to_add: [{header: {key: x, value: '%RESP(a)%'}}]";
+        refused(early, "request_headers_to_add[0].header.value", "no response yet");
+        let both = "request_headers_to_add: [{header: {key: x, value: a}, append: true, \
+            append_action: ADD_IF_ABSENT}]";
+        refused(both, "request_headers_to_add[0].append", "append_action");
+    }
+}
