@@ -32,7 +32,7 @@ use crate::forwarded::{self, Origin};
 use crate::http::body::Source;
 use crate::http::head::{HttpVersion, RequestHead, Unwanted, Upgrade};
 use crate::identity_headers::ProvedFields;
-use crate::mutate::{About, Changes, scheme};
+use crate::mutate::{About, Changes};
 use crate::patience::{Patience, Pulse};
 use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target};
 use crate::record::Trace;
@@ -348,6 +348,10 @@ async fn falls(
 }
 
 /// What to do with a request.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one request, and a box would be an allocation for each"
+)]
 enum Decision<'p> {
     Forward {
         target: Name,
@@ -440,9 +444,10 @@ fn decide<'p>(
             Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes })
         }
         Action::Redirect(redirect) => {
-            let scheme = scheme(connection.is_tls);
-            let before = Before { scheme, authority: &head.authority, target: &head.target };
-            let location = Some(location(redirect, &route.matches.path, before));
+            let before = Before::of(head, connection.is_tls);
+            let rewrite = redirect.path_rewrite.as_ref();
+            let rewritten = rewritten_target(rewrite, &route.matches.path, head);
+            let location = Some(location(redirect, rewritten.as_deref(), before));
             let changes = Changes::new(found.mutations(None), about);
             let body = String::new();
             Ok(Decision::Answer { status: redirect.status, location, body, changes })

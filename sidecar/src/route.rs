@@ -8,6 +8,7 @@ use weft_model::{Found, PathMatch, PathRewrite, Redirect, RouteIndex};
 use crate::authorize::{Authorized, Case};
 use crate::denial::Denial;
 use crate::http::head::{RequestHead, path_of, query_part_of};
+use crate::mutate::scheme;
 
 /// A request with the route it takes. Made only by [`route`].
 #[derive(Debug)]
@@ -79,8 +80,15 @@ pub(crate) struct Before<'a> {
     pub(crate) target: &'a str,
 }
 
+impl<'a> Before<'a> {
+    pub(crate) fn of(head: &'a RequestHead, is_tls: bool) -> Self {
+        Self { scheme: scheme(is_tls), authority: &head.authority, target: &head.target }
+    }
+}
+
 /// Where a client is sent.
-pub(crate) fn location(redirect: &Redirect, matched: &PathMatch, before: Before<'_>) -> String {
+/// `rewritten` is the target after the redirect's rewrite.
+pub(crate) fn location(redirect: &Redirect, rewritten: Option<&str>, before: Before<'_>) -> String {
     let scheme = redirect.scheme.as_deref().unwrap_or(before.scheme);
     let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
     let host = match redirect.host.as_deref() {
@@ -89,12 +97,11 @@ pub(crate) fn location(redirect: &Redirect, matched: &PathMatch, before: Before<
     };
     let query = query_part_of(before.target);
     let query = if redirect.strip_query { "" } else { query };
-    let rewritten = rewritten(redirect.path_rewrite.as_ref(), matched, before.target);
-    match (&redirect.path, &rewritten) {
+    match (&redirect.path, rewritten) {
         (Some(path), _) if path.contains('?') => format!("{scheme}://{host}{port}{path}"),
         (Some(path), _) => format!("{scheme}://{host}{port}{path}{query}"),
         (None, rewritten) => {
-            let target = rewritten.as_deref().unwrap_or(before.target);
+            let target = rewritten.unwrap_or(before.target);
             let target = if redirect.strip_query { path_of(target) } else { target };
             format!("{scheme}://{host}{port}{target}")
         }
@@ -164,7 +171,8 @@ mod tests {
             change(&mut redirect);
             let before = Before { scheme: "http", authority, target: "/a/b?c" };
             let matched = PathMatch::Prefix("/a".into());
-            assert_eq!(location(&redirect, &matched, before), expected);
+            let rewritten = rewritten(redirect.path_rewrite.as_ref(), &matched, before.target);
+            assert_eq!(location(&redirect, rewritten.as_deref(), before), expected);
         };
         let https = |redirect: &mut Redirect| redirect.scheme = Some("https".into());
         check(&https, "h:80", "https://h/a/b?c");
