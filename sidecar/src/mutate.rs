@@ -60,14 +60,16 @@ impl<'a> Changes<'a> {
         })
     }
 
-    /// Changes the request.
-    pub(crate) fn apply_to_request(&self, head: &mut RequestHead) {
+    /// Changes the request, and gives its headers as they came.
+    pub(crate) fn apply_to_request(&self, head: &mut RequestHead) -> Fields {
+        let before = head.fields.clone();
         for level in &self.levels {
             remove(&level.request, &mut head.fields);
             let made =
                 made(&level.request, &head.fields, |format| value(format, head, None, &self.about));
             set(made, &mut head.fields);
         }
+        before
     }
 
     /// Changes the response to a request.

@@ -7,38 +7,36 @@
 //! ```
 
 use std::cell::Cell;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpStream;
-use weft_certs::VerifiedPeer;
 use weft_model::path::unescaped_location;
 use weft_model::{
-    Action, ClientCertificateDetails, Codec, EscapedSlashes, HttpService, Name, TransportKind,
-    WeightedCluster,
+    Action, ClientCertificateDetails, Codec, EscapedSlashes, HttpService, HttpTimeouts, Name,
+    TransportKind, WeightedCluster,
 };
 use weft_runtime::metrics::Opened;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
 use crate::admission::admit;
-use crate::authenticate::{Sender, authenticate};
+use crate::authenticate::authenticate;
 use crate::authorize::{Caller, Case, authorize, judge_again};
 use crate::changes::Following;
+pub(crate) use crate::connection::Connection;
 use crate::denial::Denial;
 use crate::detect::{self, Protocol};
-use crate::forwarded::{self, Origin};
+use crate::forwarded;
 use crate::http::body::Source;
 use crate::http::head::{HttpVersion, RequestHead, Unwanted, Upgrade};
 use crate::identity_headers::ProvedFields;
 use crate::mutate::{About, Changes};
 use crate::patience::{Patience, Pulse};
-use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target};
-use crate::record::Trace;
+use crate::plan::{Plan, PlannedChain, PlannedListener, Service};
 pub(crate) use crate::reply::Reply;
-use crate::route::{Before, Routed, location, rewritten_target, route};
-use crate::standing::Standing;
+use crate::route::{Routed, rewritten_target, route, sent_to};
 use crate::story::Story;
 use crate::stream::Stream;
 use crate::tls::Alpn;
@@ -52,23 +50,6 @@ pub(crate) struct Accepted {
     pub(crate) client: SocketAddr,
     pub(crate) stream: TcpStream,
     pub(crate) listener: Arc<PlannedListener>,
-}
-
-/// What is known of a connection, for all its requests.
-pub(crate) struct Connection {
-    pub(crate) client: SocketAddr,
-    pub(crate) destination: SocketAddr,
-    pub(crate) peer: Option<VerifiedPeer>,
-    proved: Option<ProvedFields>,
-    /// Whether what the peer proved still stands; none where it proved nothing.
-    standing: Option<Rc<Standing>>,
-    kind: TransportKind,
-    is_tls: bool,
-    /// How lines of its requests name it.
-    pub(crate) trace: Option<Trace>,
-    listener: Name,
-    /// Whether it waits for a request, so that draining may end it.
-    pub(crate) idle: Rc<Cell<bool>>,
 }
 
 /// Serves a connection from its acceptance to its end.
@@ -369,6 +350,21 @@ enum Decision<'p> {
     },
 }
 
+/// How long a request may last.
+fn patience(
+    response: Option<Duration>,
+    timeouts: HttpTimeouts,
+    is_grpc: bool,
+    ends: Option<SystemTime>,
+) -> Patience {
+    Patience {
+        response,
+        request: timeouts.request,
+        silence: timeouts.stream_idle.limit(is_grpc),
+        until: ends.map(|ends| now() + ends.duration_since(wall_clock()).unwrap_or_default()),
+    }
+}
+
 /// Decides a request by one plan, and turns its head into the one that is sent on.
 fn decide<'p>(
     head: &mut RequestHead,
@@ -378,11 +374,7 @@ fn decide<'p>(
     (worker, story): (&Worker, &mut Story),
 ) -> Result<Decision<'p>, Denial> {
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
-    let origin = Origin {
-        client: connection.client,
-        port: connection.destination.port(),
-        is_tls: connection.is_tls,
-    };
+    let origin = connection.origin();
     let client = forwarded::client(&head.fields, http.http.forwarded, origin);
     let unwanted = admit(head, has_body, &http.http, origin, connection.proved.as_ref());
     story.desync = head.desync;
@@ -418,8 +410,7 @@ fn decide<'p>(
             let changes = Changes::new(found.mutations(Some(cluster)), about);
             let is_grpc = head.is_grpc();
             if changes.touch_request() {
-                case.fields = Some(head.fields.clone());
-                changes.apply_to_request(head);
+                case.fields = Some(changes.apply_to_request(head));
                 unwanted.add_told(changes.names());
             }
             let matched = &route.matches.path;
@@ -432,22 +423,12 @@ fn decide<'p>(
             if let Some(tokens) = tokens {
                 tokens.conceal(head);
             }
-            let timeouts = &http.http.timeouts;
-            let patience = Patience {
-                response: *timeout,
-                request: timeouts.request,
-                silence: timeouts.stream_idle.limit(is_grpc),
-                until: ends
-                    .map(|ends| now() + ends.duration_since(wall_clock()).unwrap_or_default()),
-            };
+            let patience = patience(*timeout, http.http.timeouts, is_grpc, ends);
             let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
             Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes })
         }
         Action::Redirect(redirect) => {
-            let before = Before::of(head, connection.is_tls);
-            let rewrite = redirect.path_rewrite.as_ref();
-            let rewritten = rewritten_target(rewrite, &route.matches.path, head);
-            let location = Some(location(redirect, rewritten.as_deref(), before));
+            let location = Some(sent_to(redirect, &route.matches.path, head, connection.is_tls));
             let changes = Changes::new(found.mutations(None), about);
             let body = String::new();
             Ok(Decision::Answer { status: redirect.status, location, body, changes })
@@ -457,76 +438,5 @@ fn decide<'p>(
             let body = body.clone();
             Ok(Decision::Answer { status: *status, location: None, body, changes })
         }
-    }
-}
-
-impl Connection {
-    /// How the connection's requests are served by a plan; none when the plan no longer serves it.
-    pub(crate) fn service<'p>(&self, plan: &'p Plan) -> Option<&'p PlannedHttp> {
-        match &plan.listener(&self.listener)?.chain(self.destination, self.kind)?.service {
-            Service::Http(http) => Some(http),
-            Service::Tcp(_) => None,
-        }
-    }
-
-    /// What variables of header values say of its requests.
-    fn about<'a>(&'a self, route: &'a str) -> About<'a> {
-        About {
-            client: self.client.ip().to_canonical(),
-            peer: self.client,
-            local: self.destination,
-            proof: self.peer.as_ref(),
-            is_tls: self.is_tls,
-            route,
-            cluster: "",
-        }
-    }
-
-    /// Who sends its requests.
-    fn sender(&self, client: IpAddr) -> Sender<'_> {
-        Sender {
-            peer: self.peer.as_ref(),
-            address: self.client.ip().to_canonical(),
-            client,
-            destination_port: self.destination.port(),
-        }
-    }
-
-    /// Says whether it waits for a request, so that it may be ended.
-    pub(crate) fn rest(&self, rests: bool) {
-        self.idle.set(rests);
-        if let Some(standing) = &self.standing {
-            standing.rest(rests);
-        }
-    }
-
-    /// Whether no request may be begun over it any more.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.standing.as_ref().is_some_and(|standing| standing.is_leaving())
-    }
-
-    /// Resolves when no request may be begun over it any more.
-    pub(crate) async fn leaves(&self) {
-        match &self.standing {
-            Some(standing) => standing.leaves().await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Resolves when it must end at once. Whoever asks tells the client of it, and closes.
-    pub(crate) async fn ends(&self) {
-        match &self.standing {
-            Some(standing) => {
-                standing.will_bid_farewell();
-                standing.ends().await;
-            }
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Where the connection would go whatever comes over it, if there is one such place.
-    fn only_target(&self, worker: &Worker) -> Option<Arc<Target>> {
-        let plan = worker.plan();
-        plan.target(self.service(&plan)?.only.as_ref()?).cloned()
     }
 }

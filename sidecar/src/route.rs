@@ -74,21 +74,32 @@ fn rewritten(rewrite: Option<&PathRewrite>, matched: &PathMatch, target: &str) -
 
 /// What a redirect knows of the request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Before<'a> {
-    pub(crate) scheme: &'a str,
-    pub(crate) authority: &'a str,
-    pub(crate) target: &'a str,
+struct Before<'a> {
+    scheme: &'a str,
+    authority: &'a str,
+    target: &'a str,
 }
 
 impl<'a> Before<'a> {
-    pub(crate) fn of(head: &'a RequestHead, is_tls: bool) -> Self {
+    fn of(head: &'a RequestHead, is_tls: bool) -> Self {
         Self { scheme: scheme(is_tls), authority: &head.authority, target: &head.target }
     }
 }
 
+/// Where the client of a request is sent.
+pub(crate) fn sent_to(
+    redirect: &Redirect,
+    matched: &PathMatch,
+    head: &RequestHead,
+    is_tls: bool,
+) -> String {
+    let rewritten = rewritten_target(redirect.path_rewrite.as_ref(), matched, head);
+    location(redirect, rewritten.as_deref(), Before::of(head, is_tls))
+}
+
 /// Where a client is sent.
 /// `rewritten` is the target after the redirect's rewrite.
-pub(crate) fn location(redirect: &Redirect, rewritten: Option<&str>, before: Before<'_>) -> String {
+fn location(redirect: &Redirect, rewritten: Option<&str>, before: Before<'_>) -> String {
     let scheme = redirect.scheme.as_deref().unwrap_or(before.scheme);
     let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
     let host = match redirect.host.as_deref() {
