@@ -226,7 +226,7 @@ impl World {
         stream.up.extend(outcome.requests);
         self.now += Duration::from_millis(self.rng.u64(0..2_000));
         // Not each time: it takes longer than everything else here.
-        if self.rng.u8(0..8) == 0 {
+        if self.rng.u8(0..32) == 0 {
             self.warm();
         }
     }
