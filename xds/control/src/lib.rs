@@ -10,6 +10,7 @@ mod audit;
 mod clock;
 pub mod desk;
 mod fair_pool;
+mod file_watch;
 pub mod issue;
 pub mod mesh;
 mod own;

@@ -15,6 +15,7 @@ use weft_xds::server::{Holders, RequestLimits, Served as Offered, serve};
 use crate::accept::{Terms, accept, listen};
 use crate::clock::{Clock, wall_clock};
 use crate::desk;
+use crate::file_watch;
 use crate::issue::Registrar;
 use crate::mesh::Mesh;
 use crate::own::{Own, Trusted};
@@ -122,6 +123,9 @@ pub async fn run(
         stop.reached(Phase::Draining).await;
     }));
     let changed = Arc::new(Notify::new());
+    if let Err(error) = file_watch::notify_changes(&options.mesh, Arc::downgrade(&changed)) {
+        tracing::warn!(file = %options.mesh.display(), %error, "file watch failed; the file is polled");
+    }
     let desk = desk::serve(store, changed.clone(), served.clone());
     let desk = tokio::spawn(desk.map_err(|error| format!("the socket beside the store: {error}"))?);
     let watching = tokio::spawn(publisher.watch(own, directory, changed, served));
@@ -210,7 +214,9 @@ impl Publisher {
             if let Ok(now) = self.clock.steady() {
                 succession::advance_in_time(&self.store, &*audience, now);
             }
-            if let Some(views) = self.next() {
+            // A large mesh takes a while to read and encode.
+            let views = tokio::task::block_in_place(|| self.next());
+            if let Some(views) = views {
                 directory.send_replace(views);
                 self.settle();
             }
