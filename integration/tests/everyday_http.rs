@@ -3,14 +3,18 @@
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_integration::alone::{Alone, Speaks, Wanted};
 use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::allow_only;
-use weft_integration::http1::Client;
+use weft_integration::frames;
+use weft_integration::http1::{self, Client};
+use weft_integration::http2::{self, request};
 use weft_integration::origin::Origin;
+use weft_integration::pair::{self, Pair};
 use weft_integration::wait::DEADLINE;
 
 /// A sidecar whose only route has this timeout.
@@ -172,4 +176,207 @@ fn preface_in_pieces_and_a_method_like_it_are_served() {
     // The head of its SETTINGS frame, of type 4.
     let settings = client.bytes(9).expect("the sidecar sends its SETTINGS");
     assert_eq!(settings.as_bytes().get(3), Some(&4), "{settings:?}");
+}
+
+const GET_WITH_BODY: &str = "GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc";
+
+#[test]
+fn get_with_a_body_keeps_the_connection_of_its_client() {
+    let origin = Origin::start();
+    let alone = Wanted::before(origin.port, Speaks::Http1).start();
+    let mut client = Client::connect(alone.port);
+    for request in [
+        GET_WITH_BODY,
+        "GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        GET_WITH_BODY,
+        "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+    ] {
+        let answer = client.ask(request);
+        assert_eq!((answer.status, answer.field("connection")), (200, None), "{request}");
+    }
+}
+
+/// A service that does not read such a body would take it for a request of the next client.
+#[test]
+fn body_of_a_get_is_never_read_as_a_request() {
+    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
+    let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut client = Client::connect(alone.port);
+    for _ in 0..10 {
+        let length = smuggled.len();
+        let get = format!("GET / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+        let first = client.ask(&format!("{get}{smuggled}"));
+        assert_eq!(first.status, 200);
+        let next = client.ask("GET /next HTTP/1.1\r\nhost: a\r\n\r\n");
+        assert!(next.body.starts_with("GET /next "), "{next:?}");
+    }
+}
+
+#[test]
+fn statuses_outside_the_standard_pass() {
+    for status in [600, 799, 999] {
+        let answer = format!("HTTP/1.1 {status} Own\r\ncontent-length: 3\r\n\r\nown");
+        let alone = Wanted::before(Backend::answering(answer).port, Speaks::Http1).start();
+        let by_http1 = http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        assert_eq!((by_http1.status, by_http1.body.as_str()), (status, "own"));
+        let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
+        assert_eq!((by_http2.status(), by_http2.body()), (status, "own"));
+        assert_eq!(alone.metric("weft_sidecar_responses_total{class=\"other\"}"), 2);
+    }
+}
+
+#[test]
+fn grpc_web_over_http2_reaches_an_http1_service() {
+    let alone = Wanted::before(Origin::start().port, Speaks::Http1).start();
+    for kind in ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text"]
+    {
+        let mut post = request("POST", "/x.Y/Z", &[("content-type", kind)]);
+        post.as_object_mut().expect("it is an object").insert("body".into(), json!("message"));
+        let answer = http2::ask_one(alone.port, post);
+        assert_eq!(answer.status(), 200, "{kind}: {answer:?}");
+        assert!(answer.body().contains("message"), "{kind}: {answer:?}");
+    }
+    for kind in ["application/grpc", "application/grpc+proto", "Application/gRPC;x=y"] {
+        let answer =
+            http2::ask_one(alone.port, request("POST", "/x.Y/Z", &[("content-type", kind)]));
+        assert_eq!(answer.field("grpc-status"), Some("12"), "{kind}: {answer:?}");
+    }
+}
+
+/// A service whose logins are those of a connection: a request that comes first on a connection gets 401 with
+/// `challenge`, if there is one, and every other the number of its connection.
+fn with_logins(challenge: Option<&'static str>) -> Backend {
+    let connections = AtomicUsize::new(0);
+    Backend::start(move |stream| {
+        let number = connections.fetch_add(1, Ordering::Relaxed).to_string();
+        let mut reader = BufReader::new(stream);
+        let mut challenge = challenge;
+        while read_head(&mut reader).is_some() {
+            let answer = match challenge.take() {
+                Some(challenge) => {
+                    format!("HTTP/1.1 401 Unauthorized\r\n{challenge}\r\ncontent-length: 0\r\n\r\n")
+                }
+                None => {
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{number}", number.len())
+                }
+            };
+            if reader.get_mut().write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// Three clients in turn: each is challenged, then keeps its own connection to the service.
+#[track_caller]
+fn check_logins(port: u16, name: &str) {
+    const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(port)).collect();
+    let mut served = Vec::new();
+    for client in &mut clients {
+        assert_eq!(client.ask(GET).status, 401, "{name}");
+        let answer = client.ask(GET);
+        assert_eq!(answer.status, 200, "{name}");
+        served.push(answer.body);
+    }
+    for _ in 0..3 {
+        let again: Vec<String> = clients.iter_mut().map(|client| client.ask(GET).body).collect();
+        assert_eq!(again, served, "{name}");
+    }
+    served.sort();
+    served.dedup();
+    assert_eq!(served.len(), 3, "{name}: one connection served two clients");
+}
+
+#[test]
+fn connections_with_a_login_are_not_shared_between_clients() {
+    for challenge in [
+        "WWW-Authenticate: NTLM",
+        "www-authenticate: negotiate",
+        "WWW-Authenticate: Basic realm=\"a\"\r\nWWW-Authenticate: Negotiate",
+        "WWW-Authenticate: Basic realm=\"a\", NTLM",
+    ] {
+        let backend = with_logins(Some(challenge));
+        let alone = Wanted::before(backend.port, Speaks::Http1).with_one_worker(&[]).start();
+        check_logins(alone.port, challenge);
+    }
+    let pair = Pair::start(&pair::Wanted::http1(with_logins(Some("WWW-Authenticate: NTLM")).port));
+    check_logins(pair.caller.port, "between two sidecars");
+}
+
+#[test]
+fn login_in_a_request_makes_its_connection_personal() {
+    let alone = Wanted::before(with_logins(None).port, Speaks::Http1).with_one_worker(&[]).start();
+    let get = |fields: &str| format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n");
+    let mut first = Client::connect(alone.port);
+    let own = first.ask(&get("authorization: Negotiate YIIabc\r\n")).body;
+    for _ in 0..5 {
+        assert_ne!(http1::ask(alone.port, &get("")).body, own, "another client's login");
+        assert_eq!(first.ask(&get("")).body, own);
+    }
+    // What carries no login is shared as before.
+    let shared = http1::ask(alone.port, &get("authorization: Bearer x\r\n")).body;
+    assert_eq!(http1::ask(alone.port, &get("")).body, shared);
+}
+
+/// A connection of HTTP/2 may carry several clients, so no login on a connection is possible over it.
+#[test]
+fn login_over_http2_leaves_no_connection_behind() {
+    let backend = with_logins(Some("WWW-Authenticate: NTLM"));
+    let alone = Wanted::before(backend.port, Speaks::Http1).with_one_worker(&[]).start();
+    for _ in 0..3 {
+        assert_eq!(http2::ask_one(alone.port, request("GET", "/", &[])).status(), 401);
+    }
+}
+
+/// Raw characters that RFC 3986 forbids: what a service sees of a target, or none when it is refused.
+const RAW_TARGETS: [(&str, Option<&str>); 12] = [
+    ("/a?q={x}", Some("/a?q=%7Bx%7D")),
+    ("/a?q=x|y", Some("/a?q=x%7Cy")),
+    ("/a?q=x^y", Some("/a?q=x%5Ey")),
+    ("/a?q=`x`", Some("/a?q=%60x%60")),
+    ("/a?q=x\\y", Some("/a?q=x%5Cy")),
+    ("/a?q=<x", None),
+    ("/a?q=x>y", None),
+    ("/a?q=\"x\"", None),
+    ("/a<b", None),
+    ("/a>b", None),
+    ("/a`b", None),
+    ("/a?q=\u{e4}", None),
+];
+
+#[test]
+fn raw_characters_are_encoded_or_refused_by_both_versions() {
+    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
+    for (target, seen) in RAW_TARGETS {
+        let by_http1 = http1::ask(alone.port, &format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        let first_line = alone.access_line("\"kind\":\"http\"");
+        let by_http2 = http2::ask_one(alone.port, request("GET", target, &[]));
+        let second_line = alone.access_line("\"kind\":\"http\"");
+        let status = if seen.is_some() { 200 } else { 400 };
+        let got = (by_http1.status, by_http2.status());
+        assert_eq!(got, (status, status), "{target}: {by_http2:?}");
+        for line in [first_line, second_line] {
+            assert_eq!(line.get("status"), Some(&json!(status)), "{target}: {line}");
+        }
+        let line = seen.map(|seen| format!("GET {seen} HTTP/1.1\r\n"));
+        for body in [&*by_http1.body, by_http2.body()].into_iter().filter(|_| seen.is_some()) {
+            assert!(line.as_ref().is_some_and(|line| body.starts_with(line)), "{target}: {body}");
+        }
+    }
+}
+
+#[test]
+fn refused_head_over_http2_leaves_the_connection_to_others() {
+    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
+    let mut client = frames::Client::connect(alone.port);
+    for stream in (1..40).step_by(4) {
+        let bad = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/?<")];
+        client.send(&frames::headers(frames::flag::WHOLE, stream, &bad));
+        assert_eq!(client.outcome(stream), frames::Outcome::Answered(400));
+        client.send(&frames::headers(frames::flag::WHOLE, stream + 2, &frames::get("/")));
+        assert_eq!(client.outcome(stream + 2), frames::Outcome::Answered(200));
+    }
+    assert_eq!(alone.metric("weft_sidecar_denied_total{reason=\"malformed\"}"), 10);
+    assert_eq!(alone.metric("weft_sidecar_requests_open"), 0);
 }

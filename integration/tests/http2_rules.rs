@@ -15,8 +15,8 @@ use weft_integration::frames::kind::{
 };
 use weft_integration::frames::{Client, Outcome, PREFACE, block, frame, get, headers, setting};
 use weft_integration::http2_probe::{
-    FRAME_BYTES, INITIAL_WINDOW_SIZE, Probe, Probed, any, ask, connection, data, hold, post,
-    served, set, stream, window,
+    FRAME_BYTES, INITIAL_WINDOW_SIZE, Probe, Probed, any, ask, connection, data, hold, malformed,
+    post, served, set, stream, window,
 };
 use weft_integration::recording::Seen;
 
@@ -126,7 +126,7 @@ fn headers_frames() -> Vec<Probe> {
         wrong("6.2: more padding than payload", whole(PADDED, &[&[200], &fields])),
         wrong("6.2: padding of no length", whole(PADDED, &[])),
         wrong("6.2: too short for a priority", whole(PRIORITIZED, &[&[0; 3]])),
-        Probe::new("5.3.1: on itself", &[own], any(&[served(), stream(PROTOCOL_ERROR)])),
+        Probe::new("5.3.1: on itself", &[own], any(&[served(), malformed()])),
         Probe::new("6.6: a push", &promise, connection(PROTOCOL_ERROR)).behind_a_head(),
     ]
 }
@@ -293,7 +293,7 @@ fn priorities_and_resets() -> Vec<Probe> {
         sized("6.3: PRIORITY of six bytes", PRIORITY, &[0; 6], stream(FRAME_SIZE_ERROR)),
         sized("6.4: RST_STREAM of three", RST_STREAM, &[0; 3], connection(FRAME_SIZE_ERROR)),
         sized("6.4: RST_STREAM of five", RST_STREAM, &[0; 5], connection(FRAME_SIZE_ERROR)),
-        Probe::new("5.3.1: on itself", &own, any(&[served(), stream(PROTOCOL_ERROR)])),
+        Probe::new("5.3.1: on itself", &own, any(&[served(), malformed()])),
     ]
 }
 

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use weft_integration::alone::{Alone, Speaks, Wanted};
 use weft_integration::backend::Backend;
+use weft_integration::bootstrap::any;
 use weft_integration::http1;
 use weft_integration::http2::{self, request};
 
@@ -73,7 +74,10 @@ fn with_fields(count: usize) -> String {
 #[test]
 fn sizes_have_limits() {
     const KIB: usize = 1024;
-    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
+    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1)
+        .with_ours("target_limit_bytes", json!(16 * KIB))
+        .with_ours("field_limit_bytes", json!(16 * KIB))
+        .start();
     check_limit(&alone, 16 * KIB, 414, with_target);
     check_limit(&alone, 16 * KIB, 431, with_field);
     check_limit(&alone, 60 * KIB, 431, |bytes| with_head(bytes, 10_000));
@@ -85,6 +89,60 @@ fn sizes_have_limits() {
     check_limit_of_http2(&alone, 16 * KIB, 431, with_field_of_http2);
     check_limit_of_http2(&alone, 60 * KIB, 431, |bytes| with_head_of_http2(bytes, 10_000));
     check_limit_of_http2(&alone, 100, 431, |count| request("GET", "/", &vec![("x", "y"); count]));
+}
+
+/// Cookies and tokens of real applications need it.
+#[test]
+fn one_header_or_target_may_fill_the_head() {
+    const KIB: usize = 1024;
+    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
+    for (bytes, header, line) in [(50 * KIB, 200, 200), (61 * KIB, 431, 414), (200 * KIB, 431, 414)]
+    {
+        assert_eq!(http1::ask(alone.port, &with_field(bytes)).status, header, "{bytes}");
+        assert_eq!(http1::ask(alone.port, &with_target(bytes)).status, line, "{bytes}");
+    }
+    let requests = [
+        with_field_of_http2(50 * KIB),
+        request("GET", &target(50 * KIB), &[]),
+        with_field_of_http2(61 * KIB),
+        request("GET", &target(61 * KIB), &[]),
+    ];
+    let statuses: Vec<u16> =
+        http2::ask(alone.port, &requests).iter().map(http2::Answer::status).collect();
+    assert_eq!(statuses, [200, 200, 431, 414]);
+}
+
+#[test]
+fn header_limit_of_96_kib_passes_90_kib() {
+    const KIB: usize = 1024;
+    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1)
+        .with("max_request_headers_kb", json!(96))
+        .start();
+    assert_eq!(http1::ask(alone.port, &with_field(90 * KIB)).status, 200);
+    assert_eq!(http2::ask_one(alone.port, with_field_of_http2(90 * KIB)).status(), 200);
+}
+
+#[test]
+fn response_headers_have_the_limit_of_their_cluster() {
+    let answering = |count: usize| {
+        let headers = "x: y\r\n".repeat(count - 1);
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{headers}\r\n");
+        Wanted::before(Backend::answering(answer).port, Speaks::Http1)
+    };
+    let status = |alone: &Alone| http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").status;
+    assert_eq!(status(&answering(1000).start()), 200);
+    for (count, wanted) in [(200, 200), (201, 502)] {
+        let message = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        let options = json!({"explicit_http_config": {"http_protocol_options": {}},
+            "common_http_protocol_options": {"max_headers_count": 200}});
+        let alone = answering(count)
+            .with_cluster(
+                "typed_extension_protocol_options",
+                &json!({message: any(message, options)}),
+            )
+            .start();
+        assert_eq!(status(&alone), wanted, "{count}");
+    }
 }
 
 #[test]

@@ -407,7 +407,7 @@ fn target(bytes: usize) -> String {
 #[test]
 fn a_target_that_is_too_long_is_refused() {
     let alone = before(Backend::telling_heads().port).start();
-    let bytes = format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", target(16 * 1024 + 1));
+    let bytes = format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", target(60 * 1024 + 1));
     check_bytes(&alone, &bytes, Refusal::new(414, "8", "target_too_long"));
 }
 
@@ -415,9 +415,9 @@ fn a_target_that_is_too_long_is_refused() {
 fn a_grpc_call_whose_head_is_too_large_gets_a_grpc_status() {
     let (_process, port) = Origin::start_http2();
     let alone = before_http2(port).start();
-    let long = "x".repeat(17 * 1024);
+    let long = "x".repeat(61 * 1024);
     check_grpc(&alone, "/", &[("x-long", &long)], Refusal::new(431, "8", "head_too_large"));
-    check_grpc(&alone, &target(17 * 1024), &[], Refusal::new(414, "8", "target_too_long"));
+    check_grpc(&alone, &target(61 * 1024), &[], Refusal::new(414, "8", "target_too_long"));
 }
 
 #[test]

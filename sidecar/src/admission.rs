@@ -36,7 +36,7 @@ fn judge_translated(
     head.desync = Some(reason);
     match reason.judge(mode) {
         Verdict::Refuse => return Err(Denial::Desync(reason)),
-        Verdict::AllowAndClose => head.is_isolated = true,
+        Verdict::Isolate | Verdict::AllowAndClose => head.is_isolated = true,
         Verdict::Allow => {}
     }
     Ok(())

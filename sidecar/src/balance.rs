@@ -93,13 +93,23 @@ impl Balancer {
             Balance::LeastRequests => self.least_open(tried),
             Balance::RoundRobin | Balance::Maglev { .. } => self.next_in_turn(tried),
         }?;
+        Some(self.chosen(candidate))
+    }
+
+    /// The endpoint at an address, for a request that must go there. None when it takes no new work.
+    pub(crate) fn at(&self, address: SocketAddr) -> Option<Chosen> {
+        let candidate = self.endpoints.iter().find(|candidate| candidate.address == address)?;
+        Some(self.chosen(candidate))
+    }
+
+    fn chosen(&self, candidate: &Candidate) -> Chosen {
         candidate.open.fetch_add(1, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
-        Some(Chosen {
+        Chosen {
             address: candidate.address,
             open: candidate.open.clone(),
             total: self.open.clone(),
-        })
+        }
     }
 
     fn next_in_turn(&self, tried: &[SocketAddr]) -> Option<&Candidate> {

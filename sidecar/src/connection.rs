@@ -1,6 +1,6 @@
 //! What is known of a connection, for all its requests.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::mutate::About;
 use crate::plan::{Plan, PlannedHttp, Service, Target};
 use crate::record::Trace;
 use crate::standing::Standing;
+use crate::upstream::Pinned;
 use crate::worker::Worker;
 
 /// What is known of a connection, for all its requests.
@@ -32,6 +33,8 @@ pub(crate) struct Connection {
     pub(crate) listener: Name,
     /// Whether it waits for a request, so that draining may end it.
     pub(crate) idle: Rc<Cell<bool>>,
+    /// The connection to an endpoint on which its client has logged in, or may.
+    pub(crate) pinned: RefCell<Option<Pinned>>,
 }
 
 impl Connection {

@@ -7,6 +7,9 @@ use crate::denial::Denial;
 use crate::http::desync::Reason;
 use crate::plan::Covered;
 
+/// The classes of statuses; the last is that of statuses outside the standard, 600 to 999.
+const RESPONSE_CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "other"];
+
 /// The counters of one worker.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -27,7 +30,7 @@ pub struct Metrics {
     pub(crate) requests_open: Gauge,
     pub(crate) requests_withdrawn: Counter,
     pub(crate) requests_dry_run_refused: Counter,
-    pub(crate) responses: [Counter; 5],
+    pub(crate) responses: [Counter; RESPONSE_CLASSES.len()],
     pub(crate) denied: [Counter; Denial::REASONS.len()],
     pub(crate) departed: [Counter; Reason::ALL.len()],
     pub(crate) upstream_connections: Counter,
@@ -37,7 +40,7 @@ pub struct Metrics {
 
 impl Metrics {
     pub(crate) fn respond(&self, status: u16) {
-        let class = usize::from(status / 100).wrapping_sub(1);
+        let class = usize::from(status / 100).wrapping_sub(1).min(RESPONSE_CLASSES.len() - 1);
         if let Some(counter) = self.responses.get(class) {
             counter.increment();
         }
@@ -209,8 +212,7 @@ fn refusals(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
     let sum = |pick: &dyn Fn(&Metrics) -> u64| {
         sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add)
     };
-    let classes = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-    let responses: Vec<(&str, u64)> = classes
+    let responses: Vec<(&str, u64)> = RESPONSE_CLASSES
         .iter()
         .enumerate()
         .map(|(index, class)| (*class, sum(&|m| m.responses.get(index).map_or(0, Counter::get))))

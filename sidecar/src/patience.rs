@@ -77,6 +77,8 @@ pub(crate) struct Patience {
     /// For silence, while neither side sends anything. It may last up to twice as long: silence is
     /// looked for at intervals, so that what moves costs no clock.
     pub(crate) silence: Option<Duration>,
+    /// How long an endpoint may take nothing of the request while there is some.
+    pub(crate) stall: Duration,
     /// When it ends, whatever it is: its token is good no longer.
     pub(crate) until: Option<Instant>,
 }
@@ -137,7 +139,7 @@ mod tests {
     fn patience(response: u32, request: u32, silence: u32) -> Patience {
         let limit = |seconds: u32| Some(SECOND * seconds).filter(|limit| !limit.is_zero());
         let (response, request, silence) = (limit(response), limit(request), limit(silence));
-        Patience { response, request, silence, until: None }
+        Patience { response, request, silence, stall: Duration::MAX, until: None }
     }
 
     /// Runs for a minute in which `pulse` beats each `beat` seconds; when the limit came, and which.

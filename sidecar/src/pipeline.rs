@@ -6,7 +6,7 @@
 //!              -> route: Routed -> balance -> exchange -> record
 //! ```
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -135,6 +135,7 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
                 trace,
                 listener,
                 idle,
+                pinned: RefCell::default(),
             });
             let settings = http.http.clone();
             drop((chain, serving));
@@ -266,7 +267,9 @@ async fn perform(
                 Some(target) => {
                     story.service = Some(target.cluster.name.clone());
                     let mut call = Call::new(head, source, &mut *reply, pulse);
-                    (call.unwanted, call.ends_tunnel) = (unwanted, ends_tunnel);
+                    (call.unwanted, call.ends_tunnel, call.stall) =
+                        (unwanted, ends_tunnel, patience.stall);
+                    call.pin = (head.version != HttpVersion::Http2).then_some(&connection.pinned);
                     call.changes = Some(&changes);
                     let decided = (&case, head, &*plan);
                     tokio::select! {
@@ -361,6 +364,7 @@ fn patience(
         response,
         request: timeouts.request,
         silence: timeouts.stream_idle.limit(is_grpc),
+        stall: timeouts.stall_limit(),
         until: ends.map(|ends| now() + ends.duration_since(wall_clock()).unwrap_or_default()),
     }
 }

@@ -38,7 +38,7 @@ pub(crate) async fn http1(
 ) {
     let (read, write) = Half::pair(stream);
     let mut reader = Reader::new(read);
-    let mut writer = Writer::new(write, settings.timeouts.stall);
+    let mut writer = Writer::new(write, settings.timeouts.stall_limit());
     let mut allowance = Allowance::new(settings);
     let _enrolled = worker.enrol(&connection);
     loop {
@@ -144,7 +144,7 @@ pub(crate) async fn refuse_stalled(
     worker: &Worker,
 ) {
     let (read, write) = Half::pair(stream);
-    let writer = Writer::new(write, settings.timeouts.stall);
+    let writer = Writer::new(write, settings.timeouts.stall_limit());
     pipeline::refused(Denial::HeadTimeout, HttpVersion::Http11, connection, worker);
     Box::pin(refuse(Denial::HeadTimeout, Reader::new(read), writer)).await;
 }

@@ -70,6 +70,10 @@ pub(crate) async fn serve(
             // First, since what wakes it ends the reading too.
             () = &mut fallen => break h2::Reason::INADEQUATE_SECURITY,
             reason = &mut over => break reason,
+            () = watch.refused() => {
+                note_refused(&connection, worker);
+                continue;
+            }
             next = streams.accept() => next,
             () = &mut stuck => break h2::Reason::NO_ERROR,
             () = &mut gone, if is_told => return,
@@ -82,6 +86,7 @@ pub(crate) async fn serve(
         match next {
             Some(Ok((request, mut respond))) => {
                 watch.given();
+                watch.seen(respond.stream_id().as_u32());
                 if !is_wanted(&mut respond, &connection, worker) {
                     continue;
                 }
@@ -97,11 +102,15 @@ pub(crate) async fn serve(
                     streams.graceful_shutdown();
                 }
             }
-            Some(Err(error)) => {
-                tracing::debug!(%error, "an HTTP/2 connection ended");
+            ended => {
+                if let Some(Err(error)) = ended {
+                    tracing::debug!(%error, "an HTTP/2 connection ended");
+                }
+                while watch.take_refused() {
+                    note_refused(&connection, worker);
+                }
                 return;
             }
-            None => return,
         }
     };
     note_end(reason, &connection, worker);
@@ -115,6 +124,12 @@ async fn dismiss(mut streams: Streams, reason: h2::Reason) {
     streams.abrupt_shutdown(reason);
     // It may not take our answer either.
     drop(tokio::time::timeout(CALM, streams.accept()).await);
+}
+
+/// Leaves the line of a request that the library refused.
+fn note_refused(connection: &Connection, worker: &Worker) {
+    let denial = Denial::Malformed("the head of a request of HTTP/2 breaks its rules");
+    pipeline::refused(denial, HttpVersion::Http2, connection, worker);
 }
 
 fn note_end(reason: h2::Reason, connection: &Connection, worker: &Worker) {

@@ -33,6 +33,10 @@ impl Front {
         for (field, value) in settings.as_object().expect("settings are fields") {
             served = with(served, field, value.clone());
         }
+        let mut ours = ours.clone();
+        for limit in ["target_limit_bytes", "field_limit_bytes"] {
+            ours = with(ours, limit, json!(16 * 1024));
+        }
         let mut inbound = listener("inbound", port, served, None);
         inbound["filter_chains"][0]["metadata"] = json!({"filter_metadata": {"weft": ours}});
         let next = cluster("next", &[recorder.port], Speaks::Http1, None);

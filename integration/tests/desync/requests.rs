@@ -21,12 +21,13 @@ enum Verdict {
 fn verdicts(reason: &str) -> [Verdict; 3] {
     use Verdict::{Allow, AllowAndClose, Refuse};
     match reason {
-        "GetHeadZeroContentLength" | "NonCompliantHeader" | "NonCompliantVersion" => {
-            [Allow, Allow, Refuse]
-        }
-        "SuspiciousHeader"
+        "GetHeadZeroContentLength"
+        | "NonCompliantHeader"
+        | "NonCompliantVersion"
+        // Only the connection to the service ends.
         | "UndefinedContentLengthSemantics"
-        | "UndefinedTransferEncodingSemantics" => [Allow, AllowAndClose, Refuse],
+        | "UndefinedTransferEncodingSemantics" => [Allow, Allow, Refuse],
+        "SuspiciousHeader" => [Allow, AllowAndClose, Refuse],
         "NonCrLfLineTermination" | "BothTeClPresent" | "DuplicateContentLength" => {
             [AllowAndClose, Refuse, Refuse]
         }

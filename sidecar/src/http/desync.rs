@@ -34,6 +34,9 @@ enum Reading {
 pub(crate) enum Verdict {
     /// It is served.
     Allow,
+    /// It is served over a connection to the service that is used for nothing else: some services do not
+    /// read such a body, and would take it for the next request.
+    Isolate,
     /// It is served, and no other request follows on its connections.
     AllowAndClose,
     /// It is refused, and its connection is closed.
@@ -111,7 +114,14 @@ impl Reason {
 
     /// What a mode does with a request that departs so.
     pub(crate) fn judge(self, mode: DesyncMode) -> Verdict {
+        let has_odd_body = matches!(
+            self,
+            Self::UndefinedContentLengthSemantics | Self::UndefinedTransferEncodingSemantics
+        );
         match (self.reading(), mode, self.tier()) {
+            (Reading::One, DesyncMode::Defensive, Tier::Ambiguous) if has_odd_body => {
+                Verdict::Isolate
+            }
             (Reading::None, _, _)
             | (_, DesyncMode::Strictest, _)
             | (Reading::OneByRule, DesyncMode::Defensive, _)
@@ -152,7 +162,7 @@ mod tests {
 
     #[test]
     fn each_mode_does_with_each_reason_what_the_table_says() {
-        use Verdict::{Allow, AllowAndClose, Refuse};
+        use Verdict::{Allow, AllowAndClose, Isolate, Refuse};
         let check = |reason: Reason, expected: [Verdict; 3]| {
             let modes = [DesyncMode::Monitor, DesyncMode::Defensive, DesyncMode::Strictest];
             assert_eq!(modes.map(|mode| reason.judge(mode)), expected, "{reason:?}");
@@ -162,9 +172,9 @@ mod tests {
                 Reason::GetHeadZeroContentLength
                 | Reason::NonCompliantHeader
                 | Reason::NonCompliantVersion => [Allow, Allow, Refuse],
-                Reason::SuspiciousHeader
-                | Reason::UndefinedContentLengthSemantics
-                | Reason::UndefinedTransferEncodingSemantics => [Allow, AllowAndClose, Refuse],
+                Reason::SuspiciousHeader => [Allow, AllowAndClose, Refuse],
+                Reason::UndefinedContentLengthSemantics
+                | Reason::UndefinedTransferEncodingSemantics => [Allow, Isolate, Refuse],
                 Reason::NonCrLfLineTermination
                 | Reason::BothTeClPresent
                 | Reason::DuplicateContentLength => [AllowAndClose, Refuse, Refuse],

@@ -72,6 +72,18 @@ impl FrameHeader {
         self.kind == RST_STREAM && !reason.is_none_or(is_harmless)
     }
 
+    /// Whether a SETTINGS frame makes the table of header compression smaller than it is at first (RFC 7541,
+    /// section 4.2), as far as its payload is at hand.
+    pub(super) fn shrinks_table(self, payload: &[u8]) -> bool {
+        const FIRST_BYTES: u32 = 4096;
+        let (settings, _) = payload.as_chunks::<6>();
+        let shrinks = |setting: &[u8; 6]| {
+            let [a, b, size @ ..] = *setting;
+            [a, b] == [0, 1] && u32::from_be_bytes(size) < FIRST_BYTES
+        };
+        self.kind == SETTINGS && self.flags & ACK == 0 && settings.iter().any(shrinks)
+    }
+
     /// Whether it may be the first (RFC 9113, section 3.4).
     pub(super) fn check_first(self) -> Result<(), Reason> {
         let is_settings = self.kind == SETTINGS && self.flags & ACK == 0;

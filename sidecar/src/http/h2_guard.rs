@@ -2,10 +2,11 @@
 //! lets pass and must not, and what it takes amiss and should not.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use h2::Reason;
@@ -15,6 +16,7 @@ use tokio::sync::Notify;
 use super::h2_budget::{Breaches, Budget, Verdict};
 use super::h2_ending::Ending;
 use super::h2_frames::{DATA, Frames, GOAWAY, HEADERS, PREFACE_BYTES};
+use super::h2_refusal::Refusal;
 use crate::worker::now;
 
 /// How many requests the library may refuse by itself, for their size or form: each was decoded, and is
@@ -38,6 +40,11 @@ pub(crate) struct Watch {
     /// How many streams came, and were not given to us yet. Those that the library refuses by itself
     /// never are.
     kept_back: Cell<u32>,
+    /// The streams of requests that were not given to us yet.
+    unseen: RefCell<VecDeque<u32>>,
+    /// How many requests the library has refused, and nobody has taken note of.
+    refused: Cell<u32>,
+    refusal: Notify,
 }
 
 impl Watch {
@@ -97,6 +104,36 @@ impl Watch {
         }
     }
 
+    /// The request of a stream was given to us.
+    pub(crate) fn seen(&self, stream: u32) {
+        let mut unseen = self.unseen.borrow_mut();
+        if unseen.front() == Some(&stream) {
+            unseen.pop_front();
+        } else {
+            unseen.retain(|other| *other != stream);
+        }
+    }
+
+    /// Resolves when the library has refused a request by itself, once for each.
+    pub(crate) async fn refused(&self) {
+        while !self.take_refused() {
+            self.refusal.notified().await;
+        }
+    }
+
+    /// Whether the library has refused a request that was not taken note of.
+    pub(crate) fn take_refused(&self) -> bool {
+        let count = self.refused.get();
+        self.refused.set(count.saturating_sub(1));
+        count > 0
+    }
+
+    fn note_refused(&self, stream: u32) {
+        self.seen(stream);
+        self.refused.set(self.refused.get().saturating_add(1));
+        self.refusal.notify_one();
+    }
+
     fn end(&self, reason: Reason) {
         self.reason.set(Some(reason));
         self.is_over.notify_one();
@@ -123,6 +160,11 @@ pub(crate) struct Guarded<S> {
     /// Whether the client was told that there will be an end.
     is_told: bool,
     ending: Option<Ending>,
+    /// What is on its way instead of a reset, and how much of it was sent.
+    answer: Vec<u8>,
+    answered: usize,
+    /// Whether a response of ours needs no word on the size of the compression table before it.
+    may_answer: bool,
     watch: Rc<Watch>,
 }
 
@@ -139,6 +181,9 @@ impl<S> Guarded<S> {
             pending: Cell::default(),
             begun: Notify::default(),
             kept_back: Cell::default(),
+            unseen: RefCell::default(),
+            refused: Cell::default(),
+            refusal: Notify::default(),
         });
         let guarded = Self {
             stream,
@@ -152,6 +197,9 @@ impl<S> Guarded<S> {
             kept_back_limit: streams.saturating_add(REFUSED_LIMIT),
             is_told: false,
             ending: None,
+            answer: Vec::new(),
+            answered: 0,
+            may_answer: true,
             watch: watch.clone(),
         };
         (guarded, watch)
@@ -162,7 +210,8 @@ impl<S> Guarded<S> {
     /// # Errors
     /// Why the connection must end.
     fn receive(&mut self, bytes: &[u8]) -> Result<(), Reason> {
-        let Self { budget, received, count, section, in_data, highest, watch, .. } = self;
+        let Self { budget, received, count, section, in_data, highest, watch, may_answer, .. } =
+            self;
         let mut checked = Ok(());
         received.see(bytes, |frame, payload| {
             *count = count.wrapping_add(1).max(1);
@@ -178,8 +227,10 @@ impl<S> Guarded<S> {
                 None => {}
             }
             *in_data = frame.kind == DATA;
+            *may_answer &= !frame.shrinks_table(payload);
             if frame.kind == HEADERS && frame.stream > *highest {
                 *highest = frame.stream;
+                watch.unseen.borrow_mut().push_back(frame.stream);
                 watch.kept_back.set(watch.kept_back.get().saturating_add(1));
             }
             budget.receive(frame);
@@ -205,6 +256,41 @@ impl<S> Guarded<S> {
         if self.watch.pending.replace(pending) != pending && pending != 0 {
             self.watch.begun.notify_one();
         }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Guarded<S> {
+    /// The first reset in what the library writes that is to be replaced.
+    fn refusal(&self, bytes: &[u8]) -> Option<Refusal> {
+        let unseen = self.watch.unseen.borrow();
+        if unseen.is_empty() || self.sent.have > 0 {
+            return None;
+        }
+        Refusal::find(bytes, self.sent.left as usize, |stream| unseen.contains(&stream))
+    }
+
+    /// Sends what replaces `reset`.
+    fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        refusal: Refusal,
+        reset: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.answer.is_empty() {
+            // Otherwise the client would want a word on the size of the compression table first.
+            self.answer = if self.may_answer { refusal.answer() } else { reset.to_vec() };
+            self.answered = 0;
+        }
+        while let Some(rest) = self.answer.get(self.answered..).filter(|rest| !rest.is_empty()) {
+            let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.answered += sent;
+        }
+        self.answer.clear();
+        self.watch.note_refused(refusal.stream);
+        Poll::Ready(Ok(reset.len()))
     }
 }
 
@@ -248,7 +334,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
+        let polled = match this.refusal(buf) {
+            Some(refusal) if refusal.offset == 0 => {
+                let reset = buf.get(..Refusal::BYTES).unwrap_or_default();
+                this.poll_answer(cx, refusal, reset)
+            }
+            Some(Refusal { offset, .. }) => {
+                let before = buf.get(..offset).unwrap_or_default();
+                Pin::new(&mut this.stream).poll_write(cx, before)
+            }
+            None => Pin::new(&mut this.stream).poll_write(cx, buf),
+        };
         if let Poll::Ready(Ok(sent)) = polled {
             let Self { sent: frames, budget, is_told, watch, .. } = this;
             frames.see(buf.get(..sent).unwrap_or_default(), |frame, payload| {

@@ -140,9 +140,13 @@ pub(crate) fn is_hop_by_hop(name: &[u8]) -> bool {
         && NAMES.iter().any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()))
 }
 
-/// Whether a content type is that of gRPC calls.
+/// Whether a content type is that of gRPC calls: `application/grpc`, with a coding (`+proto`) or parameters.
 pub(crate) fn is_grpc(kind: &[u8]) -> bool {
-    kind.starts_with(b"application/grpc")
+    const KIND: &[u8] = b"application/grpc";
+    let Some((start, rest)) = kind.split_at_checked(KIND.len()) else { return false };
+    // Not that of gRPC-Web, `application/grpc-web`, which any version of HTTP carries.
+    start.eq_ignore_ascii_case(KIND)
+        && matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t'))
 }
 
 /// Whether a field says how the message is framed, routed, authenticated, modified or coded: then it

@@ -12,5 +12,6 @@ pub(crate) mod h2_budget;
 mod h2_ending;
 mod h2_frames;
 pub(crate) mod h2_guard;
+mod h2_refusal;
 pub(crate) mod head;
 pub(crate) mod path;

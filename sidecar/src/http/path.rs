@@ -6,8 +6,8 @@ use weft_model::{EscapedSlashes, PathRules};
 
 use crate::denial::Denial;
 
-/// The target with its path in the form that `rules` ask for; as it was when it is in that form. The
-/// query is left alone.
+/// The target with its path in the form that `rules` ask for; as it was when it is in that form. Of
+/// the query, only what no query may have is encoded.
 ///
 /// # Errors
 /// When the path could be read in more than one way and the rules do not say which.
@@ -23,16 +23,40 @@ pub(crate) fn normalized(target: &str, rules: PathRules) -> Result<Cow<'_, str>,
     if !target.bytes().all(allowed) {
         return Err(Denial::Malformed("the path has a character that no path may have"));
     }
+    let query = encoded_query(query);
+    let with_path_as_is = || match &query {
+        Cow::Borrowed(_) => Cow::Borrowed(target),
+        Cow::Owned(query) => Cow::Owned(path.to_owned() + query),
+    };
     if is_plain(path) {
-        return Ok(Cow::Borrowed(target));
+        return Ok(with_path_as_is());
     }
     if rules.as_sent && !rules.normalize && !rules.merge_slashes {
         check_as_sent(path, rules)?;
-        return Ok(Cow::Borrowed(target));
+        return Ok(with_path_as_is());
     }
     let decoded = decoded(path, rules)?;
     let path = resolved(&decoded, rules)?;
-    Ok(Cow::Owned(path + query))
+    Ok(Cow::Owned(path + &query))
+}
+
+/// The query with what RFC 3986 forbids in one encoded, though clients send it: services differ in what they
+/// make of it.
+fn encoded_query(query: &str) -> Cow<'_, str> {
+    const FORBIDDEN: &[u8] = b"\"<>\\^`{|}";
+    if !query.bytes().any(|byte| FORBIDDEN.contains(&byte)) {
+        return Cow::Borrowed(query);
+    }
+    let mut out = String::with_capacity(query.len() + 16);
+    for byte in query.bytes() {
+        if FORBIDDEN.contains(&byte) {
+            out.push('%');
+            out.extend([byte >> 4, byte & 15].map(hexadecimal));
+        } else {
+            out.push(char::from(byte));
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// Refuses what no service must get: a NUL, a backslash, and escaped slashes where they are refused.
@@ -202,6 +226,9 @@ mod tests {
         both("/.well-known/a.b", None.or(Some("/.well-known/a.b")));
         both("/...", Some("/..."));
         both("/a%20b", Some("/a%20b"));
+        both("/a?{x|y}^`\\z", Some("/a?%7Bx%7Cy%7D%5E%60%5Cz"));
+        both("/a?b=<\">", Some("/a?b=%3C%22%3E"));
+        both("/{a}|^?x", Some("/{a}|^?x"));
         both("/a%c3%a9", Some("/a%C3%A9"));
         check("/a//b", None, Some("/a/b"));
         check("//a", None, Some("/a"));

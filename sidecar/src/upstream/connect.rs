@@ -10,18 +10,17 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue};
 
-use super::exchange::{
-    Answer, Call, Conversation, Failure, Outcome, decline, forward_interim, http2_answer, unreached,
-};
-use super::pool::{Http1, STALL};
+use super::answer::{Answer, http2_answer};
+use super::exchange::{Call, Conversation, Failure, Outcome, decline, forward_interim, unreached};
+use super::pool::Http1;
 use super::tunnel::{Side, tunnel};
 use super::websocket;
 use crate::denial::Denial;
 use crate::http::body::{Progress, Sink, Source, carry};
 use crate::http::fields::Fields;
 use crate::http::h1::{
-    BodyReader, BodyWriter, Coding, Framing, HeadError, Reader, Writer, read_response,
-    write_request,
+    BodyReader, BodyWriter, Coding, Framing, HeadError, Reader, ResponseLimits, Writer,
+    read_response, write_request,
 };
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, ResponseHead, Unwanted, Upgrade};
@@ -37,7 +36,7 @@ pub(super) async fn over_http1(
     call: &mut Call<'_, '_, '_>,
     connection: &mut Http1,
     upgrade: Upgrade,
-    limit_bytes: usize,
+    limits: ResponseLimits,
 ) -> Result<Conversation, HeadError> {
     let by_http2 = call.head.version == HttpVersion::Http2;
     let proof = if upgrade == Upgrade::WebSocket && by_http2 {
@@ -53,7 +52,7 @@ pub(super) async fn over_http1(
     let mut interim = 0;
     let mut response = loop {
         let response = tokio::select! {
-            response = read_response(&mut connection.reader, &call.head.method, limit_bytes) => {
+            response = read_response(&mut connection.reader, &call.head.method, limits) => {
                 response?
             }
             () = call.reply.refused() => return Err(HeadError::Refused(Denial::ClientGone)),
@@ -162,7 +161,7 @@ pub(super) async fn end_tunnel(
     let stream = connector::connect(target, address, Alpn::None, worker).await;
     let (read, write) = Half::pair(stream.map_err(|error| unreached(address, &error))?);
     worker.metrics.upstream_connections.increment();
-    let (mut reader, mut writer) = (Reader::new(read), Writer::new(write, STALL));
+    let (mut reader, mut writer) = (Reader::new(read), Writer::new(write, call.stall));
     let upstream = Side {
         source: Source::Http1(BodyReader::new(&mut reader, Framing::UntilClose)),
         sink: Sink::Http1(BodyWriter { writer: &mut writer, coding: Coding::Tunnel }),

@@ -3,19 +3,23 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::{ResponseFuture, SendRequest};
+use h2::client::SendRequest;
 use http::Method;
+use weft_model::HttpTimeouts;
 
+use super::answer::{Answer, http2_answer};
 use super::connect;
+use super::pinned::{self, Pinned};
 use super::pool::{Http1, Lease};
 use super::upload::Upload;
 use crate::denial::Denial;
 use crate::http::body::{Broken, Progress, Sink, Source, Taken, carry};
-use crate::http::fields::Fields;
 use crate::http::h1::{
-    BodyReader, BodyWriter, Coding, Framing, HeadError, ReadResponse, read_response, write_request,
+    BodyReader, BodyWriter, Coding, Framing, HeadError, ReadResponse, ResponseLimits,
+    read_response, write_request,
 };
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Unwanted, Upgrade};
@@ -40,6 +44,11 @@ pub(crate) struct Call<'s, 'r, 'w> {
     pub(crate) ends_tunnel: bool,
     /// What changes in the headers of its response.
     pub(crate) changes: Option<&'r Changes<'r>>,
+    /// How long the endpoint may take nothing of the request while there is some.
+    pub(crate) stall: Duration,
+    /// The connection to an endpoint that serves this client connection only; none where the client
+    /// connection may carry requests of several clients.
+    pub(crate) pin: Option<&'r RefCell<Option<Pinned>>>,
 }
 
 /// How an exchange ended that began.
@@ -91,7 +100,10 @@ pub(crate) async fn exchange(
     let (mut tried, mut last) = (Vec::new(), Denial::NoEndpoint);
     let (mut again, mut unseen, mut fresh) = (0, 0, false);
     loop {
-        let Some(chosen) = target.balancer.choose(&tried) else {
+        let pinned = Pinned::take(call.pin, target).filter(|_| alpn != Alpn::Http2);
+        let held = pinned.as_ref().and_then(|pinned| target.balancer.at(pinned.address));
+        let pinned = pinned.filter(|_| held.is_some());
+        let Some(chosen) = held.or_else(|| target.balancer.choose(&tried)) else {
             return Err(last);
         };
         *endpoint = Some(chosen.address);
@@ -101,7 +113,10 @@ pub(crate) async fn exchange(
             }
             Alpn::Http2 => over_http2(call, target, chosen.address, worker).await,
             Alpn::Http1 | Alpn::None => {
-                let connection = worker.pools.http1(target, chosen.address, fresh, worker).await;
+                let connection = match pinned {
+                    Some(pinned) => Ok(pinned.connection),
+                    None => worker.pools.http1(target, chosen.address, fresh, worker).await,
+                };
                 over_http1(call, target, chosen.address, connection, worker).await
             }
         };
@@ -136,7 +151,9 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
         pulse: &'r Pulse,
     ) -> Self {
         let (unwanted, taken) = (Unwanted::default(), RefCell::default());
-        Self { head, unwanted, source, reply, pulse, taken, ends_tunnel: false, changes: None }
+        let stall = HttpTimeouts::default().stall_limit();
+        let (ends_tunnel, changes, pin) = (false, None, None);
+        Self { head, unwanted, source, reply, pulse, taken, ends_tunnel, changes, stall, pin }
     }
 
     /// The version to speak to the endpoint.
@@ -200,16 +217,18 @@ async fn over_http1(
 ) -> Result<Outcome, Failure> {
     let mut connection = connection.map_err(|error| unreached(address, &error))?;
     let used = connection.used;
-    let limit_bytes = target.cluster.response_head_bytes;
+    let limits = ResponseLimits::of(&target.cluster);
+    connection.writer.stall = call.stall;
+    connection.is_personal |= pinned::logs_in(call.head);
     let done = match call.head.upgrade {
         // Rare, and apart, so that no other request carries room for it.
         Some(upgrade) => {
-            Box::pin(connect::over_http1(call, &mut connection, upgrade, limit_bytes)).await
+            Box::pin(connect::over_http1(call, &mut connection, upgrade, limits)).await
         }
         None => {
             let framing = call.framing();
             write_request(call.head, framing, connection.writer.room());
-            converse(call, &mut connection, framing, limit_bytes).await
+            converse(call, &mut connection, framing, limits).await
         }
     };
     let done = done.map_err(|error| match error {
@@ -217,8 +236,13 @@ async fn over_http1(
         HeadError::Closed | HeadError::Broken => Failure::Denied(Denial::UpstreamBroken),
         HeadError::Refused(denial) => Failure::Denied(denial),
     })?;
-    if done.reusable && !call.head.is_isolated {
-        worker.pools.give_back(target, address, connection);
+    match call.pin {
+        _ if !done.reusable || call.head.is_isolated => {}
+        _ if !connection.is_personal => worker.pools.give_back(target, address, connection),
+        Some(pin) => drop(pin.replace(Some(Pinned::new(target, address, connection)))),
+        None => {
+            tracing::debug!(%address, "connection with a login closed, its client connection may be shared")
+        }
     }
     Ok(done.outcome)
 }
@@ -233,9 +257,9 @@ async fn converse(
     call: &mut Call<'_, '_, '_>,
     connection: &mut Http1,
     framing: Framing,
-    limit_bytes: usize,
+    limits: ResponseLimits,
 ) -> Result<Conversation, HeadError> {
-    let Http1 { reader, writer, kept_for, .. } = connection;
+    let Http1 { reader, writer, kept_for, is_personal, .. } = connection;
     let Call { head, unwanted, source, reply, pulse, changes, .. } = call;
     let mut outcome = Outcome::default();
     let coding = Coding::of(framing);
@@ -244,7 +268,7 @@ async fn converse(
     let mut upload = Upload::new(carrying, pulse);
     let mut interim = 0;
     let response = loop {
-        let response = pin!(read_response(reader, &head.method, limit_bytes));
+        let response = pin!(read_response(reader, &head.method, limits));
         let response = upload.until_answered(response, reply).await;
         let response = response.map_err(HeadError::Refused)??;
         if !response.is_interim() {
@@ -260,6 +284,7 @@ async fn converse(
     }
     outcome.status = response.head.status;
     let keep_alive = response.keep_alive;
+    *is_personal |= pinned::asks_for_login(&response.head);
     *kept_for = response.kept_for.or(*kept_for);
     let mut body = Source::Http1(BodyReader::new(reader, response.framing));
     if !upload.is_whole() {
@@ -289,6 +314,7 @@ pub(super) async fn decline(
     response: ReadResponse,
 ) -> Conversation {
     let mut outcome = Outcome { status: response.head.status, ..Outcome::default() };
+    connection.is_personal |= pinned::asks_for_login(&response.head);
     let mut body = Source::Http1(BodyReader::new(&mut connection.reader, response.framing));
     let (unwanted, mut down) = call.reply.start(response.head, &body, call.head, call.changes);
     outcome.downloaded(
@@ -338,7 +364,10 @@ async fn over_http2(
             Box::pin(connect::over_http2(call, sender, upgrade, scheme)).await
         }
         None => match http2::to_request(call.head, scheme) {
-            Ok(request) => converse_http2(call, sender, request).await,
+            Ok(request) => {
+                let count = target.cluster.response_field_count;
+                converse_http2(call, sender, request, count).await
+            }
             Err(denial) => Err(Failure::Denied(denial)),
         },
     };
@@ -352,6 +381,7 @@ async fn converse_http2(
     call: &mut Call<'_, '_, '_>,
     mut sender: SendRequest<Bytes>,
     request: http::Request<()>,
+    field_limit: usize,
 ) -> Result<Outcome, Failure> {
     let Call { head, unwanted, source, reply, pulse, taken, changes, .. } = call;
     let ended = source.is_empty();
@@ -380,6 +410,9 @@ async fn converse_http2(
         }
     };
     let (parts, mut body) = response.into_parts();
+    if parts.headers.len() > field_limit {
+        return Err(Failure::Denied(Denial::UpstreamBroken));
+    }
     let bodiless = head.method == Method::HEAD || parts.status == 304 || parts.status == 204;
     let response = http2::response(parts, bodiless).map_err(Failure::Denied)?;
     outcome.status = response.status;
@@ -398,40 +431,6 @@ async fn converse_http2(
     }
     reply.finished(outcome.broken.is_none() && upload.is_whole());
     Ok(outcome)
-}
-
-/// What an endpoint answers over HTTP/2.
-pub(super) enum Answer {
-    Interim(ResponseHead),
-    Final(http::Response<h2::RecvStream>),
-}
-
-/// The next response, interim or final.
-pub(super) async fn http2_answer(response: &mut ResponseFuture) -> Result<Answer, Failure> {
-    std::future::poll_fn(|cx| {
-        if let std::task::Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
-            let (parts, ()) = interim.into_parts();
-            let fields = Fields::Map(parts.headers);
-            let head = ResponseHead { status: parts.status.as_u16(), fields, content_length: None };
-            return std::task::Poll::Ready(Ok(Answer::Interim(head)));
-        }
-        std::pin::Pin::new(&mut *response).poll(cx).map(|response| match response {
-            Ok(response) => Ok(Answer::Final(response)),
-            Err(error) => Err(unanswered(&error)),
-        })
-    })
-    .await
-}
-
-/// Whether a request that got no answer was seen by the endpoint. A GOAWAY without a complaint ends only
-/// the streams that the endpoint did not look at (RFC 9113, section 6.8).
-fn unanswered(error: &h2::Error) -> Failure {
-    match error.reason() {
-        Some(h2::Reason::REFUSED_STREAM) => Failure::Unseen,
-        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Failure::Unseen,
-        _ if error.is_go_away() || error.is_io() => Failure::Stale,
-        _ => Failure::Denied(Denial::UpstreamBroken),
-    }
 }
 
 pub(super) fn unreached(address: SocketAddr, error: &std::io::Error) -> Failure {

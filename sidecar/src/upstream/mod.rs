@@ -1,7 +1,9 @@
 //! The way to the endpoint: connections that are used again, and one exchange over one of them.
 
+mod answer;
 mod connect;
 mod exchange;
+mod pinned;
 mod pool;
 mod slots;
 mod tunnel;
@@ -9,5 +11,6 @@ mod upload;
 mod websocket;
 
 pub(crate) use exchange::{Call, Outcome, exchange};
+pub(crate) use pinned::Pinned;
 pub(crate) use pool::Pools;
 pub(crate) use slots::{Slot, Slots};

@@ -27,8 +27,6 @@ use super::{Slot, Slots};
 const IDLE_LIMIT: usize = 256;
 /// How many HTTP/2 connections are open to an endpoint, when it takes too few streams on each.
 const HTTP2_LIMIT: usize = 8;
-/// How long an endpoint may take nothing of a request while there is some.
-pub(super) const STALL: Duration = Duration::from_secs(30);
 /// How long an HTTP/2 connection is kept without a stream.
 const HTTP2_IDLE: Duration = Duration::from_secs(60);
 /// How many streams that we reset are remembered, so that frames that the endpoint sent before it knew need
@@ -69,6 +67,8 @@ pub(crate) struct Http1 {
     pub(crate) used: bool,
     /// How long the endpoint said that it keeps the connection (`keep-alive: timeout=`).
     pub(crate) kept_for: Option<Duration>,
+    /// Whether one client has authenticated on it, or may: then no other client may use it.
+    pub(crate) is_personal: bool,
     slot: Slot,
 }
 
@@ -167,9 +167,11 @@ impl Pools {
         let (read, write) = Half::pair(stream);
         Ok(Http1 {
             reader: Reader::new(read),
-            writer: Writer::new(write, STALL),
+            // Each request sets its own.
+            writer: Writer::new(write, target.cluster.connect_timeout),
             used: false,
             kept_for: None,
+            is_personal: false,
             slot,
         })
     }
@@ -361,7 +363,7 @@ fn full(what: &str) -> io::Error {
 /// Whether an idle connection is still open and silent, as far as the worker's event loop knows: what
 /// it does not know yet is the rare case that a request is sent again for. Whatever the endpoint has to
 /// say, it cannot be an answer to a request that was not sent.
-fn is_alive(connection: &Http1) -> bool {
+pub(super) fn is_alive(connection: &Http1) -> bool {
     let half = &connection.reader.half;
     !half.is_leaving() && !half.has_news()
 }

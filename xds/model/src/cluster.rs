@@ -31,6 +31,9 @@ pub struct Cluster {
     /// The most bytes of a response's head
     /// (`HttpProtocolOptions.common_http_protocol_options.max_response_headers_kb`).
     pub response_head_bytes: usize,
+    /// The most headers of a response
+    /// (`HttpProtocolOptions.common_http_protocol_options.max_headers_count`).
+    pub response_field_count: usize,
     /// How long a connection to an endpoint may wait for a request
     /// (`HttpProtocolOptions.common_http_protocol_options.idle_timeout`).
     pub idle_timeout: Duration,
@@ -38,6 +41,9 @@ pub struct Cluster {
 
 /// The most bytes of a response's head when the cluster does not say: Envoy's.
 pub const DEFAULT_RESPONSE_HEAD_BYTES: usize = 60 * 1024;
+/// The most headers of a response when the cluster does not say. Envoy's 100 are too few for some services,
+/// and their size is limited in any case.
+pub const DEFAULT_RESPONSE_FIELD_COUNT: usize = 1024;
 /// How long a connection may wait when the cluster does not say: shorter than servers commonly do (60
 /// seconds and more), so that we close first.
 pub const DEFAULT_UPSTREAM_IDLE: Duration = Duration::from_secs(50);

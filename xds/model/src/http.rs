@@ -65,9 +65,10 @@ impl HttpService {
 pub struct HttpLimits {
     /// The most bytes of a request head (`max_request_headers_kb`).
     pub head_bytes: usize,
-    /// The most bytes of a request's target (ours: `target_limit_bytes`).
+    /// The most bytes of a request's target (ours: `target_limit_bytes`; as many as `head_bytes` unless set).
     pub target_bytes: usize,
-    /// The most bytes of one field, its name and value (ours: `field_limit_bytes`).
+    /// The most bytes of one header, its name and value (ours: `field_limit_bytes`; as many as `head_bytes`
+    /// unless set).
     pub field_bytes: usize,
     /// The most fields of a head (`common_http_protocol_options.max_headers_count`).
     pub field_count: usize,
@@ -80,13 +81,12 @@ pub struct HttpLimits {
 }
 
 impl Default for HttpLimits {
-    /// Envoy's, where it has any; AWS' for a target and a field; and fewer streams than Envoy's 2^31,
-    /// since each costs a task.
+    /// Envoy's, but fewer streams than its 2^31, since each costs a task.
     fn default() -> Self {
         Self {
             head_bytes: 60 * 1024,
-            target_bytes: 16 * 1024,
-            field_bytes: 16 * 1024,
+            target_bytes: 60 * 1024,
+            field_bytes: 60 * 1024,
             field_count: 100,
             requests_per_connection: None,
             streams: 256,
@@ -107,26 +107,34 @@ pub struct HttpTimeouts {
     /// How long a request under way may be without a byte in either direction; none: for ever. A gRPC
     /// call has none unless it was set (`stream_idle_timeout`).
     pub stream_idle: StreamIdle,
-    /// How long a client may take no byte of a response while there are some (ours:
-    /// `stall_timeout_ms`).
-    pub stall: Duration,
+    /// How long a client may take no byte of a response, or an endpoint no byte of a request, while there
+    /// are some (ours: `stall_timeout_ms`); none: as long as a request may be silent.
+    pub stall: Option<Duration>,
     /// How long a connection may live before it is asked to end; none: for ever
     /// (`common_http_protocol_options.max_connection_duration`).
     pub age: Option<Duration>,
 }
 
 impl Default for HttpTimeouts {
-    /// Envoy's, but for the head and for stalls: Envoy waits for ever, which a slow client turns
-    /// against it.
+    /// Envoy's, but for the head: Envoy waits without a limit, which a slow client turns against it.
     fn default() -> Self {
         Self {
             head: Duration::from_secs(15),
             request: None,
             idle: Duration::from_secs(3600),
             stream_idle: StreamIdle::default(),
-            stall: Duration::from_secs(30),
+            stall: None,
             age: None,
         }
+    }
+}
+
+impl HttpTimeouts {
+    /// How long a receiver may take nothing while there is something to take.
+    #[must_use]
+    pub fn stall_limit(&self) -> Duration {
+        let silence = self.stream_idle.limit(false);
+        self.stall.or(silence).unwrap_or(Duration::MAX)
     }
 }
 

@@ -28,8 +28,9 @@ mod text;
 mod token;
 
 pub use cluster::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE,
-    Discovery, Endpoint, EndpointSet, Health, UpstreamProtocol,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_FIELD_COUNT,
+    DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE, Discovery, Endpoint, EndpointSet, Health,
+    UpstreamProtocol,
 };
 pub use dns::{
     DEFAULT_DNS_REFRESH, DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, DnsQuery, WhenAbsent,

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_model::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_DNS_REFRESH, DEFAULT_RESPONSE_HEAD_BYTES,
-    DEFAULT_TABLE_SIZE, DEFAULT_UPSTREAM_IDLE, Discovery, DnsDiscovery, DnsFamily, DnsHost,
-    DnsPolicy, UpstreamProtocol, UpstreamTls, WhenAbsent,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_DNS_REFRESH, DEFAULT_RESPONSE_FIELD_COUNT,
+    DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_TABLE_SIZE, DEFAULT_UPSTREAM_IDLE, Discovery,
+    DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, UpstreamProtocol, UpstreamTls, WhenAbsent,
 };
 
 use super::{Reader, Refused, endpoints, secret, values};
@@ -47,6 +47,7 @@ pub(super) fn decode(mut cluster: Reader<'_>) -> Result<Cluster, Refused> {
         connection_limit,
         request_limit,
         response_head_bytes: options.response_head_bytes,
+        response_field_count: options.response_field_count,
         idle_timeout: options.idle_timeout,
     })
 }
@@ -166,6 +167,7 @@ fn balance(cluster: &mut Reader<'_>, discovery: &Discovery) -> Result<Balance, R
 /// What `HttpProtocolOptions` says beside the version.
 struct Options {
     response_head_bytes: usize,
+    response_field_count: usize,
     idle_timeout: Duration,
 }
 
@@ -173,6 +175,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
+            response_field_count: DEFAULT_RESPONSE_FIELD_COUNT,
             idle_timeout: DEFAULT_UPSTREAM_IDLE,
         }
     }
@@ -182,6 +185,9 @@ impl Options {
     fn read(&mut self, mut common: Reader<'_>) -> Result<(), Refused> {
         if let Some(idle) = common.duration("idle_timeout")?.filter(|idle| !idle.is_zero()) {
             self.idle_timeout = idle;
+        }
+        if let Some(count) = common.number("max_headers_count") {
+            self.response_field_count = values::header_count(&common, count)?;
         }
         match common.number("max_response_headers_kb") {
             None => {}
@@ -324,6 +330,9 @@ pub(super) fn encode(cluster: &Cluster) -> Value {
     let mut common = json!({"idle_timeout": values::duration(cluster.idle_timeout)});
     if cluster.response_head_bytes != DEFAULT_RESPONSE_HEAD_BYTES {
         common["max_response_headers_kb"] = json!(cluster.response_head_bytes / 1024);
+    }
+    if cluster.response_field_count != DEFAULT_RESPONSE_FIELD_COUNT {
+        common["max_headers_count"] = json!(cluster.response_field_count);
     }
     options["common_http_protocol_options"] = common;
     json["typed_extension_protocol_options"] =

@@ -155,7 +155,7 @@ filter_chains:
             request: Some(seconds(20)),
             idle: seconds(60),
             stream_idle: StreamIdle::Set(None),
-            stall: Duration::from_millis(1500),
+            stall: Some(Duration::from_millis(1500)),
             age: Some(seconds(3600)),
         },
         path: PathRules {

@@ -23,6 +23,14 @@ pub(super) fn any(message: &str, mut fields: Value) -> Value {
     fields
 }
 
+/// The limit of a `max_headers_count`.
+pub(super) fn header_count(options: &Reader<'_>, count: u32) -> Result<usize, Refused> {
+    match usize::try_from(count) {
+        Ok(count @ 1..=1024) => Ok(count),
+        _ => Err(options.refuse("max_headers_count", format!("{count} is not between 1 and 1024"))),
+    }
+}
+
 /// A duration in JSON form.
 pub(super) fn duration(value: Duration) -> Value {
     json!(format!("{}.{:09}s", value.as_secs(), value.subsec_nanos()))

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, ChainMatch, Cluster, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE, DataSource,
-    Discovery, Endpoint, EndpointSet, Filter, FilterChain, Health, HttpService, Listener, Name,
-    RevocationPolicy, RouteSource, RouteTable, Secret, SecretSource, Snapshot, SourceAddress,
-    StringMatch, Transport, UpstreamProtocol, UpstreamTls, Validation, VirtualHost,
+    Balance, ChainMatch, Cluster, DEFAULT_RESPONSE_FIELD_COUNT, DEFAULT_RESPONSE_HEAD_BYTES,
+    DEFAULT_UPSTREAM_IDLE, DataSource, Discovery, Endpoint, EndpointSet, Filter, FilterChain,
+    Health, HttpService, Listener, Name, RevocationPolicy, RouteSource, RouteTable, Secret,
+    SecretSource, Snapshot, SourceAddress, StringMatch, Transport, UpstreamProtocol, UpstreamTls,
+    Validation, VirtualHost,
 };
 use weft_xds::translate::{self, Kind, Resource};
 
@@ -116,6 +117,7 @@ fn cluster(name: Name, form: u16, endpoints: Option<Name>, trust: Option<Name>) 
         connection_limit: 1024,
         request_limit: 1024,
         response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
+        response_field_count: DEFAULT_RESPONSE_FIELD_COUNT,
         idle_timeout: DEFAULT_UPSTREAM_IDLE,
     }
 }

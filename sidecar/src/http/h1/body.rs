@@ -67,7 +67,7 @@ pub(crate) struct Writer {
     pub(crate) half: Half,
     pub(crate) out: BytesMut,
     /// How long the other side may take nothing while there is something to take.
-    stall: Duration,
+    pub(crate) stall: Duration,
 }
 
 impl Writer {

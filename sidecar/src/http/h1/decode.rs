@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use http::Method;
 use httparse::Header;
 use tokio::io::AsyncReadExt;
-use weft_model::{DesyncMode, HttpLimits};
+use weft_model::{Cluster, DesyncMode, HttpLimits};
 
 use super::body::{Framing, Reader};
 use super::framing::Facts;
@@ -61,7 +61,9 @@ pub(crate) async fn read_request(
             }
         }
         if is_full {
-            return Err(HeadError::Refused(Denial::HeadTooLarge));
+            let has_line = memchr::memchr(b'\n', &reader.buffer).is_some();
+            let denial = if has_line { Denial::HeadTooLarge } else { Denial::TargetTooLong };
+            return Err(HeadError::Refused(denial));
         }
         seen = reader.buffer.len();
         more(reader).await?;
@@ -106,10 +108,11 @@ fn parse_request(
     }
     let framing = section.framing(&line.method, &mut found);
     let judged = found.worst().map(|reason| (reason, reason.judge(mode)));
-    let is_isolated = match judged {
+    let (is_isolated, is_last) = match judged {
         Some((reason, Verdict::Refuse)) => return Err(Denial::Desync(reason)),
-        Some((_, verdict)) => verdict == Verdict::AllowAndClose,
-        None => false,
+        Some((_, Verdict::AllowAndClose)) => (true, true),
+        Some((_, Verdict::Isolate)) => (true, false),
+        Some((_, Verdict::Allow)) | None => (false, false),
     };
     let RequestLine { method, target, version, length: line_bytes } = line;
     let FieldSection { facts, mut spans, .. } = section;
@@ -157,7 +160,7 @@ fn parse_request(
         desync: judged.map(|(reason, _)| reason),
         is_isolated,
     };
-    Ok(Some(ReadRequest { head, framing, keep_alive: keep_alive && !is_isolated }))
+    Ok(Some(ReadRequest { head, framing, keep_alive: keep_alive && !is_last }))
 }
 
 /// The fields of a head.
@@ -264,6 +267,20 @@ fn spans(section: &[u8], headers: &[Header<'_>]) -> Vec<Span> {
     headers.iter().map(|h| Span { name: place(h.name.as_bytes()), value: place(h.value) }).collect()
 }
 
+/// How large the head of a response may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ResponseLimits {
+    pub(crate) head_bytes: usize,
+    pub(crate) field_count: usize,
+}
+
+impl ResponseLimits {
+    /// Those of a cluster's endpoints.
+    pub(crate) fn of(cluster: &Cluster) -> Self {
+        Self { head_bytes: cluster.response_head_bytes, field_count: cluster.response_field_count }
+    }
+}
+
 /// A response with how its body is framed, and whether the connection may be used again.
 #[derive(Debug)]
 pub(crate) struct ReadResponse {
@@ -285,13 +302,13 @@ impl ReadResponse {
 pub(crate) async fn read_response(
     reader: &mut Reader,
     method: &Method,
-    limit_bytes: usize,
+    limits: ResponseLimits,
 ) -> Result<ReadResponse, HeadError> {
     let mut seen = 0;
     loop {
-        let is_full = reader.buffer.len() >= limit_bytes;
+        let is_full = reader.buffer.len() >= limits.head_bytes;
         if !reader.buffer.is_empty() && (seen == 0 || is_full || may_end(&reader.buffer, seen)) {
-            let response = parse_response(&mut reader.buffer, method, limit_bytes);
+            let response = parse_response(&mut reader.buffer, method, limits);
             if let Some(response) = response.map_err(HeadError::Refused)? {
                 return Ok(response);
             }
@@ -307,25 +324,32 @@ pub(crate) async fn read_response(
     }
 }
 
-/// The most fields of a response.
-const RESPONSE_FIELD_LIMIT: usize = 128;
-
 fn parse_response(
     buffer: &mut BytesMut,
     method: &Method,
-    limit_bytes: usize,
+    limits: ResponseLimits,
 ) -> Result<Option<ReadResponse>, Denial> {
-    let mut storage = [httparse::EMPTY_HEADER; RESPONSE_FIELD_LIMIT];
-    let mut parsed = httparse::Response::new(&mut storage);
-    let length = match parsed.parse(buffer) {
+    let mut few = [httparse::EMPTY_HEADER; FEW_FIELDS];
+    let mut many = Vec::new();
+    let mut parsed = httparse::Response::new(&mut few);
+    let mut result = parsed.parse(buffer);
+    if result == Err(httparse::Error::TooManyHeaders) && limits.field_count > FEW_FIELDS {
+        many.resize(limits.field_count, httparse::EMPTY_HEADER);
+        parsed = httparse::Response::new(&mut many);
+        result = parsed.parse(buffer);
+    }
+    let length = match result {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(_) => return Err(Denial::UpstreamBroken),
     };
     let head = buffer.get(..length).unwrap_or_default();
-    let is_strict = length <= limit_bytes && has_strict_ends(head) && head.starts_with(b"HTTP/");
+    let is_strict = length <= limits.head_bytes
+        && parsed.headers.len() <= limits.field_count
+        && has_strict_ends(head)
+        && head.starts_with(b"HTTP/");
     let version = if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 };
-    let status = parsed.code.filter(|code| is_strict && (100..600).contains(code));
+    let status = parsed.code.filter(|code| is_strict && (100..1000).contains(code));
     let status = status.ok_or(Denial::UpstreamBroken)?;
     let mut found = Found::default();
     let facts =
@@ -509,15 +533,11 @@ mod tests {
         let get_with = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
         check_modes(
             &get_with("Content-Length: 3"),
-            [
-                "GET a / Length(3) true",
-                "GET a / Length(3) false",
-                "UndefinedContentLengthSemantics",
-            ],
+            ["GET a / Length(3) true", "GET a / Length(3) true", "UndefinedContentLengthSemantics"],
         );
         check_modes(
             &get_with("Transfer-Encoding: chunked"),
-            ["GET a / Chunked true", "GET a / Chunked false", "UndefinedTransferEncodingSemantics"],
+            ["GET a / Chunked true", "GET a / Chunked true", "UndefinedTransferEncodingSemantics"],
         );
         let served = "GET a / None true";
         check_modes(&get_with("Content-Length: 0"), [served, served, "GetHeadZeroContentLength"]);
@@ -527,7 +547,11 @@ mod tests {
 
     fn answer(response: &str, method: &Method) -> String {
         let mut buffer = BytesMut::from(response);
-        match parse_response(&mut buffer, method, 1024) {
+        match parse_response(
+            &mut buffer,
+            method,
+            ResponseLimits { head_bytes: 1024, field_count: 100 },
+        ) {
             Ok(Some(r)) => {
                 format!("{} {:?} {} {}", r.head.status, r.framing, r.keep_alive, buffer.len())
             }
@@ -546,6 +570,8 @@ mod tests {
         check("HTTP/1.1 200 OK\r\n\r\nabc", "200 UntilClose false 3");
         check("HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n", "200 Length(3) false 0");
         check("HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n", "204 None true 0");
+        check("HTTP/1.1 600 What\r\nContent-Length: 0\r\n\r\n", "600 Length(0) true 0");
+        check("HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n", "999 Length(0) true 0");
         check("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", "103 None true 0");
         for broken in [
             "\r\nHTTP/1.1 200 OK\r\n\r\n",
@@ -556,7 +582,8 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
             "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
-            "HTTP/1.1 600 What\r\n\r\n",
+            "HTTP/1.1 099 What\r\n\r\n",
+            "HTTP/1.1 1000 What\r\n\r\n",
             "HTTP/2.0 200 OK\r\n\r\n",
             "ICY 200 OK\r\n\r\n",
         ] {

@@ -117,9 +117,15 @@ fn http_version(version: &[u8], found: &mut Found) -> Result<HttpVersion, Denial
 }
 
 fn check_bytes(target: &[u8]) -> Result<&str, Denial> {
+    let mut in_query = false;
     for byte in target {
         match byte {
-            b'#' => return Err(Denial::Desync(Reason::AmbiguousUri)),
+            // RFC 3986 has none of these raw, and HTTP/2 requests with them are refused by the library, so that
+            // both versions agree. The others that it forbids are encoded when the target is normalized.
+            b'#' | b'<' | b'>' => return Err(Denial::Desync(Reason::AmbiguousUri)),
+            b'"' if in_query => return Err(Denial::Desync(Reason::AmbiguousUri)),
+            b'`' if !in_query => return Err(Denial::Desync(Reason::AmbiguousUri)),
+            b'?' => in_query = true,
             0x21..=0x7e => {}
             0 | b'\r' => return Err(Denial::Desync(Reason::BadUri)),
             _ => return Err(Denial::Desync(Reason::AmbiguousUri)),

@@ -16,5 +16,7 @@ mod line;
 pub(crate) use framing::looks_like_framing;
 
 pub(crate) use body::{BodyReader, BodyWriter, Coding, Framing, Reader, Writer};
-pub(crate) use decode::{HeadError, ReadRequest, ReadResponse, read_request, read_response};
+pub(crate) use decode::{
+    HeadError, ReadRequest, ReadResponse, ResponseLimits, read_request, read_response,
+};
 pub(crate) use encode::{write_interim, write_request, write_response};

@@ -15,9 +15,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use weft_model::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE,
-    Discovery, Endpoint, EndpointSet, Health, HttpFilter, RevocationPolicy, Secret, Snapshot,
-    UpstreamProtocol, UpstreamTls, Validation,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_FIELD_COUNT,
+    DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE, Discovery, Endpoint, EndpointSet, Health,
+    HttpFilter, RevocationPolicy, Secret, Snapshot, UpstreamProtocol, UpstreamTls, Validation,
 };
 use weft_xds::server::Holders;
 use weft_xds::translate::Kind;
@@ -98,6 +98,7 @@ fn cluster(name: &str, discovery: Discovery, balance: Balance) -> Cluster {
         connection_limit: LIMIT,
         request_limit: LIMIT,
         response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
+        response_field_count: DEFAULT_RESPONSE_FIELD_COUNT,
         idle_timeout: DEFAULT_UPSTREAM_IDLE,
     }
 }

@@ -59,10 +59,10 @@ pub(in super::super) fn http_service(
     ]);
     let codec = codec(&mut manager)?;
     let mut limits = HttpLimits { head_bytes: head_bytes(&mut manager)?, ..HttpLimits::default() };
-    limits.target_bytes = ours.target_bytes.unwrap_or(limits.target_bytes).min(limits.head_bytes);
-    limits.field_bytes = ours.field_bytes.unwrap_or(limits.field_bytes).min(limits.head_bytes);
+    limits.target_bytes = ours.target_bytes.unwrap_or(limits.head_bytes).min(limits.head_bytes);
+    limits.field_bytes = ours.field_bytes.unwrap_or(limits.head_bytes).min(limits.head_bytes);
     let mut timeouts = timeouts(&mut manager)?;
-    timeouts.stall = ours.stall.unwrap_or(timeouts.stall);
+    timeouts.stall = ours.stall;
     let mut underscores = Underscores::Drop;
     if let Some(common) = manager.child("common_http_protocol_options") {
         underscores = common_options(common, &mut limits, &mut timeouts)?;
@@ -132,10 +132,7 @@ fn common_options(
     }
     timeouts.age = common.duration("max_connection_duration")?.filter(|t| !t.is_zero());
     if let Some(count) = common.number("max_headers_count") {
-        limits.field_count =
-            usize::try_from(count).ok().filter(|count| (1..=1024).contains(count)).ok_or_else(
-                || common.refuse("max_headers_count", format!("{count} is not between 1 and 1024")),
-            )?;
+        limits.field_count = values::header_count(&common, count)?;
     }
     limits.requests_per_connection =
         common.number("max_requests_per_connection").filter(|n| *n > 0);

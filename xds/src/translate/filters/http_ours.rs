@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use weft_model::{
     ClientCertificateDetails, DesyncMode, ForwardedFor, HostPort, HttpFilter, HttpLimits,
-    HttpService, HttpTimeouts, Underscores,
+    HttpService, Underscores,
 };
 
 use super::super::{Reader, Refused};
@@ -130,7 +130,6 @@ fn size(value: &mut Reader<'_>, field: &str) -> Result<usize, Refused> {
 /// The metadata of a chain that serves HTTP: what differs from the defaults.
 pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> {
     let mut ours = Map::new();
-    let (limits, timeouts) = (HttpLimits::default(), HttpTimeouts::default());
     let mut add = |name: &str, differs: bool, value: Value| {
         if differs {
             ours.insert(name.into(), value);
@@ -144,12 +143,13 @@ pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> 
     add(PATH, http.path.as_sent, json!("as_sent"));
     let whole = http.client_certificate == ClientCertificateDetails::Whole;
     add(CERTIFICATE, whole, json!("whole"));
-    let target = http.limits.target_bytes;
-    add(TARGET_LIMIT, target != limits.target_bytes, json!(target));
-    let field = http.limits.field_bytes;
-    add(FIELD_LIMIT, field != limits.field_bytes, json!(field));
-    let stall = u64::try_from(http.timeouts.stall.as_millis()).unwrap_or(u64::MAX);
-    add(STALL, http.timeouts.stall != timeouts.stall, json!(stall));
+    // Left out, both are as large as the head may be.
+    let HttpLimits { head_bytes, target_bytes, field_bytes, .. } = http.limits;
+    add(TARGET_LIMIT, target_bytes < head_bytes, json!(target_bytes));
+    add(FIELD_LIMIT, field_bytes < head_bytes, json!(field_bytes));
+    if let Some(stall) = http.timeouts.stall {
+        add(STALL, true, json!(u64::try_from(stall.as_millis()).unwrap_or(u64::MAX)));
+    }
     for filter in &http.filters {
         if let HttpFilter::Jwt(policy) = filter {
             let said = jwt::ours(policy);

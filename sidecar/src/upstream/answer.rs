@@ -1,0 +1,42 @@
+//! The responses of an endpoint over HTTP/2: interim ones, the final one, or none.
+
+use h2::client::ResponseFuture;
+
+use super::exchange::Failure;
+use crate::denial::Denial;
+use crate::http::fields::Fields;
+use crate::http::head::ResponseHead;
+
+/// What an endpoint answers over HTTP/2.
+pub(super) enum Answer {
+    Interim(ResponseHead),
+    Final(http::Response<h2::RecvStream>),
+}
+
+/// The next response, interim or final.
+pub(super) async fn http2_answer(response: &mut ResponseFuture) -> Result<Answer, Failure> {
+    std::future::poll_fn(|cx| {
+        if let std::task::Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            let (parts, ()) = interim.into_parts();
+            let fields = Fields::Map(parts.headers);
+            let head = ResponseHead { status: parts.status.as_u16(), fields, content_length: None };
+            return std::task::Poll::Ready(Ok(Answer::Interim(head)));
+        }
+        std::pin::Pin::new(&mut *response).poll(cx).map(|response| match response {
+            Ok(response) => Ok(Answer::Final(response)),
+            Err(error) => Err(unanswered(&error)),
+        })
+    })
+    .await
+}
+
+/// Whether a request that got no answer was seen by the endpoint. A GOAWAY without a complaint ends only
+/// the streams that the endpoint did not look at (RFC 9113, section 6.8).
+fn unanswered(error: &h2::Error) -> Failure {
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Failure::Unseen,
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Failure::Unseen,
+        _ if error.is_go_away() || error.is_io() => Failure::Stale,
+        _ => Failure::Denied(Denial::UpstreamBroken),
+    }
+}
