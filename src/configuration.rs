@@ -10,8 +10,8 @@ use http::HeaderMap;
 use rustls::ClientConfig;
 use rustls_pki_types::{ServerName, UnixTime};
 use tokio::sync::watch;
-use weft_certs::TrustStore;
 use weft_certs::tls::{Identity, client};
+use weft_certs::{TrustStore, system_roots_file, usable_roots};
 use weft_model::{DataSource, Discovery, Name, Secret, Snapshot, SpiffeId, UpstreamTls};
 use weft_runtime::socket::{Mark, connect_tcp};
 use weft_xds::bootstrap::{AdsSource, Bootstrap};
@@ -183,6 +183,10 @@ fn read(data: &DataSource) -> Result<Vec<u8>, String> {
         DataSource::Inline(bytes) => Ok(bytes.to_vec()),
         DataSource::File(path) => {
             std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+        }
+        DataSource::SystemRoots => {
+            let read = system_roots_file().and_then(std::fs::read);
+            read.map(|bundle| usable_roots(&bundle)).map_err(|error| error.to_string())
         }
     }
 }

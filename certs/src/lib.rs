@@ -23,6 +23,7 @@ pub mod request;
 mod revocation;
 pub mod rotation;
 mod store;
+mod system_roots;
 mod text;
 pub mod tls;
 mod verify;
@@ -38,4 +39,5 @@ pub use revocation::{
     Asked, Coverage, Covers, CrlError, CrlIndex, Revocation, Role, Signers, holds_lists,
 };
 pub use store::{Standing, TrustError, TrustParts, TrustStore};
+pub use system_roots::{system_roots_file, usable_roots};
 pub use text::CertificateText;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, CACHE_CONTROL, ETAG, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED,
+    ACCEPT, CACHE_CONTROL, ETAG, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION,
 };
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -42,6 +42,8 @@ pub(crate) struct Wanted {
     pub(crate) limit: usize,
     /// What we have: it is sent only where it is another.
     pub(crate) held: Validators,
+    /// How many redirects are followed.
+    pub(crate) redirects: u8,
 }
 
 /// What tells one state of something from another (RFC 9110, section 8.8).
@@ -103,7 +105,7 @@ pub(crate) async fn fetch(wanted: &Wanted, mark: Option<Mark>) -> Result<Answer,
     let mut last = failed("its cluster has no endpoint");
     for endpoint in &set.endpoints {
         let address = endpoint.address;
-        match tokio::time::timeout(wanted.timeout, get(&uri, address, wanted, mark)).await {
+        match tokio::time::timeout(wanted.timeout, follow(&uri, address, wanted, mark)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(failure)) => last = failure.at(address),
             Err(_) => {
@@ -143,12 +145,91 @@ fn age(headers: &HeaderMap) -> Option<Duration> {
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-async fn get(
+/// What one server says.
+enum Got {
+    Answer(Answer),
+    /// The `location` of a redirect.
+    Moved(StatusCode, Option<String>),
+}
+
+/// Fetches from an endpoint, and from where it redirects to.
+async fn follow(
     uri: &Uri,
     address: SocketAddr,
     wanted: &Wanted,
     mark: Option<Mark>,
 ) -> Result<Answer, Failure> {
+    let (mut uri, mut at) = (uri.clone(), address);
+    let mut left = wanted.redirects;
+    loop {
+        match get(&uri, at, wanted, mark).await? {
+            Got::Answer(answer) => return Ok(Answer { from: address, ..answer }),
+            Got::Moved(status, _) if left == 0 => {
+                let limit = wanted.redirects;
+                let reason = format!("it answered {status}; redirects followed: {limit}");
+                return Err(Failure::Failed(reason));
+            }
+            Got::Moved(status, location) => {
+                left -= 1;
+                let location = location.unwrap_or_default();
+                let next = redirected(&uri, &location).map_err(|reason| {
+                    Failure::Failed(format!("it answered {status} to {location:?}: {reason}"))
+                })?;
+                if next.authority() != uri.authority() {
+                    at = look_up(&next).await?;
+                }
+                uri = next;
+            }
+        }
+    }
+}
+
+/// Where a redirect leads (RFC 9110, section 10.2.2). To another server only by https, whose name the
+/// certificate must have: who can answer in plain text could otherwise send us anywhere.
+///
+/// # Errors
+/// Why it is not followed.
+fn redirected(from: &Uri, location: &str) -> Result<Uri, &'static str> {
+    let authority = from.authority().map_or("", |authority| authority.as_str());
+    let scheme = from.scheme_str().unwrap_or("http");
+    let location = location.split('#').next().unwrap_or_default();
+    let absolute = if location.contains("://") {
+        location.to_owned()
+    } else if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{authority}{location}")
+    } else if location.is_empty() {
+        return Err("there is no location");
+    } else {
+        let (folder, _) = from.path().rsplit_once('/').unwrap_or_default();
+        format!("{scheme}://{authority}{folder}/{location}")
+    };
+    let next: Uri = absolute.parse().map_err(|_| "the location is not a URI")?;
+    let names_user = next.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    match next.scheme_str() {
+        _ if next.host().is_none_or(str::is_empty) || names_user => Err("the location has no host"),
+        Some("https") if scheme == "https" => Ok(next),
+        Some("http") if scheme == "http" && next.authority() == from.authority() => Ok(next),
+        Some("http") if scheme == "http" => Err("in plain text only the same server is followed"),
+        _ => Err("the scheme changes"),
+    }
+}
+
+async fn look_up(uri: &Uri) -> Result<SocketAddr, Failure> {
+    const HTTPS: u16 = 443;
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let found = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(HTTPS))).await;
+    let found = found.map_err(|error| Failure::Failed(format!("{host}: {error}")))?.next();
+    found.ok_or_else(|| Failure::Failed(format!("{host} has no address")))
+}
+
+async fn get(
+    uri: &Uri,
+    address: SocketAddr,
+    wanted: &Wanted,
+    mark: Option<Mark>,
+) -> Result<Got, Failure> {
     let text = |error: &dyn std::error::Error| Failure::Failed(error.to_string());
     let timeout = wanted.target.cluster.connect_timeout;
     let io: Box<dyn Io> = match &wanted.target.tls {
@@ -160,7 +241,7 @@ async fn get(
             return Err(Failure::Failed("the secrets for TLS are missing".into()));
         }
         TargetTls::Originate { http1, tls, .. } => {
-            let name = server_name(tls, address);
+            let name = name_of(uri, wanted, tls, address);
             let tls = connector::secure(http1, name, address, mark, timeout).await;
             tls.map_err(|error| text(&error))?
         }
@@ -189,10 +270,14 @@ async fn get(
     };
     if status == StatusCode::NOT_MODIFIED && wanted.held != Validators::default() {
         // It need not say again what did not change.
-        return Ok(Answer { body: None, validators: wanted.held.clone(), age, from: address });
+        let validators = wanted.held.clone();
+        return Ok(Got::Answer(Answer { body: None, validators, age, from: address }));
+    }
+    if [301, 302, 303, 307, 308].contains(&status.as_u16()) {
+        let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
+        return Ok(Got::Moved(status, location.map(str::to_owned)));
     }
     if status != StatusCode::OK {
-        // Not followed where it leads elsewhere: where it comes from is configuration.
         return Err(Failure::Failed(format!("it answered {status}")));
     }
     let body = Limited::new(response.into_body(), wanted.limit).collect().await;
@@ -204,11 +289,56 @@ async fn get(
             false => Failure::Failed(reason),
         }
     })?;
-    Ok(Answer { body: Some(body.to_bytes()), validators, age, from: address })
+    Ok(Got::Answer(Answer { body: Some(body.to_bytes()), validators, age, from: address }))
+}
+
+/// The name that the certificate of a key server must have: the one configured for its cluster, or the host
+/// of the URI; after a redirect to another server, its host.
+fn name_of(
+    uri: &Uri,
+    wanted: &Wanted,
+    tls: &UpstreamTls,
+    address: SocketAddr,
+) -> ServerName<'static> {
+    let first: Option<Uri> = wanted.uri.parse().ok();
+    let has_moved = first.is_some_and(|first| first.authority() != uri.authority());
+    let host = uri.host().map(|host| host.trim_matches(['[', ']']).to_owned());
+    match host.and_then(|host| ServerName::try_from(host).ok()) {
+        Some(host) if has_moved || tls.sni.is_none() => host,
+        _ => server_name(tls, address),
+    }
 }
 
 /// The name TLS is asked for: the one configured, else the address.
 pub(crate) fn server_name(tls: &UpstreamTls, address: SocketAddr) -> ServerName<'static> {
     let named = tls.sni.as_ref().and_then(|sni| ServerName::try_from(sni.clone()).ok());
     named.unwrap_or_else(|| ServerName::IpAddress(address.ip().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirect_leads_to_the_same_server_or_by_https_to_another() {
+        let check = |from: &str, location: &str, expected: Result<&str, &str>| {
+            let next = redirected(&from.parse().expect("a URI"), location);
+            let next = next.map(|uri| uri.to_string());
+            assert_eq!(next.as_deref().map_err(|reason| *reason), expected, "{from} {location}");
+        };
+        let secure = "https://a.test/one/keys?x=1";
+        check(secure, "/two", Ok("https://a.test/two"));
+        check(secure, "two", Ok("https://a.test/one/two"));
+        check(secure, "https://b.test:8443/keys#part", Ok("https://b.test:8443/keys"));
+        check(secure, "//b.test/keys", Ok("https://b.test/keys"));
+        check(secure, "http://a.test/two", Err("the scheme changes"));
+        check(secure, "file:///etc/passwd", Err("the location has no host"));
+        check(secure, "https://user@b.test/", Err("the location has no host"));
+        check(secure, "", Err("there is no location"));
+        let plain = "http://a.test:80/keys";
+        check(plain, "/two", Ok("http://a.test:80/two"));
+        check(plain, "http://a.test:80/two", Ok("http://a.test:80/two"));
+        check(plain, "http://b.test/two", Err("in plain text only the same server is followed"));
+        check(plain, "https://a.test/two", Err("the scheme changes"));
+    }
 }

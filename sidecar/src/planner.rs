@@ -178,6 +178,7 @@ impl Fetched {
                     accept: "application/pkix-crl, */*;q=0.1",
                     limit: wanted.limit,
                     held: self.lists.validators(&wanted.point),
+                    redirects: 0,
                 };
                 Box::pin(async move {
                     let outcome = fetch::fetch(&asked, mark).await;

@@ -113,3 +113,44 @@ fn a_set_is_used_for_the_keys_in_it_that_are_good() {
         Front::start(&[key.clone(), good.jwk.clone()]).takes(&[case(key.to_string(), good.good())]);
     }
 }
+
+/// A key's member with a zero byte before it.
+fn with_zero(key: Key, part: &str) -> Key {
+    let bytes = [&[0], &decoded(&key.jwk[part])[..]].concat();
+    key.saying(part, URL_SAFE_NO_PAD.encode(bytes))
+}
+
+/// A key's member, written in another way.
+fn rewritten(key: Key, part: &str, write: fn(&str) -> String) -> Key {
+    let text = write(key.jwk[part].as_str().expect("it is a text"));
+    key.saying(part, text)
+}
+
+/// Keys as issuers publish them that follow RFC 7518 loosely.
+#[test]
+fn key_in_an_unusual_form_verifies() {
+    let (rsa, ecdsa) = (|| Key::rsa(&rsa_pair(), "RS256"), || Key::ecdsa("ES256"));
+    let other_base64 = |text: &str| text.replace('-', "+").replace('_', "/");
+    let odd: [(&str, Key, fn(Key) -> Key); 13] = [
+        ("a zero before the modulus", rsa(), |key| with_zero(key, "n")),
+        ("a zero before the exponent", rsa(), |key| with_zero(key, "e")),
+        ("a zero before a coordinate", ecdsa(), |key| with_zero(key, "x")),
+        ("padding", rsa(), |key| rewritten(key, "n", |text| format!("{text}=="))),
+        ("the other base64", rewritten(rsa(), "n", other_base64), |key| key),
+        ("certificates", rsa(), |key| key.saying("x5c", json!(["MIIB"])).saying("x5t", "AA")),
+        ("certificates in no list", rsa(), |key| key.saying("x5c", "MIIB").saying("x5u", 7)),
+        ("no use", ecdsa(), |key| key.saying("use", Value::Null).saying("key_ops", Value::Null)),
+        ("no operations", ecdsa(), |key| key.saying("key_ops", json!([]))),
+        ("an unknown operation", ecdsa(), |key| key.saying("key_ops", json!(["verify", "x"]))),
+        ("no algorithm", ecdsa(), |key| key.saying("alg", Value::Null)),
+        ("no name", ecdsa(), |key| key.saying("kid", Value::Null)),
+        ("an unknown member", ecdsa(), |key| key.saying("issuer", json!({"a": [1]}))),
+    ];
+    let (mut cases, mut published) = (Vec::new(), Vec::new());
+    for (name, key, change) in odd {
+        cases.push(case(name, key.good()));
+        published.push(change(key).jwk);
+    }
+    published.extend([json!({"kty": "AKP", "alg": "ML-DSA-44", "pub": "AA"}), json!(7)]);
+    Front::start(&published).takes(&cases);
+}

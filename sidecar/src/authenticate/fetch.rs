@@ -51,6 +51,7 @@ pub(crate) async fn fetch_keys(
         accept: "application/json",
         limit: SET_LIMIT_BYTES,
         held: Validators::default(),
+        redirects: wanted.origin.redirects,
     };
     let answer = fetch(&asked, mark).await.map_err(|failure| {
         let fault = match failure {

@@ -46,6 +46,8 @@ pub(crate) struct KeyOrigin {
     pub(crate) uri: String,
     /// The cluster that serves the URI.
     pub(crate) cluster: Name,
+    /// How many redirects may lead to another server.
+    pub(crate) redirects: u8,
     /// How the server of the set is authenticated; none in plain text.
     pub(crate) tls: Option<UpstreamTls>,
 }
@@ -53,7 +55,7 @@ pub(crate) struct KeyOrigin {
 impl Hash for KeyOrigin {
     /// TLS settings count for equality alone: a cluster has one set of them at a time.
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        (&self.issuer, &self.uri, &self.cluster).hash(hasher);
+        (&self.issuer, &self.uri, &self.cluster, self.redirects).hash(hasher);
     }
 }
 
@@ -185,7 +187,7 @@ mod tests {
 
     fn origin(issuer: &str) -> KeyOrigin {
         let (uri, cluster) = ("http://keys.test/".into(), "keys".into());
-        KeyOrigin { issuer: issuer.into(), uri, cluster, tls: None }
+        KeyOrigin { issuer: issuer.into(), uri, cluster, redirects: 0, tls: None }
     }
 
     fn tls(sni: &str) -> Option<UpstreamTls> {
@@ -290,6 +292,7 @@ mod tests {
             KeyOrigin { issuer: "b".into(), ..own.clone() },
             KeyOrigin { cluster: "other".into(), ..own.clone() },
             KeyOrigin { uri: "http://keys.test/other".into(), ..own.clone() },
+            KeyOrigin { redirects: 1, ..own.clone() },
             KeyOrigin { tls: tls("b"), ..own.clone() },
             KeyOrigin { tls: None, ..own.clone() },
         ] {

@@ -6,12 +6,9 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::jwk::{
-    AlgorithmParameters, EllipticCurve, EllipticCurveKeyParameters, Jwk, KeyOperations,
-    PublicKeyUse,
-};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::token::{Signed, Signing};
 
@@ -86,17 +83,19 @@ impl KeySet {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, SetError> {
         #[derive(Deserialize)]
         struct Set {
-            keys: Vec<serde_json::Value>,
+            keys: Vec<Value>,
         }
         if bytes.len() > SET_LIMIT_BYTES {
             return Err(SetError::TooLarge(format!("it is larger than {SET_LIMIT_BYTES} bytes")));
         }
+        // Some files begin with a byte order mark.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let set: Set = serde_json::from_slice(bytes)
             .map_err(|error| SetError::Invalid(format!("it is no key set: {error}")))?;
         if set.keys.len() > KEY_LIMIT {
             return Err(SetError::TooLarge(format!("it holds more than {KEY_LIMIT} keys")));
         }
-        let keys: Vec<Key> = set.keys.into_iter().filter_map(usable).collect();
+        let keys: Vec<Key> = set.keys.iter().filter_map(usable).collect();
         if keys.is_empty() {
             Err(SetError::Invalid("it holds no key that can verify a token".into()))
         } else {
@@ -145,34 +144,67 @@ impl Key {
     }
 }
 
-fn usable(value: serde_json::Value) -> Option<Key> {
-    let text = value.to_string();
-    // As it stands: the library does not know the words of all algorithms.
-    let named = value.get("alg").map(|word| word.as_str().map(str::to_owned));
-    let jwk: Jwk = serde_json::from_value(value).ok()?;
-    let common = &jwk.common;
-    if common.public_key_use.as_ref().is_some_and(|used| *used != PublicKeyUse::Signature) {
+/// A key that can verify a token. A member that is null counts as absent; members that are of no use here, such
+/// as `x5c`, are not looked at.
+fn usable(value: &Value) -> Option<Key> {
+    let member = |name: &str| value.get(name).filter(|member| !member.is_null());
+    if member("use").is_some_and(|used| used != "sig") {
         return None;
     }
-    if common.key_operations.as_ref().is_some_and(|all| !all.contains(&KeyOperations::Verify)) {
-        return None;
-    }
-    let algorithms = algorithms(&jwk.algorithm, named)?;
-    let verifier = match &jwk.algorithm {
-        AlgorithmParameters::EllipticCurve(ec) => Verifier::Point(point(ec)?),
-        _ => Verifier::Library(DecodingKey::from_jwk(&jwk).ok()?),
+    let verifies = |operations: &Vec<Value>| {
+        operations.is_empty() || operations.iter().any(|one| one == "verify")
     };
-    Some(Key { id: common.key_id.clone(), algorithms, verifier, text })
+    if member("key_ops").is_some_and(|all| !all.as_array().is_some_and(verifies)) {
+        return None;
+    }
+    let (of_its_kind, verifier) = match member("kty")?.as_str()? {
+        "RSA" => rsa(value)?,
+        "EC" => point(value)?,
+        "OKP" if member("crv")? == "Ed25519" => {
+            let point = URL_SAFE_NO_PAD.encode(bytes(value, "x")?);
+            let key = DecodingKey::from_ed_components(&point).ok()?;
+            (&[Signing::EdDsa][..], Verifier::Library(key))
+        }
+        // A shared secret in a published set is a mistake.
+        _ => return None,
+    };
+    let algorithms = match member("alg") {
+        None => of_its_kind,
+        Some(named) => {
+            let word = named.as_str()?;
+            let at = of_its_kind.iter().position(|algorithm| {
+                Signing::WORDS.iter().any(|(known, meant)| *known == word && meant == algorithm)
+            })?;
+            of_its_kind.get(at..=at)?
+        }
+    };
+    let id = member("kid").and_then(Value::as_str).map(str::to_owned);
+    Some(Key { id, algorithms, verifier, text: value.to_string() })
 }
 
-/// What a key may be used with: the algorithm that it names, and else those of its kind. A shared secret in
-/// a published set is a mistake.
-fn algorithms(
-    key: &AlgorithmParameters,
-    named: Option<Option<String>>,
-) -> Option<&'static [Signing]> {
-    let of_its_kind: &'static [Signing] = match key {
-        AlgorithmParameters::RSA(rsa) if RSA_BITS.contains(&bits(&rsa.n)?) => &[
+/// A member in base64url. Some issuers pad it, or write the other base64.
+fn bytes(value: &Value, name: &str) -> Option<Vec<u8>> {
+    let text = value.get(name)?.as_str()?.trim_end_matches('=');
+    URL_SAFE_NO_PAD.decode(text.replace('+', "-").replace('/', "_")).ok()
+}
+
+/// A number without the zeros before it: some issuers write a byte for the sign (RFC 7518, section 6.3.1.1, has
+/// none).
+fn number(value: &Value, name: &str) -> Option<Vec<u8>> {
+    let bytes = bytes(value, name)?;
+    let first = bytes.iter().position(|byte| *byte != 0)?;
+    bytes.get(first..).map(<[u8]>::to_vec)
+}
+
+fn rsa(value: &Value) -> Option<(&'static [Signing], Verifier)> {
+    let (modulus, exponent) = (number(value, "n")?, number(value, "e")?);
+    let bits = modulus.len() * 8 - modulus.first()?.leading_zeros() as usize;
+    if !RSA_BITS.contains(&bits) {
+        return None;
+    }
+    let key = DecodingKey::from_rsa_raw_components(&modulus, &exponent);
+    Some((
+        &[
             Signing::Rs256,
             Signing::Rs384,
             Signing::Rs512,
@@ -180,44 +212,25 @@ fn algorithms(
             Signing::Ps384,
             Signing::Ps512,
         ],
-        AlgorithmParameters::EllipticCurve(ec) => match ec.curve {
-            EllipticCurve::P256 => &[Signing::Es256],
-            EllipticCurve::P384 => &[Signing::Es384],
-            EllipticCurve::P521 => &[Signing::Es512],
+        Verifier::Library(key),
+    ))
+}
+
+/// A point (SEC 1, section 2.3.3) that is on its curve. Coordinates are brought to the length of the field:
+/// some issuers leave zeros out before them.
+fn point(value: &Value) -> Option<(&'static [Signing], Verifier)> {
+    let (curve, length, signing): (&'static EcdsaVerificationAlgorithm, usize, &'static [Signing]) =
+        match value.get("crv")?.as_str()? {
+            "P-256" => (&ECDSA_P256_SHA256_FIXED, 32, &[Signing::Es256]),
+            "P-384" => (&ECDSA_P384_SHA384_FIXED, 48, &[Signing::Es384]),
+            "P-521" => (&ECDSA_P521_SHA512_FIXED, 66, &[Signing::Es512]),
             _ => return None,
-        },
-        AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => {
-            &[Signing::EdDsa]
-        }
-        _ => return None,
+        };
+    let coordinate = |name: &str| {
+        let digits = number(value, name)?;
+        let zeros = length.checked_sub(digits.len())?;
+        Some([vec![0; zeros], digits].concat())
     };
-    let Some(named) = named else {
-        return Some(of_its_kind);
-    };
-    let word = named?;
-    let at = of_its_kind.iter().position(|algorithm| {
-        Signing::WORDS.iter().any(|(known, meant)| *known == word && meant == algorithm)
-    })?;
-    of_its_kind.get(at..=at)
-}
-
-/// How many bits a number in base64url has.
-fn bits(number: &str) -> Option<usize> {
-    let bytes = URL_SAFE_NO_PAD.decode(number).ok()?;
-    let digits = bytes.iter().position(|byte| *byte != 0).and_then(|first| bytes.get(first..))?;
-    Some(digits.len() * 8 - digits.first()?.leading_zeros() as usize)
-}
-
-/// A point (SEC 1, section 2.3.3) that is on its curve.
-fn point(ec: &EllipticCurveKeyParameters) -> Option<ParsedPublicKey> {
-    let (curve, length): (&'static EcdsaVerificationAlgorithm, _) = match ec.curve {
-        EllipticCurve::P256 => (&ECDSA_P256_SHA256_FIXED, 32),
-        EllipticCurve::P384 => (&ECDSA_P384_SHA384_FIXED, 48),
-        EllipticCurve::P521 => (&ECDSA_P521_SHA512_FIXED, 66),
-        _ => return None,
-    };
-    let coordinate =
-        |text: &str| URL_SAFE_NO_PAD.decode(text).ok().filter(|bytes| bytes.len() == length);
-    let uncompressed = [vec![4], coordinate(&ec.x)?, coordinate(&ec.y)?].concat();
-    ParsedPublicKey::new(curve, uncompressed).ok()
+    let uncompressed = [vec![4], coordinate("x")?, coordinate("y")?].concat();
+    Some((signing, Verifier::Point(ParsedPublicKey::new(curve, uncompressed).ok()?)))
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
+use weft_certs::{system_roots_file, usable_roots};
 use weft_model::DataSource;
 
 /// The files that the last plan was made of.
@@ -98,6 +99,13 @@ impl Files {
                 self.stamp(data);
                 fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
             }
+            DataSource::SystemRoots => {
+                self.stamp(data);
+                let file = system_roots_file().map_err(|error| error.to_string())?;
+                let bundle = fs::read(&file);
+                let bundle = bundle.map_err(|error| format!("{}: {error}", file.display()))?;
+                Ok(usable_roots(&bundle))
+            }
         }
     }
 
@@ -141,12 +149,17 @@ impl Files {
     pub(crate) fn stamp(&mut self, data: &DataSource) -> Stamp {
         match data {
             DataSource::Inline(_) => Stamp::default(),
-            DataSource::File(path) => {
-                let stamp = Stamp::of(path);
-                self.seen.insert(path.clone(), stamp);
-                stamp
+            DataSource::File(path) => self.stamp_of(path),
+            DataSource::SystemRoots => {
+                system_roots_file().map(|file| self.stamp_of(&file)).unwrap_or_default()
             }
         }
+    }
+
+    fn stamp_of(&mut self, path: &Path) -> Stamp {
+        let stamp = Stamp::of(path);
+        self.seen.insert(path.to_owned(), stamp);
+        stamp
     }
 
     /// Whether a file says something else than when it was read.

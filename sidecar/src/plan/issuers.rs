@@ -108,13 +108,14 @@ impl Work<'_> {
         name: &Name,
         provider: &JwtProvider,
     ) -> (Result<Arc<KeySet>, TokenFault>, Option<Wish>) {
-        let KeySource::Http { uri, cluster, timeout, cache } = &provider.keys else {
+        let KeySource::Http { uri, cluster, timeout, cache, redirects } = &provider.keys else {
             return (Err(TokenFault::KeysFailed), None);
         };
         let origin = |tls| KeyOrigin {
             issuer: provider.issuer.clone(),
             uri: uri.clone(),
             cluster: cluster.clone(),
+            redirects: *redirects,
             tls,
         };
         let origin = match self.builder.targets.get(cluster) {

@@ -69,7 +69,8 @@ pub use secret::{
 pub use snapshot::{AddressConflict, Missing, Snapshot};
 pub use text::{Cidr, InvalidCidr, StringMatch};
 pub use token::{
-    ClaimFormat, ClaimRule, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, TokenPlace,
+    ClaimFormat, ClaimRule, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource,
+    REDIRECTS_LIMIT, TokenPlace,
 };
 
 /// The name of a resource, a service or a policy: shared, never copied on the request path.

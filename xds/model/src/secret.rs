@@ -16,6 +16,9 @@ pub enum DataSource {
     Inline(Arc<Zeroizing<Vec<u8>>>),
     /// A file, read when the configuration is applied.
     File(PathBuf),
+    /// The roots that the system trusts where the configuration is applied (`system_root_certs`). Roots
+    /// only.
+    SystemRoots,
 }
 
 impl DataSource {
@@ -32,6 +35,7 @@ impl fmt::Debug for DataSource {
         match self {
             Self::Inline(bytes) => write!(f, "<{} bytes inline>", bytes.len()),
             Self::File(path) => write!(f, "{}", path.display()),
+            Self::SystemRoots => write!(f, "<system roots>"),
         }
     }
 }

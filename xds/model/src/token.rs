@@ -100,6 +100,9 @@ impl ClaimFormat {
     ];
 }
 
+/// The most redirects of one fetch.
+pub const REDIRECTS_LIMIT: u8 = 5;
+
 /// Where a key set (RFC 7517) comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeySource {
@@ -115,6 +118,8 @@ pub enum KeySource {
         timeout: Duration,
         /// How long a fetched set is good, unless the answer says.
         cache: Duration,
+        /// How many redirects are followed: none unless the configuration says so.
+        redirects: u8,
     },
 }
 

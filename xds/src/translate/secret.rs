@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 use weft_model::{
-    ClientCertificates, DownstreamTls, Group, Name, RevocationDepth, RevocationPolicy, Secret,
-    SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
+    ClientCertificates, DataSource, DownstreamTls, Group, Name, RevocationDepth, RevocationPolicy,
+    Secret, SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
 };
 
 use super::revocation::{revocation_policy, revocation_policy_json};
@@ -49,9 +49,7 @@ fn identity(mut certificate: Reader<'_>) -> Result<TlsIdentity, Refused> {
 
 fn validation(mut context: Reader<'_>) -> Result<Validation, Refused> {
     context.harmless(&["suppress_client_ca_list"]);
-    let roots = values::data(context.required_child("trusted_ca").map_err(|_| {
-        context.refuse("trusted_ca", "it is missing; without roots any certificate would be good")
-    })?)?;
+    let roots = roots(&mut context)?;
     let revocations = context.child("crl").map(values::data).transpose()?;
     let mut policy = RevocationPolicy::default();
     if context.flag("only_verify_leaf_cert_crl") == Some(true) {
@@ -69,6 +67,19 @@ fn validation(mut context: Reader<'_>) -> Result<Validation, Refused> {
         revocation_policy(ours, &mut policy, &mut points)?;
     }
     Ok(Validation { roots, revocations, points, policy, names: names(&mut context)? })
+}
+
+fn roots(context: &mut Reader<'_>) -> Result<DataSource, Refused> {
+    match (context.child("trusted_ca"), context.child("system_root_certs")) {
+        (Some(given), None) => values::data(given),
+        (None, Some(_)) => Ok(DataSource::SystemRoots),
+        (Some(_), Some(_)) => Err(context.refuse(
+            "system_root_certs",
+            "trusted_ca is set as well: set one of trusted_ca and system_root_certs",
+        )),
+        (None, None) => Err(context
+            .refuse("trusted_ca", "it is missing; without roots any certificate would be good")),
+    }
 }
 
 /// The names of which a peer must have one. Only URI and DNS names can be asked for.
@@ -205,7 +216,9 @@ fn takes_any(context: &mut Reader<'_>, takes_any_server: bool) -> Result<bool, R
         // What else a context without roots may ask for cannot be checked, and is refused below.
         "VERIFY_TRUST_CHAIN" => Ok(takes_any_server && context.is_empty()),
         "ACCEPT_UNTRUSTED" => {
-            let asks = ["trusted_ca", "crl"].into_iter().find(|name| context.child(name).is_some());
+            let asks = ["trusted_ca", "system_root_certs", "crl"]
+                .into_iter()
+                .find(|name| context.child(name).is_some());
             let is_named = !names(context)?.is_empty();
             let asks = asks.or_else(|| is_named.then_some("names"));
             asks.map_or(Ok(true), |asked| {
@@ -277,9 +290,12 @@ fn identity_json(identity: &TlsIdentity) -> Value {
 
 fn validation_json(validation: &Validation) -> Value {
     let mut json = json!({
-        "trusted_ca": values::data_json(&validation.roots),
         "match_typed_subject_alt_names": names_json(&validation.names),
     });
+    match &validation.roots {
+        DataSource::SystemRoots => json["system_root_certs"] = json!({}),
+        roots => json["trusted_ca"] = values::data_json(roots),
+    }
     if let Some(crl) = &validation.revocations {
         json["crl"] = values::data_json(crl);
     }

@@ -122,6 +122,8 @@ pub(super) fn data_json(source: &DataSource) -> Value {
     match source {
         DataSource::File(path) => json!({"filename": path.to_string_lossy()}),
         DataSource::Inline(bytes) => json!({"inline_string": String::from_utf8_lossy(bytes)}),
+        // No `DataSource` of Envoy: only roots are taken from the system, and have a field of their own.
+        DataSource::SystemRoots => json!({}),
     }
 }
 

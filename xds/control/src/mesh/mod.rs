@@ -197,8 +197,34 @@ pub struct Issuer {
 pub enum Keys {
     /// In the control plane's file: they are sent along.
     File(PathBuf, Vec<u8>),
-    /// At a URI, with the address to connect to.
-    Http(String, SocketAddr),
+    /// At a key server.
+    Http(KeyServer),
+}
+
+/// A server that publishes keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyServer {
+    /// The URI of the key set.
+    pub uri: String,
+    /// The URI's host: by `https` the server's certificate must have this name.
+    pub host: String,
+    /// The URI's port.
+    pub port: u16,
+    /// The address to connect to; none: the host is resolved.
+    pub address: Option<SocketAddr>,
+    /// By which roots the server's certificate is verified; none by `http`.
+    pub roots: Option<Roots>,
+    /// How many redirects are followed.
+    pub redirects: u8,
+}
+
+/// Roots of a server outside the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Roots {
+    /// Those that the system of each sidecar trusts.
+    System,
+    /// Those of a file, PEM: they are sent along.
+    File(PathBuf, Vec<u8>),
 }
 
 /// Who may call what at a service.

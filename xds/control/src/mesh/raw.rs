@@ -350,8 +350,13 @@ pub struct Issuer {
     pub jwks_file: Option<String>,
     /// The URI of the key set.
     pub jwks_uri: Option<String>,
-    /// Where the URI is served: address and port.
+    /// Where the URI is served: address and port. Without it the URI's host is resolved.
     pub jwks_address: Option<SocketAddr>,
+    /// A file with the roots of the key server, beside the mesh's. Without it the roots of the system count.
+    pub jwks_roots_file: Option<String>,
+    /// How many redirects are followed to the key set.
+    #[serde(default)]
+    pub jwks_redirects: u8,
     /// Whether tokens go on to the service.
     #[serde(default = "yes")]
     pub forward: bool,

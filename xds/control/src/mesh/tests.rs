@@ -385,3 +385,50 @@ fn paths_and_headers_are_passed_as_sent_unless_a_service_says_otherwise() {
         assert!(found.len() == 1 && found[0].starts_with(expected), "{found:#?}");
     }
 }
+
+#[test]
+fn key_server_is_named_by_a_uri_with_an_address_roots_and_redirects_or_refused() {
+    let with = |keys: &str| {
+        let issuer = format!("{{issuer: me, audiences: [a], {keys}}}");
+        GOOD.replace("security:\n", &format!("security:\n  issuers: {{login: {issuer}}}\n"))
+    };
+    let keys = |text: &str| {
+        let mesh = Mesh::parse(&with(text), std::path::Path::new(".")).expect(text);
+        mesh.issuers["login"].keys.clone()
+    };
+    let Keys::Http(server) = keys("jwks_uri: 'https://login.example/keys', jwks_redirects: 2")
+    else {
+        panic!("keys come from a server");
+    };
+    assert_eq!((server.host.as_str(), server.port, server.address), ("login.example", 443, None));
+    assert_eq!((server.roots, server.redirects), (Some(Roots::System), 2));
+    for (text, address, roots) in [
+        ("jwks_uri: 'http://login.example/'", None, None),
+        ("jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'", Some("10.1.1.1:80"), None),
+        ("jwks_uri: 'https://10.1.1.2/'", Some("10.1.1.2:443"), Some(Roots::System)),
+        (
+            "jwks_uri: 'https://a/', jwks_address: '10.1.1.1:8443'",
+            Some("10.1.1.1:8443"),
+            Some(Roots::System),
+        ),
+    ] {
+        let Keys::Http(server) = keys(text) else { panic!("{text}") };
+        let address = address.map(|address| address.parse().expect("an address"));
+        assert_eq!((server.address, server.roots), (address, roots), "{text}");
+    }
+    for (text, expected) in [
+        ("jwks_uri: 'ftp://a/'", ".jwks_uri: invalid URI"),
+        ("jwks_uri: 'https://a/', jwks_redirects: 6", ".jwks_redirects: invalid number 6"),
+        ("jwks_uri: 'https://a/', jwks_roots_file: /none", ".jwks_roots_file: /none"),
+        ("jwks_uri: 'https://a/', jwks_roots_file: /dev/null", ".jwks_roots_file: /dev/null"),
+        ("jwks_uri: 'http://a/', jwks_roots_file: /dev/null", ".jwks_roots_file: it has no"),
+        ("jwks_file: /dev/null, jwks_redirects: 1", ".jwks_redirects: it has no effect"),
+        ("jwks_file: a, jwks_uri: 'https://a/'", ": set one of jwks_file and jwks_uri"),
+        ("forward: true", ": set one of jwks_file and jwks_uri"),
+    ] {
+        let found = mistakes(&with(text));
+        let expected = format!("security.issuers[\"login\"]{expected}");
+        assert!(found.iter().any(|line| line.contains(&expected)), "{expected}: {found:#?}");
+        assert_eq!(found.len(), 1, "{found:#?}");
+    }
+}

@@ -4,6 +4,7 @@
 //! and the outbound side of all others.
 
 mod agent;
+mod key_server;
 mod policies;
 mod scope;
 mod sidecar;

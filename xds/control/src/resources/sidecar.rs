@@ -17,7 +17,7 @@ use weft_xds::translate::WORKLOAD_IDENTITY;
 
 use super::{
     INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, everywhere,
-    policies, trust_secret,
+    key_server, policies, trust_secret,
 };
 use crate::mesh::{Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target};
 
@@ -140,17 +140,16 @@ fn tokens(mesh: &Mesh, rules: Vec<JwtRule>, snapshot: &mut Snapshot) -> JwtPolic
             Keys::File(_, bytes) => {
                 KeySource::Local(weft_model::DataSource::inline(bytes.as_slice()))
             }
-            Keys::Http(uri, address) => {
-                let cluster_name = format!("keys|{name}");
-                let endpoint = Endpoint::new(*address, 1, Health::Healthy);
-                let set = EndpointSet { endpoints: endpoint.into_iter().collect() };
-                let target = cluster(&cluster_name, Discovery::Static(set), Balance::RoundRobin);
-                snapshot.clusters.insert(cluster_name.as_str().into(), Arc::new(target));
+            Keys::Http(server) => {
+                let target = key_server::cluster_of(name, server);
+                let cluster = target.name.clone();
+                snapshot.clusters.insert(cluster.clone(), Arc::new(target));
                 KeySource::Http {
-                    uri: uri.clone(),
-                    cluster: cluster_name.into(),
+                    uri: server.uri.clone(),
+                    cluster,
                     timeout: Duration::from_secs(5),
                     cache: Duration::from_secs(300),
+                    redirects: server.redirects,
                 }
             }
         };

@@ -72,7 +72,7 @@ fn provider(mut provider: Reader<'_>, ours: OurProvider) -> Result<JwtProvider, 
     let keys = if let Some(local) = provider.child("local_jwks") {
         KeySource::Local(values::data(local)?)
     } else if let Some(remote) = provider.child("remote_jwks") {
-        remote_keys(remote)?
+        remote_keys(remote, ours.redirects)?
     } else {
         return Err(provider.refuse("", "one of local_jwks and remote_jwks must be set"));
     };
@@ -157,7 +157,7 @@ fn field_name(reader: &mut Reader<'_>, field: &str) -> Result<Option<String>, Re
     Ok(Some(name))
 }
 
-fn remote_keys(mut remote: Reader<'_>) -> Result<KeySource, Refused> {
+fn remote_keys(mut remote: Reader<'_>, redirects: u8) -> Result<KeySource, Refused> {
     remote.harmless(&["async_fetch", "retry_policy"]);
     let cache = remote.duration("cache_duration")?.unwrap_or(DEFAULT_CACHE);
     let mut http = remote.required_child("http_uri")?;
@@ -167,7 +167,7 @@ fn remote_keys(mut remote: Reader<'_>) -> Result<KeySource, Refused> {
     }
     let cluster = http.required_text("cluster")?.into();
     let timeout = http.duration("timeout")?.unwrap_or(DEFAULT_FETCH_TIMEOUT);
-    Ok(KeySource::Http { uri, cluster, timeout, cache })
+    Ok(KeySource::Http { uri, cluster, timeout, cache, redirects })
 }
 
 fn rule(
@@ -257,7 +257,7 @@ fn provider_json(provider: &JwtProvider) -> Value {
     });
     match &provider.keys {
         KeySource::Local(data) => json["local_jwks"] = values::data_json(data),
-        KeySource::Http { uri, cluster, timeout, cache } => {
+        KeySource::Http { uri, cluster, timeout, cache, redirects: _ } => {
             json["remote_jwks"] = json!({
             "http_uri": {"uri": uri, "cluster": &**cluster, "timeout": values::duration(*timeout)},
             "cache_duration": values::duration(*cache)})

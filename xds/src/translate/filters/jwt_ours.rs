@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use weft_model::{ClaimFormat, ClaimRule, JwtProvider};
+use weft_model::{ClaimFormat, ClaimRule, JwtProvider, KeySource, REDIRECTS_LIMIT};
 
 use super::super::{Reader, Refused};
 
@@ -12,6 +12,7 @@ const CLAIMS: &str = "claims";
 const ANY_AUDIENCE: &str = "any_audience";
 const BOUND: &str = "bound_to_certificate";
 const ENDS_STREAMS: &str = "ends_streams";
+const REDIRECTS: &str = "redirects";
 
 /// How many rules of claims a provider may have, and how many values one.
 const LIMIT: usize = 10;
@@ -23,6 +24,8 @@ pub(super) struct OurProvider {
     pub(super) any_audience: bool,
     pub(super) bound: bool,
     pub(super) ends_streams: bool,
+    /// How many redirects are followed to the key set.
+    pub(super) redirects: u8,
 }
 
 /// Reads what is said of each provider.
@@ -44,8 +47,9 @@ fn one(mut value: Reader<'_>) -> Result<OurProvider, Refused> {
             ANY_AUDIENCE => ours.any_audience = yes(&mut value)?,
             BOUND => ours.bound = yes(&mut value)?,
             ENDS_STREAMS => ours.ends_streams = yes(&mut value)?,
+            REDIRECTS => ours.redirects = redirects(&mut value)?,
             _ => {
-                let known = [CLAIMS, ANY_AUDIENCE, BOUND, ENDS_STREAMS].join(", ");
+                let known = [CLAIMS, ANY_AUDIENCE, BOUND, ENDS_STREAMS, REDIRECTS].join(", ");
                 return Err(value.refuse("", format!("{field:?} is not known; {known} are")));
             }
         }
@@ -118,6 +122,14 @@ fn yes(value: &mut Reader<'_>) -> Result<bool, Refused> {
     value.flag("bool_value").ok_or_else(|| value.refuse("", "it must be true or false"))
 }
 
+fn redirects(value: &mut Reader<'_>) -> Result<u8, Refused> {
+    let said = value.number("number_value");
+    let count = (0..=REDIRECTS_LIMIT).find(|count| Some(u32::from(*count)) == said);
+    count.ok_or_else(|| {
+        value.refuse("", format!("it must be a whole number from 0 to {REDIRECTS_LIMIT}"))
+    })
+}
+
 /// What is said of a provider beyond Envoy's fields.
 pub(super) fn json(provider: &JwtProvider) -> Map<String, Value> {
     let mut ours = Map::new();
@@ -138,6 +150,9 @@ pub(super) fn json(provider: &JwtProvider) -> Map<String, Value> {
         if said {
             ours.insert(name.into(), json!(true));
         }
+    }
+    if let KeySource::Http { redirects: redirects @ 1.., .. } = &provider.keys {
+        ours.insert(REDIRECTS.into(), json!(redirects));
     }
     ours
 }

@@ -1,5 +1,6 @@
 //! From the file as written to the mesh that it means. Every mistake is collected.
 
+mod key_server;
 mod policies;
 mod reach;
 mod routes;

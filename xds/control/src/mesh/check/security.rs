@@ -9,7 +9,8 @@ use weft_model::{
 };
 
 use super::Mistakes;
-use crate::mesh::{Issuer, Keys, raw};
+use super::key_server::keys;
+use crate::mesh::{Issuer, raw};
 
 /// Checks the issuers of tokens.
 pub(super) fn issuers(
@@ -30,34 +31,8 @@ pub(super) fn issuers(
                 "it is empty; a token for any service would be good",
             );
         }
-        let keys = match (&issuer.jwks_file, &issuer.jwks_uri, issuer.jwks_address) {
-            (Some(file), None, None) => {
-                let file = folder.join(file);
-                match std::fs::read(&file) {
-                    Ok(bytes) => Keys::File(file, bytes),
-                    Err(error) => {
-                        mistakes.add(
-                            format!("{path}.jwks_file"),
-                            format!("{}: {error}", file.display()),
-                        );
-                        continue;
-                    }
-                }
-            }
-            (None, Some(uri), Some(address)) if uri.starts_with("http://") => {
-                Keys::Http(uri.clone(), address)
-            }
-            (None, Some(uri), Some(_)) => {
-                mistakes.add(
-                    format!("{path}.jwks_uri"),
-                    format!("{uri:?} does not start with http://"),
-                );
-                continue;
-            }
-            _ => {
-                mistakes.add(&path, "give jwks_file, or jwks_uri with jwks_address");
-                continue;
-            }
+        let Some(keys) = keys(issuer, folder, &path, mistakes) else {
+            continue;
         };
         let checked = Issuer {
             issuer: issuer.issuer.clone(),

@@ -1,0 +1,175 @@
+//! Checks where the keys of token issuers come from.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use http::Uri;
+use weft_certs::usable_roots;
+use weft_model::REDIRECTS_LIMIT;
+
+use super::Mistakes;
+use crate::mesh::{KeyServer, Keys, Roots, raw};
+
+/// The keys of an issuer; none when a mistake was found.
+pub(super) fn keys(
+    issuer: &raw::Issuer,
+    folder: &Path,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> Option<Keys> {
+    let mut read = |field: &str, file: &str| {
+        let file = folder.join(file);
+        match std::fs::read(&file) {
+            Ok(bytes) => Some((file, bytes)),
+            Err(error) => {
+                mistakes.add(format!("{path}.{field}"), format!("{}: {error}", file.display()));
+                None
+            }
+        }
+    };
+    match (&issuer.jwks_file, &issuer.jwks_uri) {
+        (Some(file), None) => {
+            let (file, bytes) = read("jwks_file", file)?;
+            let needless = [
+                ("jwks_address", issuer.jwks_address.is_some()),
+                ("jwks_roots_file", issuer.jwks_roots_file.is_some()),
+                ("jwks_redirects", issuer.jwks_redirects != 0),
+            ];
+            for (field, _) in needless.into_iter().filter(|(_, is_set)| *is_set) {
+                let reason = "it has no effect beside jwks_file; accepted only with jwks_uri";
+                mistakes.add(format!("{path}.{field}"), reason);
+            }
+            Some(Keys::File(file, bytes))
+        }
+        (None, Some(uri)) => {
+            let given = match &issuer.jwks_roots_file {
+                Some(file) => Some(read("jwks_roots_file", file)?),
+                None => None,
+            };
+            server(issuer, uri, given, path, mistakes).map(Keys::Http)
+        }
+        (Some(_), Some(_)) | (None, None) => {
+            mistakes.add(path, "set one of jwks_file and jwks_uri");
+            None
+        }
+    }
+}
+
+fn server(
+    issuer: &raw::Issuer,
+    uri: &str,
+    given: Option<(std::path::PathBuf, Vec<u8>)>,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> Option<KeyServer> {
+    let place = match parse(uri) {
+        Ok(place) => place,
+        Err(reason) => {
+            let field = format!("{path}.jwks_uri");
+            mistakes.add(field, format!("invalid URI {uri:?}: {reason}"));
+            return None;
+        }
+    };
+    let roots = match (place.is_secure, given) {
+        (true, Some((file, bytes))) if usable_roots(&bytes).is_empty() => {
+            let reason = format!("{}: it holds no root certificate in PEM", file.display());
+            mistakes.add(format!("{path}.jwks_roots_file"), reason);
+            return None;
+        }
+        (true, Some((file, bytes))) => Some(Roots::File(file, bytes)),
+        (true, None) => Some(Roots::System),
+        (false, Some(_)) => {
+            let reason = "it has no effect with http://; accepted only with https://";
+            mistakes.add(format!("{path}.jwks_roots_file"), reason);
+            return None;
+        }
+        (false, None) => None,
+    };
+    let redirects = issuer.jwks_redirects;
+    if redirects > REDIRECTS_LIMIT {
+        let reason = format!("invalid number {redirects}: must be 0 to {REDIRECTS_LIMIT}");
+        mistakes.add(format!("{path}.jwks_redirects"), reason);
+        return None;
+    }
+    let literal = place.host.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, place.port));
+    Some(KeyServer {
+        uri: uri.to_owned(),
+        host: place.host,
+        port: place.port,
+        address: issuer.jwks_address.or(literal),
+        roots,
+        redirects,
+    })
+}
+
+struct Place {
+    is_secure: bool,
+    host: String,
+    port: u16,
+}
+
+fn parse(text: &str) -> Result<Place, &'static str> {
+    let right = "must be http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH";
+    let uri: Uri = text.parse().map_err(|_| right)?;
+    let default = match uri.scheme_str() {
+        Some("https") => 443,
+        Some("http") => 80,
+        Some(_) | None => return Err(right),
+    };
+    let authority = uri.authority().ok_or(right)?;
+    if authority.as_str().contains('@') {
+        return Err("a user in it has no effect");
+    }
+    // Behind the last bracket: an IPv6 address has colons of its own.
+    let behind = authority.as_str().rsplit(']').next().unwrap_or_default();
+    let port = match behind.rsplit_once(':') {
+        Some((_, port)) => port.parse().ok().filter(|port| *port != 0),
+        None => Some(default),
+    };
+    let port = port.ok_or("its port must be 1 to 65535")?;
+    let host = authority.host().trim_matches(['[', ']']).to_owned();
+    let is_name = |name: &str| {
+        let label = |label: &str| {
+            let is_good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+            (1..=63).contains(&label.len()) && label.bytes().all(is_good)
+        };
+        name.len() <= 253 && name.trim_end_matches('.').split('.').all(label)
+    };
+    if host.parse::<IpAddr>().is_err() && !is_name(&host) {
+        return Err("its host is neither a name nor an address");
+    }
+    Ok(Place { is_secure: default == 443, host, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uri_of_a_key_set_names_a_host_and_a_port() {
+        let place =
+            |text: &str| parse(text).map(|place| (place.is_secure, place.host, place.port)).ok();
+        let check = |text: &str, is_secure, host: &str, port| {
+            assert_eq!(place(text), Some((is_secure, host.to_owned(), port)), "{text}");
+        };
+        check("https://login.example/.well-known/jwks.json", true, "login.example", 443);
+        check("https://login.example:8443/keys?v=1", true, "login.example", 8443);
+        check("http://keycloak/keys", false, "keycloak", 80);
+        check("https://[fd00::1]:444/keys", true, "fd00::1", 444);
+        check("https://10.0.0.1/keys", true, "10.0.0.1", 443);
+        for wrong in [
+            "",
+            "login.example/keys",
+            "ftp://login.example/keys",
+            "https:///keys",
+            "https://user@login.example/keys",
+            "https://login.example:0/keys",
+            "https://login.example:/keys",
+            "https://login.example:70000/keys",
+            "https://a..b/keys",
+            "file:///keys.json",
+        ] {
+            assert_eq!(place(wrong), None, "{wrong}");
+        }
+    }
+}
