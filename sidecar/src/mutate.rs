@@ -263,6 +263,7 @@ mod tests {
             version: HttpVersion::Http2,
             desync: None,
             is_isolated: false,
+            readings: None,
         }
     }
 

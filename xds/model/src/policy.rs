@@ -112,7 +112,9 @@ pub trait RequestFacts {
     /// The address at the other end of the connection.
     fn remote_address(&self) -> IpAddr;
     /// The client's address, as trusted hops forwarded it.
-    fn client_address(&self) -> IpAddr;
+    fn client_address(&self) -> IpAddr {
+        self.remote_address()
+    }
     /// The port the client aimed at.
     fn destination_port(&self) -> u16;
 }

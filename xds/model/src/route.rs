@@ -283,7 +283,8 @@ pub struct HeaderMatch {
     pub name: String,
     /// What to ask of it.
     pub check: HeaderCheck,
-    /// Whether the answer is turned around.
+    /// Whether the answer is turned around. What is asked of a value says nothing of a header that is
+    /// missing: such a header does not match, turned around or not.
     pub invert: bool,
 }
 
@@ -300,9 +301,13 @@ impl HeaderMatch {
     /// Whether the request fits.
     #[must_use]
     pub fn matches(&self, facts: &dyn RequestFacts) -> bool {
-        let mut fits = |value: &str| match &self.check {
-            HeaderCheck::Present => true,
-            HeaderCheck::Value(want) => want.matches(value),
+        let mut is_there = false;
+        let mut fits = |value: &str| {
+            is_there = true;
+            match &self.check {
+                HeaderCheck::Present => true,
+                HeaderCheck::Value(want) => want.matches(value),
+            }
         };
         // Each value of a field counts: one behind another must not hide from a policy.
         let any_fits = match self.name.as_str() {
@@ -311,7 +316,11 @@ impl HeaderMatch {
             ":authority" | "host" => fits(facts.authority()),
             name => facts.has_header(name, &mut fits),
         };
-        any_fits != self.invert
+        if is_there {
+            any_fits != self.invert
+        } else {
+            self.check == HeaderCheck::Present && self.invert
+        }
     }
 }
 
@@ -487,6 +496,61 @@ mod tests {
         // The route of everything takes what is asked of the whole server too.
         check("/", "*", true);
         check("/cart", "*", false);
+    }
+
+    /// A request with these values of the header `x`.
+    struct With<'v>(&'v [&'v str]);
+
+    impl RequestFacts for With<'_> {
+        fn method(&self) -> &str {
+            "GET"
+        }
+        fn path(&self) -> &str {
+            "/"
+        }
+        fn authority(&self) -> &str {
+            "a"
+        }
+        fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool {
+            name == "x" && self.0.iter().any(|value| fits(value))
+        }
+        fn query(&self, _: &str) -> Option<&str> {
+            None
+        }
+        fn has_claim(&self, _: &str, _: &[String], _: &mut dyn FnMut(&str) -> bool) -> bool {
+            false
+        }
+        fn peer(&self) -> Option<&crate::SpiffeId> {
+            None
+        }
+        fn remote_address(&self) -> std::net::IpAddr {
+            [10, 0, 0, 1].into()
+        }
+        fn client_address(&self) -> std::net::IpAddr {
+            self.remote_address()
+        }
+        fn destination_port(&self) -> u16 {
+            80
+        }
+    }
+
+    #[test]
+    fn inverted_matcher_of_a_value_does_not_match_a_missing_header() {
+        let exact = HeaderCheck::Value(StringMatch::Exact("a".into()));
+        // Missing, empty, `a`, `b` before `a`, `b`: as Envoy 1.40 decides.
+        let check = |check: &HeaderCheck, invert, expected: [bool; 5]| {
+            let matcher = HeaderMatch { name: "x".into(), check: check.clone(), invert };
+            let values: [&[&str]; 5] = [&[], &[""], &["a"], &["b", "a"], &["b"]];
+            assert_eq!(
+                values.map(|values| matcher.matches(&With(values))),
+                expected,
+                "{matcher:?}"
+            );
+        };
+        check(&exact, false, [false, false, true, true, false]);
+        check(&exact, true, [false, true, false, false, true]);
+        check(&HeaderCheck::Present, false, [false, true, true, true, true]);
+        check(&HeaderCheck::Present, true, [true, false, false, false, false]);
     }
 
     #[test]

@@ -75,6 +75,7 @@ const SECURITY_FIELDS: &[&str] = &[
     "FilterChainMatch.server_names",
     "FilterChainMatch.application_protocols",
     "FilterChainMatch.address_suffix",
+    "HeaderMatcher.treat_missing_header_as_empty",
     "HttpConnectionManager.forward_client_cert_matcher",
     "HttpConnectionManager.typed_header_validation_config",
     "JwtAuthentication.filter_state_rules",
