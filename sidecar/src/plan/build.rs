@@ -8,7 +8,7 @@ use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_model::{
-    Action, ClientCertificates, Cluster, DownstreamTls, Filter, FilterChain, HttpFilter,
+    Action, Balance, ClientCertificates, Cluster, DownstreamTls, Filter, FilterChain, HttpFilter,
     HttpService, Listener, Name, RbacFilter, Route, RouteIndex, RouteMatch, RouteSource,
     RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
 };
@@ -249,6 +249,12 @@ impl Work<'_> {
     fn target(&mut self, cluster: &Arc<Cluster>) -> Arc<Target> {
         let previous = self.builder.targets.get(&cluster.name).cloned();
         let endpoints = self.snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
+        if matches!(cluster.balance, Balance::Maglev { .. }) {
+            self.problems.warn(format!(
+                "cluster {:?}: lb_policy MAGLEV has no effect at a sidecar, requests take turns",
+                &*cluster.name
+            ));
+        }
         let balancer =
             Balancer::new(endpoints, cluster.balance, previous.as_ref().map(|old| &old.balancer));
         // Asked each time, so that what is wrong is told as long as it is.
