@@ -315,8 +315,11 @@ impl Mesh {
     /// # Errors
     /// Every mistake, each with its line and field.
     pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, Vec<Problem>> {
-        let raw: raw::Mesh = serde_saphyr::from_str(text)
-            .map_err(|error| vec![Problem { line: 0, text: error.to_string() }])?;
+        let raw: raw::Mesh =
+            serde_saphyr::from_str(text).map_err(|error: serde_saphyr::Error| {
+                let line = error.location().map_or(0, |location| location.line());
+                vec![Problem { line, text: error.without_snippet().to_string() }]
+            })?;
         let located = Located::parse(text);
         let line = |path: &str| located.as_ref().map_or(0, |located| located.line_of(path));
         let problems = |mistakes: Vec<check::Mistake>| {

@@ -432,3 +432,25 @@ fn key_server_is_named_by_a_uri_with_an_address_roots_and_redirects_or_refused()
         assert_eq!(found.len(), 1, "{found:#?}");
     }
 }
+
+#[test]
+fn a_bad_name_hides_no_other_mistake_of_its_service() {
+    let text = r#"trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- name: Web
+  addresses: [10.97.0.1]
+  ports: [{port: 0, protocol: http}]
+  endpoints: [{address: 10.96.0.9}]
+"#;
+    let found = mistakes(text);
+    for (found, expected) in found.iter().zip([
+        "line 4: services[0].name: invalid service name \"Web\": must match [a-z0-9-]{1,63}",
+        "line 5: services[0].addresses[0]: 10.97.0.1 lies in none",
+        "line 6: services[0].ports[0].port: invalid port 0: must be 1 to 65535",
+        "line 7: services[0].endpoints[0].address: 10.96.0.9 lies in 10.96.0.0/16",
+    ]) {
+        assert!(found.starts_with(expected), "{expected}: {found}");
+    }
+    assert_eq!(found.len(), 4, "{found:#?}");
+}

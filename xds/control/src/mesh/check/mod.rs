@@ -99,9 +99,8 @@ fn services(
         if !is_name(&service.name) {
             mistakes.add(
                 format!("{path}.name"),
-                format!("{:?} is not 1 to 63 of a-z 0-9 -", service.name),
+                format!("invalid service name {:?}: must match [a-z0-9-]{{1,63}}", service.name),
             );
-            continue;
         }
         for (position, address) in service.addresses.iter().enumerate() {
             let path = format!("{path}.addresses[{position}]");
@@ -219,8 +218,9 @@ fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Por
         let path = format!("{path}.ports[{index}]");
         let target = port.target.unwrap_or(port.port);
         let udp = port.protocol == Protocol::Udp;
-        if port.port == 0 || target == 0 {
-            mistakes.add(path.clone(), "port 0 is no port");
+        let numbers = [("port", Some(port.port)), ("target", port.target)];
+        for (field, _) in numbers.iter().filter(|(_, number)| *number == Some(0)) {
+            mistakes.add(format!("{path}.{field}"), "invalid port 0: must be 1 to 65535");
         }
         if (15000..=15099).contains(&target) {
             mistakes.add(

@@ -31,6 +31,7 @@ pub(super) fn issuers(
                 "it is empty; a token for any service would be good",
             );
         }
+        let claims = claims(issuer, &path, mistakes);
         let Some(keys) = keys(issuer, folder, &path, mistakes) else {
             continue;
         };
@@ -39,7 +40,7 @@ pub(super) fn issuers(
             audiences: issuer.audiences.clone(),
             keys,
             forward: issuer.forward,
-            claims: claims(issuer, &path, mistakes),
+            claims,
             claim_fields: issuer.claim_headers.clone().into_iter().collect(),
             bound: issuer.bound_to_certificate,
             ends_streams: issuer.ends_streams,
