@@ -57,10 +57,10 @@ fn slow_clients(address: &str, path: &str) -> Vec<TcpStream> {
     let client = |number: usize| {
         let mut stream = TcpStream::connect(address).expect("it listens");
         let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n");
-        let end = if number % 2 == 0 { "\r\n" } else { "" };
+        let end = if number.is_multiple_of(2) { "\r\n" } else { "" };
         // Pipelined, so that the answers fill every buffer between.
         let requests =
-            [request.as_str(), end].concat().repeat(if number % 2 == 0 { 20 } else { 1 });
+            [request.as_str(), end].concat().repeat(if number.is_multiple_of(2) { 20 } else { 1 });
         stream.write_all(requests.as_bytes()).expect("it is open");
         stream
     };

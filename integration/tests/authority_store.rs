@@ -28,11 +28,12 @@ struct Authority {
 
 impl Authority {
     fn create() -> Self {
-        let folder = TempDir::new().unwrap();
+        let folder = TempDir::new().expect("no error here");
         let authority = Self { folder };
-        fs::create_dir(authority.state()).unwrap();
+        fs::create_dir(authority.state()).expect("no error here");
         let size = Some("size=16m,mode=0700");
-        mount(Some("tmpfs"), &authority.state(), Some("tmpfs"), MsFlags::empty(), size).unwrap();
+        mount(Some("tmpfs"), &authority.state(), Some("tmpfs"), MsFlags::empty(), size)
+            .expect("no error here");
         authority.ca_succeeds(&["init", "--trust-domain", TRUST_DOMAIN]);
         authority
     }
@@ -49,31 +50,31 @@ impl Authority {
         let [name, rest @ ..] = arguments else { unreachable!("a command has a name") };
         let mut command = weft();
         command.args(["ca", name, "--state"]).arg(self.state()).args(rest);
-        command.output().unwrap()
+        command.output().expect("no error here")
     }
 
     fn ca_succeeds(&self, arguments: &[&str]) -> String {
         let output = self.ca(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        String::from_utf8(output.stdout).expect("no error here")
     }
 
     /// The reason why a command fails with exit code 1.
     fn ca_fails(&self, arguments: &[&str]) -> String {
         let output = self.ca(arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
-        String::from_utf8(output.stderr).unwrap()
+        String::from_utf8(output.stderr).expect("no error here")
     }
 
     /// Issues a certificate and gives its serial number.
     fn issue(&self, service: &str) -> String {
         let out = self.folder.path().join(service);
         let said = self.ca_succeeds(&["issue", &spiffe_id(service), "--out", text(&out)]);
-        said.split(' ').next().unwrap().to_owned()
+        said.split(' ').next().expect("no error here").to_owned()
     }
 
     fn audited(&self, event: &str) -> usize {
-        let log = fs::read_to_string(self.file("audit.jsonl")).unwrap();
+        let log = fs::read_to_string(self.file("audit.jsonl")).expect("no error here");
         log.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
     }
 
@@ -86,8 +87,8 @@ impl Authority {
         let file = json!({"trust_domain": TRUST_DOMAIN, "service_ranges": ["10.96.0.0/16"], "services": services,
             "security": {"revocations": revoked, "policies": []}});
         let part = self.folder.path().join("mesh.part");
-        fs::write(&part, format!("{file:#}")).unwrap();
-        fs::rename(part, self.mesh()).unwrap();
+        fs::write(&part, format!("{file:#}")).expect("no error here");
+        fs::rename(part, self.mesh()).expect("no error here");
     }
 
     fn mesh(&self) -> PathBuf {
@@ -119,9 +120,9 @@ impl Authority {
     /// Starts a sidecar of `web` with a join token of its own; gives it with its admin port.
     fn join(&self, control: &Control, name: &str) -> (Process, u16) {
         let token = self.folder.path().join(name).with_extension("token");
-        fs::write(&token, self.ca_succeeds(&["token", &spiffe_id("web")])).unwrap();
+        fs::write(&token, self.ca_succeeds(&["token", &spiffe_id("web")])).expect("no error here");
         let root = self.folder.path().join("root.pem");
-        fs::write(&root, self.ca_succeeds(&["roots"])).unwrap();
+        fs::write(&root, self.ca_succeeds(&["roots"])).expect("no error here");
         let (admin, mut command) = (port::free(), weft());
         command.args(["sidecar", "--service", "web", "--workers", "1", "--trust", text(&root)]);
         command.args(["--control", &format!("127.0.0.1:{}", control.listen)]);
@@ -131,14 +132,14 @@ impl Authority {
 
     /// Fills the file system to its last byte.
     fn fill(&self) {
-        let mut filler = fs::File::create(self.file("filler")).unwrap();
+        let mut filler = fs::File::create(self.file("filler")).expect("no error here");
         for block in [64 * 1024, 4096, 1] {
             while filler.write_all(&vec![b'x'; block]).is_ok() {}
         }
     }
 
     fn make_room(&self) {
-        fs::remove_file(self.file("filler")).unwrap();
+        fs::remove_file(self.file("filler")).expect("no error here");
     }
 }
 
@@ -165,22 +166,25 @@ impl Control {
     }
 
     fn dump(&self) -> serde_json::Value {
-        serde_json::from_slice(&Curl::get(self.admin, "/config_dump").run().body).unwrap()
+        serde_json::from_slice(&Curl::get(self.admin, "/config_dump").run().body)
+            .expect("no error here")
     }
 
     /// From when to when the certificate is good that it shows.
     fn shown(&self) -> (SystemTime, SystemTime) {
         let mut openssl = tool("openssl");
         openssl.args(["s_client", "-connect", &format!("127.0.0.1:{}", self.listen)]);
-        let output = openssl.args(["-alpn", "h2"]).stdin(Stdio::null()).output().unwrap();
-        validity(&CertificateDer::from_pem_slice(&output.stdout).unwrap()).unwrap()
+        let output =
+            openssl.args(["-alpn", "h2"]).stdin(Stdio::null()).output().expect("no error here");
+        validity(&CertificateDer::from_pem_slice(&output.stdout).expect("no error here"))
+            .expect("no error here")
     }
 
     fn resident_bytes(&self) -> u64 {
         let page = Curl::get(self.admin, "/metrics").run().text();
         let mut lines = page.lines();
         let line = lines.find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
-        line.unwrap().parse().unwrap()
+        line.expect("no error here").parse().expect("no error here")
     }
 
     fn logged(&self, text: &str) -> usize {
@@ -200,7 +204,7 @@ fn full_disk_refuses_revocations_loudly_and_store_works_again_with_the_disk() {
     authority.fill();
     let reason = eventually("a change does not fit on the disk", || {
         let output = authority.ca(&["token", &spiffe_id("web")]);
-        (!output.status.success()).then(|| String::from_utf8(output.stderr).unwrap())
+        (!output.status.success()).then(|| String::from_utf8(output.stderr).expect("no error here"))
     });
     assert!(reason.contains("No space left on device"), "{reason}");
     let reason = authority.ca_fails(&["revoke", &second]);
@@ -234,7 +238,8 @@ fn full_disk_refuses_revocations_loudly_and_store_works_again_with_the_disk() {
     });
     let list = authority.ca_succeeds(&["list"]);
     for serial in [&first, &second, &third] {
-        let line = list.lines().find(|line| line.starts_with(serial.as_str())).unwrap();
+        let line =
+            list.lines().find(|line| line.starts_with(serial.as_str())).expect("no error here");
         assert!(line.contains("revoked"), "{line}");
     }
     authority.ca_succeeds(&["check"]);
@@ -250,29 +255,34 @@ fn damaged_store_is_named_with_its_backup_and_never_written_to() {
     let (store, backup) = (authority.file("weft.redb"), authority.file("weft.redb.backup-1"));
     let checked = authority.ca_succeeds(&["check"]);
     assert_eq!(checked.lines().filter(|line| line.contains(": good: ")).count(), 3, "{checked}");
-    let whole = fs::read(&store).unwrap();
+    let whole = fs::read(&store).expect("no error here");
     let mut scattered = whole.clone();
     scattered.iter_mut().step_by(509).for_each(|byte| *byte ^= 0x55);
     let half = whole[..whole.len() / 2].to_vec();
     for bytes in [Vec::new(), half, scattered, vec![0; 4096], b"redb".to_vec()] {
-        fs::write(&store, &bytes).unwrap();
+        fs::write(&store, &bytes).expect("no error here");
         for arguments in [&["list"][..], &["check"], &["revoke", &serial], &["crl"]] {
             let said = authority.ca_fails(arguments);
             assert_restorable(&said, &store, &backup);
         }
-        let output = authority.command([port::free(), port::free()]).output().unwrap();
+        let output =
+            authority.command([port::free(), port::free()]).output().expect("no error here");
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert_restorable(&String::from_utf8(output.stderr).unwrap(), &store, &backup);
-        assert_eq!(fs::read(&store).unwrap(), bytes, "it was written to");
+        assert_restorable(
+            &String::from_utf8(output.stderr).expect("no error here"),
+            &store,
+            &backup,
+        );
+        assert_eq!(fs::read(&store).expect("no error here"), bytes, "it was written to");
     }
-    fs::copy(&backup, &store).unwrap();
+    fs::copy(&backup, &store).expect("no error here");
     drop(authority.start());
     assert!(authority.ca_succeeds(&["list"]).contains(&serial));
     // A backup that is damaged is reported, and is not what is recommended.
-    fs::write(&backup, b"").unwrap();
+    fs::write(&backup, b"").expect("no error here");
     let said = authority.ca_fails(&["check"]);
     assert!(said.contains("backup-1: is empty") && said.contains("backup-2: good"), "{said}");
-    fs::write(&store, b"").unwrap();
+    fs::write(&store, b"").expect("no error here");
     assert_restorable(
         &authority.ca_fails(&["list"]),
         &store,
@@ -299,7 +309,7 @@ fn change_of_the_mesh_issues_no_certificate_and_each_act_is_in_the_audit_log() {
     assert_eq!(authority.audited("lists_signed"), 1);
     let line = |serial: &str| {
         let list = authority.ca_succeeds(&["list"]);
-        list.lines().find(|line| line.starts_with(serial)).unwrap().to_owned()
+        list.lines().find(|line| line.starts_with(serial)).expect("no error here").to_owned()
     };
     let words = |line: String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let [_, state, issued, expires, revoked, id] = &words(line(&serial))[..] else {
@@ -318,7 +328,7 @@ fn change_of_the_mesh_issues_no_certificate_and_each_act_is_in_the_audit_log() {
     for services in [&["web", "api"][..], &["api"], &["web"]] {
         authority.write_mesh(services, &[]);
         eventually("the change is in force", || {
-            let in_force = control.dump()["services"].as_array().unwrap().len();
+            let in_force = control.dump()["services"].as_array().expect("no error here").len();
             let named = control.dump()["services"].to_string();
             (in_force == services.len() && services.iter().all(|one| named.contains(one)))
                 .then_some(())
@@ -410,8 +420,8 @@ const MEBIBYTE: usize = 1024 * 1024;
 
 /// A message of gRPC that says it has more bytes than come.
 fn unfinished_message(file: &Path, length: usize, sent: usize) {
-    let length = u32::try_from(length).unwrap().to_be_bytes();
-    fs::write(file, [&[0][..], &length, &vec![b'x'; sent]].concat()).unwrap();
+    let length = u32::try_from(length).expect("no error here").to_be_bytes();
+    fs::write(file, [&[0][..], &length, &vec![b'x'; sent]].concat()).expect("no error here");
 }
 
 #[test]
@@ -458,8 +468,9 @@ fn address_with_all_places_for_strangers_keeps_out_no_other() {
     let authority = Authority::create();
     authority.write_mesh(&["web"], &[]);
     let control = authority.start();
-    let silent: Vec<TcpStream> =
-        (0..600).map(|_| TcpStream::connect(("127.0.0.1", control.listen)).unwrap()).collect();
+    let silent: Vec<TcpStream> = (0..600)
+        .map(|_| TcpStream::connect(("127.0.0.1", control.listen)).expect("no error here"))
+        .collect();
     let body = authority.folder.path().join("body");
     unfinished_message(&body, 10, 0);
     for other in ["127.0.0.2", "127.0.0.3"] {
@@ -470,7 +481,7 @@ fn address_with_all_places_for_strangers_keeps_out_no_other() {
         assert_eq!(answer.field("grpc-status"), Some("16"), "{answer:?}");
     }
     // The oldest of the many has given way.
-    let mut first = silent.first().unwrap();
-    first.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut first = silent.first().expect("no error here");
+    first.set_read_timeout(Some(Duration::from_secs(5))).expect("no error here");
     assert_eq!(first.read(&mut [0]).unwrap_or_default(), 0);
 }

@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_integration::backend::Backend;
-use weft_integration::bootstrap::{
-    Speaks, bootstrap, cluster, http, listener, loopback, route_to, with,
-};
+use weft_integration::bootstrap::{Speaks, bootstrap, cluster, http, listener, route_to, with};
 use weft_integration::curl::Curl;
 use weft_integration::dns_server::{DnsServer, Reply};
 use weft_integration::mesh_pki::MeshPki;
@@ -20,8 +18,7 @@ const NO_HOSTS: &str = "";
 
 /// A cluster of one host name, looked up again quickly.
 fn named(cluster_name: &str, kind: &str, host: &str, port: u16) -> Value {
-    let mut address = loopback(port);
-    address["socket_address"]["address"] = json!(host);
+    let address = json!({"socket_address": {"address": host, "port_value": port}});
     let members = json!([{"lb_endpoints": [{"endpoint": {"address": address}}]}]);
     let cluster = cluster(cluster_name, &[], Speaks::Http1, None);
     let cluster = with(cluster, "type", json!(kind));
@@ -62,7 +59,7 @@ impl Named {
     }
 
     fn status(&self, number: usize) -> u16 {
-        Curl::get(self.ports[number], "/").run().status
+        Curl::get(*self.ports.get(number).expect("a cluster"), "/").run().status
     }
 
     #[track_caller]

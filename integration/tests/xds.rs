@@ -63,12 +63,12 @@ struct Following {
 impl Following {
     /// Starts both. `port` is where the sidecar is expected to listen, once it is told so.
     fn start(variant: Variant, world: &World, port: u16) -> Self {
-        Self::start_as(json!({"id": "web-1", "cluster": "web"}), json!([]), variant, world, port)
+        Self::start_as(json!({"id": "web-1", "cluster": "web"}), &json!([]), variant, world, port)
     }
 
     fn start_as(
         node: Value,
-        initial_metadata: Value,
+        initial_metadata: &Value,
         variant: Variant,
         world: &World,
         port: u16,
@@ -495,7 +495,7 @@ fn node_and_initial_metadata_reach_the_server() {
     for variant in BOTH_VARIANTS {
         let port = port::free();
         let world = World { listeners: vec![saying("web", port, "hello")], ..World::default() };
-        let following = Following::start_as(node.clone(), metadata.clone(), variant, &world, port);
+        let following = Following::start_as(node.clone(), &metadata, variant, &world, port);
         let line = following.server.line_with("\"node\"");
         let event: Value = serde_json::from_str(&line).expect("events are JSON");
         let seen = event.get("node").expect("the event has the node");

@@ -47,7 +47,7 @@ pub(crate) fn authorize<'a, 'p>(
     request: Authenticated<'a>,
     rules: &'p Rules,
 ) -> (Judgement<'p>, Result<Authorized<'a>, Denial>) {
-    let judgement = judge_readings(rules.iter().map(|f| &**f), request.facts().readings());
+    let judgement = judge_readings(&rules.iter().map(|f| &**f), request.facts().readings());
     let refused = judgement.verdict.refused;
     (judgement, if refused { Err(Denial::NotAllowed) } else { Ok(Authorized(request)) })
 }
@@ -84,7 +84,7 @@ impl Case {
 
 /// What other rules say.
 pub(crate) fn judge_again<'p>(facts: &Facts<'_>, rules: &'p Rules) -> Verdict<'p> {
-    judge_readings(rules.iter().map(|filter| &**filter), facts.readings()).verdict
+    judge_readings(&rules.iter().map(|filter| &**filter), facts.readings()).verdict
 }
 
 /// What is known of a connection whose bytes are not read.

@@ -272,9 +272,9 @@ mod tests {
         let (mut buffer, mut spans, mut map) = (Vec::new(), Vec::new(), HeaderMap::new());
         for (name, value) in lines {
             let mut put = |text: &str| {
-                let start = buffer.len() as u32;
+                let start = u32::try_from(buffer.len()).expect("a short text");
                 buffer.extend_from_slice(text.as_bytes());
-                (start, buffer.len() as u32)
+                (start, u32::try_from(buffer.len()).expect("a short text"))
             };
             let (name_at, value_at) = (put(name), put(value));
             spans.push(Span { name: name_at, value: value_at });

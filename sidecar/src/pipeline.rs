@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpStream;
+use weft_certs::VerifiedPeer;
 use weft_model::path::unescaped_location;
 use weft_model::{
     Action, ClientCertificateDetails, Codec, EscapedSlashes, HttpService, HttpTimeouts, Name,
@@ -114,10 +115,9 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
             }
         }
         Service::Http(http) => {
-            let whole = http.http.client_certificate == ClientCertificateDetails::Whole;
-            let certificate = stream.certificates().first().filter(|_| whole);
+            let details = http.http.client_certificate;
             let proved = match &peer {
-                Some(peer) => Some(ProvedFields::new(peer, certificate)),
+                Some(peer) => Some(proved_fields(peer, &stream, details)),
                 None => passed.then(|| ProvedFields::passed(stream.certificates())),
             };
             let listener = serving.listener.name.clone();
@@ -143,6 +143,16 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
         }
     }
     Some(())
+}
+
+/// The headers that name a peer, with its certificate where the listener passes it on.
+fn proved_fields(
+    peer: &VerifiedPeer,
+    stream: &Stream,
+    details: ClientCertificateDetails,
+) -> ProvedFields {
+    let is_whole = details == ClientCertificateDetails::Whole;
+    ProvedFields::new(peer, stream.certificates().first().filter(|_| is_whole))
 }
 
 /// Resolves when other rules are in force for an opaque connection, and do not let it in.

@@ -91,9 +91,7 @@ pub(crate) async fn serve(
                     continue;
                 }
                 let (head, body) = http2::request(request, &settings.limits);
-                if head.as_ref().is_err_and(|refused| refused.denial == Denial::HeadTooLarge) {
-                    watch.breach(now());
-                }
+                note_breach(head.as_ref().err(), &watch);
                 let stream = OneStream::begin(&open, &connection);
                 tokio::task::spawn_local(stream.serve(head, body, respond, worker.clone()));
                 left = left.map(|left| left.saturating_sub(1));
@@ -104,12 +102,9 @@ pub(crate) async fn serve(
             }
             ended => {
                 if let Some(Err(error)) = ended {
-                    tracing::debug!(%error, "an HTTP/2 connection ended");
+                    tracing::debug!(%error, "HTTP/2 connection ended");
                 }
-                while watch.take_refused() {
-                    note_refused(&connection, worker);
-                }
-                return;
+                return note_all_refused(&watch, &connection, worker);
             }
         }
     };
@@ -130,6 +125,20 @@ async fn dismiss(mut streams: Streams, reason: h2::Reason) {
 fn note_refused(connection: &Connection, worker: &Worker) {
     let denial = Denial::Malformed("the head of a request of HTTP/2 breaks its rules");
     pipeline::refused(denial, HttpVersion::Http2, connection, worker);
+}
+
+/// Counts a head that is too large as a breach of the rules.
+fn note_breach(refused: Option<&http2::Refused>, watch: &Watch) {
+    if refused.is_some_and(|refused| refused.denial == Denial::HeadTooLarge) {
+        watch.breach(now());
+    }
+}
+
+/// Leaves the lines of all requests that the library refused before the connection ended.
+fn note_all_refused(watch: &Watch, connection: &Connection, worker: &Worker) {
+    while watch.take_refused() {
+        note_refused(connection, worker);
+    }
 }
 
 fn note_end(reason: h2::Reason, connection: &Connection, worker: &Worker) {

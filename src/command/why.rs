@@ -98,7 +98,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let reading = readings.as_ref().and_then(|readings| readings.get(index));
         Question { reading, ..question.clone() }
     });
-    let judgement = judge_readings(rules.into_iter(), each);
+    let judgement = judge_readings(&rules.into_iter(), each);
     if let Some(shadow) = judgement.shadow.filter(|shadow| shadow.refused) {
         say(&format!("a policy that only watches would refuse it: {}", because(shadow, service)));
     }

@@ -131,7 +131,8 @@ fn rewritten(key: Key, part: &str, write: fn(&str) -> String) -> Key {
 fn key_in_an_unusual_form_verifies() {
     let (rsa, ecdsa) = (|| Key::rsa(&rsa_pair(), "RS256"), || Key::ecdsa("ES256"));
     let other_base64 = |text: &str| text.replace('-', "+").replace('_', "/");
-    let odd: [(&str, Key, fn(Key) -> Key); 13] = [
+    type Changed = fn(Key) -> Key;
+    let odd: [(&str, Key, Changed); 13] = [
         ("a zero before the modulus", rsa(), |key| with_zero(key, "n")),
         ("a zero before the exponent", rsa(), |key| with_zero(key, "e")),
         ("a zero before a coordinate", ecdsa(), |key| with_zero(key, "x")),

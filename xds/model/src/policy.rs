@@ -160,7 +160,7 @@ pub fn judge<'a>(
 
 /// Decides a request whose path services read in several ways: every reading must be allowed.
 pub fn judge_readings<'a, F: RequestFacts>(
-    filters: impl Iterator<Item = &'a RbacFilter> + Clone,
+    filters: &(impl Iterator<Item = &'a RbacFilter> + Clone),
     readings: impl IntoIterator<Item = F>,
 ) -> Judgement<'a> {
     let mut judgement: Option<Judgement<'a>> = None;

@@ -325,7 +325,7 @@ mod tests {
         let mut second = Metered { meter: first.meter.clone(), ..metered(limits) };
         assert_eq!(refusal(&mut second, 51), "too many requests are under way; try again");
         drop(first);
-        let mut third = Metered { meter: second.meter.clone(), ..metered(limits) };
+        let mut third = Metered { meter: second.meter, ..metered(limits) };
         assert!(third.follow(message(51, 1)).is_ok(), "what is dropped is held no longer");
     }
 
@@ -333,9 +333,11 @@ mod tests {
     async fn connection_holds_four_messages_of_the_largest_size() {
         let limits = RequestLimits { message_bytes: 100, total_bytes: 10_000, streams: 9 };
         let first = metered(limits);
-        let (meter, connection) = (first.meter.clone(), first.connection.clone());
-        let open =
-            || Metered { meter: meter.clone(), connection: connection.clone(), ..metered(limits) };
+        let open = || Metered {
+            meter: first.meter.clone(),
+            connection: first.connection.clone(),
+            ..metered(limits)
+        };
         let mut streams: Vec<Metered> = (0..5).map(|_| open()).collect();
         let held: Vec<bool> =
             streams.iter_mut().map(|stream| stream.follow(message(100, 1)).is_ok()).collect();

@@ -140,12 +140,16 @@ fn addition_json(addition: &HeaderAddition) -> Value {
 #[cfg(test)]
 mod tests {
     use super::super::{Kind, read};
-    use crate::descriptor;
+    use crate::json_form;
+    use crate::located::Located;
 
     fn refused(fields: &str, path: &str, reason: &str) {
         let yaml = format!("{{name: r, {fields}}}");
         let kind = Kind::Routes;
-        let message = descriptor::from_yaml(kind.message(), &yaml).expect("a message");
+        let file = Located::parse(&yaml).expect("a document");
+        let (message, mistakes) = json_form::read(kind.message(), &file);
+        assert_eq!(mistakes, []);
+        let message = message.expect("a message");
         let rejection = read(kind, message, String::new()).expect_err(fields);
         assert_eq!(rejection.refused.path, path, "{rejection}");
         assert!(rejection.refused.reason.contains(reason), "{rejection}");

@@ -101,9 +101,8 @@ fn a_listener_comes_back_as_it_went_out() {
     assert!(http.upgrades.websocket);
 }
 
-#[test]
-fn what_is_said_of_http_comes_back_as_it_went_out() {
-    let listener = r#"
+/// A listener with every setting of HTTP.
+const EDGE: &str = r#"
 name: edge
 address: {socket_address: {address: 0.0.0.0, port_value: 8080}}
 filter_chains:
@@ -136,7 +135,10 @@ filter_chains:
       - {name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
       rds: {route_config_name: r, config_source: {ads: {}}}
 "#;
-    let Resource::Listener(listener) = round_trip(Kind::Listener, listener) else {
+
+#[test]
+fn what_is_said_of_http_comes_back_as_it_went_out() {
+    let Resource::Listener(listener) = round_trip(Kind::Listener, EDGE) else {
         panic!("a listener")
     };
     let weft_model::Filter::Http(http) = &listener.chains[0].filter else { panic!("HTTP") };

@@ -41,6 +41,7 @@ const OURS: [&str; 11] = [
 
 /// What a chain's metadata says of HTTP that Envoy has no field for.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own in the file")]
 pub(in super::super) struct OurHttp {
     pub(super) desync: Option<DesyncMode>,
     pub(super) removes_forwarded: bool,
