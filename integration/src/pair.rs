@@ -69,6 +69,24 @@ impl Sidecar {
         sidecar
     }
 
+    /// Starts a sidecar of whose listeners some serve no client, and waits until the others do.
+    ///
+    /// # Panics
+    /// When it does not come to that.
+    #[must_use]
+    pub fn launch_unready(launch: &Launch, pki: &MeshPki, ports: [u16; 2], config: &Value) -> Self {
+        let file = pki.path("sidecar.json");
+        std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
+        let process = Process::start("sidecar", launch.command().arg(file));
+        let [port, admin] = ports;
+        let sidecar = Self { process, port, admin };
+        eventually(format!("{:?} answers and is not ready", sidecar.process), || {
+            let is_bound = std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+            (Curl::get(admin, "/ready").run().status == 503 && is_bound).then_some(())
+        });
+        sidecar
+    }
+
     /// Waits until it says that it is ready and its port is bound.
     ///
     /// # Panics

@@ -336,8 +336,8 @@ fn change_of_the_mesh_issues_no_certificate_and_each_act_is_in_the_audit_log() {
     }
     // A change of trust is none of the certificate either.
     let other = authority.ca_succeeds(&["list"]).lines().count();
-    authority.write_mesh(&["web"], &["0a"]);
     let number = control.dump()["revocation_list_number"].clone();
+    authority.write_mesh(&["web"], &["0a"]);
     eventually("a list is in force", || {
         (control.dump()["revocation_list_number"] != number || authority.audited("issued") > 2)
             .then_some(())

@@ -344,6 +344,14 @@ struct Lined {
 impl Lined {
     /// Starts it, with what each file holds.
     fn start(world: World, files: &[(&str, Vec<u8>)]) -> Self {
+        Self::start_by(Sidecar::launch, world, files)
+    }
+
+    fn start_by(
+        launch_sidecar: fn(&Launch, &MeshPki, [u16; 2], &Value) -> Sidecar,
+        world: World,
+        files: &[(&str, Vec<u8>)],
+    ) -> Self {
         let (folder, origin) = (TempDir::new().expect("a folder"), Origin::start());
         let file = |name: &str| folder.path().join(name);
         write(&file("roots"), world.root.pem().as_bytes());
@@ -369,7 +377,7 @@ impl Lined {
         let config = bootstrap(admin, &listeners, &[service]);
         let first = *ports.values().next().expect("there is a listener");
         let launch = Launch { workers: 1, ..Launch::default() };
-        let sidecar = Sidecar::launch(&launch, &pki, [first, admin], &config);
+        let sidecar = launch_sidecar(&launch, &pki, [first, admin], &config);
         Self { world, folder, ports, sidecar, _pki: pki, _origin: origin }
     }
 
@@ -466,7 +474,7 @@ fn each_kind_of_list_is_judged_safely_with_and_without_a_good_one_before() {
     let (world, situations) = (World::new(), situations());
     let files: Vec<(&str, Vec<u8>)> =
         situations.iter().map(|one| (one.name, (one.lists)(&world, 0x10))).collect();
-    let lined = Lined::start(world, &files);
+    let lined = Lined::start_by(Sidecar::launch_unready, world, &files);
     let mut wrong = Vec::new();
     for situation in &situations {
         wait_for(&lined, situation, 0x10);

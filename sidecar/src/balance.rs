@@ -48,6 +48,11 @@ impl Drop for Chosen {
 }
 
 impl Balancer {
+    /// The addresses of the endpoints.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.endpoints.iter().map(|candidate| candidate.address)
+    }
+
     /// A balancer over the usable ones of `endpoints`. What is open at an endpoint that `previous`
     /// knows goes on being counted.
     pub(crate) fn new(endpoints: &[Endpoint], kind: Balance, previous: Option<&Self>) -> Self {

@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use weft_model::{Discovery, UpstreamTls};
+use weft_model::UpstreamTls;
 use weft_runtime::socket::Mark;
 
 use crate::plan::{Target, TargetTls};
@@ -99,12 +99,8 @@ pub(crate) async fn fetch(wanted: &Wanted, mark: Option<Mark>) -> Result<Answer,
     let failed = |reason: &str| Failure::Failed(reason.to_owned());
     let uri: Result<Uri, _> = wanted.uri.parse();
     let uri = uri.map_err(|_| Failure::Failed(format!("{:?} is no URI", wanted.uri)))?;
-    let Discovery::Static(set) = &wanted.target.cluster.discovery else {
-        return Err(failed("its cluster has no fixed endpoints"));
-    };
     let mut last = failed("its cluster has no endpoint");
-    for endpoint in &set.endpoints {
-        let address = endpoint.address;
+    for address in wanted.target.balancer.addresses() {
         match tokio::time::timeout(wanted.timeout, follow(&uri, address, wanted, mark)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(failure)) => last = failure.at(address),
@@ -332,7 +328,7 @@ mod tests {
         check(secure, "https://b.test:8443/keys#part", Ok("https://b.test:8443/keys"));
         check(secure, "//b.test/keys", Ok("https://b.test/keys"));
         check(secure, "http://a.test/two", Err("the scheme changes"));
-        check(secure, "file:///etc/passwd", Err("the location has no host"));
+        check(secure, "file:///etc/passwd", Err("the location is not a URI"));
         check(secure, "https://user@b.test/", Err("the location has no host"));
         check(secure, "", Err("there is no location"));
         let plain = "http://a.test:80/keys";

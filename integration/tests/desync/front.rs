@@ -57,7 +57,7 @@ impl Front {
     pub(crate) fn departures(&self) -> BTreeMap<String, u64> {
         const NAME: &str = "weft_sidecar_noncompliant_requests_total{reason=\"";
         let mut client = Client::connect(self.sidecar.admin);
-        client.send(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        client.send(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         let page = client.rest().expect("it ends");
         let page = String::from_utf8_lossy(&page).into_owned();
         let counts: BTreeMap<String, u64> = page

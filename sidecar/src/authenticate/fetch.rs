@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weft_model::Discovery;
 use weft_runtime::socket::Mark;
 
 use super::fault::TokenFault;
@@ -26,12 +25,8 @@ pub(crate) struct WantedKeys {
 impl WantedKeys {
     /// Whether an address is an endpoint of the cluster. A cluster whose endpoints are not known loses none.
     pub(crate) fn has_endpoint(&self, address: SocketAddr) -> bool {
-        match &self.target.cluster.discovery {
-            Discovery::Static(set) => {
-                set.endpoints.is_empty() || set.endpoints.iter().any(|one| one.address == address)
-            }
-            Discovery::Endpoints(_) | Discovery::Dns(_) | Discovery::OriginalDestination => true,
-        }
+        let mut addresses = self.target.balancer.addresses().peekable();
+        addresses.peek().is_none() || addresses.any(|one| one == address)
     }
 }
 
