@@ -152,7 +152,7 @@ fn missing_token(checks: &[HttpFilter], question: &Question<'_>) -> Option<Strin
         HttpFilter::Jwt(policy) => Some(&**policy),
         HttpFilter::Rbac(_) => None,
     })?;
-    let rule = policy.rules.iter().find(|rule| rule.matches.covers(question))?;
+    let rule = policy.rules.get(policy.rule(question)?)?;
     let requirement = rule.requires.as_ref()?;
     let is_met = meets(requirement, question.token.map(|(shown, _)| shown));
     (!is_met).then(|| names(requirement).join(" or "))

@@ -148,7 +148,7 @@ impl Tokens {
 
     /// The rule that covers a request.
     pub(crate) fn rule(&self, facts: &dyn RequestFacts) -> Option<usize> {
-        self.policy.rules.iter().position(|rule| rule.matches.covers(facts))
+        self.policy.rule(facts)
     }
 
     /// Removes the tokens that are none of the service's business.

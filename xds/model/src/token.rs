@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::{DataSource, Name, RouteMatch, StringMatch};
+use crate::{DataSource, Name, RequestFacts, RouteMatch, StringMatch};
 
 /// Which tokens count, and which requests need one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,25 @@ pub struct JwtPolicy {
     pub providers: BTreeMap<Name, JwtProvider>,
     /// The first rule that covers a request says what it needs; none: nothing.
     pub rules: Vec<JwtRule>,
+    /// Whether CORS preflight requests need no token (`bypass_cors_preflight`).
+    pub passes_preflight: bool,
+}
+
+impl JwtPolicy {
+    /// The index of the rule that a request falls under; none when it needs no token.
+    #[must_use]
+    pub fn rule(&self, facts: &dyn RequestFacts) -> Option<usize> {
+        if self.passes_preflight && is_preflight(facts) {
+            return None;
+        }
+        self.rules.iter().position(|rule| rule.matches.covers(facts))
+    }
+}
+
+/// Whether a browser asks if it may send a request (the Fetch standard, "CORS-preflight request").
+fn is_preflight(facts: &dyn RequestFacts) -> bool {
+    let has = |name: &str| facts.has_header(name, &mut |value| !value.is_empty());
+    facts.method() == "OPTIONS" && has("origin") && has("access-control-request-method")
 }
 
 /// An issuer of tokens (`JwtProvider`).
@@ -143,4 +162,76 @@ pub enum JwtRequirement {
     All(Vec<Self>),
     /// That no token is there (`allow_missing`): one that is there must be good, by what stands beside this.
     Missing,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::SpiffeId;
+
+    /// A request with a method and headers.
+    struct Request(&'static str, &'static [(&'static str, &'static str)]);
+
+    impl RequestFacts for Request {
+        fn method(&self) -> &str {
+            self.0
+        }
+        fn path(&self) -> &'static str {
+            "/"
+        }
+        fn authority(&self) -> &'static str {
+            "a"
+        }
+        fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool {
+            self.1.iter().any(|(header, value)| *header == name && fits(value))
+        }
+        fn query(&self, _: &str) -> Option<&str> {
+            None
+        }
+        fn has_claim(&self, _: &str, _: &[String], _: &mut dyn FnMut(&str) -> bool) -> bool {
+            false
+        }
+        fn peer(&self) -> Option<&SpiffeId> {
+            None
+        }
+        fn remote_address(&self) -> IpAddr {
+            Ipv4Addr::LOCALHOST.into()
+        }
+        fn destination_port(&self) -> u16 {
+            80
+        }
+    }
+
+    const ASKED: (&str, &str) = ("access-control-request-method", "POST");
+    const ORIGIN: (&str, &str) = ("origin", "https://a.test");
+
+    fn policy(passes_preflight: bool) -> JwtPolicy {
+        let rule = JwtRule {
+            matches: RouteMatch::any(),
+            requires: Some(JwtRequirement::Provider("p".into(), Vec::new())),
+        };
+        JwtPolicy { providers: BTreeMap::new(), rules: vec![rule], passes_preflight }
+    }
+
+    #[test]
+    fn cors_preflight_needs_no_token_where_that_is_set() {
+        let preflight = Request("OPTIONS", &[ORIGIN, ASKED]);
+        assert_eq!(policy(true).rule(&preflight), None);
+        assert_eq!(policy(false).rule(&preflight), Some(0));
+    }
+
+    #[test]
+    fn request_that_is_no_cors_preflight_needs_a_token() {
+        for request in [
+            Request("POST", &[ORIGIN, ASKED]),
+            Request("OPTIONS", &[ORIGIN]),
+            Request("OPTIONS", &[ASKED]),
+            Request("OPTIONS", &[("origin", ""), ASKED]),
+            Request("OPTIONS", &[]),
+        ] {
+            assert_eq!(policy(true).rule(&request), Some(0), "{} {:?}", request.0, request.1);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use prost_reflect::bytes::Bytes;
 use prost_reflect::prost::Message as _;
-use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
+use prost_reflect::{DynamicMessage, FieldDescriptor, MapKey, ReflectMessage, Value};
 
 use super::Notes;
 use crate::descriptor;
@@ -44,79 +44,75 @@ pub(crate) struct Findings {
     pub(crate) refused: Option<Refused>,
 }
 
-/// Fields that say something about security and that we do not implement: a resource that sets one
-/// is refused. `Message.field`, without the package.
+/// Packages whose messages decide who is trusted, who is let in, or what a rule covers. Whatever is set
+/// in one of them, or in a message inside it, and is not read refuses the resource.
+const SECURITY_PACKAGES: &[&str] = &[
+    "envoy.config.rbac.v3.",
+    "envoy.extensions.filters.http.api_key_auth.v3.",
+    "envoy.extensions.filters.http.basic_auth.v3.",
+    "envoy.extensions.filters.http.ext_authz.v3.",
+    "envoy.extensions.filters.http.jwt_authn.v3.",
+    "envoy.extensions.filters.http.oauth2.v3.",
+    "envoy.extensions.filters.http.rbac.v3.",
+    "envoy.extensions.filters.network.ext_authz.v3.",
+    "envoy.extensions.filters.network.rbac.v3.",
+    "envoy.extensions.transport_sockets.tls.v3.",
+    "envoy.type.matcher.v3.",
+    "xds.type.matcher.v3.",
+];
+
+/// The same of messages whose packages have others too.
+const SECURITY_MESSAGES: &[&str] = &[
+    "envoy.config.core.v3.CidrRange",
+    "envoy.config.listener.v3.FilterChainMatch",
+    "envoy.config.route.v3.HeaderMatcher",
+    "envoy.config.route.v3.QueryParameterMatcher",
+    "envoy.config.route.v3.RouteMatch",
+];
+
+/// Fields of other messages that decide the same: a resource that sets one is refused. `Message.field`,
+/// without the package.
 const SECURITY_FIELDS: &[&str] = &[
-    "CertificateValidationContext.verify_certificate_spki",
-    "CertificateValidationContext.verify_certificate_hash",
-    "CertificateValidationContext.require_signed_certificate_timestamp",
-    "CertificateValidationContext.custom_validator_config",
-    "CertificateValidationContext.max_verify_depth",
-    "CertificateValidationContext.only_verify_leaf_cert_crl",
-    "CertificateValidationContext.allow_expired_certificate",
-    "CertificateValidationContext.trust_chain_verification",
-    "CertificateValidationContext.ca_certificate_provider_instance",
-    "CertificateValidationContext.system_root_certs",
-    "CommonTlsContext.custom_handshaker",
-    "CommonTlsContext.custom_tls_certificate_selector",
-    "CommonTlsContext.key_log",
-    "CommonTlsContext.tls_certificate_provider_instance",
-    "CommonTlsContext.tls_certificate_certificate_provider",
-    "CommonTlsContext.tls_certificate_certificate_provider_instance",
-    "CombinedCertificateValidationContext.validation_context_certificate_provider",
-    "CombinedCertificateValidationContext.validation_context_certificate_provider_instance",
-    "DownstreamTlsContext.require_sni",
-    "DownstreamTlsContext.ocsp_staple_policy",
+    "ClusterWeight.typed_per_filter_config",
     "FilterChain.use_proxy_proto",
-    "FilterChainMatch.source_prefix_ranges",
-    "FilterChainMatch.direct_source_prefix_ranges",
-    "FilterChainMatch.source_type",
-    "FilterChainMatch.source_ports",
-    "FilterChainMatch.server_names",
-    "FilterChainMatch.application_protocols",
-    "FilterChainMatch.address_suffix",
-    "HeaderMatcher.treat_missing_header_as_empty",
+    "HttpConnectionManager.early_header_mutation_extensions",
     "HttpConnectionManager.forward_client_cert_matcher",
+    "HttpConnectionManager.original_ip_detection_extensions",
+    "HttpConnectionManager.path_normalization_options",
+    "HttpConnectionManager.strip_trailing_host_dot",
     "HttpConnectionManager.typed_header_validation_config",
-    "JwtAuthentication.filter_state_rules",
-    "JwtAuthentication.requirement_map",
-    "JwtProvider.subjects",
-    "JwtProvider.require_expiration",
-    "JwtProvider.max_lifetime",
     "Listener.filter_chain_matcher",
-    "Policy.condition",
-    "Policy.checked_condition",
-    "Policy.cel_config",
-    "RBAC.matcher",
-    "RouteMatch.tls_context",
-    "RouteMatch.dynamic_metadata",
-    "RouteMatch.filter_state",
-    "RouteMatch.cookies",
-    "RouteMatch.grpc",
-    "RouteMatch.case_sensitive",
-    "RouteMatch.runtime_fraction",
-    "StringMatcher.ignore_case",
-    "TlsCertificate.pkcs12",
-    "TlsCertificate.private_key_provider",
-    "TlsCertificate.password",
-    "TlsParameters.cipher_suites",
-    "TlsParameters.signature_algorithms",
-    "TlsParameters.compliance_policies",
-    "UpstreamTlsContext.auto_host_sni",
-    "UpstreamTlsContext.auto_sni_san_validation",
-    "VirtualHost.require_tls",
-    "VirtualHost.matcher",
-    "VirtualHost.typed_per_filter_config",
     "Route.typed_per_filter_config",
     "RouteConfiguration.typed_per_filter_config",
-    "ClusterWeight.typed_per_filter_config",
+    "UpstreamHttpProtocolOptions.auto_san_validation",
+    "VirtualHost.matcher",
+    "VirtualHost.require_tls",
+    "VirtualHost.typed_per_filter_config",
 ];
+
+/// Whether a message decides about security.
+fn is_security(message: &str) -> bool {
+    SECURITY_PACKAGES.iter().any(|package| message.starts_with(package))
+        || SECURITY_MESSAGES.contains(&message)
+}
+
+/// What becomes of a field that is set and not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unread {
+    /// It is listed as not honoured, unless its kind or its name decides about security.
+    Listed,
+    /// It refuses the resource: the message, or one around it, decides about security.
+    Refused,
+    /// It is listed, whatever it is: the message decides nothing here.
+    Watching,
+}
 
 /// A message being read. See the module's head.
 pub(crate) struct Reader<'f> {
     message: DynamicMessage,
     path: String,
     findings: &'f RefCell<Findings>,
+    unread: Unread,
 }
 
 impl<'f> Reader<'f> {
@@ -126,7 +122,36 @@ impl<'f> Reader<'f> {
         path: String,
         findings: &'f RefCell<Findings>,
     ) -> Self {
-        Self { message, path, findings }
+        Self::within(Unread::Listed, message, path, findings)
+    }
+
+    fn within(
+        around: Unread,
+        message: DynamicMessage,
+        path: String,
+        findings: &'f RefCell<Findings>,
+    ) -> Self {
+        let unread = match around {
+            Unread::Listed if is_security(message.descriptor().full_name()) => Unread::Refused,
+            around => around,
+        };
+        Self { message, path, findings, unread }
+    }
+
+    /// The same for rules that only watch: what is not understood of them is listed, since they let
+    /// nothing in.
+    pub(crate) fn watching(mut self) -> Self {
+        self.unread = Unread::Watching;
+        self
+    }
+
+    /// Lists fields as not honoured, without a refusal: they change nothing about who is let in.
+    pub(crate) fn unenforced(&mut self, fields: &[&str]) {
+        for field in fields {
+            if self.take(field).is_some() {
+                self.findings.borrow_mut().notes.not_honoured.push(join(&self.path, field));
+            }
+        }
     }
 
     /// A refusal of a field of this message.
@@ -407,7 +432,7 @@ impl<'f> Reader<'f> {
         let bytes = self.bytes("value");
         let message =
             descriptor::decode(&type_url, &bytes).map_err(|reason| self.refuse("", reason))?;
-        Ok(Self::new(message, self.path.clone(), self.findings))
+        Ok(Self::within(self.unread, message, self.path.clone(), self.findings))
     }
 
     /// Bytes; empty when not set.
@@ -419,18 +444,32 @@ impl<'f> Reader<'f> {
     }
 
     fn nested(&self, message: DynamicMessage, field: &str) -> Self {
-        Self::new(message, join(&self.path, field), self.findings)
+        Self::within(self.unread, message, join(&self.path, field), self.findings)
+    }
+
+    /// Whether an unread field refuses the resource.
+    fn is_refused(&self, field: &FieldDescriptor) -> bool {
+        let kind = self.message.descriptor().name().to_owned();
+        match self.unread {
+            Unread::Watching => false,
+            Unread::Refused => true,
+            Unread::Listed => {
+                let kind_of_field = field.kind();
+                let message = kind_of_field.as_message();
+                message.is_some_and(|message| is_security(message.full_name()))
+                    || SECURITY_FIELDS.contains(&format!("{kind}.{}", field.name()).as_str())
+            }
+        }
     }
 }
 
 impl Drop for Reader<'_> {
     /// Records what nobody read.
     fn drop(&mut self) {
-        let kind = self.message.descriptor().name().to_owned();
         let mut findings = self.findings.borrow_mut();
-        for (field, _) in self.message.fields() {
-            let path = join(&self.path, field.name());
-            if SECURITY_FIELDS.contains(&format!("{kind}.{}", field.name()).as_str()) {
+        let mut note = |name: &str, is_refused: bool| {
+            let path = join(&self.path, name);
+            if is_refused {
                 findings.refused.get_or_insert_with(|| Refused {
                     path: path.clone(),
                     reason: "it is not implemented here, and ignoring it would weaken security"
@@ -438,12 +477,13 @@ impl Drop for Reader<'_> {
                 });
             }
             findings.notes.not_honoured.push(path);
+        };
+        for (field, _) in self.message.fields() {
+            note(field.name(), self.is_refused(&field));
         }
         for unknown in self.message.unknown_fields() {
-            findings
-                .notes
-                .not_honoured
-                .push(join(&self.path, &format!("unknown field {}", unknown.number())));
+            let name = format!("unknown field {}", unknown.number());
+            note(&name, self.unread == Unread::Refused);
         }
     }
 }

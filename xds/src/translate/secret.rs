@@ -42,6 +42,7 @@ pub(super) fn decode(mut secret: Reader<'_>) -> Result<(Name, Secret), Refused> 
 }
 
 fn identity(mut certificate: Reader<'_>) -> Result<TlsIdentity, Refused> {
+    certificate.unenforced(&["watched_directory"]);
     let chain = values::data(certificate.required_child("certificate_chain")?)?;
     let key = values::data(certificate.required_child("private_key")?)?;
     Ok(TlsIdentity { chain, key })
@@ -70,6 +71,7 @@ fn validation(mut context: Reader<'_>) -> Result<Validation, Refused> {
 }
 
 fn roots(context: &mut Reader<'_>) -> Result<DataSource, Refused> {
+    context.unenforced(&["watched_directory"]);
     match (context.child("trusted_ca"), context.child("system_root_certs")) {
         (Some(given), None) => values::data(given),
         (None, Some(_)) => Ok(DataSource::SystemRoots),
@@ -107,6 +109,9 @@ pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refus
         "disable_stateless_session_resumption",
         "session_timeout",
         "session_ticket_keys",
+        // There is one certificate, and TLS 1.3 leaves the choice of a cipher to no order of ours.
+        "full_scan_certs_on_sni_mismatch",
+        "prefer_client_ciphers",
     ]);
     let mut common = common(context.required_child("common_tls_context")?, false)?;
     let Some(identity) = common.identity.take() else {
@@ -130,7 +135,8 @@ pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refus
 
 /// Reads how TLS to an endpoint is done.
 pub(super) fn upstream(mut context: Reader<'_>) -> Result<UpstreamTls, Refused> {
-    context.harmless(&["max_session_keys", "enforce_rsa_key_usage"]);
+    // Renegotiation is never done.
+    context.harmless(&["max_session_keys", "enforce_rsa_key_usage", "allow_renegotiation"]);
     let sni = Some(context.text("sni")).filter(|sni| !sni.is_empty());
     let common = match context.child("common_tls_context") {
         Some(common_context) => common(common_context, true)?,

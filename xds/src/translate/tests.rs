@@ -695,3 +695,80 @@ fn unknown_types_in_what_is_left_out_are_noted_the_same_by_file_and_by_wire() {
     assert!(noted(".tracing"), "{by_wire:?}");
     assert!(noted(".access_log[0].typed_config (does.not.Exist is not supported)"), "{by_wire:?}");
 }
+
+/// A field of a security message that this version does not know by name.
+fn with_unknown_field(mut bytes: Vec<u8>) -> Vec<u8> {
+    // Field 9999, a varint of 1.
+    bytes.extend([0xf8, 0xf0, 0x04, 0x01]);
+    bytes
+}
+
+#[test]
+fn unknown_field_refuses_a_security_message_and_is_listed_elsewhere() {
+    let secret = "{name: s, validation_context: {trusted_ca: {filename: /roots.pem}}}";
+    let secret =
+        read_yaml(Kind::Secret, secret).expect("a secret").resource.encode().expect("bytes");
+    let rejection = decode(Kind::Secret, &with_unknown_field(secret)).expect_err("refused");
+    assert_eq!(rejection.refused.path, "unknown field 9999");
+    assert!(rejection.refused.reason.contains("weaken security"), "{rejection}");
+
+    let table = "{name: r, virtual_hosts: []}";
+    let table = read_yaml(Kind::Routes, table).expect("a table").resource.encode().expect("bytes");
+    let accepted = decode(Kind::Routes, &with_unknown_field(table)).expect("accepted");
+    assert_eq!(accepted.notes.not_honoured, ["unknown field 9999"]);
+}
+
+#[test]
+fn unread_field_inside_a_security_message_refuses_the_resource_by_default() {
+    let context = "filter_chains[0].transport_socket.typed_config";
+    for (field, path) in [
+        ("require_sni: true", "require_sni"),
+        ("ocsp_staple_policy: MUST_STAPLE", "ocsp_staple_policy"),
+    ] {
+        let yaml = LISTENER.replace(
+            "require_client_certificate: true",
+            &format!("require_client_certificate: true\n      {field}"),
+        );
+        refused(Kind::Listener, &yaml, &format!("{context}.{path}"), "weaken security");
+    }
+}
+
+#[test]
+fn watched_directories_of_secrets_are_listed() {
+    let yaml = r#"
+name: s
+validation_context:
+  watched_directory: {path: /etc}
+  trusted_ca: {filename: /roots.pem, watched_directory: {path: /etc}}
+"#;
+    let notes = read_yaml(Kind::Secret, yaml).expect("accepted").notes.not_honoured;
+    let of_roots = "validation_context.trusted_ca.watched_directory";
+    assert_eq!(notes, ["validation_context.watched_directory", of_roots]);
+}
+
+#[test]
+fn rules_that_only_watch_are_listed_and_refuse_nothing() {
+    let yaml = r#"
+name: l
+address: {socket_address: {address: 127.0.0.1, port_value: 1}}
+filter_chains:
+- filters:
+  - name: http
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: http
+      http_filters:
+      - name: rbac
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+          SHADOW: {policies: {p: {permissions: [{any: true}], principals: [{any: true}],
+                                  condition: {call_expr: {function: f}}}}}
+      - {name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+      rds: {route_config_name: r, config_source: {ads: {}}}
+"#;
+    let accepted = read_yaml(Kind::Listener, &yaml.replace("SHADOW", "shadow_rules"));
+    let notes = accepted.expect("accepted").notes.not_honoured;
+    assert!(notes.iter().any(|path| path.ends_with(".condition")), "{notes:?}");
+    let condition = "filter_chains[0].filters[0].typed_config.http_filters[0].typed_config.rules.policies[\"p\"].condition";
+    refused(Kind::Listener, &yaml.replace("SHADOW", "rules"), condition, "weaken security");
+}

@@ -105,6 +105,8 @@ pub(super) fn path_template_json(template: &PathTemplate) -> Value {
 
 /// A `core.v3.DataSource`.
 pub(super) fn data(mut source: Reader<'_>) -> Result<DataSource, Refused> {
+    // Files are read again when they change, in whatever folder they are.
+    source.unenforced(&["watched_directory"]);
     if source.has("filename") {
         return Ok(DataSource::File(source.text("filename").into()));
     }

@@ -171,7 +171,7 @@ fn tokens(mesh: &Mesh, rules: Vec<JwtRule>, snapshot: &mut Snapshot) -> JwtPolic
         };
         providers.insert(Name::from(name.as_str()), provider);
     }
-    JwtPolicy { providers, rules }
+    JwtPolicy { providers, rules, passes_preflight: false }
 }
 
 fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {

@@ -52,7 +52,6 @@ pub(in super::super) fn http_service(
 ) -> Result<HttpService, Refused> {
     manager.harmless(&[
         "stat_prefix",
-        "http_protocol_options",
         "set_current_client_cert_details",
         // Expectations are always forwarded, as RFC 9110, section 10.1.1, asks of a proxy.
         "proxy_100_continue",
@@ -144,7 +143,7 @@ fn common_options(
 }
 
 fn http2_options(mut http2: Reader<'_>, limits: &mut HttpLimits) -> Result<(), Refused> {
-    http2.harmless(&["allow_connect", "connection_keepalive"]);
+    http2.harmless(&["allow_connect"]);
     if let Some(streams) = http2.number("max_concurrent_streams") {
         if streams == 0 || streams > 0x7fff_ffff {
             return Err(http2.refuse(

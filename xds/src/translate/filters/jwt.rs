@@ -31,7 +31,8 @@ pub(super) fn decode(
     mut filter: Reader<'_>,
     ours: &BTreeMap<String, OurProvider>,
 ) -> Result<JwtPolicy, Refused> {
-    filter.harmless(&["bypass_cors_preflight", "strip_failure_response", "stat_prefix"]);
+    filter.harmless(&["strip_failure_response", "stat_prefix"]);
+    let passes_preflight = filter.flag("bypass_cors_preflight").unwrap_or(false);
     let mut providers = BTreeMap::new();
     for (name, reader) in filter.map("providers") {
         let ours = ours.get(&name).cloned().unwrap_or_default();
@@ -50,12 +51,14 @@ pub(super) fn decode(
         named.insert(name, requirement(reader, &known, DEPTH_LIMIT)?);
     }
     let rules = values::each(filter.children("rules"), |reader| rule(reader, &known, &named))?;
-    Ok(JwtPolicy { providers, rules })
+    Ok(JwtPolicy { providers, rules, passes_preflight })
 }
 
 fn provider(mut provider: Reader<'_>, ours: OurProvider) -> Result<JwtProvider, Refused> {
     // A token without `exp` is refused in any case; the rest is Envoy's own bookkeeping.
     provider.harmless(&["jwt_cache_config", "require_expiration", "clear_route_cache"]);
+    // Metadata that no filter here reads.
+    provider.unenforced(&["header_in_metadata", "failed_status_in_metadata"]);
     let issuer = provider.text("issuer");
     if issuer.is_empty() {
         return Err(provider.refuse("issuer", "it is missing; a token of any issuer would be good"));
@@ -246,7 +249,10 @@ pub(super) fn encode(policy: &JwtPolicy) -> Value {
     let providers: BTreeMap<&str, Value> =
         policy.providers.iter().map(|(name, p)| (&**name, provider_json(p))).collect();
     let rules: Vec<Value> = policy.rules.iter().map(rule_json).collect();
-    let fields = json!({"providers": providers, "rules": rules});
+    let mut fields = json!({"providers": providers, "rules": rules});
+    if policy.passes_preflight {
+        fields["bypass_cors_preflight"] = json!(true);
+    }
     json!({"name": "envoy.filters.http.jwt_authn", "typed_config": values::any(MESSAGE, fields)})
 }
 

@@ -39,13 +39,14 @@ pub(in super::super) fn decode_network(mut filter: Reader<'_>) -> Result<RbacFil
 
 fn filter_of(mut filter: Reader<'_>) -> Result<RbacFilter, Refused> {
     let rules = filter.child("rules").map(decode_rules).transpose()?;
-    // Those that are not understood are told of among what is not honoured: they decide nothing.
-    let shadow = filter.child("shadow_rules").and_then(|rules| decode_rules(rules).ok());
+    // Those that are not understood are listed as not honoured: they decide nothing.
+    let shadow = filter.child("shadow_rules").and_then(|rules| decode_rules(rules.watching()).ok());
+    filter.unenforced(&["shadow_matcher"]);
     Ok(RbacFilter { rules, shadow })
 }
 
 fn decode_rules(mut rules: Reader<'_>) -> Result<Rbac, Refused> {
-    rules.harmless(&["audit_logging_options"]);
+    rules.unenforced(&["audit_logging_options"]);
     let action = match rules.choice("action").as_str() {
         "ALLOW" => RbacAction::Allow,
         "DENY" => RbacAction::Deny,
