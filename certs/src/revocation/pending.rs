@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 
-use super::{CrlIndex, IssuerList, Read};
+use super::loading::Read;
+use super::{CrlIndex, IssuerList};
 use crate::issuer::Issuer;
 
 /// The most lists that wait for their issuer.

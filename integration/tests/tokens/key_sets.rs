@@ -132,7 +132,7 @@ fn key_in_an_unusual_form_verifies() {
     let (rsa, ecdsa) = (|| Key::rsa(&rsa_pair(), "RS256"), || Key::ecdsa("ES256"));
     let other_base64 = |text: &str| text.replace('-', "+").replace('_', "/");
     type Changed = fn(Key) -> Key;
-    let odd: [(&str, Key, Changed); 13] = [
+    let odd: [(&str, Key, Changed); 12] = [
         ("a zero before the modulus", rsa(), |key| with_zero(key, "n")),
         ("a zero before the exponent", rsa(), |key| with_zero(key, "e")),
         ("a zero before a coordinate", ecdsa(), |key| with_zero(key, "x")),
@@ -141,7 +141,6 @@ fn key_in_an_unusual_form_verifies() {
         ("certificates", rsa(), |key| key.saying("x5c", json!(["MIIB"])).saying("x5t", "AA")),
         ("certificates in no list", rsa(), |key| key.saying("x5c", "MIIB").saying("x5u", 7)),
         ("no use", ecdsa(), |key| key.saying("use", Value::Null).saying("key_ops", Value::Null)),
-        ("no operations", ecdsa(), |key| key.saying("key_ops", json!([]))),
         ("an unknown operation", ecdsa(), |key| key.saying("key_ops", json!(["verify", "x"]))),
         ("no algorithm", ecdsa(), |key| key.saying("alg", Value::Null)),
         ("no name", ecdsa(), |key| key.saying("kid", Value::Null)),

@@ -151,9 +151,7 @@ fn usable(value: &Value) -> Option<Key> {
     if member("use").is_some_and(|used| used != "sig") {
         return None;
     }
-    let verifies = |operations: &Vec<Value>| {
-        operations.is_empty() || operations.iter().any(|one| one == "verify")
-    };
+    let verifies = |operations: &Vec<Value>| operations.iter().any(|one| one == "verify");
     if member("key_ops").is_some_and(|all| !all.as_array().is_some_and(verifies)) {
         return None;
     }

@@ -12,6 +12,7 @@ mod reader;
 mod revocation;
 mod route;
 mod secret;
+mod security_fields;
 mod values;
 
 use std::cell::RefCell;

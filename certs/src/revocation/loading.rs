@@ -1,0 +1,187 @@
+//! From the bytes of revocation lists to lists that count, lists that wait for their issuer, and errors.
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
+use weft_model::{RevocationMode, RevocationPolicy};
+
+use super::list::{List, Number};
+use super::pending::{PENDING_LIMIT, PendingList};
+use super::serials::Serials;
+use super::{CrlError, IssuerList, name};
+use crate::der;
+use crate::issuer::{self, Issuer};
+
+/// A list that could be read, whoever signed it.
+pub(super) struct Read {
+    /// Its number among the lists.
+    pub(super) position: usize,
+    /// The content of its issuer's name.
+    pub(super) issuer: Vec<u8>,
+    pub(super) list: IssuerList,
+    /// For a list of changes (a delta list; RFC 5280, section 5.2.4): what it changes.
+    pub(super) changes: Option<Changes>,
+}
+
+pub(super) struct Changes {
+    /// The list that is changed has at least this number.
+    pub(super) base: Number,
+    pub(super) restored: Serials,
+}
+
+/// What became of a list.
+pub(super) enum Loaded {
+    Proved(Read),
+    Pending(PendingList),
+}
+
+/// Whether there is a list in it, and nothing that only looks like one. Who signed it is another matter.
+///
+/// # Errors
+/// Why not.
+pub fn holds_lists(bytes: &[u8]) -> Result<(), String> {
+    let lists = split(bytes)?;
+    if lists.is_empty() {
+        return Err("there is no revocation list in it".into());
+    }
+    lists.iter().try_for_each(|list| List::read(list, usize::MAX).map(drop))
+}
+
+/// The lists in PEM, or those in DER.
+pub(super) fn split(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    if bytes.first() == Some(&der::SEQUENCE) {
+        let (mut lists, mut rest) = (Vec::new(), der::Elements(bytes));
+        while !rest.is_empty() {
+            let list = rest.expect(der::SEQUENCE).ok_or("it is malformed")?;
+            lists.push(list.whole.to_vec().into());
+        }
+        return Ok(lists);
+    }
+    CertificateRevocationListDer::pem_slice_iter(bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("it is neither DER nor PEM: {error}"))
+}
+
+/// The lists of a load by what became of them.
+#[derive(Default)]
+pub(super) struct Sorted {
+    pub(super) proved: Vec<Read>,
+    pub(super) waiting: Vec<PendingList>,
+    /// Those that do not count, and hold up no others.
+    pub(super) left_out: Vec<CrlError>,
+    pub(super) errors: Vec<CrlError>,
+}
+
+impl Sorted {
+    pub(super) fn of(
+        lists: Vec<CertificateRevocationListDer<'static>>,
+        issuers: &[Issuer],
+        policy: &RevocationPolicy,
+        now: UnixTime,
+        warnings: &mut Vec<String>,
+    ) -> Self {
+        let is_known = |list: &[u8]| {
+            List::issuer(list).is_none_or(|name| issuers.iter().any(|known| known.name == name))
+        };
+        // Those of known issuers first: what others bring takes no room from them.
+        let lists =
+            lists.into_iter().enumerate().map(|(index, list)| (index, is_known(&list), list));
+        let (own, others): (Vec<_>, Vec<_>) = lists.partition(|(_, is_known, _)| *is_known);
+        let (mut sorted, mut room) = (Self::default(), policy.entries_limit);
+        for (index, is_known, list) in own.into_iter().chain(others) {
+            match load_one(list, index, issuers, room, now) {
+                Ok(Loaded::Proved(read)) => {
+                    room = room.saturating_sub(read.entries());
+                    sorted.proved.push(read);
+                }
+                Ok(Loaded::Pending(list)) if sorted.waiting.len() < PENDING_LIMIT => {
+                    room = room.saturating_sub(list.read.entries());
+                    sorted.waiting.push(list);
+                }
+                Ok(Loaded::Pending(_)) => warnings.push(format!(
+                    "revocation list {index}: {PENDING_LIMIT} lists wait for their issuer already; it does \
+                     not count"
+                )),
+                // Whose time is over has nobody below it who could be let in.
+                Err(reason) if reason == issuer::NOT_IN_FORCE => {
+                    sorted.left_out.push(CrlError { index, reason });
+                }
+                Err(reason) if !is_known && policy.mode == RevocationMode::Strict => {
+                    let reason = format!("{reason}; its issuer is not known");
+                    sorted.left_out.push(CrlError { index, reason });
+                }
+                Err(reason) => sorted.errors.push(CrlError { index, reason }),
+            }
+        }
+        sorted
+    }
+}
+
+/// Reads one list, and verifies it where one of these authorities signed it.
+fn load_one(
+    der: CertificateRevocationListDer<'static>,
+    position: usize,
+    issuers: &[Issuer],
+    room: usize,
+    now: UnixTime,
+) -> Result<Loaded, String> {
+    let read = Read::new(&der, position, room)?;
+    Ok(match signer(&der, &read.issuer, issuers)? {
+        Ok(_) if read.list.this_update > now.as_secs() => {
+            return Err("its thisUpdate is in the future".into());
+        }
+        Ok(signer) => Loaded::Proved(read.signed_by(signer)),
+        Err(reason) => Loaded::Pending(PendingList { read, der, reason }),
+    })
+}
+
+impl Read {
+    fn new(der: &[u8], position: usize, limit: usize) -> Result<Self, String> {
+        let List { issuer, this_update, next_update, number, base, scope, revoked, restored } =
+            List::read(der, limit)?;
+        let set = |serials| Serials::new(serials).map_err(|_| "a serial number has over 20 bytes");
+        let list = IssuerList {
+            public_key: Vec::new(),
+            scope,
+            number,
+            this_update,
+            next_update,
+            serials: set(revoked)?,
+        };
+        let restored = set(restored)?;
+        let changes = base.map(|base| Changes { base, restored });
+        Ok(Self { position, issuer: issuer.to_vec(), list, changes })
+    }
+
+    /// How many certificates it speaks of by name.
+    pub(super) fn entries(&self) -> usize {
+        let restored = self.changes.as_ref().map_or(0, |changes| changes.restored.len());
+        self.list.serials.len() + restored
+    }
+
+    pub(super) fn signed_by(mut self, signer: &Issuer) -> Self {
+        self.list.public_key.clone_from(&signer.public_key);
+        self
+    }
+}
+
+/// Which of the authorities signed a list of this issuer; or why none of them did.
+///
+/// # Errors
+/// Why its signer may not sign lists.
+fn signer<'a>(
+    list: &[u8],
+    issuer: &[u8],
+    issuers: &'a [Issuer],
+) -> Result<Result<&'a Issuer, String>, String> {
+    let mut named = issuers.iter().filter(|known| known.name == issuer).peekable();
+    if named.peek().is_none() {
+        return Ok(Err(format!("its issuer {} is not in the trust bundle", name(issuer))));
+    }
+    let signers: Vec<_> = named.filter(|known| known.signed(list)).collect();
+    // One authority may have several certificates; one that lets it sign lists is enough.
+    let may_sign = signers.iter().find(|signer| signer.may_sign_lists().is_ok());
+    match may_sign.or_else(|| signers.first()) {
+        Some(signer) => signer.may_sign_lists().map(|()| Ok(*signer)).map_err(str::to_owned),
+        None => Ok(Err(format!("its signature is not by {}", name(issuer)))),
+    }
+}

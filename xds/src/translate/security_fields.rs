@@ -1,0 +1,53 @@
+//! Which messages and fields decide about security, so that a resource is refused when one is not read.
+
+/// Packages whose messages decide who is trusted, who is let in, or what a rule covers. Whatever is set
+/// in one of them, or in a message inside it, and is not read refuses the resource.
+const SECURITY_PACKAGES: &[&str] = &[
+    "envoy.config.rbac.v3.",
+    "envoy.extensions.filters.http.api_key_auth.v3.",
+    "envoy.extensions.filters.http.basic_auth.v3.",
+    "envoy.extensions.filters.http.ext_authz.v3.",
+    "envoy.extensions.filters.http.jwt_authn.v3.",
+    "envoy.extensions.filters.http.oauth2.v3.",
+    "envoy.extensions.filters.http.rbac.v3.",
+    "envoy.extensions.filters.network.ext_authz.v3.",
+    "envoy.extensions.filters.network.rbac.v3.",
+    "envoy.extensions.transport_sockets.tls.v3.",
+    "envoy.type.matcher.v3.",
+    "xds.type.matcher.v3.",
+];
+
+/// The same of messages whose packages have others too.
+const SECURITY_MESSAGES: &[&str] = &[
+    "envoy.config.core.v3.CidrRange",
+    "envoy.config.listener.v3.FilterChainMatch",
+    "envoy.config.route.v3.HeaderMatcher",
+    "envoy.config.route.v3.QueryParameterMatcher",
+    "envoy.config.route.v3.RouteMatch",
+];
+
+/// Fields of other messages that decide the same: a resource that sets one is refused. `Message.field`,
+/// without the package.
+pub(super) const SECURITY_FIELDS: &[&str] = &[
+    "ClusterWeight.typed_per_filter_config",
+    "FilterChain.use_proxy_proto",
+    "HttpConnectionManager.early_header_mutation_extensions",
+    "HttpConnectionManager.forward_client_cert_matcher",
+    "HttpConnectionManager.original_ip_detection_extensions",
+    "HttpConnectionManager.path_normalization_options",
+    "HttpConnectionManager.strip_trailing_host_dot",
+    "HttpConnectionManager.typed_header_validation_config",
+    "Listener.filter_chain_matcher",
+    "Route.typed_per_filter_config",
+    "RouteConfiguration.typed_per_filter_config",
+    "UpstreamHttpProtocolOptions.auto_san_validation",
+    "VirtualHost.matcher",
+    "VirtualHost.require_tls",
+    "VirtualHost.typed_per_filter_config",
+];
+
+/// Whether a message decides about security.
+pub(super) fn is_security(message: &str) -> bool {
+    SECURITY_PACKAGES.iter().any(|package| message.starts_with(package))
+        || SECURITY_MESSAGES.contains(&message)
+}
