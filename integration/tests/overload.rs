@@ -12,7 +12,6 @@ use weft_integration::alone::{Alone, Speaks, Wanted};
 use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::endpoints;
 use weft_integration::curl::Curl;
-use weft_integration::frames::code::ENHANCE_YOUR_CALM;
 use weft_integration::frames::flag::{ACK, END_HEADERS, NONE, WHOLE};
 use weft_integration::frames::kind::{PING, SETTINGS, WINDOW_UPDATE};
 use weft_integration::frames::{Client, Frame, Outcome, frame, get, headers};
@@ -214,15 +213,25 @@ fn ask_by_http2(port: u16) -> (Client, Outcome) {
     (client, outcome)
 }
 
-/// Connections of HTTP/2, each of which was served, until one more is told to calm down.
+/// Begins a body on a connection of its own, which does not end; whether it is let in.
+fn begin_body(alone: &Alone) -> (Client, bool) {
+    let count = |alone: &Alone| alone.metric("weft_sidecar_requests_total");
+    let (refused, before) = (alone.metric(REFUSED), count(alone));
+    let mut client = Client::connect(alone.port);
+    client.send(&headers(END_HEADERS, 1, &POST));
+    eventually("the request is there", || (count(alone) > before).then_some(()));
+    (client, alone.metric(REFUSED) == refused)
+}
+
+/// Connections of HTTP/2 on each of which a body may arrive, until one more is refused.
 fn use_up(alone: &Alone) -> Vec<Client> {
     let mut held = Vec::new();
     loop {
-        let mut client = Client::connect(alone.port);
-        match windows(&mut client) {
-            Some(_) => held.push(client),
-            None => return held,
+        let (client, is_let_in) = begin_body(alone);
+        if !is_let_in {
+            return held;
         }
+        held.push(client);
         assert!(held.len() <= 16, "{} windows of {SMALL_BYTES} are more than 1 MiB", held.len());
     }
 }
@@ -270,29 +279,29 @@ fn with_one_mib(port: u16, speaks: Speaks) -> Alone {
 }
 
 #[test]
-fn connections_beyond_the_budget_of_windows_are_told_to_calm_down() {
+fn bodies_beyond_the_window_limit_are_refused_with_503() {
     const TOO_MANY: u64 = 10;
     let mut alone = with_one_mib(Backend::telling_heads().port, Speaks::Http1);
     let mut held = use_up(&alone);
     assert!((11..=12).contains(&held.len()), "{} have a window", held.len());
     let refused = alone.metric(REFUSED);
     for _ in 0..TOO_MANY {
-        let (_client, outcome) = ask_by_http2(alone.port);
-        assert_eq!(outcome, Outcome::Goaway(ENHANCE_YOUR_CALM));
+        let (mut client, is_let_in) = begin_body(&alone);
+        assert!(!is_let_in);
+        assert_eq!(client.outcome(1), Outcome::Answered(503));
+        assert_eq!(ask_by_http2(alone.port).1, Outcome::Answered(200), "without a body");
         assert_eq!(http1::ask(alone.port, GET).status, 200, "HTTP/1.1 needs no window");
     }
     assert_eq!(alone.metric(REFUSED) - refused, TOO_MANY);
-    // Nobody pays for those that came too late.
+    // The connections that came before are served.
     for client in &mut held {
-        client.send(&headers(WHOLE, 1, &get("/")));
-        assert_eq!(client.outcome(1), Outcome::Answered(200));
+        client.send(&headers(WHOLE, 3, &get("/")));
+        assert_eq!(client.outcome(3), Outcome::Answered(200));
     }
     drop(held);
-    eventually("there is room again", || {
-        (ask_by_http2(alone.port).1 == Outcome::Answered(200)).then_some(())
-    });
+    eventually("there is room again", || begin_body(&alone).1.then_some(()));
     let again = use_up(&alone);
-    assert!((11..=12).contains(&again.len()), "{} have a window again", again.len());
+    assert!((10..=12).contains(&again.len()), "{} have a window again", again.len());
     alone.assert_unharmed();
 }
 
@@ -406,5 +415,38 @@ fn without_files_it_rests_and_goes_on_when_there_are_some() {
     assert_eq!(http1::ask(alone.port, GET).status, 200);
     let waited = gone.elapsed();
     assert!(waited < Duration::from_secs(1), "it waited {waited:?}");
+    alone.assert_unharmed();
+}
+
+/// Idle connections of HTTP/2 that have been served.
+fn idle(alone: &Alone, count: usize) -> Vec<Client> {
+    let serve = |_| {
+        let (client, outcome) = ask_by_http2(alone.port);
+        assert_eq!(outcome, Outcome::Answered(200));
+        client
+    };
+    (0..count).map(serve).collect()
+}
+
+#[test]
+fn idle_http2_connections_are_no_burden_on_the_window_limit() {
+    const FIRST: usize = 100;
+    const CONNECTIONS: usize = 1_700;
+    const EACH_BYTES: u64 = 40 * 1024;
+    let service = Backend::telling_heads();
+    let mut alone = Wanted::before(service.port, Speaks::Http1).with_one_worker(&[]).start();
+    // What the first ones need beside themselves is there.
+    let _first = idle(&alone, FIRST);
+    let before = alone.sidecar.resident();
+    let held = idle(&alone, CONNECTIONS);
+    let grown = alone.sidecar.resident().saturating_sub(before);
+    let each = grown / CONNECTIONS as u64;
+    assert!(each < EACH_BYTES, "{each} bytes for each, in a build that is not optimized");
+    assert_eq!(alone.metric(REFUSED), 0);
+    drop(held);
+    eventually("memory is given back", || {
+        let left = alone.sidecar.resident().saturating_sub(before);
+        (left < grown / 2).then_some(())
+    });
     alone.assert_unharmed();
 }

@@ -152,7 +152,7 @@ fn connections(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
     );
     page.counter(
         "weft_sidecar_windows_refused",
-        "HTTP/2 connections ended because the budget of windows was used up.",
+        "Request bodies over HTTP/2 refused because the window limit was in use.",
         sum(&|m| m.windows_refused.get()),
     );
     page.counter(

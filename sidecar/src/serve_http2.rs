@@ -16,7 +16,7 @@ use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::{self, Connection};
 use crate::reply::Reply;
 use crate::stream::Stream;
-use crate::windows::NO_WINDOW_BYTES;
+use crate::windows::Window;
 use crate::worker::{Worker, now};
 
 /// How long a client that is told to calm down has to take the message.
@@ -44,18 +44,14 @@ pub(crate) async fn serve(
     let (stream, watch) = Guarded::new(stream, settings.limits.streams);
     let over = watch.over();
     tokio::pin!(over);
-    let window = worker.windows.take();
-    let bytes = window.as_ref().map_or(NO_WINDOW_BYTES, |window| window.bytes);
-    let handshake = builder(settings, bytes, connection.peer.is_some()).handshake(stream);
+    let window = worker.windows.open();
+    let is_peer = connection.peer.is_some();
+    let handshake = builder(settings, window.bytes, is_peer).handshake(stream);
     let handshake = tokio::select! {
         handshake = tokio::time::timeout(settings.timeouts.head, handshake) => handshake,
         reason = &mut over => return note_end(reason, &connection, worker),
     };
     let Ok(Ok(mut streams)) = handshake else { return };
-    if window.is_none() {
-        worker.metrics.windows_refused.increment();
-        return dismiss(streams, h2::Reason::ENHANCE_YOUR_CALM).await;
-    }
     let open = Rc::<Cell<usize>>::default();
     let drain = worker.shared.drain.clone();
     let ending = ending(settings, &connection, &drain, &watch, &open);
@@ -92,7 +88,7 @@ pub(crate) async fn serve(
                 }
                 let (head, body) = http2::request(request, &settings.limits);
                 note_breach(head.as_ref().err(), &watch);
-                let stream = OneStream::begin(&open, &connection);
+                let stream = OneStream::begin(&open, &connection, &window);
                 tokio::task::spawn_local(stream.serve(head, body, respond, worker.clone()));
                 left = left.map(|left| left.saturating_sub(1));
                 if left == Some(0) && !is_told {
@@ -261,11 +257,24 @@ async fn discard(body: &mut h2::RecvStream) {
     }
 }
 
+/// Counts and logs a request whose body has no place in the budget of windows.
+fn refuse_body(connection: &Connection, worker: &Worker) {
+    worker.metrics.windows_refused.increment();
+    if worker.windows.is_first_refusal() {
+        tracing::warn!(
+            client = %connection.client,
+            "request bodies refused: the window limit (--window-limit) is in use"
+        );
+    }
+    pipeline::refused(Denial::Overloaded, HttpVersion::Http2, connection, worker);
+}
+
 /// One stream of a connection.
 struct OneStream {
     /// How many are open.
     open: Rc<Cell<usize>>,
     connection: Rc<Connection>,
+    window: Rc<Window>,
 }
 
 impl Drop for OneStream {
@@ -275,9 +284,9 @@ impl Drop for OneStream {
 }
 
 impl OneStream {
-    fn begin(open: &Rc<Cell<usize>>, connection: &Rc<Connection>) -> Self {
+    fn begin(open: &Rc<Cell<usize>>, connection: &Rc<Connection>, window: &Rc<Window>) -> Self {
         open.set(open.get() + 1);
-        Self { open: open.clone(), connection: connection.clone() }
+        Self { open: open.clone(), connection: connection.clone(), window: window.clone() }
     }
 
     async fn serve(
@@ -288,10 +297,15 @@ impl OneStream {
         worker: Rc<Worker>,
     ) {
         let mut reply = Reply::Http2 { respond: &mut respond, started: false };
+        let has_body = !body.is_end_stream();
+        let receiving = if has_body { self.window.receive() } else { None };
         match head {
+            Ok(head) if has_body && receiving.is_none() => {
+                refuse_body(&self.connection, &worker);
+                return reply.deny(Denial::Overloaded, head.is_grpc()).await;
+            }
             Ok(head) => {
-                let source =
-                    if body.is_end_stream() { Source::Empty } else { Source::Http2(&mut body) };
+                let source = if has_body { Source::Http2(&mut body) } else { Source::Empty };
                 let serving =
                     pipeline::request(head, source, &mut reply, &self.connection, &worker);
                 Box::pin(serving).await;
@@ -301,7 +315,7 @@ impl OneStream {
                 reply.deny(denial, is_grpc).await;
             }
         }
-        if !body.is_end_stream() {
+        if receiving.is_some() && !body.is_end_stream() {
             Box::pin(discard(&mut body)).await;
         }
     }

@@ -1,6 +1,9 @@
 //! How much the connections of HTTP/2 may make a worker hold. Whatever is sent into a connection's window
-//! must be kept until somebody takes it, so windows come out of a budget that is there from the start:
-//! what was promised never exceeds it, whoever reads slowly and however many there are.
+//! must be kept until it is passed on, so windows come out of a budget that is there from the start: what
+//! can arrive never exceeds it, however slowly others read and however many there are.
+//!
+//! A window of the smallest size is charged while bodies may arrive, and not while the connection is idle:
+//! bytes of streams that are closed are dropped at once.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -15,65 +18,113 @@ const SMALL_BYTES: u32 = 65_535;
 pub(crate) struct Windows {
     left: Rc<Cell<u64>>,
     limit: u64,
+    /// Whether a body was refused since a quarter of the budget was last free.
+    has_refused: Cell<bool>,
 }
 
-/// A connection's part of it; given back when dropped.
+/// A connection's part of it. A full window is charged until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Window {
     pub(crate) bytes: u32,
     left: Rc<Cell<u64>>,
+    /// How many bodies may arrive.
+    bodies: Cell<usize>,
 }
+
+/// The right to receive a body within the window of a connection; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Receiving(Rc<Window>);
 
 impl Windows {
     /// So many bytes at most.
     pub(crate) fn new(limit: u64) -> Self {
-        Self { left: Rc::new(Cell::new(limit)), limit }
+        Self { left: Rc::new(Cell::new(limit)), limit, has_refused: Cell::new(false) }
     }
 
-    /// The window for a connection: full while more than half is left. None when all is promised.
-    pub(crate) fn take(&self) -> Option<Window> {
+    /// Whether a refusal is the first since the budget was used up, so that a flood of them has one line.
+    pub(crate) fn is_first_refusal(&self) -> bool {
+        !self.has_refused.replace(true)
+    }
+
+    /// Notes whether there is room again.
+    pub(crate) fn look(&self) {
+        if self.left.get() >= self.limit / 4 {
+            self.has_refused.set(false);
+        }
+    }
+
+    /// The window for a connection: full while more than half is left, and else the smallest.
+    pub(crate) fn open(&self) -> Rc<Window> {
         let left = self.left.get();
         let is_plenty = left >= self.limit / 2 + u64::from(FULL_BYTES);
         let bytes = if is_plenty { FULL_BYTES } else { SMALL_BYTES };
-        self.left.set(left.checked_sub(bytes.into())?);
-        Some(Window { bytes, left: self.left.clone() })
+        if is_plenty {
+            self.left.set(left - u64::from(bytes));
+        }
+        Rc::new(Window { bytes, left: self.left.clone(), bodies: Cell::new(0) })
+    }
+}
+
+impl Window {
+    /// The right to receive one more body. None when all of the budget is in use.
+    pub(crate) fn receive(self: &Rc<Self>) -> Option<Receiving> {
+        if self.bodies.get() == 0 && self.bytes == SMALL_BYTES {
+            self.left.set(self.left.get().checked_sub(SMALL_BYTES.into())?);
+        }
+        self.bodies.set(self.bodies.get() + 1);
+        Some(Receiving(self.clone()))
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        let Window { bytes, left, bodies } = &*self.0;
+        bodies.set(bodies.get().saturating_sub(1));
+        if bodies.get() == 0 && *bytes == SMALL_BYTES {
+            left.set(left.get() + u64::from(SMALL_BYTES));
+        }
     }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
-        self.left.set(self.left.get() + u64::from(self.bytes));
+        if self.bytes == FULL_BYTES {
+            self.left.set(self.left.get() + u64::from(FULL_BYTES));
+        }
     }
 }
-
-/// The window of a connection that is told to go.
-pub(crate) const NO_WINDOW_BYTES: u32 = SMALL_BYTES;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn windows_shrink_and_never_exceed_the_limit() {
-        let limit = 8 * u64::from(FULL_BYTES) + 10;
-        let windows = Windows::new(limit);
-        let mut held = Vec::new();
-        while let Some(window) = windows.take() {
-            held.push(window);
-        }
+    fn idle_connections_are_charged_for_full_windows_only() {
+        let windows = Windows::new(8 * u64::from(FULL_BYTES) + 10);
+        let held: Vec<Rc<Window>> = (0..10_000).map(|_| windows.open()).collect();
         let full = held.iter().filter(|window| window.bytes == FULL_BYTES).count();
         assert_eq!(full, 4);
-        let promised: u64 = held.iter().map(|window| u64::from(window.bytes)).sum();
-        assert!(promised <= limit && limit - promised < u64::from(SMALL_BYTES));
-        held.truncate(1);
-        assert_eq!(windows.take().map(|window| window.bytes), Some(FULL_BYTES));
+        assert_eq!(windows.left.get(), 4 * u64::from(FULL_BYTES) + 10);
         drop(held);
-        assert_eq!(windows.left.get(), limit);
+        assert_eq!(windows.left.get(), windows.limit);
+        assert_eq!(windows.open().bytes, FULL_BYTES);
     }
 
     #[test]
-    fn without_a_budget_nobody_gets_one() {
-        assert!(Windows::new(0).take().is_none());
-        assert!(Windows::new(u64::from(SMALL_BYTES)).take().is_some());
+    fn windows_of_bodies_never_exceed_the_limit() {
+        let windows = Windows::new(3 * u64::from(SMALL_BYTES) + 10);
+        let connections: Vec<Rc<Window>> = (0..5).map(|_| windows.open()).collect();
+        let [first, second, third, fourth, _] = &connections[..] else { panic!("there are five") };
+        let mut bodies = vec![first.receive().expect("there is room")];
+        bodies.push(first.receive().expect("it is the same window"));
+        bodies.push(second.receive().expect("there is room"));
+        bodies.push(third.receive().expect("there is room"));
+        assert!(fourth.receive().is_none());
+        bodies.remove(0);
+        assert!(fourth.receive().is_none(), "another body may still arrive in that window");
+        bodies.remove(0);
+        bodies.push(fourth.receive().expect("there is room again"));
+        drop(bodies);
+        assert_eq!(windows.left.get(), windows.limit);
     }
 }

@@ -17,6 +17,7 @@ use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 use weft_runtime::drain::{Drain, Live, Phase};
 use weft_runtime::listening::Report;
+use weft_runtime::memory;
 use weft_runtime::metrics::Registry;
 use weft_runtime::socket::{Mark, is_without_ipv6, listen_tcp};
 
@@ -32,6 +33,8 @@ use crate::windows::Windows;
 
 /// How often idle connections are looked for.
 const SWEEP: Duration = Duration::from_millis(500);
+/// How many connections close before memory is given back.
+const MANY_CLOSED: usize = 256;
 /// How long accepting rests when there are no more descriptors.
 const REST: Duration = Duration::from_millis(20);
 
@@ -88,6 +91,8 @@ pub(crate) struct Worker {
     /// Connections that draining may end while they are idle.
     enrolled: RefCell<HashMap<u64, Endable>>,
     next_enrolled: Cell<u64>,
+    /// The most connections since memory was last given back.
+    most_open: Cell<usize>,
 }
 
 /// A connection's task, and whether it waits for a request.
@@ -189,6 +194,7 @@ pub async fn run(shared: Shared, number: usize) {
         draining: Cell::new(false),
         enrolled: RefCell::default(),
         next_enrolled: Cell::new(0),
+        most_open: Cell::new(0),
         shared,
     });
     let drain = worker.shared.drain.clone();
@@ -220,8 +226,21 @@ pub async fn run(shared: Shared, number: usize) {
 }
 
 impl Worker {
+    /// Gives memory back when many connections have closed: the C library keeps what lies between others.
+    fn give_memory_back(&self) {
+        let open = self.live.count();
+        let most = self.most_open.get().max(open);
+        self.most_open.set(most);
+        if open + MANY_CLOSED <= most && open <= most / 4 * 3 {
+            self.most_open.set(open);
+            memory::give_back();
+        }
+    }
+
     fn sweep(&self) {
         self.roll.tick(unix_seconds(), &self.metrics);
+        self.windows.look();
+        self.give_memory_back();
         let plan = self.plan();
         self.pools.sweep(|id| plan.has_target(id));
     }

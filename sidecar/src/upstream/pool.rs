@@ -22,6 +22,7 @@ use crate::tls::{Alpn, connector};
 use crate::worker::{Worker, now};
 
 use super::{Slot, Slots};
+use crate::windows::{Receiving, Window};
 
 /// How many idle HTTP/1.1 connections are kept to an endpoint.
 const IDLE_LIMIT: usize = 256;
@@ -81,16 +82,20 @@ struct Http2 {
     greeting: Rc<Greeting>,
     /// How many streams of ours are open on it.
     open: Rc<Cell<usize>>,
+    window: Rc<Window>,
     /// Since when it was seen without any.
     idle_since: Option<Instant>,
 }
 
 impl Http2 {
-    fn lease(&mut self) -> Lease {
+    /// None when the window limit is in use.
+    fn lease(&mut self) -> Option<Lease> {
+        let receiving = self.window.receive()?;
         self.idle_since = None;
         self.open.set(self.open.get() + 1);
         let (sender, greeting) = (self.sender.clone(), self.greeting.clone());
-        Lease { sender, greeting, open: Open(self.open.clone()) }
+        let open = Open { count: self.open.clone(), _receiving: receiving };
+        Some(Lease { sender, greeting, open })
     }
 }
 
@@ -128,11 +133,14 @@ pub(crate) struct Lease {
 
 /// One open stream.
 #[derive(Debug)]
-pub(crate) struct Open(Rc<Cell<usize>>);
+pub(crate) struct Open {
+    count: Rc<Cell<usize>>,
+    _receiving: Receiving,
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        self.count.set(self.count.get().saturating_sub(1));
     }
 }
 
@@ -238,7 +246,7 @@ impl Pools {
         }
         let slot = slot.ok_or_else(|| full("max_connections"))?;
         let mut connection = Box::pin(self.connect_http2(target, address, slot, worker)).await?;
-        let lease = connection.lease();
+        let lease = connection.lease().ok_or_else(|| full("the window limit"))?;
         self.http2.borrow_mut().entry(key).or_default().push(connection);
         Ok(lease)
     }
@@ -259,7 +267,7 @@ impl Pools {
             match sender.poll_ready(&mut cx) {
                 Poll::Ready(Ok(())) => {
                     if connection.open.get() < sender.current_max_send_streams() {
-                        found = Some(connection.lease());
+                        found = connection.lease();
                     }
                     true
                 }
@@ -274,7 +282,7 @@ impl Pools {
     fn least_open_of_all(&self, key: Key, may_be_more: bool) -> Option<Lease> {
         let mut pools = self.http2.borrow_mut();
         let held = pools.get_mut(&key).filter(|held| held.len() >= HTTP2_LIMIT || !may_be_more)?;
-        held.iter_mut().min_by_key(|connection| connection.open.get()).map(Http2::lease)
+        held.iter_mut().min_by_key(|connection| connection.open.get()).and_then(Http2::lease)
     }
 
     async fn connect_http2(
@@ -284,7 +292,7 @@ impl Pools {
         slot: Slot,
         worker: &Worker,
     ) -> io::Result<Http2> {
-        let window = worker.upstream_windows.take().ok_or_else(|| full("the budget of windows"))?;
+        let window = worker.upstream_windows.open();
         let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
         let standing = stream.standing().cloned();
         worker.metrics.upstream_connections.increment();
@@ -316,7 +324,7 @@ impl Pools {
             });
         }
         // For as long as the connection lives, which may outlive its place in the pool.
-        let held = (slot, window);
+        let held = (slot, window.clone());
         tokio::task::spawn_local(async move {
             let _held = held;
             if let Err(error) = connection.await {
@@ -324,7 +332,7 @@ impl Pools {
             }
         });
         let sender = sender.ready().await.map_err(io::Error::other)?;
-        Ok(Http2 { standing, sender, greeting, open: Rc::default(), idle_since: None })
+        Ok(Http2 { standing, sender, greeting, open: Rc::default(), window, idle_since: None })
     }
 
     /// Forgets an HTTP/2 connection that has failed.
