@@ -23,6 +23,8 @@ use crate::resources::{Trust, Views, trust_holders};
 use crate::store::{Generations, Store};
 use crate::succession::{self, Audience, Authorities, InForce};
 
+/// How many warnings of one mesh are logged.
+const WARNING_LIMIT: usize = 20;
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_millis(250);
 /// How long a revocation list is good, and when the next one is made.
@@ -314,9 +316,13 @@ impl Publisher {
             "a mesh is in force"
         );
         if self.last.as_ref().is_none_or(|last| last.mesh.warnings != mesh.warnings) {
-            for warning in &mesh.warnings {
+            for warning in mesh.warnings.iter().take(WARNING_LIMIT) {
                 let warning = warning.in_file(self.options.mesh.display());
-                tracing::warn!(%warning, "mesh is valid and may not be what is meant");
+                tracing::warn!(%warning, "mesh warning");
+            }
+            let more = mesh.warnings.len().saturating_sub(WARNING_LIMIT);
+            if more > 0 {
+                tracing::warn!(more, "mesh warnings left out; --check-config prints all");
             }
         }
         let serials: BTreeSet<String> = listed.iter().map(|entry| entry.serial.clone()).collect();
