@@ -161,6 +161,7 @@ impl Begun {
             listening: Mutex::new(Listening::new(count)),
             was_ready: AtomicBool::new(false),
             particulars: setup.particulars,
+            access: setup.access.clone(),
         });
         let port = admin::Admin { role: role.clone(), drain: drain.clone(), log: level };
         admin::start(&setup.ports, port).map_err(|error| error.to_string())?;
@@ -278,6 +279,7 @@ struct Role {
     listening: Mutex<Listening>,
     was_ready: AtomicBool,
     particulars: Arc<dyn Particulars>,
+    access: Writer,
 }
 
 impl admin::Role for Role {
@@ -329,6 +331,11 @@ impl admin::Role for Role {
             "weft_dns_failing_hosts",
             "Host names whose last DNS lookup failed; their last addresses stay in use.",
             self.unresolved.borrow().len() as u64,
+        );
+        page.counter(
+            "weft_access_lines_lost",
+            "Access lines lost because standard output was read too slowly, or not at all.",
+            self.access.lost(),
         );
         self.particulars.metrics() + &page.finish()
     }

@@ -110,6 +110,9 @@ class Service:
             self.connection.end_stream(number)
         elif path == "/trailers":
             self.answer(number, "200", "body", trailers=[("x-checksum", "1")])
+        elif path == "/announced":
+            fields = [("content-length", "4"), ("trailer", "x-checksum")]
+            self.answer(number, "200", "body", fields, [("x-checksum", "1")])
         elif path == "/length":
             # What a HEAD is told is the length of what is not sent.
             body = "" if stream.pseudo[":method"] == "HEAD" else "hello\n"

@@ -1,13 +1,14 @@
 //! Access lines: one JSON object a connection or request, on standard output.
 //!
 //! A worker gathers its lines and hands them over in blocks, so that a line costs no system call
-//! and a slow reader stops nobody: when too many blocks wait, the newest is dropped and counted.
+//! and a slow reader stops nobody: when too many blocks wait, the newest is lost. Lost lines are counted, and
+//! logged once a burst.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::time::Duration;
 
 /// How many bytes a worker gathers before it hands them over.
@@ -16,20 +17,29 @@ const BLOCK_BYTES: usize = 32 * 1024;
 const BLOCK_LIMIT: usize = 64;
 /// How long a line waits at most.
 const LONGEST_WAIT: Duration = Duration::from_millis(200);
+/// How many lines are lost in a burst that does not end before it is logged nevertheless.
+const LONG_BURST_LINES: u64 = 10_000;
 
 /// What the writer's thread is given.
 #[derive(Debug)]
 enum Block {
-    Lines(Vec<u8>),
+    Lines(Lines),
     /// Everything before it is written when it is answered.
     Last(SyncSender<()>),
+}
+
+/// Access lines, each with its line feed.
+#[derive(Debug, Default)]
+struct Lines {
+    bytes: Vec<u8>,
+    count: u64,
 }
 
 /// Writes what the workers hand over.
 #[derive(Debug, Clone)]
 pub struct Writer {
     blocks: SyncSender<Block>,
-    dropped: Arc<AtomicU64>,
+    lost: Arc<AtomicU64>,
 }
 
 impl Writer {
@@ -39,31 +49,40 @@ impl Writer {
     /// When the thread cannot be started.
     pub fn start(output: impl Write + Send + 'static) -> std::io::Result<Self> {
         let (blocks, waiting) = sync_channel(BLOCK_LIMIT);
+        let lost = Arc::<AtomicU64>::default();
+        let counted = lost.clone();
         std::thread::Builder::new()
             .name("access-log".into())
-            .spawn(move || write_all(&waiting, output))?;
-        Ok(Self { blocks, dropped: Arc::default() })
+            .spawn(move || write_all(&waiting, output, &counted))?;
+        Ok(Self { blocks, lost })
     }
 
-    /// How many blocks were dropped because the reader was too slow.
+    /// How many lines were lost because their reader was too slow, or gone.
     #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Waits, not longer than `patience`, until all that was handed over is written.
     pub fn finish(self, patience: Duration) {
+        const STEP: Duration = Duration::from_millis(10);
         let (done, finished) = sync_channel(1);
-        if self.blocks.try_send(Block::Last(done)).is_ok() {
-            // Whether the writer answered or not, we have waited long enough.
-            let _ = finished.recv_timeout(patience);
+        let mut left = patience;
+        while let Err(TrySendError::Full(_)) = self.blocks.try_send(Block::Last(done.clone())) {
+            let Some(less) = left.checked_sub(STEP) else { return };
+            left = less;
+            // Nothing can come yet: it only waits until a block was written.
+            let _ = finished.recv_timeout(STEP);
         }
+        drop(done);
+        // Whether the writer answered or not, we have waited long enough.
+        let _ = finished.recv_timeout(left);
     }
 
     /// A log of its own for a thread that hands over its lines itself.
     #[must_use]
     pub fn log(&self) -> AccessLog {
-        AccessLog { writer: self.clone(), lines: RefCell::default() }
+        AccessLog { writer: self.clone(), lines: RefCell::default(), count: Cell::new(0) }
     }
 
     /// A worker's own log. To be called on the worker, whose runtime hands over what has waited.
@@ -84,20 +103,76 @@ impl Writer {
     }
 }
 
-fn write_all(blocks: &Receiver<Block>, mut output: impl Write) {
-    while let Ok(block) = blocks.recv() {
-        let block = match block {
+/// Writes blocks until no thread hands over any more, or nothing can be written.
+fn write_all(blocks: &Receiver<Block>, mut output: impl Write, lost: &AtomicU64) {
+    let mut bursts = Bursts::default();
+    loop {
+        let block = match blocks.try_recv() {
+            Ok(block) => block,
+            Err(TryRecvError::Empty) => {
+                // Nothing waits, so whatever was lost is over.
+                if let Some(lines) = bursts.end(lost.load(Ordering::Relaxed)) {
+                    log_lost(lines);
+                }
+                match blocks.recv() {
+                    Ok(block) => block,
+                    Err(_) => return,
+                }
+            }
+            Err(TryRecvError::Disconnected) => return,
+        };
+        let lines = match block {
             Block::Lines(lines) => lines,
             Block::Last(done) => {
-                // Nobody waits any more when the patience was over.
+                // Its receiver has stopped waiting when the limit was reached.
                 let _ = done.send(());
                 continue;
             }
         };
-        if output.write_all(&block).and_then(|()| output.flush()).is_err() {
-            // Nobody reads any more; the lines have nowhere to go.
-            return;
+        if let Err(error) = output.write_all(&lines.bytes).and_then(|()| output.flush()) {
+            lost.fetch_add(lines.count, Ordering::Relaxed);
+            tracing::warn!(%error, "access lines cannot be written, all further lines are lost");
+            return count_all(blocks, lost);
         }
+        if let Some(lines) = bursts.look(lost.load(Ordering::Relaxed)) {
+            log_lost(lines);
+        }
+    }
+}
+
+fn log_lost(lines: u64) {
+    tracing::warn!(lines, "access lines lost: standard output is read too slowly");
+}
+
+/// Counts what is handed over as lost.
+fn count_all(blocks: &Receiver<Block>, lost: &AtomicU64) {
+    for block in blocks {
+        if let Block::Lines(lines) = block {
+            lost.fetch_add(lines.count, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Decides when lost lines are logged: once a burst, and a burst that lasts each time that its number has
+/// tripled.
+#[derive(Debug, Default)]
+struct Bursts {
+    /// How many lost lines have been logged.
+    logged: u64,
+}
+
+impl Bursts {
+    /// Nothing waits any more. `lost` lines were lost so far; gives how many are to be logged.
+    fn end(&mut self, lost: u64) -> Option<u64> {
+        let new = lost - self.logged;
+        self.logged = lost;
+        (new > 0).then_some(new)
+    }
+
+    /// A block was written while others may wait.
+    fn look(&mut self, lost: u64) -> Option<u64> {
+        let is_long = lost - self.logged >= LONG_BURST_LINES.max(2 * self.logged);
+        if is_long { self.end(lost) } else { None }
     }
 }
 
@@ -106,6 +181,8 @@ fn write_all(blocks: &Receiver<Block>, mut output: impl Write) {
 pub struct AccessLog {
     writer: Writer,
     lines: RefCell<Vec<u8>>,
+    /// How many lines they are.
+    count: Cell<u64>,
 }
 
 impl AccessLog {
@@ -118,6 +195,7 @@ impl AccessLog {
             return;
         }
         lines.push(b'\n');
+        self.count.set(self.count.get() + 1);
         let full = lines.len() >= BLOCK_BYTES;
         drop(lines);
         if full {
@@ -127,9 +205,13 @@ impl AccessLog {
 
     /// Hands over what was gathered.
     pub fn hand_over(&self) {
-        let block = self.lines.take();
-        if !block.is_empty() && self.writer.blocks.try_send(Block::Lines(block)).is_err() {
-            self.writer.dropped.fetch_add(1, Ordering::Relaxed);
+        let (bytes, count) = (self.lines.take(), self.count.take());
+        if bytes.is_empty() {
+            return;
+        }
+        let block = Block::Lines(Lines { bytes, count });
+        if self.writer.blocks.try_send(block).is_err() {
+            self.writer.lost.fetch_add(count, Ordering::Relaxed);
         }
     }
 }
@@ -137,5 +219,71 @@ impl AccessLog {
 impl Drop for AccessLog {
     fn drop(&mut self) {
         self.hand_over();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Standard output whose reader takes a block each time that it is told to.
+    struct Gated(Receiver<()>, Arc<AtomicU64>);
+
+    impl Write for Gated {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.recv().map_err(std::io::Error::other)?;
+            self.1
+                .fetch_add(bytes.iter().filter(|b| **b == b'\n').count() as u64, Ordering::Relaxed);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_no_reader_takes_are_counted_as_lost() {
+        let (open, gate) = std::sync::mpsc::channel();
+        let written = Arc::<AtomicU64>::default();
+        let writer = Writer::start(Gated(gate, written.clone())).expect("a thread can be started");
+        let log = writer.log();
+        let blocks = BLOCK_LIMIT as u64 + 10;
+        for _ in 0..blocks {
+            for number in 0..3 {
+                log.line(&number);
+            }
+            log.hand_over();
+        }
+        // One block is with the thread, or still among those that wait.
+        assert!([9 * 3, 10 * 3].contains(&writer.lost()), "{}", writer.lost());
+        for _ in 0..blocks {
+            open.send(()).expect("the thread waits");
+        }
+        let lost = writer.lost();
+        writer.clone().finish(Duration::from_secs(10));
+        assert_eq!(written.load(Ordering::Relaxed) + lost, 3 * blocks);
+        // The reader goes away.
+        drop(open);
+        let mut handed_over = 3 * blocks;
+        while writer.lost() == lost {
+            log.line(&1);
+            log.hand_over();
+            handed_over += 1;
+            writer.clone().finish(Duration::from_secs(10));
+        }
+        assert_eq!(written.load(Ordering::Relaxed) + writer.lost(), handed_over);
+    }
+
+    #[test]
+    fn lost_lines_are_reported_once_a_burst() {
+        let mut bursts = Bursts::default();
+        assert_eq!(bursts.end(0), None);
+        assert_eq!(bursts.look(9_999), None);
+        assert_eq!(bursts.end(9_999), Some(9_999));
+        assert_eq!(bursts.end(9_999), None);
+        // One that lasts is reported at 30,000, 90,000 and so on.
+        let reported: Vec<u64> = (9_999..1_000_000).filter_map(|lost| bursts.look(lost)).collect();
+        assert_eq!(reported, [19_998, 59_994, 179_982, 539_946]);
     }
 }

@@ -4,13 +4,16 @@
 use http::Method;
 use weft_model::{DesyncMode, HttpService, Underscores};
 
+use crate::connection::Connection;
 use crate::denial::Denial;
-use crate::forwarded::{self, Origin};
+use crate::forwarded;
 use crate::http::authority;
 use crate::http::desync::{Found, Reason, Verdict};
 use crate::http::h1::looks_like_framing;
-use crate::http::head::{HttpVersion, RequestHead, Unwanted, Upgrade};
-use crate::identity_headers::{self, ProvedFields};
+use crate::http::head::{HttpVersion, RequestHead, Upgrade};
+use crate::http::unwanted::{Underscored, Unwanted};
+use crate::identity_headers;
+use crate::worker::Worker;
 
 /// Judges a request of HTTP/2 by what it would be in HTTP/1.1, which the service may speak.
 fn judge_translated(
@@ -50,9 +53,10 @@ pub(crate) fn admit(
     head: &mut RequestHead,
     has_body: bool,
     http: &HttpService,
-    origin: Origin,
-    proved: Option<&ProvedFields>,
+    connection: &Connection,
+    worker: &Worker,
 ) -> Result<Unwanted, Denial> {
+    let origin = connection.origin();
     if head.version == HttpVersion::Http2 {
         judge_translated(head, has_body, http.desync)?;
     }
@@ -80,11 +84,16 @@ pub(crate) fn admit(
     }
     if http.underscores == Underscores::Reject && head.fields.any_name(|name| name.contains(&b'_'))
     {
-        return Err(Denial::Malformed("a field's name has an underscore"));
+        return Err(Denial::Malformed("a header's name has an underscore"));
     }
-    let unwanted = Unwanted::of_request(&head.fields, http.underscores);
-    unwanted.strip(&mut head.fields);
+    let underscored = match http.underscores {
+        Underscores::Allow => Underscored::Allowed,
+        Underscores::Drop => Underscored::Dropped(connection.dropped(worker).clone()),
+        Underscores::Reject => Underscored::Rejected,
+    };
+    let unwanted = Unwanted::of_request(&head.fields, underscored);
+    unwanted.strip_at_entry(&mut head.fields);
     forwarded::apply(&mut head.fields, http.forwarded, origin)?;
-    identity_headers::apply(&mut head.fields, http.client_certificate, proved);
+    identity_headers::apply(&mut head.fields, http.client_certificate, connection.proved.as_ref());
     Ok(unwanted)
 }

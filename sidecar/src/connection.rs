@@ -1,6 +1,6 @@
 //! What is known of a connection, for all its requests.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::mutate::About;
 use crate::plan::{Plan, PlannedHttp, Service, Target};
 use crate::record::Trace;
 use crate::standing::Standing;
+use crate::underscores::DroppedHeaders;
 use crate::upstream::Pinned;
 use crate::worker::Worker;
 
@@ -35,6 +36,8 @@ pub(crate) struct Connection {
     pub(crate) idle: Rc<Cell<bool>>,
     /// The connection to an endpoint on which its client has logged in, or may.
     pub(crate) pinned: RefCell<Option<Pinned>>,
+    /// Notes the headers that its listener drops.
+    pub(crate) dropped: OnceCell<Rc<DroppedHeaders>>,
 }
 
 impl Connection {
@@ -44,6 +47,12 @@ impl Connection {
             Service::Http(http) => Some(http),
             Service::Tcp(_) => None,
         }
+    }
+
+    /// Notes the headers of its requests that are dropped.
+    pub(crate) fn dropped(&self, worker: &Worker) -> &Rc<DroppedHeaders> {
+        let new = || DroppedHeaders::new(worker.metrics.clone(), self.listener.clone());
+        self.dropped.get_or_init(|| Rc::new(new()))
     }
 
     /// Where its requests come from.

@@ -35,6 +35,7 @@ mod standing;
 mod story;
 mod stream;
 mod tls;
+mod underscores;
 mod upstream;
 mod windows;
 mod worker;

@@ -33,6 +33,7 @@ pub struct Metrics {
     pub(crate) responses: [Counter; RESPONSE_CLASSES.len()],
     pub(crate) denied: [Counter; Denial::REASONS.len()],
     pub(crate) departed: [Counter; Reason::ALL.len()],
+    pub(crate) headers_dropped: Counter,
     pub(crate) upstream_connections: Counter,
     pub(crate) upstream_retries: Counter,
     pub(crate) duration: Histogram,
@@ -95,6 +96,11 @@ pub fn page(registry: &Registry<Metrics>, covered: &Covered) -> Page {
         sum(&|m| m.requests_dry_run_refused.get()),
     );
     refusals(&sets, &mut page);
+    page.counter(
+        "weft_sidecar_headers_dropped",
+        "Request headers and trailers dropped because their names have an underscore.",
+        sum(&|m| m.headers_dropped.get()),
+    );
     page.counter(
         "weft_sidecar_upstream_connections",
         "Connections opened.",

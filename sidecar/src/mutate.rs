@@ -12,7 +12,8 @@ use weft_model::{
 };
 
 use crate::http::fields::Fields;
-use crate::http::head::{RequestHead, ResponseHead, is_alike};
+use crate::http::head::{RequestHead, ResponseHead};
+use crate::http::unwanted::is_alike;
 
 /// The longest value that is made. What is longer is cut off.
 const VALUE_LIMIT_BYTES: usize = 64 * 1024;

@@ -6,7 +6,7 @@
 //!              -> route: Routed -> balance -> exchange -> record
 //! ```
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,7 +31,8 @@ use crate::denial::Denial;
 use crate::detect::{self, Protocol};
 use crate::forwarded;
 use crate::http::body::Source;
-use crate::http::head::{HttpVersion, RequestHead, Unwanted, Upgrade};
+use crate::http::head::{HttpVersion, RequestHead, Upgrade};
+use crate::http::unwanted::Unwanted;
 use crate::identity_headers::ProvedFields;
 use crate::mutate::{About, Changes};
 use crate::patience::{Patience, Pulse};
@@ -116,10 +117,7 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
         }
         Service::Http(http) => {
             let details = http.http.client_certificate;
-            let proved = match &peer {
-                Some(peer) => Some(proved_fields(peer, &stream, details)),
-                None => passed.then(|| ProvedFields::passed(stream.certificates())),
-            };
+            let proved = proved_fields(peer.as_ref(), passed, &stream, details);
             let listener = serving.listener.name.clone();
             let idle = Rc::new(Cell::new(false));
             let is_tls = !matches!(stream, Stream::Plain(_));
@@ -136,6 +134,7 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
                 listener,
                 idle,
                 pinned: RefCell::default(),
+                dropped: OnceCell::new(),
             });
             let settings = http.http.clone();
             drop((chain, serving));
@@ -145,14 +144,22 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
     Some(())
 }
 
-/// The headers that name a peer, with its certificate where the listener passes it on.
+/// The headers that name a peer, with its certificate where the listener passes it on; or those of a chain
+/// that is `passed` on unchecked.
 fn proved_fields(
-    peer: &VerifiedPeer,
+    peer: Option<&VerifiedPeer>,
+    passed: bool,
     stream: &Stream,
     details: ClientCertificateDetails,
-) -> ProvedFields {
+) -> Option<ProvedFields> {
     let is_whole = details == ClientCertificateDetails::Whole;
-    ProvedFields::new(peer, stream.certificates().first().filter(|_| is_whole))
+    match peer {
+        Some(peer) => {
+            let certificate = stream.certificates().first().filter(|_| is_whole);
+            Some(ProvedFields::new(peer, certificate))
+        }
+        None => passed.then(|| ProvedFields::passed(stream.certificates())),
+    }
 }
 
 /// Resolves when other rules are in force for an opaque connection, and do not let it in.
@@ -388,9 +395,8 @@ fn decide<'p>(
     (worker, story): (&Worker, &mut Story),
 ) -> Result<Decision<'p>, Denial> {
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
-    let origin = connection.origin();
-    let client = forwarded::client(&head.fields, http.http.forwarded, origin);
-    let unwanted = admit(head, has_body, &http.http, origin, connection.proved.as_ref());
+    let client = forwarded::client(&head.fields, http.http.forwarded, connection.origin());
+    let unwanted = admit(head, has_body, &http.http, connection, worker);
     story.desync = head.desync;
     let mut unwanted = unwanted?;
     if http.http.path.escaped_slashes == EscapedSlashes::Redirect
@@ -423,8 +429,10 @@ fn decide<'p>(
             let about = About { cluster: &cluster.name, ..about };
             let changes = Changes::new(found.mutations(Some(cluster)), about);
             let is_grpc = head.is_grpc();
+            case.fields = unwanted.strip_named(&mut head.fields);
             if changes.touch_request() {
-                case.fields = Some(changes.apply_to_request(head));
+                let before = changes.apply_to_request(head);
+                case.fields.get_or_insert(before);
                 unwanted.add_told(changes.names());
             }
             let matched = &route.matches.path;
@@ -437,6 +445,8 @@ fn decide<'p>(
             if let Some(tokens) = tokens {
                 tokens.conceal(head);
             }
+            let may_follow = head.may_have_trailers(has_body);
+            unwanted.strip_announced(&mut head.fields, may_follow);
             let patience = patience(*timeout, http.http.timeouts, is_grpc, ends);
             let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
             Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes })

@@ -69,6 +69,11 @@ impl Reply<'_> {
         }
     }
 
+    /// Whether the client can be sent trailers. HTTP/1.0 knows none.
+    pub(crate) fn takes_trailers(&self) -> bool {
+        !matches!(self, Self::Http1(reply) if reply.version == HttpVersion::Http10)
+    }
+
     /// Passes on a response that another follows. HTTP/1.0 knows none.
     pub(crate) async fn interim(&mut self, head: ResponseHead) -> std::io::Result<()> {
         match self {
@@ -228,6 +233,8 @@ impl Http1Reply<'_> {
         self.started = true;
         let framing = match (bodiless, head.content_length) {
             (true, _) => Framing::None,
+            // HTTP/1.1 has trailers behind chunks only.
+            (false, Some(_)) if !empty && head.fields.has("trailer") => Framing::Chunked,
             (false, Some(length)) => Framing::Length(length),
             (false, None) if empty => Framing::Length(0),
             (false, None) if self.version == HttpVersion::Http10 => Framing::UntilClose,

@@ -20,7 +20,8 @@ use super::keys::{KeySet, Verdict};
 use super::place::{self, Found};
 use super::token::Token;
 use super::{claims, digest};
-use crate::http::head::{RequestHead, is_alike};
+use crate::http::head::RequestHead;
+use crate::http::unwanted::is_alike;
 
 /// A policy with the keys it needs.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use http::HeaderMap;
 use super::ahead::Ahead;
 use super::h1::{BodyReader, BodyWriter};
 use super::h2 as http2;
-use super::head::Unwanted;
+use super::unwanted::Unwanted;
 use crate::patience::Pulse;
 
 /// Where a body comes from.
@@ -93,6 +93,16 @@ impl<'a> Source<'a> {
             Self::Http1(reader) => reader.is_done(),
             Self::Http2(stream) => stream.is_end_stream(),
             Self::Again(pieces, rest) => pieces.len() == 0 && rest.is_empty(),
+        }
+    }
+
+    /// Whether trailers may follow the body.
+    pub(crate) fn may_have_trailers(&self) -> bool {
+        match self {
+            Self::Empty => false,
+            Self::Http1(reader) => reader.may_have_trailers(),
+            Self::Http2(stream) => !stream.is_end_stream(),
+            Self::Again(_, rest) => rest.may_have_trailers(),
         }
     }
 
@@ -282,7 +292,8 @@ pub(crate) async fn carry(
             () = ahead.fill(source) => {}
         }
     }
-    let trailers = source.trailers().await?.map(|trailers| unwanted.strip_trailers(trailers));
+    let trailers = source.trailers().await?;
+    let trailers = trailers.map(|trailers| unwanted.strip_trailers(trailers)).transpose()?;
     progress.ended();
     if let (Some(taken), Some(_)) = (progress.taken, &trailers) {
         taken.borrow_mut().overflowed = true;

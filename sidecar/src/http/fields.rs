@@ -83,6 +83,11 @@ impl Fields {
         }
     }
 
+    /// Whether there is a field of this name. `name` is lower case.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
     /// Calls `see` with each value of a field. `name` is lower case.
     pub(crate) fn each(&self, name: &str, mut see: impl FnMut(&[u8])) {
         match self {

@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, Method};
+use http::Method;
+use weft_model::PathRules;
 use weft_model::path::Readings;
-use weft_model::{PathRules, Underscores, is_identity_header};
 
 use super::desync::Reason;
 use super::fields::Fields;
@@ -103,6 +103,12 @@ impl RequestHead {
         self.fields.get("content-type").is_some_and(is_grpc)
     }
 
+    /// Whether trailers may follow the body, which `has_body` says is there.
+    pub(crate) fn may_have_trailers(&self, has_body: bool) -> bool {
+        let is_chunked = self.version == HttpVersion::Http2 || self.content_length.is_none();
+        has_body && is_chunked && self.upgrade.is_none()
+    }
+
     /// Brings the target into the one form that everything behind sees.
     ///
     /// # Errors
@@ -182,88 +188,4 @@ pub(crate) fn belongs_before_body(name: &[u8]) -> bool {
 /// The elements of a field that is a list (RFC 9110, section 5.6.1).
 pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
-}
-
-/// Which fields of a message are not passed on, neither in its head nor in its trailers.
-#[derive(Debug, Default)]
-pub(crate) struct Unwanted {
-    /// What `connection` names beside the usual, in lower case.
-    named: Vec<Box<[u8]>>,
-    /// Whether names with `_` are among them.
-    underscores: bool,
-    /// Whether claims of an identity are among them.
-    claims: bool,
-    /// What only we say, by the policy of tokens.
-    told: Vec<Box<[u8]>>,
-}
-
-/// Whether two names are one to a service that takes `_` for `-`.
-pub(crate) fn is_alike(name: &[u8], other: &[u8]) -> bool {
-    let same = |a: &u8, b: &u8| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
-    name.len() == other.len() && name.iter().zip(other).all(|(a, b)| same(a, b))
-}
-
-impl Unwanted {
-    /// Those of a request.
-    pub(crate) fn of_request(fields: &Fields, underscores: Underscores) -> Self {
-        let underscores = underscores != Underscores::Allow;
-        Self { named: named(fields), underscores, claims: true, told: Vec::new() }
-    }
-
-    /// Those of a response.
-    pub(crate) fn of_response(fields: &Fields) -> Self {
-        Self { named: named(fields), underscores: false, claims: false, told: Vec::new() }
-    }
-
-    /// Adds what only we say: nobody else may, in trailers as little as in the head.
-    pub(crate) fn add_told<'t>(&mut self, names: impl Iterator<Item = &'t str>) {
-        self.told.extend(names.map(|name| name.as_bytes().into()));
-    }
-
-    /// Whether a field of this name is not passed on.
-    pub(crate) fn covers(&self, name: &[u8]) -> bool {
-        is_hop_by_hop(name)
-            || name.contains(&b'"')
-            || (self.underscores && name.contains(&b'_'))
-            || (self.claims && is_identity_header(name))
-            || self.named.iter().any(|named| name.eq_ignore_ascii_case(named))
-            || self.told.iter().any(|told| is_alike(name, told))
-    }
-
-    /// Removes them from a head.
-    pub(crate) fn strip(&self, fields: &mut Fields) {
-        let te_trailers = fields
-            .get("te")
-            .is_some_and(|te| list(te).any(|coding| coding.eq_ignore_ascii_case(b"trailers")));
-        fields.remove(|name| self.covers(name));
-        if te_trailers {
-            // gRPC asks for it end to end, and every hop of ours keeps trailers.
-            fields.add(http::header::TE, http::HeaderValue::from_static("trailers"));
-        }
-    }
-
-    /// Removes them from trailers.
-    pub(crate) fn strip_trailers(&self, trailers: HeaderMap) -> HeaderMap {
-        let covers = |name: &[u8]| self.covers(name) || belongs_before_body(name);
-        if !trailers.keys().any(|name| covers(name.as_str().as_bytes())) {
-            return trailers;
-        }
-        let mut fields = Fields::Map(trailers);
-        fields.remove(covers);
-        fields.into_map()
-    }
-}
-
-/// What the `connection` fields name beside what is never passed on anyway.
-fn named(fields: &Fields) -> Vec<Box<[u8]>> {
-    let mut named = Vec::new();
-    fields.each("connection", |value| {
-        for token in list(value) {
-            let is_usual = token.eq_ignore_ascii_case(b"close") || is_hop_by_hop(token);
-            if !is_usual {
-                named.push(token.to_ascii_lowercase().into_boxed_slice());
-            }
-        }
-    });
-    named
 }

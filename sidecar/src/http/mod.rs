@@ -15,3 +15,4 @@ pub(crate) mod h2_guard;
 mod h2_refusal;
 pub(crate) mod head;
 pub(crate) mod path;
+pub(crate) mod unwanted;

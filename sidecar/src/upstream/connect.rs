@@ -23,7 +23,8 @@ use crate::http::h1::{
     read_response, write_request,
 };
 use crate::http::h2 as http2;
-use crate::http::head::{HttpVersion, ResponseHead, Unwanted, Upgrade};
+use crate::http::head::{HttpVersion, ResponseHead, Upgrade};
+use crate::http::unwanted::Unwanted;
 use crate::plan::Target;
 use crate::stream::Half;
 use crate::tls::{Alpn, connector};

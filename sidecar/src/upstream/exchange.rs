@@ -22,7 +22,8 @@ use crate::http::h1::{
     read_response, write_request,
 };
 use crate::http::h2 as http2;
-use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Unwanted, Upgrade};
+use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Upgrade};
+use crate::http::unwanted::Unwanted;
 use crate::mutate::Changes;
 use crate::patience::Pulse;
 use crate::pipeline::Reply;
@@ -195,6 +196,8 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
     fn framing(&self) -> Framing {
         match (self.source.is_empty(), self.head.content_length) {
             _ if self.head.upgrade.is_some() => Framing::None,
+            // HTTP/1.1 has trailers behind chunks only.
+            (false, Some(_)) if self.head.fields.has("trailer") => Framing::Chunked,
             (_, Some(length)) => Framing::Length(length),
             // These give a body a meaning, so its absence is told (RFC 9110, section 8.6).
             (true, None)
@@ -483,6 +486,8 @@ impl Reply<'_> {
             changes.apply_to_response(request, &mut head);
         }
         let bodiless = request.method == Method::HEAD || head.status == 204 || head.status == 304;
+        let may_follow = bodiless || (body.may_have_trailers() && self.takes_trailers());
+        unwanted.strip_announced(&mut head.fields, may_follow);
         (unwanted, self.begin(head, bodiless, body.is_empty()))
     }
 }

@@ -159,6 +159,11 @@ impl<'a> BodyReader<'a> {
         matches!(self.rest, Rest::Done | Rest::Chunked(Decoder::Done(_)))
     }
 
+    /// Whether trailers may follow, or have come.
+    pub(crate) fn may_have_trailers(&self) -> bool {
+        matches!(self.rest, Rest::Chunked(_))
+    }
+
     /// Goes on to what follows an upgrade. None when some of it came before the upgrade was agreed to:
     /// it could as well be meant for a request.
     pub(crate) fn upgraded(mut self) -> Option<Self> {

@@ -8,13 +8,14 @@ use http::{HeaderMap, HeaderValue, Method};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use weft_model::{DesyncMode, HttpLimits, Underscores};
+use weft_model::{DesyncMode, HttpLimits};
 
 use crate::http::h1::{
     BodyReader, BodyWriter, Coding, Framing, HeadError, ReadRequest, Reader, Writer, read_request,
     write_request,
 };
-use crate::http::head::{RequestHead, Unwanted, Upgrade};
+use crate::http::head::{RequestHead, Upgrade};
+use crate::http::unwanted::{Underscored, Unwanted};
 use crate::stream::{Half, Stream};
 
 /// Small, so that streams reach them.
@@ -167,7 +168,7 @@ async fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
 async fn forward(reader: &mut Reader, request: ReadRequest, onward: &mut Onward) -> Passed {
     let ReadRequest { mut head, framing, .. } = request;
     let fields = head.fields.to_map();
-    let unwanted = Unwanted::of_request(&head.fields, Underscores::Allow);
+    let unwanted = Unwanted::of_request(&head.fields, Underscored::Allowed);
     unwanted.strip(&mut head.fields);
     let onward_framing = onward_framing(&head, framing);
     let Onward { writer, service } = onward;
@@ -186,7 +187,9 @@ async fn forward(reader: &mut Reader, request: ReadRequest, onward: &mut Onward)
         }
     };
     let trailers = source.take_trailers();
-    let sent_trailers = trailers.clone().map(|trailers| unwanted.strip_trailers(trailers));
+    let sent_trailers = trailers
+        .clone()
+        .map(|trailers| unwanted.strip_trailers(trailers).expect("names with an underscore pass"));
     if is_whole {
         sink.finish(sent_trailers.clone()).await.expect("the service takes it");
     }

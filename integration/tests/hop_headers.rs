@@ -1,0 +1,138 @@
+//! Headers that concern one hop: those that `connection` names, and what `trailer` announces.
+
+use serde_json::{Value, json};
+use weft_integration::alone::{Both, Speaks, Wanted};
+use weft_integration::backend::Backend;
+use weft_integration::bootstrap::{any, with};
+use weft_integration::http1;
+use weft_integration::http2::{self, request};
+
+/// A filter of this action for requests that have `x-mark`.
+fn judging(action: &str) -> Value {
+    let rules = json!({"action": action, "policies": {"marked": {
+        "permissions": [{"header": {"name": "x-mark", "present_match": true}}],
+        "principals": [{"any": true}]}}});
+    let message = "envoy.extensions.filters.http.rbac.v3.RBAC";
+    json!({"name": "rbac", "typed_config": any(message, json!({"rules": rules}))})
+}
+
+fn with_filter(mut wanted: Wanted, filter: Value) -> Wanted {
+    wanted.http["http_filters"].as_array_mut().expect("filters are a list").insert(0, filter);
+    wanted
+}
+
+fn get(lines: &str) -> String {
+    format!("GET /x HTTP/1.1\r\nhost: a\r\n{lines}\r\n\r\n")
+}
+
+#[test]
+fn header_that_connection_names_is_judged_and_then_removed() {
+    let deny = Both::start(|wanted| with_filter(wanted, judging("DENY")));
+    let allow = Both::start(|wanted| with_filter(wanted, judging("ALLOW")));
+    for (denying, allowing) in deny.ports().into_iter().zip(allow.ports()) {
+        for connection in ["close, x-mark", "X-Mark", "keep-alive,x-mark", "x-other, x-mark"] {
+            let marked = get(&format!("connection: {connection}\r\nx-mark: 1"));
+            assert_eq!(http1::ask(denying.1, &marked).status, 403, "{denying:?}: {connection}");
+            let answer = http1::ask(allowing.1, &marked);
+            assert_eq!(answer.status, 200, "{allowing:?}: {connection}");
+            let told = answer.body.to_ascii_lowercase();
+            assert!(!told.contains("x-mark"), "{allowing:?}: {connection}: {told}");
+        }
+        let unmarked = get("connection: close, x-mark");
+        assert_eq!(http1::ask(denying.1, &unmarked).status, 200, "{denying:?}");
+        assert_eq!(http1::ask(allowing.1, &unmarked).status, 403, "{allowing:?}");
+    }
+}
+
+#[test]
+fn headers_for_every_recipient_reach_the_service_though_connection_names_them() {
+    let both = Both::start(|wanted| wanted.with("use_remote_address", json!(true)));
+    for (way, port) in both.ports() {
+        for (name, value) in [
+            ("authorization", "Basic eDp5"),
+            ("cookie", "a=1"),
+            ("x-forwarded-host", "b.example"),
+            ("x-real-ip", "10.1.1.1"),
+            ("forwarded", "for=10.1.1.1"),
+            ("x-request-id", "1"),
+        ] {
+            let asked = get(&format!("connection: close, {name}\r\n{name}: {value}"));
+            let told = http1::ask(port, &asked).body;
+            assert!(told.contains(&format!("{name}: {value}")), "{way}: {told}");
+        }
+        let asked = get("connection: x-forwarded-for\r\nx-forwarded-for: 10.1.1.1");
+        let told = http1::ask(port, &asked).body;
+        assert!(told.contains("x-forwarded-for: 10.1.1.1, 127.0.0.1"), "{way}: {told}");
+    }
+}
+
+/// What a service was told of trailers: the announcement, and what came, in the order of its lines.
+fn trailers_told(told: &str) -> Vec<String> {
+    let lines = told.lines().map(str::to_ascii_lowercase);
+    lines.filter(|line| line.starts_with("trailer")).collect()
+}
+
+const ANNOUNCED: &str = "x-sum, X-Weft-Peer, x-gone";
+
+#[test]
+fn trailer_of_a_request_announces_what_follows() {
+    let rules = Both::plain();
+    for (way, port) in rules.ports() {
+        let head = format!(
+            "POST /x HTTP/1.1\r\nhost: a\r\nconnection: x-gone\r\ntrailer: {ANNOUNCED}\r\n"
+        );
+        let trailers = "x-sum: 1\r\nx-weft-peer: 1\r\nx-gone: 1\r\n";
+        let chunked =
+            format!("{head}transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n{trailers}\r\n");
+        let told = http1::ask(port, &chunked).body;
+        assert_eq!(trailers_told(&told), ["trailer: x-sum", "trailer x-sum: 1"], "{way}");
+        let framed = format!("{head}content-length: 1\r\n\r\nx");
+        let told = http1::ask(port, &framed).body;
+        assert_eq!(trailers_told(&told), [""; 0], "{way}");
+        for length in [None, Some("1")] {
+            let mut fields = vec![("trailer", "x-sum, x-weft-peer")];
+            fields.extend(length.map(|length| ("content-length", length)));
+            let post = with(request("POST", "/x", &fields), "body", json!("x"));
+            let post = with(post, "trailers", json!([("x-sum", "1"), ("x-weft-peer", "1")]));
+            let answer = http2::ask_one(port, post);
+            let told = trailers_told(answer.body());
+            assert_eq!(told, ["trailer: x-sum", "trailer x-sum: 1"], "{way}: {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn trailer_of_a_response_announces_what_follows() {
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nconnection: close, x-gone\r\ntrailer: x-sum, x-gone\r\n\
+         transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx-sum: 1\r\nx-gone: 1\r\n\r\n"
+    );
+    let alone = Wanted::before(Backend::answering(answer).port, Speaks::Http1).start();
+    let by_http1 = http1::ask(alone.port, &get("te: trailers"));
+    assert_eq!(by_http1.field("trailer"), Some("x-sum"));
+    assert_eq!(by_http1.trailers, "x-sum: 1\r\n");
+    let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
+    assert_eq!(by_http2.field("trailer"), Some("x-sum"));
+    assert_eq!((by_http2.trailer("x-sum"), by_http2.trailer("x-gone")), (Some("1"), None));
+    // HTTP/1.0 knows no trailers.
+    let old = http1::ask(alone.port, "GET / HTTP/1.0\r\nhost: a\r\n\r\n");
+    assert_eq!((old.status, old.field("trailer"), old.body.as_str()), (200, None, "x"));
+    let framed = "HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ncontent-length: 1\r\n\r\nx";
+    let alone = Wanted::before(Backend::answering(framed).port, Speaks::Http1).start();
+    let by_http1 = http1::ask(alone.port, &get("te: trailers"));
+    assert_eq!((by_http1.field("trailer"), by_http1.field("content-length")), (None, Some("1")));
+    let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
+    assert_eq!(by_http2.field("trailer"), None);
+}
+
+#[test]
+fn trailers_of_an_http2_service_are_announced_to_clients_of_both_versions() {
+    let both = Both::plain();
+    let port = both.http2.1.port;
+    let by_http1 = http1::ask(port, "GET /announced HTTP/1.1\r\nhost: a\r\nte: trailers\r\n\r\n");
+    assert_eq!(by_http1.field("trailer"), Some("x-checksum"), "{by_http1:?}");
+    assert_eq!(by_http1.trailers, "x-checksum: 1\r\n");
+    let by_http2 = http2::ask_one(port, request("GET", "/announced", &[]));
+    assert_eq!(by_http2.field("trailer"), Some("x-checksum"));
+    assert_eq!(by_http2.trailer("x-checksum"), Some("1"));
+}

@@ -1,0 +1,333 @@
+//! Which headers and trailers of a message are not passed on.
+
+use std::rc::Rc;
+
+use http::{HeaderMap, HeaderValue};
+use weft_model::is_identity_header;
+
+use super::body::Broken;
+use super::fields::Fields;
+use super::head::{belongs_before_body, is_hop_by_hop, list};
+use crate::underscores::DroppedHeaders;
+
+/// Which headers and trailers of a message are not passed on.
+#[derive(Debug, Default)]
+pub(crate) struct Unwanted {
+    /// The headers that `connection` names beside the usual, in lower case. Policies judge a request with
+    /// them, and they are removed afterwards: a client must not hide a header from a policy by naming it.
+    named: Vec<Box<[u8]>>,
+    /// What becomes of names with `_`.
+    underscores: Underscored,
+    /// Whether claims of an identity are among them.
+    claims: bool,
+    /// What only we say, by the policy of tokens or the route table.
+    told: Vec<Box<[u8]>>,
+}
+
+/// What becomes of names with `_`.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Underscored {
+    /// They pass.
+    #[default]
+    Allowed,
+    /// They are removed and noted here.
+    Dropped(Rc<DroppedHeaders>),
+    /// The message is refused.
+    Rejected,
+}
+
+/// Whether two names are one to a service that takes `_` for `-`.
+pub(crate) fn is_alike(name: &[u8], other: &[u8]) -> bool {
+    let same = |a: &u8, b: &u8| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
+    name.len() == other.len() && name.iter().zip(other).all(|(a, b)| same(a, b))
+}
+
+impl Unwanted {
+    /// Those of a request.
+    pub(crate) fn of_request(fields: &Fields, underscores: Underscored) -> Self {
+        Self { named: named(fields), underscores, claims: true, told: Vec::new() }
+    }
+
+    /// Those of a response.
+    pub(crate) fn of_response(fields: &Fields) -> Self {
+        Self { named: named(fields), ..Self::default() }
+    }
+
+    /// Adds what only we say: no client may, in trailers as little as in the head.
+    pub(crate) fn add_told<'t>(&mut self, names: impl Iterator<Item = &'t str>) {
+        self.told.extend(names.map(|name| name.as_bytes().into()));
+    }
+
+    /// Whether a header of this name is removed before policies see the request.
+    fn covers_at_entry(&self, name: &[u8]) -> bool {
+        is_hop_by_hop(name)
+            || name.contains(&b'"')
+            || (self.claims && is_identity_header(name))
+            || (name.contains(&b'_') && !matches!(self.underscores, Underscored::Allowed))
+    }
+
+    fn is_told(&self, name: &[u8]) -> bool {
+        self.told.iter().any(|told| is_alike(name, told))
+    }
+
+    /// Whether `connection` names the header, and it is not one that we set.
+    fn is_named(&self, name: &[u8]) -> bool {
+        self.named.iter().any(|named| name.eq_ignore_ascii_case(named)) && !self.is_told(name)
+    }
+
+    /// Whether a trailer of this name is not passed on.
+    fn covers_trailer(&self, name: &[u8]) -> bool {
+        self.covers_at_entry(name)
+            || belongs_before_body(name)
+            || self.is_named(name)
+            || self.is_told(name)
+    }
+
+    /// Whether a name with `_` refuses the message.
+    fn rejects(&self, name: &[u8]) -> bool {
+        matches!(self.underscores, Underscored::Rejected) && name.contains(&b'_')
+    }
+
+    /// Notes a header that is removed for its `_` alone.
+    fn note(&self, name: &[u8]) {
+        if let Underscored::Dropped(dropped) = &self.underscores
+            && name.contains(&b'_')
+            && !(self.claims && is_identity_header(name))
+        {
+            dropped.note(name);
+        }
+    }
+
+    /// Removes what no policy may see: connection headers, claims, and names with `_` where they are
+    /// dropped. What `connection` names stays until [`Self::strip_named`].
+    pub(crate) fn strip_at_entry(&self, fields: &mut Fields) {
+        let te_trailers = fields
+            .get("te")
+            .is_some_and(|te| list(te).any(|coding| coding.eq_ignore_ascii_case(b"trailers")));
+        fields.remove(|name| {
+            let is_covered = self.covers_at_entry(name);
+            if is_covered {
+                self.note(name);
+            }
+            is_covered
+        });
+        if te_trailers {
+            // gRPC asks for it end to end, and every hop of ours keeps trailers.
+            fields.add(http::header::TE, HeaderValue::from_static("trailers"));
+        }
+    }
+
+    /// Removes the headers that `connection` names. Gives the headers as they were, if any was there.
+    pub(crate) fn strip_named(&self, fields: &mut Fields) -> Option<Fields> {
+        if self.named.is_empty() || !fields.any_name(|name| self.is_named(name)) {
+            return None;
+        }
+        let before = fields.clone();
+        fields.remove(|name| self.is_named(name));
+        Some(before)
+    }
+
+    /// Removes all of it from a head that no policy judges.
+    pub(crate) fn strip(&self, fields: &mut Fields) {
+        self.strip_at_entry(fields);
+        fields.remove(|name| self.is_named(name));
+    }
+
+    /// Takes out of `trailer` what will not follow: the trailers that are not passed on, or all when none
+    /// can follow.
+    pub(crate) fn strip_announced(&self, fields: &mut Fields, may_follow: bool) {
+        let stays = |name: &[u8]| may_follow && !self.covers_trailer(name);
+        let (mut left, mut is_changed) = (Vec::new(), false);
+        fields.each("trailer", |value| {
+            for name in list(value) {
+                if stays(name) {
+                    left.push(name.to_vec());
+                } else {
+                    is_changed = true;
+                }
+            }
+        });
+        if !is_changed {
+            return;
+        }
+        fields.remove(|name| name.eq_ignore_ascii_case(b"trailer"));
+        if let Ok(value) = HeaderValue::from_bytes(&left.join(&b", "[..]))
+            && !left.is_empty()
+        {
+            fields.add(http::header::TRAILER, value);
+        }
+    }
+
+    /// Removes what is not passed on from trailers.
+    ///
+    /// # Errors
+    /// [`Broken::Malformed`] when a name has a `_` and such messages are refused.
+    pub(crate) fn strip_trailers(&self, trailers: HeaderMap) -> Result<HeaderMap, Broken> {
+        let names = || trailers.keys().map(|name| name.as_str().as_bytes());
+        if names().any(|name| self.rejects(name)) {
+            return Err(Broken::Malformed("a trailer's name has an underscore"));
+        }
+        if !names().any(|name| self.covers_trailer(name)) {
+            return Ok(trailers);
+        }
+        let mut fields = Fields::Map(trailers);
+        fields.remove(|name| {
+            let is_covered = self.covers_trailer(name);
+            if is_covered {
+                self.note(name);
+            }
+            is_covered
+        });
+        Ok(fields.into_map())
+    }
+}
+
+/// What the `connection` headers name beside what is never passed on anyway, and beside what is meant for
+/// every recipient.
+fn named(fields: &Fields) -> Vec<Box<[u8]>> {
+    let mut named = Vec::new();
+    fields.each("connection", |value| {
+        for token in list(value) {
+            let is_usual = token.eq_ignore_ascii_case(b"close") || is_hop_by_hop(token);
+            if !is_usual && !is_end_to_end(token) {
+                named.push(token.to_ascii_lowercase().into_boxed_slice());
+            }
+        }
+    });
+    named
+}
+
+/// Whether a header is meant for every recipient, so that `connection` must not name it (RFC 9110, section
+/// 7.6.1). Otherwise a client could erase what an earlier hop says of it, or what it was authorized by.
+fn is_end_to_end(name: &[u8]) -> bool {
+    const EXACT: [&str; 16] = [
+        "authorization",
+        "cookie",
+        "set-cookie",
+        "forwarded",
+        "via",
+        "host",
+        "origin",
+        "date",
+        "cache-control",
+        "x-real-ip",
+        "x-client-ip",
+        "true-client-ip",
+        "x-request-id",
+        "x-correlation-id",
+        "traceparent",
+        "tracestate",
+    ];
+    const PREFIXES: [&[u8]; 5] = [b"x-forwarded-", b"x-envoy-", b"x-b3-", b"content-", b"sec-"];
+    let starts = |prefix: &&[u8]| {
+        name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    };
+    is_identity_header(name)
+        || EXACT.iter().any(|exact| name.eq_ignore_ascii_case(exact.as_bytes()))
+        || PREFIXES.iter().any(starts)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+
+    use super::*;
+
+    fn fields(lines: &[(&str, &str)]) -> Fields {
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            map.append(name, HeaderValue::from_str(value).expect("a value"));
+        }
+        Fields::Map(map)
+    }
+
+    fn names(fields: &Fields) -> Vec<String> {
+        let mut names: Vec<String> = fields.to_map().keys().map(ToString::to_string).collect();
+        names.sort();
+        names
+    }
+
+    fn of(lines: &[(&str, &str)]) -> Unwanted {
+        Unwanted::of_request(&fields(lines), Underscored::Allowed)
+    }
+
+    #[test]
+    fn header_that_connection_names_is_removed_after_judgement_only() {
+        let lines = [("connection", "close, X-Mark"), ("x-mark", "1"), ("x-other", "1")];
+        let mut fields = fields(&lines);
+        let unwanted = of(&lines);
+        unwanted.strip_at_entry(&mut fields);
+        assert_eq!(names(&fields), ["x-mark", "x-other"]);
+        let before = unwanted.strip_named(&mut fields).expect("there was one");
+        assert_eq!(names(&before), ["x-mark", "x-other"]);
+        assert_eq!(names(&fields), ["x-other"]);
+        assert!(unwanted.strip_named(&mut fields).is_none());
+    }
+
+    #[test]
+    fn header_for_every_recipient_stays_though_connection_names_it() {
+        for name in [
+            "Authorization",
+            "X-Forwarded-For",
+            "x-forwarded-proto",
+            "cookie",
+            "forwarded",
+            "x-request-id",
+            "content-type",
+            "sec-websocket-key",
+        ] {
+            let lines = [("connection", name), (name, "1")];
+            let mut fields = fields(&lines);
+            of(&lines).strip(&mut fields);
+            assert_eq!(names(&fields), [name.to_ascii_lowercase()]);
+        }
+        // One that we set stays as well.
+        let lines = [("connection", "x-user"), ("x-user", "1")];
+        let mut fields = fields(&lines);
+        let mut unwanted = of(&lines);
+        unwanted.add_told(["x-user"].into_iter());
+        unwanted.strip(&mut fields);
+        assert_eq!(names(&fields), ["x-user"]);
+    }
+
+    #[test]
+    fn trailer_announces_only_what_follows() {
+        let check = |announced: &[&str], may_follow: bool, left: Option<&str>| {
+            let connection = ("connection", "x-hop");
+            let lines: Vec<_> = announced.iter().map(|value| ("trailer", *value)).collect();
+            let mut fields = fields(&lines);
+            let mut unwanted = of(&[connection]);
+            unwanted.add_told(["x-user"].into_iter());
+            unwanted.strip_announced(&mut fields, may_follow);
+            let found = fields.get("trailer").map(|value| String::from_utf8_lossy(value));
+            assert_eq!(found.as_deref(), left, "{announced:?}");
+        };
+        check(&["x-sum, Grpc-Status"], true, Some("x-sum, Grpc-Status"));
+        check(&["x-sum", "x-other"], true, Some("x-sum"));
+        check(&["x-sum"], false, None);
+        check(&["X-Hop, x-sum,Authorization", "x-weft-peer"], true, Some("x-sum"));
+        check(&["X-User, host"], true, None);
+        check(&[], true, None);
+    }
+
+    #[test]
+    fn names_with_underscores_are_allowed_dropped_or_rejected() {
+        let lines = [("x_a", "1"), ("x_weft_peer", "1"), ("x-b", "1")];
+        let trailers = || fields(&lines).into_map();
+        let check = |underscores: Underscored, left: &[&str]| {
+            let mut fields = fields(&lines);
+            let unwanted = Unwanted::of_request(&fields, underscores);
+            unwanted.strip_at_entry(&mut fields);
+            assert_eq!(names(&fields), left);
+            unwanted.strip_trailers(trailers()).map(|trailers| names(&Fields::Map(trailers)))
+        };
+        let allowed = check(Underscored::Allowed, &["x-b", "x_a"]);
+        assert_eq!(allowed.expect("they pass"), ["x-b", "x_a"]);
+        let dropped = Rc::new(DroppedHeaders::default());
+        let left = check(Underscored::Dropped(dropped.clone()), &["x-b"]);
+        assert_eq!(left.expect("the rest passes"), ["x-b"]);
+        assert_eq!(dropped.count(), 2, "one in the head and one in the trailers");
+        assert!(check(Underscored::Rejected, &["x-b"]).is_err());
+    }
+}

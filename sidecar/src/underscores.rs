@@ -1,0 +1,101 @@
+//! Headers that a listener drops because their names have a `_`: each is counted, and each name logged once.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use weft_model::Name;
+
+use crate::metrics::Metrics;
+
+/// How many names are logged in the life of a process.
+const NAMES_LIMIT: usize = 256;
+/// How much of a name is logged.
+const NAME_LIMIT_BYTES: usize = 128;
+
+/// Notes the headers that one connection's listener drops.
+#[derive(Debug, Default)]
+pub(crate) struct DroppedHeaders {
+    metrics: Arc<Metrics>,
+    listener: Name,
+}
+
+impl DroppedHeaders {
+    pub(crate) fn new(metrics: Arc<Metrics>, listener: Name) -> Self {
+        Self { metrics, listener }
+    }
+
+    /// Counts a dropped header, and logs its name when the process has not done so for this listener.
+    pub(crate) fn note(&self, name: &[u8]) {
+        self.metrics.headers_dropped.increment();
+        let name = name.get(..NAME_LIMIT_BYTES).unwrap_or(name).to_ascii_lowercase();
+        // Each worker asks the others for a name once only.
+        let is_known = KNOWN.with_borrow_mut(|known| !known.is_new(&self.listener, &name));
+        if is_known {
+            return;
+        }
+        let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.is_new(&self.listener, &name) {
+            let is_last = logged.count == NAMES_LIMIT;
+            drop(logged);
+            let header = String::from_utf8_lossy(&name);
+            tracing::warn!(listener = %self.listener, %header, "header dropped: its name has an underscore");
+            if is_last {
+                tracing::warn!("further names of dropped headers are not logged");
+            }
+        }
+    }
+
+    /// How many were dropped by this worker.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> u64 {
+        self.metrics.headers_dropped.get()
+    }
+}
+
+/// The names that were logged, by listener.
+static LOGGED: Mutex<Seen> = Mutex::new(Seen::new());
+
+thread_local! {
+    /// The names that this worker knows to be logged.
+    static KNOWN: RefCell<Seen> = const { RefCell::new(Seen::new()) };
+}
+
+/// A bounded set of names by listener.
+#[derive(Debug)]
+struct Seen {
+    names: BTreeMap<Name, BTreeSet<Vec<u8>>>,
+    count: usize,
+}
+
+impl Seen {
+    const fn new() -> Self {
+        Self { names: BTreeMap::new(), count: 0 }
+    }
+
+    /// Adds a name; whether it was new and there was room for it.
+    fn is_new(&mut self, listener: &Name, name: &[u8]) -> bool {
+        let is_known = self.names.get(listener).is_some_and(|names| names.contains(name));
+        if is_known || self.count >= NAMES_LIMIT {
+            return false;
+        }
+        self.count += 1;
+        self.names.entry(listener.clone()).or_default().insert(name.to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_of_logged_names_is_bounded() {
+        let mut seen = Seen::new();
+        let one: Name = "one".into();
+        assert!(seen.is_new(&one, b"x_a"));
+        assert!(!seen.is_new(&one, b"x_a"));
+        assert!(seen.is_new(&"two".into(), b"x_a"));
+        let new = (0..1000).filter(|n| seen.is_new(&one, format!("x_{n}").as_bytes())).count();
+        assert_eq!(new, NAMES_LIMIT - 2);
+    }
+}
