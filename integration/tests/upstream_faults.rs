@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,11 @@ use serde_json::json;
 use socket2::SockRef;
 use weft_integration::alone::{Alone, Speaks, Wanted};
 use weft_integration::backend::{Backend, read_head};
+use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener};
 use weft_integration::http1::{self, Client};
+use weft_integration::mesh_pki::MeshPki;
+use weft_integration::pair::Sidecar;
+use weft_integration::port;
 use weft_integration::wait::DEADLINE;
 
 const CLIENTS: usize = 16;
@@ -433,4 +437,19 @@ fn a_service_that_ends_its_side_may_still_be_heard() {
     });
     let alone = before(port);
     load(alone.port, "GET", (PACE, 40)).assert_all_served("half closed");
+}
+
+#[test]
+fn opaque_connection_goes_to_another_endpoint_when_one_refuses() {
+    let (service, refusing) = (Backend::telling_heads(), port::free());
+    let (port, admin) = (port::free(), port::free());
+    let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let cluster = static_cluster("service", &[at(refusing), at(service.port)]);
+    let listener = tcp_listener("bytes", at(port), json!({"cluster": "service"}));
+    let config = bootstrap(admin, &[listener], &[cluster]);
+    let sidecar = Sidecar::start("sidecar", &MeshPki::create(), port, admin, &config);
+    for _ in 0..8 {
+        assert_eq!(http1::ask(port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+    }
+    assert_ne!(sidecar.metric("weft_sidecar_upstream_retries_total"), 0);
 }
