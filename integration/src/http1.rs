@@ -63,11 +63,19 @@ impl Client {
     /// When nobody listens.
     #[must_use]
     pub fn connect_to(at: SocketAddr) -> Self {
-        let stream = TcpStream::connect(at).expect("somebody listens");
-        stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
-        stream.set_write_timeout(Some(DEADLINE)).expect("a deadline above zero");
-        stream.set_nodelay(true).expect("it is a TCP socket");
-        Self { stream: BufReader::new(stream) }
+        Self::try_connect(at).expect("somebody listens")
+    }
+
+    /// A new connection to an address where perhaps no server listens.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn try_connect(at: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(at)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream: BufReader::new(stream) })
     }
 
     /// The client's own address.

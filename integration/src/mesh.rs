@@ -12,7 +12,7 @@ use weft::demo::hosts::{Host, Network};
 
 use crate::curl::{Answer, Curl};
 use crate::mesh_pki::{Identity, MeshPki, TRUST_DOMAIN, spiffe_id, text};
-use crate::process::{Process, run, weft};
+use crate::process::{run, weft};
 use crate::role::{Role, on};
 use crate::wait::{DEADLINE, eventually};
 
@@ -79,7 +79,35 @@ pub struct Workload {
     pub host: Host,
     /// The sidecar.
     pub sidecar: Role,
-    _program: Process,
+    /// The program behind it, which also echoes where no sidecar is in the way.
+    pub program: Role,
+}
+
+/// What a mesh is started with.
+#[derive(Debug, Clone, Copy)]
+pub struct MeshOptions<'o> {
+    /// The family of all its addresses.
+    pub family: Family,
+    /// How many replicas `orders` has.
+    pub replicas: usize,
+    /// More arguments of the control plane.
+    pub control_arguments: &'o [&'o str],
+    /// More arguments of the agent.
+    pub agent_arguments: &'o [&'o str],
+    /// More arguments of every sidecar.
+    pub sidecar_arguments: &'o [&'o str],
+}
+
+impl Default for MeshOptions<'_> {
+    fn default() -> Self {
+        Self {
+            family: Family::V4,
+            replicas: 2,
+            control_arguments: &[],
+            agent_arguments: &[],
+            sidecar_arguments: &[],
+        }
+    }
 }
 
 /// An open TCP connection to a replica of the echo service, through the agent.
@@ -153,7 +181,7 @@ impl Mesh {
     /// When a part of it does not become ready.
     #[must_use]
     pub fn start_with(family: Family, agent_arguments: &[&str]) -> Self {
-        Self::start_all(family, agent_arguments, &[])
+        Self::start_as(MeshOptions { family, agent_arguments, ..MeshOptions::default() })
     }
 
     /// Starts a mesh whose control plane gets more arguments.
@@ -162,37 +190,47 @@ impl Mesh {
     /// When a part of it does not become ready.
     #[must_use]
     pub fn start_under(control_arguments: &[&str]) -> Self {
-        Self::start_all(Family::V4, &[], control_arguments)
+        Self::start_as(MeshOptions { control_arguments, ..MeshOptions::default() })
     }
 
-    fn start_all(family: Family, agent_arguments: &[&str], control_arguments: &[&str]) -> Self {
+    /// Starts a mesh with these options.
+    ///
+    /// # Panics
+    /// When a part of it does not become ready.
+    #[must_use]
+    pub fn start_as(options: MeshOptions<'_>) -> Self {
+        let MeshOptions { family, sidecar_arguments, .. } = options;
         let mut network = Network::new().expect("a test has a network namespace of its own");
         let mut host = |name: &str| network.host(name).expect("hosts can be made");
         let (control_host, client, web) = (host("control"), host("client"), host("web"));
-        let (first, second) = (host("orders-1"), host("orders-2"));
+        let replicas = (1..=options.replicas).map(|number| host(&format!("orders-{number}")));
+        let replicas: Vec<Host> = replicas.collect();
 
         let pki = MeshPki::create();
         let identity = pki.issue("client");
         pki.join_token("agent", &format!("spiffe://{TRUST_DOMAIN}/ns/weft/sa/agent"));
         pki.join_token("web", &spiffe_id("web"));
-        pki.join_token("orders-1", &spiffe_id("orders"));
-        pki.join_token("orders-2", &spiffe_id("orders"));
-        let file = mesh_file(family, &web, &[&first, &second]);
+        for replica in &replicas {
+            pki.join_token(&replica.name, &spiffe_id("orders"));
+        }
+        let file = mesh_file(family, &web, &replicas);
         write_mesh(&pki, &file);
 
         let (mesh, state) = (pki.path("mesh.yaml"), pki.path("state"));
         let arguments = ["control", "--config", text(&mesh), "--state", text(&state)];
-        let arguments = [&arguments, control_arguments].concat();
+        let arguments = [&arguments, options.control_arguments].concat();
         let control = Role::start("control", Some(&control_host), &arguments);
         control.wait_until_ready();
 
         let address = SocketAddr::new(family.of(&control_host), 15010).to_string();
         let joining = Joining { family, control: address, pki };
         joining.redirect(None);
-        let arguments = [&["agent"], agent_arguments].concat();
+        let arguments = [&["agent"], options.agent_arguments].concat();
         let agent = joining.role("agent", None, "agent", &arguments);
-        let web = joining.workload(web, "web");
-        let orders = vec![joining.workload(first, "orders"), joining.workload(second, "orders")];
+        let web = joining.workload(web, "web", sidecar_arguments);
+        let orders = replicas.into_iter();
+        let orders = orders.map(|host| joining.workload(host, "orders", sidecar_arguments));
+        let orders = orders.collect();
         let mesh = Self { control, agent, web, orders, client, identity, joining, network, file };
         mesh.roles().for_each(Role::wait_until_ready);
         mesh
@@ -404,25 +442,23 @@ impl Joining {
         Role::start(name, host, &[arguments, &joined, &own].concat())
     }
 
-    fn workload(&self, host: Host, service: &str) -> Workload {
+    fn workload(&self, host: Host, service: &str, arguments: &[&str]) -> Workload {
         let orders = SocketAddr::new(self.family.service(ORDERS), 80).to_string();
-        let mut command = weft();
-        command.args(["demo-service", "--name", service, "--replica", &host.name]);
+        let mut command = vec!["demo-service", "--name", service, "--replica", &host.name];
         if service == "web" {
-            command.args(["--asks", &orders]);
+            command.extend(["--asks", &orders]);
         }
-        let name = format!("{}-program", host.name);
-        let program = on(Some(&host), || Process::start(&name, &mut command));
+        let program = Role::start(&format!("{}-program", host.name), Some(&host), &command);
         self.redirect(Some(&host));
-        let arguments = ["sidecar", "--service", service];
+        let arguments = [&["sidecar", "--service", service], arguments].concat();
         let sidecar = self.role(&host.name, Some(&host), &host.name, &arguments);
-        Workload { host, sidecar, _program: program }
+        Workload { host, sidecar, program }
     }
 }
 
-fn mesh_file(family: Family, web: &Host, orders: &[&Host]) -> Value {
+fn mesh_file(family: Family, web: &Host, orders: &[Host]) -> Value {
     let replica = |host: &Host| json!({"address": family.of(host)});
-    let replicas: Vec<Value> = orders.iter().map(|host| replica(host)).collect();
+    let replicas: Vec<Value> = orders.iter().map(replica).collect();
     let http = json!([{"port": 80, "target": PROGRAM_PORT, "protocol": "http"}]);
     json!({
         "trust_domain": TRUST_DOMAIN,

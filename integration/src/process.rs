@@ -156,6 +156,12 @@ impl Process {
         }
     }
 
+    /// The lines of standard output that were not read yet.
+    #[must_use]
+    pub fn lines_so_far(&self) -> Vec<String> {
+        self.lines.try_iter().collect()
+    }
+
     /// The last lines of standard error.
     #[must_use]
     pub fn errors(&self) -> String {

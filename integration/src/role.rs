@@ -48,6 +48,11 @@ impl Role {
         self.start_again(command);
     }
 
+    /// Starts it as it was started before, and does not wait until it is ready.
+    pub fn start_anew(&mut self) {
+        self.start_again(weft());
+    }
+
     fn start_again(&mut self, mut command: Command) {
         self.process.kill();
         command.args(&self.arguments);

@@ -1,0 +1,163 @@
+//! The mesh under test: a control plane, an agent, `web`, three replicas of `orders` with programs of several
+//! kinds, and services that the agent balances by the kernel and by itself.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::{Value, json};
+use weft::demo::hosts::Host;
+use weft_integration::mesh::{Mesh, MeshOptions};
+use weft_integration::process::{Process, counterpart};
+use weft_integration::wait::eventually;
+
+/// How many replicas `orders` has. While one is killed another may be out of the mesh, and one serves.
+pub(crate) const REPLICAS: usize = 3;
+
+/// The ports of `orders` beside port 80, and those of the programs behind them.
+const OPAQUE: (u16, u16) = (81, 7002);
+const GRPC: (u16, u16) = (82, 8081);
+const WEBSOCKET: (u16, u16) = (83, 8082);
+/// The last port that the program of HTTP/1.1 and of the echoes listens on.
+const ECHO: u16 = 7000;
+/// The address of the echo service that the agent forwards itself, since its endpoints have addresses of the
+/// other family.
+const PROXY_ECHO: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 5);
+
+/// The mesh, with the programs that are not of weft.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) mesh: Mesh,
+    /// The gRPC programs, one for each replica.
+    pub(crate) grpc: Vec<Process>,
+    /// The WebSocket programs, one for each replica.
+    pub(crate) websocket: Vec<Process>,
+}
+
+/// What clients must know.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    /// The host of clients that have a sidecar.
+    pub(crate) web: Host,
+    /// The host of clients that have none.
+    pub(crate) client: Host,
+    pub(crate) http: SocketAddr,
+    pub(crate) opaque: SocketAddr,
+    pub(crate) grpc: SocketAddr,
+    pub(crate) websocket: SocketAddr,
+    pub(crate) https: SocketAddr,
+    pub(crate) kernel_echo: SocketAddr,
+    pub(crate) proxy_echo: SocketAddr,
+    identity: Mutex<[PathBuf; 2]>,
+}
+
+impl Addresses {
+    /// The files of the certificate and key that the client without a sidecar shows now.
+    pub(crate) fn identity(&self) -> [PathBuf; 2] {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives the client without a sidecar another certificate.
+    pub(crate) fn use_identity(&self, files: [PathBuf; 2]) {
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+}
+
+impl Stage {
+    /// Starts everything, with certificates that live for so long.
+    pub(crate) fn start(certificate_minutes: u32) -> Self {
+        let minutes = certificate_minutes.to_string();
+        let mut mesh = Mesh::start_as(MeshOptions {
+            replicas: REPLICAS,
+            control_arguments: &["--certificate-minutes", &minutes],
+            sidecar_arguments: &["--drain-timeout", "15"],
+            // The kernel carries the echo service alone, which is the first by name: a debug build takes seconds to
+            // fill the tables of all.
+            agent_arguments: &["--drain-timeout", "5", "--slot-limit", "131074"],
+            ..MeshOptions::default()
+        });
+        let hosts = mesh.orders.iter().map(|replica| replica.host.clone());
+        let hosts: Vec<Host> = hosts.collect();
+        let start = |script, port| hosts.iter().map(move |host| program(host, script, port));
+        let grpc = start("grpc_service.py", GRPC.1).collect();
+        let websocket = start("websocket_service.py", WEBSOCKET.1).collect();
+        mesh.change(|file| add_services(file, &hosts));
+        Self { mesh, grpc, websocket }
+    }
+
+    /// What clients must know.
+    pub(crate) fn addresses(&self) -> Addresses {
+        let mesh = &self.mesh;
+        let identity = &mesh.identity;
+        Addresses {
+            web: mesh.web.host.clone(),
+            client: mesh.client.clone(),
+            http: mesh.orders_at(80),
+            opaque: mesh.orders_at(OPAQUE.0),
+            grpc: mesh.orders_at(GRPC.0),
+            websocket: mesh.orders_at(WEBSOCKET.0),
+            https: mesh.web_at(80),
+            kernel_echo: mesh.echo(),
+            proxy_echo: (PROXY_ECHO, ECHO).into(),
+            identity: Mutex::new([identity.certificate.clone(), identity.key.clone()]),
+        }
+    }
+
+    /// Kills the gRPC program of a replica and starts it again.
+    pub(crate) fn restart_grpc(&mut self, replica: usize) {
+        let host = &self.replica(replica).host.clone();
+        let old = self.grpc.get_mut(replica).expect("there is such a replica");
+        old.kill();
+        *old = program(host, "grpc_service.py", GRPC.1);
+    }
+
+    /// Kills the WebSocket program of a replica and starts it again.
+    pub(crate) fn restart_websocket(&mut self, replica: usize) {
+        let host = &self.replica(replica).host.clone();
+        let old = self.websocket.get_mut(replica).expect("there is such a replica");
+        old.kill();
+        *old = program(host, "websocket_service.py", WEBSOCKET.1);
+    }
+
+    /// Kills the program of HTTP/1.1 and of the echoes of a replica and starts it again.
+    pub(crate) fn restart_program(&mut self, replica: usize) {
+        let replica = self.mesh.orders.get_mut(replica).expect("there is such a replica");
+        replica.program.start_anew();
+        let host = &replica.host;
+        eventually(format!("{:?} listens", replica.program), || {
+            let connected = host.on(|| TcpStream::connect((Ipv4Addr::LOCALHOST, ECHO)));
+            connected.expect("the host can be entered").ok()
+        });
+    }
+
+    fn replica(&self, number: usize) -> &weft_integration::mesh::Workload {
+        self.mesh.orders.get(number).expect("there is such a replica")
+    }
+}
+
+fn program(host: &Host, script: &str, port: u16) -> Process {
+    let name = format!("{} of {}", script, host.name);
+    let mut command = counterpart(script);
+    command.arg(port.to_string());
+    let process = host.on(|| Process::start(&name, &mut command));
+    let process = process.expect("the host can be entered");
+    process.line_with("ready");
+    process
+}
+
+/// Adds what this mesh has beside that of every test.
+fn add_services(file: &mut Value, replicas: &[Host]) {
+    let port = |(port, target): (u16, u16), protocol: &str| json!({"port": port, "target": target, "protocol": protocol});
+    let more = [port(OPAQUE, "tcp"), port(GRPC, "grpc"), port(WEBSOCKET, "http")];
+    let ports = file.pointer_mut("/services/1/ports").and_then(Value::as_array_mut);
+    ports.expect("the file has the service").extend(more);
+    let allow = file.pointer_mut("/security/policies/1/allow");
+    *allow.expect("the file has the policy") = json!([{"from": ["web"]}]);
+    let endpoints: Vec<Value> =
+        replicas.iter().map(|host| json!({"address": host.address6})).collect();
+    let services = file.pointer_mut("/services").and_then(Value::as_array_mut);
+    services.expect("the file has services").push(json!({
+        "name": "proxied", "addresses": [PROXY_ECHO], "meshed": false, "endpoints": endpoints,
+        "ports": [{"port": ECHO, "protocol": "tcp"}, {"port": ECHO + 1, "protocol": "udp"}],
+    }));
+}
