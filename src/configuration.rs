@@ -10,7 +10,7 @@ use http::HeaderMap;
 use rustls::ClientConfig;
 use rustls_pki_types::{ServerName, UnixTime};
 use tokio::sync::watch;
-use weft_certs::tls::{Identity, client};
+use weft_certs::tls::{Client, Identity};
 use weft_certs::{TrustStore, system_roots_file, usable_roots};
 use weft_model::{DataSource, Discovery, Name, Secret, Snapshot, SpiffeId, UpstreamTls};
 use weft_runtime::socket::{Mark, connect_tcp};
@@ -174,8 +174,9 @@ fn cluster_tls(resources: &Snapshot, tls: &UpstreamTls) -> Result<Arc<ClientConf
         now,
     )
     .map_err(|error| error.to_string())?;
-    client(identity.as_ref(), Arc::new(trust), tls.names.clone(), &["h2".into()])
-        .map_err(|error| error.to_string())
+    let (names, alpn) = (tls.names.clone(), ["h2".into()]);
+    let client = Client::new(identity.as_ref(), Arc::new(trust), names, &alpn, &tls.parameters);
+    client.map(|client| client.whole_config().clone()).map_err(|error| error.to_string())
 }
 
 fn read(data: &DataSource) -> Result<Vec<u8>, String> {

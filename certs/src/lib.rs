@@ -15,6 +15,7 @@ mod foreign;
 mod form;
 mod issuer;
 mod key_text;
+mod parameters;
 mod passing;
 mod peer;
 mod proof;

@@ -2,7 +2,7 @@
 //!
 //! A resumed handshake skips the verifier, and with it the revocation lists. So sessions are resumed by a
 //! [`Server`] and a [`Client`] alone, which check the stored chain once more; a plain configuration resumes
-//! none.
+//! none. All of it holds for TLS 1.2 as for TLS 1.3.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -10,17 +10,17 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
-use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::crypto::aws_lc_rs;
 use rustls::server::danger::ClientCertVerifier as _;
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::sign::CertifiedKey;
-use rustls::{CipherSuite, ClientConfig, CommonState, HandshakeKind, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, CommonState, HandshakeKind, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use weft_model::{Group, StringMatch};
+use weft_model::{StringMatch, TlsParameters};
 
 use crate::TrustStore;
+use crate::parameters::{PROVIDER, provider, versions};
 use crate::passing::{AnyServer, Passing};
 use crate::verify::Verifier;
 
@@ -86,7 +86,7 @@ impl Identity {
         let key = PrivateKeyDer::from_pem_slice(key_pem)
             .map_err(|error| TlsError::Key(error.to_string()))?;
         let certified =
-            CertifiedKey::from_der(chain, key, &provider(&[])).map_err(|error| match error {
+            CertifiedKey::from_der(chain, key, &PROVIDER).map_err(|error| match error {
                 rustls::Error::InconsistentKeys(_) => TlsError::Mismatch,
                 other => TlsError::Key(other.to_string()),
             })?;
@@ -166,7 +166,7 @@ enum Clients {
 }
 
 impl Server {
-    /// A server's side. `alpn` and `groups` are in order of preference; without groups ours counts.
+    /// A server's side. `alpn` is in order of preference.
     ///
     /// # Errors
     /// When rustls refuses the combination.
@@ -174,11 +174,11 @@ impl Server {
         identity: &Identity,
         clients: ClientAuthentication,
         alpn: &[String],
-        groups: &[Group],
+        parameters: &TlsParameters,
         tickets: &Tickets,
     ) -> Result<Self, TlsError> {
         let clients = clients.clients();
-        let mut config = server_config(identity, &clients, alpn, groups)?;
+        let mut config = server_config(identity, &clients, alpn, parameters)?;
         // A session would bring a chain back that its client no longer has.
         if !matches!(clients, Clients::Unchecked(_)) {
             config.ticketer = tickets.0.clone();
@@ -266,10 +266,10 @@ impl Client {
         trust: Arc<TrustStore>,
         names: Vec<StringMatch>,
         alpn: &[String],
-        groups: &[Group],
+        parameters: &TlsParameters,
     ) -> Result<Self, TlsError> {
         let servers = Arc::new(Verifier::new(trust, names, true));
-        let plain = client_config(identity, servers.clone(), alpn, groups)?;
+        let plain = client_config(identity, servers.clone(), alpn, parameters)?;
         Ok(Self::resuming(plain, Some(servers)))
     }
 
@@ -280,9 +280,9 @@ impl Client {
     pub fn unverified(
         identity: Option<&Identity>,
         alpn: &[String],
-        groups: &[Group],
+        parameters: &TlsParameters,
     ) -> Result<Self, TlsError> {
-        let plain = client_config(identity, Arc::new(AnyServer), alpn, groups)?;
+        let plain = client_config(identity, Arc::new(AnyServer), alpn, parameters)?;
         Ok(Self::resuming(plain, None))
     }
 
@@ -336,7 +336,8 @@ impl Client {
     }
 }
 
-/// A server's configuration, by which no session is resumed. `alpn` is in order of preference.
+/// A server's configuration between parts of the mesh: TLS 1.3 alone, and no session is resumed. `alpn` is in
+/// order of preference.
 ///
 /// # Errors
 /// When rustls refuses the combination.
@@ -345,11 +346,12 @@ pub fn server(
     clients: ClientAuthentication,
     alpn: &[String],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    Ok(Arc::new(server_config(identity, &clients.clients(), alpn, &[])?))
+    let parameters = TlsParameters::meshed(Vec::new());
+    Ok(Arc::new(server_config(identity, &clients.clients(), alpn, &parameters)?))
 }
 
-/// A client's configuration, by which no session is resumed. The server must chain to `trust` and have one
-/// of `names`.
+/// A client's configuration between parts of the mesh: TLS 1.3 alone, and no session is resumed. The server
+/// must chain to `trust` and have one of `names`.
 ///
 /// # Errors
 /// When rustls refuses the combination.
@@ -360,7 +362,8 @@ pub fn client(
     alpn: &[String],
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let servers = Arc::new(Verifier::new(trust, names, true));
-    Ok(Arc::new(client_config(identity, servers, alpn, &[])?))
+    let parameters = TlsParameters::meshed(Vec::new());
+    Ok(Arc::new(client_config(identity, servers, alpn, &parameters)?))
 }
 
 /// Checks the certificates that a client shows, leaf first, as a handshake does that asks for them: for chains
@@ -398,10 +401,10 @@ fn server_config(
     identity: &Identity,
     clients: &Clients,
     alpn: &[String],
-    groups: &[Group],
+    parameters: &TlsParameters,
 ) -> Result<ServerConfig, TlsError> {
-    let builder = ServerConfig::builder_with_provider(provider(groups))
-        .with_protocol_versions(VERSIONS)
+    let builder = ServerConfig::builder_with_provider(provider(parameters))
+        .with_protocol_versions(&versions(parameters))
         .map_err(|error| TlsError::Refused(error.to_string()))?;
     let builder = match clients {
         Clients::Unasked => builder.with_no_client_auth(),
@@ -412,6 +415,8 @@ fn server_config(
         .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.0.clone())));
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     config.ignore_client_order = true;
+    // Without it, a session of TLS 1.2 is not bound to the handshake that it began with (RFC 7627, section 1).
+    config.require_ems = true;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
@@ -421,10 +426,10 @@ fn client_config(
     identity: Option<&Identity>,
     servers: Arc<dyn ServerCertVerifier>,
     alpn: &[String],
-    groups: &[Group],
+    parameters: &TlsParameters,
 ) -> Result<ClientConfig, TlsError> {
-    let builder = ClientConfig::builder_with_provider(provider(groups))
-        .with_protocol_versions(VERSIONS)
+    let builder = ClientConfig::builder_with_provider(provider(parameters))
+        .with_protocol_versions(&versions(parameters))
         .map_err(|error| TlsError::Refused(error.to_string()))?
         .with_root_certificates(RootCertStore::empty());
     let mut config = match identity {
@@ -435,32 +440,7 @@ fn client_config(
     };
     config.dangerous().set_certificate_verifier(servers);
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config.require_ems = true;
     config.resumption = Resumption::disabled();
     Ok(config)
-}
-
-/// TLS 1.3 only: no configuration can then ask for less, and none that asks for it gets less.
-static VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
-
-/// Our suites, and these groups; the library's where none is said, of which X25519MLKEM768 is the first.
-fn provider(groups: &[Group]) -> Arc<CryptoProvider> {
-    static PROVIDER: std::sync::LazyLock<Arc<CryptoProvider>> = std::sync::LazyLock::new(|| {
-        let mut provider = aws_lc_rs::default_provider();
-        // As strong as anything that it protects, and the cheapest; the order among the others stays.
-        let wanted = CipherSuite::TLS13_AES_128_GCM_SHA256;
-        provider.cipher_suites.sort_by_key(|suite| suite.suite() != wanted);
-        Arc::new(provider)
-    });
-    if groups.is_empty() {
-        return PROVIDER.clone();
-    }
-    let group = |group: &Group| match group {
-        Group::X25519MlKem768 => kx_group::X25519MLKEM768,
-        Group::X25519 => kx_group::X25519,
-        Group::P256 => kx_group::SECP256R1,
-        Group::P384 => kx_group::SECP384R1,
-    };
-    let mut provider = CryptoProvider::clone(&PROVIDER);
-    provider.kx_groups = groups.iter().map(group).collect();
-    Arc::new(provider)
 }

@@ -27,9 +27,12 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use weft_certs::fault::PeerFault;
 use weft_certs::request::{self, CheckedRequest};
-use weft_certs::tls::{self, ClientAuthentication, Identity};
+use weft_certs::tls::{self, Client, ClientAuthentication, Identity, Server, Tickets};
 use weft_certs::{Authority, Revoked, TrustError, TrustStore, VerifiedPeer};
-use weft_model::{OnExpired, RevocationMode, RevocationPolicy, SpiffeId, StringMatch};
+use weft_model::{
+    CipherSuite, OnExpired, RevocationMode, RevocationPolicy, SpiffeId, StringMatch, TlsParameters,
+    TlsVersion,
+};
 
 const OTHER: &str = "spiffe://mesh.test/ns/a/sa/other";
 
@@ -107,16 +110,63 @@ fn client(leaf: Option<&Leaf>, trust: TrustStore, names: Vec<StringMatch>) -> Ar
 impl World {
     /// A client that shows `leaf` to a good server which trusts by `trust`.
     fn client_shows(&self, leaf: &Leaf, trust: TrustStore) -> Result<(), Refused> {
-        let required = ClientAuthentication::Required(Arc::new(trust), Vec::new());
-        let server = server(&self.good, required, &Arc::default());
-        meet(&client(Some(leaf), self.trust(), Vec::new()), &server).map(drop)
+        let trust = Arc::new(trust);
+        self.meet_by_each_version(|version| {
+            let required = ClientAuthentication::Required(trust.clone(), Vec::new());
+            let client = client_by(version, Some(leaf), self.trust(), Vec::new());
+            meet(&client, &server_by(version, &self.good, required)).map(drop)
+        })
     }
 
     /// A server that shows `leaf` to a client which trusts by `trust`.
     fn server_shows(&self, leaf: &Leaf, trust: TrustStore) -> Result<(), Refused> {
-        let server = server(leaf, ClientAuthentication::None, &Arc::default());
-        meet(&client(None, trust, Vec::new()), &server).map(drop)
+        let trust = Arc::new(trust);
+        self.meet_by_each_version(|version| {
+            let server = server_by(version, leaf, ClientAuthentication::None);
+            meet(&client_by(version, None, trust.clone(), Vec::new()), &server).map(drop)
+        })
     }
+
+    /// What comes of a handshake, which must be the same by TLS 1.2 and by TLS 1.3.
+    fn meet_by_each_version(
+        &self,
+        meet: impl Fn(TlsVersion) -> Result<(), Refused>,
+    ) -> Result<(), Refused> {
+        let (older, newer) = (meet(TlsVersion::V1_2), meet(TlsVersion::V1_3));
+        let seen = |met: &Result<(), Refused>| {
+            met.as_ref().err().map(|refused| (refused.fault, refused.alert))
+        };
+        assert_eq!(seen(&older), seen(&newer), "{older:?} {newer:?}");
+        newer
+    }
+}
+
+fn only(version: TlsVersion) -> TlsParameters {
+    TlsParameters { minimum: version, maximum: version, ..TlsParameters::default() }
+}
+
+/// A server that speaks this version alone.
+fn server_by(version: TlsVersion, leaf: &Leaf, clients: ClientAuthentication) -> Arc<ServerConfig> {
+    let tickets = Tickets::new().unwrap();
+    let server = Server::new(&identity(leaf), clients, &["h2".into()], &only(version), &tickets);
+    let mut config = ServerConfig::clone(server.unwrap().config());
+    config.time_provider = Arc::new(Clock::default());
+    Arc::new(config)
+}
+
+/// A client that speaks this version alone.
+fn client_by(
+    version: TlsVersion,
+    leaf: Option<&Leaf>,
+    trust: impl Into<Arc<TrustStore>>,
+    names: Vec<StringMatch>,
+) -> Arc<ClientConfig> {
+    let identity = leaf.map(identity);
+    let alpn = ["h2".into()];
+    let client = Client::new(identity.as_ref(), trust.into(), names, &alpn, &only(version));
+    let mut config = ClientConfig::clone(client.unwrap().config());
+    config.time_provider = Arc::new(Clock::default());
+    Arc::new(config)
 }
 
 fn peer(connection: &Connection) -> VerifiedPeer {
@@ -530,4 +580,75 @@ fn an_older_protocol_version_opens_no_door() {
     let server = server(&world.good, required, &clock);
     let client = eager_client(&world, &world.good, &TLS12, &clock);
     meet(&client, &server).unwrap_err().is(PeerFault::Unmapped, AlertDescription::ProtocolVersion);
+}
+
+#[test]
+fn peer_with_the_certificate_of_another_key_is_refused_by_each_version() {
+    let world = World::new();
+    let foreign = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let resolver = || {
+        let chain = CertificateDer::pem_slice_iter(world.good.chain.as_bytes());
+        let key = PrivateKeyDer::from_pem_slice(foreign.as_bytes()).unwrap();
+        let key = default_provider().key_provider.load_private_key(key).unwrap();
+        let certified = rustls::sign::CertifiedKey::new(chain.map(Result::unwrap).collect(), key);
+        Arc::new(rustls::sign::SingleCertAndKey::from(certified))
+    };
+    let seen = |met: Result<(Connection, Connection), Refused>| {
+        let refused = met.map(drop).unwrap_err();
+        let bad_signature = rustls::CertificateError::BadSignature;
+        assert_eq!(refused.error, Error::InvalidCertificate(bad_signature));
+        refused.is(PeerFault::Untrusted, AlertDescription::DecryptError);
+    };
+    for (_, version) in TlsVersion::WORDS {
+        let required = ClientAuthentication::Required(Arc::new(world.trust()), Vec::new());
+        let server = server_by(version, &world.good, required);
+        // A client that has been here would resume, and no key would sign.
+        let client = || client_by(version, Some(&world.good), world.trust(), Vec::new());
+        meet(&client(), &server).unwrap();
+        let mut impostor = ClientConfig::clone(&client());
+        impostor.client_auth_cert_resolver = resolver();
+        seen(meet(&Arc::new(impostor), &server));
+        let mut impostor = ServerConfig::clone(&server);
+        impostor.cert_resolver = resolver();
+        seen(meet(&client(), &Arc::new(impostor)));
+        let unverified = Client::unverified(None, &[], &only(version)).unwrap();
+        let mut impostor =
+            ServerConfig::clone(&server_by(version, &world.good, ClientAuthentication::None));
+        impostor.cert_resolver = resolver();
+        seen(meet(unverified.config(), &Arc::new(impostor)));
+    }
+}
+
+#[test]
+fn versions_and_suites_are_those_of_the_parameters() {
+    let world = World::new();
+    let agreed = |parameters: TlsParameters, theirs: &'static SupportedProtocolVersion| {
+        let tickets = Tickets::new().unwrap();
+        let none = ClientAuthentication::None;
+        let server = Server::new(&identity(&world.good), none, &[], &parameters, &tickets);
+        let client = eager_client(&world, &world.good, theirs, &Arc::default());
+        let met = meet(&client, server.unwrap().config());
+        met.map(|(client, _)| client.negotiated_cipher_suite().unwrap().suite())
+            .map_err(|refused| refused.alert)
+    };
+    let bounds = |minimum, maximum| TlsParameters { minimum, maximum, ..TlsParameters::default() };
+    let (v1_2, v1_3) = (TlsVersion::V1_2, TlsVersion::V1_3);
+    let refused = Err(AlertDescription::ProtocolVersion);
+    let aes = rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256;
+    assert_eq!(agreed(bounds(v1_2, v1_3), &TLS12), Ok(aes));
+    assert_eq!(agreed(bounds(v1_2, v1_2), &TLS12), Ok(aes));
+    assert_eq!(agreed(bounds(v1_2, v1_2), &TLS13), refused);
+    assert_eq!(agreed(bounds(v1_3, v1_3), &TLS12), refused);
+    assert_eq!(agreed(TlsParameters::meshed(Vec::new()), &TLS12), refused);
+    let suites = |cipher_suites: &[CipherSuite]| TlsParameters {
+        cipher_suites: cipher_suites.to_vec(),
+        ..bounds(v1_2, v1_3)
+    };
+    let two = suites(&[CipherSuite::EcdsaChaCha20, CipherSuite::EcdsaAes128Gcm]);
+    let chacha = rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256;
+    assert_eq!(agreed(two.clone(), &TLS12), Ok(chacha), "the server chooses by its order");
+    let newer = rustls::CipherSuite::TLS13_AES_128_GCM_SHA256;
+    assert_eq!(agreed(two, &TLS13), Ok(newer), "suites of TLS 1.3 are not configurable");
+    let rsa = suites(&[CipherSuite::RsaAes128Gcm]);
+    assert_eq!(agreed(rsa, &TLS12), Err(AlertDescription::HandshakeFailure), "the key is ECDSA");
 }

@@ -19,7 +19,7 @@ use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::fault::{PeerFault, last};
 use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
-use weft_model::StringMatch;
+use weft_model::{StringMatch, TlsParameters, TlsVersion};
 
 /// The moment of the tests.
 #[derive(Debug)]
@@ -39,15 +39,31 @@ fn required(trust: TrustStore) -> ClientAuthentication {
     ClientAuthentication::Required(Arc::new(trust), Vec::new())
 }
 
-fn server(world: &World, clients: ClientAuthentication, tickets: &Tickets) -> Server {
-    Server::new(&identity(&world.good), clients, &["h2".into()], &[], tickets).unwrap()
+/// Who meets, and by which version.
+type Setting<'a> = (&'a World, TlsVersion);
+
+fn only(version: TlsVersion) -> TlsParameters {
+    TlsParameters { minimum: version, maximum: version, ..TlsParameters::default() }
 }
 
-fn client(world: &World, own: Option<&Leaf>) -> (Client, Arc<ClientConfig>) {
+fn by_each_version(test: impl Fn(TlsVersion)) {
+    TlsVersion::WORDS.into_iter().for_each(|(_, version)| test(version));
+}
+
+fn server(
+    (world, version): Setting<'_>,
+    clients: ClientAuthentication,
+    tickets: &Tickets,
+) -> Server {
+    let alpn = ["h2".into()];
+    Server::new(&identity(&world.good), clients, &alpn, &only(version), tickets).unwrap()
+}
+
+fn client((world, version): Setting<'_>, own: Option<&Leaf>) -> (Client, Arc<ClientConfig>) {
     let own = own.map(identity);
     let names = vec![StringMatch::Exact(WEB.into())];
     let trust = Arc::new(world.trust());
-    let client = Client::new(own.as_ref(), trust, names, &["h2".into()], &[]).unwrap();
+    let client = Client::new(own.as_ref(), trust, names, &["h2".into()], &only(version)).unwrap();
     let mut config = ClientConfig::clone(client.config());
     config.time_provider = Arc::new(Now);
     (client, Arc::new(config))
@@ -69,8 +85,13 @@ fn meet(client: &Arc<ClientConfig>, server: &Server, name: &str) -> (Connection,
 }
 
 /// What `then` says of a client whose session began with `first`, at a time in seconds from now.
-fn returns(world: &World, first: &Server, then: &Server, seconds: i64) -> Result<bool, PeerFault> {
-    let (_, config) = client(world, Some(&world.good));
+fn returns(
+    world: Setting<'_>,
+    first: &Server,
+    then: &Server,
+    seconds: i64,
+) -> Result<bool, PeerFault> {
+    let (_, config) = client(world, Some(&world.0.good));
     let (_, begun) = meet(&config, first, "server.test");
     assert_eq!(begun.handshake_kind(), Some(Full));
     let (_, resumed) = meet(&config, then, "server.test");
@@ -81,99 +102,145 @@ fn returns(world: &World, first: &Server, then: &Server, seconds: i64) -> Result
 
 #[test]
 fn who_returns_is_checked_by_what_holds_then() {
-    let world = World::new();
-    let check = |name: &str, clients, seconds, expected: Result<bool, PeerFault>| {
-        let tickets = Tickets::new().unwrap();
-        let first = server(&world, required(world.trust()), &tickets);
-        let then = server(&world, clients, &tickets);
-        let told = returns(&world, &first, &then, seconds);
-        assert_eq!(told, expected, "{name}");
-    };
-    let lists = |below: &[u64], root: &[u64]| {
-        required(world.listed(Some(&List::new(1, below)), Some(&List::new(1, root))))
-    };
-    check("nothing changed", required(world.trust()), 0, Ok(true));
-    check("others were revoked", lists(&[999], &[49]), 0, Ok(true));
-    check("the leaf was revoked", lists(&[1000], &[]), 0, Err(PeerFault::CrlHit));
-    check("its authority was revoked", lists(&[], &[50]), 0, Err(PeerFault::CrlHit));
-    check("a list has expired", lists(&[], &[]), 2 * HOUR, Err(PeerFault::CrlProcessingError));
-    check("the leaf has expired", required(world.trust()), 25 * HOUR, Err(PeerFault::Expired));
-    let other = World::new();
-    check("the root was changed", required(other.trust()), 0, Err(PeerFault::Untrusted));
-    let named = |name: &str| {
-        let names = vec![StringMatch::Exact(name.into())];
-        ClientAuthentication::Required(Arc::new(world.trust()), names)
-    };
-    check("its name is asked for", named(WEB), 0, Ok(true));
-    let refused = Err(PeerFault::Rejected);
-    check("another name is asked for", named("spiffe://mesh.test/ns/a/sa/other"), 0, refused);
-    check("nobody is asked", ClientAuthentication::None, 0, Ok(false));
+    by_each_version(|version| {
+        let world = World::new();
+        let check = |name: &str, clients, seconds, expected: Result<bool, PeerFault>| {
+            let tickets = Tickets::new().unwrap();
+            let first = server((&world, version), required(world.trust()), &tickets);
+            let then = server((&world, version), clients, &tickets);
+            let told = returns((&world, version), &first, &then, seconds);
+            assert_eq!(told, expected, "{name}");
+        };
+        let lists = |below: &[u64], root: &[u64]| {
+            required(world.listed(Some(&List::new(1, below)), Some(&List::new(1, root))))
+        };
+        check("nothing changed", required(world.trust()), 0, Ok(true));
+        check("others were revoked", lists(&[999], &[49]), 0, Ok(true));
+        check("the leaf was revoked", lists(&[1000], &[]), 0, Err(PeerFault::CrlHit));
+        check("its authority was revoked", lists(&[], &[50]), 0, Err(PeerFault::CrlHit));
+        check("a list has expired", lists(&[], &[]), 2 * HOUR, Err(PeerFault::CrlProcessingError));
+        check("the leaf has expired", required(world.trust()), 25 * HOUR, Err(PeerFault::Expired));
+        let other = World::new();
+        check("the root was changed", required(other.trust()), 0, Err(PeerFault::Untrusted));
+        let named = |name: &str| {
+            let names = vec![StringMatch::Exact(name.into())];
+            ClientAuthentication::Required(Arc::new(world.trust()), names)
+        };
+        check("its name is asked for", named(WEB), 0, Ok(true));
+        let refused = Err(PeerFault::Rejected);
+        check("another name is asked for", named("spiffe://mesh.test/ns/a/sa/other"), 0, refused);
+        check("nobody is asked", ClientAuthentication::None, 0, Ok(false));
+    });
 }
 
 #[test]
 fn who_is_refused_may_show_a_new_certificate() {
-    let world = World::new();
-    let tickets = Tickets::new().unwrap();
-    let own = server(&world, required(world.trust()), &tickets);
-    let (_, config) = client(&world, Some(&world.good));
-    let meet = || meet(&config, &own, "server.test").1;
-    assert_eq!(meet().handshake_kind(), Some(Full));
-    let late = meet();
-    assert_eq!(late.handshake_kind(), Some(Resumed));
-    own.client(&late, unix(25 * HOUR)).unwrap_err();
-    for _ in 0..64 {
+    by_each_version(|version| {
+        let world = World::new();
+        let tickets = Tickets::new().unwrap();
+        let own = server((&world, version), required(world.trust()), &tickets);
+        let (_, config) = client((&world, version), Some(&world.good));
+        let meet = || meet(&config, &own, "server.test").1;
         assert_eq!(meet().handshake_kind(), Some(Full));
-    }
-    assert_eq!(meet().handshake_kind(), Some(Resumed));
+        let late = meet();
+        assert_eq!(late.handshake_kind(), Some(Resumed));
+        own.client(&late, unix(25 * HOUR)).unwrap_err();
+        for _ in 0..64 {
+            assert_eq!(meet().handshake_kind(), Some(Full));
+        }
+        assert_eq!(meet().handshake_kind(), Some(Resumed));
+    });
 }
 
 #[test]
 fn who_showed_nothing_proves_nothing_where_it_must() {
-    let world = World::new();
-    let tickets = Tickets::new().unwrap();
-    let (_, config) = client(&world, None);
-    meet(&config, &server(&world, ClientAuthentication::None, &tickets), "server.test");
-    let strict = server(&world, required(world.trust()), &tickets);
-    let (_, resumed) = meet(&config, &strict, "server.test");
-    assert_eq!(resumed.handshake_kind(), Some(Resumed));
-    assert_eq!(strict.client(&resumed, unix(0)), Err(Error::NoCertificatesPresented));
-    let optional = ClientAuthentication::Optional(Arc::new(world.trust()), Vec::new());
-    meet(&config, &server(&world, ClientAuthentication::None, &tickets), "server.test");
-    let (_, resumed) = meet(&config, &strict, "server.test");
-    let told =
-        server(&world, optional, &tickets).client(&resumed, unix(0)).map(|client| client.is_some());
-    assert_eq!(told, Ok(false));
+    by_each_version(|version| {
+        let world = World::new();
+        let tickets = Tickets::new().unwrap();
+        let (_, config) = client((&world, version), None);
+        meet(
+            &config,
+            &server((&world, version), ClientAuthentication::None, &tickets),
+            "server.test",
+        );
+        let strict = server((&world, version), required(world.trust()), &tickets);
+        let (_, resumed) = meet(&config, &strict, "server.test");
+        assert_eq!(resumed.handshake_kind(), Some(Resumed));
+        assert_eq!(strict.client(&resumed, unix(0)), Err(Error::NoCertificatesPresented));
+        let optional = ClientAuthentication::Optional(Arc::new(world.trust()), Vec::new());
+        meet(
+            &config,
+            &server((&world, version), ClientAuthentication::None, &tickets),
+            "server.test",
+        );
+        let (_, resumed) = meet(&config, &strict, "server.test");
+        let told = server((&world, version), optional, &tickets)
+            .client(&resumed, unix(0))
+            .map(|client| client.is_some());
+        assert_eq!(told, Ok(false));
+    });
 }
 
 #[test]
 fn a_session_is_of_one_listener_and_one_name() {
-    let world = World::new();
-    let (_, config) = client(&world, Some(&world.good));
-    let own = server(&world, required(world.trust()), &Tickets::new().unwrap());
-    let other = server(&world, required(world.trust()), &Tickets::new().unwrap());
-    let kind = |server: &Server, name: &str| meet(&config, server, name).1.handshake_kind();
-    assert_eq!(kind(&own, "server.test"), Some(Full));
-    assert_eq!(kind(&own, "server.test"), Some(Resumed));
-    assert_eq!(kind(&own, "other.test"), Some(Full), "another name");
-    assert_eq!(kind(&other, "server.test"), Some(Full), "another listener");
-    // Each of ours has an identity and sessions of its own.
-    let (_, elsewhere) = client(&world, Some(&world.good));
-    assert_eq!(meet(&elsewhere, &own, "server.test").1.handshake_kind(), Some(Full));
+    by_each_version(|version| {
+        let world = World::new();
+        let (_, config) = client((&world, version), Some(&world.good));
+        let own = server((&world, version), required(world.trust()), &Tickets::new().unwrap());
+        let other = server((&world, version), required(world.trust()), &Tickets::new().unwrap());
+        let kind = |server: &Server, name: &str| meet(&config, server, name).1.handshake_kind();
+        assert_eq!(kind(&own, "server.test"), Some(Full));
+        assert_eq!(kind(&own, "server.test"), Some(Resumed));
+        assert_eq!(kind(&own, "other.test"), Some(Full), "another name");
+        assert_eq!(kind(&other, "server.test"), Some(Full), "another listener");
+        // Each of ours has an identity and sessions of its own.
+        let (_, elsewhere) = client((&world, version), Some(&world.good));
+        assert_eq!(meet(&elsewhere, &own, "server.test").1.handshake_kind(), Some(Full));
+    });
 }
 
 #[test]
 fn a_server_that_is_met_again_is_checked_by_the_time() {
+    by_each_version(|version| {
+        let world = World::new();
+        let tickets = Tickets::new().unwrap();
+        let own = server((&world, version), required(world.trust()), &tickets);
+        let (client, config) = client((&world, version), Some(&world.good));
+        let name = "server.test".try_into().unwrap();
+        let (first, _) = meet(&config, &own, "server.test");
+        assert_eq!(first.handshake_kind(), Some(Full));
+        assert_eq!(
+            client.check_server(&first, &name, unix(25 * HOUR)),
+            Ok(()),
+            "it was just verified"
+        );
+        let (again, _) = meet(&config, &own, "server.test");
+        assert_eq!(again.handshake_kind(), Some(Resumed));
+        assert_eq!(client.check_server(&again, &name, unix(0)), Ok(()));
+        let late = client.check_server(&again, &name, unix(25 * HOUR)).unwrap_err();
+        assert_eq!(format!("{late:?}"), "InvalidCertificate(Expired)");
+    });
+}
+
+#[test]
+fn session_of_one_version_is_not_resumed_by_the_other() {
     let world = World::new();
     let tickets = Tickets::new().unwrap();
-    let own = server(&world, required(world.trust()), &tickets);
-    let (client, config) = client(&world, Some(&world.good));
-    let name = "server.test".try_into().unwrap();
-    let (first, _) = meet(&config, &own, "server.test");
-    assert_eq!(first.handshake_kind(), Some(Full));
-    assert_eq!(client.check_server(&first, &name, unix(25 * HOUR)), Ok(()), "it was just verified");
-    let (again, _) = meet(&config, &own, "server.test");
-    assert_eq!(again.handshake_kind(), Some(Resumed));
-    assert_eq!(client.check_server(&again, &name, unix(0)), Ok(()));
-    let late = client.check_server(&again, &name, unix(25 * HOUR)).unwrap_err();
-    assert_eq!(format!("{late:?}"), "InvalidCertificate(Expired)");
+    let both = |version| server((&world, version), required(world.trust()), &tickets);
+    let parameters = TlsParameters::default();
+    let own = Client::new(
+        Some(&identity(&world.good)),
+        Arc::new(world.trust()),
+        vec![StringMatch::Exact(WEB.into())],
+        &["h2".into()],
+        &parameters,
+    )
+    .unwrap();
+    let mut config = ClientConfig::clone(own.config());
+    config.time_provider = Arc::new(Now);
+    let config = Arc::new(config);
+    let kind = |server: &Server| meet(&config, server, "server.test").1.handshake_kind();
+    assert_eq!(kind(&both(TlsVersion::V1_3)), Some(Full));
+    assert_eq!(kind(&both(TlsVersion::V1_2)), Some(Full));
+    assert_eq!(kind(&both(TlsVersion::V1_3)), Some(Full));
 }

@@ -27,13 +27,26 @@ impl Nginx {
     /// When it does not start.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_by("", "")
+    }
+
+    /// Starts it with TLS, by these directives of its server.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_tls(directives: &str) -> Self {
+        Self::start_by("ssl", directives)
+    }
+
+    fn start_by(listen: &str, directives: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder can be made");
         let port = port::free();
         for name in ["files", "files/put"] {
             std::fs::create_dir(folder.path().join(name)).expect("the folder takes folders");
         }
         let config = folder.path().join("nginx.conf");
-        std::fs::write(&config, configuration(text(folder.path()), port))
+        std::fs::write(&config, configuration(text(folder.path()), port, [listen, directives]))
             .expect("the folder takes files");
         let mut command = Command::new("nginx");
         // Debian keeps it where an ordinary user's PATH does not look.
@@ -61,7 +74,7 @@ impl Nginx {
 }
 
 /// Every line of the access log counts one request and names the connection it came over.
-fn configuration(folder: &str, port: u16) -> String {
+fn configuration(folder: &str, port: u16, [listen, directives]: [&str; 2]) -> String {
     format!(
         r#"
 daemon off;
@@ -82,7 +95,8 @@ http {{
     client_max_body_size 100m;
     keepalive_timeout 60s;
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{port} {listen};
+        {directives}
         root {folder}/files;
         location /put/ {{ dav_methods PUT; }}
         location /empty {{ return 204; }}

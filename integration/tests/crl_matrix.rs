@@ -515,7 +515,8 @@ fn resuming(world: &World, who: Who) -> Client {
     let identity = identity.expect("it is an identity");
     let alpn = ["http/1.1".to_owned()];
     let trust = Arc::new(trust.expect("it is a root"));
-    Client::new(Some(&identity), trust, names, &alpn, &[]).expect("a client")
+    Client::new(Some(&identity), trust, names, &alpn, &weft_model::TlsParameters::default())
+        .expect("a client")
 }
 
 #[test]

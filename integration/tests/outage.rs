@@ -30,7 +30,7 @@ use weft_integration::origin::Origin;
 use weft_integration::process::{run, tool, weft};
 use weft_integration::tls_caller::{TlsCaller, caller};
 use weft_integration::wait::{DEADLINE, eventually, in_due_time};
-use weft_model::StringMatch;
+use weft_model::{StringMatch, TlsParameters};
 
 /// How long before the first certificate ends the authority is there again.
 const IN_TIME: Duration = Duration::from_secs(10);
@@ -177,8 +177,14 @@ impl Caller {
         let roots = signer.roots().as_bytes();
         let trust = TrustStore::load(roots, None, Vec::new(), None, UnixTime::now()).unwrap();
         let (names, alpn) = (vec![StringMatch::Exact(spiffe_id("server"))], ["http/1.1".into()]);
-        let resuming =
-            tls::Client::new(Some(&identity), Arc::new(trust), names, &alpn, &[]).unwrap();
+        let resuming = tls::Client::new(
+            Some(&identity),
+            Arc::new(trust),
+            names,
+            &alpn,
+            &TlsParameters::default(),
+        )
+        .unwrap();
         let whole = caller(signer, &holder, "server", "http/1.1");
         Self { port: callee.port, whole, resuming }
     }

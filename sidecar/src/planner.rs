@@ -56,7 +56,7 @@ pub async fn run(
             problems.send_replace(built.problems);
             fetched.lists.settle(&built.demands);
             fetched.keys.retain(&built.key_origins);
-            let keys = built.key_sets.into_iter().map(Due::Keys);
+            let keys = built.key_sets.into_iter().map(|keys| Due::Keys(Box::new(keys)));
             wanted = keys.chain(built.lists.into_iter().map(Due::List)).collect();
             plans.send_replace(Arc::new(built.plan));
             memory::give_back();
@@ -112,13 +112,13 @@ struct Fetched {
 /// What may be due.
 #[derive(Clone)]
 enum Due {
-    Keys(WantedKeys),
+    Keys(Box<WantedKeys>),
     List(WantedList),
 }
 
 /// What came of it.
 enum Outcome {
-    Keys(WantedKeys, Result<FetchedSet, FetchError>),
+    Keys(Box<WantedKeys>, Result<FetchedSet, FetchError>),
     List(WantedList, Result<Answer, Failure>),
 }
 

@@ -197,7 +197,7 @@ mod tests {
             names: Vec::new(),
             sni: Some(sni.into()),
             alpn: Vec::new(),
-            groups: Vec::new(),
+            parameters: weft_model::TlsParameters::default(),
         })
     }
 

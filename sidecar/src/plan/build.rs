@@ -241,7 +241,7 @@ impl Work<'_> {
             Entry::Occupied(held) => held.into_mut(),
             Entry::Vacant(free) => free.insert(Tickets::new().map_err(|error| error.to_string())?),
         };
-        Server::new(&identity, clients, &tls.alpn, &tls.groups, tickets)
+        Server::new(&identity, clients, &tls.alpn, &tls.parameters, tickets)
             .map(Tls::Terminate)
             .map_err(|error| error.to_string())
     }
@@ -393,9 +393,9 @@ impl ClientParts {
             let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
             let client = match trust.clone() {
                 Some(trust) => {
-                    Client::new(identity.as_ref(), trust, tls.names.clone(), &alpn, &tls.groups)
+                    Client::new(identity.as_ref(), trust, tls.names.clone(), &alpn, &tls.parameters)
                 }
-                None => Client::unverified(identity.as_ref(), &alpn, &tls.groups),
+                None => Client::unverified(identity.as_ref(), &alpn, &tls.parameters),
             };
             client.map_err(|error| error.to_string())
         };

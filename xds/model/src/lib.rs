@@ -25,6 +25,7 @@ mod route;
 mod secret;
 mod snapshot;
 mod text;
+mod tls_parameters;
 mod token;
 
 pub use cluster::{
@@ -68,6 +69,7 @@ pub use secret::{
 };
 pub use snapshot::{AddressConflict, Missing, Snapshot};
 pub use text::{Cidr, InvalidCidr, StringMatch};
+pub use tls_parameters::{CipherSuite, TlsParameters, TlsVersion};
 pub use token::{
     ClaimFormat, ClaimRule, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource,
     REDIRECTS_LIMIT, TokenPlace,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use crate::{Name, StringMatch};
+use crate::{Name, StringMatch, TlsParameters};
 
 /// Bytes, or the file that holds them (`envoy.config.core.v3.DataSource`).
 #[derive(Clone, PartialEq, Eq)]
@@ -194,8 +194,8 @@ pub struct DownstreamTls {
     pub clients: ClientCertificates,
     /// The protocols offered, most wanted first.
     pub alpn: Vec<String>,
-    /// How keys are agreed on (`ecdh_curves`), most wanted first; empty: as we prefer.
-    pub groups: Vec<Group>,
+    /// What handshakes may agree on.
+    pub parameters: TlsParameters,
 }
 
 /// What a server makes of its clients' certificates.
@@ -246,8 +246,8 @@ pub struct UpstreamTls {
     pub sni: Option<String>,
     /// The protocols offered.
     pub alpn: Vec<String>,
-    /// How keys are agreed on (`ecdh_curves`), most wanted first; empty: as we prefer.
-    pub groups: Vec<Group>,
+    /// What handshakes may agree on.
+    pub parameters: TlsParameters,
 }
 
 /// How two sides agree on keys (RFC 8446, section 4.2.7).

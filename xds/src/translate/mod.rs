@@ -13,6 +13,7 @@ mod revocation;
 mod route;
 mod secret;
 mod security_fields;
+mod tls_parameters;
 mod values;
 
 use std::cell::RefCell;

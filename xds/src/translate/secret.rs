@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 use weft_model::{
-    ClientCertificates, DataSource, DownstreamTls, Group, Name, RevocationDepth, RevocationPolicy,
-    Secret, SecretSource, StringMatch, TlsIdentity, UpstreamTls, Validation,
+    ClientCertificates, DataSource, DownstreamTls, Name, RevocationDepth, RevocationPolicy, Secret,
+    SecretSource, StringMatch, TlsIdentity, TlsParameters, UpstreamTls, Validation,
 };
 
 use super::revocation::{revocation_policy, revocation_policy_json};
-use super::{Reader, Refused, values};
+use super::{Reader, Refused, tls_parameters, values};
 
 const COMMON: &str = "envoy.extensions.transport_sockets.tls.v3";
 
@@ -109,7 +109,7 @@ pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refus
         "disable_stateless_session_resumption",
         "session_timeout",
         "session_ticket_keys",
-        // There is one certificate, and TLS 1.3 leaves the choice of a cipher to no order of ours.
+        // There is one certificate, and all suites are as strong, so that whose order counts decides nothing.
         "full_scan_certs_on_sni_mismatch",
         "prefer_client_ciphers",
     ]);
@@ -130,7 +130,7 @@ pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refus
         }
         (None, false) => ClientCertificates::Unasked,
     };
-    Ok(DownstreamTls { identity, clients, alpn: common.alpn, groups: common.groups })
+    Ok(DownstreamTls { identity, clients, alpn: common.alpn, parameters: common.parameters })
 }
 
 /// Reads how TLS to an endpoint is done.
@@ -154,7 +154,7 @@ pub(super) fn upstream(mut context: Reader<'_>) -> Result<UpstreamTls, Refused> 
         names: common.names,
         sni,
         alpn: common.alpn,
-        groups: common.groups,
+        parameters: common.parameters,
     })
 }
 
@@ -166,20 +166,15 @@ struct Common {
     accepts_untrusted: bool,
     names: Vec<StringMatch>,
     alpn: Vec<String>,
-    groups: Vec<Group>,
+    parameters: TlsParameters,
 }
 
 /// Reads what both sides of TLS share. An endpoint's context may lack roots (`takes_any_server`), as
 /// Envoy takes it; a client's must say `ACCEPT_UNTRUSTED` for that.
 fn common(mut context: Reader<'_>, takes_any_server: bool) -> Result<Common, Refused> {
     let alpn = context.texts("alpn_protocols");
-    let groups = match context.child("tls_params") {
-        Some(mut parameters) => {
-            versions(&mut parameters)?;
-            groups(&mut parameters)?
-        }
-        None => Vec::new(),
-    };
+    let parameters = context.child("tls_params").map(tls_parameters::decode).transpose()?;
+    let parameters = parameters.unwrap_or_default();
     let mut identities = Vec::new();
     for certificate in context.children("tls_certificates") {
         identities.push(SecretSource::Inline(Arc::new(Secret::Identity(identity(certificate)?))));
@@ -211,7 +206,7 @@ fn common(mut context: Reader<'_>, takes_any_server: bool) -> Result<Common, Ref
         None
     };
     let identity = identities.pop();
-    Ok(Common { identity, validation, accepts_untrusted, names: names_here, alpn, groups })
+    Ok(Common { identity, validation, accepts_untrusted, names: names_here, alpn, parameters })
 }
 
 /// Whether a context asks for no check at all. One that asks for some, and to let in whoever fails it, is
@@ -237,30 +232,6 @@ fn takes_any(context: &mut Reader<'_>, takes_any_server: bool) -> Result<bool, R
         }
         other => Err(context.refuse(FIELD, format!("{other} is not known"))),
     }
-}
-
-/// TLS 1.3 with the provider's own suites is what we speak. A lower minimum is kept by
-/// that; a lower maximum is not.
-fn versions(parameters: &mut Reader<'_>) -> Result<(), Refused> {
-    parameters.harmless(&["tls_minimum_protocol_version"]);
-    match parameters.choice("tls_maximum_protocol_version").as_str() {
-        "TLS_AUTO" | "TLSv1_3" => Ok(()),
-        other => Err(parameters
-            .refuse("tls_maximum_protocol_version", format!("{other} is not spoken; TLSv1_3 is"))),
-    }
-}
-
-fn groups(parameters: &mut Reader<'_>) -> Result<Vec<Group>, Refused> {
-    let wanted = parameters.texts("ecdh_curves");
-    let group = |(at, name): (usize, &String)| {
-        let known = Group::WORDS.iter().find(|(word, _)| word == name);
-        known.map(|(_, group)| *group).ok_or_else(|| {
-            let words = Group::WORDS.map(|(word, _)| word).join(", ");
-            let reason = format!("{name:?} is not known here; {words} are");
-            parameters.refuse(&format!("ecdh_curves[{at}]"), reason)
-        })
-    };
-    wanted.iter().enumerate().map(group).collect()
 }
 
 /// Reads the name of a secret. Where the reference says to ask for it counts for Envoy alone: a data
@@ -328,7 +299,7 @@ fn names_json(names: &[StringMatch]) -> Value {
 pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
     let mut context = common_json(tls.identity.as_ref(), tls.validation.as_ref(), &tls.names);
     context["alpn_protocols"] = json!(tls.alpn);
-    context["tls_params"] = parameters_json(&tls.groups);
+    context["tls_params"] = tls_parameters::encode(&tls.parameters);
     let fields = json!({"sni": tls.sni.clone().unwrap_or_default(), "common_tls_context": context});
     json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.UpstreamTlsContext"), fields)})
 }
@@ -347,20 +318,9 @@ pub(super) fn downstream_json(tls: &DownstreamTls) -> Value {
         context["validation_context"] = json!({"trust_chain_verification": "ACCEPT_UNTRUSTED"});
     }
     context["alpn_protocols"] = json!(tls.alpn);
-    context["tls_params"] = parameters_json(&tls.groups);
+    context["tls_params"] = tls_parameters::encode(&tls.parameters);
     let fields = json!({"require_client_certificate": required, "common_tls_context": context});
     json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.DownstreamTlsContext"), fields)})
-}
-
-/// TLS 1.3 alone, which Envoy as a client does not offer by itself.
-fn parameters_json(groups: &[Group]) -> Value {
-    let version = "TLSv1_3";
-    let mut parameters =
-        json!({"tls_minimum_protocol_version": version, "tls_maximum_protocol_version": version});
-    if !groups.is_empty() {
-        parameters["ecdh_curves"] = groups.iter().map(|group| group.word()).collect();
-    }
-    parameters
 }
 
 fn common_json(

@@ -17,12 +17,12 @@ fn message(kind: Kind, yaml: &str) -> DynamicMessage {
     message.expect("a message")
 }
 
-fn read_yaml(kind: Kind, yaml: &str) -> Result<Accepted, Rejection> {
+pub(super) fn read_yaml(kind: Kind, yaml: &str) -> Result<Accepted, Rejection> {
     read(kind, message(kind, yaml), String::new())
 }
 
 /// Reads the YAML, writes it, reads that, and compares.
-fn round_trip(kind: Kind, yaml: &str) -> Resource {
+pub(super) fn round_trip(kind: Kind, yaml: &str) -> Resource {
     let first = read_yaml(kind, yaml).expect("accepted").resource;
     let second = decode(kind, &first.encode().expect("encoded")).expect("accepted again");
     assert_eq!(first, second.resource);
@@ -30,7 +30,7 @@ fn round_trip(kind: Kind, yaml: &str) -> Resource {
     first
 }
 
-fn refused(kind: Kind, yaml: &str, path: &str, reason: &str) {
+pub(super) fn refused(kind: Kind, yaml: &str, path: &str, reason: &str) {
     let rejection = read_yaml(kind, yaml).expect_err("refused");
     assert_eq!(rejection.refused.path, path, "{rejection}");
     assert!(rejection.refused.reason.contains(reason), "{rejection}");

@@ -13,8 +13,8 @@ use weft_model::{
     Balance, ChainMatch, Cluster, DEFAULT_RESPONSE_FIELD_COUNT, DEFAULT_RESPONSE_HEAD_BYTES,
     DEFAULT_UPSTREAM_IDLE, DataSource, Discovery, Endpoint, EndpointSet, Filter, FilterChain,
     Health, HttpService, Listener, Name, RevocationPolicy, RouteSource, RouteTable, Secret,
-    SecretSource, Snapshot, SourceAddress, StringMatch, Transport, UpstreamProtocol, UpstreamTls,
-    Validation, VirtualHost,
+    SecretSource, Snapshot, SourceAddress, StringMatch, TlsParameters, Transport, UpstreamProtocol,
+    UpstreamTls, Validation, VirtualHost,
 };
 use weft_xds::translate::{self, Kind, Resource};
 
@@ -107,7 +107,7 @@ fn cluster(name: Name, form: u16, endpoints: Option<Name>, trust: Option<Name>) 
         connect_timeout: Duration::from_secs(form.into()),
         protocol: UpstreamProtocol::Http1,
         tls: trust.map(|trust| UpstreamTls {
-            groups: Vec::new(),
+            parameters: TlsParameters::meshed(Vec::new()),
             identity: Some(SecretSource::Named("default".into())),
             validation: Some(SecretSource::Named(trust)),
             names: vec![StringMatch::Exact("spiffe://mesh/x".into())],

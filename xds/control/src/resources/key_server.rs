@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use weft_model::{
     Balance, Cluster, DataSource, Discovery, DnsDiscovery, DnsHost, DnsPolicy, Endpoint,
-    EndpointSet, Health, RevocationPolicy, Secret, SecretSource, UpstreamTls, Validation,
+    EndpointSet, Health, RevocationPolicy, Secret, SecretSource, TlsParameters, UpstreamTls,
+    Validation,
 };
 
 use super::cluster;
@@ -44,7 +45,7 @@ pub(super) fn cluster_of(issuer: &str, server: &KeyServer) -> Cluster {
             // Without names that are asked for, the certificate must have this one.
             sni: Some(server.host.clone()),
             alpn: vec!["http/1.1".into()],
-            groups: Vec::new(),
+            parameters: TlsParameters::default(),
         }
     });
     Cluster { tls, ..cluster(&name, discovery, Balance::RoundRobin) }

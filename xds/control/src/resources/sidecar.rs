@@ -10,8 +10,8 @@ use weft_model::{
     DownstreamTls, Endpoint, EndpointSet, EscapedSlashes, Filter, FilterChain, FlowKey, Health,
     HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider, JwtRule, KeySource, Listener,
     Name, PathRewrite, PathRules, Route as ModelRoute, RouteMatch, RouteSource, RouteTable,
-    SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy, Transport, Underscores, Upgrades,
-    UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
+    SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy, TlsParameters, Transport,
+    Underscores, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
@@ -112,7 +112,7 @@ fn verify_mode(mesh: &Mesh, port: &Port) -> DownstreamTls {
             required: true,
         },
         alpn: alpn.iter().map(|name| (*name).to_owned()).collect(),
-        groups: mesh.groups.clone(),
+        parameters: TlsParameters::meshed(mesh.groups.clone()),
     }
 }
 
@@ -205,7 +205,7 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
             sni: Some(format!("{}.{}", service.name, mesh.trust_domain)),
             // Offered is what is spoken, which follows from the client's protocol.
             alpn: Vec::new(),
-            groups: mesh.groups.clone(),
+            parameters: TlsParameters::meshed(mesh.groups.clone()),
         });
     } else {
         // There is no sidecar to translate.

@@ -204,3 +204,34 @@ services:
     assert!(chains.len() >= 4);
     assert!(chains.iter().all(|chain| matches!(chain.filter, weft_model::Filter::Tcp(_))));
 }
+
+#[test]
+fn meshed_peers_speak_tls_1_3_alone_and_key_servers_tls_1_2_as_well() {
+    let text = r#"
+trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- {name: web, addresses: [10.96.0.1], endpoints: [{address: 10.90.1.1}], ports: [
+    {port: 80, target: 8080, protocol: http}, {port: 83, target: 8083, protocol: tcp}]}
+security:
+  issuers: {idp: {issuer: "https://idp.test", audiences: [web], jwks_uri: "https://idp.test/keys"}}
+  policies: [{service: web, ports: [80], allow: [{from: ["*"], token: idp}]}]
+"#;
+    let mesh = Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
+    let snapshots = [sidecar::own(&mesh), sidecar::callers(&mesh)];
+    let chains = snapshots.iter().flat_map(|snapshot| snapshot.listeners.values());
+    let inbound: Vec<_> = chains
+        .flat_map(|listener| listener.all_chains())
+        .filter_map(|chain| chain.tls.as_ref())
+        .map(|tls| &tls.parameters)
+        .collect();
+    let clusters = snapshots.iter().flat_map(|snapshot| snapshot.clusters.values());
+    let (outbound, outside): (Vec<_>, Vec<_>) =
+        clusters.filter_map(|cluster| cluster.tls.as_ref()).partition(|tls| tls.identity.is_some());
+    let meshed = weft_model::TlsParameters::meshed(mesh.groups);
+    assert!(!inbound.is_empty() && !outbound.is_empty() && !outside.is_empty());
+    assert!(inbound.into_iter().all(|parameters| *parameters == meshed));
+    assert!(outbound.into_iter().all(|tls| tls.parameters == meshed));
+    let open = weft_model::TlsParameters::default();
+    assert!(outside.into_iter().all(|tls| tls.parameters == open));
+}

