@@ -55,20 +55,7 @@ pub(crate) fn check_authority(certificate: &[u8]) -> Result<(), &'static str> {
 /// # Errors
 /// When a name is a SPIFFE id, but not the only URI, or not as one must be; or when a name cannot be read.
 pub(crate) fn identity(certificate: &[u8]) -> Result<Option<SpiffeId>, &'static str> {
-    const URI: u8 = 0x86;
-    let unreadable = "a name of it cannot be read";
-    let mut uris = Vec::new();
-    if let Some(names) = extension(certificate, ALTERNATIVE_NAMES) {
-        let mut outer = Elements(names);
-        let names = outer.expect(der::SEQUENCE).filter(|_| outer.is_empty()).ok_or(unreadable)?;
-        let mut names = Elements(names.content);
-        while !names.is_empty() {
-            let name = names.any().ok_or(unreadable)?;
-            if name.tag == URI {
-                uris.push(std::str::from_utf8(name.content).map_err(|_| unreadable)?);
-            }
-        }
-    }
+    let AlternativeNames { uris, .. } = alternative_names(certificate)?;
     let claims = |name: &&str| {
         name.split(':').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe"))
     };
@@ -79,6 +66,42 @@ pub(crate) fn identity(certificate: &[u8]) -> Result<Option<SpiffeId>, &'static 
         several if several.iter().any(claims) => Err("it has a URI beside its SPIFFE id"),
         _ => Ok(None),
     }
+}
+
+/// The names of a certificate's subject that can be written into a header (RFC 5280, section 4.2.1.6).
+#[derive(Debug, Default)]
+pub(crate) struct AlternativeNames<'a> {
+    /// All URIs.
+    pub(crate) uris: Vec<&'a str>,
+    /// The DNS names that are ASCII, as they must be.
+    pub(crate) dns: Vec<&'a str>,
+}
+
+/// The URIs and DNS names of a certificate's subject, in their order.
+///
+/// # Errors
+/// When the extension is not well formed, or a URI is not UTF-8.
+pub(crate) fn alternative_names(certificate: &[u8]) -> Result<AlternativeNames<'_>, &'static str> {
+    const DNS: u8 = 0x82;
+    const URI: u8 = 0x86;
+    let unreadable = "a name of it cannot be read";
+    let mut found = AlternativeNames::default();
+    let Some(names) = extension(certificate, ALTERNATIVE_NAMES) else {
+        return Ok(found);
+    };
+    let mut outer = Elements(names);
+    let names = outer.expect(der::SEQUENCE).filter(|_| outer.is_empty()).ok_or(unreadable)?;
+    let mut names = Elements(names.content);
+    while !names.is_empty() {
+        let name = names.any().ok_or(unreadable)?;
+        let text = std::str::from_utf8(name.content);
+        match name.tag {
+            URI => found.uris.push(text.map_err(|_| unreadable)?),
+            DNS => found.dns.extend(text.ok().filter(|text| text.is_ascii())),
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
 /// The value of an extension.

@@ -41,4 +41,4 @@ pub use revocation::{
 };
 pub use store::{Standing, TrustError, TrustParts, TrustStore};
 pub use system_roots::{system_roots_file, usable_roots};
-pub use text::CertificateText;
+pub use text::{CertificateNames, CertificateText};

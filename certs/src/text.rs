@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::der::{self, Element, Elements};
+use crate::form;
 use crate::peer::hex;
 
 /// What a certificate says.
@@ -39,6 +40,25 @@ impl CertificateText {
         let (not_before, not_after) = (date(validity.any()?)?, date(validity.any()?)?);
         let subject = name(fields.expect(der::SEQUENCE)?.content)?;
         Some(Self { subject, issuer, serial: serial_hex(serial), not_before, not_after })
+    }
+}
+
+/// The names in a certificate's `subjectAltName`, in their order; empty where they cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CertificateNames {
+    /// The URIs.
+    pub uris: Vec<String>,
+    /// The DNS names.
+    pub dns: Vec<String>,
+}
+
+impl CertificateNames {
+    /// The names in a certificate. They prove nothing unless the certificate was verified.
+    #[must_use]
+    pub fn of(certificate: &CertificateDer<'_>) -> Self {
+        let names = form::alternative_names(certificate).unwrap_or_default();
+        let owned = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
+        Self { uris: owned(names.uris), dns: owned(names.dns) }
     }
 }
 

@@ -155,6 +155,7 @@ pub struct Server {
     config: Arc<ServerConfig>,
     clients: Clients,
     tickets: Tickets,
+    identity: Identity,
 }
 
 /// Who looks at what clients show.
@@ -185,7 +186,18 @@ impl Server {
             // One for each connection: a client that comes back gets another.
             config.send_tls13_tickets = 1;
         }
-        Ok(Self { config: Arc::new(config), clients, tickets: tickets.clone() })
+        Ok(Self {
+            config: Arc::new(config),
+            clients,
+            tickets: tickets.clone(),
+            identity: identity.clone(),
+        })
+    }
+
+    /// The certificate that clients are shown.
+    #[must_use]
+    pub fn leaf(&self) -> Option<&CertificateDer<'static>> {
+        self.identity.leaf()
     }
 
     /// What a handshake is done with.

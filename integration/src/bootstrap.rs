@@ -97,6 +97,7 @@ pub fn http(route: &Value, filters: &[Value]) -> Value {
         "stat_prefix": "http",
         "codec_type": "AUTO",
         "forward_client_cert_details": "SANITIZE_SET",
+        "set_current_client_cert_details": {"uri": true},
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "access_log": [{"name": "stdout", "typed_config":
             any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}],

@@ -143,7 +143,7 @@ impl World {
         let status = guarded.as_ref().map(|(status, _)| *status);
         let wanted = if expected == Web { 200 } else { 403 };
         let told = |answer: &Result<(u16, String), _>| match answer {
-            Ok((200, head)) => claims(head) == proved(holder, id),
+            Ok((200, head)) => without_other_uris(claims(head)) == proved(holder, id),
             _ => false,
         };
         let is_told = told(&open) && (expected != Web || told(&guarded));
@@ -178,13 +178,26 @@ fn claims(head: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// The claims without the URIs that are no ids: any caller may have those.
+fn without_other_uris(claims: BTreeSet<String>) -> BTreeSet<String> {
+    let without = |claim: String| match claim.split_once(";URI=") {
+        Some((before, uri)) if !uri.to_ascii_lowercase().starts_with("spiffe:") => {
+            before.to_owned()
+        }
+        _ => claim,
+    };
+    claims.into_iter().map(without).collect()
+}
+
 /// What a service must be told of a client of this id.
 fn proved(holder: &Holder, id: Option<&str>) -> BTreeSet<String> {
     let leaf = CertificateDer::from_pem_slice(holder.chain.as_bytes()).expect("a certificate");
     let hash = weft_certs::digest(&leaf);
     let uri = id.map(|id| format!(";URI={id}")).unwrap_or_default();
     let peer = id.map(|id| format!("x-weft-peer: {id}"));
-    [format!("x-forwarded-client-cert: Hash={hash}{uri}")].into_iter().chain(peer).collect()
+    let by = spiffe_id("server");
+    let certificate = format!("x-forwarded-client-cert: By={by};Hash={hash}{uri}");
+    [certificate].into_iter().chain(peer).collect()
 }
 
 fn check_all(world: &World, rows: &[(&str, Holder, Outcome)]) {

@@ -2,13 +2,14 @@
 //! removes, then overwrites, then adds. The values of a level are all made before any of them is set.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderName, HeaderValue};
 use weft_certs::VerifiedPeer;
 use weft_model::{
-    AppendAction, FormatPart, FormatVariable, HeaderAddition, HeaderFormat, HeaderMutation,
-    HeaderMutations, HeaderSource, PlainVariable,
+    AddressPart, AppendAction, FormatPart, FormatVariable, HeaderAddition, HeaderFormat,
+    HeaderMutation, HeaderMutations, HeaderSource, PlainVariable,
 };
 
 use crate::http::fields::Fields;
@@ -39,11 +40,18 @@ pub(crate) struct About<'a> {
 pub(crate) struct Changes<'a> {
     levels: Vec<&'a HeaderMutations>,
     about: About<'a>,
+    /// The endpoint that the request was sent to.
+    endpoint: Cell<Option<SocketAddr>>,
 }
 
 impl<'a> Changes<'a> {
     pub(crate) fn new(levels: impl Iterator<Item = &'a HeaderMutations>, about: About<'a>) -> Self {
-        Self { levels: levels.collect(), about }
+        Self { levels: levels.collect(), about, endpoint: Cell::new(None) }
+    }
+
+    /// Notes which endpoint the request is sent to.
+    pub(crate) fn note_endpoint(&self, endpoint: SocketAddr) {
+        self.endpoint.set(Some(endpoint));
     }
 
     /// Whether the request changes.
@@ -66,8 +74,7 @@ impl<'a> Changes<'a> {
         let before = head.fields.clone();
         for level in &self.levels {
             remove(&level.request, &mut head.fields);
-            let made =
-                made(&level.request, &head.fields, |format| value(format, head, None, &self.about));
+            let made = made(&level.request, &head.fields, |format| self.value(format, head, None));
             set(made, &mut head.fields);
         }
         before
@@ -78,10 +85,52 @@ impl<'a> Changes<'a> {
         for level in &self.levels {
             remove(&level.response, &mut head.fields);
             let made = made(&level.response, &head.fields, |format| {
-                value(format, request, Some(head), &self.about)
+                self.value(format, request, Some(head))
             });
             set(made, &mut head.fields);
         }
+    }
+
+    /// The value of a format.
+    fn value(
+        &self,
+        format: &HeaderFormat,
+        request: &RequestHead,
+        response: Option<&ResponseHead>,
+    ) -> Vec<u8> {
+        let about = &self.about;
+        let mut out = Vec::new();
+        for part in &format.parts {
+            match part {
+                FormatPart::Text(text) => out.extend_from_slice(text.as_bytes()),
+                FormatPart::Variable(FormatVariable::RequestHeader(source)) => {
+                    let header = |name: &str| request_header(name, request, about);
+                    out.extend_from_slice(&of_header(source, header));
+                }
+                FormatPart::Variable(FormatVariable::ResponseHeader(source)) => {
+                    let header = |name: &str| response?.fields.get(name).map(Cow::Borrowed);
+                    out.extend_from_slice(&of_header(source, header));
+                }
+                FormatPart::Variable(FormatVariable::Plain(PlainVariable::Upstream(part))) => {
+                    let text = self.endpoint.get().map(|endpoint| address_part(endpoint, *part));
+                    out.extend_from_slice(text.unwrap_or_default().as_bytes());
+                }
+                FormatPart::Variable(FormatVariable::Plain(plain)) => {
+                    out.extend_from_slice(plain_value(*plain, request, response, about).as_bytes());
+                }
+            }
+        }
+        out.truncate(VALUE_LIMIT_BYTES);
+        out
+    }
+}
+
+/// A part of an address as text.
+fn address_part(address: SocketAddr, part: AddressPart) -> String {
+    match part {
+        AddressPart::Both => address.to_string(),
+        AddressPart::Address => address.ip().to_string(),
+        AddressPart::Port => address.port().to_string(),
     }
 }
 
@@ -135,34 +184,6 @@ fn set(made: Vec<Made>, fields: &mut Fields) {
     for Made { name, value, .. } in added {
         fields.add(name, value);
     }
-}
-
-/// The value of a format.
-fn value(
-    format: &HeaderFormat,
-    request: &RequestHead,
-    response: Option<&ResponseHead>,
-    about: &About<'_>,
-) -> Vec<u8> {
-    let mut out = Vec::new();
-    for part in &format.parts {
-        match part {
-            FormatPart::Text(text) => out.extend_from_slice(text.as_bytes()),
-            FormatPart::Variable(FormatVariable::RequestHeader(source)) => {
-                let header = |name: &str| request_header(name, request, about);
-                out.extend_from_slice(&of_header(source, header));
-            }
-            FormatPart::Variable(FormatVariable::ResponseHeader(source)) => {
-                let header = |name: &str| response?.fields.get(name).map(Cow::Borrowed);
-                out.extend_from_slice(&of_header(source, header));
-            }
-            FormatPart::Variable(FormatVariable::Plain(plain)) => {
-                out.extend_from_slice(plain_value(*plain, request, response, about).as_bytes());
-            }
-        }
-    }
-    out.truncate(VALUE_LIMIT_BYTES);
-    out
 }
 
 fn of_header<'h>(
@@ -233,6 +254,8 @@ fn plain_value<'v>(
             .map_or(Cow::Borrowed(""), |proof| Cow::Owned(proof.serial_hex().to_lowercase())),
         PlainVariable::RouteName => Cow::Borrowed(about.route),
         PlainVariable::Cluster => Cow::Borrowed(about.cluster),
+        // The caller knows the endpoint.
+        PlainVariable::Upstream(_) => Cow::Borrowed(""),
         PlainVariable::Status => {
             response.map_or(Cow::Borrowed(""), |response| owned(&response.status))
         }
@@ -336,7 +359,9 @@ mod tests {
             let [fields, _] = both(&[("server", "s")]);
             let response = ResponseHead { status: 201, fields, content_length: None };
             let format = HeaderFormat::parse(text).expect("a format");
-            let value = value(&format, &request, Some(&response), &about());
+            let changes = Changes::new(std::iter::empty(), about());
+            changes.note_endpoint(([10, 0, 0, 2], 8080).into());
+            let value = changes.value(&format, &request, Some(&response));
             assert_eq!(String::from_utf8_lossy(&value), expected, "{text}");
         };
         check("%REQ(x-one):3%|%REQ(x-two?x-one)%|%REQ(x-two)%", "abc|abcdef|");
@@ -350,6 +375,10 @@ mod tests {
             "1.1.1.1:0 10.0.0.9:7",
         );
         check("%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_LOCAL_PORT%", "10.0.0.1 80");
+        check(
+            "%UPSTREAM_HOST% %UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_PORT%",
+            "10.0.0.2:8080 10.0.0.2 8080",
+        );
         check("%RESPONSE_CODE% %RESP(server)% %DOWNSTREAM_PEER_URI_SAN%%%", "201 s %");
     }
 }

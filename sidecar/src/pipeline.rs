@@ -16,8 +16,7 @@ use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
 use weft_model::path::unescaped_location;
 use weft_model::{
-    Action, ClientCertificateDetails, Codec, EscapedSlashes, HttpService, HttpTimeouts, Name,
-    TransportKind, WeightedCluster,
+    Action, Codec, EscapedSlashes, HttpService, HttpTimeouts, Name, TransportKind, WeightedCluster,
 };
 use weft_runtime::metrics::Opened;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
@@ -33,10 +32,10 @@ use crate::forwarded;
 use crate::http::body::Source;
 use crate::http::head::{HttpVersion, RequestHead, Upgrade};
 use crate::http::unwanted::Unwanted;
-use crate::identity_headers::ProvedFields;
+use crate::identity_headers::{Proof, ProvedFields};
 use crate::mutate::{About, Changes};
 use crate::patience::{Patience, Pulse};
-use crate::plan::{Plan, PlannedChain, PlannedListener, Service};
+use crate::plan::{Plan, PlannedChain, PlannedListener, Service, Tls};
 pub(crate) use crate::reply::Reply;
 use crate::route::{Routed, rewritten_target, route, sent_to};
 use crate::story::Story;
@@ -116,8 +115,7 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
             }
         }
         Service::Http(http) => {
-            let details = http.http.client_certificate;
-            let proved = proved_fields(peer.as_ref(), passed, &stream, details);
+            let proved = proved_fields(peer.as_ref(), passed, &stream, &chain.tls, &http.http);
             let listener = serving.listener.name.clone();
             let idle = Rc::new(Cell::new(false));
             let is_tls = !matches!(stream, Stream::Plain(_));
@@ -144,21 +142,22 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
     Some(())
 }
 
-/// The headers that name a peer, with its certificate where the listener passes it on; or those of a chain
-/// that is `passed` on unchecked.
+/// The headers that say who a peer is; or those of a chain that is `passed` on unchecked.
 fn proved_fields(
     peer: Option<&VerifiedPeer>,
     passed: bool,
     stream: &Stream,
-    details: ClientCertificateDetails,
+    tls: &Tls,
+    http: &HttpService,
 ) -> Option<ProvedFields> {
-    let is_whole = details == ClientCertificateDetails::Whole;
+    let chain = stream.certificates();
+    let own = match tls {
+        Tls::Terminate(server) => server.leaf(),
+        Tls::None | Tls::Broken => None,
+    };
     match peer {
-        Some(peer) => {
-            let certificate = stream.certificates().first().filter(|_| is_whole);
-            Some(ProvedFields::new(peer, certificate))
-        }
-        None => passed.then(|| ProvedFields::passed(stream.certificates())),
+        Some(peer) => Some(ProvedFields::new(Proof { peer, chain, own }, http)),
+        None => passed.then(|| ProvedFields::passed(chain)),
     }
 }
 

@@ -1,13 +1,16 @@
 //! Where a response goes: the client's HTTP/1.1 connection or HTTP/2 stream.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, header};
+use weft_model::HeaderCase;
 
 use crate::denial::Denial;
 use crate::http::body::Sink;
 use crate::http::fields::Fields;
-use crate::http::h1::{BodyWriter, Coding, Framing, Writer, write_interim, write_response};
+use crate::http::h1::{
+    BodyWriter, Coding, Framing, Writer, capitalize_names, write_interim, write_response,
+};
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead};
 use crate::mutate::Changes;
@@ -32,6 +35,7 @@ pub(crate) struct Http1Reply<'a> {
     pub(crate) reuse: Reuse,
     pub(crate) started: bool,
     pub(crate) end: End,
+    pub(crate) header_case: HeaderCase,
 }
 
 /// How the client knows where a response ends.
@@ -79,7 +83,7 @@ impl Reply<'_> {
         match self {
             Self::Http1(reply) if reply.version == HttpVersion::Http10 => Ok(()),
             Self::Http1(reply) => {
-                write_interim(&head, reply.writer.room());
+                reply.write(|out| write_interim(&head, out));
                 reply.writer.flush().await
             }
             Self::Http2 { respond, .. } => {
@@ -94,7 +98,7 @@ impl Reply<'_> {
             Self::Http1(reply) => {
                 reply.started = true;
                 reply.reuse = Reuse::No;
-                write_response(&head, Framing::None, None, reply.writer.room());
+                reply.write(|out| write_response(&head, Framing::None, None, out));
                 Some(Sink::Http1(BodyWriter { writer: reply.writer, coding: Coding::Tunnel }))
             }
             Self::Http2 { respond, started } => {
@@ -229,6 +233,16 @@ fn own(status: u16, fields: HeaderMap, body: &str) -> ResponseHead {
 }
 
 impl Http1Reply<'_> {
+    /// Writes a head, with its names as the listener wants them.
+    fn write(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let out = self.writer.room();
+        let start = out.len();
+        write(out);
+        if self.header_case == HeaderCase::Words {
+            capitalize_names(out.get_mut(start..).unwrap_or_default());
+        }
+    }
+
     fn begin(&mut self, head: &ResponseHead, bodiless: bool, empty: bool) -> Sink<'_> {
         self.started = true;
         let framing = match (bodiless, head.content_length) {
@@ -249,7 +263,7 @@ impl Http1Reply<'_> {
             (_, HttpVersion::Http10) => Some("keep-alive"),
             (_, HttpVersion::Http11 | HttpVersion::Http2) => None,
         };
-        write_response(head, framing, connection, self.writer.room());
+        self.write(|out| write_response(head, framing, connection, out));
         Sink::Http1(BodyWriter { writer: self.writer, coding: Coding::of(framing) })
     }
 }

@@ -43,11 +43,11 @@ pub(crate) async fn http1(
     let _enrolled = worker.enrol(&connection);
     loop {
         let request = match next_request(&mut reader, &mut writer, &connection, settings).await {
-            Ok(request) => request,
+            Ok(request) => with_host(request, settings),
             Err(HeadError::Closed | HeadError::Broken) => return,
             Err(HeadError::Refused(denial)) => {
                 pipeline::refused(denial, HttpVersion::Http11, &connection, worker);
-                return Box::pin(refuse(denial, reader, writer)).await;
+                return Box::pin(refuse(denial, reader, writer, settings)).await;
             }
         };
         let is_last =
@@ -66,6 +66,7 @@ pub(crate) async fn http1(
             },
             started: false,
             end: End::Told,
+            header_case: settings.http1.header_case,
         });
         let source = match request.framing {
             Framing::None if request.head.upgrade.is_none() => Source::Empty,
@@ -86,6 +87,15 @@ pub(crate) async fn http1(
             return close(reader, writer, unread).await;
         }
     }
+}
+
+/// The request with a host: HTTP/1.0 need not name one.
+fn with_host(mut request: ReadRequest, settings: &HttpService) -> ReadRequest {
+    if request.head.authority.is_empty() && request.head.version == HttpVersion::Http10 {
+        let host = settings.http1.default_host.as_deref().unwrap_or("localhost");
+        host.clone_into(&mut request.head.authority);
+    }
+    request
 }
 
 /// How much a connection may still do.
@@ -146,11 +156,11 @@ pub(crate) async fn refuse_stalled(
     let (read, write) = Half::pair(stream);
     let writer = Writer::new(write, settings.timeouts.stall_limit());
     pipeline::refused(Denial::HeadTimeout, HttpVersion::Http11, connection, worker);
-    Box::pin(refuse(Denial::HeadTimeout, Reader::new(read), writer)).await;
+    Box::pin(refuse(Denial::HeadTimeout, Reader::new(read), writer, settings)).await;
 }
 
 /// Refuses what is no request.
-async fn refuse(denial: Denial, reader: Reader, mut writer: Writer) {
+async fn refuse(denial: Denial, reader: Reader, mut writer: Writer, settings: &HttpService) {
     let mut reply = Reply::Http1(Http1Reply {
         writer: &mut writer,
         version: HttpVersion::Http11,
@@ -158,6 +168,7 @@ async fn refuse(denial: Denial, reader: Reader, mut writer: Writer) {
         reuse: Reuse::No,
         started: false,
         end: End::Told,
+        header_case: settings.http1.header_case,
     });
     reply.deny(denial, false).await;
     close(reader, writer, true).await;

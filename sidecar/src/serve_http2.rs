@@ -12,6 +12,7 @@ use crate::http::body::Source;
 use crate::http::h2 as http2;
 use crate::http::h2_budget::BREACHES_OF_LIBRARY;
 use crate::http::h2_guard::{Guarded, Watch};
+use crate::http::h2_keepalive;
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::{self, Connection};
 use crate::reply::Reply;
@@ -56,8 +57,9 @@ pub(crate) async fn serve(
     let drain = worker.shared.drain.clone();
     let ending = ending(settings, &connection, &drain, &watch, &open);
     let stuck = watch.stuck(settings.timeouts.head);
+    let silent = h2_keepalive::unanswered(settings.keepalive, streams.ping_pong(), &watch);
     let (fallen, gone) = (connection.ends(), farewell(&open));
-    tokio::pin!(ending, stuck, fallen, gone);
+    tokio::pin!(ending, stuck, silent, fallen, gone);
     let mut is_told = false;
     let mut left = settings.limits.requests_per_connection;
     let reason = loop {
@@ -72,6 +74,7 @@ pub(crate) async fn serve(
             }
             next = streams.accept() => next,
             () = &mut stuck => break h2::Reason::NO_ERROR,
+            () = &mut silent => break h2::Reason::NO_ERROR,
             () = &mut gone, if is_told => return,
             () = &mut ending, if !is_told => {
                 is_told = true;

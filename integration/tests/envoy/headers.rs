@@ -54,12 +54,19 @@ fn table(fields: Value) -> Value {
         ("x-peer", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"),
         ("x-cluster", "%UPSTREAM_CLUSTER%"),
         ("x-half", "a-%REQ(x-none)%"),
+        ("x-upstream", "%UPSTREAM_HOST%"),
     ];
     let values: Vec<Value> =
         values.iter().map(|(name, value)| add(name, value, "APPEND_IF_EXISTS_OR_ADD")).collect();
     let of_response = [
         add("x-status", "%RESPONSE_CODE% %RESP(x-answer)%", "APPEND_IF_EXISTS_OR_ADD"),
         add("x-asked", "%REQ(x-one)%", "APPEND_IF_EXISTS_OR_ADD"),
+        add("x-upstream", "%UPSTREAM_HOST% %UPSTREAM_REMOTE_ADDRESS%", "ADD_IF_ABSENT"),
+        add(
+            "x-parts",
+            "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_PORT%",
+            "ADD_IF_ABSENT",
+        ),
     ];
     let old = json!({"header": {"key": "x-old", "value": "new"}, "append": false});
     let empty = json!({"header": {"key": "x-empty", "value": ""}, "keep_empty_value": true});

@@ -3,6 +3,7 @@
 //! gets, what becomes of the connection, and what the service is told. Where they differ, tables name how
 //! and why; whatever else differs fails, and so does a difference in the tables that is none any more.
 
+mod client_certificates;
 mod connection;
 mod headers;
 mod http2_requests;
@@ -10,3 +11,4 @@ mod messages;
 mod options;
 mod peers;
 mod routes;
+mod versions;

@@ -126,6 +126,15 @@ pub(crate) struct Setup {
 impl Setup {
     /// Listeners that serve HTTP so, before a service.
     pub(crate) fn new(service: &Service, listeners: &[(&'static str, Value)]) -> Self {
+        Self::secured(service, listeners, None)
+    }
+
+    /// The same by TLS, where it is given.
+    pub(crate) fn secured(
+        service: &Service,
+        listeners: &[(&'static str, Value)],
+        tls: Option<&Value>,
+    ) -> Self {
         let admin = port::free();
         let ports: Vec<_> = listeners.iter().map(|(name, _)| (*name, port::free())).collect();
         let options = json!({"explicit_http_config":
@@ -143,7 +152,7 @@ impl Setup {
         let listeners: Vec<Value> = listeners
             .iter()
             .zip(&ports)
-            .map(|((name, http), (_, port))| listener(name, *port, http.clone(), None))
+            .map(|((name, http), (_, port))| listener(name, *port, http.clone(), tls.cloned()))
             .collect();
         let config = bootstrap(admin, &listeners, &[of("service"), of("other"), nowhere]);
         Self { admin, ports, config }

@@ -83,6 +83,11 @@ impl Watch {
         self.received.get()
     }
 
+    /// Leaves what came last out of the count: an answer that was asked for is no sign of use.
+    pub(crate) fn discount(&self) {
+        self.received.set(self.received.get().wrapping_sub(1));
+    }
+
     /// A stream was given to us.
     pub(crate) fn given(&self) {
         self.kept_back.set(self.kept_back.get().saturating_sub(1));

@@ -12,6 +12,7 @@ pub(crate) mod h2_budget;
 mod h2_ending;
 mod h2_frames;
 pub(crate) mod h2_guard;
+pub(crate) mod h2_keepalive;
 mod h2_refusal;
 pub(crate) mod head;
 pub(crate) mod path;

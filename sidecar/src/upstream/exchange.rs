@@ -108,6 +108,9 @@ pub(crate) async fn exchange(
             return Err(last);
         };
         *endpoint = Some(chosen.address);
+        if let Some(changes) = call.changes {
+            changes.note_endpoint(chosen.address);
+        }
         let result = match alpn {
             _ if call.ends_tunnel => {
                 Box::pin(connect::end_tunnel(call, target, chosen.address, worker)).await

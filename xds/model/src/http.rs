@@ -34,6 +34,14 @@ pub struct HttpService {
     pub upgrades: Upgrades,
     /// What of the client's certificate is told to the service (`forward_client_cert_details`).
     pub client_certificate: ClientCertificateDetails,
+    /// The keys of `x-forwarded-client-cert` beside `By` and `Hash`, in the order in which they are
+    /// written (`set_current_client_cert_details`).
+    pub certificate_keys: Vec<CertificateKey>,
+    /// How HTTP/1.1 is written and read (`http_protocol_options`).
+    pub http1: Http1Options,
+    /// Whether and how clients of HTTP/2 are asked for a sign of life
+    /// (`http2_protocol_options.connection_keepalive`).
+    pub keepalive: Option<Keepalive>,
     /// Whether a line is written per request (`access_log`).
     pub access_log: bool,
 }
@@ -55,6 +63,9 @@ impl HttpService {
             underscores: Underscores::default(),
             upgrades: Upgrades::default(),
             client_certificate: ClientCertificateDetails::Nothing,
+            certificate_keys: Vec::new(),
+            http1: Http1Options::default(),
+            keepalive: None,
             access_log: false,
         }
     }
@@ -330,4 +341,62 @@ pub enum ClientCertificateDetails {
     /// The same, and all other `x-amzn-mtls-clientcert-*` fields: issuer, subject, validity and the
     /// certificate itself (ours: `client_certificate: whole`).
     Whole,
+}
+
+/// A key of `x-forwarded-client-cert` (`HttpConnectionManager.SetCurrentClientCertDetails`), in the order in
+/// which Envoy writes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CertificateKey {
+    /// The client's certificate, as PEM.
+    Cert,
+    /// The whole chain that the client showed, as PEM.
+    Chain,
+    /// The subject of the certificate.
+    Subject,
+    /// The URIs of the certificate.
+    Uri,
+    /// The DNS names of the certificate.
+    Dns,
+}
+
+impl CertificateKey {
+    /// Each key with its field in Envoy's files, in order.
+    pub const FIELDS: [(&'static str, Self); 5] = [
+        ("cert", Self::Cert),
+        ("chain", Self::Chain),
+        ("subject", Self::Subject),
+        ("uri", Self::Uri),
+        ("dns", Self::Dns),
+    ];
+}
+
+/// How HTTP/1.1 is written and read (`envoy.config.core.v3.Http1ProtocolOptions`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Http1Options {
+    /// The host of a request of HTTP/1.0 that names none; without: `localhost`
+    /// (`default_host_for_http_10`).
+    pub default_host: Option<String>,
+    /// How header names are written (`header_key_format`).
+    pub header_case: HeaderCase,
+}
+
+/// How header names are written in messages of HTTP/1.1 (`header_key_format`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HeaderCase {
+    /// As they came: in lower case where they came by HTTP/2 or were added here.
+    #[default]
+    AsReceived,
+    /// The first letter, and each behind a `-`, in upper case (`proper_case_words`).
+    Words,
+}
+
+/// How a client of HTTP/2 is asked for a sign of life (`envoy.config.core.v3.KeepaliveSettings`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// How long after the answer the next PING is sent.
+    pub interval: Duration,
+    /// How long the answer may take before the connection is closed.
+    pub timeout: Duration,
+    /// By how many percent the interval is lengthened at most, at random (`interval_jitter`): 0 to 100.
+    pub jitter_percent: u8,
 }

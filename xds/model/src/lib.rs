@@ -38,9 +38,9 @@ pub use dns::{
 };
 pub use flow::{FlowKey, FlowTuple, Transport};
 pub use http::{
-    ClientCertificateDetails, Codec, DesyncMode, EscapedSlashes, Forwarded, ForwardedFor, HostPort,
-    HttpFilter, HttpLimits, HttpService, HttpTimeouts, PathRules, RouteSource, StreamIdle,
-    Underscores, Upgrades,
+    CertificateKey, ClientCertificateDetails, Codec, DesyncMode, EscapedSlashes, Forwarded,
+    ForwardedFor, HeaderCase, HostPort, Http1Options, HttpFilter, HttpLimits, HttpService,
+    HttpTimeouts, Keepalive, PathRules, RouteSource, StreamIdle, Underscores, Upgrades,
 };
 pub use identity::{InvalidSpiffeId, SpiffeId};
 pub use listener::{
@@ -49,8 +49,9 @@ pub use listener::{
 };
 pub use maglev::{DEFAULT_TABLE_SIZE, InvalidTableSize, Maglev};
 pub use mutation::{
-    AppendAction, FormatPart, FormatVariable, HeaderAddition, HeaderFormat, HeaderMutation,
-    HeaderMutations, HeaderSource, PlainVariable, is_header_name, is_identity_header,
+    AddressPart, AppendAction, FormatPart, FormatVariable, HeaderAddition, HeaderFormat,
+    HeaderMutation, HeaderMutations, HeaderSource, PlainVariable, is_header_name,
+    is_identity_header,
 };
 pub use path_pattern::{InvalidPathPattern, PathPattern, PathTemplate};
 pub use pattern::{Pattern, Substitution};

@@ -138,11 +138,24 @@ pub enum PlainVariable {
     Cluster,
     /// The status of the response.
     Status,
+    /// The endpoint that the request was sent to; empty in requests, and where none was chosen.
+    Upstream(AddressPart),
+}
+
+/// Which part of an address a variable stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressPart {
+    /// Address and port.
+    Both,
+    /// The address.
+    Address,
+    /// The port.
+    Port,
 }
 
 impl PlainVariable {
     /// Each variable with its name in Envoy's files.
-    pub const NAMES: [(&'static str, Self); 16] = [
+    pub const NAMES: [(&'static str, Self); 20] = [
         ("PROTOCOL", Self::Protocol),
         ("DOWNSTREAM_REMOTE_ADDRESS", Self::ClientAndPort),
         ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Self::Client),
@@ -159,6 +172,10 @@ impl PlainVariable {
         ("ROUTE_NAME", Self::RouteName),
         ("UPSTREAM_CLUSTER", Self::Cluster),
         ("RESPONSE_CODE", Self::Status),
+        ("UPSTREAM_HOST", Self::Upstream(AddressPart::Both)),
+        ("UPSTREAM_REMOTE_ADDRESS", Self::Upstream(AddressPart::Both)),
+        ("UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Self::Upstream(AddressPart::Address)),
+        ("UPSTREAM_REMOTE_PORT", Self::Upstream(AddressPart::Port)),
     ];
 }
 

@@ -218,15 +218,25 @@ fn protocol(cluster: &mut Reader<'_>, more: &mut Options) -> Result<UpstreamProt
         }
         if let Some(mut explicit) = options.child("explicit_http_config") {
             let http2 = explicit.child("http2_protocol_options").is_some();
-            explicit.harmless(&["http_protocol_options"]);
+            read_http1(explicit.child("http_protocol_options"));
             return Ok(if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 });
         }
         if let Some(mut downstream) = options.child("use_downstream_protocol_config") {
-            downstream.harmless(&["http_protocol_options", "http2_protocol_options"]);
+            read_http1(downstream.child("http_protocol_options"));
+            // What is set in it is listed.
+            drop(downstream.child("http2_protocol_options"));
             return Ok(UpstreamProtocol::AsDownstream);
         }
     }
     Ok(UpstreamProtocol::Http1)
+}
+
+/// Reads `Http1ProtocolOptions` of a cluster: what has no effect is listed.
+fn read_http1(options: Option<Reader<'_>>) {
+    if let Some(mut options) = options {
+        // Both are always so.
+        options.harmless(&["accept_http_10", "enable_trailers"]);
+    }
 }
 
 fn socket(mut socket: Reader<'_>) -> Result<Option<UpstreamTls>, Refused> {

@@ -219,6 +219,14 @@ impl<'f> Reader<'f> {
         narrow(&value).or_else(|| unwrapped(value, narrow))
     }
 
+    /// A number that need not be whole; 0 when it is not set.
+    pub(crate) fn decimal(&mut self, field: &str) -> Option<f64> {
+        match self.take(field) {
+            None => Some(0.0),
+            Some(value) => value.as_f64(),
+        }
+    }
+
     /// A duration that is not negative.
     pub(crate) fn duration(&mut self, field: &str) -> Result<Option<Duration>, Refused> {
         let Some(Value::Message(message)) = self.take(field) else {

@@ -120,7 +120,7 @@ fn parse_request(
         (Some(authority), Some(_)) => authority,
         (None, Some(host)) => host,
         (Some(authority), None) if version == HttpVersion::Http10 => authority,
-        (None, None) if version == HttpVersion::Http10 => "localhost".to_owned(),
+        (None, None) if version == HttpVersion::Http10 => String::new(),
         (_, None) => return Err(Denial::Malformed("there is no host")),
     };
     let asks_websocket = facts.upgrades && facts.websocket;
@@ -425,8 +425,8 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n",
             "POST a / Chunked true",
         );
-        check("GET / HTTP/1.0\r\n\r\n", "GET localhost / None false");
-        check("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "GET localhost / None true");
+        check("GET / HTTP/1.0\r\n\r\n", "GET  / None false");
+        check("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "GET  / None true");
         check("GET / HTTP/1.1\r\nHost: a\r\nConnection: x, close\r\n\r\n", "GET a / None false");
     }
 

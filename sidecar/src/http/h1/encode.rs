@@ -65,6 +65,21 @@ fn write_status(head: &ResponseHead, out: &mut BytesMut) {
     head.fields.write(out);
 }
 
+/// Writes the names of a head's headers with a capital letter at the start of each word, as clients expect
+/// that compare names with case.
+pub(crate) fn capitalize_names(head: &mut [u8]) {
+    for line in head.split_mut(|byte| *byte == b'\n').skip(1) {
+        let name = line.split_mut(|byte| *byte == b':').next().unwrap_or_default();
+        let mut starts_word = true;
+        for byte in name {
+            if starts_word {
+                byte.make_ascii_uppercase();
+            }
+            starts_word = *byte == b'-';
+        }
+    }
+}
+
 fn write_framing(framing: Framing, out: &mut BytesMut) {
     match framing {
         Framing::None | Framing::UntilClose => {}
@@ -95,6 +110,15 @@ fn put_decimal(mut number: u64, out: &mut BytesMut) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_capitalized_and_values_are_not() {
+        let mut head =
+            b"HTTP/1.1 200 ok\r\nx-request-id: a-b\r\netag: c:d\r\n-x--y: e\r\n\r\n".to_vec();
+        capitalize_names(&mut head);
+        let expected = "HTTP/1.1 200 ok\r\nX-Request-Id: a-b\r\nEtag: c:d\r\n-X--Y: e\r\n\r\n";
+        assert_eq!(String::from_utf8_lossy(&head), expected);
+    }
 
     #[test]
     fn lengths_are_written_as_numbers() {

@@ -19,4 +19,4 @@ pub(crate) use body::{BodyReader, BodyWriter, Coding, Framing, Reader, Writer};
 pub(crate) use decode::{
     HeadError, ReadRequest, ReadResponse, ResponseLimits, read_request, read_response,
 };
-pub(crate) use encode::{write_interim, write_request, write_response};
+pub(crate) use encode::{capitalize_names, write_interim, write_request, write_response};

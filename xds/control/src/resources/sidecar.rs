@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Action, Balance, ChainMatch, ClientCertificateDetails, ClientCertificates, Cluster, Discovery,
-    DownstreamTls, Endpoint, EndpointSet, EscapedSlashes, Filter, FilterChain, FlowKey, Health,
-    HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider, JwtRule, KeySource, Listener,
-    Name, PathRewrite, PathRules, Route as ModelRoute, RouteMatch, RouteSource, RouteTable,
-    SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy, TlsParameters, Transport,
-    Underscores, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost, WeightedCluster,
+    Action, Balance, CertificateKey, ChainMatch, ClientCertificateDetails, ClientCertificates,
+    Cluster, Discovery, DownstreamTls, Endpoint, EndpointSet, EscapedSlashes, Filter, FilterChain,
+    FlowKey, Health, HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider, JwtRule,
+    KeySource, Listener, Name, PathRewrite, PathRules, Route as ModelRoute, RouteMatch,
+    RouteSource, RouteTable, SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy,
+    TlsParameters, Transport, Underscores, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost,
+    WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
@@ -72,6 +73,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
                 service.underscores = own.underscores;
                 service.filters = filters(mesh, own, port, snapshot);
                 service.client_certificate = ClientCertificateDetails::FromProof;
+                service.certificate_keys = vec![CertificateKey::Uri];
                 Filter::Http(Arc::new(service))
             }
         };

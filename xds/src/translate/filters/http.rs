@@ -7,14 +7,14 @@
 
 use serde_json::{Value, json};
 use weft_model::{
-    ClientCertificateDetails, Codec, EscapedSlashes, Forwarded, ForwardedFor, HostPort, HttpFilter,
-    HttpLimits, HttpService, HttpTimeouts, PathRules, RouteSource, StreamIdle, Underscores,
-    Upgrades,
+    CertificateKey, ClientCertificateDetails, Codec, EscapedSlashes, Forwarded, ForwardedFor,
+    HostPort, HttpFilter, HttpLimits, HttpService, HttpTimeouts, PathRules, RouteSource,
+    StreamIdle, Underscores, Upgrades,
 };
 
 use super::super::{Reader, Refused, route, values};
 use super::http_ours::OurHttp;
-use super::{jwt, rbac};
+use super::{http_versions, jwt, rbac};
 
 const HTTP: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -52,7 +52,6 @@ pub(in super::super) fn http_service(
 ) -> Result<HttpService, Refused> {
     manager.harmless(&[
         "stat_prefix",
-        "set_current_client_cert_details",
         // Expectations are always forwarded, as RFC 9110, section 10.1.1, asks of a proxy.
         "proxy_100_continue",
     ]);
@@ -69,11 +68,11 @@ pub(in super::super) fn http_service(
     if ours.allows_underscores {
         underscores = Underscores::Allow;
     }
-    if let Some(http2) = manager.child("http2_protocol_options") {
-        http2_options(http2, &mut limits)?;
-    }
+    let http1 = http_versions::http1_options(&mut manager)?;
+    let keepalive = http_versions::http2_options(&mut manager, &mut limits)?;
     let upgrades = upgrades(&mut manager)?;
     let client_certificate = client_certificate(&mut manager, ours)?;
+    let certificate_keys = certificate_keys(&mut manager);
     let path = path_rules(&mut manager, ours)?;
     let forwarded = forwarded(&mut manager, ours);
     let host_port = host_port(&mut manager, ours)?;
@@ -93,6 +92,9 @@ pub(in super::super) fn http_service(
         underscores,
         upgrades,
         client_certificate,
+        certificate_keys,
+        http1,
+        keepalive,
         access_log,
     })
 }
@@ -142,20 +144,6 @@ fn common_options(
     }
 }
 
-fn http2_options(mut http2: Reader<'_>, limits: &mut HttpLimits) -> Result<(), Refused> {
-    http2.harmless(&["allow_connect"]);
-    if let Some(streams) = http2.number("max_concurrent_streams") {
-        if streams == 0 || streams > 0x7fff_ffff {
-            return Err(http2.refuse(
-                "max_concurrent_streams",
-                format!("{streams} is not between 1 and 2147483647"),
-            ));
-        }
-        limits.streams = streams;
-    }
-    Ok(())
-}
-
 /// What may be upgraded to.
 fn upgrades(manager: &mut Reader<'_>) -> Result<Upgrades, Refused> {
     let mut upgrades = Upgrades::default();
@@ -192,6 +180,15 @@ fn client_certificate(
             format!("{other} would let a client claim an identity; SANITIZE and SANITIZE_SET are supported"),
         )),
     }
+}
+
+/// The keys of `x-forwarded-client-cert` that a file asks for.
+fn certificate_keys(manager: &mut Reader<'_>) -> Vec<CertificateKey> {
+    let Some(mut details) = manager.child("set_current_client_cert_details") else {
+        return Vec::new();
+    };
+    let is_wanted = |(field, _): &&(&str, CertificateKey)| details.flag(field).unwrap_or(false);
+    CertificateKey::FIELDS.iter().filter(is_wanted).map(|(_, key)| *key).collect()
 }
 
 fn path_rules(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<PathRules, Refused> {
@@ -350,8 +347,11 @@ pub(in super::super) fn http_service_json(http: &HttpService) -> Value {
         "forward_client_cert_details": details,
         "access_log": values::access_log_json(http.access_log),
     });
-    if details == "SANITIZE_SET" {
-        fields["set_current_client_cert_details"] = json!({"uri": true, "subject": true});
+    if !http.certificate_keys.is_empty() {
+        let is_wanted = |(_, key): &&(&str, CertificateKey)| http.certificate_keys.contains(key);
+        let keys = CertificateKey::FIELDS.iter().filter(is_wanted);
+        fields["set_current_client_cert_details"] =
+            keys.map(|(field, _)| ((*field).to_owned(), json!(true))).collect();
     }
     add_rules(http, &mut fields);
     match &http.routes {
@@ -372,9 +372,7 @@ fn add_rules(http: &HttpService, fields: &mut Value) {
     if let StreamIdle::Set(idle) = http.timeouts.stream_idle {
         fields["stream_idle_timeout"] = json!(values::duration(idle.unwrap_or_default()));
     }
-    if http.limits.streams != HttpLimits::default().streams {
-        fields["http2_protocol_options"] = json!({"max_concurrent_streams": http.limits.streams});
-    }
+    http_versions::add_options(http, fields);
     let upgrades = [(http.upgrades.websocket, "websocket"), (http.upgrades.connect, "CONNECT")];
     let upgrades: Vec<Value> = upgrades
         .iter()

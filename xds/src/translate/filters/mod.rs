@@ -7,6 +7,7 @@
 
 mod http;
 mod http_ours;
+mod http_versions;
 mod jwt;
 mod jwt_ours;
 mod rbac;

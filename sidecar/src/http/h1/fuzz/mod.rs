@@ -125,7 +125,7 @@ fn is_refused_by_others(path: &str) -> bool {
 /// Whether `hyper` is known to find no authority where we name one: HTTP/1.0 needs no `host`, and then we
 /// say which is meant (RFC 9112, section 3.3).
 fn is_named_by_us(authority: &str, theirs: &Theirs) -> bool {
-    authority == "localhost" && theirs.version == Version::HTTP_10 && theirs.authority().is_empty()
+    authority.is_empty() && theirs.version == Version::HTTP_10 && theirs.authority().is_empty()
 }
 
 /// What came of the streams in the strictest mode.

@@ -1,0 +1,126 @@
+//! What a service is told of the client's certificate: `x-forwarded-client-cert`.
+
+use rcgen::{CertificateParams, DistinguishedName, DnType};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use weft_integration::authority::Holder;
+use weft_integration::bootstrap::verify_mode;
+use weft_integration::handmade::{
+    Ca, DNS, URI, authority_params, intermediate, leaf, leaf_params, names, root,
+};
+use weft_integration::http1::field;
+use weft_integration::mesh_pki::{Identity, MeshPki, spiffe_id};
+use weft_integration::tls_caller::{TlsCaller, caller_of};
+
+use crate::peers::{Service, Setup, serving};
+
+/// Certificates of clients, by what is unusual about their names.
+fn clients(issuer: &Ca) -> Vec<(&'static str, Holder)> {
+    let named = |names_of: &[(u8, &[u8])]| {
+        let mut params = leaf_params(None, 99);
+        params.custom_extensions.push(names(names_of));
+        params
+    };
+    let with_subject = |mut params: CertificateParams, parts: &[(DnType, &str)]| {
+        let mut subject = DistinguishedName::new();
+        for (kind, text) in parts {
+            subject.push(kind.clone(), *text);
+        }
+        params.distinguished_name = subject;
+        params
+    };
+    let web = spiffe_id("web");
+    let web = web.as_bytes();
+    let usual = with_subject(
+        named(&[(URI, web), (DNS, b"web.example"), (DNS, b"www.example")]),
+        &[
+            (DnType::CountryName, "DE"),
+            (DnType::OrganizationName, "Wool, Yarn + Co"),
+            (DnType::CommonName, "web"),
+        ],
+    );
+    let quoted = with_subject(named(&[(URI, web)]), &[(DnType::CommonName, "a \"quoted\" name;x")]);
+    let several = named(&[(URI, b"https://a.example/x"), (URI, b"urn:b"), (DNS, b"b.example")]);
+    let bare = with_subject(named(&[(DNS, b"only.example")]), &[(DnType::CommonName, "only")]);
+    [("usual", usual), ("quoted", quoted), ("several URIs", several), ("no URI", bare)]
+        .into_iter()
+        .map(|(name, params)| (name, leaf(&params, issuer, &[issuer])))
+        .collect()
+}
+
+/// What a service reads in the header, for each listener and client.
+fn told(
+    setup: &Setup,
+    service: &Service,
+    listeners: &[(&'static str, Value)],
+    clients: &[(&'static str, Holder)],
+    roots: &str,
+) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (listener, _) in listeners {
+        for (client, holder) in clients {
+            let config = caller_of(roots, holder, "server", "http/1.1");
+            let mut caller = TlsCaller::connect(setup.port(listener), &config);
+            let request = "GET / HTTP/1.1\r\nhost: a.example\r\n\
+                x-forwarded-client-cert: URI=spiffe://forged\r\n\r\n";
+            let answer = caller.exchange(request).expect("a client that is trusted has an answer");
+            assert_eq!(answer.0, 200, "{listener} {client}");
+            let heads = service.take();
+            let head = heads.last().expect("the service was asked");
+            let value = field(head, "x-forwarded-client-cert").unwrap_or("absent");
+            found.push((format!("{listener}: {client}"), value.to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn client_certificate_header_has_the_keys_and_values_of_envoy() {
+    let keys = |keys: &[&str]| -> Value {
+        keys.iter().map(|key| ((*key).to_owned(), json!(true))).collect()
+    };
+    let set = |details: &str, wanted: &[&str]| {
+        serving(json!({"forward_client_cert_details": details,
+            "set_current_client_cert_details": keys(wanted)}))
+    };
+    let listeners = [
+        ("none", set("SANITIZE", &["uri", "subject"])),
+        ("hash", set("SANITIZE_SET", &[])),
+        ("uri", set("SANITIZE_SET", &["uri"])),
+        ("names", set("SANITIZE_SET", &["dns", "uri", "subject"])),
+        ("all", set("SANITIZE_SET", &["cert", "chain", "subject", "uri", "dns"])),
+    ];
+    let authority = root(authority_params("ours", 7));
+    let below = intermediate(authority_params("below", 8), &authority);
+    let folder = TempDir::new().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).expect("the folder takes files");
+        file
+    };
+    let mut params = leaf_params(None, 98);
+    params.custom_extensions.push(names(&[(URI, spiffe_id("server").as_bytes())]));
+    let server = leaf(&params, &below, &[&below]);
+    let own = Identity {
+        certificate: write("server.pem", &server.chain),
+        key: write("server.key", &server.key),
+        serial: String::new(),
+    };
+    let trusted = write("roots.pem", &authority.pem());
+    let mut tls = verify_mode(&own, &trusted, &trusted);
+    let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
+    let validation = validation.and_then(Value::as_object_mut).expect("clients are asked");
+    validation.remove("crl");
+    let service = Service::start();
+    let setup = Setup::secured(&service, &listeners, Some(&tls));
+    let clients = clients(&below);
+    let ask = || told(&setup, &service, &listeners, &clients, &authority.pem());
+    let pki = MeshPki::create();
+    let mut envoy = setup.envoy(&pki);
+    let envoys = ask();
+    envoy.kill();
+    let _weft = setup.weft(&pki);
+    for (envoy, weft) in envoys.iter().zip(ask()) {
+        assert_eq!(*envoy, weft);
+    }
+}
