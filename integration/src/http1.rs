@@ -1,7 +1,9 @@
 //! HTTP/1.1 by hand, for what no proper client would send, and to see each byte of what comes back.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::backend::read_head;
 use crate::wait::DEADLINE;
@@ -71,7 +73,25 @@ impl Client {
     /// # Errors
     /// Those of the connection.
     pub fn try_connect(at: SocketAddr) -> std::io::Result<Self> {
-        let stream = TcpStream::connect(at)?;
+        Self::over(TcpStream::connect(at)?)
+    }
+
+    /// A new connection from an address of this host.
+    ///
+    /// # Panics
+    /// When nobody listens, or the host has no such address.
+    #[must_use]
+    pub fn connect_from(from: IpAddr, to: SocketAddr) -> Self {
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            socket.bind(&SocketAddr::new(from, 0).into())?;
+            socket.connect(&to.into())?;
+            Self::over(socket.into())
+        };
+        connect().expect("somebody listens, and the address is one of this host")
+    }
+
+    fn over(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         stream.set_nodelay(true)?;

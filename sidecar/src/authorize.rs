@@ -112,11 +112,19 @@ impl RequestFacts for Caller<'_> {
         ""
     }
 
+    fn target_fits(&self, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        false
+    }
+
+    fn scheme(&self) -> &str {
+        ""
+    }
+
     fn authority(&self) -> &str {
         ""
     }
 
-    fn has_header(&self, _: &str, _: &mut dyn FnMut(&str) -> bool) -> bool {
+    fn has_header(&self, _: &str, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         false
     }
 
@@ -138,6 +146,10 @@ impl RequestFacts for Caller<'_> {
 
     fn client_address(&self) -> IpAddr {
         self.remote_address()
+    }
+
+    fn destination_address(&self) -> IpAddr {
+        self.destination.ip().to_canonical()
     }
 
     fn destination_port(&self) -> u16 {

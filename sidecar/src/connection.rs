@@ -79,7 +79,8 @@ impl Connection {
             peer: self.peer.as_ref(),
             address: self.client.ip().to_canonical(),
             client,
-            destination_port: self.destination.port(),
+            destination: self.destination,
+            is_tls: self.is_tls,
         }
     }
 

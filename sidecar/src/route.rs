@@ -60,7 +60,7 @@ pub(crate) fn rewritten_target(
 fn rewritten(rewrite: Option<&PathRewrite>, matched: &PathMatch, target: &str) -> Option<String> {
     let joined = match rewrite? {
         PathRewrite::Prefix(prefix) => {
-            let rest = target.get(matched.matched_bytes()..)?;
+            let rest = target.get(matched.matched_bytes(path_of(target))..)?;
             format!("{prefix}{rest}")
         }
         PathRewrite::Regex(substitution) => {

@@ -9,7 +9,7 @@ use weft_control::resources::checks;
 use weft_model::path::{Reading, Readings};
 use weft_model::{
     HttpFilter, JwtPolicy, JwtRequirement, RbacFilter, RequestFacts, SpiffeId, Verdict,
-    judge_readings,
+    judge_readings, query_parameter,
 };
 
 use super::{Failure, say};
@@ -212,19 +212,32 @@ impl RequestFacts for Question<'_> {
         }
     }
 
+    fn target_fits(&self, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        match self.reading {
+            Some(reading) => {
+                let query = self.target().find('?').and_then(|at| self.target().get(at..));
+                let query = query.unwrap_or_default();
+                reading.fits(&mut |path| fits(format!("{path}{query}").as_bytes()))
+            }
+            None => fits(self.target().as_bytes()),
+        }
+    }
+
+    fn scheme(&self) -> &'static str {
+        "http"
+    }
+
     fn authority(&self) -> &str {
         self.arguments.callee.as_str()
     }
 
-    fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool {
+    fn has_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         let mut all = self.arguments.header.iter();
-        all.any(|(known, value)| known.eq_ignore_ascii_case(name) && fits(value))
+        all.any(|(known, value)| known.eq_ignore_ascii_case(name) && fits(value.as_bytes()))
     }
 
     fn query(&self, name: &str) -> Option<&str> {
-        let (_, query) = self.target().split_once('?')?;
-        let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+        query_parameter(self.target(), name)
     }
 
     fn has_claim(&self, name: &str, way: &[String], fits: &mut dyn FnMut(&str) -> bool) -> bool {
@@ -248,6 +261,11 @@ impl RequestFacts for Question<'_> {
 
     fn client_address(&self) -> IpAddr {
         self.arguments.address
+    }
+
+    /// No policy of `mesh.yaml` asks for it.
+    fn destination_address(&self) -> IpAddr {
+        Ipv4Addr::UNSPECIFIED.into()
     }
 
     fn destination_port(&self) -> u16 {

@@ -16,16 +16,18 @@ pub(crate) use cache::TokenCache;
 pub(crate) use fault::TokenFault;
 pub(crate) use tokens::{PlannedProvider, Proved, Tokens};
 
-use std::net::IpAddr;
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
 use weft_certs::VerifiedPeer;
 use weft_model::path::Reading;
-use weft_model::{RequestFacts, SpiffeId};
+use weft_model::{RequestFacts, SpiffeId, query_parameter};
 
 use crate::denial::Denial;
 use crate::http::fields::Fields;
-use crate::http::head::{RequestHead, path_of, query_of};
+use crate::http::head::{RequestHead, Upgrade, path_of, query_part_of};
+use crate::mutate::scheme;
 use tokens::Asking;
 
 /// A request whose sender is known, as far as it was asked to prove it. Made only by
@@ -45,7 +47,9 @@ pub(crate) struct Sender<'a> {
     pub(crate) address: IpAddr,
     /// The client, as trusted hops forwarded it.
     pub(crate) client: IpAddr,
-    pub(crate) destination_port: u16,
+    /// What the client aimed at.
+    pub(crate) destination: SocketAddr,
+    pub(crate) is_tls: bool,
 }
 
 /// What a decision may know of a request.
@@ -73,6 +77,19 @@ impl<'a> Facts<'a> {
 
     fn reading(&self) -> Option<&'a Reading> {
         self.head.readings.as_ref()?.get(self.reading)
+    }
+
+    /// The value of a header that is not among the fields, since each hop makes its own, and that policies
+    /// of Envoy see.
+    fn implied(&self, name: &str) -> Option<Cow<'static, str>> {
+        let is_websocket = self.head.upgrade == Some(Upgrade::WebSocket);
+        match name {
+            "content-length" => self.head.content_length.map(|length| length.to_string().into()),
+            "x-forwarded-proto" => Some(scheme(self.sender.is_tls).into()),
+            "upgrade" if is_websocket => Some("websocket".into()),
+            "connection" if is_websocket => Some("Upgrade".into()),
+            _ => None,
+        }
     }
 
     fn new(head: &'a RequestHead, sender: Sender<'a>, proved: Option<&'a Proved>) -> Self {
@@ -147,14 +164,36 @@ impl RequestFacts for Facts<'_> {
         self.authority
     }
 
-    fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool {
-        let mut found = false;
-        self.fields.each(name, |value| found = found || fits(&String::from_utf8_lossy(value)));
-        found
+    fn target_fits(&self, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        match self.reading() {
+            Some(reading) => {
+                let query = query_part_of(self.target);
+                reading.fits(&mut |path| fits(format!("{path}{query}").as_bytes()))
+            }
+            None => !self.target.is_empty() && fits(self.target.as_bytes()),
+        }
+    }
+
+    /// As Envoy decides it for HTTP/1.1: by a hop that is believed, else by the connection.
+    fn scheme(&self) -> &str {
+        match self.fields.get("x-forwarded-proto") {
+            Some(b"http") => "http",
+            Some(b"https") => "https",
+            _ => scheme(self.sender.is_tls),
+        }
+    }
+
+    fn has_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        let (mut is_there, mut found) = (false, false);
+        self.fields.each(name, |value| {
+            is_there = true;
+            found = found || fits(value);
+        });
+        found || (!is_there && self.implied(name).is_some_and(|value| fits(value.as_bytes())))
     }
 
     fn query(&self, name: &str) -> Option<&str> {
-        query_of(self.target, name)
+        query_parameter(self.target, name)
     }
 
     fn has_claim(&self, name: &str, way: &[String], fits: &mut dyn FnMut(&str) -> bool) -> bool {
@@ -173,8 +212,12 @@ impl RequestFacts for Facts<'_> {
         self.sender.client
     }
 
+    fn destination_address(&self) -> IpAddr {
+        self.sender.destination.ip().to_canonical()
+    }
+
     fn destination_port(&self) -> u16 {
-        self.sender.destination_port
+        self.sender.destination.port()
     }
 }
 

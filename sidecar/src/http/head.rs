@@ -46,15 +46,6 @@ pub(crate) fn query_part_of(target: &str) -> &str {
     target.find('?').and_then(|at| target.get(at..)).unwrap_or_default()
 }
 
-/// The value of a query parameter of a target, as it stands there.
-pub(crate) fn query_of<'t>(target: &'t str, name: &str) -> Option<&'t str> {
-    let (_, query) = target.split_once('?')?;
-    query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then_some(value)
-    })
-}
-
 /// What a connection or a stream can become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Upgrade {

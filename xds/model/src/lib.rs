@@ -11,6 +11,7 @@
 mod cluster;
 mod dns;
 mod flow;
+mod header_match;
 mod http;
 mod identity;
 pub mod jhash;
@@ -22,8 +23,12 @@ mod path_pattern;
 mod pattern;
 mod policy;
 mod route;
+mod route_index;
+mod route_match;
 mod secret;
 mod snapshot;
+#[cfg(test)]
+mod test_request;
 mod text;
 mod tls_parameters;
 mod token;
@@ -37,6 +42,7 @@ pub use dns::{
     DEFAULT_DNS_REFRESH, DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, DnsQuery, WhenAbsent,
 };
 pub use flow::{FlowKey, FlowTuple, Transport};
+pub use header_match::{HeaderCheck, HeaderMatch, is_joined};
 pub use http::{
     CertificateKey, ClientCertificateDetails, Codec, DesyncMode, EscapedSlashes, Forwarded,
     ForwardedFor, HeaderCase, HostPort, Http1Options, HttpFilter, HttpLimits, HttpService,
@@ -60,9 +66,11 @@ pub use policy::{
     Verdict, judge, judge_readings,
 };
 pub use route::{
-    Action, DEFAULT_ROUTE_TIMEOUT, Found, HeaderCheck, HeaderMatch, PathMatch, PathRewrite,
-    Redirect, Route, RouteIndex, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+    Action, DEFAULT_ROUTE_TIMEOUT, Found, PathRewrite, Redirect, Route, RouteTable, VirtualHost,
+    WeightedCluster,
 };
+pub use route_index::RouteIndex;
+pub use route_match::{PathMatch, QueryCheck, QueryMatch, RouteMatch, query_parameter};
 pub use secret::{
     ClientCertificates, DataSource, DistributionPoint, DownstreamTls, Group, OnExpired,
     RevocationDepth, RevocationMode, RevocationPolicy, Secret, SecretSource, TlsIdentity,

@@ -372,6 +372,7 @@ impl std::error::Error for InvalidPathPattern {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_request::Request;
 
     #[test]
     fn patterns_cover_what_their_table_says() {
@@ -453,39 +454,6 @@ mod tests {
         }
     }
 
-    /// The path of a request, and nothing else.
-    struct Only<'p>(&'p str);
-
-    impl crate::RequestFacts for Only<'_> {
-        fn method(&self) -> &str {
-            "GET"
-        }
-        fn path(&self) -> &str {
-            self.0
-        }
-        fn authority(&self) -> &str {
-            ""
-        }
-        fn has_header(&self, _: &str, _: &mut dyn FnMut(&str) -> bool) -> bool {
-            false
-        }
-        fn query(&self, _: &str) -> Option<&str> {
-            None
-        }
-        fn has_claim(&self, _: &str, _: &[String], _: &mut dyn FnMut(&str) -> bool) -> bool {
-            false
-        }
-        fn peer(&self) -> Option<&crate::SpiffeId> {
-            None
-        }
-        fn remote_address(&self) -> std::net::IpAddr {
-            std::net::IpAddr::from([127, 0, 0, 1])
-        }
-        fn destination_port(&self) -> u16 {
-            80
-        }
-    }
-
     #[test]
     fn policies_and_routes_cover_the_same_paths() {
         use crate::{Principal, Rbac, RbacAction, RbacFilter, RbacPolicy};
@@ -520,7 +488,12 @@ mod tests {
             let rules = Some(Rbac { action: RbacAction::Allow, policies });
             let filter = RbacFilter { rules, shadow: None };
             for path in &paths {
-                let allowed = !crate::judge([&filter], &Only(path)).verdict.refused;
+                let allowed = !crate::judge(
+                    [&filter],
+                    &Request { target: path.clone(), ..Request::default() },
+                )
+                .verdict
+                .refused;
                 assert_eq!(allowed, pattern.matches(path), "{text} {path}");
             }
         }

@@ -14,6 +14,10 @@ const NEST_LIMIT: u32 = 64;
 
 /// A regular expression in RE2's syntax (`envoy.type.matcher.v3.RegexMatcher`). Matching takes time
 /// linear in the text.
+///
+/// Expression and text are bytes, as for Envoy, which compiles with RE2's Latin-1: `.` is one byte, so
+/// that `..` matches `\u{e9}` (two bytes of UTF-8), and a byte that is no UTF-8 matches as well. Measured
+/// with Envoy 1.40.
 #[derive(Clone)]
 pub struct Pattern {
     source: String,
@@ -37,13 +41,18 @@ impl Pattern {
         if source.len() > LENGTH_LIMIT_BYTES {
             return Err(format!("regular expression is longer than {LENGTH_LIMIT_BYTES} bytes"));
         }
+        let bytes = as_bytes(source).map_err(|reason| invalid(&reason))?;
         let mut parser = ast::parse::ParserBuilder::new().nest_limit(NEST_LIMIT).build();
-        let parsed = parser.parse(source).map_err(|error| invalid(&error))?;
+        let parsed = parser.parse(&bytes).map_err(|error| invalid(&error))?;
         let translated =
-            ast::visit(&parsed, Translation::of(source)).map_err(|reason| invalid(&reason))?;
+            ast::visit(&parsed, Translation::of(&bytes)).map_err(|reason| invalid(&reason))?;
         let compile = |expression: &str| {
             let mut builder = RegexBuilder::new(expression);
-            builder.size_limit(SIZE_LIMIT_BYTES).build().map_err(|error| invalid(&error))
+            builder
+                .unicode(false)
+                .size_limit(SIZE_LIMIT_BYTES)
+                .build()
+                .map_err(|error| invalid(&error))
         };
         let whole = compile(&format!(r"\A(?:{translated})\z"))?;
         Ok(Self { source: source.to_owned(), whole, part: compile(&translated)? })
@@ -57,8 +66,8 @@ impl Pattern {
 
     /// Whether it matches the whole text.
     #[must_use]
-    pub fn matches(&self, text: &str) -> bool {
-        self.whole.is_match(text.as_bytes())
+    pub fn matches(&self, text: impl AsRef<[u8]>) -> bool {
+        self.whole.is_match(text.as_ref())
     }
 
     /// How many groups it has.
@@ -81,17 +90,47 @@ impl fmt::Debug for Pattern {
     }
 }
 
-/// Writes an expression of RE2 as one of the `regex` crate. `\d`, `\w`, `\s` and `\b` speak of ASCII in
-/// RE2; classes within classes and the operators of sets are plain characters there, and are refused.
+/// Writes each byte beyond ASCII as an escape.
+fn as_bytes(source: &str) -> Result<String, &'static str> {
+    let mut out = String::with_capacity(source.len());
+    let mut is_escaped = false;
+    for character in source.chars() {
+        if character.is_ascii() {
+            out.push(character);
+            is_escaped = character == '\\' && !is_escaped;
+            continue;
+        }
+        if is_escaped {
+            return Err("only ASCII characters can be escaped");
+        }
+        let mut utf8 = [0; 4];
+        for byte in character.encode_utf8(&mut utf8).bytes() {
+            out.push_str(&format!("\\x{byte:02X}"));
+        }
+    }
+    Ok(out)
+}
+
+/// Writes an expression of RE2 as one of the `regex` crate. `\s` has no vertical tab in RE2; classes
+/// within classes and the operators of sets are plain characters there, and are refused. So is what
+/// depends on a case beyond ASCII, which Latin-1 has and bytes have not.
 struct Translation<'s> {
     source: &'s str,
     out: String,
     written: usize,
+    ignores_case: bool,
+    is_beyond_ascii: bool,
 }
 
 impl<'s> Translation<'s> {
     fn of(source: &'s str) -> Self {
-        Self { source, out: String::with_capacity(source.len()), written: 0 }
+        Self {
+            source,
+            out: String::with_capacity(source.len()),
+            written: 0,
+            ignores_case: false,
+            is_beyond_ascii: false,
+        }
     }
 
     /// Puts `text` in place of what is at `span`.
@@ -103,15 +142,30 @@ impl<'s> Translation<'s> {
     }
 
     fn perl(&mut self, class: &ast::ClassPerl) {
-        let text = match (&class.kind, class.negated) {
-            (ast::ClassPerlKind::Digit, false) => "[0-9]",
-            (ast::ClassPerlKind::Digit, true) => "[^0-9]",
-            (ast::ClassPerlKind::Space, false) => r"[\t\n\f\r ]",
-            (ast::ClassPerlKind::Space, true) => r"[^\t\n\f\r ]",
-            (ast::ClassPerlKind::Word, false) => "[0-9A-Za-z_]",
-            (ast::ClassPerlKind::Word, true) => "[^0-9A-Za-z_]",
-        };
-        self.replace(&class.span, text);
+        match (&class.kind, class.negated) {
+            (ast::ClassPerlKind::Space, false) => self.replace(&class.span, r"[\t\n\f\r ]"),
+            (ast::ClassPerlKind::Space, true) => self.replace(&class.span, r"[^\t\n\f\r ]"),
+            _ => {}
+        }
+    }
+
+    fn literal(&mut self, literal: &ast::Literal) {
+        self.is_beyond_ascii |= !literal.c.is_ascii();
+    }
+
+    /// RE2 knows `i`, `m`, `s` and `U`.
+    fn flags(&mut self, flags: &ast::Flags) -> Result<(), &'static str> {
+        for item in &flags.items {
+            match item.kind {
+                ast::FlagsItemKind::Flag(ast::Flag::CaseInsensitive) => self.ignores_case = true,
+                ast::FlagsItemKind::Negation
+                | ast::FlagsItemKind::Flag(
+                    ast::Flag::MultiLine | ast::Flag::DotMatchesNewLine | ast::Flag::SwapGreed,
+                ) => {}
+                ast::FlagsItemKind::Flag(_) => return Err("the flags are i, m, s and U"),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -120,6 +174,9 @@ impl ast::Visitor for Translation<'_> {
     type Err = &'static str;
 
     fn finish(mut self) -> Result<String, &'static str> {
+        if self.ignores_case && self.is_beyond_ascii {
+            return Err("(?i) beside characters beyond ASCII is not supported");
+        }
         self.out.push_str(self.source.get(self.written..).unwrap_or_default());
         Ok(self.out)
     }
@@ -127,23 +184,23 @@ impl ast::Visitor for Translation<'_> {
     fn visit_pre(&mut self, ast: &Ast) -> Result<(), &'static str> {
         match ast {
             Ast::ClassPerl(class) => self.perl(class),
+            Ast::Literal(literal) => self.literal(literal),
             Ast::Assertion(assertion) => match assertion.kind {
-                ast::AssertionKind::WordBoundary => self.replace(&assertion.span, r"(?-u:\b)"),
-                ast::AssertionKind::NotWordBoundary => self.replace(&assertion.span, r"(?-u:\B)"),
-                ast::AssertionKind::StartLine
+                ast::AssertionKind::WordBoundary
+                | ast::AssertionKind::NotWordBoundary
+                | ast::AssertionKind::StartLine
                 | ast::AssertionKind::EndLine
                 | ast::AssertionKind::StartText
                 | ast::AssertionKind::EndText => {}
                 _ => return Err("word boundaries are \\b and \\B"),
             },
-            Ast::Flags(set) => flags(&set.flags)?,
+            Ast::Flags(set) => self.flags(&set.flags)?,
             Ast::Group(group) => {
                 if let ast::GroupKind::NonCapturing(set) = &group.kind {
-                    flags(set)?;
+                    self.flags(set)?;
                 }
             }
             Ast::Empty(_)
-            | Ast::Literal(_)
             | Ast::Dot(_)
             | Ast::ClassUnicode(_)
             | Ast::ClassBracketed(_)
@@ -161,6 +218,15 @@ impl ast::Visitor for Translation<'_> {
                 self.perl(class);
                 Ok(())
             }
+            ast::ClassSetItem::Literal(literal) => {
+                self.literal(literal);
+                Ok(())
+            }
+            ast::ClassSetItem::Range(range) => {
+                self.literal(&range.start);
+                self.literal(&range.end);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -171,23 +237,6 @@ impl ast::Visitor for Translation<'_> {
     ) -> Result<(), &'static str> {
         Err("&&, -- and ~~ within brackets are not supported")
     }
-}
-
-/// RE2 knows `i`, `m`, `s` and `U`.
-fn flags(flags: &ast::Flags) -> Result<(), &'static str> {
-    let is_known = |item: &ast::FlagsItem| {
-        matches!(
-            item.kind,
-            ast::FlagsItemKind::Negation
-                | ast::FlagsItemKind::Flag(
-                    ast::Flag::CaseInsensitive
-                        | ast::Flag::MultiLine
-                        | ast::Flag::DotMatchesNewLine
-                        | ast::Flag::SwapGreed
-                )
-        )
-    };
-    if flags.items.iter().all(is_known) { Ok(()) } else { Err("the flags are i, m, s and U") }
 }
 
 /// An expression and what replaces each of its matches
@@ -304,14 +353,35 @@ mod tests {
         check("", "", true);
         check("", "a", false);
         check("a.c", "a\nc", false);
+        check(r"a\s", "a\u{b}", false);
+        // A byte at a time, as Envoy does.
+        check(".", "\u{e9}", false);
+        check("..", "\u{e9}", true);
+        check("\u{e9}", "\u{e9}", true);
+        check("x\u{e9}+", "x\u{e9}\u{e9}", false);
+        check("[\u{e9}]+", "\u{e9}", true);
+        check(r"a\\é", r"a\é", true);
+        assert!(Pattern::parse(r".\xff").expect("an expression").matches(b"\xff\xff"));
     }
 
     #[test]
     fn expressions_that_re2_reads_otherwise_are_refused() {
         let long = "a".repeat(LENGTH_LIMIT_BYTES + 1);
-        for source in
-            ["(", "[a&&b]", "[[a]b]", "(?x)a b", "a{,3}", r"\Ca", "(?=a)", "(a{1000}){1000}", &long]
-        {
+        for source in [
+            "(",
+            r"\é",
+            "(?i)é",
+            r"(?i)[\xe0-\xff]",
+            r"\pL",
+            "[a&&b]",
+            "[[a]b]",
+            "(?x)a b",
+            "a{,3}",
+            r"\Ca",
+            "(?=a)",
+            "(a{1000}){1000}",
+            &long,
+        ] {
             assert!(Pattern::parse(source).is_err(), "{source}");
         }
     }

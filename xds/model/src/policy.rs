@@ -31,6 +31,8 @@ pub enum RbacAction {
     Allow,
     /// A request passes when no policy matches.
     Deny,
+    /// Every request passes (`LOG`).
+    Log,
 }
 
 /// A policy matches when any permission and any principal match.
@@ -59,8 +61,12 @@ pub enum Permission {
     PathTemplate(PathTemplate),
     /// A header, `:method` and `:path` among them.
     Header(HeaderMatch),
+    /// The address the client aimed at (`destination_ip`).
+    DestinationAddress(Cidr),
     /// The port the client aimed at.
     DestinationPort(u16),
+    /// A port from the first up to the second, which is not among them (`destination_port_range`).
+    DestinationPorts(i32, i32),
 }
 
 /// Who asks (`envoy.config.rbac.v3.Principal`).
@@ -74,9 +80,12 @@ pub enum Principal {
     OneOf(Vec<Self>),
     /// Not this.
     Not(Box<Self>),
-    /// A peer that proved a name by its certificate; without a match, any that did.
+    /// A peer that proved a name by its certificate; without a match, any that did. Envoy takes any TLS
+    /// client then, with a certificate or without.
     Authenticated(Option<StringMatch>),
-    /// The address at the other end of the connection (`direct_remote_ip`).
+    /// A path without its query (`url_path`).
+    Path(StringMatch),
+    /// The address at the other end of the connection (`direct_remote_ip`, and `source_ip`).
     RemoteAddress(Cidr),
     /// The client's address, after trusted hops of `x-forwarded-for` (`remote_ip`).
     ClientAddress(Cidr),
@@ -97,12 +106,15 @@ pub trait RequestFacts {
     fn path_fits(&self, fits: &mut dyn FnMut(&str) -> bool) -> bool {
         fits(self.path())
     }
+    /// Whether `fits` takes a spelling of the path with its query. A request without a path has none.
+    fn target_fits(&self, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool;
+    /// The scheme.
+    fn scheme(&self) -> &str;
     /// The authority.
     fn authority(&self) -> &str;
-    /// Whether any value of the header of a lower-case name is one that `fits` takes. What is no text is
-    /// given with replacement characters: it must not count as absent.
-    fn has_header(&self, name: &str, fits: &mut dyn FnMut(&str) -> bool) -> bool;
-    /// The value of a query parameter.
+    /// Whether any value of the header of a lower-case name is one that `fits` takes.
+    fn has_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool;
+    /// The first value of a query parameter, as it was sent.
     fn query(&self, name: &str) -> Option<&str>;
     /// Whether the token that was checked has a claim of which `fits` takes a value. `name` is the provider's
     /// name for the payload, `way` leads into it.
@@ -115,6 +127,8 @@ pub trait RequestFacts {
     fn client_address(&self) -> IpAddr {
         self.remote_address()
     }
+    /// The address the client aimed at.
+    fn destination_address(&self) -> IpAddr;
     /// The port the client aimed at.
     fn destination_port(&self) -> u16;
 }
@@ -195,6 +209,7 @@ impl Rbac {
         let refused = match self.action {
             RbacAction::Allow => by.is_none(),
             RbacAction::Deny => by.is_some(),
+            RbacAction::Log => false,
         };
         Verdict { refused, by }
     }
@@ -210,7 +225,11 @@ impl Permission {
             Self::Path(wanted) => facts.path_fits(&mut |path| wanted.matches(path)),
             Self::PathTemplate(wanted) => facts.path_fits(&mut |path| wanted.matches(path)),
             Self::Header(header) => header.matches(facts),
+            Self::DestinationAddress(range) => range.contains(facts.destination_address()),
             Self::DestinationPort(port) => *port == facts.destination_port(),
+            Self::DestinationPorts(start, end) => {
+                (*start..*end).contains(&i32::from(facts.destination_port()))
+            }
         }
     }
 }
@@ -226,6 +245,7 @@ impl Principal {
             Self::Authenticated(Some(name)) => {
                 facts.peer().is_some_and(|peer| name.matches(peer.as_str()))
             }
+            Self::Path(wanted) => facts.path_fits(&mut |path| wanted.matches(path)),
             Self::RemoteAddress(range) => range.contains(facts.remote_address()),
             Self::ClientAddress(range) => range.contains(facts.client_address()),
             Self::Header(header) => header.matches(facts),
@@ -239,40 +259,11 @@ impl Principal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_request::Request;
 
-    struct To(u16);
-
-    impl RequestFacts for To {
-        fn method(&self) -> &str {
-            "GET"
-        }
-        fn path(&self) -> &str {
-            "/"
-        }
-        fn authority(&self) -> &str {
-            ""
-        }
-        fn has_header(&self, _: &str, _: &mut dyn FnMut(&str) -> bool) -> bool {
-            false
-        }
-        fn query(&self, _: &str) -> Option<&str> {
-            None
-        }
-        fn has_claim(&self, _: &str, _: &[String], _: &mut dyn FnMut(&str) -> bool) -> bool {
-            false
-        }
-        fn peer(&self) -> Option<&SpiffeId> {
-            None
-        }
-        fn remote_address(&self) -> IpAddr {
-            IpAddr::from([10, 0, 0, 1])
-        }
-        fn client_address(&self) -> IpAddr {
-            self.remote_address()
-        }
-        fn destination_port(&self) -> u16 {
-            self.0
-        }
+    /// A connection to a port.
+    fn to(port: u16) -> Request {
+        Request { destination: ([10, 0, 0, 2], port).into(), ..Request::default() }
     }
 
     fn rules(action: RbacAction, ports: &[u16]) -> Rbac {
@@ -290,7 +281,7 @@ mod tests {
         let in_force = |rules| RbacFilter { rules, shadow: None };
         let watching = |shadow| RbacFilter { rules: None, shadow };
         let check = |filters: &[RbacFilter], port, refused, by: Option<&str>, shadow| {
-            let judgement = judge(filters, &To(port));
+            let judgement = judge(filters, &to(port));
             let verdict = judgement.verdict;
             assert_eq!((verdict.refused, verdict.by.map(|name| &**name)), (refused, by), "{port}");
             assert_eq!(judgement.shadow.map(|shadow| shadow.refused), shadow, "{port}");
@@ -307,5 +298,38 @@ mod tests {
         check(&seen, 1, false, Some("1"), Some(true));
         check(&seen, 2, true, None, Some(false));
         check(&seen, 3, false, Some("3"), Some(true));
+    }
+    #[test]
+    fn log_rules_refuse_nothing() {
+        let filter = RbacFilter { rules: Some(rules(RbacAction::Log, &[1])), shadow: None };
+        for port in [1, 2] {
+            assert!(!judge([&filter], &to(port)).verdict.refused, "{port}");
+        }
+    }
+
+    #[test]
+    fn permissions_look_at_where_a_connection_leads() {
+        let check = |permission: &Permission, port: u16, expected: bool| {
+            assert_eq!(permission.matches(&to(port)), expected, "{permission:?} {port}");
+        };
+        let range = Permission::DestinationPorts(80, 90);
+        check(&range, 79, false);
+        check(&range, 80, true);
+        check(&range, 89, true);
+        check(&range, 90, false);
+        check(&Permission::DestinationPorts(90, 80), 85, false);
+        let network = |text: &str| Permission::DestinationAddress(Cidr::parse(text).expect(text));
+        check(&network("10.0.0.2"), 80, true);
+        check(&network("10.0.0.3"), 80, false);
+    }
+
+    #[test]
+    fn principals_look_at_the_connection_and_the_client_apart() {
+        let request = Request { client: [1, 1, 1, 1].into(), ..to(80) };
+        let range = |text: &str| Cidr::parse(text).expect(text);
+        assert!(Principal::ClientAddress(range("1.1.1.1")).matches(&request));
+        assert!(!Principal::RemoteAddress(range("1.1.1.1")).matches(&request));
+        assert!(Principal::RemoteAddress(range("10.0.0.0/8")).matches(&request));
+        assert!(Principal::Path(StringMatch::Prefix("/".into())).matches(&request));
     }
 }

@@ -3,31 +3,57 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A comparison with a text (`envoy.type.matcher.v3.StringMatcher`).
+use crate::Pattern;
+
+/// A comparison with a text (`envoy.type.matcher.v3.StringMatcher`). Texts are bytes: a header may hold
+/// what is no UTF-8. Only ASCII letters have a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StringMatch {
     /// The whole text.
     Exact(String),
-    /// The whole text, ASCII letters compared without case.
+    /// The whole text, without case.
     ExactIgnoreCase(String),
     /// The beginning of the text.
     Prefix(String),
+    /// The beginning of the text, without case.
+    PrefixIgnoreCase(String),
     /// The end of the text.
     Suffix(String),
+    /// The end of the text, without case.
+    SuffixIgnoreCase(String),
     /// Any part of the text.
     Contains(String),
+    /// Any part of the text, without case.
+    ContainsIgnoreCase(String),
+    /// A regular expression that matches the whole text (`safe_regex`).
+    Regex(Pattern),
 }
 
 impl StringMatch {
     /// Whether `text` is one that this match names.
     #[must_use]
-    pub fn matches(&self, text: &str) -> bool {
+    pub fn matches(&self, text: impl AsRef<[u8]>) -> bool {
+        let text = text.as_ref();
+        let same = |part: Option<&[u8]>, want: &str| {
+            part.is_some_and(|part| part.eq_ignore_ascii_case(want.as_bytes()))
+        };
         match self {
-            Self::Exact(want) => text == want,
-            Self::ExactIgnoreCase(want) => text.eq_ignore_ascii_case(want),
-            Self::Prefix(want) => text.starts_with(want.as_str()),
-            Self::Suffix(want) => text.ends_with(want.as_str()),
-            Self::Contains(want) => text.contains(want.as_str()),
+            Self::Exact(want) => text == want.as_bytes(),
+            Self::ExactIgnoreCase(want) => same(Some(text), want),
+            Self::Prefix(want) => text.starts_with(want.as_bytes()),
+            Self::PrefixIgnoreCase(want) => same(text.get(..want.len()), want),
+            Self::Suffix(want) => text.ends_with(want.as_bytes()),
+            Self::SuffixIgnoreCase(want) => {
+                let start = text.len().checked_sub(want.len());
+                same(start.and_then(|start| text.get(start..)), want)
+            }
+            Self::Contains(want) => {
+                want.is_empty() || text.windows(want.len()).any(|part| part == want.as_bytes())
+            }
+            Self::ContainsIgnoreCase(want) => {
+                want.is_empty() || text.windows(want.len()).any(|part| same(Some(part), want))
+            }
+            Self::Regex(pattern) => pattern.matches(text),
         }
     }
 }
@@ -158,6 +184,34 @@ impl std::error::Error for InvalidCidr {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_form_of_text_match_compares_its_part_of_the_text() {
+        let check = |form: fn(String) -> StringMatch, want: &str, met: &[&str], others: &[&str]| {
+            let matcher = form(want.into());
+            for text in met {
+                assert!(matcher.matches(text), "{matcher:?} {text}");
+            }
+            for text in others {
+                assert!(!matcher.matches(text), "{matcher:?} {text}");
+            }
+        };
+        check(StringMatch::Exact, "aB", &["aB"], &["ab", "aBc", "", "xaB"]);
+        check(StringMatch::ExactIgnoreCase, "aB", &["aB", "Ab"], &["aBc", "", "xaB"]);
+        check(StringMatch::Prefix, "aB", &["aB", "aBc"], &["abc", "a", "xaB", ""]);
+        check(StringMatch::PrefixIgnoreCase, "aB", &["aB", "ABc"], &["a", "xaB", ""]);
+        check(StringMatch::Suffix, "aB", &["aB", "xaB"], &["xab", "B", "aBx", ""]);
+        check(StringMatch::SuffixIgnoreCase, "aB", &["aB", "xAb"], &["B", "aBx", ""]);
+        check(StringMatch::Contains, "aB", &["aB", "xaBx"], &["xabx", "a-B", ""]);
+        check(StringMatch::ContainsIgnoreCase, "aB", &["aB", "xAbx"], &["a-B", ""]);
+        check(StringMatch::Exact, "", &[""], &["a"]);
+        check(StringMatch::Prefix, "", &["", "a"], &[]);
+        check(StringMatch::Contains, "", &["", "a"], &[]);
+        check(StringMatch::ExactIgnoreCase, "\u{c9}", &["\u{c9}"], &["\u{e9}"]);
+        let regex = |text: String| StringMatch::Regex(Pattern::parse(&text).expect("it is one"));
+        check(regex, "a|ab", &["a", "ab"], &["abc", "A", "xa"]);
+        assert!(StringMatch::Prefix("a".into()).matches(b"a\xff"));
+    }
 
     #[test]
     fn a_range_holds_its_own_family_only() {

@@ -11,6 +11,7 @@ mod mutation;
 mod reader;
 mod revocation;
 mod route;
+mod route_match;
 mod secret;
 mod security_fields;
 mod tls_parameters;
@@ -296,5 +297,7 @@ fn redact(value: &mut serde_json::Value) {
     }
 }
 
+#[cfg(test)]
+mod matcher_tests;
 #[cfg(test)]
 mod tests;

@@ -227,6 +227,15 @@ impl<'f> Reader<'f> {
         }
     }
 
+    /// A whole number that may be negative; 0 when it is not set.
+    pub(crate) fn integer(&mut self, field: &str) -> i64 {
+        match self.take(field) {
+            Some(Value::I64(number)) => number,
+            Some(Value::I32(number)) => number.into(),
+            _ => 0,
+        }
+    }
+
     /// A duration that is not negative.
     pub(crate) fn duration(&mut self, field: &str) -> Result<Option<Duration>, Refused> {
         let Some(Value::Message(message)) = self.take(field) else {

@@ -9,17 +9,15 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use weft_model::{
-    Action, DEFAULT_ROUTE_TIMEOUT, HeaderCheck, HeaderMatch, HeaderMutations, PathMatch,
-    PathRewrite, Redirect, Route, RouteMatch, RouteTable, StringMatch, Substitution, VirtualHost,
-    WeightedCluster,
+    Action, DEFAULT_ROUTE_TIMEOUT, HeaderMutations, PathMatch, PathRewrite, Redirect, Route,
+    RouteTable, Substitution, VirtualHost, WeightedCluster,
 };
 
-use super::values::Form;
-use super::{Reader, Refused, mutation, values};
+use super::{Reader, Refused, mutation, route_match, values};
 
 /// Reads a route table. The name may be empty when it stands inside a listener.
 pub(super) fn decode(mut table: Reader<'_>) -> Result<RouteTable, Refused> {
-    table.harmless(&["validate_clusters", "ignore_port_in_host_matching"]);
+    table.harmless(&["validate_clusters"]);
     let name = table.text("name");
     let hosts = table.many("virtual_hosts", virtual_host)?;
     let mut seen = std::collections::HashSet::new();
@@ -35,6 +33,7 @@ pub(super) fn decode(mut table: Reader<'_>) -> Result<RouteTable, Refused> {
         most_specific_mutations_win: table
             .flag("most_specific_header_mutations_wins")
             .unwrap_or(false),
+        ignores_port: table.flag("ignore_port_in_host_matching").unwrap_or(false),
         ..RouteTable::new(name.into(), hosts)
     })
 }
@@ -57,7 +56,7 @@ fn virtual_host(mut host: Reader<'_>) -> Result<VirtualHost, Refused> {
 fn route(mut route: Reader<'_>) -> Result<Route, Refused> {
     route.harmless(&["metadata", "stat_prefix"]);
     let name = route.text("name").into();
-    let matches: RouteMatch = route_match(route.required_child("match")?)?;
+    let matches = route_match::decode(route.required_child("match")?)?;
     let action = if let Some(forward) = route.child("route") {
         let action = forwarding(forward)?;
         let rewrites =
@@ -75,73 +74,6 @@ fn route(mut route: Reader<'_>) -> Result<Route, Refused> {
         return Err(route.refuse("", "one of route, redirect and direct_response must be set"));
     };
     Ok(Route { name, matches, action, mutations: mutation::decode(&mut route)? })
-}
-
-/// Reads a match.
-pub(super) fn route_match(mut matches: Reader<'_>) -> Result<RouteMatch, Refused> {
-    if matches.flag("case_sensitive") == Some(false) {
-        return Err(matches.refuse("case_sensitive", "matching without case is not supported yet"));
-    }
-    let path = if matches.has("prefix") {
-        PathMatch::Prefix(matches.text("prefix"))
-    } else if matches.has("path") {
-        PathMatch::Exact(matches.text("path"))
-    } else if matches.has("path_separated_prefix") {
-        PathMatch::Segments(matches.text("path_separated_prefix"))
-    } else if let Some(extension) = matches.child("path_match_policy") {
-        PathMatch::Template(values::path_template(extension)?)
-    } else if matches.child("connect_matcher").is_some() {
-        PathMatch::Connect
-    } else {
-        return Err(matches.refuse(
-            "",
-            "one of prefix, path, path_separated_prefix, path_match_policy and connect_matcher must be set",
-        ));
-    };
-    let headers = values::each(matches.children("headers"), header_match)?;
-    let query = values::each(matches.children("query_parameters"), |mut parameter| {
-        let name = parameter.required_text("name")?;
-        let value = match parameter.child("string_match") {
-            Some(matcher) => values::string_match(matcher)?,
-            None => StringMatch::Prefix(String::new()),
-        };
-        parameter.harmless(&["present_match"]);
-        Ok((name, value))
-    })?;
-    Ok(RouteMatch { path, headers, query })
-}
-
-/// Reads a condition on a header.
-pub(super) fn header_match(mut header: Reader<'_>) -> Result<HeaderMatch, Refused> {
-    let name = header.required_text("name")?.to_ascii_lowercase();
-    let mut invert = header.flag("invert_match").unwrap_or(false);
-    let old: [(&str, Form); 4] = [
-        ("exact_match", StringMatch::Exact),
-        ("prefix_match", StringMatch::Prefix),
-        ("suffix_match", StringMatch::Suffix),
-        ("contains_match", StringMatch::Contains),
-    ];
-    for (field, form) in old {
-        if header.has(field) {
-            let check = HeaderCheck::Value(form(header.text(field)));
-            return Ok(HeaderMatch { name, check, invert });
-        }
-    }
-    for field in ["safe_regex_match", "range_match"] {
-        if header.has(field) {
-            return Err(header.refuse(field, "it is not supported yet; use string_match"));
-        }
-    }
-    let check = match header.child("string_match") {
-        Some(matcher) => HeaderCheck::Value(values::string_match(matcher)?),
-        None => {
-            if header.flag("present_match") == Some(false) {
-                invert = !invert;
-            }
-            HeaderCheck::Present
-        }
-    };
-    Ok(HeaderMatch { name, check, invert })
 }
 
 fn forwarding(mut action: Reader<'_>) -> Result<Action, Refused> {
@@ -284,12 +216,15 @@ pub(super) fn encode(table: &RouteTable) -> Value {
     if table.most_specific_mutations_win {
         json["most_specific_header_mutations_wins"] = json!(true);
     }
+    if table.ignores_port {
+        json["ignore_port_in_host_matching"] = json!(true);
+    }
     mutation::encode(table.mutations.as_deref(), &mut json);
     json
 }
 
 fn route_json(route: &Route) -> Value {
-    let mut json = json!({"name": &*route.name, "match": route_match_json(&route.matches)});
+    let mut json = json!({"name": &*route.name, "match": route_match::encode(&route.matches)});
     mutation::encode(route.mutations.as_deref(), &mut json);
     match &route.action {
         Action::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
@@ -365,36 +300,4 @@ pub(super) fn weighted_clusters_json(clusters: &[WeightedCluster]) -> Value {
         json
     };
     json!({"clusters": clusters.iter().map(cluster).collect::<Vec<_>>()})
-}
-
-/// A match in JSON form.
-pub(super) fn route_match_json(matches: &RouteMatch) -> Value {
-    let mut json = match &matches.path {
-        PathMatch::Prefix(text) => json!({"prefix": text}),
-        PathMatch::Exact(text) => json!({"path": text}),
-        PathMatch::Segments(text) => json!({"path_separated_prefix": text}),
-        PathMatch::Template(template) => {
-            json!({"path_match_policy": values::path_template_json(template)})
-        }
-        PathMatch::Connect => json!({"connect_matcher": {}}),
-    };
-    json["headers"] = matches.headers.iter().map(header_match_json).collect();
-    json["query_parameters"] = matches
-        .query
-        .iter()
-        .map(
-            |(name, value)| json!({"name": name, "string_match": values::string_match_json(value)}),
-        )
-        .collect();
-    json
-}
-
-/// A condition on a header in JSON form.
-pub(super) fn header_match_json(header: &HeaderMatch) -> Value {
-    let mut json = json!({"name": header.name, "invert_match": header.invert});
-    match &header.check {
-        HeaderCheck::Present => json["present_match"] = json!(true),
-        HeaderCheck::Value(value) => json["string_match"] = values::string_match_json(value),
-    }
-    json
 }

@@ -533,7 +533,7 @@ fn a_mistake_names_its_place() {
     );
     refused(
         Kind::Routes,
-        "{name: r, virtual_hosts: [{name: h, domains: [a], routes: [{match: {safe_regex: {regex: x}}, route: {cluster: c}}]}]}",
+        "{name: r, virtual_hosts: [{name: h, domains: [a], routes: [{match: {case_sensitive: true}, route: {cluster: c}}]}]}",
         "virtual_hosts[0].routes[0].match",
         "one of prefix",
     );

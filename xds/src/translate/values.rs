@@ -134,24 +134,34 @@ pub(super) type Form = fn(String) -> StringMatch;
 
 /// A `matcher.v3.StringMatcher`.
 pub(super) fn string_match(mut matcher: Reader<'_>) -> Result<StringMatch, Refused> {
-    if matcher.has("exact") {
-        let exact = matcher.text("exact");
-        return Ok(match matcher.flag("ignore_case") {
-            Some(true) => StringMatch::ExactIgnoreCase(exact),
-            _ => StringMatch::Exact(exact),
-        });
+    let ignores_case = matcher.flag("ignore_case") == Some(true);
+    if let Some(regex) = matcher.child("safe_regex") {
+        if ignores_case {
+            let reason =
+                "it has no effect on safe_regex, as for Envoy; write (?i) in the expression";
+            return Err(matcher.refuse("ignore_case", reason));
+        }
+        return pattern(regex).map(StringMatch::Regex);
     }
-    let forms: [(&str, Form); 3] = [
-        ("prefix", StringMatch::Prefix),
-        ("suffix", StringMatch::Suffix),
-        ("contains", StringMatch::Contains),
+    let forms: [(&str, Form, Form); 4] = [
+        ("exact", StringMatch::Exact, StringMatch::ExactIgnoreCase),
+        ("prefix", StringMatch::Prefix, StringMatch::PrefixIgnoreCase),
+        ("suffix", StringMatch::Suffix, StringMatch::SuffixIgnoreCase),
+        ("contains", StringMatch::Contains, StringMatch::ContainsIgnoreCase),
     ];
-    for (field, form) in forms {
+    for (field, kept, ignored) in forms {
         if matcher.has(field) {
-            return Ok(form(matcher.required_text(field)?));
+            let form = if ignores_case { ignored } else { kept };
+            // Only the whole text may be empty: a part that is empty would match everything.
+            let text = if field == "exact" {
+                matcher.text(field)
+            } else {
+                matcher.required_text(field)?
+            };
+            return Ok(form(text));
         }
     }
-    Err(matcher.refuse("", "one of exact, prefix, suffix and contains must be set; regular expressions are not supported yet"))
+    Err(matcher.refuse("", "one of exact, prefix, suffix, contains and safe_regex must be set"))
 }
 
 /// A `matcher.v3.RegexMatcher`. There is one engine, so the field that names it means nothing.
@@ -167,8 +177,12 @@ pub(super) fn string_match_json(value: &StringMatch) -> Value {
         StringMatch::Exact(text) => json!({"exact": text}),
         StringMatch::ExactIgnoreCase(text) => json!({"exact": text, "ignore_case": true}),
         StringMatch::Prefix(text) => json!({"prefix": text}),
+        StringMatch::PrefixIgnoreCase(text) => json!({"prefix": text, "ignore_case": true}),
         StringMatch::Suffix(text) => json!({"suffix": text}),
+        StringMatch::SuffixIgnoreCase(text) => json!({"suffix": text, "ignore_case": true}),
         StringMatch::Contains(text) => json!({"contains": text}),
+        StringMatch::ContainsIgnoreCase(text) => json!({"contains": text, "ignore_case": true}),
+        StringMatch::Regex(pattern) => json!({"safe_regex": {"regex": pattern.source()}}),
     }
 }
 

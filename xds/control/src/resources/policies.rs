@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use weft_model::{
-    HeaderCheck, HeaderMatch, JwtRequirement, JwtRule, PathMatch, PathPattern, Permission,
-    Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, RouteMatch, StringMatch,
+    HeaderMatch, JwtRequirement, JwtRule, PathMatch, PathPattern, Permission, Principal, Rbac,
+    RbacAction, RbacFilter, RbacPolicy, RouteMatch, StringMatch,
 };
 
 use crate::mesh::{Clause, Mesh, Policy, Port, Service};
@@ -93,11 +93,7 @@ fn principal(mesh: &Mesh, clause: &Clause) -> Principal {
 
 /// Methods are compared without case: a service may take `post` for `POST`.
 fn method_is(method: &str) -> HeaderMatch {
-    HeaderMatch {
-        name: ":method".into(),
-        check: HeaderCheck::Value(StringMatch::ExactIgnoreCase(method.to_owned())),
-        invert: false,
-    }
+    HeaderMatch::new(":method", StringMatch::ExactIgnoreCase(method.to_owned()))
 }
 
 /// Requests that a clause covers: a path, and a method where the clause names any.

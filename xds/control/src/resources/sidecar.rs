@@ -67,7 +67,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
         let filter = match port.protocol {
             Protocol::Tcp | Protocol::Udp => tcp(&name, port.idle_timeout),
             Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-                let table = RouteTable::new(name.clone(), vec![host(&name, vec![to(&name)])]);
+                let table = table(&name, vec![host(&name, vec![to(&name)])]);
                 let mut service = http(RouteSource::Inline(Arc::new(table)));
                 service.path = own.paths;
                 service.underscores = own.underscores;
@@ -218,7 +218,7 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
     let filter = match port.protocol {
         Protocol::Tcp | Protocol::Udp => tcp(&name, port.idle_timeout),
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-            let table = RouteTable::new(name.clone(), hosts(mesh, service, port, &name));
+            let table = table(&name, hosts(mesh, service, port, &name));
             snapshot.routes.insert(name.clone(), Arc::new(table));
             Filter::Http(Arc::new(http(RouteSource::Named(name.clone()))))
         }
@@ -233,6 +233,11 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
         };
         insert(snapshot, listener);
     }
+}
+
+/// A table of a mesh: host names are compared without ports.
+fn table(name: &Name, hosts: Vec<VirtualHost>) -> RouteTable {
+    RouteTable { ignores_port: true, ..RouteTable::new(name.clone(), hosts) }
 }
 
 /// The routes of a service's port: those of the file first, then straight to the service.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use weft_model::{JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Name, TokenPlace};
 
 use super::jwt_ours::OurProvider;
-use crate::translate::{Reader, Refused, route, values};
+use crate::translate::{Reader, Refused, route_match, values};
 
 const MESSAGE: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
 
@@ -178,7 +178,7 @@ fn rule(
     providers: &[Name],
     named: &BTreeMap<String, JwtRequirement>,
 ) -> Result<JwtRule, Refused> {
-    let matches = route::route_match(rule.required_child("match")?)?;
+    let matches = route_match::decode_rule(rule.required_child("match")?)?;
     let name = rule.text("requirement_name");
     if !name.is_empty() {
         let requires = named.get(&name).cloned().ok_or_else(|| {
@@ -297,7 +297,7 @@ fn provider_json(provider: &JwtProvider) -> Value {
 }
 
 fn rule_json(rule: &JwtRule) -> Value {
-    let mut json = json!({"match": route::route_match_json(&rule.matches)});
+    let mut json = json!({"match": route_match::encode(&rule.matches)});
     if let Some(requirement) = &rule.requires {
         json["requires"] = requirement_json(requirement);
     }

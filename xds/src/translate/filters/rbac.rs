@@ -7,7 +7,7 @@ use weft_model::{
     Name, Permission, Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, StringMatch,
 };
 
-use crate::translate::{Reader, Refused, route, values};
+use crate::translate::{Reader, Refused, route_match, values};
 
 const MESSAGE: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 const NETWORK_MESSAGE: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
@@ -50,21 +50,29 @@ fn decode_rules(mut rules: Reader<'_>) -> Result<Rbac, Refused> {
     let action = match rules.choice("action").as_str() {
         "ALLOW" => RbacAction::Allow,
         "DENY" => RbacAction::Deny,
+        "LOG" => RbacAction::Log,
         other => {
-            return Err(
-                rules.refuse("action", format!("{other} is not supported; ALLOW and DENY are"))
-            );
+            return Err(rules
+                .refuse("action", format!("{other} is not supported; ALLOW, DENY and LOG are")));
         }
     };
     let mut policies = BTreeMap::new();
     for (name, mut policy) in rules.map("policies") {
-        let permissions =
-            values::each(policy.children("permissions"), |p| permission(p, DEPTH_LIMIT))?;
-        let principals =
-            values::each(policy.children("principals"), |p| principal(p, DEPTH_LIMIT))?;
+        let permissions = some(&mut policy, "permissions", |p| permission(p, DEPTH_LIMIT))?;
+        let principals = some(&mut policy, "principals", |p| principal(p, DEPTH_LIMIT))?;
         policies.insert(Name::from(name), RbacPolicy { permissions, principals });
     }
     Ok(Rbac { action, policies })
+}
+
+/// Every item of a list that must not be empty: a set of no conditions is met by everything or nothing.
+fn some<'f, T>(
+    reader: &mut Reader<'f>,
+    field: &str,
+    read: impl Fn(Reader<'f>) -> Result<T, Refused>,
+) -> Result<Vec<T>, Refused> {
+    let items = values::each(reader.children(field), read)?;
+    if items.is_empty() { Err(reader.refuse(field, "it is empty")) } else { Ok(items) }
 }
 
 fn permission(mut reader: Reader<'_>, depth: usize) -> Result<Permission, Refused> {
@@ -75,11 +83,10 @@ fn permission(mut reader: Reader<'_>, depth: usize) -> Result<Permission, Refuse
         return Ok(Permission::Any);
     }
     if let Some(mut set) = reader.child("and_rules") {
-        return values::each(set.children("rules"), |p| permission(p, depth)).map(Permission::All);
+        return some(&mut set, "rules", |p| permission(p, depth)).map(Permission::All);
     }
     if let Some(mut set) = reader.child("or_rules") {
-        return values::each(set.children("rules"), |p| permission(p, depth))
-            .map(Permission::OneOf);
+        return some(&mut set, "rules", |p| permission(p, depth)).map(Permission::OneOf);
     }
     if let Some(inner) = reader.child("not_rule") {
         return permission(inner, depth).map(|p| Permission::Not(Box::new(p)));
@@ -91,13 +98,27 @@ fn permission(mut reader: Reader<'_>, depth: usize) -> Result<Permission, Refuse
         return values::path_template(extension).map(Permission::PathTemplate);
     }
     if let Some(header) = reader.child("header") {
-        return route::header_match(header).map(Permission::Header);
+        return route_match::header(header).map(Permission::Header);
     }
     if reader.has("destination_port") {
         let port = reader.number("destination_port").unwrap_or(0);
         return u16::try_from(port)
             .map(Permission::DestinationPort)
             .map_err(|_| reader.refuse("destination_port", format!("{port} is above 65535")));
+    }
+    if let Some(range) = reader.child("destination_ip") {
+        return values::cidr(range).map(Permission::DestinationAddress);
+    }
+    if let Some(mut range) = reader.child("destination_port_range") {
+        let mut bound = |field| i32::try_from(range.integer(field)).unwrap_or(0);
+        let (start, end) = (bound("start"), bound("end"));
+        // As Envoy's: such a range covers no port.
+        if start >= end || end > 65536 || start < 0 {
+            let reason =
+                format!("invalid range {start} to {end}: must be 0 <= start < end <= 65536");
+            return Err(reader.refuse("destination_port_range", reason));
+        }
+        return Ok(Permission::DestinationPorts(start, end));
     }
     Err(reader.refuse("", "a permission of this kind is not supported"))
 }
@@ -110,10 +131,10 @@ fn principal(mut reader: Reader<'_>, depth: usize) -> Result<Principal, Refused>
         return Ok(Principal::Any);
     }
     if let Some(mut set) = reader.child("and_ids") {
-        return values::each(set.children("ids"), |p| principal(p, depth)).map(Principal::All);
+        return some(&mut set, "ids", |p| principal(p, depth)).map(Principal::All);
     }
     if let Some(mut set) = reader.child("or_ids") {
-        return values::each(set.children("ids"), |p| principal(p, depth)).map(Principal::OneOf);
+        return some(&mut set, "ids", |p| principal(p, depth)).map(Principal::OneOf);
     }
     if let Some(inner) = reader.child("not_id") {
         return principal(inner, depth).map(|p| Principal::Not(Box::new(p)));
@@ -121,6 +142,9 @@ fn principal(mut reader: Reader<'_>, depth: usize) -> Result<Principal, Refused>
     if let Some(mut authenticated) = reader.child("authenticated") {
         let name = authenticated.child("principal_name").map(values::string_match).transpose()?;
         return Ok(Principal::Authenticated(name));
+    }
+    if let Some(mut path) = reader.child("url_path") {
+        return values::string_match(path.required_child("path")?).map(Principal::Path);
     }
     // Without the PROXY protocol, `source_ip` is the same.
     for field in ["direct_remote_ip", "source_ip"] {
@@ -132,7 +156,7 @@ fn principal(mut reader: Reader<'_>, depth: usize) -> Result<Principal, Refused>
         return values::cidr(range).map(Principal::ClientAddress);
     }
     if let Some(header) = reader.child("header") {
-        return route::header_match(header).map(Principal::Header);
+        return route_match::header(header).map(Principal::Header);
     }
     if let Some(metadata) = reader.child("metadata") {
         return claim(metadata);
@@ -197,6 +221,7 @@ fn rules_json(rules: &Rbac) -> Value {
     let action = match rules.action {
         RbacAction::Allow => "ALLOW",
         RbacAction::Deny => "DENY",
+        RbacAction::Log => "LOG",
     };
     let policies: BTreeMap<&str, Value> = rules
         .policies
@@ -221,8 +246,14 @@ fn permission_json(permission: &Permission) -> Value {
         Permission::PathTemplate(template) => {
             json!({"uri_template": values::path_template_json(template)})
         }
-        Permission::Header(header) => json!({"header": route::header_match_json(header)}),
+        Permission::Header(header) => json!({"header": route_match::header_json(header)}),
+        Permission::DestinationAddress(range) => {
+            json!({"destination_ip": values::cidr_json(range)})
+        }
         Permission::DestinationPort(port) => json!({"destination_port": port}),
+        Permission::DestinationPorts(start, end) => {
+            json!({"destination_port_range": {"start": start, "end": end}})
+        }
     }
 }
 
@@ -235,9 +266,10 @@ fn principal_json(principal: &Principal) -> Value {
         Principal::Not(inner) => json!({"not_id": principal_json(inner)}),
         Principal::Authenticated(None) => json!({"authenticated": {}}),
         Principal::Authenticated(Some(name)) => authenticated_json(name),
+        Principal::Path(path) => json!({"url_path": {"path": values::string_match_json(path)}}),
         Principal::RemoteAddress(range) => json!({"direct_remote_ip": values::cidr_json(range)}),
         Principal::ClientAddress(range) => json!({"remote_ip": values::cidr_json(range)}),
-        Principal::Header(header) => json!({"header": route::header_match_json(header)}),
+        Principal::Header(header) => json!({"header": route_match::header_json(header)}),
         Principal::Claim(name, way, value) => {
             let keys = std::iter::once(&**name).chain(way.iter().map(String::as_str));
             let path: Vec<Value> = keys.map(|key| json!({"key": key})).collect();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weft_model::{HeaderCheck, HeaderMatch, PathMatch, RouteMatch, StringMatch};
+use weft_model::{HeaderMatch, PathMatch, QueryCheck, QueryMatch, RouteMatch, StringMatch};
 
 use super::{Mistakes, unknown_service};
 use crate::mesh::{Parent, Port, Protocol, Route, Rule, Service, Target, raw};
@@ -179,11 +179,7 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
     let exact = |value: &str| StringMatch::Exact(value.to_owned());
     let mut headers = Vec::new();
     if let Some(method) = &raw.method {
-        headers.push(HeaderMatch {
-            name: ":method".into(),
-            check: HeaderCheck::Value(exact(method)),
-            invert: false,
-        });
+        headers.push(HeaderMatch::new(":method", exact(method)));
     }
     let mut only_exact = |list: &[raw::ValueMatch], field: &str| {
         for (index, item) in list.iter().enumerate().filter(|(_, item)| item.kind != "Exact") {
@@ -195,15 +191,18 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
     };
     only_exact(&raw.headers, "headers");
     only_exact(&raw.query_params, "queryParams");
-    headers.extend(raw.headers.iter().map(|header| HeaderMatch {
-        name: header.name.to_ascii_lowercase(),
-        check: HeaderCheck::Value(exact(&header.value)),
-        invert: false,
-    }));
+    headers.extend(
+        raw.headers.iter().map(|header| {
+            HeaderMatch::new(&header.name.to_ascii_lowercase(), exact(&header.value))
+        }),
+    );
     let query = raw
         .query_params
         .iter()
-        .map(|parameter| (parameter.name.clone(), exact(&parameter.value)))
+        .map(|parameter| QueryMatch {
+            name: parameter.name.clone(),
+            check: QueryCheck::Value(exact(&parameter.value)),
+        })
         .collect();
     RouteMatch { path: path_match, headers, query }
 }

@@ -1,0 +1,250 @@
+//! Which requests a route or a rule covers: path, headers and query parameters
+//! (`envoy.config.route.v3.RouteMatch`), as Envoy 1.40 decides them.
+
+use crate::{HeaderMatch, PathTemplate, Pattern, RequestFacts, StringMatch};
+
+/// Which requests a route or rule covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteMatch {
+    /// The path.
+    pub path: PathMatch,
+    /// All of these headers.
+    pub headers: Vec<HeaderMatch>,
+    /// All of these query parameters.
+    pub query: Vec<QueryMatch>,
+}
+
+impl RouteMatch {
+    /// A match that covers every request.
+    #[must_use]
+    pub fn any() -> Self {
+        Self { path: PathMatch::Prefix("/".into()), headers: Vec::new(), query: Vec::new() }
+    }
+
+    /// Whether the request is covered.
+    #[must_use]
+    pub fn covers(&self, facts: &dyn RequestFacts) -> bool {
+        facts.path_fits(&mut |path| self.path.matches(path))
+            && self.headers.iter().all(|header| header.matches(facts))
+            && self.query.iter().all(|parameter| parameter.matches(facts))
+    }
+}
+
+/// A condition on a query parameter (`QueryParameterMatcher`), as Envoy 1.40 decides it: names and values
+/// are compared as they were sent, with their escapes, and of several values of one name the first counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryMatch {
+    /// The name, as it is sent.
+    pub name: String,
+    /// What the parameter must be.
+    pub check: QueryCheck,
+}
+
+/// What a query parameter must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QueryCheck {
+    /// It is there, with or without a value.
+    Present,
+    /// It is not there (`present_match: false`).
+    Absent,
+    /// It is there and its value matches; without `=` its value is empty.
+    Value(StringMatch),
+}
+
+impl QueryMatch {
+    /// Whether the request meets it.
+    #[must_use]
+    pub fn matches(&self, facts: &dyn RequestFacts) -> bool {
+        let value = facts.query(&self.name);
+        match &self.check {
+            QueryCheck::Present => value.is_some(),
+            QueryCheck::Absent => value.is_none(),
+            QueryCheck::Value(wanted) => value.is_some_and(|value| wanted.matches(value)),
+        }
+    }
+}
+
+/// The value of a query parameter of a target, as it was sent; empty where it has no `=`.
+#[must_use]
+pub fn query_parameter<'t>(target: &'t str, name: &str) -> Option<&'t str> {
+    let (_, query) = target.split_once('?')?;
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value)
+    })
+}
+
+/// Which paths, without the query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatch {
+    /// The beginning, byte by byte (`prefix`).
+    Prefix(String),
+    /// The whole (`path`).
+    Exact(String),
+    /// Whole segments: `/cart` covers `/cart` and `/cart/1`, not `/cartoon` (`path_separated_prefix`).
+    Segments(String),
+    /// A prefix, a whole path or segments, ASCII letters compared without case (`case_sensitive: false`).
+    IgnoreCase(Box<Self>),
+    /// A regular expression that covers the whole path (`safe_regex`). Envoy compares it with case,
+    /// whatever `case_sensitive` says.
+    Regex(Pattern),
+    /// A path with wildcards (`path_match_policy` with `uri_template`).
+    Template(PathTemplate),
+    /// No path: the request is a `CONNECT` (`connect_matcher`).
+    Connect,
+}
+
+impl PathMatch {
+    /// Whether the path is covered.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        self.covers(path, Case::Kept)
+    }
+
+    fn covers(&self, path: &str, case: Case) -> bool {
+        match self {
+            // Where services serve what is asked of a whole server, the route of everything covers it.
+            Self::Prefix(want) | Self::Segments(want) if want == "/" && path == "*" => true,
+            Self::Prefix(want) => case.without_prefix(path, want).is_some(),
+            Self::Exact(want) => case.without_prefix(path, want).is_some_and(<[u8]>::is_empty),
+            Self::Segments(want) => case
+                .without_prefix(path, want.trim_end_matches('/'))
+                .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
+            Self::IgnoreCase(inner) => inner.covers(path, Case::Ignored),
+            Self::Regex(pattern) => pattern.matches(path.as_bytes()),
+            Self::Template(want) => want.matches(path),
+            // Such a request has no path, and no other is without one.
+            Self::Connect => path.is_empty(),
+        }
+    }
+
+    /// What every covered path begins with.
+    #[must_use]
+    pub fn literal_prefix(&self) -> String {
+        match self {
+            Self::Prefix(want) | Self::Exact(want) => want.clone(),
+            Self::Segments(want) => want.trim_end_matches('/').to_owned(),
+            Self::Template(want) => want.literal_prefix(),
+            Self::IgnoreCase(_) | Self::Regex(_) | Self::Connect => String::new(),
+        }
+    }
+
+    /// Whether a path may be covered by both. True as well where that is not known.
+    #[must_use]
+    pub fn may_overlap(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Connect, _) | (_, Self::Connect) => self == other,
+            (Self::Exact(path), other) | (other, Self::Exact(path)) => other.matches(path),
+            _ => {
+                let (ours, theirs) = (self.literal_prefix(), other.literal_prefix());
+                ours.starts_with(&theirs) || theirs.starts_with(&ours)
+            }
+        }
+    }
+
+    /// The part of a covered path that a prefix rewrite replaces, in bytes.
+    #[must_use]
+    pub fn matched_bytes(&self, path: &str) -> usize {
+        match self {
+            Self::Prefix(want) | Self::Exact(want) => want.len(),
+            Self::Segments(want) => want.trim_end_matches('/').len(),
+            Self::IgnoreCase(inner) => inner.matched_bytes(path),
+            Self::Regex(_) => path.len(),
+            // Translation refuses a rewrite of the prefix beside a template.
+            Self::Template(_) | Self::Connect => 0,
+        }
+    }
+}
+
+/// Whether the case of ASCII letters counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Case {
+    Kept,
+    Ignored,
+}
+
+impl Case {
+    /// What is behind the prefix; none where the text does not begin with it.
+    fn without_prefix<'t>(self, text: &'t str, prefix: &str) -> Option<&'t [u8]> {
+        let (start, rest) = text.as_bytes().split_at_checked(prefix.len())?;
+        let is_there = match self {
+            Self::Kept => start == prefix.as_bytes(),
+            Self::Ignored => start.eq_ignore_ascii_case(prefix.as_bytes()),
+        };
+        is_there.then_some(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_request::Request;
+
+    #[test]
+    fn segments_are_whole() {
+        let check = |prefix: &str, path: &str, expected: bool| {
+            let covered = PathMatch::Segments(prefix.into()).matches(path);
+            assert_eq!(covered, expected, "{prefix} {path}");
+        };
+        check("/cart", "/cart", true);
+        check("/cart", "/cart/1", true);
+        check("/cart", "/cartoon", false);
+        check("/", "/anything", true);
+        check("/cart/", "/cart/1", true);
+        // The route of everything takes what is asked of the whole server too.
+        check("/", "*", true);
+        check("/cart", "*", false);
+    }
+
+    #[test]
+    fn case_is_ignored_where_the_match_says_so() {
+        let check = |path: PathMatch, covered: &[&str], others: &[&str]| {
+            let path = PathMatch::IgnoreCase(path.into());
+            for text in covered {
+                assert!(path.matches(text), "{path:?} covers {text}");
+            }
+            for text in others {
+                assert!(!path.matches(text), "{path:?} does not cover {text}");
+            }
+        };
+        check(PathMatch::Prefix("/Ab".into()), &["/ab", "/aBc"], &["/a", "/xab"]);
+        check(PathMatch::Exact("/Ab".into()), &["/ab", "/AB"], &["/abc", "/a"]);
+        check(PathMatch::Segments("/Ab".into()), &["/ab", "/AB/c"], &["/abc", "/a"]);
+    }
+
+    #[test]
+    fn regular_expression_covers_a_whole_path() {
+        let path = PathMatch::Regex(Pattern::parse("/a|/a/.*").expect("an expression"));
+        assert!(path.matches("/a") && path.matches("/a/b"));
+        assert!(!path.matches("/ab") && !path.matches("/x/a") && !path.matches("/A"));
+        assert_eq!(path.matched_bytes("/a/b"), 4);
+        assert!(path.may_overlap(&PathMatch::Exact("/a".into())));
+        assert!(!path.may_overlap(&PathMatch::Exact("/b".into())));
+        assert!(path.may_overlap(&PathMatch::Prefix("/b".into())));
+    }
+
+    #[test]
+    fn the_first_value_of_a_query_parameter_counts_as_it_was_sent() {
+        let text =
+            |form: fn(String) -> StringMatch, text: &str| QueryCheck::Value(form(text.into()));
+        let check = |check: QueryCheck, met: &[&str], others: &[&str]| {
+            let parameter = QueryMatch { name: "q".into(), check };
+            let meets = |target: &str| {
+                parameter.matches(&Request { target: target.into(), ..Request::default() })
+            };
+            for target in met {
+                assert!(meets(target), "{parameter:?} is met by {target}");
+            }
+            for target in others {
+                assert!(!meets(target), "{parameter:?} is not met by {target}");
+            }
+        };
+        let with = ["/?q", "/?q=", "/?q=1", "/?x&q=1", "/?&q", "/?q=%31"];
+        let without = ["/", "/?", "/?Q=1", "/?%71=1", "/?x=q", "/??q=1", "/?a;q=1"];
+        check(QueryCheck::Present, &with, &without);
+        check(QueryCheck::Absent, &without, &with);
+        let exact = text(StringMatch::Exact, "1");
+        check(exact, &["/?q=1", "/?q=1&q=2"], &["/?q=2&q=1", "/?q=%31", "/?q=1/", "/?q&q=1"]);
+        check(text(StringMatch::Exact, ""), &["/?q", "/?q=", "/?q&q=1"], &["/?q=1", "/"]);
+    }
+}
