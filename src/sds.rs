@@ -49,7 +49,7 @@ impl Secrets {
 
 /// The secrets of a configuration, as a proxy of another kind can make use of them.
 fn secrets(snapshot: &Snapshot) -> Snapshot {
-    let mut secrets = Snapshot::default();
+    let mut secrets = Snapshot { revision: snapshot.revision, ..Snapshot::default() };
     for (name, secret) in &snapshot.secrets {
         let secret = plain(secret);
         if let Secret::Validation(_) = secret.as_ref() {

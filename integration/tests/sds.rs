@@ -151,6 +151,7 @@ fn envoy_serves_in_the_name_of_a_workload_and_lets_in_whom_the_mesh_knows() {
     eventually("Envoy has its secrets and serves", || {
         (meshed.ask("orders").status == 200).then_some(())
     });
+    assert_eq!(Curl::get(meshed.sds_admin, "/ready").run().status, 200, "secrets are served");
     let (serial, id) = meshed.certificate().expect("it has one");
     assert_eq!(id, spiffe_id("web"));
     let stranger = Curl::to(format!("https://127.0.0.1:{}/", meshed.port)).with(&["--insecure"]);

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use weft_model::Snapshot;
 use weft_runtime::drain::Phase;
+use weft_runtime::listening::Report;
 use weft_runtime::metrics::Page;
 use weft_runtime::problems::Problems;
 
@@ -60,14 +62,32 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let listener = listener
         .map_err(|error| Failure::Failed(format!("--socket {}: {error}", socket.display())))?;
     say(&format!("secrets are served at {}", socket.display()));
+    let (reports, serving) = (process.reports(), served.subscribe());
     process.spawn(sds::run(listener, snapshots, served, drain.clone()));
-    let served = process.serve(move |_| {
-        let drain = drain.clone();
-        async move { drain.reached(Phase::Draining).await }
+    let served = process.serve(move |worker| {
+        let (drain, reports, serving) = (drain.clone(), reports.clone(), serving.clone());
+        async move {
+            let draining = drain.reached(Phase::Draining);
+            let reporting = report_serving(worker, serving, reports);
+            tokio::join!(draining, reporting);
+        }
     });
     // Nobody listens there any more.
     drop(std::fs::remove_file(&socket));
     served.map_err(Failure::Failed)
+}
+
+/// Reports for readiness that the socket serves the secrets of a configuration, once there is one.
+async fn report_serving(
+    worker: usize,
+    mut served: watch::Receiver<Arc<Snapshot>>,
+    reports: UnboundedSender<Report>,
+) {
+    // The sender ends with the process.
+    if let Ok(served) = served.wait_for(|served| served.revision > 0).await {
+        let report = Report { worker, revision: served.revision, failures: Vec::new() };
+        drop(reports.send(report));
+    }
 }
 
 /// What it tells of itself.
