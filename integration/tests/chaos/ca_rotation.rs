@@ -1,11 +1,8 @@
 //! The rotation of the root, step by step while everything else happens.
 
 use weft_integration::mesh::Mesh;
-use weft_integration::mesh_pki::{spiffe_id, text};
 use weft_integration::process::weft;
 use weft_integration::wait::{eventually, in_due_time};
-
-use crate::stage::Addresses;
 
 /// How far the rotation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,10 +13,6 @@ enum Step {
     Announced,
     /// The next root signs.
     Signs,
-    /// The client without a sidecar has a certificate of the next root.
-    Renewed,
-    /// Its former certificate is revoked, which would be good for a day.
-    Revoked,
     /// The former root is no longer trusted.
     Done,
 }
@@ -28,10 +21,12 @@ enum Step {
 #[derive(Debug)]
 pub(crate) struct Rotation {
     step: Step,
+    /// Why the last step was refused.
+    refusal: String,
 }
 
 /// Runs `weft ca`.
-fn ca(mesh: &Mesh, command: &str, words: &[&str]) -> Result<String, String> {
+pub(crate) fn ca(mesh: &Mesh, command: &str, words: &[&str]) -> Result<String, String> {
     let mut ca = weft();
     ca.args(["ca", command, "--state"]).arg(mesh.file("state")).args(words);
     let output = ca.output().expect("the command can be started");
@@ -41,7 +36,7 @@ fn ca(mesh: &Mesh, command: &str, words: &[&str]) -> Result<String, String> {
 
 impl Rotation {
     pub(crate) fn new() -> Self {
-        Self { step: Step::Before }
+        Self { step: Step::Before, refusal: String::new() }
     }
 
     /// Takes the next step, if its time has come.
@@ -56,30 +51,15 @@ impl Rotation {
                 eventually("all know the next root", || ca(mesh, "rotate", &["next"]).ok());
                 Step::Signs
             }
-            Step::Renewed => {
-                let serial = &mesh.identity.serial;
-                ca(mesh, "revoke", &[serial]).expect("a certificate can be revoked");
-                Step::Revoked
-            }
-            Step::Revoked if ca(mesh, "rotate", &["next"]).is_ok() => Step::Done,
-            other => other,
+            Step::Signs => match ca(mesh, "rotate", &["next"]) {
+                Ok(_) => Step::Done,
+                Err(refusal) => {
+                    self.refusal = refusal;
+                    Step::Signs
+                }
+            },
+            Step::Done => Step::Done,
         };
-    }
-
-    /// Gives the client without a sidecar a certificate of the root that signs, while the control plane is down,
-    /// since it alone may use the store.
-    pub(crate) fn renew_identity(&mut self, mesh: &mut Mesh, addresses: &Addresses) {
-        if self.step != Step::Signs {
-            return;
-        }
-        let prefix = mesh.file("renewed-client");
-        let issued = ca(mesh, "issue", &[&spiffe_id("client"), "--out", text(&prefix)]);
-        issued.expect("a certificate can be made");
-        let identity = &mut mesh.identity;
-        identity.certificate = prefix.with_extension("pem");
-        identity.key = prefix.with_extension("key");
-        addresses.use_identity([identity.certificate.clone(), identity.key.clone()]);
-        self.step = Step::Renewed;
     }
 
     /// Takes the rotation to its end.
@@ -93,8 +73,16 @@ impl Rotation {
         });
     }
 
-    /// What is true so far, for people.
+    /// How far it has come, for people.
     pub(crate) fn progress(&self) -> String {
-        format!("{:?}", self.step)
+        match self.step {
+            Step::Signs => format!("the next root signs; {}", self.refusal),
+            Step::Before | Step::Announced | Step::Done => format!("{:?}", self.step),
+        }
+    }
+
+    /// Whether the next root signs.
+    pub(crate) fn has_followed(&self) -> bool {
+        matches!(self.step, Step::Signs | Step::Done)
     }
 }

@@ -253,7 +253,7 @@ impl Wanted {
         self.changes += 1;
         match self.random.below(8) {
             0 | 1 => self.out = self.next_out(),
-            2 => self.weights = std::array::from_fn(|_| 1 + self.random.below(4)),
+            2 => self.weights = std::array::from_fn(|_| 2 + self.random.below(3)),
             3 => {
                 let number = self.random.below(COMING_AND_GOING);
                 toggle(&mut self.services, number);
@@ -290,7 +290,10 @@ impl Wanted {
         let endpoints: Vec<Value> = endpoints.collect();
         let fields = service.as_object_mut().expect("a service is an object");
         fields.insert("endpoints".to_owned(), endpoints.into());
+        // Flows that the agent forwards are open descriptors until they have been idle for so long.
+        let share = if name == "proxied" { 10 } else { 1 };
         let Some(seconds) = self.idle_timeout.filter(|_| name != "orders") else { return };
+        let seconds = seconds / share;
         let ports = fields.get_mut("ports").and_then(Value::as_array_mut);
         for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
             port.insert("idle_timeout".to_owned(), json!(format!("{seconds}s")));

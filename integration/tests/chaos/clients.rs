@@ -2,11 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::Scope;
 use std::time::Duration;
 
+use tempfile::TempDir;
 use weft::demo::hosts::Host;
+use weft_certs::tls::Identity;
 use weft_integration::backend::read_head;
 use weft_integration::curl::Curl;
 use weft_integration::http1::Client;
@@ -109,8 +112,10 @@ fn opaque_session(at: SocketAddr) -> Attempted {
 }
 
 fn ask_web(at: &Addresses) -> Attempted {
-    let (identity, at) = (at.identity(), at.https);
+    let folder = TempDir::new().map_err(wrong("no folder"))?;
+    let identity = copy_identity(&at.identity, folder.path()).map_err(wrong("no certificate"))?;
     let [certificate, key] = identity.each_ref().map(|file| text(file));
+    let at = at.https;
     let options = ["--insecure", "--cert", certificate, "--key", key];
     let path = format!("/orders/{}", number());
     let answer = Curl::to(format!("https://{at}{path}")).with(&options).run();
@@ -118,6 +123,24 @@ fn ask_web(at: &Addresses) -> Attempted {
         Ok(1)
     } else {
         Err(format!("{path}: {answer:?}"))
+    }
+}
+
+/// Copies a certificate and its key, which may be renewed meanwhile: then they do not belong together.
+fn copy_identity(from: &Path, to: &Path) -> std::io::Result<[PathBuf; 2]> {
+    const FILES: [&str; 2] = ["certificate.pem", "key.pem"];
+    loop {
+        let [certificate, key] = FILES.map(|name| std::fs::read(from.join(name)));
+        let (certificate, key) = (certificate?, key?);
+        if Identity::load(&certificate, &key).is_err() {
+            pause(Duration::from_millis(5));
+            continue;
+        }
+        let files = FILES.map(|name| to.join(name));
+        let [certificate_file, key_file] = &files;
+        std::fs::write(certificate_file, certificate)?;
+        std::fs::write(key_file, key)?;
+        return Ok(files);
     }
 }
 

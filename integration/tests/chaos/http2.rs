@@ -106,24 +106,28 @@ impl Http2 {
         messages: &[Bytes],
         step: Duration,
     ) -> Result<Vec<Bytes>, String> {
-        let uri = format!("http://orders-{}/weft.Test/{method}", number());
-        let answer = self.run(&uri, &async |sender: &mut SendRequest<Bytes>| {
-            let request = Request::post(&uri).header("te", "trailers");
-            let request = request.header("content-type", "application/grpc").body(());
-            let request = request.map_err(|error| error.to_string())?;
-            let (response, stream) = sender.send_request(request, false)?;
-            let (sent, answer) = tokio::join!(send(stream, messages, step), whole(response));
-            let answer = answer?;
-            // A call may be answered before it has ended only when it fails, which its status says.
-            drop(sent);
-            Ok(answer)
-        })?;
+        let authority = format!("call-{}", number());
+        let uri = format!("http://{authority}/weft.Test/{method}");
+        let answer =
+            self.run(&format!("{authority} {method}"), &async |sender: &mut SendRequest<
+                Bytes,
+            >| {
+                let request = Request::post(&uri).header("te", "trailers");
+                let request = request.header("content-type", "application/grpc").body(());
+                let request = request.map_err(|error| error.to_string())?;
+                let (response, stream) = sender.send_request(request, false)?;
+                let (sent, answer) = tokio::join!(send(stream, messages, step), whole(response));
+                let answer = answer?;
+                // A call may be answered before it has ended only when it fails, which its status says.
+                drop(sent);
+                Ok(answer)
+            })?;
         let status =
             answer.trailers.get("grpc-status").or_else(|| answer.head.headers.get("grpc-status"));
         if status.is_none_or(|status| status != "0") {
-            return Err(format!("{uri}: {:?} {:?}", answer.head, answer.trailers));
+            return Err(format!("{authority} {method}: {:?} {:?}", answer.head, answer.trailers));
         }
-        unframed(answer.body).ok_or_else(|| format!("{uri}: a message broke off"))
+        unframed(answer.body).ok_or_else(|| format!("{authority} {method}: a message broke off"))
     }
 
     /// Has a request made over the connection that is kept, or a new one; once more when the server has not

@@ -5,7 +5,7 @@ use weft_integration::role::Role;
 
 use crate::ca_rotation::Rotation;
 use crate::changes::MeshFile;
-use crate::stage::{Addresses, Stage};
+use crate::stage::Stage;
 use crate::tally::{Tally, Victim, now};
 
 /// What happens to a process.
@@ -53,7 +53,6 @@ pub(crate) struct Killer<'k> {
     pub(crate) stage: &'k mut Stage,
     pub(crate) tally: &'k Tally,
     pub(crate) file: &'k MeshFile,
-    pub(crate) addresses: &'k Addresses,
     pub(crate) rotation: Rotation,
 }
 
@@ -129,8 +128,6 @@ impl Killer<'_> {
         } else {
             mesh.control.process.kill();
         }
-        // The store is free now.
-        self.rotation.renew_identity(mesh, self.addresses);
         self.file.while_good(|| mesh.control.restart());
     }
 }

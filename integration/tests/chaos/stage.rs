@@ -3,13 +3,16 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use weft::demo::hosts::Host;
 use weft_integration::mesh::{Mesh, MeshOptions};
+use weft_integration::mesh_pki::{spiffe_id, text};
 use weft_integration::process::{Process, counterpart};
+use weft_integration::role::Role;
 use weft_integration::wait::eventually;
+
+use crate::ca_rotation::ca;
 
 /// How many replicas `orders` has. While one is killed another may be out of the mesh, and one serves.
 pub(crate) const REPLICAS: usize = 3;
@@ -24,6 +27,11 @@ const ECHO: u16 = 7000;
 /// other family.
 const PROXY_ECHO: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 5);
 
+/// The address of the client as a service, which no client asks.
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 6);
+/// Where the certificate of the client without a sidecar is.
+const CLIENT_STATE: &str = "client-state";
+
 /// The mesh, with the programs that are not of weft.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -32,6 +40,8 @@ pub(crate) struct Stage {
     pub(crate) grpc: Vec<Process>,
     /// The WebSocket programs, one for each replica.
     pub(crate) websocket: Vec<Process>,
+    /// What renews the certificate of the client without a sidecar.
+    identity: Role,
 }
 
 /// What clients must know.
@@ -48,19 +58,8 @@ pub(crate) struct Addresses {
     pub(crate) https: SocketAddr,
     pub(crate) kernel_echo: SocketAddr,
     pub(crate) proxy_echo: SocketAddr,
-    identity: Mutex<[PathBuf; 2]>,
-}
-
-impl Addresses {
-    /// The files of the certificate and key that the client without a sidecar shows now.
-    pub(crate) fn identity(&self) -> [PathBuf; 2] {
-        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Gives the client without a sidecar another certificate.
-    pub(crate) fn use_identity(&self, files: [PathBuf; 2]) {
-        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = files;
-    }
+    /// The folder of the certificate and key of the client without a sidecar.
+    pub(crate) identity: PathBuf,
 }
 
 impl Stage {
@@ -81,14 +80,23 @@ impl Stage {
         let start = |script, port| hosts.iter().map(move |host| program(host, script, port));
         let grpc = start("grpc_service.py", GRPC.1).collect();
         let websocket = start("websocket_service.py", WEBSOCKET.1).collect();
-        mesh.change(|file| add_services(file, &hosts));
-        Self { mesh, grpc, websocket }
+        let client = mesh.client.clone();
+        mesh.change(|file| add_services(file, &hosts, &client));
+        let identity = join_client(&mesh);
+        Self { mesh, grpc, websocket, identity }
+    }
+
+    /// Has the mesh's own requests show the certificate that the client without a sidecar has now.
+    pub(crate) fn use_identity_of_client(&mut self) {
+        self.identity.wait_until_ready();
+        let state = self.mesh.file(CLIENT_STATE);
+        self.mesh.identity.certificate = state.join("certificate.pem");
+        self.mesh.identity.key = state.join("key.pem");
     }
 
     /// What clients must know.
     pub(crate) fn addresses(&self) -> Addresses {
         let mesh = &self.mesh;
-        let identity = &mesh.identity;
         Addresses {
             web: mesh.web.host.clone(),
             client: mesh.client.clone(),
@@ -99,7 +107,7 @@ impl Stage {
             https: mesh.web_at(80),
             kernel_echo: mesh.echo(),
             proxy_echo: (PROXY_ECHO, ECHO).into(),
-            identity: Mutex::new([identity.certificate.clone(), identity.key.clone()]),
+            identity: mesh.file(CLIENT_STATE),
         }
     }
 
@@ -135,6 +143,19 @@ impl Stage {
     }
 }
 
+/// Starts what has a certificate renewed for the client without a sidecar. Its first certificate, which is good
+/// for a day, is revoked: a root is not taken back while it has signed something that is good.
+fn join_client(mesh: &Mesh) -> Role {
+    let token = ca(mesh, "token", &[&spiffe_id("client")]).expect("a token can be made");
+    std::fs::write(mesh.file("client").with_extension("token"), token).expect("a file");
+    let socket = mesh.file("client-socket");
+    let arguments = ["sds", "--service", "client", "--socket", text(&socket)];
+    let role = mesh.join("client", &mesh.client, "client", &arguments);
+    role.wait_until_ready();
+    ca(mesh, "revoke", &[&mesh.identity.serial]).expect("a certificate can be revoked");
+    role
+}
+
 fn program(host: &Host, script: &str, port: u16) -> Process {
     let name = format!("{} of {}", script, host.name);
     let mut command = counterpart(script);
@@ -146,7 +167,7 @@ fn program(host: &Host, script: &str, port: u16) -> Process {
 }
 
 /// Adds what this mesh has beside that of every test.
-fn add_services(file: &mut Value, replicas: &[Host]) {
+fn add_services(file: &mut Value, replicas: &[Host], client: &Host) {
     let port = |(port, target): (u16, u16), protocol: &str| json!({"port": port, "target": target, "protocol": protocol});
     let more = [port(OPAQUE, "tcp"), port(GRPC, "grpc"), port(WEBSOCKET, "http")];
     let ports = file.pointer_mut("/services/1/ports").and_then(Value::as_array_mut);
@@ -156,8 +177,14 @@ fn add_services(file: &mut Value, replicas: &[Host]) {
     let endpoints: Vec<Value> =
         replicas.iter().map(|host| json!({"address": host.address6})).collect();
     let services = file.pointer_mut("/services").and_then(Value::as_array_mut);
-    services.expect("the file has services").push(json!({
+    let services = services.expect("the file has services");
+    services.push(json!({
         "name": "proxied", "addresses": [PROXY_ECHO], "meshed": false, "endpoints": endpoints,
-        "ports": [{"port": ECHO, "protocol": "tcp"}, {"port": ECHO + 1, "protocol": "udp"}],
+        "ports": [{"port": ECHO, "protocol": "tcp"}, {"port": ECHO + 1, "protocol": "udp", "idle_timeout": "10s"}],
+    }));
+    // A service, so that its certificate and what it trusts are kept up to date.
+    services.push(json!({
+        "name": "client", "addresses": [CLIENT], "endpoints": [{"address": client.address}],
+        "ports": [{"port": 80, "target": 8080, "protocol": "http"}],
     }));
 }

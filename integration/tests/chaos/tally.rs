@@ -256,12 +256,15 @@ impl Tally {
     }
 
     /// Whether more of the requests that began in an outage failed than go to the killed process. With the agent
-    /// all do. One replica of three gets a third of the requests in the long run, so two thirds are allowed
-    /// of few.
+    /// all do. One replica of three gets a third of the requests; when another is out of the mesh, and by their
+    /// weights, it may get two thirds. Failed requests are repeated sooner than good ones end, and chance counts
+    /// where there are few.
     fn excess(&self, outage: &Outage, attempts: &[Attempt]) -> Option<String> {
+        const BY_CHANCE: usize = 12;
+        const FOR_EACH_GOOD: usize = 3;
         let begun = attempts.iter().filter(|attempt| outage.is_beginning_of(attempt));
         let (failed, good): (Vec<_>, Vec<_>) = begun.partition(|attempt| attempt.fault.is_some());
-        let is_excess = failed.len() > 2 + 2 * good.len();
+        let is_excess = failed.len() > BY_CHANCE + FOR_EACH_GOOD * good.len();
         (is_excess && outage.victim != Victim::Agent).then(|| {
             let (from, until) = (self.since(outage.from), self.since(outage.until));
             let (failed, good) = (failed.len(), good.len());
