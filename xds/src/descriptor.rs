@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 use prost_reflect::prost::Message as _;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor};
 
+use crate::wire;
+
 /// The prefix of a type URL; what follows is the full name of the message.
 pub(crate) const TYPE_URL_PREFIX: &str = "type.googleapis.com/";
 
@@ -34,8 +36,16 @@ pub(crate) fn decode(type_url: &str, bytes: &[u8]) -> Result<DynamicMessage, Str
 /// When the form does not fit the message: a mistake of ours.
 pub(crate) fn from_json(full_name: &str, value: serde_json::Value) -> Result<Vec<u8>, String> {
     let kind = message(full_name).ok_or_else(|| format!("unknown message {full_name}"))?;
+    wire::encode(&kind, &value).map_or_else(|| by_reflection(&kind, value), Ok)
+}
+
+/// The same by the library, for every form there is.
+pub(crate) fn by_reflection(
+    kind: &MessageDescriptor,
+    value: serde_json::Value,
+) -> Result<Vec<u8>, String> {
     let strict = DeserializeOptions::new().deny_unknown_fields(true);
-    let message = DynamicMessage::deserialize_with_options(kind, value, &strict)
-        .map_err(|error| format!("{full_name}: {error}"))?;
+    let message = DynamicMessage::deserialize_with_options(kind.clone(), value, &strict)
+        .map_err(|error| format!("{}: {error}", kind.full_name()))?;
     Ok(message.encode_to_vec())
 }

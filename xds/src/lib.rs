@@ -13,3 +13,4 @@ mod json_form;
 pub mod located;
 pub mod server;
 pub mod translate;
+mod wire;
