@@ -1,5 +1,6 @@
 //! What one kind of client sees at one moment.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::sync::Arc;
@@ -22,7 +23,8 @@ pub struct Published {
 
 impl PartialEq for Published {
     fn eq(&self, other: &Self) -> bool {
-        self.version == other.version && self.endpoints == other.endpoints
+        Arc::ptr_eq(&self.bytes, &other.bytes)
+            || (self.version == other.version && self.endpoints == other.endpoints)
     }
 }
 
@@ -68,6 +70,8 @@ impl Fragment {
             }
         }
         if problems.is_empty() {
+            encoded.shrink_to_fit();
+            references.shrink_to_fit();
             Ok(Self { resources: encoded, references })
         } else {
             Err(problems)
@@ -81,11 +85,15 @@ impl Fragment {
 #[derive(Debug, Clone, Default)]
 pub struct ResourceSet {
     base: Option<Arc<Self>>,
-    kinds: BTreeMap<Kind, BTreeMap<Name, Published>>,
+    kinds: BTreeMap<Kind, Table>,
     /// Per kind, a hash over all versions, those of the base included.
     versions: BTreeMap<Kind, String>,
     changes: BTreeMap<Kind, Changes>,
 }
+
+/// Resources of one kind, sorted by name: in one piece, since sets are made again with each change, and pieces that
+/// are freed between others cannot be given back.
+type Table = Vec<(Name, Published)>;
 
 /// The difference between a set and an earlier one, for one kind.
 #[derive(Debug, Clone)]
@@ -132,12 +140,21 @@ impl ResourceSet {
         for fragment in fragments {
             references.extend(&fragment.references);
             for (kind, name, published) in &fragment.resources {
-                let in_base = set.base.as_ref().is_some_and(|base| base.get(*kind, name).is_some());
-                let resources = set.kinds.entry(*kind).or_default();
-                if in_base || resources.insert(name.clone(), published.clone()).is_some() {
-                    problems.push(format!("{kind} {name:?} is defined twice"));
-                }
+                set.kinds.entry(*kind).or_default().push((name.clone(), published.clone()));
             }
+        }
+        for (kind, table) in &mut set.kinds {
+            table.sort_by(|(one, _), (other, _)| one.cmp(other));
+            let twice = table.windows(2).filter_map(|pair| match pair {
+                [(one, _), (other, _)] if one == other => Some(other),
+                _ => None,
+            });
+            let base = set.base.as_ref();
+            let in_base = table.iter().map(|(name, _)| name);
+            let in_base = in_base.filter(|name| base.is_some_and(|b| b.get(*kind, name).is_some()));
+            let names = twice.chain(in_base);
+            problems.extend(names.map(|name| format!("{kind} {name:?} is defined twice")));
+            table.shrink_to_fit();
         }
         for reference in references {
             let is_known = match reference {
@@ -178,7 +195,7 @@ impl ResourceSet {
                 self.changes.remove(&kind);
                 continue;
             };
-            let own = different(self.kinds.get(&kind), earlier.kinds.get(&kind));
+            let own = different(self.own(kind), earlier.own(kind));
             let names = base.iter().cloned().chain(own).collect();
             let from = earlier.version(kind).to_owned();
             self.changes.insert(kind, Changes { from, names });
@@ -199,7 +216,7 @@ impl ResourceSet {
         if let Some(base) = &self.base {
             hasher.write(base.version(kind).as_bytes());
         }
-        for (name, published) in self.kinds.get(&kind).into_iter().flatten() {
+        for (name, published) in self.own(kind) {
             for part in [name.as_bytes(), b"=", published.version.as_bytes(), b"\n"] {
                 hasher.write(part);
             }
@@ -215,15 +232,20 @@ impl ResourceSet {
 
     /// The resources of a kind: those of the base first.
     pub fn of(&self, kind: Kind) -> impl Iterator<Item = (&Name, &Published)> {
-        let base = self.base.iter().flat_map(move |base| base.kinds.get(&kind));
-        base.chain(self.kinds.get(&kind)).flatten()
+        let base = self.base.iter().flat_map(move |base| base.own(kind));
+        base.chain(self.own(kind)).map(|(name, published)| (name, published))
+    }
+
+    /// The resources of a kind, without those of the base.
+    fn own(&self, kind: Kind) -> &[(Name, Published)] {
+        self.kinds.get(&kind).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// A resource by name.
     #[must_use]
     pub fn get(&self, kind: Kind, name: &str) -> Option<&Published> {
-        let own = self.kinds.get(&kind).and_then(|resources| resources.get(name));
-        own.or_else(|| self.base.as_ref()?.kinds.get(&kind)?.get(name))
+        let own = find(self.own(kind), name);
+        own.or_else(|| find(self.base.as_ref()?.own(kind), name))
     }
 
     /// The version of a whole kind.
@@ -233,17 +255,33 @@ impl ResourceSet {
     }
 }
 
-/// The names that only one of two maps holds, or that they hold with different content.
-fn different(
-    now: Option<&BTreeMap<Name, Published>>,
-    before: Option<&BTreeMap<Name, Published>>,
-) -> Vec<Name> {
-    let empty = BTreeMap::new();
-    let now = now.unwrap_or(&empty);
-    let before = before.unwrap_or(&empty);
-    let changed = now.iter().filter(|(name, published)| before.get(*name) != Some(*published));
-    let removed = before.keys().filter(|name| !now.contains_key(*name));
-    changed.map(|(name, _)| name).chain(removed).cloned().collect()
+fn find<'t>(table: &'t [(Name, Published)], name: &str) -> Option<&'t Published> {
+    let place = table.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+    table.get(place).map(|(_, published)| published)
+}
+
+/// The names that only one of two sorted tables holds, or that they hold with different content.
+fn different(now: &[(Name, Published)], before: &[(Name, Published)]) -> Vec<Name> {
+    let mut names = Vec::new();
+    let (mut now, mut before) = (now.iter().peekable(), before.iter().peekable());
+    loop {
+        let order = match (now.peek(), before.peek()) {
+            (None, None) => return names,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            // Most are the same allocation.
+            (Some((one, _)), Some((other, _))) if Arc::ptr_eq(one, other) => Ordering::Equal,
+            (Some((one, _)), Some((other, _))) => one.cmp(other),
+        };
+        let new = if order.is_le() { now.next() } else { None };
+        let old = if order.is_ge() { before.next() } else { None };
+        let name = match (new, old) {
+            (Some((_, new)), Some((_, old))) if new == old => continue,
+            (Some((name, _)), _) | (None, Some((name, _))) => name,
+            (None, None) => return names,
+        };
+        names.push(name.clone());
+    }
 }
 
 fn publish(resource: &Resource) -> Result<Published, String> {
