@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::watch;
-use weft_control::mesh::Mesh;
+use weft_control::mesh::MeshFile;
 use weft_control::store::Store;
 use weft_control::{Options, Status};
 use weft_runtime::drain::{Drain, on_signals};
@@ -53,13 +53,14 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
+    let mut file = MeshFile::new(arguments.config);
+    check(&mut file)?;
     if arguments.check_config {
-        return check(&arguments.config);
+        return Ok(());
     }
     let Some(state) = arguments.state else {
         return Err(Failure::Usage("--state is missing".into()));
     };
-    check(&arguments.config)?;
     let level = log::start(filter).map_err(Failure::Usage)?;
     open_files::raise_limit();
     memory::keep_to_ourselves();
@@ -71,7 +72,6 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
     admin::start(&arguments.ports.with(Some(arguments.admin)), port)
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let options = Options {
-        mesh: arguments.config,
         listen: arguments.listen,
         certificate_life: Duration::from_secs(arguments.certificate_minutes * 60),
         connections: usize::try_from(arguments.connection_limit).unwrap_or(usize::MAX),
@@ -81,24 +81,17 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
         tokio::runtime::Runtime::new().map_err(|error| Failure::Failed(error.to_string()))?;
     runtime.block_on(async {
         on_signals(&drain).map_err(|error| error.to_string())?;
-        weft_control::run(options, store, status, drain.clone()).await
+        weft_control::run(options, file, store, status, drain.clone()).await
     })?;
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(())
 }
 
-fn check(file: &std::path::Path) -> Result<(), Failure> {
-    let shown = file.display();
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| Failure::Usage(format!("{shown}: {error}")))?;
-    let folder = file.parent().unwrap_or_else(|| std::path::Path::new("."));
-    let mesh = Mesh::parse(&text, folder).map_err(|problems| {
-        let lines: Vec<String> =
-            problems.iter().map(|problem| problem.in_file(shown.to_string())).collect();
-        Failure::Usage(lines.join("\n"))
-    })?;
+fn check(file: &mut MeshFile) -> Result<(), Failure> {
+    let text = file.text().map_err(Failure::Usage)?;
+    let mesh = file.parse(&text).map_err(|problems| Failure::Usage(problems.join("\n")))?;
     for warning in &mesh.warnings {
-        say(&format!("warning: {}", warning.in_file(shown.to_string())));
+        say(&format!("warning: {}", warning.in_file(file.path().display())));
     }
     say(&format!(
         "mesh is good: {} services, {} routes, {} policies, {} revocations",

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
+
+use crate::bootstrap::Problem;
 
 /// A file's fields with their lines.
 #[derive(Debug, Deserialize)]
@@ -33,21 +35,36 @@ pub(crate) enum Scalar {
 const NODE_LIMIT: usize = 10_000_000;
 const SCALAR_LIMIT_BYTES: usize = 256 * 1024 * 1024;
 
+/// Reads a value from a file, YAML or JSON, without the lines of its fields: a mistake that serde finds has its
+/// line nevertheless.
+///
+/// # Errors
+/// The text is not YAML, exceeds the limits of size, or does not fit the type.
+pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+    serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
+        let line = error.location().map_or(0, |location| location.line());
+        Problem { line, text: error.without_snippet().to_string() }
+    })
+}
+
+fn options() -> serde_saphyr::Options {
+    // The file is the operator's own, and 10,000 services are more nodes than the reader expects.
+    let budget = serde_saphyr::budget! {
+        max_nodes: NODE_LIMIT,
+        max_events: 2 * NODE_LIMIT,
+        max_total_scalar_bytes: SCALAR_LIMIT_BYTES,
+    };
+    // Never with the lines around a mistake: a private key may be in them.
+    serde_saphyr::options! { budget: budget, with_snippet: false }
+}
+
 impl Located {
     /// Reads a file, YAML or JSON.
     ///
     /// # Errors
     /// The text is not YAML, or exceeds the limits of size. The message names line and column.
     pub fn parse(text: &str) -> Result<Self, String> {
-        // The file is the operator's own, and 10,000 services are more nodes than the reader expects.
-        let budget = serde_saphyr::budget! {
-            max_nodes: NODE_LIMIT,
-            max_events: 2 * NODE_LIMIT,
-            max_total_scalar_bytes: SCALAR_LIMIT_BYTES,
-        };
-        // Never with the lines around a mistake: a private key may be in them.
-        let options = serde_saphyr::options! { budget: budget, with_snippet: false };
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+        serde_saphyr::from_str_with_options(text, options()).map_err(|error| error.to_string())
     }
 
     /// The value at the root.
@@ -166,6 +183,13 @@ impl<'de> Deserialize<'de> for Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn file_of_300000_values_is_read() {
+        let text = "- 1\n".repeat(300_000);
+        let values: Vec<u8> = read(&text).expect("within the limits");
+        assert_eq!(values.len(), 300_000);
+    }
 
     #[test]
     fn a_path_finds_its_line() {

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, mpsc, watch};
 use weft_certs::{BACKDATED, Revoked};
 use weft_runtime::drain::{Drain, Phase};
+use weft_runtime::memory;
 use weft_xds::server::{Holders, RequestLimits, Served as Offered, serve};
 
 use crate::accept::{Terms, accept, listen};
@@ -17,7 +17,7 @@ use crate::clock::{Clock, wall_clock};
 use crate::desk;
 use crate::file_watch;
 use crate::issue::Registrar;
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, MeshFile};
 use crate::own::{Own, Trusted};
 use crate::resources::{Trust, Views, trust_holders};
 use crate::store::{Generations, Store};
@@ -25,6 +25,8 @@ use crate::succession::{self, Audience, Authorities, InForce};
 
 /// How many warnings of one mesh are logged.
 const WARNING_LIMIT: usize = 20;
+/// How many services are encoded at once before memory is given back: encoding takes far more than what it makes.
+const MANY_ENCODED: usize = 100;
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_millis(250);
 /// How long a revocation list is good, and when the next one is made.
@@ -36,8 +38,6 @@ const WAITING: usize = 64;
 /// How a control plane runs.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The mesh.
-    pub mesh: PathBuf,
     /// Where clients connect.
     pub listen: SocketAddr,
     /// How long the certificates of workloads are good.
@@ -71,6 +71,7 @@ pub struct Status {
 /// What keeps it from starting; later mistakes are logged and change nothing.
 pub async fn run(
     options: Options,
+    file: MeshFile,
     store: Arc<Store>,
     status: watch::Sender<Status>,
     drain: Drain,
@@ -81,8 +82,9 @@ pub async fn run(
     let authorities = Arc::new(InForce::new(authorities));
     let clock = Arc::new(Clock::start());
     let (revoked, status_of) = (watch::Sender::default(), status.clone());
+    let path = file.path().to_owned();
     let mut publisher = Publisher {
-        options: options.clone(),
+        file,
         store: store.clone(),
         authorities: authorities.clone(),
         fresh: None,
@@ -94,6 +96,7 @@ pub async fn run(
         clock: clock.clone(),
     };
     let directory = watch::Sender::new(publisher.first()?);
+    memory::give_back();
 
     let life = options.certificate_life;
     let registrar = Registrar {
@@ -125,8 +128,8 @@ pub async fn run(
         stop.reached(Phase::Draining).await;
     }));
     let changed = Arc::new(Notify::new());
-    if let Err(error) = file_watch::notify_changes(&options.mesh, Arc::downgrade(&changed)) {
-        tracing::warn!(file = %options.mesh.display(), %error, "file watch failed; the file is polled");
+    if let Err(error) = file_watch::notify_changes(&path, Arc::downgrade(&changed)) {
+        tracing::warn!(file = %path.display(), %error, "file watch failed; the file is polled");
     }
     let desk = desk::serve(store, changed.clone(), served.clone());
     let desk = tokio::spawn(desk.map_err(|error| format!("the socket beside the store: {error}"))?);
@@ -164,7 +167,7 @@ impl Audience for Served {
 
 /// From the file and the store to views.
 struct Publisher {
-    options: Options,
+    file: MeshFile,
     store: Arc<Store>,
     authorities: Arc<InForce>,
     /// Those that are published and not in force yet.
@@ -180,7 +183,7 @@ struct Publisher {
 
 /// What is in force.
 struct Last {
-    text: Vec<u8>,
+    text: Arc<str>,
     mesh: Arc<Mesh>,
     trust: Trust,
     listed: Vec<Revoked>,
@@ -196,7 +199,7 @@ impl Last {
 impl Publisher {
     /// The first views. Without a good file there is nothing to serve.
     fn first(&mut self) -> Result<Arc<Views>, String> {
-        let text = read(&self.options.mesh)?;
+        let text = self.file.text()?;
         let mesh = self.parse(&text).map_err(|mistakes| mistakes.join("\n"))?;
         self.apply(text, mesh)
     }
@@ -219,8 +222,13 @@ impl Publisher {
             // A large mesh takes a while to read and encode.
             let views = tokio::task::block_in_place(|| self.next());
             if let Some(views) = views {
+                let is_large = views.encoded() >= MANY_ENCODED;
                 directory.send_replace(views);
                 self.settle();
+                if is_large {
+                    // Not before clients are sent the change.
+                    tokio::task::block_in_place(memory::give_back);
+                }
             }
             if let Some(last) = &self.last {
                 own.update(last.trusted(), &last.listed);
@@ -230,7 +238,7 @@ impl Publisher {
 
     /// New views, when the file or the revocations changed, or the list is due.
     fn next(&mut self) -> Option<Arc<Views>> {
-        let text = match read(&self.options.mesh) {
+        let text = match self.file.text() {
             Ok(text) => text,
             Err(error) => {
                 self.reject(vec![error]);
@@ -267,23 +275,20 @@ impl Publisher {
         }
     }
 
-    fn parse(&self, text: &[u8]) -> Result<Mesh, Vec<String>> {
-        let file = self.options.mesh.display().to_string();
-        let text = std::str::from_utf8(text).map_err(|error| vec![format!("{file}: {error}")])?;
-        let folder = self.options.mesh.parent().unwrap_or_else(|| Path::new("."));
-        let mesh = Mesh::parse(text, folder)
-            .map_err(|problems| problems.iter().map(|p| p.in_file(&file)).collect::<Vec<_>>())?;
+    fn parse(&mut self, text: &Arc<str>) -> Result<Mesh, Vec<String>> {
+        let mesh = self.file.parse(text)?;
         let trust_domain = self.authorities.get().generations().trust_domain.clone();
         if mesh.trust_domain != trust_domain {
             return Err(vec![format!(
-                "{file}: trust_domain: {:?} is not the authority's, {trust_domain:?}",
+                "{}: trust_domain: {:?} is not the authority's, {trust_domain:?}",
+                self.file.path().display(),
                 mesh.trust_domain
             )]);
         }
         Ok(mesh)
     }
 
-    fn apply(&mut self, text: Vec<u8>, mesh: Mesh) -> Result<Arc<Views>, String> {
+    fn apply(&mut self, text: Arc<str>, mesh: Mesh) -> Result<Arc<Views>, String> {
         let now = wall_clock();
         let listed = self.revoked(&mesh)?;
         let kept = self
@@ -312,12 +317,13 @@ impl Publisher {
         });
         tracing::info!(
             services = mesh.services.len(),
+            encoded = self.views.encoded(),
             revoked = listed.len(),
             "a mesh is in force"
         );
         if self.last.as_ref().is_none_or(|last| last.mesh.warnings != mesh.warnings) {
             for warning in mesh.warnings.iter().take(WARNING_LIMIT) {
-                let warning = warning.in_file(self.options.mesh.display());
+                let warning = warning.in_file(self.file.path().display());
                 tracing::warn!(%warning, "mesh warning");
             }
             let more = mesh.warnings.len().saturating_sub(WARNING_LIMIT);
@@ -426,8 +432,4 @@ impl Publisher {
 /// that others refuse it as of the future.
 fn is_list_due(signed: SystemTime, now: SystemTime) -> bool {
     now >= signed + LIST_RENEWAL || now + BACKDATED < signed
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }

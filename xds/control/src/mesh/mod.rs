@@ -5,6 +5,10 @@
 
 mod check;
 pub mod raw;
+mod reader;
+mod sections;
+
+pub use reader::MeshFile;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +20,6 @@ use weft_model::{
     RevocationPolicy, RouteMatch, SourceAddress, SpiffeId, StringMatch, Underscores,
 };
 use weft_xds::bootstrap::Problem;
-use weft_xds::located::Located;
 
 /// A mesh, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -315,24 +318,7 @@ impl Mesh {
     /// # Errors
     /// Every mistake, each with its line and field.
     pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, Vec<Problem>> {
-        let raw: raw::Mesh =
-            serde_saphyr::from_str(text).map_err(|error: serde_saphyr::Error| {
-                let line = error.location().map_or(0, |location| location.line());
-                vec![Problem { line, text: error.without_snippet().to_string() }]
-            })?;
-        let located = Located::parse(text);
-        let line = |path: &str| located.as_ref().map_or(0, |located| located.line_of(path));
-        let problems = |mistakes: Vec<check::Mistake>| {
-            let problem = |m: check::Mistake| Problem {
-                line: line(&m.path),
-                text: format!("{}: {}", m.path, m.reason),
-            };
-            let mut problems: Vec<Problem> = mistakes.into_iter().map(problem).collect();
-            problems.sort_by_key(|problem| problem.line);
-            problems
-        };
-        let (mesh, warnings) = check::check(raw, folder).map_err(problems)?;
-        Ok(Self { warnings: problems(warnings), ..mesh })
+        reader::Reader::default().read(&text.into(), folder)
     }
 
     /// The identity of a service's sidecars.

@@ -28,6 +28,28 @@ pub struct Mesh {
     pub security: Security,
 }
 
+impl Mesh {
+    /// Gives back the room that lists were read into and do not need: the mesh is kept.
+    pub(super) fn shrink(&mut self) {
+        self.services.shrink_to_fit();
+        for service in &mut self.services {
+            service.addresses.shrink_to_fit();
+            service.ports.shrink_to_fit();
+            service.endpoints.shrink_to_fit();
+        }
+        self.security.policies.shrink_to_fit();
+        for policy in &mut self.security.policies {
+            policy.allow.shrink_to_fit();
+            policy.deny.shrink_to_fit();
+            for clause in policy.allow.iter_mut().chain(&mut policy.deny) {
+                clause.from.shrink_to_fit();
+                clause.methods.iter_mut().for_each(Vec::shrink_to_fit);
+                clause.paths.iter_mut().for_each(Vec::shrink_to_fit);
+            }
+        }
+    }
+}
+
 /// A service.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -116,4 +116,6 @@ fn trust_secret(trust: &Trust, policy: &RevocationPolicy) -> Secret {
 }
 
 #[cfg(test)]
+mod scale_tests;
+#[cfg(test)]
 mod tests;

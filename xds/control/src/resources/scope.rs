@@ -4,13 +4,34 @@
 //! equal: no list of dependencies is kept by hand.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use crate::mesh::{Mesh, Policy, Route, Service};
+
+/// What callers of a service depend on.
+#[derive(Debug)]
+pub(super) struct CallerScope {
+    pub(super) service: Service,
+    routes: Vec<Route>,
+    /// What holds for the whole mesh.
+    global: Arc<Mesh>,
+}
+
+impl CallerScope {
+    /// The scope as a mesh.
+    pub(super) fn mesh(&self) -> Mesh {
+        Mesh {
+            services: [(self.service.name.clone(), self.service.clone())].into(),
+            routes: self.routes.clone(),
+            ..Mesh::clone(&self.global)
+        }
+    }
+}
 
 /// Gives the scopes of one mesh.
 #[derive(Debug)]
 pub(super) struct Scopes<'m> {
-    mesh: &'m Mesh,
+    global: Arc<Mesh>,
     routes: HashMap<&'m str, Vec<&'m Route>>,
 }
 
@@ -24,42 +45,73 @@ impl<'m> Scopes<'m> {
                 routes.entry(parent).or_default().push(route);
             }
         }
-        Self { mesh, routes }
-    }
-
-    /// What holds for the whole mesh, without services, routes, policies and issuers.
-    pub(super) fn global(&self) -> Mesh {
-        Mesh {
-            trust_domain: self.mesh.trust_domain.clone(),
-            service_ranges: self.mesh.service_ranges.clone(),
-            outbound: self.mesh.outbound,
-            services: BTreeMap::new(),
-            routes: Vec::new(),
-            issuers: BTreeMap::new(),
-            policies: Vec::new(),
-            revocations: Vec::new(),
-            revocation: self.mesh.revocation,
-            groups: self.mesh.groups.clone(),
-            warnings: Vec::new(),
-        }
+        Self { global: Arc::new(global(mesh)), routes }
     }
 
     /// What callers of a service depend on: the service and its routes.
-    pub(super) fn callers(&self, service: &Service) -> Mesh {
-        let routes = self.routes.get(service.name.as_str()).into_iter().flatten();
-        Mesh {
-            services: [(service.name.clone(), service.clone())].into(),
-            routes: routes.map(|route| Route::clone(route)).collect(),
-            ..self.global()
+    pub(super) fn callers(&self, service: &Service) -> CallerScope {
+        CallerScope {
+            service: service.clone(),
+            routes: self.routes_of(service).cloned().collect(),
+            global: self.global.clone(),
         }
+    }
+
+    /// Whether a scope is what [`Self::callers`] gives, without making that.
+    pub(super) fn has(&self, scope: &CallerScope, service: &Service) -> bool {
+        scope.service == *service
+            && scope.routes.iter().eq(self.routes_of(service))
+            && scope.global == self.global
+    }
+
+    fn routes_of(&self, service: &Service) -> impl Iterator<Item = &'m Route> {
+        self.routes.get(service.name.as_str()).into_iter().flatten().copied()
+    }
+}
+
+/// What holds for the whole mesh, without services, routes, policies and issuers.
+pub(super) fn global(mesh: &Mesh) -> Mesh {
+    Mesh {
+        trust_domain: mesh.trust_domain.clone(),
+        service_ranges: mesh.service_ranges.clone(),
+        outbound: mesh.outbound,
+        services: BTreeMap::new(),
+        routes: Vec::new(),
+        issuers: BTreeMap::new(),
+        policies: Vec::new(),
+        revocations: Vec::new(),
+        revocation: mesh.revocation,
+        groups: mesh.groups.clone(),
+        warnings: Vec::new(),
+    }
+}
+
+/// The places of a mesh's policies, ordered by service.
+#[derive(Debug, Default)]
+pub(super) struct PolicyIndex(Vec<usize>);
+
+impl PolicyIndex {
+    pub(super) fn new(mesh: &Mesh) -> Self {
+        let service = |place: &usize| mesh.policies.get(*place).map(|policy| &policy.service);
+        let mut places: Vec<usize> = (0..mesh.policies.len()).collect();
+        // Stable: policies of one service keep the order of the file.
+        places.sort_by(|a, b| service(a).cmp(&service(b)));
+        Self(places)
+    }
+
+    /// The policies of a service, in the order of the file.
+    fn of<'m>(&self, mesh: &'m Mesh, service: &str) -> impl Iterator<Item = &'m Policy> {
+        let at = |place: &usize| mesh.policies.get(*place).map_or("", |policy| &policy.service);
+        let first = self.0.partition_point(|place| at(place) < service);
+        let places = self.0.iter().skip(first).filter_map(|place| mesh.policies.get(*place));
+        places.take_while(move |policy| policy.service == service)
     }
 }
 
 /// What the inbound side of a service depends on: the service, its policies, and the issuers of the
 /// tokens that they name.
-pub(super) fn inbound(mesh: &Mesh, service: &Service) -> Mesh {
-    let policies = mesh.policies.iter().filter(|policy| policy.service == service.name);
-    let policies: Vec<Policy> = policies.cloned().collect();
+pub(super) fn inbound(mesh: &Mesh, index: &PolicyIndex, service: &Service) -> Mesh {
+    let policies: Vec<Policy> = index.of(mesh, &service.name).cloned().collect();
     let clauses = policies.iter().flat_map(|policy| policy.allow.iter().chain(&policy.deny));
     let tokens: BTreeSet<&String> = clauses.filter_map(|clause| clause.token.as_ref()).collect();
     let issuers = mesh.issuers.iter().filter(|(name, _)| tokens.contains(name));
@@ -67,6 +119,6 @@ pub(super) fn inbound(mesh: &Mesh, service: &Service) -> Mesh {
         services: [(service.name.clone(), service.clone())].into(),
         issuers: issuers.map(|(name, issuer)| (name.clone(), issuer.clone())).collect(),
         policies,
-        ..Scopes { mesh, routes: HashMap::new() }.global()
+        ..global(mesh)
     }
 }

@@ -12,7 +12,7 @@ use weft_xds::client::Node;
 use weft_xds::server::{Directory, Fragment, ResourceSet};
 use weft_xds::translate::{Kind, WORKLOAD_IDENTITY};
 
-use super::scope::{self, Scopes};
+use super::scope::{self, CallerScope, PolicyIndex, Scopes};
 use super::{TRUST, Trust, agent, agent_identity, sidecar};
 use crate::mesh::{Mesh, Service, identity};
 
@@ -23,10 +23,13 @@ const ENCODER_LIMIT: usize = 8;
 #[derive(Debug, Default)]
 pub struct Views {
     mesh: Option<Arc<Mesh>>,
+    policies: PolicyIndex,
     agent: Arc<ResourceSet>,
     /// What all sidecars have in common.
     outbound: Arc<ResourceSet>,
     services: BTreeMap<String, Arc<Encoded>>,
+    /// How many services were encoded for this mesh; the others are those of the views before.
+    encoded: usize,
     /// The sidecars that connected, by service.
     sidecars: Mutex<BTreeMap<String, Sidecar>>,
 }
@@ -35,7 +38,7 @@ pub struct Views {
 #[derive(Debug)]
 struct Encoded {
     /// What it was made of.
-    scope: Mesh,
+    scope: CallerScope,
     agent: Fragment,
     sidecar: Fragment,
 }
@@ -64,24 +67,31 @@ impl Views {
         flow_seed: u32,
         earlier: &Self,
     ) -> Result<Self, Vec<String>> {
-        let services = encode(&mesh, &earlier.services)?;
+        let (services, encoded) = encode(&mesh, &earlier.services)?;
         let common = Fragment::encode(agent::common(flow_seed))?;
         let parts = services.values().map(|encoded| &encoded.agent);
         let mut agent = ResourceSet::assemble(None, [&common].into_iter().chain(parts), &[])?;
         agent.compare(&earlier.agent);
-        let common = Fragment::encode(sidecar::common(&Scopes::new(&mesh).global(), trust))?;
+        let common = Fragment::encode(sidecar::common(&scope::global(&mesh), trust))?;
         let parts = services.values().map(|encoded| &encoded.sidecar);
         let parts = [&common].into_iter().chain(parts);
         let mut outbound = ResourceSet::assemble(None, parts, &[WORKLOAD_IDENTITY])?;
         outbound.compare(&earlier.outbound);
         let sidecars = earlier.carried_over();
         Ok(Self {
+            policies: PolicyIndex::new(&mesh),
             mesh: Some(mesh),
             agent: Arc::new(agent),
             outbound: Arc::new(outbound),
             services,
+            encoded,
             sidecars: Mutex::new(sidecars),
         })
+    }
+
+    /// How many services were encoded, since they or what they depend on had changed.
+    pub(crate) fn encoded(&self) -> usize {
+        self.encoded
     }
 
     /// The sidecars that took the set in force.
@@ -110,7 +120,7 @@ impl Views {
         if let Some(set) = known.and_then(|sidecar| sidecar.set.as_ref()) {
             return Ok(set.clone());
         }
-        let scope = scope::inbound(mesh, service);
+        let scope = scope::inbound(mesh, &self.policies, service);
         let inbound = match known.filter(|sidecar| sidecar.scope == scope) {
             Some(sidecar) => sidecar.inbound.clone(),
             None => Arc::new(Fragment::encode(sidecar::own(&scope))?),
@@ -173,21 +183,22 @@ impl Directory for Views {
     }
 }
 
-/// Encodes the services whose scope changed, on all processors.
+/// Encodes the services whose scope changed, on all processors; gives how many there are as well.
 fn encode(
     mesh: &Mesh,
     earlier: &BTreeMap<String, Arc<Encoded>>,
-) -> Result<BTreeMap<String, Arc<Encoded>>, Vec<String>> {
+) -> Result<(BTreeMap<String, Arc<Encoded>>, usize), Vec<String>> {
     let scopes = Scopes::new(mesh);
     let mut services = BTreeMap::new();
     let mut changed = Vec::new();
     for service in mesh.services.values() {
-        let scope = scopes.callers(service);
-        match earlier.get(&service.name).filter(|encoded| encoded.scope == scope) {
+        let known = earlier.get(&service.name);
+        match known.filter(|encoded| scopes.has(&encoded.scope, service)) {
             Some(encoded) => drop(services.insert(service.name.clone(), encoded.clone())),
-            None => changed.push((service.name.clone(), scope)),
+            None => changed.push(scopes.callers(service)),
         }
     }
+    let count = changed.len();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(ENCODER_LIMIT);
     let share = changed.len().div_ceil(threads).max(1);
     let mut shares = Vec::new();
@@ -203,14 +214,15 @@ fn encode(
         joined.collect::<Result<Vec<_>, _>>()
     })?;
     services.extend(encoded.into_iter().flatten());
-    Ok(services)
+    Ok((services, count))
 }
 
-fn encode_all(share: Vec<(String, Mesh)>) -> Result<Vec<(String, Arc<Encoded>)>, Vec<String>> {
-    let encode = |(name, scope): (String, Mesh)| {
-        let agent = Fragment::encode(agent::callers(&scope))?;
-        let sidecar = Fragment::encode(sidecar::callers(&scope))?;
-        Ok((name, Arc::new(Encoded { scope, agent, sidecar })))
+fn encode_all(share: Vec<CallerScope>) -> Result<Vec<(String, Arc<Encoded>)>, Vec<String>> {
+    let encode = |scope: CallerScope| {
+        let mesh = scope.mesh();
+        let agent = Fragment::encode(agent::callers(&mesh))?;
+        let sidecar = Fragment::encode(sidecar::callers(&mesh))?;
+        Ok((scope.service.name.clone(), Arc::new(Encoded { scope, agent, sidecar })))
     };
     share.into_iter().map(encode).collect()
 }

@@ -21,7 +21,8 @@ use policies::policies;
 use routes::{duration, routes};
 use security::issuers;
 
-/// A mistake, and where it stands.
+/// A mistake, and the path of its field.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::mesh) struct Mistake {
     pub(in crate::mesh) path: String,
     pub(in crate::mesh) reason: String,
@@ -37,7 +38,7 @@ impl Mistakes {
 }
 
 /// Checks the whole file. Gives the mesh, and what in the file is valid and may still not be meant.
-pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<(Mesh, Vec<Mistake>), Vec<Mistake>> {
+pub(super) fn check(raw: &raw::Mesh, folder: &Path) -> Result<(Mesh, Vec<Mistake>), Vec<Mistake>> {
     let mut mistakes = Mistakes::default();
     if let Err(error) = SpiffeId::parse(&format!("spiffe://{}", raw.trust_domain)) {
         mistakes.add("trust_domain", error.reason);
@@ -49,12 +50,12 @@ pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<(Mesh, Vec<Mistake>
             Err(error) => mistakes.add(format!("service_ranges[{index}]"), error.to_string()),
         }
     }
-    let services = services(&raw, &service_ranges, &mut mistakes);
-    let routes = routes(&raw, &services, &mut mistakes);
-    let issuers = issuers(&raw, folder, &mut mistakes);
-    let policies = policies(&raw, &services, &issuers, &mut mistakes);
-    let revocation = security::revocation(&raw, &mut mistakes);
-    let groups = security::groups(&raw, &mut mistakes);
+    let services = services(raw, &service_ranges, &mut mistakes);
+    let routes = routes(raw, &services, &mut mistakes);
+    let issuers = issuers(raw, folder, &mut mistakes);
+    let policies = policies(raw, &services, &issuers, &mut mistakes);
+    let revocation = security::revocation(raw, &mut mistakes);
+    let groups = security::groups(raw, &mut mistakes);
     for (index, serial) in raw.security.revocations.iter().enumerate() {
         let hex = !serial.is_empty()
             && serial.len() <= 40
@@ -70,16 +71,16 @@ pub(super) fn check(raw: raw::Mesh, folder: &Path) -> Result<(Mesh, Vec<Mistake>
         return Err(mistakes.0);
     }
     let mut warnings = Mistakes::default();
-    reach::warn(&raw, &services, &policies, &mut warnings);
+    reach::warn(raw, &services, &policies, &mut warnings);
     let mesh = Mesh {
-        trust_domain: raw.trust_domain,
+        trust_domain: raw.trust_domain.clone(),
         service_ranges,
         outbound: raw.outbound,
         services,
         routes,
         issuers,
         policies,
-        revocations: raw.security.revocations,
+        revocations: raw.security.revocations.clone(),
         revocation,
         groups,
         warnings: Vec::new(),

@@ -1,6 +1,6 @@
 //! Warnings: what a valid file says and its author may not mean.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::Mistakes;
 use crate::mesh::{Clause, Policy, Port, Protocol, Service, raw};
@@ -45,16 +45,18 @@ pub(super) fn warn(
     policies: &[Policy],
     warnings: &mut Mistakes,
 ) {
+    let mut enforced: HashMap<&str, Vec<&Policy>> = HashMap::new();
+    for policy in policies.iter().filter(|policy| !policy.dry_run) {
+        enforced.entry(&policy.service).or_default().push(policy);
+    }
+    let of = |service: &str| enforced.get(service).map(Vec::as_slice).unwrap_or_default();
     for (index, named) in raw.services.iter().enumerate() {
         let Some(service) = services.get(&named.name).filter(|service| service.meshed) else {
             continue;
         };
-        let own: Vec<&Policy> = policies
-            .iter()
-            .filter(|policy| policy.service == service.name && !policy.dry_run)
-            .collect();
+        let own = of(&service.name);
         for (position, port) in service.ports.iter().enumerate() {
-            if let Some(reason) = unreachable(service, port, &own) {
+            if let Some(reason) = unreachable(service, port, own) {
                 warnings.add(format!("services[{index}].ports[{position}]"), reason);
             }
         }
@@ -62,7 +64,7 @@ pub(super) fn warn(
     for policy in policies {
         let clauses = policy.allow.iter().chain(&policy.deny);
         clauses.for_each(|clause| unknown_methods(clause, warnings));
-        avoidable(policy, policies, warnings);
+        avoidable(policy, of(&policy.service), warnings);
     }
 }
 
@@ -100,20 +102,16 @@ fn unknown_methods(clause: &Clause, warnings: &mut Mistakes) {
 }
 
 /// Warns of denials by token where an allowance of the same requests asks for no such token.
-fn avoidable(policy: &Policy, policies: &[Policy], warnings: &mut Mistakes) {
+fn avoidable(policy: &Policy, enforced: &[&Policy], warnings: &mut Mistakes) {
     for deny in &policy.deny {
         let Some(token) = &deny.token else { continue };
-        let same = policies
-            .iter()
-            .filter(|other| other.service == policy.service && !other.dry_run)
-            .flat_map(|other| &other.allow)
-            .find(|allow| {
-                allow.token.as_ref() != Some(token)
-                    && (deny.ports.is_empty()
-                        || allow.ports.is_empty()
-                        || allow.ports.iter().any(|port| deny.ports.contains(port)))
-                    && allow.may_share_requests_with(deny)
-            });
+        let same = enforced.iter().flat_map(|other| &other.allow).find(|allow| {
+            allow.token.as_ref() != Some(token)
+                && (deny.ports.is_empty()
+                    || allow.ports.is_empty()
+                    || allow.ports.iter().any(|port| deny.ports.contains(port)))
+                && allow.may_share_requests_with(deny)
+        });
         if let Some(allow) = same {
             let reason = format!(
                 "a caller avoids this denial by sending no token of {token:?}: security.{} asks for none",

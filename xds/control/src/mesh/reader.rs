@@ -1,0 +1,489 @@
+//! Reads the versions of `mesh.yaml`. Where only items of one of its long lists have changed, no other part of the
+//! file is parsed again.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use weft_xds::bootstrap::Problem;
+use weft_xds::located::{self, Located};
+
+use super::check::{self, Mistake};
+use super::sections::{Items, List, Sections};
+use super::{Mesh, raw};
+
+/// How many mistakes are located by parsing their items alone. For more, the file is parsed.
+const LOCATED_ALONE: usize = 64;
+
+/// A file with a mesh, which changes.
+#[derive(Debug)]
+pub struct MeshFile {
+    path: PathBuf,
+    reader: Reader,
+}
+
+impl MeshFile {
+    /// The file at a path. Nothing is read yet.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, reader: Reader::default() }
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its text as it is now.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not UTF-8.
+    pub fn text(&self) -> Result<Arc<str>, String> {
+        let text = std::fs::read_to_string(&self.path)
+            .map_err(|error| format!("{}: {error}", self.path.display()))?;
+        let last = self.reader.last.as_ref().filter(|last| *last.text == *text);
+        Ok(last.map_or_else(|| text.into(), |last| last.text.clone()))
+    }
+
+    /// The mesh that a text of it means.
+    ///
+    /// # Errors
+    /// Every mistake, with file, line and field.
+    pub fn parse(&mut self, text: &Arc<str>) -> Result<Mesh, Vec<String>> {
+        let folder = self.path.parent().unwrap_or_else(|| Path::new("."));
+        self.reader.read(text, folder).map_err(|problems| {
+            problems.iter().map(|problem| problem.in_file(self.path.display())).collect()
+        })
+    }
+}
+
+/// Reads the versions of one file.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    last: Option<Parsed>,
+    /// The last version, when it could not be parsed, and why: it is read again and again.
+    failed: Option<(Arc<str>, Problem)>,
+    warned: Warned,
+}
+
+/// The warnings of the last version, with and without their lines.
+#[derive(Debug, Default)]
+struct Warned {
+    warnings: Vec<Mistake>,
+    located: Vec<Problem>,
+}
+
+impl Reader {
+    /// Reads a version of the file. `folder` is where the files that it names are looked for.
+    ///
+    /// # Errors
+    /// Every mistake, each with its line and field.
+    pub(super) fn read(&mut self, text: &Arc<str>, folder: &Path) -> Result<Mesh, Vec<Problem>> {
+        if let Some((_, problem)) = self.failed.as_ref().filter(|(failed, _)| failed == text) {
+            return Err(vec![problem.clone()]);
+        }
+        let parsed = self.last.take().and_then(|last| last.changed_to(text));
+        let parsed = parsed.map_or_else(|| Parsed::new(text), Ok).map_err(|problem| {
+            self.failed = Some((text.clone(), problem.clone()));
+            vec![problem]
+        })?;
+        self.failed = None;
+        let parsed = self.last.insert(parsed);
+        let (mesh, warnings) =
+            check::check(&parsed.raw, folder).map_err(|mistakes| parsed.locate(&mistakes))?;
+        if self.warned.warnings != warnings {
+            let located = parsed.locate(&warnings);
+            self.warned = Warned { warnings, located };
+        }
+        Ok(Mesh { warnings: self.warned.located.clone(), ..mesh })
+    }
+}
+
+/// A version of the file.
+#[derive(Debug)]
+struct Parsed {
+    text: Arc<str>,
+    sections: Sections,
+    raw: raw::Mesh,
+}
+
+impl Parsed {
+    fn new(text: &Arc<str>) -> Result<Self, Problem> {
+        let mut raw: raw::Mesh = located::read(text)?;
+        raw.shrink();
+        Ok(Self { text: text.clone(), sections: Sections::find(text), raw })
+    }
+
+    /// The version with another text. None when more of it must be parsed than items of one list: what stands
+    /// before them is the same, so the parser comes to them in the same state, and each leaves it where the next
+    /// item or the end of the list is expected, since each can be parsed alone.
+    fn changed_to(mut self, text: &Arc<str>) -> Option<Self> {
+        if self.text == *text {
+            return Some(self);
+        }
+        // What an anchor names can be meant anywhere below it.
+        if self.text.contains('&') || text.contains('&') {
+            return None;
+        }
+        let sections = Sections::find(text);
+        let change = Change::between(&self.text, text);
+        let changed =
+            |list: List| Some((list, change.items(self.sections.of(list)?, sections.of(list)?)?));
+        let (list, (old, new)) = List::ALL.into_iter().find_map(changed)?;
+        let before = Piece::of(&self.text, self.sections.of(list)?, old)?;
+        let after = Piece::of(text, sections.of(list)?, new)?;
+        match list {
+            List::Services => before.replace(&after, &mut self.raw.services)?,
+            List::Routes => before.replace(&after, &mut self.raw.routes)?,
+            List::Policies => before.replace(&after, &mut self.raw.security.policies)?,
+        }
+        self.text = text.clone();
+        self.sections = sections;
+        Some(self)
+    }
+
+    /// The mistakes with their lines, by line.
+    fn locate(&self, mistakes: &[Mistake]) -> Vec<Problem> {
+        let alone = mistakes.len() <= LOCATED_ALONE;
+        let alone = |mistake: &Mistake| alone.then(|| self.line_alone(&mistake.path)).flatten();
+        let lines: Vec<Option<u64>> = mistakes.iter().map(alone).collect();
+        let whole = if lines.contains(&None) { Located::parse(&self.text).ok() } else { None };
+        let problem = |(mistake, line): (&Mistake, Option<u64>)| {
+            let whole = || whole.as_ref().map_or(0, |located| located.line_of(&mistake.path));
+            let text = format!("{}: {}", mistake.path, mistake.reason);
+            Problem { line: line.unwrap_or_else(whole), text }
+        };
+        let mut problems: Vec<Problem> = mistakes.iter().zip(lines).map(problem).collect();
+        problems.sort_by_key(|problem| problem.line);
+        problems
+    }
+
+    /// The line of a field of an item of a list, by parsing the item alone; none for other fields, and where that
+    /// is not possible.
+    fn line_alone(&self, path: &str) -> Option<u64> {
+        let in_list = |list: List| Some((list, path.strip_prefix(list.path())?.strip_prefix('[')?));
+        let (list, rest) = List::ALL.into_iter().find_map(in_list)?;
+        let (index, rest) = rest.split_once(']')?;
+        let index = index.parse().ok()?;
+        let items = self.sections.of(list)?;
+        let count = match list {
+            List::Services => self.raw.services.len(),
+            List::Routes => self.raw.routes.len(),
+            List::Policies => self.raw.security.policies.len(),
+        };
+        if items.starts.len() != count {
+            return None;
+        }
+        let piece = Piece::of(&self.text, items, index..index + 1)?;
+        let located = Located::parse(piece.text).ok()?;
+        let before = items.lines.get(index)?;
+        Some(before + located.line_of(&format!("[0]{rest}")))
+    }
+}
+
+/// Where two texts differ.
+#[derive(Debug)]
+struct Change {
+    /// How many bytes at the begin are the same.
+    prefix: usize,
+    /// Where the bytes begin that are the same to the end.
+    old_end: usize,
+    new_end: usize,
+    /// How many bytes the texts have.
+    old_len: usize,
+    new_len: usize,
+}
+
+impl Change {
+    fn between(old: &str, new: &str) -> Self {
+        // Whole lines, so that what is equal by chance does not count for both ends.
+        let prefix = same_at_start(old.as_bytes(), new.as_bytes());
+        let lines = old.as_bytes().get(..prefix).unwrap_or_default();
+        let prefix = lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let rest = |text: &'_ str| text.len() - prefix;
+        let suffix = same_at_end(old.as_bytes(), new.as_bytes()).min(rest(old)).min(rest(new));
+        Self {
+            prefix,
+            old_end: old.len() - suffix,
+            new_end: new.len() - suffix,
+            old_len: old.len(),
+            new_len: new.len(),
+        }
+    }
+
+    /// The items of a list that differ, before and after; none when something else does.
+    fn items(&self, old: &Items, new: &Items) -> Option<(Range<usize>, Range<usize>)> {
+        let reached = old.starts.partition_point(|start| *start <= self.prefix);
+        let first =
+            (0..reached).rev().find(|index| old.starts.get(*index) == new.starts.get(*index))?;
+        let is_alike = old.indent == new.indent
+            && old.end >= self.old_end
+            && self.old_len - old.end == self.new_len - new.end;
+        let behind = |items: &Items, end| {
+            items.starts.iter().rev().take_while(|start| **start >= end).count()
+        };
+        let kept = behind(old, self.old_end).min(behind(new, self.new_end));
+        let old = first..old.starts.len().checked_sub(kept)?;
+        let new = first..new.starts.len().checked_sub(kept)?;
+        (is_alike && old.start <= old.end && new.start <= new.end).then_some((old, new))
+    }
+}
+
+/// How many bytes are compared at once.
+const BLOCK_BYTES: usize = 1024;
+
+/// How many bytes two texts have in common at their start.
+fn same_at_start(one: &[u8], other: &[u8]) -> usize {
+    let is_same = |(a, b): &(&[u8], &[u8])| a == b;
+    let blocks = one.chunks(BLOCK_BYTES).zip(other.chunks(BLOCK_BYTES)).take_while(is_same);
+    let same: usize = blocks.map(|(block, _)| block.len()).sum();
+    let rest = one.iter().skip(same).zip(other.iter().skip(same));
+    same + rest.take_while(|(a, b)| a == b).count()
+}
+
+/// How many bytes two texts have in common at their end.
+fn same_at_end(one: &[u8], other: &[u8]) -> usize {
+    let is_same = |(a, b): &(&[u8], &[u8])| a == b;
+    let blocks = one.rchunks(BLOCK_BYTES).zip(other.rchunks(BLOCK_BYTES)).take_while(is_same);
+    let same: usize = blocks.map(|(block, _)| block.len()).sum();
+    let rest = one.iter().rev().skip(same).zip(other.iter().rev().skip(same));
+    same + rest.take_while(|(a, b)| a == b).count()
+}
+
+/// Some items of a list, and their text.
+#[derive(Debug)]
+struct Piece<'t> {
+    text: &'t str,
+    items: Range<usize>,
+    /// How many items the list has.
+    all: usize,
+}
+
+impl<'t> Piece<'t> {
+    fn of(text: &'t str, list: &Items, items: Range<usize>) -> Option<Self> {
+        let text = text.get(list.span(items.clone())?)?;
+        Some(Self { text, items, all: list.starts.len() })
+    }
+
+    /// The items, parsed alone. None when they are not as many as were found by their dashes.
+    fn parse<T: DeserializeOwned>(&self) -> Option<Vec<T>> {
+        if self.items.is_empty() {
+            return Some(Vec::new());
+        }
+        located::read(self.text).ok().filter(|items: &Vec<T>| items.len() == self.items.len())
+    }
+
+    /// Puts the items of `after` in the place of these.
+    fn replace<T: DeserializeOwned>(&self, after: &Piece<'_>, list: &mut Vec<T>) -> Option<()> {
+        if list.len() != self.all || after.all == 0 {
+            return None;
+        }
+        // Where they cannot be parsed alone, what is behind them may belong to them.
+        self.parse::<T>()?;
+        list.splice(self.items.clone(), after.parse()?);
+        (list.len() == after.all).then_some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESH: &str = r#"# A mesh.
+trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- name: web
+  addresses: [10.96.0.1]
+  ports:
+  - {port: 80, target: 8080, protocol: http}
+  endpoints:
+  - {address: 10.1.0.1}
+  - address: 10.1.0.2
+
+# Another.
+- name: orders
+  addresses: ["10.96.0.2"]
+  ports: [{port: 80, target: 8080, protocol: http}, {port: 81, protocol: tcp}]
+  endpoints: [{address: 10.1.0.3}]
+  balance: least_requests
+- name: last
+  ports: [{port: 80, protocol: tcp}]
+routes:
+  - name: one
+    parentRefs: [{name: web}]
+    rules:
+    - backendRefs: [{name: orders, port: 80}]
+  - name: two
+    parentRefs: [{name: orders, port: 80}]
+    rules:
+    - matches: [{path: {type: PathPrefix, value: "/old path"}}]
+      backendRefs: [{name: web, port: 80}]
+security:
+    issuers: {}
+    policies:
+    - service: web
+      allow: [{from: ["*"]}]
+    -
+      service: orders
+      allow:
+      - {from: [web], methods: [GET]}
+      - from: [web]
+        ports: [81]
+    revocations: [0a0b]
+"#;
+
+    fn version(text: &str) -> Arc<str> {
+        text.into()
+    }
+
+    fn parsed(text: &str) -> Parsed {
+        Parsed::new(&version(text)).expect("a good file")
+    }
+
+    #[test]
+    fn items_are_found_where_the_parser_finds_them() {
+        let Parsed { sections, raw, .. } = parsed(MESH);
+        let starts = |list| sections.of(list).map_or(0, |items: &Items| items.starts.len());
+        assert_eq!(starts(List::Services), raw.services.len());
+        assert_eq!(starts(List::Routes), raw.routes.len());
+        assert_eq!(starts(List::Policies), raw.security.policies.len());
+    }
+
+    #[test]
+    fn changes_of_items_parse_those_items_alone() {
+        for (before, after) in [
+            ("10.1.0.2", "10.1.0.200"),
+            ("  - address: 10.1.0.2\n", ""),
+            ("- name: last\n", "- name: new\n  ports: [{port: 81, protocol: udp}]\n- name: last\n"),
+            ("routes:\n", "- name: new\n  ports: [{port: 81, protocol: udp}]\nroutes:\n"),
+            ("- name: last\n  ports: [{port: 80, protocol: tcp}]\n", ""),
+            ("# Another.\n", "# Another one.\n"),
+            ("/old path", "/new path"),
+            ("        ports: [81]\n", ""),
+            ("methods: [GET]", "methods: [GET, PUT]"),
+        ] {
+            let text = MESH.replace(before, after);
+            let changed = parsed(MESH).changed_to(&version(&text));
+            let changed = changed.unwrap_or_else(|| panic!("{before:?} to {after:?}"));
+            assert_eq!(
+                format!("{:?}", changed.raw),
+                format!("{:?}", parsed(&text).raw),
+                "{after:?}"
+            );
+            assert_eq!(changed.sections, Sections::find(&text), "{after:?}");
+        }
+    }
+
+    #[test]
+    fn changes_that_may_reach_other_items_parse_the_file() {
+        for (before, after) in [
+            ("10.1.0.0/16", "10.2.0.0/16"),
+            ("mesh.local", "other.local"),
+            ("address: 10.1.0.2", "address: 'unclosed"),
+            ("address: 10.1.0.2", "address: &a 10.1.0.2"),
+            ("# Another.\n", "---\n"),
+            ("name: last", "nam: last"),
+            ("routes:\n", "route:\n"),
+            ("    revocations: [0a0b]\n", ""),
+        ] {
+            let text = MESH.replace(before, after);
+            let changed = parsed(MESH).changed_to(&version(&text));
+            assert!(text == MESH || changed.is_none(), "{before:?} to {after:?}");
+        }
+    }
+
+    /// Numbers that look random and are the same in each run.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(self.0 >> 33).expect("31 bits") % limit.max(1)
+        }
+
+        /// One edit of a text.
+        fn edit(&mut self, text: &str) -> String {
+            const PIECES: [&str; 20] = [
+                "- name: x\n",
+                "  - {address: 10.1.0.9}\n",
+                "\"",
+                "'",
+                "\n",
+                "# ",
+                "|\n",
+                "&a ",
+                "*a",
+                "---\n",
+                "  ",
+                "- ",
+                ": ",
+                "[",
+                "]",
+                "services:\n",
+                "10.1.0.7",
+                "security:\n",
+                "}",
+                "\t",
+            ];
+            let lines: Vec<&str> = text.split_inclusive('\n').collect();
+            let (from, to) = (self.below(lines.len()), self.below(lines.len()));
+            let mut edited: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+            match self.below(5) {
+                0 => drop(edited.remove(from)),
+                1 => edited.insert(to, lines[from].to_owned()),
+                2 => edited.swap(from, to),
+                _ => {
+                    let line = &mut edited[from];
+                    let at = self.below(line.len() + 1);
+                    line.insert_str(at, PIECES[self.below(PIECES.len())]);
+                }
+            }
+            edited.concat()
+        }
+    }
+
+    #[test]
+    fn any_edit_gives_what_the_whole_file_gives() {
+        let folder = Path::new(".");
+        let mut numbers = Numbers(1);
+        let mut good = 0;
+        for _ in 0..1_000 {
+            let mut reader = Reader::default();
+            reader.read(&version(MESH), folder).expect("a good file");
+            let mut text = MESH.to_owned();
+            for _ in 0..=numbers.below(3) {
+                text = numbers.edit(&text);
+            }
+            let text = version(&text);
+            let unlined = |mesh: Mesh| {
+                let warnings = mesh.warnings.iter().map(|warning| warning.text.clone());
+                (warnings.collect::<Vec<_>>(), Mesh { warnings: Vec::new(), ..mesh })
+            };
+            let read = reader.read(&text, folder).map(unlined);
+            good += usize::from(read.is_ok());
+            let whole = Mesh::parse(&text, folder).map(unlined);
+            assert_eq!(read, whole, "{text}");
+            let again = reader.read(&text, folder).map(unlined);
+            assert_eq!(again, whole, "{text}");
+        }
+        assert!(good > 30, "{good} of the edits were good");
+    }
+
+    #[test]
+    fn mistakes_have_the_lines_of_the_whole_file() {
+        let text = MESH.replace("10.1.0.3", "10.96.0.9").replace("methods: [GET]", "methods: []");
+        let problems = Mesh::parse(&text, Path::new(".")).expect_err("two mistakes");
+        let lines: Vec<u64> = problems.iter().map(|problem| problem.line).collect();
+        let line = |part| {
+            let at = text.lines().position(|line| line.contains(part)).expect("it is there");
+            u64::try_from(at + 1).expect("few")
+        };
+        assert_eq!(lines, [line("10.96.0.9"), line("methods: []")], "{problems:?}");
+    }
+}

@@ -1,0 +1,208 @@
+//! Where the items of the long lists of `mesh.yaml` begin in its text.
+//!
+//! The text is looked at by line and indentation alone, so what is found here counts only where the parser has found
+//! as many items.
+
+use std::ops::Range;
+
+/// A list that grows with the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum List {
+    Services,
+    Routes,
+    Policies,
+}
+
+impl List {
+    /// Every list.
+    pub(super) const ALL: [Self; 3] = [Self::Services, Self::Routes, Self::Policies];
+
+    /// How paths of its items begin, before the index.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::Routes => "routes",
+            Self::Policies => "security.policies",
+        }
+    }
+
+    /// The list that a key of the root or of `security` opens.
+    fn opened_by(parent: Option<&str>, key: &str) -> Option<Self> {
+        match (parent, key) {
+            (None, "services") => Some(Self::Services),
+            (None, "routes") => Some(Self::Routes),
+            (Some("security"), "policies") => Some(Self::Policies),
+            _ => None,
+        }
+    }
+}
+
+/// The items of a list in block style.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Items {
+    /// The indentation of each item's dash.
+    pub(super) indent: usize,
+    /// Where the line of each item begins, in bytes.
+    pub(super) starts: Vec<usize>,
+    /// How many lines are before each item.
+    pub(super) lines: Vec<u64>,
+    /// Where the line after the last item begins, in bytes.
+    pub(super) end: usize,
+}
+
+impl Items {
+    fn push(&mut self, line: &Line<'_>) {
+        self.starts.push(line.offset);
+        self.lines.push(line.number);
+    }
+
+    /// The text of some items.
+    pub(super) fn span(&self, items: Range<usize>) -> Option<Range<usize>> {
+        let start = *self.starts.get(items.start)?;
+        let end =
+            if items.end == self.starts.len() { self.end } else { *self.starts.get(items.end)? };
+        (start <= end).then_some(start..end)
+    }
+}
+
+/// The items of each list that is written in block style; none for the others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Sections([Option<Items>; 3]);
+
+impl Sections {
+    /// Finds the items in a text.
+    pub(super) fn find(text: &str) -> Self {
+        let mut found = Self::default();
+        let mut scan = Scan::default();
+        let mut offset = 0;
+        for (number, line) in (0..).zip(text.split_inclusive('\n')) {
+            if let Some(line) = Line::of(line, offset, number) {
+                scan.take(&line, &mut found);
+            }
+            offset += line.len();
+        }
+        scan.close(offset, &mut found);
+        found
+    }
+
+    /// The items of a list.
+    pub(super) fn of(&self, list: List) -> Option<&Items> {
+        let [services, routes, policies] = &self.0;
+        match list {
+            List::Services => services.as_ref(),
+            List::Routes => routes.as_ref(),
+            List::Policies => policies.as_ref(),
+        }
+    }
+
+    fn set(&mut self, list: List, items: Items) {
+        let [services, routes, policies] = &mut self.0;
+        let place = match list {
+            List::Services => services,
+            List::Routes => routes,
+            List::Policies => policies,
+        };
+        *place = Some(items);
+    }
+}
+
+/// A line that is neither empty nor a comment.
+struct Line<'t> {
+    indent: usize,
+    text: &'t str,
+    /// Where it begins, in bytes.
+    offset: usize,
+    /// How many lines are before it.
+    number: u64,
+}
+
+impl<'t> Line<'t> {
+    fn of(line: &'t str, offset: usize, number: u64) -> Option<Self> {
+        let text = line.trim_start_matches(' ');
+        let indent = line.len() - text.len();
+        let text = text.trim_end();
+        (!text.is_empty() && !text.starts_with('#')).then_some(Self {
+            indent,
+            text,
+            offset,
+            number,
+        })
+    }
+
+    fn is_item(&self) -> bool {
+        self.text == "-" || self.text.starts_with("- ")
+    }
+
+    /// The key, and whether its value begins in a later line.
+    fn key(&self) -> Option<(&'t str, bool)> {
+        let (key, value) = self.text.split_once(':')?;
+        let value = value.trim_start();
+        Some((key, value.is_empty() || value.starts_with('#')))
+    }
+}
+
+/// What is known before the next line.
+#[derive(Default)]
+struct Scan<'t> {
+    /// The key of the root that the line is below, and the indentation of the keys below it.
+    parent: Option<(&'t str, Option<usize>)>,
+    open: Option<Open>,
+}
+
+/// The list that the line may belong to.
+struct Open {
+    list: List,
+    /// The indentation of its key.
+    key_indent: usize,
+    /// None before its first item.
+    items: Option<Items>,
+}
+
+impl<'t> Scan<'t> {
+    fn take(&mut self, line: &Line<'t>, found: &mut Sections) {
+        if let Some(open) = &mut self.open {
+            match &mut open.items {
+                Some(items) if line.indent > items.indent => return,
+                Some(items) if line.indent == items.indent && line.is_item() => {
+                    items.push(line);
+                    return;
+                }
+                None if line.indent >= open.key_indent && line.is_item() => {
+                    let mut items = Items { indent: line.indent, ..Items::default() };
+                    items.push(line);
+                    open.items = Some(items);
+                    return;
+                }
+                Some(_) | None => self.close(line.offset, found),
+            }
+        }
+        self.take_key(line);
+    }
+
+    fn take_key(&mut self, line: &Line<'t>) {
+        let Some((key, is_open)) = line.key() else { return };
+        let parent = match &mut self.parent {
+            _ if line.indent == 0 => None,
+            Some((parent, indent)) => {
+                if *indent.get_or_insert(line.indent) != line.indent {
+                    return;
+                }
+                Some(*parent)
+            }
+            None => return,
+        };
+        if line.indent == 0 {
+            self.parent = Some((key, None));
+        }
+        if let Some(list) = List::opened_by(parent, key).filter(|_| is_open) {
+            self.open = Some(Open { list, key_indent: line.indent, items: None });
+        }
+    }
+
+    /// Notes the items of the list that has ended.
+    fn close(&mut self, offset: usize, found: &mut Sections) {
+        if let Some(Open { list, items: Some(items), .. }) = self.open.take() {
+            found.set(list, Items { end: offset, ..items });
+        }
+    }
+}
