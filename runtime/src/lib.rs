@@ -10,6 +10,7 @@ pub mod clock;
 pub mod drain;
 pub mod listening;
 pub mod log;
+pub mod log_limit;
 pub mod memory;
 pub mod metrics;
 pub mod open_files;

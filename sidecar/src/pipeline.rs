@@ -56,7 +56,7 @@ pub(crate) struct Accepted {
 /// Serves a connection from its acceptance to its end.
 pub(crate) async fn connection(accepted: Accepted, worker: Rc<Worker>) {
     let Some(_in_hand) = worker.live.take(worker.shared.limits.connections) else {
-        return worker.metrics.connections_refused.increment();
+        return worker.refuse_connection(accepted.client);
     };
     worker.metrics.connections.increment();
     let _open = Opened::new(&worker.metrics.connections_open);

@@ -47,12 +47,14 @@ pub(crate) async fn serve(
     tokio::pin!(over);
     let window = worker.windows.open();
     let is_peer = connection.peer.is_some();
-    let handshake = builder(settings, window.bytes, is_peer).handshake(stream);
-    let handshake = tokio::select! {
-        handshake = tokio::time::timeout(settings.timeouts.head, handshake) => handshake,
+    let greeting = builder(settings, window.bytes, is_peer).handshake(stream);
+    // On the heap, so that a connection that waits keeps no place for it.
+    let greeting = Box::pin(tokio::time::timeout(settings.timeouts.head, greeting));
+    let greeted = tokio::select! {
+        greeted = greeting => greeted.ok().and_then(Result::ok).map(Box::new),
         reason = &mut over => return note_end(reason, &connection, worker),
     };
-    let Ok(Ok(mut streams)) = handshake else { return };
+    let Some(mut streams) = greeted else { return };
     let open = Rc::<Cell<usize>>::default();
     let drain = worker.shared.drain.clone();
     let ending = ending(settings, &connection, &drain, &watch, &open);
@@ -114,7 +116,7 @@ pub(crate) async fn serve(
 type Streams = h2::server::Connection<Guarded<Stream>, bytes::Bytes>;
 
 /// Ends a connection at once, and tells why.
-async fn dismiss(mut streams: Streams, reason: h2::Reason) {
+async fn dismiss(mut streams: Box<Streams>, reason: h2::Reason) {
     streams.abrupt_shutdown(reason);
     // It may not take our answer either.
     drop(tokio::time::timeout(CALM, streams.accept()).await);

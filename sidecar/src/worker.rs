@@ -17,6 +17,7 @@ use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 use weft_runtime::drain::{Drain, Live, Phase};
 use weft_runtime::listening::Report;
+use weft_runtime::log_limit::LogLimit;
 use weft_runtime::memory;
 use weft_runtime::metrics::Registry;
 use weft_runtime::socket::{Mark, is_without_ipv6, listen_tcp};
@@ -91,6 +92,9 @@ pub(crate) struct Worker {
     /// Connections that draining may end while they are idle.
     enrolled: RefCell<HashMap<u64, Endable>>,
     next_enrolled: Cell<u64>,
+    /// What is logged of connections beyond the limit, and of pauses of accepting.
+    refusals: LogLimit,
+    pauses: LogLimit,
     /// The most connections since memory was last given back.
     most_open: Cell<usize>,
 }
@@ -141,6 +145,20 @@ impl Worker {
         // Not the worker's own plan, which may be the one before.
         let latest = self.shared.plans.borrow().withdrawals.clone();
         self.roll.enrol(socket.as_raw_fd(), proof, trust, &latest)
+    }
+
+    /// Counts and logs a connection beyond the limit.
+    pub(crate) fn refuse_connection(&self, client: SocketAddr) {
+        self.metrics.connections_refused.increment();
+        if let Some(refused) = self.refusals.event(now()) {
+            let limit = self.shared.limits.connections;
+            tracing::warn!(
+                %client,
+                refused,
+                limit,
+                "connections refused: the limit of a worker (--connection-limit) is reached"
+            );
+        }
     }
 
     /// Ends the connections that rest on what the plan withdraws.
@@ -194,6 +212,8 @@ pub async fn run(shared: Shared, number: usize) {
         draining: Cell::new(false),
         enrolled: RefCell::default(),
         next_enrolled: Cell::new(0),
+        refusals: LogLimit::default(),
+        pauses: LogLimit::default(),
         most_open: Cell::new(0),
         shared,
     });
@@ -316,7 +336,10 @@ async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<Worker>)
         let (stream, client) = match socket.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::debug!(%error, "accepting rests");
+                if let Some(pauses) = worker.pauses.event(now()) {
+                    let open = worker.live.count();
+                    tracing::warn!(listener = &*name, %error, pauses, open, "accept paused");
+                }
                 tokio::time::sleep(REST).await;
                 continue;
             }
