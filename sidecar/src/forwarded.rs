@@ -8,6 +8,7 @@ use weft_model::{Forwarded, ForwardedFor};
 use crate::denial::Denial;
 use crate::http::fields::Fields;
 use crate::http::head::list;
+use crate::http::unwanted::is_alike;
 use crate::mutate::scheme;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -62,9 +63,7 @@ fn forwarded_by(fields: &Fields, skipped: u32) -> Option<IpAddr> {
 pub(crate) fn apply(fields: &mut Fields, rule: Forwarded, origin: Origin) -> Result<(), Denial> {
     match rule.addresses {
         ForwardedFor::Preserve => drop(check(fields)?),
-        ForwardedFor::Remove => {
-            fields.remove(|name| name.eq_ignore_ascii_case(FOR.as_str().as_bytes()));
-        }
+        ForwardedFor::Remove => set(fields, FOR, None),
         ForwardedFor::Append => {
             let mut chain = check(fields)?;
             if !chain.is_empty() {
@@ -102,8 +101,9 @@ fn check(fields: &Fields) -> Result<Vec<u8>, Denial> {
     if addresses > ADDRESS_LIMIT { Err(Denial::TooManyForwarders) } else { Ok(chain) }
 }
 
+/// Replaces a header. A service that takes `_` for `-` must not see another value by another spelling.
 fn set(fields: &mut Fields, name: HeaderName, value: Option<HeaderValue>) {
-    fields.remove(|held| held.eq_ignore_ascii_case(name.as_str().as_bytes()));
+    fields.remove(|held| is_alike(held, name.as_str().as_bytes()));
     if let Some(value) = value {
         fields.add(name, value);
     }
@@ -160,6 +160,23 @@ mod tests {
         check(&["a"], Append, true, &["a, 10.0.0.9:4711"]);
         check(&["a"], Preserve, true, &["a"]);
         check(&["a"], Remove, true, &[]);
+    }
+
+    #[test]
+    fn other_spellings_of_forwarded_headers_are_replaced_at_the_edge() {
+        let mut map = HeaderMap::new();
+        for name in ["x_forwarded_for", "x-forwarded_proto", "x_forwarded-port", "x_other"] {
+            map.append(name, HeaderValue::from_static("6.6.6.6"));
+        }
+        let mut fields = Fields::Map(map);
+        let addresses = ForwardedFor::Append;
+        let rule = Forwarded { addresses, is_edge: true, ..Forwarded::default() };
+        let client = ([10, 0, 0, 9], 1).into();
+        let origin = Origin { client, port: 80, is_tls: false };
+        apply(&mut fields, rule, origin).expect("few");
+        let mut names: Vec<String> = fields.to_map().keys().map(ToString::to_string).collect();
+        names.sort();
+        assert_eq!(names, ["x-forwarded-for", "x-forwarded-port", "x-forwarded-proto", "x_other"]);
     }
 
     #[test]

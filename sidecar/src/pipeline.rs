@@ -339,7 +339,7 @@ async fn falls(
         let known = before.and_then(|before| before.tokens.as_ref());
         let asking = http.tokens.as_ref().filter(|tokens| known.is_none_or(|k| tokens.differ(k)));
         if let Some(Err(refused)) =
-            asking.map(|tokens| tokens.recheck(&case.proved, &facts, connection.peer.as_ref()))
+            asking.map(|tokens| tokens.recheck(&case.proved, facts, connection.peer.as_ref()))
         {
             worker.metrics.requests_withdrawn.increment();
             return (Denial::Token(refused.fault, refused.detail), None);

@@ -45,11 +45,11 @@ pub(crate) fn rewritten_target(
     matched: &PathMatch,
     head: &RequestHead,
 ) -> Option<String> {
-    let Some(normal) = head.readings.as_ref().and_then(|readings| readings.get(0)) else {
+    let Some(reading) = head.readings.as_ref().and_then(|readings| readings.get(0)) else {
         return rewritten(rewrite, matched, &head.target);
     };
     let query = query_part_of(&head.target);
-    let routed = rewritten(rewrite, matched, &format!("{}{query}", normal.path()))?;
+    let routed = rewritten(rewrite, matched, &format!("{}{query}", reading.path()))?;
     let as_sent = rewritten(rewrite, matched, &head.target)
         .filter(|_| matched.matches(head.path()))
         .filter(|target| canonical(path_of(target)) == canonical(path_of(&routed)));

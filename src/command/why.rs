@@ -80,7 +80,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     });
     let question = Question { arguments, caller, port, token: token.transpose()?, reading: None };
     let checks = checks(&mesh, service, port);
-    if let Some(issuers) = missing_token(&checks, &question) {
+    let path = question.target().split('?').next().unwrap_or_default();
+    let readings = Readings::of(path);
+    let count = readings.as_ref().map_or(1, |readings| readings.iter().count());
+    let each = || {
+        (0..count).map(|index| {
+            let reading = readings.as_ref().and_then(|readings| readings.get(index));
+            Question { reading, ..question.clone() }
+        })
+    };
+    if let Some(issuers) = each().find_map(|question| missing_token(&checks, &question)) {
         let reason = format!("it needs a token of {issuers}; --token says that it shows one");
         return Err(Failure::Failed(format!("refused: {reason}")));
     }
@@ -91,14 +100,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             HttpFilter::Jwt(_) => None,
         })
         .collect();
-    let path = question.target().split('?').next().unwrap_or_default();
-    let readings = Readings::of(path);
-    let count = readings.as_ref().map_or(1, |readings| readings.iter().count());
-    let each = (0..count).map(|index| {
-        let reading = readings.as_ref().and_then(|readings| readings.get(index));
-        Question { reading, ..question.clone() }
-    });
-    let judgement = judge_readings(&rules.into_iter(), each);
+    let judgement = judge_readings(&rules.into_iter(), each());
     if let Some(shadow) = judgement.shadow.filter(|shadow| shadow.refused) {
         say(&format!("a policy that only watches would refuse it: {}", because(shadow, service)));
     }

@@ -250,9 +250,34 @@ fn check_as_sent(client: &mut Client, path: &str, counts: &mut Counts) -> Result
     Ok(())
 }
 
-/// Asks for very many paths, a connection after the other.
+/// Asks for a path that may be changed on its way. What is wrong about what came of it.
+fn check_changed(client: &mut Client, path: &str, counts: &mut Counts) -> Result<(), String> {
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+    let answer = client.answer(false).ok_or("it was not answered")?;
+    match answer.status {
+        200 => {
+            let target = answer.body.strip_prefix("GET ").and_then(|told| told.strip_suffix(" a"));
+            let target = target.ok_or("the service got something else")?;
+            let denied = seen_by_services(target).into_iter().find(|seen| seen.starts_with(DENIED));
+            counts[0] += 1;
+            denied.map_or(Ok(()), |seen| Err(format!("{target} was served, some see {seen}")))
+        }
+        403 => {
+            counts[1] += 1;
+            let denied = seen_by_services(path).iter().any(|seen| seen.starts_with(DENIED));
+            if denied { Ok(()) } else { Err("it was denied".into()) }
+        }
+        400 => {
+            counts[2] += 1;
+            Ok(())
+        }
+        other => Err(format!("{other} {}", answer.body)),
+    }
+}
+
+/// Asks for very many paths where ambiguous ones are refused, a connection after the other.
 fn run(settings: &Value, at_least: Counts) {
-    run_with(settings, &json!({}), check, at_least);
+    run_with(settings, &json!({"path": "strict"}), check, at_least);
 }
 
 fn run_with(
@@ -283,17 +308,13 @@ fn run_with(
 }
 
 #[test]
-fn what_is_denied_is_not_reached_where_paths_are_taken_as_they_are() {
+fn what_is_denied_is_not_reached_where_ambiguous_paths_are_refused() {
     run(&json!({}), [1000, 200, 1000]);
 }
 
 #[test]
-fn what_is_denied_is_not_reached_where_paths_are_normalized() {
+fn what_is_denied_is_not_reached_where_other_ambiguous_paths_are_refused() {
     run(&json!({"normalize_path": true, "merge_slashes": true}), [1000, 200, 1000]);
-}
-
-#[test]
-fn what_is_denied_is_not_reached_where_slashes_are_decoded() {
     let decodes = "UNESCAPE_AND_FORWARD";
     let settings = json!({"normalize_path": true, "merge_slashes": true,
         "path_with_escaped_slashes_action": decodes});
@@ -301,15 +322,36 @@ fn what_is_denied_is_not_reached_where_slashes_are_decoded() {
 }
 
 #[test]
+fn what_is_denied_is_not_reached_where_paths_are_normalized_as_by_envoy() {
+    let settings = json!({"normalize_path": true, "merge_slashes": true});
+    run_with(&settings, &json!({}), check_changed, [1000, 200, 50]);
+}
+
+#[test]
+fn what_is_denied_is_not_reached_where_slashes_are_decoded_as_by_envoy() {
+    let settings = json!({"normalize_path": true, "merge_slashes": true,
+        "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD"});
+    run_with(&settings, &json!({}), check_changed, [1000, 200, 50]);
+}
+
+#[test]
 fn denied_path_is_not_reached_where_paths_are_sent_on_unchanged() {
-    let settings = json!({"path_with_escaped_slashes_action": "KEEP_UNCHANGED"});
-    run_with(&settings, &json!({"path": "as_sent"}), check_as_sent, [1000, 200, 100]);
+    run_with(&json!({}), &json!({"path": "as_sent"}), check_as_sent, [1000, 200, 100]);
+}
+
+#[test]
+fn denied_path_is_not_reached_by_a_file_without_settings_of_paths() {
+    run_with(&json!({}), &json!({}), check_as_sent, [1000, 200, 100]);
 }
 
 #[test]
 fn everyday_paths_reach_the_service_unchanged() {
-    let settings = json!({"path_with_escaped_slashes_action": "KEEP_UNCHANGED"});
-    let front = Front::start(&[deny()], &settings, &json!({"path": "as_sent"}));
+    for ours in [json!({}), json!({"path": "as_sent"})] {
+        check_everyday_paths(&Front::start(&[deny()], &json!({}), &ours));
+    }
+}
+
+fn check_everyday_paths(front: &Front) {
     let mut client = front.client();
     for path in [
         "/@babel%2fcore",
@@ -319,6 +361,8 @@ fn everyday_paths_reach_the_service_unchanged() {
         "/bucket//key",
         "/%7Euser",
         "/%2E",
+        "/%2e%2e/",
+        "//",
         "/100%",
         "/a;v=1/b?x=%2F%2e",
     ] {
@@ -343,8 +387,13 @@ fn escaped_slashes_are_redirected_where_that_is_set() {
 /// empty.
 #[test]
 fn what_is_denied_is_not_reached_by_segments_of_parameters() {
-    for settings in [json!({}), json!({"normalize_path": true, "merge_slashes": true})] {
-        let front = Front::start(&[deny()], &settings, &json!({}));
+    for (settings, ours) in [
+        (json!({}), json!({})),
+        (json!({}), json!({"path": "strict"})),
+        (json!({"normalize_path": true, "merge_slashes": true}), json!({})),
+        (json!({"normalize_path": true, "merge_slashes": true}), json!({"path": "strict"})),
+    ] {
+        let front = Front::start(&[deny()], &settings, &ours);
         for path in
             ["/;/admin", "/;x/admin", "/;x=y/admin", "/;;/admin/x", "/x/..;/admin", "/.;/admin"]
         {

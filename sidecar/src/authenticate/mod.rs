@@ -28,7 +28,7 @@ use crate::denial::Denial;
 use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, Upgrade, path_of, query_part_of};
 use crate::mutate::scheme;
-use tokens::Asking;
+use tokens::{Asking, Rules};
 
 /// A request whose sender is known, as far as it was asked to prove it. Made only by
 /// [`authenticate`].
@@ -134,9 +134,15 @@ pub(crate) fn authenticate<'a>(
 ) -> Result<Authenticated<'a>, Denial> {
     let proved = match tokens {
         Some(tokens) => {
-            let rule = |head: &RequestHead| tokens.rule(&Facts::new(head, sender, None));
+            let rules = |head: &RequestHead| {
+                let mut rules = Rules::default();
+                for facts in Facts::new(head, sender, None).readings() {
+                    rules.add(tokens.rule(&facts));
+                }
+                rules
+            };
             let asking = Asking { peer: sender.peer, now, cache };
-            let checked = tokens.check(head, rule, &asking);
+            let checked = tokens.check(head, rules, &asking);
             checked.map_err(|refused| Denial::Token(refused.fault, refused.detail))?
         }
         None => Proved::default(),

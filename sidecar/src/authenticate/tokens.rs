@@ -19,7 +19,7 @@ use super::key_store::Wish;
 use super::keys::{KeySet, Verdict};
 use super::place::{self, Found};
 use super::token::Token;
-use super::{claims, digest};
+use super::{Facts, claims, digest};
 use crate::http::head::RequestHead;
 use crate::http::unwanted::is_alike;
 
@@ -83,6 +83,29 @@ impl Proved {
     }
 }
 
+/// The rules of tokens that cover the ways in which services read a path. One rule asks for no memory.
+#[derive(Debug, Default)]
+pub(crate) struct Rules {
+    first: Option<usize>,
+    others: Vec<usize>,
+}
+
+impl Rules {
+    /// Adds the rule that covers one more way; none: no token is needed.
+    pub(crate) fn add(&mut self, rule: Option<usize>) {
+        let Some(rule) = rule else { return };
+        match self.first {
+            None => self.first = Some(rule),
+            Some(first) if first == rule || self.others.contains(&rule) => {}
+            Some(_) => self.others.push(rule),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = usize> {
+        self.first.into_iter().chain(self.others.iter().copied())
+    }
+}
+
 /// Who asks, and by what it is judged.
 pub(crate) struct Asking<'a> {
     pub(crate) peer: Option<&'a VerifiedPeer>,
@@ -122,27 +145,33 @@ impl Tokens {
         self.told.iter().map(String::as_str)
     }
 
-    /// Checks the tokens of a request by the rule that covers it, and tells the service what they say.
+    /// Checks the tokens of a request by each rule that covers a way in which services read its path, and
+    /// tells the service what they say.
     ///
     /// # Errors
     /// Why the request is refused.
     pub(crate) fn check(
         &self,
         head: &mut RequestHead,
-        facts: impl FnOnce(&RequestHead) -> Option<usize>,
+        rules: impl FnOnce(&RequestHead) -> Rules,
         asking: &Asking<'_>,
     ) -> Result<Proved, Refused> {
         head.fields.remove(|name| self.is_told(name));
-        let rule = facts(head).and_then(|index| self.policy.rules.get(index));
-        let Some(requirement) = rule.and_then(|rule| rule.requires.as_ref()) else {
-            return Ok(Proved::default());
-        };
-        let mut good = Vec::new();
-        self.meets(requirement, head, asking, &mut good)?;
+        let rules = rules(head);
+        let rules = rules.iter().filter_map(|index| self.policy.rules.get(index));
+        let mut good: Vec<Good<'_>> = Vec::new();
+        for requirement in rules.filter_map(|rule| rule.requires.as_ref()) {
+            self.meets(requirement, head, asking, &mut good)?;
+        }
         let mut proved = Proved::default();
-        for Good { planned, checked } in good {
-            proved.take(planned, &checked);
-            tell(head, &planned.provider, &checked);
+        for (index, Good { planned, checked }) in good.iter().enumerate() {
+            let before = good.iter().take(index);
+            // Several rules may ask for the same token.
+            if before.clone().any(|good| good.planned.number == planned.number) {
+                continue;
+            }
+            proved.take(planned, checked);
+            tell(head, &planned.provider, checked);
         }
         Ok(proved)
     }
@@ -172,12 +201,14 @@ impl Tokens {
     pub(crate) fn recheck(
         &self,
         proved: &Proved,
-        facts: &dyn RequestFacts,
+        facts: Facts<'_>,
         peer: Option<&VerifiedPeer>,
     ) -> Result<(), Refused> {
-        let rule = self.rule(facts).and_then(|index| self.policy.rules.get(index));
-        let requirement = rule.and_then(|rule| rule.requires.as_ref());
-        requirement.map_or(Ok(()), |requirement| self.are_enough(proved, requirement, peer))
+        facts.readings().try_for_each(|facts| {
+            let rule = self.rule(&facts).and_then(|index| self.policy.rules.get(index));
+            let requirement = rule.and_then(|rule| rule.requires.as_ref());
+            requirement.map_or(Ok(()), |requirement| self.are_enough(proved, requirement, peer))
+        })
     }
 
     fn are_enough(

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use http::Method;
-use weft_model::PathRules;
 use weft_model::path::Readings;
+use weft_model::{AmbiguousPath, PathRules};
 
 use super::desync::Reason;
 use super::fields::Fields;
@@ -100,7 +100,7 @@ impl RequestHead {
         has_body && is_chunked && self.upgrade.is_none()
     }
 
-    /// Brings the target into the one form that everything behind sees.
+    /// Brings the target into the form that everything behind sees, and finds how services read it.
     ///
     /// # Errors
     /// What is ambiguous about it.
@@ -113,9 +113,12 @@ impl RequestHead {
         if let Cow::Owned(target) = path::normalized(&self.target, rules)? {
             self.target = target;
         }
-        if rules.as_sent {
-            self.readings = Readings::of(self.path()).map(Box::new);
-        }
+        let readings = match rules.ambiguous {
+            AmbiguousPath::RouteAsSent => Readings::behind_path_as_sent(self.path()),
+            AmbiguousPath::RouteNormalized => Readings::of(self.path()),
+            AmbiguousPath::Refuse => None,
+        };
+        self.readings = readings.map(Box::new);
         Ok(())
     }
 }

@@ -1,16 +1,20 @@
-//! The one form of a path that routing, authorization and the service all see.
+//! The form of a path that routing, authorization and the service see.
 
 use std::borrow::Cow;
 
-use weft_model::{EscapedSlashes, PathRules};
+use weft_model::{AmbiguousPath, EscapedSlashes, PathRules};
 
 use crate::denial::Denial;
+
+const ENCODED_SLASH: Denial = Denial::Malformed("the path has an encoded slash");
+const ENCODED_NUL: Denial = Denial::Malformed("the path has an encoded NUL");
+const BACKSLASH: Denial = Denial::Malformed("the path has a backslash");
 
 /// The target with its path in the form that `rules` ask for; as it was when it is in that form. Of
 /// the query, only what no query may have is encoded.
 ///
 /// # Errors
-/// When the path could be read in more than one way and the rules do not say which.
+/// When the path is one that the rules refuse.
 pub(crate) fn normalized(target: &str, rules: PathRules) -> Result<Cow<'_, str>, Denial> {
     let (path, query) = match target.find('?') {
         Some(at) => target.split_at(at),
@@ -23,33 +27,26 @@ pub(crate) fn normalized(target: &str, rules: PathRules) -> Result<Cow<'_, str>,
     if !target.bytes().all(allowed) {
         return Err(Denial::Malformed("the path has a character that no path may have"));
     }
-    let query = encoded_query(query);
-    let with_path_as_is = || match &query {
-        Cow::Borrowed(_) => Cow::Borrowed(target),
-        Cow::Owned(query) => Cow::Owned(path.to_owned() + query),
+    let path = match rules.ambiguous {
+        AmbiguousPath::Refuse if is_plain(path) => Cow::Borrowed(path),
+        AmbiguousPath::Refuse => Cow::Owned(resolved(&decoded(path, rules)?, rules)?),
+        AmbiguousPath::RouteAsSent | AmbiguousPath::RouteNormalized => as_set(path, rules)?,
     };
-    if is_plain(path) {
-        return Ok(with_path_as_is());
-    }
-    if rules.as_sent && !rules.normalize && !rules.merge_slashes {
-        check_as_sent(path, rules)?;
-        return Ok(with_path_as_is());
-    }
-    let decoded = decoded(path, rules)?;
-    let path = resolved(&decoded, rules)?;
-    Ok(Cow::Owned(path + &query))
+    Ok(match (path, encoded_query(query)) {
+        (Cow::Borrowed(_), Cow::Borrowed(_)) => Cow::Borrowed(target),
+        (path, query) => Cow::Owned(path.into_owned() + &query),
+    })
 }
 
-/// The query with what RFC 3986 forbids in one encoded, though clients send it: services differ in what they
-/// make of it.
-fn encoded_query(query: &str) -> Cow<'_, str> {
-    const FORBIDDEN: &[u8] = b"\"<>\\^`{|}";
-    if !query.bytes().any(|byte| FORBIDDEN.contains(&byte)) {
-        return Cow::Borrowed(query);
+/// What `"<>^` and the like become, which RFC 3986 forbids though clients send them: services differ in what
+/// they make of them.
+fn encoded<'t>(text: &'t str, forbidden: &[u8]) -> Cow<'t, str> {
+    if !text.bytes().any(|byte| forbidden.contains(&byte)) {
+        return Cow::Borrowed(text);
     }
-    let mut out = String::with_capacity(query.len() + 16);
-    for byte in query.bytes() {
-        if FORBIDDEN.contains(&byte) {
+    let mut out = String::with_capacity(text.len() + 16);
+    for byte in text.bytes() {
+        if forbidden.contains(&byte) {
             out.push('%');
             out.extend([byte >> 4, byte & 15].map(hexadecimal));
         } else {
@@ -59,20 +56,110 @@ fn encoded_query(query: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Refuses what no service must get: a NUL, a backslash, and escaped slashes where they are refused.
-fn check_as_sent(path: &str, rules: PathRules) -> Result<(), Denial> {
-    let upper = path.to_ascii_uppercase();
-    if path.contains('\\') {
-        return Err(Denial::Malformed("the path has a backslash"));
+/// The query with what RFC 3986 forbids in one encoded.
+fn encoded_query(query: &str) -> Cow<'_, str> {
+    encoded(query, b"\"<>\\^`{|}")
+}
+
+/// The path as Envoy makes it by these settings: escaped slashes first, then dot segments and needless
+/// escapes, then empty segments. What no setting speaks of stays as it came.
+fn as_set(path: &str, rules: PathRules) -> Result<Cow<'_, str>, Denial> {
+    let (has_escapes, has_backslash) = (path.contains('%'), path.contains('\\'));
+    if has_escapes && path.contains("%00") {
+        return Err(ENCODED_NUL);
     }
-    if upper.contains("%00") {
-        return Err(Denial::Malformed("the path has an encoded NUL"));
+    let mut path = Cow::Borrowed(path);
+    if has_escapes && has_escaped_slash(&path) {
+        match rules.escaped_slashes {
+            EscapedSlashes::Reject => return Err(ENCODED_SLASH),
+            EscapedSlashes::Unescape => path = Cow::Owned(with_slashes(&path)),
+            EscapedSlashes::Keep | EscapedSlashes::Redirect => {}
+        }
     }
-    let is_escaped = upper.contains("%2F") || upper.contains("%5C");
-    if is_escaped && rules.escaped_slashes == EscapedSlashes::Reject {
-        return Err(Denial::Malformed("the path has an encoded slash"));
+    if has_backslash && !rules.normalize {
+        return Err(BACKSLASH);
     }
-    Ok(())
+    if rules.normalize {
+        path = canonical(path);
+    }
+    if rules.merge_slashes && path.contains("//") {
+        path = Cow::Owned(merged(&path));
+    }
+    Ok(path)
+}
+
+fn has_escaped_slash(path: &str) -> bool {
+    path.as_bytes().windows(3).any(|escape| is_escaped(escape, b"2F") || is_escaped(escape, b"5C"))
+}
+
+fn is_escaped(escape: &[u8], digits: &[u8]) -> bool {
+    matches!(escape, [b'%', rest @ ..] if rest.eq_ignore_ascii_case(digits))
+}
+
+/// The path with its escaped slashes and backslashes decoded. A backslash becomes a slash, as some services
+/// read it.
+fn with_slashes(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = rest.find('%') {
+        let (before, here) = rest.split_at(at);
+        out.push_str(before);
+        let is_slash = here.get(..3).is_some_and(has_escaped_slash);
+        out.push(if is_slash { '/' } else { '%' });
+        rest = here.get(if is_slash { 3 } else { 1 }..).unwrap_or_default();
+    }
+    out + rest
+}
+
+/// The path with its unreserved characters decoded, what RFC 3986 forbids encoded, backslashes turned into
+/// slashes, and dot segments resolved; above the root there is nothing (RFC 3986, sections 5.2.4 and 6.2.2).
+/// Other escapes stay in the case that they came in.
+fn canonical(path: Cow<'_, str>) -> Cow<'_, str> {
+    const FORBIDDEN: &[u8] = b"\"<>^`{|}";
+    if is_plain(&path) && !path.bytes().any(|byte| FORBIDDEN.contains(&byte)) {
+        return path;
+    }
+    let path = encoded(&path, FORBIDDEN).replace('\\', "/");
+    let mut decoded = String::with_capacity(path.len());
+    let mut rest = &*path;
+    while let Some(at) = rest.find('%') {
+        let (before, here) = rest.split_at(at);
+        decoded.push_str(before);
+        let escaped = match here.as_bytes() {
+            [b'%', high, low, ..] => digit(*high).zip(digit(*low)).map(|(h, l)| h * 16 + l),
+            _ => None,
+        };
+        let unreserved = escaped.filter(|byte| is_unreserved(*byte));
+        decoded.push(unreserved.map_or('%', char::from));
+        rest = here.get(if unreserved.is_some() { 3 } else { 1 }..).unwrap_or_default();
+    }
+    decoded.push_str(rest);
+    Cow::Owned(without_dots(&decoded))
+}
+
+/// Resolves dot segments. Empty segments stay.
+fn without_dots(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path.strip_prefix('/').unwrap_or(path).split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let is_last = segments.peek().is_none();
+        match segment {
+            ".." => drop(kept.pop()),
+            "." => {}
+            other => kept.push(other),
+        }
+        if is_last && matches!(segment, "." | "..") {
+            kept.push("");
+        }
+    }
+    format!("/{}", kept.join("/"))
+}
+
+/// Removes empty segments but the last.
+fn merged(path: &str) -> String {
+    let kept: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    let end = if path.ends_with('/') && !kept.is_empty() { "/" } else { "" };
+    format!("/{}{end}", kept.join("/"))
 }
 
 /// Whether nothing about a path needs a second look: no escape, no empty or dotted segment.
@@ -96,7 +183,7 @@ fn decoded(path: &str, rules: PathRules) -> Result<String, Denial> {
     while let [byte, behind @ ..] = rest {
         rest = behind;
         if *byte == b'\\' {
-            return Err(Denial::Malformed("the path has a backslash"));
+            return Err(BACKSLASH);
         }
         if *byte != b'%' {
             out.push(char::from(*byte));
@@ -110,21 +197,16 @@ fn decoded(path: &str, rules: PathRules) -> Result<String, Denial> {
             _ => None,
         };
         let Some(escaped) = escaped else {
-            if !rules.as_sent {
-                return Err(Denial::Malformed("the path has a % without two digits behind it"));
-            }
-            rest = behind;
-            out.push('%');
-            continue;
+            return Err(Denial::Malformed("the path has a % without two digits behind it"));
         };
         match (escaped, rules.escaped_slashes) {
-            (0, _) => return Err(Denial::Malformed("the path has an encoded NUL")),
+            (0, _) => return Err(ENCODED_NUL),
             (b'/' | b'\\', EscapedSlashes::Reject) | (b'\\', EscapedSlashes::Unescape) => {
-                return Err(Denial::Malformed("the path has an encoded slash"));
+                return Err(ENCODED_SLASH);
             }
             (b'/', EscapedSlashes::Unescape) => out.push('/'),
             (unreserved, _) if is_unreserved(unreserved) => {
-                if !rules.normalize && !rules.as_sent {
+                if !rules.normalize {
                     return Err(Denial::Malformed(
                         "the path has an encoded character that needs no encoding",
                     ));
@@ -160,11 +242,9 @@ fn resolved(path: &str, rules: PathRules) -> Result<String, Denial> {
     while let Some(segment) = segments.next() {
         let is_last = segments.peek().is_none();
         match segment {
-            "." | ".." if !rules.normalize && rules.as_sent => kept.push(segment),
             "." | ".." if !rules.normalize => {
                 return Err(Denial::Malformed("the path has a dot segment"));
             }
-            "" if !is_last && !rules.merge_slashes && rules.as_sent => kept.push(segment),
             "" if !is_last => {
                 if !rules.merge_slashes {
                     return Err(Denial::Malformed("the path has an empty segment"));
@@ -177,7 +257,7 @@ fn resolved(path: &str, rules: PathRules) -> Result<String, Denial> {
                 }
             }
             "." => {}
-            other if has_parameter_dots(other) && !rules.as_sent => {
+            other if has_parameter_dots(other) => {
                 // Servlet containers cut `;...` off before they look for dots.
                 return Err(Denial::Malformed(
                     "the path has a dot or empty segment with a parameter",
@@ -204,7 +284,7 @@ mod tests {
         normalize: false,
         merge_slashes: false,
         escaped_slashes: EscapedSlashes::Reject,
-        as_sent: false,
+        ambiguous: AmbiguousPath::Refuse,
     };
     const NORMALIZE: PathRules = PathRules { normalize: true, merge_slashes: true, ..REFUSE };
 
@@ -262,7 +342,7 @@ mod tests {
 
     #[test]
     fn paths_reach_the_service_as_sent_where_that_is_set() {
-        let keep = PathRules { as_sent: true, escaped_slashes: EscapedSlashes::Keep, ..REFUSE };
+        let keep = PathRules::default();
         for path in [
             "/@babel%2fcore",
             "/group%2Fproject",
@@ -270,24 +350,50 @@ mod tests {
             "/bucket//key",
             "/%7Euser",
             "/%2E",
+            "/%2e%2e/",
             "/100%",
             "/a/../b",
             "/a/..;/b",
             "/a%5cb",
             "/a%zz?x=%",
+            "/{a}|^?x",
         ] {
-            assert_eq!(normalized(path, keep).ok().as_deref(), Some(path));
+            for ambiguous in [AmbiguousPath::RouteAsSent, AmbiguousPath::RouteNormalized] {
+                let rules = PathRules { ambiguous, ..keep };
+                assert_eq!(normalized(path, rules).ok().as_deref(), Some(path));
+            }
         }
         for path in ["/a%00", "/a\\b", "a", "/a b", "/a#b"] {
             assert!(normalized(path, keep).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn paths_are_changed_as_envoy_changes_them_where_that_is_set() {
+        let check = |rules: PathRules, target: &str, expected: Option<&str>| {
+            assert_eq!(normalized(target, rules).ok().as_deref(), expected, "{target} {rules:?}");
+        };
+        let keep = PathRules::default();
         let reject = PathRules { escaped_slashes: EscapedSlashes::Reject, ..keep };
-        assert!(normalized("/a%2fb", reject).is_err());
-        assert_eq!(normalized("/a//%7E", reject).ok().as_deref(), Some("/a//%7E"));
+        check(reject, "/a%2fb", None);
+        check(reject, "/a%5Cb", None);
+        check(reject, "/a//%7E", Some("/a//%7E"));
+        let unescape = PathRules { escaped_slashes: EscapedSlashes::Unescape, ..keep };
+        check(unescape, "/a%2fb%2F%5c%", Some("/a/b//%"));
         let resolve = PathRules { normalize: true, ..keep };
-        assert_eq!(normalized("/a//./%7E%2fb%", resolve).ok().as_deref(), Some("/a//~%2Fb%"));
+        check(resolve, "/a//./%7E%2fb%", Some("/a//~%2fb%"));
+        check(resolve, "/../a", Some("/a"));
+        check(resolve, "/%2e%2e/a/.%2E", Some("/"));
+        check(resolve, "/a/b/.", Some("/a/b/"));
+        check(resolve, "/a\\..\\b", Some("/b"));
+        check(resolve, "/{a}%c3%a9", Some("/%7Ba%7D%c3%a9"));
+        check(resolve, "/a?x=/../{", Some("/a?x=/../%7B"));
         let merge = PathRules { merge_slashes: true, ..keep };
-        assert_eq!(normalized("/a//./b", merge).ok().as_deref(), Some("/a/./b"));
+        check(merge, "/a//./b", Some("/a/./b"));
+        check(merge, "//a///", Some("/a/"));
+        check(merge, "//", Some("/"));
+        let both = PathRules { normalize: true, ..merge };
+        check(both, "//a/..//b", Some("/b"));
     }
 
     #[test]

@@ -171,30 +171,41 @@ impl StreamIdle {
     }
 }
 
-/// What becomes of a path before it is matched, authorized and forwarded: all three see the same.
+/// What becomes of a path before it is matched, authorized and forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PathRules {
     /// Whether dot segments are resolved and unreserved characters decoded (RFC 3986, section 6.2.2;
-    /// `normalize_path`). When not, a path that has any is refused.
+    /// `normalize_path`).
     pub normalize: bool,
-    /// Whether empty segments are removed (`merge_slashes`). When not, a path that has any is refused.
+    /// Whether empty segments are removed (`merge_slashes`).
     pub merge_slashes: bool,
     /// What is done with encoded slashes.
     pub escaped_slashes: EscapedSlashes,
-    /// Whether what is not normalized reaches the service as it was sent, instead of being refused (ours:
-    /// `path: as_sent`). Policies must then allow every way in which a service may read the path, and
-    /// requests are routed by its normalized form.
-    pub as_sent: bool,
+    /// What is done with a path that still can be read in several ways.
+    pub ambiguous: AmbiguousPath,
+}
+
+/// What is done with a path that services read in several ways, after the other [`PathRules`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AmbiguousPath {
+    /// It is routed and reaches the service as it came. Policies must allow every way in which a service
+    /// may read it (Envoy forwards it too, and judges it as it came only).
+    #[default]
+    RouteAsSent,
+    /// The same, but it is routed by its normalized form (ours: `path: as_sent`; ports of a mesh).
+    RouteNormalized,
+    /// The request is refused (ours: `path: strict`).
+    Refuse,
 }
 
 /// What is done with `%2F`, `%5C` and their like (`path_with_escaped_slashes_action`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EscapedSlashes {
-    /// The request is refused.
+    /// They are kept as they are.
     #[default]
-    Reject,
-    /// They are kept as they are: a service that decodes them sees another path than was authorized.
     Keep,
+    /// The request is refused.
+    Reject,
     /// They are decoded.
     Unescape,
     /// The client is sent to the path with slashes instead (307).
@@ -281,13 +292,13 @@ pub enum HostPort {
 /// (`common_http_protocol_options.headers_with_underscores_action`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Underscores {
-    /// The field is left out.
+    /// It stays, unless it is a spelling of an identity header.
     #[default]
+    Allow,
+    /// It is left out.
     Drop,
     /// The request is refused.
     Reject,
-    /// It stays (Envoy's default; here it must be said: `underscores: allow` in our metadata).
-    Allow,
 }
 
 /// What a connection or a stream may become (`upgrade_configs`).

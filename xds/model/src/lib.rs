@@ -44,9 +44,10 @@ pub use dns::{
 pub use flow::{FlowKey, FlowTuple, Transport};
 pub use header_match::{HeaderCheck, HeaderMatch, is_joined};
 pub use http::{
-    CertificateKey, ClientCertificateDetails, Codec, DesyncMode, EscapedSlashes, Forwarded,
-    ForwardedFor, HeaderCase, HostPort, Http1Options, HttpFilter, HttpLimits, HttpService,
-    HttpTimeouts, Keepalive, PathRules, RouteSource, StreamIdle, Underscores, Upgrades,
+    AmbiguousPath, CertificateKey, ClientCertificateDetails, Codec, DesyncMode, EscapedSlashes,
+    Forwarded, ForwardedFor, HeaderCase, HostPort, Http1Options, HttpFilter, HttpLimits,
+    HttpService, HttpTimeouts, Keepalive, PathRules, RouteSource, StreamIdle, Underscores,
+    Upgrades,
 };
 pub use identity::{InvalidSpiffeId, SpiffeId};
 pub use listener::{

@@ -51,7 +51,15 @@ impl Readings {
         Some(readings)
     }
 
-    /// The readings; the first is the normalized form, by which requests are routed.
+    /// The same behind the path as it came, in that spelling alone, by which requests are then routed.
+    #[must_use]
+    pub fn behind_path_as_sent(path: &str) -> Option<Self> {
+        let mut readings = Self::of(path)?;
+        readings.0.insert(0, Reading { spellings: vec![path.to_owned()] });
+        Some(readings)
+    }
+
+    /// The readings. Requests are routed by the first: the normalized form, or the path as it came.
     pub fn iter(&self) -> impl Iterator<Item = &Reading> {
         self.0.iter()
     }
@@ -312,6 +320,18 @@ mod tests {
         check("/%7euser", "/%7euser");
         check("/%7euser", "/~user");
         check("/%2561dmin", "/admin");
+    }
+
+    #[test]
+    fn path_as_sent_comes_first_in_one_spelling_where_requests_are_routed_by_it() {
+        for path in ["/%7euser", "//a", "/a/../b", "/@babel%2fcore", "/100%"] {
+            let readings = Readings::behind_path_as_sent(path).expect("it has several");
+            let first = readings.get(0).expect("there is one");
+            assert_eq!(first.spellings, [path]);
+            let rest: Vec<_> = readings.iter().skip(1).cloned().collect();
+            assert_eq!(Some(Readings(rest)), Readings::of(path));
+        }
+        assert_eq!(Readings::behind_path_as_sent("/a/b"), None);
     }
 
     #[test]

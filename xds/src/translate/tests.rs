@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use weft_model::{
-    ClientCertificates, DesyncMode, EscapedSlashes, Forwarded, ForwardedFor, HostPort, HttpLimits,
-    HttpService, HttpTimeouts, JwtRequirement, OnExpired, PathRules, RevocationDepth,
-    RevocationMode, RevocationPolicy, RouteSource, StreamIdle, Underscores, Upgrades,
+    AmbiguousPath, ClientCertificates, DesyncMode, EscapedSlashes, Forwarded, ForwardedFor,
+    HostPort, HttpLimits, HttpService, HttpTimeouts, JwtRequirement, OnExpired, PathRules,
+    RevocationDepth, RevocationMode, RevocationPolicy, RouteSource, StreamIdle, Underscores,
+    Upgrades,
 };
 
 use super::*;
@@ -110,7 +111,7 @@ filter_chains:
     filter_metadata:
       other: {anything: 1}
       weft: {desync_mode: strictest, forwarded_client_port: true, target_limit_bytes: 1024,
-             field_limit_bytes: 2048, stall_timeout_ms: 1500, host_port: canonical, underscores: allow}
+             field_limit_bytes: 2048, stall_timeout_ms: 1500, host_port: canonical, path: strict}
   filters:
   - name: http
     typed_config:
@@ -128,7 +129,7 @@ filter_chains:
       request_headers_timeout: 5s
       stream_idle_timeout: 0s
       common_http_protocol_options: {idle_timeout: 60s, max_connection_duration: 3600s, max_headers_count: 50,
-                                     max_requests_per_connection: 10000}
+                                     max_requests_per_connection: 10000, headers_with_underscores_action: DROP_HEADER}
       http2_protocol_options: {max_concurrent_streams: 128}
       upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: CONNECT}]
       http_filters:
@@ -164,7 +165,7 @@ fn what_is_said_of_http_comes_back_as_it_went_out() {
             normalize: true,
             merge_slashes: true,
             escaped_slashes: EscapedSlashes::Unescape,
-            as_sent: false,
+            ambiguous: AmbiguousPath::Refuse,
         },
         desync: DesyncMode::Strictest,
         forwarded: Forwarded {
@@ -174,7 +175,7 @@ fn what_is_said_of_http_comes_back_as_it_went_out() {
             trusted_hops: 2,
         },
         host_port: HostPort::Canonical,
-        underscores: Underscores::Allow,
+        underscores: Underscores::Drop,
         upgrades: Upgrades { websocket: true, connect: true },
         ..HttpService::new(RouteSource::Named("r".into()))
     };

@@ -362,7 +362,8 @@ fn paths_and_headers_are_passed_as_sent_unless_a_service_says_otherwise() {
         mesh.services["orders"].clone()
     };
     let default = orders("{}");
-    assert!(default.paths.as_sent && !default.paths.normalize && !default.paths.merge_slashes);
+    assert_eq!(default.paths.ambiguous, weft_model::AmbiguousPath::RouteNormalized);
+    assert!(!default.paths.normalize && !default.paths.merge_slashes);
     assert_eq!(default.paths.escaped_slashes, EscapedSlashes::Keep);
     assert_eq!(default.underscores, Underscores::Allow);
     let set = orders(

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Action, Balance, CertificateKey, ChainMatch, ClientCertificateDetails, ClientCertificates,
-    Cluster, Discovery, DownstreamTls, Endpoint, EndpointSet, EscapedSlashes, Filter, FilterChain,
-    FlowKey, Health, HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider, JwtRule,
-    KeySource, Listener, Name, PathRewrite, PathRules, Route as ModelRoute, RouteMatch,
+    Action, AmbiguousPath, Balance, CertificateKey, ChainMatch, ClientCertificateDetails,
+    ClientCertificates, Cluster, Discovery, DownstreamTls, Endpoint, EndpointSet, Filter,
+    FilterChain, FlowKey, Health, HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider,
+    JwtRule, KeySource, Listener, Name, PathRewrite, PathRules, Route as ModelRoute, RouteMatch,
     RouteSource, RouteTable, SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy,
-    TlsParameters, Transport, Underscores, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost,
+    TlsParameters, Transport, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost,
     WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
@@ -315,13 +315,11 @@ fn host(name: &Name, routes: Vec<ModelRoute>) -> VirtualHost {
 
 /// HTTP with the defaults of a mesh: paths and headers reach the service as they were sent.
 fn http(routes: RouteSource) -> HttpService {
-    let path =
-        PathRules { escaped_slashes: EscapedSlashes::Keep, as_sent: true, ..PathRules::default() };
+    let path = PathRules { ambiguous: AmbiguousPath::RouteNormalized, ..PathRules::default() };
     let timeouts = HttpTimeouts { idle: HTTP_IDLE, ..HttpTimeouts::default() };
     HttpService {
         timeouts,
         path,
-        underscores: Underscores::Allow,
         upgrades: Upgrades { websocket: true, connect: false },
         access_log: true,
         ..HttpService::new(routes)

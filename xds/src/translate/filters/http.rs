@@ -7,9 +7,9 @@
 
 use serde_json::{Value, json};
 use weft_model::{
-    CertificateKey, ClientCertificateDetails, Codec, EscapedSlashes, Forwarded, ForwardedFor,
-    HostPort, HttpFilter, HttpLimits, HttpService, HttpTimeouts, PathRules, RouteSource,
-    StreamIdle, Underscores, Upgrades,
+    AmbiguousPath, CertificateKey, ClientCertificateDetails, Codec, EscapedSlashes, Forwarded,
+    ForwardedFor, HostPort, HttpFilter, HttpLimits, HttpService, HttpTimeouts, PathRules,
+    RouteSource, StreamIdle, Underscores, Upgrades,
 };
 
 use super::super::{Reader, Refused, route, values};
@@ -61,7 +61,7 @@ pub(in super::super) fn http_service(
     limits.field_bytes = ours.field_bytes.unwrap_or(limits.head_bytes).min(limits.head_bytes);
     let mut timeouts = timeouts(&mut manager)?;
     timeouts.stall = ours.stall;
-    let mut underscores = Underscores::Drop;
+    let mut underscores = Underscores::default();
     if let Some(common) = manager.child("common_http_protocol_options") {
         underscores = common_options(common, &mut limits, &mut timeouts)?;
     }
@@ -138,9 +138,13 @@ fn common_options(
     limits.requests_per_connection =
         common.number("max_requests_per_connection").filter(|n| *n > 0);
     match common.choice("headers_with_underscores_action").as_str() {
+        "ALLOW" => Ok(Underscores::Allow),
+        "DROP_HEADER" => Ok(Underscores::Drop),
         "REJECT_REQUEST" => Ok(Underscores::Reject),
-        // ALLOW is the default of the enumeration, so it cannot be told from nothing.
-        _ => Ok(Underscores::Drop),
+        other => Err(common.refuse(
+            "headers_with_underscores_action",
+            format!("{other} is not supported; ALLOW, DROP_HEADER and REJECT_REQUEST are"),
+        )),
     }
 }
 
@@ -192,9 +196,13 @@ fn certificate_keys(manager: &mut Reader<'_>) -> Vec<CertificateKey> {
 }
 
 fn path_rules(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<PathRules, Refused> {
+    let ambiguous = ours.ambiguous_paths.unwrap_or_default();
     let escaped_slashes = match manager.choice("path_with_escaped_slashes_action").as_str() {
-        "IMPLEMENTATION_SPECIFIC_DEFAULT" | "REJECT_REQUEST" => EscapedSlashes::Reject,
-        "KEEP_UNCHANGED" => EscapedSlashes::Keep,
+        "IMPLEMENTATION_SPECIFIC_DEFAULT" if ambiguous == AmbiguousPath::Refuse => {
+            EscapedSlashes::Reject
+        }
+        "IMPLEMENTATION_SPECIFIC_DEFAULT" | "KEEP_UNCHANGED" => EscapedSlashes::Keep,
+        "REJECT_REQUEST" => EscapedSlashes::Reject,
         "UNESCAPE_AND_FORWARD" => EscapedSlashes::Unescape,
         "UNESCAPE_AND_REDIRECT" => EscapedSlashes::Redirect,
         other => {
@@ -208,7 +216,7 @@ fn path_rules(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<PathRules, Ref
         normalize: manager.flag("normalize_path").unwrap_or(false),
         merge_slashes: manager.flag("merge_slashes").unwrap_or(false),
         escaped_slashes,
-        as_sent: ours.paths_as_sent,
+        ambiguous,
     })
 }
 
@@ -405,7 +413,9 @@ fn add_rules(http: &HttpService, fields: &mut Value) {
         fields["merge_slashes"] = json!(true);
     }
     match http.path.escaped_slashes {
-        EscapedSlashes::Reject => {}
+        EscapedSlashes::Reject => {
+            fields["path_with_escaped_slashes_action"] = json!("REJECT_REQUEST");
+        }
         EscapedSlashes::Keep => {
             fields["path_with_escaped_slashes_action"] = json!("KEEP_UNCHANGED");
         }
@@ -429,8 +439,10 @@ fn common_options_json(http: &HttpService) -> Value {
     if let Some(age) = http.timeouts.age {
         common["max_connection_duration"] = json!(values::duration(age));
     }
-    if http.underscores == Underscores::Reject {
-        common["headers_with_underscores_action"] = json!("REJECT_REQUEST");
+    match http.underscores {
+        Underscores::Allow => {}
+        Underscores::Drop => common["headers_with_underscores_action"] = json!("DROP_HEADER"),
+        Underscores::Reject => common["headers_with_underscores_action"] = json!("REJECT_REQUEST"),
     }
     common
 }

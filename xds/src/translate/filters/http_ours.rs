@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use weft_model::{
-    ClientCertificateDetails, DesyncMode, ForwardedFor, HostPort, HttpFilter, HttpLimits,
-    HttpService, Underscores,
+    AmbiguousPath, ClientCertificateDetails, DesyncMode, ForwardedFor, HostPort, HttpFilter,
+    HttpLimits, HttpService,
 };
 
 use super::super::{Reader, Refused};
@@ -41,14 +41,13 @@ const OURS: [&str; 11] = [
 
 /// What a chain's metadata says of HTTP that Envoy has no field for.
 #[derive(Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own in the file")]
 pub(in super::super) struct OurHttp {
     pub(super) desync: Option<DesyncMode>,
     pub(super) removes_forwarded: bool,
     pub(super) client_port: Option<bool>,
     pub(super) canonical_host_port: bool,
     pub(super) allows_underscores: bool,
-    pub(super) paths_as_sent: bool,
+    pub(super) ambiguous_paths: Option<AmbiguousPath>,
     pub(super) target_bytes: Option<usize>,
     pub(super) field_bytes: Option<usize>,
     pub(super) stall: Option<Duration>,
@@ -89,8 +88,13 @@ impl OurHttp {
                     "canonical is; strip_any_host_port and strip_matching_host_port say the rest";
                 return Err(refuse(&value, right));
             }
-            PATH if word == "as_sent" => self.paths_as_sent = true,
-            PATH => return Err(refuse(&value, "as_sent is; normalize_path says the rest")),
+            PATH if word == "as_sent" => {
+                self.ambiguous_paths = Some(AmbiguousPath::RouteNormalized);
+            }
+            PATH if word == "strict" => self.ambiguous_paths = Some(AmbiguousPath::Refuse),
+            PATH => {
+                return Err(refuse(&value, "as_sent and strict are; normalize_path says the rest"));
+            }
             UNDERSCORES if word == "allow" => self.allows_underscores = true,
             UNDERSCORES => {
                 return Err(refuse(
@@ -140,8 +144,11 @@ pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> 
     add(FORWARDED_FOR, http.forwarded.addresses == ForwardedFor::Remove, json!("remove"));
     add(CLIENT_PORT, http.forwarded.client_port, json!(true));
     add(HOST_PORT, http.host_port == HostPort::Canonical, json!("canonical"));
-    add(UNDERSCORES, http.underscores == Underscores::Allow, json!("allow"));
-    add(PATH, http.path.as_sent, json!("as_sent"));
+    match http.path.ambiguous {
+        AmbiguousPath::RouteAsSent => {}
+        AmbiguousPath::RouteNormalized => add(PATH, true, json!("as_sent")),
+        AmbiguousPath::Refuse => add(PATH, true, json!("strict")),
+    }
     let whole = http.client_certificate == ClientCertificateDetails::Whole;
     add(CERTIFICATE, whole, json!("whole"));
     // Left out, both are as large as the head may be.

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, Cidr, EscapedSlashes, FlowKey, IdleEnd, PathRules, SourceAddress, SpiffeId,
-    Underscores,
+    AmbiguousPath, Balance, Cidr, EscapedSlashes, FlowKey, IdleEnd, PathRules, SourceAddress,
+    SpiffeId, Underscores,
 };
 use weft_runtime::socket::PROBE_PORT;
 
@@ -169,7 +169,7 @@ fn path_rules(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Pa
         normalize: paths.normalize,
         merge_slashes: paths.merge_slashes,
         escaped_slashes,
-        as_sent: true,
+        ambiguous: AmbiguousPath::RouteNormalized,
     }
 }
 

@@ -1,0 +1,204 @@
+//! Services that run and read a path in their own ways: none serves what a policy denies, however the path is
+//! written.
+
+use serde_json::{Value, json};
+use weft_integration::alone::{Alone, Speaks, Wanted};
+use weft_integration::backend::Backend;
+use weft_integration::bootstrap::{any, want_fetched_token};
+use weft_integration::http1::{self, Client};
+use weft_integration::mesh_pki::text;
+use weft_integration::nginx::Nginx;
+use weft_integration::port;
+use weft_integration::process::{Process, counterpart};
+
+const SECRET: &str = "secret";
+
+fn deny_admin() -> Value {
+    let rules = json!({"action": "DENY", "policies": {"nobody": {
+        "permissions": [
+            {"url_path": {"path": {"prefix": "/admin/"}}}, {"url_path": {"path": {"exact": "/admin"}}}],
+        "principals": [{"any": true}]}}});
+    let message = "envoy.extensions.filters.http.rbac.v3.RBAC";
+    json!({"name": "rbac", "typed_config": any(message, json!({"rules": rules}))})
+}
+
+/// Paths that lead some services to `/admin/secret`, and others elsewhere or nowhere.
+fn paths() -> Vec<String> {
+    let starts = [
+        "/",
+        "//",
+        "/./",
+        "/x/../",
+        "/x/..;/",
+        "/x//../",
+        "/%2e/",
+        "/x/%2e%2e/",
+        "/x%2f../",
+        "/x%2f..%2f",
+        "/..%2f",
+        "/%2f",
+        "/;/",
+        "/;a=b/",
+        "/x/%252e%252e/",
+        "/x%252f..%252f",
+        "/%2e%2e/",
+        "/x%5c..%5c",
+        "/public/..%2F",
+    ];
+    let names = [
+        "admin",
+        "%61dmin",
+        "adm%69n",
+        "%61%64%6d%69%6e",
+        "%2561dmin",
+        "admin;x=1",
+        "admin%3b",
+        "ADMIN",
+    ];
+    let ends = [
+        "/secret",
+        "//secret",
+        "%2fsecret",
+        "/./secret",
+        "/x/../secret",
+        "/%73ecret",
+        ";a/secret",
+        "%5csecret",
+        "/secret?x=/public",
+        "/%2e/secret",
+        "%252fsecret",
+    ];
+    let mut paths = Vec::new();
+    for start in starts {
+        for name in names {
+            paths.extend(ends.iter().map(|end| format!("{start}{name}{end}")));
+        }
+    }
+    paths
+}
+
+fn ask(client: &mut Client, port: u16, path: &str) -> http1::Answer {
+    let answer = client.ask(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
+    if answer.broken || answer.field("connection").is_some_and(|value| value == "close") {
+        *client = Client::connect(port);
+    }
+    answer
+}
+
+/// Sidecars before a service, by the settings of a file and of a mesh.
+fn fronts(port: u16) -> Vec<(&'static str, Alone)> {
+    let front = |ours: Value, normalize: bool| {
+        let mut wanted = Wanted::before(port, Speaks::Http1);
+        wanted.ours = ours;
+        if normalize {
+            wanted = wanted.with("normalize_path", json!(true)).with("merge_slashes", json!(true));
+        }
+        wanted.http["http_filters"]
+            .as_array_mut()
+            .expect("filters are a list")
+            .insert(0, deny_admin());
+        wanted.start()
+    };
+    vec![
+        ("a file", front(json!({}), false)),
+        ("a file that normalizes", front(json!({}), true)),
+        ("a mesh", front(json!({"path": "as_sent"}), false)),
+    ]
+}
+
+#[track_caller]
+fn check(name: &str, service: u16) {
+    let paths = paths();
+    let mut direct = Client::connect(service);
+    let reached: Vec<&String> =
+        paths.iter().filter(|path| ask(&mut direct, service, path).body.contains(SECRET)).collect();
+    // A service that no path leads to would show nothing.
+    assert!(!reached.is_empty(), "{name} serves nothing below /admin");
+    for (settings, front) in fronts(service) {
+        let mut client = Client::connect(front.port);
+        let mut served = 0;
+        for path in &paths {
+            let answer = ask(&mut client, front.port, path);
+            assert!(!answer.body.contains(SECRET), "{name} behind {settings}: {path} reaches it");
+            served += usize::from(answer.status == 200);
+        }
+        // That everything is refused would hold as well.
+        let public = ask(&mut client, front.port, "/public%2Fx//y").status;
+        assert!(
+            ![400, 403].contains(&public),
+            "{name} behind {settings}: {public}, {served} served"
+        );
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::TempDir::new().expect("a temporary folder can be made");
+    std::fs::create_dir(folder.path().join("admin")).expect("the folder takes folders");
+    std::fs::write(folder.path().join("admin/secret"), SECRET).expect("the folder takes files");
+    folder
+}
+
+fn check_service(which: &str) {
+    let folder = folder();
+    let port = port::free();
+    let mut command = counterpart("decoding_services.py");
+    command.args([which, &port.to_string(), text(folder.path())]);
+    let process = Process::start(which, &mut command);
+    process.line_with("ready");
+    check(which, port);
+}
+
+#[test]
+fn no_spelling_of_a_path_reaches_what_is_denied_at_a_file_server() {
+    check_service("files");
+}
+
+#[test]
+fn no_spelling_of_a_path_reaches_what_is_denied_at_a_wsgi_service() {
+    check_service("wsgi");
+}
+
+#[test]
+fn no_spelling_of_a_path_reaches_what_is_denied_at_a_service_that_decodes_twice() {
+    check_service("twice");
+}
+
+#[test]
+fn no_spelling_of_a_path_reaches_what_is_denied_at_a_service_that_cuts_parameters() {
+    check_service("servlet");
+}
+
+#[test]
+fn no_spelling_of_a_path_reaches_what_is_denied_at_a_service_that_decodes_nothing() {
+    check_service("raw");
+}
+
+#[test]
+fn no_spelling_of_a_path_reaches_what_is_denied_at_nginx() {
+    let nginx = Nginx::start();
+    std::fs::create_dir(nginx.file("admin")).expect("the folder takes folders");
+    nginx.serve("admin/secret", SECRET.as_bytes());
+    check("nginx", nginx.port);
+}
+
+#[test]
+fn token_is_required_where_any_reading_of_the_path_requires_it() {
+    for ours in [json!({}), json!({"path": "as_sent"})] {
+        let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
+        wanted.ours = ours;
+        let filter = want_fetched_token("issuer", "audience", "service", "/admin");
+        wanted.http["http_filters"].as_array_mut().expect("filters are a list").insert(0, filter);
+        let front = wanted.start();
+        for (path, status) in [
+            ("/admin/x", 401),
+            ("/x/..%2fadmin/x", 401),
+            ("//admin", 401),
+            ("/%2561dmin/x", 401),
+            ("/x/..;/admin", 401),
+            ("/public%2fx//y", 200),
+        ] {
+            let get = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
+            assert_eq!(http1::ask(front.port, &get).status, status, "{path}");
+        }
+    }
+}
