@@ -143,7 +143,7 @@ impl Form {
             return None;
         };
         let mut map = std::collections::HashMap::new();
-        for (key, value) in entries {
+        for (key, value) in entries.iter() {
             let here = format!("{path}[{key:?}]");
             let text = Scalar::Text(key.clone());
             let key = match entry.map_entry_key_field().kind() {

@@ -11,6 +11,7 @@ mod descriptor;
 pub mod dial;
 mod json_form;
 pub mod located;
+pub mod recover;
 pub mod server;
 pub mod translate;
 mod wire;

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
+use serde_saphyr::options::DuplicateKeyPolicy;
 
 use crate::bootstrap::Problem;
 
@@ -16,9 +18,25 @@ pub struct Located(Spanned<Node>);
 /// A value of a file.
 #[derive(Debug)]
 pub(crate) enum Node {
-    Map(BTreeMap<String, Located>),
+    Map(Fields),
     List(Vec<Located>),
     Scalar(Scalar),
+}
+
+/// The fields of a map.
+#[derive(Debug, Default)]
+pub(crate) struct Fields {
+    pub(crate) values: BTreeMap<String, Located>,
+    /// The names of fields that occur more than once; of their values the last counts.
+    pub(crate) repeated: Vec<String>,
+}
+
+impl Deref for Fields {
+    type Target = BTreeMap<String, Located>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.values
+    }
 }
 
 /// A value that holds no others.
@@ -65,6 +83,17 @@ impl Located {
     /// The text is not YAML, or exceeds the limits of size. The message names line and column.
     pub fn parse(text: &str) -> Result<Self, String> {
         serde_saphyr::from_str_with_options(text, options()).map_err(|error| error.to_string())
+    }
+
+    /// The same of a file that may have a field more than once, to find its other mistakes: of the values the
+    /// last counts.
+    ///
+    /// # Errors
+    /// Those of [`Self::parse`].
+    pub fn parse_with_repetitions(text: &str) -> Result<Self, String> {
+        let mut options = options();
+        options.duplicate_keys = DuplicateKeyPolicy::PassThrough;
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
     }
 
     /// The value at the root.
@@ -138,11 +167,12 @@ impl<'de> Deserialize<'de> for Node {
                 f.write_str("any value")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Node, A::Error> {
-                let mut map = BTreeMap::new();
-                while let Some((key, value)) = access.next_entry()? {
-                    map.insert(key, value);
+                let mut fields = Fields::default();
+                while let Some((key, value)) = access.next_entry::<String, Located>()? {
+                    let former = fields.values.insert(key.clone(), value);
+                    fields.repeated.extend(former.map(|_| key));
                 }
-                Ok(Node::Map(map))
+                Ok(Node::Map(fields))
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Node, A::Error> {
                 let mut list = Vec::new();

@@ -4,6 +4,7 @@
 //! means, with every name resolved and every value parsed. Between them every mistake is collected.
 
 mod check;
+mod mistakes;
 pub mod raw;
 mod reader;
 mod sections;

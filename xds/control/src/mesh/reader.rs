@@ -11,7 +11,7 @@ use weft_xds::located::{self, Located};
 
 use super::check::{self, Mistake};
 use super::sections::{Items, List, Sections};
-use super::{Mesh, raw};
+use super::{Mesh, mistakes, raw};
 
 /// How many mistakes are located by parsing their items alone. For more, the file is parsed.
 const LOCATED_ALONE: usize = 64;
@@ -64,7 +64,7 @@ impl MeshFile {
 pub(super) struct Reader {
     last: Option<Parsed>,
     /// The last version, when it could not be parsed, and why: it is read again and again.
-    failed: Option<(Arc<str>, Problem)>,
+    failed: Option<(Arc<str>, Vec<Problem>)>,
     warned: Warned,
 }
 
@@ -81,13 +81,14 @@ impl Reader {
     /// # Errors
     /// Every mistake, each with its line and field.
     pub(super) fn read(&mut self, text: &Arc<str>, folder: &Path) -> Result<Mesh, Vec<Problem>> {
-        if let Some((_, problem)) = self.failed.as_ref().filter(|(failed, _)| failed == text) {
-            return Err(vec![problem.clone()]);
+        if let Some((_, problems)) = self.failed.as_ref().filter(|(failed, _)| failed == text) {
+            return Err(problems.clone());
         }
         let parsed = self.last.take().and_then(|last| last.changed_to(text));
-        let parsed = parsed.map_or_else(|| Parsed::new(text), Ok).map_err(|problem| {
-            self.failed = Some((text.clone(), problem.clone()));
-            vec![problem]
+        let parsed = parsed.map_or_else(|| Parsed::new(text), Ok).map_err(|first| {
+            let problems = mistakes::all(text, folder, first);
+            self.failed = Some((text.clone(), problems.clone()));
+            problems
         })?;
         self.failed = None;
         let parsed = self.last.insert(parsed);

@@ -455,3 +455,50 @@ services:
     }
     assert_eq!(found.len(), 4, "{found:#?}");
 }
+
+#[test]
+fn mistakes_of_form_and_of_meaning_are_found_in_one_run() {
+    let text = "\
+trust_domain: mesh.local
+service_range: [10.96.0.0/16]
+services:
+- name: Web
+  addresses: [10.96.0.1, 10.96]
+  ports: [{port: eighty, protocol: http}, {port: 0, protocol: sctp}]
+  adresses: [10.96.0.3]
+- name: orders
+  ports: [{port: 80, protocol: http}]
+  balance: random
+  balance: least_requests
+  endpoints: {address: 10.90.2.1}
+security:
+  policies:
+  - service: orders
+    allow: [{form: [web]}]
+  revocations: [xyz]
+  post_quantum: perhaps
+";
+    let found = Mesh::parse(text, std::path::Path::new(".")).expect_err("it has mistakes");
+    let lines: Vec<String> =
+        found.iter().map(|problem| format!("{}: {}", problem.line, problem.text)).collect();
+    let begins = |line: &str| lines.iter().any(|found| found.starts_with(line));
+    for expected in [
+        "1: service_ranges: this field is missing",
+        "2: service_range: unknown field \"service_range\": must be one of trust_domain, ",
+        "4: services[0].name: invalid service name \"Web\"",
+        "5: services[0].addresses[1]: invalid value \"10.96\": invalid IP address syntax",
+        "6: services[0].ports[0].port: invalid value \"eighty\": must be a whole number, 0 to 65535",
+        "6: services[0].ports[1].protocol: invalid value \"sctp\": must be one of http, http2, ",
+        "7: services[0].adresses: unknown field \"adresses\": must be one of name, addresses, ",
+        "11: services[1].balance: this field is repeated",
+        "12: services[1].endpoints: invalid value {...}: must be a list",
+        "16: security.policies[0].allow[0].from: this field is missing",
+        "16: security.policies[0].allow[0].form: unknown field \"form\": must be one of from, ",
+    ] {
+        assert!(begins(expected), "{expected}: {lines:#?}");
+    }
+    let numbers: Vec<u64> = found.iter().map(|problem| problem.line).collect();
+    assert!(numbers.is_sorted(), "{lines:#?}");
+    // What refers to a service whose ports could not be read is no mistake.
+    assert!(!lines.iter().any(|line| line.contains("no service")), "{lines:#?}");
+}

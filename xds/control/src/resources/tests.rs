@@ -215,7 +215,7 @@ services:
     {port: 80, target: 8080, protocol: http}, {port: 83, target: 8083, protocol: tcp}]}
 security:
   issuers: {idp: {issuer: "https://idp.test", audiences: [web], jwks_uri: "https://idp.test/keys"}}
-  policies: [{service: web, ports: [80], allow: [{from: ["*"], token: idp}]}]
+  policies: [{service: web, allow: [{from: ["*"], ports: [80], token: idp}]}]
 "#;
     let mesh = Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
     let snapshots = [sidecar::own(&mesh), sidecar::callers(&mesh)];

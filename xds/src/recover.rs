@@ -1,0 +1,494 @@
+//! Reads a value from a file that has mistakes, so that all of them are reported in one run.
+//!
+//! serde ends at the first mistake. Here a mistake is noted with its place, what has it is left out, and
+//! reading begins again, until what is left fits the type. A field that must be there and is not gets a
+//! placeholder for the rest of the reading.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::de::value::{MapDeserializer, SeqDeserializer};
+use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
+use serde::forward_to_deserialize_any;
+
+use crate::located::{Fields, Located, Node, Scalar};
+
+/// How many mistakes are looked for: each begins the reading again.
+const LIMIT: usize = 50;
+
+/// What could be read of a file, and what is wrong with the rest.
+#[derive(Debug)]
+pub struct Recovered<T> {
+    /// The value without what has mistakes; none where the mistakes leave nothing.
+    pub value: Option<T>,
+    /// The mistakes: paths, and what is wrong there. Not sorted.
+    pub mistakes: Vec<(String, String)>,
+    without: BTreeSet<String>,
+}
+
+impl<T> Recovered<T> {
+    /// Where in the file a path of [`Self::value`] leads: list items that were left out count there.
+    #[must_use]
+    pub fn path_in_file(&self, path: &str) -> String {
+        let mut found = String::new();
+        for part in path.split_inclusive(']') {
+            let Some((before, index)) = part.rsplit_once('[') else {
+                found.push_str(part);
+                continue;
+            };
+            found.push_str(before);
+            let index = index.trim_end_matches(']').parse::<usize>();
+            let Ok(index) = index else {
+                found.push_str(part.get(before.len()..).unwrap_or_default());
+                continue;
+            };
+            let is_kept = |number: &usize| !self.without.contains(&format!("{found}[{number}]"));
+            let original = (0..).filter(is_kept).nth(index).unwrap_or(index);
+            found = format!("{found}[{original}]");
+        }
+        found
+    }
+
+    /// Whether a value at this path of the file was left out, or is a placeholder, or lies in one.
+    #[must_use]
+    pub fn is_without(&self, path: &str) -> bool {
+        self.without.iter().any(|left_out| {
+            path.strip_prefix(left_out.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        })
+    }
+
+    /// Whether an item of this list was left out, or the field of one is a placeholder.
+    #[must_use]
+    pub fn is_incomplete(&self, list: &str) -> bool {
+        self.without.iter().any(|left_out| left_out.starts_with(list))
+    }
+}
+
+/// Reads a file as far as it can be read.
+#[must_use]
+pub fn recover<T: DeserializeOwned>(file: &Located) -> Recovered<T> {
+    let mut state = State::default();
+    let mut value = None;
+    for _ in 0..LIMIT {
+        let reading = At { node: Some(file), path: String::new(), state: &state };
+        let error = match T::deserialize(reading) {
+            Ok(read) => {
+                value = Some(read);
+                break;
+            }
+            Err(error) => error,
+        };
+        if !state.note(error) {
+            break;
+        }
+    }
+    let State { left_out, placeholders, mut mistakes, by_the_way } = state;
+    mistakes.extend(by_the_way.into_inner());
+    let without = left_out.into_iter().chain(placeholders).collect();
+    Recovered { value, mistakes: mistakes.into_iter().collect(), without }
+}
+
+/// What is known of a file's mistakes.
+#[derive(Default)]
+struct State {
+    /// The paths of values that are left out.
+    left_out: BTreeSet<String>,
+    /// The paths of fields that must be there and are not.
+    placeholders: BTreeSet<String>,
+    mistakes: BTreeMap<String, String>,
+    /// Mistakes that do not end a reading: unknown fields, and repeated ones.
+    by_the_way: RefCell<BTreeMap<String, String>>,
+}
+
+impl State {
+    /// Notes why a reading ended; whether another can go further.
+    fn note(&mut self, error: Error) -> bool {
+        let path = error.path.unwrap_or_default();
+        if let Reason::Missing(field) = error.reason {
+            let missing = join(&path, field);
+            if !self.left_out.contains(&missing) {
+                self.mistakes.insert(missing.clone(), "this field is missing".to_owned());
+            }
+            return self.placeholders.insert(missing);
+        }
+        if self.placeholders.contains(&path) {
+            // The type takes no placeholder: what holds the field is left out.
+            let around = path.rsplit_once('.').map_or("", |(around, _)| around);
+            return !around.is_empty() && self.left_out.insert(around.to_owned());
+        }
+        self.mistakes.insert(path.clone(), error.reason.to_string());
+        !path.is_empty() && self.left_out.insert(path)
+    }
+}
+
+fn join(path: &str, field: &str) -> String {
+    if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
+}
+
+/// Why a reading ended.
+#[derive(Debug)]
+struct Error {
+    /// Where; none until it is known.
+    path: Option<String>,
+    reason: Reason,
+}
+
+#[derive(Debug)]
+enum Reason {
+    Missing(&'static str),
+    Other(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(field) => write!(f, "the field {field} is missing"),
+            Self::Other(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reason.fmt(f)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Error {
+    fn at(mut self, path: &str) -> Self {
+        self.path.get_or_insert_with(|| path.to_owned());
+        self
+    }
+}
+
+impl de::Error for Error {
+    fn custom<T: fmt::Display>(reason: T) -> Self {
+        Self { path: None, reason: Reason::Other(reason.to_string()) }
+    }
+    fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::custom(format!("invalid value {}: must be {}", shown(found), in_words(expected)))
+    }
+    fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::invalid_type(found, expected)
+    }
+    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
+        Self::custom(format!("invalid value {variant:?}: must be one of {}", expected.join(", ")))
+    }
+    fn missing_field(field: &'static str) -> Self {
+        Self { path: None, reason: Reason::Missing(field) }
+    }
+}
+
+/// A value as an operator wrote it.
+fn shown(found: de::Unexpected<'_>) -> String {
+    match found {
+        de::Unexpected::Str(text) => format!("{text:?}"),
+        de::Unexpected::Bool(flag) => flag.to_string(),
+        de::Unexpected::Unsigned(number) => number.to_string(),
+        de::Unexpected::Signed(number) => number.to_string(),
+        de::Unexpected::Float(number) => number.to_string(),
+        de::Unexpected::Map => "{...}".to_owned(),
+        de::Unexpected::Seq => "[...]".to_owned(),
+        de::Unexpected::Unit => "null".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// What serde expects, without the names of types.
+fn in_words(expected: &dyn de::Expected) -> String {
+    match expected.to_string().as_str() {
+        "u8" => "a whole number, 0 to 255".to_owned(),
+        "u16" => "a whole number, 0 to 65535".to_owned(),
+        "u32" => "a whole number, 0 to 4294967295".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a string" => "text".to_owned(),
+        "a map" => "a map".to_owned(),
+        text if text.starts_with("struct ") => "a map of fields".to_owned(),
+        text if text.starts_with("enum ") => "text".to_owned(),
+        text => text.to_owned(),
+    }
+}
+
+/// A value, and where it is; no node: a placeholder.
+struct At<'a> {
+    node: Option<&'a Located>,
+    path: String,
+    state: &'a State,
+}
+
+impl<'a> At<'a> {
+    fn entries(
+        self,
+        fields: &'a Fields,
+        known: Option<&'static [&'static str]>,
+    ) -> impl Iterator<Item = (String, Self)> {
+        let Self { path, state, .. } = self;
+        let add = |path: String, reason: String| {
+            state.by_the_way.borrow_mut().insert(path, reason);
+        };
+        for name in &fields.repeated {
+            add(join(&path, name), "this field is repeated".to_owned());
+        }
+        let mut entries = Vec::new();
+        for (name, node) in &fields.values {
+            let place = match known {
+                Some(_) => join(&path, name),
+                None => format!("{path}[{name:?}]"),
+            };
+            match known {
+                Some(known) if !known.contains(&name.as_str()) => {
+                    let known = known.join(", ");
+                    add(place, format!("unknown field {name:?}: must be one of {known}"));
+                }
+                _ if state.left_out.contains(&place) => {}
+                _ => entries.push((name.clone(), Self { node: Some(node), path: place, state })),
+            }
+        }
+        for name in known.unwrap_or_default() {
+            let place = join(&path, name);
+            if state.placeholders.contains(&place) {
+                entries.push(((*name).to_owned(), Self { node: None, path: place, state }));
+            }
+        }
+        entries.into_iter()
+    }
+
+    fn items(self, list: &'a [Located]) -> impl Iterator<Item = Self> {
+        let Self { path, state, .. } = self;
+        list.iter()
+            .enumerate()
+            .map(move |(index, node)| Self {
+                node: Some(node),
+                path: format!("{path}[{index}]"),
+                state,
+            })
+            .filter(|item| !item.state.left_out.contains(&item.path))
+    }
+
+    fn scalar<'de, V: Visitor<'de>>(scalar: &Scalar, visitor: V) -> Result<V::Value, Error> {
+        match scalar {
+            Scalar::Null => visitor.visit_unit(),
+            Scalar::Bool(flag) => visitor.visit_bool(*flag),
+            Scalar::Whole(number) => match (u64::try_from(*number), i64::try_from(*number)) {
+                (Ok(number), _) => visitor.visit_u64(number),
+                (_, Ok(number)) => visitor.visit_i64(number),
+                _ => visitor.visit_i128(*number),
+            },
+            Scalar::Real(number) => visitor.visit_f64(*number),
+            Scalar::Text(text) => visitor.visit_str(text),
+        }
+    }
+}
+
+/// Reads by `read`, and says of a mistake where it is.
+fn placed<'a, T>(at: At<'a>, read: impl FnOnce(At<'a>) -> Result<T, Error>) -> Result<T, Error> {
+    let path = at.path.clone();
+    read(at).map_err(|error| error.at(&path))
+}
+
+impl<'de> de::Deserializer<'de> for At<'_> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        placed(self, |at| match at.node.map(Located::node) {
+            None => visitor.visit_u64(1),
+            Some(Node::Map(fields)) => {
+                visitor.visit_map(MapDeserializer::new(at.entries(fields, None)))
+            }
+            Some(Node::List(list)) => visitor.visit_seq(SeqDeserializer::new(at.items(list))),
+            Some(Node::Scalar(scalar)) => At::scalar(scalar, visitor),
+        })
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self.node.map(Located::node) {
+            Some(Node::Map(map)) => placed(self, |at| {
+                visitor.visit_map(MapDeserializer::new(at.entries(map, Some(fields))))
+            }),
+            // serde would take the items for the fields in order.
+            Some(Node::List(_)) => placed(self, |_| {
+                Err(de::Error::invalid_type(de::Unexpected::Seq, &"a map of fields"))
+            }),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        placed(self, |at| {
+            let text = match at.node.map(Located::node) {
+                None => String::new(),
+                Some(Node::Scalar(Scalar::Text(text))) => text.clone(),
+                Some(Node::Scalar(Scalar::Bool(flag))) => flag.to_string(),
+                Some(Node::Scalar(Scalar::Whole(number))) => number.to_string(),
+                Some(Node::Scalar(Scalar::Real(number))) => format!("{number:?}"),
+                Some(Node::Scalar(Scalar::Null) | Node::Map(_) | Node::List(_)) => {
+                    return at.deserialize_any(visitor);
+                }
+            };
+            visitor.visit_str(&text).map_err(|mut error: Error| {
+                if let Reason::Other(reason) = &mut error.reason
+                    && !reason.contains(&format!("{text:?}"))
+                {
+                    *reason = format!("invalid value {text:?}: {reason}");
+                }
+                error
+            })
+        })
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.node.map(Located::node) {
+            Some(Node::Scalar(Scalar::Null)) | None => visitor.visit_none(),
+            Some(_) => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.node.map(Located::node) {
+            None => visitor.visit_seq(SeqDeserializer::new(std::iter::empty::<At<'_>>())),
+            Some(_) => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        placed(self, |at| match at.node.map(Located::node) {
+            Some(Node::Scalar(Scalar::Text(text))) => {
+                visitor.visit_enum(text.as_str().into_deserializer())
+            }
+            _ => at.deserialize_any(visitor),
+        })
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct
+        newtype_struct tuple tuple_struct map identifier ignored_any
+    }
+}
+
+impl<'de> IntoDeserializer<'de, Error> for At<'_> {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Fleet {
+        name: String,
+        ships: Vec<Ship>,
+        #[serde(default)]
+        harbours: BTreeMap<String, Harbour>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Ship {
+        name: String,
+        port: u16,
+        #[serde(default)]
+        kind: Kind,
+        address: Option<std::net::IpAddr>,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Kind {
+        #[default]
+        Small,
+        Large,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Harbour {
+        depth: u8,
+        address: std::net::IpAddr,
+    }
+
+    fn of(text: &str) -> Recovered<Fleet> {
+        recover(&Located::parse_with_repetitions(text).expect("YAML"))
+    }
+
+    #[test]
+    fn every_mistake_is_found_with_its_place() {
+        let found = of("nmae: x\nships:\n- {name: a, port: x, kind: huge}\n- 7\n\
+            - {port: 70000, port: 1, address: 10.0}\n- {name: d, port: 4, knid: 1, kind: large}\n\
+            harbours: {one: {depth: 300, address: 1.1.1.1}, two: {depth: 1}, three: []}\n");
+        let mut lines: Vec<String> =
+            found.mistakes.iter().map(|(path, reason)| format!("{path}: {reason}")).collect();
+        lines.sort();
+        assert_eq!(
+            lines,
+            [
+                "harbours[\"one\"].depth: invalid value 300: must be a whole number, 0 to 255",
+                "harbours[\"three\"]: invalid value [...]: must be a map of fields",
+                "harbours[\"two\"].address: this field is missing",
+                "name: this field is missing",
+                "nmae: unknown field \"nmae\": must be one of name, ships, harbours",
+                "ships[0].kind: invalid value \"huge\": must be one of small, large",
+                "ships[0].port: invalid value \"x\": must be a whole number, 0 to 65535",
+                "ships[1]: invalid value 7: must be a map of fields",
+                "ships[2].address: invalid value \"10.0\": invalid IP address syntax",
+                "ships[2].name: this field is missing",
+                "ships[2].port: this field is repeated",
+                "ships[3].knid: unknown field \"knid\": must be one of name, port, kind, address",
+            ]
+        );
+        let fleet = found.value.as_ref().expect("the rest can be read");
+        let names: Vec<&str> = fleet.ships.iter().map(|ship| ship.name.as_str()).collect();
+        assert_eq!(names, ["a", "", "d"]);
+        assert!(matches!(fleet.ships[2].kind, Kind::Large));
+        assert_eq!(found.path_in_file("ships[1].name"), "ships[2].name");
+        assert_eq!(found.path_in_file("ships[0].name"), "ships[0].name");
+        assert!(found.is_without("ships[0].port") && !found.is_without("ships[0].name"));
+        assert!(found.is_without("ships[1].port") && found.is_without("name"));
+        assert!(found.is_incomplete("ships"));
+    }
+
+    #[test]
+    fn file_without_mistakes_is_read_whole() {
+        let found = of("{name: 7, ships: [{name: a, port: 1, address: \"::1\"}], \
+            harbours: {one: {depth: 3, address: 127.0.0.1}}}");
+        assert!(found.mistakes.is_empty(), "{:?}", found.mistakes);
+        let fleet = found.value.expect("it is right");
+        assert_eq!((fleet.name.as_str(), fleet.ships[0].port), ("7", 1));
+        assert!(fleet.ships[0].address.is_some());
+        let harbour = fleet.harbours.get("one").expect("it is in the file");
+        assert_eq!((harbour.depth, harbour.address.is_loopback()), (3, true));
+    }
+
+    #[test]
+    fn file_of_another_kind_has_one_mistake() {
+        let found = of("[1, 2]");
+        assert!(found.value.is_none());
+        let expected = ("".to_owned(), "invalid value [...]: must be a map of fields".to_owned());
+        assert_eq!(found.mistakes, [expected]);
+    }
+}
