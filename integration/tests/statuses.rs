@@ -23,15 +23,21 @@ struct Refusal {
     grpc: &'static str,
     reason: &'static str,
     detail: &'static str,
+    /// What of an endpoint is in the access line alone.
+    endpoint: &'static str,
 }
 
 impl Refusal {
     const fn new(status: u16, grpc: &'static str, reason: &'static str) -> Self {
-        Self { status, grpc, reason, detail: "" }
+        Self { status, grpc, reason, detail: "", endpoint: "" }
     }
 
     const fn because(self, detail: &'static str) -> Self {
         Self { detail, ..self }
+    }
+
+    const fn of_endpoint(self, endpoint: &'static str) -> Self {
+        Self { endpoint, ..self }
     }
 
     fn body(&self) -> String {
@@ -49,7 +55,8 @@ fn count(alone: &Alone, reason: &str) -> u64 {
 /// Holds that a refusal is told and counted, once.
 #[track_caller]
 fn check_told(alone: &Alone, refusal: Refusal, counted_before: u64) {
-    let Refusal { status, reason, detail, .. } = refusal;
+    let Refusal { status, reason, detail, endpoint, .. } = refusal;
+    let detail = if detail.is_empty() { endpoint } else { detail };
     let line = alone.access_line(&format!("\"denial\":\"{reason}\""));
     let detail = if detail.is_empty() { Value::Null } else { json!(detail) };
     let told = ["status", "detail", "outcome"].map(|field| line.get(field).cloned());
@@ -257,29 +264,30 @@ fn a_service_that_breaks_off_gives_502() {
     let answering = |answer: &'static str| Backend::answering(answer).port;
     let long = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-long: ".to_owned() + &"x".repeat(61_440);
     let services = [
-        ("a reset", doing(reset)),
-        ("an end", doing(|_| {})),
-        ("half a head", answering("HTTP/1.1 200 OK\r\ncontent-le")),
-        ("no HTTP", answering("hello\r\n\r\n")),
+        ("connection_lost", doing(reset)),
+        ("closed_before_response", doing(|_| {})),
+        ("incomplete_head", answering("HTTP/1.1 200 OK\r\ncontent-le")),
+        ("bad_status_line", answering("hello\r\n\r\n")),
         (
-            "two lengths",
+            "several_content_lengths",
             answering("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n"),
         ),
-        ("a bad coding", answering("HTTP/1.1 200 OK\r\ntransfer-encoding: x\r\n\r\n")),
-        ("101 to nobody", answering("HTTP/1.1 101 Switching Protocols\r\n\r\n")),
-        ("a head too long", Backend::answering(format!("{long}\r\n\r\n")).port),
+        ("bad_transfer_encoding", answering("HTTP/1.1 200 OK\r\ntransfer-encoding: x\r\n\r\n")),
+        ("bad_upgrade_response", answering("HTTP/1.1 101 Switching Protocols\r\n\r\n")),
+        ("head_too_large", Backend::answering(format!("{long}\r\n\r\n")).port),
     ];
     for (name, port) in services {
         let alone = before(port).start();
         let answer = http1::ask(alone.port, "GET /x HTTP/1.1\r\nhost: a\r\n\r\n");
         assert_eq!((answer.status, answer.body.as_str()), (502, "upstream_broken\n"), "{name}");
-        check_told(&alone, BROKEN, 0);
+        check_told(&alone, BROKEN.of_endpoint(name), 0);
         let answer = http2::ask_one(alone.port, request("GET", "/x", &[]));
         assert_eq!((answer.status(), answer.body()), (502, "upstream_broken\n"), "{name}");
-        check_told(&alone, BROKEN, 1);
+        check_told(&alone, BROKEN.of_endpoint(name), 1);
     }
     // Half an HTTP/2 preface is a head to it.
-    check_grpc(&before_http2(doing(|_| {})).start(), "/x", &[], BROKEN);
+    let lost = BROKEN.of_endpoint("connection_lost");
+    check_grpc(&before_http2(doing(|_| {})).start(), "/x", &[], lost);
 }
 
 /// `common_http_protocol_options.max_response_headers_kb` of a cluster.
@@ -329,7 +337,8 @@ fn a_service_without_endpoints_gives_503() {
 #[test]
 fn an_endpoint_that_refuses_gives_503() {
     let alone = before_http2(port::free()).start();
-    check(&alone, "/", &[], Refusal::new(503, "14", "unreachable"));
+    let refused = Refusal::new(503, "14", "unreachable").of_endpoint("connection_refused");
+    check(&alone, "/", &[], refused);
 }
 
 #[test]

@@ -4,8 +4,11 @@
 //! logs and metrics. A label is never found by looking into an error. Statuses are AWS' where it has
 //! one of its own, so that who comes from there finds what they know.
 
+use std::io;
+
 use crate::authenticate::TokenFault;
 use crate::http::desync::Reason;
+use crate::upstream_failure::{ConnectFailure, ResponseFault};
 
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,15 +44,15 @@ pub(crate) enum Denial {
     /// It asks for what we do not know: a coding of its body, a protocol to become.
     NotImplemented(&'static str),
     /// The endpoint broke off or answered with something else than HTTP.
-    UpstreamBroken,
+    UpstreamBroken(ResponseFault),
     /// As many requests are open as are allowed.
     Overloaded,
     /// The service has no endpoint to offer, or is not known here.
     NoEndpoint,
     /// No endpoint could be reached, or none proved who it is.
-    Unreachable,
+    Unreachable(ConnectFailure),
     /// No endpoint took the connection in time.
-    ConnectTimeout,
+    ConnectTimeout(ConnectFailure),
     /// The answer took too long.
     UpstreamTimeout,
     /// It is of a version of HTTP that is not spoken.
@@ -81,13 +84,23 @@ impl Denial {
             Self::TooManyForwarders => ("too_many_forwarders", 463, 8),
             Self::ProtocolMismatch(_) => ("protocol_mismatch", 464, 12),
             Self::NotImplemented(_) => ("not_implemented", 501, 12),
-            Self::UpstreamBroken => ("upstream_broken", 502, 14),
+            Self::UpstreamBroken(_) => ("upstream_broken", 502, 14),
             Self::Overloaded => ("overloaded", 503, 8),
             Self::NoEndpoint => ("no_endpoint", 503, 14),
-            Self::Unreachable => ("unreachable", 503, 14),
-            Self::ConnectTimeout => ("connect_timeout", 504, 14),
+            Self::Unreachable(_) => ("unreachable", 503, 14),
+            Self::ConnectTimeout(_) => ("connect_timeout", 504, 14),
             Self::UpstreamTimeout => ("upstream_timeout", 504, 4),
             Self::UnknownVersion => ("unknown_version", 505, 12),
+        }
+    }
+
+    /// That an endpoint could not be connected to.
+    pub(crate) fn unreached(error: &io::Error) -> Self {
+        let failure = ConnectFailure::of(error);
+        match error.kind() {
+            io::ErrorKind::QuotaExceeded => Self::Overloaded,
+            io::ErrorKind::TimedOut => Self::ConnectTimeout(failure),
+            _ => Self::Unreachable(failure),
         }
     }
 
@@ -146,8 +159,17 @@ impl Denial {
         self.row().2
     }
 
-    /// What exactly was wrong, where there is more to say than the reason.
+    /// What exactly was wrong, for the access line; empty where the reason says all.
     pub(crate) fn detail(self) -> &'static str {
+        match self {
+            Self::UpstreamBroken(fault) => fault.word(),
+            Self::Unreachable(failure) | Self::ConnectTimeout(failure) => failure.word(),
+            other => other.detail_of_request(),
+        }
+    }
+
+    /// What exactly was wrong with the request. Of its endpoints a client learns no more than the reason.
+    fn detail_of_request(self) -> &'static str {
         match self {
             Self::Malformed(detail)
             | Self::Token(_, detail)
@@ -176,7 +198,7 @@ impl Denial {
 
     /// The body of the answer: the reason, a word for people, never anything of the request.
     pub(crate) fn body(self) -> String {
-        match self.detail() {
+        match self.detail_of_request() {
             "" => format!("{}\n", self.reason()),
             detail => format!("{}: {detail}\n", self.reason()),
         }
@@ -227,11 +249,11 @@ mod tests {
         check(Denial::TooManyForwarders, 463, 8, "too_many_forwarders");
         check(Denial::ProtocolMismatch("x"), 464, 12, "protocol_mismatch");
         check(Denial::NotImplemented("x"), 501, 12, "not_implemented");
-        check(Denial::UpstreamBroken, 502, 14, "upstream_broken");
+        check(Denial::UpstreamBroken(ResponseFault::Closed), 502, 14, "upstream_broken");
         check(Denial::Overloaded, 503, 8, "overloaded");
         check(Denial::NoEndpoint, 503, 14, "no_endpoint");
-        check(Denial::Unreachable, 503, 14, "unreachable");
-        check(Denial::ConnectTimeout, 504, 14, "connect_timeout");
+        check(Denial::Unreachable(ConnectFailure::Refused), 503, 14, "unreachable");
+        check(Denial::ConnectTimeout(ConnectFailure::Timeout), 504, 14, "connect_timeout");
         check(Denial::UpstreamTimeout, 504, 4, "upstream_timeout");
         check(Denial::UnknownVersion, 505, 12, "unknown_version");
         seen.dedup();

@@ -37,6 +37,7 @@ mod stream;
 mod tls;
 mod underscores;
 mod upstream;
+mod upstream_failure;
 mod windows;
 mod worker;
 

@@ -6,6 +6,7 @@ use weft_runtime::metrics::{Counter, Gauge, Histogram, Page, Registry};
 use crate::denial::Denial;
 use crate::http::desync::Reason;
 use crate::plan::Covered;
+use crate::tls::failure::TlsFailure;
 
 /// The classes of statuses; the last is that of statuses outside the standard, 600 to 999.
 const RESPONSE_CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "other"];
@@ -36,6 +37,7 @@ pub struct Metrics {
     pub(crate) headers_dropped: Counter,
     pub(crate) upstream_connections: Counter,
     pub(crate) upstream_retries: Counter,
+    pub(crate) upstream_handshakes_failed: UpstreamHandshakes,
     pub(crate) duration: Histogram,
 }
 
@@ -61,6 +63,12 @@ impl Metrics {
         }
     }
 
+    pub(crate) fn fail_upstream_handshake(&self, failure: TlsFailure) {
+        if let Some(counter) = self.upstream_handshakes_failed.0.get(failure.index()) {
+            counter.increment();
+        }
+    }
+
     pub(crate) fn deny(&self, denial: Denial) {
         if let Some(counter) = self.denied.get(denial.index()) {
             counter.increment();
@@ -78,6 +86,7 @@ pub fn page(registry: &Registry<Metrics>, covered: &Covered) -> Page {
     let mut page = Page::default();
     connections(&sets, &mut page);
     clients(&sets, &mut page);
+    endpoints(&sets, &mut page);
     revocation(covered, &mut page);
     page.counter("weft_sidecar_requests", "Requests served.", sum(&|m| m.requests.get()));
     page.gauge(
@@ -180,6 +189,34 @@ fn connections(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
         "weft_sidecar_handshakes_failed",
         "TLS handshakes refused.",
         sum(&|m| m.handshakes_failed.get()),
+    );
+}
+
+/// Handshakes with endpoints that failed, by their cause.
+#[derive(Debug)]
+pub(crate) struct UpstreamHandshakes([Counter; TlsFailure::COUNT]);
+
+impl Default for UpstreamHandshakes {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+/// Why TLS with endpoints did not come about.
+fn endpoints(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
+    let count = |at: usize| {
+        let counter = |set: &std::sync::Arc<Metrics>| {
+            set.upstream_handshakes_failed.0.get(at).map_or(0, Counter::get)
+        };
+        sets.iter().map(counter).fold(0, u64::wrapping_add)
+    };
+    let failed: Vec<_> =
+        TlsFailure::words().enumerate().map(|(at, word)| (word, count(at))).collect();
+    page.counter_by(
+        "weft_sidecar_upstream_handshakes_failed",
+        "TLS handshakes with endpoints that failed.",
+        "reason",
+        &failed,
     );
 }
 

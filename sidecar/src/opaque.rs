@@ -1,48 +1,67 @@
 //! Connections whose bytes are not ours to read: moved as they are, with TLS where it is asked for.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
 
-use tokio::io::copy_bidirectional;
-use weft_model::{Discovery, TcpProxy, WeightedCluster};
+use futures_util::FutureExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, copy_bidirectional};
+use weft_certs::VerifiedPeer;
+use weft_model::{Discovery, Name, SpiffeId, TcpProxy, WeightedCluster};
+use weft_runtime::socket::reset_on_close;
 
 use crate::balance::Chosen;
+use crate::denial::Denial;
 use crate::detect::Spoken;
 use crate::plan::Target;
+use crate::record::{TcpRecord, Trace};
 use crate::standing::Standing;
 use crate::stream::Stream;
+use crate::tls::failure::TlsFailure;
 use crate::tls::{Alpn, connector};
 use crate::upstream::Slot;
-use crate::worker::Worker;
+use crate::upstream_failure::ConnectFailure;
+use crate::worker::{Worker, now, unix_ms};
 
 /// How many other endpoints are tried when one cannot be reached, as for requests.
 const OTHERS: usize = 2;
 
+/// A connection to be carried.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opaque<'a> {
+    pub(crate) client: SocketAddr,
+    pub(crate) destination: SocketAddr,
+    pub(crate) peer: Option<&'a VerifiedPeer>,
+    pub(crate) trace: Option<Trace>,
+}
+
 /// Carries a connection to an endpoint of its cluster and back, until both sides are done.
-pub(crate) async fn carry(
-    mut client: Stream,
-    from: SocketAddr,
-    destination: SocketAddr,
-    tcp: &TcpProxy,
-    worker: &Worker,
-) {
+pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy, worker: &Worker) {
+    let (from, destination) = (about.client, about.destination);
+    let mut line = Line::new(about, tcp.access_log, worker);
     let plan = worker.plan();
     let cluster = WeightedCluster::draw(&tcp.clusters, fastrand::u32(..));
     let Some(target) = cluster.and_then(|cluster| plan.target(&cluster.name)).cloned() else {
-        return;
+        return line.deny(Denial::NoEndpoint);
     };
     drop(plan);
-    let reached = match reach(&target, destination, worker).await {
+    line.service = Some(target.cluster.name.clone());
+    let reached = match reach(&target, destination, &mut line.endpoint, worker).await {
         Ok(reached) => reached,
-        Err(error) => {
-            tracing::debug!(%from, %error, "connection refused: no endpoint can be reached");
-            return weft_runtime::socket::reset_on_close(client.tcp());
+        Err(denial) => {
+            tracing::debug!(%from, ?denial, "connection refused: no endpoint can be reached");
+            line.deny(denial);
+            return reset_on_close(client.tcp());
         }
     };
     let Reached { mut endpoint, address, _slot, _chosen } = reached;
     worker.metrics.upstream_connections.increment();
     let (ours, theirs) = (client.standing().cloned(), endpoint.standing().cloned());
+    let mut endpoint = Watched::new(&mut endpoint, &line.moved);
     let moved = tokio::select! {
         moved = copy_bidirectional(&mut client, &mut endpoint) => moved,
         // A side that is done is not read any more, so that its socket wakes nobody.
@@ -50,9 +69,173 @@ pub(crate) async fn carry(
         () = falls(theirs) => Err(io::ErrorKind::ConnectionAborted.into()),
     };
     if moved.is_err() {
-        weft_runtime::socket::reset_on_close(client.tcp());
+        endpoint.read_refusal().await;
+        reset_on_close(client.tcp());
     }
+    let (alert, has_failed) = (endpoint.alert, endpoint.has_failed);
     tracing::debug!(%from, %address, ?moved, "a connection was carried");
+    match (moved, alert) {
+        (Ok(_), _) => line.outcome = "served",
+        (Err(_), Some(failure)) => {
+            worker.metrics.fail_upstream_handshake(failure);
+            line.deny(Denial::Unreachable(ConnectFailure::Tls(failure)));
+        }
+        (Err(error), None) if error.kind() == io::ErrorKind::ConnectionAborted => {
+            line.detail = Some("certificate_withdrawn");
+        }
+        (Err(_), None) if has_failed => line.outcome = "endpoint_broke_off",
+        (Err(_), None) => line.outcome = "client_broke_off",
+    }
+}
+
+/// The access line of a connection, which is written when the connection ends in whatever way.
+struct Line<'a> {
+    about: Opaque<'a>,
+    is_logged: bool,
+    started: Instant,
+    worker: &'a Worker,
+    service: Option<Name>,
+    endpoint: Option<SocketAddr>,
+    moved: Moved,
+    denial: Option<Denial>,
+    detail: Option<&'static str>,
+    outcome: &'static str,
+}
+
+/// How many bytes went to the endpoint and came from it.
+#[derive(Debug, Default)]
+struct Moved {
+    sent: Cell<u64>,
+    received: Cell<u64>,
+}
+
+impl<'a> Line<'a> {
+    fn new(about: Opaque<'a>, is_logged: bool, worker: &'a Worker) -> Self {
+        Self {
+            about,
+            is_logged,
+            started: now(),
+            worker,
+            service: None,
+            endpoint: None,
+            moved: Moved::default(),
+            denial: None,
+            detail: None,
+            // What it stays where a changed policy ends the connection.
+            outcome: "aborted",
+        }
+    }
+
+    fn deny(&mut self, denial: Denial) {
+        self.worker.metrics.deny(denial);
+        (self.denial, self.outcome) = (Some(denial), "denied");
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        if !self.is_logged {
+            return;
+        }
+        let peer = self.about.peer.and_then(VerifiedPeer::identity);
+        let detail = self.denial.map(Denial::detail).filter(|detail| !detail.is_empty());
+        self.worker.access.line(&TcpRecord {
+            kind: "tcp",
+            time_ms: unix_ms(),
+            client: self.about.client,
+            original_destination: self.about.destination,
+            conn_trace_id: self.about.trace,
+            peer: peer.map(SpiffeId::as_str),
+            denial: self.denial.map(Denial::reason),
+            detail: detail.or(self.detail),
+            service: self.service.as_deref(),
+            endpoint: self.endpoint,
+            bytes_sent: self.moved.sent.get(),
+            bytes_received: self.moved.received.get(),
+            duration_us: (now() - self.started).as_micros(),
+            outcome: self.outcome,
+        });
+    }
+}
+
+/// A connection to an endpoint, of which is noted what moves and how it breaks.
+struct Watched<'s> {
+    stream: &'s mut Stream,
+    moved: &'s Moved,
+    /// The alert that came before anything else: in TLS 1.3 an endpoint refuses our certificate so.
+    alert: Option<TlsFailure>,
+    has_failed: bool,
+}
+
+impl<'s> Watched<'s> {
+    fn new(stream: &'s mut Stream, moved: &'s Moved) -> Self {
+        Self { stream, moved, alert: None, has_failed: false }
+    }
+
+    /// Reads what a write that failed did not wait for.
+    async fn read_refusal(&mut self) {
+        if self.has_failed && self.alert.is_none() {
+            drop(self.read(&mut [0]).now_or_never());
+        }
+    }
+
+    fn note(&mut self, error: &io::Error) {
+        self.has_failed = true;
+        if self.moved.received.get() == 0 && self.alert.is_none() {
+            self.alert = TlsFailure::of_read(error);
+        }
+    }
+}
+
+impl AsyncRead for Watched<'_> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut *this.stream).poll_read(cx, buf);
+        let more = (buf.filled().len() - before) as u64;
+        this.moved.received.set(this.moved.received.get() + more);
+        if let Poll::Ready(Err(error)) = &polled {
+            this.note(error);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Watched<'_> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut *this.stream).poll_write(cx, buf);
+        match &polled {
+            Poll::Ready(Ok(written)) => {
+                this.moved.sent.set(this.moved.sent.get() + *written as u64)
+            }
+            Poll::Ready(Err(_)) => this.has_failed = true,
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut *this.stream).poll_flush(cx);
+        this.has_failed |= matches!(polled, Poll::Ready(Err(_)));
+        polled
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut *this.stream).poll_shutdown(cx);
+        this.has_failed |= matches!(polled, Poll::Ready(Err(_)));
+        polled
+    }
 }
 
 /// A connection to an endpoint, with what counts it.
@@ -68,10 +251,15 @@ struct Reached {
 ///
 /// # Errors
 /// When there is no endpoint or no room for a connection, or why the last endpoint that was tried cannot be reached.
-async fn reach(target: &Target, destination: SocketAddr, worker: &Worker) -> io::Result<Reached> {
+async fn reach(
+    target: &Target,
+    destination: SocketAddr,
+    endpoint: &mut Option<SocketAddr>,
+    worker: &Worker,
+) -> Result<Reached, Denial> {
     let goes_on = target.cluster.discovery == Discovery::OriginalDestination;
     let mut tried = Vec::new();
-    let mut failed = io::Error::other("the cluster has no endpoint");
+    let mut failed = Denial::NoEndpoint;
     for _ in 0..=OTHERS {
         let chosen = target.balancer.choose(&tried);
         let address = match &chosen {
@@ -79,17 +267,19 @@ async fn reach(target: &Target, destination: SocketAddr, worker: &Worker) -> io:
             Some(chosen) => chosen.address,
             None => return Err(failed),
         };
+        *endpoint = Some(address);
         if !tried.is_empty() {
             worker.metrics.upstream_retries.increment();
         }
         let Some(slot) = worker.pools.slots.take(target, address) else {
-            return Err(io::Error::other(format!("max_connections is used up at {address}")));
+            tracing::debug!(%address, "max_connections is used up");
+            return Err(Denial::Overloaded);
         };
         match connector::connect(target, address, Alpn::None, worker).await {
             Ok(endpoint) => return Ok(Reached { endpoint, address, _slot: slot, _chosen: chosen }),
             Err(error) => {
                 tracing::debug!(%address, %error, "an endpoint could not be reached");
-                failed = error;
+                failed = Denial::unreached(&error);
             }
         }
         if goes_on {

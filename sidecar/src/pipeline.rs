@@ -34,6 +34,7 @@ use crate::http::head::{HttpVersion, RequestHead, Upgrade};
 use crate::http::unwanted::Unwanted;
 use crate::identity_headers::{Proof, ProvedFields};
 use crate::mutate::{About, Changes};
+use crate::opaque::Opaque;
 use crate::patience::{Patience, Pulse};
 use crate::plan::{Plan, PlannedChain, PlannedListener, Service, Tls};
 pub(crate) use crate::reply::Reply;
@@ -107,7 +108,8 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
     }
     match &chain.service {
         Service::Tcp(tcp) => {
-            let carrying = opaque::carry(stream, client, destination, tcp, worker);
+            let about = Opaque { client, destination, peer: peer.as_ref(), trace };
+            let carrying = opaque::carry(stream, about, tcp, worker);
             let place = (&*serving, &*chain, kind);
             tokio::select! {
                 () = Box::pin(carrying) => {}

@@ -53,6 +53,26 @@ pub(crate) struct Record<'a> {
     pub(crate) outcome: &'static str,
 }
 
+/// The line of a connection whose bytes are carried as they are.
+#[derive(Debug, Serialize)]
+pub(crate) struct TcpRecord<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) time_ms: u128,
+    pub(crate) client: SocketAddr,
+    pub(crate) original_destination: SocketAddr,
+    /// The connection, as its handshake's line has it; none without TLS.
+    pub(crate) conn_trace_id: Option<Trace>,
+    pub(crate) peer: Option<&'a str>,
+    pub(crate) denial: Option<&'static str>,
+    pub(crate) detail: Option<&'static str>,
+    pub(crate) service: Option<&'a str>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) duration_us: u128,
+    pub(crate) outcome: &'static str,
+}
+
 /// The line of a connection's handshake. The names are those of AWS' connection log.
 #[derive(Debug, Serialize)]
 pub(crate) struct HandshakeRecord {

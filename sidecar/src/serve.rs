@@ -44,7 +44,7 @@ pub(crate) async fn http1(
     loop {
         let request = match next_request(&mut reader, &mut writer, &connection, settings).await {
             Ok(request) => with_host(request, settings),
-            Err(HeadError::Closed | HeadError::Broken) => return,
+            Err(HeadError::Closed | HeadError::Broken(_)) => return,
             Err(HeadError::Refused(denial)) => {
                 pipeline::refused(denial, HttpVersion::Http11, &connection, worker);
                 return Box::pin(refuse(denial, reader, writer, settings)).await;
@@ -132,7 +132,7 @@ async fn next_request(
         connection.rest(false);
         match first {
             Err(_) => return Err(HeadError::Closed),
-            Ok(Err(_)) => return Err(HeadError::Broken),
+            Ok(Err(_)) => return Err(HeadError::Broken(None)),
             Ok(Ok(())) => {}
         }
     }

@@ -12,6 +12,7 @@ use super::head::{
     BODY_LIMIT_BYTES, HttpVersion, RequestHead, ResponseHead, Upgrade, is_grpc, is_hop_by_hop,
 };
 use crate::denial::Denial;
+use crate::upstream_failure::ResponseFault;
 
 /// How much a peer may send on a stream before we have passed it on.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
@@ -199,13 +200,16 @@ pub(crate) fn to_request(head: &RequestHead, scheme: &str) -> Result<Request<()>
 pub(crate) fn response(
     parts: http::response::Parts,
     bodiless: bool,
-) -> Result<ResponseHead, Denial> {
+) -> Result<ResponseHead, ResponseFault> {
     let mut headers = parts.headers;
     // Without a body the length is a fact about what is not sent, and stays a field.
     let content_length = if bodiless {
         None
     } else {
-        take_length(&mut headers).map_err(|_| Denial::UpstreamBroken)?
+        take_length(&mut headers).map_err(|denial| match denial {
+            Denial::BodyTooLarge => ResponseFault::BodyTooLarge,
+            _ => ResponseFault::BadLength,
+        })?
     };
     Ok(ResponseHead { status: parts.status.as_u16(), fields: Fields::Map(headers), content_length })
 }

@@ -2,13 +2,16 @@
 //! may end it, so the library counts neither resets nor small frames on it. What the library would keep
 //! without a limit is what it has to answer to an endpoint that sends and does not read: that is limited here.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::h2_frames::Frames;
+use crate::tls::failure::TlsFailure;
 
 /// How many frames an endpoint may send while it takes nothing of what we have to write. The windows of one
 /// that keeps to the protocol are used up before: 4 MiB in frames of 256 bytes.
@@ -21,11 +24,18 @@ pub(crate) struct Blocked<S> {
     received: Frames,
     /// How many frames came since the endpoint stopped reading; none while it reads.
     since_blocked: Option<u32>,
+    has_received: bool,
+    alert: Alert,
 }
 
+/// The alert by which an endpoint ended the connection before it sent anything: in TLS 1.3 it refuses our
+/// certificate so. The library passes no cause of an error on.
+pub(crate) type Alert = Rc<Cell<Option<TlsFailure>>>;
+
 impl<S> Blocked<S> {
-    pub(crate) fn new(stream: S) -> Self {
-        Self { stream, received: Frames::behind(0), since_blocked: None }
+    pub(crate) fn new(stream: S, alert: Alert) -> Self {
+        let received = Frames::behind(0);
+        Self { stream, received, since_blocked: None, has_received: false, alert }
     }
 }
 
@@ -38,6 +48,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Blocked<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        match &polled {
+            Poll::Ready(Err(error)) if !this.has_received => {
+                this.alert.set(TlsFailure::of_read(error));
+            }
+            _ => this.has_received |= buf.filled().len() > before,
+        }
         let Self { received, since_blocked, .. } = this;
         let mut count = 0;
         received.see(buf.filled().get(before..).unwrap_or_default(), |_, _| count += 1);
@@ -83,7 +99,7 @@ mod tests {
     async fn frames_taken(written: usize) -> usize {
         const ROOM: usize = 1024;
         let (endpoint, ours) = duplex(ROOM);
-        let mut ours = Blocked::new(ours);
+        let mut ours = Blocked::new(ours, Alert::default());
         let bytes = vec![0; written];
         let writing = ours.write_all(&bytes);
         drop(tokio::time::timeout(std::time::Duration::from_millis(1), writing).await);

@@ -12,6 +12,7 @@ use weft_certs::tls::Client;
 use weft_runtime::socket::{Mark, connect_tcp};
 
 use super::Alpn;
+use super::failure::{FailedHandshake, TlsFailure};
 use super::stream::TlsStream;
 use crate::fetch::server_name;
 use crate::plan::{Target, TargetTls};
@@ -22,8 +23,22 @@ use crate::worker::Worker;
 /// connect timeout. `alpn` is what will be spoken. The connection stands for as long as the endpoint's proof.
 ///
 /// # Errors
-/// When it cannot be reached, or does not prove who it should be.
+/// When it cannot be reached, or does not prove who it should be: a failure of TLS is counted, and is the cause
+/// of the error as a [`FailedHandshake`].
 pub(crate) async fn connect(
+    target: &Target,
+    address: SocketAddr,
+    alpn: Alpn,
+    worker: &Worker,
+) -> io::Result<Stream> {
+    let connected = attempt(target, address, alpn, worker).await;
+    if let Some(failure) = connected.as_ref().err().and_then(TlsFailure::of_attempt) {
+        worker.metrics.fail_upstream_handshake(failure);
+    }
+    connected
+}
+
+async fn attempt(
     target: &Target,
     address: SocketAddr,
     alpn: Alpn,
@@ -35,7 +50,10 @@ pub(crate) async fn connect(
         TargetTls::None => {
             return Ok(Stream::Plain(connect_tcp(address, mark.into(), timeout).await?));
         }
-        TargetTls::Broken => return Err(io::Error::other("the secrets for TLS are missing")),
+        TargetTls::Broken => {
+            let error = io::Error::other("the secrets for TLS are missing");
+            return Err(FailedHandshake::wrap(error, TlsFailure::SecretsMissing));
+        }
         TargetTls::Originate { http1, http2, plain, tls } => match alpn {
             Alpn::Http1 => (http1, tls),
             Alpn::Http2 => (http2, tls),
@@ -48,13 +66,17 @@ pub(crate) async fn connect(
         Some(trust) => {
             let proof = stream.session().peer_certificates();
             let proof = proof.and_then(|chain| Proof::of(chain, trust));
-            let proof = proof.ok_or(io::ErrorKind::InvalidData)?;
+            let proof = proof.ok_or_else(|| {
+                let error = io::ErrorKind::InvalidData.into();
+                FailedHandshake::wrap(error, TlsFailure::BadCertificate)
+            })?;
             Some(worker.enrol_proof(stream.tcp(), proof, trust))
         }
     };
     let agreed = Alpn::of(stream.session().alpn_protocol());
     if alpn == Alpn::Http2 && agreed != Alpn::Http2 {
-        return Err(io::Error::other(format!("{address} does not speak HTTP/2")));
+        let error = io::Error::other(format!("{address} does not speak HTTP/2"));
+        return Err(FailedHandshake::wrap(error, TlsFailure::NoApplicationProtocol));
     }
     Ok(Stream::Tls(Secured::new(stream, enrolled)))
 }
@@ -76,7 +98,8 @@ pub(crate) async fn secure(
         let stream = TlsStream::connect(config.clone(), name.clone(), tcp);
         tokio::time::timeout(timeout, stream).await.map_err(|_| {
             let late = format!("no handshake with {address} within {timeout:?}");
-            io::Error::new(io::ErrorKind::TimedOut, late)
+            let error = io::Error::new(io::ErrorKind::TimedOut, late);
+            FailedHandshake::wrap(error, TlsFailure::Timeout)
         })?
     };
     let stream = handshake(client.config()).await?;

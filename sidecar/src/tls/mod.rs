@@ -2,6 +2,7 @@
 
 pub(crate) mod acceptor;
 pub(crate) mod connector;
+pub(crate) mod failure;
 pub(crate) mod handshake;
 pub(crate) mod stream;
 

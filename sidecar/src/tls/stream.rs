@@ -23,6 +23,8 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::failure::{FailedHandshake, TlsFailure};
+
 /// The most plain bytes in a record (RFC 8446, section 5.1).
 const RECORD_BYTES: usize = 16 * 1024;
 /// More than a record adds to its plain bytes: head, padding's end, tag.
@@ -93,26 +95,37 @@ impl TlsStream {
     /// Why there is no connection; the client has been sent the alert.
     pub(crate) async fn accept(config: Arc<ServerConfig>, tcp: TcpStream) -> io::Result<Box<Self>> {
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
-        Self::handshake(Session::Server(session), tcp).await
+        let mut stream = Self::new(Session::Server(session), tcp);
+        stream.handshake().await?;
+        Ok(stream)
     }
 
     /// Does the client's side of a handshake.
     ///
     /// # Errors
-    /// Why there is no connection; the server has been sent the alert.
+    /// Why there is no connection, as a [`FailedHandshake`]; the server has been sent the alert.
     pub(crate) async fn connect(
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
         tcp: TcpStream,
     ) -> io::Result<Box<Self>> {
         let session = UnbufferedClientConnection::new(config, name).map_err(io::Error::other)?;
-        Self::handshake(Session::Client(session), tcp).await
+        let mut stream = Self::new(Session::Client(session), tcp);
+        stream.handshake().await.map_err(|error| {
+            let has_begun = stream.session().protocol_version().is_some();
+            let failure = TlsFailure::of_handshake(&error, has_begun);
+            FailedHandshake::wrap(error, failure)
+        })?;
+        Ok(stream)
     }
 
-    async fn handshake(session: Session, tcp: TcpStream) -> io::Result<Box<Self>> {
+    fn new(session: Session, tcp: TcpStream) -> Box<Self> {
         let (received, kept) = (BytesMut::new(), Kept::default());
-        let mut stream =
-            Box::new(Self { tcp, session, received, kept, closed: false, failed: false });
+        Box::new(Self { tcp, session, received, kept, closed: false, failed: false })
+    }
+
+    async fn handshake(&mut self) -> io::Result<()> {
+        let stream = self;
         // A client speaks first.
         stream.act(Wish::None)?;
         while stream.session().is_handshaking() {
@@ -130,7 +143,7 @@ impl TlsStream {
         if stream.kept.plain.is_empty() {
             std::future::poll_fn(|cx| stream.poll_send(cx)).await?;
         }
-        Ok(stream)
+        Ok(())
     }
 
     /// The socket below.

@@ -6,6 +6,7 @@ use super::exchange::Failure;
 use crate::denial::Denial;
 use crate::http::fields::Fields;
 use crate::http::head::ResponseHead;
+use crate::upstream_failure::ResponseFault;
 
 /// What an endpoint answers over HTTP/2.
 pub(super) enum Answer {
@@ -33,10 +34,11 @@ pub(super) async fn http2_answer(response: &mut ResponseFuture) -> Result<Answer
 /// Whether a request that got no answer was seen by the endpoint. A GOAWAY without a complaint ends only
 /// the streams that the endpoint did not look at (RFC 9113, section 6.8).
 fn unanswered(error: &h2::Error) -> Failure {
+    let fault = ResponseFault::of_http2(error);
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::Unseen,
         Some(h2::Reason::NO_ERROR) if error.is_go_away() => Failure::Unseen,
-        _ if error.is_go_away() || error.is_io() => Failure::Stale,
-        _ => Failure::Denied(Denial::UpstreamBroken),
+        _ if error.is_go_away() || error.is_io() => Failure::Stale(fault),
+        _ => Failure::Denied(Denial::UpstreamBroken(fault)),
     }
 }

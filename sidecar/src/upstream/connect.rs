@@ -11,7 +11,8 @@ use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue};
 
 use super::answer::{Answer, http2_answer};
-use super::exchange::{Call, Conversation, Failure, Outcome, decline, forward_interim, unreached};
+use super::exchange::{Call, Conversation, Failure, decline, forward_interim, unreached};
+use super::outcome::Outcome;
 use super::pool::Http1;
 use super::tunnel::{Side, tunnel};
 use super::websocket;
@@ -28,6 +29,7 @@ use crate::http::unwanted::Unwanted;
 use crate::plan::Target;
 use crate::stream::Half;
 use crate::tls::{Alpn, connector};
+use crate::upstream_failure::ResponseFault;
 use crate::worker::Worker;
 
 const EARLY: Denial = Denial::Malformed("bytes before the upgrade was agreed to");
@@ -49,7 +51,11 @@ pub(super) async fn over_http1(
         write_request(call.head, Framing::None, connection.writer.room());
         None
     };
-    connection.writer.flush().await.map_err(|_| HeadError::Broken)?;
+    // An endpoint that takes no more may have said why; that is read below.
+    let written = connection.writer.flush().await;
+    if written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut) {
+        return Err(HeadError::Broken(None));
+    }
     let mut interim = 0;
     let mut response = loop {
         let response = tokio::select! {
@@ -64,6 +70,7 @@ pub(super) async fn over_http1(
         interim += 1;
         forward_interim(response.head, interim, call.reply).await.map_err(HeadError::Refused)?;
     };
+    written.map_err(|_| HeadError::Broken(None))?;
     let status = response.head.status;
     let agreed = match upgrade {
         Upgrade::WebSocket => status == 101,
@@ -72,7 +79,7 @@ pub(super) async fn over_http1(
     // A client of HTTP/2 would take any success for the service's agreement.
     let misleads = status == 101 || (by_http2 && (200..300).contains(&status));
     if !agreed && misleads {
-        return Err(HeadError::Refused(Denial::UpstreamBroken));
+        return Err(HeadError::Refused(Denial::UpstreamBroken(ResponseFault::BadUpgrade)));
     }
     if !agreed {
         return Ok(decline(call, connection, response).await);
@@ -80,7 +87,8 @@ pub(super) async fn over_http1(
     if let Some(proof) = proof
         && !websocket::take_proof(&mut response.head.fields, &proof)
     {
-        return Err(HeadError::Refused(Denial::UpstreamBroken));
+        let fault = ResponseFault::BadWebSocketAccept;
+        return Err(HeadError::Refused(Denial::UpstreamBroken(fault)));
     }
     let writer = &mut connection.writer;
     let upstream = Side {
@@ -129,7 +137,8 @@ pub(super) async fn over_http2(
     };
     let (parts, mut body) = response.into_parts();
     let status = parts.status;
-    let mut head = http2::response(parts, false).map_err(Failure::Denied)?;
+    let head = http2::response(parts, false);
+    let mut head = head.map_err(|fault| Failure::Denied(Denial::UpstreamBroken(fault)))?;
     let mut source = Source::Http2(&mut body);
     let mut sink = Sink::Http2(stream);
     if !status.is_success() {

@@ -12,11 +12,12 @@ use weft_model::HttpTimeouts;
 
 use super::answer::{Answer, http2_answer};
 use super::connect;
+use super::outcome::Outcome;
 use super::pinned::{self, Pinned};
 use super::pool::{Http1, Lease};
 use super::upload::Upload;
 use crate::denial::Denial;
-use crate::http::body::{Broken, Progress, Sink, Source, Taken, carry};
+use crate::http::body::{Progress, Sink, Source, Taken, carry};
 use crate::http::h1::{
     BodyReader, BodyWriter, Coding, Framing, HeadError, ReadResponse, ResponseLimits,
     read_response, write_request,
@@ -29,6 +30,7 @@ use crate::patience::Pulse;
 use crate::pipeline::Reply;
 use crate::plan::Target;
 use crate::tls::Alpn;
+use crate::upstream_failure::ResponseFault;
 use crate::worker::Worker;
 
 /// A request on its way, with where its response goes.
@@ -52,25 +54,13 @@ pub(crate) struct Call<'s, 'r, 'w> {
     pub(crate) pin: Option<&'r RefCell<Option<Pinned>>>,
 }
 
-/// How an exchange ended that began.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Outcome {
-    pub(crate) status: u16,
-    pub(crate) bytes_sent: u64,
-    pub(crate) bytes_received: u64,
-    /// Which side broke it off, if one did.
-    pub(crate) broken: Option<&'static str>,
-    /// Why it was broken off, as far as that is known.
-    pub(crate) detail: Option<&'static str>,
-}
-
 /// Why an exchange did not begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
     /// The endpoint could not be reached: nothing was sent.
     NotConnected(Denial),
-    /// A connection that had been used before was closed under our hands.
-    Stale,
+    /// A connection that had been used before was closed under our hands, in this way.
+    Stale(ResponseFault),
     /// The endpoint did not look at it, and said so: it may be sent again, whatever it is.
     Unseen,
     /// The request must be refused.
@@ -132,14 +122,18 @@ pub(crate) async fn exchange(
                 last = denial;
             }
             // Others that wait may be as stale; over a new one it cannot happen again.
-            Err(Failure::Stale) if again < AGAIN && call.may_be_repeated() => fresh = true,
+            Err(Failure::Stale(_)) if again < AGAIN && call.may_be_repeated() => fresh = true,
             Err(Failure::Unseen) if unseen < UNSEEN_AGAIN && call.rewind() => {
                 unseen += 1;
                 worker.metrics.upstream_retries.increment();
                 continue;
             }
             Err(Failure::NotConnected(denial)) => return Err(denial),
-            Err(Failure::Stale | Failure::Unseen) => return Err(Denial::UpstreamBroken),
+            Err(Failure::Stale(fault)) => return Err(Denial::UpstreamBroken(fault)),
+            Err(Failure::Unseen) => {
+                let refused = ResponseFault::Http2Reset(h2::Reason::REFUSED_STREAM);
+                return Err(Denial::UpstreamBroken(refused));
+            }
         }
         again += 1;
         worker.metrics.upstream_retries.increment();
@@ -237,10 +231,20 @@ async fn over_http1(
             converse(call, &mut connection, framing, limits).await
         }
     };
-    let done = done.map_err(|error| match error {
-        HeadError::Closed | HeadError::Broken if used => Failure::Stale,
-        HeadError::Closed | HeadError::Broken => Failure::Denied(Denial::UpstreamBroken),
-        HeadError::Refused(denial) => Failure::Denied(denial),
+    let done = done.map_err(|error| {
+        let fault = match error {
+            HeadError::Refused(denial) => return Failure::Denied(denial),
+            HeadError::Closed => ResponseFault::Closed,
+            HeadError::Broken(None) => ResponseFault::Lost,
+            HeadError::Broken(Some(failure)) => ResponseFault::Tls(failure),
+        };
+        if used {
+            return Failure::Stale(fault);
+        }
+        if let ResponseFault::Tls(failure) = fault {
+            worker.metrics.fail_upstream_handshake(failure);
+        }
+        Failure::Denied(Denial::UpstreamBroken(fault))
     })?;
     match call.pin {
         _ if !done.reusable || call.head.is_isolated => {}
@@ -286,7 +290,7 @@ async fn converse(
     };
     if response.head.status == 101 {
         // Nobody asked for it.
-        return Err(HeadError::Refused(Denial::UpstreamBroken));
+        return Err(HeadError::Refused(Denial::UpstreamBroken(ResponseFault::BadUpgrade)));
     }
     outcome.status = response.head.status;
     let keep_alive = response.keep_alive;
@@ -342,7 +346,7 @@ pub(super) async fn forward_interim(
     reply: &mut Reply<'_>,
 ) -> Result<(), Denial> {
     if number > INTERIM_LIMIT {
-        return Err(Denial::UpstreamBroken);
+        return Err(Denial::UpstreamBroken(ResponseFault::TooManyInterim));
     }
     Unwanted::of_response(&head.fields).strip(&mut head.fields);
     reply.interim(head).await.map_err(|_| Denial::ClientGone)
@@ -354,7 +358,7 @@ async fn over_http2(
     address: SocketAddr,
     worker: &Worker,
 ) -> Result<Outcome, Failure> {
-    let Lease { sender, greeting, open: _open } = worker
+    let Lease { sender, greeting, alert, open: _open } = worker
         .pools
         .http2(target, address, worker)
         .await
@@ -377,10 +381,13 @@ async fn over_http2(
             Err(denial) => Err(Failure::Denied(denial)),
         },
     };
-    if matches!(result, Err(Failure::Stale | Failure::Unseen)) {
+    if matches!(result, Err(Failure::Stale(_) | Failure::Unseen)) {
         worker.pools.forget_http2(target, address);
     }
-    result
+    match (result, alert.get()) {
+        (Err(Failure::Stale(_)), Some(failure)) => Err(Failure::Stale(ResponseFault::Tls(failure))),
+        (result, _) => result,
+    }
 }
 
 async fn converse_http2(
@@ -417,10 +424,12 @@ async fn converse_http2(
     };
     let (parts, mut body) = response.into_parts();
     if parts.headers.len() > field_limit {
-        return Err(Failure::Denied(Denial::UpstreamBroken));
+        let fault = ResponseFault::TooManyHeaders;
+        return Err(Failure::Denied(Denial::UpstreamBroken(fault)));
     }
     let bodiless = head.method == Method::HEAD || parts.status == 304 || parts.status == 204;
-    let response = http2::response(parts, bodiless).map_err(Failure::Denied)?;
+    let response = http2::response(parts, bodiless);
+    let response = response.map_err(|fault| Failure::Denied(Denial::UpstreamBroken(fault)))?;
     outcome.status = response.status;
     let mut body = Source::Http2(&mut body);
     if !upload.is_whole() {
@@ -441,35 +450,10 @@ async fn converse_http2(
 
 pub(super) fn unreached(address: SocketAddr, error: &std::io::Error) -> Failure {
     tracing::debug!(%address, %error, "an endpoint could not be reached");
-    match error.kind() {
+    match Denial::unreached(error) {
         // Others have the same limit.
-        std::io::ErrorKind::QuotaExceeded => Failure::Denied(Denial::Overloaded),
-        std::io::ErrorKind::TimedOut => Failure::NotConnected(Denial::ConnectTimeout),
-        _ => Failure::NotConnected(Denial::Unreachable),
-    }
-}
-
-impl Outcome {
-    /// Takes down how the response's body ended.
-    pub(super) fn downloaded(&mut self, result: Result<u64, Broken>, pulse: &Pulse) {
-        match result {
-            Ok(bytes) => self.bytes_received = bytes,
-            Err(broken) => {
-                // What passed before.
-                self.bytes_received = pulse.bytes_received();
-                self.broken = Some(match broken {
-                    Broken::Source | Broken::Ended(_) | Broken::Malformed(_) => {
-                        "endpoint_broke_off"
-                    }
-                    Broken::Sink => "client_broke_off",
-                });
-                self.detail = match broken {
-                    Broken::Ended(why) | Broken::Malformed(why) => Some(why),
-                    Broken::Source => Some("the connection was lost"),
-                    Broken::Sink => None,
-                };
-            }
-        }
+        Denial::Overloaded => Failure::Denied(Denial::Overloaded),
+        denial => Failure::NotConnected(denial),
     }
 }
 

@@ -3,6 +3,7 @@
 mod answer;
 mod connect;
 mod exchange;
+mod outcome;
 mod pinned;
 mod pool;
 mod slots;
@@ -10,7 +11,8 @@ mod tunnel;
 mod upload;
 mod websocket;
 
-pub(crate) use exchange::{Call, Outcome, exchange};
+pub(crate) use exchange::{Call, exchange};
+pub(crate) use outcome::Outcome;
 pub(crate) use pinned::Pinned;
 pub(crate) use pool::Pools;
 pub(crate) use slots::{Slot, Slots};

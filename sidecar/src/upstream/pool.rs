@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::http::h1::{Reader, Writer};
 use crate::http::h2::{SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
-use crate::http::h2_blocked::Blocked;
+use crate::http::h2_blocked::{Alert, Blocked};
 use crate::plan::Target;
 use crate::standing::Standing;
 use crate::stream::Half;
@@ -80,6 +80,7 @@ struct Http2 {
     standing: Option<Rc<Standing>>,
     sender: SendRequest<Bytes>,
     greeting: Rc<Greeting>,
+    alert: Alert,
     /// How many streams of ours are open on it.
     open: Rc<Cell<usize>>,
     window: Rc<Window>,
@@ -95,7 +96,7 @@ impl Http2 {
         self.open.set(self.open.get() + 1);
         let (sender, greeting) = (self.sender.clone(), self.greeting.clone());
         let open = Open { count: self.open.clone(), _receiving: receiving };
-        Some(Lease { sender, greeting, open })
+        Some(Lease { sender, greeting, alert: self.alert.clone(), open })
     }
 }
 
@@ -127,6 +128,7 @@ impl Greeting {
 pub(crate) struct Lease {
     pub(crate) sender: SendRequest<Bytes>,
     pub(crate) greeting: Rc<Greeting>,
+    pub(crate) alert: Alert,
     /// Held for as long as the stream is open.
     pub(crate) open: Open,
 }
@@ -238,11 +240,10 @@ impl Pools {
             return Ok(lease);
         }
         let slot = self.slots.take(target, address);
-        if let Some(Lease { sender, greeting, open }) = self.least_open_of_all(key, slot.is_some())
-        {
+        if let Some(mut lease) = self.least_open_of_all(key, slot.is_some()) {
             // It is ready when one of its streams has ended.
-            let sender = sender.ready().await.map_err(io::Error::other)?;
-            return Ok(Lease { sender, greeting, open });
+            lease.sender = lease.sender.ready().await.map_err(io::Error::other)?;
+            return Ok(lease);
         }
         let slot = slot.ok_or_else(|| full("max_connections"))?;
         let mut connection = Box::pin(self.connect_http2(target, address, slot, worker)).await?;
@@ -296,6 +297,7 @@ impl Pools {
         let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
         let standing = stream.standing().cloned();
         worker.metrics.upstream_connections.increment();
+        let alert = Alert::default();
         let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(window.bytes)
@@ -310,7 +312,7 @@ impl Pools {
             .max_concurrent_reset_streams(RESETS_REMEMBERED)
             .max_local_error_reset_streams(None)
             .data_frame_budget(usize::MAX)
-            .handshake(Blocked::new(stream))
+            .handshake(Blocked::new(stream, alert.clone()))
             .await
             .map_err(io::Error::other)?;
         let greeting = Rc::<Greeting>::default();
@@ -325,14 +327,19 @@ impl Pools {
         }
         // For as long as the connection lives, which may outlive its place in the pool.
         let held = (slot, window.clone());
+        let (metrics, ended_by) = (worker.metrics.clone(), alert.clone());
         tokio::task::spawn_local(async move {
             let _held = held;
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
             }
+            if let Some(failure) = ended_by.get() {
+                metrics.fail_upstream_handshake(failure);
+            }
         });
         let sender = sender.ready().await.map_err(io::Error::other)?;
-        Ok(Http2 { standing, sender, greeting, open: Rc::default(), window, idle_since: None })
+        let (open, idle_since) = (Rc::default(), None);
+        Ok(Http2 { standing, sender, greeting, alert, open, window, idle_since })
     }
 
     /// Forgets an HTTP/2 connection that has failed.

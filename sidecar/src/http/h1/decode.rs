@@ -15,6 +15,8 @@ use crate::denial::Denial;
 use crate::http::desync::{Found, Reason, Verdict};
 use crate::http::fields::{Fields, Span, SpanFields};
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Upgrade};
+use crate::tls::failure::TlsFailure;
+use crate::upstream_failure::ResponseFault;
 
 /// How many fields are read without asking for memory.
 const FEW_FIELDS: usize = 64;
@@ -26,8 +28,8 @@ const READ_BYTES: usize = 4096;
 pub(crate) enum HeadError {
     /// The other side closed before it began one: the good end of a connection.
     Closed,
-    /// The connection broke.
-    Broken,
+    /// The connection broke, by this alert where it was one.
+    Broken(Option<TlsFailure>),
     /// What came must be refused.
     Refused(Denial),
 }
@@ -84,7 +86,7 @@ async fn more(reader: &mut Reader) -> Result<(), HeadError> {
             Err(HeadError::Refused(Denial::Desync(Reason::MissingLastEmptyLine)))
         }
         Ok(0) => Err(HeadError::Refused(Denial::Desync(Reason::PartialHeaderLine))),
-        Err(_) => Err(HeadError::Broken),
+        Err(error) => Err(HeadError::Broken(TlsFailure::of_read(&error))),
         Ok(_) => Ok(()),
     }
 }
@@ -309,16 +311,19 @@ pub(crate) async fn read_response(
         let is_full = reader.buffer.len() >= limits.head_bytes;
         if !reader.buffer.is_empty() && (seen == 0 || is_full || may_end(&reader.buffer, seen)) {
             let response = parse_response(&mut reader.buffer, method, limits);
+            let response = response.map_err(Denial::UpstreamBroken);
             if let Some(response) = response.map_err(HeadError::Refused)? {
                 return Ok(response);
             }
         }
         if is_full {
-            return Err(HeadError::Refused(Denial::UpstreamBroken));
+            return Err(HeadError::Refused(Denial::UpstreamBroken(ResponseFault::HeadTooLarge)));
         }
         seen = reader.buffer.len();
         more(reader).await.map_err(|error| match error {
-            HeadError::Refused(_) => HeadError::Refused(Denial::UpstreamBroken),
+            HeadError::Refused(_) => {
+                HeadError::Refused(Denial::UpstreamBroken(ResponseFault::IncompleteHead))
+            }
             other => other,
         })?;
     }
@@ -328,7 +333,7 @@ fn parse_response(
     buffer: &mut BytesMut,
     method: &Method,
     limits: ResponseLimits,
-) -> Result<Option<ReadResponse>, Denial> {
+) -> Result<Option<ReadResponse>, ResponseFault> {
     let mut few = [httparse::EMPTY_HEADER; FEW_FIELDS];
     let mut many = Vec::new();
     let mut parsed = httparse::Response::new(&mut few);
@@ -341,22 +346,23 @@ fn parse_response(
     let length = match result {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(_) => return Err(Denial::UpstreamBroken),
+        Err(error) => return Err(response_fault(buffer, error)),
     };
     let head = buffer.get(..length).unwrap_or_default();
-    let is_strict = length <= limits.head_bytes
-        && parsed.headers.len() <= limits.field_count
-        && has_strict_ends(head)
-        && head.starts_with(b"HTTP/");
-    let version = if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 };
-    let status = parsed.code.filter(|code| is_strict && (100..1000).contains(code));
-    let status = status.ok_or(Denial::UpstreamBroken)?;
-    let mut found = Found::default();
-    let facts =
-        Facts::of(parsed.headers, version, &mut found).map_err(|_| Denial::UpstreamBroken)?;
-    if found.worst().is_some_and(|reason| reason != Reason::NonCompliantHeader) {
-        return Err(Denial::UpstreamBroken);
+    if length > limits.head_bytes {
+        return Err(ResponseFault::HeadTooLarge);
     }
+    if parsed.headers.len() > limits.field_count {
+        return Err(ResponseFault::TooManyHeaders);
+    }
+    if !has_strict_ends(head) {
+        return Err(ResponseFault::BareLineFeed);
+    }
+    let version = if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 };
+    let begins = head.starts_with(b"HTTP/");
+    let status = parsed.code.filter(|code| begins && (100..1000).contains(code));
+    let status = status.ok_or(ResponseFault::BadStatusLine)?;
+    let facts = facts_of_response(parsed.headers, version)?;
     let spans = spans(head, parsed.headers);
     let has_no_content = status < 200 || status == 204;
     let bodiless = has_no_content || *method == Method::HEAD || status == 304;
@@ -377,6 +383,34 @@ fn parse_response(
     let content_length = if bodiless { None } else { facts.content_length };
     let head = ResponseHead { status, fields, content_length };
     Ok(Some(ReadResponse { head, framing, keep_alive, kept_for: facts.kept_for }))
+}
+
+/// What the headers of a response say of it: any departure from the standard is refused.
+fn facts_of_response(headers: &[Header<'_>], version: HttpVersion) -> Result<Facts, ResponseFault> {
+    let mut found = Found::default();
+    let facts = Facts::of(headers, version, &mut found)
+        .map_err(|denial| ResponseFault::of_headers(headers, denial))?;
+    match found.worst() {
+        Some(reason) if reason != Reason::NonCompliantHeader => {
+            Err(ResponseFault::of_headers(headers, Denial::Desync(reason)))
+        }
+        _ => Ok(facts),
+    }
+}
+
+/// What is wrong with the head of a response that cannot be read.
+fn response_fault(buffer: &[u8], error: httparse::Error) -> ResponseFault {
+    let is_first_line = |error| {
+        use httparse::Error::{NewLine, Status, Token, Version};
+        matches!(error, Version | Status | Token | NewLine)
+    };
+    match (error, memchr::memchr(b'\n', buffer)) {
+        (httparse::Error::TooManyHeaders, _) => ResponseFault::TooManyHeaders,
+        (error, Some(end)) if !is_first_line(error) => {
+            ResponseFault::of_reason(why(buffer.get(end + 1..).unwrap_or_default()))
+        }
+        _ => ResponseFault::BadStatusLine,
+    }
 }
 
 #[cfg(test)]
@@ -556,7 +590,7 @@ mod tests {
                 format!("{} {:?} {} {}", r.head.status, r.framing, r.keep_alive, buffer.len())
             }
             Ok(None) => "more".to_owned(),
-            Err(denial) => denial.reason().to_owned(),
+            Err(fault) => fault.word().to_owned(),
         }
     }
 
@@ -573,25 +607,45 @@ mod tests {
         check("HTTP/1.1 600 What\r\nContent-Length: 0\r\n\r\n", "600 Length(0) true 0");
         check("HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n", "999 Length(0) true 0");
         check("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", "103 None true 0");
-        for broken in [
-            "\r\nHTTP/1.1 200 OK\r\n\r\n",
-            "HTTP/1.1 200 OK\nContent-Length: 3\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
-            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
-            "HTTP/1.1 099 What\r\n\r\n",
-            "HTTP/1.1 1000 What\r\n\r\n",
-            "HTTP/2.0 200 OK\r\n\r\n",
-            "ICY 200 OK\r\n\r\n",
-        ] {
-            check(broken, "upstream_broken");
-        }
         let large = format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "x".repeat(1024));
-        check(&large, "upstream_broken");
+        check(&large, "head_too_large");
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
         assert_eq!(answer(head, &Method::HEAD), "200 None true 0");
+    }
+
+    #[test]
+    fn response_without_one_reading_is_refused_with_its_fault() {
+        let check = |lines: &str, expected: &str| {
+            let response = lines.replace('|', "\r\n");
+            assert_eq!(answer(&response, &Method::GET), expected, "{response:?}");
+        };
+        check("|HTTP/1.1 200 OK||", "bad_status_line");
+        check("HTTP/1.1 099 What||", "bad_status_line");
+        check("HTTP/1.1 1000 What||", "bad_status_line");
+        check("HTTP/2.0 200 OK||", "bad_status_line");
+        check("ICY 200 OK||", "bad_status_line");
+        check("220 mail.test ESMTP|", "bad_status_line");
+        check("HTTP/1.1 200 OK\nContent-Length: 3||", "bare_line_feed");
+        check("HTTP/1.1 200 OK|Content-Length: 3|Content-Length: 3||", "several_content_lengths");
+        check("HTTP/1.1 200 OK|Content-Length: 3|Content-Length: 4||", "several_content_lengths");
+        let both = "content_length_and_transfer_encoding";
+        check("HTTP/1.1 200 OK|Content-Length: 3|Transfer-Encoding: chunked||", both);
+        check("HTTP/1.1 200 OK|Transfer-Encoding: gzip|Content-Length: 3||", both);
+        let twice = "several_transfer_encodings";
+        check("HTTP/1.1 200 OK|Transfer-Encoding: chunked|Transfer-Encoding: chunked||", twice);
+        check("HTTP/1.1 200 OK|Transfer-Encoding: gzip|Transfer-Encoding: chunked||", twice);
+        check("HTTP/1.1 200 OK|Transfer-Encoding: chunked|Transfer-Encoding: identity||", twice);
+        check("HTTP/1.1 200 OK|Transfer-Encoding: chunked, chunked||", twice);
+        check("HTTP/1.1 200 OK|Content-Length: x||", "bad_content_length");
+        check("HTTP/1.1 200 OK|Content-Length: 9999999999999999||", "body_too_large");
+        check("HTTP/1.1 200 OK|Transfer-Encoding: gzip||", "bad_transfer_encoding");
+        check("HTTP/1.0 200 OK|Transfer-Encoding: chunked||", "bad_transfer_encoding");
+        check("HTTP/1.1 200 OK|Transfer_Encoding: chunked||", "suspicious_header");
+        check("HTTP/1.1 200 OK|A: b| c||", "folded_header");
+        check("HTTP/1.1 200 OK|A b||", "header_without_colon");
+        check("HTTP/1.1 200 OK|A b: c||", "bad_header");
+        check("HTTP/1.1 200 OK|A: \u{1}||", "bad_header");
+        let many = format!("HTTP/1.1 200 OK|{}|", "A: b|".repeat(101));
+        check(&many, "too_many_headers");
     }
 }

@@ -139,7 +139,7 @@ async fn read_all(
         let request = match read_request(reader, &LIMITS, mode).await {
             Ok(request) => request,
             Err(HeadError::Closed) => return (passed, Ending::Exhausted),
-            Err(HeadError::Broken) => panic!("the connection is whole"),
+            Err(HeadError::Broken(_)) => panic!("the connection is whole"),
             Err(HeadError::Refused(_)) => return (passed, Ending::Refused),
         };
         let is_tunnel = request.head.upgrade == Some(Upgrade::Tunnel);

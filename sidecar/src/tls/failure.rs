@@ -1,0 +1,285 @@
+//! Why TLS with an endpoint did not come about, as one word of a closed set for logs and metrics.
+
+use std::fmt;
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+use weft_certs::fault::{self, PeerFault};
+
+macro_rules! failures {
+    ($($(#[$doc:meta])* $name:ident: $word:literal;)*) => {
+        /// Why TLS with an endpoint did not come about.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum TlsFailure {
+            $($(#[$doc])* $name,)*
+            /// The endpoint sent this alert.
+            Alert(AlertDescription),
+        }
+
+        /// The words of what is no alert.
+        const OWN_WORDS: &[&str] = &[$($word,)*];
+
+        impl TlsFailure {
+            /// The word in logs and metrics.
+            pub(crate) fn word(self) -> &'static str {
+                match self {
+                    $(Self::$name => $word,)*
+                    Self::Alert(alert) => alert_word(alert),
+                }
+            }
+        }
+    };
+}
+
+failures! {
+    /// The chain ends in no configured root, or a signature in it is wrong.
+    UnknownIssuer: "unknown_issuer";
+    /// A certificate of the chain has expired.
+    Expired: "certificate_expired";
+    /// A certificate of the chain is not valid yet.
+    NotYetValid: "certificate_not_yet_valid";
+    /// A revocation list names a certificate of the chain.
+    Revoked: "certificate_revoked";
+    /// No valid revocation list covers a certificate of the chain, and the policy asks for one.
+    RevocationUnknown: "revocation_unknown";
+    /// The certificate does not have the name or the identity that is asked for.
+    WrongName: "wrong_name";
+    /// The certificate is not for servers.
+    WrongPurpose: "wrong_purpose";
+    /// The chain is longer than allowed.
+    ChainTooLong: "chain_too_long";
+    /// A key or signature of the chain is of a kind that is not accepted.
+    UnsupportedCertificate: "unsupported_certificate";
+    /// A certificate of the chain cannot be read or breaks a rule.
+    BadCertificate: "bad_certificate";
+    /// The endpoint does not have the key of its certificate.
+    BadSignature: "bad_signature";
+    /// No version of TLS is allowed by both sides.
+    ProtocolVersion: "protocol_version";
+    /// No cipher suite, group or signature scheme is offered by both sides.
+    NoCommonCipher: "no_common_cipher";
+    /// The endpoint speaks TLS 1.2 without extended master secret.
+    NoExtendedMasterSecret: "no_extended_master_secret";
+    /// No application protocol is offered by both sides.
+    NoApplicationProtocol: "no_application_protocol";
+    /// The endpoint breaks the rules of TLS.
+    ProtocolViolation: "protocol_violation";
+    /// What the endpoint sent first is not TLS.
+    NotTls: "not_tls";
+    /// The handshake did not end in time.
+    Timeout: "handshake_timeout";
+    /// The endpoint closed the connection during the handshake.
+    Closed: "closed_in_handshake";
+    /// The connection was reset or lost during the handshake.
+    Reset: "reset_in_handshake";
+    /// The certificate, key or roots that the cluster needs cannot be loaded.
+    SecretsMissing: "secrets_missing";
+    /// Something else on our side.
+    Internal: "internal_error";
+}
+
+/// Alerts that servers send, by their names in RFC 8446, section 6.2, and RFC 5246, section 7.2.
+const ALERTS: [(AlertDescription, &str); 28] = [
+    (AlertDescription::CloseNotify, "alert_close_notify"),
+    (AlertDescription::UnexpectedMessage, "alert_unexpected_message"),
+    (AlertDescription::BadRecordMac, "alert_bad_record_mac"),
+    (AlertDescription::RecordOverflow, "alert_record_overflow"),
+    (AlertDescription::HandshakeFailure, "alert_handshake_failure"),
+    (AlertDescription::BadCertificate, "alert_bad_certificate"),
+    (AlertDescription::UnsupportedCertificate, "alert_unsupported_certificate"),
+    (AlertDescription::CertificateRevoked, "alert_certificate_revoked"),
+    (AlertDescription::CertificateExpired, "alert_certificate_expired"),
+    (AlertDescription::CertificateUnknown, "alert_certificate_unknown"),
+    (AlertDescription::IllegalParameter, "alert_illegal_parameter"),
+    (AlertDescription::UnknownCA, "alert_unknown_ca"),
+    (AlertDescription::AccessDenied, "alert_access_denied"),
+    (AlertDescription::DecodeError, "alert_decode_error"),
+    (AlertDescription::DecryptError, "alert_decrypt_error"),
+    (AlertDescription::ProtocolVersion, "alert_protocol_version"),
+    (AlertDescription::InsufficientSecurity, "alert_insufficient_security"),
+    (AlertDescription::InternalError, "alert_internal_error"),
+    (AlertDescription::InappropriateFallback, "alert_inappropriate_fallback"),
+    (AlertDescription::UserCanceled, "alert_user_canceled"),
+    (AlertDescription::NoRenegotiation, "alert_no_renegotiation"),
+    (AlertDescription::MissingExtension, "alert_missing_extension"),
+    (AlertDescription::UnsupportedExtension, "alert_unsupported_extension"),
+    (AlertDescription::UnrecognisedName, "alert_unrecognized_name"),
+    (AlertDescription::BadCertificateStatusResponse, "alert_bad_certificate_status_response"),
+    (AlertDescription::UnknownPSKIdentity, "alert_unknown_psk_identity"),
+    (AlertDescription::CertificateRequired, "alert_certificate_required"),
+    (AlertDescription::NoApplicationProtocol, "alert_no_application_protocol"),
+];
+
+/// The word of an alert that has no name there.
+const OTHER_ALERT: &str = "alert_other";
+
+fn alert_word(alert: AlertDescription) -> &'static str {
+    let known = ALERTS.iter().find(|(known, _)| *known == alert);
+    known.map_or(OTHER_ALERT, |(_, word)| word)
+}
+
+impl TlsFailure {
+    /// How many words there are.
+    pub(crate) const COUNT: usize = OWN_WORDS.len() + ALERTS.len() + 1;
+
+    /// Every word, by the position of its counter.
+    pub(crate) fn words() -> impl Iterator<Item = &'static str> {
+        let alerts = ALERTS.iter().map(|(_, word)| *word);
+        OWN_WORDS.iter().copied().chain(alerts).chain([OTHER_ALERT])
+    }
+
+    /// The position of its counter.
+    pub(crate) fn index(self) -> usize {
+        Self::words().position(|word| word == self.word()).unwrap_or(0)
+    }
+
+    /// Of a handshake that has just failed on this thread. `has_begun` says whether the endpoint has sent a
+    /// ServerHello: nothing before it need be TLS.
+    pub(super) fn of_handshake(error: &io::Error, has_begun: bool) -> Self {
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
+        match (cause, error.kind()) {
+            (Some(cause), _) => Self::of_tls(cause, has_begun),
+            (None, io::ErrorKind::TimedOut) => Self::Timeout,
+            (None, io::ErrorKind::UnexpectedEof) => Self::Closed,
+            (None, io::ErrorKind::FileTooLarge) => Self::BadCertificate,
+            (None, io::ErrorKind::InvalidData | io::ErrorKind::Other) => Self::Internal,
+            (None, _) => Self::Reset,
+        }
+    }
+
+    /// Of a read from an endpoint before it answered: in TLS 1.3, whether a server accepts our certificate
+    /// is known only then. None where the cause is no alert.
+    pub(crate) fn of_read(error: &io::Error) -> Option<Self> {
+        match error.get_ref()?.downcast_ref::<Error>()? {
+            Error::AlertReceived(alert) => Some(Self::Alert(*alert)),
+            _ => None,
+        }
+    }
+
+    /// Of a failed connection attempt; none where the failure was not one of TLS.
+    pub(crate) fn of_attempt(error: &io::Error) -> Option<Self> {
+        Some(error.get_ref()?.downcast_ref::<FailedHandshake>()?.failure)
+    }
+
+    fn of_tls(error: &Error, has_begun: bool) -> Self {
+        match error {
+            Error::AlertReceived(alert) => Self::Alert(*alert),
+            Error::InvalidCertificate(cause) => Self::of_certificate(error, cause),
+            Error::NoApplicationProtocol => Self::NoApplicationProtocol,
+            Error::PeerIncompatible(cause) => match cause {
+                PeerIncompatible::ServerDoesNotSupportTls12Or13
+                | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+                | PeerIncompatible::SupportedVersionsExtensionRequired => Self::ProtocolVersion,
+                PeerIncompatible::ExtendedMasterSecretExtensionRequired => {
+                    Self::NoExtendedMasterSecret
+                }
+                _ => Self::NoCommonCipher,
+            },
+            Error::InvalidMessage(cause) => match cause {
+                InvalidMessage::UnsupportedCurveType
+                | InvalidMessage::UnsupportedKeyExchangeAlgorithm(_)
+                | InvalidMessage::NoSignatureSchemes => Self::NoCommonCipher,
+                InvalidMessage::CertificatePayloadTooLarge
+                | InvalidMessage::HandshakePayloadTooLarge => Self::BadCertificate,
+                _ if !has_begun => Self::NotTls,
+                _ => Self::ProtocolViolation,
+            },
+            // Records of this size and kind come first from programs that do not speak TLS.
+            Error::InappropriateMessage { .. } | Error::PeerSentOversizedRecord if !has_begun => {
+                Self::NotTls
+            }
+            Error::InappropriateMessage { .. }
+            | Error::InappropriateHandshakeMessage { .. }
+            | Error::PeerMisbehaved(_)
+            | Error::PeerSentOversizedRecord
+            | Error::DecryptError => Self::ProtocolViolation,
+            _ => Self::Internal,
+        }
+    }
+
+    fn of_certificate(error: &Error, cause: &CertificateError) -> Self {
+        let (fault, _) = fault::last(error);
+        match (cause, fault) {
+            (CertificateError::BadSignature, _) => Self::BadSignature,
+            (CertificateError::NotValidForName, _) | (_, PeerFault::Rejected) => Self::WrongName,
+            (_, PeerFault::MaxChainDepthExceeded) => Self::ChainTooLong,
+            (_, PeerFault::CrlHit) => Self::Revoked,
+            (_, PeerFault::CrlProcessingError) => Self::RevocationUnknown,
+            (_, PeerFault::Untrusted) => Self::UnknownIssuer,
+            (_, PeerFault::NotYetValid) => Self::NotYetValid,
+            (_, PeerFault::Expired) => Self::Expired,
+            (_, PeerFault::TypeUnsupported) => Self::UnsupportedCertificate,
+            (_, PeerFault::PurposeInvalid) => Self::WrongPurpose,
+            (_, PeerFault::Invalid | PeerFault::MaxSizeExceeded | PeerFault::Unmapped) => {
+                Self::BadCertificate
+            }
+        }
+    }
+}
+
+/// A handshake that failed: the cause of an `io::Error`, whose text stays that of `error`.
+#[derive(Debug)]
+pub(crate) struct FailedHandshake {
+    failure: TlsFailure,
+    error: io::Error,
+}
+
+impl FailedHandshake {
+    /// An error that names its failure and keeps the kind and the text of what happened.
+    pub(super) fn wrap(error: io::Error, failure: TlsFailure) -> io::Error {
+        io::Error::new(error.kind(), Self { failure, error })
+    }
+}
+
+impl fmt::Display for FailedHandshake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for FailedHandshake {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_failure_has_its_own_word_and_counter() {
+        let words: Vec<_> = TlsFailure::words().collect();
+        assert_eq!(words.len(), TlsFailure::COUNT);
+        assert_eq!(words.iter().collect::<HashSet<_>>().len(), words.len());
+        let check = |failure: TlsFailure, word: &str| {
+            assert_eq!(failure.word(), word);
+            assert_eq!(words.get(failure.index()), Some(&word));
+        };
+        check(TlsFailure::UnknownIssuer, "unknown_issuer");
+        check(TlsFailure::Internal, "internal_error");
+        check(
+            TlsFailure::Alert(AlertDescription::CertificateRequired),
+            "alert_certificate_required",
+        );
+        check(TlsFailure::Alert(AlertDescription::Unknown(200)), "alert_other");
+    }
+
+    #[test]
+    fn what_is_no_tls_is_told_from_a_violation_of_it() {
+        let failure = |error: Error, has_begun| {
+            TlsFailure::of_handshake(&io::Error::new(io::ErrorKind::InvalidData, error), has_begun)
+        };
+        let content = || Error::InvalidMessage(InvalidMessage::InvalidContentType);
+        assert_eq!(failure(content(), false), TlsFailure::NotTls);
+        assert_eq!(failure(content(), true), TlsFailure::ProtocolViolation);
+        let version = PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig;
+        assert_eq!(failure(version.into(), true), TlsFailure::ProtocolVersion);
+        let closed = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert_eq!(TlsFailure::of_handshake(&closed, false), TlsFailure::Closed);
+        let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+        assert_eq!(TlsFailure::of_handshake(&reset, true), TlsFailure::Reset);
+    }
+}
