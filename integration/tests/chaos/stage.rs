@@ -70,9 +70,9 @@ impl Stage {
             replicas: REPLICAS,
             control_arguments: &["--certificate-minutes", &minutes],
             sidecar_arguments: &["--drain-timeout", "15"],
-            // The kernel carries the echo service alone, which is the first by name: a debug build takes seconds to
-            // fill the tables of all.
-            agent_arguments: &["--drain-timeout", "5", "--slot-limit", "131074"],
+            // The kernel carries the first three services by name, which are those of `client` and `echo`: a debug
+            // build takes seconds to fill the tables of all.
+            agent_arguments: &["--drain-timeout", "5", "--slot-limit", "196611"],
             ..MeshOptions::default()
         });
         let hosts = mesh.orders.iter().map(|replica| replica.host.clone());
@@ -83,6 +83,7 @@ impl Stage {
         let client = mesh.client.clone();
         mesh.change(|file| add_services(file, &hosts, &client));
         let identity = join_client(&mesh);
+        await_paths(&mesh);
         Self { mesh, grpc, websocket, identity }
     }
 
@@ -141,6 +142,30 @@ impl Stage {
     fn replica(&self, number: usize) -> &weft_integration::mesh::Workload {
         self.mesh.orders.get(number).expect("there is such a replica")
     }
+}
+
+/// Waits until the kernel forwards the one echo service and the agent the other.
+fn await_paths(mesh: &Mesh) {
+    let wanted = [
+        ("echo|7000", "kernel"),
+        ("echo|7001/udp", "kernel"),
+        ("proxied|7000", "proxy"),
+        ("proxied|7001/udp", "proxy"),
+    ];
+    eventually(format!("{wanted:?}"), || {
+        let dump: Value = serde_json::from_slice(&mesh.agent.admin("/config_dump").body).ok()?;
+        let services = dump.get("services")?.as_array()?;
+        let has_path = |(name, path): &(&str, &str)| {
+            // The address follows the name.
+            let name = format!("{name} ");
+            let is_named = |listener: &Value| {
+                listener.as_str().is_some_and(|listener| listener.starts_with(&name))
+            };
+            let mut named = services.iter().filter(|service| is_named(&service["listener"]));
+            named.any(|service| service["path"] == *path)
+        };
+        wanted.iter().all(has_path).then_some(())
+    });
 }
 
 /// Starts what has a certificate renewed for the client without a sidecar. Its first certificate, which is good
