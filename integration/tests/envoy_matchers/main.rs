@@ -13,6 +13,7 @@
 mod both;
 mod domains;
 mod policies;
+mod principals;
 mod random;
 mod routes;
 mod tokens;

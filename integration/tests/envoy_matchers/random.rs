@@ -1,11 +1,13 @@
-//! A generator of numbers, the same for the same seed on every machine.
+//! A generator of numbers, the same for the same seed on every machine. `WEFT_MATCHER_SEED` adds to the seeds
+//! of all tests, to try other matchers and requests.
 
 /// SplitMix64.
 pub(crate) struct Random(u64);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
+        let more = std::env::var("WEFT_MATCHER_SEED").ok().and_then(|text| text.parse().ok());
+        Self(seed.wrapping_add(more.unwrap_or(0)))
     }
 
     fn next(&mut self) -> u64 {

@@ -340,3 +340,37 @@ fn query_matchers_of_routes_decide_as_with_envoy() {
         .collect();
     check(6, &matches, 16, &targets.iter().map(String::as_str).collect::<Vec<_>>());
 }
+
+/// Where upgrades are not served, Envoy refuses the request, and weft takes no notice of the offer (`tests/upgrades`).
+#[test]
+fn matchers_see_the_upgrade_of_a_websocket_as_with_envoy() {
+    let header = |matcher: Value| json!({"prefix": "/", "headers": [matcher]});
+    let matches = [
+        header(json!({"name": "upgrade", "string_match": {"exact": "websocket"}})),
+        header(json!({"name": "Upgrade", "present_match": true})),
+        header(json!({"name": "upgrade", "present_match": false})),
+        header(json!({"name": "upgrade", "string_match": {"exact": "h2c"}, "invert_match": true})),
+        header(json!({"name": "connection", "present_match": true})),
+        header(json!({"name": "connection",
+            "string_match": {"contains": "upgrade", "ignore_case": true}})),
+        header(json!({"name": "sec-websocket-version", "range_match": {"start": 13, "end": 14}})),
+    ];
+    let lines = [
+        "",
+        "connection: keep-alive\r\n",
+        "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+            sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    ];
+    let port = port::free();
+    let at = (Ipv4Addr::LOCALHOST, port).into();
+    let served = json!({"upgrade_configs": [{"upgrade_type": "websocket"}]});
+    let listener = listener(at, manager(&table_of(&matches), &[], &served));
+    let mut cases = Vec::new();
+    for (number, matcher) in matches.iter().enumerate() {
+        for lines in lines {
+            let head = format!("GET / HTTP/1.1\r\nhost: {}\r\n{lines}\r\n", host(number));
+            cases.push(Case::new(matcher, port, head.into_bytes()));
+        }
+    }
+    compare(&[listener], port, &cases, 21);
+}

@@ -147,8 +147,8 @@ fn fits_joined(name: &str, facts: &dyn RequestFacts, fits: &mut dyn FnMut(&[u8])
     }
     let mut joined: Vec<u8> = Vec::new();
     facts.has_header(name, &mut |value| {
-        // Envoy writes no comma behind nothing: an empty line and `a` are `a`, `a` and an empty one `a,`.
-        if !joined.is_empty() {
+        // Envoy leaves empty lines out: `a` beside an empty line is `a`, on either side.
+        if !joined.is_empty() && !value.is_empty() {
             joined.push(b',');
         }
         joined.extend_from_slice(value);
@@ -234,7 +234,8 @@ mod tests {
         check("accept", "a", &["b", "a"], false);
         check("accept", "b,a", &["b", "a"], true);
         check("user-agent", "a", &["", "a"], true);
-        check("user-agent", "a,", &["a", ""], true);
+        check("user-agent", "a", &["a", ""], true);
+        check("user-agent", "", &["", ""], true);
         check("user-agent", "a", &["a"], true);
         check("user-agent", "", &[""], true);
     }
