@@ -20,14 +20,14 @@ const LOCATED_ALONE: usize = 64;
 #[derive(Debug)]
 pub struct MeshFile {
     path: PathBuf,
-    reader: Reader,
+    reader: Box<Reader>,
 }
 
 impl MeshFile {
     /// The file at a path. Nothing is read yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path, reader: Reader::default() }
+        Self { path, reader: Box::default() }
     }
 
     /// Its path.

@@ -27,12 +27,15 @@ pub struct Views {
     agent: Arc<ResourceSet>,
     /// What all sidecars have in common.
     outbound: Arc<ResourceSet>,
-    services: BTreeMap<String, Arc<Encoded>>,
+    services: Services,
     /// How many services were encoded for this mesh; the others are those of the views before.
     encoded: usize,
     /// The sidecars that connected, by service.
     sidecars: Mutex<BTreeMap<String, Sidecar>>,
 }
+
+/// The services by name.
+type Services = BTreeMap<String, Arc<Encoded>>;
 
 /// How a service is reached, for both tiers.
 #[derive(Debug)]
@@ -184,10 +187,7 @@ impl Directory for Views {
 }
 
 /// Encodes the services whose scope changed, on all processors; gives how many there are as well.
-fn encode(
-    mesh: &Mesh,
-    earlier: &BTreeMap<String, Arc<Encoded>>,
-) -> Result<(BTreeMap<String, Arc<Encoded>>, usize), Vec<String>> {
+fn encode(mesh: &Mesh, earlier: &Services) -> Result<(Services, usize), Vec<String>> {
     let scopes = Scopes::new(mesh);
     let mut services = BTreeMap::new();
     let mut changed = Vec::new();
