@@ -25,8 +25,9 @@ use crate::succession::{self, Audience, Authorities, InForce};
 
 /// How many warnings of one mesh are logged.
 const WARNING_LIMIT: usize = 20;
-/// How many services are encoded at once before memory is given back: encoding takes far more than what it makes.
-const MANY_ENCODED: usize = 100;
+/// From how many services on memory is given back after each change: the views before are freed between others, by
+/// whichever thread reads the file.
+const MANY_SERVICES: usize = 100;
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_millis(250);
 /// How long a revocation list is good, and when the next one is made.
@@ -222,7 +223,7 @@ impl Publisher {
             // A large mesh takes a while to read and encode.
             let views = tokio::task::block_in_place(|| self.next());
             if let Some(views) = views {
-                let is_large = views.encoded() >= MANY_ENCODED;
+                let is_large = views.services() >= MANY_SERVICES;
                 directory.send_replace(views);
                 self.settle();
                 if is_large {

@@ -97,6 +97,11 @@ impl Views {
         self.encoded
     }
 
+    /// How many services there are.
+    pub(crate) fn services(&self) -> usize {
+        self.services.len()
+    }
+
     /// The sidecars that took the set in force.
     fn carried_over(&self) -> BTreeMap<String, Sidecar> {
         let sidecars = self.sidecars.lock().unwrap_or_else(PoisonError::into_inner);
