@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use weft_model::{
     Balance, Cidr, ClaimRule, FlowKey, Group, IdleEnd, PathMatch, PathPattern, PathRules,
-    RevocationPolicy, RouteMatch, SourceAddress, SpiffeId, StringMatch, Underscores,
+    RevocationPolicy, RouteMatch, SourceAddress, SpiffeId, StreamIdle, StringMatch, Underscores,
 };
 use weft_xds::bootstrap::Problem;
 
@@ -100,6 +100,36 @@ pub struct Port {
     pub idle_timeout: Option<Duration>,
     /// How a connection ends that was silent for too long.
     pub idle_end: Option<IdleEnd>,
+    /// How large and how slow HTTP may be.
+    pub http: HttpTuning,
+}
+
+/// How large and how slow the messages of an HTTP port may be, at its callers and at the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpTuning {
+    /// The most bytes of a request head, which one header, a token or the target may fill.
+    pub request_head_bytes: usize,
+    /// The most headers of a request.
+    pub request_headers: usize,
+    /// The most bytes of a response head.
+    pub response_head_bytes: usize,
+    /// The most headers of a response.
+    pub response_headers: usize,
+    /// How long a request under way may be silent.
+    pub stream_idle: StreamIdle,
+}
+
+impl Default for HttpTuning {
+    fn default() -> Self {
+        let limits = weft_model::HttpLimits::default();
+        Self {
+            request_head_bytes: limits.head_bytes,
+            request_headers: limits.field_count,
+            response_head_bytes: weft_model::DEFAULT_RESPONSE_HEAD_BYTES,
+            response_headers: weft_model::DEFAULT_RESPONSE_FIELD_COUNT,
+            stream_idle: StreamIdle::default(),
+        }
+    }
 }
 
 /// What is spoken on a port.

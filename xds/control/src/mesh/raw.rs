@@ -92,6 +92,47 @@ pub struct Http {
     pub paths: Paths,
     /// What becomes of headers with `_` in their names: `allow`, `drop` or `reject`.
     pub headers_with_underscores: Option<String>,
+    /// How large messages may be.
+    #[serde(default)]
+    pub limits: HttpLimits,
+    /// How long they may take.
+    #[serde(default)]
+    pub timeouts: HttpTimeouts,
+}
+
+/// How sidecars serve one HTTP port, where it differs from the service's others.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortHttp {
+    /// How large messages may be.
+    #[serde(default)]
+    pub limits: HttpLimits,
+    /// How long they may take.
+    #[serde(default)]
+    pub timeouts: HttpTimeouts,
+}
+
+/// How large the heads of messages may be.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpLimits {
+    /// The head of a request in KiB; one header, a token or the target may fill it. 60 when not given.
+    pub request_headers_kib: Option<u32>,
+    /// The headers of a request; 100 when not given.
+    pub request_headers: Option<u32>,
+    /// The head of a response in KiB; 60 when not given.
+    pub response_headers_kib: Option<u32>,
+    /// The headers of a response; 1,024 when not given.
+    pub response_headers: Option<u32>,
+}
+
+/// How long messages may take.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpTimeouts {
+    /// How long a request may be silent in both directions, such as a client that takes nothing of its answer:
+    /// such as `10m`; `0s`: without limit. 5 minutes when not given, and without limit for gRPC.
+    pub stream_idle: Option<String>,
 }
 
 /// What becomes of paths. By default they reach the service as they were sent.
@@ -159,6 +200,8 @@ pub struct Port {
     /// How a connection of `tcp` ends that was silent for too long, for both sides to see: `reset` or
     /// `close`.
     pub idle_end: Option<String>,
+    /// How sidecars serve a port of HTTP, where it differs from the service's others.
+    pub http: Option<PortHttp>,
 }
 
 /// A replica.

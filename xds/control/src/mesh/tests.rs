@@ -502,3 +502,57 @@ security:
     // What refers to a service whose ports could not be read is no mistake.
     assert!(!lines.iter().any(|line| line.contains("no service")), "{lines:#?}");
 }
+
+#[test]
+fn http_limits_of_a_service_and_a_port_hold_at_both_sidecars() {
+    use weft_model::StreamIdle;
+    let text = GOOD.replace(
+        "balance: least_requests",
+        "http: {limits: {request_headers_kib: 96, response_headers: 1000}, timeouts: {stream_idle: 10m}}",
+    );
+    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a good file");
+    let tuning = mesh.services["orders"].ports[0].http;
+    assert_eq!((tuning.request_head_bytes, tuning.response_headers), (96 * 1024, 1000));
+    assert_eq!((tuning.request_headers, tuning.response_head_bytes), (100, 60 * 1024));
+    let minutes = Duration::from_secs(600);
+    assert_eq!(tuning.stream_idle, StreamIdle::Set(Some(minutes)));
+    let text = text.replace(
+        "{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}",
+        "{port: 80, target: 8080, protocol: http, http: {limits: {request_headers_kib: 8}, \
+         timeouts: {stream_idle: 0s}}}]\n  endpoints: [{address: 10.90.2.1}",
+    );
+    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a good file");
+    let tuning = mesh.services["orders"].ports[0].http;
+    assert_eq!((tuning.request_head_bytes, tuning.response_headers), (8 * 1024, 1000));
+    assert_eq!(tuning.stream_idle, StreamIdle::Set(None));
+}
+
+#[test]
+fn http_limits_out_of_range_are_refused_with_their_line() {
+    for (settings, expected) in [
+        (
+            "{limits: {request_headers_kib: 0}}",
+            "limits.request_headers_kib: invalid number 0: must be 1 to 8192",
+        ),
+        (
+            "{limits: {request_headers_kib: 8193}}",
+            "limits.request_headers_kib: invalid number 8193",
+        ),
+        (
+            "{limits: {response_headers: 1025}}",
+            "limits.response_headers: invalid number 1025: must be 1 to 1024",
+        ),
+        ("{limits: {request_headers: 0}}", "limits.request_headers: invalid number 0"),
+        ("{limits: {response_headers_kib: 0}}", "limits.response_headers_kib: invalid number 0"),
+        ("{timeouts: {stream_idle: soon}}", "timeouts.stream_idle: invalid duration \"soon\""),
+    ] {
+        let text = GOOD.replace("balance: least_requests", &format!("http: {settings}"));
+        let found = mistakes(&text);
+        let expected = format!("line 12: services[1].http.{expected}");
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:#?}");
+    }
+    let port = "{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}";
+    assert!(GOOD.contains(port));
+    let text = GOOD.replace(port, &port.replace("protocol: http", "protocol: tcp, http: {}"));
+    assert!(mistakes(&text).iter().any(|line| line.contains("http: it is for ports of http")));
+}

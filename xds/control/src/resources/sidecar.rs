@@ -8,10 +8,10 @@ use std::time::Duration;
 use weft_model::{
     Action, AmbiguousPath, Balance, CertificateKey, ChainMatch, ClientCertificateDetails,
     ClientCertificates, Cluster, Discovery, DownstreamTls, Endpoint, EndpointSet, Filter,
-    FilterChain, FlowKey, Health, HttpFilter, HttpService, HttpTimeouts, JwtPolicy, JwtProvider,
-    JwtRule, KeySource, Listener, Name, PathRewrite, PathRules, Route as ModelRoute, RouteMatch,
-    RouteSource, RouteTable, SecretSource, Snapshot, SourceAddress, StringMatch, TcpProxy,
-    TlsParameters, Transport, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost,
+    FilterChain, FlowKey, Health, HttpFilter, HttpLimits, HttpService, HttpTimeouts, JwtPolicy,
+    JwtProvider, JwtRule, KeySource, Listener, Name, PathRewrite, PathRules, Route as ModelRoute,
+    RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, SourceAddress, StringMatch,
+    TcpProxy, TlsParameters, Transport, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost,
     WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
@@ -20,7 +20,7 @@ use super::{
     INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, everywhere,
     key_server, policies, trust_secret,
 };
-use crate::mesh::{Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target};
+use crate::mesh::{HttpTuning, Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target};
 
 const HTTP_IDLE: Duration = Duration::from_secs(300);
 const TCP_IDLE: Duration = Duration::from_secs(3600);
@@ -62,13 +62,18 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
             Endpoint::new((Ipv4Addr::LOCALHOST, port.target).into(), 1, Health::Healthy);
         let set = EndpointSet { endpoints: application.into_iter().collect() };
         let target = cluster(&name, Discovery::Static(set), Balance::RoundRobin);
-        let target = Cluster { protocol: spoken_by_program(port.protocol), ..target };
+        let target = Cluster {
+            protocol: spoken_by_program(port.protocol),
+            response_head_bytes: port.http.response_head_bytes,
+            response_field_count: port.http.response_headers,
+            ..target
+        };
         snapshot.clusters.insert(name.clone(), Arc::new(target));
         let filter = match port.protocol {
             Protocol::Tcp | Protocol::Udp => tcp(&name, port.idle_timeout),
             Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
                 let table = table(&name, vec![host(&name, vec![to(&name)])]);
-                let mut service = http(RouteSource::Inline(Arc::new(table)));
+                let mut service = http(RouteSource::Inline(Arc::new(table)), port.http);
                 service.path = own.paths;
                 service.underscores = own.underscores;
                 service.filters = filters(mesh, own, port, snapshot);
@@ -199,6 +204,8 @@ fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {
 fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
     let name: Name = cluster_name(&service.name, port.port).into();
     let mut target = cluster(&name, Discovery::Endpoints(name.clone()), service.balance);
+    target.response_head_bytes = port.http.response_head_bytes;
+    target.response_field_count = port.http.response_headers;
     if service.meshed {
         target.tls = Some(UpstreamTls {
             identity: Some(SecretSource::Named(WORKLOAD_IDENTITY.into())),
@@ -220,7 +227,7 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             let table = table(&name, hosts(mesh, service, port, &name));
             snapshot.routes.insert(name.clone(), Arc::new(table));
-            Filter::Http(Arc::new(http(RouteSource::Named(name.clone()))))
+            Filter::Http(Arc::new(http(RouteSource::Named(name.clone()), port.http)))
         }
     };
     for address in &service.addresses {
@@ -314,10 +321,24 @@ fn host(name: &Name, routes: Vec<ModelRoute>) -> VirtualHost {
 }
 
 /// HTTP with the defaults of a mesh: paths and headers reach the service as they were sent.
-fn http(routes: RouteSource) -> HttpService {
+fn http(routes: RouteSource, tuning: HttpTuning) -> HttpService {
     let path = PathRules { ambiguous: AmbiguousPath::RouteNormalized, ..PathRules::default() };
-    let timeouts = HttpTimeouts { idle: HTTP_IDLE, ..HttpTimeouts::default() };
+    let timeouts = HttpTimeouts {
+        idle: HTTP_IDLE,
+        stream_idle: tuning.stream_idle,
+        ..HttpTimeouts::default()
+    };
+    let head_bytes = tuning.request_head_bytes;
+    let limits = HttpLimits {
+        head_bytes,
+        // A token or a target may be as long as the head.
+        target_bytes: head_bytes,
+        field_bytes: head_bytes,
+        field_count: tuning.request_headers,
+        ..HttpLimits::default()
+    };
     HttpService {
+        limits,
         timeouts,
         path,
         upgrades: Upgrades { websocket: true, connect: false },

@@ -1,5 +1,6 @@
 //! From the file as written to the mesh that it means. Every mistake is collected.
 
+mod http;
 mod key_server;
 mod policies;
 mod reach;
@@ -10,10 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
-use weft_model::{
-    AmbiguousPath, Balance, Cidr, EscapedSlashes, FlowKey, IdleEnd, PathRules, SourceAddress,
-    SpiffeId, Underscores,
-};
+use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SourceAddress, SpiffeId};
 use weft_runtime::socket::PROBE_PORT;
 
 use super::{Mesh, Port, Protocol, Service, raw};
@@ -140,8 +138,8 @@ fn services(
                 raw::SourceAddress::Agent => SourceAddress::Agent,
                 raw::SourceAddress::Client => SourceAddress::Client,
             },
-            paths: path_rules(service, &path, mistakes),
-            underscores: underscores(service, &path, mistakes),
+            paths: http::path_rules(service, &path, mistakes),
+            underscores: http::underscores(service, &path, mistakes),
             meshed: service.meshed,
         };
         if services.insert(service.name.clone(), checked).is_some() {
@@ -150,40 +148,6 @@ fn services(
         }
     }
     services
-}
-
-fn path_rules(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> PathRules {
-    let paths = &service.http.paths;
-    let escaped_slashes = match paths.escaped_slashes.as_deref() {
-        None | Some("keep") => EscapedSlashes::Keep,
-        Some("reject") => EscapedSlashes::Reject,
-        Some("unescape_and_redirect") => EscapedSlashes::Redirect,
-        Some(other) => {
-            let accepted = "must be keep, reject or unescape_and_redirect";
-            let reason = format!("invalid value {other:?}: {accepted}");
-            mistakes.add(format!("{path}.http.paths.escaped_slashes"), reason);
-            EscapedSlashes::Reject
-        }
-    };
-    PathRules {
-        normalize: paths.normalize,
-        merge_slashes: paths.merge_slashes,
-        escaped_slashes,
-        ambiguous: AmbiguousPath::RouteNormalized,
-    }
-}
-
-fn underscores(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Underscores {
-    match service.http.headers_with_underscores.as_deref() {
-        None | Some("allow") => Underscores::Allow,
-        Some("drop") => Underscores::Drop,
-        Some("reject") => Underscores::Reject,
-        Some(other) => {
-            let reason = format!("invalid value {other:?}: must be allow, drop or reject");
-            mistakes.add(format!("{path}.http.headers_with_underscores"), reason);
-            Underscores::Reject
-        }
-    }
 }
 
 /// What of a flow decides about its replica.
@@ -215,6 +179,7 @@ fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Por
     let mut seen = HashSet::new();
     let mut targets = HashSet::new();
     let mut ports = Vec::new();
+    let tuning = http::of_service(service, path, mistakes);
     for (index, port) in service.ports.iter().enumerate() {
         let path = format!("{path}.ports[{index}]");
         let target = port.target.unwrap_or(port.port);
@@ -248,6 +213,7 @@ fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Por
             protocol: port.protocol,
             idle_timeout,
             idle_end,
+            http: http::of_port(port, tuning, &path, mistakes),
         });
     }
     ports

@@ -1,0 +1,71 @@
+//! Clients that stop reading their answer for a while, and go on.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
+
+use serde_json::json;
+use weft_integration::alone::{Speaks, Wanted};
+use weft_integration::backend::{Backend, read_head};
+use weft_integration::wait::DEADLINE;
+
+/// More than the buffers of both connections hold.
+const BYTES: usize = 32 << 20;
+
+/// A service that answers with very much at once.
+fn large() -> Backend {
+    Backend::start(|stream| {
+        let mut reader = std::io::BufReader::new(stream);
+        if read_head(&mut reader).is_none() {
+            return;
+        }
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {BYTES}\r\n\r\n");
+        let piece = vec![b'x'; 1 << 20];
+        let mut written = reader.get_mut().write_all(head.as_bytes());
+        for _ in 0..BYTES >> 20 {
+            // What becomes of the answer is what the test looks at.
+            written = written.and_then(|()| reader.get_mut().write_all(&piece));
+        }
+    })
+}
+
+/// Asks for an answer, takes its beginning, takes nothing for `pause`, and then the rest; how many bytes came.
+fn read_with_a_pause(port: u16, pause: Duration) -> usize {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the sidecar listens");
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").expect("the sidecar takes a head");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+    let mut bytes = vec![0; 64 * 1024];
+    let mut read = stream.read(&mut bytes).expect("the answer begins");
+    let (never, pausing) = std::sync::mpsc::channel::<()>();
+    assert!(pausing.recv_timeout(pause).is_err(), "nothing is sent");
+    drop(never);
+    // An answer that was cut ends early, or by a reset.
+    while let Ok(more @ 1..) = stream.read(&mut bytes) {
+        read += more;
+        if read >= BYTES {
+            break;
+        }
+    }
+    read
+}
+
+#[test]
+fn reader_that_pauses_for_35_seconds_gets_its_whole_answer() {
+    let alone = Wanted::before(large().port, Speaks::Http1)
+        .with(
+            "route_config",
+            json!({"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
+            {"match": {"prefix": "/"}, "route": {"cluster": "service", "timeout": "0s"}}]}]}),
+        )
+        .start();
+    assert!(read_with_a_pause(alone.port, Duration::from_secs(35)) >= BYTES);
+}
+
+#[test]
+fn reader_that_pauses_longer_than_the_stream_idle_timeout_is_ended() {
+    let alone = Wanted::before(large().port, Speaks::Http1)
+        .with("stream_idle_timeout", json!("1s"))
+        .start();
+    assert!(read_with_a_pause(alone.port, Duration::from_secs(5)) < BYTES);
+    assert!(read_with_a_pause(alone.port, Duration::from_millis(100)) >= BYTES);
+}

@@ -1,0 +1,125 @@
+//! How the sidecars of a service serve HTTP: paths, headers, limits and times.
+
+use std::ops::RangeInclusive;
+
+use weft_model::{AmbiguousPath, EscapedSlashes, PathRules, StreamIdle, Underscores};
+
+use super::Mistakes;
+use super::routes::duration;
+use crate::mesh::{HttpTuning, Protocol, raw};
+
+/// How large the head of a message may be, in KiB; as in Envoy.
+const HEADERS_KIB: RangeInclusive<u32> = 1..=8192;
+/// How many headers a message may have.
+const HEADERS: RangeInclusive<u32> = 1..=1024;
+
+pub(super) fn path_rules(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> PathRules {
+    let paths = &service.http.paths;
+    let escaped_slashes = match paths.escaped_slashes.as_deref() {
+        None | Some("keep") => EscapedSlashes::Keep,
+        Some("reject") => EscapedSlashes::Reject,
+        Some("unescape_and_redirect") => EscapedSlashes::Redirect,
+        Some(other) => {
+            let accepted = "must be keep, reject or unescape_and_redirect";
+            let reason = format!("invalid value {other:?}: {accepted}");
+            mistakes.add(format!("{path}.http.paths.escaped_slashes"), reason);
+            EscapedSlashes::Reject
+        }
+    };
+    PathRules {
+        normalize: paths.normalize,
+        merge_slashes: paths.merge_slashes,
+        escaped_slashes,
+        ambiguous: AmbiguousPath::RouteNormalized,
+    }
+}
+
+pub(super) fn underscores(
+    service: &raw::Service,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> Underscores {
+    match service.http.headers_with_underscores.as_deref() {
+        None | Some("allow") => Underscores::Allow,
+        Some("drop") => Underscores::Drop,
+        Some("reject") => Underscores::Reject,
+        Some(other) => {
+            let reason = format!("invalid value {other:?}: must be allow, drop or reject");
+            mistakes.add(format!("{path}.http.headers_with_underscores"), reason);
+            Underscores::Reject
+        }
+    }
+}
+
+/// The limits and times of a service; `path` is its place in the file.
+pub(super) fn of_service(
+    service: &raw::Service,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> HttpTuning {
+    let raw::Http { limits, timeouts, .. } = &service.http;
+    tuning(HttpTuning::default(), (limits, timeouts), &format!("{path}.http"), mistakes)
+}
+
+/// Those of a port: its own where it has some, and else the service's.
+pub(super) fn of_port(
+    port: &raw::Port,
+    service: HttpTuning,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> HttpTuning {
+    let Some(raw::PortHttp { limits, timeouts }) = &port.http else { return service };
+    if matches!(port.protocol, Protocol::Tcp | Protocol::Udp) {
+        let reason = "it is for ports of http, http2 and grpc";
+        mistakes.add(format!("{path}.http"), reason);
+    }
+    tuning(service, (limits, timeouts), &format!("{path}.http"), mistakes)
+}
+
+fn tuning(
+    before: HttpTuning,
+    (limits, timeouts): (&raw::HttpLimits, &raw::HttpTimeouts),
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> HttpTuning {
+    let mut number =
+        |field: &str, value: Option<u32>, range: RangeInclusive<u32>, before: usize| {
+            let Some(value) = value else { return before };
+            if !range.contains(&value) {
+                let (least, most) = (range.start(), range.end());
+                let reason = format!("invalid number {value}: must be {least} to {most}");
+                mistakes.add(format!("{path}.limits.{field}"), reason);
+                return before;
+            }
+            usize::try_from(value).unwrap_or(before)
+        };
+    let kib = |bytes: usize| bytes / 1024;
+    let request_headers_kib = kib(before.request_head_bytes);
+    let response_headers_kib = kib(before.response_head_bytes);
+    let raw::HttpLimits { request_headers_kib: request_kib, request_headers, .. } = *limits;
+    let raw::HttpLimits { response_headers_kib: response_kib, response_headers, .. } = *limits;
+    let request_head_bytes =
+        number("request_headers_kib", request_kib, HEADERS_KIB, request_headers_kib) * 1024;
+    let request_headers =
+        number("request_headers", request_headers, HEADERS, before.request_headers);
+    let response_head_bytes =
+        number("response_headers_kib", response_kib, HEADERS_KIB, response_headers_kib) * 1024;
+    let response_headers =
+        number("response_headers", response_headers, HEADERS, before.response_headers);
+    let stream_idle = timeouts.stream_idle.as_ref().map(|text| {
+        let parsed = duration(text);
+        if parsed.is_none() {
+            let reason =
+                format!("invalid duration {text:?}: must be such as 30s, 10m or 2h; 0s: no limit");
+            mistakes.add(format!("{path}.timeouts.stream_idle"), reason);
+        }
+        StreamIdle::Set(parsed.filter(|limit| !limit.is_zero()))
+    });
+    HttpTuning {
+        request_head_bytes,
+        request_headers,
+        response_head_bytes,
+        response_headers,
+        stream_idle: stream_idle.unwrap_or(before.stream_idle),
+    }
+}
