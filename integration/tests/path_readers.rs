@@ -93,10 +93,8 @@ fn fronts(port: u16) -> Vec<(&'static str, Alone)> {
         if normalize {
             wanted = wanted.with("normalize_path", json!(true)).with("merge_slashes", json!(true));
         }
-        wanted.http["http_filters"]
-            .as_array_mut()
-            .expect("filters are a list")
-            .insert(0, deny_admin());
+        let filters = wanted.http.get_mut("http_filters").and_then(Value::as_array_mut);
+        filters.expect("filters are a list").insert(0, deny_admin());
         wanted.start()
     };
     vec![

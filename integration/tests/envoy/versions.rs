@@ -9,7 +9,7 @@ use weft_integration::mesh_pki::MeshPki;
 
 use crate::peers::{Service, Setup, case, compare, serving};
 
-fn http1_options(options: Value) -> Value {
+fn http1_options(options: &Value) -> Value {
     serving(json!({"http_protocol_options": options}))
 }
 
@@ -30,8 +30,8 @@ fn header_names_have_the_case_that_the_listener_asks_for() {
     let preserving = json!({"name": "preserve", "typed_config": {"@type": "type.googleapis.com/\
         envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"}});
     let listeners = [
-        ("words", http1_options(json!({"header_key_format": {"proper_case_words": {}}}))),
-        ("kept", http1_options(json!({"header_key_format": {"stateful_formatter": preserving}}))),
+        ("words", http1_options(&json!({"header_key_format": {"proper_case_words": {}}}))),
+        ("kept", http1_options(&json!({"header_key_format": {"stateful_formatter": preserving}}))),
     ];
     let service = Service::start();
     let setup = Setup::new(&service, &listeners);
@@ -62,10 +62,11 @@ fn host_of_a_request_without_one_is_the_default_of_http_1_0() {
         case("default", "with", "GET /x HTTP/1.0\r\nhost: a.example\r\n\r\n"),
         case("default", "newer without", "GET /x HTTP/1.1\r\n\r\n"),
     ];
-    compare(&[("default", http1_options(options))], &cases, &[], true);
+    compare(&[("default", http1_options(&options))], &cases, &[], true);
 }
 
 /// For how long a connection lived, 4 s at most, and how many PINGs came.
+#[allow(clippy::disallowed_methods, reason = "how long a connection lives is what is tested")]
 fn lives(port: u16, answers: bool) -> (Duration, usize) {
     let began = Instant::now();
     let mut client = frames::Client::connect(port);

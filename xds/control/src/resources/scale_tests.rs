@@ -1,12 +1,11 @@
 //! What a change costs in a mesh with many services.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use weft_model::SpiffeId;
-use weft_xds::client::{Node, Variant};
+use weft_xds::client::{ClientSession, Node, Request, Variant};
 use weft_xds::server::{Directory, ResourceSet, Response, ServerSession};
-use weft_xds::translate::Kind;
 
 use super::{Trust, Views};
 use crate::mesh::MeshFile;
@@ -62,28 +61,64 @@ impl Published {
     }
 }
 
-/// Asks for all clusters and the endpoints of all, and acknowledges what came. Gives how many resources were sent,
-/// and their bytes.
-fn taken(
-    session: &mut ServerSession,
-    set: &ResourceSet,
-    responses: Vec<Response>,
-) -> (usize, usize) {
-    let (mut resources, mut bytes) = (0, 0);
-    let mut waiting = responses;
-    while let Some(response) = waiting.pop() {
-        let Response::Delta(response) = response else { panic!("a delta was asked for") };
-        resources += response.resources.len();
-        let sizes = response.resources.iter().filter_map(|resource| resource.resource.as_ref());
-        bytes += sizes.map(|resource| resource.value.len()).sum::<usize>();
-        let acknowledged = DeltaDiscoveryRequest {
-            type_url: response.type_url,
-            response_nonce: response.nonce,
-            ..DeltaDiscoveryRequest::default()
-        };
-        waiting.extend(session.on_delta(acknowledged, set).expect("within limits"));
+/// What a server sends.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sent {
+    resources: usize,
+    bytes: usize,
+}
+
+/// A client and the server's side of its stream.
+struct Stream {
+    client: ClientSession,
+    server: ServerSession,
+}
+
+impl Stream {
+    fn new() -> Self {
+        let client = ClientSession::new(Variant::Delta, Node::default(), BTreeSet::new());
+        Self { client, server: ServerSession::new(Variant::Delta) }
     }
-    (resources, bytes)
+
+    /// The client begins to ask, and gets all that it asks for.
+    fn open(&mut self, set: &ResourceSet) -> Sent {
+        let asked = self.client.open();
+        self.exchange(set, asked, Vec::new())
+    }
+
+    /// The server sends what has changed.
+    fn flush(&mut self, set: &ResourceSet) -> Sent {
+        let responses = self.server.flush(set);
+        self.exchange(set, Vec::new(), responses)
+    }
+
+    /// Both say what they have to say, until neither has anything left.
+    fn exchange(
+        &mut self,
+        set: &ResourceSet,
+        mut requests: Vec<Request>,
+        mut responses: Vec<Response>,
+    ) -> Sent {
+        let mut sent = Sent::default();
+        loop {
+            for request in std::mem::take(&mut requests) {
+                let Request::Delta(request) = request else { panic!("delta is spoken") };
+                responses.extend(self.server.on_delta(*request, set).expect("within limits"));
+            }
+            if responses.is_empty() {
+                return sent;
+            }
+            for response in std::mem::take(&mut responses) {
+                let Response::Delta(response) = response else { panic!("delta is spoken") };
+                sent.resources += response.resources.len();
+                let bodies = response.resources.iter().filter_map(|sent| sent.resource.as_ref());
+                sent.bytes += bodies.map(|body| body.value.len()).sum::<usize>();
+                let outcome = self.client.on_delta(*response);
+                assert!(outcome.rejections.is_empty(), "{:?}", outcome.rejections);
+                requests.extend(outcome.requests);
+            }
+        }
+    }
 }
 
 #[test]
@@ -91,30 +126,15 @@ fn changed_endpoint_among_1000_services_encodes_one_and_sends_its_endpoints() {
     const SERVICES: usize = 1000;
     let mut published = Published::new(SERVICES);
     assert_eq!(published.views.encoded(), SERVICES);
-    let set = published.set_of("service-0");
-    let mut session = ServerSession::new(Variant::Delta);
-    for (kind, names) in [
-        (Kind::Cluster, Vec::new()),
-        (Kind::Endpoints, set.of(Kind::Cluster).map(|(name, _)| name.to_string()).collect()),
-        (Kind::Listener, Vec::new()),
-    ] {
-        let request = DeltaDiscoveryRequest {
-            type_url: kind.type_url(),
-            resource_names_subscribe: names,
-            ..DeltaDiscoveryRequest::default()
-        };
-        let responses = session.on_delta(request, &set).expect("within limits");
-        let (resources, _) = taken(&mut session, &set, responses);
-        assert!(resources >= 2 * SERVICES, "{kind}: {resources}");
-    }
+    let mut stream = Stream::new();
+    let sent = stream.open(&published.set_of("service-0"));
+    assert!(sent.resources >= 6 * SERVICES, "clusters, endpoints and listeners: {sent:?}");
     for last in 3..6 {
         published.read(&large_mesh(SERVICES, Some((500, last))));
         assert_eq!(published.views.encoded(), 1);
-        let set = published.set_of("service-0");
-        let responses = session.flush(&set);
-        let (resources, bytes) = taken(&mut session, &set, responses);
-        assert_eq!(resources, 2, "the endpoints of two ports");
-        assert!(bytes < 1024, "{bytes} bytes");
+        let sent = stream.flush(&published.set_of("service-0"));
+        assert_eq!(sent.resources, 2, "the endpoints of two ports");
+        assert!(sent.bytes < 1024, "{sent:?}");
     }
     published.read(&large_mesh(SERVICES, Some((500, 5))));
     assert_eq!(published.views.encoded(), 0, "nothing has changed");
