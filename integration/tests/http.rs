@@ -331,7 +331,7 @@ fn what_is_no_http_is_refused_and_harms_nobody() {
     let refused_with_400: [&[u8]; 7] = [
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
-        b"GET /../etc/passwd HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET /%00 HTTP/1.1\r\nhost: a\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: a\r\n folded: yes\r\n\r\n",

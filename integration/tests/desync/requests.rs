@@ -148,7 +148,11 @@ fn seen(front: &Front, told: &[&str]) -> Result<(), String> {
 
 fn front(mode: &str) -> Front {
     let upgrades = json!([{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}]);
-    Front::start(&[], &json!({"upgrade_configs": upgrades}), &json!({"desync_mode": mode}))
+    Front::start(
+        &[],
+        &json!({"upgrade_configs": upgrades}),
+        &json!({"desync_mode": mode, "path": "strict"}),
+    )
 }
 
 const MODES: [&str; 3] = ["monitor", "defensive", "strictest"];
@@ -208,7 +212,7 @@ fn nothing_behind_a_tunnel_that_is_turned_down_is_a_request() {
 
 #[test]
 fn nothing_behind_a_tunnel_that_is_never_served_is_a_request() {
-    let front = Front::start(&[], &json!({}), &json!({}));
+    let front = Front::start(&[], &json!({}), &json!({"path": "strict"}));
     run_before(front, 1, &[tunnel_where_none_is_served()]);
 }
 

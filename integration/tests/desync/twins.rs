@@ -118,7 +118,7 @@ fn check(front: &Front, twin: &Twin) -> Result<(), String> {
 }
 
 fn run(twins: &[Twin]) {
-    let mut front = Front::start(&[], &json!({}), &json!({}));
+    let mut front = Front::start(&[], &json!({}), &json!({"path": "strict"}));
     let broken: Vec<String> = twins
         .iter()
         .filter_map(|twin| check(&front, twin).err().map(|why| format!("{twin:?}: {why}")))

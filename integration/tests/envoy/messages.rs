@@ -185,11 +185,6 @@ const MESSAGES: &[Wanted] = &[
         "service -accept: a,b; service +accept: a; service +accept: b",
         "the same list",
     ),
-    (
-        "underscore",
-        "service -x_own: 1",
-        "services of CGI take it for another name; dropped by default",
-    ),
     ("a line before", "200 / refused 400", "one reading: no line stands before a request"),
     ("1.0 where that is not allowed", "refused 426 / 200", "HTTP/1.0 is always spoken"),
     (

@@ -42,6 +42,11 @@ pub(crate) fn is_alike(name: &[u8], other: &[u8]) -> bool {
     name.len() == other.len() && name.iter().zip(other).all(|(a, b)| same(a, b))
 }
 
+/// The name as a service reads it that takes `_` for `-`.
+fn dashed(name: &[u8]) -> Vec<u8> {
+    name.iter().map(|byte| if *byte == b'_' { b'-' } else { *byte }).collect()
+}
+
 impl Unwanted {
     /// Those of a request.
     pub(crate) fn of_request(fields: &Fields, underscores: Underscored) -> Self {
@@ -63,7 +68,16 @@ impl Unwanted {
         is_hop_by_hop(name)
             || name.contains(&b'"')
             || (self.claims && is_identity_header(name))
-            || (name.contains(&b'_') && !matches!(self.underscores, Underscored::Allowed))
+            || (self.claims && name.contains(&b'_') && self.covers_underscored(name))
+    }
+
+    /// Whether a request header with `_` in its name is removed: where the listener says so, and wherever it
+    /// is a spelling of one that frames the message or concerns the connection.
+    fn covers_underscored(&self, name: &[u8]) -> bool {
+        !matches!(self.underscores, Underscored::Allowed) || {
+            let dashed = dashed(name);
+            is_hop_by_hop(&dashed) || dashed.eq_ignore_ascii_case(b"content-length")
+        }
     }
 
     fn is_told(&self, name: &[u8]) -> bool {
@@ -79,6 +93,7 @@ impl Unwanted {
     fn covers_trailer(&self, name: &[u8]) -> bool {
         self.covers_at_entry(name)
             || belongs_before_body(name)
+            || (self.claims && name.contains(&b'_') && belongs_before_body(&dashed(name)))
             || self.is_named(name)
             || self.is_told(name)
     }
@@ -309,6 +324,18 @@ mod tests {
         check(&["X-Hop, x-sum,Authorization", "x-weft-peer"], true, Some("x-sum"));
         check(&["X-User, host"], true, None);
         check(&[], true, None);
+    }
+
+    #[test]
+    fn other_spellings_of_framing_headers_never_pass() {
+        let lines = [("content_length", "5"), ("transfer_encoding", "chunked"), ("x_a", "1")];
+        let mut head = fields(&lines);
+        let unwanted = of(&lines);
+        unwanted.strip_at_entry(&mut head);
+        assert_eq!(names(&head), ["x_a"]);
+        let trailers = [("transfer_encoding", "1"), ("content_type", "1"), ("x_a", "1")];
+        let trailers = unwanted.strip_trailers(fields(&trailers).into_map());
+        assert_eq!(names(&Fields::Map(trailers.expect("they pass"))), ["x_a"]);
     }
 
     #[test]
