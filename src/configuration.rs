@@ -174,7 +174,8 @@ fn cluster_tls(resources: &Snapshot, tls: &UpstreamTls) -> Result<Arc<ClientConf
         now,
     )
     .map_err(|error| error.to_string())?;
-    let (names, alpn) = (tls.names.clone(), ["h2".into()]);
+    let names = tls.names.clone();
+    let alpn = ["h2".into()];
     let client = Client::new(identity.as_ref(), Arc::new(trust), names, &alpn, &tls.parameters);
     client.map(|client| client.whole_config().clone()).map_err(|error| error.to_string())
 }

@@ -132,7 +132,8 @@ impl World {
         &self,
         meet: impl Fn(TlsVersion) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
-        let (older, newer) = (meet(TlsVersion::V1_2), meet(TlsVersion::V1_3));
+        let older = meet(TlsVersion::V1_2);
+        let newer = meet(TlsVersion::V1_3);
         let seen = |met: &Result<(), Refused>| {
             met.as_ref().err().map(|refused| (refused.fault, refused.alert))
         };
@@ -632,7 +633,8 @@ fn versions_and_suites_are_those_of_the_parameters() {
             .map_err(|refused| refused.alert)
     };
     let bounds = |minimum, maximum| TlsParameters { minimum, maximum, ..TlsParameters::default() };
-    let (v1_2, v1_3) = (TlsVersion::V1_2, TlsVersion::V1_3);
+    let v1_2 = TlsVersion::V1_2;
+    let v1_3 = TlsVersion::V1_3;
     let refused = Err(AlertDescription::ProtocolVersion);
     let aes = rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256;
     assert_eq!(agreed(bounds(v1_2, v1_3), &TLS12), Ok(aes));

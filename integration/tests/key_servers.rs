@@ -143,7 +143,8 @@ fn key_set_is_fetched_over_https_by_system_or_given_roots_and_through_allowed_re
 
 #[test]
 fn key_set_is_fetched_from_a_server_that_speaks_tls_1_2() {
-    let (issuer, service) = (Issuer::start("1.2"), Backend::telling_heads());
+    let issuer = Issuer::start("1.2");
+    let service = Backend::telling_heads();
     let alone = issuer.guard(&GOOD, service.port);
     for (way, ..) in GOOD {
         eventually(way, || (issuer.ask(&alone, way) == 200).then_some(()));

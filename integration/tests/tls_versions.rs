@@ -225,7 +225,9 @@ fn envoy_without_parameters_calls_and_is_called() {
     let server = signer.files_of("server", &signer.sign("server", DAY));
     let pki = MeshPki::create();
     let called = listener_with(&signer, &server, &json!({}), false);
-    let (caller, callee, admin) = (port::free(), port::free(), port::free());
+    let caller = port::free();
+    let callee = port::free();
+    let admin = port::free();
     let mut tls = verify_mode(&server, &signer.root(), &signer.revocations());
     tls["typed_config"]["require_client_certificate"] = json!(false);
     tls["typed_config"]["common_tls_context"]["tls_params"] =

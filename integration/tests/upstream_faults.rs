@@ -441,8 +441,10 @@ fn a_service_that_ends_its_side_may_still_be_heard() {
 
 #[test]
 fn opaque_connection_goes_to_another_endpoint_when_one_refuses() {
-    let (service, refusing) = (Backend::telling_heads(), port::free());
-    let (port, admin) = (port::free(), port::free());
+    let service = Backend::telling_heads();
+    let refusing = port::free();
+    let admin = port::free();
+    let port = port::free();
     let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let cluster = static_cluster("service", &[at(refusing), at(service.port)]);
     let listener = tcp_listener("bytes", at(port), json!({"cluster": "service"}));

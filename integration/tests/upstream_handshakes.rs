@@ -81,7 +81,8 @@ impl Case {
 
 /// The endpoints, and what keeps them running. `others` is an authority that signed none of them.
 fn cases(hands: &OtherHands, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
-    let (mut cases, mut processes) = (Vec::new(), Vec::new());
+    let mut cases = Vec::new();
+    let mut processes = Vec::new();
     let root = hands.root();
     let any_name = json!({"match_typed_subject_alt_names":
         [{"san_type": "URI", "matcher": {"prefix": "spiffe://"}}]});
@@ -89,7 +90,8 @@ fn cases(hands: &OtherHands, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
         [{"san_type": "URI", "matcher": {"exact": spiffe_id("nobody")}}]});
     let listed = with(any_name.clone(), "crl", json!({"filename": text(&hands.revocations())}));
     let foreign = text(&others.root()).to_owned();
-    let (plain, newer) = (json!({}), json!({"tls_minimum_protocol_version": "TLSv1_3"}));
+    let plain = json!({});
+    let newer = json!({"tls_minimum_protocol_version": "TLSv1_3"});
     let rsa = json!({"tls_maximum_protocol_version": "TLSv1_2",
         "cipher_suites": ["ECDHE-RSA-AES128-GCM-SHA256"]});
     let good = hands.identity("good");
@@ -153,7 +155,8 @@ fn reason_of_a_failed_handshake_is_in_the_access_line_and_in_the_metric() {
         "--header",
         "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
     ];
-    let (hands, others) = (OtherHands::create(), MeshPki::create());
+    let hands = OtherHands::create();
+    let others = MeshPki::create();
     let (cases, _processes) = cases(&hands, &others);
     for (speaks, arguments) in
         [(Speaks::Http1, &[][..]), (Speaks::Http1, &UPGRADE[..]), (Speaks::Http2, &[][..])]
@@ -217,7 +220,8 @@ fn alert_after_the_handshake_is_in_the_access_line_and_in_the_metric() {
 
 #[test]
 fn reason_of_a_failed_handshake_is_in_the_line_of_a_tcp_connection() {
-    let (hands, others) = (OtherHands::create(), MeshPki::create());
+    let hands = OtherHands::create();
+    let others = MeshPki::create();
     let (mut cases, mut processes) = cases(&hands, &others);
     let (process, asking) =
         s_server(&hands.identity("good"), &["-Verify", "1", "-verify_return_error", "-tls1_3"]);
@@ -230,7 +234,8 @@ fn reason_of_a_failed_handshake_is_in_the_line_of_a_tcp_connection() {
         socket: last.socket.clone(),
     };
     cases.push(required);
-    let (pki, admin) = (MeshPki::create(), port::free());
+    let pki = MeshPki::create();
+    let admin = port::free();
     let log = json!([{"name": "stdout", "typed_config":
         any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}]);
     let ports: Vec<u16> = cases.iter().map(|_| port::free()).collect();
@@ -268,7 +273,9 @@ fn tcp_connection_that_is_carried_leaves_a_line_with_its_bytes() {
         drop(std::io::copy(&mut read, &mut stream));
         drop(stream.shutdown(std::net::Shutdown::Write));
     });
-    let (pki, admin, at) = (MeshPki::create(), port::free(), port::free());
+    let pki = MeshPki::create();
+    let admin = port::free();
+    let at = port::free();
     let log = json!([{"name": "stdout", "typed_config":
         any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}]);
     let proxy = json!({"cluster": "echo", "access_log": log});

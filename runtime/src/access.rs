@@ -205,7 +205,8 @@ impl AccessLog {
 
     /// Hands over what was gathered.
     pub fn hand_over(&self) {
-        let (bytes, count) = (self.lines.take(), self.count.take());
+        let bytes = self.lines.take();
+        let count = self.count.take();
         if bytes.is_empty() {
             return;
         }

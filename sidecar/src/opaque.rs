@@ -41,7 +41,8 @@ pub(crate) struct Opaque<'a> {
 
 /// Carries a connection to an endpoint of its cluster and back, until both sides are done.
 pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy, worker: &Worker) {
-    let (from, destination) = (about.client, about.destination);
+    let from = about.client;
+    let destination = about.destination;
     let mut line = Line::new(about, tcp.access_log, worker);
     let plan = worker.plan();
     let cluster = WeightedCluster::draw(&tcp.clusters, fastrand::u32(..));
@@ -60,7 +61,8 @@ pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy,
     };
     let Reached { mut endpoint, address, _slot, _chosen } = reached;
     worker.metrics.upstream_connections.increment();
-    let (ours, theirs) = (client.standing().cloned(), endpoint.standing().cloned());
+    let ours = client.standing().cloned();
+    let theirs = endpoint.standing().cloned();
     let mut endpoint = Watched::new(&mut endpoint, &line.moved);
     let moved = tokio::select! {
         moved = copy_bidirectional(&mut client, &mut endpoint) => moved,
@@ -72,7 +74,8 @@ pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy,
         endpoint.read_refusal().await;
         reset_on_close(client.tcp());
     }
-    let (alert, has_failed) = (endpoint.alert, endpoint.has_failed);
+    let alert = endpoint.alert;
+    let has_failed = endpoint.has_failed;
     tracing::debug!(%from, %address, ?moved, "a connection was carried");
     match (moved, alert) {
         (Ok(_), _) => line.outcome = "served",

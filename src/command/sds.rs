@@ -62,10 +62,13 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let listener = listener
         .map_err(|error| Failure::Failed(format!("--socket {}: {error}", socket.display())))?;
     say(&format!("secrets are served at {}", socket.display()));
-    let (reports, serving) = (process.reports(), served.subscribe());
+    let reports = process.reports();
+    let serving = served.subscribe();
     process.spawn(sds::run(listener, snapshots, served, drain.clone()));
     let served = process.serve(move |worker| {
-        let (drain, reports, serving) = (drain.clone(), reports.clone(), serving.clone());
+        let drain = drain.clone();
+        let reports = reports.clone();
+        let serving = serving.clone();
         async move {
             let draining = drain.reached(Phase::Draining);
             let reporting = report_serving(worker, serving, reports);

@@ -91,7 +91,8 @@ fn list(field: &FieldDescriptor, values: &[Value], out: &mut Vec<u8>) -> Option<
 fn map(field: &FieldDescriptor, entries: &Map<String, Value>, out: &mut Vec<u8>) -> Option<()> {
     let kind = field.kind();
     let entry = kind.as_message()?;
-    let (key, value) = (entry.map_entry_key_field(), entry.map_entry_value_field());
+    let key = entry.map_entry_key_field();
+    let value = entry.map_entry_value_field();
     if key.kind() != Kind::String {
         return None;
     }

@@ -50,7 +50,8 @@ pub(crate) fn start<'s>(scope: &'s Scope<'s, '_>, at: &'s Addresses, tally: &'s 
             host.on(|| tally.repeat(kind, between, attempt)).expect("the host can be entered");
         });
     };
-    let (web, outside) = (&at.web, &at.client);
+    let web = &at.web;
+    let outside = &at.client;
     let mut kept = None;
     let http = at.http;
     client(Kind::Http1, web, BETWEEN, Box::new(move || http1(&mut kept, http, "/orders")));
@@ -83,7 +84,8 @@ fn wrong(what: &str) -> impl FnOnce(std::io::Error) -> String {
 
 /// One request over the connection that is kept, or a new one.
 fn http1(kept: &mut Option<Client>, at: SocketAddr, path: &str) -> Attempted {
-    let (path, is_new) = (format!("{path}/{}", number()), kept.is_none());
+    let path = format!("{path}/{}", number());
+    let is_new = kept.is_none();
     let mut client = match kept.take() {
         Some(client) => client,
         None => Client::try_connect(at).map_err(wrong("no connection"))?,
@@ -131,7 +133,8 @@ fn copy_identity(from: &Path, to: &Path) -> std::io::Result<[PathBuf; 2]> {
     const FILES: [&str; 2] = ["certificate.pem", "key.pem"];
     loop {
         let [certificate, key] = FILES.map(|name| std::fs::read(from.join(name)));
-        let (certificate, key) = (certificate?, key?);
+        let certificate = certificate?;
+        let key = key?;
         if Identity::load(&certificate, &key).is_err() {
             pause(Duration::from_millis(5));
             continue;

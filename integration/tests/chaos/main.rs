@@ -84,11 +84,13 @@ fn disturb(killer: &mut Killer<'_>, seconds: u64) -> Course {
     let certificate = killer.stage.mesh.file("web-state/certificate.pem");
     let read = || std::fs::read(&certificate).expect("web has a certificate");
     let first = read();
-    let (begun, over) = (now(), AtomicBool::new(false));
+    let begun = now();
+    let over = AtomicBool::new(false);
     let mut kills = 0;
     std::thread::scope(|scope| {
         let _over = StopWhenDropped(&over);
-        let (file, over) = (killer.file, &over);
+        let file = killer.file;
+        let over = &over;
         scope.spawn(move || {
             while !over.load(Relaxed) {
                 let next = now() + CHANGE_EVERY;
@@ -120,7 +122,8 @@ fn disturb(killer: &mut Killer<'_>, seconds: u64) -> Course {
     tally.await_all();
     pause(REST);
     let after = Usage::of(&killer.stage.mesh);
-    let (rotation, is_rotated) = (killer.rotation.progress(), killer.rotation.has_followed());
+    let rotation = killer.rotation.progress();
+    let is_rotated = killer.rotation.has_followed();
     Course { kills, rotation, is_rotated, before, after }
 }
 
@@ -169,7 +172,8 @@ fn requests_fail_only_at_killed_processes_and_nothing_grows() {
         let mut killer = Killer { stage: &mut stage, tally: &tally, file: &file, rotation };
         disturb(&mut killer, seconds)
     });
-    let (changes, certificates) = (file.changes(), issued(&stage));
+    let changes = file.changes();
+    let certificates = issued(&stage);
     report(&format!("{changes} changes, {} kills, {certificates} certificates", course.kills));
     report(&format!("rotation of the root: {}", course.rotation));
     report(&format!("{}before:\n{}after:\n{}", tally.summary(), course.before, course.after));

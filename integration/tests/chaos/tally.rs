@@ -247,7 +247,8 @@ impl Tally {
                 failures.explained += 1;
                 continue;
             }
-            let (began, ended) = (self.since(attempt.began), self.since(attempt.ended));
+            let began = self.since(attempt.began);
+            let ended = self.since(attempt.ended);
             failures.unexplained.push(format!("{began:.3?} to {ended:.3?}: {fault}"));
         }
         let outages = outages.iter().filter(|outage| outage.victim.carries(kind));
@@ -266,8 +267,10 @@ impl Tally {
         let (failed, good): (Vec<_>, Vec<_>) = begun.partition(|attempt| attempt.fault.is_some());
         let is_excess = failed.len() > BY_CHANCE + FOR_EACH_GOOD * good.len();
         (is_excess && outage.victim != Victim::Agent).then(|| {
-            let (from, until) = (self.since(outage.from), self.since(outage.until));
-            let (failed, good) = (failed.len(), good.len());
+            let from = self.since(outage.from);
+            let until = self.since(outage.until);
+            let failed = failed.len();
+            let good = good.len();
             let victim = outage.victim;
             format!("{victim:?} down {from:.3?} to {until:.3?}: {failed} failed, {good} served")
         })
@@ -280,7 +283,8 @@ impl Tally {
             let attempts = held(&record.attempts).len();
             let exchanges = record.exchanges.load(Relaxed);
             let failures = self.failures(kind);
-            let (explained, others) = (failures.explained, failures.unexplained.len());
+            let explained = failures.explained;
+            let others = failures.unexplained.len();
             format!(
                 "{kind:?}: {attempts} attempts, {exchanges} exchanges, failed: {explained} at killed processes, \
                  {others} otherwise\n"

@@ -19,7 +19,8 @@ const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 
 fn client(pki: &MeshPki, identity: &Identity) -> Arc<ClientConfig> {
     let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("it was written");
-    let (chain, key) = (read(&identity.certificate), read(&identity.key));
+    let chain = read(&identity.certificate);
+    let key = read(&identity.key);
     let holder = Holder { chain, key, serial: identity.serial.clone() };
     caller_of(&read(&pki.root()), &holder, "server", "http/1.1")
 }
@@ -79,7 +80,8 @@ fn names_of_certificates_decide_as_with_envoy() {
     let table = json!({"name": "all", "virtual_hosts": [{"name": "all", "domains": ["*"],
         "routes": [answered(&json!({"prefix": "/"}), "let in")]}]});
     let manager = manager(&table, &[json!({"name": "rbac", "typed_config": rbac})], &json!({}));
-    let (port, admin) = (port::free(), port::free());
+    let admin = port::free();
+    let port = port::free();
     let tls = verify_mode(&server, &pki.root(), &pki.revocations());
     let config = bootstrap(admin, &[listener("inbound", port, manager, Some(tls))], &[]);
     let cases: Vec<Case> = (0..80)

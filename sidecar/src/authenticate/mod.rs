@@ -190,7 +190,8 @@ impl RequestFacts for Facts<'_> {
     }
 
     fn has_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        let (mut is_there, mut found) = (false, false);
+        let mut is_there = false;
+        let mut found = false;
         self.fields.each(name, |value| {
             is_there = true;
             found = found || fits(value);

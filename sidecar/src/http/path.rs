@@ -64,7 +64,8 @@ fn encoded_query(query: &str) -> Cow<'_, str> {
 /// The path as Envoy makes it by these settings: escaped slashes first, then dot segments and needless
 /// escapes, then empty segments. What no setting speaks of stays as it came.
 fn as_set(path: &str, rules: PathRules) -> Result<Cow<'_, str>, Denial> {
-    let (has_escapes, has_backslash) = (path.contains('%'), path.contains('\\'));
+    let has_escapes = path.contains('%');
+    let has_backslash = path.contains('\\');
     if has_escapes && path.contains("%00") {
         return Err(ENCODED_NUL);
     }

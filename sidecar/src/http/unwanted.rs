@@ -152,7 +152,8 @@ impl Unwanted {
     /// can follow.
     pub(crate) fn strip_announced(&self, fields: &mut Fields, may_follow: bool) {
         let stays = |name: &[u8]| may_follow && !self.covers_trailer(name);
-        let (mut left, mut is_changed) = (Vec::new(), false);
+        let mut left = Vec::new();
+        let mut is_changed = false;
         fields.each("trailer", |value| {
             for name in list(value) {
                 if stays(name) {

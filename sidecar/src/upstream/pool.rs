@@ -327,7 +327,8 @@ impl Pools {
         }
         // For as long as the connection lives, which may outlive its place in the pool.
         let held = (slot, window.clone());
-        let (metrics, ended_by) = (worker.metrics.clone(), alert.clone());
+        let metrics = worker.metrics.clone();
+        let ended_by = alert.clone();
         tokio::task::spawn_local(async move {
             let _held = held;
             if let Err(error) = connection.await {
@@ -338,7 +339,8 @@ impl Pools {
             }
         });
         let sender = sender.ready().await.map_err(io::Error::other)?;
-        let (open, idle_since) = (Rc::default(), None);
+        let open = Rc::default();
+        let idle_since = None;
         Ok(Http2 { standing, sender, greeting, alert, open, window, idle_since })
     }
 

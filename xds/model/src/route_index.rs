@@ -48,8 +48,10 @@ impl RouteIndex {
     /// Indexes a table.
     #[must_use]
     pub fn new(table: Arc<RouteTable>) -> Self {
-        let (mut exact, mut any) = (HashMap::new(), None);
-        let (mut suffixes, mut prefixes) = (Affixes::default(), Affixes::default());
+        let mut exact = HashMap::new();
+        let mut any = None;
+        let mut suffixes = Affixes::default();
+        let mut prefixes = Affixes::default();
         for (host, of_host) in table.hosts.iter().enumerate() {
             for domain in &of_host.domains {
                 if domain == "*" {

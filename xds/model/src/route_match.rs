@@ -136,7 +136,8 @@ impl PathMatch {
             (Self::Connect, _) | (_, Self::Connect) => self == other,
             (Self::Exact(path), other) | (other, Self::Exact(path)) => other.matches(path),
             _ => {
-                let (ours, theirs) = (self.literal_prefix(), other.literal_prefix());
+                let ours = self.literal_prefix();
+                let theirs = other.literal_prefix();
                 ours.starts_with(&theirs) || theirs.starts_with(&ours)
             }
         }

@@ -263,7 +263,8 @@ fn find<'t>(table: &'t [(Name, Published)], name: &str) -> Option<&'t Published>
 /// The names that only one of two sorted tables holds, or that they hold with different content.
 fn different(now: &[(Name, Published)], before: &[(Name, Published)]) -> Vec<Name> {
     let mut names = Vec::new();
-    let (mut now, mut before) = (now.iter().peekable(), before.iter().peekable());
+    let mut now = now.iter().peekable();
+    let mut before = before.iter().peekable();
     loop {
         let order = match (now.peek(), before.peek()) {
             (None, None) => return names,

@@ -6,6 +6,7 @@
 mod check;
 mod mistakes;
 pub mod raw;
+pub mod raw_routes;
 mod reader;
 mod sections;
 

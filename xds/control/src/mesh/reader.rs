@@ -433,7 +433,8 @@ security:
                 "\t",
             ];
             let lines: Vec<&str> = text.split_inclusive('\n').collect();
-            let (from, to) = (self.below(lines.len()), self.below(lines.len()));
+            let from = self.below(lines.len());
+            let to = self.below(lines.len());
             let mut edited: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
             match self.below(5) {
                 0 => drop(edited.remove(from)),

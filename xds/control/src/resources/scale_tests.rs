@@ -162,7 +162,8 @@ fn work_for_a_change_grows_with_the_services_and_not_with_their_square() {
         // The least is what disturbs least.
         (3..8).map(change).min().expect("several")
     };
-    let (few, many) = (work(100), work(1600));
+    let few = work(100);
+    let many = work(1600);
     // Sixteen times the services: the square is 256 times the work.
     assert!(many < few * 48, "{few:?} for 100 services, {many:?} for 1600");
 }

@@ -111,7 +111,8 @@ fn permission(mut reader: Reader<'_>, depth: usize) -> Result<Permission, Refuse
     }
     if let Some(mut range) = reader.child("destination_port_range") {
         let mut bound = |field| i32::try_from(range.integer(field)).unwrap_or(0);
-        let (start, end) = (bound("start"), bound("end"));
+        let start = bound("start");
+        let end = bound("end");
         // As Envoy's: such a range covers no port.
         if start >= end || end > 65536 || start < 0 {
             let reason =

@@ -86,7 +86,8 @@ fn tuning(
         |field: &str, value: Option<u32>, range: RangeInclusive<u32>, before: usize| {
             let Some(value) = value else { return before };
             if !range.contains(&value) {
-                let (least, most) = (range.start(), range.end());
+                let least = range.start();
+                let most = range.end();
                 let reason = format!("invalid number {value}: must be {least} to {most}");
                 mistakes.add(format!("{path}.limits.{field}"), reason);
                 return before;

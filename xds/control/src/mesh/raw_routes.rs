@@ -1,0 +1,162 @@
+//! The routes of `mesh.yaml` as they are written, in the shape of the Gateway API's HTTPRoute. An unknown field is a
+//! mistake.
+
+use serde::Deserialize;
+
+/// A route, in the shape of `gateway.networking.k8s.io/v1` HTTPRoute's spec.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Route {
+    /// Its name.
+    pub name: String,
+    /// The services whose requests it takes.
+    pub parent_refs: Vec<ParentRef>,
+    /// The host names.
+    #[serde(default)]
+    pub hostnames: Vec<String>,
+    /// The rules.
+    pub rules: Vec<Rule>,
+}
+
+/// A service by name.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParentRef {
+    /// Its name.
+    pub name: String,
+    /// The port whose requests the route takes; those of all ports when not given.
+    pub port: Option<u16>,
+}
+
+/// A rule.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Rule {
+    /// Which requests; none: all.
+    #[serde(default)]
+    pub matches: Vec<Match>,
+    /// What is done with them.
+    #[serde(default)]
+    pub filters: Vec<Filter>,
+    /// Where they go.
+    #[serde(default)]
+    pub backend_refs: Vec<BackendRef>,
+    /// How long they may take; as long as they like when not given.
+    pub timeouts: Option<Timeouts>,
+}
+
+/// A match.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Match {
+    /// The path.
+    pub path: Option<PathMatch>,
+    /// The method.
+    pub method: Option<String>,
+    /// The headers.
+    #[serde(default)]
+    pub headers: Vec<ValueMatch>,
+    /// The query parameters.
+    #[serde(default)]
+    pub query_params: Vec<ValueMatch>,
+}
+
+/// A path.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathMatch {
+    /// `PathPrefix` or `Exact`.
+    #[serde(rename = "type", default = "path_prefix")]
+    pub kind: String,
+    /// The path.
+    pub value: String,
+}
+
+/// A name and its value.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValueMatch {
+    /// `Exact`.
+    #[serde(rename = "type", default = "exact")]
+    pub kind: String,
+    /// The name.
+    pub name: String,
+    /// The value.
+    pub value: String,
+}
+
+/// A filter.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Filter {
+    /// `URLRewrite` or `RequestRedirect`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// For `URLRewrite`.
+    pub url_rewrite: Option<UrlRewrite>,
+    /// For `RequestRedirect`.
+    pub request_redirect: Option<RequestRedirect>,
+}
+
+/// A rewrite.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UrlRewrite {
+    /// The path.
+    pub path: PathModifier,
+}
+
+/// What becomes of a path.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PathModifier {
+    /// `ReplacePrefixMatch` or `ReplaceFullPath`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// For `ReplacePrefixMatch`.
+    pub replace_prefix_match: Option<String>,
+    /// For `ReplaceFullPath`.
+    pub replace_full_path: Option<String>,
+}
+
+/// A redirect.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RequestRedirect {
+    /// `http` or `https`.
+    pub scheme: Option<String>,
+    /// The host.
+    pub hostname: Option<String>,
+    /// The path.
+    pub path: Option<PathModifier>,
+    /// 301, 302, 303, 307 or 308; 302 when not given.
+    pub status_code: Option<u16>,
+}
+
+/// A port of a service, with its share.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendRef {
+    /// The service.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+    /// Its share, 1 when not given.
+    pub weight: Option<u32>,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timeouts {
+    /// Until the whole response, such as `10s`; `0s`: for ever.
+    pub request: String,
+}
+
+fn path_prefix() -> String {
+    "PathPrefix".into()
+}
+
+fn exact() -> String {
+    "Exact".into()
+}
