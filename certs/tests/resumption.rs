@@ -108,8 +108,8 @@ fn who_returns_is_checked_by_what_holds_then() {
             let tickets = Tickets::new().unwrap();
             let first = server((&world, version), required(world.trust()), &tickets);
             let then = server((&world, version), clients, &tickets);
-            let told = returns((&world, version), &first, &then, seconds);
-            assert_eq!(told, expected, "{name}");
+            let resumed = returns((&world, version), &first, &then, seconds);
+            assert_eq!(resumed, expected, "{name}");
         };
         let lists = |below: &[u64], root: &[u64]| {
             required(world.listed(Some(&List::new(1, below)), Some(&List::new(1, root))))
@@ -129,7 +129,7 @@ fn who_returns_is_checked_by_what_holds_then() {
         check("its name is asked for", named(WEB), 0, Ok(true));
         let refused = Err(PeerFault::Rejected);
         check("another name is asked for", named("spiffe://mesh.test/ns/a/sa/other"), 0, refused);
-        check("nobody is asked", ClientAuthentication::None, 0, Ok(false));
+        check("no client is asked", ClientAuthentication::None, 0, Ok(false));
     });
 }
 
@@ -174,10 +174,10 @@ fn who_showed_nothing_proves_nothing_where_it_must() {
             "server.test",
         );
         let (_, resumed) = meet(&config, &strict, "server.test");
-        let told = server((&world, version), optional, &tickets)
+        let resumed = server((&world, version), optional, &tickets)
             .client(&resumed, unix(0))
             .map(|client| client.is_some());
-        assert_eq!(told, Ok(false));
+        assert_eq!(resumed, Ok(false));
     });
 }
 

@@ -12,7 +12,7 @@ use weft::demo::hosts::Host;
 use crate::curl::Curl;
 use crate::http1::Client;
 use crate::mesh::Mesh;
-use crate::wait::eventually;
+use crate::wait::{eventually, pause};
 
 /// The port of `orders` behind which bytes are not ours to read: each connection of a client is one of mutual
 /// TLS, which nobody else uses.
@@ -105,14 +105,6 @@ impl Asking {
 
 fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a client that asks some times a second waits in between"
-)]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 /// All who ask.

@@ -1,4 +1,4 @@
-//! Waiting for what happens elsewhere, never for a time to pass.
+//! Waits for events elsewhere. [`pause`] alone waits for a time.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -26,13 +26,17 @@ pub fn in_due_time<T>(awaited: impl fmt::Display, look: impl FnMut() -> Option<T
     within(DUE_TIME, Duration::from_millis(250), &awaited, look)
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "the one place that pauses between two looks at what no event announces"
-)]
+/// Waits for a time: between two requests of a client with a pace, or while nothing may happen. Everything
+/// else has an event to wait for.
+#[allow(clippy::disallowed_methods, reason = "the one place where tests let time pass")]
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+#[allow(clippy::disallowed_methods, reason = "a deadline is measured by the clock")]
 fn within<T>(
     time: Duration,
-    pause: Duration,
+    interval: Duration,
     awaited: &dyn fmt::Display,
     mut look: impl FnMut() -> Option<T>,
 ) -> T {
@@ -42,6 +46,6 @@ fn within<T>(
             return seen;
         }
         assert!(Instant::now() < end, "waited {time:?} in vain: {awaited}");
-        std::thread::sleep(pause);
+        pause(interval);
     }
 }

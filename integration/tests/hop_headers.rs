@@ -36,8 +36,8 @@ fn header_that_connection_names_is_judged_and_then_removed() {
             assert_eq!(http1::ask(denying.1, &marked).status, 403, "{denying:?}: {connection}");
             let answer = http1::ask(allowing.1, &marked);
             assert_eq!(answer.status, 200, "{allowing:?}: {connection}");
-            let told = answer.body.to_ascii_lowercase();
-            assert!(!told.contains("x-mark"), "{allowing:?}: {connection}: {told}");
+            let received = answer.body.to_ascii_lowercase();
+            assert!(!received.contains("x-mark"), "{allowing:?}: {connection}: {received}");
         }
         let unmarked = get("connection: close, x-mark");
         assert_eq!(http1::ask(denying.1, &unmarked).status, 200, "{denying:?}");
@@ -58,18 +58,18 @@ fn headers_for_every_recipient_reach_the_service_though_connection_names_them() 
             ("x-request-id", "1"),
         ] {
             let asked = get(&format!("connection: close, {name}\r\n{name}: {value}"));
-            let told = http1::ask(port, &asked).body;
-            assert!(told.contains(&format!("{name}: {value}")), "{way}: {told}");
+            let received = http1::ask(port, &asked).body;
+            assert!(received.contains(&format!("{name}: {value}")), "{way}: {received}");
         }
         let asked = get("connection: x-forwarded-for\r\nx-forwarded-for: 10.1.1.1");
-        let told = http1::ask(port, &asked).body;
-        assert!(told.contains("x-forwarded-for: 10.1.1.1, 127.0.0.1"), "{way}: {told}");
+        let received = http1::ask(port, &asked).body;
+        assert!(received.contains("x-forwarded-for: 10.1.1.1, 127.0.0.1"), "{way}: {received}");
     }
 }
 
-/// What a service was told of trailers: the announcement, and what came, in the order of its lines.
-fn trailers_told(told: &str) -> Vec<String> {
-    let lines = told.lines().map(str::to_ascii_lowercase);
+/// The trailers that a service received: the announcement, then the trailers, in the order of its lines.
+fn trailers_received(received: &str) -> Vec<String> {
+    let lines = received.lines().map(str::to_ascii_lowercase);
     lines.filter(|line| line.starts_with("trailer")).collect()
 }
 
@@ -85,19 +85,19 @@ fn trailer_of_a_request_announces_what_follows() {
         let trailers = "x-sum: 1\r\nx-weft-peer: 1\r\nx-gone: 1\r\n";
         let chunked =
             format!("{head}transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n{trailers}\r\n");
-        let told = http1::ask(port, &chunked).body;
-        assert_eq!(trailers_told(&told), ["trailer: x-sum", "trailer x-sum: 1"], "{way}");
+        let received = http1::ask(port, &chunked).body;
+        assert_eq!(trailers_received(&received), ["trailer: x-sum", "trailer x-sum: 1"], "{way}");
         let framed = format!("{head}content-length: 1\r\n\r\nx");
-        let told = http1::ask(port, &framed).body;
-        assert_eq!(trailers_told(&told), [""; 0], "{way}");
+        let received = http1::ask(port, &framed).body;
+        assert_eq!(trailers_received(&received), [""; 0], "{way}");
         for length in [None, Some("1")] {
             let mut fields = vec![("trailer", "x-sum, x-weft-peer")];
             fields.extend(length.map(|length| ("content-length", length)));
             let post = with(request("POST", "/x", &fields), "body", json!("x"));
             let post = with(post, "trailers", json!([("x-sum", "1"), ("x-weft-peer", "1")]));
             let answer = http2::ask_one(port, post);
-            let told = trailers_told(answer.body());
-            assert_eq!(told, ["trailer: x-sum", "trailer x-sum: 1"], "{way}: {answer:?}");
+            let received = trailers_received(answer.body());
+            assert_eq!(received, ["trailer: x-sum", "trailer x-sum: 1"], "{way}: {answer:?}");
         }
     }
 }

@@ -178,7 +178,7 @@ fn claims(head: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The claims without the URIs that are no ids: any caller may have those.
+/// The claims without URIs that are not SPIFFE IDs: any caller may have those.
 fn without_other_uris(claims: BTreeSet<String>) -> BTreeSet<String> {
     let without = |claim: String| match claim.split_once(";URI=") {
         Some((before, uri)) if !uri.to_ascii_lowercase().starts_with("spiffe:") => {

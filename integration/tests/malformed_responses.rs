@@ -1,4 +1,4 @@
-//! Why what an endpoint answered is no valid response: one word in the access line, with status 502.
+//! Malformed responses of endpoints: status 502, and one word for the fault in the access line.
 
 #![allow(clippy::indexing_slicing, reason = "a test stops at what it did not expect")]
 
@@ -115,7 +115,7 @@ fn fault_of_a_chunked_body_is_in_the_access_line() {
         assert_eq!((answer.status, answer.exit == 0), (200, false), "{word}");
         let line = alone.access_line(&format!("\"path\":\"/{word}\""));
         assert_eq!(line["outcome"], "endpoint_broke_off", "{line}");
-        assert!(line["detail"].as_str().is_some_and(|told| told.contains(detail)), "{line}");
+        assert!(line["detail"].as_str().is_some_and(|logged| logged.contains(detail)), "{line}");
     }
 }
 

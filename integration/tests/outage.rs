@@ -29,19 +29,11 @@ use weft_integration::mesh_pki::{MeshPki, spiffe_id, text};
 use weft_integration::origin::Origin;
 use weft_integration::process::{run, tool, weft};
 use weft_integration::tls_caller::{TlsCaller, caller};
-use weft_integration::wait::{DEADLINE, eventually, in_due_time};
+use weft_integration::wait::{DEADLINE, eventually, in_due_time, pause};
 use weft_model::{StringMatch, TlsParameters};
 
 /// How long before the first certificate ends the authority is there again.
 const IN_TIME: Duration = Duration::from_secs(10);
-
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a process is looked at for a time in which nothing should happen"
-)]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
-}
 
 #[allow(clippy::disallowed_methods, reason = "a test happens now")]
 fn now() -> SystemTime {

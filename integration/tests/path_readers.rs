@@ -14,7 +14,7 @@ use weft_integration::process::{Process, counterpart};
 const SECRET: &str = "secret";
 
 fn deny_admin() -> Value {
-    let rules = json!({"action": "DENY", "policies": {"nobody": {
+    let rules = json!({"action": "DENY", "policies": {"admin": {
         "permissions": [
             {"url_path": {"path": {"prefix": "/admin/"}}}, {"url_path": {"path": {"exact": "/admin"}}}],
         "principals": [{"any": true}]}}});

@@ -1,4 +1,4 @@
-//! Clients that stop reading their answer for a while, and go on.
+//! Clients that stop reading their answer for a while, and then continue.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};

@@ -25,7 +25,7 @@ use weft_integration::pair::{Launch, Sidecar};
 use weft_integration::port;
 use weft_integration::process::{run, weft};
 use weft_integration::tls_caller::{TlsCaller, caller, caller_of};
-use weft_integration::wait::eventually;
+use weft_integration::wait::{eventually, pause};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long it may take from the new list to the last connection's end.
@@ -90,7 +90,7 @@ fn endless() -> Backend {
         if head.contains("GET /drip") {
             say(&mut reader, b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n");
             while say(&mut reader, b".") {
-                pause();
+                pause(Duration::from_millis(20));
             }
         } else if head.contains("GET /upgrade") {
             say(
@@ -103,11 +103,6 @@ fn endless() -> Backend {
             drop(reader.read_to_end(&mut Vec::new()));
         }
     })
-}
-
-#[allow(clippy::disallowed_methods, reason = "what a slow service does is to wait")]
-fn pause() {
-    std::thread::sleep(Duration::from_millis(20));
 }
 
 /// A sidecar before the same service in two ways: as HTTP, and as bytes that are not ours to read.

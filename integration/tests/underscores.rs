@@ -16,7 +16,7 @@ fn start(action: Option<&str>) -> Both {
     })
 }
 
-/// Requests that have a header with `_`, and one in their trailers: what the service was told of each.
+/// Requests that have a header with `_`, and one in their trailers: what the service received of each.
 fn asked(port: u16) -> [(u16, String); 4] {
     let head = "POST /x.Y/Z HTTP/1.1\r\nhost: a\r\n";
     let by_http1 = http1::ask(
@@ -45,15 +45,15 @@ fn asked(port: u16) -> [(u16, String); 4] {
 #[track_caller]
 fn check_passed(both: &Both, passes: bool) {
     for (way, port) in both.ports() {
-        for (number, (status, told)) in asked(port).into_iter().enumerate() {
-            assert_eq!(status, 200, "{way} {number}: {told}");
-            let has = |text: &str| told.contains(text);
+        for (number, (status, received)) in asked(port).into_iter().enumerate() {
+            assert_eq!(status, 200, "{way} {number}: {received}");
+            let has = |text: &str| received.contains(text);
             assert_eq!(
                 has("x_tenant: a") || has("trailer x_sum: 1"),
                 passes,
-                "{way} {number}: {told}"
+                "{way} {number}: {received}"
             );
-            assert!(has("x-plain: c") && !has("x_weft_peer"), "{way} {number}: {told}");
+            assert!(has("x-plain: c") && !has("x_weft_peer"), "{way} {number}: {received}");
         }
     }
 }
@@ -89,8 +89,8 @@ fn dropped_headers_with_underscores_are_counted_and_each_name_is_logged_once() {
 fn requests_with_underscores_in_headers_or_trailers_are_rejected_with_400() {
     let both = start(Some("REJECT_REQUEST"));
     for (way, port) in both.ports() {
-        for (number, (status, told)) in asked(port).into_iter().enumerate() {
-            assert_eq!(status, 400, "{way} {number}: {told}");
+        for (number, (status, received)) in asked(port).into_iter().enumerate() {
+            assert_eq!(status, 400, "{way} {number}: {received}");
         }
         let plain = http1::ask(port, "GET / HTTP/1.1\r\nhost: a\r\nx-plain: a_b\r\n\r\n");
         assert_eq!(plain.status, 200, "{way}");
@@ -106,8 +106,8 @@ fn spellings_of_forwarded_headers_are_replaced_at_the_edge() {
             port,
             "GET / HTTP/1.1\r\nhost: a\r\nX_Forwarded_For: 6.6.6.6\r\nx-forwarded_proto: https\r\n\r\n",
         );
-        let told = answer.body.to_ascii_lowercase();
-        assert!(told.contains("x-forwarded-for: 127.0.0.1"), "{way}: {told}");
-        assert!(!told.contains("6.6.6.6") && !told.contains("_proto"), "{way}: {told}");
+        let received = answer.body.to_ascii_lowercase();
+        assert!(received.contains("x-forwarded-for: 127.0.0.1"), "{way}: {received}");
+        assert!(!received.contains("6.6.6.6") && !received.contains("_proto"), "{way}: {received}");
     }
 }

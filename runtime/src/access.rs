@@ -1,7 +1,7 @@
 //! Access lines: one JSON object a connection or request, on standard output.
 //!
 //! A worker gathers its lines and hands them over in blocks, so that a line costs no system call
-//! and a slow reader stops nobody: when too many blocks wait, the newest is lost. Lost lines are counted, and
+//! and a slow reader stops no request: when too many blocks wait, the newest is lost. Lost lines are counted, and
 //! logged once a burst.
 
 use std::cell::{Cell, RefCell};
@@ -103,14 +103,14 @@ impl Writer {
     }
 }
 
-/// Writes blocks until no thread hands over any more, or nothing can be written.
+/// Writes blocks until no thread sends more, or writing fails.
 fn write_all(blocks: &Receiver<Block>, mut output: impl Write, lost: &AtomicU64) {
     let mut bursts = Bursts::default();
     loop {
         let block = match blocks.try_recv() {
             Ok(block) => block,
             Err(TryRecvError::Empty) => {
-                // Nothing waits, so whatever was lost is over.
+                // No block waits, so the burst of lost lines has ended.
                 if let Some(lines) = bursts.end(lost.load(Ordering::Relaxed)) {
                     log_lost(lines);
                 }
@@ -162,7 +162,7 @@ struct Bursts {
 }
 
 impl Bursts {
-    /// Nothing waits any more. `lost` lines were lost so far; gives how many are to be logged.
+    /// No block is waiting. `lost` lines were lost so far; gives how many are to be logged.
     fn end(&mut self, lost: u64) -> Option<u64> {
         let new = lost - self.logged;
         self.logged = lost;
@@ -227,7 +227,7 @@ impl Drop for AccessLog {
 mod tests {
     use super::*;
 
-    /// Standard output whose reader takes a block each time that it is told to.
+    /// Standard output whose reader takes a block each time that the test asks it to.
     struct Gated(Receiver<()>, Arc<AtomicU64>);
 
     impl Write for Gated {

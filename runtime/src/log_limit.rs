@@ -1,4 +1,4 @@
-//! Lines about refusals at a limit: one in a while, with the number of those that it stands for.
+//! Limits log lines about refusals: one line per interval, with the number of refusals in it.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ pub struct LogLimit {
 }
 
 impl LogLimit {
-    /// Counts an event. Gives how many events the line stands for, this one included, when one may be logged
+    /// Counts an event. Gives how many events the line covers, this one included, when one may be logged
     /// now.
     pub fn event(&self, now: Instant) -> Option<u64> {
         let count = self.held_back.get() + 1;

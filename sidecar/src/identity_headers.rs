@@ -37,7 +37,7 @@ pub(crate) struct Proof<'a> {
 }
 
 impl ProvedFields {
-    /// What a service is told of a client.
+    /// The headers that describe a client.
     pub(crate) fn new(proof: Proof<'_>, http: &HttpService) -> Self {
         let Proof { peer, chain, .. } = proof;
         let mut fields = Vec::with_capacity(3);

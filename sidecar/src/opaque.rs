@@ -66,7 +66,7 @@ pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy,
     let mut endpoint = Watched::new(&mut endpoint, &line.moved);
     let moved = tokio::select! {
         moved = copy_bidirectional(&mut client, &mut endpoint) => moved,
-        // A side that is done is not read any more, so that its socket wakes nobody.
+        // A side that has ended is no longer read, so that its socket causes no wake-ups.
         () = falls(ours) => Err(io::ErrorKind::ConnectionAborted.into()),
         () = falls(theirs) => Err(io::ErrorKind::ConnectionAborted.into()),
     };
@@ -253,7 +253,7 @@ struct Reached {
 /// client was sent to the first.
 ///
 /// # Errors
-/// When there is no endpoint or no room for a connection, or why the last endpoint that was tried cannot be reached.
+/// When there is no endpoint or no room for a connection, or why the connection to the last tried endpoint failed.
 async fn reach(
     target: &Target,
     destination: SocketAddr,

@@ -13,7 +13,7 @@ use crate::tls::failure::TlsFailure;
 pub(crate) enum ConnectFailure {
     /// The endpoint refused the TCP connection.
     Refused,
-    /// There is no route to the endpoint.
+    /// No route to the endpoint exists.
     NoRoute,
     /// The endpoint did not accept the TCP connection in time.
     Timeout,
@@ -49,7 +49,7 @@ impl ConnectFailure {
     }
 }
 
-/// Why what an endpoint answered is no valid response.
+/// What makes an endpoint's response malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ResponseFault {
     /// The endpoint closed the connection without a response.
@@ -62,7 +62,7 @@ pub(crate) enum ResponseFault {
     HeadTooLarge,
     /// There are more headers than the cluster allows.
     TooManyHeaders,
-    /// The first line is no status line of HTTP/1.
+    /// The first line is not a status line of HTTP/1.
     BadStatusLine,
     /// A header continues on the next line.
     FoldedHeader,
@@ -78,7 +78,7 @@ pub(crate) enum ResponseFault {
     LengthAndCoding,
     /// There is more than one `content-length`.
     SeveralLengths,
-    /// The `content-length` is no number.
+    /// The `content-length` is not a number.
     BadLength,
     /// There is more than one `transfer-encoding`.
     SeveralCodings,

@@ -105,7 +105,7 @@ fn map(field: &FieldDescriptor, entries: &Map<String, Value>, out: &mut Vec<u8>)
     Some(())
 }
 
-/// A value that is no message. What is the default of a field that cannot be absent is not written.
+/// A value that is not a message. What is the default of a field that cannot be absent is not written.
 fn scalar(field: &FieldDescriptor, value: &Value, out: &mut Vec<u8>) -> Option<()> {
     let is_written = |is_default: bool| field.supports_presence() || !is_default;
     match field.kind() {

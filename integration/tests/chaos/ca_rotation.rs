@@ -13,7 +13,7 @@ enum Step {
     Announced,
     /// The next root signs.
     Signs,
-    /// The former root is no longer trusted.
+    /// Peers no longer trust the former root.
     Done,
 }
 

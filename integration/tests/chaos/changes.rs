@@ -9,10 +9,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft::demo::hosts::Host;
 use weft_integration::mesh::Mesh;
-use weft_integration::wait::eventually;
+use weft_integration::wait::{eventually, pause};
 
 use crate::stage::REPLICAS;
-use crate::tally::pause;
 
 /// How many services and policies come and go.
 const COMING_AND_GOING: u64 = 10;

@@ -14,11 +14,11 @@ use weft_integration::backend::read_head;
 use weft_integration::curl::Curl;
 use weft_integration::http1::Client;
 use weft_integration::mesh_pki::text;
-use weft_integration::wait::DEADLINE;
+use weft_integration::wait::{DEADLINE, pause};
 
 use crate::http2::Http2;
 use crate::stage::Addresses;
-use crate::tally::{Kind, Tally, pause};
+use crate::tally::{Kind, Tally};
 
 /// How long a client that keeps its connection waits after an answer.
 const BETWEEN: Duration = Duration::from_millis(50);
@@ -166,15 +166,15 @@ fn line(stream: &mut BufReader<TcpStream>) -> Result<String, String> {
 fn echo_session(at: SocketAddr) -> Attempted {
     let mut stream = connect(at)?;
     let from = stream.get_ref().local_addr().map_err(wrong("own address"))?;
-    let told = |step: u64, fault: String| format!("{from}, message {step}: {fault}");
-    let replica = line(&mut stream).map_err(|fault| told(0, fault))?;
+    let at_step = |step: u64, fault: String| format!("{from}, message {step}: {fault}");
+    let replica = line(&mut stream).map_err(|fault| at_step(0, fault))?;
     for step in 1..=MESSAGES {
         pause(STEP);
-        writeln!(stream.get_mut(), "{step}").map_err(|e| told(step, e.to_string()))?;
+        writeln!(stream.get_mut(), "{step}").map_err(|e| at_step(step, e.to_string()))?;
         let answer =
-            line(&mut stream).map_err(|fault| told(step, format!("{replica}: {fault}")))?;
+            line(&mut stream).map_err(|fault| at_step(step, format!("{replica}: {fault}")))?;
         if answer != format!("{replica} {step}") {
-            return Err(told(step, format!("{replica} answered {answer:?}")));
+            return Err(at_step(step, format!("{replica} answered {answer:?}")));
         }
     }
     Ok(MESSAGES)
@@ -207,26 +207,26 @@ fn datagrams(at: SocketAddr, resends: &AtomicU64) -> Attempted {
 fn websocket(at: SocketAddr) -> Attempted {
     let path = format!("/chat/{}", number());
     let mut stream = connect(at)?;
-    let told = |step: u64, fault: &str| format!("{path}, message {step}: {fault}");
+    let at_step = |step: u64, fault: &str| format!("{path}, message {step}: {fault}");
     let request = format!(
         "GET {path} HTTP/1.1\r\nhost: orders\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
          sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     );
     stream.get_mut().write_all(request.as_bytes()).map_err(wrong("handshake"))?;
-    let head = read_head(&mut stream).ok_or_else(|| told(0, "no response"))?;
+    let head = read_head(&mut stream).ok_or_else(|| at_step(0, "no response"))?;
     if !head.starts_with("HTTP/1.1 101 ") {
-        return Err(told(0, &head));
+        return Err(at_step(0, &head));
     }
     for step in 1..=MESSAGES {
         let message = format!("message {step}");
         let echo = exchange(&mut stream, TEXT, message.as_bytes());
-        let echo = echo.map_err(|fault| told(step, &fault))?;
+        let echo = echo.map_err(|fault| at_step(step, &fault))?;
         if echo != message.as_bytes() {
-            return Err(told(step, &format!("{echo:?} came back")));
+            return Err(at_step(step, &format!("{echo:?} came back")));
         }
         pause(STEP);
     }
-    exchange(&mut stream, CLOSE, &[]).map_err(|fault| told(MESSAGES + 1, &fault))?;
+    exchange(&mut stream, CLOSE, &[]).map_err(|fault| at_step(MESSAGES + 1, &fault))?;
     Ok(MESSAGES)
 }
 

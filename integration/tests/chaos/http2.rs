@@ -16,7 +16,7 @@ use crate::clients::{Attempted, number};
 /// How many messages the service streams.
 const STREAMED: u64 = 50;
 
-/// A client with one connection, which it makes anew when the server has closed it.
+/// A client with one connection, which it reopens when the server has closed it.
 pub(crate) struct Http2 {
     at: SocketAddr,
     runtime: Runtime,

@@ -15,7 +15,7 @@ pub(crate) enum Kill {
     SidecarKilled,
     /// SIGKILL of the control plane: nothing may fail.
     ControlKilled,
-    /// SIGKILL of the program of HTTP/1.1 and of the echoes, which no caller was told of: what is sent there may
+    /// SIGKILL of the program of HTTP/1.1 and of the echo programs, without a warning to callers: what is sent there may
     /// fail until the next one is ready.
     ProgramKilled,
     /// SIGKILL of the agent: what the kernel forwards may not fail.

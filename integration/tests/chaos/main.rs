@@ -33,9 +33,9 @@ use ca_rotation::Rotation;
 use changes::MeshFile;
 use kills::{KILLS, Killer, assert_sound};
 use stage::{REPLICAS, Stage};
-use tally::{KINDS, Tally, now, pause};
+use tally::{KINDS, Tally, now};
 use usage::{Usage, shorten_conntrack};
-use weft_integration::wait::in_due_time;
+use weft_integration::wait::{in_due_time, pause};
 
 /// How long the mesh is disturbed when no environment variable says so, and in the full run.
 const SECONDS: u64 = 30;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use weft_integration::wait::eventually;
+use weft_integration::wait::{eventually, pause};
 
 /// A kind of traffic, named by its protocol and its path through the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,12 +157,6 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// Waits between two requests of a client, or two steps of the run.
-#[allow(clippy::disallowed_methods, reason = "traffic and changes have a pace")]
-pub(crate) fn pause(time: Duration) {
-    std::thread::sleep(time);
-}
-
 impl Tally {
     pub(crate) fn new() -> Self {
         Self {
@@ -223,7 +217,7 @@ impl Tally {
         self.start.get_or_init(now);
     }
 
-    /// Notes an outage that is over.
+    /// Records an outage that has ended.
     pub(crate) fn was_out(&self, victim: Victim, from: Instant, until: Instant) {
         held(&self.outages).push(Outage { victim, from, until });
     }

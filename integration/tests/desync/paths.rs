@@ -170,7 +170,7 @@ fn check(client: &mut Client, path: &str, counts: &mut Counts) -> Result<(), Str
     match answer.status {
         200 => {
             counts[0] += 1;
-            let target = answer.body.strip_prefix("GET ").and_then(|told| told.strip_suffix(" a"));
+            let target = answer.body.strip_prefix("GET ").and_then(|echo| echo.strip_suffix(" a"));
             let got = resolved(target.ok_or("the service got something else")?, true);
             if got.starts_with(DENIED) || got != meant {
                 return Err(format!("the service got {:?}, which is {got}", answer.body));
@@ -256,7 +256,7 @@ fn check_changed(client: &mut Client, path: &str, counts: &mut Counts) -> Result
     let answer = client.answer(false).ok_or("it was not answered")?;
     match answer.status {
         200 => {
-            let target = answer.body.strip_prefix("GET ").and_then(|told| told.strip_suffix(" a"));
+            let target = answer.body.strip_prefix("GET ").and_then(|echo| echo.strip_suffix(" a"));
             let target = target.ok_or("the service got something else")?;
             let denied = seen_by_services(target).into_iter().find(|seen| seen.starts_with(DENIED));
             counts[0] += 1;

@@ -1,4 +1,4 @@
-//! What a service is told of the client's certificate: `x-forwarded-client-cert`.
+//! The header `x-forwarded-client-cert`, beside Envoy's.
 
 use rcgen::{CertificateParams, DistinguishedName, DnType};
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ fn clients(issuer: &Ca) -> Vec<(&'static str, Holder)> {
 }
 
 /// What a service reads in the header, for each listener and client.
-fn told(
+fn headers_received(
     setup: &Setup,
     service: &Service,
     listeners: &[(&'static str, Value)],
@@ -114,7 +114,7 @@ fn client_certificate_header_has_the_keys_and_values_of_envoy() {
     let service = Service::start();
     let setup = Setup::secured(&service, &listeners, Some(&tls));
     let clients = clients(&below);
-    let ask = || told(&setup, &service, &listeners, &clients, &authority.pem());
+    let ask = || headers_received(&setup, &service, &listeners, &clients, &authority.pem());
     let pki = MeshPki::create();
     let mut envoy = setup.envoy(&pki);
     let envoys = ask();

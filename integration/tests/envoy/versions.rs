@@ -110,7 +110,7 @@ fn client_that_answers_no_ping_is_disconnected() {
         assert!((1..=2).contains(&pings) && lived < Duration::from_secs(3), "{who}: {lived:?}");
         let (lived, pings) = lives(setup.port("asked"), true);
         assert!(pings >= 4 && lived >= Duration::from_secs(4), "{who}: {lived:?} {pings}");
-        // Answers are no sign of use.
+        // An answered PING does not count as use.
         let (lived, pings) = lives(setup.port("idle"), true);
         assert!(pings >= 2 && lived < Duration::from_secs(4), "{who}: {lived:?} {pings}");
     };

@@ -7,7 +7,7 @@
 //!   be allowed, see `tests/bypass.rs`;
 //! - requests that weft refuses as ambiguous (`tests/desync`), names with `_`, and headers of one hop;
 //! - headers that only Envoy adds (`x-request-id`) or removes (`x-envoy-*`, `x-forwarded-client-cert`, a
-//!   `referer` that is no URL), and an empty `x-forwarded-proto`, with which Envoy finds no route at all;
+//!   `referer` that is not a URL), and an empty `x-forwarded-proto`, with which Envoy finds no route at all;
 //! - `https://` as the scheme of a target over a connection without TLS: the scheme is the connection's.
 
 mod both;

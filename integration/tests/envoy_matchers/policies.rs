@@ -78,7 +78,7 @@ fn principal(random: &mut Random, depth: usize) -> Value {
         3 => json!({"direct_remote_ip": range(random)}),
         4 => json!({"remote_ip": range(random)}),
         5 => json!({"source_ip": range(random)}),
-        // Nobody proves a name without TLS.
+        // Without TLS no client proves a name.
         6 => json!({"authenticated": {"principal_name": {"exact": "spiffe://a/b"}}}),
         7 => json!({"not_id": principal(random, depth - 1)}),
         8 => json!({"and_ids": {"ids": nested(random)}}),

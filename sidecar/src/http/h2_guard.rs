@@ -83,7 +83,8 @@ impl Watch {
         self.received.get()
     }
 
-    /// Leaves what came last out of the count: an answer that was asked for is no sign of use.
+    /// Takes the last frame out of the count: an answer to our own PING does not show that the client uses the
+    /// connection.
     pub(crate) fn discount(&self) {
         self.received.set(self.received.get().wrapping_sub(1));
     }

@@ -21,7 +21,7 @@ pub(crate) struct Unwanted {
     /// Whether claims of an identity are among them.
     claims: bool,
     /// What only we say, by the policy of tokens or the route table.
-    told: Vec<Box<[u8]>>,
+    ours: Vec<Box<[u8]>>,
 }
 
 /// What becomes of names with `_`.
@@ -50,7 +50,7 @@ fn dashed(name: &[u8]) -> Vec<u8> {
 impl Unwanted {
     /// Those of a request.
     pub(crate) fn of_request(fields: &Fields, underscores: Underscored) -> Self {
-        Self { named: named(fields), underscores, claims: true, told: Vec::new() }
+        Self { named: named(fields), underscores, claims: true, ours: Vec::new() }
     }
 
     /// Those of a response.
@@ -60,7 +60,7 @@ impl Unwanted {
 
     /// Adds what only we say: no client may, in trailers as little as in the head.
     pub(crate) fn add_told<'t>(&mut self, names: impl Iterator<Item = &'t str>) {
-        self.told.extend(names.map(|name| name.as_bytes().into()));
+        self.ours.extend(names.map(|name| name.as_bytes().into()));
     }
 
     /// Whether a header of this name is removed before policies see the request.
@@ -81,7 +81,7 @@ impl Unwanted {
     }
 
     fn is_told(&self, name: &[u8]) -> bool {
-        self.told.iter().any(|told| is_alike(name, told))
+        self.ours.iter().any(|own| is_alike(name, own))
     }
 
     /// Whether `connection` names the header, and it is not one that we set.

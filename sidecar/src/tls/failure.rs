@@ -16,7 +16,7 @@ macro_rules! failures {
             Alert(AlertDescription),
         }
 
-        /// The words of what is no alert.
+        /// The words of failures that are not alerts.
         const OWN_WORDS: &[&str] = &[$($word,)*];
 
         impl TlsFailure {
@@ -148,7 +148,7 @@ impl TlsFailure {
     }
 
     /// Of a read from an endpoint before it answered: in TLS 1.3, whether a server accepts our certificate
-    /// is known only then. None where the cause is no alert.
+    /// is known only then. None where the cause is not an alert.
     pub(crate) fn of_read(error: &io::Error) -> Option<Self> {
         match error.get_ref()?.downcast_ref::<Error>()? {
             Error::AlertReceived(alert) => Some(Self::Alert(*alert)),

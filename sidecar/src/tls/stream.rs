@@ -103,7 +103,7 @@ impl TlsStream {
     /// Does the client's side of a handshake.
     ///
     /// # Errors
-    /// Why there is no connection, as a [`FailedHandshake`]; the server has been sent the alert.
+    /// A [`FailedHandshake`] with the reason; the alert has been sent to the server.
     pub(crate) async fn connect(
         config: Arc<ClientConfig>,
         name: ServerName<'static>,

@@ -142,7 +142,7 @@ pub enum PlainVariable {
     Upstream(AddressPart),
 }
 
-/// Which part of an address a variable stands for.
+/// The part of an address that a variable has as its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddressPart {
     /// Address and port.

@@ -16,7 +16,7 @@ const NEST_LIMIT: u32 = 64;
 /// linear in the text.
 ///
 /// Expression and text are bytes, as for Envoy, which compiles with RE2's Latin-1: `.` is one byte, so
-/// that `..` matches `\u{e9}` (two bytes of UTF-8), and a byte that is no UTF-8 matches as well. Measured
+/// that `..` matches `\u{e9}` (two bytes of UTF-8), and a byte that is not UTF-8 matches as well. Measured
 /// with Envoy 1.40.
 #[derive(Clone)]
 pub struct Pattern {

@@ -12,9 +12,9 @@ use crate::{Found, RequestFacts, RouteTable, VirtualHost};
 pub struct RouteIndex {
     table: Arc<RouteTable>,
     exact: HashMap<String, usize>,
-    /// By what stands behind the `*`.
+    /// By the part after the `*`.
     suffixes: Affixes,
-    /// By what stands before the `*`.
+    /// By the part before the `*`.
     prefixes: Affixes,
     /// The host of `*`.
     any: Option<usize>,
@@ -35,7 +35,7 @@ impl Affixes {
 
     /// The host of the longest affix of a name; `part` cuts one of a length off it.
     fn find<'n>(&self, name: &str, part: impl Fn(usize) -> Option<&'n str>) -> Option<usize> {
-        // A `*` stands for at least one character.
+        // A `*` matches at least one character.
         let shorter = self.lengths.iter().filter(|Reverse(length)| *length < name.len());
         shorter
             .filter_map(|Reverse(length)| part(*length))

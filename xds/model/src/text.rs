@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::Pattern;
 
 /// A comparison with a text (`envoy.type.matcher.v3.StringMatcher`). Texts are bytes: a header may hold
-/// what is no UTF-8. Only ASCII letters have a case.
+/// bytes that are not UTF-8. Only ASCII letters have a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StringMatch {
     /// The whole text.

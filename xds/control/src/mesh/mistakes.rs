@@ -32,7 +32,7 @@ pub(super) fn all(text: &str, folder: &Path, first: Problem) -> Vec<Problem> {
     if let Some(Err(mistakes)) = checked {
         for mistake in mistakes {
             let path = found.path_in_file(&mistake.path);
-            // Where a service was left out, what refers to it is no mistake.
+            // A reference to a service that was left out is not reported.
             let may_refer = found.is_incomplete(SERVICES) && !path.starts_with(SERVICES);
             if !may_refer && !found.is_without(&path) {
                 problems.push(problem(&path, &mistake.reason));

@@ -149,7 +149,7 @@ pub struct BackendRef {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Timeouts {
-    /// Until the whole response, such as `10s`; `0s`: for ever.
+    /// Until the whole response, such as `10s`; `0s`: without limit.
     pub request: String,
 }
 

@@ -499,7 +499,7 @@ security:
     }
     let numbers: Vec<u64> = found.iter().map(|problem| problem.line).collect();
     assert!(numbers.is_sorted(), "{lines:#?}");
-    // What refers to a service whose ports could not be read is no mistake.
+    // A reference to a service whose ports could not be read is not reported.
     assert!(!lines.iter().any(|line| line.contains("no service")), "{lines:#?}");
 }
 

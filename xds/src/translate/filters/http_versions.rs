@@ -96,7 +96,7 @@ pub(super) fn http2_options(
 }
 
 fn keepalive(mut settings: Reader<'_>) -> Result<Option<Keepalive>, Refused> {
-    // Only whoever opens streams sends a PING ahead of one; a listener opens none.
+    // Envoy sends this PING before it opens a stream; a listener opens none.
     settings.harmless(&["connection_idle_interval"]);
     let at_least = |settings: &Reader<'_>, field: &str, duration: Option<Duration>| match duration {
         Some(short) if short < SHORTEST => {
