@@ -1,0 +1,115 @@
+//! `http.limits` and `http.timeouts` of `mesh.yaml`, through the sidecars of the caller and of the service.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use weft_integration::curl::{Answer, Curl};
+use weft_integration::mesh::{Mesh, Workload};
+use weft_integration::mesh_pki::text;
+use weft_integration::wait::eventually;
+
+/// The port of `orders` and `web` in the mesh.
+const PORT: u16 = 80;
+
+/// Where the program of a service listens, and where one listens that takes requests and never answers.
+const PROGRAM: u16 = 8080;
+const SILENT: u16 = 7200;
+
+fn set_http(mesh: &mut Mesh, service: &str, target: u16, http: &Value) {
+    mesh.change(|file| {
+        let services = file.pointer_mut("/services").and_then(Value::as_array_mut);
+        let service = services.and_then(|all| {
+            all.iter_mut().find(|one| one.pointer("/name") == Some(&json!(service)))
+        });
+        let port = service.and_then(|service| service.pointer_mut("/ports/0"));
+        *port.expect("the service has a port") =
+            json!({"port": PORT, "target": target, "protocol": "http", "http": http});
+    });
+}
+
+/// The answer to a request with a header of so many bytes.
+fn ask_with(curl: Curl, bytes: usize) -> Answer {
+    curl.with(&["--header", &format!("x-large: {}", "x".repeat(bytes))]).run()
+}
+
+/// A request of the program of `web` to `orders`, through both sidecars.
+fn ask_orders(mesh: &Mesh, bytes: usize) -> Answer {
+    let url = format!("http://{}/orders", mesh.orders_at(PORT));
+    mesh.on(Some(&mesh.web.host), || ask_with(Curl::to(url), bytes))
+}
+
+/// A request of the client without a sidecar to `web`, through the sidecar of `web` alone. Over HTTP/1.1: curl
+/// itself sends no more than 64 KiB of headers over HTTP/2.
+fn ask_web(mesh: &Mesh, bytes: usize) -> Answer {
+    let identity = &mesh.identity;
+    let arguments = [
+        "--http1.1",
+        "--insecure",
+        "--cert",
+        text(&identity.certificate),
+        "--key",
+        text(&identity.key),
+    ];
+    let curl = Curl::to(format!("https://{}/", mesh.web_at(PORT))).with(&arguments);
+    mesh.on(Some(&mesh.client), || ask_with(curl, bytes))
+}
+
+fn becomes(what: &str, status: u16, ask: impl Fn() -> Answer) {
+    eventually(what, || (ask().status == status).then_some(()));
+}
+
+#[test]
+fn larger_and_smaller_header_limits_hold_through_both_sidecars() {
+    let mut mesh = Mesh::start();
+    assert_eq!(ask_orders(&mesh, 56 << 10).status, 200, "the default is 60 KiB");
+    let refused = ask_orders(&mesh, 80 << 10);
+    assert_eq!(refused.status, 431, "{refused:?}");
+
+    set_http(&mut mesh, "orders", PROGRAM, &json!({"limits": {"request_headers_kib": 96}}));
+    becomes("80 KiB of headers pass where 96 are allowed", 200, || ask_orders(&mesh, 80 << 10));
+    assert_eq!(ask_orders(&mesh, 100 << 10).status, 431);
+    let refused = ask_web(&mesh, 80 << 10);
+    assert_eq!(refused.status, 431, "another service keeps its own limit: {refused:?}");
+
+    set_http(&mut mesh, "orders", PROGRAM, &json!({"limits": {"request_headers_kib": 8}}));
+    becomes("9 KiB of headers are refused where 8 are allowed", 431, || ask_orders(&mesh, 9 << 10));
+    assert_eq!(ask_orders(&mesh, 6 << 10).status, 200);
+
+    // The sidecar of the service refuses too: this caller has none.
+    set_http(
+        &mut mesh,
+        "web",
+        PROGRAM,
+        &json!({"limits": {"request_headers_kib": 8, "response_headers": 1000}}),
+    );
+    becomes("the sidecar of the service refuses", 431, || ask_web(&mesh, 9 << 10));
+    assert_eq!(ask_web(&mesh, 6 << 10).status, 200);
+}
+
+fn listen(mesh: &Mesh, workload: &Workload) -> TcpListener {
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, SILENT));
+    mesh.on(Some(&workload.host), bind).expect("the port is free")
+}
+
+#[test]
+fn upload_that_pauses_longer_than_the_stream_idle_timeout_of_its_service_gets_408() {
+    let mut mesh = Mesh::start();
+    let silent: Vec<TcpListener> = mesh.orders.iter().map(|one| listen(&mesh, one)).collect();
+    set_http(&mut mesh, "orders", SILENT, &json!({"timeouts": {"stream_idle": "2s"}}));
+    eventually("the new timeout is in force", || {
+        let orders = mesh.orders_at(PORT);
+        let connected = mesh.on(Some(&mesh.web.host), || TcpStream::connect(orders));
+        let mut stream = connected.expect("the sidecar listens");
+        // Under the default of five minutes no answer comes in this time.
+        stream.set_read_timeout(Some(Duration::from_secs(6))).expect("a deadline above zero");
+        // The policy of `orders` allows GET.
+        let head = "GET /orders HTTP/1.1\r\nhost: orders\r\ncontent-length: 5\r\n\r\nab";
+        stream.write_all(head.as_bytes()).expect("the sidecar reads a head");
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).ok()?;
+        (&answer == b"HTTP/1.1 408").then_some(())
+    });
+    drop(silent);
+}
