@@ -511,3 +511,32 @@ fn node_and_initial_metadata_reach_the_server() {
         until_it_says(port, "hello");
     }
 }
+
+#[test]
+fn settings_without_effect_are_logged_once_and_listed() {
+    for variant in BOTH_VARIANTS {
+        let (port, one, two) = (port::free(), backend("one"), backend("two"));
+        let with_settings = |service: u16| {
+            let mut world = forwarding(port, &[service]);
+            let overload = json!({"category": "x", "drop_percentage": {"numerator": 5}});
+            world.endpoints[0]["policy"] = json!({"drop_overloads": [overload]});
+            let check = json!({"timeout": "1s", "interval": "5s", "unhealthy_threshold": 2,
+                               "healthy_threshold": 2, "tcp_health_check": {}});
+            world.clusters[0]["health_checks"] = json!([check]);
+            world
+        };
+        let mut following = Following::start_ready(variant, &with_settings(one), port);
+        following.turn_to(&with_settings(two));
+        until_it_says(port, "two");
+        let log = following.sidecar.process.errors();
+        let lines = log.lines().filter(|line| line.contains("setting has no effect"));
+        let lines: Vec<&str> = lines.collect();
+        let dump = Curl::get(following.sidecar.admin, "/config_dump").run().text();
+        for setting in ["policy.drop_overloads", "health_checks"] {
+            let of_setting = lines.iter().filter(|line| line.contains(setting)).count();
+            assert_eq!(of_setting, 1, "{variant:?} {setting}: {log}");
+            assert!(dump.contains(setting), "{variant:?} {setting}: {dump}");
+        }
+        following.assert_unharmed();
+    }
+}

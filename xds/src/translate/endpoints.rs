@@ -17,6 +17,8 @@ pub(super) fn decode(mut assignment: Reader<'_>) -> Result<(Name, EndpointSet), 
 /// Reads the endpoints of an assignment whose name was read or does not matter.
 pub(super) fn set(mut assignment: Reader<'_>) -> Result<EndpointSet, Refused> {
     assignment.harmless(&["cluster_name"]);
+    // Nothing of it has an effect: each setting is listed by its own name.
+    drop(assignment.child("policy"));
     let mut endpoints = Vec::new();
     let mut seen = HashSet::new();
     for mut locality in assignment.children("endpoints") {
