@@ -63,7 +63,7 @@ pub(crate) struct Case {
     /// The same of the authority.
     pub(crate) authority: Option<String>,
     /// The same of the headers.
-    pub(crate) fields: Option<Fields>,
+    pub(crate) fields: Option<Box<Fields>>,
 }
 
 impl Case {
@@ -74,7 +74,7 @@ impl Case {
             head,
             target: self.target.as_deref().unwrap_or(&head.target),
             authority: self.authority.as_deref().unwrap_or(&head.authority),
-            fields: self.fields.as_ref().unwrap_or(&head.fields),
+            fields: self.fields.as_deref().unwrap_or(&head.fields),
             sender,
             proved: Some(&self.proved),
             reading: 0,

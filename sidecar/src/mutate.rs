@@ -45,8 +45,19 @@ pub(crate) struct Changes<'a> {
 }
 
 impl<'a> Changes<'a> {
-    pub(crate) fn new(levels: impl Iterator<Item = &'a HeaderMutations>, about: About<'a>) -> Self {
-        Self { levels: levels.collect(), about, endpoint: Cell::new(None) }
+    /// Those of a request; none, and nothing is allocated, where no level changes anything. `about` is asked
+    /// for only where one does.
+    pub(crate) fn of(
+        levels: impl Iterator<Item = &'a HeaderMutations>,
+        about: impl FnOnce() -> About<'a>,
+    ) -> Option<Box<Self>> {
+        let changing =
+            |level: &&HeaderMutations| !level.request.is_empty() || !level.response.is_empty();
+        let levels: Vec<_> = levels.filter(changing).collect();
+        if levels.is_empty() {
+            return None;
+        }
+        Some(Box::new(Self { levels, about: about(), endpoint: Cell::new(None) }))
     }
 
     /// Notes which endpoint the request is sent to.
@@ -270,7 +281,7 @@ mod tests {
     use crate::http::fields::{Span, SpanFields};
     use crate::http::head::HttpVersion;
 
-    fn about() -> About<'static> {
+    fn about<'a>() -> About<'a> {
         let (peer, local) = (([10, 0, 0, 9], 7).into(), ([10, 0, 0, 1], 80).into());
         let client = IpAddr::from([1, 1, 1, 1]);
         About { client, peer, local, proof: None, is_tls: true, route: "r", cluster: "c" }
@@ -338,7 +349,7 @@ mod tests {
             ],
         };
         let level = HeaderMutations { request, response: HeaderMutation::default() };
-        let changes = Changes::new([&level].into_iter(), about());
+        let changes = Changes::of([&level].into_iter(), about).expect("the level changes headers");
         assert!(changes.touch_request());
         for fields in both(&before) {
             let mut head = head(fields);
@@ -359,7 +370,8 @@ mod tests {
             let [fields, _] = both(&[("server", "s")]);
             let response = ResponseHead { status: 201, fields, content_length: None };
             let format = HeaderFormat::parse(text).expect("a format");
-            let changes = Changes::new(std::iter::empty(), about());
+            let endpoint = Cell::new(None);
+            let changes = Changes { levels: Vec::new(), about: about(), endpoint };
             changes.note_endpoint(([10, 0, 0, 2], 8080).into());
             let value = changes.value(&format, &request, Some(&response));
             assert_eq!(String::from_utf8_lossy(&value), expected, "{text}");

@@ -37,6 +37,7 @@ use crate::mutate::{About, Changes};
 use crate::opaque::Opaque;
 use crate::patience::{Patience, Pulse};
 use crate::plan::{Plan, PlannedChain, PlannedListener, Service, Tls};
+use crate::reply::OwnAnswer;
 pub(crate) use crate::reply::Reply;
 use crate::route::{Routed, rewritten_target, route, sent_to};
 use crate::story::Story;
@@ -288,7 +289,7 @@ async fn perform(
                     (call.unwanted, call.ends_tunnel, call.stall) =
                         (unwanted, ends_tunnel, patience.stall);
                     call.pin = (head.version != HttpVersion::Http2).then_some(&connection.pinned);
-                    call.changes = Some(&changes);
+                    call.changes = changes.as_deref();
                     let decided = (&case, head, &*plan);
                     tokio::select! {
                         biased;
@@ -303,8 +304,8 @@ async fn perform(
                 None => Err(Denial::NoEndpoint),
             }
         }
-        Ok(Decision::Answer { status, location, body, changes }) => {
-            Ok(reply.answer(status, location, body, (head, &changes)).await)
+        Ok(Decision::Answer { answer, changes }) => {
+            Ok(reply.answer(answer, head, changes.as_deref()).await)
         }
         Err(denial) => Err(denial),
     };
@@ -361,13 +362,11 @@ enum Decision<'p> {
         patience: Patience,
         ends_tunnel: bool,
         case: Case,
-        changes: Changes<'p>,
+        changes: Option<Box<Changes<'p>>>,
     },
     Answer {
-        status: u16,
-        location: Option<String>,
-        body: String,
-        changes: Changes<'p>,
+        answer: OwnAnswer,
+        changes: Option<Box<Changes<'p>>>,
     },
 }
 
@@ -403,9 +402,8 @@ fn decide<'p>(
     if http.http.path.escaped_slashes == EscapedSlashes::Redirect
         && let Some(location) = unescaped_location(&head.target)
     {
-        let (location, body) = (Some(location), String::new());
-        let changes = Changes::new(std::iter::empty(), connection.about(""));
-        return Ok(Decision::Answer { status: 307, location, body, changes });
+        let answer = OwnAnswer { status: 307, location: Some(location), body: String::new() };
+        return Ok(Decision::Answer { answer, changes: None });
     }
 
     let sender = connection.sender(client);
@@ -420,20 +418,20 @@ fn decide<'p>(
 
     let Routed { found, ends, mut case, .. } = routed;
     let route = found.route;
-    let about = About { client, ..connection.about(&route.name) };
+    let about = |cluster| About { client, cluster, ..connection.about(&route.name) };
     story.subject.clone_from(&case.proved.subject);
     match &route.action {
         Action::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
             let cluster =
                 WeightedCluster::draw(clusters, fastrand::u32(..)).ok_or(Denial::NoRoute)?;
             let target = cluster.name.clone();
-            let about = About { cluster: &cluster.name, ..about };
-            let changes = Changes::new(found.mutations(Some(cluster)), about);
+            let levels = found.mutations(Some(cluster));
+            let changes = Changes::of(levels, || about(&*cluster.name));
             let is_grpc = head.is_grpc();
-            case.fields = unwanted.strip_named(&mut head.fields);
-            if changes.touch_request() {
+            case.fields = unwanted.strip_named(&mut head.fields).map(Box::new);
+            if let Some(changes) = changes.as_deref().filter(|changes| changes.touch_request()) {
                 let before = changes.apply_to_request(head);
-                case.fields.get_or_insert(before);
+                case.fields.get_or_insert_with(|| Box::new(before));
                 unwanted.add_told(changes.names());
             }
             let matched = &route.matches.path;
@@ -454,14 +452,14 @@ fn decide<'p>(
         }
         Action::Redirect(redirect) => {
             let location = Some(sent_to(redirect, &route.matches.path, head, connection.is_tls));
-            let changes = Changes::new(found.mutations(None), about);
-            let body = String::new();
-            Ok(Decision::Answer { status: redirect.status, location, body, changes })
+            let answer = OwnAnswer { status: redirect.status, location, body: String::new() };
+            let changes = Changes::of(found.mutations(None), || about(""));
+            Ok(Decision::Answer { answer, changes })
         }
         Action::Respond { status, body } => {
-            let changes = Changes::new(found.mutations(None), about);
-            let body = body.clone();
-            Ok(Decision::Answer { status: *status, location: None, body, changes })
+            let answer = OwnAnswer { status: *status, location: None, body: body.clone() };
+            let changes = Changes::of(found.mutations(None), || about(""));
+            Ok(Decision::Answer { answer, changes })
         }
     }
 }

@@ -38,6 +38,16 @@ pub(crate) struct Http1Reply<'a> {
     pub(crate) header_case: HeaderCase,
 }
 
+/// A response that a route makes without an endpoint: a redirect or a fixed text.
+#[derive(Debug)]
+pub(crate) struct OwnAnswer {
+    pub(crate) status: u16,
+    /// Where a redirect leads.
+    pub(crate) location: Option<String>,
+    /// Plain text.
+    pub(crate) body: String,
+}
+
 /// How the client knows where a response ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -141,11 +151,11 @@ impl Reply<'_> {
     /// Answers by ourselves.
     pub(crate) async fn answer(
         &mut self,
-        status: u16,
-        location: Option<String>,
-        body: String,
-        (request, changes): (&RequestHead, &Changes<'_>),
+        answer: OwnAnswer,
+        request: &RequestHead,
+        changes: Option<&Changes<'_>>,
     ) -> Outcome {
+        let OwnAnswer { status, location, body } = answer;
         let mut fields = HeaderMap::new();
         if let Some(location) = location.and_then(|text| HeaderValue::from_str(&text).ok()) {
             fields.insert(header::LOCATION, location);
@@ -154,7 +164,9 @@ impl Reply<'_> {
             fields.insert(header::CONTENT_TYPE, PLAIN_TEXT);
         }
         let mut head = own(status, fields, &body);
-        changes.apply_to_response(request, &mut head);
+        if let Some(changes) = changes {
+            changes.apply_to_response(request, &mut head);
+        }
         self.send(head, body).await;
         Outcome { status, ..Outcome::default() }
     }
