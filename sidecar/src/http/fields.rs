@@ -71,6 +71,10 @@ fn apart(value: &HeaderValue) -> HeaderValue {
     own
 }
 
+/// The largest map that is read through rather than looked up: parsing and hashing a name costs as much as
+/// comparing it with this many others.
+const SCAN_LIMIT: usize = 24;
+
 impl Fields {
     /// The first value of a field. `name` is lower case.
     pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
@@ -79,6 +83,9 @@ impl Fields {
                 .iter()
                 .find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
                 .map(|(_, value)| value),
+            Self::Map(map) if map.len() <= SCAN_LIMIT => {
+                map.iter().find(|(held, _)| held.as_str() == name).map(|(_, v)| v.as_bytes())
+            }
             Self::Map(map) => map.get(name).map(HeaderValue::as_bytes),
         }
     }
@@ -95,6 +102,10 @@ impl Fields {
                 .iter()
                 .filter(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
                 .for_each(|(_, value)| see(value)),
+            Self::Map(map) if map.len() <= SCAN_LIMIT => map
+                .iter()
+                .filter(|(held, _)| held.as_str() == name)
+                .for_each(|(_, value)| see(value.as_bytes())),
             Self::Map(map) => map.get_all(name).iter().for_each(|value| see(value.as_bytes())),
         }
     }
@@ -206,6 +217,30 @@ impl Fields {
                 map.extend(fields.added.iter().cloned());
                 map
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_and_large_maps_give_the_same_values() {
+        for others in [0, SCAN_LIMIT - 2, SCAN_LIMIT - 1, SCAN_LIMIT * 2] {
+            let mut map = HeaderMap::new();
+            map.append("x-tag", HeaderValue::from_static("a"));
+            for number in 0..others {
+                let name = HeaderName::try_from(format!("x-tag-{number}")).expect("a header name");
+                map.append(name, HeaderValue::from_static("other"));
+            }
+            map.append("x-tag", HeaderValue::from_static("b"));
+            let fields = Fields::Map(map);
+            assert_eq!(fields.get("x-tag"), Some(&b"a"[..]), "{others}");
+            assert_eq!(fields.get("x-ta"), None, "{others}");
+            let mut values = Vec::new();
+            fields.each("x-tag", |value| values.push(value.to_vec()));
+            assert_eq!(values, [b"a", b"b"], "{others}");
         }
     }
 }
