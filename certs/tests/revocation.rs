@@ -311,7 +311,7 @@ fn a_list_of_whose_time_is_over_leaves_the_others() {
     assert_eq!(status(&index, &root, 7), Revocation::Revoked);
     assert_eq!(status(&index, &over, 8), Revocation::Unknown);
     let [warning] = &index.warnings()[..] else { panic!("{:?}", index.warnings()) };
-    assert!(warning.ends_with("is not in force; it does not count"), "{warning}");
+    assert!(warning.ends_with("is not in force; the list is ignored"), "{warning}");
 }
 
 #[test]

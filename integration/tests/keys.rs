@@ -128,7 +128,7 @@ fn keys_are_fetched_and_the_last_good_ones_outlive_whatever_the_issuer_does() {
     let guarded = Guarded::start(Mood::Good);
     eventually("the keys are there", || (guarded.ask(&guarded.good).status == 200).then_some(()));
     for (mood, complaint) in [
-        (Mood::Down, "keys could not be fetched"),
+        (Mood::Down, "failed to fetch keys"),
         (Mood::Slow, "no answer within 1s"),
         (Mood::Large, "the answer was not taken"),
         (Mood::Page, "it is no key set"),
@@ -142,7 +142,7 @@ fn keys_are_fetched_and_the_last_good_ones_outlive_whatever_the_issuer_does() {
 #[test]
 fn without_keys_nobody_enters_what_needs_them_and_all_else_is_served() {
     for (mood, complaint, status, reason) in [
-        (Mood::Down, "keys could not be fetched", 562, "jwks_request_failed"),
+        (Mood::Down, "failed to fetch keys", 562, "jwks_request_failed"),
         (Mood::Slow, "no answer within 1s", 500, "jwks_request_timeout"),
         (Mood::Large, "the answer was not taken", 500, "jwks_response_size_exceeded"),
         (Mood::Page, "it is no key set", 562, "jwks_response_invalid"),

@@ -150,7 +150,7 @@ impl CrlIndex {
         if !errors.is_empty() {
             return Err(errors);
         }
-        let left_out = left_out.iter().map(|list| format!("{list}; it does not count"));
+        let left_out = left_out.iter().map(|list| format!("{list}; the list is ignored"));
         index.warnings.extend(left_out);
         if let Some(previous) = previous {
             index.keep_newer_of(previous, &issuers);

@@ -42,9 +42,11 @@ impl Access {
             return Ok(());
         }
         if !self.takes_orders {
-            return Err("orders are taken at a loopback admin address only, \
-                        unless --allow-remote-admin-orders is given"
-                .into());
+            let method = request.method();
+            return Err(format!(
+                "method {method} refused: this admin address accepts GET and HEAD only, because it is not \
+                 loopback and --allow-remote-admin-orders is not given"
+            ));
         }
         for origin in request.headers().get_all(ORIGIN) {
             let origin = String::from_utf8_lossy(origin.as_bytes()).to_ascii_lowercase();

@@ -166,7 +166,7 @@ impl KeyStore {
                     cluster = &*origin.cluster,
                     reason,
                     ?wait,
-                    "keys could not be fetched; the last good ones stay"
+                    "failed to fetch keys, the last good keys stay in force"
                 );
                 let is_new = entry.set.as_ref().is_err_and(|held| *held != fault);
                 if entry.set.is_err() {
