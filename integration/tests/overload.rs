@@ -13,8 +13,8 @@ use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::endpoints;
 use weft_integration::curl::Curl;
 use weft_integration::frames::flag::{ACK, END_HEADERS, NONE, WHOLE};
-use weft_integration::frames::kind::{PING, SETTINGS, WINDOW_UPDATE};
-use weft_integration::frames::{Client, Frame, Outcome, frame, get, headers};
+use weft_integration::frames::kind::{HEADERS, PING, SETTINGS, WINDOW_UPDATE};
+use weft_integration::frames::{Client, Frame, Outcome, PREFACE, frame, get, headers, setting};
 use weft_integration::http1;
 use weft_integration::http2_probe::{FRAME_BYTES, INITIAL_WINDOW_SIZE, POST, data};
 use weft_integration::origin::Origin;
@@ -88,6 +88,11 @@ impl Counted {
         })
     }
 
+    /// Takes one request at a time on each connection of HTTP/2, and never answers.
+    fn silent_http2() -> Self {
+        Self::start(|stream, count| drop(take_requests(stream, count)))
+    }
+
     /// Stands before another service.
     fn before(port: u16) -> Self {
         Self::start(move |mut client, _| {
@@ -103,6 +108,31 @@ impl Counted {
 
     fn most(&self) -> usize {
         self.count.most.load(Ordering::SeqCst)
+    }
+}
+
+/// Counts each request once the client has acknowledged that a connection takes one at a time.
+fn take_requests(mut stream: TcpStream, count: &Count) -> std::io::Result<()> {
+    const MAX_CONCURRENT_STREAMS: u16 = 3;
+    stream.write_all(&frame(SETTINGS, NONE, 0, &setting(MAX_CONCURRENT_STREAMS, 1)))?;
+    stream.read_exact(&mut [0; PREFACE.len()])?;
+    let (mut waiting, mut is_settled) = (0, false);
+    loop {
+        let mut header = [0; 9];
+        stream.read_exact(&mut header)?;
+        let [a, b, c, kind, flags, ..] = header;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        stream.read_exact(&mut payload)?;
+        match (kind, flags & ACK != 0) {
+            (SETTINGS, true) => is_settled = true,
+            (SETTINGS, false) => stream.write_all(&frame(SETTINGS, ACK, 0, &[]))?,
+            (PING, false) => stream.write_all(&frame(PING, ACK, 0, &payload))?,
+            (HEADERS, _) => waiting += 1,
+            _ => {}
+        }
+        if is_settled {
+            count.requests.fetch_add(std::mem::take(&mut waiting), Ordering::SeqCst);
+        }
     }
 }
 
@@ -332,6 +362,38 @@ fn a_service_of_http2_is_reached_whatever_clients_hold() {
     let held = use_up(&alone);
     assert!((11..=12).contains(&held.len()), "{} have a window", held.len());
     assert_eq!(http1::ask(alone.port, GET).status, 200);
+    alone.assert_unharmed();
+}
+
+#[test]
+fn request_beyond_the_window_limit_of_endpoints_is_refused_without_a_connection() {
+    // A quarter of 1 MiB.
+    const WINDOWS: usize = 4;
+    let service = Counted::silent_http2();
+    let mut alone = with_one_mib(service.port, Speaks::Http2);
+    let taken = || service.count.requests.load(Ordering::SeqCst);
+    let hold = || {
+        let mut client = http1::Client::connect(alone.port);
+        assert!(client.send(GET));
+        client
+    };
+    let mut held = Vec::new();
+    for number in 1..=WINDOWS {
+        held.push(hold());
+        eventually("the service has the request", || (taken() == number).then_some(()));
+    }
+    let overloaded = alone.metric(OVERLOADED);
+    for _ in 0..10 {
+        assert_eq!(http1::ask(alone.port, GET).status, 503);
+    }
+    assert_eq!(alone.metric(OVERLOADED) - overloaded, 10);
+    assert_eq!(service.most(), WINDOWS, "no connection was opened for a refused request");
+    drop(held);
+    let mut again = Vec::new();
+    eventually("there is room again", || {
+        again.push(hold());
+        (taken() > WINDOWS).then_some(())
+    });
     alone.assert_unharmed();
 }
 

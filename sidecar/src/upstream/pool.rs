@@ -92,11 +92,15 @@ impl Http2 {
     /// None when the window limit is in use.
     fn lease(&mut self) -> Option<Lease> {
         let receiving = self.window.receive()?;
+        Some(self.lease_with(receiving))
+    }
+
+    fn lease_with(&mut self, receiving: Receiving) -> Lease {
         self.idle_since = None;
         self.open.set(self.open.get() + 1);
         let (sender, greeting) = (self.sender.clone(), self.greeting.clone());
         let open = Open { count: self.open.clone(), _receiving: receiving };
-        Some(Lease { sender, greeting, alert: self.alert.clone(), open })
+        Lease { sender, greeting, alert: self.alert.clone(), open }
     }
 }
 
@@ -246,8 +250,12 @@ impl Pools {
             return Ok(lease);
         }
         let slot = slot.ok_or_else(|| full("max_connections"))?;
-        let mut connection = Box::pin(self.connect_http2(target, address, slot, worker)).await?;
-        let lease = connection.lease().ok_or_else(|| full("the window limit"))?;
+        let window = worker.upstream_windows.open();
+        // Before a handshake, which would be for nothing.
+        let receiving = window.receive().ok_or_else(|| full("the window limit"))?;
+        let connecting = connect_http2(target, address, (slot, window), worker);
+        let mut connection = Box::pin(connecting).await?;
+        let lease = connection.lease_with(receiving);
         self.http2.borrow_mut().entry(key).or_default().push(connection);
         Ok(lease)
     }
@@ -286,64 +294,6 @@ impl Pools {
         held.iter_mut().min_by_key(|connection| connection.open.get()).and_then(Http2::lease)
     }
 
-    async fn connect_http2(
-        &self,
-        target: &Target,
-        address: SocketAddr,
-        slot: Slot,
-        worker: &Worker,
-    ) -> io::Result<Http2> {
-        let window = worker.upstream_windows.open();
-        let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
-        let standing = stream.standing().cloned();
-        worker.metrics.upstream_connections.increment();
-        let alert = Alert::default();
-        let (sender, mut connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(window.bytes)
-            .enable_push(false)
-            .max_header_list_size(
-                // The library's limit is the first size that is too large.
-                u32::try_from(target.cluster.response_head_bytes + 1).unwrap_or(u32::MAX),
-            )
-            .max_send_buffer_size(SEND_BUFFER_BYTES)
-            // Requests of many clients share it: what one of them cancels, or reads slowly, must not end
-            // the others'. What the endpoint sends is limited by `Blocked`.
-            .max_concurrent_reset_streams(RESETS_REMEMBERED)
-            .max_local_error_reset_streams(None)
-            .data_frame_budget(usize::MAX)
-            .handshake(Blocked::new(stream, alert.clone()))
-            .await
-            .map_err(io::Error::other)?;
-        let greeting = Rc::<Greeting>::default();
-        if let Some(mut pings) = connection.ping_pong() {
-            let greeting = greeting.clone();
-            tokio::task::spawn_local(async move {
-                // The answer comes behind the endpoint's settings.
-                if pings.ping(h2::Ping::opaque()).await.is_ok() {
-                    greeting.hear();
-                }
-            });
-        }
-        // For as long as the connection lives, which may outlive its place in the pool.
-        let held = (slot, window.clone());
-        let metrics = worker.metrics.clone();
-        let ended_by = alert.clone();
-        tokio::task::spawn_local(async move {
-            let _held = held;
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
-            }
-            if let Some(failure) = ended_by.get() {
-                metrics.fail_upstream_handshake(failure);
-            }
-        });
-        let sender = sender.ready().await.map_err(io::Error::other)?;
-        let open = Rc::default();
-        let idle_since = None;
-        Ok(Http2 { standing, sender, greeting, alert, open, window, idle_since })
-    }
-
     /// Forgets an HTTP/2 connection that has failed.
     pub(crate) fn forget_http2(&self, target: &Target, address: SocketAddr) {
         self.http2.borrow_mut().remove(&(target.id, address));
@@ -370,6 +320,62 @@ impl Pools {
         self.making.borrow_mut().retain(|(target, _), _| is_current(*target));
         self.slots.sweep();
     }
+}
+
+async fn connect_http2(
+    target: &Target,
+    address: SocketAddr,
+    (slot, window): (Slot, Rc<Window>),
+    worker: &Worker,
+) -> io::Result<Http2> {
+    let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
+    let standing = stream.standing().cloned();
+    worker.metrics.upstream_connections.increment();
+    let alert = Alert::default();
+    let (sender, mut connection) = h2::client::Builder::new()
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(window.bytes)
+        .enable_push(false)
+        .max_header_list_size(
+            // The library's limit is the first size that is too large.
+            u32::try_from(target.cluster.response_head_bytes + 1).unwrap_or(u32::MAX),
+        )
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        // Requests of many clients share it: what one of them cancels, or reads slowly, must not end
+        // the others'. What the endpoint sends is limited by `Blocked`.
+        .max_concurrent_reset_streams(RESETS_REMEMBERED)
+        .max_local_error_reset_streams(None)
+        .data_frame_budget(usize::MAX)
+        .handshake(Blocked::new(stream, alert.clone()))
+        .await
+        .map_err(io::Error::other)?;
+    let greeting = Rc::<Greeting>::default();
+    if let Some(mut pings) = connection.ping_pong() {
+        let greeting = greeting.clone();
+        tokio::task::spawn_local(async move {
+            // The answer comes behind the endpoint's settings.
+            if pings.ping(h2::Ping::opaque()).await.is_ok() {
+                greeting.hear();
+            }
+        });
+    }
+    // For as long as the connection lives, which may outlive its place in the pool.
+    let held = (slot, window.clone());
+    let metrics = worker.metrics.clone();
+    let ended_by = alert.clone();
+    tokio::task::spawn_local(async move {
+        let _held = held;
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
+        }
+        if let Some(failure) = ended_by.get() {
+            metrics.fail_upstream_handshake(failure);
+        }
+    });
+    let sender = sender.ready().await.map_err(io::Error::other)?;
+    let open = Rc::default();
+    let idle_since = None;
+    Ok(Http2 { standing, sender, greeting, alert, open, window, idle_since })
 }
 
 /// That there is no room for another connection.
