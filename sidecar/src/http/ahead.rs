@@ -68,26 +68,24 @@ impl<'t> Ahead<'t> {
         self.poll(source)
     }
 
-    /// A small piece together with what else is at hand; nothing is waited for.
+    /// A small piece together with what else is at hand; nothing is waited for. It is copied into an allocation
+    /// that fits: its own may be the read buffer of a connection, of which HTTP/2 counts the payload only.
     pub(crate) fn merge(&mut self, first: Bytes, source: &mut Source<'_>) -> Bytes {
         if first.len() >= SMALL_BYTES || !self.is_empty() {
             return first;
         }
-        let mut merged = BytesMut::new();
+        let mut merged = BytesMut::with_capacity(first.len());
+        merged.extend_from_slice(&first);
         loop {
             match self.poll(source) {
-                Some(Ok(Some(more))) if first.len() + merged.len() + more.len() <= MERGED_BYTES => {
-                    if merged.is_empty() {
-                        merged.reserve(MERGED_BYTES);
-                        merged.extend_from_slice(&first);
-                    }
+                Some(Ok(Some(more))) if merged.len() + more.len() <= MERGED_BYTES => {
                     merged.extend_from_slice(&more);
                 }
                 Some(next) => self.end = Some(next),
                 None => self.is_drained = true,
             }
             if self.end.is_some() || self.is_drained {
-                return if merged.is_empty() { first } else { merged.freeze() };
+                return merged.freeze();
             }
         }
     }
@@ -136,6 +134,21 @@ impl<'t> Ahead<'t> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn merged_piece_is_in_an_allocation_of_at_most_twice_its_size() {
+        let read_buffer = Bytes::from(vec![7; MERGED_BYTES]);
+        for count in [1, 2, 3, 50, 163] {
+            let pieces = vec![read_buffer.slice(..100); count];
+            let mut source = Source::Again(pieces.into_iter(), Box::new(Source::Empty));
+            let mut ahead = Ahead::default();
+            let first = ahead.next(&mut source).and_then(Result::ok).flatten().expect("a piece");
+            let merged = ahead.merge(first, &mut source);
+            assert_eq!(merged.len(), 100 * count);
+            let capacity = merged.try_into_mut().expect("no other piece shares it").capacity();
+            assert!(capacity <= 200 * count, "{capacity} bytes for {count} pieces");
+        }
+    }
 
     #[test]
     fn small_pieces_are_merged_in_order_and_large_ones_kept() {
