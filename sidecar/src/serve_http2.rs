@@ -245,13 +245,12 @@ fn is_wanted(
 /// client in the middle of its upload, and each frame behind a reset costs the connection a reset more.
 /// Its flow-control window goes back to the other streams at once. Behind the limits the stream is reset
 /// with `NO_ERROR` (RFC 9113, section 8.1) when `body` is dropped.
-async fn discard(body: &mut h2::RecvStream) {
+async fn discard(body: &mut http2::ReceivedBody) {
     // What was read ahead and not sent on.
-    let held = body.flow_control().used_capacity();
-    http2::release(body, held);
+    body.release_beyond(0);
     let reading = async {
         let mut left = DISCARD_BYTES;
-        while let Ok(Some(piece)) = http2::piece(body).await
+        while let Ok(Some(piece)) = body.piece().await
             && left >= piece.len()
         {
             left -= piece.len();
@@ -297,12 +296,12 @@ impl OneStream {
     async fn serve(
         self,
         head: Result<RequestHead, http2::Refused>,
-        mut body: h2::RecvStream,
+        mut body: http2::ReceivedBody,
         mut respond: h2::server::SendResponse<bytes::Bytes>,
         worker: Rc<Worker>,
     ) {
         let mut reply = Reply::Http2 { respond: &mut respond, started: false };
-        let has_body = !body.is_end_stream();
+        let has_body = !body.is_end();
         let receiving = if has_body { self.window.receive() } else { None };
         match head {
             Ok(head) if has_body && receiving.is_none() => {
@@ -320,7 +319,7 @@ impl OneStream {
                 reply.deny(denial, is_grpc).await;
             }
         }
-        if receiving.is_some() && !body.is_end_stream() {
+        if receiving.is_some() && !body.is_end() {
             Box::pin(discard(&mut body)).await;
         }
     }

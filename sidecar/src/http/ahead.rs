@@ -17,13 +17,16 @@ const MERGED_BYTES: usize = 16 * 1024;
 /// The next of a body, or its end.
 type Next = Result<Option<Bytes>, Broken>;
 
-/// What was read ahead. The window of the stream bounds it: what is in here was not released.
+/// What was read ahead. It is bounded: pieces that are kept to be sent once more are bounded by [`Taken`], and the
+/// others by the window of the stream, since they are not released before they leave here.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead<'t> {
     /// Where all that is read is kept, so that the body can be sent once more.
     taken: Option<&'t RefCell<Taken>>,
     pieces: VecDeque<Bytes>,
     small: BytesMut,
+    /// How many bytes are in these two.
+    bytes: usize,
     end: Option<Next>,
     /// Whether the source had nothing at hand when it was last asked.
     is_drained: bool,
@@ -56,7 +59,7 @@ impl<'t> Ahead<'t> {
     /// The next piece, as far as it is at hand.
     pub(crate) fn next(&mut self, source: &mut Source<'_>) -> Option<Next> {
         if let Some(piece) = self.take() {
-            source.release(piece.len());
+            source.release_beyond(self.bytes);
             return Some(Ok(Some(piece)));
         }
         if let Some(end) = self.end.take() {
@@ -94,7 +97,7 @@ impl<'t> Ahead<'t> {
     /// pile up in the library. Never resolves.
     pub(crate) async fn fill(&mut self, source: &mut Source<'_>) {
         while self.end.is_none() && source.reads_ahead() {
-            // What may be sent once more is bounded by itself, and must not keep the window.
+            // What may be sent once more is bounded by itself, and is released at once: it must not keep the window.
             let is_kept = self.taken.is_some_and(|taken| taken.borrow().is_whole());
             let next = if is_kept { source.piece().await } else { source.held_piece().await };
             self.keep(&next);
@@ -111,6 +114,7 @@ impl<'t> Ahead<'t> {
     }
 
     fn add(&mut self, piece: &Bytes) {
+        self.bytes += piece.len();
         if piece.len() < SMALL_BYTES && self.small.len() + piece.len() <= MERGED_BYTES {
             self.small.extend_from_slice(piece);
             return;
@@ -127,13 +131,90 @@ impl<'t> Ahead<'t> {
 
     fn take(&mut self) -> Option<Bytes> {
         let small = || (!self.small.is_empty()).then(|| self.small.split().freeze());
-        self.pieces.pop_front().or_else(small)
+        let piece = self.pieces.pop_front().or_else(small)?;
+        self.bytes -= piece.len();
+        Some(piece)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    use super::super::h2::ReceivedBody;
     use super::*;
+
+    /// How many bytes the test's client sends, in pieces of so many.
+    const SENT_BYTES: usize = 100 * PIECE_BYTES;
+    const PIECE_BYTES: usize = 100;
+
+    /// A body of which all has arrived and nothing was taken, and what keeps its connection.
+    async fn arrived() -> (ReceivedBody, impl Sized) {
+        let (near, far) = tokio::io::duplex(1024 * 1024);
+        let client = async {
+            let (mut sender, connection) = h2::client::handshake(near).await.expect("a client");
+            let connection = tokio::spawn(connection);
+            let request = http::Request::post("http://a.test/").body(()).expect("a request");
+            let (answer, mut body) = sender.send_request(request, false).expect("a stream");
+            for _ in 0..SENT_BYTES / PIECE_BYTES {
+                let piece = Bytes::from_static(&[7; PIECE_BYTES]);
+                body.send_data(piece, false).expect("the stream is open");
+            }
+            (sender, answer, body, connection)
+        };
+        let server = async {
+            let mut connection = h2::server::handshake(far).await.expect("a server");
+            let (request, respond) = connection.accept().await.expect("open").expect("a request");
+            let mut body = ReceivedBody::new(request.into_body());
+            let all = poll_fn(|cx| {
+                drop(connection.poll_accept(cx));
+                if body.in_flight() == SENT_BYTES { Poll::Ready(()) } else { Poll::Pending }
+            });
+            all.await;
+            (body, (connection, respond))
+        };
+        let (client, (body, server)) = tokio::join!(client, server);
+        (body, (client, server))
+    }
+
+    #[tokio::test]
+    async fn bytes_that_wait_here_count_against_the_window_until_they_leave() {
+        let (mut body, _connection) = arrived().await;
+        let mut ahead = Ahead::default();
+        assert!(ahead.fill(&mut Source::Http2(&mut body)).now_or_never().is_none());
+        assert_eq!((ahead.bytes, body.in_flight()), (SENT_BYTES, SENT_BYTES));
+        while matches!(ahead.next(&mut Source::Http2(&mut body)), Some(Ok(Some(_)))) {
+            assert_eq!(body.in_flight(), ahead.bytes);
+        }
+        assert_eq!(body.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn piece_kept_for_a_retry_is_released_once() {
+        let (mut body, _connection) = arrived().await;
+        let taken = RefCell::<Taken>::default();
+        let mut ahead = Ahead::new(Some(&taken));
+        let piece = ahead.wait(&mut Source::Http2(&mut body)).await;
+        ahead.add(&piece.ok().flatten().expect("a piece"));
+        assert_eq!(body.in_flight(), SENT_BYTES - PIECE_BYTES);
+        let same = ahead.next(&mut Source::Http2(&mut body));
+        assert!(matches!(same, Some(Ok(Some(piece))) if piece.len() == PIECE_BYTES));
+        assert_eq!(body.in_flight(), SENT_BYTES - PIECE_BYTES);
+        assert!(ahead.fill(&mut Source::Http2(&mut body)).now_or_never().is_none());
+        assert_eq!((ahead.bytes, body.in_flight()), (SENT_BYTES - PIECE_BYTES, 0));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_ahead_and_dropped_is_released_without_what_was_not_taken() {
+        let (mut body, _connection) = arrived().await;
+        assert!(body.held_piece().await.is_ok_and(|piece| piece.is_some()));
+        body.release_beyond(0);
+        assert_eq!(body.in_flight(), SENT_BYTES - PIECE_BYTES);
+        while body.in_flight() > 0 {
+            assert!(body.piece().await.is_ok_and(|piece| piece.is_some()));
+        }
+    }
 
     #[test]
     fn merged_piece_is_in_an_allocation_of_at_most_twice_its_size() {

@@ -7,7 +7,7 @@ use http::HeaderMap;
 
 use super::ahead::Ahead;
 use super::h1::{BodyReader, BodyWriter};
-use super::h2 as http2;
+use super::h2::{self as http2, ReceivedBody};
 use super::unwanted::Unwanted;
 use crate::patience::Pulse;
 
@@ -16,7 +16,7 @@ use crate::patience::Pulse;
 pub(crate) enum Source<'a> {
     Empty,
     Http1(BodyReader<'a>),
-    Http2(&'a mut h2::RecvStream),
+    Http2(&'a mut ReceivedBody),
     /// What was taken before, and then the rest.
     Again(std::vec::IntoIter<Bytes>, Box<Self>),
 }
@@ -91,7 +91,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Empty => true,
             Self::Http1(reader) => reader.is_done(),
-            Self::Http2(stream) => stream.is_end_stream(),
+            Self::Http2(body) => body.is_end(),
             Self::Again(pieces, rest) => pieces.len() == 0 && rest.is_empty(),
         }
     }
@@ -101,7 +101,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Empty => false,
             Self::Http1(reader) => reader.may_have_trailers(),
-            Self::Http2(stream) => !stream.is_end_stream(),
+            Self::Http2(body) => !body.is_end(),
             Self::Again(_, rest) => rest.may_have_trailers(),
         }
     }
@@ -122,7 +122,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Empty => Ok(None),
             Self::Http1(reader) => reader.piece().await,
-            Self::Http2(stream) => http2::piece(stream).await,
+            Self::Http2(body) => body.piece().await,
             Self::Again(pieces, rest) => match pieces.next() {
                 Some(piece) => Ok(Some(piece)),
                 None => Box::pin(rest.piece()).await,
@@ -138,15 +138,15 @@ impl<'a> Source<'a> {
     /// The next piece, whose sender may send no more for it before it is released.
     pub(crate) async fn held_piece(&mut self) -> Result<Option<Bytes>, Broken> {
         match self {
-            Self::Http2(stream) => http2::held_piece(stream).await,
+            Self::Http2(body) => body.held_piece().await,
             other => other.piece().await,
         }
     }
 
-    /// Lets the sender send as much again.
-    pub(crate) fn release(&mut self, bytes: usize) {
-        if let Self::Http2(stream) = self {
-            http2::release(stream, bytes);
+    /// Lets the sender send as much again as is held beyond the last `kept` bytes.
+    pub(crate) fn release_beyond(&mut self, kept: usize) {
+        if let Self::Http2(body) = self {
+            body.release_beyond(kept);
         }
     }
 
@@ -155,7 +155,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Empty => Ok(None),
             Self::Http1(reader) => Ok(reader.take_trailers()),
-            Self::Http2(stream) => stream.trailers().await.map_err(|error| http2::broken(&error)),
+            Self::Http2(body) => body.trailers().await,
             Self::Again(_, rest) => Box::pin(rest.trailers()).await,
         }
     }

@@ -39,8 +39,9 @@ pub(crate) struct Refused {
 pub(crate) fn request(
     request: Request<h2::RecvStream>,
     limits: &HttpLimits,
-) -> (Result<RequestHead, Refused>, h2::RecvStream) {
+) -> (Result<RequestHead, Refused>, ReceivedBody) {
     let (parts, body) = request.into_parts();
+    let body = ReceivedBody::new(body);
     let kind = parts.headers.get(http::header::CONTENT_TYPE);
     let is_grpc = kind.is_some_and(|kind| is_grpc(kind.as_bytes()));
     let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
@@ -226,25 +227,66 @@ pub(crate) fn to_response(head: ResponseHead) -> Response<()> {
     response
 }
 
-/// The next piece of a body. Its sender may send as much again at once: what limits it is how fast
-/// the receiver takes pieces, since none is asked for before the last was sent.
-pub(crate) async fn piece(stream: &mut h2::RecvStream) -> Result<Option<Bytes>, Broken> {
-    let piece = held_piece(stream).await?;
-    if let Some(piece) = &piece {
-        release(stream, piece.len());
+/// A body that comes over HTTP/2.
+#[derive(Debug)]
+pub(crate) struct ReceivedBody {
+    stream: h2::RecvStream,
+    /// How many bytes of the pieces that were taken still count against the windows. The library's own count
+    /// includes those that were not taken.
+    held: usize,
+}
+
+impl ReceivedBody {
+    pub(crate) fn new(stream: h2::RecvStream) -> Self {
+        Self { stream, held: 0 }
     }
-    Ok(piece)
-}
 
-/// The next piece, which counts against the windows until it is released.
-pub(crate) async fn held_piece(stream: &mut h2::RecvStream) -> Result<Option<Bytes>, Broken> {
-    stream.data().await.transpose().map_err(|error| broken(&error))
-}
+    /// Whether nothing will come.
+    pub(crate) fn is_end(&self) -> bool {
+        self.stream.is_end_stream()
+    }
 
-/// Lets the sender send as much again.
-pub(crate) fn release(stream: &mut h2::RecvStream, bytes: usize) {
-    // Releasing fails only for a stream that has ended.
-    drop(stream.flow_control().release_capacity(bytes));
+    /// The next piece. Its sender may send as much again at once: what limits it is how fast the receiver
+    /// takes pieces, since none is asked for before the last was sent.
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
+        let piece = self.next().await?;
+        self.release(piece.as_ref().map_or(0, Bytes::len));
+        Ok(piece)
+    }
+
+    /// The next piece, which counts against the windows until it is released.
+    pub(crate) async fn held_piece(&mut self) -> Result<Option<Bytes>, Broken> {
+        let piece = self.next().await?;
+        self.held += piece.as_ref().map_or(0, Bytes::len);
+        Ok(piece)
+    }
+
+    /// Lets the sender send as much again as is held beyond the last `kept` bytes.
+    pub(crate) fn release_beyond(&mut self, kept: usize) {
+        let released = self.held.saturating_sub(kept);
+        self.held -= released;
+        self.release(released);
+    }
+
+    /// The trailers, after the last piece.
+    pub(crate) async fn trailers(&mut self) -> Result<Option<HeaderMap>, Broken> {
+        self.stream.trailers().await.map_err(|error| broken(&error))
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
+        self.stream.data().await.transpose().map_err(|error| broken(&error))
+    }
+
+    fn release(&mut self, bytes: usize) {
+        // Fails only for a stream that has ended: no byte is released twice.
+        drop(self.stream.flow_control().release_capacity(bytes));
+    }
+
+    /// How many bytes count against the windows, as the library has it.
+    #[cfg(test)]
+    pub(crate) fn in_flight(&mut self) -> usize {
+        self.stream.flow_control().used_capacity()
+    }
 }
 
 /// How a stream broke.

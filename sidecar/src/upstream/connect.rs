@@ -135,7 +135,8 @@ pub(super) async fn over_http2(
             }
         }
     };
-    let (parts, mut body) = response.into_parts();
+    let (parts, body) = response.into_parts();
+    let mut body = http2::ReceivedBody::new(body);
     let status = parts.status;
     let head = http2::response(parts, false);
     let mut head = head.map_err(|fault| Failure::Denied(Denial::UpstreamBroken(fault)))?;

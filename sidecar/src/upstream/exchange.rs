@@ -422,7 +422,8 @@ async fn converse_http2(
             }
         }
     };
-    let (parts, mut body) = response.into_parts();
+    let (parts, body) = response.into_parts();
+    let mut body = http2::ReceivedBody::new(body);
     if parts.headers.len() > field_limit {
         let fault = ResponseFault::TooManyHeaders;
         return Err(Failure::Denied(Denial::UpstreamBroken(fault)));
