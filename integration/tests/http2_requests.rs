@@ -2,8 +2,10 @@
 //! reaches the service, and others are served. Every probe names the section of its rule; the rules for
 //! frames are in `http2_rules`.
 
+use weft_integration::alone::{Speaks, Wanted};
+use weft_integration::backend::Backend;
 use weft_integration::frames::flag::{END_HEADERS, END_STREAM, NONE, WHOLE};
-use weft_integration::frames::{Outcome, get, headers};
+use weft_integration::frames::{Client, Outcome, get, headers};
 use weft_integration::http2_probe::{POST, Probe, Probed, data, malformed, post, served};
 
 type Field<'t> = (&'t str, &'t str);
@@ -202,6 +204,23 @@ fn bodies_are_as_long_as_they_were_announced() {
         bad("8.1.1: two lengths, the first right", &[two("5", "6"), hello()]),
         bad("8.1.1: two lengths, the last right", &[two("6", "5"), hello()]),
     ]);
+}
+
+#[test]
+fn request_whose_body_comes_with_its_head_and_is_too_long_has_one_access_line() {
+    let service = Backend::telling_heads();
+    let alone = Wanted::before(service.port, Speaks::Http1).with_one_worker(&[]).start();
+    for frames in [[length("4"), hello()], [length("6"), hello()]] {
+        let mut client = Client::connect(alone.port);
+        assert!(client.send(&frames.concat()));
+        assert!(malformed().contains(&client.outcome(1)));
+        assert!(client.send(&headers(WHOLE, 3, &get("/last"))));
+        assert_eq!(client.outcome(3), Outcome::Answered(200));
+        let lines = std::iter::repeat_with(|| alone.sidecar.process.line_with("{"));
+        let lines: Vec<String> = lines.take_while(|line| !line.contains("/last")).collect();
+        let [line] = &lines[..] else { panic!("one line for one request: {lines:?}") };
+        assert!(line.contains("malformed"), "{line}");
+    }
 }
 
 /// Fields behind a body.

@@ -86,9 +86,8 @@ pub(crate) async fn serve(
         };
         match next {
             Some(Ok((request, mut respond))) => {
-                watch.given();
-                watch.seen(respond.stream_id().as_u32());
-                if !is_wanted(&mut respond, &connection, worker) {
+                let is_new = watch.seen(respond.stream_id().as_u32());
+                if !is_new || !is_wanted(&mut respond, &connection, worker) {
                     continue;
                 }
                 let (head, body) = http2::request(request, &settings.limits);

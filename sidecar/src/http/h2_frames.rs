@@ -63,13 +63,10 @@ impl FrameHeader {
         if beyond { Err(Reason::FLOW_CONTROL_ERROR) } else { Ok(()) }
     }
 
-    /// Whether it resets a stream because the peer broke a rule or a limit, as far as its payload is at
-    /// hand. A stream that is no longer wanted is no breach.
-    pub(super) fn punishes(self, payload: &[u8]) -> bool {
-        let reason = payload.first_chunk().map(|code| u32::from_be_bytes(*code));
-        let is_harmless =
-            |reason: u32| [Reason::NO_ERROR, Reason::CANCEL].contains(&Reason::from(reason));
-        self.kind == RST_STREAM && !reason.is_none_or(is_harmless)
+    /// Why it resets a stream, as far as its payload is at hand.
+    pub(super) fn reset_reason(self, payload: &[u8]) -> Option<Reason> {
+        let code = payload.first_chunk().filter(|_| self.kind == RST_STREAM)?;
+        Some(u32::from_be_bytes(*code).into())
     }
 
     /// Whether a SETTINGS frame makes the table of header compression smaller than it is at first (RFC 7541,
@@ -110,6 +107,18 @@ pub(super) struct Frames {
 impl Frames {
     pub(super) fn behind(preface: u32) -> Self {
         Self { left: preface, header: [0; HEADER_BYTES], have: 0 }
+    }
+
+    /// How many of the next bytes belong to the frame that has begun. None when its header ends behind them.
+    pub(super) fn open_bytes(&self, next: &[u8]) -> Option<usize> {
+        if self.have == 0 {
+            return Some(self.left as usize);
+        }
+        let mut header = self.header;
+        let missing = header.get_mut(self.have..)?;
+        let count = missing.len();
+        missing.copy_from_slice(next.get(..count)?);
+        Some(count + FrameHeader::read(header).length as usize)
     }
 
     /// Goes through bytes; gives each frame whose header is whole, with what of its payload is at hand.
@@ -167,6 +176,21 @@ mod tests {
             }
             assert_eq!(seen, wanted, "in parts of {size}");
             assert_eq!((frames.left, frames.have), (0, 0));
+        }
+    }
+
+    #[test]
+    fn end_of_a_frame_is_found_wherever_it_was_divided() {
+        let all = frame(DATA, 20);
+        for seen in 0..=all.len() {
+            let mut frames = Frames::behind(0);
+            frames.see(&all[..seen], |_, _| {});
+            let rest = &all[seen..];
+            let expected = if seen == 0 { 0 } else { rest.len() };
+            assert_eq!(frames.open_bytes(rest), Some(expected), "{seen} bytes");
+            let part = &rest[..rest.len().min(1)];
+            let is_header = (1..HEADER_BYTES - 1).contains(&seen);
+            assert_eq!(frames.open_bytes(part).is_none(), is_header, "{seen} bytes");
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::h2_budget::{Breaches, Budget, Verdict};
 use super::h2_ending::Ending;
-use super::h2_frames::{DATA, Frames, GOAWAY, HEADERS, PREFACE_BYTES};
+use super::h2_frames::{DATA, Frames, GOAWAY, HEADERS, PREFACE_BYTES, RST_STREAM};
 use super::h2_refusal::Refusal;
 use crate::worker::now;
 
@@ -37,11 +37,11 @@ pub(crate) struct Watch {
     /// The number of the frame or field section that has begun and not ended; 0 when there is none.
     pending: Cell<u32>,
     begun: Notify,
-    /// How many streams came, and were not given to us yet. Those that the library refuses by itself
-    /// never are.
-    kept_back: Cell<u32>,
-    /// The streams of requests that were not given to us yet.
+    /// The streams of requests that were neither given to us yet nor reset by the library.
     unseen: RefCell<VecDeque<u32>>,
+    /// The streams that were answered instead of a reset, as far as the library may still give them to us: it does
+    /// where it had taken in the head of a request whose body breaks a rule.
+    answered: RefCell<Vec<u32>>,
     /// How many requests the library has refused, and nobody has taken note of.
     refused: Cell<u32>,
     refusal: Notify,
@@ -89,11 +89,6 @@ impl Watch {
         self.received.set(self.received.get().wrapping_sub(1));
     }
 
-    /// A stream was given to us.
-    pub(crate) fn given(&self) {
-        self.kept_back.set(self.kept_back.get().saturating_sub(1));
-    }
-
     /// Resolves when a frame, or the head of a request, has been on its way for `limit`.
     pub(crate) async fn stuck(&self, limit: std::time::Duration) {
         loop {
@@ -110,14 +105,26 @@ impl Watch {
         }
     }
 
-    /// The request of a stream was given to us.
-    pub(crate) fn seen(&self, stream: u32) {
+    /// Notes that the request of a stream was given to us; whether it was not answered before.
+    pub(crate) fn seen(&self, stream: u32) -> bool {
+        self.forget(stream);
+        let mut answered = self.answered.borrow_mut();
+        let is_answered = answered.contains(&stream);
+        // Requests are given to us in the order in which they came.
+        answered.retain(|later| *later > stream);
+        !is_answered
+    }
+
+    /// Removes a stream from those that were not given to us; whether it was one of them.
+    fn forget(&self, stream: u32) -> bool {
         let mut unseen = self.unseen.borrow_mut();
         if unseen.front() == Some(&stream) {
             unseen.pop_front();
-        } else {
-            unseen.retain(|other| *other != stream);
+            return true;
         }
+        let before = unseen.len();
+        unseen.retain(|other| *other != stream);
+        unseen.len() < before
     }
 
     /// Resolves when the library has refused a request by itself, once for each.
@@ -134,10 +141,27 @@ impl Watch {
         count > 0
     }
 
+    /// Notes that the answer to a request that the library refuses is sent.
     fn note_refused(&self, stream: u32) {
-        self.seen(stream);
+        self.forget(stream);
+        self.answered.borrow_mut().push(stream);
         self.refused.set(self.refused.get().saturating_add(1));
         self.refusal.notify_one();
+    }
+
+    /// Notes a reset that was sent, and counts it where the client broke a rule or a limit.
+    fn note_reset(&self, stream: u32, reason: Option<Reason>) {
+        let was_unseen = self.forget(stream);
+        let is_breach = match reason {
+            None | Some(Reason::NO_ERROR | Reason::CANCEL) => false,
+            // The library refuses streams above the limit. A request that was given to us is refused for reasons
+            // of our own.
+            Some(Reason::REFUSED_STREAM) => was_unseen,
+            Some(_) => true,
+        };
+        if is_breach {
+            self.breach(now());
+        }
     }
 
     fn end(&self, reason: Reason) {
@@ -162,16 +186,24 @@ pub(crate) struct Guarded<S> {
     /// The highest stream so far.
     highest: u32,
     /// How many streams the library may keep back.
-    kept_back_limit: u32,
+    kept_back_limit: usize,
     /// Whether the client was told that there will be an end.
     is_told: bool,
     ending: Option<Ending>,
-    /// What is on its way instead of a reset, and how much of it was sent.
-    answer: Vec<u8>,
-    answered: usize,
+    /// What is sent instead of the reset that the library writes next.
+    replacement: Option<Replacement>,
     /// Whether a response of ours needs no word on the size of the compression table before it.
     may_answer: bool,
     watch: Rc<Watch>,
+}
+
+/// The bytes that are sent instead of a reset. Once there are any, all are sent: half of a frame would break the
+/// connection.
+#[derive(Debug)]
+struct Replacement {
+    bytes: Vec<u8>,
+    /// How many of them were sent.
+    sent: usize,
 }
 
 impl<S> Guarded<S> {
@@ -186,8 +218,8 @@ impl<S> Guarded<S> {
             received: Cell::default(),
             pending: Cell::default(),
             begun: Notify::default(),
-            kept_back: Cell::default(),
             unseen: RefCell::default(),
+            answered: RefCell::default(),
             refused: Cell::default(),
             refusal: Notify::default(),
         });
@@ -200,11 +232,10 @@ impl<S> Guarded<S> {
             section: None,
             in_data: false,
             highest: 0,
-            kept_back_limit: streams.saturating_add(REFUSED_LIMIT),
+            kept_back_limit: streams.saturating_add(REFUSED_LIMIT) as usize,
             is_told: false,
             ending: None,
-            answer: Vec::new(),
-            answered: 0,
+            replacement: None,
             may_answer: true,
             watch: watch.clone(),
         };
@@ -237,13 +268,12 @@ impl<S> Guarded<S> {
             if frame.kind == HEADERS && frame.stream > *highest {
                 *highest = frame.stream;
                 watch.unseen.borrow_mut().push_back(frame.stream);
-                watch.kept_back.set(watch.kept_back.get().saturating_add(1));
             }
             budget.receive(frame);
         });
         checked?;
         self.follow();
-        let refused_few = self.watch.kept_back.get() <= self.kept_back_limit;
+        let refused_few = self.watch.unseen.borrow().len() <= self.kept_back_limit;
         if refused_few && self.budget.is_kept(now) {
             Ok(())
         } else {
@@ -269,34 +299,39 @@ impl<S: AsyncWrite + Unpin> Guarded<S> {
     /// The first reset in what the library writes that is to be replaced.
     fn refusal(&self, bytes: &[u8]) -> Option<Refusal> {
         let unseen = self.watch.unseen.borrow();
-        if unseen.is_empty() || self.sent.have > 0 {
+        if unseen.is_empty() {
             return None;
         }
-        Refusal::find(bytes, self.sent.left as usize, |stream| unseen.contains(&stream))
+        Refusal::find(bytes, self.sent.open_bytes(bytes)?, |stream| unseen.contains(&stream))
     }
 
-    /// Sends what replaces `reset`.
-    fn poll_answer(
-        &mut self,
+    /// Replaces the reset with which `bytes` begin.
+    fn replace(&mut self, refusal: Refusal, bytes: &[u8]) {
+        let bytes = if self.may_answer {
+            refusal.answer()
+        } else {
+            // The client would want a word on the size of the compression table before an answer.
+            bytes.get(..Refusal::BYTES).unwrap_or_default().to_vec()
+        };
+        self.replacement = Some(Replacement { bytes, sent: 0 });
+        self.watch.note_refused(refusal.stream);
+    }
+
+    /// Sends the replacement; how many bytes of the library's were replaced.
+    fn poll_replacement(
+        stream: &mut S,
+        replacement: &mut Replacement,
         cx: &mut Context<'_>,
-        refusal: Refusal,
-        reset: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.answer.is_empty() {
-            // Otherwise the client would want a word on the size of the compression table first.
-            self.answer = if self.may_answer { refusal.answer() } else { reset.to_vec() };
-            self.answered = 0;
-        }
-        while let Some(rest) = self.answer.get(self.answered..).filter(|rest| !rest.is_empty()) {
-            let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
-            if sent == 0 {
+        let Replacement { bytes, sent } = replacement;
+        while let Some(rest) = bytes.get(*sent..).filter(|rest| !rest.is_empty()) {
+            let more = ready!(Pin::new(&mut *stream).poll_write(cx, rest))?;
+            if more == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.answered += sent;
+            *sent += more;
         }
-        self.answer.clear();
-        self.watch.note_refused(refusal.stream);
-        Poll::Ready(Ok(reset.len()))
+        Poll::Ready(Ok(Refusal::BYTES))
     }
 }
 
@@ -340,26 +375,25 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = match this.refusal(buf) {
-            Some(refusal) if refusal.offset == 0 => {
-                let reset = buf.get(..Refusal::BYTES).unwrap_or_default();
-                this.poll_answer(cx, refusal, reset)
+        let refusal = if this.replacement.is_none() { this.refusal(buf) } else { None };
+        if let Some(refusal) = refusal.filter(|refusal| refusal.offset == 0) {
+            this.replace(refusal, buf);
+        }
+        let polled = match &mut this.replacement {
+            Some(replacement) => Self::poll_replacement(&mut this.stream, replacement, cx),
+            None => {
+                let before = refusal.and_then(|refusal| buf.get(..refusal.offset));
+                Pin::new(&mut this.stream).poll_write(cx, before.unwrap_or(buf))
             }
-            Some(Refusal { offset, .. }) => {
-                let before = buf.get(..offset).unwrap_or_default();
-                Pin::new(&mut this.stream).poll_write(cx, before)
-            }
-            None => Pin::new(&mut this.stream).poll_write(cx, buf),
         };
         if let Poll::Ready(Ok(sent)) = polled {
+            this.replacement = None;
             let Self { sent: frames, budget, is_told, watch, .. } = this;
             frames.see(buf.get(..sent).unwrap_or_default(), |frame, payload| {
                 budget.send(frame);
                 *is_told |= frame.kind == GOAWAY;
-                if frame.punishes(payload) {
-                    watch.breach(now());
-                    // One that the library refused is no longer kept back.
-                    watch.given();
+                if frame.kind == RST_STREAM {
+                    watch.note_reset(frame.stream, frame.reset_reason(payload));
                 }
             });
         }
@@ -372,5 +406,136 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes so many bytes at a time, and nothing each second time.
+    #[derive(Debug)]
+    struct Slow {
+        taken: Vec<u8>,
+        is_full: bool,
+        most: usize,
+    }
+
+    impl AsyncWrite for Slow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.is_full = !self.is_full;
+            if !self.is_full {
+                return Poll::Pending;
+            }
+            let taken = buf.len().min(self.most);
+            self.taken.extend_from_slice(&buf[..taken]);
+            Poll::Ready(Ok(taken))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+
+    fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).expect("short");
+        [&[0, 0, length, kind, 0][..], &stream.to_be_bytes(), payload].concat()
+    }
+
+    fn reset(stream: u32, reason: Reason) -> Vec<u8> {
+        frame(RST_STREAM, stream, &u32::from(reason).to_be_bytes())
+    }
+
+    /// A connection on which the heads of `requests` have come, on the streams 1, 3 and so on.
+    fn with_requests(requests: u32, most: usize) -> (Guarded<Slow>, Rc<Watch>) {
+        let slow = Slow { taken: Vec::new(), is_full: false, most };
+        let (mut guarded, watch) = Guarded::new(slow, requests);
+        let preface = vec![0; PREFACE_BYTES as usize];
+        let heads = (0..requests).flat_map(|number| frame(HEADERS, 2 * number + 1, &[0x82]));
+        let bytes = [preface, frame(SETTINGS, 0, &[])].concat();
+        let bytes: Vec<u8> = bytes.into_iter().chain(heads).collect();
+        guarded.receive(&bytes).expect("the client keeps the rules");
+        (guarded, watch)
+    }
+
+    /// Writes as the library does; `between` is called before each attempt.
+    fn write(guarded: &mut Guarded<Slow>, mut bytes: &[u8], mut between: impl FnMut(&Slow)) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while !bytes.is_empty() {
+            between(&guarded.stream);
+            if let Poll::Ready(sent) = Pin::new(&mut *guarded).poll_write(&mut cx, bytes) {
+                bytes = &bytes[sent.expect("it takes bytes")..];
+            }
+        }
+    }
+
+    #[test]
+    fn answer_that_is_half_sent_is_finished_and_its_request_is_refused_once() {
+        let ping = frame(PING, 0, &[0; 8]);
+        let bytes = [&ping[..], &reset(1, Reason::PROTOCOL_ERROR), &ping].concat();
+        let answer = Refusal { offset: 0, stream: 1 }.answer();
+        let expected = [&ping[..], &answer, &ping].concat();
+        for given_at in ping.len() + 1..ping.len() + answer.len() {
+            let (mut guarded, watch) = with_requests(1, 5);
+            let mut is_given = false;
+            write(&mut guarded, &bytes, |slow| {
+                if slow.taken.len() >= given_at && !is_given {
+                    is_given = true;
+                    assert!(!watch.seen(1), "it is answered already");
+                }
+            });
+            assert!(is_given);
+            assert_eq!(guarded.stream.taken, expected, "given after {given_at} bytes");
+            assert!(watch.take_refused() && !watch.take_refused());
+        }
+    }
+
+    #[test]
+    fn request_given_before_its_reset_is_not_answered_twice() {
+        let (mut guarded, watch) = with_requests(2, 5);
+        assert!(watch.seen(1));
+        let bytes = [reset(1, Reason::PROTOCOL_ERROR), reset(3, Reason::PROTOCOL_ERROR)].concat();
+        write(&mut guarded, &bytes, |_| {});
+        let answer = Refusal { offset: 0, stream: 3 }.answer();
+        assert_eq!(guarded.stream.taken, [reset(1, Reason::PROTOCOL_ERROR), answer].concat());
+        assert!(watch.take_refused() && !watch.take_refused());
+    }
+
+    #[test]
+    fn requests_that_we_refuse_are_no_breach_and_those_above_the_limit_of_streams_are() {
+        const REQUESTS: u32 = 300;
+        let resets: Vec<u8> = (0..REQUESTS)
+            .flat_map(|number| reset(2 * number + 1, Reason::REFUSED_STREAM))
+            .collect();
+        let (mut guarded, watch) = with_requests(REQUESTS, 1024 * 1024);
+        assert!((0..REQUESTS).all(|number| watch.seen(2 * number + 1)));
+        write(&mut guarded, &resets, |_| {});
+        assert_eq!(watch.reason.get(), None);
+        let (mut guarded, watch) = with_requests(REQUESTS, 1024 * 1024);
+        write(&mut guarded, &resets, |_| {});
+        assert_eq!(watch.reason.get(), Some(Reason::ENHANCE_YOUR_CALM));
+    }
+
+    #[test]
+    fn stream_that_the_library_resets_is_no_longer_kept_back() {
+        let (mut guarded, watch) = with_requests(3, 1024);
+        let resets = [Reason::STREAM_CLOSED, Reason::PROTOCOL_ERROR, Reason::REFUSED_STREAM];
+        let resets = (0..).map(|number| 2 * number + 1).zip(resets);
+        let resets: Vec<u8> = resets.flat_map(|(stream, reason)| reset(stream, reason)).collect();
+        write(&mut guarded, &resets, |_| {});
+        assert!(watch.unseen.borrow().is_empty());
+        assert!(watch.seen(1) && !watch.seen(3) && watch.seen(5));
+        assert!(watch.answered.borrow().is_empty());
     }
 }
