@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::{
-    Speaks, bootstrap, cluster, endpoints, http, listener, route_to, want_token, with,
+    Speaks, any, bootstrap, cluster, endpoints, http, listener, route_to, want_token, with,
 };
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::MeshPki;
@@ -480,6 +480,45 @@ fn streams_end_that_have_not_proved_what_is_asked_for_now_and_no_others() {
         following.turn_to(&world(&wants("https://issuer", "another")));
         assert!(with.ends(), "{variant:?}");
         settled("2");
+    }
+}
+
+/// A filter with one policy, which applies to requests that have an `authorization` header.
+fn on_authorization(action: &str, policy: &str) -> Value {
+    let header = json!({"name": "authorization", "present_match": true});
+    let policies =
+        json!({policy: {"permissions": [{"any": true}], "principals": [{"header": header}]}});
+    let message = "envoy.extensions.filters.http.rbac.v3.RBAC";
+    let rules = json!({"action": action, "policies": policies});
+    json!({"name": "rbac", "typed_config": any(message, json!({"rules": rules}))})
+}
+
+#[test]
+fn changed_policy_judges_the_token_header_that_the_service_does_not_see() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    run(counterpart("issuer.py").arg(folder.path()).args(["https://issuer", "service"]));
+    let read = |name| std::fs::read_to_string(folder.path().join(name)).expect("it is there");
+    let (keys, token) = (read("keys.json"), read("good.token"));
+    for variant in BOTH_VARIANTS {
+        let (port, service) = (port::free(), endless());
+        let world = |rbac| {
+            let mut route = route_to("service", 600);
+            route["route"]["timeout"] = json!("0s");
+            let filters = [want_token("https://issuer", "service", &keys), rbac];
+            World {
+                clusters: vec![cluster("service", &[service], Speaks::Http1, None)],
+                listeners: vec![listener("web", port, http(&route, &filters), None)],
+                ..World::default()
+            }
+        };
+        let first = world(on_authorization("ALLOW", "first"));
+        let following = Following::start_ready(variant, &first, port);
+        let mut lasting = Lasting::begin(port, Some(&token));
+        following.turn_to(&world(on_authorization("ALLOW", "second")));
+        following.accepted("listeners");
+        assert!((0..5).all(|_| lasting.goes_on()), "{variant:?}: it is allowed as before");
+        following.turn_to(&world(on_authorization("DENY", "third")));
+        assert!(lasting.ends(), "{variant:?}");
     }
 }
 

@@ -67,8 +67,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// What is known of the request. A token that is none of the service's business is no field of it any
-    /// more; what it said is known.
+    /// What is known of the request, as it was when it was decided upon.
     pub(crate) fn facts<'f>(&'f self, head: &'f RequestHead, sender: Sender<'f>) -> Facts<'f> {
         Facts {
             head,

@@ -442,10 +442,13 @@ fn decide<'p>(
                 case.authority = Some(std::mem::replace(&mut head.authority, host.clone()));
             }
             if let Some(tokens) = tokens {
-                tokens.conceal(head);
+                let before = tokens.conceal(head);
+                case.fields = case.fields.or(before.fields);
+                case.target = case.target.or(before.target);
             }
             let may_follow = head.may_have_trailers(has_body);
-            unwanted.strip_announced(&mut head.fields, may_follow);
+            let before = unwanted.strip_announced(&mut head.fields, may_follow);
+            case.fields = case.fields.or(before);
             let patience = patience(*timeout, http.http.timeouts, is_grpc, ends);
             let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
             Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes })

@@ -112,23 +112,37 @@ fn cookie(fields: &Fields, name: &str) -> Found {
     found
 }
 
+/// The headers and the target of a request before its tokens were taken out, each where it had one.
+#[derive(Debug, Default)]
+pub(crate) struct Unconcealed {
+    pub(crate) fields: Option<Fields>,
+    pub(crate) target: Option<String>,
+}
+
 /// Takes the tokens out of a request.
-pub(crate) fn conceal(head: &mut RequestHead, places: &[TokenPlace]) {
+pub(crate) fn conceal(head: &mut RequestHead, places: &[TokenPlace], before: &mut Unconcealed) {
+    let RequestHead { fields, target, .. } = head;
     if places.is_empty() {
-        head.fields.remove(|name| name.eq_ignore_ascii_case(b"authorization"));
+        without_field(fields, "authorization", &mut before.fields);
     }
     for place in places {
         match place {
-            TokenPlace::Field { name, .. } => {
-                head.fields.remove(|field| field.eq_ignore_ascii_case(name.as_bytes()));
-            }
-            TokenPlace::Parameter(name) => without_parameter(&mut head.target, name),
-            TokenPlace::Cookie(name) => without_cookie(&mut head.fields, name),
+            TokenPlace::Field { name, .. } => without_field(fields, name, &mut before.fields),
+            TokenPlace::Parameter(name) => without_parameter(target, name, &mut before.target),
+            TokenPlace::Cookie(name) => without_cookie(fields, name, &mut before.fields),
         }
     }
 }
 
-fn without_parameter(target: &mut String, name: &str) {
+fn without_field(fields: &mut Fields, name: &str, before: &mut Option<Fields>) {
+    let is_it = |field: &[u8]| field.eq_ignore_ascii_case(name.as_bytes());
+    if fields.any_name(is_it) {
+        before.get_or_insert_with(|| fields.clone());
+        fields.remove(is_it);
+    }
+}
+
+fn without_parameter(target: &mut String, name: &str, before: &mut Option<String>) {
     let Some((path, query)) = target.split_once('?') else {
         return;
     };
@@ -137,10 +151,12 @@ fn without_parameter(target: &mut String, name: &str) {
         return;
     }
     let rest: Vec<&str> = query.split('&').filter(|pair| !is_it(pair)).collect();
-    *target = if rest.is_empty() { path.to_owned() } else { format!("{path}?{}", rest.join("&")) };
+    let rest = if rest.is_empty() { path.to_owned() } else { format!("{path}?{}", rest.join("&")) };
+    let whole = std::mem::replace(target, rest);
+    before.get_or_insert(whole);
 }
 
-fn without_cookie(fields: &mut Fields, name: &str) {
+fn without_cookie(fields: &mut Fields, name: &str, before: &mut Option<Fields>) {
     let mut rest: Vec<Vec<u8>> = Vec::new();
     let mut is_there = false;
     fields.each("cookie", |value| {
@@ -156,6 +172,7 @@ fn without_cookie(fields: &mut Fields, name: &str) {
     if !is_there {
         return;
     }
+    before.get_or_insert_with(|| fields.clone());
     fields.remove(|field| field.eq_ignore_ascii_case(b"cookie"));
     if !rest.is_empty()
         && let Ok(value) = http::HeaderValue::from_bytes(&rest.join(&b"; "[..]))
@@ -171,18 +188,22 @@ mod tests {
     use super::*;
     use crate::http::head::HttpVersion;
 
-    fn head(target: &str, fields: &[(&str, &str)]) -> RequestHead {
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in fields {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             map.append(name, HeaderValue::from_str(value).expect("a value"));
         }
+        map
+    }
+
+    fn head(target: &str, fields: &[(&str, &str)]) -> RequestHead {
         RequestHead {
             readings: None,
             method: http::Method::GET,
             target: target.into(),
             authority: String::new(),
-            fields: Fields::Map(map),
+            fields: Fields::Map(map(fields)),
             upgrade: None,
             content_length: None,
             version: HttpVersion::Http2,
@@ -224,12 +245,33 @@ mod tests {
     }
 
     #[test]
+    fn concealed_header_is_known_as_it_was() {
+        let fields = [("authorization", "Bearer a"), ("x-token", "b"), ("x-other", "c")];
+        let check = |places: &[TokenPlace], is_changed: bool| {
+            let (mut head, mut before) = (head("/", &fields), Unconcealed::default());
+            conceal(&mut head, places, &mut before);
+            let was_there = before.fields.map(Fields::into_map);
+            assert_eq!(was_there, is_changed.then(|| map(&fields)), "{places:?}");
+            assert_eq!(head.fields.to_map() != map(&fields), is_changed, "{places:?}");
+        };
+        let field = |name: &str| TokenPlace::Field { name: name.into(), prefix: String::new() };
+        check(&[], true);
+        check(&[field("x-token"), field("x-other")], true);
+        check(&[field("x-none"), TokenPlace::Cookie("a".into())], false);
+    }
+
+    #[test]
     fn what_is_concealed_leaves_the_rest_as_it_was() {
         let places = [TokenPlace::Parameter("t".into()), TokenPlace::Cookie("t".into())];
         let check = |target: &str, cookies: &[&str], expected: (&str, Option<&str>)| {
             let fields: Vec<_> = cookies.iter().map(|cookie| ("cookie", *cookie)).collect();
             let mut head = head(target, &fields);
-            conceal(&mut head, &places);
+            let mut before = Unconcealed::default();
+            conceal(&mut head, &places, &mut before);
+            let was_there = before.fields.map(Fields::into_map);
+            assert_eq!(was_there, (expected.1 != cookies.first().copied()).then(|| map(&fields)));
+            let whole = (expected.0 != target).then(|| target.to_owned());
+            assert_eq!(before.target, whole);
             let cookie =
                 head.fields.get("cookie").map(|value| std::str::from_utf8(value).expect("a text"));
             assert_eq!((head.target.as_str(), cookie), expected);

@@ -17,7 +17,7 @@ use super::cache::{Checked, TokenCache};
 use super::fault::{Refused, TokenFault};
 use super::key_store::Wish;
 use super::keys::{KeySet, Verdict};
-use super::place::{self, Found};
+use super::place::{self, Found, Unconcealed};
 use super::token::Token;
 use super::{Facts, claims, digest};
 use crate::http::head::RequestHead;
@@ -181,11 +181,13 @@ impl Tokens {
         self.policy.rule(facts)
     }
 
-    /// Removes the tokens that are none of the service's business.
-    pub(crate) fn conceal(&self, head: &mut RequestHead) {
+    /// Removes the tokens that are none of the service's business; gives what that changed as it was.
+    pub(crate) fn conceal(&self, head: &mut RequestHead) -> Unconcealed {
+        let mut before = Unconcealed::default();
         for planned in self.providers.values().filter(|planned| !planned.provider.forward) {
-            place::conceal(head, &planned.provider.places);
+            place::conceal(head, &planned.provider.places, &mut before);
         }
+        before
     }
 
     /// Whether they ask for other tokens, or of other requests.

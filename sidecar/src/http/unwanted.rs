@@ -149,8 +149,8 @@ impl Unwanted {
     }
 
     /// Takes out of `trailer` what will not follow: the trailers that are not passed on, or all when none
-    /// can follow.
-    pub(crate) fn strip_announced(&self, fields: &mut Fields, may_follow: bool) {
+    /// can follow. Gives the headers as they were, if that changed them.
+    pub(crate) fn strip_announced(&self, fields: &mut Fields, may_follow: bool) -> Option<Fields> {
         let stays = |name: &[u8]| may_follow && !self.covers_trailer(name);
         let mut left = Vec::new();
         let mut is_changed = false;
@@ -164,14 +164,16 @@ impl Unwanted {
             }
         });
         if !is_changed {
-            return;
+            return None;
         }
+        let before = fields.clone();
         fields.remove(|name| name.eq_ignore_ascii_case(b"trailer"));
         if let Ok(value) = HeaderValue::from_bytes(&left.join(&b", "[..]))
             && !left.is_empty()
         {
             fields.add(http::header::TRAILER, value);
         }
+        Some(before)
     }
 
     /// Removes what is not passed on from trailers.
