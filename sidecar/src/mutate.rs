@@ -168,11 +168,13 @@ fn made(
 ) -> Vec<Made> {
     let one = |addition: &HeaderAddition| {
         let exists = || fields.get(&addition.name).is_some();
+        // In the eyes of a service that takes `_` for `-`.
+        let seems_to_exist = || fields.any_name(|name| is_alike(name, addition.name.as_bytes()));
         let replaces = match addition.action {
             AppendAction::Append => false,
             AppendAction::AddIfAbsent if exists() => return None,
             AppendAction::AddIfAbsent => false,
-            AppendAction::OverwriteIfExists if !exists() => return None,
+            AppendAction::OverwriteIfExists if !seems_to_exist() => return None,
             AppendAction::Overwrite | AppendAction::OverwriteIfExists => true,
         };
         let value = value(&addition.value);
@@ -189,7 +191,8 @@ fn set(made: Vec<Made>, fields: &mut Fields) {
     let (replacing, added): (Vec<Made>, Vec<Made>) =
         made.into_iter().partition(|made| made.replaces);
     for Made { name, value, .. } in replacing {
-        fields.remove(|held| held.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        // As for removed headers, a client must not choose the value by another spelling.
+        fields.remove(|held| is_alike(held, name.as_str().as_bytes()));
         fields.add(name, value);
     }
     for Made { name, value, .. } in added {
@@ -360,6 +363,28 @@ mod tests {
         }
         let names: Vec<&str> = changes.names().collect();
         assert_eq!(names, ["x-secret", "x-tenant", "x-copy", "x-other"]);
+    }
+
+    #[test]
+    fn overwritten_header_does_not_stay_under_a_spelling_with_underscores() {
+        let before = [("X_Tenant", "evil"), ("x_Role-name", "evil"), ("x_other", "kept")];
+        let request = HeaderMutation {
+            remove: Vec::new(),
+            add: vec![
+                addition("x-tenant", "own", AppendAction::Overwrite),
+                addition("x-role-name", "own", AppendAction::OverwriteIfExists),
+                addition("x-none", "own", AppendAction::OverwriteIfExists),
+                addition("x-other", "own", AppendAction::Append),
+            ],
+        };
+        let level = HeaderMutations { request, response: HeaderMutation::default() };
+        let changes = Changes::new([&level].into_iter(), about());
+        for fields in both(&before) {
+            let mut head = head(fields);
+            changes.apply_to_request(&mut head);
+            let expected = ["x-other: own", "x-role-name: own", "x-tenant: own", "x_other: kept"];
+            assert_eq!(lines(head.fields), expected);
+        }
     }
 
     #[test]
