@@ -2,14 +2,16 @@
 //!
 //! A worker gathers its lines and hands them over in blocks, so that a line costs no system call
 //! and a slow reader stops no request: when too many blocks wait, the newest is lost. Lost lines are counted, and
-//! logged once a burst.
+//! logged once a burst. A write that fails loses the lines of its block only, unless the reader is gone.
 
 use std::cell::{Cell, RefCell};
-use std::io::Write;
+use std::io::{Error, ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crate::log_limit::LogLimit;
 
 /// How many bytes a worker gathers before it hands them over.
 const BLOCK_BYTES: usize = 32 * 1024;
@@ -57,7 +59,7 @@ impl Writer {
         Ok(Self { blocks, lost })
     }
 
-    /// How many lines were lost because their reader was too slow, or gone.
+    /// How many lines were lost because their reader was too slow or gone, or a write failed.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
@@ -103,9 +105,10 @@ impl Writer {
     }
 }
 
-/// Writes blocks until no thread sends more, or writing fails.
-fn write_all(blocks: &Receiver<Block>, mut output: impl Write, lost: &AtomicU64) {
-    let mut bursts = Bursts::default();
+/// Writes blocks until no thread sends more, or the reader is gone.
+fn write_all(blocks: &Receiver<Block>, output: impl Write, lost: &AtomicU64) {
+    let mut output = LineOutput { to: output, is_torn: false };
+    let (mut bursts, failures) = (Bursts::default(), LogLimit::default());
     loop {
         let block = match blocks.try_recv() {
             Ok(block) => block,
@@ -129,10 +132,16 @@ fn write_all(blocks: &Receiver<Block>, mut output: impl Write, lost: &AtomicU64)
                 continue;
             }
         };
-        if let Err(error) = output.write_all(&lines.bytes).and_then(|()| output.flush()) {
-            lost.fetch_add(lines.count, Ordering::Relaxed);
-            tracing::warn!(%error, "access lines cannot be written, all further lines are lost");
-            return count_all(blocks, lost);
+        if let Err((error, lines)) = output.write(&lines.bytes) {
+            lost.fetch_add(lines, Ordering::Relaxed);
+            bursts.skip(lines);
+            if error.kind() == ErrorKind::BrokenPipe {
+                tracing::warn!(%error, "access lines cannot be written, all further lines are lost");
+                return count_all(blocks, lost);
+            }
+            if let Some(failed_writes) = failures.event(now()) {
+                tracing::warn!(%error, failed_writes, "access lines lost: write to standard output failed");
+            }
         }
         if let Some(lines) = bursts.look(lost.load(Ordering::Relaxed)) {
             log_lost(lines);
@@ -142,6 +151,48 @@ fn write_all(blocks: &Receiver<Block>, mut output: impl Write, lost: &AtomicU64)
 
 fn log_lost(lines: u64) {
     tracing::warn!(lines, "access lines lost: standard output is read too slowly");
+}
+
+#[allow(clippy::disallowed_methods, reason = "the writer's thread limits its own log lines")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// What blocks are written to.
+struct LineOutput<W> {
+    to: W,
+    /// Whether the last write ended within a line.
+    is_torn: bool,
+}
+
+impl<W: Write> LineOutput<W> {
+    /// Writes a block. A line that a failed write has torn is ended first, so that it spoils no other.
+    ///
+    /// # Errors
+    /// Why writing failed, and how many lines were not written whole.
+    fn write(&mut self, lines: &[u8]) -> Result<(), (Error, u64)> {
+        let mut rest = lines;
+        let written = self.write_rest(&mut rest);
+        written.map_err(|error| (error, rest.iter().filter(|byte| **byte == b'\n').count() as u64))
+    }
+
+    fn write_rest(&mut self, rest: &mut &[u8]) -> Result<(), Error> {
+        if self.is_torn {
+            self.to.write_all(b"\n")?;
+            self.is_torn = false;
+        }
+        while !rest.is_empty() {
+            let written = match self.to.write(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                written => written?,
+            };
+            let (done, left) = rest.split_at(written.min(rest.len()));
+            self.is_torn = !done.ends_with(b"\n");
+            *rest = left;
+        }
+        self.to.flush()
+    }
 }
 
 /// Counts what is handed over as lost.
@@ -167,6 +218,11 @@ impl Bursts {
         let new = lost - self.logged;
         self.logged = lost;
         (new > 0).then_some(new)
+    }
+
+    /// These lost lines are logged elsewhere.
+    fn skip(&mut self, lines: u64) {
+        self.logged += lines;
     }
 
     /// A block was written while others may wait.
@@ -232,7 +288,7 @@ mod tests {
 
     impl Write for Gated {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.recv().map_err(std::io::Error::other)?;
+            self.0.recv().map_err(Error::other)?;
             self.1
                 .fetch_add(bytes.iter().filter(|b| **b == b'\n').count() as u64, Ordering::Relaxed);
             Ok(bytes.len())
@@ -274,6 +330,68 @@ mod tests {
             writer.clone().finish(Duration::from_secs(10));
         }
         assert_eq!(written.load(Ordering::Relaxed) + writer.lost(), handed_over);
+    }
+
+    /// Standard output that takes so many bytes, then fails once in this way.
+    type Plan = Vec<(usize, ErrorKind)>;
+
+    /// Standard output whose writes fail as planned, and then no more.
+    struct Failing {
+        plan: Plan,
+        taken: Arc<std::sync::Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Failing {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let count = match self.plan.first_mut() {
+                Some((0, kind)) => {
+                    let error = (*kind).into();
+                    self.plan.remove(0);
+                    return Err(error);
+                }
+                Some((left, _)) => {
+                    let count = bytes.len().min(*left);
+                    *left -= count;
+                    count
+                }
+                None => bytes.len(),
+            };
+            self.taken.lock().expect("no test panics here").extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is written of ten blocks of the lines 100, 101 and 102, and how many lines are lost.
+    fn write_ten(plan: Plan) -> (String, u64) {
+        let taken = Arc::<std::sync::Mutex<Vec<u8>>>::default();
+        let writer = Writer::start(Failing { plan, taken: taken.clone() }).expect("a thread");
+        let log = writer.log();
+        for _ in 0..10 {
+            (100..103).for_each(|number| log.line(&number));
+            log.hand_over();
+        }
+        writer.clone().finish(Duration::from_secs(10));
+        let taken = taken.lock().expect("no test panics here").clone();
+        (String::from_utf8(taken).expect("lines are text"), writer.lost())
+    }
+
+    #[test]
+    fn failed_write_loses_the_rest_of_its_block_only() {
+        let block = "100\n101\n102\n";
+        let full = ErrorKind::StorageFull;
+        assert_eq!(write_ten(vec![(12, full)]), (block.repeat(9), 3));
+        let torn = format!("{block}100\n10\n{}", block.repeat(8));
+        assert_eq!(write_ten(vec![(18, ErrorKind::WouldBlock)]), (torn, 2));
+        // The line feed that ends the torn line fails as well.
+        let torn = format!("{block}100\n10\n{}", block.repeat(7));
+        assert_eq!(write_ten(vec![(18, full), (0, full)]), (torn, 5));
+        assert_eq!(write_ten(vec![(5, ErrorKind::Interrupted)]), (block.repeat(10), 0));
+        let gone = ErrorKind::BrokenPipe;
+        assert_eq!(write_ten(vec![(12, gone)]), (block.to_owned(), 27));
     }
 
     #[test]
