@@ -187,7 +187,7 @@ async fn respond(
     }
     Ok(match path {
         "/metrics" if is_read(&request) => metrics(&port).await,
-        "/config_dump" if is_read(&request) => config_dump(&port).await,
+        "/config_dump" if is_read(&request) => config_dump(&port.admin.role, &port.dumps).await,
         _ => small(&port.admin, &request),
     })
 }
@@ -204,14 +204,16 @@ async fn metrics(port: &Port) -> Response<Answer> {
     }
 }
 
-async fn config_dump(port: &Port) -> Response<Answer> {
-    let Ok(permit) = port.dumps.clone().try_acquire_owned() else {
-        let full = format!("{DUMP_LIMIT} dumps are under way already\n");
+async fn config_dump(role: &Arc<dyn Role>, dumps: &Arc<Semaphore>) -> Response<Answer> {
+    let Ok(permit) = dumps.clone().try_acquire_owned() else {
+        let full = format!("{DUMP_LIMIT} configuration dumps are in progress: retry later\n");
         return text(StatusCode::SERVICE_UNAVAILABLE, full);
     };
-    let role = port.admin.role.clone();
-    match tokio::task::spawn_blocking(move || format!("{:#}\n", role.config_dump())).await {
-        Ok(dump) => {
+    let role = role.clone();
+    // The permit goes along: the thread makes the dump to its end, though the client has gone away.
+    let make = move || (format!("{:#}\n", role.config_dump()), permit);
+    match tokio::task::spawn_blocking(make).await {
+        Ok((dump, permit)) => {
             let mut answer = reply(StatusCode::OK, "application/json", dump);
             answer.body_mut().permit = Some(permit);
             answer
@@ -302,5 +304,54 @@ impl Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    /// A role whose dumps take until the test ends them.
+    struct Slow(Mutex<Receiver<()>>);
+
+    impl Role for Slow {
+        fn ready(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn metrics(&self) -> String {
+            String::new()
+        }
+
+        fn config_dump(&self) -> serde_json::Value {
+            // An error means that the test is over.
+            let _ = self.0.lock().expect("no test panics while it holds this").recv();
+            serde_json::Value::Null
+        }
+    }
+
+    fn slow() -> (Sender<()>, Arc<dyn Role>) {
+        let (end, ended) = channel();
+        (end, Arc::new(Slow(Mutex::new(ended))))
+    }
+
+    #[tokio::test]
+    async fn dump_whose_client_has_gone_counts_until_it_is_made() {
+        let (end, role) = slow();
+        let dumps = Arc::new(Semaphore::new(DUMP_LIMIT));
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..DUMP_LIMIT {
+            let mut dump = Box::pin(config_dump(&role, &dumps));
+            assert!(dump.as_mut().poll(&mut context).is_pending());
+        }
+        let refused = config_dump(&role, &dumps).await;
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        (0..=DUMP_LIMIT).for_each(|_| end.send(()).expect("the role is there"));
+        let permit = dumps.acquire().await.expect("it stays open");
+        drop(permit);
+        assert_eq!(config_dump(&role, &dumps).await.status(), StatusCode::OK);
     }
 }
