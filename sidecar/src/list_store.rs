@@ -118,7 +118,7 @@ impl ListStore {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::SystemTime;
 
     use weft_certs::Authority;
@@ -126,12 +126,12 @@ mod tests {
 
     use super::*;
 
-    fn point() -> DistributionPoint {
+    pub(crate) fn point() -> DistributionPoint {
         let refresh = Duration::from_secs(300);
         DistributionPoint { uri: "http://crl.test/a".into(), cluster: "crl".into(), refresh }
     }
 
-    fn validation(point: &DistributionPoint) -> Validation {
+    pub(crate) fn validation(point: &DistributionPoint) -> Validation {
         Validation {
             roots: DataSource::File("root.pem".into()),
             revocations: None,
@@ -142,14 +142,14 @@ mod tests {
     }
 
     /// A list of this number, PEM.
-    fn list(number: u64) -> String {
+    pub(crate) fn list(number: u64) -> String {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let files = Authority::create("mesh.test", now).unwrap();
         let authority = Authority::load(files, "mesh.test").unwrap();
         authority.revocation_lists(&[], number, now, Duration::from_secs(60)).unwrap()
     }
 
-    fn answer(list: Option<&str>, age: Option<u64>) -> Result<Answer, Failure> {
+    pub(crate) fn answer(list: Option<&str>, age: Option<u64>) -> Result<Answer, Failure> {
         let body = list.map(|list| Bytes::copy_from_slice(list.as_bytes()));
         let age = age.map(Duration::from_secs);
         let validators = Validators::dated("Thu, 26 Nov 2026 19:00:00 GMT");
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]
-    fn start() -> Instant {
+    pub(crate) fn start() -> Instant {
         Instant::now()
     }
 

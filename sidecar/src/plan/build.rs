@@ -123,7 +123,7 @@ impl Builder {
             plan.listeners.insert(name.clone(), planned);
         }
         let Work { key_sets, key_origins, demands, .. } = work;
-        let lists = demands.lists(&plan, &mut problems);
+        let lists = demands.lists(&plan, fetched, &mut problems);
         self.trust.settle(now);
         self.identities.retain(|_, known| std::mem::take(&mut known.is_asked));
         plan.withdrawals = self.trust.withdrawals().clone();
@@ -401,5 +401,94 @@ impl ClientParts {
         };
         let (http1, http2, plain) = (config(&["http/1.1"])?, config(&["h2"])?, config(&[])?);
         Ok(TargetTls::Originate { http1, http2, plain, tls: Box::new(tls.clone()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use weft_model::{JwtProvider, KeySource};
+
+    use super::*;
+    use crate::authenticate::key_store::FetchedSet;
+    use crate::authenticate::keys::KeySet;
+
+    fn origin() -> KeyOrigin {
+        let (issuer, uri) = ("https://issuer".into(), "http://keys.test/".into());
+        KeyOrigin { issuer, uri, cluster: "keys".into(), redirects: 0, tls: None }
+    }
+
+    fn address(last: u8) -> SocketAddr {
+        ([10, 0, 0, last], 80).into()
+    }
+
+    /// A set that the second address served.
+    fn fetched(keys: &mut KeyStore, now: std::time::Instant) {
+        let set = KeySet::parse(br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#);
+        let set = FetchedSet { set: set.expect("a set"), age: None, from: address(2) };
+        assert!(keys.fetched(&origin(), Ok(set), HOUR, now));
+    }
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn provider() -> JwtProvider {
+        let KeyOrigin { issuer, uri, cluster, redirects, .. } = origin();
+        JwtProvider {
+            issuer,
+            audiences: Vec::new(),
+            subject: None,
+            claims: Vec::new(),
+            longest_life: None,
+            keys: KeySource::Http { uri, cluster, timeout: HOUR, cache: HOUR, redirects },
+            places: Vec::new(),
+            forward: false,
+            claim_fields: Vec::new(),
+            payload_field: None,
+            payload_name: None,
+            leeway: Duration::ZERO,
+            bound: false,
+            ends_streams: false,
+        }
+    }
+
+    /// What the provider's keys want of a snapshot, and what is wrong with it.
+    fn keys_of(snapshot: &Snapshot, keys: &KeyStore) -> (Vec<WantedKeys>, Problems) {
+        let (mut builder, mut problems) = (Builder::new(), Problems::default());
+        let mut work = Work {
+            builder: &mut builder,
+            snapshot,
+            keys,
+            fetched: &ListStore::default(),
+            now: UnixTime::since_unix_epoch(HOUR),
+            problems: &mut problems,
+            key_sets: Vec::new(),
+            key_origins: Vec::new(),
+            demands: Demands::default(),
+        };
+        for (name, cluster) in &snapshot.clusters {
+            let target = work.target(cluster);
+            work.builder.targets.insert(name.clone(), target);
+        }
+        let _ = work.fetched_keys(&"issuer".into(), &provider());
+        (work.key_sets, problems)
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]
+    fn start() -> std::time::Instant {
+        std::time::Instant::now()
+    }
+
+    #[test]
+    fn missing_cluster_is_a_warning_once_its_keys_were_fetched() {
+        let mut keys = KeyStore::default();
+        let missing = "keys of \"issuer\": there is no cluster \"keys\"";
+        let (_, problems) = keys_of(&Snapshot::default(), &keys);
+        assert_eq!(problems.unserved, [missing]);
+        fetched(&mut keys, start());
+        let (_, problems) = keys_of(&Snapshot::default(), &keys);
+        assert_eq!(problems.warnings, [format!("{missing}; the last good keys stay in force")]);
+        assert!(problems.unserved.is_empty());
     }
 }

@@ -95,7 +95,7 @@ impl Work<'_> {
             let problem = format!("listener {listener:?} keys of {name:?}: {reason}");
             match kept {
                 Some(_) => {
-                    self.problems.warn(format!("{problem}; the last good ones stay in force"));
+                    self.problems.warn(format!("{problem}; the last good keys stay in force"));
                 }
                 None => self.problems.unserved.push(problem),
             }
@@ -103,7 +103,7 @@ impl Work<'_> {
         })
     }
 
-    fn fetched_keys(
+    pub(super) fn fetched_keys(
         &mut self,
         name: &Name,
         provider: &JwtProvider,
@@ -130,10 +130,16 @@ impl Work<'_> {
                 origin
             }
             None => {
-                let problem = format!("keys of {name:?}: there is no cluster {cluster:?}");
-                self.problems.unserved.push(problem);
                 // What was fetched from the cluster stays until it is back.
-                self.keys.last_of(origin(None))
+                let origin = self.keys.last_of(origin(None));
+                let problem = format!("keys of {name:?}: there is no cluster {cluster:?}");
+                match self.keys.get(&origin).0 {
+                    Ok(_) => {
+                        self.problems.warn(format!("{problem}; the last good keys stay in force"));
+                    }
+                    Err(_) => self.problems.unserved.push(problem),
+                }
+                origin
             }
         };
         let found = self.keys.get(&origin);

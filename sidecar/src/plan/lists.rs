@@ -7,6 +7,7 @@ use weft_model::{DistributionPoint, Validation};
 use weft_runtime::problems::Problems;
 
 use super::{Plan, Target};
+use crate::list_store::ListStore;
 
 /// What validations want of each point.
 #[derive(Debug, Default)]
@@ -50,8 +51,14 @@ impl Demands {
         self.0.iter().filter(|(_, demand)| demand.is_refused).map(|(point, _)| point)
     }
 
-    /// The lists to fetch, as far as their clusters are there.
-    pub(super) fn lists(&self, plan: &Plan, problems: &mut Problems) -> Vec<WantedList> {
+    /// The lists to fetch, as far as their clusters are there. Where one is missing, what was `fetched` before
+    /// stays in force.
+    pub(super) fn lists(
+        &self,
+        plan: &Plan,
+        fetched: &ListStore,
+        problems: &mut Problems,
+    ) -> Vec<WantedList> {
         let mut lists = Vec::with_capacity(self.0.len());
         for (point, Demand { limit, .. }) in &self.0 {
             match plan.targets.get(&point.cluster) {
@@ -60,11 +67,42 @@ impl Demands {
                     target: target.clone(),
                     limit: *limit,
                 }),
-                None => problems
-                    .unserved
-                    .push(format!("list {:?}: there is no cluster {:?}", point.uri, point.cluster)),
+                None => {
+                    let DistributionPoint { uri, cluster, .. } = point;
+                    let problem = format!("list {uri:?}: there is no cluster {cluster:?}");
+                    match fetched.list(point) {
+                        Some(_) => {
+                            problems.warn(format!("{problem}; the last list stays in force"));
+                        }
+                        None => problems.unserved.push(problem),
+                    }
+                }
             }
         }
         lists
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::list_store::tests::{answer, list, point, start, validation};
+
+    #[test]
+    fn missing_cluster_is_a_warning_once_its_list_was_fetched() {
+        let (mut demands, point) = (Demands::default(), point());
+        demands.add(&validation(&point), false);
+        let mut store = ListStore::default();
+        let problems = |store: &ListStore| {
+            let mut problems = Problems::default();
+            assert!(demands.lists(&Plan::default(), store, &mut problems).is_empty());
+            problems
+        };
+        let missing = "list \"http://crl.test/a\": there is no cluster \"crl\"";
+        assert_eq!(problems(&store).unserved, [missing]);
+        store.fetched(&point, answer(Some(&list(1)), None), start());
+        let kept = problems(&store);
+        assert_eq!(kept.warnings, [format!("{missing}; the last list stays in force")]);
+        assert!(kept.unserved.is_empty());
     }
 }
