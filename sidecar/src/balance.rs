@@ -11,6 +11,8 @@ use weft_model::{Balance, Endpoint};
 #[derive(Debug, Default)]
 pub(crate) struct Balancer {
     endpoints: Vec<Candidate>,
+    /// The addresses of the endpoints that take no new work.
+    resting: Vec<SocketAddr>,
     /// The endpoints in the order of round robin: each as often as its weight says, spread out.
     turns: Vec<usize>,
     /// How many turns were taken, by all workers: so each endpoint gets its exact share.
@@ -48,7 +50,14 @@ impl Drop for Chosen {
 }
 
 impl Balancer {
-    /// The addresses of the endpoints.
+    /// Whether an address is an endpoint, one that takes no new work included. A cluster without known endpoints
+    /// has each.
+    pub(crate) fn has(&self, address: SocketAddr) -> bool {
+        let mut all = self.addresses().chain(self.resting.iter().copied()).peekable();
+        all.peek().is_none() || all.any(|one| one == address)
+    }
+
+    /// The addresses of the endpoints that take new work.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.endpoints.iter().map(|candidate| candidate.address)
     }
@@ -64,9 +73,11 @@ impl Balancer {
         let open = |address: SocketAddr| {
             held.get(&address).map_or_else(Arc::default, |candidate| candidate.open.clone())
         };
-        let endpoints: Vec<Candidate> = endpoints
+        let (usable, resting): (Vec<&Endpoint>, Vec<&Endpoint>) =
+            endpoints.iter().partition(|endpoint| endpoint.health.takes_new_work());
+        let resting = resting.iter().map(|endpoint| endpoint.address).collect();
+        let endpoints: Vec<Candidate> = usable
             .iter()
-            .filter(|endpoint| endpoint.health.takes_new_work())
             .map(|e| Candidate {
                 address: e.address,
                 weight: e.weight.get(),
@@ -77,7 +88,7 @@ impl Balancer {
         let total = previous.map_or_else(Arc::default, |balancer| balancer.open.clone());
         let turn = previous.map_or_else(Arc::default, |balancer| balancer.turn.clone());
         let connections = previous.map_or_else(Arc::default, |old| old.connections.clone());
-        Self { endpoints, turns, turn, kind: Some(kind), open: total, connections }
+        Self { endpoints, resting, turns, turn, kind: Some(kind), open: total, connections }
     }
 
     /// How many requests are open at all endpoints together.
@@ -222,6 +233,18 @@ mod tests {
             (0..6).filter_map(|_| weighted.choose(&[])).map(|c| last(&c)).collect();
         assert_eq!(order, [0, 1, 0, 0, 1, 0]);
         assert!(balancer(&[u32::MAX, 1], Balance::RoundRobin).turns.len() <= 4097);
+    }
+
+    #[test]
+    fn endpoint_that_takes_no_new_work_is_still_an_endpoint() {
+        let address = |last| SocketAddr::from(([10, 0, 0, last], 80));
+        let endpoint = |(last, health)| Endpoint::new(address(last), 1, health);
+        let endpoints = [(1, Health::Healthy), (2, Health::Unhealthy)].into_iter();
+        let endpoints: Vec<Endpoint> = endpoints.filter_map(endpoint).collect();
+        let balancer = Balancer::new(&endpoints, Balance::RoundRobin, None);
+        assert!(balancer.has(address(1)) && balancer.has(address(2)) && !balancer.has(address(3)));
+        assert_eq!(balancer.addresses().collect::<Vec<_>>(), [address(1)]);
+        assert!(Balancer::default().has(address(3)), "its endpoints are not known");
     }
 
     #[test]

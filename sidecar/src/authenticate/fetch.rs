@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use weft_model::Discovery;
 use weft_runtime::socket::Mark;
 
 use super::fault::TokenFault;
@@ -23,10 +24,11 @@ pub(crate) struct WantedKeys {
 }
 
 impl WantedKeys {
-    /// Whether an address is an endpoint of the cluster. A cluster whose endpoints are not known loses none.
+    /// Whether an address belongs to the cluster. One from DNS does whatever the last answer was: answers take
+    /// turns, and other addresses are no sign of other keys.
     pub(crate) fn has_endpoint(&self, address: SocketAddr) -> bool {
-        let mut addresses = self.target.balancer.addresses().peekable();
-        addresses.peek().is_none() || addresses.any(|one| one == address)
+        let Target { cluster, balancer, .. } = &*self.target;
+        matches!(cluster.discovery, Discovery::Dns(_)) || balancer.has(address)
     }
 }
 

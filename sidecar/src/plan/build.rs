@@ -409,7 +409,10 @@ mod tests {
     use std::net::SocketAddr;
     use std::time::Duration;
 
-    use weft_model::{JwtProvider, KeySource};
+    use weft_model::{
+        Discovery, DnsDiscovery, DnsFamily, DnsPolicy, Endpoint, EndpointSet, Health, JwtProvider,
+        KeySource, UpstreamProtocol, WhenAbsent,
+    };
 
     use super::*;
     use crate::authenticate::key_store::FetchedSet;
@@ -453,6 +456,32 @@ mod tests {
         }
     }
 
+    /// The cluster of the keys, with these endpoints.
+    fn snapshot(discovery: Discovery, endpoints: &[(u8, Health)]) -> Snapshot {
+        let name: Name = "keys".into();
+        let cluster = Cluster {
+            name: name.clone(),
+            discovery,
+            balance: Balance::RoundRobin,
+            connect_timeout: HOUR,
+            protocol: UpstreamProtocol::Http1,
+            tls: None,
+            connection_limit: 1,
+            request_limit: 1,
+            response_head_bytes: 1,
+            response_field_count: 1,
+            idle_timeout: HOUR,
+        };
+        let endpoint = |(last, health): &(u8, Health)| Endpoint::new(address(*last), 1, *health);
+        let endpoints = endpoints.iter().filter_map(endpoint).collect();
+        let set = Arc::new(EndpointSet { endpoints });
+        let mut snapshot = Snapshot::default();
+        snapshot.clusters.insert(name.clone(), Arc::new(cluster));
+        snapshot.endpoints.insert(name.clone(), set.clone());
+        snapshot.resolved.insert(name, set);
+        snapshot
+    }
+
     /// What the provider's keys want of a snapshot, and what is wrong with it.
     fn keys_of(snapshot: &Snapshot, keys: &KeyStore) -> (Vec<WantedKeys>, Problems) {
         let (mut builder, mut problems) = (Builder::new(), Problems::default());
@@ -490,5 +519,35 @@ mod tests {
         let (_, problems) = keys_of(&Snapshot::default(), &keys);
         assert_eq!(problems.warnings, [format!("{missing}; the last good keys stay in force")]);
         assert!(problems.unserved.is_empty());
+    }
+
+    #[test]
+    fn keys_are_fetched_again_when_their_endpoint_left_but_not_when_dns_answers_rotate() {
+        let (mut keys, start) = (KeyStore::default(), start());
+        fetched(&mut keys, start);
+        let check = |discovery: &Discovery, endpoints: &[(u8, Health)], expected: bool| {
+            let (wanted, _) = keys_of(&snapshot(discovery.clone(), endpoints), &keys);
+            let [wanted] = &wanted[..] else { panic!("there is one provider") };
+            let later = start + Duration::from_secs(600);
+            let is_due = keys.is_due(&wanted.origin, |at| wanted.has_endpoint(at), later);
+            assert_eq!(is_due, expected, "{discovery:?} {endpoints:?}");
+        };
+        let policy = DnsPolicy {
+            refresh: HOUR,
+            respects_ttl: true,
+            jitter: HOUR,
+            failure_base: HOUR,
+            failure_max: HOUR,
+            family: DnsFamily::Auto,
+            when_absent: WhenAbsent::Keep,
+        };
+        let dns = Discovery::Dns(DnsDiscovery { hosts: Vec::new(), policy });
+        let told = Discovery::Endpoints("keys".into());
+        let (healthy, unhealthy) = (Health::Healthy, Health::Unhealthy);
+        check(&told, &[(1, healthy), (2, healthy)], false);
+        check(&told, &[(1, healthy), (2, unhealthy)], false);
+        check(&told, &[(1, healthy)], true);
+        check(&told, &[], false);
+        check(&dns, &[(1, healthy)], false);
     }
 }
