@@ -155,10 +155,11 @@ async fn follow(
     wanted: &Wanted,
     mark: Option<Mark>,
 ) -> Result<Answer, Failure> {
-    let (mut uri, mut at) = (uri.clone(), address);
+    let first = AskedServer { uri: uri.clone(), address };
+    let mut server = first.clone();
     let mut left = wanted.redirects;
     loop {
-        match get(&uri, at, wanted, mark).await? {
+        match get(&server.uri, server.address, wanted, mark).await? {
             Got::Answer(answer) => return Ok(Answer { from: address, ..answer }),
             Got::Moved(status, _) if left == 0 => {
                 let limit = wanted.redirects;
@@ -168,16 +169,36 @@ async fn follow(
             Got::Moved(status, location) => {
                 left -= 1;
                 let location = location.unwrap_or_default();
-                let next = redirected(&uri, &location).map_err(|reason| {
+                let next = redirected(&server.uri, &location).map_err(|reason| {
                     Failure::Failed(format!("it answered {status} to {location:?}: {reason}"))
                 })?;
-                if next.authority() != uri.authority() {
-                    at = look_up(&next).await?;
-                }
-                uri = next;
+                let known = [&first, &server].into_iter().find(|known| is_same(&known.uri, &next));
+                let address = match known {
+                    Some(known) => known.address,
+                    None => look_up(&next).await?,
+                };
+                server = AskedServer { uri: next, address };
             }
         }
     }
+}
+
+/// A server that is asked, and what for.
+#[derive(Debug, Clone)]
+struct AskedServer {
+    uri: Uri,
+    address: SocketAddr,
+}
+
+const HTTP: u16 = 80;
+const HTTPS: u16 = 443;
+
+/// Whether two URIs name the same server: host and port, also where one says the port that the other implies.
+fn is_same(one: &Uri, other: &Uri) -> bool {
+    let implied = |uri: &Uri| if uri.scheme_str() == Some("https") { HTTPS } else { HTTP };
+    let port = |uri: &Uri| uri.port_u16().unwrap_or_else(|| implied(uri));
+    let host = |uri: &Uri| uri.host().map(str::to_ascii_lowercase);
+    host(one) == host(other) && port(one) == port(other)
 }
 
 /// Where a redirect leads (RFC 9110, section 10.2.2). To another server only by https, whose name the
@@ -189,14 +210,18 @@ fn redirected(from: &Uri, location: &str) -> Result<Uri, &'static str> {
     let authority = from.authority().map_or("", |authority| authority.as_str());
     let scheme = from.scheme_str().unwrap_or("http");
     let location = location.split('#').next().unwrap_or_default();
-    let absolute = if location.contains("://") {
-        location.to_owned()
+    let (first_segment, _) = location.split_once(['/', '?']).unwrap_or((location, ""));
+    let absolute = if location.is_empty() {
+        return Err("there is no location");
     } else if location.starts_with("//") {
         format!("{scheme}:{location}")
     } else if location.starts_with('/') {
         format!("{scheme}://{authority}{location}")
-    } else if location.is_empty() {
-        return Err("there is no location");
+    } else if location.starts_with('?') {
+        format!("{scheme}://{authority}{}{location}", from.path())
+    } else if first_segment.contains(':') {
+        // A scheme: no other reference has a colon there (RFC 3986, section 4.2).
+        location.to_owned()
     } else {
         let (folder, _) = from.path().rsplit_once('/').unwrap_or_default();
         format!("{scheme}://{authority}{folder}/{location}")
@@ -206,14 +231,13 @@ fn redirected(from: &Uri, location: &str) -> Result<Uri, &'static str> {
     match next.scheme_str() {
         _ if next.host().is_none_or(str::is_empty) || names_user => Err("the location has no host"),
         Some("https") if scheme == "https" => Ok(next),
-        Some("http") if scheme == "http" && next.authority() == from.authority() => Ok(next),
+        Some("http") if scheme == "http" && is_same(&next, from) => Ok(next),
         Some("http") if scheme == "http" => Err("in plain text only the same server is followed"),
         _ => Err("the scheme changes"),
     }
 }
 
 async fn look_up(uri: &Uri) -> Result<SocketAddr, Failure> {
-    const HTTPS: u16 = 443;
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let found = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(HTTPS))).await;
     let found = found.map_err(|error| Failure::Failed(format!("{host}: {error}")))?.next();
@@ -297,7 +321,7 @@ fn name_of(
     address: SocketAddr,
 ) -> ServerName<'static> {
     let first: Option<Uri> = wanted.uri.parse().ok();
-    let has_moved = first.is_some_and(|first| first.authority() != uri.authority());
+    let has_moved = first.is_some_and(|first| !is_same(&first, uri));
     let host = uri.host().map(|host| host.trim_matches(['[', ']']).to_owned());
     match host.and_then(|host| ServerName::try_from(host).ok()) {
         Some(host) if has_moved || tls.sni.is_none() => host,
@@ -325,6 +349,10 @@ mod tests {
         let secure = "https://a.test/one/keys?x=1";
         check(secure, "/two", Ok("https://a.test/two"));
         check(secure, "two", Ok("https://a.test/one/two"));
+        check(secure, "?x=2", Ok("https://a.test/one/keys?x=2"));
+        check(secure, "/two?from=https://b.test", Ok("https://a.test/two?from=https://b.test"));
+        check(secure, "two?from=https://b.test", Ok("https://a.test/one/two?from=https://b.test"));
+        check(secure, "./two:3", Ok("https://a.test/one/./two:3"));
         check(secure, "https://b.test:8443/keys#part", Ok("https://b.test:8443/keys"));
         check(secure, "//b.test/keys", Ok("https://b.test/keys"));
         check(secure, "http://a.test/two", Err("the scheme changes"));
@@ -334,7 +362,27 @@ mod tests {
         let plain = "http://a.test:80/keys";
         check(plain, "/two", Ok("http://a.test:80/two"));
         check(plain, "http://a.test:80/two", Ok("http://a.test:80/two"));
+        check(plain, "http://A.test/two", Ok("http://A.test/two"));
+        check(
+            plain,
+            "http://a.test:8080/two",
+            Err("in plain text only the same server is followed"),
+        );
         check(plain, "http://b.test/two", Err("in plain text only the same server is followed"));
         check(plain, "https://a.test/two", Err("the scheme changes"));
+    }
+
+    #[test]
+    fn servers_are_the_same_by_host_and_port_with_or_without_the_implied_port() {
+        let check = |one: &str, other: &str, expected: bool| {
+            let uri = |text: &str| text.parse::<Uri>().expect("a URI");
+            assert_eq!(is_same(&uri(one), &uri(other)), expected, "{one} {other}");
+        };
+        check("https://a.test/x", "https://a.test:443/y?z", true);
+        check("http://a.test", "http://A.TEST:80/", true);
+        check("https://[::1]:443/", "https://[::1]/", true);
+        check("https://a.test/", "https://a.test:8443/", false);
+        check("https://a.test/", "https://b.test/", false);
+        check("http://a.test/", "https://a.test/", false);
     }
 }
