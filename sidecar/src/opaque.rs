@@ -64,11 +64,16 @@ pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy,
     let ours = client.standing().cloned();
     let theirs = endpoint.standing().cloned();
     let mut endpoint = Watched::new(&mut endpoint, &line.moved);
+    let standings = [ours.clone(), theirs.clone()];
+    let is_withdrawn = || standings.iter().flatten().any(|standing| standing.is_ended());
     let moved = tokio::select! {
-        moved = copy_bidirectional(&mut client, &mut endpoint) => moved,
+        moved = copy_bidirectional(&mut client, &mut endpoint) => moved.map_err(|error| {
+            tracing::debug!(%from, %address, %error, "connection failed");
+            if is_withdrawn() { CarryFault::Withdrawn } else { CarryFault::Failed }
+        }),
         // A side that has ended is no longer read, so that its socket causes no wake-ups.
-        () = falls(ours) => Err(io::ErrorKind::ConnectionAborted.into()),
-        () = falls(theirs) => Err(io::ErrorKind::ConnectionAborted.into()),
+        () = falls(ours) => Err(CarryFault::Withdrawn),
+        () = falls(theirs) => Err(CarryFault::Withdrawn),
     };
     if moved.is_err() {
         endpoint.read_refusal().await;
@@ -79,16 +84,23 @@ pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy,
     tracing::debug!(%from, %address, ?moved, "a connection was carried");
     match (moved, alert) {
         (Ok(_), _) => line.outcome = "served",
-        (Err(_), Some(failure)) => {
+        (Err(CarryFault::Failed | CarryFault::Withdrawn), Some(failure)) => {
             worker.metrics.fail_upstream_handshake(failure);
             line.deny(Denial::Unreachable(ConnectFailure::Tls(failure)));
         }
-        (Err(error), None) if error.kind() == io::ErrorKind::ConnectionAborted => {
-            line.detail = Some("certificate_withdrawn");
-        }
-        (Err(_), None) if has_failed => line.outcome = "endpoint_broke_off",
-        (Err(_), None) => line.outcome = "client_broke_off",
+        (Err(CarryFault::Withdrawn), None) => line.detail = Some("certificate_withdrawn"),
+        (Err(CarryFault::Failed), None) if has_failed => line.outcome = "endpoint_broke_off",
+        (Err(CarryFault::Failed), None) => line.outcome = "client_broke_off",
     }
+}
+
+/// Why not all of a connection was carried.
+#[derive(Debug, Clone, Copy)]
+enum CarryFault {
+    /// A side could not be read or written to, whatever the kind of the error.
+    Failed,
+    /// What the certificate of a side proved is no longer valid.
+    Withdrawn,
 }
 
 /// The access line of a connection, which is written when the connection ends in whatever way.
