@@ -108,7 +108,8 @@ impl Writer {
 /// Writes blocks until no thread sends more, or the reader is gone.
 fn write_all(blocks: &Receiver<Block>, output: impl Write, lost: &AtomicU64) {
     let mut output = LineOutput { to: output, is_torn: false };
-    let (mut bursts, failures) = (Bursts::default(), LogLimit::default());
+    let mut bursts = Bursts::default();
+    let failures = LogLimit::default();
     loop {
         let block = match blocks.try_recv() {
             Ok(block) => block,

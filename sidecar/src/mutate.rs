@@ -378,7 +378,7 @@ mod tests {
             ],
         };
         let level = HeaderMutations { request, response: HeaderMutation::default() };
-        let changes = Changes::new([&level].into_iter(), about());
+        let changes = Changes::of([&level].into_iter(), about).expect("the level changes headers");
         for fields in both(&before) {
             let mut head = head(fields);
             changes.apply_to_request(&mut head);

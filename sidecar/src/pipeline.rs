@@ -443,12 +443,12 @@ fn decide<'p>(
             }
             if let Some(tokens) = tokens {
                 let before = tokens.conceal(head);
-                case.fields = case.fields.or(before.fields);
+                case.fields = case.fields.or_else(|| before.fields.map(Box::new));
                 case.target = case.target.or(before.target);
             }
             let may_follow = head.may_have_trailers(has_body);
             let before = unwanted.strip_announced(&mut head.fields, may_follow);
-            case.fields = case.fields.or(before);
+            case.fields = case.fields.or_else(|| before.map(Box::new));
             let patience = patience(*timeout, http.http.timeouts, is_grpc, ends);
             let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
             Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes })
