@@ -7,13 +7,9 @@
 use std::collections::HashSet;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::TrustAnchor;
 
 use crate::der::{self, Elements};
-use crate::{TrustStore, issuer};
-
-/// The longest chain that is followed. No verifier here takes a longer one.
-const LINK_LIMIT: usize = 16;
 
 /// A certificate by its issuer and serial number, or a root by its name and key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,7 +37,8 @@ impl LinkId {
     }
 }
 
-/// What the proof of a peer's identity rests on. It proves nothing by itself.
+/// The certificates and the root that the verified path of a peer consists of. Other certificates that the peer
+/// shows, or that the trust bundle holds, are not part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
     links: Box<[LinkId]>,
@@ -50,37 +47,8 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// Of a chain that `trust` has accepted, the leaf first. Certificates beside the way from the leaf to
-    /// the root do not count; where two of the same name could be on it, both do, and so do intermediates of
-    /// the trust bundle, which a peer need not show. None when one cannot be
-    /// read, which an accepted one always can.
-    #[must_use]
-    pub fn of(chain: &[CertificateDer<'_>], trust: &TrustStore) -> Option<Self> {
-        let (leaf, above) = chain.split_first()?;
-        let leaf = Fields::read(leaf)?;
-        let above = above.iter().take(LINK_LIMIT).chain(trust.intermediates());
-        let mut above: Vec<_> = above.filter_map(|certificate| Fields::read(certificate)).collect();
-        let (mut links, mut ends, mut below) = (vec![leaf.id()], leaf.ends, vec![leaf]);
-        while let Some(certificate) = below.pop() {
-            links.extend(roots_above(&certificate, trust));
-            let name = certificate.issuer;
-            let (on_the_way, others) = above.into_iter().partition(|known| known.subject == name);
-            above = others;
-            let on_the_way: Vec<Fields<'_>> = on_the_way;
-            for known in on_the_way.into_iter().filter(|known| !known.is_root(trust)) {
-                links.push(known.id());
-                ends = ends.min(known.ends);
-                // With a new key an authority may vouch for its own name; above it is the same name again.
-                if known.issuer != name {
-                    below.push(known);
-                } else {
-                    links.extend(roots_above(&known, trust));
-                }
-            }
-        }
-        links.sort_unstable();
-        links.dedup();
-        Some(Self { links: links.into(), ends })
+    pub(crate) fn new(links: Vec<LinkId>, ends: u64) -> Self {
+        Self { links: links.into(), ends }
     }
 
     /// What it rests on.
@@ -125,21 +93,6 @@ impl FromIterator<LinkId> for Withdrawn {
     }
 }
 
-/// The roots that may have signed a certificate. Which of several with one name it was, their keys tell.
-fn roots_above(certificate: &Fields<'_>, trust: &TrustStore) -> Vec<LinkId> {
-    let is_named = |root: &&TrustAnchor<'_>| root.subject.as_ref() == certificate.issuer;
-    let named: Vec<_> = trust.anchors().iter().filter(is_named).collect();
-    match named.as_slice() {
-        [only] => vec![LinkId::root(only)],
-        several => {
-            let signed = |root: &&&TrustAnchor<'_>| {
-                issuer::signed(&der::sequence(&root.subject_public_key_info), certificate.whole)
-            };
-            several.iter().filter(signed).map(|root| LinkId::root(root)).collect()
-        }
-    }
-}
-
 /// What is read of a certificate (RFC 5280, section 4.1).
 pub(crate) struct Fields<'a> {
     pub(crate) whole: &'a [u8],
@@ -170,15 +123,7 @@ impl<'a> Fields<'a> {
         Some(Self { whole: certificate, serial, issuer, subject, key, begins, ends })
     }
 
-    fn is_root(&self, trust: &TrustStore) -> bool {
-        let is_it = |root: &TrustAnchor<'_>| {
-            root.subject.as_ref() == self.subject
-                && der::sequence(&root.subject_public_key_info) == self.key
-        };
-        trust.anchors().iter().any(is_it)
-    }
-
-    fn id(&self) -> LinkId {
+    pub(crate) fn id(&self) -> LinkId {
         LinkId::certificate(self.issuer, self.serial)
     }
 }

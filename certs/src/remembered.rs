@@ -10,6 +10,8 @@ use std::sync::Mutex;
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls_pki_types::CertificateDer;
 
+use crate::Proof;
+
 /// How many paths are remembered at most: those used lately, and those before them.
 const LIMIT: usize = 1024;
 
@@ -35,13 +37,15 @@ pub(crate) type Shown = [u8; 32];
 /// A path that was found good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Path {
-    /// Which of the certificates beside the leaf are on it, in its order.
+    /// The certificates above the leaf, in the order of the path. Each number is an index into the certificates
+    /// that the peer showed above its leaf, followed by the intermediates of the trust bundle.
     pub(crate) above: Box<[usize]>,
     /// The root's `SubjectPublicKeyInfo`.
     pub(crate) root_key: Box<[u8]>,
-    /// When all of its certificates are good, in seconds since 1970.
+    /// When the last of its certificates becomes valid, in seconds since 1970.
     pub(crate) from: u64,
-    pub(crate) until: u64,
+    /// The path as a proof, with the time at which the first of its certificates ends.
+    pub(crate) proof: Proof,
 }
 
 /// The paths of one store.
@@ -105,7 +109,8 @@ mod tests {
     use super::*;
 
     fn path(from: u64) -> Path {
-        Path { above: Box::new([0]), root_key: Box::default(), from, until: from + 1 }
+        let proof = Proof::new(Vec::new(), from + 1);
+        Path { above: Box::new([0]), root_key: Box::default(), from, proof }
     }
 
     #[test]

@@ -19,10 +19,11 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use weft_model::{StringMatch, TlsParameters};
 
-use crate::TrustStore;
 use crate::parameters::{PROVIDER, provider, versions};
 use crate::passing::{AnyServer, Passing};
+use crate::remembered::Purpose;
 use crate::verify::Verifier;
+use crate::{Proof, TrustStore};
 
 /// A certificate chain with its private key, checked to belong together.
 #[derive(Debug, Clone)]
@@ -253,6 +254,16 @@ impl Server {
             Some([]) | None => Ok(None),
         }
     }
+
+    /// The proof of the client that [`Self::client`] returned, by the path that was verified. None where clients
+    /// are not checked, and when `chain` is not valid.
+    #[must_use]
+    pub fn proof(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<Proof> {
+        match &self.clients {
+            Clients::Checked(verifier) => verifier.proof(chain, Purpose::Client, now),
+            Clients::Unasked | Clients::Unchecked(_) => None,
+        }
+    }
 }
 
 /// A client's side of TLS that resumes sessions.
@@ -346,6 +357,13 @@ impl Client {
             Some([]) | None => Err(rustls::Error::NoCertificatesPresented),
         }
     }
+
+    /// The proof of the server that [`Self::check_server`] accepted, by the path that was verified. None where
+    /// any server is accepted, and when `chain` is not valid.
+    #[must_use]
+    pub fn proof(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<Proof> {
+        self.servers.as_ref()?.proof(chain, Purpose::Server, now)
+    }
 }
 
 /// A server's configuration between parts of the mesh: TLS 1.3 alone, and no session is resumed. `alpn` is in
@@ -393,6 +411,17 @@ pub fn check_client(
         return Err(rustls::Error::NoCertificatesPresented);
     };
     Verifier::new(trust, Vec::new(), true).verify_client_cert(leaf, above, now).map(drop)
+}
+
+/// The proof of a client that [`check_client`] lets in by these certificates, leaf first. None when they are not
+/// valid.
+#[must_use]
+pub fn prove_client(
+    trust: Arc<TrustStore>,
+    chain: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Option<Proof> {
+    Verifier::new(trust, Vec::new(), true).proof(chain, Purpose::Client, now)
 }
 
 impl ClientAuthentication {

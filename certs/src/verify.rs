@@ -16,9 +16,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use weft_model::{SpiffeId, StringMatch};
 
 use crate::fault::{self, PeerFault};
-use crate::proof::Fields;
+use crate::proof::{Fields, LinkId};
 use crate::remembered::{self, Path, Purpose, Remembered, Shown};
-use crate::{Asked, Revocation, Role, TrustStore, der, form};
+use crate::{Asked, Proof, Revocation, Role, TrustStore, der, form};
 
 pub(crate) static ALGORITHMS: std::sync::LazyLock<WebPkiSupportedAlgorithms> =
     std::sync::LazyLock::new(|| {
@@ -96,7 +96,9 @@ impl Verifier {
         purpose: Purpose,
     ) -> Result<webpki::EndEntityCert<'a>, Error> {
         let shown = remembered::shown(purpose, end_entity, intermediates);
-        if let Some(known) = self.verify_known(&shown, end_entity, intermediates, now) {
+        if self.known_path(&shown, end_entity, intermediates, now).is_some()
+            && let Ok(known) = webpki::EndEntityCert::try_from(end_entity)
+        {
             return Ok(known);
         }
         let verified =
@@ -112,28 +114,49 @@ impl Verifier {
         verified
     }
 
-    /// The leaf of what was found good before and still is. None: all must be looked at, since there may
-    /// be another path.
-    fn verify_known<'a>(
+    /// The proof of a chain that a handshake has just accepted, leaf first: the path that the handshake found, or,
+    /// when that path was not remembered, one that is found by another verification. None when the chain is not
+    /// valid.
+    pub(crate) fn proof(
+        &self,
+        chain: &[CertificateDer<'_>],
+        purpose: Purpose,
+        now: UnixTime,
+    ) -> Option<Proof> {
+        let (leaf, above) = chain.split_first()?;
+        let shown = remembered::shown(purpose, leaf, above);
+        let path = match self.known_path(&shown, leaf, above, now) {
+            Some(known) => known,
+            None => self.verify_chain(leaf, above, now, purpose).ok()?.1?,
+        };
+        Some(path.proof)
+    }
+
+    /// The path that was found before, if it is still valid. None: verify the chain again, since there may be
+    /// another path.
+    fn known_path(
         &self,
         shown: &Shown,
-        end_entity: &'a CertificateDer<'_>,
+        end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Option<webpki::EndEntityCert<'a>> {
+    ) -> Option<Path> {
         let path = self.remembered.get(shown)?;
-        if !(path.from..=path.until).contains(&now.as_secs()) {
+        if !(path.from..=path.proof.ends()).contains(&now.as_secs()) {
             return None;
         }
-        let own = self.trust.intermediates();
-        let all = |at: usize| {
-            intermediates.get(at).or_else(|| own.get(at.checked_sub(intermediates.len())?))
-        };
-        let above = path.above.iter().map(|at| all(*at)).collect::<Option<Vec<_>>>()?;
-        let certificates: Vec<&[u8]> =
-            std::iter::once(end_entity).chain(above).map(AsRef::as_ref).collect();
+        let mut certificates: Vec<&[u8]> = vec![end_entity];
+        for at in &path.above {
+            certificates.push(self.candidates(intermediates).nth(*at)?);
+        }
         self.check_revocation(&certificates, &path.root_key, now).ok()?;
-        webpki::EndEntityCert::try_from(end_entity).ok()
+        Some(path)
+    }
+
+    /// The certificates that may be on the path above a leaf, in the order that [`Path::above`] counts: those that
+    /// the peer shows, then the intermediates of the trust bundle.
+    fn candidates<'c>(&'c self, shown: &'c [CertificateDer<'_>]) -> impl Iterator<Item = &'c [u8]> {
+        shown.iter().map(AsRef::as_ref).chain(self.trust.intermediates().iter().map(AsRef::as_ref))
     }
 
     fn verify_chain<'a>(
@@ -156,10 +179,8 @@ impl Verifier {
         let both: Vec<CertificateDer<'_>>;
         let intermediates = match self.trust.intermediates() {
             [] => intermediates,
-            own => {
-                let borrowed =
-                    intermediates.iter().chain(own).map(|one| CertificateDer::from(&**one));
-                both = borrowed.collect();
+            _ => {
+                both = self.candidates(intermediates).map(CertificateDer::from).collect();
                 &both[..]
             }
         };
@@ -334,23 +355,27 @@ impl ServerCertVerifier for Verifier {
     signatures!();
 }
 
-/// A path in terms of what was shown; none when a certificate of it cannot be read.
+/// A verified path in terms of the certificates from which it was built. None when a certificate of the path cannot
+/// be read.
 fn found_path(
     path: &webpki::VerifiedPath<'_>,
     leaf: &CertificateDer<'_>,
-    shown: &[CertificateDer<'_>],
+    candidates: &[CertificateDer<'_>],
 ) -> Option<Path> {
     let mut above = Vec::new();
     let leaf = Fields::read(leaf)?;
-    let (mut from, mut until) = (leaf.begins, leaf.ends);
+    let (mut from, mut ends) = (leaf.begins, leaf.ends);
+    let mut links = vec![leaf.id()];
     for certificate in path.intermediate_certificates() {
         let der = certificate.der();
-        above.push(shown.iter().position(|shown| **shown == *der)?);
+        above.push(candidates.iter().position(|candidate| **candidate == *der)?);
         let fields = Fields::read(&der)?;
-        (from, until) = (from.max(fields.begins), until.min(fields.ends));
+        (from, ends) = (from.max(fields.begins), ends.min(fields.ends));
+        links.push(fields.id());
     }
+    links.push(LinkId::root(path.anchor()));
     let root_key = der::sequence(&path.anchor().subject_public_key_info).into();
-    Some(Path { above: above.into(), root_key, from, until })
+    Some(Path { above: above.into(), root_key, from, proof: Proof::new(links, ends) })
 }
 
 fn explain(error: &webpki::Error) -> (PeerFault, &'static str) {

@@ -16,7 +16,7 @@ use pki::{Ca, HOUR, Leaf, List, WEB, World, ca_params, crl_pem, leaf_params, uni
 use rcgen::KeyUsagePurpose;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use weft_certs::{Proof, TrustParts, TrustStore, fault, tls};
+use weft_certs::{TrustParts, TrustStore, fault, tls};
 use weft_model::{RevocationMode, RevocationPolicy};
 
 fn policy(mode: RevocationMode) -> RevocationPolicy {
@@ -162,7 +162,7 @@ fn intermediate_in_the_bundle_beside_its_root_is_not_an_anchor() {
         let hit = store(&bundle, &with_root(&[50]), STRICT, Some(&clean));
         assert_eq!((admits(&hit, &good), admits(&hit, &bare)), (revoked(), revoked()));
         // A connection of who did not show it ends as well.
-        let proof = Proof::of(&chain(&bare), &clean).unwrap();
+        let proof = tls::prove_client(clean.clone(), &chain(&bare), unix(0)).unwrap();
         assert!(hit.withdrawn_since(&clean).ends(&proof));
         // Without a list of the root nothing says that the intermediate is good.
         let partial = store(&bundle, std::slice::from_ref(&below_list), STRICT, None);
@@ -213,7 +213,7 @@ fn next_lists_of_a_seen_intermediate_are_verified_when_they_come() {
         |number, serials: &[u64]| [List::new(number, serials).signed_by(&below), clean.clone()];
     let first = store(&[&root], &lists(5, &[]), STRICT, None);
     assert_eq!(admits(&first, &good), GOOD);
-    let proof = Proof::of(&chain(&good), &first).unwrap();
+    let proof = tls::prove_client(first.clone(), &chain(&good), unix(0)).unwrap();
 
     let next = store(&[&root], &lists(6, &[1000]), STRICT, Some(&first));
     assert_eq!(next.warnings(unix(0)), Vec::<String>::new(), "nothing waits");

@@ -9,18 +9,48 @@
 #[allow(dead_code, reason = "each test file uses a part of it")]
 mod pki;
 
-use pki::{Ca, HOUR, List, WEB, World, at, ca_params, intermediate, leaf, leaf_params, root, unix};
+use std::sync::Arc;
+
+use pki::{
+    Ca, HOUR, List, WEB, World, at, ca_params, crl_pem, intermediate, leaf, leaf_params, root, unix,
+};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use weft_certs::{Proof, TrustStore};
+use weft_certs::{Proof, TrustStore, tls};
 
 fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect()
 }
 
-fn store(roots: &[&Ca], previous: Option<&TrustStore>) -> TrustStore {
-    let roots: String = roots.iter().map(|root| root.pem()).collect();
-    TrustStore::load(roots.as_bytes(), None, Vec::new(), previous, unix(0)).unwrap()
+fn prove(pem: &str, trust: &Arc<TrustStore>) -> Option<Proof> {
+    tls::prove_client(trust.clone(), &chain(pem), unix(0))
+}
+
+fn store(bundle: &[&Ca], previous: Option<&Arc<TrustStore>>) -> Arc<TrustStore> {
+    let bundle: String = bundle.iter().map(|ca| ca.pem()).collect();
+    let previous = previous.map(Arc::as_ref);
+    Arc::new(TrustStore::load(bundle.as_bytes(), None, Vec::new(), previous, unix(0)).unwrap())
+}
+
+/// A store whose lists decide strictly.
+fn listed(
+    bundle: &[&Ca],
+    lists: &[Vec<u8>],
+    previous: Option<&Arc<TrustStore>>,
+) -> Arc<TrustStore> {
+    let bundle: String = bundle.iter().map(|ca| ca.pem()).collect();
+    let lists: String = lists.iter().map(|list| crl_pem(list)).collect();
+    let (bundle, lists) = (bundle.as_bytes(), Some(lists.as_bytes()));
+    let previous = previous.map(Arc::as_ref);
+    Arc::new(TrustStore::load(bundle, lists, Vec::new(), previous, unix(0)).unwrap())
+}
+
+/// An intermediate "below" with this serial number that ends so many seconds from now.
+fn below(serial: u64, ends: i64, issuer: &Ca) -> Ca {
+    let mut params = ca_params("below");
+    params.serial_number = Some(serial.into());
+    (params.not_before, params.not_after) = (at(-2 * HOUR), at(ends));
+    intermediate(params, issuer)
 }
 
 #[test]
@@ -29,8 +59,8 @@ fn a_proof_ends_with_what_is_revoked_of_its_way_and_with_nothing_else() {
     let beside = intermediate(ca_params("beside"), &world.root);
     let shown = [world.good.chain.as_str(), &beside.pem(), &world.root.pem()].concat();
     let nothing = |number| List::new(number, &[]);
-    let before = world.listed(Some(&nothing(1)), Some(&nothing(1)));
-    let proof = Proof::of(&chain(&shown), &before).unwrap();
+    let before = Arc::new(world.listed(Some(&nothing(1)), Some(&nothing(1))));
+    let proof = prove(&shown, &before).unwrap();
     let check = |below: &[u64], root: &[u64], expected: bool| {
         let lists = [List::new(2, below), List::new(2, root)];
         let now = world.listed(Some(&lists[0]), Some(&lists[1]));
@@ -60,7 +90,7 @@ fn certificates_beside_the_way_do_not_count_in_whatever_order_they_are_shown() {
     let good = leaf(&leaf_params(WEB, 1), &below, &[]);
     let proof = |above: &[&Ca]| {
         let above: String = above.iter().map(|ca| ca.pem()).collect();
-        Proof::of(&chain(&format!("{}{above}", good.chain)), &trust).unwrap()
+        prove(&format!("{}{above}", good.chain), &trust).unwrap()
     };
     let plain = proof(&[&below, &middle]);
     assert_eq!(plain.links().len(), 4, "three certificates and a root");
@@ -75,16 +105,70 @@ fn a_proof_ends_with_the_first_of_its_certificates() {
     params.not_after = at(HOUR);
     let below = intermediate(params, &top);
     let shown = leaf(&leaf_params(WEB, 1), &below, &[&below]).chain;
-    let proof = Proof::of(&chain(&shown), &store(&[&top], None)).unwrap();
+    let proof = prove(&shown, &store(&[&top], None)).unwrap();
     assert_eq!(proof.ends(), unix(HOUR).as_secs());
+}
+
+#[test]
+fn expired_intermediate_does_not_end_the_proof_of_its_renewal() {
+    let top = root("root");
+    let [expired, renewed] = [below(50, -HOUR, &top), below(51, HOUR, &top)];
+    let good = leaf(&leaf_params(WEB, 1), &renewed, &[]).chain;
+    let plain = prove(&(good.clone() + &renewed.pem()), &store(&[&top], None)).unwrap();
+    assert_eq!(plain.ends(), unix(HOUR).as_secs());
+    for both in [[&expired, &renewed], [&renewed, &expired]] {
+        let held = store(&[&top, both[0], both[1]], None);
+        let shown = good.clone() + &both[0].pem() + &both[1].pem();
+        assert_eq!(prove(&good, &held).as_ref(), Some(&plain), "both in the trust bundle");
+        assert_eq!(prove(&shown, &store(&[&top], None)).as_ref(), Some(&plain), "both shown");
+        assert_eq!(prove(&shown, &held).as_ref(), Some(&plain), "both in the bundle and shown");
+    }
+}
+
+#[test]
+fn revoked_intermediate_does_not_end_the_proof_of_another_with_its_name() {
+    let top = root("root");
+    let [old, new] = [below(50, HOUR, &top), below(51, HOUR, &top)];
+    let lists = |number, revoked: &[u64]| {
+        let nothing = List::new(number, &[]);
+        [
+            List::new(number, revoked).signed_by(&top),
+            nothing.signed_by(&old),
+            nothing.signed_by(&new),
+        ]
+    };
+    for both in [[&old, &new], [&new, &old]] {
+        let bundle = [&top, both[0], both[1]];
+        let before = listed(&bundle, &lists(1, &[]), None);
+        let after = listed(&bundle, &lists(2, &[50]), Some(&before));
+        let withdrawn = after.withdrawn_since(&before);
+        for shown in [&[][..], &both] {
+            let by_old = leaf(&leaf_params(WEB, 1), &old, shown).chain;
+            let by_new = leaf(&leaf_params(WEB, 2), &new, shown).chain;
+            let [by_old, by_new] = [by_old, by_new].map(|chain| prove(&chain, &before).unwrap());
+            assert!(withdrawn.ends(&by_old) && !withdrawn.ends(&by_new));
+        }
+    }
+}
+
+#[test]
+fn forged_certificate_that_a_client_shows_does_not_lengthen_its_proof() {
+    let [top, false_top] = [root("root"), root("root")];
+    let [short, forged] = [below(50, HOUR / 2, &top), below(50, 20 * HOUR, &false_top)];
+    let trust = store(&[&top], None);
+    for above in [[&short, &forged], [&forged, &short]] {
+        let shown = leaf(&leaf_params(WEB, 1), &short, &above).chain;
+        assert_eq!(prove(&shown, &trust).unwrap().ends(), unix(HOUR / 2).as_secs());
+    }
+    let forged = leaf(&leaf_params(WEB, 1), &forged, &[&forged, &short]).chain;
+    assert_eq!(prove(&forged, &trust), None);
 }
 
 #[test]
 fn roots_of_one_name_are_told_apart() {
     let (old, new) = (root("root"), root("root"));
     let both = store(&[&old, &new], None);
-    let proof =
-        |ca: &Ca| Proof::of(&chain(&leaf(&leaf_params(WEB, 1), ca, &[]).chain), &both).unwrap();
+    let proof = |ca: &Ca| prove(&leaf(&leaf_params(WEB, 1), ca, &[]).chain, &both).unwrap();
     let later = store(&[&new], Some(&both));
     let withdrawn = later.withdrawn_since(&both);
     assert!(withdrawn.ends(&proof(&old)) && !withdrawn.ends(&proof(&new)));
@@ -100,10 +184,12 @@ fn what_is_no_certificate_proves_nothing() {
     let top = root("root");
     let trust = store(&[&top], None);
     let good = chain(&leaf(&leaf_params(WEB, 1), &top, &[]).chain);
-    assert_eq!(Proof::of(&[], &trust), None);
+    let prove = |chain: &[_]| tls::prove_client(trust.clone(), chain, unix(0));
+    assert!(prove(&good).is_some());
+    assert_eq!(prove(&[]), None);
     let whole = good.first().unwrap();
     for length in 0..150 {
         let cut = CertificateDer::from(whole.as_ref().get(..length).unwrap().to_vec());
-        assert_eq!(Proof::of(&[cut], &trust), None, "{length}");
+        assert_eq!(prove(&[cut]), None, "{length}");
     }
 }

@@ -101,6 +101,28 @@ fn returns(
 }
 
 #[test]
+fn full_and_resumed_handshakes_have_the_same_proof_on_both_sides() {
+    by_each_version(|version| {
+        let world = World::new();
+        let setting = (&world, version);
+        let server = server(setting, required(world.trust()), &Tickets::new().unwrap());
+        let (client, config) = client(setting, Some(&world.good));
+        let proofs = [Full, Resumed].map(|kind| {
+            let (near, far) = meet(&config, &server, "server.test");
+            assert_eq!(far.handshake_kind(), Some(kind));
+            let shown = server.client(&far, unix(0)).unwrap().unwrap();
+            let proved = server.proof(shown, unix(0)).unwrap();
+            // Both show the same chain.
+            let of_server = client.proof(near.peer_certificates().unwrap(), unix(0)).unwrap();
+            assert_eq!(proved, of_server);
+            proved
+        });
+        assert_eq!(proofs[0], proofs[1]);
+        assert_eq!(proofs[0].ends(), unix(24 * HOUR).as_secs());
+    });
+}
+
+#[test]
 fn who_returns_is_checked_by_what_holds_then() {
     by_each_version(|version| {
         let world = World::new();

@@ -393,7 +393,7 @@ mod tests {
     use rustls_pki_types::pem::PemObject;
     use rustls_pki_types::{CertificateDer, UnixTime};
     use weft_certs::request::{self, CheckedRequest};
-    use weft_certs::{Authority, Revoked, TrustParts};
+    use weft_certs::{Authority, Revoked, TrustParts, tls};
     use weft_model::RevocationPolicy;
 
     use super::*;
@@ -425,8 +425,8 @@ mod tests {
             &self,
             revoked: &[&str],
             number: u64,
-            previous: Option<&TrustStore>,
-        ) -> TrustStore {
+            previous: Option<&Arc<TrustStore>>,
+        ) -> Arc<TrustStore> {
             self.store_under(RevocationPolicy::default(), revoked, number, previous)
         }
 
@@ -435,16 +435,21 @@ mod tests {
             policy: RevocationPolicy,
             revoked: &[&str],
             number: u64,
-            previous: Option<&TrustStore>,
-        ) -> TrustStore {
+            previous: Option<&Arc<TrustStore>>,
+        ) -> Arc<TrustStore> {
             let entry = |serial: &&str| Revoked { serial: (*serial).to_owned(), at: self.now };
             let revoked: Vec<_> = revoked.iter().map(entry).collect();
             let lists = self.authority.revocation_lists(&revoked, number, self.now, LEAVE).unwrap();
             let roots = self.authority.trust_bundle().as_bytes();
             let (revocations, names) = (Some(lists.as_bytes()), Vec::new());
             let parts = TrustParts { roots, revocations, names, policy };
-            TrustStore::build(parts, previous, UnixTime::now()).unwrap()
+            let previous = previous.map(Arc::as_ref);
+            Arc::new(TrustStore::build(parts, previous, UnixTime::now()).unwrap())
         }
+    }
+
+    fn prove(chain: &[CertificateDer<'_>], trust: &Arc<TrustStore>) -> Proof {
+        tls::prove_client(trust.clone(), chain, UnixTime::now()).unwrap()
     }
 
     /// A descriptor that nobody has.
@@ -457,7 +462,7 @@ mod tests {
         let mut told = Withdrawals::default();
         let (chain, serial) = world.sign();
         let enrol = |chain: &[_], trust: &TrustStore, told: &Withdrawals| {
-            roll.enrol(NOWHERE, Proof::of(chain, trust).unwrap(), trust, told)
+            roll.enrol(NOWHERE, prove(chain, &first), trust, told)
         };
         let [one, same] = [0; 2].map(|_| enrol(&chain, &first, &told));
         let other = enrol(&world.sign().0, &first, &told);
@@ -490,7 +495,7 @@ mod tests {
         let check = |missed: u64, expected: bool| {
             let roll = Rc::<Roll>::default();
             let (mut store, mut told) = (world.store(&[], 1, None), Withdrawals::default());
-            let enrolled = roll.enrol(NOWHERE, Proof::of(&chain, &store).unwrap(), &store, &told);
+            let enrolled = roll.enrol(NOWHERE, prove(&chain, &store), &store, &told);
             for number in 0..missed {
                 let serial = format!("{number:04x}");
                 let next = world.store(&[&serial], number + 2, Some(&store));
@@ -510,7 +515,7 @@ mod tests {
         let policy = RevocationPolicy { drain: Duration::from_secs(30), ..Default::default() };
         let (first, mut told) = (world.store(&[], 1, None), Withdrawals::default());
         let (chain, serial) = world.sign();
-        let proof = Proof::of(&chain, &first).unwrap();
+        let proof = prove(&chain, &first);
         let enrolled = roll.enrol(NOWHERE, proof.clone(), &first, &told);
         let second = world.store_under(policy, &[&serial], 2, Some(&first));
         told.add(&second, &first);
@@ -533,7 +538,7 @@ mod tests {
     fn whose_certificate_has_ended_leaves_and_is_ended_in_an_hour() {
         let (world, roll, metrics) = (World::new(), Rc::<Roll>::default(), Metrics::default());
         let store = world.store(&[], 1, None);
-        let proof = Proof::of(&world.sign().0, &store).unwrap();
+        let proof = prove(&world.sign().0, &store);
         let ends = proof.ends();
         let enrolled = roll.enrol(NOWHERE, proof, &store, &Withdrawals::default());
         let check = |now, leaving, ended| {

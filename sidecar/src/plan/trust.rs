@@ -255,7 +255,7 @@ mod tests {
     use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject;
     use weft_certs::request::{self, CheckedRequest};
-    use weft_certs::{Authority, Proof, Revoked};
+    use weft_certs::{Authority, Proof, Revoked, tls};
     use weft_model::{DataSource, RevocationPolicy, SpiffeId};
 
     use super::*;
@@ -300,7 +300,7 @@ mod tests {
             }
         }
 
-        fn proof(&self, store: &TrustStore) -> (Proof, String) {
+        fn proof(&self, store: &Arc<TrustStore>) -> (Proof, String) {
             let id = SpiffeId::parse("spiffe://mesh.test/ns/a/sa/web").unwrap();
             let pending = request::make(&id).unwrap();
             let asked = CheckedRequest::parse(&pending.request_pem).unwrap();
@@ -309,7 +309,7 @@ mod tests {
             let chain = issued.chain.concat();
             let chain: Vec<CertificateDer<'_>> =
                 CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
-            (Proof::of(&chain, store).unwrap(), issued.serial)
+            (tls::prove_client(store.clone(), &chain, at(0)).unwrap(), issued.serial)
         }
     }
 

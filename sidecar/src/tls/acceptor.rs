@@ -5,8 +5,8 @@ use std::io;
 use rustls::HandshakeKind;
 use rustls_pki_types::UnixTime;
 use tokio::net::TcpStream;
+use weft_certs::VerifiedPeer;
 use weft_certs::tls::Server;
-use weft_certs::{Proof, VerifiedPeer};
 
 use super::Alpn;
 use super::stream::TlsStream;
@@ -40,12 +40,13 @@ pub(crate) async fn accept(
     let alpn = Alpn::of(session.alpn_protocol());
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
     let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-    let chain = server.client(session, UnixTime::now()).map_err(invalid)?;
+    let now = UnixTime::now();
+    let chain = server.client(session, now).map_err(invalid)?;
     let passed = server.unchecked(session).is_some();
     let (peer, enrolled) = match (chain, server.trust()) {
         (Some(chain), Some(trust)) => {
-            let proved =
-                chain.first().and_then(VerifiedPeer::assertion).zip(Proof::of(chain, trust));
+            let asserted = chain.first().and_then(VerifiedPeer::assertion);
+            let proved = asserted.zip(server.proof(chain, now));
             let (peer, proof) = proved.ok_or(io::ErrorKind::InvalidData)?;
             (Some(peer), Some(worker.enrol_proof(stream.tcp(), proof, trust)))
         }

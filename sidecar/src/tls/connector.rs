@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::{ServerName, UnixTime};
-use weft_certs::Proof;
 use weft_certs::tls::Client;
 use weft_runtime::socket::{Mark, connect_tcp};
 
@@ -64,8 +63,8 @@ async fn attempt(
     let enrolled = match client.trust() {
         None => None,
         Some(trust) => {
-            let proof = stream.session().peer_certificates();
-            let proof = proof.and_then(|chain| Proof::of(chain, trust));
+            let chain = stream.session().peer_certificates();
+            let proof = chain.and_then(|chain| client.proof(chain, UnixTime::now()));
             let proof = proof.ok_or_else(|| {
                 let error = io::ErrorKind::InvalidData.into();
                 FailedHandshake::wrap(error, TlsFailure::BadCertificate)
