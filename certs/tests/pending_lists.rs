@@ -290,12 +290,30 @@ fn waiting_lists_are_bounded_in_number_bytes_and_entries() {
 fn keys_that_are_tried_on_waiting_lists_are_bounded() {
     let root = pki::root("root");
     let [one, last] = [named("below", 51, &root), named("below", 52, &root)];
-    let lists = [List::new(1, &[]).signed_by(&root), List::new(1, &[]).signed_by(&last)];
-    let store = store(&[&root], &lists, STRICT, None);
-    assert_eq!(admits(&store, &member(&one, 1, &[&one])), uncovered());
-    for serial in 100..356 {
-        let other = named("below", serial, &root);
-        drop(admits(&store, &member(&other, 1, &[&other])));
+    let early = List { this_update: HOUR, ..List::new(2, &[]) }.signed_by(&last);
+    let lists = [List::new(1, &[]).signed_by(&root), List::new(1, &[]).signed_by(&last), early];
+    for lists in [&lists[..2], &lists] {
+        let store = store(&[&root], lists, STRICT, None);
+        assert_eq!(admits(&store, &member(&one, 1, &[&one])), uncovered());
+        for serial in 100..356 {
+            let other = named("below", serial, &root);
+            drop(admits(&store, &member(&other, 1, &[&other])));
+        }
+        assert_eq!(admits(&store, &member(&last, 1, &[&last])), uncovered(), "fails closed");
     }
-    assert_eq!(admits(&store, &member(&last, 1, &[&last])), uncovered(), "fails closed");
+}
+
+#[test]
+fn early_list_replaces_the_older_one_once_it_is_in_force() {
+    let World { root, below, good } = World::new();
+    let clean = List { next_update: 5 * HOUR, ..List::new(1, &[]) }.signed_by(&root);
+    let older = List::new(1, &[1001]).signed_by(&below);
+    let early = List { this_update: HOUR, next_update: 3 * HOUR, ..List::new(2, &[]) };
+    let restored = member(&below, 1001, &[&below]);
+    let held = store(&[&root], &[clean, older, early.signed_by(&below)], STRICT, None);
+    assert_eq!((admits(&held, &good), admits(&held, &restored)), (GOOD, revoked()));
+    let later = |leaf| tls::check_client(held.clone(), &chain(leaf), unix(2 * HOUR)).is_ok();
+    assert!(later(&good), "the older list has expired, and no longer counts");
+    assert!(later(&restored));
+    assert_eq!(held.revocations().unwrap().coverage().len(), 2, "one of each issuer");
 }

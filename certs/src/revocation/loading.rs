@@ -130,7 +130,7 @@ fn load_one(
             return Err("its thisUpdate is in the future".into());
         }
         Ok(signer) => Loaded::Proved(read.signed_by(signer)),
-        Err(reason) => Loaded::Pending(PendingList { read, der, reason }),
+        Err(reason) => Loaded::Pending(PendingList::new(read, der, reason)),
     })
 }
 

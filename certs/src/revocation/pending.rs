@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use aws_lc_rs::digest::{Context, SHA256};
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 
 use super::loading::Read;
@@ -18,8 +18,8 @@ use crate::issuer::Issuer;
 
 /// The most lists that wait for their issuer.
 pub(super) const PENDING_LIMIT: usize = 256;
-/// The most keys that are tried on the waiting lists of one load. An authority that is trusted could otherwise
-/// make any number of issuers of one name, each of which costs the digest of a whole list.
+/// The most keys that are tried on one list. An authority that is trusted could otherwise make any number of
+/// issuers of one name, each of which costs the digest of the whole list.
 const KEYS_LIMIT: usize = 256;
 
 /// Lists by the name of their issuer.
@@ -37,8 +37,6 @@ pub(super) struct Pending {
 #[derive(Default)]
 struct Waiting {
     lists: Vec<PendingList>,
-    /// The SHA-256 of each issuer's name and key that was tried.
-    tried: HashSet<[u8; 32]>,
     /// Why lists that were proved do not count all the same.
     problems: Vec<String>,
 }
@@ -49,6 +47,8 @@ pub(super) struct PendingList {
     pub(super) der: CertificateRevocationListDer<'static>,
     /// Why no known authority has signed it.
     pub(super) reason: String,
+    /// The SHA-256 of each key that was tried.
+    tried: HashSet<[u8; 32]>,
 }
 
 impl fmt::Debug for Pending {
@@ -74,37 +74,25 @@ impl Pending {
         self.names.is_empty()
     }
 
-    /// Verifies the lists that bear the name of an authority by its key, unless that was done before. The
+    /// Verifies the lists that have the name of an authority by its key, unless that was done before. The
     /// authority must be on a path that was verified.
     pub(super) fn prove(&self, issuer: &Issuer, now: UnixTime) {
-        if !self.names.contains(&issuer.name) || issuer.may_sign_lists().is_err() {
+        if !self.names.contains(&issuer.name) {
             return;
         }
-        // Held while signatures are verified: whoever comes with the same issuer needs the outcome.
+        // Locked while signatures are verified: another handshake with the same issuer needs the outcome.
         let mut waiting = self.waiting();
-        let is_named = |list: &PendingList| list.read.issuer == issuer.name;
-        let is_early = |list: &PendingList| list.read.list.this_update > now.as_secs();
-        let id = id(issuer);
-        if waiting.tried.len() >= KEYS_LIMIT || waiting.tried.contains(&id) {
+        let signed = take_signed(&mut waiting.lists, issuer, now);
+        if signed.is_empty() {
             return;
         }
-        if !waiting.lists.iter().any(|list| is_named(list) && is_early(list)) {
-            waiting.tried.insert(id);
-        }
-        let all = std::mem::take(&mut waiting.lists);
-        let (signed, others) = all.into_iter().partition(|list: &PendingList| {
-            is_named(list) && !is_early(list) && issuer.signed(&list.der)
-        });
-        waiting.lists = others;
-        let signed: Vec<PendingList> = signed;
-        let mut index = CrlIndex::default();
-        let signed = signed.into_iter().map(|list| list.read.signed_by(issuer));
-        let errors = index.take(signed.collect());
-        waiting.problems.extend(errors.iter().map(ToString::to_string));
+        // With the lists that count already, since of several of a kind only the newest counts.
+        let issuers = Lists::from([(issuer.name.clone(), self.proved(&issuer.name))]);
+        let mut index = CrlIndex { issuers, ..CrlIndex::default() };
+        let errors = index.take(signed);
+        waiting.problems.extend(errors.iter().map(ToString::to_string).chain(index.warnings));
         let mut proved = self.proved.write().unwrap_or_else(PoisonError::into_inner);
-        for (name, lists) in index.issuers {
-            proved.entry(name).or_default().extend(lists);
-        }
+        proved.extend(index.issuers);
     }
 
     /// The proved lists of an issuer of this name.
@@ -142,13 +130,41 @@ impl Pending {
     }
 }
 
-/// What tells one authority from another: its name and key.
-fn id(issuer: &Issuer) -> [u8; 32] {
-    let mut context = Context::new(&SHA256);
-    context.update(&issuer.name.len().to_be_bytes());
-    context.update(&issuer.name);
-    context.update(&issuer.public_key);
-    let mut id = [0; 32];
-    id.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
-    id
+impl PendingList {
+    pub(super) fn new(
+        read: Read,
+        der: CertificateRevocationListDer<'static>,
+        reason: String,
+    ) -> Self {
+        Self { read, der, reason, tried: HashSet::new() }
+    }
+
+    /// Whether the list is of this issuer, not from the future, and signed by the issuer's key. The same key is
+    /// tried once.
+    fn is_signed_by(&mut self, issuer: &Issuer, now: UnixTime) -> bool {
+        let is_due = self.read.issuer == issuer.name && self.read.list.this_update <= now.as_secs();
+        is_due
+            && self.tried.len() < KEYS_LIMIT
+            && self.tried.insert(sha256(&issuer.public_key))
+            && issuer.signed(&self.der)
+    }
+}
+
+/// Takes the lists that this issuer signed out of those that wait. The issuer must be on a path that was verified.
+pub(super) fn take_signed(
+    lists: &mut Vec<PendingList>,
+    issuer: &Issuer,
+    now: UnixTime,
+) -> Vec<Read> {
+    if issuer.may_sign_lists().is_err() {
+        return Vec::new();
+    }
+    let signed = lists.extract_if(.., |list| list.is_signed_by(issuer, now));
+    signed.map(|list| list.read.signed_by(issuer)).collect()
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.iter_mut().zip(digest(&SHA256, bytes).as_ref()).for_each(|(to, from)| *to = *from);
+    hash
 }
