@@ -33,7 +33,7 @@ const DEPTH_LIMIT: u32 = 7;
 pub(crate) const NOT_IN_FORCE: &str = "its issuer's certificate is not in force";
 
 impl Issuer {
-    /// An authority whose certificate stands on a verified path.
+    /// A root, or an authority whose certificate is on a verified path.
     pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
         Self::read(&X509Certificate::from_der(certificate).ok()?.1)
     }
@@ -166,14 +166,20 @@ pub(crate) fn known(
     beside: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Vec<Issuer> {
-    let roots: Vec<_> = roots
-        .iter()
-        .filter_map(|root| Issuer::read(&X509Certificate::from_der(root).ok()?.1))
-        .collect();
-    let (mut known, mut rest) = (roots, beside.to_vec());
+    let mut known = roots.iter().filter_map(|root| Issuer::of(root)).collect();
+    add_below(&mut known, beside.iter().collect(), now);
+    known
+}
+
+/// Adds the authorities of `rest` that stand below one of `known`, and returns the other certificates.
+pub(crate) fn add_below<'c>(
+    known: &mut Vec<Issuer>,
+    mut rest: Vec<&'c CertificateDer<'c>>,
+    now: UnixTime,
+) -> Vec<&'c CertificateDer<'c>> {
     for _ in 0..DEPTH_LIMIT {
         let mut found = Vec::new();
-        rest.retain(|certificate| match Issuer::read_intermediate(certificate, &known, now) {
+        rest.retain(|certificate| match Issuer::read_intermediate(certificate, known, now) {
             Some(intermediate) => {
                 found.push(intermediate);
                 false
@@ -185,7 +191,7 @@ pub(crate) fn known(
         }
         known.extend(found);
     }
-    known
+    rest
 }
 
 /// The signed bytes, the algorithm, and the signature of a certificate or list.

@@ -125,8 +125,8 @@ impl TrustStore {
         }
         let held = previous.and_then(|store| store.revocations.as_deref());
         let seen = previous.map(Self::seen).unwrap_or_default();
-        let authorities = [&bundle.intermediates[..], &seen[..]].concat();
-        let signers = Signers { roots: &bundle.anchors, intermediates: &authorities };
+        let signers =
+            Signers { roots: &bundle.anchors, intermediates: &bundle.intermediates, seen: &seen };
         let revocations = revocations
             .filter(|_| policy.mode != RevocationMode::Off)
             .map(|bytes| CrlIndex::load(bytes, &signers, held, &policy, now).map(Arc::new))

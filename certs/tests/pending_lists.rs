@@ -12,7 +12,9 @@ mod pki;
 
 use std::sync::Arc;
 
-use pki::{Ca, HOUR, Leaf, List, WEB, World, ca_params, crl_pem, leaf_params, unix};
+use pki::{
+    Ca, Critical, HOUR, Leaf, List, WEB, World, ca_params, crl_pem, extension, leaf_params, unix,
+};
 use rcgen::KeyUsagePurpose;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -258,6 +260,37 @@ fn intermediate_that_may_not_sign_lists_or_is_not_yet_due_binds_none() {
 }
 
 #[test]
+fn lists_of_a_seen_intermediate_load_again_when_they_loaded_at_start() {
+    const DELTA_INDICATOR: &[u8] = &[0x55, 0x1d, 0x1b];
+    let root = pki::root("root");
+    let mut params = ca_params("below");
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let (unfit, below) = (pki::intermediate(params, &root), named("below", 50, &root));
+    let plain = || List::new(1, &[]);
+    let changes = extension(DELTA_INDICATOR, Critical::Yes, &[0x02, 1, 5]);
+    let unreadable = List { serials: vec![vec![1; 22]], ..plain() };
+    let check = |case: &str, issuer: &Ca, list: &List, beside: &[Vec<u8>], mode| {
+        let lists = [&[list.signed_by(issuer)], beside].concat();
+        let mut held = store(&[&root], &lists, mode, None);
+        for _ in 0..2 {
+            drop(admits(&held, &member(issuer, 1, &[issuer])));
+            held = store(&[&root], &lists, mode, Some(&held));
+            assert_eq!(held.warnings(unix(0)).len(), 1, "{case}, {mode:?}");
+        }
+    };
+    let clean = [plain().signed_by(&root)];
+    for mode in [STRICT, SOFT] {
+        for beside in [&clean[..], &[]] {
+            check("issuer may not sign lists", &unfit, &plain(), beside, mode);
+            check("from the future", &below, &List { this_update: 60, ..plain() }, beside, mode);
+            let lone = List { extensions: changes.clone(), ..plain() };
+            check("changes of a list that is not there", &below, &lone, beside, mode);
+        }
+    }
+    check("unreadable", &below, &unreadable, &clean, STRICT);
+}
+
+#[test]
 fn waiting_lists_are_bounded_in_number_bytes_and_entries() {
     let World { root, below, good } = World::new();
     let stranger = pki::root("stranger");
@@ -310,10 +343,15 @@ fn early_list_replaces_the_older_one_once_it_is_in_force() {
     let older = List::new(1, &[1001]).signed_by(&below);
     let early = List { this_update: HOUR, next_update: 3 * HOUR, ..List::new(2, &[]) };
     let restored = member(&below, 1001, &[&below]);
-    let held = store(&[&root], &[clean, older, early.signed_by(&below)], STRICT, None);
-    assert_eq!((admits(&held, &good), admits(&held, &restored)), (GOOD, revoked()));
-    let later = |leaf| tls::check_client(held.clone(), &chain(leaf), unix(2 * HOUR)).is_ok();
-    assert!(later(&good), "the older list has expired, and no longer counts");
-    assert!(later(&restored));
-    assert_eq!(held.revocations().unwrap().coverage().len(), 2, "one of each issuer");
+    let lists = [clean, older, early.signed_by(&below)];
+    let seen_before = store(&[&root], &lists[..1], SOFT, None);
+    assert_eq!(admits(&seen_before, &good), GOOD);
+    for previous in [None, Some(&*seen_before)] {
+        let held = store(&[&root], &lists, STRICT, previous);
+        assert_eq!((admits(&held, &good), admits(&held, &restored)), (GOOD, revoked()));
+        let later = |leaf| tls::check_client(held.clone(), &chain(leaf), unix(2 * HOUR)).is_ok();
+        assert!(later(&good), "the older list has expired, and no longer counts");
+        assert!(later(&restored));
+        assert_eq!(held.revocations().unwrap().coverage().len(), 2, "one of each issuer");
+    }
 }

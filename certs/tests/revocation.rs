@@ -26,7 +26,7 @@ const CERTIFICATE_ISSUER: &[u8] = &[0x55, 0x1d, 0x1d];
 const UNHEARD_OF: &[u8] = &[0x55, 0x1d, 0x7f];
 
 fn signers<'a>(roots: &'a [CertificateDer<'static>]) -> Signers<'a> {
-    Signers { roots, intermediates: &[] }
+    Signers { roots, intermediates: &[], seen: &[] }
 }
 
 fn load(bytes: &[u8], roots: &[&Ca], previous: Option<&CrlIndex>) -> Result<CrlIndex, String> {

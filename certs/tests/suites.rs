@@ -44,7 +44,7 @@ fn status(index: &CrlIndex, leaf: &webpki::EndEntityCert<'_>) -> Revocation {
 }
 
 fn signers<'a>(roots: &'a [CertificateDer<'static>]) -> Signers<'a> {
-    Signers { roots, intermediates: &[] }
+    Signers { roots, intermediates: &[], seen: &[] }
 }
 
 /// Source: rustls-webpki, `tests/crls`. None of them is signed by anybody here, so the good ones end

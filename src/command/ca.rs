@@ -247,7 +247,7 @@ fn coverage(roots: &Path, lists: &Path, intermediates: Option<&Path>) -> Result<
     if let Some(file) = intermediates {
         beside.extend(certificates(file, &read(file)?)?);
     }
-    let signers = Signers { roots: &roots, intermediates: &beside };
+    let signers = Signers { roots: &roots, intermediates: &beside, seen: &[] };
     let index = CrlIndex::load(&bytes, &signers, None, &unlimited, now).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Failure::Failed(format!("{}: {}", lists.display(), errors.join("; ")))

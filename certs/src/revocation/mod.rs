@@ -83,6 +83,9 @@ pub struct Signers<'a> {
     pub roots: &'a [CertificateDer<'static>],
     /// Intermediates; they count when one of the roots, or of the others, signed them.
     pub intermediates: &'a [CertificateDer<'static>],
+    /// Intermediates that only verified chains have shown so far. Their lists are treated as if these chains came
+    /// after the load: a list of theirs that cannot be used waits, or is reported, and does not fail the load.
+    pub seen: &'a [CertificateDer<'static>],
 }
 
 struct IssuerList {
@@ -138,13 +141,22 @@ impl CrlIndex {
         let lists = split(bytes).map_err(fail)?;
         let beside = CertificateDer::pem_slice_iter(bytes).filter_map(Result::ok);
         let beside: Vec<_> = signers.intermediates.iter().cloned().chain(beside).collect();
-        let issuers = issuer::known(signers.roots, &beside, now);
+        let mut issuers: Vec<_> =
+            signers.roots.iter().filter_map(|root| Issuer::of(root)).collect();
+        let mut rest = issuer::add_below(&mut issuers, beside.iter().collect(), now);
+        let own = issuers.len();
+        rest.extend(signers.seen.iter().filter(|seen| !beside.contains(seen)));
+        issuer::add_below(&mut issuers, rest, now);
+        let (own, seen) = issuers.split_at(own);
         let mut index = Self::default();
-        let Sorted { proved, waiting, mut left_out, mut errors } =
-            Sorted::of(lists, &issuers, policy, now, &mut index.warnings);
-        index.pending = Arc::new(Pending::new(waiting));
+        let Sorted { proved, mut waiting, mut left_out, mut errors } =
+            Sorted::of(lists, own, policy, now, &mut index.warnings);
         errors.extend(index.take(proved));
-        if index.is_empty() {
+        let signed = seen.iter().flat_map(|issuer| pending::take_signed(&mut waiting, issuer, now));
+        let signed = signed.collect();
+        let problems: Vec<_> = index.take(signed).iter().map(ToString::to_string).collect();
+        let is_unverified = !waiting.is_empty() || !problems.is_empty();
+        if index.issuers.is_empty() && !is_unverified {
             errors.append(&mut left_out);
         }
         if !errors.is_empty() {
@@ -153,8 +165,9 @@ impl CrlIndex {
         let left_out = left_out.iter().map(|list| format!("{list}; the list is ignored"));
         index.warnings.extend(left_out);
         if let Some(previous) = previous {
-            index.keep_newer_of(previous, &issuers);
+            index.keep_newer_of(previous, &issuers, is_unverified);
         }
+        index.pending = Arc::new(Pending::new(waiting, problems, &mut index.issuers));
         Ok(index)
     }
 
@@ -229,8 +242,8 @@ impl CrlIndex {
     }
 
     /// Puts the lists in force back where the ones that came are older, or are missing while others came that
-    /// could not be verified: one of those may be a list of the same issuer that was damaged.
-    fn keep_newer_of(&mut self, previous: &Self, issuers: &[Issuer]) {
+    /// could not be verified (`is_unverified`): one of those may be a list of the same issuer that was damaged.
+    fn keep_newer_of(&mut self, previous: &Self, issuers: &[Issuer], is_unverified: bool) {
         let previous = previous.in_force();
         for (issuer, lists) in &previous {
             let now = self.issuers.get(issuer).map_or(&[][..], Vec::as_slice);
@@ -245,7 +258,7 @@ impl CrlIndex {
                 continue;
             }
             let mut warning = format!("a list of {} is not among those that came", name(issuer));
-            if !self.pending.is_empty() {
+            if is_unverified {
                 warning += "; the last good one stays in force, as one that came is not verified";
                 self.issuers.entry(issuer.clone()).or_default().extend(missed);
             }

@@ -23,7 +23,7 @@ pub(super) const PENDING_LIMIT: usize = 256;
 const KEYS_LIMIT: usize = 256;
 
 /// Lists by the name of their issuer.
-type Lists = BTreeMap<Vec<u8>, Vec<Arc<IssuerList>>>;
+pub(super) type Lists = BTreeMap<Vec<u8>, Vec<Arc<IssuerList>>>;
 
 /// The lists that wait, and those that were proved since they were loaded.
 #[derive(Default)]
@@ -58,20 +58,28 @@ impl fmt::Debug for Pending {
 }
 
 impl Pending {
-    pub(super) fn new(lists: Vec<PendingList>) -> Self {
+    /// Takes the lists that wait, why some that were verified do not count, and from `in_force` all lists that one
+    /// of those that wait may replace.
+    pub(super) fn new(
+        lists: Vec<PendingList>,
+        problems: Vec<String>,
+        in_force: &mut Lists,
+    ) -> Self {
         let mut names: Vec<_> = lists.iter().map(|list| list.read.issuer.clone()).collect();
         names.sort_unstable();
         names.dedup();
-        let waiting = Waiting { lists, ..Waiting::default() };
-        Self { names: names.into(), waiting: Mutex::new(waiting), proved: RwLock::default() }
+        let proved: Lists = names.iter().filter_map(|name| in_force.remove_entry(name)).collect();
+        let waiting = Waiting { lists, problems };
+        Self { names: names.into(), waiting: Mutex::new(waiting), proved: RwLock::new(proved) }
     }
 
     pub(super) fn len(&self) -> usize {
         self.waiting().lists.len()
     }
 
+    /// Whether no list waited, and none was verified that does not count.
     pub(super) fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.names.is_empty() && self.waiting().problems.is_empty()
     }
 
     /// Verifies the lists that have the name of an authority by its key, unless that was done before. The
