@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::{DistinguishedName, RootCertStore};
 use rustls_pki_types::pem::PemObject;
@@ -25,7 +25,7 @@ pub struct TrustStore {
     /// Those of the bundle that are below a root of it.
     intermediates: Vec<CertificateDer<'static>>,
     /// The intermediates of verified paths, by which the next lists are verified when they are loaded.
-    seen: Mutex<Vec<CertificateDer<'static>>>,
+    seen: RwLock<Vec<CertificateDer<'static>>>,
     /// The trust domain of each root, where it names one.
     domains: Vec<Option<String>>,
     revocations: Option<Arc<CrlIndex>>,
@@ -137,15 +137,38 @@ impl TrustStore {
             return Err(TrustError::NoLists);
         }
         let standing = Standing::after(previous);
-        let (intermediates, seen) = (bundle.intermediates, Mutex::new(seen));
+        let (intermediates, seen) = (bundle.intermediates, RwLock::new(seen));
         Ok(Self { standing, roots, intermediates, seen, domains, revocations, names, policy })
     }
 
     /// Takes the intermediates of a path that was verified up to a root: lists that wait for one of them are
     /// verified now.
     pub(crate) fn learn(&self, above: &[CertificateDer<'_>], now: UnixTime) {
-        for certificate in above.iter().filter(|one| one.len() <= SEEN_BYTES) {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        self.note_seen(above);
+        let Some(lists) = &self.revocations else {
+            return;
+        };
+        for certificate in above {
+            let subject = Fields::read(certificate).map(|fields| fields.subject);
+            if subject.is_some_and(|subject| lists.awaits(subject))
+                && let Some(authority) = Issuer::of(certificate)
+            {
+                lists.prove(&authority, now);
+            }
+        }
+    }
+
+    /// Most paths have intermediates that were seen before: workers that only look do not wait for one another.
+    fn note_seen(&self, above: &[CertificateDer<'_>]) {
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let is_new = |one: &&CertificateDer<'_>| one.len() <= SEEN_BYTES && !seen.contains(one);
+        let new: Vec<_> = above.iter().filter(is_new).collect();
+        drop(seen);
+        if new.is_empty() {
+            return;
+        }
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        for certificate in new {
             if !seen.contains(certificate) {
                 if seen.len() >= SEEN_LIMIT {
                     seen.remove(0);
@@ -153,14 +176,10 @@ impl TrustStore {
                 seen.push(certificate.clone().into_owned());
             }
         }
-        if let Some(lists) = &self.revocations {
-            let authorities = above.iter().filter_map(|certificate| Issuer::of(certificate));
-            authorities.for_each(|authority| lists.prove(&authority, now));
-        }
     }
 
     fn seen(&self) -> Vec<CertificateDer<'static>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Those of the bundle that are below a root of it.

@@ -177,6 +177,11 @@ impl CrlIndex {
         self.pending.prove(issuer, now);
     }
 
+    /// Whether a list waits for an issuer of this name (the content of the name, DER). Takes no lock.
+    pub(crate) fn awaits(&self, issuer: &[u8]) -> bool {
+        self.pending.awaits(issuer)
+    }
+
     /// How many lists wait for their issuer.
     #[must_use]
     pub fn waiting(&self) -> usize {

@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -30,6 +32,8 @@ pub(super) type Lists = BTreeMap<Vec<u8>, Vec<Arc<IssuerList>>>;
 pub(super) struct Pending {
     /// The names of all issuers that were waited for, so that others take no lock.
     names: Box<[Vec<u8>]>,
+    /// Whether any list still waits, so that no lock is taken once none does.
+    is_open: AtomicBool,
     waiting: Mutex<Waiting>,
     proved: RwLock<Lists>,
 }
@@ -69,8 +73,12 @@ impl Pending {
         names.sort_unstable();
         names.dedup();
         let proved: Lists = names.iter().filter_map(|name| in_force.remove_entry(name)).collect();
-        let waiting = Waiting { lists, problems };
-        Self { names: names.into(), waiting: Mutex::new(waiting), proved: RwLock::new(proved) }
+        Self {
+            names: names.into(),
+            is_open: AtomicBool::new(!lists.is_empty()),
+            waiting: Mutex::new(Waiting { lists, problems }),
+            proved: RwLock::new(proved),
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -82,10 +90,15 @@ impl Pending {
         self.names.is_empty() && self.waiting().problems.is_empty()
     }
 
+    /// Whether a list waits for an issuer of this name.
+    pub(super) fn awaits(&self, issuer: &[u8]) -> bool {
+        self.is_open.load(Acquire) && self.names.iter().any(|name| name == issuer)
+    }
+
     /// Verifies the lists that have the name of an authority by its key, unless that was done before. The
     /// authority must be on a path that was verified.
     pub(super) fn prove(&self, issuer: &Issuer, now: UnixTime) {
-        if !self.names.contains(&issuer.name) {
+        if !self.awaits(&issuer.name) {
             return;
         }
         // Locked while signatures are verified: another handshake with the same issuer needs the outcome.
@@ -101,6 +114,8 @@ impl Pending {
         waiting.problems.extend(errors.iter().map(ToString::to_string).chain(index.warnings));
         let mut proved = self.proved.write().unwrap_or_else(PoisonError::into_inner);
         proved.extend(index.issuers);
+        // After the lists count: who sees that none waits sees these as well.
+        self.is_open.store(!waiting.lists.is_empty(), Release);
     }
 
     /// The proved lists of an issuer of this name.
