@@ -5,6 +5,8 @@
 //! authority. Where either names its key's usages, signing lists must be among them. A root's dates
 //! do not count, as they do not count in a path.
 
+use std::collections::HashSet;
+
 use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
@@ -99,43 +101,22 @@ pub(crate) struct Bundle {
 
 impl Bundle {
     /// A certificate is an intermediate when another of the bundle signed it, but it did not sign itself, and
-    /// the way up leads to an anchor.
+    /// the way up leads to an anchor. Certificates that sign one another in a circle are anchors.
     pub(crate) fn of(certificates: Vec<CertificateDer<'static>>) -> Self {
-        let fields: Vec<_> = certificates.iter().map(|der| Fields::read(der)).collect();
-        let signed_by = |below: &Fields<'_>, above: &Fields<'_>| {
-            below.issuer == above.subject && signed(above.key, below.whole)
+        let all: Vec<_> = certificates.iter().filter_map(|one| Fields::read(one)).collect();
+        let is_signed = |one: &Fields<'_>| {
+            let is_named =
+                |other: &&Fields<'_>| other.subject == one.issuer && other.whole != one.whole;
+            // Most roots have a name of their own, and cost no signature check.
+            let mut named = all.iter().filter(is_named).peekable();
+            named.peek().is_some()
+                && !one.is_signed_by(one)
+                && named.any(|other| one.is_signed_by(other))
         };
-        // Who stands directly above each; empty: it is an anchor.
-        let above: Vec<Vec<usize>> = fields
-            .iter()
-            .map(|one| {
-                let Some(one) = one.as_ref().filter(|one| !signed_by(one, one)) else {
-                    return Vec::new();
-                };
-                let signer = |other: &Option<Fields<'_>>| {
-                    other
-                        .as_ref()
-                        .is_some_and(|other| other.whole != one.whole && signed_by(one, other))
-                };
-                (0..).zip(&fields).filter(|(_, other)| signer(other)).map(|(at, _)| at).collect()
-            })
-            .collect();
-        let mut is_below: Vec<bool> = vec![false; above.len()];
-        let is_anchor = |at: usize| above.get(at).is_some_and(Vec::is_empty);
-        loop {
-            let reaches = |at: &usize, is_below: &[bool]| {
-                is_anchor(*at) || is_below.get(*at).copied().unwrap_or(false)
-            };
-            let next: Vec<bool> = above
-                .iter()
-                .map(|signers| signers.iter().any(|signer| reaches(signer, &is_below)))
-                .collect();
-            if next == is_below {
-                break;
-            }
-            is_below = next;
-        }
-        drop(fields);
+        let (signed, anchors) = all.iter().partition(|one| is_signed(one));
+        let below: HashSet<_> =
+            take_below(anchors, signed, |_, _| true).iter().map(|one| one.whole).collect();
+        let is_below: Vec<_> = certificates.iter().map(|one| below.contains(&**one)).collect();
         let mut bundle = Self::default();
         for (certificate, is_below) in certificates.into_iter().zip(is_below) {
             let kind = if is_below { &mut bundle.intermediates } else { &mut bundle.anchors };
@@ -143,6 +124,25 @@ impl Bundle {
         }
         bundle
     }
+}
+
+/// Those of `rest` that one of `accepted`, or another one taken, has signed, where `is_good` of the certificate and
+/// its signer.
+pub(crate) fn take_below<'c>(
+    mut accepted: Vec<Fields<'c>>,
+    mut rest: Vec<Fields<'c>>,
+    is_good: impl Fn(&Fields<'c>, &Fields<'c>) -> bool,
+) -> Vec<Fields<'c>> {
+    let mut taken = Vec::new();
+    while !accepted.is_empty() {
+        let has_signer = |one: &mut Fields<'c>| {
+            accepted.iter().any(|above| one.is_signed_by(above) && is_good(one, above))
+        };
+        let found: Vec<_> = rest.extract_if(.., has_signer).collect();
+        taken.extend(&found);
+        accepted = found;
+    }
+    taken
 }
 
 /// Whether the key (`SubjectPublicKeyInfo`) signed this certificate or list.

@@ -10,6 +10,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::TrustAnchor;
 
 use crate::der::{self, Elements};
+use crate::issuer;
 
 /// A certificate by its issuer and serial number, or a root by its name and key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,6 +95,7 @@ impl FromIterator<LinkId> for Withdrawn {
 }
 
 /// What is read of a certificate (RFC 5280, section 4.1).
+#[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
     pub(crate) whole: &'a [u8],
     pub(crate) serial: &'a [u8],
@@ -121,6 +123,11 @@ impl<'a> Fields<'a> {
         let subject = fields.expect(der::SEQUENCE)?.content;
         let key = fields.expect(der::SEQUENCE)?.whole;
         Some(Self { whole: certificate, serial, issuer, subject, key, begins, ends })
+    }
+
+    /// Whether it names the other as its issuer, and the other's key signed it.
+    pub(crate) fn is_signed_by(&self, above: &Self) -> bool {
+        self.issuer == above.subject && issuer::signed(above.key, self.whole)
     }
 
     pub(crate) fn id(&self) -> LinkId {

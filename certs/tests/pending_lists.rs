@@ -15,7 +15,7 @@ use std::sync::Arc;
 use pki::{
     Ca, Critical, HOUR, Leaf, List, WEB, World, ca_params, crl_pem, extension, leaf_params, unix,
 };
-use rcgen::KeyUsagePurpose;
+use rcgen::{KeyPair, KeyUsagePurpose};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use weft_certs::{TrustParts, TrustStore, fault, tls};
@@ -175,6 +175,42 @@ fn intermediate_in_the_bundle_beside_its_root_is_not_an_anchor() {
     // Alone it is where paths end, as nothing is above it.
     let alone = store(&[&below], &[below_list], STRICT, None);
     assert_eq!((admits(&alone, &good), admits(&alone, &bad)), (GOOD, revoked()));
+}
+
+#[test]
+fn self_issued_certificate_is_an_anchor_when_it_signed_itself() {
+    let old = pki::root("root");
+    // With another key, and with the same one.
+    let rolled = named("root", 70, &old);
+    let mut params = ca_params("root");
+    params.serial_number = Some(71.into());
+    let renewed = Ca::self_signed(params, KeyPair::from_pem(&old.key().serialize_pem()).unwrap());
+    let renewed = renewed.unwrap();
+    let lists = |revoked: &[u64]| {
+        [List::new(1, revoked).signed_by(&old), List::new(1, &[]).signed_by(&rolled)]
+    };
+    for bundle in [[&old, &renewed, &rolled], [&rolled, &renewed, &old]] {
+        let check = |revoked: &[u64], by_old, by_rolled| {
+            let store = store(&bundle, &lists(revoked), STRICT, None);
+            let leaves = [member(&old, 9, &[]), member(&rolled, 9, &[])];
+            assert_eq!(leaves.map(|leaf| admits(&store, &leaf)), [by_old, by_rolled]);
+        };
+        check(&[], GOOD, GOOD);
+        check(&[70, 71], GOOD, revoked());
+    }
+}
+
+#[test]
+fn certificates_of_a_bundle_that_sign_one_another_in_a_circle_are_anchors() {
+    let one = pki::root("one");
+    let two = named("two", 1, &one);
+    let crossed = ca_params("one").signed_by(one.key(), &two).unwrap();
+    let bundle = crossed.pem() + &two.pem();
+    let store = TrustStore::load(bundle.as_bytes(), None, Vec::new(), None, unix(0)).unwrap();
+    let store = Arc::new(store);
+    for issuer in [&one, &two] {
+        assert_eq!(admits(&store, &member(issuer, 9, &[])), GOOD);
+    }
 }
 
 #[test]
