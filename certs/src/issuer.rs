@@ -103,7 +103,7 @@ impl Bundle {
     /// A certificate is an intermediate when another of the bundle signed it, but it did not sign itself, and
     /// the way up leads to an anchor. Certificates that sign one another in a circle are anchors.
     pub(crate) fn of(certificates: Vec<CertificateDer<'static>>) -> Self {
-        let all: Vec<_> = certificates.iter().filter_map(|one| Fields::read(one)).collect();
+        let all = Fields::read_all(&certificates);
         let is_signed = |one: &Fields<'_>| {
             let is_named =
                 |other: &&Fields<'_>| other.subject == one.issuer && other.whole != one.whole;

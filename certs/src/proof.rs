@@ -1,18 +1,19 @@
 //! What the proof of an identity rests on, and what takes it away again.
 //!
 //! A handshake proves a peer for as long as nothing that it rests on is withdrawn: a certificate of its
-//! chain by a revocation list, the root that it ends in by another set of roots. Each of these has a
+//! path by a revocation list, or all authorities of its path by another set of roots. Each of these has a
 //! [`LinkId`], so that a connection is found by what was withdrawn, and not by looking at all of them.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use rustls_pki_types::TrustAnchor;
+use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use crate::der::{self, Elements};
 use crate::issuer;
 
-/// A certificate by its issuer and serial number, or a root by its name and key.
+/// A certificate by its issuer and serial number, or an authority by its name, key and name constraints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId([u8; 16]);
 
@@ -23,11 +24,25 @@ impl LinkId {
         Self::of(&[&issuer.len().to_be_bytes(), issuer, shortest(serial)].concat())
     }
 
-    /// A root.
+    /// An authority, whichever certificate names it: the same as a root and as an intermediate.
     #[must_use]
-    pub fn root(root: &TrustAnchor<'_>) -> Self {
-        let name: &[u8] = &root.subject;
-        Self::of(&[&u64::MAX.to_be_bytes(), name, &root.subject_public_key_info].concat())
+    pub fn authority(anchor: &TrustAnchor<'_>) -> Self {
+        let name: &[u8] = &anchor.subject;
+        let key: &[u8] = &anchor.subject_public_key_info;
+        let constraints = anchor.name_constraints.as_ref();
+        let mark = [u8::from(constraints.is_some())];
+        let constraints = constraints.map_or(&[][..], AsRef::as_ref);
+        let [name_length, key_length] = [name, key].map(|part| part.len().to_be_bytes());
+        let no_certificate = u64::MAX.to_be_bytes();
+        Self::of(
+            &[&no_certificate, &name_length, name, &key_length, key, &mark, constraints].concat(),
+        )
+    }
+
+    /// The authority that a certificate (DER) is for. None when it cannot be read.
+    pub(crate) fn authority_of(certificate: &[u8]) -> Option<Self> {
+        let certificate = CertificateDer::from(certificate);
+        Some(Self::authority(&webpki::anchor_from_trusted_cert(&certificate).ok()?))
     }
 
     /// Half of a SHA-256 is more than enough: who finds two alike ends a connection of their own.
@@ -38,8 +53,8 @@ impl LinkId {
     }
 }
 
-/// The certificates and the root that the verified path of a peer consists of. Other certificates that the peer
-/// shows, or that the trust bundle holds, are not part of it.
+/// The certificates and authorities, up to the root, that the verified path of a peer consists of. Other
+/// certificates that the peer shows, or that the trust bundle holds, are not part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
     links: Box<[LinkId]>,
@@ -67,30 +82,39 @@ impl Proof {
 
 /// What a trust store no longer vouches for that the one before it did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Withdrawn(HashSet<LinkId>);
+pub struct Withdrawn {
+    /// Certificates that are revoked.
+    pub(crate) revoked: HashSet<LinkId>,
+    /// Authorities that are no longer trusted by themselves.
+    pub(crate) gone: HashSet<LinkId>,
+    /// Authorities that are trusted now: a path through one of them does not need what is above it.
+    pub(crate) trusted: Arc<HashSet<LinkId>>,
+}
 
 impl Withdrawn {
     /// Whether nothing was withdrawn.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
 
-    /// Whether something was that the proof rests on.
+    /// How many certificates and authorities were withdrawn.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.revoked.len() + self.gone.len()
+    }
+
+    /// Whether the proof no longer holds: a certificate of it was revoked, or an authority of it is gone and no
+    /// other one of it is trusted.
     #[must_use]
     pub fn ends(&self, proof: &Proof) -> bool {
-        proof.links.iter().any(|link| self.0.contains(link))
+        let has = |links: &HashSet<LinkId>| proof.links.iter().any(|link| links.contains(link));
+        has(&self.revoked) || (has(&self.gone) && !has(&self.trusted))
     }
 
-    /// Each of them.
-    pub fn links(&self) -> impl ExactSizeIterator<Item = &LinkId> {
-        self.0.iter()
-    }
-}
-
-impl FromIterator<LinkId> for Withdrawn {
-    fn from_iter<I: IntoIterator<Item = LinkId>>(links: I) -> Self {
-        Self(links.into_iter().collect())
+    /// Each certificate and authority that was withdrawn. A proof that [`Self::ends`] has one of them.
+    pub fn links(&self) -> impl Iterator<Item = &LinkId> {
+        self.revoked.iter().chain(&self.gone)
     }
 }
 
@@ -123,6 +147,11 @@ impl<'a> Fields<'a> {
         let subject = fields.expect(der::SEQUENCE)?.content;
         let key = fields.expect(der::SEQUENCE)?.whole;
         Some(Self { whole: certificate, serial, issuer, subject, key, begins, ends })
+    }
+
+    /// Of those certificates that can be read.
+    pub(crate) fn read_all(certificates: &'a [CertificateDer<'_>]) -> Vec<Self> {
+        certificates.iter().filter_map(|certificate| Self::read(certificate)).collect()
     }
 
     /// Whether it names the other as its issuer, and the other's key signed it.

@@ -1,5 +1,6 @@
 //! What the certificates of peers are checked against.
 
+use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -9,7 +10,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use weft_model::{OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, StringMatch};
 
-use crate::issuer::{Bundle, Issuer};
+use crate::issuer::{self, Bundle, Issuer};
 use crate::proof::{Fields, LinkId, Withdrawn};
 use crate::{Asked, CrlError, CrlIndex, Revocation, Role, Signers, der, form};
 
@@ -28,6 +29,8 @@ pub struct TrustStore {
     seen: RwLock<Vec<CertificateDer<'static>>>,
     /// The trust domain of each root, where it names one.
     domains: Vec<Option<String>>,
+    /// The authorities in which a path may end, or could if they were anchors.
+    trusted: Arc<HashSet<LinkId>>,
     revocations: Option<Arc<CrlIndex>>,
     names: Vec<StringMatch>,
     policy: RevocationPolicy,
@@ -138,7 +141,20 @@ impl TrustStore {
         }
         let standing = Standing::after(previous);
         let (intermediates, seen) = (bundle.intermediates, RwLock::new(seen));
-        Ok(Self { standing, roots, intermediates, seen, domains, revocations, names, policy })
+        let trusted = Arc::default();
+        let mut store = Self {
+            standing,
+            roots,
+            intermediates,
+            seen,
+            domains,
+            trusted,
+            revocations,
+            names,
+            policy,
+        };
+        store.trusted = Arc::new(store.find_trusted(&bundle.anchors, now));
+        Ok(store)
     }
 
     /// Takes the intermediates of a path that was verified up to a root: lists that wait for one of them are
@@ -229,7 +245,7 @@ impl TrustStore {
         self.standing
     }
 
-    /// What `previous` vouched for and this one does not: what the lists revoke now, and the roots that are
+    /// What `previous` vouched for and this one does not: what the lists revoke now, and the authorities that are
     /// gone or have another key.
     #[must_use]
     pub fn withdrawn_since(&self, previous: &Self) -> Withdrawn {
@@ -237,16 +253,46 @@ impl TrustStore {
             .revocations
             .iter()
             .flat_map(|lists| lists.revoked_since(previous.revocations.as_deref()));
-        let is_root = |old: &TrustAnchor<'_>| {
-            let same = |new: &TrustAnchor<'_>| {
-                new.subject == old.subject
-                    && new.subject_public_key_info == old.subject_public_key_info
-                    && new.name_constraints == old.name_constraints
-            };
-            self.roots.roots.iter().any(same)
+        Withdrawn {
+            revoked: revoked.collect(),
+            gone: previous.trusted.difference(&self.trusted).copied().collect(),
+            trusted: self.trusted.clone(),
+        }
+    }
+
+    /// The anchors, and the intermediates of the bundle that are valid now. A path that ended in such an
+    /// intermediate while it was an anchor still ends in an anchor.
+    fn find_trusted(&self, anchors: &[CertificateDer<'_>], now: UnixTime) -> HashSet<LinkId> {
+        let mut trusted: HashSet<_> = self.roots.roots.iter().map(LinkId::authority).collect();
+        if self.roots.roots.iter().any(|anchor| anchor.name_constraints.is_some()) {
+            // A path that was verified up to the intermediate was not checked against these constraints.
+            return trusted;
+        }
+        let (anchors, own) = (Fields::read_all(anchors), Fields::read_all(&self.intermediates));
+        let is_valid =
+            |one: &Fields<'_>, above: &Fields<'_>| self.is_valid_authority(one, above, now);
+        let valid = issuer::take_below(anchors, own, is_valid);
+        trusted.extend(valid.iter().filter_map(|one| LinkId::authority_of(one.whole)));
+        trusted
+    }
+
+    /// Whether an intermediate that `above` signed may be on a path now, and is for the same trust domain as each
+    /// anchor.
+    fn is_valid_authority(&self, one: &Fields<'_>, above: &Fields<'_>, now: UnixTime) -> bool {
+        let asked = Asked {
+            issuer: one.issuer,
+            issuer_key: Some(above.key),
+            serial: one.serial,
+            role: Role::Authority,
+            certificate: one.whole,
         };
-        let gone = previous.roots.roots.iter().filter(|old| !is_root(old));
-        revoked.chain(gone.map(LinkId::root)).collect()
+        let is_of_domain = |domain: Option<String>| {
+            self.domains.iter().flatten().all(|of_anchor| domain.as_ref() == Some(of_anchor))
+        };
+        (one.begins..=one.ends).contains(&now.as_secs())
+            && form::check_authority(one.whole).is_ok()
+            && self.admits(&asked, now).is_ok()
+            && domain(one.whole).is_ok_and(is_of_domain)
     }
 
     /// The revocation lists.
@@ -289,7 +335,7 @@ impl TrustStore {
 }
 
 /// The trust domain of a root that names it (X.509-SVID, section 3.2).
-fn domain(root: &CertificateDer<'_>) -> Result<Option<String>, &'static str> {
+fn domain(root: &[u8]) -> Result<Option<String>, &'static str> {
     let id = form::identity(root)?;
     Ok(id.map(|id| id.trust_domain().to_owned()))
 }

@@ -371,9 +371,9 @@ fn found_path(
         above.push(candidates.iter().position(|candidate| **candidate == *der)?);
         let fields = Fields::read(&der)?;
         (from, ends) = (from.max(fields.begins), ends.min(fields.ends));
-        links.push(fields.id());
+        links.extend([fields.id(), LinkId::authority_of(&der)?]);
     }
-    links.push(LinkId::root(path.anchor()));
+    links.push(LinkId::authority(path.anchor()));
     let root_key = der::sequence(&path.anchor().subject_public_key_info).into();
     Some(Path { above: above.into(), root_key, from, proof: Proof::new(links, ends) })
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use pki::{
     Ca, HOUR, List, WEB, World, at, ca_params, crl_pem, intermediate, leaf, leaf_params, root, unix,
 };
+use rcgen::{GeneralSubtree, KeyPair, NameConstraints};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use weft_certs::{Proof, TrustStore, tls};
@@ -93,7 +94,7 @@ fn certificates_beside_the_way_do_not_count_in_whatever_order_they_are_shown() {
         prove(&format!("{}{above}", good.chain), &trust).unwrap()
     };
     let plain = proof(&[&below, &middle]);
-    assert_eq!(plain.links().len(), 4, "three certificates and a root");
+    assert_eq!(plain.links().len(), 6, "three certificates and three authorities");
     assert_eq!(proof(&[&middle, &beside, &top, &below]), plain);
     assert_eq!(plain.ends(), unix(24 * HOUR).as_secs());
 }
@@ -162,6 +163,65 @@ fn forged_certificate_that_a_client_shows_does_not_lengthen_its_proof() {
     }
     let forged = leaf(&leaf_params(WEB, 1), &forged, &[&forged, &short]).chain;
     assert_eq!(prove(&forged, &trust), None);
+}
+
+#[test]
+fn intermediate_that_becomes_an_anchor_or_was_one_keeps_its_connections() {
+    let [top, other] = [root("root"), root("other")];
+    let [int, beside] = [below(50, HOUR, &top), below(51, HOUR, &top)];
+    let [through, past] = [&int, &beside].map(|ca| leaf(&leaf_params(WEB, 1), ca, &[ca]).chain);
+    let alone = store(&[&int], None);
+    let both = store(&[&int, &top], Some(&alone));
+    let by_anchor = prove(&through, &alone).unwrap();
+    let by_root = prove(&through, &both).unwrap();
+    let by_another = prove(&past, &both).unwrap();
+    assert!(!both.withdrawn_since(&alone).ends(&by_anchor));
+    let withdrawn = alone.withdrawn_since(&both);
+    assert!(!withdrawn.ends(&by_root) && withdrawn.ends(&by_another));
+    // Later stores decide about both, whatever the bundle was when the connection began.
+    let root_alone = store(&[&top], Some(&both));
+    let withdrawn = root_alone.withdrawn_since(&both);
+    assert!(withdrawn.ends(&by_anchor), "a client may not have shown the intermediate");
+    assert!(!withdrawn.ends(&by_root) && !withdrawn.ends(&by_another));
+    let others = store(&[&other], Some(&alone)).withdrawn_since(&alone);
+    assert!(others.ends(&by_anchor) && others.ends(&by_root));
+}
+
+#[test]
+fn former_anchor_that_is_not_valid_below_its_root_loses_its_connections() {
+    let top = root("root");
+    let mut params = ca_params("root");
+    let permitted_subtrees = vec![GeneralSubtree::DnsName("server.test".into())];
+    params.name_constraints =
+        Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+    let constrained = Ca::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let check = |root: &Ca, ends, expected| {
+        let int = below(50, ends, root);
+        let before = store(&[&int], None);
+        let proof = prove(&leaf(&leaf_params(WEB, 1), &int, &[]).chain, &before).unwrap();
+        let withdrawn = store(&[root, &int], Some(&before)).withdrawn_since(&before);
+        assert_eq!(withdrawn.ends(&proof), expected);
+    };
+    check(&top, HOUR, false);
+    check(&top, -HOUR, true);
+    check(&constrained, HOUR, true);
+}
+
+#[test]
+fn former_anchor_that_its_root_revokes_loses_its_connections() {
+    let World { root, below, good } = World::new();
+    let own = List::new(1, &[]).signed_by(&below);
+    let lists =
+        |number, revoked: &[u64]| [own.clone(), List::new(number, revoked).signed_by(&root)];
+    let alone = listed(&[&below], std::slice::from_ref(&own), None);
+    let proof = prove(&good.chain, &alone).unwrap();
+    let both = [&root, &below];
+    let ends = |new: &TrustStore, old: &TrustStore| new.withdrawn_since(old).ends(&proof);
+    assert!(ends(&listed(&both, &lists(1, &[50]), Some(&alone)), &alone), "at once");
+    assert!(ends(&listed(&both, std::slice::from_ref(&own), Some(&alone)), &alone), "no list");
+    let clean = listed(&both, &lists(1, &[]), Some(&alone));
+    assert!(!ends(&clean, &alone));
+    assert!(ends(&listed(&both, &lists(2, &[50]), Some(&clean)), &clean), "later");
 }
 
 #[test]

@@ -309,14 +309,13 @@ impl Roll {
 
     fn resting_on(&self, withdrawal: &Withdrawal) -> Vec<u64> {
         let (by_link, line) = (self.by_link.borrow(), withdrawal.line);
-        if let Some(links) =
-            withdrawal.links.as_ref().filter(|all| all.links().len() < by_link.len())
-        {
+        let members = self.members.borrow();
+        if let Some(links) = withdrawal.links.as_ref().filter(|all| all.len() < by_link.len()) {
             let held = links.links().filter_map(|link| by_link.get(&(line, *link)));
-            return held.flatten().copied().collect();
+            let is_ended = |id: &u64| members.get(id).is_some_and(|m| links.ends(&m.proof));
+            return held.flatten().copied().filter(is_ended).collect();
         }
         // A whole list at once, say the first one: the connections are fewer.
-        let members = self.members.borrow();
         let gone = members.iter().filter(|(_, m)| m.line == line && withdrawal.ends(&m.proof));
         gone.map(|(id, _)| *id).collect()
     }
@@ -452,6 +451,12 @@ mod tests {
         tls::prove_client(trust.clone(), chain, UnixTime::now()).unwrap()
     }
 
+    /// A store with these certificates and without revocation lists.
+    fn bundle(roots: &str, previous: Option<&Arc<TrustStore>>) -> Arc<TrustStore> {
+        let (previous, now) = (previous.map(Arc::as_ref), UnixTime::now());
+        Arc::new(TrustStore::load(roots.as_bytes(), None, Vec::new(), previous, now).unwrap())
+    }
+
     /// A descriptor that nobody has.
     const NOWHERE: RawFd = -1;
 
@@ -486,6 +491,28 @@ mod tests {
         drop((one, same, other, again));
         assert!(roll.members.borrow().is_empty() && roll.by_link.borrow().is_empty());
         assert!(roll.by_end.borrow().is_empty());
+    }
+
+    #[test]
+    fn connection_through_an_intermediate_that_stays_outlives_the_root_above_it() {
+        let (world, roll, metrics) = (World::new(), Rc::<Roll>::default(), Metrics::default());
+        let (root, below) = (world.authority.trust_bundle(), world.authority.certificate());
+        let chain = world.sign().0;
+        let both = bundle(&format!("{root}{below}"), None);
+        let through_below =
+            roll.enrol(NOWHERE, prove(&chain, &both), &both, &Withdrawals::default());
+        let mut told = Withdrawals::default();
+        let mut apply = |roots: &str, previous| {
+            let next = bundle(roots, Some(previous));
+            told.add(&next, previous);
+            roll.apply(&told, 0, &metrics);
+            next
+        };
+        let lone = apply(below, &both);
+        assert!(!through_below.standing.is_ended());
+        apply(World::new().authority.trust_bundle(), &lone);
+        assert!(through_below.standing.is_ended());
+        assert_eq!(metrics.connections_revoked.get(), 1);
     }
 
     #[test]
