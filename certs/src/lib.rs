@@ -3,7 +3,8 @@
 //! [`Authority`] signs certificates and revocation lists; [`request`] is the other side of that
 //! counter. [`TrustStore`] is what a peer's certificate is checked against, [`CrlIndex`] the part of
 //! it that knows what was revoked, and [`tls`] turns both into rustls configurations. A finished
-//! handshake is worth a [`VerifiedPeer`], for as long as its [`Proof`] stands. [`rotation`] says when a certificate is due for renewal.
+//! handshake is worth a [`VerifiedPeer`], for as long as nothing of its [`Proof`] is withdrawn. [`rotation`] says
+//! when a certificate is due for renewal.
 //!
 //! Private keys never leave the workload that made them, are written with mode 0600, and have no
 //! `Debug` form.

@@ -225,11 +225,11 @@ impl Server {
         }
     }
 
-    /// The certificates of the client of a finished handshake, leaf first, and whether it is still good is checked where
-    /// the handshake did not: when a session was resumed. None when it was not asked, or declined.
+    /// The certificates of the client of a finished handshake, leaf first. After a resumed session, which skips the
+    /// verifier, they are checked again. None when the client was not asked for any, or declined.
     ///
     /// # Errors
-    /// Why the client is not let in any more.
+    /// When the certificates are no longer valid, or are missing where they are required.
     pub fn client<'s>(
         &self,
         session: &'s CommonState,

@@ -186,9 +186,10 @@ fn builder(settings: &HttpService, window_bytes: u32, is_peer: bool) -> h2::serv
     builder
 }
 
-/// Resolves when the connection should take no more requests: the process ends, the client's certificate
-/// has, it is too old, too many of its streams broke a rule, or it has had neither a stream nor a frame for too long (which may last up to twice as long: it is looked
-/// at in intervals, so that frames cost no clock).
+/// Resolves when the connection should take no more requests: the process drains, a certificate of the client
+/// ended or was revoked, the connection is too old, too many of its streams broke a rule, or it has had neither a
+/// stream nor a frame for the idle timeout. The last takes up to twice the timeout: frames are checked for at
+/// intervals, so that no frame reads the clock.
 async fn ending(
     settings: &HttpService,
     connection: &Connection,
