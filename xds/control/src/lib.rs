@@ -15,6 +15,7 @@ pub mod issue;
 pub mod mesh;
 mod own;
 mod proved;
+mod publisher;
 pub mod resources;
 mod server;
 pub mod store;

@@ -1,0 +1,363 @@
+//! Publishes what `mesh.yaml` and the store mean: views for clients, and what is revoked.
+//!
+//! A file that cannot be used leaves the last good mesh in force. What the store decides does not wait for the file:
+//! revocations, the renewal of the revocation list and new authorities are published with the last good mesh.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, watch};
+use weft_certs::{BACKDATED, Revoked};
+use weft_runtime::memory;
+
+use crate::clock::{Clock, wall_clock};
+use crate::mesh::{Mesh, MeshFile};
+use crate::own::{Own, Trusted};
+use crate::resources::{Trust, Views};
+use crate::server::Status;
+use crate::store::Store;
+use crate::succession::{self, Audience, Authorities, InForce};
+
+/// How many warnings of one mesh are logged.
+const WARNING_LIMIT: usize = 20;
+/// From how many services on memory is given back after each change: the views before are freed between others, by
+/// whichever thread reads the file.
+const MANY_SERVICES: usize = 100;
+/// How often the file is looked at.
+const POLL: Duration = Duration::from_millis(250);
+/// How long a revocation list is good, and when the next one is made.
+const LIST_LIFE: Duration = Duration::from_secs(24 * 3600);
+const LIST_RENEWAL: Duration = Duration::from_secs(6 * 3600);
+
+/// From the file and the store to views.
+pub(crate) struct Publisher {
+    file: MeshFile,
+    store: Arc<Store>,
+    authorities: Arc<InForce>,
+    /// Those that are published and not in force yet.
+    fresh: Option<Authorities>,
+    status: watch::Sender<Status>,
+    revoked: watch::Sender<Arc<BTreeSet<String>>>,
+    last: Option<Last>,
+    views: Arc<Views>,
+    /// The seed of the flows' hash, once it was read.
+    seed: Option<u32>,
+    clock: Arc<Clock>,
+}
+
+/// What is in force.
+struct Last {
+    text: Arc<str>,
+    mesh: Arc<Mesh>,
+    trust: Trust,
+    listed: Vec<Revoked>,
+    list_at: SystemTime,
+}
+
+impl Last {
+    fn trusted(&self) -> Trusted<'_> {
+        (&self.trust, &self.mesh.revocation)
+    }
+}
+
+/// What a publisher reads.
+pub(crate) struct Sources {
+    pub(crate) file: MeshFile,
+    pub(crate) store: Arc<Store>,
+    pub(crate) authorities: Arc<InForce>,
+    pub(crate) clock: Arc<Clock>,
+}
+
+impl Publisher {
+    /// A publisher that has published nothing yet. `revoked` gets the serial numbers of what is revoked.
+    pub(crate) fn new(
+        Sources { file, store, authorities, clock }: Sources,
+        status: watch::Sender<Status>,
+        revoked: watch::Sender<Arc<BTreeSet<String>>>,
+    ) -> Self {
+        Self {
+            file,
+            store,
+            authorities,
+            fresh: None,
+            status,
+            revoked,
+            last: None,
+            views: Arc::default(),
+            seed: None,
+            clock,
+        }
+    }
+
+    /// What clients are checked by; none before the first mesh.
+    pub(crate) fn trusted(&self) -> Option<Trusted<'_>> {
+        self.last.as_ref().map(Last::trusted)
+    }
+
+    /// The first views. Without a good file there is nothing to serve.
+    pub(crate) fn first(&mut self) -> Result<Arc<Views>, String> {
+        let text = self.file.text()?;
+        let mesh = self.parse(&text).map_err(|mistakes| mistakes.join("\n"))?;
+        self.apply(text, Arc::new(mesh), &[])
+    }
+
+    /// Publishes what changes, until the task is dropped.
+    pub(crate) async fn watch(
+        mut self,
+        mut own: Own,
+        directory: watch::Sender<Arc<Views>>,
+        changed: Arc<Notify>,
+        audience: Arc<dyn Audience>,
+    ) {
+        loop {
+            // An order of an operator holds at once.
+            drop(tokio::time::timeout(POLL, changed.notified()).await);
+            // No step is taken by a time that may be wrong.
+            if let Ok(now) = self.clock.steady() {
+                succession::advance_in_time(&self.store, &*audience, now);
+            }
+            // A large mesh takes a while to read and encode.
+            let views = tokio::task::block_in_place(|| self.next());
+            if let Some(views) = views {
+                let is_large = views.services() >= MANY_SERVICES;
+                directory.send_replace(views);
+                self.settle();
+                if is_large {
+                    // Not before clients are sent the change.
+                    tokio::task::block_in_place(memory::give_back);
+                }
+            }
+            if let Some(last) = &self.last {
+                own.update(last.trusted(), &last.listed);
+            }
+        }
+    }
+
+    /// New views: of the file, where it changed and can be used, or else of the last good mesh, where the
+    /// revocations or the authorities changed or the list is due.
+    fn next(&mut self) -> Option<Arc<Views>> {
+        let is_due = self.is_due();
+        let mut mistakes = match self.changed_mesh() {
+            Ok(None) => Vec::new(),
+            Ok(Some((text, mesh))) => match self.apply(text, Arc::new(mesh), &[]) {
+                Ok(views) => return Some(views),
+                Err(error) => vec![error],
+            },
+            Err(mistakes) => mistakes,
+        };
+        self.reject(mistakes.clone());
+        let last = self.last.as_ref().filter(|_| is_due)?;
+        let (text, mesh) = (last.text.clone(), last.mesh.clone());
+        match self.apply(text, mesh, &mistakes) {
+            Ok(views) => Some(views),
+            Err(error) => {
+                if !mistakes.contains(&error) {
+                    mistakes.push(error);
+                    self.reject(mistakes);
+                }
+                None
+            }
+        }
+    }
+
+    /// Whether the last good mesh has to be published again: what the store revokes or its authorities have changed,
+    /// or the revocation list is due.
+    fn is_due(&mut self) -> bool {
+        let unreadable = self.store.revoked().err().map(|error| error.to_string());
+        let problem = self.store.problem().or(unreadable);
+        self.fresh = if problem.is_none() { self.changed_authorities() } else { None };
+        self.status.send_if_modified(|status| {
+            let changed = status.store != problem;
+            status.store = problem;
+            changed
+        });
+        let Some(last) = &self.last else { return false };
+        let revoked = self.revoked(&last.mesh).unwrap_or_else(|_| last.listed.clone());
+        self.fresh.is_some()
+            || revoked != last.listed
+            || self.clock.steady().is_ok_and(|now| is_list_due(last.list_at, now))
+    }
+
+    /// The mesh of the file, where its text is another than that in force.
+    ///
+    /// # Errors
+    /// It cannot be read, or each of its mistakes.
+    fn changed_mesh(&mut self) -> Result<Option<(Arc<str>, Mesh)>, Vec<String>> {
+        let text = self.file.text().map_err(|error| vec![error])?;
+        if self.last.as_ref().is_some_and(|last| last.text == text) {
+            return Ok(None);
+        }
+        let mesh = self.parse(&text)?;
+        Ok(Some((text, mesh)))
+    }
+
+    fn parse(&mut self, text: &Arc<str>) -> Result<Mesh, Vec<String>> {
+        let mesh = self.file.parse(text)?;
+        let trust_domain = self.authorities.get().generations().trust_domain.clone();
+        if mesh.trust_domain != trust_domain {
+            return Err(vec![format!(
+                "{}: trust_domain: {:?} is not the authority's, {trust_domain:?}",
+                self.file.path().display(),
+                mesh.trust_domain
+            )]);
+        }
+        Ok(mesh)
+    }
+
+    /// Publishes a mesh. `rejected` is what stays wrong with the file as it is now.
+    ///
+    /// # Errors
+    /// Why it is not published.
+    fn apply(
+        &mut self,
+        text: Arc<str>,
+        mesh: Arc<Mesh>,
+        rejected: &[String],
+    ) -> Result<Arc<Views>, String> {
+        let now = wall_clock();
+        let listed = self.revoked(&mesh)?;
+        let kept = self
+            .last
+            .as_ref()
+            .filter(|last| last.listed == listed)
+            .filter(|last| self.clock.steady().is_err() || !is_list_due(last.list_at, now))
+            .filter(|_| self.fresh.is_none());
+        let (trust, list_at) = match kept {
+            Some(last) => (last.trust.clone(), last.list_at),
+            None => (self.trust(&listed, now)?, now),
+        };
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None => self.store.flow_seed().map_err(|error| error.to_string())?,
+        };
+        self.seed = Some(seed);
+        let views = Views::new(mesh.clone(), &trust, seed, &self.views)
+            .map_err(|problems| problems.join("; "))?;
+        self.views = Arc::new(views);
+        self.status.send_modify(|status| {
+            status.applied += 1;
+            status.rejected = rejected.to_vec();
+            status.services = mesh.services.keys().cloned().collect();
+        });
+        tracing::info!(
+            services = mesh.services.len(),
+            encoded = self.views.encoded(),
+            revoked = listed.len(),
+            "a mesh is in force"
+        );
+        if self.last.as_ref().is_none_or(|last| last.mesh.warnings != mesh.warnings) {
+            for warning in mesh.warnings.iter().take(WARNING_LIMIT) {
+                let warning = warning.in_file(self.file.path().display());
+                tracing::warn!(%warning, "mesh warning");
+            }
+            let more = mesh.warnings.len().saturating_sub(WARNING_LIMIT);
+            if more > 0 {
+                tracing::warn!(more, "mesh warnings left out; --check-config prints all");
+            }
+        }
+        let serials: BTreeSet<String> = listed.iter().map(|entry| entry.serial.clone()).collect();
+        self.revoked.send_if_modified(|revoked| {
+            let is_new = **revoked != serials;
+            if is_new {
+                *revoked = Arc::new(serials);
+            }
+            is_new
+        });
+        self.last = Some(Last { text, mesh, trust, listed, list_at });
+        Ok(self.views.clone())
+    }
+
+    fn trust(&self, revoked: &[Revoked], now: SystemTime) -> Result<Trust, String> {
+        let number = self.store.next_list_number().map_err(|error| error.to_string())?;
+        let in_force = self.authorities.get();
+        let authorities = self.fresh.as_ref().unwrap_or(&in_force);
+        let revocations = authorities
+            .revocation_lists(revoked, number, now, LIST_LIFE)
+            .map_err(|error| error.to_string())?;
+        if revocations.is_empty() {
+            return Err("every authority has ended by the clock of this host".into());
+        }
+        self.status.send_modify(|status| status.list_number = number);
+        Ok(Trust { roots: authorities.trust_bundle(), revocations })
+    }
+
+    /// The authorities of the store, where they are others than those in force.
+    fn changed_authorities(&self) -> Option<Authorities> {
+        let loaded = self.store.generations().map_err(|error| error.to_string());
+        let in_force = self.authorities.get();
+        let changed = match loaded {
+            Ok(generations) if generations == *in_force.generations() => return None,
+            loaded => loaded.and_then(|generations| {
+                Authorities::load(generations).map_err(|error| error.to_string())
+            }),
+        };
+        match changed {
+            Ok(authorities) => Some(authorities),
+            Err(error) => {
+                tracing::error!(error, "the authorities could not be read; the last ones stay");
+                None
+            }
+        }
+    }
+
+    /// What was published is in force.
+    fn settle(&mut self) {
+        if let Some(fresh) = self.fresh.take() {
+            self.authorities.set(fresh);
+        }
+    }
+
+    /// What the store and the file revoke, by serial number.
+    ///
+    /// # Errors
+    /// When the store's part cannot be read and never was, or the file's part cannot be stored.
+    fn revoked(&self, mesh: &Mesh) -> Result<Vec<Revoked>, String> {
+        let mut revoked = match (self.store.revoked(), &self.last) {
+            (Ok(revoked), _) => revoked,
+            // None of them becomes good because the store cannot be read.
+            (Err(_), Some(last)) => last.listed.clone(),
+            (Err(error), None) => return Err(error.to_string()),
+        };
+        for serial in &mesh.revocations {
+            let serial = serial.to_ascii_lowercase();
+            if !revoked.iter().any(|known| known.serial == serial) {
+                // Stored, so that deleting the line does not make the certificate good again.
+                let at = wall_clock();
+                let stored = self.store.revoke(std::slice::from_ref(&serial), at);
+                stored.map_err(|error| format!("revocation of {serial}: {error}"))?;
+                revoked.push(Revoked { serial, at });
+            }
+        }
+        revoked.sort_by(|a, b| a.serial.cmp(&b.serial));
+        for entry in &mut revoked {
+            // Whole seconds, as the list and the store have them.
+            let whole = entry.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            entry.at = UNIX_EPOCH + Duration::from_secs(whole);
+        }
+        Ok(revoked)
+    }
+
+    /// Says why the file is not in force, once for each reason.
+    fn reject(&self, mistakes: Vec<String>) {
+        self.status.send_if_modified(|status| {
+            let changed = status.rejected != mistakes;
+            if changed {
+                for mistake in &mistakes {
+                    tracing::error!(mistake, "the mesh was rejected; the last good one serves on");
+                }
+                status.rejected = mistakes;
+            }
+            changed
+        });
+    }
+}
+
+/// Whether another revocation list is due: the present one is old, or was signed by a clock that was ahead, so
+/// that others refuse it as of the future.
+fn is_list_due(signed: SystemTime, now: SystemTime) -> bool {
+    now >= signed + LIST_RENEWAL || now + BACKDATED < signed
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! What is published while `mesh.yaml` is good, and while it is not.
+
+use std::path::PathBuf;
+
+use weft_certs::Authority;
+use weft_model::SpiffeId;
+
+use super::*;
+
+const DOMAIN: &str = "mesh.test";
+const MESH: &str = r#"trust_domain: mesh.test
+service_ranges: [10.96.0.0/16]
+services:
+- {name: web, addresses: [10.96.0.1], ports: [{port: 80, target: 8080, protocol: http}], endpoints: [{address: 10.90.1.1}]}
+security:
+  issuers: {login: {issuer: me, audiences: [web], jwks_file: keys.json}}
+  policies: [{service: web, allow: [{from: [web], token: login}]}]
+"#;
+
+/// A publisher of a file and a store in a folder.
+struct Running {
+    folder: tempfile::TempDir,
+    publisher: Publisher,
+}
+
+impl Running {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("mesh.yaml"), MESH).expect("written");
+        std::fs::write(folder.path().join("keys.json"), "{\"keys\":[]}").expect("written");
+        let files = Authority::create(DOMAIN, wall_clock()).expect("an authority");
+        let state = folder.path().join("state");
+        let store = Arc::new(Store::create(&state, DOMAIN, &files).expect("a store"));
+        let generations = store.generations().expect("they are there");
+        let authorities = Authorities::load(generations).expect("they are good");
+        let sources = Sources {
+            file: MeshFile::new(folder.path().join("mesh.yaml")),
+            store,
+            authorities: Arc::new(InForce::new(authorities)),
+            clock: Arc::new(Clock::start()),
+        };
+        let publisher = Publisher::new(sources, watch::Sender::default(), watch::Sender::default());
+        let mut running = Self { folder, publisher };
+        running.publisher.first().expect("a good mesh");
+        running
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Issues a certificate, and revokes it.
+    fn revoke(&self, serial: &str) {
+        let id = SpiffeId::parse("spiffe://mesh.test/ns/default/sa/web").expect("an id");
+        let store = &self.publisher.store;
+        let until = wall_clock() + Duration::from_secs(3600);
+        store.issued(serial, &id, until, wall_clock()).expect("it is stored");
+        store.revoke(&[serial.to_owned()], wall_clock()).expect("it is revoked");
+    }
+
+    fn status(&self) -> Status {
+        self.publisher.status.borrow().clone()
+    }
+
+    fn is_published_as_revoked(&self, serial: &str) -> bool {
+        self.publisher.revoked.borrow().contains(serial)
+    }
+}
+
+#[test]
+fn invalid_mesh_file_delays_neither_a_revocation_nor_the_renewal_of_the_list() {
+    let mut running = Running::start();
+    for (round, break_file) in [
+        |running: &Running| std::fs::write(running.file("mesh.yaml"), "trust_domain: [").unwrap(),
+        |running: &Running| std::fs::remove_file(running.file("mesh.yaml")).unwrap(),
+        |running: &Running| {
+            let unknown = MESH.replace("from: [web]", "from: [wbe]");
+            std::fs::write(running.file("mesh.yaml"), unknown).unwrap();
+        },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        break_file(&running);
+        assert!(running.publisher.next().is_none(), "nothing new");
+        let rejected = running.status().rejected;
+        assert_eq!(rejected.len(), 1, "{rejected:?}");
+        let number = running.status().list_number;
+        let serial = format!("0{round}");
+        running.revoke(&serial);
+        assert!(running.publisher.next().is_some(), "the revocation");
+        let status = running.status();
+        assert_eq!((status.list_number, &status.rejected), (number + 1, &rejected));
+        assert!(running.is_published_as_revoked(&serial));
+        assert!(running.publisher.next().is_none(), "once");
+
+        let last = running.publisher.last.as_mut().expect("a mesh is in force");
+        last.list_at -= LIST_RENEWAL;
+        assert!(running.publisher.next().is_some(), "the renewal");
+        let status = running.status();
+        assert_eq!((status.list_number, status.rejected), (number + 2, rejected));
+    }
+    std::fs::write(running.file("mesh.yaml"), MESH).unwrap();
+    drop(running.publisher.next());
+    assert_eq!(running.status().rejected, Vec::<String>::new());
+}
+
+#[test]
+fn missing_key_file_does_not_delay_a_revocation() {
+    let mut running = Running::start();
+    std::fs::remove_file(running.file("keys.json")).unwrap();
+    let number = running.status().list_number;
+    running.revoke("0a");
+    assert!(running.publisher.next().is_some(), "the revocation");
+    assert_eq!(running.status().list_number, number + 1);
+    assert!(running.is_published_as_revoked("0a"));
+}
