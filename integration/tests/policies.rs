@@ -257,11 +257,17 @@ fn why_says_which_policy_decides_and_what_it_says_holds() {
     check("batch orders:80 GET /reports --token login", 1, no);
     check("batch orders:80 GET /reports --token login --claim role=reader", 0, "allow[2]");
     check("batch orders:80 GET /reports/7?full --token login --claim role=admin", 0, "allow[2]");
-    check("web orders:5432", 1, no);
+    let clause = "security.policies[0].allow[3]";
+    check("web orders:5432", 2, &format!("--address is missing: {clause}"));
+    check("web orders:5432 --address 10.2.0.7", 1, no);
     check("web orders:5432 --address 10.1.0.7", 0, "allowed: security.policies[0].allow[3]");
     check("batch orders:80 GET / --address 10.1.0.7", 1, no);
     check("batch web:80", 1, "no policy of web allows it");
     check("web cache:80", 0, "service \"cache\" is outside the mesh; no policy is enforced");
+    check("cache orders:80", 1, "refused: service \"cache\" has no identity: it has meshed: false");
+    check("cache cache:80", 0, "no policy is enforced");
+    check("web names:53", 1, "no policy of names allows it");
+    check("web names:54", 0, "allowed: udp passes no sidecar");
     check("web orders:80 get /items", 0, "allowed: security.policies[0].allow[0]");
     check("web orders:80 GET /x/../%61dmin", 1, "refused: security.policies[0].deny[0]");
     check("web orders:80 GET /x%2f..%2fadmin", 1, "refused: security.policies[0].deny[0]");
@@ -290,6 +296,7 @@ services:
 - {name: web, addresses: [10.96.0.1], ports: [{port: 80, protocol: http}], endpoints: [{address: 10.1.0.1}]}
 - {name: batch, addresses: [10.96.0.3], ports: [{port: 80, protocol: http}], endpoints: [{address: 10.1.0.3}]}
 - {name: cache, addresses: [10.96.0.4], meshed: false, ports: [{port: 80, protocol: tcp}], endpoints: [{address: 10.1.0.4}]}
+- {name: names, addresses: [10.96.0.5], ports: [{port: 53, protocol: udp}, {port: 53, protocol: tcp}, {port: 54, protocol: udp}]}
 - name: orders
   addresses: [10.96.0.2]
   ports: [{port: 80, target: 8080, protocol: http}, {port: 5432, protocol: tcp}]

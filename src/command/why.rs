@@ -33,9 +33,9 @@ pub(super) struct Arguments {
     method: Option<String>,
     /// The path, with its query if there is one; / when left out.
     path: Option<String>,
-    /// The caller's address.
-    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
-    address: IpAddr,
+    /// The caller's address; needed where a policy decides by from_addresses.
+    #[arg(long, value_name = "ADDRESS")]
+    address: Option<IpAddr>,
     /// The issuer of the token that the caller shows, as mesh.yaml names it.
     #[arg(long, value_name = "ISSUER")]
     token: Option<String>,
@@ -72,6 +72,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         say("allowed: udp passes no sidecar; no policy is enforced");
         return Ok(());
     }
+    if mesh.services.get(&arguments.caller).is_some_and(|caller| !caller.meshed) {
+        let reason = "it has meshed: false, so it has no certificate, and the handshake fails";
+        return Err(Failure::Failed(format!(
+            "refused: service {:?} has no identity: {reason}",
+            arguments.caller
+        )));
+    }
+    needs_address(&mesh, service, port, arguments)?;
     let token = arguments.token.as_deref().map(|name| {
         let issuer = mesh.issuers.get(name);
         issuer.map(|issuer| (name, issuer.issuer.as_str())).ok_or_else(|| {
@@ -137,10 +145,35 @@ fn callee<'m>(mesh: &'m Mesh, text: &str) -> Result<(&'m Service, &'m Port), Fai
     let service = mesh.services.get(name).ok_or_else(|| unknown(mesh, name, "a service"))?;
     let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
     let number: u16 = number;
-    let port = service.ports.iter().find(|port| port.port == number).ok_or_else(|| {
+    // A number may be of two ports; policies are enforced on the one that is not udp.
+    let mut known: Vec<&Port> = service.ports.iter().filter(|port| port.port == number).collect();
+    known.sort_by_key(|port| port.protocol == Protocol::Udp);
+    let port = known.first().copied().ok_or_else(|| {
         Failure::Usage(format!("{name} has no port {number}; it has {}", ports.join(", ")))
     })?;
     Ok((service, port))
+}
+
+/// Refuses a question without an address where a clause of the port decides by the caller's.
+fn needs_address(
+    mesh: &Mesh,
+    service: &Service,
+    port: &Port,
+    arguments: &Arguments,
+) -> Result<(), Failure> {
+    if arguments.address.is_some() {
+        return Ok(());
+    }
+    let policies = mesh.policies.iter().filter(|policy| policy.service == service.name);
+    let mut clauses = policies.flat_map(|policy| policy.allow.iter().chain(&policy.deny));
+    let deciding = clauses.find(|clause| clause.is_of(port) && !clause.from_addresses.is_empty());
+    match deciding {
+        None => Ok(()),
+        Some(clause) => Err(Failure::Usage(format!(
+            "--address is missing: security.{} decides by from_addresses",
+            clause.name
+        ))),
+    }
 }
 
 fn unknown(mesh: &Mesh, text: &str, what: &str) -> Failure {
@@ -257,12 +290,13 @@ impl RequestFacts for Question<'_> {
         Some(&self.caller)
     }
 
+    /// Where no address is given, no clause asks for one.
     fn remote_address(&self) -> IpAddr {
-        self.arguments.address
+        self.arguments.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into())
     }
 
     fn client_address(&self) -> IpAddr {
-        self.arguments.address
+        self.remote_address()
     }
 
     /// No policy of `mesh.yaml` asks for it.
