@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::watch;
-use weft_control::mesh::MeshFile;
+use weft_control::mesh::{Mesh, MeshFile};
+use weft_control::resources::check_encodable;
 use weft_control::store::Store;
 use weft_control::{Options, Status};
 use weft_runtime::drain::{Drain, on_signals};
@@ -54,9 +55,11 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
     let mut file = MeshFile::new(arguments.config);
-    check(&mut file)?;
-    if arguments.check_config {
-        return Ok(());
+    {
+        let mesh = check(&mut file)?;
+        if arguments.check_config {
+            return check_all(mesh, &file);
+        }
     }
     let Some(state) = arguments.state else {
         return Err(Failure::Usage("--state is missing".into()));
@@ -87,19 +90,31 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check(file: &mut MeshFile) -> Result<(), Failure> {
+fn check(file: &mut MeshFile) -> Result<Mesh, Failure> {
     let text = file.text().map_err(Failure::Usage)?;
     let mesh = file.parse(&text).map_err(|problems| Failure::Usage(problems.join("\n")))?;
     for warning in &mesh.warnings {
         say(&format!("warning: {}", warning.in_file(file.path().display())));
     }
-    say(&format!(
+    Ok(mesh)
+}
+
+/// Encodes all that clients would be sent, and prints what the mesh is.
+fn check_all(mesh: Mesh, file: &MeshFile) -> Result<(), Failure> {
+    let good = format!(
         "mesh is good: {} services, {} routes, {} policies, {} revocations",
         mesh.services.len(),
         mesh.routes.len(),
         mesh.policies.len(),
         mesh.revocations.len()
-    ));
+    );
+    check_encodable(Arc::new(mesh)).map_err(|problems| {
+        let path = file.path().display();
+        let lines: Vec<String> =
+            problems.iter().map(|problem| format!("{path}: {problem}")).collect();
+        Failure::Usage(lines.join("\n"))
+    })?;
+    say(&good);
     Ok(())
 }
 

@@ -71,7 +71,10 @@ pub use route::{
     WeightedCluster,
 };
 pub use route_index::RouteIndex;
-pub use route_match::{PathMatch, QueryCheck, QueryMatch, RouteMatch, query_parameter};
+pub use route_match::{
+    PathMatch, QueryCheck, QueryMatch, RouteMatch, has_query_or_fragment, is_uri_part,
+    query_parameter,
+};
 pub use secret::{
     ClientCertificates, DataSource, DistributionPoint, DownstreamTls, Group, OnExpired,
     RevocationDepth, RevocationMode, RevocationPolicy, Secret, SecretSource, TlsIdentity,
@@ -82,7 +85,7 @@ pub use text::{Cidr, InvalidCidr, StringMatch};
 pub use tls_parameters::{CipherSuite, TlsParameters, TlsVersion};
 pub use token::{
     ClaimFormat, ClaimRule, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource,
-    REDIRECTS_LIMIT, TokenPlace,
+    REDIRECTS_LIMIT, TokenPlace, token_header,
 };
 
 /// The name of a resource, a service or a policy: shared, never copied on the request path.

@@ -157,6 +157,18 @@ impl PathMatch {
     }
 }
 
+/// Whether a text holds what ends a path in a URI, so that no path matches it.
+#[must_use]
+pub fn has_query_or_fragment(path: &str) -> bool {
+    path.contains(['?', '#'])
+}
+
+/// Whether a text may become a part of a URI: a blank or a line end would forge a request.
+#[must_use]
+pub fn is_uri_part(text: &str) -> bool {
+    text.bytes().all(|byte| (0x21..0x7f).contains(&byte))
+}
+
 /// Whether the case of ASCII letters counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Case {

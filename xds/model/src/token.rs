@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::{DataSource, Name, RequestFacts, RouteMatch, StringMatch};
+use crate::{DataSource, Name, RequestFacts, RouteMatch, StringMatch, is_header_name};
 
 /// Which tokens count, and which requests need one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +162,36 @@ pub enum JwtRequirement {
     All(Vec<Self>),
     /// That no token is there (`allow_missing`): one that is there must be good, by what stands beside this.
     Missing,
+}
+
+/// Checks the name of a header that carries a token, its payload or one of its claims, and gives the name in lower case.
+/// `_` is not accepted: services may take it for `-`.
+///
+/// # Errors
+/// It is no name, or frames a message or belongs to one connection.
+pub fn token_header(name: &str) -> Result<String, String> {
+    const FRAMING: [&str; 8] = [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let lower = name.to_ascii_lowercase();
+    if FRAMING.contains(&lower.as_str()) {
+        return Err(format!(
+            "invalid header {name:?}: it frames the message or belongs to one connection"
+        ));
+    }
+    if !is_header_name(&lower) || lower.contains('_') {
+        return Err(format!(
+            "invalid header name {name:?}: must be of letters, digits and !#$%&'*+-.^`|~"
+        ));
+    }
+    Ok(lower)
 }
 
 #[cfg(test)]

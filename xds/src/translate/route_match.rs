@@ -8,6 +8,7 @@
 use serde_json::{Value, json};
 use weft_model::{
     HeaderCheck, HeaderMatch, PathMatch, Pattern, QueryCheck, QueryMatch, RouteMatch, StringMatch,
+    has_query_or_fragment,
 };
 
 use super::values::Form;
@@ -56,7 +57,7 @@ fn path(matches: &mut Reader<'_>) -> Result<PathMatch, Refused> {
         PathMatch::Exact(matches.text("path"))
     } else if matches.has("path_separated_prefix") {
         let text = matches.text("path_separated_prefix");
-        if text.contains(['?', '#']) || text.len() < 2 || text.ends_with('/') {
+        if has_query_or_fragment(&text) || text.len() < 2 || text.ends_with('/') {
             let reason = format!(
                 "invalid prefix {text:?}: must have two characters or more, no ? and #, and no / at its end"
             );

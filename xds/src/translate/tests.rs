@@ -387,7 +387,7 @@ fn tokens_come_back_as_they_went_out() {
     check("name: scope", "name: exp", "cannot be asked for in this way");
     check("requirement_name: both", "requirement_name: all", "is not in requirement_map");
     check("{allow_missing: {}}]}}]}}}", "{allow_missing_or_failed: {}}]}}]}}}", "a forged token");
-    check("name: X-Token", "name: \"x token\"", "is no name of a field");
+    check("name: X-Token", "name: \"x token\"", "invalid header name");
     check("filter: envoy.filters.http.jwt_authn", "filter: other", "\"other\" is not known");
     check("[{key: a}, {key: groups}]", "[{key: a}]", "and the claim");
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_model::{Cidr, DataSource, PathTemplate, Pattern, StringMatch, Transport};
+use weft_model::{Cidr, DataSource, PathTemplate, Pattern, StringMatch, Transport, is_uri_part};
 
 use super::{Reader, Refused};
 
@@ -192,7 +192,7 @@ pub(super) fn string_match_json(value: &StringMatch) -> Value {
 /// When a character of it may not be in a URI: a blank or a line end would forge a request.
 pub(super) fn uri_part(reader: &mut Reader<'_>, field: &str) -> Result<Option<String>, Refused> {
     let text = reader.text(field);
-    if text.bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
+    if is_uri_part(&text) {
         return Ok(Some(text).filter(|text| !text.is_empty()));
     }
     let reason = "only printable ASCII characters without blanks are accepted";

@@ -14,7 +14,7 @@ use weft_runtime::memory;
 use crate::clock::{Clock, wall_clock};
 use crate::mesh::{Mesh, MeshFile};
 use crate::own::{Own, Trusted};
-use crate::resources::{Trust, Views};
+use crate::resources::{Trust, Views, check_inbound};
 use crate::server::Status;
 use crate::store::Store;
 use crate::succession::{self, Audience, Authorities, InForce};
@@ -216,6 +216,7 @@ impl Publisher {
         rejected: &[String],
     ) -> Result<Arc<Views>, String> {
         let now = wall_clock();
+        self.check_inbound(&mesh)?;
         let listed = self.revoked(&mesh)?;
         let kept = self
             .last
@@ -266,6 +267,20 @@ impl Publisher {
         });
         self.last = Some(Last { text, mesh, trust, listed, list_at });
         Ok(self.views.clone())
+    }
+
+    /// Checks that sidecars can be sent their inbound side, where it is not that of the mesh in force.
+    ///
+    /// # Errors
+    /// Which cannot, and why.
+    fn check_inbound(&self, mesh: &Arc<Mesh>) -> Result<(), String> {
+        let last = self.last.as_ref().map(|last| &last.mesh);
+        if last.is_some_and(|last| Arc::ptr_eq(last, mesh)) {
+            return Ok(());
+        }
+        check_inbound(mesh, last.map(|last| &**last))
+            .map(drop)
+            .map_err(|problems| problems.join("; "))
     }
 
     fn trust(&self, revoked: &[Revoked], now: SystemTime) -> Result<Trust, String> {

@@ -4,12 +4,15 @@
 //! and the outbound side of all others.
 
 mod agent;
+mod encodable;
 mod key_server;
 mod policies;
 mod scope;
 mod sidecar;
 mod views;
 
+pub use encodable::check_encodable;
+pub(crate) use encodable::check_inbound;
 pub use views::Views;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::mesh::{Mesh, Policy, Route, Service};
+use crate::mesh::{Issuer, Mesh, Policy, Route, Service};
 
 /// What callers of a service depend on.
 #[derive(Debug)]
@@ -108,17 +108,35 @@ impl PolicyIndex {
     }
 }
 
-/// What the inbound side of a service depends on: the service, its policies, and the issuers of the
-/// tokens that they name.
+/// What the inbound side of a service depends on, beside what holds for the whole mesh: the service, its policies, and
+/// the issuers of the tokens that they name.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Inbound<'m> {
+    service: &'m Service,
+    policies: Vec<&'m Policy>,
+    issuers: Vec<(&'m String, &'m Issuer)>,
+}
+
+impl<'m> Inbound<'m> {
+    pub(super) fn of(mesh: &'m Mesh, index: &PolicyIndex, service: &'m Service) -> Self {
+        let policies: Vec<&Policy> = index.of(mesh, &service.name).collect();
+        let clauses = policies.iter().flat_map(|policy| policy.allow.iter().chain(&policy.deny));
+        let tokens: BTreeSet<&String> =
+            clauses.filter_map(|clause| clause.token.as_ref()).collect();
+        let issuers = tokens.into_iter().filter_map(|token| mesh.issuers.get_key_value(token));
+        let issuers = issuers.collect();
+        Self { service, policies, issuers }
+    }
+}
+
+/// What the inbound side of a service depends on, as a mesh.
 pub(super) fn inbound(mesh: &Mesh, index: &PolicyIndex, service: &Service) -> Mesh {
-    let policies: Vec<Policy> = index.of(mesh, &service.name).cloned().collect();
-    let clauses = policies.iter().flat_map(|policy| policy.allow.iter().chain(&policy.deny));
-    let tokens: BTreeSet<&String> = clauses.filter_map(|clause| clause.token.as_ref()).collect();
-    let issuers = mesh.issuers.iter().filter(|(name, _)| tokens.contains(name));
+    let Inbound { service, policies, issuers } = Inbound::of(mesh, index, service);
+    let issuer = |(name, issuer): (&String, &Issuer)| (name.clone(), issuer.clone());
     Mesh {
         services: [(service.name.clone(), service.clone())].into(),
-        issuers: issuers.map(|(name, issuer)| (name.clone(), issuer.clone())).collect(),
-        policies,
+        issuers: issuers.into_iter().map(issuer).collect(),
+        policies: policies.into_iter().cloned().collect(),
         ..global(mesh)
     }
 }

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_model::{JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Name, TokenPlace};
+use weft_model::{
+    JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Name, TokenPlace, token_header,
+};
 
 use super::jwt_ours::OurProvider;
 use crate::translate::{Reader, Refused, route_match, values};
@@ -95,7 +97,7 @@ fn provider(mut provider: Reader<'_>, ours: OurProvider) -> Result<JwtProvider, 
         places: places(&mut provider)?,
         forward: provider.flag("forward").unwrap_or(false),
         claim_fields: claim_fields(&mut provider)?,
-        payload_field: field_name(&mut provider, "forward_payload_header")?,
+        payload_field: header_name(&mut provider, "forward_payload_header")?,
         payload_name: Some(provider.text("payload_in_metadata"))
             .filter(|name| !name.is_empty())
             .map(Name::from),
@@ -111,7 +113,7 @@ fn places(provider: &mut Reader<'_>) -> Result<Vec<TokenPlace>, Refused> {
     let mut places = Vec::new();
     for mut place in provider.children("from_headers") {
         let prefix = place.text("value_prefix");
-        let name = field_name(&mut place, "name")?;
+        let name = header_name(&mut place, "name")?;
         let name = name.ok_or_else(|| place.refuse("name", "it is missing"))?;
         places.push(TokenPlace::Field { name, prefix });
     }
@@ -127,37 +129,20 @@ fn claim_fields(provider: &mut Reader<'_>) -> Result<Vec<(String, String)>, Refu
     let mut fields = Vec::new();
     for mut told in provider.children("claim_to_headers") {
         let claim = told.required_text("claim_name")?;
-        let name = field_name(&mut told, "header_name")?;
+        let name = header_name(&mut told, "header_name")?;
         let name = name.ok_or_else(|| told.refuse("header_name", "it is missing"))?;
         fields.push((claim, name));
     }
     Ok(fields)
 }
 
-/// The name of a field of HTTP, lower case.
-fn field_name(reader: &mut Reader<'_>, field: &str) -> Result<Option<String>, Refused> {
-    let name = reader.text(field).to_ascii_lowercase();
+/// The name of a header, lower case; none when it is empty.
+fn header_name(reader: &mut Reader<'_>, field: &str) -> Result<Option<String>, Refused> {
+    let name = reader.text(field);
     if name.is_empty() {
         return Ok(None);
     }
-    const FRAMING: [&str; 8] = [
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    if FRAMING.contains(&name.as_str()) {
-        return Err(reader.refuse(field, format!("{name:?} is a field of the connection's own")));
-    }
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^`|~".contains(&byte);
-    if !name.bytes().all(is_token) {
-        return Err(reader.refuse(field, format!("{name:?} is no name of a field")));
-    }
-    Ok(Some(name))
+    token_header(&name).map(Some).map_err(|reason| reader.refuse(field, reason))
 }
 
 fn remote_keys(mut remote: Reader<'_>, redirects: u8) -> Result<KeySource, Refused> {

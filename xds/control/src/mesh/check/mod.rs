@@ -297,3 +297,6 @@ fn is_name(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     !text.is_empty() && text.len() <= 63 && text.bytes().all(allowed)
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,8 +108,13 @@ impl Clauses<'_> {
         if item.token.is_none() && claims.is_some_and(|claims| !claims.is_empty()) {
             mistakes.add(format!("{path}.claims"), "whose? Name the issuer by token");
         }
-        for (claim, _) in claims.into_iter().flatten().filter(|(_, values)| values.is_empty()) {
-            mistakes.add(format!("{path}.claims[\"{claim}\"]"), "there must be a value");
+        for (claim, values) in claims.into_iter().flatten() {
+            let path = format!("{path}.claims[\"{claim}\"]");
+            if claim.is_empty() {
+                mistakes.add(path, "invalid claim \"\": must be the name of a claim");
+            } else if values.is_empty() {
+                mistakes.add(path, "there must be a value");
+            }
         }
     }
 

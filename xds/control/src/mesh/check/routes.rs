@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weft_model::{HeaderMatch, PathMatch, QueryCheck, QueryMatch, RouteMatch, StringMatch};
+use weft_model::{
+    HeaderMatch, PathMatch, QueryCheck, QueryMatch, RouteMatch, StringMatch, has_query_or_fragment,
+    is_header_name, is_uri_part,
+};
 
 use super::{Mistakes, unknown_service};
 use crate::mesh::{Parent, Port, Protocol, Route, Rule, Service, Target, raw};
@@ -102,6 +105,8 @@ fn rule(
         match (filter.kind.as_str(), &filter.url_rewrite, &filter.request_redirect) {
             ("URLRewrite", Some(rewrite), None) => match &rewrite.path.replace_prefix_match {
                 Some(prefix) if rewrite.path.kind == "ReplacePrefixMatch" => {
+                    let path = format!("{path}.urlRewrite.path.replacePrefixMatch");
+                    location_path(prefix, path, mistakes);
                     prefix_rewrite = Some(prefix.clone())
                 }
                 _ => mistakes
@@ -161,9 +166,10 @@ fn backends(
 fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMatch {
     let path_match = match &raw.path {
         None => PathMatch::Segments("/".into()),
-        Some(p) if !p.value.starts_with('/') => {
-            mistakes
-                .add(format!("{path}.path.value"), format!("{:?} does not start with /", p.value));
+        Some(p) if !p.value.starts_with('/') || has_query_or_fragment(&p.value) => {
+            let reason =
+                format!("invalid path {:?}: must start with / and hold no ? and #", p.value);
+            mistakes.add(format!("{path}.path.value"), reason);
             PathMatch::Segments("/".into())
         }
         Some(p) if p.kind == "PathPrefix" => PathMatch::Segments(p.value.clone()),
@@ -176,6 +182,7 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
             PathMatch::Segments("/".into())
         }
     };
+    names(raw, path, mistakes);
     let exact = |value: &str| StringMatch::Exact(value.to_owned());
     let mut headers = Vec::new();
     if let Some(method) = &raw.method {
@@ -207,6 +214,33 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
     RouteMatch { path: path_match, headers, query }
 }
 
+/// Checks the names that a match compares.
+fn names(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) {
+    if let Some(method) = raw.method.as_ref().filter(|method| !is_header_name(method)) {
+        let reason = format!("invalid method {method:?}: must be a method name, such as GET");
+        mistakes.add(format!("{path}.method"), reason);
+    }
+    for (index, header) in raw.headers.iter().enumerate() {
+        let name = &header.name;
+        if !is_header_name(name.strip_prefix(':').unwrap_or(name)) {
+            let reason = format!("invalid header name {name:?}: must be a name, such as x-version");
+            mistakes.add(format!("{path}.headers[{index}].name"), reason);
+        }
+    }
+    for (index, _) in raw.query_params.iter().enumerate().filter(|(_, item)| item.name.is_empty()) {
+        let reason = "invalid name \"\": must be the name of a query parameter";
+        mistakes.add(format!("{path}.queryParams[{index}].name"), reason);
+    }
+}
+
+/// Checks a path that requests are sent to.
+fn location_path(text: &str, path: String, mistakes: &mut Mistakes) {
+    if !text.starts_with('/') || !is_uri_part(text) {
+        let accepted = "must start with / and be of printable ASCII characters without blanks";
+        mistakes.add(path, format!("invalid path {text:?}: {accepted}"));
+    }
+}
+
 fn to_redirect(
     raw: &raw::RequestRedirect,
     path: &str,
@@ -220,6 +254,20 @@ fn to_redirect(
     let target = raw.path.as_ref().and_then(|path| path.replace_full_path.clone());
     if raw.path.is_some() && target.is_none() {
         mistakes.add(format!("{path}.requestRedirect.path"), "only ReplaceFullPath is supported");
+    }
+    if let Some(target) = &target {
+        let path = format!("{path}.requestRedirect.path.replaceFullPath");
+        location_path(target, path, mistakes);
+    }
+    if let Some(scheme) =
+        raw.scheme.as_ref().filter(|scheme| !["http", "https"].contains(&&***scheme))
+    {
+        let reason = format!("invalid scheme {scheme:?}: must be http or https");
+        mistakes.add(format!("{path}.requestRedirect.scheme"), reason);
+    }
+    if let Some(host) = raw.hostname.as_ref().filter(|host| host.is_empty() || !is_uri_part(host)) {
+        let reason = format!("invalid host name {host:?}: must be such as web.example");
+        mistakes.add(format!("{path}.requestRedirect.hostname"), reason);
     }
     weft_model::Redirect {
         status,

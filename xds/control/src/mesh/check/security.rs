@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use weft_model::{
     ClaimFormat, ClaimRule, Group, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy,
+    token_header,
 };
 
 use super::Mistakes;
@@ -21,6 +22,12 @@ pub(super) fn issuers(
     let mut issuers = BTreeMap::new();
     for (name, issuer) in &raw.security.issuers {
         let path = format!("security.issuers[\"{name}\"]");
+        if name.is_empty() {
+            mistakes.add(
+                &path,
+                "invalid name \"\": must be the name by which policies refer to the issuer",
+            );
+        }
         if issuer.issuer.is_empty() {
             mistakes
                 .add(format!("{path}.issuer"), "it is empty; a token of any issuer would be good");
@@ -58,20 +65,22 @@ fn claims(issuer: &raw::Issuer, path: &str, mistakes: &mut Mistakes) -> Vec<Clai
     if issuer.claims.len() > LIMIT {
         mistakes.add(format!("{path}.claims"), format!("more than {LIMIT} of them"));
     }
-    for (claim, field) in &issuer.claim_headers {
-        let is_good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-        let is_ours =
-            ["connection", "content-length", "host", "te", "transfer-encoding", "upgrade"];
-        if field.is_empty() || !field.bytes().all(is_good) || is_ours.contains(&field.as_str()) {
-            let path = format!("{path}.claim_headers[\"{claim}\"]");
-            mistakes
-                .add(path, format!("{field:?} is no name of a field, or is the connection's own"));
+    for (claim, header) in &issuer.claim_headers {
+        let path = format!("{path}.claim_headers[\"{claim}\"]");
+        if claim.is_empty() {
+            mistakes.add(&path, "invalid claim \"\": must be the name of a claim");
+        }
+        if let Err(reason) = token_header(header) {
+            mistakes.add(path, reason);
         }
     }
     for (index, claim) in issuer.claims.iter().enumerate() {
         let path = format!("{path}.claims[{index}]");
         if claim.values.is_empty() || claim.values.len() > LIMIT {
             mistakes.add(format!("{path}.values"), format!("there must be 1 to {LIMIT}"));
+        }
+        if claim.values.iter().any(String::is_empty) {
+            mistakes.add(format!("{path}.values"), "invalid value \"\": must not be empty");
         }
         if ["", "iss", "aud", "exp", "nbf", "iat"].contains(&claim.name.as_str()) {
             let reason = format!("{:?} cannot be asked for in this way", claim.name);

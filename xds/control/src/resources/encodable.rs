@@ -1,0 +1,117 @@
+//! Whether a mesh can be sent to its clients. What has no form in xDS rejects the file: sidecars would ask for it again
+//! and again, and get an error.
+
+use std::sync::Arc;
+
+use weft_xds::server::Fragment;
+
+use super::scope::{self, Inbound, PolicyIndex};
+use super::{Trust, Views, sidecar};
+use crate::mesh::{Mesh, Service};
+
+/// How many threads encode at once, at most.
+const ENCODER_LIMIT: usize = 8;
+/// How many services that cannot be encoded are named.
+const NAMED_LIMIT: usize = 20;
+
+/// Encodes everything that any client of a mesh would be sent.
+///
+/// # Errors
+/// What has no form in xDS, by service where it belongs to one.
+pub fn check_encodable(mesh: Arc<Mesh>) -> Result<(), Vec<String>> {
+    check_inbound(&mesh, None)?;
+    // What is trusted is an opaque text here.
+    let trust = Trust { roots: String::new(), revocations: String::new() };
+    Views::new(mesh, &trust, 0, &Views::default()).map(drop)
+}
+
+/// Encodes the inbound side of each meshed service whose inbound side is another than in `earlier`, a mesh that was
+/// checked. Gives how many there are.
+///
+/// # Errors
+/// The services whose inbound side cannot be encoded, and why.
+pub(crate) fn check_inbound(mesh: &Mesh, earlier: Option<&Mesh>) -> Result<usize, Vec<String>> {
+    let index = PolicyIndex::new(mesh);
+    let earlier = earlier.filter(|earlier| scope::global(earlier) == scope::global(mesh));
+    let earlier = earlier.map(|earlier| (earlier, PolicyIndex::new(earlier)));
+    let is_known = |service: &Service| {
+        earlier.as_ref().is_some_and(|(earlier, earlier_index)| {
+            let before = earlier.services.get(&service.name);
+            before.is_some_and(|before| {
+                Inbound::of(earlier, earlier_index, before) == Inbound::of(mesh, &index, service)
+            })
+        })
+    };
+    let meshed = mesh.services.values().filter(|service| service.meshed);
+    let changed: Vec<&Service> = meshed.filter(|service| !is_known(service)).collect();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(ENCODER_LIMIT);
+    let check = |share: &[&Service]| -> Vec<String> {
+        share.iter().filter_map(|service| problem_of(mesh, &index, service)).collect()
+    };
+    let problems: Vec<String> = std::thread::scope(|scope| {
+        let share = changed.len().div_ceil(threads).max(1);
+        let spawned: Vec<_> =
+            changed.chunks(share).map(|share| scope.spawn(move || check(share))).collect();
+        let ended = |_| vec!["an encoder ended unexpectedly".to_owned()];
+        spawned.into_iter().flat_map(|thread| thread.join().unwrap_or_else(ended)).collect()
+    });
+    if problems.is_empty() {
+        return Ok(changed.len());
+    }
+    Err(problems.into_iter().take(NAMED_LIMIT).collect())
+}
+
+/// Why the inbound side of a service cannot be encoded, if so.
+fn problem_of(mesh: &Mesh, index: &PolicyIndex, service: &Service) -> Option<String> {
+    let mut inbound = sidecar::own(&scope::inbound(mesh, index, service));
+    // Both listeners differ by their addresses alone, and take most of the time.
+    inbound.listeners.pop_last();
+    let problems = Fragment::encode(inbound).err()?;
+    Some(format!(
+        "services {:?}: its inbound side cannot be encoded: {}",
+        service.name,
+        problems.join("; ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::path::Path;
+
+    use super::*;
+
+    /// A mesh whose service `api` asks for tokens of so many issuers.
+    fn mesh(issuers: usize) -> Arc<Mesh> {
+        let mut text = r#"trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- {name: api, addresses: [10.96.0.1], ports: [{port: 80, target: 8080, protocol: http}]}
+- {name: web, addresses: [10.96.0.2], ports: [{port: 80, target: 8080, protocol: http}]}
+security:
+  issuers:
+"#
+        .to_owned();
+        let mut allow = String::new();
+        for index in 0..issuers {
+            let keys = "jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'";
+            writeln!(text, "    i{index}: {{issuer: i{index}, audiences: [a], {keys}}}").unwrap();
+            write!(allow, "{{from: [web], paths: [/{index}], token: i{index}}},").unwrap();
+        }
+        writeln!(text, "  policies: [{{service: api, allow: [{allow}]}}]").unwrap();
+        Arc::new(Mesh::parse(&text, Path::new(".")).unwrap_or_else(|p| panic!("{p:?}")))
+    }
+
+    #[test]
+    fn mesh_with_an_inbound_side_that_cannot_be_encoded_is_refused() {
+        check_encodable(mesh(100)).expect("a mesh that can be sent");
+        let refused = check_encodable(mesh(101)).expect_err("too many issuers for one service");
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        let expected = "services \"api\": its inbound side cannot be encoded: ";
+        assert!(refused[0].starts_with(expected) && refused[0].contains("100"), "{refused:?}");
+        check_inbound(&mesh(101), Some(&mesh(100))).expect_err("its policies have changed");
+        assert_eq!(check_inbound(&mesh(99), Some(&mesh(100))), Ok(1), "web is as before");
+        assert_eq!(check_inbound(&mesh(101), Some(&mesh(101))), Ok(0), "it was checked before");
+        assert_eq!(check_inbound(&mesh(100), None), Ok(2));
+    }
+}
