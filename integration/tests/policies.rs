@@ -202,11 +202,8 @@ fn what_a_changed_policy_does_not_allow_ends_and_nothing_else() {
     };
     assert_eq!(of("/never")["rule"], Value::Null);
     let cut = of("/cut/1");
-    assert_eq!(
-        (&cut["denial"], &cut["rule"]),
-        (&json!("not_allowed"), &json!("policies[1].deny[0]"))
-    );
-    assert_eq!(of("/cut/2")["rule"], "policies[1].deny[0]");
+    assert_eq!((&cut["denial"], &cut["rule"]), (&json!("not_allowed"), &json!("orders.deny[0]")));
+    assert_eq!(of("/cut/2")["rule"], "orders.deny[0]");
 }
 
 #[test]
@@ -247,7 +244,8 @@ fn why_says_which_policy_decides_and_what_it_says_holds() {
         assert!(said.contains(answer), "{question}: {said}");
     };
     let no = "no policy of orders allows it";
-    check("web orders:80", 0, "allowed: security.policies[0].allow[0]");
+    let named = "allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)";
+    check("web orders:80", 0, named);
     check("web orders:80 POST /", 1, no);
     check("web orders:80 GET /admin/x", 1, "refused: security.policies[0].deny[0]");
     check("spiffe://mesh.test/ns/ops/sa/anna orders:80 DELETE /any", 0, "policies[0].allow[1]");

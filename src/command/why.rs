@@ -110,9 +110,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .collect();
     let judgement = judge_readings(&rules.into_iter(), each());
     if let Some(shadow) = judgement.shadow.filter(|shadow| shadow.refused) {
-        say(&format!("a policy that only watches would refuse it: {}", because(shadow, service)));
+        say(&format!(
+            "a policy that only watches would refuse it: {}",
+            because(shadow, &mesh, service)
+        ));
     }
-    let because = because(judgement.verdict, service);
+    let because = because(judgement.verdict, &mesh, service);
     if judgement.verdict.refused {
         return Err(Failure::Failed(format!("refused: {because}")));
     }
@@ -120,10 +123,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn because(verdict: Verdict<'_>, service: &Service) -> String {
+fn because(verdict: Verdict<'_>, mesh: &Mesh, service: &Service) -> String {
     match verdict.by {
-        Some(rule) => format!("security.{rule}"),
+        Some(rule) => place(mesh, rule),
         None => format!("no policy of {} allows it", service.name),
+    }
+}
+
+/// Where a clause is in the file, and its name in access logs.
+fn place(mesh: &Mesh, clause: &str) -> String {
+    match mesh.place_of(clause) {
+        Some(place) => format!("{place} ({clause} in access logs)"),
+        None => clause.to_owned(),
     }
 }
 
@@ -170,8 +181,8 @@ fn needs_address(
     match deciding {
         None => Ok(()),
         Some(clause) => Err(Failure::Usage(format!(
-            "--address is missing: security.{} decides by from_addresses",
-            clause.name
+            "--address is missing: {} decides by from_addresses",
+            place(mesh, &clause.name)
         ))),
     }
 }

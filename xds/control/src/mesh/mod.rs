@@ -275,10 +275,22 @@ pub struct Policy {
     pub dry_run: bool,
 }
 
+impl Policy {
+    /// The clauses, each with its place in the file, where the policy has this index.
+    fn places(&self, index: usize) -> impl Iterator<Item = (String, &Clause)> {
+        let of = move |word: &'static str, clauses: &'_ [Clause]| {
+            (0..clauses.len()).map(move |at| format!("security.policies[{index}].{word}[{at}]"))
+        };
+        let allow = of("allow", &self.allow).zip(&self.allow);
+        allow.chain(of("deny", &self.deny).zip(&self.deny))
+    }
+}
+
 /// Something that is allowed or denied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clause {
-    /// Where it stands in the file, which is its name wherever it decides.
+    /// Its name wherever it decides: `SERVICE.allow[NUMBER]`, numbered over all policies of the service. Where it stands
+    /// in the file: [`Mesh::place_of`].
     pub name: String,
     /// The identities that are meant; empty: any identity of the mesh.
     pub from: Vec<StringMatch>,
@@ -351,6 +363,14 @@ impl Mesh {
     /// Every mistake, each with its line and field.
     pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, Vec<Problem>> {
         reader::Reader::default().read(&text.into(), folder)
+    }
+
+    /// Where a clause stands in the file, such as `security.policies[0].allow[1]`.
+    #[must_use]
+    pub fn place_of(&self, clause: &str) -> Option<String> {
+        let mut clauses =
+            (0..).zip(&self.policies).flat_map(|(index, policy)| policy.places(index));
+        clauses.find(|(_, known)| known.name == clause).map(|(place, _)| place)
     }
 
     /// The identity of a service's sidecars.

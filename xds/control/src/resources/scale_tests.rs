@@ -7,7 +7,7 @@ use weft_model::SpiffeId;
 use weft_xds::client::{ClientSession, Node, Request, Variant};
 use weft_xds::server::{Directory, ResourceSet, Response, ServerSession};
 
-use super::{Trust, Views};
+use super::{Trust, Views, check_inbound};
 use crate::mesh::MeshFile;
 
 /// A mesh of so many services, each with two ports, two endpoints and a policy; the endpoints of one end with
@@ -138,6 +138,19 @@ fn changed_endpoint_among_1000_services_encodes_one_and_sends_its_endpoints() {
     }
     published.read(&large_mesh(SERVICES, Some((500, 5))));
     assert_eq!(published.views.encoded(), 0, "nothing has changed");
+}
+
+#[test]
+fn changed_policy_among_1000_services_has_one_inbound_side_checked() {
+    const SERVICES: usize = 1000;
+    let text = large_mesh(SERVICES, None);
+    let mut file = MeshFile::new("mesh.yaml".into());
+    let before = file.parse(&text).expect("a good file");
+    assert_eq!(check_inbound(&before, None), Ok(SERVICES));
+    // A policy at the beginning moves all others, and renames none of their clauses.
+    let new = "  policies:\n  - service: service-7\n    deny: [{from: [service-9]}]\n";
+    let after = file.parse(&text.replace("  policies:\n", new).into()).expect("a good file");
+    assert_eq!(check_inbound(&after, Some(&before)), Ok(1));
 }
 
 /// The processor time of this thread. The kernel's statistics count in ticks, which are longer than a change of a

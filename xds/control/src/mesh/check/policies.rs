@@ -1,6 +1,6 @@
 //! Checks who may call what: each clause can match, and is enforced at every port that it names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use weft_model::{Cidr, InvalidPathPattern, PathPattern, SpiffeId, StringMatch};
 
@@ -15,9 +15,9 @@ pub(super) fn policies(
     mistakes: &mut Mistakes,
 ) -> Vec<Policy> {
     let mut policies = Vec::new();
+    let mut counts = HashMap::new();
     for (index, policy) in raw.security.policies.iter().enumerate() {
-        let name = format!("policies[{index}]");
-        let path = format!("security.{name}");
+        let path = format!("security.policies[{index}]");
         let service = services.get(&policy.service);
         match service {
             None => mistakes.add(format!("{path}.service"), unknown_service(&policy.service)),
@@ -35,8 +35,13 @@ pub(super) fn policies(
         }
         let mut clauses = |kind: Kind, raws: &[raw::Clause]| {
             let each = raws.iter().enumerate().map(|(position, item)| {
-                let name = format!("{name}.{}[{position}]", kind.word());
-                Clauses { raw, services, issuers, service, kind }.check(name, item, mistakes)
+                let word = kind.word();
+                // By service, so that a change of one service's policies renames no clause of another.
+                let count: &mut usize = counts.entry((policy.service.as_str(), word)).or_default();
+                let name = format!("{}.{word}[{count}]", policy.service);
+                *count += 1;
+                let path = format!("{path}.{word}[{position}]");
+                Clauses { raw, services, issuers, service, kind }.check(name, item, &path, mistakes)
             });
             each.collect()
         };
@@ -79,22 +84,27 @@ struct Clauses<'a> {
 }
 
 impl Clauses<'_> {
-    fn check(&self, name: String, item: &raw::Clause, mistakes: &mut Mistakes) -> Clause {
-        let path = format!("security.{name}");
-        not_empty(item, &path, mistakes);
-        self.token(item, &path, mistakes);
+    fn check(
+        &self,
+        name: String,
+        item: &raw::Clause,
+        path: &str,
+        mistakes: &mut Mistakes,
+    ) -> Clause {
+        not_empty(item, path, mistakes);
+        self.token(item, path, mistakes);
         let clause = Clause {
-            from: self.callers(item, &path, mistakes),
-            from_addresses: from_addresses(item, &path, mistakes),
+            from: self.callers(item, path, mistakes),
+            from_addresses: from_addresses(item, path, mistakes),
             ports: item.ports.clone().unwrap_or_default(),
-            methods: self.methods(item, &path, mistakes),
-            paths: paths(item, &path, mistakes),
+            methods: self.methods(item, path, mistakes),
+            paths: paths(item, path, mistakes),
             token: item.token.clone().filter(|token| self.issuers.contains_key(token)),
             claims: item.claims.clone().unwrap_or_default().into_iter().collect(),
             name,
         };
         if let Some(service) = self.service.filter(|service| service.meshed) {
-            self.ports(&clause, service, &path, mistakes);
+            self.ports(&clause, service, path, mistakes);
         }
         clause
     }

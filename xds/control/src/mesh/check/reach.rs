@@ -45,9 +45,9 @@ pub(super) fn warn(
     policies: &[Policy],
     warnings: &mut Mistakes,
 ) {
-    let mut enforced: HashMap<&str, Vec<&Policy>> = HashMap::new();
-    for policy in policies.iter().filter(|policy| !policy.dry_run) {
-        enforced.entry(&policy.service).or_default().push(policy);
+    let mut enforced: HashMap<&str, Vec<(usize, &Policy)>> = HashMap::new();
+    for (index, policy) in policies.iter().enumerate().filter(|(_, policy)| !policy.dry_run) {
+        enforced.entry(&policy.service).or_default().push((index, policy));
     }
     let of = |service: &str| enforced.get(service).map(Vec::as_slice).unwrap_or_default();
     for (index, named) in raw.services.iter().enumerate() {
@@ -61,25 +61,26 @@ pub(super) fn warn(
             }
         }
     }
-    for policy in policies {
-        let clauses = policy.allow.iter().chain(&policy.deny);
-        clauses.for_each(|clause| unknown_methods(clause, warnings));
-        avoidable(policy, of(&policy.service), warnings);
+    for (index, policy) in policies.iter().enumerate() {
+        for (place, clause) in policy.places(index) {
+            unknown_methods(clause, &place, warnings);
+        }
+        avoidable((index, policy), of(&policy.service), warnings);
     }
 }
 
 /// Why no caller may reach a port, or why no policy protects it.
-fn unreachable(service: &Service, port: &Port, own: &[&Policy]) -> Option<String> {
+fn unreachable(service: &Service, port: &Port, own: &[(usize, &Policy)]) -> Option<String> {
     let (name, number) = (&service.name, port.port);
     if port.protocol == Protocol::Udp {
-        let is_meant = own.iter().flat_map(|policy| policy.allow.iter().chain(&policy.deny));
+        let is_meant = own.iter().flat_map(|(_, policy)| policy.allow.iter().chain(&policy.deny));
         let is_meant = is_meant.into_iter().any(|clause| clause.names(port));
         return is_meant.then(|| {
             format!("no policy of service {name:?} is enforced on udp port {number}: datagrams pass no sidecar")
         });
     }
     let of = |pick: fn(&Policy) -> &[Clause]| {
-        own.iter().flat_map(move |policy| pick(policy)).filter(|clause| clause.is_of(port))
+        own.iter().flat_map(move |(_, policy)| pick(policy)).filter(|clause| clause.is_of(port))
     };
     if of(|policy| &policy.deny).any(Clause::is_unconditional) {
         return Some(format!(
@@ -92,32 +93,38 @@ fn unreachable(service: &Service, port: &Port, own: &[&Policy]) -> Option<String
     })
 }
 
-fn unknown_methods(clause: &Clause, warnings: &mut Mistakes) {
+fn unknown_methods(clause: &Clause, path: &str, warnings: &mut Mistakes) {
     for (place, method) in clause.methods.iter().enumerate() {
         if !KNOWN_METHODS.contains(&method.as_str()) {
-            let path = format!("security.{}.methods[{place}]", clause.name);
+            let path = format!("{path}.methods[{place}]");
             warnings.add(path, format!("method {method:?} is not in the registry of HTTP methods"));
         }
     }
 }
 
 /// Warns of denials by token where an allowance of the same requests asks for no such token.
-fn avoidable(policy: &Policy, enforced: &[&Policy], warnings: &mut Mistakes) {
-    for deny in &policy.deny {
+fn avoidable(
+    (index, policy): (usize, &Policy),
+    enforced: &[(usize, &Policy)],
+    warnings: &mut Mistakes,
+) {
+    let denials = policy.places(index).skip(policy.allow.len());
+    for (place, deny) in denials {
         let Some(token) = &deny.token else { continue };
-        let same = enforced.iter().flat_map(|other| &other.allow).find(|allow| {
+        let allowances =
+            enforced.iter().flat_map(|(index, other)| other.places(*index).take(other.allow.len()));
+        let same = allowances.into_iter().find(|(_, allow)| {
             allow.token.as_ref() != Some(token)
                 && (deny.ports.is_empty()
                     || allow.ports.is_empty()
                     || allow.ports.iter().any(|port| deny.ports.contains(port)))
                 && allow.may_share_requests_with(deny)
         });
-        if let Some(allow) = same {
+        if let Some((allowance, _)) = same {
             let reason = format!(
-                "a caller avoids this denial by sending no token of {token:?}: security.{} asks for none",
-                allow.name
+                "a caller avoids this denial by sending no token of {token:?}: {allowance} asks for none"
             );
-            warnings.add(format!("security.{}.token", deny.name), reason);
+            warnings.add(format!("{place}.token"), reason);
         }
     }
 }
