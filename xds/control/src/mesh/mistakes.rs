@@ -1,11 +1,10 @@
 //! All mistakes of a file that does not have the form of a mesh, beside the first, at which reading ends.
 
-use std::path::Path;
-
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
 use weft_xds::recover::{Recovered, recover};
 
+use super::file::NamedFiles;
 use super::{check, raw};
 
 /// Where services are listed in the file.
@@ -13,7 +12,7 @@ const SERVICES: &str = "services";
 
 /// All mistakes of a file, by line: those of its form, and those in what could be read of it. `first` is
 /// the one at which reading ended.
-pub(super) fn all(text: &str, folder: &Path, first: Problem) -> Vec<Problem> {
+pub(super) fn all(text: &str, files: &NamedFiles, first: Problem) -> Vec<Problem> {
     let Ok(file) = Located::parse_with_repetitions(text) else {
         // Without its syntax nothing else of it is known.
         return vec![first];
@@ -28,7 +27,7 @@ pub(super) fn all(text: &str, folder: &Path, first: Problem) -> Vec<Problem> {
     if problems.iter().all(|problem| problem.line != first.line) {
         problems.push(first);
     }
-    let checked = found.value.take().map(|raw| check::check(&raw, folder));
+    let checked = found.value.take().map(|raw| check::check(&raw, files));
     if let Some(Err(mistakes)) = checked {
         for mistake in mistakes {
             let path = found.path_in_file(&mistake.path);

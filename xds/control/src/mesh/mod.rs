@@ -4,13 +4,14 @@
 //! means, with every name resolved and every value parsed. Between them every mistake is collected.
 
 mod check;
+mod file;
 mod mistakes;
 pub mod raw;
 pub mod raw_routes;
 mod reader;
 mod sections;
 
-pub use reader::MeshFile;
+pub use file::MeshFile;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -362,7 +363,7 @@ impl Mesh {
     /// # Errors
     /// Every mistake, each with its line and field.
     pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, Vec<Problem>> {
-        reader::Reader::default().read(&text.into(), folder)
+        reader::Reader::default().read(&text.into(), &file::NamedFiles::below(folder))
     }
 
     /// Where a clause stands in the file, such as `security.policies[0].allow[1]`.

@@ -2,7 +2,6 @@
 //! file is parsed again.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
@@ -10,61 +9,17 @@ use weft_xds::bootstrap::Problem;
 use weft_xds::located::{self, Located};
 
 use super::check::{self, Mistake};
+use super::file::NamedFiles;
 use super::sections::{Items, List, Sections};
 use super::{Mesh, mistakes, raw};
 
 /// How many mistakes are located by parsing their items alone. For more, the file is parsed.
 const LOCATED_ALONE: usize = 64;
 
-/// A file with a mesh, which changes.
-#[derive(Debug)]
-pub struct MeshFile {
-    path: PathBuf,
-    reader: Box<Reader>,
-}
-
-impl MeshFile {
-    /// The file at a path. Nothing is read yet.
-    #[must_use]
-    pub fn new(path: PathBuf) -> Self {
-        Self { path, reader: Box::default() }
-    }
-
-    /// Its path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Its text as it is now.
-    ///
-    /// # Errors
-    /// It cannot be read, or is not UTF-8.
-    pub fn text(&self) -> Result<Arc<str>, String> {
-        let text = std::fs::read_to_string(&self.path)
-            .map_err(|error| format!("{}: {error}", self.path.display()))?;
-        let last = self.reader.last.as_ref().filter(|last| *last.text == *text);
-        Ok(last.map_or_else(|| text.into(), |last| last.text.clone()))
-    }
-
-    /// The mesh that a text of it means.
-    ///
-    /// # Errors
-    /// Every mistake, with file, line and field.
-    pub fn parse(&mut self, text: &Arc<str>) -> Result<Mesh, Vec<String>> {
-        let folder = self.path.parent().unwrap_or_else(|| Path::new("."));
-        self.reader.read(text, folder).map_err(|problems| {
-            problems.iter().map(|problem| problem.in_file(self.path.display())).collect()
-        })
-    }
-}
-
 /// Reads the versions of one file.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     last: Option<Parsed>,
-    /// The last version, when it could not be parsed, and why: it is read again and again.
-    failed: Option<(Arc<str>, Vec<Problem>)>,
     warned: Warned,
 }
 
@@ -76,29 +31,32 @@ struct Warned {
 }
 
 impl Reader {
-    /// Reads a version of the file. `folder` is where the files that it names are looked for.
+    /// Reads a version of the file. `files` are those that it names.
     ///
     /// # Errors
     /// Every mistake, each with its line and field.
-    pub(super) fn read(&mut self, text: &Arc<str>, folder: &Path) -> Result<Mesh, Vec<Problem>> {
-        if let Some((_, problems)) = self.failed.as_ref().filter(|(failed, _)| failed == text) {
-            return Err(problems.clone());
-        }
+    pub(super) fn read(
+        &mut self,
+        text: &Arc<str>,
+        files: &NamedFiles,
+    ) -> Result<Mesh, Vec<Problem>> {
         let parsed = self.last.take().and_then(|last| last.changed_to(text));
-        let parsed = parsed.map_or_else(|| Parsed::new(text), Ok).map_err(|first| {
-            let problems = mistakes::all(text, folder, first);
-            self.failed = Some((text.clone(), problems.clone()));
-            problems
-        })?;
-        self.failed = None;
+        let parsed = parsed.map_or_else(|| Parsed::new(text), Ok);
+        let parsed = parsed.map_err(|first| mistakes::all(text, files, first))?;
         let parsed = self.last.insert(parsed);
         let (mesh, warnings) =
-            check::check(&parsed.raw, folder).map_err(|mistakes| parsed.locate(&mistakes))?;
+            check::check(&parsed.raw, files).map_err(|mistakes| parsed.locate(&mistakes))?;
         if self.warned.warnings != warnings {
             let located = parsed.locate(&warnings);
             self.warned = Warned { warnings, located };
         }
         Ok(Mesh { warnings: self.warned.located.clone(), ..mesh })
+    }
+
+    /// A text, shared with the last version where that has the same.
+    pub(super) fn shared(&self, text: String) -> Arc<str> {
+        let last = self.last.as_ref().filter(|last| *last.text == *text);
+        last.map_or_else(|| text.into(), |last| last.text.clone())
     }
 }
 
@@ -290,6 +248,8 @@ impl<'t> Piece<'t> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     const MESH: &str = r#"# A mesh.
@@ -453,11 +413,12 @@ security:
     #[test]
     fn any_edit_gives_what_the_whole_file_gives() {
         let folder = Path::new(".");
+        let files = NamedFiles::below(folder);
         let mut numbers = Numbers(1);
         let mut good = 0;
         for _ in 0..1_000 {
             let mut reader = Reader::default();
-            reader.read(&version(MESH), folder).expect("a good file");
+            reader.read(&version(MESH), &files).expect("a good file");
             let mut text = MESH.to_owned();
             for _ in 0..=numbers.below(3) {
                 text = numbers.edit(&text);
@@ -467,11 +428,11 @@ security:
                 let warnings = mesh.warnings.iter().map(|warning| warning.text.clone());
                 (warnings.collect::<Vec<_>>(), Mesh { warnings: Vec::new(), ..mesh })
             };
-            let read = reader.read(&text, folder).map(unlined);
+            let read = reader.read(&text, &files).map(unlined);
             good += usize::from(read.is_ok());
             let whole = Mesh::parse(&text, folder).map(unlined);
             assert_eq!(read, whole, "{text}");
-            let again = reader.read(&text, folder).map(unlined);
+            let again = reader.read(&text, &files).map(unlined);
             assert_eq!(again, whole, "{text}");
         }
         assert!(good > 30, "{good} of the edits were good");

@@ -37,6 +37,10 @@ pub(crate) struct Publisher {
     authorities: Arc<InForce>,
     /// Those that are published and not in force yet.
     fresh: Option<Authorities>,
+    /// A good mesh that is not published yet, since the store failed.
+    pending: Option<Arc<Mesh>>,
+    /// What is wrong with the file as it is now.
+    mistakes: Vec<String>,
     status: watch::Sender<Status>,
     revoked: watch::Sender<Arc<BTreeSet<String>>>,
     last: Option<Last>,
@@ -48,7 +52,6 @@ pub(crate) struct Publisher {
 
 /// What is in force.
 struct Last {
-    text: Arc<str>,
     mesh: Arc<Mesh>,
     trust: Trust,
     listed: Vec<Revoked>,
@@ -58,6 +61,30 @@ struct Last {
 impl Last {
     fn trusted(&self) -> Trusted<'_> {
         (&self.trust, &self.mesh.revocation)
+    }
+}
+
+/// Why a mesh is not published.
+#[derive(Debug)]
+enum Failure {
+    /// It cannot be sent to clients: another try gives the same.
+    Mesh(Vec<String>),
+    /// The store or the authority failed.
+    Store(String),
+}
+
+impl Failure {
+    fn into_lines(self) -> Vec<String> {
+        match self {
+            Self::Mesh(lines) => lines,
+            Self::Store(line) => vec![line],
+        }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(error: String) -> Self {
+        Self::Store(error)
     }
 }
 
@@ -81,6 +108,8 @@ impl Publisher {
             store,
             authorities,
             fresh: None,
+            pending: None,
+            mistakes: Vec::new(),
             status,
             revoked,
             last: None,
@@ -97,9 +126,9 @@ impl Publisher {
 
     /// The first views. Without a good file there is nothing to serve.
     pub(crate) fn first(&mut self) -> Result<Arc<Views>, String> {
-        let text = self.file.text()?;
-        let mesh = self.parse(&text).map_err(|mistakes| mistakes.join("\n"))?;
-        self.apply(text, Arc::new(mesh), &[])
+        let read = self.file.read(wall_clock());
+        let mesh = self.checked(read).map_err(|mistakes| mistakes.join("\n"))?;
+        self.apply(mesh).map_err(|error| error.into_lines().join("\n"))
     }
 
     /// Publishes what changes, until the task is dropped.
@@ -138,25 +167,46 @@ impl Publisher {
     /// revocations or the authorities changed or the list is due.
     fn next(&mut self) -> Option<Arc<Views>> {
         let is_due = self.is_due();
-        let mut mistakes = match self.changed_mesh() {
-            Ok(None) => Vec::new(),
-            Ok(Some((text, mesh))) => match self.apply(text, Arc::new(mesh), &[]) {
-                Ok(views) => return Some(views),
-                Err(error) => vec![error],
-            },
-            Err(mistakes) => mistakes,
-        };
-        self.reject(mistakes.clone());
-        let last = self.last.as_ref().filter(|_| is_due)?;
-        let (text, mesh) = (last.text.clone(), last.mesh.clone());
-        match self.apply(text, mesh, &mistakes) {
-            Ok(views) => Some(views),
-            Err(error) => {
-                if !mistakes.contains(&error) {
-                    mistakes.push(error);
-                    self.reject(mistakes);
+        self.look_at_file();
+        let mut failures = Vec::new();
+        if let Some(mesh) = self.pending.take() {
+            match self.apply(mesh.clone()) {
+                Ok(views) => {
+                    self.report(&[]);
+                    return Some(views);
                 }
+                Err(Failure::Mesh(mistakes)) => self.mistakes = mistakes,
+                Err(Failure::Store(error)) => {
+                    self.pending = Some(mesh);
+                    failures.push(error);
+                }
+            }
+        }
+        let last = self.last.as_ref().filter(|_| is_due).map(|last| last.mesh.clone());
+        let applied = last.map(|last| self.apply(last));
+        let views = match applied {
+            Some(Ok(views)) => Some(views),
+            Some(Err(error)) => {
+                failures.extend(error.into_lines());
                 None
+            }
+            None => None,
+        };
+        self.report(&failures);
+        views
+    }
+
+    /// Reads the file where it, or one that it names, has changed.
+    fn look_at_file(&mut self) {
+        let Some(read) = self.file.read_changed(wall_clock()) else { return };
+        match self.checked(read) {
+            Ok(mesh) => {
+                self.mistakes.clear();
+                self.pending = Some(mesh);
+            }
+            Err(mistakes) => {
+                self.mistakes = mistakes;
+                self.pending = None;
             }
         }
     }
@@ -179,21 +229,12 @@ impl Publisher {
             || self.clock.steady().is_ok_and(|now| is_list_due(last.list_at, now))
     }
 
-    /// The mesh of the file, where its text is another than that in force.
+    /// A mesh that was read, where it is of the authority's trust domain.
     ///
     /// # Errors
-    /// It cannot be read, or each of its mistakes.
-    fn changed_mesh(&mut self) -> Result<Option<(Arc<str>, Mesh)>, Vec<String>> {
-        let text = self.file.text().map_err(|error| vec![error])?;
-        if self.last.as_ref().is_some_and(|last| last.text == text) {
-            return Ok(None);
-        }
-        let mesh = self.parse(&text)?;
-        Ok(Some((text, mesh)))
-    }
-
-    fn parse(&mut self, text: &Arc<str>) -> Result<Mesh, Vec<String>> {
-        let mesh = self.file.parse(text)?;
+    /// Each of its mistakes.
+    fn checked(&self, read: Result<Mesh, Vec<String>>) -> Result<Arc<Mesh>, Vec<String>> {
+        let mesh = read?;
         let trust_domain = self.authorities.get().generations().trust_domain.clone();
         if mesh.trust_domain != trust_domain {
             return Err(vec![format!(
@@ -202,19 +243,14 @@ impl Publisher {
                 mesh.trust_domain
             )]);
         }
-        Ok(mesh)
+        Ok(Arc::new(mesh))
     }
 
-    /// Publishes a mesh. `rejected` is what stays wrong with the file as it is now.
+    /// Publishes a mesh.
     ///
     /// # Errors
     /// Why it is not published.
-    fn apply(
-        &mut self,
-        text: Arc<str>,
-        mesh: Arc<Mesh>,
-        rejected: &[String],
-    ) -> Result<Arc<Views>, String> {
+    fn apply(&mut self, mesh: Arc<Mesh>) -> Result<Arc<Views>, Failure> {
         let now = wall_clock();
         self.check_inbound(&mesh)?;
         let listed = self.revoked(&mesh)?;
@@ -233,12 +269,11 @@ impl Publisher {
             None => self.store.flow_seed().map_err(|error| error.to_string())?,
         };
         self.seed = Some(seed);
-        let views = Views::new(mesh.clone(), &trust, seed, &self.views)
-            .map_err(|problems| problems.join("; "))?;
+        let views = Views::new(mesh.clone(), &trust, seed, &self.views).map_err(Failure::Mesh)?;
         self.views = Arc::new(views);
         self.status.send_modify(|status| {
             status.applied += 1;
-            status.rejected = rejected.to_vec();
+            status.rejected.clone_from(&self.mistakes);
             status.services = mesh.services.keys().cloned().collect();
         });
         tracing::info!(
@@ -265,7 +300,7 @@ impl Publisher {
             }
             is_new
         });
-        self.last = Some(Last { text, mesh, trust, listed, list_at });
+        self.last = Some(Last { mesh, trust, listed, list_at });
         Ok(self.views.clone())
     }
 
@@ -273,14 +308,12 @@ impl Publisher {
     ///
     /// # Errors
     /// Which cannot, and why.
-    fn check_inbound(&self, mesh: &Arc<Mesh>) -> Result<(), String> {
+    fn check_inbound(&self, mesh: &Arc<Mesh>) -> Result<(), Failure> {
         let last = self.last.as_ref().map(|last| &last.mesh);
         if last.is_some_and(|last| Arc::ptr_eq(last, mesh)) {
             return Ok(());
         }
-        check_inbound(mesh, last.map(|last| &**last))
-            .map(drop)
-            .map_err(|problems| problems.join("; "))
+        check_inbound(mesh, last.map(|last| &**last)).map(drop).map_err(Failure::Mesh)
     }
 
     fn trust(&self, revoked: &[Revoked], now: SystemTime) -> Result<Trust, String> {
@@ -353,15 +386,16 @@ impl Publisher {
         Ok(revoked)
     }
 
-    /// Says why the file is not in force, once for each reason.
-    fn reject(&self, mistakes: Vec<String>) {
+    /// Reports what is wrong with the file, and what failed; each once.
+    fn report(&self, failures: &[String]) {
+        let rejected = [&self.mistakes, failures].concat();
         self.status.send_if_modified(|status| {
-            let changed = status.rejected != mistakes;
+            let changed = status.rejected != rejected;
             if changed {
-                for mistake in &mistakes {
+                for mistake in &rejected {
                     tracing::error!(mistake, "the mesh was rejected; the last good one serves on");
                 }
-                status.rejected = mistakes;
+                status.rejected = rejected;
             }
             changed
         });

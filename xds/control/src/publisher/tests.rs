@@ -106,12 +106,28 @@ fn invalid_mesh_file_delays_neither_a_revocation_nor_the_renewal_of_the_list() {
 }
 
 #[test]
-fn missing_key_file_does_not_delay_a_revocation() {
+fn missing_key_file_is_reported_and_does_not_delay_a_revocation() {
     let mut running = Running::start();
     std::fs::remove_file(running.file("keys.json")).unwrap();
     let number = running.status().list_number;
     running.revoke("0a");
     assert!(running.publisher.next().is_some(), "the revocation");
-    assert_eq!(running.status().list_number, number + 1);
+    let status = running.status();
+    assert_eq!(status.list_number, number + 1);
     assert!(running.is_published_as_revoked("0a"));
+    assert!(status.rejected.len() == 1 && status.rejected[0].contains("keys.json"), "{status:?}");
+}
+
+#[test]
+fn changed_key_file_is_published_while_mesh_yaml_stays_as_it_is() {
+    let mut running = Running::start();
+    assert!(running.publisher.next().is_none(), "nothing new");
+    std::fs::write(running.file("keys.json"), "{\"keys\":[{}]}").unwrap();
+    assert!(running.publisher.next().is_some(), "the keys");
+    let mesh = &running.publisher.last.as_ref().expect("a mesh is in force").mesh;
+    let crate::mesh::Keys::File(_, keys) = &mesh.issuers["login"].keys else {
+        panic!("keys come from a file");
+    };
+    assert_eq!(keys, b"{\"keys\":[{}]}");
+    assert!(running.publisher.next().is_none(), "once");
 }

@@ -1,25 +1,25 @@
 //! Checks where the keys of token issuers come from.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 
 use http::Uri;
 use weft_certs::usable_roots;
 use weft_model::REDIRECTS_LIMIT;
 
 use super::Mistakes;
+use crate::mesh::file::NamedFiles;
 use crate::mesh::{KeyServer, Keys, Roots, raw};
 
 /// The keys of an issuer; none when a mistake was found.
 pub(super) fn keys(
     issuer: &raw::Issuer,
-    folder: &Path,
+    files: &NamedFiles,
     path: &str,
     mistakes: &mut Mistakes,
 ) -> Option<Keys> {
     let mut read = |field: &str, file: &str| {
-        let file = folder.join(file);
-        match std::fs::read(&file) {
+        let (file, content) = files.read(file);
+        match content {
             Ok(bytes) => Some((file, bytes)),
             Err(error) => {
                 mistakes.add(format!("{path}.{field}"), format!("{}: {error}", file.display()));

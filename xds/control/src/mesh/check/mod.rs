@@ -8,12 +8,12 @@ mod routes;
 mod security;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
 use std::time::Duration;
 
 use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SourceAddress, SpiffeId};
 use weft_runtime::socket::PROBE_PORT;
 
+use super::file::NamedFiles;
 use super::{Mesh, Port, Protocol, Service, raw};
 use policies::policies;
 use routes::{duration, routes};
@@ -36,7 +36,10 @@ impl Mistakes {
 }
 
 /// Checks the whole file. Gives the mesh, and what in the file is valid and may still not be meant.
-pub(super) fn check(raw: &raw::Mesh, folder: &Path) -> Result<(Mesh, Vec<Mistake>), Vec<Mistake>> {
+pub(super) fn check(
+    raw: &raw::Mesh,
+    files: &NamedFiles,
+) -> Result<(Mesh, Vec<Mistake>), Vec<Mistake>> {
     let mut mistakes = Mistakes::default();
     if let Err(error) = SpiffeId::parse(&format!("spiffe://{}", raw.trust_domain)) {
         mistakes.add("trust_domain", error.reason);
@@ -50,7 +53,7 @@ pub(super) fn check(raw: &raw::Mesh, folder: &Path) -> Result<(Mesh, Vec<Mistake
     }
     let services = services(raw, &service_ranges, &mut mistakes);
     let routes = routes(raw, &services, &mut mistakes);
-    let issuers = issuers(raw, folder, &mut mistakes);
+    let issuers = issuers(raw, files, &mut mistakes);
     let policies = policies(raw, &services, &issuers, &mut mistakes);
     let revocation = security::revocation(raw, &mut mistakes);
     let groups = security::groups(raw, &mut mistakes);

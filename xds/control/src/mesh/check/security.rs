@@ -1,7 +1,6 @@
 //! Checks tokens, revocation and key agreement.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use weft_model::{
@@ -11,12 +10,13 @@ use weft_model::{
 
 use super::Mistakes;
 use super::key_server::keys;
+use crate::mesh::file::NamedFiles;
 use crate::mesh::{Issuer, raw};
 
 /// Checks the issuers of tokens.
 pub(super) fn issuers(
     raw: &raw::Mesh,
-    folder: &Path,
+    files: &NamedFiles,
     mistakes: &mut Mistakes,
 ) -> BTreeMap<String, Issuer> {
     let mut issuers = BTreeMap::new();
@@ -39,7 +39,7 @@ pub(super) fn issuers(
             );
         }
         let claims = claims(issuer, &path, mistakes);
-        let Some(keys) = keys(issuer, folder, &path, mistakes) else {
+        let Some(keys) = keys(issuer, files, &path, mistakes) else {
             continue;
         };
         let checked = Issuer {

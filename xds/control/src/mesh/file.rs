@@ -1,0 +1,279 @@
+//! The file with a mesh and the files that it names, read again only after a change.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::Mesh;
+use super::reader::Reader;
+
+/// A stamp counts as that of the content once the file has not been written to for so long: before, another write may
+/// leave the same time behind. Some file systems count whole seconds.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// A file with a mesh, which changes.
+#[derive(Debug)]
+pub struct MeshFile {
+    path: PathBuf,
+    reader: Box<Reader>,
+    /// What was read last, whether or not it was a good mesh.
+    seen: Option<Seen>,
+}
+
+impl MeshFile {
+    /// The file at a path. Nothing is read yet.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, reader: Box::default(), seen: None }
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the mesh.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not UTF-8; else every mistake, with file, line and field.
+    pub fn read(&mut self, now: SystemTime) -> Result<Mesh, Vec<String>> {
+        let text = self.text();
+        self.evaluate(text, now)
+    }
+
+    /// Reads the mesh again where the file, or one that it names, has changed since it was last read; none where
+    /// nothing has.
+    ///
+    /// # Errors
+    /// As of [`Self::read`].
+    pub(crate) fn read_changed(&mut self, now: SystemTime) -> Option<Result<Mesh, Vec<String>>> {
+        if self.seen.as_ref().is_some_and(|seen| seen.is_current(&self.path, now)) {
+            return None;
+        }
+        let text = self.text();
+        if let Some(seen) = self.seen.as_mut().filter(|seen| seen.text == text)
+            && seen.files.is_unchanged()
+        {
+            seen.stamps = Stamps::take(&self.path, &seen.files, now);
+            return None;
+        }
+        Some(self.evaluate(text, now))
+    }
+
+    fn evaluate(
+        &mut self,
+        text: Result<Arc<str>, String>,
+        now: SystemTime,
+    ) -> Result<Mesh, Vec<String>> {
+        let files = NamedFiles::below(self.path.parent().unwrap_or_else(|| Path::new(".")));
+        let read = match &text {
+            Ok(text) => self.parse_with(text, &files),
+            Err(error) => Err(vec![error.clone()]),
+        };
+        let stamps = Stamps::take(&self.path, &files, now);
+        self.seen = Some(Seen { text, files, stamps });
+        read
+    }
+
+    /// The mesh that a text means.
+    ///
+    /// # Errors
+    /// Every mistake, with file, line and field.
+    #[cfg(test)]
+    pub(crate) fn parse(&mut self, text: &Arc<str>) -> Result<Mesh, Vec<String>> {
+        self.parse_with(text, &NamedFiles::below(Path::new(".")))
+    }
+
+    fn parse_with(&mut self, text: &Arc<str>, files: &NamedFiles) -> Result<Mesh, Vec<String>> {
+        self.reader.read(text, files).map_err(|problems| {
+            problems.iter().map(|problem| problem.in_file(self.path.display())).collect()
+        })
+    }
+
+    /// Its text as it is now.
+    fn text(&self) -> Result<Arc<str>, String> {
+        let text = fs::read_to_string(&self.path)
+            .map_err(|error| format!("{}: {error}", self.path.display()))?;
+        Ok(self.reader.shared(text))
+    }
+}
+
+/// What was read, and the state of the files then.
+#[derive(Debug)]
+struct Seen {
+    text: Result<Arc<str>, String>,
+    files: NamedFiles,
+    stamps: Stamps,
+}
+
+impl Seen {
+    /// Whether no file can have changed since.
+    fn is_current(&self, path: &Path, now: SystemTime) -> bool {
+        self.stamps.is_settled && self.stamps == Stamps::take(path, &self.files, now)
+    }
+}
+
+/// The files that a mesh names, each with what was read of it.
+#[derive(Debug)]
+pub(super) struct NamedFiles {
+    folder: PathBuf,
+    read: RefCell<BTreeMap<PathBuf, Result<Vec<u8>, String>>>,
+}
+
+impl NamedFiles {
+    /// Files that are looked for in a folder.
+    pub(super) fn below(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), read: RefCell::default() }
+    }
+
+    /// The whole path of a file, and its content.
+    pub(super) fn read(&self, name: &str) -> (PathBuf, Result<Vec<u8>, String>) {
+        let path = self.folder.join(name);
+        let mut read = self.read.borrow_mut();
+        let content = read.entry(path.clone()).or_insert_with(|| content(&path)).clone();
+        (path, content)
+    }
+
+    /// Whether each file still has the content that was read.
+    fn is_unchanged(&self) -> bool {
+        self.read.borrow().iter().all(|(path, before)| content(path) == *before)
+    }
+}
+
+fn content(path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|error| error.to_string())
+}
+
+/// The stamps of the file and of those that it names, in this order.
+#[derive(Debug)]
+struct Stamps {
+    stamps: Vec<Option<Stamp>>,
+    /// Whether each file had not been written to for a while when they were taken.
+    is_settled: bool,
+}
+
+impl PartialEq for Stamps {
+    fn eq(&self, other: &Self) -> bool {
+        self.stamps == other.stamps
+    }
+}
+
+impl Stamps {
+    fn take(path: &Path, files: &NamedFiles, now: SystemTime) -> Self {
+        let read = files.read.borrow();
+        let paths = std::iter::once(path).chain(read.keys().map(PathBuf::as_path));
+        let stamps: Vec<Option<Stamp>> = paths.map(Stamp::of).collect();
+        let is_settled = stamps.iter().flatten().all(|stamp| stamp.is_settled(now));
+        Self { stamps, is_settled }
+    }
+}
+
+/// Which file a name leads to, and when it was last changed.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds since 1970, of the content and of the file's entry.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// None where the file cannot be examined.
+    fn of(path: &Path) -> Option<Self> {
+        let data = fs::metadata(path).ok()?;
+        Some(Self {
+            device: data.dev(),
+            inode: data.ino(),
+            bytes: data.len(),
+            modified: (data.mtime(), data.mtime_nsec()),
+            changed: (data.ctime(), data.ctime_nsec()),
+        })
+    }
+
+    fn is_settled(&self, now: SystemTime) -> bool {
+        let (seconds, _) = self.changed;
+        let settled = UNIX_EPOCH
+            .checked_add(Duration::from_secs(u64::try_from(seconds).unwrap_or_default()))
+            .and_then(|changed| changed.checked_add(SETTLED));
+        settled.is_some_and(|settled| settled < now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESH: &str = "trust_domain: mesh.test\nservice_ranges: [10.96.0.0/16]\nservices: []\n\
+        security:\n  issuers: {login: {issuer: me, audiences: [a], jwks_file: keys.json}}\n";
+
+    struct Files {
+        folder: tempfile::TempDir,
+        file: MeshFile,
+        /// When the last change is settled.
+        later: SystemTime,
+    }
+
+    impl Files {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let file = MeshFile::new(folder.path().join("mesh.yaml"));
+            let later = crate::clock::wall_clock() + 3600 * SETTLED;
+            let files = Self { folder, file, later };
+            files.write("mesh.yaml", MESH);
+            files.write("keys.json", "{}");
+            files
+        }
+
+        fn write(&self, name: &str, content: &str) {
+            fs::write(self.folder.path().join(name), content).expect("it is written");
+        }
+
+        fn changed(&mut self) -> Option<Result<(), String>> {
+            let read = self.file.read_changed(self.later)?;
+            Some(read.map(drop).map_err(|mistakes| mistakes.join("\n")))
+        }
+    }
+
+    #[test]
+    fn mesh_is_read_again_after_a_change_of_the_file_or_of_one_that_it_names() {
+        let mut files = Files::new();
+        assert_eq!(files.changed(), Some(Ok(())));
+        assert_eq!(files.changed(), None);
+        files.write("keys.json", "{\"keys\":[]}");
+        assert_eq!(files.changed(), Some(Ok(())), "a key file");
+        assert_eq!(files.changed(), None);
+        fs::remove_file(files.folder.path().join("keys.json")).expect("it is there");
+        let rejected = files.changed().expect("a change").expect_err("no keys");
+        assert!(rejected.contains("keys.json: No such file"), "{rejected}");
+        assert_eq!(files.changed(), None, "a rejected mesh is not checked again");
+        files.write("keys.json", "{}");
+        assert_eq!(files.changed(), Some(Ok(())), "the key file is back");
+        files.write("mesh.yaml", "services: [");
+        assert!(files.changed().expect("a change").is_err());
+        assert_eq!(files.changed(), None, "a rejected mesh is not read again");
+        files.write("mesh.yaml", MESH);
+        assert_eq!(files.changed(), Some(Ok(())));
+    }
+
+    #[test]
+    fn content_is_compared_until_its_stamp_is_settled() {
+        let mut files = Files::new();
+        // At this time the files have just been written to.
+        files.later = UNIX_EPOCH;
+        assert_eq!(files.changed(), Some(Ok(())));
+        let seen = files.file.seen.as_mut().expect("it was read");
+        assert!(!seen.stamps.is_settled);
+        assert_eq!(files.changed(), None, "the content is the same");
+        // As a write that leaves all stamps as they were.
+        let seen = files.file.seen.as_mut().expect("it was read");
+        seen.files.read.borrow_mut().insert(files.folder.path().join("keys.json"), Ok(Vec::new()));
+        assert_eq!(files.changed(), Some(Ok(())), "another content");
+    }
+}
