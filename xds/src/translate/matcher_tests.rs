@@ -95,7 +95,11 @@ fn matches_that_cannot_be_decided_are_refused() {
     ] {
         refused(Kind::Routes, &table("", matches), &format!("{at}{field}"), reason);
     }
-    for field in ["vhost_header: x-host", "ignore_path_parameters_in_path_matching: true"] {
+    for field in [
+        "vhost_header: x-host",
+        "ignore_path_parameters_in_path_matching: true",
+        "internal_only_headers: [x-admin]",
+    ] {
         let name = field.split(':').next().unwrap_or_default();
         let table = table(&format!("{field},"), "{prefix: /}");
         refused(Kind::Routes, &table, name, "not implemented");
@@ -179,6 +183,40 @@ fn rules_that_cannot_be_decided_are_refused() {
     ] {
         let yaml = rules("ALLOW", permission, principal);
         refused(Kind::Listener, &yaml, &format!("{policy}{field}"), reason);
+    }
+}
+
+#[test]
+fn fields_that_set_what_services_trust_and_are_not_read_are_refused() {
+    let any = "{any: true}";
+    let plain = rules("ALLOW", any, any);
+    let action = "direct_response: {status: 200}";
+    let manager = "filter_chains[0].filters[0].typed_config";
+    let route = format!("{manager}.route_config.virtual_hosts[0].routes[0].route");
+    for (before, after, field) in [
+        (
+            "stat_prefix: http",
+            "scheme_header_transformation: {scheme_to_overwrite: https}",
+            format!("{manager}.scheme_header_transformation"),
+        ),
+        (
+            "stat_prefix: http",
+            "forward_proto_config: {https_destination_ports: [443]}",
+            format!("{manager}.forward_proto_config"),
+        ),
+        (
+            action,
+            "route: {cluster: c, append_x_forwarded_host: true}",
+            format!("{route}.append_x_forwarded_host"),
+        ),
+        (
+            "domains: ['*'],",
+            "domains: ['*'], route_specifiers: [{name: x}],",
+            format!("{manager}.route_config.virtual_hosts[0].route_specifiers"),
+        ),
+    ] {
+        assert!(plain.contains(before));
+        refused(Kind::Listener, &plain.replace(before, after), &field, "not implemented");
     }
 }
 
