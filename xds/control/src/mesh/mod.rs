@@ -3,6 +3,7 @@
 //! [`raw`] is the file as it is written, with every field optional that can be; [`Mesh`] is what it
 //! means, with every name resolved and every value parsed. Between them every mistake is collected.
 
+pub(crate) mod area;
 mod check;
 mod file;
 mod mistakes;

@@ -556,3 +556,46 @@ fn http_limits_out_of_range_are_refused_with_their_line() {
     let text = GOOD.replace(port, &port.replace("protocol: http", "protocol: tcp, http: {}"));
     assert!(mistakes(&text).iter().any(|line| line.contains("http: it is for ports of http")));
 }
+
+#[test]
+fn token_of_a_dry_run_that_no_enforced_policy_verifies_is_refused() {
+    let file = |enforced: &str, watching: &str| {
+        let enforced = format!("{{service: api, {enforced}}}");
+        let issuers = "{login: {issuer: me, audiences: [a], jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'},              other: {issuer: you, audiences: [a], jwks_uri: 'http://b/', jwks_address: '10.1.1.2:80'}}";
+        with_policy(&enforced).replace(
+            "{login: {issuer: me, audiences: [a], jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'}}",
+            issuers,
+        ) + &format!("  - {{service: api, dry_run: true, {watching}}}
+")
+    };
+    let login = "allow: [{from: [api], paths: [/a], token: login}]";
+    for (enforced, watching) in [
+        ("allow: [{from: [api]}]", login),
+        ("allow: [{from: [api], token: other}]", login),
+        ("allow: [{from: [api]}, {from: [api], paths: [/a/b], token: login}]", login),
+        ("allow: [{from: [api], methods: [GET], token: login}, {from: [api]}]", login),
+        ("allow: [{from: [api]}]", "deny: [{from: [api], token: login}]"),
+    ] {
+        let found = mistakes(&file(enforced, watching));
+        assert_eq!(found.len(), 1, "{enforced}: {found:#?}");
+        let kind = watching.split(':').next().unwrap();
+        let expected =
+            format!("line 13: security.policies[1].{kind}[0].token: port 80: no enforced");
+        assert!(found[0].starts_with(&expected), "{enforced}: {found:#?}");
+    }
+    for (enforced, watching) in [
+        ("allow: [{from: [api], token: login}]", login),
+        ("allow: [{from: [api]}, {from: [api], paths: [/a], token: login}]", login),
+        (
+            "allow: [{from: [api]}, {from: [api], paths: [/a], token: login}]",
+            "deny: [{from: [api], paths: [/a/b], token: login}]",
+        ),
+        ("allow: [{from: [api], paths: [/other]}]", login),
+        ("allow: [{from: [api]}], deny: [{from: [api], token: login}]", login),
+        ("allow: [{from: [api]}]", "allow: [{from: [api], paths: [/a]}]"),
+    ] {
+        let text = file(enforced, watching);
+        Mesh::parse(&text, std::path::Path::new("."))
+            .unwrap_or_else(|p| panic!("{enforced}: {p:?}"));
+    }
+}

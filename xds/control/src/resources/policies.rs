@@ -1,13 +1,13 @@
 //! What policies become: RBAC for requests and connections, and which requests need a token.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 
 use weft_model::{
-    HeaderMatch, JwtRequirement, JwtRule, PathMatch, PathPattern, Permission, Principal, Rbac,
-    RbacAction, RbacFilter, RbacPolicy, RouteMatch, StringMatch,
+    HeaderMatch, JwtRequirement, JwtRule, PathPattern, Permission, Principal, Rbac, RbacAction,
+    RbacFilter, RbacPolicy, RouteMatch, StringMatch,
 };
 
+use crate::mesh::area::{self, TokenRule};
 use crate::mesh::{Clause, Mesh, Policy, Port, Service};
 
 /// Who may call what at a port: first what is denied, then what is allowed.
@@ -96,81 +96,21 @@ fn method_is(method: &str) -> HeaderMatch {
     HeaderMatch::new(":method", StringMatch::ExactIgnoreCase(method.to_owned()))
 }
 
-/// Requests that a clause covers: a path, and a method where the clause names any.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Area {
-    path: PathMatch,
-    method: Option<String>,
-}
-
-impl Area {
-    fn all_of(clause: &Clause) -> Vec<Self> {
-        let methods: Vec<Option<String>> = match clause.methods.as_slice() {
-            [] => vec![None],
-            methods => methods.iter().cloned().map(Some).collect(),
-        };
-        let of_path = |path: PathMatch| {
-            methods.iter().map(move |method| Self { path: path.clone(), method: method.clone() })
-        };
-        clause.route_paths().into_iter().flat_map(of_path).collect()
-    }
-
-    /// How narrow it is: the longer its certain beginning, the narrower.
-    fn narrowness(&self) -> (usize, bool, bool) {
-        let is_exact = matches!(self.path, PathMatch::Exact(_));
-        (self.path.literal_prefix().len(), is_exact, self.method.is_some())
-    }
-
-    fn may_overlap(&self, other: &Self) -> bool {
-        let methods =
-            self.method.is_none() || other.method.is_none() || self.method == other.method;
-        methods && self.path.may_overlap(&other.path)
-    }
-
-    fn into_match(self) -> RouteMatch {
-        let headers = self.method.iter().map(|method| method_is(method)).collect();
-        RouteMatch { path: self.path, headers, query: Vec::new() }
-    }
-}
-
-/// Which requests need a token. An allowance says so for what it covers; the narrowest counts, and of
-/// equals the one that needs a token. Where only a denial names an issuer, its token may be missing,
-/// but one that is sent is verified, so that the denial sees its claims.
+/// Which requests need a token.
 pub(super) fn token_rules(mesh: &Mesh, own: &Service, port: &Port) -> Vec<JwtRule> {
-    let mut allowed: Vec<(Area, Vec<&str>)> = Vec::new();
-    for clause in clauses(mesh, own, port, false, |policy| &policy.allow) {
-        for area in Area::all_of(clause) {
-            let known = allowed.iter().position(|(known, _)| *known == area);
-            let token = clause.token.as_deref();
-            match known.and_then(|index| allowed.get_mut(index)) {
-                Some((_, tokens)) => tokens.extend(token),
-                None => allowed.push((area, token.into_iter().collect())),
-            }
-        }
-    }
-    allowed.sort_by_key(|(area, tokens)| (Reverse(area.narrowness()), tokens.is_empty()));
-    let denied: Vec<(Area, &str)> = clauses(mesh, own, port, false, |policy| &policy.deny)
-        .into_iter()
-        .filter_map(|clause| Some((clause, clause.token.as_deref()?)))
-        .flat_map(|(clause, token)| Area::all_of(clause).into_iter().map(move |a| (a, token)))
-        .collect();
-    let mut rules = Vec::new();
-    for (area, mut tokens) in allowed {
-        let is_optional = tokens.is_empty();
-        if is_optional {
-            let overlapping = denied.iter().filter(|(denied, _)| denied.may_overlap(&area));
-            tokens.extend(overlapping.map(|(_, token)| *token));
-        }
-        rules.push(JwtRule { matches: area.into_match(), requires: one_of(tokens, is_optional) });
-    }
-    rules
+    let allow = clauses(mesh, own, port, false, |policy| &policy.allow);
+    let deny = clauses(mesh, own, port, false, |policy| &policy.deny);
+    let rule = |rule: TokenRule<'_>| {
+        let headers = rule.area.method.iter().map(|method| method_is(method)).collect();
+        let matches = RouteMatch { path: rule.area.path, headers, query: Vec::new() };
+        JwtRule { matches, requires: one_of(&rule.issuers, rule.is_optional) }
+    };
+    area::token_rules(&allow, &deny).into_iter().map(rule).collect()
 }
 
-fn one_of(mut tokens: Vec<&str>, is_optional: bool) -> Option<JwtRequirement> {
-    tokens.sort_unstable();
-    tokens.dedup();
+fn one_of(issuers: &[&str], is_optional: bool) -> Option<JwtRequirement> {
     let provider = |token: &str| JwtRequirement::Provider(token.into(), Vec::new());
-    match tokens.as_slice() {
+    match issuers {
         [] => None,
         [token] if !is_optional => Some(provider(token)),
         several => {

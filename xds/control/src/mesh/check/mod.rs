@@ -15,7 +15,7 @@ use weft_runtime::socket::PROBE_PORT;
 
 use super::file::NamedFiles;
 use super::{Mesh, Port, Protocol, Service, raw};
-use policies::policies;
+use policies::{dry_run_tokens, policies};
 use routes::{duration, routes};
 use security::issuers;
 
@@ -55,6 +55,7 @@ pub(super) fn check(
     let routes = routes(raw, &services, &mut mistakes);
     let issuers = issuers(raw, files, &mut mistakes);
     let policies = policies(raw, &services, &issuers, &mut mistakes);
+    dry_run_tokens(&services, &policies, &mut mistakes);
     let revocation = security::revocation(raw, &mut mistakes);
     let groups = security::groups(raw, &mut mistakes);
     for (index, serial) in raw.security.revocations.iter().enumerate() {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use weft_model::{Cidr, InvalidPathPattern, PathPattern, SpiffeId, StringMatch};
 
 use super::{Mistakes, unknown_service};
+use crate::mesh::area::{self, Area};
 use crate::mesh::{Clause, Issuer, Policy, Port, Protocol, Service, identity, raw};
 
 /// Checks who may call what.
@@ -55,6 +56,50 @@ pub(super) fn policies(
         });
     }
     policies
+}
+
+/// Checks that the tokens which policies with `dry_run` name are verified: a token rule for them alone would refuse
+/// requests with tokens that are not good, and take tokens out of others.
+pub(super) fn dry_run_tokens(
+    services: &BTreeMap<String, Service>,
+    policies: &[Policy],
+    mistakes: &mut Mistakes,
+) {
+    let mut enforced: HashMap<&str, Vec<&Policy>> = HashMap::new();
+    for policy in policies.iter().filter(|policy| !policy.dry_run) {
+        enforced.entry(&policy.service).or_default().push(policy);
+    }
+    for (index, policy) in policies.iter().enumerate().filter(|(_, policy)| policy.dry_run) {
+        let enforced = enforced.get(policy.service.as_str()).map_or(&[][..], Vec::as_slice);
+        let Some(service) = services.get(&policy.service) else { continue };
+        let named = policy.places(index).filter(|(_, clause)| clause.token.is_some());
+        for (place, clause) in named {
+            let ports = service.ports.iter().filter(|port| clause.is_of(port));
+            let unverified = ports.into_iter().find(|port| !is_verified(enforced, port, clause));
+            if let Some(port) = unverified {
+                let reason = format!(
+                    "port {}: no enforced policy verifies such a token of these requests; accepted in a policy with \
+                     dry_run where every allowance of them, or a denial of them by the same token, does",
+                    port.port
+                );
+                mistakes.add(format!("{place}.token"), reason);
+            }
+        }
+    }
+}
+
+/// Whether the enforced policies have the token verified that a clause of a policy with `dry_run` names.
+fn is_verified(enforced: &[&Policy], port: &Port, clause: &Clause) -> bool {
+    let Some(token) = &clause.token else { return true };
+    let of = |pick: fn(&Policy) -> &[Clause]| -> Vec<&Clause> {
+        enforced
+            .iter()
+            .flat_map(|policy| pick(policy))
+            .filter(|clause| clause.is_of(port))
+            .collect()
+    };
+    let rules = area::token_rules(&of(|policy| &policy.allow), &of(|policy| &policy.deny));
+    Area::all_of(clause).iter().all(|area| area::verifies(&rules, area, token))
 }
 
 /// What a clause does.
