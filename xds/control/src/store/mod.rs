@@ -6,6 +6,7 @@
 
 mod backup;
 mod error;
+mod expiry;
 mod generations;
 mod handle;
 mod image;
@@ -215,7 +216,7 @@ impl Store {
         Ok(good.map(|record| record.not_after).filter(|end| *end > now).max())
     }
 
-    /// Stores a certificate that was issued at `now`.
+    /// Stores a certificate that was issued at `now`, and deletes what expired long ago.
     ///
     /// # Errors
     /// When the database fails.
@@ -229,11 +230,11 @@ impl Store {
         let record = format!("{} {}", record(identity, not_after), seconds(now));
         self.write(|write| {
             write.open_table(ISSUED)?.insert(serial, record.as_str())?;
-            Ok(())
+            expiry::delete_expired(write, now)
         })
     }
 
-    /// Every certificate that was issued, by serial number.
+    /// Every certificate that was issued and has not expired long ago, by serial number.
     ///
     /// # Errors
     /// When the database fails, or an entry cannot be read.

@@ -190,3 +190,44 @@ fn replaced_file_is_noticed_while_in_use_and_its_successor_opened() {
     store.revoke(&["0b".into()], start()).expect("it works again");
     assert_eq!(store.revoked().expect("it can be read").len(), 2);
 }
+
+#[test]
+fn expired_certificates_revocations_and_tokens_are_deleted_a_day_later() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = Authority::create(DOMAIN, start()).expect("an authority");
+    let store = Store::create(folder.path(), DOMAIN, &files).expect("a store");
+    let issue = |serial: &str, hours: u32, at: SystemTime| {
+        store.issued(serial, &web(), at + HOUR * hours, at).expect("it is stored");
+    };
+    let held = || {
+        let revoked = store.revoked().expect("they can be read");
+        let issued = store.list().expect("they can be read");
+        let serials = |all: Vec<String>| all.join(" ");
+        (
+            serials(issued.into_iter().map(|one| one.serial).collect()),
+            serials(revoked.into_iter().map(|one| one.serial).collect()),
+            store.knows_token("old", start()).expect("it can be read"),
+        )
+    };
+    let after = |hours: u32| start() + HOUR * hours;
+    issue("01", 1, start());
+    issue("02", 100, start());
+    store.add_token("old", &web(), after(1)).expect("it is stored");
+    // The end of a certificate that was not issued here is not known.
+    store.revoke(&["01", "02", "ff"].map(str::to_owned), start()).expect("they are revoked");
+    issue("03", 100, after(24));
+    assert_eq!(held(), ("01 02 03".into(), "01 02 ff".into(), true), "within the margin");
+    issue("04", 100, after(26));
+    assert_eq!(held(), ("01 02 03 04".into(), "01 02 ff".into(), true), "once seen as expired");
+    issue("05", 100, after(26));
+    assert_eq!(held().0, "01 02 03 04 05", "looked for at most once an hour");
+    issue("06", 100, after(28));
+    assert_eq!(held(), ("02 03 04 05 06".into(), "02 ff".into(), false));
+    // By a clock that was ahead once, nothing is deleted before its time.
+    issue("07", 1, after(24 * 365));
+    issue("08", 100, after(30));
+    assert_eq!(held().1, "02 ff");
+    issue("09", 100, after(32));
+    assert_eq!(held().1, "02 ff");
+}

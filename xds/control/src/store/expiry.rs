@@ -1,0 +1,57 @@
+//! Deletes what has expired, so that the store and the revocation lists do not grow with the age of a mesh.
+
+use std::time::{Duration, SystemTime};
+
+use redb::{ReadableTable as _, WriteTransaction};
+
+use super::{ISSUED, NUMBERS, REVOKED, Record, StoreError, TOKENS, seconds, time};
+
+/// How long an entry stays after its end: peers whose clocks are behind still take a certificate then, and must find it
+/// in the revocation list.
+const MARGIN: Duration = Duration::from_secs(24 * 3600);
+/// How often expired entries are looked for.
+const INTERVAL: Duration = Duration::from_secs(3600);
+/// When they were last looked for, in seconds since 1970.
+const LOOKED_AT: &str = "expired_looked_at";
+
+/// Deletes certificates, with their revocations, and join tokens that expired longer ago than the margin, at most once
+/// an interval. A revocation of a certificate that the store does not know stays: its end is not known.
+///
+/// What is deleted had expired by the look before as well, so that one look by a clock that is ahead deletes nothing.
+pub(super) fn delete_expired(write: &WriteTransaction, now: SystemTime) -> Result<(), StoreError> {
+    let mut numbers = write.open_table(NUMBERS)?;
+    let last = numbers.get(LOOKED_AT)?.and_then(|at| time(at.value()));
+    if last.is_some_and(|last| last <= now && now < last + INTERVAL) {
+        return Ok(());
+    }
+    numbers.insert(LOOKED_AT, seconds(now))?;
+    let Some(end) = last.and_then(|last| last.min(now).checked_sub(MARGIN)) else {
+        return Ok(());
+    };
+    let mut issued = write.open_table(ISSUED)?;
+    let mut revoked = write.open_table(REVOKED)?;
+    for serial in expired(&issued, end)? {
+        issued.remove(serial.as_str())?;
+        revoked.remove(serial.as_str())?;
+    }
+    let mut tokens = write.open_table(TOKENS)?;
+    for digest in expired(&tokens, end)? {
+        tokens.remove(digest.as_str())?;
+    }
+    Ok(())
+}
+
+/// The keys of the entries that expired before a time. One that cannot be read stays, for others to report.
+fn expired(
+    table: &redb::Table<'_, &'static str, &'static str>,
+    end: SystemTime,
+) -> Result<Vec<String>, StoreError> {
+    let mut keys = Vec::new();
+    for entry in table.iter()? {
+        let (key, value) = entry?;
+        if Record::parse(value.value()).is_some_and(|record| record.until < end) {
+            keys.push(key.value().to_owned());
+        }
+    }
+    Ok(keys)
+}
