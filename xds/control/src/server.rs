@@ -145,7 +145,8 @@ impl Audience for Served {
         let Some(version) = views.trust_version() else {
             return Vec::new();
         };
-        let away = holders.iter().filter(|who| views.tells(who) && !self.holders.knows(who));
+        let connected = self.holders.names();
+        let away = holders.iter().filter(|who| views.tells(who) && !connected.contains(*who));
         let away = away.map(|who| format!("{who}, which is not connected"));
         self.holders.without(version).into_iter().chain(away).collect()
     }

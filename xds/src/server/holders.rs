@@ -1,6 +1,6 @@
 //! Which clients have taken which version of a resource that all must have before anything else may happen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -55,11 +55,11 @@ impl Holders {
         behind.map(|held| held.who.clone()).collect()
     }
 
-    /// Whether anybody of that name asks for it.
+    /// The clients that ask for it.
     #[must_use]
-    pub fn knows(&self, who: &str) -> bool {
+    pub fn names(&self) -> BTreeSet<String> {
         let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.values().any(|held| held.who == who)
+        streams.values().map(|held| held.who.clone()).collect()
     }
 
     pub(super) fn enter(self: &Arc<Self>) -> Place {

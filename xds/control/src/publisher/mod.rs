@@ -5,13 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, watch};
 use weft_certs::{BACKDATED, Revoked};
 use weft_runtime::memory;
 
-use crate::clock::{Clock, wall_clock};
+use crate::clock::{Clock, monotonic, wall_clock};
 use crate::mesh::{Mesh, MeshFile};
 use crate::own::{Own, Trusted};
 use crate::resources::{Trust, Views, check_inbound};
@@ -26,6 +26,8 @@ const WARNING_LIMIT: usize = 20;
 const MANY_SERVICES: usize = 100;
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_millis(250);
+/// How often it is evaluated whether one authority may follow another, which reads all certificates that were issued.
+const ADVANCE: Duration = Duration::from_secs(2);
 /// How long a revocation list is good, and when the next one is made.
 const LIST_LIFE: Duration = Duration::from_secs(24 * 3600);
 const LIST_RENEWAL: Duration = Duration::from_secs(6 * 3600);
@@ -139,11 +141,15 @@ impl Publisher {
         changed: Arc<Notify>,
         audience: Arc<dyn Audience>,
     ) {
+        let mut evaluated: Option<Instant> = None;
         loop {
             // An order of an operator holds at once.
             drop(tokio::time::timeout(POLL, changed.notified()).await);
             // No step is taken by a time that may be wrong.
-            if let Ok(now) = self.clock.steady() {
+            if let Ok(now) = self.clock.steady()
+                && evaluated.is_none_or(|at| at.elapsed() >= ADVANCE)
+            {
+                evaluated = Some(monotonic());
                 succession::advance_in_time(&self.store, &*audience, now);
             }
             // A large mesh takes a while to read and encode.
