@@ -167,11 +167,12 @@ pub(crate) fn carry_out(
     audience: &dyn Audience,
     now: SystemTime,
 ) -> Result<Vec<String>, String> {
-    let mut generations = store.generations().map_err(|error| error.to_string())?;
+    let mut change = Change::begin(store)?;
     match step {
         Step::Status => {}
         Step::Root | Step::Intermediate => {
-            is_free(&generations)?;
+            let generations = &change.generations;
+            is_free(generations)?;
             let domain = &generations.trust_domain;
             let files = if step == Step::Root {
                 Authority::create(domain, now)
@@ -180,28 +181,24 @@ pub(crate) fn carry_out(
                     .and_then(|signing| signing.renew_intermediate(now))
             };
             let files = files.map_err(|error| error.to_string())?;
-            announce(store, &mut generations, files, now)?;
+            change.announce(files, now)?;
         }
-        Step::Next => advance(store, &mut generations, audience, now, Duration::ZERO)?,
+        Step::Next => change.advance(audience, now, Duration::ZERO)?,
     }
-    Ok(status(&generations))
+    Ok(status(&change.generations))
 }
 
 /// Takes the step whose time has come; whether there was one.
 pub(crate) fn advance_in_time(store: &Store, audience: &dyn Audience, now: SystemTime) -> bool {
-    let Ok(mut generations) = store.generations() else {
+    let Ok(mut change) = Change::begin(store) else {
         return false;
     };
-    let is_due = match (&generations.next, generations.former.first()) {
-        (Some((_, due)), _) => {
-            *due <= now
-                && holders(store, now)
-                    .is_ok_and(|good| audience.behind(&generations, &good).is_empty())
-        }
+    let is_due = match (&change.generations.next, change.generations.former.first()) {
+        (Some((_, due)), _) => *due <= now,
         (None, Some((_, due))) => *due + LEAVE <= now,
         (None, None) => false,
     };
-    is_due && advance(store, &mut generations, audience, now, LEAVE).is_ok()
+    is_due && change.advance(audience, now, LEAVE).is_ok()
 }
 
 /// Announces an authority that somebody else's root has signed; the lines that tell of it.
@@ -209,8 +206,9 @@ pub(crate) fn advance_in_time(store: &Store, audience: &dyn Audience, now: Syste
 /// # Errors
 /// Why not.
 pub(crate) fn follow(store: &Store, given: Given, now: SystemTime) -> Result<Vec<String>, String> {
-    let mut generations = store.generations().map_err(|error| error.to_string())?;
-    is_free(&generations)?;
+    let mut change = Change::begin(store)?;
+    let generations = &mut change.generations;
+    is_free(generations)?;
     let domain = generations.trust_domain.clone();
     let mut files = given.authority(&domain, now).map_err(|error| error.to_string())?;
     let signing = &mut generations.signing;
@@ -235,8 +233,8 @@ pub(crate) fn follow(store: &Store, given: Given, now: SystemTime) -> Result<Vec
             (RootSigner::Ours { .. }, RootSigner::Theirs { .. }) => {}
         }
     }
-    announce(store, &mut generations, files, now)?;
-    Ok(status(&generations))
+    change.announce(files, now)?;
+    Ok(status(&change.generations))
 }
 
 /// Replaces the lists of somebody else's root, whichever of those that are trusted they fit; the lines that
@@ -249,7 +247,8 @@ pub(crate) fn replace_root_lists(
     text: &str,
     now: SystemTime,
 ) -> Result<Vec<String>, String> {
-    let mut generations = store.generations().map_err(|error| error.to_string())?;
+    let mut change = Change::begin(store)?;
+    let generations = &mut change.generations;
     weft_certs::holds_lists(text.as_bytes())?;
     let domain = generations.trust_domain.clone();
     let mut refused = "the root's key is ours, and so are its lists".to_owned();
@@ -268,7 +267,7 @@ pub(crate) fn replace_root_lists(
     for files in generations.all_mut().filter(|files| files.root_certificate == root) {
         files.root = RootSigner::Theirs { lists: text.to_owned() };
     }
-    replace(store, &generations, "root_lists_replaced")?;
+    change.store("root_lists_replaced")?;
     Ok(vec!["the lists of the root are in force".into()])
 }
 
@@ -289,51 +288,65 @@ fn is_free(generations: &Generations) -> Result<(), String> {
     Ok(())
 }
 
-fn announce(
-    store: &Store,
-    generations: &mut Generations,
-    files: AuthorityFiles,
-    now: SystemTime,
-) -> Result<(), String> {
-    // By then everybody has renewed a certificate, and was told at the same time.
-    let due = store.last_end(now).map_err(|error| error.to_string())?.unwrap_or(now);
-    generations.next = Some((files, due));
-    replace(store, generations, "authority_announced")
+/// A change of the authorities, which is stored only where nobody else has changed them meanwhile: the publisher takes
+/// steps by itself while an operator orders others.
+struct Change<'s> {
+    store: &'s Store,
+    before: Generations,
+    generations: Generations,
 }
 
-fn advance(
-    store: &Store,
-    generations: &mut Generations,
-    audience: &dyn Audience,
-    now: SystemTime,
-    grace: Duration,
-) -> Result<(), String> {
-    if let Some((files, _)) = generations.next.clone() {
-        let behind = audience.behind(generations, &holders(store, now)?);
-        if !behind.is_empty() {
-            return Err(format!("these do not know the new authority yet: {}", behind.join(", ")));
+impl<'s> Change<'s> {
+    fn begin(store: &'s Store) -> Result<Self, String> {
+        let before = store.generations().map_err(|error| error.to_string())?;
+        Ok(Self { store, generations: before.clone(), before })
+    }
+
+    fn announce(&mut self, files: AuthorityFiles, now: SystemTime) -> Result<(), String> {
+        // By then everybody has renewed a certificate, and was told at the same time.
+        let due = self.store.last_end(now).map_err(|error| error.to_string())?.unwrap_or(now);
+        self.generations.next = Some((files, due));
+        self.store("authority_announced")
+    }
+
+    fn advance(
+        &mut self,
+        audience: &dyn Audience,
+        now: SystemTime,
+        grace: Duration,
+    ) -> Result<(), String> {
+        let generations = &mut self.generations;
+        if let Some((files, _)) = generations.next.clone() {
+            let behind = audience.behind(generations, &holders(self.store, now)?);
+            if !behind.is_empty() {
+                return Err(format!(
+                    "these do not know the new authority yet: {}",
+                    behind.join(", ")
+                ));
+            }
+            let until = self.store.last_end(now).map_err(|error| error.to_string())?;
+            generations.next = None;
+            let former = std::mem::replace(&mut generations.signing, files);
+            generations.former.push((former, until.unwrap_or(now)));
+            return self.store("authority_signs");
         }
-        let until = store.last_end(now).map_err(|error| error.to_string())?.unwrap_or(now);
-        generations.next = None;
-        let former = std::mem::replace(&mut generations.signing, files);
-        generations.former.push((former, until));
-        return replace(store, generations, "authority_signs");
+        let Some((_, until)) = generations.former.first() else {
+            return Err("no authority follows another; begin with root or intermediate".into());
+        };
+        if *until + grace > now {
+            return Err(format!("what the former authority signed is good until {}", At(*until)));
+        }
+        generations.former.remove(0);
+        self.store("authority_retired")
     }
-    let Some((_, until)) = generations.former.first() else {
-        return Err("no authority follows another; begin with root or intermediate".into());
-    };
-    if *until + grace > now {
-        return Err(format!("what the former authority signed is good until {}", At(*until)));
-    }
-    generations.former.remove(0);
-    replace(store, generations, "authority_retired")
-}
 
-fn replace(store: &Store, generations: &Generations, event: &str) -> Result<(), String> {
-    store.replace_generations(generations).map_err(|error| error.to_string())?;
-    audit::line(store.path(), event, &[]);
-    tracing::info!(event, "the authorities changed");
-    Ok(())
+    fn store(&self, event: &str) -> Result<(), String> {
+        let stored = self.store.replace_generations(&self.before, &self.generations);
+        stored.map_err(|error| error.to_string())?;
+        audit::line(self.store.path(), event, &[]);
+        tracing::info!(event, "the authorities changed");
+        Ok(())
+    }
 }
 
 fn status(generations: &Generations) -> Vec<String> {
@@ -442,6 +455,19 @@ mod tests {
         let done = carry_out(&store, Step::Next, &Nobody, last + HOUR).unwrap_err();
         assert!(done.starts_with("no authority follows another"), "{done}");
         assert!(!before(last + 100 * HOUR, &Behind(&[])));
+    }
+
+    #[test]
+    fn change_by_authorities_that_were_replaced_meanwhile_stores_nothing() {
+        let (_folder, store, now) = store();
+        let mut late = Change::begin(&store).expect("they are there");
+        carry_out(&store, Step::Root, &Nobody, now).expect("announced");
+        carry_out(&store, Step::Next, &Nobody, now).expect("it signs");
+        let stored = store.generations().expect("they are there");
+        let files = Authority::create(DOMAIN, now).expect("an authority");
+        let refused = late.announce(files, now).unwrap_err();
+        assert!(refused.contains("have been changed meanwhile"), "{refused}");
+        assert_eq!(store.generations().expect("they are there"), stored);
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub enum StoreError {
     /// The database failed, and refuses everything until it is opened again.
     #[error("the store failed: {0}")]
     Broken(String),
+    /// What a change began with is no longer there.
+    #[error("the authorities have been changed meanwhile; nothing was stored, try again")]
+    Changed,
     /// An entry cannot be read, or a change cannot be made.
     #[error("the store failed: {0}")]
     Database(String),

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use redb::ReadTransaction;
+use redb::{ReadTransaction, ReadableTable};
 use serde::{Deserialize, Serialize};
 use weft_certs::{AuthorityFiles, RootSigner};
 
@@ -14,7 +14,7 @@ impl Store {
     /// # Errors
     /// When a part is missing.
     pub fn authority(&self) -> Result<(AuthorityFiles, String), StoreError> {
-        self.read(read_authority)
+        self.read(|read| authority_of(&read.open_table(AUTHORITY)?))
     }
 
     /// The authorities: the one that signs, and those that are trusted beside it.
@@ -25,21 +25,28 @@ impl Store {
         self.read(read_generations)
     }
 
-    /// Replaces the authorities, all at once.
+    /// Replaces the authorities, all at once, where they are still those that were read before.
     ///
     /// # Errors
-    /// When the database fails.
-    pub fn replace_generations(&self, generations: &Generations) -> Result<(), StoreError> {
+    /// [`StoreError::Changed`] when they are others by now; when the database fails.
+    pub fn replace_generations(
+        &self,
+        before: &Generations,
+        after: &Generations,
+    ) -> Result<(), StoreError> {
         let kept = |(files, due): &(AuthorityFiles, SystemTime)| Kept::of(files, *due);
         let beside = Beside {
-            next: generations.next.as_ref().map(kept),
-            former: generations.former.iter().map(kept).collect(),
+            next: after.next.as_ref().map(kept),
+            former: after.former.iter().map(kept).collect(),
         };
         let text = serde_json::to_string(&beside)
             .map_err(|error| StoreError::Database(error.to_string()))?;
         self.write(|write| {
             let mut table = write.open_table(AUTHORITY)?;
-            for (name, text) in parts(&generations.signing) {
+            if generations_of(&table)? != *before {
+                return Err(StoreError::Changed);
+            }
+            for (name, text) in parts(&after.signing) {
                 table.insert(name, text)?;
             }
             table.insert(BESIDE, text.as_str())?;
@@ -48,9 +55,13 @@ impl Store {
     }
 }
 
+/// The table of the authorities.
+trait AuthorityTable: ReadableTable<&'static str, &'static str> {}
+
+impl<T: ReadableTable<&'static str, &'static str>> AuthorityTable for T {}
+
 /// The authority that signs, and its trust domain.
-fn read_authority(read: &ReadTransaction) -> Result<(AuthorityFiles, String), StoreError> {
-    let table = read.open_table(AUTHORITY)?;
+fn authority_of(table: &impl AuthorityTable) -> Result<(AuthorityFiles, String), StoreError> {
     let part = |name: &str| -> Result<String, StoreError> {
         let value =
             table.get(name)?.ok_or_else(|| StoreError::Database(format!("{name} is missing")))?;
@@ -67,8 +78,11 @@ fn read_authority(read: &ReadTransaction) -> Result<(AuthorityFiles, String), St
 }
 
 pub(super) fn read_generations(read: &ReadTransaction) -> Result<Generations, StoreError> {
-    let (signing, trust_domain) = read_authority(read)?;
-    let table = read.open_table(AUTHORITY)?;
+    generations_of(&read.open_table(AUTHORITY)?)
+}
+
+fn generations_of(table: &impl AuthorityTable) -> Result<Generations, StoreError> {
+    let (signing, trust_domain) = authority_of(table)?;
     let beside = match table.get(BESIDE)? {
         Some(text) => serde_json::from_str(text.value())
             .map_err(|error| StoreError::Database(format!("{BESIDE}: {error}")))?,
