@@ -280,7 +280,7 @@ async fn answer(
     tokio::io::BufReader::new(read.take(LIMIT_BYTES)).read_line(&mut text).await?;
     let outcome: Outcome = match serde_json::from_str(&text) {
         Ok(order) => carry_out_before(store, &order, audience),
-        Err(error) => Err(format!("it is no order: {error}")),
+        Err(error) => Err(format!("invalid request: {error}")),
     };
     let text = serde_json::to_string(&outcome).map_err(std::io::Error::other)?;
     write.write_all(format!("{text}\n").as_bytes()).await

@@ -2,7 +2,8 @@
 //!
 //! [`mesh`] is the file as people write it, [`resources`] what it means for each client, [`store`]
 //! what must survive a restart, [`issue`] who gets which certificate, [`desk`] what an operator may
-//! ask, [`succession`] how one authority follows another, and [`run`] the server around them. A file with a mistake changes nothing: the last good one serves on.
+//! ask, [`succession`] how one authority follows another, and [`run`] the server around them. A file with a mistake
+//! changes nothing: the last good mesh stays in force.
 
 mod accept;
 mod allowance;

@@ -139,7 +139,7 @@ struct Served {
 impl Audience for Served {
     fn behind(&self, generations: &Generations, holders: &BTreeSet<String>) -> Vec<String> {
         if self.authorities.get().generations() != generations {
-            return vec!["this control plane, which takes a moment".to_owned()];
+            return vec!["the control plane has not applied the new authority yet".to_owned()];
         }
         let views = self.directory.borrow().clone();
         let Some(version) = views.trust_version() else {

@@ -32,7 +32,7 @@ pub(super) fn all(text: &str, files: &NamedFiles, first: Problem) -> Vec<Problem
         for mistake in mistakes {
             let path = found.path_in_file(&mistake.path);
             // A reference to a service that was left out is not reported.
-            let may_refer = found.is_incomplete(SERVICES) && !path.starts_with(SERVICES);
+            let may_refer = mistake.needs_services && found.is_incomplete(SERVICES);
             if !may_refer && !found.is_without(&path) {
                 problems.push(problem(&path, &mistake.reason));
             }

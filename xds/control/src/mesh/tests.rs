@@ -151,7 +151,10 @@ fn what_a_clause_cannot_mean_is_a_mistake() {
         ("{from: ['spiffe:///*']}", "from[0]: \"spiffe://\""),
         ("{from: [web], from_addresses: [10.0.0.0/33]}", "from_addresses[0]: \"10.0.0.0/33\""),
         ("{from: [web], ports: [81]}", "ports[0]: the service has no port 81"),
-        ("{from: [web], claims: {role: [admin]}}", "claims: whose? Name the issuer by token"),
+        (
+            "{from: [web], claims: {role: [admin]}}",
+            "claims: claims need token: the name of the issuer",
+        ),
         ("{from: [web], token: login, claims: {role: []}}", "claims[\"role\"]: there must be"),
         ("{from: []}", "from: it is empty"),
     ] {
@@ -494,6 +497,8 @@ security:
         "12: services[1].endpoints: invalid value {...}: must be a list",
         "16: security.policies[0].allow[0].from: this field is missing",
         "16: security.policies[0].allow[0].form: unknown field \"form\": must be one of from, ",
+        "17: security.revocations[0]: \"xyz\" is no serial number",
+        "18: security.post_quantum: \"perhaps\" is not known",
     ] {
         assert!(begins(expected), "{expected}: {lines:#?}");
     }
@@ -598,4 +603,15 @@ fn token_of_a_dry_run_that_no_enforced_policy_verifies_is_refused() {
         Mesh::parse(&text, std::path::Path::new("."))
             .unwrap_or_else(|p| panic!("{enforced}: {p:?}"));
     }
+}
+
+#[test]
+fn second_address_of_a_family_is_refused_with_its_line() {
+    let ranges = GOOD.replace("[10.96.0.0/16]", "[10.96.0.0/16, 'fd00::/64']");
+    let with = |addresses: &str| ranges.replace("addresses: [10.96.0.1]", addresses);
+    let good = with("addresses: [10.96.0.1, 'fd00::1']");
+    Mesh::parse(&good, std::path::Path::new(".")).expect("one of each family");
+    let found = mistakes(&with("addresses: [10.96.0.1, 'fd00::1', 10.96.0.7]"));
+    let expected = "line 5: services[0].addresses[2]: invalid address 10.96.0.7 beside 10.96.0.1";
+    assert!(found.len() == 1 && found[0].starts_with(expected), "{found:#?}");
 }

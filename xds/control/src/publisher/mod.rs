@@ -286,7 +286,7 @@ impl Publisher {
             services = mesh.services.len(),
             encoded = self.views.encoded(),
             revoked = listed.len(),
-            "a mesh is in force"
+            "mesh applied"
         );
         if self.last.as_ref().is_none_or(|last| last.mesh.warnings != mesh.warnings) {
             for warning in mesh.warnings.iter().take(WARNING_LIMIT) {
@@ -399,7 +399,10 @@ impl Publisher {
             let changed = status.rejected != rejected;
             if changed {
                 for mistake in &rejected {
-                    tracing::error!(mistake, "the mesh was rejected; the last good one serves on");
+                    tracing::error!(
+                        mistake,
+                        "mesh.yaml rejected, the last good mesh stays in force"
+                    );
                 }
                 status.rejected = rejected;
             }

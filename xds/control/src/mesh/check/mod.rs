@@ -24,6 +24,8 @@ use security::issuers;
 pub(in crate::mesh) struct Mistake {
     pub(in crate::mesh) path: String,
     pub(in crate::mesh) reason: String,
+    /// Whether it may be none once all services of the file can be read: a reference to one, or to its ports.
+    pub(in crate::mesh) needs_services: bool,
 }
 
 #[derive(Default)]
@@ -31,7 +33,16 @@ struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
     fn add(&mut self, path: impl Into<String>, reason: impl Into<String>) {
-        self.0.push(Mistake { path: path.into(), reason: reason.into() });
+        self.push(path.into(), reason.into(), false);
+    }
+
+    /// Adds a mistake of a reference to a service or its ports.
+    fn add_reference(&mut self, path: impl Into<String>, reason: impl Into<String>) {
+        self.push(path.into(), reason.into(), true);
+    }
+
+    fn push(&mut self, path: String, reason: String, needs_services: bool) {
+        self.0.push(Mistake { path, reason, needs_services });
     }
 }
 
@@ -112,7 +123,12 @@ fn services(
                     .add(path.clone(), format!("{address} is the address of {other:?} already"));
             }
             if !ranges.iter().any(|range| range.contains(*address)) {
-                mistakes.add(path, format!("{address} lies in none of service_ranges"));
+                mistakes.add(&path, format!("{address} lies in none of service_ranges"));
+            }
+            let before = service.addresses.iter().take(position);
+            if let Some(other) = before.into_iter().find(|o| o.is_ipv4() == address.is_ipv4()) {
+                let reason = "a service has at most one address of each family";
+                mistakes.add(path, format!("invalid address {address} beside {other}: {reason}"));
             }
         }
         let ports = ports(service, &path, mistakes);

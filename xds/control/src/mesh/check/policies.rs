@@ -21,7 +21,9 @@ pub(super) fn policies(
         let path = format!("security.policies[{index}]");
         let service = services.get(&policy.service);
         match service {
-            None => mistakes.add(format!("{path}.service"), unknown_service(&policy.service)),
+            None => {
+                mistakes.add_reference(format!("{path}.service"), unknown_service(&policy.service));
+            }
             Some(service) if !service.meshed => {
                 let reason = format!(
                     "invalid service {:?}: it has meshed: false, so no sidecar enforces the policy",
@@ -161,7 +163,7 @@ impl Clauses<'_> {
         }
         let claims = item.claims.as_ref();
         if item.token.is_none() && claims.is_some_and(|claims| !claims.is_empty()) {
-            mistakes.add(format!("{path}.claims"), "whose? Name the issuer by token");
+            mistakes.add(format!("{path}.claims"), "claims need token: the name of the issuer");
         }
         for (claim, values) in claims.into_iter().flatten() {
             let path = format!("{path}.claims[\"{claim}\"]");
@@ -181,11 +183,11 @@ impl Clauses<'_> {
             let path = format!("{path}.ports[{place}]");
             let mut known = service.ports.iter().filter(|port| port.port == *number).peekable();
             match known.peek() {
-                None => mistakes.add(path, format!("the service has no port {number}")),
+                None => mistakes.add_reference(path, format!("the service has no port {number}")),
                 Some(port) => {
                     let port = *port;
                     if !known.any(|port| clause.is_enforced_at(port)) {
-                        mistakes.add(path, not_enforced(clause, port));
+                        mistakes.add_reference(path, not_enforced(clause, port));
                     }
                 }
             }
@@ -205,11 +207,11 @@ impl Clauses<'_> {
         }
         let reason = not_enforced(clause, first);
         if enforced.is_empty() {
-            mistakes.add(path, reason);
+            mistakes.add_reference(path, reason);
         } else {
             let reason =
                 format!("{reason}; name the other ports: ports: [{}]", enforced.join(", "));
-            mistakes.add(path, reason);
+            mistakes.add_reference(path, reason);
         }
     }
 
@@ -251,7 +253,10 @@ impl Clauses<'_> {
         for (index, from) in clause.from.iter().enumerate().filter(|(_, from)| *from != "*") {
             match self.caller(from) {
                 Ok(id) => callers.push(id),
-                Err(reason) => mistakes.add(format!("{path}.from[{index}]"), reason),
+                Err(reason) if from.starts_with("spiffe://") => {
+                    mistakes.add(format!("{path}.from[{index}]"), reason);
+                }
+                Err(reason) => mistakes.add_reference(format!("{path}.from[{index}]"), reason),
             }
         }
         if clause.from.iter().any(|from| from == "*") { Vec::new() } else { callers }

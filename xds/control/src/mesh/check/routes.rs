@@ -23,7 +23,9 @@ pub(super) fn routes(
         for (position, parent) in route.parent_refs.iter().enumerate() {
             let path = format!("{path}.parentRefs[{position}]");
             match services.get(&parent.name) {
-                None => mistakes.add(format!("{path}.name"), unknown_service(&parent.name)),
+                None => {
+                    mistakes.add_reference(format!("{path}.name"), unknown_service(&parent.name))
+                }
                 Some(service) => parent_port(parent, service, &path, mistakes),
             }
         }
@@ -60,15 +62,15 @@ fn parent_port(parent: &raw::ParentRef, service: &Service, path: &str, mistakes:
     }
     let name = &parent.name;
     match parent.port {
-        Some(number) if is_missing => mistakes.add(
+        Some(number) if is_missing => mistakes.add_reference(
             format!("{path}.port"),
             format!("invalid port {number}: service {name:?} has no such port"),
         ),
-        Some(number) => mistakes.add(
+        Some(number) => mistakes.add_reference(
             format!("{path}.port"),
             format!("invalid port {number}: must be a port of http, http2 or grpc"),
         ),
-        None => mistakes.add(
+        None => mistakes.add_reference(
             format!("{path}.name"),
             format!("invalid service {name:?}: must have a port of http, http2 or grpc"),
         ),
@@ -144,9 +146,9 @@ fn backends(
     for (index, backend) in rule.backend_refs.iter().enumerate() {
         let path = format!("{path}.backendRefs[{index}]");
         match services.get(&backend.name) {
-            None => mistakes.add(format!("{path}.name"), unknown_service(&backend.name)),
+            None => mistakes.add_reference(format!("{path}.name"), unknown_service(&backend.name)),
             Some(service) if !service.ports.iter().any(|port| port.port == backend.port) => {
-                mistakes.add(
+                mistakes.add_reference(
                     format!("{path}.port"),
                     format!("{:?} has no port {}", backend.name, backend.port),
                 );
@@ -157,7 +159,7 @@ fn backends(
         }
     }
     if backends.iter().all(|(_, _, weight)| *weight == 0) {
-        mistakes.add(format!("{path}.backendRefs"), "no backend has a share");
+        mistakes.add_reference(format!("{path}.backendRefs"), "no backend has a share");
         return None;
     }
     Some(backends)
