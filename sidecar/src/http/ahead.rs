@@ -77,20 +77,23 @@ impl<'t> Ahead<'t> {
         if first.len() >= SMALL_BYTES || !self.is_empty() {
             return first;
         }
+        let mut next = self.poll(source);
+        if let Some(Ok(None)) = next {
+            // The last piece: one read buffer at most is kept for a stream.
+            self.end = next;
+            return first;
+        }
         let mut merged = BytesMut::with_capacity(first.len());
         merged.extend_from_slice(&first);
-        loop {
-            match self.poll(source) {
-                Some(Ok(Some(more))) if merged.len() + more.len() <= MERGED_BYTES => {
-                    merged.extend_from_slice(&more);
-                }
-                Some(next) => self.end = Some(next),
-                None => self.is_drained = true,
-            }
-            if self.end.is_some() || self.is_drained {
-                return merged.freeze();
-            }
+        while let Some(Ok(Some(more))) = &next
+            && merged.len() + more.len() <= MERGED_BYTES
+        {
+            merged.extend_from_slice(more);
+            next = self.poll(source);
         }
+        self.is_drained = next.is_none();
+        self.end = next;
+        merged.freeze()
     }
 
     /// Reads on for as long as this is polled: while the receiver takes nothing, small frames must not
@@ -216,10 +219,29 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn lone_small_piece_leaves_its_read_buffer_unless_it_is_the_last() {
+        let (mut body, _connection) = arrived().await;
+        for _ in 1..SENT_BYTES / PIECE_BYTES {
+            assert!(body.piece().await.is_ok_and(|piece| piece.is_some()));
+        }
+        let mut ahead = Ahead::default();
+        let lone = ahead.next(&mut Source::Http2(&mut body)).and_then(Result::ok).flatten();
+        let lone = lone.expect("a piece");
+        let buffer = lone.as_ptr();
+        let sent = ahead.merge(lone.clone(), &mut Source::Http2(&mut body));
+        assert_eq!(sent, lone);
+        assert_ne!(sent.as_ptr(), buffer);
+        assert!(ahead.next(&mut Source::Http2(&mut body)).is_none());
+        let last = ahead.merge(lone, &mut Source::Empty);
+        assert_eq!(last.as_ptr(), buffer);
+        assert!(matches!(ahead.next(&mut Source::Empty), Some(Ok(None))));
+    }
+
     #[test]
     fn merged_piece_is_in_an_allocation_of_at_most_twice_its_size() {
         let read_buffer = Bytes::from(vec![7; MERGED_BYTES]);
-        for count in [1, 2, 3, 50, 163] {
+        for count in [2, 3, 50, 163] {
             let pieces = vec![read_buffer.slice(..100); count];
             let mut source = Source::Again(pieces.into_iter(), Box::new(Source::Empty));
             let mut ahead = Ahead::default();
@@ -228,6 +250,7 @@ mod tests {
             assert_eq!(merged.len(), 100 * count);
             let capacity = merged.try_into_mut().expect("no other piece shares it").capacity();
             assert!(capacity <= 200 * count, "{capacity} bytes for {count} pieces");
+            assert!(matches!(ahead.next(&mut source), Some(Ok(None))));
         }
     }
 
