@@ -14,6 +14,16 @@ use crate::mutate::scheme;
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+/// Says that a request comes from inside the network of an Envoy.
+const INTERNAL: &[u8] = b"x-envoy-internal";
+/// What Envoys say to one another.
+const OF_ENVOY: &[u8] = b"x-envoy-";
+
+/// Whether a header is one of Envoy's own, also as a service reads it that takes `_` for `-`.
+fn is_of_envoy(name: &[u8]) -> bool {
+    name.get(..OF_ENVOY.len()).is_some_and(|start| is_alike(start, OF_ENVOY))
+}
+
 /// The most addresses that a request may name: a proxy that adds one must draw a line, or a loop of
 /// proxies never ends.
 const ADDRESS_LIMIT: usize = 30;
@@ -73,6 +83,8 @@ pub(crate) fn apply(fields: &mut Fields, rule: Forwarded, origin: Origin) -> Res
             set(fields, FOR, HeaderValue::try_from(chain).ok());
         }
     }
+    // Only an Envoy that knows its clients sets these; a client's own would satisfy policies that ask for them.
+    fields.remove(|name| is_alike(name, INTERNAL) || (rule.is_edge && is_of_envoy(name)));
     if rule.is_edge {
         // A trusted hop says how its own client came.
         let is_open =
@@ -160,6 +172,31 @@ mod tests {
         check(&["a"], Append, true, &["a, 10.0.0.9:4711"]);
         check(&["a"], Preserve, true, &["a"]);
         check(&["a"], Remove, true, &[]);
+    }
+
+    #[test]
+    fn headers_of_envoy_are_removed_at_the_edge_and_claims_of_being_inside_everywhere() {
+        let names = [
+            "x-envoy-internal",
+            "X_Envoy_Internal",
+            "x-envoy-external-address",
+            "x_envoy-retry_on",
+            "x-envoys",
+        ];
+        let left = |is_edge| {
+            let mut map = HeaderMap::new();
+            for name in names {
+                let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+                map.append(name, HeaderValue::from_static("true"));
+            }
+            let mut fields = Fields::Map(map);
+            let origin = Origin { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
+            let rule = Forwarded { is_edge, ..Forwarded::default() };
+            apply(&mut fields, rule, origin).expect("few");
+            names.map(|name| fields.has(&name.to_ascii_lowercase()))
+        };
+        assert_eq!(left(true), [false, false, false, false, true]);
+        assert_eq!(left(false), [false, false, true, true, true]);
     }
 
     #[test]

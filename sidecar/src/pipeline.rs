@@ -442,7 +442,7 @@ fn decide<'p>(
                 case.authority = Some(std::mem::replace(&mut head.authority, host.clone()));
             }
             if let Some(tokens) = tokens {
-                let before = tokens.conceal(head);
+                let before = tokens.conceal(head, &case.proved);
                 case.fields = case.fields.or_else(|| before.fields.map(Box::new));
                 case.target = case.target.or(before.target);
             }

@@ -155,7 +155,10 @@ impl Reply<'_> {
         request: &RequestHead,
         changes: Option<&Changes<'_>>,
     ) -> Outcome {
-        let OwnAnswer { status, location, body } = answer;
+        let OwnAnswer { status, location, mut body } = answer;
+        if has_no_body(status) {
+            body.clear();
+        }
         let mut fields = HeaderMap::new();
         if let Some(location) = location.and_then(|text| HeaderValue::from_str(&text).ok()) {
             fields.insert(header::LOCATION, location);
@@ -216,7 +219,8 @@ impl Reply<'_> {
     }
 
     async fn send(&mut self, head: ResponseHead, body: String) {
-        let bodiless = matches!(self, Self::Http1(reply) if reply.is_head);
+        let answers_head = matches!(self, Self::Http1(reply) if reply.is_head);
+        let bodiless = answers_head || has_no_body(head.status);
         match self {
             Self::Http1(reply) => {
                 if reply.reuse == Reuse::BehindBody {
@@ -241,7 +245,14 @@ impl Reply<'_> {
 
 /// The head of an answer of ours.
 fn own(status: u16, fields: HeaderMap, body: &str) -> ResponseHead {
-    ResponseHead { status, fields: Fields::Map(fields), content_length: Some(body.len() as u64) }
+    let content_length = (!has_no_body(status)).then_some(body.len() as u64);
+    ResponseHead { status, fields: Fields::Map(fields), content_length }
+}
+
+/// Whether a response of this status ends with its head (RFC 9112, section 6.3): a client would take a body for
+/// the next response.
+fn has_no_body(status: u16) -> bool {
+    matches!(status, 100..=199 | 204 | 304)
 }
 
 impl Http1Reply<'_> {

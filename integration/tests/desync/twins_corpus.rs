@@ -231,7 +231,8 @@ pub(crate) fn methods() -> Vec<Twin> {
         bad.iter().map(|method| twin(method, &[], Wanted::Refused)).collect();
     twins.extend([
         changed(":method", None, Wanted::Refused),
-        twin("get", &[], Wanted::Served("get / a")),
+        twin("get", &[], Wanted::Refused),
+        twin("purge", &[], Wanted::Served("purge / a")),
         twin("M-SEARCH", &[], Wanted::Served("M-SEARCH / a")),
         // A CONNECT has neither scheme nor path (RFC 9113, section 8.5).
         twin("CONNECT", &[], Wanted::Refused),

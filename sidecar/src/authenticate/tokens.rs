@@ -51,8 +51,17 @@ pub(crate) struct Proved {
     pub(crate) subject: Option<String>,
     /// When the stream ends, where its tokens say so.
     pub(crate) ends: Option<SystemTime>,
-    /// The tokens, with the names by which policies may ask for what they say.
-    tokens: Vec<(Option<Name>, Rc<Checked>)>,
+    tokens: Vec<ProvedToken>,
+}
+
+/// A token that was found good.
+#[derive(Debug, Clone)]
+struct ProvedToken {
+    /// The name by which policies may ask for what it says.
+    payload_name: Option<Name>,
+    /// The provider that verified it: [`PlannedProvider::number`].
+    provider: u64,
+    checked: Rc<Checked>,
 }
 
 impl Proved {
@@ -63,11 +72,11 @@ impl Proved {
         way: &[String],
         fits: &mut dyn FnMut(&str) -> bool,
     ) -> bool {
-        let payload = self.tokens.iter().find(|(known, _)| known.as_deref() == Some(name));
-        let Some((first, (_, checked))) = way.first().zip(payload) else {
+        let payload = self.tokens.iter().find(|token| token.payload_name.as_deref() == Some(name));
+        let Some((first, token)) = way.first().zip(payload) else {
             return false;
         };
-        let first = checked.claims.get(first);
+        let first = token.checked.claims.get(first);
         let found = way.iter().skip(1).fold(first, |value, step| value.and_then(|v| v.get(step)));
         let one = |value: &Value, fits: &mut dyn FnMut(&str) -> bool| match value {
             Value::String(text) => fits(text),
@@ -181,10 +190,14 @@ impl Tokens {
         self.policy.rule(facts)
     }
 
-    /// Removes the tokens that are none of the service's business; gives what that changed as it was.
-    pub(crate) fn conceal(&self, head: &mut RequestHead) -> Unconcealed {
+    /// Removes the verified tokens of providers that do not forward them, as Envoy does; gives what that changed as
+    /// it was. What no rule asked to verify stays: it may be a login of the service's own, such as `Basic`.
+    pub(crate) fn conceal(&self, head: &mut RequestHead, proved: &Proved) -> Unconcealed {
         let mut before = Unconcealed::default();
-        for planned in self.providers.values().filter(|planned| !planned.provider.forward) {
+        let is_verified = |number| proved.tokens.iter().any(|token| token.provider == number);
+        let concealed =
+            |planned: &&PlannedProvider| !planned.provider.forward && is_verified(planned.number);
+        for planned in self.providers.values().filter(concealed) {
             place::conceal(head, &planned.provider.places, &mut before);
         }
         before
@@ -233,8 +246,8 @@ impl Tokens {
                     }
                 };
                 let mut worst = missing;
-                for (_, checked) in &proved.tokens {
-                    match fits(checked) {
+                for token in &proved.tokens {
+                    match fits(&token.checked) {
                         Ok(()) => return Ok(()),
                         Err(refused) => worst = worst.or(refused),
                     }
@@ -320,7 +333,11 @@ impl Proved {
         if self.subject.is_none() {
             self.subject = checked.claims.get("sub").and_then(Value::as_str).map(str::to_owned);
         }
-        self.tokens.push((planned.provider.payload_name.clone(), checked.clone()));
+        self.tokens.push(ProvedToken {
+            payload_name: planned.provider.payload_name.clone(),
+            provider: planned.number,
+            checked: checked.clone(),
+        });
         if planned.provider.ends_streams {
             let until = Duration::try_from_secs_f64(checked.times.until).ok();
             let until = until.and_then(|until| UNIX_EPOCH.checked_add(until));

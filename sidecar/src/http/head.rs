@@ -105,9 +105,11 @@ impl RequestHead {
     /// # Errors
     /// What is ambiguous about it.
     pub(crate) fn normalize(&mut self, rules: PathRules) -> Result<(), Denial> {
-        let has_no_path = self.method == Method::OPTIONS && self.target == "*"
-            || self.upgrade == Some(Upgrade::Tunnel);
-        if has_no_path {
+        if self.upgrade == Some(Upgrade::Tunnel) {
+            return Ok(());
+        }
+        if self.method == Method::OPTIONS && self.target == "*" {
+            self.readings = Some(Box::new(Readings::of_asterisk()));
             return Ok(());
         }
         if let Cow::Owned(target) = path::normalized(&self.target, rules)? {

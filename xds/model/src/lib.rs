@@ -85,7 +85,7 @@ pub use text::{Cidr, InvalidCidr, StringMatch};
 pub use tls_parameters::{CipherSuite, TlsParameters, TlsVersion};
 pub use token::{
     ClaimFormat, ClaimRule, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource,
-    REDIRECTS_LIMIT, TokenPlace, token_header,
+    REDIRECTS_LIMIT, TokenPlace, claim_header, token_header,
 };
 
 /// The name of a resource, a service or a policy: shared, never copied on the request path.

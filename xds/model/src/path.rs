@@ -51,6 +51,12 @@ impl Readings {
         Some(readings)
     }
 
+    /// Those of `*` (`OPTIONS *`), which asks about the whole service: what is decided of `/` is decided of it too.
+    #[must_use]
+    pub fn of_asterisk() -> Self {
+        Self(["*", "/"].map(|path| Reading { spellings: vec![path.to_owned()] }).to_vec())
+    }
+
     /// The same behind the path as it came, in that spelling alone, by which requests are then routed.
     #[must_use]
     pub fn behind_path_as_sent(path: &str) -> Option<Self> {

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::{DataSource, Name, RequestFacts, RouteMatch, StringMatch, is_header_name};
+use crate::{
+    DataSource, Name, RequestFacts, RouteMatch, StringMatch, is_header_name, is_identity_header,
+};
 
 /// Which tokens count, and which requests need one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,6 +196,27 @@ pub fn token_header(name: &str) -> Result<String, String> {
     Ok(lower)
 }
 
+/// Checks the name of a header that tells a service a claim or the payload of a token, and gives the name in lower case.
+///
+/// # Errors
+/// What [`token_header`] refuses; a header that says who the client is, or by which way it came, since a claim would
+/// take the place of what was proved; `authorization` or `cookie`, in which tokens come.
+pub fn claim_header(name: &str) -> Result<String, String> {
+    const OF_CLIENTS: [&str; 3] = ["authorization", "cookie", "forwarded"];
+    let lower = token_header(name)?;
+    let is_reserved = OF_CLIENTS.contains(&lower.as_str())
+        || lower.starts_with("x-forwarded-")
+        || lower.starts_with("x-envoy-")
+        || is_identity_header(lower.as_bytes());
+    if is_reserved {
+        return Err(format!(
+            "invalid header {name:?}: a claim must not replace what says who the client is or how it came \
+             (identity headers, x-forwarded-*, x-envoy-*, forwarded, authorization, cookie)"
+        ));
+    }
+    Ok(lower)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +240,28 @@ mod tests {
             requires: Some(JwtRequirement::Provider("p".into(), Vec::new())),
         };
         JwtPolicy { providers: BTreeMap::new(), rules: vec![rule], passes_preflight }
+    }
+
+    #[test]
+    fn claims_are_told_in_headers_that_say_nothing_of_the_client() {
+        for name in ["x-user", "X-Email", "x-forwardedfor"] {
+            assert_eq!(claim_header(name), Ok(name.to_ascii_lowercase()));
+        }
+        for name in [
+            "x-weft-peer",
+            "X-Forwarded-Client-Cert",
+            "x-amzn-mtls-clientcert-subject",
+            "x-forwarded-for",
+            "x-envoy-internal",
+            "Authorization",
+            "cookie",
+            "forwarded",
+            "host",
+            "x_user",
+            "",
+        ] {
+            assert!(claim_header(name).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_model::{
-    JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Name, TokenPlace, token_header,
+    JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Name, TokenPlace, claim_header,
+    token_header,
 };
 
 use super::jwt_ours::OurProvider;
@@ -97,7 +98,7 @@ fn provider(mut provider: Reader<'_>, ours: OurProvider) -> Result<JwtProvider, 
         places: places(&mut provider)?,
         forward: provider.flag("forward").unwrap_or(false),
         claim_fields: claim_fields(&mut provider)?,
-        payload_field: header_name(&mut provider, "forward_payload_header")?,
+        payload_field: header_name(&mut provider, "forward_payload_header", claim_header)?,
         payload_name: Some(provider.text("payload_in_metadata"))
             .filter(|name| !name.is_empty())
             .map(Name::from),
@@ -113,7 +114,7 @@ fn places(provider: &mut Reader<'_>) -> Result<Vec<TokenPlace>, Refused> {
     let mut places = Vec::new();
     for mut place in provider.children("from_headers") {
         let prefix = place.text("value_prefix");
-        let name = header_name(&mut place, "name")?;
+        let name = header_name(&mut place, "name", token_header)?;
         let name = name.ok_or_else(|| place.refuse("name", "it is missing"))?;
         places.push(TokenPlace::Field { name, prefix });
     }
@@ -129,20 +130,24 @@ fn claim_fields(provider: &mut Reader<'_>) -> Result<Vec<(String, String)>, Refu
     let mut fields = Vec::new();
     for mut told in provider.children("claim_to_headers") {
         let claim = told.required_text("claim_name")?;
-        let name = header_name(&mut told, "header_name")?;
+        let name = header_name(&mut told, "header_name", claim_header)?;
         let name = name.ok_or_else(|| told.refuse("header_name", "it is missing"))?;
         fields.push((claim, name));
     }
     Ok(fields)
 }
 
-/// The name of a header, lower case; none when it is empty.
-fn header_name(reader: &mut Reader<'_>, field: &str) -> Result<Option<String>, Refused> {
+/// The name of a header, in lower case, by this rule; none when it is empty.
+fn header_name(
+    reader: &mut Reader<'_>,
+    field: &str,
+    rule: fn(&str) -> Result<String, String>,
+) -> Result<Option<String>, Refused> {
     let name = reader.text(field);
     if name.is_empty() {
         return Ok(None);
     }
-    token_header(&name).map(Some).map_err(|reason| reader.refuse(field, reason))
+    rule(&name).map(Some).map_err(|reason| reader.refuse(field, reason))
 }
 
 fn remote_keys(mut remote: Reader<'_>, redirects: u8) -> Result<KeySource, Refused> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weft_model::{
     ClaimFormat, ClaimRule, Group, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy,
-    token_header,
+    claim_header,
 };
 
 use super::Mistakes;
@@ -70,7 +70,7 @@ fn claims(issuer: &raw::Issuer, path: &str, mistakes: &mut Mistakes) -> Vec<Clai
         if claim.is_empty() {
             mistakes.add(&path, "invalid claim \"\": must be the name of a claim");
         }
-        if let Err(reason) = token_header(header) {
+        if let Err(reason) = claim_header(header) {
             mistakes.add(path, reason);
         }
     }
