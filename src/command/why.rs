@@ -303,7 +303,7 @@ impl RequestFacts for Question<'_> {
 
     /// Where no address is given, no clause asks for one.
     fn remote_address(&self) -> IpAddr {
-        self.arguments.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+        self.arguments.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
     }
 
     fn client_address(&self) -> IpAddr {

@@ -235,7 +235,8 @@ impl Publisher {
             || self.clock.steady().is_ok_and(|now| is_list_due(last.list_at, now))
     }
 
-    /// A mesh that was read, where it is of the authority's trust domain.
+    /// A mesh that was read, where it is of the authority's trust domain and sidecars can be sent their inbound side.
+    /// Only what is not as in the mesh in force is encoded.
     ///
     /// # Errors
     /// Each of its mistakes.
@@ -249,6 +250,7 @@ impl Publisher {
                 mesh.trust_domain
             )]);
         }
+        check_inbound(&mesh, self.last.as_ref().map(|last| &*last.mesh))?;
         Ok(Arc::new(mesh))
     }
 
@@ -258,7 +260,6 @@ impl Publisher {
     /// Why it is not published.
     fn apply(&mut self, mesh: Arc<Mesh>) -> Result<Arc<Views>, Failure> {
         let now = wall_clock();
-        self.check_inbound(&mesh)?;
         let listed = self.revoked(&mesh)?;
         let kept = self
             .last
@@ -279,7 +280,6 @@ impl Publisher {
         self.views = Arc::new(views);
         self.status.send_modify(|status| {
             status.applied += 1;
-            status.rejected.clone_from(&self.mistakes);
             status.services = mesh.services.keys().cloned().collect();
         });
         tracing::info!(
@@ -308,18 +308,6 @@ impl Publisher {
         });
         self.last = Some(Last { mesh, trust, listed, list_at });
         Ok(self.views.clone())
-    }
-
-    /// Checks that sidecars can be sent their inbound side, where it is not that of the mesh in force.
-    ///
-    /// # Errors
-    /// Which cannot, and why.
-    fn check_inbound(&self, mesh: &Arc<Mesh>) -> Result<(), Failure> {
-        let last = self.last.as_ref().map(|last| &last.mesh);
-        if last.is_some_and(|last| Arc::ptr_eq(last, mesh)) {
-            return Ok(());
-        }
-        check_inbound(mesh, last.map(|last| &**last)).map(drop).map_err(Failure::Mesh)
     }
 
     fn trust(&self, revoked: &[Revoked], now: SystemTime) -> Result<Trust, String> {

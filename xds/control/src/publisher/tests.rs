@@ -131,3 +131,26 @@ fn changed_key_file_is_published_while_mesh_yaml_stays_as_it_is() {
     assert_eq!(keys, b"{\"keys\":[{}]}");
     assert!(running.publisher.next().is_none(), "once");
 }
+
+#[test]
+fn mesh_that_sidecars_cannot_be_sent_is_rejected_and_the_last_one_stays() {
+    let mut running = Running::start();
+    let keys = "jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'";
+    let numbers = 0..=100;
+    let issuers = numbers.clone().map(|n| format!("i{n}: {{issuer: i, audiences: [a], {keys}}}"));
+    let allow = numbers.map(|n| format!("{{from: [web], paths: [/{n}], token: i{n}}}"));
+    let (services, _) = MESH.split_once("security:").expect("it has policies");
+    let text = format!(
+        "{services}security:\n  issuers: {{{}}}\n  policies: [{{service: web, allow: [{}]}}]\n",
+        issuers.collect::<Vec<_>>().join(", "),
+        allow.collect::<Vec<_>>().join(", ")
+    );
+    std::fs::write(running.file("mesh.yaml"), text).unwrap();
+    assert!(running.publisher.next().is_none());
+    let rejected = running.status().rejected;
+    let expected = "services \"web\": its inbound side cannot be encoded";
+    assert!(rejected.len() == 1 && rejected[0].starts_with(expected), "{rejected:?}");
+    running.revoke("0a");
+    assert!(running.publisher.next().is_some(), "the revocation");
+    assert_eq!(running.status().rejected, rejected);
+}
