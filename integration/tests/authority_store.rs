@@ -456,7 +456,7 @@ fn strangers_are_refused_before_their_messages_are_read() {
         let answer = send(control.listen, method, &body, &identity);
         assert_eq!(answer.field("grpc-status"), Some("8"), "{method}: {answer:?}");
         let message = answer.field("grpc-message").unwrap_or_default().replace("%20", " ");
-        assert_eq!(message, "a request of 65011712 bytes is larger than the limit of 1048576");
+        assert_eq!(message, "a request of 65011712 bytes is larger than the limit of 16777216");
     }
     let grown = control.resident_bytes().saturating_sub(before);
     assert!(grown < 24 << 20, "{grown} bytes for requests that are not read");

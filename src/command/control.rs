@@ -45,8 +45,9 @@ pub(super) struct Arguments {
     /// connections give way to those with few.
     #[arg(long, default_value_t = 16_384, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connection_limit: u32,
-    /// The largest xDS or certificate request that is read, in bytes.
-    #[arg(long, default_value_t = 1024 * 1024, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(4096..=64 * 1024 * 1024))]
+    /// The largest request of a client with a certificate, in bytes. A client that reconnects sends the names and
+    /// versions of its resources: about 50 bytes for each.
+    #[arg(long, default_value_t = RequestLimits::DEFAULT_MESSAGE_BYTES, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(4096..=64 * 1024 * 1024))]
     request_limit: u32,
     /// Check the mesh, print what it is, and end.
     #[arg(long)]

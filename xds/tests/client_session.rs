@@ -5,6 +5,8 @@ mod client_script;
 mod world;
 
 use client_script::{check, respond, session};
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use prost::Message as _;
 use weft_xds::client::Request;
 use weft_xds::client::Variant::{Delta, StateOfTheWorld};
 
@@ -131,6 +133,46 @@ fn delta_a_new_stream_reports_what_was_accepted_and_nothing_else() {
          > e +x has:x=1
          > l",
     );
+}
+
+#[test]
+fn delta_a_long_list_of_names_is_split_and_only_its_first_request_has_versions() {
+    const NAMES: usize = 200;
+    let long = "x".repeat(20_000);
+    let names: Vec<String> = (0..NAMES).map(|number| format!("{number:03}{long}")).collect();
+    let endpoints_of = |requests: Vec<Request>| -> Vec<DeltaDiscoveryRequest> {
+        let delta = requests.into_iter().map(|request| match request {
+            Request::Delta(request) => *request,
+            Request::StateOfTheWorld(_) => panic!("delta is spoken"),
+        });
+        let is_asked = |request: &DeltaDiscoveryRequest| {
+            request.type_url.ends_with("ClusterLoadAssignment") && request.response_nonce.is_empty()
+        };
+        delta.filter(is_asked).collect()
+    };
+    let check = |requests: &[DeltaDiscoveryRequest]| {
+        let sizes: Vec<usize> = requests.iter().map(|request| request.encoded_len()).collect();
+        assert!(sizes.iter().all(|size| *size < 3 << 20), "{sizes:?}");
+        let asked = requests.iter().flat_map(|request| &request.resource_names_subscribe);
+        assert!(asked.eq(&names));
+    };
+    let mut session = session(Delta);
+    session.open();
+    let clusters: Vec<String> =
+        names.iter().enumerate().map(|(number, name)| format!("{number}:1>e/{name}")).collect();
+    let asked = respond(&mut session, &format!("c#1 {}", clusters.join(" "))).requests;
+    let asked = endpoints_of(asked);
+    assert_eq!(asked.len(), 2);
+    check(&asked);
+    let endpoints: Vec<String> = names.iter().map(|name| format!("{name}:1")).collect();
+    respond(&mut session, &format!("e#2 {}", endpoints.join(" ")));
+    let asked = endpoints_of(session.open());
+    check(&asked);
+    let versions: Vec<usize> =
+        asked.iter().map(|request| request.initial_resource_versions.len()).collect();
+    let [first, rest @ ..] = versions.as_slice() else { panic!("{versions:?}") };
+    assert!(*first > 0 && !rest.is_empty() && rest.iter().all(|count| *count == 0));
+    assert_eq!(asked.first().map(|request| request.resource_names_subscribe.len()), Some(*first));
 }
 
 #[test]

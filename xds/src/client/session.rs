@@ -24,6 +24,11 @@ use weft_model::{Discovery, Missing, Name, Snapshot};
 use super::batch::Batch;
 use crate::translate::{self, Kind, Notes, Rejection, Resource};
 
+/// From how many bytes on a delta request is followed by another: half of the 4 MiB that gRPC servers take by default.
+const REQUEST_BYTES: usize = 2 * 1024 * 1024;
+/// The most bytes that keys and lengths add to a name and a version.
+const ENTRY_BYTES: usize = 16;
+
 /// Which of the two protocol variants is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
@@ -294,37 +299,50 @@ impl ClientSession {
             .collect();
         kinds
             .into_iter()
-            .map(|kind| match self.variant {
+            .flat_map(|kind| match self.variant {
                 Variant::Delta => self.delta_subscription(kind),
-                Variant::StateOfTheWorld => self.state_request(kind, None),
+                Variant::StateOfTheWorld => vec![self.state_request(kind, None)],
             })
             .collect()
     }
 
-    fn delta_subscription(&mut self, kind: Kind) -> Request {
-        let node = self.first_node();
+    /// The requests that tell the server what is wanted now. Only the first request of a type on a stream may carry
+    /// versions: names that follow in later requests are sent again by the server.
+    fn delta_subscription(&mut self, kind: Kind) -> Vec<Request> {
+        let mut node = self.first_node();
         let state = self.state(kind);
-        let subscribe = state.wanted.difference(&state.asked).map(ToString::to_string).collect();
-        let unsubscribe = state.asked.difference(&state.wanted).map(ToString::to_string).collect();
-        let versions = if state.opened {
-            Vec::new()
-        } else {
-            state
-                .accepted
-                .iter()
-                .map(|(name, (version, _))| (name.to_string(), version.clone()))
-                .collect()
-        };
+        let is_first = !std::mem::replace(&mut state.opened, true);
+        let mut requests = Vec::new();
+        let mut request = Subscription::new(kind);
+        if is_first && kind.is_wildcard() {
+            // In one request whatever its size: the server removes nothing that it does not know of.
+            for (name, (version, _)) in &state.accepted {
+                request.report(name, version);
+            }
+        }
+        let mut may_report = is_first;
+        for name in state.wanted.difference(&state.asked) {
+            if request.bytes >= REQUEST_BYTES {
+                requests.push(std::mem::replace(&mut request, Subscription::new(kind)).message);
+                may_report = false;
+            }
+            request.subscribe(name);
+            if let Some((version, _)) = state.accepted.get(name).filter(|_| may_report) {
+                request.report(name, version);
+            }
+        }
+        for name in state.asked.difference(&state.wanted) {
+            if request.bytes >= REQUEST_BYTES {
+                requests.push(std::mem::replace(&mut request, Subscription::new(kind)).message);
+            }
+            request.unsubscribe(name);
+        }
+        requests.push(request.message);
         state.asked = state.wanted.clone();
-        state.opened = true;
-        Request::Delta(Box::new(DeltaDiscoveryRequest {
-            node,
-            type_url: kind.type_url(),
-            resource_names_subscribe: subscribe,
-            resource_names_unsubscribe: unsubscribe,
-            initial_resource_versions: versions.into_iter().collect(),
-            ..DeltaDiscoveryRequest::default()
-        }))
+        let with_node = requests.into_iter().map(|message| {
+            Request::Delta(Box::new(DeltaDiscoveryRequest { node: node.take(), ..message }))
+        });
+        with_node.collect()
     }
 
     fn acknowledge_delta(
@@ -400,6 +418,36 @@ impl ClientSession {
 
     fn state(&mut self, kind: Kind) -> &mut TypeState {
         self.types.entry(kind).or_default()
+    }
+}
+
+/// A delta request that is being put together.
+struct Subscription {
+    message: DeltaDiscoveryRequest,
+    /// About how long it is.
+    bytes: usize,
+}
+
+impl Subscription {
+    fn new(kind: Kind) -> Self {
+        let message =
+            DeltaDiscoveryRequest { type_url: kind.type_url(), ..DeltaDiscoveryRequest::default() };
+        Self { message, bytes: 0 }
+    }
+
+    fn subscribe(&mut self, name: &Name) {
+        self.bytes += name.len() + ENTRY_BYTES;
+        self.message.resource_names_subscribe.push(name.to_string());
+    }
+
+    fn unsubscribe(&mut self, name: &Name) {
+        self.bytes += name.len() + ENTRY_BYTES;
+        self.message.resource_names_unsubscribe.push(name.to_string());
+    }
+
+    fn report(&mut self, name: &Name, version: &str) {
+        self.bytes += name.len() + version.len() + ENTRY_BYTES;
+        self.message.initial_resource_versions.insert(name.to_string(), version.to_owned());
     }
 }
 

@@ -1,11 +1,11 @@
 //! What a request has to pass before a byte of its messages is read: who sends it, and how much memory its
-//! messages may take, of one connection and of all.
+//! messages may take, of one client and of all.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,6 +17,9 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tower_service::Service;
+use weft_model::SpiffeId;
+
+use super::Peer;
 
 /// How long a message may take from its first byte to its last.
 const MESSAGE_TIME: Duration = Duration::from_secs(10);
@@ -25,61 +28,152 @@ const PREFIX_BYTES: usize = 5;
 /// How much of a refused request is read, and for how long.
 const DISCARDED_BYTES: usize = 256 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(1);
-/// How many messages of the largest size one connection may have under way.
+/// How many messages of the largest size one connection without a certificate may have under way.
 const MESSAGES_PER_CONNECTION: usize = 4;
+/// How many messages of the largest size all clients with a certificate may have under way, and the part of that
+/// which one identity may have.
+const MESSAGES_OF_ALL: usize = 16;
+const SHARE_OF_AN_IDENTITY: usize = 8;
+/// The least that all clients with a certificate may have under way, in bytes.
+const LEAST_TOTAL_BYTES: usize = 64 * 1024 * 1024;
+/// The largest message of a client without a certificate: a request for a certificate, which is refused with a reason
+/// of its own above 64 KiB.
+const STRANGER_MESSAGE_BYTES: usize = 128 * 1024;
+/// All messages of clients without a certificate that are under way, in bytes.
+const STRANGER_TOTAL_BYTES: usize = 32 * 1024 * 1024;
 
 /// What requests may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
-    /// The largest message, in bytes.
-    pub message_bytes: usize,
-    /// All messages that have begun and not ended, of all connections, in bytes.
-    pub total_bytes: usize,
+    /// Of clients with a certificate.
+    pub identified: MessageLimits,
+    /// Of clients without a certificate.
+    pub strangers: MessageLimits,
     /// The streams that one connection may have open.
     pub streams: u32,
 }
 
+/// What the messages of one group of clients may take, each counted by its whole length from its first byte to its
+/// last: gRPC makes room for all of it at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageLimits {
+    /// The largest message, in bytes.
+    pub message_bytes: usize,
+    /// The messages of one client that have begun and not ended, in bytes. A client is an identity; without a
+    /// certificate, a connection.
+    pub client_bytes: usize,
+    /// Those of all clients of the group, in bytes.
+    pub total_bytes: usize,
+}
+
 impl RequestLimits {
-    /// The limits for messages of at most so many bytes.
+    /// The largest message of a client with a certificate, where no other is set, in bytes. A client that reconnects
+    /// sends up to 1.1 MB for 10,000 services with two ports each.
+    pub const DEFAULT_MESSAGE_BYTES: u32 = 16 * 1024 * 1024;
+
+    /// The limits for clients whose certificate lets them send messages of at most `message_bytes`. Clients without a
+    /// certificate have small limits and a budget of their own.
     #[must_use]
     pub fn for_messages_of(message_bytes: u32) -> Self {
         let message_bytes = usize::try_from(message_bytes).unwrap_or(usize::MAX);
-        let usual = Self::default();
-        let total_bytes =
-            usual.total_bytes.max(message_bytes.saturating_mul(MESSAGES_PER_CONNECTION));
-        Self { message_bytes, total_bytes, ..usual }
+        let total_bytes = LEAST_TOTAL_BYTES.max(message_bytes.saturating_mul(MESSAGES_OF_ALL));
+        let client_bytes = total_bytes / SHARE_OF_AN_IDENTITY;
+        let of_stranger = message_bytes.min(STRANGER_MESSAGE_BYTES);
+        Self {
+            identified: MessageLimits { message_bytes, client_bytes, total_bytes },
+            strangers: MessageLimits {
+                message_bytes: of_stranger,
+                client_bytes: of_stranger * MESSAGES_PER_CONNECTION,
+                total_bytes: STRANGER_TOTAL_BYTES,
+            },
+            ..Self::default()
+        }
     }
 }
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self { message_bytes: 1024 * 1024, total_bytes: 64 * 1024 * 1024, streams: 100 }
+        let limits = MessageLimits {
+            message_bytes: 1024 * 1024,
+            client_bytes: 4 * 1024 * 1024,
+            total_bytes: 64 * 1024 * 1024,
+        };
+        Self { identified: limits, strangers: limits, streams: 100 }
     }
 }
 
-/// Memory of which parts are held while messages are read.
-#[derive(Debug, Default)]
-pub(super) struct Budget(AtomicUsize);
+/// Whose messages they are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Client {
+    Identity(SpiffeId),
+    Connection(u64),
+}
 
-impl Budget {
-    /// Holds bytes, unless that would be more than the limit.
-    fn hold(self: &Arc<Self>, bytes: usize, limit: usize) -> Option<Held> {
-        let add = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= limit);
-        self.0.fetch_update(Relaxed, Relaxed, add).ok()?;
-        Some(Held { budget: self.clone(), bytes })
+/// Memory of which parts are held while messages are read.
+#[derive(Debug)]
+struct Budget {
+    limits: MessageLimits,
+    held: Mutex<Holdings>,
+}
+
+/// What is held, in bytes. Only clients that hold something are listed.
+#[derive(Debug, Default)]
+struct Holdings {
+    total: usize,
+    clients: BTreeMap<Client, usize>,
+}
+
+/// A client's part of a budget.
+#[derive(Debug, Clone)]
+struct Account {
+    budget: Arc<Budget>,
+    client: Client,
+}
+
+impl Account {
+    /// Holds bytes for a message, unless that would be more than a limit.
+    fn hold(&self, bytes: usize) -> Result<Held, Status> {
+        let MessageLimits { message_bytes, client_bytes, total_bytes } = self.budget.limits;
+        if bytes > message_bytes {
+            return Err(Status::resource_exhausted(format!(
+                "a request of {bytes} bytes is larger than the limit of {message_bytes}"
+            )));
+        }
+        let mut held = self.budget.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = held.clients.get(&self.client).unwrap_or(&0).saturating_add(bytes);
+        if own > client_bytes {
+            let reason = "too many requests of this client are under way; try again";
+            return Err(Status::resource_exhausted(reason));
+        }
+        let total = held.total.saturating_add(bytes);
+        if total > total_bytes {
+            let reason = "too many requests are under way; try again";
+            return Err(Status::resource_exhausted(reason));
+        }
+        held.total = total;
+        held.clients.insert(self.client.clone(), own);
+        Ok(Held { account: self.clone(), bytes })
     }
 }
 
 /// Bytes that are held until this is dropped.
 #[derive(Debug)]
 struct Held {
-    budget: Arc<Budget>,
+    account: Account,
     bytes: usize,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.budget.0.fetch_sub(self.bytes, Relaxed);
+        let Account { budget, client } = &self.account;
+        let mut held = budget.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.total = held.total.saturating_sub(self.bytes);
+        let left = held.clients.get(client).unwrap_or(&0).saturating_sub(self.bytes);
+        if left == 0 {
+            held.clients.remove(client);
+        } else {
+            held.clients.insert(client.clone(), left);
+        }
     }
 }
 
@@ -97,30 +191,24 @@ pub(crate) struct Guarded<S> {
 /// What messages are measured by.
 #[derive(Debug, Clone)]
 pub(super) struct Meter {
-    limits: RequestLimits,
-    total: Arc<Budget>,
+    identified: Arc<Budget>,
+    strangers: Arc<Budget>,
 }
 
 impl Meter {
     pub(super) fn new(limits: RequestLimits) -> Self {
-        Self { limits, total: Arc::default() }
+        let budget = |limits| Arc::new(Budget { limits, held: Mutex::default() });
+        Self { identified: budget(limits.identified), strangers: budget(limits.strangers) }
     }
 
-    fn hold(&self, connection: &Arc<Budget>, bytes: usize) -> Result<[Held; 2], Status> {
-        let RequestLimits { message_bytes, total_bytes, .. } = self.limits;
-        if bytes > message_bytes {
-            return Err(Status::resource_exhausted(format!(
-                "a request of {bytes} bytes is larger than the limit of {message_bytes}"
-            )));
+    fn account(&self, peer: Option<&Peer>) -> Account {
+        match peer.and_then(|peer| peer.id.clone()) {
+            Some(id) => Account { budget: self.identified.clone(), client: Client::Identity(id) },
+            None => Account {
+                budget: self.strangers.clone(),
+                client: Client::Connection(peer.map_or(0, |peer| peer.connection)),
+            },
         }
-        let of_one = message_bytes.saturating_mul(MESSAGES_PER_CONNECTION);
-        let own = connection.hold(bytes, of_one).ok_or_else(|| {
-            Status::resource_exhausted("too many requests of this connection are under way")
-        })?;
-        let total = self.total.hold(bytes, total_bytes).ok_or_else(|| {
-            Status::resource_exhausted("too many requests are under way; try again")
-        })?;
-        Ok([own, total])
     }
 }
 
@@ -153,11 +241,9 @@ where
             discard(body);
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
-        let connection = head.extensions.get::<super::Peer>().map(|peer| peer.budget.clone());
         let metered = Metered {
             body: Some(body),
-            meter: self.meter.clone(),
-            connection: connection.unwrap_or_default(),
+            account: self.meter.account(head.extensions.get::<Peer>()),
             prefix: Vec::with_capacity(PREFIX_BYTES),
             left: 0,
             held: None,
@@ -187,13 +273,12 @@ fn discard(mut body: Body) {
 struct Metered {
     /// None once a message was refused.
     body: Option<Body>,
-    meter: Meter,
-    connection: Arc<Budget>,
+    account: Account,
     /// What of the next message's head has come.
     prefix: Vec<u8>,
     /// What is still to come of the message under way.
     left: usize,
-    held: Option<[Held; 2]>,
+    held: Option<Held>,
     /// By when the message under way must have come.
     end: Option<Pin<Box<Sleep>>>,
 }
@@ -214,7 +299,7 @@ impl Metered {
                 };
                 if let Ok(length) = <[u8; 4]>::try_from(length) {
                     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-                    self.held = Some(self.meter.hold(&self.connection, length)?);
+                    self.held = Some(self.account.hold(length)?);
                     self.left = length;
                     self.prefix.clear();
                 }
@@ -275,11 +360,12 @@ impl hyper::body::Body for Metered {
 mod tests {
     use super::*;
 
-    fn metered(limits: RequestLimits) -> Metered {
+    /// A body on a connection of its own.
+    fn metered(meter: &Meter, connection: u64, id: Option<&str>) -> Metered {
+        let id = id.map(|id| SpiffeId::parse(id).expect("an id"));
         Metered {
             body: Some(Body::empty()),
-            meter: Meter::new(limits),
-            connection: Arc::default(),
+            account: meter.account(Some(&Peer { id, connection })),
             prefix: Vec::new(),
             left: 0,
             held: None,
@@ -287,22 +373,33 @@ mod tests {
         }
     }
 
+    fn meter(message_bytes: usize, client_bytes: usize, total_bytes: usize) -> Meter {
+        let limits = MessageLimits { message_bytes, client_bytes, total_bytes };
+        Meter::new(RequestLimits { identified: limits, strangers: limits, streams: 1 })
+    }
+
     fn message(length: u32, sent: usize) -> Bytes {
         [&[0][..], &length.to_be_bytes(), &vec![b'x'; sent]].concat().into()
     }
 
+    fn held(meter: &Meter) -> usize {
+        let held = meter.strangers.held.lock().expect("no test panicked");
+        assert_eq!(held.clients.values().sum::<usize>(), held.total);
+        held.total
+    }
+
     #[tokio::test]
     async fn messages_are_held_from_their_length_to_their_last_byte_however_they_are_cut() {
-        let limits = RequestLimits { message_bytes: 100, total_bytes: 1000, streams: 1 };
         for cut in 1..30 {
-            let mut metered = metered(limits);
+            let meter = meter(100, 400, 1000);
+            let mut metered = metered(&meter, 1, None);
             let all = [message(10, 10), message(0, 0), message(20, 20)].concat();
             let mut most = 0;
             for part in all.chunks(cut) {
                 metered.follow(Bytes::copy_from_slice(part)).expect("it is within the limit");
-                most = most.max(metered.meter.total.0.load(Relaxed));
+                most = most.max(held(&meter));
             }
-            assert_eq!(metered.meter.total.0.load(Relaxed), 0, "cut at {cut}");
+            assert_eq!(held(&meter), 0, "cut at {cut}");
             assert!(metered.end.is_none(), "cut at {cut}");
             assert!(most <= 20, "cut at {cut}: {most}");
         }
@@ -310,37 +407,50 @@ mod tests {
 
     #[tokio::test]
     async fn message_above_a_limit_is_refused_by_its_length_alone() {
-        let limits = RequestLimits { message_bytes: 100, total_bytes: 150, streams: 1 };
+        let meter = meter(100, 400, 150);
         let refusal = |metered: &mut Metered, length| {
             let refused = metered.follow(message(length, 1)).expect_err("it is too large");
             refused.message().to_owned()
         };
-        let mut first = metered(limits);
+        let mut first = metered(&meter, 1, None);
         assert!(first.follow(message(100, 1)).is_ok(), "the limit itself is within it");
         assert!(first.end.is_some(), "it has a time to end");
-        let text = refusal(&mut metered(limits), 101);
+        let text = refusal(&mut metered(&meter, 2, None), 101);
         assert_eq!(text, "a request of 101 bytes is larger than the limit of 100");
-        assert!(refusal(&mut metered(limits), u32::MAX).contains("4294967295 bytes"));
+        assert!(refusal(&mut metered(&meter, 2, None), u32::MAX).contains("4294967295 bytes"));
         // Of another connection, which shares the total alone.
-        let mut second = Metered { meter: first.meter.clone(), ..metered(limits) };
+        let mut second = metered(&meter, 2, None);
         assert_eq!(refusal(&mut second, 51), "too many requests are under way; try again");
         drop(first);
-        let mut third = Metered { meter: second.meter, ..metered(limits) };
+        let mut third = metered(&meter, 3, None);
         assert!(third.follow(message(51, 1)).is_ok(), "what is dropped is held no longer");
     }
 
     #[tokio::test]
     async fn connection_holds_four_messages_of_the_largest_size() {
-        let limits = RequestLimits { message_bytes: 100, total_bytes: 10_000, streams: 9 };
-        let first = metered(limits);
-        let open = || Metered {
-            meter: first.meter.clone(),
-            connection: first.connection.clone(),
-            ..metered(limits)
-        };
-        let mut streams: Vec<Metered> = (0..5).map(|_| open()).collect();
+        let meter = meter(100, 400, 10_000);
+        let mut streams: Vec<Metered> = (0..5).map(|_| metered(&meter, 1, None)).collect();
         let held: Vec<bool> =
             streams.iter_mut().map(|stream| stream.follow(message(100, 1)).is_ok()).collect();
         assert_eq!(held, [true, true, true, true, false]);
+    }
+
+    #[tokio::test]
+    async fn identity_that_announces_the_largest_messages_on_all_connections_keeps_out_no_other() {
+        let limit = 16 * 1024 * 1024;
+        let meter = Meter::new(RequestLimits::for_messages_of(limit));
+        let announce = |connection, id| {
+            let mut stream = metered(&meter, connection, id);
+            stream.follow(message(limit, 0)).map(|()| stream)
+        };
+        let hostile = Some("spiffe://mesh/ns/default/sa/hostile");
+        let held: Vec<Metered> = (0..100).filter_map(|at| announce(at, hostile).ok()).collect();
+        assert_eq!(held.len(), 2, "an eighth of the total");
+        let refused = announce(101, hostile).err().expect("its part is held");
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        assert!(announce(102, Some("spiffe://mesh/ns/default/sa/web")).is_ok());
+        let mut stranger = metered(&meter, 103, None);
+        assert!(stranger.follow(message(64 * 1024, 0)).is_ok());
+        assert!(announce(104, None).is_err(), "without a certificate the limit is small");
     }
 }

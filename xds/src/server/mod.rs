@@ -10,7 +10,7 @@ mod serve;
 mod session;
 
 pub(crate) use guard::Gate;
-pub use guard::RequestLimits;
+pub use guard::{MessageLimits, RequestLimits};
 pub use holders::{Holders, Taken};
 pub use resource_set::{Fragment, Published, ResourceSet};
 pub use serve::{Directory, Incoming, Peer, Served, serve, serve_resources};

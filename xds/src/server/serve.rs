@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
@@ -20,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 use weft_model::SpiffeId;
 
-use super::guard::{Budget, Gate, Guarded, Meter, RequestLimits};
+use super::guard::{Gate, Guarded, Meter, RequestLimits};
 use super::holders::Place;
 use super::session::refusal;
 use super::{Holders, ResourceSet, Response, ServerSession};
@@ -36,6 +37,8 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// The largest list of headers, in bytes.
 const HEADERS_LIMIT: u32 = 16 * 1024;
+/// How many connections there were.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
 /// Knows what each client may see.
 pub trait Directory: Send + Sync + 'static {
@@ -70,8 +73,8 @@ pub struct Served<D> {
 pub struct Peer {
     /// Who it is, proved by mutual TLS; none without a certificate.
     pub id: Option<SpiffeId>,
-    /// What its requests take.
-    pub(super) budget: Arc<Budget>,
+    /// The number of the connection, of which no other has the same.
+    pub(super) connection: u64,
 }
 
 /// A connection whose handshake is done.
@@ -89,7 +92,7 @@ impl<T> tonic::transport::server::Connected for Incoming<T> {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer { id: self.peer.clone(), budget: Arc::default() }
+        Peer { id: self.peer.clone(), connection: CONNECTIONS.fetch_add(1, Relaxed) }
     }
 }
 
@@ -177,10 +180,12 @@ fn discovery<D: Directory>(
         })
     });
     let discovery = Arc::new(Discovery { directory, holders });
+    // The guard has measured each message before; without this, tonic's own limit of 4 MiB would hold.
+    let largest = limits.identified.message_bytes.max(limits.strangers.message_bytes);
     let all = AggregatedDiscoveryServiceServer::from_arc(discovery.clone())
-        .max_decoding_message_size(limits.message_bytes);
-    let secrets = SecretDiscoveryServiceServer::from_arc(discovery)
-        .max_decoding_message_size(limits.message_bytes);
+        .max_decoding_message_size(largest);
+    let secrets =
+        SecretDiscoveryServiceServer::from_arc(discovery).max_decoding_message_size(largest);
     tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use weft_model::SpiffeId;
 use weft_xds::client::{ClientSession, Node, Request, Variant};
-use weft_xds::server::{Directory, ResourceSet, Response, ServerSession};
+use weft_xds::server::{Directory, RequestLimits, ResourceSet, Response, ServerSession};
 
 use super::{Trust, Views, check_inbound};
 use crate::mesh::MeshFile;
@@ -151,6 +151,34 @@ fn changed_policy_among_1000_services_has_one_inbound_side_checked() {
     let new = "  policies:\n  - service: service-7\n    deny: [{from: [service-9]}]\n";
     let after = file.parse(&text.replace("  policies:\n", new).into()).expect("a good file");
     assert_eq!(check_inbound(&after, Some(&before)), Ok(1));
+}
+
+/// The names and versions of a request, with what keys and lengths add to them at most, in bytes.
+fn text_bytes(request: &Request) -> usize {
+    let Request::Delta(request) = request else { panic!("delta is spoken") };
+    let names = request.resource_names_subscribe.iter().map(|name| name.len() + 4);
+    let versions = request.initial_resource_versions.iter();
+    let versions = versions.map(|(name, version)| name.len() + version.len() + 8);
+    names.chain(versions).sum()
+}
+
+#[test]
+fn reconnect_with_10000_services_stays_within_the_request_limit_and_sends_no_resource_again() {
+    const SERVICES: usize = 1000;
+    // Ten times as many, whose names have a digit more.
+    const TIMES: usize = 11;
+    let published = Published::new(SERVICES);
+    let set = published.set_of("service-0");
+    let mut stream = Stream::new();
+    stream.open(&set);
+    stream.server = ServerSession::new(Variant::Delta);
+    let asked = stream.client.open();
+    let largest = asked.iter().map(text_bytes).max().expect("it asks");
+    let limit = RequestLimits::for_messages_of(RequestLimits::DEFAULT_MESSAGE_BYTES);
+    let identified = limit.identified.message_bytes;
+    assert!(largest * TIMES < identified, "{largest} bytes for {SERVICES} services");
+    let sent = stream.exchange(&set, asked, Vec::new());
+    assert_eq!(sent, Sent::default());
 }
 
 /// The processor time of this thread. The kernel's statistics count in ticks, which are longer than a change of a
