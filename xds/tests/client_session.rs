@@ -7,8 +7,10 @@ mod world;
 use client_script::{check, respond, session};
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use prost::Message as _;
-use weft_xds::client::Request;
+use weft_model::Missing;
 use weft_xds::client::Variant::{Delta, StateOfTheWorld};
+use weft_xds::client::{ClientSession, Request};
+use weft_xds::translate::{Kind, Notes};
 
 // --- Asking -------------------------------------------------------------------------------------
 
@@ -191,6 +193,68 @@ fn state_a_new_stream_reports_the_version_and_no_nonce() {
          > e x
          > l",
     );
+}
+
+// --- What is refused, and what is gone ------------------------------------------------------------
+
+fn refused(session: &ClientSession) -> Vec<String> {
+    session.refused().into_keys().collect()
+}
+
+#[test]
+fn delta_a_refused_resource_is_listed_until_a_good_version_or_its_removal() {
+    let mut session = session(Delta);
+    session.open();
+    for (response, listed) in [
+        ("c#1 a:1>e/x b:1", &[][..]),
+        ("c#2 a:bad", &["Cluster a"]),
+        ("l#3 l:1", &["Cluster a"]),
+        ("c#4 a:2>e/x b:bad", &["Cluster b"]),
+        ("c#5 b:junk", &["Cluster b"]),
+        ("e#6 x:bad", &["Cluster b", "ClusterLoadAssignment x"]),
+        ("c#7 -b", &["ClusterLoadAssignment x"]),
+        ("c#8 a:3", &[]),
+    ] {
+        respond(&mut session, response);
+        assert_eq!(refused(&session), listed, "{response}");
+    }
+}
+
+#[test]
+fn state_a_refused_resource_is_listed_until_a_response_without_it() {
+    let mut session = session(StateOfTheWorld);
+    session.open();
+    for (response, listed) in [
+        ("c#1 v=1 a:1 b:bad", &["Cluster b"][..]),
+        ("c#2 v=2 a:junk", &["Cluster ", "Cluster b"]),
+        ("l#3 v=1 l:1", &["Cluster ", "Cluster b"]),
+        ("c#4 v=3 a:1 b:bad", &["Cluster b"]),
+        ("c#5 v=4 a:1", &[]),
+    ] {
+        respond(&mut session, response);
+        assert_eq!(refused(&session), listed, "{response}");
+    }
+}
+
+#[test]
+fn notes_of_resources_that_are_gone_are_replaced_by_none() {
+    let mut session = session(Delta);
+    session.open();
+    respond(&mut session, "c#1 a:1>e/x");
+    respond(&mut session, "e#2 x:1");
+    let gone = respond(&mut session, "c#3 -a").notes;
+    let none = |kind, name: &str| (kind, name.into(), Notes::default());
+    assert_eq!(gone, [none(Kind::Cluster, "a"), none(Kind::Endpoints, "x")]);
+}
+
+#[test]
+fn names_of_removed_clusters_are_kept_up_to_a_limit() {
+    let mut session = session(Delta);
+    session.open();
+    let names: Vec<String> = (0..12_000).map(|number| format!("-{number}")).collect();
+    respond(&mut session, &format!("c#1 {}", names.join(" ")));
+    let is_absent = |name: &&String| session.is_absent(&Missing::Cluster(name[1..].into()));
+    assert_eq!(names.iter().filter(is_absent).count(), 10_000);
 }
 
 // --- Accepting ----------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use envoy_types::pb::google::protobuf::Any;
+use prost::Message as _;
 use weft_model::Name;
 
 use crate::translate::{self, Kind, Refused, Rejection};
@@ -19,33 +21,34 @@ impl Batch {
         Self { kind, good: BTreeMap::new(), bad: Vec::new() }
     }
 
-    /// Reads one resource. A state-of-the-world server may wrap it in a `Resource`.
-    pub(super) fn take(&mut self, type_url: &str, bytes: &[u8], version: String) {
-        use prost::Message as _;
+    /// Reads one resource, of which the message around it gave a name or an empty text. A state-of-the-world server
+    /// may wrap it in a `Resource`.
+    pub(super) fn take(&mut self, name: &str, any: &Any, version: String) {
         type Wrapper = envoy_types::pb::envoy::service::discovery::v3::Resource;
-        if type_url.ends_with("/envoy.service.discovery.v3.Resource")
-            && let Ok(Wrapper { resource: Some(any), .. }) = Wrapper::decode(bytes)
+        if any.type_url.ends_with("/envoy.service.discovery.v3.Resource")
+            && let Ok(Wrapper { name, resource: Some(any), .. }) =
+                Wrapper::decode(any.value.as_slice())
         {
-            return self.read(&any.type_url, &any.value, version);
+            return self.read(&name, &any, version);
         }
-        self.read(type_url, bytes, version);
+        self.read(name, any, version);
     }
 
-    fn read(&mut self, type_url: &str, bytes: &[u8], version: String) {
+    fn read(&mut self, outer_name: &str, any: &Any, version: String) {
         let kind = self.kind;
         let refuse = |name: String, reason: String| Rejection {
             kind,
             name,
             refused: Refused { path: String::new(), reason },
         };
-        if type_url != kind.type_url() {
+        if any.type_url != kind.type_url() {
             self.bad.push(refuse(
-                String::new(),
-                format!("a {type_url:?} in a response of {}", kind.type_url()),
+                outer_name.to_owned(),
+                format!("a {:?} in a response of {}", any.type_url, kind.type_url()),
             ));
             return;
         }
-        match translate::decode(kind, bytes) {
+        match translate::decode(kind, &any.value) {
             Ok(accepted) => {
                 let name = accepted.resource.name().clone();
                 match self.good.entry(name) {
@@ -58,7 +61,12 @@ impl Batch {
                     )),
                 }
             }
-            Err(rejection) => self.bad.push(rejection),
+            Err(mut rejection) => {
+                if rejection.name.is_empty() {
+                    outer_name.clone_into(&mut rejection.name);
+                }
+                self.bad.push(rejection);
+            }
         }
     }
 

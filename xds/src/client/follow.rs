@@ -29,7 +29,7 @@ pub struct Status {
     pub connected: bool,
     /// Why the last stream ended.
     pub last_error: Option<String>,
-    /// What the server sent and we refused, by kind and name; gone when a good version came.
+    /// What the server sent and we refused, by kind and name, until a good version comes or the server removes it.
     pub rejected: BTreeMap<String, String>,
     /// What has no effect here or weakens security, by kind and name; without those that have none.
     pub notes: BTreeMap<String, Notes>,
@@ -145,19 +145,14 @@ impl Follower {
         });
     }
 
-    fn report(&self, outcome: &Outcome) {
+    fn report(&self, outcome: &Outcome, session: &ClientSession) {
         for rejection in &outcome.rejections {
             tracing::warn!(%rejection, "refused a resource; its last good version stays in force");
         }
         self.status.send_modify(|status| {
             status.connected = true;
             status.last_error = None;
-            if outcome.rejections.is_empty() {
-                status.rejected.clear();
-            }
-            for r in &outcome.rejections {
-                status.rejected.insert(format!("{} {}", r.kind, r.name), r.refused.to_string());
-            }
+            status.rejected = session.refused();
             for (kind, name, notes) in &outcome.notes {
                 if !notes.is_empty() || !status.notes.is_empty() {
                     status.note(format!("{kind} {name}"), notes.clone());
@@ -229,15 +224,16 @@ async fn housekeeping(follower: &mut Follower) -> Housekeeping {
         }
     };
     tokio::select! {
-        changed = follower.local.changed() => match changed {
-            Ok(()) => Housekeeping::Offer,
-            Err(_) => std::future::pending().await,
-        },
-        changed = follower.hosts.answers.changed() => match changed {
-            Ok(()) => Housekeeping::Offer,
-            Err(_) => std::future::pending().await,
-        },
+        () = changed(&mut follower.local) => Housekeeping::Offer,
+        () = changed(&mut follower.hosts.answers) => Housekeeping::Offer,
         () = overdue => Housekeeping::Deadline,
+    }
+}
+
+/// Waits for a new value; does not return once the sender is dropped.
+async fn changed<T>(receiver: &mut watch::Receiver<T>) {
+    if receiver.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -297,7 +293,7 @@ async fn converse(
             None => return None,
         };
         *answered = true;
-        follower.report(&outcome);
+        follower.report(&outcome, session);
         // Each accepted response is offered, also one that only says what does not exist.
         follower.offer_if(outcome.changed || follower.warming.deadline().is_some(), session);
         if send(&outbox, outcome.requests).await.is_err() {
@@ -352,4 +348,36 @@ async fn open(
 #[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn new_secret_is_followed_after_the_resolver_has_ended() {
+        let (local, receiver) = watch::channel(BTreeMap::new());
+        let (answers, hosts) = watch::channel(Arc::default());
+        let mut follower = Follower {
+            fixed: Snapshot::default(),
+            has_server: false,
+            local: receiver,
+            publish: watch::Sender::default(),
+            status: watch::Sender::default(),
+            hosts: Hosts { wanted: watch::Sender::default(), answers: hosts },
+            warming: Warming::new(),
+        };
+        drop(answers);
+        let wait = Duration::from_millis(50);
+        let idle = tokio::time::timeout(wait, housekeeping(&mut follower)).await;
+        assert!(idle.is_err(), "nothing happened: {idle:?}");
+        let (event, ()) = tokio::join!(
+            tokio::time::timeout(Duration::from_secs(5), housekeeping(&mut follower)),
+            async {
+                tokio::time::sleep(wait).await;
+                local.send_replace(BTreeMap::new());
+            }
+        );
+        assert!(matches!(event, Ok(Housekeeping::Offer)), "{event:?}");
+    }
 }

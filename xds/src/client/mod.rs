@@ -8,6 +8,7 @@ mod backoff;
 mod batch;
 mod follow;
 mod session;
+mod subscription;
 mod warming;
 
 pub use backoff::Backoff;

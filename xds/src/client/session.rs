@@ -22,12 +22,11 @@ use prost::Message as _;
 use weft_model::{Discovery, Missing, Name, Snapshot};
 
 use super::batch::Batch;
-use crate::translate::{self, Kind, Notes, Rejection, Resource};
+use super::subscription::{REQUEST_BYTES, Subscription};
+use crate::translate::{self, Kind, Notes, Refused, Rejection, Resource};
 
-/// From how many bytes on a delta request is followed by another: half of the 4 MiB that gRPC servers take by default.
-const REQUEST_BYTES: usize = 2 * 1024 * 1024;
-/// The most bytes that keys and lengths add to a name and a version.
-const ENTRY_BYTES: usize = 16;
+/// How many names of clusters are kept that the server has removed.
+const ABSENT_LIMIT: usize = 10_000;
 
 /// Which of the two protocol variants is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +67,7 @@ pub struct Outcome {
     pub changed: bool,
     /// What was refused.
     pub rejections: Vec<Rejection>,
-    /// What an operator should know of each resource that was accepted.
+    /// What an operator should know of each resource that was accepted: nothing of those that are gone.
     pub notes: Vec<(Kind, Name, Notes)>,
 }
 
@@ -88,6 +87,9 @@ pub struct ClientSession {
 struct TypeState {
     /// Outlives streams: the last good resources with their versions.
     accepted: BTreeMap<Name, (String, Resource)>,
+    /// Resources whose last version was refused, until a good version comes or the server removes them.
+    /// The empty name is for those without a readable name.
+    refused: BTreeMap<Name, Refused>,
     /// Names the server has said do not exist.
     absent: BTreeSet<Name>,
     /// Names that something refers to.
@@ -138,18 +140,18 @@ impl ClientSession {
         let mut batch = Batch::new(kind);
         for resource in response.resources {
             // A resource without a body is a heartbeat: the version we have is still good.
-            if let Some(any) = resource.resource {
-                batch.take(&any.type_url, &any.value, resource.version);
+            if let Some(any) = &resource.resource {
+                batch.take(&resource.name, any, resource.version);
             }
         }
         self.state(kind).heard = true;
         let mut outcome = Outcome::default();
         let error = self.accept(batch, &mut outcome);
         for name in response.removed_resources {
-            outcome.changed |= self.remove(kind, &Name::from(name));
+            self.remove(kind, &Name::from(name), &mut outcome);
         }
         self.acknowledge_delta(kind, response.nonce, error, &mut outcome);
-        self.refer();
+        outcome.notes.extend(self.refer());
         outcome.requests.extend(self.subscribe());
         outcome
     }
@@ -161,7 +163,7 @@ impl ClientSession {
         };
         let mut batch = Batch::new(kind);
         for any in response.resources {
-            batch.take(&any.type_url, &any.value, response.version_info.clone());
+            batch.take("", &any, response.version_info.clone());
         }
         let present: BTreeSet<Name> = batch.names().collect();
         // One without a readable name may be any of those that seem to be gone.
@@ -170,15 +172,12 @@ impl ClientSession {
         let mut outcome = Outcome::default();
         let error = self.accept(batch, &mut outcome);
         if kind.is_wildcard() && !nameless {
-            let gone: Vec<Name> = self
-                .state(kind)
-                .accepted
-                .keys()
-                .filter(|n| !present.contains(*n))
-                .cloned()
-                .collect();
-            for name in gone {
-                outcome.changed |= self.remove(kind, &name);
+            let state = self.state(kind);
+            let known: BTreeSet<&Name> =
+                state.accepted.keys().chain(state.refused.keys()).collect();
+            let gone = known.into_iter().filter(|name| !present.contains(*name));
+            for name in gone.cloned().collect::<Vec<_>>() {
+                self.remove(kind, &name, &mut outcome);
             }
         }
         let state = self.state(kind);
@@ -186,7 +185,7 @@ impl ClientSession {
         if error.is_none() {
             state.version = response.version_info;
         }
-        self.refer();
+        outcome.notes.extend(self.refer());
         // Names are the whole wish each time, so a change of wishes rides on the acknowledgement.
         outcome.requests.push(self.state_request(kind, error));
         outcome.requests.extend(self.subscribe());
@@ -205,6 +204,17 @@ impl ClientSession {
         for (_, resource) in self.types.values().flat_map(|state| state.accepted.values()) {
             translate::insert(snapshot, resource.clone());
         }
+    }
+
+    /// The resources whose last version was refused, by kind and name, with the reason.
+    #[must_use]
+    pub fn refused(&self) -> BTreeMap<String, String> {
+        let of_kind = |(kind, state): (&Kind, &TypeState)| {
+            let entry =
+                |(name, why): (&Name, &Refused)| (format!("{kind} {name}"), why.to_string());
+            state.refused.iter().map(entry).collect::<Vec<_>>()
+        };
+        self.types.iter().flat_map(of_kind).collect()
     }
 
     /// Whether the server has said that this does not exist.
@@ -226,6 +236,7 @@ impl ClientSession {
         let kind = batch.kind;
         let local = self.local_secrets.clone();
         let state = self.state(kind);
+        state.refused.remove("");
         for (name, (version, accepted)) in batch.good {
             let asked = kind.is_wildcard() || state.asked.contains(&name);
             if !asked || (kind == Kind::Secret && local.contains(&name)) {
@@ -233,10 +244,14 @@ impl ClientSession {
             }
             outcome.notes.push((kind, name.clone(), accepted.notes));
             state.absent.remove(&name);
+            state.refused.remove(&name);
             let entry = (version, accepted.resource);
             let same = state.accepted.get(&name).is_some_and(|(_, old)| *old == entry.1);
             outcome.changed |= !same;
             state.accepted.insert(name, entry);
+        }
+        for rejection in &batch.bad {
+            state.refused.insert(rejection.name.as_str().into(), rejection.refused.clone());
         }
         outcome.rejections.extend(batch.bad);
         if outcome.rejections.is_empty() {
@@ -247,20 +262,33 @@ impl ClientSession {
     }
 
     /// Obeys a removal where it counts; see the module's head.
-    fn remove(&mut self, kind: Kind, name: &Name) -> bool {
+    fn remove(&mut self, kind: Kind, name: &Name, outcome: &mut Outcome) {
         let state = self.state(kind);
         let in_use = state.wanted.contains(name);
-        if in_use || kind.is_wildcard() {
+        state.refused.remove(name);
+        if in_use {
             state.absent.insert(name.clone());
+        } else if kind == Kind::Cluster {
+            // Routes that come later may refer to it. No route has to: names that change would add up.
+            state.absent.insert(name.clone());
+            if state.absent.len() > ABSENT_LIMIT {
+                state.absent.pop_first();
+            }
         }
         if in_use && !kind.is_wildcard() && state.accepted.contains_key(name) {
-            return false;
+            return;
         }
-        state.accepted.remove(name).is_some() || in_use
+        let had = state.accepted.remove(name).is_some();
+        if had {
+            outcome.notes.push((kind, name.clone(), Notes::default()));
+        }
+        outcome.changed |= had || in_use;
     }
 
-    /// Works out which names the accepted resources refer to, and forgets what nobody wants.
-    fn refer(&mut self) {
+    /// Works out which names the accepted resources refer to, and forgets resources without a reference. Gives
+    /// those, without notes.
+    fn refer(&mut self) -> Vec<(Kind, Name, Notes)> {
+        let mut forgotten = Vec::new();
         let mut wanted: BTreeMap<Kind, BTreeSet<Name>> = BTreeMap::new();
         let resources: Vec<&Resource> = self
             .types
@@ -281,10 +309,18 @@ impl ClientSession {
             if *kind == Kind::Secret {
                 names.retain(|name| !self.local_secrets.contains(name));
             }
-            state.accepted.retain(|name, _| names.contains(name));
+            state.accepted.retain(|name, _| {
+                let is_kept = names.contains(name);
+                if !is_kept {
+                    forgotten.push((*kind, name.clone(), Notes::default()));
+                }
+                is_kept
+            });
+            state.refused.retain(|name, _| name.is_empty() || names.contains(name));
             state.absent.retain(|name| names.contains(name));
             state.wanted = names;
         }
+        forgotten
     }
 
     /// Asks for what is wanted and was not asked on this stream.
@@ -418,36 +454,6 @@ impl ClientSession {
 
     fn state(&mut self, kind: Kind) -> &mut TypeState {
         self.types.entry(kind).or_default()
-    }
-}
-
-/// A delta request that is being put together.
-struct Subscription {
-    message: DeltaDiscoveryRequest,
-    /// About how long it is.
-    bytes: usize,
-}
-
-impl Subscription {
-    fn new(kind: Kind) -> Self {
-        let message =
-            DeltaDiscoveryRequest { type_url: kind.type_url(), ..DeltaDiscoveryRequest::default() };
-        Self { message, bytes: 0 }
-    }
-
-    fn subscribe(&mut self, name: &Name) {
-        self.bytes += name.len() + ENTRY_BYTES;
-        self.message.resource_names_subscribe.push(name.to_string());
-    }
-
-    fn unsubscribe(&mut self, name: &Name) {
-        self.bytes += name.len() + ENTRY_BYTES;
-        self.message.resource_names_unsubscribe.push(name.to_string());
-    }
-
-    fn report(&mut self, name: &Name, version: &str) {
-        self.bytes += name.len() + version.len() + ENTRY_BYTES;
-        self.message.initial_resource_versions.insert(name.to_string(), version.to_owned());
     }
 }
 
