@@ -4,6 +4,8 @@
 mod transcript;
 mod world;
 
+use std::sync::Arc;
+
 use transcript::check;
 use weft_xds::client::Variant::{Delta, StateOfTheWorld};
 
@@ -83,6 +85,35 @@ fn delta_a_name_unsubscribed_under_a_wildcard_is_answered() {
          > c @1
          > c -a -gone
          < c#2 a:1 -gone",
+    );
+}
+
+#[test]
+fn delta_an_invented_name_unsubscribed_under_a_wildcard_is_ignored() {
+    check(
+        Delta,
+        "= c/a:1
+         > c
+         < c#1 a:1
+         > c -b -d
+         > c @1",
+    );
+}
+
+#[test]
+fn delta_a_star_after_names_sends_all_but_those() {
+    check(
+        Delta,
+        "= c/a:1 c/b:1
+         > c +a
+         < c#1 a:1
+         > c @1
+         > c +*
+         < c#2 b:1
+         > c @2
+         > c -*
+         > c +*
+         < c#3 b:1",
     );
 }
 
@@ -442,7 +473,7 @@ fn one_response_of_a_type_is_unanswered_and_later_changes_merge() {
 #[test]
 fn a_stream_that_asks_for_too_many_names_ends() {
     use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
-    use weft_xds::server::{ResourceSet, ServerSession};
+    use weft_xds::server::ServerSession;
     use weft_xds::translate::Kind;
 
     let names = |count: u32| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
@@ -452,7 +483,7 @@ fn a_stream_that_asks_for_too_many_names_ends() {
             resource_names_subscribe: names(count),
             ..DeltaDiscoveryRequest::default()
         };
-        ServerSession::new(Delta).on_delta(request, &ResourceSet::default()).is_ok()
+        ServerSession::new(Delta).on_delta(request, &Arc::default()).is_ok()
     };
     let state = |count| {
         let request = DiscoveryRequest {
@@ -460,8 +491,32 @@ fn a_stream_that_asks_for_too_many_names_ends() {
             resource_names: names(count),
             ..DiscoveryRequest::default()
         };
-        ServerSession::new(StateOfTheWorld).on_state(request, &ResourceSet::default()).is_ok()
+        ServerSession::new(StateOfTheWorld).on_state(request, &Arc::default()).is_ok()
     };
     assert!(delta(100_000) && state(100_000));
     assert!(!delta(100_001) && !state(100_001));
+}
+
+#[test]
+fn a_stream_that_leaves_too_many_names_to_answer_ends() {
+    use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+    use weft_xds::server::ServerSession;
+    use weft_xds::translate::Kind;
+
+    let mut session = ServerSession::new(Delta);
+    let mut ask = |subscribe: &[String], unsubscribe: &[String]| {
+        let request = DeltaDiscoveryRequest {
+            type_url: Kind::Cluster.type_url(),
+            resource_names_subscribe: subscribe.to_vec(),
+            resource_names_unsubscribe: unsubscribe.to_vec(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        session.on_delta(request, &Arc::default()).map(|responses| responses.len())
+    };
+    assert_eq!(ask(&["*".into()], &[]), Ok(1), "never acknowledged");
+    let names: Vec<String> = (0..180_000).map(|number| number.to_string()).collect();
+    let (first, second) = names.split_at(90_000);
+    assert_eq!(ask(first, &[]), Ok(0));
+    assert_eq!(ask(&[], first), Ok(0));
+    assert_eq!(ask(second, &[]), Err("more than 100000 names of one type"));
 }

@@ -42,7 +42,7 @@ struct World {
     /// The configuration in the words of `world`, by letter and name.
     words: BTreeMap<(&'static str, &'static str), String>,
     view: Snapshot,
-    set: ResourceSet,
+    set: Arc<ResourceSet>,
     client: ClientSession,
     warming: Warming,
     in_force: Snapshot,
@@ -94,7 +94,7 @@ impl World {
             variant,
             words: BTreeMap::new(),
             view: Snapshot::default(),
-            set: ResourceSet::default(),
+            set: Arc::default(),
             client: ClientSession::new(variant, node, local),
             warming: Warming::new(),
             in_force: Snapshot::default(),
@@ -143,15 +143,16 @@ impl World {
     fn publish(&mut self, text: &str) {
         self.view = world::snapshot(text);
         let earlier = std::mem::take(&mut self.set);
-        self.set = if self.rng.bool() {
+        let mut set = if self.rng.bool() {
             ResourceSet::new(self.view.clone(), &[LOCAL]).expect("a closed configuration")
         } else {
             self.layered(&earlier)
         };
         // A server that knows what changed looks at nothing else, and must send the same.
         if self.rng.u8(0..4) > 0 {
-            self.set.compare(&earlier);
+            set.compare(&earlier);
         }
+        self.set = Arc::new(set);
         if let Some((server, stream)) = &mut self.link {
             let responses = server.flush(&self.set);
             stream.send(responses);
@@ -307,7 +308,8 @@ impl World {
     /// sent again.
     fn restart(mut self) {
         self.rest();
-        self.set = ResourceSet::new(self.view.clone(), &[LOCAL]).expect("a closed configuration");
+        let set = ResourceSet::new(self.view.clone(), &[LOCAL]).expect("a closed configuration");
+        self.set = Arc::new(set);
         self.connect();
         while let Some((_, stream)) = self.link.as_ref().filter(|(_, stream)| !stream.is_empty()) {
             for response in &stream.down {

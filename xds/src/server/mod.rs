@@ -5,6 +5,7 @@
 
 mod guard;
 mod holders;
+mod known;
 mod resource_set;
 mod serve;
 mod session;

@@ -244,6 +244,15 @@ impl ResourceSet {
     /// A resource by name.
     #[must_use]
     pub fn get(&self, kind: Kind, name: &str) -> Option<&Published> {
+        self.entry(kind, name).map(|(_, published)| published)
+    }
+
+    /// A name, in the memory of the resource where there is one.
+    pub(super) fn shared_name(&self, kind: Kind, name: &str) -> Name {
+        self.entry(kind, name).map_or_else(|| name.into(), |(name, _)| name.clone())
+    }
+
+    fn entry(&self, kind: Kind, name: &str) -> Option<&(Name, Published)> {
         let own = find(self.own(kind), name);
         own.or_else(|| find(self.base.as_ref()?.own(kind), name))
     }
@@ -255,9 +264,9 @@ impl ResourceSet {
     }
 }
 
-fn find<'t>(table: &'t [(Name, Published)], name: &str) -> Option<&'t Published> {
+fn find<'t>(table: &'t [(Name, Published)], name: &str) -> Option<&'t (Name, Published)> {
     let place = table.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
-    table.get(place).map(|(_, published)| published)
+    table.get(place)
 }
 
 /// The names that only one of two sorted tables holds, or that they hold with different content.

@@ -8,7 +8,8 @@
 //! unacknowledged, later changes merge into the next; names are answered even if the client had
 //! them; what is gone is told, also to a client that was away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
@@ -18,12 +19,16 @@ use envoy_types::pb::google::rpc;
 
 use weft_model::Name;
 
+use super::known::Known;
 use super::{Published, ResourceSet, Taken};
 use crate::client::Variant;
 use crate::translate::Kind;
 
 /// The most names one stream may ask for, of each type.
 const NAME_LIMIT: usize = 100_000;
+/// The most bytes that they may have, those of the names to answer included.
+const NAME_BYTES: usize = 32 * 1024 * 1024;
+const TOO_MANY_NAMES: &str = "more than 100000 names of one type";
 
 /// A message to send.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,11 +56,11 @@ struct TypeState {
     /// Whether it ever named something, after which no names mean nothing.
     named: bool,
     /// The names it wants.
-    names: BTreeSet<String>,
-    /// What it has, as far as we know: name and version.
-    known: BTreeMap<String, String>,
+    names: BTreeSet<Name>,
+    /// What it has, as far as we know.
+    known: Known,
     /// Names to answer even if the client has them.
-    owed: BTreeSet<String>,
+    owed: BTreeSet<Name>,
     /// How the last response fares.
     last: Last,
     /// The version of this type up to which `known` agrees with the set: only what has changed
@@ -92,6 +97,61 @@ impl TypeState {
         self.wildcard || self.names.contains(name)
     }
 
+    /// The version that the client has of a name.
+    fn version(&self, kind: Kind, name: &str) -> Option<&Arc<str>> {
+        self.known.version(kind, name, self.wants(name))
+    }
+
+    /// Whether the client wants a resource and does not have it in this version.
+    fn lacks(&self, kind: Kind, name: &str, published: &Published) -> bool {
+        self.wants(name) && self.version(kind, name) != Some(&published.version)
+    }
+
+    /// Lists what the client has, before it wants more than that.
+    fn list_known(&mut self, kind: Kind) {
+        let Self { known, names, wildcard, .. } = self;
+        known.list(kind, |name| *wildcard || names.contains(name));
+    }
+
+    fn want_all(&mut self, kind: Kind) {
+        if !self.wildcard {
+            self.list_known(kind);
+            self.wildcard = true;
+        }
+    }
+
+    /// Takes note that the client wants nothing but names.
+    fn want_names_only(&mut self) {
+        self.wildcard = false;
+        let names = &self.names;
+        self.known.retain(|name| names.contains(name));
+        self.owed.retain(|name| names.contains(name));
+    }
+
+    /// Takes note that the client does not want a name any longer.
+    fn unsubscribe(&mut self, kind: Kind, name: &str, set: &ResourceSet) {
+        let was_named = self.names.remove(name);
+        self.owed.remove(name);
+        if !self.wildcard {
+            self.known.forget(name);
+        } else if was_named || self.version(kind, name).is_some() || set.get(kind, name).is_some() {
+            self.owed.insert(set.shared_name(kind, name));
+        }
+    }
+
+    /// # Errors
+    /// When the stream asks for more than the limit.
+    fn check_limits(&self) -> Result<(), &'static str> {
+        let bytes = |names: &BTreeSet<Name>| names.iter().map(|name| name.len()).sum::<usize>();
+        if self.names.len() > NAME_LIMIT || self.owed.len() > NAME_LIMIT {
+            return Err(TOO_MANY_NAMES);
+        }
+        if bytes(&self.names).saturating_add(bytes(&self.owed)) > NAME_BYTES {
+            return Err("more than 32 MiB of names of one type");
+        }
+        Ok(())
+    }
+
     /// Whether the last response is not yet answered.
     fn in_flight(&self) -> bool {
         matches!(self.last, Last::InFlight(_))
@@ -121,7 +181,7 @@ impl ServerSession {
     pub fn on_delta(
         &mut self,
         request: DeltaDiscoveryRequest,
-        set: &ResourceSet,
+        set: &Arc<ResourceSet>,
     ) -> Result<Vec<Response>, &'static str> {
         let Some(kind) = Kind::from_type_url(&request.type_url) else {
             return Ok(self.unknown_delta(request));
@@ -129,49 +189,46 @@ impl ServerSession {
         let state = self.types.entry(kind).or_default();
         state.acknowledged(&request.response_nonce, request.error_detail.is_some());
         let first = !std::mem::replace(&mut state.opened, true);
-        let mut reported = BTreeMap::new();
+        let silent = request.resource_names_subscribe.is_empty()
+            && request.resource_names_unsubscribe.is_empty();
+        let mut reported = HashMap::new();
         if first {
-            reported.extend(request.initial_resource_versions);
-            state.known.extend(reported.clone());
-            let silent = request.resource_names_subscribe.is_empty()
-                && request.resource_names_unsubscribe.is_empty();
+            reported = request.initial_resource_versions;
+            if reported.len() > NAME_LIMIT {
+                return Err(TOO_MANY_NAMES);
+            }
+            for (name, version) in &reported {
+                let shared = set.get(kind, name).map(|published| published.version.clone());
+                let shared = shared.filter(|known| **known == **version);
+                let version = shared.unwrap_or_else(|| version.as_str().into());
+                state.known.report(set.shared_name(kind, name), version);
+            }
             state.wildcard = silent && kind.is_wildcard();
         }
-        if first
-            || !request.resource_names_subscribe.is_empty()
-            || !request.resource_names_unsubscribe.is_empty()
-        {
+        if first || !silent {
             state.compared = None;
         }
         for name in request.resource_names_subscribe {
             if name == "*" {
-                state.wildcard = true;
+                state.want_all(kind);
                 continue;
             }
+            let shared = set.shared_name(kind, &name);
             // A client that comes back lists what it has: that is asked for, and it need not be sent again.
             if !reported.contains_key(&name) {
-                state.owed.insert(name.clone());
+                state.owed.insert(shared.clone());
             }
-            state.names.insert(name);
+            state.names.insert(shared);
         }
         for name in request.resource_names_unsubscribe {
             if name == "*" {
-                state.wildcard = false;
-                let names = state.names.clone();
-                state.known.retain(|name, _| names.contains(name));
-                state.owed.retain(|name| names.contains(name));
-                continue;
-            }
-            state.names.remove(&name);
-            state.owed.remove(&name);
-            if state.wildcard {
-                state.owed.insert(name);
+                state.want_names_only();
             } else {
-                state.known.remove(&name);
+                state.unsubscribe(kind, &name, set);
             }
         }
-        if state.names.len() > NAME_LIMIT {
-            return Err("more than 100000 names of one type");
+        if !silent {
+            state.check_limits()?;
         }
         Ok(self.flush(set))
     }
@@ -183,32 +240,36 @@ impl ServerSession {
     pub fn on_state(
         &mut self,
         request: DiscoveryRequest,
-        set: &ResourceSet,
+        set: &Arc<ResourceSet>,
     ) -> Result<Vec<Response>, &'static str> {
         let Some(kind) = Kind::from_type_url(&request.type_url) else {
             return Ok(Vec::new());
         };
         if request.resource_names.len() > NAME_LIMIT {
-            return Err("more than 100000 names of one type");
+            return Err(TOO_MANY_NAMES);
         }
         let state = self.types.entry(kind).or_default();
+        let mut names: BTreeSet<Name> =
+            request.resource_names.into_iter().map(|name| set.shared_name(kind, &name)).collect();
         if !request.response_nonce.is_empty() && request.response_nonce != state.last.nonce() {
             // Stale: the client will answer the newer response too. By then it may name again what
             // it left out here, and it has forgotten that.
-            let names: BTreeSet<String> = request.resource_names.into_iter().collect();
             let wildcard = state.wildcard;
             state.compared = None;
-            state.known.retain(|name, _| wildcard || names.contains(name));
+            state.list_known(kind);
+            state.known.retain(|name| wildcard || names.contains(name));
             return Ok(Vec::new());
         }
         let was_acknowledged = matches!(state.last, Last::Accepted(_) | Last::Refused(_));
         state.acknowledged(&request.response_nonce, request.error_detail.is_some());
         let first = !std::mem::replace(&mut state.opened, true);
-        let mut names: BTreeSet<String> = request.resource_names.into_iter().collect();
         let star = names.remove("*");
         let wildcard = kind.is_wildcard() && (star || (names.is_empty() && !state.named));
         if first || wildcard != state.wildcard || names != state.names {
             state.compared = None;
+        }
+        if wildcard {
+            state.want_all(kind);
         }
         state.wildcard = wildcard;
         state.named |= star || !names.is_empty();
@@ -221,9 +282,10 @@ impl ServerSession {
                 state.owed.insert(name.clone());
             }
         }
-        state.known.retain(|name, _| wildcard || names.contains(name));
+        state.known.retain(|name| wildcard || names.contains(name));
         state.owed.retain(|name| names.contains(name));
         state.names = names;
+        state.check_limits()?;
         Ok(self.flush(set))
     }
 
@@ -233,28 +295,38 @@ impl ServerSession {
         match self.types.get(&kind).filter(|state| state.opened && state.wants(name)) {
             None => Taken::NotAsked,
             Some(TypeState { last: Last::InFlight(_) | Last::Refused(_), .. }) => Taken::NotYet,
-            Some(state) => state.known.get(name).cloned().map_or(Taken::NotYet, Taken::Version),
+            Some(state) if state.owed.contains(name) => Taken::NotYet,
+            Some(state) => {
+                let version = state.version(kind, name).map(ToString::to_string);
+                version.map_or(Taken::NotYet, Taken::Version)
+            }
         }
     }
 
     /// What to send now that `set` is in force.
-    pub fn flush(&mut self, set: &ResourceSet) -> Vec<Response> {
+    pub fn flush(&mut self, set: &Arc<ResourceSet>) -> Vec<Response> {
         let mut responses = Vec::new();
         for kind in Kind::ALL {
+            let Some(state) =
+                self.types.get(&kind).filter(|state| state.opened && !state.in_flight())
+            else {
+                continue;
+            };
+            let names: BTreeSet<Name> = differences(state, kind, set).cloned().collect();
             let hold_removals = kind == Kind::Cluster && self.routes_are_unsettled(set);
-            let changed_endpoints = changed_clusters(self.types.get(&kind), kind, set);
+            let endpoints_of = |name: &Name| set.get(kind, name)?.endpoints.clone();
+            let changed_endpoints: Vec<Name> = names.iter().filter_map(endpoints_of).collect();
             let response = match self.variant {
-                Variant::Delta => self.delta_response(kind, set, hold_removals),
-                Variant::StateOfTheWorld => self.state_response(kind, set, hold_removals),
+                Variant::Delta => self.delta_response(kind, set, names, hold_removals),
+                Variant::StateOfTheWorld => self.state_response(kind, set, names, hold_removals),
             };
             let Some(response) = response else {
                 continue;
             };
             responses.push(response);
             if let Some(endpoints) = self.types.get_mut(&Kind::Endpoints) {
-                let wanted =
-                    changed_endpoints.into_iter().filter(|name| endpoints.names.contains(name));
-                let wanted: Vec<String> = wanted.collect();
+                let wanted = |name: &Name| endpoints.names.contains(name);
+                let wanted: Vec<Name> = changed_endpoints.into_iter().filter(wanted).collect();
                 endpoints.owed.extend(wanted);
             }
         }
@@ -266,9 +338,8 @@ impl ServerSession {
     fn routes_are_unsettled(&self, set: &ResourceSet) -> bool {
         [Kind::Listener, Kind::Routes].into_iter().any(|kind| {
             self.types.get(&kind).is_some_and(|state| {
-                let changed =
-                    || differences(state, kind, set).iter().any(|n| self.can_tell(kind, n, set));
-                state.in_flight() || changed()
+                let can_tell = |name: &Name| self.can_tell(kind, name, set);
+                state.in_flight() || differences(state, kind, set).any(can_tell)
             })
         })
     }
@@ -285,33 +356,33 @@ impl ServerSession {
     fn delta_response(
         &mut self,
         kind: Kind,
-        set: &ResourceSet,
+        set: &Arc<ResourceSet>,
+        names: BTreeSet<Name>,
         hold_removals: bool,
     ) -> Option<Response> {
-        let state = self.types.get_mut(&kind).filter(|state| state.opened && !state.in_flight())?;
-        let names = differences(state, kind, set);
+        let state = self.types.get_mut(&kind)?;
         let mut resources = Vec::new();
         let mut removed = Vec::new();
-        state.compared = Some(set.version(kind).to_owned());
+        let mut held = Vec::new();
         for name in names {
-            match set.get(kind, &name) {
-                Some(published) => {
-                    state.known.insert(name.clone(), published.version.to_string());
-                    resources.push(Resource {
-                        name,
-                        version: published.version.to_string(),
-                        resource: Some(any(kind, &published.bytes)),
-                        ..Resource::default()
-                    });
-                }
-                // A cluster that the client never had cannot be in use.
-                None if hold_removals && state.known.contains_key(&name) => state.compared = None,
-                None => {
-                    state.known.remove(&name);
-                    removed.push(name);
-                }
+            if let Some(published) = set.get(kind, &name) {
+                resources.push(Resource {
+                    name: name.to_string(),
+                    version: published.version.to_string(),
+                    resource: Some(any(kind, &published.bytes)),
+                    ..Resource::default()
+                });
+                continue;
+            }
+            // A cluster that the client never had cannot be in use.
+            match state.version(kind, &name).filter(|_| hold_removals).cloned() {
+                Some(version) => held.push((name, version)),
+                None => removed.push(name.to_string()),
             }
         }
+        state.compared = Some(set.version(kind).to_owned()).filter(|_| held.is_empty());
+        state.known.take_set(set.clone());
+        held.into_iter().for_each(|(name, version)| state.known.report(name, version));
         state.owed.clear();
         let empty = resources.is_empty() && removed.is_empty();
         // A first request for everything is answered even when there is nothing.
@@ -335,39 +406,34 @@ impl ServerSession {
     fn state_response(
         &mut self,
         kind: Kind,
-        set: &ResourceSet,
+        set: &Arc<ResourceSet>,
+        mut names: BTreeSet<Name>,
         hold_removals: bool,
     ) -> Option<Response> {
-        let state = self.types.get_mut(&kind).filter(|state| state.opened && !state.in_flight())?;
-        let mut names = differences(state, kind, set);
+        let state = self.types.get_mut(&kind)?;
+        let version = |name: &Name| Some((name.clone(), state.version(kind, name)?.clone()));
+        let gone = names.iter().filter(|name| set.get(kind, name).is_none());
+        let gone: Vec<(Name, Arc<str>)> = gone.filter_map(version).collect();
         names
             .retain(|name| set.get(kind, name).is_some() || (kind.is_wildcard() && !hold_removals));
         let first = state.wildcard && matches!(state.last, Last::None);
         state.compared = Some(set.version(kind).to_owned()).filter(|_| !hold_removals);
         if names.is_empty() && !first {
+            if !hold_removals {
+                state.known.take_set_beside(kind, set.clone(), gone);
+            }
             return None;
         }
         if kind.is_wildcard() {
             // The whole state: what is absent is deleted.
-            names = set
-                .of(kind)
-                .map(|(name, _)| name.to_string())
-                .filter(|name| state.wants(name))
-                .collect();
-            if hold_removals {
-                // Clusters that are gone cannot be kept in a whole state without their bytes.
-                state.known.retain(|name, _| names.contains(name));
-            } else {
-                state.known.clear();
-            }
+            let all = set.of(kind).map(|(name, _)| name).filter(|name| state.wants(name));
+            names = all.cloned().collect();
+            state.known.take_set(set.clone());
+        } else {
+            state.known.take_set_beside(kind, set.clone(), gone);
         }
-        let mut resources = Vec::new();
-        for name in names {
-            if let Some(published) = set.get(kind, &name) {
-                resources.push(any(kind, &published.bytes));
-                state.known.insert(name, published.version.to_string());
-            }
-        }
+        let published = names.iter().filter_map(|name| set.get(kind, name));
+        let resources = published.map(|published| any(kind, &published.bytes)).collect();
         state.owed.clear();
         self.sent += 1;
         let nonce = self.sent.to_string();
@@ -401,39 +467,25 @@ pub(super) fn refusal(detail: Option<&rpc::Status>) -> Option<&str> {
     detail.map(|status| status.message.as_str())
 }
 
-/// Names the client wants or has whose state it does not know.
-fn differences(state: &TypeState, kind: Kind, set: &ResourceSet) -> BTreeSet<String> {
-    let mut names: BTreeSet<String> = state.owed.clone();
-    let is_new = |name: &str, published: &Published| {
-        state.wants(name) && state.known.get(name).map(String::as_str) != Some(&*published.version)
-    };
+/// Names the client wants or has whose state it does not know. A name may come twice.
+fn differences<'s>(
+    state: &'s TypeState,
+    kind: Kind,
+    set: &'s ResourceSet,
+) -> Box<dyn Iterator<Item = &'s Name> + 's> {
+    let owed = state.owed.iter();
     let changed = state.compared.as_deref().and_then(|version| set.changed_since(kind, version));
     if let Some(changed) = changed {
-        let is_different = |name: &&Name| match set.get(kind, name) {
-            Some(published) => is_new(name, published),
-            None => state.known.contains_key(&***name),
+        let is_different = move |name: &&Name| match set.get(kind, name) {
+            Some(published) => state.lacks(kind, name, published),
+            None => state.version(kind, name).is_some(),
         };
-        names.extend(changed.iter().filter(is_different).map(ToString::to_string));
-        return names;
+        return Box::new(owed.chain(changed.iter().filter(is_different)));
     }
-    let new = set.of(kind).filter(|(name, published)| is_new(name, published));
-    names.extend(new.map(|(name, _)| name.to_string()));
-    names.extend(state.known.keys().filter(|name| set.get(kind, name).is_none()).cloned());
-    names
-}
-
-/// The endpoint names of the clusters that are about to be sent.
-fn changed_clusters(state: Option<&TypeState>, kind: Kind, set: &ResourceSet) -> Vec<String> {
-    let Some(state) =
-        state.filter(|state| kind == Kind::Cluster && state.opened && !state.in_flight())
-    else {
-        return Vec::new();
-    };
-    let names = differences(state, kind, set);
-    names
-        .iter()
-        .filter_map(|name| set.get(kind, name)?.endpoints.as_ref().map(ToString::to_string))
-        .collect()
+    let lacks = move |(name, published): &(&Name, &Published)| state.lacks(kind, name, published);
+    let new = set.of(kind).filter(lacks).map(|(name, _)| name);
+    let gone = state.known.gone(kind, set, |name| state.wants(name));
+    Box::new(owed.chain(new).chain(gone))
 }
 
 fn any(kind: Kind, bytes: &[u8]) -> Any {

@@ -13,6 +13,8 @@
 //!
 //! `x` is the letter of a type that nobody publishes. Lines that begin with `//` say why.
 
+use std::sync::Arc;
+
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use envoy_types::pb::google::rpc::Status;
 use weft_xds::client::Variant;
@@ -29,13 +31,13 @@ pub(crate) fn check(variant: Variant, script: &str) {
         .filter(|line| !line.is_empty() && !line.starts_with("//"))
         .collect();
     let mut session = ServerSession::new(variant);
-    let mut set = ResourceSet::default();
+    let mut set = Arc::new(ResourceSet::default());
     let mut transcript = Vec::new();
     for line in &script {
         let responses = match line.split_at(1) {
             ("<", _) => continue,
             ("=", text) => {
-                set = publish(text);
+                set = Arc::new(publish(text));
                 Ok(session.flush(&set))
             }
             (_, text) => match variant {

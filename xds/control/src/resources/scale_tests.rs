@@ -81,13 +81,13 @@ impl Stream {
     }
 
     /// The client begins to ask, and gets all that it asks for.
-    fn open(&mut self, set: &ResourceSet) -> Sent {
+    fn open(&mut self, set: &Arc<ResourceSet>) -> Sent {
         let asked = self.client.open();
         self.exchange(set, asked, Vec::new())
     }
 
     /// The server sends what has changed.
-    fn flush(&mut self, set: &ResourceSet) -> Sent {
+    fn flush(&mut self, set: &Arc<ResourceSet>) -> Sent {
         let responses = self.server.flush(set);
         self.exchange(set, Vec::new(), responses)
     }
@@ -95,7 +95,7 @@ impl Stream {
     /// Both say what they have to say, until neither has anything left.
     fn exchange(
         &mut self,
-        set: &ResourceSet,
+        set: &Arc<ResourceSet>,
         mut requests: Vec<Request>,
         mut responses: Vec<Response>,
     ) -> Sent {
