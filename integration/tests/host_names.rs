@@ -185,6 +185,20 @@ fn ttl_replaces_the_refresh_rate_where_it_is_respected() {
 }
 
 #[test]
+fn edited_hosts_file_is_followed_at_the_refresh_rate_where_ttls_are_respected() {
+    let server = DnsServer::start("", "127.0.0.1 edited\n");
+    let port = service();
+    let cluster =
+        with(named("edited", "STRICT_DNS", "edited", port), "respect_dns_ttl", json!(true));
+    let named = Named::start(&[cluster]);
+    named.until_status(0, 200);
+    server.set_hosts("127.0.0.99 edited\n127.0.0.98 edited\n");
+    eventually("the addresses of the edited file are in use", || {
+        (named.endpoints("edited") == 2).then_some(())
+    });
+}
+
+#[test]
 fn hosts_file_and_search_list_of_this_host_are_used() {
     let server = DnsServer::start("search a.test b.test", "127.0.0.1 in_hosts\n");
     let port = service();

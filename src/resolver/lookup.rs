@@ -97,16 +97,20 @@ impl System {
         });
         Ok(Self { hosts, resolver, search, dots })
     }
+}
 
-    /// What `/etc/hosts` says; none when it does not have the name.
-    fn in_hosts(&self, name: &Name, family: DnsFamily) -> Option<Found> {
-        let of = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
-        let answers = [of(RecordType::A), of(RecordType::AAAA)];
-        answers.iter().any(Option::is_some).then(|| {
-            let [v4, v6] = answers.map(|lookup| lookup.as_ref().map_or(Answer::Absent, answer));
-            Found { v4, v6 }.only(family)
-        })
-    }
+/// What `/etc/hosts` says; none when it does not have the name.
+fn in_hosts(hosts: &Hosts, name: &Name, family: DnsFamily) -> Option<Found> {
+    let of = |kind| hosts.lookup_static_host(&Query::query(name.clone(), kind));
+    let answers = [of(RecordType::A), of(RecordType::AAAA)];
+    answers.iter().any(Option::is_some).then(|| {
+        let [v4, v6] = answers.map(|lookup| match lookup.as_ref().map_or(Answer::Absent, answer) {
+            // The file has no TTL, and the library's own is a day: the file is read again at the refresh interval.
+            Answer::Addresses(addresses, _) => Answer::Addresses(addresses, Duration::ZERO),
+            other => other,
+        });
+        Found { v4, v6 }.only(family)
+    })
 }
 
 async fn lookup(system: &System, name: &str, family: DnsFamily) -> Found {
@@ -115,7 +119,7 @@ async fn lookup(system: &System, name: &str, family: DnsFamily) -> Found {
         Ok(parsed) => parsed,
         Err(error) => return failed(family, &format!("invalid host name: {error}")),
     };
-    if let Some(found) = system.in_hosts(&parsed, family) {
+    if let Some(found) = in_hosts(&system.hosts, &parsed, family) {
         return found;
     }
     let names = candidates(&parsed, &system.search, system.dots);
@@ -226,7 +230,8 @@ impl Found {
     }
 }
 
-fn failed(family: DnsFamily, error: &str) -> Found {
+/// Says that a lookup failed, for each family that it was for.
+pub(super) fn failed(family: DnsFamily, error: &str) -> Found {
     let answer = || Answer::Failed(error.to_owned());
     Found { v4: answer(), v6: answer() }.only(family)
 }
@@ -264,6 +269,18 @@ mod tests {
         assert_eq!(names("web.", &search, 5), ["web."]);
         assert_eq!(names("my_web", &[], 1), ["my_web."]);
         assert_eq!(names("localhost", &search, 1), ["localhost."]);
+    }
+
+    #[test]
+    fn addresses_of_the_hosts_file_have_no_ttl() {
+        let mut hosts = Hosts::default();
+        hosts.read_hosts_conf(&b"10.0.0.1 web\nfd00::1 web\n"[..]).expect("it is readable");
+        let web = Name::from_ascii("web").expect("a name");
+        let found = in_hosts(&hosts, &web, DnsFamily::All).expect("the file has it");
+        let only = |address: &str| {
+            Answer::Addresses(vec![address.parse().expect("an address")], Duration::ZERO)
+        };
+        assert_eq!(found, Found { v4: only("10.0.0.1"), v6: only("fd00::1") });
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,12 +6,12 @@
 mod entry;
 mod lookup;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use weft_model::DnsQuery;
 use weft_xds::client::Answers;
 
@@ -34,15 +34,15 @@ pub async fn run(
 ) {
     let mut lookups = Lookups::default();
     let mut entries: BTreeMap<DnsQuery, Entry> = BTreeMap::new();
-    let mut running: JoinSet<(DnsQuery, Found)> = JoinSet::new();
+    let mut running = Running::default();
     loop {
         let now = now();
-        let room = CONCURRENT_LOOKUPS.saturating_sub(running.len());
+        let room = CONCURRENT_LOOKUPS.saturating_sub(running.tasks.len());
         for query in due(&entries, room, now) {
             if let Some(entry) = entries.get_mut(&query) {
                 entry.begin();
                 let lookup = lookups.begin(&query);
-                running.spawn(async move { (query, lookup.await) });
+                running.begin(query, lookup);
             }
         }
         let next = entries.values().filter_map(Entry::due).filter(|_| room > 0).min();
@@ -59,7 +59,7 @@ pub async fn run(
                 }
                 is_new = true;
             }
-            Some(Ok((query, found))) = running.join_next() => {
+            Some((query, found)) = running.next() => {
                 if let Some(entry) = entries.get_mut(&query) {
                     let event = entry.take(found, &query.policy, self::now(), fastrand::f64());
                     log(&query.name, &event);
@@ -71,6 +71,33 @@ pub async fn run(
         if is_new {
             publish(&entries, &answers, &failing);
         }
+    }
+}
+
+/// The lookups under way.
+#[derive(Default)]
+struct Running {
+    tasks: JoinSet<Found>,
+    queries: HashMap<Id, DnsQuery>,
+}
+
+impl Running {
+    fn begin(&mut self, query: DnsQuery, lookup: impl Future<Output = Found> + Send + 'static) {
+        let task = self.tasks.spawn(lookup);
+        self.queries.insert(task.id(), query);
+    }
+
+    /// The next lookup that ends, and how; none while there are none. A lookup that panics has failed, so that its
+    /// name is looked up again.
+    async fn next(&mut self) -> Option<(DnsQuery, Found)> {
+        let ended = self.tasks.join_next_with_id().await?;
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        let query = self.queries.remove(&id)?;
+        let found = ended.map(|(_, found)| found).unwrap_or_else(|error| {
+            tracing::error!(host = query.name, %error, "DNS lookup ended unexpectedly");
+            lookup::failed(query.policy.family, "the lookup ended unexpectedly")
+        });
+        Some((query, found))
     }
 }
 
@@ -130,4 +157,22 @@ async fn sleep_until(at: Option<Instant>) {
 #[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use entry::Answer;
+    use weft_model::DnsPolicy;
+
+    #[tokio::test]
+    async fn lookup_that_panics_counts_as_failed() {
+        let query = DnsQuery { name: "web.test".into(), policy: DnsPolicy::default() };
+        let mut running = Running::default();
+        running.begin(query.clone(), async { panic!("a mistake in a lookup") });
+        let (ended, found) = running.next().await.expect("one lookup is under way");
+        assert_eq!(ended, query);
+        assert!(matches!(found.v4, Answer::Failed(_)), "{found:?}");
+        assert!(running.next().await.is_none() && running.queries.is_empty());
+    }
 }
