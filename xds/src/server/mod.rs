@@ -6,6 +6,7 @@
 mod guard;
 mod holders;
 mod known;
+mod read_back;
 mod resource_set;
 mod serve;
 mod session;

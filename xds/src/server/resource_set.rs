@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use weft_model::{Discovery, EndpointSet, Missing, Name, RouteTable, Snapshot};
 
-use crate::descriptor;
+use super::read_back;
 use crate::translate::{self, Kind, Resource};
+use crate::{descriptor, wire};
 
 /// A resource, encoded once for all streams.
 #[derive(Debug, Clone, Eq)]
 pub struct Published {
     /// A hash of the content: the same after a restart and on every replica.
     pub version: Arc<str>,
-    /// The message. Its maps stand in any order, so equal resources may differ here.
+    /// The message. Its maps may have any order, so equal resources may differ here.
     pub bytes: Arc<[u8]>,
     /// For a cluster: the name its endpoints are served under.
     pub endpoints: Option<Name>,
@@ -296,10 +297,17 @@ fn different(now: &[(Name, Published)], before: &[(Name, Published)]) -> Vec<Nam
 
 fn publish(resource: &Resource) -> Result<Published, String> {
     let json = resource.json();
-    let version = hash(json.to_string().as_bytes());
-    let bytes = descriptor::from_json(resource.kind().message(), json)?;
+    let name = resource.kind().message();
+    let kind = descriptor::message(name).ok_or_else(|| format!("unknown message {name}"))?;
+    let (version, bytes) = match wire::encode(&kind, &json) {
+        Some(bytes) => (hash(&bytes), bytes),
+        // The library writes maps in any order.
+        None => (hash(json.to_string().as_bytes()), descriptor::by_reflection(&kind, json)?),
+    };
     // A resource that our own data planes would refuse is never sent.
-    translate::decode(resource.kind(), &bytes).map_err(|rejection| rejection.to_string())?;
+    if cfg!(debug_assertions) || read_back::is_needed(resource) {
+        translate::decode(resource.kind(), &bytes).map_err(|rejection| rejection.to_string())?;
+    }
     let endpoints = match resource {
         Resource::Cluster(cluster) => match &cluster.discovery {
             Discovery::Endpoints(name) => Some(name.clone()),

@@ -145,7 +145,7 @@ impl Resource {
         descriptor::from_json(self.kind().message(), self.json())
     }
 
-    /// Its JSON form: unlike the bytes, equal whenever the resources are.
+    /// Its JSON form, equal whenever the resources are.
     pub(crate) fn json(&self) -> serde_json::Value {
         match self {
             Self::Cluster(cluster) => cluster::encode(cluster),

@@ -104,6 +104,34 @@ fn views_after_a_change_equal_views_built_from_nothing() {
     }
 }
 
+/// Debug builds read each resource back, so this covers the shapes that release builds do not read.
+#[test]
+fn each_shape_of_a_service_is_readable_by_our_own_data_planes() {
+    let text = r#"
+trust_domain: mesh.local
+service_ranges: [10.96.0.0/16, 'fd00::/64']
+outbound: open
+services:
+- {name: all, addresses: [10.96.0.1, 'fd00::1'], endpoints: [{address: 10.90.1.1, weight: 3}], ports: [
+    {port: 80, target: 8080, protocol: http}, {port: 81, target: 8081, protocol: http2},
+    {port: 82, target: 8082, protocol: grpc}, {port: 83, target: 8083, protocol: tcp},
+    {port: 84, target: 8084, protocol: udp}]}
+- {name: plain, meshed: false, addresses: [10.96.0.2], ports: [
+    {port: 80, target: 8080, protocol: http}, {port: 81, target: 8081, protocol: http2},
+    {port: 83, target: 8083, protocol: tcp}]}
+"#;
+    let mesh = Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
+    let views = views_after(&mesh, &Views::default());
+    let peer = SpiffeId::parse("spiffe://mesh.local/ns/default/sa/all").expect("an id");
+    let set = views.resources(&Node::default(), Some(&peer)).expect("a set");
+    for kind in Kind::ALL {
+        for (name, published) in set.of(kind) {
+            let accepted = weft_xds::translate::decode(kind, &published.bytes);
+            assert_eq!(accepted.map(|a| a.resource.name().clone()), Ok(name.clone()));
+        }
+    }
+}
+
 const PORT: u16 = 80;
 
 /// The checks of `api` in a mesh with these policies.

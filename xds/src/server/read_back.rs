@@ -1,0 +1,148 @@
+//! Which resources are read back after they were encoded. Reading costs more than writing, and a control plane with
+//! thousands of services writes hundreds of thousands of resources.
+
+use weft_model::{
+    Action, Cluster, Discovery, Filter, FilterChain, Listener, RouteMatch, RouteSource, RouteTable,
+    VirtualHost,
+};
+
+use crate::translate::Resource;
+
+/// Whether a resource may hold what our own data planes would refuse: text that a person wrote. Others consist of
+/// numbers and of names that were checked before. Debug builds read all of them back.
+pub(super) fn is_needed(resource: &Resource) -> bool {
+    match resource {
+        Resource::Endpoints(..) => false,
+        Resource::Cluster(cluster) => cluster_needs_it(cluster),
+        Resource::Listener(listener) => listener_needs_it(listener),
+        Resource::Routes(table) => !forwards_all(table),
+        Resource::Secret(..) => true,
+    }
+}
+
+/// Clusters outside the mesh have host names of users.
+fn cluster_needs_it(cluster: &Cluster) -> bool {
+    let is_outside = cluster.tls.as_ref().is_some_and(|tls| tls.identity.is_none());
+    match cluster.discovery {
+        Discovery::Dns(_) => true,
+        Discovery::Endpoints(_) | Discovery::Static(_) | Discovery::OriginalDestination => {
+            is_outside
+        }
+    }
+}
+
+/// Policies, and settings of TLS, stand in listeners.
+fn listener_needs_it(listener: &Listener) -> bool {
+    let needs_it = |chain: &FilterChain| {
+        let has_policy = match &chain.filter {
+            Filter::Tcp(_) => false,
+            Filter::Http(http) => {
+                !http.filters.is_empty() || !matches!(http.routes, RouteSource::Named(_))
+            }
+        };
+        has_policy || chain.tls.is_some() || !chain.rules.is_empty()
+    };
+    listener.all_chains().any(needs_it)
+}
+
+/// Whether a table has nothing but the route that each service has.
+fn forwards_all(table: &RouteTable) -> bool {
+    let is_plain = |host: &VirtualHost| {
+        host.domains == ["*"]
+            && host.mutations.is_none()
+            && host.routes.iter().all(|route| {
+                let forwards = match &route.action {
+                    Action::Forward { path_rewrite, host_rewrite, .. } => {
+                        path_rewrite.is_none() && host_rewrite.is_none()
+                    }
+                    Action::Redirect(_) | Action::Respond { .. } => false,
+                };
+                forwards && route.mutations.is_none() && route.matches == RouteMatch::any()
+            })
+    };
+    table.hosts.iter().all(is_plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+    use weft_model::{HttpFilter, RbacFilter, VirtualHost};
+
+    use super::*;
+    use crate::translate::{self, Kind};
+
+    /// A resource from its JSON form.
+    fn read(kind: Kind, json: Value) -> Resource {
+        let bytes = crate::descriptor::from_json(kind.message(), json).expect("it fits");
+        translate::decode(kind, &bytes).expect("a good resource").resource
+    }
+
+    fn cluster(fields: Value) -> Resource {
+        let mut json = fields;
+        json["name"] = "c".into();
+        read(Kind::Cluster, json)
+    }
+
+    #[test]
+    fn clusters_are_read_back_where_they_have_host_names_of_users() {
+        let static_hosts = json!({"type": "STATIC", "loadAssignment": {"clusterName": "c"}});
+        assert!(!is_needed(&cluster(static_hosts)));
+        let eds = json!({"type": "EDS", "edsClusterConfig": {"edsConfig": {"ads": {}}}});
+        assert!(!is_needed(&cluster(eds)));
+        let address = json!({"socketAddress": {"address": "keys.test", "portValue": 443}});
+        let members = json!([{"lbEndpoints": [{"endpoint": {"address": address}}]}]);
+        let dns = json!({"type": "STRICT_DNS",
+            "loadAssignment": {"clusterName": "c", "endpoints": members}});
+        assert!(is_needed(&cluster(dns)));
+    }
+
+    #[test]
+    fn routes_are_read_back_beyond_the_route_that_each_service_has() {
+        let host = |domain: &str, prefix: &str| {
+            json!({"name": "h", "domains": [domain], "routes": [
+                {"match": {"prefix": prefix}, "route": {"cluster": "c"}}]})
+        };
+        let table = |host| read(Kind::Routes, json!({"name": "r", "virtualHosts": [host]}));
+        assert!(!is_needed(&table(host("*", "/"))));
+        assert!(is_needed(&table(host("web.test", "/"))));
+        assert!(is_needed(&table(host("*", "/api"))));
+        let Resource::Routes(plain) = table(host("*", "/")) else { panic!("routes") };
+        let mut answers = RouteTable::clone(&plain);
+        for route in answers.hosts.iter_mut().flat_map(|host: &mut VirtualHost| &mut host.routes) {
+            route.action = Action::Respond { status: 200, body: "text".into() };
+        }
+        assert!(is_needed(&Resource::Routes(answers.into())));
+    }
+
+    #[test]
+    fn listeners_are_read_back_where_they_have_policies_or_routes() {
+        let routes = json!({"routeConfigName": "r", "configSource": {"ads": {}}});
+        let manager = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "statPrefix": "s", "rds": routes, "httpFilters": [{"name": "router", "typedConfig":
+                {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]});
+        let address = json!({"socketAddress": {"address": "10.0.0.1", "portValue": 80}});
+        let plain = read(
+            Kind::Listener,
+            json!({"name": "l", "address": address, "filterChains": [
+                {"filters": [{"name": "http", "typedConfig": manager}]}]}),
+        );
+        assert!(!is_needed(&plain));
+        let Resource::Listener(plain) = plain else { panic!("a listener") };
+        let with = |change: &dyn Fn(&mut weft_model::HttpService)| {
+            let mut listener = Listener::clone(&plain);
+            for chain in listener.chains.iter_mut().chain(&mut listener.default_chain) {
+                let Filter::Http(http) = &mut chain.filter else { panic!("HTTP") };
+                change(Arc::make_mut(http));
+            }
+            Resource::Listener(listener.into())
+        };
+        let policy = RbacFilter { rules: None, shadow: None };
+        let policy = HttpFilter::Rbac(policy.into());
+        assert!(is_needed(&with(&|http| http.filters.push(policy.clone()))));
+        let table = Arc::new(RouteTable::new("r".into(), Vec::new()));
+        assert!(is_needed(&with(&|http| http.routes = RouteSource::Inline(table.clone()))));
+    }
+}
