@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use weft_xds::server::Fragment;
 
-use super::scope::{self, Inbound, PolicyIndex};
+use super::scope::{self, InboundParts, PolicyIndex};
 use super::{Trust, Views, sidecar};
 use crate::mesh::{Mesh, Service};
 
@@ -32,13 +32,15 @@ pub fn check_encodable(mesh: Arc<Mesh>) -> Result<(), Vec<String>> {
 /// The services whose inbound side cannot be encoded, and why.
 pub(crate) fn check_inbound(mesh: &Mesh, earlier: Option<&Mesh>) -> Result<usize, Vec<String>> {
     let index = PolicyIndex::new(mesh);
-    let earlier = earlier.filter(|earlier| scope::global(earlier) == scope::global(mesh));
+    let global = Arc::new(scope::global(mesh));
+    let earlier = earlier.filter(|earlier| scope::global(earlier) == *global);
     let earlier = earlier.map(|earlier| (earlier, PolicyIndex::new(earlier)));
     let is_known = |service: &Service| {
         earlier.as_ref().is_some_and(|(earlier, earlier_index)| {
             let before = earlier.services.get(&service.name);
             before.is_some_and(|before| {
-                Inbound::of(earlier, earlier_index, before) == Inbound::of(mesh, &index, service)
+                InboundParts::new(earlier, &global, earlier_index, before)
+                    == InboundParts::new(mesh, &global, &index, service)
             })
         })
     };
@@ -46,7 +48,8 @@ pub(crate) fn check_inbound(mesh: &Mesh, earlier: Option<&Mesh>) -> Result<usize
     let changed: Vec<&Service> = meshed.filter(|service| !is_known(service)).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(ENCODER_LIMIT);
     let check = |share: &[&Service]| -> Vec<String> {
-        share.iter().filter_map(|service| problem_of(mesh, &index, service)).collect()
+        let parts = share.iter().map(|service| InboundParts::new(mesh, &global, &index, service));
+        parts.filter_map(|parts| problem_of(&parts)).collect()
     };
     let problems: Vec<String> = std::thread::scope(|scope| {
         let share = changed.len().div_ceil(threads).max(1);
@@ -62,14 +65,14 @@ pub(crate) fn check_inbound(mesh: &Mesh, earlier: Option<&Mesh>) -> Result<usize
 }
 
 /// Why the inbound side of a service cannot be encoded, if so.
-fn problem_of(mesh: &Mesh, index: &PolicyIndex, service: &Service) -> Option<String> {
-    let mut inbound = sidecar::own(&scope::inbound(mesh, index, service));
+fn problem_of(parts: &InboundParts<'_>) -> Option<String> {
+    let mut inbound = sidecar::own(&parts.scope().mesh());
     // Both listeners differ by their addresses alone, and take most of the time.
     inbound.listeners.pop_last();
     let problems = Fragment::encode(inbound).err()?;
     Some(format!(
         "services {:?}: its inbound side cannot be encoded: {}",
-        service.name,
+        parts.service.name,
         problems.join("; ")
     ))
 }

@@ -13,7 +13,7 @@ use crate::mesh::{Issuer, Mesh, Policy, Route, Service};
 pub(super) struct CallerScope {
     pub(super) service: Service,
     routes: Vec<Route>,
-    /// What holds for the whole mesh.
+    /// What holds for the whole mesh: the same allocation for as long as it is equal.
     global: Arc<Mesh>,
 }
 
@@ -36,7 +36,8 @@ pub(super) struct Scopes<'m> {
 }
 
 impl<'m> Scopes<'m> {
-    pub(super) fn new(mesh: &'m Mesh) -> Self {
+    /// Those of a mesh, of which `global` is what [`global`] gives.
+    pub(super) fn new(mesh: &'m Mesh, global: Arc<Mesh>) -> Self {
         let mut routes: HashMap<&str, Vec<&Route>> = HashMap::new();
         for route in &mesh.routes {
             let parents: BTreeSet<&str> =
@@ -45,7 +46,7 @@ impl<'m> Scopes<'m> {
                 routes.entry(parent).or_default().push(route);
             }
         }
-        Self { global: Arc::new(global(mesh)), routes }
+        Self { global, routes }
     }
 
     /// What callers of a service depend on: the service and its routes.
@@ -61,7 +62,7 @@ impl<'m> Scopes<'m> {
     pub(super) fn has(&self, scope: &CallerScope, service: &Service) -> bool {
         scope.service == *service
             && scope.routes.iter().eq(self.routes_of(service))
-            && scope.global == self.global
+            && Arc::ptr_eq(&scope.global, &self.global)
     }
 
     fn routes_of(&self, service: &Service) -> impl Iterator<Item = &'m Route> {
@@ -108,35 +109,72 @@ impl PolicyIndex {
     }
 }
 
-/// What the inbound side of a service depends on, beside what holds for the whole mesh: the service, its policies, and
-/// the issuers of the tokens that they name.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Inbound<'m> {
-    service: &'m Service,
-    policies: Vec<&'m Policy>,
-    issuers: Vec<(&'m String, &'m Issuer)>,
+/// What the inbound side of a service depends on: the service, its policies, and the issuers of the
+/// tokens that they name.
+#[derive(Debug)]
+pub(super) struct InboundScope {
+    service: Service,
+    policies: Vec<Policy>,
+    issuers: BTreeMap<String, Issuer>,
+    /// What holds for the whole mesh: the same allocation for as long as it is equal.
+    global: Arc<Mesh>,
 }
 
-impl<'m> Inbound<'m> {
-    pub(super) fn of(mesh: &'m Mesh, index: &PolicyIndex, service: &'m Service) -> Self {
+impl InboundScope {
+    /// The scope as a mesh.
+    pub(super) fn mesh(&self) -> Mesh {
+        Mesh {
+            services: [(self.service.name.clone(), self.service.clone())].into(),
+            issuers: self.issuers.clone(),
+            policies: self.policies.clone(),
+            ..Mesh::clone(&self.global)
+        }
+    }
+}
+
+/// The parts of a mesh that make an inbound scope.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct InboundParts<'m> {
+    pub(super) service: &'m Service,
+    policies: Vec<&'m Policy>,
+    issuers: Vec<(&'m String, &'m Issuer)>,
+    global: &'m Arc<Mesh>,
+}
+
+impl<'m> InboundParts<'m> {
+    /// Those of a service, where `global` is what [`global`] gives for the mesh.
+    pub(super) fn new(
+        mesh: &'m Mesh,
+        global: &'m Arc<Mesh>,
+        index: &PolicyIndex,
+        service: &'m Service,
+    ) -> Self {
         let policies: Vec<&Policy> = index.of(mesh, &service.name).collect();
         let clauses = policies.iter().flat_map(|policy| policy.allow.iter().chain(&policy.deny));
         let tokens: BTreeSet<&String> =
             clauses.filter_map(|clause| clause.token.as_ref()).collect();
         let issuers = tokens.into_iter().filter_map(|token| mesh.issuers.get_key_value(token));
         let issuers = issuers.collect();
-        Self { service, policies, issuers }
+        Self { service, policies, issuers, global }
     }
-}
 
-/// What the inbound side of a service depends on, as a mesh.
-pub(super) fn inbound(mesh: &Mesh, index: &PolicyIndex, service: &Service) -> Mesh {
-    let Inbound { service, policies, issuers } = Inbound::of(mesh, index, service);
-    let issuer = |(name, issuer): (&String, &Issuer)| (name.clone(), issuer.clone());
-    Mesh {
-        services: [(service.name.clone(), service.clone())].into(),
-        issuers: issuers.into_iter().map(issuer).collect(),
-        policies: policies.into_iter().cloned().collect(),
-        ..global(mesh)
+    /// The scope.
+    pub(super) fn scope(&self) -> InboundScope {
+        let issuers = self.issuers.iter();
+        let issuers = issuers.map(|(name, issuer)| ((*name).clone(), (*issuer).clone()));
+        InboundScope {
+            service: self.service.clone(),
+            policies: self.policies.iter().copied().cloned().collect(),
+            issuers: issuers.collect(),
+            global: self.global.clone(),
+        }
+    }
+
+    /// Whether a scope is what [`Self::scope`] gives, without making that.
+    pub(super) fn are_of(&self, scope: &InboundScope) -> bool {
+        scope.service == *self.service
+            && scope.policies.iter().eq(self.policies.iter().copied())
+            && scope.issuers.iter().eq(self.issuers.iter().copied())
+            && Arc::ptr_eq(&scope.global, self.global)
     }
 }

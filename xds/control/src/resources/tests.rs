@@ -104,6 +104,22 @@ fn views_after_a_change_equal_views_built_from_nothing() {
     }
 }
 
+#[test]
+fn inbound_side_is_not_encoded_again_after_two_changes_of_another_service() {
+    let (mut mesh, mut views) = (mesh(), views());
+    let inbound = |views: &Views| {
+        let web = all_sets(views).into_iter().flatten().nth(1).expect("the set of web");
+        web.get(Kind::Listener, "inbound").expect("it has an inbound side").bytes.clone()
+    };
+    let before = inbound(&views);
+    for last in [8, 9] {
+        let orders = mesh.services.get_mut("orders").expect("it is there");
+        orders.endpoints.push((Ipv4Addr::new(10, 90, 2, last).into(), 1));
+        views = views_after(&mesh, &views);
+    }
+    assert!(Arc::ptr_eq(&before, &inbound(&views)));
+}
+
 /// Debug builds read each resource back, so this covers the shapes that release builds do not read.
 #[test]
 fn each_shape_of_a_service_is_readable_by_our_own_data_planes() {

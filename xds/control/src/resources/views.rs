@@ -12,7 +12,7 @@ use weft_xds::client::Node;
 use weft_xds::server::{Directory, Fragment, ResourceSet};
 use weft_xds::translate::{Kind, WORKLOAD_IDENTITY};
 
-use super::scope::{self, CallerScope, PolicyIndex, Scopes};
+use super::scope::{self, CallerScope, InboundParts, InboundScope, PolicyIndex, Scopes};
 use super::{TRUST, Trust, agent, agent_identity, sidecar};
 use crate::mesh::{Mesh, Service, identity};
 
@@ -22,8 +22,7 @@ const ENCODER_LIMIT: usize = 8;
 /// What each client may see.
 #[derive(Debug, Default)]
 pub struct Views {
-    mesh: Option<Arc<Mesh>>,
-    policies: PolicyIndex,
+    mesh: Option<Whole>,
     agent: Arc<ResourceSet>,
     /// What all sidecars have in common.
     outbound: Arc<ResourceSet>,
@@ -32,6 +31,15 @@ pub struct Views {
     encoded: usize,
     /// The sidecars that connected, by service.
     sidecars: Mutex<BTreeMap<String, Sidecar>>,
+}
+
+/// A mesh, with what is asked of it for each service.
+#[derive(Debug)]
+struct Whole {
+    mesh: Arc<Mesh>,
+    /// What holds for the whole mesh: the same allocation as before for as long as it is equal.
+    global: Arc<Mesh>,
+    policies: PolicyIndex,
 }
 
 /// The services by name.
@@ -50,7 +58,7 @@ struct Encoded {
 #[derive(Debug)]
 struct Sidecar {
     /// What the inbound side was made of.
-    scope: Mesh,
+    scope: Arc<InboundScope>,
     inbound: Arc<Fragment>,
     /// None until a sidecar asks after a change of the mesh.
     set: Option<Arc<ResourceSet>>,
@@ -70,20 +78,26 @@ impl Views {
         flow_seed: u32,
         earlier: &Self,
     ) -> Result<Self, Vec<String>> {
-        let (services, encoded) = encode(&mesh, &earlier.services)?;
+        let global = scope::global(&mesh);
+        let known = earlier.mesh.as_ref().map(|whole| &whole.global);
+        let global = match known.filter(|known| ***known == global) {
+            Some(known) => known.clone(),
+            None => Arc::new(global),
+        };
+        let (services, encoded) = encode(&mesh, &global, &earlier.services)?;
         let common = Fragment::encode(agent::common(flow_seed))?;
         let parts = services.values().map(|encoded| &encoded.agent);
         let mut agent = ResourceSet::assemble(None, [&common].into_iter().chain(parts), &[])?;
         agent.compare(&earlier.agent);
-        let common = Fragment::encode(sidecar::common(&scope::global(&mesh), trust))?;
+        let common = Fragment::encode(sidecar::common(&global, trust))?;
         let parts = services.values().map(|encoded| &encoded.sidecar);
         let parts = [&common].into_iter().chain(parts);
         let mut outbound = ResourceSet::assemble(None, parts, &[WORKLOAD_IDENTITY])?;
         outbound.compare(&earlier.outbound);
-        let sidecars = earlier.carried_over();
+        let sidecars = earlier.carried_over(&mesh);
+        let policies = PolicyIndex::new(&mesh);
         Ok(Self {
-            policies: PolicyIndex::new(&mesh),
-            mesh: Some(mesh),
+            mesh: Some(Whole { mesh, global, policies }),
             agent: Arc::new(agent),
             outbound: Arc::new(outbound),
             services,
@@ -102,11 +116,11 @@ impl Views {
         self.services.len()
     }
 
-    /// The sidecars that took the set in force.
-    fn carried_over(&self) -> BTreeMap<String, Sidecar> {
+    /// The sidecars of services that are still meshed.
+    fn carried_over(&self, mesh: &Mesh) -> BTreeMap<String, Sidecar> {
         let sidecars = self.sidecars.lock().unwrap_or_else(PoisonError::into_inner);
-        let in_use = sidecars.iter().filter(|(_, sidecar)| sidecar.set.is_some());
-        let carried = in_use.map(|(name, sidecar)| {
+        let is_meshed = |name: &String| mesh.services.get(name).is_some_and(|known| known.meshed);
+        let carried = sidecars.iter().filter(|(name, _)| is_meshed(name)).map(|(name, sidecar)| {
             let Sidecar { scope, inbound, set, .. } = sidecar;
             let earlier = set.clone();
             let inbound = inbound.clone();
@@ -115,23 +129,28 @@ impl Views {
         carried.collect()
     }
 
-    fn meshed(&self, name: &str) -> Option<(&Mesh, &Service)> {
-        let mesh = self.mesh.as_deref()?;
-        let service = mesh.services.get(name).filter(|service| service.meshed)?;
-        Some((mesh, service))
+    fn meshed(&self, name: &str) -> Option<(&Whole, &Service)> {
+        let whole = self.mesh.as_ref()?;
+        let service = whole.mesh.services.get(name).filter(|service| service.meshed)?;
+        Some((whole, service))
     }
 
     /// The set of a service's sidecars.
-    fn sidecar(&self, mesh: &Mesh, service: &Service) -> Result<Arc<ResourceSet>, Vec<String>> {
+    fn sidecar(&self, whole: &Whole, service: &Service) -> Result<Arc<ResourceSet>, Vec<String>> {
         let mut sidecars = self.sidecars.lock().unwrap_or_else(PoisonError::into_inner);
         let known = sidecars.get(&service.name);
         if let Some(set) = known.and_then(|sidecar| sidecar.set.as_ref()) {
             return Ok(set.clone());
         }
-        let scope = scope::inbound(mesh, &self.policies, service);
-        let inbound = match known.filter(|sidecar| sidecar.scope == scope) {
-            Some(sidecar) => sidecar.inbound.clone(),
-            None => Arc::new(Fragment::encode(sidecar::own(&scope))?),
+        let Whole { mesh, global, policies } = whole;
+        let parts = InboundParts::new(mesh, global, policies, service);
+        let (scope, inbound) = match known.filter(|sidecar| parts.are_of(&sidecar.scope)) {
+            Some(sidecar) => (sidecar.scope.clone(), sidecar.inbound.clone()),
+            None => {
+                let scope = parts.scope();
+                let inbound = Fragment::encode(sidecar::own(&scope.mesh()))?;
+                (Arc::new(scope), Arc::new(inbound))
+            }
         };
         let base = Some(self.outbound.clone());
         let mut set = ResourceSet::assemble(base, [&*inbound], &[WORKLOAD_IDENTITY])?;
@@ -148,13 +167,13 @@ impl Views {
     pub(crate) fn tells(&self, id: &str) -> bool {
         SpiffeId::parse(id).is_ok_and(|id| {
             self.meshed(id.workload())
-                .is_some_and(|(mesh, _)| id.trust_domain() == mesh.trust_domain)
+                .is_some_and(|(whole, _)| id.trust_domain() == whole.mesh.trust_domain)
         })
     }
 
     /// The version of the trust bundle; none where no client is sent one.
     pub(crate) fn trust_version(&self) -> Option<&str> {
-        self.mesh.as_ref()?.services.values().find(|service| service.meshed)?;
+        self.mesh.as_ref()?.mesh.services.values().find(|service| service.meshed)?;
         self.outbound.get(Kind::Secret, TRUST).map(|published| &*published.version)
     }
 }
@@ -165,7 +184,7 @@ impl Directory for Views {
         let Some(peer) = peer else {
             return Err("configuration is for those that show a certificate".into());
         };
-        let trust_domain = self.mesh.as_ref().map_or("", |mesh| &mesh.trust_domain);
+        let trust_domain = self.mesh.as_ref().map_or("", |whole| &whole.mesh.trust_domain);
         if peer.trust_domain() != trust_domain {
             return Err(format!("{peer} is not of this mesh"));
         }
@@ -173,13 +192,13 @@ impl Directory for Views {
             return Ok(self.agent.clone());
         }
         let is_sidecar = identity(trust_domain, peer.workload()).is_ok_and(|id| id == *peer);
-        let Some((mesh, service)) = self.meshed(peer.workload()).filter(|_| is_sidecar) else {
+        let Some((whole, service)) = self.meshed(peer.workload()).filter(|_| is_sidecar) else {
             return Err(format!(
                 "{peer} ({:?}) is neither an agent nor the sidecar of a meshed service",
                 node.id
             ));
         };
-        self.sidecar(mesh, service).map_err(|problems| {
+        self.sidecar(whole, service).map_err(|problems| {
             let problems = problems.join("; ");
             tracing::error!(
                 service = service.name,
@@ -192,8 +211,12 @@ impl Directory for Views {
 }
 
 /// Encodes the services whose scope changed, on all processors; gives how many there are as well.
-fn encode(mesh: &Mesh, earlier: &Services) -> Result<(Services, usize), Vec<String>> {
-    let scopes = Scopes::new(mesh);
+fn encode(
+    mesh: &Mesh,
+    global: &Arc<Mesh>,
+    earlier: &Services,
+) -> Result<(Services, usize), Vec<String>> {
+    let scopes = Scopes::new(mesh, global.clone());
     let mut services = BTreeMap::new();
     let mut changed = Vec::new();
     for service in mesh.services.values() {
