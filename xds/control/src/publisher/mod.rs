@@ -250,7 +250,11 @@ impl Publisher {
                 mesh.trust_domain
             )]);
         }
-        check_inbound(&mesh, self.last.as_ref().map(|last| &*last.mesh))?;
+        // At the start all services would be encoded, which doubles its time, and one that cannot be must not keep the
+        // others from being served: its sidecars get an error, which is logged. `--check-config` encodes all.
+        if let Some(last) = &self.last {
+            check_inbound(&mesh, Some(&last.mesh))?;
+        }
         Ok(Arc::new(mesh))
     }
 
