@@ -34,11 +34,18 @@ pub(crate) fn check_inbound(mesh: &Mesh, earlier: Option<&Mesh>) -> Result<usize
     let index = PolicyIndex::new(mesh);
     let global = Arc::new(scope::global(mesh));
     let earlier = earlier.filter(|earlier| scope::global(earlier) == *global);
+    // Mostly only services change, and then nothing need be looked up for each of them.
+    let only_services = earlier.is_some_and(|earlier| {
+        earlier.policies == mesh.policies && earlier.issuers == mesh.issuers
+    });
     let earlier = earlier.map(|earlier| (earlier, PolicyIndex::new(earlier)));
     let is_known = |service: &Service| {
         earlier.as_ref().is_some_and(|(earlier, earlier_index)| {
             let before = earlier.services.get(&service.name);
             before.is_some_and(|before| {
+                if only_services {
+                    return before == service;
+                }
                 InboundParts::new(earlier, &global, earlier_index, before)
                     == InboundParts::new(mesh, &global, &index, service)
             })
