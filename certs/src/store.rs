@@ -140,7 +140,8 @@ impl TrustStore {
             return Err(TrustError::NoLists);
         }
         let standing = Standing::after(previous);
-        let (intermediates, seen) = (bundle.intermediates, RwLock::new(seen));
+        let intermediates = bundle.intermediates;
+        let seen = RwLock::new(seen);
         let trusted = Arc::default();
         let mut store = Self {
             standing,
@@ -268,7 +269,8 @@ impl TrustStore {
             // A path that was verified up to the intermediate was not checked against these constraints.
             return trusted;
         }
-        let (anchors, own) = (Fields::read_all(anchors), Fields::read_all(&self.intermediates));
+        let anchors = Fields::read_all(anchors);
+        let own = Fields::read_all(&self.intermediates);
         let is_valid =
             |one: &Fields<'_>, above: &Fields<'_>| self.is_valid_authority(one, above, now);
         let valid = issuer::take_below(anchors, own, is_valid);

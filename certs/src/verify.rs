@@ -364,7 +364,8 @@ fn found_path(
 ) -> Option<Path> {
     let mut above = Vec::new();
     let leaf = Fields::read(leaf)?;
-    let (mut from, mut ends) = (leaf.begins, leaf.ends);
+    let mut from = leaf.begins;
+    let mut ends = leaf.ends;
     let mut links = vec![leaf.id()];
     for certificate in path.intermediate_certificates() {
         let der = certificate.der();

@@ -301,7 +301,8 @@ fn lists_of_a_seen_intermediate_load_again_when_they_loaded_at_start() {
     let root = pki::root("root");
     let mut params = ca_params("below");
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let (unfit, below) = (pki::intermediate(params, &root), named("below", 50, &root));
+    let unfit = pki::intermediate(params, &root);
+    let below = named("below", 50, &root);
     let plain = || List::new(1, &[]);
     let changes = extension(DELTA_INDICATOR, Critical::Yes, &[0x02, 1, 5]);
     let unreadable = List { serials: vec![vec![1; 22]], ..plain() };

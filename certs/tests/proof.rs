@@ -41,7 +41,8 @@ fn listed(
 ) -> Arc<TrustStore> {
     let bundle: String = bundle.iter().map(|ca| ca.pem()).collect();
     let lists: String = lists.iter().map(|list| crl_pem(list)).collect();
-    let (bundle, lists) = (bundle.as_bytes(), Some(lists.as_bytes()));
+    let bundle = bundle.as_bytes();
+    let lists = Some(lists.as_bytes());
     let previous = previous.map(Arc::as_ref);
     Arc::new(TrustStore::load(bundle, lists, Vec::new(), previous, unix(0)).unwrap())
 }

@@ -116,7 +116,8 @@ fn take_requests(mut stream: TcpStream, count: &Count) -> std::io::Result<()> {
     const MAX_CONCURRENT_STREAMS: u16 = 3;
     stream.write_all(&frame(SETTINGS, NONE, 0, &setting(MAX_CONCURRENT_STREAMS, 1)))?;
     stream.read_exact(&mut [0; PREFACE.len()])?;
-    let (mut waiting, mut is_settled) = (0, false);
+    let mut waiting = 0;
+    let mut is_settled = false;
     loop {
         let mut header = [0; 9];
         stream.read_exact(&mut header)?;
