@@ -440,23 +440,36 @@ fn endless() -> u16 {
     .port
 }
 
-#[test]
-fn streams_end_that_have_not_proved_what_is_asked_for_now_and_no_others() {
+/// A world with one service whose responses may last, behind these filters.
+fn without_timeout(port: u16, service: u16, filters: &[Value]) -> World {
+    World {
+        clusters: vec![cluster("service", &[service], Speaks::Http1, None)],
+        listeners: vec![listener("web", port, http(&route_to("service", 0), filters), None)],
+        ..World::default()
+    }
+}
+
+/// What an issuer of tokens made.
+struct Issued {
+    /// Its key set, as JSON.
+    keys: String,
+    /// A token of `https://issuer` for the audience `service`.
+    token: String,
+}
+
+fn issued() -> Issued {
     let folder = tempfile::TempDir::new().expect("a folder");
     run(counterpart("issuer.py").arg(folder.path()).args(["https://issuer", "service"]));
     let read = |name| std::fs::read_to_string(folder.path().join(name)).expect("it is there");
-    let (keys, token) = (read("keys.json"), read("good.token"));
+    Issued { keys: read("keys.json"), token: read("good.token") }
+}
+
+#[test]
+fn streams_end_that_have_not_proved_what_is_asked_for_now_and_no_others() {
+    let Issued { keys, token } = issued();
     for variant in BOTH_VARIANTS {
         let (port, service) = (port::free(), endless());
-        let world = |filters: &[Value]| {
-            let mut route = route_to("service", 600);
-            route["route"]["timeout"] = json!("0s");
-            World {
-                clusters: vec![cluster("service", &[service], Speaks::Http1, None)],
-                listeners: vec![listener("web", port, http(&route, filters), None)],
-                ..World::default()
-            }
-        };
+        let world = |filters: &[Value]| without_timeout(port, service, filters);
         let wants = |issuer, audience| [want_token(issuer, audience, &keys)];
         let following =
             Following::start_ready(variant, &world(&wants("https://issuer", "service")), port);
@@ -495,22 +508,11 @@ fn on_authorization(action: &str, policy: &str) -> Value {
 
 #[test]
 fn changed_policy_judges_the_token_header_that_the_service_does_not_see() {
-    let folder = tempfile::TempDir::new().expect("a folder");
-    run(counterpart("issuer.py").arg(folder.path()).args(["https://issuer", "service"]));
-    let read = |name| std::fs::read_to_string(folder.path().join(name)).expect("it is there");
-    let (keys, token) = (read("keys.json"), read("good.token"));
+    let Issued { keys, token } = issued();
     for variant in BOTH_VARIANTS {
         let (port, service) = (port::free(), endless());
-        let world = |rbac| {
-            let mut route = route_to("service", 600);
-            route["route"]["timeout"] = json!("0s");
-            let filters = [want_token("https://issuer", "service", &keys), rbac];
-            World {
-                clusters: vec![cluster("service", &[service], Speaks::Http1, None)],
-                listeners: vec![listener("web", port, http(&route, &filters), None)],
-                ..World::default()
-            }
-        };
+        let wants = want_token("https://issuer", "service", &keys);
+        let world = |rbac| without_timeout(port, service, &[wants.clone(), rbac]);
         let first = world(on_authorization("ALLOW", "first"));
         let following = Following::start_ready(variant, &first, port);
         let mut lasting = Lasting::begin(port, Some(&token));
