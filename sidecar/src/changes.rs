@@ -1,43 +1,45 @@
-//! Who wants to hear that another plan is in force: requests and connections that were let in by the one
-//! before.
+//! Wakes requests and connections when a new plan is in force, so that each checks whether it is still allowed.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-/// Those of one worker that wait for another plan. As many as there are requests and connections.
+use slab::Slab;
+
+/// The requests and connections of one worker that wait for a new plan.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     count: Cell<u64>,
-    next: Cell<u64>,
-    waiting: RefCell<HashMap<u64, Waker>>,
+    /// One entry for each follower that was polled; without a waker after it was woken.
+    waiting: RefCell<Slab<Option<Waker>>>,
 }
 
 impl Changes {
-    /// Another plan is in force.
+    /// Wakes all followers: a new plan is in force.
     pub(crate) fn tell(&self) {
         self.count.set(self.count.get() + 1);
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        waiting.into_values().for_each(Waker::wake);
+        let wakers: Vec<Waker> =
+            self.waiting.borrow_mut().iter_mut().filter_map(|(_, waker)| waker.take()).collect();
+        wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// From now on.
+    /// Follows the changes from now on.
     pub(crate) fn follow(&self) -> Following<'_> {
         Following { changes: self, seen: self.count.get(), place: None }
     }
 }
 
-/// One who waits.
+/// A follower of changes.
 #[derive(Debug)]
 pub(crate) struct Following<'a> {
     changes: &'a Changes,
     seen: u64,
-    place: Option<u64>,
+    /// Its entry, which stays its own until it is dropped.
+    place: Option<usize>,
 }
 
 impl Following<'_> {
-    /// Resolves with the next plan that is not known yet.
+    /// Resolves when a plan is in force that this follower has not seen.
     pub(crate) fn next(&mut self) -> impl Future<Output = ()> + '_ {
         Next(self)
     }
@@ -55,14 +57,13 @@ impl Future for Next<'_, '_> {
             following.seen = changes.count.get();
             return Poll::Ready(());
         }
-        let place = *following.place.get_or_insert_with(|| {
-            changes.next.set(changes.next.get() + 1);
-            changes.next.get()
-        });
         let mut waiting = changes.waiting.borrow_mut();
-        let known = waiting.entry(place).or_insert_with(|| cx.waker().clone());
-        if !known.will_wake(cx.waker()) {
-            known.clone_from(cx.waker());
+        let place = *following.place.get_or_insert_with(|| waiting.insert(None));
+        if let Some(known) = waiting.get_mut(place) {
+            match known {
+                Some(known) => known.clone_from(cx.waker()),
+                None => *known = Some(cx.waker().clone()),
+            }
         }
         Poll::Pending
     }
@@ -71,7 +72,7 @@ impl Future for Next<'_, '_> {
 impl Drop for Following<'_> {
     fn drop(&mut self) {
         if let Some(place) = self.place {
-            self.changes.waiting.borrow_mut().remove(&place);
+            self.changes.waiting.borrow_mut().remove(place);
         }
     }
 }
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_change_is_heard_of_once_and_nobody_stays_behind() {
+    fn follower_is_woken_once_for_changes_and_removed_when_dropped() {
         let changes = Changes::default();
         let (mut one, mut other) = (changes.follow(), changes.follow());
         assert!(one.next().now_or_never().is_none());

@@ -11,6 +11,7 @@ mod authorize;
 mod balance;
 mod buffers;
 mod changes;
+mod config_map;
 mod connection;
 mod denial;
 mod detect;

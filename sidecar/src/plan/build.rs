@@ -26,6 +26,7 @@ use super::{
 use crate::authenticate::fetch::WantedKeys;
 use crate::authenticate::key_store::{KeyOrigin, KeyStore};
 use crate::balance::Balancer;
+use crate::config_map::ConfigMap;
 use crate::list_store::ListStore;
 
 /// Builds one plan after the other, keeping what did not change.
@@ -35,7 +36,7 @@ pub(crate) struct Builder {
     pub(super) files: Files,
     /// The last good certificate of each place or secret.
     identities: HashMap<SecretId, KnownIdentity>,
-    pub(super) targets: HashMap<Name, Arc<Target>>,
+    pub(super) targets: ConfigMap<Name, Arc<Target>>,
     next_target: u64,
     pub(super) issuers: KnownIssuers,
     /// The keys of sessions, by listener and chain: whatever else changes, its clients may come back, since

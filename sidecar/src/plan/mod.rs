@@ -15,7 +15,7 @@ use build::ClientParts;
 pub(crate) use lists::{Demands, WantedList};
 pub use trust::Covered;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -28,6 +28,7 @@ use weft_model::{
 
 use crate::authenticate::Tokens;
 use crate::balance::Balancer;
+use crate::config_map::ConfigMap;
 use crate::standing::Withdrawals;
 
 /// Everything the workers work by.
@@ -36,8 +37,8 @@ pub struct Plan {
     /// Which snapshot it was made of.
     pub revision: u64,
     listeners: BTreeMap<Name, Arc<PlannedListener>>,
-    by_destination: HashMap<SocketAddr, Arc<PlannedListener>>,
-    targets: HashMap<Name, Arc<Target>>,
+    by_destination: ConfigMap<SocketAddr, Arc<PlannedListener>>,
+    targets: ConfigMap<Name, Arc<Target>>,
     /// The numbers of all targets.
     ids: HashSet<u64>,
     /// What was trusted and is not any more.

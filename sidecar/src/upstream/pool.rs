@@ -1,7 +1,6 @@
 //! Connections to endpoints, kept for the next request. Each worker has its own.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -12,6 +11,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::sync::Notify;
 
+use crate::config_map::ConfigMap;
 use crate::http::h1::{Reader, Writer};
 use crate::http::h2::{SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use crate::http::h2_blocked::{Alert, Blocked};
@@ -44,10 +44,10 @@ type Key = (u64, SocketAddr);
 /// The connections of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
-    http1: RefCell<HashMap<Key, Vec<Waiting>>>,
-    http2: RefCell<HashMap<Key, Vec<Http2>>>,
+    http1: RefCell<ConfigMap<Key, Vec<Waiting>>>,
+    http2: RefCell<ConfigMap<Key, Vec<Http2>>>,
     /// Held while a connection of HTTP/2 is being made.
-    making: RefCell<HashMap<Key, Rc<tokio::sync::Mutex<()>>>>,
+    making: RefCell<ConfigMap<Key, Rc<tokio::sync::Mutex<()>>>>,
     pub(crate) slots: Slots,
 }
 
