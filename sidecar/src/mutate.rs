@@ -319,7 +319,7 @@ mod tests {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             map.append(name, HeaderValue::from_str(value).expect("a value"));
         }
-        [Fields::Spans(SpanFields::new(buffer.into(), spans)), Fields::Map(map)]
+        [Fields::from(SpanFields::new(buffer.into(), spans)), Fields::from(map)]
     }
 
     fn addition(name: &str, value: &str, action: AppendAction) -> HeaderAddition {

@@ -324,9 +324,9 @@ async fn falls(
     mut following: Following<'_>,
     worker: &Worker,
 ) -> (Denial, Option<Name>) {
-    let before = connection.service(plan);
     loop {
         following.next().await;
+        let before = connection.service(plan);
         let plan = worker.plan();
         let Some(http) = connection.service(&plan) else {
             continue;

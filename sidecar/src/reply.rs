@@ -246,7 +246,7 @@ impl Reply<'_> {
 /// The head of an answer of ours.
 fn own(status: u16, fields: HeaderMap, body: &str) -> ResponseHead {
     let content_length = (!has_no_body(status)).then_some(body.len() as u64);
-    ResponseHead { status, fields: Fields::Map(fields), content_length }
+    ResponseHead { status, fields: Fields::from(fields), content_length }
 }
 
 /// Whether a response of this status ends with its head (RFC 9112, section 6.3): a client would take a body for

@@ -203,7 +203,7 @@ mod tests {
             method: http::Method::GET,
             target: target.into(),
             authority: String::new(),
-            fields: Fields::Map(map(fields)),
+            fields: Fields::from(map(fields)),
             upgrade: None,
             content_length: None,
             version: HttpVersion::Http2,

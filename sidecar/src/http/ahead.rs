@@ -17,16 +17,48 @@ const MERGED_BYTES: usize = 16 * 1024;
 /// The next of a body, or its end.
 type Next = Result<Option<Bytes>, Broken>;
 
+/// Pieces that wait to be sent.
+#[derive(Debug, Default)]
+struct Queue {
+    pieces: VecDeque<Bytes>,
+    small: BytesMut,
+    /// How many bytes are in these two.
+    bytes: usize,
+}
+
+impl Queue {
+    fn add(&mut self, piece: &Bytes) {
+        self.bytes += piece.len();
+        if piece.len() < SMALL_BYTES && self.small.len() + piece.len() <= MERGED_BYTES {
+            self.small.extend_from_slice(piece);
+            return;
+        }
+        if !self.small.is_empty() {
+            self.pieces.push_back(self.small.split().freeze());
+        }
+        if piece.len() < SMALL_BYTES {
+            self.small.extend_from_slice(piece);
+        } else {
+            self.pieces.push_back(piece.clone());
+        }
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        let small = || (!self.small.is_empty()).then(|| self.small.split().freeze());
+        let piece = self.pieces.pop_front().or_else(small)?;
+        self.bytes -= piece.len();
+        Some(piece)
+    }
+}
+
 /// What was read ahead. It is bounded: pieces that are kept to be sent once more are bounded by [`Taken`], and the
 /// others by the window of the stream, since they are not released before they leave here.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead<'t> {
     /// Where all that is read is kept, so that the body can be sent once more.
     taken: Option<&'t RefCell<Taken>>,
-    pieces: VecDeque<Bytes>,
-    small: BytesMut,
-    /// How many bytes are in these two.
-    bytes: usize,
+    /// None until something waits: most bodies are sent as fast as they are read.
+    queue: Option<Box<Queue>>,
     end: Option<Next>,
     /// Whether the source had nothing at hand when it was last asked.
     is_drained: bool,
@@ -58,8 +90,10 @@ impl<'t> Ahead<'t> {
 
     /// The next piece, as far as it is at hand.
     pub(crate) fn next(&mut self, source: &mut Source<'_>) -> Option<Next> {
-        if let Some(piece) = self.take() {
-            source.release_beyond(self.bytes);
+        if let Some(queue) = &mut self.queue
+            && let Some(piece) = queue.take()
+        {
+            source.release_beyond(queue.bytes);
             return Some(Ok(Some(piece)));
         }
         if let Some(end) = self.end.take() {
@@ -105,7 +139,7 @@ impl<'t> Ahead<'t> {
             let next = if is_kept { source.piece().await } else { source.held_piece().await };
             self.keep(&next);
             match next {
-                Ok(Some(piece)) => self.add(&piece),
+                Ok(Some(piece)) => self.queue.get_or_insert_default().add(&piece),
                 end => self.end = Some(end),
             }
         }
@@ -113,30 +147,7 @@ impl<'t> Ahead<'t> {
     }
 
     fn is_empty(&self) -> bool {
-        self.pieces.is_empty() && self.small.is_empty() && self.end.is_none()
-    }
-
-    fn add(&mut self, piece: &Bytes) {
-        self.bytes += piece.len();
-        if piece.len() < SMALL_BYTES && self.small.len() + piece.len() <= MERGED_BYTES {
-            self.small.extend_from_slice(piece);
-            return;
-        }
-        if !self.small.is_empty() {
-            self.pieces.push_back(self.small.split().freeze());
-        }
-        if piece.len() < SMALL_BYTES {
-            self.small.extend_from_slice(piece);
-        } else {
-            self.pieces.push_back(piece.clone());
-        }
-    }
-
-    fn take(&mut self) -> Option<Bytes> {
-        let small = || (!self.small.is_empty()).then(|| self.small.split().freeze());
-        let piece = self.pieces.pop_front().or_else(small)?;
-        self.bytes -= piece.len();
-        Some(piece)
+        self.end.is_none() && self.queue.as_ref().is_none_or(|queue| queue.bytes == 0)
     }
 }
 
@@ -151,6 +162,10 @@ mod tests {
     /// How many bytes the test's client sends, in pieces of so many.
     const SENT_BYTES: usize = 100 * PIECE_BYTES;
     const PIECE_BYTES: usize = 100;
+
+    fn queued(ahead: &Ahead<'_>) -> usize {
+        ahead.queue.as_ref().map_or(0, |queue| queue.bytes)
+    }
 
     /// A body of which all has arrived and nothing was taken, and what keeps its connection.
     async fn arrived() -> (ReceivedBody, impl Sized) {
@@ -186,9 +201,9 @@ mod tests {
         let (mut body, _connection) = arrived().await;
         let mut ahead = Ahead::default();
         assert!(ahead.fill(&mut Source::Http2(&mut body)).now_or_never().is_none());
-        assert_eq!((ahead.bytes, body.in_flight()), (SENT_BYTES, SENT_BYTES));
+        assert_eq!((queued(&ahead), body.in_flight()), (SENT_BYTES, SENT_BYTES));
         while matches!(ahead.next(&mut Source::Http2(&mut body)), Some(Ok(Some(_)))) {
-            assert_eq!(body.in_flight(), ahead.bytes);
+            assert_eq!(body.in_flight(), queued(&ahead));
         }
         assert_eq!(body.in_flight(), 0);
     }
@@ -199,13 +214,13 @@ mod tests {
         let taken = RefCell::<Taken>::default();
         let mut ahead = Ahead::new(Some(&taken));
         let piece = ahead.wait(&mut Source::Http2(&mut body)).await;
-        ahead.add(&piece.ok().flatten().expect("a piece"));
+        ahead.queue.get_or_insert_default().add(&piece.ok().flatten().expect("a piece"));
         assert_eq!(body.in_flight(), SENT_BYTES - PIECE_BYTES);
         let same = ahead.next(&mut Source::Http2(&mut body));
         assert!(matches!(same, Some(Ok(Some(piece))) if piece.len() == PIECE_BYTES));
         assert_eq!(body.in_flight(), SENT_BYTES - PIECE_BYTES);
         assert!(ahead.fill(&mut Source::Http2(&mut body)).now_or_never().is_none());
-        assert_eq!((ahead.bytes, body.in_flight()), (SENT_BYTES - PIECE_BYTES, 0));
+        assert_eq!((queued(&ahead), body.in_flight()), (SENT_BYTES - PIECE_BYTES, 0));
     }
 
     #[tokio::test]
@@ -256,22 +271,22 @@ mod tests {
 
     #[test]
     fn small_pieces_are_merged_in_order_and_large_ones_kept() {
-        let mut ahead = Ahead::default();
+        let mut queue = Queue::default();
         let mut sent = Vec::new();
         for round in 0..100_u8 {
             for _ in 0..500 {
-                ahead.add(&Bytes::from(vec![round]));
+                queue.add(&Bytes::from(vec![round]));
                 sent.push(round);
             }
             if round % 10 == 0 {
-                ahead.add(&Bytes::from(vec![round; SMALL_BYTES]));
+                queue.add(&Bytes::from(vec![round; SMALL_BYTES]));
                 sent.extend([round; SMALL_BYTES]);
             }
         }
-        let pieces: Vec<Bytes> = std::iter::from_fn(|| ahead.take()).collect();
+        let pieces: Vec<Bytes> = std::iter::from_fn(|| queue.take()).collect();
         assert!(pieces.len() <= 24, "{} pieces", pieces.len());
         assert!(pieces.iter().all(|piece| piece.len() <= MERGED_BYTES));
         assert_eq!(pieces.concat(), sent);
-        assert!(ahead.is_empty());
+        assert_eq!(queue.bytes, 0);
     }
 }

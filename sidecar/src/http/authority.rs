@@ -51,6 +51,9 @@ pub(crate) fn is_authority(text: &[u8]) -> bool {
 
 /// The authority as the service is to see it, when it arrived at `port`.
 pub(crate) fn with_port(authority: &str, rule: HostPort, port: u16) -> Cow<'_, str> {
+    if rule == HostPort::Keep {
+        return Cow::Borrowed(authority);
+    }
     let Some((host, told)) = split(authority) else {
         return Cow::Borrowed(authority);
     };

@@ -8,11 +8,35 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::name_set::NameSet;
+
 /// The fields of a message.
 #[derive(Debug, Clone)]
-pub(crate) enum Fields {
+pub(crate) struct Fields {
+    /// Every name that is there, and maybe some that were.
+    names: NameSet,
+    held: Held,
+}
+
+/// How the fields of a message are held.
+#[derive(Debug, Clone)]
+enum Held {
     Spans(SpanFields),
     Map(HeaderMap),
+}
+
+impl From<HeaderMap> for Fields {
+    fn from(map: HeaderMap) -> Self {
+        let names = map.keys().map(|name| name.as_str().as_bytes()).collect();
+        Self { names, held: Held::Map(map) }
+    }
+}
+
+impl From<SpanFields> for Fields {
+    fn from(fields: SpanFields) -> Self {
+        let names = NameSet::of_head(&fields.buffer, fields.iter().map(|(name, _)| name));
+        Self { names, held: Held::Spans(fields) }
+    }
 }
 
 /// Fields in the buffer that holds their message's head.
@@ -58,6 +82,30 @@ impl SpanFields {
             self.added.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())),
         )
     }
+
+    /// A map that shares no room with the buffer.
+    fn to_map(&self) -> HeaderMap {
+        let mut map = HeaderMap::with_capacity(self.spans.len() + self.added.len());
+        let length = |span: &Span| (span.value.1 - span.value.0) as usize;
+        let all: usize = self.spans.iter().map(length).sum();
+        // One room for all of them, where it is small.
+        let mut room = BytesMut::with_capacity(if all > SHARED_BYTES { 0 } else { all });
+        for span in &self.spans {
+            let name = HeaderName::from_bytes(self.slice(span.name));
+            let value = self.slice(span.value);
+            let value = if all > SHARED_BYTES {
+                HeaderValue::from_bytes(value)
+            } else {
+                room.extend_from_slice(value);
+                HeaderValue::from_maybe_shared(room.split().freeze())
+            };
+            if let (Ok(name), Ok(value)) = (name, value) {
+                map.append(name, value);
+            }
+        }
+        map.extend(self.added.iter().cloned());
+        map
+    }
 }
 
 /// How large a head may be whose values share its room. A connection of HTTP/2 remembers some sixty of the
@@ -76,17 +124,27 @@ fn apart(value: &HeaderValue) -> HeaderValue {
 const SCAN_LIMIT: usize = 24;
 
 impl Fields {
+    /// The names that may be there.
+    pub(crate) fn names(&self) -> NameSet {
+        self.names
+    }
+
     /// The first value of a field. `name` is lower case.
+    #[inline]
     pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
-        match self {
-            Self::Spans(fields) => fields
+        if self.names.may_have(name) { self.find(name) } else { None }
+    }
+
+    fn find(&self, name: &str) -> Option<&[u8]> {
+        match &self.held {
+            Held::Spans(fields) => fields
                 .iter()
                 .find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
                 .map(|(_, value)| value),
-            Self::Map(map) if map.len() <= SCAN_LIMIT => {
+            Held::Map(map) if map.len() <= SCAN_LIMIT => {
                 map.iter().find(|(held, _)| held.as_str() == name).map(|(_, v)| v.as_bytes())
             }
-            Self::Map(map) => map.get(name).map(HeaderValue::as_bytes),
+            Held::Map(map) => map.get(name).map(HeaderValue::as_bytes),
         }
     }
 
@@ -97,38 +155,41 @@ impl Fields {
 
     /// Calls `see` with each value of a field. `name` is lower case.
     pub(crate) fn each(&self, name: &str, mut see: impl FnMut(&[u8])) {
-        match self {
-            Self::Spans(fields) => fields
+        if !self.names.may_have(name) {
+            return;
+        }
+        match &self.held {
+            Held::Spans(fields) => fields
                 .iter()
                 .filter(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
                 .for_each(|(_, value)| see(value)),
-            Self::Map(map) if map.len() <= SCAN_LIMIT => map
+            Held::Map(map) if map.len() <= SCAN_LIMIT => map
                 .iter()
                 .filter(|(held, _)| held.as_str() == name)
                 .for_each(|(_, value)| see(value.as_bytes())),
-            Self::Map(map) => map.get_all(name).iter().for_each(|value| see(value.as_bytes())),
+            Held::Map(map) => map.get_all(name).iter().for_each(|value| see(value.as_bytes())),
         }
     }
 
     /// Whether any name, in the case it was written, is one that `wanted` picks.
     pub(crate) fn any_name(&self, wanted: impl Fn(&[u8]) -> bool) -> bool {
-        match self {
-            Self::Spans(fields) => fields.iter().any(|(name, _)| wanted(name)),
-            Self::Map(map) => map.keys().any(|name| wanted(name.as_str().as_bytes())),
+        match &self.held {
+            Held::Spans(fields) => fields.iter().any(|(name, _)| wanted(name)),
+            Held::Map(map) => map.keys().any(|name| wanted(name.as_str().as_bytes())),
         }
     }
 
     /// Removes the fields whose name, in the case it was written, `unwanted` picks.
     pub(crate) fn remove(&mut self, unwanted: impl Fn(&[u8]) -> bool) {
-        match self {
-            Self::Spans(SpanFields { buffer, spans, added }) => {
+        match &mut self.held {
+            Held::Spans(SpanFields { buffer, spans, added }) => {
                 let name = |span: &Span| {
                     buffer.get(span.name.0 as usize..span.name.1 as usize).unwrap_or_default()
                 };
                 spans.retain(|span| !unwanted(name(span)));
                 added.retain(|(name, _)| !unwanted(name.as_str().as_bytes()));
             }
-            Self::Map(map) => {
+            Held::Map(map) => {
                 let names: Vec<HeaderName> =
                     map.keys().filter(|name| unwanted(name.as_str().as_bytes())).cloned().collect();
                 for name in names {
@@ -140,9 +201,10 @@ impl Fields {
 
     /// Adds a field.
     pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
-        match self {
-            Self::Spans(fields) => fields.added.push((name, value)),
-            Self::Map(map) => {
+        self.names.insert(name.as_str().as_bytes());
+        match &mut self.held {
+            Held::Spans(fields) => fields.added.push((name, value)),
+            Held::Map(map) => {
                 map.append(name, value);
             }
         }
@@ -157,9 +219,9 @@ impl Fields {
             out.put_slice(value);
             out.put_slice(b"\r\n");
         };
-        match self {
-            Self::Spans(fields) => fields.iter().for_each(|(name, value)| line(name, value)),
-            Self::Map(map) => {
+        match &self.held {
+            Held::Spans(fields) => fields.iter().for_each(|(name, value)| line(name, value)),
+            Held::Map(map) => {
                 for (name, value) in map.iter().filter(|(name, _)| *name != COOKIE) {
                     line(name.as_str().as_bytes(), value.as_bytes());
                 }
@@ -176,8 +238,8 @@ impl Fields {
     /// The fields as a map, for HTTP/2. A field that no map may hold is left out: it was checked
     /// when it was read, so there is none.
     pub(crate) fn into_map(self) -> HeaderMap {
-        match self {
-            Self::Map(mut map) => {
+        match self.held {
+            Held::Map(mut map) => {
                 let size = |(name, value): (&HeaderName, &HeaderValue)| {
                     name.as_str().len() + value.as_bytes().len()
                 };
@@ -186,37 +248,16 @@ impl Fields {
                 }
                 map
             }
-            Self::Spans(_) => self.to_map(),
+            Held::Spans(fields) => fields.to_map(),
         }
     }
 
     /// The fields as a map of their own: it shares no room with the buffer that they were read into, or
     /// whoever remembers one value would keep that buffer.
     pub(crate) fn to_map(&self) -> HeaderMap {
-        match self {
-            Self::Map(map) => map.clone(),
-            Self::Spans(fields) => {
-                let mut map = HeaderMap::with_capacity(fields.spans.len() + fields.added.len());
-                let length = |span: &Span| (span.value.1 - span.value.0) as usize;
-                let all: usize = fields.spans.iter().map(length).sum();
-                // One room for all of them, where it is small.
-                let mut room = BytesMut::with_capacity(if all > SHARED_BYTES { 0 } else { all });
-                for span in &fields.spans {
-                    let name = HeaderName::from_bytes(fields.slice(span.name));
-                    let value = fields.slice(span.value);
-                    let value = if all > SHARED_BYTES {
-                        HeaderValue::from_bytes(value)
-                    } else {
-                        room.extend_from_slice(value);
-                        HeaderValue::from_maybe_shared(room.split().freeze())
-                    };
-                    if let (Ok(name), Ok(value)) = (name, value) {
-                        map.append(name, value);
-                    }
-                }
-                map.extend(fields.added.iter().cloned());
-                map
-            }
+        match &self.held {
+            Held::Map(map) => map.clone(),
+            Held::Spans(fields) => fields.to_map(),
         }
     }
 }
@@ -235,7 +276,7 @@ mod tests {
                 map.append(name, HeaderValue::from_static("other"));
             }
             map.append("x-tag", HeaderValue::from_static("b"));
-            let fields = Fields::Map(map);
+            let fields = Fields::from(map);
             assert_eq!(fields.get("x-tag"), Some(&b"a"[..]), "{others}");
             assert_eq!(fields.get("x-ta"), None, "{others}");
             let mut values = Vec::new();

@@ -108,7 +108,7 @@ fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
         method: parts.method,
         target,
         authority,
-        fields: Fields::Map(headers),
+        fields: Fields::from(headers),
         upgrade,
         content_length,
         version: HttpVersion::Http2,
@@ -212,7 +212,11 @@ pub(crate) fn response(
             _ => ResponseFault::BadLength,
         })?
     };
-    Ok(ResponseHead { status: parts.status.as_u16(), fields: Fields::Map(headers), content_length })
+    Ok(ResponseHead {
+        status: parts.status.as_u16(),
+        fields: Fields::from(headers),
+        content_length,
+    })
 }
 
 /// The head of a response to send.

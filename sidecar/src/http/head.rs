@@ -8,6 +8,7 @@ use weft_model::{AmbiguousPath, PathRules};
 
 use super::desync::Reason;
 use super::fields::Fields;
+use super::name_set::NameSet;
 use super::path;
 use crate::denial::Denial;
 
@@ -38,7 +39,7 @@ pub(crate) struct RequestHead {
 
 /// The path of a target.
 pub(crate) fn path_of(target: &str) -> &str {
-    target.split('?').next().unwrap_or_default()
+    memchr::memchr(b'?', target.as_bytes()).and_then(|at| target.get(..at)).unwrap_or(target)
 }
 
 /// The query of a target with its question mark; empty when there is none.
@@ -126,20 +127,25 @@ impl RequestHead {
 }
 
 /// Fields that concern one connection and are never passed on (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The names of those fields.
+pub(crate) const HOP_BY_HOP_NAMES: NameSet = NameSet::of(&HOP_BY_HOP);
+
+/// Whether a field concerns one connection.
 pub(crate) fn is_hop_by_hop(name: &[u8]) -> bool {
-    const NAMES: [&str; 8] = [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "transfer-encoding",
-        "upgrade",
-    ];
     // Most names have another length than all of these.
     matches!(name.len(), 2 | 7 | 10 | 16..=19)
-        && NAMES.iter().any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()))
+        && HOP_BY_HOP.iter().any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()))
 }
 
 /// Whether a content type is that of gRPC calls: `application/grpc`, with a coding (`+proto`) or parameters.

@@ -15,5 +15,6 @@ pub(crate) mod h2_guard;
 pub(crate) mod h2_keepalive;
 mod h2_refusal;
 pub(crate) mod head;
+mod name_set;
 pub(crate) mod path;
 pub(crate) mod unwanted;

@@ -7,7 +7,8 @@ use weft_model::is_identity_header;
 
 use super::body::Broken;
 use super::fields::Fields;
-use super::head::{belongs_before_body, is_hop_by_hop, list};
+use super::head::{HOP_BY_HOP_NAMES, belongs_before_body, is_hop_by_hop, list};
+use super::name_set::{NameSet, has_special};
 use crate::underscores::DroppedHeaders;
 
 /// Which headers and trailers of a message are not passed on.
@@ -63,21 +64,30 @@ impl Unwanted {
         self.ours.extend(names.map(|name| name.as_bytes().into()));
     }
 
+    /// Whether one of these names may be removed before policies see the request.
+    fn may_cover_at_entry(&self, names: NameSet) -> bool {
+        names.may_have_any(HOP_BY_HOP_NAMES)
+            || names.has_special()
+            || (self.claims && names.has_extension())
+    }
+
     /// Whether a header of this name is removed before policies see the request.
     fn covers_at_entry(&self, name: &[u8]) -> bool {
         is_hop_by_hop(name)
-            || name.contains(&b'"')
             || (self.claims && is_identity_header(name))
-            || (self.claims && name.contains(&b'_') && self.covers_underscored(name))
+            || (has_special(name) && self.covers_special(name))
     }
 
-    /// Whether a request header with `_` in its name is removed: where the listener says so, and wherever it
-    /// is a spelling of one that frames the message or concerns the connection.
-    fn covers_underscored(&self, name: &[u8]) -> bool {
-        !matches!(self.underscores, Underscored::Allowed) || {
+    /// Whether a header with a `"` or a `_` in its name is removed: any with a `"`; one of a request with a `_`
+    /// where the listener says so, and wherever it is a spelling of one that frames the message or concerns the
+    /// connection.
+    fn covers_special(&self, name: &[u8]) -> bool {
+        let is_spelling = || {
             let dashed = dashed(name);
             is_hop_by_hop(&dashed) || dashed.eq_ignore_ascii_case(b"content-length")
-        }
+        };
+        name.contains(&b'"')
+            || (self.claims && (!matches!(self.underscores, Underscored::Allowed) || is_spelling()))
     }
 
     fn is_told(&self, name: &[u8]) -> bool {
@@ -116,18 +126,26 @@ impl Unwanted {
     /// Removes what no policy may see: connection headers, claims, and names with `_` where they are
     /// dropped. What `connection` names stays until [`Self::strip_named`].
     pub(crate) fn strip_at_entry(&self, fields: &mut Fields) {
-        let te_trailers = fields
-            .get("te")
-            .is_some_and(|te| list(te).any(|coding| coding.eq_ignore_ascii_case(b"trailers")));
+        if !self.may_cover_at_entry(fields.names()) {
+            return;
+        }
+        // gRPC asks for trailers end to end, and every hop of ours keeps them.
+        let mut asks_trailers = false;
+        let mut asks_more = false;
+        fields.each("te", |te| {
+            asks_trailers |= list(te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+            asks_more |= te != b"trailers";
+        });
+        let keeps_te = asks_trailers && !asks_more;
         fields.remove(|name| {
-            let is_covered = self.covers_at_entry(name);
+            let is_covered =
+                self.covers_at_entry(name) && !(keeps_te && name.eq_ignore_ascii_case(b"te"));
             if is_covered {
                 self.note(name);
             }
             is_covered
         });
-        if te_trailers {
-            // gRPC asks for it end to end, and every hop of ours keeps trailers.
+        if asks_trailers && asks_more {
             fields.add(http::header::TE, HeaderValue::from_static("trailers"));
         }
     }
@@ -145,7 +163,9 @@ impl Unwanted {
     /// Removes all of it from a head that no policy judges.
     pub(crate) fn strip(&self, fields: &mut Fields) {
         self.strip_at_entry(fields);
-        fields.remove(|name| self.is_named(name));
+        if !self.named.is_empty() {
+            fields.remove(|name| self.is_named(name));
+        }
     }
 
     /// Takes out of `trailer` what will not follow: the trailers that are not passed on, or all when none
@@ -188,7 +208,7 @@ impl Unwanted {
         if !names().any(|name| self.covers_trailer(name)) {
             return Ok(trailers);
         }
-        let mut fields = Fields::Map(trailers);
+        let mut fields = Fields::from(trailers);
         fields.remove(|name| {
             let is_covered = self.covers_trailer(name);
             if is_covered {
@@ -205,6 +225,9 @@ impl Unwanted {
 fn named(fields: &Fields) -> Vec<Box<[u8]>> {
     let mut named = Vec::new();
     fields.each("connection", |value| {
+        if value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close") {
+            return;
+        }
         for token in list(value) {
             let is_usual = token.eq_ignore_ascii_case(b"close") || is_hop_by_hop(token);
             if !is_usual && !is_end_to_end(token) {
@@ -257,7 +280,7 @@ mod tests {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             map.append(name, HeaderValue::from_str(value).expect("a value"));
         }
-        Fields::Map(map)
+        Fields::from(map)
     }
 
     fn names(fields: &Fields) -> Vec<String> {
@@ -271,6 +294,22 @@ mod tests {
     }
 
     #[test]
+    fn every_name_removed_at_entry_is_in_the_summary_of_names() {
+        let unwanted = of(&[]);
+        let hop = ["connection", "keep-alive", "proxy-connection", "proxy-authenticate"];
+        let more = ["proxy-authorization", "te", "transfer-encoding", "upgrade"];
+        let claims = ["x-weft-peer", "x-forwarded-client-cert", "x-amzn-mtls-clientcert"];
+        let odd = ["content_length", "a\"b"];
+        for name in hop.into_iter().chain(more).chain(claims).chain(odd) {
+            for written in [name.to_owned(), name.to_uppercase(), name.replace('-', "_")] {
+                let written = written.as_bytes();
+                assert!(unwanted.covers_at_entry(written), "{name}");
+                assert!(unwanted.may_cover_at_entry([written].into_iter().collect()), "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn header_that_connection_names_is_removed_after_judgement_only() {
         let lines = [("connection", "close, X-Mark"), ("x-mark", "1"), ("x-other", "1")];
         let mut fields = fields(&lines);
@@ -281,6 +320,25 @@ mod tests {
         assert_eq!(names(&before), ["x-mark", "x-other"]);
         assert_eq!(names(&fields), ["x-other"]);
         assert!(unwanted.strip_named(&mut fields).is_none());
+    }
+
+    #[test]
+    fn te_header_asks_for_trailers_only() {
+        let check = |values: &[&str], left: Option<&str>| {
+            let lines: Vec<_> = values.iter().map(|value| ("te", *value)).collect();
+            let mut fields = fields(&lines);
+            of(&lines).strip_at_entry(&mut fields);
+            let mut found = Vec::new();
+            fields.each("te", |value| found.push(String::from_utf8_lossy(value).into_owned()));
+            found.dedup();
+            assert_eq!(found, Vec::from_iter(left), "{values:?}");
+        };
+        check(&["trailers"], Some("trailers"));
+        check(&["trailers", "trailers"], Some("trailers"));
+        check(&["gzip, Trailers"], Some("trailers"));
+        check(&["trailers", "gzip"], Some("trailers"));
+        check(&["gzip"], None);
+        check(&[], None);
     }
 
     #[test]
@@ -338,7 +396,7 @@ mod tests {
         assert_eq!(names(&head), ["x_a"]);
         let trailers = [("transfer_encoding", "1"), ("content_type", "1"), ("x_a", "1")];
         let trailers = unwanted.strip_trailers(fields(&trailers).into_map());
-        assert_eq!(names(&Fields::Map(trailers.expect("they pass"))), ["x_a"]);
+        assert_eq!(names(&Fields::from(trailers.expect("they pass"))), ["x_a"]);
     }
 
     #[test]
@@ -350,7 +408,7 @@ mod tests {
             let unwanted = Unwanted::of_request(&fields, underscores);
             unwanted.strip_at_entry(&mut fields);
             assert_eq!(names(&fields), left);
-            unwanted.strip_trailers(trailers()).map(|trailers| names(&Fields::Map(trailers)))
+            unwanted.strip_trailers(trailers()).map(|trailers| names(&Fields::from(trailers)))
         };
         let allowed = check(Underscored::Allowed, &["x-b", "x_a"]);
         assert_eq!(allowed.expect("they pass"), ["x-b", "x_a"]);

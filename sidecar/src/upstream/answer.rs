@@ -19,7 +19,7 @@ pub(super) async fn http2_answer(response: &mut ResponseFuture) -> Result<Answer
     std::future::poll_fn(|cx| {
         if let std::task::Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
             let (parts, ()) = interim.into_parts();
-            let fields = Fields::Map(parts.headers);
+            let fields = Fields::from(parts.headers);
             let head = ResponseHead { status: parts.status.as_u16(), fields, content_length: None };
             return std::task::Poll::Ready(Ok(Answer::Interim(head)));
         }

@@ -177,7 +177,7 @@ pub(super) async fn end_tunnel(
         source: Source::Http1(BodyReader::new(&mut reader, Framing::UntilClose)),
         sink: Sink::Http1(BodyWriter { writer: &mut writer, coding: Coding::Tunnel }),
     };
-    let fields = Fields::Map(HeaderMap::new());
+    let fields = Fields::from(HeaderMap::new());
     let head = ResponseHead { status: 200, fields, content_length: None };
     join(call, upstream, head).await.map_err(Failure::Denied)
 }
@@ -204,9 +204,7 @@ async fn join(
         Some(Upgrade::WebSocket) if !by_http2 => 101,
         _ => 200,
     };
-    if let Fields::Map(fields) = &mut head.fields {
-        fields.remove(http::header::CONTENT_LENGTH);
-    }
+    head.fields.remove(|name| name.eq_ignore_ascii_case(b"content-length"));
     let mut outcome = Outcome { status: head.status, ..Outcome::default() };
     let sink = call.reply.switch(head).ok_or(Denial::ClientGone)?;
     let client = Side { source, sink };

@@ -68,7 +68,7 @@ mod tests {
             for value in values {
                 map.append("www-authenticate", value.parse().expect("a header value"));
             }
-            let found = names_login(&Fields::Map(map), "www-authenticate");
+            let found = names_login(&Fields::from(map), "www-authenticate");
             assert_eq!(found, expected, "{values:?}");
         };
         check(&["NTLM"], true);

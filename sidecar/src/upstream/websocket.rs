@@ -57,7 +57,7 @@ mod tests {
     fn the_proof_is_that_of_the_standard() {
         // RFC 6455, section 1.3.
         assert_eq!(accept_of(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        let mut fields = Fields::Map(http::HeaderMap::new());
+        let mut fields = Fields::from(http::HeaderMap::new());
         let expected = add_key(&mut fields);
         let proof = take_key(&mut fields).expect("it was added");
         assert_eq!(proof, expected);

@@ -140,7 +140,7 @@ fn parse_request(
     let expects_continue =
         facts.expects_continue && framing != Framing::None && version != HttpVersion::Http10;
     spans.iter_mut().for_each(|span| span.shift(line_bytes));
-    let mut fields = Fields::Spans(SpanFields::new(buffer.split_to(length).freeze(), spans));
+    let mut fields = Fields::from(SpanFields::new(buffer.split_to(length).freeze(), spans));
     fields.remove(|name| {
         name.eq_ignore_ascii_case(b"host")
             || name.eq_ignore_ascii_case(b"content-length")
@@ -375,7 +375,7 @@ fn parse_response(
     let keep_alive = framing != Framing::UntilClose
         && !facts.close
         && (version != HttpVersion::Http10 || facts.keep_alive);
-    let mut fields = Fields::Spans(SpanFields::new(buffer.split_to(length).freeze(), spans));
+    let mut fields = Fields::from(SpanFields::new(buffer.split_to(length).freeze(), spans));
     if !bodiless || has_no_content {
         // The length of what is not sent is a fact only for HEAD and 304 (RFC 9110, section 8.6).
         fields.remove(|name| name.eq_ignore_ascii_case(b"content-length"));
