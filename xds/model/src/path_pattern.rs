@@ -88,6 +88,19 @@ impl PathPattern {
         self.route_paths().iter().any(|one| one.matches(path))
     }
 
+    /// A path that is covered, below `like` where a wildcard leaves the choice.
+    #[must_use]
+    pub fn example(&self, like: &str) -> String {
+        let like = like.trim_end_matches('/');
+        match self {
+            Self::Any => format!("{like}/"),
+            Self::Segments(text) | Self::Exact(text) | Self::Prefix(text) => text.clone(),
+            Self::Suffix(text) if text.starts_with('/') => format!("{like}{text}"),
+            Self::Suffix(text) => format!("{like}/x{text}"),
+            Self::Templates(all) => all.first().map_or_else(String::new, |one| one.example(like)),
+        }
+    }
+
     /// The condition of a policy (`Permission.url_path`, `Permission.uri_template`).
     #[must_use]
     pub fn permission(&self) -> Permission {
@@ -245,6 +258,13 @@ impl Segment {
         }
     }
 
+    fn example(&self) -> String {
+        match self {
+            Self::Literal(text) => text.clone(),
+            Self::Variable { before, after } => format!("{before}x{after}"),
+        }
+    }
+
     fn parse(text: &str) -> Result<Self, InvalidPathPattern> {
         let invalid = |reason: &str| InvalidPathPattern { reason: reason.to_owned() };
         let Some(at) = text.find(['*', '{', '}']) else {
@@ -317,6 +337,29 @@ impl PathTemplate {
         self.tail.as_ref().is_some_and(|tail| rest.ends_with(tail.as_str()))
     }
 
+    /// A path that is covered, with the segments of `like` where wildcards take them.
+    fn example(&self, like: &str) -> String {
+        let mut rest = like.split('/').skip(1);
+        let mut path = String::new();
+        for segment in &self.front {
+            let given = rest.next().filter(|given| segment.matches(given));
+            path.push('/');
+            path.push_str(&given.map_or_else(|| segment.example(), str::to_owned));
+        }
+        let Some(tail) = &self.tail else { return path };
+        for given in rest {
+            path.push('/');
+            path.push_str(given);
+        }
+        let tail = tail.strip_prefix('/').unwrap_or(tail);
+        if tail.is_empty() || tail.starts_with('.') {
+            path.push_str("/x");
+        } else {
+            path.push('/');
+        }
+        path + tail
+    }
+
     /// What every path that it covers begins with.
     #[must_use]
     pub fn literal_prefix(&self) -> String {
@@ -372,6 +415,28 @@ impl std::error::Error for InvalidPathPattern {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn example_of_a_pattern_is_covered_by_it() {
+        let check = |text: &str, like: &str, expected: &str| {
+            let pattern = PathPattern::parse(text).expect("a pattern");
+            let example = pattern.example(like);
+            assert_eq!(example, expected, "{text}");
+            assert!(pattern.matches(&example), "{text} covers {example}");
+        };
+        check("/cart", "/v1", "/cart");
+        check("/cart*", "/v1", "/cart");
+        check("*", "/v1", "/v1/");
+        check("*.php", "/v1/", "/v1/x.php");
+        check("*/admin", "/v1", "/v1/admin");
+        check("/{tenant}/admin", "/v1/b", "/v1/admin");
+        check("/items/{id}", "/v1/b", "/items/b");
+        check("/items/{id}.json", "/v1/b", "/items/x.json");
+        check("/files/**", "/v1", "/files/x");
+        check("/files/**", "/files/a", "/files/a/x");
+        check("/**/admin", "/v1", "/v1/admin");
+        check("/**.bak", "/v1", "/v1/x.bak");
+    }
     use crate::test_request::Request;
 
     #[test]

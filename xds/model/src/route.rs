@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{HeaderMutations, Name, RouteMatch, Substitution};
+use crate::path::{Readings, canonical};
+use crate::{HeaderMutations, Name, PathMatch, RouteMatch, Substitution};
 
 /// How long a response may take when the route does not say (`RouteAction.timeout`).
 pub const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -127,6 +128,49 @@ pub enum PathRewrite {
     Regex(Box<Substitution>),
 }
 
+impl PathRewrite {
+    /// The target that a request is sent on with, whose path was covered by `matched`. `readings` are those of the
+    /// request's path. A path that was routed by another form than the one it was sent in keeps its form where the
+    /// rewrite means the same for both. None where the target stays unchanged.
+    #[must_use]
+    pub fn target(
+        &self,
+        matched: &PathMatch,
+        target: &str,
+        readings: Option<&Readings>,
+    ) -> Option<String> {
+        let Some(reading) = readings.and_then(|readings| readings.get(0)) else {
+            return self.apply(matched, target);
+        };
+        let (path, query) = split_query(target);
+        let routed = self.apply(matched, &format!("{}{query}", reading.path()))?;
+        let as_sent = self
+            .apply(matched, target)
+            .filter(|_| matched.matches(path))
+            .filter(|sent| canonical(split_query(sent).0) == canonical(split_query(&routed).0));
+        Some(as_sent.unwrap_or(routed))
+    }
+
+    /// A target after the rewrite of its path.
+    fn apply(&self, matched: &PathMatch, target: &str) -> Option<String> {
+        let (path, query) = split_query(target);
+        let joined = match self {
+            Self::Prefix(prefix) => {
+                format!("{prefix}{}", target.get(matched.matched_bytes(path)..)?)
+            }
+            Self::Regex(substitution) => format!("{}{query}", substitution.apply(path)),
+        };
+        // `/` put before `/x` must become neither `//x` nor an empty path.
+        let clean = if joined.starts_with("//") { joined.split_at(1).1.to_owned() } else { joined };
+        Some(if clean.starts_with('/') { clean } else { format!("/{clean}") })
+    }
+}
+
+/// A target's path, and its query with the question mark.
+fn split_query(target: &str) -> (&str, &str) {
+    target.find('?').map_or((target, ""), |at| target.split_at(at))
+}
+
 /// Where a client is sent (`RedirectAction`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
@@ -195,6 +239,24 @@ impl RouteTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prefix_rewrite_replaces_the_matched_part_and_keeps_the_rest() {
+        let check = |path: PathMatch, prefix: &str, target: &str, expected: &str| {
+            let rewrite = PathRewrite::Prefix(prefix.into());
+            let readings = Readings::of(split_query(target).0);
+            let rewritten = rewrite.target(&path, target, readings.as_ref());
+            assert_eq!(rewritten.as_deref(), Some(expected), "{target}");
+        };
+        check(PathMatch::Segments("/v1".into()), "/", "/v1/x?y", "/x?y");
+        check(PathMatch::Segments("/v1".into()), "/", "/v1", "/");
+        check(PathMatch::Prefix("/v1/".into()), "/v2/", "/v1/x", "/v2/x");
+        check(PathMatch::Exact("/a".into()), "/b", "/a?q", "/b?q");
+        // The form in which the path was sent is kept where it means the same.
+        check(PathMatch::Segments("/v1".into()), "/v2", "/v1/%61", "/v2/%61");
+        check(PathMatch::Segments("/v1".into()), "/v2", "/x/../v1/a?q", "/v2/a?q");
+        check(PathMatch::Segments("/v1".into()), "/v2", "/v1/../v1/a", "/v2/a");
+    }
 
     #[test]
     fn a_draw_falls_by_weight() {

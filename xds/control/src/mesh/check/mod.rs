@@ -4,6 +4,7 @@ mod http;
 mod key_server;
 mod policies;
 mod reach;
+mod rewrites;
 mod routes;
 mod security;
 
@@ -85,6 +86,7 @@ pub(super) fn check(
     }
     let mut warnings = Mistakes::default();
     reach::warn(raw, &services, &policies, &mut warnings);
+    rewrites::warn(&services, &routes, &policies, &mut warnings);
     let mesh = Mesh {
         trust_domain: raw.trust_domain.clone(),
         service_ranges,

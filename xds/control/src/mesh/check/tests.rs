@@ -100,3 +100,90 @@ fn rewrite_or_redirect_that_would_be_lost_is_a_mistake() {
     }
     check(&redirect("scheme: https, path: {type: ReplaceFullPath, replaceFullPath: /a}"), None);
 }
+
+/// The warnings about paths of a mesh where a route of `shop` and `api` matches and rewrites, and `api` has this policy.
+fn rewrite_warnings(matched: &str, prefix: &str, policy: &str) -> Vec<String> {
+    let text = format!(
+        r#"trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- {{name: shop, addresses: [10.96.0.1], ports: [{{port: 80, protocol: http}}]}}
+- {{name: api, addresses: [10.96.0.2], ports: [{{port: 80, protocol: http}}, {{port: 81, protocol: http}}]}}
+routes:
+- name: r
+  parentRefs: [{{name: shop}}, {{name: api}}]
+  rules:
+  - matches: [{{path: {matched}}}]
+    filters: [{{type: URLRewrite, urlRewrite: {{path: {{type: ReplacePrefixMatch, replacePrefixMatch: {prefix}}}}}}}]
+    backendRefs: [{{name: api, port: 80}}]
+security:
+  policies:
+  - service: shop
+    allow: [{{from: ["*"], paths: [/v1/admin]}}]
+  - service: api
+    {policy}
+"#
+    );
+    let mesh = Mesh::parse(&text, Path::new(".")).expect("a good file");
+    let warnings = mesh.warnings.iter().map(ToString::to_string);
+    warnings.filter(|warning| warning.contains("rewritten")).collect()
+}
+
+#[test]
+fn policy_path_that_a_route_rewrites_gives_a_warning() {
+    let check = |matched: &str, prefix: &str, path: &str, expected: Option<(&str, &str)>| {
+        let policy = format!("deny: [{{from: ['*'], paths: [{path}]}}]");
+        let warnings = rewrite_warnings(&format!("{{value: {matched}}}"), prefix, &policy);
+        let expected = expected.map(|(before, after)| {
+            format!(
+                "line 18: security.policies[1].deny[0].paths[0]: path {before:?} is rewritten to {after:?} by route \
+                 \"r\" before the policy of service \"api\" is evaluated; callers that use the route are judged by \
+                 the rewritten path"
+            )
+        });
+        assert_eq!(warnings, Vec::from_iter(expected), "{matched} to {prefix}: {path}");
+    };
+    check("/v1", "/v2", "/v1/admin", Some(("/v1/admin", "/v2/admin")));
+    check("/v1", "/", "/v1/admin", Some(("/v1/admin", "/admin")));
+    check("/v1/admin", "/x", "/v1", Some(("/v1/admin", "/x")));
+    check("/v1", "/v2", "'/v1/{item}'", Some(("/v1/x", "/v2/x")));
+    check("/v1", "/v2", "'/v1*'", Some(("/v1", "/v2")));
+    check("/api", "/api/v2", "/api/admin", Some(("/api/admin", "/api/v2/admin")));
+    // Paths that the route does not take, that cover the rewritten path too, or that name what arrives.
+    check("/v1", "/v2", "/v2/admin", None);
+    check("/v1", "/v2", "/v1x", None);
+    check("/v1", "/v1/new", "/v1", None);
+    check("/v1", "/v2", "'*.php'", None);
+    check("/v1", "/v2", "'/{version}/admin'", None);
+    check("/v1", "/v2", "'*'", None);
+    check("/", "/api", "/api/admin", None);
+    check("/v1", "/v1", "/v1/admin", None);
+    check("/", "/api", "/admin", Some(("/admin", "/api/admin")));
+}
+
+#[test]
+fn rewritten_path_that_a_policy_names_as_well_gives_no_warning() {
+    let check = |policy: &str, count: usize| {
+        let warnings = rewrite_warnings("{value: /v1}", "/v2", policy);
+        assert_eq!(warnings.len(), count, "{policy}: {warnings:#?}");
+    };
+    check("allow: [{from: [shop], paths: [/v1]}]", 1);
+    check("allow: [{from: [shop], paths: [/v1, /v2]}]", 0);
+    check("allow: [{from: [shop], paths: [/v1]}, {from: ['*'], paths: [/v2]}]", 0);
+    check("allow: [{from: ['*'], paths: [/v1]}, {from: [shop], paths: [/v2]}]", 1);
+    check("allow: [{from: [shop], paths: [/v1]}]\n    deny: [{from: [shop], paths: [/v2]}]", 1);
+    check("deny: [{from: [shop], paths: [/v1], ports: [81]}]", 0);
+    check("deny: [{from: [shop], paths: [/v1], methods: [PUT]}, {from: [shop], paths: [/v2]}]", 0);
+    check("dry_run: true\n    deny: [{from: [shop], paths: [/v1]}]", 1);
+}
+
+#[test]
+fn exact_match_of_a_rewriting_route_concerns_its_path_alone() {
+    let check = |path: &str, count: usize| {
+        let policy = format!("deny: [{{from: [shop], paths: [{path}]}}]");
+        let warnings = rewrite_warnings("{type: Exact, value: /v1}", "/v2", &policy);
+        assert_eq!(warnings.len(), count, "{path}: {warnings:#?}");
+    };
+    check("/v1", 1);
+    check("/v1/admin", 0);
+}

@@ -1,0 +1,135 @@
+//! Warnings about paths of policies that routes rewrite before the policies are evaluated.
+
+use std::collections::HashMap;
+
+use weft_model::{PathMatch, PathPattern, PathRewrite};
+
+use super::Mistakes;
+use crate::mesh::{Clause, Policy, Route, Service, Target};
+
+/// A rule that rewrites the paths of requests to a port of a service.
+struct Rewriting<'m> {
+    route: &'m str,
+    /// What the rule matches, one path suffices.
+    matches: Vec<&'m PathMatch>,
+    /// What replaces the matched prefix.
+    prefix: &'m str,
+    port: u16,
+}
+
+impl Rewriting<'_> {
+    /// A path of the pattern that the rule takes, with the path that arrives at the service. None where the rule
+    /// takes no such path, and where the pattern names paths after the rewrite.
+    fn lost(&self, pattern: &PathPattern) -> Option<(String, String)> {
+        let rewrite = PathRewrite::Prefix(self.prefix.to_owned());
+        let arriving = PathMatch::Segments(self.prefix.to_owned());
+        self.matches.iter().find_map(|matched| {
+            let start = matched.literal_prefix();
+            let paths = [pattern.example(&start), start.clone()];
+            let is_taken = |path: &String| pattern.matches(path) && matched.matches(path);
+            let path = paths.into_iter().find(is_taken)?;
+            // `/` to `/api`: the author of `/api/users` names what arrives.
+            let names_arriving = arriving.matches(&path)
+                && self.prefix.trim_end_matches('/').len() >= start.trim_end_matches('/').len();
+            let rewritten = rewrite.target(matched, &path, None)?;
+            (rewritten != path && !names_arriving).then_some((path, rewritten))
+        })
+    }
+}
+
+/// Adds a warning for each path of a policy that a route rewrites to one which no similar clause covers.
+pub(super) fn warn(
+    services: &std::collections::BTreeMap<String, Service>,
+    routes: &[Route],
+    policies: &[Policy],
+    warnings: &mut Mistakes,
+) {
+    let rewriting = rewriting(routes);
+    if rewriting.is_empty() {
+        return;
+    }
+    let mut of_service: HashMap<&str, Vec<&Policy>> = HashMap::new();
+    for policy in policies {
+        of_service.entry(&policy.service).or_default().push(policy);
+    }
+    for (index, policy) in policies.iter().enumerate() {
+        let rules = rewriting.get(policy.service.as_str());
+        let (Some(rules), Some(service)) = (rules, services.get(&policy.service)) else { continue };
+        let own = of_service.get(policy.service.as_str()).map_or(&[][..], Vec::as_slice);
+        for (count, (place, clause)) in policy.places(index).enumerate() {
+            let same = similar(own, policy, clause, count < policy.allow.len());
+            let rules = rules.iter().filter(|rule| {
+                service.ports.iter().any(|port| port.port == rule.port && clause.is_of(port))
+            });
+            for rule in rules {
+                lost_paths(clause, rule, &same, &place, warnings);
+            }
+        }
+    }
+}
+
+/// The rules that rewrite paths, by the services that their requests reach.
+fn rewriting(routes: &[Route]) -> HashMap<&str, Vec<Rewriting<'_>>> {
+    let mut all: HashMap<&str, Vec<Rewriting<'_>>> = HashMap::new();
+    for (route, rule) in routes.iter().flat_map(|route| route.rules.iter().map(move |r| (route, r)))
+    {
+        let Target::Backends { backends, prefix_rewrite: Some(prefix) } = &rule.target else {
+            continue;
+        };
+        for (service, port, _) in backends.iter().filter(|(_, _, weight)| *weight != 0) {
+            let matches = rule.matches.iter().map(|matched| &matched.path).collect();
+            let rewriting = Rewriting { route: &route.name, matches, prefix, port: *port };
+            all.entry(service).or_default().push(rewriting);
+        }
+    }
+    all
+}
+
+/// The clauses that say the same as a clause of a policy, of other paths or more: what they cover is not lost.
+fn similar<'m>(
+    own: &[&'m Policy],
+    policy: &Policy,
+    clause: &Clause,
+    is_allowance: bool,
+) -> Vec<&'m Clause> {
+    let holds_as_well = |other: &&Clause| {
+        let Clause { name: _, from, from_addresses, ports, methods, paths: _, token, claims } =
+            other;
+        (from.is_empty() || *from == clause.from)
+            && (from_addresses.is_empty() || *from_addresses == clause.from_addresses)
+            && (ports.is_empty() || *ports == clause.ports)
+            && (methods.is_empty() || *methods == clause.methods)
+            && (token.is_none() || *token == clause.token)
+            && (claims.is_empty() || *claims == clause.claims)
+    };
+    own.iter()
+        .filter(|other| other.dry_run == policy.dry_run)
+        .flat_map(|other| if is_allowance { &other.allow } else { &other.deny })
+        .filter(holds_as_well)
+        .collect()
+}
+
+fn lost_paths(
+    clause: &Clause,
+    rule: &Rewriting<'_>,
+    similar: &[&Clause],
+    place: &str,
+    warnings: &mut Mistakes,
+) {
+    let covers = |clause: &&Clause, path: &str| {
+        clause.paths.is_empty() || clause.paths.iter().any(|pattern| pattern.matches(path))
+    };
+    for (position, pattern) in clause.paths.iter().enumerate() {
+        let lost = rule.lost(pattern);
+        let is_covered = |path: &str| similar.iter().any(|clause| covers(clause, path));
+        if let Some((path, rewritten)) = lost.filter(|(_, rewritten)| !is_covered(rewritten)) {
+            let service = clause.name.split('.').next().unwrap_or_default();
+            let route = rule.route;
+            let reason = format!(
+                "path {path:?} is rewritten to {rewritten:?} by route {route:?} before the policy of service \
+                 {service:?} is evaluated; callers that use the route are judged by the rewritten path"
+            );
+            warnings.add(format!("{place}.paths[{position}]"), reason);
+        }
+    }
+}
