@@ -232,18 +232,23 @@ fn a_policy_that_only_watches_tells_what_it_would_refuse() {
     assert_eq!(refused(), before + 1);
 }
 
-#[test]
-fn why_says_which_policy_decides_and_what_it_says_holds() {
+/// Runs `weft why` with a mesh, and checks its exit code and a part of what it prints.
+fn why(mesh: &str, question: &[&str], code: i32, answer: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("mesh.yaml");
-    std::fs::write(&file, MESH).expect("the folder takes files");
+    std::fs::write(&file, mesh).expect("the folder takes files");
+    let output = weft().arg("why").arg("-c").arg(&file).args(question).output().expect("it runs");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8(said).expect("it is text");
+    assert_eq!(output.status.code(), Some(code), "{question:?}: {said}");
+    assert!(said.contains(answer), "{question:?}: {said}");
+}
+
+#[test]
+fn why_says_which_policy_decides_and_what_it_says_holds() {
     let check = |question: &str, code: i32, answer: &str| {
-        let words = question.split_whitespace();
-        let output = weft().arg("why").arg("-c").arg(&file).args(words).output().expect("it runs");
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8(said).expect("it is text");
-        assert_eq!(output.status.code(), Some(code), "{question}: {said}");
-        assert!(said.contains(answer), "{question}: {said}");
+        let words: Vec<&str> = question.split_whitespace().collect();
+        why(MESH, &words, code, answer);
     };
     let no = "no policy of orders allows it";
     let named = "allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)";
@@ -280,7 +285,7 @@ fn why_says_which_policy_decides_and_what_it_says_holds() {
     check(
         "web orders:80 GET /watched",
         0,
-        "only watches would refuse it: security.policies[1].deny[0]",
+        "a policy with dry_run would refuse the request: security.policies[1].deny[0]",
     );
     check("bob orders:80", 2, "\"bob\" is not a service or a SPIFFE id of the mesh");
     check("web order:80", 2, "\"order\" is not a service of the mesh; services are batch, cache");
@@ -288,6 +293,79 @@ fn why_says_which_policy_decides_and_what_it_says_holds() {
     check("web orders", 2, "\"orders\" is not of the form SERVICE:PORT");
     check("batch orders:80 GET / --token no", 2, "there is no issuer \"no\"");
 }
+
+#[test]
+fn why_evaluates_the_policies_of_each_destination_of_the_matching_route() {
+    let check = |question: &str, code: i32, answer: &str| {
+        let words: Vec<&str> = question.split_whitespace().collect();
+        why(ROUTED, &words, code, answer);
+    };
+    check(
+        "web orders:80 GET /v1/admin",
+        0,
+        "route: routes[0].rules[0] of route \"r\"\n\
+         destination: orders:80, path \"/v1/admin\" rewritten to \"/v2/admin\"\n\
+         allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)\n",
+    );
+    check("web orders:80 GET /v1/secret", 1, "refused: security.policies[0].deny[0]");
+    check(
+        "web orders:80 GET /split",
+        1,
+        "destination: orders:80, weight 9 of 10, path \"/split\" unchanged\n\
+         allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)\n\
+         destination: canary:80, weight 1 of 10, path \"/split\" unchanged\n\
+         refused: no policy of canary allows it\n\
+         weft: refused at 1 of 2 destinations: canary:80\n",
+    );
+    check("web orders:80 GET /old", 0, "redirected: 301 to host \"new.test\"; no service gets");
+    check("web orders:80 GET /v2/x", 0, "route: no rule matches; the request is sent to orders:80");
+    check("web canary:80 GET /x", 1, "refused: no policy of canary allows it");
+    check("web orders:80 GET /hosts --header host=a.test", 1, "destination: canary:80");
+}
+
+#[test]
+fn why_refuses_a_method_path_or_header_that_no_request_has() {
+    let check = |words: &[&str], reason: &str| why(MESH, words, 2, reason);
+    check(&["web", "orders:80", "G T", "/"], "must be a method name, such as GET");
+    check(&["web", "orders:80", "", "/"], "must be a method name, such as GET");
+    check(&["web", "orders:80", "GET", "items"], "must start with /");
+    check(&["web", "orders:80", "GET", "http://orders/items"], "must start with /");
+    check(&["web", "orders:80", "GET", "/a b"], "have no blanks and no #");
+    check(&["web", "orders:80", "GET", "/a#b"], "have no blanks and no #");
+    check(&["web", "orders:80", "GET", "*"], "* is for method OPTIONS");
+    check(&["web", "orders:80", "GET", "/", "--header", "x y=1"], "invalid header name \"x y\"");
+    why(ROUTED, &["web", "orders:80", "OPTIONS", "*"], 1, "no policy of orders allows it");
+}
+
+const ROUTED: &str = r#"
+trust_domain: mesh.test
+service_ranges: [10.96.0.0/16]
+services:
+- {name: web, addresses: [10.96.0.1], ports: [{port: 80, protocol: http}], endpoints: [{address: 10.1.0.1}]}
+- {name: orders, addresses: [10.96.0.2], ports: [{port: 80, protocol: http}], endpoints: [{address: 10.1.0.2}]}
+- {name: canary, addresses: [10.96.0.3], ports: [{port: 80, protocol: http}], endpoints: [{address: 10.1.0.3}]}
+routes:
+- name: r
+  parentRefs: [{name: orders}]
+  rules:
+  - matches: [{path: {value: /v1}, method: GET}]
+    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}}]
+    backendRefs: [{name: orders, port: 80}]
+  - matches: [{path: {value: /split}}]
+    backendRefs: [{name: orders, port: 80, weight: 9}, {name: canary, port: 80}]
+  - matches: [{path: {value: /old}}]
+    filters: [{type: RequestRedirect, requestRedirect: {hostname: new.test, statusCode: 301}}]
+- name: hosts
+  parentRefs: [{name: orders}]
+  hostnames: [a.test]
+  rules:
+  - backendRefs: [{name: canary, port: 80}]
+security:
+  policies:
+  - service: orders
+    allow: [{from: [web], paths: [/v1, /v2, /split]}]
+    deny: [{from: ["*"], paths: [/v1/admin, /v2/secret]}]
+"#;
 
 const MESH: &str = r#"
 trust_domain: mesh.test

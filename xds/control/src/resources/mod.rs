@@ -21,7 +21,8 @@ use std::sync::Arc;
 use weft_model::{
     Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_FIELD_COUNT,
     DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE, Discovery, Endpoint, EndpointSet, Health,
-    HttpFilter, RevocationPolicy, Secret, Snapshot, UpstreamProtocol, UpstreamTls, Validation,
+    HttpFilter, RevocationPolicy, RouteTable, Secret, Snapshot, UpstreamProtocol, UpstreamTls,
+    Validation,
 };
 use weft_xds::server::Holders;
 use weft_xds::translate::Kind;
@@ -60,6 +61,13 @@ pub fn checks(mesh: &Mesh, service: &Service, port: &Port) -> Vec<HttpFilter> {
         return policies::rules(mesh, service, port).into_iter().map(HttpFilter::Rbac).collect();
     }
     sidecar::filters(mesh, service, port, &mut Snapshot::default())
+}
+
+/// The routes by which the sidecar of a caller sends the requests to a port of HTTP: those of the mesh, then one that
+/// leads to the service itself.
+#[must_use]
+pub fn routes(mesh: &Mesh, service: &Service, port: &Port) -> RouteTable {
+    sidecar::routes(mesh, service, port)
 }
 
 /// The identity of an agent.

@@ -225,7 +225,7 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
     let filter = match port.protocol {
         Protocol::Tcp | Protocol::Udp => tcp(&name, port.idle_timeout),
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-            let table = table(&name, hosts(mesh, service, port, &name));
+            let table = routes(mesh, service, port);
             snapshot.routes.insert(name.clone(), Arc::new(table));
             Filter::Http(Arc::new(http(RouteSource::Named(name.clone()), port.http)))
         }
@@ -240,6 +240,12 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
         };
         insert(snapshot, listener);
     }
+}
+
+/// How callers' sidecars route the requests to a port.
+pub(super) fn routes(mesh: &Mesh, service: &Service, port: &Port) -> RouteTable {
+    let name: Name = cluster_name(&service.name, port.port).into();
+    table(&name, hosts(mesh, service, port, &name))
 }
 
 /// A table of a mesh: host names are compared without ports.
