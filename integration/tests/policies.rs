@@ -307,7 +307,7 @@ fn why_evaluates_the_policies_of_each_destination_of_the_matching_route() {
          destination: orders:80, path \"/v1/admin\" rewritten to \"/v2/admin\"\n\
          allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)\n",
     );
-    check("web orders:80 GET /v1/secret", 1, "refused: security.policies[0].deny[0]");
+    check("web orders:80 get /v1/secret", 1, "refused: security.policies[0].deny[0]");
     check(
         "web orders:80 GET /split",
         1,

@@ -213,6 +213,8 @@ mod tests {
     const MESH: &str = "trust_domain: mesh.test\nservice_ranges: [10.96.0.0/16]\nservices: []\n\
         security:\n  issuers: {login: {issuer: me, audiences: [a], jwks_file: keys.json}}\n";
 
+    const KEYS: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
     struct Files {
         folder: tempfile::TempDir,
         file: MeshFile,
@@ -227,7 +229,7 @@ mod tests {
             let later = crate::clock::wall_clock() + 3600 * SETTLED;
             let files = Self { folder, file, later };
             files.write("mesh.yaml", MESH);
-            files.write("keys.json", "{}");
+            files.write("keys.json", KEYS);
             files
         }
 
@@ -246,14 +248,14 @@ mod tests {
         let mut files = Files::new();
         assert_eq!(files.changed(), Some(Ok(())));
         assert_eq!(files.changed(), None);
-        files.write("keys.json", "{\"keys\":[]}");
+        files.write("keys.json", &KEYS.replace("\"a\"", "\"b\""));
         assert_eq!(files.changed(), Some(Ok(())), "a key file");
         assert_eq!(files.changed(), None);
         fs::remove_file(files.folder.path().join("keys.json")).expect("it is there");
         let rejected = files.changed().expect("a change").expect_err("no keys");
         assert!(rejected.contains("keys.json: No such file"), "{rejected}");
         assert_eq!(files.changed(), None, "a rejected mesh is not checked again");
-        files.write("keys.json", "{}");
+        files.write("keys.json", KEYS);
         assert_eq!(files.changed(), Some(Ok(())), "the key file is back");
         files.write("mesh.yaml", "services: [");
         assert!(files.changed().expect("a change").is_err());
@@ -273,7 +275,8 @@ mod tests {
         assert_eq!(files.changed(), None, "the content is the same");
         // As a write that leaves all stamps as they were.
         let seen = files.file.seen.as_mut().expect("it was read");
-        seen.files.read.borrow_mut().insert(files.folder.path().join("keys.json"), Ok(Vec::new()));
+        let before = Ok(KEYS.replace("\"a\"", "\"b\"").into_bytes());
+        seen.files.read.borrow_mut().insert(files.folder.path().join("keys.json"), before);
         assert_eq!(files.changed(), Some(Ok(())), "another content");
     }
 }

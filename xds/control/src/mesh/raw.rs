@@ -61,17 +61,16 @@ impl Mesh {
 pub struct Service {
     /// Its name: lower-case letters, digits and `-`.
     pub name: String,
-    /// Its virtual addresses.
+    /// Its virtual addresses; a service without any is reached by routes.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
-    /// Its ports.
+    /// Its ports; none: it only calls others.
     pub ports: Vec<Port>,
     /// Its replicas.
     #[serde(default)]
     pub endpoints: Vec<Endpoint>,
-    /// `round_robin` or `least_requests`.
-    #[serde(default)]
-    pub balance: Balance,
+    /// `round_robin` or `least_requests`; `round_robin` when not given.
+    pub balance: Option<Balance>,
     /// Whose flows agents take: address ranges. Anybody's when not given.
     pub allow_from: Option<Vec<String>>,
     /// `none`, `client_address` or `tcp_sequence`.
@@ -81,8 +80,7 @@ pub struct Service {
     #[serde(default)]
     pub source_address: SourceAddress,
     /// How its sidecars serve HTTP.
-    #[serde(default)]
-    pub http: Http,
+    pub http: Option<Http>,
     /// Whether its replicas have sidecars.
     #[serde(default = "yes")]
     pub meshed: bool,
@@ -155,11 +153,10 @@ pub struct Paths {
 }
 
 /// How a replica is chosen.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
     /// In turn.
-    #[default]
     RoundRobin,
     /// The one with the fewest open requests.
     LeastRequests,

@@ -51,7 +51,7 @@ pub struct Rule {
 pub struct Match {
     /// The path.
     pub path: Option<PathMatch>,
-    /// The method.
+    /// The method, compared without case.
     pub method: Option<String>,
     /// The headers.
     #[serde(default)]

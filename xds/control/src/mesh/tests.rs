@@ -426,7 +426,7 @@ fn key_server_is_named_by_a_uri_with_an_address_roots_and_redirects_or_refused()
         ("jwks_uri: 'https://a/', jwks_roots_file: /none", ".jwks_roots_file: /none"),
         ("jwks_uri: 'https://a/', jwks_roots_file: /dev/null", ".jwks_roots_file: /dev/null"),
         ("jwks_uri: 'http://a/', jwks_roots_file: /dev/null", ".jwks_roots_file: it has no"),
-        ("jwks_file: /dev/null, jwks_redirects: 1", ".jwks_redirects: it has no effect"),
+        ("jwks_file: /dev/null", ".jwks_file: /dev/null: invalid key set: EOF"),
         ("jwks_file: a, jwks_uri: 'https://a/'", ": set one of jwks_file and jwks_uri"),
         ("forward: true", ": set one of jwks_file and jwks_uri"),
     ] {

@@ -17,6 +17,8 @@ security:
   policies: [{service: web, allow: [{from: [web], token: login}]}]
 "#;
 
+const KEYS: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
 /// A publisher of a file and a store in a folder.
 struct Running {
     folder: tempfile::TempDir,
@@ -27,7 +29,7 @@ impl Running {
     fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("mesh.yaml"), MESH).expect("written");
-        std::fs::write(folder.path().join("keys.json"), "{\"keys\":[]}").expect("written");
+        std::fs::write(folder.path().join("keys.json"), KEYS).expect("written");
         let files = Authority::create(DOMAIN, wall_clock()).expect("an authority");
         let state = folder.path().join("state");
         let store = Arc::new(Store::create(&state, DOMAIN, &files).expect("a store"));
@@ -122,13 +124,14 @@ fn missing_key_file_is_reported_and_does_not_delay_a_revocation() {
 fn changed_key_file_is_published_while_mesh_yaml_stays_as_it_is() {
     let mut running = Running::start();
     assert!(running.publisher.next().is_none(), "nothing new");
-    std::fs::write(running.file("keys.json"), "{\"keys\":[{}]}").unwrap();
+    let changed = KEYS.replace("\"a\"", "\"b\"");
+    std::fs::write(running.file("keys.json"), &changed).unwrap();
     assert!(running.publisher.next().is_some(), "the keys");
     let mesh = &running.publisher.last.as_ref().expect("a mesh is in force").mesh;
     let crate::mesh::Keys::File(_, keys) = &mesh.issuers["login"].keys else {
         panic!("keys come from a file");
     };
-    assert_eq!(keys, b"{\"keys\":[{}]}");
+    assert_eq!(keys, changed.as_bytes());
     assert!(running.publisher.next().is_none(), "once");
 }
 

@@ -14,7 +14,8 @@ const HEADERS_KIB: RangeInclusive<u32> = 1..=8192;
 const HEADERS: RangeInclusive<u32> = 1..=1024;
 
 pub(super) fn path_rules(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> PathRules {
-    let paths = &service.http.paths;
+    let default = raw::Paths::default();
+    let paths = service.http.as_ref().map_or(&default, |http| &http.paths);
     let escaped_slashes = match paths.escaped_slashes.as_deref() {
         None | Some("keep") => EscapedSlashes::Keep,
         Some("reject") => EscapedSlashes::Reject,
@@ -39,7 +40,8 @@ pub(super) fn underscores(
     path: &str,
     mistakes: &mut Mistakes,
 ) -> Underscores {
-    match service.http.headers_with_underscores.as_deref() {
+    let words = service.http.as_ref().and_then(|http| http.headers_with_underscores.as_deref());
+    match words {
         None | Some("allow") => Underscores::Allow,
         Some("drop") => Underscores::Drop,
         Some("reject") => Underscores::Reject,
@@ -57,7 +59,14 @@ pub(super) fn of_service(
     path: &str,
     mistakes: &mut Mistakes,
 ) -> HttpTuning {
-    let raw::Http { limits, timeouts, .. } = &service.http;
+    let Some(raw::Http { limits, timeouts, .. }) = &service.http else {
+        return HttpTuning::default();
+    };
+    let is_flow = |port: &raw::Port| matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
+    if service.ports.iter().all(is_flow) {
+        let reason = "it has no effect: the service has no port of http, http2 or grpc";
+        mistakes.add(format!("{path}.http"), reason);
+    }
     tuning(HttpTuning::default(), (limits, timeouts), &format!("{path}.http"), mistakes)
 }
 

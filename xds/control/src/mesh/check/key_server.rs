@@ -6,7 +6,7 @@ use http::Uri;
 use weft_certs::usable_roots;
 use weft_model::REDIRECTS_LIMIT;
 
-use super::Mistakes;
+use super::{Mistakes, key_set};
 use crate::mesh::file::NamedFiles;
 use crate::mesh::{KeyServer, Keys, Roots, raw};
 
@@ -30,6 +30,10 @@ pub(super) fn keys(
     match (&issuer.jwks_file, &issuer.jwks_uri) {
         (Some(file), None) => {
             let (file, bytes) = read("jwks_file", file)?;
+            if let Err(reason) = key_set::check(&bytes) {
+                let reason = format!("{}: {reason}", file.display());
+                mistakes.add(format!("{path}.jwks_file"), reason);
+            }
             let needless = [
                 ("jwks_address", issuer.jwks_address.is_some()),
                 ("jwks_roots_file", issuer.jwks_roots_file.is_some()),

@@ -2,6 +2,7 @@
 
 mod http;
 mod key_server;
+mod key_set;
 mod policies;
 mod reach;
 mod rewrites;
@@ -9,6 +10,7 @@ mod routes;
 mod security;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SourceAddress, SpiffeId};
@@ -109,7 +111,7 @@ fn services(
     mistakes: &mut Mistakes,
 ) -> BTreeMap<String, Service> {
     let mut services = BTreeMap::new();
-    let mut addresses: HashMap<std::net::IpAddr, String> = HashMap::new();
+    let mut addresses: HashMap<IpAddr, String> = HashMap::new();
     for (index, service) in raw.services.iter().enumerate() {
         let path = format!("services[{index}]");
         if !is_name(&service.name) {
@@ -120,6 +122,7 @@ fn services(
         }
         for (position, address) in service.addresses.iter().enumerate() {
             let path = format!("{path}.addresses[{position}]");
+            one_host(*address, &path, mistakes);
             if let Some(other) = addresses.insert(*address, service.name.clone()) {
                 mistakes
                     .add(path.clone(), format!("{address} is the address of {other:?} already"));
@@ -135,19 +138,9 @@ fn services(
         }
         let ports = ports(service, &path, mistakes);
         let endpoints = endpoints(service, ranges, &path, mistakes);
-        let balance = match service.balance {
-            raw::Balance::RoundRobin => Balance::RoundRobin,
-            raw::Balance::LeastRequests => Balance::LeastRequests,
-        };
+        let balance = balance(service, &path, mistakes);
         let flow_key = flow_key(service, &ports, &path, mistakes);
-        let allow_from = service.allow_from.as_ref().map(|ranges| {
-            let parsed = ranges.iter().enumerate().filter_map(|(position, text)| {
-                let parsed = Cidr::parse(text);
-                let path = format!("{path}.allow_from[{position}]");
-                parsed.map_err(|error| mistakes.add(path, error.to_string())).ok()
-            });
-            parsed.collect()
-        });
+        let allow_from = allow_from(service, &path, mistakes);
         let checked = Service {
             name: service.name.clone(),
             addresses: service.addresses.clone(),
@@ -170,6 +163,47 @@ fn services(
         }
     }
     services
+}
+
+/// How a replica is chosen for a request or a connection of TCP.
+fn balance(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Balance {
+    let is_balanced = service.ports.iter().any(|port| port.protocol != Protocol::Udp);
+    if service.balance.is_some() && !is_balanced {
+        let reason = "it has no effect: the service has no port of http, http2, grpc or tcp";
+        mistakes.add(format!("{path}.balance"), reason);
+    }
+    match service.balance {
+        None | Some(raw::Balance::RoundRobin) => Balance::RoundRobin,
+        Some(raw::Balance::LeastRequests) => Balance::LeastRequests,
+    }
+}
+
+/// Whose flows agents take.
+fn allow_from(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Option<Vec<Cidr>> {
+    let ranges = service.allow_from.as_ref()?;
+    if ranges.is_empty() {
+        let reason = "invalid empty list: leave it out for any address";
+        mistakes.add(format!("{path}.allow_from"), reason);
+    }
+    let parsed = ranges.iter().enumerate().filter_map(|(position, text)| {
+        let parsed = Cidr::parse(text);
+        let path = format!("{path}.allow_from[{position}]");
+        parsed.map_err(|error| mistakes.add(path, error.to_string())).ok()
+    });
+    Some(parsed.collect())
+}
+
+/// Adds a mistake for an address that is not that of one host.
+fn one_host(address: IpAddr, path: &str, mistakes: &mut Mistakes) {
+    let plain = address.to_canonical();
+    let kind = match plain {
+        _ if plain.is_unspecified() => "the unspecified address",
+        _ if plain.is_multicast() => "a multicast address",
+        IpAddr::V4(address) if address.is_broadcast() => "the broadcast address",
+        IpAddr::V4(_) | IpAddr::V6(_) => return,
+    };
+    let reason = format!("invalid address {address}: must be that of one host, not {kind}");
+    mistakes.add(path, reason);
 }
 
 /// What of a flow decides about its replica.
@@ -281,7 +315,7 @@ fn endpoints(
     service_ranges: &[Cidr],
     path: &str,
     mistakes: &mut Mistakes,
-) -> Vec<(std::net::IpAddr, u32)> {
+) -> Vec<(IpAddr, u32)> {
     let mut seen = HashSet::new();
     let mut endpoints = Vec::new();
     for (index, endpoint) in service.endpoints.iter().enumerate() {
@@ -292,6 +326,7 @@ fn endpoints(
                 "it is 0; leave the endpoint out instead",
             );
         }
+        one_host(endpoint.address, &format!("{path}.endpoints[{index}].address"), mistakes);
         // What goes to such an address is taken for a service: it would come back to us for ever.
         if let Some(range) = service_ranges.iter().find(|range| range.contains(endpoint.address)) {
             mistakes.add(

@@ -37,7 +37,7 @@ const KNOWN_METHODS: [&str; 28] = [
     "VERSION-CONTROL",
 ];
 
-/// Adds a warning for each port that no caller may reach, for ports of policies where none is enforced,
+/// Adds a warning for each port that no caller may reach, for addresses of services without ports, for ports of policies where none is enforced,
 /// for methods that are probably misspelled, and for denials that a caller avoids by sending no token.
 pub(super) fn warn(
     raw: &raw::Mesh,
@@ -54,6 +54,14 @@ pub(super) fn warn(
         let Some(service) = services.get(&named.name).filter(|service| service.meshed) else {
             continue;
         };
+        if service.ports.is_empty() && !(named.addresses.is_empty() && named.endpoints.is_empty()) {
+            let reason = format!(
+                "no caller may reach service {:?}: it has no ports; a service that only calls others needs no \
+                 addresses and endpoints",
+                service.name
+            );
+            warnings.add(format!("services[{index}].ports"), reason);
+        }
         let own = of(&service.name);
         for (position, port) in service.ports.iter().enumerate() {
             if let Some(reason) = unreachable(service, port, own) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use weft_model::path::{Readings, canonical};
 use weft_model::{
     HeaderMatch, PathMatch, QueryCheck, QueryMatch, RouteMatch, StringMatch, has_query_or_fragment,
     is_header_name, is_uri_part,
@@ -174,6 +175,16 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
             mistakes.add(format!("{path}.path.value"), reason);
             PathMatch::Segments("/".into())
         }
+        Some(p) if !may_be_routed(&p.value) => {
+            let reason = format!(
+                "invalid path {:?}: can never match: requests are routed without dot segments and empty segments; \
+                 write {:?}",
+                p.value,
+                canonical(&p.value)
+            );
+            mistakes.add(format!("{path}.path.value"), reason);
+            PathMatch::Segments("/".into())
+        }
         Some(p) if p.kind == "PathPrefix" => PathMatch::Segments(p.value.clone()),
         Some(p) if p.kind == "Exact" => PathMatch::Exact(p.value.clone()),
         Some(p) => {
@@ -188,7 +199,9 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
     let exact = |value: &str| StringMatch::Exact(value.to_owned());
     let mut headers = Vec::new();
     if let Some(method) = &raw.method {
-        headers.push(HeaderMatch::new(":method", exact(method)));
+        // Without case, as in policies.
+        let method = StringMatch::ExactIgnoreCase(method.clone());
+        headers.push(HeaderMatch::new(":method", method));
     }
     let mut only_exact = |list: &[raw::ValueMatch], field: &str| {
         for (index, item) in list.iter().enumerate().filter(|(_, item)| item.kind != "Exact") {
@@ -214,6 +227,13 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
         })
         .collect();
     RouteMatch { path: path_match, headers, query }
+}
+
+/// Whether a request may be routed by this path: by the normalized form of the one that it is sent with.
+fn may_be_routed(path: &str) -> bool {
+    let readings = Readings::of(path);
+    let routed = readings.as_ref().and_then(|readings| readings.get(0));
+    routed.is_none_or(|reading| reading.fits(&mut |spelling| spelling == path))
 }
 
 /// Checks the names that a match compares.

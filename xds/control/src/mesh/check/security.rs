@@ -38,6 +38,10 @@ pub(super) fn issuers(
                 "it is empty; a token for any service would be good",
             );
         }
+        for (index, _) in issuer.audiences.iter().enumerate().filter(|(_, one)| one.is_empty()) {
+            let reason = "invalid audience \"\": must be the name of a service that tokens are for";
+            mistakes.add(format!("{path}.audiences[{index}]"), reason);
+        }
         let claims = claims(issuer, &path, mistakes);
         let Some(keys) = keys(issuer, files, &path, mistakes) else {
             continue;

@@ -61,10 +61,21 @@ fn match_that_sidecars_refuse_or_that_covers_no_request_is_a_mistake() {
     let at = "line 9: routes[0].rules[0].matches[0]";
     let good = "{path: {value: /a/}, method: GET, headers: [{name: X-A, value: ''}], queryParams: [{name: q, value: ''}]}";
     check(&mesh(good, "", ""), None);
+    for path in ["/", "/a/", "/a%20b", "/%61", "/a.b", "/.well-known/x", "/group%2Fproject", "/ä"]
+    {
+        check(&mesh(&format!("{{path: {{value: '{path}'}}}}"), "", ""), None);
+    }
     for (wrong, place) in [
         ("{path: {value: '/a?b'}}", "path.value: invalid path \"/a?b\": must start with /"),
         ("{path: {type: Exact, value: '/a#b'}}", "path.value: invalid path"),
         ("{path: {value: a}}", "path.value: invalid path"),
+        ("{path: {value: /a/../b}}", "path.value: invalid path \"/a/../b\": can never match"),
+        (
+            "{path: {type: Exact, value: /a//b}}",
+            "path.value: invalid path \"/a//b\": can never match",
+        ),
+        ("{path: {value: /./a}}", "path.value: invalid path \"/./a\": can never match"),
+        ("{path: {value: /a/%2e%2E/b}}", "path.value: invalid path"),
         ("{method: ''}", "method: invalid method"),
         ("{headers: [{name: '', value: a}]}", "headers[0].name: invalid header name"),
         ("{headers: [{name: 'x a', value: a}]}", "headers[0].name: invalid header name"),
@@ -186,4 +197,72 @@ fn exact_match_of_a_rewriting_route_concerns_its_path_alone() {
     };
     check("/v1", 1);
     check("/v1/admin", 0);
+}
+
+#[test]
+fn method_of_a_route_is_compared_without_case() {
+    use weft_model::{HeaderMatch, StringMatch};
+    let mesh = Mesh::parse(&mesh("{method: get}", "", ""), Path::new(".")).expect("a good file");
+    let method = StringMatch::ExactIgnoreCase("get".into());
+    let expected = vec![HeaderMatch::new(":method", method)];
+    assert_eq!(mesh.routes[0].rules[0].matches[0].headers, expected);
+}
+
+#[test]
+fn empty_audience_of_an_issuer_is_a_mistake() {
+    let text = mesh("", "", "").replace("audiences: [a]", "audiences: [a, '']");
+    check(&text, Some("line 18: security.issuers[\"login\"].audiences[1]: invalid audience \"\""));
+}
+
+/// A mesh with one more service, on line 5.
+fn with_service(fields: &str) -> String {
+    let service = format!("- {{name: more, {fields}}}\n");
+    mesh("", "", "").replace("routes:\n", &format!("{service}routes:\n"))
+}
+
+#[test]
+fn endpoint_that_is_not_one_host_is_a_mistake() {
+    let service = |address: &str| {
+        with_service(&format!(
+            "ports: [{{port: 80, protocol: tcp}}], endpoints: [{{address: '{address}'}}]"
+        ))
+    };
+    for good in ["10.1.0.1", "127.0.0.1", "::1", "fd00::1", "10.1.0.255"] {
+        check(&service(good), None);
+    }
+    let wrong = ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255", "::ffff:224.0.0.1"];
+    for address in wrong {
+        let at = "line 5: services[1].endpoints[0].address: invalid address";
+        check(&service(address), Some(&format!("{at} {address}: must be that of one host")));
+    }
+}
+
+#[test]
+fn setting_without_effect_at_any_port_is_a_mistake() {
+    let service = |protocol: &str, setting: &str| {
+        with_service(&format!("ports: [{{port: 80, protocol: {protocol}}}], {setting}"))
+    };
+    let limits = "http: {limits: {request_headers: 10}}";
+    check(&service("grpc", limits), None);
+    check(&service("tcp", limits), Some("line 5: services[1].http: it has no effect"));
+    check(&service("udp", "http: {}"), Some("line 5: services[1].http: it has no effect"));
+    check(&service("tcp", "balance: least_requests"), None);
+    let at = "line 5: services[1].balance: it has no effect";
+    check(&service("udp", "balance: round_robin"), Some(at));
+    let at = "line 5: services[1].allow_from: invalid empty list: leave it out";
+    check(&service("tcp", "allow_from: []"), Some(at));
+}
+
+#[test]
+fn address_of_a_service_without_ports_gives_a_warning() {
+    let warnings = |fields: &str| {
+        let mesh = Mesh::parse(&with_service(fields), Path::new(".")).expect("a good file");
+        let warnings = mesh.warnings.iter().map(ToString::to_string);
+        warnings.filter(|warning| warning.contains("it has no ports")).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings("ports: []"), Vec::<String>::new());
+    let found = warnings("ports: [], addresses: [10.96.0.9]");
+    let at = "line 5: services[1].ports: no caller may reach service \"more\": it has no ports";
+    assert!(found.len() == 1 && found[0].starts_with(at), "{found:?}");
+    assert_eq!(warnings("ports: [], endpoints: [{address: 10.1.0.1}]").len(), 1);
 }
