@@ -4,7 +4,7 @@
 //! counter. [`TrustStore`] is what a peer's certificate is checked against, [`CrlIndex`] the part of
 //! it that knows what was revoked, and [`tls`] turns both into rustls configurations. A finished
 //! handshake is worth a [`VerifiedPeer`], for as long as nothing of its [`Proof`] is withdrawn. [`rotation`] says
-//! when a certificate is due for renewal.
+//! when a certificate is due for renewal. [`KeySet`] verifies signatures of tokens.
 //!
 //! Private keys never leave the workload that made them, are written with mode 0600, and have no
 //! `Debug` form.
@@ -15,6 +15,7 @@ pub mod fault;
 mod foreign;
 mod form;
 mod issuer;
+mod key_set;
 mod key_text;
 mod parameters;
 mod passing;
@@ -34,6 +35,9 @@ pub use authority::{
     Authority, AuthorityError, AuthorityFiles, BACKDATED, Issued, Revoked, RootSigner, describe_crl,
 };
 pub use foreign::Given;
+pub use key_set::{
+    KEY_SET_LIMIT_BYTES, KeySet, KeySetError, SignatureAlgorithm, SignatureVerdict, SignedText,
+};
 pub use key_text::KeyText;
 pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, validity};
 pub use proof::{LinkId, Proof, Withdrawn};

@@ -131,7 +131,7 @@ fn keys_are_fetched_and_the_last_good_ones_outlive_whatever_the_issuer_does() {
         (Mood::Down, "failed to fetch keys"),
         (Mood::Slow, "no answer within 1s"),
         (Mood::Large, "the answer was not taken"),
-        (Mood::Page, "it is no key set"),
+        (Mood::Page, "invalid key set"),
     ] {
         guarded.is_now(mood);
         guarded.said(complaint);
@@ -145,7 +145,7 @@ fn without_keys_nobody_enters_what_needs_them_and_all_else_is_served() {
         (Mood::Down, "failed to fetch keys", 562, "jwks_request_failed"),
         (Mood::Slow, "no answer within 1s", 500, "jwks_request_timeout"),
         (Mood::Large, "the answer was not taken", 500, "jwks_response_size_exceeded"),
-        (Mood::Page, "it is no key set", 562, "jwks_response_invalid"),
+        (Mood::Page, "invalid key set", 562, "jwks_response_invalid"),
     ] {
         let guarded = Guarded::start(mood);
         guarded.said(complaint);

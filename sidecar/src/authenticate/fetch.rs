@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use weft_certs::{KEY_SET_LIMIT_BYTES, KeySet, KeySetError};
 use weft_model::Discovery;
 use weft_runtime::socket::Mark;
 
 use super::fault::TokenFault;
 use super::key_store::{FetchError, FetchedSet, KeyOrigin};
-use super::keys::{KeySet, SET_LIMIT_BYTES, SetError};
 use crate::fetch::{Failure, Validators, Wanted, fetch};
 use crate::plan::Target;
 
@@ -46,7 +46,7 @@ pub(crate) async fn fetch_keys(
         target,
         timeout,
         accept: "application/json",
-        limit: SET_LIMIT_BYTES,
+        limit: KEY_SET_LIMIT_BYTES,
         held: Validators::default(),
         redirects: wanted.origin.redirects,
     };
@@ -59,8 +59,8 @@ pub(crate) async fn fetch_keys(
         FetchError { fault, reason: failure.to_string() }
     })?;
     let set = KeySet::parse(&answer.body.unwrap_or_default()).map_err(|error| match error {
-        SetError::TooLarge(reason) => FetchError { fault: TokenFault::KeysTooLarge, reason },
-        SetError::Invalid(reason) => FetchError { fault: TokenFault::KeysInvalid, reason },
+        KeySetError::TooLarge(reason) => FetchError { fault: TokenFault::KeysTooLarge, reason },
+        KeySetError::Invalid(reason) => FetchError { fault: TokenFault::KeysInvalid, reason },
     })?;
     Ok(FetchedSet { set, age: answer.age, from: answer.from })
 }

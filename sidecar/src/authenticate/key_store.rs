@@ -8,10 +8,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use weft_certs::KeySet;
 use weft_model::{Name, UpstreamTls};
 
 use super::fault::TokenFault;
-use super::keys::KeySet;
 use crate::fetch::wait_after;
 
 /// How long a set is kept at least where a token names a key that is not in it.

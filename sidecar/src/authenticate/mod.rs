@@ -5,7 +5,6 @@ mod claims;
 mod fault;
 pub(crate) mod fetch;
 pub(crate) mod key_store;
-pub(crate) mod keys;
 mod place;
 mod token;
 mod tokens;

@@ -7,48 +7,17 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use weft_certs::{SignatureAlgorithm, SignedText};
 
 use super::fault::{Refused, TokenFault};
 
 /// How deep the JSON of a token may nest. How long a token may be, the limits of a request's head say.
 const DEPTH_LIMIT: usize = 32;
 
-/// The algorithms of signatures that there may be (RFC 7518, section 3.1; RFC 8037, section 3.1). None of
-/// them has a secret that both sides know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Signing {
-    Rs256,
-    Rs384,
-    Rs512,
-    Ps256,
-    Ps384,
-    Ps512,
-    Es256,
-    Es384,
-    Es512,
-    EdDsa,
-}
-
-impl Signing {
-    /// Every algorithm, with its word.
-    pub(crate) const WORDS: [(&'static str, Self); 10] = [
-        ("RS256", Self::Rs256),
-        ("RS384", Self::Rs384),
-        ("RS512", Self::Rs512),
-        ("PS256", Self::Ps256),
-        ("PS384", Self::Ps384),
-        ("PS512", Self::Ps512),
-        ("ES256", Self::Es256),
-        ("ES384", Self::Es384),
-        ("ES512", Self::Es512),
-        ("EdDSA", Self::EdDsa),
-    ];
-}
-
 /// A text that somebody may have signed, in three parts.
 #[derive(Debug)]
 pub(crate) struct Signed<'a> {
-    pub(crate) algorithm: Signing,
+    pub(crate) algorithm: SignatureAlgorithm,
     /// The name of the key (`kid`).
     pub(crate) key: Option<String>,
     /// The payload, base64url.
@@ -79,6 +48,16 @@ impl<'a> Token<'a> {
 }
 
 impl<'a> Signed<'a> {
+    /// What a key set verifies.
+    pub(crate) fn signed_text(&self) -> SignedText<'_> {
+        SignedText {
+            algorithm: self.algorithm,
+            key_id: self.key.as_deref(),
+            text: self.text,
+            signature: self.signature,
+        }
+    }
+
     /// Reads all but what the payload says.
     ///
     /// # Errors
@@ -105,11 +84,9 @@ impl<'a> Signed<'a> {
         };
         let algorithm = match header.get("alg") {
             Some(Value::String(word)) => {
-                let known = Signing::WORDS.iter().find(|(known, _)| known == word);
-                let unknown = "its algorithm is none that is taken";
-                known
-                    .map(|(_, algorithm)| *algorithm)
-                    .ok_or_else(|| Refused::new(TokenFault::Signature, unknown))?
+                let unknown =
+                    Refused::new(TokenFault::Signature, "its algorithm is none that is taken");
+                SignatureAlgorithm::parse(word).ok_or(unknown)?
             }
             _ => return Err(Refused::format("its alg is no string")),
         };

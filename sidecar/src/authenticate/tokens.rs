@@ -10,13 +10,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderName, HeaderValue};
 use serde_json::{Map, Value};
-use weft_certs::VerifiedPeer;
+use weft_certs::{KeySet, SignatureVerdict, VerifiedPeer};
 use weft_model::{JwtPolicy, JwtProvider, JwtRequirement, Name, RequestFacts};
 
 use super::cache::{Checked, TokenCache};
 use super::fault::{Refused, TokenFault};
 use super::key_store::Wish;
-use super::keys::{KeySet, Verdict};
 use super::place::{self, Found, Unconcealed};
 use super::token::Token;
 use super::{Facts, claims, digest};
@@ -416,12 +415,12 @@ impl PlannedProvider {
         self.takes(&token.claims)?;
         let keys = self.keys.as_ref();
         let keys = keys.map_err(|fault| Refused::new(*fault, "the issuer's keys are not there"))?;
-        match keys.verify(&token.signed) {
-            Verdict::Signed => {}
-            Verdict::Unsigned => {
+        match keys.verify(token.signed.signed_text()) {
+            SignatureVerdict::Signed => {}
+            SignatureVerdict::Unsigned => {
                 return Err(Refused::new(TokenFault::Signature, "its signature is wrong"));
             }
-            Verdict::UnknownKey => {
+            SignatureVerdict::UnknownKey => {
                 if let Some(wish) = &self.wish {
                     wish.store(true, Relaxed);
                 }

@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use weft_certs::{KeySet, SignatureVerdict};
 
-use super::keys::{KeySet, Verdict};
 use super::token::Signed;
 
 /// What is refused although it is said to be valid.
@@ -53,7 +53,8 @@ fn verifies(keys: &Value, token: &str) -> bool {
     let set = if keys["keys"].is_array() { keys.clone() } else { json!({"keys": [keys]}) };
     let Ok(set) = KeySet::parse(set.to_string().as_bytes()) else { return false };
     let Ok(signed) = Signed::read(token) else { return false };
-    URL_SAFE_NO_PAD.decode(signed.payload).is_ok() && set.verify(&signed) == Verdict::Signed
+    URL_SAFE_NO_PAD.decode(signed.payload).is_ok()
+        && set.verify(signed.signed_text()) == SignatureVerdict::Signed
 }
 
 /// The numbers of what is judged otherwise than it should be, with what is said of each.

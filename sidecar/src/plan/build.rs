@@ -410,6 +410,7 @@ mod tests {
     use std::net::SocketAddr;
     use std::time::Duration;
 
+    use weft_certs::KeySet;
     use weft_model::{
         Discovery, DnsDiscovery, DnsFamily, DnsPolicy, Endpoint, EndpointSet, Health, JwtProvider,
         KeySource, UpstreamProtocol, WhenAbsent,
@@ -417,7 +418,6 @@ mod tests {
 
     use super::*;
     use crate::authenticate::key_store::FetchedSet;
-    use crate::authenticate::keys::KeySet;
 
     fn origin() -> KeyOrigin {
         let (issuer, uri) = ("https://issuer".into(), "http://keys.test/".into());

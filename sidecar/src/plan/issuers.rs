@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use weft_certs::{KeySet, KeySetError};
 use weft_model::{DataSource, JwtPolicy, JwtProvider, KeySource, Name};
 
 use super::build::Work;
 use crate::authenticate::fetch::WantedKeys;
 use crate::authenticate::key_store::{KeyOrigin, Wish};
-use crate::authenticate::keys::{KeySet, SetError};
 use crate::authenticate::{PlannedProvider, TokenFault, Tokens};
 
 /// The issuers of the last plan. Two filter chains of one listener may give two issuers the same name, so the
@@ -84,11 +84,11 @@ impl Work<'_> {
     }
 
     fn local_keys(&mut self, place: &Place, data: &DataSource) -> Result<Arc<KeySet>, TokenFault> {
-        let bytes = self.builder.files.read(data).map_err(SetError::Invalid);
+        let bytes = self.builder.files.read(data).map_err(KeySetError::Invalid);
         bytes.and_then(|bytes| KeySet::parse(&bytes)).map(Arc::new).or_else(|error| {
             let (fault, reason) = match error {
-                SetError::TooLarge(reason) => (TokenFault::KeysTooLarge, reason),
-                SetError::Invalid(reason) => (TokenFault::KeysInvalid, reason),
+                KeySetError::TooLarge(reason) => (TokenFault::KeysTooLarge, reason),
+                KeySetError::Invalid(reason) => (TokenFault::KeysInvalid, reason),
             };
             let kept = self.builder.issuers.kept(place, data);
             let (listener, _, name) = place;

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::Uri;
-use weft_certs::usable_roots;
+use weft_certs::{KeySet, usable_roots};
 use weft_model::REDIRECTS_LIMIT;
 
-use super::{Mistakes, key_set};
+use super::Mistakes;
 use crate::mesh::file::NamedFiles;
 use crate::mesh::{KeyServer, Keys, Roots, raw};
 
@@ -30,8 +30,8 @@ pub(super) fn keys(
     match (&issuer.jwks_file, &issuer.jwks_uri) {
         (Some(file), None) => {
             let (file, bytes) = read("jwks_file", file)?;
-            if let Err(reason) = key_set::check(&bytes) {
-                let reason = format!("{}: {reason}", file.display());
+            if let Err(error) = KeySet::parse(&bytes) {
+                let reason = format!("{}: {error}", file.display());
                 mistakes.add(format!("{path}.jwks_file"), reason);
             }
             let needless = [

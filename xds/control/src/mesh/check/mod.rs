@@ -2,7 +2,6 @@
 
 mod http;
 mod key_server;
-mod key_set;
 mod policies;
 mod reach;
 mod rewrites;
