@@ -101,6 +101,23 @@ impl Located {
         &self.0.value
     }
 
+    /// The text of the field with this name in each item of the list at the root that has the name `list`; none where
+    /// an item has no such text. A number counts as the text that it is written by.
+    #[must_use]
+    pub fn texts_of(&self, list: &str, field: &str) -> Vec<Option<String>> {
+        let Node::Map(root) = self.node() else { return Vec::new() };
+        let Some(Node::List(items)) = root.get(list).map(Self::node) else { return Vec::new() };
+        let text = |item: &Self| match item.node() {
+            Node::Map(fields) => match fields.get(field)?.node() {
+                Node::Scalar(Scalar::Text(text)) => Some(text.clone()),
+                Node::Scalar(Scalar::Whole(number)) => Some(number.to_string()),
+                _ => None,
+            },
+            Node::List(_) | Node::Scalar(_) => None,
+        };
+        items.iter().map(text).collect()
+    }
+
     /// The line of a field such as `services[0].ports[1].port`, counted from 1. A field that is not
     /// there has the line of the nearest one around it.
     #[must_use]
@@ -219,6 +236,15 @@ mod tests {
         let text = "- 1\n".repeat(300_000);
         let values: Vec<u8> = read(&text).expect("within the limits");
         assert_eq!(values.len(), 300_000);
+    }
+
+    #[test]
+    fn texts_of_a_list_are_those_of_each_item() {
+        let text = "a: [{b: one}, {c: two}, {b: [x]}, {b: 3}, four]\nd: {b: five}\n";
+        let located = Located::parse(text).expect("YAML");
+        let texts = [Some("one".into()), None, None, Some("3".into()), None];
+        assert_eq!(located.texts_of("a", "b"), texts);
+        assert!(located.texts_of("d", "b").is_empty() && located.texts_of("e", "b").is_empty());
     }
 
     #[test]

@@ -59,10 +59,15 @@ impl<T> Recovered<T> {
         })
     }
 
-    /// Whether an item of this list was left out, or the field of one is a placeholder.
+    /// Whether a value at this path of the file, or below it, was left out or is a placeholder.
     #[must_use]
-    pub fn is_incomplete(&self, list: &str) -> bool {
-        self.without.iter().any(|left_out| left_out.starts_with(list))
+    pub fn is_incomplete(&self, path: &str) -> bool {
+        let is_below = |left_out: &str| {
+            left_out
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        self.is_without(path) || self.without.iter().any(|left_out| is_below(left_out))
     }
 }
 
@@ -469,7 +474,8 @@ mod tests {
         assert_eq!(found.path_in_file("ships[0].name"), "ships[0].name");
         assert!(found.is_without("ships[0].port") && !found.is_without("ships[0].name"));
         assert!(found.is_without("ships[1].port") && found.is_without("name"));
-        assert!(found.is_incomplete("ships"));
+        assert!(found.is_incomplete("ships") && found.is_incomplete("ships[1]"));
+        assert!(!found.is_incomplete("ship") && !found.is_incomplete("ships[0].name"));
     }
 
     #[test]

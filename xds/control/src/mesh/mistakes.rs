@@ -4,8 +4,9 @@ use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
 use weft_xds::recover::{Recovered, recover};
 
+use super::check::{self, Reference};
 use super::file::NamedFiles;
-use super::{check, raw};
+use super::raw;
 
 /// Where services are listed in the file.
 const SERVICES: &str = "services";
@@ -27,17 +28,40 @@ pub(super) fn all(text: &str, files: &NamedFiles, first: Problem) -> Vec<Problem
     if problems.iter().all(|problem| problem.line != first.line) {
         problems.push(first);
     }
+    let names = file.texts_of(SERVICES, "name");
     let checked = found.value.take().map(|raw| check::check(&raw, files));
     if let Some(Err(mistakes)) = checked {
         for mistake in mistakes {
             let path = found.path_in_file(&mistake.path);
-            // A reference to a service that was left out is not reported.
-            let may_refer = mistake.needs_services && found.is_incomplete(SERVICES);
-            if !may_refer && !found.is_without(&path) {
+            let may_be_good = match &mistake.refers_to {
+                Some(Reference::Service(service)) => may_be_good(service, &names, &found),
+                Some(Reference::Issuer(issuer)) => {
+                    found.is_without(&format!("security.issuers[{issuer:?}]"))
+                }
+                None => false,
+            };
+            if !may_be_good && !found.is_without(&path) {
                 problems.push(problem(&path, &mistake.reason));
             }
         }
     }
     problems.sort_by_key(|problem| problem.line);
     problems
+}
+
+/// Whether a reference to a service or its ports may be good once the mistakes of the services are corrected. `names`
+/// are those of the services in the file.
+fn may_be_good(service: &str, names: &[Option<String>], found: &Recovered<raw::Mesh>) -> bool {
+    let is_incomplete = |index: usize| {
+        let path = format!("{SERVICES}[{index}]");
+        let fields = ["name", "ports", "meshed"];
+        found.is_without(&path)
+            || fields.iter().any(|field| found.is_incomplete(&format!("{path}.{field}")))
+    };
+    let mut named =
+        (0..).zip(names).filter(|(_, name)| name.as_deref() == Some(service)).peekable();
+    match named.peek() {
+        Some(_) => named.any(|(index, _)| is_incomplete(index)),
+        None => names.contains(&None) || found.is_without(SERVICES),
+    }
 }

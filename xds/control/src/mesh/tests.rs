@@ -509,6 +509,73 @@ security:
 }
 
 #[test]
+fn reference_to_an_issuer_that_cannot_be_read_is_not_reported() {
+    let issuers = "security:\n  issuers: {login: 5}\n";
+    let token = |name: &str| {
+        let allow = format!("allow: [{{from: [web], token: {name}}}]");
+        format!("{issuers}  policies: [{{service: web, {allow}}}]\n")
+    };
+    let services = "services: [{name: web, ports: [{port: 80, protocol: http}]}]\n";
+    let head = "trust_domain: mesh.local\nservice_ranges: [10.96.0.0/16]\n";
+    let found = mistakes(&format!("{head}{services}{}", token("login")));
+    assert!(found.len() == 1 && found[0].contains("security.issuers[\"login\"]"), "{found:#?}");
+    let found = mistakes(&format!("{head}{services}{}", token("logout")));
+    assert!(found.len() == 2 && found[1].contains("there is no issuer \"logout\""), "{found:#?}");
+}
+
+#[test]
+fn references_are_checked_though_another_service_cannot_be_read() {
+    let check = |orders: &str, expected: &[&str]| {
+        let text = format!(
+            r#"trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- {{name: web, ports: [{{port: 80, protocol: http}}]}}
+- {orders}
+routes:
+- {{name: a, parentRefs: [{{name: orders}}], rules: [{{backendRefs: [{{name: orders, port: 81}}]}}]}}
+- {{name: b, parentRefs: [{{name: ordres}}], rules: [{{backendRefs: [{{name: web, port: 81}}]}}]}}
+security:
+  policies:
+  - {{service: orders, allow: [{{from: [orders, wbe], ports: [81]}}]}}
+  - {{service: web, allow: [{{from: [orders], ports: [81]}}]}}
+"#
+        );
+        let found = mistakes(&text);
+        let is_service = |line: &&String| line.contains("services[1]");
+        assert_eq!(found.iter().filter(is_service).count(), 1, "{found:#?}");
+        let references: Vec<&String> = found.iter().filter(|line| !is_service(line)).collect();
+        assert_eq!(references.len(), expected.len(), "{orders}: {found:#?}");
+        for (line, expected) in references.iter().zip(expected) {
+            assert!(line.contains(expected), "{expected}: {line}");
+        }
+    };
+    let of_web = [
+        "routes[1].parentRefs[0].name: there is no service \"ordres\"",
+        "routes[1].rules[0].backendRefs[0].port: \"web\" has no port 81",
+        "security.policies[0].allow[0].from[1]: there is no service \"wbe\"",
+        "security.policies[1].allow[0].ports[0]: the service has no port 81",
+    ];
+    check("{name: orders, ports: [{port: eighty, protocol: http}]}", &of_web);
+    check("{name: orders, ports: 80}", &of_web);
+    check("{name: orders}", &of_web);
+    let without_names = [of_web[1], of_web[3]];
+    check("{name: [orders], ports: [{port: 81, protocol: http}]}", &without_names);
+    check("{ports: [{port: 81, protocol: http}]}", &without_names);
+    check("orders", &without_names);
+    let all = [
+        "routes[0].rules[0].backendRefs[0].port: \"orders\" has no port 81",
+        of_web[0],
+        of_web[1],
+        of_web[2],
+        "security.policies[0].allow[0].ports[0]: the service has no port 81",
+        of_web[3],
+    ];
+    check("{name: orders, ports: [{port: 80, protocol: http}], endpoints: 1}", &all);
+    check("{name: orders, ports: [{port: 80, protocol: http}], colour: red}", &all);
+}
+
+#[test]
 fn http_limits_of_a_service_and_a_port_hold_at_both_sidecars() {
     use weft_model::StreamIdle;
     let text = GOOD.replace(

@@ -26,8 +26,17 @@ use security::issuers;
 pub(in crate::mesh) struct Mistake {
     pub(in crate::mesh) path: String,
     pub(in crate::mesh) reason: String,
-    /// Whether it may be none once all services of the file can be read: a reference to one, or to its ports.
-    pub(in crate::mesh) needs_services: bool,
+    /// What the field refers to: where that cannot be read, it is not known whether the reference is a mistake.
+    pub(in crate::mesh) refers_to: Option<Reference>,
+}
+
+/// A name by which one part of the file refers to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::mesh) enum Reference {
+    /// A service or its ports.
+    Service(String),
+    /// An issuer of tokens.
+    Issuer(String),
 }
 
 #[derive(Default)]
@@ -35,16 +44,20 @@ struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
     fn add(&mut self, path: impl Into<String>, reason: impl Into<String>) {
-        self.push(path.into(), reason.into(), false);
+        self.0.push(Mistake { path: path.into(), reason: reason.into(), refers_to: None });
     }
 
     /// Adds a mistake of a reference to a service or its ports.
-    fn add_reference(&mut self, path: impl Into<String>, reason: impl Into<String>) {
-        self.push(path.into(), reason.into(), true);
+    fn add_reference(&mut self, service: &str, path: impl Into<String>, reason: impl Into<String>) {
+        let refers_to = Some(Reference::Service(service.to_owned()));
+        self.0.push(Mistake { path: path.into(), reason: reason.into(), refers_to });
     }
 
-    fn push(&mut self, path: String, reason: String, needs_services: bool) {
-        self.0.push(Mistake { path, reason, needs_services });
+    /// Adds a mistake of a reference to an issuer.
+    fn add_unknown_issuer(&mut self, issuer: &str, path: String) {
+        let reason = format!("there is no issuer {issuer:?}");
+        let refers_to = Some(Reference::Issuer(issuer.to_owned()));
+        self.0.push(Mistake { path, reason, refers_to });
     }
 }
 

@@ -22,7 +22,8 @@ pub(super) fn policies(
         let service = services.get(&policy.service);
         match service {
             None => {
-                mistakes.add_reference(format!("{path}.service"), unknown_service(&policy.service));
+                let reason = unknown_service(&policy.service);
+                mistakes.add_reference(&policy.service, format!("{path}.service"), reason);
             }
             Some(service) if !service.meshed => {
                 let reason = format!(
@@ -159,7 +160,7 @@ impl Clauses<'_> {
     fn token(&self, item: &raw::Clause, path: &str, mistakes: &mut Mistakes) {
         let known = &self.raw.security.issuers;
         if let Some(token) = item.token.as_ref().filter(|token| !known.contains_key(*token)) {
-            mistakes.add(format!("{path}.token"), format!("there is no issuer {token:?}"));
+            mistakes.add_unknown_issuer(token, format!("{path}.token"));
         }
         let claims = item.claims.as_ref();
         if item.token.is_none() && claims.is_some_and(|claims| !claims.is_empty()) {
@@ -183,11 +184,15 @@ impl Clauses<'_> {
             let path = format!("{path}.ports[{place}]");
             let mut known = service.ports.iter().filter(|port| port.port == *number).peekable();
             match known.peek() {
-                None => mistakes.add_reference(path, format!("the service has no port {number}")),
+                None => mistakes.add_reference(
+                    &service.name,
+                    path,
+                    format!("the service has no port {number}"),
+                ),
                 Some(port) => {
                     let port = *port;
                     if !known.any(|port| clause.is_enforced_at(port)) {
-                        mistakes.add_reference(path, not_enforced(clause, port));
+                        mistakes.add_reference(&service.name, path, not_enforced(clause, port));
                     }
                 }
             }
@@ -207,11 +212,11 @@ impl Clauses<'_> {
         }
         let reason = not_enforced(clause, first);
         if enforced.is_empty() {
-            mistakes.add_reference(path, reason);
+            mistakes.add_reference(&service.name, path, reason);
         } else {
             let reason =
                 format!("{reason}; name the other ports: ports: [{}]", enforced.join(", "));
-            mistakes.add_reference(path, reason);
+            mistakes.add_reference(&service.name, path, reason);
         }
     }
 
@@ -256,7 +261,9 @@ impl Clauses<'_> {
                 Err(reason) if from.starts_with("spiffe://") => {
                     mistakes.add(format!("{path}.from[{index}]"), reason);
                 }
-                Err(reason) => mistakes.add_reference(format!("{path}.from[{index}]"), reason),
+                Err(reason) => {
+                    mistakes.add_reference(from, format!("{path}.from[{index}]"), reason)
+                }
             }
         }
         if clause.from.iter().any(|from| from == "*") { Vec::new() } else { callers }

@@ -25,7 +25,8 @@ pub(super) fn routes(
             let path = format!("{path}.parentRefs[{position}]");
             match services.get(&parent.name) {
                 None => {
-                    mistakes.add_reference(format!("{path}.name"), unknown_service(&parent.name))
+                    let reason = unknown_service(&parent.name);
+                    mistakes.add_reference(&parent.name, format!("{path}.name"), reason);
                 }
                 Some(service) => parent_port(parent, service, &path, mistakes),
             }
@@ -64,14 +65,17 @@ fn parent_port(parent: &raw::ParentRef, service: &Service, path: &str, mistakes:
     let name = &parent.name;
     match parent.port {
         Some(number) if is_missing => mistakes.add_reference(
+            name,
             format!("{path}.port"),
             format!("invalid port {number}: service {name:?} has no such port"),
         ),
         Some(number) => mistakes.add_reference(
+            name,
             format!("{path}.port"),
             format!("invalid port {number}: must be a port of http, http2 or grpc"),
         ),
         None => mistakes.add_reference(
+            name,
             format!("{path}.name"),
             format!("invalid service {name:?}: must have a port of http, http2 or grpc"),
         ),
@@ -147,9 +151,13 @@ fn backends(
     for (index, backend) in rule.backend_refs.iter().enumerate() {
         let path = format!("{path}.backendRefs[{index}]");
         match services.get(&backend.name) {
-            None => mistakes.add_reference(format!("{path}.name"), unknown_service(&backend.name)),
+            None => {
+                let reason = unknown_service(&backend.name);
+                mistakes.add_reference(&backend.name, format!("{path}.name"), reason);
+            }
             Some(service) if !service.ports.iter().any(|port| port.port == backend.port) => {
                 mistakes.add_reference(
+                    &backend.name,
                     format!("{path}.port"),
                     format!("{:?} has no port {}", backend.name, backend.port),
                 );
@@ -159,8 +167,9 @@ fn backends(
             }
         }
     }
-    if backends.iter().all(|(_, _, weight)| *weight == 0) {
-        mistakes.add_reference(format!("{path}.backendRefs"), "no backend has a share");
+    let has_share = rule.backend_refs.iter().any(|backend| backend.weight != Some(0));
+    if !has_share {
+        mistakes.add(format!("{path}.backendRefs"), "no backend has a share");
         return None;
     }
     Some(backends)
