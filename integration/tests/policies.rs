@@ -324,6 +324,34 @@ fn why_evaluates_the_policies_of_each_destination_of_the_matching_route() {
 }
 
 #[test]
+fn sidecars_do_with_a_rewritten_path_what_why_prints() {
+    let mut mesh = mesh();
+    let allow = json!([{"from": ["web"], "paths": ["/old", "/new"]}]);
+    let deny = json!([{"from": ["*"], "ports": [STREAMS], "paths": ["/old/admin", "/new/secret"]}]);
+    let filter = json!({"type": "URLRewrite", "urlRewrite": {"path":
+        {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/new"}}});
+    mesh.change(|file| {
+        set_policy(file, json!({"service": "orders", "allow": allow, "deny": deny}));
+        let rule = json!({"matches": [{"path": {"value": "/old"}, "method": "get"}],
+            "filters": [filter], "backendRefs": [{"name": "orders", "port": STREAMS}]});
+        let parent = json!({"name": "orders", "port": STREAMS});
+        file["routes"] = json!([{"name": "r", "parentRefs": [parent], "rules": [rule]}]);
+    });
+    let status = |path: &str| Open::begin(&mesh, path).1;
+    eventually("the route and the policy are in force", || {
+        (status("/old/secret") == "403" && status("/old/admin") == "200").then_some(())
+    });
+    let text = std::fs::read_to_string(mesh.file("mesh.yaml")).expect("the mesh has its file");
+    let callee = format!("orders:{STREAMS}");
+    for path in ["/old/admin", "/old/secret", "/x/../old/%73ecret", "/new/secret", "/new", "/other"]
+    {
+        let is_refused = status(path) == "403";
+        let answer = if is_refused { "refused: " } else { "allowed: " };
+        why(&text, &["web", &callee, "GET", path], i32::from(is_refused), answer);
+    }
+}
+
+#[test]
 fn why_refuses_a_method_path_or_header_that_no_request_has() {
     let check = |words: &[&str], reason: &str| why(MESH, words, 2, reason);
     check(&["web", "orders:80", "G T", "/"], "must be a method name, such as GET");

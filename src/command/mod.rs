@@ -71,7 +71,7 @@ enum Command {
     Redirect(redirect::Arguments),
     /// How it stands with an agent or a sidecar: readiness, problems, redirects, which way flows go.
     Status(status::Arguments),
-    /// Whether a caller may call what, and which policy says so.
+    /// Evaluate routes and authorization for a request and show the deciding policy.
     Why(why::Arguments),
     /// A whole mesh on this machine.
     Demo(crate::demo::Arguments),
