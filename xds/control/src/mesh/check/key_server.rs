@@ -120,6 +120,10 @@ fn parse(text: &str) -> Result<Place, &'static str> {
         Some("http") => 80,
         Some(_) | None => return Err(right),
     };
+    // Sidecars take the scheme in lower case alone.
+    if !["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) {
+        return Err(right);
+    }
     let authority = uri.authority().ok_or(right)?;
     if authority.as_str().contains('@') {
         return Err("a user in it has no effect");
@@ -172,6 +176,9 @@ mod tests {
             "https://login.example:70000/keys",
             "https://a..b/keys",
             "file:///keys.json",
+            "HTTP://login.example/keys",
+            "httpS://login.example/keys",
+            "https ://login.example/keys",
         ] {
             assert_eq!(place(wrong), None, "{wrong}");
         }

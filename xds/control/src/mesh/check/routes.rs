@@ -162,6 +162,11 @@ fn backends(
                     format!("{:?} has no port {}", backend.name, backend.port),
                 );
             }
+            Some(service) if !service.ports.iter().any(|port| takes_requests(port, backend)) => {
+                let number = backend.port;
+                let reason = format!("invalid port {number}: must not be a port of udp");
+                mistakes.add_reference(&backend.name, format!("{path}.port"), reason);
+            }
             Some(_) => {
                 backends.push((backend.name.clone(), backend.port, backend.weight.unwrap_or(1)))
             }
@@ -173,6 +178,11 @@ fn backends(
         return None;
     }
     Some(backends)
+}
+
+/// Whether a route can send requests to a port, which is the one of the backend.
+fn takes_requests(port: &Port, backend: &raw::BackendRef) -> bool {
+    port.port == backend.port && port.protocol != Protocol::Udp
 }
 
 fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMatch {

@@ -266,3 +266,16 @@ fn address_of_a_service_without_ports_gives_a_warning() {
     assert!(found.len() == 1 && found[0].starts_with(at), "{found:?}");
     assert_eq!(warnings("ports: [], endpoints: [{address: 10.1.0.1}]").len(), 1);
 }
+
+#[test]
+fn backend_at_a_port_of_udp_is_a_mistake() {
+    let ports =
+        "ports: [{port: 53, protocol: udp}, {port: 54, protocol: udp}, {port: 54, protocol: tcp}]";
+    let text = |number: u16| {
+        let backend = format!("backendRefs: [{{name: more, port: {number}}}]");
+        with_service(ports).replacen("backendRefs: [{name: api, port: 80}]", &backend, 1)
+    };
+    let at = "line 12: routes[0].rules[0].backendRefs[0].port: invalid port 53: must not be";
+    check(&text(53), Some(at));
+    check(&text(54), None);
+}
