@@ -193,10 +193,6 @@ fn balance(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Balan
 /// Whose flows agents take.
 fn allow_from(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Option<Vec<Cidr>> {
     let ranges = service.allow_from.as_ref()?;
-    if ranges.is_empty() {
-        let reason = "invalid empty list: leave it out for any address";
-        mistakes.add(format!("{path}.allow_from"), reason);
-    }
     let parsed = ranges.iter().enumerate().filter_map(|(position, text)| {
         let parsed = Cidr::parse(text);
         let path = format!("{path}.allow_from[{position}]");

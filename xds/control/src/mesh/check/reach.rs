@@ -37,7 +37,7 @@ const KNOWN_METHODS: [&str; 28] = [
     "VERSION-CONTROL",
 ];
 
-/// Adds a warning for each port that no caller may reach, for addresses of services without ports, for ports of policies where none is enforced,
+/// Adds a warning for each port that no caller may reach, for empty lists of addresses that flows are taken from, for addresses of services without ports, for ports of policies where none is enforced,
 /// for methods that are probably misspelled, and for denials that a caller avoids by sending no token.
 pub(super) fn warn(
     raw: &raw::Mesh,
@@ -51,6 +51,11 @@ pub(super) fn warn(
     }
     let of = |service: &str| enforced.get(service).map(Vec::as_slice).unwrap_or_default();
     for (index, named) in raw.services.iter().enumerate() {
+        if named.allow_from.as_ref().is_some_and(Vec::is_empty) {
+            let reason =
+                "agents drop every new flow: the list is empty; leave it out for any address";
+            warnings.add(format!("services[{index}].allow_from"), reason);
+        }
         let Some(service) = services.get(&named.name).filter(|service| service.meshed) else {
             continue;
         };

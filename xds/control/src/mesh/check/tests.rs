@@ -249,8 +249,20 @@ fn setting_without_effect_at_any_port_is_a_mistake() {
     check(&service("tcp", "balance: least_requests"), None);
     let at = "line 5: services[1].balance: it has no effect";
     check(&service("udp", "balance: round_robin"), Some(at));
-    let at = "line 5: services[1].allow_from: invalid empty list: leave it out";
-    check(&service("tcp", "allow_from: []"), Some(at));
+}
+
+#[test]
+fn empty_allow_from_gives_a_warning() {
+    let warnings = |ranges: &str| {
+        let fields = format!("ports: [{{port: 80, protocol: udp}}], allow_from: [{ranges}]");
+        let mesh = Mesh::parse(&with_service(&fields), Path::new(".")).expect("a good file");
+        let warnings = mesh.warnings.iter().map(ToString::to_string);
+        warnings.filter(|warning| warning.contains("allow_from")).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings("10.0.0.0/8"), Vec::<String>::new());
+    let at = "line 5: services[1].allow_from: agents drop every new flow: the list is empty";
+    let found = warnings("");
+    assert!(found.len() == 1 && found[0].starts_with(at), "{found:?}");
 }
 
 #[test]
