@@ -239,6 +239,7 @@ impl RouteTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Pattern;
 
     #[test]
     fn prefix_rewrite_replaces_the_matched_part_and_keeps_the_rest() {
@@ -256,6 +257,20 @@ mod tests {
         check(PathMatch::Segments("/v1".into()), "/v2", "/v1/%61", "/v2/%61");
         check(PathMatch::Segments("/v1".into()), "/v2", "/x/../v1/a?q", "/v2/a?q");
         check(PathMatch::Segments("/v1".into()), "/v2", "/v1/../v1/a", "/v2/a");
+    }
+
+    #[test]
+    fn regex_rewrite_keeps_the_query() {
+        let any = PathMatch::Prefix("/".into());
+        let check = |pattern: &str, to: &str, target: &str, expected: &str| {
+            let pattern = Pattern::parse(pattern).expect("an expression");
+            let substitution = Substitution::parse(pattern, to).expect("a substitution");
+            let rewritten = PathRewrite::Regex(substitution.into()).target(&any, target, None);
+            assert_eq!(rewritten.as_deref(), Some(expected), "{target}");
+        };
+        check("^/(.*)/old$", r"/\1/new", "/a/old?x=/b/old", "/a/new?x=/b/old");
+        check("^/a", "", "/a", "/");
+        check("^/a", "", "/a//b", "/b");
     }
 
     #[test]
