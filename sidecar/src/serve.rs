@@ -72,8 +72,7 @@ pub(crate) async fn http1(
             Framing::None if request.head.upgrade.is_none() => Source::Empty,
             framing => Source::Http1(BodyReader::new(&mut reader, framing)),
         };
-        let serving = pipeline::request(request.head, source, &mut reply, &connection, worker);
-        Box::pin(serving).await;
+        pipeline::request(request.head, source, &mut reply, &connection, worker).await;
         let Reply::Http1(Http1Reply { reuse, end, .. }) = reply else {
             return;
         };

@@ -310,9 +310,7 @@ impl OneStream {
             }
             Ok(head) => {
                 let source = if has_body { Source::Http2(&mut body) } else { Source::Empty };
-                let serving =
-                    pipeline::request(head, source, &mut reply, &self.connection, &worker);
-                Box::pin(serving).await;
+                pipeline::request(head, source, &mut reply, &self.connection, &worker).await;
             }
             Err(http2::Refused { denial, is_grpc }) => {
                 pipeline::refused(denial, HttpVersion::Http2, &self.connection, &worker);
