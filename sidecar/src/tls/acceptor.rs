@@ -9,7 +9,7 @@ use weft_certs::VerifiedPeer;
 use weft_certs::tls::Server;
 
 use super::Alpn;
-use super::stream::TlsStream;
+use super::stream::{RefusedHandshake, TlsStream};
 use crate::stream::{Secured, Stream};
 use crate::worker::Worker;
 
@@ -29,12 +29,13 @@ pub(crate) struct Accepted {
 /// or, where a session was resumed, once more after it; and the connection stands on it from then on.
 ///
 /// # Errors
-/// Why there is no connection; the client has been sent the alert.
+/// Why there is no connection. A client whose session was resumed and then refused receives no alert: the library
+/// sends none after the handshake.
 pub(crate) async fn accept(
     server: Server,
     tcp: TcpStream,
     worker: &Worker,
-) -> io::Result<Accepted> {
+) -> Result<Accepted, RefusedHandshake> {
     let stream = TlsStream::accept(server.config().clone(), tcp).await?;
     let session = stream.session();
     let alpn = Alpn::of(session.alpn_protocol());
@@ -47,7 +48,8 @@ pub(crate) async fn accept(
         (Some(chain), Some(trust)) => {
             let asserted = chain.first().and_then(VerifiedPeer::assertion);
             let proved = asserted.zip(server.proof(chain, now));
-            let (peer, proof) = proved.ok_or(io::ErrorKind::InvalidData)?;
+            let (peer, proof) =
+                proved.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
             (Some(peer), Some(worker.enrol_proof(stream.tcp(), proof, trust)))
         }
         _ => (None, None),

@@ -71,9 +71,12 @@ pub(crate) async fn secure(
             let acceptor::Accepted { stream, alpn, peer, passed, .. } = accepted;
             Some(Secure { stream, alpn, peer, passed, trace })
         }
-        Ok(Err(error)) => {
-            tracing::debug!(client = %about.client, %error, "a handshake was refused");
-            tell_failure(&error, about, took, worker);
+        Ok(Err(refused)) => {
+            let error = &refused.error;
+            tracing::debug!(client = %about.client, %error, "TLS handshake failed");
+            // Before anything else runs on this thread, which is where the verifier left its reason.
+            tell_failure(error, about, took, worker);
+            Box::pin(refused.close()).await;
             None
         }
         Err(_) => {

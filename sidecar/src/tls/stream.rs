@@ -11,6 +11,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use rustls::client::UnbufferedClientConnection;
@@ -20,7 +21,7 @@ use rustls::unbuffered::{
 };
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::failure::{FailedHandshake, TlsFailure};
@@ -70,6 +71,15 @@ struct Kept {
     ended: bool,
 }
 
+/// A client's handshake that failed on our side.
+#[derive(Debug)]
+pub(crate) struct RefusedHandshake {
+    /// Why the handshake failed.
+    pub(crate) error: io::Error,
+    /// The connection, where an alert may still be on its way to the client.
+    stream: Option<Box<TlsStream>>,
+}
+
 /// What is wanted of a session once it can encrypt.
 enum Wish<'a> {
     /// Nothing: that it reads what came.
@@ -92,12 +102,18 @@ impl TlsStream {
     /// Does the server's side of a handshake.
     ///
     /// # Errors
-    /// Why there is no connection; the client has been sent the alert.
-    pub(crate) async fn accept(config: Arc<ServerConfig>, tcp: TcpStream) -> io::Result<Box<Self>> {
+    /// Why there is no connection; the alert has been given to the socket as far as the socket took it. The
+    /// caller passes the error to [`RefusedHandshake::close`], so that the client receives the alert.
+    pub(crate) async fn accept(
+        config: Arc<ServerConfig>,
+        tcp: TcpStream,
+    ) -> Result<Box<Self>, RefusedHandshake> {
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
         let mut stream = Self::new(Session::Server(session), tcp);
-        stream.handshake().await?;
-        Ok(stream)
+        match stream.handshake().await {
+            Ok(()) => Ok(stream),
+            Err(error) => Err(RefusedHandshake { error, stream: Some(stream) }),
+        }
     }
 
     /// Does the client's side of a handshake.
@@ -153,10 +169,7 @@ impl TlsStream {
 
     /// What both sides agreed on.
     pub(crate) fn session(&self) -> &CommonState {
-        match &self.session {
-            Session::Server(session) => session,
-            Session::Client(session) => session,
-        }
+        self.session.common()
     }
 
     /// Whether a read would give something without the socket.
@@ -259,30 +272,61 @@ impl Session {
         buf: &mut ReadBuf<'_>,
         kept: &mut Kept,
     ) -> (usize, io::Result<usize>) {
-        let (mut used, mut failed) = (0, None);
+        let mut used = 0;
         loop {
             let rest = input.get_mut(used..).unwrap_or_default();
-            let (discard, step) = match self {
-                Self::Server(session) => {
-                    let UnbufferedStatus { discard, state } = session.process_tls_records(rest);
-                    (discard, state.map(|state| carry_out(state, &mut wish, buf, kept)))
-                }
-                Self::Client(session) => {
-                    let UnbufferedStatus { discard, state } = session.process_tls_records(rest);
-                    (discard, state.map(|state| carry_out(state, &mut wish, buf, kept)))
-                }
-            };
+            let (discard, step) = self.step(rest, &mut wish, buf, kept);
             used += discard;
-            if let Some(error) = failed {
-                return (used, Err(error));
-            }
             match step {
                 Ok(Ok(Step::Again)) => {}
                 Ok(Ok(Step::Done(encrypted))) => return (used, Ok(encrypted)),
                 Ok(Err(error)) => return (used, Err(error)),
-                // Asked once more, it gives the alert that it has for the peer. It must not be asked again.
-                Err(error) => failed = Some(io::Error::new(io::ErrorKind::InvalidData, error)),
+                Err(error) => {
+                    self.encode_queued(input.get_mut(used..).unwrap_or_default(), kept);
+                    return (used, Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+                }
             }
+        }
+    }
+
+    /// Has the session process `input` until it asks for something, and does that. Gives how many bytes of
+    /// `input` it is done with.
+    fn step(
+        &mut self,
+        input: &mut [u8],
+        wish: &mut Wish<'_>,
+        buf: &mut ReadBuf<'_>,
+        kept: &mut Kept,
+    ) -> (usize, Result<io::Result<Step>, rustls::Error>) {
+        match self {
+            Self::Server(session) => {
+                let UnbufferedStatus { discard, state } = session.process_tls_records(input);
+                (discard, state.map(|state| carry_out(state, wish, buf, kept)))
+            }
+            Self::Client(session) => {
+                let UnbufferedStatus { discard, state } = session.process_tls_records(input);
+                (discard, state.map(|state| carry_out(state, wish, buf, kept)))
+            }
+        }
+    }
+
+    /// Encodes the records that a failed session has queued for the peer: the alert, and before it, in TLS 1.3,
+    /// the ServerHello without which the peer cannot decrypt the alert. The session gives one record a call; a
+    /// call without a queued record would process more input, which a failed session must not do.
+    fn encode_queued(&mut self, mut input: &mut [u8], kept: &mut Kept) {
+        while self.common().wants_write() {
+            let (discard, step) = self.step(input, &mut Wish::None, &mut nowhere(), kept);
+            if !matches!(step, Ok(Ok(Step::Again))) {
+                return;
+            }
+            input = input.get_mut(discard..).unwrap_or_default();
+        }
+    }
+
+    fn common(&self) -> &CommonState {
+        match self {
+            Self::Server(session) => session,
+            Self::Client(session) => session,
         }
     }
 }
@@ -377,6 +421,41 @@ impl Kept {
     }
 }
 
+impl From<io::Error> for RefusedHandshake {
+    fn from(error: io::Error) -> Self {
+        Self { error, stream: None }
+    }
+}
+
+impl RefusedHandshake {
+    /// How long the client may send nothing before the connection is closed.
+    const SILENCE: Duration = Duration::from_secs(1);
+    /// How long closing may take.
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// Sends the rest of the alert, closes our side, then reads and discards what the client still sends. Closing
+    /// a socket with unread bytes resets the connection, and a reset can destroy the alert before the client has
+    /// read it.
+    pub(crate) async fn close(self) {
+        let Some(mut stream) = self.stream else {
+            return;
+        };
+        let closing = async {
+            std::future::poll_fn(|cx| stream.poll_send(cx)).await?;
+            stream.tcp.shutdown().await?;
+            let mut discarded = vec![0; RECORD_BYTES];
+            loop {
+                let reading = stream.tcp.read(&mut discarded);
+                if let 0 = tokio::time::timeout(Self::SILENCE, reading).await?? {
+                    return io::Result::Ok(());
+                }
+            }
+        };
+        // Whether the client closed or the time is over, the connection is closed now.
+        drop(tokio::time::timeout(Self::LIMIT, closing).await);
+    }
+}
+
 impl AsyncRead for TlsStream {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -462,11 +541,11 @@ fn nowhere() -> ReadBuf<'static> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::SystemTime;
 
     use futures_util::FutureExt;
     use rustls_pki_types::UnixTime;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
+    use tokio::io::split;
     use tokio::net::TcpListener;
     use tokio_rustls::{TlsAcceptor, TlsConnector};
     use weft_certs::request::{self, CheckedRequest};
@@ -746,9 +825,51 @@ mod tests {
             stream.read_u8().await
         };
         let (ours, theirs) = tokio::join!(TlsStream::accept(sides.server.clone(), near), other);
-        assert!(ours.unwrap_err().to_string().contains("no certificate"), "the reason is named");
+        assert!(
+            ours.unwrap_err().error.to_string().contains("no certificate"),
+            "the reason is named"
+        );
         let told = theirs.unwrap_err().to_string();
         assert!(told.contains("CertificateRequired"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn client_without_a_common_application_protocol_receives_the_alert() {
+        let sides = sides();
+        let mut server = ServerConfig::clone(&sides.server);
+        server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let mut client = ClientConfig::clone(&sides.client);
+        client.alpn_protocols = vec![b"foo".to_vec()];
+        let (near, far) = tcp().await;
+        let connector = TlsConnector::from(Arc::new(client));
+        let connecting = connector.connect(server_name(), far);
+        let (ours, theirs) = tokio::join!(TlsStream::accept(Arc::new(server), near), connecting);
+        let ours = ours.unwrap_err().error.to_string();
+        assert!(ours.contains("known protocol"), "{ours}");
+        let theirs = theirs.unwrap_err().to_string();
+        assert!(theirs.contains("NoApplicationProtocol"), "{theirs}");
+    }
+
+    #[tokio::test]
+    async fn refused_client_that_sends_more_reads_the_alert_and_no_reset() {
+        let sides = sides();
+        let (near, far) = tcp().await;
+        let connector = TlsConnector::from(sides.nobody.clone());
+        let client = async {
+            let mut stream = connector.connect(server_name(), far).await.unwrap();
+            // More than the server takes with the client's last message of the handshake.
+            stream.write_all(&[7; 300_000]).await.unwrap();
+            let alert = stream.read_u8().await.unwrap_err().to_string();
+            (alert, stream.get_mut().0.read(&mut [0]).await)
+        };
+        let server = async {
+            // The refusal comes when all of it has arrived.
+            let refused = TlsStream::accept(sides.server.clone(), near).await.unwrap_err();
+            refused.close().await;
+        };
+        let ((alert, end), ()) = tokio::join!(client, server);
+        assert!(alert.contains("CertificateRequired"), "{alert}");
+        assert_eq!(end.unwrap(), 0, "the connection ends without a reset");
     }
 
     #[tokio::test]
