@@ -162,3 +162,39 @@ fn open_connections_are_counted_right_while_draining() {
     assert!(idle.iter_mut().all(Client::is_at_end));
     eventually("only the held connection is open", || (open(&alone) == 1).then_some(()));
 }
+
+#[test]
+fn response_that_begins_while_draining_announces_the_end_of_its_connection() {
+    let (requested, begun) = channel();
+    let (answer, answering) = channel::<()>();
+    let answering = Mutex::new(answering);
+    let backend = Backend::start(move |stream| {
+        let mut reader = BufReader::new(stream);
+        while read_head(&mut reader).is_some() {
+            requested.send(()).expect("the test waits");
+            let told = answering.lock().expect("one request").recv_timeout(DEADLINE);
+            told.expect("the test says when to answer");
+            let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+            reader.get_mut().write_all(response).expect("the sidecar reads");
+        }
+    });
+    let alone = alone::Wanted::before(backend.port, Speaks::Http1).start();
+    let mut client = Client::connect(alone.port);
+    let mut ask = |drains: bool| {
+        assert!(client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n"));
+        begun.recv_timeout(DEADLINE).expect("the request arrives");
+        if drains {
+            alone.sidecar.process.signal(Signal::SIGTERM);
+            eventually("the sidecar takes nothing new", || {
+                TcpStream::connect(("127.0.0.1", alone.port)).is_err().then_some(())
+            });
+        }
+        answer.send(()).expect("the backend waits");
+        let answer = client.answer("GET");
+        assert_eq!((answer.status, &*answer.body), (200, "ok"), "{}", answer.head);
+        answer.field("connection").map(str::to_owned)
+    };
+    assert_eq!(ask(false), None);
+    assert_eq!(ask(true).as_deref(), Some("close"));
+    assert!(client.is_at_end());
+}

@@ -5,6 +5,7 @@ use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, header};
 use weft_model::HeaderCase;
 
+use crate::connection::Connection;
 use crate::denial::Denial;
 use crate::http::body::Sink;
 use crate::http::fields::Fields;
@@ -15,6 +16,7 @@ use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead};
 use crate::mutate::Changes;
 use crate::upstream::Outcome;
+use crate::worker::Worker;
 
 /// The content type of what we say ourselves.
 const PLAIN_TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -36,6 +38,29 @@ pub(crate) struct Http1Reply<'a> {
     pub(crate) started: bool,
     pub(crate) end: End,
     pub(crate) header_case: HeaderCase,
+    /// None where the connection ends with this response anyway.
+    pub(crate) ending: Option<Ending<'a>>,
+}
+
+/// What ends a connection of HTTP/1.1 after the response that is being made: draining, or the end of what its
+/// client proved.
+#[derive(Clone, Copy)]
+pub(crate) struct Ending<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) connection: &'a Connection,
+}
+
+impl Ending<'_> {
+    /// Whether the connection takes no further request.
+    pub(crate) fn has_begun(self) -> bool {
+        self.worker.is_draining() || self.connection.is_leaving()
+    }
+}
+
+impl std::fmt::Debug for Ending<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Ending").field(&self.has_begun()).finish()
+    }
 }
 
 /// A response that a route makes without an endpoint: a redirect or a fixed text.
@@ -280,6 +305,10 @@ impl Http1Reply<'_> {
         if framing == Framing::UntilClose {
             self.reuse = Reuse::No;
             self.end = End::Close;
+        }
+        // It may have begun since the request came. The client must not send another request (RFC 9112, section 9.6).
+        if self.ending.is_some_and(Ending::has_begun) {
+            self.reuse = Reuse::No;
         }
         let connection = match (self.reuse, self.version) {
             (Reuse::No, _) => Some("close"),

@@ -13,7 +13,7 @@ use crate::http::body::Source;
 use crate::http::h1::{BodyReader, Framing, HeadError, ReadRequest, Reader, Writer, read_request};
 use crate::http::head::{HttpVersion, Upgrade};
 use crate::pipeline::{self, Connection};
-use crate::reply::{End, Http1Reply, Reply, Reuse};
+use crate::reply::{End, Ending, Http1Reply, Reply, Reuse};
 use crate::stream::{Half, Stream};
 use crate::worker::{Worker, now};
 
@@ -50,8 +50,8 @@ pub(crate) async fn http1(
                 return Box::pin(refuse(denial, reader, writer, settings)).await;
             }
         };
-        let is_last =
-            allowance.is_spent_by_one_more() || worker.is_draining() || connection.is_leaving();
+        let ending = Ending { worker, connection: &connection };
+        let is_last = allowance.is_spent_by_one_more() || ending.has_begun();
         let mut reply = Reply::Http1(Http1Reply {
             writer: &mut writer,
             version: request.head.version,
@@ -67,6 +67,7 @@ pub(crate) async fn http1(
             started: false,
             end: End::Told,
             header_case: settings.http1.header_case,
+            ending: Some(ending),
         });
         let source = match request.framing {
             Framing::None if request.head.upgrade.is_none() => Source::Empty,
@@ -79,9 +80,9 @@ pub(crate) async fn http1(
         if end == End::Broken {
             return writer.half.reset();
         }
-        // Draining may have begun meanwhile, or the client's certificate ended, which only ends the
+        // Draining may have begun while the body was sent, or the client's certificate ended, which only ends the
         // connections that were idle then. Another request would come in vain.
-        if reuse == Reuse::No || worker.is_draining() || connection.is_leaving() {
+        if reuse == Reuse::No || ending.has_begun() {
             let unread = reader.is_within_body;
             return close(reader, writer, unread).await;
         }
@@ -168,6 +169,7 @@ async fn refuse(denial: Denial, reader: Reader, mut writer: Writer, settings: &H
         started: false,
         end: End::Told,
         header_case: settings.http1.header_case,
+        ending: None,
     });
     reply.deny(denial, false).await;
     close(reader, writer, true).await;
