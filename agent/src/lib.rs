@@ -6,6 +6,7 @@
 //! does the work. What needs nobody to look at its bytes goes by [`kernel`] instead. [`redirect`] is
 //! how the kernel is told to hand traffic over, [`netlink`] the words for both.
 
+mod explanation;
 pub mod flow;
 mod forward;
 pub mod kernel;
@@ -21,4 +22,5 @@ mod source;
 mod tally;
 mod worker;
 
+pub use explanation::{Admission, Explanation};
 pub use worker::{Limits, Shared, run};

@@ -31,7 +31,7 @@ pub struct Plan {
     pub revision: u64,
     listeners: BTreeMap<Name, Arc<Listener>>,
     /// Listeners that are not bound: they answer for connections redirected from their address.
-    by_destination: HashMap<(Transport, SocketAddr), Arc<Listener>>,
+    pub(crate) by_destination: HashMap<(Transport, SocketAddr), Arc<Listener>>,
     targets: HashMap<Name, Arc<Target>>,
     looping_endpoints: usize,
     seed: u32,
@@ -389,74 +389,6 @@ impl Plan {
             }
             Picker::OriginalDestination => Choice::NoEndpoint,
         }
-    }
-}
-
-/// Where a flow goes and why, for people.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Explanation {
-    /// The listener that answers for the destination.
-    pub listener: String,
-    /// The cluster that its flows go to.
-    pub cluster: String,
-    /// The hash of the 5-tuple under the mesh's seed.
-    pub hash: u32,
-    /// The slot on which it falls, and of how many; none where no table decides.
-    pub slot: Option<(usize, usize)>,
-    /// The flow's endpoint, then where it goes when that one cannot be reached.
-    pub endpoints: Vec<SocketAddr>,
-    /// What decided.
-    pub choice: &'static str,
-}
-
-impl Plan {
-    /// Where a new flow would go, whose SYN bears this sequence number.
-    ///
-    /// # Errors
-    /// Why it would go nowhere, or that the sequence number decides and none was given.
-    pub fn explain(&self, flow: &FlowTuple, sequence: Option<u32>) -> Result<Explanation, String> {
-        let (transport, destination) = (flow.transport, flow.destination);
-        let bound = self.bound().find(|bound| {
-            let addressed = bound.address == destination
-                || bound.address.ip().is_unspecified()
-                    && bound.address.port() == destination.port();
-            bound.transport == transport && addressed
-        });
-        let listener = self.by_destination.get(&(transport, destination)).or(bound);
-        let listener = listener.ok_or_else(|| format!("no listener answers for {destination}"))?;
-        let target = match transport {
-            Transport::Tcp => {
-                let tcp = self.tcp(listener, destination);
-                let number = sequence.unwrap_or_default();
-                tcp.and_then(|tcp| Some((self.target(tcp, flow, number)?, tcp.flow_key)))
-            }
-            Transport::Udp => {
-                let udp = self.udp(listener);
-                udp.and_then(|udp| Some((self.target_named(&udp.cluster)?, udp.flow_key)))
-            }
-        };
-        let (target, key) =
-            target.ok_or_else(|| format!("{:?} leads to no cluster", &*listener.name))?;
-        if key.takes_sequence(transport) && sequence.is_none() {
-            return Err(format!(
-                "{:?} is hashed with the sequence number of a connection's SYN: say which (--sequence)",
-                &*listener.name
-            ));
-        }
-        let hash = self.hash(flow, key, sequence.unwrap_or_default());
-        let slot = match &target.picker {
-            Picker::Table(table) => table.slot(hash).map(|slot| (slot, table.size())),
-            Picker::OriginalDestination => None,
-        };
-        let choices = (0..=OTHER_ENDPOINTS).map(|attempt| self.pick(target, flow, hash, attempt));
-        Ok(Explanation {
-            listener: listener.name.to_string(),
-            cluster: target.name.to_string(),
-            hash,
-            slot,
-            endpoints: choices.filter_map(Choice::endpoint).collect(),
-            choice: self.pick(target, flow, hash, 0).word(),
-        })
     }
 }
 

@@ -64,17 +64,37 @@ fn range_of(mesh: &Mesh, host: &Host) -> String {
     address.to_string()
 }
 
+/// What the agent prints of a new connection from a host: the group's decision, the range that admits the host, and
+/// the endpoints.
+fn explained(mesh: &Mesh, host: &Host) -> (String, Value, usize) {
+    let client = SocketAddr::new(range_of(mesh, host).parse().expect("an address"), 4000);
+    let flow = format!("/flow?transport=tcp&client={client}&destination={}", mesh.echo());
+    let text = mesh.agent.admin(&flow).text();
+    let told: Value = serde_json::from_str(&text).expect("it is JSON");
+    let group = told["security_group"].as_str().unwrap_or(&text).to_owned();
+    let endpoints = told["endpoints"].as_array().map_or(0, Vec::len);
+    (group, told["admitting_range"].clone(), endpoints)
+}
+
 fn assert_groups_hold(family: Family, path: &str) {
     let mut mesh = Mesh::start_with(family, &["--path", path]);
     let (client, stranger) = (mesh.client.clone(), mesh.host("stranger"));
     assert!(connects(&mesh, &stranger), "without a group anybody is let in");
     let (mut flow, replica) = mesh.open_flow().expect("the echo service greets");
+    let (group, range, endpoints) = explained(&mesh, &client);
+    assert_eq!((&*group, range), ("none", Value::Null));
+    assert!(endpoints > 0);
 
     let range = range_of(&mesh, &stranger);
     let_in(&mut mesh, &[range]);
     eventually("the client is not let in any more", || (!connects(&mesh, &client)).then_some(()));
     assert!(!is_answered(&mesh, &client));
     assert!(connects(&mesh, &stranger) && is_answered(&mesh, &stranger));
+    assert_eq!(explained(&mesh, &client), ("not_allowed".to_owned(), Value::Null, 0));
+    let (group, range, endpoints) = explained(&mesh, &stranger);
+    assert_eq!(group, "admitted");
+    assert!(range.as_str().is_some_and(|range| range.starts_with(&range_of(&mesh, &stranger))));
+    assert!(endpoints > 0);
     assert_eq!(flow.say("still there?"), Some(replica), "what was let in goes on");
     // The proxy path may have refused the first ones: the kernel learns of a change a moment later.
     eventually("what was dropped is counted", || {

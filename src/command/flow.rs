@@ -83,15 +83,27 @@ fn lines(told: &Value) -> Vec<String> {
     let mut endpoints = endpoints.into_iter().flatten().filter_map(Value::as_str);
     let first = endpoints.next().unwrap_or("none");
     let others: Vec<&str> = endpoints.collect();
-    let mut lines =
-        vec![format!("listener  {}", text("listener")), format!("cluster   {}", text("cluster"))];
+    let group = match (text("security_group"), text("admitting_range")) {
+        ("admitted", range) => format!("admits the client by {range}"),
+        ("not_allowed", _) => "does not admit the client: in no range of allow_from".into(),
+        _ => "none, every client is admitted".into(),
+    };
+    let mut lines = vec![
+        format!("listener  {}", text("listener")),
+        format!("group     {group}"),
+        format!("cluster   {}", text("cluster")),
+    ];
     if let (Some(hash), Some(slot), Some(slots)) =
         (number("/hash"), number("/slot/0"), number("/slot/1"))
     {
         lines.push(format!("hash      {hash:#010x}"));
         lines.push(format!("slot      {slot} of {slots}"));
     }
-    lines.push(format!("endpoint  {first}, by {}", text("choice").replace('_', " ")));
+    if text("security_group") == "not_allowed" {
+        lines.push("endpoint  none: the security group does not admit the client".to_owned());
+    } else {
+        lines.push(format!("endpoint  {first}, by {}", text("choice").replace('_', " ")));
+    }
     if let Some(path) = told.get("path").and_then(Value::as_str) {
         lines.push(format!("path      {path}: {}", text("why")));
     }
@@ -99,4 +111,33 @@ fn lines(told: &Value) -> Vec<String> {
         lines.push(format!("then      {}", others.join(", ")));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn printed(group: &str, range: Option<&str>, endpoints: &[&str]) -> String {
+        let told = json!({
+            "listener": "echo", "security_group": group, "admitting_range": range, "cluster": "echo",
+            "hash": 1, "slot": [1, 11], "endpoints": endpoints, "choice": "flow_hash",
+        });
+        lines(&told).join("\n")
+    }
+
+    #[test]
+    fn security_group_is_printed_with_its_decision_and_range() {
+        let at = "10.1.0.1:7000";
+        let open = printed("none", None, &[at]);
+        assert!(open.contains("group     none, every client is admitted"), "{open}");
+        let admitted = printed("admitted", Some("10.0.0.0/8"), &[at]);
+        assert!(admitted.contains("group     admits the client by 10.0.0.0/8"), "{admitted}");
+        assert!(admitted.contains("endpoint  10.1.0.1:7000, by flow hash"), "{admitted}");
+        let refused = printed("not_allowed", None, &[]);
+        assert!(refused.contains("group     does not admit the client"), "{refused}");
+        assert!(refused.contains("endpoint  none: the security group"), "{refused}");
+        assert!(!refused.contains("by flow hash"), "{refused}");
+    }
 }
