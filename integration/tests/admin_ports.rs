@@ -145,3 +145,15 @@ fn admin_port_beyond_loopback_takes_orders_only_when_allowed() {
     let open = Ports::start(OUTSIDE, &["--allow-remote-admin-orders"]);
     assert_eq!(open.ask("/logging?level=debug", &["-X", "POST"]).status, 200);
 }
+
+#[test]
+fn log_filter_without_a_level_is_refused_with_400_and_changes_nothing() {
+    let ports = Ports::start("127.0.0.1", &[]);
+    for level in ["nosuch", "", "weft_xds"] {
+        let refused = ports.ask(&format!("/logging?level={level}"), &["-X", "POST"]);
+        assert_eq!(refused.status, 400, "{level:?}");
+        assert!(refused.text().contains("off, error, warn, info, debug"), "{}", refused.text());
+    }
+    assert_eq!(ports.ask("/logging", &[]).text(), "info\n");
+    assert_eq!(ports.ask("/logging?level=weft_xds=trace,warn", &["-X", "POST"]).status, 200);
+}

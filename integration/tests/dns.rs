@@ -216,7 +216,7 @@ fn what_cannot_be_is_said() {
         ("--dns 15053", "need each other"),
         ("--outbound 15001 --resolvers 127.0.0.11", "need each other"),
         ("--dns 15053 --resolvers 127.0.0.11 --exclude-outbound-ports 53", "53 is what dns takes"),
-        ("--dns 0 --resolvers 127.0.0.11", "port 0 is no port"),
+        ("--dns 0 --resolvers 127.0.0.11", "0 is not in 1..=65535"),
     ] {
         let mut command = weft();
         let output = command.args(["redirect", "plan"]).args(wish.split(' ')).output();

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
@@ -49,8 +50,53 @@ pub fn start(filter: &str) -> Result<LogLevel, String> {
     Ok(LogLevel(handle))
 }
 
+/// Checks the text of a log filter.
+///
+/// # Errors
+/// The part that is invalid, and what is accepted.
+pub fn check(filter: &str) -> Result<(), String> {
+    parse(filter).map(drop)
+}
+
 fn parse(filter: &str) -> Result<EnvFilter, String> {
-    EnvFilter::builder().parse(filter).map_err(|error| {
-        format!("{filter:?} is no log filter, such as info, debug or weft_xds=trace,info: {error}")
-    })
+    let refuse = |why: String| {
+        format!(
+            "invalid log filter {filter:?}: {why}: must be LEVEL or TARGET=LEVEL, separated by commas; {LEVELS}"
+        )
+    };
+    if let Some(part) = filter.split(',').find(|part| !is_directive(part.trim())) {
+        return Err(refuse(format!("unknown level {:?}", part.trim())));
+    }
+    EnvFilter::builder().parse(filter).map_err(|error| refuse(error.to_string()))
+}
+
+const LEVELS: &str = "levels are off, error, warn, info, debug and trace";
+
+/// Whether a directive names its level. [`EnvFilter`] reads a word that is no level as a target and logs
+/// nothing else from then on, so that a typing error would silence the log.
+fn is_directive(part: &str) -> bool {
+    let is_of_span = part.contains(['[', ']', '{', '}']);
+    // An empty text parses as a level.
+    part.contains('=') || is_of_span || (!part.is_empty() && part.parse::<LevelFilter>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_targets_with_levels_are_accepted() {
+        for filter in ["info", "OFF", "weft_xds=trace,info", "h2=warn, debug", "weft[span]=debug"] {
+            assert_eq!(check(filter), Ok(()), "{filter}");
+        }
+    }
+
+    #[test]
+    fn word_that_is_not_a_level_is_refused_with_the_accepted_levels() {
+        for filter in ["nosuch", "", "weft_xds", "info,nosuch", "weft=nosuch", "weft_xds%3Dtrace"] {
+            let refused = check(filter).expect_err(filter);
+            assert!(refused.starts_with(&format!("invalid log filter {filter:?}")), "{refused}");
+            assert!(refused.ends_with("off, error, warn, info, debug and trace"), "{refused}");
+        }
+    }
 }

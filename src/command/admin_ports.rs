@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use clap::Args;
 use weft_runtime::admin::Ports;
 
+use super::values;
+
 #[derive(Debug, Args)]
 pub(super) struct AdminPorts {
     /// Serve /metrics alone at this address, such as 0.0.0.0:15020.
@@ -17,7 +19,7 @@ pub(super) struct AdminPorts {
     #[arg(long)]
     allow_remote_admin_orders: bool,
     /// A name by which the admin port may be asked, beside addresses and localhost.
-    #[arg(long = "admin-host", value_name = "NAME")]
+    #[arg(long = "admin-host", value_name = "NAME", value_parser = values::host_name)]
     admin_hosts: Vec<String>,
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use tokio::sync::watch;
 use weft_agent::kernel::{Keeper, KernelLimits, PathChoice};
@@ -17,8 +18,8 @@ use weft_runtime::memory;
 use weft_runtime::metrics::Registry;
 use weft_runtime::problems::Problems;
 
-use super::Failure;
 use super::data_plane::{DataPlane, access_writer};
+use super::{Failure, values};
 use crate::agent_role::AgentRole;
 use crate::process::{self, Setup};
 use crate::redirects;
@@ -46,20 +47,20 @@ pub(super) struct Arguments {
     /// Addresses of this host from which the proxy path connects to endpoints, in turn; between one and
     /// an endpoint there are as many connections as the host gives ports. The kernel's choice when none
     /// is given.
-    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', value_parser = values::source_address)]
     source_addresses: Vec<IpAddr>,
     /// How many slots the kernel's tables have at most, all services together; one takes about 100
     /// bytes.
-    #[arg(long, default_value_t = 4_194_304, value_name = "COUNT")]
+    #[arg(long, default_value_t = 4_194_304, value_name = "COUNT", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 30))]
     slot_limit: usize,
     /// How long an endpoint that is gone may keep its TCP connections on the kernel path, in seconds.
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     endpoint_drain: u64,
     /// How many TCP connections one worker carries at most.
-    #[arg(long, default_value_t = 40_000, value_name = "COUNT")]
+    #[arg(long, default_value_t = 40_000, value_name = "COUNT", value_parser = values::limit())]
     connection_limit: usize,
     /// How many UDP flows one worker carries at most.
-    #[arg(long, default_value_t = 10_000, value_name = "COUNT")]
+    #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = values::limit())]
     flow_limit: usize,
 }
 

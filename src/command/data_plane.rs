@@ -13,7 +13,7 @@ use weft_runtime::problems::Problems;
 use weft_xds::bootstrap::Bootstrap;
 
 use super::admin_ports::AdminPorts;
-use super::{Failure, say};
+use super::{Failure, say, values};
 use crate::identity::{Enrolment, Source};
 
 /// What both data planes are asked.
@@ -28,7 +28,8 @@ pub(super) struct DataPlane {
         env = "WEFT_CONTROL",
         value_name = "HOST:PORT",
         requires = "trust",
-        conflicts_with = "config"
+        conflicts_with = "config",
+        value_parser = values::host_and_port
     )]
     pub(super) control: Option<String>,
     /// The roots by which the control plane is known, PEM.
@@ -46,10 +47,10 @@ pub(super) struct DataPlane {
     #[command(flatten)]
     ports: AdminPorts,
     /// How many worker threads; one per processor when not given.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = values::workers)]
     pub(super) workers: Option<NonZeroUsize>,
     /// How long draining waits for what is open, in seconds.
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     drain_timeout: u64,
     /// Check the configuration, print what it is, and end.
     #[arg(long)]

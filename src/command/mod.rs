@@ -10,6 +10,9 @@ pub(crate) mod redirect;
 mod sds;
 mod sidecar;
 mod status;
+#[cfg(test)]
+mod tests;
+mod values;
 mod why;
 
 use std::io::Write as _;
@@ -46,8 +49,9 @@ impl From<String> for Failure {
         Exit codes: 0 done, 1 it could not be done, 2 what was asked or configured is wrong."
 )]
 struct Cli {
-    /// What is logged to standard error, such as info, debug or weft_xds=trace,info.
-    #[arg(long, global = true, default_value = "info", env = "WEFT_LOG", value_name = "FILTER")]
+    /// What is logged to standard error: LEVEL or TARGET=LEVEL, separated by commas, such as info, debug or
+    /// weft_xds=trace,info. Levels: off, error, warn, info, debug, trace.
+    #[arg(long, global = true, default_value = "info", env = "WEFT_LOG", value_name = "FILTER", value_parser = values::log_filter)]
     log: String,
     #[command(subcommand)]
     command: Command,

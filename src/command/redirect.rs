@@ -49,6 +49,9 @@ enum Command {
     Remove(Place),
 }
 
+/// The ports that rules can name.
+const PORT: std::ops::RangeInclusive<i64> = 1..=65_535;
+
 #[derive(Debug, Args)]
 struct Place {
     /// The network namespace, such as /run/netns/web or /proc/42/ns/net.
@@ -64,32 +67,32 @@ struct Wanted {
     #[arg(long, value_enum, default_value_t = Tool::Auto)]
     backend: Tool,
     /// The port that takes TCP arriving for this host's addresses.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(PORT))]
     inbound: Option<u16>,
     /// The port that takes TCP leaving this host.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(PORT))]
     outbound: Option<u16>,
     /// The port that takes TCP for services arriving from other hosts.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(PORT))]
     forwarded: Option<u16>,
     /// The port that takes UDP for services.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(PORT))]
     udp: Option<u16>,
     /// The addresses of services; for --outbound, every address when not given.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
     services: Vec<Cidr>,
     /// The port of loopback at which a DNS server takes what programs ask --resolvers. It must answer; a
     /// guard hands questions over as long as it does.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(PORT))]
     dns: Option<u16>,
     /// The resolvers whose questions are taken, such as 127.0.0.11.
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
     resolvers: Vec<IpAddr>,
     /// Ports that arriving traffic keeps.
-    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(PORT))]
     exclude_inbound_ports: Vec<u16>,
     /// Ports that leaving traffic keeps.
-    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(PORT))]
     exclude_outbound_ports: Vec<u16>,
     /// Addresses that leaving traffic keeps.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]

@@ -11,8 +11,8 @@ use weft_runtime::metrics::Registry;
 use weft_sidecar::plan::Plan;
 use weft_sidecar::{Limits, Shared, metrics, planner};
 
-use super::Failure;
 use super::data_plane::{DataPlane, Workload, access_writer};
+use super::{Failure, values};
 use crate::process::{self, Particulars, Setup};
 
 #[derive(Debug, Args)]
@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     workload: Workload,
     /// How many connections one worker serves at most.
-    #[arg(long, default_value_t = 15_000, value_name = "COUNT")]
+    #[arg(long, default_value_t = 15_000, value_name = "COUNT", value_parser = values::limit())]
     connection_limit: usize,
     /// How many MiB one worker's connections of HTTP/2 may make it hold at most: their windows together.
     #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=65_536))]

@@ -146,8 +146,9 @@ impl Redirect {
                 "exclude_outbound_ports: 53 is what dns takes; leave one of them out".into()
             );
         }
-        if self.ports().contains(&Some(0)) {
-            return Err("port 0 is no port".into());
+        let excluded = self.exclude_inbound_ports.iter().chain(&self.exclude_outbound_ports);
+        if self.ports().contains(&Some(0)) || excluded.copied().any(|port| port == 0) {
+            return Err("invalid port 0: must be 1 to 65535".into());
         }
         if (self.udp.is_some() || self.forwarded.is_some()) && self.services.is_empty() {
             return Err("udp and forwarded need services, the addresses to take".into());

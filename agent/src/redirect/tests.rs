@@ -97,4 +97,5 @@ fn a_wish_that_cannot_be_met_is_refused() {
     check(Redirect { services: Vec::new(), ..node() }, "need services");
     check(Redirect { owner: "a\"b".into(), ..node() }, "owner");
     check(Redirect { udp: Some(0), ..node() }, "port 0");
+    check(Redirect { exclude_inbound_ports: vec![0], ..node() }, "port 0");
 }

@@ -1,0 +1,79 @@
+//! Parsers of option values. What they refuse is a usage error, before anything is started.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+
+use clap::builder::RangedU64ValueParser;
+use weft_runtime::log;
+
+/// The highest value of a limit on connections or flows.
+const LIMIT: u64 = 1_000_000;
+/// More worker threads than this serve no host.
+const WORKER_LIMIT: usize = 1024;
+
+/// A log filter.
+pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    log::check(text).map(|()| text.to_owned())
+}
+
+/// A limit on connections or flows of one worker.
+pub(super) fn limit() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=LIMIT)
+}
+
+/// A number of worker threads.
+pub(super) fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= WORKER_LIMIT);
+    count.ok_or_else(|| format!("must be 1 to {WORKER_LIMIT}"))
+}
+
+/// `HOST:PORT`, where HOST is a name, an IPv4 address, or an IPv6 address in brackets.
+pub(super) fn host_and_port(text: &str) -> Result<String, String> {
+    let refuse = |why: &str| {
+        Err(format!(
+            "invalid address: {why}: must be HOST:PORT, such as control.example:15010 or [fd00::1]:15010"
+        ))
+    };
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return refuse("an IPv6 address needs brackets and a port");
+    }
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return refuse("the port is missing");
+    };
+    if port.parse().ok().is_none_or(|port: u16| port == 0) {
+        return refuse(&format!("port {port:?} is not 1 to 65535"));
+    }
+    let is_address = host.starts_with('[') && text.parse::<SocketAddr>().is_ok();
+    if is_address || is_host_name(host) {
+        return Ok(text.to_owned());
+    }
+    refuse(&format!("host {host:?} is neither a host name nor an IP address"))
+}
+
+/// A host name, without a port.
+pub(super) fn host_name(text: &str) -> Result<String, String> {
+    if is_host_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err("must be a host name without a port: A-Z a-z 0-9 - _ and dots between labels".to_owned())
+}
+
+/// An address to connect from.
+pub(super) fn source_address(text: &str) -> Result<IpAddr, String> {
+    let address: IpAddr = text.parse().map_err(|_| "must be an IP address".to_owned())?;
+    if address.is_unspecified() || address.is_multicast() {
+        return Err("must be an address of this host".to_owned());
+    }
+    Ok(address)
+}
+
+/// Whether a text is a host name or an IPv4 address (RFC 1123, section 2.1). Underscores occur in names of
+/// containers.
+fn is_host_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (1..=63).contains(&label.len()) && label.bytes().all(is_name_byte)
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    name.len() <= 253 && name.split('.').all(is_label)
+}
