@@ -1,7 +1,6 @@
 //! `weft ca`.
 
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +16,7 @@ use weft_control::store::{Store, StoreError};
 use weft_control::succession::Step;
 use weft_model::{RevocationPolicy, SpiffeId};
 
+use super::output_file::OutputFile;
 use super::{Failure, say};
 
 #[derive(Debug, Args)]
@@ -297,8 +297,13 @@ fn init(
     let files = files.map_err(failed)?;
     let store = Store::create(state, trust_domain, &files).map_err(failed)?;
     if let Some(file) = trust_file {
-        std::fs::write(file, &files.root_certificate)
-            .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))?;
+        std::fs::write(file, &files.root_certificate).map_err(|error| {
+            Failure::Failed(format!(
+                "{}: {error}; the authority of {trust_domain} was made, weft ca roots --state {} prints its root",
+                file.display(),
+                state.display()
+            ))
+        })?;
     }
     if matches!(&files.root, RootSigner::Theirs { lists } if lists.is_empty()) {
         say(
@@ -312,12 +317,26 @@ fn init(
 
 fn issue(state: &Path, identity: &str, out: &Path, life: Duration) -> Result<(), Failure> {
     let store = open(state)?;
-    let made = issue_locally(&store, &parse(identity)?, life, wall_clock())?;
-    let (certificate, key) = (out.with_extension("pem"), out.with_extension("key"));
-    write(&key, &made.key, 0o600)?;
-    write(&certificate, &made.issued.chain.concat(), 0o644)?;
-    say(&format!("{} {} {}", made.issued.serial, certificate.display(), key.display()));
+    let identity = parse(identity)?;
+    check_trust_domain(&store, &identity)?;
+    // Both before the certificate is issued: without its files it could only be revoked.
+    let mut key = OutputFile::create(with_suffix(out, ".key"), 0o600)?;
+    let mut certificate = OutputFile::create(with_suffix(out, ".pem"), 0o644)?;
+    let made = issue_locally(&store, &identity, life, wall_clock())?;
+    key.write(&made.key)?;
+    certificate.write(&made.issued.chain.concat())?;
+    let [pem, private] = [&certificate, &key].map(|file| file.path().display().to_string());
+    key.keep();
+    certificate.keep();
+    say(&format!("{} {pem} {private}", made.issued.serial));
     Ok(())
+}
+
+/// The path of a file whose name is a prefix and a suffix.
+fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
+    let mut path = prefix.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 fn crl(state: &Path) -> Result<(), Failure> {
@@ -334,12 +353,30 @@ fn crl(state: &Path) -> Result<(), Failure> {
 /// Has an order carried out: by ourselves, or by the control plane that has the store open.
 fn order(state: &Path, order: &Order) -> Result<(), Failure> {
     let outcome = match Store::open(state) {
-        Ok(store) => desk::carry_out(&store, order),
+        Ok(store) => {
+            if let Order::Token(identity) = order {
+                check_trust_domain(&store, &parse(identity)?)?;
+            }
+            desk::carry_out(&store, order)
+        }
         Err(StoreError::InUse(_)) => desk::ask(state, order),
         Err(error) => return Err(failed(error)),
     };
     outcome.map_err(Failure::Failed)?.iter().for_each(|line| say(line));
     Ok(())
+}
+
+/// Refuses an identity for which the authority could not sign a certificate.
+fn check_trust_domain(store: &Store, identity: &SpiffeId) -> Result<(), Failure> {
+    let (_, own) = store.authority().map_err(failed)?;
+    if identity.trust_domain() == own {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "invalid SPIFFE ID {:?}: its trust domain is {:?}, and this authority's is {own:?}",
+        identity.as_str(),
+        identity.trust_domain()
+    )))
 }
 
 fn open(state: &Path) -> Result<Store, Failure> {
@@ -353,16 +390,6 @@ fn parse(identity: &str) -> Result<SpiffeId, Failure> {
 #[allow(clippy::needless_pass_by_value, reason = "handed over by map_err")]
 fn failed(error: impl std::error::Error) -> Failure {
     Failure::Failed(error.to_string())
-}
-
-/// Writes a file that must not be there yet, with its mode from the first moment.
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
-    let write = || {
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(text.as_bytes())
-    };
-    write().map_err(|error: std::io::Error| Failure::Failed(format!("{}: {error}", path.display())))
 }
 
 #[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]

@@ -6,6 +6,7 @@ mod ca;
 mod control;
 mod data_plane;
 mod flow;
+mod output_file;
 pub(crate) mod redirect;
 mod sds;
 mod sidecar;
