@@ -29,6 +29,9 @@ pub(super) fn decode(mut cluster: Reader<'_>) -> Result<Cluster, Refused> {
     let discovery = discovery(&mut cluster, &name)?;
     let balance = balance(&mut cluster, &discovery)?;
     let connect_timeout = cluster.duration("connect_timeout")?.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
+    if connect_timeout.is_zero() {
+        return Err(cluster.refuse("connect_timeout", "a duration must be more than 0s"));
+    }
     let mut options = Options::default();
     let protocol = protocol(&mut cluster, &mut options)?;
     let tls = cluster.child("transport_socket").map(socket).transpose()?.flatten();

@@ -247,6 +247,17 @@ default_filter_chain:
 }
 
 #[test]
+fn connect_timeout_of_zero_is_refused_as_by_envoy() {
+    let cluster = |timeout| {
+        format!(
+            "{{name: any, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, connect_timeout: {timeout}}}"
+        )
+    };
+    refused(Kind::Cluster, &cluster("0s"), "connect_timeout", "more than 0s");
+    round_trip(Kind::Cluster, &cluster("0.001s"));
+}
+
+#[test]
 fn clusters_come_back_as_they_went_out() {
     round_trip(
         Kind::Cluster,
