@@ -249,6 +249,10 @@ mod tests {
         check(&["1.1.1.1,2.2.2.2"], false, 2, peer);
         check(&["1.1.1.1, x"], true, 1, peer);
         check(&["1.1.1.1, ::1"], true, 1, "::1");
+        // An IPv4-mapped address is the IPv4 address; one with a port or brackets is no address.
+        check(&["::ffff:2.2.2.2"], true, 1, "2.2.2.2");
+        check(&["2.2.2.2:80"], true, 1, peer);
+        check(&["[::1]"], true, 1, peer);
         check(&[], true, 1, peer);
     }
 
