@@ -159,11 +159,7 @@ async fn first(enrolment: &Enrolment, mark: Option<Mark>) -> Current {
             }
             None => {}
         }
-        let token = enrolment
-            .source
-            .token_file
-            .as_ref()
-            .and_then(|file| std::fs::read_to_string(file).ok());
+        let token = enrolment.source.token_file.as_deref().and_then(read_token);
         match obtain(enrolment, None, token.as_deref().map(str::trim), mark).await {
             Ok(current) => return current,
             Err(error) => {
@@ -173,6 +169,15 @@ async fn first(enrolment: &Enrolment, mark: Option<Mark>) -> Current {
             }
         }
     }
+}
+
+/// The join token, if the file can be read. It may come later, or be needed no longer.
+fn read_token(file: &Path) -> Option<String> {
+    let read = std::fs::read_to_string(file);
+    let read = read.inspect_err(|error| {
+        tracing::warn!(%error, file = %file.display(), "failed to read the join token file");
+    });
+    read.ok()
 }
 
 async fn renew(

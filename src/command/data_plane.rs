@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use weft_model::{Missing, Snapshot, SpiffeId};
 use weft_runtime::access::Writer;
 use weft_runtime::admin::Ports;
@@ -80,8 +82,7 @@ impl DataPlane {
         let enrolment = match (&self.control, &self.trust, identity) {
             (Some(control), Some(trust), Some(identity)) => Some(Enrolment {
                 control: control.clone(),
-                roots: std::fs::read(trust)
-                    .map_err(|e| Failure::Usage(format!("--trust {}: {e}", trust.display())))?,
+                roots: read_roots(trust)?,
                 identity,
                 source: Source {
                     token_file: self.join_token_file.clone(),
@@ -175,6 +176,19 @@ impl Workload {
 pub(super) fn access_writer() -> Result<Writer, Failure> {
     let writer = Writer::start(std::io::stdout());
     writer.map_err(|error| Failure::Failed(format!("access lines: {error}")))
+}
+
+/// Reads the roots by which the control plane is known. Without one no control plane could be verified, and the
+/// process would try again without end.
+fn read_roots(file: &Path) -> Result<Vec<u8>, Failure> {
+    let refuse = |why: String| Failure::Usage(format!("--trust {}: {why}", file.display()));
+    let bytes = std::fs::read(file).map_err(|error| refuse(error.to_string()))?;
+    let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match roots {
+        Ok(roots) if !roots.is_empty() => Ok(bytes),
+        Ok(_) => Err(refuse("no certificate: must hold root certificates, PEM".to_owned())),
+        Err(error) => Err(refuse(error.to_string())),
+    }
 }
 
 fn read(file: &PathBuf) -> Result<Bootstrap, Failure> {
