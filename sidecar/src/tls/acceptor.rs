@@ -9,7 +9,8 @@ use weft_certs::VerifiedPeer;
 use weft_certs::tls::Server;
 
 use super::Alpn;
-use super::stream::{RefusedHandshake, TlsStream};
+use super::refused_handshake::RefusedHandshake;
+use super::stream::TlsStream;
 use crate::stream::{Secured, Stream};
 use crate::worker::Worker;
 

@@ -4,6 +4,7 @@ pub(crate) mod acceptor;
 pub(crate) mod connector;
 pub(crate) mod failure;
 pub(crate) mod handshake;
+mod refused_handshake;
 pub(crate) mod stream;
 
 /// The protocol that ALPN chose.

@@ -11,7 +11,6 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use rustls::client::UnbufferedClientConnection;
@@ -21,10 +20,11 @@ use rustls::unbuffered::{
 };
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::failure::{FailedHandshake, TlsFailure};
+use super::refused_handshake::RefusedHandshake;
 
 /// The most plain bytes in a record (RFC 8446, section 5.1).
 const RECORD_BYTES: usize = 16 * 1024;
@@ -43,7 +43,7 @@ thread_local! {
 
 /// A connection under TLS.
 pub(crate) struct TlsStream {
-    tcp: TcpStream,
+    pub(super) tcp: TcpStream,
     session: Session,
     /// What came from the socket and is no whole record yet.
     received: BytesMut,
@@ -69,15 +69,6 @@ struct Kept {
     unsent: BytesMut,
     /// Whether the peer has said that nothing follows.
     ended: bool,
-}
-
-/// A client's handshake that failed on our side.
-#[derive(Debug)]
-pub(crate) struct RefusedHandshake {
-    /// Why the handshake failed.
-    pub(crate) error: io::Error,
-    /// The connection, where an alert may still be on its way to the client.
-    stream: Option<Box<TlsStream>>,
 }
 
 /// What is wanted of a session once it can encrypt.
@@ -112,7 +103,7 @@ impl TlsStream {
         let mut stream = Self::new(Session::Server(session), tcp);
         match stream.handshake().await {
             Ok(()) => Ok(stream),
-            Err(error) => Err(RefusedHandshake { error, stream: Some(stream) }),
+            Err(error) => Err(RefusedHandshake::new(error, stream)),
         }
     }
 
@@ -247,7 +238,7 @@ impl TlsStream {
     }
 
     /// Gives the socket what it has not taken yet.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let unsent = &mut self.kept.unsent;
         while !unsent.is_empty() {
             match ready!(Pin::new(&mut self.tcp).poll_write(cx, unsent))? {
@@ -421,41 +412,6 @@ impl Kept {
     }
 }
 
-impl From<io::Error> for RefusedHandshake {
-    fn from(error: io::Error) -> Self {
-        Self { error, stream: None }
-    }
-}
-
-impl RefusedHandshake {
-    /// How long the client may send nothing before the connection is closed.
-    const SILENCE: Duration = Duration::from_secs(1);
-    /// How long closing may take.
-    const LIMIT: Duration = Duration::from_secs(5);
-
-    /// Sends the rest of the alert, closes our side, then reads and discards what the client still sends. Closing
-    /// a socket with unread bytes resets the connection, and a reset can destroy the alert before the client has
-    /// read it.
-    pub(crate) async fn close(self) {
-        let Some(mut stream) = self.stream else {
-            return;
-        };
-        let closing = async {
-            std::future::poll_fn(|cx| stream.poll_send(cx)).await?;
-            stream.tcp.shutdown().await?;
-            let mut discarded = vec![0; RECORD_BYTES];
-            loop {
-                let reading = stream.tcp.read(&mut discarded);
-                if let 0 = tokio::time::timeout(Self::SILENCE, reading).await?? {
-                    return io::Result::Ok(());
-                }
-            }
-        };
-        // Whether the client closed or the time is over, the connection is closed now.
-        drop(tokio::time::timeout(Self::LIMIT, closing).await);
-    }
-}
-
 impl AsyncRead for TlsStream {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -541,11 +497,11 @@ fn nowhere() -> ReadBuf<'static> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
     use futures_util::FutureExt;
     use rustls_pki_types::UnixTime;
-    use tokio::io::split;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
     use tokio::net::TcpListener;
     use tokio_rustls::{TlsAcceptor, TlsConnector};
     use weft_certs::request::{self, CheckedRequest};

@@ -1,0 +1,60 @@
+//! The end of a client's connection whose handshake failed: the client receives the alert before the close.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::stream::TlsStream;
+
+/// How many bytes are read and discarded at once.
+const READ_BYTES: usize = 16 * 1024;
+
+/// A client's handshake that failed on our side.
+#[derive(Debug)]
+pub(crate) struct RefusedHandshake {
+    /// Why the handshake failed.
+    pub(crate) error: io::Error,
+    /// The connection, where an alert may still be on its way to the client.
+    stream: Option<Box<TlsStream>>,
+}
+
+impl From<io::Error> for RefusedHandshake {
+    fn from(error: io::Error) -> Self {
+        Self { error, stream: None }
+    }
+}
+
+impl RefusedHandshake {
+    /// How long the client may send nothing before the connection is closed.
+    const SILENCE: Duration = Duration::from_secs(1);
+    /// How long closing may take.
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// A handshake that failed, with its connection.
+    pub(super) fn new(error: io::Error, stream: Box<TlsStream>) -> Self {
+        Self { error, stream: Some(stream) }
+    }
+
+    /// Sends the rest of the alert, closes our side, then reads and discards what the client still sends. Closing
+    /// a socket with unread bytes resets the connection, and a reset can destroy the alert before the client has
+    /// read it.
+    pub(crate) async fn close(self) {
+        let Some(mut stream) = self.stream else {
+            return;
+        };
+        let closing = async {
+            std::future::poll_fn(|cx| stream.poll_send(cx)).await?;
+            stream.tcp.shutdown().await?;
+            let mut discarded = vec![0; READ_BYTES];
+            loop {
+                let reading = stream.tcp.read(&mut discarded);
+                if let 0 = tokio::time::timeout(Self::SILENCE, reading).await?? {
+                    return io::Result::Ok(());
+                }
+            }
+        };
+        // Whether the client closed or the time is over, the connection is closed now.
+        drop(tokio::time::timeout(Self::LIMIT, closing).await);
+    }
+}
