@@ -28,6 +28,7 @@ mod pipeline;
 pub mod plan;
 pub mod planner;
 mod record;
+mod refused;
 mod reply;
 mod route;
 mod serve;

@@ -23,8 +23,8 @@ use weft_runtime::metrics::Opened;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
 use crate::admission::admit;
-use crate::authenticate::authenticate;
-use crate::authorize::{Caller, Case, authorize, judge_again};
+use crate::authenticate::{Sender, authenticate};
+use crate::authorize::{Authorized, Caller, Case, authorize, judge_again};
 use crate::changes::Following;
 pub(crate) use crate::connection::Connection;
 use crate::denial::Denial;
@@ -37,7 +37,8 @@ use crate::identity_headers::{Proof, ProvedFields};
 use crate::mutate::{About, Changes};
 use crate::opaque::Opaque;
 use crate::patience::{Patience, Pulse};
-use crate::plan::{Plan, PlannedChain, PlannedListener, Service, Tls};
+use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Tls};
+use crate::refused::Refused;
 use crate::reply::OwnAnswer;
 pub(crate) use crate::reply::Reply;
 use crate::route::{Routed, rewritten_target, route, sent_to};
@@ -296,8 +297,11 @@ async fn perform(
     let has_body = !source.is_empty();
     let decision = decide(head, has_body, connection, &plan, (worker, story));
     let head = &*head;
+    // Of the route, for the response or for the refusal.
+    let mut changes = None;
     let result = match decision {
-        Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes }) => {
+        Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes: own }) => {
+            changes = own;
             match plan.target(&target) {
                 Some(target) => {
                     story.service = Some(target.cluster.name.clone());
@@ -323,10 +327,14 @@ async fn perform(
         Ok(Decision::Answer { answer, changes }) => {
             Ok(reply.answer(answer, head, changes.as_deref()).await)
         }
-        Err(denial) => Err(denial),
+        Err(refused) => {
+            changes = refused.changes;
+            Err(refused.denial)
+        }
     };
     if let Err(denial) = result {
-        reply.deny(denial, is_grpc).await;
+        let changes = changes.as_deref().map(|changes| (changes, head));
+        reply.deny(denial, is_grpc, changes).await;
     }
     result
 }
@@ -402,6 +410,20 @@ fn patience(
     }
 }
 
+/// Checks the tokens of a request, then its policies.
+fn allow<'h>(
+    head: &'h mut RequestHead,
+    sender: Sender<'h>,
+    http: &PlannedHttp,
+    (worker, story): (&Worker, &mut Story),
+) -> Result<Authorized<'h>, Denial> {
+    let tokens = http.tokens.as_ref();
+    let authenticated = authenticate(head, sender, tokens, wall_clock(), &worker.tokens)?;
+    let (judgement, authorized) = authorize(authenticated, &http.rules);
+    story.judged(&judgement, worker);
+    authorized
+}
+
 /// Decides a request by one plan, and turns its head into the one that is sent on.
 fn decide<'p>(
     head: &mut RequestHead,
@@ -409,7 +431,7 @@ fn decide<'p>(
     connection: &'p Connection,
     plan: &'p Plan,
     (worker, story): (&Worker, &mut Story),
-) -> Result<Decision<'p>, Denial> {
+) -> Result<Decision<'p>, Refused<'p>> {
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
     let client = forwarded::client(&head.fields, http.http.forwarded, connection.origin());
     let unwanted = admit(head, has_body, &http.http, connection, worker);
@@ -427,10 +449,11 @@ fn decide<'p>(
     if let Some(tokens) = tokens {
         unwanted.add_told(tokens.told());
     }
-    let authenticated = authenticate(head, sender, tokens, wall_clock(), &worker.tokens)?;
-    let (judgement, authorized) = authorize(authenticated, &http.rules);
-    story.judged(&judgement, worker);
-    let routed: Routed<'_, '_> = route(authorized?, http.routes.as_ref())?;
+    let authorized = match allow(head, sender, http, (worker, story)) {
+        Ok(authorized) => authorized,
+        Err(denial) => return Err(Refused::by_route(denial, head, sender, (http, connection))),
+    };
+    let routed: Routed<'_, '_> = route(authorized, http.routes.as_ref())?;
 
     let Routed { found, ends, mut case, .. } = routed;
     let route = found.route;

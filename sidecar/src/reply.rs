@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use weft_model::HeaderCase;
 
 use crate::connection::Connection;
@@ -20,6 +20,8 @@ use crate::worker::Worker;
 
 /// The content type of what we say ourselves.
 const PLAIN_TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// The way back to the client.
 #[derive(Debug)]
@@ -200,8 +202,13 @@ impl Reply<'_> {
     }
 
     /// Says no, unless nobody is there to hear it, or a response was begun already: then that is
-    /// broken off.
-    pub(crate) async fn deny(&mut self, denial: Denial, is_grpc: bool) {
+    /// broken off. `changes` are those of the request's route, if one was chosen.
+    pub(crate) async fn deny(
+        &mut self,
+        denial: Denial,
+        is_grpc: bool,
+        changes: Option<(&Changes<'_>, &RequestHead)>,
+    ) {
         match self {
             Self::Http1(reply) if reply.started => {
                 reply.reuse = Reuse::No;
@@ -214,33 +221,45 @@ impl Reply<'_> {
             Self::Http2 { respond, started } if *started || denial == Denial::ClientGone => {
                 respond.send_reset(h2::Reason::CANCEL);
             }
-            Self::Http1(_) | Self::Http2 { .. } => self.say(denial, is_grpc).await,
+            Self::Http1(_) | Self::Http2 { .. } => self.say(denial, is_grpc, changes).await,
         }
     }
 
-    async fn say(&mut self, denial: Denial, is_grpc: bool) {
+    async fn say(
+        &mut self,
+        denial: Denial,
+        is_grpc: bool,
+        changes: Option<(&Changes<'_>, &RequestHead)>,
+    ) {
         if let Self::Http1(reply) = &mut *self
             && denial.ends_connection()
         {
             reply.reuse = Reuse::No;
         }
-        let mut fields = HeaderMap::new();
+        let body = if is_grpc { String::new() } else { denial.body() };
+        let mut head = own(denial.status(), HeaderMap::new(), &body);
+        // Before the headers of the refusal itself, as in Envoy: a route may choose the content type, and cannot
+        // change what a refusal means.
+        if let Some((changes, request)) = changes {
+            changes.apply_to_response(request, &mut head);
+        }
+        let fields = &mut head.fields;
         if let Some(challenge) = denial.challenge() {
-            fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            fields.set(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if is_grpc {
             // A response of trailers only (gRPC over HTTP/2, "Responses").
-            fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            fields.insert("grpc-status", u16::from(denial.grpc_status()).into());
+            head.status = 200;
+            fields.set(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            fields.set(GRPC_STATUS, u16::from(denial.grpc_status()).into());
             let message = denial.body().trim_end().replace(' ', "%20");
             if let Ok(message) = HeaderValue::from_str(&message) {
-                fields.insert("grpc-message", message);
+                fields.set(GRPC_MESSAGE, message);
             }
-            return self.send(own(200, fields, ""), String::new()).await;
+        } else if !fields.has("content-type") {
+            fields.set(header::CONTENT_TYPE, PLAIN_TEXT);
         }
-        fields.insert(header::CONTENT_TYPE, PLAIN_TEXT);
-        let body = denial.body();
-        self.send(own(denial.status(), fields, &body), body).await;
+        self.send(head, body).await;
     }
 
     async fn send(&mut self, head: ResponseHead, body: String) {

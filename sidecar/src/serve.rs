@@ -171,7 +171,7 @@ async fn refuse(denial: Denial, reader: Reader, mut writer: Writer, settings: &H
         header_case: settings.http1.header_case,
         ending: None,
     });
-    reply.deny(denial, false).await;
+    reply.deny(denial, false, None).await;
     close(reader, writer, true).await;
 }
 

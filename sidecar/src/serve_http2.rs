@@ -306,7 +306,7 @@ impl OneStream {
         match head {
             Ok(head) if has_body && receiving.is_none() => {
                 refuse_body(&self.connection, &worker);
-                return reply.deny(Denial::Overloaded, head.is_grpc()).await;
+                return reply.deny(Denial::Overloaded, head.is_grpc(), None).await;
             }
             Ok(head) => {
                 let source = if has_body { Source::Http2(&mut body) } else { Source::Empty };
@@ -314,7 +314,7 @@ impl OneStream {
             }
             Err(http2::Refused { denial, is_grpc }) => {
                 pipeline::refused(denial, HttpVersion::Http2, &self.connection, &worker);
-                reply.deny(denial, is_grpc).await;
+                reply.deny(denial, is_grpc, None).await;
             }
         }
         if receiving.is_some() && !body.is_end() {

@@ -9,7 +9,7 @@
 use serde_json::{Value, json};
 use weft_integration::bootstrap::{any, with};
 
-use crate::peers::{Case, Wanted, case, compare, get, serving};
+use crate::peers::{Case, Outcome, Wanted, both, case, compare, get, outcome, serving};
 
 /// A header to add.
 fn add(name: &str, value: &str, action: &str) -> Value {
@@ -114,6 +114,97 @@ fn headers_are_added_and_removed_in_the_order_of_envoy() {
         cases.push(asked(listener, "/old", "x-old: 1\r\nx-old: 2"));
     }
     compare(&[("least", ours), ("most", specific)], &cases, &[], true);
+}
+
+/// A public key (RFC 7517, appendix A.1).
+const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1",
+    "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
+
+/// Refuses requests below `/denied` by a policy, and below `/token` without a token.
+fn refusing(table: Value) -> Value {
+    let rules = json!({"action": "DENY", "policies": {"p": {
+        "permissions": [{"url_path": {"path": {"prefix": "/denied"}}}],
+        "principals": [{"any": true}]}}});
+    let rbac = any("envoy.extensions.filters.http.rbac.v3.RBAC", json!({"rules": rules}));
+    let issuer = json!({"issuer": "i", "audiences": ["a"], "local_jwks": {"inline_string": KEYS}});
+    let rule = json!({"match": {"prefix": "/token"}, "requires": {"provider_name": "i"}});
+    let message = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+    let tokens = any(message, json!({"providers": {"i": issuer}, "rules": [rule]}));
+    let router = any("envoy.extensions.filters.http.router.v3.Router", json!({}));
+    let filters = [("tokens", tokens), ("rbac", rbac), ("router", router)];
+    let filters = filters.map(|(name, config)| json!({"name": name, "typed_config": config}));
+    serving(json!({"route_config": table, "http_filters": filters}))
+}
+
+/// Routes whose requests are refused, with changes at each level.
+fn refused_routes() -> Value {
+    let clusters =
+        json!({"clusters": [together(json!({"name": "service", "weight": 1}), level("cluster"))]});
+    let typed = [
+        add("content-type", "text/html", "OVERWRITE_IF_EXISTS_OR_ADD"),
+        add("www-authenticate", "Basic", "OVERWRITE_IF_EXISTS_OR_ADD"),
+        add("x-asked", "%REQ(x-one)%", "APPEND_IF_EXISTS_OR_ADD"),
+    ];
+    let route = |prefix: &str, to: Value| json!({"match": {"prefix": prefix}, "route": to});
+    let service = || json!({"cluster": "service"});
+    let weighted = || json!({"weighted_clusters": clusters});
+    let routes = json!([
+        together(route("/denied/plain", service()), level("route")),
+        together(route("/denied/weighted", weighted()), level("route")),
+        with(route("/denied/typed", service()), "response_headers_to_add", json!(typed)),
+        together(route("/token/plain", service()), level("route")),
+        with(route("/token/typed", service()), "response_headers_to_add", json!(typed)),
+        together(route("/nowhere", json!({"cluster": "nowhere"})), level("route")),
+        together(json!({"match": {"path": "/"}, "route": service()}), level("route")),
+    ]);
+    let host = together(json!({"name": "all", "domains": ["*"], "routes": routes}), level("host"));
+    together(json!({"name": "all", "virtual_hosts": [host]}), level("table"))
+}
+
+#[test]
+fn refusals_have_the_response_headers_of_the_route_as_with_envoy() {
+    let targets = [
+        ("/denied/plain", 403),
+        ("/denied/weighted", 403),
+        ("/denied/typed", 403),
+        ("/denied/none", 403),
+        ("/token/plain", 401),
+        ("/token/typed", 401),
+        ("/nowhere", 503),
+        ("/none", 404),
+        ("/", 200),
+    ];
+    let cases = |lines: &str| targets.map(|(target, _)| asked("refusing", target, lines));
+    let cases: Vec<Case> =
+        ["x-one: 1", "content-type: application/grpc"].into_iter().flat_map(cases).collect();
+    let (envoys, wefts) = both(&[("refusing", refusing(refused_routes()))], |setup, service| {
+        cases.iter().map(|case| outcome(setup.port("refusing"), case, service)).collect()
+    });
+    // What a refusal says besides is its own: the body, the challenge, the length.
+    let compared = |outcome: &Outcome| -> Vec<String> {
+        let names = ["x-", "content-type:", "grpc-status:"];
+        let is_compared = |line: &&String| {
+            // Of a body that only the sidecar has.
+            *line != "content-type: text/plain" && names.iter().any(|name| line.starts_with(name))
+        };
+        outcome.fields.iter().filter(is_compared).cloned().collect()
+    };
+    let statuses = targets.iter().map(|(_, status)| *status);
+    let outcomes = envoys.iter().zip(&wefts);
+    for (at, (case, (envoy, weft))) in cases.iter().zip(outcomes).enumerate() {
+        assert_eq!(compared(envoy), compared(weft), "{}: {envoy:?} / {weft:?}", case.name);
+        if at < targets.len() {
+            assert_eq!(statuses.clone().nth(at), Some(weft.status), "{}", case.name);
+        }
+    }
+    let challenge = |outcome: &&Outcome| {
+        let mut challenges = outcome.fields.iter().filter(|f| f.starts_with("www-authenticate:"));
+        outcome.status == 401
+            && challenges.clone().count() == 1
+            && challenges.any(|c| c.contains("Bearer"))
+    };
+    let typed = wefts.iter().filter(challenge).count();
+    assert_eq!(typed, 2, "a route does not replace the challenge: {wefts:?}");
 }
 
 #[test]

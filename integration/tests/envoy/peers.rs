@@ -250,7 +250,8 @@ impl Outcome {
 
 const AGAIN: &str = "GET /again HTTP/1.1\r\nhost: a.example\r\n\r\n";
 
-fn outcome(port: u16, case: &Case, service: &Service) -> Outcome {
+/// What becomes of a request at this port.
+pub(crate) fn outcome(port: u16, case: &Case, service: &Service) -> Outcome {
     let mut client = Client::connect(port);
     let answer = client.ask(&case.bytes);
     // What comes of the second of two is only waited for, so that the service has been told of it.

@@ -91,7 +91,12 @@ impl<'a> Facts<'a> {
         }
     }
 
-    fn new(head: &'a RequestHead, sender: Sender<'a>, proved: Option<&'a Proved>) -> Self {
+    /// What is known of a request that has changed nothing of its head yet.
+    pub(crate) fn new(
+        head: &'a RequestHead,
+        sender: Sender<'a>,
+        proved: Option<&'a Proved>,
+    ) -> Self {
         Self {
             head,
             target: &head.target,

@@ -199,6 +199,12 @@ impl Fields {
         }
     }
 
+    /// Gives a field this one value.
+    pub(crate) fn set(&mut self, name: HeaderName, value: HeaderValue) {
+        self.remove(|held| held.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        self.add(name, value);
+    }
+
     /// Adds a field.
     pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
         self.names.insert(name.as_str().as_bytes());
