@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use weft_certs::{Authority, CrlIndex, Given, RootSigner, Signers, describe_crl};
 use weft_control::desk::{self, Order, PrivateKey};
-use weft_control::issue::issue_locally;
+use weft_control::issue::{check_trust_domain, issue_locally};
 use weft_control::store::{Store, StoreError};
 use weft_control::succession::Step;
 use weft_model::{RevocationPolicy, SpiffeId};
@@ -318,7 +318,7 @@ fn init(
 fn issue(state: &Path, identity: &str, out: &Path, life: Duration) -> Result<(), Failure> {
     let store = open(state)?;
     let identity = parse(identity)?;
-    check_trust_domain(&store, &identity)?;
+    check_trust_domain(&store, &identity).map_err(Failure::Usage)?;
     // Both before the certificate is issued: without its files it could only be revoked.
     let mut key = OutputFile::create(with_suffix(out, ".key"), 0o600)?;
     let mut certificate = OutputFile::create(with_suffix(out, ".pem"), 0o644)?;
@@ -355,7 +355,7 @@ fn order(state: &Path, order: &Order) -> Result<(), Failure> {
     let outcome = match Store::open(state) {
         Ok(store) => {
             if let Order::Token(identity) = order {
-                check_trust_domain(&store, &parse(identity)?)?;
+                check_trust_domain(&store, &parse(identity)?).map_err(Failure::Usage)?;
             }
             desk::carry_out(&store, order)
         }
@@ -364,19 +364,6 @@ fn order(state: &Path, order: &Order) -> Result<(), Failure> {
     };
     outcome.map_err(Failure::Failed)?.iter().for_each(|line| say(line));
     Ok(())
-}
-
-/// Refuses an identity for which the authority could not sign a certificate.
-fn check_trust_domain(store: &Store, identity: &SpiffeId) -> Result<(), Failure> {
-    let (_, own) = store.authority().map_err(failed)?;
-    if identity.trust_domain() == own {
-        return Ok(());
-    }
-    Err(Failure::Usage(format!(
-        "invalid SPIFFE ID {:?}: its trust domain is {:?}, and this authority's is {own:?}",
-        identity.as_str(),
-        identity.trust_domain()
-    )))
 }
 
 fn open(state: &Path) -> Result<Store, Failure> {

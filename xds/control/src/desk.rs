@@ -20,7 +20,7 @@ use weft_model::SpiffeId;
 
 use crate::audit;
 use crate::clock::wall_clock;
-use crate::issue::make_token;
+use crate::issue::{check_trust_domain, make_token};
 use crate::store::{FILE, Findings, IssuedRecord, Store, StoreError};
 use crate::succession::{self, At, Audience, Authorities, Nobody, Step};
 
@@ -90,6 +90,7 @@ fn carry_out_before(store: &Store, order: &Order, audience: &dyn Audience) -> Ou
         Order::List => list(store, now),
         Order::Token(identity) => {
             let id = SpiffeId::parse(identity).map_err(|error| error.to_string())?;
+            check_trust_domain(store, &id)?;
             let token = make_token(store, &id, now).map_err(|error| error.to_string())?;
             audit::line(store.path(), "token_made", &[("identity", identity)]);
             Ok(vec![token])

@@ -187,6 +187,22 @@ pub fn issue_locally(
     Ok(KeyAndCertificate { issued, key: pending.key_pem })
 }
 
+/// Checks that the authority of a store can sign a certificate for an identity.
+///
+/// # Errors
+/// The store fails, or the identity is of another trust domain.
+pub fn check_trust_domain(store: &Store, identity: &SpiffeId) -> Result<(), String> {
+    let (_, own) = store.authority().map_err(|error| error.to_string())?;
+    if identity.trust_domain() == own {
+        return Ok(());
+    }
+    Err(format!(
+        "invalid SPIFFE ID {:?}: its trust domain is {:?}, and this authority's is {own:?}",
+        identity.as_str(),
+        identity.trust_domain()
+    ))
+}
+
 /// Makes a join token for an identity. It is shown once; the store holds its digest only.
 ///
 /// # Errors
