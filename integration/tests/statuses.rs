@@ -159,7 +159,7 @@ fn a_bad_token_is_refused() {
     let mut wanted = before(Backend::telling_heads().port);
     let filters = [want_token("https://issuer", "service", r#"{"keys": []}"#)];
     wanted.http = http(&route_to("service", 15), &filters);
-    let alone = wanted.start_unready("it holds no key");
+    let alone = wanted.start_unready("invalid key set with no key");
     let bad = [("authorization", "Bearer e30.e30.e30")];
     let answer = http2::ask_one(alone.port, request("GET", "/", &bad));
     assert_eq!(answer.status(), 401, "{answer:?}");

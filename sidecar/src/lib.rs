@@ -13,6 +13,7 @@ mod buffers;
 mod changes;
 mod config_map;
 mod connection;
+mod decide;
 mod denial;
 mod detect;
 mod fetch;

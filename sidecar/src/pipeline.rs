@@ -11,43 +11,33 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
-use weft_model::path::unescaped_location;
-use weft_model::{
-    Action, Codec, EscapedSlashes, HttpService, HttpTimeouts, Name, TransportKind, WeightedCluster,
-};
+use weft_model::{Codec, HttpService, Name, TransportKind};
 use weft_runtime::metrics::Opened;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
-use crate::admission::admit;
-use crate::authenticate::{Sender, authenticate};
-use crate::authorize::{Authorized, Caller, Case, authorize, judge_again};
+use crate::authorize::{Caller, Case, judge_again};
 use crate::changes::Following;
 pub(crate) use crate::connection::Connection;
+use crate::decide::{Decision, decide};
 use crate::denial::Denial;
 use crate::detect::{self, Protocol};
-use crate::forwarded;
 use crate::http::body::Source;
-use crate::http::head::{HttpVersion, RequestHead, Upgrade};
-use crate::http::unwanted::Unwanted;
+use crate::http::head::{HttpVersion, RequestHead};
 use crate::identity_headers::{Proof, ProvedFields};
-use crate::mutate::{About, Changes};
 use crate::opaque::Opaque;
-use crate::patience::{Patience, Pulse};
-use crate::plan::{Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Tls};
-use crate::refused::Refused;
-use crate::reply::OwnAnswer;
+use crate::patience::Pulse;
+use crate::plan::{Plan, PlannedChain, PlannedListener, Service, Tls};
 pub(crate) use crate::reply::Reply;
-use crate::route::{Routed, rewritten_target, route, sent_to};
 use crate::story::Story;
 use crate::stream::Stream;
 use crate::tls::Alpn;
 use crate::tls::handshake::{self, Secure};
 use crate::upstream::{Call, Outcome, exchange};
-use crate::worker::{Worker, now, wall_clock};
+use crate::worker::{Worker, now};
 use crate::{opaque, serve, serve_http2};
 
 /// A connection that was taken in.
@@ -370,138 +360,6 @@ async fn falls(
         {
             worker.metrics.requests_withdrawn.increment();
             return (Denial::Token(refused.fault, refused.detail), None);
-        }
-    }
-}
-
-/// What to do with a request.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it lives for one request, and a box would be an allocation for each"
-)]
-enum Decision<'p> {
-    Forward {
-        target: Name,
-        unwanted: Unwanted,
-        patience: Patience,
-        ends_tunnel: bool,
-        case: Case,
-        changes: Option<Box<Changes<'p>>>,
-    },
-    Answer {
-        answer: OwnAnswer,
-        changes: Option<Box<Changes<'p>>>,
-    },
-}
-
-/// How long a request may last.
-fn patience(
-    response: Option<Duration>,
-    timeouts: HttpTimeouts,
-    is_grpc: bool,
-    ends: Option<SystemTime>,
-) -> Patience {
-    Patience {
-        response,
-        request: timeouts.request,
-        silence: timeouts.stream_idle.limit(is_grpc),
-        stall: timeouts.stall_limit(),
-        until: ends.map(|ends| now() + ends.duration_since(wall_clock()).unwrap_or_default()),
-    }
-}
-
-/// Checks the tokens of a request, then its policies.
-fn allow<'h>(
-    head: &'h mut RequestHead,
-    sender: Sender<'h>,
-    http: &PlannedHttp,
-    (worker, story): (&Worker, &mut Story),
-) -> Result<Authorized<'h>, Denial> {
-    let tokens = http.tokens.as_ref();
-    let authenticated = authenticate(head, sender, tokens, wall_clock(), &worker.tokens)?;
-    let (judgement, authorized) = authorize(authenticated, &http.rules);
-    story.judged(&judgement, worker);
-    authorized
-}
-
-/// Decides a request by one plan, and turns its head into the one that is sent on.
-fn decide<'p>(
-    head: &mut RequestHead,
-    has_body: bool,
-    connection: &'p Connection,
-    plan: &'p Plan,
-    (worker, story): (&Worker, &mut Story),
-) -> Result<Decision<'p>, Refused<'p>> {
-    let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
-    let client = forwarded::client(&head.fields, http.http.forwarded, connection.origin());
-    let unwanted = admit(head, has_body, &http.http, connection, worker);
-    story.desync = head.desync;
-    let mut unwanted = unwanted?;
-    if http.http.path.escaped_slashes == EscapedSlashes::Redirect
-        && let Some(location) = unescaped_location(&head.target)
-    {
-        let answer = OwnAnswer { status: 307, location: Some(location), body: String::new() };
-        return Ok(Decision::Answer { answer, changes: None });
-    }
-
-    let sender = connection.sender(client);
-    let tokens = http.tokens.as_ref();
-    if let Some(tokens) = tokens {
-        unwanted.add_told(tokens.told());
-    }
-    let authorized = match allow(head, sender, http, (worker, story)) {
-        Ok(authorized) => authorized,
-        Err(denial) => return Err(Refused::by_route(denial, head, sender, (http, connection))),
-    };
-    let routed: Routed<'_, '_> = route(authorized, http.routes.as_ref())?;
-
-    let Routed { found, ends, mut case, .. } = routed;
-    let route = found.route;
-    let about = |cluster| About { client, cluster, ..connection.about(&route.name) };
-    story.subject.clone_from(&case.proved.subject);
-    match &route.action {
-        Action::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
-            let cluster =
-                WeightedCluster::draw(clusters, fastrand::u32(..)).ok_or(Denial::NoRoute)?;
-            let target = cluster.name.clone();
-            let levels = found.mutations(Some(cluster));
-            let changes = Changes::of(levels, || about(&*cluster.name));
-            let is_grpc = head.is_grpc();
-            case.fields = unwanted.strip_named(&mut head.fields).map(Box::new);
-            if let Some(changes) = changes.as_deref().filter(|changes| changes.touch_request()) {
-                let before = changes.apply_to_request(head);
-                case.fields.get_or_insert_with(|| Box::new(before));
-                unwanted.add_told(changes.names());
-            }
-            let matched = &route.matches.path;
-            if let Some(target) = rewritten_target(path_rewrite.as_ref(), matched, head) {
-                case.target = Some(std::mem::replace(&mut head.target, target));
-            }
-            if let Some(host) = host_rewrite {
-                case.authority = Some(std::mem::replace(&mut head.authority, host.clone()));
-            }
-            if let Some(tokens) = tokens {
-                let before = tokens.conceal(head, &case.proved);
-                case.fields = case.fields.or_else(|| before.fields.map(Box::new));
-                case.target = case.target.or(before.target);
-            }
-            let may_follow = head.may_have_trailers(has_body);
-            let before = unwanted.strip_announced(&mut head.fields, may_follow);
-            case.fields = case.fields.or_else(|| before.map(Box::new));
-            let patience = patience(*timeout, http.http.timeouts, is_grpc, ends);
-            let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
-            Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes })
-        }
-        Action::Redirect(redirect) => {
-            let location = Some(sent_to(redirect, &route.matches.path, head, connection.is_tls));
-            let answer = OwnAnswer { status: redirect.status, location, body: String::new() };
-            let changes = Changes::of(found.mutations(None), || about(""));
-            Ok(Decision::Answer { answer, changes })
-        }
-        Action::Respond { status, body } => {
-            let answer = OwnAnswer { status: *status, location: None, body: body.clone() };
-            let changes = Changes::of(found.mutations(None), || about(""));
-            Ok(Decision::Answer { answer, changes })
         }
     }
 }
