@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::stream::TlsStream;
 
-/// How many bytes are read and discarded at once.
-const READ_BYTES: usize = 16 * 1024;
+/// How many bytes are read and discarded at once. Small, since many clients may be refused at one time.
+const READ_BYTES: usize = 4 * 1024;
 
 /// A client's handshake that failed on our side.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ impl RefusedHandshake {
     const SILENCE: Duration = Duration::from_secs(1);
     /// How long closing may take.
     const LIMIT: Duration = Duration::from_secs(5);
+    /// How many bytes are discarded at most.
+    const LIMIT_BYTES: usize = 1024 * 1024;
 
     /// A handshake that failed, with its connection.
     pub(super) fn new(error: io::Error, stream: Box<TlsStream>) -> Self {
@@ -47,14 +49,17 @@ impl RefusedHandshake {
             std::future::poll_fn(|cx| stream.poll_send(cx)).await?;
             stream.tcp.shutdown().await?;
             let mut discarded = vec![0; READ_BYTES];
-            loop {
+            let mut left = Self::LIMIT_BYTES;
+            while left > 0 {
                 let reading = stream.tcp.read(&mut discarded);
-                if let 0 = tokio::time::timeout(Self::SILENCE, reading).await?? {
-                    return io::Result::Ok(());
+                match tokio::time::timeout(Self::SILENCE, reading).await?? {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
                 }
             }
+            io::Result::Ok(())
         };
-        // Whether the client closed or the time is over, the connection is closed now.
+        // Whether the client closed or a limit is reached, the connection is closed now.
         drop(tokio::time::timeout(Self::LIMIT, closing).await);
     }
 }
