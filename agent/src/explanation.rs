@@ -48,7 +48,8 @@ impl Plan {
     /// # Errors
     /// Why it would go nowhere, or that the sequence number decides and none was given.
     pub fn explain(&self, flow: &FlowTuple, sequence: Option<u32>) -> Result<Explanation, String> {
-        let (transport, destination) = (flow.transport, flow.destination);
+        let transport = flow.transport;
+        let destination = flow.destination;
         let bound = self.bound().find(|bound| {
             let addressed = bound.address == destination
                 || bound.address.ip().is_unspecified()

@@ -84,7 +84,7 @@ struct Key {
     id: Option<String>,
     algorithms: &'static [SignatureAlgorithm],
     verifier: Verifier,
-    /// As it stood, by which one is told from another.
+    /// The key as JSON; two keys are equal when their texts are.
     text: String,
 }
 
@@ -285,7 +285,8 @@ fn number(value: &Value, name: &str) -> Option<Vec<u8>> {
 }
 
 fn rsa(value: &Value) -> Option<(&'static [SignatureAlgorithm], Verifier)> {
-    let (modulus, exponent) = (number(value, "n")?, number(value, "e")?);
+    let modulus = number(value, "n")?;
+    let exponent = number(value, "e")?;
     let bits = modulus.len() * 8 - modulus.first()?.leading_zeros() as usize;
     if !RSA_BITS.contains(&bits) {
         return None;

@@ -172,8 +172,8 @@ fn response_that_begins_while_draining_announces_the_end_of_its_connection() {
         let mut reader = BufReader::new(stream);
         while read_head(&mut reader).is_some() {
             requested.send(()).expect("the test waits");
-            let told = answering.lock().expect("one request").recv_timeout(DEADLINE);
-            told.expect("the test says when to answer");
+            let answer = answering.lock().expect("one request").recv_timeout(DEADLINE);
+            answer.expect("the test says when to answer");
             let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
             reader.get_mut().write_all(response).expect("the sidecar reads");
         }

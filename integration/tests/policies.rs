@@ -244,12 +244,15 @@ fn why(mesh: &str, question: &[&str], code: i32, answer: &str) {
     assert!(said.contains(answer), "{question:?}: {said}");
 }
 
+/// The same for a question whose words have no spaces.
+fn why_of(mesh: &str, question: &str, code: i32, answer: &str) {
+    let words: Vec<&str> = question.split_whitespace().collect();
+    why(mesh, &words, code, answer);
+}
+
 #[test]
 fn why_says_which_policy_decides_and_what_it_says_holds() {
-    let check = |question: &str, code: i32, answer: &str| {
-        let words: Vec<&str> = question.split_whitespace().collect();
-        why(MESH, &words, code, answer);
-    };
+    let check = |question: &str, code: i32, answer: &str| why_of(MESH, question, code, answer);
     let no = "no policy of orders allows it";
     let named = "allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)";
     check("web orders:80", 0, named);
@@ -296,10 +299,7 @@ fn why_says_which_policy_decides_and_what_it_says_holds() {
 
 #[test]
 fn why_evaluates_the_policies_of_each_destination_of_the_matching_route() {
-    let check = |question: &str, code: i32, answer: &str| {
-        let words: Vec<&str> = question.split_whitespace().collect();
-        why(ROUTED, &words, code, answer);
-    };
+    let check = |question: &str, code: i32, answer: &str| why_of(ROUTED, question, code, answer);
     check(
         "web orders:80 GET /v1/admin",
         0,

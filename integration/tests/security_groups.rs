@@ -27,7 +27,7 @@ fn blocked(mesh: &Mesh) -> u64 {
     let page = mesh.agent.admin("/metrics").text();
     let name = "weft_agent_blocked_packets_total ";
     let line = page.lines().find_map(|line| line.strip_prefix(name));
-    line.expect("it is told").parse().expect("a number")
+    line.expect("the page has the counter").parse().expect("a number")
 }
 
 fn connect(mesh: &Mesh, host: &Host) -> Result<TcpStream, ErrorKind> {
@@ -70,8 +70,8 @@ fn explained(mesh: &Mesh, host: &Host) -> (String, Value, usize) {
     let client = SocketAddr::new(range_of(mesh, host).parse().expect("an address"), 4000);
     let flow = format!("/flow?transport=tcp&client={client}&destination={}", mesh.echo());
     let text = mesh.agent.admin(&flow).text();
-    let told: Value = serde_json::from_str(&text).expect("it is JSON");
-    let field = |name: &str| told.get(name).cloned().unwrap_or_default();
+    let explanation: Value = serde_json::from_str(&text).expect("it is JSON");
+    let field = |name: &str| explanation.get(name).cloned().unwrap_or_default();
     let group = field("security_group").as_str().unwrap_or(&text).to_owned();
     let endpoints = field("endpoints").as_array().map_or(0, Vec::len);
     (group, field("admitting_range"), endpoints)
@@ -170,10 +170,10 @@ fn many_groups_of_many_ranges_hold() {
     let agent = Agent::start(|admin| bootstrap(admin, &listeners, &[cluster]), &[]);
     let carried = agent.services().iter().filter(|s| s["path"] == "kernel").count();
     assert_eq!(carried, usize::from(SERVICES), "{:?}", agent.services().first());
-    let told = nft("list set inet weft_services let_in6");
+    let set = nft("list set inet weft_services let_in6");
     let merged = usize::from(RANGES) + 1 + 1 + usize::from(SERVICES) - 3;
     assert_eq!(
-        told.matches(" . tcp . 7000 . ").count(),
+        set.matches(" . tcp . 7000 . ").count(),
         merged,
         "one that holds others stands for them"
     );

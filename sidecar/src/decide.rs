@@ -95,7 +95,7 @@ pub(crate) fn decide<'p>(
     let sender = connection.sender(client);
     let tokens = http.tokens.as_ref();
     if let Some(tokens) = tokens {
-        unwanted.add_told(tokens.told());
+        unwanted.reserve(tokens.written_headers());
     }
     let authorized = match allow(head, sender, http, (worker, story)) {
         Ok(authorized) => authorized,
@@ -119,7 +119,7 @@ pub(crate) fn decide<'p>(
             if let Some(changes) = changes.as_deref().filter(|changes| changes.touch_request()) {
                 let before = changes.apply_to_request(head);
                 case.fields.get_or_insert_with(|| Box::new(before));
-                unwanted.add_told(changes.names());
+                unwanted.reserve(changes.names());
             }
             let matched = &route.matches.path;
             if let Some(target) = rewritten_target(path_rewrite.as_ref(), matched, head) {

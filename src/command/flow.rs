@@ -67,19 +67,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         say(answer.body.trim_end());
         return Ok(());
     }
-    let told: Value = serde_json::from_str(&answer.body)
+    let explanation: Value = serde_json::from_str(&answer.body)
         .map_err(|error| Failure::Failed(format!("the agent's answer: {error}")))?;
-    for line in lines(&told) {
+    for line in lines(&explanation) {
         say(&line);
     }
     Ok(())
 }
 
 /// The agent's answer for people.
-fn lines(told: &Value) -> Vec<String> {
-    let text = |field: &str| told.get(field).and_then(Value::as_str).unwrap_or("none");
-    let number = |pointer: &str| told.pointer(pointer).and_then(Value::as_u64);
-    let endpoints = told.get("endpoints").and_then(Value::as_array);
+fn lines(explanation: &Value) -> Vec<String> {
+    let text = |field: &str| explanation.get(field).and_then(Value::as_str).unwrap_or("none");
+    let number = |pointer: &str| explanation.pointer(pointer).and_then(Value::as_u64);
+    let endpoints = explanation.get("endpoints").and_then(Value::as_array);
     let mut endpoints = endpoints.into_iter().flatten().filter_map(Value::as_str);
     let first = endpoints.next().unwrap_or("none");
     let others: Vec<&str> = endpoints.collect();
@@ -104,7 +104,7 @@ fn lines(told: &Value) -> Vec<String> {
     } else {
         lines.push(format!("endpoint  {first}, by {}", text("choice").replace('_', " ")));
     }
-    if let Some(path) = told.get("path").and_then(Value::as_str) {
+    if let Some(path) = explanation.get("path").and_then(Value::as_str) {
         lines.push(format!("path      {path}: {}", text("why")));
     }
     if !others.is_empty() {
@@ -120,11 +120,11 @@ mod tests {
     use super::*;
 
     fn printed(group: &str, range: Option<&str>, endpoints: &[&str]) -> String {
-        let told = json!({
+        let explanation = json!({
             "listener": "echo", "security_group": group, "admitting_range": range, "cluster": "echo",
             "hash": 1, "slot": [1, 11], "endpoints": endpoints, "choice": "flow_hash",
         });
-        lines(&told).join("\n")
+        lines(&explanation).join("\n")
     }
 
     #[test]

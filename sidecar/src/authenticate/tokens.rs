@@ -27,8 +27,8 @@ use crate::http::unwanted::is_alike;
 pub(crate) struct Tokens {
     policy: Arc<JwtPolicy>,
     providers: BTreeMap<Name, PlannedProvider>,
-    /// The fields in which services are told claims, lower case: nobody else may say them.
-    told: Vec<String>,
+    /// The headers that hold claims for services, lower case: a client may not set them.
+    headers: Vec<String>,
 }
 
 /// An issuer with its keys.
@@ -135,22 +135,22 @@ struct Good<'t> {
 impl Tokens {
     pub(crate) fn new(policy: Arc<JwtPolicy>, providers: BTreeMap<Name, PlannedProvider>) -> Self {
         let all = providers.values().map(|planned| &planned.provider);
-        let told = all.flat_map(|provider| {
+        let headers = all.flat_map(|provider| {
             let claims = provider.claim_fields.iter().map(|(_, field)| field.clone());
             claims.chain(provider.payload_field.clone())
         });
-        let told = told.collect();
-        Self { policy, providers, told }
+        let headers = headers.collect();
+        Self { policy, providers, headers }
     }
 
-    /// Whether a field says what only we may say. `_` counts as `-`, as some services read both as one.
-    pub(crate) fn is_told(&self, name: &[u8]) -> bool {
-        self.told.iter().any(|told| is_alike(name, told.as_bytes()))
+    /// Whether a header is one of those that hold claims. `_` counts as `-`, as some services read both as one.
+    pub(crate) fn writes_header(&self, name: &[u8]) -> bool {
+        self.headers.iter().any(|header| is_alike(name, header.as_bytes()))
     }
 
-    /// The fields in which services are told claims.
-    pub(crate) fn told(&self) -> impl Iterator<Item = &str> {
-        self.told.iter().map(String::as_str)
+    /// The headers that hold claims for services.
+    pub(crate) fn written_headers(&self) -> impl Iterator<Item = &str> {
+        self.headers.iter().map(String::as_str)
     }
 
     /// Checks the tokens of a request by each rule that covers a way in which services read its path, and
@@ -164,7 +164,7 @@ impl Tokens {
         rules: impl FnOnce(&RequestHead) -> Rules,
         asking: &Asking<'_>,
     ) -> Result<Proved, Refused> {
-        head.fields.remove(|name| self.is_told(name));
+        head.fields.remove(|name| self.writes_header(name));
         let rules = rules(head);
         let rules = rules.iter().filter_map(|index| self.policy.rules.get(index));
         let mut good: Vec<Good<'_>> = Vec::new();
@@ -351,7 +351,7 @@ impl Proved {
 fn tell(head: &mut RequestHead, provider: &JwtProvider, checked: &Checked) {
     let mut add = |field: &str, text: &[u8]| {
         let name = HeaderName::from_bytes(field.as_bytes());
-        // What no field can hold is not told.
+        // A claim that no header can hold is left out.
         if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(text)) {
             head.fields.add(name, value);
         }

@@ -21,7 +21,7 @@ pub(crate) struct Unwanted {
     underscores: Underscored,
     /// Whether claims of an identity are among them.
     claims: bool,
-    /// What only we say, by the policy of tokens or the route table.
+    /// The headers that only weft sets, by the policy of tokens or the route table.
     ours: Vec<Box<[u8]>>,
 }
 
@@ -59,8 +59,8 @@ impl Unwanted {
         Self { named: named(fields), ..Self::default() }
     }
 
-    /// Adds what only we say: no client may, in trailers as little as in the head.
-    pub(crate) fn add_told<'t>(&mut self, names: impl Iterator<Item = &'t str>) {
+    /// Adds header names that only weft sets: a client may set them neither in the head nor in trailers.
+    pub(crate) fn reserve<'t>(&mut self, names: impl Iterator<Item = &'t str>) {
         self.ours.extend(names.map(|name| name.as_bytes().into()));
     }
 
@@ -90,13 +90,13 @@ impl Unwanted {
             || (self.claims && (!matches!(self.underscores, Underscored::Allowed) || is_spelling()))
     }
 
-    fn is_told(&self, name: &[u8]) -> bool {
+    fn is_reserved(&self, name: &[u8]) -> bool {
         self.ours.iter().any(|own| is_alike(name, own))
     }
 
     /// Whether `connection` names the header, and it is not one that we set.
     fn is_named(&self, name: &[u8]) -> bool {
-        self.named.iter().any(|named| name.eq_ignore_ascii_case(named)) && !self.is_told(name)
+        self.named.iter().any(|named| name.eq_ignore_ascii_case(named)) && !self.is_reserved(name)
     }
 
     /// Whether a trailer of this name is not passed on.
@@ -105,7 +105,7 @@ impl Unwanted {
             || belongs_before_body(name)
             || (self.claims && name.contains(&b'_') && belongs_before_body(&dashed(name)))
             || self.is_named(name)
-            || self.is_told(name)
+            || self.is_reserved(name)
     }
 
     /// Whether a name with `_` refuses the message.
@@ -362,7 +362,7 @@ mod tests {
         let lines = [("connection", "x-user"), ("x-user", "1")];
         let mut fields = fields(&lines);
         let mut unwanted = of(&lines);
-        unwanted.add_told(["x-user"].into_iter());
+        unwanted.reserve(["x-user"].into_iter());
         unwanted.strip(&mut fields);
         assert_eq!(names(&fields), ["x-user"]);
     }
@@ -374,7 +374,7 @@ mod tests {
             let lines: Vec<_> = announced.iter().map(|value| ("trailer", *value)).collect();
             let mut fields = fields(&lines);
             let mut unwanted = of(&[connection]);
-            unwanted.add_told(["x-user"].into_iter());
+            unwanted.reserve(["x-user"].into_iter());
             unwanted.strip_announced(&mut fields, may_follow);
             let found = fields.get("trailer").map(|value| String::from_utf8_lossy(value));
             assert_eq!(found.as_deref(), left, "{announced:?}");

@@ -516,7 +516,7 @@ mod tests {
         server: Arc<ServerConfig>,
         client: Arc<ClientConfig>,
         /// A client that has no certificate.
-        nobody: Arc<ClientConfig>,
+        anonymous: Arc<ClientConfig>,
     }
 
     fn sides() -> Sides {
@@ -540,7 +540,7 @@ mod tests {
         Sides {
             server: tls::server(&own, clients, &[]).unwrap(),
             client: client(Some(&own)),
-            nobody: client(None),
+            anonymous: client(None),
         }
     }
 
@@ -774,7 +774,7 @@ mod tests {
     async fn who_is_refused_is_told_why() {
         let sides = sides();
         let (near, far) = tcp().await;
-        let connector = TlsConnector::from(sides.nobody.clone());
+        let connector = TlsConnector::from(sides.anonymous.clone());
         let other = async {
             // With TLS 1.3 the client learns it with its first read.
             let mut stream = connector.connect(server_name(), far).await?;
@@ -810,7 +810,7 @@ mod tests {
     async fn refused_client_that_sends_more_reads_the_alert_and_no_reset() {
         let sides = sides();
         let (near, far) = tcp().await;
-        let connector = TlsConnector::from(sides.nobody.clone());
+        let connector = TlsConnector::from(sides.anonymous.clone());
         let client = async {
             let mut stream = connector.connect(server_name(), far).await.unwrap();
             // More than the server takes with the client's last message of the handshake.
