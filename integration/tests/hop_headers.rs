@@ -125,6 +125,29 @@ fn trailer_of_a_response_announces_what_follows() {
 }
 
 #[test]
+fn forbidden_trailers_of_a_response_are_dropped_and_the_rest_is_forwarded() {
+    let names = ["set-cookie", "cache-control", "www-authenticate", "te", "host", "connection"];
+    let trailers: String = names.iter().map(|name| format!("{name}: x\r\n")).collect();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ntrailer: x-sum, {}\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\
+         {trailers}x-sum: 1\r\n\r\n",
+        names.join(", ")
+    );
+    let alone = Wanted::before(Backend::answering(answer).port, Speaks::Http1).start();
+    let by_http1 = http1::ask(alone.port, &get("te: trailers"));
+    assert_eq!((by_http1.status, &*by_http1.body, by_http1.broken), (200, "x", false));
+    assert_eq!(by_http1.field("trailer"), Some("x-sum"));
+    assert_eq!(by_http1.trailers, "x-sum: 1\r\n");
+    let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
+    assert_eq!((by_http2.status(), by_http2.body()), (200, "x"));
+    assert_eq!(by_http2.field("trailer"), Some("x-sum"));
+    assert_eq!(by_http2.trailer("x-sum"), Some("1"));
+    for name in names {
+        assert_eq!(by_http2.trailer(name), None, "{name}");
+    }
+}
+
+#[test]
 fn trailers_of_an_http2_service_are_announced_to_clients_of_both_versions() {
     let both = Both::plain();
     let port = both.http2.1.port;

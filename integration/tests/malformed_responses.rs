@@ -106,7 +106,7 @@ fn fault_of_a_chunked_body_is_in_the_access_line() {
         ("no_number", answering("x|"), "a chunk's size is no number"),
         ("wrong_end", answering("1|ab|"), "a chunk does not end where its size says"),
         ("cut_off", answering("5|he"), "the body ended before its end"),
-        ("trailer", answering("0|content-length: 1||"), "would change how the message is read"),
+        ("trailer", answering("0|content-length: 1||"), "in the trailer section"),
     ];
     let ports = services.map(|(word, port, _)| (word, port));
     let alone = before(&ports, Speaks::Http1);

@@ -5,7 +5,8 @@ use serde_json::json;
 
 use crate::client::{Answer, Client};
 use crate::corpus::{
-    Case, Wanted, cases, misplaced, slow_to_end, tunnel_where_none_is_served, tunnels_turned_down,
+    Case, Wanted, cases, forbidden_trailers, slow_to_end, tunnel_where_none_is_served,
+    tunnels_turned_down,
 };
 use crate::front::{Front, probe, told_probe};
 
@@ -222,6 +223,6 @@ fn a_first_line_above_the_limit_is_refused_at_once() {
 }
 
 #[test]
-fn trailers_that_belong_before_the_body_are_refused() {
-    run(1, &misplaced());
+fn forbidden_trailers_are_dropped_and_the_request_is_served() {
+    run(1, &forbidden_trailers());
 }

@@ -76,7 +76,9 @@ fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
     {
         return Err(Denial::Malformed("HTTP/2 has no connection fields"));
     }
-    if headers.get_all(http::header::TE).iter().any(|te| te != "trailers") {
+    // The h2 crate refuses every value but `trailers` in lower case before the request reaches this check.
+    let is_trailers = |te: &HeaderValue| te.as_bytes().eq_ignore_ascii_case(b"trailers");
+    if !headers.get_all(http::header::TE).iter().all(is_trailers) {
         return Err(Denial::Malformed("te may only ask for trailers in HTTP/2"));
     }
     if headers.keys().any(|name| name.as_str().contains('"')) {

@@ -157,9 +157,14 @@ pub(crate) fn is_grpc(kind: &[u8]) -> bool {
         && matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t'))
 }
 
-/// Whether a field says how the message is framed, routed, authenticated, modified or coded: then it
-/// comes too late behind the body (RFC 9110, section 6.5.1), and whoever reads it there is misled.
-pub(crate) fn belongs_before_body(name: &[u8]) -> bool {
+/// Whether a header says where the body of its message ends.
+pub(crate) fn is_framing_header(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"content-length") || name.eq_ignore_ascii_case(b"transfer-encoding")
+}
+
+/// Whether a header must not be a trailer (RFC 9110, section 6.5.1): it controls framing, routing, authentication,
+/// caching or decoding, and a recipient that applied it after the body would be misled.
+pub(crate) fn is_forbidden_in_trailers(name: &[u8]) -> bool {
     const NAMES: [&str; 22] = [
         "content-length",
         "transfer-encoding",

@@ -7,7 +7,7 @@ use weft_model::is_identity_header;
 
 use super::body::Broken;
 use super::fields::Fields;
-use super::head::{HOP_BY_HOP_NAMES, belongs_before_body, is_hop_by_hop, list};
+use super::head::{HOP_BY_HOP_NAMES, is_forbidden_in_trailers, is_hop_by_hop, list};
 use super::name_set::{NameSet, has_special};
 use crate::underscores::DroppedHeaders;
 
@@ -102,8 +102,8 @@ impl Unwanted {
     /// Whether a trailer of this name is not passed on.
     fn covers_trailer(&self, name: &[u8]) -> bool {
         self.covers_at_entry(name)
-            || belongs_before_body(name)
-            || (self.claims && name.contains(&b'_') && belongs_before_body(&dashed(name)))
+            || is_forbidden_in_trailers(name)
+            || (self.claims && name.contains(&b'_') && is_forbidden_in_trailers(&dashed(name)))
             || self.is_named(name)
             || self.is_reserved(name)
     }
@@ -385,6 +385,32 @@ mod tests {
         check(&["X-Hop, x-sum,Authorization", "x-weft-peer"], true, Some("x-sum"));
         check(&["X-User, host"], true, None);
         check(&[], true, None);
+    }
+
+    #[test]
+    fn forbidden_trailers_of_requests_and_responses_are_dropped() {
+        let forbidden = [
+            "set-cookie",
+            "cache-control",
+            "www-authenticate",
+            "te",
+            "host",
+            "connection",
+            "authorization",
+            "content-encoding",
+            "content-length",
+            "trailer",
+        ];
+        for unwanted in [of(&[]), Unwanted::of_response(&fields(&[]))] {
+            for name in forbidden {
+                let trailers = fields(&[(name, "1"), ("x-sum", "1"), (name, "2")]).into_map();
+                let forwarded = unwanted.strip_trailers(trailers).expect("no name has a `_`");
+                assert_eq!(names(&Fields::from(forwarded)), ["x-sum"], "{name}");
+                let mut head = fields(&[("trailer", name), ("trailer", "x-sum")]);
+                unwanted.strip_announced(&mut head, true);
+                assert_eq!(head.get("trailer"), Some(&b"x-sum"[..]), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod sequences;
 
 use std::fmt;
 
-pub(crate) use bodies::misplaced;
+pub(crate) use bodies::forbidden_trailers;
 pub(crate) use lines::slow_to_end;
 pub(crate) use sequences::{tunnel_where_none_is_served, tunnels_turned_down};
 

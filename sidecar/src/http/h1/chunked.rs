@@ -4,7 +4,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::line::has_strict_ends;
-use crate::http::head::belongs_before_body;
+use crate::http::head::is_framing_header;
 
 /// The longest line of a chunk's size with its extensions.
 const SIZE_LINE_LIMIT: usize = 4096;
@@ -139,8 +139,10 @@ fn take_trailers(buffer: &mut BytesMut) -> Result<Option<Option<HeaderMap>>, &'s
             .map_err(|_| "a trailer's name is no token")?;
         let value = HeaderValue::from_bytes(header.value)
             .map_err(|_| "a trailer's value is no field value")?;
-        if belongs_before_body(name.as_str().as_bytes()) {
-            return Err("a trailer that would change how the message is read");
+        // Other forbidden trailers are dropped when the trailers are forwarded. A framing header in a trailer section
+        // has no honest use: it tries to make two readers disagree on where the message ends.
+        if is_framing_header(name.as_str().as_bytes()) {
+            return Err("content-length or transfer-encoding in the trailer section");
         }
         trailers.append(name, value);
     }
@@ -204,6 +206,17 @@ mod tests {
         check("-5\r\nhello\r\n", Err("no number"));
         check("0x5\r\nhello\r\n", Err("no number"));
         check("fffffffffffff\r\n", Err("no number"));
-        check("0\r\nContent-Length: 5\r\n\r\n", Err("change how"));
+    }
+
+    #[test]
+    fn only_framing_headers_in_the_trailer_section_are_refused() {
+        for name in ["Content-Length", "content-length", "Transfer-Encoding", "TRANSFER-ENCODING"] {
+            check(&format!("0\r\n{name}: 5\r\n\r\n"), Err("in the trailer section"));
+            check(&format!("0\r\na: b\r\n{name}: 5\r\n\r\n"), Err("in the trailer section"));
+        }
+        for name in ["Set-Cookie", "Cache-Control", "WWW-Authenticate", "TE", "Host", "Connection"]
+        {
+            check(&format!("1\r\na\r\n0\r\n{name}: x\r\nb: c\r\n\r\n"), Ok(("a", 2)));
+        }
     }
 }
