@@ -276,12 +276,12 @@ fn why_says_which_policy_decides_and_what_it_says_holds() {
     check("cache cache:80", 0, "no policy is enforced");
     check("web names:53", 1, "no policy of names allows it");
     check("web names:54", 0, "allowed: udp passes no sidecar");
-    check("web orders:80 get /items", 0, "allowed: security.policies[0].allow[0]");
+    check("web orders:80 get /items", 2, "methods are case-sensitive and sidecars answer 400");
     check("web orders:80 GET /x/../%61dmin", 1, "refused: security.policies[0].deny[0]");
     check("web orders:80 GET /x%2f..%2fadmin", 1, "refused: security.policies[0].deny[0]");
     check("web orders:80 GET /group%2Fproject", 0, "allowed: security.policies[0].allow[0]");
     check("web orders:80 DELETE /items/7", 1, "refused: security.policies[0].deny[1]");
-    check("web orders:80 dElete /items/7", 1, "refused: security.policies[0].deny[1]");
+    check("web orders:80 CONNECT /items", 2, "sidecars of the mesh answer CONNECT with 405");
     check("web orders:80 DELETE /items/7/x", 1, no);
     check("web orders:80 GET /hidden/x/y", 1, "refused: security.policies[0].deny[2]");
     check("web orders:80 GET /x/y.bak", 1, "refused: security.policies[0].deny[2]");
@@ -307,7 +307,7 @@ fn why_evaluates_the_policies_of_each_destination_of_the_matching_route() {
          destination: orders:80, path \"/v1/admin\" rewritten to \"/v2/admin\"\n\
          allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)\n",
     );
-    check("web orders:80 get /v1/secret", 1, "refused: security.policies[0].deny[0]");
+    check("web orders:80 GET /v1/secret", 1, "refused: security.policies[0].deny[0]");
     check(
         "web orders:80 GET /split",
         1,

@@ -2,7 +2,7 @@
 //! authentication, authorization, routing and the service.
 
 use http::Method;
-use weft_model::{DesyncMode, HttpService, Underscores};
+use weft_model::{DesyncMode, HttpService, MethodRefusal, Underscores, method_refusal};
 
 use crate::connection::Connection;
 use crate::denial::Denial;
@@ -45,24 +45,6 @@ fn judge_translated(
     Ok(())
 }
 
-/// Whether a method is a standard one in another case. Methods are case-sensitive (RFC 9110, section 9.1): a policy
-/// for `DELETE` does not cover `delete`, which some services take for the same.
-fn is_misspelled(method: &Method) -> bool {
-    const STANDARD: [Method; 9] = [
-        Method::GET,
-        Method::HEAD,
-        Method::POST,
-        Method::PUT,
-        Method::DELETE,
-        Method::CONNECT,
-        Method::OPTIONS,
-        Method::TRACE,
-        Method::PATCH,
-    ];
-    let is_one = |standard: &Method| method.as_str().eq_ignore_ascii_case(standard.as_str());
-    method.as_str().bytes().any(|byte| byte.is_ascii_lowercase()) && STANDARD.iter().any(is_one)
-}
-
 /// Brings a request into that form. Gives which of its trailers are not passed on.
 ///
 /// # Errors
@@ -78,12 +60,14 @@ pub(crate) fn admit(
     if head.version == HttpVersion::Http2 {
         judge_translated(head, has_body, http.desync)?;
     }
-    if is_misspelled(&head.method) {
-        return Err(Denial::Malformed("the method is a standard one that is not in upper case"));
-    }
-    if head.method == Method::TRACE {
-        // It would tell a script what only the browser and we should know (RFC 9110, section 9.3.8).
-        return Err(Denial::MethodNotAllowed("TRACE is not served"));
+    match method_refusal(head.method.as_str()) {
+        Some(MethodRefusal::NotUpperCase) => {
+            return Err(Denial::Malformed(
+                "the method is a standard one that is not in upper case",
+            ));
+        }
+        Some(MethodRefusal::Trace) => return Err(Denial::MethodNotAllowed("TRACE is not served")),
+        None => {}
     }
     head.upgrade = match head.upgrade {
         Some(Upgrade::Tunnel) if !http.upgrades.connect => {

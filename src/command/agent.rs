@@ -32,7 +32,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     data_plane: DataPlane,
     /// The trust domain; the agent's identity is spiffe://TRUST_DOMAIN/ns/weft/sa/agent.
-    #[arg(long, default_value = "mesh.local", value_name = "NAME")]
+    #[arg(long, default_value = "mesh.local", value_name = "NAME", conflicts_with = "config")]
     trust_domain: String,
     /// The seed of the flow hash, in place of the one that a control plane of weft gives all agents.
     #[arg(long, value_name = "NUMBER")]

@@ -41,7 +41,7 @@ pub(super) struct DataPlane {
     #[arg(long, env = "WEFT_JOIN_TOKEN_FILE", value_name = "FILE")]
     join_token_file: Option<PathBuf>,
     /// Where the certificate and its key are kept over a restart, mode 0600.
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "config")]
     state: Option<PathBuf>,
     /// Where the admin port listens. With --control: 127.0.0.1:15000 when not given.
     #[arg(long, value_name = "ADDRESS")]
@@ -156,10 +156,15 @@ fn complete(resources: &Snapshot) -> Snapshot {
 #[derive(Debug, Args)]
 pub(super) struct Workload {
     /// The service beside which it stands; its identity is spiffe://TRUST_DOMAIN/ns/default/sa/SERVICE.
-    #[arg(long, value_name = "NAME", required_unless_present = "config")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        required_unless_present = "config",
+        conflicts_with = "config"
+    )]
     service: Option<String>,
     /// The trust domain.
-    #[arg(long, default_value = "mesh.local", value_name = "NAME")]
+    #[arg(long, default_value = "mesh.local", value_name = "NAME", conflicts_with = "config")]
     trust_domain: String,
 }
 

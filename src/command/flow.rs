@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::{Failure, say};
+use super::{Failure, say, values};
 use crate::client;
 
 #[derive(Debug, Args)]
@@ -25,8 +25,10 @@ enum Command {
         #[arg(value_enum)]
         transport: Protocol,
         /// Who opens it: ADDRESS:PORT.
+        #[arg(value_parser = values::flow_address)]
         client: SocketAddr,
         /// What it aims at: ADDRESS:PORT.
+        #[arg(value_parser = values::flow_address)]
         destination: SocketAddr,
         /// The sequence number of its SYN, for services that are hashed with it.
         #[arg(long, value_name = "NUMBER")]
@@ -49,6 +51,12 @@ enum Protocol {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let Command::Explain { transport, client, destination, sequence, admin, json } =
         &arguments.command;
+    if client.is_ipv4() != destination.is_ipv4() {
+        let pair = format!("{client} and {destination}");
+        return Err(Failure::Usage(format!(
+            "client and destination {pair}: must be of one address family, IPv4 or IPv6"
+        )));
+    }
     let transport = match transport {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",

@@ -1,6 +1,6 @@
 //! Parsers of option values. What they refuse is a usage error, before anything is started.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 
 use clap::builder::RangedU64ValueParser;
@@ -67,13 +67,37 @@ pub(super) fn source_address(text: &str) -> Result<IpAddr, String> {
     Ok(address)
 }
 
+/// A client or destination of a flow: `ADDRESS:PORT`.
+pub(super) fn flow_address(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "must be ADDRESS:PORT, such as 10.96.0.3:7000 or [fd96::3]:7000".to_owned())?;
+    if address.port() == 0 {
+        return Err("invalid port 0: must be 1 to 65535".to_owned());
+    }
+    match address.ip().to_canonical() {
+        canonical if canonical == address.ip() => Ok(address),
+        // The agent reports flows of IPv4 with IPv4 addresses only.
+        canonical => Err(format!(
+            "IPv4-mapped IPv6 address: must be {}",
+            SocketAddr::new(canonical, address.port())
+        )),
+    }
+}
+
 /// Whether a text is a host name or an IPv4 address (RFC 1123, section 2.1). Underscores occur in names of
-/// containers.
+/// containers. A name whose last label is a number must be an IPv4 address: no top-level domain is one, and some
+/// resolvers read `1.2.3` as 1.2.0.3.
 fn is_host_name(text: &str) -> bool {
     let is_label = |label: &str| {
         let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         (1..=63).contains(&label.len()) && label.bytes().all(is_name_byte)
     };
     let name = text.strip_suffix('.').unwrap_or(text);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let is_number = last.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number {
+        return text.parse::<Ipv4Addr>().is_ok();
+    }
     name.len() <= 253 && name.split('.').all(is_label)
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use weft_control::mesh::{Mesh, Port, Service, identity};
-use weft_model::{Redirect, SpiffeId, is_header_name};
+use weft_model::{MethodRefusal, Redirect, SpiffeId, is_header_name, method_refusal};
 
 use super::{Failure, say};
 use decision::{Decision, Destination, Judged, Outcome, RulePlace, decide, port_of};
@@ -67,10 +67,18 @@ fn header(text: &str) -> Result<(String, String), String> {
 
 fn method(text: &str) -> Result<String, String> {
     // A method is a token (RFC 9110, section 9.1), as the name of a header is.
-    if is_header_name(text) {
-        Ok(text.to_owned())
-    } else {
-        Err("must be a method name, such as GET".into())
+    if !is_header_name(text) {
+        return Err("must be a method name, such as GET".into());
+    }
+    match method_refusal(text) {
+        Some(MethodRefusal::NotUpperCase) => Err(format!(
+            "methods are case-sensitive and sidecars answer 400: must be {:?}",
+            text.to_ascii_uppercase()
+        )),
+        Some(MethodRefusal::Trace) => Err("sidecars answer TRACE with 405".into()),
+        // The control plane enables CONNECT on no listener.
+        None if text == "CONNECT" => Err("sidecars of the mesh answer CONNECT with 405".into()),
+        None => Ok(text.to_owned()),
     }
 }
 

@@ -17,6 +17,7 @@ mod identity;
 pub mod jhash;
 mod listener;
 mod maglev;
+mod method;
 mod mutation;
 pub mod path;
 mod path_pattern;
@@ -55,6 +56,7 @@ pub use listener::{
     UdpProxy,
 };
 pub use maglev::{DEFAULT_TABLE_SIZE, InvalidTableSize, Maglev};
+pub use method::{MethodRefusal, method_refusal};
 pub use mutation::{
     AddressPart, AppendAction, FormatPart, FormatVariable, HeaderAddition, HeaderFormat,
     HeaderMutation, HeaderMutations, HeaderSource, PlainVariable, is_header_name,
