@@ -10,7 +10,7 @@ use crate::wait::eventually;
 
 /// An agent that runs.
 #[derive(Debug)]
-pub struct Agent {
+pub struct TestAgent {
     /// Its process.
     pub process: Process,
     /// Where its admin port is.
@@ -18,7 +18,7 @@ pub struct Agent {
     file: TempDir,
 }
 
-impl Agent {
+impl TestAgent {
     /// Starts one with what `config` gives for an admin port, and waits until it is ready.
     ///
     /// # Panics
@@ -45,12 +45,12 @@ impl Agent {
     /// # Panics
     /// When it does not become ready.
     pub fn restart(&mut self) {
-        self.begin_again();
+        self.restart_without_waiting();
         self.wait_until_ready();
     }
 
     /// The same, without waiting.
-    pub fn begin_again(&mut self) {
+    pub fn restart_without_waiting(&mut self) {
         self.process = Self::run(&self.file, &[]);
     }
 

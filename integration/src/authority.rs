@@ -11,11 +11,11 @@ use weft_certs::request::{self, CheckedRequest};
 use weft_certs::{Authority, AuthorityFiles, Revoked};
 use weft_model::SpiffeId;
 
-use crate::mesh_pki::{Identity, TRUST_DOMAIN, spiffe_id};
+use crate::mesh_pki::{IdentityFiles, TRUST_DOMAIN, spiffe_id};
 
 /// Signs, and publishes what it revokes in a file.
 #[derive(Debug)]
-pub struct Signer {
+pub struct TestAuthority {
     folder: TempDir,
     authority: Authority,
     number: AtomicU64,
@@ -23,7 +23,7 @@ pub struct Signer {
 
 /// A certificate with its key, PEM.
 #[derive(Debug, Clone)]
-pub struct Holder {
+pub struct PemIdentity {
     /// The chain.
     pub chain: String,
     /// The key.
@@ -32,7 +32,7 @@ pub struct Holder {
     pub serial: String,
 }
 
-impl Signer {
+impl TestAuthority {
     /// Makes an authority that has revoked nothing.
     ///
     /// # Panics
@@ -62,12 +62,12 @@ impl Signer {
     /// # Panics
     /// When it cannot be made.
     #[must_use]
-    pub fn sign(&self, service: &str, life: Duration) -> Holder {
+    pub fn sign(&self, service: &str, life: Duration) -> PemIdentity {
         let id = SpiffeId::parse(&spiffe_id(service)).expect("an id");
         let pending = request::make(&id).expect("a request");
         let asked = CheckedRequest::parse(&pending.request_pem).expect("a good one");
         let issued = self.authority.issue(&asked, life, now()).expect("it signs");
-        Holder {
+        PemIdentity {
             chain: issued.chain.concat(),
             key: pending.key_pem.to_string(),
             serial: issued.serial,
@@ -79,14 +79,14 @@ impl Signer {
     /// # Panics
     /// When they cannot be written.
     #[must_use]
-    pub fn files_of(&self, service: &str, holder: &Holder) -> Identity {
+    pub fn write_files(&self, service: &str, holder: &PemIdentity) -> IdentityFiles {
         let file = |extension| self.folder.path().join(service).with_extension(extension);
         let (certificate, key) = (file("pem"), file("key"));
         std::fs::write(&certificate, &holder.chain).expect("the folder takes files");
         std::fs::write(&key, &holder.key).expect("the folder takes files");
         let ours = std::fs::Permissions::from_mode(0o600);
         std::fs::set_permissions(&key, ours).expect("it is ours");
-        Identity { certificate, key, serial: holder.serial.clone() }
+        IdentityFiles { certificate, key, serial: holder.serial.clone() }
     }
 
     /// A file of its folder.
@@ -103,7 +103,7 @@ impl Signer {
 
     /// Where the revocation lists are.
     #[must_use]
-    pub fn revocations(&self) -> std::path::PathBuf {
+    pub fn crl_file(&self) -> std::path::PathBuf {
         self.file("revoked.pem")
     }
 
@@ -125,7 +125,7 @@ impl Signer {
         let lists = self.authority.revocation_lists(&revoked, number, now(), life);
         let mut lists = lists.expect("it signs lists");
         writeln!(lists, "# number {number}").expect("a text takes more");
-        let (new, file) = (self.file("revoked.new"), self.revocations());
+        let (new, file) = (self.file("revoked.new"), self.crl_file());
         std::fs::write(&new, lists).expect("the folder takes files");
         std::fs::rename(new, file).expect("it may be replaced");
     }

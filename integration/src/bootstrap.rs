@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::mesh_pki::{Identity, spiffe_id, text};
+use crate::mesh_pki::{IdentityFiles, spiffe_id, text};
 
 const HTTP: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -121,7 +121,7 @@ pub fn listener(name: &str, port: u16, http: Value, tls: Option<Value>) -> Value
 
 /// Which HTTP is spoken to a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Speaks {
+pub enum UpstreamHttp {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2.
@@ -132,11 +132,11 @@ pub enum Speaks {
 
 /// A cluster of ports on loopback.
 #[must_use]
-pub fn cluster(name: &str, ports: &[u16], speaks: Speaks, tls: Option<Value>) -> Value {
+pub fn cluster(name: &str, ports: &[u16], speaks: UpstreamHttp, tls: Option<Value>) -> Value {
     let options = match speaks {
-        Speaks::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
-        Speaks::Http2 => json!({"explicit_http_config": {"http2_protocol_options": {}}}),
-        Speaks::AsClient => json!({"use_downstream_protocol_config":
+        UpstreamHttp::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
+        UpstreamHttp::Http2 => json!({"explicit_http_config": {"http2_protocol_options": {}}}),
+        UpstreamHttp::AsClient => json!({"use_downstream_protocol_config":
             {"http_protocol_options": {}, "http2_protocol_options": {}}}),
     };
     let message = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -161,14 +161,14 @@ pub fn endpoints(cluster: &str, ports: &[u16]) -> Value {
     json!({"cluster_name": cluster, "endpoints": [{"lb_endpoints": members}]})
 }
 
-fn certificate(identity: &Identity) -> Value {
+fn certificate(identity: &IdentityFiles) -> Value {
     json!({"certificate_chain": {"filename": text(&identity.certificate)},
            "private_key": {"filename": text(&identity.key)}})
 }
 
 /// Verify Mode: a client must show a certificate of `root` that is not revoked.
 #[must_use]
-pub fn verify_mode(own: &Identity, root: &Path, revocations: &Path) -> Value {
+pub fn verify_mode(own: &IdentityFiles, root: &Path, revocations: &Path) -> Value {
     let message = format!("{TLS}.DownstreamTlsContext");
     let context = json!({
         "require_client_certificate": true,
@@ -186,7 +186,7 @@ pub fn verify_mode(own: &Identity, root: &Path, revocations: &Path) -> Value {
 
 /// Mutual TLS to endpoints that must be `service`.
 #[must_use]
-pub fn mutual_tls(own: &Identity, root: &Path, service: &str) -> Value {
+pub fn mutual_tls(own: &IdentityFiles, root: &Path, service: &str) -> Value {
     let message = format!("{TLS}.UpstreamTlsContext");
     let id = json!({"san_type": "URI", "matcher": {"exact": spiffe_id(service)}});
     let context = json!({
@@ -215,7 +215,7 @@ pub fn allow_only(service: &str, path_prefix: &str) -> Value {
 
 /// A filter that wants a token of one issuer, whose public keys are in `keys`.
 #[must_use]
-pub fn want_token(issuer: &str, audience: &str, keys: &str) -> Value {
+pub fn require_token(issuer: &str, audience: &str, keys: &str) -> Value {
     let keys = json!({"inline_string": keys});
     token_filter(&json!({"issuer": issuer, "audiences": [audience], "local_jwks": keys}), "/")
 }
@@ -223,7 +223,12 @@ pub fn want_token(issuer: &str, audience: &str, keys: &str) -> Value {
 /// A filter that wants a token below a path, of one issuer, whose public keys are fetched from a
 /// cluster each second, which may take one.
 #[must_use]
-pub fn want_fetched_token(issuer: &str, audience: &str, cluster: &str, below: &str) -> Value {
+pub fn require_token_with_fetched_keys(
+    issuer: &str,
+    audience: &str,
+    cluster: &str,
+    below: &str,
+) -> Value {
     let uri = format!("http://{cluster}/keys");
     let remote = json!({"http_uri": {"uri": uri, "cluster": cluster, "timeout": "1s"},
                         "cache_duration": "1s"});

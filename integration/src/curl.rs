@@ -13,7 +13,7 @@ pub struct Curl {
 }
 
 /// What came back.
-pub struct Answer {
+pub struct CurlResponse {
     /// curl's own exit code: 0 when the response was whole.
     pub exit: i32,
     /// The status; 0 when there was none.
@@ -27,7 +27,7 @@ pub struct Answer {
     /// The body.
     pub body: Vec<u8>,
     /// What curl complained of.
-    pub complaint: String,
+    pub stderr: String,
 }
 
 impl Curl {
@@ -55,7 +55,7 @@ impl Curl {
     /// # Panics
     /// When curl cannot be started.
     #[must_use]
-    pub fn run(self) -> Answer {
+    pub fn run(self) -> CurlResponse {
         let folder = TempDir::new().expect("a temporary folder can be made");
         let (body, head) = (folder.path().join("body"), folder.path().join("head"));
         let mut curl = Command::new("curl");
@@ -67,29 +67,29 @@ impl Curl {
         // A line for each URL; the last is what is asked about.
         let mut words = said.lines().next_back().unwrap_or_default().split(' ');
         let mut word = || words.next().unwrap_or_default().to_owned();
-        Answer {
+        CurlResponse {
             exit: output.status.code().unwrap_or(-1),
             status: word().parse().unwrap_or(0),
             version: word(),
             connections: word().parse().unwrap_or(0),
             head: String::from_utf8_lossy(&std::fs::read(head).unwrap_or_default()).into_owned(),
             body: std::fs::read(body).unwrap_or_default(),
-            complaint: String::from_utf8_lossy(&output.stderr).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
 }
 
-impl fmt::Debug for Answer {
+impl fmt::Debug for CurlResponse {
     /// For a test that fails: as much as a person will read.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { exit, status, version, head, body, complaint, .. } = self;
+        let Self { exit, status, version, head, body, stderr, .. } = self;
         let start: String = self.text().chars().take(200).collect();
-        write!(f, "curl {exit} {complaint:?}, HTTP/{version} {status}, head {head:?}, ")?;
+        write!(f, "curl {exit} {stderr:?}, HTTP/{version} {status}, head {head:?}, ")?;
         write!(f, "{} bytes: {start:?}", body.len())
     }
 }
 
-impl Answer {
+impl CurlResponse {
     /// The body as text.
     #[must_use]
     pub fn text(&self) -> String {
@@ -98,7 +98,7 @@ impl Answer {
 
     /// The value of a field of the last head; `name` is lower case.
     #[must_use]
-    pub fn field(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().rev().find_map(|line| {
             let (key, value) = line.split_once(':')?;
             key.eq_ignore_ascii_case(name).then(|| value.trim())

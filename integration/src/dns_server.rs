@@ -17,7 +17,7 @@ const NO_SUCH_NAME: u8 = 3;
 
 /// How questions for a name are answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
+pub enum DnsReply {
     /// With these addresses, valid for this many seconds.
     Addresses(Vec<IpAddr>, u32),
     /// With these addresses over TCP; cut off over UDP.
@@ -33,7 +33,7 @@ pub enum Reply {
 /// What the server has and was asked.
 #[derive(Debug, Default)]
 struct Zone {
-    replies: BTreeMap<String, Reply>,
+    replies: BTreeMap<String, DnsReply>,
     asked: BTreeMap<String, usize>,
 }
 
@@ -79,13 +79,13 @@ impl DnsServer {
     }
 
     /// Answers questions for a name in this way from now on.
-    pub fn set(&self, name: &str, reply: Reply) {
+    pub fn set(&self, name: &str, reply: DnsReply) {
         lock(&self.zone).replies.insert(name.to_owned(), reply);
     }
 
     /// How many questions there were for a name.
     #[must_use]
-    pub fn asked(&self, name: &str) -> usize {
+    pub fn query_count(&self, name: &str) -> usize {
         lock(&self.zone).asked.get(name).copied().unwrap_or_default()
     }
 
@@ -137,7 +137,7 @@ fn answer(question: &[u8], zone: &Mutex<Zone>, over_udp: bool) -> Option<Vec<u8>
     let reply = {
         let mut zone = lock(zone);
         *zone.asked.entry(name.clone()).or_default() += 1;
-        zone.replies.get(&name).cloned().unwrap_or(Reply::NoSuchName)
+        zone.replies.get(&name).cloned().unwrap_or(DnsReply::NoSuchName)
     };
     let question = question.get(..end + 4)?;
     let of_kind = |addresses: Vec<IpAddr>| -> Vec<IpAddr> {
@@ -149,14 +149,14 @@ fn answer(question: &[u8], zone: &Mutex<Zone>, over_udp: bool) -> Option<Vec<u8>
         addresses.into_iter().filter(is_wanted).collect()
     };
     match reply {
-        Reply::Silence => None,
-        Reply::ServerFailure => Some(message(question, SERVER_FAILURE, false, &[], 0)),
-        Reply::NoSuchName => Some(message(question, NO_SUCH_NAME, false, &[], 0)),
-        Reply::Truncated(_) if over_udp => Some(message(question, NO_ERROR, true, &[], 0)),
-        Reply::Truncated(addresses) => {
+        DnsReply::Silence => None,
+        DnsReply::ServerFailure => Some(message(question, SERVER_FAILURE, false, &[], 0)),
+        DnsReply::NoSuchName => Some(message(question, NO_SUCH_NAME, false, &[], 0)),
+        DnsReply::Truncated(_) if over_udp => Some(message(question, NO_ERROR, true, &[], 0)),
+        DnsReply::Truncated(addresses) => {
             Some(message(question, NO_ERROR, false, &of_kind(addresses), 60))
         }
-        Reply::Addresses(addresses, ttl) => {
+        DnsReply::Addresses(addresses, ttl) => {
             Some(message(question, NO_ERROR, false, &of_kind(addresses), ttl))
         }
     }

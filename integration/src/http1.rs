@@ -5,18 +5,18 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::backend::read_head;
+use crate::scripted_server::read_head;
 use crate::wait::DEADLINE;
 
 /// A connection.
 #[derive(Debug)]
-pub struct Client {
+pub struct Http1Client {
     stream: BufReader<TcpStream>,
 }
 
 /// A response, as far as it came.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answer {
+pub struct Http1Response {
     /// The status; 0 when nothing came.
     pub status: u16,
     /// The heads of the responses before it that another follows.
@@ -31,17 +31,17 @@ pub struct Answer {
     pub broken: bool,
 }
 
-impl Answer {
+impl Http1Response {
     /// The value of a field; `name` is lower case.
     #[must_use]
-    pub fn field(&self, name: &str) -> Option<&str> {
-        field(&self.head, name)
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.head, name)
     }
 }
 
 /// The value of a field of a head; `name` is lower case.
 #[must_use]
-pub fn field<'h>(head: &'h str, name: &str) -> Option<&'h str> {
+pub fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     let named = |line: &'h str| {
         let (key, value) = line.split_once(':')?;
         key.eq_ignore_ascii_case(name).then(|| value.trim())
@@ -49,7 +49,7 @@ pub fn field<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     head.lines().skip(1).find_map(named)
 }
 
-impl Client {
+impl Http1Client {
     /// A new connection.
     ///
     /// # Panics
@@ -119,8 +119,8 @@ impl Client {
     }
 
     /// The next response to a request of `method`, as far as it comes.
-    pub fn answer(&mut self, method: &str) -> Answer {
-        let mut answer = Answer::default();
+    pub fn answer(&mut self, method: &str) -> Http1Response {
+        let mut answer = Http1Response::default();
         loop {
             let Some(head) = read_head(&mut self.stream) else {
                 answer.broken = true;
@@ -147,9 +147,9 @@ impl Client {
     fn body(&mut self, head: &str) -> (String, String, bool) {
         let mut body = Vec::new();
         let mut trailers = String::new();
-        let whole = if field(head, "transfer-encoding").is_some() {
+        let whole = if header(head, "transfer-encoding").is_some() {
             chunked(&mut self.stream, &mut body, &mut trailers).is_some()
-        } else if let Some(length) = field(head, "content-length") {
+        } else if let Some(length) = header(head, "content-length") {
             let length: u64 = length.parse().expect("a length is a number");
             let read = self.stream.by_ref().take(length).read_to_end(&mut body);
             read.is_ok() && body.len() as u64 == length
@@ -161,7 +161,7 @@ impl Client {
 
     /// Sends a request and gives its answer. The method is its first word.
     #[must_use]
-    pub fn ask(&mut self, request: &str) -> Answer {
+    pub fn ask(&mut self, request: &str) -> Http1Response {
         self.send(request);
         self.answer(request.split(' ').next().unwrap_or_default())
     }
@@ -193,8 +193,8 @@ impl Client {
 
 /// Sends one request over a connection of its own.
 #[must_use]
-pub fn ask(port: u16, request: &str) -> Answer {
-    Client::connect(port).ask(request)
+pub fn ask(port: u16, request: &str) -> Http1Response {
+    Http1Client::connect(port).ask(request)
 }
 
 /// Reads a chunked body; none when it breaks off.

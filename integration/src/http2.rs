@@ -8,7 +8,7 @@ use crate::process::{counterpart, run};
 
 /// What came back to a request.
 #[derive(Debug, Clone)]
-pub struct Answer(Value);
+pub struct Http2Response(Value);
 
 /// A request of a method and a path, with more fields.
 #[must_use]
@@ -46,15 +46,15 @@ pub fn connect(protocol: Option<&str>) -> Value {
 /// # Panics
 /// When the client fails.
 #[must_use]
-pub fn ask(port: u16, requests: &[Value]) -> Vec<Answer> {
+pub fn ask(port: u16, requests: &[Value]) -> Vec<Http2Response> {
     // They may be longer than an argument can be.
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
     file.write_all(json!(requests).to_string().as_bytes()).expect("it takes requests");
     let mut client = counterpart("http2_caller.py");
     let printed = run(client.arg(port.to_string()).arg(file.path()));
-    let answers: Vec<Answer> = printed
+    let answers: Vec<Http2Response> = printed
         .lines()
-        .map(|line| Answer(serde_json::from_str(line).expect("it prints JSON")))
+        .map(|line| Http2Response(serde_json::from_str(line).expect("it prints JSON")))
         .collect();
     assert_eq!(answers.len(), requests.len(), "{printed}");
     answers
@@ -65,11 +65,11 @@ pub fn ask(port: u16, requests: &[Value]) -> Vec<Answer> {
 /// # Panics
 /// When the client fails.
 #[must_use]
-pub fn ask_one(port: u16, request: Value) -> Answer {
+pub fn ask_one(port: u16, request: Value) -> Http2Response {
     ask(port, &[request]).pop().expect("one for each")
 }
 
-fn field<'a>(fields: &'a Value, name: &str) -> Option<&'a str> {
+fn header<'a>(fields: &'a Value, name: &str) -> Option<&'a str> {
     fields
         .as_array()?
         .iter()
@@ -78,7 +78,7 @@ fn field<'a>(fields: &'a Value, name: &str) -> Option<&'a str> {
         .as_str()
 }
 
-impl Answer {
+impl Http2Response {
     fn part(&self, name: &str) -> &Value {
         self.0.get(name).unwrap_or(&Value::Null)
     }
@@ -86,32 +86,32 @@ impl Answer {
     /// The status; 0 when nothing came.
     #[must_use]
     pub fn status(&self) -> u16 {
-        self.field(":status").and_then(|status| status.parse().ok()).unwrap_or(0)
+        self.header(":status").and_then(|status| status.parse().ok()).unwrap_or(0)
     }
 
     /// A field of the head.
     #[must_use]
-    pub fn field(&self, name: &str) -> Option<&str> {
-        field(self.part("fields"), name)
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(self.part("fields"), name)
     }
 
     /// A trailer.
     #[must_use]
     pub fn trailer(&self, name: &str) -> Option<&str> {
-        field(self.part("trailers"), name)
+        header(self.part("trailers"), name)
     }
 
     /// The responses before it that another follows, by their status.
     #[must_use]
     pub fn interim(&self) -> Vec<&str> {
         let heads = self.part("interim").as_array().map(Vec::as_slice).unwrap_or_default();
-        heads.iter().filter_map(|head| field(head, ":status")).collect()
+        heads.iter().filter_map(|head| header(head, ":status")).collect()
     }
 
     /// A field of the first of those.
     #[must_use]
-    pub fn interim_field(&self, name: &str) -> Option<&str> {
-        field(self.part("interim").get(0)?, name)
+    pub fn interim_header(&self, name: &str) -> Option<&str> {
+        header(self.part("interim").get(0)?, name)
     }
 
     /// The body.

@@ -11,16 +11,16 @@ use tokio::net::TcpStream;
 
 /// A connection.
 #[derive(Debug, Clone)]
-pub struct Client(SendRequest<Bytes>);
+pub struct Http2Client(SendRequest<Bytes>);
 
 /// How a response ended: its status and the bytes of its body, or why there is none.
-pub type Ended = Result<(u16, usize), String>;
+pub type BodyResult = Result<(u16, usize), String>;
 
 fn told(error: &h2::Error) -> String {
     error.to_string()
 }
 
-impl Client {
+impl Http2Client {
     /// Connects to a port of loopback. Each stream may have `window` bytes in flight, the connection 16 MiB.
     ///
     /// # Panics
@@ -58,7 +58,7 @@ impl Client {
     ///
     /// # Errors
     /// Why it did not come whole.
-    pub async fn get(&self, path: &str) -> Ended {
+    pub async fn get(&self, path: &str) -> BodyResult {
         let (response, _) = self.begin(Method::GET, path, true).await?;
         whole(response).await
     }
@@ -67,7 +67,7 @@ impl Client {
     ///
     /// # Errors
     /// Why its answer did not come whole.
-    pub async fn post(&self, path: &str, bytes: usize) -> Ended {
+    pub async fn post(&self, path: &str, bytes: usize) -> BodyResult {
         let (response, mut stream) = self.begin(Method::POST, path, false).await?;
         send(&mut stream, bytes).await;
         whole(response).await
@@ -96,7 +96,7 @@ pub async fn send(stream: &mut SendStream<Bytes>, bytes: usize) {
 ///
 /// # Errors
 /// Why it did not come whole.
-pub async fn whole(response: ResponseFuture) -> Ended {
+pub async fn whole(response: ResponseFuture) -> BodyResult {
     let response = response.await.map_err(|error| told(&error))?;
     let status = response.status().as_u16();
     let mut body = response.into_body();

@@ -2,14 +2,16 @@
 
 use serde_json::Value;
 
-use crate::bootstrap::{Speaks, bootstrap, cluster, http, listener, route_to};
-use crate::frames::code::PROTOCOL_ERROR;
-use crate::frames::flag::{END_HEADERS, WHOLE};
-use crate::frames::{Client, Outcome, flag, frame, get, headers, kind, setting};
+use crate::bootstrap::{UpstreamHttp, bootstrap, cluster, http, listener, route_to};
+use crate::http2_frames::code::PROTOCOL_ERROR;
+use crate::http2_frames::flag::{END_HEADERS, WHOLE};
+use crate::http2_frames::{
+    Http2FrameClient, StreamOutcome, flag, frame, get, headers, kind, setting,
+};
 use crate::mesh_pki::MeshPki;
-use crate::pair::Sidecar;
 use crate::port;
-use crate::recording::{Recording, Seen};
+use crate::recording_server::{RecordedRequest, RecordingServer};
+use crate::sidecar_pair::TestSidecar;
 
 /// How far a request may get that is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
@@ -24,28 +26,28 @@ enum Reach {
 
 /// Frames, and what must become of them.
 #[derive(Debug, Clone)]
-pub struct Probe {
+pub struct Http2Probe {
     name: &'static str,
     /// Sent first; then the answer on stream 1 is awaited.
     before: Vec<u8>,
     frames: Vec<u8>,
     /// The stream whose fate is awaited.
     stream: u32,
-    wanted: Vec<Outcome>,
+    wanted: Vec<StreamOutcome>,
     reach: Reach,
     /// Whether the end is known to be told by a more general word than the RFC's.
-    told_loosely: bool,
+    allows_general_code: bool,
 }
 
-impl Probe {
+impl Http2Probe {
     /// A probe by its name, which begins with the section of its rule. Stream 1 is looked at, and what is
     /// not served must not reach the service.
     #[must_use]
-    pub fn new(name: &'static str, frames: &[Vec<u8>], wanted: Vec<Outcome>) -> Self {
-        let is_served = wanted.contains(&Outcome::Answered(200));
+    pub fn new(name: &'static str, frames: &[Vec<u8>], wanted: Vec<StreamOutcome>) -> Self {
+        let is_served = wanted.contains(&StreamOutcome::Answered(200));
         let reach = if is_served { Reach::Whole } else { Reach::Nothing };
         let (before, frames) = (Vec::new(), frames.concat());
-        Self { name, before, frames, stream: 1, wanted, reach, told_loosely: false }
+        Self { name, before, frames, stream: 1, wanted, reach, allows_general_code: false }
     }
 
     /// A request that is refused for its fields.
@@ -68,62 +70,62 @@ impl Probe {
 
     /// The head of the request was good, and may have reached the service.
     #[must_use]
-    pub fn behind_a_head(self) -> Self {
+    pub fn after_head(self) -> Self {
         Self { reach: Reach::Head, ..self }
     }
 
     /// There was a whole request before, which may have reached the service.
     #[must_use]
-    pub fn behind_a_request(self) -> Self {
+    pub fn after_request(self) -> Self {
         Self { reach: Reach::Whole, ..self }
     }
 
     /// There was a request before, which was answered.
     #[must_use]
-    pub fn behind_an_answer(self) -> Self {
-        Self { before: headers(WHOLE, 1, &get("/first")), ..self.behind_a_request() }
+    pub fn after_answer(self) -> Self {
+        Self { before: headers(WHOLE, 1, &get("/first")), ..self.after_request() }
     }
 
     /// The library ends the connection by `PROTOCOL_ERROR`, where the RFC has a better word.
     #[must_use]
-    pub fn told_loosely(self) -> Self {
-        Self { told_loosely: true, ..self }
+    pub fn allows_general_code(self) -> Self {
+        Self { allows_general_code: true, ..self }
     }
 
     /// The same by the RFC's word, if it is one that is told loosely.
     #[must_use]
-    pub fn strictly(self) -> Option<Self> {
-        self.told_loosely.then_some(Self { told_loosely: false, ..self })
+    pub fn with_exact_code(self) -> Option<Self> {
+        self.allows_general_code.then_some(Self { allows_general_code: false, ..self })
     }
 }
 
 /// A connection error (section 5.4.1).
 #[must_use]
-pub fn connection(code: u32) -> Vec<Outcome> {
-    vec![Outcome::Goaway(code)]
+pub fn connection(code: u32) -> Vec<StreamOutcome> {
+    vec![StreamOutcome::Goaway(code)]
 }
 
 /// A stream error, which may be treated as a connection error (section 5.4.2).
 #[must_use]
-pub fn stream(code: u32) -> Vec<Outcome> {
-    vec![Outcome::Reset(code), Outcome::Goaway(code)]
+pub fn stream(code: u32) -> Vec<StreamOutcome> {
+    vec![StreamOutcome::Reset(code), StreamOutcome::Goaway(code)]
 }
 
 /// A malformed request, of which the client may be told (section 8.1.1).
 #[must_use]
-pub fn malformed() -> Vec<Outcome> {
-    any(&[stream(PROTOCOL_ERROR), vec![Outcome::Answered(400)]])
+pub fn malformed() -> Vec<StreamOutcome> {
+    any(&[stream(PROTOCOL_ERROR), vec![StreamOutcome::Answered(400)]])
 }
 
 /// What keeps the rules.
 #[must_use]
-pub fn served() -> Vec<Outcome> {
-    vec![Outcome::Answered(200)]
+pub fn served() -> Vec<StreamOutcome> {
+    vec![StreamOutcome::Answered(200)]
 }
 
 /// One of these.
 #[must_use]
-pub fn any(outcomes: &[Vec<Outcome>]) -> Vec<Outcome> {
+pub fn any(outcomes: &[Vec<StreamOutcome>]) -> Vec<StreamOutcome> {
     outcomes.concat()
 }
 
@@ -157,16 +159,16 @@ pub fn data(flags: u8, stream: u32, bytes: &[u8]) -> Vec<u8> {
 
 /// A sidecar that takes plain HTTP, with a service behind it that remembers.
 #[derive(Debug)]
-pub struct Probed {
+pub struct ProbedSidecar {
     /// The sidecar.
-    pub sidecar: Sidecar,
+    pub sidecar: TestSidecar,
     /// The service.
-    pub service: Recording,
+    pub service: RecordingServer,
     // Its folder holds the sidecar's file.
     _pki: MeshPki,
 }
 
-impl Probed {
+impl ProbedSidecar {
     /// Starts them.
     #[must_use]
     pub fn start() -> Self {
@@ -176,46 +178,46 @@ impl Probed {
     /// Starts them with another way to serve HTTP, whose routes lead to `service`.
     #[must_use]
     pub fn serving(http: Value) -> Self {
-        let (pki, service) = (MeshPki::create(), Recording::start());
+        let (pki, service) = (MeshPki::create(), RecordingServer::start());
         let (port, admin) = (port::free(), port::free());
         let inbound = listener("inbound", port, http, None);
-        let cluster = cluster("service", &[service.port], Speaks::Http1, None);
+        let cluster = cluster("service", &[service.port], UpstreamHttp::Http1, None);
         let config = bootstrap(admin, &[inbound], &[cluster]);
-        let sidecar = Sidecar::start("sidecar", &pki, port, admin, &config);
+        let sidecar = TestSidecar::start("sidecar", &pki, port, admin, &config);
         Self { sidecar, service, _pki: pki }
     }
 
     /// A connection to the sidecar, which has said hello.
     #[must_use]
-    pub fn connect(&self) -> Client {
-        Client::connect(self.sidecar.port)
+    pub fn connect(&self) -> Http2FrameClient {
+        Http2FrameClient::connect(self.sidecar.port)
     }
 
     /// Holds that somebody else is served.
     ///
     /// # Panics
     /// When nobody is.
-    pub fn serves_others(&self, beside: &str) {
+    pub fn assert_others_served(&self, beside: &str) {
         let mut other = self.connect();
         other.send(&headers(WHOLE, 1, &get("/other")));
-        assert_eq!(other.outcome(1), Outcome::Answered(200), "beside {beside}");
+        assert_eq!(other.outcome(1), StreamOutcome::Answered(200), "beside {beside}");
     }
 
     /// What is wrong with how the sidecar takes a probe; none when nothing is.
-    fn check(&self, probe: &Probe) -> Option<String> {
-        let Probe { name, wanted, .. } = probe;
+    fn check(&self, probe: &Http2Probe) -> Option<String> {
+        let Http2Probe { name, wanted, .. } = probe;
         let mut client = self.connect();
         if !probe.before.is_empty() {
             client.send(&probe.before);
-            assert_eq!(client.outcome(1), Outcome::Answered(200), "before {name}");
+            assert_eq!(client.outcome(1), StreamOutcome::Answered(200), "before {name}");
         }
         // It may be refused before all of it was sent.
         client.send(&probe.frames);
         let outcome = client.outcome(probe.stream);
-        self.serves_others(name);
+        self.assert_others_served(name);
         let seen = self.service.take();
         let as_wanted = wanted.contains(&outcome)
-            || (probe.told_loosely && outcome == Outcome::Goaway(PROTOCOL_ERROR));
+            || (probe.allows_general_code && outcome == StreamOutcome::Goaway(PROTOCOL_ERROR));
         let wrong = !as_wanted || reached(&seen) > probe.reach;
         wrong.then(|| format!("{name}: {outcome:?}, not {wanted:?}; the service saw {seen:?}"))
     }
@@ -224,7 +226,7 @@ impl Probed {
     ///
     /// # Panics
     /// When it does not, with a line for each that went wrong.
-    pub fn check_all(&mut self, probes: &[Probe]) {
+    pub fn check_all(&mut self, probes: &[Http2Probe]) {
         let wrong: Vec<String> = probes.iter().filter_map(|probe| self.check(probe)).collect();
         assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), probes.len(), wrong.join("\n"));
         let process = &mut self.sidecar.process;
@@ -234,9 +236,13 @@ impl Probed {
 }
 
 /// How far anything else reached than the other's request.
-fn reached(seen: &[Seen]) -> Reach {
-    let count = |is_it: fn(&Seen) -> bool| seen.iter().filter(|seen| is_it(seen)).count();
-    match (count(|seen| matches!(seen, Seen::Head(_))), count(|s| matches!(s, Seen::Whole(_)))) {
+fn reached(seen: &[RecordedRequest]) -> Reach {
+    let count =
+        |is_it: fn(&RecordedRequest) -> bool| seen.iter().filter(|seen| is_it(seen)).count();
+    match (
+        count(|seen| matches!(seen, RecordedRequest::Head(_))),
+        count(|s| matches!(s, RecordedRequest::Whole(_))),
+    ) {
         (..=1, _) => Reach::Nothing,
         (_, ..=1) => Reach::Head,
         _ => Reach::Whole,

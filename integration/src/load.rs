@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use weft::demo::hosts::Host;
 
 use crate::curl::Curl;
-use crate::http1::Client;
-use crate::mesh::Mesh;
+use crate::http1::Http1Client;
+use crate::mesh::TestMesh;
 use crate::wait::{eventually, pause};
 
 /// The port of `orders` behind which bytes are not ours to read: each connection of a client is one of mutual
@@ -27,8 +27,8 @@ const BETWEEN: Duration = Duration::from_millis(200);
 /// # Panics
 /// When a part of it does not become ready.
 #[must_use]
-pub fn start_brief_mesh() -> Mesh {
-    let mut mesh = Mesh::start_under(&["--certificate-minutes", "1"]);
+pub fn start_mesh_with_short_certificates() -> TestMesh {
+    let mut mesh = TestMesh::start_with_control_arguments(&["--certificate-minutes", "1"]);
     mesh.change(|mesh| {
         let ports = mesh.pointer_mut("/services/1/ports").and_then(Value::as_array_mut);
         let opaque = json!({"port": OPAQUE_PORT, "target": DIRECT_PORT, "protocol": "tcp"});
@@ -45,7 +45,7 @@ pub fn start_brief_mesh() -> Mesh {
 }
 
 /// One who asks, again and again, on its host, and what came of it.
-pub struct Asking {
+pub struct LoadClient {
     how: &'static str,
     host: Host,
     ask: Mutex<Ask>,
@@ -55,13 +55,13 @@ pub struct Asking {
 
 type Ask = Box<dyn FnMut() -> Result<(), String> + Send>;
 
-impl std::fmt::Debug for Asking {
+impl std::fmt::Debug for LoadClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {} answers", self.how, self.answers.load(Relaxed))
     }
 }
 
-impl Asking {
+impl LoadClient {
     /// In the way that `ask` knows, which says what is wrong with an answer.
     pub fn new(
         how: &'static str,
@@ -75,15 +75,15 @@ impl Asking {
 
     /// Over one connection of HTTP/1.1.
     #[must_use]
-    pub fn over_one(how: &'static str, host: &Host, at: SocketAddr) -> Self {
+    pub fn over_one_connection(how: &'static str, host: &Host, at: SocketAddr) -> Self {
         let mut kept = None;
-        Self::new(how, host, move || ask(kept.get_or_insert_with(|| Client::connect_to(at))))
+        Self::new(how, host, move || ask(kept.get_or_insert_with(|| Http1Client::connect_to(at))))
     }
 
     /// Over a connection of HTTP/1.1 for each request.
     #[must_use]
-    pub fn over_many(how: &'static str, host: &Host, at: SocketAddr) -> Self {
-        Self::new(how, host, move || ask(&mut Client::connect_to(at)))
+    pub fn over_new_connections(how: &'static str, host: &Host, at: SocketAddr) -> Self {
+        Self::new(how, host, move || ask(&mut Http1Client::connect_to(at)))
     }
 
     fn assert_faultless(&self) {
@@ -109,9 +109,9 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// All who ask.
 #[derive(Debug)]
-pub struct Load(pub Vec<Asking>);
+pub struct BackgroundLoad(pub Vec<LoadClient>);
 
-impl Load {
+impl BackgroundLoad {
     /// Has them ask while something is done. Not one of their requests may fail.
     ///
     /// # Panics
@@ -128,7 +128,7 @@ impl Load {
             }
             work();
         });
-        self.0.iter().for_each(Asking::assert_faultless);
+        self.0.iter().for_each(LoadClient::assert_faultless);
     }
 
     /// Waits until each has had an answer to a request of now.
@@ -161,7 +161,7 @@ const ORDER: &str = "GET /orders HTTP/1.1\r\nhost: orders\r\n\r\n";
 ///
 /// # Errors
 /// The answer, where it is not a good one.
-pub fn ask(client: &mut Client) -> Result<(), String> {
+pub fn ask(client: &mut Http1Client) -> Result<(), String> {
     let answer = client.ask(ORDER);
     if answer.status == 200 && !answer.broken { Ok(()) } else { Err(format!("{answer:?}")) }
 }

@@ -10,10 +10,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft::demo::hosts::{Host, Network};
 
-use crate::curl::{Answer, Curl};
-use crate::mesh_pki::{Identity, MeshPki, TRUST_DOMAIN, spiffe_id, text};
+use crate::curl::{Curl, CurlResponse};
+use crate::mesh_pki::{IdentityFiles, MeshPki, TRUST_DOMAIN, spiffe_id, text};
 use crate::process::{run, weft};
-use crate::role::{Role, on};
+use crate::role_process::{RoleProcess, on};
 use crate::wait::{DEADLINE, eventually};
 
 /// Where the programs of `web` and `orders` listen.
@@ -32,14 +32,14 @@ const SINK_PORT: u16 = 7100;
 
 /// Which family of addresses a mesh uses, for everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
+pub enum MeshIpFamily {
     /// IPv4.
     V4,
     /// IPv6.
     V6,
 }
 
-impl Family {
+impl MeshIpFamily {
     /// The range of services' addresses.
     #[must_use]
     pub fn service_range(self) -> &'static str {
@@ -74,20 +74,20 @@ impl Family {
 
 /// A service's replica with its sidecar.
 #[derive(Debug)]
-pub struct Workload {
+pub struct MeshWorkload {
     /// Where both run.
     pub host: Host,
     /// The sidecar.
-    pub sidecar: Role,
+    pub sidecar: RoleProcess,
     /// The program behind it, which also echoes where no sidecar is in the way.
-    pub program: Role,
+    pub program: RoleProcess,
 }
 
 /// What a mesh is started with.
 #[derive(Debug, Clone, Copy)]
-pub struct MeshOptions<'o> {
+pub struct TestMeshOptions<'o> {
     /// The family of all its addresses.
-    pub family: Family,
+    pub family: MeshIpFamily,
     /// How many replicas `orders` has.
     pub replicas: usize,
     /// More arguments of the control plane.
@@ -98,10 +98,10 @@ pub struct MeshOptions<'o> {
     pub sidecar_arguments: &'o [&'o str],
 }
 
-impl Default for MeshOptions<'_> {
+impl Default for TestMeshOptions<'_> {
     fn default() -> Self {
         Self {
-            family: Family::V4,
+            family: MeshIpFamily::V4,
             replicas: 2,
             control_arguments: &[],
             agent_arguments: &[],
@@ -112,9 +112,9 @@ impl Default for MeshOptions<'_> {
 
 /// An open TCP connection to a replica of the echo service, through the agent.
 #[derive(Debug)]
-pub struct Flow(BufReader<TcpStream>);
+pub struct EchoFlow(BufReader<TcpStream>);
 
-impl Flow {
+impl EchoFlow {
     /// Says something; gives the replica that answered, or none when the flow is broken.
     pub fn say(&mut self, what: &str) -> Option<String> {
         writeln!(self.0.get_mut(), "{what}").ok()?;
@@ -130,19 +130,19 @@ impl Flow {
 
 /// A mesh that runs. Everything ends with the value.
 #[derive(Debug)]
-pub struct Mesh {
+pub struct TestMesh {
     /// The control plane with the authority.
-    pub control: Role,
+    pub control: RoleProcess,
     /// The agent, on the router between the hosts.
-    pub agent: Role,
+    pub agent: RoleProcess,
     /// A service that asks `orders` for what lies below `/orders`.
-    pub web: Workload,
+    pub web: MeshWorkload,
     /// The replicas of `orders`.
-    pub orders: Vec<Workload>,
+    pub orders: Vec<MeshWorkload>,
     /// Where the client is.
     pub client: Host,
     /// The client's certificate.
-    pub identity: Identity,
+    pub identity: IdentityFiles,
     joining: Joining,
     network: Network,
     file: Value,
@@ -151,19 +151,19 @@ pub struct Mesh {
 /// What a workload must know to join.
 #[derive(Debug)]
 struct Joining {
-    family: Family,
+    family: MeshIpFamily,
     control: String,
     pki: MeshPki,
 }
 
-impl Mesh {
+impl TestMesh {
     /// Starts a mesh of IPv4.
     ///
     /// # Panics
     /// When a part of it does not become ready.
     #[must_use]
     pub fn start() -> Self {
-        Self::start_in(Family::V4)
+        Self::start_in_family(MeshIpFamily::V4)
     }
 
     /// Starts a mesh whose every address is of one family.
@@ -171,8 +171,8 @@ impl Mesh {
     /// # Panics
     /// When a part of it does not become ready.
     #[must_use]
-    pub fn start_in(family: Family) -> Self {
-        Self::start_with(family, &[])
+    pub fn start_in_family(family: MeshIpFamily) -> Self {
+        Self::start_with_agent_arguments(family, &[])
     }
 
     /// Starts a mesh whose agent gets more arguments.
@@ -180,8 +180,12 @@ impl Mesh {
     /// # Panics
     /// When a part of it does not become ready.
     #[must_use]
-    pub fn start_with(family: Family, agent_arguments: &[&str]) -> Self {
-        Self::start_as(MeshOptions { family, agent_arguments, ..MeshOptions::default() })
+    pub fn start_with_agent_arguments(family: MeshIpFamily, agent_arguments: &[&str]) -> Self {
+        Self::start_with_options(TestMeshOptions {
+            family,
+            agent_arguments,
+            ..TestMeshOptions::default()
+        })
     }
 
     /// Starts a mesh whose control plane gets more arguments.
@@ -189,8 +193,11 @@ impl Mesh {
     /// # Panics
     /// When a part of it does not become ready.
     #[must_use]
-    pub fn start_under(control_arguments: &[&str]) -> Self {
-        Self::start_as(MeshOptions { control_arguments, ..MeshOptions::default() })
+    pub fn start_with_control_arguments(control_arguments: &[&str]) -> Self {
+        Self::start_with_options(TestMeshOptions {
+            control_arguments,
+            ..TestMeshOptions::default()
+        })
     }
 
     /// Starts a mesh with these options.
@@ -198,8 +205,8 @@ impl Mesh {
     /// # Panics
     /// When a part of it does not become ready.
     #[must_use]
-    pub fn start_as(options: MeshOptions<'_>) -> Self {
-        let MeshOptions { family, sidecar_arguments, .. } = options;
+    pub fn start_with_options(options: TestMeshOptions<'_>) -> Self {
+        let TestMeshOptions { family, sidecar_arguments, .. } = options;
         let mut network = Network::new().expect("a test has a network namespace of its own");
         let mut host = |name: &str| network.host(name).expect("hosts can be made");
         let (control_host, client, web) = (host("control"), host("client"), host("web"));
@@ -219,7 +226,7 @@ impl Mesh {
         let (mesh, state) = (pki.path("mesh.yaml"), pki.path("state"));
         let arguments = ["control", "--config", text(&mesh), "--state", text(&state)];
         let arguments = [&arguments, options.control_arguments].concat();
-        let control = Role::start("control", Some(&control_host), &arguments);
+        let control = RoleProcess::start("control", Some(&control_host), &arguments);
         control.wait_until_ready();
 
         let address = SocketAddr::new(family.of(&control_host), 15010).to_string();
@@ -232,11 +239,11 @@ impl Mesh {
         let orders = orders.map(|host| joining.workload(host, "orders", sidecar_arguments));
         let orders = orders.collect();
         let mesh = Self { control, agent, web, orders, client, identity, joining, network, file };
-        mesh.roles().for_each(Role::wait_until_ready);
+        mesh.roles().for_each(RoleProcess::wait_until_ready);
         mesh
     }
 
-    fn roles(&self) -> impl Iterator<Item = &Role> {
+    fn roles(&self) -> impl Iterator<Item = &RoleProcess> {
         let sidecars = [&self.web].into_iter().chain(&self.orders).map(|one| &one.sidecar);
         [&self.control, &self.agent].into_iter().chain(sidecars)
     }
@@ -260,7 +267,7 @@ impl Mesh {
 
     /// Starts a role on a host, with the join token that was made for `token`.
     #[must_use]
-    pub fn join(&self, name: &str, host: &Host, token: &str, arguments: &[&str]) -> Role {
+    pub fn join(&self, name: &str, host: &Host, token: &str, arguments: &[&str]) -> RoleProcess {
         self.joining.role(name, Some(host), token, arguments)
     }
 
@@ -275,7 +282,7 @@ impl Mesh {
 
     /// Asks `web`, as the client and through the agent, for what it learns from `orders`.
     #[must_use]
-    pub fn ask(&self) -> Answer {
+    pub fn ask(&self) -> CurlResponse {
         let web = self.web_at(80);
         let identity = [
             "--insecure",
@@ -290,7 +297,7 @@ impl Mesh {
 
     /// Asks `orders`, as the program of `web` and through its sidecar.
     #[must_use]
-    pub fn ask_orders(&self) -> Answer {
+    pub fn ask_orders(&self) -> CurlResponse {
         let orders = self.orders_at(80);
         on(Some(&self.web.host), || Curl::to(format!("http://{orders}/orders")).run())
     }
@@ -298,11 +305,11 @@ impl Mesh {
     /// Opens a TCP connection to the echo service, through the agent; gives it with the replica that
     /// greeted.
     #[must_use]
-    pub fn open_flow(&self) -> Option<(Flow, String)> {
+    pub fn open_flow(&self) -> Option<(EchoFlow, String)> {
         let echo = self.echo();
         let stream = on(Some(&self.client), || TcpStream::connect_timeout(&echo, DEADLINE)).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
-        let mut flow = Flow(BufReader::new(stream));
+        let mut flow = EchoFlow(BufReader::new(stream));
         let replica = flow.hear()?;
         Some((flow, replica))
     }
@@ -392,7 +399,7 @@ impl Mesh {
     /// # Panics
     /// When it is not so.
     #[track_caller]
-    pub fn assert_unharmed(&mut self) {
+    pub fn assert_healthy(&mut self) {
         let sidecars = [&mut self.web].into_iter().chain(&mut self.orders).map(|w| &mut w.sidecar);
         for role in [&mut self.control, &mut self.agent].into_iter().chain(sidecars) {
             let process = &mut role.process;
@@ -434,29 +441,35 @@ impl Joining {
     }
 
     /// Starts a role with the join token that was made for `token`, and a state folder of its own.
-    fn role(&self, name: &str, host: Option<&Host>, token: &str, arguments: &[&str]) -> Role {
+    fn role(
+        &self,
+        name: &str,
+        host: Option<&Host>,
+        token: &str,
+        arguments: &[&str],
+    ) -> RoleProcess {
         let (root, state) = (self.pki.root(), self.pki.path(&format!("{name}-state")));
         let token = self.pki.path(token).with_extension("token");
         let joined = ["--control", &self.control, "--trust", text(&root), "--workers", "2"];
         let own = ["--join-token-file", text(&token), "--state", text(&state)];
-        Role::start(name, host, &[arguments, &joined, &own].concat())
+        RoleProcess::start(name, host, &[arguments, &joined, &own].concat())
     }
 
-    fn workload(&self, host: Host, service: &str, arguments: &[&str]) -> Workload {
+    fn workload(&self, host: Host, service: &str, arguments: &[&str]) -> MeshWorkload {
         let orders = SocketAddr::new(self.family.service(ORDERS), 80).to_string();
         let mut command = vec!["demo-service", "--name", service, "--replica", &host.name];
         if service == "web" {
             command.extend(["--asks", &orders]);
         }
-        let program = Role::start(&format!("{}-program", host.name), Some(&host), &command);
+        let program = RoleProcess::start(&format!("{}-program", host.name), Some(&host), &command);
         self.redirect(Some(&host));
         let arguments = [&["sidecar", "--service", service], arguments].concat();
         let sidecar = self.role(&host.name, Some(&host), &host.name, &arguments);
-        Workload { host, sidecar, program }
+        MeshWorkload { host, sidecar, program }
     }
 }
 
-fn mesh_file(family: Family, web: &Host, orders: &[Host]) -> Value {
+fn mesh_file(family: MeshIpFamily, web: &Host, orders: &[Host]) -> Value {
     let replica = |host: &Host| json!({"address": family.of(host)});
     let replicas: Vec<Value> = orders.iter().map(replica).collect();
     let http = json!([{"port": 80, "target": PROGRAM_PORT, "protocol": "http"}]);

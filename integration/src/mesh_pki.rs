@@ -17,7 +17,7 @@ pub fn spiffe_id(service: &str) -> String {
 
 /// A certificate with its key.
 #[derive(Debug, Clone)]
-pub struct Identity {
+pub struct IdentityFiles {
     /// The chain, PEM.
     pub certificate: PathBuf,
     /// The key, PEM.
@@ -66,7 +66,7 @@ impl MeshPki {
 
     /// The revocation lists, as they were last published.
     #[must_use]
-    pub fn revocations(&self) -> PathBuf {
+    pub fn crl_file(&self) -> PathBuf {
         self.path("revoked.pem")
     }
 
@@ -75,12 +75,12 @@ impl MeshPki {
     /// # Panics
     /// When it cannot be made.
     #[must_use]
-    pub fn issue(&self, service: &str) -> Identity {
+    pub fn issue(&self, service: &str) -> IdentityFiles {
         let said =
             run(self.ca("issue").arg(spiffe_id(service)).arg("--out").arg(self.path(service)));
         let serial = said.split_whitespace().next().expect("a serial number").to_owned();
         let file = |extension| self.path(service).with_extension(extension);
-        Identity { certificate: file("pem"), key: file("key"), serial }
+        IdentityFiles { certificate: file("pem"), key: file("key"), serial }
     }
 
     /// Makes a join token for an identity: a file, `NAME.token`.
@@ -97,24 +97,24 @@ impl MeshPki {
     ///
     /// # Panics
     /// When the authority does not know it.
-    pub fn revoke(&self, identity: &Identity) {
+    pub fn revoke(&self, identity: &IdentityFiles) {
         run(self.ca("revoke").arg(&identity.serial));
         self.publish_revocations();
     }
 
     fn publish_revocations(&self) {
         let lists = run(&mut self.ca("crl"));
-        std::fs::write(self.revocations(), lists).expect("the folder takes files");
+        std::fs::write(self.crl_file(), lists).expect("the folder takes files");
     }
 }
 
 /// An authority made with Python's `cryptography`: it signs also what `weft ca` would not.
 #[derive(Debug)]
-pub struct OtherHands {
+pub struct PythonPki {
     folder: TempDir,
 }
 
-impl OtherHands {
+impl PythonPki {
     /// Makes an authority, with a certificate for each of `good`, `expired` and `revoked`.
     ///
     /// # Panics
@@ -134,15 +134,15 @@ impl OtherHands {
 
     /// The revocation list.
     #[must_use]
-    pub fn revocations(&self) -> PathBuf {
+    pub fn crl_file(&self) -> PathBuf {
         self.folder.path().join("list.pem")
     }
 
     /// The certificate of that name.
     #[must_use]
-    pub fn identity(&self, name: &str) -> Identity {
+    pub fn identity(&self, name: &str) -> IdentityFiles {
         let file = |extension| self.folder.path().join(name).with_extension(extension);
-        Identity { certificate: file("pem"), key: file("key"), serial: String::new() }
+        IdentityFiles { certificate: file("pem"), key: file("key"), serial: String::new() }
     }
 }
 

@@ -22,7 +22,10 @@ pub fn eventually<T>(awaited: impl fmt::Display, look: impl FnMut() -> Option<T>
 ///
 /// # Panics
 /// When there is nothing by then; the message says what was awaited.
-pub fn in_due_time<T>(awaited: impl fmt::Display, look: impl FnMut() -> Option<T>) -> T {
+pub fn within_certificate_lifetime<T>(
+    awaited: impl fmt::Display,
+    look: impl FnMut() -> Option<T>,
+) -> T {
     within(DUE_TIME, Duration::from_millis(250), &awaited, look)
 }
 

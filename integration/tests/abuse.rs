@@ -1,10 +1,10 @@
 //! Clients that mean harm: each is ended soon, and nobody else feels it.
 
-use weft_integration::backend::Backend;
 use weft_integration::curl::Curl;
-use weft_integration::frames::flag::NONE;
-use weft_integration::frames::{Client, Outcome, code, frame, kind};
-use weft_integration::pair::{Pair, Wanted};
+use weft_integration::http2_frames::flag::NONE;
+use weft_integration::http2_frames::{Http2FrameClient, StreamOutcome, code, frame, kind};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
 use weft_integration::wait::eventually;
 
 /// How many frames a client may send at most before it is ended, with what waits in the sockets' buffers.
@@ -13,7 +13,7 @@ const FRAMES_AT_MOST: usize = 1_000_000;
 /// Sends a frame again and again until the connection is ended; how many it took.
 fn flood(port: u16, frame: &[u8]) -> usize {
     const AT_ONCE: usize = 1000;
-    let mut client = Client::connect(port);
+    let mut client = Http2FrameClient::connect(port);
     let mut answers = client.reader();
     // Whoever floods may well read what is answered.
     let reader = std::thread::spawn(move || while answers.receive().is_ok() {});
@@ -24,8 +24,8 @@ fn flood(port: u16, frame: &[u8]) -> usize {
     sent
 }
 
-fn start() -> Pair {
-    Pair::start(&Wanted::http1(Backend::telling_heads().port))
+fn start() -> SidecarPair {
+    SidecarPair::start(&PairConfig::http1(ScriptedServer::echoing_heads().port))
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn floods_of_frames_are_ended_and_nobody_else_feels_them() {
     let pair = start();
     let port = pair.caller.port;
     assert_eq!(Curl::get(port, "/").run().status, 200);
-    let before = pair.caller.resident();
+    let before = pair.caller.resident_memory();
     let floods = [
         ("PING", frame(kind::PING, NONE, 0, &[7; 8])),
         ("SETTINGS", frame(kind::SETTINGS, NONE, 0, &[])),
@@ -54,17 +54,17 @@ fn floods_of_frames_are_ended_and_nobody_else_feels_them() {
             (pair.caller.metric("weft_sidecar_floods_total") == number).then_some(())
         });
     }
-    let grown = pair.caller.resident().saturating_sub(before);
+    let grown = pair.caller.resident_memory().saturating_sub(before);
     assert!(grown < 10 * 1024 * 1024, "the sidecar grew by {grown} bytes");
 }
 
 #[test]
 fn a_flood_is_told_to_calm_down() {
     let pair = start();
-    let mut client = Client::connect(pair.caller.port);
+    let mut client = Http2FrameClient::connect(pair.caller.port);
     // Not many more than are allowed, so that all of them are read.
     client.send(&frame(kind::PRIORITY, NONE, 1, &[0, 0, 0, 0, 1]).repeat(10_100));
-    assert_eq!(client.outcome(1), Outcome::Goaway(code::ENHANCE_YOUR_CALM));
+    assert_eq!(client.outcome(1), StreamOutcome::Goaway(code::ENHANCE_YOUR_CALM));
 }
 
 #[test]

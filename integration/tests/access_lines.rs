@@ -4,11 +4,11 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::process::Command;
 
-use weft_integration::alone::{Speaks, Wanted};
-use weft_integration::backend::Backend;
-use weft_integration::http1::Client;
+use weft_integration::http1::Http1Client;
 use weft_integration::mesh_pki::{MeshPki, text};
 use weft_integration::process::{run, weft};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::eventually;
 
 /// More lines than a pipe and the blocks that wait can hold.
@@ -28,8 +28,12 @@ fn lost_access_lines_are_counted_and_logged_once() {
         text(&pipe)
     );
     command.args(["-c", &shell, "sh"]);
-    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start_by(pki, command);
-    let mut client = Client::connect(alone.port);
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    )
+    .start_with_command(pki, command);
+    let mut client = Http1Client::connect(alone.port);
     let path = "x".repeat(400);
     let get = format!("GET /{path} HTTP/1.1\r\nhost: a\r\n\r\n");
     for _ in 0..REQUESTS {

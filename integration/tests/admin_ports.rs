@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpStream};
 
 use serde_json::json;
 use weft_integration::bootstrap::{bootstrap, http, listener};
-use weft_integration::curl::{Answer, Curl};
+use weft_integration::curl::{Curl, CurlResponse};
 use weft_integration::mesh_pki::MeshPki;
 use weft_integration::port;
 use weft_integration::process::{Process, ip, weft};
@@ -47,7 +47,7 @@ impl Ports {
         ports
     }
 
-    fn ask(&self, path: &str, arguments: &[&str]) -> Answer {
+    fn ask(&self, path: &str, arguments: &[&str]) -> CurlResponse {
         Curl::to(format!("http://{}{path}", self.admin)).with(arguments).run()
     }
 }

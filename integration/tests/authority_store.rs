@@ -14,12 +14,12 @@ use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 use tempfile::TempDir;
 use weft_certs::validity;
-use weft_integration::clock::Clock;
-use weft_integration::curl::{Answer, Curl};
+use weft_integration::curl::{Curl, CurlResponse};
+use weft_integration::fake_clock::FakeClock;
 use weft_integration::mesh_pki::{TRUST_DOMAIN, spiffe_id, text};
 use weft_integration::port;
 use weft_integration::process::{Process, tool, weft};
-use weft_integration::wait::{eventually, in_due_time};
+use weft_integration::wait::{eventually, within_certificate_lifetime};
 
 /// An authority whose folder is a small file system of its own.
 struct Authority {
@@ -104,13 +104,13 @@ impl Authority {
     }
 
     fn start(&self) -> Control {
-        self.start_by(&Clock::right())
+        self.start_with_clock(&FakeClock::create())
     }
 
-    fn start_by(&self, clock: &Clock) -> Control {
+    fn start_with_clock(&self, clock: &FakeClock) -> Control {
         let ports = [port::free(), port::free()];
         let mut command = self.command(ports);
-        clock.rule(&mut command);
+        clock.apply_to(&mut command);
         let [listen, admin] = ports;
         let control = Control { process: Process::start("control", &mut command), listen, admin };
         control.wait_until_ready();
@@ -157,7 +157,7 @@ struct Control {
 }
 
 impl Control {
-    fn ready(&self) -> Answer {
+    fn ready(&self) -> CurlResponse {
         Curl::get(self.admin, "/ready").run()
     }
 
@@ -362,9 +362,9 @@ fn is_ready(admin: u16) -> Option<()> {
 
 #[test]
 fn clock_that_is_ahead_for_a_moment_signs_nothing_and_locks_out_no_data_plane() {
-    let (authority, clock) = (Authority::create(), Clock::right());
+    let (authority, clock) = (Authority::create(), FakeClock::create());
     authority.write_mesh(&["web"], &[]);
-    let mut control = authority.start_by(&clock);
+    let mut control = authority.start_with_clock(&clock);
     let before = control.shown();
     clock.set_ahead(DAY);
     eventually("the jump is noticed", || (control.logged("the clock jumped") == 1).then_some(()));
@@ -374,7 +374,7 @@ fn clock_that_is_ahead_for_a_moment_signs_nothing_and_locks_out_no_data_plane() 
     });
     let page = Curl::get(control.admin, "/metrics").run().text();
     assert!(page.contains("\nweft_clock_jumps_total 1\n"), "{page}");
-    clock.set_right();
+    clock.reset();
     // Its join token was not used up by the refusals.
     eventually("the sidecar is served", || is_ready(admin));
     assert_eq!(control.shown(), before);
@@ -384,10 +384,10 @@ fn clock_that_is_ahead_for_a_moment_signs_nothing_and_locks_out_no_data_plane() 
 
 #[test]
 fn control_plane_that_started_a_day_ahead_replaces_what_it_signed_when_its_clock_is_right() {
-    let (authority, clock) = (Authority::create(), Clock::right());
+    let (authority, clock) = (Authority::create(), FakeClock::create());
     authority.write_mesh(&["web"], &[]);
     clock.set_ahead(DAY);
-    let control = authority.start_by(&clock);
+    let control = authority.start_with_clock(&clock);
     let (from, _) = control.shown();
     assert!(from > now() + DAY / 2, "it is dated by the clock as it is");
     let number = control.dump()["revocation_list_number"].clone();
@@ -395,16 +395,18 @@ fn control_plane_that_started_a_day_ahead_replaces_what_it_signed_when_its_clock
     eventually("the sidecar refuses the control plane", || {
         sidecar.errors().contains("no certificate yet").then_some(())
     });
-    clock.set_right();
-    in_due_time("its certificate is good now", || (control.shown().0 <= now()).then_some(()));
-    in_due_time("another list is in force", || {
+    clock.reset();
+    within_certificate_lifetime("its certificate is good now", || {
+        (control.shown().0 <= now()).then_some(())
+    });
+    within_certificate_lifetime("another list is in force", || {
         (control.dump()["revocation_list_number"] != number).then_some(())
     });
-    in_due_time("the sidecar is served", || is_ready(admin));
+    within_certificate_lifetime("the sidecar is served", || is_ready(admin));
 }
 
 /// Sends a request of gRPC whose body is a file to the control plane at a port.
-fn send(listen: u16, method: &str, body: &Path, options: &[&str]) -> Answer {
+fn send(listen: u16, method: &str, body: &Path, options: &[&str]) -> CurlResponse {
     let curl = Curl::to(format!("https://127.0.0.1:{listen}/{method}"));
     let body = format!("@{}", text(body));
     let curl = curl.with(&["--insecure", "--http2", "--data-binary", &body]);
@@ -436,11 +438,11 @@ fn strangers_are_refused_before_their_messages_are_read() {
     let before = control.resident_bytes();
     for (method, code) in [(STREAM, "16"), (SECRETS, "16"), (CERTIFICATE, "7")] {
         let answer = send(control.listen, method, &body, &[]);
-        assert_eq!(answer.field("grpc-status"), Some(code), "{method}: {answer:?}");
+        assert_eq!(answer.header("grpc-status"), Some(code), "{method}: {answer:?}");
     }
     let token = ["--header", "authorization: Bearer 0a0b"];
     let answer = send(control.listen, CERTIFICATE, &body, &token);
-    assert_eq!(answer.field("grpc-status"), Some("7"), "{answer:?}");
+    assert_eq!(answer.header("grpc-status"), Some("7"), "{answer:?}");
     // Most of these never leave the client: their streams are reset with the refusal.
     std::thread::scope(|scope| {
         for method in [STREAM, SECRETS, CERTIFICATE, STREAM, CERTIFICATE, STREAM] {
@@ -454,8 +456,8 @@ fn strangers_are_refused_before_their_messages_are_read() {
     let identity = ["--cert", text(&certificate), "--key", text(&key)];
     for method in [STREAM, SECRETS, CERTIFICATE] {
         let answer = send(control.listen, method, &body, &identity);
-        assert_eq!(answer.field("grpc-status"), Some("8"), "{method}: {answer:?}");
-        let message = answer.field("grpc-message").unwrap_or_default().replace("%20", " ");
+        assert_eq!(answer.header("grpc-status"), Some("8"), "{method}: {answer:?}");
+        let message = answer.header("grpc-message").unwrap_or_default().replace("%20", " ");
         assert_eq!(message, "a request of 65011712 bytes is larger than the limit of 16777216");
     }
     let grown = control.resident_bytes().saturating_sub(before);
@@ -478,7 +480,7 @@ fn address_with_all_places_for_strangers_keeps_out_no_other() {
             let options = ["--interface", other, "--max-time", "2"];
             Some(send(control.listen, STREAM, &body, &options)).filter(|answer| answer.exit == 0)
         });
-        assert_eq!(answer.field("grpc-status"), Some("16"), "{answer:?}");
+        assert_eq!(answer.header("grpc-status"), Some("16"), "{answer:?}");
     }
     // The oldest of the many has given way.
     let mut first = silent.first().expect("no error here");

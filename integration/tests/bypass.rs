@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, Socket, Type};
 use weft::demo::hosts::Host;
-use weft_integration::mesh::{Family, Mesh};
+use weft_integration::mesh::{MeshIpFamily, TestMesh};
 use weft_integration::process::{run, weft};
 use weft_integration::wait::eventually;
 
@@ -238,14 +238,14 @@ fn ways_of_the_link(host: &Host) -> Vec<Way<'static>> {
     ways
 }
 
-fn go(mesh: &Mesh, way: &Way<'_>, name: &str) {
+fn go(mesh: &TestMesh, way: &Way<'_>, name: &str) {
     let bytes = format!("{MARKER}{name};");
     // A refusal is one way of not getting through.
     drop(mesh.on(way.from, || (way.send)(way.to, bytes.as_bytes())));
 }
 
 /// Goes all ways until each has led to the program: without that, nothing would be shown.
-fn assert_all_lead_to(program: &Program, mesh: &Mesh, ways: &[Way<'_>]) {
+fn assert_all_lead_to(program: &Program, mesh: &TestMesh, ways: &[Way<'_>]) {
     for way in ways {
         // Under another name: what is still on its way when the rules come is told apart by it.
         let name = format!("{OPEN}{}", way.name);
@@ -258,7 +258,7 @@ fn assert_all_lead_to(program: &Program, mesh: &Mesh, ways: &[Way<'_>]) {
 
 /// Goes all ways, and holds that none leads to the program.
 #[track_caller]
-fn assert_none_leads_to(program: &Program, mesh: &Mesh, host: &Host, ways: &[Way<'_>]) {
+fn assert_none_leads_to(program: &Program, mesh: &TestMesh, host: &Host, ways: &[Way<'_>]) {
     for _ in 0..2 {
         ways.iter().for_each(|way| go(mesh, way, &way.name));
     }
@@ -287,8 +287,8 @@ fn redirect(host: &Host, more: &[&str]) {
     run(command.args(more));
 }
 
-fn nothing_passes_by(family: Family, backend: &str) {
-    let mesh = Mesh::start_in(family);
+fn nothing_passes_by(family: MeshIpFamily, backend: &str) {
+    let mesh = TestMesh::start_in_family(family);
     let (web, client) = (mesh.web.host.clone(), mesh.client.clone());
     let [first, second] = [0, 1].map(|n| mesh.orders.get(n).expect("two replicas").host.clone());
     let addresses: Vec<IpAddr> = web.addresses().collect();
@@ -330,10 +330,10 @@ fn nothing_passes_by(family: Family, backend: &str) {
 
 #[test]
 fn no_way_leads_past_a_strict_sidecar() {
-    nothing_passes_by(Family::V4, "native");
+    nothing_passes_by(MeshIpFamily::V4, "native");
 }
 
 #[test]
 fn no_way_leads_past_a_strict_sidecar_over_ipv6() {
-    nothing_passes_by(Family::V6, "iptables");
+    nothing_passes_by(MeshIpFamily::V6, "iptables");
 }

@@ -5,24 +5,24 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use weft_integration::alone::{Alone, Speaks, Wanted};
 use weft_integration::bootstrap::verify_mode;
-use weft_integration::http1::Client;
-use weft_integration::mesh_pki::{Identity, MeshPki};
+use weft_integration::http1::Http1Client;
+use weft_integration::mesh_pki::{IdentityFiles, MeshPki};
 use weft_integration::nginx::Nginx;
 use weft_integration::process::{Process, counterpart, run, tool, weft};
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::eventually;
 
-fn wanted() -> (Nginx, Wanted) {
+fn wanted() -> (Nginx, SingleSidecarConfig) {
     let nginx = Nginx::start();
     nginx.serve("small", &[b'x'; 100]);
-    let mut wanted = Wanted::before(nginx.port, Speaks::Http1);
+    let mut wanted = SingleSidecarConfig::for_upstream(nginx.port, UpstreamHttp::Http1);
     // Lines are written by another thread, which is another cost.
     wanted.http.as_object_mut().expect("a message is an object").remove("access_log");
     (nginx, wanted)
 }
 
-fn start() -> (Nginx, Alone) {
+fn start() -> (Nginx, SingleSidecar) {
     let (nginx, wanted) = wanted();
     (nginx, wanted.start())
 }
@@ -33,7 +33,7 @@ fn with_one_worker(mut command: Command) -> Command {
     command
 }
 
-fn load(alone: &Alone, clients: &[&str], requests: u32) {
+fn load(alone: &SingleSidecar, clients: &[&str], requests: u32) {
     let mut load = tool("h2load");
     load.args(clients).args(["--requests", &requests.to_string()]);
     let told = run(load.arg(format!("http://127.0.0.1:{}/small", alone.port)));
@@ -41,7 +41,7 @@ fn load(alone: &Alone, clients: &[&str], requests: u32) {
 }
 
 /// How many calls a process made while `work` was done, by the kernel's own account of them.
-fn calls_during(alone: &Alone, work: impl FnOnce()) -> u64 {
+fn calls_during(alone: &SingleSidecar, work: impl FnOnce()) -> u64 {
     let folder = tempfile::TempDir::new().expect("a temporary folder can be made");
     let file = folder.path().join("calls");
     let mut strace = tool("strace");
@@ -80,7 +80,7 @@ fn allocations(client: &[&str], requests: u32) -> u32 {
     let mut valgrind = tool("valgrind");
     // Its count of allocations is all that is asked of it.
     valgrind.args(["--leak-check=no", "--undef-value-errors=no"]).arg(weft().get_program());
-    let mut alone = wanted.start_by(MeshPki::create(), with_one_worker(valgrind));
+    let mut alone = wanted.start_with_command(MeshPki::create(), with_one_worker(valgrind));
     load(&alone, client, requests);
     let process = &mut alone.sidecar.process;
     process.signal(Signal::SIGTERM);
@@ -119,18 +119,18 @@ fn a_request_allocates_five_times() {
 fn a_connection_that_waits_owns_no_buffer() {
     const CONNECTIONS: u64 = 1000;
     let (_nginx, alone) = start();
-    let ask = |client: &mut Client| {
+    let ask = |client: &mut Http1Client| {
         let answer = client.ask("GET /small HTTP/1.1\r\nhost: a\r\n\r\n");
         assert_eq!(answer.status, 200);
     };
     let at = (Ipv4Addr::LOCALHOST, alone.port);
     // What the first ones need beside themselves is there.
-    let mut kept: Vec<Client> = (0..100).map(|_| Client::connect_to(at.into())).collect();
+    let mut kept: Vec<Http1Client> = (0..100).map(|_| Http1Client::connect_to(at.into())).collect();
     kept.iter_mut().for_each(ask);
     let before = alone.metric("process_resident_memory_bytes");
-    let more: Vec<Client> = (0..CONNECTIONS)
+    let more: Vec<Http1Client> = (0..CONNECTIONS)
         .map(|_| {
-            let mut client = Client::connect_to(at.into());
+            let mut client = Http1Client::connect_to(at.into());
             ask(&mut client);
             client
         })
@@ -144,7 +144,7 @@ fn a_connection_that_waits_owns_no_buffer() {
 }
 
 /// Connections of mutual TLS that have had an answer of 100 bytes and one of 60 KB, and wait.
-fn waiting_by_tls(alone: &Alone, client: &Identity, connections: u64) -> Process {
+fn waiting_by_tls(alone: &SingleSidecar, client: &IdentityFiles, connections: u64) -> Process {
     let mut command = counterpart("waiting_caller.py");
     command.args([alone.port.to_string(), connections.to_string()]);
     command.args([&alone.pki.root(), &client.certificate, &client.key]);
@@ -161,8 +161,8 @@ fn a_connection_of_mutual_tls_that_waits_owns_no_buffer() {
     let (server, client) = (pki.issue("server"), pki.issue("client"));
     let (nginx, mut wanted) = wanted();
     nginx.serve("large", &[b'x'; 60_000]);
-    wanted.tls = Some(verify_mode(&server, &pki.root(), &pki.revocations()));
-    let alone = wanted.start_by(pki, with_one_worker(weft()));
+    wanted.tls = Some(verify_mode(&server, &pki.root(), &pki.crl_file()));
+    let alone = wanted.start_with_command(pki, with_one_worker(weft()));
     // What the first ones need beside themselves is there.
     let _first = waiting_by_tls(&alone, &client, FIRST);
     let before = alone.metric("process_resident_memory_bytes");

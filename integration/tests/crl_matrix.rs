@@ -14,20 +14,20 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use weft_certs::TrustStore;
 use weft_certs::tls::{Client, Identity};
-use weft_integration::authority::Holder;
+use weft_integration::authority::PemIdentity;
 use weft_integration::bootstrap::{
-    Speaks, bootstrap, cluster, http, listener, route_to, verify_mode,
+    UpstreamHttp, bootstrap, cluster, http, listener, route_to, verify_mode,
+};
+use weft_integration::crafted_pki::{
+    CraftedCa, CraftedCrl, ExtensionCriticality, HOUR, URI, authority_params, crl_pem, der,
+    distribution_point, extension, integer, intermediate, leaf, leaf_params, names, point, root,
 };
 use weft_integration::curl::Curl;
-use weft_integration::handmade::{
-    Ca, Critical, HOUR, List, URI, authority_params, der, distribution_point, extension, integer,
-    intermediate, leaf, leaf_params, list_pem, names, point, root,
-};
-use weft_integration::mesh_pki::{Identity as Files, MeshPki, spiffe_id};
-use weft_integration::origin::Origin;
-use weft_integration::pair::{Launch, Sidecar};
+use weft_integration::mesh_pki::{IdentityFiles as Files, MeshPki, spiffe_id};
+use weft_integration::origin_server::OriginServer;
 use weft_integration::port;
-use weft_integration::tls_caller::{TlsCaller, caller_of};
+use weft_integration::sidecar_pair::{SidecarLaunch, TestSidecar};
+use weft_integration::tls_client::{TlsClient, client_config_trusting};
 use weft_integration::wait::eventually;
 
 /// Who calls.
@@ -67,16 +67,16 @@ const UNHEARD_OF: u8 = 127;
 
 /// All that signs, and all that was signed.
 struct World {
-    root: Ca,
-    below: Ca,
-    cousin: Ca,
-    mute: Ca,
+    root: CraftedCa,
+    below: CraftedCa,
+    cousin: CraftedCa,
+    mute: CraftedCa,
     /// Nobody that is trusted.
-    stranger: Ca,
+    stranger: CraftedCa,
     /// Nobody that is trusted either, by the name of `below`.
-    twin: Ca,
-    callers: BTreeMap<Who, Holder>,
-    server: Holder,
+    twin: CraftedCa,
+    callers: BTreeMap<Who, PemIdentity>,
+    server: PemIdentity,
 }
 
 impl World {
@@ -87,7 +87,7 @@ impl World {
         let mut params = authority_params("mute", MUTE);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let mute = intermediate(params, &root);
-        let stranger = weft_integration::handmade::root(authority_params("stranger", 1));
+        let stranger = weft_integration::crafted_pki::root(authority_params("stranger", 1));
         let twin = intermediate(authority_params("below", BELOW), &stranger);
         let params = |service: &str, serial| {
             let mut params = leaf_params(Some(service), serial);
@@ -111,29 +111,30 @@ impl World {
 
     /// A file of lists, PEM, with the certificates of those who may have signed them.
     fn set(&self, lists: &[Vec<u8>]) -> Vec<u8> {
-        let lists: String = lists.iter().map(|list| list_pem(list)).collect();
+        let lists: String = lists.iter().map(|list| crl_pem(list)).collect();
         let beside = [&self.below, &self.cousin, &self.mute].map(|ca| ca.pem()).concat();
         (lists + &beside).into_bytes()
     }
 
     /// The same of a list that is the intermediate's, and the root's, which revokes nothing.
-    fn below(&self, number: u64, list: &List) -> Vec<u8> {
+    fn below(&self, number: u64, list: &CraftedCrl) -> Vec<u8> {
         self.set(&[list.signed_by(&self.below), self.clean_root(number)])
     }
 
     fn clean_root(&self, number: u64) -> Vec<u8> {
-        List::new(number, &[]).signed_by(&self.root)
+        CraftedCrl::new(number, &[]).signed_by(&self.root)
     }
 
-    fn holder(&self, who: Who) -> &Holder {
+    fn holder(&self, who: Who) -> &PemIdentity {
         self.callers.get(&who).expect("everybody has a certificate")
     }
 
     /// Whether a sidecar lets somebody in.
     fn call(&self, who: Who, port: u16) -> Result<(), Option<AlertDescription>> {
-        let config = caller_of(&self.root.pem(), self.holder(who), "server", "http/1.1");
-        let mut caller = TlsCaller::connect(port, &config);
-        caller.is_let_in()?;
+        let config =
+            client_config_trusting(&self.root.pem(), self.holder(who), "server", "http/1.1");
+        let mut caller = TlsClient::connect(port, &config);
+        caller.handshake_result()?;
         assert_eq!(caller.ask("/"), Some(200), "{who:?} is served who is let in");
         Ok(())
     }
@@ -167,22 +168,26 @@ struct Situation {
 }
 
 fn scoped(fields: &[Vec<u8>]) -> Vec<u8> {
-    extension(DISTRIBUTION_POINT, Critical::Yes, &der(0x30, &fields.concat()))
+    extension(DISTRIBUTION_POINT, ExtensionCriticality::Yes, &der(0x30, &fields.concat()))
 }
 
 /// A list of what changed since number `base`.
-fn delta(number: u64, base: u64, serials: &[u64]) -> List {
+fn delta(number: u64, base: u64, serials: &[u64]) -> CraftedCrl {
     let base = der(0x02, &integer(base));
-    List::new(number, serials).with(extension(DELTA_INDICATOR, Critical::Yes, &base))
+    CraftedCrl::new(number, serials).with(extension(
+        DELTA_INDICATOR,
+        ExtensionCriticality::Yes,
+        &base,
+    ))
 }
 
 /// A list that speaks of certificates that others signed.
-fn indirect(world: &World, number: u64) -> List {
+fn indirect(world: &World, number: u64) -> CraftedCrl {
     let issuer = webpki::anchor_from_trusted_cert(world.below.der()).expect("an authority");
     let issuer = der(0x30, &der(0xa4, &der(0x30, &issuer.subject)));
-    let entry_extensions = extension(CERTIFICATE_ISSUER, Critical::Yes, &issuer);
+    let entry_extensions = extension(CERTIFICATE_ISSUER, ExtensionCriticality::Yes, &issuer);
     let scope = scoped(&[der(0x84, &[0xff])]);
-    List { entry_extensions, ..List::new(number, &[BAD]).with(scope) }
+    CraftedCrl { entry_extensions, ..CraftedCrl::new(number, &[BAD]).with(scope) }
 }
 
 fn of(name: &'static str, outcome: Outcome, lists: fn(&World, u64) -> Vec<u8>) -> Situation {
@@ -191,31 +196,34 @@ fn of(name: &'static str, outcome: Outcome, lists: fn(&World, u64) -> Vec<u8>) -
 
 fn ordinary() -> Vec<Situation> {
     use Who::{Bad, Cousin, Direct, DirectBad, Good};
-    let revoked = |w: &World, n| w.below(n, &List::new(n, &[BAD]));
+    let revoked = |w: &World, n| w.below(n, &CraftedCrl::new(n, &[BAD]));
     vec![
-        of("good", Loaded(&[(Good, LET_IN), (Bad, LET_IN)]), |w, n| w.below(n, &List::new(n, &[]))),
+        of("good", Loaded(&[(Good, LET_IN), (Bad, LET_IN)]), |w, n| {
+            w.below(n, &CraftedCrl::new(n, &[]))
+        }),
         of("leaf-revoked", Loaded(&[(Good, LET_IN), (Bad, REVOKED)]), revoked),
         // The intermediate's certificate comes from its clients alone.
         of(
             "without-certificates",
             Loaded(&[(Good, LET_IN), (Bad, REVOKED), (Direct, LET_IN)]),
             |w, n| {
-                let below = List::new(n, &[BAD]).signed_by(&w.below);
-                [below, w.clean_root(n)].map(|list| list_pem(&list)).concat().into_bytes()
+                let below = CraftedCrl::new(n, &[BAD]).signed_by(&w.below);
+                [below, w.clean_root(n)].map(|list| crl_pem(&list)).concat().into_bytes()
             },
         ),
         of("foreign-list-beside", Loaded(&[(Good, LET_IN), (Bad, REVOKED)]), |w, n| {
-            let foreign = List::new(n, &[GOOD]).signed_by(&w.stranger);
-            let below = List::new(n, &[BAD]).signed_by(&w.below);
+            let foreign = CraftedCrl::new(n, &[GOOD]).signed_by(&w.stranger);
+            let below = CraftedCrl::new(n, &[BAD]).signed_by(&w.below);
             w.set(&[foreign, below, w.clean_root(n)])
         }),
         of("intermediate-revoked", Loaded(&[(Good, LET_IN), (Cousin, REVOKED)]), |w, n| {
-            let root = List::new(n, &[COUSIN]).signed_by(&w.root);
-            let [below, cousin] = [&w.below, &w.cousin].map(|ca| List::new(n, &[]).signed_by(ca));
+            let root = CraftedCrl::new(n, &[COUSIN]).signed_by(&w.root);
+            let [below, cousin] =
+                [&w.below, &w.cousin].map(|ca| CraftedCrl::new(n, &[]).signed_by(ca));
             w.set(&[below, cousin, root])
         }),
         of("expired", Loaded(&[(Good, UNPROVED), (Bad, REVOKED), (Direct, LET_IN)]), |w, n| {
-            w.below(n, &List { next_update: -1, ..List::new(n, &[BAD]) })
+            w.below(n, &CraftedCrl { next_update: -1, ..CraftedCrl::new(n, &[BAD]) })
         }),
         of("none-of-the-issuer", Loaded(&[(Good, UNPROVED), (Direct, LET_IN)]), |w, n| {
             w.set(&[w.clean_root(n)])
@@ -223,16 +231,16 @@ fn ordinary() -> Vec<Situation> {
         of(
             "none-of-the-root",
             Loaded(&[(Good, UNPROVED), (Bad, REVOKED), (Direct, UNPROVED)]),
-            |w, n| w.set(&[List::new(n, &[BAD]).signed_by(&w.below)]),
+            |w, n| w.set(&[CraftedCrl::new(n, &[BAD]).signed_by(&w.below)]),
         ),
         of("older-then-newer", Loaded(&[(Good, LET_IN), (Bad, REVOKED)]), |w, n| {
-            let [older, newer] =
-                [(n, GOOD), (n + 1, BAD)].map(|(n, s)| List::new(n, &[s]).signed_by(&w.below));
+            let [older, newer] = [(n, GOOD), (n + 1, BAD)]
+                .map(|(n, s)| CraftedCrl::new(n, &[s]).signed_by(&w.below));
             w.set(&[older, newer, w.clean_root(n)])
         }),
         of("newer-then-older", Loaded(&[(Good, LET_IN), (Bad, REVOKED)]), |w, n| {
-            let [older, newer] =
-                [(n, GOOD), (n + 1, BAD)].map(|(n, s)| List::new(n, &[s]).signed_by(&w.below));
+            let [older, newer] = [(n, GOOD), (n + 1, BAD)]
+                .map(|(n, s)| CraftedCrl::new(n, &[s]).signed_by(&w.below));
             w.set(&[newer, older, w.clean_root(n)])
         }),
         of("empty-file", Refused("there is no revocation list in it"), |_, _| Vec::new()),
@@ -240,7 +248,7 @@ fn ordinary() -> Vec<Situation> {
             b"# nobody is revoked\n".to_vec()
         }),
         of("der", Loaded(&[(Direct, LET_IN), (DirectBad, REVOKED), (Good, UNPROVED)]), |w, n| {
-            List::new(n, &[DIRECT_BAD]).signed_by(&w.root)
+            CraftedCrl::new(n, &[DIRECT_BAD]).signed_by(&w.root)
         }),
     ]
 }
@@ -249,31 +257,31 @@ fn in_part() -> Vec<Situation> {
     use Who::{Bad, Good, Pointed};
     vec![
         of("of-another-point", Loaded(&[(Pointed, UNPROVED), (Good, UNPROVED)]), |w, n| {
-            w.below(n, &List::new(n, &[]).with(scoped(&[point(ELSEWHERE)])))
+            w.below(n, &CraftedCrl::new(n, &[]).with(scoped(&[point(ELSEWHERE)])))
         }),
         of(
             "of-its-point",
             Loaded(&[(Pointed, LET_IN), (Good, UNPROVED), (Bad, REVOKED)]),
-            |w, n| w.below(n, &List::new(n, &[BAD]).with(scoped(&[point(HERE)]))),
+            |w, n| w.below(n, &CraftedCrl::new(n, &[BAD]).with(scoped(&[point(HERE)]))),
         ),
         of("only-authorities", Loaded(&[(Good, UNPROVED), (Bad, UNPROVED)]), |w, n| {
-            w.below(n, &List::new(n, &[]).with(scoped(&[der(0x82, &[0xff])])))
+            w.below(n, &CraftedCrl::new(n, &[]).with(scoped(&[der(0x82, &[0xff])])))
         }),
         of("only-leaves", Loaded(&[(Good, LET_IN), (Bad, REVOKED)]), |w, n| {
-            w.below(n, &List::new(n, &[BAD]).with(scoped(&[der(0x81, &[0xff])])))
+            w.below(n, &CraftedCrl::new(n, &[BAD]).with(scoped(&[der(0x81, &[0xff])])))
         }),
         of("base-and-delta", Loaded(&[(Good, LET_IN), (Bad, REVOKED)]), |w, n| {
-            let base = List::new(n, &[]).signed_by(&w.below);
+            let base = CraftedCrl::new(n, &[]).signed_by(&w.below);
             w.set(&[base, delta(n + 1, n, &[BAD]).signed_by(&w.below), w.clean_root(n)])
         }),
         of("only-delta", Refused("which is not here"), |w, n| w.below(n, &delta(n + 1, n, &[BAD]))),
         of("base-and-indirect", Refused("indirect lists are not supported"), |w, n| {
-            let base = List::new(n, &[]).signed_by(&w.below);
+            let base = CraftedCrl::new(n, &[]).signed_by(&w.below);
             w.set(&[base, indirect(w, n).signed_by(&w.root), w.clean_root(n)])
         }),
         of("some-reasons", Refused("lists for some reasons only are not supported"), |w, n| {
             let reasons = scoped(&[point(HERE), der(0x83, &[6, 0x40])]);
-            w.below(n, &List::new(n, &[]).with(reasons))
+            w.below(n, &CraftedCrl::new(n, &[]).with(reasons))
         }),
     ]
 }
@@ -281,35 +289,35 @@ fn in_part() -> Vec<Situation> {
 fn faulty() -> Vec<Situation> {
     vec![
         of("from-the-future", Refused("its thisUpdate is in the future"), |w, n| {
-            w.below(n, &List { this_update: HOUR, ..List::new(n, &[]) })
+            w.below(n, &CraftedCrl { this_update: HOUR, ..CraftedCrl::new(n, &[]) })
         }),
         of("by-another-key", Waits("its signature is not by \"below\""), |w, n| {
-            let list = List::new(n, &[]).signed_as(w.below.der(), &w.stranger);
+            let list = CraftedCrl::new(n, &[]).signed_as(w.below.der(), &w.stranger);
             w.set(&[list, w.clean_root(n)])
         }),
         of("by-a-namesake", Waits("its signature is not by \"below\""), |w, n| {
-            let mut file = w.set(&[List::new(n, &[]).signed_by(&w.twin), w.clean_root(n)]);
+            let mut file = w.set(&[CraftedCrl::new(n, &[]).signed_by(&w.twin), w.clean_root(n)]);
             file.extend(w.twin.pem().into_bytes());
             file
         }),
         of("critical-extension", Refused("a critical extension that is not supported"), |w, n| {
-            let odd = extension(UNHEARD_OF, Critical::Yes, &[5, 0]);
-            w.below(n, &List::new(n, &[]).with(odd))
+            let odd = extension(UNHEARD_OF, ExtensionCriticality::Yes, &[5, 0]);
+            w.below(n, &CraftedCrl::new(n, &[]).with(odd))
         }),
         of("no-number", Refused("it has no CRL number"), |w, n| {
-            let odd = extension(UNHEARD_OF, Critical::No, &[5, 0]);
-            w.below(n, &List { number: None, ..List::new(n, &[]).with(odd) })
+            let odd = extension(UNHEARD_OF, ExtensionCriticality::No, &[5, 0]);
+            w.below(n, &CraftedCrl { number: None, ..CraftedCrl::new(n, &[]).with(odd) })
         }),
         of("not-for-lists", Refused("its issuer's key is not for signing lists"), |w, n| {
-            w.set(&[List::new(n, &[]).signed_by(&w.mute), w.clean_root(n)])
+            w.set(&[CraftedCrl::new(n, &[]).signed_by(&w.mute), w.clean_root(n)])
         }),
         of("broken-block", Refused("revocation list 2: it is malformed"), |w, n| {
-            let mut file = w.below(n, &List::new(n, &[BAD]));
+            let mut file = w.below(n, &CraftedCrl::new(n, &[BAD]));
             file.extend(b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n");
             file
         }),
         of("cut-off", Refused("it is neither DER nor PEM"), |w, n| {
-            let lists = [list_pem(&w.clean_root(n)), list_pem(&w.clean_root(n + 1))].concat();
+            let lists = [crl_pem(&w.clean_root(n)), crl_pem(&w.clean_root(n + 1))].concat();
             lists.into_bytes().into_iter().rev().skip(40).rev().collect()
         }),
         of("der-cut-off", Refused("it is malformed"), |w, n| {
@@ -317,7 +325,7 @@ fn faulty() -> Vec<Situation> {
         }),
         of("too-many-entries", Refused("more than 500000 entries"), |w, n| {
             let serials: Vec<u64> = (0..=MOST_ENTRIES).map(|n| 1_000_000 + n).collect();
-            List::new(n, &serials).signed_by(&w.root)
+            CraftedCrl::new(n, &serials).signed_by(&w.root)
         }),
     ]
 }
@@ -336,23 +344,23 @@ struct Lined {
     world: World,
     folder: TempDir,
     ports: BTreeMap<String, u16>,
-    sidecar: Sidecar,
+    sidecar: TestSidecar,
     _pki: MeshPki,
-    _origin: Origin,
+    _origin: OriginServer,
 }
 
 impl Lined {
     /// Starts it, with what each file holds.
     fn start(world: World, files: &[(&str, Vec<u8>)]) -> Self {
-        Self::start_by(Sidecar::launch, world, files)
+        Self::start_by(TestSidecar::launch, world, files)
     }
 
     fn start_by(
-        launch_sidecar: fn(&Launch, &MeshPki, [u16; 2], &Value) -> Sidecar,
+        launch_sidecar: fn(&SidecarLaunch, &MeshPki, [u16; 2], &Value) -> TestSidecar,
         world: World,
         files: &[(&str, Vec<u8>)],
     ) -> Self {
-        let (folder, origin) = (TempDir::new().expect("a folder"), Origin::start());
+        let (folder, origin) = (TempDir::new().expect("a folder"), OriginServer::start());
         let file = |name: &str| folder.path().join(name);
         write(&file("roots"), world.root.pem().as_bytes());
         write(&file("server.pem"), world.server.chain.as_bytes());
@@ -372,11 +380,11 @@ impl Lined {
             listeners.push(listener(name, port, http, Some(tls)));
             ports.insert((*name).to_owned(), port);
         }
-        let service = cluster("service", &[origin.port], Speaks::Http1, None);
+        let service = cluster("service", &[origin.port], UpstreamHttp::Http1, None);
         let (admin, pki) = (port::free(), MeshPki::create());
         let config = bootstrap(admin, &listeners, &[service]);
         let first = *ports.values().next().expect("there is a listener");
-        let launch = Launch { workers: 1, ..Launch::default() };
+        let launch = SidecarLaunch { workers: 1, ..SidecarLaunch::default() };
         let sidecar = launch_sidecar(&launch, &pki, [first, admin], &config);
         Self { world, folder, ports, sidecar, _pki: pki, _origin: origin }
     }
@@ -474,7 +482,7 @@ fn each_kind_of_list_is_judged_safely_with_and_without_a_good_one_before() {
     let (world, situations) = (World::new(), situations());
     let files: Vec<(&str, Vec<u8>)> =
         situations.iter().map(|one| (one.name, (one.lists)(&world, 0x10))).collect();
-    let lined = Lined::start_by(Sidecar::launch_unready, world, &files);
+    let lined = Lined::start_by(TestSidecar::launch_unready, world, &files);
     let mut wrong = Vec::new();
     for situation in &situations {
         wait_for(&lined, situation, 0x10);
@@ -483,7 +491,7 @@ fn each_kind_of_list_is_judged_safely_with_and_without_a_good_one_before() {
     }
 
     for Situation { name, .. } in &situations {
-        let old = lined.world.below(0x20, &List::new(0x20, &[BAD]));
+        let old = lined.world.below(0x20, &CraftedCrl::new(0x20, &[BAD]));
         write(&lined.file(name), &old);
     }
     for Situation { name, .. } in &situations {
@@ -522,12 +530,12 @@ fn resuming(world: &World, who: Who) -> Client {
 #[test]
 fn who_is_revoked_is_sent_away_and_comes_back_neither_anew_nor_by_a_session() {
     let world = World::new();
-    let first = world.below(1, &List::new(1, &[]));
+    let first = world.below(1, &CraftedCrl::new(1, &[]));
     let lined = Lined::start(world, &[("live", first)]);
     let (world, port) = (&lined.world, lined.port("live"));
     let clients = [Who::Good, Who::Bad].map(|who| resuming(world, who));
     let call = |client: &Client| {
-        let mut caller = TlsCaller::connect(port, client.config());
+        let mut caller = TlsClient::connect(port, client.config());
         let status = caller.ask("/");
         (caller, status)
     };
@@ -539,9 +547,9 @@ fn who_is_revoked_is_sent_away_and_comes_back_neither_anew_nor_by_a_session() {
         assert_eq!((status, caller.is_resumed()), (Some(200), true));
         live.push(caller);
     }
-    write(&lined.file("live"), &world.below(2, &List::new(2, &[BAD])));
+    write(&lined.file("live"), &world.below(2, &CraftedCrl::new(2, &[BAD])));
     lined.wait_loaded("live", 2);
-    let [mut good, mut bad]: [TlsCaller; 2] = live.try_into().expect("two were opened");
+    let [mut good, mut bad]: [TlsClient; 2] = live.try_into().expect("two were opened");
     assert!(bad.ends_within(AT_ONCE), "its connection is closed");
     assert_eq!(good.ask("/"), Some(200), "the other is not");
 
@@ -557,14 +565,14 @@ fn who_is_revoked_is_sent_away_and_comes_back_neither_anew_nor_by_a_session() {
 #[test]
 fn half_a_million_entries_are_loaded_and_tell_two_clients_apart() {
     let world = World::new();
-    let first = world.below(1, &List::new(1, &[]));
+    let first = world.below(1, &CraftedCrl::new(1, &[]));
     let lined = Lined::start(world, &[("many", first)]);
     let (world, port) = (&lined.world, lined.port("many"));
     assert_eq!(world.call(Who::Bad, port), LET_IN);
     // The last one is whom it is about.
     let mut serials: Vec<u64> = (1..MOST_ENTRIES).map(|n| (1 << 40) + n).collect();
     serials.push(BAD);
-    write(&lined.file("many"), &world.below(2, &List::new(2, &serials)));
+    write(&lined.file("many"), &world.below(2, &CraftedCrl::new(2, &serials)));
     lined.wait_loaded("many", 2);
     assert_eq!(lined.sidecar.metric("weft_sidecar_revoked_certificates"), MOST_ENTRIES);
     assert_eq!(world.call(Who::Bad, port), REVOKED);
@@ -574,7 +582,7 @@ fn half_a_million_entries_are_loaded_and_tell_two_clients_apart() {
 #[test]
 fn lists_that_are_removed_stay_in_force_until_others_are_put_there() {
     let world = World::new();
-    let first = world.below(1, &List::new(1, &[BAD]));
+    let first = world.below(1, &CraftedCrl::new(1, &[BAD]));
     let lined = Lined::start(world, &[("gone", first)]);
     let (world, port) = (&lined.world, lined.port("gone"));
     let check = |good, bad| {
@@ -586,14 +594,14 @@ fn lists_that_are_removed_stay_in_force_until_others_are_put_there() {
     let told = lined.wait_refused("gone", "last good one stays in force");
     assert!(told.contains("No such file"), "{told}");
     check(LET_IN, REVOKED);
-    write(&lined.file("gone"), &world.below(2, &List::new(2, &[GOOD, BAD])));
+    write(&lined.file("gone"), &world.below(2, &CraftedCrl::new(2, &[GOOD, BAD])));
     lined.wait_loaded("gone", 2);
     check(REVOKED, REVOKED);
     // One that is older than what is in force takes nothing back.
-    write(&lined.file("gone"), &world.below(1, &List::new(1, &[])));
+    write(&lined.file("gone"), &world.below(1, &CraftedCrl::new(1, &[])));
     lined.wait_refused("gone", "is older than the one in force, which stays");
     check(REVOKED, REVOKED);
-    write(&lined.file("gone"), &world.below(3, &List::new(3, &[])));
+    write(&lined.file("gone"), &world.below(3, &CraftedCrl::new(3, &[])));
     lined.wait_loaded("gone", 3);
     check(LET_IN, LET_IN);
     assert_eq!(json!(problems(&lined.dump())), json!([]));

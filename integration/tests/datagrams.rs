@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use serde_json::json;
-use weft_integration::agent::Agent;
+use weft_integration::agent::TestAgent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, udp_listener};
 use weft_integration::port;
 use weft_integration::wait::eventually;
@@ -21,12 +21,12 @@ fn resident_kib(process: u32) -> u64 {
 }
 
 /// An agent with a service over UDP, whose flows may be silent for a second.
-fn agent_before(endpoint: SocketAddr, port: u16) -> Agent {
+fn agent_before(endpoint: SocketAddr, port: u16) -> TestAgent {
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let listener = udp_listener("udp", at, "echo", json!({"idle_timeout": "1s"}));
     let cluster = static_cluster("echo", &[endpoint]);
     let limit = FLOWS.to_string();
-    Agent::start(|admin| bootstrap(admin, &[listener], &[cluster]), &["--flow-limit", &limit])
+    TestAgent::start(|admin| bootstrap(admin, &[listener], &[cluster]), &["--flow-limit", &limit])
 }
 
 #[test]

@@ -7,17 +7,17 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 
-use weft_integration::backend::{Backend, read_head};
-use weft_integration::pair::{Pair, Sidecar, Wanted};
 use weft_integration::process::Process;
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair, TestSidecar};
 use weft_integration::wait::{DEADLINE, eventually};
 
 /// A service behind two sidecars that begins with `answer`, then only listens. It says when a request
 /// came, and when its connection ended.
-fn listening(answer: &'static [u8]) -> (Pair, Receiver<&'static str>) {
+fn listening(answer: &'static [u8]) -> (SidecarPair, Receiver<&'static str>) {
     let (says, said) = channel();
     let says = Mutex::new(says);
-    let backend = Backend::start(move |stream| {
+    let backend = ScriptedServer::start(move |stream| {
         let says = says.lock().expect("nobody panics with it").clone();
         let mut reader = BufReader::new(stream);
         if read_head(&mut reader).is_none() {
@@ -28,7 +28,8 @@ fn listening(answer: &'static [u8]) -> (Pair, Receiver<&'static str>) {
         drop(begun.and_then(|()| std::io::copy(&mut reader, &mut std::io::sink()).map(drop)));
         says.send("left").expect("the test listens");
     });
-    let pair = Pair::start(&Wanted { timeout_seconds: 0, ..Wanted::http1(backend.port) });
+    let pair =
+        SidecarPair::start(&PairConfig { timeout_seconds: 0, ..PairConfig::http1(backend.port) });
     (pair, said)
 }
 
@@ -39,7 +40,7 @@ fn assert_said(said: &Receiver<&'static str>, word: &str) {
 
 /// Waits until a sidecar has no request open, and has counted one whose client had gone.
 #[track_caller]
-fn assert_forgotten(sidecar: &Sidecar, gone: usize) {
+fn assert_forgotten(sidecar: &TestSidecar, gone: usize) {
     let gone = format!("weft_sidecar_denied_total{{reason=\"client_gone\"}} {gone}");
     eventually(format!("{sidecar:?} says {gone}"), || {
         let metrics = sidecar.metrics();
@@ -50,7 +51,12 @@ fn assert_forgotten(sidecar: &Sidecar, gone: usize) {
 
 /// Sends `request`, waits until it arrived and, when there is one, for the answer's first byte.
 #[track_caller]
-fn begin(pair: &Pair, said: &Receiver<&'static str>, request: &[u8], answered: bool) -> TcpStream {
+fn begin(
+    pair: &SidecarPair,
+    said: &Receiver<&'static str>,
+    request: &[u8],
+    answered: bool,
+) -> TcpStream {
     let mut client = TcpStream::connect(pair.address()).expect("the sidecar listens");
     client.write_all(request).expect("the sidecar reads");
     assert_said(said, "came");

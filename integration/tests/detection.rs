@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::{allow_only, cluster, http, route_to};
-use weft_integration::http1::Client;
+use weft_integration::http1::Http1Client;
 use weft_integration::http2;
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::eventually;
 
 /// A service that greets whoever connects and then repeats each line, with how many came.
-fn greeter() -> (Backend, Arc<AtomicUsize>) {
+fn greeter() -> (ScriptedServer, Arc<AtomicUsize>) {
     let came = Arc::<AtomicUsize>::default();
     let count = came.clone();
-    let backend = Backend::start(move |mut stream: TcpStream| {
+    let backend = ScriptedServer::start(move |mut stream: TcpStream| {
         count.fetch_add(1, Ordering::Relaxed);
         if stream.write_all(b"220 ready\r\n").is_err() {
             return;
@@ -39,9 +39,9 @@ fn greeter() -> (Backend, Arc<AtomicUsize>) {
 #[test]
 fn a_service_that_speaks_first_is_heard() {
     let (greeter, _) = greeter();
-    let alone = Wanted::before(greeter.port, Speaks::Http1).start();
+    let alone = SingleSidecarConfig::for_upstream(greeter.port, UpstreamHttp::Http1).start();
     for turn in 1..=3 {
-        let mut client = Client::connect(alone.port);
+        let mut client = Http1Client::connect(alone.port);
         assert_eq!(client.bytes(11).as_deref(), Some("220 ready\r\n"), "turn {turn}");
         client.send("EHLO a\r\n");
         assert_eq!(client.bytes(8).as_deref(), Some("EHLO a\r\n"), "turn {turn}");
@@ -52,10 +52,10 @@ fn a_service_that_speaks_first_is_heard() {
 }
 
 /// A service of HTTP/1.1 that counts its connections.
-fn counting() -> (Backend, Arc<AtomicUsize>) {
+fn counting() -> (ScriptedServer, Arc<AtomicUsize>) {
     let came = Arc::<AtomicUsize>::default();
     let count = came.clone();
-    let backend = Backend::start(move |stream| {
+    let backend = ScriptedServer::start(move |stream| {
         count.fetch_add(1, Ordering::Relaxed);
         let mut reader = BufReader::new(stream);
         while read_head(&mut reader).is_some() {
@@ -71,8 +71,8 @@ fn counting() -> (Backend, Arc<AtomicUsize>) {
 #[test]
 fn a_client_that_takes_its_time_is_served() {
     let (service, came) = counting();
-    let alone = Wanted::before(service.port, Speaks::Http1).start();
-    let mut client = Client::connect(alone.port);
+    let alone = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1).start();
+    let mut client = Http1Client::connect(alone.port);
     // It was silent for long enough for its service to be asked.
     eventually("the service was asked", || (came.load(Ordering::Relaxed) == 1).then_some(()));
     assert_eq!(client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
@@ -85,9 +85,9 @@ fn a_client_that_takes_its_time_is_served() {
 #[test]
 fn a_client_that_speaks_at_once_costs_no_connection() {
     let (service, came) = counting();
-    let alone = Wanted::before(service.port, Speaks::Http1).start();
+    let alone = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1).start();
     for _ in 0..20 {
-        let answer = Client::connect(alone.port).ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        let answer = Http1Client::connect(alone.port).ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         assert_eq!(answer.status, 200);
     }
     // A machine that is busy may keep a client or two from speaking at once.
@@ -96,7 +96,7 @@ fn a_client_that_speaks_at_once_costs_no_connection() {
 }
 
 /// Holds that a silent client is not joined to the service.
-fn check_apart(name: &str, alone: &Alone, came: &AtomicUsize) {
+fn check_apart(name: &str, alone: &SingleSidecar, came: &AtomicUsize) {
     let mut client = TcpStream::connect(("127.0.0.1", alone.port)).expect("it listens");
     // Much longer than a service that may be asked is left alone.
     client.set_read_timeout(Some(Duration::from_millis(500))).expect("above zero");
@@ -107,12 +107,12 @@ fn check_apart(name: &str, alone: &Alone, came: &AtomicUsize) {
 #[test]
 fn bytes_get_past_no_policy_and_no_choice() {
     let (service, came) = greeter();
-    let mut wanted = Wanted::before(service.port, Speaks::Http1);
+    let mut wanted = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1);
     wanted.http = http(&route_to("service", 15), &[allow_only("web", "/")]);
     check_apart("a policy looks at requests", &wanted.start(), &came);
 
-    let mut wanted = Wanted::before(service.port, Speaks::Http1);
-    wanted.clusters.push(cluster("other", &[service.port], Speaks::Http1, None));
+    let mut wanted = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1);
+    wanted.clusters.push(cluster("other", &[service.port], UpstreamHttp::Http1, None));
     let hosts = json!([
         {"name": "a", "domains": ["a"], "routes": [route_to("service", 15)]},
         {"name": "b", "domains": ["b"], "routes": [route_to("other", 15)]},
@@ -120,9 +120,10 @@ fn bytes_get_past_no_policy_and_no_choice() {
     wanted.http["route_config"]["virtual_hosts"] = hosts;
     check_apart("the host decides", &wanted.start(), &came);
 
-    let wanted = Wanted::before(service.port, Speaks::Http2);
+    let wanted = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http2);
     check_apart("the cluster speaks HTTP/2", &wanted.start(), &came);
 
-    let wanted = Wanted::before(service.port, Speaks::Http1).with("codec_type", json!("HTTP1"));
+    let wanted = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1)
+        .with("codec_type", json!("HTTP1"));
     check_apart("the listener speaks HTTP/1.1", &wanted.start(), &came);
 }

@@ -10,36 +10,36 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Alone, Wanted};
-use weft_integration::authority::{Holder, Signer};
-use weft_integration::backend::Backend;
-use weft_integration::bootstrap::{Speaks, cluster, verify_mode};
+use weft_integration::authority::{PemIdentity, TestAuthority};
+use weft_integration::bootstrap::{UpstreamHttp, cluster, verify_mode};
 use weft_integration::curl::Curl;
 use weft_integration::nginx::Nginx;
 use weft_integration::process::run;
-use weft_integration::tls_caller::{TlsCaller, caller};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig};
+use weft_integration::tls_client::{TlsClient, client_config};
 use weft_integration::wait::eventually;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// An authority, the server that offers its list, and a sidecar that fetches it from there.
 struct Offered {
-    signer: Signer,
+    signer: TestAuthority,
     nginx: Nginx,
-    alone: Alone,
+    alone: SingleSidecar,
 }
 
 impl Offered {
     /// Nothing is offered yet.
     fn start(mode: &str) -> Self {
-        Self::start_beside(mode, None)
+        Self::start_with_second_listener(mode, None)
     }
 
     /// With another root, and its list in a file.
-    fn start_beside(mode: &str, beside: Option<(&Signer, &[u8])>) -> Self {
-        let (signer, nginx) = (Signer::create(), Nginx::start());
-        let own = signer.files_of("server", &signer.sign("server", DAY));
-        let mut tls = verify_mode(&own, &signer.root(), &signer.revocations());
+    fn start_with_second_listener(mode: &str, beside: Option<(&TestAuthority, &[u8])>) -> Self {
+        let (signer, nginx) = (TestAuthority::create(), Nginx::start());
+        let own = signer.write_files("server", &signer.sign("server", DAY));
+        let mut tls = verify_mode(&own, &signer.root(), &signer.crl_file());
         let point =
             json!({"uri": "http://lists.test/mesh.crl", "cluster": "lists", "refresh_seconds": 1});
         let settings = json!({"mode": mode, "distribution_points": [point]});
@@ -59,8 +59,11 @@ impl Offered {
             "name": "weft.revocation",
             "typed_config": {"@type": kind, "value": settings},
         });
-        let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
-        wanted.clusters.push(cluster("lists", &[nginx.port], Speaks::Http1, None));
+        let mut wanted = SingleSidecarConfig::for_upstream(
+            ScriptedServer::echoing_heads().port,
+            UpstreamHttp::Http1,
+        );
+        wanted.clusters.push(cluster("lists", &[nginx.port], UpstreamHttp::Http1, None));
         wanted.tls = Some(tls);
         let alone = match mode {
             "strict" => wanted.start_unready("is not there yet"),
@@ -70,10 +73,10 @@ impl Offered {
     }
 
     /// Has a list offered that revokes those.
-    fn offer(&self, revoked: &[&Holder]) {
+    fn offer(&self, revoked: &[&PemIdentity]) {
         let serials: Vec<&str> = revoked.iter().map(|holder| holder.serial.as_str()).collect();
         self.signer.revoke(&serials);
-        self.nginx.serve("mesh.crl", &std::fs::read(self.signer.revocations()).unwrap());
+        self.nginx.serve("mesh.crl", &std::fs::read(self.signer.crl_file()).unwrap());
     }
 
     /// Has the server say that its list is from then.
@@ -81,17 +84,20 @@ impl Offered {
         run(Command::new("touch").args(["-d", date]).arg(self.nginx.file("mesh.crl")));
     }
 
-    fn call(&self, holder: &Holder) -> TlsCaller {
-        TlsCaller::connect(self.alone.port, &caller(&self.signer, holder, "server", "http/1.1"))
+    fn call(&self, holder: &PemIdentity) -> TlsClient {
+        TlsClient::connect(
+            self.alone.port,
+            &client_config(&self.signer, holder, "server", "http/1.1"),
+        )
     }
 
-    fn is_let_in(&self, holder: &Holder) -> bool {
+    fn is_accepted(&self, holder: &PemIdentity) -> bool {
         self.call(holder).ask("/") == Some(200)
     }
 
-    fn waits_for(&self, holder: &Holder, let_in: bool) {
+    fn waits_for(&self, holder: &PemIdentity, let_in: bool) {
         let awaited = format!("{} is let in: {let_in}", holder.serial);
-        eventually(awaited, || (self.is_let_in(holder) == let_in).then_some(()));
+        eventually(awaited, || (self.is_accepted(holder) == let_in).then_some(()));
     }
 
     fn tells(&self, problem: &str) {
@@ -107,7 +113,7 @@ impl Offered {
 fn a_list_is_asked_for_again_and_again_and_what_it_says_holds_at_once() {
     let offered = Offered::start("strict");
     let [leaver, other] = ["web", "other"].map(|name| offered.signer.sign(name, DAY));
-    assert!(!offered.is_let_in(&other), "nobody is, before there is a list");
+    assert!(!offered.is_accepted(&other), "nobody is, before there is a list");
     offered.tells("it answered 404 Not Found");
     offered.offer(&[]);
     offered.waits_for(&other, true);
@@ -118,7 +124,7 @@ fn a_list_is_asked_for_again_and_again_and_what_it_says_holds_at_once() {
     offered.offer(&[&leaver]);
     assert!(ended.ends_within(Duration::from_secs(5)), "its list came");
     assert_eq!(kept.ask("/"), Some(200));
-    assert!(!offered.is_let_in(&leaver) && offered.is_let_in(&other));
+    assert!(!offered.is_accepted(&leaver) && offered.is_accepted(&other));
     assert_eq!(offered.alone.metric("weft_sidecar_revoked_certificates"), 1);
     offered.nginx.process.line_with("GET /mesh.crl 200");
     offered.nginx.process.line_with("GET /mesh.crl 304");
@@ -132,7 +138,7 @@ fn the_last_list_stays_whatever_becomes_of_its_server() {
     offered.waits_for(&other, true);
     let check = |problem: &str| {
         offered.tells(problem);
-        assert!(!offered.is_let_in(&leaver) && offered.is_let_in(&other), "{problem}");
+        assert!(!offered.is_accepted(&leaver) && offered.is_accepted(&other), "{problem}");
     };
     std::fs::remove_file(offered.nginx.file("mesh.crl")).unwrap();
     check("it answered 404 Not Found; the last list stays in force");
@@ -140,9 +146,9 @@ fn the_last_list_stays_whatever_becomes_of_its_server() {
     check("what came is no list");
     offered.nginx.serve("mesh.crl", b"");
     check("what came is no list");
-    let foreign = Signer::create();
+    let foreign = TestAuthority::create();
     foreign.revoke(&["01"]);
-    offered.nginx.serve("mesh.crl", &std::fs::read(foreign.revocations()).unwrap());
+    offered.nginx.serve("mesh.crl", &std::fs::read(foreign.crl_file()).unwrap());
     check("the last good one stays in force");
     offered.offer(&[&leaver, &other]);
     offered.waits_for(&other, false);
@@ -152,16 +158,16 @@ fn the_last_list_stays_whatever_becomes_of_its_server() {
 fn a_page_that_comes_in_place_of_a_list_takes_nothing_from_the_lists_beside_it() {
     // One that is newer than the list it stands for: by its date alone the list would not be sent again.
     const OLD: &str = "Thu, 26 Nov 2020 10:00:00 GMT";
-    let other_authority = Signer::create();
-    let beside = std::fs::read(other_authority.revocations()).unwrap();
-    let offered = Offered::start_beside("soft", Some((&other_authority, &beside)));
+    let other_authority = TestAuthority::create();
+    let beside = std::fs::read(other_authority.crl_file()).unwrap();
+    let offered = Offered::start_with_second_listener("soft", Some((&other_authority, &beside)));
     let leaver = offered.signer.sign("web", DAY);
     offered.offer(&[&leaver]);
     offered.date(OLD);
     offered.waits_for(&leaver, false);
     offered.nginx.serve("mesh.crl", b"<html>maintenance</html>");
     offered.tells("what came is no list");
-    assert!(!offered.is_let_in(&leaver), "what was known of it is known");
+    assert!(!offered.is_accepted(&leaver), "what was known of it is known");
     offered.offer(&[]);
     offered.date(OLD);
     offered.waits_for(&leaver, true);
@@ -175,5 +181,5 @@ fn whom_no_list_names_is_let_in_before_there_is_one_where_the_policy_says_so() {
     offered.tells("until it comes nobody is refused by it");
     offered.offer(&[&leaver]);
     offered.waits_for(&leaver, false);
-    assert!(offered.is_let_in(&other));
+    assert!(offered.is_accepted(&other));
 }

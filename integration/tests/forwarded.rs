@@ -1,16 +1,16 @@
 //! What a service is told of the client, `x-forwarded-*`, and which host it is told was asked for.
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::Backend;
 use weft_integration::bootstrap::{address, verify_mode, with};
-use weft_integration::http1::{self, Client};
+use weft_integration::http1::{self, Http1Client};
 use weft_integration::http2::{self, request};
 use weft_integration::mesh_pki::{MeshPki, text};
 use weft_integration::port;
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 
-fn wanted() -> Wanted {
-    Wanted::before(Backend::telling_heads().port, Speaks::Http1)
+fn wanted() -> SingleSidecarConfig {
+    SingleSidecarConfig::for_upstream(ScriptedServer::echoing_heads().port, UpstreamHttp::Http1)
 }
 
 /// What is done with the addresses that a request names.
@@ -21,15 +21,15 @@ enum Mode {
     Remove,
 }
 
-fn with_mode(mode: Mode, client_port: bool) -> Wanted {
-    let wanted = wanted().with_ours("forwarded_client_port", json!(client_port));
+fn with_mode(mode: Mode, client_port: bool) -> SingleSidecarConfig {
+    let wanted = wanted().with_weft_metadata("forwarded_client_port", json!(client_port));
     match mode {
         Mode::Append => wanted.with("use_remote_address", json!(true)),
         Mode::Preserve => {
             let edge = wanted.with("use_remote_address", json!(true));
             edge.with("skip_xff_append", json!(true))
         }
-        Mode::Remove => wanted.with_ours("forwarded_for", json!("remove")),
+        Mode::Remove => wanted.with_weft_metadata("forwarded_for", json!("remove")),
     }
 }
 
@@ -43,7 +43,7 @@ fn values(head: &str, name: &str) -> Vec<String> {
 }
 
 /// What the service is told after a request with these fields of `x-forwarded-for`.
-fn told(alone: &Alone, before: &[&str]) -> Vec<String> {
+fn told(alone: &SingleSidecar, before: &[&str]) -> Vec<String> {
     let fields: String = before.iter().map(|v| format!("X-Forwarded-For: {v}\r\n")).collect();
     let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n");
     let by_http1 = values(&http1::ask(alone.port, &request).body, "x-forwarded-for");
@@ -58,7 +58,7 @@ fn the_nine_cases_of_the_table() {
     const NONE: &[&str] = &[];
     const ONE: &[&str] = &["10.0.0.1"];
     const MANY: &[&str] = &["10.0.0.1, 2001:db8::1", "10.0.0.2"];
-    let check = |alone: &Alone, mode: Mode, before: &[&str], expected: &[&str]| {
+    let check = |alone: &SingleSidecar, mode: Mode, before: &[&str], expected: &[&str]| {
         assert_eq!(told(alone, before), expected, "{mode:?} {before:?}");
     };
     let append = with_mode(Mode::Append, false).start();
@@ -86,9 +86,10 @@ fn nothing_is_added_where_that_is_said() {
 }
 
 /// A sidecar that listens at an address.
-fn listening_at(wanted: Wanted, ip: &str) -> (Alone, std::net::SocketAddr) {
+fn listening_at(wanted: SingleSidecarConfig, ip: &str) -> (SingleSidecar, std::net::SocketAddr) {
     let at = std::net::SocketAddr::new(ip.parse().expect("an address"), port::free());
-    let alone = wanted.start_beside(&json!({"name": "another", "address": address(at, "TCP")}));
+    let alone = wanted
+        .start_with_second_listener(&json!({"name": "another", "address": address(at, "TCP")}));
     (alone, at)
 }
 
@@ -97,7 +98,7 @@ fn the_clients_port_is_told_where_wanted() {
     for (ip, bare) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1")] {
         for client_port in [false, true] {
             let (_alone, at) = listening_at(with_mode(Mode::Append, client_port), ip);
-            let mut client = Client::connect_to(at);
+            let mut client = Http1Client::connect_to(at);
             let own = client.local_address();
             let answer = client
                 .ask("GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 10.0.0.1:80, [::2]:81\r\n\r\n");
@@ -111,7 +112,7 @@ fn the_clients_port_is_told_where_wanted() {
 
 #[test]
 fn a_chain_has_thirty_addresses_at_most() {
-    let status = |alone: &Alone, values: &[String]| {
+    let status = |alone: &SingleSidecar, values: &[String]| {
         let fields: String = values.iter().map(|v| format!("x-forwarded-for: {v}\r\n")).collect();
         let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n");
         http1::ask(alone.port, &request).status
@@ -130,7 +131,7 @@ fn a_chain_has_thirty_addresses_at_most() {
 }
 
 /// The values of `x-forwarded-proto` and `-port` that a service is told when a client claims others.
-fn told_of_the_listener(alone: &Alone, asked: Option<Value>) -> [Vec<String>; 2] {
+fn told_of_the_listener(alone: &SingleSidecar, asked: Option<Value>) -> [Vec<String>; 2] {
     let claims = [("x-forwarded-proto", "gopher"), ("x-forwarded-port", "1")];
     let mut claiming = request("GET", "/", &claims);
     if let Some(tls) = asked {
@@ -150,9 +151,9 @@ fn the_listeners_scheme_and_port_are_told() {
     let pki = MeshPki::create();
     let (server, client) = (pki.issue("server"), pki.issue("client"));
     let tls = json!([text(&pki.root()), text(&client.certificate), text(&client.key)]);
-    let verify = verify_mode(&server, &pki.root(), &pki.revocations());
-    let wanted = Wanted { tls: Some(verify), ..with_mode(Mode::Append, false) };
-    let alone = wanted.start_with(pki);
+    let verify = verify_mode(&server, &pki.root(), &pki.crl_file());
+    let wanted = SingleSidecarConfig { tls: Some(verify), ..with_mode(Mode::Append, false) };
+    let alone = wanted.start_with_pki(pki);
     let told = told_of_the_listener(&alone, Some(tls));
     assert_eq!(told, [vec!["https".to_owned()], vec![alone.port.to_string()]]);
 }
@@ -168,10 +169,10 @@ fn the_listeners_scheme_and_port_are_told_in_every_mode() {
 }
 
 /// How the port in a host is treated.
-fn with_port_rule(wanted: Wanted, rule: &str) -> Wanted {
+fn with_port_rule(wanted: SingleSidecarConfig, rule: &str) -> SingleSidecarConfig {
     match rule {
         "keep" => wanted,
-        "canonical" => wanted.with_ours("host_port", json!("canonical")),
+        "canonical" => wanted.with_weft_metadata("host_port", json!("canonical")),
         field => wanted.with(field, json!(true)),
     }
 }
@@ -180,7 +181,7 @@ fn with_port_rule(wanted: Wanted, rule: &str) -> Wanted {
 #[track_caller]
 fn check_host(at: std::net::SocketAddr, rule: &str, host: &str, expected: &str) {
     let ask = |request: &str| {
-        let answer = Client::connect_to(at).ask(request);
+        let answer = Http1Client::connect_to(at).ask(request);
         assert_eq!(answer.status, 200, "{rule} {host} at {at}: {answer:?}");
         values(&answer.body, "host")
     };
@@ -199,7 +200,7 @@ fn check_host(at: std::net::SocketAddr, rule: &str, host: &str, expected: &str) 
 fn check_hosts(rule: &str, port: u16, cases: &[(&str, &str)]) {
     let at = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let other = json!({"name": "another", "address": address(at, "TCP")});
-    let _alone = with_port_rule(wanted(), rule).start_beside(&other);
+    let _alone = with_port_rule(wanted(), rule).start_with_second_listener(&other);
     for (host, expected) in cases {
         check_host(at, rule, host, expected);
     }

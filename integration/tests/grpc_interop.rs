@@ -4,9 +4,9 @@
 //! are those that want Google's credentials or a caching proxy, and those on compressed messages: grpcio does
 //! not show whether a message was. What else must hold of gRPC here is in `streams`.
 
-use weft_integration::pair::{Pair, Wanted};
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart};
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
 use weft_integration::wait::eventually;
 
 const CASES: &[&str] = &[
@@ -28,7 +28,7 @@ const CASES: &[&str] = &[
 ];
 
 /// Why the case fails, when it does.
-fn check(pair: &Pair, case: &str) -> Result<(), String> {
+fn check(pair: &SidecarPair, case: &str) -> Result<(), String> {
     let mut caller = counterpart("interop_caller.py");
     let output = caller.arg(pair.caller.port.to_string()).arg(case).output().expect("Python runs");
     let complaint = String::from_utf8_lossy(&output.stderr);
@@ -43,7 +43,8 @@ fn every_grpc_interop_case_passes() {
         counterpart("interop_service.py").arg(port.to_string()),
     );
     service.line_with("ready");
-    let mut pair = Pair::start(&Wanted { timeout_seconds: 0, ..Wanted::http2(port) });
+    let mut pair =
+        SidecarPair::start(&PairConfig { timeout_seconds: 0, ..PairConfig::http2(port) });
     assert_eq!(check(&pair, "empty_unary"), Ok(()));
 
     let connections = || pair.caller.metric("weft_sidecar_connections_total");
@@ -58,5 +59,5 @@ fn every_grpc_interop_case_passes() {
         eventually(format!("no call is open at {sidecar:?}"), || (open() == 0).then_some(()));
         assert_eq!(sidecar.metric("weft_sidecar_upstream_retries_total"), 0);
     }
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }

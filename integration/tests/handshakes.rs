@@ -10,23 +10,31 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::authority::{Holder, Signer};
-use weft_integration::backend::Backend;
+use weft_integration::authority::{PemIdentity, TestAuthority};
 use weft_integration::bootstrap::verify_mode;
 use weft_integration::curl::Curl;
-use weft_integration::mesh_pki::{Identity, MeshPki, OtherHands, text};
+use weft_integration::mesh_pki::{IdentityFiles, MeshPki, PythonPki, text};
 use weft_integration::process::run;
-use weft_integration::tls_caller::{TlsCaller, caller, caller_of};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
+use weft_integration::tls_client::{TlsClient, client_config, client_config_trusting};
 
-fn start(root: &std::path::Path, lists: &std::path::Path, server: &Identity, ours: Value) -> Alone {
-    let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
+fn start(
+    root: &std::path::Path,
+    lists: &std::path::Path,
+    server: &IdentityFiles,
+    ours: Value,
+) -> SingleSidecar {
+    let mut wanted = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    );
     wanted.tls = Some(verify_mode(server, root, lists));
     wanted.ours = ours;
     wanted.with("forward_client_cert_details", json!("SANITIZE_SET")).start()
 }
 
-fn ask(alone: &Alone, client: Option<&Identity>) -> (u16, String) {
+fn ask(alone: &SingleSidecar, client: Option<&IdentityFiles>) -> (u16, String) {
     let mut arguments = vec!["--insecure", "--http1.1"];
     if let Some(client) = client {
         arguments.extend(["--cert", text(&client.certificate), "--key", text(&client.key)]);
@@ -37,9 +45,9 @@ fn ask(alone: &Alone, client: Option<&Identity>) -> (u16, String) {
 
 #[test]
 fn each_handshake_leaves_a_line_with_its_reason_and_is_counted() {
-    let hands = OtherHands::create();
-    let alone = start(&hands.root(), &hands.revocations(), &hands.identity("good"), json!({}));
-    let check = |client: Option<&Identity>, status: &str| {
+    let hands = PythonPki::create();
+    let alone = start(&hands.root(), &hands.crl_file(), &hands.identity("good"), json!({}));
+    let check = |client: Option<&IdentityFiles>, status: &str| {
         let (answered, _) = ask(&alone, client);
         assert_eq!(answered == 200, status == "Success", "{status}");
         // Whoever only looks whether somebody listens leaves a line as well.
@@ -73,10 +81,10 @@ fn each_handshake_leaves_a_line_with_its_reason_and_is_counted() {
 
 #[test]
 fn a_service_is_told_the_whole_certificate_where_that_is_wanted() {
-    let hands = OtherHands::create();
+    let hands = PythonPki::create();
     let client = hands.identity("good");
     let whole = json!({"client_certificate": "whole"});
-    let alone = start(&hands.root(), &hands.revocations(), &client, whole);
+    let alone = start(&hands.root(), &hands.crl_file(), &client, whole);
     let (status, head) = ask(&alone, Some(&client));
     assert_eq!(status, 200);
     let told = |name: &str| {
@@ -105,18 +113,21 @@ fn a_service_is_told_the_whole_certificate_where_that_is_wanted() {
     let leaf = told("x-amzn-mtls-clientcert-leaf").replace("%20", " ").replace("%0A", "\n");
     let chain = std::fs::read_to_string(&client.certificate).unwrap();
     assert!(chain.replace('\r', "").starts_with(&leaf), "{leaf}");
-    let plain = start(&hands.root(), &hands.revocations(), &client, json!({}));
+    let plain = start(&hands.root(), &hands.crl_file(), &client, json!({}));
     let (_, head) = ask(&plain, Some(&client));
     assert!(!head.contains("clientcert-leaf") && head.contains("clientcert-serial-number"));
 }
 
 #[test]
 fn a_certificate_that_nobody_checks_is_told_whole_and_is_nobodys_identity() {
-    let hands = OtherHands::create();
+    let hands = PythonPki::create();
     let server = hands.identity("good");
     let start = |required: bool, filters: Value| {
-        let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
-        let mut tls = verify_mode(&server, &hands.root(), &hands.revocations());
+        let mut wanted = SingleSidecarConfig::for_upstream(
+            ScriptedServer::echoing_heads().port,
+            UpstreamHttp::Http1,
+        );
+        let mut tls = verify_mode(&server, &hands.root(), &hands.crl_file());
         let context = &mut tls["typed_config"];
         context["require_client_certificate"] = json!(required);
         context["common_tls_context"]["validation_context"] =
@@ -167,16 +178,16 @@ fn a_certificate_that_nobody_checks_is_told_whole_and_is_nobodys_identity() {
     assert_eq!(ask(&guarded, Some(&server)).0, 403);
 
     // And nothing of a connection outlives it.
-    let signer = Signer::create();
+    let signer = TestAuthority::create();
     let holder = signer.sign("web", Duration::from_secs(3600));
-    let config = caller_of(
+    let config = client_config_trusting(
         std::str::from_utf8(&std::fs::read(hands.root()).unwrap()).unwrap(),
         &holder,
         "good",
         "http/1.1",
     );
     for _ in 0..2 {
-        let mut caller = TlsCaller::connect(alone.port, &config);
+        let mut caller = TlsClient::connect(alone.port, &config);
         assert_eq!((caller.ask("/"), caller.is_resumed()), (Some(200), false));
     }
 }
@@ -184,18 +195,19 @@ fn a_certificate_that_nobody_checks_is_told_whole_and_is_nobodys_identity() {
 #[test]
 fn a_client_is_told_by_an_alert_why_it_is_not_let_in() {
     const DAY: Duration = Duration::from_secs(24 * 3600);
-    let (signer, stranger) = (Signer::create(), Signer::create());
-    let server = signer.files_of("server", &signer.sign("server", DAY));
-    let alone = start(&signer.root(), &signer.revocations(), &server, json!({}));
+    let (signer, stranger) = (TestAuthority::create(), TestAuthority::create());
+    let server = signer.write_files("server", &signer.sign("server", DAY));
+    let alone = start(&signer.root(), &signer.crl_file(), &server, json!({}));
     let holder = signer.sign("web", DAY);
     let alert = |config| {
-        let mut caller = TlsCaller::connect(alone.port, &config);
+        let mut caller = TlsClient::connect(alone.port, &config);
         caller.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         caller.alert()
     };
-    let as_holder = |holder: &Holder| caller(&signer, holder, "server", "http/1.1");
+    let as_holder = |holder: &PemIdentity| client_config(&signer, holder, "server", "http/1.1");
     assert_eq!(alert(as_holder(&holder)), None);
-    let foreign = caller_of(signer.roots(), &stranger.sign("web", DAY), "server", "http/1.1");
+    let foreign =
+        client_config_trusting(signer.roots(), &stranger.sign("web", DAY), "server", "http/1.1");
     assert_eq!(alert(foreign).as_deref(), Some("CertificateUnknown"));
     signer.revoke(&[&holder.serial]);
     weft_integration::wait::eventually("the list is in force", || {
@@ -207,13 +219,16 @@ fn a_client_is_told_by_an_alert_why_it_is_not_let_in() {
 #[test]
 fn keys_are_agreed_on_as_it_is_said() {
     const DAY: Duration = Duration::from_secs(24 * 3600);
-    let signer = Signer::create();
-    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let signer = TestAuthority::create();
+    let server = signer.write_files("server", &signer.sign("server", DAY));
     let holder = signer.sign("web", DAY);
-    let client = signer.files_of("client", &holder);
+    let client = signer.write_files("client", &holder);
     let check = |groups: Value, ours: Option<&str>, classical: Option<&str>| {
-        let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
-        let mut tls = verify_mode(&server, &signer.root(), &signer.revocations());
+        let mut wanted = SingleSidecarConfig::for_upstream(
+            ScriptedServer::echoing_heads().port,
+            UpstreamHttp::Http1,
+        );
+        let mut tls = verify_mode(&server, &signer.root(), &signer.crl_file());
         tls["typed_config"]["common_tls_context"]["tls_params"] = json!({"ecdh_curves": groups});
         wanted.tls = Some(tls);
         let alone = wanted.start();
@@ -223,7 +238,7 @@ fn keys_are_agreed_on_as_it_is_said() {
             line["tls_keyexchange"].as_str().unwrap().to_owned()
         };
         let mut caller =
-            TlsCaller::connect(alone.port, &caller(&signer, &holder, "server", "http/1.1"));
+            TlsClient::connect(alone.port, &client_config(&signer, &holder, "server", "http/1.1"));
         assert_eq!(caller.ask("/").is_some(), ours.is_some(), "{groups}");
         assert_eq!(ours.map(|_| agreed()).as_deref(), ours, "{groups}");
         // curl knows nothing of ML-KEM.

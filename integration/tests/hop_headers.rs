@@ -1,11 +1,11 @@
 //! Headers that concern one hop: those that `connection` names, and what `trailer` announces.
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Both, Speaks, Wanted};
-use weft_integration::backend::Backend;
 use weft_integration::bootstrap::{any, with};
 use weft_integration::http1;
 use weft_integration::http2::{self, request};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SidecarPerHttpVersion, SingleSidecarConfig, UpstreamHttp};
 
 /// A filter of this action for requests that have `x-mark`.
 fn judging(action: &str) -> Value {
@@ -16,7 +16,7 @@ fn judging(action: &str) -> Value {
     json!({"name": "rbac", "typed_config": any(message, json!({"rules": rules}))})
 }
 
-fn with_filter(mut wanted: Wanted, filter: Value) -> Wanted {
+fn with_filter(mut wanted: SingleSidecarConfig, filter: Value) -> SingleSidecarConfig {
     let filters = wanted.http.get_mut("http_filters").and_then(Value::as_array_mut);
     filters.expect("filters are a list").insert(0, filter);
     wanted
@@ -28,8 +28,8 @@ fn get(lines: &str) -> String {
 
 #[test]
 fn header_that_connection_names_is_judged_and_then_removed() {
-    let deny = Both::start(|wanted| with_filter(wanted, judging("DENY")));
-    let allow = Both::start(|wanted| with_filter(wanted, judging("ALLOW")));
+    let deny = SidecarPerHttpVersion::start(|wanted| with_filter(wanted, judging("DENY")));
+    let allow = SidecarPerHttpVersion::start(|wanted| with_filter(wanted, judging("ALLOW")));
     for (denying, allowing) in deny.ports().into_iter().zip(allow.ports()) {
         for connection in ["close, x-mark", "X-Mark", "keep-alive,x-mark", "x-other, x-mark"] {
             let marked = get(&format!("connection: {connection}\r\nx-mark: 1"));
@@ -47,7 +47,8 @@ fn header_that_connection_names_is_judged_and_then_removed() {
 
 #[test]
 fn headers_for_every_recipient_reach_the_service_though_connection_names_them() {
-    let both = Both::start(|wanted| wanted.with("use_remote_address", json!(true)));
+    let both =
+        SidecarPerHttpVersion::start(|wanted| wanted.with("use_remote_address", json!(true)));
     for (way, port) in both.ports() {
         for (name, value) in [
             ("authorization", "Basic eDp5"),
@@ -77,7 +78,7 @@ const ANNOUNCED: &str = "x-sum, X-Weft-Peer, x-gone";
 
 #[test]
 fn trailer_of_a_request_announces_what_follows() {
-    let rules = Both::plain();
+    let rules = SidecarPerHttpVersion::plain();
     for (way, port) in rules.ports() {
         let head = format!(
             "POST /x HTTP/1.1\r\nhost: a\r\nconnection: x-gone\r\ntrailer: {ANNOUNCED}\r\n"
@@ -106,22 +107,30 @@ fn trailer_of_a_request_announces_what_follows() {
 fn trailer_of_a_response_announces_what_follows() {
     let answer = "HTTP/1.1 200 OK\r\nconnection: close, x-gone\r\ntrailer: x-sum, x-gone\r\n\
          transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx-sum: 1\r\nx-gone: 1\r\n\r\n";
-    let alone = Wanted::before(Backend::answering(answer).port, Speaks::Http1).start();
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::replying_once(answer).port,
+        UpstreamHttp::Http1,
+    )
+    .start();
     let by_http1 = http1::ask(alone.port, &get("te: trailers"));
-    assert_eq!(by_http1.field("trailer"), Some("x-sum"));
+    assert_eq!(by_http1.header("trailer"), Some("x-sum"));
     assert_eq!(by_http1.trailers, "x-sum: 1\r\n");
     let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
-    assert_eq!(by_http2.field("trailer"), Some("x-sum"));
+    assert_eq!(by_http2.header("trailer"), Some("x-sum"));
     assert_eq!((by_http2.trailer("x-sum"), by_http2.trailer("x-gone")), (Some("1"), None));
     // HTTP/1.0 knows no trailers.
     let old = http1::ask(alone.port, "GET / HTTP/1.0\r\nhost: a\r\n\r\n");
-    assert_eq!((old.status, old.field("trailer"), old.body.as_str()), (200, None, "x"));
+    assert_eq!((old.status, old.header("trailer"), old.body.as_str()), (200, None, "x"));
     let framed = "HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ncontent-length: 1\r\n\r\nx";
-    let alone = Wanted::before(Backend::answering(framed).port, Speaks::Http1).start();
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::replying_once(framed).port,
+        UpstreamHttp::Http1,
+    )
+    .start();
     let by_http1 = http1::ask(alone.port, &get("te: trailers"));
-    assert_eq!((by_http1.field("trailer"), by_http1.field("content-length")), (None, Some("1")));
+    assert_eq!((by_http1.header("trailer"), by_http1.header("content-length")), (None, Some("1")));
     let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
-    assert_eq!(by_http2.field("trailer"), None);
+    assert_eq!(by_http2.header("trailer"), None);
 }
 
 #[test]
@@ -133,14 +142,18 @@ fn forbidden_trailers_of_a_response_are_dropped_and_the_rest_is_forwarded() {
          {trailers}x-sum: 1\r\n\r\n",
         names.join(", ")
     );
-    let alone = Wanted::before(Backend::answering(answer).port, Speaks::Http1).start();
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::replying_once(answer).port,
+        UpstreamHttp::Http1,
+    )
+    .start();
     let by_http1 = http1::ask(alone.port, &get("te: trailers"));
     assert_eq!((by_http1.status, &*by_http1.body, by_http1.broken), (200, "x", false));
-    assert_eq!(by_http1.field("trailer"), Some("x-sum"));
+    assert_eq!(by_http1.header("trailer"), Some("x-sum"));
     assert_eq!(by_http1.trailers, "x-sum: 1\r\n");
     let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
     assert_eq!((by_http2.status(), by_http2.body()), (200, "x"));
-    assert_eq!(by_http2.field("trailer"), Some("x-sum"));
+    assert_eq!(by_http2.header("trailer"), Some("x-sum"));
     assert_eq!(by_http2.trailer("x-sum"), Some("1"));
     for name in names {
         assert_eq!(by_http2.trailer(name), None, "{name}");
@@ -149,12 +162,12 @@ fn forbidden_trailers_of_a_response_are_dropped_and_the_rest_is_forwarded() {
 
 #[test]
 fn trailers_of_an_http2_service_are_announced_to_clients_of_both_versions() {
-    let both = Both::plain();
+    let both = SidecarPerHttpVersion::plain();
     let port = both.http2.1.port;
     let by_http1 = http1::ask(port, "GET /announced HTTP/1.1\r\nhost: a\r\nte: trailers\r\n\r\n");
-    assert_eq!(by_http1.field("trailer"), Some("x-checksum"), "{by_http1:?}");
+    assert_eq!(by_http1.header("trailer"), Some("x-checksum"), "{by_http1:?}");
     assert_eq!(by_http1.trailers, "x-checksum: 1\r\n");
     let by_http2 = http2::ask_one(port, request("GET", "/announced", &[]));
-    assert_eq!(by_http2.field("trailer"), Some("x-checksum"));
+    assert_eq!(by_http2.header("trailer"), Some("x-checksum"));
     assert_eq!(by_http2.trailer("x-checksum"), Some("1"));
 }

@@ -4,13 +4,15 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_integration::backend::Backend;
-use weft_integration::bootstrap::{Speaks, bootstrap, cluster, http, listener, route_to, with};
+use weft_integration::bootstrap::{
+    UpstreamHttp, bootstrap, cluster, http, listener, route_to, with,
+};
 use weft_integration::curl::Curl;
-use weft_integration::dns_server::{DnsServer, Reply};
+use weft_integration::dns_server::{DnsReply, DnsServer};
 use weft_integration::mesh_pki::MeshPki;
-use weft_integration::pair::Sidecar;
 use weft_integration::port;
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::sidecar_pair::TestSidecar;
 use weft_integration::wait::eventually;
 
 const HERE: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
@@ -20,7 +22,7 @@ const NO_HOSTS: &str = "";
 fn named(cluster_name: &str, kind: &str, host: &str, port: u16) -> Value {
     let address = json!({"socket_address": {"address": host, "port_value": port}});
     let members = json!([{"lb_endpoints": [{"endpoint": {"address": address}}]}]);
-    let cluster = cluster(cluster_name, &[], Speaks::Http1, None);
+    let cluster = cluster(cluster_name, &[], UpstreamHttp::Http1, None);
     let cluster = with(cluster, "type", json!(kind));
     let cluster = with(cluster, "dns_refresh_rate", json!("0.1s"));
     let rate = json!({"base_interval": "0.1s", "max_interval": "0.2s"});
@@ -30,12 +32,12 @@ fn named(cluster_name: &str, kind: &str, host: &str, port: u16) -> Value {
 
 fn service() -> u16 {
     let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
-    Backend::answering(head).port
+    ScriptedServer::replying_once(head).port
 }
 
 /// A sidecar with a listener for each cluster.
 struct Named {
-    sidecar: Sidecar,
+    sidecar: TestSidecar,
     ports: Vec<u16>,
     _folder: MeshPki,
 }
@@ -54,7 +56,7 @@ impl Named {
             .collect();
         let config = bootstrap(admin, &listeners, clusters);
         let first = *ports.first().expect("there is a cluster");
-        let sidecar = Sidecar::start("named", &folder, first, admin, &config);
+        let sidecar = TestSidecar::start("named", &folder, first, admin, &config);
         Self { sidecar, ports, _folder: folder }
     }
 
@@ -80,9 +82,9 @@ impl Named {
 
 #[track_caller]
 fn until_asked(server: &DnsServer, name: &str, times: usize) {
-    let goal = server.asked(name) + times;
+    let goal = server.query_count(name) + times;
     eventually(format!("{name} is asked for {times} times"), || {
-        (server.asked(name) >= goal).then_some(())
+        (server.query_count(name) >= goal).then_some(())
     });
 }
 
@@ -90,10 +92,10 @@ fn until_asked(server: &DnsServer, name: &str, times: usize) {
 fn addresses_stay_in_use_through_server_failures_and_silence() {
     let server = DnsServer::start("options timeout:1 attempts:1", NO_HOSTS);
     let port = service();
-    server.set("service.test", Reply::Addresses(HERE.to_vec(), 1));
+    server.set("service.test", DnsReply::Addresses(HERE.to_vec(), 1));
     let named = Named::start(&[named("service", "STRICT_DNS", "service.test", port)]);
     named.until_status(0, 200);
-    for fault in [Reply::ServerFailure, Reply::Silence] {
+    for fault in [DnsReply::ServerFailure, DnsReply::Silence] {
         server.set("service.test", fault.clone());
         for _ in 0..6 {
             until_asked(&server, "service.test", 1);
@@ -102,7 +104,7 @@ fn addresses_stay_in_use_through_server_failures_and_silence() {
         eventually("the failure is shown", || {
             (named.sidecar.metric("weft_dns_failing_hosts") == 1).then_some(())
         });
-        server.set("service.test", Reply::Addresses(HERE.to_vec(), 1));
+        server.set("service.test", DnsReply::Addresses(HERE.to_vec(), 1));
         eventually("the failure is over", || {
             (named.sidecar.metric("weft_dns_failing_hosts") == 0).then_some(())
         });
@@ -115,7 +117,7 @@ fn absent_name_drops_its_addresses_under_strict_dns_and_keeps_them_under_logical
     let server = DnsServer::start("", NO_HOSTS);
     let port = service();
     for name in ["strict.test", "logical.test"] {
-        server.set(name, Reply::Addresses(HERE.to_vec(), 1));
+        server.set(name, DnsReply::Addresses(HERE.to_vec(), 1));
     }
     let named = Named::start(&[
         named("strict", "STRICT_DNS", "strict.test", port),
@@ -123,12 +125,12 @@ fn absent_name_drops_its_addresses_under_strict_dns_and_keeps_them_under_logical
     ]);
     named.until_status(0, 200);
     named.until_status(1, 200);
-    server.set("strict.test", Reply::NoSuchName);
-    server.set("logical.test", Reply::Addresses(Vec::new(), 0));
+    server.set("strict.test", DnsReply::NoSuchName);
+    server.set("logical.test", DnsReply::Addresses(Vec::new(), 0));
     named.until_status(0, 503);
     until_asked(&server, "logical.test", 4);
     assert_eq!(named.status(1), 200);
-    server.set("strict.test", Reply::Addresses(HERE.to_vec(), 1));
+    server.set("strict.test", DnsReply::Addresses(HERE.to_vec(), 1));
     named.until_status(0, 200);
 }
 
@@ -136,10 +138,10 @@ fn absent_name_drops_its_addresses_under_strict_dns_and_keeps_them_under_logical
 fn silent_names_delay_no_other_cluster() {
     let server = DnsServer::start("", NO_HOSTS);
     let port = service();
-    server.set("service.test", Reply::Addresses(HERE.to_vec(), 60));
+    server.set("service.test", DnsReply::Addresses(HERE.to_vec(), 60));
     let silent = |number| {
         let host = format!("silent-{number}.test");
-        server.set(&host, Reply::Silence);
+        server.set(&host, DnsReply::Silence);
         named(&format!("silent{number}"), "STRICT_DNS", &host, port)
     };
     let mut clusters = vec![named("service", "STRICT_DNS", "service.test", port)];
@@ -157,7 +159,7 @@ fn silent_names_delay_no_other_cluster() {
 fn truncated_answer_is_asked_for_again_over_tcp() {
     let server = DnsServer::start("", NO_HOSTS);
     let many: Vec<IpAddr> = (1..=100).map(|last| Ipv4Addr::new(10, 0, 0, last).into()).collect();
-    server.set("many.test", Reply::Truncated(many));
+    server.set("many.test", DnsReply::Truncated(many));
     let named = Named::start(&[named("many", "STRICT_DNS", "many.test", 80)]);
     eventually("all addresses are known", || (named.endpoints("many") == 100).then_some(()));
 }
@@ -167,7 +169,7 @@ fn ttl_replaces_the_refresh_rate_where_it_is_respected() {
     let server = DnsServer::start("", NO_HOSTS);
     let port = service();
     for name in ["ttl.test", "rate.test"] {
-        server.set(name, Reply::Addresses(HERE.to_vec(), 1));
+        server.set(name, DnsReply::Addresses(HERE.to_vec(), 1));
     }
     let slow = |cluster: Value, respected: bool| {
         let cluster = with(cluster, "dns_refresh_rate", json!("300s"));
@@ -179,9 +181,9 @@ fn ttl_replaces_the_refresh_rate_where_it_is_respected() {
     ]);
     named.until_status(0, 200);
     named.until_status(1, 200);
-    let asked = server.asked("rate.test");
+    let asked = server.query_count("rate.test");
     until_asked(&server, "ttl.test", 4);
-    assert_eq!(server.asked("rate.test"), asked);
+    assert_eq!(server.query_count("rate.test"), asked);
 }
 
 #[test]
@@ -202,8 +204,8 @@ fn edited_hosts_file_is_followed_at_the_refresh_rate_where_ttls_are_respected() 
 fn hosts_file_and_search_list_of_this_host_are_used() {
     let server = DnsServer::start("search a.test b.test", "127.0.0.1 in_hosts\n");
     let port = service();
-    server.set("short.b.test", Reply::Addresses(HERE.to_vec(), 1));
-    server.set("broken.b.test", Reply::Addresses(HERE.to_vec(), 1));
+    server.set("short.b.test", DnsReply::Addresses(HERE.to_vec(), 1));
+    server.set("broken.b.test", DnsReply::Addresses(HERE.to_vec(), 1));
     let named = Named::start(&[
         named("hosts", "STRICT_DNS", "in_hosts", port),
         named("search", "STRICT_DNS", "short", port),
@@ -213,13 +215,13 @@ fn hosts_file_and_search_list_of_this_host_are_used() {
     for number in [0, 1, 3] {
         named.until_status(number, 200);
     }
-    assert_eq!(server.asked("in_hosts"), 0);
+    assert_eq!(server.query_count("in_hosts"), 0);
     assert_eq!(named.status(2), 503);
     server.set_hosts("127.0.0.1 in_hosts later\n");
     named.until_status(2, 200);
     // The name is gone from one search domain, while the server of another fails: no proof of absence.
-    server.set("broken.a.test", Reply::ServerFailure);
-    server.set("broken.b.test", Reply::NoSuchName);
+    server.set("broken.a.test", DnsReply::ServerFailure);
+    server.set("broken.b.test", DnsReply::NoSuchName);
     until_asked(&server, "broken.b.test", 4);
     assert_eq!(named.status(3), 200);
 }

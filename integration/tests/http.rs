@@ -4,15 +4,15 @@ use std::io::{BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
-use weft_integration::backend::{Backend, read_head, say};
 use weft_integration::bootstrap::{
-    Speaks, bootstrap, cluster, http, listener, route_to, verify_mode,
+    UpstreamHttp, bootstrap, cluster, http, listener, route_to, verify_mode,
 };
-use weft_integration::curl::{Answer, Curl};
-use weft_integration::mesh_pki::{Identity, MeshPki, OtherHands, spiffe_id, text};
+use weft_integration::curl::{Curl, CurlResponse};
+use weft_integration::mesh_pki::{IdentityFiles, MeshPki, PythonPki, spiffe_id, text};
 use weft_integration::nginx::Nginx;
-use weft_integration::pair::{Pair, Sidecar, Wanted};
 use weft_integration::port;
+use weft_integration::scripted_server::{ScriptedServer, read_head, send_and_read_all};
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair, TestSidecar};
 use weft_integration::wait::DEADLINE;
 
 /// curl's options for HTTP/2 without TLS, which the caller's sidecar takes beside HTTP/1.1.
@@ -31,18 +31,18 @@ fn content(bytes: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(bytes).collect()
 }
 
-fn with_nginx() -> (Nginx, Pair) {
+fn with_nginx() -> (Nginx, SidecarPair) {
     let nginx = Nginx::start();
-    let pair = Pair::start(&Wanted::http1(nginx.port));
+    let pair = SidecarPair::start(&PairConfig::http1(nginx.port));
     (nginx, pair)
 }
 
-fn with_backend(backend: Backend) -> Pair {
-    Pair::start(&Wanted::http1(backend.port))
+fn with_backend(backend: ScriptedServer) -> SidecarPair {
+    SidecarPair::start(&PairConfig::http1(backend.port))
 }
 
 #[track_caller]
-fn assert_whole(answer: &Answer, status: u16) {
+fn assert_whole(answer: &CurlResponse, status: u16) {
     assert_eq!((answer.exit, answer.status), (0, status), "{answer:?}");
 }
 
@@ -54,7 +54,7 @@ fn both_versions_of_http_pass_through_both_sidecars() {
         let answer = Curl::get(pair.caller.port, "/hello").with(option).run();
         assert_whole(&answer, 200);
         assert_eq!((answer.version.as_str(), answer.text().as_str()), (version, "hello\n"));
-        assert_eq!(answer.field("content-length"), Some("6"));
+        assert_eq!(answer.header("content-length"), Some("6"));
         assert_whole(&Curl::get(pair.caller.port, "/nothing").with(option).run(), 404);
     }
 }
@@ -95,7 +95,7 @@ fn ten_mebibytes_arrive_whole_both_ways() {
         assert_whole(&got, 200);
         assert!(got.body == sent, "{path} came back with {} bytes", got.body.len());
     }
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }
 
 #[test]
@@ -109,22 +109,22 @@ fn every_framing_of_a_response_keeps_its_meaning() {
         let chunked = get("/chunked/included").run();
         assert_whole(&chunked, 200);
         assert_eq!(
-            (chunked.text().as_str(), chunked.field("content-length")),
+            (chunked.text().as_str(), chunked.header("content-length")),
             ("hello\nagain\n", None)
         );
 
         let head = get("/hello").with(&["--head"]).run();
         assert_whole(&head, 200);
-        assert_eq!(head.field("content-length"), Some("6"), "what a GET would give");
+        assert_eq!(head.header("content-length"), Some("6"), "what a GET would give");
 
         let empty = get("/empty").run();
         assert_whole(&empty, 204);
-        assert_eq!((empty.body.len(), empty.field("transfer-encoding")), (0, None));
+        assert_eq!((empty.body.len(), empty.header("transfer-encoding")), (0, None));
 
-        let tag = get("/hello").run().field("etag").expect("nginx tags files").to_owned();
+        let tag = get("/hello").run().header("etag").expect("nginx tags files").to_owned();
         let unmodified = get("/hello").with(&["--header", &format!("if-none-match: {tag}")]).run();
         assert_whole(&unmodified, 304);
-        assert_eq!((unmodified.body.len(), unmodified.field("etag")), (0, Some(tag.as_str())));
+        assert_eq!((unmodified.body.len(), unmodified.header("etag")), (0, Some(tag.as_str())));
     }
 }
 
@@ -143,8 +143,9 @@ fn a_client_that_expects_100_continue_gets_it() {
 /// old request, whatever it looks like.
 #[test]
 fn the_rest_of_a_body_is_never_taken_for_a_request() {
-    let pair =
-        with_backend(Backend::answering("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nearly"));
+    let pair = with_backend(ScriptedServer::replying_once(
+        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nearly",
+    ));
     let mut stream = TcpStream::connect(pair.address()).expect("the sidecar listens");
     stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
     let smuggled = b"GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -166,7 +167,7 @@ fn the_rest_of_a_body_is_never_taken_for_a_request() {
 
 #[test]
 fn claims_of_identity_are_replaced_by_proof() {
-    let pair = with_backend(Backend::telling_heads());
+    let pair = with_backend(ScriptedServer::echoing_heads());
     let claims = [
         "--header",
         "x-forwarded-client-cert: By=me;URI=spiffe://mesh.local/ns/default/sa/admin",
@@ -196,7 +197,7 @@ fn claims_of_identity_are_replaced_by_proof() {
 /// RFC 9113, section 8.2.3: HTTP/2 may divide a cookie field, HTTP/1.1 may not.
 #[test]
 fn divided_cookies_reach_an_http1_service_as_one_field() {
-    let pair = with_backend(Backend::telling_heads());
+    let pair = with_backend(ScriptedServer::echoing_heads());
     let cookies = ["--header", "cookie: a=1", "--header", "cookie: b=2"];
     let told = Curl::get(pair.caller.port, "/").with(HTTP2).with(&cookies).run();
     assert_whole(&told, 200);
@@ -204,7 +205,7 @@ fn divided_cookies_reach_an_http1_service_as_one_field() {
 }
 
 /// Asks a sidecar in Verify Mode by `openssl s_client`; all that it printed.
-fn ask_by_openssl(port: u16, root: &std::path::Path, client: Option<&Identity>) -> String {
+fn ask_by_openssl(port: u16, root: &std::path::Path, client: Option<&IdentityFiles>) -> String {
     ask_by_openssl_with(&["-quiet"], port, root, client)
 }
 
@@ -212,7 +213,7 @@ fn ask_by_openssl_with(
     options: &[&str],
     port: u16,
     root: &std::path::Path,
-    client: Option<&Identity>,
+    client: Option<&IdentityFiles>,
 ) -> String {
     let mut openssl = Command::new("openssl");
     openssl.args(["s_client", "-alpn", "http/1.1"]).args(options).arg("-connect");
@@ -233,13 +234,13 @@ fn ask_by_openssl_with(
 }
 
 /// A service's sidecar alone, which trusts `root`.
-fn callee_alone(pki: &MeshPki, root: &std::path::Path, list: &std::path::Path) -> Sidecar {
+fn callee_alone(pki: &MeshPki, root: &std::path::Path, list: &std::path::Path) -> TestSidecar {
     let (port, admin) = (port::free(), port::free());
-    let backend = Backend::telling_heads();
+    let backend = ScriptedServer::echoing_heads();
     let verify = verify_mode(&pki.issue("server"), root, list);
     let inbound = listener("inbound", port, http(&route_to("service", 15), &[]), Some(verify));
-    let service = cluster("service", &[backend.port], Speaks::Http1, None);
-    Sidecar::start("callee", pki, port, admin, &bootstrap(admin, &[inbound], &[service]))
+    let service = cluster("service", &[backend.port], UpstreamHttp::Http1, None);
+    TestSidecar::start("callee", pki, port, admin, &bootstrap(admin, &[inbound], &[service]))
 }
 
 #[track_caller]
@@ -253,7 +254,7 @@ fn only_a_good_certificate_of_our_authority_opens_the_door() {
     let pki = MeshPki::create();
     let (good, stolen) = (pki.issue("good"), pki.issue("stolen"));
     pki.revoke(&stolen);
-    let callee = callee_alone(&pki, &pki.root(), &pki.revocations());
+    let callee = callee_alone(&pki, &pki.root(), &pki.crl_file());
     let ask = |client| ask_by_openssl(callee.port, &pki.root(), client);
 
     assert!(ask(Some(&good)).contains("HTTP/1.1 200 OK"), "{}", ask(Some(&good)));
@@ -267,7 +268,7 @@ fn only_a_good_certificate_of_our_authority_opens_the_door() {
 #[test]
 fn a_session_is_resumed_and_its_client_known() {
     let pki = MeshPki::create();
-    let callee = callee_alone(&pki, &pki.root(), &pki.revocations());
+    let callee = callee_alone(&pki, &pki.root(), &pki.crl_file());
     let client = pki.issue("client");
     let file = pki.path("session");
     let ask = |option, kind: &str| {
@@ -284,9 +285,9 @@ fn a_session_is_resumed_and_its_client_known() {
 
 #[test]
 fn certificates_made_by_other_hands_are_judged_the_same() {
-    let (pki, others) = (MeshPki::create(), OtherHands::create());
-    let callee = callee_alone(&pki, &others.root(), &others.revocations());
-    let ask = |client: &Identity| ask_by_openssl(callee.port, &pki.root(), Some(client));
+    let (pki, others) = (MeshPki::create(), PythonPki::create());
+    let callee = callee_alone(&pki, &others.root(), &others.crl_file());
+    let ask = |client: &IdentityFiles| ask_by_openssl(callee.port, &pki.root(), Some(client));
 
     let good = ask(&others.identity("good"));
     assert!(good.contains("HTTP/1.1 200 OK"), "{good}");
@@ -298,7 +299,7 @@ fn certificates_made_by_other_hands_are_judged_the_same() {
 
 #[test]
 fn a_refusal_does_not_cost_the_connection() {
-    let mut pair = Pair::start(&Wanted::http1(port::free()));
+    let mut pair = SidecarPair::start(&PairConfig::http1(port::free()));
     pair.callee.process.kill();
     let again = format!("http://{}/", pair.address());
     let twice = Curl::get(pair.caller.port, "/").with(&["--output", "/dev/null", &again]);
@@ -306,12 +307,12 @@ fn a_refusal_does_not_cost_the_connection() {
     assert_eq!((answer.status, answer.connections), (503, 0), "{answer:?}");
     // A request whose body may still be on its way must not have its rest taken for a request.
     let answer = Curl::get(pair.caller.port, "/").with(&["--data-binary", "body"]).run();
-    assert_eq!((answer.status, answer.field("connection")), (503, Some("close")), "{answer:?}");
+    assert_eq!((answer.status, answer.header("connection")), (503, Some("close")), "{answer:?}");
 }
 
 #[test]
 fn a_head_that_is_too_large_is_refused_with_431() {
-    let mut pair = with_backend(Backend::telling_heads());
+    let mut pair = with_backend(ScriptedServer::echoing_heads());
     let large = format!("x-large: {}", "a".repeat(63 * 1024));
     let file = pair.pki.path("fields");
     std::fs::write(&file, large).expect("the folder takes files");
@@ -322,12 +323,12 @@ fn a_head_that_is_too_large_is_refused_with_431() {
         assert_whole(&refused, 431);
         assert_whole(&Curl::get(pair.caller.port, "/").with(option).run(), 200);
     }
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }
 
 #[test]
 fn what_is_no_http_is_refused_and_harms_nobody() {
-    let mut pair = with_backend(Backend::telling_heads());
+    let mut pair = with_backend(ScriptedServer::echoing_heads());
     let refused_with_400: [&[u8]; 7] = [
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
@@ -338,18 +339,19 @@ fn what_is_no_http_is_refused_and_harms_nobody() {
         b"\x16\x03\x01\x00\x05hello\r\n\r\n",
     ];
     for bytes in refused_with_400 {
-        let said = String::from_utf8_lossy(&say(pair.caller.port, bytes)).into_owned();
+        let said =
+            String::from_utf8_lossy(&send_and_read_all(pair.caller.port, bytes)).into_owned();
         let request = String::from_utf8_lossy(bytes);
         assert!(said.starts_with("HTTP/1.1 400 "), "to {request:?} it said {said:?}");
         assert!(said.contains("connection: close"), "to {request:?} it said {said:?}");
     }
-    pair.assert_unharmed();
+    pair.assert_healthy();
     assert_whole(&Curl::get(pair.caller.port, "/").run(), 200);
 }
 
 #[test]
 fn truncated_and_random_bytes_on_any_port_harm_nobody() {
-    let mut pair = with_backend(Backend::telling_heads());
+    let mut pair = with_backend(ScriptedServer::echoing_heads());
     let ports = [pair.caller.port, pair.caller.admin, pair.callee.port, pair.callee.admin];
     let requests: [&[u8]; 3] = [
         b"POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
@@ -359,29 +361,29 @@ fn truncated_and_random_bytes_on_any_port_harm_nobody() {
     for port in ports {
         for request in requests {
             for end in (1..=request.len()).step_by(7) {
-                let said = say(port, &request[..end]);
+                let said = send_and_read_all(port, &request[..end]);
                 assert!(!said.starts_with(b"HTTP/1.1 200"), "an unfinished request was served");
             }
         }
         for bytes in content(64 * 1024).chunks(997) {
-            let _whatever_it_says = say(port, bytes);
+            let _whatever_it_says = send_and_read_all(port, bytes);
         }
         let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", content(4096).as_slice()].concat();
-        let _whatever_it_says = say(port, &preface);
+        let _whatever_it_says = send_and_read_all(port, &preface);
     }
-    pair.assert_unharmed();
+    pair.assert_healthy();
     assert_whole(&Curl::get(pair.caller.port, "/").run(), 200);
 }
 
 #[test]
 fn an_endpoint_that_refuses_gives_503() {
-    let mut pair = Pair::start(&Wanted::http1(port::free()));
+    let mut pair = SidecarPair::start(&PairConfig::http1(port::free()));
     for (_, option) in BOTH_VERSIONS {
         let refused = Curl::get(pair.caller.port, "/").with(option).run();
         assert_whole(&refused, 503);
         assert_eq!(refused.text(), "unreachable\n");
     }
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }
 
 #[test]
@@ -389,21 +391,21 @@ fn an_answer_that_breaks_off_is_seen_to_be_broken() {
     let half_length = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf";
     let half_chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n";
     for answer in [half_length, half_chunked] {
-        let mut pair = with_backend(Backend::answering(answer));
+        let mut pair = with_backend(ScriptedServer::replying_once(answer));
         for (_, option) in BOTH_VERSIONS {
             let broken = Curl::get(pair.caller.port, "/").with(option).run();
             // What was not sent on yet may become a refusal; never a whole answer.
             assert!(broken.exit != 0 || broken.status == 502, "curl took it for whole: {broken:?}");
             assert_ne!(broken.exit, 28, "curl waited in vain: {broken:?}");
         }
-        pair.assert_unharmed();
+        pair.assert_healthy();
     }
 }
 
 #[test]
 fn an_answer_that_is_no_http_gives_502() {
     for answer in ["", "no HTTP at all\r\n\r\n", "HTTP/1.1 999999 x\r\n\r\n"] {
-        let pair = with_backend(Backend::answering(answer));
+        let pair = with_backend(ScriptedServer::replying_once(answer));
         for (_, option) in BOTH_VERSIONS {
             let broken = Curl::get(pair.caller.port, "/").with(option).run();
             assert_eq!(broken.status, 502, "{answer:?} gave {broken:?}");
@@ -413,10 +415,11 @@ fn an_answer_that_is_no_http_gives_502() {
 
 #[test]
 fn an_endpoint_that_never_answers_gives_504() {
-    let wanted = Wanted { timeout_seconds: 1, ..Wanted::http1(Backend::silent().port) };
-    let mut pair = Pair::start(&wanted);
+    let wanted =
+        PairConfig { timeout_seconds: 1, ..PairConfig::http1(ScriptedServer::silent().port) };
+    let mut pair = SidecarPair::start(&wanted);
     for (_, option) in BOTH_VERSIONS {
         assert_whole(&Curl::get(pair.caller.port, "/").with(option).run(), 504);
     }
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }

@@ -4,14 +4,16 @@
 use std::net::Shutdown;
 
 use weft_integration::curl::Curl;
-use weft_integration::frames::flag::{END_HEADERS, END_STREAM, NONE, PADDED, WHOLE};
-use weft_integration::frames::kind::{
+use weft_integration::http2_frames::flag::{END_HEADERS, END_STREAM, NONE, PADDED, WHOLE};
+use weft_integration::http2_frames::kind::{
     CONTINUATION, DATA, GOAWAY, HEADERS, RST_STREAM, WINDOW_UPDATE,
 };
-use weft_integration::frames::{Client, Frame, Outcome, block, code, frame, get, headers};
+use weft_integration::http2_frames::{
+    Http2Frame, Http2FrameClient, StreamOutcome, block, code, frame, get, headers,
+};
 use weft_integration::http2_probe::{POST, data, post};
-use weft_integration::pair::{Pair, Wanted};
-use weft_integration::recording::{Recording, Seen};
+use weft_integration::recording_server::{RecordedRequest, RecordingServer};
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
 use weft_integration::wait::eventually;
 
 /// How many streams or frames a round has.
@@ -58,7 +60,7 @@ impl Abuse {
 
 /// How many rounds it came through, and the reason that it was told in the end.
 fn commit(port: u16, abuse: &Abuse) -> (u32, Option<u32>) {
-    let mut client = Client::connect(port);
+    let mut client = Http2FrameClient::connect(port);
     let mut answers = client.reader();
     let reader = std::thread::spawn(move || {
         let mut told = None;
@@ -85,11 +87,11 @@ fn warm_up(port: u16) {
 
 fn check(abuse: &Abuse) {
     let Abuse { name, rounds, may_go_on, .. } = abuse;
-    let service = Recording::start();
-    let mut pair = Pair::start(&Wanted::http1(service.port));
+    let service = RecordingServer::start();
+    let mut pair = SidecarPair::start(&PairConfig::http1(service.port));
     let port = pair.caller.port;
     warm_up(port);
-    let before = [pair.caller.resident(), pair.callee.resident()];
+    let before = [pair.caller.resident_memory(), pair.callee.resident_memory()];
     let (came, told) = std::thread::scope(|scope| {
         let committing = scope.spawn(|| commit(port, abuse));
         for _ in 0..OTHERS {
@@ -104,13 +106,13 @@ fn check(abuse: &Abuse) {
         let sidecars = [&pair.caller, &pair.callee];
         sidecars.iter().all(|s| s.metric("weft_sidecar_requests_open") == 0).then_some(())
     });
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }
 
 /// Holds that neither sidecar had so much more memory at any time.
-fn assert_small(pair: &Pair, before: [u64; 2], beside: &str) {
+fn assert_small(pair: &SidecarPair, before: [u64; 2], beside: &str) {
     for (sidecar, before) in [&pair.caller, &pair.callee].into_iter().zip(before) {
-        let grown = sidecar.peak().saturating_sub(before);
+        let grown = sidecar.peak_memory().saturating_sub(before);
         assert!(grown < GROWTH_BYTES, "{beside}: {sidecar:?} grew by {grown} bytes");
     }
 }
@@ -204,40 +206,42 @@ fn crumbs_of_cookies_are_ended() {
 
 #[test]
 fn a_request_of_many_crumbs_is_refused_and_reaches_nobody() {
-    let service = Recording::start();
-    let pair = Pair::start(&Wanted::http1(service.port));
+    let service = RecordingServer::start();
+    let pair = SidecarPair::start(&PairConfig::http1(service.port));
     for (value, references) in [("a", 5000), (&"x".repeat(3000)[..], 30)] {
         let (remember, reference) = bomb(value, references);
         let block = [&block(&get("/bomb"))[..], &remember, &reference].concat();
-        let mut client = Client::connect(pair.caller.port);
+        let mut client = Http2FrameClient::connect(pair.caller.port);
         client.send(&frame(HEADERS, WHOLE, 1, &block));
         let outcome = client.outcome(1);
-        let allowed = [Outcome::Answered(431), Outcome::Goaway(code::ENHANCE_YOUR_CALM)];
+        let allowed =
+            [StreamOutcome::Answered(431), StreamOutcome::Goaway(code::ENHANCE_YOUR_CALM)];
         assert!(allowed.contains(&outcome), "{references} references: {outcome:?}");
     }
     let seen = service.take();
-    let bombs =
-        seen.iter().filter(|seen| matches!(seen, Seen::Head(head) if head.contains("/bomb")));
+    let bombs = seen
+        .iter()
+        .filter(|seen| matches!(seen, RecordedRequest::Head(head) if head.contains("/bomb")));
     assert_eq!(bombs.count(), 0);
 }
 
 /// As many streams as are allowed, none of which ends.
 fn hoard(name: &str, path: &str, body: usize) {
     const STREAMS: u32 = 256;
-    let service = Recording::start();
-    let mut pair = Pair::start(&Wanted::http1(service.port));
+    let service = RecordingServer::start();
+    let mut pair = SidecarPair::start(&PairConfig::http1(service.port));
     let port = pair.caller.port;
     warm_up(port);
-    let before = [pair.caller.resident(), pair.callee.resident()];
+    let before = [pair.caller.resident_memory(), pair.callee.resident_memory()];
     let fields = [&POST[..3], &[(":path", path)]].concat();
     let body = vec![b'x'; body];
-    let mut client = Client::connect(port);
+    let mut client = Http2FrameClient::connect(port);
     // Until then the connection has a smaller window than all bodies want.
     client.find("WINDOW_UPDATE", |frame| frame.kind == WINDOW_UPDATE && frame.stream == 0);
     for stream in (0..STREAMS).map(|number| 2 * number + 1) {
         client.send(&[headers(END_HEADERS, stream, &fields), data(NONE, stream, &body)].concat());
     }
-    let open = |pair: &Pair| pair.callee.metric("weft_sidecar_requests_open");
+    let open = |pair: &SidecarPair| pair.callee.metric("weft_sidecar_requests_open");
     eventually(format!("{name} are there"), || (open(&pair) == u64::from(STREAMS)).then_some(()));
     for _ in 0..OTHERS {
         assert_eq!(Curl::get(port, "/").run().status, 200, "beside {name}");
@@ -245,7 +249,7 @@ fn hoard(name: &str, path: &str, body: usize) {
     assert_small(&pair, before, name);
     drop(client);
     eventually(format!("{name} are gone"), || (open(&pair) == 0).then_some(()));
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }
 
 #[test]
@@ -259,13 +263,13 @@ fn bodies_that_never_end_do_no_harm() {
 #[test]
 fn streams_that_come_at_once_share_a_connection() {
     const STREAMS: u32 = 100;
-    let service = Recording::start();
-    let pair = Pair::start(&Wanted::http1(service.port));
-    let mut client = Client::connect(pair.caller.port);
+    let service = RecordingServer::start();
+    let pair = SidecarPair::start(&PairConfig::http1(service.port));
+    let mut client = Http2FrameClient::connect(pair.caller.port);
     let numbers = (0..STREAMS).map(|number| 2 * number + 1);
     client.send(&numbers.flat_map(|stream| headers(WHOLE, stream, &get("/"))).collect::<Vec<_>>());
     for _ in 0..STREAMS {
-        client.find("answer", Frame::ends_stream);
+        client.find("answer", Http2Frame::ends_stream);
     }
     assert_eq!(pair.caller.metric("weft_sidecar_upstream_connections_total"), 1);
 }

@@ -2,11 +2,13 @@
 //! reaches the service, and others are served. Every probe names the section of its rule; the rules for
 //! frames are in `http2_rules`.
 
-use weft_integration::alone::{Speaks, Wanted};
-use weft_integration::backend::Backend;
-use weft_integration::frames::flag::{END_HEADERS, END_STREAM, NONE, WHOLE};
-use weft_integration::frames::{Client, Outcome, get, headers};
-use weft_integration::http2_probe::{POST, Probe, Probed, data, malformed, post, served};
+use weft_integration::http2_frames::flag::{END_HEADERS, END_STREAM, NONE, WHOLE};
+use weft_integration::http2_frames::{Http2FrameClient, StreamOutcome, get, headers};
+use weft_integration::http2_probe::{
+    Http2Probe, POST, ProbedSidecar, data, malformed, post, served,
+};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecarConfig, UpstreamHttp};
 
 type Field<'t> = (&'t str, &'t str);
 
@@ -27,14 +29,14 @@ fn twice(name: &str) -> Vec<Field<'static>> {
     again.chain(get("/")).collect()
 }
 
-fn pseudo_headers() -> Vec<Probe> {
-    let bad = |name, fields: &[Field<'_>]| Probe::malformed(name, fields);
+fn pseudo_headers() -> Vec<Http2Probe> {
+    let bad = |name, fields: &[Field<'_>]| Http2Probe::malformed(name, fields);
     let late = [&get("/")[..3], &[("x-a", "b"), (":path", "/")]].concat();
     let first = |field| [&[field], &get("/")[..]].concat();
     let connect = (":method", "CONNECT");
     let unknown = [&[connect, (":protocol", "x")], &get("/")[1..]].concat();
     vec![
-        Probe::good("8.3.1: a plain request", &get("/")),
+        Http2Probe::good("8.3.1: a plain request", &get("/")),
         bad("8.3.1: no :method", &without(":method")),
         bad("8.3.1: no :scheme", &without(":scheme")),
         bad("8.3.1: no :path", &without(":path")),
@@ -47,17 +49,17 @@ fn pseudo_headers() -> Vec<Probe> {
         bad("8.3: one behind a field", &late),
         bad("8.5: CONNECT with a path", &replaced(":method", "CONNECT")),
         bad("8.5: CONNECT without an authority", &[connect]),
-        Probe::new(
+        Http2Probe::new(
             "8441 4: a protocol that is not known",
             &[headers(END_HEADERS, 1, &unknown)],
-            vec![Outcome::Answered(501)],
+            vec![StreamOutcome::Answered(501)],
         ),
     ]
 }
 
-fn targets() -> Vec<Probe> {
-    let path = |name, value| Probe::malformed(name, &replaced(":path", value));
-    let method = |name, value| Probe::malformed(name, &replaced(":method", value));
+fn targets() -> Vec<Http2Probe> {
+    let path = |name, value| Http2Probe::malformed(name, &replaced(":path", value));
+    let method = |name, value| Http2Probe::malformed(name, &replaced(":method", value));
     vec![
         path("8.3.1: an empty path", ""),
         path("8.3.1: a relative path", "x"),
@@ -67,17 +69,17 @@ fn targets() -> Vec<Probe> {
         method("8.3.1: an empty method", ""),
         method("8.3.1: a method of two words", "GET /x"),
         method("8.3.1: a method with a line end", "GET / HTTP/1.1\r\n\r\n"),
-        Probe::malformed("8.3.1: a scheme of two words", &replaced(":scheme", "ht tp")),
+        Http2Probe::malformed("8.3.1: a scheme of two words", &replaced(":scheme", "ht tp")),
     ]
 }
 
-fn authorities() -> Vec<Probe> {
-    let authority = |name, value| Probe::malformed(name, &replaced(":authority", value));
+fn authorities() -> Vec<Http2Probe> {
+    let authority = |name, value| Http2Probe::malformed(name, &replaced(":authority", value));
     let host_alone = [&without(":authority")[..], &[("host", "a")]].concat();
     vec![
-        Probe::good("8.3.1: host for :authority", &host_alone),
-        Probe::good("8.3.1: host like :authority", &with(&[("host", "a")])),
-        Probe::malformed("8.3.1: neither", &without(":authority")),
+        Http2Probe::good("8.3.1: host for :authority", &host_alone),
+        Http2Probe::good("8.3.1: host like :authority", &with(&[("host", "a")])),
+        Http2Probe::malformed("8.3.1: neither", &without(":authority")),
         authority("8.3.1: an empty one", ""),
         authority("8.3.1: a user in it", "user@a"),
         authority("8.3.1: a path in it", "a/b"),
@@ -88,39 +90,40 @@ fn authorities() -> Vec<Probe> {
 
 #[test]
 fn requests_have_the_pseudo_headers_that_http2_wants() {
-    Probed::start().check_all(&[pseudo_headers(), targets(), authorities()].concat());
+    ProbedSidecar::start().check_all(&[pseudo_headers(), targets(), authorities()].concat());
 }
 
 #[test]
 fn a_host_is_the_authority() {
     let alone = [&without(":authority")[..], &[("host", "a"), ("host", "b")]].concat();
-    Probed::start().check_all(&[
-        Probe::malformed("8.3.1: host unlike :authority", &with(&[("host", "b")])),
-        Probe::malformed("8.3.1: several hosts", &with(&[("host", "a"), ("host", "b")])),
-        Probe::malformed("9110 7.2: several hosts for :authority", &alone),
+    ProbedSidecar::start().check_all(&[
+        Http2Probe::malformed("8.3.1: host unlike :authority", &with(&[("host", "b")])),
+        Http2Probe::malformed("8.3.1: several hosts", &with(&[("host", "a"), ("host", "b")])),
+        Http2Probe::malformed("9110 7.2: several hosts for :authority", &alone),
     ]);
 }
 
 #[test]
 fn a_scheme_is_one_of_http() {
-    let empty = Probe::malformed("8.3.1: an empty scheme", &replaced(":scheme", ""));
-    Probed::start().check_all(&[empty]);
+    let empty = Http2Probe::malformed("8.3.1: an empty scheme", &replaced(":scheme", ""));
+    ProbedSidecar::start().check_all(&[empty]);
 }
 
 #[test]
 #[ignore = "the library cuts a fragment off before the sidecar sees it; the rest is what is served"]
 fn a_target_is_what_it_says() {
-    let fragment = Probe::malformed("8.3.1: a fragment", &replaced(":path", "/#x"));
-    Probed::start().check_all(&[fragment]);
+    let fragment = Http2Probe::malformed("8.3.1: a fragment", &replaced(":path", "/#x"));
+    ProbedSidecar::start().check_all(&[fragment]);
 }
 
 #[test]
 fn fields_have_the_form_that_http2_wants() {
-    let name = |name, field: &str| Probe::malformed(name, &with(&[(field, "x")]));
-    let value = |name, value: &str| Probe::malformed(name, &with(&[("x-a", value)]));
-    let of_hop = |name, field: &str, value: &str| Probe::malformed(name, &with(&[(field, value)]));
-    let good = |name, fields: &[Field<'_>]| Probe::good(name, &with(fields));
-    Probed::start().check_all(&[
+    let name = |name, field: &str| Http2Probe::malformed(name, &with(&[(field, "x")]));
+    let value = |name, value: &str| Http2Probe::malformed(name, &with(&[("x-a", value)]));
+    let of_hop =
+        |name, field: &str, value: &str| Http2Probe::malformed(name, &with(&[(field, value)]));
+    let good = |name, fields: &[Field<'_>]| Http2Probe::good(name, &with(fields));
+    ProbedSidecar::start().check_all(&[
         name("8.2.1: an upper case letter in a name", "X-a"),
         name("8.2.1: an empty name", ""),
         name("8.2.1: a space in a name", "x a"),
@@ -151,8 +154,8 @@ fn fields_have_the_form_that_http2_wants() {
 
 #[test]
 fn values_have_no_space_around_them() {
-    let value = |name, value: &str| Probe::malformed(name, &with(&[("x-a", value)]));
-    Probed::start().check_all(&[
+    let value = |name, value: &str| Http2Probe::malformed(name, &with(&[("x-a", value)]));
+    ProbedSidecar::start().check_all(&[
         value("8.2.1: a space before a value", " x"),
         value("8.2.1: a space behind a value", "x "),
         value("8.2.1: a tab before a value", "\tx"),
@@ -176,8 +179,8 @@ fn hello() -> Vec<u8> {
 
 #[test]
 fn bodies_are_as_long_as_they_were_announced() {
-    let bad = |name, frames: &[Vec<u8>]| Probe::new(name, frames, malformed());
-    let good = |name, frames: &[Vec<u8>]| Probe::new(name, frames, served());
+    let bad = |name, frames: &[Vec<u8>]| Http2Probe::new(name, frames, malformed());
+    let good = |name, frames: &[Vec<u8>]| Http2Probe::new(name, frames, served());
     let two = |first, second| announced(&[("content-length", first), ("content-length", second)]);
     let trailers = headers(WHOLE, 1, &[("x-sum", "1")]);
     let piece = |bytes| data(NONE, 1, bytes);
@@ -186,15 +189,15 @@ fn bodies_are_as_long_as_they_were_announced() {
     let cut = [length("5"), piece(b"hell"), trailers.clone()];
     let long = [length("5"), piece(b"hello"), trailers];
     let longer = [length("5"), piece(b"hello"), data(END_STREAM, 1, b"x")];
-    Probed::start().check_all(&[
+    ProbedSidecar::start().check_all(&[
         good("8.1.1: as announced", &[length("5"), hello()]),
         good("8.1.1: as announced, with trailers", &long),
         good("8.1.1: nothing, as announced", &[nothing]),
-        bad("8.1.1: less", &[length("6"), hello()]).behind_a_head(),
-        bad("8.1.1: more", &[length("4"), hello()]).behind_a_head(),
-        bad("8.1.1: more, in another frame", &longer).behind_a_request(),
-        bad("8.1.1: less, then trailers", &cut).behind_a_head(),
-        bad("8.1.1: something for nothing", &[length("0"), hello()]).behind_a_head(),
+        bad("8.1.1: less", &[length("6"), hello()]).after_head(),
+        bad("8.1.1: more", &[length("4"), hello()]).after_head(),
+        bad("8.1.1: more, in another frame", &longer).after_request(),
+        bad("8.1.1: less, then trailers", &cut).after_head(),
+        bad("8.1.1: something for nothing", &[length("0"), hello()]).after_head(),
         bad("8.1.1: nothing for something", &[five]),
         bad("8.1.1: no number", &[length("five"), hello()]),
         bad("8.1.1: a sign", &[length("+5"), hello()]),
@@ -208,14 +211,16 @@ fn bodies_are_as_long_as_they_were_announced() {
 
 #[test]
 fn request_whose_body_comes_with_its_head_and_is_too_long_has_one_access_line() {
-    let service = Backend::telling_heads();
-    let alone = Wanted::before(service.port, Speaks::Http1).with_one_worker(&[]).start();
+    let service = ScriptedServer::echoing_heads();
+    let alone = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1)
+        .with_one_worker(&[])
+        .start();
     for frames in [[length("4"), hello()], [length("6"), hello()]] {
-        let mut client = Client::connect(alone.port);
+        let mut client = Http2FrameClient::connect(alone.port);
         assert!(client.send(&frames.concat()));
         assert!(malformed().contains(&client.outcome(1)));
         assert!(client.send(&headers(WHOLE, 3, &get("/last"))));
-        assert_eq!(client.outcome(3), Outcome::Answered(200));
+        assert_eq!(client.outcome(3), StreamOutcome::Answered(200));
         let lines = std::iter::repeat_with(|| alone.sidecar.process.line_with("{"));
         let lines: Vec<String> = lines.take_while(|line| !line.contains("/last")).collect();
         let [line] = &lines[..] else { panic!("one line for one request: {lines:?}") };
@@ -224,20 +229,20 @@ fn request_whose_body_comes_with_its_head_and_is_too_long_has_one_access_line() 
 }
 
 /// Fields behind a body.
-fn trailers(name: &'static str, fields: &[Field<'_>]) -> Probe {
+fn trailers(name: &'static str, fields: &[Field<'_>]) -> Http2Probe {
     let frames = [post(1), data(NONE, 1, b"x"), headers(WHOLE, 1, fields)];
-    Probe::new(name, &frames, malformed()).behind_a_head()
+    Http2Probe::new(name, &frames, malformed()).after_head()
 }
 
 #[test]
 fn trailers_have_the_form_of_fields() {
-    let good = |name, frames: &[Vec<u8>]| Probe::new(name, frames, served());
+    let good = |name, frames: &[Vec<u8>]| Http2Probe::new(name, frames, served());
     let sum = |flags| headers(flags, 1, &[("x-sum", "1")]);
     let endless = [post(1), data(NONE, 1, b"x"), sum(END_HEADERS)];
-    Probed::start().check_all(&[
+    ProbedSidecar::start().check_all(&[
         good("8.1: behind a body", &[post(1), data(NONE, 1, b"x"), sum(WHOLE)]),
         good("8.1: without a body", &[post(1), sum(WHOLE)]),
-        Probe::new("8.1: without an end", &endless, malformed()).behind_a_head(),
+        Http2Probe::new("8.1: without an end", &endless, malformed()).after_head(),
         trailers("8.3: an unknown pseudo-header", &[(":foo", "x")]),
         trailers("8.2.1: an upper case letter", &[("X-sum", "1")]),
         trailers("8.2.1: a line end", &[("x-sum", "1\r\nx-smuggled: y")]),
@@ -249,7 +254,7 @@ fn trailers_have_the_form_of_fields() {
 #[test]
 #[ignore = "the library drops them"]
 fn trailers_have_no_pseudo_headers() {
-    Probed::start().check_all(&[
+    ProbedSidecar::start().check_all(&[
         trailers("8.1: a request's", &[(":path", "/")]),
         trailers("8.1: an answer's", &[(":status", "200")]),
         trailers("8.1: one beside a field", &[(":path", "/"), ("x-sum", "1")]),

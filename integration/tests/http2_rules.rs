@@ -2,23 +2,25 @@
 //! nothing of what is refused reaches the service, and others are served. Every probe names the section
 //! of its rule; those for windows are in `http2_windows`, those for requests in `http2_requests`.
 
-use weft_integration::frames::code::{
+use weft_integration::http2_frames::code::{
     COMPRESSION_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, PROTOCOL_ERROR, REFUSED_STREAM,
     STREAM_CLOSED,
 };
-use weft_integration::frames::flag::{
+use weft_integration::http2_frames::flag::{
     ACK, END_HEADERS, END_STREAM, NONE, PADDED, PRIORITY as PRIORITIZED, WHOLE,
 };
-use weft_integration::frames::kind::{
+use weft_integration::http2_frames::kind::{
     CONTINUATION, GOAWAY, HEADERS, PING, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, UNKNOWN,
     WINDOW_UPDATE,
 };
-use weft_integration::frames::{Client, Outcome, PREFACE, block, frame, get, headers, setting};
-use weft_integration::http2_probe::{
-    FRAME_BYTES, INITIAL_WINDOW_SIZE, Probe, Probed, any, ask, connection, data, hold, malformed,
-    post, served, set, stream, window,
+use weft_integration::http2_frames::{
+    Http2FrameClient, PREFACE, StreamOutcome, block, frame, get, headers, setting,
 };
-use weft_integration::recording::Seen;
+use weft_integration::http2_probe::{
+    FRAME_BYTES, Http2Probe, INITIAL_WINDOW_SIZE, ProbedSidecar, any, ask, connection, data, hold,
+    malformed, post, served, set, stream, window,
+};
+use weft_integration::recording_server::RecordedRequest;
 
 // Settings (RFC 9113, section 6.5.2).
 const HEADER_TABLE_SIZE: u16 = 1;
@@ -50,12 +52,12 @@ fn whole(flags: u8, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 /// A breach by one frame, which ends the connection.
-fn breach(name: &'static str, frame: Vec<u8>, code: u32) -> Probe {
-    Probe::new(name, &[frame], connection(code))
+fn breach(name: &'static str, frame: Vec<u8>, code: u32) -> Http2Probe {
+    Http2Probe::new(name, &[frame], connection(code))
 }
 
-fn unknown_things() -> Vec<Probe> {
-    let kept = |name, frames: &[Vec<u8>]| Probe::new(name, frames, served());
+fn unknown_things() -> Vec<Http2Probe> {
+    let kept = |name, frames: &[Vec<u8>]| Http2Probe::new(name, frames, served());
     let fields = block(&get("/"));
     let reserved = frame(HEADERS, WHOLE, 0x8000_0001, &fields);
     let unknown = |stream| frame(UNKNOWN, 0xff, stream, &[0; 9]);
@@ -75,44 +77,44 @@ fn unknown_things() -> Vec<Probe> {
     ]
 }
 
-fn sizes() -> Vec<Probe> {
+fn sizes() -> Vec<Http2Probe> {
     let large = |name, frame| breach(name, frame, FRAME_SIZE_ERROR);
     let largest = data(END_STREAM, 1, &[b'x'; FRAME_BYTES]);
     let body = [post(1), data(END_STREAM, 1, &TOO_LARGE)];
     let more = frame(CONTINUATION, END_HEADERS, 1, &TOO_LARGE);
     let fields = [headers(END_STREAM, 1, &get("/")), more];
     vec![
-        Probe::new("4.2: the largest frame", &[post(1), largest], served()),
-        Probe::new("4.2: DATA", &body, stream(FRAME_SIZE_ERROR)).behind_a_head(),
-        Probe::new("4.2: CONTINUATION", &fields, connection(FRAME_SIZE_ERROR)),
+        Http2Probe::new("4.2: the largest frame", &[post(1), largest], served()),
+        Http2Probe::new("4.2: DATA", &body, stream(FRAME_SIZE_ERROR)).after_head(),
+        Http2Probe::new("4.2: CONTINUATION", &fields, connection(FRAME_SIZE_ERROR)),
         large("4.2: HEADERS", whole(NONE, &[&TOO_LARGE])),
         large("4.2: SETTINGS", frame(SETTINGS, NONE, 0, &[0; FRAME_BYTES + 2])),
         large("4.2: an unknown kind", frame(UNKNOWN, NONE, 0, &TOO_LARGE)),
     ]
 }
 
-fn data_frames() -> Vec<Probe> {
+fn data_frames() -> Vec<Http2Probe> {
     let padded = |payload: &[u8]| [post(1), data(END_STREAM | PADDED, 1, payload)];
     let wrong = |name, payload: &[u8]| {
         let wanted = any(&[connection(PROTOCOL_ERROR), connection(FRAME_SIZE_ERROR)]);
-        Probe::new(name, &padded(payload), wanted).behind_a_head()
+        Http2Probe::new(name, &padded(payload), wanted).after_head()
     };
     let nowhere = [post(1), data(NONE, 0, b"x")];
     vec![
-        Probe::new("6.1: stream 0", &nowhere, connection(PROTOCOL_ERROR)).behind_a_head(),
-        Probe::new("6.1: padding", &padded(&[2, b'x', 0, 0]), served()),
-        Probe::new("6.1: padding alone", &padded(&[2, 0, 0]), served()),
+        Http2Probe::new("6.1: stream 0", &nowhere, connection(PROTOCOL_ERROR)).after_head(),
+        Http2Probe::new("6.1: padding", &padded(&[2, b'x', 0, 0]), served()),
+        Http2Probe::new("6.1: padding alone", &padded(&[2, 0, 0]), served()),
         wrong("6.1: as much padding as payload", &[3, 0, 0]),
         wrong("6.1: more padding than payload", &[255, 0, 0]),
         wrong("6.1: padding of no length", &[]),
     ]
 }
 
-fn headers_frames() -> Vec<Probe> {
-    let kept = |name, frame| Probe::new(name, &[frame], served());
+fn headers_frames() -> Vec<Http2Probe> {
+    let kept = |name, frame| Http2Probe::new(name, &[frame], served());
     let wrong = |name, frame| {
         let wanted = any(&[connection(PROTOCOL_ERROR), connection(FRAME_SIZE_ERROR)]);
-        Probe::new(name, &[frame], wanted)
+        Http2Probe::new(name, &[frame], wanted)
     };
     let fields = block(&get("/"));
     let own = whole(PRIORITIZED, &[&DEPENDS_ON_1, &fields]);
@@ -126,15 +128,15 @@ fn headers_frames() -> Vec<Probe> {
         wrong("6.2: more padding than payload", whole(PADDED, &[&[200], &fields])),
         wrong("6.2: padding of no length", whole(PADDED, &[])),
         wrong("6.2: too short for a priority", whole(PRIORITIZED, &[&[0; 3]])),
-        Probe::new("5.3.1: on itself", &[own], any(&[served(), malformed()])),
-        Probe::new("6.6: a push", &promise, connection(PROTOCOL_ERROR)).behind_a_head(),
+        Http2Probe::new("5.3.1: on itself", &[own], any(&[served(), malformed()])),
+        Http2Probe::new("6.6: a push", &promise, connection(PROTOCOL_ERROR)).after_head(),
     ]
 }
 
 #[test]
 fn frames_have_a_form() {
     let probes = [unknown_things(), sizes(), data_frames(), headers_frames()].concat();
-    Probed::start().check_all(&probes);
+    ProbedSidecar::start().check_all(&probes);
 }
 
 #[test]
@@ -147,15 +149,15 @@ fn field_sections_are_not_interrupted() {
     let later = [frame(HEADERS, END_STREAM, 1, &[]), go_on(NONE, &fields), go_on(END_HEADERS, &[])];
     let by = |name, interruption: Vec<u8>| {
         let frames = [begun.clone(), interruption, go_on(END_HEADERS, &[])];
-        Probe::new(name, &frames, connection(PROTOCOL_ERROR))
+        Http2Probe::new(name, &frames, connection(PROTOCOL_ERROR))
     };
     let behind = |name, before: &[Vec<u8>]| {
         let frames = [before.concat(), go_on(END_HEADERS, &[])];
-        Probe::new(name, &frames, connection(PROTOCOL_ERROR))
+        Http2Probe::new(name, &frames, connection(PROTOCOL_ERROR))
     };
-    Probed::start().check_all(&[
-        Probe::new("6.10: a field in two parts", &divided, served()),
-        Probe::new("6.10: all of it later", &later, served()),
+    ProbedSidecar::start().check_all(&[
+        Http2Probe::new("6.10: a field in two parts", &divided, served()),
+        Http2Probe::new("6.10: all of it later", &later, served()),
         by("4.3: by DATA", data(NONE, 1, b"x")),
         by("4.3: by HEADERS", ask(3)),
         by("4.3: by HEADERS of the same stream", ask(1)),
@@ -171,18 +173,18 @@ fn field_sections_are_not_interrupted() {
         by("6.10: on another stream", frame(CONTINUATION, NONE, 3, &[])),
         by("6.10: on stream 0", frame(CONTINUATION, NONE, 0, &[])),
         behind("6.10: of nothing", &[]),
-        behind("6.10: behind the end", &[hold(1)]).behind_a_request(),
-        behind("6.10: behind DATA", &[post(1), data(NONE, 1, b"x")]).behind_a_head(),
+        behind("6.10: behind the end", &[hold(1)]).after_request(),
+        behind("6.10: behind DATA", &[post(1), data(NONE, 1, b"x")]).after_head(),
     ]);
 }
 
-fn codings() -> Vec<Probe> {
+fn codings() -> Vec<Http2Probe> {
     let fields = block(&get("/"));
     let bad = |name, more: &[u8]| {
-        breach(name, whole(NONE, &[&fields, more]), COMPRESSION_ERROR).told_loosely()
+        breach(name, whole(NONE, &[&fields, more]), COMPRESSION_ERROR).allows_general_code()
     };
     let table = |size: &[u8]| whole(NONE, &[size, &fields]);
-    let kept = |name, size: &[u8]| Probe::new(name, &[table(size)], served());
+    let kept = |name, size: &[u8]| Http2Probe::new(name, &[table(size)], served());
     let bad_trailers = [post(1), whole(NONE, &[&[0x80]])];
     let bad_later = [hold(1), reset(1), frame(HEADERS, WHOLE, 3, &[0x80])];
     let small = set(HEADER_TABLE_SIZE, 0);
@@ -201,24 +203,26 @@ fn codings() -> Vec<Probe> {
         bad("5.2: Huffman with its end inside", &[0, 1, b'x', 0x84, 0xff, 0xff, 0xff, 0xff]),
         bad("4.2: a table's size behind a field", &[0x20]),
         breach("6.3: a table larger than agreed", table(&[0x3f, 0xe2, 0x1f]), COMPRESSION_ERROR)
-            .told_loosely(),
+            .allows_general_code(),
         kept("4.2: a smaller table", &[0x20]),
         kept("4.2: a smaller table, then the largest", &[0x20, 0x3f, 0xe1, 0x1f]),
         // Sections of RFC 9113.
-        Probe::new("6.5.2: no table for answers", &[small, ask(1)], served()),
-        Probe::new("4.3: bad trailers", &bad_trailers, wanted.clone())
-            .behind_a_head()
-            .told_loosely(),
-        Probe::new("4.3: behind a reset", &bad_later, wanted).behind_a_request().told_loosely(),
+        Http2Probe::new("6.5.2: no table for answers", &[small, ask(1)], served()),
+        Http2Probe::new("4.3: bad trailers", &bad_trailers, wanted.clone())
+            .after_head()
+            .allows_general_code(),
+        Http2Probe::new("4.3: behind a reset", &bad_later, wanted)
+            .after_request()
+            .allows_general_code(),
     ]
 }
 
 #[test]
 fn field_sections_are_coded_by_the_rules() {
-    Probed::start().check_all(&codings());
+    ProbedSidecar::start().check_all(&codings());
 }
 
-fn idle_streams() -> Vec<Probe> {
+fn idle_streams() -> Vec<Http2Probe> {
     let last = u32::MAX >> 1;
     let back = [headers(WHOLE, 5, &get("/hold")), headers(WHOLE, 3, &get("/"))];
     let backwards = any(&[connection(PROTOCOL_ERROR), connection(STREAM_CLOSED)]);
@@ -230,17 +234,17 @@ fn idle_streams() -> Vec<Probe> {
         breach("5.1: a server's RST_STREAM", reset(2), PROTOCOL_ERROR),
         breach("5.1: a server's WINDOW_UPDATE", window(2, 1), PROTOCOL_ERROR),
         breach("5.1.1: an even stream", ask(2), PROTOCOL_ERROR),
-        Probe::new("5.1.1: a lower stream", &back, backwards).on(3).behind_a_request(),
-        Probe::new("5.1.1: streams left out", &[ask(last)], served()).on(last),
-        Probe::new("5.1: PRIORITY", &[priority(1), priority(7), ask(1)], served()),
+        Http2Probe::new("5.1.1: a lower stream", &back, backwards).on(3).after_request(),
+        Http2Probe::new("5.1.1: streams left out", &[ask(last)], served()).on(last),
+        Http2Probe::new("5.1: PRIORITY", &[priority(1), priority(7), ask(1)], served()),
     ]
 }
 
-fn half_closed_streams() -> Vec<Probe> {
+fn half_closed_streams() -> Vec<Http2Probe> {
     let wrong = |name, frames: &[Vec<u8>]| {
-        Probe::new(name, frames, stream(STREAM_CLOSED)).behind_a_request().told_loosely()
+        Http2Probe::new(name, frames, stream(STREAM_CLOSED)).after_request().allows_general_code()
     };
-    let kept = |name, frames: &[Vec<u8>]| Probe::new(name, frames, served());
+    let kept = |name, frames: &[Vec<u8>]| Http2Probe::new(name, frames, served());
     let end = || data(END_STREAM, 1, b"x");
     let trailers = || headers(WHOLE, 1, &[("x-sum", "1")]);
     vec![
@@ -254,12 +258,12 @@ fn half_closed_streams() -> Vec<Probe> {
     ]
 }
 
-fn closed_streams() -> Vec<Probe> {
+fn closed_streams() -> Vec<Http2Probe> {
     let closed = || any(&[stream(STREAM_CLOSED), connection(PROTOCOL_ERROR)]);
     let reset_first = |name, frame, wanted| {
-        Probe::new(name, &[hold(1), reset(1), frame], wanted).behind_a_request()
+        Http2Probe::new(name, &[hold(1), reset(1), frame], wanted).after_request()
     };
-    let answered = |name, frame, wanted| Probe::new(name, &[frame], wanted).behind_an_answer();
+    let answered = |name, frame, wanted| Http2Probe::new(name, &[frame], wanted).after_answer();
     let end = || data(END_STREAM, 1, b"x");
     let more = frame(CONTINUATION, END_HEADERS, 1, &[]);
     let late = || [priority(1), window(1, 1), reset(1), ask(3)].concat();
@@ -277,13 +281,13 @@ fn closed_streams() -> Vec<Probe> {
 #[test]
 fn streams_have_states() {
     let probes = [idle_streams(), half_closed_streams(), closed_streams()].concat();
-    Probed::start().check_all(&probes);
+    ProbedSidecar::start().check_all(&probes);
 }
 
-fn priorities_and_resets() -> Vec<Probe> {
+fn priorities_and_resets() -> Vec<Http2Probe> {
     let sized = |name, kind, payload: &[u8], wanted| {
         let frames = [hold(1), frame(kind, NONE, 1, payload)];
-        Probe::new(name, &frames, wanted).behind_a_request().told_loosely()
+        Http2Probe::new(name, &frames, wanted).after_request().allows_general_code()
     };
     let own = [frame(PRIORITY, NONE, 1, &DEPENDS_ON_1), ask(1)];
     vec![
@@ -293,13 +297,13 @@ fn priorities_and_resets() -> Vec<Probe> {
         sized("6.3: PRIORITY of six bytes", PRIORITY, &[0; 6], stream(FRAME_SIZE_ERROR)),
         sized("6.4: RST_STREAM of three", RST_STREAM, &[0; 3], connection(FRAME_SIZE_ERROR)),
         sized("6.4: RST_STREAM of five", RST_STREAM, &[0; 5], connection(FRAME_SIZE_ERROR)),
-        Probe::new("5.3.1: on itself", &own, any(&[served(), malformed()])),
+        Http2Probe::new("5.3.1: on itself", &own, any(&[served(), malformed()])),
     ]
 }
 
-fn settings() -> Vec<Probe> {
+fn settings() -> Vec<Http2Probe> {
     let sized = |name, flags, payload: &[u8]| {
-        breach(name, frame(SETTINGS, flags, 0, payload), FRAME_SIZE_ERROR).told_loosely()
+        breach(name, frame(SETTINGS, flags, 0, payload), FRAME_SIZE_ERROR).allows_general_code()
     };
     let value = |name, id, value| breach(name, set(id, value), PROTOCOL_ERROR);
     let limits = [
@@ -319,14 +323,15 @@ fn settings() -> Vec<Probe> {
         value("6.5.2: ENABLE_PUSH of 2", ENABLE_PUSH, 2),
         value("6.5.2: MAX_FRAME_SIZE of 16383", MAX_FRAME_SIZE, 16_383),
         value("6.5.2: MAX_FRAME_SIZE of 2^24", MAX_FRAME_SIZE, 1 << 24),
-        breach("6.5.2: INITIAL_WINDOW_SIZE of 2^31", beyond, FLOW_CONTROL_ERROR).told_loosely(),
-        Probe::new("6.5.2: the limits", &limits, served()),
+        breach("6.5.2: INITIAL_WINDOW_SIZE of 2^31", beyond, FLOW_CONTROL_ERROR)
+            .allows_general_code(),
+        Http2Probe::new("6.5.2: the limits", &limits, served()),
     ]
 }
 
-fn pings_and_goodbyes() -> Vec<Probe> {
+fn pings_and_goodbyes() -> Vec<Http2Probe> {
     let sized = |name, kind, flags, payload: &[u8]| {
-        breach(name, frame(kind, flags, 0, payload), FRAME_SIZE_ERROR).told_loosely()
+        breach(name, frame(kind, flags, 0, payload), FRAME_SIZE_ERROR).allows_general_code()
     };
     let goodbye = |payload: &[u8]| frame(GOAWAY, NONE, 0, payload);
     let unknown = goodbye(&[0, 0, 0, 0, 0xde, 0xad, 0, 0, b'x']);
@@ -336,22 +341,22 @@ fn pings_and_goodbyes() -> Vec<Probe> {
         sized("6.7: PING of seven bytes", PING, NONE, &[0; 7]),
         sized("6.7: PING of nine bytes", PING, NONE, &[0; 9]),
         sized("6.7: an ACK of nine bytes", PING, ACK, &[0; 9]),
-        Probe::new("6.7: an ACK of nothing", &[answer, ask(1)], served()),
+        Http2Probe::new("6.7: an ACK of nothing", &[answer, ask(1)], served()),
         breach("6.8: GOAWAY on a stream", frame(GOAWAY, NONE, 1, &[0; 8]), PROTOCOL_ERROR),
         sized("4.2: GOAWAY of seven bytes", GOAWAY, NONE, &[0; 7]),
-        Probe::new("6.8: GOAWAY behind a request", &[ask(1), goodbye(&[0; 8])], served()),
-        Probe::new("7: GOAWAY for an unknown reason", &[ask(1), unknown], served()),
+        Http2Probe::new("6.8: GOAWAY behind a request", &[ask(1), goodbye(&[0; 8])], served()),
+        Http2Probe::new("7: GOAWAY for an unknown reason", &[ask(1), unknown], served()),
     ]
 }
 
-fn windows() -> Vec<Probe> {
+fn windows() -> Vec<Http2Probe> {
     let sized = |name, stream, payload: &[u8]| {
         let frames = [hold(1), frame(WINDOW_UPDATE, NONE, stream, payload)];
-        let probe = Probe::new(name, &frames, connection(FRAME_SIZE_ERROR));
-        probe.behind_a_request().told_loosely()
+        let probe = Http2Probe::new(name, &frames, connection(FRAME_SIZE_ERROR));
+        probe.after_request().allows_general_code()
     };
     let held =
-        |name, by, wanted| Probe::new(name, &[hold(1), window(1, by)], wanted).behind_a_request();
+        |name, by, wanted| Http2Probe::new(name, &[hold(1), window(1, by)], wanted).after_request();
     let most = LARGEST_WINDOW - 65_535;
     let late = [hold(1), window(1, most), set(INITIAL_WINDOW_SIZE, 65_536)];
     vec![
@@ -360,65 +365,68 @@ fn windows() -> Vec<Probe> {
         sized("6.9: five bytes for a stream", 1, &[0; 5]),
         breach("6.9: by nothing", window(0, 0), PROTOCOL_ERROR),
         held("6.9: a stream's by nothing", 0, stream(PROTOCOL_ERROR)),
-        Probe::new("6.9: the reserved bit", &[window(0, 0x8000_0001), ask(1)], served()),
-        Probe::new("6.9.1: the largest", &[window(0, most), ask(1)], served()),
+        Http2Probe::new("6.9: the reserved bit", &[window(0, 0x8000_0001), ask(1)], served()),
+        Http2Probe::new("6.9.1: the largest", &[window(0, most), ask(1)], served()),
         breach("6.9.1: beyond the largest", window(0, most + 1), FLOW_CONTROL_ERROR),
         held("6.9.1: a stream's beyond the largest", most + 1, stream(FLOW_CONTROL_ERROR)),
-        Probe::new("6.9.2: by a setting", &late, connection(FLOW_CONTROL_ERROR)).behind_a_request(),
+        Http2Probe::new("6.9.2: by a setting", &late, connection(FLOW_CONTROL_ERROR))
+            .after_request(),
     ]
 }
 
 #[test]
 fn frames_of_control_have_rules() {
     let probes = [priorities_and_resets(), settings(), pings_and_goodbyes(), windows()];
-    Probed::start().check_all(&probes.concat());
+    ProbedSidecar::start().check_all(&probes.concat());
 }
 
 #[test]
 fn ends_for_a_frame_of_control_are_told_by_the_exact_word() {
     let probes = [priorities_and_resets(), settings(), pings_and_goodbyes(), windows()].concat();
-    let strict: Vec<Probe> = probes.into_iter().filter_map(Probe::strictly).collect();
-    Probed::start().check_all(&strict);
+    let strict: Vec<Http2Probe> =
+        probes.into_iter().filter_map(Http2Probe::with_exact_code).collect();
+    ProbedSidecar::start().check_all(&strict);
 }
 
 #[test]
 #[ignore = "the library says PROTOCOL_ERROR for what it cannot decode and for streams half closed"]
 fn ends_are_told_by_the_exact_word() {
     let probes = [codings(), half_closed_streams()].concat();
-    let loose: Vec<Probe> = probes.into_iter().filter_map(Probe::strictly).collect();
-    Probed::start().check_all(&loose);
+    let loose: Vec<Http2Probe> =
+        probes.into_iter().filter_map(Http2Probe::with_exact_code).collect();
+    ProbedSidecar::start().check_all(&loose);
 }
 
 /// Begins a connection with these bytes; what became of the request in them, and whether it was served.
-fn begin(world: &Probed, bytes: &[&[u8]]) -> (Outcome, bool) {
-    let mut client = Client::silent(world.sidecar.port);
+fn begin(world: &ProbedSidecar, bytes: &[&[u8]]) -> (StreamOutcome, bool) {
+    let mut client = Http2FrameClient::without_preface(world.sidecar.port);
     client.send(&bytes.concat());
     let outcome = client.outcome(1);
-    world.serves_others("another beginning");
+    world.assert_others_served("another beginning");
     let seen = world.service.take();
     (outcome, seen.iter().any(|seen| is_head(seen, "/")))
 }
 
-fn is_head(seen: &Seen, path: &str) -> bool {
-    matches!(seen, Seen::Head(head) if head.starts_with(&format!("GET {path} ")))
+fn is_head(seen: &RecordedRequest, path: &str) -> bool {
+    matches!(seen, RecordedRequest::Head(head) if head.starts_with(&format!("GET {path} ")))
 }
 
 #[test]
 fn a_connection_begins_with_the_preface() {
-    let world = Probed::start();
+    let world = ProbedSidecar::start();
     let hello = frame(SETTINGS, NONE, 0, &[]);
     let whole = begin(&world, &[PREFACE, &hello, &ask(1)]);
-    assert_eq!(whole, (Outcome::Answered(200), true), "3.4: all at once");
+    assert_eq!(whole, (StreamOutcome::Answered(200), true), "3.4: all at once");
     let another = b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n";
     let (outcome, served) = begin(&world, &[another, &hello, &ask(1)]);
     // What speaks another protocol need not be told (section 3.4).
-    let allowed = [Outcome::Goaway(PROTOCOL_ERROR), Outcome::Closed];
+    let allowed = [StreamOutcome::Goaway(PROTOCOL_ERROR), StreamOutcome::Closed];
     assert!(allowed.contains(&outcome) && !served, "3.4: another preface: {outcome:?}");
 }
 
 #[test]
 fn settings_are_the_first_frame() {
-    let world = Probed::start();
+    let world = ProbedSidecar::start();
     let first = [
         ("PING", ping()),
         ("WINDOW_UPDATE", window(0, 1)),
@@ -429,14 +437,14 @@ fn settings_are_the_first_frame() {
     let wrong: Vec<_> = first
         .iter()
         .map(|(name, frame)| (name, begin(&world, &[PREFACE, frame, &ask(1)])))
-        .filter(|(_, end)| *end != (Outcome::Goaway(PROTOCOL_ERROR), false))
+        .filter(|(_, end)| *end != (StreamOutcome::Goaway(PROTOCOL_ERROR), false))
         .collect();
     assert!(wrong.is_empty(), "3.4: {wrong:?}");
 }
 
 #[test]
 fn a_connection_has_so_many_streams() {
-    let world = Probed::start();
+    let world = ProbedSidecar::start();
     let mut client = world.connect();
     let settings = client.find("SETTINGS", |frame| frame.kind == SETTINGS && frame.flags == NONE);
     let mut values = settings.payload.chunks_exact(6);
@@ -452,6 +460,6 @@ fn a_connection_has_so_many_streams() {
     let allowed = any(&[stream(PROTOCOL_ERROR), stream(REFUSED_STREAM)]);
     assert!(allowed.contains(&outcome), "5.1.2: stream {limit}: {outcome:?}");
     client.send(&[reset(1), ask(beyond + 2)].concat());
-    assert_eq!(client.outcome(beyond + 2), Outcome::Answered(200), "one has ended");
+    assert_eq!(client.outcome(beyond + 2), StreamOutcome::Answered(200), "one has ended");
     assert!(!world.service.take().iter().any(|seen| is_head(seen, "/beyond")));
 }

@@ -6,23 +6,27 @@ use std::time::Duration;
 use http::Method;
 use weft_integration::bootstrap::allow_only;
 use weft_integration::curl::Curl;
-use weft_integration::frames::flag::{END_HEADERS, END_STREAM, NONE};
-use weft_integration::frames::kind::{DATA, HEADERS, RST_STREAM};
-use weft_integration::frames::{self, headers};
-use weft_integration::http2_client::{Client, next, send, whole};
+use weft_integration::http2_client::{Http2Client, next, send, whole};
+use weft_integration::http2_frames::flag::{END_HEADERS, END_STREAM, NONE};
+use weft_integration::http2_frames::kind::{DATA, HEADERS, RST_STREAM};
+use weft_integration::http2_frames::{self, headers};
 use weft_integration::http2_probe::{POST, data};
-use weft_integration::pair::{Pair, Wanted};
-use weft_integration::recording::Recording;
+use weft_integration::recording_server::RecordingServer;
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
 
 const WINDOW_BYTES: u32 = 1 << 20;
 const DOWNLOAD_BYTES: usize = 16 << 20;
 const DOWNLOADS: usize = 4;
 
 /// A pair of sidecars before a service of HTTP/1.1, whose clients may get `/bytes` and nothing else.
-fn start() -> Pair {
-    let service = Recording::start();
+fn start() -> SidecarPair {
+    let service = RecordingServer::start();
     let filters = vec![allow_only("client", "/bytes")];
-    Pair::start(&Wanted { filters, timeout_seconds: 0, ..Wanted::http1(service.port) })
+    SidecarPair::start(&PairConfig {
+        filters,
+        timeout_seconds: 0,
+        ..PairConfig::http1(service.port)
+    })
 }
 
 /// How many there are of what a test makes many of: that number, or the one of a variable.
@@ -32,7 +36,7 @@ fn number(variable: &str, usual: usize) -> usize {
 
 /// Downloads slowly until `done`; how many bytes came, and whether it ended early.
 async fn download(
-    client: Client,
+    client: Http2Client,
     mut done: tokio::sync::watch::Receiver<bool>,
 ) -> Result<usize, String> {
     let path = format!("/bytes/{DOWNLOAD_BYTES}");
@@ -52,12 +56,12 @@ async fn download(
 
 /// Does `work` on a connection while others download, on the same and on their own; holds that each
 /// download is whole.
-async fn beside_downloads<T>(port: u16, work: impl AsyncFnOnce(Client) -> T) -> T {
-    let client = Client::connect(port, WINDOW_BYTES).await;
+async fn beside_downloads<T>(port: u16, work: impl AsyncFnOnce(Http2Client) -> T) -> T {
+    let client = Http2Client::connect(port, WINDOW_BYTES).await;
     let (tell, done) = tokio::sync::watch::channel(false);
     let mut downloads = vec![tokio::spawn(download(client.clone(), done.clone()))];
     for _ in 0..DOWNLOADS {
-        let other = Client::connect(port, 64 * 1024).await;
+        let other = Http2Client::connect(port, 64 * 1024).await;
         downloads.push(tokio::spawn(download(other, done.clone())));
     }
     let result = work(client).await;
@@ -96,7 +100,7 @@ async fn refused_uploads_leave_downloads_of_all_clients_whole() {
     refuse_uploads(pair.caller.port, 8, 6_000_000, 4).await;
     assert_eq!(pair.caller.metric("weft_sidecar_floods_total"), 0);
     assert_eq!(pair.callee.metric("weft_sidecar_floods_total"), 0);
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }
 
 #[tokio::test]
@@ -122,13 +126,13 @@ async fn cancelled_downloads_leave_those_of_other_clients_whole() {
     .await;
     let connections = pair.caller.metric("weft_sidecar_upstream_connections_total");
     assert!(connections <= 16, "{connections} connections");
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }
 
 #[test]
 fn early_answer_ends_before_its_stream_is_reset() {
     let pair = start();
-    let mut client = frames::Client::connect(pair.caller.port);
+    let mut client = http2_frames::Http2FrameClient::connect(pair.caller.port);
     client.send(&headers(END_HEADERS, 1, &[&POST[..3], &[(":path", "/denied")]].concat()));
     client.send(&data(NONE, 1, b"x"));
     let answer = client.find("answer", |frame| frame.stream == 1);
@@ -139,7 +143,7 @@ fn early_answer_ends_before_its_stream_is_reset() {
     }
     // The client may end its upload as if nothing had happened.
     client.send(&data(END_STREAM, 1, b"x"));
-    client.send(&headers(END_HEADERS | END_STREAM, 3, &frames::get("/bytes/1")));
+    client.send(&headers(END_HEADERS | END_STREAM, 3, &http2_frames::get("/bytes/1")));
     let next = client.find("next", |frame| matches!(frame.kind, RST_STREAM | DATA));
     assert_eq!((next.kind, next.stream), (DATA, 3), "{next:?}, and not a reset of stream 1");
 }
@@ -162,7 +166,7 @@ fn early_answer_reaches_curl_that_uploads() {
 async fn upload_without_end_is_reset_with_no_error_after_its_answer() {
     const MORE_THAN_IS_DISCARDED: usize = 66 << 20;
     let pair = start();
-    let client = Client::connect(pair.caller.port, WINDOW_BYTES).await;
+    let client = Http2Client::connect(pair.caller.port, WINDOW_BYTES).await;
     let posting = client.begin(Method::POST, "/denied", false).await;
     let (response, mut stream) = posting.expect("it is open");
     let answer = whole(response).await;

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use http::{Method, Response};
 use serde_json::json;
 use tokio::net::TcpListener;
-use weft_integration::alone::{self, Alone, Speaks};
-use weft_integration::backend::{Backend, read_head};
-use weft_integration::http2_client::{Client, next};
-use weft_integration::pair::{Pair, Wanted};
+use weft_integration::http2_client::{Http2Client, next};
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
+use weft_integration::single_sidecar::{self, SingleSidecar, UpstreamHttp};
 
 const WINDOW_BYTES: u32 = 1 << 20;
 /// How many pieces of one byte an answer has: more than the library lets wait in small frames.
@@ -21,13 +21,13 @@ const OTHERS: usize = 5;
 
 /// Begins an answer in tiny pieces, and reads none of it while others are served whole.
 async fn serve_others_beside_a_slow_reader(port: u16, size: usize) {
-    let slow = Client::connect(port, WINDOW_BYTES).await;
+    let slow = Http2Client::connect(port, WINDOW_BYTES).await;
     let (response, _) = slow.begin(Method::GET, "/tiny", true).await.expect("it is open");
     let mut body = response.await.expect("it is answered").into_body();
     let others: Vec<_> = (0..OTHERS)
         .map(|_| {
             tokio::spawn(async move {
-                let client = Client::connect(port, WINDOW_BYTES).await;
+                let client = Http2Client::connect(port, WINDOW_BYTES).await;
                 let mut bytes = Vec::new();
                 for _ in 0..20 {
                     bytes.push(client.get("/one").await);
@@ -68,12 +68,13 @@ fn tiny_chunks(mut stream: TcpStream) -> Option<()> {
 
 #[tokio::test]
 async fn tiny_chunks_leave_other_clients_of_two_sidecars_whole() {
-    let service = Backend::start(|stream| tiny_chunks(stream).unwrap_or_default());
-    let mut pair = Pair::start(&Wanted { timeout_seconds: 0, ..Wanted::http1(service.port) });
+    let service = ScriptedServer::start(|stream| tiny_chunks(stream).unwrap_or_default());
+    let mut pair =
+        SidecarPair::start(&PairConfig { timeout_seconds: 0, ..PairConfig::http1(service.port) });
     serve_others_beside_a_slow_reader(pair.caller.port, PIECES).await;
     let connections = pair.caller.metric("weft_sidecar_upstream_connections_total");
     assert!(connections <= 2, "{connections} connections of two workers");
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }
 
 /// A service of HTTP/2: `/tiny` in frames of one byte, `/cut` is reset after 1,000 bytes.
@@ -113,8 +114,10 @@ async fn answer(path: String, mut respond: h2::server::SendResponse<Bytes>) -> O
     Some(())
 }
 
-fn before(port: u16) -> Alone {
-    alone::Wanted::before(port, Speaks::Http2).with_one_worker(&[]).start()
+fn before(port: u16) -> SingleSidecar {
+    single_sidecar::SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http2)
+        .with_one_worker(&[])
+        .start()
 }
 
 #[tokio::test]
@@ -122,13 +125,13 @@ async fn tiny_frames_of_a_service_leave_other_clients_whole() {
     let mut alone = before(tiny_frames().await);
     serve_others_beside_a_slow_reader(alone.port, PIECES).await;
     assert_eq!(alone.metric("weft_sidecar_upstream_connections_total"), 1);
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 #[tokio::test]
 async fn answer_that_is_cut_says_why_and_after_how_many_bytes() {
     let alone = before(tiny_frames().await);
-    let client = Client::connect(alone.port, WINDOW_BYTES).await;
+    let client = Http2Client::connect(alone.port, WINDOW_BYTES).await;
     let answer = client.get("/cut").await;
     assert!(answer.as_ref().is_err_and(|why| why.contains("200, 1000 bytes")), "{answer:?}");
     let line = alone.access_line("endpoint_broke_off");

@@ -3,21 +3,21 @@
 
 use std::io::Write;
 
-use weft_integration::frames::code::FLOW_CONTROL_ERROR;
-use weft_integration::frames::flag::{ACK, END_HEADERS, NONE, WHOLE};
-use weft_integration::frames::kind::{DATA, HEADERS, PING, SETTINGS};
-use weft_integration::frames::{Client, Frame, frame, get, headers, setting};
+use weft_integration::http2_frames::code::FLOW_CONTROL_ERROR;
+use weft_integration::http2_frames::flag::{ACK, END_HEADERS, NONE, WHOLE};
+use weft_integration::http2_frames::kind::{DATA, HEADERS, PING, SETTINGS};
+use weft_integration::http2_frames::{Http2Frame, Http2FrameClient, frame, get, headers, setting};
 use weft_integration::http2_probe::{
-    FRAME_BYTES, INITIAL_WINDOW_SIZE, POST, Probed, data, set, stream, window,
+    FRAME_BYTES, INITIAL_WINDOW_SIZE, POST, ProbedSidecar, data, set, stream, window,
 };
 
-fn is_ack(kind: u8) -> impl Fn(&Frame) -> bool {
+fn is_ack(kind: u8) -> impl Fn(&Http2Frame) -> bool {
     move |frame| frame.kind == kind && frame.flags & ACK != 0
 }
 
 #[test]
 fn settings_and_pings_are_acknowledged() {
-    let world = Probed::start();
+    let world = ProbedSidecar::start();
     let mut client = world.connect();
     let ack = client.find("ACK", is_ack(SETTINGS));
     assert_eq!((ack.stream, ack.payload.len()), (0, 0), "6.5.3");
@@ -32,9 +32,9 @@ fn settings_and_pings_are_acknowledged() {
 }
 
 /// How much of an answer comes: what is awaited, and what comes without being allowed.
-fn received(client: &mut Client, awaited: usize) -> usize {
+fn received(client: &mut Http2FrameClient, awaited: usize) -> usize {
     let mut bytes = 0;
-    let mut take = |frame: &Frame| {
+    let mut take = |frame: &Http2Frame| {
         assert!(frame.payload.len() <= FRAME_BYTES, "4.2: {} bytes", frame.payload.len());
         bytes += frame.payload.len();
         bytes
@@ -56,9 +56,9 @@ fn received(client: &mut Client, awaited: usize) -> usize {
 
 #[test]
 fn answers_keep_to_the_windows_of_the_client() {
-    let world = Probed::start();
+    let world = ProbedSidecar::start();
     let small = setting(INITIAL_WINDOW_SIZE, 0);
-    let mut client = Client::with_settings(world.sidecar.port, &small);
+    let mut client = Http2FrameClient::with_settings(world.sidecar.port, &small);
     client.send(&headers(WHOLE, 1, &get("/bytes/100")));
     client.find("HEADERS", |frame| frame.kind == HEADERS);
     assert_eq!(received(&mut client, 0), 0, "6.9.2: a window of nothing");
@@ -73,7 +73,7 @@ fn answers_keep_to_the_windows_of_the_client() {
     client.find("end", |frame| frame.stream == 1 && frame.ends_stream());
 
     let large = setting(INITIAL_WINDOW_SIZE, 1 << 20);
-    let mut client = Client::with_settings(world.sidecar.port, &large);
+    let mut client = Http2FrameClient::with_settings(world.sidecar.port, &large);
     client.send(&headers(WHOLE, 1, &get("/bytes/100000")));
     assert_eq!(received(&mut client, 65_535), 65_535, "6.9.1: the window of the connection");
     client.send(&window(0, 65_535));
@@ -84,7 +84,7 @@ fn answers_keep_to_the_windows_of_the_client() {
 #[test]
 fn a_client_keeps_to_the_windows_of_the_sidecar() {
     const FRAMES: usize = 4096;
-    let world = Probed::start();
+    let world = ProbedSidecar::start();
     let mut client = world.connect();
     let fields = [&POST[..3], &[(":path", "/unread")]].concat();
     client.send(&headers(END_HEADERS, 1, &fields));
@@ -93,5 +93,5 @@ fn a_client_keeps_to_the_windows_of_the_sidecar() {
     let outcome = client.outcome(1);
     let wanted = stream(FLOW_CONTROL_ERROR);
     assert!(wanted.contains(&outcome), "6.9.1: {outcome:?} after {sent} of {FRAMES} frames");
-    world.serves_others("a body without end");
+    world.assert_others_served("a body without end");
 }

@@ -12,18 +12,18 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::Value;
 use tempfile::TempDir;
-use weft_integration::authority::Holder;
-use weft_integration::backend::Backend;
+use weft_integration::authority::PemIdentity;
 use weft_integration::bootstrap::{
-    Speaks, allow_only, bootstrap, cluster, http, listener, route_to, verify_mode,
+    UpstreamHttp, allow_only, bootstrap, cluster, http, listener, route_to, verify_mode,
 };
-use weft_integration::handmade::{
-    Ca, DNS, MAIL, URI, authority_params, der, intermediate, leaf, leaf_params, names, root,
+use weft_integration::crafted_pki::{
+    CraftedCa, DNS, EMAIL, URI, authority_params, der, intermediate, leaf, leaf_params, names, root,
 };
-use weft_integration::mesh_pki::{Identity, MeshPki, spiffe_id};
-use weft_integration::pair::{Launch, Sidecar};
+use weft_integration::mesh_pki::{IdentityFiles, MeshPki, spiffe_id};
 use weft_integration::port;
-use weft_integration::tls_caller::{TlsCaller, caller_of};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::sidecar_pair::{SidecarLaunch, TestSidecar};
+use weft_integration::tls_client::{TlsClient, client_config_trusting};
 
 const WEB: &[u8] = b"spiffe://mesh.local/ns/default/sa/web";
 
@@ -49,15 +49,15 @@ const MALFORMED: Outcome = Outcome::Refused(AlertDescription::BadCertificate);
 /// one for everybody.
 struct World {
     /// Of `mesh.local`, which its certificate names; and what it has signed, which signs.
-    ours: [Ca; 2],
+    ours: [CraftedCa; 2],
     /// Of `other.local`, likewise.
-    other: Ca,
+    other: CraftedCa,
     /// Of no domain.
-    any: Ca,
+    any: CraftedCa,
     guarded: u16,
     open: u16,
     roots: String,
-    _sidecar: Sidecar,
+    _sidecar: TestSidecar,
     _folder: (TempDir, MeshPki),
 }
 
@@ -84,7 +84,7 @@ impl World {
             file
         };
         let server = signed(&below, &[&below], &[(URI, spiffe_id("server").as_bytes())], None);
-        let own = Identity {
+        let own = IdentityFiles {
             certificate: write("server.pem", &server.chain),
             key: write("server.key", &server.key),
             serial: String::new(),
@@ -105,20 +105,25 @@ impl World {
             ),
             listener("open", open, http(&route, &[]), Some(tls)),
         ];
-        let backend = Backend::telling_heads();
-        let service = cluster("service", &[backend.port], Speaks::Http1, None);
-        let (pki, launch) = (MeshPki::create(), Launch { workers: 1, ..Launch::default() });
+        let backend = ScriptedServer::echoing_heads();
+        let service = cluster("service", &[backend.port], UpstreamHttp::Http1, None);
+        let (pki, launch) =
+            (MeshPki::create(), SidecarLaunch { workers: 1, ..SidecarLaunch::default() });
         let config = bootstrap(admin, &listeners, &[service]);
-        let sidecar = Sidecar::launch(&launch, &pki, [open, admin], &config);
+        let sidecar = TestSidecar::launch(&launch, &pki, [open, admin], &config);
         let ours = [ours, below];
         Self { ours, other, any, guarded, open, roots, _sidecar: sidecar, _folder: (folder, pki) }
     }
 
     /// Calls a listener; the status and the head that the service saw, or the alert.
-    fn call(&self, holder: &Holder, port: u16) -> Result<(u16, String), Option<AlertDescription>> {
-        let config = caller_of(&self.roots, holder, "server", "http/1.1");
-        let mut caller = TlsCaller::connect(port, &config);
-        caller.is_let_in()?;
+    fn call(
+        &self,
+        holder: &PemIdentity,
+        port: u16,
+    ) -> Result<(u16, String), Option<AlertDescription>> {
+        let config = client_config_trusting(&self.roots, holder, "server", "http/1.1");
+        let mut caller = TlsClient::connect(port, &config);
+        caller.handshake_result()?;
         let forged = "spiffe://mesh.local/ns/default/sa/admin";
         let request = format!(
             "GET / HTTP/1.1\r\nhost: a\r\nx-weft-peer: {forged}\r\n\
@@ -128,7 +133,7 @@ impl World {
     }
 
     /// What is wrong with what comes of a client.
-    fn fault(&self, name: &str, holder: &Holder, expected: Outcome) -> Option<String> {
+    fn fault(&self, name: &str, holder: &PemIdentity, expected: Outcome) -> Option<String> {
         let (guarded, open) = (self.call(holder, self.guarded), self.call(holder, self.open));
         let id = match expected {
             Outcome::Refused(alert) => {
@@ -151,13 +156,18 @@ impl World {
             .then(|| format!("{name}: {guarded:?} and {open:?}, not {wanted} and {id:?}"))
     }
 
-    fn below(&self, names: &[(u8, &[u8])]) -> Holder {
+    fn below(&self, names: &[(u8, &[u8])]) -> PemIdentity {
         let [_, below] = &self.ours;
         signed(below, &[below], names, None)
     }
 }
 
-fn signed(issuer: &Ca, above: &[&Ca], named: &[(u8, &[u8])], common_name: Option<&str>) -> Holder {
+fn signed(
+    issuer: &CraftedCa,
+    above: &[&CraftedCa],
+    named: &[(u8, &[u8])],
+    common_name: Option<&str>,
+) -> PemIdentity {
     let mut params = leaf_params(common_name, 99);
     if !named.is_empty() {
         params.custom_extensions.push(names(named));
@@ -190,7 +200,7 @@ fn without_other_uris(claims: BTreeSet<String>) -> BTreeSet<String> {
 }
 
 /// What a service must be told of a client of this id.
-fn proved(holder: &Holder, id: Option<&str>) -> BTreeSet<String> {
+fn proved(holder: &PemIdentity, id: Option<&str>) -> BTreeSet<String> {
     let leaf = CertificateDer::from_pem_slice(holder.chain.as_bytes()).expect("a certificate");
     let hash = weft_certs::digest(&leaf);
     let uri = id.map(|id| format!(";URI={id}")).unwrap_or_default();
@@ -200,7 +210,7 @@ fn proved(holder: &Holder, id: Option<&str>) -> BTreeSet<String> {
     [certificate].into_iter().chain(peer).collect()
 }
 
-fn check_all(world: &World, rows: &[(&str, Holder, Outcome)]) {
+fn check_all(world: &World, rows: &[(&str, PemIdentity, Outcome)]) {
     let faults: Vec<String> = rows
         .iter()
         .filter_map(|(name, holder, wanted)| world.fault(name, holder, *wanted))
@@ -358,10 +368,10 @@ fn an_id_stands_alone_among_uris_and_nothing_else_is_one() {
             ("web and nothing", of(&[(URI, WEB), (URI, b"")]), REFUSED),
             ("two of https", of(&[(URI, b"https://a"), (URI, b"https://b")]), Nameless),
             ("web and a host", of(&[(DNS, b"admin.mesh.local"), (URI, WEB)]), Web),
-            ("web and a mail address", of(&[(URI, WEB), (MAIL, b"admin@mesh.local")]), Web),
+            ("web and a mail address", of(&[(URI, WEB), (EMAIL, b"admin@mesh.local")]), Web),
             ("web and an address", of(&[(URI, WEB), (0x87, &[127, 0, 0, 1])]), Web),
             ("an id as a host", of(&[(DNS, WEB)]), Nameless),
-            ("an id as a mail address", of(&[(MAIL, WEB)]), Nameless),
+            ("an id as a mail address", of(&[(EMAIL, WEB)]), Nameless),
             ("an id of a number", of(&[(0x88, WEB)]), Nameless),
             ("an id as the common name", called(&[], web), Nameless),
             ("web as the common name of admin", called(&[(URI, admin)], web), ADMIN),
@@ -398,7 +408,7 @@ fn a_name_that_cannot_be_read_is_a_name() {
 fn an_authority_vouches_for_its_own_domain_only() {
     let world = World::start();
     let World { ours: [ours, _], other, any, .. } = &world;
-    let by = |ca: &Ca, id: &[u8]| signed(ca, &[], &[(URI, id)], None);
+    let by = |ca: &CraftedCa, id: &[u8]| signed(ca, &[], &[(URI, id)], None);
     let foreign = b"spiffe://other.local/ns/default/sa/web";
     let told = Other("spiffe://other.local/ns/default/sa/web");
     let stranger = root(authority("ours", Some("mesh.local")));

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_integration::agent::Agent;
+use weft_integration::agent::TestAgent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, with};
 use weft_integration::port;
 use weft_integration::wait::{DEADLINE, eventually};
@@ -18,11 +18,11 @@ fn listener(at: SocketAddr, end: Option<&str>) -> Value {
 }
 
 /// A connection through an agent: both of its sides.
-fn connection(end: Option<&str>) -> (Agent, TcpStream, TcpStream) {
+fn connection(end: Option<&str>) -> (TestAgent, TcpStream, TcpStream) {
     let endpoint = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
     let cluster = static_cluster("c", &[endpoint.local_addr().expect("it is bound")]);
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()));
-    let agent = Agent::start(|admin| bootstrap(admin, &[listener(at, end)], &[cluster]), &[]);
+    let agent = TestAgent::start(|admin| bootstrap(admin, &[listener(at, end)], &[cluster]), &[]);
     let client = TcpStream::connect(at).expect("the agent listens");
     let (server, _) = endpoint.accept().expect("the agent connects");
     for side in [&client, &server] {
@@ -83,7 +83,7 @@ fn what_must_be_seen_is_not_left_to_the_kernel() {
     let listener = with(listener(at, Some("reset")), "bind_to_port", json!(false));
     let cluster = static_cluster("c", &[SocketAddr::from(([10, 1, 0, 1], 8080))]);
     let agent =
-        Agent::start(|admin| bootstrap(admin, &[listener], &[cluster]), &["--path", "kernel"]);
+        TestAgent::start(|admin| bootstrap(admin, &[listener], &[cluster]), &["--path", "kernel"]);
     let services = agent.services();
     let service = services.first().expect("there is one");
     assert_eq!(service.get("path"), Some(&json!("proxy")), "{service}");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
-use weft_integration::agent::Agent;
+use weft_integration::agent::TestAgent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, udp_listener, with};
 use weft_integration::process::{ip, nft, run, weft};
 use weft_integration::wait::eventually;
@@ -178,7 +178,7 @@ fn assert_parity(family: Family) {
     const ENDPOINTS: u8 = 7;
     family.prepare();
     let endpoints: Vec<SocketAddr> = (1..=ENDPOINTS).map(|n| family.endpoint(n)).collect();
-    let agent = Agent::start(|admin| config(admin, family.service(), &endpoints, SLOTS), &[]);
+    let agent = TestAgent::start(|admin| config(admin, family.service(), &endpoints, SLOTS), &[]);
     for service in agent.services() {
         assert_eq!(service.get("path"), Some(&json!("kernel")), "{service}");
     }
@@ -231,10 +231,10 @@ fn the_kernel_sends_every_flow_of_ipv6_where_we_say_it_does() {
 }
 
 /// An agent with a service of three endpoints, on the kernel's path.
-fn carried_by_the_kernel(slots: u32) -> Agent {
+fn carried_by_the_kernel(slots: u32) -> TestAgent {
     Family::V4.prepare();
     let endpoints: Vec<SocketAddr> = (1..=3).map(|n| Family::V4.endpoint(n)).collect();
-    Agent::start(|admin| config(admin, Family::V4.service(), &endpoints, slots), &[])
+    TestAgent::start(|admin| config(admin, Family::V4.service(), &endpoints, slots), &[])
 }
 
 /// What the kernel does with flows, a line each, which does not depend on how often it was changed.
@@ -300,7 +300,7 @@ fn an_agent_that_is_killed_half_way_leaves_nothing_that_matters() {
     for milliseconds in [100, 250, 400, 550] {
         agent.process.kill();
         nft("delete table inet weft_services");
-        agent.begin_again();
+        agent.restart_without_waiting();
         agent.process.kill_after(Duration::from_millis(milliseconds));
         agent.restart();
         let sets = nft("-t list maps inet");

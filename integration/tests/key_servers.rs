@@ -4,13 +4,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::Backend;
 use weft_integration::bootstrap::{any, cluster, with};
+use weft_integration::crafted_pki::{DNS, authority_params, leaf, leaf_params, names, root};
 use weft_integration::curl::Curl;
-use weft_integration::handmade::{DNS, authority_params, leaf, leaf_params, names, root};
 use weft_integration::mesh_pki::MeshPki;
 use weft_integration::process::{Process, counterpart, run, weft};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::eventually;
 
 /// The kind of a name that is an address.
@@ -63,8 +63,11 @@ impl Issuer {
         let socket = json!({"name": "tls", "typed_config": any(message, context)});
         let address = json!({"socket_address": {"address": "localhost", "port_value": self.port}});
         let endpoints = json!([{"lb_endpoints": [{"endpoint": {"address": address}}]}]);
-        let cluster =
-            with(cluster(name, &[], Speaks::Http1, Some(socket)), "type", json!("STRICT_DNS"));
+        let cluster = with(
+            cluster(name, &[], UpstreamHttp::Http1, Some(socket)),
+            "type",
+            json!("STRICT_DNS"),
+        );
         with(cluster, "load_assignment", json!({"cluster_name": name, "endpoints": endpoints}))
     }
 
@@ -76,7 +79,7 @@ impl Issuer {
     }
 
     /// A sidecar that asks below each name for a token by the provider of this name.
-    fn guard(&self, ways: &[(&str, &str, &str, u8)], service: u16) -> Alone {
+    fn guard(&self, ways: &[(&str, &str, &str, u8)], service: u16) -> SingleSidecar {
         let message = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
         let (mut providers, mut rules, mut ours) = (json!({}), Vec::new(), json!({}));
         for (name, cluster, path, redirects) in ways {
@@ -87,7 +90,8 @@ impl Issuer {
         }
         let filter = json!({"name": "jwt", "typed_config":
             any(message, json!({"providers": providers, "rules": rules}))});
-        let mut wanted = Wanted::before(service, Speaks::Http1).with_ours("jwt", ours);
+        let mut wanted = SingleSidecarConfig::for_upstream(service, UpstreamHttp::Http1)
+            .with_weft_metadata("jwt", ours);
         let filters = wanted.http.pointer_mut("/http_filters");
         let filters = filters.and_then(Value::as_array_mut).expect("it has filters");
         filters.insert(0, filter);
@@ -99,11 +103,11 @@ impl Issuer {
         ]);
         let mut command = weft();
         command.arg("sidecar").env("SSL_CERT_FILE", Path::new(&self.file("system.pem")));
-        wanted.start_by(MeshPki::create(), command)
+        wanted.start_with_command(MeshPki::create(), command)
     }
 
     /// The status of a request with a good token.
-    fn ask(&self, alone: &Alone, way: &str) -> u16 {
+    fn ask(&self, alone: &SingleSidecar, way: &str) -> u16 {
         let token = std::fs::read_to_string(self.file("good.token")).expect("the file exists");
         let field = format!("authorization: Bearer {token}");
         Curl::get(alone.port, &format!("/{way}")).with(&["--header", &field]).run().status
@@ -125,7 +129,7 @@ fn key_set_is_fetched_over_https_by_system_or_given_roots_and_through_allowed_re
         ("plain", "system", "/plain", 5),
         ("circle", "system", "/loop", 5),
     ];
-    let (issuer, service) = (Issuer::start("any"), Backend::telling_heads());
+    let (issuer, service) = (Issuer::start("any"), ScriptedServer::echoing_heads());
     let alone = issuer.guard(&[GOOD, BAD].concat(), service.port);
     for (way, ..) in GOOD {
         eventually(way, || (issuer.ask(&alone, way) == 200).then_some(()));
@@ -144,7 +148,7 @@ fn key_set_is_fetched_over_https_by_system_or_given_roots_and_through_allowed_re
 #[test]
 fn key_set_is_fetched_from_a_server_that_speaks_tls_1_2() {
     let issuer = Issuer::start("1.2");
-    let service = Backend::telling_heads();
+    let service = ScriptedServer::echoing_heads();
     let alone = issuer.guard(&GOOD, service.port);
     for (way, ..) in GOOD {
         eventually(way, || (issuer.ask(&alone, way) == 200).then_some(()));

@@ -10,16 +10,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 use tempfile::TempDir;
-use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::{
-    Speaks, any, bootstrap, cluster, http, listener, route_to, want_fetched_token,
+    UpstreamHttp, any, bootstrap, cluster, http, listener, require_token_with_fetched_keys,
+    route_to,
 };
-use weft_integration::curl::{Answer, Curl};
-use weft_integration::http1::Client;
+use weft_integration::curl::{Curl, CurlResponse};
+use weft_integration::http1::Http1Client;
 use weft_integration::mesh_pki::MeshPki;
-use weft_integration::pair::Sidecar;
 use weft_integration::port;
 use weft_integration::process::{counterpart, run};
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::sidecar_pair::TestSidecar;
 use weft_integration::wait::eventually;
 
 /// What an issuer does when it is asked for its keys.
@@ -42,7 +43,7 @@ enum Mood {
 /// An issuer with its tokens, and a sidecar that wants one of them below `/private`.
 struct Guarded {
     mood: Arc<Mutex<Mood>>,
-    sidecar: Sidecar,
+    sidecar: TestSidecar,
     /// How often the issuer was asked for its keys.
     asked: Arc<AtomicUsize>,
     good: String,
@@ -80,22 +81,23 @@ impl Guarded {
         let (keys, at) = (read("keys.json"), mood.clone());
         let asked = Arc::<AtomicUsize>::default();
         let count = asked.clone();
-        let issuer = Backend::start(move |stream| {
+        let issuer = ScriptedServer::start(move |stream| {
             count.fetch_add(1, Relaxed);
             serve(stream, &keys, &at);
         });
-        let service = Backend::telling_heads();
+        let service = ScriptedServer::echoing_heads();
 
-        let filter = want_fetched_token("https://issuer", "service", "issuer", "/private");
+        let filter =
+            require_token_with_fetched_keys("https://issuer", "service", "issuer", "/private");
         let (port, admin) = (port::free(), port::free());
         let inbound = listener("inbound", port, http(&route_to("service", 15), &[filter]), None);
         let clusters = [
-            cluster("service", &[service.port], Speaks::Http1, None),
-            cluster("issuer", &[issuer.port], Speaks::Http1, None),
+            cluster("service", &[service.port], UpstreamHttp::Http1, None),
+            cluster("issuer", &[issuer.port], UpstreamHttp::Http1, None),
         ];
         let pki = MeshPki::create();
         let config = bootstrap(admin, &[inbound], &clusters);
-        let sidecar = Sidecar::start("guarded", &pki, port, admin, &config);
+        let sidecar = TestSidecar::start("guarded", &pki, port, admin, &config);
         let (good, forged) = (read("good.token"), read("forged.token"));
         Self { mood, sidecar, asked, good, forged, _pki: pki }
     }
@@ -104,7 +106,7 @@ impl Guarded {
         *self.mood.lock().expect("nobody panics while holding it") = mood;
     }
 
-    fn ask(&self, token: &str) -> Answer {
+    fn ask(&self, token: &str) -> CurlResponse {
         let field = format!("authorization: Bearer {token}");
         Curl::get(self.sidecar.port, "/private").with(&["--header", &field]).run()
     }
@@ -185,7 +187,7 @@ fn ten_thousand_tokens_of_unknown_keys_ask_the_issuer_twice_at_most() {
     assert_eq!(guarded.asked.load(Relaxed), 1);
 
     let begun = now();
-    let mut client = Client::connect(guarded.sidecar.port);
+    let mut client = Http1Client::connect(guarded.sidecar.port);
     for token in by_unknown_keys(&guarded.good).take(TOKENS) {
         let field = format!("authorization: Bearer {token}");
         let answer = client.ask(&format!("GET /private HTTP/1.1\r\nhost: a\r\n{field}\r\n\r\n"));
@@ -216,11 +218,11 @@ fn token_of_one_issuer_is_not_verified_by_the_keys_of_another_with_the_same_uri(
         // Both sign as the first issuer, so that only the key differs.
         run(issuer.arg(folder.path()).args(["https://one", "service"]));
         let (keys, mood) = (read(at, "keys.json"), mood.clone());
-        let server = Backend::start(move |stream| serve(stream, &keys, &mood));
-        clusters.push(cluster(name, &[server.port], Speaks::Http1, None));
+        let server = ScriptedServer::start(move |stream| serve(stream, &keys, &mood));
+        clusters.push(cluster(name, &[server.port], UpstreamHttp::Http1, None));
     }
-    let service = Backend::telling_heads();
-    clusters.push(cluster("service", &[service.port], Speaks::Http1, None));
+    let service = ScriptedServer::echoing_heads();
+    clusters.push(cluster("service", &[service.port], UpstreamHttp::Http1, None));
     let provider = |issuer: &str, cluster: &str| {
         let uri = json!({"uri": "http://keys.test/keys", "cluster": cluster, "timeout": "1s"});
         json!({"issuer": issuer, "audiences": ["service"],
@@ -240,7 +242,7 @@ fn token_of_one_issuer_is_not_verified_by_the_keys_of_another_with_the_same_uri(
     let inbound = listener("inbound", port, http(&route_to("service", 15), &[filter]), None);
     let pki = MeshPki::create();
     let sidecar =
-        Sidecar::start("two", &pki, port, admin, &bootstrap(admin, &[inbound], &clusters));
+        TestSidecar::start("two", &pki, port, admin, &bootstrap(admin, &[inbound], &clusters));
     let ask = |path: &str, at: usize| {
         let field = format!("authorization: Bearer {}", read(at, "good.token"));
         Curl::get(sidecar.port, path).with(&["--header", &field]).run().status

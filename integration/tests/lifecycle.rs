@@ -6,34 +6,34 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use nix::sys::signal::Signal;
-use weft_integration::alone::{self, Alone};
-use weft_integration::backend::{Backend, read_head};
-use weft_integration::bootstrap::{Speaks, bootstrap, cluster, http, listener, route_to};
-use weft_integration::curl::{Answer, Curl};
-use weft_integration::http1::Client;
+use weft_integration::bootstrap::{UpstreamHttp, bootstrap, cluster, http, listener, route_to};
+use weft_integration::curl::{Curl, CurlResponse};
+use weft_integration::http1::Http1Client;
 use weft_integration::mesh_pki::MeshPki;
-use weft_integration::pair::{Pair, Sidecar, Wanted};
 use weft_integration::port;
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair, TestSidecar};
+use weft_integration::single_sidecar::{self, SingleSidecar};
 use weft_integration::wait::{DEADLINE, eventually};
 
 /// Both versions of HTTP, by curl's options for them.
 const BOTH_VERSIONS: [&[&str]; 2] = [&["--http1.1"], &["--http2-prior-knowledge"]];
 
 #[track_caller]
-fn assert_whole(answer: &Answer, status: u16) {
+fn assert_whole(answer: &CurlResponse, status: u16) {
     assert_eq!((answer.exit, answer.status), (0, status), "{answer:?}");
 }
 
-fn with_backend(backend: Backend) -> Pair {
-    Pair::start(&Wanted::http1(backend.port))
+fn with_backend(backend: ScriptedServer) -> SidecarPair {
+    SidecarPair::start(&PairConfig::http1(backend.port))
 }
 
 /// A backend that sends half of its answer, tells so, and sends the rest when it is told to.
-fn answering_in_halves() -> (Backend, Receiver<()>, Sender<()>) {
+fn answering_in_halves() -> (ScriptedServer, Receiver<()>, Sender<()>) {
     let (started, begun) = channel();
     let (finish, finishing) = channel::<()>();
     let finishing = Mutex::new(finishing);
-    let backend = Backend::start(move |stream| {
+    let backend = ScriptedServer::start(move |stream| {
         let mut reader = BufReader::new(stream);
         if read_head(&mut reader).is_none() {
             return;
@@ -99,7 +99,7 @@ fn a_connection_that_others_keep_open_does_not_hold_up_the_end() {
 
 #[test]
 fn a_sidecar_that_dies_harms_nobody_and_may_come_back() {
-    let mut pair = with_backend(Backend::telling_heads());
+    let mut pair = with_backend(ScriptedServer::echoing_heads());
     for option in BOTH_VERSIONS {
         assert_whole(&Curl::get(pair.caller.port, "/").with(option).run(), 200);
         pair.callee.process.kill();
@@ -107,7 +107,7 @@ fn a_sidecar_that_dies_harms_nobody_and_may_come_back() {
         assert!(matches!(gone.status, 502 | 503), "{gone:?}");
         pair.restart_callee();
         assert_whole(&Curl::get(pair.caller.port, "/").with(option).run(), 200);
-        pair.assert_unharmed();
+        pair.assert_healthy();
     }
 }
 
@@ -117,9 +117,9 @@ fn a_listener_that_cannot_be_bound_keeps_readiness_away_until_it_can() {
     let (port, admin) = (port::free(), port::free());
     let taken = TcpListener::bind(("127.0.0.1", port)).expect("it was free");
     let outbound = listener("outbound", port, http(&route_to("next", 1), &[]), None);
-    let next = cluster("next", &[port::free()], Speaks::Http1, None);
+    let next = cluster("next", &[port::free()], UpstreamHttp::Http1, None);
     let config = bootstrap(admin, &[outbound], &[next]);
-    let mut sidecar = Sidecar::start_without_waiting("caller", &pki, port, admin, &config);
+    let mut sidecar = TestSidecar::start_without_waiting("caller", &pki, port, admin, &config);
     let unready = eventually("readiness says why not", || {
         let ready = Curl::get(admin, "/ready").run();
         (ready.status == 503 && ready.text().contains("outbound")).then(|| ready.text())
@@ -136,7 +136,7 @@ fn a_listener_that_cannot_be_bound_keeps_readiness_away_until_it_can() {
 #[test]
 fn open_connections_are_counted_right_while_draining() {
     const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-    let backend = Backend::start(|stream| {
+    let backend = ScriptedServer::start(|stream| {
         let mut reader = BufReader::new(stream);
         // Requests for /held are never answered.
         while read_head(&mut reader).is_some_and(|head| !head.starts_with("GET /held ")) {
@@ -146,20 +146,22 @@ fn open_connections_are_counted_right_while_draining() {
         }
         drop(std::io::copy(&mut reader, &mut std::io::sink()));
     });
-    let alone = alone::Wanted::before(backend.port, Speaks::Http1).start();
-    let open = |alone: &Alone| alone.metric("weft_sidecar_connections_open");
-    let mut idle: Vec<Client> = (0..10).map(|_| Client::connect(alone.port)).collect();
+    let alone =
+        single_sidecar::SingleSidecarConfig::for_upstream(backend.port, UpstreamHttp::Http1)
+            .start();
+    let open = |alone: &SingleSidecar| alone.metric("weft_sidecar_connections_open");
+    let mut idle: Vec<Http1Client> = (0..10).map(|_| Http1Client::connect(alone.port)).collect();
     for client in &mut idle {
         assert_eq!(client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
     }
-    let mut held = Client::connect(alone.port);
+    let mut held = Http1Client::connect(alone.port);
     assert!(held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n"));
     eventually("one request is held", || {
         (alone.metric("weft_sidecar_requests_open") == 1).then_some(())
     });
     assert!(open(&alone) >= 11);
     alone.sidecar.process.signal(Signal::SIGTERM);
-    assert!(idle.iter_mut().all(Client::is_at_end));
+    assert!(idle.iter_mut().all(Http1Client::is_at_end));
     eventually("only the held connection is open", || (open(&alone) == 1).then_some(()));
 }
 
@@ -168,7 +170,7 @@ fn response_that_begins_while_draining_announces_the_end_of_its_connection() {
     let (requested, begun) = channel();
     let (answer, answering) = channel::<()>();
     let answering = Mutex::new(answering);
-    let backend = Backend::start(move |stream| {
+    let backend = ScriptedServer::start(move |stream| {
         let mut reader = BufReader::new(stream);
         while read_head(&mut reader).is_some() {
             requested.send(()).expect("the test waits");
@@ -178,8 +180,10 @@ fn response_that_begins_while_draining_announces_the_end_of_its_connection() {
             reader.get_mut().write_all(response).expect("the sidecar reads");
         }
     });
-    let alone = alone::Wanted::before(backend.port, Speaks::Http1).start();
-    let mut client = Client::connect(alone.port);
+    let alone =
+        single_sidecar::SingleSidecarConfig::for_upstream(backend.port, UpstreamHttp::Http1)
+            .start();
+    let mut client = Http1Client::connect(alone.port);
     let mut ask = |drains: bool| {
         assert!(client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n"));
         begun.recv_timeout(DEADLINE).expect("the request arrives");
@@ -192,7 +196,7 @@ fn response_that_begins_while_draining_announces_the_end_of_its_connection() {
         answer.send(()).expect("the backend waits");
         let answer = client.answer("GET");
         assert_eq!((answer.status, &*answer.body), (200, "ok"), "{}", answer.head);
-        answer.field("connection").map(str::to_owned)
+        answer.header("connection").map(str::to_owned)
     };
     assert_eq!(ask(false), None);
     assert_eq!(ask(true).as_deref(), Some("close"));

@@ -2,15 +2,15 @@
 //! in both versions.
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::Backend;
 use weft_integration::bootstrap::any;
 use weft_integration::http1;
 use weft_integration::http2::{self, request};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 
 /// The statuses below, at and above a limit, by a request that has so much of something.
 #[track_caller]
-fn check_limit(alone: &Alone, limit: usize, above: u16, request: impl Fn(usize) -> String) {
+fn check_limit(alone: &SingleSidecar, limit: usize, above: u16, request: impl Fn(usize) -> String) {
     for (amount, status) in [(limit - 1, 200), (limit, 200), (limit + 1, above)] {
         let answer = http1::ask(alone.port, &request(amount));
         assert_eq!(answer.status, status, "{amount} of {limit} by HTTP/1.1: {}", answer.head);
@@ -18,10 +18,15 @@ fn check_limit(alone: &Alone, limit: usize, above: u16, request: impl Fn(usize) 
 }
 
 #[track_caller]
-fn check_limit_of_http2(alone: &Alone, limit: usize, above: u16, request: impl Fn(usize) -> Value) {
+fn check_limit_of_http2(
+    alone: &SingleSidecar,
+    limit: usize,
+    above: u16,
+    request: impl Fn(usize) -> Value,
+) {
     let requests = [limit - 1, limit, limit + 1].map(request);
     let statuses: Vec<u16> =
-        http2::ask(alone.port, &requests).iter().map(http2::Answer::status).collect();
+        http2::ask(alone.port, &requests).iter().map(http2::Http2Response::status).collect();
     assert_eq!(statuses, [200, 200, above], "{limit} by HTTP/2");
 }
 
@@ -74,10 +79,13 @@ fn with_fields(count: usize) -> String {
 #[test]
 fn sizes_have_limits() {
     const KIB: usize = 1024;
-    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1)
-        .with_ours("target_limit_bytes", json!(16 * KIB))
-        .with_ours("field_limit_bytes", json!(16 * KIB))
-        .start();
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    )
+    .with_weft_metadata("target_limit_bytes", json!(16 * KIB))
+    .with_weft_metadata("field_limit_bytes", json!(16 * KIB))
+    .start();
     check_limit(&alone, 16 * KIB, 414, with_target);
     check_limit(&alone, 16 * KIB, 431, with_field);
     check_limit(&alone, 60 * KIB, 431, |bytes| with_head(bytes, 10_000));
@@ -95,7 +103,11 @@ fn sizes_have_limits() {
 #[test]
 fn one_header_or_target_may_fill_the_head() {
     const KIB: usize = 1024;
-    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    )
+    .start();
     for (bytes, header, line) in [(50 * KIB, 200, 200), (61 * KIB, 431, 414), (200 * KIB, 431, 414)]
     {
         assert_eq!(http1::ask(alone.port, &with_field(bytes)).status, header, "{bytes}");
@@ -108,16 +120,19 @@ fn one_header_or_target_may_fill_the_head() {
         request("GET", &target(61 * KIB), &[]),
     ];
     let statuses: Vec<u16> =
-        http2::ask(alone.port, &requests).iter().map(http2::Answer::status).collect();
+        http2::ask(alone.port, &requests).iter().map(http2::Http2Response::status).collect();
     assert_eq!(statuses, [200, 200, 431, 414]);
 }
 
 #[test]
 fn header_limit_of_96_kib_passes_90_kib() {
     const KIB: usize = 1024;
-    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1)
-        .with("max_request_headers_kb", json!(96))
-        .start();
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    )
+    .with("max_request_headers_kb", json!(96))
+    .start();
     assert_eq!(http1::ask(alone.port, &with_field(90 * KIB)).status, 200);
     assert_eq!(http2::ask_one(alone.port, with_field_of_http2(90 * KIB)).status(), 200);
 }
@@ -127,9 +142,13 @@ fn response_headers_have_the_limit_of_their_cluster() {
     let answering = |count: usize| {
         let headers = "x: y\r\n".repeat(count - 1);
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{headers}\r\n");
-        Wanted::before(Backend::answering(answer).port, Speaks::Http1)
+        SingleSidecarConfig::for_upstream(
+            ScriptedServer::replying_once(answer).port,
+            UpstreamHttp::Http1,
+        )
     };
-    let status = |alone: &Alone| http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").status;
+    let status =
+        |alone: &SingleSidecar| http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").status;
     assert_eq!(status(&answering(1000).start()), 200);
     for (count, wanted) in [(200, 200), (201, 502)] {
         let message = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -147,12 +166,15 @@ fn response_headers_have_the_limit_of_their_cluster() {
 
 #[test]
 fn sizes_may_have_other_limits() {
-    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1)
-        .with("max_request_headers_kb", json!(2))
-        .with("common_http_protocol_options", json!({"max_headers_count": 5}))
-        .with_ours("target_limit_bytes", json!(100))
-        .with_ours("field_limit_bytes", json!(1000))
-        .start();
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    )
+    .with("max_request_headers_kb", json!(2))
+    .with("common_http_protocol_options", json!({"max_headers_count": 5}))
+    .with_weft_metadata("target_limit_bytes", json!(100))
+    .with_weft_metadata("field_limit_bytes", json!(1000))
+    .start();
     check_limit(&alone, 100, 414, with_target);
     check_limit(&alone, 1000, 431, with_field);
     check_limit(&alone, 2048, 431, |bytes| with_head(bytes, 900));

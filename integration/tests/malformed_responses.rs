@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::SockRef;
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::cluster;
 use weft_integration::curl::Curl;
-use weft_integration::frames::{PREFACE, code, flag, frame, headers, kind};
+use weft_integration::http2_frames::{PREFACE, code, flag, frame, headers, kind};
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 
 /// A sidecar before one service for each word, each below a path of that name.
-fn before(services: &[(&str, u16)], speaks: Speaks) -> Alone {
-    let mut wanted = Wanted::before(1, speaks);
+fn before(services: &[(&str, u16)], speaks: UpstreamHttp) -> SingleSidecar {
+    let mut wanted = SingleSidecarConfig::for_upstream(1, speaks);
     wanted.clusters =
         services.iter().map(|(word, port)| cluster(word, &[*port], speaks, None)).collect();
     let route = |(word, _): &(&str, u16)| {
@@ -29,7 +29,7 @@ fn before(services: &[(&str, u16)], speaks: Speaks) -> Alone {
 }
 
 /// Asks each service, by a method that is not repeated.
-fn check_all(services: &[(&str, u16)], speaks: Speaks) {
+fn check_all(services: &[(&str, u16)], speaks: UpstreamHttp) {
     let alone = before(services, speaks);
     for (word, _) in services {
         let curl = Curl::get(alone.port, &format!("/{word}"));
@@ -43,7 +43,7 @@ fn check_all(services: &[(&str, u16)], speaks: Speaks) {
 
 /// A service that reads a request, and does this.
 fn doing(act: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> u16 {
-    let backend = Backend::start(move |stream| {
+    let backend = ScriptedServer::start(move |stream| {
         let mut reader = std::io::BufReader::new(stream);
         if read_head(&mut reader).is_some() {
             act(reader.get_mut());
@@ -54,7 +54,7 @@ fn doing(act: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> u16 {
 
 #[test]
 fn fault_of_a_response_is_in_the_access_line() {
-    let answering = |lines: &str| Backend::answering(lines.replace('|', "\r\n")).port;
+    let answering = |lines: &str| ScriptedServer::replying_once(lines.replace('|', "\r\n")).port;
     let coded = |coding: &str| answering(&format!("HTTP/1.1 200 OK|{coding}||0||"));
     let reset = |stream: &mut TcpStream| {
         let linger = SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
@@ -93,14 +93,14 @@ fn fault_of_a_response_is_in_the_access_line() {
         ("too_many_interim_responses", answering(&format!("{interim}HTTP/1.1 200 OK||"))),
         ("bad_upgrade_response", answering("HTTP/1.1 101 Switching Protocols||")),
     ];
-    check_all(&services, Speaks::Http1);
+    check_all(&services, UpstreamHttp::Http1);
 }
 
 #[test]
 fn fault_of_a_chunked_body_is_in_the_access_line() {
     let answering = |body: &str| {
         let head = "HTTP/1.1 200 OK|transfer-encoding: chunked||5|hello|";
-        Backend::answering(format!("{head}{body}").replace('|', "\r\n")).port
+        ScriptedServer::replying_once(format!("{head}{body}").replace('|', "\r\n")).port
     };
     let services = [
         ("no_number", answering("x|"), "a chunk's size is no number"),
@@ -109,7 +109,7 @@ fn fault_of_a_chunked_body_is_in_the_access_line() {
         ("trailer", answering("0|content-length: 1||"), "in the trailer section"),
     ];
     let ports = services.map(|(word, port, _)| (word, port));
-    let alone = before(&ports, Speaks::Http1);
+    let alone = before(&ports, UpstreamHttp::Http1);
     for (word, _, detail) in services {
         let answer = Curl::get(alone.port, &format!("/{word}")).run();
         assert_eq!((answer.status, answer.exit == 0), (200, false), "{word}");
@@ -121,7 +121,7 @@ fn fault_of_a_chunked_body_is_in_the_access_line() {
 
 /// A service of HTTP/2 that takes a request, and says this.
 fn framing(said: Vec<u8>) -> u16 {
-    let backend = Backend::start(move |mut stream| {
+    let backend = ScriptedServer::start(move |mut stream| {
         let mut preface = [0; PREFACE.len()];
         if stream.read_exact(&mut preface).is_err() {
             return;
@@ -156,7 +156,7 @@ fn fault_of_an_http2_response_is_in_the_access_line() {
         .chain(many.iter().map(|(name, value)| (name.as_str(), value.as_str())))
         .collect();
     let (first, rest) = many.split_at(600);
-    let block = |fields: &[(&str, &str)]| weft_integration::frames::block(fields);
+    let block = |fields: &[(&str, &str)]| weft_integration::http2_frames::block(fields);
     let many = [
         frame(kind::HEADERS, flag::END_STREAM, 1, &block(first)),
         frame(kind::CONTINUATION, flag::END_HEADERS, 1, &block(rest)),
@@ -169,5 +169,5 @@ fn fault_of_an_http2_response_is_in_the_access_line() {
         ("http2_protocol_error", framing(headers(flag::WHOLE, 1, &[("x-no-status", "1")]))),
         ("http2_frame_size_error", framing(frame(kind::DATA, flag::NONE, 1, &[0; 20_000]))),
     ];
-    check_all(&services, Speaks::Http2);
+    check_all(&services, UpstreamHttp::Http2);
 }

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_integration::curl::{Answer, Curl};
-use weft_integration::mesh::{Mesh, Workload};
+use weft_integration::curl::{Curl, CurlResponse};
+use weft_integration::mesh::{MeshWorkload, TestMesh};
 use weft_integration::mesh_pki::text;
 use weft_integration::wait::eventually;
 
@@ -17,7 +17,7 @@ const PORT: u16 = 80;
 const PROGRAM: u16 = 8080;
 const SILENT: u16 = 7200;
 
-fn set_http(mesh: &mut Mesh, service: &str, target: u16, http: &Value) {
+fn set_http(mesh: &mut TestMesh, service: &str, target: u16, http: &Value) {
     mesh.change(|file| {
         let services = file.pointer_mut("/services").and_then(Value::as_array_mut);
         let service = services.and_then(|all| {
@@ -30,19 +30,19 @@ fn set_http(mesh: &mut Mesh, service: &str, target: u16, http: &Value) {
 }
 
 /// The answer to a request with a header of so many bytes.
-fn ask_with(curl: Curl, bytes: usize) -> Answer {
+fn ask_with(curl: Curl, bytes: usize) -> CurlResponse {
     curl.with(&["--header", &format!("x-large: {}", "x".repeat(bytes))]).run()
 }
 
 /// A request of the program of `web` to `orders`, through both sidecars.
-fn ask_orders(mesh: &Mesh, bytes: usize) -> Answer {
+fn ask_orders(mesh: &TestMesh, bytes: usize) -> CurlResponse {
     let url = format!("http://{}/orders", mesh.orders_at(PORT));
     mesh.on(Some(&mesh.web.host), || ask_with(Curl::to(url), bytes))
 }
 
 /// A request of the client without a sidecar to `web`, through the sidecar of `web` alone. Over HTTP/1.1: curl
 /// itself sends no more than 64 KiB of headers over HTTP/2.
-fn ask_web(mesh: &Mesh, bytes: usize) -> Answer {
+fn ask_web(mesh: &TestMesh, bytes: usize) -> CurlResponse {
     let identity = &mesh.identity;
     let arguments = [
         "--http1.1",
@@ -56,13 +56,13 @@ fn ask_web(mesh: &Mesh, bytes: usize) -> Answer {
     mesh.on(Some(&mesh.client), || ask_with(curl, bytes))
 }
 
-fn becomes(what: &str, status: u16, ask: impl Fn() -> Answer) {
+fn becomes(what: &str, status: u16, ask: impl Fn() -> CurlResponse) {
     eventually(what, || (ask().status == status).then_some(()));
 }
 
 #[test]
 fn larger_and_smaller_header_limits_hold_through_both_sidecars() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     assert_eq!(ask_orders(&mesh, 56 << 10).status, 200, "the default is 60 KiB");
     let refused = ask_orders(&mesh, 80 << 10);
     assert_eq!(refused.status, 431, "{refused:?}");
@@ -88,14 +88,14 @@ fn larger_and_smaller_header_limits_hold_through_both_sidecars() {
     assert_eq!(ask_web(&mesh, 6 << 10).status, 200);
 }
 
-fn listen(mesh: &Mesh, workload: &Workload) -> TcpListener {
+fn listen(mesh: &TestMesh, workload: &MeshWorkload) -> TcpListener {
     let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, SILENT));
     mesh.on(Some(&workload.host), bind).expect("the port is free")
 }
 
 #[test]
 fn upload_that_pauses_longer_than_the_stream_idle_timeout_of_its_service_gets_408() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     let silent: Vec<TcpListener> = mesh.orders.iter().map(|one| listen(&mesh, one)).collect();
     set_http(&mut mesh, "orders", SILENT, &json!({"timeouts": {"stream_idle": "2s"}}));
     eventually("the new timeout is in force", || {

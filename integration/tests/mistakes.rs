@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_integration::agent::Agent;
+use weft_integration::agent::TestAgent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, with};
 use weft_integration::port;
 use weft_integration::process::{run, weft};
@@ -21,7 +21,7 @@ fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-fn problems(agent: &Agent) -> Vec<String> {
+fn problems(agent: &TestAgent) -> Vec<String> {
     let dump = agent.dump();
     let problems = dump.get("problems").and_then(Value::as_array).expect("it lists problems");
     problems.iter().filter_map(Value::as_str).map(str::to_owned).collect()
@@ -35,7 +35,7 @@ fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
     let onward = port::free();
     let virtual_one: SocketAddr = "10.96.0.9:80".parse().expect("an address");
     let looping = [local(exact), local(everywhere), virtual_one];
-    let agent = Agent::start(
+    let agent = TestAgent::start(
         |admin| {
             let mixed = static_cluster("mixed", &[&[good], &looping[..]].concat());
             let listeners = [
@@ -84,7 +84,7 @@ fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
 #[test]
 fn the_kernels_table_of_connections_is_watched() {
     let port = port::free();
-    let agent = Agent::start(
+    let agent = TestAgent::start(
         |admin| {
             let listener = to("none", "tcp", local(port));
             bootstrap(admin, &[listener], &[static_cluster("none", &[])])
@@ -124,7 +124,7 @@ fn without_descriptors_the_old_goes_on_the_new_is_refused_and_nothing_spins() {
         }
     });
     let port = port::free();
-    let agent = Agent::start(
+    let agent = TestAgent::start(
         |admin| {
             let listener = to("echo", "tcp", local(port));
             bootstrap(admin, &[listener], &[static_cluster("echo", &[at])])
@@ -163,7 +163,7 @@ fn clients_that_endpoints_cannot_see_are_told_of() {
         with(to(name, name, at), "listener_filters", filters)
     };
     let (own, strange) = (local(port::free()), local(port::free()));
-    let agent = Agent::start(
+    let agent = TestAgent::start(
         |admin| {
             let listeners = [keeping("own", own), keeping("strange", strange)];
             let clusters = [

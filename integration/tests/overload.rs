@@ -8,19 +8,21 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::endpoints;
 use weft_integration::curl::Curl;
-use weft_integration::frames::flag::{ACK, END_HEADERS, NONE, WHOLE};
-use weft_integration::frames::kind::{HEADERS, PING, SETTINGS, WINDOW_UPDATE};
-use weft_integration::frames::{Client, Frame, Outcome, PREFACE, frame, get, headers, setting};
 use weft_integration::http1;
+use weft_integration::http2_frames::flag::{ACK, END_HEADERS, NONE, WHOLE};
+use weft_integration::http2_frames::kind::{HEADERS, PING, SETTINGS, WINDOW_UPDATE};
+use weft_integration::http2_frames::{
+    Http2Frame, Http2FrameClient, PREFACE, StreamOutcome, frame, get, headers, setting,
+};
 use weft_integration::http2_probe::{FRAME_BYTES, INITIAL_WINDOW_SIZE, POST, data};
-use weft_integration::origin::Origin;
-use weft_integration::pair::Launch;
+use weft_integration::origin_server::OriginServer;
 use weft_integration::process::{run, tool};
-use weft_integration::recording::Recording;
+use weft_integration::recording_server::RecordingServer;
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::sidecar_pair::SidecarLaunch;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::eventually;
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -64,7 +66,7 @@ impl Counted {
     fn start(serve: impl Fn(TcpStream, &Count) + Send + Sync + 'static) -> Self {
         let count = Arc::<Count>::default();
         let counted = count.clone();
-        let port = Backend::start(move |stream| {
+        let port = ScriptedServer::start(move |stream| {
             counted.enter();
             serve(stream, &counted);
             counted.leave();
@@ -142,8 +144,13 @@ fn at_most(connections: u32) -> Value {
 }
 
 /// A sidecar of one worker before a service to which it may have so many connections.
-fn limited(port: u16, speaks: Speaks, connections: u32, connect_timeout: &str) -> Wanted {
-    Wanted::before(port, speaks)
+fn limited(
+    port: u16,
+    speaks: UpstreamHttp,
+    connections: u32,
+    connect_timeout: &str,
+) -> SingleSidecarConfig {
+    SingleSidecarConfig::for_upstream(port, speaks)
         .with_cluster("circuit_breakers", &at_most(connections))
         .with_cluster("connect_timeout", &json!(connect_timeout))
         .with_one_worker(&[])
@@ -154,7 +161,7 @@ fn ask_at_once(port: u16, clients: usize) -> Vec<u16> {
     let start = Barrier::new(clients);
     std::thread::scope(|scope| {
         let ask = || {
-            let mut client = http1::Client::connect(port);
+            let mut client = http1::Http1Client::connect(port);
             start.wait();
             client.ask(GET).status
         };
@@ -167,24 +174,24 @@ fn ask_at_once(port: u16, clients: usize) -> Vec<u16> {
 fn a_cluster_has_as_many_connections_as_it_may_and_others_wait() {
     // It answers nobody before the limit is reached.
     let service = Counted::in_groups_of(2);
-    let mut alone = limited(service.port, Speaks::Http1, 2, "10s").start();
+    let mut alone = limited(service.port, UpstreamHttp::Http1, 2, "10s").start();
     assert_eq!(ask_at_once(alone.port, 10), [200; 10]);
     assert_eq!(service.most(), 2);
     assert_eq!(alone.metric("weft_sidecar_upstream_connections_total"), 2);
     assert_eq!(alone.metric(OVERLOADED), 0);
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 #[test]
 fn whoever_waits_longer_than_for_a_connection_is_refused() {
-    let service = Recording::start();
-    let mut alone = limited(service.port, Speaks::Http1, 2, "0.3s").start();
+    let service = RecordingServer::start();
+    let mut alone = limited(service.port, UpstreamHttp::Http1, 2, "0.3s").start();
     let hold = |_| {
-        let mut client = http1::Client::connect(alone.port);
+        let mut client = http1::Http1Client::connect(alone.port);
         client.send(HOLD);
         client
     };
-    let held: Vec<http1::Client> = (0..2).map(hold).collect();
+    let held: Vec<http1::Http1Client> = (0..2).map(hold).collect();
     eventually("both are held", || {
         (alone.metric("weft_sidecar_upstream_connections_total") == 2).then_some(())
     });
@@ -196,20 +203,20 @@ fn whoever_waits_longer_than_for_a_connection_is_refused() {
     assert!(waited < Duration::from_secs(5), "it waited {waited:?}");
     let line = alone.access_line("\"overloaded\"");
     assert_eq!(line.get("status"), Some(&json!(503)), "{line}");
-    let mut client = Client::connect(alone.port);
+    let mut client = Http2FrameClient::connect(alone.port);
     client.send(&headers(WHOLE, 1, &get("/")));
-    assert_eq!(client.outcome(1), Outcome::Answered(503));
+    assert_eq!(client.outcome(1), StreamOutcome::Answered(503));
     assert_eq!(alone.metric(OVERLOADED), 2);
     drop(held);
     eventually("there is room again", || (http1::ask(alone.port, GET).status == 200).then_some(()));
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 #[test]
 fn every_endpoint_is_served_whatever_the_others_hold() {
     let services = [Counted::in_groups_of(1), Counted::in_groups_of(1)];
     let ports = services.each_ref().map(|service| service.port);
-    let mut alone = limited(ports[0], Speaks::Http1, 1, "10s")
+    let mut alone = limited(ports[0], UpstreamHttp::Http1, 1, "10s")
         .with_cluster("load_assignment", &endpoints("service", &ports))
         .start();
     assert_eq!(ask_at_once(alone.port, 20), [200; 20]);
@@ -218,14 +225,14 @@ fn every_endpoint_is_served_whatever_the_others_hold() {
         assert!(served > 0, "port {port} got nothing");
         assert_eq!(count.most.load(Ordering::SeqCst), 1, "port {port}");
     }
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 #[test]
 fn calls_to_a_service_of_http2_share_the_one_connection() {
-    let (_process, port) = Origin::start_http2();
+    let (_process, port) = OriginServer::start_http2();
     let service = Counted::before(port);
-    let mut alone = limited(service.port, Speaks::Http2, 1, "10s").start();
+    let mut alone = limited(service.port, UpstreamHttp::Http2, 1, "10s").start();
     assert_eq!(ask_at_once(alone.port, 10), [200; 10]);
     // Twice as many at once as the service takes streams.
     let mut load = tool("h2load");
@@ -233,29 +240,29 @@ fn calls_to_a_service_of_http2_share_the_one_connection() {
     let told = run(load.arg(format!("http://127.0.0.1:{}/length", alone.port)));
     assert!(told.contains("400 2xx"), "{told}");
     assert_eq!(service.most(), 1);
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 /// What becomes of a request over a connection of HTTP/2, which stays open.
-fn ask_by_http2(port: u16) -> (Client, Outcome) {
-    let mut client = Client::connect(port);
+fn ask_by_http2(port: u16) -> (Http2FrameClient, StreamOutcome) {
+    let mut client = Http2FrameClient::connect(port);
     client.send(&headers(WHOLE, 1, &get("/")));
     let outcome = client.outcome(1);
     (client, outcome)
 }
 
 /// Begins a body on a connection of its own, which does not end; whether it is let in.
-fn begin_body(alone: &Alone) -> (Client, bool) {
-    let count = |alone: &Alone| alone.metric("weft_sidecar_requests_total");
+fn begin_body(alone: &SingleSidecar) -> (Http2FrameClient, bool) {
+    let count = |alone: &SingleSidecar| alone.metric("weft_sidecar_requests_total");
     let (refused, before) = (alone.metric(REFUSED), count(alone));
-    let mut client = Client::connect(alone.port);
+    let mut client = Http2FrameClient::connect(alone.port);
     client.send(&headers(END_HEADERS, 1, &POST));
     eventually("the request is there", || (count(alone) > before).then_some(()));
     (client, alone.metric(REFUSED) == refused)
 }
 
 /// Connections of HTTP/2 on each of which a body may arrive, until one more is refused.
-fn use_up(alone: &Alone) -> Vec<Client> {
+fn use_up(alone: &SingleSidecar) -> Vec<Http2FrameClient> {
     let mut held = Vec::new();
     loop {
         let (client, is_let_in) = begin_body(alone);
@@ -269,9 +276,9 @@ fn use_up(alone: &Alone) -> Vec<Client> {
 
 /// The window of a connection and that of each stream, as the sidecar says at the start; none when it
 /// says instead that the connection ends.
-fn windows(client: &mut Client) -> Option<(u32, u32)> {
+fn windows(client: &mut Http2FrameClient) -> Option<(u32, u32)> {
     let (mut connection, mut stream) = (SMALL_BYTES, SMALL_BYTES);
-    let mut see = |frame: &Frame| match (frame.kind, frame.stream) {
+    let mut see = |frame: &Http2Frame| match (frame.kind, frame.stream) {
         (WINDOW_UPDATE, 0) => connection += frame.number(0),
         (SETTINGS, 0) => stream = initial_window(frame).unwrap_or(stream),
         _ => {}
@@ -283,7 +290,7 @@ fn windows(client: &mut Client) -> Option<(u32, u32)> {
 }
 
 /// All that has come when a PING is answered; none when the connection ends before.
-fn round_trip(client: &mut Client, see: &mut impl FnMut(&Frame)) -> Option<()> {
+fn round_trip(client: &mut Http2FrameClient, see: &mut impl FnMut(&Http2Frame)) -> Option<()> {
     client.send(&frame(PING, NONE, 0, &[7; 8]));
     loop {
         let came = client.receive().ok()?;
@@ -297,7 +304,7 @@ fn round_trip(client: &mut Client, see: &mut impl FnMut(&Frame)) -> Option<()> {
     }
 }
 
-fn initial_window(settings: &Frame) -> Option<u32> {
+fn initial_window(settings: &Http2Frame) -> Option<u32> {
     let setting = settings
         .payload
         .chunks_exact(6)
@@ -305,44 +312,49 @@ fn initial_window(settings: &Frame) -> Option<u32> {
     Some(u32::from_be_bytes(setting.get(2..)?.try_into().ok()?))
 }
 
-fn with_one_mib(port: u16, speaks: Speaks) -> Alone {
-    Wanted::before(port, speaks).with_one_worker(&["--window-limit", "1"]).start()
+fn with_one_mib(port: u16, speaks: UpstreamHttp) -> SingleSidecar {
+    SingleSidecarConfig::for_upstream(port, speaks)
+        .with_one_worker(&["--window-limit", "1"])
+        .start()
 }
 
 #[test]
 fn bodies_beyond_the_window_limit_are_refused_with_503() {
     const TOO_MANY: u64 = 10;
-    let mut alone = with_one_mib(Backend::telling_heads().port, Speaks::Http1);
+    let mut alone = with_one_mib(ScriptedServer::echoing_heads().port, UpstreamHttp::Http1);
     let mut held = use_up(&alone);
     assert!((11..=12).contains(&held.len()), "{} have a window", held.len());
     let refused = alone.metric(REFUSED);
     for _ in 0..TOO_MANY {
         let (mut client, is_let_in) = begin_body(&alone);
         assert!(!is_let_in);
-        assert_eq!(client.outcome(1), Outcome::Answered(503));
-        assert_eq!(ask_by_http2(alone.port).1, Outcome::Answered(200), "without a body");
+        assert_eq!(client.outcome(1), StreamOutcome::Answered(503));
+        assert_eq!(ask_by_http2(alone.port).1, StreamOutcome::Answered(200), "without a body");
         assert_eq!(http1::ask(alone.port, GET).status, 200, "HTTP/1.1 needs no window");
     }
     assert_eq!(alone.metric(REFUSED) - refused, TOO_MANY);
     // The connections that came before are served.
     for client in &mut held {
         client.send(&headers(WHOLE, 3, &get("/")));
-        assert_eq!(client.outcome(3), Outcome::Answered(200));
+        assert_eq!(client.outcome(3), StreamOutcome::Answered(200));
     }
     drop(held);
     eventually("there is room again", || begin_body(&alone).1.then_some(()));
     let again = use_up(&alone);
     assert!((10..=12).contains(&again.len()), "{} have a window again", again.len());
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 #[test]
 fn a_window_is_full_while_there_is_plenty() {
-    let service = Backend::telling_heads();
+    let service = ScriptedServer::echoing_heads();
     let check = |arguments: &[&str], bytes: &[u32]| {
-        let alone = Wanted::before(service.port, Speaks::Http1).with_one_worker(arguments).start();
+        let alone = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1)
+            .with_one_worker(arguments)
+            .start();
         // All of them stay open.
-        let mut clients: Vec<Client> = bytes.iter().map(|_| Client::connect(alone.port)).collect();
+        let mut clients: Vec<Http2FrameClient> =
+            bytes.iter().map(|_| Http2FrameClient::connect(alone.port)).collect();
         let told: Vec<u32> =
             clients.iter_mut().map(|client| windows(client).map_or(0, |(all, _)| all)).collect();
         // Which of them is taken in first is not said.
@@ -358,12 +370,12 @@ fn a_window_is_full_while_there_is_plenty() {
 
 #[test]
 fn a_service_of_http2_is_reached_whatever_clients_hold() {
-    let (_process, port) = Origin::start_http2();
-    let mut alone = with_one_mib(port, Speaks::Http2);
+    let (_process, port) = OriginServer::start_http2();
+    let mut alone = with_one_mib(port, UpstreamHttp::Http2);
     let held = use_up(&alone);
     assert!((11..=12).contains(&held.len()), "{} have a window", held.len());
     assert_eq!(http1::ask(alone.port, GET).status, 200);
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 #[test]
@@ -371,10 +383,10 @@ fn request_beyond_the_window_limit_of_endpoints_is_refused_without_a_connection(
     // A quarter of 1 MiB.
     const WINDOWS: usize = 4;
     let service = Counted::silent_http2();
-    let mut alone = with_one_mib(service.port, Speaks::Http2);
+    let mut alone = with_one_mib(service.port, UpstreamHttp::Http2);
     let taken = || service.count.requests.load(Ordering::SeqCst);
     let hold = || {
-        let mut client = http1::Client::connect(alone.port);
+        let mut client = http1::Http1Client::connect(alone.port);
         assert!(client.send(GET));
         client
     };
@@ -395,11 +407,11 @@ fn request_beyond_the_window_limit_of_endpoints_is_refused_without_a_connection(
         again.push(hold());
         (taken() > WINDOWS).then_some(())
     });
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 /// Sends as much of bodies as the windows let it; how much that was.
-fn fill(client: &mut Client) -> u32 {
+fn fill(client: &mut Http2FrameClient) -> u32 {
     let (mut left, of_stream) = windows(client).expect("it has a window");
     let granted = left;
     for stream in (1..).step_by(2) {
@@ -426,16 +438,17 @@ fn fill(client: &mut Client) -> u32 {
 fn what_windows_let_in_is_bounded_for_all_connections_together() {
     const CLIENTS: usize = 40;
     const GROWTH_BYTES: u64 = 16 * 1024 * 1024;
-    let service = Recording::start();
+    let service = RecordingServer::start();
     // Requests wait for the connection that somebody holds, so none of their bodies is taken: not even
     // by the kernel's buffers before a service.
-    let wanted = limited(service.port, Speaks::Http1, 1, "60s");
+    let wanted = limited(service.port, UpstreamHttp::Http1, 1, "60s");
     let mut alone = wanted.with_one_worker(&["--window-limit", "12"]).start();
-    let mut holder = http1::Client::connect(alone.port);
+    let mut holder = http1::Http1Client::connect(alone.port);
     holder.send(HOLD);
     eventually("it is held", || (!service.take().is_empty()).then_some(()));
-    let before = alone.sidecar.resident();
-    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| Client::connect(alone.port)).collect();
+    let before = alone.sidecar.resident_memory();
+    let mut clients: Vec<Http2FrameClient> =
+        (0..CLIENTS).map(|_| Http2FrameClient::connect(alone.port)).collect();
     let sent: u64 = clients.iter_mut().map(|client| u64::from(fill(client))).sum();
     let [full, small] = [FULL_BYTES, SMALL_BYTES].map(u64::from);
     assert_eq!(
@@ -443,11 +456,11 @@ fn what_windows_let_in_is_bounded_for_all_connections_together() {
         full + (CLIENTS as u64 - 1) * small,
         "one has a full window, the others small"
     );
-    let grown = alone.sidecar.peak().saturating_sub(before);
+    let grown = alone.sidecar.peak_memory().saturating_sub(before);
     assert!(grown < GROWTH_BYTES, "it grew by {grown} bytes for {sent}");
     // Were nothing of it kept, this would tell nothing.
     assert!(grown > sent / 2, "it grew by {grown} bytes for {sent}: where are they?");
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 #[test]
@@ -455,21 +468,22 @@ fn without_files_it_rests_and_goes_on_when_there_are_some() {
     const FILES: u32 = 120;
     const CLIENTS: usize = 300;
     const WATCHED: Duration = Duration::from_secs(3);
-    let service = Recording::start();
-    let mut wanted = Wanted::before(service.port, Speaks::Http1).with_one_worker(&[]);
-    wanted.launch = Launch { open_files: Some(FILES), ..wanted.launch };
+    let service = RecordingServer::start();
+    let mut wanted =
+        SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1).with_one_worker(&[]);
+    wanted.launch = SidecarLaunch { open_files: Some(FILES), ..wanted.launch };
     let mut alone = wanted.start();
     let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, alone.port));
     let clients: Result<Vec<TcpStream>, _> = (0..CLIENTS).map(connect).collect();
     let mut clients = clients.expect("the kernel takes them in");
     eventually("no file is left", || (alone.sidecar.open_files() >= FILES as usize).then_some(()));
-    let before = alone.sidecar.processor_time();
+    let before = alone.sidecar.cpu_time();
     let last = clients.last_mut().expect("there are some");
     last.write_all(GET.as_bytes()).expect("it is open");
     last.set_read_timeout(Some(WATCHED)).expect("it is above zero");
     let unserved = last.read(&mut [0; 8]).expect_err("it waits for a file");
     assert_eq!(unserved.kind(), ErrorKind::WouldBlock, "{unserved}");
-    let taken = alone.sidecar.processor_time().saturating_sub(before);
+    let taken = alone.sidecar.cpu_time().saturating_sub(before);
     assert!(taken < Duration::from_millis(300), "it took {taken:?} of {WATCHED:?}");
     assert_eq!(Curl::get(alone.sidecar.admin, "/ready").run().status, 200);
     assert!(alone.metric("weft_sidecar_connections_open") < FILES.into());
@@ -478,14 +492,14 @@ fn without_files_it_rests_and_goes_on_when_there_are_some() {
     assert_eq!(http1::ask(alone.port, GET).status, 200);
     let waited = gone.elapsed();
     assert!(waited < Duration::from_secs(1), "it waited {waited:?}");
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 /// Idle connections of HTTP/2 that have been served.
-fn idle(alone: &Alone, count: usize) -> Vec<Client> {
+fn idle(alone: &SingleSidecar, count: usize) -> Vec<Http2FrameClient> {
     let serve = |_| {
         let (client, outcome) = ask_by_http2(alone.port);
-        assert_eq!(outcome, Outcome::Answered(200));
+        assert_eq!(outcome, StreamOutcome::Answered(200));
         client
     };
     (0..count).map(serve).collect()
@@ -496,20 +510,22 @@ fn idle_http2_connections_are_no_burden_on_the_window_limit() {
     const FIRST: usize = 100;
     const CONNECTIONS: usize = 1_700;
     const EACH_BYTES: u64 = 40 * 1024;
-    let service = Backend::telling_heads();
-    let mut alone = Wanted::before(service.port, Speaks::Http1).with_one_worker(&[]).start();
+    let service = ScriptedServer::echoing_heads();
+    let mut alone = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1)
+        .with_one_worker(&[])
+        .start();
     // What the first ones need beside themselves is there.
     let _first = idle(&alone, FIRST);
-    let before = alone.sidecar.resident();
+    let before = alone.sidecar.resident_memory();
     let held = idle(&alone, CONNECTIONS);
-    let grown = alone.sidecar.resident().saturating_sub(before);
+    let grown = alone.sidecar.resident_memory().saturating_sub(before);
     let each = grown / CONNECTIONS as u64;
     assert!(each < EACH_BYTES, "{each} bytes for each, in a build that is not optimized");
     assert_eq!(alone.metric(REFUSED), 0);
     drop(held);
     eventually("memory is given back", || {
-        let left = alone.sidecar.resident().saturating_sub(before);
+        let left = alone.sidecar.resident_memory().saturating_sub(before);
         (left < grown / 2).then_some(())
     });
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }

@@ -2,14 +2,14 @@
 //! written.
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::Backend;
-use weft_integration::bootstrap::{any, want_fetched_token};
-use weft_integration::http1::{self, Client};
+use weft_integration::bootstrap::{any, require_token_with_fetched_keys};
+use weft_integration::http1::{self, Http1Client};
 use weft_integration::mesh_pki::text;
 use weft_integration::nginx::Nginx;
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 
 const SECRET: &str = "secret";
 
@@ -77,18 +77,18 @@ fn paths() -> Vec<String> {
     paths
 }
 
-fn ask(client: &mut Client, port: u16, path: &str) -> http1::Answer {
+fn ask(client: &mut Http1Client, port: u16, path: &str) -> http1::Http1Response {
     let answer = client.ask(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
-    if answer.broken || answer.field("connection").is_some_and(|value| value == "close") {
-        *client = Client::connect(port);
+    if answer.broken || answer.header("connection").is_some_and(|value| value == "close") {
+        *client = Http1Client::connect(port);
     }
     answer
 }
 
 /// Sidecars before a service, by the settings of a file and of a mesh.
-fn fronts(port: u16) -> Vec<(&'static str, Alone)> {
+fn fronts(port: u16) -> Vec<(&'static str, SingleSidecar)> {
     let front = |ours: Value, normalize: bool| {
-        let mut wanted = Wanted::before(port, Speaks::Http1);
+        let mut wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
         wanted.ours = ours;
         if normalize {
             wanted = wanted.with("normalize_path", json!(true)).with("merge_slashes", json!(true));
@@ -107,13 +107,13 @@ fn fronts(port: u16) -> Vec<(&'static str, Alone)> {
 #[track_caller]
 fn check(name: &str, service: u16) {
     let paths = paths();
-    let mut direct = Client::connect(service);
+    let mut direct = Http1Client::connect(service);
     let reached: Vec<&String> =
         paths.iter().filter(|path| ask(&mut direct, service, path).body.contains(SECRET)).collect();
     // A service that no path leads to would show nothing.
     assert!(!reached.is_empty(), "{name} serves nothing below /admin");
     for (settings, front) in fronts(service) {
-        let mut client = Client::connect(front.port);
+        let mut client = Http1Client::connect(front.port);
         let mut served = 0;
         for path in &paths {
             let answer = ask(&mut client, front.port, path);
@@ -182,9 +182,12 @@ fn no_spelling_of_a_path_reaches_what_is_denied_at_nginx() {
 #[test]
 fn token_is_required_where_any_reading_of_the_path_requires_it() {
     for ours in [json!({}), json!({"path": "as_sent"})] {
-        let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
+        let mut wanted = SingleSidecarConfig::for_upstream(
+            ScriptedServer::echoing_heads().port,
+            UpstreamHttp::Http1,
+        );
         wanted.ours = ours;
-        let filter = want_fetched_token("issuer", "audience", "service", "/admin");
+        let filter = require_token_with_fetched_keys("issuer", "audience", "service", "/admin");
         wanted.http["http_filters"].as_array_mut().expect("filters are a list").insert(0, filter);
         let front = wanted.start();
         for (path, status) in [

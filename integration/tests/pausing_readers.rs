@@ -5,16 +5,16 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use serde_json::json;
-use weft_integration::alone::{Speaks, Wanted};
-use weft_integration::backend::{Backend, read_head};
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::single_sidecar::{SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::DEADLINE;
 
 /// More than the buffers of both connections hold.
 const BYTES: usize = 32 << 20;
 
 /// A service that answers with very much at once.
-fn large() -> Backend {
-    Backend::start(|stream| {
+fn large() -> ScriptedServer {
+    ScriptedServer::start(|stream| {
         let mut reader = std::io::BufReader::new(stream);
         if read_head(&mut reader).is_none() {
             return;
@@ -51,7 +51,7 @@ fn read_with_a_pause(port: u16, pause: Duration) -> usize {
 
 #[test]
 fn reader_that_pauses_for_35_seconds_gets_its_whole_answer() {
-    let alone = Wanted::before(large().port, Speaks::Http1)
+    let alone = SingleSidecarConfig::for_upstream(large().port, UpstreamHttp::Http1)
         .with(
             "route_config",
             json!({"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
@@ -63,7 +63,7 @@ fn reader_that_pauses_for_35_seconds_gets_its_whole_answer() {
 
 #[test]
 fn reader_that_pauses_longer_than_the_stream_idle_timeout_is_ended() {
-    let alone = Wanted::before(large().port, Speaks::Http1)
+    let alone = SingleSidecarConfig::for_upstream(large().port, UpstreamHttp::Http1)
         .with("stream_idle_timeout", json!("1s"))
         .start();
     assert!(read_with_a_pause(alone.port, Duration::from_secs(5)) < BYTES);

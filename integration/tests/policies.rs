@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_integration::mesh::{Mesh, Workload};
+use weft_integration::mesh::{MeshWorkload, TestMesh};
 use weft_integration::mesh_pki::spiffe_id;
 use weft_integration::process::weft;
 use weft_integration::wait::{DEADLINE, eventually};
@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(5);
 const PACE: Duration = Duration::from_millis(50);
 
 /// A program that answers each request with a body that has no end, and one that sends back bytes.
-fn programs(mesh: &Mesh) {
+fn programs(mesh: &TestMesh) {
     for workload in &mesh.orders {
         let listen = |port: u16| {
             let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, port));
@@ -69,7 +69,7 @@ fn echo(mut client: TcpStream) -> Option<()> {
 struct Open(BufReader<TcpStream>);
 
 impl Open {
-    fn to(mesh: &Mesh, port: u16) -> Self {
+    fn to(mesh: &TestMesh, port: u16) -> Self {
         let orders = SocketAddr::from((OF_ORDERS, port));
         let connect = || TcpStream::connect(orders).expect("the sidecar takes it");
         let stream = mesh.on(Some(&mesh.web.host), connect);
@@ -78,7 +78,7 @@ impl Open {
     }
 
     /// Begins a stream; gives its status.
-    fn begin(mesh: &Mesh, path: &str) -> (Self, String) {
+    fn begin(mesh: &TestMesh, path: &str) -> (Self, String) {
         let mut open = Self::to(mesh, STREAMS);
         let head = format!("GET {path} HTTP/1.1\r\nhost: orders\r\n\r\n");
         let mut status = String::new();
@@ -126,8 +126,8 @@ impl Open {
 }
 
 /// A mesh where `web` may see all streams of `orders` and use its bytes.
-fn mesh() -> Mesh {
-    let mut mesh = Mesh::start();
+fn mesh() -> TestMesh {
+    let mut mesh = TestMesh::start();
     programs(&mesh);
     let all = json!([{"from": ["web"]}]);
     mesh.change(|file| {
@@ -154,8 +154,8 @@ fn set_policy(file: &mut Value, policy: Value) {
     *place = policy;
 }
 
-fn counted(mesh: &Mesh, metric: &str) -> u64 {
-    let of = |workload: &Workload| {
+fn counted(mesh: &TestMesh, metric: &str) -> u64 {
+    let of = |workload: &MeshWorkload| {
         let page = workload.sidecar.admin("/metrics").text();
         let line = page.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix("_total "));
         line.and_then(|value| value.parse::<u64>().ok()).expect("the metric is there")

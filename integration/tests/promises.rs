@@ -7,7 +7,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use weft_integration::mesh::{Family, Mesh};
+use weft_integration::mesh::{MeshIpFamily, TestMesh};
 use weft_integration::wait::{DEADLINE, eventually};
 use weft_model::{FlowKey, FlowTuple, Transport};
 
@@ -27,7 +27,7 @@ fn noise(seed: u32, bytes: usize) -> Vec<u8> {
 }
 
 /// The replicas that answer `web`'s program, asked often enough to meet each.
-fn replicas(mesh: &Mesh) -> BTreeSet<String> {
+fn replicas(mesh: &TestMesh) -> BTreeSet<String> {
     let ask = || {
         let answer = mesh.ask_orders();
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -40,10 +40,10 @@ fn replicas(mesh: &Mesh) -> BTreeSet<String> {
 
 #[test]
 fn a_mesh_carries_requests_flows_and_datagrams() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     let answer = mesh.ask().text();
     assert!(answer.contains("/sa/client") && answer.contains("/sa/web"), "{answer}");
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 /// The sockets that a thread's table of open files holds.
@@ -55,7 +55,7 @@ fn sockets(table: &Path) -> BTreeSet<PathBuf> {
 
 #[test]
 fn workers_hold_nothing_open_that_the_rest_of_the_process_closes() {
-    let mesh = Mesh::start();
+    let mesh = TestMesh::start();
     mesh.assert_traffic_flows();
     for (role, worker) in [(&mesh.agent, "agent-0"), (&mesh.web.sidecar, "sidecar-0")] {
         let process = PathBuf::from(format!("/proc/{}", role.process.id()));
@@ -74,7 +74,7 @@ fn workers_hold_nothing_open_that_the_rest_of_the_process_closes() {
 }
 
 /// The hash of a flow, as the agent tells it.
-fn told_hash(mesh: &Mesh, flow: &FlowTuple) -> Option<Value> {
+fn told_hash(mesh: &TestMesh, flow: &FlowTuple) -> Option<Value> {
     let query =
         format!("/flow?transport=tcp&client={}&destination={}", flow.client, flow.destination);
     let told: Value = serde_json::from_slice(&mesh.agent.admin(&query).body).ok()?;
@@ -83,7 +83,7 @@ fn told_hash(mesh: &Mesh, flow: &FlowTuple) -> Option<Value> {
 
 #[test]
 fn flows_are_hashed_with_a_seed_of_the_meshs_own_that_outlives_a_restart() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     let client = SocketAddr::from(([10, 9, 9, 9], 4000));
     let flow = FlowTuple { transport: Transport::Tcp, client, destination: mesh.echo() };
     let hash = told_hash(&mesh, &flow).expect("the agent explains");
@@ -99,15 +99,15 @@ fn flows_are_hashed_with_a_seed_of_the_meshs_own_that_outlives_a_restart() {
 
 #[test]
 fn a_mesh_of_ipv6_alone_does_the_same() {
-    let mut mesh = Mesh::start_in(Family::V6);
+    let mut mesh = TestMesh::start_in_family(MeshIpFamily::V6);
     let answer = mesh.ask().text();
     assert!(answer.contains("/sa/client") && answer.contains("/sa/web"), "{answer}");
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
 fn an_agent_that_is_killed_takes_only_its_own_flows_along() {
-    let mut mesh = Mesh::start_with(Family::V4, &["--path", "proxy"]);
+    let mut mesh = TestMesh::start_with_agent_arguments(MeshIpFamily::V4, &["--path", "proxy"]);
     let (mut flow, _) = mesh.open_flow().expect("the echo service greets");
     mesh.agent.process.kill();
 
@@ -116,12 +116,12 @@ fn an_agent_that_is_killed_takes_only_its_own_flows_along() {
     assert_eq!(replicas(&mesh).len(), 2, "sidecars do not need the agent");
 
     mesh.agent.restart();
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
 fn an_agent_that_is_killed_takes_no_flow_along_that_the_kernel_carries() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     let (mut flow, replica) = mesh.open_flow().expect("the echo service greets");
     mesh.agent.process.kill();
     assert_eq!(flow.say("still there?"), Some(replica.clone()));
@@ -129,12 +129,12 @@ fn an_agent_that_is_killed_takes_no_flow_along_that_the_kernel_carries() {
 
     mesh.agent.restart();
     assert_eq!(flow.say("and now?"), Some(replica));
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
 fn a_sidecar_that_is_killed_is_replaced_by_the_other_replica() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     assert_eq!(replicas(&mesh).len(), 2);
     mesh.orders[0].sidecar.process.kill();
     assert_eq!(replicas(&mesh), BTreeSet::from(["orders-2".to_owned()]));
@@ -142,12 +142,12 @@ fn a_sidecar_that_is_killed_is_replaced_by_the_other_replica() {
 
     mesh.orders[0].sidecar.restart();
     eventually("both replicas serve again", || (replicas(&mesh).len() == 2).then_some(()));
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
 fn a_control_plane_that_is_killed_is_not_missed_and_leads_again_when_it_is_back() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     mesh.control.process.kill();
     mesh.assert_traffic_flows();
 
@@ -159,12 +159,12 @@ fn a_control_plane_that_is_killed_is_not_missed_and_leads_again_when_it_is_back(
     eventually("web may GET again", || {
         (0..16).all(|_| mesh.ask_orders().status == 200).then_some(())
     });
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
 fn two_services_on_one_address_are_refused_and_nothing_changes() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     mesh.change(|mesh| mesh["services"][1]["addresses"] = mesh["services"][0]["addresses"].clone());
     let rejected = eventually("the control plane refuses it", || {
         let dump: Value = serde_json::from_slice(&mesh.control.admin("/config_dump").body).ok()?;
@@ -173,12 +173,12 @@ fn two_services_on_one_address_are_refused_and_nothing_changes() {
     for part in ["services[1].addresses[0]", "10.96.0.1", "web"] {
         assert!(rejected.contains(part), "{rejected:?} does not say {part:?}");
     }
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
 fn a_join_token_lets_one_workload_in_and_no_second() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     let thief = mesh.host("thief");
     let second = mesh.join("thief", &thief, "web", &["sidecar", "--service", "web"]);
     eventually("the second is refused, and says why", || {
@@ -191,7 +191,7 @@ fn a_join_token_lets_one_workload_in_and_no_second() {
     eventually("so is one with the token of another service", || {
         other.process.errors().contains("join token").then_some(())
     });
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 /// Sends bytes and takes in what comes back, until the other side ends it. Being reset is an end.
@@ -214,7 +214,7 @@ fn say(to: SocketAddr, bytes: &[u8]) {
 
 #[test]
 fn noise_on_the_ports_of_agent_and_control_plane_harms_nobody() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     let control = IpAddr::from(mesh.control_host().address);
     let router = IpAddr::from([10, 90, 1, 1]);
     let client = mesh.client.clone();
@@ -238,12 +238,12 @@ fn noise_on_the_ports_of_agent_and_control_plane_harms_nobody() {
             }
         })
         .expect("the host can be entered");
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
 fn connections_that_say_nothing_do_not_keep_others_from_the_control_plane() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     let control: SocketAddr = (mesh.control_host().address, 15010).into();
     let silent: Vec<TcpStream> = mesh
         .client

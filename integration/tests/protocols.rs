@@ -3,14 +3,16 @@
 //! websockets.
 
 use serde_json::json;
-use weft_integration::alone::{Both, Speaks, Wanted, targetless};
 use weft_integration::bootstrap::verify_mode;
-use weft_integration::http1::{self, Client};
+use weft_integration::http1::{self, Http1Client};
 use weft_integration::http2::{self, request};
 use weft_integration::mesh_pki::{MeshPki, text};
-use weft_integration::origin::Origin;
+use weft_integration::origin_server::OriginServer;
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart, run};
+use weft_integration::single_sidecar::{
+    SidecarPerHttpVersion, SingleSidecarConfig, UpstreamHttp, matching_empty_path,
+};
 
 /// What the versions of an answer have in common.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -30,11 +32,11 @@ fn by_http1(port: u16, version: &str, method: &str, path: &str) -> Common {
     let own = |text: &str| text.to_owned();
     Common {
         status: answer.status,
-        length: answer.field("content-length").map(own),
-        etag: answer.field("etag").map(own),
-        checksum: http1::field(&format!("\n{}", answer.trailers), "x-checksum").map(own),
+        length: answer.header("content-length").map(own),
+        etag: answer.header("etag").map(own),
+        checksum: http1::header(&format!("\n{}", answer.trailers), "x-checksum").map(own),
         interim: answer.interim.iter().map(|head| head[9..12].to_owned()).collect(),
-        link: answer.interim.first().and_then(|head| http1::field(head, "link")).map(own),
+        link: answer.interim.first().and_then(|head| http1::header(head, "link")).map(own),
         body: answer.body,
     }
 }
@@ -45,11 +47,11 @@ fn by_http2(port: u16, method: &str, path: &str) -> Common {
     let own = |text: &str| text.to_owned();
     Common {
         status: answer.status(),
-        length: answer.field("content-length").map(own),
-        etag: answer.field("etag").map(own),
+        length: answer.header("content-length").map(own),
+        etag: answer.header("etag").map(own),
         checksum: answer.trailer("x-checksum").map(own),
         interim: answer.interim().into_iter().map(own).collect(),
-        link: answer.interim_field("link").map(own),
+        link: answer.interim_header("link").map(own),
         body: answer.body().to_owned(),
     }
 }
@@ -60,7 +62,7 @@ fn some(text: &str) -> Option<String> {
 
 #[test]
 fn an_answer_means_the_same_in_every_version() {
-    let both = Both::plain();
+    let both = SidecarPerHttpVersion::plain();
     let check = |method: &str, path: &str, expected: &Common| {
         for (to, port) in both.ports() {
             let told = |version| format!("{method} {path} by {version} {to}");
@@ -88,7 +90,7 @@ fn an_answer_means_the_same_in_every_version() {
 /// RFC 8297; RFC 9110, section 15.2: a server must not send one to a client of HTTP/1.0.
 #[test]
 fn early_hints_reach_whoever_knows_them() {
-    for (to, port) in Both::plain().ports() {
+    for (to, port) in SidecarPerHttpVersion::plain().ports() {
         for answer in [by_http1(port, "1.1", "GET", "/hints"), by_http2(port, "GET", "/hints")] {
             assert_eq!((answer.status, answer.interim), (200, vec!["103".to_owned()]), "{to}");
             assert_eq!(answer.link.as_deref(), Some("</style.css>; rel=preload"), "{to}");
@@ -100,7 +102,7 @@ fn early_hints_reach_whoever_knows_them() {
 
 #[test]
 fn a_body_and_its_trailers_reach_every_service() {
-    let both = Both::plain();
+    let both = SidecarPerHttpVersion::plain();
     let chunked = "POST /tell HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
         3\r\nsen\r\n1;x=y\r\nt\r\n0\r\nx-checksum: 1\r\n\r\n";
     let whole = "POST /tell HTTP/1.0\r\nhost: a\r\ncontent-length: 4\r\n\r\nsent";
@@ -130,16 +132,18 @@ fn http2_is_agreed_on_by_alpn() {
     let (server, client) = (pki.issue("server"), pki.issue("client"));
     let files =
         [text(&pki.root()), text(&client.certificate), text(&client.key)].map(str::to_owned);
-    let (_process, http2_port) = Origin::start_http2();
-    let verify = verify_mode(&server, &pki.root(), &pki.revocations());
+    let (_process, http2_port) = OriginServer::start_http2();
+    let verify = verify_mode(&server, &pki.root(), &pki.crl_file());
     let mut pki = Some(pki);
-    for (port, speaks) in [(Origin::start().port, Speaks::Http1), (http2_port, Speaks::Http2)] {
-        let wanted = Wanted::before(port, speaks);
-        let wanted = Wanted { tls: Some(verify.clone()), ..wanted };
+    for (port, speaks) in
+        [(OriginServer::start().port, UpstreamHttp::Http1), (http2_port, UpstreamHttp::Http2)]
+    {
+        let wanted = SingleSidecarConfig::for_upstream(port, speaks);
+        let wanted = SingleSidecarConfig { tls: Some(verify.clone()), ..wanted };
         // Both need the files of the one authority.
         let alone = match pki.take() {
-            Some(pki) => wanted.start_with(pki),
-            None => wanted.start_with(MeshPki::create()),
+            Some(pki) => wanted.start_with_pki(pki),
+            None => wanted.start_with_pki(MeshPki::create()),
         };
         let mut asked = request("GET", "/tell", &[]);
         asked["tls"] = json!(files);
@@ -155,7 +159,7 @@ fn grpc_reaches_a_service_of_http2() {
     let port = port::free();
     let service = Process::start("service", counterpart("grpc_service.py").arg(port.to_string()));
     service.line_with("ready");
-    let alone = Wanted::before(port, Speaks::Http2).start();
+    let alone = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http2).start();
     for what in ["unary", "many", "error", "server_stream", "client_stream"] {
         run(counterpart("grpc_caller.py").arg(alone.port.to_string()).arg(what));
     }
@@ -163,13 +167,13 @@ fn grpc_reaches_a_service_of_http2() {
 
 #[test]
 fn grpc_before_a_service_of_http1_is_unimplemented() {
-    let origin = Origin::start();
-    let alone = Wanted::before(origin.port, Speaks::Http1).start();
+    let origin = OriginServer::start();
+    let alone = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).start();
     let call = request("POST", "/weft.Test/Unary", &[("content-type", "application/grpc+proto")]);
     let answer = http2::ask_one(alone.port, call);
     assert_eq!(answer.status(), 200, "{answer:?}");
-    assert_eq!(answer.field("grpc-status"), Some("12"), "{answer:?}");
-    assert_eq!(answer.field("content-type"), Some("application/grpc"), "{answer:?}");
+    assert_eq!(answer.header("grpc-status"), Some("12"), "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/grpc"), "{answer:?}");
     let line = alone.access_line("/weft.Test/Unary");
     assert_eq!((&line["status"], &line["denial"]), (&json!(464), &json!("protocol_mismatch")));
     assert_eq!(origin.seen(), Vec::<String>::new());
@@ -179,10 +183,10 @@ const EXPECTING: &str = "expect: 100-continue\r\n\r\n";
 
 #[test]
 fn a_service_is_asked_itself_whether_it_takes_a_body() {
-    let both = Both::plain();
+    let both = SidecarPerHttpVersion::plain();
     for (to, port) in both.ports() {
         for framing in ["content-length: 4", "transfer-encoding: chunked"] {
-            let mut client = Client::connect(port);
+            let mut client = Http1Client::connect(port);
             client.send(format!("POST /take HTTP/1.1\r\nhost: a\r\n{framing}\r\n{EXPECTING}"));
             let interim = client.bytes(25).expect("something");
             assert_eq!(interim, "HTTP/1.1 100 Continue\r\n\r\n", "{framing} {to}");
@@ -202,10 +206,10 @@ fn a_service_is_asked_itself_whether_it_takes_a_body() {
 
 #[test]
 fn a_body_that_is_not_wanted_is_never_sent() {
-    let both = Both::plain();
+    let both = SidecarPerHttpVersion::plain();
     for (to, port) in both.ports() {
         for status in [417, 401] {
-            let mut client = Client::connect(port);
+            let mut client = Http1Client::connect(port);
             client.send(format!(
                 "POST /refuse/{status} HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n{EXPECTING}"
             ));
@@ -234,19 +238,19 @@ fn a_body_that_is_not_wanted_is_never_sent() {
 /// section 9.6: who closes says so.
 #[test]
 fn an_answer_without_the_body_says_that_it_is_the_last() {
-    for (to, port) in Both::plain().ports() {
+    for (to, port) in SidecarPerHttpVersion::plain().ports() {
         let answer = http1::ask(
             port,
             &format!("POST /refuse/417 HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n{EXPECTING}"),
         );
-        assert_eq!(answer.field("connection"), Some("close"), "{to}: {answer:?}");
+        assert_eq!(answer.header("connection"), Some("close"), "{to}: {answer:?}");
     }
 }
 
 #[test]
 fn requests_in_one_segment_are_answered_in_their_order() {
-    for (to, port) in Both::plain().ports() {
-        let mut client = Client::connect(port);
+    for (to, port) in SidecarPerHttpVersion::plain().ports() {
+        let mut client = Http1Client::connect(port);
         client.send(
             "GET /tell?1 HTTP/1.1\r\nhost: a\r\n\r\n\
             POST /tell?2 HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nsent\
@@ -263,7 +267,7 @@ fn requests_in_one_segment_are_answered_in_their_order() {
 
 #[test]
 fn every_form_of_a_target_reaches_the_service_as_its_own_form() {
-    let both = Both::plain();
+    let both = SidecarPerHttpVersion::plain();
     let check = |line: &str, host: &str, expected: &str| {
         for (to, port) in both.ports() {
             let told = http1::ask(port, &format!("{line} HTTP/1.1\r\nhost: {host}\r\n\r\n"));
@@ -288,7 +292,7 @@ fn every_form_of_a_target_reaches_the_service_as_its_own_form() {
 
 /// A route that takes what has no path as well: `OPTIONS *` and `CONNECT`.
 #[track_caller]
-fn check_options_of_the_server(both: &Both) {
+fn check_options_of_the_server(both: &SidecarPerHttpVersion) {
     for (to, port) in both.ports() {
         let told = http1::ask(port, "OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n");
         assert!(told.body.starts_with("OPTIONS *\nhost: a\n"), "{to}: {told:?}");
@@ -299,27 +303,27 @@ fn check_options_of_the_server(both: &Both) {
 
 #[test]
 fn options_of_the_whole_server_reach_it() {
-    check_options_of_the_server(&Both::start(targetless));
+    check_options_of_the_server(&SidecarPerHttpVersion::start(matching_empty_path));
 }
 
 /// RFC 9110, section 9.3.7.
 #[test]
 fn options_of_the_whole_server_take_the_route_of_everything() {
-    check_options_of_the_server(&Both::plain());
+    check_options_of_the_server(&SidecarPerHttpVersion::plain());
 }
 
 #[test]
 fn the_last_request_of_a_connection_is_told_so() {
-    let both = Both::start(|wanted| {
+    let both = SidecarPerHttpVersion::start(|wanted| {
         wanted.with("common_http_protocol_options", json!({"max_requests_per_connection": 2}))
     });
     for (to, port) in both.ports() {
-        let mut client = Client::connect(port);
+        let mut client = Http1Client::connect(port);
         let asked = "GET /tell HTTP/1.1\r\nhost: a\r\n\r\n";
-        assert_eq!(client.ask(asked).field("connection"), None, "{to}");
+        assert_eq!(client.ask(asked).header("connection"), None, "{to}");
         // What is behind the last one is not looked at.
         let last = client.ask(&format!("{asked}{asked}"));
-        assert_eq!((last.status, last.field("connection")), (200, Some("close")), "{to}");
+        assert_eq!((last.status, last.header("connection")), (200, Some("close")), "{to}");
         assert!(client.is_at_end(), "{to}");
     }
     let heads = both.http1.0.seen().into_iter().filter(|line| line.starts_with("head")).count();
@@ -330,18 +334,18 @@ fn the_last_request_of_a_connection_is_told_so() {
 /// waits for the end.
 #[test]
 fn http10_is_told_that_its_connection_is_kept() {
-    for (to, port) in Both::plain().ports() {
-        let mut client = Client::connect(port);
+    for (to, port) in SidecarPerHttpVersion::plain().ports() {
+        let mut client = Http1Client::connect(port);
         let answer = client.ask("GET /tell HTTP/1.0\r\nconnection: keep-alive\r\n\r\n");
-        let kept = answer.field("connection");
+        let kept = answer.header("connection");
         assert!(kept == Some("keep-alive") || client.is_at_end(), "{to}: {answer:?}");
     }
 }
 
 #[test]
 fn http10_is_answered_and_closed() {
-    for (to, port) in Both::plain().ports() {
-        let mut client = Client::connect(port);
+    for (to, port) in SidecarPerHttpVersion::plain().ports() {
+        let mut client = Http1Client::connect(port);
         let answer = client.ask("GET /tell HTTP/1.0\r\n\r\n");
         assert_eq!((answer.status, answer.broken), (200, false), "{to}: {answer:?}");
         assert!(client.is_at_end(), "{to}");

@@ -17,7 +17,7 @@ use weft_certs::tls::Identity;
 use weft_certs::{Authority, identity_of, validity};
 use weft_control::issue::make_token;
 use weft_control::store::Store;
-use weft_integration::authority::Holder;
+use weft_integration::authority::PemIdentity;
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::{TRUST_DOMAIN, spiffe_id, text};
 use weft_integration::port;
@@ -42,11 +42,11 @@ struct Control {
     enrolment: Enrolment,
     runtime: Runtime,
     /// Of `web`, good for a day.
-    web: Holder,
+    web: PemIdentity,
     /// Of `web`, over since an hour.
-    expired: Holder,
+    expired: PemIdentity,
     /// Of `web`, good for some seconds.
-    brief: Holder,
+    brief: PemIdentity,
     /// Good once, for `web`.
     token: String,
     /// Good once, for `web` of another domain.
@@ -73,7 +73,7 @@ impl Control {
             let pending = request::make(&web()).expect("a request");
             let asked = CheckedRequest::parse(&pending.request_pem).expect("a good one");
             let issued = authority.issue(&asked, life, at).expect("it signs");
-            Holder {
+            PemIdentity {
                 chain: issued.chain.concat(),
                 key: pending.key_pem.to_string(),
                 serial: issued.serial,
@@ -118,8 +118,8 @@ impl Control {
     }
 
     /// The way to it, as somebody or as nobody.
-    fn dial(&self, holder: Option<&Holder>) -> Dial {
-        let load = |holder: &Holder| {
+    fn dial(&self, holder: Option<&PemIdentity>) -> Dial {
+        let load = |holder: &PemIdentity| {
             Identity::load(holder.chain.as_bytes(), holder.key.as_bytes()).expect("an identity")
         };
         let identity = holder.map(load);
@@ -129,7 +129,7 @@ impl Control {
     /// Asks it to sign a request.
     fn ask(
         &self,
-        holder: Option<&Holder>,
+        holder: Option<&PemIdentity>,
         token: Option<&str>,
         request: &str,
     ) -> Result<Vec<String>, SignError> {
@@ -288,7 +288,7 @@ fn what_a_request_asks_for_beyond_its_id_is_not_given() {
 fn nobody_gets_a_certificate_without_proof() {
     let control = Control::start();
     let Control { web: own, expired, token, foreign_token, .. } = &control;
-    let stranger = weft_integration::authority::Signer::create().sign("web", DAY);
+    let stranger = weft_integration::authority::TestAuthority::create().sign("web", DAY);
     let (good, admin) = (ours(&web()), ours(&id(&spiffe_id("admin"))));
     let foreign = ours(&id("spiffe://other.local/ns/default/sa/web"));
     let check = |name, holder, token, request: &str, wanted| {
@@ -368,7 +368,7 @@ fn who_is_revoked_gets_no_certificate_anew() {
 }
 
 /// A way that leads over a connection that is open already, once.
-fn over_open(control: &Control, holder: &Holder) -> Dial {
+fn over_open(control: &Control, holder: &PemIdentity) -> Dial {
     let open = control.runtime.block_on(control.dial(Some(holder)).open());
     let open = Arc::new(Mutex::new(Some(open.expect("it takes the connection"))));
     Dial::new(move || {

@@ -12,19 +12,19 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::authority::{Holder, Signer};
-use weft_integration::backend::{Backend, read_head};
+use weft_integration::authority::{PemIdentity, TestAuthority};
 use weft_integration::bootstrap::{
     bootstrap, cluster, http, listener, mutual_tls, route_to, tcp_listener, verify_mode, with,
 };
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::MeshPki;
-use weft_integration::origin::Origin;
-use weft_integration::pair::{Launch, Sidecar};
+use weft_integration::origin_server::OriginServer;
 use weft_integration::port;
 use weft_integration::process::{run, weft};
-use weft_integration::tls_caller::{TlsCaller, caller, caller_of};
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::sidecar_pair::{SidecarLaunch, TestSidecar};
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
+use weft_integration::tls_client::{TlsClient, client_config, client_config_trusting};
 use weft_integration::wait::{eventually, pause};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -32,27 +32,29 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// A sidecar before a service, which takes whom the signer has not revoked.
-fn start(signer: &Signer, origin: &Origin) -> Alone {
+fn start(signer: &TestAuthority, origin: &OriginServer) -> SingleSidecar {
     start_as(signer, origin, &signer.sign("server", DAY))
 }
 
-fn start_as(signer: &Signer, origin: &Origin, server: &Holder) -> Alone {
-    let mut wanted = Wanted::before(origin.port, Speaks::Http1).with_one_worker(&[]);
-    let server = signer.files_of("server", server);
-    wanted.tls = Some(verify_mode(&server, &signer.root(), &signer.revocations()));
+fn start_as(signer: &TestAuthority, origin: &OriginServer, server: &PemIdentity) -> SingleSidecar {
+    let mut wanted =
+        SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).with_one_worker(&[]);
+    let server = signer.write_files("server", server);
+    wanted.tls = Some(verify_mode(&server, &signer.root(), &signer.crl_file()));
     wanted.start()
 }
 
-fn connect(signer: &Signer, holder: &Holder, alone: &Alone) -> TlsCaller {
-    TlsCaller::connect(alone.port, &caller(signer, holder, "server", "http/1.1"))
+fn connect(signer: &TestAuthority, holder: &PemIdentity, alone: &SingleSidecar) -> TlsClient {
+    TlsClient::connect(alone.port, &client_config(signer, holder, "server", "http/1.1"))
 }
 
 #[test]
 fn exactly_the_revoked_lose_their_connections_and_at_once() {
-    let (signer, origin) = (Signer::create(), Origin::start());
+    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     let alone = start(&signer, &origin);
-    let holders: Vec<Holder> = (0..1000).map(|n| signer.sign(&format!("web-{n}"), DAY)).collect();
-    let mut callers: Vec<TlsCaller> =
+    let holders: Vec<PemIdentity> =
+        (0..1000).map(|n| signer.sign(&format!("web-{n}"), DAY)).collect();
+    let mut callers: Vec<TlsClient> =
         holders.iter().map(|holder| connect(&signer, holder, &alone)).collect();
     callers.iter_mut().for_each(|caller| assert_eq!(caller.ask("/"), Some(200)));
 
@@ -80,8 +82,8 @@ fn exactly_the_revoked_lose_their_connections_and_at_once() {
 }
 
 /// A service that never comes to an end: it drips, it echoes what comes behind an upgrade, or it is silent.
-fn endless() -> Backend {
-    Backend::start(|stream| {
+fn endless() -> ScriptedServer {
+    ScriptedServer::start(|stream| {
         let mut reader = BufReader::new(stream);
         let Some(head) = read_head(&mut reader) else { return };
         let say = |reader: &mut BufReader<TcpStream>, text: &[u8]| {
@@ -106,18 +108,21 @@ fn endless() -> Backend {
 }
 
 /// A sidecar before the same service in two ways: as HTTP, and as bytes that are not ours to read.
-fn start_both_ways(signer: &Signer, backend: Backend) -> (Sidecar, u16) {
+fn start_both_ways(signer: &TestAuthority, backend: ScriptedServer) -> (TestSidecar, u16) {
     let (port, raw, admin) = (port::free(), port::free(), port::free());
-    let server = signer.files_of("server", &signer.sign("server", DAY));
-    let tls = verify_mode(&server, &signer.root(), &signer.revocations());
+    let server = signer.write_files("server", &signer.sign("server", DAY));
+    let tls = verify_mode(&server, &signer.root(), &signer.crl_file());
     let web = listener("http", port, http(&route_to("service", 0), &[]), Some(tls.clone()));
     let at = (Ipv4Addr::LOCALHOST, raw).into();
     let mut bytes = tcp_listener("raw", at, json!({"cluster": "service"}));
     let chain = bytes.pointer_mut("/filter_chains/0").unwrap();
     *chain = with(chain.take(), "transport_socket", tls);
-    let clusters = [cluster("service", &[backend.port], Speaks::Http1, None)];
+    let clusters = [cluster("service", &[backend.port], UpstreamHttp::Http1, None)];
     let config = bootstrap(admin, &[web, bytes], &clusters);
-    (Sidecar::launch(&Launch::default(), &MeshPki::create(), [port, admin], &config), raw)
+    (
+        TestSidecar::launch(&SidecarLaunch::default(), &MeshPki::create(), [port, admin], &config),
+        raw,
+    )
 }
 
 /// What a client of HTTP/2 sends to open a connection with a request whose body never ends.
@@ -145,10 +150,11 @@ fn farewell(mut bytes: &[u8]) -> Option<u8> {
 #[test]
 fn whatever_a_revoked_client_has_open_ends() {
     const INADEQUATE_SECURITY: u8 = 0xc;
-    let signer = Signer::create();
+    let signer = TestAuthority::create();
     let (sidecar, raw) = start_both_ways(&signer, endless());
     let holder = signer.sign("web", DAY);
-    let connect = |port, alpn| TlsCaller::connect(port, &caller(&signer, &holder, "server", alpn));
+    let connect =
+        |port, alpn| TlsClient::connect(port, &client_config(&signer, &holder, "server", alpn));
     let mut dripped = connect(sidecar.port, "http/1.1");
     dripped.send(b"GET /drip HTTP/1.1\r\nhost: a\r\n\r\n");
     let mut waiting = connect(sidecar.port, "http/1.1");
@@ -173,7 +179,7 @@ fn whatever_a_revoked_client_has_open_ends() {
 
     signer.revoke(&[&holder.serial]);
     let since = now();
-    let left = |caller: &mut TlsCaller| {
+    let left = |caller: &mut TlsClient| {
         let mut all = Vec::new();
         loop {
             let more = caller.receive(1024);
@@ -200,29 +206,30 @@ fn whatever_a_revoked_client_has_open_ends() {
 
 #[test]
 fn an_endpoint_that_is_revoked_is_not_used_any_more() {
-    let (signer, origin) = (Signer::create(), Origin::start());
+    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     let server = signer.sign("server", DAY);
     let service = start_as(&signer, &origin, &server);
-    let ours = signer.files_of("client", &signer.sign("client", DAY));
+    let ours = signer.write_files("client", &signer.sign("client", DAY));
     let wanted = |speaks| {
         let mut tls = mutual_tls(&ours, &signer.root(), "server");
         let context = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
         let context = context.unwrap();
-        let lists = signer.revocations();
+        let lists = signer.crl_file();
         *context = with(context.take(), "crl", json!({"filename": lists.to_str().unwrap()}));
-        let mut wanted = Wanted::before(service.port, speaks).with_one_worker(&[]);
+        let mut wanted =
+            SingleSidecarConfig::for_upstream(service.port, speaks).with_one_worker(&[]);
         wanted.clusters = vec![cluster("service", &[service.port], speaks, Some(tls))];
         wanted.start()
     };
-    let callers = [wanted(Speaks::Http1), wanted(Speaks::Http2)];
+    let callers = [wanted(UpstreamHttp::Http1), wanted(UpstreamHttp::Http2)];
     for caller in &callers {
         assert_eq!(Curl::get(caller.port, "/").run().status, 200);
     }
     // A list that names others.
     signer.revoke(&["00ff"]);
-    let mut other = TlsCaller::connect(
+    let mut other = TlsClient::connect(
         service.port,
-        &caller(&signer, &signer.sign("web", DAY), "server", "http/1.1"),
+        &client_config(&signer, &signer.sign("web", DAY), "server", "http/1.1"),
     );
     assert_eq!(other.ask("/"), Some(200));
     assert!(!other.ends_within(AT_ONCE), "long enough for all to have read it");
@@ -241,19 +248,20 @@ fn an_endpoint_that_is_revoked_is_not_used_any_more() {
 
 #[test]
 fn clients_of_a_root_that_is_trusted_no_more_are_ended() {
-    let (signer, stranger, origin) = (Signer::create(), Signer::create(), Origin::start());
+    let (signer, stranger, origin) =
+        (TestAuthority::create(), TestAuthority::create(), OriginServer::start());
     let roots = signer.file("roots.pem");
     std::fs::write(&roots, format!("{}{}", signer.roots(), stranger.roots())).unwrap();
-    let server = signer.files_of("server", &signer.sign("server", DAY));
-    let mut wanted = Wanted::before(origin.port, Speaks::AsClient);
-    let mut tls = verify_mode(&server, &roots, &signer.revocations());
+    let server = signer.write_files("server", &signer.sign("server", DAY));
+    let mut wanted = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::AsClient);
+    let mut tls = verify_mode(&server, &roots, &signer.crl_file());
     let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
     validation.unwrap().as_object_mut().unwrap().remove("crl");
     wanted.tls = Some(tls);
     let alone = wanted.start();
-    let call = |holder: &Holder, signed: &Signer| {
-        let config = caller_of(signer.roots(), holder, "server", "http/1.1");
-        let mut caller = TlsCaller::connect(alone.port, &config);
+    let call = |holder: &PemIdentity, signed: &TestAuthority| {
+        let config = client_config_trusting(signer.roots(), holder, "server", "http/1.1");
+        let mut caller = TlsClient::connect(alone.port, &config);
         assert_eq!(caller.ask("/"), Some(200), "{}", signed.roots());
         caller
     };
@@ -272,9 +280,15 @@ fn policy(settings: &Value) -> Value {
 }
 
 /// A sidecar in Verify Mode by a policy, with lists from `lists`.
-fn start_under(signer: &Signer, origin: &Origin, lists: &Path, settings: &Value) -> Alone {
-    let mut wanted = Wanted::before(origin.port, Speaks::Http1).with_one_worker(&[]);
-    let server = signer.files_of("server", &signer.sign("server", DAY));
+fn start_under(
+    signer: &TestAuthority,
+    origin: &OriginServer,
+    lists: &Path,
+    settings: &Value,
+) -> SingleSidecar {
+    let mut wanted =
+        SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).with_one_worker(&[]);
+    let server = signer.write_files("server", &signer.sign("server", DAY));
     let mut tls = verify_mode(&server, &signer.root(), lists);
     let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
     let validation = validation.unwrap();
@@ -285,10 +299,10 @@ fn start_under(signer: &Signer, origin: &Origin, lists: &Path, settings: &Value)
 
 #[test]
 fn a_policy_says_what_becomes_of_whom_the_lists_do_not_name() {
-    let (signer, origin) = (Signer::create(), Origin::start());
+    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     let (good, bad) = (signer.sign("good", DAY), signer.sign("bad", DAY));
     signer.revoke(&[&bad.serial]);
-    let whole = std::fs::read_to_string(signer.revocations()).unwrap();
+    let whole = std::fs::read_to_string(signer.crl_file()).unwrap();
     // That of the intermediate alone: nobody says whether the root has revoked the intermediate.
     let alone = signer.file("alone.pem");
     let (_, rest) = whole.split_once("-----END X509 CRL-----\n").unwrap();
@@ -300,7 +314,7 @@ fn a_policy_says_what_becomes_of_whom_the_lists_do_not_name() {
         let got = [&good, &bad].map(|holder| connect(&signer, holder, &sidecar).ask("/"));
         assert_eq!(got, expected, "{settings}");
     };
-    let (lists, served) = (signer.revocations(), Some(200));
+    let (lists, served) = (signer.crl_file(), Some(200));
     check(&lists, json!({}), [served, None]);
     check(&lists, json!({"mode": "off"}), [served, served]);
     check(&alone, json!({}), [None, None]);
@@ -310,9 +324,9 @@ fn a_policy_says_what_becomes_of_whom_the_lists_do_not_name() {
 
 #[test]
 fn what_a_revoked_client_has_begun_may_be_finished_where_the_policy_says_so() {
-    let (signer, origin) = (Signer::create(), Origin::start());
+    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     let settings = json!({"drain_seconds": 3});
-    let sidecar = start_under(&signer, &origin, &signer.revocations(), &settings);
+    let sidecar = start_under(&signer, &origin, &signer.crl_file(), &settings);
     let holder = signer.sign("web", DAY);
     let mut idle = connect(&signer, &holder, &sidecar);
     let mut busy = connect(&signer, &holder, &sidecar);
@@ -336,12 +350,12 @@ fn what_a_revoked_client_has_begun_may_be_finished_where_the_policy_says_so() {
 
 #[test]
 fn a_folder_of_lists_is_followed_and_so_is_a_link() {
-    let (signer, origin) = (Signer::create(), Origin::start());
+    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     let folder = |name: &str, revoked: &[&str]| {
         signer.revoke(revoked);
         let folder = signer.file(name);
         std::fs::create_dir(&folder).unwrap();
-        let text = std::fs::read_to_string(signer.revocations()).unwrap();
+        let text = std::fs::read_to_string(signer.crl_file()).unwrap();
         let (first, rest) = text.split_once("-----END X509 CRL-----\n").unwrap();
         std::fs::write(folder.join("1"), format!("{first}-----END X509 CRL-----\n")).unwrap();
         std::fs::write(folder.join("2"), rest).unwrap();
@@ -369,7 +383,7 @@ fn a_folder_of_lists_is_followed_and_so_is_a_link() {
 
 #[test]
 fn it_is_told_which_lists_are_in_force_and_whom_they_speak_for() {
-    let (signer, origin) = (Signer::create(), Origin::start());
+    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     signer.revoke(&["0a0b", "0c0d"]);
     let sidecar = start(&signer, &origin);
     assert_eq!(sidecar.metric("weft_sidecar_revoked_certificates"), 2);
@@ -383,13 +397,13 @@ fn it_is_told_which_lists_are_in_force_and_whom_they_speak_for() {
         let output = command.arg("--lists").arg(lists).output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
-    let (code, told) = coverage(&signer.revocations());
+    let (code, told) = coverage(&signer.crl_file());
     assert_eq!(code, Some(0), "{told}");
     for issuer in ["root", "intermediate"] {
         let line = format!("covered  \"weft {issuer} mesh.local\": leaves and authorities");
         assert!(told.contains(&line), "{told}");
     }
-    let text = std::fs::read_to_string(signer.revocations()).unwrap();
+    let text = std::fs::read_to_string(signer.crl_file()).unwrap();
     let (_, rest) = text.split_once("-----END X509 CRL-----\n").unwrap();
     std::fs::write(signer.file("part.pem"), rest).unwrap();
     let (code, told) = coverage(&signer.file("part.pem"));
@@ -399,11 +413,11 @@ fn it_is_told_which_lists_are_in_force_and_whom_they_speak_for() {
 
 #[test]
 fn a_client_whose_certificate_ends_takes_its_leave() {
-    let signer = Signer::create();
+    let signer = TestAuthority::create();
     let (sidecar, raw) = start_both_ways(&signer, endless());
     let (brief, long) = (signer.sign("web", Duration::from_secs(4)), signer.sign("web", DAY));
-    let connect = |holder: &Holder, port, alpn| {
-        TlsCaller::connect(port, &caller(&signer, holder, "server", alpn))
+    let connect = |holder: &PemIdentity, port, alpn| {
+        TlsClient::connect(port, &client_config(&signer, holder, "server", alpn))
     };
     let mut idle = connect(&brief, sidecar.port, "http/1.1");
     let mut kept = connect(&long, sidecar.port, "http/1.1");

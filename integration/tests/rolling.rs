@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use serde_json::Value;
 use weft::demo::hosts::Host;
-use weft_integration::mesh::{Family, Mesh};
+use weft_integration::mesh::{MeshIpFamily, TestMesh};
 use weft_integration::wait::{DEADLINE, eventually};
 
 const RESTARTS: usize = 20;
@@ -92,7 +92,7 @@ fn make_connections(service: SocketAddr, stop: &AtomicBool, seen: &Seen) {
 }
 
 /// Waits until the agent knows so many endpoints.
-fn await_configuration(mesh: &Mesh, endpoints: usize) {
+fn await_configuration(mesh: &TestMesh, endpoints: usize) {
     eventually(format!("the agent knows {endpoints} endpoints"), || {
         let dump: Value = serde_json::from_slice(&mesh.agent.admin("/config_dump").body).ok()?;
         let known = dump.pointer("/endpoints/sink|7100/endpoints/0/lb_endpoints")?.as_array()?;
@@ -128,9 +128,9 @@ fn await_answers_of(seen: &Seen, wanted: &[&str]) {
 /// Restarts endpoints in turn. `with_notice`: each leaves the configuration first, and nobody waits
 /// any longer than until agents have heard of it; else it is just gone, and the configuration follows.
 fn nobody_notices_restarts(path: &str, with_notice: bool) {
-    let mut mesh = Mesh::start_with(Family::V4, &["--path", path]);
+    let mut mesh = TestMesh::start_with_agent_arguments(MeshIpFamily::V4, &["--path", path]);
     let hosts: Vec<Host> = mesh.orders.iter().map(|workload| workload.host.clone()).collect();
-    let start = |mesh: &Mesh, number: usize| {
+    let start = |mesh: &TestMesh, number: usize| {
         let host = hosts.get(number).expect("two replicas");
         let at = mesh.sink_endpoint(number);
         mesh.on(Some(host), || Program::start(at, &host.name))
@@ -176,7 +176,7 @@ fn nobody_notices_restarts(path: &str, with_notice: bool) {
 }
 
 /// Ends a program as one that is well written does: it refuses what is new, and serves who is in.
-fn end(mesh: &Mesh, host: &Host, program: Program) {
+fn end(mesh: &TestMesh, host: &Host, program: Program) {
     // The kernel would reset connections that it has made and the program has not taken: what arrives
     // is refused a moment earlier than the port is closed.
     let rule = format!(

@@ -18,14 +18,16 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 use weft_control::store::Store;
-use weft_integration::authority::Signer;
-use weft_integration::http1::Client;
-use weft_integration::load::{Asking, Load, OPAQUE_PORT, ask, curl, start_brief_mesh};
-use weft_integration::mesh::Mesh;
-use weft_integration::mesh_pki::{Identity, spiffe_id, text};
+use weft_integration::authority::TestAuthority;
+use weft_integration::http1::Http1Client;
+use weft_integration::load::{
+    BackgroundLoad, LoadClient, OPAQUE_PORT, ask, curl, start_mesh_with_short_certificates,
+};
+use weft_integration::mesh::TestMesh;
+use weft_integration::mesh_pki::{IdentityFiles, spiffe_id, text};
 use weft_integration::process::{tool, weft};
-use weft_integration::role::Role;
-use weft_integration::wait::{eventually, in_due_time};
+use weft_integration::role_process::RoleProcess;
+use weft_integration::wait::{eventually, within_certificate_lifetime};
 
 /// What is new of an authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +45,7 @@ const HOLDERS: [&str; 5] = [WITNESS, "web", "orders-1", "orders-2", "agent"];
 const STILL_GOOD: &str = "what the former authority signed is good until ";
 
 /// What an operator says, and what comes of it.
-fn ca(mesh: &Mesh, command: &str, words: &[&str]) -> Result<String, String> {
+fn ca(mesh: &TestMesh, command: &str, words: &[&str]) -> Result<String, String> {
     let mut ca = weft();
     ca.args(["ca", command, "--state"]).arg(mesh.file("state")).args(words);
     let output = ca.output().expect("the command can be started");
@@ -51,7 +53,7 @@ fn ca(mesh: &Mesh, command: &str, words: &[&str]) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-fn rotate(mesh: &Mesh, step: &str) -> Result<String, String> {
+fn rotate(mesh: &TestMesh, step: &str) -> Result<String, String> {
     ca(mesh, "rotate", &[step])
 }
 
@@ -62,17 +64,17 @@ fn certificates(pem: &[u8]) -> Vec<Certificate> {
 }
 
 /// What the authority says is trusted.
-fn roots(mesh: &Mesh) -> Vec<Certificate> {
+fn roots(mesh: &TestMesh) -> Vec<Certificate> {
     certificates(ca(mesh, "roots", &[]).unwrap().as_bytes())
 }
 
 /// The certificate that a workload has, the intermediate that signed it, and the root.
-fn held(mesh: &Mesh, holder: &str) -> [Certificate; 3] {
+fn held(mesh: &TestMesh, holder: &str) -> [Certificate; 3] {
     let file = mesh.file(&format!("{holder}-state")).join("certificate.pem");
     certificates(&std::fs::read(file).unwrap()).try_into().expect("a leaf below two authorities")
 }
 
-fn held_by_all(mesh: &Mesh) -> [[Certificate; 3]; 5] {
+fn held_by_all(mesh: &TestMesh) -> [[Certificate; 3]; 5] {
     HOLDERS.map(|holder| held(mesh, holder))
 }
 
@@ -84,7 +86,7 @@ struct Greeting {
     roots: usize,
 }
 
-fn greeting(mesh: &Mesh, at: SocketAddr) -> Greeting {
+fn greeting(mesh: &TestMesh, at: SocketAddr) -> Greeting {
     let mut openssl = tool("openssl");
     openssl.args(["s_client", "-showcerts", "-alpn", "h2", "-connect", &at.to_string()]);
     openssl.stdin(Stdio::null());
@@ -97,13 +99,13 @@ fn greeting(mesh: &Mesh, at: SocketAddr) -> Greeting {
 }
 
 /// Those of `web` and of both replicas of `orders`.
-fn greetings(mesh: &Mesh) -> Vec<Greeting> {
+fn greetings(mesh: &TestMesh) -> Vec<Greeting> {
     let hosts = [&mesh.web].into_iter().chain(&mesh.orders).map(|workload| &workload.host);
     hosts.map(|host| greeting(mesh, (host.address, 8080).into())).collect()
 }
 
 /// Waits until all sidecars are met with this behind them, and trust so many roots.
-fn await_greetings(mesh: &Mesh, intermediate: &Certificate, roots: usize) {
+fn await_greetings(mesh: &TestMesh, intermediate: &Certificate, roots: usize) {
     let awaited = Greeting { intermediate: intermediate.clone(), roots };
     eventually(format!("{roots} roots are trusted by all"), || {
         greetings(mesh).iter().all(|greeting| *greeting == awaited).then_some(())
@@ -111,7 +113,7 @@ fn await_greetings(mesh: &Mesh, intermediate: &Certificate, roots: usize) {
 }
 
 /// Asks `web` without a sidecar.
-fn knock(mesh: &Mesh, shows: &Identity) -> Result<(), String> {
+fn knock(mesh: &TestMesh, shows: &IdentityFiles) -> Result<(), String> {
     let (certificate, key) = (text(&shows.certificate), text(&shows.key));
     let web = mesh.web_at(80);
     let files = ["--insecure", "--cert", certificate, "--key", key];
@@ -119,15 +121,15 @@ fn knock(mesh: &Mesh, shows: &Identity) -> Result<(), String> {
 }
 
 /// The keys of the authority, stolen.
-fn steal_keys(mesh: &mut Mesh) -> Signer {
+fn steal_keys(mesh: &mut TestMesh) -> TestAuthority {
     // Nobody else may have the store open.
     mesh.control.process.kill();
     let (files, _) = Store::open(&mesh.file("state")).unwrap().authority().unwrap();
     mesh.control.restart();
-    Signer::of(files)
+    TestAuthority::of(files)
 }
 
-fn join(mesh: &mut Mesh, name: &str) -> Role {
+fn join(mesh: &mut TestMesh, name: &str) -> RoleProcess {
     let (host, token) = (mesh.host(name), ca(mesh, "token", &[&spiffe_id("orders")]).unwrap());
     std::fs::write(mesh.file(name).with_extension("token"), token).unwrap();
     let role = mesh.join(name, &host, name, &["sidecar", "--service", "orders"]);
@@ -137,8 +139,8 @@ fn join(mesh: &mut Mesh, name: &str) -> Role {
 
 /// A mesh where `orders` may ask `web` too, and whose authority has signed nothing that is good for long, as
 /// far as it knows.
-fn start() -> (Mesh, Signer) {
-    let mut mesh = start_brief_mesh();
+fn start() -> (TestMesh, TestAuthority) {
+    let mut mesh = start_mesh_with_short_certificates();
     let keys = steal_keys(&mut mesh);
     ca(&mesh, "revoke", &[&mesh.identity.serial]).unwrap();
     mesh.change(|mesh| {
@@ -159,27 +161,31 @@ fn start() -> (Mesh, Signer) {
 }
 
 /// All who ask. The kept connection that is not ours to read is made anew when told.
-fn load(mesh: &Mesh, renew: &Arc<AtomicBool>) -> Load {
+fn load(mesh: &TestMesh, renew: &Arc<AtomicBool>) -> BackgroundLoad {
     let (http, opaque, web) = (mesh.orders_at(80), mesh.orders_at(OPAQUE_PORT), mesh.web_at(80));
     let (caller, orders) = (&mesh.web.host, &mesh.orders[0].host);
     let (mut kept, renew) = (None, renew.clone());
-    Load(vec![
-        Asking::over_many("new connections of HTTP/1.1", caller, http),
-        Asking::over_one("a kept connection of HTTP/1.1", caller, http),
-        Asking::new("HTTP/2", caller, move || curl(http, "http", &["--http2-prior-knowledge"])),
-        Asking::over_many("new connections that are not ours to read", caller, opaque),
-        Asking::new("a kept connection that is not ours to read", caller, move || {
+    BackgroundLoad(vec![
+        LoadClient::over_new_connections("new connections of HTTP/1.1", caller, http),
+        LoadClient::over_one_connection("a kept connection of HTTP/1.1", caller, http),
+        LoadClient::new("HTTP/2", caller, move || curl(http, "http", &["--http2-prior-knowledge"])),
+        LoadClient::over_new_connections(
+            "new connections that are not ours to read",
+            caller,
+            opaque,
+        ),
+        LoadClient::new("a kept connection that is not ours to read", caller, move || {
             if renew.swap(false, Relaxed) {
                 kept = None;
             }
-            ask(kept.get_or_insert_with(|| Client::connect_to(opaque)))
+            ask(kept.get_or_insert_with(|| Http1Client::connect_to(opaque)))
         }),
-        Asking::over_one("a kept connection to one who asks others", orders, web),
+        LoadClient::over_one_connection("a kept connection to one who asks others", orders, web),
     ])
 }
 
 /// Has the next authority announced, and sign when all know it.
-fn hand_over(mesh: &Mesh, witness: &Role, new: New) {
+fn hand_over(mesh: &TestMesh, witness: &RoleProcess, new: New) {
     let [_, former, _] = held(mesh, WITNESS);
     let (step, both) = match new {
         New::Root => ("root", 2),
@@ -210,8 +216,8 @@ fn hand_over(mesh: &Mesh, witness: &Role, new: New) {
 }
 
 /// Waits until all have certificates of the next authority; gives them.
-fn await_renewals(mesh: &Mesh, former: &Certificate) -> [[Certificate; 3]; 5] {
-    let all = in_due_time("all have a certificate of the next authority", || {
+fn await_renewals(mesh: &TestMesh, former: &Certificate) -> [[Certificate; 3]; 5] {
+    let all = within_certificate_lifetime("all have a certificate of the next authority", || {
         let all = held_by_all(mesh);
         all.iter().all(|[_, intermediate, _]| intermediate != former).then_some(all)
     });
@@ -221,23 +227,25 @@ fn await_renewals(mesh: &Mesh, former: &Certificate) -> [[Certificate; 3]; 5] {
 }
 
 /// Has the former authority taken back once nothing of it is good.
-fn take_back(mesh: &Mesh) {
-    let told = in_due_time("nothing of the former one is good", || match rotate(mesh, "next") {
-        Ok(told) => Some(told),
-        Err(refused) => {
-            assert!(refused.contains(STILL_GOOD), "{refused}");
-            None
+fn take_back(mesh: &TestMesh) {
+    let told = within_certificate_lifetime("nothing of the former one is good", || {
+        match rotate(mesh, "next") {
+            Ok(told) => Some(told),
+            Err(refused) => {
+                assert!(refused.contains(STILL_GOOD), "{refused}");
+                None
+            }
         }
     });
     assert!(told.starts_with("signing ") && told.lines().count() == 1, "{told}");
 }
 
 /// Has one authority follow another while requests are made, of which none may fail.
-fn have_followed(mesh: &Mesh, witness: &Role, new: New) {
+fn have_followed(mesh: &TestMesh, witness: &RoleProcess, new: New) {
     let renew = Arc::new(AtomicBool::new(false));
     let load = load(mesh, &renew);
     let opaque = mesh.orders_at(OPAQUE_PORT);
-    let mut oldest = mesh.web.host.on(|| Client::connect_to(opaque)).unwrap();
+    let mut oldest = mesh.web.host.on(|| Http1Client::connect_to(opaque)).unwrap();
     ask(&mut oldest).expect("it is served");
     let [_, former, former_root] = held(mesh, WITNESS);
     load.during(|| {
@@ -262,7 +270,7 @@ fn have_followed(mesh: &Mesh, witness: &Role, new: New) {
         assert_eq!(ask(&mut oldest).is_err(), new == New::Root, "it ends with its root");
         // From a control plane that is known by what is trusted now.
         let before = held_by_all(mesh);
-        in_due_time("everybody renews once more", || {
+        within_certificate_lifetime("everybody renews once more", || {
             let mut all = held_by_all(mesh).into_iter().zip(&before);
             all.all(|(after, before)| after[0] != before[0]).then_some(())
         });
@@ -271,7 +279,7 @@ fn have_followed(mesh: &Mesh, witness: &Role, new: New) {
 }
 
 /// Holds that the mesh starts, grows and serves by the new authority.
-fn assert_life_goes_on(mesh: &mut Mesh, mut witness: Role) {
+fn assert_life_goes_on(mesh: &mut TestMesh, mut witness: RoleProcess) {
     // The file with which it is started holds the former root alone.
     witness.restart();
     std::fs::write(mesh.file("root.pem"), ca(mesh, "roots", &[]).unwrap()).unwrap();
@@ -282,11 +290,11 @@ fn assert_life_goes_on(mesh: &mut Mesh, mut witness: Role) {
     mesh.control.restart();
     mesh.identity.certificate = prefix.with_extension("pem");
     mesh.identity.key = prefix.with_extension("key");
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 /// Holds that who shows this is let in no more, for that reason.
-fn assert_refused(mesh: &Mesh, shows: &Identity, reason: &str) {
+fn assert_refused(mesh: &TestMesh, shows: &IdentityFiles, reason: &str) {
     let counted = format!("weft_sidecar_clients_refused_total{{reason=\"{reason}\"}} ");
     let count = || {
         let page = mesh.web.sidecar.admin("/metrics").text();
@@ -302,7 +310,7 @@ fn assert_refused(mesh: &Mesh, shows: &Identity, reason: &str) {
 /// reason.
 fn follow(new: New, reason: &str) {
     let (mut mesh, keys) = start();
-    let forged = keys.files_of("client", &keys.sign("client", Duration::from_secs(24 * 3600)));
+    let forged = keys.write_files("client", &keys.sign("client", Duration::from_secs(24 * 3600)));
     knock(&mesh, &forged).expect("who has the keys is let in");
     let witness = join(&mut mesh, WITNESS);
     have_followed(&mesh, &witness, new);
@@ -323,7 +331,7 @@ fn an_intermediate_follows_another_and_no_request_fails() {
 
 #[test]
 fn who_has_lost_the_control_plane_is_waited_for() {
-    let mut mesh = Mesh::start();
+    let mut mesh = TestMesh::start();
     mesh.web.sidecar.process.kill();
     rotate(&mesh, "root").unwrap();
     let away = format!("{}, which is not connected", spiffe_id("web"));

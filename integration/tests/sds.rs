@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use weft_integration::curl::{Answer, Curl};
+use weft_integration::curl::{Curl, CurlResponse};
 use weft_integration::mesh_pki::{TRUST_DOMAIN, spiffe_id, text};
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart, python, run, weft};
-use weft_integration::wait::{eventually, in_due_time};
+use weft_integration::wait::{eventually, within_certificate_lifetime};
 
 /// A control plane, a workload's secrets, and Envoy with them.
 struct Meshed {
@@ -118,7 +118,7 @@ impl Meshed {
         Self { folder, _control: control, sds, sds_admin, envoy, envoy_admin, port }
     }
 
-    fn ask(&self, caller: &str) -> Answer {
+    fn ask(&self, caller: &str) -> CurlResponse {
         let file = |end: &str| self.folder.path().join(format!("{caller}.{end}"));
         let (certificate, key) = (file("pem"), file("key"));
         let root = self.folder.path().join("root.pem");
@@ -184,7 +184,7 @@ fn envoy_serves_in_the_name_of_a_workload_and_lets_in_whom_the_mesh_knows() {
     assert!(metrics.contains("\nweft_sds_secrets 3"), "{metrics}");
 
     // Its certificate lives for a minute.
-    in_due_time("Envoy has the next one", || {
+    within_certificate_lifetime("Envoy has the next one", || {
         meshed.certificate().filter(|(now, _)| *now != serial)
     });
     assert_eq!(meshed.ask("billing").status, 200);

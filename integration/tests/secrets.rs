@@ -11,17 +11,17 @@ use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use weft_certs::RootSigner;
 use weft_control::store::Store;
-use weft_integration::alone::{Speaks as Single, Wanted};
-use weft_integration::authority::{Holder, Signer};
+use weft_integration::authority::{PemIdentity, TestAuthority};
 use weft_integration::bootstrap::{
-    Speaks, bootstrap, cluster, http, listener, mutual_tls, route_to, verify_mode,
+    UpstreamHttp, bootstrap, cluster, http, listener, mutual_tls, route_to, verify_mode,
 };
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::{MeshPki, TRUST_DOMAIN, spiffe_id, text};
-use weft_integration::origin::Origin;
+use weft_integration::origin_server::OriginServer;
 use weft_integration::port;
 use weft_integration::process::{Process, weft};
-use weft_integration::tls_caller::{TlsCaller, caller};
+use weft_integration::single_sidecar::{SingleSidecarConfig, UpstreamHttp as Single};
+use weft_integration::tls_client::{TlsClient, client_config};
 use weft_integration::wait::eventually;
 
 const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
@@ -164,7 +164,7 @@ fn look_at_all(admin: u16, written: &mut Written) {
 }
 
 /// The same TLS with certificate and key in place.
-fn in_place(mut tls: Value, holder: &Holder) -> Value {
+fn in_place(mut tls: Value, holder: &PemIdentity) -> Value {
     let own = tls.pointer_mut("/typed_config/common_tls_context/tls_certificates/0");
     *own.expect("it has a certificate") = json!({
         "certificate_chain": {"inline_string": holder.chain},
@@ -175,17 +175,17 @@ fn in_place(mut tls: Value, holder: &Holder) -> Value {
 
 /// A sidecar by a file: a key in a file, some in place, one that is another's and one that is cut off.
 struct Static {
-    signer: Signer,
+    signer: TestAuthority,
     keys: Vec<Traces>,
     config: Value,
     listens: [u16; 2],
     admin: u16,
-    _origin: Origin,
+    _origin: OriginServer,
 }
 
 impl Static {
     fn new() -> Self {
-        let (signer, origin) = (Signer::create(), Origin::start());
+        let (signer, origin) = (TestAuthority::create(), OriginServer::start());
         let named = ["server", "second", "client", "other", "half"];
         let [server, second, client, other, half] = named.map(|name| signer.sign(name, DAY));
         let keys = named
@@ -194,11 +194,11 @@ impl Static {
             .map(|(name, holder)| Traces::of(name, &holder.key))
             .collect();
         let tls =
-            verify_mode(&signer.files_of("server", &server), &signer.root(), &signer.revocations());
-        let upstream = mutual_tls(&signer.files_of("client", &client), &signer.root(), "server");
-        let mismatched = Holder { key: other.key, ..second.clone() };
+            verify_mode(&signer.write_files("server", &server), &signer.root(), &signer.crl_file());
+        let upstream = mutual_tls(&signer.write_files("client", &client), &signer.root(), "server");
+        let mismatched = PemIdentity { key: other.key, ..second.clone() };
         let cut = half.key.len() - 40;
-        let cut = Holder { key: half.key.chars().take(cut).collect(), ..half };
+        let cut = PemIdentity { key: half.key.chars().take(cut).collect(), ..half };
         let serve =
             |name, port, tls| listener(name, port, http(&route_to("service", 15), &[]), Some(tls));
         let listens = [port::free(), port::free()];
@@ -210,8 +210,13 @@ impl Static {
             serve("cut-off", port::free(), in_place(tls, &cut)),
         ];
         let clusters = [
-            cluster("service", &[origin.port], Speaks::Http1, None),
-            cluster("secured", &[origin.port], Speaks::Http1, Some(in_place(upstream, &client))),
+            cluster("service", &[origin.port], UpstreamHttp::Http1, None),
+            cluster(
+                "secured",
+                &[origin.port],
+                UpstreamHttp::Http1,
+                Some(in_place(upstream, &client)),
+            ),
         ];
         let admin = port::free();
         let config = bootstrap(admin, &listeners, &clusters);
@@ -221,7 +226,7 @@ impl Static {
 
 #[test]
 fn the_search_finds_a_key_in_every_form() {
-    let holder = Signer::create().sign("web", DAY);
+    let holder = TestAuthority::create().sign("web", DAY);
     let traces = Traces::of("web", &holder.key);
     let der = PrivatePkcs8KeyDer::from_pem_slice(holder.key.as_bytes()).expect("a key");
     let der = der.secret_pkcs8_der();
@@ -243,7 +248,7 @@ fn the_search_finds_a_key_in_every_form() {
     check(STANDARD.encode([b"a", der].concat()).as_bytes(), true);
     check(STANDARD.encode([b"ab", der].concat()).as_bytes(), true);
     check(holder.chain.as_bytes(), false);
-    check(Signer::create().sign("web", DAY).key.as_bytes(), false);
+    check(TestAuthority::create().sign("web", DAY).key.as_bytes(), false);
 }
 
 #[test]
@@ -266,8 +271,8 @@ fn a_sidecar_tells_nothing_of_the_keys_in_its_configuration() {
     }
     let client = signer.sign("web", DAY);
     for (port, service) in listens.iter().zip(["server", "second"]) {
-        let config = caller(signer, &client, service, "http/1.1");
-        assert_eq!(TlsCaller::connect(*port, &config).ask("/"), Some(200), "{service}");
+        let config = client_config(signer, &client, service, "http/1.1");
+        assert_eq!(TlsClient::connect(*port, &config).ask("/"), Some(200), "{service}");
     }
     look_at_all(*admin, &mut written);
     // A key in a file that is another's, and one that is cut off.
@@ -353,7 +358,7 @@ fn with_key_lines(lines: &str) -> String {
 #[test]
 fn a_key_over_several_lines_is_not_told_with_a_mistake_beside_it() {
     let pki = MeshPki::create();
-    let key = &Signer::create().sign("misplaced", DAY).key;
+    let key = &TestAuthority::create().sign("misplaced", DAY).key;
     let indented: String = key.lines().map(|line| format!("                  {line}\n")).collect();
     let wrong = |before: &str, key: &str| with_key_lines(&format!("{before}\n{key}"));
     let source = "              private_key:\n                ";
@@ -442,10 +447,10 @@ fn a_control_plane_and_who_joins_it_tell_nothing_of_their_keys() {
 fn a_key_that_everybody_may_read_is_told_of() {
     use std::os::unix::fs::PermissionsExt as _;
 
-    let signer = Signer::create();
-    let server = signer.files_of("server", &signer.sign("server", DAY));
-    let mut wanted = Wanted::before(Origin::start().port, Single::Http1);
-    wanted.tls = Some(verify_mode(&server, &signer.root(), &signer.revocations()));
+    let signer = TestAuthority::create();
+    let server = signer.write_files("server", &signer.sign("server", DAY));
+    let mut wanted = SingleSidecarConfig::for_upstream(OriginServer::start().port, Single::Http1);
+    wanted.tls = Some(verify_mode(&server, &signer.root(), &signer.crl_file()));
     let alone = wanted.start();
     let told = || {
         let dump = Curl::get(alone.sidecar.admin, "/config_dump").run().text();

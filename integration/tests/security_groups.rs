@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft::demo::hosts::Host;
-use weft_integration::agent::Agent;
+use weft_integration::agent::TestAgent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, with};
-use weft_integration::mesh::{Family, Mesh};
+use weft_integration::mesh::{MeshIpFamily, TestMesh};
 use weft_integration::process::{ip, nft};
 use weft_integration::wait::eventually;
 
@@ -16,38 +16,38 @@ use weft_integration::wait::eventually;
 const IN_VAIN: Duration = Duration::from_millis(700);
 
 /// Says whose flows to the echo service are let in.
-fn let_in(mesh: &mut Mesh, ranges: &[String]) {
+fn let_in(mesh: &mut TestMesh, ranges: &[String]) {
     mesh.change(|mesh| {
         let echo = mesh.pointer_mut("/services/2").and_then(Value::as_object_mut);
         echo.expect("it is there").insert("allow_from".into(), json!(ranges));
     });
 }
 
-fn blocked(mesh: &Mesh) -> u64 {
+fn blocked(mesh: &TestMesh) -> u64 {
     let page = mesh.agent.admin("/metrics").text();
     let name = "weft_agent_blocked_packets_total ";
     let line = page.lines().find_map(|line| line.strip_prefix(name));
     line.expect("the page has the counter").parse().expect("a number")
 }
 
-fn connect(mesh: &Mesh, host: &Host) -> Result<TcpStream, ErrorKind> {
+fn connect(mesh: &TestMesh, host: &Host) -> Result<TcpStream, ErrorKind> {
     let echo = mesh.echo();
     let stream = mesh.on(Some(host), || TcpStream::connect_timeout(&echo, IN_VAIN));
     stream.map_err(|error| error.kind())
 }
 
 /// Whether a connection from a host is accepted.
-fn connects(mesh: &Mesh, host: &Host) -> bool {
+fn connects(mesh: &TestMesh, host: &Host) -> bool {
     connect(mesh, host).is_ok()
 }
 
 /// Whether a connection from a host is dropped: a group's no is silence, and not a refusal.
-fn is_dropped(mesh: &Mesh, host: &Host) -> bool {
+fn is_dropped(mesh: &TestMesh, host: &Host) -> bool {
     connect(mesh, host).is_err_and(|kind| kind == ErrorKind::TimedOut)
 }
 
 /// Whether a datagram from a host is answered.
-fn is_answered(mesh: &Mesh, host: &Host) -> bool {
+fn is_answered(mesh: &TestMesh, host: &Host) -> bool {
     let echo = SocketAddr::new(mesh.echo().ip(), mesh.echo().port() + 1);
     let any: SocketAddr = if echo.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     let socket = mesh.on(Some(host), || UdpSocket::bind(any)).expect("a port is free");
@@ -56,7 +56,7 @@ fn is_answered(mesh: &Mesh, host: &Host) -> bool {
     socket.recv_from(&mut [0; 64]).is_ok()
 }
 
-fn range_of(mesh: &Mesh, host: &Host) -> String {
+fn range_of(mesh: &TestMesh, host: &Host) -> String {
     let address: IpAddr = match mesh.echo() {
         SocketAddr::V4(_) => host.address.into(),
         SocketAddr::V6(_) => host.address6.expect("the kernel has IPv6").into(),
@@ -66,7 +66,7 @@ fn range_of(mesh: &Mesh, host: &Host) -> String {
 
 /// What the agent prints of a new connection from a host: the group's decision, the range that admits the host, and
 /// the endpoints.
-fn explained(mesh: &Mesh, host: &Host) -> (String, Value, usize) {
+fn explained(mesh: &TestMesh, host: &Host) -> (String, Value, usize) {
     let client = SocketAddr::new(range_of(mesh, host).parse().expect("an address"), 4000);
     let flow = format!("/flow?transport=tcp&client={client}&destination={}", mesh.echo());
     let text = mesh.agent.admin(&flow).text();
@@ -77,8 +77,8 @@ fn explained(mesh: &Mesh, host: &Host) -> (String, Value, usize) {
     (group, field("admitting_range"), endpoints)
 }
 
-fn assert_groups_hold(family: Family, path: &str) {
-    let mut mesh = Mesh::start_with(family, &["--path", path]);
+fn assert_groups_hold(family: MeshIpFamily, path: &str) {
+    let mut mesh = TestMesh::start_with_agent_arguments(family, &["--path", path]);
     let (client, stranger) = (mesh.client.clone(), mesh.host("stranger"));
     assert!(connects(&mesh, &stranger), "without a group anybody is let in");
     let (mut flow, replica) = mesh.open_flow().expect("the echo service greets");
@@ -118,17 +118,17 @@ fn assert_groups_hold(family: Family, path: &str) {
 
 #[test]
 fn a_group_lets_in_its_ranges_and_drops_all_others_before_the_kernel_path() {
-    assert_groups_hold(Family::V4, "auto");
+    assert_groups_hold(MeshIpFamily::V4, "auto");
 }
 
 #[test]
 fn a_group_lets_in_its_ranges_and_drops_all_others_before_the_proxy_path() {
-    assert_groups_hold(Family::V4, "proxy");
+    assert_groups_hold(MeshIpFamily::V4, "proxy");
 }
 
 #[test]
 fn a_group_of_ipv6_lets_in_its_ranges_and_drops_all_others() {
-    assert_groups_hold(Family::V6, "auto");
+    assert_groups_hold(MeshIpFamily::V6, "auto");
 }
 
 /// How many services there are, each with ranges of its own: more than the kernel takes at once from
@@ -167,7 +167,7 @@ fn many_groups_of_many_ranges_hold() {
     let listeners: Vec<Value> = (0..SERVICES).map(listener).collect();
     let cluster = with(static_cluster("echo", &[endpoint]), "lb_policy", json!("MAGLEV"));
     let cluster = with(cluster, "maglev_lb_config", json!({"table_size": 11}));
-    let agent = Agent::start(|admin| bootstrap(admin, &listeners, &[cluster]), &[]);
+    let agent = TestAgent::start(|admin| bootstrap(admin, &listeners, &[cluster]), &[]);
     let carried = agent.services().iter().filter(|s| s["path"] == "kernel").count();
     assert_eq!(carried, usize::from(SERVICES), "{:?}", agent.services().first());
     let set = nft("list set inet weft_services let_in6");

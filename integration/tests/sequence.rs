@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
-use weft_integration::agent::Agent;
+use weft_integration::agent::TestAgent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener, with};
 use weft_integration::process::{ip, weft};
 use weft_integration::wait::eventually;
@@ -79,17 +79,21 @@ impl Tap {
     }
 }
 
-fn agent(addresses: Addresses, key: &Value, path: &str) -> Agent {
+fn agent(addresses: Addresses, key: &Value, path: &str) -> TestAgent {
     let endpoints: Vec<SocketAddr> = (1..=ENDPOINTS).map(addresses.endpoint).collect();
     let proxy = json!({"cluster": "echo", "hash_policy": [key]});
     let listener = tcp_listener("echo", addresses.service, proxy);
     let listener = with(listener, "bind_to_port", json!(path == "proxy"));
     let cluster = with(static_cluster("echo", &endpoints), "lb_policy", json!("MAGLEV"));
-    Agent::start(|admin| bootstrap(admin, &[listener], &[cluster]), &["--path", path])
+    TestAgent::start(|admin| bootstrap(admin, &[listener], &[cluster]), &["--path", path])
 }
 
 /// What the agent says of the client's connection with that sequence number.
-fn explain(agent: &Agent, addresses: Addresses, sequence: Option<u32>) -> Result<Value, String> {
+fn explain(
+    agent: &TestAgent,
+    addresses: Addresses,
+    sequence: Option<u32>,
+) -> Result<Value, String> {
     let (client, service) = (addresses.client.to_string(), addresses.service.to_string());
     let mut command = weft();
     command.args(["flow", "explain", "tcp", &client, &service, "--json"]);

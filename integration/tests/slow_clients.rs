@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_integration::bootstrap::{http, route_to, with};
-use weft_integration::frames::flag::{ACK, END_HEADERS, END_STREAM, NONE, WHOLE};
-use weft_integration::frames::{Client, End, Outcome, PREFACE, frame, get, headers, kind, setting};
-use weft_integration::http2_probe::{POST, Probed};
+use weft_integration::http2_frames::flag::{ACK, END_HEADERS, END_STREAM, NONE, WHOLE};
+use weft_integration::http2_frames::{
+    Http2FrameClient, PREFACE, ReceiveError, StreamOutcome, frame, get, headers, kind, setting,
+};
+use weft_integration::http2_probe::{POST, ProbedSidecar};
 use weft_integration::wait::{DEADLINE, eventually};
 
 const CLIENTS: usize = 50;
@@ -20,12 +22,12 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves where heads may take a second, request bodies and answers two each, and nothing may be idle for
 /// more than three.
-fn impatient() -> Probed {
+fn impatient() -> ProbedSidecar {
     let http = http(&route_to("service", 2), &[]);
     let http = with(http, "request_headers_timeout", json!("1s"));
     let http = with(http, "request_timeout", json!("2s"));
     let idle: Value = json!({"idle_timeout": "3s"});
-    Probed::serving(with(http, "common_http_protocol_options", idle))
+    ProbedSidecar::serving(with(http, "common_http_protocol_options", idle))
 }
 
 /// Sends bytes one by one, the last for ever again, until something comes back; what that begins with.
@@ -51,26 +53,26 @@ fn dribble(port: u16, at_once: &[u8], bytes: &[u8]) -> String {
 /// Many clients at once that dribble; others are served meanwhile, and each ends with `status`.
 fn check(name: &str, at_once: &[u8], bytes: &[u8], status: &str) {
     let mut world = impatient();
-    world.serves_others("nobody");
-    let before = world.sidecar.resident();
+    world.assert_others_served("nobody");
+    let before = world.sidecar.resident_memory();
     let port = world.sidecar.port;
     std::thread::scope(|scope| {
         let dribble = || dribble(port, at_once, bytes);
         let slow: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(dribble)).collect();
         while !slow.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-            world.serves_others(name);
+            world.assert_others_served(name);
         }
         for client in slow {
             let answer = client.join().expect("it ends");
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{name}: {answer:?}");
         }
     });
-    let grown = world.sidecar.peak().saturating_sub(before);
+    let grown = world.sidecar.peak_memory().saturating_sub(before);
     assert!(grown < GROWTH_BYTES, "{name}: it grew by {grown} bytes");
     nothing_is_left(&mut world, name);
 }
 
-fn nothing_is_left(world: &mut Probed, of: &str) {
+fn nothing_is_left(world: &mut ProbedSidecar, of: &str) {
     eventually(format!("nothing is left of {of}"), || {
         (world.sidecar.metric("weft_sidecar_requests_open") == 0).then_some(())
     });
@@ -95,8 +97,8 @@ fn slow_body_is_refused_with_408_by_the_request_timeout() {
 #[test]
 fn a_slow_reader_costs_no_memory() {
     let mut world = impatient();
-    world.serves_others("nobody");
-    let before = world.sidecar.resident();
+    world.assert_others_served("nobody");
+    let before = world.sidecar.resident_memory();
     let ask = |_| {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, world.sidecar.port))?;
         stream.write_all(b"GET /bytes/8000000 HTTP/1.1\r\nhost: a\r\n\r\n")?;
@@ -105,7 +107,7 @@ fn a_slow_reader_costs_no_memory() {
     let slow: Result<Vec<TcpStream>, _> = (0..20).map(ask).collect();
     let slow = slow.expect("they are taken in");
     none_waits_for_ever(&world, 20);
-    let grown = world.sidecar.peak().saturating_sub(before);
+    let grown = world.sidecar.peak_memory().saturating_sub(before);
     assert!(grown < GROWTH_BYTES, "it grew by {grown} bytes");
     for mut stream in slow {
         stream.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
@@ -121,37 +123,37 @@ fn a_slow_reader_costs_no_memory() {
 fn a_shut_window_costs_no_memory() {
     const STREAMS: u32 = 50;
     let mut world = impatient();
-    world.serves_others("nobody");
-    let before = world.sidecar.resident();
-    let mut client = Client::with_settings(world.sidecar.port, &setting(4, 0));
+    world.assert_others_served("nobody");
+    let before = world.sidecar.resident_memory();
+    let mut client = Http2FrameClient::with_settings(world.sidecar.port, &setting(4, 0));
     for number in 0..STREAMS {
         client.send(&headers(WHOLE, 2 * number + 1, &get("/bytes/8000000")));
     }
     none_waits_for_ever(&world, STREAMS);
-    let grown = world.sidecar.peak().saturating_sub(before);
+    let grown = world.sidecar.peak_memory().saturating_sub(before);
     assert!(grown < GROWTH_BYTES, "it grew by {grown} bytes");
     nothing_is_left(&mut world, "shut windows");
 }
 
 /// Waits until so many requests are open, and then until none is; others are served meanwhile.
-fn none_waits_for_ever(world: &Probed, requests: u32) {
+fn none_waits_for_ever(world: &ProbedSidecar, requests: u32) {
     let open = || world.sidecar.metric("weft_sidecar_requests_open");
     eventually("all wait", || (open() >= requests.into()).then_some(()));
     eventually("none waits for ever", || {
-        world.serves_others("those that wait");
+        world.assert_others_served("those that wait");
         (open() == 0).then_some(())
     });
 }
 
 /// Whether a connection is closed in the end. Its client may answer PINGs, which come before that.
-fn is_closed(client: &mut Client, answers: bool) -> bool {
+fn is_closed(client: &mut Http2FrameClient, answers: bool) -> bool {
     loop {
         match client.receive() {
             Ok(ping) if answers && ping.kind == kind::PING && ping.flags == NONE => {
                 client.send(&frame(kind::PING, ACK, 0, &ping.payload));
             }
             Ok(_) => {}
-            Err(end) => return end == End::Closed,
+            Err(end) => return end == ReceiveError::Closed,
         }
     }
 }
@@ -169,36 +171,36 @@ fn beginnings() -> [(&'static str, Vec<u8>); 4] {
 fn a_preface_that_does_not_end_is_ended() {
     let world = impatient();
     for length in [2, 20] {
-        let mut client = Client::silent(world.sidecar.port);
+        let mut client = Http2FrameClient::without_preface(world.sidecar.port);
         client.send(&PREFACE[..length]);
         assert!(is_closed(&mut client, true), "{length} bytes of a preface");
     }
-    world.serves_others("half a preface");
+    world.assert_others_served("half a preface");
 }
 
 #[test]
 fn a_client_of_http2_that_stops_is_ended() {
     let world = impatient();
     for (name, beginning) in beginnings() {
-        let mut client = Client::silent(world.sidecar.port);
+        let mut client = Http2FrameClient::without_preface(world.sidecar.port);
         client.send(&beginning);
         assert!(is_closed(&mut client, true), "{name}");
     }
-    world.serves_others("beginnings");
+    world.assert_others_served("beginnings");
 }
 
 #[test]
 fn a_client_of_http2_that_falls_silent_is_ended() {
     let world = impatient();
     let begun = beginnings().map(|(name, beginning)| {
-        let mut client = Client::silent(world.sidecar.port);
+        let mut client = Http2FrameClient::without_preface(world.sidecar.port);
         client.send(&beginning);
         (name, client)
     });
     for (name, mut client) in begun {
         assert!(is_closed(&mut client, false), "{name}");
     }
-    world.serves_others("beginnings");
+    world.assert_others_served("beginnings");
 }
 
 #[test]
@@ -207,6 +209,6 @@ fn a_body_that_does_not_come_over_http2_is_ended() {
     let mut client = world.connect();
     client.send(&headers(END_HEADERS, 1, &POST));
     client.send(&frame(kind::DATA, NONE, 1, b"x"));
-    assert_eq!(client.outcome(1), Outcome::Answered(408));
+    assert_eq!(client.outcome(1), StreamOutcome::Answered(408));
     nothing_is_left(&mut world, "half a body");
 }

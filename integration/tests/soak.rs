@@ -1,10 +1,10 @@
 //! At half of what it can do, for a while: neither memory nor open files grow, and nobody is refused.
 //! `WEFT_SOAK_SECONDS` says for how long, all parts together.
 
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::Backend;
 use weft_integration::nginx::Nginx;
 use weft_integration::process::{Process, tool};
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 
 /// How long it takes when nobody says.
 const SECONDS: u32 = 20;
@@ -33,10 +33,10 @@ fn seconds() -> u32 {
 }
 
 /// How many bytes of memory it has, and how many open files, at these points of the load.
-fn held(alone: &Alone, load: &Process, points: [u32; 3]) -> [u64; 2] {
+fn held(alone: &SingleSidecar, load: &Process, points: [u32; 3]) -> [u64; 2] {
     let looks = points.map(|percent| {
         load.line_with(&format!("progress: {percent}% done"));
-        (alone.sidecar.resident(), alone.sidecar.open_files() as u64)
+        (alone.sidecar.resident_memory(), alone.sidecar.open_files() as u64)
     });
     [middle(looks.map(|(bytes, _)| bytes)), middle(looks.map(|(_, files)| files))]
 }
@@ -47,7 +47,7 @@ fn middle(mut values: [u64; 3]) -> u64 {
     middle
 }
 
-fn refusals(alone: &Alone) -> Vec<String> {
+fn refusals(alone: &SingleSidecar) -> Vec<String> {
     let page = alone.sidecar.metrics();
     let counted = |refusal: &&str| page.lines().any(|line| line.starts_with(*refusal));
     let unknown: Vec<&&str> = REFUSALS.iter().filter(|refusal| !counted(refusal)).collect();
@@ -57,7 +57,7 @@ fn refusals(alone: &Alone) -> Vec<String> {
 }
 
 /// Puts load on the sidecar by a version of HTTP.
-fn check(alone: &Alone, version: &[&str]) {
+fn check(alone: &SingleSidecar, version: &[&str]) {
     let requests = seconds() / 2 * RATE * CLIENTS;
     let mut load = tool("h2load");
     load.args(version).args(["--clients", &CLIENTS.to_string(), "--rps", &RATE.to_string()]);
@@ -77,10 +77,10 @@ fn check(alone: &Alone, version: &[&str]) {
     assert_eq!(refusals(alone), refused, "{version:?}");
 }
 
-fn before_nginx() -> (Nginx, Alone) {
+fn before_nginx() -> (Nginx, SingleSidecar) {
     let nginx = Nginx::start();
     nginx.serve("small", &[b'x'; 100]);
-    let alone = Wanted::before(nginx.port, Speaks::Http1).start();
+    let alone = SingleSidecarConfig::for_upstream(nginx.port, UpstreamHttp::Http1).start();
     (nginx, alone)
 }
 
@@ -89,11 +89,11 @@ fn before_nginx() -> (Nginx, Alone) {
 fn at_half_load_nothing_grows() {
     let (_nginx, mut alone) = before_nginx();
     check(&alone, &["--h1"]);
-    alone.assert_unharmed();
-    let service = Backend::telling_heads();
-    let mut alone = Wanted::before(service.port, Speaks::Http1).start();
+    alone.assert_healthy();
+    let service = ScriptedServer::echoing_heads();
+    let mut alone = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1).start();
     check(&alone, &[]);
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 /// A date is new each second, and the table of HPACK remembers it for each connection.
@@ -101,5 +101,5 @@ fn at_half_load_nothing_grows() {
 fn a_field_that_changes_costs_a_connection_of_http2_no_more_than_itself() {
     let (_nginx, mut alone) = before_nginx();
     check(&alone, &[]);
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }

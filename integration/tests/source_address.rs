@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
-use weft_integration::agent::Agent;
+use weft_integration::agent::TestAgent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener};
-use weft_integration::mesh::{Family, Mesh};
+use weft_integration::mesh::{MeshIpFamily, TestMesh};
 use weft_integration::process::{ip, run, weft};
 use weft_integration::wait::{DEADLINE, eventually};
 
 /// Says whose address the sink's endpoints are to see.
-fn see(mesh: &mut Mesh, whose: &str) {
+fn see(mesh: &mut TestMesh, whose: &str) {
     mesh.change(|mesh| {
         let sink = mesh.pointer_mut("/services/3").and_then(Value::as_object_mut);
         sink.expect("it is there").insert("source_address".into(), json!(whose));
@@ -21,7 +21,7 @@ fn see(mesh: &mut Mesh, whose: &str) {
 }
 
 /// Opens a connection from the client to the sink; gives both its ends, and who the endpoint sees.
-fn connect(mesh: &Mesh, endpoint: &TcpListener) -> (TcpStream, TcpStream, IpAddr) {
+fn connect(mesh: &TestMesh, endpoint: &TcpListener) -> (TcpStream, TcpStream, IpAddr) {
     let sink = mesh.sink();
     let client = mesh.on(Some(&mesh.client), || TcpStream::connect_timeout(&sink, DEADLINE));
     let client = client.expect("the agent takes it");
@@ -32,11 +32,11 @@ fn connect(mesh: &Mesh, endpoint: &TcpListener) -> (TcpStream, TcpStream, IpAddr
     (client, accepted, from.ip())
 }
 
-fn assert_kept(family: Family, backend: &str) {
-    let mut mesh = Mesh::start_with(family, &["--path", "proxy"]);
+fn assert_kept(family: MeshIpFamily, backend: &str) {
+    let mut mesh = TestMesh::start_with_agent_arguments(family, &["--path", "proxy"]);
     let client: IpAddr = match family {
-        Family::V4 => mesh.client.address.into(),
-        Family::V6 => mesh.client.address6.expect("the kernel has IPv6").into(),
+        MeshIpFamily::V4 => mesh.client.address.into(),
+        MeshIpFamily::V6 => mesh.client.address6.expect("the kernel has IPv6").into(),
     };
     let mut redirect = weft();
     redirect.args(["redirect", "apply", "--backend", backend, "--keep-source"]);
@@ -82,22 +82,22 @@ fn assert_kept(family: Family, backend: &str) {
     eventually("the agent's host is seen again", || {
         (connect(&mesh, &endpoint).2 != client).then_some(())
     });
-    mesh.assert_unharmed();
+    mesh.assert_healthy();
 }
 
 #[test]
 fn endpoints_see_the_client_where_that_is_wanted() {
-    assert_kept(Family::V4, "native");
+    assert_kept(MeshIpFamily::V4, "native");
 }
 
 #[test]
 fn endpoints_see_the_client_where_that_is_wanted_over_ipv6() {
-    assert_kept(Family::V6, "native");
+    assert_kept(MeshIpFamily::V6, "native");
 }
 
 #[test]
 fn endpoints_see_the_client_where_that_is_wanted_by_iptables() {
-    assert_kept(Family::V4, "iptables");
+    assert_kept(MeshIpFamily::V4, "iptables");
 }
 
 /// How many ports the host gives, towards one target and from one address.
@@ -115,7 +115,8 @@ fn several_addresses_have_so_many_connections_each() {
         let listener = tcp_listener("echo", service, json!({"cluster": "echo"}));
         bootstrap(admin, &[listener], &[static_cluster("echo", &[at])])
     };
-    let agent = Agent::start(config, &["--source-addresses", "10.2.0.1,10.2.0.2,10.2.0.3,fd00::1"]);
+    let agent =
+        TestAgent::start(config, &["--source-addresses", "10.2.0.1,10.2.0.2,10.2.0.3,fd00::1"]);
     let range = format!("40000 {}", 40000 + PORTS - 1);
     std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).expect("it is ours");
     let endpoint = TcpListener::bind(at).expect("the address is free");

@@ -2,16 +2,17 @@
 //! of their suites are in `grpc_interop` and `websocket`.
 
 use serde_json::Value;
-use weft_integration::bootstrap::{allow_only, want_token};
-use weft_integration::pair::{Pair, Wanted};
+use weft_integration::bootstrap::{allow_only, require_token};
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart, run};
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
 
 /// A gRPC service behind two sidecars, with what stands before it.
-fn grpc(filters: Vec<Value>) -> (Process, Pair) {
+fn grpc(filters: Vec<Value>) -> (Process, SidecarPair) {
     let port = port::free();
     let service = start("grpc_service.py", port);
-    let pair = Pair::start(&Wanted { filters, timeout_seconds: 0, ..Wanted::http2(port) });
+    let pair =
+        SidecarPair::start(&PairConfig { filters, timeout_seconds: 0, ..PairConfig::http2(port) });
     (service, pair)
 }
 
@@ -21,7 +22,7 @@ fn start(script: &str, port: u16) -> Process {
     service
 }
 
-fn check(pair: &Pair, what: &str) {
+fn check(pair: &SidecarPair, what: &str) {
     run(counterpart("grpc_caller.py").arg(pair.caller.port.to_string()).arg(what));
 }
 
@@ -66,7 +67,7 @@ fn a_grpc_call_without_a_good_token_is_unauthenticated() {
     let keys = r#"{"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1",
         "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
         "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
-    let (_service, pair) = grpc(vec![want_token("https://issuer", "service", keys)]);
+    let (_service, pair) = grpc(vec![require_token("https://issuer", "service", keys)]);
     check(&pair, "without_token");
     check(&pair, "with_a_bad_token");
 }
@@ -83,6 +84,6 @@ fn a_grpc_service_that_is_gone_is_unavailable() {
 fn a_websocket_carries_messages_and_its_close_code() {
     let port = port::free();
     let _service = start("websocket_service.py", port);
-    let pair = Pair::start(&Wanted::http1(port));
+    let pair = SidecarPair::start(&PairConfig::http1(port));
     run(counterpart("websocket_caller.py").arg(pair.caller.port.to_string()));
 }

@@ -15,35 +15,43 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use weft_certs::TrustStore;
 use weft_certs::tls::{Client, Identity as TlsIdentity};
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::authority::{Holder, Signer};
-use weft_integration::backend::Backend;
+use weft_integration::authority::{PemIdentity, TestAuthority};
 use weft_integration::bootstrap::{any, bootstrap, cluster, http, listener, route_to, verify_mode};
 use weft_integration::curl::Curl;
-use weft_integration::mesh::Mesh;
-use weft_integration::mesh_pki::{Identity, MeshPki, spiffe_id, text};
+use weft_integration::mesh::TestMesh;
+use weft_integration::mesh_pki::{IdentityFiles, MeshPki, spiffe_id, text};
 use weft_integration::nginx::Nginx;
 use weft_integration::port;
 use weft_integration::process::{Process, python, run};
-use weft_integration::tls_caller::TlsCaller;
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
+use weft_integration::tls_client::TlsClient;
 use weft_integration::wait::eventually;
 use weft_model::{StringMatch, TlsParameters, TlsVersion};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A sidecar with these `tls_params`, which checks what clients show.
-fn listener_with(signer: &Signer, server: &Identity, parameters: &Value, required: bool) -> Alone {
-    let mut tls = verify_mode(server, &signer.root(), &signer.revocations());
+fn listener_with(
+    signer: &TestAuthority,
+    server: &IdentityFiles,
+    parameters: &Value,
+    required: bool,
+) -> SingleSidecar {
+    let mut tls = verify_mode(server, &signer.root(), &signer.crl_file());
     let context = &mut tls["typed_config"];
     context["require_client_certificate"] = json!(required);
     context["common_tls_context"]["tls_params"] = parameters.clone();
-    let mut wanted = Wanted::before(Backend::telling_heads().port, Speaks::Http1);
+    let mut wanted = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    );
     wanted.tls = Some(tls);
     wanted.start()
 }
 
 /// What curl gets with at most this version of TLS.
-fn curl(port: u16, version: &str, client: Option<&Identity>) -> u16 {
+fn curl(port: u16, version: &str, client: Option<&IdentityFiles>) -> u16 {
     let mut arguments = vec!["--insecure", "--http1.1", "--tls-max", version];
     if let Some(client) = client {
         arguments.extend(["--cert", text(&client.certificate), "--key", text(&client.key)]);
@@ -63,8 +71,8 @@ fn s_client(address: &str, arguments: &[&str]) -> String {
 
 #[test]
 fn listener_for_outside_clients_takes_tls_1_2_and_keeps_its_bounds() {
-    let signer = Signer::create();
-    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let signer = TestAuthority::create();
+    let server = signer.write_files("server", &signer.sign("server", DAY));
     let start = |parameters: Value| listener_with(&signer, &server, &parameters, false);
     let open = start(json!({}));
     assert_eq!(curl(open.port, "1.2", None), 200);
@@ -93,8 +101,8 @@ fn listener_for_outside_clients_takes_tls_1_2_and_keeps_its_bounds() {
 
 #[test]
 fn client_without_extended_master_secret_is_refused() {
-    let signer = Signer::create();
-    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let signer = TestAuthority::create();
+    let server = signer.write_files("server", &signer.sign("server", DAY));
     let open = listener_with(&signer, &server, &json!({}), false);
     let file = signer.file("openssl.cnf");
     let settings = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = default\n\
@@ -109,7 +117,7 @@ fn client_without_extended_master_secret_is_refused() {
 }
 
 /// A client of ours that speaks TLS 1.2 alone, and resumes sessions.
-fn older_client(signer: &Signer, holder: &Holder) -> Arc<ClientConfig> {
+fn older_client(signer: &TestAuthority, holder: &PemIdentity) -> Arc<ClientConfig> {
     let identity = TlsIdentity::load(holder.chain.as_bytes(), holder.key.as_bytes()).unwrap();
     let roots = signer.roots().as_bytes();
     let trust = TrustStore::load(roots, None, Vec::new(), None, UnixTime::now()).unwrap();
@@ -122,11 +130,11 @@ fn older_client(signer: &Signer, holder: &Holder) -> Arc<ClientConfig> {
 
 #[test]
 fn client_certificates_are_checked_in_tls_1_2_and_again_when_a_session_is_resumed() {
-    let signer = Signer::create();
-    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let signer = TestAuthority::create();
+    let server = signer.write_files("server", &signer.sign("server", DAY));
     let alone = listener_with(&signer, &server, &json!({}), true);
     let holder = signer.sign("web", DAY);
-    let good = signer.files_of("web", &holder);
+    let good = signer.write_files("web", &holder);
     let others = MeshPki::create();
     let foreign = others.issue("web");
     assert_eq!(curl(alone.port, "1.2", Some(&good)), 200);
@@ -136,15 +144,15 @@ fn client_certificates_are_checked_in_tls_1_2_and_again_when_a_session_is_resume
     assert_eq!(alone.access_line("Failed:UnmappedConnectionError")["kind"], "tls");
 
     let config = older_client(&signer, &holder);
-    let mut first = TlsCaller::connect(alone.port, &config);
+    let mut first = TlsClient::connect(alone.port, &config);
     assert_eq!(first.ask("/"), Some(200));
-    let mut again = TlsCaller::connect(alone.port, &config);
+    let mut again = TlsClient::connect(alone.port, &config);
     assert_eq!((again.ask("/"), again.is_resumed()), (Some(200), true));
     signer.revoke(&[&holder.serial]);
     eventually("the list is in force", || {
         (alone.metric("weft_sidecar_revoked_certificates") == 1).then_some(())
     });
-    let mut late = TlsCaller::connect(alone.port, &config);
+    let mut late = TlsClient::connect(alone.port, &config);
     assert_eq!(late.ask("/"), None, "a session does not bring a revoked certificate back");
     assert!(first.ends_within(Duration::from_secs(5)), "its live connections end");
     assert_eq!(alone.access_line("Failed:ClientCertCrlHit")["kind"], "tls");
@@ -152,7 +160,7 @@ fn client_certificates_are_checked_in_tls_1_2_and_again_when_a_session_is_resume
 }
 
 /// A socket to an endpoint that must be `server`, with these `tls_params`.
-fn socket_to(signer: &Signer, parameters: &Value) -> Value {
+fn socket_to(signer: &TestAuthority, parameters: &Value) -> Value {
     let id = json!({"san_type": "URI", "matcher": {"exact": spiffe_id("server")}});
     let validation = json!({"trusted_ca": {"filename": text(&signer.root())},
         "match_typed_subject_alt_names": [id]});
@@ -161,15 +169,17 @@ fn socket_to(signer: &Signer, parameters: &Value) -> Value {
     json!({"name": "tls", "typed_config": any(message, json!({"common_tls_context": common}))})
 }
 
-fn caller_of(port: u16, signer: &Signer, parameters: &Value) -> Alone {
+fn caller_of(port: u16, signer: &TestAuthority, parameters: &Value) -> SingleSidecar {
     let socket = socket_to(signer, parameters);
-    Wanted::before(port, Speaks::Http1).with_cluster("transport_socket", &socket).start()
+    SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1)
+        .with_cluster("transport_socket", &socket)
+        .start()
 }
 
 #[test]
 fn services_outside_the_mesh_are_reached_by_tls_1_2() {
-    let signer = Signer::create();
-    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let signer = TestAuthority::create();
+    let server = signer.write_files("server", &signer.sign("server", DAY));
     let start = |version: &str| {
         let port = port::free();
         let mut command = Command::new("openssl");
@@ -180,7 +190,7 @@ fn services_outside_the_mesh_are_reached_by_tls_1_2() {
     };
     let (_process, port) = start("-tls1_2");
     let alone = caller_of(port, &signer, &json!({}));
-    let ask = |alone: &Alone| {
+    let ask = |alone: &SingleSidecar| {
         let answer = Curl::get(alone.port, "/").run();
         (answer.status == 200).then(|| answer.text())
     };
@@ -221,26 +231,26 @@ fn start_envoy(pki: &MeshPki, config: &Value) -> Process {
 /// Envoy's clients offer TLS 1.2 alone where no parameters are set.
 #[test]
 fn envoy_without_parameters_calls_and_is_called() {
-    let signer = Signer::create();
-    let server = signer.files_of("server", &signer.sign("server", DAY));
+    let signer = TestAuthority::create();
+    let server = signer.write_files("server", &signer.sign("server", DAY));
     let pki = MeshPki::create();
     let called = listener_with(&signer, &server, &json!({}), false);
     let caller = port::free();
     let callee = port::free();
     let admin = port::free();
-    let mut tls = verify_mode(&server, &signer.root(), &signer.revocations());
+    let mut tls = verify_mode(&server, &signer.root(), &signer.crl_file());
     tls["typed_config"]["require_client_certificate"] = json!(false);
     tls["typed_config"]["common_tls_context"]["tls_params"] =
         json!({"tls_maximum_protocol_version": "TLSv1_2"});
-    let backend = Backend::telling_heads();
+    let backend = ScriptedServer::echoing_heads();
     let socket = socket_to(&signer, &json!({}));
     let listeners = [
         listener("caller", caller, http(&route_to("weft", 15), &[]), None),
         listener("callee", callee, http(&route_to("service", 15), &[]), Some(tls)),
     ];
     let clusters = [
-        cluster("weft", &[called.port], Speaks::Http1, Some(socket)),
-        cluster("service", &[backend.port], Speaks::Http1, None),
+        cluster("weft", &[called.port], UpstreamHttp::Http1, Some(socket)),
+        cluster("service", &[backend.port], UpstreamHttp::Http1, None),
     ];
     let mut envoy = start_envoy(&pki, &bootstrap(admin, &listeners, &clusters));
     eventually("Envoy calls weft", || (Curl::get(caller, "/").run().status == 200).then_some(()));
@@ -255,7 +265,7 @@ fn envoy_without_parameters_calls_and_is_called() {
 
 #[test]
 fn listener_of_a_meshed_service_refuses_tls_1_2() {
-    let mesh = Mesh::start();
+    let mesh = TestMesh::start();
     eventually("the mesh serves", || (mesh.ask().status == 200).then_some(()));
     let web = mesh.web_at(80).to_string();
     let identity = &mesh.identity;

@@ -1,13 +1,13 @@
 //! Headers with `_` in their names, by every setting, over both versions of HTTP and in trailers.
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Both, Wanted};
 use weft_integration::bootstrap::with;
 use weft_integration::http1;
 use weft_integration::http2::{self, request};
+use weft_integration::single_sidecar::{SidecarPerHttpVersion, SingleSidecarConfig};
 
-fn start(action: Option<&str>) -> Both {
-    Both::start(|wanted: Wanted| match action {
+fn start(action: Option<&str>) -> SidecarPerHttpVersion {
+    SidecarPerHttpVersion::start(|wanted: SingleSidecarConfig| match action {
         Some(action) => wanted.with(
             "common_http_protocol_options",
             json!({"headers_with_underscores_action": action}),
@@ -43,7 +43,7 @@ fn asked(port: u16) -> [(u16, String); 4] {
 }
 
 #[track_caller]
-fn check_passed(both: &Both, passes: bool) {
+fn check_passed(both: &SidecarPerHttpVersion, passes: bool) {
     for (way, port) in both.ports() {
         for (number, (status, received)) in asked(port).into_iter().enumerate() {
             assert_eq!(status, 200, "{way} {number}: {received}");
@@ -100,7 +100,8 @@ fn requests_with_underscores_in_headers_or_trailers_are_rejected_with_400() {
 /// A service that reads `_` as `-` would take it for what the sidecar says.
 #[test]
 fn spellings_of_forwarded_headers_are_replaced_at_the_edge() {
-    let both = Both::start(|wanted| wanted.with("use_remote_address", json!(true)));
+    let both =
+        SidecarPerHttpVersion::start(|wanted| wanted.with("use_remote_address", json!(true)));
     for (way, port) in both.ports() {
         let answer = http1::ask(
             port,

@@ -5,15 +5,15 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use weft_integration::backend::Backend;
 use weft_integration::bootstrap::{
-    Speaks, bootstrap, cluster, http, listener, mutual_tls, route_to, tcp_listener, udp_listener,
-    verify_mode,
+    UpstreamHttp, bootstrap, cluster, http, listener, mutual_tls, route_to, tcp_listener,
+    udp_listener, verify_mode,
 };
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::MeshPki;
 use weft_integration::port;
 use weft_integration::process::{Process, weft};
+use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::wait::eventually;
 
 /// A role with a file.
@@ -72,8 +72,8 @@ fn web(name: &str, port: u16) -> Value {
 }
 
 fn service() -> Value {
-    let backend = Backend::answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
-    cluster("service", &[backend.port], Speaks::Http1, None)
+    let backend = ScriptedServer::replying_once("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    cluster("service", &[backend.port], UpstreamHttp::Http1, None)
 }
 
 fn at(port: u16) -> SocketAddr {
@@ -118,7 +118,7 @@ fn two_listeners_at_one_address_fail_the_check_and_readiness() {
 fn missing_certificate_file_fails_the_check_and_readiness_until_it_is_there() {
     let pki = MeshPki::create();
     let own = pki.issue("server");
-    let tls = verify_mode(&own, &pki.root(), &pki.revocations());
+    let tls = verify_mode(&own, &pki.root(), &pki.crl_file());
     let secure = listener("secure", port::free(), http(&route_to("service", 5), &[]), Some(tls));
     let case = Case::new("sidecar", &[web("web", port::free()), secure], &[service()]);
     assert_eq!(case.check().status.code(), Some(0));
@@ -136,7 +136,7 @@ fn missing_certificate_of_a_cluster_fails_the_check_and_keeps_a_new_process_unre
     let pki = MeshPki::create();
     let own = pki.issue("client");
     let tls = mutual_tls(&own, &pki.root(), "server");
-    let secure = cluster("secure", &[port::free()], Speaks::Http1, Some(tls));
+    let secure = cluster("secure", &[port::free()], UpstreamHttp::Http1, Some(tls));
     let hide = || std::fs::remove_file(&own.key).expect("it is there");
     let case = Case::new("sidecar", &[web("web", port::free())], &[service(), secure]);
     assert_eq!(case.check().status.code(), Some(0));

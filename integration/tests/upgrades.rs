@@ -6,14 +6,16 @@ use std::net::Shutdown;
 use std::sync::mpsc::channel;
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Both, Speaks, Wanted, targetless};
-use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::with;
-use weft_integration::http1::{self, Client};
+use weft_integration::http1::{self, Http1Client};
 use weft_integration::http2::{self, connect};
-use weft_integration::origin::Origin;
+use weft_integration::origin_server::OriginServer;
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart, run};
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::single_sidecar::{
+    SidecarPerHttpVersion, SingleSidecarConfig, UpstreamHttp, matching_empty_path,
+};
 
 #[test]
 fn a_websocket_passes_between_all_versions() {
@@ -21,9 +23,9 @@ fn a_websocket_passes_between_all_versions() {
     let service =
         Process::start("service", counterpart("websocket_service.py").arg(http1.to_string()));
     service.line_with("ready");
-    let (_process, http2) = Origin::start_http2();
-    for (port, speaks) in [(http1, Speaks::Http1), (http2, Speaks::Http2)] {
-        let alone = Wanted::before(port, speaks).start();
+    let (_process, http2) = OriginServer::start_http2();
+    for (port, speaks) in [(http1, UpstreamHttp::Http1), (http2, UpstreamHttp::Http2)] {
+        let alone = SingleSidecarConfig::for_upstream(port, speaks).start();
         run(counterpart("websocket_caller.py").arg(alone.port.to_string()));
         let mut opening = connect(Some("websocket"));
         // A text, masked by zeros; a server's is not masked (RFC 6455, section 5.3).
@@ -38,14 +40,14 @@ fn a_websocket_passes_between_all_versions() {
 /// RFC 8441, section 3: whether a service takes it is in its settings, which come first of all.
 #[test]
 fn the_first_websocket_to_a_service_of_http2_passes() {
-    let (_process, port) = Origin::start_http2();
-    let alone = Wanted::before(port, Speaks::Http2).start();
+    let (_process, port) = OriginServer::start_http2();
+    let alone = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http2).start();
     run(counterpart("websocket_caller.py").arg(alone.port.to_string()));
 }
 
 #[test]
 fn a_websocket_that_is_not_taken_is_refused_by_http2_and_not_seen_by_http1() {
-    let both = Both::start(|wanted| wanted.with("upgrade_configs", json!([])));
+    let both = SidecarPerHttpVersion::start(|wanted| wanted.with("upgrade_configs", json!([])));
     for (to, port) in both.ports() {
         let answer = http2::ask_one(port, connect(Some("websocket")));
         // The setting that allows one was not sent, so a client has no right to it.
@@ -69,7 +71,7 @@ fn tunnel_by_http2() -> Value {
 
 #[test]
 fn connect_is_not_served_unless_wanted() {
-    let both = Both::plain();
+    let both = SidecarPerHttpVersion::plain();
     for (to, port) in both.ports() {
         assert_eq!(http1::ask(port, CONNECT).status, 405, "{to}");
         assert_eq!(http2::ask_one(port, connect(None)).status(), 405, "{to}");
@@ -80,13 +82,15 @@ fn connect_is_not_served_unless_wanted() {
 #[test]
 fn connect_is_a_tunnel_where_wanted() {
     let connects = json!([{"upgrade_type": "CONNECT"}]);
-    let both = Both::start(|wanted| targetless(wanted).with("upgrade_configs", connects.clone()));
+    let both = SidecarPerHttpVersion::start(|wanted| {
+        matching_empty_path(wanted).with("upgrade_configs", connects.clone())
+    });
     for (to, port) in both.ports() {
-        let mut client = Client::connect(port);
+        let mut client = Http1Client::connect(port);
         let answer = client.ask(CONNECT);
         assert_eq!(answer.status, 200, "{to}: {answer:?}");
-        assert_eq!(answer.field("content-length"), None, "{to}: {answer:?}");
-        assert_eq!(answer.field("transfer-encoding"), None, "{to}: {answer:?}");
+        assert_eq!(answer.header("content-length"), None, "{to}: {answer:?}");
+        assert_eq!(answer.header("transfer-encoding"), None, "{to}: {answer:?}");
         client.send("through");
         assert_eq!(client.bytes(7).as_deref(), Some("through"), "{to}");
         client.finish();
@@ -99,8 +103,12 @@ fn connect_is_a_tunnel_where_wanted() {
 /// RFC 9113, section 3.1, gave it up; who agrees lets requests pass that nobody looks at.
 #[test]
 fn an_offer_of_http2_is_not_taken_and_not_passed_on() {
-    let alone = Wanted::before(Backend::telling_heads().port, Speaks::Http1).start();
-    let mut client = Client::connect(alone.port);
+    let alone = SingleSidecarConfig::for_upstream(
+        ScriptedServer::echoing_heads().port,
+        UpstreamHttp::Http1,
+    )
+    .start();
+    let mut client = Http1Client::connect(alone.port);
     for _ in 0..2 {
         let answer = client.ask(
             "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\n\
@@ -116,22 +124,23 @@ fn an_offer_of_http2_is_not_taken_and_not_passed_on() {
 #[test]
 fn a_tunnel_may_end_at_the_sidecar() {
     // It knows nothing of HTTP.
-    let echo = Backend::start(|mut stream| {
+    let echo = ScriptedServer::start(|mut stream| {
         let mut reading = stream.try_clone().expect("a second handle");
         drop(std::io::copy(&mut reading, &mut stream));
         drop(stream.shutdown(Shutdown::Write));
     });
-    let mut wanted = targetless(Wanted::before(echo.port, Speaks::Http1))
-        .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]));
+    let mut wanted =
+        matching_empty_path(SingleSidecarConfig::for_upstream(echo.port, UpstreamHttp::Http1))
+            .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]));
     let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/route");
     route.expect("it forwards")["upgrade_configs"] =
         json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
     let alone = wanted.start();
-    let mut client = Client::connect(alone.port);
+    let mut client = Http1Client::connect(alone.port);
     let answer = client.ask(CONNECT);
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(answer.field("content-length"), None, "{answer:?}");
-    assert_eq!(answer.field("transfer-encoding"), None, "{answer:?}");
+    assert_eq!(answer.header("content-length"), None, "{answer:?}");
+    assert_eq!(answer.header("transfer-encoding"), None, "{answer:?}");
     client.send("through");
     assert_eq!(client.bytes(7).as_deref(), Some("through"));
     client.finish();
@@ -144,8 +153,9 @@ fn a_tunnel_may_end_at_the_sidecar() {
 
 #[test]
 fn a_tunnel_to_nobody_is_refused() {
-    let mut wanted = targetless(Wanted::before(port::free(), Speaks::Http1))
-        .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]));
+    let mut wanted =
+        matching_empty_path(SingleSidecarConfig::for_upstream(port::free(), UpstreamHttp::Http1))
+            .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]));
     let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/route");
     route.expect("it forwards")["upgrade_configs"] =
         json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
@@ -155,9 +165,9 @@ fn a_tunnel_to_nobody_is_refused() {
 }
 
 /// A service that agrees to whatever it is asked, and gives all that it was sent behind the head.
-fn agreeable(answer: &'static str) -> (Backend, std::sync::mpsc::Receiver<String>) {
+fn agreeable(answer: &'static str) -> (ScriptedServer, std::sync::mpsc::Receiver<String>) {
     let (sender, sent) = channel();
-    let backend = Backend::start(move |stream| {
+    let backend = ScriptedServer::start(move |stream| {
         let mut reader = BufReader::new(stream);
         if read_head(&mut reader).is_none() {
             return;
@@ -180,15 +190,18 @@ fn what_a_client_says_before_an_agreement_is_not_passed_on() {
         upgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
     for (opening, agreement) in [(upgrade, agreed), (CONNECT, "HTTP/1.1 200 OK\r\n\r\n")] {
         let (backend, sent) = agreeable(agreement);
-        let alone = targetless(Wanted::before(backend.port, Speaks::Http1))
-            .with(
-                "upgrade_configs",
-                json!([{"upgrade_type": "CONNECT"}, {"upgrade_type": "websocket"}]),
-            )
-            .start();
+        let alone = matching_empty_path(SingleSidecarConfig::for_upstream(
+            backend.port,
+            UpstreamHttp::Http1,
+        ))
+        .with(
+            "upgrade_configs",
+            json!([{"upgrade_type": "CONNECT"}, {"upgrade_type": "websocket"}]),
+        )
+        .start();
         let answer = http1::ask(alone.port, &format!("{opening}early"));
         assert_eq!(answer.status, 400, "{opening}: {answer:?}");
-        assert_eq!(answer.field("connection"), Some("close"), "{opening}: {answer:?}");
+        assert_eq!(answer.header("connection"), Some("close"), "{opening}: {answer:?}");
         let early = sent.recv_timeout(weft_integration::wait::DEADLINE);
         assert_eq!(early.as_deref(), Ok(""), "{opening}");
     }

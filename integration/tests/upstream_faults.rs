@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use serde_json::json;
 use socket2::SockRef;
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener};
-use weft_integration::http1::{self, Client};
+use weft_integration::http1::{self, Http1Client};
 use weft_integration::mesh_pki::MeshPki;
-use weft_integration::pair::Sidecar;
 use weft_integration::port;
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::sidecar_pair::TestSidecar;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::DEADLINE;
 
 const CLIENTS: usize = 16;
@@ -61,7 +61,7 @@ fn requests(port: u16, client: usize, method: &str, (pace, count): (Duration, us
     let mut tally = Tally::default();
     // Nothing is ever sent: it is a clock.
     let (_never, clock) = channel::<()>();
-    let mut connection = Client::connect(port);
+    let mut connection = Http1Client::connect(port);
     for number in 0..count {
         let id = format!("{client}-{number}");
         let body = if method == "POST" { "content-length: 4\r\n\r\nsent" } else { "\r\n" };
@@ -71,8 +71,8 @@ fn requests(port: u16, client: usize, method: &str, (pace, count): (Duration, us
         if answer.status == 200 && !answer.broken && answer.body != id {
             tally.wrong.push(format!("{id} got {:?}", answer.body));
         }
-        if answer.broken || answer.field("connection") == Some("close") {
-            connection = Client::connect(port);
+        if answer.broken || answer.header("connection") == Some("close") {
+            connection = Http1Client::connect(port);
         }
         assert!(clock.recv_timeout(pace).is_err(), "nobody sends anything");
     }
@@ -142,12 +142,12 @@ fn faulty(
 ) -> (u16, Seen) {
     let seen = Seen::default();
     let noted = seen.clone();
-    let backend = Backend::start(move |stream| {
+    let backend = ScriptedServer::start(move |stream| {
         stream.set_nodelay(true).expect("it is a TCP socket");
         let mut reader = BufReader::new(stream);
         for number in 0.. {
             let Some(head) = read_head(&mut reader) else { return };
-            let length = http1::field(&head, "content-length").unwrap_or("0");
+            let length = http1::header(&head, "content-length").unwrap_or("0");
             let mut body = vec![0; length.parse().expect("a number")];
             let id = head.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
             *lock(&noted).entry(id.to_owned()).or_default() += 1;
@@ -168,8 +168,8 @@ fn lock(seen: &Seen) -> std::sync::MutexGuard<'_, HashMap<String, usize>> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn before(port: u16) -> Alone {
-    Wanted::before(port, Speaks::Http1).start()
+fn before(port: u16) -> SingleSidecar {
+    SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1).start()
 }
 
 const STEADY: (Duration, usize) = (PACE, REQUESTS);
@@ -192,7 +192,7 @@ fn connections_that_close_behind_an_answer_are_not_felt() {
 }
 
 /// A service that closes, or resets, connections that were idle for so long.
-fn impatient(patience: Duration, resets: bool) -> Alone {
+fn impatient(patience: Duration, resets: bool) -> SingleSidecar {
     let (port, _) = faulty(Some(patience), move |asked| {
         if resets {
             asked.reset();
@@ -304,7 +304,7 @@ fn a_service_that_closes_while_it_is_written_to_is_not_asked_again() {
     let alone = before(port);
     let body = "x".repeat(4 * 1024 * 1024);
     for number in 0..20 {
-        let mut client = Client::connect(alone.port);
+        let mut client = Http1Client::connect(alone.port);
         let length = body.len();
         client.send(format!(
             "POST /{number} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
@@ -327,7 +327,7 @@ fn a_service_that_hangs_costs_its_own_requests_only() {
         drop(std::io::copy(asked.stream, &mut std::io::sink()));
         false
     });
-    let mut wanted = Wanted::before(port, Speaks::Http1);
+    let mut wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
     wanted.http["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["timeout"] =
         json!("0.3s");
     let alone = wanted.start();
@@ -346,7 +346,7 @@ fn check_broken(fault: &str, act: impl Fn(&mut Asked<'_>) -> bool + Send + Sync 
     let refused = tally.statuses.get(&502).copied().unwrap_or_default();
     let total = tally.statuses.values().sum::<usize>();
     assert_eq!((tally.broken + refused, tally.wrong.len()), (total, 0), "{fault}: {tally:?}");
-    alone.assert_unharmed();
+    alone.assert_healthy();
 }
 
 #[test]
@@ -414,7 +414,7 @@ fn afterthoughts() -> (u16, Sender<()>, Receiver<()>) {
 fn an_answer_that_nobody_asked_for_is_given_to_nobody() {
     let (port, arrived, said) = afterthoughts();
     let alone = before(port);
-    let mut client = Client::connect(alone.port);
+    let mut client = Http1Client::connect(alone.port);
     for number in 0..200 {
         for turn in ["first", "second"] {
             let id = format!("{number}-{turn}");
@@ -441,7 +441,7 @@ fn a_service_that_ends_its_side_may_still_be_heard() {
 
 #[test]
 fn opaque_connection_goes_to_another_endpoint_when_one_refuses() {
-    let service = Backend::telling_heads();
+    let service = ScriptedServer::echoing_heads();
     let refusing = port::free();
     let admin = port::free();
     let port = port::free();
@@ -449,7 +449,7 @@ fn opaque_connection_goes_to_another_endpoint_when_one_refuses() {
     let cluster = static_cluster("service", &[at(refusing), at(service.port)]);
     let listener = tcp_listener("bytes", at(port), json!({"cluster": "service"}));
     let config = bootstrap(admin, &[listener], &[cluster]);
-    let sidecar = Sidecar::start("sidecar", &MeshPki::create(), port, admin, &config);
+    let sidecar = TestSidecar::start("sidecar", &MeshPki::create(), port, admin, &config);
     for _ in 0..8 {
         assert_eq!(http1::ask(port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
     }

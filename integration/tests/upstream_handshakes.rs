@@ -14,24 +14,24 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::SockRef;
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::authority::Signer;
-use weft_integration::backend::Backend;
+use weft_integration::authority::TestAuthority;
 use weft_integration::bootstrap::{
     any, bootstrap, cluster, mutual_tls, tcp_listener, verify_mode, with,
 };
 use weft_integration::curl::Curl;
 use weft_integration::http2;
-use weft_integration::mesh_pki::{Identity, MeshPki, OtherHands, spiffe_id, text};
-use weft_integration::pair::Sidecar;
+use weft_integration::mesh_pki::{IdentityFiles, MeshPki, PythonPki, spiffe_id, text};
 use weft_integration::port;
 use weft_integration::process::Process;
+use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::sidecar_pair::TestSidecar;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::eventually;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// An `openssl s_server` that shows a certificate.
-fn s_server(identity: &Identity, arguments: &[&str]) -> (Process, u16) {
+fn s_server(identity: &IdentityFiles, arguments: &[&str]) -> (Process, u16) {
     let port = port::free();
     let mut command = Command::new("openssl");
     command.args(["s_server", "-quiet", "-accept", &port.to_string()]).args(arguments);
@@ -44,7 +44,7 @@ fn s_server(identity: &Identity, arguments: &[&str]) -> (Process, u16) {
 
 /// A server that reads what comes first, and does this.
 fn server(act: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> u16 {
-    let backend = Backend::start(move |mut stream| {
+    let backend = ScriptedServer::start(move |mut stream| {
         let mut first = [0; 4096];
         if stream.read(&mut first).is_ok_and(|count| count > 0) {
             act(&mut stream);
@@ -70,7 +70,7 @@ struct Case {
 }
 
 impl Case {
-    fn cluster(&self, speaks: Speaks) -> Value {
+    fn cluster(&self, speaks: UpstreamHttp) -> Value {
         with(
             cluster(self.word, &[self.port], speaks, Some(self.socket.clone())),
             "connect_timeout",
@@ -80,7 +80,7 @@ impl Case {
 }
 
 /// The endpoints, and what keeps them running. `others` is an authority that signed none of them.
-fn cases(hands: &OtherHands, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
+fn cases(hands: &PythonPki, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
     let mut cases = Vec::new();
     let mut processes = Vec::new();
     let root = hands.root();
@@ -88,14 +88,14 @@ fn cases(hands: &OtherHands, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
         [{"san_type": "URI", "matcher": {"prefix": "spiffe://"}}]});
     let other_name = json!({"match_typed_subject_alt_names":
         [{"san_type": "URI", "matcher": {"exact": spiffe_id("nobody")}}]});
-    let listed = with(any_name.clone(), "crl", json!({"filename": text(&hands.revocations())}));
+    let listed = with(any_name.clone(), "crl", json!({"filename": text(&hands.crl_file())}));
     let foreign = text(&others.root()).to_owned();
     let plain = json!({});
     let newer = json!({"tls_minimum_protocol_version": "TLSv1_3"});
     let rsa = json!({"tls_maximum_protocol_version": "TLSv1_2",
         "cipher_suites": ["ECDHE-RSA-AES128-GCM-SHA256"]});
     let good = hands.identity("good");
-    let mut add = |word, identity: &Identity, arguments: &[&str], socket| {
+    let mut add = |word, identity: &IdentityFiles, arguments: &[&str], socket| {
         let (process, port) = s_server(identity, arguments);
         processes.push(process);
         cases.push(Case { word, status: 503, port, socket });
@@ -118,7 +118,7 @@ fn cases(hands: &OtherHands, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
         SockRef::from(&*stream).set_linger(Some(Duration::ZERO)).unwrap();
     };
     add("reset_in_handshake", 503, server(reset));
-    add("handshake_timeout", 504, Backend::silent().port);
+    add("handshake_timeout", 504, ScriptedServer::silent().port);
     // A ServerHello of TLS 1.1, as from a server that does not look at what is offered.
     let old: &[u8] =
         &[&[22, 3, 2, 0, 42, 2, 0, 0, 38, 3, 2][..], &[7; 32], &[0, 0xc0, 9, 0]].concat();
@@ -127,12 +127,12 @@ fn cases(hands: &OtherHands, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
     (cases, processes)
 }
 
-fn failures(alone: &Alone, word: &str) -> u64 {
+fn failures(alone: &SingleSidecar, word: &str) -> u64 {
     alone.metric(&format!("weft_sidecar_upstream_handshakes_failed_total{{reason=\"{word}\"}}"))
 }
 
-fn start(cases: &[Case], speaks: Speaks) -> Alone {
-    let mut wanted = Wanted::before(1, speaks);
+fn start(cases: &[Case], speaks: UpstreamHttp) -> SingleSidecar {
+    let mut wanted = SingleSidecarConfig::for_upstream(1, speaks);
     wanted.clusters = cases.iter().map(|case| case.cluster(speaks)).collect();
     let route = |case: &Case| {
         json!({"match": {"prefix": format!("/{}", case.word)},
@@ -155,12 +155,14 @@ fn reason_of_a_failed_handshake_is_in_the_access_line_and_in_the_metric() {
         "--header",
         "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
     ];
-    let hands = OtherHands::create();
+    let hands = PythonPki::create();
     let others = MeshPki::create();
     let (cases, _processes) = cases(&hands, &others);
-    for (speaks, arguments) in
-        [(Speaks::Http1, &[][..]), (Speaks::Http1, &UPGRADE[..]), (Speaks::Http2, &[][..])]
-    {
+    for (speaks, arguments) in [
+        (UpstreamHttp::Http1, &[][..]),
+        (UpstreamHttp::Http1, &UPGRADE[..]),
+        (UpstreamHttp::Http2, &[][..]),
+    ] {
         let alone = start(&cases, speaks);
         for Case { word, status, .. } in &cases {
             let before = failures(&alone, word);
@@ -177,8 +179,8 @@ fn reason_of_a_failed_handshake_is_in_the_access_line_and_in_the_metric() {
 /// In TLS 1.3 a server refuses a client's certificate after the client's handshake.
 #[test]
 fn alert_after_the_handshake_is_in_the_access_line_and_in_the_metric() {
-    let signer = Signer::create();
-    let good = signer.files_of("server", &signer.sign("server", DAY));
+    let signer = TestAuthority::create();
+    let good = signer.write_files("server", &signer.sign("server", DAY));
     let foreign = MeshPki::create();
     let own = foreign.issue("client");
     let root = signer.root();
@@ -202,7 +204,7 @@ fn alert_after_the_handshake_is_in_the_access_line_and_in_the_metric() {
     };
     let in_handshake = Case { word: "alert_handshake_failure", status: 503, ..nameless(older) };
     let cases = [nameless(newer), unknown, in_handshake];
-    for speaks in [Speaks::Http1, Speaks::Http2] {
+    for speaks in [UpstreamHttp::Http1, UpstreamHttp::Http2] {
         let alone = start(&cases, speaks);
         for Case { word, status, .. } in &cases {
             let answer = Curl::get(alone.port, &format!("/{word}")).run();
@@ -220,7 +222,7 @@ fn alert_after_the_handshake_is_in_the_access_line_and_in_the_metric() {
 
 #[test]
 fn reason_of_a_failed_handshake_is_in_the_line_of_a_tcp_connection() {
-    let hands = OtherHands::create();
+    let hands = PythonPki::create();
     let others = MeshPki::create();
     let (mut cases, mut processes) = cases(&hands, &others);
     let (process, asking) =
@@ -247,9 +249,9 @@ fn reason_of_a_failed_handshake_is_in_the_line_of_a_tcp_connection() {
             tcp_listener(case.word, ([127, 0, 0, 1], *port).into(), proxy)
         })
         .collect();
-    let clusters: Vec<Value> = cases.iter().map(|case| case.cluster(Speaks::Http1)).collect();
+    let clusters: Vec<Value> = cases.iter().map(|case| case.cluster(UpstreamHttp::Http1)).collect();
     let config = bootstrap(admin, &listeners, &clusters);
-    let sidecar = Sidecar::start("sidecar", &pki, ports[0], admin, &config);
+    let sidecar = TestSidecar::start("sidecar", &pki, ports[0], admin, &config);
     for (Case { word, port, .. }, at) in cases.iter().zip(&ports) {
         let mut client = TcpStream::connect(("127.0.0.1", *at)).unwrap();
         // The connection may be reset before the bytes are taken.
@@ -268,8 +270,8 @@ fn reason_of_a_failed_handshake_is_in_the_line_of_a_tcp_connection() {
 
 #[test]
 fn tcp_connection_that_is_carried_leaves_a_line_with_its_bytes() {
-    let hands = OtherHands::create();
-    let echo = Backend::start(|mut stream| {
+    let hands = PythonPki::create();
+    let echo = ScriptedServer::start(|mut stream| {
         let mut read = stream.try_clone().unwrap();
         drop(std::io::copy(&mut read, &mut stream));
         drop(stream.shutdown(std::net::Shutdown::Write));
@@ -281,12 +283,12 @@ fn tcp_connection_that_is_carried_leaves_a_line_with_its_bytes() {
         any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}]);
     let proxy = json!({"cluster": "echo", "access_log": log});
     let mut listener = tcp_listener("tcp", ([127, 0, 0, 1], at).into(), proxy);
-    let mut tls = verify_mode(&hands.identity("good"), &hands.root(), &hands.revocations());
+    let mut tls = verify_mode(&hands.identity("good"), &hands.root(), &hands.crl_file());
     tls["typed_config"]["require_client_certificate"] = json!(false);
     listener["filter_chains"][0]["transport_socket"] = tls;
     let config =
-        bootstrap(admin, &[listener], &[cluster("echo", &[echo.port], Speaks::Http1, None)]);
-    let sidecar = Sidecar::start("sidecar", &pki, at, admin, &config);
+        bootstrap(admin, &[listener], &[cluster("echo", &[echo.port], UpstreamHttp::Http1, None)]);
+    let sidecar = TestSidecar::start("sidecar", &pki, at, admin, &config);
     let mut command = Command::new("sh");
     command.args([
         "-c",

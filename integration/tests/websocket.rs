@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use weft_integration::pair::{Pair, Wanted};
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart};
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
 
 /// How many cases there are: 247 on framing, UTF-8 and closing, 54 on large and many messages, and 24 of
 /// those on compression (`websocket_cases.py` says which).
@@ -58,7 +58,7 @@ fn every_websocket_case_ends_through_the_mesh_as_it_does_without() {
     assert_eq!(direct.len(), CASES);
     assert_eq!(failed(&direct), FAIL_WITHOUT_MESH, "without a mesh");
 
-    let mut pair = Pair::start(&Wanted::http1(port));
+    let mut pair = SidecarPair::start(&PairConfig::http1(port));
     let through = outcomes(pair.caller.port);
     assert_eq!(through.len(), CASES);
     let differs = |(case, expected): (&String, &String)| {
@@ -67,5 +67,5 @@ fn every_websocket_case_ends_through_the_mesh_as_it_does_without() {
     };
     let differing: Vec<String> = direct.iter().filter_map(differs).collect();
     assert!(differing.is_empty(), "{} cases differ:\n{}", differing.len(), differing.join("\n"));
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }

@@ -6,15 +6,15 @@ use std::net::TcpStream;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::{
-    Speaks, any, bootstrap, cluster, endpoints, http, listener, route_to, want_token, with,
+    UpstreamHttp, any, bootstrap, cluster, endpoints, http, listener, require_token, route_to, with,
 };
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::MeshPki;
-use weft_integration::pair::Sidecar;
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart, run};
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::sidecar_pair::TestSidecar;
 use weft_integration::wait::{DEADLINE, eventually};
 
 const BOTH_VARIANTS: [Variant; 2] = [Variant::Delta, Variant::StateOfTheWorld];
@@ -56,17 +56,23 @@ impl World {
 struct Following {
     server: Process,
     server_port: u16,
-    sidecar: Sidecar,
+    sidecar: TestSidecar,
     folder: MeshPki,
 }
 
 impl Following {
     /// Starts both. `port` is where the sidecar is expected to listen, once it is told so.
     fn start(variant: Variant, world: &World, port: u16) -> Self {
-        Self::start_as(json!({"id": "web-1", "cluster": "web"}), &json!([]), variant, world, port)
+        Self::start_with_options(
+            json!({"id": "web-1", "cluster": "web"}),
+            &json!([]),
+            variant,
+            world,
+            port,
+        )
     }
 
-    fn start_as(
+    fn start_with_options(
         node: Value,
         initial_metadata: &Value,
         variant: Variant,
@@ -87,10 +93,10 @@ impl Following {
                                    "initial_metadata": initial_metadata}],
             },
         });
-        let control = cluster("control", &[server_port], Speaks::Http2, None);
+        let control = cluster("control", &[server_port], UpstreamHttp::Http2, None);
         let config = with(bootstrap(admin, &[], &[control]), "dynamic_resources", ads);
         let config = with(config, "node", node);
-        let sidecar = Sidecar::start_without_waiting("follower", &folder, port, admin, &config);
+        let sidecar = TestSidecar::start_without_waiting("follower", &folder, port, admin, &config);
         Self { server, server_port, sidecar, folder }
     }
 
@@ -126,7 +132,7 @@ impl Following {
     }
 
     #[track_caller]
-    fn assert_unharmed(&mut self) {
+    fn assert_healthy(&mut self) {
         let process = &mut self.sidecar.process;
         assert!(process.is_running() && !process.errors().contains("panicked"), "{process:?}");
     }
@@ -160,7 +166,7 @@ fn saying_unsafely(name: &str, port: u16, text: &str) -> Value {
 /// A world whose one listener sends to the endpoints of a service, named over EDS.
 fn forwarding(port: u16, service: &[u16]) -> World {
     let by_name = json!({"eds_config": {"ads": {}, "resource_api_version": "V3"}});
-    let mut service_cluster = cluster("service", &[], Speaks::Http1, None);
+    let mut service_cluster = cluster("service", &[], UpstreamHttp::Http1, None);
     let fields = service_cluster.as_object_mut().expect("a message is an object");
     fields.remove("load_assignment");
     let eds = with(with(service_cluster, "type", json!("EDS")), "eds_cluster_config", by_name);
@@ -175,12 +181,12 @@ fn forwarding(port: u16, service: &[u16]) -> World {
 fn backend(text: &str) -> u16 {
     let length = text.len();
     let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
-    Backend::answering(head + text).port
+    ScriptedServer::replying_once(head + text).port
 }
 
 fn ask(port: u16) -> String {
     let answer = Curl::get(port, "/").run();
-    if answer.exit == 0 { answer.text() } else { answer.complaint }
+    if answer.exit == 0 { answer.text() } else { answer.stderr }
 }
 
 #[track_caller]
@@ -200,7 +206,7 @@ fn configuration_arrives_and_a_change_of_endpoints_is_followed() {
         until_it_says(port, "no_endpoint\n");
         following.turn_to(&forwarding(port, &[one]));
         until_it_says(port, "one");
-        following.assert_unharmed();
+        following.assert_healthy();
     }
 }
 
@@ -243,7 +249,7 @@ fn changes_beside_missing_endpoints_and_routes_apply_at_once() {
             assert!(time.as_secs() < 5, "{variant:?} {text}: {time:?}");
         }
         assert_eq!(Curl::get(following.sidecar.admin, "/ready").run().status, 200);
-        following.assert_unharmed();
+        following.assert_healthy();
     }
 }
 
@@ -302,7 +308,7 @@ fn a_bad_listener_is_refused_by_name_and_field_and_the_good_ones_serve() {
         eventually("nothing is refused any more", || {
             (following.metric("weft_xds_rejected")? == "0").then_some(())
         });
-        following.assert_unharmed();
+        following.assert_healthy();
     }
 }
 
@@ -325,7 +331,7 @@ fn garbage_and_duplicates_are_refused_and_disturb_nothing() {
                 .turn_to(&world(None, vec![saying("a", port, "a 3"), saying("b", new, "b 3")]));
             until_it_says(port, "a 3");
             until_it_says(new, "b 3");
-            following.assert_unharmed();
+            following.assert_healthy();
         }
     }
 }
@@ -365,7 +371,7 @@ fn traffic_outlives_the_server_and_the_next_one_is_followed() {
         following.server = serve(&following.folder, following.server_port, &world);
         until_it_says(port, "two");
         assert_eq!(following.metric("weft_xds_connected").as_deref(), Some("1"));
-        following.assert_unharmed();
+        following.assert_healthy();
     }
 }
 
@@ -424,7 +430,7 @@ impl Lasting {
 
 /// A service whose answers have no end.
 fn endless() -> u16 {
-    Backend::start(|stream| {
+    ScriptedServer::start(|stream| {
         let mut reader = std::io::BufReader::new(stream);
         if read_head(&mut reader).is_none() {
             return;
@@ -443,7 +449,7 @@ fn endless() -> u16 {
 /// A world with one service whose responses may last, behind these filters.
 fn without_timeout(port: u16, service: u16, filters: &[Value]) -> World {
     World {
-        clusters: vec![cluster("service", &[service], Speaks::Http1, None)],
+        clusters: vec![cluster("service", &[service], UpstreamHttp::Http1, None)],
         listeners: vec![listener("web", port, http(&route_to("service", 0), filters), None)],
         ..World::default()
     }
@@ -470,7 +476,7 @@ fn streams_end_that_have_not_proved_what_is_asked_for_now_and_no_others() {
     for variant in BOTH_VARIANTS {
         let (port, service) = (port::free(), endless());
         let world = |filters: &[Value]| without_timeout(port, service, filters);
-        let wants = |issuer, audience| [want_token(issuer, audience, &keys)];
+        let wants = |issuer, audience| [require_token(issuer, audience, &keys)];
         let following =
             Following::start_ready(variant, &world(&wants("https://issuer", "service")), port);
         let mut with = Lasting::begin(port, Some(&token));
@@ -511,7 +517,7 @@ fn changed_policy_judges_the_token_header_that_the_service_does_not_see() {
     let Issued { keys, token } = issued();
     for variant in BOTH_VARIANTS {
         let (port, service) = (port::free(), endless());
-        let wants = want_token("https://issuer", "service", &keys);
+        let wants = require_token("https://issuer", "service", &keys);
         let world = |rbac| without_timeout(port, service, &[wants.clone(), rbac]);
         let first = world(on_authorization("ALLOW", "first"));
         let following = Following::start_ready(variant, &first, port);
@@ -536,7 +542,8 @@ fn node_and_initial_metadata_reach_the_server() {
     for variant in BOTH_VARIANTS {
         let port = port::free();
         let world = World { listeners: vec![saying("web", port, "hello")], ..World::default() };
-        let following = Following::start_as(node.clone(), &metadata, variant, &world, port);
+        let following =
+            Following::start_with_options(node.clone(), &metadata, variant, &world, port);
         let line = following.server.line_with("\"node\"");
         let event: Value = serde_json::from_str(&line).expect("events are JSON");
         let seen = event.get("node").expect("the event has the node");
@@ -578,6 +585,6 @@ fn settings_without_effect_are_logged_once_and_listed() {
             assert_eq!(of_setting, 1, "{variant:?} {setting}: {log}");
             assert!(dump.contains(setting), "{variant:?} {setting}: {dump}");
         }
-        following.assert_unharmed();
+        following.assert_healthy();
     }
 }

@@ -1,8 +1,8 @@
 //! The rotation of the root, step by step while everything else happens.
 
-use weft_integration::mesh::Mesh;
+use weft_integration::mesh::TestMesh;
 use weft_integration::process::weft;
-use weft_integration::wait::{eventually, in_due_time};
+use weft_integration::wait::{eventually, within_certificate_lifetime};
 
 /// How far the rotation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(crate) struct Rotation {
 }
 
 /// Runs `weft ca`.
-pub(crate) fn ca(mesh: &Mesh, command: &str, words: &[&str]) -> Result<String, String> {
+pub(crate) fn ca(mesh: &TestMesh, command: &str, words: &[&str]) -> Result<String, String> {
     let mut ca = weft();
     ca.args(["ca", command, "--state"]).arg(mesh.file("state")).args(words);
     let output = ca.output().expect("the command can be started");
@@ -40,7 +40,7 @@ impl Rotation {
     }
 
     /// Takes the next step, if its time has come.
-    pub(crate) fn advance(&mut self, mesh: &Mesh) {
+    pub(crate) fn advance(&mut self, mesh: &TestMesh) {
         self.step = match self.step {
             Step::Before => {
                 ca(mesh, "rotate", &["root"]).expect("a root can be announced");
@@ -66,8 +66,8 @@ impl Rotation {
     ///
     /// # Panics
     /// When a step is refused for longer than certificates live.
-    pub(crate) fn complete(&mut self, mesh: &Mesh) {
-        in_due_time("the former root is taken back", || {
+    pub(crate) fn complete(&mut self, mesh: &TestMesh) {
+        within_certificate_lifetime("the former root is taken back", || {
             self.advance(mesh);
             (self.step == Step::Done).then_some(())
         });

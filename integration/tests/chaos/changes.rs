@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft::demo::hosts::Host;
-use weft_integration::mesh::Mesh;
+use weft_integration::mesh::TestMesh;
 use weft_integration::wait::{eventually, pause};
 
 use crate::stage::REPLICAS;
@@ -67,7 +67,7 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl MeshFile {
     /// The file of a mesh, as it is now.
-    pub(crate) fn of(mesh: &Mesh, seed: u64) -> Self {
+    pub(crate) fn of(mesh: &TestMesh, seed: u64) -> Self {
         let path = mesh.file("mesh.yaml");
         let text = std::fs::read(&path).expect("the mesh has a file");
         let wanted = Wanted {
@@ -119,7 +119,7 @@ impl MeshFile {
     }
 
     /// Takes a replica out of the mesh until [`MeshFile::bring_back`], and waits until callers know.
-    pub(crate) fn take_out(&self, replica: usize, mesh: &Mesh) {
+    pub(crate) fn take_out(&self, replica: usize, mesh: &TestMesh) {
         let mut wanted = held(&self.wanted);
         wanted.out = None;
         wanted.held_out = Some(replica);
@@ -147,7 +147,7 @@ impl MeshFile {
     }
 
     /// Writes the file as it was first, and waits until callers know.
-    pub(crate) fn restore(&self, mesh: &Mesh) {
+    pub(crate) fn restore(&self, mesh: &TestMesh) {
         let mut wanted = held(&self.wanted);
         // A change that both can see, so that they have seen all before it.
         wanted.services = BTreeSet::from([COMING_AND_GOING]);

@@ -10,10 +10,10 @@ use std::time::Duration;
 use tempfile::TempDir;
 use weft::demo::hosts::Host;
 use weft_certs::tls::Identity;
-use weft_integration::backend::read_head;
 use weft_integration::curl::Curl;
-use weft_integration::http1::Client;
+use weft_integration::http1::Http1Client;
 use weft_integration::mesh_pki::text;
+use weft_integration::scripted_server::read_head;
 use weft_integration::wait::{DEADLINE, pause};
 
 use crate::http2::Http2;
@@ -83,18 +83,18 @@ fn wrong(what: &str) -> impl FnOnce(std::io::Error) -> String {
 }
 
 /// One request over the connection that is kept, or a new one.
-fn http1(kept: &mut Option<Client>, at: SocketAddr, path: &str) -> Attempted {
+fn http1(kept: &mut Option<Http1Client>, at: SocketAddr, path: &str) -> Attempted {
     let path = format!("{path}/{}", number());
     let is_new = kept.is_none();
     let mut client = match kept.take() {
         Some(client) => client,
-        None => Client::try_connect(at).map_err(wrong("no connection"))?,
+        None => Http1Client::try_connect(at).map_err(wrong("no connection"))?,
     };
     let answer = client.ask(&format!("GET {path} HTTP/1.1\r\nhost: orders\r\n\r\n"));
     if answer.status != 200 || answer.broken {
         return Err(format!("{path} (new connection: {is_new}): {answer:?}"));
     }
-    if answer.field("connection") != Some("close") {
+    if answer.header("connection") != Some("close") {
         *kept = Some(client);
     }
     Ok(1)

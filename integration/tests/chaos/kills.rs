@@ -1,7 +1,7 @@
 //! The kills: which process ends in which way, and in what time requests may fail for it.
 
 use nix::sys::signal::Signal;
-use weft_integration::role::Role;
+use weft_integration::role_process::RoleProcess;
 
 use crate::ca_rotation::Rotation;
 use crate::changes::MeshFile;
@@ -133,12 +133,12 @@ impl Killer<'_> {
 }
 
 /// Ends a role by SIGTERM.
-fn stop(role: &mut Role) {
+fn stop(role: &mut RoleProcess) {
     role.process.signal(Signal::SIGTERM);
     role.process.ended();
 }
 
 /// Holds that a role has not panicked, as long as it can be seen.
-pub(crate) fn assert_sound(role: &Role) {
+pub(crate) fn assert_sound(role: &RoleProcess) {
     assert!(!role.process.errors().contains("panicked"), "{role:?} panicked");
 }

@@ -35,7 +35,7 @@ use kills::{KILLS, Killer, assert_sound};
 use stage::{REPLICAS, Stage};
 use tally::{KINDS, Tally, now};
 use usage::{Usage, shorten_conntrack};
-use weft_integration::wait::{in_due_time, pause};
+use weft_integration::wait::{pause, within_certificate_lifetime};
 
 /// How long the mesh is disturbed when no environment variable says so, and in the full run.
 const SECONDS: u64 = 30;
@@ -117,7 +117,9 @@ fn disturb(killer: &mut Killer<'_>, seconds: u64) -> Course {
     if seconds >= FULL_SECONDS {
         killer.rotation.complete(&killer.stage.mesh);
     }
-    in_due_time("the certificate of web is renewed", || (read() != first).then_some(()));
+    within_certificate_lifetime("the certificate of web is renewed", || {
+        (read() != first).then_some(())
+    });
     killer.file.restore(&killer.stage.mesh);
     tally.await_all();
     pause(REST);
@@ -186,5 +188,5 @@ fn requests_fail_only_at_killed_processes_and_nothing_grows() {
     assert!(course.is_rotated, "{}", course.rotation);
     assert_sound(&stage.mesh.web.sidecar);
     stage.use_identity_of_client();
-    stage.mesh.assert_unharmed();
+    stage.mesh.assert_healthy();
 }

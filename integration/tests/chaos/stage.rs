@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use weft::demo::hosts::Host;
-use weft_integration::mesh::{Mesh, MeshOptions};
+use weft_integration::mesh::{TestMesh, TestMeshOptions};
 use weft_integration::mesh_pki::{spiffe_id, text};
 use weft_integration::process::{Process, counterpart};
-use weft_integration::role::Role;
+use weft_integration::role_process::RoleProcess;
 use weft_integration::wait::eventually;
 
 use crate::ca_rotation::ca;
@@ -35,13 +35,13 @@ const CLIENT_STATE: &str = "client-state";
 /// The mesh, with the programs that are not of weft.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    pub(crate) mesh: Mesh,
+    pub(crate) mesh: TestMesh,
     /// The gRPC programs, one for each replica.
     pub(crate) grpc: Vec<Process>,
     /// The WebSocket programs, one for each replica.
     pub(crate) websocket: Vec<Process>,
     /// What renews the certificate of the client without a sidecar.
-    identity: Role,
+    identity: RoleProcess,
 }
 
 /// What clients must know.
@@ -66,14 +66,14 @@ impl Stage {
     /// Starts everything, with certificates that live for so long.
     pub(crate) fn start(certificate_minutes: u32) -> Self {
         let minutes = certificate_minutes.to_string();
-        let mut mesh = Mesh::start_as(MeshOptions {
+        let mut mesh = TestMesh::start_with_options(TestMeshOptions {
             replicas: REPLICAS,
             control_arguments: &["--certificate-minutes", &minutes],
             sidecar_arguments: &["--drain-timeout", "15"],
             // The kernel carries the first three services by name, which are those of `client` and `echo`: a debug
             // build takes seconds to fill the tables of all.
             agent_arguments: &["--drain-timeout", "5", "--slot-limit", "196611"],
-            ..MeshOptions::default()
+            ..TestMeshOptions::default()
         });
         let hosts = mesh.orders.iter().map(|replica| replica.host.clone());
         let hosts: Vec<Host> = hosts.collect();
@@ -131,7 +131,7 @@ impl Stage {
     /// Kills the program of HTTP/1.1 and of the echoes of a replica and starts it again.
     pub(crate) fn restart_program(&mut self, replica: usize) {
         let replica = self.mesh.orders.get_mut(replica).expect("there is such a replica");
-        replica.program.start_anew();
+        replica.program.restart_without_waiting();
         let host = &replica.host;
         eventually(format!("{:?} listens", replica.program), || {
             let connected = host.on(|| TcpStream::connect((Ipv4Addr::LOCALHOST, ECHO)));
@@ -139,13 +139,13 @@ impl Stage {
         });
     }
 
-    fn replica(&self, number: usize) -> &weft_integration::mesh::Workload {
+    fn replica(&self, number: usize) -> &weft_integration::mesh::MeshWorkload {
         self.mesh.orders.get(number).expect("there is such a replica")
     }
 }
 
 /// Waits until the kernel forwards the one echo service and the agent the other.
-fn await_paths(mesh: &Mesh) {
+fn await_paths(mesh: &TestMesh) {
     let wanted = [
         ("echo|7000", "kernel"),
         ("echo|7001/udp", "kernel"),
@@ -170,7 +170,7 @@ fn await_paths(mesh: &Mesh) {
 
 /// Starts what has a certificate renewed for the client without a sidecar. Its first certificate, which is good
 /// for a day, is revoked: a root is not taken back while it has signed something that is good.
-fn join_client(mesh: &Mesh) -> Role {
+fn join_client(mesh: &TestMesh) -> RoleProcess {
     let token = ca(mesh, "token", &[&spiffe_id("client")]).expect("a token can be made");
     std::fs::write(mesh.file("client").with_extension("token"), token).expect("a file");
     let socket = mesh.file("client-socket");

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use weft::demo::hosts::Host;
-use weft_integration::mesh::Mesh;
+use weft_integration::mesh::TestMesh;
 use weft_integration::process::{Process, run, tool};
 
 /// What may be added by memory that a heap keeps, beside [`MEMORY_PERCENT`].
@@ -45,7 +45,7 @@ pub(crate) struct Usage {
 }
 
 /// Has the kernel forget connections that have ended soon, so that their number follows the traffic of now.
-pub(crate) fn shorten_conntrack(mesh: &Mesh) {
+pub(crate) fn shorten_conntrack(mesh: &TestMesh) {
     const TIMEOUTS: [&str; 7] = [
         "tcp_timeout_time_wait",
         "tcp_timeout_fin_wait",
@@ -65,7 +65,7 @@ pub(crate) fn shorten_conntrack(mesh: &Mesh) {
 }
 
 /// Does something on the router, which has no name, and on each host.
-fn each_host<T: Send>(mesh: &Mesh, work: impl Fn(&str) -> T + Send + Sync) -> Vec<T> {
+fn each_host<T: Send>(mesh: &TestMesh, work: impl Fn(&str) -> T + Send + Sync) -> Vec<T> {
     let workloads = [&mesh.web].into_iter().chain(&mesh.orders).map(|workload| &workload.host);
     let hosts: Vec<&Host> = workloads.chain([&mesh.client, mesh.control_host()]).collect();
     let router = work("router");
@@ -75,7 +75,7 @@ fn each_host<T: Send>(mesh: &Mesh, work: impl Fn(&str) -> T + Send + Sync) -> Ve
 
 impl Usage {
     /// What is used now.
-    pub(crate) fn of(mesh: &Mesh) -> Self {
+    pub(crate) fn of(mesh: &TestMesh) -> Self {
         let sidecars = [&mesh.web].into_iter().chain(&mesh.orders);
         let sidecars = sidecars.map(|one| (format!("sidecar of {}", one.host.name), &one.sidecar));
         let roles = [("control".to_owned(), &mesh.control), ("agent".to_owned(), &mesh.agent)];

@@ -3,7 +3,7 @@
 use serde_json::json;
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::{spiffe_id, text};
-use weft_integration::pair::{Pair, Wanted};
+use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
 
 use crate::client::Client;
 use crate::front::Front;
@@ -86,7 +86,7 @@ fn check(request: &Request, proved: &[&str], sent: &str) {
     told.sort();
     assert_eq!(told, proved, "to {sent:?} the service got {request:?}");
     assert!(!all().any(|(_, value)| value.contains(FORGED)), "{sent:?} gave {request:?}");
-    assert_eq!(request.field("x-harmless"), Some("y"), "{sent:?} gave {request:?}");
+    assert_eq!(request.header("x-harmless"), Some("y"), "{sent:?} gave {request:?}");
 }
 
 /// Sends every spelling in every way to a port; how many there were.
@@ -111,24 +111,24 @@ fn claims_are_removed_where_nothing_is_proved() {
     for ours in [json!({}), json!({"underscores": "allow"})] {
         let mut front = Front::start(&[], &json!({}), &ours);
         assert_eq!(run(front.sidecar.port, &front.recorder, &[]), 450);
-        front.assert_unharmed();
+        front.assert_healthy();
     }
 }
 
 #[test]
 fn claims_are_replaced_by_what_is_proved() {
     let recorder = Recorder::start();
-    let mut pair = Pair::start(&Wanted::http1(recorder.port));
+    let mut pair = SidecarPair::start(&PairConfig::http1(recorder.port));
     drop(recorder.take());
     assert_eq!(run(pair.caller.port, &recorder, &PROVED), 450);
-    pair.assert_unharmed();
+    pair.assert_healthy();
 }
 
 /// A client with a certificate needs no sidecar to speak for it.
 #[test]
 fn a_proof_is_not_removed_by_whom_it_is_about() {
     let recorder = Recorder::start();
-    let pair = Pair::start(&Wanted::http1(recorder.port));
+    let pair = SidecarPair::start(&PairConfig::http1(recorder.port));
     drop(recorder.take());
     let client = pair.pki.path("client");
     let (certificate, key) = (client.with_extension("pem"), client.with_extension("key"));
@@ -142,6 +142,6 @@ fn a_proof_is_not_removed_by_whom_it_is_about() {
         let seen = recorder.take();
         assert!(seen.violations.is_empty(), "{name}: {:?}", seen.violations);
         check(&seen.requests[0], &PROVED, &name);
-        assert_eq!(seen.requests[0].field("x-weft-peer"), Some(&*spiffe_id("client")));
+        assert_eq!(seen.requests[0].header("x-weft-peer"), Some(&*spiffe_id("client")));
     }
 }

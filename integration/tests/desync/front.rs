@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use weft_integration::bootstrap::{Speaks, bootstrap, cluster, http, listener, route_to, with};
+use weft_integration::bootstrap::{
+    UpstreamHttp, bootstrap, cluster, http, listener, route_to, with,
+};
 use weft_integration::mesh_pki::MeshPki;
-use weft_integration::pair::Sidecar;
 use weft_integration::port;
 use weft_integration::process::{Process, weft};
+use weft_integration::sidecar_pair::TestSidecar;
 
 use crate::client::Client;
 use crate::recorder::Recorder;
@@ -15,7 +17,7 @@ use crate::recorder::Recorder;
 /// A sidecar and the service behind it.
 #[derive(Debug)]
 pub(crate) struct Front {
-    pub(crate) sidecar: Sidecar,
+    pub(crate) sidecar: TestSidecar,
     pub(crate) recorder: Recorder,
     _pki: MeshPki,
 }
@@ -39,14 +41,14 @@ impl Front {
         }
         let mut inbound = listener("inbound", port, served, None);
         inbound["filter_chains"][0]["metadata"] = json!({"filter_metadata": {"weft": ours}});
-        let next = cluster("next", &[recorder.port], Speaks::Http1, None);
+        let next = cluster("next", &[recorder.port], UpstreamHttp::Http1, None);
         let config = bootstrap(admin, &[inbound], &[next]);
         let file = pki.path("front.json");
         std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
         let mut command = weft();
         // One worker, so that each request goes over the connection of the one before it.
         command.args(["sidecar", "--workers", "1", "--config"]).arg(file);
-        let sidecar = Sidecar { process: Process::start("front", &mut command), port, admin };
+        let sidecar = TestSidecar { process: Process::start("front", &mut command), port, admin };
         sidecar.wait_until_ready();
         // What the wait has left behind is not what a test sees.
         drop(recorder.take());
@@ -75,7 +77,7 @@ impl Front {
     }
 
     /// Holds that it runs, that none of its workers has panicked, and that a client is served.
-    pub(crate) fn assert_unharmed(&mut self) {
+    pub(crate) fn assert_healthy(&mut self) {
         let process = &mut self.sidecar.process;
         assert!(process.is_running(), "{process:?} has ended");
         assert!(!process.errors().contains("panicked"), "{process:?} panicked");

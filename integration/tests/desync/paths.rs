@@ -304,7 +304,7 @@ fn run_with(
     assert!(enough, "served, denied, refused: {counts:?}, which says too little");
     let violations = front.recorder.take().violations;
     assert!(violations.is_empty(), "{violations:?}");
-    front.assert_unharmed();
+    front.assert_healthy();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use weft_integration::backend::Backend;
+use weft_integration::scripted_server::ScriptedServer;
 
 use crate::strict::{Read, Request, read};
 
@@ -29,7 +29,7 @@ impl Recorder {
     pub(crate) fn start() -> Self {
         let seen = Arc::<Mutex<Seen>>::default();
         let shared = seen.clone();
-        let port = Backend::start(move |stream| serve(stream, &shared)).port;
+        let port = ScriptedServer::start(move |stream| serve(stream, &shared)).port;
         Self { port, seen }
     }
 
@@ -94,7 +94,7 @@ fn requests(
         let (request, length) = match read(bytes) {
             Ok(Read::Whole(request, length)) => (request, length),
             Ok(Read::Head(head)) => {
-                let expects = head.field("expect") == Some("100-continue") && !*asked_to_go_on;
+                let expects = head.header("expect") == Some("100-continue") && !*asked_to_go_on;
                 if expects && stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").is_err() {
                     return Next::End;
                 }
@@ -123,12 +123,12 @@ fn answer(stream: &mut TcpStream, request: &Request) -> Next {
     const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
         upgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
     let told = request.told();
-    let is_last = request.field("connection") == Some("close");
+    let is_last = request.header("connection") == Some("close");
     let close = if is_last { "connection: close\r\n" } else { "" };
     let status = if told.starts_with("CONNECT declined") { "403 Forbidden" } else { "200 OK" };
     let (answer, next) = match &*request.method {
         "CONNECT" if status == "200 OK" => ("HTTP/1.1 200 OK\r\n\r\n".to_owned(), Next::Tunnel),
-        _ if request.target == "/agreed" && request.field("upgrade").is_some() => {
+        _ if request.target == "/agreed" && request.header("upgrade").is_some() => {
             (SWITCHED.to_owned(), Next::Tunnel)
         }
         method => {

@@ -168,7 +168,7 @@ fn run_before(mut front: Front, mode: usize, cases: &[Case]) {
         .filter_map(|case| check(&front, case, mode).err().map(|why| format!("{case:?}: {why}")))
         .collect();
     assert!(broken.is_empty(), "{} of {}:\n{}", broken.len(), cases.len(), broken.join("\n"));
-    front.assert_unharmed();
+    front.assert_healthy();
 }
 
 #[test]

@@ -14,13 +14,13 @@ pub(crate) struct Request {
 
 impl Request {
     /// The only value of a field, or nothing.
-    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|(held, _)| held == name).map(|(_, value)| &**value)
     }
 
     /// What it says, in a line: method, target, host, body.
     pub(crate) fn told(&self) -> String {
-        let host = self.field("host").unwrap_or_default();
+        let host = self.header("host").unwrap_or_default();
         let body = String::from_utf8_lossy(&self.body);
         format!("{} {} {host} {body}", self.method, self.target).trim_end().to_owned()
     }
@@ -155,7 +155,7 @@ fn connection_is_ours(request: &Request) -> Result<(), String> {
         return Err(format!("an upgrade that nobody asked for: {:?}", request.fields));
     }
     let others = ["keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate"];
-    match others.iter().find(|name| request.field(name).is_some()) {
+    match others.iter().find(|name| request.header(name).is_some()) {
         Some(name) => Err(format!("{name} went further than one connection")),
         None => Ok(()),
     }

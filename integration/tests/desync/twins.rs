@@ -2,7 +2,7 @@
 //! 8 and 10.3): the service gets what has one reading, or nothing.
 
 use serde_json::json;
-use weft_integration::frames::{Client, Outcome, flag, frame, headers, kind};
+use weft_integration::http2_frames::{Http2FrameClient, StreamOutcome, flag, frame, headers, kind};
 
 use crate::front::{Front, probe, told_probe};
 use crate::strict::Request;
@@ -65,7 +65,7 @@ pub(crate) fn with_trailer(trailer: (&str, &str), wanted: Wanted) -> Twin {
 pub(crate) const HELLO: Wanted = Wanted::Served("POST / a hello");
 pub(crate) const PLAIN: Wanted = Wanted::Served("GET / a");
 
-fn send(twin: &Twin, port: u16) -> Outcome {
+fn send(twin: &Twin, port: u16) -> StreamOutcome {
     let coded = |flags: u8, fields: &[Field]| {
         let fields: Vec<(&str, &str)> =
             fields.iter().map(|(name, value)| (&**name, &**value)).collect();
@@ -79,7 +79,7 @@ fn send(twin: &Twin, port: u16) -> Outcome {
     if !twin.trailers.is_empty() {
         bytes.extend(coded(flag::END_STREAM, &twin.trailers));
     }
-    let mut client = Client::connect(port);
+    let mut client = Http2FrameClient::connect(port);
     client.send(&bytes);
     client.outcome(1)
 }
@@ -88,12 +88,13 @@ fn send(twin: &Twin, port: u16) -> Outcome {
 fn check(front: &Front, twin: &Twin) -> Result<(), String> {
     drop(front.recorder.take());
     let outcome = send(twin, front.sidecar.port);
-    let was_served = outcome == Outcome::Answered(200);
+    let was_served = outcome == StreamOutcome::Answered(200);
     let told = match twin.wanted {
         Wanted::Served(told) if was_served => Some(told),
         Wanted::Either(told) => was_served.then_some(told),
         Wanted::Refused
-            if !was_served && !matches!(outcome, Outcome::Silent | Outcome::LeftOpen(_)) =>
+            if !was_served
+                && !matches!(outcome, StreamOutcome::Silent | StreamOutcome::LeftOpen(_)) =>
         {
             None
         }
@@ -124,7 +125,7 @@ fn run(twins: &[Twin]) {
         .filter_map(|twin| check(&front, twin).err().map(|why| format!("{twin:?}: {why}")))
         .collect();
     assert!(broken.is_empty(), "{} of {}:\n{}", broken.len(), twins.len(), broken.join("\n"));
-    front.assert_unharmed();
+    front.assert_healthy();
 }
 
 #[test]

@@ -3,19 +3,19 @@
 use rcgen::{CertificateParams, DistinguishedName, DnType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use weft_integration::authority::Holder;
+use weft_integration::authority::PemIdentity;
 use weft_integration::bootstrap::verify_mode;
-use weft_integration::handmade::{
-    Ca, DNS, URI, authority_params, intermediate, leaf, leaf_params, names, root,
+use weft_integration::crafted_pki::{
+    CraftedCa, DNS, URI, authority_params, intermediate, leaf, leaf_params, names, root,
 };
-use weft_integration::http1::field;
-use weft_integration::mesh_pki::{Identity, MeshPki, spiffe_id};
-use weft_integration::tls_caller::{TlsCaller, caller_of};
+use weft_integration::http1::header;
+use weft_integration::mesh_pki::{IdentityFiles, MeshPki, spiffe_id};
+use weft_integration::tls_client::{TlsClient, client_config_trusting};
 
 use crate::peers::{Service, Setup, serving};
 
 /// Certificates of clients, by what is unusual about their names.
-fn clients(issuer: &Ca) -> Vec<(&'static str, Holder)> {
+fn clients(issuer: &CraftedCa) -> Vec<(&'static str, PemIdentity)> {
     let named = |names_of: &[(u8, &[u8])]| {
         let mut params = leaf_params(None, 99);
         params.custom_extensions.push(names(names_of));
@@ -53,21 +53,21 @@ fn headers_received(
     setup: &Setup,
     service: &Service,
     listeners: &[(&'static str, Value)],
-    clients: &[(&'static str, Holder)],
+    clients: &[(&'static str, PemIdentity)],
     roots: &str,
 ) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (listener, _) in listeners {
         for (client, holder) in clients {
-            let config = caller_of(roots, holder, "server", "http/1.1");
-            let mut caller = TlsCaller::connect(setup.port(listener), &config);
+            let config = client_config_trusting(roots, holder, "server", "http/1.1");
+            let mut caller = TlsClient::connect(setup.port(listener), &config);
             let request = "GET / HTTP/1.1\r\nhost: a.example\r\n\
                 x-forwarded-client-cert: URI=spiffe://forged\r\n\r\n";
             let answer = caller.exchange(request).expect("a client that is trusted has an answer");
             assert_eq!(answer.0, 200, "{listener} {client}");
             let heads = service.take();
             let head = heads.last().expect("the service was asked");
-            let value = field(head, "x-forwarded-client-cert").unwrap_or("absent");
+            let value = header(head, "x-forwarded-client-cert").unwrap_or("absent");
             found.push((format!("{listener}: {client}"), value.to_owned()));
         }
     }
@@ -101,7 +101,7 @@ fn client_certificate_header_has_the_keys_and_values_of_envoy() {
     let mut params = leaf_params(None, 98);
     params.custom_extensions.push(names(&[(URI, spiffe_id("server").as_bytes())]));
     let server = leaf(&params, &below, &[&below]);
-    let own = Identity {
+    let own = IdentityFiles {
         certificate: write("server.pem", &server.chain),
         key: write("server.key", &server.key),
         serial: String::new(),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use weft_integration::bootstrap::with;
-use weft_integration::http2::{self, Answer, request};
+use weft_integration::http2::{self, Http2Response, request};
 
 use crate::peers::{Outcome, Wanted, both, check, differences, serving};
 
@@ -96,8 +96,8 @@ fn cases() -> Vec<(String, Value)> {
     gets.into_iter().chain(asked).chain(named).collect()
 }
 
-fn outcome(answer: &Answer, told: &[String]) -> Outcome {
-    let field = |name: &&str| answer.field(name).map(|value| format!("{name}: {value}"));
+fn outcome(answer: &Http2Response, told: &[String]) -> Outcome {
+    let field = |name: &&str| answer.header(name).map(|value| format!("{name}: {value}"));
     Outcome {
         status: answer.status(),
         interim: answer.interim().iter().map(|status| (*status).to_owned()).collect(),

@@ -6,15 +6,15 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
-use weft_integration::alone::Speaks;
-use weft_integration::backend::{Backend, read_head};
 use weft_integration::bootstrap::{any, bootstrap, cluster, http, listener, route_to, with};
 use weft_integration::curl::Curl;
-use weft_integration::http1::{Answer, Client, chunked, field};
+use weft_integration::http1::{Http1Client, Http1Response, chunked, header};
 use weft_integration::mesh_pki::MeshPki;
-use weft_integration::pair::Sidecar;
 use weft_integration::port;
 use weft_integration::process::{Process, python, run};
+use weft_integration::scripted_server::{ScriptedServer, read_head};
+use weft_integration::sidecar_pair::TestSidecar;
+use weft_integration::single_sidecar::UpstreamHttp;
 use weft_integration::wait::eventually;
 
 /// A service that answers as the last segment of the path says, and remembers what it was asked.
@@ -27,7 +27,7 @@ impl Service {
     pub(crate) fn start() -> Self {
         let told = Arc::<Mutex<Vec<String>>>::default();
         let notes = told.clone();
-        let port = Backend::start(move |stream| {
+        let port = ScriptedServer::start(move |stream| {
             let mut reader = BufReader::new(stream);
             while serve(&mut reader, &notes) == Some(()) {}
         })
@@ -46,13 +46,13 @@ fn serve(reader: &mut BufReader<TcpStream>, told: &Mutex<Vec<String>>) -> Option
     let head = read_head(reader)?;
     let (method, target) = head.split_once(' ')?;
     let path = target.split([' ', '?']).next()?;
-    if field(&head, "expect").is_some() {
+    if header(&head, "expect").is_some() {
         reader.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
     }
     let (mut body, mut trailers) = (Vec::new(), String::new());
-    if field(&head, "transfer-encoding").is_some() {
+    if header(&head, "transfer-encoding").is_some() {
         chunked(reader, &mut body, &mut trailers)?;
-    } else if let Some(length) = field(&head, "content-length") {
+    } else if let Some(length) = header(&head, "content-length") {
         body.resize(length.parse().ok()?, 0);
         std::io::Read::read_exact(reader, &mut body).ok()?;
     }
@@ -141,14 +141,14 @@ impl Setup {
             {"http_protocol_options": {"enable_trailers": true}}});
         let message = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
         let of = |name: &str| {
-            let cluster = cluster(name, &[service.port], Speaks::Http1, None);
+            let cluster = cluster(name, &[service.port], UpstreamHttp::Http1, None);
             with(
                 cluster,
                 "typed_extension_protocol_options",
                 json!({message: any(message, options.clone())}),
             )
         };
-        let nowhere = cluster("nowhere", &[], Speaks::Http1, None);
+        let nowhere = cluster("nowhere", &[], UpstreamHttp::Http1, None);
         let listeners: Vec<Value> = listeners
             .iter()
             .zip(&ports)
@@ -178,9 +178,9 @@ impl Setup {
     }
 
     /// The sidecar by this file.
-    pub(crate) fn weft(&self, pki: &MeshPki) -> Sidecar {
+    pub(crate) fn weft(&self, pki: &MeshPki) -> TestSidecar {
         let first = self.ports.first().expect("there is a listener").1;
-        Sidecar::start("weft", pki, first, self.admin, &self.config)
+        TestSidecar::start("weft", pki, first, self.admin, &self.config)
     }
 }
 
@@ -252,15 +252,15 @@ const AGAIN: &str = "GET /again HTTP/1.1\r\nhost: a.example\r\n\r\n";
 
 /// What becomes of a request at this port.
 pub(crate) fn outcome(port: u16, case: &Case, service: &Service) -> Outcome {
-    let mut client = Client::connect(port);
+    let mut client = Http1Client::connect(port);
     let answer = client.ask(&case.bytes);
     // What comes of the second of two is only waited for, so that the service has been told of it.
     if case.bytes.contains("GET /second ") {
         client.answer("GET");
     }
     let told = service.take();
-    let then = if client.send(AGAIN) { client.answer("GET") } else { Answer::default() };
-    let is_last = then.field("connection").is_some_and(|value| value == "close");
+    let then = if client.send(AGAIN) { client.answer("GET") } else { Http1Response::default() };
+    let is_last = then.header("connection").is_some_and(|value| value == "close");
     let then = format!("{}{}", then.status, if is_last { " and closed" } else { "" });
     Outcome {
         status: answer.status,

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_integration::frames::{self, End, flag, frame, kind};
 use weft_integration::http1;
+use weft_integration::http2_frames::{self, ReceiveError, flag, frame, kind};
 use weft_integration::mesh_pki::MeshPki;
 
 use crate::peers::{Service, Setup, case, compare, serving};
@@ -36,7 +36,7 @@ fn header_names_have_the_case_that_the_listener_asks_for() {
     let service = Service::start();
     let setup = Setup::new(&service, &listeners);
     let ask = |listener: &str, target: &str| {
-        let mut client = http1::Client::connect(setup.port(listener));
+        let mut client = http1::Http1Client::connect(setup.port(listener));
         let answer = client.ask(&format!("GET {target} HTTP/1.1\r\nhost: a.example\r\n\r\n"));
         (answer.status, names(&answer.head))
     };
@@ -69,7 +69,7 @@ fn host_of_a_request_without_one_is_the_default_of_http_1_0() {
 #[allow(clippy::disallowed_methods, reason = "how long a connection lives is what is tested")]
 fn lives(port: u16, answers: bool) -> (Duration, usize) {
     let began = Instant::now();
-    let mut client = frames::Client::connect(port);
+    let mut client = http2_frames::Http2FrameClient::connect(port);
     let limit = Duration::from_secs(4);
     client.tcp().set_read_timeout(Some(limit)).expect("it is above zero");
     let mut pings = 0;
@@ -83,7 +83,7 @@ fn lives(port: u16, answers: bool) -> (Duration, usize) {
             }
             Ok(came) if came.kind == kind::GOAWAY => break,
             Ok(_) => {}
-            Err(End::Closed | End::Silent) => break,
+            Err(ReceiveError::Closed | ReceiveError::Silent) => break,
         }
     }
     (began.elapsed(), pings)

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Speaks, Wanted};
 use weft_integration::bootstrap::any;
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::{MeshPki, text};
 use weft_integration::port;
 use weft_integration::process::{Process, python, run, weft};
+use weft_integration::single_sidecar::{SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::eventually;
 
 fn files() -> Vec<PathBuf> {
@@ -96,8 +96,9 @@ fn endpoint_without_roots_is_reached_by_unverified_tls_and_the_warning_is_shown(
     let _server = Process::start("s_server", serve.args(["-cert", text(&certificate)]));
     let socket = json!({"name": "tls", "typed_config": any(
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", json!({"sni": "api.example"}))});
-    let wanted = Wanted::before(port, Speaks::Http1).with_cluster("transport_socket", &socket);
-    let sidecar = wanted.start_with(pki);
+    let wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1)
+        .with_cluster("transport_socket", &socket);
+    let sidecar = wanted.start_with_pki(pki);
     let body = eventually("the endpoint answers", || {
         let answer = Curl::get(sidecar.port, "/").run();
         (answer.status == 200).then(|| answer.text())

@@ -6,11 +6,11 @@ use std::process::Command;
 use serde_json::{Value, json};
 use weft_integration::bootstrap::{address, any, bootstrap, with};
 use weft_integration::curl::Curl;
-use weft_integration::http1::Client;
+use weft_integration::http1::Http1Client;
 use weft_integration::mesh_pki::MeshPki;
-use weft_integration::pair::Sidecar;
 use weft_integration::port;
 use weft_integration::process::{Process, python, run};
+use weft_integration::sidecar_pair::TestSidecar;
 use weft_integration::wait::eventually;
 
 const MANAGER: &str =
@@ -92,18 +92,20 @@ pub(crate) fn envoy(pki: &MeshPki, config: &Value, admin: u16, port: u16) -> Pro
 
 /// Asks everything, over connections that are kept.
 fn ask(cases: &[Case]) -> Vec<Outcome> {
-    let mut kept: Option<((IpAddr, SocketAddr), Client)> = None;
+    let mut kept: Option<((IpAddr, SocketAddr), Http1Client)> = None;
     cases
         .iter()
         .map(|case| {
             let place = (case.from, case.to);
             let open = kept.take().filter(|(known, _)| *known == place);
-            let mut client =
-                open.map_or_else(|| Client::connect_from(case.from, case.to), |(_, client)| client);
+            let mut client = open.map_or_else(
+                || Http1Client::connect_from(case.from, case.to),
+                |(_, client)| client,
+            );
             client.send(&case.request);
             let method = case.request.split(|byte| *byte == b' ').next().unwrap_or_default();
             let answer = client.answer(&String::from_utf8_lossy(method));
-            let is_over = answer.broken || answer.field("connection") == Some("close");
+            let is_over = answer.broken || answer.header("connection") == Some("close");
             kept = (!is_over).then_some((place, client));
             // Each has its own words for a refusal.
             let is_answered = answer.status == 200;
@@ -123,7 +125,7 @@ pub(crate) fn compare(listeners: &[Value], port: u16, cases: &[Case], least: usi
     let mut peer = envoy(&pki, &config, admin, port);
     let envoys = ask(cases);
     peer.kill();
-    let sidecar = Sidecar::start("weft", &pki, port, admin, &config);
+    let sidecar = TestSidecar::start("weft", &pki, port, admin, &config);
     let wefts = ask(cases);
     drop(sidecar);
     check(cases, &envoys, &wefts);

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
-use weft_integration::authority::Holder;
+use weft_integration::authority::PemIdentity;
 use weft_integration::bootstrap::{any, bootstrap, listener, verify_mode};
-use weft_integration::mesh_pki::{Identity, MeshPki, spiffe_id};
-use weft_integration::pair::Sidecar;
+use weft_integration::mesh_pki::{IdentityFiles, MeshPki, spiffe_id};
 use weft_integration::port;
-use weft_integration::tls_caller::{TlsCaller, caller_of};
+use weft_integration::sidecar_pair::TestSidecar;
+use weft_integration::tls_client::{TlsClient, client_config_trusting};
 
 use crate::both::{Case, Outcome, answered, check, envoy, host, manager};
 use crate::random::Random;
@@ -17,17 +17,17 @@ use crate::routes::string_match;
 
 const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 
-fn client(pki: &MeshPki, identity: &Identity) -> Arc<ClientConfig> {
+fn client(pki: &MeshPki, identity: &IdentityFiles) -> Arc<ClientConfig> {
     let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("it was written");
     let chain = read(&identity.certificate);
     let key = read(&identity.key);
-    let holder = Holder { chain, key, serial: identity.serial.clone() };
-    caller_of(&read(&pki.root()), &holder, "server", "http/1.1")
+    let holder = PemIdentity { chain, key, serial: identity.serial.clone() };
+    client_config_trusting(&read(&pki.root()), &holder, "server", "http/1.1")
 }
 
 /// Sends requests over one connection.
 fn ask(port: u16, client: &Arc<ClientConfig>, cases: &[Case]) -> Vec<Outcome> {
-    let mut caller = TlsCaller::connect(port, client);
+    let mut caller = TlsClient::connect(port, client);
     cases
         .iter()
         .map(|case| {
@@ -82,7 +82,7 @@ fn names_of_certificates_decide_as_with_envoy() {
     let manager = manager(&table, &[json!({"name": "rbac", "typed_config": rbac})], &json!({}));
     let admin = port::free();
     let port = port::free();
-    let tls = verify_mode(&server, &pki.root(), &pki.revocations());
+    let tls = verify_mode(&server, &pki.root(), &pki.crl_file());
     let config = bootstrap(admin, &[listener("inbound", port, manager, Some(tls))], &[]);
     let cases: Vec<Case> = (0..80)
         .map(|number| {
@@ -97,7 +97,7 @@ fn names_of_certificates_decide_as_with_envoy() {
     let mut peer = envoy(&pki, &config, admin, port);
     let envoys = all(&clients);
     peer.kill();
-    let sidecar = Sidecar::start("weft", &pki, port, admin, &config);
+    let sidecar = TestSidecar::start("weft", &pki, port, admin, &config);
     let wefts = all(&clients);
     drop(sidecar);
     for (envoys, wefts) in envoys.iter().zip(&wefts) {

@@ -1,10 +1,10 @@
 //! Where a token stands in a request, and how long it may be.
 
 use serde_json::json;
-use weft_integration::alone::Speaks;
-use weft_integration::http1::Client;
+use weft_integration::http1::Http1Client;
 use weft_integration::http2::{self, request};
-use weft_integration::origin::Origin;
+use weft_integration::origin_server::OriginServer;
+use weft_integration::single_sidecar::UpstreamHttp;
 
 use crate::front::{Front, INVALID, MISSING, bearer, case, wanting};
 use crate::issuer::{Issuer, Key, claims_saying, unsigned};
@@ -34,7 +34,7 @@ fn a_token_elsewhere_is_none() {
         ],
     );
     let answer = front.ask(&format!("/refused/?access_token={token}"), "");
-    assert_eq!((answer.status, answer.field("www-authenticate")), (401, Some(MISSING)));
+    assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some(MISSING)));
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_scheme_without_a_token_is_refused() {
         ["authorization: Bearer\r\n", "authorization: Bearer \r\n", "authorization: bearer\t\r\n"]
     {
         let answer = front.ask("/refused/", line);
-        let challenge = answer.field("www-authenticate").unwrap_or_default();
+        let challenge = answer.header("www-authenticate").unwrap_or_default();
         assert_eq!(answer.status, 401, "{line:?}: {answer:?}");
         assert!([MISSING, INVALID].contains(&challenge), "{line:?}: {answer:?}");
     }
@@ -82,19 +82,19 @@ fn a_scheme_without_a_token_is_refused() {
 fn a_token_in_trailers_comes_too_late() {
     let issuer = Issuer::new();
     let (front, token) = (Front::of(&issuer), issuer.key("ES256").good());
-    let mut client = Client::connect(front.alone.port);
+    let mut client = Http1Client::connect(front.alone.port);
     client.send(format!(
         "POST /refused/trailers HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\
          trailer: authorization\r\n\r\n4\r\nbody\r\n0\r\nauthorization: Bearer {token}\r\n\r\n"
     ));
     let answer = client.answer("POST");
-    assert_eq!((answer.status, answer.field("www-authenticate")), (401, Some(MISSING)));
+    assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some(MISSING)));
 
     let mut late = request("POST", "/refused/trailers", &[]);
     late["body"] = json!("body");
     late["trailers"] = json!([("authorization", format!("Bearer {token}"))]);
     let answer = http2::ask_one(front.alone.port, late);
-    assert_eq!((answer.status(), answer.field("www-authenticate")), (401, Some(MISSING)));
+    assert_eq!((answer.status(), answer.header("www-authenticate")), (401, Some(MISSING)));
     front.refuses_lines(MISSING, &[]);
 }
 
@@ -128,15 +128,15 @@ fn token_may_be_as_long_as_a_header() {
 fn grpc_is_asked_for_a_token_as_well() {
     let issuer = Issuer::new();
     let keys = json!({"keys": issuer.published()}).to_string();
-    let (_origin, port) = Origin::start_http2();
-    let alone = wanting(&keys, port, Speaks::Http2).start();
+    let (_origin, port) = OriginServer::start_http2();
+    let alone = wanting(&keys, port, UpstreamHttp::Http2).start();
     let good = format!("Bearer {}", issuer.key("ES256").good());
     let forged = format!("Bearer {}", Key::ecdsa("ES256").good());
     let check = |fields: &[(&str, &str)], status: u16, grpc: Option<&str>| {
         let usual = [("content-type", "application/grpc"), ("te", "trailers")];
         let fields = [&usual[..], fields].concat();
         let answer = http2::ask_one(alone.port, request("POST", "/service/method", &fields));
-        assert_eq!((answer.status(), answer.field("grpc-status")), (status, grpc), "{answer:?}");
+        assert_eq!((answer.status(), answer.header("grpc-status")), (status, grpc), "{answer:?}");
     };
     check(&[("authorization", &good)], 200, None);
     check(&[("authorization", &good), ("authorization", &good)], 200, Some("16"));

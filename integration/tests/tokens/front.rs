@@ -1,11 +1,11 @@
 //! A sidecar that wants a token of the issuer, before a service that notes what reaches it.
 
 use serde_json::{Value, json};
-use weft_integration::alone::{Alone, Speaks, Wanted};
-use weft_integration::bootstrap::{http, route_to, want_token};
-use weft_integration::http1::{self, Answer};
+use weft_integration::bootstrap::{http, require_token, route_to};
+use weft_integration::http1::{self, Http1Response};
 use weft_integration::http2::{self, request};
-use weft_integration::origin::Origin;
+use weft_integration::origin_server::OriginServer;
+use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 
 use crate::issuer::{AUDIENCE, ISSUER, Issuer, Key};
 
@@ -24,8 +24,8 @@ pub(crate) const MISSING: &str = "Bearer";
 
 /// The sidecar and the service.
 pub(crate) struct Front {
-    origin: Origin,
-    pub(crate) alone: Alone,
+    origin: OriginServer,
+    pub(crate) alone: SingleSidecar,
     /// A key that is always among those that count, so that a good token shows that the rest is well.
     reference: Key,
 }
@@ -36,8 +36,8 @@ impl Front {
         let reference = Key::ecdsa("ES256").saying("kid", "reference");
         let keys: Vec<&Value> = published.iter().chain([&reference.jwk]).collect();
         let keys = json!({"keys": keys}).to_string();
-        let origin = Origin::start();
-        let alone = wanting(&keys, origin.port, Speaks::Http1).start();
+        let origin = OriginServer::start();
+        let alone = wanting(&keys, origin.port, UpstreamHttp::Http1).start();
         Self { origin, alone, reference }
     }
 
@@ -47,7 +47,7 @@ impl Front {
     }
 
     /// Asks for a path with these lines in the head.
-    pub(crate) fn ask(&self, path: &str, lines: &str) -> Answer {
+    pub(crate) fn ask(&self, path: &str, lines: &str) -> Http1Response {
         let head = format!("GET {path} HTTP/1.1\r\nhost: a.example\r\n{lines}\r\n");
         http1::ask(self.alone.port, &head)
     }
@@ -86,7 +86,7 @@ impl Front {
         let answers = http2::ask(self.alone.port, &requests);
         for ((name, _), answers) in cases.iter().zip(answers.chunks(2)) {
             let [http, grpc] = [&answers[0], &answers[1]];
-            let told = (http.status(), http.field("www-authenticate"), grpc.field("grpc-status"));
+            let told = (http.status(), http.header("www-authenticate"), grpc.header("grpc-status"));
             if told != (401, Some(INVALID), Some("16")) {
                 wrong.push(format!("{name}, over HTTP/2: {told:?} {}", http.body()));
             }
@@ -104,7 +104,7 @@ impl Front {
         let mut wrong = Vec::new();
         for (name, lines) in cases {
             let answer = self.ask(&path("refused", name), lines);
-            let told = (answer.status, answer.field("www-authenticate"));
+            let told = (answer.status, answer.header("www-authenticate"));
             if told != (401, Some(challenge)) {
                 wrong.push(format!("{name}: {told:?} {}", answer.body));
             }
@@ -134,13 +134,13 @@ impl Front {
 }
 
 /// A sidecar that wants a token, signed by one of these keys.
-pub(crate) fn wanting(keys: &str, port: u16, speaks: Speaks) -> Wanted {
-    let mut wanted = Wanted::before(port, speaks);
-    wanted.http = http(&route_to("service", 15), &[want_token(ISSUER, AUDIENCE, keys)]);
+pub(crate) fn wanting(keys: &str, port: u16, speaks: UpstreamHttp) -> SingleSidecarConfig {
+    let mut wanted = SingleSidecarConfig::for_upstream(port, speaks);
+    wanted.http = http(&route_to("service", 15), &[require_token(ISSUER, AUDIENCE, keys)]);
     // What is longer than a token may be must come as far as where tokens are looked at.
     wanted
         .with("max_request_headers_kb", json!(96))
-        .with_ours("field_limit_bytes", json!(80 * 1024))
+        .with_weft_metadata("field_limit_bytes", json!(80 * 1024))
 }
 
 /// The line of a head that carries a token.

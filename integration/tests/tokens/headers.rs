@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
-use weft_integration::backend::{Backend, read_head};
+use weft_integration::scripted_server::{ScriptedServer, read_head};
 
 use crate::front::{Front, case};
 use crate::issuer::{Issuer, Key, appended, claims, encode, unsigned, without};
@@ -20,7 +20,7 @@ fn a_key_that_a_token_brings_along_is_not_used() {
     // Whoever followed a link would find the stranger's keys there.
     let visits = Arc::<AtomicUsize>::default();
     let (counted, keys) = (visits.clone(), json!({"keys": [stranger.jwk]}).to_string());
-    let home = Backend::start(move |stream| {
+    let home = ScriptedServer::start(move |stream| {
         counted.fetch_add(1, Ordering::Relaxed);
         let mut reader = BufReader::new(stream);
         let length = keys.len();

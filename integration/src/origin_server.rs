@@ -5,27 +5,27 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backend::{Backend, read_head};
-use crate::http1::{chunked, field};
+use crate::http1::{chunked, header};
 use crate::port;
 use crate::process::{Process, counterpart};
+use crate::scripted_server::{ScriptedServer, read_head};
 
 /// The service.
 #[derive(Debug)]
-pub struct Origin {
+pub struct OriginServer {
     /// Where it listens.
     pub port: u16,
     seen: Arc<Mutex<Vec<String>>>,
 }
 
-impl Origin {
+impl OriginServer {
     /// Starts it.
     #[must_use]
     pub fn start() -> Self {
         let seen = Arc::<Mutex<Vec<String>>>::default();
         let notes = seen.clone();
         let note = move |line: String| lock(&notes).push(line);
-        let port = Backend::start(move |stream| {
+        let port = ScriptedServer::start(move |stream| {
             let mut reader = BufReader::new(stream);
             while one(&mut reader, &note) == Some(()) {}
         })
@@ -77,7 +77,7 @@ fn one(reader: &mut BufReader<TcpStream>, note: &impl Fn(String)) -> Option<()> 
     if target == "/hints" {
         say(reader, "HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n")?;
     }
-    if field(&head, "expect").is_some() {
+    if header(&head, "expect").is_some() {
         say(reader, "HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     let (body, trailers) = body(reader, &head)?;
@@ -101,9 +101,9 @@ fn one(reader: &mut BufReader<TcpStream>, note: &impl Fn(String)) -> Option<()> 
 /// The whole body of a request, and its trailers.
 fn body(reader: &mut impl BufRead, head: &str) -> Option<(Vec<u8>, String)> {
     let (mut body, mut trailers) = (Vec::new(), String::new());
-    if field(head, "transfer-encoding").is_some() {
+    if header(head, "transfer-encoding").is_some() {
         chunked(reader, &mut body, &mut trailers)?;
-    } else if let Some(length) = field(head, "content-length") {
+    } else if let Some(length) = header(head, "content-length") {
         body.resize(length.parse().ok()?, 0);
         reader.read_exact(&mut body).ok()?;
     }

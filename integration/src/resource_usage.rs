@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use nix::unistd::{SysconfVar, sysconf};
 
-use crate::pair::Sidecar;
+use crate::sidecar_pair::TestSidecar;
 
-impl Sidecar {
+impl TestSidecar {
     /// How many files its workers have open: each has a table of its own.
     ///
     /// # Panics
@@ -30,7 +30,7 @@ impl Sidecar {
     /// # Panics
     /// When it is gone.
     #[must_use]
-    pub fn processor_time(&self) -> Duration {
+    pub fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(self.account("stat")).expect("it runs");
         // The name, in parentheses, may hold anything; behind it the numbers begin with the third.
         let (_, numbers) = stat.rsplit_once(')').expect("it has a name");

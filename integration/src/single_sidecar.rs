@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 use crate::bootstrap::{bootstrap, cluster, http, listener, route_to, with};
 use crate::curl::Curl;
 use crate::mesh_pki::MeshPki;
-use crate::origin::Origin;
-use crate::pair::{Launch, Sidecar};
+use crate::origin_server::OriginServer;
 use crate::port;
 use crate::process::Process;
+use crate::sidecar_pair::{SidecarLaunch, TestSidecar};
 use crate::wait::eventually;
 
-pub use crate::bootstrap::Speaks;
+pub use crate::bootstrap::UpstreamHttp;
 
 /// What it is asked to do.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct SingleSidecarConfig {
     /// Its clusters; the first is the service.
     pub clusters: Vec<Value>,
     /// How it serves HTTP.
@@ -28,16 +28,16 @@ pub struct Wanted {
     /// How its clients reach it by TLS, if so.
     pub tls: Option<Value>,
     /// How it is started.
-    pub launch: Launch,
+    pub launch: SidecarLaunch,
 }
 
-impl Wanted {
+impl SingleSidecarConfig {
     /// A sidecar before a port.
     #[must_use]
-    pub fn before(port: u16, speaks: Speaks) -> Self {
+    pub fn for_upstream(port: u16, speaks: UpstreamHttp) -> Self {
         let clusters = vec![cluster("service", &[port], speaks, None)];
         let http = http(&route_to("service", 15), &[]);
-        Self { clusters, http, ours: json!({}), tls: None, launch: Launch::default() }
+        Self { clusters, http, ours: json!({}), tls: None, launch: SidecarLaunch::default() }
     }
 
     /// The same with another field of `HttpConnectionManager`.
@@ -49,7 +49,7 @@ impl Wanted {
 
     /// The same with a field of ours.
     #[must_use]
-    pub fn with_ours(mut self, field: &str, value: Value) -> Self {
+    pub fn with_weft_metadata(mut self, field: &str, value: Value) -> Self {
         self.ours = with(self.ours, field, value);
         self
     }
@@ -66,14 +66,14 @@ impl Wanted {
     #[must_use]
     pub fn with_one_worker(mut self, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        self.launch = Launch { workers: 1, arguments, ..self.launch };
+        self.launch = SidecarLaunch { workers: 1, arguments, ..self.launch };
         self
     }
 
     /// Starts it with an authority of its own.
     #[must_use]
-    pub fn start(self) -> Alone {
-        self.start_with(MeshPki::create())
+    pub fn start(self) -> SingleSidecar {
+        self.start_with_pki(MeshPki::create())
     }
 
     /// Starts it.
@@ -81,7 +81,7 @@ impl Wanted {
     /// # Panics
     /// When it does not become ready.
     #[must_use]
-    pub fn start_with(self, pki: MeshPki) -> Alone {
+    pub fn start_with_pki(self, pki: MeshPki) -> SingleSidecar {
         self.start_all(pki, None)
     }
 
@@ -90,7 +90,7 @@ impl Wanted {
     /// # Panics
     /// When it does not become ready.
     #[must_use]
-    pub fn start_beside(self, other: &Value) -> Alone {
+    pub fn start_with_second_listener(self, other: &Value) -> SingleSidecar {
         self.start_all(MeshPki::create(), Some(other))
     }
 
@@ -99,16 +99,16 @@ impl Wanted {
     /// # Panics
     /// When it does not come to that.
     #[must_use]
-    pub fn start_unready(self, reason: &str) -> Alone {
+    pub fn start_unready(self, reason: &str) -> SingleSidecar {
         let (pki, port, admin) = (MeshPki::create(), port::free(), port::free());
         let config = self.config(port, admin, None);
-        let sidecar = Sidecar::start_without_waiting("sidecar", &pki, port, admin, &config);
+        let sidecar = TestSidecar::start_without_waiting("sidecar", &pki, port, admin, &config);
         eventually(format!("the sidecar listens and waits: {reason}"), || {
             let ready = Curl::get(admin, "/ready").run();
             let waits = ready.status == 503 && ready.text().contains(reason);
             TcpStream::connect(("127.0.0.1", port)).ok().filter(|_| waits)
         });
-        Alone { sidecar, port, pki }
+        SingleSidecar { sidecar, port, pki }
     }
 
     /// Starts it by a command other than the usual one, to which its file is added.
@@ -116,7 +116,7 @@ impl Wanted {
     /// # Panics
     /// When it does not become ready.
     #[must_use]
-    pub fn start_by(self, pki: MeshPki, mut command: Command) -> Alone {
+    pub fn start_with_command(self, pki: MeshPki, mut command: Command) -> SingleSidecar {
         let (port, admin) = (port::free(), port::free());
         let file = pki.path("sidecar.json");
         let config = self.config(port, admin, None);
@@ -124,16 +124,16 @@ impl Wanted {
         let process = Process::start("sidecar", command.arg("--config").arg(file));
         // Until it listens, a look costs it nothing: asking its admin port would be counted as well.
         eventually("the sidecar listens", || TcpStream::connect(("127.0.0.1", port)).ok());
-        let sidecar = Sidecar { process, port, admin };
-        Alone { sidecar, port, pki }
+        let sidecar = TestSidecar { process, port, admin };
+        SingleSidecar { sidecar, port, pki }
     }
 
-    fn start_all(self, pki: MeshPki, other: Option<&Value>) -> Alone {
+    fn start_all(self, pki: MeshPki, other: Option<&Value>) -> SingleSidecar {
         let (port, admin) = (port::free(), port::free());
         let launch = self.launch.clone();
         let config = self.config(port, admin, other);
-        let sidecar = Sidecar::launch(&launch, &pki, [port, admin], &config);
-        Alone { sidecar, port, pki }
+        let sidecar = TestSidecar::launch(&launch, &pki, [port, admin], &config);
+        SingleSidecar { sidecar, port, pki }
     }
 
     fn config(self, port: u16, admin: u16, other: Option<&Value>) -> Value {
@@ -149,16 +149,16 @@ impl Wanted {
 
 /// The sidecar, ready.
 #[derive(Debug)]
-pub struct Alone {
+pub struct SingleSidecar {
     /// Its process and ports.
-    pub sidecar: Sidecar,
+    pub sidecar: TestSidecar,
     /// Where it listens.
     pub port: u16,
     /// Who made its certificates.
     pub pki: MeshPki,
 }
 
-impl Alone {
+impl SingleSidecar {
     /// One of its metrics, by its name with its labels.
     ///
     /// # Panics
@@ -183,7 +183,7 @@ impl Alone {
     ///
     /// # Panics
     /// When it does not.
-    pub fn assert_unharmed(&mut self) {
+    pub fn assert_healthy(&mut self) {
         let process = &mut self.sidecar.process;
         assert!(process.is_running(), "{process:?} has ended");
         assert!(!process.errors().contains("panicked"), "{process:?} panicked");
@@ -192,24 +192,26 @@ impl Alone {
 
 /// A sidecar before a service of each version, with what is asked of it.
 #[derive(Debug)]
-pub struct Both {
+pub struct SidecarPerHttpVersion {
     /// Before one of HTTP/1.1.
-    pub http1: (Origin, Alone),
+    pub http1: (OriginServer, SingleSidecar),
     /// Before one of HTTP/2.
-    pub http2: (Process, Alone),
+    pub http2: (Process, SingleSidecar),
 }
 
-impl Both {
+impl SidecarPerHttpVersion {
     /// Starts both, each with a change.
     ///
     /// # Panics
     /// When one does not become ready.
     #[must_use]
-    pub fn start(change: impl Fn(Wanted) -> Wanted) -> Self {
-        let origin = Origin::start();
-        let alone = change(Wanted::before(origin.port, Speaks::Http1)).start();
-        let (process, port) = Origin::start_http2();
-        let http2 = (process, change(Wanted::before(port, Speaks::Http2)).start());
+    pub fn start(change: impl Fn(SingleSidecarConfig) -> SingleSidecarConfig) -> Self {
+        let origin = OriginServer::start();
+        let alone =
+            change(SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1)).start();
+        let (process, port) = OriginServer::start_http2();
+        let http2 =
+            (process, change(SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http2)).start());
         Self { http1: (origin, alone), http2 }
     }
 
@@ -234,7 +236,7 @@ impl Both {
 /// # Panics
 /// When it has no route.
 #[must_use]
-pub fn targetless(mut wanted: Wanted) -> Wanted {
+pub fn matching_empty_path(mut wanted: SingleSidecarConfig) -> SingleSidecarConfig {
     let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/match");
     *route.expect("it has a route") = json!({"prefix": ""});
     wanted

@@ -11,18 +11,23 @@ use weft_certs::TrustStore;
 use weft_certs::tls::{self, Identity};
 use weft_model::StringMatch;
 
-use crate::authority::{Holder, Signer};
+use crate::authority::{PemIdentity, TestAuthority};
 use crate::mesh_pki::spiffe_id;
 use crate::wait::DEADLINE;
 
 /// A connection.
 #[derive(Debug)]
-pub struct TlsCaller(StreamOwned<ClientConnection, TcpStream>);
+pub struct TlsClient(StreamOwned<ClientConnection, TcpStream>);
 
 /// What is needed to call `service` as `holder`.
 #[must_use]
-pub fn caller(signer: &Signer, holder: &Holder, service: &str, alpn: &str) -> Arc<ClientConfig> {
-    caller_of(signer.roots(), holder, service, alpn)
+pub fn client_config(
+    signer: &TestAuthority,
+    holder: &PemIdentity,
+    service: &str,
+    alpn: &str,
+) -> Arc<ClientConfig> {
+    client_config_trusting(signer.roots(), holder, service, alpn)
 }
 
 /// The same, of a service that another signer may have signed.
@@ -30,7 +35,12 @@ pub fn caller(signer: &Signer, holder: &Holder, service: &str, alpn: &str) -> Ar
 /// # Panics
 /// When the certificate is none.
 #[must_use]
-pub fn caller_of(roots: &str, holder: &Holder, service: &str, alpn: &str) -> Arc<ClientConfig> {
+pub fn client_config_trusting(
+    roots: &str,
+    holder: &PemIdentity,
+    service: &str,
+    alpn: &str,
+) -> Arc<ClientConfig> {
     let identity = Identity::load(holder.chain.as_bytes(), holder.key.as_bytes());
     let trust =
         TrustStore::load(roots.as_bytes(), None, Vec::new(), None, UnixTime::now()).expect("roots");
@@ -39,7 +49,7 @@ pub fn caller_of(roots: &str, holder: &Holder, service: &str, alpn: &str) -> Arc
     tls::client(Some(&identity), Arc::new(trust), names, &[alpn.to_owned()]).expect("a client")
 }
 
-impl TlsCaller {
+impl TlsClient {
     /// Connects, and does the handshake.
     ///
     /// # Panics
@@ -71,7 +81,7 @@ impl TlsCaller {
     ///
     /// # Errors
     /// The alert; none where the connection just ends.
-    pub fn is_let_in(&mut self) -> Result<(), Option<AlertDescription>> {
+    pub fn handshake_result(&mut self) -> Result<(), Option<AlertDescription>> {
         let StreamOwned { conn, sock } = &mut self.0;
         let alert = |error: &rustls::Error| match error {
             rustls::Error::AlertReceived(alert) => Some(*alert),
@@ -138,7 +148,7 @@ impl TlsCaller {
     }
 }
 
-impl TlsCaller {
+impl TlsClient {
     /// Reads what comes until something does: the alert, by its name, or none when it was something else.
     pub fn alert(&mut self) -> Option<String> {
         let mut byte = [0];

@@ -8,12 +8,12 @@ use crate::wait::DEADLINE;
 
 /// A service on a thread of its own, for as long as the test process lives.
 #[derive(Debug, Clone, Copy)]
-pub struct Backend {
+pub struct ScriptedServer {
     /// Where it listens.
     pub port: u16,
 }
 
-impl Backend {
+impl ScriptedServer {
     /// Hands every connection to `serve`, each on a thread of its own.
     ///
     /// # Panics
@@ -33,7 +33,7 @@ impl Backend {
 
     /// Answers every request with the head that it came with, and keeps the connection.
     #[must_use]
-    pub fn telling_heads() -> Self {
+    pub fn echoing_heads() -> Self {
         Self::start(|stream| {
             let mut reader = BufReader::new(stream);
             while let Some(head) = read_head(&mut reader) {
@@ -47,7 +47,7 @@ impl Backend {
     }
 
     /// Sends `answer` to the first request of each connection, then closes it.
-    pub fn answering(answer: impl Into<Vec<u8>>) -> Self {
+    pub fn replying_once(answer: impl Into<Vec<u8>>) -> Self {
         let answer = answer.into();
         Self::start(move |stream| {
             let mut reader = BufReader::new(stream);
@@ -82,7 +82,7 @@ pub fn read_head(reader: &mut impl BufRead) -> Option<String> {
 /// # Panics
 /// When nobody listens there, or the connection does not end.
 #[must_use]
-pub fn say(port: u16, bytes: &[u8]) -> Vec<u8> {
+pub fn send_and_read_all(port: u16, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("somebody listens");
     stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
     // A server may refuse before it has read all; its answer is what counts.

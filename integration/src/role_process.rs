@@ -4,14 +4,14 @@ use std::process::Command;
 
 use weft::demo::hosts::Host;
 
-use crate::clock::Clock;
-use crate::curl::{Answer, Curl};
+use crate::curl::{Curl, CurlResponse};
+use crate::fake_clock::FakeClock;
 use crate::process::{Process, weft};
 use crate::wait::eventually;
 
 /// A role of weft that runs, and can be started again.
 #[derive(Debug)]
-pub struct Role {
+pub struct RoleProcess {
     /// Its process.
     pub process: Process,
     name: String,
@@ -19,7 +19,7 @@ pub struct Role {
     arguments: Vec<String>,
 }
 
-impl Role {
+impl RoleProcess {
     pub(crate) fn start(name: &str, host: Option<&Host>, arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
         let process = on(host, || Process::start(name, weft().args(&arguments)));
@@ -42,14 +42,14 @@ impl Role {
     }
 
     /// Starts it as it was started before, but by another clock. Whether it becomes ready depends on that.
-    pub fn restart_by(&mut self, clock: &Clock) {
+    pub fn restart_with_clock(&mut self, clock: &FakeClock) {
         let mut command = weft();
-        clock.rule(&mut command);
+        clock.apply_to(&mut command);
         self.start_again(command);
     }
 
     /// Starts it as it was started before, and does not wait until it is ready.
-    pub fn start_anew(&mut self) {
+    pub fn restart_without_waiting(&mut self) {
         self.start_again(weft());
     }
 
@@ -61,7 +61,7 @@ impl Role {
 
     /// A page of its admin port.
     #[must_use]
-    pub fn admin(&self, path: &str) -> Answer {
+    pub fn admin(&self, path: &str) -> CurlResponse {
         on(self.host.as_ref(), || Curl::get(15000, path).run())
     }
 

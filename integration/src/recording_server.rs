@@ -4,11 +4,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backend::{Backend, read_head};
+use crate::scripted_server::{ScriptedServer, read_head};
 
 /// What reached the service of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
+pub enum RecordedRequest {
     /// Its head.
     Head(String),
     /// The whole of it; its body and what came behind that.
@@ -18,20 +18,20 @@ pub enum Seen {
 /// A service of HTTP/1.1 that remembers. Asked for `/bytes/N` it answers with so many bytes, asked for
 /// `/hold` never, of `/unread` it does not even take the body, and all else it answers with none.
 #[derive(Debug)]
-pub struct Recording {
+pub struct RecordingServer {
     /// Where it listens.
     pub port: u16,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<RecordedRequest>>>,
 }
 
-impl Recording {
+impl RecordingServer {
     /// Starts it.
     #[must_use]
     pub fn start() -> Self {
-        let seen = Arc::<Mutex<Vec<Seen>>>::default();
+        let seen = Arc::<Mutex<Vec<RecordedRequest>>>::default();
         let remembered = seen.clone();
         let note = move |what| lock(&remembered).push(what);
-        let port = Backend::start(move |stream| {
+        let port = ScriptedServer::start(move |stream| {
             // Every connection ends, and each way is as good.
             serve(stream, &note).unwrap_or_default();
         })
@@ -41,28 +41,28 @@ impl Recording {
 
     /// What it saw since it was last asked.
     #[must_use]
-    pub fn take(&self) -> Vec<Seen> {
+    pub fn take(&self) -> Vec<RecordedRequest> {
         std::mem::take(&mut *lock(&self.seen))
     }
 }
 
-fn lock(seen: &Mutex<Vec<Seen>>) -> std::sync::MutexGuard<'_, Vec<Seen>> {
+fn lock(seen: &Mutex<Vec<RecordedRequest>>) -> std::sync::MutexGuard<'_, Vec<RecordedRequest>> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// None at the end of the connection.
-fn serve(stream: TcpStream, note: &impl Fn(Seen)) -> Option<()> {
+fn serve(stream: TcpStream, note: &impl Fn(RecordedRequest)) -> Option<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let head = read_head(&mut reader)?;
-        note(Seen::Head(head.clone()));
+        note(RecordedRequest::Head(head.clone()));
         let path = head.split(' ').nth(1).unwrap_or_default();
         if path == "/unread" {
             loop {
                 std::thread::park();
             }
         }
-        note(Seen::Whole(body(&mut reader, &head)?));
+        note(RecordedRequest::Whole(body(&mut reader, &head)?));
         if path.starts_with("/hold") {
             drop(std::io::copy(&mut reader, &mut std::io::sink()));
             return None;

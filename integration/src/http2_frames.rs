@@ -81,10 +81,10 @@ pub fn get(path: &str) -> [(&str, &str); 4] {
 /// Fields, coded (RFC 7541, section 6.2.2).
 #[must_use]
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    fields.iter().flat_map(|(name, value)| field(name, value)).collect()
+    fields.iter().flat_map(|(name, value)| header(name, value)).collect()
 }
 
-fn field(name: &str, value: &str) -> Vec<u8> {
+fn header(name: &str, value: &str) -> Vec<u8> {
     [vec![0], text(name), text(value)].concat()
 }
 
@@ -116,7 +116,7 @@ pub fn setting(id: u16, value: u32) -> Vec<u8> {
 
 /// A frame that came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
+pub struct Http2Frame {
     /// Its kind.
     pub kind: u8,
     /// Its flags.
@@ -127,7 +127,7 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-impl Frame {
+impl Http2Frame {
     /// Whether nothing comes after it on its stream.
     #[must_use]
     pub fn ends_stream(&self) -> bool {
@@ -173,7 +173,7 @@ fn huffman_digits(coded: &[u8]) -> u16 {
 
 /// What became of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum StreamOutcome {
     /// It was answered, to the end.
     Answered(u16),
     /// Its stream was reset for this reason.
@@ -190,7 +190,7 @@ pub enum Outcome {
 
 /// Why no frame came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum ReceiveError {
     /// The connection is closed, or was reset.
     Closed,
     /// Nothing comes, for as long as one may wait.
@@ -199,17 +199,17 @@ pub enum End {
 
 /// A connection.
 #[derive(Debug)]
-pub struct Client {
+pub struct Http2FrameClient {
     stream: BufReader<TcpStream>,
 }
 
-impl Client {
+impl Http2FrameClient {
     /// A connection that has said nothing.
     ///
     /// # Panics
     /// When nobody listens.
     #[must_use]
-    pub fn silent(port: u16) -> Self {
+    pub fn without_preface(port: u16) -> Self {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens");
         stream.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
         stream.set_write_timeout(Some(DEADLINE)).expect("it is above zero");
@@ -231,7 +231,7 @@ impl Client {
     /// When nobody listens.
     #[must_use]
     pub fn with_settings(port: u16, settings: &[u8]) -> Self {
-        let mut client = Self::silent(port);
+        let mut client = Self::without_preface(port);
         let hello = [PREFACE, &frame(kind::SETTINGS, flag::NONE, 0, settings)].concat();
         assert!(client.send(&hello), "it was taken in a moment ago");
         client
@@ -261,7 +261,7 @@ impl Client {
     ///
     /// # Errors
     /// When none comes.
-    pub fn receive(&mut self) -> Result<Frame, End> {
+    pub fn receive(&mut self) -> Result<Http2Frame, ReceiveError> {
         let mut header = [0; 9];
         self.read(&mut header)?;
         let [high, middle, low, kind, flags, stream @ ..] = header;
@@ -269,13 +269,13 @@ impl Client {
         let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
         let mut payload = vec![0; length as usize];
         self.read(&mut payload)?;
-        Ok(Frame { kind, flags, stream, payload })
+        Ok(Http2Frame { kind, flags, stream, payload })
     }
 
-    fn read(&mut self, into: &mut [u8]) -> Result<(), End> {
+    fn read(&mut self, into: &mut [u8]) -> Result<(), ReceiveError> {
         self.stream.read_exact(into).map_err(|error| match error.kind() {
-            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => End::Silent,
-            _ => End::Closed,
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => ReceiveError::Silent,
+            _ => ReceiveError::Closed,
         })
     }
 
@@ -283,7 +283,7 @@ impl Client {
     ///
     /// # Panics
     /// When none comes.
-    pub fn find(&mut self, awaited: &str, is_it: impl Fn(&Frame) -> bool) -> Frame {
+    pub fn find(&mut self, awaited: &str, is_it: impl Fn(&Http2Frame) -> bool) -> Http2Frame {
         loop {
             let frame = self.receive();
             assert!(frame.is_ok(), "no {awaited} came: {frame:?}");
@@ -294,20 +294,20 @@ impl Client {
     }
 
     /// What becomes of the request of a stream, or of the whole connection.
-    pub fn outcome(&mut self, stream: u32) -> Outcome {
+    pub fn outcome(&mut self, stream: u32) -> StreamOutcome {
         let mut answered = 0;
         loop {
             let frame = match self.receive() {
                 Ok(frame) => frame,
-                Err(End::Closed) => return Outcome::Closed,
-                Err(End::Silent) => return Outcome::Silent,
+                Err(ReceiveError::Closed) => return StreamOutcome::Closed,
+                Err(ReceiveError::Silent) => return StreamOutcome::Silent,
             };
             match frame.kind {
                 kind::GOAWAY if frame.number(4) != code::NO_ERROR => {
                     return self.ended(frame.number(4));
                 }
                 kind::RST_STREAM if frame.stream == stream => {
-                    return Outcome::Reset(frame.number(0));
+                    return StreamOutcome::Reset(frame.number(0));
                 }
                 kind::HEADERS if frame.stream == stream && answered == 0 => {
                     answered = status(&frame.payload).unwrap_or_default();
@@ -315,18 +315,18 @@ impl Client {
                 _ => {}
             }
             if frame.stream == stream && frame.ends_stream() {
-                return Outcome::Answered(answered);
+                return StreamOutcome::Answered(answered);
             }
         }
     }
 
     /// Who says that a connection has ended must close it (RFC 9113, section 5.4.1).
-    fn ended(&mut self, reason: u32) -> Outcome {
+    fn ended(&mut self, reason: u32) -> StreamOutcome {
         loop {
             match self.receive() {
                 Ok(_) => {}
-                Err(End::Closed) => return Outcome::Goaway(reason),
-                Err(End::Silent) => return Outcome::LeftOpen(reason),
+                Err(ReceiveError::Closed) => return StreamOutcome::Goaway(reason),
+                Err(ReceiveError::Silent) => return StreamOutcome::LeftOpen(reason),
             }
         }
     }

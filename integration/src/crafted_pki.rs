@@ -14,20 +14,20 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use crate::authority::Holder;
+use crate::authority::PemIdentity;
 
 /// In seconds.
 pub const HOUR: i64 = 3600;
 
 /// The kind of a name that is a mail address.
-pub const MAIL: u8 = 0x81;
+pub const EMAIL: u8 = 0x81;
 /// The kind of a name that is a host's.
 pub const DNS: u8 = 0x82;
 /// The kind of a name that is a URI.
 pub const URI: u8 = 0x86;
 
 /// An authority with its certificate and key.
-pub type Ca = CertifiedIssuer<'static, KeyPair>;
+pub type CraftedCa = CertifiedIssuer<'static, KeyPair>;
 
 /// The time this many seconds from now.
 #[must_use]
@@ -91,8 +91,8 @@ pub fn point(uri: &str) -> Vec<u8> {
 /// # Panics
 /// When it cannot be made.
 #[must_use]
-pub fn root(params: CertificateParams) -> Ca {
-    Ca::self_signed(params, key()).expect("an authority can be made")
+pub fn root(params: CertificateParams) -> CraftedCa {
+    CraftedCa::self_signed(params, key()).expect("an authority can be made")
 }
 
 /// An authority that another has signed.
@@ -100,8 +100,8 @@ pub fn root(params: CertificateParams) -> Ca {
 /// # Panics
 /// When it cannot be made.
 #[must_use]
-pub fn intermediate(params: CertificateParams, issuer: &Ca) -> Ca {
-    Ca::signed_by(params, key(), issuer).expect("an authority can be made")
+pub fn intermediate(params: CertificateParams, issuer: &CraftedCa) -> CraftedCa {
+    CraftedCa::signed_by(params, key(), issuer).expect("an authority can be made")
 }
 
 /// A certificate that `issuer` signs, shown with those of `above`.
@@ -109,12 +109,12 @@ pub fn intermediate(params: CertificateParams, issuer: &Ca) -> Ca {
 /// # Panics
 /// When it cannot be made.
 #[must_use]
-pub fn leaf(params: &CertificateParams, issuer: &Ca, above: &[&Ca]) -> Holder {
+pub fn leaf(params: &CertificateParams, issuer: &CraftedCa, above: &[&CraftedCa]) -> PemIdentity {
     let key = key();
     let own = params.signed_by(&key, issuer).expect("the issuer signs").pem();
     let chain = std::iter::once(own).chain(above.iter().map(|ca| ca.pem())).collect();
     let serial = params.serial_number.as_ref().map(ToString::to_string).unwrap_or_default();
-    Holder { chain, key: key.serialize_pem(), serial }
+    PemIdentity { chain, key: key.serialize_pem(), serial }
 }
 
 fn key() -> KeyPair {
@@ -123,7 +123,7 @@ fn key() -> KeyPair {
 
 /// A revocation list to be signed.
 #[derive(Debug, Clone)]
-pub struct List {
+pub struct CraftedCrl {
     /// None: it is left out.
     pub number: Option<u64>,
     /// In seconds from now.
@@ -138,7 +138,7 @@ pub struct List {
     pub extensions: Vec<u8>,
 }
 
-impl List {
+impl CraftedCrl {
     /// A good list with this number and these serial numbers.
     #[must_use]
     pub fn new(number: u64, serials: &[u64]) -> Self {
@@ -160,7 +160,7 @@ impl List {
 
     /// The list, DER, signed by `issuer`.
     #[must_use]
-    pub fn signed_by(&self, issuer: &Ca) -> Vec<u8> {
+    pub fn signed_by(&self, issuer: &CraftedCa) -> Vec<u8> {
         self.signed_as(issuer.der(), issuer)
     }
 
@@ -169,7 +169,7 @@ impl List {
     /// # Panics
     /// When the certificate is none.
     #[must_use]
-    pub fn signed_as(&self, certificate: &CertificateDer<'_>, signer: &Ca) -> Vec<u8> {
+    pub fn signed_as(&self, certificate: &CertificateDer<'_>, signer: &CraftedCa) -> Vec<u8> {
         let anchor = webpki::anchor_from_trusted_cert(certificate).expect("an authority");
         let body = self.body(&der(0x30, &anchor.subject));
         let signature = signer.key().sign(&body).expect("the key signs");
@@ -188,8 +188,9 @@ impl List {
             let serial = der(0x02, &integer(*serial));
             entries.extend(der(0x30, &[serial, date.clone(), extensions.clone()].concat()));
         }
-        let number =
-            self.number.map(|number| extension(20, Critical::No, &der(0x02, &integer(number))));
+        let number = self
+            .number
+            .map(|number| extension(20, ExtensionCriticality::No, &der(0x02, &integer(number))));
         let extensions = [number.unwrap_or_default(), self.extensions.clone()].concat();
         let parts = [
             der(0x02, &[1]),
@@ -209,7 +210,7 @@ const ECDSA_WITH_SHA256: &[u8] =
 
 /// Whether one who does not know an extension must refuse what carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Critical {
+pub enum ExtensionCriticality {
     /// So it is.
     Yes,
     /// It may be passed over.
@@ -218,8 +219,8 @@ pub enum Critical {
 
 /// An extension of those of X.509, by its number among them, DER.
 #[must_use]
-pub fn extension(number: u8, critical: Critical, value: &[u8]) -> Vec<u8> {
-    let flag = if critical == Critical::Yes { der(0x01, &[0xff]) } else { Vec::new() };
+pub fn extension(number: u8, critical: ExtensionCriticality, value: &[u8]) -> Vec<u8> {
+    let flag = if critical == ExtensionCriticality::Yes { der(0x01, &[0xff]) } else { Vec::new() };
     der(0x30, &[der(0x06, &[0x55, 0x1d, number]), flag, der(0x04, value)].concat())
 }
 
@@ -284,7 +285,7 @@ pub fn pem(label: &str, der: &[u8]) -> String {
 
 /// A list as PEM.
 #[must_use]
-pub fn list_pem(list: &[u8]) -> String {
+pub fn crl_pem(list: &[u8]) -> String {
     pem("X509 CRL", list)
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::bootstrap::{
-    Speaks, bootstrap, cluster, http, listener, mutual_tls, route_to, verify_mode, with,
+    UpstreamHttp, bootstrap, cluster, http, listener, mutual_tls, route_to, verify_mode, with,
 };
 use crate::curl::Curl;
 use crate::mesh_pki::MeshPki;
@@ -15,7 +15,7 @@ use crate::wait::eventually;
 
 /// A sidecar that runs.
 #[derive(Debug)]
-pub struct Sidecar {
+pub struct TestSidecar {
     /// Its process.
     pub process: Process,
     /// Where it listens.
@@ -24,7 +24,7 @@ pub struct Sidecar {
     pub admin: u16,
 }
 
-impl Sidecar {
+impl TestSidecar {
     /// Starts a sidecar and waits until it is ready. `config` becomes its file.
     ///
     /// # Panics
@@ -50,7 +50,7 @@ impl Sidecar {
     ) -> Self {
         let file = pki.path(&format!("{name}.json"));
         std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
-        let process = Process::start(name, Launch::default().command().arg(file));
+        let process = Process::start(name, SidecarLaunch::default().command().arg(file));
         Self { process, port, admin }
     }
 
@@ -59,7 +59,7 @@ impl Sidecar {
     /// # Panics
     /// When it does not become ready.
     #[must_use]
-    pub fn launch(launch: &Launch, pki: &MeshPki, ports: [u16; 2], config: &Value) -> Self {
+    pub fn launch(launch: &SidecarLaunch, pki: &MeshPki, ports: [u16; 2], config: &Value) -> Self {
         let file = pki.path("sidecar.json");
         std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
         let process = Process::start("sidecar", launch.command().arg(file));
@@ -74,7 +74,12 @@ impl Sidecar {
     /// # Panics
     /// When it does not come to that.
     #[must_use]
-    pub fn launch_unready(launch: &Launch, pki: &MeshPki, ports: [u16; 2], config: &Value) -> Self {
+    pub fn launch_unready(
+        launch: &SidecarLaunch,
+        pki: &MeshPki,
+        ports: [u16; 2],
+        config: &Value,
+    ) -> Self {
         let file = pki.path("sidecar.json");
         std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
         let process = Process::start("sidecar", launch.command().arg(file));
@@ -121,7 +126,7 @@ impl Sidecar {
     /// # Panics
     /// When it is gone.
     #[must_use]
-    pub fn peak(&self) -> u64 {
+    pub fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()));
         let status = status.expect("it runs");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix(" kB"));
@@ -134,14 +139,14 @@ impl Sidecar {
     /// # Panics
     /// When it does not say.
     #[must_use]
-    pub fn resident(&self) -> u64 {
+    pub fn resident_memory(&self) -> u64 {
         self.metric("process_resident_memory_bytes")
     }
 }
 
 /// How a sidecar is started.
 #[derive(Debug, Clone)]
-pub struct Launch {
+pub struct SidecarLaunch {
     /// How many workers it has.
     pub workers: u32,
     /// What else its command line says.
@@ -150,13 +155,13 @@ pub struct Launch {
     pub open_files: Option<u32>,
 }
 
-impl Default for Launch {
+impl Default for SidecarLaunch {
     fn default() -> Self {
         Self { workers: 2, arguments: Vec::new(), open_files: None }
     }
 }
 
-impl Launch {
+impl SidecarLaunch {
     /// The command, of which only its file is missing.
     fn command(&self) -> Command {
         let weft = weft();
@@ -177,11 +182,11 @@ impl Launch {
 
 /// What a pair of sidecars is asked to do.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct PairConfig {
     /// Where the service listens.
     pub service: Vec<u16>,
     /// What it speaks.
-    pub speaks: Speaks,
+    pub speaks: UpstreamHttp,
     /// What stands before the service.
     pub filters: Vec<Value>,
     /// How long an answer may take; 0 is without end.
@@ -190,11 +195,11 @@ pub struct Wanted {
     pub request_limit: Option<u32>,
 }
 
-impl Wanted {
+impl PairConfig {
     /// A pair before a service that speaks HTTP/1.1.
     #[must_use]
     pub fn http1(service: u16) -> Self {
-        let speaks = Speaks::Http1;
+        let speaks = UpstreamHttp::Http1;
         let (filters, timeout_seconds, request_limit) = (Vec::new(), 15, None);
         Self { service: vec![service], speaks, filters, timeout_seconds, request_limit }
     }
@@ -207,46 +212,46 @@ impl Wanted {
     /// A pair before a service that speaks HTTP/2.
     #[must_use]
     pub fn http2(service: u16) -> Self {
-        Self { speaks: Speaks::Http2, ..Self::http1(service) }
+        Self { speaks: UpstreamHttp::Http2, ..Self::http1(service) }
     }
 }
 
 /// Two sidecars, ready. The caller is `client`, the service `server`.
 #[derive(Debug)]
-pub struct Pair {
+pub struct SidecarPair {
     /// The caller's.
-    pub caller: Sidecar,
+    pub caller: TestSidecar,
     /// The service's.
-    pub callee: Sidecar,
+    pub callee: TestSidecar,
     /// What both trust.
     pub pki: MeshPki,
     callee_config: Value,
 }
 
-impl Pair {
+impl SidecarPair {
     /// Starts both.
     ///
     /// # Panics
     /// When one does not become ready.
     #[must_use]
-    pub fn start(wanted: &Wanted) -> Self {
+    pub fn start(wanted: &PairConfig) -> Self {
         let pki = MeshPki::create();
         let (client, server) = (pki.issue("client"), pki.issue("server"));
         let route = route_to("next", wanted.timeout_seconds);
 
         let (port, admin) = (port::free(), port::free());
-        let verify = verify_mode(&server, &pki.root(), &pki.revocations());
+        let verify = verify_mode(&server, &pki.root(), &pki.crl_file());
         let inbound = listener("inbound", port, wanted.http(&route, &wanted.filters), Some(verify));
         let service = cluster("next", &wanted.service, wanted.speaks, None);
         let callee_config = bootstrap(admin, &[inbound], &[service]);
-        let callee = Sidecar::start("callee", &pki, port, admin, &callee_config);
+        let callee = TestSidecar::start("callee", &pki, port, admin, &callee_config);
 
         let (port, admin) = (port::free(), port::free());
         let outbound = listener("outbound", port, wanted.http(&route, &[]), None);
         let tls = mutual_tls(&client, &pki.root(), "server");
-        let next = cluster("next", &[callee.port], Speaks::AsClient, Some(tls));
+        let next = cluster("next", &[callee.port], UpstreamHttp::AsClient, Some(tls));
         let config = bootstrap(admin, &[outbound], &[next]);
-        let caller = Sidecar::start("caller", &pki, port, admin, &config);
+        let caller = TestSidecar::start("caller", &pki, port, admin, &config);
         Self { caller, callee, pki, callee_config }
     }
 
@@ -262,15 +267,15 @@ impl Pair {
     /// When it does not become ready.
     pub fn restart_callee(&mut self) {
         self.callee.process.kill();
-        let Sidecar { port, admin, .. } = self.callee;
-        self.callee = Sidecar::start("callee", &self.pki, port, admin, &self.callee_config);
+        let TestSidecar { port, admin, .. } = self.callee;
+        self.callee = TestSidecar::start("callee", &self.pki, port, admin, &self.callee_config);
     }
 
     /// Holds that both run, and that no worker of theirs has panicked.
     ///
     /// # Panics
     /// When one does not.
-    pub fn assert_unharmed(&mut self) {
+    pub fn assert_healthy(&mut self) {
         for sidecar in [&mut self.caller, &mut self.callee] {
             let process = &mut sidecar.process;
             assert!(process.is_running(), "{process:?} has ended");

@@ -9,19 +9,19 @@ use tempfile::TempDir;
 
 /// The clock of a process. It is right until it is set.
 #[derive(Debug)]
-pub struct Clock {
+pub struct FakeClock {
     folder: TempDir,
 }
 
-impl Clock {
+impl FakeClock {
     /// A clock that is right.
     ///
     /// # Panics
     /// When there is no folder for it.
     #[must_use]
-    pub fn right() -> Self {
+    pub fn create() -> Self {
         let clock = Self { folder: TempDir::new().expect("a temporary folder can be made") };
-        clock.set_right();
+        clock.reset();
         clock
     }
 
@@ -29,7 +29,7 @@ impl Clock {
     ///
     /// # Panics
     /// When libfaketime is not there.
-    pub fn rule(&self, command: &mut Command) {
+    pub fn apply_to(&self, command: &mut Command) {
         command.env("LD_PRELOAD", library());
         command.env("FAKETIME_TIMESTAMP_FILE", self.file());
         // The file is read whenever somebody asks for the time.
@@ -48,7 +48,7 @@ impl Clock {
     }
 
     /// Sets it right.
-    pub fn set_right(&self) {
+    pub fn reset(&self) {
         self.write("+0");
     }
 
