@@ -8,10 +8,10 @@ use crate::connection::Connection;
 use crate::denial::Denial;
 use crate::forwarded;
 use crate::http::authority;
-use crate::http::desync::{Found, Reason, Verdict};
+use crate::http::desync::{DesyncAction, DesyncFindings, DesyncReason};
 use crate::http::h1::looks_like_framing;
 use crate::http::head::{HttpVersion, RequestHead, Upgrade};
-use crate::http::unwanted::{Underscored, Unwanted};
+use crate::http::header_filter::{HeaderFilter, UnderscoreAction};
 use crate::identity_headers;
 use crate::worker::Worker;
 
@@ -21,26 +21,26 @@ fn judge_translated(
     has_body: bool,
     mode: DesyncMode,
 ) -> Result<(), Denial> {
-    let mut found = Found::default();
+    let mut found = DesyncFindings::default();
     let has_no_body = head.method == Method::GET || head.method == Method::HEAD;
     match head.content_length {
         _ if !has_no_body || head.upgrade.is_some() => {}
-        Some(0) => found.add(Reason::GetHeadZeroContentLength),
-        Some(_) => found.add(Reason::UndefinedContentLengthSemantics),
-        None if has_body => found.add(Reason::UndefinedTransferEncodingSemantics),
+        Some(0) => found.add(DesyncReason::GetHeadZeroContentLength),
+        Some(_) => found.add(DesyncReason::UndefinedContentLengthSemantics),
+        None if has_body => found.add(DesyncReason::UndefinedTransferEncodingSemantics),
         None => {}
     }
-    if head.fields.any_name(looks_like_framing) {
-        found.add(Reason::SuspiciousHeader);
+    if head.headers.any_name(looks_like_framing) {
+        found.add(DesyncReason::SuspiciousHeader);
     }
     let Some(reason) = found.worst() else {
         return Ok(());
     };
     head.desync = Some(reason);
-    match reason.judge(mode) {
-        Verdict::Refuse => return Err(Denial::Desync(reason)),
-        Verdict::Isolate | Verdict::AllowAndClose => head.is_isolated = true,
-        Verdict::Allow => {}
+    match reason.action(mode) {
+        DesyncAction::Refuse => return Err(Denial::Desync(reason)),
+        DesyncAction::Isolate | DesyncAction::AllowAndClose => head.is_isolated = true,
+        DesyncAction::Allow => {}
     }
     Ok(())
 }
@@ -55,7 +55,7 @@ pub(crate) fn admit(
     http: &HttpService,
     connection: &Connection,
     worker: &Worker,
-) -> Result<Unwanted, Denial> {
+) -> Result<HeaderFilter, Denial> {
     let origin = connection.origin();
     if head.version == HttpVersion::Http2 {
         judge_translated(head, has_body, http.desync)?;
@@ -87,18 +87,18 @@ pub(crate) fn admit(
     if authority != head.authority {
         head.authority = authority.into_owned();
     }
-    if http.underscores == Underscores::Reject && head.fields.any_name(|name| name.contains(&b'_'))
+    if http.underscores == Underscores::Reject && head.headers.any_name(|name| name.contains(&b'_'))
     {
         return Err(Denial::Malformed("a header's name has an underscore"));
     }
     let underscored = match http.underscores {
-        Underscores::Allow => Underscored::Allowed,
-        Underscores::Drop => Underscored::Dropped(connection.dropped(worker).clone()),
-        Underscores::Reject => Underscored::Rejected,
+        Underscores::Allow => UnderscoreAction::Allowed,
+        Underscores::Drop => UnderscoreAction::Dropped(connection.dropped(worker).clone()),
+        Underscores::Reject => UnderscoreAction::Rejected,
     };
-    let unwanted = Unwanted::of_request(&head.fields, underscored);
-    unwanted.strip_at_entry(&mut head.fields);
-    forwarded::apply(&mut head.fields, http.forwarded, origin)?;
-    identity_headers::apply(&mut head.fields, http.client_certificate, connection.proved.as_ref());
-    Ok(unwanted)
+    let header_filter = HeaderFilter::of_request(&head.headers, underscored);
+    header_filter.strip_before_policies(&mut head.headers);
+    forwarded::apply(&mut head.headers, http.forwarded, origin)?;
+    identity_headers::apply(&mut head.headers, http.client_certificate, connection.proved.as_ref());
+    Ok(header_filter)
 }

@@ -10,8 +10,8 @@ use weft_model::{Judgement, RbacFilter, RequestFacts, SpiffeId, Verdict, judge, 
 
 use crate::authenticate::{Authenticated, Facts, Proved, Sender};
 use crate::denial::Denial;
-use crate::http::fields::Fields;
 use crate::http::head::RequestHead;
+use crate::http::headers::Headers;
 
 /// The rules of a chain, in the order in which they are asked.
 pub(crate) type Rules = [Arc<RbacFilter>];
@@ -37,7 +37,7 @@ impl Authorized<'_> {
             proved: self.0.into_proved(),
             target: None,
             authority: None,
-            fields: None,
+            headers: None,
         }
     }
 }
@@ -63,7 +63,7 @@ pub(crate) struct Case {
     /// The same of the authority.
     pub(crate) authority: Option<String>,
     /// The same of the headers.
-    pub(crate) fields: Option<Box<Fields>>,
+    pub(crate) headers: Option<Box<Headers>>,
 }
 
 impl Case {
@@ -73,7 +73,7 @@ impl Case {
             head,
             target: self.target.as_deref().unwrap_or(&head.target),
             authority: self.authority.as_deref().unwrap_or(&head.authority),
-            fields: self.fields.as_deref().unwrap_or(&head.fields),
+            headers: self.headers.as_deref().unwrap_or(&head.headers),
             sender,
             proved: Some(&self.proved),
             reading: 0,

@@ -16,7 +16,7 @@ use crate::plan::{Plan, PlannedHttp, Service, Target};
 use crate::record::Trace;
 use crate::standing::Standing;
 use crate::underscores::DroppedHeaders;
-use crate::upstream::Pinned;
+use crate::upstream::PinnedConnection;
 use crate::worker::Worker;
 
 /// What is known of a connection, for all its requests.
@@ -35,7 +35,7 @@ pub(crate) struct Connection {
     /// Whether it waits for a request, so that draining may end it.
     pub(crate) idle: Rc<Cell<bool>>,
     /// The connection to an endpoint on which its client has logged in, or may.
-    pub(crate) pinned: RefCell<Option<Pinned>>,
+    pub(crate) pinned: RefCell<Option<PinnedConnection>>,
     /// Notes the headers that its listener drops.
     pub(crate) dropped: OnceCell<Rc<DroppedHeaders>>,
 }

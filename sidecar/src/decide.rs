@@ -12,7 +12,7 @@ use crate::connection::Connection;
 use crate::denial::Denial;
 use crate::forwarded;
 use crate::http::head::{RequestHead, Upgrade};
-use crate::http::unwanted::Unwanted;
+use crate::http::header_filter::HeaderFilter;
 use crate::mutate::{About, Changes};
 use crate::patience::Patience;
 use crate::plan::{Plan, PlannedHttp};
@@ -30,7 +30,7 @@ use crate::worker::{Worker, now, wall_clock};
 pub(crate) enum Decision<'p> {
     Forward {
         target: Name,
-        unwanted: Unwanted,
+        header_filter: HeaderFilter,
         patience: Patience,
         ends_tunnel: bool,
         case: Case,
@@ -81,10 +81,10 @@ pub(crate) fn decide<'p>(
     (worker, story): (&Worker, &mut Story),
 ) -> Result<Decision<'p>, Refused<'p>> {
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
-    let client = forwarded::client(&head.fields, http.http.forwarded, connection.origin());
-    let unwanted = admit(head, has_body, &http.http, connection, worker);
+    let client = forwarded::client(&head.headers, http.http.forwarded, connection.origin());
+    let header_filter = admit(head, has_body, &http.http, connection, worker);
     story.desync = head.desync;
-    let mut unwanted = unwanted?;
+    let mut header_filter = header_filter?;
     if http.http.path.escaped_slashes == EscapedSlashes::Redirect
         && let Some(location) = unescaped_location(&head.target)
     {
@@ -95,7 +95,7 @@ pub(crate) fn decide<'p>(
     let sender = connection.sender(client);
     let tokens = http.tokens.as_ref();
     if let Some(tokens) = tokens {
-        unwanted.reserve(tokens.written_headers());
+        header_filter.reserve(tokens.written_headers());
     }
     let authorized = match allow(head, sender, http, (worker, story)) {
         Ok(authorized) => authorized,
@@ -115,11 +115,11 @@ pub(crate) fn decide<'p>(
             let levels = found.mutations(Some(cluster));
             let changes = Changes::of(levels, || about(&*cluster.name));
             let is_grpc = head.is_grpc();
-            case.fields = unwanted.strip_named(&mut head.fields).map(Box::new);
+            case.headers = header_filter.strip_connection_named(&mut head.headers).map(Box::new);
             if let Some(changes) = changes.as_deref().filter(|changes| changes.touch_request()) {
                 let before = changes.apply_to_request(head);
-                case.fields.get_or_insert_with(|| Box::new(before));
-                unwanted.reserve(changes.names());
+                case.headers.get_or_insert_with(|| Box::new(before));
+                header_filter.reserve(changes.names());
             }
             let matched = &route.matches.path;
             if let Some(target) = rewritten_target(path_rewrite.as_ref(), matched, head) {
@@ -130,15 +130,15 @@ pub(crate) fn decide<'p>(
             }
             if let Some(tokens) = tokens {
                 let before = tokens.conceal(head, &case.proved);
-                case.fields = case.fields.or_else(|| before.fields.map(Box::new));
+                case.headers = case.headers.or_else(|| before.headers.map(Box::new));
                 case.target = case.target.or(before.target);
             }
             let may_follow = head.may_have_trailers(has_body);
-            let before = unwanted.strip_announced(&mut head.fields, may_follow);
-            case.fields = case.fields.or_else(|| before.map(Box::new));
+            let before = header_filter.strip_trailer_announcements(&mut head.headers, may_follow);
+            case.headers = case.headers.or_else(|| before.map(Box::new));
             let patience = patience(*timeout, http.http.timeouts, is_grpc, ends);
             let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
-            Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes })
+            Ok(Decision::Forward { target, header_filter, patience, ends_tunnel, case, changes })
         }
         Action::Redirect(redirect) => {
             let location = Some(sent_to(redirect, &route.matches.path, head, connection.is_tls));

@@ -7,7 +7,7 @@
 use std::io;
 
 use crate::authenticate::TokenFault;
-use crate::http::desync::Reason;
+use crate::http::desync::DesyncReason;
 use crate::upstream_failure::{ConnectFailure, ResponseFault};
 
 /// Why a request is refused.
@@ -16,7 +16,7 @@ pub(crate) enum Denial {
     /// It breaks the rules of HTTP, or could be read in two ways.
     Malformed(&'static str),
     /// It departs from strict HTTP/1.1 in a way that is not let through.
-    Desync(Reason),
+    Desync(DesyncReason),
     /// It needs a token, and has none that is good.
     Token(TokenFault, &'static str),
     /// No policy allows it.
@@ -33,7 +33,7 @@ pub(crate) enum Denial {
     BodyTooLarge,
     /// Its target is longer than allowed.
     TargetTooLong,
-    /// Its head is larger than allowed, or has too many fields.
+    /// Its head is larger than allowed, or has too many headers.
     HeadTooLarge,
     /// The client was gone before there was an answer. Nobody sees this status.
     ClientGone,
@@ -232,7 +232,7 @@ mod tests {
             seen.push(reason);
         };
         check(Denial::Malformed("x"), 400, 13, "malformed");
-        check(Denial::Desync(Reason::BadUri), 400, 13, "malformed");
+        check(Denial::Desync(DesyncReason::BadUri), 400, 13, "malformed");
         for fault in TokenFault::ALL {
             let (word, status) = fault.row();
             check(Denial::Token(fault, "x"), status, 16, word);

@@ -6,9 +6,9 @@ use http::{HeaderName, HeaderValue};
 use weft_model::{Forwarded, ForwardedFor};
 
 use crate::denial::Denial;
-use crate::http::fields::Fields;
-use crate::http::head::list;
-use crate::http::unwanted::is_alike;
+use crate::http::head::list_elements;
+use crate::http::header_filter::is_same_header_name;
+use crate::http::headers::Headers;
 use crate::mutate::scheme;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -21,7 +21,7 @@ const OF_ENVOY: &[u8] = b"x-envoy-";
 
 /// Whether a header is one of Envoy's own, also as a service reads it that takes `_` for `-`.
 fn is_of_envoy(name: &[u8]) -> bool {
-    name.get(..OF_ENVOY.len()).is_some_and(|start| is_alike(start, OF_ENVOY))
+    name.get(..OF_ENVOY.len()).is_some_and(|start| is_same_header_name(start, OF_ENVOY))
 }
 
 /// The most addresses that a request may name: a proxy that adds one must draw a line, or a loop of
@@ -40,21 +40,21 @@ pub(crate) struct Origin {
 /// The client of a request: what trusted hops before this one say, else the other end of the connection.
 /// An edge trusts as many addresses at the end of `x-forwarded-for` as there are trusted hops; any other
 /// hop trusts one more, which the hop before it added.
-pub(crate) fn client(fields: &Fields, rule: Forwarded, origin: Origin) -> IpAddr {
+pub(crate) fn client(headers: &Headers, rule: Forwarded, origin: Origin) -> IpAddr {
     let peer = origin.client.ip().to_canonical();
     let skipped = match (rule.is_edge, rule.trusted_hops) {
         (true, 0) => return peer,
         (true, hops) => hops - 1,
         (false, hops) => hops,
     };
-    forwarded_by(fields, skipped).unwrap_or(peer)
+    forwarded_by(headers, skipped).unwrap_or(peer)
 }
 
 /// The address that is so many places before the last of `x-forwarded-for`.
-fn forwarded_by(fields: &Fields, skipped: u32) -> Option<IpAddr> {
-    fields.get(FOR.as_str())?;
+fn forwarded_by(headers: &Headers, skipped: u32) -> Option<IpAddr> {
+    headers.get(FOR.as_str())?;
     let mut chain = Vec::new();
-    fields.each(FOR.as_str(), |value| {
+    headers.each(FOR.as_str(), |value| {
         if !chain.is_empty() {
             chain.push(b',');
         }
@@ -70,43 +70,45 @@ fn forwarded_by(fields: &Fields, skipped: u32) -> Option<IpAddr> {
 ///
 /// # Errors
 /// [`Denial::TooManyForwarders`].
-pub(crate) fn apply(fields: &mut Fields, rule: Forwarded, origin: Origin) -> Result<(), Denial> {
+pub(crate) fn apply(headers: &mut Headers, rule: Forwarded, origin: Origin) -> Result<(), Denial> {
     match rule.addresses {
-        ForwardedFor::Preserve => drop(check(fields)?),
-        ForwardedFor::Remove => set(fields, FOR, None),
+        ForwardedFor::Preserve => drop(check(headers)?),
+        ForwardedFor::Remove => set(headers, FOR, None),
         ForwardedFor::Append => {
-            let mut chain = check(fields)?;
+            let mut chain = check(headers)?;
             if !chain.is_empty() {
                 chain.extend_from_slice(b", ");
             }
             chain.extend_from_slice(told(origin.client, rule.client_port).as_bytes());
-            set(fields, FOR, HeaderValue::try_from(chain).ok());
+            set(headers, FOR, HeaderValue::try_from(chain).ok());
         }
     }
     // Only an Envoy that knows its clients sets these; a client's own would satisfy policies that ask for them.
-    if fields.names().has_extension() {
-        fields.remove(|name| is_alike(name, INTERNAL) || (rule.is_edge && is_of_envoy(name)));
+    if headers.names().has_extension() {
+        headers.remove(|name| {
+            is_same_header_name(name, INTERNAL) || (rule.is_edge && is_of_envoy(name))
+        });
     }
     if rule.is_edge {
         // A trusted hop says how its own client came.
         let is_open =
-            |name: &HeaderName| rule.trusted_hops == 0 || fields.get(name.as_str()).is_none();
+            |name: &HeaderName| rule.trusted_hops == 0 || headers.get(name.as_str()).is_none();
         let (sets_proto, sets_port) = (is_open(&PROTO), is_open(&PORT));
         if sets_proto {
-            set(fields, PROTO, Some(HeaderValue::from_static(scheme(origin.is_tls))));
+            set(headers, PROTO, Some(HeaderValue::from_static(scheme(origin.is_tls))));
         }
         if sets_port {
-            set(fields, PORT, Some(origin.port.into()));
+            set(headers, PORT, Some(origin.port.into()));
         }
     }
     Ok(())
 }
 
 /// The addresses that are named already, in one value.
-fn check(fields: &Fields) -> Result<Vec<u8>, Denial> {
+fn check(headers: &Headers) -> Result<Vec<u8>, Denial> {
     let (mut chain, mut addresses) = (Vec::new(), 0);
-    fields.each(FOR.as_str(), |value| {
-        addresses += list(value).count();
+    headers.each(FOR.as_str(), |value| {
+        addresses += list_elements(value).count();
         if !chain.is_empty() {
             chain.extend_from_slice(b", ");
         }
@@ -116,12 +118,12 @@ fn check(fields: &Fields) -> Result<Vec<u8>, Denial> {
 }
 
 /// Replaces a header. A service that takes `_` for `-` must not see another value by another spelling.
-fn set(fields: &mut Fields, name: HeaderName, value: Option<HeaderValue>) {
-    if fields.names().may_have(name.as_str()) {
-        fields.remove(|held| is_alike(held, name.as_str().as_bytes()));
+fn set(headers: &mut Headers, name: HeaderName, value: Option<HeaderValue>) {
+    if headers.names().may_have(name.as_str()) {
+        headers.remove(|held| is_same_header_name(held, name.as_str().as_bytes()));
     }
     if let Some(value) = value {
-        fields.add(name, value);
+        headers.add(name, value);
     }
 }
 
@@ -146,18 +148,18 @@ mod tests {
             for value in before {
                 map.append(FOR, HeaderValue::from_str(value).expect("a value"));
             }
-            let mut fields = Fields::from(map);
+            let mut headers = Headers::from(map);
             let client = client.parse().expect("an address");
             let origin = Origin { client, port: 8080, is_tls: true };
             let is_edge = addresses != ForwardedFor::Preserve;
             let rule = Forwarded { addresses, client_port, is_edge, trusted_hops: 0 };
-            apply(&mut fields, rule, origin).expect("few");
+            apply(&mut headers, rule, origin).expect("few");
             let mut after = Vec::new();
-            fields.each(FOR.as_str(), |v| after.push(String::from_utf8_lossy(v).into_owned()));
+            headers.each(FOR.as_str(), |v| after.push(String::from_utf8_lossy(v).into_owned()));
             assert_eq!(after, expected, "{before:?} {addresses:?}");
             let told = is_edge;
-            assert_eq!(fields.get(PROTO.as_str()), told.then_some(&b"https"[..]));
-            assert_eq!(fields.get(PORT.as_str()), told.then_some(&b"8080"[..]));
+            assert_eq!(headers.get(PROTO.as_str()), told.then_some(&b"https"[..]));
+            assert_eq!(headers.get(PORT.as_str()), told.then_some(&b"8080"[..]));
         }
     }
 
@@ -193,11 +195,11 @@ mod tests {
                 let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
                 map.append(name, HeaderValue::from_static("true"));
             }
-            let mut fields = Fields::from(map);
+            let mut headers = Headers::from(map);
             let origin = Origin { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
             let rule = Forwarded { is_edge, ..Forwarded::default() };
-            apply(&mut fields, rule, origin).expect("few");
-            names.map(|name| fields.has(&name.to_ascii_lowercase()))
+            apply(&mut headers, rule, origin).expect("few");
+            names.map(|name| headers.has(&name.to_ascii_lowercase()))
         };
         assert_eq!(left(true), [false, false, false, false, true]);
         assert_eq!(left(false), [false, false, true, true, true]);
@@ -209,13 +211,13 @@ mod tests {
         for name in ["x_forwarded_for", "x-forwarded_proto", "x_forwarded-port", "x_other"] {
             map.append(name, HeaderValue::from_static("6.6.6.6"));
         }
-        let mut fields = Fields::from(map);
+        let mut headers = Headers::from(map);
         let addresses = ForwardedFor::Append;
         let rule = Forwarded { addresses, is_edge: true, ..Forwarded::default() };
         let client = ([10, 0, 0, 9], 1).into();
         let origin = Origin { client, port: 80, is_tls: false };
-        apply(&mut fields, rule, origin).expect("few");
-        let mut names: Vec<String> = fields.to_map().keys().map(ToString::to_string).collect();
+        apply(&mut headers, rule, origin).expect("few");
+        let mut names: Vec<String> = headers.to_map().keys().map(ToString::to_string).collect();
         names.sort();
         assert_eq!(names, ["x-forwarded-for", "x-forwarded-port", "x-forwarded-proto", "x_other"]);
     }
@@ -236,7 +238,7 @@ mod tests {
             }
             let rule = Forwarded { is_edge, trusted_hops: hops, ..Forwarded::default() };
             let origin = Origin { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
-            let client = client(&Fields::from(map), rule, origin);
+            let client = client(&Headers::from(map), rule, origin);
             assert_eq!(client.to_string(), expected, "{header:?} {is_edge} {hops}");
         };
         let peer = "10.0.0.9";
@@ -268,7 +270,7 @@ mod tests {
                 trusted_hops: 0,
             };
             let client = ([10, 0, 0, 9], 1).into();
-            apply(&mut Fields::from(map), rule, Origin { client, port: 1, is_tls: false })
+            apply(&mut Headers::from(map), rule, Origin { client, port: 1, is_tls: false })
         };
         assert_eq!(with(29), Ok(()));
         assert_eq!(with(30), Ok(()));

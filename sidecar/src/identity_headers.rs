@@ -1,4 +1,4 @@
-//! Fields that say who the client is: what the client claims is removed, then they are set from
+//! Headers that say who the client is: what the client claims is removed, then they are set from
 //! what was proved. A service behind a sidecar may therefore believe them.
 
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use rustls_pki_types::CertificateDer;
 use weft_certs::{CertificateNames, CertificateText, VerifiedPeer};
 use weft_model::{CertificateKey, ClientCertificateDetails, HttpService};
 
-use crate::http::fields::Fields;
+use crate::http::headers::Headers;
 
 const FORWARDED_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const PEER: HeaderName = HeaderName::from_static("x-weft-peer");
@@ -40,10 +40,10 @@ impl ProvedFields {
     /// The headers that describe a client.
     pub(crate) fn new(proof: Proof<'_>, http: &HttpService) -> Self {
         let Proof { peer, chain, .. } = proof;
-        let mut fields = Vec::with_capacity(3);
+        let mut headers = Vec::with_capacity(3);
         let mut add = |name: HeaderName, text: String| {
             if let Ok(value) = HeaderValue::from_str(&text) {
-                fields.push((name, value));
+                headers.push((name, value));
             }
         };
         add(FORWARDED_CERTIFICATE, forwarded_certificate(proof, &http.certificate_keys));
@@ -60,7 +60,7 @@ impl ProvedFields {
             add(VALIDITY, format!("NotBefore={};NotAfter={}", text.not_before, text.not_after));
             add(LEAF, encoded_pem(certificate));
         }
-        Self(fields)
+        Self(headers)
     }
 
     /// The chain of a client of which nothing but its key is proved, its own certificate first.
@@ -149,7 +149,7 @@ fn encoded_pem(certificate: &CertificateDer<'_>) -> String {
 
 /// Sets what the client proved. What it claims has been removed.
 pub(crate) fn apply(
-    fields: &mut Fields,
+    headers: &mut Headers,
     details: ClientCertificateDetails,
     proved: Option<&ProvedFields>,
 ) {
@@ -159,7 +159,7 @@ pub(crate) fn apply(
             Some(ProvedFields(proved)),
         ) => {
             for (name, value) in proved {
-                fields.add(name.clone(), value.clone());
+                headers.add(name.clone(), value.clone());
             }
         }
         (ClientCertificateDetails::Nothing, _) | (_, None) => {}

@@ -4,7 +4,7 @@ use weft_certs::fault::PeerFault;
 use weft_runtime::metrics::{Counter, Gauge, Histogram, Page, Registry};
 
 use crate::denial::Denial;
-use crate::http::desync::Reason;
+use crate::http::desync::DesyncReason;
 use crate::plan::Covered;
 use crate::tls::failure::TlsFailure;
 
@@ -33,7 +33,7 @@ pub struct Metrics {
     pub(crate) requests_dry_run_refused: Counter,
     pub(crate) responses: [Counter; RESPONSE_CLASSES.len()],
     pub(crate) denied: [Counter; Denial::REASONS.len()],
-    pub(crate) departed: [Counter; Reason::ALL.len()],
+    pub(crate) departed: [Counter; DesyncReason::ALL.len()],
     pub(crate) headers_dropped: Counter,
     pub(crate) upstream_connections: Counter,
     pub(crate) upstream_retries: Counter,
@@ -49,7 +49,7 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn depart(&self, reason: Reason) {
+    pub(crate) fn depart(&self, reason: DesyncReason) {
         if let Some(counter) = self.departed.get(reason.index()) {
             counter.increment();
         }
@@ -267,7 +267,7 @@ fn refusals(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
         .map(|(index, reason)| (*reason, sum(&|m| m.denied.get(index).map_or(0, Counter::get))))
         .collect();
     page.counter_by("weft_sidecar_denied", "Requests refused by us.", "reason", &denied);
-    let departed: Vec<(&str, u64)> = Reason::ALL
+    let departed: Vec<(&str, u64)> = DesyncReason::ALL
         .iter()
         .map(|reason| {
             let count = |m: &Metrics| m.departed.get(reason.index()).map_or(0, Counter::get);

@@ -12,9 +12,9 @@ use weft_model::{
     HeaderMutation, HeaderMutations, HeaderSource, PlainVariable,
 };
 
-use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, ResponseHead};
-use crate::http::unwanted::is_alike;
+use crate::http::header_filter::is_same_header_name;
+use crate::http::headers::Headers;
 
 /// The longest value that is made. What is longer is cut off.
 const VALUE_LIMIT_BYTES: usize = 64 * 1024;
@@ -81,12 +81,12 @@ impl<'a> Changes<'a> {
     }
 
     /// Changes the request, and gives its headers as they came.
-    pub(crate) fn apply_to_request(&self, head: &mut RequestHead) -> Fields {
-        let before = head.fields.clone();
+    pub(crate) fn apply_to_request(&self, head: &mut RequestHead) -> Headers {
+        let before = head.headers.clone();
         for level in &self.levels {
-            remove(&level.request, &mut head.fields);
-            let made = made(&level.request, &head.fields, |format| self.value(format, head, None));
-            set(made, &mut head.fields);
+            remove(&level.request, &mut head.headers);
+            let made = made(&level.request, &head.headers, |format| self.value(format, head, None));
+            set(made, &mut head.headers);
         }
         before
     }
@@ -94,11 +94,11 @@ impl<'a> Changes<'a> {
     /// Changes the response to a request.
     pub(crate) fn apply_to_response(&self, request: &RequestHead, head: &mut ResponseHead) {
         for level in &self.levels {
-            remove(&level.response, &mut head.fields);
-            let made = made(&level.response, &head.fields, |format| {
+            remove(&level.response, &mut head.headers);
+            let made = made(&level.response, &head.headers, |format| {
                 self.value(format, request, Some(head))
             });
-            set(made, &mut head.fields);
+            set(made, &mut head.headers);
         }
     }
 
@@ -119,7 +119,7 @@ impl<'a> Changes<'a> {
                     out.extend_from_slice(&of_header(source, header));
                 }
                 FormatPart::Variable(FormatVariable::ResponseHeader(source)) => {
-                    let header = |name: &str| response?.fields.get(name).map(Cow::Borrowed);
+                    let header = |name: &str| response?.headers.get(name).map(Cow::Borrowed);
                     out.extend_from_slice(&of_header(source, header));
                 }
                 FormatPart::Variable(FormatVariable::Plain(PlainVariable::Upstream(part))) => {
@@ -145,12 +145,13 @@ fn address_part(address: SocketAddr, part: AddressPart) -> String {
     }
 }
 
-fn remove(mutation: &HeaderMutation, fields: &mut Fields) {
+fn remove(mutation: &HeaderMutation, headers: &mut Headers) {
     if !mutation.remove.is_empty() {
         // A service that takes `_` for `-` must not see it by another spelling.
-        let is_named =
-            |name: &[u8]| mutation.remove.iter().any(|removed| is_alike(name, removed.as_bytes()));
-        fields.remove(is_named);
+        let is_named = |name: &[u8]| {
+            mutation.remove.iter().any(|removed| is_same_header_name(name, removed.as_bytes()))
+        };
+        headers.remove(is_named);
     }
 }
 
@@ -163,13 +164,14 @@ struct Made {
 
 fn made(
     mutation: &HeaderMutation,
-    fields: &Fields,
+    headers: &Headers,
     value: impl Fn(&HeaderFormat) -> Vec<u8>,
 ) -> Vec<Made> {
     let one = |addition: &HeaderAddition| {
-        let exists = || fields.get(&addition.name).is_some();
+        let exists = || headers.get(&addition.name).is_some();
         // In the eyes of a service that takes `_` for `-`.
-        let seems_to_exist = || fields.any_name(|name| is_alike(name, addition.name.as_bytes()));
+        let seems_to_exist =
+            || headers.any_name(|name| is_same_header_name(name, addition.name.as_bytes()));
         let replaces = match addition.action {
             AppendAction::Append => false,
             AppendAction::AddIfAbsent if exists() => return None,
@@ -187,16 +189,16 @@ fn made(
     mutation.add.iter().filter_map(one).collect()
 }
 
-fn set(made: Vec<Made>, fields: &mut Fields) {
+fn set(made: Vec<Made>, headers: &mut Headers) {
     let (replacing, added): (Vec<Made>, Vec<Made>) =
         made.into_iter().partition(|made| made.replaces);
     for Made { name, value, .. } in replacing {
         // As for removed headers, a client must not choose the value by another spelling.
-        fields.remove(|held| is_alike(held, name.as_str().as_bytes()));
-        fields.add(name, value);
+        headers.remove(|held| is_same_header_name(held, name.as_str().as_bytes()));
+        headers.add(name, value);
     }
     for Made { name, value, .. } in added {
-        fields.add(name, value);
+        headers.add(name, value);
     }
 }
 
@@ -225,7 +227,7 @@ fn request_header<'h>(
         ":method" => Some(Cow::Borrowed(request.method.as_str().as_bytes())),
         ":authority" | "host" => Some(Cow::Borrowed(request.authority.as_bytes())),
         ":scheme" => Some(Cow::Borrowed(scheme(about.is_tls).as_bytes())),
-        name => request.fields.get(name).map(Cow::Borrowed),
+        name => request.headers.get(name).map(Cow::Borrowed),
     }
 }
 
@@ -281,8 +283,8 @@ mod tests {
     use http::{HeaderMap, Method};
 
     use super::*;
-    use crate::http::fields::{Span, SpanFields};
     use crate::http::head::HttpVersion;
+    use crate::http::headers::{BufferedHeaders, HeaderSpan};
 
     fn about<'a>() -> About<'a> {
         let (peer, local) = (([10, 0, 0, 9], 7).into(), ([10, 0, 0, 1], 80).into());
@@ -290,12 +292,12 @@ mod tests {
         About { client, peer, local, proof: None, is_tls: true, route: "r", cluster: "c" }
     }
 
-    fn head(fields: Fields) -> RequestHead {
+    fn head(headers: Headers) -> RequestHead {
         RequestHead {
             method: Method::GET,
             target: "/x?y".into(),
             authority: "a.example".into(),
-            fields,
+            headers,
             upgrade: None,
             content_length: None,
             version: HttpVersion::Http2,
@@ -306,7 +308,7 @@ mod tests {
     }
 
     /// The same headers as they come by HTTP/1.1 and by HTTP/2.
-    fn both(lines: &[(&str, &str)]) -> [Fields; 2] {
+    fn both(lines: &[(&str, &str)]) -> [Headers; 2] {
         let (mut buffer, mut spans, mut map) = (Vec::new(), Vec::new(), HeaderMap::new());
         for (name, value) in lines {
             let mut put = |text: &str| {
@@ -315,11 +317,11 @@ mod tests {
                 (start, u32::try_from(buffer.len()).expect("a short text"))
             };
             let (name_at, value_at) = (put(name), put(value));
-            spans.push(Span { name: name_at, value: value_at });
+            spans.push(HeaderSpan { name: name_at, value: value_at });
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             map.append(name, HeaderValue::from_str(value).expect("a value"));
         }
-        [Fields::from(SpanFields::new(buffer.into(), spans)), Fields::from(map)]
+        [Headers::from(BufferedHeaders::new(buffer.into(), spans)), Headers::from(map)]
     }
 
     fn addition(name: &str, value: &str, action: AppendAction) -> HeaderAddition {
@@ -327,8 +329,8 @@ mod tests {
         HeaderAddition { name: name.into(), value, action, keep_empty: false }
     }
 
-    fn lines(fields: Fields) -> Vec<String> {
-        let map = fields.into_map();
+    fn lines(headers: Headers) -> Vec<String> {
+        let map = headers.into_map();
         let line = |(name, value): (&HeaderName, &HeaderValue)| {
             format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))
         };
@@ -354,12 +356,12 @@ mod tests {
         let level = HeaderMutations { request, response: HeaderMutation::default() };
         let changes = Changes::of([&level].into_iter(), about).expect("the level changes headers");
         assert!(changes.touch_request());
-        for fields in both(&before) {
-            let mut head = head(fields);
+        for headers in both(&before) {
+            let mut head = head(headers);
             changes.apply_to_request(&mut head);
             // All values of a level are made of the headers before it.
             let expected = ["x-copy: a", "x-copy: late", "x-tenant: more", "x-tenant: own"];
-            assert_eq!(lines(head.fields), expected);
+            assert_eq!(lines(head.headers), expected);
         }
         let names: Vec<&str> = changes.names().collect();
         assert_eq!(names, ["x-secret", "x-tenant", "x-copy", "x-other"]);
@@ -379,21 +381,21 @@ mod tests {
         };
         let level = HeaderMutations { request, response: HeaderMutation::default() };
         let changes = Changes::of([&level].into_iter(), about).expect("the level changes headers");
-        for fields in both(&before) {
-            let mut head = head(fields);
+        for headers in both(&before) {
+            let mut head = head(headers);
             changes.apply_to_request(&mut head);
             let expected = ["x-other: own", "x-role-name: own", "x-tenant: own", "x_other: kept"];
-            assert_eq!(lines(head.fields), expected);
+            assert_eq!(lines(head.headers), expected);
         }
     }
 
     #[test]
     fn variables_of_a_value_have_their_values() {
         let check = |text: &str, expected: &str| {
-            let [fields, _] = both(&[("x-one", "abcdef")]);
-            let request = head(fields);
-            let [fields, _] = both(&[("server", "s")]);
-            let response = ResponseHead { status: 201, fields, content_length: None };
+            let [headers, _] = both(&[("x-one", "abcdef")]);
+            let request = head(headers);
+            let [headers, _] = both(&[("server", "s")]);
+            let response = ResponseHead { status: 201, headers, content_length: None };
             let format = HeaderFormat::parse(text).expect("a format");
             let endpoint = Cell::new(None);
             let changes = Changes { levels: Vec::new(), about: about(), endpoint };

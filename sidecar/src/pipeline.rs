@@ -25,7 +25,7 @@ pub(crate) use crate::connection::Connection;
 use crate::decide::{Decision, decide};
 use crate::denial::Denial;
 use crate::detect::{self, Protocol};
-use crate::http::body::Source;
+use crate::http::body::BodySource;
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::identity_headers::{Proof, ProvedFields};
 use crate::opaque::Opaque;
@@ -35,8 +35,8 @@ pub(crate) use crate::reply::Reply;
 use crate::story::Story;
 use crate::stream::Stream;
 use crate::tls::Alpn;
-use crate::tls::handshake::{self, Secure};
-use crate::upstream::{Call, Outcome, exchange};
+use crate::tls::handshake::{HandshakeContext, SecuredConnection, secure};
+use crate::upstream::{Call, ExchangeOutcome, exchange};
 use crate::worker::{Worker, now};
 use crate::{opaque, serve, serve_http2};
 
@@ -88,10 +88,10 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
         TransportKind::Plain
     };
     let chain = serving.chain(destination, kind)?.clone();
-    let about =
-        handshake::About { client, port: destination.port(), is_logged: chain.service.is_logged() };
-    let Secure { stream, alpn, peer, passed, trace } =
-        handshake::secure(&chain.tls, stream, about, worker).await?;
+    let is_logged = chain.service.is_logged();
+    let handshake = HandshakeContext { client, port: destination.port(), is_logged };
+    let SecuredConnection { stream, alpn, peer, passed, trace } =
+        secure(&chain.tls, stream, handshake, worker).await?;
     let caller = Caller { peer: peer.as_ref(), client, destination };
     if !caller.is_let_in(&chain.rules) {
         tracing::debug!(%client, "no policy lets the connection in");
@@ -222,7 +222,7 @@ async fn serve_http(
 #[inline]
 pub(crate) fn request<'a>(
     head: RequestHead,
-    source: Source<'a>,
+    source: BodySource<'a>,
     reply: &'a mut Reply<'_>,
     connection: &'a Connection,
     worker: &'a Worker,
@@ -234,7 +234,7 @@ pub(crate) fn request<'a>(
 #[expect(clippy::large_futures, reason = "all of it is one allocation, made by `request`")]
 async fn serve_request(
     mut head: RequestHead,
-    source: Source<'_>,
+    source: BodySource<'_>,
     reply: &mut Reply<'_>,
     connection: &Connection,
     worker: &Worker,
@@ -268,7 +268,7 @@ pub(crate) fn refused(
 
 /// A request beside its head: its body, where the answer goes, and since when it lasts.
 struct Asked<'s, 'r, 'w> {
-    source: Source<'s>,
+    source: BodySource<'s>,
     reply: &'r mut Reply<'w>,
     pulse: &'r Pulse,
     started: Instant,
@@ -280,7 +280,7 @@ async fn perform(
     connection: &Connection,
     worker: &Worker,
     story: &mut Story,
-) -> Result<Outcome, Denial> {
+) -> Result<ExchangeOutcome, Denial> {
     let Asked { source, reply, pulse, started } = asked;
     let is_grpc = head.is_grpc();
     let (plan, following) = (worker.plan(), worker.changes.follow());
@@ -290,14 +290,21 @@ async fn perform(
     // Of the route, for the response or for the refusal.
     let mut changes = None;
     let result = match decision {
-        Ok(Decision::Forward { target, unwanted, patience, ends_tunnel, case, changes: own }) => {
+        Ok(Decision::Forward {
+            target,
+            header_filter,
+            patience,
+            ends_tunnel,
+            case,
+            changes: own,
+        }) => {
             changes = own;
             match plan.target(&target) {
                 Some(target) => {
                     story.service = Some(target.cluster.name.clone());
                     let mut call = Call::new(head, source, &mut *reply, pulse);
-                    (call.unwanted, call.ends_tunnel, call.stall) =
-                        (unwanted, ends_tunnel, patience.stall);
+                    (call.header_filter, call.ends_tunnel, call.stall) =
+                        (header_filter, ends_tunnel, patience.stall);
                     call.pin = (head.version != HttpVersion::Http2).then_some(&connection.pinned);
                     call.changes = changes.as_deref();
                     let decided = (&case, head, &*plan);

@@ -7,15 +7,16 @@ use weft_model::HeaderCase;
 
 use crate::connection::Connection;
 use crate::denial::Denial;
-use crate::http::body::Sink;
-use crate::http::fields::Fields;
+use crate::http::body::BodySink;
 use crate::http::h1::{
-    BodyWriter, Coding, Framing, Writer, capitalize_names, write_interim, write_response,
+    BodyCoding, BodyFraming, BodyWriter, Http1Writer, capitalize_names, write_interim,
+    write_response,
 };
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead};
+use crate::http::headers::Headers;
 use crate::mutate::Changes;
-use crate::upstream::Outcome;
+use crate::upstream::ExchangeOutcome;
 use crate::worker::Worker;
 
 /// The content type of what we say ourselves.
@@ -33,7 +34,7 @@ pub(crate) enum Reply<'a> {
 /// The way back over HTTP/1.1.
 #[derive(Debug)]
 pub(crate) struct Http1Reply<'a> {
-    pub(crate) writer: &'a mut Writer,
+    pub(crate) writer: &'a mut Http1Writer,
     pub(crate) version: HttpVersion,
     pub(crate) is_head: bool,
     pub(crate) reuse: Reuse,
@@ -97,14 +98,19 @@ pub(crate) enum Reuse {
 
 impl Reply<'_> {
     /// Writes the head of a response and gives where its body goes.
-    pub(crate) fn begin(&mut self, head: ResponseHead, bodiless: bool, empty: bool) -> Sink<'_> {
+    pub(crate) fn begin(
+        &mut self,
+        head: ResponseHead,
+        bodiless: bool,
+        empty: bool,
+    ) -> BodySink<'_> {
         match self {
             Self::Http1(reply) => reply.begin(&head, bodiless, empty),
             Self::Http2 { respond, started } => {
                 *started = true;
                 match respond.send_response(http2::to_response(head), bodiless || empty) {
-                    Ok(stream) if !bodiless && !empty => Sink::Http2(stream),
-                    Ok(_) | Err(_) => Sink::Closed,
+                    Ok(stream) if !bodiless && !empty => BodySink::Http2(stream),
+                    Ok(_) | Err(_) => BodySink::Closed,
                 }
             }
         }
@@ -130,17 +136,20 @@ impl Reply<'_> {
     }
 
     /// Agrees to an upgrade, and gives where everything else goes. None when the client is gone.
-    pub(crate) fn switch(&mut self, head: ResponseHead) -> Option<Sink<'_>> {
+    pub(crate) fn switch(&mut self, head: ResponseHead) -> Option<BodySink<'_>> {
         match self {
             Self::Http1(reply) => {
                 reply.started = true;
                 reply.reuse = Reuse::No;
-                reply.write(|out| write_response(&head, Framing::None, None, out));
-                Some(Sink::Http1(BodyWriter { writer: reply.writer, coding: Coding::Tunnel }))
+                reply.write(|out| write_response(&head, BodyFraming::None, None, out));
+                Some(BodySink::Http1(BodyWriter {
+                    writer: reply.writer,
+                    coding: BodyCoding::Tunnel,
+                }))
             }
             Self::Http2 { respond, started } => {
                 *started = true;
-                respond.send_response(http2::to_response(head), false).ok().map(Sink::Http2)
+                respond.send_response(http2::to_response(head), false).ok().map(BodySink::Http2)
             }
         }
     }
@@ -181,24 +190,24 @@ impl Reply<'_> {
         answer: OwnAnswer,
         request: &RequestHead,
         changes: Option<&Changes<'_>>,
-    ) -> Outcome {
+    ) -> ExchangeOutcome {
         let OwnAnswer { status, location, mut body } = answer;
         if has_no_body(status) {
             body.clear();
         }
-        let mut fields = HeaderMap::new();
+        let mut headers = HeaderMap::new();
         if let Some(location) = location.and_then(|text| HeaderValue::from_str(&text).ok()) {
-            fields.insert(header::LOCATION, location);
+            headers.insert(header::LOCATION, location);
         }
         if !body.is_empty() {
-            fields.insert(header::CONTENT_TYPE, PLAIN_TEXT);
+            headers.insert(header::CONTENT_TYPE, PLAIN_TEXT);
         }
-        let mut head = own(status, fields, &body);
+        let mut head = own(status, headers, &body);
         if let Some(changes) = changes {
             changes.apply_to_response(request, &mut head);
         }
         self.send(head, body).await;
-        Outcome { status, ..Outcome::default() }
+        ExchangeOutcome { status, ..ExchangeOutcome::default() }
     }
 
     /// Says no, unless nobody is there to hear it, or a response was begun already: then that is
@@ -243,21 +252,21 @@ impl Reply<'_> {
         if let Some((changes, request)) = changes {
             changes.apply_to_response(request, &mut head);
         }
-        let fields = &mut head.fields;
+        let headers = &mut head.headers;
         if let Some(challenge) = denial.challenge() {
-            fields.set(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            headers.set(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if is_grpc {
             // A response of trailers only (gRPC over HTTP/2, "Responses").
             head.status = 200;
-            fields.set(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            fields.set(GRPC_STATUS, u16::from(denial.grpc_status()).into());
+            headers.set(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.set(GRPC_STATUS, u16::from(denial.grpc_status()).into());
             let message = denial.body().trim_end().replace(' ', "%20");
             if let Ok(message) = HeaderValue::from_str(&message) {
-                fields.set(GRPC_MESSAGE, message);
+                headers.set(GRPC_MESSAGE, message);
             }
-        } else if !fields.has("content-type") {
-            fields.set(header::CONTENT_TYPE, PLAIN_TEXT);
+        } else if !headers.has("content-type") {
+            headers.set(header::CONTENT_TYPE, PLAIN_TEXT);
         }
         self.send(head, body).await;
     }
@@ -278,7 +287,7 @@ impl Reply<'_> {
                 drop(reply.writer.flush().await);
             }
             Self::Http2 { .. } => {
-                if let Sink::Http2(mut stream) = self.begin(head, bodiless, body.is_empty()) {
+                if let BodySink::Http2(mut stream) = self.begin(head, bodiless, body.is_empty()) {
                     // A stream that is gone needs no answer.
                     drop(stream.send_data(Bytes::from(body), true));
                 }
@@ -288,9 +297,9 @@ impl Reply<'_> {
 }
 
 /// The head of an answer of ours.
-fn own(status: u16, fields: HeaderMap, body: &str) -> ResponseHead {
+fn own(status: u16, headers: HeaderMap, body: &str) -> ResponseHead {
     let content_length = (!has_no_body(status)).then_some(body.len() as u64);
-    ResponseHead { status, fields: Fields::from(fields), content_length }
+    ResponseHead { status, headers: Headers::from(headers), content_length }
 }
 
 /// Whether a response of this status ends with its head (RFC 9112, section 6.3): a client would take a body for
@@ -310,18 +319,18 @@ impl Http1Reply<'_> {
         }
     }
 
-    fn begin(&mut self, head: &ResponseHead, bodiless: bool, empty: bool) -> Sink<'_> {
+    fn begin(&mut self, head: &ResponseHead, bodiless: bool, empty: bool) -> BodySink<'_> {
         self.started = true;
         let framing = match (bodiless, head.content_length) {
-            (true, _) => Framing::None,
+            (true, _) => BodyFraming::None,
             // HTTP/1.1 has trailers behind chunks only.
-            (false, Some(_)) if !empty && head.fields.has("trailer") => Framing::Chunked,
-            (false, Some(length)) => Framing::Length(length),
-            (false, None) if empty => Framing::Length(0),
-            (false, None) if self.version == HttpVersion::Http10 => Framing::UntilClose,
-            (false, None) => Framing::Chunked,
+            (false, Some(_)) if !empty && head.headers.has("trailer") => BodyFraming::Chunked,
+            (false, Some(length)) => BodyFraming::Length(length),
+            (false, None) if empty => BodyFraming::Length(0),
+            (false, None) if self.version == HttpVersion::Http10 => BodyFraming::UntilClose,
+            (false, None) => BodyFraming::Chunked,
         };
-        if framing == Framing::UntilClose {
+        if framing == BodyFraming::UntilClose {
             self.reuse = Reuse::No;
             self.end = End::Close;
         }
@@ -335,6 +344,6 @@ impl Http1Reply<'_> {
             (_, HttpVersion::Http11 | HttpVersion::Http2) => None,
         };
         self.write(|out| write_response(head, framing, connection, out));
-        Sink::Http1(BodyWriter { writer: self.writer, coding: Coding::of(framing) })
+        BodySink::Http1(BodyWriter { writer: self.writer, coding: BodyCoding::of(framing) })
     }
 }

@@ -9,8 +9,10 @@ use tokio::io::AsyncReadExt;
 use weft_model::HttpService;
 
 use crate::denial::Denial;
-use crate::http::body::Source;
-use crate::http::h1::{BodyReader, Framing, HeadError, ReadRequest, Reader, Writer, read_request};
+use crate::http::body::BodySource;
+use crate::http::h1::{
+    BodyFraming, BodyReader, HeadError, Http1Reader, Http1Writer, ReadRequest, read_request,
+};
 use crate::http::head::{HttpVersion, Upgrade};
 use crate::pipeline::{self, Connection};
 use crate::reply::{End, Ending, Http1Reply, Reply, Reuse};
@@ -37,14 +39,14 @@ pub(crate) async fn http1(
     worker: &Rc<Worker>,
 ) {
     let (read, write) = Half::pair(stream);
-    let mut reader = Reader::new(read);
-    let mut writer = Writer::new(write, settings.timeouts.stall_limit());
+    let mut reader = Http1Reader::new(read);
+    let mut writer = Http1Writer::new(write, settings.timeouts.stall_limit());
     let mut allowance = Allowance::new(settings);
     let _enrolled = worker.enrol(&connection);
     loop {
         let request = match next_request(&mut reader, &mut writer, &connection, settings).await {
             Ok(request) => with_host(request, settings),
-            Err(HeadError::Closed | HeadError::Broken(_)) => return,
+            Err(HeadError::Closed | HeadError::ConnectionLost(_)) => return,
             Err(HeadError::Refused(denial)) => {
                 pipeline::refused(denial, HttpVersion::Http11, &connection, worker);
                 return Box::pin(refuse(denial, reader, writer, settings)).await;
@@ -61,7 +63,7 @@ pub(crate) async fn http1(
                 // Who does not wait for the agreement sends what is meant for the tunnel; when there is
                 // none, it must not be read as a request.
                 _ if request.head.upgrade == Some(Upgrade::Tunnel) => Reuse::No,
-                Framing::None | Framing::Length(0) => Reuse::Yes,
+                BodyFraming::None | BodyFraming::Length(0) => Reuse::Yes,
                 _ => Reuse::BehindBody,
             },
             started: false,
@@ -70,8 +72,8 @@ pub(crate) async fn http1(
             ending: Some(ending),
         });
         let source = match request.framing {
-            Framing::None if request.head.upgrade.is_none() => Source::Empty,
-            framing => Source::Http1(BodyReader::new(&mut reader, framing)),
+            BodyFraming::None if request.head.upgrade.is_none() => BodySource::Empty,
+            framing => BodySource::Http1(BodyReader::new(&mut reader, framing)),
         };
         pipeline::request(request.head, source, &mut reply, &connection, worker).await;
         let Reply::Http1(Http1Reply { reuse, end, .. }) = reply else {
@@ -119,8 +121,8 @@ impl Allowance {
 
 /// Waits for the next request: long for its first byte, short for the rest of its head.
 async fn next_request(
-    reader: &mut Reader,
-    writer: &mut Writer,
+    reader: &mut Http1Reader,
+    writer: &mut Http1Writer,
     connection: &Connection,
     settings: &HttpService,
 ) -> Result<ReadRequest, HeadError> {
@@ -132,7 +134,7 @@ async fn next_request(
         connection.rest(false);
         match first {
             Err(_) => return Err(HeadError::Closed),
-            Ok(Err(_)) => return Err(HeadError::Broken(None)),
+            Ok(Err(_)) => return Err(HeadError::ConnectionLost(None)),
             Ok(Ok(())) => {}
         }
     }
@@ -154,13 +156,18 @@ pub(crate) async fn refuse_stalled(
     worker: &Worker,
 ) {
     let (read, write) = Half::pair(stream);
-    let writer = Writer::new(write, settings.timeouts.stall_limit());
+    let writer = Http1Writer::new(write, settings.timeouts.stall_limit());
     pipeline::refused(Denial::HeadTimeout, HttpVersion::Http11, connection, worker);
-    Box::pin(refuse(Denial::HeadTimeout, Reader::new(read), writer, settings)).await;
+    Box::pin(refuse(Denial::HeadTimeout, Http1Reader::new(read), writer, settings)).await;
 }
 
 /// Refuses what is no request.
-async fn refuse(denial: Denial, reader: Reader, mut writer: Writer, settings: &HttpService) {
+async fn refuse(
+    denial: Denial,
+    reader: Http1Reader,
+    mut writer: Http1Writer,
+    settings: &HttpService,
+) {
     let mut reply = Reply::Http1(Http1Reply {
         writer: &mut writer,
         version: HttpVersion::Http11,
@@ -177,7 +184,7 @@ async fn refuse(denial: Denial, reader: Reader, mut writer: Writer, settings: &H
 
 /// Closes our side, then reads and discards what still comes (RFC 9112, section 9.6): closing with unread
 /// bytes would reset the connection and could destroy the answer. `unread`: part of a request is missing.
-async fn close(mut reader: Reader, mut writer: Writer, unread: bool) {
+async fn close(mut reader: Http1Reader, mut writer: Http1Writer, unread: bool) {
     use tokio::io::AsyncWriteExt;
     let silence = if unread { LINGER_SILENCE } else { LINGER_IDLE };
     let lingering = async {

@@ -8,10 +8,10 @@ use weft_model::HttpService;
 use weft_runtime::drain::Phase;
 
 use crate::denial::Denial;
-use crate::http::body::Source;
+use crate::http::body::BodySource;
 use crate::http::h2 as http2;
-use crate::http::h2_budget::BREACHES_OF_LIBRARY;
-use crate::http::h2_guard::{Guarded, Watch};
+use crate::http::h2_budget::LIBRARY_VIOLATION_LIMIT;
+use crate::http::h2_client_guard::{Http2ClientGuard, Http2Monitor};
 use crate::http::h2_keepalive;
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::{self, Connection};
@@ -42,8 +42,8 @@ pub(crate) async fn serve(
     settings: &HttpService,
     worker: &Rc<Worker>,
 ) {
-    let (stream, watch) = Guarded::new(stream, settings.limits.streams);
-    let over = watch.over();
+    let (stream, monitor) = Http2ClientGuard::new(stream, settings.limits.streams);
+    let over = monitor.abort_reason();
     tokio::pin!(over);
     let window = worker.windows.open();
     let is_peer = connection.peer.is_some();
@@ -57,9 +57,9 @@ pub(crate) async fn serve(
     let Some(mut streams) = greeted else { return };
     let open = Rc::<Cell<usize>>::default();
     let drain = worker.shared.drain.clone();
-    let ending = ending(settings, &connection, &drain, &watch, &open);
-    let stuck = watch.stuck(settings.timeouts.head);
-    let silent = h2_keepalive::unanswered(settings.keepalive, streams.ping_pong(), &watch);
+    let ending = ending(settings, &connection, &drain, &monitor, &open);
+    let stuck = monitor.stalled(settings.timeouts.head);
+    let silent = h2_keepalive::ping_timeout(settings.keepalive, streams.ping_pong(), &monitor);
     let (fallen, gone) = (connection.ends(), farewell(&open));
     tokio::pin!(ending, stuck, silent, fallen, gone);
     let mut is_told = false;
@@ -70,7 +70,7 @@ pub(crate) async fn serve(
             // First, since what wakes it ends the reading too.
             () = &mut fallen => break h2::Reason::INADEQUATE_SECURITY,
             reason = &mut over => break reason,
-            () = watch.refused() => {
+            () = monitor.refused_by_library() => {
                 note_refused(&connection, worker);
                 continue;
             }
@@ -86,12 +86,12 @@ pub(crate) async fn serve(
         };
         match next {
             Some(Ok((request, mut respond))) => {
-                let is_new = watch.seen(respond.stream_id().as_u32());
+                let is_new = monitor.note_accepted(respond.stream_id().as_u32());
                 if !is_new || !is_wanted(&mut respond, &connection, worker) {
                     continue;
                 }
-                let (head, body) = http2::request(request, &settings.limits);
-                note_breach(head.as_ref().err(), &watch);
+                let (head, body) = http2::received_request(request, &settings.limits);
+                note_breach(head.as_ref().err(), &monitor);
                 let stream = OneStream::begin(&open, &connection, &window);
                 tokio::task::spawn_local(stream.serve(head, body, respond, worker.clone()));
                 left = left.map(|left| left.saturating_sub(1));
@@ -104,7 +104,7 @@ pub(crate) async fn serve(
                 if let Some(Err(error)) = ended {
                     tracing::debug!(%error, "HTTP/2 connection ended");
                 }
-                return note_all_refused(&watch, &connection, worker);
+                return note_all_refused(&monitor, &connection, worker);
             }
         }
     };
@@ -112,7 +112,7 @@ pub(crate) async fn serve(
     dismiss(streams, reason).await;
 }
 
-type Streams = h2::server::Connection<Guarded<Stream>, bytes::Bytes>;
+type Streams = h2::server::Connection<Http2ClientGuard<Stream>, bytes::Bytes>;
 
 /// Ends a connection at once, and tells why.
 async fn dismiss(mut streams: Box<Streams>, reason: h2::Reason) {
@@ -128,15 +128,15 @@ fn note_refused(connection: &Connection, worker: &Worker) {
 }
 
 /// Counts a head that is too large as a breach of the rules.
-fn note_breach(refused: Option<&http2::Refused>, watch: &Watch) {
+fn note_breach(refused: Option<&http2::RefusedHead>, monitor: &Http2Monitor) {
     if refused.is_some_and(|refused| refused.denial == Denial::HeadTooLarge) {
-        watch.breach(now());
+        monitor.count_violation(now());
     }
 }
 
 /// Leaves the lines of all requests that the library refused before the connection ended.
-fn note_all_refused(watch: &Watch, connection: &Connection, worker: &Worker) {
-    while watch.take_refused() {
+fn note_all_refused(monitor: &Http2Monitor, connection: &Connection, worker: &Worker) {
+    while monitor.take_refused() {
         note_refused(connection, worker);
     }
 }
@@ -169,7 +169,7 @@ fn builder(settings: &HttpService, window_bytes: u32, is_peer: bool) -> h2::serv
         .max_concurrent_reset_streams(settings.limits.streams as usize)
         .reset_stream_duration(RESET_REMEMBERED)
         // Abuse is ended far earlier, by `Breaches`.
-        .max_local_error_reset_streams(Some(BREACHES_OF_LIBRARY as usize))
+        .max_local_error_reset_streams(Some(LIBRARY_VIOLATION_LIMIT as usize))
         .data_frame_budget(if is_peer {
             http2::DATA_FRAME_BUDGET_OF_PEER_BYTES
         } else {
@@ -194,7 +194,7 @@ async fn ending(
     settings: &HttpService,
     connection: &Connection,
     drain: &weft_runtime::drain::Drain,
-    watch: &Watch,
+    monitor: &Http2Monitor,
     open: &Cell<usize>,
 ) {
     let aged = async {
@@ -205,9 +205,9 @@ async fn ending(
     };
     let idle = async {
         loop {
-            let seen = watch.received();
+            let seen = monitor.received_count();
             tokio::time::sleep(settings.timeouts.idle).await;
-            if open.get() == 0 && watch.received() == seen {
+            if open.get() == 0 && monitor.received_count() == seen {
                 return;
             }
         }
@@ -217,7 +217,7 @@ async fn ending(
         () = idle => {}
         () = drain.reached(Phase::Draining) => {}
         () = connection.leaves() => {}
-        () = watch.old() => {}
+        () = monitor.renewal_due() => {}
     }
 }
 
@@ -295,7 +295,7 @@ impl OneStream {
 
     async fn serve(
         self,
-        head: Result<RequestHead, http2::Refused>,
+        head: Result<RequestHead, http2::RefusedHead>,
         mut body: http2::ReceivedBody,
         mut respond: h2::server::SendResponse<bytes::Bytes>,
         worker: Rc<Worker>,
@@ -309,10 +309,11 @@ impl OneStream {
                 return reply.deny(Denial::Overloaded, head.is_grpc(), None).await;
             }
             Ok(head) => {
-                let source = if has_body { Source::Http2(&mut body) } else { Source::Empty };
+                let source =
+                    if has_body { BodySource::Http2(&mut body) } else { BodySource::Empty };
                 pipeline::request(head, source, &mut reply, &self.connection, &worker).await;
             }
-            Err(http2::Refused { denial, is_grpc }) => {
+            Err(http2::RefusedHead { denial, is_grpc }) => {
                 pipeline::refused(denial, HttpVersion::Http2, &self.connection, &worker);
                 reply.deny(denial, is_grpc, None).await;
             }

@@ -7,11 +7,11 @@ use weft_certs::VerifiedPeer;
 use weft_model::{Judgement, Name};
 
 use crate::denial::Denial;
-use crate::http::desync::Reason;
+use crate::http::desync::DesyncReason;
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::Connection;
 use crate::record::Record;
-use crate::upstream::Outcome;
+use crate::upstream::ExchangeOutcome;
 use crate::worker::{Worker, now, unix_ms};
 
 /// What there is to tell of a request.
@@ -26,7 +26,7 @@ pub(crate) struct Story {
     pub(crate) subject: Option<String>,
     pub(crate) endpoint: Option<SocketAddr>,
     /// How the request departed from strict HTTP/1.1.
-    pub(crate) desync: Option<Reason>,
+    pub(crate) desync: Option<DesyncReason>,
 }
 
 /// What of a request stands in its line.
@@ -40,7 +40,7 @@ struct Line {
 
 impl Story {
     /// That of a request whose head was not read.
-    pub(crate) fn unread(version: HttpVersion, desync: Option<Reason>, logged: bool) -> Self {
+    pub(crate) fn unread(version: HttpVersion, desync: Option<DesyncReason>, logged: bool) -> Self {
         let line = logged.then(|| Line { version: version.word(), ..Line::default() });
         Self { line, desync, ..Self::default() }
     }
@@ -70,7 +70,7 @@ impl Story {
     /// Counts the request, and leaves its line behind.
     pub(crate) fn finish(
         self,
-        result: Result<Outcome, Denial>,
+        result: Result<ExchangeOutcome, Denial>,
         started: Instant,
         connection: &Connection,
         worker: &Worker,
@@ -80,7 +80,7 @@ impl Story {
             Ok(outcome) => (outcome.status, outcome),
             Err(denial) => {
                 worker.metrics.deny(denial);
-                (denial.status(), Outcome::default())
+                (denial.status(), ExchangeOutcome::default())
             }
         };
         worker.metrics.respond(status);
@@ -119,7 +119,7 @@ impl Story {
                 .dry_run
                 .as_ref()
                 .map(|rule| rule.as_deref().unwrap_or("no rule allows it")),
-            desync: self.desync.map(Reason::word),
+            desync: self.desync.map(DesyncReason::word),
             service: self.service.as_deref(),
             endpoint: self.endpoint,
             bytes_sent: outcome.bytes_sent,

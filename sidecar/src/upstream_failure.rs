@@ -5,7 +5,7 @@ use std::io;
 use httparse::Header;
 
 use crate::denial::Denial;
-use crate::http::desync::Reason;
+use crate::http::desync::DesyncReason;
 use crate::tls::failure::TlsFailure;
 
 /// Why an endpoint could not be connected to.
@@ -181,18 +181,24 @@ impl ResponseFault {
     }
 
     /// Of a departure from the standard.
-    pub(crate) fn of_reason(reason: Reason) -> Self {
+    pub(crate) fn of_reason(reason: DesyncReason) -> Self {
         match reason {
-            Reason::MultilineHeader => Self::FoldedHeader,
-            Reason::MissingHeaderColon => Self::HeaderWithoutColon,
-            Reason::NonCrLfLineTermination => Self::BareLineFeed,
-            Reason::BothTeClPresent => Self::LengthAndCoding,
-            Reason::DuplicateContentLength | Reason::MultipleContentLength => Self::SeveralLengths,
-            Reason::BadContentLength => Self::BadLength,
-            Reason::MultipleTransferEncodingChunked => Self::SeveralCodings,
-            Reason::BadTransferEncoding => Self::BadCoding,
-            Reason::SuspiciousHeader | Reason::SuspiciousTeClPresent => Self::SuspiciousHeader,
-            Reason::PartialHeaderLine | Reason::MissingLastEmptyLine => Self::IncompleteHead,
+            DesyncReason::MultilineHeader => Self::FoldedHeader,
+            DesyncReason::MissingHeaderColon => Self::HeaderWithoutColon,
+            DesyncReason::NonCrLfLineTermination => Self::BareLineFeed,
+            DesyncReason::BothTeClPresent => Self::LengthAndCoding,
+            DesyncReason::DuplicateContentLength | DesyncReason::MultipleContentLength => {
+                Self::SeveralLengths
+            }
+            DesyncReason::BadContentLength => Self::BadLength,
+            DesyncReason::MultipleTransferEncodingChunked => Self::SeveralCodings,
+            DesyncReason::BadTransferEncoding => Self::BadCoding,
+            DesyncReason::SuspiciousHeader | DesyncReason::SuspiciousTeClPresent => {
+                Self::SuspiciousHeader
+            }
+            DesyncReason::PartialHeaderLine | DesyncReason::MissingLastEmptyLine => {
+                Self::IncompleteHead
+            }
             _ => Self::BadHeader,
         }
     }

@@ -24,8 +24,8 @@ use weft_model::path::Reading;
 use weft_model::{RequestFacts, SpiffeId, query_parameter};
 
 use crate::denial::Denial;
-use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, Upgrade, path_of, query_part_of};
+use crate::http::headers::Headers;
 use crate::mutate::scheme;
 use tokens::{Asking, Rules};
 
@@ -60,7 +60,7 @@ pub(crate) struct Facts<'a> {
     /// The same of the authority.
     pub(crate) authority: &'a str,
     /// The same of the headers.
-    pub(crate) fields: &'a Fields,
+    pub(crate) headers: &'a Headers,
     pub(crate) sender: Sender<'a>,
     pub(crate) proved: Option<&'a Proved>,
     /// Which reading of the path, where it has several.
@@ -78,7 +78,7 @@ impl<'a> Facts<'a> {
         self.head.readings.as_ref()?.get(self.reading)
     }
 
-    /// The value of a header that is not among the fields, since each hop makes its own, and that policies
+    /// The value of a header that is not among the headers, since each hop makes its own, and that policies
     /// of Envoy see.
     fn implied(&self, name: &str) -> Option<Cow<'static, str>> {
         let is_websocket = self.head.upgrade == Some(Upgrade::WebSocket);
@@ -101,7 +101,7 @@ impl<'a> Facts<'a> {
             head,
             target: &head.target,
             authority: &head.authority,
-            fields: &head.fields,
+            headers: &head.headers,
             sender,
             proved,
             reading: 0,
@@ -186,7 +186,7 @@ impl RequestFacts for Facts<'_> {
 
     /// As Envoy decides it for HTTP/1.1: by a hop that is believed, else by the connection.
     fn scheme(&self) -> &str {
-        match self.fields.get("x-forwarded-proto") {
+        match self.headers.get("x-forwarded-proto") {
             Some(b"http") => "http",
             Some(b"https") => "https",
             _ => scheme(self.sender.is_tls),
@@ -196,7 +196,7 @@ impl RequestFacts for Facts<'_> {
     fn has_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         let mut is_there = false;
         let mut found = false;
-        self.fields.each(name, |value| {
+        self.headers.each(name, |value| {
             is_there = true;
             found = found || fits(value);
         });

@@ -2,8 +2,8 @@
 
 use weft_model::TokenPlace;
 
-use crate::http::fields::Fields;
 use crate::http::head::RequestHead;
+use crate::http::headers::Headers;
 
 /// What was found.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,19 +31,19 @@ impl Found {
 /// The token of a request. Without places it is the bearer token of `authorization` (RFC 6750, section 2.1).
 pub(crate) fn find(head: &RequestHead, places: &[TokenPlace]) -> Found {
     if places.is_empty() {
-        return bearer(&head.fields);
+        return bearer(&head.headers);
     }
     let found = places.iter().map(|place| match place {
-        TokenPlace::Field { name, prefix } => prefixed(&head.fields, name, prefix),
+        TokenPlace::Field { name, prefix } => prefixed(&head.headers, name, prefix),
         TokenPlace::Parameter(name) => parameter(head, name),
-        TokenPlace::Cookie(name) => cookie(&head.fields, name),
+        TokenPlace::Cookie(name) => cookie(&head.headers, name),
     });
     found.fold(Found::Nothing, Found::and)
 }
 
-fn bearer(fields: &Fields) -> Found {
+fn bearer(headers: &Headers) -> Found {
     let mut found = Found::Nothing;
-    fields.each("authorization", |value| {
+    headers.each("authorization", |value| {
         let token = std::str::from_utf8(value).ok().and_then(|value| value.split_once(' '));
         let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
         let one = match token {
@@ -57,9 +57,9 @@ fn bearer(fields: &Fields) -> Found {
     found
 }
 
-fn prefixed(fields: &Fields, name: &str, prefix: &str) -> Found {
+fn prefixed(headers: &Headers, name: &str, prefix: &str) -> Found {
     let mut found = Found::Nothing;
-    fields.each(name, |value| {
+    headers.each(name, |value| {
         let value = std::str::from_utf8(value).ok();
         let one = match value.and_then(|value| value.strip_prefix(prefix)) {
             Some(token) => Found::One(token.trim().to_owned()),
@@ -98,9 +98,9 @@ fn parameter(head: &RequestHead, name: &str) -> Found {
     values.fold(Found::Nothing, Found::and)
 }
 
-fn cookie(fields: &Fields, name: &str) -> Found {
+fn cookie(headers: &Headers, name: &str) -> Found {
     let mut found = Found::Nothing;
-    fields.each("cookie", |value| {
+    headers.each("cookie", |value| {
         for pair in value.split(|byte| *byte == b';') {
             let pair = std::str::from_utf8(pair).ok().and_then(|pair| pair.trim().split_once('='));
             if let Some((_, token)) = pair.filter(|(key, _)| key.trim() == name) {
@@ -115,30 +115,30 @@ fn cookie(fields: &Fields, name: &str) -> Found {
 /// The headers and the target of a request before its tokens were taken out, each where it had one.
 #[derive(Debug, Default)]
 pub(crate) struct Unconcealed {
-    pub(crate) fields: Option<Fields>,
+    pub(crate) headers: Option<Headers>,
     pub(crate) target: Option<String>,
 }
 
 /// Takes the tokens out of a request.
 pub(crate) fn conceal(head: &mut RequestHead, places: &[TokenPlace], before: &mut Unconcealed) {
-    let RequestHead { fields, target, .. } = head;
+    let RequestHead { headers, target, .. } = head;
     if places.is_empty() {
-        without_field(fields, "authorization", &mut before.fields);
+        without_field(headers, "authorization", &mut before.headers);
     }
     for place in places {
         match place {
-            TokenPlace::Field { name, .. } => without_field(fields, name, &mut before.fields),
+            TokenPlace::Field { name, .. } => without_field(headers, name, &mut before.headers),
             TokenPlace::Parameter(name) => without_parameter(target, name, &mut before.target),
-            TokenPlace::Cookie(name) => without_cookie(fields, name, &mut before.fields),
+            TokenPlace::Cookie(name) => without_cookie(headers, name, &mut before.headers),
         }
     }
 }
 
-fn without_field(fields: &mut Fields, name: &str, before: &mut Option<Fields>) {
+fn without_field(headers: &mut Headers, name: &str, before: &mut Option<Headers>) {
     let is_it = |field: &[u8]| field.eq_ignore_ascii_case(name.as_bytes());
-    if fields.any_name(is_it) {
-        before.get_or_insert_with(|| fields.clone());
-        fields.remove(is_it);
+    if headers.any_name(is_it) {
+        before.get_or_insert_with(|| headers.clone());
+        headers.remove(is_it);
     }
 }
 
@@ -156,10 +156,10 @@ fn without_parameter(target: &mut String, name: &str, before: &mut Option<String
     before.get_or_insert(whole);
 }
 
-fn without_cookie(fields: &mut Fields, name: &str, before: &mut Option<Fields>) {
+fn without_cookie(headers: &mut Headers, name: &str, before: &mut Option<Headers>) {
     let mut rest: Vec<Vec<u8>> = Vec::new();
     let mut is_there = false;
-    fields.each("cookie", |value| {
+    headers.each("cookie", |value| {
         for pair in value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
             let key = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
             if key.trim_ascii() == name.as_bytes() {
@@ -172,12 +172,12 @@ fn without_cookie(fields: &mut Fields, name: &str, before: &mut Option<Fields>) 
     if !is_there {
         return;
     }
-    before.get_or_insert_with(|| fields.clone());
-    fields.remove(|field| field.eq_ignore_ascii_case(b"cookie"));
+    before.get_or_insert_with(|| headers.clone());
+    headers.remove(|field| field.eq_ignore_ascii_case(b"cookie"));
     if !rest.is_empty()
         && let Ok(value) = http::HeaderValue::from_bytes(&rest.join(&b"; "[..]))
     {
-        fields.add(http::header::COOKIE, value);
+        headers.add(http::header::COOKIE, value);
     }
 }
 
@@ -188,22 +188,22 @@ mod tests {
     use super::*;
     use crate::http::head::HttpVersion;
 
-    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+    fn map(headers: &[(&str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
-        for (name, value) in fields {
+        for (name, value) in headers {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             map.append(name, HeaderValue::from_str(value).expect("a value"));
         }
         map
     }
 
-    fn head(target: &str, fields: &[(&str, &str)]) -> RequestHead {
+    fn head(target: &str, headers: &[(&str, &str)]) -> RequestHead {
         RequestHead {
             readings: None,
             method: http::Method::GET,
             target: target.into(),
             authority: String::new(),
-            fields: Fields::from(map(fields)),
+            headers: Headers::from(map(headers)),
             upgrade: None,
             content_length: None,
             version: HttpVersion::Http2,
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn one_token_is_found_where_it_may_stand() {
         let one = |text: &str| Found::One(text.into());
-        let default = |fields: &[(&str, &str)]| find(&head("/", fields), &[]);
+        let default = |headers: &[(&str, &str)]| find(&head("/", headers), &[]);
         assert_eq!(default(&[]), Found::Nothing);
         assert_eq!(default(&[("authorization", "Bearer a.b.c")]), one("a.b.c"));
         assert_eq!(default(&[("authorization", "bEARER  a.b.c ")]), one("a.b.c"));
@@ -228,8 +228,8 @@ mod tests {
             TokenPlace::Parameter("access_token".into()),
             TokenPlace::Cookie("session".into()),
         ];
-        let check = |target: &str, fields: &[(&str, &str)], expected| {
-            assert_eq!(find(&head(target, fields), &places), expected, "{target} {fields:?}");
+        let check = |target: &str, headers: &[(&str, &str)], expected| {
+            assert_eq!(find(&head(target, headers), &places), expected, "{target} {headers:?}");
         };
         check("/?a=1&access_token=t", &[], one("t"));
         check("/?access_token=t&access_token=t", &[], Found::Several);
@@ -246,13 +246,13 @@ mod tests {
 
     #[test]
     fn concealed_header_is_known_as_it_was() {
-        let fields = [("authorization", "Bearer a"), ("x-token", "b"), ("x-other", "c")];
+        let headers = [("authorization", "Bearer a"), ("x-token", "b"), ("x-other", "c")];
         let check = |places: &[TokenPlace], is_changed: bool| {
-            let (mut head, mut before) = (head("/", &fields), Unconcealed::default());
+            let (mut head, mut before) = (head("/", &headers), Unconcealed::default());
             conceal(&mut head, places, &mut before);
-            let was_there = before.fields.map(Fields::into_map);
-            assert_eq!(was_there, is_changed.then(|| map(&fields)), "{places:?}");
-            assert_eq!(head.fields.to_map() != map(&fields), is_changed, "{places:?}");
+            let was_there = before.headers.map(Headers::into_map);
+            assert_eq!(was_there, is_changed.then(|| map(&headers)), "{places:?}");
+            assert_eq!(head.headers.to_map() != map(&headers), is_changed, "{places:?}");
         };
         let field = |name: &str| TokenPlace::Field { name: name.into(), prefix: String::new() };
         check(&[], true);
@@ -264,16 +264,16 @@ mod tests {
     fn what_is_concealed_leaves_the_rest_as_it_was() {
         let places = [TokenPlace::Parameter("t".into()), TokenPlace::Cookie("t".into())];
         let check = |target: &str, cookies: &[&str], expected: (&str, Option<&str>)| {
-            let fields: Vec<_> = cookies.iter().map(|cookie| ("cookie", *cookie)).collect();
-            let mut head = head(target, &fields);
+            let headers: Vec<_> = cookies.iter().map(|cookie| ("cookie", *cookie)).collect();
+            let mut head = head(target, &headers);
             let mut before = Unconcealed::default();
             conceal(&mut head, &places, &mut before);
-            let was_there = before.fields.map(Fields::into_map);
-            assert_eq!(was_there, (expected.1 != cookies.first().copied()).then(|| map(&fields)));
+            let was_there = before.headers.map(Headers::into_map);
+            assert_eq!(was_there, (expected.1 != cookies.first().copied()).then(|| map(&headers)));
             let whole = (expected.0 != target).then(|| target.to_owned());
             assert_eq!(before.target, whole);
             let cookie =
-                head.fields.get("cookie").map(|value| std::str::from_utf8(value).expect("a text"));
+                head.headers.get("cookie").map(|value| std::str::from_utf8(value).expect("a text"));
             assert_eq!((head.target.as_str(), cookie), expected);
         };
         check("/a?t=1", &["t=1"], ("/a", None));

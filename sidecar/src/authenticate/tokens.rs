@@ -20,7 +20,7 @@ use super::place::{self, Found, Unconcealed};
 use super::token::Token;
 use super::{Facts, claims, digest};
 use crate::http::head::RequestHead;
-use crate::http::unwanted::is_alike;
+use crate::http::header_filter::is_same_header_name;
 
 /// A policy with the keys it needs.
 #[derive(Debug)]
@@ -145,7 +145,7 @@ impl Tokens {
 
     /// Whether a header is one of those that hold claims. `_` counts as `-`, as some services read both as one.
     pub(crate) fn writes_header(&self, name: &[u8]) -> bool {
-        self.headers.iter().any(|header| is_alike(name, header.as_bytes()))
+        self.headers.iter().any(|header| is_same_header_name(name, header.as_bytes()))
     }
 
     /// The headers that hold claims for services.
@@ -164,7 +164,7 @@ impl Tokens {
         rules: impl FnOnce(&RequestHead) -> Rules,
         asking: &Asking<'_>,
     ) -> Result<Proved, Refused> {
-        head.fields.remove(|name| self.writes_header(name));
+        head.headers.remove(|name| self.writes_header(name));
         let rules = rules(head);
         let rules = rules.iter().filter_map(|index| self.policy.rules.get(index));
         let mut good: Vec<Good<'_>> = Vec::new();
@@ -353,7 +353,7 @@ fn tell(head: &mut RequestHead, provider: &JwtProvider, checked: &Checked) {
         let name = HeaderName::from_bytes(field.as_bytes());
         // A claim that no header can hold is left out.
         if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(text)) {
-            head.fields.add(name, value);
+            head.headers.add(name, value);
         }
     };
     for (claim, field) in &provider.claim_fields {

@@ -5,15 +5,15 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use http::HeaderMap;
 
-use super::ahead::Ahead;
 use super::h1::{BodyReader, BodyWriter};
 use super::h2::{self as http2, ReceivedBody};
-use super::unwanted::Unwanted;
+use super::header_filter::HeaderFilter;
+use super::read_ahead::Ahead;
 use crate::patience::Pulse;
 
 /// Where a body comes from.
 #[derive(Debug)]
-pub(crate) enum Source<'a> {
+pub(crate) enum BodySource<'a> {
     Empty,
     Http1(BodyReader<'a>),
     Http2(&'a mut ReceivedBody),
@@ -23,7 +23,7 @@ pub(crate) enum Source<'a> {
 
 /// What was taken of a body, so that it can be sent once more.
 #[derive(Debug, Default)]
-pub(crate) struct Taken {
+pub(crate) struct ReplayBuffer {
     pieces: Vec<Bytes>,
     bytes: usize,
     /// Whether it is not all that was taken.
@@ -33,7 +33,7 @@ pub(crate) struct Taken {
 /// How much of a body is kept to be sent once more.
 const TAKEN_LIMIT_BYTES: usize = 64 * 1024;
 
-impl Taken {
+impl ReplayBuffer {
     /// Whether it is all that was taken.
     pub(crate) fn is_whole(&self) -> bool {
         !self.overflowed
@@ -52,7 +52,7 @@ impl Taken {
 
 /// Where a body goes to.
 #[derive(Debug)]
-pub(crate) enum Sink<'a> {
+pub(crate) enum BodySink<'a> {
     /// Nothing follows the head.
     Closed,
     Http1(BodyWriter<'a>),
@@ -61,24 +61,24 @@ pub(crate) enum Sink<'a> {
 
 /// Which side broke a body off, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Broken {
+pub(crate) enum BodyError {
     /// The one that sends it is gone.
-    Source,
+    SourceClosed,
     /// The stream of HTTP/2 on which it came was reset, or its connection ended, for this reason.
-    Ended(&'static str),
+    StreamEnded(&'static str),
     /// The one that sends it does not keep to its framing.
     Malformed(&'static str),
     /// The one that receives it wants no more, or is gone.
-    Sink,
+    SinkClosed,
 }
 
-impl<'a> Source<'a> {
+impl<'a> BodySource<'a> {
     /// The same body from its beginning, of which that much was taken. The body itself when that is not
     /// known any more.
     ///
     /// # Errors
     /// The body as it is, when not all that was taken is known.
-    pub(crate) fn rewound(self, taken: Taken) -> Result<Self, Self> {
+    pub(crate) fn rewound(self, taken: ReplayBuffer) -> Result<Self, Self> {
         match self {
             _ if taken.overflowed => Err(self),
             whole if taken.pieces.is_empty() => Ok(whole),
@@ -118,7 +118,7 @@ impl<'a> Source<'a> {
     }
 
     /// The next piece; none at the end. Dropping the future loses nothing.
-    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         match self {
             Self::Empty => Ok(None),
             Self::Http1(reader) => reader.piece().await,
@@ -136,7 +136,7 @@ impl<'a> Source<'a> {
     }
 
     /// The next piece, whose sender may send no more for it before it is released.
-    pub(crate) async fn held_piece(&mut self) -> Result<Option<Bytes>, Broken> {
+    pub(crate) async fn held_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         match self {
             Self::Http2(body) => body.held_piece().await,
             other => other.piece().await,
@@ -151,7 +151,7 @@ impl<'a> Source<'a> {
     }
 
     /// The trailers, after the last piece.
-    async fn trailers(&mut self) -> Result<Option<HeaderMap>, Broken> {
+    async fn trailers(&mut self) -> Result<Option<HeaderMap>, BodyError> {
         match self {
             Self::Empty => Ok(None),
             Self::Http1(reader) => Ok(reader.take_trailers()),
@@ -161,11 +161,11 @@ impl<'a> Source<'a> {
     }
 }
 
-impl Sink<'_> {
-    pub(crate) async fn send(&mut self, piece: Bytes) -> Result<(), Broken> {
+impl BodySink<'_> {
+    pub(crate) async fn send(&mut self, piece: Bytes) -> Result<(), BodyError> {
         match self {
             Self::Closed => Ok(()),
-            Self::Http1(writer) => writer.send(&piece).await.map_err(|_| Broken::Sink),
+            Self::Http1(writer) => writer.send(&piece).await.map_err(|_| BodyError::SinkClosed),
             Self::Http2(stream) => http2::send(stream, piece).await,
         }
     }
@@ -175,17 +175,17 @@ impl Sink<'_> {
         matches!(self, Self::Http2(_))
     }
 
-    pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
+    pub(crate) async fn flush(&mut self) -> Result<(), BodyError> {
         match self {
             Self::Closed | Self::Http2(_) => Ok(()),
-            Self::Http1(writer) => writer.flush().await.map_err(|_| Broken::Sink),
+            Self::Http1(writer) => writer.flush().await.map_err(|_| BodyError::SinkClosed),
         }
     }
 
-    pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken> {
+    pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), BodyError> {
         match self {
             Self::Closed => Ok(()),
-            Self::Http1(writer) => writer.finish(trailers).await.map_err(|_| Broken::Sink),
+            Self::Http1(writer) => writer.finish(trailers).await.map_err(|_| BodyError::SinkClosed),
             Self::Http2(stream) => http2::finish(stream, trailers),
         }
     }
@@ -220,21 +220,21 @@ impl Sink<'_> {
 
 /// What is recorded while a body is carried.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Progress<'p> {
+pub(crate) struct BodyProgress<'p> {
     pulse: &'p Pulse,
     is_request: bool,
     /// Where the pieces of a request body are kept, so that it can be sent once more.
-    taken: Option<&'p RefCell<Taken>>,
+    taken: Option<&'p RefCell<ReplayBuffer>>,
 }
 
-impl<'p> Progress<'p> {
+impl<'p> BodyProgress<'p> {
     /// The body goes from the client to an endpoint.
     pub(crate) fn of_request(pulse: &'p Pulse) -> Self {
         Self { pulse, is_request: true, taken: None }
     }
 
     /// The same, with its pieces kept in `taken`.
-    pub(crate) fn of_repeatable(pulse: &'p Pulse, taken: &'p RefCell<Taken>) -> Self {
+    pub(crate) fn of_repeatable(pulse: &'p Pulse, taken: &'p RefCell<ReplayBuffer>) -> Self {
         Self { pulse, is_request: true, taken: Some(taken) }
     }
 
@@ -258,15 +258,15 @@ impl<'p> Progress<'p> {
     }
 }
 
-/// Carries a whole body, and of its trailers what is not `unwanted`. What is at hand is written
+/// Carries a whole body, and of its trailers what `header_filter` lets pass. What is at hand is written
 /// together; before waiting for more, what was written is flushed, so that a stream of small messages
 /// is never held back.
-pub(crate) async fn carry(
-    source: &mut Source<'_>,
-    sink: &mut Sink<'_>,
-    unwanted: &Unwanted,
-    progress: Progress<'_>,
-) -> Result<u64, Broken> {
+pub(crate) async fn forward_body(
+    source: &mut BodySource<'_>,
+    sink: &mut BodySink<'_>,
+    header_filter: &HeaderFilter,
+    progress: BodyProgress<'_>,
+) -> Result<u64, BodyError> {
     let mut bytes = 0;
     let mut ahead = Ahead::new(progress.taken);
     loop {
@@ -276,7 +276,7 @@ pub(crate) async fn carry(
                 sink.flush().await?;
                 tokio::select! {
                     piece = ahead.wait(source) => piece?,
-                    () = sink.refused() => return Err(Broken::Sink),
+                    () = sink.refused() => return Err(BodyError::SinkClosed),
                 }
             }
         };
@@ -293,7 +293,7 @@ pub(crate) async fn carry(
         }
     }
     let trailers = source.trailers().await?;
-    let trailers = trailers.map(|trailers| unwanted.strip_trailers(trailers)).transpose()?;
+    let trailers = trailers.map(|trailers| header_filter.strip_trailers(trailers)).transpose()?;
     progress.ended();
     if let (Some(taken), Some(_)) = (progress.taken, &trailers) {
         taken.borrow_mut().overflowed = true;

@@ -9,7 +9,7 @@ use weft_model::DesyncMode;
 
 /// How far a request departs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Tier {
+pub(crate) enum DesyncTier {
     /// Not what the standard says, and no risk is known.
     Acceptable,
     /// Services may read it in several ways.
@@ -31,7 +31,7 @@ enum Reading {
 
 /// What is done with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum DesyncAction {
     /// It is served.
     Allow,
     /// It is served over a connection to the service that is used for nothing else: some services do not
@@ -48,11 +48,11 @@ macro_rules! reasons {
         /// One way to depart from the standard. Named as AWS names it in access logs
         /// (`classification_reason`).
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(crate) enum Reason {
+        pub(crate) enum DesyncReason {
             $(#[doc = $detail] $name,)*
         }
 
-        impl Reason {
+        impl DesyncReason {
             /// All there are.
             pub(crate) const ALL: &'static [Self] = &[$(Self::$name,)*];
 
@@ -66,8 +66,8 @@ macro_rules! reasons {
                 match self { $(Self::$name => $detail,)* }
             }
 
-            pub(crate) fn tier(self) -> Tier {
-                match self { $(Self::$name => Tier::$tier,)* }
+            pub(crate) fn tier(self) -> DesyncTier {
+                match self { $(Self::$name => DesyncTier::$tier,)* }
             }
 
             fn reading(self) -> Reading {
@@ -106,42 +106,42 @@ reasons! {
     SuspiciousTeClPresent: Severe, None, "beside the field that frames the message is one that looks like it";
 }
 
-impl Reason {
+impl DesyncReason {
     /// Its place among all.
     pub(crate) fn index(self) -> usize {
         self as usize
     }
 
     /// What a mode does with a request that departs so.
-    pub(crate) fn judge(self, mode: DesyncMode) -> Verdict {
+    pub(crate) fn action(self, mode: DesyncMode) -> DesyncAction {
         let has_odd_body = matches!(
             self,
             Self::UndefinedContentLengthSemantics | Self::UndefinedTransferEncodingSemantics
         );
         match (self.reading(), mode, self.tier()) {
-            (Reading::One, DesyncMode::Defensive, Tier::Ambiguous) if has_odd_body => {
-                Verdict::Isolate
+            (Reading::One, DesyncMode::Defensive, DesyncTier::Ambiguous) if has_odd_body => {
+                DesyncAction::Isolate
             }
             (Reading::None, _, _)
             | (_, DesyncMode::Strictest, _)
             | (Reading::OneByRule, DesyncMode::Defensive, _)
-            | (Reading::One, DesyncMode::Defensive, Tier::Severe) => Verdict::Refuse,
-            (Reading::One, DesyncMode::Defensive, Tier::Acceptable)
-            | (Reading::One, DesyncMode::Monitor, _) => Verdict::Allow,
-            (Reading::One, DesyncMode::Defensive, Tier::Ambiguous)
+            | (Reading::One, DesyncMode::Defensive, DesyncTier::Severe) => DesyncAction::Refuse,
+            (Reading::One, DesyncMode::Defensive, DesyncTier::Acceptable)
+            | (Reading::One, DesyncMode::Monitor, _) => DesyncAction::Allow,
+            (Reading::One, DesyncMode::Defensive, DesyncTier::Ambiguous)
             // After such a message the connection must be closed (RFC 9112, section 6.1).
-            | (Reading::OneByRule, DesyncMode::Monitor, _) => Verdict::AllowAndClose,
+            | (Reading::OneByRule, DesyncMode::Monitor, _) => DesyncAction::AllowAndClose,
         }
     }
 }
 
 /// The worst of what was found in one request.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Found(Option<Reason>);
+pub(crate) struct DesyncFindings(Option<DesyncReason>);
 
-impl Found {
+impl DesyncFindings {
     /// Takes down one more.
-    pub(crate) fn add(&mut self, reason: Reason) {
+    pub(crate) fn add(&mut self, reason: DesyncReason) {
         let worse = self.0.is_none_or(|held| {
             (reason.reading() as u8, reason.tier()) > (held.reading() as u8, held.tier())
         });
@@ -151,7 +151,7 @@ impl Found {
     }
 
     /// The worst; none when the request is strict.
-    pub(crate) fn worst(self) -> Option<Reason> {
+    pub(crate) fn worst(self) -> Option<DesyncReason> {
         self.0
     }
 }
@@ -162,42 +162,42 @@ mod tests {
 
     #[test]
     fn each_mode_does_with_each_reason_what_the_table_says() {
-        use Verdict::{Allow, AllowAndClose, Isolate, Refuse};
-        let check = |reason: Reason, expected: [Verdict; 3]| {
+        use DesyncAction::{Allow, AllowAndClose, Isolate, Refuse};
+        let check = |reason: DesyncReason, expected: [DesyncAction; 3]| {
             let modes = [DesyncMode::Monitor, DesyncMode::Defensive, DesyncMode::Strictest];
-            assert_eq!(modes.map(|mode| reason.judge(mode)), expected, "{reason:?}");
+            assert_eq!(modes.map(|mode| reason.action(mode)), expected, "{reason:?}");
         };
-        for reason in Reason::ALL {
+        for reason in DesyncReason::ALL {
             let expected = match reason {
-                Reason::GetHeadZeroContentLength
-                | Reason::NonCompliantHeader
-                | Reason::NonCompliantVersion => [Allow, Allow, Refuse],
-                Reason::SuspiciousHeader => [Allow, AllowAndClose, Refuse],
-                Reason::UndefinedContentLengthSemantics
-                | Reason::UndefinedTransferEncodingSemantics => [Allow, Isolate, Refuse],
-                Reason::NonCrLfLineTermination
-                | Reason::BothTeClPresent
-                | Reason::DuplicateContentLength => [AllowAndClose, Refuse, Refuse],
+                DesyncReason::GetHeadZeroContentLength
+                | DesyncReason::NonCompliantHeader
+                | DesyncReason::NonCompliantVersion => [Allow, Allow, Refuse],
+                DesyncReason::SuspiciousHeader => [Allow, AllowAndClose, Refuse],
+                DesyncReason::UndefinedContentLengthSemantics
+                | DesyncReason::UndefinedTransferEncodingSemantics => [Allow, Isolate, Refuse],
+                DesyncReason::NonCrLfLineTermination
+                | DesyncReason::BothTeClPresent
+                | DesyncReason::DuplicateContentLength => [AllowAndClose, Refuse, Refuse],
                 _ => [Refuse, Refuse, Refuse],
             };
             check(*reason, expected);
         }
-        assert_eq!(Reason::ALL.len(), 26);
+        assert_eq!(DesyncReason::ALL.len(), 26);
     }
 
     #[test]
     fn the_worst_of_several_counts() {
-        let worst = |reasons: &[Reason]| {
-            let mut found = Found::default();
+        let worst = |reasons: &[DesyncReason]| {
+            let mut found = DesyncFindings::default();
             reasons.iter().for_each(|reason| found.add(*reason));
             found.worst()
         };
         assert_eq!(worst(&[]), None);
-        let (mild, rule) = (Reason::NonCompliantHeader, Reason::BothTeClPresent);
+        let (mild, rule) = (DesyncReason::NonCompliantHeader, DesyncReason::BothTeClPresent);
         for order in [[mild, rule], [rule, mild]] {
             assert_eq!(worst(&order), Some(rule));
         }
-        let order = [Reason::SuspiciousHeader, Reason::GetHeadZeroContentLength];
-        assert_eq!(worst(&order), Some(Reason::SuspiciousHeader));
+        let order = [DesyncReason::SuspiciousHeader, DesyncReason::GetHeadZeroContentLength];
+        assert_eq!(worst(&order), Some(DesyncReason::SuspiciousHeader));
     }
 }

@@ -6,11 +6,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use weft_model::HttpLimits;
 
 use super::authority::is_authority;
-use super::body::Broken;
-use super::fields::Fields;
+use super::body::BodyError;
 use super::head::{
     BODY_LIMIT_BYTES, HttpVersion, RequestHead, ResponseHead, Upgrade, is_grpc, is_hop_by_hop,
 };
+use super::headers::Headers;
 use crate::denial::Denial;
 use crate::upstream_failure::ResponseFault;
 
@@ -26,7 +26,7 @@ pub(crate) const DATA_FRAME_BUDGET_OF_PEER_BYTES: usize = 32 * 1024 * 1024;
 
 /// A request that was refused by its head.
 #[derive(Debug)]
-pub(crate) struct Refused {
+pub(crate) struct RefusedHead {
     pub(crate) denial: Denial,
     /// Whether it is a gRPC call, to which the refusal must be a gRPC status.
     pub(crate) is_grpc: bool,
@@ -36,17 +36,17 @@ pub(crate) struct Refused {
 ///
 /// # Errors
 /// When it breaks the rules of RFC 9113, section 8, beyond what the library checks, or the limits.
-pub(crate) fn request(
+pub(crate) fn received_request(
     request: Request<h2::RecvStream>,
     limits: &HttpLimits,
-) -> (Result<RequestHead, Refused>, ReceivedBody) {
+) -> (Result<RequestHead, RefusedHead>, ReceivedBody) {
     let (parts, body) = request.into_parts();
     let body = ReceivedBody::new(body);
     let kind = parts.headers.get(http::header::CONTENT_TYPE);
     let is_grpc = kind.is_some_and(|kind| is_grpc(kind.as_bytes()));
     let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
     let head = check_limits(&parts.headers, target, limits).and_then(|()| head(parts));
-    (head.map_err(|denial| Refused { denial, is_grpc }), body)
+    (head.map_err(|denial| RefusedHead { denial, is_grpc }), body)
 }
 
 fn check_limits(headers: &HeaderMap, target: usize, limits: &HttpLimits) -> Result<(), Denial> {
@@ -74,7 +74,7 @@ fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
         .keys()
         .any(|name| is_hop_by_hop(name.as_str().as_bytes()) && name != http::header::TE)
     {
-        return Err(Denial::Malformed("HTTP/2 has no connection fields"));
+        return Err(Denial::Malformed("HTTP/2 has no connection headers"));
     }
     // The h2 crate refuses every value but `trailers` in lower case before the request reaches this check.
     let is_trailers = |te: &HeaderValue| te.as_bytes().eq_ignore_ascii_case(b"trailers");
@@ -110,7 +110,7 @@ fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
         method: parts.method,
         target,
         authority,
-        fields: Fields::from(headers),
+        headers: Headers::from(headers),
         upgrade,
         content_length,
         version: HttpVersion::Http2,
@@ -187,7 +187,7 @@ pub(crate) fn to_request(head: &RequestHead, scheme: &str) -> Result<Request<()>
     }
     *request.uri_mut() = uri;
     *request.version_mut() = http::Version::HTTP_2;
-    let mut headers = head.fields.to_map();
+    let mut headers = head.headers.to_map();
     headers.remove(http::header::HOST);
     if let Some(length) = head.content_length {
         headers.insert(http::header::CONTENT_LENGTH, length.into());
@@ -200,7 +200,7 @@ pub(crate) fn to_request(head: &RequestHead, scheme: &str) -> Result<Request<()>
 ///
 /// # Errors
 /// When its announced length is no number.
-pub(crate) fn response(
+pub(crate) fn received_response(
     parts: http::response::Parts,
     bodiless: bool,
 ) -> Result<ResponseHead, ResponseFault> {
@@ -216,7 +216,7 @@ pub(crate) fn response(
     };
     Ok(ResponseHead {
         status: parts.status.as_u16(),
-        fields: Fields::from(headers),
+        headers: Headers::from(headers),
         content_length,
     })
 }
@@ -225,7 +225,7 @@ pub(crate) fn response(
 pub(crate) fn to_response(head: ResponseHead) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let mut headers = head.fields.into_map();
+    let mut headers = head.headers.into_map();
     if let Some(length) = head.content_length {
         headers.insert(http::header::CONTENT_LENGTH, length.into());
     }
@@ -254,14 +254,14 @@ impl ReceivedBody {
 
     /// The next piece. Its sender may send as much again at once: what limits it is how fast the receiver
     /// takes pieces, since none is asked for before the last was sent.
-    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         let piece = self.next().await?;
         self.release(piece.as_ref().map_or(0, Bytes::len));
         Ok(piece)
     }
 
     /// The next piece, which counts against the windows until it is released.
-    pub(crate) async fn held_piece(&mut self) -> Result<Option<Bytes>, Broken> {
+    pub(crate) async fn held_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         let piece = self.next().await?;
         self.held += piece.as_ref().map_or(0, Bytes::len);
         Ok(piece)
@@ -275,11 +275,11 @@ impl ReceivedBody {
     }
 
     /// The trailers, after the last piece.
-    pub(crate) async fn trailers(&mut self) -> Result<Option<HeaderMap>, Broken> {
+    pub(crate) async fn trailers(&mut self) -> Result<Option<HeaderMap>, BodyError> {
         self.stream.trailers().await.map_err(|error| broken(&error))
     }
 
-    async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
+    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         self.stream.data().await.transpose().map_err(|error| broken(&error))
     }
 
@@ -296,8 +296,8 @@ impl ReceivedBody {
 }
 
 /// How a stream broke.
-pub(crate) fn broken(error: &h2::Error) -> Broken {
-    Broken::Ended(match error.reason() {
+pub(crate) fn broken(error: &h2::Error) -> BodyError {
+    BodyError::StreamEnded(match error.reason() {
         _ if error.is_io() => "the connection was lost",
         Some(h2::Reason::ENHANCE_YOUR_CALM) if error.is_go_away() => {
             "the connection ended with ENHANCE_YOUR_CALM"
@@ -322,17 +322,17 @@ pub(crate) fn broken(error: &h2::Error) -> Broken {
 pub(crate) async fn send(
     stream: &mut h2::SendStream<Bytes>,
     mut piece: Bytes,
-) -> Result<(), Broken> {
+) -> Result<(), BodyError> {
     while !piece.is_empty() {
         stream.reserve_capacity(piece.len());
         if stream.capacity() == 0 {
             let granted = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
             if !matches!(granted, Some(Ok(_))) {
-                return Err(Broken::Sink);
+                return Err(BodyError::SinkClosed);
             }
         }
         let now = stream.capacity().min(piece.len());
-        stream.send_data(piece.split_to(now), false).map_err(|_| Broken::Sink)?;
+        stream.send_data(piece.split_to(now), false).map_err(|_| BodyError::SinkClosed)?;
     }
     Ok(())
 }
@@ -341,10 +341,10 @@ pub(crate) async fn send(
 pub(crate) fn finish(
     stream: &mut h2::SendStream<Bytes>,
     trailers: Option<HeaderMap>,
-) -> Result<(), Broken> {
+) -> Result<(), BodyError> {
     let sent = match trailers {
         Some(trailers) => stream.send_trailers(trailers),
         None => stream.send_data(Bytes::new(), true),
     };
-    sent.map_err(|_| Broken::Sink)
+    sent.map_err(|_| BodyError::SinkClosed)
 }

@@ -20,7 +20,7 @@ const PER_PIECE_SENT: u32 = 3;
 
 /// What a connection has left.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct FrameBudget {
     left: u32,
     /// What it used beyond that, since it was last looked at.
     lacking: u32,
@@ -28,7 +28,7 @@ pub(super) struct Budget {
     gained: Instant,
 }
 
-impl Budget {
+impl FrameBudget {
     pub(super) fn new(now: Instant) -> Self {
         Self { left: MOST, lacking: 0, gained: now }
     }
@@ -73,11 +73,11 @@ const BREACHES_AT_ONCE: u32 = 100;
 const BREACHES_FORGIVEN_PER_SECOND: u64 = 10;
 /// How many breaches the library counts over the lifetime of a connection before it ends the connection and
 /// every stream on it.
-pub(crate) const BREACHES_OF_LIBRARY: u32 = 4_000;
+pub(crate) const LIBRARY_VIOLATION_LIMIT: u32 = 4_000;
 
 /// What follows from a breach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ViolationAction {
     Tolerated,
     /// The connection ends gracefully, and the client opens another, before the library ends it at once.
     Renewed,
@@ -89,20 +89,20 @@ pub(super) enum Verdict {
 /// of a request's head. Each costs work that serves no client; a few in the long life of a connection that
 /// is shared by many programs are no abuse.
 #[derive(Debug)]
-pub(super) struct Breaches {
+pub(super) struct ViolationCounter {
     left: u32,
     total: u32,
     /// When some were last forgiven.
     forgiven: Instant,
 }
 
-impl Breaches {
+impl ViolationCounter {
     pub(super) fn new(now: Instant) -> Self {
         Self { left: BREACHES_AT_ONCE, total: 0, forgiven: now }
     }
 
     /// Counts one more.
-    pub(super) fn add(&mut self, now: Instant) -> Verdict {
+    pub(super) fn add(&mut self, now: Instant) -> ViolationAction {
         let passed = now.saturating_duration_since(self.forgiven).as_millis();
         let passed = u64::try_from(passed).unwrap_or(u64::MAX);
         let forgiven = passed.saturating_mul(BREACHES_FORGIVEN_PER_SECOND) / 1000;
@@ -112,9 +112,13 @@ impl Breaches {
             self.forgiven = now;
         }
         self.total = self.total.saturating_add(1);
-        let Some(left) = self.left.checked_sub(1) else { return Verdict::Ended };
+        let Some(left) = self.left.checked_sub(1) else { return ViolationAction::Ended };
         self.left = left;
-        if self.total >= BREACHES_OF_LIBRARY / 2 { Verdict::Renewed } else { Verdict::Tolerated }
+        if self.total >= LIBRARY_VIOLATION_LIMIT / 2 {
+            ViolationAction::Renewed
+        } else {
+            ViolationAction::Tolerated
+        }
     }
 }
 
@@ -127,28 +131,29 @@ mod tests {
     #[test]
     fn burst_of_breaches_ends_the_connection() {
         let now = start();
-        let mut breaches = Breaches::new(now);
-        let tolerated = (0..).take_while(|_| breaches.add(now) == Verdict::Tolerated).count();
+        let mut breaches = ViolationCounter::new(now);
+        let tolerated =
+            (0..).take_while(|_| breaches.add(now) == ViolationAction::Tolerated).count();
         assert_eq!(tolerated, BREACHES_AT_ONCE as usize);
-        assert_eq!(breaches.add(now), Verdict::Ended);
+        assert_eq!(breaches.add(now), ViolationAction::Ended);
         let later = now + Duration::from_secs(1);
-        assert_eq!(breaches.add(later), Verdict::Tolerated);
+        assert_eq!(breaches.add(later), ViolationAction::Tolerated);
     }
 
     #[test]
     fn rare_breaches_renew_the_connection_before_the_library_ends_it() {
         let mut now = start();
-        let mut breaches = Breaches::new(now);
+        let mut breaches = ViolationCounter::new(now);
         let mut tolerated = 0;
         let verdict = loop {
             now += Duration::from_millis(150);
             match breaches.add(now) {
-                Verdict::Tolerated => tolerated += 1,
+                ViolationAction::Tolerated => tolerated += 1,
                 verdict => break verdict,
             }
         };
-        assert_eq!(verdict, Verdict::Renewed);
-        assert_eq!(tolerated + 1, BREACHES_OF_LIBRARY / 2);
+        assert_eq!(verdict, ViolationAction::Renewed);
+        assert_eq!(tolerated + 1, LIBRARY_VIOLATION_LIMIT / 2);
     }
 
     const PING: u8 = 6;
@@ -164,7 +169,7 @@ mod tests {
     }
 
     /// Whether the connection is kept after these came together.
-    fn is_kept(budget: &mut Budget, frames: &[FrameHeader], now: Instant) -> bool {
+    fn is_kept(budget: &mut FrameBudget, frames: &[FrameHeader], now: Instant) -> bool {
         frames.iter().for_each(|frame| budget.receive(*frame));
         budget.is_kept(|| now)
     }
@@ -172,7 +177,7 @@ mod tests {
     #[test]
     fn a_flood_has_an_end_and_comes_again_with_time() {
         let now = start();
-        let mut budget = Budget::new(now);
+        let mut budget = FrameBudget::new(now);
         let ping = [frame(PING, 8)];
         let count = (0..).take_while(|_| is_kept(&mut budget, &ping, now)).count();
         assert_eq!(count, MOST as usize);
@@ -185,7 +190,7 @@ mod tests {
     #[test]
     fn who_is_served_may_acknowledge_it() {
         let now = start();
-        let mut budget = Budget::new(now);
+        let mut budget = FrameBudget::new(now);
         let updates = [frame(WINDOW_UPDATE, 4), frame(WINDOW_UPDATE, 4)];
         for _ in 0..100_000 {
             budget.send(frame(DATA, 1));

@@ -6,14 +6,14 @@ use std::time::Duration;
 use h2::{Ping, PingPong};
 use weft_model::Keepalive;
 
-use crate::http::h2_guard::Watch;
+use crate::http::h2_client_guard::Http2Monitor;
 
 /// Resolves when a PING was not answered in time, and nothing else came meanwhile: a large body may hold up
 /// the answer. Without settings it never resolves.
-pub(crate) async fn unanswered(
+pub(crate) async fn ping_timeout(
     settings: Option<Keepalive>,
     pings: Option<PingPong>,
-    watch: &Watch,
+    monitor: &Http2Monitor,
 ) {
     let Some((settings, mut pings)) = settings.zip(pings) else {
         return pending().await;
@@ -27,12 +27,12 @@ pub(crate) async fn unanswered(
         let answer = poll_fn(|cx| pings.poll_pong(cx));
         tokio::pin!(answer);
         loop {
-            let seen = watch.received();
+            let seen = monitor.received_count();
             if tokio::time::timeout(settings.timeout, &mut answer).await.is_ok() {
-                watch.discount();
+                monitor.uncount_last();
                 break;
             }
-            if watch.received() == seen {
+            if monitor.received_count() == seen {
                 return;
             }
         }

@@ -6,8 +6,8 @@ use http::Method;
 use weft_model::path::Readings;
 use weft_model::{AmbiguousPath, PathRules};
 
-use super::desync::Reason;
-use super::fields::Fields;
+use super::desync::DesyncReason;
+use super::headers::Headers;
 use super::name_set::NameSet;
 use super::path;
 use crate::denial::Denial;
@@ -25,14 +25,14 @@ pub(crate) struct RequestHead {
     pub(crate) readings: Option<Box<Readings>>,
     /// Host and port, as it will be sent on.
     pub(crate) authority: String,
-    pub(crate) fields: Fields,
+    pub(crate) headers: Headers,
     /// What the connection should become, if the request asks for it.
     pub(crate) upgrade: Option<Upgrade>,
     /// The length of the body, when it was announced. It is no field: each hop writes its own.
     pub(crate) content_length: Option<u64>,
     pub(crate) version: HttpVersion,
     /// How it departed from strict HTTP/1.1, if it did and was let through.
-    pub(crate) desync: Option<Reason>,
+    pub(crate) desync: Option<DesyncReason>,
     /// Whether nothing may follow it on the connection to the service.
     pub(crate) is_isolated: bool,
 }
@@ -79,7 +79,7 @@ impl HttpVersion {
 #[derive(Debug)]
 pub(crate) struct ResponseHead {
     pub(crate) status: u16,
-    pub(crate) fields: Fields,
+    pub(crate) headers: Headers,
     /// The length of the body that follows, when it was announced.
     pub(crate) content_length: Option<u64>,
 }
@@ -92,7 +92,7 @@ impl RequestHead {
 
     /// Whether it is a gRPC call, whose refusals must be gRPC statuses.
     pub(crate) fn is_grpc(&self) -> bool {
-        self.fields.get("content-type").is_some_and(is_grpc)
+        self.headers.get("content-type").is_some_and(is_grpc)
     }
 
     /// Whether trailers may follow the body, which `has_body` says is there.
@@ -126,7 +126,7 @@ impl RequestHead {
     }
 }
 
-/// Fields that concern one connection and are never passed on (RFC 9110, section 7.6.1).
+/// Headers that concern one connection and are never passed on (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [&str; 8] = [
     "connection",
     "keep-alive",
@@ -138,7 +138,7 @@ const HOP_BY_HOP: [&str; 8] = [
     "upgrade",
 ];
 
-/// The names of those fields.
+/// The names of those headers.
 pub(crate) const HOP_BY_HOP_NAMES: NameSet = NameSet::of(&HOP_BY_HOP);
 
 /// Whether a field concerns one connection.
@@ -193,6 +193,6 @@ pub(crate) fn is_forbidden_in_trailers(name: &[u8]) -> bool {
 }
 
 /// The elements of a field that is a list (RFC 9110, section 5.6.1).
-pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn list_elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }

@@ -15,7 +15,7 @@ use crate::stream::{Secured, Stream};
 use crate::worker::Worker;
 
 /// A connection whose handshake is done.
-pub(crate) struct Accepted {
+pub(crate) struct AcceptedTls {
     pub(crate) stream: Stream,
     pub(crate) alpn: Alpn,
     /// Who the client proved to be; none when it was not asked or declined.
@@ -36,7 +36,7 @@ pub(crate) async fn accept(
     server: Server,
     tcp: TcpStream,
     worker: &Worker,
-) -> Result<Accepted, RefusedHandshake> {
+) -> Result<AcceptedTls, RefusedHandshake> {
     let stream = TlsStream::accept(server.config().clone(), tcp).await?;
     let session = stream.session();
     let alpn = Alpn::of(session.alpn_protocol());
@@ -55,7 +55,7 @@ pub(crate) async fn accept(
         }
         _ => (None, None),
     };
-    Ok(Accepted {
+    Ok(AcceptedTls {
         stream: Stream::Tls(Secured::new(stream, enrolled)),
         alpn,
         peer,

@@ -15,7 +15,7 @@ use crate::stream::Stream;
 use crate::worker::{Worker, now, unix_ms};
 
 /// A connection, secured where that is asked for.
-pub(crate) struct Secure {
+pub(crate) struct SecuredConnection {
     pub(crate) stream: Stream,
     pub(crate) alpn: Alpn,
     pub(crate) peer: Option<VerifiedPeer>,
@@ -27,7 +27,7 @@ pub(crate) struct Secure {
 
 /// What is told of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct About {
+pub(crate) struct HandshakeContext {
     pub(crate) client: SocketAddr,
     /// The port that the client aimed at.
     pub(crate) port: u16,
@@ -39,13 +39,13 @@ pub(crate) struct About {
 pub(crate) async fn secure(
     tls: &Tls,
     stream: TcpStream,
-    about: About,
+    about: HandshakeContext,
     worker: &Worker,
-) -> Option<Secure> {
+) -> Option<SecuredConnection> {
     let server = match tls {
         Tls::None => {
             let stream = Stream::Plain(stream);
-            return Some(Secure {
+            return Some(SecuredConnection {
                 stream,
                 alpn: Alpn::None,
                 peer: None,
@@ -68,8 +68,8 @@ pub(crate) async fn secure(
                 worker.metrics.handshakes_resumed.increment();
             }
             let trace = about.is_logged.then(|| tell_success(&accepted, about, took, worker));
-            let acceptor::Accepted { stream, alpn, peer, passed, .. } = accepted;
-            Some(Secure { stream, alpn, peer, passed, trace })
+            let acceptor::AcceptedTls { stream, alpn, peer, passed, .. } = accepted;
+            Some(SecuredConnection { stream, alpn, peer, passed, trace })
         }
         Ok(Err(refused)) => {
             let error = &refused.error;
@@ -89,8 +89,8 @@ pub(crate) async fn secure(
 
 /// Leaves a line, and gives the name of the connection in it.
 fn tell_success(
-    accepted: &acceptor::Accepted,
-    about: About,
+    accepted: &acceptor::AcceptedTls,
+    about: HandshakeContext,
     took: Duration,
     worker: &Worker,
 ) -> Trace {
@@ -114,7 +114,7 @@ fn tell_success(
     trace
 }
 
-fn tell_failure(error: &io::Error, about: About, took: Duration, worker: &Worker) {
+fn tell_failure(error: &io::Error, about: HandshakeContext, took: Duration, worker: &Worker) {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
     let (fault, detail) = match cause {
         Some(cause) => fault::last(cause),
@@ -136,7 +136,7 @@ fn tell_failure(error: &io::Error, about: About, took: Duration, worker: &Worker
     worker.access.line(&record.with_certificate(certificate.as_ref()));
 }
 
-fn record(about: About, took: Duration) -> HandshakeRecord {
+fn record(about: HandshakeContext, took: Duration) -> HandshakeRecord {
     HandshakeRecord {
         kind: "tls",
         time_ms: unix_ms(),

@@ -10,22 +10,22 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue};
 
-use super::answer::{Answer, http2_answer};
-use super::exchange::{Call, Conversation, Failure, decline, forward_interim, unreached};
-use super::outcome::Outcome;
-use super::pool::Http1;
-use super::tunnel::{Side, tunnel};
+use super::exchange::{Call, ExchangeFailure, Http1Exchange, decline, forward_interim, unreached};
+use super::outcome::ExchangeOutcome;
+use super::pool::Http1Connection;
+use super::tunnel::{TunnelSide, tunnel};
+use super::upstream_response::{UpstreamResponse, next_response};
 use super::websocket;
 use crate::denial::Denial;
-use crate::http::body::{Progress, Sink, Source, carry};
-use crate::http::fields::Fields;
+use crate::http::body::{BodyProgress, BodySink, BodySource, forward_body};
 use crate::http::h1::{
-    BodyReader, BodyWriter, Coding, Framing, HeadError, Reader, ResponseLimits, Writer,
-    read_response, write_request,
+    BodyCoding, BodyFraming, BodyReader, BodyWriter, HeadError, Http1Reader, Http1Writer,
+    ResponseLimits, read_response, write_request,
 };
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, ResponseHead, Upgrade};
-use crate::http::unwanted::Unwanted;
+use crate::http::header_filter::HeaderFilter;
+use crate::http::headers::Headers;
 use crate::plan::Target;
 use crate::stream::Half;
 use crate::tls::{Alpn, connector};
@@ -37,24 +37,24 @@ const EARLY: Denial = Denial::Malformed("bytes before the upgrade was agreed to"
 /// Asks an endpoint that speaks HTTP/1.1.
 pub(super) async fn over_http1(
     call: &mut Call<'_, '_, '_>,
-    connection: &mut Http1,
+    connection: &mut Http1Connection,
     upgrade: Upgrade,
     limits: ResponseLimits,
-) -> Result<Conversation, HeadError> {
+) -> Result<Http1Exchange, HeadError> {
     let by_http2 = call.head.version == HttpVersion::Http2;
     let proof = if upgrade == Upgrade::WebSocket && by_http2 {
         let mut keyed = call.head.clone();
-        let proof = websocket::add_key(&mut keyed.fields);
-        write_request(&keyed, Framing::None, connection.writer.room());
+        let proof = websocket::add_key(&mut keyed.headers);
+        write_request(&keyed, BodyFraming::None, connection.writer.room());
         Some(proof)
     } else {
-        write_request(call.head, Framing::None, connection.writer.room());
+        write_request(call.head, BodyFraming::None, connection.writer.room());
         None
     };
     // An endpoint that takes no more may have said why; that is read below.
     let written = connection.writer.flush().await;
     if written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut) {
-        return Err(HeadError::Broken(None));
+        return Err(HeadError::ConnectionLost(None));
     }
     let mut interim = 0;
     let mut response = loop {
@@ -70,7 +70,7 @@ pub(super) async fn over_http1(
         interim += 1;
         forward_interim(response.head, interim, call.reply).await.map_err(HeadError::Refused)?;
     };
-    written.map_err(|_| HeadError::Broken(None))?;
+    written.map_err(|_| HeadError::ConnectionLost(None))?;
     let status = response.head.status;
     let agreed = match upgrade {
         Upgrade::WebSocket => status == 101,
@@ -85,18 +85,18 @@ pub(super) async fn over_http1(
         return Ok(decline(call, connection, response).await);
     }
     if let Some(proof) = proof
-        && !websocket::take_proof(&mut response.head.fields, &proof)
+        && !websocket::take_proof(&mut response.head.headers, &proof)
     {
         let fault = ResponseFault::BadWebSocketAccept;
         return Err(HeadError::Refused(Denial::UpstreamBroken(fault)));
     }
     let writer = &mut connection.writer;
-    let upstream = Side {
-        source: Source::Http1(BodyReader::new(&mut connection.reader, Framing::UntilClose)),
-        sink: Sink::Http1(BodyWriter { writer, coding: Coding::Tunnel }),
+    let upstream = TunnelSide {
+        source: BodySource::Http1(BodyReader::new(&mut connection.reader, BodyFraming::UntilClose)),
+        sink: BodySink::Http1(BodyWriter { writer, coding: BodyCoding::Tunnel }),
     };
     let outcome = join(call, upstream, response.head).await.map_err(HeadError::Refused)?;
-    Ok(Conversation { outcome, reusable: false })
+    Ok(Http1Exchange { outcome, reusable: false })
 }
 
 /// Asks an endpoint that speaks HTTP/2.
@@ -105,48 +105,56 @@ pub(super) async fn over_http2(
     mut sender: SendRequest<Bytes>,
     upgrade: Upgrade,
     scheme: &str,
-) -> Result<Outcome, Failure> {
+) -> Result<ExchangeOutcome, ExchangeFailure> {
     if upgrade == Upgrade::WebSocket && !sender.is_extended_connect_protocol_enabled() {
         let why = "the service speaks HTTP/2 without WebSocket over it";
-        return Err(Failure::Denied(Denial::ProtocolMismatch(why)));
+        return Err(ExchangeFailure::Denied(Denial::ProtocolMismatch(why)));
     }
     let by_http2 = call.head.version == HttpVersion::Http2;
     let (proof, request) = if upgrade == Upgrade::WebSocket && !by_http2 {
         let mut bare = call.head.clone();
-        let proof = take_key(&mut bare.fields)?;
+        let proof = take_key(&mut bare.headers)?;
         (Some(proof), http2::to_request(&bare, scheme))
     } else {
         (None, http2::to_request(call.head, scheme))
     };
-    let request = request.map_err(Failure::Denied)?;
+    let request = request.map_err(ExchangeFailure::Denied)?;
     let (mut response, stream) =
-        sender.send_request(request, false).map_err(|_| Failure::Unseen)?;
+        sender.send_request(request, false).map_err(|_| ExchangeFailure::Unseen)?;
     let mut interim = 0;
     let response = loop {
         let answer = tokio::select! {
-            answer = http2_answer(&mut response) => answer?,
-            () = call.reply.refused() => return Err(Failure::Denied(Denial::ClientGone)),
+            answer = next_response(&mut response) => answer?,
+            () = call.reply.refused() => return Err(ExchangeFailure::Denied(Denial::ClientGone)),
         };
         match answer {
-            Answer::Final(response) => break response,
-            Answer::Interim(head) => {
+            UpstreamResponse::Final(response) => break response,
+            UpstreamResponse::Interim(head) => {
                 interim += 1;
-                forward_interim(head, interim, call.reply).await.map_err(Failure::Denied)?;
+                forward_interim(head, interim, call.reply)
+                    .await
+                    .map_err(ExchangeFailure::Denied)?;
             }
         }
     };
     let (parts, body) = response.into_parts();
     let mut body = http2::ReceivedBody::new(body);
     let status = parts.status;
-    let head = http2::response(parts, false);
-    let mut head = head.map_err(|fault| Failure::Denied(Denial::UpstreamBroken(fault)))?;
-    let mut source = Source::Http2(&mut body);
-    let mut sink = Sink::Http2(stream);
+    let head = http2::received_response(parts, false);
+    let mut head = head.map_err(|fault| ExchangeFailure::Denied(Denial::UpstreamBroken(fault)))?;
+    let mut source = BodySource::Http2(&mut body);
+    let mut sink = BodySink::Http2(stream);
     if !status.is_success() {
-        let mut outcome = Outcome { status: status.as_u16(), ..Outcome::default() };
-        let (unwanted, mut down) = call.reply.start(head, &source, call.head, call.changes);
+        let mut outcome = ExchangeOutcome { status: status.as_u16(), ..ExchangeOutcome::default() };
+        let (header_filter, mut down) = call.reply.start(head, &source, call.head, call.changes);
         outcome.downloaded(
-            carry(&mut source, &mut down, &unwanted, Progress::of_response(call.pulse)).await,
+            forward_body(
+                &mut source,
+                &mut down,
+                &header_filter,
+                BodyProgress::of_response(call.pulse),
+            )
+            .await,
             call.pulse,
         );
         call.reply.finished(outcome.broken.is_none());
@@ -155,9 +163,9 @@ pub(super) async fn over_http2(
     }
     head.content_length = None;
     if let Some(proof) = proof {
-        websocket::add_proof(&mut head.fields, proof);
+        websocket::add_proof(&mut head.headers, proof);
     }
-    join(call, Side { source, sink }, head).await.map_err(Failure::Denied)
+    join(call, TunnelSide { source, sink }, head).await.map_err(ExchangeFailure::Denied)
 }
 
 /// Ends a tunnel here: what comes through it goes to the endpoint as it is, and its answer back.
@@ -166,36 +174,36 @@ pub(super) async fn end_tunnel(
     target: &Target,
     address: SocketAddr,
     worker: &Worker,
-) -> Result<Outcome, Failure> {
+) -> Result<ExchangeOutcome, ExchangeFailure> {
     let slot = worker.pools.slots.take(target, address);
-    let _slot = slot.ok_or(Failure::Denied(Denial::Overloaded))?;
+    let _slot = slot.ok_or(ExchangeFailure::Denied(Denial::Overloaded))?;
     let stream = connector::connect(target, address, Alpn::None, worker).await;
     let (read, write) = Half::pair(stream.map_err(|error| unreached(address, &error))?);
     worker.metrics.upstream_connections.increment();
-    let (mut reader, mut writer) = (Reader::new(read), Writer::new(write, call.stall));
-    let upstream = Side {
-        source: Source::Http1(BodyReader::new(&mut reader, Framing::UntilClose)),
-        sink: Sink::Http1(BodyWriter { writer: &mut writer, coding: Coding::Tunnel }),
+    let (mut reader, mut writer) = (Http1Reader::new(read), Http1Writer::new(write, call.stall));
+    let upstream = TunnelSide {
+        source: BodySource::Http1(BodyReader::new(&mut reader, BodyFraming::UntilClose)),
+        sink: BodySink::Http1(BodyWriter { writer: &mut writer, coding: BodyCoding::Tunnel }),
     };
-    let fields = Fields::from(HeaderMap::new());
-    let head = ResponseHead { status: 200, fields, content_length: None };
-    join(call, upstream, head).await.map_err(Failure::Denied)
+    let headers = Headers::from(HeaderMap::new());
+    let head = ResponseHead { status: 200, headers, content_length: None };
+    join(call, upstream, head).await.map_err(ExchangeFailure::Denied)
 }
 
-fn take_key(fields: &mut Fields) -> Result<HeaderValue, Failure> {
-    let proof = websocket::take_key(fields);
-    proof.ok_or(Failure::Denied(Denial::Malformed("an upgrade to WebSocket without a key")))
+fn take_key(headers: &mut Headers) -> Result<HeaderValue, ExchangeFailure> {
+    let proof = websocket::take_key(headers);
+    proof.ok_or(ExchangeFailure::Denied(Denial::Malformed("an upgrade to WebSocket without a key")))
 }
 
 /// Tells the client that the endpoint agreed, and joins the two.
 async fn join(
     call: &mut Call<'_, '_, '_>,
-    upstream: Side<'_>,
+    upstream: TunnelSide<'_>,
     mut head: ResponseHead,
-) -> Result<Outcome, Denial> {
-    let source = std::mem::replace(&mut call.source, Source::Empty);
+) -> Result<ExchangeOutcome, Denial> {
+    let source = std::mem::replace(&mut call.source, BodySource::Empty);
     let source = source.upgraded().ok_or(EARLY)?;
-    Unwanted::of_response(&head.fields).strip(&mut head.fields);
+    HeaderFilter::of_response(&head.headers).strip(&mut head.headers);
     if let Some(changes) = call.changes {
         changes.apply_to_response(call.head, &mut head);
     }
@@ -204,10 +212,10 @@ async fn join(
         Some(Upgrade::WebSocket) if !by_http2 => 101,
         _ => 200,
     };
-    head.fields.remove(|name| name.eq_ignore_ascii_case(b"content-length"));
-    let mut outcome = Outcome { status: head.status, ..Outcome::default() };
+    head.headers.remove(|name| name.eq_ignore_ascii_case(b"content-length"));
+    let mut outcome = ExchangeOutcome { status: head.status, ..ExchangeOutcome::default() };
     let sink = call.reply.switch(head).ok_or(Denial::ClientGone)?;
-    let client = Side { source, sink };
+    let client = TunnelSide { source, sink };
     (outcome.bytes_sent, outcome.bytes_received) = tunnel(client, upstream, call.pulse).await;
     Ok(outcome)
 }

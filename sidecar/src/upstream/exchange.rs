@@ -10,21 +10,21 @@ use h2::client::SendRequest;
 use http::Method;
 use weft_model::HttpTimeouts;
 
-use super::answer::{Answer, http2_answer};
 use super::connect;
-use super::outcome::Outcome;
-use super::pinned::{self, Pinned};
-use super::pool::{Http1, Lease};
+use super::outcome::ExchangeOutcome;
+use super::pinned::{self, PinnedConnection};
+use super::pool::{Http1Connection, StreamLease};
 use super::upload::Upload;
+use super::upstream_response::{UpstreamResponse, next_response};
 use crate::denial::Denial;
-use crate::http::body::{Progress, Sink, Source, Taken, carry};
+use crate::http::body::{BodyProgress, BodySink, BodySource, ReplayBuffer, forward_body};
 use crate::http::h1::{
-    BodyReader, BodyWriter, Coding, Framing, HeadError, ReadResponse, ResponseLimits,
+    BodyCoding, BodyFraming, BodyReader, BodyWriter, HeadError, ReadResponse, ResponseLimits,
     read_response, write_request,
 };
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Upgrade};
-use crate::http::unwanted::Unwanted;
+use crate::http::header_filter::HeaderFilter;
 use crate::mutate::Changes;
 use crate::patience::Pulse;
 use crate::pipeline::Reply;
@@ -37,12 +37,12 @@ use crate::worker::Worker;
 pub(crate) struct Call<'s, 'r, 'w> {
     pub(crate) head: &'r RequestHead,
     /// What of its trailers is not passed on.
-    pub(crate) unwanted: Unwanted,
-    pub(crate) source: Source<'s>,
+    pub(crate) header_filter: HeaderFilter,
+    pub(crate) source: BodySource<'s>,
     pub(crate) reply: &'r mut Reply<'w>,
     pub(crate) pulse: &'r Pulse,
     /// What was taken of the body, for an endpoint that might not look at it.
-    pub(crate) taken: RefCell<Taken>,
+    pub(crate) taken: RefCell<ReplayBuffer>,
     /// Whether it asks for a tunnel that ends here.
     pub(crate) ends_tunnel: bool,
     /// What changes in the headers of its response.
@@ -51,12 +51,12 @@ pub(crate) struct Call<'s, 'r, 'w> {
     pub(crate) stall: Duration,
     /// The connection to an endpoint that serves this client connection only; none where the client
     /// connection may carry requests of several clients.
-    pub(crate) pin: Option<&'r RefCell<Option<Pinned>>>,
+    pub(crate) pin: Option<&'r RefCell<Option<PinnedConnection>>>,
 }
 
 /// Why an exchange did not begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum ExchangeFailure {
     /// The endpoint could not be reached: nothing was sent.
     NotConnected(Denial),
     /// A connection that had been used before was closed under our hands, in this way.
@@ -83,7 +83,7 @@ pub(crate) async fn exchange(
     target: &Target,
     worker: &Worker,
     endpoint: &mut Option<SocketAddr>,
-) -> Result<Outcome, Denial> {
+) -> Result<ExchangeOutcome, Denial> {
     if target.balancer.open() >= target.cluster.request_limit {
         return Err(Denial::Overloaded);
     }
@@ -91,7 +91,7 @@ pub(crate) async fn exchange(
     let (mut tried, mut last) = (Vec::new(), Denial::NoEndpoint);
     let (mut again, mut unseen, mut fresh) = (0, 0, false);
     loop {
-        let pinned = Pinned::take(call.pin, target).filter(|_| alpn != Alpn::Http2);
+        let pinned = PinnedConnection::take(call.pin, target).filter(|_| alpn != Alpn::Http2);
         let held = pinned.as_ref().and_then(|pinned| target.balancer.at(pinned.address));
         let pinned = pinned.filter(|_| held.is_some());
         let Some(chosen) = held.or_else(|| target.balancer.choose(&tried)) else {
@@ -116,21 +116,23 @@ pub(crate) async fn exchange(
         };
         match result {
             Ok(outcome) => return Ok(outcome),
-            Err(Failure::Denied(denial)) => return Err(denial),
-            Err(Failure::NotConnected(denial)) if again < AGAIN => {
+            Err(ExchangeFailure::Denied(denial)) => return Err(denial),
+            Err(ExchangeFailure::NotConnected(denial)) if again < AGAIN => {
                 tried.push(chosen.address);
                 last = denial;
             }
             // Others that wait may be as stale; over a new one it cannot happen again.
-            Err(Failure::Stale(_)) if again < AGAIN && call.may_be_repeated() => fresh = true,
-            Err(Failure::Unseen) if unseen < UNSEEN_AGAIN && call.rewind() => {
+            Err(ExchangeFailure::Stale(_)) if again < AGAIN && call.may_be_repeated() => {
+                fresh = true
+            }
+            Err(ExchangeFailure::Unseen) if unseen < UNSEEN_AGAIN && call.rewind() => {
                 unseen += 1;
                 worker.metrics.upstream_retries.increment();
                 continue;
             }
-            Err(Failure::NotConnected(denial)) => return Err(denial),
-            Err(Failure::Stale(fault)) => return Err(Denial::UpstreamBroken(fault)),
-            Err(Failure::Unseen) => {
+            Err(ExchangeFailure::NotConnected(denial)) => return Err(denial),
+            Err(ExchangeFailure::Stale(fault)) => return Err(Denial::UpstreamBroken(fault)),
+            Err(ExchangeFailure::Unseen) => {
                 let refused = ResponseFault::Http2Reset(h2::Reason::REFUSED_STREAM);
                 return Err(Denial::UpstreamBroken(refused));
             }
@@ -144,14 +146,14 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
     /// A request that was decided upon.
     pub(crate) fn new(
         head: &'r RequestHead,
-        source: Source<'s>,
+        source: BodySource<'s>,
         reply: &'r mut Reply<'w>,
         pulse: &'r Pulse,
     ) -> Self {
-        let (unwanted, taken) = (Unwanted::default(), RefCell::default());
+        let (header_filter, taken) = (HeaderFilter::default(), RefCell::default());
         let stall = HttpTimeouts::default().stall_limit();
         let (ends_tunnel, changes, pin) = (false, None, None);
-        Self { head, unwanted, source, reply, pulse, taken, ends_tunnel, changes, stall, pin }
+        Self { head, header_filter, source, reply, pulse, taken, ends_tunnel, changes, stall, pin }
     }
 
     /// The version to speak to the endpoint.
@@ -178,32 +180,32 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
             Method::DELETE,
             Method::TRACE,
         ];
-        matches!(self.source, Source::Empty) && idempotent.contains(&self.head.method)
+        matches!(self.source, BodySource::Empty) && idempotent.contains(&self.head.method)
     }
 
     /// Goes back to the beginning of the body; whether that is possible.
     fn rewind(&mut self) -> bool {
-        let source = std::mem::replace(&mut self.source, Source::Empty);
+        let source = std::mem::replace(&mut self.source, BodySource::Empty);
         let rewound = source.rewound(self.taken.take());
         let possible = rewound.is_ok();
         self.source = rewound.unwrap_or_else(|rest| rest);
         possible
     }
 
-    fn framing(&self) -> Framing {
+    fn framing(&self) -> BodyFraming {
         match (self.source.is_empty(), self.head.content_length) {
-            _ if self.head.upgrade.is_some() => Framing::None,
+            _ if self.head.upgrade.is_some() => BodyFraming::None,
             // HTTP/1.1 has trailers behind chunks only.
-            (false, Some(_)) if self.head.fields.has("trailer") => Framing::Chunked,
-            (_, Some(length)) => Framing::Length(length),
+            (false, Some(_)) if self.head.headers.has("trailer") => BodyFraming::Chunked,
+            (_, Some(length)) => BodyFraming::Length(length),
             // These give a body a meaning, so its absence is told (RFC 9110, section 8.6).
             (true, None)
                 if [Method::POST, Method::PUT, Method::PATCH].contains(&self.head.method) =>
             {
-                Framing::Length(0)
+                BodyFraming::Length(0)
             }
-            (true, None) => Framing::None,
-            (false, None) => Framing::Chunked,
+            (true, None) => BodyFraming::None,
+            (false, None) => BodyFraming::Chunked,
         }
     }
 }
@@ -212,9 +214,9 @@ async fn over_http1(
     call: &mut Call<'_, '_, '_>,
     target: &Target,
     address: SocketAddr,
-    connection: std::io::Result<Http1>,
+    connection: std::io::Result<Http1Connection>,
     worker: &Worker,
-) -> Result<Outcome, Failure> {
+) -> Result<ExchangeOutcome, ExchangeFailure> {
     let mut connection = connection.map_err(|error| unreached(address, &error))?;
     let used = connection.used;
     let limits = ResponseLimits::of(&target.cluster);
@@ -233,23 +235,23 @@ async fn over_http1(
     };
     let done = done.map_err(|error| {
         let fault = match error {
-            HeadError::Refused(denial) => return Failure::Denied(denial),
+            HeadError::Refused(denial) => return ExchangeFailure::Denied(denial),
             HeadError::Closed => ResponseFault::Closed,
-            HeadError::Broken(None) => ResponseFault::Lost,
-            HeadError::Broken(Some(failure)) => ResponseFault::Tls(failure),
+            HeadError::ConnectionLost(None) => ResponseFault::Lost,
+            HeadError::ConnectionLost(Some(failure)) => ResponseFault::Tls(failure),
         };
         if used {
-            return Failure::Stale(fault);
+            return ExchangeFailure::Stale(fault);
         }
         if let ResponseFault::Tls(failure) = fault {
             worker.metrics.fail_upstream_handshake(failure);
         }
-        Failure::Denied(Denial::UpstreamBroken(fault))
+        ExchangeFailure::Denied(Denial::UpstreamBroken(fault))
     })?;
     match call.pin {
         _ if !done.reusable || call.head.is_isolated => {}
         _ if !connection.is_personal => worker.pools.give_back(target, address, connection),
-        Some(pin) => drop(pin.replace(Some(Pinned::new(target, address, connection)))),
+        Some(pin) => drop(pin.replace(Some(PinnedConnection::new(target, address, connection)))),
         None => {
             tracing::debug!(%address, "connection with a login closed, its client connection may be shared")
         }
@@ -257,24 +259,25 @@ async fn over_http1(
     Ok(done.outcome)
 }
 
-pub(super) struct Conversation {
-    pub(super) outcome: Outcome,
+pub(super) struct Http1Exchange {
+    pub(super) outcome: ExchangeOutcome,
     pub(super) reusable: bool,
 }
 
 /// Sends the body while the response is awaited and carried back: either may come first.
 async fn converse(
     call: &mut Call<'_, '_, '_>,
-    connection: &mut Http1,
-    framing: Framing,
+    connection: &mut Http1Connection,
+    framing: BodyFraming,
     limits: ResponseLimits,
-) -> Result<Conversation, HeadError> {
-    let Http1 { reader, writer, kept_for, is_personal, .. } = connection;
-    let Call { head, unwanted, source, reply, pulse, changes, .. } = call;
-    let mut outcome = Outcome::default();
-    let coding = Coding::of(framing);
-    let mut sink = Sink::Http1(BodyWriter { writer: &mut *writer, coding });
-    let carrying = pin!(carry(source, &mut sink, unwanted, Progress::of_request(pulse)));
+) -> Result<Http1Exchange, HeadError> {
+    let Http1Connection { reader, writer, kept_for, is_personal, .. } = connection;
+    let Call { head, header_filter, source, reply, pulse, changes, .. } = call;
+    let mut outcome = ExchangeOutcome::default();
+    let coding = BodyCoding::of(framing);
+    let mut sink = BodySink::Http1(BodyWriter { writer: &mut *writer, coding });
+    let carrying =
+        pin!(forward_body(source, &mut sink, header_filter, BodyProgress::of_request(pulse)));
     let mut upload = Upload::new(carrying, pulse);
     let mut interim = 0;
     let response = loop {
@@ -296,13 +299,18 @@ async fn converse(
     let keep_alive = response.keep_alive;
     *is_personal |= pinned::asks_for_login(&response.head);
     *kept_for = response.kept_for.or(*kept_for);
-    let mut body = Source::Http1(BodyReader::new(reader, response.framing));
+    let mut body = BodySource::Http1(BodyReader::new(reader, response.framing));
     if !upload.is_whole() {
         reply.comes_early();
     }
-    let (unwanted, mut down) = reply.start(response.head, &body, head, *changes);
+    let (header_filter, mut down) = reply.start(response.head, &body, head, *changes);
     {
-        let carrying = pin!(carry(&mut body, &mut down, &unwanted, Progress::of_response(pulse)));
+        let carrying = pin!(forward_body(
+            &mut body,
+            &mut down,
+            &header_filter,
+            BodyProgress::of_response(pulse)
+        ));
         outcome.downloaded(upload.until_carried(carrying).await, pulse);
     }
     outcome.bytes_sent = upload.bytes();
@@ -314,21 +322,23 @@ async fn converse(
     // for the next request, so neither connection is used again.
     reply.finished(whole && upload.is_whole());
     let reusable = whole && upload.is_whole() && keep_alive;
-    Ok(Conversation { outcome, reusable })
+    Ok(Http1Exchange { outcome, reusable })
 }
 
 /// Carries back an answer that is one like any other, to a request for an upgrade.
 pub(super) async fn decline(
     call: &mut Call<'_, '_, '_>,
-    connection: &mut Http1,
+    connection: &mut Http1Connection,
     response: ReadResponse,
-) -> Conversation {
-    let mut outcome = Outcome { status: response.head.status, ..Outcome::default() };
+) -> Http1Exchange {
+    let mut outcome =
+        ExchangeOutcome { status: response.head.status, ..ExchangeOutcome::default() };
     connection.is_personal |= pinned::asks_for_login(&response.head);
-    let mut body = Source::Http1(BodyReader::new(&mut connection.reader, response.framing));
-    let (unwanted, mut down) = call.reply.start(response.head, &body, call.head, call.changes);
+    let mut body = BodySource::Http1(BodyReader::new(&mut connection.reader, response.framing));
+    let (header_filter, mut down) = call.reply.start(response.head, &body, call.head, call.changes);
     outcome.downloaded(
-        carry(&mut body, &mut down, &unwanted, Progress::of_response(call.pulse)).await,
+        forward_body(&mut body, &mut down, &header_filter, BodyProgress::of_response(call.pulse))
+            .await,
         call.pulse,
     );
     let whole = outcome.broken.is_none();
@@ -336,7 +346,7 @@ pub(super) async fn decline(
         down.break_off().await;
     }
     call.reply.finished(whole);
-    Conversation { outcome, reusable: whole && response.keep_alive }
+    Http1Exchange { outcome, reusable: whole && response.keep_alive }
 }
 
 /// Passes on an interim response.
@@ -348,7 +358,7 @@ pub(super) async fn forward_interim(
     if number > INTERIM_LIMIT {
         return Err(Denial::UpstreamBroken(ResponseFault::TooManyInterim));
     }
-    Unwanted::of_response(&head.fields).strip(&mut head.fields);
+    HeaderFilter::of_response(&head.headers).strip(&mut head.headers);
     reply.interim(head).await.map_err(|_| Denial::ClientGone)
 }
 
@@ -357,8 +367,8 @@ async fn over_http2(
     target: &Target,
     address: SocketAddr,
     worker: &Worker,
-) -> Result<Outcome, Failure> {
-    let Lease { sender, greeting, alert, open: _open } = worker
+) -> Result<ExchangeOutcome, ExchangeFailure> {
+    let StreamLease { sender, greeting, alert, open: _open } = worker
         .pools
         .http2(target, address, worker)
         .await
@@ -378,14 +388,16 @@ async fn over_http2(
                 let count = target.cluster.response_field_count;
                 converse_http2(call, sender, request, count).await
             }
-            Err(denial) => Err(Failure::Denied(denial)),
+            Err(denial) => Err(ExchangeFailure::Denied(denial)),
         },
     };
-    if matches!(result, Err(Failure::Stale(_) | Failure::Unseen)) {
+    if matches!(result, Err(ExchangeFailure::Stale(_) | ExchangeFailure::Unseen)) {
         worker.pools.forget_http2(target, address);
     }
     match (result, alert.get()) {
-        (Err(Failure::Stale(_)), Some(failure)) => Err(Failure::Stale(ResponseFault::Tls(failure))),
+        (Err(ExchangeFailure::Stale(_)), Some(failure)) => {
+            Err(ExchangeFailure::Stale(ResponseFault::Tls(failure)))
+        }
         (result, _) => result,
     }
 }
@@ -395,30 +407,31 @@ async fn converse_http2(
     mut sender: SendRequest<Bytes>,
     request: http::Request<()>,
     field_limit: usize,
-) -> Result<Outcome, Failure> {
-    let Call { head, unwanted, source, reply, pulse, taken, changes, .. } = call;
+) -> Result<ExchangeOutcome, ExchangeFailure> {
+    let Call { head, header_filter, source, reply, pulse, taken, changes, .. } = call;
     let ended = source.is_empty();
     let (mut response, stream) =
-        sender.send_request(request, ended).map_err(|_| Failure::Unseen)?;
-    let mut sink = if ended { Sink::Closed } else { Sink::Http2(stream) };
-    let mut outcome = Outcome::default();
+        sender.send_request(request, ended).map_err(|_| ExchangeFailure::Unseen)?;
+    let mut sink = if ended { BodySink::Closed } else { BodySink::Http2(stream) };
+    let mut outcome = ExchangeOutcome::default();
     let carrying = pin!(async {
         if ended {
             return Ok(0);
         }
-        carry(source, &mut sink, unwanted, Progress::of_repeatable(pulse, taken)).await
+        forward_body(source, &mut sink, header_filter, BodyProgress::of_repeatable(pulse, taken))
+            .await
     });
     let mut upload = Upload::new(carrying, pulse);
     let mut interim = 0;
     let response = loop {
-        let answer = pin!(http2_answer(&mut response));
+        let answer = pin!(next_response(&mut response));
         let answer = upload.until_answered(answer, reply).await;
-        match answer.map_err(Failure::Denied)?? {
-            Answer::Final(response) => break response,
-            Answer::Interim(head) => {
+        match answer.map_err(ExchangeFailure::Denied)?? {
+            UpstreamResponse::Final(response) => break response,
+            UpstreamResponse::Interim(head) => {
                 interim += 1;
                 let forwarding = Box::pin(forward_interim(head, interim, reply));
-                forwarding.await.map_err(Failure::Denied)?;
+                forwarding.await.map_err(ExchangeFailure::Denied)?;
             }
         }
     };
@@ -426,19 +439,25 @@ async fn converse_http2(
     let mut body = http2::ReceivedBody::new(body);
     if parts.headers.len() > field_limit {
         let fault = ResponseFault::TooManyHeaders;
-        return Err(Failure::Denied(Denial::UpstreamBroken(fault)));
+        return Err(ExchangeFailure::Denied(Denial::UpstreamBroken(fault)));
     }
     let bodiless = head.method == Method::HEAD || parts.status == 304 || parts.status == 204;
-    let response = http2::response(parts, bodiless);
-    let response = response.map_err(|fault| Failure::Denied(Denial::UpstreamBroken(fault)))?;
+    let response = http2::received_response(parts, bodiless);
+    let response =
+        response.map_err(|fault| ExchangeFailure::Denied(Denial::UpstreamBroken(fault)))?;
     outcome.status = response.status;
-    let mut body = Source::Http2(&mut body);
+    let mut body = BodySource::Http2(&mut body);
     if !upload.is_whole() {
         reply.comes_early();
     }
-    let (unwanted, mut down) = reply.start(response, &body, head, *changes);
+    let (header_filter, mut down) = reply.start(response, &body, head, *changes);
     {
-        let carrying = pin!(carry(&mut body, &mut down, &unwanted, Progress::of_response(pulse)));
+        let carrying = pin!(forward_body(
+            &mut body,
+            &mut down,
+            &header_filter,
+            BodyProgress::of_response(pulse)
+        ));
         outcome.downloaded(upload.until_carried(carrying).await, pulse);
     }
     outcome.bytes_sent = upload.bytes();
@@ -449,12 +468,12 @@ async fn converse_http2(
     Ok(outcome)
 }
 
-pub(super) fn unreached(address: SocketAddr, error: &std::io::Error) -> Failure {
+pub(super) fn unreached(address: SocketAddr, error: &std::io::Error) -> ExchangeFailure {
     tracing::debug!(%address, %error, "an endpoint could not be reached");
     match Denial::unreached(error) {
         // Others have the same limit.
-        Denial::Overloaded => Failure::Denied(Denial::Overloaded),
-        denial => Failure::NotConnected(denial),
+        Denial::Overloaded => ExchangeFailure::Denied(Denial::Overloaded),
+        denial => ExchangeFailure::NotConnected(denial),
     }
 }
 
@@ -464,18 +483,18 @@ impl Reply<'_> {
     pub(crate) fn start(
         &mut self,
         mut head: ResponseHead,
-        body: &Source<'_>,
+        body: &BodySource<'_>,
         request: &RequestHead,
         changes: Option<&Changes<'_>>,
-    ) -> (Unwanted, Sink<'_>) {
-        let unwanted = Unwanted::of_response(&head.fields);
-        unwanted.strip(&mut head.fields);
+    ) -> (HeaderFilter, BodySink<'_>) {
+        let header_filter = HeaderFilter::of_response(&head.headers);
+        header_filter.strip(&mut head.headers);
         if let Some(changes) = changes {
             changes.apply_to_response(request, &mut head);
         }
         let bodiless = request.method == Method::HEAD || head.status == 204 || head.status == 304;
         let may_follow = bodiless || (body.may_have_trailers() && self.takes_trailers());
-        unwanted.strip_announced(&mut head.fields, may_follow);
-        (unwanted, self.begin(head, bodiless, body.is_empty()))
+        header_filter.strip_trailer_announcements(&mut head.headers, may_follow);
+        (header_filter, self.begin(head, bodiless, body.is_empty()))
     }
 }

@@ -1,6 +1,5 @@
 //! The way to the endpoint: connections that are used again, and one exchange over one of them.
 
-mod answer;
 mod connect;
 mod exchange;
 mod outcome;
@@ -9,10 +8,11 @@ mod pool;
 mod slots;
 mod tunnel;
 mod upload;
+mod upstream_response;
 mod websocket;
 
 pub(crate) use exchange::{Call, exchange};
-pub(crate) use outcome::Outcome;
-pub(crate) use pinned::Pinned;
+pub(crate) use outcome::ExchangeOutcome;
+pub(crate) use pinned::PinnedConnection;
 pub(crate) use pool::Pools;
 pub(crate) use slots::{Slot, Slots};

@@ -1,11 +1,11 @@
 //! How an exchange with an endpoint ended, for its access line.
 
-use crate::http::body::Broken;
+use crate::http::body::BodyError;
 use crate::patience::Pulse;
 
 /// How an exchange ended that began.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Outcome {
+pub(crate) struct ExchangeOutcome {
     pub(crate) status: u16,
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
@@ -15,24 +15,24 @@ pub(crate) struct Outcome {
     pub(crate) detail: Option<&'static str>,
 }
 
-impl Outcome {
+impl ExchangeOutcome {
     /// Takes down how the response's body ended.
-    pub(super) fn downloaded(&mut self, result: Result<u64, Broken>, pulse: &Pulse) {
+    pub(super) fn downloaded(&mut self, result: Result<u64, BodyError>, pulse: &Pulse) {
         match result {
             Ok(bytes) => self.bytes_received = bytes,
             Err(broken) => {
                 // What passed before.
                 self.bytes_received = pulse.bytes_received();
                 self.broken = Some(match broken {
-                    Broken::Source | Broken::Ended(_) | Broken::Malformed(_) => {
-                        "endpoint_broke_off"
-                    }
-                    Broken::Sink => "client_broke_off",
+                    BodyError::SourceClosed
+                    | BodyError::StreamEnded(_)
+                    | BodyError::Malformed(_) => "endpoint_broke_off",
+                    BodyError::SinkClosed => "client_broke_off",
                 });
                 self.detail = match broken {
-                    Broken::Ended(why) | Broken::Malformed(why) => Some(why),
-                    Broken::Source => Some("the connection was lost"),
-                    Broken::Sink => None,
+                    BodyError::StreamEnded(why) | BodyError::Malformed(why) => Some(why),
+                    BodyError::SourceClosed => Some("the connection was lost"),
+                    BodyError::SinkClosed => None,
                 };
             }
         }

@@ -6,21 +6,25 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 
-use super::pool::{Http1, is_alive};
-use crate::http::fields::Fields;
-use crate::http::head::{RequestHead, ResponseHead, list};
+use super::pool::{Http1Connection, is_alive};
+use crate::http::head::{RequestHead, ResponseHead, list_elements};
+use crate::http::headers::Headers;
 use crate::plan::Target;
 
 /// Such a connection, while no request is under way.
 #[derive(Debug)]
-pub(crate) struct Pinned {
+pub(crate) struct PinnedConnection {
     target: u64,
     pub(super) address: SocketAddr,
-    pub(super) connection: Http1,
+    pub(super) connection: Http1Connection,
 }
 
-impl Pinned {
-    pub(super) fn new(target: &Target, address: SocketAddr, mut connection: Http1) -> Self {
+impl PinnedConnection {
+    pub(super) fn new(
+        target: &Target,
+        address: SocketAddr,
+        mut connection: Http1Connection,
+    ) -> Self {
         connection.used = true;
         connection.reader.rest();
         connection.writer.rest();
@@ -36,18 +40,18 @@ impl Pinned {
 
 /// Whether a request carries a login that is one of the connection.
 pub(super) fn logs_in(request: &RequestHead) -> bool {
-    names_login(&request.fields, "authorization")
+    names_login(&request.headers, "authorization")
 }
 
 /// Whether a service asks for a login that is one of the connection, or completes one.
 pub(super) fn asks_for_login(response: &ResponseHead) -> bool {
-    names_login(&response.fields, "www-authenticate")
+    names_login(&response.headers, "www-authenticate")
 }
 
-fn names_login(fields: &Fields, name: &str) -> bool {
+fn names_login(headers: &Headers, name: &str) -> bool {
     let mut found = false;
-    fields.each(name, |value| {
-        for challenge in list(value) {
+    headers.each(name, |value| {
+        for challenge in list_elements(value) {
             let scheme = challenge.split(|byte| *byte == b' ').next().unwrap_or_default();
             found |= [&b"ntlm"[..], b"negotiate"].iter().any(|s| scheme.eq_ignore_ascii_case(s));
         }
@@ -68,7 +72,7 @@ mod tests {
             for value in values {
                 map.append("www-authenticate", value.parse().expect("a header value"));
             }
-            let found = names_login(&Fields::from(map), "www-authenticate");
+            let found = names_login(&Headers::from(map), "www-authenticate");
             assert_eq!(found, expected, "{values:?}");
         };
         check(&["NTLM"], true);

@@ -12,9 +12,9 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 
 use crate::config_map::ConfigMap;
-use crate::http::h1::{Reader, Writer};
+use crate::http::h1::{Http1Reader, Http1Writer};
 use crate::http::h2::{SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
-use crate::http::h2_blocked::{Alert, Blocked};
+use crate::http::h2_endpoint_guard::{EndpointAlert, Http2EndpointGuard};
 use crate::plan::Target;
 use crate::standing::Standing;
 use crate::stream::Half;
@@ -39,31 +39,31 @@ const EARLIER: Duration = Duration::from_secs(1);
 
 /// A target's endpoint. The target's number changes when its TLS does, so that no connection made
 /// under other secrets is used again.
-type Key = (u64, SocketAddr);
+type PoolKey = (u64, SocketAddr);
 
 /// The connections of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
-    http1: RefCell<ConfigMap<Key, Vec<Waiting>>>,
-    http2: RefCell<ConfigMap<Key, Vec<Http2>>>,
+    http1: RefCell<ConfigMap<PoolKey, Vec<IdleConnection>>>,
+    http2: RefCell<ConfigMap<PoolKey, Vec<Http2Connection>>>,
     /// Held while a connection of HTTP/2 is being made.
-    making: RefCell<ConfigMap<Key, Rc<tokio::sync::Mutex<()>>>>,
+    making: RefCell<ConfigMap<PoolKey, Rc<tokio::sync::Mutex<()>>>>,
     pub(crate) slots: Slots,
 }
 
 /// A connection that waits for a request.
 #[derive(Debug)]
-struct Waiting {
+struct IdleConnection {
     /// When it is closed.
     until: Instant,
-    connection: Http1,
+    connection: Http1Connection,
 }
 
 /// An HTTP/1.1 connection.
 #[derive(Debug)]
-pub(crate) struct Http1 {
-    pub(crate) reader: Reader,
-    pub(crate) writer: Writer,
+pub(crate) struct Http1Connection {
+    pub(crate) reader: Http1Reader,
+    pub(crate) writer: Http1Writer,
     /// Whether a request went over it before: then the endpoint may have closed it meanwhile.
     pub(crate) used: bool,
     /// How long the endpoint said that it keeps the connection (`keep-alive: timeout=`).
@@ -75,12 +75,12 @@ pub(crate) struct Http1 {
 
 /// An HTTP/2 connection.
 #[derive(Debug)]
-struct Http2 {
+struct Http2Connection {
     /// Whether what the endpoint proved still stands; none where it proved nothing.
     standing: Option<Rc<Standing>>,
     sender: SendRequest<Bytes>,
-    greeting: Rc<Greeting>,
-    alert: Alert,
+    greeting: Rc<SettingsReceived>,
+    alert: EndpointAlert,
     /// How many streams of ours are open on it.
     open: Rc<Cell<usize>>,
     window: Rc<Window>,
@@ -88,30 +88,30 @@ struct Http2 {
     idle_since: Option<Instant>,
 }
 
-impl Http2 {
+impl Http2Connection {
     /// None when the window limit is in use.
-    fn lease(&mut self) -> Option<Lease> {
+    fn lease(&mut self) -> Option<StreamLease> {
         let receiving = self.window.receive()?;
         Some(self.lease_with(receiving))
     }
 
-    fn lease_with(&mut self, receiving: Receiving) -> Lease {
+    fn lease_with(&mut self, receiving: Receiving) -> StreamLease {
         self.idle_since = None;
         self.open.set(self.open.get() + 1);
         let (sender, greeting) = (self.sender.clone(), self.greeting.clone());
-        let open = Open { count: self.open.clone(), _receiving: receiving };
-        Lease { sender, greeting, alert: self.alert.clone(), open }
+        let open = OpenStream { count: self.open.clone(), _receiving: receiving };
+        StreamLease { sender, greeting, alert: self.alert.clone(), open }
     }
 }
 
 /// Whether the endpoint has said what it offers.
 #[derive(Debug, Default)]
-pub(crate) struct Greeting {
+pub(crate) struct SettingsReceived {
     came: Cell<bool>,
     news: Notify,
 }
 
-impl Greeting {
+impl SettingsReceived {
     /// Waits until it has.
     pub(crate) async fn heard(&self) {
         while !self.came.get() {
@@ -129,22 +129,22 @@ impl Greeting {
 
 /// The right to open one stream on an HTTP/2 connection.
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub(crate) struct StreamLease {
     pub(crate) sender: SendRequest<Bytes>,
-    pub(crate) greeting: Rc<Greeting>,
-    pub(crate) alert: Alert,
+    pub(crate) greeting: Rc<SettingsReceived>,
+    pub(crate) alert: EndpointAlert,
     /// Held for as long as the stream is open.
-    pub(crate) open: Open,
+    pub(crate) open: OpenStream,
 }
 
 /// One open stream.
 #[derive(Debug)]
-pub(crate) struct Open {
+pub(crate) struct OpenStream {
     count: Rc<Cell<usize>>,
     _receiving: Receiving,
 }
 
-impl Drop for Open {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.count.set(self.count.get().saturating_sub(1));
     }
@@ -158,7 +158,7 @@ impl Pools {
         address: SocketAddr,
         fresh: bool,
         worker: &Worker,
-    ) -> io::Result<Http1> {
+    ) -> io::Result<Http1Connection> {
         let mut deadline = None;
         let slot = loop {
             while let Some(connection) = self.take((target.id, address)).filter(|_| !fresh) {
@@ -179,10 +179,10 @@ impl Pools {
         let stream = Box::pin(connecting).await?;
         worker.metrics.upstream_connections.increment();
         let (read, write) = Half::pair(stream);
-        Ok(Http1 {
-            reader: Reader::new(read),
+        Ok(Http1Connection {
+            reader: Http1Reader::new(read),
             // Each request sets its own.
-            writer: Writer::new(write, target.cluster.connect_timeout),
+            writer: Http1Writer::new(write, target.cluster.connect_timeout),
             used: false,
             kept_for: None,
             is_personal: false,
@@ -197,7 +197,7 @@ impl Pools {
         waiting.await.map_err(|_| full("max_connections"))
     }
 
-    fn take(&self, key: Key) -> Option<Http1> {
+    fn take(&self, key: PoolKey) -> Option<Http1Connection> {
         let mut pools = self.http1.borrow_mut();
         let waiting = pools.get_mut(&key)?.pop()?;
         // The newest is on top, and the others wait no longer than it.
@@ -205,7 +205,12 @@ impl Pools {
     }
 
     /// Keeps a connection whose response was read whole.
-    pub(crate) fn give_back(&self, target: &Target, address: SocketAddr, mut connection: Http1) {
+    pub(crate) fn give_back(
+        &self,
+        target: &Target,
+        address: SocketAddr,
+        mut connection: Http1Connection,
+    ) {
         if !connection.reader.buffer.is_empty() || !connection.writer.out.is_empty() {
             // Bytes that nobody asked for, or that nobody took: whose they are cannot be told.
             return;
@@ -222,7 +227,7 @@ impl Pools {
         let idle = pools.entry((target.id, address)).or_default();
         if idle.len() < IDLE_LIMIT {
             connection.slot.free();
-            idle.push(Waiting { until: now() + wait, connection });
+            idle.push(IdleConnection { until: now() + wait, connection });
         }
     }
 
@@ -233,7 +238,7 @@ impl Pools {
         target: &Target,
         address: SocketAddr,
         worker: &Worker,
-    ) -> io::Result<Lease> {
+    ) -> io::Result<StreamLease> {
         let key = (target.id, address);
         if let Some(lease) = self.http2_with_room(key) {
             return Ok(lease);
@@ -261,7 +266,7 @@ impl Pools {
     }
 
     /// One whose endpoint takes another stream. What has ended is forgotten.
-    fn http2_with_room(&self, key: Key) -> Option<Lease> {
+    fn http2_with_room(&self, key: PoolKey) -> Option<StreamLease> {
         let mut pools = self.http2.borrow_mut();
         let mut found = None;
         pools.get_mut(&key)?.retain_mut(|connection| {
@@ -288,10 +293,12 @@ impl Pools {
     }
 
     /// When there may be no more connections: that with the fewest streams.
-    fn least_open_of_all(&self, key: Key, may_be_more: bool) -> Option<Lease> {
+    fn least_open_of_all(&self, key: PoolKey, may_be_more: bool) -> Option<StreamLease> {
         let mut pools = self.http2.borrow_mut();
         let held = pools.get_mut(&key).filter(|held| held.len() >= HTTP2_LIMIT || !may_be_more)?;
-        held.iter_mut().min_by_key(|connection| connection.open.get()).and_then(Http2::lease)
+        held.iter_mut()
+            .min_by_key(|connection| connection.open.get())
+            .and_then(Http2Connection::lease)
     }
 
     /// Forgets an HTTP/2 connection that has failed.
@@ -327,11 +334,11 @@ async fn connect_http2(
     address: SocketAddr,
     (slot, window): (Slot, Rc<Window>),
     worker: &Worker,
-) -> io::Result<Http2> {
+) -> io::Result<Http2Connection> {
     let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
     let standing = stream.standing().cloned();
     worker.metrics.upstream_connections.increment();
-    let alert = Alert::default();
+    let alert = EndpointAlert::default();
     let (sender, mut connection) = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(window.bytes)
@@ -342,14 +349,14 @@ async fn connect_http2(
         )
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         // Requests of many clients share it: what one of them cancels, or reads slowly, must not end
-        // the others'. What the endpoint sends is limited by `Blocked`.
+        // the others'. What the endpoint sends is limited by `Http2EndpointGuard`.
         .max_concurrent_reset_streams(RESETS_REMEMBERED)
         .max_local_error_reset_streams(None)
         .data_frame_budget(usize::MAX)
-        .handshake(Blocked::new(stream, alert.clone()))
+        .handshake(Http2EndpointGuard::new(stream, alert.clone()))
         .await
         .map_err(io::Error::other)?;
-    let greeting = Rc::<Greeting>::default();
+    let greeting = Rc::<SettingsReceived>::default();
     if let Some(mut pings) = connection.ping_pong() {
         let greeting = greeting.clone();
         tokio::task::spawn_local(async move {
@@ -375,7 +382,7 @@ async fn connect_http2(
     let sender = sender.ready().await.map_err(io::Error::other)?;
     let open = Rc::default();
     let idle_since = None;
-    Ok(Http2 { standing, sender, greeting, alert, open, window, idle_since })
+    Ok(Http2Connection { standing, sender, greeting, alert, open, window, idle_since })
 }
 
 /// That there is no room for another connection.
@@ -386,7 +393,7 @@ fn full(what: &str) -> io::Error {
 /// Whether an idle connection is still open and silent, as far as the worker's event loop knows: what
 /// it does not know yet is the rare case that a request is sent again for. Whatever the endpoint has to
 /// say, it cannot be an answer to a request that was not sent.
-pub(super) fn is_alive(connection: &Http1) -> bool {
+pub(super) fn is_alive(connection: &Http1Connection) -> bool {
     let half = &connection.reader.half;
     !half.is_leaving() && !half.has_news()
 }

@@ -16,10 +16,10 @@ use crate::plan::Target;
 
 /// What a worker has open, by the number of the target.
 #[derive(Debug, Default)]
-pub(crate) struct Slots(RefCell<HashMap<u64, Rc<Own>>>);
+pub(crate) struct Slots(RefCell<HashMap<u64, Rc<TargetSlots>>>);
 
 #[derive(Debug, Default)]
-struct Own {
+struct TargetSlots {
     /// How many to each endpoint; none where there are none.
     open: RefCell<HashMap<SocketAddr, u32>>,
     /// Whoever waits is told when one may be used again, or was closed.
@@ -29,7 +29,7 @@ struct Own {
 /// The right to one connection; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    own: Rc<Own>,
+    own: Rc<TargetSlots>,
     address: SocketAddr,
     all: Arc<AtomicU32>,
 }
@@ -60,7 +60,7 @@ impl Slots {
         self.0.borrow_mut().retain(|_, own| Rc::strong_count(own) > 1);
     }
 
-    fn of(&self, target: &Target) -> Rc<Own> {
+    fn of(&self, target: &Target) -> Rc<TargetSlots> {
         self.0.borrow_mut().entry(target.id).or_default().clone()
     }
 }

@@ -4,19 +4,23 @@ use std::cell::Cell;
 
 use futures_util::FutureExt;
 
-use crate::http::body::{Broken, Sink, Source};
+use crate::http::body::{BodyError, BodySink, BodySource};
 use crate::patience::Pulse;
 
 /// One side of a tunnel.
-pub(crate) struct Side<'a> {
-    pub(crate) source: Source<'a>,
-    pub(crate) sink: Sink<'a>,
+pub(crate) struct TunnelSide<'a> {
+    pub(crate) source: BodySource<'a>,
+    pub(crate) sink: BodySink<'a>,
 }
 
 /// Moves bytes between two sides; how many went to `b` and to `a`. The end of one direction leaves the
 /// other open; a break ends both, since a side that is gone has nothing more to say and nobody to say
 /// it to.
-pub(crate) async fn tunnel(mut a: Side<'_>, mut b: Side<'_>, pulse: &Pulse) -> (u64, u64) {
+pub(crate) async fn tunnel(
+    mut a: TunnelSide<'_>,
+    mut b: TunnelSide<'_>,
+    pulse: &Pulse,
+) -> (u64, u64) {
     pulse.open_end();
     let (to_b, to_a) = (Cell::new(0), Cell::new(0));
     let both = tokio::try_join!(
@@ -32,11 +36,11 @@ pub(crate) async fn tunnel(mut a: Side<'_>, mut b: Side<'_>, pulse: &Pulse) -> (
 }
 
 async fn one_way(
-    source: &mut Source<'_>,
-    sink: &mut Sink<'_>,
+    source: &mut BodySource<'_>,
+    sink: &mut BodySink<'_>,
     moved: &Cell<u64>,
     pulse: &Pulse,
-) -> Result<(), Broken> {
+) -> Result<(), BodyError> {
     // The answer that agreed to the tunnel may still wait to be written.
     sink.flush().await?;
     loop {

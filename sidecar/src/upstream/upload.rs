@@ -1,7 +1,7 @@
 //! The request's body on its way, while the response is awaited and carried back: either may end first.
 
 use crate::denial::Denial;
-use crate::http::body::Broken;
+use crate::http::body::BodyError;
 use crate::patience::Pulse;
 use crate::pipeline::Reply;
 
@@ -9,11 +9,11 @@ use crate::pipeline::Reply;
 pub(super) struct Upload<'p, F> {
     carrying: F,
     /// How it ended, once it has.
-    ended: Option<Result<u64, Broken>>,
+    ended: Option<Result<u64, BodyError>>,
     pulse: &'p Pulse,
 }
 
-impl<'p, F: Future<Output = Result<u64, Broken>> + Unpin> Upload<'p, F> {
+impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
     pub(super) fn new(carrying: F, pulse: &'p Pulse) -> Self {
         Self { carrying, ended: None, pulse }
     }
@@ -30,10 +30,10 @@ impl<'p, F: Future<Output = Result<u64, Broken>> + Unpin> Upload<'p, F> {
                 result = &mut self.carrying, if self.ended.is_none() => {
                     self.pulse.request_received();
                     match result {
-                        Err(Broken::Source | Broken::Ended(_)) => return Err(Denial::ClientGone),
-                        Err(Broken::Malformed(why)) => return Err(Denial::Malformed(why)),
+                        Err(BodyError::SourceClosed | BodyError::StreamEnded(_)) => return Err(Denial::ClientGone),
+                        Err(BodyError::Malformed(why)) => return Err(Denial::Malformed(why)),
                         // An endpoint that takes no more may have answered before; that counts.
-                        Err(Broken::Sink) | Ok(_) => self.ended = Some(result),
+                        Err(BodyError::SinkClosed) | Ok(_) => self.ended = Some(result),
                     }
                 }
                 response = &mut response => return Ok(response),
@@ -45,8 +45,8 @@ impl<'p, F: Future<Output = Result<u64, Broken>> + Unpin> Upload<'p, F> {
     /// Sends on until the response was carried to its end.
     pub(super) async fn until_carried(
         &mut self,
-        mut download: impl Future<Output = Result<u64, Broken>> + Unpin,
-    ) -> Result<u64, Broken> {
+        mut download: impl Future<Output = Result<u64, BodyError>> + Unpin,
+    ) -> Result<u64, BodyError> {
         loop {
             tokio::select! {
                 biased;

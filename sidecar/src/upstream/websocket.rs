@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue};
 
-use crate::http::fields::Fields;
+use crate::http::headers::Headers;
 
 const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
@@ -14,34 +14,34 @@ const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 const PROOF: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Takes the key out of a request that goes on by HTTP/2; gives the proof that the client waits for.
-pub(super) fn take_key(fields: &mut Fields) -> Option<HeaderValue> {
-    let accept = accept_of(fields.get(KEY.as_str())?);
-    fields.remove(|name| name.eq_ignore_ascii_case(KEY.as_str().as_bytes()));
+pub(super) fn take_key(headers: &mut Headers) -> Option<HeaderValue> {
+    let accept = accept_of(headers.get(KEY.as_str())?);
+    headers.remove(|name| name.eq_ignore_ascii_case(KEY.as_str().as_bytes()));
     Some(accept)
 }
 
 /// Adds a key to a request that came by HTTP/2; gives the proof that the service must answer with.
-pub(super) fn add_key(fields: &mut Fields) -> HeaderValue {
-    fields.remove(|name| name.eq_ignore_ascii_case(KEY.as_str().as_bytes()));
+pub(super) fn add_key(headers: &mut Headers) -> HeaderValue {
+    headers.remove(|name| name.eq_ignore_ascii_case(KEY.as_str().as_bytes()));
     // It shows that the service understood, and is no secret.
     let key = STANDARD.encode(fastrand::u128(..).to_be_bytes());
     let accept = accept_of(key.as_bytes());
     if let Ok(key) = HeaderValue::try_from(key) {
-        fields.add(KEY, key);
+        headers.add(KEY, key);
     }
     accept
 }
 
 /// Takes the proof out of a response; whether it is the one that was expected.
-pub(super) fn take_proof(fields: &mut Fields, expected: &HeaderValue) -> bool {
-    let proved = fields.get(ACCEPT.as_str()) == Some(expected.as_bytes());
-    fields.remove(|name| name.eq_ignore_ascii_case(ACCEPT.as_str().as_bytes()));
+pub(super) fn take_proof(headers: &mut Headers, expected: &HeaderValue) -> bool {
+    let proved = headers.get(ACCEPT.as_str()) == Some(expected.as_bytes());
+    headers.remove(|name| name.eq_ignore_ascii_case(ACCEPT.as_str().as_bytes()));
     proved
 }
 
 /// Adds the proof to a response.
-pub(super) fn add_proof(fields: &mut Fields, proof: HeaderValue) {
-    fields.add(ACCEPT, proof);
+pub(super) fn add_proof(headers: &mut Headers, proof: HeaderValue) {
+    headers.add(ACCEPT, proof);
 }
 
 fn accept_of(key: &[u8]) -> HeaderValue {
@@ -57,12 +57,12 @@ mod tests {
     fn the_proof_is_that_of_the_standard() {
         // RFC 6455, section 1.3.
         assert_eq!(accept_of(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        let mut fields = Fields::from(http::HeaderMap::new());
-        let expected = add_key(&mut fields);
-        let proof = take_key(&mut fields).expect("it was added");
+        let mut headers = Headers::from(http::HeaderMap::new());
+        let expected = add_key(&mut headers);
+        let proof = take_key(&mut headers).expect("it was added");
         assert_eq!(proof, expected);
-        add_proof(&mut fields, proof);
-        assert!(take_proof(&mut fields, &expected));
-        assert!(!take_proof(&mut fields, &expected), "it was taken");
+        add_proof(&mut headers, proof);
+        assert!(take_proof(&mut headers, &expected));
+        assert!(!take_proof(&mut headers, &expected), "it was taken");
     }
 }

@@ -8,9 +8,9 @@ use futures_util::FutureExt;
 use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::chunked::{Decoder, Step};
+use super::chunked::{ChunkedDecoder, ChunkedStep};
 use crate::buffers;
-use crate::http::body::Broken;
+use crate::http::body::BodyError;
 use crate::stream::Half;
 
 /// How much is read at once.
@@ -20,7 +20,7 @@ const WRITE_BYTES: usize = 64 * 1024;
 
 /// How a body is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Framing {
+pub(crate) enum BodyFraming {
     /// There is none.
     None,
     /// So many bytes.
@@ -33,14 +33,14 @@ pub(crate) enum Framing {
 
 /// The reading half of a connection, with what was read and not yet used.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct Http1Reader {
     pub(crate) half: Half,
     pub(crate) buffer: BytesMut,
     /// Whether the last body was given up before its end, so that the rest of it may still come.
     pub(crate) is_within_body: bool,
 }
 
-impl Reader {
+impl Http1Reader {
     pub(crate) fn new(half: Half) -> Self {
         Self { half, buffer: BytesMut::new(), is_within_body: false }
     }
@@ -63,14 +63,14 @@ impl Reader {
 
 /// The writing half of a connection, with what was not yet written.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub(crate) struct Http1Writer {
     pub(crate) half: Half,
     pub(crate) out: BytesMut,
     /// How long the other side may take nothing while there is something to take.
     pub(crate) stall: Duration,
 }
 
-impl Writer {
+impl Http1Writer {
     pub(crate) fn new(half: Half, stall: Duration) -> Self {
         Self { half, out: BytesMut::new(), stall }
     }
@@ -124,44 +124,44 @@ impl Writer {
 /// A body being read.
 #[derive(Debug)]
 pub(crate) struct BodyReader<'a> {
-    reader: &'a mut Reader,
-    rest: Rest,
+    reader: &'a mut Http1Reader,
+    rest: RemainingBody,
 }
 
 #[derive(Debug)]
-enum Rest {
+enum RemainingBody {
     Length(u64),
-    Chunked(Decoder),
+    Chunked(ChunkedDecoder),
     UntilClose,
     Done,
 }
 
 impl Drop for BodyReader<'_> {
     fn drop(&mut self) {
-        let is_framed = matches!(self.rest, Rest::Length(_) | Rest::Chunked(_));
+        let is_framed = matches!(self.rest, RemainingBody::Length(_) | RemainingBody::Chunked(_));
         self.reader.is_within_body = is_framed && !self.is_done();
     }
 }
 
 impl<'a> BodyReader<'a> {
-    pub(crate) fn new(reader: &'a mut Reader, framing: Framing) -> Self {
+    pub(crate) fn new(reader: &'a mut Http1Reader, framing: BodyFraming) -> Self {
         let rest = match framing {
-            Framing::None | Framing::Length(0) => Rest::Done,
-            Framing::Length(length) => Rest::Length(length),
-            Framing::Chunked => Rest::Chunked(Decoder::Size),
-            Framing::UntilClose => Rest::UntilClose,
+            BodyFraming::None | BodyFraming::Length(0) => RemainingBody::Done,
+            BodyFraming::Length(length) => RemainingBody::Length(length),
+            BodyFraming::Chunked => RemainingBody::Chunked(ChunkedDecoder::Size),
+            BodyFraming::UntilClose => RemainingBody::UntilClose,
         };
         Self { reader, rest }
     }
 
     /// Whether all of it was read, so that the connection may be used again.
     pub(crate) fn is_done(&self) -> bool {
-        matches!(self.rest, Rest::Done | Rest::Chunked(Decoder::Done(_)))
+        matches!(self.rest, RemainingBody::Done | RemainingBody::Chunked(ChunkedDecoder::Done(_)))
     }
 
     /// Whether trailers may follow, or have come.
     pub(crate) fn may_have_trailers(&self) -> bool {
-        matches!(self.rest, Rest::Chunked(_))
+        matches!(self.rest, RemainingBody::Chunked(_))
     }
 
     /// Goes on to what follows an upgrade. None when some of it came before the upgrade was agreed to:
@@ -170,49 +170,53 @@ impl<'a> BodyReader<'a> {
         if !self.reader.buffer.is_empty() {
             return None;
         }
-        self.rest = Rest::UntilClose;
+        self.rest = RemainingBody::UntilClose;
         Some(self)
     }
 
     pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
         match &mut self.rest {
-            Rest::Chunked(Decoder::Done(trailers)) => trailers.take(),
+            RemainingBody::Chunked(ChunkedDecoder::Done(trailers)) => trailers.take(),
             _ => None,
         }
     }
 
     /// The next piece; none at the end. Dropping the future loses nothing.
-    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         loop {
             let buffer = &mut self.reader.buffer;
             match &mut self.rest {
-                Rest::Done => return Ok(None),
-                Rest::Chunked(decoder) => match decoder.step(buffer).map_err(Broken::Malformed)? {
-                    Step::Piece(piece) => return Ok(Some(piece)),
-                    Step::End => return Ok(None),
-                    Step::NeedMore => {}
-                },
-                Rest::Length(left) if !buffer.is_empty() => {
+                RemainingBody::Done => return Ok(None),
+                RemainingBody::Chunked(decoder) => {
+                    match decoder.step(buffer).map_err(BodyError::Malformed)? {
+                        ChunkedStep::Piece(piece) => return Ok(Some(piece)),
+                        ChunkedStep::End => return Ok(None),
+                        ChunkedStep::NeedMore => {}
+                    }
+                }
+                RemainingBody::Length(left) if !buffer.is_empty() => {
                     let now = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
                     *left -= now as u64;
                     let piece = buffer.split_to(now).freeze();
                     if *left == 0 {
-                        self.rest = Rest::Done;
+                        self.rest = RemainingBody::Done;
                     }
                     return Ok(Some(piece));
                 }
-                Rest::UntilClose if !buffer.is_empty() => return Ok(Some(buffer.split().freeze())),
-                Rest::Length(_) | Rest::UntilClose => {}
+                RemainingBody::UntilClose if !buffer.is_empty() => {
+                    return Ok(Some(buffer.split().freeze()));
+                }
+                RemainingBody::Length(_) | RemainingBody::UntilClose => {}
             }
             self.reader.reserve(READ_BYTES);
             match self.reader.half.read_buf(&mut self.reader.buffer).await {
-                Ok(0) if matches!(self.rest, Rest::UntilClose) => {
-                    self.rest = Rest::Done;
+                Ok(0) if matches!(self.rest, RemainingBody::UntilClose) => {
+                    self.rest = RemainingBody::Done;
                     return Ok(None);
                 }
-                Ok(0) => return Err(Broken::Malformed("the body ended before its end")),
+                Ok(0) => return Err(BodyError::Malformed("the body ended before its end")),
                 Ok(_) => {}
-                Err(_) => return Err(Broken::Source),
+                Err(_) => return Err(BodyError::SourceClosed),
             }
         }
     }
@@ -221,13 +225,13 @@ impl<'a> BodyReader<'a> {
 /// A body being written.
 #[derive(Debug)]
 pub(crate) struct BodyWriter<'a> {
-    pub(crate) writer: &'a mut Writer,
-    pub(crate) coding: Coding,
+    pub(crate) writer: &'a mut Http1Writer,
+    pub(crate) coding: BodyCoding,
 }
 
 /// How a body is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Coding {
+pub(crate) enum BodyCoding {
     /// As it is; its end is known from its length, or from the end of the connection.
     Plain,
     Chunked,
@@ -235,9 +239,9 @@ pub(crate) enum Coding {
     Tunnel,
 }
 
-impl Coding {
-    pub(crate) fn of(framing: Framing) -> Self {
-        if framing == Framing::Chunked { Self::Chunked } else { Self::Plain }
+impl BodyCoding {
+    pub(crate) fn of(framing: BodyFraming) -> Self {
+        if framing == BodyFraming::Chunked { Self::Chunked } else { Self::Plain }
     }
 }
 
@@ -248,7 +252,7 @@ impl BodyWriter<'_> {
         }
         let out = self.writer.room();
         out.reserve(piece.len() + 20);
-        if self.coding == Coding::Chunked {
+        if self.coding == BodyCoding::Chunked {
             put_hexadecimal(piece.len(), out);
             out.put_slice(b"\r\n");
             out.put_slice(piece);
@@ -264,7 +268,7 @@ impl BodyWriter<'_> {
     }
 
     pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> io::Result<()> {
-        if self.coding == Coding::Chunked {
+        if self.coding == BodyCoding::Chunked {
             let out = self.writer.room();
             out.put_slice(b"0\r\n");
             for (name, value) in trailers.iter().flatten() {
@@ -276,7 +280,7 @@ impl BodyWriter<'_> {
             out.put_slice(b"\r\n");
         }
         self.flush().await?;
-        if self.coding == Coding::Tunnel { self.writer.half.shutdown().await } else { Ok(()) }
+        if self.coding == BodyCoding::Tunnel { self.writer.half.shutdown().await } else { Ok(()) }
     }
 }
 

@@ -13,7 +13,7 @@ const TRAILER_LIMIT_BYTES: usize = 16 * 1024;
 
 /// How far a chunked body has been read.
 #[derive(Debug)]
-pub(crate) enum Decoder {
+pub(crate) enum ChunkedDecoder {
     /// A size line comes next.
     Size,
     /// So many bytes of a chunk are left.
@@ -28,23 +28,23 @@ pub(crate) enum Decoder {
 
 /// One step of reading.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum ChunkedStep {
     Piece(Bytes),
     NeedMore,
     End,
 }
 
-impl Decoder {
+impl ChunkedDecoder {
     /// Reads as far as the buffer goes.
     ///
     /// # Errors
     /// What breaks the coding.
-    pub(crate) fn step(&mut self, buffer: &mut BytesMut) -> Result<Step, &'static str> {
+    pub(crate) fn step(&mut self, buffer: &mut BytesMut) -> Result<ChunkedStep, &'static str> {
         loop {
             match self {
                 Self::Size => {
                     let Some(line) = take_line(buffer, SIZE_LINE_LIMIT)? else {
-                        return Ok(Step::NeedMore);
+                        return Ok(ChunkedStep::NeedMore);
                     };
                     *self = match size(&line)? {
                         0 => Self::Trailers,
@@ -53,7 +53,7 @@ impl Decoder {
                 }
                 Self::Data(left) => {
                     if buffer.is_empty() {
-                        return Ok(Step::NeedMore);
+                        return Ok(ChunkedStep::NeedMore);
                     }
                     let now = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
                     let piece = buffer.split_to(now).freeze();
@@ -61,21 +61,21 @@ impl Decoder {
                     if *left == 0 {
                         *self = Self::DataEnd;
                     }
-                    return Ok(Step::Piece(piece));
+                    return Ok(ChunkedStep::Piece(piece));
                 }
                 Self::DataEnd => {
                     match (buffer.first(), buffer.get(1)) {
                         (Some(b'\r'), Some(b'\n')) => buffer.advance(2),
-                        (Some(b'\r') | None, None) => return Ok(Step::NeedMore),
+                        (Some(b'\r') | None, None) => return Ok(ChunkedStep::NeedMore),
                         _ => return Err("a chunk does not end where its size says"),
                     }
                     *self = Self::Size;
                 }
                 Self::Trailers => match take_trailers(buffer)? {
                     Some(trailers) => *self = Self::Done(trailers),
-                    None => return Ok(Step::NeedMore),
+                    None => return Ok(ChunkedStep::NeedMore),
                 },
-                Self::Done(_) => return Ok(Step::End),
+                Self::Done(_) => return Ok(ChunkedStep::End),
             }
         }
     }
@@ -131,7 +131,7 @@ fn take_trailers(buffer: &mut BytesMut) -> Result<Option<Option<HeaderMap>>, &'s
     let mut storage = [httparse::EMPTY_HEADER; 64];
     let headers = match httparse::parse_headers(&section, &mut storage) {
         Ok(httparse::Status::Complete((_, headers))) => headers,
-        Ok(httparse::Status::Partial) | Err(_) => return Err("the trailers are no fields"),
+        Ok(httparse::Status::Partial) | Err(_) => return Err("the trailers are no headers"),
     };
     let mut trailers = HeaderMap::new();
     for header in headers {
@@ -154,11 +154,11 @@ mod tests {
     use super::*;
 
     fn read_on(
-        decoder: &mut Decoder,
+        decoder: &mut ChunkedDecoder,
         buffer: &mut BytesMut,
         body: &mut Vec<u8>,
     ) -> Result<(), &'static str> {
-        while let Step::Piece(piece) = decoder.step(buffer)? {
+        while let ChunkedStep::Piece(piece) = decoder.step(buffer)? {
             body.extend_from_slice(&piece);
         }
         Ok(())
@@ -167,7 +167,7 @@ mod tests {
     /// Feeds the text whole and byte by byte; both must read the same.
     fn check(text: &str, expected: Result<(&str, usize), &str>) {
         for step in [text.len().max(1), 1] {
-            let mut decoder = Decoder::Size;
+            let mut decoder = ChunkedDecoder::Size;
             let mut buffer = BytesMut::new();
             let mut body = Vec::new();
             let mut result = Ok(());
@@ -178,8 +178,11 @@ mod tests {
                     break;
                 }
             }
-            let trailers =
-                if let Decoder::Done(Some(trailers)) = &decoder { trailers.len() } else { 0 };
+            let trailers = if let ChunkedDecoder::Done(Some(trailers)) = &decoder {
+                trailers.len()
+            } else {
+                0
+            };
             let body = String::from_utf8(body).expect("text");
             match expected {
                 Ok(want) => assert_eq!(

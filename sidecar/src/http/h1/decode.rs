@@ -8,17 +8,17 @@ use httparse::Header;
 use tokio::io::AsyncReadExt;
 use weft_model::{Cluster, DesyncMode, HttpLimits};
 
-use super::body::{Framing, Reader};
-use super::framing::Facts;
+use super::body::{BodyFraming, Http1Reader};
+use super::framing::FramingHeaders;
 use super::line::{BESIDE_TARGET_BYTES, RequestLine, has_strict_ends, request_line};
 use crate::denial::Denial;
-use crate::http::desync::{Found, Reason, Verdict};
-use crate::http::fields::{Fields, Span, SpanFields};
+use crate::http::desync::{DesyncAction, DesyncFindings, DesyncReason};
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Upgrade};
+use crate::http::headers::{BufferedHeaders, HeaderSpan, Headers};
 use crate::tls::failure::TlsFailure;
 use crate::upstream_failure::ResponseFault;
 
-/// How many fields are read without asking for memory.
+/// How many headers are read without asking for memory.
 const FEW_FIELDS: usize = 64;
 /// How much is read at once while a head is awaited.
 const READ_BYTES: usize = 4096;
@@ -29,7 +29,7 @@ pub(crate) enum HeadError {
     /// The other side closed before it began one: the good end of a connection.
     Closed,
     /// The connection broke, by this alert where it was one.
-    Broken(Option<TlsFailure>),
+    ConnectionLost(Option<TlsFailure>),
     /// What came must be refused.
     Refused(Denial),
 }
@@ -38,13 +38,13 @@ pub(crate) enum HeadError {
 #[derive(Debug)]
 pub(crate) struct ReadRequest {
     pub(crate) head: RequestHead,
-    pub(crate) framing: Framing,
+    pub(crate) framing: BodyFraming,
     pub(crate) keep_alive: bool,
 }
 
 /// Reads the head of a request.
 pub(crate) async fn read_request(
-    reader: &mut Reader,
+    reader: &mut Http1Reader,
     limits: &HttpLimits,
     mode: DesyncMode,
 ) -> Result<ReadRequest, HeadError> {
@@ -78,15 +78,15 @@ fn may_end(buffer: &[u8], seen: usize) -> bool {
     new.windows(2).any(|pair| pair == b"\n\n") || new.windows(3).any(|three| three == b"\n\r\n")
 }
 
-async fn more(reader: &mut Reader) -> Result<(), HeadError> {
+async fn more(reader: &mut Http1Reader) -> Result<(), HeadError> {
     reader.reserve(READ_BYTES);
     match reader.half.read_buf(&mut reader.buffer).await {
         Ok(0) if reader.buffer.is_empty() => Err(HeadError::Closed),
         Ok(0) if reader.buffer.ends_with(b"\n") => {
-            Err(HeadError::Refused(Denial::Desync(Reason::MissingLastEmptyLine)))
+            Err(HeadError::Refused(Denial::Desync(DesyncReason::MissingLastEmptyLine)))
         }
-        Ok(0) => Err(HeadError::Refused(Denial::Desync(Reason::PartialHeaderLine))),
-        Err(error) => Err(HeadError::Broken(TlsFailure::of_read(&error))),
+        Ok(0) => Err(HeadError::Refused(Denial::Desync(DesyncReason::PartialHeaderLine))),
+        Err(error) => Err(HeadError::ConnectionLost(TlsFailure::of_read(&error))),
         Ok(_) => Ok(()),
     }
 }
@@ -96,12 +96,12 @@ fn parse_request(
     limits: &HttpLimits,
     mode: DesyncMode,
 ) -> Result<Option<ReadRequest>, Denial> {
-    let mut found = Found::default();
+    let mut found = DesyncFindings::default();
     let Some(line) = request_line(buffer, limits, &mut found)? else {
         return Ok(None);
     };
     let part = buffer.get(line.length..).unwrap_or_default();
-    let Some(section) = FieldSection::read(part, limits, line.version, &mut found)? else {
+    let Some(section) = HeaderSection::read(part, limits, line.version, &mut found)? else {
         return Ok(None);
     };
     let length = line.length + section.length;
@@ -109,15 +109,15 @@ fn parse_request(
         return Err(Denial::HeadTooLarge);
     }
     let framing = section.framing(&line.method, &mut found);
-    let judged = found.worst().map(|reason| (reason, reason.judge(mode)));
+    let judged = found.worst().map(|reason| (reason, reason.action(mode)));
     let (is_isolated, is_last) = match judged {
-        Some((reason, Verdict::Refuse)) => return Err(Denial::Desync(reason)),
-        Some((_, Verdict::AllowAndClose)) => (true, true),
-        Some((_, Verdict::Isolate)) => (true, false),
-        Some((_, Verdict::Allow)) | None => (false, false),
+        Some((reason, DesyncAction::Refuse)) => return Err(Denial::Desync(reason)),
+        Some((_, DesyncAction::AllowAndClose)) => (true, true),
+        Some((_, DesyncAction::Isolate)) => (true, false),
+        Some((_, DesyncAction::Allow)) | None => (false, false),
     };
     let RequestLine { method, target, version, length: line_bytes } = line;
-    let FieldSection { facts, mut spans, .. } = section;
+    let HeaderSection { facts, mut spans, .. } = section;
     let authority = match (target.authority, facts.host) {
         (Some(authority), Some(_)) => authority,
         (None, Some(host)) => host,
@@ -128,34 +128,34 @@ fn parse_request(
     let asks_websocket = facts.upgrades && facts.websocket;
     let upgrade = match framing {
         _ if method == Method::CONNECT => Some(Upgrade::Tunnel),
-        Framing::None if asks_websocket && version == HttpVersion::Http11 => {
+        BodyFraming::None if asks_websocket && version == HttpVersion::Http11 => {
             (method == Method::GET).then_some(Upgrade::WebSocket)
         }
         _ => None,
     };
-    if method == Method::CONNECT && framing != Framing::None {
+    if method == Method::CONNECT && framing != BodyFraming::None {
         return Err(Denial::Malformed("a CONNECT with a body"));
     }
     let keep_alive = !facts.close && (version != HttpVersion::Http10 || facts.keep_alive);
     let expects_continue =
-        facts.expects_continue && framing != Framing::None && version != HttpVersion::Http10;
+        facts.expects_continue && framing != BodyFraming::None && version != HttpVersion::Http10;
     spans.iter_mut().for_each(|span| span.shift(line_bytes));
-    let mut fields = Fields::from(SpanFields::new(buffer.split_to(length).freeze(), spans));
-    fields.remove(|name| {
+    let mut headers = Headers::from(BufferedHeaders::new(buffer.split_to(length).freeze(), spans));
+    headers.remove(|name| {
         name.eq_ignore_ascii_case(b"host")
             || name.eq_ignore_ascii_case(b"content-length")
             || (name.eq_ignore_ascii_case(b"expect") && !expects_continue)
     });
     let content_length = match framing {
-        Framing::Length(length) => Some(length),
-        Framing::None | Framing::Chunked | Framing::UntilClose => None,
+        BodyFraming::Length(length) => Some(length),
+        BodyFraming::None | BodyFraming::Chunked | BodyFraming::UntilClose => None,
     };
     let head = RequestHead {
         readings: None,
         method,
         target: target.path,
         authority,
-        fields,
+        headers,
         upgrade,
         content_length,
         version,
@@ -165,22 +165,22 @@ fn parse_request(
     Ok(Some(ReadRequest { head, framing, keep_alive: keep_alive && !is_last }))
 }
 
-/// The fields of a head.
-struct FieldSection {
+/// The headers of a head.
+struct HeaderSection {
     /// How many bytes they are, with the empty line behind them.
     length: usize,
-    facts: Facts,
+    facts: FramingHeaders,
     /// Where each is, from the first.
-    spans: Vec<Span>,
+    spans: Vec<HeaderSpan>,
 }
 
-impl FieldSection {
+impl HeaderSection {
     /// None when it is not whole yet.
     fn read(
         part: &[u8],
         limits: &HttpLimits,
         version: HttpVersion,
-        found: &mut Found,
+        found: &mut DesyncFindings,
     ) -> Result<Option<Self>, Denial> {
         let mut few = [httparse::EMPTY_HEADER; FEW_FIELDS];
         let mut many = Vec::new();
@@ -201,64 +201,64 @@ impl FieldSection {
         }
         let section = part.get(..length).unwrap_or_default();
         if !has_strict_ends(section) {
-            found.add(Reason::NonCrLfLineTermination);
+            found.add(DesyncReason::NonCrLfLineTermination);
         }
-        let facts = Facts::of(headers, version, found)?;
+        let facts = FramingHeaders::of(headers, version, found)?;
         Ok(Some(Self { length, facts, spans: spans(section, headers) }))
     }
 
     /// How a request's body is framed.
-    fn framing(&self, method: &Method, found: &mut Found) -> Framing {
+    fn framing(&self, method: &Method, found: &mut DesyncFindings) -> BodyFraming {
         let has_no_body = *method == Method::GET || *method == Method::HEAD;
         match (self.facts.chunked, self.facts.content_length) {
             (true, _) => {
                 if has_no_body {
-                    found.add(Reason::UndefinedTransferEncodingSemantics);
+                    found.add(DesyncReason::UndefinedTransferEncodingSemantics);
                 }
-                Framing::Chunked
+                BodyFraming::Chunked
             }
             (false, Some(0)) if has_no_body => {
-                found.add(Reason::GetHeadZeroContentLength);
-                Framing::None
+                found.add(DesyncReason::GetHeadZeroContentLength);
+                BodyFraming::None
             }
             (false, Some(length)) => {
                 if has_no_body {
-                    found.add(Reason::UndefinedContentLengthSemantics);
+                    found.add(DesyncReason::UndefinedContentLengthSemantics);
                 }
-                Framing::Length(length)
+                BodyFraming::Length(length)
             }
-            (false, None) => Framing::None,
+            (false, None) => BodyFraming::None,
         }
     }
 }
 
-/// What is wrong with fields that cannot be read.
-fn why(part: &[u8]) -> Reason {
+/// What is wrong with headers that cannot be read.
+fn why(part: &[u8]) -> DesyncReason {
     for line in part.split(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let Some(colon) = line.iter().position(|byte| *byte == b':') else {
             return match line {
-                [b' ' | b'\t', ..] => Reason::MultilineHeader,
-                _ => Reason::MissingHeaderColon,
+                [b' ' | b'\t', ..] => DesyncReason::MultilineHeader,
+                _ => DesyncReason::MissingHeaderColon,
             };
         };
         let (name, value) = line.split_at(colon);
         let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
         let reason = match name {
-            [] => Reason::EmptyHeader,
-            [b' ' | b'\t', ..] => Reason::MultilineHeader,
-            _ if !name.iter().all(is_token) => Reason::BadHeader,
+            [] => DesyncReason::EmptyHeader,
+            [b' ' | b'\t', ..] => DesyncReason::MultilineHeader,
+            _ if !name.iter().all(is_token) => DesyncReason::BadHeader,
             _ if value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) => {
-                Reason::BadHeader
+                DesyncReason::BadHeader
             }
             _ => continue,
         };
         return reason;
     }
-    Reason::BadHeader
+    DesyncReason::BadHeader
 }
 
-fn spans(section: &[u8], headers: &[Header<'_>]) -> Vec<Span> {
+fn spans(section: &[u8], headers: &[Header<'_>]) -> Vec<HeaderSpan> {
     let base = section.as_ptr() as usize;
     let place = |part: &[u8]| {
         let start = (part.as_ptr() as usize).wrapping_sub(base);
@@ -266,7 +266,10 @@ fn spans(section: &[u8], headers: &[Header<'_>]) -> Vec<Span> {
         // An empty value may point anywhere.
         if part.is_empty() { (0, 0) } else { (narrow(start), narrow(start + part.len())) }
     };
-    headers.iter().map(|h| Span { name: place(h.name.as_bytes()), value: place(h.value) }).collect()
+    headers
+        .iter()
+        .map(|h| HeaderSpan { name: place(h.name.as_bytes()), value: place(h.value) })
+        .collect()
 }
 
 /// How large the head of a response may be.
@@ -287,7 +290,7 @@ impl ResponseLimits {
 #[derive(Debug)]
 pub(crate) struct ReadResponse {
     pub(crate) head: ResponseHead,
-    pub(crate) framing: Framing,
+    pub(crate) framing: BodyFraming,
     pub(crate) keep_alive: bool,
     /// How long the endpoint keeps the connection, if it said so.
     pub(crate) kept_for: Option<Duration>,
@@ -302,7 +305,7 @@ impl ReadResponse {
 
 /// Reads the head of the next response to a request of `method`, which may be an interim one.
 pub(crate) async fn read_response(
-    reader: &mut Reader,
+    reader: &mut Http1Reader,
     method: &Method,
     limits: ResponseLimits,
 ) -> Result<ReadResponse, HeadError> {
@@ -367,31 +370,34 @@ fn parse_response(
     let has_no_content = status < 200 || status == 204;
     let bodiless = has_no_content || *method == Method::HEAD || status == 304;
     let framing = match (bodiless, facts.chunked, facts.content_length) {
-        (true, _, _) => Framing::None,
-        (false, true, _) => Framing::Chunked,
-        (false, false, Some(length)) => Framing::Length(length),
-        (false, false, None) => Framing::UntilClose,
+        (true, _, _) => BodyFraming::None,
+        (false, true, _) => BodyFraming::Chunked,
+        (false, false, Some(length)) => BodyFraming::Length(length),
+        (false, false, None) => BodyFraming::UntilClose,
     };
-    let keep_alive = framing != Framing::UntilClose
+    let keep_alive = framing != BodyFraming::UntilClose
         && !facts.close
         && (version != HttpVersion::Http10 || facts.keep_alive);
-    let mut fields = Fields::from(SpanFields::new(buffer.split_to(length).freeze(), spans));
+    let mut headers = Headers::from(BufferedHeaders::new(buffer.split_to(length).freeze(), spans));
     if !bodiless || has_no_content {
         // The length of what is not sent is a fact only for HEAD and 304 (RFC 9110, section 8.6).
-        fields.remove(|name| name.eq_ignore_ascii_case(b"content-length"));
+        headers.remove(|name| name.eq_ignore_ascii_case(b"content-length"));
     }
     let content_length = if bodiless { None } else { facts.content_length };
-    let head = ResponseHead { status, fields, content_length };
+    let head = ResponseHead { status, headers, content_length };
     Ok(Some(ReadResponse { head, framing, keep_alive, kept_for: facts.kept_for }))
 }
 
 /// What the headers of a response say of it: any departure from the standard is refused.
-fn facts_of_response(headers: &[Header<'_>], version: HttpVersion) -> Result<Facts, ResponseFault> {
-    let mut found = Found::default();
-    let facts = Facts::of(headers, version, &mut found)
+fn facts_of_response(
+    headers: &[Header<'_>],
+    version: HttpVersion,
+) -> Result<FramingHeaders, ResponseFault> {
+    let mut found = DesyncFindings::default();
+    let facts = FramingHeaders::of(headers, version, &mut found)
         .map_err(|denial| ResponseFault::of_headers(headers, denial))?;
     match found.worst() {
-        Some(reason) if reason != Reason::NonCompliantHeader => {
+        Some(reason) if reason != DesyncReason::NonCompliantHeader => {
             Err(ResponseFault::of_headers(headers, Denial::Desync(reason)))
         }
         _ => Ok(facts),
@@ -483,10 +489,10 @@ mod tests {
         check(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(2048)), "431");
         let field = format!("X: {}\r\n", "x".repeat(1500));
         check(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", field.repeat(3)), "431");
-        let fields =
+        let headers =
             |count: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "a: b\r\n".repeat(count));
-        check(&fields(99), "GET a / None true");
-        check(&fields(100), "431");
+        check(&headers(99), "GET a / None true");
+        check(&headers(100), "431");
         check("GET / HTTP/2.0\r\nHost: a\r\n\r\n", "505");
         check("GET / HTTP/0.9\r\nHost: a\r\n\r\n", "505");
         check("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", "400 CONNECT needs a host and a port");
@@ -512,7 +518,7 @@ mod tests {
     fn each_reason_is_found() {
         let never = |request: &str, reason: &str| check_modes(request, [reason; 3]);
         let get = |target: &str, version: &str| format!("GET{target}{version}\r\nHost: a\r\n\r\n");
-        let with = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+        let with = |headers: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
         never(&get(" /a b", " HTTP/1.1"), "SpaceInUri");
         never(&get(" /\u{e9}", " HTTP/1.1"), "AmbiguousUri");
         never(&get(" /\u{1}", " HTTP/1.1"), "AmbiguousUri");
@@ -564,7 +570,7 @@ mod tests {
             &with("Transfer_Encoding: chunked"),
             ["POST a / None true", "POST a / None false", suspicious],
         );
-        let get_with = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+        let get_with = |headers: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
         check_modes(
             &get_with("Content-Length: 3"),
             ["GET a / Length(3) true", "GET a / Length(3) true", "UndefinedContentLengthSemantics"],

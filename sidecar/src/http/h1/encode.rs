@@ -3,11 +3,11 @@
 use bytes::{BufMut, BytesMut};
 use http::StatusCode;
 
-use super::body::Framing;
+use super::body::BodyFraming;
 use crate::http::head::{RequestHead, ResponseHead, Upgrade};
 
 /// Writes the head of a request.
-pub(crate) fn write_request(head: &RequestHead, framing: Framing, out: &mut BytesMut) {
+pub(crate) fn write_request(head: &RequestHead, framing: BodyFraming, out: &mut BytesMut) {
     out.reserve(256 + head.target.len());
     out.put_slice(head.method.as_str().as_bytes());
     out.put_slice(b" ");
@@ -16,7 +16,7 @@ pub(crate) fn write_request(head: &RequestHead, framing: Framing, out: &mut Byte
     out.put_slice(b" HTTP/1.1\r\nhost: ");
     out.put_slice(head.authority.as_bytes());
     out.put_slice(b"\r\n");
-    head.fields.write(out);
+    head.headers.write(out);
     write_framing(framing, out);
     if head.upgrade == Some(Upgrade::WebSocket) {
         out.put_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
@@ -30,7 +30,7 @@ pub(crate) fn write_request(head: &RequestHead, framing: Framing, out: &mut Byte
 /// does not say so.
 pub(crate) fn write_response(
     head: &ResponseHead,
-    framing: Framing,
+    framing: BodyFraming,
     connection: Option<&str>,
     out: &mut BytesMut,
 ) {
@@ -62,7 +62,7 @@ fn write_status(head: &ResponseHead, out: &mut BytesMut) {
     out.put_slice(b" ");
     out.put_slice(status.canonical_reason().unwrap_or("").as_bytes());
     out.put_slice(b"\r\n");
-    head.fields.write(out);
+    head.headers.write(out);
 }
 
 /// Writes the names of a head's headers with a capital letter at the start of each word, as clients expect
@@ -80,15 +80,15 @@ pub(crate) fn capitalize_names(head: &mut [u8]) {
     }
 }
 
-fn write_framing(framing: Framing, out: &mut BytesMut) {
+fn write_framing(framing: BodyFraming, out: &mut BytesMut) {
     match framing {
-        Framing::None | Framing::UntilClose => {}
-        Framing::Length(length) => {
+        BodyFraming::None | BodyFraming::UntilClose => {}
+        BodyFraming::Length(length) => {
             out.put_slice(b"content-length: ");
             put_decimal(length, out);
             out.put_slice(b"\r\n");
         }
-        Framing::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
+        BodyFraming::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
     }
 }
 

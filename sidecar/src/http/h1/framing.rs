@@ -1,4 +1,4 @@
-//! What the fields of a message say of the message itself: how its body is framed, and what becomes
+//! What the headers of a message say of the message itself: how its body is framed, and what becomes
 //! of the connection (RFC 9112, sections 6, 7 and 9).
 
 use std::time::Duration;
@@ -7,13 +7,13 @@ use httparse::Header;
 
 use crate::denial::Denial;
 use crate::http::authority::is_authority;
-use crate::http::desync::{Found, Reason};
-use crate::http::head::{BODY_LIMIT_BYTES, HttpVersion, list};
+use crate::http::desync::{DesyncFindings, DesyncReason};
+use crate::http::head::{BODY_LIMIT_BYTES, HttpVersion, list_elements};
 
-/// What the fields say.
+/// What the headers say.
 #[derive(Debug, Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is whether a token stood in its field")]
-pub(super) struct Facts {
+pub(super) struct FramingHeaders {
     pub(super) host: Option<String>,
     pub(super) content_length: Option<u64>,
     pub(super) chunked: bool,
@@ -30,8 +30,8 @@ pub(super) struct Facts {
     suspicious: bool,
 }
 
-impl Facts {
-    /// Reads the fields of a message of that version. What departs from the standard is added to
+impl FramingHeaders {
+    /// Reads the headers of a message of that version. What departs from the standard is added to
     /// `found`.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl Facts {
     pub(super) fn of(
         headers: &[Header<'_>],
         version: HttpVersion,
-        found: &mut Found,
+        found: &mut DesyncFindings,
     ) -> Result<Self, Denial> {
         let mut facts = Self::default();
         for header in headers {
@@ -47,22 +47,22 @@ impl Facts {
         }
         let frames = facts.chunked || facts.content_length.is_some();
         if facts.suspicious && frames {
-            return Err(Denial::Desync(Reason::SuspiciousTeClPresent));
+            return Err(Denial::Desync(DesyncReason::SuspiciousTeClPresent));
         }
         if facts.suspicious {
-            found.add(Reason::SuspiciousHeader);
+            found.add(DesyncReason::SuspiciousHeader);
         }
         if facts.chunked && version == HttpVersion::Http10 {
             return Err(Denial::Malformed("transfer-encoding in HTTP/1.0"));
         }
         if facts.chunked && facts.content_length.is_some() {
-            found.add(Reason::BothTeClPresent);
+            found.add(DesyncReason::BothTeClPresent);
             facts.content_length = None;
         }
         Ok(facts)
     }
 
-    fn take(&mut self, header: &Header<'_>, found: &mut Found) -> Result<(), Denial> {
+    fn take(&mut self, header: &Header<'_>, found: &mut DesyncFindings) -> Result<(), Denial> {
         // Most names are none of these, and their length tells.
         match header.name.len() {
             4 if header.name.eq_ignore_ascii_case("host") => self.take_host(header.value)?,
@@ -73,14 +73,15 @@ impl Facts {
                 self.websocket |= header.value.eq_ignore_ascii_case(b"websocket");
             }
             10 if header.name.eq_ignore_ascii_case("connection") => {
-                for token in list(header.value) {
+                for token in list_elements(header.value) {
                     self.close |= token.eq_ignore_ascii_case(b"close");
                     self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
                     self.upgrades |= token.eq_ignore_ascii_case(b"upgrade");
                 }
             }
             10 if header.name.eq_ignore_ascii_case("keep-alive") => {
-                let seconds = list(header.value).find_map(|item| item.strip_prefix(b"timeout="));
+                let seconds =
+                    list_elements(header.value).find_map(|item| item.strip_prefix(b"timeout="));
                 let seconds = seconds.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
                 self.kept_for = seconds.map(Duration::from_secs);
             }
@@ -93,7 +94,7 @@ impl Facts {
             _ => self.suspicious |= looks_like_framing(header.name.as_bytes()),
         }
         if !header.value.is_ascii() {
-            found.add(Reason::NonCompliantHeader);
+            found.add(DesyncReason::NonCompliantHeader);
         }
         Ok(())
     }
@@ -109,18 +110,18 @@ impl Facts {
         Ok(())
     }
 
-    fn take_length(&mut self, value: &[u8], found: &mut Found) -> Result<(), Denial> {
+    fn take_length(&mut self, value: &[u8], found: &mut DesyncFindings) -> Result<(), Denial> {
         if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-            return Err(Denial::Desync(Reason::BadContentLength));
+            return Err(Denial::Desync(DesyncReason::BadContentLength));
         }
         let length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
         let length = length.filter(|length| *length <= BODY_LIMIT_BYTES);
         let length = length.ok_or(Denial::BodyTooLarge)?;
         match self.content_length {
             Some(before) if before != length => {
-                return Err(Denial::Desync(Reason::MultipleContentLength));
+                return Err(Denial::Desync(DesyncReason::MultipleContentLength));
             }
-            Some(_) => found.add(Reason::DuplicateContentLength),
+            Some(_) => found.add(DesyncReason::DuplicateContentLength),
             None => self.content_length = Some(length),
         }
         Ok(())
@@ -129,14 +130,15 @@ impl Facts {
     fn take_coding(&mut self, value: &[u8]) -> Result<(), Denial> {
         if value.eq_ignore_ascii_case(b"chunked") {
             if self.chunked {
-                return Err(Denial::Desync(Reason::MultipleTransferEncodingChunked));
+                return Err(Denial::Desync(DesyncReason::MultipleTransferEncodingChunked));
             }
             self.chunked = true;
             return Ok(());
         }
-        let chunked = list(value).filter(|coding| coding.eq_ignore_ascii_case(b"chunked")).count();
+        let chunked =
+            list_elements(value).filter(|coding| coding.eq_ignore_ascii_case(b"chunked")).count();
         if chunked > 1 {
-            return Err(Denial::Desync(Reason::MultipleTransferEncodingChunked));
+            return Err(Denial::Desync(DesyncReason::MultipleTransferEncodingChunked));
         }
         let known = |coding: &[u8]| {
             [&b"gzip"[..], b"x-gzip", b"deflate", b"compress", b"x-compress", b"chunked"]
@@ -144,10 +146,10 @@ impl Facts {
                 .any(|known| coding.eq_ignore_ascii_case(known))
         };
         // What is a coding, only not one of ours, is told apart from what merely looks like one.
-        if list(value).all(known) {
+        if list_elements(value).all(known) {
             return Err(Denial::NotImplemented("a transfer-encoding other than chunked"));
         }
-        Err(Denial::Desync(Reason::BadTransferEncoding))
+        Err(Denial::Desync(DesyncReason::BadTransferEncoding))
     }
 }
 

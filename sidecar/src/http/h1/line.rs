@@ -5,7 +5,7 @@ use weft_model::HttpLimits;
 
 use crate::denial::Denial;
 use crate::http::authority;
-use crate::http::desync::{Found, Reason};
+use crate::http::desync::{DesyncFindings, DesyncReason};
 use crate::http::head::HttpVersion;
 
 /// The longest method and version, with the spaces and the end of the line around them.
@@ -15,15 +15,15 @@ pub(super) const BESIDE_TARGET_BYTES: usize = 64;
 #[derive(Debug)]
 pub(super) struct RequestLine {
     pub(super) method: Method,
-    pub(super) target: Target,
+    pub(super) target: RequestTarget,
     pub(super) version: HttpVersion,
-    /// Where the fields begin.
+    /// Where the headers begin.
     pub(super) length: usize,
 }
 
 /// What a request aims at (RFC 9112, section 3.2).
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub(super) struct RequestTarget {
     /// Path and query, or `*`; empty for `CONNECT`.
     pub(super) path: String,
     /// The authority, where it stands in the target: then `host` counts for nothing.
@@ -37,7 +37,7 @@ pub(super) struct Target {
 pub(super) fn request_line(
     buffer: &[u8],
     limits: &HttpLimits,
-    found: &mut Found,
+    found: &mut DesyncFindings,
 ) -> Result<Option<RequestLine>, Denial> {
     let line_limit = limits.target_bytes + BESIDE_TARGET_BYTES;
     let Some(end) = buffer.iter().take(line_limit + 1).position(|byte| *byte == b'\n') else {
@@ -47,7 +47,7 @@ pub(super) fn request_line(
     let line = match line.strip_suffix(b"\r") {
         Some(line) => line,
         None => {
-            found.add(Reason::NonCrLfLineTermination);
+            found.add(DesyncReason::NonCrLfLineTermination);
             line
         }
     };
@@ -55,7 +55,7 @@ pub(super) fn request_line(
         return Err(Denial::Malformed("an empty line before the request"));
     }
     let (method, target, version) = parts(line)?;
-    let method = Method::from_bytes(method).map_err(|_| Denial::Desync(Reason::BadMethod))?;
+    let method = Method::from_bytes(method).map_err(|_| Denial::Desync(DesyncReason::BadMethod))?;
     let version = http_version(version, found)?;
     if target.len() > limits.target_bytes {
         return Err(Denial::TargetTooLong);
@@ -76,7 +76,7 @@ type Parts<'a> = (&'a [u8], &'a [u8], &'a [u8]);
 fn parts(line: &[u8]) -> Result<Parts<'_>, Denial> {
     let desync = |reason| Err(Denial::Desync(reason));
     let Some(first) = line.iter().position(|byte| *byte == b' ') else {
-        return desync(Reason::MissingUri);
+        return desync(DesyncReason::MissingUri);
     };
     let last = line.iter().rposition(|byte| *byte == b' ').unwrap_or(first);
     let method = line.get(..first).unwrap_or_default();
@@ -85,34 +85,34 @@ fn parts(line: &[u8]) -> Result<Parts<'_>, Denial> {
     if first == last {
         // `GET HTTP/1.1`, or a request of HTTP/0.9, which has no version.
         let reason = if version.starts_with(b"HTTP/") || version.is_empty() {
-            Reason::MissingUri
+            DesyncReason::MissingUri
         } else {
-            Reason::BadVersion
+            DesyncReason::BadVersion
         };
         return desync(reason);
     }
     if target.iter().all(|byte| *byte == b' ') {
-        return desync(Reason::MissingUri);
+        return desync(DesyncReason::MissingUri);
     }
     if target.contains(&b' ') || version.is_empty() {
-        return desync(Reason::SpaceInUri);
+        return desync(DesyncReason::SpaceInUri);
     }
     Ok((method, target, version))
 }
 
 /// RFC 9112, section 2.3: a higher minor version is read as the highest that is known.
-fn http_version(version: &[u8], found: &mut Found) -> Result<HttpVersion, Denial> {
+fn http_version(version: &[u8], found: &mut DesyncFindings) -> Result<HttpVersion, Denial> {
     match version {
         b"HTTP/1.1" => Ok(HttpVersion::Http11),
         b"HTTP/1.0" => Ok(HttpVersion::Http10),
         [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9'] => {
-            found.add(Reason::NonCompliantVersion);
+            found.add(DesyncReason::NonCompliantVersion);
             Ok(HttpVersion::Http11)
         }
         [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => {
             Err(Denial::UnknownVersion)
         }
-        _ => Err(Denial::Desync(Reason::BadVersion)),
+        _ => Err(Denial::Desync(DesyncReason::BadVersion)),
     }
 }
 
@@ -122,42 +122,42 @@ fn check_bytes(target: &[u8]) -> Result<&str, Denial> {
         match byte {
             // RFC 3986 has none of these raw, and HTTP/2 requests with them are refused by the library, so that
             // both versions agree. The others that it forbids are encoded when the target is normalized.
-            b'#' | b'<' | b'>' => return Err(Denial::Desync(Reason::AmbiguousUri)),
-            b'"' if in_query => return Err(Denial::Desync(Reason::AmbiguousUri)),
-            b'`' if !in_query => return Err(Denial::Desync(Reason::AmbiguousUri)),
+            b'#' | b'<' | b'>' => return Err(Denial::Desync(DesyncReason::AmbiguousUri)),
+            b'"' if in_query => return Err(Denial::Desync(DesyncReason::AmbiguousUri)),
+            b'`' if !in_query => return Err(Denial::Desync(DesyncReason::AmbiguousUri)),
             b'?' => in_query = true,
             0x21..=0x7e => {}
-            0 | b'\r' => return Err(Denial::Desync(Reason::BadUri)),
-            _ => return Err(Denial::Desync(Reason::AmbiguousUri)),
+            0 | b'\r' => return Err(Denial::Desync(DesyncReason::BadUri)),
+            _ => return Err(Denial::Desync(DesyncReason::AmbiguousUri)),
         }
     }
-    std::str::from_utf8(target).map_err(|_| Denial::Desync(Reason::AmbiguousUri))
+    std::str::from_utf8(target).map_err(|_| Denial::Desync(DesyncReason::AmbiguousUri))
 }
 
-fn tunnel_target(target: &str) -> Result<Target, Denial> {
+fn tunnel_target(target: &str) -> Result<RequestTarget, Denial> {
     let has_port = authority::split(target).is_some_and(|(_, port)| port.is_some());
     if !has_port {
         return Err(Denial::Malformed("CONNECT needs a host and a port"));
     }
-    Ok(Target { path: String::new(), authority: Some(target.to_owned()) })
+    Ok(RequestTarget { path: String::new(), authority: Some(target.to_owned()) })
 }
 
-fn ordinary_target(target: &str, method: &Method) -> Result<Target, Denial> {
+fn ordinary_target(target: &str, method: &Method) -> Result<RequestTarget, Denial> {
     if target.starts_with('/') || (target == "*" && *method == Method::OPTIONS) {
-        return Ok(Target { path: target.to_owned(), authority: None });
+        return Ok(RequestTarget { path: target.to_owned(), authority: None });
     }
     let rest = ["http://", "https://"].iter().find_map(|scheme| {
         let (head, rest) = target.split_at_checked(scheme.len())?;
         head.eq_ignore_ascii_case(scheme).then_some(rest)
     });
-    let rest = rest.ok_or(Denial::Desync(Reason::BadUri))?;
+    let rest = rest.ok_or(Denial::Desync(DesyncReason::BadUri))?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     if authority::split(authority).is_none() {
         return Err(Denial::Malformed("the target's authority is no host and port"));
     }
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    Ok(Target { path, authority: Some(authority.to_owned()) })
+    Ok(RequestTarget { path, authority: Some(authority.to_owned()) })
 }
 
 /// Whether each line ends with a carriage return and a line feed: for some a lone line feed ends a

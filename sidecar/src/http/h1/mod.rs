@@ -1,7 +1,7 @@
 //! HTTP/1.1 by our own codec over `httparse`.
 //!
 //! [`decode`] turns bytes into heads under rules that leave one reading only: [`line`] those of the
-//! first line, [`framing`] those of the fields. [`encode`] writes heads; [`body`] reads and writes what
+//! first line, [`framing`] those of the headers. [`encode`] writes heads; [`body`] reads and writes what
 //! follows them.
 
 mod body;
@@ -15,7 +15,7 @@ mod line;
 
 pub(crate) use framing::looks_like_framing;
 
-pub(crate) use body::{BodyReader, BodyWriter, Coding, Framing, Reader, Writer};
+pub(crate) use body::{BodyCoding, BodyFraming, BodyReader, BodyWriter, Http1Reader, Http1Writer};
 pub(crate) use decode::{
     HeadError, ReadRequest, ReadResponse, ResponseLimits, read_request, read_response,
 };

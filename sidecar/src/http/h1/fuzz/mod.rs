@@ -42,13 +42,13 @@ async fn check_forwarded(passed: &Passed) -> Result<(), String> {
         };
     };
     same("forwarded", passed, first)?;
-    let fields = (&first.fields, &first.trailers);
-    if fields != (&passed.sent, &passed.sent_trailers) {
-        return Err(format!("{:?} is forwarded, others read {fields:?}", passed.sent));
+    let headers = (&first.headers, &first.trailers);
+    if headers != (&passed.sent, &passed.sent_trailers) {
+        return Err(format!("{:?} is forwarded, others read {headers:?}", passed.sent));
     }
-    let count = |name: HeaderName| first.fields.get_all(name).iter().count();
+    let count = |name: HeaderName| first.headers.get_all(name).iter().count();
     if count(HOST) != 1 || count(CONTENT_LENGTH) + count(TRANSFER_ENCODING) > 1 {
-        return Err(format!("{:?} has more than one host or framing", first.fields));
+        return Err(format!("{:?} has more than one host or framing", first.headers));
     }
     let follows: Vec<String> = behind.iter().map(Theirs::path).collect();
     let is_clean = if passed.is_isolated {
@@ -65,9 +65,9 @@ async fn check_forwarded(passed: &Passed) -> Result<(), String> {
 
 fn exceeds_limits(passed: &Passed) -> bool {
     let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
-    let sizes: Vec<usize> = passed.fields.iter().map(size).collect();
+    let sizes: Vec<usize> = passed.headers.iter().map(size).collect();
     passed.path.len() > LIMITS.target_bytes
-        || passed.fields.len() > LIMITS.field_count
+        || passed.headers.len() > LIMITS.field_count
         || sizes.iter().any(|size| *size > LIMITS.field_bytes)
         || sizes.iter().sum::<usize>() + passed.path.len() > LIMITS.head_bytes
 }
@@ -85,8 +85,8 @@ async fn check_raw(stream: &Stream, passed: &[Passed], ending: Ending) -> Result
             };
         };
         same("found", ours, theirs)?;
-        let (mut our_fields, mut their_fields) = (ours.fields.clone(), theirs.fields.clone());
-        // Kept apart from the fields when they are read.
+        let (mut our_fields, mut their_fields) = (ours.headers.clone(), theirs.headers.clone());
+        // Kept apart from the headers when they are read.
         for name in [HOST, CONTENT_LENGTH, EXPECT] {
             our_fields.remove(&name);
             their_fields.remove(&name);

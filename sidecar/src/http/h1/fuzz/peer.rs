@@ -17,7 +17,7 @@ pub(super) struct Theirs {
     pub(super) method: Method,
     pub(super) version: Version,
     uri: Uri,
-    pub(super) fields: HeaderMap,
+    pub(super) headers: HeaderMap,
     /// None when it did not come to its end.
     pub(super) body: Option<Bytes>,
     pub(super) trailers: HeaderMap,
@@ -32,7 +32,7 @@ impl Theirs {
             method: head.method,
             version: head.version,
             uri: head.uri,
-            fields: head.headers,
+            headers: head.headers,
             body: body.map(http_body_util::Collected::to_bytes),
             trailers: trailers.unwrap_or_default(),
         }
@@ -46,7 +46,7 @@ impl Theirs {
 
     /// From the target or, if it has none, from `host`.
     pub(super) fn authority(&self) -> &[u8] {
-        let host = || self.fields.get(http::header::HOST).map(http::HeaderValue::as_bytes);
+        let host = || self.headers.get(http::header::HOST).map(http::HeaderValue::as_bytes);
         let told = self.uri.authority().map(|authority| authority.as_str().as_bytes());
         told.or_else(host).unwrap_or_default()
     }

@@ -11,11 +11,11 @@ use tokio::time::timeout;
 use weft_model::{DesyncMode, HttpLimits};
 
 use crate::http::h1::{
-    BodyReader, BodyWriter, Coding, Framing, HeadError, ReadRequest, Reader, Writer, read_request,
-    write_request,
+    BodyCoding, BodyFraming, BodyReader, BodyWriter, HeadError, Http1Reader, Http1Writer,
+    ReadRequest, read_request, write_request,
 };
 use crate::http::head::{RequestHead, Upgrade};
-use crate::http::unwanted::{Underscored, Unwanted};
+use crate::http::header_filter::{HeaderFilter, UnderscoreAction};
 use crate::stream::{Half, Stream};
 
 /// Small, so that streams reach them.
@@ -40,7 +40,7 @@ pub(super) struct Passed {
     pub(super) path: String,
     pub(super) authority: String,
     /// As they were read.
-    pub(super) fields: HeaderMap,
+    pub(super) headers: HeaderMap,
     /// As they should arrive.
     pub(super) sent: HeaderMap,
     pub(super) body: Vec<u8>,
@@ -58,7 +58,7 @@ impl Passed {
     pub(super) fn is_the_same_as(&self, other: &Self) -> bool {
         let facts = |p: &Self| (p.method.clone(), p.path.clone(), p.authority.clone(), p.is_whole);
         facts(self) == facts(other)
-            && self.fields == other.fields
+            && self.headers == other.headers
             // A body that broke off may have been taken in to different lengths.
             && (!self.is_whole || (self.body == other.body && self.trailers == other.trailers))
     }
@@ -77,7 +77,7 @@ pub(super) enum Ending {
 
 /// A connection to a service, and the service's end of it.
 struct Onward {
-    writer: Writer,
+    writer: Http1Writer,
     service: TcpStream,
 }
 
@@ -92,7 +92,7 @@ impl Rig {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has ports");
         let (ours, service) = pair(&listener).await;
         let (_, half) = Half::pair(Stream::Plain(ours));
-        let writer = Writer::new(half, ENDS_WITHIN);
+        let writer = Http1Writer::new(half, ENDS_WITHIN);
         Self { listener, onward: Onward { writer, service } }
     }
 
@@ -106,7 +106,7 @@ impl Rig {
         let (half, _) = Half::pair(Stream::Plain(server));
         let onward = &mut self.onward;
         let reading = async move {
-            let mut reader = Reader::new(half);
+            let mut reader = Http1Reader::new(half);
             let read = read_all(&mut reader, onward, mode).await;
             // Leaves no port in wait behind.
             reader.half.reset();
@@ -130,7 +130,7 @@ impl Rig {
 }
 
 async fn read_all(
-    reader: &mut Reader,
+    reader: &mut Http1Reader,
     onward: &mut Onward,
     mode: DesyncMode,
 ) -> (Vec<Passed>, Ending) {
@@ -139,7 +139,7 @@ async fn read_all(
         let request = match read_request(reader, &LIMITS, mode).await {
             Ok(request) => request,
             Err(HeadError::Closed) => return (passed, Ending::Exhausted),
-            Err(HeadError::Broken(_)) => panic!("the connection is whole"),
+            Err(HeadError::ConnectionLost(_)) => panic!("the connection is whole"),
             Err(HeadError::Refused(_)) => return (passed, Ending::Refused),
         };
         let is_tunnel = request.head.upgrade == Some(Upgrade::Tunnel);
@@ -165,15 +165,15 @@ async fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
 }
 
 /// Passes a request on as the upstream side does.
-async fn forward(reader: &mut Reader, request: ReadRequest, onward: &mut Onward) -> Passed {
+async fn forward(reader: &mut Http1Reader, request: ReadRequest, onward: &mut Onward) -> Passed {
     let ReadRequest { mut head, framing, .. } = request;
-    let fields = head.fields.to_map();
-    let unwanted = Unwanted::of_request(&head.fields, Underscored::Allowed);
-    unwanted.strip(&mut head.fields);
+    let headers = head.headers.to_map();
+    let header_filter = HeaderFilter::of_request(&head.headers, UnderscoreAction::Allowed);
+    header_filter.strip(&mut head.headers);
     let onward_framing = onward_framing(&head, framing);
     let Onward { writer, service } = onward;
     write_request(&head, onward_framing, writer.room());
-    let mut sink = BodyWriter { writer, coding: Coding::of(onward_framing) };
+    let mut sink = BodyWriter { writer, coding: BodyCoding::of(onward_framing) };
     let mut source = BodyReader::new(reader, framing);
     let mut body = Vec::new();
     let is_whole = loop {
@@ -187,9 +187,9 @@ async fn forward(reader: &mut Reader, request: ReadRequest, onward: &mut Onward)
         }
     };
     let trailers = source.take_trailers();
-    let sent_trailers = trailers
-        .clone()
-        .map(|trailers| unwanted.strip_trailers(trailers).expect("names with an underscore pass"));
+    let sent_trailers = trailers.clone().map(|trailers| {
+        header_filter.strip_trailers(trailers).expect("names with an underscore pass")
+    });
     if is_whole {
         sink.finish(sent_trailers.clone()).await.expect("the service takes it");
     }
@@ -205,7 +205,7 @@ async fn forward(reader: &mut Reader, request: ReadRequest, onward: &mut Onward)
         method: head.method,
         path: head.target,
         authority: head.authority,
-        fields,
+        headers,
         body,
         trailers: trailers.unwrap_or_default(),
         sent_trailers: sent_trailers.unwrap_or_default(),
@@ -217,25 +217,25 @@ async fn forward(reader: &mut Reader, request: ReadRequest, onward: &mut Onward)
 }
 
 /// As the upstream side frames it.
-fn onward_framing(head: &RequestHead, framing: Framing) -> Framing {
+fn onward_framing(head: &RequestHead, framing: BodyFraming) -> BodyFraming {
     let gives_a_meaning = [Method::POST, Method::PUT, Method::PATCH].contains(&head.method);
     match (framing, head.content_length) {
-        _ if head.upgrade.is_some() => Framing::None,
-        (_, Some(length)) => Framing::Length(length),
-        (Framing::None, None) if gives_a_meaning => Framing::Length(0),
+        _ if head.upgrade.is_some() => BodyFraming::None,
+        (_, Some(length)) => BodyFraming::Length(length),
+        (BodyFraming::None, None) if gives_a_meaning => BodyFraming::Length(0),
         (framing, None) => framing,
     }
 }
 
-/// The fields that the service should see.
-fn sent(head: &RequestHead, framing: Framing) -> HeaderMap {
-    let mut sent = head.fields.to_map();
+/// The headers that the service should see.
+fn sent(head: &RequestHead, framing: BodyFraming) -> HeaderMap {
+    let mut sent = head.headers.to_map();
     let value = |text: &str| HeaderValue::from_str(text).expect("it was read as one");
     sent.append(HOST, value(&head.authority));
     match framing {
-        Framing::None | Framing::UntilClose => {}
-        Framing::Length(length) => drop(sent.append(CONTENT_LENGTH, length.into())),
-        Framing::Chunked => drop(sent.append(TRANSFER_ENCODING, value("chunked"))),
+        BodyFraming::None | BodyFraming::UntilClose => {}
+        BodyFraming::Length(length) => drop(sent.append(CONTENT_LENGTH, length.into())),
+        BodyFraming::Chunked => drop(sent.append(TRANSFER_ENCODING, value("chunked"))),
     }
     if head.upgrade == Some(Upgrade::WebSocket) {
         sent.append(CONNECTION, value("upgrade"));

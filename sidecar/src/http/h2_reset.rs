@@ -16,13 +16,13 @@ const STATUS_400: u8 = 0x80 | 12;
 
 /// A reset among the frames that the library writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct ReplaceableReset {
     /// Where it begins.
     pub(super) offset: usize,
     pub(super) stream: u32,
 }
 
-impl Refusal {
+impl ReplaceableReset {
     /// How many bytes the reset has.
     pub(super) const BYTES: usize = RESET_BYTES;
 
@@ -67,16 +67,16 @@ mod tests {
         let ping = frame(6, 0, &[0; 8]);
         let reset = |stream, code| frame(RST_STREAM, stream, &[0, 0, 0, code]);
         let bytes = [&[9; 3][..], &ping, &reset(3, 1), &reset(5, 8), &reset(5, 1), &ping].concat();
-        let found = Refusal::find(&bytes, 3, |stream| stream == 5);
-        assert_eq!(found, Some(Refusal { offset: 3 + 17 + 13 + 13, stream: 5 }));
-        assert_eq!(Refusal::find(&bytes, 3, |_| false), None);
-        assert_eq!(Refusal::find(&bytes[..40], 3, |stream| stream == 5), None);
-        assert_eq!(Refusal::find(&bytes, 500, |_| true), None);
+        let found = ReplaceableReset::find(&bytes, 3, |stream| stream == 5);
+        assert_eq!(found, Some(ReplaceableReset { offset: 3 + 17 + 13 + 13, stream: 5 }));
+        assert_eq!(ReplaceableReset::find(&bytes, 3, |_| false), None);
+        assert_eq!(ReplaceableReset::find(&bytes[..40], 3, |stream| stream == 5), None);
+        assert_eq!(ReplaceableReset::find(&bytes, 500, |_| true), None);
     }
 
     #[test]
     fn answer_is_a_response_and_a_reset() {
-        let answer = Refusal { offset: 0, stream: 7 }.answer();
+        let answer = ReplaceableReset { offset: 0, stream: 7 }.answer();
         let (response, reset) = answer.split_at(10);
         assert_eq!(response, [0, 0, 1, 1, 5, 0, 0, 0, 7, 0x8c]);
         assert_eq!(reset, frame(RST_STREAM, 7, &[0; 4]));

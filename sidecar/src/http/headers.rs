@@ -1,6 +1,6 @@
-//! The header fields of a message: spans of the buffer they were read into, or a map.
+//! The header headers of a message: spans of the buffer they were read into, or a map.
 //!
-//! HTTP/1.1 fields stay where they were read and are written again from there; only what is
+//! HTTP/1.1 headers stay where they were read and are written again from there; only what is
 //! removed or added costs anything. HTTP/2 brings a map, which stays one when the next hop is
 //! HTTP/2 too.
 
@@ -10,51 +10,51 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::name_set::NameSet;
 
-/// The fields of a message.
+/// The headers of a message.
 #[derive(Debug, Clone)]
-pub(crate) struct Fields {
+pub(crate) struct Headers {
     /// Every name that is there, and maybe some that were.
     names: NameSet,
     held: Held,
 }
 
-/// How the fields of a message are held.
+/// How the headers of a message are held.
 #[derive(Debug, Clone)]
 enum Held {
-    Spans(SpanFields),
+    Spans(BufferedHeaders),
     Map(HeaderMap),
 }
 
-impl From<HeaderMap> for Fields {
+impl From<HeaderMap> for Headers {
     fn from(map: HeaderMap) -> Self {
         let names = map.keys().map(|name| name.as_str().as_bytes()).collect();
         Self { names, held: Held::Map(map) }
     }
 }
 
-impl From<SpanFields> for Fields {
-    fn from(fields: SpanFields) -> Self {
-        let names = NameSet::of_head(&fields.buffer, fields.iter().map(|(name, _)| name));
-        Self { names, held: Held::Spans(fields) }
+impl From<BufferedHeaders> for Headers {
+    fn from(headers: BufferedHeaders) -> Self {
+        let names = NameSet::of_head(&headers.buffer, headers.iter().map(|(name, _)| name));
+        Self { names, held: Held::Spans(headers) }
     }
 }
 
-/// Fields in the buffer that holds their message's head.
+/// Headers in the buffer that holds their message's head.
 #[derive(Debug, Clone)]
-pub(crate) struct SpanFields {
+pub(crate) struct BufferedHeaders {
     buffer: Bytes,
-    spans: Vec<Span>,
+    spans: Vec<HeaderSpan>,
     added: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// Where a field stands in the buffer.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Span {
+pub(crate) struct HeaderSpan {
     pub(crate) name: (u32, u32),
     pub(crate) value: (u32, u32),
 }
 
-impl Span {
+impl HeaderSpan {
     /// Moves it by so many bytes.
     pub(crate) fn shift(&mut self, by: usize) {
         let by = u32::try_from(by).unwrap_or(0);
@@ -67,8 +67,8 @@ impl Span {
     }
 }
 
-impl SpanFields {
-    pub(crate) fn new(buffer: Bytes, spans: Vec<Span>) -> Self {
+impl BufferedHeaders {
+    pub(crate) fn new(buffer: Bytes, spans: Vec<HeaderSpan>) -> Self {
         Self { buffer, spans, added: Vec::new() }
     }
 
@@ -86,7 +86,7 @@ impl SpanFields {
     /// A map that shares no room with the buffer.
     fn to_map(&self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.spans.len() + self.added.len());
-        let length = |span: &Span| (span.value.1 - span.value.0) as usize;
+        let length = |span: &HeaderSpan| (span.value.1 - span.value.0) as usize;
         let all: usize = self.spans.iter().map(length).sum();
         // One room for all of them, where it is small.
         let mut room = BytesMut::with_capacity(if all > SHARED_BYTES { 0 } else { all });
@@ -123,7 +123,7 @@ fn apart(value: &HeaderValue) -> HeaderValue {
 /// comparing it with this many others.
 const SCAN_LIMIT: usize = 24;
 
-impl Fields {
+impl Headers {
     /// The names that may be there.
     pub(crate) fn names(&self) -> NameSet {
         self.names
@@ -137,7 +137,7 @@ impl Fields {
 
     fn find(&self, name: &str) -> Option<&[u8]> {
         match &self.held {
-            Held::Spans(fields) => fields
+            Held::Spans(headers) => headers
                 .iter()
                 .find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
                 .map(|(_, value)| value),
@@ -159,7 +159,7 @@ impl Fields {
             return;
         }
         match &self.held {
-            Held::Spans(fields) => fields
+            Held::Spans(headers) => headers
                 .iter()
                 .filter(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
                 .for_each(|(_, value)| see(value)),
@@ -174,16 +174,16 @@ impl Fields {
     /// Whether any name, in the case it was written, is one that `wanted` picks.
     pub(crate) fn any_name(&self, wanted: impl Fn(&[u8]) -> bool) -> bool {
         match &self.held {
-            Held::Spans(fields) => fields.iter().any(|(name, _)| wanted(name)),
+            Held::Spans(headers) => headers.iter().any(|(name, _)| wanted(name)),
             Held::Map(map) => map.keys().any(|name| wanted(name.as_str().as_bytes())),
         }
     }
 
-    /// Removes the fields whose name, in the case it was written, `unwanted` picks.
+    /// Removes the headers whose name, in the case it was written, `unwanted` picks.
     pub(crate) fn remove(&mut self, unwanted: impl Fn(&[u8]) -> bool) {
         match &mut self.held {
-            Held::Spans(SpanFields { buffer, spans, added }) => {
-                let name = |span: &Span| {
+            Held::Spans(BufferedHeaders { buffer, spans, added }) => {
+                let name = |span: &HeaderSpan| {
                     buffer.get(span.name.0 as usize..span.name.1 as usize).unwrap_or_default()
                 };
                 spans.retain(|span| !unwanted(name(span)));
@@ -209,14 +209,14 @@ impl Fields {
     pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
         self.names.insert(name.as_str().as_bytes());
         match &mut self.held {
-            Held::Spans(fields) => fields.added.push((name, value)),
+            Held::Spans(headers) => headers.added.push((name, value)),
             Held::Map(map) => {
                 map.append(name, value);
             }
         }
     }
 
-    /// Writes the fields as HTTP/1.1 lines.
+    /// Writes the headers as HTTP/1.1 lines.
     pub(crate) fn write(&self, out: &mut BytesMut) {
         let mut line = |name: &[u8], value: &[u8]| {
             out.reserve(name.len() + value.len() + 4);
@@ -226,7 +226,7 @@ impl Fields {
             out.put_slice(b"\r\n");
         };
         match &self.held {
-            Held::Spans(fields) => fields.iter().for_each(|(name, value)| line(name, value)),
+            Held::Spans(headers) => headers.iter().for_each(|(name, value)| line(name, value)),
             Held::Map(map) => {
                 for (name, value) in map.iter().filter(|(name, _)| *name != COOKIE) {
                     line(name.as_str().as_bytes(), value.as_bytes());
@@ -241,7 +241,7 @@ impl Fields {
         }
     }
 
-    /// The fields as a map, for HTTP/2. A field that no map may hold is left out: it was checked
+    /// The headers as a map, for HTTP/2. A field that no map may hold is left out: it was checked
     /// when it was read, so there is none.
     pub(crate) fn into_map(self) -> HeaderMap {
         match self.held {
@@ -254,16 +254,16 @@ impl Fields {
                 }
                 map
             }
-            Held::Spans(fields) => fields.to_map(),
+            Held::Spans(headers) => headers.to_map(),
         }
     }
 
-    /// The fields as a map of their own: it shares no room with the buffer that they were read into, or
+    /// The headers as a map of their own: it shares no room with the buffer that they were read into, or
     /// whoever remembers one value would keep that buffer.
     pub(crate) fn to_map(&self) -> HeaderMap {
         match &self.held {
             Held::Map(map) => map.clone(),
-            Held::Spans(fields) => fields.to_map(),
+            Held::Spans(headers) => headers.to_map(),
         }
     }
 }
@@ -282,11 +282,11 @@ mod tests {
                 map.append(name, HeaderValue::from_static("other"));
             }
             map.append("x-tag", HeaderValue::from_static("b"));
-            let fields = Fields::from(map);
-            assert_eq!(fields.get("x-tag"), Some(&b"a"[..]), "{others}");
-            assert_eq!(fields.get("x-ta"), None, "{others}");
+            let headers = Headers::from(map);
+            assert_eq!(headers.get("x-tag"), Some(&b"a"[..]), "{others}");
+            assert_eq!(headers.get("x-ta"), None, "{others}");
             let mut values = Vec::new();
-            fields.each("x-tag", |value| values.push(value.to_vec()));
+            headers.each("x-tag", |value| values.push(value.to_vec()));
             assert_eq!(values, [b"a", b"b"], "{others}");
         }
     }

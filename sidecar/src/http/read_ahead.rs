@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 
-use super::body::{Broken, Source, Taken};
+use super::body::{BodyError, BodySource, ReplayBuffer};
 
 /// Pieces below this size are merged.
 const SMALL_BYTES: usize = 1024;
@@ -15,7 +15,7 @@ const SMALL_BYTES: usize = 1024;
 const MERGED_BYTES: usize = 16 * 1024;
 
 /// The next of a body, or its end.
-type Next = Result<Option<Bytes>, Broken>;
+type Next = Result<Option<Bytes>, BodyError>;
 
 /// Pieces that wait to be sent.
 #[derive(Debug, Default)]
@@ -51,12 +51,12 @@ impl Queue {
     }
 }
 
-/// What was read ahead. It is bounded: pieces that are kept to be sent once more are bounded by [`Taken`], and the
+/// What was read ahead. It is bounded: pieces that are kept to be sent once more are bounded by [`ReplayBuffer`], and the
 /// others by the window of the stream, since they are not released before they leave here.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead<'t> {
     /// Where all that is read is kept, so that the body can be sent once more.
-    taken: Option<&'t RefCell<Taken>>,
+    taken: Option<&'t RefCell<ReplayBuffer>>,
     /// None until something waits: most bodies are sent as fast as they are read.
     queue: Option<Box<Queue>>,
     end: Option<Next>,
@@ -65,12 +65,12 @@ pub(crate) struct Ahead<'t> {
 }
 
 impl<'t> Ahead<'t> {
-    pub(crate) fn new(taken: Option<&'t RefCell<Taken>>) -> Self {
+    pub(crate) fn new(taken: Option<&'t RefCell<ReplayBuffer>>) -> Self {
         Self { taken, ..Self::default() }
     }
 
     /// Waits for the next piece when none was at hand.
-    pub(crate) async fn wait(&mut self, source: &mut Source<'_>) -> Next {
+    pub(crate) async fn wait(&mut self, source: &mut BodySource<'_>) -> Next {
         let next = source.piece().await;
         self.keep(&next);
         next
@@ -82,14 +82,14 @@ impl<'t> Ahead<'t> {
         }
     }
 
-    fn poll(&self, source: &mut Source<'_>) -> Option<Next> {
+    fn poll(&self, source: &mut BodySource<'_>) -> Option<Next> {
         let next = source.piece().now_or_never()?;
         self.keep(&next);
         Some(next)
     }
 
     /// The next piece, as far as it is at hand.
-    pub(crate) fn next(&mut self, source: &mut Source<'_>) -> Option<Next> {
+    pub(crate) fn next(&mut self, source: &mut BodySource<'_>) -> Option<Next> {
         if let Some(queue) = &mut self.queue
             && let Some(piece) = queue.take()
         {
@@ -107,7 +107,7 @@ impl<'t> Ahead<'t> {
 
     /// A small piece together with what else is at hand; nothing is waited for. It is copied into an allocation
     /// that fits: its own may be the read buffer of a connection, of which HTTP/2 counts the payload only.
-    pub(crate) fn merge(&mut self, first: Bytes, source: &mut Source<'_>) -> Bytes {
+    pub(crate) fn merge(&mut self, first: Bytes, source: &mut BodySource<'_>) -> Bytes {
         if first.len() >= SMALL_BYTES || !self.is_empty() {
             return first;
         }
@@ -132,7 +132,7 @@ impl<'t> Ahead<'t> {
 
     /// Reads on for as long as this is polled: while the receiver takes nothing, small frames must not
     /// pile up in the library. Never resolves.
-    pub(crate) async fn fill(&mut self, source: &mut Source<'_>) {
+    pub(crate) async fn fill(&mut self, source: &mut BodySource<'_>) {
         while self.end.is_none() && source.reads_ahead() {
             // What may be sent once more is bounded by itself, and is released at once: it must not keep the window.
             let is_kept = self.taken.is_some_and(|taken| taken.borrow().is_whole());
@@ -200,9 +200,9 @@ mod tests {
     async fn bytes_that_wait_here_count_against_the_window_until_they_leave() {
         let (mut body, _connection) = arrived().await;
         let mut ahead = Ahead::default();
-        assert!(ahead.fill(&mut Source::Http2(&mut body)).now_or_never().is_none());
+        assert!(ahead.fill(&mut BodySource::Http2(&mut body)).now_or_never().is_none());
         assert_eq!((queued(&ahead), body.in_flight()), (SENT_BYTES, SENT_BYTES));
-        while matches!(ahead.next(&mut Source::Http2(&mut body)), Some(Ok(Some(_)))) {
+        while matches!(ahead.next(&mut BodySource::Http2(&mut body)), Some(Ok(Some(_)))) {
             assert_eq!(body.in_flight(), queued(&ahead));
         }
         assert_eq!(body.in_flight(), 0);
@@ -211,15 +211,15 @@ mod tests {
     #[tokio::test]
     async fn piece_kept_for_a_retry_is_released_once() {
         let (mut body, _connection) = arrived().await;
-        let taken = RefCell::<Taken>::default();
+        let taken = RefCell::<ReplayBuffer>::default();
         let mut ahead = Ahead::new(Some(&taken));
-        let piece = ahead.wait(&mut Source::Http2(&mut body)).await;
+        let piece = ahead.wait(&mut BodySource::Http2(&mut body)).await;
         ahead.queue.get_or_insert_default().add(&piece.ok().flatten().expect("a piece"));
         assert_eq!(body.in_flight(), SENT_BYTES - PIECE_BYTES);
-        let same = ahead.next(&mut Source::Http2(&mut body));
+        let same = ahead.next(&mut BodySource::Http2(&mut body));
         assert!(matches!(same, Some(Ok(Some(piece))) if piece.len() == PIECE_BYTES));
         assert_eq!(body.in_flight(), SENT_BYTES - PIECE_BYTES);
-        assert!(ahead.fill(&mut Source::Http2(&mut body)).now_or_never().is_none());
+        assert!(ahead.fill(&mut BodySource::Http2(&mut body)).now_or_never().is_none());
         assert_eq!((queued(&ahead), body.in_flight()), (SENT_BYTES - PIECE_BYTES, 0));
     }
 
@@ -241,16 +241,16 @@ mod tests {
             assert!(body.piece().await.is_ok_and(|piece| piece.is_some()));
         }
         let mut ahead = Ahead::default();
-        let lone = ahead.next(&mut Source::Http2(&mut body)).and_then(Result::ok).flatten();
+        let lone = ahead.next(&mut BodySource::Http2(&mut body)).and_then(Result::ok).flatten();
         let lone = lone.expect("a piece");
         let buffer = lone.as_ptr();
-        let sent = ahead.merge(lone.clone(), &mut Source::Http2(&mut body));
+        let sent = ahead.merge(lone.clone(), &mut BodySource::Http2(&mut body));
         assert_eq!(sent, lone);
         assert_ne!(sent.as_ptr(), buffer);
-        assert!(ahead.next(&mut Source::Http2(&mut body)).is_none());
-        let last = ahead.merge(lone, &mut Source::Empty);
+        assert!(ahead.next(&mut BodySource::Http2(&mut body)).is_none());
+        let last = ahead.merge(lone, &mut BodySource::Empty);
         assert_eq!(last.as_ptr(), buffer);
-        assert!(matches!(ahead.next(&mut Source::Empty), Some(Ok(None))));
+        assert!(matches!(ahead.next(&mut BodySource::Empty), Some(Ok(None))));
     }
 
     #[test]
@@ -258,7 +258,7 @@ mod tests {
         let read_buffer = Bytes::from(vec![7; MERGED_BYTES]);
         for count in [2, 3, 50, 163] {
             let pieces = vec![read_buffer.slice(..100); count];
-            let mut source = Source::Again(pieces.into_iter(), Box::new(Source::Empty));
+            let mut source = BodySource::Again(pieces.into_iter(), Box::new(BodySource::Empty));
             let mut ahead = Ahead::default();
             let first = ahead.next(&mut source).and_then(Result::ok).flatten().expect("a piece");
             let merged = ahead.merge(first, &mut source);

@@ -5,20 +5,20 @@ use std::rc::Rc;
 use http::{HeaderMap, HeaderValue};
 use weft_model::is_identity_header;
 
-use super::body::Broken;
-use super::fields::Fields;
-use super::head::{HOP_BY_HOP_NAMES, is_forbidden_in_trailers, is_hop_by_hop, list};
+use super::body::BodyError;
+use super::head::{HOP_BY_HOP_NAMES, is_forbidden_in_trailers, is_hop_by_hop, list_elements};
+use super::headers::Headers;
 use super::name_set::{NameSet, has_special};
 use crate::underscores::DroppedHeaders;
 
 /// Which headers and trailers of a message are not passed on.
 #[derive(Debug, Default)]
-pub(crate) struct Unwanted {
+pub(crate) struct HeaderFilter {
     /// The headers that `connection` names beside the usual, in lower case. Policies judge a request with
     /// them, and they are removed afterwards: a client must not hide a header from a policy by naming it.
     named: Vec<Box<[u8]>>,
     /// What becomes of names with `_`.
-    underscores: Underscored,
+    underscores: UnderscoreAction,
     /// Whether claims of an identity are among them.
     claims: bool,
     /// The headers that only weft sets, by the policy of tokens or the route table.
@@ -27,7 +27,7 @@ pub(crate) struct Unwanted {
 
 /// What becomes of names with `_`.
 #[derive(Debug, Clone, Default)]
-pub(crate) enum Underscored {
+pub(crate) enum UnderscoreAction {
     /// They pass.
     #[default]
     Allowed,
@@ -38,7 +38,7 @@ pub(crate) enum Underscored {
 }
 
 /// Whether two names are one to a service that takes `_` for `-`.
-pub(crate) fn is_alike(name: &[u8], other: &[u8]) -> bool {
+pub(crate) fn is_same_header_name(name: &[u8], other: &[u8]) -> bool {
     let same = |a: &u8, b: &u8| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
     name.len() == other.len() && name.iter().zip(other).all(|(a, b)| same(a, b))
 }
@@ -48,15 +48,15 @@ fn dashed(name: &[u8]) -> Vec<u8> {
     name.iter().map(|byte| if *byte == b'_' { b'-' } else { *byte }).collect()
 }
 
-impl Unwanted {
+impl HeaderFilter {
     /// Those of a request.
-    pub(crate) fn of_request(fields: &Fields, underscores: Underscored) -> Self {
-        Self { named: named(fields), underscores, claims: true, ours: Vec::new() }
+    pub(crate) fn of_request(headers: &Headers, underscores: UnderscoreAction) -> Self {
+        Self { named: named(headers), underscores, claims: true, ours: Vec::new() }
     }
 
     /// Those of a response.
-    pub(crate) fn of_response(fields: &Fields) -> Self {
-        Self { named: named(fields), ..Self::default() }
+    pub(crate) fn of_response(headers: &Headers) -> Self {
+        Self { named: named(headers), ..Self::default() }
     }
 
     /// Adds header names that only weft sets: a client may set them neither in the head nor in trailers.
@@ -87,11 +87,12 @@ impl Unwanted {
             is_hop_by_hop(&dashed) || dashed.eq_ignore_ascii_case(b"content-length")
         };
         name.contains(&b'"')
-            || (self.claims && (!matches!(self.underscores, Underscored::Allowed) || is_spelling()))
+            || (self.claims
+                && (!matches!(self.underscores, UnderscoreAction::Allowed) || is_spelling()))
     }
 
     fn is_reserved(&self, name: &[u8]) -> bool {
-        self.ours.iter().any(|own| is_alike(name, own))
+        self.ours.iter().any(|own| is_same_header_name(name, own))
     }
 
     /// Whether `connection` names the header, and it is not one that we set.
@@ -110,12 +111,12 @@ impl Unwanted {
 
     /// Whether a name with `_` refuses the message.
     fn rejects(&self, name: &[u8]) -> bool {
-        matches!(self.underscores, Underscored::Rejected) && name.contains(&b'_')
+        matches!(self.underscores, UnderscoreAction::Rejected) && name.contains(&b'_')
     }
 
     /// Notes a header that is removed for its `_` alone.
     fn note(&self, name: &[u8]) {
-        if let Underscored::Dropped(dropped) = &self.underscores
+        if let UnderscoreAction::Dropped(dropped) = &self.underscores
             && name.contains(&b'_')
             && !(self.claims && is_identity_header(name))
         {
@@ -124,20 +125,21 @@ impl Unwanted {
     }
 
     /// Removes what no policy may see: connection headers, claims, and names with `_` where they are
-    /// dropped. What `connection` names stays until [`Self::strip_named`].
-    pub(crate) fn strip_at_entry(&self, fields: &mut Fields) {
-        if !self.may_cover_at_entry(fields.names()) {
+    /// dropped. What `connection` names stays until [`Self::strip_connection_named`].
+    pub(crate) fn strip_before_policies(&self, headers: &mut Headers) {
+        if !self.may_cover_at_entry(headers.names()) {
             return;
         }
         // gRPC asks for trailers end to end, and every hop of ours keeps them.
         let mut asks_trailers = false;
         let mut asks_more = false;
-        fields.each("te", |te| {
-            asks_trailers |= list(te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+        headers.each("te", |te| {
+            asks_trailers |=
+                list_elements(te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
             asks_more |= te != b"trailers";
         });
         let keeps_te = asks_trailers && !asks_more;
-        fields.remove(|name| {
+        headers.remove(|name| {
             let is_covered =
                 self.covers_at_entry(name) && !(keeps_te && name.eq_ignore_ascii_case(b"te"));
             if is_covered {
@@ -146,36 +148,40 @@ impl Unwanted {
             is_covered
         });
         if asks_trailers && asks_more {
-            fields.add(http::header::TE, HeaderValue::from_static("trailers"));
+            headers.add(http::header::TE, HeaderValue::from_static("trailers"));
         }
     }
 
     /// Removes the headers that `connection` names. Gives the headers as they were, if any was there.
-    pub(crate) fn strip_named(&self, fields: &mut Fields) -> Option<Fields> {
-        if self.named.is_empty() || !fields.any_name(|name| self.is_named(name)) {
+    pub(crate) fn strip_connection_named(&self, headers: &mut Headers) -> Option<Headers> {
+        if self.named.is_empty() || !headers.any_name(|name| self.is_named(name)) {
             return None;
         }
-        let before = fields.clone();
-        fields.remove(|name| self.is_named(name));
+        let before = headers.clone();
+        headers.remove(|name| self.is_named(name));
         Some(before)
     }
 
     /// Removes all of it from a head that no policy judges.
-    pub(crate) fn strip(&self, fields: &mut Fields) {
-        self.strip_at_entry(fields);
+    pub(crate) fn strip(&self, headers: &mut Headers) {
+        self.strip_before_policies(headers);
         if !self.named.is_empty() {
-            fields.remove(|name| self.is_named(name));
+            headers.remove(|name| self.is_named(name));
         }
     }
 
     /// Takes out of `trailer` what will not follow: the trailers that are not passed on, or all when none
     /// can follow. Gives the headers as they were, if that changed them.
-    pub(crate) fn strip_announced(&self, fields: &mut Fields, may_follow: bool) -> Option<Fields> {
+    pub(crate) fn strip_trailer_announcements(
+        &self,
+        headers: &mut Headers,
+        may_follow: bool,
+    ) -> Option<Headers> {
         let stays = |name: &[u8]| may_follow && !self.covers_trailer(name);
         let mut left = Vec::new();
         let mut is_changed = false;
-        fields.each("trailer", |value| {
-            for name in list(value) {
+        headers.each("trailer", |value| {
+            for name in list_elements(value) {
                 if stays(name) {
                     left.push(name.to_vec());
                 } else {
@@ -186,12 +192,12 @@ impl Unwanted {
         if !is_changed {
             return None;
         }
-        let before = fields.clone();
-        fields.remove(|name| name.eq_ignore_ascii_case(b"trailer"));
+        let before = headers.clone();
+        headers.remove(|name| name.eq_ignore_ascii_case(b"trailer"));
         if let Ok(value) = HeaderValue::from_bytes(&left.join(&b", "[..]))
             && !left.is_empty()
         {
-            fields.add(http::header::TRAILER, value);
+            headers.add(http::header::TRAILER, value);
         }
         Some(before)
     }
@@ -199,36 +205,36 @@ impl Unwanted {
     /// Removes what is not passed on from trailers.
     ///
     /// # Errors
-    /// [`Broken::Malformed`] when a name has a `_` and such messages are refused.
-    pub(crate) fn strip_trailers(&self, trailers: HeaderMap) -> Result<HeaderMap, Broken> {
+    /// [`BodyError::Malformed`] when a name has a `_` and such messages are refused.
+    pub(crate) fn strip_trailers(&self, trailers: HeaderMap) -> Result<HeaderMap, BodyError> {
         let names = || trailers.keys().map(|name| name.as_str().as_bytes());
         if names().any(|name| self.rejects(name)) {
-            return Err(Broken::Malformed("a trailer's name has an underscore"));
+            return Err(BodyError::Malformed("a trailer's name has an underscore"));
         }
         if !names().any(|name| self.covers_trailer(name)) {
             return Ok(trailers);
         }
-        let mut fields = Fields::from(trailers);
-        fields.remove(|name| {
+        let mut headers = Headers::from(trailers);
+        headers.remove(|name| {
             let is_covered = self.covers_trailer(name);
             if is_covered {
                 self.note(name);
             }
             is_covered
         });
-        Ok(fields.into_map())
+        Ok(headers.into_map())
     }
 }
 
 /// What the `connection` headers name beside what is never passed on anyway, and beside what is meant for
 /// every recipient.
-fn named(fields: &Fields) -> Vec<Box<[u8]>> {
+fn named(headers: &Headers) -> Vec<Box<[u8]>> {
     let mut named = Vec::new();
-    fields.each("connection", |value| {
+    headers.each("connection", |value| {
         if value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close") {
             return;
         }
-        for token in list(value) {
+        for token in list_elements(value) {
             let is_usual = token.eq_ignore_ascii_case(b"close") || is_hop_by_hop(token);
             if !is_usual && !is_end_to_end(token) {
                 named.push(token.to_ascii_lowercase().into_boxed_slice());
@@ -274,28 +280,28 @@ mod tests {
 
     use super::*;
 
-    fn fields(lines: &[(&str, &str)]) -> Fields {
+    fn headers(lines: &[(&str, &str)]) -> Headers {
         let mut map = HeaderMap::new();
         for (name, value) in lines {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             map.append(name, HeaderValue::from_str(value).expect("a value"));
         }
-        Fields::from(map)
+        Headers::from(map)
     }
 
-    fn names(fields: &Fields) -> Vec<String> {
-        let mut names: Vec<String> = fields.to_map().keys().map(ToString::to_string).collect();
+    fn names(headers: &Headers) -> Vec<String> {
+        let mut names: Vec<String> = headers.to_map().keys().map(ToString::to_string).collect();
         names.sort();
         names
     }
 
-    fn of(lines: &[(&str, &str)]) -> Unwanted {
-        Unwanted::of_request(&fields(lines), Underscored::Allowed)
+    fn of(lines: &[(&str, &str)]) -> HeaderFilter {
+        HeaderFilter::of_request(&headers(lines), UnderscoreAction::Allowed)
     }
 
     #[test]
     fn every_name_removed_at_entry_is_in_the_summary_of_names() {
-        let unwanted = of(&[]);
+        let header_filter = of(&[]);
         let hop = ["connection", "keep-alive", "proxy-connection", "proxy-authenticate"];
         let more = ["proxy-authorization", "te", "transfer-encoding", "upgrade"];
         let claims = ["x-weft-peer", "x-forwarded-client-cert", "x-amzn-mtls-clientcert"];
@@ -303,8 +309,11 @@ mod tests {
         for name in hop.into_iter().chain(more).chain(claims).chain(odd) {
             for written in [name.to_owned(), name.to_uppercase(), name.replace('-', "_")] {
                 let written = written.as_bytes();
-                assert!(unwanted.covers_at_entry(written), "{name}");
-                assert!(unwanted.may_cover_at_entry([written].into_iter().collect()), "{name}");
+                assert!(header_filter.covers_at_entry(written), "{name}");
+                assert!(
+                    header_filter.may_cover_at_entry([written].into_iter().collect()),
+                    "{name}"
+                );
             }
         }
     }
@@ -312,24 +321,24 @@ mod tests {
     #[test]
     fn header_that_connection_names_is_removed_after_judgement_only() {
         let lines = [("connection", "close, X-Mark"), ("x-mark", "1"), ("x-other", "1")];
-        let mut fields = fields(&lines);
-        let unwanted = of(&lines);
-        unwanted.strip_at_entry(&mut fields);
-        assert_eq!(names(&fields), ["x-mark", "x-other"]);
-        let before = unwanted.strip_named(&mut fields).expect("there was one");
+        let mut headers = headers(&lines);
+        let header_filter = of(&lines);
+        header_filter.strip_before_policies(&mut headers);
+        assert_eq!(names(&headers), ["x-mark", "x-other"]);
+        let before = header_filter.strip_connection_named(&mut headers).expect("there was one");
         assert_eq!(names(&before), ["x-mark", "x-other"]);
-        assert_eq!(names(&fields), ["x-other"]);
-        assert!(unwanted.strip_named(&mut fields).is_none());
+        assert_eq!(names(&headers), ["x-other"]);
+        assert!(header_filter.strip_connection_named(&mut headers).is_none());
     }
 
     #[test]
     fn te_header_asks_for_trailers_only() {
         let check = |values: &[&str], left: Option<&str>| {
             let lines: Vec<_> = values.iter().map(|value| ("te", *value)).collect();
-            let mut fields = fields(&lines);
-            of(&lines).strip_at_entry(&mut fields);
+            let mut headers = headers(&lines);
+            of(&lines).strip_before_policies(&mut headers);
             let mut found = Vec::new();
-            fields.each("te", |value| found.push(String::from_utf8_lossy(value).into_owned()));
+            headers.each("te", |value| found.push(String::from_utf8_lossy(value).into_owned()));
             found.dedup();
             assert_eq!(found, Vec::from_iter(left), "{values:?}");
         };
@@ -354,17 +363,17 @@ mod tests {
             "sec-websocket-key",
         ] {
             let lines = [("connection", name), (name, "1")];
-            let mut fields = fields(&lines);
-            of(&lines).strip(&mut fields);
-            assert_eq!(names(&fields), [name.to_ascii_lowercase()]);
+            let mut headers = headers(&lines);
+            of(&lines).strip(&mut headers);
+            assert_eq!(names(&headers), [name.to_ascii_lowercase()]);
         }
         // One that we set stays as well.
         let lines = [("connection", "x-user"), ("x-user", "1")];
-        let mut fields = fields(&lines);
-        let mut unwanted = of(&lines);
-        unwanted.reserve(["x-user"].into_iter());
-        unwanted.strip(&mut fields);
-        assert_eq!(names(&fields), ["x-user"]);
+        let mut headers = headers(&lines);
+        let mut header_filter = of(&lines);
+        header_filter.reserve(["x-user"].into_iter());
+        header_filter.strip(&mut headers);
+        assert_eq!(names(&headers), ["x-user"]);
     }
 
     #[test]
@@ -372,11 +381,11 @@ mod tests {
         let check = |announced: &[&str], may_follow: bool, left: Option<&str>| {
             let connection = ("connection", "x-hop");
             let lines: Vec<_> = announced.iter().map(|value| ("trailer", *value)).collect();
-            let mut fields = fields(&lines);
-            let mut unwanted = of(&[connection]);
-            unwanted.reserve(["x-user"].into_iter());
-            unwanted.strip_announced(&mut fields, may_follow);
-            let found = fields.get("trailer").map(|value| String::from_utf8_lossy(value));
+            let mut headers = headers(&lines);
+            let mut header_filter = of(&[connection]);
+            header_filter.reserve(["x-user"].into_iter());
+            header_filter.strip_trailer_announcements(&mut headers, may_follow);
+            let found = headers.get("trailer").map(|value| String::from_utf8_lossy(value));
             assert_eq!(found.as_deref(), left, "{announced:?}");
         };
         check(&["x-sum, Grpc-Status"], true, Some("x-sum, Grpc-Status"));
@@ -401,13 +410,13 @@ mod tests {
             "content-length",
             "trailer",
         ];
-        for unwanted in [of(&[]), Unwanted::of_response(&fields(&[]))] {
+        for header_filter in [of(&[]), HeaderFilter::of_response(&headers(&[]))] {
             for name in forbidden {
-                let trailers = fields(&[(name, "1"), ("x-sum", "1"), (name, "2")]).into_map();
-                let forwarded = unwanted.strip_trailers(trailers).expect("no name has a `_`");
-                assert_eq!(names(&Fields::from(forwarded)), ["x-sum"], "{name}");
-                let mut head = fields(&[("trailer", name), ("trailer", "x-sum")]);
-                unwanted.strip_announced(&mut head, true);
+                let trailers = headers(&[(name, "1"), ("x-sum", "1"), (name, "2")]).into_map();
+                let forwarded = header_filter.strip_trailers(trailers).expect("no name has a `_`");
+                assert_eq!(names(&Headers::from(forwarded)), ["x-sum"], "{name}");
+                let mut head = headers(&[("trailer", name), ("trailer", "x-sum")]);
+                header_filter.strip_trailer_announcements(&mut head, true);
                 assert_eq!(head.get("trailer"), Some(&b"x-sum"[..]), "{name}");
             }
         }
@@ -416,32 +425,32 @@ mod tests {
     #[test]
     fn other_spellings_of_framing_headers_never_pass() {
         let lines = [("content_length", "5"), ("transfer_encoding", "chunked"), ("x_a", "1")];
-        let mut head = fields(&lines);
-        let unwanted = of(&lines);
-        unwanted.strip_at_entry(&mut head);
+        let mut head = headers(&lines);
+        let header_filter = of(&lines);
+        header_filter.strip_before_policies(&mut head);
         assert_eq!(names(&head), ["x_a"]);
         let trailers = [("transfer_encoding", "1"), ("content_type", "1"), ("x_a", "1")];
-        let trailers = unwanted.strip_trailers(fields(&trailers).into_map());
-        assert_eq!(names(&Fields::from(trailers.expect("they pass"))), ["x_a"]);
+        let trailers = header_filter.strip_trailers(headers(&trailers).into_map());
+        assert_eq!(names(&Headers::from(trailers.expect("they pass"))), ["x_a"]);
     }
 
     #[test]
     fn names_with_underscores_are_allowed_dropped_or_rejected() {
         let lines = [("x_a", "1"), ("x_weft_peer", "1"), ("x-b", "1")];
-        let trailers = || fields(&lines).into_map();
-        let check = |underscores: Underscored, left: &[&str]| {
-            let mut fields = fields(&lines);
-            let unwanted = Unwanted::of_request(&fields, underscores);
-            unwanted.strip_at_entry(&mut fields);
-            assert_eq!(names(&fields), left);
-            unwanted.strip_trailers(trailers()).map(|trailers| names(&Fields::from(trailers)))
+        let trailers = || headers(&lines).into_map();
+        let check = |underscores: UnderscoreAction, left: &[&str]| {
+            let mut headers = headers(&lines);
+            let header_filter = HeaderFilter::of_request(&headers, underscores);
+            header_filter.strip_before_policies(&mut headers);
+            assert_eq!(names(&headers), left);
+            header_filter.strip_trailers(trailers()).map(|trailers| names(&Headers::from(trailers)))
         };
-        let allowed = check(Underscored::Allowed, &["x-b", "x_a"]);
+        let allowed = check(UnderscoreAction::Allowed, &["x-b", "x_a"]);
         assert_eq!(allowed.expect("they pass"), ["x-b", "x_a"]);
         let dropped = Rc::new(DroppedHeaders::default());
-        let left = check(Underscored::Dropped(dropped.clone()), &["x-b"]);
+        let left = check(UnderscoreAction::Dropped(dropped.clone()), &["x-b"]);
         assert_eq!(left.expect("the rest passes"), ["x-b"]);
         assert_eq!(dropped.count(), 2, "one in the head and one in the trailers");
-        assert!(check(Underscored::Rejected, &["x-b"]).is_err());
+        assert!(check(UnderscoreAction::Rejected, &["x-b"]).is_err());
     }
 }

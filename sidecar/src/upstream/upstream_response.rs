@@ -2,29 +2,32 @@
 
 use h2::client::ResponseFuture;
 
-use super::exchange::Failure;
+use super::exchange::ExchangeFailure;
 use crate::denial::Denial;
-use crate::http::fields::Fields;
 use crate::http::head::ResponseHead;
+use crate::http::headers::Headers;
 use crate::upstream_failure::ResponseFault;
 
 /// What an endpoint answers over HTTP/2.
-pub(super) enum Answer {
+pub(super) enum UpstreamResponse {
     Interim(ResponseHead),
     Final(http::Response<h2::RecvStream>),
 }
 
 /// The next response, interim or final.
-pub(super) async fn http2_answer(response: &mut ResponseFuture) -> Result<Answer, Failure> {
+pub(super) async fn next_response(
+    response: &mut ResponseFuture,
+) -> Result<UpstreamResponse, ExchangeFailure> {
     std::future::poll_fn(|cx| {
         if let std::task::Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
             let (parts, ()) = interim.into_parts();
-            let fields = Fields::from(parts.headers);
-            let head = ResponseHead { status: parts.status.as_u16(), fields, content_length: None };
-            return std::task::Poll::Ready(Ok(Answer::Interim(head)));
+            let headers = Headers::from(parts.headers);
+            let head =
+                ResponseHead { status: parts.status.as_u16(), headers, content_length: None };
+            return std::task::Poll::Ready(Ok(UpstreamResponse::Interim(head)));
         }
         std::pin::Pin::new(&mut *response).poll(cx).map(|response| match response {
-            Ok(response) => Ok(Answer::Final(response)),
+            Ok(response) => Ok(UpstreamResponse::Final(response)),
             Err(error) => Err(unanswered(&error)),
         })
     })
@@ -33,12 +36,12 @@ pub(super) async fn http2_answer(response: &mut ResponseFuture) -> Result<Answer
 
 /// Whether a request that got no answer was seen by the endpoint. A GOAWAY without a complaint ends only
 /// the streams that the endpoint did not look at (RFC 9113, section 6.8).
-fn unanswered(error: &h2::Error) -> Failure {
+fn unanswered(error: &h2::Error) -> ExchangeFailure {
     let fault = ResponseFault::of_http2(error);
     match error.reason() {
-        Some(h2::Reason::REFUSED_STREAM) => Failure::Unseen,
-        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Failure::Unseen,
-        _ if error.is_go_away() || error.is_io() => Failure::Stale(fault),
-        _ => Failure::Denied(Denial::UpstreamBroken(fault)),
+        Some(h2::Reason::REFUSED_STREAM) => ExchangeFailure::Unseen,
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() => ExchangeFailure::Unseen,
+        _ if error.is_go_away() || error.is_io() => ExchangeFailure::Stale(fault),
+        _ => ExchangeFailure::Denied(Denial::UpstreamBroken(fault)),
     }
 }

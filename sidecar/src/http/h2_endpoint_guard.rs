@@ -19,27 +19,27 @@ const FRAMES_LIMIT: u32 = 16_384;
 
 /// The connection.
 #[derive(Debug)]
-pub(crate) struct Blocked<S> {
+pub(crate) struct Http2EndpointGuard<S> {
     stream: S,
     received: Frames,
     /// How many frames came since the endpoint stopped reading; none while it reads.
     since_blocked: Option<u32>,
     has_received: bool,
-    alert: Alert,
+    alert: EndpointAlert,
 }
 
 /// The alert by which an endpoint ended the connection before it sent anything: in TLS 1.3 it refuses our
 /// certificate so. The library passes no cause of an error on.
-pub(crate) type Alert = Rc<Cell<Option<TlsFailure>>>;
+pub(crate) type EndpointAlert = Rc<Cell<Option<TlsFailure>>>;
 
-impl<S> Blocked<S> {
-    pub(crate) fn new(stream: S, alert: Alert) -> Self {
+impl<S> Http2EndpointGuard<S> {
+    pub(crate) fn new(stream: S, alert: EndpointAlert) -> Self {
         let received = Frames::behind(0);
         Self { stream, received, since_blocked: None, has_received: false, alert }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Blocked<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Http2EndpointGuard<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -68,7 +68,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Blocked<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Blocked<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Http2EndpointGuard<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -99,7 +99,7 @@ mod tests {
     async fn frames_taken(written: usize) -> usize {
         const ROOM: usize = 1024;
         let (endpoint, ours) = duplex(ROOM);
-        let mut ours = Blocked::new(ours, Alert::default());
+        let mut ours = Http2EndpointGuard::new(ours, EndpointAlert::default());
         let bytes = vec![0; written];
         let writing = ours.write_all(&bytes);
         drop(tokio::time::timeout(std::time::Duration::from_millis(1), writing).await);

@@ -13,10 +13,10 @@ use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-use super::h2_budget::{Breaches, Budget, Verdict};
-use super::h2_ending::Ending;
+use super::h2_budget::{FrameBudget, ViolationAction, ViolationCounter};
 use super::h2_frames::{DATA, Frames, GOAWAY, HEADERS, PREFACE_BYTES, RST_STREAM};
-use super::h2_refusal::Refusal;
+use super::h2_reset::ReplaceableReset;
+use super::h2_shutdown::GracefulShutdown;
 use crate::worker::now;
 
 /// How many requests the library may refuse by itself, for their size or form: each was decoded, and is
@@ -25,11 +25,11 @@ const REFUSED_LIMIT: u32 = 64;
 
 /// What is seen of a connection from outside.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct Http2Monitor {
     /// Why the connection must end.
     reason: Cell<Option<Reason>>,
     is_over: Notify,
-    breaches: RefCell<Breaches>,
+    breaches: RefCell<ViolationCounter>,
     /// Whether the client is to open another connection.
     is_old: Cell<bool>,
     renewed: Notify,
@@ -47,10 +47,10 @@ pub(crate) struct Watch {
     refusal: Notify,
 }
 
-impl Watch {
+impl Http2Monitor {
     /// Resolves when the connection must end: it sends too much, or breaks a rule that the library does
     /// not hold it to.
-    pub(crate) async fn over(&self) -> Reason {
+    pub(crate) async fn abort_reason(&self) -> Reason {
         loop {
             if let Some(reason) = self.reason.get() {
                 return reason;
@@ -60,37 +60,37 @@ impl Watch {
     }
 
     /// Resolves when the connection must end gracefully, since the library would soon end it at once.
-    pub(crate) async fn old(&self) {
+    pub(crate) async fn renewal_due(&self) {
         while !self.is_old.get() {
             self.renewed.notified().await;
         }
     }
 
     /// Counts a stream that broke a rule or a limit.
-    pub(crate) fn breach(&self, now: Instant) {
+    pub(crate) fn count_violation(&self, now: Instant) {
         match self.breaches.borrow_mut().add(now) {
-            Verdict::Tolerated => {}
-            Verdict::Renewed => {
+            ViolationAction::Tolerated => {}
+            ViolationAction::Renewed => {
                 self.is_old.set(true);
                 self.renewed.notify_one();
             }
-            Verdict::Ended => self.end(Reason::ENHANCE_YOUR_CALM),
+            ViolationAction::Ended => self.end(Reason::ENHANCE_YOUR_CALM),
         }
     }
 
     /// How often anything came, a PING too.
-    pub(crate) fn received(&self) -> u32 {
+    pub(crate) fn received_count(&self) -> u32 {
         self.received.get()
     }
 
     /// Takes the last frame out of the count: an answer to our own PING does not show that the client uses the
     /// connection.
-    pub(crate) fn discount(&self) {
+    pub(crate) fn uncount_last(&self) {
         self.received.set(self.received.get().wrapping_sub(1));
     }
 
     /// Resolves when a frame, or the head of a request, has been on its way for `limit`.
-    pub(crate) async fn stuck(&self, limit: std::time::Duration) {
+    pub(crate) async fn stalled(&self, limit: std::time::Duration) {
         loop {
             self.begun.notified().await;
             let pending = self.pending.get();
@@ -106,7 +106,7 @@ impl Watch {
     }
 
     /// Notes that the request of a stream was given to us; whether it was not answered before.
-    pub(crate) fn seen(&self, stream: u32) -> bool {
+    pub(crate) fn note_accepted(&self, stream: u32) -> bool {
         self.forget(stream);
         let mut answered = self.answered.borrow_mut();
         let is_answered = answered.contains(&stream);
@@ -128,7 +128,7 @@ impl Watch {
     }
 
     /// Resolves when the library has refused a request by itself, once for each.
-    pub(crate) async fn refused(&self) {
+    pub(crate) async fn refused_by_library(&self) {
         while !self.take_refused() {
             self.refusal.notified().await;
         }
@@ -160,7 +160,7 @@ impl Watch {
             Some(_) => true,
         };
         if is_breach {
-            self.breach(now());
+            self.count_violation(now());
         }
     }
 
@@ -172,9 +172,9 @@ impl Watch {
 
 /// The connection.
 #[derive(Debug)]
-pub(crate) struct Guarded<S> {
+pub(crate) struct Http2ClientGuard<S> {
     stream: S,
-    budget: Budget,
+    budget: FrameBudget,
     received: Frames,
     sent: Frames,
     /// How many frames have begun, as far as their headers are whole.
@@ -189,12 +189,12 @@ pub(crate) struct Guarded<S> {
     kept_back_limit: usize,
     /// Whether the client was told that there will be an end.
     is_told: bool,
-    ending: Option<Ending>,
+    ending: Option<GracefulShutdown>,
     /// What is sent instead of the reset that the library writes next.
     replacement: Option<Replacement>,
     /// Whether a response of ours needs no word on the size of the compression table before it.
     may_answer: bool,
-    watch: Rc<Watch>,
+    monitor: Rc<Http2Monitor>,
 }
 
 /// The bytes that are sent instead of a reset. Once there are any, all are sent: half of a frame would break the
@@ -206,13 +206,13 @@ struct Replacement {
     sent: usize,
 }
 
-impl<S> Guarded<S> {
+impl<S> Http2ClientGuard<S> {
     /// A connection that may have `streams` open at once.
-    pub(crate) fn new(stream: S, streams: u32) -> (Self, Rc<Watch>) {
-        let watch = Rc::new(Watch {
+    pub(crate) fn new(stream: S, streams: u32) -> (Self, Rc<Http2Monitor>) {
+        let monitor = Rc::new(Http2Monitor {
             reason: Cell::default(),
             is_over: Notify::default(),
-            breaches: RefCell::new(Breaches::new(now())),
+            breaches: RefCell::new(ViolationCounter::new(now())),
             is_old: Cell::default(),
             renewed: Notify::default(),
             received: Cell::default(),
@@ -225,7 +225,7 @@ impl<S> Guarded<S> {
         });
         let guarded = Self {
             stream,
-            budget: Budget::new(now()),
+            budget: FrameBudget::new(now()),
             received: Frames::behind(PREFACE_BYTES),
             sent: Frames::behind(0),
             count: 0,
@@ -237,9 +237,9 @@ impl<S> Guarded<S> {
             ending: None,
             replacement: None,
             may_answer: true,
-            watch: watch.clone(),
+            monitor: monitor.clone(),
         };
-        (guarded, watch)
+        (guarded, monitor)
     }
 
     /// Looks at what came.
@@ -247,8 +247,9 @@ impl<S> Guarded<S> {
     /// # Errors
     /// Why the connection must end.
     fn receive(&mut self, bytes: &[u8]) -> Result<(), Reason> {
-        let Self { budget, received, count, section, in_data, highest, watch, may_answer, .. } =
-            self;
+        let Self {
+            budget, received, count, section, in_data, highest, monitor, may_answer, ..
+        } = self;
         let mut checked = Ok(());
         received.see(bytes, |frame, payload| {
             *count = count.wrapping_add(1).max(1);
@@ -267,13 +268,13 @@ impl<S> Guarded<S> {
             *may_answer &= !frame.shrinks_table(payload);
             if frame.kind == HEADERS && frame.stream > *highest {
                 *highest = frame.stream;
-                watch.unseen.borrow_mut().push_back(frame.stream);
+                monitor.unseen.borrow_mut().push_back(frame.stream);
             }
             budget.receive(frame);
         });
         checked?;
         self.follow();
-        let refused_few = self.watch.unseen.borrow().len() <= self.kept_back_limit;
+        let refused_few = self.monitor.unseen.borrow().len() <= self.kept_back_limit;
         if refused_few && self.budget.is_kept(now) {
             Ok(())
         } else {
@@ -289,32 +290,34 @@ impl<S> Guarded<S> {
             None if self.received.left > 0 && !self.in_data => self.count,
             None => 0,
         };
-        if self.watch.pending.replace(pending) != pending && pending != 0 {
-            self.watch.begun.notify_one();
+        if self.monitor.pending.replace(pending) != pending && pending != 0 {
+            self.monitor.begun.notify_one();
         }
     }
 }
 
-impl<S: AsyncWrite + Unpin> Guarded<S> {
+impl<S: AsyncWrite + Unpin> Http2ClientGuard<S> {
     /// The first reset in what the library writes that is to be replaced.
-    fn refusal(&self, bytes: &[u8]) -> Option<Refusal> {
-        let unseen = self.watch.unseen.borrow();
+    fn refusal(&self, bytes: &[u8]) -> Option<ReplaceableReset> {
+        let unseen = self.monitor.unseen.borrow();
         if unseen.is_empty() {
             return None;
         }
-        Refusal::find(bytes, self.sent.open_bytes(bytes)?, |stream| unseen.contains(&stream))
+        ReplaceableReset::find(bytes, self.sent.open_bytes(bytes)?, |stream| {
+            unseen.contains(&stream)
+        })
     }
 
     /// Replaces the reset with which `bytes` begin.
-    fn replace(&mut self, refusal: Refusal, bytes: &[u8]) {
+    fn replace(&mut self, refusal: ReplaceableReset, bytes: &[u8]) {
         let bytes = if self.may_answer {
             refusal.answer()
         } else {
             // The client would want a word on the size of the compression table before an answer.
-            bytes.get(..Refusal::BYTES).unwrap_or_default().to_vec()
+            bytes.get(..ReplaceableReset::BYTES).unwrap_or_default().to_vec()
         };
         self.replacement = Some(Replacement { bytes, sent: 0 });
-        self.watch.note_refused(refusal.stream);
+        self.monitor.note_refused(refusal.stream);
     }
 
     /// Sends the replacement; how many bytes of the library's were replaced.
@@ -331,25 +334,25 @@ impl<S: AsyncWrite + Unpin> Guarded<S> {
             }
             *sent += more;
         }
-        Poll::Ready(Ok(Refusal::BYTES))
+        Poll::Ready(Ok(ReplaceableReset::BYTES))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Http2ClientGuard<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.watch.reason.get().is_some() {
+        if this.monitor.reason.get().is_some() {
             // Whoever was told ends it.
             return Poll::Pending;
         }
         let before = buf.filled().len();
         if this.is_told && this.ending.is_none() && this.received.have == 0 {
             // What has begun was given to the library, and goes on to it.
-            this.ending = Some(Ending::new(this.received.left, this.highest));
+            this.ending = Some(GracefulShutdown::new(this.received.left, this.highest));
         }
         let polled = match &mut this.ending {
             Some(ending) => ending.poll_read(&mut this.stream, cx, buf),
@@ -359,16 +362,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         if came.is_empty() {
             return polled;
         }
-        this.watch.received.set(this.watch.received.get().wrapping_add(1));
+        this.monitor.received.set(this.monitor.received.get().wrapping_add(1));
         if let Err(reason) = this.receive(came) {
-            this.watch.end(reason);
+            this.monitor.end(reason);
             return Poll::Pending;
         }
         polled
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Http2ClientGuard<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -388,12 +391,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         };
         if let Poll::Ready(Ok(sent)) = polled {
             this.replacement = None;
-            let Self { sent: frames, budget, is_told, watch, .. } = this;
+            let Self { sent: frames, budget, is_told, monitor, .. } = this;
             frames.see(buf.get(..sent).unwrap_or_default(), |frame, payload| {
                 budget.send(frame);
                 *is_told |= frame.kind == GOAWAY;
                 if frame.kind == RST_STREAM {
-                    watch.note_reset(frame.stream, frame.reset_reason(payload));
+                    monitor.note_reset(frame.stream, frame.reset_reason(payload));
                 }
             });
         }
@@ -458,19 +461,23 @@ mod tests {
     }
 
     /// A connection on which the heads of `requests` have come, on the streams 1, 3 and so on.
-    fn with_requests(requests: u32, most: usize) -> (Guarded<Slow>, Rc<Watch>) {
+    fn with_requests(requests: u32, most: usize) -> (Http2ClientGuard<Slow>, Rc<Http2Monitor>) {
         let slow = Slow { taken: Vec::new(), is_full: false, most };
-        let (mut guarded, watch) = Guarded::new(slow, requests);
+        let (mut guarded, monitor) = Http2ClientGuard::new(slow, requests);
         let preface = vec![0; PREFACE_BYTES as usize];
         let heads = (0..requests).flat_map(|number| frame(HEADERS, 2 * number + 1, &[0x82]));
         let bytes = [preface, frame(SETTINGS, 0, &[])].concat();
         let bytes: Vec<u8> = bytes.into_iter().chain(heads).collect();
         guarded.receive(&bytes).expect("the client keeps the rules");
-        (guarded, watch)
+        (guarded, monitor)
     }
 
     /// Writes as the library does; `between` is called before each attempt.
-    fn write(guarded: &mut Guarded<Slow>, mut bytes: &[u8], mut between: impl FnMut(&Slow)) {
+    fn write(
+        guarded: &mut Http2ClientGuard<Slow>,
+        mut bytes: &[u8],
+        mut between: impl FnMut(&Slow),
+    ) {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         while !bytes.is_empty() {
             between(&guarded.stream);
@@ -484,32 +491,32 @@ mod tests {
     fn answer_that_is_half_sent_is_finished_and_its_request_is_refused_once() {
         let ping = frame(PING, 0, &[0; 8]);
         let bytes = [&ping[..], &reset(1, Reason::PROTOCOL_ERROR), &ping].concat();
-        let answer = Refusal { offset: 0, stream: 1 }.answer();
+        let answer = ReplaceableReset { offset: 0, stream: 1 }.answer();
         let expected = [&ping[..], &answer, &ping].concat();
         for given_at in ping.len() + 1..ping.len() + answer.len() {
-            let (mut guarded, watch) = with_requests(1, 5);
+            let (mut guarded, monitor) = with_requests(1, 5);
             let mut is_given = false;
             write(&mut guarded, &bytes, |slow| {
                 if slow.taken.len() >= given_at && !is_given {
                     is_given = true;
-                    assert!(!watch.seen(1), "it is answered already");
+                    assert!(!monitor.note_accepted(1), "it is answered already");
                 }
             });
             assert!(is_given);
             assert_eq!(guarded.stream.taken, expected, "given after {given_at} bytes");
-            assert!(watch.take_refused() && !watch.take_refused());
+            assert!(monitor.take_refused() && !monitor.take_refused());
         }
     }
 
     #[test]
     fn request_given_before_its_reset_is_not_answered_twice() {
-        let (mut guarded, watch) = with_requests(2, 5);
-        assert!(watch.seen(1));
+        let (mut guarded, monitor) = with_requests(2, 5);
+        assert!(monitor.note_accepted(1));
         let bytes = [reset(1, Reason::PROTOCOL_ERROR), reset(3, Reason::PROTOCOL_ERROR)].concat();
         write(&mut guarded, &bytes, |_| {});
-        let answer = Refusal { offset: 0, stream: 3 }.answer();
+        let answer = ReplaceableReset { offset: 0, stream: 3 }.answer();
         assert_eq!(guarded.stream.taken, [reset(1, Reason::PROTOCOL_ERROR), answer].concat());
-        assert!(watch.take_refused() && !watch.take_refused());
+        assert!(monitor.take_refused() && !monitor.take_refused());
     }
 
     #[test]
@@ -518,24 +525,24 @@ mod tests {
         let resets: Vec<u8> = (0..REQUESTS)
             .flat_map(|number| reset(2 * number + 1, Reason::REFUSED_STREAM))
             .collect();
-        let (mut guarded, watch) = with_requests(REQUESTS, 1024 * 1024);
-        assert!((0..REQUESTS).all(|number| watch.seen(2 * number + 1)));
+        let (mut guarded, monitor) = with_requests(REQUESTS, 1024 * 1024);
+        assert!((0..REQUESTS).all(|number| monitor.note_accepted(2 * number + 1)));
         write(&mut guarded, &resets, |_| {});
-        assert_eq!(watch.reason.get(), None);
-        let (mut guarded, watch) = with_requests(REQUESTS, 1024 * 1024);
+        assert_eq!(monitor.reason.get(), None);
+        let (mut guarded, monitor) = with_requests(REQUESTS, 1024 * 1024);
         write(&mut guarded, &resets, |_| {});
-        assert_eq!(watch.reason.get(), Some(Reason::ENHANCE_YOUR_CALM));
+        assert_eq!(monitor.reason.get(), Some(Reason::ENHANCE_YOUR_CALM));
     }
 
     #[test]
     fn stream_that_the_library_resets_is_no_longer_kept_back() {
-        let (mut guarded, watch) = with_requests(3, 1024);
+        let (mut guarded, monitor) = with_requests(3, 1024);
         let resets = [Reason::STREAM_CLOSED, Reason::PROTOCOL_ERROR, Reason::REFUSED_STREAM];
         let resets = (0..).map(|number| 2 * number + 1).zip(resets);
         let resets: Vec<u8> = resets.flat_map(|(stream, reason)| reset(stream, reason)).collect();
         write(&mut guarded, &resets, |_| {});
-        assert!(watch.unseen.borrow().is_empty());
-        assert!(watch.seen(1) && !watch.seen(3) && watch.seen(5));
-        assert!(watch.answered.borrow().is_empty());
+        assert!(monitor.unseen.borrow().is_empty());
+        assert!(monitor.note_accepted(1) && !monitor.note_accepted(3) && monitor.note_accepted(5));
+        assert!(monitor.answered.borrow().is_empty());
     }
 }

@@ -26,7 +26,7 @@ const MOMENT: Duration = Duration::from_millis(100);
 
 /// The end of a connection.
 #[derive(Debug)]
-pub(super) struct Ending {
+pub(super) struct GracefulShutdown {
     /// The bytes of a frame's header that came so far.
     header: Vec<u8>,
     /// How many bytes of a payload are still passed on, left out, or held.
@@ -43,7 +43,7 @@ pub(super) struct Ending {
     kept: Vec<u8>,
 }
 
-impl Ending {
+impl GracefulShutdown {
     /// The end of a connection on which `passing` bytes more of a payload are the library's already.
     pub(super) fn new(passing: u32, highest: u32) -> Self {
         Self {
@@ -166,7 +166,7 @@ mod tests {
     }
 
     /// What the library sees.
-    struct Seen(Ending, DuplexStream);
+    struct Seen(GracefulShutdown, DuplexStream);
 
     impl AsyncRead for Seen {
         fn poll_read(
@@ -190,7 +190,7 @@ mod tests {
             client.write_all(&second).await.expect("it is read");
             tokio::time::sleep(MOMENT * 2).await;
         });
-        let mut library = Seen(Ending::new(0, 0), stream);
+        let mut library = Seen(GracefulShutdown::new(0, 0), stream);
         let (mut all, mut buffer) = (Vec::new(), vec![0; room]);
         while let Ok(more @ 1..) = library.read(&mut buffer).await {
             all.extend_from_slice(&buffer[..more]);
