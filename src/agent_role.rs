@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
-use weft_agent::kernel::{Keeper, Level, ServiceReport, Way};
+use weft_agent::kernel::{KernelReconciler, OccupancyLevel, ServiceReport, FlowPath};
 use weft_agent::metrics::{self, Metrics};
-use weft_agent::plan::Plan;
-use weft_agent::redirect::{self, Guard, Standing};
+use weft_agent::plan::AgentPlan;
+use weft_agent::redirect::{self, RedirectGuard, RedirectStatus};
 use weft_model::{FlowTuple, Transport};
 use weft_runtime::metrics::{Page, Registry};
 
@@ -20,11 +20,11 @@ pub struct AgentRole {
     /// The workers' counters.
     pub registry: Registry<Metrics>,
     /// The plan in force.
-    pub plans: watch::Receiver<Arc<Plan>>,
+    pub plans: watch::Receiver<Arc<AgentPlan>>,
     /// What keeps the redirects in force, if anything does.
-    pub guard: Option<Guard>,
+    pub guard: Option<RedirectGuard>,
     /// What keeps the kernel's table of services.
-    pub kernel: Keeper,
+    pub kernel: KernelReconciler,
 }
 
 impl Particulars for AgentRole {
@@ -47,7 +47,7 @@ impl Particulars for AgentRole {
         if !kernel.settled {
             return Err("the kernel is being told the services".into());
         }
-        if let (Level::Full, Some(occupancy)) = (kernel.level, kernel.occupancy) {
+        if let (OccupancyLevel::Full, Some(occupancy)) = (kernel.level, kernel.occupancy) {
             return Err(format!("the kernel's table is full, {occupancy}: it drops new flows"));
         }
         self.guard.as_ref().map_or(Ok(()), |guard| guard.report().ready())
@@ -57,7 +57,7 @@ impl Particulars for AgentRole {
         let mut fields = Map::new();
         if let Some(guard) = &self.guard {
             let report = guard.report();
-            let standing = report.standing.iter().map(|(name, standing)| {
+            let standing = report.statuses.iter().map(|(name, standing)| {
                 let dropped = report.dropped.iter().find(|(other, _)| other == name);
                 let dropped = dropped.map(|(_, packets)| packets);
                 let dns = report.dns.iter().find(|(other, _)| other == name);
@@ -86,7 +86,7 @@ impl Particulars for AgentRole {
         let service = services.iter().find(|s| *s.listener == *explanation.listener);
         let mut told = serde_json::to_value(explanation).map_err(|error| error.to_string())?;
         if let (Value::Object(fields), Some(service)) = (&mut told, service) {
-            let (path, why) = path(&service.way);
+            let (path, why) = path(&service.path);
             fields.insert("path".into(), path.into());
             fields.insert("why".into(), why.into());
         }
@@ -97,7 +97,7 @@ impl Particulars for AgentRole {
 impl AgentRole {
     /// A service, with its flows of both ways: it may have had some by each.
     fn service(&self, service: &ServiceReport) -> Value {
-        let (path, why) = path(&service.way);
+        let (path, why) = path(&service.path);
         let (flows, open) = metrics::proxied_flows(&self.registry, &service.listener);
         json!({
             "listener": &*service.listener, "path": path, "why": why,
@@ -106,10 +106,10 @@ impl AgentRole {
     }
 }
 
-fn path(way: &Way) -> (&'static str, String) {
-    match way {
-        Way::Kernel => ("kernel", "nothing of it needs its bytes".into()),
-        Way::Proxy(why) => ("proxy", why.to_string()),
+fn path(path: &FlowPath) -> (&'static str, String) {
+    match path {
+        FlowPath::Kernel => ("kernel", "nothing of it needs its bytes".into()),
+        FlowPath::Proxy(why) => ("proxy", why.to_string()),
     }
 }
 
@@ -140,10 +140,10 @@ fn sequence_of(query: &str) -> Result<Option<u32>, String> {
 }
 
 /// How it stands with the redirects, for the metrics.
-fn redirect_metrics(report: &redirect::Report, page: &mut Page) {
+fn redirect_metrics(report: &redirect::RedirectReport, page: &mut Page) {
     let in_force =
-        report.standing.iter().filter(|(_, standing)| *standing == Standing::InForce).count();
-    page.gauge("weft_redirects", "Redirects that are wanted.", report.standing.len() as u64);
+        report.statuses.iter().filter(|(_, standing)| *standing == RedirectStatus::InForce).count();
+    page.gauge("weft_redirects", "Redirects that are wanted.", report.statuses.len() as u64);
     page.gauge("weft_redirects_in_force", "Redirects in force.", in_force as u64);
     page.counter(
         "weft_redirect_repairs",
@@ -163,7 +163,7 @@ fn redirect_metrics(report: &redirect::Report, page: &mut Page) {
     page.counter(
         "weft_redirect_passed_probes",
         "Connections made to see if they are handed over, which were not.",
-        report.passed,
+        report.probe_failures,
     );
     page.counter("weft_redirect_failures", "Redirects that could not be kept.", report.failures);
 }

@@ -247,7 +247,7 @@ fn report_skew(current: &Current) {
     let Some((from, _)) = current.identity.leaf().and_then(validity) else {
         return;
     };
-    let skew = clock::distance(from + BACKDATED, wall_clock());
+    let skew = clock::absolute_difference(from + BACKDATED, wall_clock());
     clock::report_skew(skew);
     if skew > SKEW {
         tracing::warn!(?skew, "the clocks of this host and of the control plane differ");

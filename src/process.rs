@@ -12,12 +12,12 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use weft_model::{Name, Secret, Snapshot};
 use weft_runtime::access::Writer;
-use weft_runtime::drain::{Drain, on_signals};
-use weft_runtime::listening::{Listening, Report};
+use weft_runtime::drain::{Drain, drain_on_signals};
+use weft_runtime::listening::{ListenReport, ListenStatus};
 use weft_runtime::log::LogLevel;
 use weft_runtime::problems::Problems;
 use weft_runtime::socket::Mark;
-use weft_runtime::worker::Waiting;
+use weft_runtime::worker::PreparedWorkers;
 use weft_runtime::{admin, log, memory, open_files, worker};
 use weft_xds::bootstrap::Bootstrap;
 use weft_xds::client::Status;
@@ -34,7 +34,7 @@ pub struct Setup {
     /// How it gets its certificate and configuration, when by a control plane.
     pub enrolment: Option<Enrolment>,
     /// Where the admin, metrics and readiness ports listen.
-    pub ports: admin::Ports,
+    pub ports: admin::AdminConfig,
     /// How long draining waits.
     pub patience: Duration,
     /// Where access lines go.
@@ -84,7 +84,7 @@ pub struct Begun {
     level: LogLevel,
     runtime: Runtime,
     count: NonZeroUsize,
-    workers: Waiting,
+    workers: PreparedWorkers,
 }
 
 /// A data plane whose control work runs.
@@ -92,14 +92,14 @@ pub struct Begun {
 pub struct DataPlaneProcess {
     name: &'static str,
     runtime: Runtime,
-    waiting: Waiting,
+    waiting: PreparedWorkers,
     drain: Drain,
     access: Writer,
     mark: Option<Mark>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     problems: watch::Sender<Problems>,
     count: NonZeroUsize,
-    reports: mpsc::UnboundedSender<Report>,
+    reports: mpsc::UnboundedSender<ListenReport>,
 }
 
 /// Begins a process: its log, its control runtime and its workers, named after the role; one per
@@ -114,7 +114,7 @@ pub fn begin(
 ) -> Result<Begun, String> {
     let level = log::start(log)?;
     open_files::raise_limit();
-    memory::keep_to_ourselves();
+    memory::disable_core_dumps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
@@ -141,7 +141,7 @@ impl Begun {
             );
         }
         let drain = Drain::new(setup.patience);
-        runtime.block_on(async { on_signals(&drain) }).map_err(|error| error.to_string())?;
+        runtime.block_on(async { drain_on_signals(&drain) }).map_err(|error| error.to_string())?;
 
         let local = watch::Sender::new(BTreeMap::<Name, Arc<Secret>>::new());
         let status = watch::Sender::new(Status::default());
@@ -158,7 +158,7 @@ impl Begun {
             status: status.subscribe(),
             unresolved: unresolved.subscribe(),
             problems: problems.subscribe(),
-            listening: Mutex::new(Listening::new(count)),
+            listening: Mutex::new(ListenStatus::new(count)),
             was_ready: AtomicBool::new(false),
             particulars: setup.particulars,
             access: setup.access.clone(),
@@ -210,7 +210,7 @@ impl DataPlaneProcess {
 
     /// Where workers tell what they listen on.
     #[must_use]
-    pub fn reports(&self) -> mpsc::UnboundedSender<Report> {
+    pub fn reports(&self) -> mpsc::UnboundedSender<ListenReport> {
         self.reports.clone()
     }
 
@@ -258,10 +258,10 @@ async fn run_control(
 }
 
 /// Keeps what the workers listen on, for readiness.
-async fn collect(mut reported: mpsc::UnboundedReceiver<Report>, role: Arc<Role>) {
+async fn collect(mut reported: mpsc::UnboundedReceiver<ListenReport>, role: Arc<Role>) {
     while let Some(report) = reported.recv().await {
         let mut listening = role.listening.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = listening.told(report);
+        let news = listening.record(report);
         for failure in news {
             tracing::error!(failure, "a listener could not be bound; trying again");
         }
@@ -276,13 +276,13 @@ struct Role {
     status: watch::Receiver<Status>,
     unresolved: watch::Receiver<Failing>,
     problems: watch::Receiver<Problems>,
-    listening: Mutex<Listening>,
+    listening: Mutex<ListenStatus>,
     was_ready: AtomicBool,
     particulars: Arc<dyn Particulars>,
     access: Writer,
 }
 
-impl admin::Role for Role {
+impl admin::AdminRole for Role {
     fn ready(&self) -> Result<(), String> {
         let is_first = self.snapshots.borrow().revision == 0;
         let status = self.status.borrow().clone();

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use weft_agent::redirect::{Backend, BackendChoice, Guard, Namespace, Redirect, Wish};
+use weft_agent::redirect::{RedirectBackend, BackendChoice, RedirectGuard, Namespace, RedirectConfig, DesiredRedirects};
 use weft_model::Cidr;
 use weft_runtime::socket::Mark;
 use weft_xds::bootstrap::Problem;
@@ -78,9 +78,9 @@ impl From<RawBackend> for BackendChoice {
     fn from(raw: RawBackend) -> Self {
         match raw {
             RawBackend::Auto => Self::Auto,
-            RawBackend::Native => Self::Only(Backend::Native),
-            RawBackend::Nft => Self::Only(Backend::Nft),
-            RawBackend::Iptables => Self::Only(Backend::Iptables),
+            RawBackend::Native => Self::Only(RedirectBackend::Native),
+            RawBackend::Nft => Self::Only(RedirectBackend::Nft),
+            RawBackend::Iptables => Self::Only(RedirectBackend::Iptables),
         }
     }
 }
@@ -89,7 +89,7 @@ impl From<RawBackend> for BackendChoice {
 ///
 /// # Errors
 /// Every mistake, each with its line and field.
-pub fn parse(text: &str) -> Result<Vec<Wish>, Vec<Problem>> {
+pub fn parse(text: &str) -> Result<Vec<DesiredRedirects>, Vec<Problem>> {
     let raw: RawFile = serde_saphyr::from_str(text)
         .map_err(|error| vec![Problem { line: 0, text: error.to_string() }])?;
     let located = Located::parse(text);
@@ -98,7 +98,7 @@ pub fn parse(text: &str) -> Result<Vec<Wish>, Vec<Problem>> {
         let line = located.as_ref().map_or(0, |located| located.line_of(&path));
         problems.push(Problem { line, text: format!("{path}: {reason}") });
     };
-    let mut wishes: Vec<Wish> = Vec::new();
+    let mut wishes: Vec<DesiredRedirects> = Vec::new();
     for (index, raw) in raw.redirects.into_iter().enumerate() {
         let path = format!("redirects[{index}]");
         let mut ranges = |field: &str, texts: &[String]| -> Vec<Cidr> {
@@ -110,7 +110,7 @@ pub fn parse(text: &str) -> Result<Vec<Wish>, Vec<Problem>> {
             });
             parsed.collect()
         };
-        let redirect = Redirect {
+        let redirect = RedirectConfig {
             owner: raw.owner.unwrap_or_else(|| "weft".to_owned()),
             inbound: raw.inbound,
             outbound: raw.outbound,
@@ -136,7 +136,7 @@ pub fn parse(text: &str) -> Result<Vec<Wish>, Vec<Problem>> {
         if wishes.iter().any(|wish| wish.namespace == namespace) {
             mistake(format!("{path}.netns"), format!("{namespace} is there twice"));
         }
-        wishes.push(Wish { namespace, redirect, backend: raw.backend.into() });
+        wishes.push(DesiredRedirects { namespace, redirect, backend: raw.backend.into() });
     }
     if problems.is_empty() { Ok(wishes) } else { Err(problems) }
 }
@@ -146,10 +146,10 @@ pub fn parse(text: &str) -> Result<Vec<Wish>, Vec<Problem>> {
 ///
 /// # Errors
 /// Every mistake of the file as it is now, or what keeps the guard from starting.
-pub fn guard(file: &Path) -> Result<Guard, String> {
+pub fn guard(file: &Path) -> Result<RedirectGuard, String> {
     let read = |file: &Path| std::fs::read_to_string(file).map_err(|error| error.to_string());
     let mut seen = read(file);
-    let guard = Guard::start(understand(file, &seen)?).map_err(|error| error.to_string())?;
+    let guard = RedirectGuard::start(understand(file, &seen)?).map_err(|error| error.to_string())?;
     let (following, file) = (guard.clone(), file.to_owned());
     let follow = move || {
         loop {
@@ -176,7 +176,7 @@ pub fn guard(file: &Path) -> Result<Guard, String> {
 }
 
 /// What a file that was read wants, or what is wrong with it.
-fn understand(file: &Path, read: &Result<String, String>) -> Result<Vec<Wish>, String> {
+fn understand(file: &Path, read: &Result<String, String>) -> Result<Vec<DesiredRedirects>, String> {
     let shown = file.display();
     let text = read.as_ref().map_err(|error| format!("{shown}: {error}"))?;
     parse(text).map_err(|problems| {
@@ -210,7 +210,7 @@ mod tests {
         let places: Vec<String> = wishes.iter().map(|wish| wish.namespace.to_string()).collect();
         assert_eq!(places, ["/run/netns/web", "this namespace"]);
         let first = wishes.first().expect("there are two");
-        assert_eq!(first.backend, BackendChoice::Only(Backend::Nft));
+        assert_eq!(first.backend, BackendChoice::Only(RedirectBackend::Nft));
         assert_eq!(first.redirect.inbound, Some(15006));
     }
 

@@ -6,15 +6,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use weft_model::{FlowTuple, Listener, Transport};
 
-use crate::plan::{Choice, OTHER_ENDPOINTS, Plan, Target};
+use crate::plan::{EndpointChoice, OTHER_ENDPOINTS, AgentPlan, AgentTarget};
 
 /// Where a flow goes and why, for people.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Explanation {
+pub struct FlowExplanation {
     /// The listener that answers for the destination.
     pub listener: String,
     /// Whether the listener's security group admits the client.
-    pub security_group: Admission,
+    pub security_group: GroupAdmission,
     /// The range of the group that holds the client's address, if one does.
     pub admitting_range: Option<String>,
     /// The cluster that the listener's flows go to.
@@ -33,7 +33,7 @@ pub struct Explanation {
 /// What a security group decides about a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Admission {
+pub enum GroupAdmission {
     /// The listener has no security group: every client is admitted.
     None,
     /// A range of the group holds the client's address.
@@ -42,12 +42,12 @@ pub enum Admission {
     NotAllowed,
 }
 
-impl Plan {
+impl AgentPlan {
     /// Where a new flow would go, whose SYN bears this sequence number.
     ///
     /// # Errors
     /// Why it would go nowhere, or that the sequence number decides and none was given.
-    pub fn explain(&self, flow: &FlowTuple, sequence: Option<u32>) -> Result<Explanation, String> {
+    pub fn explain(&self, flow: &FlowTuple, sequence: Option<u32>) -> Result<FlowExplanation, String> {
         let transport = flow.transport;
         let destination = flow.destination;
         let bound = self.bound().find(|bound| {
@@ -81,16 +81,16 @@ impl Plan {
         let hash = self.hash(flow, key, sequence.unwrap_or_default());
         let slot = target.table().and_then(|table| Some((table.slot(hash)?, table.size())));
         let choices = self.choices(target, flow, hash);
-        let admitted = security_group != Admission::NotAllowed;
-        let choices = if admitted { choices } else { [Choice::NoEndpoint; OTHER_ENDPOINTS + 1] };
-        Ok(Explanation {
+        let admitted = security_group != GroupAdmission::NotAllowed;
+        let choices = if admitted { choices } else { [EndpointChoice::NoEndpoint; OTHER_ENDPOINTS + 1] };
+        Ok(FlowExplanation {
             listener: listener.name.to_string(),
             security_group,
             admitting_range,
             cluster: target.name.to_string(),
             hash,
             slot,
-            endpoints: choices.into_iter().filter_map(Choice::endpoint).collect(),
+            endpoints: choices.into_iter().filter_map(EndpointChoice::endpoint).collect(),
             choice: choices[0].word(),
         })
     }
@@ -98,22 +98,22 @@ impl Plan {
     /// The endpoints that a flow is tried at, one after the other.
     fn choices(
         &self,
-        target: &Target,
+        target: &AgentTarget,
         flow: &FlowTuple,
         hash: u32,
-    ) -> [Choice; OTHER_ENDPOINTS + 1] {
+    ) -> [EndpointChoice; OTHER_ENDPOINTS + 1] {
         std::array::from_fn(|attempt| self.pick(target, flow, hash, attempt))
     }
 }
 
 /// What the security group of a listener decides about a client, and by which range.
-fn admission(listener: &Listener, client: IpAddr) -> (Admission, Option<String>) {
+fn admission(listener: &Listener, client: IpAddr) -> (GroupAdmission, Option<String>) {
     let Some(ranges) = &listener.allow_from else {
-        return (Admission::None, None);
+        return (GroupAdmission::None, None);
     };
     let client = client.to_canonical();
     match ranges.iter().find(|range| range.contains(client)) {
-        Some(range) => (Admission::Admitted, Some(range.to_string())),
-        None => (Admission::NotAllowed, None),
+        Some(range) => (GroupAdmission::Admitted, Some(range.to_string())),
+        None => (GroupAdmission::NotAllowed, None),
     }
 }

@@ -6,6 +6,7 @@
 //! does the work. What needs nobody to look at its bytes goes by [`kernel`] instead. [`redirect`] is
 //! how the kernel is told to hand traffic over, [`netlink`] the words for both.
 
+mod clock;
 mod explanation;
 pub mod flow;
 mod forward;
@@ -19,8 +20,8 @@ mod record;
 pub mod redirect;
 mod refusal;
 mod source;
-mod tally;
+mod flow_counts;
 mod worker;
 
-pub use explanation::{Admission, Explanation};
-pub use worker::{Limits, Shared, run};
+pub use explanation::{GroupAdmission, FlowExplanation};
+pub use worker::{AgentLimits, AgentShared, run};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use weft_model::Transport;
 use weft_runtime::metrics::{Counter, Gauge, Histogram, Page, Registry};
 
-use crate::kernel::{Report, ServiceReport, Way};
-use crate::refusal::Refusal;
-use crate::tally::{Shown, flows_of};
+use crate::kernel::{KernelPathReport, ServiceReport, FlowPath};
+use crate::refusal::FlowRefusal;
+use crate::flow_counts::{SharedFlowCounts, flows_of};
 
 /// The counters of one worker.
 #[derive(Debug, Default)]
@@ -22,14 +22,14 @@ pub struct Metrics {
     pub(crate) datagrams_to_endpoint: Counter,
     pub(crate) datagrams_to_client: Counter,
     pub(crate) datagrams_lost: Counter,
-    refused: [Counter; Refusal::ALL.len()],
+    refused: [Counter; FlowRefusal::ALL.len()],
     /// The flows of each service.
-    pub(crate) services: Shown,
+    pub(crate) services: SharedFlowCounts,
 }
 
 impl Metrics {
-    pub(crate) fn refuse(&self, refusal: Refusal) {
-        let position = Refusal::ALL.iter().position(|other| *other == refusal);
+    pub(crate) fn refuse(&self, refusal: FlowRefusal) {
+        let position = FlowRefusal::ALL.iter().position(|other| *other == refusal);
         if let Some(counter) = position.and_then(|position| self.refused.get(position)) {
             counter.increment();
         }
@@ -44,7 +44,7 @@ pub fn proxied_flows(registry: &Registry<Metrics>, listener: &str) -> (u64, u64)
 
 /// The page of all workers, and of what the kernel carries.
 #[must_use]
-pub fn page(registry: &Registry<Metrics>, kernel: &Report) -> Page {
+pub fn page(registry: &Registry<Metrics>, kernel: &KernelPathReport) -> Page {
     let sets = registry.sets();
     let sum =
         |pick: fn(&Metrics) -> u64| sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add);
@@ -116,7 +116,7 @@ pub fn page(registry: &Registry<Metrics>, kernel: &Report) -> Page {
 }
 
 fn refusals(sets: &[Arc<Metrics>], page: &mut Page) {
-    let refused: Vec<(&str, u64)> = Refusal::ALL
+    let refused: Vec<(&str, u64)> = FlowRefusal::ALL
         .iter()
         .enumerate()
         .map(|(index, refusal)| {
@@ -128,8 +128,8 @@ fn refusals(sets: &[Arc<Metrics>], page: &mut Page) {
     page.counter_by("weft_agent_refused", "Connections and flows not carried.", "reason", &refused);
 }
 
-fn kernel_path(report: &Report, page: &mut Page) {
-    let on_kernel = report.services.iter().filter(|service| service.way == Way::Kernel).count();
+fn kernel_path(report: &KernelPathReport, page: &mut Page) {
+    let on_kernel = report.services.iter().filter(|service| service.path == FlowPath::Kernel).count();
     page.gauge_by(
         "weft_agent_services",
         "Services by the way that their flows go.",
@@ -150,7 +150,7 @@ fn kernel_path(report: &Report, page: &mut Page) {
     page.counter(
         "weft_agent_kernel_flows_let_go",
         "Flows that the kernel let go of because their endpoint was gone.",
-        report.let_go,
+        report.evicted,
     );
     if let Some(occupancy) = report.occupancy {
         page.gauge(

@@ -23,17 +23,18 @@ use weft_runtime::socket::{
 };
 use weft_runtime::syn::saved_sequence;
 
-use crate::forward::pace::Looks;
-use crate::forward::tcp::{End, Moved, relay};
-use crate::forward::udp::{Datagram, Width, send_all, take_trains};
-use crate::plan::{Choice, OTHER_ENDPOINTS, Plan, Target};
+use crate::forward::pacer::ReadSide;
+use crate::forward::tcp::{RelayOutcome, RelayedBytes, relay};
+use crate::forward::udp::{Datagram, BatchSize, send_all, enable_gro};
+use crate::plan::{EndpointChoice, OTHER_ENDPOINTS, AgentPlan, AgentTarget};
 use crate::record::Record;
-use crate::refusal::Refusal;
-use crate::source::{first_with_port, has_no_port};
-use crate::worker::{Worker, now, unix_ms};
+use crate::refusal::FlowRefusal;
+use crate::source::{first_not_out_of_ports, is_out_of_ports};
+use crate::clock::{now, unix_ms};
+use crate::worker::AgentWorker;
 
 /// A connection that was taken in.
-pub(crate) struct Accepted {
+pub(crate) struct AcceptedTcp {
     pub(crate) client: SocketAddr,
     pub(crate) stream: TcpStream,
     pub(crate) listener: Arc<Listener>,
@@ -42,14 +43,14 @@ pub(crate) struct Accepted {
 /// Carries a connection from its acceptance to its end. There are many, and most wait: what one keeps
 /// is counted.
 #[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
-pub(crate) fn connection(mut accepted: Accepted, worker: Rc<Worker>) -> impl Future<Output = ()> {
+pub(crate) fn connection(mut accepted: AcceptedTcp, worker: Rc<AgentWorker>) -> impl Future<Output = ()> {
     async move {
-        let Some(_in_hand) = worker.live.take(worker.shared.limits.connections) else {
-            worker.metrics.refuse(Refusal::Limit);
+        let Some(_active) = worker.active_connections.try_acquire(worker.shared.limits.connections) else {
+            worker.metrics.refuse(FlowRefusal::Limit);
             return reset_on_close(&accepted.stream);
         };
-        let mut story = Story::new(accepted.client);
-        let outcome = match carry(&mut accepted, &worker, &mut story).await {
+        let mut log = FlowLog::new(accepted.client);
+        let outcome = match carry(&mut accepted, &worker, &mut log).await {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 worker.metrics.refuse(refusal);
@@ -57,61 +58,61 @@ pub(crate) fn connection(mut accepted: Accepted, worker: Rc<Worker>) -> impl Fut
                 refusal.reason()
             }
         };
-        story.tell(outcome, &worker);
+        log.write(outcome, &worker);
     }
 }
 
 async fn carry(
-    accepted: &mut Accepted,
-    worker: &Worker,
-    story: &mut Story,
-) -> Result<&'static str, Refusal> {
+    accepted: &mut AcceptedTcp,
+    worker: &AgentWorker,
+    log: &mut FlowLog,
+) -> Result<&'static str, FlowRefusal> {
     let destination = destination(accepted)?;
-    story.destination = Some(destination);
+    log.destination = Some(destination);
     if accepted.listener.use_original_destination && destination.port() == PROBE_PORT {
-        story.logged = false;
+        log.logged = false;
         return Ok("probe");
     }
     let plan = worker.plan();
     let listener = plan.listener_for(&accepted.listener, destination);
-    admit(listener, accepted.client)?;
-    let tcp = plan.tcp(listener, destination).ok_or(Refusal::NoService)?;
-    story.logged = tcp.access_log;
+    check_security_group(listener, accepted.client)?;
+    let tcp = plan.tcp(listener, destination).ok_or(FlowRefusal::NoService)?;
+    log.logged = tcp.access_log;
     let flow = FlowTuple { transport: Transport::Tcp, client: accepted.client, destination };
     let sequence = match tcp.flow_key.takes_sequence(Transport::Tcp) {
         true => saved_sequence(&accepted.stream).unwrap_or_default(),
         false => 0,
     };
-    let target = plan.target(tcp, &flow, sequence).ok_or(Refusal::NoService)?;
-    story.service = Some(target.name.clone());
+    let target = plan.target(tcp, &flow, sequence).ok_or(FlowRefusal::NoService)?;
+    log.service = Some(target.name.clone());
     let hash = plan.hash(&flow, tcp.flow_key, sequence);
     let flow = (&flow, hash, listener.source_address);
-    let mut endpoint = connecting(&plan, target, flow, worker, story).await?;
+    let mut endpoint = connecting(&plan, target, flow, worker, log).await?;
     let idle = (tcp.idle_timeout, listener.idle_end.unwrap_or(IdleEnd::Reset));
-    let tally = worker.tally(listener);
+    let flow_counts = worker.flow_counts(listener);
     // A connection may live long; it must not keep the plan it was made by.
     drop(plan);
-    if worker.is_cut_off.get() {
+    if worker.is_aborted.get() {
         reset_on_close(&accepted.stream);
         reset_on_close(&endpoint);
-        return Ok(End::CutOff.word());
+        return Ok(RelayOutcome::Aborted.word());
     }
 
     worker.metrics.connections.increment();
     let open = Opened::new(&worker.metrics.connections_open);
-    let flow = tally.begin();
-    let cut_off = pin!(worker.cut_off.notified());
+    let flow = flow_counts.begin();
+    let abort = pin!(worker.abort.notified());
     let ends = (&mut accepted.stream, &mut endpoint);
-    let end = relay(ends, idle, cut_off, &worker.lender, &story.moved).await;
+    let end = relay(ends, idle, abort, &worker.relay_buffers, &log.relayed).await;
     drop((open, flow));
-    worker.metrics.bytes_to_endpoint.add(story.moved.to_endpoint.get());
-    worker.metrics.bytes_to_client.add(story.moved.to_client.get());
+    worker.metrics.bytes_to_endpoint.add(log.relayed.to_endpoint.get());
+    worker.metrics.bytes_to_client.add(log.relayed.to_client.get());
     Ok(end.word())
 }
 
 /// Where the client wanted to go. A capture port that was dialled itself is a mistake or a loop.
-fn destination(accepted: &Accepted) -> Result<SocketAddr, Refusal> {
-    let own = || accepted.stream.local_addr().map_err(|_| Refusal::NotRedirected);
+fn destination(accepted: &AcceptedTcp) -> Result<SocketAddr, FlowRefusal> {
+    let own = || accepted.stream.local_addr().map_err(|_| FlowRefusal::NotRedirected);
     if !accepted.listener.use_original_destination {
         return own();
     }
@@ -120,34 +121,34 @@ fn destination(accepted: &Accepted) -> Result<SocketAddr, Refusal> {
     // Another port than ours was redirected here. The same one may have been, or we were dialled.
     let is_ours = destination.port() == capture.port() && destination == own()?;
     let is_told = !destination.ip().is_unspecified();
-    if is_told && !is_ours { Ok(destination) } else { Err(Refusal::NotRedirected) }
+    if is_told && !is_ours { Ok(destination) } else { Err(FlowRefusal::NotRedirected) }
 }
 
 /// Holds the security group, where the kernel could not be told to.
-fn admit(listener: &Listener, client: SocketAddr) -> Result<(), Refusal> {
-    if listener.admits(client.ip()) { Ok(()) } else { Err(Refusal::NotAllowed) }
+fn check_security_group(listener: &Listener, client: SocketAddr) -> Result<(), FlowRefusal> {
+    if listener.admits(client.ip()) { Ok(()) } else { Err(FlowRefusal::NotAllowed) }
 }
 
 /// Connects, in a box for as long as that takes: it needs more room than all that follows, which may
 /// take hours. Made here, so that the connection does not keep room for what goes into the box.
 fn connecting<'a>(
-    plan: &'a Plan,
-    target: &'a Target,
+    plan: &'a AgentPlan,
+    target: &'a AgentTarget,
     flow: (&'a FlowTuple, u32, SourceAddress),
-    worker: &'a Worker,
-    story: &'a mut Story,
-) -> Pin<Box<impl Future<Output = Result<TcpStream, Refusal>> + 'a>> {
-    Box::pin(connect(plan, target, flow, worker, story))
+    worker: &'a AgentWorker,
+    log: &'a mut FlowLog,
+) -> Pin<Box<impl Future<Output = Result<TcpStream, FlowRefusal>> + 'a>> {
+    Box::pin(connect(plan, target, flow, worker, log))
 }
 
 /// Connects to the flow's endpoint, or to the next ones when it cannot be reached.
 async fn connect(
-    plan: &Plan,
-    target: &Target,
+    plan: &AgentPlan,
+    target: &AgentTarget,
     (flow, hash, source): (&FlowTuple, u32, SourceAddress),
-    worker: &Worker,
-    story: &mut Story,
-) -> Result<TcpStream, Refusal> {
+    worker: &AgentWorker,
+    log: &mut FlowLog,
+) -> Result<TcpStream, FlowRefusal> {
     let mut tried = false;
     for attempt in 0..=OTHER_ENDPOINTS {
         let choice = plan.pick(target, flow, hash, attempt);
@@ -155,18 +156,18 @@ async fn connect(
             break;
         };
         tried = true;
-        story.choice = choice;
+        log.choice = choice;
         let started = now();
         match reach(endpoint, (flow.client, source), target.connect_timeout, worker).await {
             Ok(stream) => {
                 worker.metrics.connect.observe(now() - started);
                 return Ok(stream);
             }
-            Err(error) if unreachable_for(&error) == Refusal::Limit => return Err(Refusal::Limit),
+            Err(error) if unreachable_for(&error) == FlowRefusal::Limit => return Err(FlowRefusal::Limit),
             Err(error) => tracing::debug!(%endpoint, %error, "an endpoint could not be reached"),
         }
     }
-    Err(if tried { Refusal::Unreachable } else { Refusal::NoEndpoint })
+    Err(if tried { FlowRefusal::Unreachable } else { FlowRefusal::NoEndpoint })
 }
 
 /// Connects to an endpoint, from the next of our addresses when one has no port left.
@@ -174,12 +175,12 @@ async fn reach(
     endpoint: SocketAddr,
     (client, source): (SocketAddr, SourceAddress),
     timeout: Duration,
-    worker: &Worker,
+    worker: &AgentWorker,
 ) -> io::Result<TcpStream> {
     let mut failed = None;
-    for leaving in worker.sources.ways(endpoint, client, source, worker.shared.mark) {
-        match connect_tcp(endpoint, leaving, timeout).await {
-            Err(error) if has_no_port(&error) => failed = Some(error),
+    for options in worker.sources.connect_options(endpoint, client, source, worker.shared.mark) {
+        match connect_tcp(endpoint, options, timeout).await {
+            Err(error) if is_out_of_ports(&error) => failed = Some(error),
             outcome => return outcome,
         }
     }
@@ -187,38 +188,38 @@ async fn reach(
 }
 
 /// Why an endpoint was not reached: for want of descriptors it is we who could not.
-fn unreachable_for(error: &io::Error) -> Refusal {
+fn unreachable_for(error: &io::Error) -> FlowRefusal {
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EMFILE | Errno::ENFILE) => Refusal::Limit,
-        _ => Refusal::Unreachable,
+        Some(Errno::EMFILE | Errno::ENFILE) => FlowRefusal::Limit,
+        _ => FlowRefusal::Unreachable,
     }
 }
 
 /// What there is to tell of a connection.
-struct Story {
+struct FlowLog {
     client: SocketAddr,
     destination: Option<SocketAddr>,
     service: Option<Name>,
-    choice: Choice,
-    moved: Moved,
+    choice: EndpointChoice,
+    relayed: RelayedBytes,
     started: Instant,
     logged: bool,
 }
 
-impl Story {
+impl FlowLog {
     fn new(client: SocketAddr) -> Self {
         Self {
             client,
             destination: None,
             service: None,
-            choice: Choice::NoEndpoint,
-            moved: Moved::default(),
+            choice: EndpointChoice::NoEndpoint,
+            relayed: RelayedBytes::default(),
             started: now(),
             logged: true,
         }
     }
 
-    fn tell(&self, outcome: &'static str, worker: &Worker) {
+    fn write(&self, outcome: &'static str, worker: &AgentWorker) {
         if !self.logged {
             return;
         }
@@ -231,8 +232,8 @@ impl Story {
             service: self.service.as_ref(),
             endpoint: self.choice.endpoint(),
             choice: self.choice.word(),
-            bytes_sent: self.moved.to_endpoint.get(),
-            bytes_received: self.moved.to_client.get(),
+            bytes_sent: self.relayed.to_endpoint.get(),
+            bytes_received: self.relayed.to_client.get(),
             duration_ms: (now() - self.started).as_millis(),
             outcome,
         });
@@ -243,10 +244,10 @@ impl Story {
 pub(crate) struct UdpFlow {
     tuple: FlowTuple,
     service: Name,
-    choice: Choice,
+    choice: EndpointChoice,
     endpoint: UdpSocket,
     answers: Rc<UdpSocket>,
-    moved: Moved,
+    relayed: RelayedBytes,
     started: Instant,
     logged: bool,
     /// What counts it as open, until it ends.
@@ -267,9 +268,9 @@ pub(crate) fn datagrams(
     taken: &[Datagram<'_>],
     listener: &Listener,
     own: &Rc<UdpSocket>,
-    worker: &Rc<Worker>,
+    worker: &Rc<AgentWorker>,
 ) {
-    worker.pace.count(taken.len(), now());
+    worker.pacer.count(taken.len(), now());
     let mut flows: Vec<(Rc<UdpFlow>, Vec<&[u8]>)> = Vec::new();
     for datagram in taken {
         let (client, destination) = (datagram.client, datagram.destination);
@@ -288,7 +289,7 @@ pub(crate) fn datagrams(
         let sent = send_all(&flow.endpoint, &bytes, None);
         worker.metrics.datagrams_to_endpoint.add(sent.datagrams);
         worker.metrics.datagrams_lost.add(sent.lost);
-        flow.moved.to_endpoint.set(flow.moved.to_endpoint.get() + sent.bytes);
+        flow.relayed.to_endpoint.set(flow.relayed.to_endpoint.get() + sent.bytes);
     }
 }
 
@@ -296,23 +297,23 @@ fn begin(
     tuple: FlowTuple,
     listener: &Listener,
     own: &Rc<UdpSocket>,
-    worker: &Rc<Worker>,
-) -> Result<Rc<UdpFlow>, Refusal> {
+    worker: &Rc<AgentWorker>,
+) -> Result<Rc<UdpFlow>, FlowRefusal> {
     let plan = worker.plan();
     let serving = plan.listener_for(listener, tuple.destination);
-    admit(serving, tuple.client)?;
-    let udp: &UdpProxy = plan.udp(serving).ok_or(Refusal::NoService)?;
-    let target = plan.target_named(&udp.cluster).ok_or(Refusal::NoService)?;
+    check_security_group(serving, tuple.client)?;
+    let udp: &UdpProxy = plan.udp(serving).ok_or(FlowRefusal::NoService)?;
+    let target = plan.target_named(&udp.cluster).ok_or(FlowRefusal::NoService)?;
     let choice = plan.pick(target, &tuple, plan.hash(&tuple, udp.flow_key, 0), 0);
-    let address = choice.endpoint().ok_or(Refusal::NoEndpoint)?;
+    let address = choice.endpoint().ok_or(FlowRefusal::NoEndpoint)?;
     if !worker.flows.borrow().has_room() {
-        return Err(Refusal::Limit);
+        return Err(FlowRefusal::Limit);
     }
     let mark = worker.shared.mark;
-    let ways = worker.sources.ways(address, tuple.client, serving.source_address, mark);
-    let endpoint = first_with_port(ways.map(|leaving| connect_udp(address, leaving)));
+    let connect_options = worker.sources.connect_options(address, tuple.client, serving.source_address, mark);
+    let endpoint = first_not_out_of_ports(connect_options.map(|options| connect_udp(address, options)));
     let endpoint = endpoint.map_err(|error| unreachable_for(&error))?;
-    take_trains(&endpoint);
+    enable_gro(&endpoint);
     let answers = if listener.use_original_destination {
         let socket = worker.reply_sockets.from(tuple.destination, mark);
         socket.map_err(|error| unreachable_for(&error))?
@@ -325,7 +326,7 @@ fn begin(
         choice,
         endpoint,
         answers,
-        moved: Moved::default(),
+        relayed: RelayedBytes::default(),
         started: now(),
         logged: udp.access_log,
         open: Cell::new(None),
@@ -336,65 +337,65 @@ fn begin(
         .flows
         .borrow_mut()
         .insert(tuple, flow.clone(), udp.idle_timeout, now())
-        .map_err(|_| Refusal::Limit)?;
+        .map_err(|_| FlowRefusal::Limit)?;
     worker.metrics.flows.increment();
     flow.open.set(Some(OpenFlow {
         _of_worker: Opened::new(worker.metrics.flows_open.clone()),
-        _of_service: worker.tally(serving).begin(),
+        _of_service: worker.flow_counts(serving).begin(),
     }));
     tokio::task::spawn_local(answer(flow.clone(), worker.clone()));
     Ok(flow)
 }
 
 /// Carries a flow's answers back to its client until the flow ends.
-async fn answer(flow: Rc<UdpFlow>, worker: Rc<Worker>) {
-    let mut width = Width::new();
+async fn answer(flow: Rc<UdpFlow>, worker: Rc<AgentWorker>) {
+    let mut batch_size = BatchSize::new();
     while !flow.ended.get() {
         tokio::select! {
             ready = flow.endpoint.readable() => if ready.is_err() { break },
             () = flow.stopped.notified() => break,
         }
-        if !width.is_behind {
-            worker.rest(Looks::Back);
+        if !batch_size.is_behind {
+            worker.pause_before_read(ReadSide::Endpoint);
         }
         let to = Some(flow.tuple.client);
         let sent = worker
-            .room
+            .receive_buffer
             .borrow_mut()
-            .answers(&flow.endpoint, &mut width, |answers| send_all(&flow.answers, answers, to));
+            .answers(&flow.endpoint, &mut batch_size, |answers| send_all(&flow.answers, answers, to));
         // An endpoint may have no such port (ICMP): it may come back, so the flow stays.
         let Ok(sent) = sent else { continue };
         worker.flows.borrow_mut().touch(&flow.tuple, now());
-        worker.pace.count(usize::try_from(sent.datagrams).unwrap_or(usize::MAX), now());
+        worker.pacer.count(usize::try_from(sent.datagrams).unwrap_or(usize::MAX), now());
         worker.metrics.datagrams_to_client.add(sent.datagrams);
         worker.metrics.datagrams_lost.add(sent.lost);
-        flow.moved.to_client.set(flow.moved.to_client.get() + sent.bytes);
+        flow.relayed.to_client.set(flow.relayed.to_client.get() + sent.bytes);
     }
 }
 
 /// Ends the flows whose endpoint the plan in force no longer has: their next datagram begins a new
 /// one.
-pub(crate) fn leave_lost_endpoints(worker: &Worker) {
+pub(crate) fn end_flows_of_removed_endpoints(worker: &AgentWorker) {
     let plan = worker.plan();
-    let is_lost = |flow: &Rc<UdpFlow>| {
+    let is_orphaned = |flow: &Rc<UdpFlow>| {
         let target = plan.target_named(&flow.service);
-        !target.zip(flow.choice.endpoint()).is_some_and(|(target, at)| target.keeps(at))
+        !target.zip(flow.choice.endpoint()).is_some_and(|(target, at)| target.retains(at))
     };
-    let lost = worker.flows.borrow_mut().forget(is_lost);
+    let lost = worker.flows.borrow_mut().remove_if(is_orphaned);
     for flow in lost {
         end_flow(&flow, "endpoint_gone", worker);
     }
 }
 
 /// Ends the flows that were silent for too long.
-pub(crate) fn expire(worker: &Worker) {
+pub(crate) fn expire(worker: &AgentWorker) {
     let gone = worker.flows.borrow_mut().expire(now());
     for (_, flow) in gone {
         end_flow(&flow, "idle", worker);
     }
 }
 
-fn end_flow(flow: &UdpFlow, outcome: &'static str, worker: &Worker) {
+fn end_flow(flow: &UdpFlow, outcome: &'static str, worker: &AgentWorker) {
     flow.ended.set(true);
     flow.stopped.notify_one();
     drop(flow.open.take());
@@ -410,8 +411,8 @@ fn end_flow(flow: &UdpFlow, outcome: &'static str, worker: &Worker) {
         service: Some(&flow.service),
         endpoint: flow.choice.endpoint(),
         choice: flow.choice.word(),
-        bytes_sent: flow.moved.to_endpoint.get(),
-        bytes_received: flow.moved.to_client.get(),
+        bytes_sent: flow.relayed.to_endpoint.get(),
+        bytes_received: flow.relayed.to_client.get(),
         duration_ms: now().saturating_duration_since(flow.started).as_millis(),
         outcome,
     });

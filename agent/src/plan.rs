@@ -16,7 +16,7 @@ use weft_model::{
 
 use weft_runtime::problems::Problems;
 
-use crate::node::{Node, Ourselves};
+use crate::node::{NodeInfo, LoopDetector};
 
 /// The seed of the flow hash where neither the command line nor the configuration has one. Everybody
 /// knows it.
@@ -26,20 +26,20 @@ pub(crate) const OTHER_ENDPOINTS: usize = 2;
 
 /// Everything the workers work by.
 #[derive(Debug, Default)]
-pub struct Plan {
+pub struct AgentPlan {
     /// Which snapshot it was made of.
     pub revision: u64,
     listeners: BTreeMap<Name, Arc<Listener>>,
     /// Listeners that are not bound: they answer for connections redirected from their address.
     pub(crate) by_destination: HashMap<(Transport, SocketAddr), Arc<Listener>>,
-    targets: HashMap<Name, Arc<Target>>,
+    targets: HashMap<Name, Arc<AgentTarget>>,
     looping_endpoints: usize,
     seed: u32,
 }
 
 /// A cluster as the agent sees it.
 #[derive(Debug)]
-pub struct Target {
+pub struct AgentTarget {
     /// Its name.
     pub name: Name,
     /// How long a connection attempt may take.
@@ -48,10 +48,10 @@ pub struct Target {
     /// What the picker was made of.
     endpoints: Vec<Endpoint>,
     /// The endpoints that keep the flows they have: those that serve, and those that drain.
-    keeping: BTreeSet<SocketAddr>,
+    retained: BTreeSet<SocketAddr>,
 }
 
-impl Target {
+impl AgentTarget {
     /// The table that decides about its flows, if one does.
     #[must_use]
     pub(crate) fn table(&self) -> Option<&Arc<Maglev>> {
@@ -63,16 +63,16 @@ impl Target {
 
     /// Whether a flow may stay on an endpoint that it has.
     #[must_use]
-    pub(crate) fn keeps(&self, endpoint: SocketAddr) -> bool {
+    pub(crate) fn retains(&self, endpoint: SocketAddr) -> bool {
         match &self.picker {
-            Picker::Table(_) => self.keeping.contains(&endpoint),
+            Picker::Table(_) => self.retained.contains(&endpoint),
             Picker::OriginalDestination => true,
         }
     }
 
     /// The endpoints that keep the flows they have.
-    pub(crate) fn keeping(&self) -> impl Iterator<Item = SocketAddr> {
-        self.keeping.iter().copied()
+    pub(crate) fn retained(&self) -> impl Iterator<Item = SocketAddr> {
+        self.retained.iter().copied()
     }
 }
 
@@ -86,7 +86,7 @@ enum Picker {
 
 /// Which endpoint a flow goes to, and what decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice {
+pub enum EndpointChoice {
     /// The hash of the 5-tuple fell on it.
     ByFlowHash(SocketAddr),
     /// The client aimed at it.
@@ -95,7 +95,7 @@ pub enum Choice {
     NoEndpoint,
 }
 
-impl Choice {
+impl EndpointChoice {
     /// The endpoint, if there is one.
     #[must_use]
     pub fn endpoint(self) -> Option<SocketAddr> {
@@ -118,9 +118,9 @@ impl Choice {
 
 /// What of a snapshot is not done, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Problem {
+pub enum AgentPlanProblem {
     /// A listener that this tier cannot serve.
-    NotThisTier {
+    NeedsSidecar {
         /// The listener.
         listener: Name,
         /// Why.
@@ -139,7 +139,7 @@ pub enum Problem {
     },
     /// A service's address that is this host's own, so that what programs of this host send there is
     /// not taken.
-    AddressInUse {
+    LocalAddress {
         /// The service's listener.
         listener: Name,
         /// The address.
@@ -147,7 +147,7 @@ pub enum Problem {
     },
     /// A service whose endpoints are to see clients' addresses, with one that has no way to: it is of the
     /// other family.
-    SourceOfOtherFamily {
+    SourceFamilyMismatch {
         /// The service's listener.
         listener: Name,
         /// The endpoint, which sees the agent.
@@ -155,36 +155,36 @@ pub enum Problem {
     },
     /// A service whose endpoints are to see clients' addresses, which this process may not send from.
     /// Its flows on the proxy path are refused.
-    SourceNotOurs {
+    SourceNotPermitted {
         /// The service's listener.
         listener: Name,
     },
 }
 
-impl Problem {
+impl AgentPlanProblem {
     /// All of these, by what they mean for readiness.
     #[must_use]
-    pub fn sort(all: &[Self]) -> Problems {
+    pub fn classify(all: &[Self]) -> Problems {
         let mut problems = Problems::default();
         for problem in all {
             match problem {
-                Self::NotThisTier { .. } | Self::Conflict(_) => {
+                Self::NeedsSidecar { .. } | Self::Conflict(_) => {
                     problems.unserved.push(problem.to_string());
                 }
                 Self::Loop { .. }
-                | Self::AddressInUse { .. }
-                | Self::SourceOfOtherFamily { .. }
-                | Self::SourceNotOurs { .. } => problems.warn(problem.to_string()),
+                | Self::LocalAddress { .. }
+                | Self::SourceFamilyMismatch { .. }
+                | Self::SourceNotPermitted { .. } => problems.warn(problem.to_string()),
             }
         }
         problems
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for AgentPlanProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotThisTier { listener, reason } => {
+            Self::NeedsSidecar { listener, reason } => {
                 write!(f, "listener {listener:?} is not served: {reason}")
             }
             Self::Conflict(conflict) => conflict.fmt(f),
@@ -192,15 +192,15 @@ impl fmt::Display for Problem {
                 f,
                 "cluster {cluster:?}: endpoint {endpoint} is left out: it is this agent's own listener {listener:?}, so its flows would go round for ever"
             ),
-            Self::AddressInUse { listener, address } => write!(
+            Self::LocalAddress { listener, address } => write!(
                 f,
                 "listener {listener:?}: {address} is an address of this host; a service's address must be nobody's"
             ),
-            Self::SourceOfOtherFamily { listener, endpoint } => write!(
+            Self::SourceFamilyMismatch { listener, endpoint } => write!(
                 f,
                 "listener {listener:?}: endpoint {endpoint} is not of its clients' family of addresses, and sees the agent's"
             ),
-            Self::SourceNotOurs { listener } => write!(
+            Self::SourceNotPermitted { listener } => write!(
                 f,
                 "listener {listener:?}: to keep clients' addresses on the proxy path takes the capability NET_RAW or NET_ADMIN; without it those flows are refused"
             ),
@@ -208,35 +208,35 @@ impl fmt::Display for Problem {
     }
 }
 
-impl Plan {
+impl AgentPlan {
     /// Makes a plan of a snapshot, and tells what of it cannot be done. Tables of clusters whose
     /// endpoints did not change are taken from `previous`.
     #[must_use]
     pub fn new(
         snapshot: &Snapshot,
-        node: &Node,
+        node: &NodeInfo,
         previous: Option<&(Arc<Snapshot>, Arc<Self>)>,
-    ) -> (Self, Vec<Problem>) {
+    ) -> (Self, Vec<AgentPlanProblem>) {
         let told = snapshot.listeners.values().find_map(|listener| listener.flow_seed);
         let seed = node.seed.or(told).unwrap_or(DEFAULT_SEED);
         let mut plan = Self { revision: snapshot.revision, seed, ..Self::default() };
         let mut problems = Vec::new();
         let conflicts = snapshot.address_conflicts();
-        problems.extend(conflicts.iter().cloned().map(Problem::Conflict));
+        problems.extend(conflicts.iter().cloned().map(AgentPlanProblem::Conflict));
         for (name, listener) in &snapshot.listeners {
             if conflicts.iter().any(|conflict| conflict.second == *name) {
                 continue;
             }
             if let Some(reason) = needs_layer_7(listener) {
-                problems.push(Problem::NotThisTier { listener: name.clone(), reason });
+                problems.push(AgentPlanProblem::NeedsSidecar { listener: name.clone(), reason });
                 continue;
             }
-            if node.occupies(listener) {
+            if node.owns_address_of(listener) {
                 let address = listener.address;
-                problems.push(Problem::AddressInUse { listener: name.clone(), address });
+                problems.push(AgentPlanProblem::LocalAddress { listener: name.clone(), address });
             }
-            if listener.source_address == SourceAddress::Client && !node.may_send_as_others {
-                problems.push(Problem::SourceNotOurs { listener: name.clone() });
+            if listener.source_address == SourceAddress::Client && !node.can_bind_foreign_addresses {
+                problems.push(AgentPlanProblem::SourceNotPermitted { listener: name.clone() });
             }
             if !listener.bind {
                 plan.by_destination
@@ -244,19 +244,19 @@ impl Plan {
             }
             plan.listeners.insert(name.clone(), listener.clone());
         }
-        let ourselves = Ourselves::new(node, snapshot, plan.listeners.values().map(Arc::as_ref));
+        let loop_detector = LoopDetector::new(node, snapshot, plan.listeners.values().map(Arc::as_ref));
         let mut targets = HashMap::new();
         for (name, cluster) in &snapshot.clusters {
             let set = snapshot.endpoints_of(cluster);
             let endpoints = set.map_or(&[][..], |set| &set.endpoints);
             let (looping, good): (Vec<_>, Vec<_>) = endpoints
                 .iter()
-                .map(|endpoint| (ourselves.taker(name, endpoint.address), endpoint.clone()))
-                .partition(|(taker, _)| taker.is_some());
+                .map(|endpoint| (loop_detector.loop_listener(name, endpoint.address), endpoint.clone()))
+                .partition(|(loop_listener, _)| loop_listener.is_some());
             plan.looping_endpoints += looping.len();
-            problems.extend(looping.iter().filter_map(|(taker, endpoint)| {
-                let listener = taker.as_ref()?.name.clone();
-                Some(Problem::Loop { cluster: name.clone(), endpoint: endpoint.address, listener })
+            problems.extend(looping.iter().filter_map(|(loop_listener, endpoint)| {
+                let listener = loop_listener.as_ref()?.name.clone();
+                Some(AgentPlanProblem::Loop { cluster: name.clone(), endpoint: endpoint.address, listener })
             }));
             let good: Vec<Endpoint> = good.into_iter().map(|(_, endpoint)| endpoint).collect();
             let previous = previous.filter(|(_, plan)| plan.seed == seed);
@@ -265,22 +265,22 @@ impl Plan {
             targets.insert(name.clone(), target);
         }
         plan.targets = targets;
-        problems.extend(plan.listeners.values().filter_map(|listener| plan.lost_source(listener)));
+        problems.extend(plan.listeners.values().filter_map(|listener| plan.source_family_mismatch(listener)));
         (plan, problems)
     }
 
     /// An endpoint that will not see clients' addresses though it is to.
-    fn lost_source(&self, listener: &Listener) -> Option<Problem> {
+    fn source_family_mismatch(&self, listener: &Listener) -> Option<AgentPlanProblem> {
         let targets = listener.flow_clusters().filter_map(|name| self.targets.get(name));
         let mut endpoints = targets.flat_map(|target| &target.endpoints);
         let is_other = |e: &&Endpoint| e.address.is_ipv4() != listener.address.is_ipv4();
         let other =
             endpoints.find(is_other).filter(|_| listener.source_address == SourceAddress::Client);
         let endpoint = other?.address;
-        Some(Problem::SourceOfOtherFamily { listener: listener.name.clone(), endpoint })
+        Some(AgentPlanProblem::SourceFamilyMismatch { listener: listener.name.clone(), endpoint })
     }
 
-    fn unchanged(&self, now: &Cluster, old: &Snapshot, good: &[Endpoint]) -> Option<Arc<Target>> {
+    fn unchanged(&self, now: &Cluster, old: &Snapshot, good: &[Endpoint]) -> Option<Arc<AgentTarget>> {
         let before = old.clusters.get(&now.name)?;
         let target = self.targets.get(&now.name)?;
         (**before == *now && target.endpoints == good).then(|| target.clone())
@@ -344,7 +344,7 @@ impl Plan {
     /// The target of a flow among weighted clusters. The draw is the flow's own hash, so that every
     /// agent sends the flow to the same one.
     #[must_use]
-    pub fn target(&self, tcp: &TcpProxy, flow: &FlowTuple, sequence: u32) -> Option<&Arc<Target>> {
+    pub fn target(&self, tcp: &TcpProxy, flow: &FlowTuple, sequence: u32) -> Option<&Arc<AgentTarget>> {
         let draw = flow.hash(tcp.flow_key, sequence, !self.seed);
         self.targets.get(&WeightedCluster::draw(&tcp.clusters, draw)?.name)
     }
@@ -366,7 +366,7 @@ impl Plan {
 
     /// The target of this name.
     #[must_use]
-    pub fn target_named(&self, name: &str) -> Option<&Arc<Target>> {
+    pub fn target_named(&self, name: &str) -> Option<&Arc<AgentTarget>> {
         self.targets.get(name)
     }
 
@@ -379,20 +379,20 @@ impl Plan {
     /// The endpoint for a flow of this hash: attempt 0 is its own, 1 and up are where it goes when that
     /// one cannot be reached.
     #[must_use]
-    pub fn pick(&self, target: &Target, flow: &FlowTuple, hash: u32, attempt: usize) -> Choice {
+    pub fn pick(&self, target: &AgentTarget, flow: &FlowTuple, hash: u32, attempt: usize) -> EndpointChoice {
         match &target.picker {
             Picker::Table(table) => {
-                table.pick_after(hash, attempt).map_or(Choice::NoEndpoint, Choice::ByFlowHash)
+                table.pick_after(hash, attempt).map_or(EndpointChoice::NoEndpoint, EndpointChoice::ByFlowHash)
             }
             Picker::OriginalDestination if attempt == 0 => {
-                Choice::ByOriginalDestination(flow.destination)
+                EndpointChoice::ByOriginalDestination(flow.destination)
             }
-            Picker::OriginalDestination => Choice::NoEndpoint,
+            Picker::OriginalDestination => EndpointChoice::NoEndpoint,
         }
     }
 }
 
-fn target(cluster: &Cluster, endpoints: Vec<Endpoint>, seed: u32) -> Target {
+fn target(cluster: &Cluster, endpoints: Vec<Endpoint>, seed: u32) -> AgentTarget {
     let picker = match cluster.discovery {
         Discovery::OriginalDestination => Picker::OriginalDestination,
         Discovery::Static(_) | Discovery::Endpoints(_) | Discovery::Dns(_) => {
@@ -406,12 +406,12 @@ fn target(cluster: &Cluster, endpoints: Vec<Endpoint>, seed: u32) -> Target {
             Picker::Table(Arc::new(table.expect("the default table size is a prime")))
         }
     };
-    let keeping = endpoints.iter().filter(|endpoint| endpoint.health.keeps_work());
-    Target {
+    let retained = endpoints.iter().filter(|endpoint| endpoint.health.keeps_work());
+    AgentTarget {
         name: cluster.name.clone(),
         connect_timeout: cluster.connect_timeout,
         picker,
-        keeping: keeping.map(|endpoint| endpoint.address).collect(),
+        retained: retained.map(|endpoint| endpoint.address).collect(),
         endpoints,
     }
 }

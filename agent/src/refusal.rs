@@ -2,7 +2,7 @@
 
 /// Why a connection or a datagram is not carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum FlowRefusal {
     /// As many are carried already as are allowed, or as there are descriptors for.
     Limit,
     /// It reached a capture port without having been redirected: a mistake or a loop.
@@ -17,7 +17,7 @@ pub(crate) enum Refusal {
     Unreachable,
 }
 
-impl Refusal {
+impl FlowRefusal {
     /// All of them, in the order of their counters.
     pub(crate) const ALL: [Self; 6] = [
         Self::Limit,

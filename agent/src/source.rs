@@ -5,19 +5,19 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use weft_model::SourceAddress;
-use weft_runtime::socket::{Leaving, Mark, Source};
+use weft_runtime::socket::{ConnectOptions, Mark, SourceIp};
 
 /// The host's own addresses from which endpoints are connected to, one after the other. Between one of
 /// them and an endpoint there are as many connections as there are ports, about 28,000 unless the host
 /// gives more; several addresses have so many each.
 #[derive(Debug, Default)]
-pub(crate) struct Sources {
+pub(crate) struct SourceAddresses {
     v4: Vec<IpAddr>,
     v6: Vec<IpAddr>,
     next: Cell<usize>,
 }
 
-impl Sources {
+impl SourceAddresses {
     pub(crate) fn new(addresses: &[IpAddr]) -> Self {
         let (v4, v6) = addresses.iter().partition(|address| address.is_ipv4());
         Self { v4, v6, next: Cell::default() }
@@ -25,20 +25,20 @@ impl Sources {
 
     /// The ways to an endpoint, in the order in which they are to be tried: another when the one
     /// before has no port left.
-    pub(crate) fn ways(
+    pub(crate) fn connect_options(
         &self,
         endpoint: SocketAddr,
         client: SocketAddr,
         wanted: SourceAddress,
         mark: Option<Mark>,
-    ) -> impl Iterator<Item = Leaving> {
+    ) -> impl Iterator<Item = ConnectOptions> {
         let own = if endpoint.is_ipv4() { &self.v4 } else { &self.v6 };
         let client = client.ip().to_canonical();
         // A client of the other family has no address that this endpoint could answer.
         let keeps = wanted == SourceAddress::Client && client.is_ipv4() == endpoint.is_ipv4();
         let first = if keeps || own.is_empty() { 0 } else { self.next.get() % own.len() };
         let (count, the_only) = match (keeps, own.is_empty()) {
-            (true, _) => (1, Some(Source::Another(client))),
+            (true, _) => (1, Some(SourceIp::Foreign(client))),
             (false, true) => (1, None),
             (false, false) => {
                 self.next.set(first + 1);
@@ -46,26 +46,26 @@ impl Sources {
             }
         };
         (0..count).map(move |step| {
-            let own = own.iter().cycle().nth(first + step).copied().map(Source::Own);
-            Leaving { mark, source: the_only.or(own) }
+            let own = own.iter().cycle().nth(first + step).copied().map(SourceIp::Local);
+            ConnectOptions { mark, source: the_only.or(own) }
         })
     }
 }
 
 /// Whether a connection failed because its source has no port left towards the endpoint; a socket of
 /// datagrams is told so as if it should wait.
-pub(crate) fn has_no_port(error: &io::Error) -> bool {
+pub(crate) fn is_out_of_ports(error: &io::Error) -> bool {
     [io::ErrorKind::AddrNotAvailable, io::ErrorKind::WouldBlock].contains(&error.kind())
 }
 
 /// The first outcome that is not for want of a port, or else the last.
-pub(crate) fn first_with_port<T>(
+pub(crate) fn first_not_out_of_ports<T>(
     mut outcomes: impl Iterator<Item = io::Result<T>>,
 ) -> io::Result<T> {
     let mut last = Err(io::ErrorKind::AddrNotAvailable.into());
     for outcome in outcomes.by_ref() {
         last = outcome;
-        if !last.as_ref().is_err_and(has_no_port) {
+        if !last.as_ref().is_err_and(is_out_of_ports) {
             break;
         }
     }
@@ -76,36 +76,36 @@ pub(crate) fn first_with_port<T>(
 mod tests {
     use super::*;
 
-    fn sources(addresses: &[&str]) -> Sources {
+    fn sources(addresses: &[&str]) -> SourceAddresses {
         let addresses: Vec<IpAddr> =
             addresses.iter().map(|text| text.parse().expect("an address")).collect();
-        Sources::new(&addresses)
+        SourceAddresses::new(&addresses)
     }
 
-    fn ways(sources: &Sources, endpoint: &str, wanted: SourceAddress) -> Vec<Option<Source>> {
+    fn connect_options(sources: &SourceAddresses, endpoint: &str, wanted: SourceAddress) -> Vec<Option<SourceIp>> {
         let [endpoint, client] =
             [endpoint, "10.0.0.9:4000"].map(|text| text.parse().expect("an address"));
-        sources.ways(endpoint, client, wanted, None).map(|leaving| leaving.source).collect()
+        sources.connect_options(endpoint, client, wanted, None).map(|options| options.source).collect()
     }
 
     #[test]
     fn own_addresses_are_tried_in_turn_and_only_those_of_the_endpoints_family() {
         let sources = sources(&["10.0.0.1", "fd00::1", "10.0.0.2"]);
-        let own = |text: &str| Some(Source::Own(text.parse().expect("an address")));
+        let own = |text: &str| Some(SourceIp::Local(text.parse().expect("an address")));
         let (one, two) = (own("10.0.0.1"), own("10.0.0.2"));
         let agent = SourceAddress::Agent;
-        assert_eq!(ways(&sources, "10.1.0.1:80", agent), [one, two]);
-        assert_eq!(ways(&sources, "10.1.0.1:80", agent), [two, one]);
-        assert_eq!(ways(&sources, "10.1.0.1:80", agent), [one, two]);
-        assert_eq!(ways(&sources, "[fd01::1]:80", agent), [own("fd00::1")]);
-        assert_eq!(ways(&Sources::default(), "10.1.0.1:80", agent), [None]);
+        assert_eq!(connect_options(&sources, "10.1.0.1:80", agent), [one, two]);
+        assert_eq!(connect_options(&sources, "10.1.0.1:80", agent), [two, one]);
+        assert_eq!(connect_options(&sources, "10.1.0.1:80", agent), [one, two]);
+        assert_eq!(connect_options(&sources, "[fd01::1]:80", agent), [own("fd00::1")]);
+        assert_eq!(connect_options(&SourceAddresses::default(), "10.1.0.1:80", agent), [None]);
     }
 
     #[test]
     fn the_next_is_tried_for_want_of_a_port_only() {
         let none = || Err(io::ErrorKind::AddrNotAvailable.into());
         let refused = || Err(io::ErrorKind::PermissionDenied.into());
-        let first = |outcomes: Vec<io::Result<u8>>| first_with_port(outcomes.into_iter());
+        let first = |outcomes: Vec<io::Result<u8>>| first_not_out_of_ports(outcomes.into_iter());
         assert_eq!(first(vec![none(), Ok(2), Ok(3)]).ok(), Some(2));
         let kind = |outcomes| first(outcomes).map_err(|error| error.kind());
         assert_eq!(kind(vec![none(), refused(), Ok(3)]), Err(io::ErrorKind::PermissionDenied));
@@ -115,9 +115,9 @@ mod tests {
     #[test]
     fn the_clients_address_is_kept_where_an_endpoint_can_answer_it() {
         let sources = sources(&["10.0.0.1", "fd00::1"]);
-        let client = Some(Source::Another("10.0.0.9".parse().expect("an address")));
-        assert_eq!(ways(&sources, "10.1.0.1:80", SourceAddress::Client), [client]);
-        let own = Some(Source::Own("fd00::1".parse().expect("an address")));
-        assert_eq!(ways(&sources, "[fd01::1]:80", SourceAddress::Client), [own]);
+        let client = Some(SourceIp::Foreign("10.0.0.9".parse().expect("an address")));
+        assert_eq!(connect_options(&sources, "10.1.0.1:80", SourceAddress::Client), [client]);
+        let own = Some(SourceIp::Local("fd00::1".parse().expect("an address")));
+        assert_eq!(connect_options(&sources, "[fd01::1]:80", SourceAddress::Client), [own]);
     }
 }

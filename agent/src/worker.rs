@@ -6,40 +6,41 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use weft_model::{Listener, Name, Transport};
 use weft_runtime::access::{AccessLog, Writer};
-use weft_runtime::drain::{Drain, Live, Phase};
-use weft_runtime::listening::Report;
+use weft_runtime::drain::{Drain, ActiveConnections, Phase};
+use weft_runtime::listening::ListenReport;
 use weft_runtime::metrics::Registry;
-use weft_runtime::socket::{Mark, bind_udp, is_without_ipv6, listen_tcp};
+use weft_runtime::socket::{Mark, bind_udp, is_ipv6_unavailable, listen_tcp};
 use weft_runtime::syn::save_syn;
 
+use crate::clock::now;
 use crate::flow::FlowTable;
-use crate::forward::pace::{Looks, MOMENT, Pace};
-use crate::forward::tcp::Lender;
-use crate::forward::udp::{Datagram, Intake, ReplySockets, Room};
+use crate::forward::pacer::{ReadSide, PAUSE, BatchPacer};
+use crate::forward::tcp::RelayBuffers;
+use crate::forward::udp::{Datagram, UdpReceiver, ReplySockets, ReceiveBuffer};
 use crate::metrics::Metrics;
-use crate::pipeline::{self, Accepted, UdpFlow};
-use crate::plan::Plan;
-use crate::source::Sources;
-use crate::tally::{Tallies, Tally};
+use crate::pipeline::{self, AcceptedTcp, UdpFlow};
+use crate::plan::AgentPlan;
+use crate::source::SourceAddresses;
+use crate::flow_counts::{WorkerFlowCounts, FlowCounts};
 
 /// How often silent flows are looked for.
-const SWEEP: Duration = Duration::from_secs(1);
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long accepting rests when there are no more descriptors.
-const REST: Duration = Duration::from_millis(20);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long connections that are cut off have to reset both sides.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const RESET_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What one worker may have at once. At a limit the new is refused and counted, the old is kept.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct AgentLimits {
     /// TCP connections.
     pub connections: usize,
     /// UDP flows.
@@ -48,9 +49,9 @@ pub struct Limits {
 
 /// What all workers share: handles, and nothing that they write to.
 #[derive(Debug, Clone)]
-pub struct Shared {
+pub struct AgentShared {
     /// The plan in force.
-    pub plans: watch::Receiver<Arc<Plan>>,
+    pub plans: watch::Receiver<Arc<AgentPlan>>,
     /// The end of the process.
     pub drain: Drain,
     /// Where the counters are folded.
@@ -58,89 +59,89 @@ pub struct Shared {
     /// Where access lines go.
     pub access: Writer,
     /// What one worker may have at once.
-    pub limits: Limits,
+    pub limits: AgentLimits,
     /// The mark on what we send, if we may set it.
     pub mark: Option<Mark>,
     /// The host's addresses from which endpoints are connected to; the kernel's choice when empty.
     pub sources: Arc<[IpAddr]>,
     /// Where each worker tells what it listens on.
-    pub reports: tokio::sync::mpsc::UnboundedSender<Report>,
+    pub reports: tokio::sync::mpsc::UnboundedSender<ListenReport>,
 }
 
 /// One worker.
-pub(crate) struct Worker {
-    pub(crate) shared: Shared,
+pub(crate) struct AgentWorker {
+    pub(crate) shared: AgentShared,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: Rc<AccessLog>,
-    pub(crate) live: Live,
-    pub(crate) lender: Lender,
+    pub(crate) active_connections: ActiveConnections,
+    pub(crate) relay_buffers: RelayBuffers,
     /// Tells connections that nobody waits for them any longer.
-    pub(crate) cut_off: Notify,
+    pub(crate) abort: Notify,
     /// Whether they were told, for those that begin to listen later.
-    pub(crate) is_cut_off: Cell<bool>,
+    pub(crate) is_aborted: Cell<bool>,
     pub(crate) flows: RefCell<FlowTable<Rc<UdpFlow>>>,
     pub(crate) reply_sockets: ReplySockets,
-    pub(crate) pace: Pace,
+    pub(crate) pacer: BatchPacer,
     /// Room to take datagrams in, lent to whoever has some.
-    pub(crate) room: RefCell<Room>,
-    pub(crate) sources: Sources,
-    tallies: Tallies,
-    plan: RefCell<Arc<Plan>>,
+    pub(crate) receive_buffer: RefCell<ReceiveBuffer>,
+    pub(crate) sources: SourceAddresses,
+    flow_counts: WorkerFlowCounts,
+    plan: RefCell<Arc<AgentPlan>>,
 }
 
-impl Worker {
+impl AgentWorker {
     /// The plan in force.
-    pub(crate) fn plan(&self) -> Arc<Plan> {
+    pub(crate) fn plan(&self) -> Arc<AgentPlan> {
         self.plan.borrow().clone()
     }
 
     /// What counts the flows of the service behind this listener.
-    pub(crate) fn tally(&self, listener: &Listener) -> Arc<Tally> {
-        self.tallies.of(&listener.name, &self.metrics.services)
+    pub(crate) fn flow_counts(&self, listener: &Listener) -> Arc<FlowCounts> {
+        self.flow_counts.of(&listener.name, &self.metrics.services)
     }
 
     /// Rests a moment before datagrams are looked for, where that pays. The thread stands still meanwhile,
     /// for it is waking up that costs; so it must have nothing else to do.
     #[expect(clippy::disallowed_methods, reason = "the rest itself, below 0.1 ms, of UDP alone")]
-    pub(crate) fn rest(&self, looks: Looks) {
-        let carries_tcp = self.live.count() > 0;
-        if self.pace.rests(looks, carries_tcp, now()) {
-            std::thread::sleep(MOMENT);
+    pub(crate) fn pause_before_read(&self, side: ReadSide) {
+        let carries_tcp = self.active_connections.count() > 0;
+        if self.pacer.should_pause(side, carries_tcp, now()) {
+            std::thread::sleep(PAUSE);
         }
     }
 
     /// Takes over a plan.
-    fn follow(&self, plan: Arc<Plan>) {
+    fn follow(&self, plan: Arc<AgentPlan>) {
         let is_gone = |name: &Name| plan.listener(name).is_none();
-        self.tallies.forget(is_gone, &self.metrics.services);
+        self.flow_counts.forget(is_gone, &self.metrics.services);
         self.plan.replace(plan);
     }
 }
 
 /// Runs the worker with that number until the process has drained.
-pub async fn run(shared: Shared, number: usize) {
+pub async fn run(shared: AgentShared, number: usize) {
     let mut plans = shared.plans.clone();
     let plan = plans.borrow_and_update().clone();
-    let worker = Rc::new(Worker {
+    let worker = Rc::new(AgentWorker {
         metrics: shared.metrics.worker(),
         access: shared.access.worker(),
-        live: Live::default(),
-        lender: Lender::new(),
-        cut_off: Notify::new(),
-        is_cut_off: Cell::new(false),
+        active_connections: ActiveConnections::default(),
+        relay_buffers: RelayBuffers::new(),
+        abort: Notify::new(),
+        is_aborted: Cell::new(false),
         flows: RefCell::new(FlowTable::new(shared.limits.flows)),
         reply_sockets: ReplySockets::default(),
-        pace: Pace::new(now()),
-        room: RefCell::new(Room::new()),
-        sources: Sources::new(&shared.sources),
-        tallies: Tallies::default(),
+        pacer: BatchPacer::new(now()),
+        receive_buffer: RefCell::new(ReceiveBuffer::new()),
+        sources: SourceAddresses::new(&shared.sources),
+        flow_counts: WorkerFlowCounts::default(),
         plan: RefCell::new(plan),
         shared,
     });
     let drain = worker.shared.drain.clone();
-    let mut sockets = Sockets { worker: number, ..Sockets::default() };
+    let mut sockets = ListenerSockets { worker: number, ..ListenerSockets::default() };
     sockets.follow(&worker);
-    let mut sweep = tokio::time::interval(SWEEP);
+    let mut sweep = tokio::time::interval(EXPIRY_INTERVAL);
     let work = async {
         loop {
             tokio::select! {
@@ -150,11 +151,11 @@ pub async fn run(shared: Shared, number: usize) {
                     }
                     worker.follow(plans.borrow_and_update().clone());
                     sockets.follow(&worker);
-                    pipeline::leave_lost_endpoints(&worker);
+                    pipeline::end_flows_of_removed_endpoints(&worker);
                 }
                 _ = sweep.tick() => {
                     pipeline::expire(&worker);
-                    sockets.complete(&worker);
+                    sockets.retry_failed(&worker);
                 }
                 () = drain.reached(Phase::Draining) => return,
             }
@@ -162,45 +163,45 @@ pub async fn run(shared: Shared, number: usize) {
     };
     work.await;
     sockets.close_tcp();
-    drain.finished(&worker.live).await;
-    worker.is_cut_off.set(true);
-    worker.cut_off.notify_waiters();
-    drop(tokio::time::timeout(LAST_WORDS, worker.live.none_left()).await);
+    drain.finished(&worker.active_connections).await;
+    worker.is_aborted.set(true);
+    worker.abort.notify_waiters();
+    drop(tokio::time::timeout(RESET_TIMEOUT, worker.active_connections.all_closed()).await);
 }
 
 /// The bound sockets, by what is bound.
 #[derive(Default)]
-struct Sockets {
+struct ListenerSockets {
     /// The number of the worker that they belong to.
     worker: usize,
     /// Whether nothing is missing.
-    is_whole: bool,
-    bound: HashMap<Bound, Task>,
+    all_bound: bool,
+    bound: HashMap<BoundSocketKey, ListenerTask>,
 }
 
 /// What serves a bound socket.
-struct Task {
+struct ListenerTask {
     handle: JoinHandle<()>,
     /// The socket, of TCP.
     socket: Option<Rc<TcpListener>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Bound {
+struct BoundSocketKey {
     name: Name,
     address: SocketAddr,
     transport: Transport,
     transparent: bool,
 }
 
-impl Sockets {
+impl ListenerSockets {
     /// Binds what the plan has and is not bound, closes what it no longer has.
-    fn follow(&mut self, worker: &Rc<Worker>) {
+    fn follow(&mut self, worker: &Rc<AgentWorker>) {
         let plan = worker.plan();
-        let wanted: HashMap<Bound, &Arc<Listener>> = plan
+        let wanted: HashMap<BoundSocketKey, &Arc<Listener>> = plan
             .bound()
             .map(|listener| {
-                let key = Bound {
+                let key = BoundSocketKey {
                     name: listener.name.clone(),
                     address: listener.address,
                     transport: listener.transport,
@@ -227,7 +228,7 @@ impl Sockets {
                     task.follow(&plan, listener);
                     self.bound.insert(key, task);
                 }
-                Err(error) if is_without_ipv6(listener.address, &error) => {
+                Err(error) if is_ipv6_unavailable(listener.address, &error) => {
                     tracing::debug!(listener = &*listener.name, "there is no IPv6 here");
                 }
                 Err(error) => failures.push(format!(
@@ -236,15 +237,15 @@ impl Sockets {
                 )),
             }
         }
-        self.is_whole = failures.is_empty();
+        self.all_bound = failures.is_empty();
         // Nobody takes it any more once the process ends.
-        let report = Report { worker: self.worker, revision: plan.revision, failures };
+        let report = ListenReport { worker: self.worker, revision: plan.revision, failures };
         drop(worker.shared.reports.send(report));
     }
 
     /// Tries again what could not be bound: whoever had the port may have ended.
-    fn complete(&mut self, worker: &Rc<Worker>) {
-        if !self.is_whole {
+    fn retry_failed(&mut self, worker: &Rc<AgentWorker>) {
+        if !self.all_bound {
             self.follow(worker);
         }
     }
@@ -256,9 +257,9 @@ impl Sockets {
     }
 }
 
-impl Task {
+impl ListenerTask {
     /// Has the kernel keep the SYNs of connections, where a plan looks at them.
-    fn follow(&self, plan: &Plan, listener: &Listener) {
+    fn follow(&self, plan: &AgentPlan, listener: &Listener) {
         let Some(socket) = &self.socket else { return };
         if let Err(error) = save_syn(socket, plan.takes_sequence(listener)) {
             tracing::warn!(listener = &*listener.name, %error, "SYNs cannot be looked at");
@@ -266,26 +267,26 @@ impl Task {
     }
 }
 
-fn serve(listener: &Arc<Listener>, worker: &Rc<Worker>) -> io::Result<Task> {
+fn serve(listener: &Arc<Listener>, worker: &Rc<AgentWorker>) -> io::Result<ListenerTask> {
     let name = listener.name.clone();
     let worker = worker.clone();
     match listener.transport {
         Transport::Tcp => {
             let socket = Rc::new(listen_tcp(listener.address, listener.transparent)?);
             let handle = tokio::task::spawn_local(accept(socket.clone(), name, worker));
-            Ok(Task { handle, socket: Some(socket) })
+            Ok(ListenerTask { handle, socket: Some(socket) })
         }
         Transport::Udp => {
             let socket =
                 Rc::new(bind_udp(listener.address, listener.transparent, worker.shared.mark)?);
-            let intake = Intake::new(socket.clone(), listener.use_original_destination)?;
-            let handle = tokio::task::spawn_local(take_in(intake, socket, name, worker));
-            Ok(Task { handle, socket: None })
+            let receiver = UdpReceiver::new(socket.clone(), listener.use_original_destination)?;
+            let handle = tokio::task::spawn_local(receive_datagrams(receiver, socket, name, worker));
+            Ok(ListenerTask { handle, socket: None })
         }
     }
 }
 
-async fn accept(socket: Rc<TcpListener>, name: Name, worker: Rc<Worker>) {
+async fn accept(socket: Rc<TcpListener>, name: Name, worker: Rc<AgentWorker>) {
     let rested = OnceCell::new();
     loop {
         match socket.accept().await {
@@ -293,29 +294,29 @@ async fn accept(socket: Rc<TcpListener>, name: Name, worker: Rc<Worker>) {
                 let Some(listener) = worker.plan().listener(&name).cloned() else {
                     return;
                 };
-                let accepted = Accepted { client, stream, listener };
+                let accepted = AcceptedTcp { client, stream, listener };
                 tokio::task::spawn_local(pipeline::connection(accepted, worker.clone()));
             }
             Err(error) => {
                 rested.get_or_init(
                     || tracing::warn!(%error, "accepting rests until there are descriptors again"),
                 );
-                tokio::time::sleep(REST).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn take_in(
-    mut intake: Intake,
+async fn receive_datagrams(
+    mut receiver: UdpReceiver,
     socket: Rc<tokio::net::UdpSocket>,
     name: Name,
-    worker: Rc<Worker>,
+    worker: Rc<AgentWorker>,
 ) {
     loop {
-        let is_ready = intake.ready().await;
-        if !intake.is_behind() {
-            worker.rest(Looks::In);
+        let is_ready = receiver.ready().await;
+        if !receiver.is_behind() {
+            worker.pause_before_read(ReadSide::Client);
         }
         let Some(listener) = worker.plan().listener(&name).cloned() else {
             return;
@@ -323,20 +324,10 @@ async fn take_in(
         let take = |taken: &[Datagram<'_>]| {
             pipeline::datagrams(taken, &listener, &socket, &worker);
         };
-        let taken = is_ready.and_then(|()| intake.take(&mut worker.room.borrow_mut(), take));
+        let taken = is_ready.and_then(|()| receiver.take(&mut worker.receive_buffer.borrow_mut(), take));
         if let Err(error) = taken {
             tracing::debug!(%error, "a batch of datagrams was not taken in");
-            tokio::time::sleep(REST).await;
+            tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-pub(crate) fn now() -> Instant {
-    Instant::now()
-}
-
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-pub(crate) fn unix_ms() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// does, and less than what matters to a certificate.
 const TOLERANCE: Duration = Duration::from_secs(10);
 /// How long a clock has to be steady after a jump until what it shows is taken for the time.
-pub const SETTLING: Duration = Duration::from_secs(15);
+pub const SETTLE_TIME: Duration = Duration::from_secs(15);
 
 static JUMPS: AtomicU64 = AtomicU64::new(0);
 static SKEW_SECONDS: AtomicU64 = AtomicU64::new(0);
@@ -46,12 +46,12 @@ struct Unsettled {
 
 /// What a look at the clock has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
+pub enum ClockCheck {
     /// The wall clock goes as the monotonic one does.
     Steady,
     /// It has jumped since the last look.
-    Jumped(Jump),
-    /// It jumped less than [`SETTLING`] ago.
+    Jumped(ClockJump),
+    /// It jumped less than [`SETTLE_TIME`] ago.
     Unsettled,
     /// What it jumped to is taken for the time from now on.
     Settled,
@@ -59,7 +59,7 @@ pub enum Look {
     Restored,
 }
 
-impl Look {
+impl ClockCheck {
     /// Whether dates may be taken from the clock.
     #[must_use]
     pub fn is_steady(self) -> bool {
@@ -69,14 +69,14 @@ impl Look {
 
 /// A jump of the wall clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Jump {
+pub enum ClockJump {
     /// Into the future.
     Ahead(Duration),
     /// Into the past.
     Back(Duration),
 }
 
-impl std::fmt::Display for Jump {
+impl std::fmt::Display for ClockJump {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Ahead(by) => write!(f, "{} s ahead", by.as_secs()),
@@ -87,7 +87,7 @@ impl std::fmt::Display for Jump {
 
 /// How far a time is from another.
 #[must_use]
-pub fn distance(one: SystemTime, other: SystemTime) -> Duration {
+pub fn absolute_difference(one: SystemTime, other: SystemTime) -> Duration {
     one.duration_since(other).unwrap_or_else(|error| error.duration())
 }
 
@@ -99,31 +99,31 @@ impl ClockWatch {
     }
 
     /// Looks at both clocks.
-    pub fn look(&mut self, wall: SystemTime, monotonic: Instant) -> Look {
+    pub fn check(&mut self, wall: SystemTime, monotonic: Instant) -> ClockCheck {
         let expected = self.wall + monotonic.saturating_duration_since(self.monotonic);
         let was_unsettled = self.unsettled.is_some();
-        if distance(wall, expected) <= TOLERANCE {
+        if absolute_difference(wall, expected) <= TOLERANCE {
             (self.wall, self.monotonic, self.unsettled) = (wall, monotonic, None);
-            return if was_unsettled { Look::Restored } else { Look::Steady };
+            return if was_unsettled { ClockCheck::Restored } else { ClockCheck::Steady };
         }
-        let goes_on = self.unsettled.as_ref().is_some_and(|jump| {
+        let continues = self.unsettled.as_ref().is_some_and(|jump| {
             let since = monotonic.saturating_duration_since(jump.since);
-            distance(wall, jump.to + since) <= TOLERANCE
+            absolute_difference(wall, jump.to + since) <= TOLERANCE
         });
         match &self.unsettled {
-            Some(jump) if goes_on => {
-                if monotonic.saturating_duration_since(jump.since) < SETTLING {
-                    return Look::Unsettled;
+            Some(jump) if continues => {
+                if monotonic.saturating_duration_since(jump.since) < SETTLE_TIME {
+                    return ClockCheck::Unsettled;
                 }
                 *self = Self::new(wall, monotonic);
-                Look::Settled
+                ClockCheck::Settled
             }
             _ => {
                 self.unsettled = Some(Unsettled { since: monotonic, to: wall });
                 JUMPS.fetch_add(1, Relaxed);
-                Look::Jumped(match wall.duration_since(expected) {
-                    Ok(by) => Jump::Ahead(by),
-                    Err(error) => Jump::Back(error.duration()),
+                ClockCheck::Jumped(match wall.duration_since(expected) {
+                    Ok(by) => ClockJump::Ahead(by),
+                    Err(error) => ClockJump::Back(error.duration()),
                 })
             }
         }
@@ -149,41 +149,41 @@ mod tests {
         for _ in 0..100 {
             wall += 9 * SECOND;
             monotonic += SECOND;
-            assert_eq!(watch.look(wall, monotonic), Look::Steady);
+            assert_eq!(watch.check(wall, monotonic), ClockCheck::Steady);
         }
     }
 
     #[test]
     fn jump_that_is_taken_back_leaves_the_time_as_it_was() {
-        for (jumped, jump) in [(true, Jump::Ahead(DAY)), (false, Jump::Back(DAY))] {
+        for (jumped, jump) in [(true, ClockJump::Ahead(DAY)), (false, ClockJump::Back(DAY))] {
             let (mut watch, wall, monotonic) = start();
             let wrong = |at: u32| {
                 let right = wall + at * SECOND;
                 if jumped { right + DAY } else { right - DAY }
             };
-            assert_eq!(watch.look(wrong(1), monotonic + SECOND), Look::Jumped(jump));
-            assert_eq!(watch.look(wrong(8), monotonic + 8 * SECOND), Look::Unsettled);
+            assert_eq!(watch.check(wrong(1), monotonic + SECOND), ClockCheck::Jumped(jump));
+            assert_eq!(watch.check(wrong(8), monotonic + 8 * SECOND), ClockCheck::Unsettled);
             let right = wall + 9 * SECOND;
-            assert_eq!(watch.look(right, monotonic + 9 * SECOND), Look::Restored);
-            assert_eq!(watch.look(right + SECOND, monotonic + 10 * SECOND), Look::Steady);
+            assert_eq!(watch.check(right, monotonic + 9 * SECOND), ClockCheck::Restored);
+            assert_eq!(watch.check(right + SECOND, monotonic + 10 * SECOND), ClockCheck::Steady);
         }
     }
 
     #[test]
     fn clock_that_stays_where_it_jumped_to_is_taken_after_the_settling_time() {
         let (mut watch, wall, monotonic) = start();
-        let look = |watch: &mut ClockWatch, at: Duration, by: Duration| {
-            watch.look(wall + at + by, monotonic + at)
+        let check = |watch: &mut ClockWatch, at: Duration, by: Duration| {
+            watch.check(wall + at + by, monotonic + at)
         };
-        assert_eq!(look(&mut watch, SECOND, DAY), Look::Jumped(Jump::Ahead(DAY)));
+        assert_eq!(check(&mut watch, SECOND, DAY), ClockCheck::Jumped(ClockJump::Ahead(DAY)));
         // Another jump begins the wait anew.
-        let again = look(&mut watch, 10 * SECOND, 2 * DAY);
-        assert_eq!(again, Look::Jumped(Jump::Ahead(2 * DAY)));
-        let end = 10 * SECOND + SETTLING;
-        assert_eq!(look(&mut watch, end - SECOND, 2 * DAY), Look::Unsettled);
-        assert_eq!(look(&mut watch, end, 2 * DAY), Look::Settled);
-        assert_eq!(look(&mut watch, end + SECOND, 2 * DAY), Look::Steady);
-        let back = look(&mut watch, end + 2 * SECOND, Duration::ZERO);
-        assert_eq!(back, Look::Jumped(Jump::Back(2 * DAY)));
+        let again = check(&mut watch, 10 * SECOND, 2 * DAY);
+        assert_eq!(again, ClockCheck::Jumped(ClockJump::Ahead(2 * DAY)));
+        let end = 10 * SECOND + SETTLE_TIME;
+        assert_eq!(check(&mut watch, end - SECOND, 2 * DAY), ClockCheck::Unsettled);
+        assert_eq!(check(&mut watch, end, 2 * DAY), ClockCheck::Settled);
+        assert_eq!(check(&mut watch, end + SECOND, 2 * DAY), ClockCheck::Steady);
+        let back = check(&mut watch, end + 2 * SECOND, Duration::ZERO);
+        assert_eq!(back, ClockCheck::Jumped(ClockJump::Back(2 * DAY)));
     }
 }

@@ -20,14 +20,14 @@ pub enum Phase {
 #[derive(Debug, Clone)]
 pub struct Drain {
     phase: watch::Sender<Phase>,
-    patience: Duration,
+    grace_period: Duration,
 }
 
 impl Drain {
-    /// A process that serves and, when told to end, waits up to `patience` for what it has.
+    /// A process that serves and, when told to end, waits up to `grace_period` for what it has.
     #[must_use]
-    pub fn new(patience: Duration) -> Self {
-        Self { phase: watch::Sender::new(Phase::Running), patience }
+    pub fn new(grace_period: Duration) -> Self {
+        Self { phase: watch::Sender::new(Phase::Running), grace_period }
     }
 
     /// Tells the process to drain; when it drains already, to end.
@@ -65,14 +65,14 @@ impl Drain {
         }
     }
 
-    /// Resolves when a worker should end: when it drains and `live` has none left, when its patience
+    /// Resolves when a worker should end: when it drains and `active` has none left, when its patience
     /// is over, or at once when it is told so.
-    pub async fn finished(&self, live: &Live) {
+    pub async fn finished(&self, active: &ActiveConnections) {
         self.reached(Phase::Draining).await;
         tokio::select! {
-            () = live.none_left() => {}
-            () = tokio::time::sleep(self.patience) => {
-                tracing::warn!(live = live.count(), "patience is over; what is left is cut off");
+            () = active.all_closed() => {}
+            () = tokio::time::sleep(self.grace_period) => {
+                tracing::warn!(active = active.count(), "patience is over; what is left is cut off");
             }
             () = self.reached(Phase::Ended) => {}
         }
@@ -81,28 +81,28 @@ impl Drain {
 
 /// Counts what a worker has in hand.
 #[derive(Debug, Clone, Default)]
-pub struct Live(Rc<LiveInner>);
+pub struct ActiveConnections(Rc<ActiveConnectionsInner>);
 
 #[derive(Debug, Default)]
-struct LiveInner {
+struct ActiveConnectionsInner {
     count: std::cell::Cell<usize>,
     changed: Notify,
 }
 
 /// One thing in hand; given back when dropped.
 #[derive(Debug)]
-pub struct InHand(Live);
+pub struct ActiveConnection(ActiveConnections);
 
-impl Live {
+impl ActiveConnections {
     /// Takes one more, unless `limit` are in hand already.
     #[must_use]
-    pub fn take(&self, limit: usize) -> Option<InHand> {
+    pub fn try_acquire(&self, limit: usize) -> Option<ActiveConnection> {
         let count = self.0.count.get();
         if count >= limit {
             return None;
         }
         self.0.count.set(count + 1);
-        Some(InHand(self.clone()))
+        Some(ActiveConnection(self.clone()))
     }
 
     /// How many are in hand.
@@ -112,7 +112,7 @@ impl Live {
     }
 
     /// Resolves when none is in hand any more.
-    pub async fn none_left(&self) {
+    pub async fn all_closed(&self) {
         loop {
             let changed = self.0.changed.notified();
             if self.count() == 0 {
@@ -123,7 +123,7 @@ impl Live {
     }
 }
 
-impl Drop for InHand {
+impl Drop for ActiveConnection {
     fn drop(&mut self) {
         let inner = &self.0.0;
         inner.count.set(inner.count.get().saturating_sub(1));
@@ -135,7 +135,7 @@ impl Drop for InHand {
 ///
 /// # Errors
 /// When the signal handlers cannot be installed.
-pub fn on_signals(drain: &Drain) -> std::io::Result<()> {
+pub fn drain_on_signals(drain: &Drain) -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -160,13 +160,13 @@ mod tests {
     #[tokio::test]
     async fn draining_waits_for_what_is_in_hand() {
         let drain = Drain::new(Duration::from_secs(60));
-        let live = Live::default();
-        let held = live.take(1).expect("room");
-        assert!(live.take(1).is_none(), "the limit holds");
+        let active = ActiveConnections::default();
+        let held = active.try_acquire(1).expect("room");
+        assert!(active.try_acquire(1).is_none(), "the limit holds");
         drain.begin();
         drain.begin();
         assert_eq!(drain.phase(), Phase::Draining);
-        let finished = drain.finished(&live);
+        let finished = drain.finished(&active);
         tokio::pin!(finished);
         assert!(futures_poll(finished.as_mut()).await.is_none());
         drop(held);
@@ -176,11 +176,11 @@ mod tests {
     #[tokio::test]
     async fn a_second_call_ends_at_once() {
         let drain = Drain::new(Duration::from_secs(60));
-        let live = Live::default();
-        let _held = live.take(1).expect("room");
+        let active = ActiveConnections::default();
+        let _held = active.try_acquire(1).expect("room");
         drain.advance();
         drain.advance();
-        tokio::time::timeout(Duration::from_secs(5), drain.finished(&live)).await.expect("ended");
+        tokio::time::timeout(Duration::from_secs(5), drain.finished(&active)).await.expect("ended");
     }
 
     async fn futures_poll<F: Future>(future: F) -> Option<F::Output> {

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 
 /// What a worker tells when it has bound what a plan asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct ListenReport {
     /// The worker's number.
     pub worker: usize,
     /// The revision of the plan; 0 is the empty one before the first configuration.
@@ -19,12 +19,12 @@ pub struct Report {
 
 /// What the workers have told.
 #[derive(Debug)]
-pub struct Listening {
+pub struct ListenStatus {
     workers: NonZeroUsize,
-    last: BTreeMap<usize, Report>,
+    last: BTreeMap<usize, ListenReport>,
 }
 
-impl Listening {
+impl ListenStatus {
     /// Before any worker has told anything.
     #[must_use]
     pub fn new(workers: NonZeroUsize) -> Self {
@@ -32,7 +32,7 @@ impl Listening {
     }
 
     /// Takes in what a worker told; gives the failures that it had not told before.
-    pub fn told(&mut self, report: Report) -> Vec<String> {
+    pub fn record(&mut self, report: ListenReport) -> Vec<String> {
         let failures = report.failures.clone();
         let known = self.last.insert(report.worker, report);
         let known = known.map(|report| report.failures).unwrap_or_default();
@@ -60,30 +60,30 @@ impl Listening {
 mod tests {
     use super::*;
 
-    fn report(worker: usize, revision: u64, failure: &str) -> Report {
+    fn report(worker: usize, revision: u64, failure: &str) -> ListenReport {
         let failures = [failure].into_iter().filter(|text| !text.is_empty()).map(str::to_owned);
-        Report { worker, revision, failures: failures.collect() }
+        ListenReport { worker, revision, failures: failures.collect() }
     }
 
     #[test]
     fn a_process_is_ready_when_its_last_worker_listens() {
-        let mut listening = Listening::new(NonZeroUsize::MIN.saturating_add(1));
+        let mut listening = ListenStatus::new(NonZeroUsize::MIN.saturating_add(1));
         assert_eq!(listening.ready(), Err("0 of 2 workers listen".into()));
-        assert!(listening.told(report(0, 1, "")).is_empty());
-        assert!(listening.told(report(1, 0, "")).is_empty());
+        assert!(listening.record(report(0, 1, "")).is_empty());
+        assert!(listening.record(report(1, 0, "")).is_empty());
         assert_eq!(listening.ready(), Err("1 of 2 workers listen".into()));
-        assert!(listening.told(report(1, 1, "")).is_empty());
+        assert!(listening.record(report(1, 1, "")).is_empty());
         assert_eq!(listening.ready(), Ok(()));
     }
 
     #[test]
     fn a_failure_of_one_worker_stands_until_that_worker_has_bound_it() {
-        let mut listening = Listening::new(NonZeroUsize::MIN.saturating_add(1));
-        assert_eq!(listening.told(report(0, 1, "port 80: taken")), ["port 80: taken"]);
-        assert!(listening.told(report(0, 1, "port 80: taken")).is_empty(), "it is no news");
-        assert!(listening.told(report(1, 1, "")).is_empty());
+        let mut listening = ListenStatus::new(NonZeroUsize::MIN.saturating_add(1));
+        assert_eq!(listening.record(report(0, 1, "port 80: taken")), ["port 80: taken"]);
+        assert!(listening.record(report(0, 1, "port 80: taken")).is_empty(), "it is no news");
+        assert!(listening.record(report(1, 1, "")).is_empty());
         assert_eq!(listening.ready(), Err("port 80: taken".into()));
-        assert!(listening.told(report(0, 2, "")).is_empty());
+        assert!(listening.record(report(0, 2, "")).is_empty());
         assert_eq!(listening.ready(), Ok(()));
     }
 }

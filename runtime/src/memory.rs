@@ -5,14 +5,14 @@
 ///
 /// For when something large was done, such as the reading of a configuration: other threads that ask
 /// for memory meanwhile may wait, for milliseconds.
-pub fn give_back() {
-    let gave_back = crate::raw::give_memory_back();
+pub fn trim_heap() {
+    let gave_back = crate::raw::trim_heap();
     tracing::debug!(gave_back, "memory given back");
 }
 
 /// Keeps what this process holds, keys among it, out of core dumps and from other processes of its user
 /// (`PR_SET_DUMPABLE`).
-pub fn keep_to_ourselves() {
+pub fn disable_core_dumps() {
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         tracing::warn!(%error, "other processes of this user may look into this one's memory");
     }
@@ -36,7 +36,7 @@ mod tests {
         let last = pieces.pop();
         drop(pieces);
         let before = resident();
-        give_back();
+        trim_heap();
         let after = resident();
         assert!(before > after + 32 * MIB, "{} KiB, then {} KiB", before / 1024, after / 1024);
         drop(last);

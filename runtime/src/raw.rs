@@ -27,7 +27,7 @@ pub(crate) fn socket_option(
 /// Has the C library give back what was freed; whether there was any.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "no library offers malloc_trim")]
-pub(crate) fn give_memory_back() -> bool {
+pub(crate) fn trim_heap() -> bool {
     // SAFETY: nothing is asked of who calls it; it touches only what is not in use.
     let outcome = unsafe { libc::malloc_trim(0) };
     outcome != 0
@@ -35,6 +35,6 @@ pub(crate) fn give_memory_back() -> bool {
 
 /// Other C libraries have no such call, and need none.
 #[cfg(not(target_env = "gnu"))]
-pub(crate) fn give_memory_back() -> bool {
+pub(crate) fn trim_heap() -> bool {
     false
 }

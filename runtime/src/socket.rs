@@ -65,7 +65,7 @@ pub fn bind_udp(
 /// Whether binding failed because the host has no IPv6, where an address of that family stands for
 /// all of its addresses: of none, then, so that nothing is missed.
 #[must_use]
-pub fn is_without_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+pub fn is_ipv6_unavailable(address: SocketAddr, error: &io::Error) -> bool {
     let unsupported = error.raw_os_error() == Some(libc::EAFNOSUPPORT);
     unsupported && address.ip() == Ipv6Addr::UNSPECIFIED
 }
@@ -90,30 +90,30 @@ fn bound(address: SocketAddr, kind: Type, transparent: bool) -> io::Result<Socke
 
 /// How what we send leaves.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Leaving {
+pub struct ConnectOptions {
     /// The mark on it.
     pub mark: Option<Mark>,
     /// Where it comes from; the kernel's choice when not given.
-    pub source: Option<Source>,
+    pub source: Option<SourceIp>,
 }
 
 /// Where what we send comes from, by its address. The port is the kernel's choice, one that nobody has
 /// towards the same target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub enum SourceIp {
     /// An address of this host.
-    Own(IpAddr),
+    Local(IpAddr),
     /// Somebody else's, which takes CAP_NET_RAW or CAP_NET_ADMIN.
-    Another(IpAddr),
+    Foreign(IpAddr),
 }
 
-impl From<Option<Mark>> for Leaving {
+impl From<Option<Mark>> for ConnectOptions {
     fn from(mark: Option<Mark>) -> Self {
         Self { mark, source: None }
     }
 }
 
-impl Leaving {
+impl ConnectOptions {
     /// Prepares a socket for it.
     fn prepare<S: AsFd>(self, socket: &S) -> io::Result<Option<SocketAddr>> {
         let options = SockRef::from(socket);
@@ -122,8 +122,8 @@ impl Leaving {
         }
         let address = match self.source {
             None => return Ok(None),
-            Some(Source::Own(address)) => address,
-            Some(Source::Another(address)) => {
+            Some(SourceIp::Local(address)) => address,
+            Some(SourceIp::Foreign(address)) => {
                 match address {
                     IpAddr::V4(_) => options.set_ip_transparent_v4(true)?,
                     IpAddr::V6(_) => options.set_ip_transparent_v6(true)?,
@@ -139,7 +139,7 @@ impl Leaving {
 
 /// Whether this process may send from others' addresses.
 #[must_use]
-pub fn may_send_as_others() -> bool {
+pub fn can_bind_foreign_addresses() -> bool {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None);
     socket.is_ok_and(|socket| socket.set_ip_transparent_v4(true).is_ok())
 }
@@ -148,14 +148,14 @@ pub fn may_send_as_others() -> bool {
 ///
 /// # Errors
 /// When there is no route or no port, or the source is not ours to use.
-pub fn connect_udp(target: SocketAddr, leaving: Leaving) -> io::Result<UdpSocket> {
+pub fn connect_udp(target: SocketAddr, options: ConnectOptions) -> io::Result<UdpSocket> {
     let socket =
         Socket::new(Domain::for_address(target), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     let any: SocketAddr = match target {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let from = leaving.prepare(&socket)?.unwrap_or(any);
+    let from = options.prepare(&socket)?.unwrap_or(any);
     socket.bind(&from.into())?;
     socket.connect(&target.into())?;
     UdpSocket::from_std(socket.into())
@@ -168,14 +168,14 @@ pub fn connect_udp(target: SocketAddr, leaving: Leaving) -> io::Result<UdpSocket
 /// no port ([`io::ErrorKind::AddrNotAvailable`]), or the source is not ours to use.
 pub async fn connect_tcp(
     target: SocketAddr,
-    leaving: Leaving,
+    options: ConnectOptions,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
     let socket = match target {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    if let Some(from) = leaving.prepare(&socket)? {
+    if let Some(from) = options.prepare(&socket)? {
         socket.bind(from)?;
     }
     let stream = tokio::time::timeout(timeout, socket.connect(target)).await.map_err(|_| {

@@ -11,8 +11,8 @@ use tokio::runtime::{LocalOptions, LocalRuntime};
 
 /// Workers that wait for their work.
 #[derive(Debug)]
-pub struct Waiting {
-    threads: Vec<(Sender<Work>, JoinHandle<()>)>,
+pub struct PreparedWorkers {
+    threads: Vec<(Sender<WorkerTask>, JoinHandle<()>)>,
 }
 
 /// The running workers of a process.
@@ -22,7 +22,7 @@ pub struct Workers {
 }
 
 /// What a worker does, on its runtime.
-type Work = Box<dyn FnOnce(&LocalRuntime) + Send>;
+type WorkerTask = Box<dyn FnOnce(&LocalRuntime) + Send>;
 
 /// How many workers there are when nobody says: one per processor that we may use.
 #[must_use]
@@ -40,23 +40,23 @@ pub fn default_count() -> NonZeroUsize {
 ///
 /// # Errors
 /// When a thread or its runtime cannot be made.
-pub fn prepare(name: &str, count: NonZeroUsize) -> io::Result<Waiting> {
+pub fn prepare(name: &str, count: NonZeroUsize) -> io::Result<PreparedWorkers> {
     let (ready, prepared) = channel();
     let mut threads = Vec::new();
     for index in 0..count.get() {
         let ready = ready.clone();
-        let (work, awaited) = channel();
+        let (work, tasks) = channel();
         let thread = std::thread::Builder::new()
             .name(format!("{name}-{index}"))
-            .spawn(move || wait_for_work(&ready, &awaited))?;
+            .spawn(move || wait_for_task(&ready, &tasks))?;
         threads.push((work, thread));
         // One after the other: the next one is not to hold what this one opens.
         prepared.recv().unwrap_or_else(|_| Err(io::Error::other("a worker's thread failed")))?;
     }
-    Ok(Waiting { threads })
+    Ok(PreparedWorkers { threads })
 }
 
-fn wait_for_work(ready: &Sender<io::Result<()>>, awaited: &Receiver<Work>) {
+fn wait_for_task(ready: &Sender<io::Result<()>>, tasks: &Receiver<WorkerTask>) {
     // Its tasks stay on this thread, so none needs a lock to be woken.
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build_local(LocalOptions::default());
@@ -72,12 +72,12 @@ fn wait_for_work(ready: &Sender<io::Result<()>>, awaited: &Receiver<Work>) {
     if let Err(error) = tabled {
         tracing::debug!(%error, "workers share one table of open files");
     }
-    if let (Some(runtime), Ok(work)) = (runtime, awaited.recv()) {
+    if let (Some(runtime), Ok(work)) = (runtime, tasks.recv()) {
         work(&runtime);
     }
 }
 
-impl Waiting {
+impl PreparedWorkers {
     /// Sets them to work: each calls `run` with its number and ends when what that gives has ended.
     #[must_use]
     pub fn start<F, W>(self, run: F) -> Workers

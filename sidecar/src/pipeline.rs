@@ -49,7 +49,7 @@ pub(crate) struct Accepted {
 
 /// Serves a connection from its acceptance to its end.
 pub(crate) async fn connection(accepted: Accepted, worker: Rc<Worker>) {
-    let Some(_in_hand) = worker.live.take(worker.shared.limits.connections) else {
+    let Some(_in_hand) = worker.live.try_acquire(worker.shared.limits.connections) else {
         return worker.refuse_connection(accepted.client);
     };
     worker.metrics.connections.increment();

@@ -59,7 +59,7 @@ pub async fn run(
             let keys = built.key_sets.into_iter().map(|keys| Due::Keys(Box::new(keys)));
             wanted = keys.chain(built.lists.into_iter().map(Due::List)).collect();
             plans.send_replace(Arc::new(built.plan));
-            memory::give_back();
+            memory::trim_heap();
         }
         for due in wanted.iter().filter(|due| fetched.is_due(due, now())) {
             if under_way.insert(due.place()) {

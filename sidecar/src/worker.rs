@@ -15,12 +15,12 @@ use tokio::task::{AbortHandle, JoinHandle};
 use weft_certs::{Proof, TrustStore};
 use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
-use weft_runtime::drain::{Drain, Live, Phase};
-use weft_runtime::listening::Report;
+use weft_runtime::drain::{Drain, ActiveConnections, Phase};
+use weft_runtime::listening::ListenReport;
 use weft_runtime::log_limit::LogLimit;
 use weft_runtime::memory;
 use weft_runtime::metrics::Registry;
-use weft_runtime::socket::{Mark, is_without_ipv6, listen_tcp};
+use weft_runtime::socket::{Mark, is_ipv6_unavailable, listen_tcp};
 
 use crate::authenticate::TokenCache;
 use crate::changes::Changes;
@@ -66,7 +66,7 @@ pub struct Shared {
     /// The mark on what we send, if we may set it.
     pub mark: Option<Mark>,
     /// Where each worker tells what it listens on.
-    pub reports: tokio::sync::mpsc::UnboundedSender<Report>,
+    pub reports: tokio::sync::mpsc::UnboundedSender<ListenReport>,
 }
 
 /// One worker.
@@ -74,7 +74,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Shared,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: Rc<AccessLog>,
-    pub(crate) live: Live,
+    pub(crate) live: ActiveConnections,
     pub(crate) pools: Pools,
     /// For connections from clients, and a quarter of all for those to endpoints, which clients cannot use
     /// up by waiting.
@@ -200,7 +200,7 @@ pub async fn run(shared: Shared, number: usize) {
     let worker = Rc::new(Worker {
         metrics: shared.metrics.worker(),
         access: shared.access.worker(),
-        live: Live::default(),
+        live: ActiveConnections::default(),
         pools: Pools::default(),
         learned: Learned::default(),
         tokens: TokenCache::default(),
@@ -253,7 +253,7 @@ impl Worker {
         self.most_open.set(most);
         if open + MANY_CLOSED <= most && open <= most / 4 * 3 {
             self.most_open.set(open);
-            memory::give_back();
+            memory::trim_heap();
         }
     }
 
@@ -305,7 +305,7 @@ impl Sockets {
                     ));
                     self.bound.insert(key, task);
                 }
-                Err(error) if is_without_ipv6(key.1, &error) => {
+                Err(error) if is_ipv6_unavailable(key.1, &error) => {
                     tracing::debug!(listener = &*key.0, "there is no IPv6 here");
                 }
                 Err(error) => {
@@ -315,7 +315,7 @@ impl Sockets {
         }
         self.is_whole = failures.is_empty();
         // Nobody takes it any more once the process ends.
-        let report = Report { worker: self.worker, revision: plan.revision, failures };
+        let report = ListenReport { worker: self.worker, revision: plan.revision, failures };
         drop(worker.shared.reports.send(report));
     }
 

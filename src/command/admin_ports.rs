@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::Args;
-use weft_runtime::admin::Ports;
+use weft_runtime::admin::AdminConfig;
 
 use super::values;
 
@@ -25,13 +25,13 @@ pub(super) struct AdminPorts {
 
 impl AdminPorts {
     /// The ports, with the admin port at this address.
-    pub(super) fn with(&self, admin: Option<SocketAddr>) -> Ports {
-        Ports {
+    pub(super) fn with(&self, admin: Option<SocketAddr>) -> AdminConfig {
+        AdminConfig {
             admin,
             metrics: self.metrics,
             readiness: self.readiness,
-            allows_remote_orders: self.allow_remote_admin_orders,
-            names: self.admin_hosts.clone(),
+            allows_remote_post: self.allow_remote_admin_orders,
+            host_names: self.admin_hosts.clone(),
         }
     }
 }

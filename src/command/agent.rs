@@ -8,11 +8,11 @@ use std::time::Duration;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use tokio::sync::watch;
-use weft_agent::kernel::{Keeper, KernelLimits, PathChoice};
+use weft_agent::kernel::{KernelReconciler, KernelLimits, PathChoice};
 use weft_agent::metrics::Metrics;
-use weft_agent::node::Node;
-use weft_agent::plan::{Plan, Problem};
-use weft_agent::{Limits, Shared};
+use weft_agent::node::NodeInfo;
+use weft_agent::plan::{AgentPlan, AgentPlanProblem};
+use weft_agent::{AgentLimits, AgentShared};
 use weft_model::{Snapshot, SpiffeId};
 use weft_runtime::memory;
 use weft_runtime::metrics::Registry;
@@ -86,8 +86,8 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let id =
         SpiffeId::parse(&id).map_err(|error| Failure::Usage(format!("--trust-domain: {error}")))?;
     let check = |snapshot: &Snapshot| {
-        let node = Node { seed: arguments.seed, ..Node::default() };
-        Problem::sort(&Plan::new(snapshot, &node, None).1)
+        let node = NodeInfo { seed: arguments.seed, ..NodeInfo::default() };
+        AgentPlanProblem::classify(&AgentPlan::new(snapshot, &node, None).1)
     };
     let Some(understood) = arguments.data_plane.understand(Some(id), check)? else {
         return Ok(());
@@ -97,13 +97,13 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let guard = arguments.redirects.as_deref().map(redirects::guard);
     let guard = guard.transpose().map_err(Failure::Usage)?;
     let registry = Registry::<Metrics>::default();
-    let plans = watch::Sender::new(Arc::new(Plan::default()));
+    let plans = watch::Sender::new(Arc::new(AgentPlan::default()));
     let kernel_limits = KernelLimits {
         slots: arguments.slot_limit,
         endpoint_drain: Duration::from_secs(arguments.endpoint_drain),
     };
     let access = access_writer()?;
-    let kernel = Keeper::start(arguments.path.into(), kernel_limits, access.clone());
+    let kernel = KernelReconciler::start(arguments.path.into(), kernel_limits, access.clone());
     let kernel = kernel.map_err(|error| Failure::Failed(format!("the kernel path: {error}")))?;
     let role = AgentRole {
         registry: registry.clone(),
@@ -123,12 +123,12 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let receiver = plans.subscribe();
     let (snapshots, problems) = (process.snapshots(), process.problems());
     process.spawn(plan_all(snapshots, plans, problems, kernel, arguments.seed));
-    let shared = Shared {
+    let shared = AgentShared {
         plans: receiver,
         drain: process.drain(),
         metrics: registry,
         access,
-        limits: Limits { connections: arguments.connection_limit, flows: arguments.flow_limit },
+        limits: AgentLimits { connections: arguments.connection_limit, flows: arguments.flow_limit },
         mark: process.mark(),
         sources: arguments.source_addresses.clone().into(),
         reports: process.reports(),
@@ -139,20 +139,20 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
 /// Publishes a plan for every snapshot.
 async fn plan_all(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
-    plans: watch::Sender<Arc<Plan>>,
+    plans: watch::Sender<Arc<AgentPlan>>,
     problems: watch::Sender<Problems>,
-    kernel: Keeper,
+    kernel: KernelReconciler,
     seed: Option<u32>,
 ) {
-    let mut last: Option<(Arc<Snapshot>, Arc<Plan>)> = None;
+    let mut last: Option<(Arc<Snapshot>, Arc<AgentPlan>)> = None;
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        let node = Node::now(seed).unwrap_or_else(|error| {
+        let node = NodeInfo::now(seed).unwrap_or_else(|error| {
             tracing::warn!(%error, "this host's addresses are not known; loops are not seen");
-            Node { seed, ..Node::default() }
+            NodeInfo { seed, ..NodeInfo::default() }
         });
-        let (plan, found) = Plan::new(&snapshot, &node, last.as_ref());
-        let found = Problem::sort(&found);
+        let (plan, found) = AgentPlan::new(&snapshot, &node, last.as_ref());
+        let found = AgentPlanProblem::classify(&found);
         let is_known = |problem: &&String| problems.borrow().all().any(|known| known == *problem);
         for problem in found.all().filter(|problem| !is_known(problem)) {
             tracing::warn!("{problem}");
@@ -162,7 +162,7 @@ async fn plan_all(
         plans.send_replace(plan.clone());
         kernel.follow(plan.clone());
         last = Some((snapshot, plan));
-        memory::give_back();
+        memory::trim_heap();
         if snapshots.changed().await.is_err() {
             return;
         }

@@ -11,7 +11,7 @@ use weft_control::mesh::{Mesh, MeshFile};
 use weft_control::resources::check_encodable;
 use weft_control::store::Store;
 use weft_control::{Options, Status};
-use weft_runtime::drain::{Drain, on_signals};
+use weft_runtime::drain::{Drain, drain_on_signals};
 use weft_runtime::{admin, log, memory, metrics, open_files};
 use weft_xds::server::RequestLimits;
 
@@ -67,7 +67,7 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
     };
     let level = log::start(filter).map_err(Failure::Usage)?;
     open_files::raise_limit();
-    memory::keep_to_ourselves();
+    memory::disable_core_dumps();
     let store = Arc::new(Store::open(&state).map_err(|error| Failure::Failed(error.to_string()))?);
     let drain = Drain::new(Duration::from_secs(2));
     let status = watch::Sender::new(Status::default());
@@ -84,7 +84,7 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
     let runtime =
         tokio::runtime::Runtime::new().map_err(|error| Failure::Failed(error.to_string()))?;
     runtime.block_on(async {
-        on_signals(&drain).map_err(|error| error.to_string())?;
+        drain_on_signals(&drain).map_err(|error| error.to_string())?;
         weft_control::run(options, file, store, status, drain.clone()).await
     })?;
     runtime.shutdown_timeout(Duration::from_millis(200));
@@ -123,7 +123,7 @@ struct Role {
     status: watch::Receiver<Status>,
 }
 
-impl admin::Role for Role {
+impl admin::AdminRole for Role {
     fn ready(&self) -> Result<(), String> {
         let status = self.status.borrow();
         match (status.applied, status.is_listening, &status.store) {

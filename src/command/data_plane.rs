@@ -10,7 +10,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use weft_model::{Missing, Snapshot, SpiffeId};
 use weft_runtime::access::Writer;
-use weft_runtime::admin::Ports;
+use weft_runtime::admin::AdminConfig;
 use weft_runtime::problems::Problems;
 use weft_xds::bootstrap::Bootstrap;
 
@@ -63,7 +63,7 @@ pub(super) struct DataPlane {
 pub(super) struct Understood {
     pub(super) bootstrap: Bootstrap,
     pub(super) enrolment: Option<Enrolment>,
-    pub(super) ports: Ports,
+    pub(super) ports: AdminConfig,
     pub(super) patience: Duration,
 }
 

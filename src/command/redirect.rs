@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use weft_agent::redirect::{
-    Backend, BackendChoice, Namespace, Probe, Redirect, RedirectError, Verdict, apply_once, plan,
+    RedirectBackend, BackendChoice, Namespace, ProbeOutcome, RedirectConfig, RedirectError, RedirectState, apply_once, plan,
     probe, remove_all, verify,
 };
 use weft_model::Cidr;
-use weft_runtime::drain::{Drain, Phase, on_signals};
+use weft_runtime::drain::{Drain, Phase, drain_on_signals};
 use weft_runtime::socket::Mark;
 
 use super::{Failure, say};
@@ -136,9 +136,9 @@ impl Tool {
     pub(crate) fn choice(self) -> BackendChoice {
         match self {
             Self::Auto => BackendChoice::Auto,
-            Self::Native => BackendChoice::Only(Backend::Native),
-            Self::Nft => BackendChoice::Only(Backend::Nft),
-            Self::Iptables => BackendChoice::Only(Backend::Iptables),
+            Self::Native => BackendChoice::Only(RedirectBackend::Native),
+            Self::Nft => BackendChoice::Only(RedirectBackend::Nft),
+            Self::Iptables => BackendChoice::Only(RedirectBackend::Iptables),
         }
     }
 }
@@ -153,7 +153,7 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
             // A plan can be printed where nothing of it can be done.
             let backend = match wanted.backend.choice() {
                 BackendChoice::Only(backend) => backend,
-                BackendChoice::Auto => BackendChoice::Auto.resolve().unwrap_or(Backend::Native),
+                BackendChoice::Auto => BackendChoice::Auto.resolve().unwrap_or(RedirectBackend::Native),
             };
             say(plan(&wanted.redirect(), backend).map_err(explain)?.trim_end());
             Ok(())
@@ -172,12 +172,12 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
         Command::Verify(wanted) => {
             let backend = wanted.backend.choice().resolve().map_err(explain)?;
             match verify(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)? {
-                Verdict::AsWanted => {
+                RedirectState::InSync => {
                     say("as wanted");
                     Ok(())
                 }
-                Verdict::Absent => Err(Failure::Failed("nothing of weft is installed".into())),
-                Verdict::Differs(how) => {
+                RedirectState::NotInstalled => Err(Failure::Failed("nothing of weft is installed".into())),
+                RedirectState::Drifted(how) => {
                     Err(Failure::Failed(format!("what is installed differs:\n{}", how.join("\n"))))
                 }
             }
@@ -185,15 +185,15 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
         Command::Diff(wanted) => {
             let backend = wanted.backend.choice().resolve().map_err(explain)?;
             match verify(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)? {
-                Verdict::AsWanted => return Ok(()),
-                Verdict::Absent => say("nothing of weft is installed"),
-                Verdict::Differs(how) => how.iter().for_each(|line| say(line)),
+                RedirectState::InSync => return Ok(()),
+                RedirectState::NotInstalled => say("nothing of weft is installed"),
+                RedirectState::Drifted(how) => how.iter().for_each(|line| say(line)),
             }
             Err(Failure::Failed("what is installed is not what is wanted".into()))
         }
         Command::Probe(wanted) => {
             match probe(&wanted.redirect(), &wanted.place.namespace()).map_err(explain)? {
-                passed @ Probe::Passed(..) => Err(Failure::Failed(passed.to_string())),
+                passed @ ProbeOutcome::NotRedirected(..) => Err(Failure::Failed(passed.to_string())),
                 told => {
                     say(&told.to_string());
                     Ok(())
@@ -213,15 +213,15 @@ fn guard(file: &Path, log: &str) -> Result<(), Failure> {
     let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
     let _guard = redirects::guard(file).map_err(Failure::Usage)?;
     runtime.block_on(async {
-        on_signals(&drain).map_err(|error| Failure::Failed(error.to_string()))?;
+        drain_on_signals(&drain).map_err(|error| Failure::Failed(error.to_string()))?;
         drain.reached(Phase::Draining).await;
         Ok(())
     })
 }
 
 impl Wanted {
-    fn redirect(&self) -> Redirect {
-        Redirect {
+    fn redirect(&self) -> RedirectConfig {
+        RedirectConfig {
             owner: self.owner.clone(),
             inbound: self.inbound,
             outbound: self.outbound,

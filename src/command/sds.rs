@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use weft_model::Snapshot;
 use weft_runtime::drain::Phase;
-use weft_runtime::listening::Report;
+use weft_runtime::listening::ListenReport;
 use weft_runtime::metrics::Page;
 use weft_runtime::problems::Problems;
 
@@ -84,11 +84,11 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
 async fn report_serving(
     worker: usize,
     mut served: watch::Receiver<Arc<Snapshot>>,
-    reports: UnboundedSender<Report>,
+    reports: UnboundedSender<ListenReport>,
 ) {
     // The sender ends with the process.
     if let Ok(served) = served.wait_for(|served| served.revision > 0).await {
-        let report = Report { worker, revision: served.revision, failures: Vec::new() };
+        let report = ListenReport { worker, revision: served.revision, failures: Vec::new() };
         drop(reports.send(report));
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
-use weft_agent::redirect::{self, Backend, RedirectError, Verdict, Wish};
+use weft_agent::redirect::{self, RedirectBackend, RedirectError, RedirectState, DesiredRedirects};
 
 use super::files::{ClientCertificate, Files, MeshFile};
 use super::hosts::{Host, Network};
@@ -28,12 +28,12 @@ pub(super) struct Stage {
     pub(super) client: ClientCertificate,
     pub(super) leaver: ClientCertificate,
     /// The redirects that the agent keeps, on every host.
-    pub(super) redirects: Vec<Wish>,
+    pub(super) redirects: Vec<DesiredRedirects>,
 }
 
 impl Stage {
     /// Sets it: every host, and every role until it is ready.
-    pub(super) fn set(backend: Backend, path: &str) -> Result<Self, String> {
+    pub(super) fn set(backend: RedirectBackend, path: &str) -> Result<Self, String> {
         let folder = Path::new("/run/weft");
         std::fs::create_dir_all(folder)
             .map_err(|error| format!("{}: {error}", folder.display()))?;
@@ -161,22 +161,22 @@ fn mesh<'a>(web: &'a Host, orders: &'a [Host], echo: &'a [Host]) -> MeshFile<'a>
 }
 
 /// Waits until rules are in force.
-pub(super) fn await_redirect(wish: &Wish) -> Result<(), String> {
+pub(super) fn await_redirect(wish: &DesiredRedirects) -> Result<(), String> {
     let text = |error: RedirectError| error.to_string();
     let backend = wish.backend.resolve().map_err(text)?;
     wait("the rules are in force", || {
         let verdict = redirect::verify(&wish.redirect, backend, &wish.namespace);
-        Ok(verdict.map_err(text)? == Verdict::AsWanted)
+        Ok(verdict.map_err(text)? == RedirectState::InSync)
     })
 }
 
 /// What is redirected where: on each workload's host to its sidecar, on the router to the agent. The
 /// agent keeps it in force.
-fn redirects(web: &Host, orders: &[Host], backend: Backend) -> Result<(Vec<Wish>, String), String> {
+fn redirects(web: &Host, orders: &[Host], backend: RedirectBackend) -> Result<(Vec<DesiredRedirects>, String), String> {
     let backend = match backend {
-        Backend::Native => "native",
-        Backend::Nft => "nft",
-        Backend::Iptables => "iptables",
+        RedirectBackend::Native => "native",
+        RedirectBackend::Nft => "nft",
+        RedirectBackend::Iptables => "iptables",
     };
     let common =
         format!("owner: weft-demo, backend: {backend}, services: [10.96.0.0/16, 'fd96::/64']");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use weft_agent::redirect::Backend;
+use weft_agent::redirect::RedirectBackend;
 
 use super::files::{Files, MeshFile};
 use super::flows::{echo_flow, udp_flows};
@@ -33,7 +33,7 @@ type Step = fn(&mut Stage) -> Result<String, String>;
 pub(super) fn tell(
     keep: bool,
     load: Option<Load>,
-    backend: Backend,
+    backend: RedirectBackend,
     path: &str,
 ) -> Result<(), String> {
     line("weft demo: a mesh of a control plane, an agent, web and three replicas of orders");

@@ -16,44 +16,44 @@ pub struct TableFull;
 /// Flows with what belongs to each.
 #[derive(Debug)]
 pub struct FlowTable<V> {
-    flows: HashMap<FlowTuple, Flow<V>>,
+    flows: HashMap<FlowTuple, FlowEntry<V>>,
     /// When to look at each flow again: one that was used since is put back, so using a flow costs
     /// nothing here.
-    visits: BTreeMap<Visit, FlowTuple>,
+    deadlines: BTreeMap<Deadline, FlowTuple>,
     /// How many visits were planned, to tell those of one moment apart.
-    planned: u64,
+    deadline_count: u64,
     limit: usize,
 }
 
 /// A moment at which a flow is looked at.
-type Visit = (Instant, u64);
+type Deadline = (Instant, u64);
 
 #[derive(Debug)]
-struct Flow<V> {
+struct FlowEntry<V> {
     value: V,
     idle_timeout: Duration,
-    used: Instant,
-    visit: Visit,
+    last_used: Instant,
+    deadline: Deadline,
 }
 
 impl<V> FlowTable<V> {
     /// A table of at most `limit` flows.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { flows: HashMap::new(), visits: BTreeMap::new(), planned: 0, limit }
+        Self { flows: HashMap::new(), deadlines: BTreeMap::new(), deadline_count: 0, limit }
     }
 
     /// A flow that exists, which is thereby used.
     pub fn get(&mut self, tuple: &FlowTuple, now: Instant) -> Option<&V> {
         let flow = self.flows.get_mut(tuple)?;
-        flow.used = now;
+        flow.last_used = now;
         Some(&flow.value)
     }
 
     /// Notes that a flow was used from its other side.
     pub fn touch(&mut self, tuple: &FlowTuple, now: Instant) {
         if let Some(flow) = self.flows.get_mut(tuple) {
-            flow.used = now;
+            flow.last_used = now;
         }
     }
 
@@ -78,39 +78,39 @@ impl<V> FlowTable<V> {
             return Err(TableFull);
         }
         self.remove(&tuple);
-        let visit = self.plan(now + idle_timeout, tuple);
-        self.flows.insert(tuple, Flow { value, idle_timeout, used: now, visit });
+        let deadline = self.schedule(now + idle_timeout, tuple);
+        self.flows.insert(tuple, FlowEntry { value, idle_timeout, last_used: now, deadline });
         debug_assert!(self.flows.len() <= self.limit, "the table holds more flows than its limit");
-        debug_assert!(self.visits.len() == self.flows.len(), "each flow has one visit");
+        debug_assert!(self.deadlines.len() == self.flows.len(), "each flow has one visit");
         Ok(())
     }
 
-    fn plan(&mut self, at: Instant, tuple: FlowTuple) -> Visit {
-        self.planned += 1;
-        let visit = (at, self.planned);
-        self.visits.insert(visit, tuple);
-        visit
+    fn schedule(&mut self, at: Instant, tuple: FlowTuple) -> Deadline {
+        self.deadline_count += 1;
+        let deadline = (at, self.deadline_count);
+        self.deadlines.insert(deadline, tuple);
+        deadline
     }
 
     /// Forgets a flow.
     pub fn remove(&mut self, tuple: &FlowTuple) -> Option<V> {
         let flow = self.flows.remove(tuple)?;
-        self.visits.remove(&flow.visit);
+        self.deadlines.remove(&flow.deadline);
         Some(flow.value)
     }
 
     /// Forgets the flows that were silent for too long, and gives them back.
     pub fn expire(&mut self, now: Instant) -> Vec<(FlowTuple, V)> {
         let mut gone = Vec::new();
-        while let Some(due) = self.visits.first_entry().filter(|due| due.key().0 <= now) {
+        while let Some(due) = self.deadlines.first_entry().filter(|due| due.key().0 <= now) {
             let tuple = due.remove();
-            let Some(until) = self.flows.get(&tuple).map(|flow| flow.used + flow.idle_timeout)
+            let Some(until) = self.flows.get(&tuple).map(|flow| flow.last_used + flow.idle_timeout)
             else {
                 continue;
             };
             if until > now {
-                let visit = self.plan(until, tuple);
-                self.flows.entry(tuple).and_modify(|flow| flow.visit = visit);
+                let deadline = self.schedule(until, tuple);
+                self.flows.entry(tuple).and_modify(|flow| flow.deadline = deadline);
             } else if let Some(flow) = self.flows.remove(&tuple) {
                 gone.push((tuple, flow.value));
             }
@@ -119,11 +119,11 @@ impl<V> FlowTable<V> {
     }
 
     /// Forgets the flows that are lost, and gives them back.
-    pub fn forget(&mut self, is_lost: impl Fn(&V) -> bool) -> Vec<V> {
-        let lost = self.flows.extract_if(|_, flow| is_lost(&flow.value));
-        let visits = &mut self.visits;
+    pub fn remove_if(&mut self, should_remove: impl Fn(&V) -> bool) -> Vec<V> {
+        let lost = self.flows.extract_if(|_, flow| should_remove(&flow.value));
+        let deadlines = &mut self.deadlines;
         lost.map(|(_, flow)| {
-            visits.remove(&flow.visit);
+            deadlines.remove(&flow.deadline);
             flow.value
         })
         .collect()
@@ -178,7 +178,7 @@ mod tests {
         let mut table = FlowTable::new(2);
         table.insert(tuple(1), "lost", IDLE, now).expect("room");
         table.insert(tuple(2), "kept", IDLE, now).expect("room");
-        assert_eq!(table.forget(|value| *value == "lost"), ["lost"]);
+        assert_eq!(table.remove_if(|value| *value == "lost"), ["lost"]);
         table.insert(tuple(1), "new", IDLE, now + IDLE / 2).expect("room");
         assert_eq!(table.expire(now + IDLE), [(tuple(2), "kept")], "an old visit ends no new flow");
         assert_eq!(table.expire(now + 2 * IDLE), [(tuple(1), "new")]);
@@ -190,13 +190,13 @@ mod tests {
 
     impl Model {
         fn expire(&mut self, now: Instant) -> Vec<(FlowTuple, u32)> {
-            let gone = self.0.extract_if(|_, (_, idle, used)| *used + *idle <= now);
+            let gone = self.0.extract_if(|_, (_, idle, last_used)| *last_used + *idle <= now);
             gone.map(|(tuple, (value, ..))| (tuple, value)).collect()
         }
     }
 
     /// One life of a table beside its model, with everything that can be done to it.
-    fn live(seed: u32) {
+    fn run_against_model(seed: u32) {
         const LIMIT: usize = 40;
         let mut state = seed;
         let mut draw = |below: u32| {
@@ -206,13 +206,13 @@ mod tests {
         let (mut table, mut model) = (FlowTable::new(LIMIT), Model::default());
         let mut now = start();
         for step in 0..2000 {
-            let told = || format!("seed {seed}, step {step}");
+            let context = || format!("seed {seed}, step {step}");
             let tuple = tuple(u16::try_from(draw(60)).expect("below"));
             match draw(10) {
                 0..=3 if table.get(&tuple, now).is_none() => {
                     let idle = Duration::from_millis([30, 120, 7000][draw(3) as usize]);
                     let taken = table.insert(tuple, step, idle, now);
-                    assert_eq!(taken.is_ok(), model.0.len() < LIMIT, "{}", told());
+                    assert_eq!(taken.is_ok(), model.0.len() < LIMIT, "{}", context());
                     if taken.is_ok() {
                         model.0.insert(tuple, (step, idle, now));
                     }
@@ -220,7 +220,7 @@ mod tests {
                 0..=5 => {
                     let found = table.get(&tuple, now).copied();
                     let known = model.0.get_mut(&tuple);
-                    assert_eq!(found, known.as_ref().map(|flow| flow.0), "{}", told());
+                    assert_eq!(found, known.as_ref().map(|flow| flow.0), "{}", context());
                     if let Some(flow) = known {
                         flow.2 = now;
                     }
@@ -233,28 +233,28 @@ mod tests {
                 }
                 7 => {
                     let lost = draw(7);
-                    let mut gone = table.forget(|value| value % 7 == lost);
+                    let mut gone = table.remove_if(|value| value % 7 == lost);
                     let expected = model.0.extract_if(|_, (value, ..)| *value % 7 == lost);
                     let mut expected: Vec<u32> = expected.map(|(_, (value, ..))| value).collect();
                     gone.sort_unstable();
                     expected.sort_unstable();
-                    assert_eq!(gone, expected, "{}", told());
+                    assert_eq!(gone, expected, "{}", context());
                 }
                 _ => {
                     now += Duration::from_millis(draw(40).into());
                     let (mut gone, mut expected) = (table.expire(now), model.expire(now));
                     gone.sort_unstable_by_key(|(_, value)| *value);
                     expected.sort_unstable_by_key(|(_, value)| *value);
-                    assert_eq!(gone, expected, "{}", told());
+                    assert_eq!(gone, expected, "{}", context());
                 }
             }
-            assert_eq!(table.len(), model.0.len(), "{}", told());
+            assert_eq!(table.len(), model.0.len(), "{}", context());
         }
     }
 
     #[test]
     fn it_does_what_the_plainest_table_does() {
-        (0..200).for_each(live);
+        (0..200).for_each(run_against_model);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! How bytes are moved once it is decided where to.
 
-pub(crate) mod pace;
+pub(crate) mod pacer;
 pub(crate) mod tcp;
 pub(crate) mod udp;

@@ -3,7 +3,7 @@
 //! A small message is copied through the worker's scratch buffer; as soon as a read fills it, the
 //! direction goes over to splice, where the kernel moves pages through a pipe and we copy nothing.
 //! A connection that waits owns neither buffer nor pipe; what it does own is small, and written as
-//! states ([`Way`]) rather than as nested futures, each of which would keep room of its own.
+//! states ([`DirectionState`]) rather than as nested futures, each of which would keep room of its own.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -24,25 +24,25 @@ use tokio::time::Sleep;
 use weft_model::IdleEnd;
 use weft_runtime::socket::reset_on_close;
 
-use crate::worker::now;
+use crate::clock::now;
 
 /// What a read through the scratch buffer takes at most; a read that fills it means bulk.
 const SCRATCH_BYTES: usize = 16 * 1024;
 /// What one splice asks for: the default size of a pipe.
 const SPLICE_BYTES: usize = 64 * 1024;
 /// How many splices one connection does before others have their turn.
-const SPLICES_AT_ONCE: usize = 16;
+const SPLICES_PER_POLL: usize = 16;
 /// In how many looks a timeout is divided: silence is seen so much of it late, at most.
-const LOOKS: u32 = 8;
+const IDLE_CHECKS: u32 = 8;
 /// How many idle pipes a worker keeps.
 const PIPE_LIMIT: usize = 64;
 
 /// What a worker lends to the connection that is being served.
 #[derive(Debug, Clone)]
-pub(crate) struct Lender(Rc<LenderInner>);
+pub(crate) struct RelayBuffers(Rc<RelayBuffersInner>);
 
 #[derive(Debug)]
-struct LenderInner {
+struct RelayBuffersInner {
     scratch: RefCell<Box<[u8]>>,
     pipes: RefCell<Vec<Pipe>>,
 }
@@ -53,10 +53,10 @@ struct Pipe {
     write: OwnedFd,
 }
 
-impl Lender {
+impl RelayBuffers {
     pub(crate) fn new() -> Self {
         let scratch = RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice());
-        Self(Rc::new(LenderInner { scratch, pipes: RefCell::default() }))
+        Self(Rc::new(RelayBuffersInner { scratch, pipes: RefCell::default() }))
     }
 
     fn pipe(&self) -> io::Result<Pipe> {
@@ -68,7 +68,7 @@ impl Lender {
     }
 
     /// Takes back a pipe that is empty.
-    fn give_back(&self, pipe: Pipe) {
+    fn return_pipe(&self, pipe: Pipe) {
         let mut pipes = self.0.pipes.borrow_mut();
         if pipes.len() < PIPE_LIMIT {
             pipes.push(pipe);
@@ -78,7 +78,7 @@ impl Lender {
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum RelayOutcome {
     /// Both sides closed.
     Closed,
     /// A side reset it, and the other was told so.
@@ -86,24 +86,24 @@ pub(crate) enum End {
     /// It was silent for too long.
     Idle,
     /// The process ends and could not wait for it.
-    CutOff,
+    Aborted,
 }
 
-impl End {
+impl RelayOutcome {
     /// The word in logs.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Closed => "closed",
             Self::Reset => "reset",
             Self::Idle => "idle",
-            Self::CutOff => "cut_off",
+            Self::Aborted => "cut_off",
         }
     }
 }
 
 /// What was moved.
 #[derive(Debug, Default)]
-pub(crate) struct Moved {
+pub(crate) struct RelayedBytes {
     pub(crate) to_endpoint: Cell<u64>,
     pub(crate) to_client: Cell<u64>,
 }
@@ -115,55 +115,56 @@ pub(crate) struct Moved {
 pub(crate) fn relay<'a>(
     (client, endpoint): (&'a mut TcpStream, &'a mut TcpStream),
     (idle_timeout, idle_end): (Option<Duration>, IdleEnd),
-    mut cut_off: Pin<&'a mut Notified<'_>>,
-    lender: &'a Lender,
-    moved: &'a Moved,
-) -> impl Future<Output = End> {
+    mut abort: Pin<&'a mut Notified<'_>>,
+    buffers: &'a RelayBuffers,
+    relayed: &'a RelayedBytes,
+) -> impl Future<Output = RelayOutcome> {
     async move {
-        let (mut there, mut back) = (Way::Reads, Way::Reads);
-        let mut silence = Silence::new(idle_timeout);
-        let mut sleep = pin!(tokio::time::sleep(silence.look.unwrap_or_default()));
+        let mut endward = DirectionState::Reading;
+        let mut clientward = DirectionState::Reading;
+        let mut idle_timer = IdleTimer::new(idle_timeout);
+        let mut sleep = pin!(tokio::time::sleep(idle_timer.check_interval.unwrap_or_default()));
         let end = poll_fn(|context| {
-            if cut_off.as_mut().poll(context).is_ready() {
-                return Poll::Ready(End::CutOff);
+            if abort.as_mut().poll(context).is_ready() {
+                return Poll::Ready(RelayOutcome::Aborted);
             }
             let (mut from_client, to_client) = client.split();
             let (mut from_endpoint, to_endpoint) = endpoint.split();
-            let polled_there = there.poll(
+            let polled_endward = endward.poll(
                 context,
                 &mut Direction {
                     from: &mut from_client,
                     to: to_endpoint.as_ref(),
-                    lender,
-                    moved: &moved.to_endpoint,
-                    is_last: matches!(back, Way::Done),
+                    buffers,
+                    relayed: &relayed.to_endpoint,
+                    is_last: matches!(clientward, DirectionState::Done),
                 },
             );
-            let polled_back = back.poll(
+            let polled_clientward = clientward.poll(
                 context,
                 &mut Direction {
                     from: &mut from_endpoint,
                     to: to_client.as_ref(),
-                    lender,
-                    moved: &moved.to_client,
-                    is_last: matches!(there, Way::Done),
+                    buffers,
+                    relayed: &relayed.to_client,
+                    is_last: matches!(endward, DirectionState::Done),
                 },
             );
-            match (polled_there, polled_back) {
-                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Poll::Ready(End::Reset),
-                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(End::Closed),
+            match (polled_endward, polled_clientward) {
+                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Poll::Ready(RelayOutcome::Reset),
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(RelayOutcome::Closed),
                 (Poll::Pending, _) | (_, Poll::Pending) => {
-                    let total = moved.to_endpoint.get() + moved.to_client.get();
-                    silence.poll(context, sleep.as_mut(), total).map(|()| End::Idle)
+                    let total = relayed.to_endpoint.get() + relayed.to_client.get();
+                    idle_timer.poll(context, sleep.as_mut(), total).map(|()| RelayOutcome::Idle)
                 }
             }
         })
         .await;
-        let holds_nothing = |way: &Way| matches!(way, Way::Reads | Way::Done);
-        let is_whole = holds_nothing(&there) && holds_nothing(&back);
-        let in_good_order =
-            end == End::Closed || (end == End::Idle && idle_end == IdleEnd::Close && is_whole);
-        if !in_good_order {
+        let is_flushed = |way: &DirectionState| matches!(way, DirectionState::Reading | DirectionState::Done);
+        let all_flushed = is_flushed(&endward) && is_flushed(&clientward);
+        let closes_cleanly =
+            end == RelayOutcome::Closed || (end == RelayOutcome::Idle && idle_end == IdleEnd::Close && all_flushed);
+        if !closes_cleanly {
             reset_on_close(client);
             reset_on_close(endpoint);
         }
@@ -174,16 +175,16 @@ pub(crate) fn relay<'a>(
 /// Sees when nothing is moved. The clock is looked at a few times per timeout, and not once per
 /// message.
 #[derive(Debug)]
-struct Silence {
+struct IdleTimer {
     /// The time between two looks; none when silence is no matter.
-    look: Option<Duration>,
+    check_interval: Option<Duration>,
     /// What was moved at the last look, and how many looks in a row saw that.
-    seen: (u64, u32),
+    unchanged: (u64, u32),
 }
 
-impl Silence {
+impl IdleTimer {
     fn new(timeout: Option<Duration>) -> Self {
-        Self { look: timeout.map(|timeout| timeout / LOOKS), seen: (0, 0) }
+        Self { check_interval: timeout.map(|timeout| timeout / IDLE_CHECKS), unchanged: (0, 0) }
     }
 
     fn poll(
@@ -192,15 +193,15 @@ impl Silence {
         mut sleep: Pin<&mut Sleep>,
         total: u64,
     ) -> Poll<()> {
-        let Some(look) = self.look else { return Poll::Pending };
+        let Some(check_interval) = self.check_interval else { return Poll::Pending };
         loop {
             ready!(sleep.as_mut().poll(context));
-            self.seen = if self.seen.0 == total { (total, self.seen.1 + 1) } else { (total, 0) };
-            if self.seen.1 == LOOKS {
+            self.unchanged = if self.unchanged.0 == total { (total, self.unchanged.1 + 1) } else { (total, 0) };
+            if self.unchanged.1 == IDLE_CHECKS {
                 return Poll::Ready(());
             }
             // From now, so that a process that stood still does not make up for looks it missed.
-            sleep.as_mut().reset((now() + look).into());
+            sleep.as_mut().reset((now() + check_interval).into());
         }
     }
 }
@@ -209,28 +210,28 @@ impl Silence {
 struct Direction<'a, 'b> {
     from: &'a mut ReadHalf<'b>,
     to: &'a TcpStream,
-    lender: &'a Lender,
-    moved: &'a Cell<u64>,
+    buffers: &'a RelayBuffers,
+    relayed: &'a Cell<u64>,
     /// Whether the other one is done, so that both sides are closed when this one is.
     is_last: bool,
 }
 
 /// Where one direction stands.
 #[derive(Debug)]
-enum Way {
+enum DirectionState {
     /// It waits for bytes.
-    Reads,
+    Reading,
     /// It has bytes that the sink has not taken yet.
-    Writes(Rest),
+    Writing(PendingWrite),
     /// It moves pages through a pipe, which holds so many bytes.
-    Splices(Pipe, usize),
+    Splicing(Pipe, usize),
     /// The source has closed, and the sink's side was closed after it.
     Done,
 }
 
 /// Bytes that were read.
 #[derive(Debug)]
-struct Rest {
+struct PendingWrite {
     bytes: Vec<u8>,
     /// How many of them are written.
     written: usize,
@@ -238,7 +239,7 @@ struct Rest {
     is_bulk: bool,
 }
 
-impl Way {
+impl DirectionState {
     /// Goes on as far as it can. Ready when the direction is done.
     fn poll(
         &mut self,
@@ -248,27 +249,27 @@ impl Way {
         let mut splices = 0;
         loop {
             *self = match self {
-                Self::Reads => ready!(direction.copy_once(context))?,
-                Self::Writes(rest) => {
+                Self::Reading => ready!(direction.copy_once(context))?,
+                Self::Writing(rest) => {
                     ready!(rest.write(context, direction))?;
-                    if rest.is_bulk { Self::after_bulk(direction.lender) } else { Self::Reads }
+                    if rest.is_bulk { Self::after_bulk(direction.buffers) } else { Self::Reading }
                 }
-                Self::Splices(pipe, held) => {
+                Self::Splicing(pipe, held) => {
                     ready!(direction.splice_out(context, pipe, held))?;
-                    if splices == SPLICES_AT_ONCE {
+                    if splices == SPLICES_PER_POLL {
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                     splices += 1;
                     match direction.splice_in(pipe) {
-                        Ok(0) => self.pipe_back(direction.lender, direction.close()?),
+                        Ok(0) => self.return_pipe(direction.buffers, direction.close()?),
                         Ok(bytes) => {
                             *held = bytes;
                             continue;
                         }
                         // It has nothing more at hand.
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            self.pipe_back(direction.lender, Self::Reads)
+                            self.return_pipe(direction.buffers, Self::Reading)
                         }
                         Err(error) => return Poll::Ready(Err(error)),
                     }
@@ -280,14 +281,14 @@ impl Way {
 
     /// A full read means that more is coming. Without descriptors for a pipe, it goes on through the
     /// scratch buffer.
-    fn after_bulk(lender: &Lender) -> Self {
-        lender.pipe().map_or(Self::Reads, |pipe| Self::Splices(pipe, 0))
+    fn after_bulk(buffers: &RelayBuffers) -> Self {
+        buffers.pipe().map_or(Self::Reading, |pipe| Self::Splicing(pipe, 0))
     }
 
     /// Gives the pipe back, and goes on to `next`.
-    fn pipe_back(&mut self, lender: &Lender, next: Self) -> Self {
-        if let Self::Splices(pipe, _) = std::mem::replace(self, Self::Done) {
-            lender.give_back(pipe);
+    fn return_pipe(&mut self, buffers: &RelayBuffers, next: Self) -> Self {
+        if let Self::Splicing(pipe, _) = std::mem::replace(self, Self::Done) {
+            buffers.return_pipe(pipe);
         }
         next
     }
@@ -295,15 +296,15 @@ impl Way {
 
 impl Direction<'_, '_> {
     /// Closes the sink's side.
-    fn close(&self) -> io::Result<Way> {
+    fn close(&self) -> io::Result<DirectionState> {
         if self.is_last {
             // The caller closes both sockets now, which says the same.
-            return Ok(Way::Done);
+            return Ok(DirectionState::Done);
         }
         match socket2::SockRef::from(self.to).shutdown(Shutdown::Write) {
             // It may have reset the connection since; its own direction will tell.
             Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
-            _ => Ok(Way::Done),
+            _ => Ok(DirectionState::Done),
         }
     }
 
@@ -311,9 +312,9 @@ impl Direction<'_, '_> {
     ///
     /// A read that does not fill the buffer has taken all there was, which `poll_read` remembers: the
     /// next one waits without asking the system in vain.
-    fn copy_once(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Way>> {
+    fn copy_once(&mut self, context: &mut Context<'_>) -> Poll<io::Result<DirectionState>> {
         // Lent for this moment only: a connection that waits holds no buffer.
-        let mut scratch = self.lender.0.scratch.borrow_mut();
+        let mut scratch = self.buffers.0.scratch.borrow_mut();
         let mut buffer = ReadBuf::new(&mut scratch);
         ready!(Pin::new(&mut *self.from).poll_read(context, &mut buffer))?;
         let read = buffer.filled();
@@ -329,14 +330,14 @@ impl Direction<'_, '_> {
         self.count(written);
         let rest = read.get(written..).unwrap_or_default();
         Poll::Ready(Ok(match rest {
-            [] if is_bulk => Way::after_bulk(self.lender),
-            [] => Way::Reads,
-            rest => Way::Writes(Rest { bytes: rest.to_vec(), written: 0, is_bulk }),
+            [] if is_bulk => DirectionState::after_bulk(self.buffers),
+            [] => DirectionState::Reading,
+            rest => DirectionState::Writing(PendingWrite { bytes: rest.to_vec(), written: 0, is_bulk }),
         }))
     }
 
     fn count(&self, bytes: usize) {
-        self.moved.set(self.moved.get() + bytes as u64);
+        self.relayed.set(self.relayed.get() + bytes as u64);
     }
 
     /// Takes in what the source has at hand; 0 at its end.
@@ -373,7 +374,7 @@ impl Direction<'_, '_> {
     }
 }
 
-impl Rest {
+impl PendingWrite {
     fn write(
         &mut self,
         context: &mut Context<'_>,

@@ -28,11 +28,11 @@ const SMALLEST_BATCH: usize = 4;
 const MESSAGE_BYTES: usize = 65_536;
 /// From one message's room to the next one's: not a power of two, so that the beginnings of all of them
 /// find a place in the processor's cache.
-const STRIDE_BYTES: usize = MESSAGE_BYTES + 320;
+const SLOT_BYTES: usize = MESSAGE_BYTES + 320;
 /// How much of the kernel's memory datagrams may take that wait to be taken in, where we may say so: as
 /// much as comes in some 20 ms, in which a busy host may let nobody of us run. By itself the kernel keeps
 /// fewer than 300 small ones.
-const WAITING_BYTES: usize = 4 * 1024 * 1024;
+const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// How many addresses a worker holds a socket for, to answer from.
 const REPLY_SOCKET_LIMIT: usize = 4096;
 
@@ -46,50 +46,50 @@ pub(crate) struct Datagram<'a> {
 }
 
 /// Room for what one system call takes in. A worker lends one to whoever reads.
-pub(crate) struct Room(Vec<u8>);
+pub(crate) struct ReceiveBuffer(Vec<u8>);
 
 /// How many messages are asked for at once: to ask for each costs a little, come it or not, so it is
 /// about as many as came the last time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Width {
+pub(crate) struct BatchSize {
     messages: usize,
     /// Whether as many came as were asked for, so that there may be more.
     pub(crate) is_behind: bool,
 }
 
-impl Width {
+impl BatchSize {
     pub(crate) fn new() -> Self {
         Self { messages: SMALLEST_BATCH, is_behind: false }
     }
 
-    fn learn(&mut self, came: usize) {
+    fn adjust(&mut self, came: usize) {
         self.is_behind = came >= self.messages;
         self.messages = (came * 2).clamp(SMALLEST_BATCH, BATCH);
     }
 }
 
 /// What was taken in, as one message of the kernel's.
-struct Message<'a, S> {
+struct ReceivedMessage<'a, S> {
     from: Option<S>,
     /// The address it was sent to, where the socket was asked to tell.
     destination: Option<SocketAddr>,
     bytes: &'a [u8],
     /// The size of each datagram of a train, of which the last may be shorter.
-    datagram_bytes: Option<usize>,
+    segment_bytes: Option<usize>,
 }
 
-impl<'a, S> Message<'a, S> {
+impl<'a, S> ReceivedMessage<'a, S> {
     fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a, S> {
         // A datagram may be empty, and is one all the same.
-        let size = self.datagram_bytes.unwrap_or(self.bytes.len()).max(1);
+        let size = self.segment_bytes.unwrap_or(self.bytes.len()).max(1);
         let empty = self.bytes.is_empty().then_some(self.bytes);
         empty.into_iter().chain(self.bytes.chunks(size))
     }
 }
 
-impl Room {
+impl ReceiveBuffer {
     pub(crate) fn new() -> Self {
-        Self(vec![0; BATCH * STRIDE_BYTES])
+        Self(vec![0; BATCH * SLOT_BYTES])
     }
 
     /// Takes in what a socket has, and gives it to `take`, all at once. What takes no addresses is told
@@ -97,41 +97,41 @@ impl Room {
     fn receive<S: Copy + SockaddrLike, T>(
         &mut self,
         socket: &UdpSocket,
-        width: &mut Width,
-        take: impl FnOnce(&[Message<'_, S>]) -> T,
+        batch_size: &mut BatchSize,
+        take: impl FnOnce(&[ReceivedMessage<'_, S>]) -> T,
     ) -> io::Result<T> {
         // Anew each time: the kernel notes in the headers how much of their room it has used, which is
         // then all that it would use for the next.
         let space = nix::cmsg_space!(nix::libc::sockaddr_in6, i32);
-        let mut headers = MultiHeaders::<S>::preallocate(width.messages, Some(space));
-        let slots = self.0.chunks_mut(STRIDE_BYTES).take(width.messages);
+        let mut headers = MultiHeaders::<S>::preallocate(batch_size.messages, Some(space));
+        let slots = self.0.chunks_mut(SLOT_BYTES).take(batch_size.messages);
         let slots = slots.filter_map(|slot| slot.get_mut(..MESSAGE_BYTES));
         let mut slots: Vec<[IoSliceMut<'_>; 1]> = slots.map(|s| [IoSliceMut::new(s)]).collect();
         let flags = MsgFlags::MSG_DONTWAIT;
-        width.is_behind = false;
+        batch_size.is_behind = false;
         let received = socket.try_io(Interest::READABLE, || {
             recvmmsg(socket.as_raw_fd(), &mut headers, slots.iter_mut(), flags, None)
                 .map_err(Into::into)
         })?;
-        let mut messages = Vec::with_capacity(width.messages);
+        let mut messages = Vec::with_capacity(batch_size.messages);
         for message in received {
-            let mut taken = Message {
+            let mut taken = ReceivedMessage {
                 from: message.address,
                 destination: None,
                 bytes: message.iovs().next().unwrap_or_default(),
-                datagram_bytes: None,
+                segment_bytes: None,
             };
             for control in message.cmsgs().into_iter().flatten() {
                 match control {
                     ControlMessageOwned::UdpGroSegments(bytes) => {
-                        taken.datagram_bytes = usize::try_from(bytes).ok();
+                        taken.segment_bytes = usize::try_from(bytes).ok();
                     }
                     other => taken.destination = original(&other).or(taken.destination),
                 }
             }
             messages.push(taken);
         }
-        width.learn(messages.len());
+        batch_size.adjust(messages.len());
         Ok(take(&messages))
     }
 
@@ -139,32 +139,32 @@ impl Room {
     pub(crate) fn answers<T>(
         &mut self,
         endpoint: &UdpSocket,
-        width: &mut Width,
+        batch_size: &mut BatchSize,
         take: impl FnOnce(&[&[u8]]) -> T,
     ) -> io::Result<T> {
-        self.receive(endpoint, width, |answers: &[Message<'_, ()>]| {
-            take(&answers.iter().flat_map(Message::datagrams).collect::<Vec<_>>())
+        self.receive(endpoint, batch_size, |answers: &[ReceivedMessage<'_, ()>]| {
+            take(&answers.iter().flat_map(ReceivedMessage::datagrams).collect::<Vec<_>>())
         })
     }
 }
 
 /// Has the kernel hand over trains as they come, where a socket's peers send some, instead of taking
 /// them apart (`UDP_GRO`, udp(7)). What they cost then is that of one datagram.
-pub(crate) fn take_trains(socket: &UdpSocket) {
+pub(crate) fn enable_gro(socket: &UdpSocket) {
     if let Err(error) = setsockopt(socket, sockopt::UdpGroSegment, &true) {
         tracing::debug!(%error, "datagrams are taken in one by one");
     }
 }
 
 /// Takes in datagrams by batches.
-pub(crate) struct Intake {
+pub(crate) struct UdpReceiver {
     socket: Rc<UdpSocket>,
     /// Where datagrams are sent to that do not tell.
     own: SocketAddr,
-    width: Width,
+    batch_size: BatchSize,
 }
 
-impl Intake {
+impl UdpReceiver {
     /// Reads from `socket`. With `intercepted` each datagram tells the address it was sent to.
     pub(crate) fn new(socket: Rc<UdpSocket>, intercepted: bool) -> io::Result<Self> {
         let own = socket.local_addr()?;
@@ -174,16 +174,16 @@ impl Intake {
                 SocketAddr::V6(_) => setsockopt(&*socket, sockopt::Ipv6OrigDstAddr, &true)?,
             }
         }
-        take_trains(&socket);
-        if let Err(error) = setsockopt(&*socket, sockopt::RcvBufForce, &WAITING_BYTES) {
+        enable_gro(&socket);
+        if let Err(error) = setsockopt(&*socket, sockopt::RcvBufForce, &SOCKET_BUFFER_BYTES) {
             tracing::debug!(%error, "few datagrams may wait while the worker is not running");
         }
-        Ok(Self { socket, own, width: Width::new() })
+        Ok(Self { socket, own, batch_size: BatchSize::new() })
     }
 
     /// Whether there may be more than were taken.
     pub(crate) fn is_behind(&self) -> bool {
-        self.width.is_behind
+        self.batch_size.is_behind
     }
 
     /// Waits for datagrams.
@@ -194,11 +194,11 @@ impl Intake {
     /// Gives those that are there to `take`, all at once.
     pub(crate) fn take(
         &mut self,
-        room: &mut Room,
+        buffer: &mut ReceiveBuffer,
         take: impl FnOnce(&[Datagram<'_>]),
     ) -> io::Result<()> {
         let (socket, own) = (&self.socket, self.own);
-        let take = |messages: &[Message<'_, SockaddrStorage>]| {
+        let take = |messages: &[ReceivedMessage<'_, SockaddrStorage>]| {
             let datagrams = messages.iter().filter_map(|message| {
                 let client = message.from.as_ref().and_then(address)?;
                 let destination = message.destination.unwrap_or(own);
@@ -206,7 +206,7 @@ impl Intake {
             });
             take(&datagrams.flatten().collect::<Vec<_>>());
         };
-        match room.receive(socket, &mut self.width, take) {
+        match buffer.receive(socket, &mut self.batch_size, take) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             other => other,
         }
@@ -214,12 +214,12 @@ impl Intake {
 }
 
 /// The most datagrams of one train, and the most bytes (`UDP_MAX_SEGMENTS`, and what a packet holds).
-const TRAIN_LIMIT: usize = 64;
-const TRAIN_BYTES: usize = 65_000;
+const GSO_SEGMENT_LIMIT: usize = 64;
+const GSO_BYTES: usize = 65_000;
 
 /// What became of datagrams that were to be sent.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Sent {
+pub(crate) struct SendCounts {
     pub(crate) datagrams: u64,
     pub(crate) bytes: u64,
     pub(crate) lost: u64,
@@ -227,13 +227,13 @@ pub(crate) struct Sent {
 
 /// Sends datagrams of one flow, in order, now or not at all. Those of equal size go together: the
 /// kernel carries such a train as one packet and takes it apart at its end (`UDP_SEGMENT`, udp(7)).
-pub(crate) fn send_all(socket: &UdpSocket, datagrams: &[&[u8]], to: Option<SocketAddr>) -> Sent {
-    let mut sent = Sent::default();
+pub(crate) fn send_all(socket: &UdpSocket, datagrams: &[&[u8]], to: Option<SocketAddr>) -> SendCounts {
+    let mut sent = SendCounts::default();
     let mut rest = datagrams;
-    while let Some((train, behind)) = next_train(rest) {
+    while let Some((train, behind)) = next_gso_batch(rest) {
         rest = behind;
         let bytes: usize = train.iter().map(|datagram| datagram.len()).sum();
-        if train.len() > 1 && send_train(socket, train, to).is_ok() {
+        if train.len() > 1 && send_gso(socket, train, to).is_ok() {
             sent.datagrams += train.len() as u64;
             sent.bytes += bytes as u64;
             continue;
@@ -253,13 +253,13 @@ pub(crate) fn send_all(socket: &UdpSocket, datagrams: &[&[u8]], to: Option<Socke
 }
 
 /// Datagrams of one flow, in order.
-type Row<'a, 'b> = &'a [&'b [u8]];
+type DatagramSlice<'a, 'b> = &'a [&'b [u8]];
 
 /// The datagrams at the front that can go as one train, and those behind: all of one size, but the
 /// last may be shorter.
-fn next_train<'a, 'b>(datagrams: Row<'a, 'b>) -> Option<(Row<'a, 'b>, Row<'a, 'b>)> {
+fn next_gso_batch<'a, 'b>(datagrams: DatagramSlice<'a, 'b>) -> Option<(DatagramSlice<'a, 'b>, DatagramSlice<'a, 'b>)> {
     let size = datagrams.first()?.len();
-    let limit = TRAIN_BYTES.checked_div(size).unwrap_or(1).clamp(1, TRAIN_LIMIT);
+    let limit = GSO_BYTES.checked_div(size).unwrap_or(1).clamp(1, GSO_SEGMENT_LIMIT);
     let equal = datagrams.iter().take(limit).take_while(|next| next.len() == size).count();
     let shorter = datagrams
         .get(equal)
@@ -267,7 +267,7 @@ fn next_train<'a, 'b>(datagrams: Row<'a, 'b>) -> Option<(Row<'a, 'b>, Row<'a, 'b
     datagrams.split_at_checked(equal + usize::from(shorter))
 }
 
-fn send_train(socket: &UdpSocket, train: &[&[u8]], to: Option<SocketAddr>) -> io::Result<()> {
+fn send_gso(socket: &UdpSocket, train: &[&[u8]], to: Option<SocketAddr>) -> io::Result<()> {
     let size = train.first().map_or(0, |datagram| datagram.len());
     let size = u16::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
     let slices: Vec<IoSlice<'_>> = train.iter().map(|datagram| IoSlice::new(datagram)).collect();
@@ -336,13 +336,13 @@ impl ReplySockets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_runtime::socket::{Leaving, connect_udp};
+    use weft_runtime::socket::{ConnectOptions, connect_udp};
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_socket_made_a_moment_ago_sends_its_first_datagram() {
         let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
         let address = endpoint.local_addr().expect("bound");
-        let flow = connect_udp(address, Leaving::default()).expect("a socket");
+        let flow = connect_udp(address, ConnectOptions::default()).expect("a socket");
         assert_eq!(send_all(&flow, &[b"first"], None).datagrams, 1);
 
         let mut buffer = [0; 16];
@@ -357,7 +357,7 @@ mod tests {
     async fn datagrams_arrive_whole_and_apart_whatever_went_together() {
         let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
         let to = endpoint.local_addr().expect("bound");
-        let flow = connect_udp(to, Leaving::default()).expect("a socket");
+        let flow = connect_udp(to, ConnectOptions::default()).expect("a socket");
         let sizes = [1200, 1200, 1200, 300, 7, 7, 8, 60_000, 60_000, 0, 0, 1, 1200, 1201];
         let wanted: Vec<Vec<u8>> = (0..).zip(sizes).map(|(n, size)| vec![n; size]).collect();
         let datagrams: Vec<&[u8]> = wanted.iter().map(Vec::as_slice).collect();
@@ -365,16 +365,16 @@ mod tests {
         assert_eq!((sent.datagrams, sent.lost), (sizes.len() as u64, 0));
         assert_eq!(sent.bytes, sizes.iter().sum::<usize>() as u64);
 
-        let mut room = Room::new();
+        let mut buffer = ReceiveBuffer::new();
         let mut arrived: Vec<Vec<u8>> = Vec::new();
-        let mut intake = Intake::new(Rc::new(endpoint), false).expect("the options are known");
+        let mut receiver = UdpReceiver::new(Rc::new(endpoint), false).expect("the options are known");
         while arrived.len() < wanted.len() {
-            intake.ready().await.expect("it is open");
+            receiver.ready().await.expect("it is open");
             let take = |datagrams: &[Datagram<'_>]| {
                 assert!(datagrams.iter().all(|datagram| datagram.destination == to));
                 arrived.extend(datagrams.iter().map(|datagram| datagram.bytes.to_vec()));
             };
-            intake.take(&mut room, take).expect("it can be read");
+            receiver.take(&mut buffer, take).expect("it can be read");
         }
         assert_eq!(arrived, wanted);
     }
@@ -383,28 +383,28 @@ mod tests {
     async fn a_train_costs_one_message_and_is_whole() {
         const TRAIN: usize = 40;
         let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
-        take_trains(&endpoint);
-        let flow = connect_udp(endpoint.local_addr().expect("bound"), Leaving::default())
+        enable_gro(&endpoint);
+        let flow = connect_udp(endpoint.local_addr().expect("bound"), ConnectOptions::default())
             .expect("a socket");
         let wanted: Vec<Vec<u8>> =
             (0..TRAIN).map(|n| vec![u8::try_from(n).expect("few"); 1200]).collect();
         let datagrams: Vec<&[u8]> = wanted.iter().map(Vec::as_slice).collect();
-        let (mut room, mut width) = (Room::new(), Width::new());
+        let (mut buffer, mut batch_size) = (ReceiveBuffer::new(), BatchSize::new());
         // More than once: what the kernel has used of its room is there again.
         for _ in 0..3 {
             assert_eq!(send_all(&flow, &[b"alone"], None).datagrams, 1);
             assert_eq!(send_all(&flow, &datagrams, None).datagrams, TRAIN as u64);
             let mut arrived: Vec<Vec<u8>> = Vec::new();
             let mut messages = 0;
-            let mut take = |taken: &[Message<'_, ()>]| {
+            let mut take = |taken: &[ReceivedMessage<'_, ()>]| {
                 messages += taken.len();
-                arrived.extend(taken.iter().flat_map(Message::datagrams).map(<[u8]>::to_vec));
+                arrived.extend(taken.iter().flat_map(ReceivedMessage::datagrams).map(<[u8]>::to_vec));
                 arrived.len()
             };
             let mut count = 0;
             while count <= TRAIN {
                 endpoint.readable().await.expect("it is open");
-                count = room.receive(&endpoint, &mut width, &mut take).expect("something has come");
+                count = buffer.receive(&endpoint, &mut batch_size, &mut take).expect("something has come");
             }
             assert_eq!(arrived.remove(0), b"alone");
             assert_eq!((arrived, messages), (wanted.clone(), 2));
@@ -416,7 +416,7 @@ mod tests {
         let bytes = vec![0; 65_000];
         let check = |sizes: &[usize], train: usize| {
             let datagrams: Vec<&[u8]> = sizes.iter().map(|size| &bytes[..*size]).collect();
-            let (first, behind) = next_train(&datagrams).expect("there are some");
+            let (first, behind) = next_gso_batch(&datagrams).expect("there are some");
             assert_eq!((first.len(), behind.len()), (train, sizes.len() - train), "{sizes:?}");
         };
         check(&[5], 1);
@@ -428,6 +428,6 @@ mod tests {
         check(&[30_000; 4], 2);
         check(&[32_500, 32_500, 1], 2);
         check(&[1; 65], 64);
-        assert!(next_train(&[]).is_none());
+        assert!(next_gso_batch(&[]).is_none());
     }
 }

@@ -11,169 +11,169 @@ use std::time::{Duration, Instant};
 
 use weft_model::{FlowTuple, Name, Transport};
 
-use super::service::{KernelService, Key, Place, Proxied};
-use crate::plan::Target;
+use super::service::{KernelService, ServiceKey, ServiceAddress, ProxiedService};
+use crate::plan::AgentTarget;
 
 /// A service's address with an endpoint that it has no more: TCP connections there are reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Ending {
+pub(super) struct ExpiredEndpoint {
     pub(super) destination: SocketAddr,
     pub(super) endpoint: SocketAddr,
 }
 
 /// What is to become of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum FlowAction {
     /// Nothing; it is none of ours.
-    Strange,
+    Ignore,
     /// It goes on.
     Keep,
     /// The kernel lets go of it: its next packet is a new flow's.
-    LetGo,
+    Evict,
 }
 
 /// A service that the kernel carries.
 #[derive(Debug)]
-struct Service {
-    target: Arc<Target>,
+struct CarriedService {
+    target: Arc<AgentTarget>,
     logged: bool,
 }
 
 /// What the services are and were, as far as flows have to do with it. Sans-io.
 #[derive(Debug)]
-pub(super) struct Flows {
+pub(super) struct FlowTracker {
     /// How long an endpoint that is gone may keep its TCP connections.
     drain: Duration,
-    services: HashMap<Key, Service>,
+    services: HashMap<ServiceKey, CarriedService>,
     /// The targets of services that the kernel does not carry: what it carried before may stay there.
-    proxied: HashMap<Key, Vec<Arc<Target>>>,
+    proxied: HashMap<ServiceKey, Vec<Arc<AgentTarget>>>,
     /// Destinations that were the kernel's and are not now, until their datagrams were let go.
-    former: BTreeSet<Key>,
+    former_services: BTreeSet<ServiceKey>,
     /// Endpoints that are gone, with the end of their time.
-    gone: HashMap<(Key, SocketAddr), Instant>,
+    removed: HashMap<(ServiceKey, SocketAddr), Instant>,
 }
 
 /// How many endpoints that are gone are remembered. Connections of more than these end by themselves.
-const GONE_LIMIT: usize = 100_000;
+const REMOVED_ENDPOINT_LIMIT: usize = 100_000;
 
-impl Flows {
+impl FlowTracker {
     pub(super) fn new(drain: Duration) -> Self {
         let (services, proxied) = (HashMap::new(), HashMap::new());
-        Self { drain, services, proxied, former: BTreeSet::new(), gone: HashMap::new() }
+        Self { drain, services, proxied, former_services: BTreeSet::new(), removed: HashMap::new() }
     }
 
     /// Takes over the services that the kernel carries from now on, and those that it does not.
-    pub(super) fn follow(&mut self, services: &[KernelService], proxied: &[Proxied], now: Instant) {
+    pub(super) fn apply(&mut self, services: &[KernelService], proxied: &[ProxiedService], now: Instant) {
         self.proxied = proxied.iter().map(|p| (p.key, p.targets.clone())).collect();
         let before = std::mem::take(&mut self.services);
-        let service = |s: &KernelService| Service { target: s.target.clone(), logged: s.logged };
+        let service = |s: &KernelService| CarriedService { target: s.target.clone(), logged: s.logged };
         self.services = services.iter().map(|s| (s.key, service(s))).collect();
-        for (key, Service { target, .. }) in &before {
+        for (key, CarriedService { target, .. }) in &before {
             if !self.services.contains_key(key) {
-                self.former.insert(*key);
+                self.former_services.insert(*key);
             }
-            for endpoint in target.keeping() {
-                if self.gone.len() < GONE_LIMIT {
-                    self.gone.entry((*key, endpoint)).or_insert(now + self.drain);
+            for endpoint in target.retained() {
+                if self.removed.len() < REMOVED_ENDPOINT_LIMIT {
+                    self.removed.entry((*key, endpoint)).or_insert(now + self.drain);
                 }
             }
         }
-        let mut gone = std::mem::take(&mut self.gone);
+        let mut removed = std::mem::take(&mut self.removed);
         // One that is still there, or came back, has nothing to end.
-        gone.retain(|(key, endpoint), _| !self.keeps(*key, *endpoint));
-        self.gone = gone;
+        removed.retain(|(key, endpoint), _| !self.retains(*key, *endpoint));
+        self.removed = removed;
         let services = &self.services;
-        self.former.retain(|key| !services.contains_key(key));
+        self.former_services.retain(|key| !services.contains_key(key));
     }
 
     /// Whether flows may stay on an endpoint of a service, by whichever way it goes now.
-    fn keeps(&self, key: Key, endpoint: SocketAddr) -> bool {
+    fn retains(&self, key: ServiceKey, endpoint: SocketAddr) -> bool {
         let by_kernel = self.services.get(&key).map(|service| &service.target);
         let by_proxy = self.proxied.get(&key).into_iter().flatten();
-        by_kernel.into_iter().chain(by_proxy).any(|target| target.keeps(endpoint))
+        by_kernel.into_iter().chain(by_proxy).any(|target| target.retains(endpoint))
     }
 
     /// What is to become of a connection that goes to `endpoint`.
-    pub(super) fn fate(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Fate {
-        let Some((key, service)) = self.service_of(flow) else { return Fate::Strange };
+    pub(super) fn action_for(&self, flow: &FlowTuple, endpoint: SocketAddr) -> FlowAction {
+        let Some((key, service)) = self.service_of(flow) else { return FlowAction::Ignore };
         let is_translated = endpoint != flow.destination;
         match flow.transport {
-            // An endpoint that is gone has time; [`ending`](Self::ending) tells when it is over. What
+            // An endpoint that is gone has time; [`expired`](Self::ending) tells when it is over. What
             // was redirected to us is ours.
-            Transport::Tcp => Fate::Keep,
+            Transport::Tcp => FlowAction::Keep,
             // At a port of any address of this host others' flows are seen as well: only those that
             // went to an endpoint of ours are known to be ours.
-            Transport::Udp if matches!(key.1, Place::Here(_)) => {
-                if self.gone.contains_key(&(key, endpoint)) { Fate::LetGo } else { Fate::Strange }
+            Transport::Udp if matches!(key.1, ServiceAddress::AnyLocal(_)) => {
+                if self.removed.contains_key(&(key, endpoint)) { FlowAction::Evict } else { FlowAction::Ignore }
             }
-            Transport::Udp if is_translated && self.keeps(key, endpoint) => Fate::Keep,
+            Transport::Udp if is_translated && self.retains(key, endpoint) => FlowAction::Keep,
             // What was captured before the kernel carried the service goes nowhere now.
-            Transport::Udp if is_translated || service.is_some() => Fate::LetGo,
-            Transport::Udp => Fate::Keep,
+            Transport::Udp if is_translated || service.is_some() => FlowAction::Evict,
+            Transport::Udp => FlowAction::Keep,
         }
     }
 
     /// The chain of the service that a connection is counted for, when the kernel carries it there.
-    pub(super) fn carried(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<Key> {
+    pub(super) fn carrying_service(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<ServiceKey> {
         let (key, service) = self.service_of(flow)?;
-        service.filter(|service| service.target.keeps(endpoint)).map(|_| key)
+        service.filter(|service| service.target.retains(endpoint)).map(|_| key)
     }
 
     /// Whether any service wants records of its flows.
-    pub(super) fn are_logged(&self) -> bool {
+    pub(super) fn wants_records(&self) -> bool {
         self.services.values().any(|service| service.logged)
     }
 
     /// The name of the service whose flow this was, when a record of it is wanted. What was not sent
     /// elsewhere was not the kernel's.
-    pub(super) fn logged(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<&Name> {
+    pub(super) fn logged_service(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<&Name> {
         let (key, service) = self.service_of(flow)?;
-        let is_ours = self.keeps(key, endpoint) || self.gone.contains_key(&(key, endpoint));
+        let is_ours = self.retains(key, endpoint) || self.removed.contains_key(&(key, endpoint));
         let service = service.filter(|service| service.logged && is_ours);
         service.map(|service| &service.target.name)
     }
 
-    fn service_of(&self, flow: &FlowTuple) -> Option<(Key, Option<&Service>)> {
+    fn service_of(&self, flow: &FlowTuple) -> Option<(ServiceKey, Option<&CarriedService>)> {
         let any = match flow.destination {
             SocketAddr::V4(_) => SocketAddr::from(([0; 4], flow.destination.port())),
             SocketAddr::V6(_) => SocketAddr::from(([0u16; 8], flow.destination.port())),
         };
-        [Place::At(flow.destination), Place::Here(any)].into_iter().find_map(|place| {
+        [ServiceAddress::Exact(flow.destination), ServiceAddress::AnyLocal(any)].into_iter().find_map(|place| {
             let key = (flow.transport, place);
             let service = self.services.get(&key);
-            (service.is_some() || self.former.contains(&key)).then_some((key, service))
+            (service.is_some() || self.former_services.contains(&key)).then_some((key, service))
         })
     }
 
     /// The endpoints whose TCP connections are to be reset now.
-    pub(super) fn ending(&self, now: Instant) -> Vec<Ending> {
-        let over = self.gone.iter().filter(|(_, until)| **until <= now);
-        let mut ending: Vec<Ending> = over
+    pub(super) fn expired(&self, now: Instant) -> Vec<ExpiredEndpoint> {
+        let over = self.removed.iter().filter(|(_, until)| **until <= now);
+        let mut expired: Vec<ExpiredEndpoint> = over
             .filter_map(|(((transport, place), endpoint), _)| match (transport, place) {
-                (Transport::Tcp, Place::At(destination)) => {
-                    Some(Ending { destination: *destination, endpoint: *endpoint })
+                (Transport::Tcp, ServiceAddress::Exact(destination)) => {
+                    Some(ExpiredEndpoint { destination: *destination, endpoint: *endpoint })
                 }
                 // At an address of this host the destination is not known; and datagrams were let go.
-                (Transport::Tcp, Place::Here(_)) | (Transport::Udp, _) => None,
+                (Transport::Tcp, ServiceAddress::AnyLocal(_)) | (Transport::Udp, _) => None,
             })
             .collect();
-        ending.sort_unstable();
-        ending
+        expired.sort_unstable();
+        expired
     }
 
     /// All of the kernel's connections were looked at: what had to be let go was.
-    pub(super) fn swept(&mut self) {
-        self.former.clear();
+    pub(super) fn sweep_finished(&mut self) {
+        self.former_services.clear();
     }
 
-    /// When [`ending`](Self::ending) has more to tell.
+    /// When [`expired`](Self::ending) has more to tell.
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        self.gone.values().copied().filter(|until| *until > now).min()
+        self.removed.values().copied().filter(|until| *until > now).min()
     }
 
     /// Forgets endpoints whose time was over before `then`: their connections have had their reset.
-    pub(super) fn forget(&mut self, then: Instant) {
-        self.gone.retain(|_, until| *until > then);
+    pub(super) fn forget_expired_before(&mut self, then: Instant) {
+        self.removed.retain(|_, until| *until > then);
     }
 }
 
@@ -185,7 +185,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::plan::Plan;
+    use crate::plan::AgentPlan;
 
     const DRAIN: Duration = Duration::from_secs(300);
 
@@ -215,10 +215,10 @@ mod tests {
         let mut snapshot = Snapshot::default();
         snapshot.clusters.insert("dns".into(), Arc::new(cluster));
         let (plan, _) =
-            Plan::new(&snapshot, &crate::node::Node { seed: Some(7), ..Default::default() }, None);
+            AgentPlan::new(&snapshot, &crate::node::NodeInfo { seed: Some(7), ..Default::default() }, None);
         let target = plan.target_named("dns").expect("it was planned").clone();
         KernelService {
-            key: (transport, Place::At(address("10.96.0.1:53"))),
+            key: (transport, ServiceAddress::Exact(address("10.96.0.1:53"))),
             listener: "dns".into(),
             table: target.table().expect("it has one").clone(),
             target,
@@ -241,42 +241,42 @@ mod tests {
     #[test]
     fn datagrams_stay_where_they_may_and_leave_where_they_may_not() {
         use Health::{Draining, Healthy, Unhealthy};
-        let mut flows = Flows::new(DRAIN);
+        let mut flows = FlowTracker::new(DRAIN);
         let endpoints =
             [("10.0.0.2:53", Healthy), ("10.0.0.3:53", Draining), ("10.0.0.4:53", Unhealthy)];
-        flows.follow(&[service(Transport::Udp, &endpoints)], &[], start());
-        let check = |flows: &Flows, endpoint: &str, fate: Fate| {
-            assert_eq!(flows.fate(&flow(Transport::Udp), address(endpoint)), fate, "{endpoint}");
+        flows.apply(&[service(Transport::Udp, &endpoints)], &[], start());
+        let check = |flows: &FlowTracker, endpoint: &str, action_for: FlowAction| {
+            assert_eq!(flows.action_for(&flow(Transport::Udp), address(endpoint)), action_for, "{endpoint}");
         };
-        check(&flows, "10.0.0.2:53", Fate::Keep);
-        check(&flows, "10.0.0.3:53", Fate::Keep);
-        check(&flows, "10.0.0.4:53", Fate::LetGo);
-        check(&flows, "10.0.0.9:53", Fate::LetGo);
+        check(&flows, "10.0.0.2:53", FlowAction::Keep);
+        check(&flows, "10.0.0.3:53", FlowAction::Keep);
+        check(&flows, "10.0.0.4:53", FlowAction::Evict);
+        check(&flows, "10.0.0.9:53", FlowAction::Evict);
         // Captured before the kernel carried the service: it is not sent anywhere.
-        check(&flows, "10.96.0.1:53", Fate::LetGo);
+        check(&flows, "10.96.0.1:53", FlowAction::Evict);
 
-        flows.follow(&[], &[], start());
-        check(&flows, "10.0.0.2:53", Fate::LetGo);
-        check(&flows, "10.96.0.1:53", Fate::Keep);
-        flows.swept();
-        check(&flows, "10.0.0.2:53", Fate::Strange);
+        flows.apply(&[], &[], start());
+        check(&flows, "10.0.0.2:53", FlowAction::Evict);
+        check(&flows, "10.96.0.1:53", FlowAction::Keep);
+        flows.sweep_finished();
+        check(&flows, "10.0.0.2:53", FlowAction::Ignore);
     }
 
     #[test]
     fn connections_of_an_endpoint_that_is_gone_have_time() {
         let both = [("10.0.0.2:53", Health::Healthy), ("10.0.0.3:53", Health::Healthy)];
         let now = start();
-        let mut flows = Flows::new(DRAIN);
-        flows.follow(&[service(Transport::Tcp, &both)], &[], now);
-        flows.follow(&[service(Transport::Tcp, &both[1..])], &[], now);
-        assert_eq!(flows.fate(&flow(Transport::Tcp), address("10.0.0.2:53")), Fate::Keep);
-        assert_eq!(flows.ending(now), []);
+        let mut flows = FlowTracker::new(DRAIN);
+        flows.apply(&[service(Transport::Tcp, &both)], &[], now);
+        flows.apply(&[service(Transport::Tcp, &both[1..])], &[], now);
+        assert_eq!(flows.action_for(&flow(Transport::Tcp), address("10.0.0.2:53")), FlowAction::Keep);
+        assert_eq!(flows.expired(now), []);
         assert_eq!(flows.next_deadline(now), Some(now + DRAIN));
-        let ending =
-            Ending { destination: address("10.96.0.1:53"), endpoint: address("10.0.0.2:53") };
-        assert_eq!(flows.ending(now + DRAIN), [ending]);
-        flows.forget(now + DRAIN);
-        assert_eq!(flows.ending(now + DRAIN), []);
+        let expired =
+            ExpiredEndpoint { destination: address("10.96.0.1:53"), endpoint: address("10.0.0.2:53") };
+        assert_eq!(flows.expired(now + DRAIN), [expired]);
+        flows.forget_expired_before(now + DRAIN);
+        assert_eq!(flows.expired(now + DRAIN), []);
     }
 
     #[test]
@@ -284,22 +284,22 @@ mod tests {
         let both = [("10.0.0.2:53", Health::Draining), ("10.0.0.3:53", Health::Healthy)];
         let now = start();
         for transport in [Transport::Udp, Transport::Tcp] {
-            let mut flows = Flows::new(DRAIN);
-            flows.follow(&[service(transport, &both)], &[], now);
+            let mut flows = FlowTracker::new(DRAIN);
+            flows.apply(&[service(transport, &both)], &[], now);
             let service = service(transport, &both[..1]);
-            let proxied = Proxied {
+            let proxied = ProxiedService {
                 listener: service.listener,
                 reason: crate::kernel::NeedsProxy::NoEndpoint,
                 key: service.key,
                 targets: vec![service.target],
             };
-            flows.follow(&[], &[proxied], now);
-            let fate = |endpoint| flows.fate(&flow(transport), address(endpoint));
-            assert_eq!(fate("10.0.0.2:53"), Fate::Keep);
-            let of_lost = if transport == Transport::Udp { Fate::LetGo } else { Fate::Keep };
-            assert_eq!(fate("10.0.0.3:53"), of_lost);
+            flows.apply(&[], &[proxied], now);
+            let action_for = |endpoint| flows.action_for(&flow(transport), address(endpoint));
+            assert_eq!(action_for("10.0.0.2:53"), FlowAction::Keep);
+            let of_lost = if transport == Transport::Udp { FlowAction::Evict } else { FlowAction::Keep };
+            assert_eq!(action_for("10.0.0.3:53"), of_lost);
             let lost = address("10.0.0.3:53");
-            assert!(flows.ending(now + DRAIN).iter().all(|ending| ending.endpoint == lost));
+            assert!(flows.expired(now + DRAIN).iter().all(|expired| expired.endpoint == lost));
         }
     }
 
@@ -307,11 +307,11 @@ mod tests {
     fn an_endpoint_that_comes_back_in_time_ends_nothing() {
         let both = [("10.0.0.2:53", Health::Healthy), ("10.0.0.3:53", Health::Healthy)];
         let now = start();
-        let mut flows = Flows::new(DRAIN);
+        let mut flows = FlowTracker::new(DRAIN);
         for endpoints in [&both[..], &both[1..], &both[..]] {
-            flows.follow(&[service(Transport::Tcp, endpoints)], &[], now);
+            flows.apply(&[service(Transport::Tcp, endpoints)], &[], now);
         }
         assert_eq!(flows.next_deadline(now), None);
-        assert_eq!(flows.ending(now + DRAIN), []);
+        assert_eq!(flows.expired(now + DRAIN), []);
     }
 }

@@ -7,15 +7,15 @@
 //!
 //! [`service`] decides which services can go this way, [`table`] what that comes to in the kernel's
 //! words ([`index`] its sets, [`field`] the fields of packets), [`reconcile`] makes it so, whatever was
-//! [`found`] there before, and [`flows`] which of the kernel's connections have lost their endpoint;
-//! [`occupancy`] how many more the kernel may hold. [`Keeper`] does it for as long as it runs. What the
+//! [`installed`] there before, and [`flows`] which of the kernel's connections have lost their endpoint;
+//! [`occupancy`] how many more the kernel may hold. [`KernelReconciler`] does it for as long as it runs. What the
 //! kernel does not carry, the proxy path does.
 
-mod field;
+mod packet_fields;
 mod flows;
-mod found;
-mod index;
-mod keeper;
+mod installed;
+mod table_sets;
+mod reconciler;
 mod occupancy;
 mod reconcile;
 mod report;
@@ -24,10 +24,10 @@ mod table;
 
 use std::io;
 
-pub use keeper::{Keeper, KernelLimits};
-pub use occupancy::{Level, Occupancy};
-pub use report::{Report, ServiceReport};
-pub use service::{NeedsProxy, PathChoice, Way};
+pub use reconciler::{KernelReconciler, KernelLimits};
+pub use occupancy::{OccupancyLevel, Occupancy};
+pub use report::{KernelPathReport, ServiceReport};
+pub use service::{NeedsProxy, PathChoice, FlowPath};
 
 /// Removes what an agent told the kernel of services, in the network namespace of this thread.
 /// Established connections are then the hosts' own matter. Removing nothing is no mistake.
@@ -35,5 +35,5 @@ pub use service::{NeedsProxy, PathChoice, Way};
 /// # Errors
 /// The kernel's.
 pub(crate) fn remove_services() -> io::Result<()> {
-    reconcile::Kernel::open()?.remove()
+    reconcile::KernelTable::open()?.remove()
 }

@@ -4,11 +4,11 @@
 use std::fmt;
 
 /// From here on it is told, in percent.
-const FILLING: u64 = 80;
+const WARN_PERCENT: u64 = 80;
 /// Below, it is no longer.
-const RELAXED: u64 = 70;
+const CLEAR_PERCENT: u64 = 70;
 /// From here on new flows are about to be dropped, or are.
-const FULL: u64 = 99;
+const FULL_PERCENT: u64 = 99;
 
 /// The kernel's table of connections, of this network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,10 +21,10 @@ pub struct Occupancy {
 
 /// What that means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Level {
+pub enum OccupancyLevel {
     /// There is room.
     #[default]
-    Fine,
+    Normal,
     /// Somebody should make room.
     Filling,
     /// New flows are dropped.
@@ -33,7 +33,7 @@ pub enum Level {
 
 impl Occupancy {
     /// As it is now; none where the kernel does not tell.
-    pub(super) fn now() -> Option<Self> {
+    pub(super) fn read() -> Option<Self> {
         let read = |name: &str| {
             let text = std::fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?;
             text.trim().parse().ok()
@@ -42,17 +42,17 @@ impl Occupancy {
     }
 
     /// Logs what it means, when that is another thing than before; gives what it means.
-    pub(super) fn tell(self, before: Level) -> Level {
+    pub(super) fn log_level_change(self, before: OccupancyLevel) -> OccupancyLevel {
         let level = self.level(before);
         if level != before {
             let advice = "raise net.netfilter.nf_conntrack_max, or find who opens so many";
             match level {
-                Level::Fine => tracing::info!(now = %self, "the kernel's table has room again"),
-                Level::Filling => {
-                    tracing::warn!(now = %self, advice, "the kernel's table of connections fills up");
+                OccupancyLevel::Normal => tracing::info!(read = %self, "the kernel's table has room again"),
+                OccupancyLevel::Filling => {
+                    tracing::warn!(read = %self, advice, "the kernel's table of connections fills up");
                 }
-                Level::Full => tracing::error!(
-                    now = %self,
+                OccupancyLevel::Full => tracing::error!(
+                    read = %self,
                     advice,
                     "the kernel's table of connections is full: it drops new flows of this host, whoever serves them"
                 ),
@@ -62,14 +62,14 @@ impl Occupancy {
     }
 
     /// What it means, after what it meant before: at the edge it does not go to and fro.
-    fn level(self, before: Level) -> Level {
+    fn level(self, before: OccupancyLevel) -> OccupancyLevel {
         // A limit of 0 is none.
         let percent = (self.entries * 100).checked_div(self.limit).unwrap_or(0);
         match before {
-            _ if percent >= FULL => Level::Full,
-            _ if percent >= FILLING => Level::Filling,
-            Level::Filling | Level::Full if percent >= RELAXED => Level::Filling,
-            Level::Fine | Level::Filling | Level::Full => Level::Fine,
+            _ if percent >= FULL_PERCENT => OccupancyLevel::Full,
+            _ if percent >= WARN_PERCENT => OccupancyLevel::Filling,
+            OccupancyLevel::Filling | OccupancyLevel::Full if percent >= CLEAR_PERCENT => OccupancyLevel::Filling,
+            OccupancyLevel::Normal | OccupancyLevel::Filling | OccupancyLevel::Full => OccupancyLevel::Normal,
         }
     }
 }
@@ -86,24 +86,24 @@ mod tests {
 
     #[test]
     fn it_is_told_once_on_the_way_up_and_once_on_the_way_down() {
-        let mut level = Level::Fine;
+        let mut level = OccupancyLevel::Normal;
         for (entries, expected) in [
-            (0, Level::Fine),
-            (79, Level::Fine),
-            (80, Level::Filling),
-            (75, Level::Filling),
-            (99, Level::Full),
-            (100, Level::Full),
-            (98, Level::Filling),
-            (70, Level::Filling),
-            (69, Level::Fine),
-            (79, Level::Fine),
-            (120, Level::Full),
-            (0, Level::Fine),
+            (0, OccupancyLevel::Normal),
+            (79, OccupancyLevel::Normal),
+            (80, OccupancyLevel::Filling),
+            (75, OccupancyLevel::Filling),
+            (99, OccupancyLevel::Full),
+            (100, OccupancyLevel::Full),
+            (98, OccupancyLevel::Filling),
+            (70, OccupancyLevel::Filling),
+            (69, OccupancyLevel::Normal),
+            (79, OccupancyLevel::Normal),
+            (120, OccupancyLevel::Full),
+            (0, OccupancyLevel::Normal),
         ] {
             level = Occupancy { entries, limit: 100 }.level(level);
             assert_eq!(level, expected, "{entries} %");
         }
-        assert_eq!(Occupancy { entries: 7, limit: 0 }.level(Level::Full), Level::Fine);
+        assert_eq!(Occupancy { entries: 7, limit: 0 }.level(OccupancyLevel::Full), OccupancyLevel::Normal);
     }
 }

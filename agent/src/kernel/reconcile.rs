@@ -11,29 +11,29 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
-use super::found::{Found, attributes, told};
-use super::index::{Index, chain_name, group_name};
+use super::installed::{InstalledTable, attributes, described};
+use super::table_sets::{TableSet, chain_name, group_name};
 use super::service::KernelService;
 use super::table::{
-    COMMENT, Chain, TABLE, Wanted, base_chains, group_chain, make_map, map_name, map_values,
+    COMMENT, KernelChain, TABLE, DesiredTable, base_chains, group_chain, make_map, map_name, map_values,
     service_rule,
 };
-use crate::netlink::nf_tables::{self as nf, ELEMENT_LIMIT, Element, Keys};
-use crate::netlink::{Message, Netlink};
+use crate::netlink::nf_tables::{self as nf, ELEMENT_LIMIT, SetElement, ElementKeys};
+use crate::netlink::{NetlinkMessage, Netlink};
 
 /// What stands around the changes of a transaction.
 const BORDER_BYTES: usize = 40;
 
 /// The kernel's packet filter, in the namespace of the thread that opened it.
 #[derive(Debug)]
-pub(super) struct Kernel(Netlink);
+pub(super) struct KernelTable(Netlink);
 
 /// Changes that come into force together, whatever else does.
-type Step = Vec<Message>;
+type AtomicChange = Vec<NetlinkMessage>;
 
 /// What was done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct ReconcileOutcome {
     /// How many transactions it took; 0 when everything was as wanted.
     pub(super) transactions: usize,
     /// How many maps were made.
@@ -41,23 +41,23 @@ pub(super) struct Outcome {
 }
 
 /// Whether an error says that the table is not as we would have made it.
-fn is_in_the_way(error: &io::Error) -> bool {
+fn is_foreign_conflict(error: &io::Error) -> bool {
     const KINDS: [Errno; 4] = [Errno::EBUSY, Errno::ENOENT, Errno::EEXIST, Errno::EINVAL];
     KINDS.iter().any(|kind| error.raw_os_error() == Some(*kind as i32))
 }
 
-impl Kernel {
+impl KernelTable {
     pub(super) fn open() -> io::Result<Self> {
         Netlink::open(SockProtocol::NetlinkNetFilter).map(Self)
     }
 
     /// How many flows each service has had, by the names of their chains.
     pub(super) fn counters(&mut self) -> io::Result<BTreeMap<String, u64>> {
-        let told = match self.0.dump(&nf::get_counters(TABLE)) {
+        let described = match self.0.dump(&nf::get_counters(TABLE)) {
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Vec::new(),
-            told => told?,
+            described => described?,
         };
-        Ok(told.iter().filter_map(|counter| nf::told_counter(attributes(counter))).collect())
+        Ok(described.iter().filter_map(|counter| nf::parse_counter(attributes(counter))).collect())
     }
 
     /// Removes all of it.
@@ -67,139 +67,139 @@ impl Kernel {
 
     /// Makes the table carry what is wanted and nothing else. With `deep`, what the maps hold is
     /// compared too, and not only their names.
-    pub(super) fn reconcile(&mut self, wanted: Wanted<'_>, deep: bool) -> io::Result<Outcome> {
-        match self.bring(wanted, deep) {
+    pub(super) fn reconcile(&mut self, desired: DesiredTable<'_>, deep: bool) -> io::Result<ReconcileOutcome> {
+        match self.reconcile_once(desired, deep) {
             // Somebody put something of their own into our table that keeps it from being changed.
-            Err(error) if is_in_the_way(&error) => {
+            Err(error) if is_foreign_conflict(&error) => {
                 self.remove()?;
-                self.bring(wanted, deep)
+                self.reconcile_once(desired, deep)
             }
             outcome => outcome,
         }
     }
 
-    fn bring(&mut self, wanted: Wanted<'_>, deep: bool) -> io::Result<Outcome> {
-        let found = match Found::read(&mut self.0)? {
-            None if wanted.is_empty() => return Ok(Outcome::default()),
-            None => Found::default(),
-            Some(_) if wanted.is_empty() => {
+    fn reconcile_once(&mut self, desired: DesiredTable<'_>, deep: bool) -> io::Result<ReconcileOutcome> {
+        let installed = match InstalledTable::read(&mut self.0)? {
+            None if desired.is_empty() => return Ok(ReconcileOutcome::default()),
+            None => InstalledTable::default(),
+            Some(_) if desired.is_empty() => {
                 self.remove()?;
-                return Ok(Outcome { transactions: 1, maps: 0 });
+                return Ok(ReconcileOutcome { transactions: 1, maps: 0 });
             }
-            Some(found) => found,
+            Some(installed) => installed,
         };
-        let mut outcome = Outcome::default();
-        self.prepare(wanted, &found, &mut outcome)?;
+        let mut outcome = ReconcileOutcome::default();
+        self.prepare(desired, &installed, &mut outcome)?;
         // One that fails keeps no other from being served, and nothing from being cleared away.
         let mut failed = None;
-        for service in wanted.services {
-            if let Err(error) = self.serve(service, &found, deep, &mut outcome) {
+        for service in desired.services {
+            if let Err(error) = self.serve(service, &installed, deep, &mut outcome) {
                 failed.get_or_insert(error);
             }
         }
-        self.clear(wanted, &found, &mut outcome)?;
+        self.clear(desired, &installed, &mut outcome)?;
         failed.map_or(Ok(outcome), Err)
     }
 
     /// Makes what services are put into, and clears away what is in the way.
     fn prepare(
         &mut self,
-        wanted: Wanted<'_>,
-        found: &Found,
-        outcome: &mut Outcome,
+        desired: DesiredTable<'_>,
+        installed: &InstalledTable,
+        outcome: &mut ReconcileOutcome,
     ) -> io::Result<()> {
-        let mut steps: Vec<Step> = Vec::new();
-        if !found.exists {
+        let mut steps: Vec<AtomicChange> = Vec::new();
+        if !installed.exists {
             steps.push(vec![nf::make_table(TABLE, Some(COMMENT))]);
         }
         // Maps that no rule looks into are what an agent left that was ended half way.
-        let leftovers = found.leftovers();
-        steps.extend(leftovers.iter().map(|name| vec![nf::delete_set(TABLE, name)]));
-        let missing = Index::all().filter(|index| !found.sets.contains(index.name()));
+        let unreferenced_maps = installed.unreferenced_maps();
+        steps.extend(unreferenced_maps.iter().map(|name| vec![nf::delete_set(TABLE, name)]));
+        let missing = TableSet::all().filter(|index| !installed.sets.contains(index.name()));
         steps.extend(missing.map(|index| vec![index.make()]));
         // Groups come first: elements lead to them.
-        let groups = wanted.groups.iter().map(group_chain);
-        steps.extend(groups.filter(|group| !found.has(group)).map(|group| refill(&group)));
-        for index in Index::all() {
+        let groups = desired.groups.iter().map(group_chain);
+        steps.extend(groups.filter(|group| !installed.has(group)).map(|group| replace_rules(&group)));
+        for index in TableSet::all() {
             // A key that leads elsewhere goes, so that it can come anew.
-            let difference = found.difference(index, &index.elements(wanted));
-            delete(index, &difference.other, &mut steps);
-            if index.is_of_groups() {
-                delete(index, &difference.strange, &mut steps);
+            let diff = installed.diff(index, &index.elements(desired));
+            delete(index, &diff.changed, &mut steps);
+            if index.is_for_security_groups() {
+                delete(index, &diff.extra, &mut steps);
             }
             if !index.is_per_service() {
-                add(index, &difference.missing, &mut steps);
+                add(index, &diff.missing, &mut steps);
             }
         }
-        steps.push(chains(wanted, found));
-        self.carry_out(steps, outcome)
+        steps.push(chains(desired, installed));
+        self.commit_all(steps, outcome)
     }
 
     /// Makes the table carry a service by the map that it wants.
     fn serve(
         &mut self,
         service: &KernelService,
-        found: &Found,
+        installed: &InstalledTable,
         deep: bool,
-        outcome: &mut Outcome,
+        outcome: &mut ReconcileOutcome,
     ) -> io::Result<()> {
-        let mut changes = Step::new();
+        let mut changes = AtomicChange::new();
         let name = chain_name(service.key);
-        let kept = match found.map_of(service) {
+        let kept = match installed.map_of(service) {
             Some(map) if !deep || self.holds(service, &map)? => Some(map),
             _ => None,
         };
-        if kept.is_none() || !found.counters.contains_key(&name) {
-            let map = self.fill_map(service, found, outcome)?;
-            changes.extend(flip(service, &map));
-            changes.extend(found.maps_of(&name).map(|old| nf::delete_set(TABLE, &old)));
+        if kept.is_none() || !installed.counters.contains_key(&name) {
+            let map = self.fill_map(service, installed, outcome)?;
+            changes.extend(point_chain_at_map(service, &map));
+            changes.extend(installed.maps_of(&name).map(|old| nf::delete_set(TABLE, &old)));
         }
         let mut steps = vec![changes];
-        for index in Index::all() {
-            let missing = index.element_of(service).filter(|e| !found.has_element(index, e));
+        for index in TableSet::all() {
+            let missing = index.element_of(service).filter(|e| !installed.has_element(index, e));
             add(index, missing.as_slice(), &mut steps);
         }
-        self.carry_out(steps, outcome)
+        self.commit_all(steps, outcome)
     }
 
     /// Removes what nothing needs any more.
     fn clear(
         &mut self,
-        wanted: Wanted<'_>,
-        found: &Found,
-        outcome: &mut Outcome,
+        desired: DesiredTable<'_>,
+        installed: &InstalledTable,
+        outcome: &mut ReconcileOutcome,
     ) -> io::Result<()> {
         let mut steps = Vec::new();
-        for index in Index::all().filter(|index| !index.is_of_groups()) {
-            delete(index, &found.difference(index, &index.elements(wanted)).strange, &mut steps);
+        for index in TableSet::all().filter(|index| !index.is_for_security_groups()) {
+            delete(index, &installed.diff(index, &index.elements(desired)).extra, &mut steps);
         }
-        let base = base_chains(wanted);
-        let services = wanted.services.iter().map(|service| chain_name(service.key));
-        let groups = wanted.groups.iter().map(|group| group_name(group.key));
+        let base = base_chains(desired);
+        let services = desired.services.iter().map(|service| chain_name(service.key));
+        let groups = desired.groups.iter().map(|group| group_name(group.key));
         let services: BTreeSet<String> = services.chain(groups).collect();
         let is_wanted =
             |name: &String| services.contains(name) || base.iter().any(|chain| chain.name == *name);
-        for name in found.chains.keys().filter(|name| !is_wanted(name)) {
+        for name in installed.chains.keys().filter(|name| !is_wanted(name)) {
             let mut step = vec![nf::delete_chain(TABLE, name)];
-            step.extend(found.maps_of(name).map(|old| nf::delete_set(TABLE, &old)));
+            step.extend(installed.maps_of(name).map(|old| nf::delete_set(TABLE, &old)));
             steps.push(step);
         }
-        let unused = found.counters.keys().filter(|name| !services.contains(*name));
+        let unused = installed.counters.keys().filter(|name| !services.contains(*name));
         steps.extend(unused.map(|name| vec![nf::delete_counter(TABLE, name)]));
-        self.carry_out(steps, outcome)
+        self.commit_all(steps, outcome)
     }
 
     /// Makes a map that nothing looks into yet, and fills it.
     fn fill_map(
         &mut self,
         service: &KernelService,
-        found: &Found,
-        outcome: &mut Outcome,
+        installed: &InstalledTable,
+        outcome: &mut ReconcileOutcome,
     ) -> io::Result<String> {
         let stem = map_name(service);
         let numbered = (2..).map(|number| format!("{stem}_{number}"));
         let mut names = std::iter::once(stem.clone()).chain(numbered);
-        let name = names.find(|name| !found.looked_into.contains(name)).unwrap_or(stem);
+        let name = names.find(|name| !installed.referenced_sets.contains(name)).unwrap_or(stem);
         let values = map_values(&service.table);
         let slots: Vec<([u8; 4], &[u8])> = slots(service, &values).collect();
         let mut steps = vec![vec![make_map(service, &name)]];
@@ -207,7 +207,7 @@ impl Kernel {
             let elements = list.iter().map(|(slot, value)| (&slot[..], *value));
             steps.push(vec![nf::add_values(TABLE, &name, elements)]);
         }
-        self.carry_out(steps, outcome)?;
+        self.commit_all(steps, outcome)?;
         outcome.maps += 1;
         Ok(name)
     }
@@ -215,22 +215,22 @@ impl Kernel {
     /// Whether a map holds what it should.
     fn holds(&mut self, service: &KernelService, map: &str) -> io::Result<bool> {
         let values = map_values(&service.table);
-        let wanted: HashMap<[u8; 4], &[u8]> = slots(service, &values).collect();
+        let desired: HashMap<[u8; 4], &[u8]> = slots(service, &values).collect();
         let (mut right, mut wrong) = (0, 0);
         self.0.stream(&nf::get_elements(TABLE, map), |reply| {
-            for element in nf::told_elements(attributes(reply)) {
-                let key = nf::told_key(element).and_then(<[u8]>::first_chunk);
-                let value = key.and_then(|key| wanted.get(key));
-                let is_right = value.is_some() && value.copied() == nf::told_value(element);
+            for element in nf::parse_elements(attributes(reply)) {
+                let key = nf::element_key(element).and_then(<[u8]>::first_chunk);
+                let value = key.and_then(|key| desired.get(key));
+                let is_right = value.is_some() && value.copied() == nf::element_value(element);
                 *(if is_right { &mut right } else { &mut wrong }) += 1;
             }
         })?;
-        Ok(right == wanted.len() && wrong == 0)
+        Ok(right == desired.len() && wrong == 0)
     }
 
     /// Carries steps out, as many in one transaction as there is room for: without privileges a whole
     /// map is too much, or the elements of many services.
-    fn carry_out(&mut self, steps: Vec<Step>, outcome: &mut Outcome) -> io::Result<()> {
+    fn commit_all(&mut self, steps: Vec<AtomicChange>, outcome: &mut ReconcileOutcome) -> io::Result<()> {
         let limit = self.0.batch_limit_bytes().saturating_sub(BORDER_BYTES);
         for changes in transactions(steps, limit) {
             outcome.transactions += 1;
@@ -239,17 +239,17 @@ impl Kernel {
         Ok(())
     }
 
-    fn commit(&mut self, changes: Vec<Message>) -> io::Result<()> {
+    fn commit(&mut self, changes: Vec<NetlinkMessage>) -> io::Result<()> {
         self.0.batch(&nf::transaction(changes))
     }
 }
 
 /// Steps in their order, put together as far as the limit allows.
-fn transactions(steps: Vec<Step>, limit_bytes: usize) -> Vec<Vec<Message>> {
-    let mut transactions: Vec<Vec<Message>> = Vec::new();
+fn transactions(steps: Vec<AtomicChange>, limit_bytes: usize) -> Vec<Vec<NetlinkMessage>> {
+    let mut transactions: Vec<Vec<NetlinkMessage>> = Vec::new();
     let mut room = 0;
     for step in steps.into_iter().filter(|step| !step.is_empty()) {
-        let bytes: usize = step.iter().map(Message::length).sum();
+        let bytes: usize = step.iter().map(NetlinkMessage::length).sum();
         match transactions.last_mut().filter(|_| bytes <= room) {
             Some(transaction) => {
                 transaction.extend(step);
@@ -275,7 +275,7 @@ fn slots<'a>(
 }
 
 /// Makes a service's chain look into this map from now on.
-fn flip(service: &KernelService, map: &str) -> Step {
+fn point_chain_at_map(service: &KernelService, map: &str) -> AtomicChange {
     let name = chain_name(service.key);
     let rule = nf::rule(TABLE, &name, service_rule(service, map));
     vec![
@@ -287,20 +287,20 @@ fn flip(service: &KernelService, map: &str) -> Step {
 }
 
 /// Makes the base chains that differ from what is wanted.
-fn chains(wanted: Wanted<'_>, found: &Found) -> Step {
-    let base = base_chains(wanted);
-    let differing = base.iter().filter(|chain| !found.has(chain));
-    let install = |chain| install(chain, found.chains.contains_key(&chain.name));
+fn chains(desired: DesiredTable<'_>, installed: &InstalledTable) -> AtomicChange {
+    let base = base_chains(desired);
+    let differing = base.iter().filter(|chain| !installed.has(chain));
+    let install = |chain| install(chain, installed.chains.contains_key(&chain.name));
     differing.flat_map(install).collect()
 }
 
 /// Makes a chain that elements may lead to, and puts its rules, which count by its name, in the place
 /// of those it has.
-fn refill(chain: &Chain) -> Step {
+fn replace_rules(chain: &KernelChain) -> AtomicChange {
     let rules = chain.rules.iter().map(|rule| nf::rule(TABLE, &chain.name, rule.clone()));
     let mut changes = vec![
         nf::make_counter(TABLE, &chain.name),
-        nf::make_chain(told(chain)),
+        nf::make_chain(described(chain)),
         nf::flush_chain(TABLE, &chain.name),
     ];
     changes.extend(rules.map(nf::append_rule));
@@ -308,23 +308,23 @@ fn refill(chain: &Chain) -> Step {
 }
 
 /// Makes a chain with its rules, in place of what is there under its name.
-fn install(chain: &Chain, is_there: bool) -> Step {
-    let mut changes = Step::new();
+fn install(chain: &KernelChain, is_there: bool) -> AtomicChange {
+    let mut changes = AtomicChange::new();
     if is_there {
         changes.push(nf::delete_chain(TABLE, &chain.name));
     }
-    changes.push(nf::make_chain(told(chain)));
+    changes.push(nf::make_chain(described(chain)));
     let rules = chain.rules.iter().map(|rule| nf::rule(TABLE, &chain.name, rule.clone()));
     changes.extend(rules.map(nf::append_rule));
     changes
 }
 
-fn add(index: Index, elements: &[Element], steps: &mut Vec<Step>) {
+fn add(index: TableSet, elements: &[SetElement], steps: &mut Vec<AtomicChange>) {
     let parts = elements.chunks(ELEMENT_LIMIT);
     steps.extend(parts.map(|part| vec![nf::add_elements(TABLE, index.name(), part)]));
 }
 
-fn delete(index: Index, keys: &[Keys], steps: &mut Vec<Step>) {
+fn delete(index: TableSet, keys: &[ElementKeys], steps: &mut Vec<AtomicChange>) {
     let parts = keys.chunks(ELEMENT_LIMIT);
     steps.extend(parts.map(|part| vec![nf::delete_elements(TABLE, index.name(), part)]));
 }
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn steps_stay_whole_and_in_order_and_fill_transactions() {
         let step = |names: &[&str]| names.iter().map(|name| nf::delete_set(TABLE, name)).collect();
-        let steps: Vec<Step> =
+        let steps: Vec<AtomicChange> =
             vec![step(&["a"]), step(&[]), step(&["b", "c"]), step(&["d"]), step(&["e", "f", "g"])];
         let one = nf::delete_set(TABLE, "a").length();
         let sizes = |limit| -> Vec<usize> {
@@ -348,6 +348,6 @@ mod tests {
         assert_eq!(sizes(one * 4), [4, 3]);
         assert_eq!(sizes(one * 3), [3, 1, 3]);
         assert_eq!(sizes(one), [1, 2, 1, 3], "a step is not divided");
-        assert!(transactions(vec![Step::new()], 100).is_empty());
+        assert!(transactions(vec![AtomicChange::new()], 100).is_empty());
     }
 }

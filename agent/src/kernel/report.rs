@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use weft_model::{Name, Transport};
 
-use super::occupancy::{Level, Occupancy};
-use super::service::Way;
+use super::occupancy::{OccupancyLevel, Occupancy};
+use super::service::FlowPath;
 
 /// How it stands with a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct ServiceReport {
     /// Its transport protocol; none of a service that the kernel does not carry.
     pub transport: Option<Transport>,
     /// How its flows are moved.
-    pub way: Way,
+    pub path: FlowPath,
     /// How many flows the kernel has begun for it.
     pub flows: u64,
     /// How many of them there are.
@@ -24,7 +24,7 @@ pub struct ServiceReport {
 
 /// What there is to tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct KernelPathReport {
     /// Every service.
     pub services: Vec<ServiceReport>,
     /// Whether the newest plan is in force.
@@ -36,7 +36,7 @@ pub struct Report {
     /// How often the kernel refused.
     pub failures: u64,
     /// How many flows were let go because their endpoint was gone.
-    pub let_go: u64,
+    pub evicted: u64,
     /// How often the kernel told of more ends of connections than were taken in.
     pub records_lost: u64,
     /// How long the last change took.
@@ -44,5 +44,5 @@ pub struct Report {
     /// How full the kernel's table of connections is, where it tells.
     pub occupancy: Option<Occupancy>,
     /// What that means.
-    pub level: Level,
+    pub level: OccupancyLevel,
 }

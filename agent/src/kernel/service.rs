@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use weft_model::{Cidr, FlowKey, Listener, Maglev, Name, Transport};
 
-use crate::plan::{Plan, Target};
+use crate::plan::{AgentPlan, AgentTarget};
 
 /// How flows to a service are moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
+pub enum FlowPath {
     /// By the kernel alone.
     Kernel,
     /// By us, and why.
@@ -75,35 +75,35 @@ impl fmt::Display for NeedsProxy {
 
 /// The address that a service is reached at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(super) enum ServiceAddress {
     /// Its own.
-    At(SocketAddr),
+    Exact(SocketAddr),
     /// Any of this host's, of the family of this unspecified address.
-    Here(SocketAddr),
+    AnyLocal(SocketAddr),
 }
 
-impl Place {
+impl ServiceAddress {
     fn of(listener: &Listener) -> Self {
         let is_any = listener.address.ip().is_unspecified();
-        if is_any { Self::Here(listener.address) } else { Self::At(listener.address) }
+        if is_any { Self::AnyLocal(listener.address) } else { Self::Exact(listener.address) }
     }
 
     pub(super) fn is_ipv4(self) -> bool {
         match self {
-            Self::At(address) | Self::Here(address) => address.is_ipv4(),
+            Self::Exact(address) | Self::AnyLocal(address) => address.is_ipv4(),
         }
     }
 }
 
 /// What tells a service from others.
-pub(super) type Key = (Transport, Place);
+pub(super) type ServiceKey = (Transport, ServiceAddress);
 
 /// A service that the kernel can carry. Its endpoints are of one family, which is its address's.
 #[derive(Debug, Clone)]
 pub(super) struct KernelService {
-    pub(super) key: Key,
+    pub(super) key: ServiceKey,
     pub(super) listener: Name,
-    pub(super) target: Arc<Target>,
+    pub(super) target: Arc<AgentTarget>,
     /// The target's Maglev table.
     pub(super) table: Arc<Maglev>,
     /// What of a flow is hashed.
@@ -116,28 +116,28 @@ pub(super) struct KernelService {
 
 /// Whose flows to a service are let in; all others are dropped. It holds on both ways.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Group {
-    pub(super) key: Key,
+pub(super) struct SecurityGroup {
+    pub(super) key: ServiceKey,
     pub(super) ranges: Vec<Cidr>,
 }
 
 /// Every service of a plan: those that the kernel can carry, and why not the others; and the security
 /// groups of both.
 #[derive(Debug, Default)]
-pub(super) struct Division {
+pub(super) struct PathAssignment {
     pub(super) kernel: Vec<KernelService>,
-    pub(super) groups: Vec<Group>,
-    pub(super) proxied: Vec<Proxied>,
+    pub(super) groups: Vec<SecurityGroup>,
+    pub(super) proxied: Vec<ProxiedService>,
 }
 
 /// A service that the kernel does not carry, and why.
 #[derive(Debug, Clone)]
-pub(super) struct Proxied {
+pub(super) struct ProxiedService {
     pub(super) listener: Name,
     pub(super) reason: NeedsProxy,
-    pub(super) key: Key,
+    pub(super) key: ServiceKey,
     /// Wherever its flows may go.
-    pub(super) targets: Vec<Arc<Target>>,
+    pub(super) targets: Vec<Arc<AgentTarget>>,
 }
 
 /// Which way flows are to go.
@@ -154,46 +154,46 @@ pub enum PathChoice {
 
 /// Divides the services of a plan. `slot_limit` is how many slots the kernel's tables may have in
 /// all; the first services by name get them.
-pub(super) fn divide(plan: &Plan, choice: PathChoice, slot_limit: usize) -> Division {
-    let mut division = Division::default();
+pub(super) fn assign_paths(plan: &AgentPlan, choice: PathChoice, slot_limit: usize) -> PathAssignment {
+    let mut assignment = PathAssignment::default();
     let mut slots = 0;
     let mut keys = HashSet::new();
     for listener in plan.services() {
         if let Some(ranges) = &listener.allow_from {
-            let key = (listener.transport, Place::of(listener));
-            division.groups.push(Group { key, ranges: ranges.clone() });
+            let key = (listener.transport, ServiceAddress::of(listener));
+            assignment.groups.push(SecurityGroup { key, ranges: ranges.clone() });
         }
-        let proxied = |reason| Proxied {
+        let proxied = |reason| ProxiedService {
             listener: listener.name.clone(),
             reason,
-            key: (listener.transport, Place::of(listener)),
+            key: (listener.transport, ServiceAddress::of(listener)),
             targets: targets(plan, listener),
         };
-        match candidate(plan, listener, choice) {
+        match kernel_service(plan, listener, choice) {
             Ok(service) if !keys.insert(service.key) => {
-                division.proxied.push(proxied(NeedsProxy::AddressTaken));
+                assignment.proxied.push(proxied(NeedsProxy::AddressTaken));
             }
             Ok(service) if slots + service.table.size() > slot_limit => {
-                division.proxied.push(proxied(NeedsProxy::TooLarge));
+                assignment.proxied.push(proxied(NeedsProxy::TooLarge));
             }
             Ok(service) => {
                 slots += service.table.size();
-                division.kernel.push(service);
+                assignment.kernel.push(service);
             }
-            Err(reason) => division.proxied.push(proxied(reason)),
+            Err(reason) => assignment.proxied.push(proxied(reason)),
         }
     }
-    division
+    assignment
 }
 
 /// Wherever flows to a listener may go.
-fn targets(plan: &Plan, listener: &Listener) -> Vec<Arc<Target>> {
+fn targets(plan: &AgentPlan, listener: &Listener) -> Vec<Arc<AgentTarget>> {
     let targets = listener.flow_clusters().filter_map(|name| plan.target_named(name));
     targets.cloned().collect()
 }
 
-fn candidate(
-    plan: &Plan,
+fn kernel_service(
+    plan: &AgentPlan,
     listener: &Listener,
     choice: PathChoice,
 ) -> Result<KernelService, NeedsProxy> {
@@ -235,7 +235,7 @@ fn candidate(
         return Err(NeedsProxy::OnLoopback(*local));
     }
     Ok(KernelService {
-        key: (listener.transport, Place::of(listener)),
+        key: (listener.transport, ServiceAddress::of(listener)),
         listener: listener.name.clone(),
         target: target.clone(),
         table: table.clone(),

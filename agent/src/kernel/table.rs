@@ -19,13 +19,13 @@ use std::hash::Hasher;
 use weft_model::{FlowKey, Maglev, Transport};
 use weft_runtime::socket::Mark;
 
-use super::field::{Family, full, load_destination_port, load_sequence, load_source_port};
-use super::flows::Ending;
-use super::index::{Index, What, chain_name, group_name};
-use super::service::{Group, KernelService, Place};
-use crate::netlink::Message;
+use super::packet_fields::{NetFamily, full, load_destination_port, load_sequence, load_source_port};
+use super::flows::ExpiredEndpoint;
+use super::table_sets::{TableSet, SetKind, chain_name, group_name};
+use super::service::{SecurityGroup, KernelService, ServiceAddress};
+use crate::netlink::NetlinkMessage;
 use crate::netlink::nf_tables::{
-    self as nf, Comparison, Expression, Holds, Hook, HookPlace, Meta, Part, Set, ValueKind,
+    self as nf, Comparison, Expression, SetData, Hook, HookPoint, MetaKey, PayloadBase, SetSpec, ValueKind,
 };
 use crate::redirect::MARK_MASK;
 
@@ -36,47 +36,47 @@ pub(super) const COMMENT: &str = "owner=weft-agent";
 
 /// What the table is to carry.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted<'a> {
+pub(super) struct DesiredTable<'a> {
     pub(super) services: &'a [KernelService],
-    pub(super) groups: &'a [Group],
+    pub(super) groups: &'a [SecurityGroup],
     /// Connections that are to be reset when they are next heard of.
-    pub(super) ending: &'a [Ending],
+    pub(super) expired: &'a [ExpiredEndpoint],
     /// Whether datagrams may be captured before their destination is changed: by iptables.
-    pub(super) is_captured_early: bool,
+    pub(super) is_captured_by_iptables: bool,
 }
 
-impl Wanted<'_> {
+impl DesiredTable<'_> {
     pub(super) fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.groups.is_empty() && self.ending.is_empty()
+        self.services.is_empty() && self.groups.is_empty() && self.expired.is_empty()
     }
 }
 
 /// A chain with its rules.
 #[derive(Debug)]
-pub(super) struct Chain {
+pub(super) struct KernelChain {
     pub(super) name: String,
     pub(super) hook: Option<Hook>,
     pub(super) rules: Vec<Vec<Expression>>,
 }
 
 /// The chain of a service's security group.
-pub(super) fn group_chain(group: &Group) -> Chain {
+pub(super) fn group_chain(group: &SecurityGroup) -> KernelChain {
     let name = group_name(group.key);
-    let family = Family::of(group.key.1.is_ipv4());
+    let family = NetFamily::of(group.key.1.is_ipv4());
     let address = family.words();
     let (mut let_in, protocol, index) = match group.key.1 {
-        Place::At(_) => (vec![family.load_destination(0)], address, Index::of(What::LetIn, family)),
-        Place::Here(_) => (Vec::new(), 0, Index::of(What::LetInHere, family)),
+        ServiceAddress::Exact(_) => (vec![family.load_destination(0)], address, TableSet::of(SetKind::AllowedClients, family)),
+        ServiceAddress::AnyLocal(_) => (Vec::new(), 0, TableSet::of(SetKind::LocalAllowedClients, family)),
     };
     let_in.extend([
-        nf::load_meta_at(protocol, Meta::Protocol),
+        nf::load_meta_at(protocol, MetaKey::Protocol),
         load_destination_port(protocol + 1),
         family.load_source(protocol + 2),
-        nf::is_in(index.name()),
-        nf::decide(nf::Verdict::Return),
+        nf::lookup_set(index.name()),
+        nf::verdict(nf::PacketVerdict::Return),
     ]);
-    let others = vec![nf::count_by(&name), nf::decide(nf::Verdict::Drop)];
-    Chain { name, hook: None, rules: vec![let_in, others] }
+    let others = vec![nf::count_in(&name), nf::verdict(nf::PacketVerdict::Drop)];
+    KernelChain { name, hook: None, rules: vec![let_in, others] }
 }
 
 /// The name of a map for what this service's holds. Numbered ones hold the same.
@@ -93,14 +93,14 @@ pub(super) fn map_name(service: &KernelService) -> String {
 }
 
 /// Makes a map for a service's Maglev table, empty.
-pub(super) fn make_map(service: &KernelService, name: &str) -> Message {
-    let family = Family::of(service.key.1.is_ipv4());
+pub(super) fn make_map(service: &KernelService, name: &str) -> NetlinkMessage {
+    let family = NetFamily::of(service.key.1.is_ipv4());
     let value = [family.kind(), ValueKind::Port];
-    let set = Set {
+    let set = SetSpec {
         name,
         key: &[ValueKind::Number],
         has_ranges: false,
-        holds: Holds::Values(&value, family.words() * 4 + 4),
+        holds: SetData::Values(&value, family.words() * 4 + 4),
         size: u32::try_from(service.table.size()).ok(),
     };
     nf::make_set(TABLE, set)
@@ -113,7 +113,7 @@ pub(super) fn map_values(table: &Maglev) -> Vec<Vec<u8>> {
 
 /// The rule of a service's chain, which looks into this map.
 pub(super) fn service_rule(service: &KernelService, map: &str) -> Vec<Expression> {
-    let family = Family::of(service.key.1.is_ipv4());
+    let family = NetFamily::of(service.key.1.is_ipv4());
     let address = family.words();
     let size = u32::try_from(service.table.size()).unwrap_or(u32::MAX);
     let (mut key, mut words) = match service.flow_key {
@@ -132,18 +132,18 @@ pub(super) fn service_rule(service: &KernelService, map: &str) -> Vec<Expression
         key.push(load_sequence(words));
         words += 1;
     }
-    let mut rule = vec![nf::count_by(&chain_name(service.key))];
+    let mut rule = vec![nf::count_in(&chain_name(service.key))];
     rule.extend(key);
     rule.extend([
         nf::hash(words * 4, size, service.seed),
-        nf::look_up(map),
-        nf::change_destination(family.number().into(), address),
+        nf::lookup_map(map),
+        nf::dnat(family.number().into(), address),
     ]);
     rule
 }
 
 /// The chains that packets come to first, as far as these services need them.
-pub(super) fn base_chains(wanted: Wanted<'_>) -> Vec<Chain> {
+pub(super) fn base_chains(desired: DesiredTable<'_>) -> Vec<KernelChain> {
     // Just before the redirects, which are at -101, and those of iptables, at -150.
     const BEFORE_NAT: i32 = -102;
     const BEFORE_CAPTURE: i32 = -160;
@@ -151,72 +151,72 @@ pub(super) fn base_chains(wanted: Wanted<'_>) -> Vec<Chain> {
     const AS_FILTERS: i32 = 0;
     // Behind connection tracking, which is at -200, and before everything that takes a packet.
     const GUARD: i32 = -175;
-    let chain = |name: &str, kind, place, priority, rules: Vec<_>| Chain {
+    let chain = |name: &str, kind, place, priority, rules: Vec<_>| KernelChain {
         name: name.to_owned(),
-        hook: Some(Hook { kind, place, priority }),
+        hook: Some(Hook { kind, point: place, priority }),
         rules,
     };
-    let services = wanted.services;
-    let dispatch: Vec<_> = Family::BOTH.into_iter().flat_map(|f| dispatch(f, services)).collect();
-    let ours: Vec<_> = Family::BOTH
+    let services = desired.services;
+    let dispatch: Vec<_> = NetFamily::BOTH.into_iter().flat_map(|f| dispatch(f, services)).collect();
+    let ours: Vec<_> = NetFamily::BOTH
         .into_iter()
-        .filter(|_| wanted.is_captured_early)
+        .filter(|_| desired.is_captured_by_iptables)
         .filter_map(|f| ours(f, services))
         .collect();
-    let hairpin = Family::BOTH.into_iter().filter_map(|f| hairpin(f, services)).collect();
-    let ending: Vec<_> =
-        Family::BOTH.into_iter().filter_map(|f| ending(f, wanted.ending)).collect();
-    let guard: Vec<_> = Family::BOTH.into_iter().flat_map(|f| guard(f, wanted.groups)).collect();
+    let hairpin = NetFamily::BOTH.into_iter().filter_map(|f| hairpin(f, services)).collect();
+    let expired: Vec<_> =
+        NetFamily::BOTH.into_iter().filter_map(|f| expired(f, desired.expired)).collect();
+    let guard: Vec<_> = NetFamily::BOTH.into_iter().flat_map(|f| guard(f, desired.groups)).collect();
     let all = [
-        chain("guard_arriving", "filter", HookPlace::Prerouting, GUARD, guard.clone()),
-        chain("guard_leaving", "filter", HookPlace::Output, GUARD, guard),
-        chain("arriving", "nat", HookPlace::Prerouting, BEFORE_NAT, dispatch.clone()),
-        chain("leaving", "nat", HookPlace::Output, BEFORE_NAT, dispatch),
-        chain("hairpin", "nat", HookPlace::Postrouting, BEFORE_SOURCE_NAT, hairpin),
-        chain("ours_arriving", "filter", HookPlace::Prerouting, BEFORE_CAPTURE, ours.clone()),
-        chain("ours_leaving", "filter", HookPlace::Output, BEFORE_CAPTURE, ours),
-        chain("ending", "filter", HookPlace::Forward, AS_FILTERS, ending.clone()),
-        chain("ending_here", "filter", HookPlace::Output, AS_FILTERS, ending),
+        chain("guard_arriving", "filter", HookPoint::Prerouting, GUARD, guard.clone()),
+        chain("guard_leaving", "filter", HookPoint::Output, GUARD, guard),
+        chain("arriving", "nat", HookPoint::Prerouting, BEFORE_NAT, dispatch.clone()),
+        chain("leaving", "nat", HookPoint::Output, BEFORE_NAT, dispatch),
+        chain("hairpin", "nat", HookPoint::Postrouting, BEFORE_SOURCE_NAT, hairpin),
+        chain("ours_arriving", "filter", HookPoint::Prerouting, BEFORE_CAPTURE, ours.clone()),
+        chain("ours_leaving", "filter", HookPoint::Output, BEFORE_CAPTURE, ours),
+        chain("ending", "filter", HookPoint::Forward, AS_FILTERS, expired.clone()),
+        chain("ending_here", "filter", HookPoint::Output, AS_FILTERS, expired),
     ];
     // A chain without rules would cost every packet a look.
     all.into_iter().filter(|chain| !chain.rules.is_empty()).collect()
 }
 
-fn dispatch(family: Family, services: &[KernelService]) -> Vec<Vec<Expression>> {
-    let places: Vec<Place> = services.iter().map(|service| service.key.1).collect();
-    let at = Index::of(What::Services, family);
-    let here = Index::of(What::Here, family);
+fn dispatch(family: NetFamily, services: &[KernelService]) -> Vec<Vec<Expression>> {
+    let places: Vec<ServiceAddress> = services.iter().map(|service| service.key.1).collect();
+    let at = TableSet::of(SetKind::Services, family);
+    let here = TableSet::of(SetKind::LocalServices, family);
     by_destination(family, &places, &[], at, here)
 }
 
-fn guard(family: Family, groups: &[Group]) -> Vec<Vec<Expression>> {
-    let places: Vec<Place> = groups.iter().map(|group| group.key.1).collect();
-    let at = Index::of(What::Groups, family);
-    let here = Index::of(What::GroupsHere, family);
-    by_destination(family, &places, &nf::is_of_no_connection(), at, here)
+fn guard(family: NetFamily, groups: &[SecurityGroup]) -> Vec<Vec<Expression>> {
+    let places: Vec<ServiceAddress> = groups.iter().map(|group| group.key.1).collect();
+    let at = TableSet::of(SetKind::SecurityGroups, family);
+    let here = TableSet::of(SetKind::LocalSecurityGroups, family);
+    by_destination(family, &places, &nf::match_unestablished(), at, here)
 }
 
 /// The rules that lead packets to the chains of their destinations, as far as there are any in these
 /// places: `first` is asked before, then `at` by address, protocol and port, then `here`.
 fn by_destination(
-    family: Family,
-    places: &[Place],
+    family: NetFamily,
+    places: &[ServiceAddress],
     first: &[Expression],
-    at: Index,
-    here: Index,
+    at: TableSet,
+    here: TableSet,
 ) -> Vec<Vec<Expression>> {
-    let mut ours = places.iter().filter(|place| Family::of(place.is_ipv4()) == family);
-    let has_at = ours.clone().any(|place| matches!(place, Place::At(_)));
-    let has_here = ours.any(|place| matches!(place, Place::Here(_)));
+    let mut ours = places.iter().filter(|place| NetFamily::of(place.is_ipv4()) == family);
+    let has_at = ours.clone().any(|place| matches!(place, ServiceAddress::Exact(_)));
+    let has_here = ours.any(|place| matches!(place, ServiceAddress::AnyLocal(_)));
     let address = family.words();
     let mut rules = Vec::new();
     if has_at {
         let mut rule = [family.is_it().as_slice(), first].concat();
         rule.extend([
             family.load_destination(0),
-            nf::load_meta_at(address, Meta::Protocol),
+            nf::load_meta_at(address, MetaKey::Protocol),
             load_destination_port(address + 1),
-            nf::decide_by(at.name()),
+            nf::lookup_verdict(at.name()),
         ]);
         rules.push(rule);
     }
@@ -226,75 +226,75 @@ fn by_destination(
         // The kernel sends nothing from loopback elsewhere: that is for our own socket.
         rule.extend(family.is_not_loopback());
         rule.extend([
-            nf::load_destination_kind(),
+            nf::load_destination_type(),
             nf::compare(Comparison::Equal, &LOCAL.to_ne_bytes()),
-            nf::load_meta_at(0, Meta::Protocol),
+            nf::load_meta_at(0, MetaKey::Protocol),
             load_destination_port(1),
-            nf::decide_by(here.name()),
+            nf::lookup_verdict(here.name()),
         ]);
         rules.push(rule);
     }
     rules
 }
 
-fn ours(family: Family, services: &[KernelService]) -> Option<Vec<Expression>> {
+fn ours(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expression>> {
     let is_one = |service: &KernelService| match service.key {
-        (Transport::Udp, Place::At(address)) => Family::of(address.is_ipv4()) == family,
-        (Transport::Tcp, _) | (_, Place::Here(_)) => false,
+        (Transport::Udp, ServiceAddress::Exact(address)) => NetFamily::of(address.is_ipv4()) == family,
+        (Transport::Tcp, _) | (_, ServiceAddress::AnyLocal(_)) => false,
     };
     services.iter().any(is_one).then(|| {
         let mut rule = family.is_it().to_vec();
         rule.extend([
-            nf::load_meta(Meta::Protocol),
+            nf::load_meta(MetaKey::Protocol),
             nf::compare(Comparison::Equal, &[Transport::Udp.number()]),
             family.load_destination(0),
             load_destination_port(family.words()),
-            nf::is_in(Index::of(What::Datagrams, family).name()),
-            nf::load_meta(Meta::Mark),
+            nf::lookup_set(TableSet::of(SetKind::UdpServices, family).name()),
+            nf::load_meta(MetaKey::Mark),
             nf::mask(&(!MARK_MASK).to_ne_bytes(), &Mark::DEFAULT.0.to_ne_bytes()),
-            nf::set_meta(Meta::Mark),
+            nf::set_meta(MetaKey::Mark),
         ]);
         rule
     })
 }
 
-fn hairpin(family: Family, services: &[KernelService]) -> Option<Vec<Expression>> {
-    services.iter().any(|s| Family::of(s.key.1.is_ipv4()) == family).then(|| {
+fn hairpin(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expression>> {
+    services.iter().any(|s| NetFamily::of(s.key.1.is_ipv4()) == family).then(|| {
         let mut rule = family.is_it().to_vec();
         rule.extend([
             family.load_source(0),
             family.load_destination(family.words()),
-            nf::is_in(Index::of(What::Hairpin, family).name()),
+            nf::lookup_set(TableSet::of(SetKind::Hairpin, family).name()),
             nf::masquerade(),
         ]);
         rule
     })
 }
 
-fn ending(family: Family, ending: &[Ending]) -> Option<Vec<Expression>> {
-    use nf::{Connection, Side};
+fn expired(family: NetFamily, expired: &[ExpiredEndpoint]) -> Option<Vec<Expression>> {
+    use nf::{ConntrackKey, ConntrackDirection};
     /// Where a TCP header has its flags, and the one of a reset (RFC 9293, section 3.1).
     const TCP_FLAGS: u32 = 13;
     const RESET: u8 = 0x04;
     let (source, destination) = family.pick(
-        (Connection::SourceIpv4, Connection::DestinationIpv4),
-        (Connection::SourceIpv6, Connection::DestinationIpv6),
+        (ConntrackKey::SourceIpv4, ConntrackKey::DestinationIpv4),
+        (ConntrackKey::SourceIpv6, ConntrackKey::DestinationIpv6),
     );
     let address = family.words();
-    ending.iter().any(|e| Family::of(e.destination.is_ipv4()) == family).then(|| {
+    expired.iter().any(|e| NetFamily::of(e.destination.is_ipv4()) == family).then(|| {
         let mut rule = family.is_it().to_vec();
         rule.extend([
-            nf::load_meta(Meta::Protocol),
+            nf::load_meta(MetaKey::Protocol),
             nf::compare(Comparison::Equal, &[Transport::Tcp.number()]),
             // A reset goes its way: ours too.
-            nf::load_payload(Part::Transport, TCP_FLAGS, 1),
+            nf::load_payload(PayloadBase::Transport, TCP_FLAGS, 1),
             nf::mask(&[RESET], &[0]),
             nf::compare(Comparison::Equal, &[0]),
-            nf::load_connection_at(0, destination, Side::Original),
-            nf::load_connection_at(address, Connection::DestinationPort, Side::Original),
-            nf::load_connection_at(address + 1, source, Side::Reply),
-            nf::load_connection_at(2 * address + 1, Connection::SourcePort, Side::Reply),
-            nf::is_in(Index::of(What::Ending, family).name()),
+            nf::load_conntrack_at(0, destination, ConntrackDirection::Original),
+            nf::load_conntrack_at(address, ConntrackKey::DestinationPort, ConntrackDirection::Original),
+            nf::load_conntrack_at(address + 1, source, ConntrackDirection::Reply),
+            nf::load_conntrack_at(2 * address + 1, ConntrackKey::SourcePort, ConntrackDirection::Reply),
+            nf::lookup_set(TableSet::of(SetKind::ExpiredEndpoints, family).name()),
             nf::reset(),
         ]);
         rule

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::socket::SockProtocol;
 use weft_model::{FlowTuple, Transport};
 
-use super::{Attributes, Message, Netlink, Reply, find};
+use super::{Attributes, NetlinkMessage, Netlink, NetlinkReply, find};
 
 const SUBSYSTEM: u16 = 1;
 const GET: u16 = 1;
@@ -23,13 +23,13 @@ const FIXED_BYTES: usize = 4;
 
 /// A connection that the kernel keeps, as far as it concerns flows to services.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct ConntrackEntry {
     /// As its client sees it.
     pub(crate) flow: FlowTuple,
     /// Where it goes in truth; the same as its destination when nothing was changed.
     pub(crate) endpoint: SocketAddr,
     /// Whether both sides have closed or one has reset it: the kernel keeps it for a while all the same.
-    pub(crate) is_over: bool,
+    pub(crate) is_closed: bool,
     /// What tells it from another of the same tuple.
     id: Vec<u8>,
     /// Its original tuple, as the kernel tells it.
@@ -39,8 +39,8 @@ pub(crate) struct Entry {
 
 /// A connection that has ended, with what the kernel counted of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ended {
-    pub(crate) entry: Entry,
+pub(crate) struct EndedConnection {
+    pub(crate) entry: ConntrackEntry,
     /// Bytes of packets, their headers included; 0 when the kernel does not count.
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
@@ -49,16 +49,16 @@ pub(crate) struct Ended {
 }
 
 /// The group of connections that begin.
-pub(crate) const BEGINNINGS: u32 = 1;
+pub(crate) const NEW_GROUP: u32 = 1;
 /// The group of connections that end.
-pub(crate) const ENDS: u32 = 1 << 2;
+pub(crate) const DESTROY_GROUP: u32 = 1 << 2;
 
 /// Tells the kernel to count what connections carry and how long they live, in the network namespace
 /// of this process.
 ///
 /// # Errors
 /// When we may not.
-pub(crate) fn keep_accounts() -> io::Result<()> {
+pub(crate) fn enable_accounting() -> io::Result<()> {
     for setting in ["nf_conntrack_acct", "nf_conntrack_timestamp"] {
         std::fs::write(format!("/proc/sys/net/netfilter/{setting}"), "1")?;
     }
@@ -82,11 +82,11 @@ impl Conntrack {
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn list(&mut self, mut each: impl FnMut(Entry)) -> io::Result<()> {
+    pub(crate) fn list(&mut self, mut each: impl FnMut(ConntrackEntry)) -> io::Result<()> {
         // Of both families at once: the kernel goes through the whole table each time it is asked.
         const ANY_FAMILY: u8 = 0;
         let message = message(GET, ANY_FAMILY, Attributes::new());
-        self.0.stream(&message, |reply| read(reply).into_iter().for_each(&mut each))
+        self.0.stream(&message, |reply| parse_entry(reply).into_iter().for_each(&mut each))
     }
 
     /// Lets go of an entry: the next packet of its flow is a new flow's. One that is gone already is
@@ -94,7 +94,7 @@ impl Conntrack {
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn delete(&mut self, entry: &Entry) -> io::Result<()> {
+    pub(crate) fn delete(&mut self, entry: &ConntrackEntry) -> io::Result<()> {
         let which = Attributes::new().nested_bytes(ORIGINAL, &entry.original).bytes(ID, &entry.id);
         match self.0.request(&message(DELETE, entry.family, which)) {
             Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(()),
@@ -103,20 +103,20 @@ impl Conntrack {
     }
 }
 
-fn message(kind: u16, family: u8, attributes: Attributes) -> Message {
-    Message { kind: SUBSYSTEM << 8 | kind, flags: 0, fixed: vec![family, 0, 0, 0], attributes }
+fn message(kind: u16, family: u8, attributes: Attributes) -> NetlinkMessage {
+    NetlinkMessage { kind: SUBSYSTEM << 8 | kind, flags: 0, fixed: vec![family, 0, 0, 0], attributes }
 }
 
 /// The connection that the kernel tells of, if it is of TCP or UDP.
-pub(crate) fn read(reply: &Reply) -> Option<Entry> {
+pub(crate) fn parse_entry(reply: &NetlinkReply) -> Option<ConntrackEntry> {
     let attributes = reply.body.get(FIXED_BYTES..)?;
     let original = find(attributes, ORIGINAL)?;
     let (transport, client, destination) = tuple(original)?;
     let (_, endpoint, _) = tuple(find(attributes, REPLY)?)?;
-    Some(Entry {
+    Some(ConntrackEntry {
         flow: FlowTuple { transport, client, destination },
         endpoint,
-        is_over: is_over(attributes),
+        is_closed: is_closed(attributes),
         id: find(attributes, ID)?.to_vec(),
         original: original.to_vec(),
         family: *reply.body.first()?,
@@ -124,7 +124,7 @@ pub(crate) fn read(reply: &Reply) -> Option<Entry> {
 }
 
 /// Whether a TCP connection is in a state that nothing follows.
-fn is_over(attributes: &[u8]) -> bool {
+fn is_closed(attributes: &[u8]) -> bool {
     const PROTOCOL: u16 = 4;
     const TCP: u16 = 1;
     const STATE: u16 = 1;
@@ -136,7 +136,7 @@ fn is_over(attributes: &[u8]) -> bool {
 }
 
 /// What the kernel tells of a connection that has ended.
-pub(crate) fn ended(reply: &Reply) -> Option<Ended> {
+pub(crate) fn parse_ended(reply: &NetlinkReply) -> Option<EndedConnection> {
     const COUNTERS: [u16; 2] = [9, 10];
     const TIMES: u16 = 20;
     let attributes = reply.body.get(FIXED_BYTES..)?;
@@ -147,7 +147,7 @@ pub(crate) fn ended(reply: &Reply) -> Option<Ended> {
     let duration = find(attributes, TIMES).and_then(|times| {
         Some(Duration::from_nanos(number(times, 2)?.saturating_sub(number(times, 1)?)))
     });
-    Some(Ended { entry: read(reply)?, bytes_sent, bytes_received, duration })
+    Some(EndedConnection { entry: parse_entry(reply)?, bytes_sent, bytes_received, duration })
 }
 
 /// The protocol, source and destination of a tuple; none of a protocol without ports.
@@ -191,15 +191,15 @@ mod tests {
         let mut bytes = Vec::new();
         message(GET, 2, attributes).write(1, 0, &mut bytes);
         let reply = super::super::message::replies(&bytes).next().expect("one was written");
-        let entry = read(&reply).expect("it is an entry");
+        let entry = parse_entry(&reply).expect("it is an entry");
         assert_eq!(entry.endpoint, "10.0.0.9:5353".parse().expect("an address"));
         assert_eq!(entry.flow.destination, "10.96.0.1:53".parse().expect("an address"));
         assert_eq!(entry.flow.client, "10.0.0.1:4000".parse().expect("an address"));
         assert_eq!((entry.flow.transport, entry.id), (Transport::Udp, vec![1, 2, 3, 4]));
-        assert_eq!(ended(&reply).map(|ended| (ended.bytes_sent, ended.duration)), Some((0, None)));
+        assert_eq!(parse_ended(&reply).map(|ended| (ended.bytes_sent, ended.duration)), Some((0, None)));
         for end in 0..reply.body.len() {
-            let cut = Reply { body: reply.body[..end].to_vec(), ..reply.clone() };
-            assert_eq!(read(&cut), None, "cut at {end}");
+            let cut = NetlinkReply { body: reply.body[..end].to_vec(), ..reply.clone() };
+            assert_eq!(parse_entry(&cut), None, "cut at {end}");
         }
     }
 }

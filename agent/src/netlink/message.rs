@@ -11,14 +11,14 @@ pub(crate) const NESTED: u16 = 0x8000;
 
 /// Attributes of a message, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Attributes(Vec<(u16, Value)>);
+pub(crate) struct Attributes(Vec<(u16, AttributeValue)>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Value {
+pub(crate) enum AttributeValue {
     Bytes(Vec<u8>),
     Nested(Attributes),
     /// Attributes as the kernel told them.
-    Told(Vec<u8>),
+    Encoded(Vec<u8>),
 }
 
 impl Attributes {
@@ -29,7 +29,7 @@ impl Attributes {
     /// One more attribute.
     #[must_use]
     pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        self.0.push((kind, Value::Bytes(value.to_vec())));
+        self.0.push((kind, AttributeValue::Bytes(value.to_vec())));
         self
     }
 
@@ -54,27 +54,27 @@ impl Attributes {
     /// One more, which holds attributes.
     #[must_use]
     pub(crate) fn nested(mut self, kind: u16, value: Self) -> Self {
-        self.0.push((kind, Value::Nested(value)));
+        self.0.push((kind, AttributeValue::Nested(value)));
         self
     }
 
     /// One more, which holds attributes that the kernel told.
     #[must_use]
     pub(crate) fn nested_bytes(mut self, kind: u16, told: &[u8]) -> Self {
-        self.0.push((kind, Value::Told(told.to_vec())));
+        self.0.push((kind, AttributeValue::Encoded(told.to_vec())));
         self
     }
 
     /// The first attribute.
-    pub(crate) fn first(&self) -> Option<&(u16, Value)> {
+    pub(crate) fn first(&self) -> Option<&(u16, AttributeValue)> {
         self.0.first()
     }
 
     /// How many bytes they are when written.
     fn length(&self) -> usize {
-        let value = |value: &Value| match value {
-            Value::Bytes(bytes) | Value::Told(bytes) => bytes.len(),
-            Value::Nested(attributes) => attributes.length(),
+        let value = |value: &AttributeValue| match value {
+            AttributeValue::Bytes(bytes) | AttributeValue::Encoded(bytes) => bytes.len(),
+            AttributeValue::Nested(attributes) => attributes.length(),
         };
         let lengths = self.0.iter().map(|(_, attribute)| ATTRIBUTE_HEADER_BYTES + value(attribute));
         lengths.map(|length| length.next_multiple_of(4)).sum()
@@ -84,14 +84,14 @@ impl Attributes {
         for (kind, value) in &self.0 {
             let start = out.len();
             let flag = match value {
-                Value::Bytes(_) => 0,
-                Value::Nested(_) | Value::Told(_) => NESTED,
+                AttributeValue::Bytes(_) => 0,
+                AttributeValue::Nested(_) | AttributeValue::Encoded(_) => NESTED,
             };
             out.extend([0, 0]);
             out.extend((kind | flag).to_ne_bytes());
             match value {
-                Value::Bytes(bytes) | Value::Told(bytes) => out.extend(bytes),
-                Value::Nested(attributes) => attributes.write(out),
+                AttributeValue::Bytes(bytes) | AttributeValue::Encoded(bytes) => out.extend(bytes),
+                AttributeValue::Nested(attributes) => attributes.write(out),
             }
             set_length(out, start);
             pad(out);
@@ -100,7 +100,7 @@ impl Attributes {
 
     /// Whether these are among the attributes that `bytes` hold: of each kind that is here just these
     /// values, in this order. The kernel tells kinds in an order of its own, and more of them.
-    pub(crate) fn are_in(&self, bytes: &[u8]) -> bool {
+    pub(crate) fn is_contained_in(&self, bytes: &[u8]) -> bool {
         self.0.iter().all(|(kind, _)| {
             let wanted = self.0.iter().filter(|(other, _)| other == kind).map(|(_, value)| value);
             let there =
@@ -111,11 +111,11 @@ impl Attributes {
     }
 }
 
-impl Value {
+impl AttributeValue {
     fn is(&self, bytes: &[u8]) -> bool {
         match self {
-            Self::Bytes(value) | Self::Told(value) => value == bytes,
-            Self::Nested(attributes) => attributes.are_in(bytes),
+            Self::Bytes(value) | Self::Encoded(value) => value == bytes,
+            Self::Nested(attributes) => attributes.is_contained_in(bytes),
         }
     }
 }
@@ -139,7 +139,7 @@ pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
 
 /// A message to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Message {
+pub(crate) struct NetlinkMessage {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     /// The part before the attributes, which depends on the kind.
@@ -147,7 +147,7 @@ pub(crate) struct Message {
     pub(crate) attributes: Attributes,
 }
 
-impl Message {
+impl NetlinkMessage {
     /// How many bytes it is when written.
     pub(crate) fn length(&self) -> usize {
         HEADER_BYTES + self.fixed.len().next_multiple_of(4) + self.attributes.length()
@@ -172,7 +172,7 @@ impl Message {
 
 /// A message from the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Reply {
+pub(crate) struct NetlinkReply {
     pub(crate) kind: u16,
     pub(super) flags: u16,
     pub(super) sequence: u32,
@@ -181,14 +181,14 @@ pub(crate) struct Reply {
 }
 
 /// The messages that a datagram from the kernel holds, as far as they are well formed.
-pub(super) fn replies(mut bytes: &[u8]) -> impl Iterator<Item = Reply> {
+pub(super) fn replies(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkReply> {
     std::iter::from_fn(move || {
         let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
         let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
         let body = bytes.get(HEADER_BYTES..length)?.to_vec();
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Reply {
+        Some(NetlinkReply {
             kind: u16::from_ne_bytes([k0, k1]),
             flags: u16::from_ne_bytes([f0, f1]),
             sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
@@ -241,14 +241,14 @@ mod tests {
     fn only_the_same_values_are_in() {
         let mut out = Vec::new();
         sample().native(9, 1).native(5, 8).write(&mut out);
-        let is_in = |attributes: Attributes| attributes.are_in(&out);
-        assert!(is_in(Attributes::new().native(9, 1).bytes(3, b"odd")), "kinds have no order");
-        assert!(is_in(Attributes::new().native(5, 9).native(5, 8)));
-        assert!(!is_in(Attributes::new().native(5, 8).native(5, 9)), "values of a kind do");
-        assert!(!is_in(Attributes::new().native(5, 9)), "there is one more");
-        assert!(!is_in(Attributes::new().bytes(3, b"add")));
-        assert!(!is_in(Attributes::new().nested(4, Attributes::new().big_endian(1, 8))));
-        assert!(!is_in(Attributes::new().native(6, 1)));
+        let lookup_set = |attributes: Attributes| attributes.is_contained_in(&out);
+        assert!(lookup_set(Attributes::new().native(9, 1).bytes(3, b"odd")), "kinds have no order");
+        assert!(lookup_set(Attributes::new().native(5, 9).native(5, 8)));
+        assert!(!lookup_set(Attributes::new().native(5, 8).native(5, 9)), "values of a kind do");
+        assert!(!lookup_set(Attributes::new().native(5, 9)), "there is one more");
+        assert!(!lookup_set(Attributes::new().bytes(3, b"add")));
+        assert!(!lookup_set(Attributes::new().nested(4, Attributes::new().big_endian(1, 8))));
+        assert!(!lookup_set(Attributes::new().native(6, 1)));
     }
 
     #[test]
@@ -267,16 +267,16 @@ mod tests {
 
     #[test]
     fn a_message_says_its_length_and_what_it_is() {
-        let message = Message { kind: 77, flags: 1, fixed: vec![1, 2], attributes: sample() };
+        let message = NetlinkMessage { kind: 77, flags: 1, fixed: vec![1, 2], attributes: sample() };
         let mut out = Vec::new();
         message.write(5, 4, &mut out);
         message.write(6, 0, &mut out);
-        let read: Vec<Reply> = replies(&out).collect();
+        let read: Vec<NetlinkReply> = replies(&out).collect();
         assert_eq!(read.len(), 2);
         let told: Vec<_> =
             read.iter().map(|reply| (reply.kind, reply.flags, reply.sequence)).collect();
         assert_eq!(told, [(77, 5, 5), (77, 1, 6)]);
         let body = &read.first().expect("two were read").body;
-        assert!(sample().are_in(body.get(4..).expect("the fixed part is padded")));
+        assert!(sample().is_contained_in(body.get(4..).expect("the fixed part is padded")));
     }
 }

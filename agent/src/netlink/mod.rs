@@ -18,7 +18,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use message::replies;
-pub(crate) use message::{Attributes, Message, Reply, attributes, find};
+pub(crate) use message::{Attributes, NetlinkMessage, NetlinkReply, attributes, find};
 
 const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
@@ -28,7 +28,7 @@ pub(crate) const EXCLUSIVE: u16 = 0x200;
 pub(crate) const CREATE: u16 = 0x400;
 pub(crate) const APPEND: u16 = 0x800;
 /// A dump that was disturbed by a change, and has to be made again.
-const DISTURBED: u16 = 0x10;
+const DUMP_INTERRUPTED: u16 = 0x10;
 
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
@@ -40,7 +40,7 @@ const SEND_BYTES: usize = 4 << 20;
 /// How much that the kernel told may wait to be taken in.
 const WAITING_BYTES: usize = 8 << 20;
 /// How long the kernel may take. It answers within the call; this is against waiting for ever.
-const PATIENCE_SECONDS: i64 = 10;
+const RECEIVE_TIMEOUT_SECONDS: i64 = 10;
 /// How often a disturbed dump is made again.
 const DUMP_ATTEMPTS: usize = 10;
 
@@ -53,11 +53,11 @@ pub(crate) struct Netlink {
 
 /// What the kernel tells of itself.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub(crate) enum Notification {
     /// This.
-    This(Reply),
+    Message(NetlinkReply),
     /// More than there was room for: anything may have changed.
-    TooMuch,
+    Overflow,
 }
 
 impl Netlink {
@@ -76,7 +76,7 @@ impl Netlink {
     pub(crate) fn listen(part: SockProtocol, groups: u32) -> io::Result<Self> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, part)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(RECEIVE_TIMEOUT_SECONDS))?;
         // A transaction is sent whole. Where we may not ask for room, it has to fit what there is.
         for result in [
             setsockopt(&socket, sockopt::SndBufForce, &SEND_BYTES),
@@ -99,7 +99,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn request(&mut self, message: &Message) -> io::Result<()> {
+    pub(crate) fn request(&mut self, message: &NetlinkMessage) -> io::Result<()> {
         self.batch(std::slice::from_ref(message))
     }
 
@@ -107,7 +107,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel's first.
-    pub(crate) fn batch(&mut self, messages: &[Message]) -> io::Result<()> {
+    pub(crate) fn batch(&mut self, messages: &[NetlinkMessage]) -> io::Result<()> {
         let first = self.sequence.wrapping_add(1);
         // The one behind which a batch ends asks for no answer, so that of the one before it counts.
         let answering = messages.iter().rposition(|message| !nf_tables::is_end(message));
@@ -141,7 +141,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn get(&mut self, message: &Message) -> io::Result<Vec<Reply>> {
+    pub(crate) fn get(&mut self, message: &NetlinkMessage) -> io::Result<Vec<NetlinkReply>> {
         self.ask(message, ACK)
     }
 
@@ -149,10 +149,10 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel's, or that the list changed each time it was asked for.
-    pub(crate) fn dump(&mut self, message: &Message) -> io::Result<Vec<Reply>> {
+    pub(crate) fn dump(&mut self, message: &NetlinkMessage) -> io::Result<Vec<NetlinkReply>> {
         for _ in 0..DUMP_ATTEMPTS {
             let told = self.ask(message, DUMP)?;
-            if told.iter().all(|reply| reply.flags & DISTURBED == 0) {
+            if told.iter().all(|reply| reply.flags & DUMP_INTERRUPTED == 0) {
                 return Ok(told);
             }
         }
@@ -160,11 +160,11 @@ impl Netlink {
     }
 
     /// Takes in all that the kernel has told of itself, and gives each message to `each`; whether it
-    /// was anything. [`Told::TooMuch`] stands for what there was no room for.
+    /// was anything. [`Notification::Overflow`] stands for what there was no room for.
     ///
     /// # Errors
     /// When the connection is broken.
-    pub(crate) fn drain(&self, mut each: impl FnMut(Told)) -> io::Result<bool> {
+    pub(crate) fn drain(&self, mut each: impl FnMut(Notification)) -> io::Result<bool> {
         let mut buffer = vec![0; RECEIVE_BYTES];
         let mut heard = false;
         loop {
@@ -172,9 +172,9 @@ impl Netlink {
                 Err(Errno::EAGAIN) => return Ok(heard),
                 Ok(bytes) => {
                     replies(buffer.get(..bytes).unwrap_or_default())
-                        .for_each(|reply| each(Told::This(reply)));
+                        .for_each(|reply| each(Notification::Message(reply)));
                 }
-                Err(Errno::ENOBUFS) => each(Told::TooMuch),
+                Err(Errno::ENOBUFS) => each(Notification::Overflow),
                 Err(error) => return Err(error.into()),
             }
             heard = true;
@@ -186,11 +186,11 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn stream(&mut self, message: &Message, each: impl FnMut(&Reply)) -> io::Result<()> {
+    pub(crate) fn stream(&mut self, message: &NetlinkMessage, each: impl FnMut(&NetlinkReply)) -> io::Result<()> {
         self.ask_each(message, DUMP, each)
     }
 
-    fn ask(&mut self, message: &Message, flags: u16) -> io::Result<Vec<Reply>> {
+    fn ask(&mut self, message: &NetlinkMessage, flags: u16) -> io::Result<Vec<NetlinkReply>> {
         let mut told = Vec::new();
         self.ask_each(message, flags, |reply| told.push(reply.clone()))?;
         Ok(told)
@@ -198,9 +198,9 @@ impl Netlink {
 
     fn ask_each(
         &mut self,
-        message: &Message,
+        message: &NetlinkMessage,
         flags: u16,
-        mut each: impl FnMut(&Reply),
+        mut each: impl FnMut(&NetlinkReply),
     ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut out = Vec::new();
@@ -234,7 +234,7 @@ impl Netlink {
         Ok(())
     }
 
-    fn receive(&self) -> io::Result<Vec<Reply>> {
+    fn receive(&self) -> io::Result<Vec<NetlinkReply>> {
         let mut buffer = vec![0; RECEIVE_BYTES];
         let length = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Err(Errno::EAGAIN) => return Err(io::Error::other("the kernel did not answer")),
@@ -251,7 +251,7 @@ impl AsFd for Netlink {
 }
 
 /// The error number that an error message tells, positive; 0 is success.
-fn error(reply: &Reply) -> Option<i32> {
+fn error(reply: &NetlinkReply) -> Option<i32> {
     let number = i32::from_ne_bytes(*reply.body.first_chunk()?);
     Some(number.saturating_neg())
 }

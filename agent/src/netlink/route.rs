@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockProtocol;
 
-use super::{Attributes, CREATE, EXCLUSIVE, Message, Netlink, REPLACE, Reply};
+use super::{Attributes, CREATE, EXCLUSIVE, NetlinkMessage, Netlink, REPLACE, NetlinkReply};
 
 /// The groups of all changes of rules and routes, of both families.
 pub(crate) const CHANGES: u32 = 1 << 6 | 1 << 10 | 1 << 7 | 1 << 18;
@@ -62,18 +62,18 @@ impl MarkedRoute {
         for (family, name) in [(libc_family(true), "IPv4"), (libc_family(false), "IPv6")] {
             let wanted = self.rule(GET_RULE, 0, family);
             let rules =
-                match kernel.dump(&Message { attributes: Attributes::new(), ..wanted.clone() }) {
+                match kernel.dump(&NetlinkMessage { attributes: Attributes::new(), ..wanted.clone() }) {
                     Err(error) if is_absent(family, &error) => continue,
                     told => told?,
                 };
-            if !rules.iter().any(|rule| is(rule, &wanted)) {
+            if !rules.iter().any(|rule| matches(rule, &wanted)) {
                 missing
                     .push(format!("{name}: no rule leads marked packets to table {}", self.table));
             }
             let wanted = self.route(GET_ROUTE, 0, family)?;
             let routes =
-                kernel.dump(&Message { attributes: Attributes::new(), ..wanted.clone() })?;
-            if !routes.iter().any(|route| is(route, &wanted)) {
+                kernel.dump(&NetlinkMessage { attributes: Attributes::new(), ..wanted.clone() })?;
+            if !routes.iter().any(|route| matches(route, &wanted)) {
                 missing.push(format!("{name}: table {} does not lead to this host", self.table));
             }
         }
@@ -94,7 +94,7 @@ impl MarkedRoute {
         Ok(())
     }
 
-    fn rule(self, kind: u16, flags: u16, family: u8) -> Message {
+    fn rule(self, kind: u16, flags: u16, family: u8) -> NetlinkMessage {
         const TO_TABLE: u8 = 1;
         let fixed = vec![family, 0, 0, 0, self.table, 0, 0, TO_TABLE, 0, 0, 0, 0];
         let attributes = Attributes::new()
@@ -102,25 +102,25 @@ impl MarkedRoute {
             .native(10, self.mark)
             .native(16, self.mask)
             .native(15, self.table.into());
-        Message { kind, flags, fixed, attributes }
+        NetlinkMessage { kind, flags, fixed, attributes }
     }
 
-    fn route(self, kind: u16, flags: u16, family: u8) -> io::Result<Message> {
+    fn route(self, kind: u16, flags: u16, family: u8) -> io::Result<NetlinkMessage> {
         const STATIC: u8 = 4;
         const WITHIN_HOST: u8 = 254;
         const LOCAL: u8 = 2;
         let fixed = vec![family, 0, 0, 0, self.table, STATIC, WITHIN_HOST, LOCAL, 0, 0, 0, 0];
         let attributes = Attributes::new().native(4, if_nametoindex("lo")?);
-        Ok(Message { kind, flags, fixed, attributes })
+        Ok(NetlinkMessage { kind, flags, fixed, attributes })
     }
 }
 
 /// Whether the kernel tells of what is wanted: the table and the kind of its fixed part, and the
 /// attributes.
-fn is(told: &Reply, wanted: &Message) -> bool {
+fn matches(told: &NetlinkReply, wanted: &NetlinkMessage) -> bool {
     let same = |place: usize| told.body.get(place) == wanted.fixed.get(place);
     [0, 1, 4, 7].into_iter().all(same)
-        && wanted.attributes.are_in(told.body.get(FIXED_BYTES..).unwrap_or_default())
+        && wanted.attributes.is_contained_in(told.body.get(FIXED_BYTES..).unwrap_or_default())
 }
 
 fn libc_family(is_v4: bool) -> u8 {

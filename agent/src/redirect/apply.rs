@@ -10,9 +10,9 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::SockProtocol;
 
-use super::iptables::Spot;
+use super::iptables::IptablesChain;
 use super::{
-    Family, HERE_MARK, MARK_MASK, ROUTE_TABLE, Redirect, generation, iptables, native, nft, rules,
+    IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, ROUTE_TABLE, RedirectConfig, generation, iptables, native, nft, rules,
 };
 use crate::kernel::remove_services;
 use crate::netlink::route::{self, MarkedRoute};
@@ -20,7 +20,7 @@ use crate::netlink::{Netlink, nf_tables};
 
 /// What installs rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
+pub enum RedirectBackend {
     /// The kernel's nf_tables, told by ourselves.
     Native,
     /// The same, told by `nft`.
@@ -36,7 +36,7 @@ pub enum BackendChoice {
     #[default]
     Auto,
     /// This one.
-    Only(Backend),
+    Only(RedirectBackend),
 }
 
 /// A network namespace.
@@ -51,19 +51,19 @@ pub enum Namespace {
 
 /// What is installed, compared with what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RedirectState {
     /// It is just that.
-    AsWanted,
+    InSync,
     /// Nothing of ours is there.
-    Absent,
+    NotInstalled,
     /// Something else is there: in what it differs.
-    Differs(Vec<String>),
+    Drifted(Vec<String>),
 }
 
-impl Verdict {
+impl RedirectState {
     /// The verdict on something that is there.
     pub(super) fn of(differences: Vec<String>) -> Self {
-        if differences.is_empty() { Self::AsWanted } else { Self::Differs(differences) }
+        if differences.is_empty() { Self::InSync } else { Self::Drifted(differences) }
     }
 }
 
@@ -117,7 +117,7 @@ impl BackendChoice {
     ///
     /// # Errors
     /// When it has none, or not the one that was chosen.
-    pub fn resolve(self) -> Result<Backend, RedirectError> {
+    pub fn resolve(self) -> Result<RedirectBackend, RedirectError> {
         let has = |tool: &str| {
             Command::new(tool)
                 .arg("--version")
@@ -128,18 +128,18 @@ impl BackendChoice {
         };
         match self {
             Self::Auto => match native::probe() {
-                Ok(()) => Ok(Backend::Native),
+                Ok(()) => Ok(RedirectBackend::Native),
                 Err(reason) if reason.kind() == ErrorKind::PermissionDenied => {
                     Err(RedirectError::Kernel { doing: "talking to the packet filter", reason })
                 }
-                Err(_) if has("iptables-restore") => Ok(Backend::Iptables),
+                Err(_) if has("iptables-restore") => Ok(RedirectBackend::Iptables),
                 Err(_) => Err(RedirectError::NoBackend),
             },
-            Self::Only(Backend::Native) => Ok(Backend::Native),
-            Self::Only(Backend::Nft) if has("nft") => Ok(Backend::Nft),
-            Self::Only(Backend::Nft) => Err(RedirectError::Missing("nft")),
-            Self::Only(Backend::Iptables) if has("iptables-restore") => Ok(Backend::Iptables),
-            Self::Only(Backend::Iptables) => Err(RedirectError::Missing("iptables-restore")),
+            Self::Only(RedirectBackend::Native) => Ok(RedirectBackend::Native),
+            Self::Only(RedirectBackend::Nft) if has("nft") => Ok(RedirectBackend::Nft),
+            Self::Only(RedirectBackend::Nft) => Err(RedirectError::Missing("nft")),
+            Self::Only(RedirectBackend::Iptables) if has("iptables-restore") => Ok(RedirectBackend::Iptables),
+            Self::Only(RedirectBackend::Iptables) => Err(RedirectError::Missing("iptables-restore")),
         }
     }
 }
@@ -156,7 +156,7 @@ fn hint(reason: &std::io::Error) -> &'static str {
     }
 }
 
-impl fmt::Display for Backend {
+impl fmt::Display for RedirectBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Native => "the kernel",
@@ -170,16 +170,16 @@ impl fmt::Display for Backend {
 ///
 /// # Errors
 /// When it cannot be done.
-pub fn plan(redirect: &Redirect, backend: Backend) -> Result<String, RedirectError> {
+pub fn plan(redirect: &RedirectConfig, backend: RedirectBackend) -> Result<String, RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
     Ok(match backend {
-        Backend::Native | Backend::Nft => nft::render(redirect, 1),
-        Backend::Iptables => {
+        RedirectBackend::Native | RedirectBackend::Nft => nft::render(redirect, 1),
+        RedirectBackend::Iptables => {
             let text = |tool, family| {
                 format!("# {tool}\n{}", iptables::render(redirect, family, 1, &iptables::ALL))
             };
-            text("iptables-restore --noflush", Family::V4)
-                + &text("ip6tables-restore --noflush", Family::V6)
+            text("iptables-restore --noflush", IpFamily::V4)
+                + &text("ip6tables-restore --noflush", IpFamily::V6)
         }
     })
 }
@@ -189,33 +189,33 @@ pub fn plan(redirect: &Redirect, backend: Backend) -> Result<String, RedirectErr
 /// # Errors
 /// What failed; what was there before is then still in force.
 pub fn apply(
-    redirect: &Redirect,
-    backend: Backend,
+    redirect: &RedirectConfig,
+    backend: RedirectBackend,
     namespace: &Namespace,
 ) -> Result<(), RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
-    inside(namespace, || {
-        if redirect.routes_here() {
-            MARKED_TO_THIS_HOST.install().map_err(kernel("routing marked packets"))?;
+    in_namespace(namespace, || {
+        if redirect.needs_marked_route() {
+            MARKED_ROUTE.install().map_err(kernel("routing marked packets"))?;
         }
         let generation = || native::installed_generation().map_or(1, |generation| generation + 1);
         match backend {
-            Backend::Native => {
+            RedirectBackend::Native => {
                 native::apply(redirect, generation()).map_err(kernel("installing the rules"))?;
             }
-            Backend::Nft => {
+            RedirectBackend::Nft => {
                 drop(feed("nft", &["-f", "-"], &nft::render(redirect, generation()))?);
             }
-            Backend::Iptables => apply_iptables(redirect)?,
+            RedirectBackend::Iptables => apply_iptables(redirect)?,
         }
         // What another backend installed earlier would take the same packets. It goes last, so that
         // none passes in between.
         match backend {
-            Backend::Native | Backend::Nft if is_in_iptables() => remove_iptables(),
-            Backend::Iptables if native::probe().is_ok() => {
+            RedirectBackend::Native | RedirectBackend::Nft if is_in_iptables() => remove_iptables(),
+            RedirectBackend::Iptables if native::probe().is_ok() => {
                 native::remove().map_err(kernel("removing the earlier rules"))
             }
-            Backend::Native | Backend::Nft | Backend::Iptables => Ok(()),
+            RedirectBackend::Native | RedirectBackend::Nft | RedirectBackend::Iptables => Ok(()),
         }
     })
 }
@@ -225,25 +225,25 @@ pub fn apply(
 /// # Errors
 /// When it cannot be read.
 pub fn verify(
-    redirect: &Redirect,
-    backend: Backend,
+    redirect: &RedirectConfig,
+    backend: RedirectBackend,
     namespace: &Namespace,
-) -> Result<Verdict, RedirectError> {
+) -> Result<RedirectState, RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
-    inside(namespace, || {
+    in_namespace(namespace, || {
         let rules = match backend {
-            Backend::Native => native::verify(redirect).map_err(kernel("reading the rules"))?,
-            Backend::Nft => verify_nft(redirect),
-            Backend::Iptables => verify_iptables(redirect),
+            RedirectBackend::Native => native::verify(redirect).map_err(kernel("reading the rules"))?,
+            RedirectBackend::Nft => verify_nft(redirect),
+            RedirectBackend::Iptables => verify_iptables(redirect),
         };
-        let missing = match redirect.routes_here() {
-            true => MARKED_TO_THIS_HOST.missing().map_err(kernel("reading the routes"))?,
+        let missing = match redirect.needs_marked_route() {
+            true => MARKED_ROUTE.missing().map_err(kernel("reading the routes"))?,
             false => Vec::new(),
         };
         Ok(match rules {
-            Verdict::Absent => Verdict::Absent,
-            Verdict::AsWanted => Verdict::of(missing),
-            Verdict::Differs(differences) => Verdict::of([differences, missing].concat()),
+            RedirectState::NotInstalled => RedirectState::NotInstalled,
+            RedirectState::InSync => RedirectState::of(missing),
+            RedirectState::Drifted(differences) => RedirectState::of([differences, missing].concat()),
         })
     })
 }
@@ -253,7 +253,7 @@ pub fn verify(
 /// # Errors
 /// When they cannot be read.
 pub(super) fn dropped(namespace: &Namespace) -> Result<u64, RedirectError> {
-    inside(namespace, || native::dropped().map_err(kernel("reading the rules")))
+    in_namespace(namespace, || native::dropped().map_err(kernel("reading the rules")))
 }
 
 /// Removes all of ours, whatever installed it, services that an agent left to the kernel among it.
@@ -263,7 +263,7 @@ pub(super) fn dropped(namespace: &Namespace) -> Result<u64, RedirectError> {
 /// What failed.
 pub fn remove_all(namespace: &Namespace) -> Result<(), RedirectError> {
     remove(namespace)?;
-    inside(namespace, || match native::probe() {
+    in_namespace(namespace, || match native::probe() {
         Ok(()) => remove_services().map_err(kernel("removing the services")),
         // Without nf_tables there are none.
         Err(_) => Ok(()),
@@ -275,28 +275,28 @@ pub fn remove_all(namespace: &Namespace) -> Result<(), RedirectError> {
 /// # Errors
 /// What failed.
 pub fn remove(namespace: &Namespace) -> Result<(), RedirectError> {
-    inside(namespace, || {
+    in_namespace(namespace, || {
         match BackendChoice::Auto.resolve()? {
-            Backend::Native => native::remove().map_err(kernel("removing the rules"))?,
+            RedirectBackend::Native => native::remove().map_err(kernel("removing the rules"))?,
             // Without nf_tables there is no such table.
-            Backend::Nft | Backend::Iptables => {}
+            RedirectBackend::Nft | RedirectBackend::Iptables => {}
         }
         if is_in_iptables() {
             remove_iptables()?;
         }
-        MARKED_TO_THIS_HOST.remove().map_err(kernel("removing the route of marked packets"))
+        MARKED_ROUTE.remove().map_err(kernel("removing the route of marked packets"))
     })
 }
 
 /// Opens the connections over which the kernel tells that something of a wish may have changed. They
 /// stay in the namespace.
 pub(super) fn listen(
-    redirect: &Redirect,
+    redirect: &RedirectConfig,
     namespace: &Namespace,
 ) -> Result<Vec<Netlink>, RedirectError> {
-    inside(namespace, || {
+    in_namespace(namespace, || {
         let mut parts = vec![(SockProtocol::NetlinkNetFilter, nf_tables::CHANGES)];
-        if redirect.routes_here() {
+        if redirect.needs_marked_route() {
             parts.push((SockProtocol::NetlinkRoute, route::CHANGES));
         }
         let listen = |(part, groups)| match Netlink::listen(part, groups) {
@@ -310,7 +310,7 @@ pub(super) fn listen(
 }
 
 /// Runs `work` on a thread that has entered the namespace. Children of that thread are in it too.
-pub(super) fn inside<T: Send>(
+pub(super) fn in_namespace<T: Send>(
     namespace: &Namespace,
     work: impl FnOnce() -> Result<T, RedirectError> + Send,
 ) -> Result<T, RedirectError> {
@@ -328,20 +328,20 @@ pub(super) fn inside<T: Send>(
     })
 }
 
-fn apply_iptables(redirect: &Redirect) -> Result<(), RedirectError> {
-    for family in Family::BOTH {
+fn apply_iptables(redirect: &RedirectConfig) -> Result<(), RedirectError> {
+    for family in IpFamily::BOTH {
         let (list, restore) = iptables_tools(family);
         let generation = installed_generation(list) + 1;
         // Chains of an earlier wish that this one does not have go first.
-        let wanted: Vec<Spot> =
-            iptables::chains(redirect, family, generation).iter().map(|(spot, _)| *spot).collect();
-        let stale: Vec<Spot> =
-            present_chains(list).into_iter().filter(|spot| !wanted.contains(spot)).collect();
+        let wanted: Vec<IptablesChain> =
+            iptables::chains(redirect, family, generation).iter().map(|(chain, _)| *chain).collect();
+        let stale: Vec<IptablesChain> =
+            present_chains(list).into_iter().filter(|chain| !wanted.contains(chain)).collect();
         if !stale.is_empty() {
             feed(restore, &RESTORE, &iptables::render_removal(&stale))?;
         }
-        let jumps: Vec<Spot> =
-            iptables::ALL.into_iter().filter(|spot| !has_jump(list, *spot)).collect();
+        let jumps: Vec<IptablesChain> =
+            iptables::ALL.into_iter().filter(|chain| !has_jump(list, *chain)).collect();
         feed(restore, &RESTORE, &iptables::render(redirect, family, generation, &jumps))?;
     }
     Ok(())
@@ -350,7 +350,7 @@ fn apply_iptables(redirect: &Redirect) -> Result<(), RedirectError> {
 /// The generation of the chains that are there; 0 when none is.
 fn installed_generation(list: &str) -> u64 {
     let mut spots = iptables::ALL.into_iter();
-    let listing = spots.find_map(|spot| run(list, &[WAIT, "-t", spot.table, "-S", spot.name]).ok());
+    let listing = spots.find_map(|chain| run(list, &[WAIT, "-t", chain.table, "-S", chain.name]).ok());
     listing.map_or(0, |listing| generation(&listing))
 }
 
@@ -358,13 +358,13 @@ fn installed_generation(list: &str) -> u64 {
 /// of the older one are in tables that the kernel lists.
 pub(crate) fn is_in_iptables() -> bool {
     let lists_tables = |file| std::fs::read_to_string(file).is_ok_and(|text| !text.is_empty());
-    native::has_chain(|name| iptables::ALL.iter().any(|spot| spot.name == name))
+    native::has_chain(|name| iptables::ALL.iter().any(|chain| chain.name == name))
         || lists_tables("/proc/thread-self/net/ip_tables_names")
         || lists_tables("/proc/thread-self/net/ip6_tables_names")
 }
 
 fn remove_iptables() -> Result<(), RedirectError> {
-    for family in Family::BOTH {
+    for family in IpFamily::BOTH {
         let (list, restore) = iptables_tools(family);
         let present = present_chains(list);
         if !present.is_empty() {
@@ -374,28 +374,28 @@ fn remove_iptables() -> Result<(), RedirectError> {
     Ok(())
 }
 
-fn iptables_tools(family: Family) -> (&'static str, &'static str) {
+fn iptables_tools(family: IpFamily) -> (&'static str, &'static str) {
     match family {
-        Family::V4 => ("iptables", "iptables-restore"),
-        Family::V6 => ("ip6tables", "ip6tables-restore"),
+        IpFamily::V4 => ("iptables", "iptables-restore"),
+        IpFamily::V6 => ("ip6tables", "ip6tables-restore"),
     }
 }
 
-fn present_chains(list: &str) -> Vec<Spot> {
-    iptables::ALL.into_iter().filter(|spot| has_jump(list, *spot)).collect()
+fn present_chains(list: &str) -> Vec<IptablesChain> {
+    iptables::ALL.into_iter().filter(|chain| has_jump(list, *chain)).collect()
 }
 
-fn has_jump(list: &str, Spot { table, hook, name }: Spot) -> bool {
+fn has_jump(list: &str, IptablesChain { table, hook, name }: IptablesChain) -> bool {
     run(list, &[WAIT, "-t", table, "-C", hook, "-j", name]).is_ok()
 }
 
-fn verify_nft(redirect: &Redirect) -> Verdict {
+fn verify_nft(redirect: &RedirectConfig) -> RedirectState {
     let Ok(listing) = run("nft", &["-s", "list", "table", "inet", nft::TABLE]) else {
-        return Verdict::Absent;
+        return RedirectState::NotInstalled;
     };
     let comment = listing.lines().find_map(|line| line.trim().strip_prefix("comment "));
     let mut differences = Vec::new();
-    if !comment.is_some_and(|comment| redirect.is_told_by(comment)) {
+    if !comment.is_some_and(|comment| redirect.matches_comment(comment)) {
         let is = comment.unwrap_or("missing");
         differences.push(format!("its comment is {is}, not {:?}", redirect.comment(1)));
     }
@@ -412,38 +412,38 @@ fn verify_nft(redirect: &Redirect) -> Verdict {
             differences.push(format!("chain {name} has {there} rules, not {}", chain.rules.len()));
         }
     }
-    Verdict::of(differences)
+    RedirectState::of(differences)
 }
 
-fn verify_iptables(redirect: &Redirect) -> Verdict {
+fn verify_iptables(redirect: &RedirectConfig) -> RedirectState {
     let mut absent = 0;
     let mut wanted = 0;
     let mut differences = Vec::new();
-    for family in Family::BOTH {
+    for family in IpFamily::BOTH {
         let (list, _) = iptables_tools(family);
-        for (spot, rules) in iptables::chains(redirect, family, 1) {
+        for (chain, rules) in iptables::chains(redirect, family, 1) {
             wanted += 1;
-            let Spot { table, hook, name } = spot;
+            let IptablesChain { table, hook, name } = chain;
             let Ok(listing) = run(list, &[WAIT, "-t", table, "-S", name]) else {
                 absent += 1;
                 differences.push(format!("{list} has no chain {name}"));
                 continue;
             };
             let there = listing.lines().filter(|line| line.starts_with("-A")).count();
-            if !redirect.is_told_by(&listing) || there != rules.len() {
+            if !redirect.matches_comment(&listing) || there != rules.len() {
                 differences.push(format!("{list} chain {name} holds other rules"));
             }
-            if !has_jump(list, spot) {
+            if !has_jump(list, chain) {
                 differences.push(format!("{list} {hook} does not jump to {name}"));
             }
         }
     }
-    if absent == wanted { Verdict::Absent } else { Verdict::of(differences) }
+    if absent == wanted { RedirectState::NotInstalled } else { RedirectState::of(differences) }
 }
 
 /// Marked packets are delivered to this host, whatever their destination.
-const MARKED_TO_THIS_HOST: MarkedRoute =
-    MarkedRoute { mark: HERE_MARK, mask: MARK_MASK, table: ROUTE_TABLE, priority: 15_099 };
+const MARKED_ROUTE: MarkedRoute =
+    MarkedRoute { mark: LOCAL_DELIVERY_MARK, mask: MARK_MASK, table: ROUTE_TABLE, priority: 15_099 };
 
 /// How long iptables waits for somebody else who changes its rules. One that waits for ever would
 /// hold up all other namespaces.

@@ -10,34 +10,34 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_model::Transport;
 
-use super::apply::{inside, kernel};
-use super::{Backend, Namespace, Redirect, RedirectError, apply};
+use super::apply::{in_namespace, kernel};
+use super::{RedirectBackend, Namespace, RedirectConfig, RedirectError, apply};
 use crate::netlink::conntrack::Conntrack;
-use crate::worker::now;
+use crate::clock::now;
 
 /// The port of DNS (RFC 1035, section 4.2).
 pub(super) const PORT: u16 = 53;
 /// How often the server is asked.
-const ASK: Duration = Duration::from_secs(1);
+const QUERY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after its last answer it counts as gone.
-const GONE: Duration = Duration::from_millis(2500);
+const SILENCE_LIMIT: Duration = Duration::from_millis(2500);
 /// How long a single question may take.
-const PATIENCE: Duration = Duration::from_millis(700);
+const QUERY_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// What is known of a server.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(super) struct DnsHealthCheck {
     /// Asks it; bound in its namespace.
     socket: UdpSocket,
-    number: u16,
-    asked: Option<Instant>,
-    answered: Option<Instant>,
+    query_id: u16,
+    last_query: Option<Instant>,
+    last_answer: Option<Instant>,
 }
 
-impl Server {
+impl DnsHealthCheck {
     /// The one at a port of a namespace's loopback, of which nothing is known yet.
     pub(super) fn at(port: u16, namespace: &Namespace) -> Result<Self, RedirectError> {
-        inside(namespace, || {
+        in_namespace(namespace, || {
             let connect = || {
                 let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
                 socket.connect((Ipv4Addr::LOCALHOST, port))?;
@@ -45,48 +45,48 @@ impl Server {
                 Ok(socket)
             };
             let socket = connect().map_err(kernel("making a socket to ask the DNS server"))?;
-            Ok(Self { socket, number: 0, asked: None, answered: None })
+            Ok(Self { socket, query_id: 0, last_query: None, last_answer: None })
         })
     }
 
     /// Takes in its answers, and asks again when it is time. Whether it answers.
-    pub(super) fn look(&mut self, now: Instant) -> bool {
+    pub(super) fn poll(&mut self, now: Instant) -> bool {
         let mut answer = [0; 512];
         loop {
             match self.socket.recv(&mut answer) {
-                Ok(bytes) if is_answer(answer.get(..bytes).unwrap_or_default(), self.number) => {
-                    self.answered = Some(now);
+                Ok(bytes) if is_answer(answer.get(..bytes).unwrap_or_default(), self.query_id) => {
+                    self.last_answer = Some(now);
                 }
                 // Late, or not ours.
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // Nobody is there.
                 Err(_) => {
-                    self.answered = None;
+                    self.last_answer = None;
                     break;
                 }
             }
         }
-        if self.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= ASK) {
-            self.number = self.number.wrapping_add(1);
-            self.asked = Some(now);
-            if self.socket.send(&question(self.number)).is_err() {
-                self.answered = None;
+        if self.last_query.is_none_or(|last_query| now.saturating_duration_since(last_query) >= QUERY_INTERVAL) {
+            self.query_id = self.query_id.wrapping_add(1);
+            self.last_query = Some(now);
+            if self.socket.send(&query(self.query_id)).is_err() {
+                self.last_answer = None;
             }
         }
-        self.answered.is_some_and(|answered| now.saturating_duration_since(answered) < GONE)
+        self.last_answer.is_some_and(|last_answer| now.saturating_duration_since(last_answer) < SILENCE_LIMIT)
     }
 }
 
 /// Whether a server answers now.
 pub(super) fn answers(port: u16, namespace: &Namespace) -> Result<bool, RedirectError> {
-    let mut server = Server::at(port, namespace)?;
-    let deadline = now() + PATIENCE;
+    let mut server = DnsHealthCheck::at(port, namespace)?;
+    let deadline = now() + QUERY_TIMEOUT;
     loop {
-        let is_there = server.look(now());
+        let is_answering = server.poll(now());
         let left = deadline.saturating_duration_since(now());
-        if is_there || left.is_zero() {
-            return Ok(is_there);
+        if is_answering || left.is_zero() {
+            return Ok(is_answering);
         }
         let left = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::ZERO);
         let waited = poll(&mut [PollFd::new(server.socket.as_fd(), PollFlags::POLLIN)], left);
@@ -104,8 +104,8 @@ pub(super) fn answers(port: u16, namespace: &Namespace) -> Result<bool, Redirect
 /// # Errors
 /// What failed, or that nobody answers.
 pub fn apply_once(
-    redirect: &Redirect,
-    backend: Backend,
+    redirect: &RedirectConfig,
+    backend: RedirectBackend,
     namespace: &Namespace,
 ) -> Result<(), RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
@@ -115,25 +115,25 @@ pub fn apply_once(
         return Err(RedirectError::NoDns(port));
     }
     apply(redirect, backend, namespace)?;
-    forget(&redirect.resolvers, namespace)
+    flush_conntrack(&redirect.resolvers, namespace)
 }
 
 /// Asks for the address of `localhost`, which a server knows by itself (RFC 6761, section 6.3).
-fn question(number: u16) -> Vec<u8> {
+fn query(query_id: u16) -> Vec<u8> {
     const RECURSION_DESIRED: [u8; 2] = [1, 0];
     const ONE_QUESTION: [u8; 8] = [0, 1, 0, 0, 0, 0, 0, 0];
     const ADDRESS_IN_INTERNET: [u8; 4] = [0, 1, 0, 1];
-    let head = [&number.to_be_bytes()[..], &RECURSION_DESIRED, &ONE_QUESTION].concat();
+    let head = [&query_id.to_be_bytes()[..], &RECURSION_DESIRED, &ONE_QUESTION].concat();
     [&head[..], b"\x09localhost\x00", &ADDRESS_IN_INTERNET].concat()
 }
 
 /// Whether it is an answer to the question of that number, whatever it says.
-fn is_answer(message: &[u8], number: u16) -> bool {
+fn is_answer(message: &[u8], query_id: u16) -> bool {
     const HEADER_BYTES: usize = 12;
     const ANSWERS: u8 = 0x80;
     match message {
         [high, low, flags, ..] if message.len() >= HEADER_BYTES => {
-            [*high, *low] == number.to_be_bytes() && flags & ANSWERS != 0
+            [*high, *low] == query_id.to_be_bytes() && flags & ANSWERS != 0
         }
         _ => false,
     }
@@ -141,7 +141,7 @@ fn is_answer(message: &[u8], number: u16) -> bool {
 
 /// Lets go of what the kernel remembers of questions to these resolvers: it would send the next one of
 /// the same ports where it sent the last.
-pub(super) fn forget(resolvers: &[IpAddr], namespace: &Namespace) -> Result<(), RedirectError> {
+pub(super) fn flush_conntrack(resolvers: &[IpAddr], namespace: &Namespace) -> Result<(), RedirectError> {
     if resolvers.is_empty() {
         // To look through all connections takes a while where there are many.
         return Ok(());
@@ -149,8 +149,8 @@ pub(super) fn forget(resolvers: &[IpAddr], namespace: &Namespace) -> Result<(), 
     let is_question = |destination: SocketAddr| {
         destination.port() == PORT && resolvers.contains(&destination.ip().to_canonical())
     };
-    inside(namespace, || {
-        let forget = || {
+    in_namespace(namespace, || {
+        let flush_conntrack = || {
             let mut conntrack = Conntrack::open()?;
             let mut questions = Vec::new();
             conntrack.list(|entry| {
@@ -161,7 +161,7 @@ pub(super) fn forget(resolvers: &[IpAddr], namespace: &Namespace) -> Result<(), 
             })?;
             questions.iter().try_for_each(|entry| conntrack.delete(entry))
         };
-        forget().map_err(kernel("forgetting earlier questions"))
+        flush_conntrack().map_err(kernel("forgetting earlier questions"))
     })
 }
 
@@ -174,10 +174,10 @@ mod tests {
 
     impl Answering {
         fn answer(&self) {
-            let mut question = [0; 512];
-            let (bytes, from) = self.0.recv_from(&mut question).expect("it is asked");
-            question[2] |= 0x80;
-            self.0.send_to(&question[..bytes], from).expect("it is sent");
+            let mut query = [0; 512];
+            let (bytes, from) = self.0.recv_from(&mut query).expect("it is asked");
+            query[2] |= 0x80;
+            self.0.send_to(&query[..bytes], from).expect("it is sent");
         }
     }
 
@@ -186,21 +186,21 @@ mod tests {
     fn a_server_is_there_as_long_as_it_answers() {
         let answering = Answering(UdpSocket::bind("127.0.0.1:0").expect("a port is free"));
         let port = answering.0.local_addr().expect("bound").port();
-        let mut server = Server::at(port, &Namespace::Own).expect("a socket");
+        let mut server = DnsHealthCheck::at(port, &Namespace::Own).expect("a socket");
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
-        assert!(!server.look(start), "it was not heard of yet");
+        assert!(!server.poll(start), "it was not heard of yet");
         answering.answer();
-        assert!(server.look(after(10)));
-        assert!(server.look(after(1100)), "it is asked again");
-        assert!(server.look(after(2400)));
-        assert!(!server.look(after(2600)), "it did not answer");
+        assert!(server.poll(after(10)));
+        assert!(server.poll(after(1100)), "it is asked again");
+        assert!(server.poll(after(2400)));
+        assert!(!server.poll(after(2600)), "it did not answer");
         // What waits there are answers to questions of before, and to the last one.
         (0..2).for_each(|_| answering.answer());
-        assert!(server.look(after(2700)));
+        assert!(server.poll(after(2700)));
         drop(answering);
-        server.look(after(3700));
-        assert!(!server.look(after(3800)), "nobody is there any more, which is told at once");
+        server.poll(after(3700));
+        assert!(!server.poll(after(3800)), "nobody is there any more, which is told at once");
     }
 
     #[test]
@@ -215,7 +215,7 @@ mod tests {
         {
             assert!(!is_answer(no_answer, 1), "{no_answer:?}");
         }
-        let mut answer = question(1);
+        let mut answer = query(1);
         answer[2] |= 0x80;
         assert!(is_answer(&answer, 1));
     }

@@ -1,6 +1,6 @@
 //! How the kernel is told to hand traffic over.
 //!
-//! [`Redirect`] says what is wanted, [`rules`] what rules that comes to, as values. They are told to
+//! [`RedirectConfig`] says what is wanted, [`rules`] what rules that comes to, as values. They are told to
 //! the kernel itself ([`native`]), which needs no tool; or as text to a tool: [`nft`], or [`iptables`]
 //! where the kernel has no nf_tables. Either way it is one transaction in tables or chains of our own,
 //! so installing it twice changes nothing and removing it leaves nothing. [`apply`] does it, in any
@@ -23,17 +23,17 @@ use weft_model::Cidr;
 
 pub(crate) use apply::is_in_iptables;
 pub use apply::{
-    Backend, BackendChoice, Namespace, RedirectError, Verdict, apply, plan, remove, remove_all,
+    RedirectBackend, BackendChoice, Namespace, RedirectError, RedirectState, apply, plan, remove, remove_all,
     verify,
 };
 pub use dns::apply_once;
-pub use guard::{Guard, Wish};
-pub use probe::{Probe, probe};
-pub use report::{Report, Standing};
+pub use guard::{RedirectGuard, DesiredRedirects};
+pub use probe::{ProbeOutcome, probe};
+pub use report::{RedirectReport, RedirectStatus};
 
 /// The mark by which packets for other addresses are routed to sockets of ours, under [`MARK_MASK`]:
 /// UDP for services, and answers to clients whose addresses we send from.
-pub const HERE_MARK: u32 = 0x111;
+pub const LOCAL_DELIVERY_MARK: u32 = 0x111;
 /// The bits of a packet's mark that are ours.
 pub const MARK_MASK: u32 = 0xfff;
 /// The routing table that delivers marked packets locally.
@@ -41,7 +41,7 @@ pub const ROUTE_TABLE: u8 = 100;
 
 /// What is handed over, in one network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Redirect {
+pub struct RedirectConfig {
     /// Who installed it, in the table's comment.
     pub owner: String,
     /// The port that takes TCP arriving for this namespace's own addresses: a sidecar's inbound.
@@ -80,19 +80,19 @@ pub struct Redirect {
     pub uid: Option<u32>,
 }
 
-impl Redirect {
+impl RedirectConfig {
     /// The ports of weft itself, which are never redirected.
     pub const OWN_PORTS: (u16, u16) = (15000, 15099);
     /// How many ranges, ports, devices and users it may name in all; each is a rule or more.
-    pub const MOST_NAMED: usize = 400;
+    pub const MAX_ENTRIES: usize = 400;
 
     /// Whether packets for other addresses are to be routed to sockets of ours.
-    fn routes_here(&self) -> bool {
+    fn needs_marked_route(&self) -> bool {
         self.udp.is_some() || self.keep_source
     }
 
     /// Whether there is nothing to redirect.
-    pub(crate) fn is_nothing(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.ports().iter().all(Option::is_none)
     }
 
@@ -122,7 +122,7 @@ impl Redirect {
     }
 
     /// Whether a comment is of these rules, of whatever generation.
-    fn is_told_by(&self, comment: &str) -> bool {
+    fn matches_comment(&self, comment: &str) -> bool {
         let (owner, hash) = (format!("owner={}", self.owner), format!("hash={}", self.hash()));
         [owner, hash].iter().all(|wanted| words(comment).any(|word| word == wanted))
     }
@@ -132,7 +132,7 @@ impl Redirect {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self) -> Result<(), String> {
-        if self.is_nothing() {
+        if self.is_empty() {
             return Err(
                 "nothing to redirect: give at least one of inbound, outbound, forwarded, udp and dns"
                     .into(),
@@ -175,10 +175,10 @@ impl Redirect {
             + self.exclude_destinations.len()
             + self.exclude_interfaces.len()
             + self.exclude_users.len();
-        if named > Self::MOST_NAMED {
+        if named > Self::MAX_ENTRIES {
             return Err(format!(
                 "services, resolvers and exclusions are {named} in all, of {} at most: join ranges that touch",
-                Self::MOST_NAMED
+                Self::MAX_ENTRIES
             ));
         }
         let clean = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -202,12 +202,12 @@ fn generation(comment: &str) -> u64 {
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
+enum IpFamily {
     V4,
     V6,
 }
 
-impl Family {
+impl IpFamily {
     const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 

@@ -9,10 +9,10 @@ use nix::sys::socket::SockProtocol;
 use weft_model::Cidr;
 
 use super::nft::{TABLE, name};
-use super::rules::{Action, Chain, Match, Place, Rule, chains};
-use super::{MARK_MASK, Redirect, Verdict, generation};
-use crate::netlink::nf_tables::{self as nf, Comparison, Expression, Hook, HookPlace, Meta, Part};
-use crate::netlink::{Attributes, Netlink, Reply, find};
+use super::rules::{RuleAction, RedirectChain, RuleMatch, RedirectHook, RedirectRule, chains};
+use super::{MARK_MASK, RedirectConfig, RedirectState, generation};
+use crate::netlink::nf_tables::{self as nf, Comparison, Expression, Hook, HookPoint, MetaKey, PayloadBase};
+use crate::netlink::{Attributes, Netlink, NetlinkReply, find};
 
 /// The families of addresses, as packets are asked for theirs.
 const IPV4: u8 = 2;
@@ -30,7 +30,7 @@ fn open() -> io::Result<Netlink> {
 }
 
 /// Replaces what is there by what is wanted.
-pub(super) fn apply(redirect: &Redirect, generation: u64) -> io::Result<()> {
+pub(super) fn apply(redirect: &RedirectConfig, generation: u64) -> io::Result<()> {
     // Made, removed and made again, a table is replaced whether or not it was there.
     let mut changes = vec![
         nf::make_table(TABLE, None),
@@ -38,8 +38,8 @@ pub(super) fn apply(redirect: &Redirect, generation: u64) -> io::Result<()> {
         nf::make_table(TABLE, Some(&redirect.comment(generation))),
     ];
     for chain in chains(redirect) {
-        changes.push(nf::make_chain(told_chain(chain.place)));
-        changes.extend(told_rules(&chain).into_iter().map(nf::append_rule));
+        changes.push(nf::make_chain(chain_attributes(chain.place)));
+        changes.extend(rule_attributes(&chain).into_iter().map(nf::append_rule));
     }
     open()?.batch(&nf::transaction(changes))
 }
@@ -56,7 +56,7 @@ fn comment(kernel: &mut Netlink) -> io::Result<Option<String>> {
         told => told?,
     };
     let told = table.first().and_then(|table| find(attributes(table), nf::TABLE_USERDATA));
-    Ok(Some(told.and_then(nf::told_comment).unwrap_or_default()))
+    Ok(Some(told.and_then(nf::parse_comment).unwrap_or_default()))
 }
 
 /// Removes what is there, if anything is.
@@ -68,22 +68,22 @@ pub(super) fn remove() -> io::Result<()> {
 /// How many packets our rules have dropped since they were installed.
 pub(super) fn dropped() -> io::Result<u64> {
     let rules = ours(open()?.dump(&nf::get_rules(TABLE))?, nf::RULE_TABLE);
-    Ok(rules.iter().filter_map(|rule| nf::told_dropped(attributes(rule))).sum())
+    Ok(rules.iter().filter_map(|rule| nf::parse_dropped(attributes(rule))).sum())
 }
 
 /// Whether a chain of that name is in any table, as the newer iptables makes them.
 pub(super) fn has_chain(is_it: impl Fn(&str) -> bool) -> bool {
     let chains = open().and_then(|mut kernel| kernel.dump(&nf::get_chains()));
-    let name = |reply: &Reply| find(attributes(reply), nf::CHAIN_NAME).map(readable);
+    let name = |reply: &NetlinkReply| find(attributes(reply), nf::CHAIN_NAME).map(readable);
     chains.is_ok_and(|all| all.iter().filter_map(name).any(|name| is_it(&name)))
 }
 
 /// Compares what is there with what is wanted, down to the last value of each rule.
-pub(super) fn verify(redirect: &Redirect) -> io::Result<Verdict> {
+pub(super) fn verify(redirect: &RedirectConfig) -> io::Result<RedirectState> {
     let mut kernel = open()?;
-    let Some(comment) = comment(&mut kernel)? else { return Ok(Verdict::Absent) };
+    let Some(comment) = comment(&mut kernel)? else { return Ok(RedirectState::NotInstalled) };
     let mut differences = Vec::new();
-    if !redirect.is_told_by(&comment) {
+    if !redirect.matches_comment(&comment) {
         differences.push(format!("its comment is {comment:?}, not {:?}", redirect.comment(1)));
     }
     let wanted = chains(redirect);
@@ -91,14 +91,14 @@ pub(super) fn verify(redirect: &Redirect) -> io::Result<Verdict> {
     differences.extend(compare_chains(&wanted, &there));
     let rules = ours(kernel.dump(&nf::get_rules(TABLE))?, nf::RULE_TABLE);
     differences.extend(wanted.iter().filter_map(|chain| compare_rules(chain, &rules)));
-    Ok(Verdict::of(differences))
+    Ok(RedirectState::of(differences))
 }
 
-fn compare_chains(wanted: &[Chain], there: &[Reply]) -> Vec<String> {
-    let chain_name = |reply: &Reply| find(attributes(reply), nf::CHAIN_NAME).map(readable);
+fn compare_chains(wanted: &[RedirectChain], there: &[NetlinkReply]) -> Vec<String> {
+    let chain_name = |reply: &NetlinkReply| find(attributes(reply), nf::CHAIN_NAME).map(readable);
     let missing = wanted.iter().filter(|chain| {
-        let told = told_chain(chain.place);
-        !there.iter().any(|reply| told.are_in(attributes(reply)))
+        let told = chain_attributes(chain.place);
+        !there.iter().any(|reply| told.is_contained_in(attributes(reply)))
     });
     let missing =
         missing.map(|chain| format!("chain {} is not there, or elsewhere", name(chain.place)));
@@ -108,15 +108,15 @@ fn compare_chains(wanted: &[Chain], there: &[Reply]) -> Vec<String> {
     missing.chain(strange.map(|name| format!("chain {name} is too much"))).collect()
 }
 
-fn compare_rules(chain: &Chain, there: &[Reply]) -> Option<String> {
+fn compare_rules(chain: &RedirectChain, there: &[NetlinkReply]) -> Option<String> {
     let name = name(chain.place);
     let bytes = [name.as_bytes(), &[0]].concat();
-    let here: Vec<&Reply> = there
+    let here: Vec<&NetlinkReply> = there
         .iter()
         .filter(|rule| find(attributes(rule), nf::RULE_CHAIN) == Some(&bytes))
         .collect();
-    let wanted = told_rules(chain);
-    let differs = wanted.iter().zip(&here).position(|(rule, told)| !rule.are_in(attributes(told)));
+    let wanted = rule_attributes(chain);
+    let differs = wanted.iter().zip(&here).position(|(rule, told)| !rule.is_contained_in(attributes(told)));
     match differs {
         Some(position) => Some(format!("chain {name}: rule {} is another", position + 1)),
         None if wanted.len() != here.len() => {
@@ -127,16 +127,16 @@ fn compare_rules(chain: &Chain, there: &[Reply]) -> Option<String> {
 }
 
 /// Those that tell of our table.
-fn ours(replies: Vec<Reply>, table: u16) -> Vec<Reply> {
+fn ours(replies: Vec<NetlinkReply>, table: u16) -> Vec<NetlinkReply> {
     const INET: u8 = 1;
     let bytes = [TABLE.as_bytes(), &[0]].concat();
-    let is_ours = |reply: &Reply| {
+    let is_ours = |reply: &NetlinkReply| {
         reply.body.first() == Some(&INET) && find(attributes(reply), table) == Some(&bytes)
     };
     replies.into_iter().filter(is_ours).collect()
 }
 
-fn attributes(reply: &Reply) -> &[u8] {
+fn attributes(reply: &NetlinkReply) -> &[u8] {
     reply.body.get(FIXED_BYTES..).unwrap_or_default()
 }
 
@@ -146,101 +146,101 @@ fn readable(bytes: &[u8]) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }
 
-fn told_chain(place: Place) -> Attributes {
+fn chain_attributes(place: RedirectHook) -> Attributes {
     // Why here, `nft::hook` says.
     const BEFORE_NAT: i32 = -101;
     const BEHIND_NAT: i32 = -99;
     const LAST: i32 = 0;
     let (kind, hook, priority) = match place {
-        Place::Arriving => ("nat", HookPlace::Prerouting, BEFORE_NAT),
-        Place::Leaving => ("nat", HookPlace::Output, BEFORE_NAT),
-        Place::Answers | Place::ArrivingUdp => ("filter", HookPlace::Prerouting, BEHIND_NAT),
-        Place::LeavingUdp => ("route", HookPlace::Output, BEHIND_NAT),
-        Place::ArrivingStrict => ("filter", HookPlace::Input, LAST),
-        Place::LeavingStrict => ("filter", HookPlace::Output, LAST),
+        RedirectHook::Arriving => ("nat", HookPoint::Prerouting, BEFORE_NAT),
+        RedirectHook::Leaving => ("nat", HookPoint::Output, BEFORE_NAT),
+        RedirectHook::Answers | RedirectHook::ArrivingUdp => ("filter", HookPoint::Prerouting, BEHIND_NAT),
+        RedirectHook::LeavingUdp => ("route", HookPoint::Output, BEHIND_NAT),
+        RedirectHook::ArrivingStrict => ("filter", HookPoint::Input, LAST),
+        RedirectHook::LeavingStrict => ("filter", HookPoint::Output, LAST),
     };
-    nf::chain(TABLE, name(place), Hook { kind, place: hook, priority })
+    nf::chain(TABLE, name(place), Hook { kind, point: hook, priority })
 }
 
-fn told_rules(chain: &Chain) -> Vec<Attributes> {
-    let told = |rule: &Rule| nf::rule(TABLE, name(chain.place), expressions(rule));
+fn rule_attributes(chain: &RedirectChain) -> Vec<Attributes> {
+    let told = |rule: &RedirectRule| nf::rule(TABLE, name(chain.place), expressions(rule));
     chain.rules.iter().map(told).collect()
 }
 
-fn expressions(rule: &Rule) -> Vec<Expression> {
+fn expressions(rule: &RedirectRule) -> Vec<Expression> {
     let mut steps: Vec<Expression> = rule.matches.iter().flat_map(asked).collect();
     if rule.counted {
         steps.push(nf::counter());
     }
     match rule.action {
-        Action::Return => steps.push(nf::decide(nf::Verdict::Return)),
-        Action::Redirect(port) => steps.extend(nf::redirect(port)),
-        Action::Mark(mark) => steps.extend([
-            nf::load_meta(Meta::Mark),
+        RuleAction::Return => steps.push(nf::verdict(nf::PacketVerdict::Return)),
+        RuleAction::RedirectConfig(port) => steps.extend(nf::redirect(port)),
+        RuleAction::Mark(mark) => steps.extend([
+            nf::load_meta(MetaKey::Mark),
             nf::mask(&(!MARK_MASK).to_ne_bytes(), &mark.to_ne_bytes()),
-            nf::set_meta(Meta::Mark),
+            nf::set_meta(MetaKey::Mark),
         ]),
-        Action::Drop => steps.push(nf::decide(nf::Verdict::Drop)),
-        Action::HandTo(port) => {
-            steps.extend(nf::hand_to(port));
-            steps.push(nf::decide(nf::Verdict::Accept));
+        RuleAction::Drop => steps.push(nf::verdict(nf::PacketVerdict::Drop)),
+        RuleAction::Tproxy(port) => {
+            steps.extend(nf::tproxy(port));
+            steps.push(nf::verdict(nf::PacketVerdict::Accept));
         }
     }
     steps
 }
 
-fn asked(asked: &Match) -> Vec<Expression> {
+fn asked(asked: &RuleMatch) -> Vec<Expression> {
     let equal = |bytes: &[u8]| nf::compare(Comparison::Equal, bytes);
-    let comparison = |is: bool| if is { Comparison::Equal } else { Comparison::Different };
+    let comparison = |is: bool| if is { Comparison::Equal } else { Comparison::NotEqual };
     match asked {
-        Match::Mark(mark) => vec![
-            nf::load_meta(Meta::Mark),
+        RuleMatch::Mark(mark) => vec![
+            nf::load_meta(MetaKey::Mark),
             nf::mask(&MARK_MASK.to_ne_bytes(), &[0; 4]),
             equal(&mark.to_ne_bytes()),
         ],
-        Match::User(user) => vec![nf::load_meta(Meta::User), equal(&user.to_ne_bytes())],
-        Match::FromInterface(name, is) => {
-            vec![nf::load_meta(Meta::ArrivesBy), nf::compare(comparison(*is), &device(name))]
+        RuleMatch::User(user) => vec![nf::load_meta(MetaKey::User), equal(&user.to_ne_bytes())],
+        RuleMatch::FromInterface(name, is) => {
+            vec![nf::load_meta(MetaKey::InputInterface), nf::compare(comparison(*is), &device(name))]
         }
-        Match::ToInterface(name) => vec![nf::load_meta(Meta::LeavesBy), equal(&device(name))],
-        Match::ToThisHost(is) => {
+        RuleMatch::ToInterface(name) => vec![nf::load_meta(MetaKey::OutputInterface), equal(&device(name))],
+        RuleMatch::ToThisHost(is) => {
             const LOCAL: u32 = 2;
             let kind = nf::compare(comparison(*is), &LOCAL.to_ne_bytes());
-            vec![nf::load_destination_kind(), kind]
+            vec![nf::load_destination_type(), kind]
         }
-        Match::To(range) => to(*range),
-        Match::Over(transport) => protocol(transport.number()),
-        Match::ForTransparentSocket => vec![
+        RuleMatch::To(range) => to(*range),
+        RuleMatch::Over(transport) => protocol(transport.number()),
+        RuleMatch::ForTransparentSocket => vec![
             nf::load_socket(nf::SocketKey::IsTransparent),
             equal(&[1]),
             nf::load_socket(nf::SocketKey::IsWildcard),
             equal(&[0]),
         ],
-        Match::Reply => {
-            vec![nf::load_direction(), equal(&[nf::Side::Reply as u8])]
+        RuleMatch::Reply => {
+            vec![nf::load_conntrack_direction(), equal(&[nf::ConntrackDirection::Reply as u8])]
         }
-        Match::Related => nf::is_related().to_vec(),
-        Match::Icmpv6 { kind, hop_limit } => {
+        RuleMatch::Related => nf::match_related().to_vec(),
+        RuleMatch::Icmpv6 { kind, hop_limit } => {
             const HOP_LIMIT: u32 = 7;
             const ICMPV6: u8 = 58;
             let mut steps = vec![
-                nf::load_meta(Meta::Family),
+                nf::load_meta(MetaKey::Family),
                 equal(&[IPV6]),
-                nf::load_payload(Part::Network, HOP_LIMIT, 1),
+                nf::load_payload(PayloadBase::Network, HOP_LIMIT, 1),
                 equal(&[*hop_limit]),
             ];
             steps.extend(protocol(ICMPV6));
-            steps.extend([nf::load_payload(Part::Transport, 0, 1), equal(&[*kind])]);
+            steps.extend([nf::load_payload(PayloadBase::Transport, 0, 1), equal(&[*kind])]);
             steps
         }
-        Match::Port(transport, ports) => {
+        RuleMatch::Port(transport, ports) => {
             let mut steps = protocol(transport.number());
-            steps.push(nf::load_payload(Part::Transport, 2, 2));
+            steps.push(nf::load_payload(PayloadBase::Transport, 2, 2));
             if ports.start() == ports.end() {
                 steps.push(equal(&ports.start().to_be_bytes()));
             } else {
-                steps.push(nf::compare(Comparison::AtLeast, &ports.start().to_be_bytes()));
-                steps.push(nf::compare(Comparison::AtMost, &ports.end().to_be_bytes()));
+                steps.push(nf::compare(Comparison::GreaterOrEqual, &ports.start().to_be_bytes()));
+                steps.push(nf::compare(Comparison::LessOrEqual, &ports.end().to_be_bytes()));
             }
             steps
         }
@@ -257,7 +257,7 @@ fn device(name: &str) -> [u8; 16] {
 }
 
 fn protocol(number: u8) -> Vec<Expression> {
-    vec![nf::load_meta(Meta::Protocol), nf::compare(Comparison::Equal, &[number])]
+    vec![nf::load_meta(MetaKey::Protocol), nf::compare(Comparison::Equal, &[number])]
 }
 
 fn to(range: Cidr) -> Vec<Expression> {
@@ -271,9 +271,9 @@ fn to(range: Cidr) -> Vec<Expression> {
     let is_whole = prefix > 0 && prefix % 8 == 0;
     let looked_at = if is_whole { prefix / 8 } else { bytes.len() };
     let mut steps = vec![
-        nf::load_meta(Meta::Family),
+        nf::load_meta(MetaKey::Family),
         nf::compare(Comparison::Equal, &[family]),
-        nf::load_payload(Part::Network, offset, u32::try_from(looked_at).unwrap_or(u32::MAX)),
+        nf::load_payload(PayloadBase::Network, offset, u32::try_from(looked_at).unwrap_or(u32::MAX)),
     ];
     if !is_whole {
         steps.push(nf::mask(&prefix_mask(range.prefix_bits(), looked_at), &vec![0; looked_at]));

@@ -16,41 +16,41 @@ use socket2::{Domain, Socket, Type};
 use weft_model::{Cidr, FlowTuple, Transport};
 use weft_runtime::socket::PROBE_PORT;
 
-use super::apply::{inside, kernel};
-use super::{Namespace, Redirect, RedirectError};
-use crate::netlink::{Netlink, Told, conntrack};
-use crate::worker::now;
+use super::apply::{in_namespace, kernel};
+use super::{Namespace, RedirectConfig, RedirectError};
+use crate::netlink::{Netlink, Notification, conntrack};
+use crate::clock::now;
 
 /// How long the kernel may take to tell where a connection went.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Where services may be anywhere, the probe aims at addresses that are nobody's (RFC 5737, RFC 3849).
-const NOBODY: [IpAddr; 2] = [
+const UNASSIGNED: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 ];
 
 /// What came of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Probe {
+pub enum ProbeOutcome {
     /// It was handed over, to these addresses.
-    Taken(Vec<SocketAddr>),
+    Redirected(Vec<SocketAddr>),
     /// It was not: whereto, and what became of it.
-    Passed(SocketAddr, String),
+    NotRedirected(SocketAddr, String),
     /// Nothing could be tried, and why.
-    Untried(String),
+    Skipped(String),
 }
 
-impl fmt::Display for Probe {
+impl fmt::Display for ProbeOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Taken(destinations) => {
+            Self::Redirected(destinations) => {
                 let told: Vec<String> = destinations.iter().map(ToString::to_string).collect();
                 write!(f, "connections are handed over: {}", told.join(", "))
             }
-            Self::Passed(destination, how) => {
+            Self::NotRedirected(destination, how) => {
                 write!(f, "a connection to {destination} was not handed over: {how}")
             }
-            Self::Untried(why) => write!(f, "not tried: {why}"),
+            Self::Skipped(why) => write!(f, "not tried: {why}"),
         }
     }
 }
@@ -59,53 +59,53 @@ impl fmt::Display for Probe {
 ///
 /// # Errors
 /// When the kernel does not tell.
-pub fn probe(redirect: &Redirect, namespace: &Namespace) -> Result<Probe, RedirectError> {
+pub fn probe(redirect: &RedirectConfig, namespace: &Namespace) -> Result<ProbeOutcome, RedirectError> {
     let Some(port) = redirect.outbound else {
-        return Ok(Probe::Untried("only what leaves can be tried from here".into()));
+        return Ok(ProbeOutcome::Skipped("only what leaves can be tried from here".into()));
     };
     if redirect.exclude_outbound_ports.contains(&PROBE_PORT) {
-        return Ok(Probe::Untried(format!("port {PROBE_PORT} is excluded")));
+        return Ok(ProbeOutcome::Skipped(format!("port {PROBE_PORT} is excluded")));
     }
     let user = Uid::effective().as_raw();
     if redirect.uid == Some(user) || redirect.exclude_users.contains(&user) {
-        return Ok(Probe::Untried(format!("what user {user} sends is excluded, and we are")));
+        return Ok(ProbeOutcome::Skipped(format!("what user {user} sends is excluded, and we are")));
     }
-    inside(namespace, || {
+    in_namespace(namespace, || {
         let mut taken = Vec::new();
         for destination in destinations(redirect) {
             let reached = send(destination).map_err(kernel("asking where a connection went"))?;
             match reached {
-                Reached::NoRoute => {}
-                Reached::Endpoint(at) if at.port() == port && at.ip().is_loopback() => {
+                ConnectionPath::NoRoute => {}
+                ConnectionPath::Endpoint(at) if at.port() == port && at.ip().is_loopback() => {
                     taken.push(destination);
                 }
-                Reached::Endpoint(at) if at == destination => {
+                ConnectionPath::Endpoint(at) if at == destination => {
                     let how = "it went there, past our rules: another rule goes before them";
-                    return Ok(Probe::Passed(destination, how.into()));
+                    return Ok(ProbeOutcome::NotRedirected(destination, how.into()));
                 }
-                Reached::Endpoint(at) => {
-                    return Ok(Probe::Passed(destination, format!("another rule led it to {at}")));
+                ConnectionPath::Endpoint(at) => {
+                    return Ok(ProbeOutcome::NotRedirected(destination, format!("another rule led it to {at}")));
                 }
-                Reached::Nothing => {
+                ConnectionPath::Nothing => {
                     let how = "it was dropped, or the kernel does not track it";
-                    return Ok(Probe::Passed(destination, how.into()));
+                    return Ok(ProbeOutcome::NotRedirected(destination, how.into()));
                 }
             }
         }
         if taken.is_empty() {
-            return Ok(Probe::Untried("there is no route to any service from there".into()));
+            return Ok(ProbeOutcome::Skipped("there is no route to any service from there".into()));
         }
-        Ok(Probe::Taken(taken))
+        Ok(ProbeOutcome::Redirected(taken))
     })
 }
 
 /// An address of each family that must be handed over.
-fn destinations(redirect: &Redirect) -> impl Iterator<Item = SocketAddr> {
+fn destinations(redirect: &RedirectConfig) -> impl Iterator<Item = SocketAddr> {
     let is_kept = |address: IpAddr| {
         let excluded = redirect.exclude_destinations.iter();
         excluded.chain(&Cidr::LOOPBACK).any(|range| range.contains(address))
     };
-    NOBODY.into_iter().filter_map(move |nobody| {
+    UNASSIGNED.into_iter().filter_map(move |nobody| {
         let ranges =
             redirect.services.iter().filter(move |range| range.is_ipv4() == nobody.is_ipv4());
         let ends = ranges.flat_map(|range| [range.last(), range.address()]);
@@ -115,7 +115,7 @@ fn destinations(redirect: &Redirect) -> impl Iterator<Item = SocketAddr> {
     })
 }
 
-enum Reached {
+enum ConnectionPath {
     /// The kernel knows no way there.
     NoRoute,
     /// The kernel sent it there.
@@ -125,38 +125,38 @@ enum Reached {
 }
 
 /// Begins a connection, and asks the kernel where it went. It bears no mark: it is anybody's.
-fn send(destination: SocketAddr) -> io::Result<Reached> {
+fn send(destination: SocketAddr) -> io::Result<ConnectionPath> {
     const NO_ROUTE: [io::ErrorKind; 3] = [
         io::ErrorKind::NetworkUnreachable,
         io::ErrorKind::HostUnreachable,
         io::ErrorKind::AddrNotAvailable,
     ];
     // What nobody listens to is reset, and then forgotten at once: what the kernel tells is heard.
-    let told = conntrack::BEGINNINGS | conntrack::ENDS;
+    let told = conntrack::NEW_GROUP | conntrack::DESTROY_GROUP;
     let told = Netlink::listen(SockProtocol::NetlinkNetFilter, told)?;
     let socket = Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), None)?;
     // Whoever takes it hears a reset, and not a close that it would have to answer.
     socket.set_linger(Some(Duration::ZERO))?;
     match socket.connect(&destination.into()) {
-        Err(error) if NO_ROUTE.contains(&error.kind()) => return Ok(Reached::NoRoute),
+        Err(error) if NO_ROUTE.contains(&error.kind()) => return Ok(ConnectionPath::NoRoute),
         // It is under way, was refused at once, or is not let out: the kernel tells.
         _ => {}
     }
     let client = socket.local_addr()?.as_socket();
     let Some(client) = client.filter(|client| client.port() != 0) else {
-        return Ok(Reached::NoRoute);
+        return Ok(ConnectionPath::NoRoute);
     };
     let flow = FlowTuple { transport: Transport::Tcp, client, destination };
-    let deadline = now() + PATIENCE;
+    let deadline = now() + PROBE_TIMEOUT;
     let mut is_all = true;
     loop {
         let mut endpoint = None;
         told.drain(|told| {
-            let Told::This(told) = told else {
+            let Notification::Message(told) = told else {
                 is_all = false;
                 return;
             };
-            let entry = conntrack::read(&told).filter(|entry| entry.flow == flow);
+            let entry = conntrack::parse_entry(&told).filter(|entry| entry.flow == flow);
             endpoint = entry.map(|entry| entry.endpoint).or(endpoint);
         })?;
         if endpoint.is_none() && !is_all {
@@ -164,7 +164,7 @@ fn send(destination: SocketAddr) -> io::Result<Reached> {
         }
         let left = deadline.saturating_duration_since(now());
         if endpoint.is_some() || left.is_zero() {
-            return Ok(endpoint.map_or(Reached::Nothing, Reached::Endpoint));
+            return Ok(endpoint.map_or(ConnectionPath::Nothing, ConnectionPath::Endpoint));
         }
         let left = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::ZERO);
         match poll(&mut [PollFd::new(told.as_fd(), PollFlags::POLLIN)], left) {
@@ -182,7 +182,7 @@ mod tests {
     fn it_aims_at_what_must_be_handed_over() {
         let range = |text: &str| Cidr::parse(text).expect("a range");
         let aimed = |services: &[&str], excluded: &[&str]| {
-            let redirect = Redirect {
+            let redirect = RedirectConfig {
                 services: services.iter().map(|text| range(text)).collect(),
                 exclude_destinations: excluded.iter().map(|text| range(text)).collect(),
                 ..super::super::tests::workload()

@@ -2,8 +2,8 @@
 
 use super::*;
 
-pub(super) fn workload() -> Redirect {
-    Redirect {
+pub(super) fn workload() -> RedirectConfig {
+    RedirectConfig {
         owner: "weft".into(),
         inbound: Some(15006),
         outbound: Some(15001),
@@ -27,8 +27,8 @@ pub(super) fn workload() -> Redirect {
     }
 }
 
-fn node() -> Redirect {
-    Redirect {
+fn node() -> RedirectConfig {
+    RedirectConfig {
         inbound: None,
         outbound: None,
         forwarded: Some(15001),
@@ -41,8 +41,8 @@ fn node() -> Redirect {
 #[test]
 fn the_mark_is_asked_for_before_the_user_and_both_before_any_redirect() {
     for text in [
-        plan(&workload(), Backend::Nft).expect("a plan"),
-        plan(&workload(), Backend::Iptables).expect("a plan"),
+        plan(&workload(), RedirectBackend::Nft).expect("a plan"),
+        plan(&workload(), RedirectBackend::Iptables).expect("a plan"),
     ] {
         let leaving = text.find("0x539").expect("the mark");
         let user = text.find("1337").expect("the user");
@@ -53,7 +53,7 @@ fn the_mark_is_asked_for_before_the_user_and_both_before_any_redirect() {
 
 #[test]
 fn both_families_are_taken() {
-    let nft = plan(&workload(), Backend::Nft).expect("a plan");
+    let nft = plan(&workload(), RedirectBackend::Nft).expect("a plan");
     assert!(
         nft.contains("meta l4proto tcp ip daddr 10.96.0.0/16 counter redirect to :15001"),
         "{nft}"
@@ -65,7 +65,7 @@ fn both_families_are_taken() {
     for excluded in ["15000-15099", "22", "15020"] {
         assert!(nft.contains(&format!("tcp dport {excluded} return\n")), "{nft}");
     }
-    let iptables = plan(&workload(), Backend::Iptables).expect("a plan");
+    let iptables = plan(&workload(), RedirectBackend::Iptables).expect("a plan");
     let (v4, v6) = iptables.split_once("# ip6tables-restore").expect("both families");
     assert!(
         v4.contains("-p tcp -d 10.96.0.0/16 -j REDIRECT --to-ports 15001") && !v4.contains("fd00"),
@@ -82,20 +82,20 @@ fn the_hash_follows_every_wish() {
     assert_eq!(workload().hash(), workload().hash());
     assert_ne!(
         workload().hash(),
-        Redirect { exclude_outbound_ports: vec![1], ..workload() }.hash()
+        RedirectConfig { exclude_outbound_ports: vec![1], ..workload() }.hash()
     );
-    assert!(plan(&node(), Backend::Nft).expect("a plan").contains(&node().comment(1)));
+    assert!(plan(&node(), RedirectBackend::Nft).expect("a plan").contains(&node().comment(1)));
 }
 
 #[test]
 fn a_wish_that_cannot_be_met_is_refused() {
-    let check = |redirect: Redirect, part: &str| {
-        let error = plan(&redirect, Backend::Nft).expect_err("refused").to_string();
+    let check = |redirect: RedirectConfig, part: &str| {
+        let error = plan(&redirect, RedirectBackend::Nft).expect_err("refused").to_string();
         assert!(error.contains(part), "{error}");
     };
-    check(Redirect { forwarded: None, udp: None, ..node() }, "nothing to redirect");
-    check(Redirect { services: Vec::new(), ..node() }, "need services");
-    check(Redirect { owner: "a\"b".into(), ..node() }, "owner");
-    check(Redirect { udp: Some(0), ..node() }, "port 0");
-    check(Redirect { exclude_inbound_ports: vec![0], ..node() }, "port 0");
+    check(RedirectConfig { forwarded: None, udp: None, ..node() }, "nothing to redirect");
+    check(RedirectConfig { services: Vec::new(), ..node() }, "need services");
+    check(RedirectConfig { owner: "a\"b".into(), ..node() }, "owner");
+    check(RedirectConfig { udp: Some(0), ..node() }, "port 0");
+    check(RedirectConfig { exclude_inbound_ports: vec![0], ..node() }, "port 0");
 }

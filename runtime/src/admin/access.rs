@@ -10,19 +10,19 @@ use http::{Method, Request};
 
 /// The rules of one admin port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Access {
+pub(super) struct AdminAccess {
     /// Whether it takes orders (POST) at all.
-    pub(super) takes_orders: bool,
+    pub(super) allows_post: bool,
     /// Names by which it may be asked, beside addresses and `localhost`.
-    pub(super) names: Vec<String>,
+    pub(super) host_names: Vec<String>,
 }
 
-impl Access {
+impl AdminAccess {
     /// Whether a request may be answered.
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn judge<B>(&self, request: &Request<B>) -> Result<(), String> {
+    pub(super) fn check<B>(&self, request: &Request<B>) -> Result<(), String> {
         let hosts: Vec<&[u8]> =
             request.headers().get_all(HOST).iter().map(|value| value.as_bytes()).collect();
         let host = match hosts.as_slice() {
@@ -32,7 +32,7 @@ impl Access {
             _ => return Err("invalid request: several Host headers".into()),
         };
         if let Some(host) = &host
-            && !self.is_known(host)
+            && !self.is_known_host(host)
         {
             return Err(format!(
                 "unknown Host {host:?}: must be an address, localhost or a name given by --admin-host"
@@ -41,7 +41,7 @@ impl Access {
         if request.method() == Method::GET || request.method() == Method::HEAD {
             return Ok(());
         }
-        if !self.takes_orders {
+        if !self.allows_post {
             let method = request.method();
             return Err(format!(
                 "method {method} refused: this admin address accepts GET and HEAD only, because it is not \
@@ -64,7 +64,7 @@ impl Access {
         Ok(())
     }
 
-    fn is_known(&self, host: &str) -> bool {
+    fn is_known_host(&self, host: &str) -> bool {
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
             _ => host,
@@ -77,7 +77,7 @@ impl Access {
             || bare(host).parse::<IpAddr>().is_ok()
             || bare(name).parse::<IpAddr>().is_ok()
             || name == "localhost"
-            || self.names.iter().any(|known| known.eq_ignore_ascii_case(name))
+            || self.host_names.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 }
 
@@ -85,16 +85,16 @@ impl Access {
 mod tests {
     use super::*;
 
-    fn judge(access: &Access, method: &str, headers: &[(&str, &str)]) -> bool {
+    fn check(access: &AdminAccess, method: &str, headers: &[(&str, &str)]) -> bool {
         let mut request = Request::builder().method(method).uri("/drain");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        access.judge(&request.body(()).expect("a request")).is_ok()
+        access.check(&request.body(()).expect("a request")).is_ok()
     }
 
-    fn local() -> Access {
-        Access { takes_orders: true, names: vec!["weft.example".into()] }
+    fn local() -> AdminAccess {
+        AdminAccess { allows_post: true, host_names: vec!["weft.example".into()] }
     }
 
     #[test]
@@ -109,20 +109,20 @@ mod tests {
             "weft.example",
             "Weft.Example:15000",
         ] {
-            assert!(judge(&local(), "GET", &[("host", host)]), "{host}");
+            assert!(check(&local(), "GET", &[("host", host)]), "{host}");
         }
         for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", ""] {
-            assert!(!judge(&local(), "GET", &[("host", host)]), "{host}");
+            assert!(!check(&local(), "GET", &[("host", host)]), "{host}");
         }
-        assert!(!judge(&local(), "GET", &[("host", "127.0.0.1"), ("host", "evil.example")]));
-        assert!(judge(&local(), "GET", &[]), "HTTP/1.0");
+        assert!(!check(&local(), "GET", &[("host", "127.0.0.1"), ("host", "evil.example")]));
+        assert!(check(&local(), "GET", &[]), "HTTP/1.0");
     }
 
     #[test]
     fn orders_of_foreign_web_pages_are_refused() {
         let host = ("host", "127.0.0.1:15000");
         let order =
-            |headers: &[(&str, &str)]| judge(&local(), "POST", &[&[host], headers].concat());
+            |headers: &[(&str, &str)]| check(&local(), "POST", &[&[host], headers].concat());
         assert!(order(&[]));
         assert!(order(&[("origin", "http://127.0.0.1:15000"), ("sec-fetch-site", "same-origin")]));
         for header in [
@@ -134,17 +134,17 @@ mod tests {
             ("sec-fetch-site", "same-site"),
         ] {
             assert!(!order(&[header]), "{header:?}");
-            assert!(judge(&local(), "GET", &[host, header]), "reading is no order: {header:?}");
+            assert!(check(&local(), "GET", &[host, header]), "reading is no order: {header:?}");
         }
     }
 
     #[test]
     fn port_beyond_loopback_takes_no_orders_unless_allowed() {
-        let remote = Access { takes_orders: false, ..local() };
+        let remote = AdminAccess { allows_post: false, ..local() };
         let host = ("host", "10.0.0.1:15000");
-        assert!(!judge(&remote, "POST", &[host]));
-        assert!(!judge(&remote, "DELETE", &[host]));
-        assert!(judge(&remote, "GET", &[host]));
-        assert!(judge(&local(), "POST", &[host]));
+        assert!(!check(&remote, "POST", &[host]));
+        assert!(!check(&remote, "DELETE", &[host]));
+        assert!(check(&remote, "GET", &[host]));
+        assert!(check(&local(), "POST", &[host]));
     }
 }

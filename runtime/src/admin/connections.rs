@@ -41,29 +41,29 @@ where
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let registry = Arc::new(Mutex::new(Registry::default()));
+    let registry = Arc::new(Mutex::new(ConnectionTable::default()));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let number = lock(&registry).make_room();
+        let number = lock(&registry).admit();
         let task = {
             let (registry, answer) = (registry.clone(), answer.clone());
-            let leave = Leave { registry: registry.clone(), number };
+            let leave = DeregisterOnDrop { registry: registry.clone(), number };
             tokio::spawn(async move {
                 let _leave = leave;
-                converse(stream, number, &registry, answer).await;
+                serve_connection(stream, number, &registry, answer).await;
             })
         };
-        lock(&registry).enter(number, task.abort_handle(), now());
+        lock(&registry).insert(number, task.abort_handle(), now());
     }
 }
 
-async fn converse<A, F, B>(
+async fn serve_connection<A, F, B>(
     stream: TcpStream,
     number: u64,
-    registry: &Arc<Mutex<Registry>>,
+    registry: &Arc<Mutex<ConnectionTable>>,
     answer: A,
 ) where
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
@@ -96,22 +96,22 @@ async fn converse<A, F, B>(
 
 /// The connections of a port.
 #[derive(Debug, Default)]
-struct Registry {
+struct ConnectionTable {
     last: u64,
-    open: BTreeMap<u64, Connection>,
+    open: BTreeMap<u64, AdminConnection>,
 }
 
 #[derive(Debug)]
-struct Connection {
+struct AdminConnection {
     task: AbortHandle,
     /// When it came, or last brought a request.
     active: Instant,
 }
 
-impl Registry {
+impl ConnectionTable {
     /// The number of a new connection, for which the one that was active longest ago has to go if there is
     /// no room.
-    fn make_room(&mut self) -> u64 {
+    fn admit(&mut self) -> u64 {
         while self.open.len() >= CONNECTION_LIMIT {
             let oldest =
                 self.open.iter().min_by_key(|(number, connection)| (connection.active, **number));
@@ -124,9 +124,9 @@ impl Registry {
         self.last
     }
 
-    fn enter(&mut self, number: u64, task: AbortHandle, now: Instant) {
+    fn insert(&mut self, number: u64, task: AbortHandle, now: Instant) {
         if !task.is_finished() {
-            self.open.insert(number, Connection { task, active: now });
+            self.open.insert(number, AdminConnection { task, active: now });
         }
     }
 
@@ -137,17 +137,17 @@ impl Registry {
     }
 }
 
-fn lock(registry: &Mutex<Registry>) -> std::sync::MutexGuard<'_, Registry> {
+fn lock(registry: &Mutex<ConnectionTable>) -> std::sync::MutexGuard<'_, ConnectionTable> {
     registry.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes a connection out of the registry when its task ends, however it ends.
-struct Leave {
-    registry: Arc<Mutex<Registry>>,
+struct DeregisterOnDrop {
+    registry: Arc<Mutex<ConnectionTable>>,
     number: u64,
 }
 
-impl Drop for Leave {
+impl Drop for DeregisterOnDrop {
     fn drop(&mut self) {
         lock(&self.registry).open.remove(&self.number);
     }

@@ -26,10 +26,10 @@ use crate::log::LogLevel;
 /// How many dumps of the configuration there may be in memory at once: they can be tens of MiB.
 const DUMP_LIMIT: usize = 4;
 /// Threads that make metrics and dumps; more than dumps, so that these never delay metrics.
-const MAKERS: usize = DUMP_LIMIT + 2;
+const BLOCKING_THREADS: usize = DUMP_LIMIT + 2;
 
 /// What a role reports about itself.
-pub trait Role: Send + Sync + 'static {
+pub trait AdminRole: Send + Sync + 'static {
     /// Whether it can serve; otherwise what it waits for.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ pub trait Role: Send + Sync + 'static {
 
 /// The ports of a process, and who may do what at them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ports {
+pub struct AdminConfig {
     /// The admin port: everything. None: no such port.
     pub admin: Option<SocketAddr>,
     /// A port for `/metrics` alone.
@@ -61,15 +61,15 @@ pub struct Ports {
     /// A port for `/ready` and `/live` alone.
     pub readiness: Option<SocketAddr>,
     /// Whether an admin port beyond loopback takes orders (POST).
-    pub allows_remote_orders: bool,
+    pub allows_remote_post: bool,
     /// Names by which the admin port may be asked, beside addresses and `localhost`.
-    pub names: Vec<String>,
+    pub host_names: Vec<String>,
 }
 
 /// What the ports report and change.
 pub struct Admin {
     /// What they report.
-    pub role: Arc<dyn Role>,
+    pub role: Arc<dyn AdminRole>,
     /// What `/drain` drains.
     pub drain: Drain,
     /// What `/logging` changes.
@@ -94,13 +94,13 @@ POST /drain           take nothing new, let the old finish, end\n";
 
 /// Which paths a port serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Scope {
+enum PortScope {
     All,
     Metrics,
     Readiness,
 }
 
-impl Scope {
+impl PortScope {
     fn serves(self, path: &str) -> bool {
         match self {
             Self::All => true,
@@ -110,9 +110,9 @@ impl Scope {
     }
 }
 
-struct Port {
-    scope: Scope,
-    access: access::Access,
+struct AdminPort {
+    scope: PortScope,
+    access: access::AdminAccess,
     admin: Arc<Admin>,
     dumps: Arc<Semaphore>,
 }
@@ -121,14 +121,14 @@ struct Port {
 ///
 /// # Errors
 /// When an address is taken.
-pub fn start(ports: &Ports, admin: Admin) -> io::Result<()> {
+pub fn start(ports: &AdminConfig, admin: Admin) -> io::Result<()> {
     let admin = Arc::new(admin);
     let dumps = Arc::new(Semaphore::new(DUMP_LIMIT));
     let mut listeners = Vec::new();
     for (scope, name, address) in [
-        (Scope::All, "admin", ports.admin),
-        (Scope::Metrics, "metrics", ports.metrics),
-        (Scope::Readiness, "readiness", ports.readiness),
+        (PortScope::All, "admin", ports.admin),
+        (PortScope::Metrics, "metrics", ports.metrics),
+        (PortScope::Readiness, "readiness", ports.readiness),
     ] {
         let Some(address) = address else { continue };
         let describe = |error: io::Error| {
@@ -138,16 +138,16 @@ pub fn start(ports: &Ports, admin: Admin) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let bound = listener.local_addr()?;
         tracing::info!(%bound, "{name} port");
-        let takes_orders = bound.ip().is_loopback() || ports.allows_remote_orders;
-        let access = access::Access { takes_orders, names: ports.names.clone() };
-        let port = Port { scope, access, admin: admin.clone(), dumps: dumps.clone() };
+        let allows_post = bound.ip().is_loopback() || ports.allows_remote_post;
+        let access = access::AdminAccess { allows_post, host_names: ports.host_names.clone() };
+        let port = AdminPort { scope, access, admin: admin.clone(), dumps: dumps.clone() };
         listeners.push((listener, Arc::new(port)));
     }
     if listeners.is_empty() {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .max_blocking_threads(MAKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()?;
     std::thread::Builder::new()
@@ -156,7 +156,7 @@ pub fn start(ports: &Ports, admin: Admin) -> io::Result<()> {
     Ok(())
 }
 
-async fn serve_all(listeners: Vec<(std::net::TcpListener, Arc<Port>)>) {
+async fn serve_all(listeners: Vec<(std::net::TcpListener, Arc<AdminPort>)>) {
     let mut tasks = tokio::task::JoinSet::new();
     for (listener, port) in listeners {
         let answer = move |request| respond(port.clone(), request);
@@ -170,17 +170,17 @@ async fn serve_all(listeners: Vec<(std::net::TcpListener, Arc<Port>)>) {
 }
 
 async fn respond(
-    port: Arc<Port>,
+    port: Arc<AdminPort>,
     request: Request<Incoming>,
-) -> Result<Response<Answer>, Infallible> {
+) -> Result<Response<AdminBody>, Infallible> {
     let path = request.uri().path();
     if !port.scope.serves(path) {
         return Ok(text(StatusCode::NOT_FOUND, "not served at this port\n".to_owned()));
     }
     let refused = match port.scope {
-        Scope::All => port.access.judge(&request).err(),
+        PortScope::All => port.access.check(&request).err(),
         // Nothing private and no orders: a scraper may come by any name.
-        Scope::Metrics | Scope::Readiness => None,
+        PortScope::Metrics | PortScope::Readiness => None,
     };
     if let Some(refusal) = refused {
         return Ok(text(StatusCode::FORBIDDEN, format!("{refusal}\n")));
@@ -188,7 +188,7 @@ async fn respond(
     Ok(match path {
         "/metrics" if is_read(&request) => metrics(&port).await,
         "/config_dump" if is_read(&request) => config_dump(&port.admin.role, &port.dumps).await,
-        _ => small(&port.admin, &request),
+        _ => respond_inline(&port.admin, &request),
     })
 }
 
@@ -196,7 +196,7 @@ fn is_read<B>(request: &Request<B>) -> bool {
     request.method() == Method::GET || request.method() == Method::HEAD
 }
 
-async fn metrics(port: &Port) -> Response<Answer> {
+async fn metrics(port: &AdminPort) -> Response<AdminBody> {
     let role = port.admin.role.clone();
     match tokio::task::spawn_blocking(move || role.metrics()).await {
         Ok(page) => reply(StatusCode::OK, "text/plain; version=0.0.4", page),
@@ -204,7 +204,7 @@ async fn metrics(port: &Port) -> Response<Answer> {
     }
 }
 
-async fn config_dump(role: &Arc<dyn Role>, dumps: &Arc<Semaphore>) -> Response<Answer> {
+async fn config_dump(role: &Arc<dyn AdminRole>, dumps: &Arc<Semaphore>) -> Response<AdminBody> {
     let Ok(permit) = dumps.clone().try_acquire_owned() else {
         let full = format!("{DUMP_LIMIT} configuration dumps are in progress: retry later\n");
         return text(StatusCode::SERVICE_UNAVAILABLE, full);
@@ -222,7 +222,7 @@ async fn config_dump(role: &Arc<dyn Role>, dumps: &Arc<Semaphore>) -> Response<A
     }
 }
 
-fn small<B>(admin: &Admin, request: &Request<B>) -> Response<Answer> {
+fn respond_inline<B>(admin: &Admin, request: &Request<B>) -> Response<AdminBody> {
     let get = is_read(request);
     let post = request.method() == Method::POST;
     match request.uri().path() {
@@ -255,7 +255,7 @@ fn ready(admin: &Admin) -> Result<(), String> {
     }
 }
 
-fn set_level(admin: &Admin, query: Option<&str>) -> Response<Answer> {
+fn set_level(admin: &Admin, query: Option<&str>) -> Response<AdminBody> {
     let level =
         query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("level=")));
     let Some(level) = level else {
@@ -268,12 +268,12 @@ fn set_level(admin: &Admin, query: Option<&str>) -> Response<Answer> {
     }
 }
 
-fn text(status: StatusCode, body: String) -> Response<Answer> {
+fn text(status: StatusCode, body: String) -> Response<AdminBody> {
     reply(status, "text/plain; charset=utf-8", body)
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Answer> {
-    let body = Answer { body: Full::new(Bytes::from(body)), permit: None };
+fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<AdminBody> {
+    let body = AdminBody { body: Full::new(Bytes::from(body)), permit: None };
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
@@ -282,12 +282,12 @@ fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Answe
 
 /// The body of an answer. A dump counts for as long as it is in memory.
 #[derive(Debug)]
-struct Answer {
+struct AdminBody {
     body: Full<Bytes>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Body for Answer {
+impl Body for AdminBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -315,9 +315,9 @@ mod tests {
     use super::*;
 
     /// A role whose dumps take until the test ends them.
-    struct Slow(Mutex<Receiver<()>>);
+    struct SlowRole(Mutex<Receiver<()>>);
 
-    impl Role for Slow {
+    impl AdminRole for SlowRole {
         fn ready(&self) -> Result<(), String> {
             Ok(())
         }
@@ -333,9 +333,9 @@ mod tests {
         }
     }
 
-    fn slow() -> (Sender<()>, Arc<dyn Role>) {
+    fn slow() -> (Sender<()>, Arc<dyn AdminRole>) {
         let (end, ended) = channel();
-        (end, Arc::new(Slow(Mutex::new(ended))))
+        (end, Arc::new(SlowRole(Mutex::new(ended))))
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use weft_certs::{CertificateText, identity_of, validity};
-use weft_runtime::socket::is_without_ipv6;
+use weft_runtime::socket::is_ipv6_unavailable;
 use weft_xds::server::Incoming;
 
 use crate::fair_pool::{Admission, FairPool, Place};
@@ -42,7 +42,7 @@ pub(crate) struct Terms {
 /// Listens on an address. `[::]` takes both families; where the host has no IPv6, the other.
 pub(crate) async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     match TcpListener::bind(address).await {
-        Err(error) if is_without_ipv6(address, &error) => {
+        Err(error) if is_ipv6_unavailable(address, &error) => {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
         }
         bound => bound,

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use weft_runtime::clock::{ClockWatch, Look, SETTLING};
+use weft_runtime::clock::{ClockWatch, ClockCheck, SETTLE_TIME};
 
 /// The wall clock, watched.
 #[derive(Debug)]
@@ -22,21 +22,21 @@ impl Clock {
     /// When it has.
     pub(crate) fn steady(&self) -> Result<SystemTime, String> {
         let now = wall_clock();
-        let look = self.0.lock().unwrap_or_else(PoisonError::into_inner).look(now, monotonic());
+        let look = self.0.lock().unwrap_or_else(PoisonError::into_inner).check(now, monotonic());
         match look {
-            Look::Jumped(jump) => tracing::warn!(
+            ClockCheck::Jumped(jump) => tracing::warn!(
                 %jump,
-                settling = ?SETTLING,
+                settling = ?SETTLE_TIME,
                 "the clock jumped: nothing is signed until it has been steady"
             ),
-            Look::Settled => tracing::warn!("the clock is steady after its jump"),
-            Look::Restored => tracing::info!("the jump of the clock was taken back"),
-            Look::Steady | Look::Unsettled => {}
+            ClockCheck::Settled => tracing::warn!("the clock is steady after its jump"),
+            ClockCheck::Restored => tracing::info!("the jump of the clock was taken back"),
+            ClockCheck::Steady | ClockCheck::Unsettled => {}
         }
         if look.is_steady() {
             return Ok(now);
         }
-        let seconds = SETTLING.as_secs();
+        let seconds = SETTLE_TIME.as_secs();
         Err(format!(
             "the clock of the control plane jumped; nothing is signed until it has been steady for {seconds} s"
         ))

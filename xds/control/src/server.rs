@@ -82,7 +82,7 @@ pub async fn run(
     };
     let mut publisher = Publisher::new(sources, status, revoked.clone());
     let directory = watch::Sender::new(publisher.first()?);
-    memory::give_back();
+    memory::trim_heap();
 
     let life = options.certificate_life;
     let registrar = Registrar {

@@ -22,10 +22,10 @@ const VERDICT_REGISTER: u32 = 0;
 
 /// What of a packet's surroundings can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Meta {
+pub(crate) enum MetaKey {
     Mark = 3,
-    ArrivesBy = 6,
-    LeavesBy = 7,
+    InputInterface = 6,
+    OutputInterface = 7,
     User = 10,
     Family = 15,
     Protocol = 16,
@@ -33,7 +33,7 @@ pub(crate) enum Meta {
 
 /// Where in a packet a field is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum PayloadBase {
     Network = 1,
     Transport = 2,
 }
@@ -42,14 +42,14 @@ pub(crate) enum Part {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Comparison {
     Equal = 0,
-    Different = 1,
-    AtMost = 3,
-    AtLeast = 5,
+    NotEqual = 1,
+    LessOrEqual = 3,
+    GreaterOrEqual = 5,
 }
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum PacketVerdict {
     Drop = 0,
     Accept = 1,
     Goto = -4,
@@ -65,27 +65,27 @@ fn value(bytes: &[u8]) -> Attributes {
 }
 
 /// Loads what surrounds the packet.
-pub(crate) fn load_meta(key: Meta) -> Expression {
+pub(crate) fn load_meta(key: MetaKey) -> Expression {
     load_meta_at(0, key)
 }
 
 /// Loads what surrounds the packet, at a word.
-pub(crate) fn load_meta_at(word: u32, key: Meta) -> Expression {
+pub(crate) fn load_meta_at(word: u32, key: MetaKey) -> Expression {
     expression("meta", Attributes::new().big_endian(1, register(word)).big_endian(2, key as u32))
 }
 
 /// Sets what surrounds the packet to what was loaded.
-pub(crate) fn set_meta(key: Meta) -> Expression {
+pub(crate) fn set_meta(key: MetaKey) -> Expression {
     expression("meta", Attributes::new().big_endian(2, key as u32).big_endian(3, REGISTER))
 }
 
 /// Loads a field of the packet.
-pub(crate) fn load_payload(part: Part, offset: u32, bytes: u32) -> Expression {
+pub(crate) fn load_payload(part: PayloadBase, offset: u32, bytes: u32) -> Expression {
     load_payload_at(0, part, offset, bytes)
 }
 
 /// Loads a field of the packet, at a word; the last word is filled up with zeros.
-pub(crate) fn load_payload_at(word: u32, part: Part, offset: u32, bytes: u32) -> Expression {
+pub(crate) fn load_payload_at(word: u32, part: PayloadBase, offset: u32, bytes: u32) -> Expression {
     let data = Attributes::new()
         .big_endian(1, register(word))
         .big_endian(2, part as u32)
@@ -95,7 +95,7 @@ pub(crate) fn load_payload_at(word: u32, part: Part, offset: u32, bytes: u32) ->
 }
 
 /// Loads what kind of address the packet's destination is (`RTN_*`).
-pub(crate) fn load_destination_kind() -> Expression {
+pub(crate) fn load_destination_type() -> Expression {
     const RESULT_KIND: u32 = 3;
     const OF_DESTINATION: u32 = 2;
     let data = Attributes::new()
@@ -132,7 +132,7 @@ pub(crate) fn counter() -> Expression {
 }
 
 /// Decides about the packet.
-pub(crate) fn decide(verdict: Verdict) -> Expression {
+pub(crate) fn verdict(verdict: PacketVerdict) -> Expression {
     let code = Attributes::new().bytes(1, &(verdict as i32).to_be_bytes());
     let data = Attributes::new().nested(2, code);
     expression("immediate", Attributes::new().big_endian(1, VERDICT_REGISTER).nested(2, data))
@@ -150,19 +150,19 @@ pub(crate) fn redirect(port: u16) -> [Expression; 2] {
 }
 
 /// Hands the packet to the socket at a port of this host.
-pub(crate) fn hand_to(port: u16) -> [Expression; 2] {
+pub(crate) fn tproxy(port: u16) -> [Expression; 2] {
     const EITHER_FAMILY: u32 = 0;
     let data = Attributes::new().big_endian(1, EITHER_FAMILY).big_endian(3, REGISTER);
     [load_port(port), expression("tproxy", data)]
 }
 
 /// Goes on only when what was loaded, from the first word on, is in a set.
-pub(crate) fn is_in(set: &str) -> Expression {
+pub(crate) fn lookup_set(set: &str) -> Expression {
     expression("lookup", Attributes::new().text(1, set).big_endian(2, REGISTER))
 }
 
 /// Decides as the map holds for what was loaded; goes on when it holds nothing for it.
-pub(crate) fn decide_by(map: &str) -> Expression {
+pub(crate) fn lookup_verdict(map: &str) -> Expression {
     let data =
         Attributes::new().text(1, map).big_endian(2, REGISTER).big_endian(3, VERDICT_REGISTER);
     expression("lookup", data)
@@ -170,7 +170,7 @@ pub(crate) fn decide_by(map: &str) -> Expression {
 
 /// Replaces what was loaded, from the first word on, by what the map holds for it; goes on only when
 /// it holds something.
-pub(crate) fn look_up(map: &str) -> Expression {
+pub(crate) fn lookup_map(map: &str) -> Expression {
     expression(
         "lookup",
         Attributes::new().text(1, map).big_endian(2, REGISTER).big_endian(3, REGISTER),
@@ -190,7 +190,7 @@ pub(crate) fn hash(bytes: u32, size: u32, seed: u32) -> Expression {
 
 /// Makes what was loaded, an address at the first word and a port at `port_word`, the connection's
 /// destination. `family` is `AF_INET` or `AF_INET6`.
-pub(crate) fn change_destination(family: u32, port_word: u32) -> Expression {
+pub(crate) fn dnat(family: u32, port_word: u32) -> Expression {
     const DESTINATION: u32 = 1;
     let data = Attributes::new()
         .big_endian(1, DESTINATION)
@@ -207,7 +207,7 @@ pub(crate) fn masquerade() -> Expression {
 
 /// What of a packet's connection can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Connection {
+pub(crate) enum ConntrackKey {
     SourcePort = 11,
     DestinationPort = 12,
     SourceIpv4 = 19,
@@ -218,13 +218,13 @@ pub(crate) enum Connection {
 
 /// Whose packets are asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+pub(crate) enum ConntrackDirection {
     Original = 0,
     Reply = 1,
 }
 
 /// Loads what the packet's connection has, at a word; breaks off when it has no connection.
-pub(crate) fn load_connection_at(word: u32, key: Connection, side: Side) -> Expression {
+pub(crate) fn load_conntrack_at(word: u32, key: ConntrackKey, side: ConntrackDirection) -> Expression {
     let data = Attributes::new()
         .big_endian(1, register(word))
         .big_endian(2, key as u32)
@@ -234,30 +234,30 @@ pub(crate) fn load_connection_at(word: u32, key: Connection, side: Side) -> Expr
 
 /// Goes on only with packets that belong to no connection that was let in: the first of a new one, and
 /// those that nobody can assign.
-pub(crate) fn is_of_no_connection() -> [Expression; 3] {
+pub(crate) fn match_unestablished() -> [Expression; 3] {
     const NEW_INVALID_OR_UNTRACKED: u32 = 8 | 1 | 64;
-    is_in_state(NEW_INVALID_OR_UNTRACKED)
+    match_state(NEW_INVALID_OR_UNTRACKED)
 }
 
 /// Goes on only with packets that tell of another connection, such as errors of ICMP.
-pub(crate) fn is_related() -> [Expression; 3] {
+pub(crate) fn match_related() -> [Expression; 3] {
     const RELATED: u32 = 4;
-    is_in_state(RELATED)
+    match_state(RELATED)
 }
 
 /// Goes on only with packets whose connection is in one of the states of `bits`.
-fn is_in_state(bits: u32) -> [Expression; 3] {
+fn match_state(bits: u32) -> [Expression; 3] {
     const STATE: u32 = 0;
     let load = Attributes::new().big_endian(1, REGISTER).big_endian(2, STATE);
     [
         expression("ct", load),
         mask(&bits.to_ne_bytes(), &[0; 4]),
-        compare(Comparison::Different, &[0; 4]),
+        compare(Comparison::NotEqual, &[0; 4]),
     ]
 }
 
-/// Loads on which [`Side`] of its connection the packet is, a byte.
-pub(crate) fn load_direction() -> Expression {
+/// Loads on which [`ConntrackDirection`] of its connection the packet is, a byte.
+pub(crate) fn load_conntrack_direction() -> Expression {
     const DIRECTION: u32 = 1;
     expression("ct", Attributes::new().big_endian(1, REGISTER).big_endian(2, DIRECTION))
 }
@@ -282,27 +282,27 @@ pub(crate) fn reset() -> Expression {
 }
 
 /// Counts the packet by the named counter.
-pub(crate) fn count_by(counter: &str) -> Expression {
+pub(crate) fn count_in(counter: &str) -> Expression {
     const COUNTER: u32 = 1;
     expression("objref", Attributes::new().big_endian(1, COUNTER).text(2, counter))
 }
 
 /// How many packets a rule has dropped, as the kernel tells the rule; none of one that drops nothing.
-pub(crate) fn told_dropped(rule: &[u8]) -> Option<u64> {
+pub(crate) fn parse_dropped(rule: &[u8]) -> Option<u64> {
     const PACKETS: u16 = 2;
-    let verdict = find(find(told(rule, b"immediate\0").next()?, 2)?, 2)?;
-    let drops = find(verdict, 1)? == (Verdict::Drop as i32).to_be_bytes();
-    let packets = find(told(rule, b"counter\0").next().filter(|_| drops)?, PACKETS)?;
+    let verdict = find(find(expressions_of_kind(rule, b"immediate\0").next()?, 2)?, 2)?;
+    let drops = find(verdict, 1)? == (PacketVerdict::Drop as i32).to_be_bytes();
+    let packets = find(expressions_of_kind(rule, b"counter\0").next().filter(|_| drops)?, PACKETS)?;
     packets.try_into().ok().map(u64::from_be_bytes)
 }
 
 /// The names of the sets that a rule looks into, as the kernel tells the rule.
-pub(crate) fn told_lookups(rule: &[u8]) -> impl Iterator<Item = String> {
-    told(rule, b"lookup\0").filter_map(|lookup| super::told_text(find(lookup, 1)?))
+pub(crate) fn parse_lookups(rule: &[u8]) -> impl Iterator<Item = String> {
+    expressions_of_kind(rule, b"lookup\0").filter_map(|lookup| super::parse_text(find(lookup, 1)?))
 }
 
 /// What the kernel tells of a rule's steps of one kind.
-fn told<'a>(rule: &'a [u8], kind: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+fn expressions_of_kind<'a>(rule: &'a [u8], kind: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     let steps = attributes(find(rule, super::RULE_EXPRESSIONS).unwrap_or_default());
     let of_kind = steps.filter(move |(_, step)| find(step, 1) == Some(kind));
     of_kind.filter_map(|(_, step)| find(step, 2))

@@ -4,7 +4,7 @@
 mod expression;
 mod set;
 
-use super::{APPEND, Attributes, CREATE, Message, find};
+use super::{APPEND, Attributes, CREATE, NetlinkMessage, find};
 
 pub(crate) use expression::*;
 pub(crate) use set::*;
@@ -48,18 +48,18 @@ fn fixed(family: u8, resource: u16) -> Vec<u8> {
     vec![family, 0, high, low]
 }
 
-fn message(kind: u16, flags: u16, attributes: Attributes) -> Message {
-    Message { kind: SUBSYSTEM << 8 | kind, flags, fixed: fixed(FAMILY_INET, 0), attributes }
+fn message(kind: u16, flags: u16, attributes: Attributes) -> NetlinkMessage {
+    NetlinkMessage { kind: SUBSYSTEM << 8 | kind, flags, fixed: fixed(FAMILY_INET, 0), attributes }
 }
 
 /// Whether this is the message that ends a batch.
-pub(super) fn is_end(message: &Message) -> bool {
+pub(super) fn is_end(message: &NetlinkMessage) -> bool {
     message.kind == BATCH_END
 }
 
 /// Messages that come into force together or not at all.
-pub(crate) fn transaction(changes: Vec<Message>) -> Vec<Message> {
-    let border = |kind| Message {
+pub(crate) fn transaction(changes: Vec<NetlinkMessage>) -> Vec<NetlinkMessage> {
+    let border = |kind| NetlinkMessage {
         kind,
         flags: 0,
         fixed: fixed(0, SUBSYSTEM),
@@ -70,7 +70,7 @@ pub(crate) fn transaction(changes: Vec<Message>) -> Vec<Message> {
 }
 
 /// Makes a table unless it is there. The comment is kept as the `nft` command keeps it.
-pub(crate) fn make_table(name: &str, comment: Option<&str>) -> Message {
+pub(crate) fn make_table(name: &str, comment: Option<&str>) -> NetlinkMessage {
     let mut attributes = Attributes::new().text(TABLE_NAME, name);
     if let Some(comment) = comment {
         attributes = attributes.bytes(TABLE_USERDATA, &comment_bytes(comment));
@@ -86,32 +86,32 @@ pub(crate) fn comment_bytes(comment: &str) -> Vec<u8> {
 }
 
 /// The text of a comment, as the kernel tells its bytes.
-pub(crate) fn told_comment(bytes: &[u8]) -> Option<String> {
-    told_text(bytes.get(2..)?)
+pub(crate) fn parse_comment(bytes: &[u8]) -> Option<String> {
+    parse_text(bytes.get(2..)?)
 }
 
 /// Removes a table with all that is in it.
-pub(crate) fn delete_table(name: &str) -> Message {
+pub(crate) fn delete_table(name: &str) -> NetlinkMessage {
     message(DELETE_TABLE, 0, Attributes::new().text(TABLE_NAME, name))
 }
 
 /// Asks for a table.
-pub(crate) fn get_table(name: &str) -> Message {
+pub(crate) fn get_table(name: &str) -> NetlinkMessage {
     message(GET_TABLE, 0, Attributes::new().text(TABLE_NAME, name))
 }
 
 /// Asks for the chains of all tables, of every family.
-pub(crate) fn get_chains() -> Message {
-    Message { fixed: fixed(0, 0), ..message(GET_CHAIN, 0, Attributes::new()) }
+pub(crate) fn get_chains() -> NetlinkMessage {
+    NetlinkMessage { fixed: fixed(0, 0), ..message(GET_CHAIN, 0, Attributes::new()) }
 }
 
 /// Asks for the rules of a table.
-pub(crate) fn get_rules(table: &str) -> Message {
+pub(crate) fn get_rules(table: &str) -> NetlinkMessage {
     message(GET_RULE, 0, Attributes::new().text(RULE_TABLE, table))
 }
 
 /// Asks for the number of the last transaction, which every kernel with nf_tables knows.
-pub(crate) fn get_generation() -> Message {
+pub(crate) fn get_generation() -> NetlinkMessage {
     message(GET_GENERATION, 0, Attributes::new())
 }
 
@@ -120,12 +120,12 @@ pub(crate) fn get_generation() -> Message {
 pub(crate) struct Hook {
     /// `nat`, `filter` or `route`.
     pub(crate) kind: &'static str,
-    pub(crate) place: HookPlace,
+    pub(crate) point: HookPoint,
     pub(crate) priority: i32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum HookPlace {
+pub(crate) enum HookPoint {
     Prerouting = 0,
     Input = 1,
     Forward = 2,
@@ -138,7 +138,7 @@ pub(crate) fn chain(table: &str, name: &str, hook: Hook) -> Attributes {
     const HOOK: u16 = 4;
     const KIND: u16 = 7;
     let hooked =
-        Attributes::new().big_endian(1, hook.place as u32).bytes(2, &hook.priority.to_be_bytes());
+        Attributes::new().big_endian(1, hook.point as u32).bytes(2, &hook.priority.to_be_bytes());
     chain_named(table, name).nested(HOOK, hooked).text(KIND, hook.kind)
 }
 
@@ -148,18 +148,18 @@ pub(crate) fn chain_named(table: &str, name: &str) -> Attributes {
 }
 
 /// Removes a chain with its rules; nothing may call it any more.
-pub(crate) fn delete_chain(table: &str, name: &str) -> Message {
+pub(crate) fn delete_chain(table: &str, name: &str) -> NetlinkMessage {
     message(DELETE_CHAIN, 0, chain_named(table, name))
 }
 
 /// Removes the rules of a chain.
-pub(crate) fn flush_chain(table: &str, name: &str) -> Message {
+pub(crate) fn flush_chain(table: &str, name: &str) -> NetlinkMessage {
     let attributes = Attributes::new().text(RULE_TABLE, table).text(RULE_CHAIN, name);
     message(DELETE_RULE, 0, attributes)
 }
 
 /// Makes a chain.
-pub(crate) fn make_chain(chain: Attributes) -> Message {
+pub(crate) fn make_chain(chain: Attributes) -> NetlinkMessage {
     message(NEW_CHAIN, CREATE, chain)
 }
 
@@ -173,7 +173,7 @@ pub(crate) fn rule(table: &str, chain: &str, expressions: Vec<Expression>) -> At
 }
 
 /// Puts a rule behind the others of its chain.
-pub(crate) fn append_rule(rule: Attributes) -> Message {
+pub(crate) fn append_rule(rule: Attributes) -> NetlinkMessage {
     message(NEW_RULE, CREATE | APPEND, rule)
 }
 
@@ -185,27 +185,27 @@ fn counter_named(table: &str, name: &str) -> Attributes {
 }
 
 /// Makes a counter that rules count by and that outlives them, unless it is there.
-pub(crate) fn make_counter(table: &str, name: &str) -> Message {
+pub(crate) fn make_counter(table: &str, name: &str) -> NetlinkMessage {
     message(NEW_OBJECT, CREATE, counter_named(table, name).nested(4, Attributes::new()))
 }
 
 /// Removes a counter; no rule may count by it any more.
-pub(crate) fn delete_counter(table: &str, name: &str) -> Message {
+pub(crate) fn delete_counter(table: &str, name: &str) -> NetlinkMessage {
     message(DELETE_OBJECT, 0, counter_named(table, name))
 }
 
 /// Asks for the counters of a table.
-pub(crate) fn get_counters(table: &str) -> Message {
+pub(crate) fn get_counters(table: &str) -> NetlinkMessage {
     message(GET_OBJECT, 0, Attributes::new().text(1, table).big_endian(3, COUNTER))
 }
 
 /// The name of a counter and its packets, as the kernel tells it.
-pub(crate) fn told_counter(attributes: &[u8]) -> Option<(String, u64)> {
+pub(crate) fn parse_counter(attributes: &[u8]) -> Option<(String, u64)> {
     let packets = find(find(attributes, 4)?, 2)?;
-    Some((told_text(find(attributes, 2)?)?, u64::from_be_bytes(*packets.first_chunk()?)))
+    Some((parse_text(find(attributes, 2)?)?, u64::from_be_bytes(*packets.first_chunk()?)))
 }
 
 /// A name, as the kernel tells it.
-pub(crate) fn told_text(bytes: &[u8]) -> Option<String> {
+pub(crate) fn parse_text(bytes: &[u8]) -> Option<String> {
     String::from_utf8(bytes.strip_suffix(&[0])?.to_vec()).ok()
 }

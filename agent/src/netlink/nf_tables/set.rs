@@ -1,7 +1,7 @@
 //! Sets and maps: what a rule looks a packet's fields up in.
 
-use super::{Attributes, CREATE, Message, Verdict, message};
-use crate::netlink::Reply;
+use super::{Attributes, CREATE, NetlinkMessage, PacketVerdict, message};
+use crate::netlink::NetlinkReply;
 use crate::netlink::message::{ATTRIBUTE_HEADER_BYTES as HEADER_BYTES, NESTED, attribute_header};
 
 const NEW_SET: u16 = 9;
@@ -47,21 +47,21 @@ fn concatenated(kinds: &[ValueKind]) -> u32 {
 
 /// A set, or a map when it holds something for its keys.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Set<'a> {
+pub(crate) struct SetSpec<'a> {
     pub(crate) name: &'a str,
     pub(crate) key: &'a [ValueKind],
     /// Whether an element covers all keys from one to another, part by part. No two may overlap.
     pub(crate) has_ranges: bool,
-    pub(crate) holds: Holds<'a>,
+    pub(crate) holds: SetData<'a>,
     /// How many elements it will have, where that is known and does not change.
     pub(crate) size: Option<u32>,
 }
 
 /// What a set holds for a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Holds<'a> {
+pub(crate) enum SetData<'a> {
     /// Nothing: a key is in it or is not.
-    Nothing,
+    None,
     /// What becomes of the packet.
     Verdicts,
     /// A value of this kind and length.
@@ -69,13 +69,13 @@ pub(crate) enum Holds<'a> {
 }
 
 /// Makes a set unless it is there.
-pub(crate) fn make_set(table: &str, set: Set<'_>) -> Message {
+pub(crate) fn make_set(table: &str, set: SetSpec<'_>) -> NetlinkMessage {
     const INTERVAL: u32 = 4;
     const IS_MAP: u32 = 8;
     const CONCATENATED: u32 = 0x80;
     const ANY_ID: u32 = 1;
     const FIELD: u16 = 1;
-    let mut flags = if set.holds == Holds::Nothing { 0 } else { IS_MAP };
+    let mut flags = if set.holds == SetData::None { 0 } else { IS_MAP };
     if set.has_ranges {
         flags |= INTERVAL | CONCATENATED;
     }
@@ -85,9 +85,9 @@ pub(crate) fn make_set(table: &str, set: Set<'_>) -> Message {
         .big_endian(4, concatenated(set.key))
         .big_endian(5, words * 4);
     match set.holds {
-        Holds::Nothing => {}
-        Holds::Verdicts => attributes = attributes.big_endian(6, 0xffff_ff00),
-        Holds::Values(kinds, bytes) => {
+        SetData::None => {}
+        SetData::Verdicts => attributes = attributes.big_endian(6, 0xffff_ff00),
+        SetData::Values(kinds, bytes) => {
             attributes = attributes.big_endian(6, concatenated(kinds)).big_endian(7, bytes);
         }
     }
@@ -112,17 +112,17 @@ fn set_named(table: &str, name: &str) -> Attributes {
 }
 
 /// Removes a set with its elements; no rule may look into it any more.
-pub(crate) fn delete_set(table: &str, name: &str) -> Message {
+pub(crate) fn delete_set(table: &str, name: &str) -> NetlinkMessage {
     message(DELETE_SET, 0, set_named(table, name))
 }
 
 /// Asks for the sets of a table.
-pub(crate) fn get_sets(table: &str) -> Message {
+pub(crate) fn get_sets(table: &str) -> NetlinkMessage {
     message(GET_SET, 0, Attributes::new().text(SET_TABLE, table))
 }
 
 /// Asks for the elements of a set.
-pub(crate) fn get_elements(table: &str, set: &str) -> Message {
+pub(crate) fn get_elements(table: &str, set: &str) -> NetlinkMessage {
     message(GET_ELEMENTS, 0, Attributes::new().text(ELEMENTS_TABLE, table).text(ELEMENTS_SET, set))
 }
 
@@ -136,12 +136,12 @@ const VALUE: u16 = 1;
 
 /// Which element of a set: a key, or all keys from one to another, part by part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Keys {
+pub(crate) struct ElementKeys {
     first: Vec<u8>,
     last: Option<Vec<u8>>,
 }
 
-impl Keys {
+impl ElementKeys {
     /// One key.
     pub(crate) fn one(key: &[u8]) -> Self {
         Self { first: key.to_vec(), last: None }
@@ -153,35 +153,35 @@ impl Keys {
     }
 
     /// Those of an element as the kernel tells it.
-    pub(crate) fn told(element: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(element: &[u8]) -> Option<Self> {
         let last = crate::netlink::find(element, KEY_END);
         let last = last.and_then(|last| crate::netlink::find(last, VALUE));
-        Some(Self { first: told_key(element)?.to_vec(), last: last.map(<[u8]>::to_vec) })
+        Some(Self { first: element_key(element)?.to_vec(), last: last.map(<[u8]>::to_vec) })
     }
 }
 
 /// An element, with what the set holds for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Element {
-    pub(crate) keys: Keys,
+pub(crate) struct SetElement {
+    pub(crate) keys: ElementKeys,
     /// The chain that decides about its packets.
     chain: Option<String>,
 }
 
-impl Element {
+impl SetElement {
     /// An element that is in a set or is not.
-    pub(crate) fn new(keys: Keys) -> Self {
+    pub(crate) fn new(keys: ElementKeys) -> Self {
         Self { keys, chain: None }
     }
 
     /// A key whose packets another chain decides about.
     pub(crate) fn chain(key: &[u8], chain: &str) -> Self {
-        Self { keys: Keys::one(key), chain: Some(chain.to_owned()) }
+        Self { keys: ElementKeys::one(key), chain: Some(chain.to_owned()) }
     }
 
     /// Whether `bytes`, an element as the kernel tells it, is this one.
     pub(crate) fn is(&self, bytes: &[u8]) -> bool {
-        self.attributes().are_in(bytes)
+        self.attributes().is_contained_in(bytes)
     }
 
     fn attributes(&self) -> Attributes {
@@ -191,7 +191,7 @@ impl Element {
             attributes = attributes.nested(KEY_END, value(last));
         }
         if let Some(chain) = &self.chain {
-            let goto = (Verdict::Goto as i32).to_be_bytes();
+            let goto = (PacketVerdict::Goto as i32).to_be_bytes();
             let verdict = Attributes::new().bytes(1, &goto).text(2, chain);
             attributes = attributes.nested(DATA, Attributes::new().nested(2, verdict));
         }
@@ -200,23 +200,23 @@ impl Element {
 }
 
 /// The list of elements that a message of the kernel's holds, as the kernel tells each.
-pub(crate) fn told_elements(attributes: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn parse_elements(attributes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let list = crate::netlink::find(attributes, ELEMENTS).unwrap_or_default();
     crate::netlink::attributes(list).map(|(_, element)| element)
 }
 
 /// Whether the kernel tells of elements that came or went.
-pub(crate) fn is_of_elements(told: &Reply) -> bool {
-    [NEW_ELEMENTS, DELETE_ELEMENTS].contains(&(told.kind & 0xff))
+pub(crate) fn is_element_change(parse: &NetlinkReply) -> bool {
+    [NEW_ELEMENTS, DELETE_ELEMENTS].contains(&(parse.kind & 0xff))
 }
 
 /// The key of an element as the kernel tells it.
-pub(crate) fn told_key(element: &[u8]) -> Option<&[u8]> {
+pub(crate) fn element_key(element: &[u8]) -> Option<&[u8]> {
     crate::netlink::find(crate::netlink::find(element, KEY)?, VALUE)
 }
 
 /// What a map holds for an element's key, as the kernel tells it.
-pub(crate) fn told_value(element: &[u8]) -> Option<&[u8]> {
+pub(crate) fn element_value(element: &[u8]) -> Option<&[u8]> {
     crate::netlink::find(crate::netlink::find(element, DATA)?, VALUE)
 }
 
@@ -225,8 +225,8 @@ pub(crate) fn told_value(element: &[u8]) -> Option<&[u8]> {
 pub(crate) const ELEMENT_LIMIT: usize = 500;
 
 /// Puts elements into a set; at most [`ELEMENT_LIMIT`].
-pub(crate) fn add_elements(table: &str, set: &str, elements: &[Element]) -> Message {
-    message(NEW_ELEMENTS, CREATE, listed(table, set, elements.iter().map(Element::attributes)))
+pub(crate) fn add_elements(table: &str, set: &str, elements: &[SetElement]) -> NetlinkMessage {
+    message(NEW_ELEMENTS, CREATE, listed(table, set, elements.iter().map(SetElement::attributes)))
 }
 
 /// Puts keys with their values into a map; at most [`ELEMENT_LIMIT`]. A map may be large, so its
@@ -235,7 +235,7 @@ pub(crate) fn add_values<'a>(
     table: &str,
     map: &str,
     elements: impl Iterator<Item = (&'a [u8], &'a [u8])>,
-) -> Message {
+) -> NetlinkMessage {
     let mut list = Vec::new();
     for (key, value) in elements {
         let parts = [(KEY, key), (DATA, value)];
@@ -252,8 +252,8 @@ pub(crate) fn add_values<'a>(
 }
 
 /// Takes elements out of a set; at most [`ELEMENT_LIMIT`].
-pub(crate) fn delete_elements(table: &str, set: &str, keys: &[Keys]) -> Message {
-    let elements = keys.iter().map(|keys| Element::new(keys.clone()).attributes());
+pub(crate) fn delete_elements(table: &str, set: &str, keys: &[ElementKeys]) -> NetlinkMessage {
+    let elements = keys.iter().map(|keys| SetElement::new(keys.clone()).attributes());
     message(DELETE_ELEMENTS, 0, listed(table, set, elements))
 }
 
@@ -275,7 +275,7 @@ mod tests {
             Attributes::new().nested(KEY, value(key)).nested(DATA, value(data))
         };
         let list = listed("table", "map", elements.iter().map(element));
-        let bytes = |message: Message| {
+        let bytes = |message: NetlinkMessage| {
             let mut out = Vec::new();
             message.write(1, 0, &mut out);
             out

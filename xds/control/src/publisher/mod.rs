@@ -160,7 +160,7 @@ impl Publisher {
                 self.settle();
                 if is_large {
                     // Not before clients are sent the change.
-                    tokio::task::block_in_place(memory::give_back);
+                    tokio::task::block_in_place(memory::trim_heap);
                 }
             }
             if let Some(last) = &self.last {

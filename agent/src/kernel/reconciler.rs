@@ -18,36 +18,36 @@ use nix::sys::socket::SockProtocol;
 use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 
-use super::flows::{Ending, Fate, Flows};
-use super::index::{GROUP_PREFIX, chain_name};
+use super::flows::{ExpiredEndpoint, FlowAction, FlowTracker};
+use super::table_sets::{GROUP_PREFIX, chain_name};
 use super::occupancy::Occupancy;
-use super::reconcile::Kernel;
-use super::report::{Report, ServiceReport};
-use super::service::{Division, Key, NeedsProxy, PathChoice, Way, divide};
-use super::table::Wanted;
-use crate::netlink::conntrack::{self, Conntrack, Ended, Entry};
-use crate::netlink::{Netlink, Told, nf_tables};
-use crate::plan::Plan;
+use super::reconcile::KernelTable;
+use super::report::{KernelPathReport, ServiceReport};
+use super::service::{PathAssignment, ServiceKey, NeedsProxy, PathChoice, FlowPath, assign_paths};
+use super::table::DesiredTable;
+use crate::netlink::conntrack::{self, Conntrack, EndedConnection, ConntrackEntry};
+use crate::netlink::{Netlink, Notification, nf_tables};
+use crate::plan::AgentPlan;
 use crate::record::Record;
 use crate::redirect::is_in_iptables;
-use crate::worker::unix_ms;
+use crate::clock::{now, unix_ms};
 
 /// How often the kernel's counters are read.
-const COUNT: Duration = Duration::from_secs(1);
+const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the kernel's connections are looked at when nothing has changed, at most; looking may
 /// take a two-hundredth of the time, so many of them are looked at less often.
-const SWEEP: Duration = Duration::from_secs(5);
-const SWEEP_SHARE: u32 = 200;
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+const SWEEP_COST_FACTOR: u32 = 200;
 /// How often the maps are compared element by element.
-const DEEP: Duration = Duration::from_secs(60);
+const DEEP_COMPARE_INTERVAL: Duration = Duration::from_secs(60);
 /// The shortest time between two repairs, so that a fight with somebody else costs little.
-const BETWEEN_REPAIRS: Duration = Duration::from_millis(100);
+const REPAIR_INTERVAL: Duration = Duration::from_millis(100);
 /// How often the table is made before whoever changes it meanwhile is left alone for a moment.
-const ATTEMPTS: usize = 3;
+const RECONCILE_ATTEMPTS: usize = 3;
 /// How long the kernel rests after it refused.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How long connections of an endpoint whose time is over have to be heard of, and so be reset.
-const RESETTING: Duration = Duration::from_secs(60);
+const RESET_PERIOD: Duration = Duration::from_secs(60);
 
 /// What the kernel path may take.
 #[derive(Debug, Clone, Copy)]
@@ -60,39 +60,39 @@ pub struct KernelLimits {
 
 /// The thread's handle. The thread ends with the last of them; the table stays.
 #[derive(Debug, Clone)]
-pub struct Keeper {
-    newest: Arc<Mutex<Option<Arc<Plan>>>>,
+pub struct KernelReconciler {
+    pending_plan: Arc<Mutex<Option<Arc<AgentPlan>>>>,
     waker: Arc<UnixStream>,
-    report: Arc<Mutex<Report>>,
+    report: Arc<Mutex<KernelPathReport>>,
 }
 
-impl Keeper {
+impl KernelReconciler {
     /// Starts the thread, for the network namespace of this one.
     ///
     /// # Errors
     /// When there can be no thread for it.
     pub fn start(choice: PathChoice, limits: KernelLimits, access: Writer) -> io::Result<Self> {
-        let report = Arc::new(Mutex::new(Report::default()));
-        let newest = Arc::new(Mutex::new(None));
+        let report = Arc::new(Mutex::new(KernelPathReport::default()));
+        let pending_plan = Arc::new(Mutex::new(None));
         let (waker, woken) = UnixStream::pair()?;
         waker.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
         let now = now();
-        let work = Work {
+        let work = ReconcileThread {
             choice,
             limits,
-            newest: newest.clone(),
+            pending_plan: pending_plan.clone(),
             report: report.clone(),
-            flows: Flows::new(limits.endpoint_drain),
-            ends: None,
-            division: Division::default(),
+            flows: FlowTracker::new(limits.endpoint_drain),
+            ended_events: None,
+            assignment: PathAssignment::default(),
             open: HashMap::new(),
             counters: HashMap::new(),
-            ending: Vec::new(),
+            expired: Vec::new(),
             is_in_force: false,
-            enforced: None,
-            changes: None,
-            refused: None,
+            last_applied: None,
+            change_events: None,
+            last_error: None,
             due: now,
             deep_due: now,
             sweep_due: now,
@@ -101,85 +101,85 @@ impl Keeper {
         std::thread::Builder::new()
             .name("kernel-path".into())
             .spawn(move || work.run(woken, &access))?;
-        Ok(Self { newest, waker: Arc::new(waker), report })
+        Ok(Self { pending_plan, waker: Arc::new(waker), report })
     }
 
     /// Takes over a plan.
-    pub fn follow(&self, plan: Arc<Plan>) {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
+    pub fn follow(&self, plan: Arc<AgentPlan>) {
+        *self.pending_plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
         // When there is no room, it has been woken often enough.
         drop((&*self.waker).write(&[0]));
     }
 
     /// What there is to tell.
     #[must_use]
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> KernelPathReport {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-struct Work {
+struct ReconcileThread {
     choice: PathChoice,
     limits: KernelLimits,
-    newest: Arc<Mutex<Option<Arc<Plan>>>>,
-    report: Arc<Mutex<Report>>,
-    flows: Flows,
+    pending_plan: Arc<Mutex<Option<Arc<AgentPlan>>>>,
+    report: Arc<Mutex<KernelPathReport>>,
+    flows: FlowTracker,
     /// Tells of connections that end, when records of them are wanted.
-    ends: Option<Netlink>,
+    ended_events: Option<Netlink>,
     /// Of the newest plan.
-    division: Division,
+    assignment: PathAssignment,
     /// How many flows each service has, and has had.
-    open: HashMap<Key, u64>,
+    open: HashMap<ServiceKey, u64>,
     counters: HashMap<String, u64>,
     /// Whose connections are being reset.
-    ending: Vec<Ending>,
+    expired: Vec<ExpiredEndpoint>,
     /// Whether the division is what the kernel does.
     is_in_force: bool,
     /// What was enforced last beside the services.
-    enforced: Option<(Vec<Ending>, bool)>,
+    last_applied: Option<(Vec<ExpiredEndpoint>, bool)>,
     /// Tells of changes, ours and others'.
-    changes: Option<Netlink>,
+    change_events: Option<Netlink>,
     /// Why the kernel refused, when it did.
-    refused: Option<String>,
+    last_error: Option<String>,
     due: Instant,
     deep_due: Instant,
     sweep_due: Instant,
     count_due: Instant,
 }
 
-impl Work {
+impl ReconcileThread {
     fn run(mut self, mut woken: UnixStream, access: &Writer) {
         let log = access.log();
         let mut has_plan = false;
         loop {
-            let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let pending_plan = self.pending_plan.lock().unwrap_or_else(PoisonError::into_inner).take();
             // What was there before is not touched before there is a configuration.
-            if let Some(plan) = newest.filter(|plan| plan.revision > 0) {
+            if let Some(plan) = pending_plan.filter(|plan| plan.revision > 0) {
                 has_plan = true;
-                self.take_over(&plan);
+                self.apply_plan(&plan);
             }
             if has_plan {
                 self.enforce();
-                self.tell();
+                self.publish_report();
             }
-            let wait = self.next().saturating_duration_since(now());
-            let wait = if has_plan { wait } else { Duration::MAX };
-            let told = [self.changes.as_ref(), self.ends.as_ref()];
-            if !pause(wait, &mut woken, told.into_iter().flatten()) {
+            let timeout = self.next_wakeup().saturating_duration_since(now());
+            let timeout = if has_plan { timeout } else { Duration::MAX };
+            let sockets = [self.change_events.as_ref(), self.ended_events.as_ref()];
+            if !wait(timeout, &mut woken, sockets.into_iter().flatten()) {
                 return;
             }
-            self.hear();
+            self.drain_changes();
             self.record(&log);
         }
     }
 
     /// Takes in what the kernel told of changes: it is looked at soon.
-    fn hear(&mut self) {
-        let Some(changes) = &self.changes else { return };
+    fn drain_changes(&mut self) {
+        let Some(change_events) = &self.change_events else { return };
         let mut of_elements = false;
-        let heard = changes.drain(|told| of_elements |= is_of_elements(&told));
-        let soon = now() + BETWEEN_REPAIRS;
-        if heard.unwrap_or(true) {
+        let received = change_events.drain(|notification| of_elements |= is_element_change(&notification));
+        let soon = now() + REPAIR_INTERVAL;
+        if received.unwrap_or(true) {
             self.due = self.due.min(soon);
         }
         if of_elements {
@@ -189,22 +189,22 @@ impl Work {
 
     /// Writes a record of each connection that has ended.
     fn record(&mut self, log: &AccessLog) {
-        let Some(ends) = &self.ends else { return };
+        let Some(ended_events) = &self.ended_events else { return };
         let (mut lost, flows) = (0, &self.flows);
-        let heard = ends.drain(|told| match told {
-            Told::This(told) => {
-                if let Some(ended) = conntrack::ended(&told)
-                    && let Some(service) = flows.logged(&ended.entry.flow, ended.entry.endpoint)
+        let received = ended_events.drain(|notification| match notification {
+            Notification::Message(notification) => {
+                if let Some(ended) = conntrack::parse_ended(&notification)
+                    && let Some(service) = flows.logged_service(&ended.entry.flow, ended.entry.endpoint)
                 {
                     log.line(&record(&ended, service));
                 }
             }
-            Told::TooMuch => lost += 1,
+            Notification::Overflow => lost += 1,
         });
         log.hand_over();
-        if let Err(error) = heard {
+        if let Err(error) = received {
             tracing::warn!(%error, "ends of connections are not heard any more");
-            self.ends = None;
+            self.ended_events = None;
         }
         if lost > 0 {
             self.update(|report| report.records_lost += lost);
@@ -212,41 +212,41 @@ impl Work {
     }
 
     /// Listens to ends of connections as long as records of them are wanted.
-    fn want_records(&mut self) {
-        if !self.flows.are_logged() {
-            self.ends = None;
-        } else if self.ends.is_none() {
-            if let Err(error) = conntrack::keep_accounts() {
+    fn update_record_subscription(&mut self) {
+        if !self.flows.wants_records() {
+            self.ended_events = None;
+        } else if self.ended_events.is_none() {
+            if let Err(error) = conntrack::enable_accounting() {
                 tracing::warn!(%error, "records will not tell what connections carried");
             }
-            let listening = Netlink::listen(SockProtocol::NetlinkNetFilter, conntrack::ENDS);
+            let listening = Netlink::listen(SockProtocol::NetlinkNetFilter, conntrack::DESTROY_GROUP);
             match listening {
-                Ok(ends) => self.ends = Some(ends),
+                Ok(ended_events) => self.ended_events = Some(ended_events),
                 Err(error) => tracing::warn!(%error, "there will be no records of connections"),
             }
         }
     }
 
     /// When there is something to do next.
-    fn next(&self) -> Instant {
+    fn next_wakeup(&self) -> Instant {
         let due = self.due.min(self.deep_due).min(self.sweep_due).min(self.count_due);
         self.flows.next_deadline(now()).map_or(due, |deadline| due.min(deadline))
     }
 
-    fn take_over(&mut self, plan: &Plan) {
-        self.division = divide(plan, self.choice, self.limits.slots);
+    fn apply_plan(&mut self, plan: &AgentPlan) {
+        self.assignment = assign_paths(plan, self.choice, self.limits.slots);
         (self.is_in_force, self.due) = (false, now());
     }
 
     /// Does what is due.
     fn enforce(&mut self) {
         let started = now();
-        let ending = self.flows.ending(started);
-        if self.due <= started || self.deep_due <= started || ending != self.ending {
-            self.ending = ending;
+        let expired = self.flows.expired(started);
+        if self.due <= started || self.deep_due <= started || expired != self.expired {
+            self.expired = expired;
             match self.reconcile() {
                 Ok(()) => {}
-                Err(error) => self.complain(&error),
+                Err(error) => self.record_failure(&error),
             }
         }
         if self.count_due <= now() {
@@ -259,9 +259,9 @@ impl Work {
             }
             let finished = now();
             let took = finished - sweeping;
-            self.sweep_due = finished + SWEEP.max(took * SWEEP_SHARE);
-            if let Some(then) = finished.checked_sub(RESETTING) {
-                self.flows.forget(then);
+            self.sweep_due = finished + SWEEP_INTERVAL.max(took * SWEEP_COST_FACTOR);
+            if let Some(then) = finished.checked_sub(RESET_PERIOD) {
+                self.flows.forget_expired_before(then);
             }
         }
     }
@@ -269,29 +269,29 @@ impl Work {
     fn reconcile(&mut self) -> io::Result<()> {
         let started = now();
         let mut deep = self.deep_due <= started;
-        let mut early = false;
-        let mut kernel = Kernel::open()?;
+        let mut uses_iptables = false;
+        let mut kernel = KernelTable::open()?;
         let mut transactions = 0;
         if !self.is_in_force {
             // The kernel would tell us of every slot of a map, which takes longer than filling it.
-            self.changes = None;
+            self.change_events = None;
         }
-        for attempt in 0..ATTEMPTS {
+        for attempt in 0..RECONCILE_ATTEMPTS {
             if attempt > 0 || self.is_in_force {
                 // What changes from here on is heard, or seen by what follows.
-                deep |= self.listen();
+                deep |= self.subscribe_to_changes();
             }
             // Asked after listening: whoever installs or removes iptables' rules now is heard of.
-            early = is_in_iptables();
-            let wanted = Wanted {
-                services: &self.division.kernel,
-                groups: &self.division.groups,
-                ending: &self.ending,
-                is_captured_early: early,
+            uses_iptables = is_in_iptables();
+            let desired = DesiredTable {
+                services: &self.assignment.kernel,
+                groups: &self.assignment.groups,
+                expired: &self.expired,
+                is_captured_by_iptables: uses_iptables,
             };
-            let outcome = kernel.reconcile(wanted, deep)?;
+            let outcome = kernel.reconcile(desired, deep)?;
             transactions += outcome.transactions;
-            if outcome.transactions == 0 && self.changes.is_some() {
+            if outcome.transactions == 0 && self.change_events.is_some() {
                 break;
             }
         }
@@ -300,127 +300,127 @@ impl Work {
             // Flows that began while it was otherwise may be where they no longer belong.
             self.sweep_due = finished;
         }
-        let wanted = (self.ending.clone(), early);
-        let is_same = self.enforced.as_ref() == Some(&wanted);
-        self.enforced = Some(wanted);
+        let desired = (self.expired.clone(), uses_iptables);
+        let is_same = self.last_applied.as_ref() == Some(&desired);
+        self.last_applied = Some(desired);
         if self.is_in_force && transactions > 0 && is_same {
             self.update(|report| report.repairs += 1);
             tracing::warn!("the kernel's table of services had been changed: repaired");
         }
         if !self.is_in_force {
-            self.flows.follow(&self.division.kernel, &self.division.proxied, finished);
-            self.want_records();
+            self.flows.apply(&self.assignment.kernel, &self.assignment.proxied, finished);
+            self.update_record_subscription();
             self.sweep_due = finished;
             self.update(|report| report.last_change = finished - started);
             tracing::info!(
-                services = self.division.kernel.len(),
+                services = self.assignment.kernel.len(),
                 transactions,
                 took = ?finished - started,
                 "services that the kernel carries"
             );
         }
-        (self.is_in_force, self.refused) = (true, None);
-        self.due = finished + DEEP;
+        (self.is_in_force, self.last_error) = (true, None);
+        self.due = finished + DEEP_COMPARE_INTERVAL;
         if deep {
-            self.deep_due = finished + DEEP;
+            self.deep_due = finished + DEEP_COMPARE_INTERVAL;
         }
         Ok(())
     }
 
     /// Listens to changes from here on. What was told before is seen by whoever looks now; whether it
     /// has to look at the elements of maps.
-    fn listen(&mut self) -> bool {
-        let Some(changes) = &self.changes else {
+    fn subscribe_to_changes(&mut self) -> bool {
+        let Some(change_events) = &self.change_events else {
             let part = SockProtocol::NetlinkNetFilter;
-            self.changes = Netlink::listen(part, nf_tables::CHANGES).ok();
+            self.change_events = Netlink::listen(part, nf_tables::CHANGES).ok();
             return false;
         };
         let mut of_elements = false;
-        let heard = changes.drain(|told| of_elements |= is_of_elements(&told));
-        of_elements || heard.is_err()
+        let received = change_events.drain(|notification| of_elements |= is_element_change(&notification));
+        of_elements || received.is_err()
     }
 
-    fn complain(&mut self, error: &io::Error) {
+    fn record_failure(&mut self, error: &io::Error) {
         let hint = match error.kind() {
             io::ErrorKind::PermissionDenied => "; it takes the capability NET_ADMIN",
             _ => "",
         };
         let reason = format!("{error}{hint}");
-        if self.refused.as_ref() != Some(&reason) && !self.division.kernel.is_empty() {
+        if self.last_error.as_ref() != Some(&reason) && !self.assignment.kernel.is_empty() {
             tracing::warn!(reason, "the kernel does not carry services; the proxy path does");
         }
-        self.refused = Some(reason);
+        self.last_error = Some(reason);
         self.update(|report| report.failures += 1);
-        let later = now() + RETRY;
+        let later = now() + RETRY_INTERVAL;
         (self.due, self.deep_due) = (later, self.deep_due.max(later));
     }
 
     /// Reads how many flows each service has had, and looks at what the kernel does not tell of.
     fn count(&mut self) {
-        match Kernel::open().and_then(|mut kernel| kernel.counters()) {
+        match KernelTable::open().and_then(|mut kernel| kernel.counters()) {
             Ok(counters) => self.counters = counters.into_iter().collect(),
             Err(error) => tracing::debug!(%error, "the kernel's counters cannot be read"),
         }
-        if let Some(occupancy) = Occupancy::now() {
+        if let Some(occupancy) = Occupancy::read() {
             self.update(|report| {
-                report.level = occupancy.tell(report.level);
+                report.level = occupancy.log_level_change(report.level);
                 report.occupancy = Some(occupancy);
             });
         }
         // The older iptables tells nobody of its changes.
-        if self.enforced.as_ref().is_some_and(|(_, early)| *early != is_in_iptables()) {
+        if self.last_applied.as_ref().is_some_and(|(_, uses_iptables)| *uses_iptables != is_in_iptables()) {
             self.due = now();
         }
-        self.count_due = now() + COUNT;
+        self.count_due = now() + COUNTER_INTERVAL;
     }
 
     /// Looks at all of the kernel's connections: counts them, and lets go of those that lost their
     /// endpoint.
     fn sweep(&mut self) -> io::Result<()> {
-        if self.refused.is_some() || !self.is_in_force {
+        if self.last_error.is_some() || !self.is_in_force {
             return Ok(());
         }
         let mut conntrack = Conntrack::open()?;
         let mut open = HashMap::new();
-        let mut lost: Vec<Entry> = Vec::new();
+        let mut lost: Vec<ConntrackEntry> = Vec::new();
         let flows = &self.flows;
-        conntrack.list(|entry| match flows.fate(&entry.flow, entry.endpoint) {
-            Fate::LetGo => lost.push(entry),
-            Fate::Keep if entry.is_over => {}
-            Fate::Keep => {
-                if let Some(key) = flows.carried(&entry.flow, entry.endpoint) {
+        conntrack.list(|entry| match flows.action_for(&entry.flow, entry.endpoint) {
+            FlowAction::Evict => lost.push(entry),
+            FlowAction::Keep if entry.is_closed => {}
+            FlowAction::Keep => {
+                if let Some(key) = flows.carrying_service(&entry.flow, entry.endpoint) {
                     *open.entry(key).or_insert(0) += 1;
                 }
             }
-            Fate::Strange => {}
+            FlowAction::Ignore => {}
         })?;
         for entry in &lost {
             conntrack.delete(entry)?;
         }
-        self.flows.swept();
+        self.flows.sweep_finished();
         self.open = open;
         if !lost.is_empty() {
             tracing::info!(flows = lost.len(), "flows left endpoints that are gone");
-            self.update(|report| report.let_go += lost.len() as u64);
+            self.update(|report| report.evicted += lost.len() as u64);
         }
         Ok(())
     }
 
-    fn tell(&self) {
-        let carried = self.division.kernel.iter().map(|service| ServiceReport {
+    fn publish_report(&self) {
+        let carried = self.assignment.kernel.iter().map(|service| ServiceReport {
             listener: service.listener.clone(),
             transport: Some(service.key.0),
-            way: match &self.refused {
-                Some(reason) => Way::Proxy(NeedsProxy::Refused(reason.clone())),
-                None => Way::Kernel,
+            path: match &self.last_error {
+                Some(reason) => FlowPath::Proxy(NeedsProxy::Refused(reason.clone())),
+                None => FlowPath::Kernel,
             },
             flows: self.counters.get(&chain_name(service.key)).copied().unwrap_or(0),
             flows_open: self.open.get(&service.key).copied().unwrap_or(0),
         });
-        let proxied = self.division.proxied.iter().map(|proxied| ServiceReport {
+        let proxied = self.assignment.proxied.iter().map(|proxied| ServiceReport {
             listener: proxied.listener.clone(),
             transport: None,
-            way: Way::Proxy(proxied.reason.clone()),
+            path: FlowPath::Proxy(proxied.reason.clone()),
             flows: 0,
             flows_open: 0,
         });
@@ -431,33 +431,33 @@ impl Work {
         self.update(|report| {
             report.services = services;
             report.blocked = blocked;
-            report.settled = self.is_in_force || self.refused.is_some();
+            report.settled = self.is_in_force || self.last_error.is_some();
         });
     }
 
-    fn update(&self, change: impl FnOnce(&mut Report)) {
+    fn update(&self, change: impl FnOnce(&mut KernelPathReport)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-fn is_of_elements(told: &Told) -> bool {
-    match told {
-        Told::This(told) => nf_tables::is_of_elements(told),
-        Told::TooMuch => true,
+fn is_element_change(notification: &Notification) -> bool {
+    match notification {
+        Notification::Message(notification) => nf_tables::is_element_change(notification),
+        Notification::Overflow => true,
     }
 }
 
 /// Sleeps until there is a new plan, the kernel tells of a change, or the time is over. Whether to go
 /// on.
-fn pause<'a>(
+fn wait<'a>(
     longest: Duration,
     woken: &mut UnixStream,
-    told: impl Iterator<Item = &'a Netlink>,
+    notification: impl Iterator<Item = &'a Netlink>,
 ) -> bool {
     // The kernel counts whole milliseconds; below one it would not sleep at all.
     let timeout = PollTimeout::try_from(longest.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
     let mut waited = vec![PollFd::new(woken.as_fd(), PollFlags::POLLIN)];
-    waited.extend(told.map(|told| PollFd::new(told.as_fd(), PollFlags::POLLIN)));
+    waited.extend(notification.map(|notification| PollFd::new(notification.as_fd(), PollFlags::POLLIN)));
     match poll(&mut waited, timeout) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(error) => tracing::warn!(%error, "waiting for a plan"),
@@ -467,7 +467,7 @@ fn pause<'a>(
 }
 
 /// The record of a connection. TCP's is written when the kernel forgets it, two minutes after its end.
-fn record<'a>(ended: &Ended, service: &'a Name) -> Record<'a> {
+fn record<'a>(ended: &EndedConnection, service: &'a Name) -> Record<'a> {
     let flow = ended.entry.flow;
     Record {
         kind: flow.transport.word(),
@@ -483,9 +483,4 @@ fn record<'a>(ended: &Ended, service: &'a Name) -> Record<'a> {
         duration_ms: ended.duration.unwrap_or_default().as_millis(),
         outcome: "ended",
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-fn now() -> Instant {
-    Instant::now()
 }

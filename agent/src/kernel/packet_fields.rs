@@ -4,17 +4,17 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use weft_model::Transport;
 
-use super::service::{Key, Place};
-use crate::netlink::nf_tables::{self as nf, Comparison, Expression, Meta, Part, ValueKind};
+use super::service::{ServiceKey, ServiceAddress};
+use crate::netlink::nf_tables::{self as nf, Comparison, Expression, MetaKey, PayloadBase, ValueKind};
 
 /// The two families of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+pub(super) enum NetFamily {
     V4,
     V6,
 }
 
-impl Family {
+impl NetFamily {
     pub(super) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
     pub(super) fn of(is_ipv4: bool) -> Self {
@@ -60,37 +60,37 @@ impl Family {
     }
 
     pub(super) fn load_source(self, word: u32) -> Expression {
-        nf::load_payload_at(word, Part::Network, self.offsets().0, self.words() * 4)
+        nf::load_payload_at(word, PayloadBase::Network, self.offsets().0, self.words() * 4)
     }
 
     pub(super) fn load_destination(self, word: u32) -> Expression {
-        nf::load_payload_at(word, Part::Network, self.offsets().1, self.words() * 4)
+        nf::load_payload_at(word, PayloadBase::Network, self.offsets().1, self.words() * 4)
     }
 
     /// Goes on only with packets whose destination is not on loopback.
     pub(super) fn is_not_loopback(self) -> [Expression; 2] {
         let loopback = self.pick(vec![127], padded(Ipv6Addr::LOCALHOST.into()));
         let bytes = self.pick(1, 16);
-        let load = nf::load_payload_at(0, Part::Network, self.offsets().1, bytes);
-        [load, nf::compare(Comparison::Different, &loopback)]
+        let load = nf::load_payload_at(0, PayloadBase::Network, self.offsets().1, bytes);
+        [load, nf::compare(Comparison::NotEqual, &loopback)]
     }
 
     pub(super) fn is_it(self) -> [Expression; 2] {
-        [nf::load_meta(Meta::Family), nf::compare(Comparison::Equal, &[self.number()])]
+        [nf::load_meta(MetaKey::Family), nf::compare(Comparison::Equal, &[self.number()])]
     }
 }
 
 pub(super) fn load_source_port(word: u32) -> Expression {
-    nf::load_payload_at(word, Part::Transport, 0, 2)
+    nf::load_payload_at(word, PayloadBase::Transport, 0, 2)
 }
 
 pub(super) fn load_destination_port(word: u32) -> Expression {
-    nf::load_payload_at(word, Part::Transport, 2, 2)
+    nf::load_payload_at(word, PayloadBase::Transport, 2, 2)
 }
 
 /// The sequence number of a TCP packet (RFC 9293, section 3.1).
 pub(super) fn load_sequence(word: u32) -> Expression {
-    nf::load_payload_at(word, Part::Transport, 4, 4)
+    nf::load_payload_at(word, PayloadBase::Transport, 4, 4)
 }
 
 pub(super) fn padded(address: IpAddr) -> Vec<u8> {
@@ -110,10 +110,10 @@ pub(super) fn proto_port(transport: Transport, address: SocketAddr) -> Vec<u8> {
 }
 
 /// What a service's packets are known by: address, protocol and port, or the last two.
-pub(super) fn dispatch_key((transport, place): Key) -> Vec<u8> {
+pub(super) fn dispatch_key((transport, place): ServiceKey) -> Vec<u8> {
     match place {
-        Place::At(at) => [padded(at.ip()), proto_port(transport, at)].concat(),
-        Place::Here(at) => proto_port(transport, at),
+        ServiceAddress::Exact(at) => [padded(at.ip()), proto_port(transport, at)].concat(),
+        ServiceAddress::AnyLocal(at) => proto_port(transport, at),
     }
 }
 

@@ -9,12 +9,12 @@ use weft_runtime::metrics::{Counter, Gauge, Opened};
 
 /// One service's flows, TCP and UDP, that one worker carries.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct FlowCounts {
     begun: Counter,
     open: Arc<Gauge>,
 }
 
-impl Tally {
+impl FlowCounts {
     /// Counts a flow that begins; it is open until the result is dropped.
     pub(crate) fn begin(&self) -> Opened<Arc<Gauge>> {
         self.begun.increment();
@@ -23,45 +23,45 @@ impl Tally {
 }
 
 /// One worker's tallies, for others to read.
-pub(crate) type Shown = Mutex<HashMap<Name, Arc<Tally>>>;
+pub(crate) type SharedFlowCounts = Mutex<HashMap<Name, Arc<FlowCounts>>>;
 
 /// One worker's tallies, for itself: what it counts by takes no lock but the first time.
 #[derive(Debug, Default)]
-pub(crate) struct Tallies(RefCell<HashMap<Name, Arc<Tally>>>);
+pub(crate) struct WorkerFlowCounts(RefCell<HashMap<Name, Arc<FlowCounts>>>);
 
-impl Tallies {
+impl WorkerFlowCounts {
     /// The tally of a service, which is shown from now on.
-    pub(crate) fn of(&self, service: &Name, shown: &Shown) -> Arc<Tally> {
+    pub(crate) fn of(&self, service: &Name, shown: &SharedFlowCounts) -> Arc<FlowCounts> {
         let mut own = self.0.borrow_mut();
-        if let Some(tally) = own.get(service) {
-            return tally.clone();
+        if let Some(flow_counts) = own.get(service) {
+            return flow_counts.clone();
         }
-        let tally = Arc::<Tally>::default();
-        own.insert(service.clone(), tally.clone());
-        lock(shown).insert(service.clone(), tally.clone());
-        tally
+        let flow_counts = Arc::<FlowCounts>::default();
+        own.insert(service.clone(), flow_counts.clone());
+        lock(shown).insert(service.clone(), flow_counts.clone());
+        flow_counts
     }
 
     /// Forgets the services that are gone, and have no flow any more.
-    pub(crate) fn forget(&self, is_gone: impl Fn(&Name) -> bool, shown: &Shown) {
-        let has_ended = |name: &Name, tally: &Tally| is_gone(name) && tally.open.get() == 0;
-        self.0.borrow_mut().retain(|name, tally| !has_ended(name, tally));
-        lock(shown).retain(|name, tally| !has_ended(name, tally));
+    pub(crate) fn forget(&self, is_gone: impl Fn(&Name) -> bool, shown: &SharedFlowCounts) {
+        let has_ended = |name: &Name, flow_counts: &FlowCounts| is_gone(name) && flow_counts.open.get() == 0;
+        self.0.borrow_mut().retain(|name, flow_counts| !has_ended(name, flow_counts));
+        lock(shown).retain(|name, flow_counts| !has_ended(name, flow_counts));
     }
 }
 
 /// How many flows of a service there have been and are, of all these workers.
-pub(crate) fn flows_of<'a>(service: &str, workers: impl Iterator<Item = &'a Shown>) -> (u64, u64) {
+pub(crate) fn flows_of<'a>(service: &str, workers: impl Iterator<Item = &'a SharedFlowCounts>) -> (u64, u64) {
     workers.fold((0, 0), |(begun, open), shown| {
         let shown = lock(shown);
-        let tally = shown.get(service);
-        let [more, more_open] = [|t: &Tally| t.begun.get(), |t: &Tally| t.open.get()]
-            .map(|pick| tally.map_or(0, |tally| pick(tally)));
+        let flow_counts = shown.get(service);
+        let [more, more_open] = [|t: &FlowCounts| t.begun.get(), |t: &FlowCounts| t.open.get()]
+            .map(|pick| flow_counts.map_or(0, |flow_counts| pick(flow_counts)));
         (begun + more, open + more_open)
     })
 }
 
-fn lock(shown: &Shown) -> std::sync::MutexGuard<'_, HashMap<Name, Arc<Tally>>> {
+fn lock(shown: &SharedFlowCounts) -> std::sync::MutexGuard<'_, HashMap<Name, Arc<FlowCounts>>> {
     shown.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -71,8 +71,8 @@ mod tests {
 
     #[test]
     fn flows_of_all_workers_add_up_and_a_service_that_is_gone_is_forgotten_with_its_last() {
-        let (a, b) = (Tallies::default(), Tallies::default());
-        let shown = [Shown::default(), Shown::default()];
+        let (a, b) = (WorkerFlowCounts::default(), WorkerFlowCounts::default());
+        let shown = [SharedFlowCounts::default(), SharedFlowCounts::default()];
         let [shown_a, shown_b] = &shown;
         let echo: Name = "echo".into();
         let first = a.of(&echo, shown_a).begin();

@@ -1,0 +1,208 @@
+//! The sets of the table whose elements come and go with the services, and the names of their chains.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use weft_model::{Cidr, Transport};
+
+use super::packet_fields::{NetFamily, dispatch_key, full, padded};
+use super::service::{SecurityGroup, KernelService, ServiceKey, ServiceAddress};
+use super::table::{TABLE, DesiredTable};
+use crate::netlink::NetlinkMessage;
+use crate::netlink::nf_tables::{self as nf, SetElement, SetData, ElementKeys, SetSpec, ValueKind};
+
+/// What a set of one family of addresses holds, whose elements come and go with the services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SetKind {
+    /// A service's address, protocol and port: its chain.
+    Services,
+    /// A protocol and port of any address of this host: the service's chain.
+    LocalServices,
+    /// The address and port of a service of datagrams.
+    UdpServices,
+    /// An endpoint's address, twice.
+    Hairpin,
+    /// A service's address and port, and those of an endpoint that it has no more.
+    ExpiredEndpoints,
+    /// A service's address, protocol and port, and the clients that its security group lets in, by
+    /// ranges.
+    AllowedClients,
+    /// The same for any address of this host.
+    LocalAllowedClients,
+    /// A service's address, protocol and port: the chain of its security group.
+    SecurityGroups,
+    /// The same for any address of this host.
+    LocalSecurityGroups,
+}
+
+impl SetKind {
+    /// All of them; whom groups let in before what leads to the groups.
+    const ALL: [Self; 9] = [
+        Self::Services,
+        Self::LocalServices,
+        Self::UdpServices,
+        Self::Hairpin,
+        Self::ExpiredEndpoints,
+        Self::AllowedClients,
+        Self::LocalAllowedClients,
+        Self::SecurityGroups,
+        Self::LocalSecurityGroups,
+    ];
+}
+
+/// One of these sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TableSet {
+    what: SetKind,
+    family: NetFamily,
+}
+
+impl TableSet {
+    pub(super) fn of(what: SetKind, family: NetFamily) -> Self {
+        Self { what, family }
+    }
+
+    /// Every one that there is.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        SetKind::ALL.into_iter().flat_map(|what| NetFamily::BOTH.map(|family| Self { what, family }))
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        let (v4, v6) = match self.what {
+            SetKind::Services => ("services4", "services6"),
+            SetKind::LocalServices => ("here4", "here6"),
+            SetKind::UdpServices => ("datagrams4", "datagrams6"),
+            SetKind::Hairpin => ("hairpin4", "hairpin6"),
+            SetKind::ExpiredEndpoints => ("ending4", "ending6"),
+            SetKind::AllowedClients => ("let_in4", "let_in6"),
+            SetKind::LocalAllowedClients => ("let_in_here4", "let_in_here6"),
+            SetKind::SecurityGroups => ("groups4", "groups6"),
+            SetKind::LocalSecurityGroups => ("groups_here4", "groups_here6"),
+        };
+        self.family.pick(v4, v6)
+    }
+
+    pub(super) fn make(self) -> NetlinkMessage {
+        let address = self.family.kind();
+        let (port, protocol) = (ValueKind::Port, ValueKind::Protocol);
+        let (key, holds): (&[ValueKind], SetData<'_>) = match self.what {
+            SetKind::Services | SetKind::SecurityGroups => (&[address, protocol, port], SetData::Verdicts),
+            SetKind::LocalServices | SetKind::LocalSecurityGroups => (&[protocol, port], SetData::Verdicts),
+            SetKind::UdpServices => (&[address, port], SetData::None),
+            SetKind::Hairpin => (&[address, address], SetData::None),
+            SetKind::ExpiredEndpoints => (&[address, port, address, port], SetData::None),
+            SetKind::AllowedClients => (&[address, protocol, port, address], SetData::None),
+            SetKind::LocalAllowedClients => (&[protocol, port, address], SetData::None),
+        };
+        let has_ranges = matches!(self.what, SetKind::AllowedClients | SetKind::LocalAllowedClients);
+        nf::make_set(TABLE, SetSpec { name: self.name(), key, has_ranges, holds, size: None })
+    }
+
+    /// Whether it is of security groups: whoever is let in no more is not for a moment, and a group
+    /// that is gone drops nobody for a moment.
+    pub(super) fn is_for_security_groups(self) -> bool {
+        matches!(self.what, SetKind::AllowedClients | SetKind::LocalAllowedClients | SetKind::SecurityGroups | SetKind::LocalSecurityGroups)
+    }
+
+    /// Whether what it holds comes and goes with a single service.
+    pub(super) fn is_per_service(self) -> bool {
+        matches!(self.what, SetKind::Services | SetKind::LocalServices | SetKind::UdpServices)
+    }
+
+    /// What it holds for a service.
+    pub(super) fn element_of(self, service: &KernelService) -> Option<SetElement> {
+        let (transport, place) = service.key;
+        if !self.is_for(place) {
+            return None;
+        }
+        match (self.what, place) {
+            (SetKind::Services, ServiceAddress::Exact(_)) | (SetKind::LocalServices, ServiceAddress::AnyLocal(_)) => {
+                Some(SetElement::chain(&dispatch_key(service.key), &chain_name(service.key)))
+            }
+            (SetKind::UdpServices, ServiceAddress::Exact(at)) if transport == Transport::Udp => {
+                Some(SetElement::new(ElementKeys::one(&full(at))))
+            }
+            _ => None,
+        }
+    }
+
+    /// All that it holds.
+    pub(super) fn elements(self, desired: DesiredTable<'_>) -> Vec<SetElement> {
+        let is_ours = |is_ipv4| NetFamily::of(is_ipv4) == self.family;
+        match self.what {
+            SetKind::Services | SetKind::LocalServices | SetKind::UdpServices => {
+                desired.services.iter().filter_map(|service| self.element_of(service)).collect()
+            }
+            SetKind::Hairpin => {
+                let services = desired.services.iter().filter(|s| self.is_for(s.key.1));
+                let endpoints: BTreeSet<IpAddr> =
+                    services.flat_map(|s| s.table.endpoints()).map(SocketAddr::ip).collect();
+                let twice = |ip: IpAddr| ElementKeys::one(&[padded(ip), padded(ip)].concat());
+                endpoints.into_iter().map(twice).map(SetElement::new).collect()
+            }
+            SetKind::ExpiredEndpoints => {
+                let ours = desired.expired.iter().filter(|e| is_ours(e.destination.is_ipv4()));
+                ours.map(|e| ElementKeys::one(&[full(e.destination), full(e.endpoint)].concat()))
+                    .map(SetElement::new)
+                    .collect()
+            }
+            SetKind::SecurityGroups | SetKind::LocalSecurityGroups => {
+                let element = |group: &SecurityGroup| {
+                    SetElement::chain(&dispatch_key(group.key), &group_name(group.key))
+                };
+                self.groups(desired).map(element).collect()
+            }
+            SetKind::AllowedClients | SetKind::LocalAllowedClients => {
+                let ranges = |group: &SecurityGroup| {
+                    let place = dispatch_key(group.key);
+                    let ranges = widest(group.ranges.iter().filter(|r| is_ours(r.is_ipv4())));
+                    let keys = move |range: &Cidr| {
+                        let end = |address| [place.as_slice(), &padded(address)].concat();
+                        ElementKeys::range(&end(range.address()), &end(range.last()))
+                    };
+                    ranges.into_iter().map(keys).map(SetElement::new).collect::<Vec<_>>()
+                };
+                self.groups(desired).flat_map(ranges).collect()
+            }
+        }
+    }
+
+    /// The groups that an index of groups is about.
+    fn groups(self, desired: DesiredTable<'_>) -> impl Iterator<Item = &SecurityGroup> {
+        let is_here = matches!(self.what, SetKind::LocalAllowedClients | SetKind::LocalSecurityGroups);
+        let is_ours = move |place| self.is_for(place) && matches!(place, ServiceAddress::AnyLocal(_)) == is_here;
+        desired.groups.iter().filter(move |group| is_ours(group.key.1))
+    }
+
+    fn is_for(self, place: ServiceAddress) -> bool {
+        NetFamily::of(place.is_ipv4()) == self.family
+    }
+}
+
+/// The ranges that no other holds: the kernel takes none that overlap.
+fn widest<'a>(ranges: impl Iterator<Item = &'a Cidr>) -> Vec<&'a Cidr> {
+    let mut ranges: Vec<&Cidr> = ranges.collect();
+    // Of two that overlap one holds the other, begins no later, and is the wider.
+    ranges.sort_by_key(|range| (range.address(), range.prefix_bits()));
+    ranges.dedup_by(|later, kept| kept.contains(later.address()));
+    ranges
+}
+
+/// The name of a service's chain and counter.
+pub(super) fn chain_name((transport, place): ServiceKey) -> String {
+    let transport = transport.word();
+    // The nft command knows no colon in a name.
+    match place {
+        ServiceAddress::Exact(at) => format!("{transport}_{}_{}", at.ip(), at.port()).replace(':', "-"),
+        ServiceAddress::AnyLocal(at) if at.is_ipv4() => format!("{transport}_here4_{}", at.port()),
+        ServiceAddress::AnyLocal(at) => format!("{transport}_here6_{}", at.port()),
+    }
+}
+
+/// The name of the chain and counter of a service's security group.
+pub(super) fn group_name(key: ServiceKey) -> String {
+    format!("{GROUP_PREFIX}{}", chain_name(key))
+}
+
+/// How the names of security groups begin.
+pub(super) const GROUP_PREFIX: &str = "group_";
