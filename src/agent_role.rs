@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
-use weft_agent::kernel::{KernelReconciler, OccupancyLevel, ServiceReport, FlowPath};
+use weft_agent::kernel::{FlowPath, KernelReconciler, OccupancyLevel, ServiceReport};
 use weft_agent::metrics::{self, Metrics};
 use weft_agent::plan::AgentPlan;
 use weft_agent::redirect::{self, RedirectGuard, RedirectStatus};

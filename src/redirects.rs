@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use weft_agent::redirect::{RedirectBackend, BackendChoice, RedirectGuard, Namespace, RedirectConfig, DesiredRedirects};
+use weft_agent::redirect::{
+    BackendChoice, DesiredRedirects, Namespace, RedirectBackend, RedirectConfig, RedirectGuard,
+};
 use weft_model::Cidr;
 use weft_runtime::socket::Mark;
 use weft_xds::bootstrap::Problem;
@@ -149,7 +151,8 @@ pub fn parse(text: &str) -> Result<Vec<DesiredRedirects>, Vec<Problem>> {
 pub fn guard(file: &Path) -> Result<RedirectGuard, String> {
     let read = |file: &Path| std::fs::read_to_string(file).map_err(|error| error.to_string());
     let mut seen = read(file);
-    let guard = RedirectGuard::start(understand(file, &seen)?).map_err(|error| error.to_string())?;
+    let guard =
+        RedirectGuard::start(understand(file, &seen)?).map_err(|error| error.to_string())?;
     let (following, file) = (guard.clone(), file.to_owned());
     let follow = move || {
         loop {

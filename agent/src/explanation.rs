@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use weft_model::{FlowTuple, Listener, Transport};
 
-use crate::plan::{EndpointChoice, OTHER_ENDPOINTS, AgentPlan, AgentTarget};
+use crate::plan::{AgentPlan, AgentTarget, EndpointChoice, OTHER_ENDPOINTS};
 
 /// Where a flow goes and why, for people.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -47,7 +47,11 @@ impl AgentPlan {
     ///
     /// # Errors
     /// Why it would go nowhere, or that the sequence number decides and none was given.
-    pub fn explain(&self, flow: &FlowTuple, sequence: Option<u32>) -> Result<FlowExplanation, String> {
+    pub fn explain(
+        &self,
+        flow: &FlowTuple,
+        sequence: Option<u32>,
+    ) -> Result<FlowExplanation, String> {
         let transport = flow.transport;
         let destination = flow.destination;
         let bound = self.bound().find(|bound| {
@@ -82,7 +86,8 @@ impl AgentPlan {
         let slot = target.table().and_then(|table| Some((table.slot(hash)?, table.size())));
         let choices = self.choices(target, flow, hash);
         let admitted = security_group != GroupAdmission::NotAllowed;
-        let choices = if admitted { choices } else { [EndpointChoice::NoEndpoint; OTHER_ENDPOINTS + 1] };
+        let choices =
+            if admitted { choices } else { [EndpointChoice::NoEndpoint; OTHER_ENDPOINTS + 1] };
         Ok(FlowExplanation {
             listener: listener.name.to_string(),
             security_group,

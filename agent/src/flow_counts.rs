@@ -44,14 +44,18 @@ impl WorkerFlowCounts {
 
     /// Forgets the services that are gone, and have no flow any more.
     pub(crate) fn forget(&self, is_gone: impl Fn(&Name) -> bool, shown: &SharedFlowCounts) {
-        let has_ended = |name: &Name, flow_counts: &FlowCounts| is_gone(name) && flow_counts.open.get() == 0;
+        let has_ended =
+            |name: &Name, flow_counts: &FlowCounts| is_gone(name) && flow_counts.open.get() == 0;
         self.0.borrow_mut().retain(|name, flow_counts| !has_ended(name, flow_counts));
         lock(shown).retain(|name, flow_counts| !has_ended(name, flow_counts));
     }
 }
 
 /// How many flows of a service there have been and are, of all these workers.
-pub(crate) fn flows_of<'a>(service: &str, workers: impl Iterator<Item = &'a SharedFlowCounts>) -> (u64, u64) {
+pub(crate) fn flows_of<'a>(
+    service: &str,
+    workers: impl Iterator<Item = &'a SharedFlowCounts>,
+) -> (u64, u64) {
     workers.fold((0, 0), |(begun, open), shown| {
         let shown = lock(shown);
         let flow_counts = shown.get(service);

@@ -9,6 +9,7 @@
 mod clock;
 mod explanation;
 pub mod flow;
+mod flow_counts;
 mod forward;
 pub mod kernel;
 pub mod metrics;
@@ -20,8 +21,7 @@ mod record;
 pub mod redirect;
 mod refusal;
 mod source;
-mod flow_counts;
 mod worker;
 
-pub use explanation::{GroupAdmission, FlowExplanation};
+pub use explanation::{FlowExplanation, GroupAdmission};
 pub use worker::{AgentLimits, AgentShared, run};

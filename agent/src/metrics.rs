@@ -5,9 +5,9 @@ use std::sync::Arc;
 use weft_model::Transport;
 use weft_runtime::metrics::{Counter, Gauge, Histogram, Page, Registry};
 
-use crate::kernel::{KernelPathReport, ServiceReport, FlowPath};
-use crate::refusal::FlowRefusal;
 use crate::flow_counts::{SharedFlowCounts, flows_of};
+use crate::kernel::{FlowPath, KernelPathReport, ServiceReport};
+use crate::refusal::FlowRefusal;
 
 /// The counters of one worker.
 #[derive(Debug, Default)]
@@ -129,7 +129,8 @@ fn refusals(sets: &[Arc<Metrics>], page: &mut Page) {
 }
 
 fn kernel_path(report: &KernelPathReport, page: &mut Page) {
-    let on_kernel = report.services.iter().filter(|service| service.path == FlowPath::Kernel).count();
+    let on_kernel =
+        report.services.iter().filter(|service| service.path == FlowPath::Kernel).count();
     page.gauge_by(
         "weft_agent_services",
         "Services by the way that their flows go.",

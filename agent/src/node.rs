@@ -82,9 +82,14 @@ impl<'a> LoopDetector<'a> {
 
     /// The listener that would take a cluster's flows to an endpoint, when they would come back to the
     /// cluster from there, or end at once at a capture port.
-    pub(crate) fn loop_listener(&self, cluster: &Name, endpoint: SocketAddr) -> Option<&'a Listener> {
+    pub(crate) fn loop_listener(
+        &self,
+        cluster: &Name,
+        endpoint: SocketAddr,
+    ) -> Option<&'a Listener> {
         let loop_listener = self.at(cluster, endpoint)?;
-        (loop_listener.use_original_destination || self.leads_back(loop_listener, cluster)).then_some(loop_listener)
+        (loop_listener.use_original_destination || self.leads_back(loop_listener, cluster))
+            .then_some(loop_listener)
     }
 
     /// The listener that a cluster's flows to an endpoint reach.

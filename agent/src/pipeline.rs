@@ -23,14 +23,14 @@ use weft_runtime::socket::{
 };
 use weft_runtime::syn::saved_sequence;
 
+use crate::clock::{now, unix_ms};
 use crate::forward::pacer::ReadSide;
 use crate::forward::tcp::{RelayOutcome, RelayedBytes, relay};
-use crate::forward::udp::{Datagram, BatchSize, send_all, enable_gro};
-use crate::plan::{EndpointChoice, OTHER_ENDPOINTS, AgentPlan, AgentTarget};
+use crate::forward::udp::{BatchSize, Datagram, enable_gro, send_all};
+use crate::plan::{AgentPlan, AgentTarget, EndpointChoice, OTHER_ENDPOINTS};
 use crate::record::Record;
 use crate::refusal::FlowRefusal;
 use crate::source::{first_not_out_of_ports, is_out_of_ports};
-use crate::clock::{now, unix_ms};
 use crate::worker::AgentWorker;
 
 /// A connection that was taken in.
@@ -43,9 +43,13 @@ pub(crate) struct AcceptedTcp {
 /// Carries a connection from its acceptance to its end. There are many, and most wait: what one keeps
 /// is counted.
 #[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
-pub(crate) fn connection(mut accepted: AcceptedTcp, worker: Rc<AgentWorker>) -> impl Future<Output = ()> {
+pub(crate) fn connection(
+    mut accepted: AcceptedTcp,
+    worker: Rc<AgentWorker>,
+) -> impl Future<Output = ()> {
     async move {
-        let Some(_active) = worker.active_connections.try_acquire(worker.shared.limits.connections) else {
+        let Some(_active) = worker.active_connections.try_acquire(worker.shared.limits.connections)
+        else {
             worker.metrics.refuse(FlowRefusal::Limit);
             return reset_on_close(&accepted.stream);
         };
@@ -163,7 +167,9 @@ async fn connect(
                 worker.metrics.connect.observe(now() - started);
                 return Ok(stream);
             }
-            Err(error) if unreachable_for(&error) == FlowRefusal::Limit => return Err(FlowRefusal::Limit),
+            Err(error) if unreachable_for(&error) == FlowRefusal::Limit => {
+                return Err(FlowRefusal::Limit);
+            }
             Err(error) => tracing::debug!(%endpoint, %error, "an endpoint could not be reached"),
         }
     }
@@ -310,8 +316,10 @@ fn begin(
         return Err(FlowRefusal::Limit);
     }
     let mark = worker.shared.mark;
-    let connect_options = worker.sources.connect_options(address, tuple.client, serving.source_address, mark);
-    let endpoint = first_not_out_of_ports(connect_options.map(|options| connect_udp(address, options)));
+    let connect_options =
+        worker.sources.connect_options(address, tuple.client, serving.source_address, mark);
+    let endpoint =
+        first_not_out_of_ports(connect_options.map(|options| connect_udp(address, options)));
     let endpoint = endpoint.map_err(|error| unreachable_for(&error))?;
     enable_gro(&endpoint);
     let answers = if listener.use_original_destination {
@@ -359,10 +367,11 @@ async fn answer(flow: Rc<UdpFlow>, worker: Rc<AgentWorker>) {
             worker.pause_before_read(ReadSide::Endpoint);
         }
         let to = Some(flow.tuple.client);
-        let sent = worker
-            .receive_buffer
-            .borrow_mut()
-            .answers(&flow.endpoint, &mut batch_size, |answers| send_all(&flow.answers, answers, to));
+        let sent = worker.receive_buffer.borrow_mut().answers(
+            &flow.endpoint,
+            &mut batch_size,
+            |answers| send_all(&flow.answers, answers, to),
+        );
         // An endpoint may have no such port (ICMP): it may come back, so the flow stays.
         let Ok(sent) = sent else { continue };
         worker.flows.borrow_mut().touch(&flow.tuple, now());

@@ -16,7 +16,7 @@ use weft_model::{
 
 use weft_runtime::problems::Problems;
 
-use crate::node::{NodeInfo, LoopDetector};
+use crate::node::{LoopDetector, NodeInfo};
 
 /// The seed of the flow hash where neither the command line nor the configuration has one. Everybody
 /// knows it.
@@ -235,7 +235,8 @@ impl AgentPlan {
                 let address = listener.address;
                 problems.push(AgentPlanProblem::LocalAddress { listener: name.clone(), address });
             }
-            if listener.source_address == SourceAddress::Client && !node.can_bind_foreign_addresses {
+            if listener.source_address == SourceAddress::Client && !node.can_bind_foreign_addresses
+            {
                 problems.push(AgentPlanProblem::SourceNotPermitted { listener: name.clone() });
             }
             if !listener.bind {
@@ -244,19 +245,26 @@ impl AgentPlan {
             }
             plan.listeners.insert(name.clone(), listener.clone());
         }
-        let loop_detector = LoopDetector::new(node, snapshot, plan.listeners.values().map(Arc::as_ref));
+        let loop_detector =
+            LoopDetector::new(node, snapshot, plan.listeners.values().map(Arc::as_ref));
         let mut targets = HashMap::new();
         for (name, cluster) in &snapshot.clusters {
             let set = snapshot.endpoints_of(cluster);
             let endpoints = set.map_or(&[][..], |set| &set.endpoints);
             let (looping, good): (Vec<_>, Vec<_>) = endpoints
                 .iter()
-                .map(|endpoint| (loop_detector.loop_listener(name, endpoint.address), endpoint.clone()))
+                .map(|endpoint| {
+                    (loop_detector.loop_listener(name, endpoint.address), endpoint.clone())
+                })
                 .partition(|(loop_listener, _)| loop_listener.is_some());
             plan.looping_endpoints += looping.len();
             problems.extend(looping.iter().filter_map(|(loop_listener, endpoint)| {
                 let listener = loop_listener.as_ref()?.name.clone();
-                Some(AgentPlanProblem::Loop { cluster: name.clone(), endpoint: endpoint.address, listener })
+                Some(AgentPlanProblem::Loop {
+                    cluster: name.clone(),
+                    endpoint: endpoint.address,
+                    listener,
+                })
             }));
             let good: Vec<Endpoint> = good.into_iter().map(|(_, endpoint)| endpoint).collect();
             let previous = previous.filter(|(_, plan)| plan.seed == seed);
@@ -265,7 +273,9 @@ impl AgentPlan {
             targets.insert(name.clone(), target);
         }
         plan.targets = targets;
-        problems.extend(plan.listeners.values().filter_map(|listener| plan.source_family_mismatch(listener)));
+        problems.extend(
+            plan.listeners.values().filter_map(|listener| plan.source_family_mismatch(listener)),
+        );
         (plan, problems)
     }
 
@@ -280,7 +290,12 @@ impl AgentPlan {
         Some(AgentPlanProblem::SourceFamilyMismatch { listener: listener.name.clone(), endpoint })
     }
 
-    fn unchanged(&self, now: &Cluster, old: &Snapshot, good: &[Endpoint]) -> Option<Arc<AgentTarget>> {
+    fn unchanged(
+        &self,
+        now: &Cluster,
+        old: &Snapshot,
+        good: &[Endpoint],
+    ) -> Option<Arc<AgentTarget>> {
         let before = old.clusters.get(&now.name)?;
         let target = self.targets.get(&now.name)?;
         (**before == *now && target.endpoints == good).then(|| target.clone())
@@ -344,7 +359,12 @@ impl AgentPlan {
     /// The target of a flow among weighted clusters. The draw is the flow's own hash, so that every
     /// agent sends the flow to the same one.
     #[must_use]
-    pub fn target(&self, tcp: &TcpProxy, flow: &FlowTuple, sequence: u32) -> Option<&Arc<AgentTarget>> {
+    pub fn target(
+        &self,
+        tcp: &TcpProxy,
+        flow: &FlowTuple,
+        sequence: u32,
+    ) -> Option<&Arc<AgentTarget>> {
         let draw = flow.hash(tcp.flow_key, sequence, !self.seed);
         self.targets.get(&WeightedCluster::draw(&tcp.clusters, draw)?.name)
     }
@@ -379,11 +399,17 @@ impl AgentPlan {
     /// The endpoint for a flow of this hash: attempt 0 is its own, 1 and up are where it goes when that
     /// one cannot be reached.
     #[must_use]
-    pub fn pick(&self, target: &AgentTarget, flow: &FlowTuple, hash: u32, attempt: usize) -> EndpointChoice {
+    pub fn pick(
+        &self,
+        target: &AgentTarget,
+        flow: &FlowTuple,
+        hash: u32,
+        attempt: usize,
+    ) -> EndpointChoice {
         match &target.picker {
-            Picker::Table(table) => {
-                table.pick_after(hash, attempt).map_or(EndpointChoice::NoEndpoint, EndpointChoice::ByFlowHash)
-            }
+            Picker::Table(table) => table
+                .pick_after(hash, attempt)
+                .map_or(EndpointChoice::NoEndpoint, EndpointChoice::ByFlowHash),
             Picker::OriginalDestination if attempt == 0 => {
                 EndpointChoice::ByOriginalDestination(flow.destination)
             }

@@ -82,10 +82,17 @@ mod tests {
         SourceAddresses::new(&addresses)
     }
 
-    fn connect_options(sources: &SourceAddresses, endpoint: &str, wanted: SourceAddress) -> Vec<Option<SourceIp>> {
+    fn connect_options(
+        sources: &SourceAddresses,
+        endpoint: &str,
+        wanted: SourceAddress,
+    ) -> Vec<Option<SourceIp>> {
         let [endpoint, client] =
             [endpoint, "10.0.0.9:4000"].map(|text| text.parse().expect("an address"));
-        sources.connect_options(endpoint, client, wanted, None).map(|options| options.source).collect()
+        sources
+            .connect_options(endpoint, client, wanted, None)
+            .map(|options| options.source)
+            .collect()
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use weft_model::{Listener, Name, Transport};
 use weft_runtime::access::{AccessLog, Writer};
-use weft_runtime::drain::{Drain, ActiveConnections, Phase};
+use weft_runtime::drain::{ActiveConnections, Drain, Phase};
 use weft_runtime::listening::ListenReport;
 use weft_runtime::metrics::Registry;
 use weft_runtime::socket::{Mark, bind_udp, is_ipv6_unavailable, listen_tcp};
@@ -21,14 +21,14 @@ use weft_runtime::syn::save_syn;
 
 use crate::clock::now;
 use crate::flow::FlowTable;
-use crate::forward::pacer::{ReadSide, PAUSE, BatchPacer};
+use crate::flow_counts::{FlowCounts, WorkerFlowCounts};
+use crate::forward::pacer::{BatchPacer, PAUSE, ReadSide};
 use crate::forward::tcp::RelayBuffers;
-use crate::forward::udp::{Datagram, UdpReceiver, ReplySockets, ReceiveBuffer};
+use crate::forward::udp::{Datagram, ReceiveBuffer, ReplySockets, UdpReceiver};
 use crate::metrics::Metrics;
 use crate::pipeline::{self, AcceptedTcp, UdpFlow};
 use crate::plan::AgentPlan;
 use crate::source::SourceAddresses;
-use crate::flow_counts::{WorkerFlowCounts, FlowCounts};
 
 /// How often silent flows are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -280,7 +280,8 @@ fn serve(listener: &Arc<Listener>, worker: &Rc<AgentWorker>) -> io::Result<Liste
             let socket =
                 Rc::new(bind_udp(listener.address, listener.transparent, worker.shared.mark)?);
             let receiver = UdpReceiver::new(socket.clone(), listener.use_original_destination)?;
-            let handle = tokio::task::spawn_local(receive_datagrams(receiver, socket, name, worker));
+            let handle =
+                tokio::task::spawn_local(receive_datagrams(receiver, socket, name, worker));
             Ok(ListenerTask { handle, socket: None })
         }
     }
@@ -324,7 +325,8 @@ async fn receive_datagrams(
         let take = |taken: &[Datagram<'_>]| {
             pipeline::datagrams(taken, &listener, &socket, &worker);
         };
-        let taken = is_ready.and_then(|()| receiver.take(&mut worker.receive_buffer.borrow_mut(), take));
+        let taken =
+            is_ready.and_then(|()| receiver.take(&mut worker.receive_buffer.borrow_mut(), take));
         if let Err(error) = taken {
             tracing::debug!(%error, "a batch of datagrams was not taken in");
             tokio::time::sleep(ACCEPT_PAUSE).await;

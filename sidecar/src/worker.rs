@@ -15,7 +15,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use weft_certs::{Proof, TrustStore};
 use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
-use weft_runtime::drain::{Drain, ActiveConnections, Phase};
+use weft_runtime::drain::{ActiveConnections, Drain, Phase};
 use weft_runtime::listening::ListenReport;
 use weft_runtime::log_limit::LogLimit;
 use weft_runtime::memory;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use tokio::sync::watch;
-use weft_agent::kernel::{KernelReconciler, KernelLimits, PathChoice};
+use weft_agent::kernel::{KernelLimits, KernelReconciler, PathChoice};
 use weft_agent::metrics::Metrics;
 use weft_agent::node::NodeInfo;
 use weft_agent::plan::{AgentPlan, AgentPlanProblem};
@@ -128,7 +128,10 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         drain: process.drain(),
         metrics: registry,
         access,
-        limits: AgentLimits { connections: arguments.connection_limit, flows: arguments.flow_limit },
+        limits: AgentLimits {
+            connections: arguments.connection_limit,
+            flows: arguments.flow_limit,
+        },
         mark: process.mark(),
         sources: arguments.source_addresses.clone().into(),
         reports: process.reports(),

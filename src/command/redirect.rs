@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use weft_agent::redirect::{
-    RedirectBackend, BackendChoice, Namespace, ProbeOutcome, RedirectConfig, RedirectError, RedirectState, apply_once, plan,
-    probe, remove_all, verify,
+    BackendChoice, Namespace, ProbeOutcome, RedirectBackend, RedirectConfig, RedirectError,
+    RedirectState, apply_once, plan, probe, remove_all, verify,
 };
 use weft_model::Cidr;
 use weft_runtime::drain::{Drain, Phase, drain_on_signals};
@@ -153,7 +153,9 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
             // A plan can be printed where nothing of it can be done.
             let backend = match wanted.backend.choice() {
                 BackendChoice::Only(backend) => backend,
-                BackendChoice::Auto => BackendChoice::Auto.resolve().unwrap_or(RedirectBackend::Native),
+                BackendChoice::Auto => {
+                    BackendChoice::Auto.resolve().unwrap_or(RedirectBackend::Native)
+                }
             };
             say(plan(&wanted.redirect(), backend).map_err(explain)?.trim_end());
             Ok(())
@@ -176,7 +178,9 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
                     say("as wanted");
                     Ok(())
                 }
-                RedirectState::NotInstalled => Err(Failure::Failed("nothing of weft is installed".into())),
+                RedirectState::NotInstalled => {
+                    Err(Failure::Failed("nothing of weft is installed".into()))
+                }
                 RedirectState::Drifted(how) => {
                     Err(Failure::Failed(format!("what is installed differs:\n{}", how.join("\n"))))
                 }
@@ -193,7 +197,9 @@ pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
         }
         Command::Probe(wanted) => {
             match probe(&wanted.redirect(), &wanted.place.namespace()).map_err(explain)? {
-                passed @ ProbeOutcome::NotRedirected(..) => Err(Failure::Failed(passed.to_string())),
+                passed @ ProbeOutcome::NotRedirected(..) => {
+                    Err(Failure::Failed(passed.to_string()))
+                }
                 told => {
                     say(&told.to_string());
                     Ok(())

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
-use weft_agent::redirect::{self, RedirectBackend, RedirectError, RedirectState, DesiredRedirects};
+use weft_agent::redirect::{self, DesiredRedirects, RedirectBackend, RedirectError, RedirectState};
 
 use super::files::{ClientCertificate, Files, MeshFile};
 use super::hosts::{Host, Network};
@@ -172,7 +172,11 @@ pub(super) fn await_redirect(wish: &DesiredRedirects) -> Result<(), String> {
 
 /// What is redirected where: on each workload's host to its sidecar, on the router to the agent. The
 /// agent keeps it in force.
-fn redirects(web: &Host, orders: &[Host], backend: RedirectBackend) -> Result<(Vec<DesiredRedirects>, String), String> {
+fn redirects(
+    web: &Host,
+    orders: &[Host],
+    backend: RedirectBackend,
+) -> Result<(Vec<DesiredRedirects>, String), String> {
     let backend = match backend {
         RedirectBackend::Native => "native",
         RedirectBackend::Nft => "nft",

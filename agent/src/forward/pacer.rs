@@ -47,7 +47,8 @@ impl BatchPacer {
         let passed = now.saturating_duration_since(self.began.get());
         if passed >= RATE_WINDOW {
             let windows = u32::try_from(passed.as_micros() / RATE_WINDOW.as_micros());
-            self.is_busy.set(self.count.get() / windows.unwrap_or(u32::MAX).max(1) >= BUSY_DATAGRAMS);
+            self.is_busy
+                .set(self.count.get() / windows.unwrap_or(u32::MAX).max(1) >= BUSY_DATAGRAMS);
             self.began.set(now);
             self.count.set(0);
         }
@@ -103,7 +104,10 @@ mod tests {
             assert!(should_pause(10, side, false) > 300, "a hundred thousand");
             assert_eq!(should_pause(10, side, true), 0, "TCP does not wait for datagrams");
         }
-        assert!(should_pause(10, ReadSide::Endpoint, false) < 500, "each second datagram is not looked for anew");
+        assert!(
+            should_pause(10, ReadSide::Endpoint, false) < 500,
+            "each second datagram is not looked for anew"
+        );
     }
 
     #[test]

@@ -151,7 +151,9 @@ pub(crate) fn relay<'a>(
                 },
             );
             match (polled_endward, polled_clientward) {
-                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Poll::Ready(RelayOutcome::Reset),
+                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => {
+                    Poll::Ready(RelayOutcome::Reset)
+                }
                 (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(RelayOutcome::Closed),
                 (Poll::Pending, _) | (_, Poll::Pending) => {
                     let total = relayed.to_endpoint.get() + relayed.to_client.get();
@@ -160,10 +162,11 @@ pub(crate) fn relay<'a>(
             }
         })
         .await;
-        let is_flushed = |way: &DirectionState| matches!(way, DirectionState::Reading | DirectionState::Done);
+        let is_flushed =
+            |way: &DirectionState| matches!(way, DirectionState::Reading | DirectionState::Done);
         let all_flushed = is_flushed(&endward) && is_flushed(&clientward);
-        let closes_cleanly =
-            end == RelayOutcome::Closed || (end == RelayOutcome::Idle && idle_end == IdleEnd::Close && all_flushed);
+        let closes_cleanly = end == RelayOutcome::Closed
+            || (end == RelayOutcome::Idle && idle_end == IdleEnd::Close && all_flushed);
         if !closes_cleanly {
             reset_on_close(client);
             reset_on_close(endpoint);
@@ -196,7 +199,8 @@ impl IdleTimer {
         let Some(check_interval) = self.check_interval else { return Poll::Pending };
         loop {
             ready!(sleep.as_mut().poll(context));
-            self.unchanged = if self.unchanged.0 == total { (total, self.unchanged.1 + 1) } else { (total, 0) };
+            self.unchanged =
+                if self.unchanged.0 == total { (total, self.unchanged.1 + 1) } else { (total, 0) };
             if self.unchanged.1 == IDLE_CHECKS {
                 return Poll::Ready(());
             }
@@ -332,7 +336,9 @@ impl Direction<'_, '_> {
         Poll::Ready(Ok(match rest {
             [] if is_bulk => DirectionState::after_bulk(self.buffers),
             [] => DirectionState::Reading,
-            rest => DirectionState::Writing(PendingWrite { bytes: rest.to_vec(), written: 0, is_bulk }),
+            rest => {
+                DirectionState::Writing(PendingWrite { bytes: rest.to_vec(), written: 0, is_bulk })
+            }
         }))
     }
 

@@ -227,7 +227,11 @@ pub(crate) struct SendCounts {
 
 /// Sends datagrams of one flow, in order, now or not at all. Those of equal size go together: the
 /// kernel carries such a train as one packet and takes it apart at its end (`UDP_SEGMENT`, udp(7)).
-pub(crate) fn send_all(socket: &UdpSocket, datagrams: &[&[u8]], to: Option<SocketAddr>) -> SendCounts {
+pub(crate) fn send_all(
+    socket: &UdpSocket,
+    datagrams: &[&[u8]],
+    to: Option<SocketAddr>,
+) -> SendCounts {
     let mut sent = SendCounts::default();
     let mut rest = datagrams;
     while let Some((train, behind)) = next_gso_batch(rest) {
@@ -257,7 +261,9 @@ type DatagramSlice<'a, 'b> = &'a [&'b [u8]];
 
 /// The datagrams at the front that can go as one train, and those behind: all of one size, but the
 /// last may be shorter.
-fn next_gso_batch<'a, 'b>(datagrams: DatagramSlice<'a, 'b>) -> Option<(DatagramSlice<'a, 'b>, DatagramSlice<'a, 'b>)> {
+fn next_gso_batch<'a, 'b>(
+    datagrams: DatagramSlice<'a, 'b>,
+) -> Option<(DatagramSlice<'a, 'b>, DatagramSlice<'a, 'b>)> {
     let size = datagrams.first()?.len();
     let limit = GSO_BYTES.checked_div(size).unwrap_or(1).clamp(1, GSO_SEGMENT_LIMIT);
     let equal = datagrams.iter().take(limit).take_while(|next| next.len() == size).count();
@@ -367,7 +373,8 @@ mod tests {
 
         let mut buffer = ReceiveBuffer::new();
         let mut arrived: Vec<Vec<u8>> = Vec::new();
-        let mut receiver = UdpReceiver::new(Rc::new(endpoint), false).expect("the options are known");
+        let mut receiver =
+            UdpReceiver::new(Rc::new(endpoint), false).expect("the options are known");
         while arrived.len() < wanted.len() {
             receiver.ready().await.expect("it is open");
             let take = |datagrams: &[Datagram<'_>]| {
@@ -398,13 +405,16 @@ mod tests {
             let mut messages = 0;
             let mut take = |taken: &[ReceivedMessage<'_, ()>]| {
                 messages += taken.len();
-                arrived.extend(taken.iter().flat_map(ReceivedMessage::datagrams).map(<[u8]>::to_vec));
+                arrived
+                    .extend(taken.iter().flat_map(ReceivedMessage::datagrams).map(<[u8]>::to_vec));
                 arrived.len()
             };
             let mut count = 0;
             while count <= TRAIN {
                 endpoint.readable().await.expect("it is open");
-                count = buffer.receive(&endpoint, &mut batch_size, &mut take).expect("something has come");
+                count = buffer
+                    .receive(&endpoint, &mut batch_size, &mut take)
+                    .expect("something has come");
             }
             assert_eq!(arrived.remove(0), b"alone");
             assert_eq!((arrived, messages), (wanted.clone(), 2));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use weft_model::{FlowTuple, Name, Transport};
 
-use super::service::{KernelService, ServiceKey, ServiceAddress, ProxiedService};
+use super::service::{KernelService, ProxiedService, ServiceAddress, ServiceKey};
 use crate::plan::AgentTarget;
 
 /// A service's address with an endpoint that it has no more: TCP connections there are reset.
@@ -63,10 +63,16 @@ impl FlowTracker {
     }
 
     /// Takes over the services that the kernel carries from now on, and those that it does not.
-    pub(super) fn apply(&mut self, services: &[KernelService], proxied: &[ProxiedService], now: Instant) {
+    pub(super) fn apply(
+        &mut self,
+        services: &[KernelService],
+        proxied: &[ProxiedService],
+        now: Instant,
+    ) {
         self.proxied = proxied.iter().map(|p| (p.key, p.targets.clone())).collect();
         let before = std::mem::take(&mut self.services);
-        let service = |s: &KernelService| CarriedService { target: s.target.clone(), logged: s.logged };
+        let service =
+            |s: &KernelService| CarriedService { target: s.target.clone(), logged: s.logged };
         self.services = services.iter().map(|s| (s.key, service(s))).collect();
         for (key, CarriedService { target, .. }) in &before {
             if !self.services.contains_key(key) {
@@ -104,7 +110,11 @@ impl FlowTracker {
             // At a port of any address of this host others' flows are seen as well: only those that
             // went to an endpoint of ours are known to be ours.
             Transport::Udp if matches!(key.1, ServiceAddress::AnyLocal(_)) => {
-                if self.removed.contains_key(&(key, endpoint)) { FlowAction::Evict } else { FlowAction::Ignore }
+                if self.removed.contains_key(&(key, endpoint)) {
+                    FlowAction::Evict
+                } else {
+                    FlowAction::Ignore
+                }
             }
             Transport::Udp if is_translated && self.retains(key, endpoint) => FlowAction::Keep,
             // What was captured before the kernel carried the service goes nowhere now.
@@ -114,7 +124,11 @@ impl FlowTracker {
     }
 
     /// The chain of the service that a connection is counted for, when the kernel carries it there.
-    pub(super) fn carrying_service(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<ServiceKey> {
+    pub(super) fn carrying_service(
+        &self,
+        flow: &FlowTuple,
+        endpoint: SocketAddr,
+    ) -> Option<ServiceKey> {
         let (key, service) = self.service_of(flow)?;
         service.filter(|service| service.target.retains(endpoint)).map(|_| key)
     }
@@ -138,11 +152,13 @@ impl FlowTracker {
             SocketAddr::V4(_) => SocketAddr::from(([0; 4], flow.destination.port())),
             SocketAddr::V6(_) => SocketAddr::from(([0u16; 8], flow.destination.port())),
         };
-        [ServiceAddress::Exact(flow.destination), ServiceAddress::AnyLocal(any)].into_iter().find_map(|place| {
-            let key = (flow.transport, place);
-            let service = self.services.get(&key);
-            (service.is_some() || self.former_services.contains(&key)).then_some((key, service))
-        })
+        [ServiceAddress::Exact(flow.destination), ServiceAddress::AnyLocal(any)]
+            .into_iter()
+            .find_map(|place| {
+                let key = (flow.transport, place);
+                let service = self.services.get(&key);
+                (service.is_some() || self.former_services.contains(&key)).then_some((key, service))
+            })
     }
 
     /// The endpoints whose TCP connections are to be reset now.
@@ -214,8 +230,11 @@ mod tests {
         };
         let mut snapshot = Snapshot::default();
         snapshot.clusters.insert("dns".into(), Arc::new(cluster));
-        let (plan, _) =
-            AgentPlan::new(&snapshot, &crate::node::NodeInfo { seed: Some(7), ..Default::default() }, None);
+        let (plan, _) = AgentPlan::new(
+            &snapshot,
+            &crate::node::NodeInfo { seed: Some(7), ..Default::default() },
+            None,
+        );
         let target = plan.target_named("dns").expect("it was planned").clone();
         KernelService {
             key: (transport, ServiceAddress::Exact(address("10.96.0.1:53"))),
@@ -246,7 +265,11 @@ mod tests {
             [("10.0.0.2:53", Healthy), ("10.0.0.3:53", Draining), ("10.0.0.4:53", Unhealthy)];
         flows.apply(&[service(Transport::Udp, &endpoints)], &[], start());
         let check = |flows: &FlowTracker, endpoint: &str, action_for: FlowAction| {
-            assert_eq!(flows.action_for(&flow(Transport::Udp), address(endpoint)), action_for, "{endpoint}");
+            assert_eq!(
+                flows.action_for(&flow(Transport::Udp), address(endpoint)),
+                action_for,
+                "{endpoint}"
+            );
         };
         check(&flows, "10.0.0.2:53", FlowAction::Keep);
         check(&flows, "10.0.0.3:53", FlowAction::Keep);
@@ -269,11 +292,16 @@ mod tests {
         let mut flows = FlowTracker::new(DRAIN);
         flows.apply(&[service(Transport::Tcp, &both)], &[], now);
         flows.apply(&[service(Transport::Tcp, &both[1..])], &[], now);
-        assert_eq!(flows.action_for(&flow(Transport::Tcp), address("10.0.0.2:53")), FlowAction::Keep);
+        assert_eq!(
+            flows.action_for(&flow(Transport::Tcp), address("10.0.0.2:53")),
+            FlowAction::Keep
+        );
         assert_eq!(flows.expired(now), []);
         assert_eq!(flows.next_deadline(now), Some(now + DRAIN));
-        let expired =
-            ExpiredEndpoint { destination: address("10.96.0.1:53"), endpoint: address("10.0.0.2:53") };
+        let expired = ExpiredEndpoint {
+            destination: address("10.96.0.1:53"),
+            endpoint: address("10.0.0.2:53"),
+        };
         assert_eq!(flows.expired(now + DRAIN), [expired]);
         flows.forget_expired_before(now + DRAIN);
         assert_eq!(flows.expired(now + DRAIN), []);
@@ -296,7 +324,8 @@ mod tests {
             flows.apply(&[], &[proxied], now);
             let action_for = |endpoint| flows.action_for(&flow(transport), address(endpoint));
             assert_eq!(action_for("10.0.0.2:53"), FlowAction::Keep);
-            let of_lost = if transport == Transport::Udp { FlowAction::Evict } else { FlowAction::Keep };
+            let of_lost =
+                if transport == Transport::Udp { FlowAction::Evict } else { FlowAction::Keep };
             assert_eq!(action_for("10.0.0.3:53"), of_lost);
             let lost = address("10.0.0.3:53");
             assert!(flows.expired(now + DRAIN).iter().all(|expired| expired.endpoint == lost));

@@ -5,10 +5,10 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::table_sets::{TableSet, chain_name};
 use super::service::KernelService;
 use super::table::{KernelChain, TABLE, map_name, service_rule};
-use crate::netlink::nf_tables::{self as nf, SetElement, Expression, ElementKeys};
+use super::table_sets::{TableSet, chain_name};
+use crate::netlink::nf_tables::{self as nf, ElementKeys, Expression, SetElement};
 use crate::netlink::{Attributes, Netlink, NetlinkReply, find};
 
 /// Before a message's attributes.
@@ -68,7 +68,9 @@ impl InstalledTable {
         installed.referenced_sets = rules.flat_map(|rule| nf::parse_lookups(rule)).collect();
         for set in kernel.dump(&nf::get_sets(TABLE))? {
             if is_in_our_table(&set, nf::SET_TABLE) {
-                installed.sets.extend(find(attributes(&set), nf::SET_NAME).and_then(nf::parse_text));
+                installed
+                    .sets
+                    .extend(find(attributes(&set), nf::SET_NAME).and_then(nf::parse_text));
             }
         }
         for counter in kernel.dump(&nf::get_counters(TABLE))? {
@@ -78,7 +80,9 @@ impl InstalledTable {
             let elements = installed.elements.entry(index.name()).or_default();
             kernel.stream(&nf::get_elements(TABLE, index.name()), |reply| {
                 let described = nf::parse_elements(attributes(reply));
-                elements.extend(described.filter_map(|described| Some((ElementKeys::parse(described)?, described.to_vec()))));
+                elements.extend(described.filter_map(|described| {
+                    Some((ElementKeys::parse(described)?, described.to_vec()))
+                }));
             })?;
         }
         Ok(Some(installed))

@@ -11,23 +11,23 @@
 //! [`occupancy`] how many more the kernel may hold. [`KernelReconciler`] does it for as long as it runs. What the
 //! kernel does not carry, the proxy path does.
 
-mod packet_fields;
 mod flows;
 mod installed;
-mod table_sets;
-mod reconciler;
 mod occupancy;
+mod packet_fields;
 mod reconcile;
+mod reconciler;
 mod report;
 mod service;
 mod table;
+mod table_sets;
 
 use std::io;
 
-pub use reconciler::{KernelReconciler, KernelLimits};
-pub use occupancy::{OccupancyLevel, Occupancy};
+pub use occupancy::{Occupancy, OccupancyLevel};
+pub use reconciler::{KernelLimits, KernelReconciler};
 pub use report::{KernelPathReport, ServiceReport};
-pub use service::{NeedsProxy, PathChoice, FlowPath};
+pub use service::{FlowPath, NeedsProxy, PathChoice};
 
 /// Removes what an agent told the kernel of services, in the network namespace of this thread.
 /// Established connections are then the hosts' own matter. Removing nothing is no mistake.

@@ -47,7 +47,9 @@ impl Occupancy {
         if level != before {
             let advice = "raise net.netfilter.nf_conntrack_max, or find who opens so many";
             match level {
-                OccupancyLevel::Normal => tracing::info!(read = %self, "the kernel's table has room again"),
+                OccupancyLevel::Normal => {
+                    tracing::info!(read = %self, "the kernel's table has room again")
+                }
                 OccupancyLevel::Filling => {
                     tracing::warn!(read = %self, advice, "the kernel's table of connections fills up");
                 }
@@ -68,8 +70,12 @@ impl Occupancy {
         match before {
             _ if percent >= FULL_PERCENT => OccupancyLevel::Full,
             _ if percent >= WARN_PERCENT => OccupancyLevel::Filling,
-            OccupancyLevel::Filling | OccupancyLevel::Full if percent >= CLEAR_PERCENT => OccupancyLevel::Filling,
-            OccupancyLevel::Normal | OccupancyLevel::Filling | OccupancyLevel::Full => OccupancyLevel::Normal,
+            OccupancyLevel::Filling | OccupancyLevel::Full if percent >= CLEAR_PERCENT => {
+                OccupancyLevel::Filling
+            }
+            OccupancyLevel::Normal | OccupancyLevel::Filling | OccupancyLevel::Full => {
+                OccupancyLevel::Normal
+            }
         }
     }
 }
@@ -104,6 +110,9 @@ mod tests {
             level = Occupancy { entries, limit: 100 }.level(level);
             assert_eq!(level, expected, "{entries} %");
         }
-        assert_eq!(Occupancy { entries: 7, limit: 0 }.level(OccupancyLevel::Full), OccupancyLevel::Normal);
+        assert_eq!(
+            Occupancy { entries: 7, limit: 0 }.level(OccupancyLevel::Full),
+            OccupancyLevel::Normal
+        );
     }
 }

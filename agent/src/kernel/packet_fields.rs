@@ -4,8 +4,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use weft_model::Transport;
 
-use super::service::{ServiceKey, ServiceAddress};
-use crate::netlink::nf_tables::{self as nf, Comparison, Expression, MetaKey, PayloadBase, ValueKind};
+use super::service::{ServiceAddress, ServiceKey};
+use crate::netlink::nf_tables::{
+    self as nf, Comparison, Expression, MetaKey, PayloadBase, ValueKind,
+};
 
 /// The two families of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,14 +12,14 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
 use super::installed::{InstalledTable, attributes, described};
-use super::table_sets::{TableSet, chain_name, group_name};
 use super::service::KernelService;
 use super::table::{
-    COMMENT, KernelChain, TABLE, DesiredTable, base_chains, group_chain, make_map, map_name, map_values,
-    service_rule,
+    COMMENT, DesiredTable, KernelChain, TABLE, base_chains, group_chain, make_map, map_name,
+    map_values, service_rule,
 };
-use crate::netlink::nf_tables::{self as nf, ELEMENT_LIMIT, SetElement, ElementKeys};
-use crate::netlink::{NetlinkMessage, Netlink};
+use super::table_sets::{TableSet, chain_name, group_name};
+use crate::netlink::nf_tables::{self as nf, ELEMENT_LIMIT, ElementKeys, SetElement};
+use crate::netlink::{Netlink, NetlinkMessage};
 
 /// What stands around the changes of a transaction.
 const BORDER_BYTES: usize = 40;
@@ -67,7 +67,11 @@ impl KernelTable {
 
     /// Makes the table carry what is wanted and nothing else. With `deep`, what the maps hold is
     /// compared too, and not only their names.
-    pub(super) fn reconcile(&mut self, desired: DesiredTable<'_>, deep: bool) -> io::Result<ReconcileOutcome> {
+    pub(super) fn reconcile(
+        &mut self,
+        desired: DesiredTable<'_>,
+        deep: bool,
+    ) -> io::Result<ReconcileOutcome> {
         match self.reconcile_once(desired, deep) {
             // Somebody put something of their own into our table that keeps it from being changed.
             Err(error) if is_foreign_conflict(&error) => {
@@ -78,7 +82,11 @@ impl KernelTable {
         }
     }
 
-    fn reconcile_once(&mut self, desired: DesiredTable<'_>, deep: bool) -> io::Result<ReconcileOutcome> {
+    fn reconcile_once(
+        &mut self,
+        desired: DesiredTable<'_>,
+        deep: bool,
+    ) -> io::Result<ReconcileOutcome> {
         let installed = match InstalledTable::read(&mut self.0)? {
             None if desired.is_empty() => return Ok(ReconcileOutcome::default()),
             None => InstalledTable::default(),
@@ -119,7 +127,9 @@ impl KernelTable {
         steps.extend(missing.map(|index| vec![index.make()]));
         // Groups come first: elements lead to them.
         let groups = desired.groups.iter().map(group_chain);
-        steps.extend(groups.filter(|group| !installed.has(group)).map(|group| replace_rules(&group)));
+        steps.extend(
+            groups.filter(|group| !installed.has(group)).map(|group| replace_rules(&group)),
+        );
         for index in TableSet::all() {
             // A key that leads elsewhere goes, so that it can come anew.
             let diff = installed.diff(index, &index.elements(desired));
@@ -230,7 +240,11 @@ impl KernelTable {
 
     /// Carries steps out, as many in one transaction as there is room for: without privileges a whole
     /// map is too much, or the elements of many services.
-    fn commit_all(&mut self, steps: Vec<AtomicChange>, outcome: &mut ReconcileOutcome) -> io::Result<()> {
+    fn commit_all(
+        &mut self,
+        steps: Vec<AtomicChange>,
+        outcome: &mut ReconcileOutcome,
+    ) -> io::Result<()> {
         let limit = self.0.batch_limit_bytes().saturating_sub(BORDER_BYTES);
         for changes in transactions(steps, limit) {
             outcome.transactions += 1;

@@ -19,18 +19,18 @@ use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 
 use super::flows::{ExpiredEndpoint, FlowAction, FlowTracker};
-use super::table_sets::{GROUP_PREFIX, chain_name};
 use super::occupancy::Occupancy;
 use super::reconcile::KernelTable;
 use super::report::{KernelPathReport, ServiceReport};
-use super::service::{PathAssignment, ServiceKey, NeedsProxy, PathChoice, FlowPath, assign_paths};
+use super::service::{FlowPath, NeedsProxy, PathAssignment, PathChoice, ServiceKey, assign_paths};
 use super::table::DesiredTable;
-use crate::netlink::conntrack::{self, Conntrack, EndedConnection, ConntrackEntry};
+use super::table_sets::{GROUP_PREFIX, chain_name};
+use crate::clock::{now, unix_ms};
+use crate::netlink::conntrack::{self, Conntrack, ConntrackEntry, EndedConnection};
 use crate::netlink::{Netlink, Notification, nf_tables};
 use crate::plan::AgentPlan;
 use crate::record::Record;
 use crate::redirect::is_in_iptables;
-use crate::clock::{now, unix_ms};
 
 /// How often the kernel's counters are read.
 const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
@@ -152,7 +152,8 @@ impl ReconcileThread {
         let log = access.log();
         let mut has_plan = false;
         loop {
-            let pending_plan = self.pending_plan.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let pending_plan =
+                self.pending_plan.lock().unwrap_or_else(PoisonError::into_inner).take();
             // What was there before is not touched before there is a configuration.
             if let Some(plan) = pending_plan.filter(|plan| plan.revision > 0) {
                 has_plan = true;
@@ -177,7 +178,8 @@ impl ReconcileThread {
     fn drain_changes(&mut self) {
         let Some(change_events) = &self.change_events else { return };
         let mut of_elements = false;
-        let received = change_events.drain(|notification| of_elements |= is_element_change(&notification));
+        let received =
+            change_events.drain(|notification| of_elements |= is_element_change(&notification));
         let soon = now() + REPAIR_INTERVAL;
         if received.unwrap_or(true) {
             self.due = self.due.min(soon);
@@ -194,7 +196,8 @@ impl ReconcileThread {
         let received = ended_events.drain(|notification| match notification {
             Notification::Message(notification) => {
                 if let Some(ended) = conntrack::parse_ended(&notification)
-                    && let Some(service) = flows.logged_service(&ended.entry.flow, ended.entry.endpoint)
+                    && let Some(service) =
+                        flows.logged_service(&ended.entry.flow, ended.entry.endpoint)
                 {
                     log.line(&record(&ended, service));
                 }
@@ -219,7 +222,8 @@ impl ReconcileThread {
             if let Err(error) = conntrack::enable_accounting() {
                 tracing::warn!(%error, "records will not tell what connections carried");
             }
-            let listening = Netlink::listen(SockProtocol::NetlinkNetFilter, conntrack::DESTROY_GROUP);
+            let listening =
+                Netlink::listen(SockProtocol::NetlinkNetFilter, conntrack::DESTROY_GROUP);
             match listening {
                 Ok(ended_events) => self.ended_events = Some(ended_events),
                 Err(error) => tracing::warn!(%error, "there will be no records of connections"),
@@ -336,7 +340,8 @@ impl ReconcileThread {
             return false;
         };
         let mut of_elements = false;
-        let received = change_events.drain(|notification| of_elements |= is_element_change(&notification));
+        let received =
+            change_events.drain(|notification| of_elements |= is_element_change(&notification));
         of_elements || received.is_err()
     }
 
@@ -368,7 +373,11 @@ impl ReconcileThread {
             });
         }
         // The older iptables tells nobody of its changes.
-        if self.last_applied.as_ref().is_some_and(|(_, uses_iptables)| *uses_iptables != is_in_iptables()) {
+        if self
+            .last_applied
+            .as_ref()
+            .is_some_and(|(_, uses_iptables)| *uses_iptables != is_in_iptables())
+        {
             self.due = now();
         }
         self.count_due = now() + COUNTER_INTERVAL;
@@ -457,7 +466,9 @@ fn wait<'a>(
     // The kernel counts whole milliseconds; below one it would not sleep at all.
     let timeout = PollTimeout::try_from(longest.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
     let mut waited = vec![PollFd::new(woken.as_fd(), PollFlags::POLLIN)];
-    waited.extend(notification.map(|notification| PollFd::new(notification.as_fd(), PollFlags::POLLIN)));
+    waited.extend(
+        notification.map(|notification| PollFd::new(notification.as_fd(), PollFlags::POLLIN)),
+    );
     match poll(&mut waited, timeout) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(error) => tracing::warn!(%error, "waiting for a plan"),

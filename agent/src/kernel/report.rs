@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use weft_model::{Name, Transport};
 
-use super::occupancy::{OccupancyLevel, Occupancy};
+use super::occupancy::{Occupancy, OccupancyLevel};
 use super::service::FlowPath;
 
 /// How it stands with a service.

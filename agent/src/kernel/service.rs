@@ -154,7 +154,11 @@ pub enum PathChoice {
 
 /// Divides the services of a plan. `slot_limit` is how many slots the kernel's tables may have in
 /// all; the first services by name get them.
-pub(super) fn assign_paths(plan: &AgentPlan, choice: PathChoice, slot_limit: usize) -> PathAssignment {
+pub(super) fn assign_paths(
+    plan: &AgentPlan,
+    choice: PathChoice,
+    slot_limit: usize,
+) -> PathAssignment {
     let mut assignment = PathAssignment::default();
     let mut slots = 0;
     let mut keys = HashSet::new();

@@ -19,13 +19,16 @@ use std::hash::Hasher;
 use weft_model::{FlowKey, Maglev, Transport};
 use weft_runtime::socket::Mark;
 
-use super::packet_fields::{NetFamily, full, load_destination_port, load_sequence, load_source_port};
 use super::flows::ExpiredEndpoint;
-use super::table_sets::{TableSet, SetKind, chain_name, group_name};
-use super::service::{SecurityGroup, KernelService, ServiceAddress};
+use super::packet_fields::{
+    NetFamily, full, load_destination_port, load_sequence, load_source_port,
+};
+use super::service::{KernelService, SecurityGroup, ServiceAddress};
+use super::table_sets::{SetKind, TableSet, chain_name, group_name};
 use crate::netlink::NetlinkMessage;
 use crate::netlink::nf_tables::{
-    self as nf, Comparison, Expression, SetData, Hook, HookPoint, MetaKey, PayloadBase, SetSpec, ValueKind,
+    self as nf, Comparison, Expression, Hook, HookPoint, MetaKey, PayloadBase, SetData, SetSpec,
+    ValueKind,
 };
 use crate::redirect::MARK_MASK;
 
@@ -65,8 +68,14 @@ pub(super) fn group_chain(group: &SecurityGroup) -> KernelChain {
     let family = NetFamily::of(group.key.1.is_ipv4());
     let address = family.words();
     let (mut let_in, protocol, index) = match group.key.1 {
-        ServiceAddress::Exact(_) => (vec![family.load_destination(0)], address, TableSet::of(SetKind::AllowedClients, family)),
-        ServiceAddress::AnyLocal(_) => (Vec::new(), 0, TableSet::of(SetKind::LocalAllowedClients, family)),
+        ServiceAddress::Exact(_) => (
+            vec![family.load_destination(0)],
+            address,
+            TableSet::of(SetKind::AllowedClients, family),
+        ),
+        ServiceAddress::AnyLocal(_) => {
+            (Vec::new(), 0, TableSet::of(SetKind::LocalAllowedClients, family))
+        }
     };
     let_in.extend([
         nf::load_meta_at(protocol, MetaKey::Protocol),
@@ -157,7 +166,8 @@ pub(super) fn base_chains(desired: DesiredTable<'_>) -> Vec<KernelChain> {
         rules,
     };
     let services = desired.services;
-    let dispatch: Vec<_> = NetFamily::BOTH.into_iter().flat_map(|f| dispatch(f, services)).collect();
+    let dispatch: Vec<_> =
+        NetFamily::BOTH.into_iter().flat_map(|f| dispatch(f, services)).collect();
     let ours: Vec<_> = NetFamily::BOTH
         .into_iter()
         .filter(|_| desired.is_captured_by_iptables)
@@ -166,7 +176,8 @@ pub(super) fn base_chains(desired: DesiredTable<'_>) -> Vec<KernelChain> {
     let hairpin = NetFamily::BOTH.into_iter().filter_map(|f| hairpin(f, services)).collect();
     let expired: Vec<_> =
         NetFamily::BOTH.into_iter().filter_map(|f| expired(f, desired.expired)).collect();
-    let guard: Vec<_> = NetFamily::BOTH.into_iter().flat_map(|f| guard(f, desired.groups)).collect();
+    let guard: Vec<_> =
+        NetFamily::BOTH.into_iter().flat_map(|f| guard(f, desired.groups)).collect();
     let all = [
         chain("guard_arriving", "filter", HookPoint::Prerouting, GUARD, guard.clone()),
         chain("guard_leaving", "filter", HookPoint::Output, GUARD, guard),
@@ -239,7 +250,9 @@ fn by_destination(
 
 fn ours(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expression>> {
     let is_one = |service: &KernelService| match service.key {
-        (Transport::Udp, ServiceAddress::Exact(address)) => NetFamily::of(address.is_ipv4()) == family,
+        (Transport::Udp, ServiceAddress::Exact(address)) => {
+            NetFamily::of(address.is_ipv4()) == family
+        }
         (Transport::Tcp, _) | (_, ServiceAddress::AnyLocal(_)) => false,
     };
     services.iter().any(is_one).then(|| {
@@ -272,7 +285,7 @@ fn hairpin(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expressi
 }
 
 fn expired(family: NetFamily, expired: &[ExpiredEndpoint]) -> Option<Vec<Expression>> {
-    use nf::{ConntrackKey, ConntrackDirection};
+    use nf::{ConntrackDirection, ConntrackKey};
     /// Where a TCP header has its flags, and the one of a reset (RFC 9293, section 3.1).
     const TCP_FLAGS: u32 = 13;
     const RESET: u8 = 0x04;
@@ -291,9 +304,17 @@ fn expired(family: NetFamily, expired: &[ExpiredEndpoint]) -> Option<Vec<Express
             nf::mask(&[RESET], &[0]),
             nf::compare(Comparison::Equal, &[0]),
             nf::load_conntrack_at(0, destination, ConntrackDirection::Original),
-            nf::load_conntrack_at(address, ConntrackKey::DestinationPort, ConntrackDirection::Original),
+            nf::load_conntrack_at(
+                address,
+                ConntrackKey::DestinationPort,
+                ConntrackDirection::Original,
+            ),
             nf::load_conntrack_at(address + 1, source, ConntrackDirection::Reply),
-            nf::load_conntrack_at(2 * address + 1, ConntrackKey::SourcePort, ConntrackDirection::Reply),
+            nf::load_conntrack_at(
+                2 * address + 1,
+                ConntrackKey::SourcePort,
+                ConntrackDirection::Reply,
+            ),
             nf::lookup_set(TableSet::of(SetKind::ExpiredEndpoints, family).name()),
             nf::reset(),
         ]);

@@ -6,10 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use weft_model::{Cidr, Transport};
 
 use super::packet_fields::{NetFamily, dispatch_key, full, padded};
-use super::service::{SecurityGroup, KernelService, ServiceKey, ServiceAddress};
-use super::table::{TABLE, DesiredTable};
+use super::service::{KernelService, SecurityGroup, ServiceAddress, ServiceKey};
+use super::table::{DesiredTable, TABLE};
 use crate::netlink::NetlinkMessage;
-use crate::netlink::nf_tables::{self as nf, SetElement, SetData, ElementKeys, SetSpec, ValueKind};
+use crate::netlink::nf_tables::{self as nf, ElementKeys, SetData, SetElement, SetSpec, ValueKind};
 
 /// What a set of one family of addresses holds, whose elements come and go with the services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,9 @@ impl TableSet {
 
     /// Every one that there is.
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        SetKind::ALL.into_iter().flat_map(|what| NetFamily::BOTH.map(|family| Self { what, family }))
+        SetKind::ALL
+            .into_iter()
+            .flat_map(|what| NetFamily::BOTH.map(|family| Self { what, family }))
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -86,22 +88,33 @@ impl TableSet {
         let address = self.family.kind();
         let (port, protocol) = (ValueKind::Port, ValueKind::Protocol);
         let (key, holds): (&[ValueKind], SetData<'_>) = match self.what {
-            SetKind::Services | SetKind::SecurityGroups => (&[address, protocol, port], SetData::Verdicts),
-            SetKind::LocalServices | SetKind::LocalSecurityGroups => (&[protocol, port], SetData::Verdicts),
+            SetKind::Services | SetKind::SecurityGroups => {
+                (&[address, protocol, port], SetData::Verdicts)
+            }
+            SetKind::LocalServices | SetKind::LocalSecurityGroups => {
+                (&[protocol, port], SetData::Verdicts)
+            }
             SetKind::UdpServices => (&[address, port], SetData::None),
             SetKind::Hairpin => (&[address, address], SetData::None),
             SetKind::ExpiredEndpoints => (&[address, port, address, port], SetData::None),
             SetKind::AllowedClients => (&[address, protocol, port, address], SetData::None),
             SetKind::LocalAllowedClients => (&[protocol, port, address], SetData::None),
         };
-        let has_ranges = matches!(self.what, SetKind::AllowedClients | SetKind::LocalAllowedClients);
+        let has_ranges =
+            matches!(self.what, SetKind::AllowedClients | SetKind::LocalAllowedClients);
         nf::make_set(TABLE, SetSpec { name: self.name(), key, has_ranges, holds, size: None })
     }
 
     /// Whether it is of security groups: whoever is let in no more is not for a moment, and a group
     /// that is gone drops nobody for a moment.
     pub(super) fn is_for_security_groups(self) -> bool {
-        matches!(self.what, SetKind::AllowedClients | SetKind::LocalAllowedClients | SetKind::SecurityGroups | SetKind::LocalSecurityGroups)
+        matches!(
+            self.what,
+            SetKind::AllowedClients
+                | SetKind::LocalAllowedClients
+                | SetKind::SecurityGroups
+                | SetKind::LocalSecurityGroups
+        )
     }
 
     /// Whether what it holds comes and goes with a single service.
@@ -116,7 +129,8 @@ impl TableSet {
             return None;
         }
         match (self.what, place) {
-            (SetKind::Services, ServiceAddress::Exact(_)) | (SetKind::LocalServices, ServiceAddress::AnyLocal(_)) => {
+            (SetKind::Services, ServiceAddress::Exact(_))
+            | (SetKind::LocalServices, ServiceAddress::AnyLocal(_)) => {
                 Some(SetElement::chain(&dispatch_key(service.key), &chain_name(service.key)))
             }
             (SetKind::UdpServices, ServiceAddress::Exact(at)) if transport == Transport::Udp => {
@@ -169,8 +183,11 @@ impl TableSet {
 
     /// The groups that an index of groups is about.
     fn groups(self, desired: DesiredTable<'_>) -> impl Iterator<Item = &SecurityGroup> {
-        let is_here = matches!(self.what, SetKind::LocalAllowedClients | SetKind::LocalSecurityGroups);
-        let is_ours = move |place| self.is_for(place) && matches!(place, ServiceAddress::AnyLocal(_)) == is_here;
+        let is_here =
+            matches!(self.what, SetKind::LocalAllowedClients | SetKind::LocalSecurityGroups);
+        let is_ours = move |place| {
+            self.is_for(place) && matches!(place, ServiceAddress::AnyLocal(_)) == is_here
+        };
         desired.groups.iter().filter(move |group| is_ours(group.key.1))
     }
 
@@ -193,7 +210,9 @@ pub(super) fn chain_name((transport, place): ServiceKey) -> String {
     let transport = transport.word();
     // The nft command knows no colon in a name.
     match place {
-        ServiceAddress::Exact(at) => format!("{transport}_{}_{}", at.ip(), at.port()).replace(':', "-"),
+        ServiceAddress::Exact(at) => {
+            format!("{transport}_{}_{}", at.ip(), at.port()).replace(':', "-")
+        }
         ServiceAddress::AnyLocal(at) if at.is_ipv4() => format!("{transport}_here4_{}", at.port()),
         ServiceAddress::AnyLocal(at) => format!("{transport}_here6_{}", at.port()),
     }

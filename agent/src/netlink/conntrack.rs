@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::socket::SockProtocol;
 use weft_model::{FlowTuple, Transport};
 
-use super::{Attributes, NetlinkMessage, Netlink, NetlinkReply, find};
+use super::{Attributes, Netlink, NetlinkMessage, NetlinkReply, find};
 
 const SUBSYSTEM: u16 = 1;
 const GET: u16 = 1;
@@ -104,7 +104,12 @@ impl Conntrack {
 }
 
 fn message(kind: u16, family: u8, attributes: Attributes) -> NetlinkMessage {
-    NetlinkMessage { kind: SUBSYSTEM << 8 | kind, flags: 0, fixed: vec![family, 0, 0, 0], attributes }
+    NetlinkMessage {
+        kind: SUBSYSTEM << 8 | kind,
+        flags: 0,
+        fixed: vec![family, 0, 0, 0],
+        attributes,
+    }
 }
 
 /// The connection that the kernel tells of, if it is of TCP or UDP.
@@ -196,7 +201,10 @@ mod tests {
         assert_eq!(entry.flow.destination, "10.96.0.1:53".parse().expect("an address"));
         assert_eq!(entry.flow.client, "10.0.0.1:4000".parse().expect("an address"));
         assert_eq!((entry.flow.transport, entry.id), (Transport::Udp, vec![1, 2, 3, 4]));
-        assert_eq!(parse_ended(&reply).map(|ended| (ended.bytes_sent, ended.duration)), Some((0, None)));
+        assert_eq!(
+            parse_ended(&reply).map(|ended| (ended.bytes_sent, ended.duration)),
+            Some((0, None))
+        );
         for end in 0..reply.body.len() {
             let cut = NetlinkReply { body: reply.body[..end].to_vec(), ..reply.clone() };
             assert_eq!(parse_entry(&cut), None, "cut at {end}");

@@ -267,7 +267,8 @@ mod tests {
 
     #[test]
     fn a_message_says_its_length_and_what_it_is() {
-        let message = NetlinkMessage { kind: 77, flags: 1, fixed: vec![1, 2], attributes: sample() };
+        let message =
+            NetlinkMessage { kind: 77, flags: 1, fixed: vec![1, 2], attributes: sample() };
         let mut out = Vec::new();
         message.write(5, 4, &mut out);
         message.write(6, 0, &mut out);

@@ -186,7 +186,11 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn stream(&mut self, message: &NetlinkMessage, each: impl FnMut(&NetlinkReply)) -> io::Result<()> {
+    pub(crate) fn stream(
+        &mut self,
+        message: &NetlinkMessage,
+        each: impl FnMut(&NetlinkReply),
+    ) -> io::Result<()> {
         self.ask_each(message, DUMP, each)
     }
 

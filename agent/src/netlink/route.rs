@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockProtocol;
 
-use super::{Attributes, CREATE, EXCLUSIVE, NetlinkMessage, Netlink, REPLACE, NetlinkReply};
+use super::{Attributes, CREATE, EXCLUSIVE, Netlink, NetlinkMessage, NetlinkReply, REPLACE};
 
 /// The groups of all changes of rules and routes, of both families.
 pub(crate) const CHANGES: u32 = 1 << 6 | 1 << 10 | 1 << 7 | 1 << 18;
@@ -61,11 +61,12 @@ impl MarkedRoute {
         let mut missing = Vec::new();
         for (family, name) in [(libc_family(true), "IPv4"), (libc_family(false), "IPv6")] {
             let wanted = self.rule(GET_RULE, 0, family);
-            let rules =
-                match kernel.dump(&NetlinkMessage { attributes: Attributes::new(), ..wanted.clone() }) {
-                    Err(error) if is_absent(family, &error) => continue,
-                    told => told?,
-                };
+            let rules = match kernel
+                .dump(&NetlinkMessage { attributes: Attributes::new(), ..wanted.clone() })
+            {
+                Err(error) if is_absent(family, &error) => continue,
+                told => told?,
+            };
             if !rules.iter().any(|rule| matches(rule, &wanted)) {
                 missing
                     .push(format!("{name}: no rule leads marked packets to table {}", self.table));

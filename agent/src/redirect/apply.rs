@@ -12,7 +12,8 @@ use nix::sys::socket::SockProtocol;
 
 use super::iptables::IptablesChain;
 use super::{
-    IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, ROUTE_TABLE, RedirectConfig, generation, iptables, native, nft, rules,
+    IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, ROUTE_TABLE, RedirectConfig, generation, iptables,
+    native, nft, rules,
 };
 use crate::kernel::remove_services;
 use crate::netlink::route::{self, MarkedRoute};
@@ -138,8 +139,12 @@ impl BackendChoice {
             Self::Only(RedirectBackend::Native) => Ok(RedirectBackend::Native),
             Self::Only(RedirectBackend::Nft) if has("nft") => Ok(RedirectBackend::Nft),
             Self::Only(RedirectBackend::Nft) => Err(RedirectError::Missing("nft")),
-            Self::Only(RedirectBackend::Iptables) if has("iptables-restore") => Ok(RedirectBackend::Iptables),
-            Self::Only(RedirectBackend::Iptables) => Err(RedirectError::Missing("iptables-restore")),
+            Self::Only(RedirectBackend::Iptables) if has("iptables-restore") => {
+                Ok(RedirectBackend::Iptables)
+            }
+            Self::Only(RedirectBackend::Iptables) => {
+                Err(RedirectError::Missing("iptables-restore"))
+            }
         }
     }
 }
@@ -232,7 +237,9 @@ pub fn verify(
     redirect.check().map_err(RedirectError::Invalid)?;
     in_namespace(namespace, || {
         let rules = match backend {
-            RedirectBackend::Native => native::verify(redirect).map_err(kernel("reading the rules"))?,
+            RedirectBackend::Native => {
+                native::verify(redirect).map_err(kernel("reading the rules"))?
+            }
             RedirectBackend::Nft => verify_nft(redirect),
             RedirectBackend::Iptables => verify_iptables(redirect),
         };
@@ -243,7 +250,9 @@ pub fn verify(
         Ok(match rules {
             RedirectState::NotInstalled => RedirectState::NotInstalled,
             RedirectState::InSync => RedirectState::of(missing),
-            RedirectState::Drifted(differences) => RedirectState::of([differences, missing].concat()),
+            RedirectState::Drifted(differences) => {
+                RedirectState::of([differences, missing].concat())
+            }
         })
     })
 }
@@ -333,8 +342,10 @@ fn apply_iptables(redirect: &RedirectConfig) -> Result<(), RedirectError> {
         let (list, restore) = iptables_tools(family);
         let generation = installed_generation(list) + 1;
         // Chains of an earlier wish that this one does not have go first.
-        let wanted: Vec<IptablesChain> =
-            iptables::chains(redirect, family, generation).iter().map(|(chain, _)| *chain).collect();
+        let wanted: Vec<IptablesChain> = iptables::chains(redirect, family, generation)
+            .iter()
+            .map(|(chain, _)| *chain)
+            .collect();
         let stale: Vec<IptablesChain> =
             present_chains(list).into_iter().filter(|chain| !wanted.contains(chain)).collect();
         if !stale.is_empty() {
@@ -350,7 +361,8 @@ fn apply_iptables(redirect: &RedirectConfig) -> Result<(), RedirectError> {
 /// The generation of the chains that are there; 0 when none is.
 fn installed_generation(list: &str) -> u64 {
     let mut spots = iptables::ALL.into_iter();
-    let listing = spots.find_map(|chain| run(list, &[WAIT, "-t", chain.table, "-S", chain.name]).ok());
+    let listing =
+        spots.find_map(|chain| run(list, &[WAIT, "-t", chain.table, "-S", chain.name]).ok());
     listing.map_or(0, |listing| generation(&listing))
 }
 
@@ -442,8 +454,12 @@ fn verify_iptables(redirect: &RedirectConfig) -> RedirectState {
 }
 
 /// Marked packets are delivered to this host, whatever their destination.
-const MARKED_ROUTE: MarkedRoute =
-    MarkedRoute { mark: LOCAL_DELIVERY_MARK, mask: MARK_MASK, table: ROUTE_TABLE, priority: 15_099 };
+const MARKED_ROUTE: MarkedRoute = MarkedRoute {
+    mark: LOCAL_DELIVERY_MARK,
+    mask: MARK_MASK,
+    table: ROUTE_TABLE,
+    priority: 15_099,
+};
 
 /// How long iptables waits for somebody else who changes its rules. One that waits for ever would
 /// hold up all other namespaces.

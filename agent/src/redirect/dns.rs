@@ -11,9 +11,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_model::Transport;
 
 use super::apply::{in_namespace, kernel};
-use super::{RedirectBackend, Namespace, RedirectConfig, RedirectError, apply};
-use crate::netlink::conntrack::Conntrack;
+use super::{Namespace, RedirectBackend, RedirectConfig, RedirectError, apply};
 use crate::clock::now;
+use crate::netlink::conntrack::Conntrack;
 
 /// The port of DNS (RFC 1035, section 4.2).
 pub(super) const PORT: u16 = 53;
@@ -67,14 +67,18 @@ impl DnsHealthCheck {
                 }
             }
         }
-        if self.last_query.is_none_or(|last_query| now.saturating_duration_since(last_query) >= QUERY_INTERVAL) {
+        if self
+            .last_query
+            .is_none_or(|last_query| now.saturating_duration_since(last_query) >= QUERY_INTERVAL)
+        {
             self.query_id = self.query_id.wrapping_add(1);
             self.last_query = Some(now);
             if self.socket.send(&query(self.query_id)).is_err() {
                 self.last_answer = None;
             }
         }
-        self.last_answer.is_some_and(|last_answer| now.saturating_duration_since(last_answer) < SILENCE_LIMIT)
+        self.last_answer
+            .is_some_and(|last_answer| now.saturating_duration_since(last_answer) < SILENCE_LIMIT)
     }
 }
 
@@ -141,7 +145,10 @@ fn is_answer(message: &[u8], query_id: u16) -> bool {
 
 /// Lets go of what the kernel remembers of questions to these resolvers: it would send the next one of
 /// the same ports where it sent the last.
-pub(super) fn flush_conntrack(resolvers: &[IpAddr], namespace: &Namespace) -> Result<(), RedirectError> {
+pub(super) fn flush_conntrack(
+    resolvers: &[IpAddr],
+    namespace: &Namespace,
+) -> Result<(), RedirectError> {
     if resolvers.is_empty() {
         // To look through all connections takes a while where there are many.
         return Ok(());

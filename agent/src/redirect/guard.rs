@@ -20,8 +20,8 @@ use super::apply::{dropped, listen};
 use super::dns;
 use super::report::{RedirectReport, RedirectStatus};
 use super::{
-    RedirectBackend, BackendChoice, Namespace, ProbeOutcome, RedirectConfig, RedirectError, RedirectState, apply, probe,
-    remove, verify,
+    BackendChoice, Namespace, ProbeOutcome, RedirectBackend, RedirectConfig, RedirectError,
+    RedirectState, apply, probe, remove, verify,
 };
 use crate::clock::now;
 use crate::netlink::Netlink;
@@ -164,7 +164,8 @@ impl RedirectThread {
     fn want(&mut self, active_config: Vec<DesiredRedirects>) {
         let mut before = std::mem::take(&mut self.managed);
         for desired in active_config {
-            let same = before.remove(&desired.namespace).filter(|managed| managed.desired == desired);
+            let same =
+                before.remove(&desired.namespace).filter(|managed| managed.desired == desired);
             let managed = same.unwrap_or_else(|| ManagedNamespace::new(desired.clone()));
             self.managed.insert(desired.namespace, managed);
         }
@@ -174,7 +175,9 @@ impl RedirectThread {
                 continue;
             }
             match remove(&managed.desired.namespace) {
-                Ok(()) => tracing::info!(namespace = %managed.desired.namespace, "redirects removed"),
+                Ok(()) => {
+                    tracing::info!(namespace = %managed.desired.namespace, "redirects removed")
+                }
                 Err(error) => {
                     tracing::warn!(namespace = %managed.desired.namespace, %error, "redirects not removed");
                 }
@@ -194,10 +197,9 @@ impl RedirectThread {
         });
         let mut dropped: Vec<_> = dropped.collect();
         dropped.sort();
-        let dns = self
-            .managed
-            .values()
-            .filter_map(|managed| Some((managed.desired.namespace.to_string(), managed.dns.as_ref()?.1)));
+        let dns = self.managed.values().filter_map(|managed| {
+            Some((managed.desired.namespace.to_string(), managed.dns.as_ref()?.1))
+        });
         let mut dns: Vec<_> = dns.collect();
         dns.sort();
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
@@ -206,7 +208,11 @@ impl RedirectThread {
 
     /// Sleeps until something is told, something is due, or it is time to look.
     fn wait(&mut self, now: Instant) {
-        let due = self.managed.values().filter(|managed| managed.is_subscribed).map(|managed| managed.due);
+        let due = self
+            .managed
+            .values()
+            .filter(|managed| managed.is_subscribed)
+            .map(|managed| managed.due);
         let until_due = due.min().map_or(POLL_INTERVAL, |due| due.saturating_duration_since(now));
         let timeout = until_due.min(POLL_INTERVAL).as_millis().max(1);
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
@@ -321,7 +327,9 @@ impl ManagedNamespace {
     /// How it stands, by the rules and by what becomes of traffic.
     fn reported_status(&self) -> RedirectStatus {
         match &self.probe_failure {
-            Some(how) if self.status == RedirectStatus::InForce => RedirectStatus::Failed(how.clone()),
+            Some(how) if self.status == RedirectStatus::InForce => {
+                RedirectStatus::Failed(how.clone())
+            }
             _ => self.status.clone(),
         }
     }
@@ -348,7 +356,8 @@ impl ManagedNamespace {
             (Some(_), None) => tracing::info!(%namespace, "connections are handed over again"),
             (None, None) | (Some(_), Some(_)) => {}
         }
-        self.probe_due = now + if probe_failure.is_some() { PROBE_RETRY_INTERVAL } else { PROBE_INTERVAL };
+        self.probe_due =
+            now + if probe_failure.is_some() { PROBE_RETRY_INTERVAL } else { PROBE_INTERVAL };
         if probe_failure.is_some() {
             report.lock().unwrap_or_else(PoisonError::into_inner).probe_failures += 1;
         }
@@ -371,11 +380,14 @@ impl ManagedNamespace {
                         tracing::info!(namespace, "redirects installed");
                     }
                 }
-                (self.was_in_force, self.status, self.failures) = (true, RedirectStatus::InForce, 0);
+                (self.was_in_force, self.status, self.failures) =
+                    (true, RedirectStatus::InForce, 0);
                 self.backend_in_use = Some(backend);
                 if std::mem::take(&mut self.flush_dns_conntrack)
-                    && let Err(error) =
-                        dns::flush_conntrack(&self.desired.redirect.resolvers, &self.desired.namespace)
+                    && let Err(error) = dns::flush_conntrack(
+                        &self.desired.redirect.resolvers,
+                        &self.desired.namespace,
+                    )
                 {
                     tracing::warn!(namespace, %error, "questions under way may go astray");
                 }
@@ -385,8 +397,9 @@ impl ManagedNamespace {
             Err(error) => {
                 self.last_attempt = Some(now);
                 report.failures += 1;
-                let wait =
-                    POLL_INTERVAL.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_RETRY_INTERVAL);
+                let wait = POLL_INTERVAL
+                    .saturating_mul(2u32.saturating_pow(self.failures))
+                    .min(MAX_RETRY_INTERVAL);
                 self.failures = self.failures.saturating_add(1);
                 tracing::error!(namespace, %error, ?wait, "redirects are not as they should be");
                 self.status = RedirectStatus::Failed(error.to_string());
@@ -401,7 +414,8 @@ impl ManagedNamespace {
     fn count(&mut self, now: Instant) {
         self.count_due = now + DROP_COUNT_INTERVAL;
         // What iptables has counted we do not read.
-        let is_read = matches!(self.backend_in_use, Some(RedirectBackend::Native | RedirectBackend::Nft));
+        let is_read =
+            matches!(self.backend_in_use, Some(RedirectBackend::Native | RedirectBackend::Nft));
         if !self.desired.redirect.strict || !is_read || self.status != RedirectStatus::InForce {
             return;
         }

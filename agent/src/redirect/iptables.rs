@@ -1,7 +1,7 @@
 //! The rules as text for `iptables-restore`: chains of our own in the tables that are there, one
 //! transaction a family.
 
-use super::rules::{RuleAction, RuleMatch, RedirectHook, RedirectRule, chains as wanted};
+use super::rules::{RedirectHook, RedirectRule, RuleAction, RuleMatch, chains as wanted};
 use super::{IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, RedirectConfig};
 
 /// Where a chain of ours is, and what jumps to it.
@@ -29,13 +29,21 @@ const TABLES: [&str; 3] = ["nat", "mangle", "filter"];
 
 const fn iptables_chain(place: RedirectHook) -> IptablesChain {
     match place {
-        RedirectHook::Arriving => IptablesChain { table: "nat", hook: "PREROUTING", name: "WEFT_ARRIVING" },
-        RedirectHook::Leaving => IptablesChain { table: "nat", hook: "OUTPUT", name: "WEFT_LEAVING" },
-        RedirectHook::Answers => IptablesChain { table: "mangle", hook: "PREROUTING", name: "WEFT_ANSWERS" },
+        RedirectHook::Arriving => {
+            IptablesChain { table: "nat", hook: "PREROUTING", name: "WEFT_ARRIVING" }
+        }
+        RedirectHook::Leaving => {
+            IptablesChain { table: "nat", hook: "OUTPUT", name: "WEFT_LEAVING" }
+        }
+        RedirectHook::Answers => {
+            IptablesChain { table: "mangle", hook: "PREROUTING", name: "WEFT_ANSWERS" }
+        }
         RedirectHook::ArrivingUdp => {
             IptablesChain { table: "mangle", hook: "PREROUTING", name: "WEFT_ARRIVING_UDP" }
         }
-        RedirectHook::LeavingUdp => IptablesChain { table: "mangle", hook: "OUTPUT", name: "WEFT_LEAVING_UDP" },
+        RedirectHook::LeavingUdp => {
+            IptablesChain { table: "mangle", hook: "OUTPUT", name: "WEFT_LEAVING_UDP" }
+        }
         RedirectHook::ArrivingStrict => {
             IptablesChain { table: "filter", hook: "INPUT", name: "WEFT_ARRIVING_STRICT" }
         }
@@ -121,7 +129,9 @@ fn render_rule(rule: &RedirectRule) -> String {
         RuleAction::Mark(mark) => format!("-j MARK --set-xmark {mark:#x}/{MARK_MASK:#x}"),
         RuleAction::Drop => "-j DROP".to_owned(),
         RuleAction::Tproxy(port) => {
-            format!("-j TPROXY --on-port {port} --tproxy-mark {LOCAL_DELIVERY_MARK:#x}/{MARK_MASK:#x}")
+            format!(
+                "-j TPROXY --on-port {port} --tproxy-mark {LOCAL_DELIVERY_MARK:#x}/{MARK_MASK:#x}"
+            )
         }
     });
     words.join(" ")

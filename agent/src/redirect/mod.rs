@@ -23,11 +23,11 @@ use weft_model::Cidr;
 
 pub(crate) use apply::is_in_iptables;
 pub use apply::{
-    RedirectBackend, BackendChoice, Namespace, RedirectError, RedirectState, apply, plan, remove, remove_all,
-    verify,
+    BackendChoice, Namespace, RedirectBackend, RedirectError, RedirectState, apply, plan, remove,
+    remove_all, verify,
 };
 pub use dns::apply_once;
-pub use guard::{RedirectGuard, DesiredRedirects};
+pub use guard::{DesiredRedirects, RedirectGuard};
 pub use probe::{ProbeOutcome, probe};
 pub use report::{RedirectReport, RedirectStatus};
 

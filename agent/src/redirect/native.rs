@@ -9,9 +9,11 @@ use nix::sys::socket::SockProtocol;
 use weft_model::Cidr;
 
 use super::nft::{TABLE, name};
-use super::rules::{RuleAction, RedirectChain, RuleMatch, RedirectHook, RedirectRule, chains};
+use super::rules::{RedirectChain, RedirectHook, RedirectRule, RuleAction, RuleMatch, chains};
 use super::{MARK_MASK, RedirectConfig, RedirectState, generation};
-use crate::netlink::nf_tables::{self as nf, Comparison, Expression, Hook, HookPoint, MetaKey, PayloadBase};
+use crate::netlink::nf_tables::{
+    self as nf, Comparison, Expression, Hook, HookPoint, MetaKey, PayloadBase,
+};
 use crate::netlink::{Attributes, Netlink, NetlinkReply, find};
 
 /// The families of addresses, as packets are asked for theirs.
@@ -116,7 +118,8 @@ fn compare_rules(chain: &RedirectChain, there: &[NetlinkReply]) -> Option<String
         .filter(|rule| find(attributes(rule), nf::RULE_CHAIN) == Some(&bytes))
         .collect();
     let wanted = rule_attributes(chain);
-    let differs = wanted.iter().zip(&here).position(|(rule, told)| !rule.is_contained_in(attributes(told)));
+    let differs =
+        wanted.iter().zip(&here).position(|(rule, told)| !rule.is_contained_in(attributes(told)));
     match differs {
         Some(position) => Some(format!("chain {name}: rule {} is another", position + 1)),
         None if wanted.len() != here.len() => {
@@ -154,7 +157,9 @@ fn chain_attributes(place: RedirectHook) -> Attributes {
     let (kind, hook, priority) = match place {
         RedirectHook::Arriving => ("nat", HookPoint::Prerouting, BEFORE_NAT),
         RedirectHook::Leaving => ("nat", HookPoint::Output, BEFORE_NAT),
-        RedirectHook::Answers | RedirectHook::ArrivingUdp => ("filter", HookPoint::Prerouting, BEHIND_NAT),
+        RedirectHook::Answers | RedirectHook::ArrivingUdp => {
+            ("filter", HookPoint::Prerouting, BEHIND_NAT)
+        }
         RedirectHook::LeavingUdp => ("route", HookPoint::Output, BEHIND_NAT),
         RedirectHook::ArrivingStrict => ("filter", HookPoint::Input, LAST),
         RedirectHook::LeavingStrict => ("filter", HookPoint::Output, LAST),
@@ -200,9 +205,14 @@ fn asked(asked: &RuleMatch) -> Vec<Expression> {
         ],
         RuleMatch::User(user) => vec![nf::load_meta(MetaKey::User), equal(&user.to_ne_bytes())],
         RuleMatch::FromInterface(name, is) => {
-            vec![nf::load_meta(MetaKey::InputInterface), nf::compare(comparison(*is), &device(name))]
+            vec![
+                nf::load_meta(MetaKey::InputInterface),
+                nf::compare(comparison(*is), &device(name)),
+            ]
         }
-        RuleMatch::ToInterface(name) => vec![nf::load_meta(MetaKey::OutputInterface), equal(&device(name))],
+        RuleMatch::ToInterface(name) => {
+            vec![nf::load_meta(MetaKey::OutputInterface), equal(&device(name))]
+        }
         RuleMatch::ToThisHost(is) => {
             const LOCAL: u32 = 2;
             let kind = nf::compare(comparison(*is), &LOCAL.to_ne_bytes());
@@ -273,7 +283,11 @@ fn to(range: Cidr) -> Vec<Expression> {
     let mut steps = vec![
         nf::load_meta(MetaKey::Family),
         nf::compare(Comparison::Equal, &[family]),
-        nf::load_payload(PayloadBase::Network, offset, u32::try_from(looked_at).unwrap_or(u32::MAX)),
+        nf::load_payload(
+            PayloadBase::Network,
+            offset,
+            u32::try_from(looked_at).unwrap_or(u32::MAX),
+        ),
     ];
     if !is_whole {
         steps.push(nf::mask(&prefix_mask(range.prefix_bits(), looked_at), &vec![0; looked_at]));

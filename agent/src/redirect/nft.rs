@@ -1,6 +1,6 @@
 //! The rules as text for the `nft` command: one table for both families, replaced in one transaction.
 
-use super::rules::{RuleAction, RedirectChain, RuleMatch, RedirectHook, RedirectRule, chains};
+use super::rules::{RedirectChain, RedirectHook, RedirectRule, RuleAction, RuleMatch, chains};
 use super::{IpFamily, MARK_MASK, RedirectConfig};
 
 /// The name of our table.
@@ -93,7 +93,9 @@ fn render_action(action: RuleAction) -> String {
     match action {
         RuleAction::Return => "return".to_owned(),
         RuleAction::RedirectConfig(port) => format!("redirect to :{port}"),
-        RuleAction::Mark(mark) => format!("meta mark set meta mark & {:#010x} | {mark:#x}", !MARK_MASK),
+        RuleAction::Mark(mark) => {
+            format!("meta mark set meta mark & {:#010x} | {mark:#x}", !MARK_MASK)
+        }
         RuleAction::Tproxy(port) => format!("tproxy to :{port} accept"),
         RuleAction::Drop => "drop".to_owned(),
     }

@@ -18,8 +18,8 @@ use weft_runtime::socket::PROBE_PORT;
 
 use super::apply::{in_namespace, kernel};
 use super::{Namespace, RedirectConfig, RedirectError};
-use crate::netlink::{Netlink, Notification, conntrack};
 use crate::clock::now;
+use crate::netlink::{Netlink, Notification, conntrack};
 
 /// How long the kernel may take to tell where a connection went.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -59,7 +59,10 @@ impl fmt::Display for ProbeOutcome {
 ///
 /// # Errors
 /// When the kernel does not tell.
-pub fn probe(redirect: &RedirectConfig, namespace: &Namespace) -> Result<ProbeOutcome, RedirectError> {
+pub fn probe(
+    redirect: &RedirectConfig,
+    namespace: &Namespace,
+) -> Result<ProbeOutcome, RedirectError> {
     let Some(port) = redirect.outbound else {
         return Ok(ProbeOutcome::Skipped("only what leaves can be tried from here".into()));
     };
@@ -68,7 +71,9 @@ pub fn probe(redirect: &RedirectConfig, namespace: &Namespace) -> Result<ProbeOu
     }
     let user = Uid::effective().as_raw();
     if redirect.uid == Some(user) || redirect.exclude_users.contains(&user) {
-        return Ok(ProbeOutcome::Skipped(format!("what user {user} sends is excluded, and we are")));
+        return Ok(ProbeOutcome::Skipped(format!(
+            "what user {user} sends is excluded, and we are"
+        )));
     }
     in_namespace(namespace, || {
         let mut taken = Vec::new();
@@ -84,7 +89,10 @@ pub fn probe(redirect: &RedirectConfig, namespace: &Namespace) -> Result<ProbeOu
                     return Ok(ProbeOutcome::NotRedirected(destination, how.into()));
                 }
                 ConnectionPath::Endpoint(at) => {
-                    return Ok(ProbeOutcome::NotRedirected(destination, format!("another rule led it to {at}")));
+                    return Ok(ProbeOutcome::NotRedirected(
+                        destination,
+                        format!("another rule led it to {at}"),
+                    ));
                 }
                 ConnectionPath::Nothing => {
                     let how = "it was dropped, or the kernel does not track it";

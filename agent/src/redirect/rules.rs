@@ -119,7 +119,11 @@ fn arriving(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     let mut rules = vec![skip([from_loopback(true)])];
     rules.extend(from_excluded_interfaces(redirect));
     if let Some(port) = redirect.forwarded {
-        rules.extend(to_services(redirect, &[RuleMatch::Over(Transport::Tcp)], RuleAction::RedirectConfig(port)));
+        rules.extend(to_services(
+            redirect,
+            &[RuleMatch::Over(Transport::Tcp)],
+            RuleAction::RedirectConfig(port),
+        ));
     }
     if let Some(port) = redirect.inbound {
         let (first, last) = RedirectConfig::OWN_PORTS;
@@ -128,7 +132,8 @@ fn arriving(redirect: &RedirectConfig) -> Vec<RedirectRule> {
         for excluded in &redirect.exclude_inbound_ports {
             rules.push(skip([RuleMatch::Port(Transport::Tcp, *excluded..=*excluded)]));
         }
-        rules.push(counted(vec![RuleMatch::Over(Transport::Tcp)], RuleAction::RedirectConfig(port)));
+        rules
+            .push(counted(vec![RuleMatch::Over(Transport::Tcp)], RuleAction::RedirectConfig(port)));
     }
     rules
 }
@@ -151,14 +156,20 @@ fn leaving(redirect: &RedirectConfig) -> Vec<RedirectRule> {
         rules.push(skip([RuleMatch::Port(Transport::Tcp, *excluded..=*excluded)]));
     }
     if redirect.services.is_empty() {
-        rules.push(counted(vec![RuleMatch::Over(Transport::Tcp)], RuleAction::RedirectConfig(port)));
+        rules
+            .push(counted(vec![RuleMatch::Over(Transport::Tcp)], RuleAction::RedirectConfig(port)));
     }
-    rules.extend(to_services(redirect, &[RuleMatch::Over(Transport::Tcp)], RuleAction::RedirectConfig(port)));
+    rules.extend(to_services(
+        redirect,
+        &[RuleMatch::Over(Transport::Tcp)],
+        RuleAction::RedirectConfig(port),
+    ));
     rules
 }
 
 fn answers(redirect: &RedirectConfig) -> Vec<RedirectRule> {
-    let rule = || counted(vec![RuleMatch::ForTransparentSocket], RuleAction::Mark(LOCAL_DELIVERY_MARK));
+    let rule =
+        || counted(vec![RuleMatch::ForTransparentSocket], RuleAction::Mark(LOCAL_DELIVERY_MARK));
     redirect.keep_source.then(rule).into_iter().collect()
 }
 
@@ -168,7 +179,10 @@ fn to_resolvers(redirect: &RedirectConfig) -> impl Iterator<Item = RedirectRule>
         redirect.resolvers.iter().flat_map(move |resolver| {
             [Transport::Udp, Transport::Tcp].map(|transport| {
                 let question = RuleMatch::Port(transport, dns::PORT..=dns::PORT);
-                counted(vec![RuleMatch::To(Cidr::from(*resolver)), question], RuleAction::RedirectConfig(port))
+                counted(
+                    vec![RuleMatch::To(Cidr::from(*resolver)), question],
+                    RuleAction::RedirectConfig(port),
+                )
             })
         })
     };
@@ -202,7 +216,11 @@ fn leaving_udp(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     for excluded in &redirect.exclude_outbound_ports {
         rules.push(skip([RuleMatch::Port(Transport::Udp, *excluded..=*excluded)]));
     }
-    rules.extend(to_services(redirect, &[RuleMatch::Over(Transport::Udp)], RuleAction::Mark(LOCAL_DELIVERY_MARK)));
+    rules.extend(to_services(
+        redirect,
+        &[RuleMatch::Over(Transport::Udp)],
+        RuleAction::Mark(LOCAL_DELIVERY_MARK),
+    ));
     rules
 }
 
@@ -279,7 +297,8 @@ fn from_excluded_interfaces(redirect: &RedirectConfig) -> impl Iterator<Item = R
 /// What leaves as it is whatever it carries: by whose program, by which device, and whereto.
 fn excluded_from_leaving(redirect: &RedirectConfig) -> impl Iterator<Item = RedirectRule> + '_ {
     let users = redirect.exclude_users.iter().map(|user| RuleMatch::User(*user));
-    let devices = redirect.exclude_interfaces.iter().map(|name| RuleMatch::ToInterface(name.clone()));
+    let devices =
+        redirect.exclude_interfaces.iter().map(|name| RuleMatch::ToInterface(name.clone()));
     let ranges = redirect.exclude_destinations.iter().map(|range| RuleMatch::To(*range));
     users.chain(devices).chain(ranges).map(|excluded| skip([excluded]))
 }
@@ -293,7 +312,11 @@ fn loop_prevention(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     rules
 }
 
-fn to_services(redirect: &RedirectConfig, matches: &[RuleMatch], action: RuleAction) -> Vec<RedirectRule> {
+fn to_services(
+    redirect: &RedirectConfig,
+    matches: &[RuleMatch],
+    action: RuleAction,
+) -> Vec<RedirectRule> {
     let rule = |range: &Cidr| counted([matches, &[RuleMatch::To(*range)]].concat(), action);
     redirect.services.iter().map(rule).collect()
 }

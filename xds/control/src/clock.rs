@@ -4,7 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use weft_runtime::clock::{ClockWatch, ClockCheck, SETTLE_TIME};
+use weft_runtime::clock::{ClockCheck, ClockWatch, SETTLE_TIME};
 
 /// The wall clock, watched.
 #[derive(Debug)]

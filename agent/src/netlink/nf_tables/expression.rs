@@ -224,7 +224,11 @@ pub(crate) enum ConntrackDirection {
 }
 
 /// Loads what the packet's connection has, at a word; breaks off when it has no connection.
-pub(crate) fn load_conntrack_at(word: u32, key: ConntrackKey, side: ConntrackDirection) -> Expression {
+pub(crate) fn load_conntrack_at(
+    word: u32,
+    key: ConntrackKey,
+    side: ConntrackDirection,
+) -> Expression {
     let data = Attributes::new()
         .big_endian(1, register(word))
         .big_endian(2, key as u32)
