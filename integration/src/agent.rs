@@ -1,4 +1,4 @@
-//! An agent with a file of its own, and no control plane.
+//! Starts an agent with a static configuration file, without a control plane.
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -8,27 +8,28 @@ use crate::port;
 use crate::process::{Process, weft};
 use crate::wait::eventually;
 
-/// An agent that runs.
+/// A running agent.
 #[derive(Debug)]
 pub struct TestAgent {
-    /// Its process.
+    /// The agent's process.
     pub process: Process,
-    /// Where its admin port is.
+    /// The admin port.
     pub admin: u16,
     file: TempDir,
 }
 
 impl TestAgent {
-    /// Starts one with what `config` gives for an admin port, and waits until it is ready.
+    /// Starts an agent with the configuration that `config` returns for an admin port, and waits
+    /// until it is ready.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If the agent does not become ready.
     #[must_use]
     pub fn start(config: impl FnOnce(u16) -> Value, arguments: &[&str]) -> Self {
-        let file = TempDir::new().expect("a temporary folder can be made");
+        let file = TempDir::new().expect("a temporary folder can be created");
         let admin = port::free();
         let path = file.path().join("agent.json");
-        std::fs::write(path, format!("{:#}", config(admin))).expect("the folder takes files");
+        std::fs::write(path, format!("{:#}", config(admin))).expect("the folder is writable");
         let mut agent = Self { process: Self::run(&file, arguments), admin, file };
         agent.wait_until_ready();
         agent
@@ -40,16 +41,16 @@ impl TestAgent {
         Process::start("agent", command.args(arguments))
     }
 
-    /// Starts it anew, in the place of one that was killed.
+    /// Starts the agent again, after it was killed.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If the agent does not become ready.
     pub fn restart(&mut self) {
         self.restart_without_waiting();
         self.wait_until_ready();
     }
 
-    /// The same, without waiting.
+    /// Starts the agent again and does not wait until it is ready.
     pub fn restart_without_waiting(&mut self) {
         self.process = Self::run(&self.file, &[]);
     }
@@ -60,31 +61,31 @@ impl TestAgent {
         });
     }
 
-    /// What it tells of its configuration.
+    /// The configuration dump.
     ///
     /// # Panics
-    /// When it tells nothing.
+    /// If the agent returns no dump.
     #[must_use]
     pub fn dump(&self) -> Value {
         serde_json::from_slice(&Curl::get(self.admin, "/config_dump").run().body)
-            .expect("a dump is JSON")
+            .expect("the dump is JSON")
     }
 
-    /// The services, and which way each goes.
+    /// The services of the configuration dump, with the data path that each uses.
     ///
     /// # Panics
-    /// When it tells none.
+    /// If the dump lists no services.
     #[must_use]
     pub fn services(&self) -> Vec<Value> {
         let dump = self.dump();
         let services = dump.get("services").and_then(Value::as_array);
-        services.expect("it lists services").clone()
+        services.expect("the dump lists services").clone()
     }
 
-    /// One of its metrics, by its name with its labels.
+    /// The value of a metric, given by its name with its labels.
     ///
     /// # Panics
-    /// When there is none of that name.
+    /// If the metric does not exist.
     #[must_use]
     pub fn metric(&self, name: &str) -> u64 {
         let page = Curl::get(self.admin, "/metrics").run().text();

@@ -1,4 +1,4 @@
-//! An authority in the test's own process, for as many certificates as it takes.
+//! A certificate authority in the test's own process, for tests that need many certificates.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,7 +13,7 @@ use weft_model::SpiffeId;
 
 use crate::mesh_pki::{IdentityFiles, TRUST_DOMAIN, spiffe_id};
 
-/// Signs, and publishes what it revokes in a file.
+/// An authority that issues certificates and publishes its CRLs in a file.
 #[derive(Debug)]
 pub struct TestAuthority {
     folder: TempDir,
@@ -21,52 +21,56 @@ pub struct TestAuthority {
     number: AtomicU64,
 }
 
-/// A certificate with its key, PEM.
+/// A certificate chain with its key, PEM.
 #[derive(Debug, Clone)]
 pub struct PemIdentity {
-    /// The chain.
+    /// The certificate chain.
     pub chain: String,
-    /// The key.
+    /// The private key.
     pub key: String,
-    /// The serial number, hex.
+    /// The serial number of the certificate, hex.
     pub serial: String,
 }
 
 impl TestAuthority {
-    /// Makes an authority that has revoked nothing.
+    /// Creates an authority that has revoked nothing.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If the authority cannot be created.
     #[must_use]
     pub fn create() -> Self {
         Self::of(Authority::create(TRUST_DOMAIN, now()).expect("an authority can be made"))
     }
 
-    /// Signs by the keys of an authority that is there already, which does not hear of it.
+    /// Signs with the keys of an existing authority; that authority keeps no record of these
+    /// certificates.
     ///
     /// # Panics
-    /// When it cannot be read.
+    /// If the files cannot be read.
     #[must_use]
     pub fn of(files: AuthorityFiles) -> Self {
-        let authority = Authority::load(files, TRUST_DOMAIN).expect("it is one");
-        let folder = TempDir::new().expect("a temporary folder can be made");
+        let authority = Authority::load(files, TRUST_DOMAIN).expect("the files hold an authority");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         let root = folder.path().join("root.pem");
-        std::fs::write(root, authority.trust_bundle()).expect("the folder takes files");
+        std::fs::write(root, authority.trust_bundle()).expect("the folder is writable");
         let signer = Self { folder, authority, number: AtomicU64::new(1) };
         signer.revoke(&[]);
         signer
     }
 
-    /// A certificate for a service, good for so long.
+    /// Issues a certificate for a service, valid for `life`.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If the certificate cannot be issued.
     #[must_use]
     pub fn sign(&self, service: &str, life: Duration) -> PemIdentity {
-        let id = SpiffeId::parse(&spiffe_id(service)).expect("an id");
-        let pending = request::make(&id).expect("a request");
-        let asked = CheckedRequest::parse(&pending.request_pem).expect("a good one");
-        let issued = self.authority.issue(&asked, life, now()).expect("it signs");
+        let id = SpiffeId::parse(&spiffe_id(service)).expect("the SPIFFE ID is valid");
+        let pending = request::make(&id).expect("the request can be made");
+        let checked = CheckedRequest::parse(&pending.request_pem).expect("the request is valid");
+        let issued = self
+            .authority
+            .issue(&checked, life, now())
+            .expect("the authority signs the certificate");
         PemIdentity {
             chain: issued.chain.concat(),
             key: pending.key_pem.to_string(),
@@ -74,64 +78,64 @@ impl TestAuthority {
         }
     }
 
-    /// The same in files.
+    /// Writes the certificate chain and key to files.
     ///
     /// # Panics
-    /// When they cannot be written.
+    /// If the files cannot be written.
     #[must_use]
-    pub fn write_files(&self, service: &str, holder: &PemIdentity) -> IdentityFiles {
+    pub fn write_files(&self, service: &str, identity: &PemIdentity) -> IdentityFiles {
         let file = |extension| self.folder.path().join(service).with_extension(extension);
         let (certificate, key) = (file("pem"), file("key"));
-        std::fs::write(&certificate, &holder.chain).expect("the folder takes files");
-        std::fs::write(&key, &holder.key).expect("the folder takes files");
-        let ours = std::fs::Permissions::from_mode(0o600);
-        std::fs::set_permissions(&key, ours).expect("it is ours");
-        IdentityFiles { certificate, key, serial: holder.serial.clone() }
+        std::fs::write(&certificate, &identity.chain).expect("the folder is writable");
+        std::fs::write(&key, &identity.key).expect("the folder is writable");
+        let owner_only = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&key, owner_only).expect("the key file belongs to the test");
+        IdentityFiles { certificate, key, serial: identity.serial.clone() }
     }
 
-    /// A file of its folder.
+    /// The path of a file in the authority's folder.
     #[must_use]
     pub fn file(&self, name: &str) -> std::path::PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Where the root's certificate is.
+    /// The path of the root certificate.
     #[must_use]
     pub fn root(&self) -> std::path::PathBuf {
         self.file("root.pem")
     }
 
-    /// Where the revocation lists are.
+    /// The path of the CRL file.
     #[must_use]
     pub fn crl_file(&self) -> std::path::PathBuf {
         self.file("revoked.pem")
     }
 
-    /// The root's certificate, PEM.
+    /// The root certificate, PEM.
     #[must_use]
     pub fn roots(&self) -> &str {
         self.authority.trust_bundle()
     }
 
-    /// Publishes lists that revoke these serial numbers, and no others, as a whole file at once.
+    /// Publishes CRLs that revoke exactly these serial numbers. The file is replaced atomically.
     ///
     /// # Panics
-    /// When they cannot be made.
+    /// If the CRLs cannot be signed or written.
     pub fn revoke(&self, serials: &[&str]) {
         let entry = |serial: &&str| Revoked { serial: (*serial).to_owned(), at: now() };
         let revoked: Vec<Revoked> = serials.iter().map(entry).collect();
         let number = self.number.fetch_add(1, Relaxed);
         let life = Duration::from_secs(3600);
         let lists = self.authority.revocation_lists(&revoked, number, now(), life);
-        let mut lists = lists.expect("it signs lists");
-        writeln!(lists, "# number {number}").expect("a text takes more");
+        let mut lists = lists.expect("the authority signs CRLs");
+        writeln!(lists, "# number {number}").expect("a String is writable");
         let (new, file) = (self.file("revoked.new"), self.crl_file());
-        std::fs::write(&new, lists).expect("the folder takes files");
-        std::fs::rename(new, file).expect("it may be replaced");
+        std::fs::write(&new, lists).expect("the folder is writable");
+        std::fs::rename(new, file).expect("the file can be replaced");
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "a test happens now")]
+#[expect(clippy::disallowed_methods, reason = "tests issue certificates for the current time")]
 fn now() -> SystemTime {
     SystemTime::now()
 }

@@ -1,5 +1,5 @@
-//! Envoy bootstrap files, made of the few resources that tests need. Each function is a resource or a
-//! part of one, in the JSON form of its protobuf message.
+//! Builds Envoy bootstrap files from the few resources that tests need. Each function returns a
+//! resource, or a part of one, in the JSON form of its protobuf message.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -14,36 +14,36 @@ const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 const UDP_PROXY: &str = "envoy.extensions.filters.udp.udp_proxy.v3";
 const TLS: &str = "envoy.extensions.transport_sockets.tls.v3";
 
-/// A message in an `Any`.
+/// A message packed in an `Any`.
 #[must_use]
 pub fn any(message: &str, fields: Value) -> Value {
     with(fields, "@type", json!(format!("type.googleapis.com/{message}")))
 }
 
-/// A JSON object with one more field.
+/// Returns the JSON object with one more field.
 ///
 /// # Panics
-/// When it is no object.
+/// If `object` is not a JSON object.
 #[must_use]
 pub fn with(mut object: Value, field: &str, value: Value) -> Value {
-    object.as_object_mut().expect("a message is an object").insert(field.to_owned(), value);
+    object.as_object_mut().expect("the message is a JSON object").insert(field.to_owned(), value);
     object
 }
 
-/// An address, of `TCP` or `UDP`.
+/// A socket address of protocol `TCP` or `UDP`.
 #[must_use]
 pub fn address(at: SocketAddr, protocol: &str) -> Value {
     json!({"socket_address":
         {"protocol": protocol, "address": at.ip(), "port_value": at.port()}})
 }
 
-/// An address of loopback.
+/// A TCP address of loopback.
 #[must_use]
 pub fn loopback(port: u16) -> Value {
     address((Ipv4Addr::LOCALHOST, port).into(), "TCP")
 }
 
-/// A listener that moves TCP, as the fields of its proxy say.
+/// A listener with a TCP proxy; `proxy` is the rest of its `TcpProxy`.
 #[must_use]
 pub fn tcp_listener(name: &str, at: SocketAddr, proxy: Value) -> Value {
     let proxy = any(TCP_PROXY, with(proxy, "stat_prefix", json!("tcp")));
@@ -51,7 +51,7 @@ pub fn tcp_listener(name: &str, at: SocketAddr, proxy: Value) -> Value {
         "filter_chains": [{"filters": [{"name": "tcp", "typed_config": proxy}]}]})
 }
 
-/// A listener that moves datagrams to a cluster, as the other fields of its proxy say.
+/// A listener that proxies datagrams to a cluster; `proxy` is the rest of its `UdpProxyConfig`.
 #[must_use]
 pub fn udp_listener(name: &str, at: SocketAddr, cluster: &str, proxy: Value) -> Value {
     let route = any(&format!("{UDP_PROXY}.Route"), json!({"cluster": cluster}));
@@ -62,7 +62,7 @@ pub fn udp_listener(name: &str, at: SocketAddr, cluster: &str, proxy: Value) -> 
         "listener_filters": [{"name": "udp", "typed_config": proxy}]})
 }
 
-/// A cluster of these endpoints, of which nothing else is said.
+/// A static cluster of these endpoints, with default settings.
 #[must_use]
 pub fn static_cluster(name: &str, endpoints: &[SocketAddr]) -> Value {
     let endpoint = |at: &SocketAddr| json!({"endpoint": {"address": address(*at, "TCP")}});
@@ -71,7 +71,7 @@ pub fn static_cluster(name: &str, endpoints: &[SocketAddr]) -> Value {
         {"cluster_name": name, "endpoints": [{"lb_endpoints": members}]}})
 }
 
-/// A bootstrap file of static resources.
+/// A bootstrap file with static resources.
 #[must_use]
 pub fn bootstrap(admin: u16, listeners: &[Value], clusters: &[Value]) -> Value {
     json!({
@@ -80,14 +80,14 @@ pub fn bootstrap(admin: u16, listeners: &[Value], clusters: &[Value]) -> Value {
     })
 }
 
-/// What a route does with a request.
+/// A route of all paths to a cluster.
 #[must_use]
 pub fn route_to(cluster: &str, timeout_seconds: u64) -> Value {
     json!({"match": {"prefix": "/"},
            "route": {"cluster": cluster, "timeout": format!("{timeout_seconds}s")}})
 }
 
-/// How HTTP is served: all requests take one route.
+/// An `HttpConnectionManager` with one route for all requests.
 #[must_use]
 pub fn http(route: &Value, filters: &[Value]) -> Value {
     let router = json!({"name": "router", "typed_config":
@@ -107,7 +107,7 @@ pub fn http(route: &Value, filters: &[Value]) -> Value {
     })
 }
 
-/// A listener with one chain, which serves HTTP.
+/// A listener with one filter chain, which serves HTTP.
 #[must_use]
 pub fn listener(name: &str, port: u16, http: Value, tls: Option<Value>) -> Value {
     let manager = json!({"name": "http", "typed_config": any(HTTP, http)});
@@ -119,21 +119,21 @@ pub fn listener(name: &str, port: u16, http: Value, tls: Option<Value>) -> Value
     json!({"name": name, "address": loopback(port), "filter_chains": [chain]})
 }
 
-/// Which HTTP is spoken to a cluster.
+/// The HTTP version that a cluster's endpoints speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpstreamHttp {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2.
     Http2,
-    /// What the client speaks.
+    /// The version that the client http.
     AsClient,
 }
 
 /// A cluster of ports on loopback.
 #[must_use]
-pub fn cluster(name: &str, ports: &[u16], speaks: UpstreamHttp, tls: Option<Value>) -> Value {
-    let options = match speaks {
+pub fn cluster(name: &str, ports: &[u16], http: UpstreamHttp, tls: Option<Value>) -> Value {
+    let options = match http {
         UpstreamHttp::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
         UpstreamHttp::Http2 => json!({"explicit_http_config": {"http2_protocol_options": {}}}),
         UpstreamHttp::AsClient => json!({"use_downstream_protocol_config":
@@ -153,7 +153,7 @@ pub fn cluster(name: &str, ports: &[u16], speaks: UpstreamHttp, tls: Option<Valu
     }
 }
 
-/// The endpoints of a cluster.
+/// The endpoints of a cluster, on ports of loopback.
 #[must_use]
 pub fn endpoints(cluster: &str, ports: &[u16]) -> Value {
     let endpoint = |port: &u16| json!({"endpoint": {"address": loopback(*port)}});
@@ -166,9 +166,10 @@ fn certificate(identity: &IdentityFiles) -> Value {
            "private_key": {"filename": text(&identity.key)}})
 }
 
-/// Verify Mode: a client must show a certificate of `root` that is not revoked.
+/// Verify Mode: clients must present a certificate that chains to `root` and that no CRL in `crls`
+/// revokes.
 #[must_use]
-pub fn verify_mode(own: &IdentityFiles, root: &Path, revocations: &Path) -> Value {
+pub fn verify_mode(own: &IdentityFiles, root: &Path, crls: &Path) -> Value {
     let message = format!("{TLS}.DownstreamTlsContext");
     let context = json!({
         "require_client_certificate": true,
@@ -177,14 +178,14 @@ pub fn verify_mode(own: &IdentityFiles, root: &Path, revocations: &Path) -> Valu
             "tls_certificates": [certificate(own)],
             "validation_context": {
                 "trusted_ca": {"filename": text(root)},
-                "crl": {"filename": text(revocations)},
+                "crl": {"filename": text(crls)},
             },
         },
     });
     json!({"name": "tls", "typed_config": any(&message, context)})
 }
 
-/// Mutual TLS to endpoints that must be `service`.
+/// Mutual TLS to endpoints whose SPIFFE ID must be that of `service`.
 #[must_use]
 pub fn mutual_tls(own: &IdentityFiles, root: &Path, service: &str) -> Value {
     let message = format!("{TLS}.UpstreamTlsContext");
@@ -202,7 +203,7 @@ pub fn mutual_tls(own: &IdentityFiles, root: &Path, service: &str) -> Value {
     json!({"name": "tls", "typed_config": any(&message, context)})
 }
 
-/// A filter that lets callers of `service` reach paths with a prefix, and nothing else.
+/// An RBAC filter that allows only `service` to call paths with this prefix.
 #[must_use]
 pub fn allow_only(service: &str, path_prefix: &str) -> Value {
     json!({"name": "rbac", "typed_config": any("envoy.extensions.filters.http.rbac.v3.RBAC", json!({
@@ -213,15 +214,15 @@ pub fn allow_only(service: &str, path_prefix: &str) -> Value {
     }))})
 }
 
-/// A filter that wants a token of one issuer, whose public keys are in `keys`.
+/// A JWT filter that requires a token of one issuer, whose JWKS is `keys`.
 #[must_use]
 pub fn require_token(issuer: &str, audience: &str, keys: &str) -> Value {
     let keys = json!({"inline_string": keys});
     token_filter(&json!({"issuer": issuer, "audiences": [audience], "local_jwks": keys}), "/")
 }
 
-/// A filter that wants a token below a path, of one issuer, whose public keys are fetched from a
-/// cluster each second, which may take one.
+/// A JWT filter that requires a token of one issuer for paths below `below`. The JWKS is fetched
+/// from a cluster every second, with a timeout of one second.
 #[must_use]
 pub fn require_token_with_fetched_keys(
     issuer: &str,

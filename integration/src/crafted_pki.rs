@@ -1,6 +1,7 @@
-//! Certificates and revocation lists as a test wants them, also such as no proper authority makes.
+//! Creates certificates and CRLs with any content, including content that a proper authority would
+//! not sign.
 //!
-//! Lists are encoded by hand, since those that matter most are those that no library makes.
+//! CRLs are encoded by hand, because no library produces the malformed ones that the tests need.
 
 use std::fmt::Write as _;
 use std::time::SystemTime;
@@ -16,17 +17,17 @@ use time::OffsetDateTime;
 
 use crate::authority::PemIdentity;
 
-/// In seconds.
+/// One hour in seconds.
 pub const HOUR: i64 = 3600;
 
-/// The kind of a name that is a mail address.
+/// The GeneralName tag of an email address.
 pub const EMAIL: u8 = 0x81;
-/// The kind of a name that is a host's.
+/// The GeneralName tag of a DNS name.
 pub const DNS: u8 = 0x82;
-/// The kind of a name that is a URI.
+/// The GeneralName tag of a URI.
 pub const URI: u8 = 0x86;
 
-/// An authority with its certificate and key.
+/// A certificate authority: its certificate and key.
 pub type CraftedCa = CertifiedIssuer<'static, KeyPair>;
 
 /// The time this many seconds from now.
@@ -45,7 +46,7 @@ fn params(common_name: Option<&str>) -> CertificateParams {
     params
 }
 
-/// What an authority's certificate says.
+/// Parameters of a CA certificate.
 #[must_use]
 pub fn authority_params(common_name: &str, serial: u64) -> CertificateParams {
     let mut params = params(Some(common_name));
@@ -55,7 +56,7 @@ pub fn authority_params(common_name: &str, serial: u64) -> CertificateParams {
     params
 }
 
-/// What a workload's certificate says, beside its names.
+/// Parameters of a workload certificate, without subject alternative names.
 #[must_use]
 pub fn leaf_params(common_name: Option<&str>, serial: u64) -> CertificateParams {
     let mut params = params(common_name);
@@ -66,80 +67,80 @@ pub fn leaf_params(common_name: Option<&str>, serial: u64) -> CertificateParams 
     params
 }
 
-/// The extension that names a certificate's holder, of any kind and of any bytes.
+/// A subject alternative name extension with names of any type and any bytes.
 #[must_use]
 pub fn names(names: &[(u8, &[u8])]) -> CustomExtension {
     let all: Vec<u8> = names.iter().flat_map(|(kind, name)| der(*kind, name)).collect();
     CustomExtension::from_oid_content(&[2, 5, 29, 17], der(0x30, &all))
 }
 
-/// The extension that says at which point a certificate's own list is.
+/// A CRL distribution point extension with this URI.
 #[must_use]
 pub fn distribution_point(uri: &str) -> CustomExtension {
     let points = der(0x30, &der(0x30, &point(uri)));
     CustomExtension::from_oid_content(&[2, 5, 29, 31], points)
 }
 
-/// The name of a distribution point, as both a certificate and a list have it.
+/// The encoded name of a distribution point, as in certificates and CRLs.
 #[must_use]
 pub fn point(uri: &str) -> Vec<u8> {
     der(0xa0, &der(0xa0, &der(URI, uri.as_bytes())))
 }
 
-/// A root.
+/// A self-signed root.
 ///
 /// # Panics
-/// When it cannot be made.
+/// If the certificate cannot be created.
 #[must_use]
 pub fn root(params: CertificateParams) -> CraftedCa {
-    CraftedCa::self_signed(params, key()).expect("an authority can be made")
+    CraftedCa::self_signed(params, key()).expect("the authority can be created")
 }
 
-/// An authority that another has signed.
+/// An intermediate CA, signed by `issuer`.
 ///
 /// # Panics
-/// When it cannot be made.
+/// If the certificate cannot be created.
 #[must_use]
 pub fn intermediate(params: CertificateParams, issuer: &CraftedCa) -> CraftedCa {
-    CraftedCa::signed_by(params, key(), issuer).expect("an authority can be made")
+    CraftedCa::signed_by(params, key(), issuer).expect("the authority can be created")
 }
 
-/// A certificate that `issuer` signs, shown with those of `above`.
+/// A certificate signed by `issuer`; its chain also has the certificates of `above`.
 ///
 /// # Panics
-/// When it cannot be made.
+/// If the certificate cannot be created.
 #[must_use]
 pub fn leaf(params: &CertificateParams, issuer: &CraftedCa, above: &[&CraftedCa]) -> PemIdentity {
     let key = key();
-    let own = params.signed_by(&key, issuer).expect("the issuer signs").pem();
+    let own = params.signed_by(&key, issuer).expect("the issuer can sign").pem();
     let chain = std::iter::once(own).chain(above.iter().map(|ca| ca.pem())).collect();
     let serial = params.serial_number.as_ref().map(ToString::to_string).unwrap_or_default();
     PemIdentity { chain, key: key.serialize_pem(), serial }
 }
 
 fn key() -> KeyPair {
-    KeyPair::generate().expect("there are random numbers")
+    KeyPair::generate().expect("a key can be generated")
 }
 
-/// A revocation list to be signed.
+/// The content of a CRL.
 #[derive(Debug, Clone)]
 pub struct CraftedCrl {
-    /// None: it is left out.
+    /// The CRL number; `None` leaves it out.
     pub number: Option<u64>,
-    /// In seconds from now.
+    /// `thisUpdate`, in seconds from now.
     pub this_update: i64,
-    /// In seconds from now.
+    /// `nextUpdate`, in seconds from now.
     pub next_update: i64,
-    /// Those that it revokes.
+    /// The revoked serial numbers.
     pub serials: Vec<u64>,
     /// The extensions of each entry, DER.
     pub entry_extensions: Vec<u8>,
-    /// More extensions of the list, DER.
+    /// Further extensions of the CRL, DER.
     pub extensions: Vec<u8>,
 }
 
 impl CraftedCrl {
-    /// A good list with this number and these serial numbers.
+    /// A valid CRL with this number that revokes these serial numbers.
     #[must_use]
     pub fn new(number: u64, serials: &[u64]) -> Self {
         Self {
@@ -152,27 +153,28 @@ impl CraftedCrl {
         }
     }
 
-    /// The same with more extensions, DER.
+    /// Sets further extensions, DER.
     #[must_use]
     pub fn with(self, extensions: Vec<u8>) -> Self {
         Self { extensions, ..self }
     }
 
-    /// The list, DER, signed by `issuer`.
+    /// The CRL signed by `issuer`, DER.
     #[must_use]
     pub fn signed_by(&self, issuer: &CraftedCa) -> Vec<u8> {
         self.signed_as(issuer.der(), issuer)
     }
 
-    /// The list, DER, in the name of the subject of `certificate` but signed by `signer`.
+    /// The CRL with the subject of `certificate` as its issuer, but signed by `signer`; DER.
     ///
     /// # Panics
-    /// When the certificate is none.
+    /// If `certificate` is not a CA certificate.
     #[must_use]
     pub fn signed_as(&self, certificate: &CertificateDer<'_>, signer: &CraftedCa) -> Vec<u8> {
-        let anchor = webpki::anchor_from_trusted_cert(certificate).expect("an authority");
+        let anchor = webpki::anchor_from_trusted_cert(certificate)
+            .expect("the certificate is a CA certificate");
         let body = self.body(&der(0x30, &anchor.subject));
-        let signature = signer.key().sign(&body).expect("the key signs");
+        let signature = signer.key().sign(&body).expect("the key can sign");
         let bits = der(0x03, &[&[0], signature.as_slice()].concat());
         der(0x30, &[body, ECDSA_WITH_SHA256.to_vec(), bits].concat())
     }
@@ -208,23 +210,23 @@ impl CraftedCrl {
 const ECDSA_WITH_SHA256: &[u8] =
     &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 
-/// Whether one who does not know an extension must refuse what carries it.
+/// Whether an implementation that does not know an extension must reject the certificate or CRL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtensionCriticality {
-    /// So it is.
+    /// Critical.
     Yes,
-    /// It may be passed over.
+    /// Not critical.
     No,
 }
 
-/// An extension of those of X.509, by its number among them, DER.
+/// An X.509 extension by the last arc of its OID (2.5.29.N), DER.
 #[must_use]
 pub fn extension(number: u8, critical: ExtensionCriticality, value: &[u8]) -> Vec<u8> {
     let flag = if critical == ExtensionCriticality::Yes { der(0x01, &[0xff]) } else { Vec::new() };
     der(0x30, &[der(0x06, &[0x55, 0x1d, number]), flag, der(0x04, value)].concat())
 }
 
-/// An element, DER.
+/// A DER element.
 ///
 /// # Panics
 /// Never: a length has at most eight bytes.
@@ -233,7 +235,7 @@ pub fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     let digits = shortest(content.len() as u64);
     let mut element = vec![tag];
     if content.len() >= 0x80 {
-        element.push(0x80 | u8::try_from(digits.len()).expect("at most eight"));
+        element.push(0x80 | u8::try_from(digits.len()).expect("a length has at most eight bytes"));
     }
     element.extend_from_slice(&digits);
     element.extend_from_slice(content);
@@ -268,7 +270,7 @@ fn utc(seconds: i64) -> String {
     )
 }
 
-/// Bytes as PEM.
+/// Encodes bytes as PEM.
 ///
 /// # Panics
 /// Never: base64 is ASCII.
@@ -279,17 +281,17 @@ pub fn pem(label: &str, der: &[u8]) -> String {
         text.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
         text.push('\n');
     }
-    writeln!(text, "-----END {label}-----").expect("a text takes more");
+    writeln!(text, "-----END {label}-----").expect("a String is writable");
     text
 }
 
-/// A list as PEM.
+/// Encodes a CRL as PEM.
 #[must_use]
 pub fn crl_pem(list: &[u8]) -> String {
     pem("X509 CRL", list)
 }
 
-#[allow(clippy::disallowed_methods, reason = "a test happens now")]
+#[expect(clippy::disallowed_methods, reason = "tests issue certificates for the current time")]
 fn now() -> SystemTime {
     SystemTime::now()
 }

@@ -1,32 +1,32 @@
-//! `curl`, the client of the tests that speak plain HTTP.
+//! Sends requests with `curl`, for tests that need an ordinary HTTP client.
 
 use std::fmt;
 use std::process::Command;
 
 use tempfile::TempDir;
 
-/// A request to be made.
+/// A request to send.
 #[derive(Debug)]
 pub struct Curl {
     arguments: Vec<String>,
     url: String,
 }
 
-/// What came back.
+/// A response, as curl reports it.
 pub struct CurlResponse {
-    /// curl's own exit code: 0 when the response was whole.
+    /// curl's exit code: 0 when the response was complete.
     pub exit: i32,
-    /// The status; 0 when there was none.
+    /// The status code; 0 without a response.
     pub status: u16,
-    /// The version, as curl says it: `1.1` or `2`.
+    /// The HTTP version, as curl prints it: `1.1` or `2`.
     pub version: String,
-    /// How many connections it took; 0 when one was used again.
+    /// The number of connections opened; 0 when an existing connection was reused.
     pub connections: u32,
-    /// The heads, as they came.
+    /// The response heads, as received.
     pub head: String,
-    /// The body.
+    /// The response body.
     pub body: Vec<u8>,
-    /// What curl complained of.
+    /// curl's standard error.
     pub stderr: String,
 }
 
@@ -43,20 +43,20 @@ impl Curl {
         Self { arguments: Vec::new(), url }
     }
 
-    /// More of curl's options.
+    /// Adds command-line options of curl.
     #[must_use]
     pub fn with(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
         self
     }
 
-    /// Makes the request.
+    /// Sends the request.
     ///
     /// # Panics
-    /// When curl cannot be started.
+    /// If curl cannot be started.
     #[must_use]
     pub fn run(self) -> CurlResponse {
-        let folder = TempDir::new().expect("a temporary folder can be made");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         let (body, head) = (folder.path().join("body"), folder.path().join("head"));
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--max-time", "30", "--output"]).arg(&body);
@@ -64,7 +64,7 @@ impl Curl {
         curl.args(["--write-out", "%{http_code} %{http_version} %{num_connects}\n"]);
         let output = curl.args(&self.arguments).arg(&self.url).output().expect("curl runs");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        // A line for each URL; the last is what is asked about.
+        // curl prints one line per URL; the last describes the response that is returned.
         let mut words = said.lines().next_back().unwrap_or_default().split(' ');
         let mut word = || words.next().unwrap_or_default().to_owned();
         CurlResponse {
@@ -80,7 +80,7 @@ impl Curl {
 }
 
 impl fmt::Debug for CurlResponse {
-    /// For a test that fails: as much as a person will read.
+    /// Prints the response for a failed test: at most 200 characters of the body.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { exit, status, version, head, body, stderr, .. } = self;
         let start: String = self.text().chars().take(200).collect();
@@ -96,7 +96,7 @@ impl CurlResponse {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The value of a field of the last head; `name` is lower case.
+    /// The value of a header in the last head; `name` is lower case.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().rev().find_map(|line| {

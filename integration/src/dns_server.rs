@@ -1,4 +1,5 @@
-//! A DNS server with every fault that one may have, and the files by which this namespace asks it.
+//! A DNS server that can fail in several ways, and the `resolv.conf` and `hosts` files that make
+//! this namespace use it.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -15,29 +16,29 @@ const NO_ERROR: u8 = 0;
 const SERVER_FAILURE: u8 = 2;
 const NO_SUCH_NAME: u8 = 3;
 
-/// How questions for a name are answered.
+/// How queries for a name are answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DnsReply {
-    /// With these addresses, valid for this many seconds.
+    /// These addresses, with this TTL in seconds.
     Addresses(Vec<IpAddr>, u32),
-    /// With these addresses over TCP; cut off over UDP.
+    /// These addresses over TCP; over UDP a truncated response without addresses.
     Truncated(Vec<IpAddr>),
-    /// With a server failure.
+    /// A response with code SERVFAIL.
     ServerFailure,
-    /// Not at all.
+    /// No response.
     Silence,
-    /// With the statement that there is no such name.
+    /// A response with code NXDOMAIN.
     NoSuchName,
 }
 
-/// What the server has and was asked.
+/// The replies of the server, and how many queries it received.
 #[derive(Debug, Default)]
 struct Zone {
     replies: BTreeMap<String, DnsReply>,
-    asked: BTreeMap<String, usize>,
+    queries: BTreeMap<String, usize>,
 }
 
-/// The server, at port 53 of loopback. Names it does not have do not exist.
+/// The server, at port 53 of loopback. Names without a reply are answered with NXDOMAIN.
 #[derive(Debug)]
 pub struct DnsServer {
     zone: Arc<Mutex<Zone>>,
@@ -45,56 +46,57 @@ pub struct DnsServer {
 }
 
 impl DnsServer {
-    /// Starts it and makes this namespace ask it, with `options` as further lines of `/etc/resolv.conf`
-    /// and `hosts` as `/etc/hosts`.
+    /// Starts the server and makes this namespace use it, with `options` as further lines of
+    /// `/etc/resolv.conf` and `hosts` as `/etc/hosts`.
     ///
     /// # Panics
-    /// When the port is taken, or a file cannot be replaced.
+    /// If the port is in use, or a file cannot be replaced.
     #[must_use]
     pub fn start(options: &str, hosts: &str) -> Self {
-        let folder = TempDir::new().expect("a temporary folder can be made");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         for (name, text) in [
             ("resolv.conf", format!("nameserver 127.0.0.1\n{options}\n")),
             ("hosts", hosts.to_owned()),
         ] {
             let file = folder.path().join(name);
-            std::fs::write(&file, text).expect("the folder takes files");
+            std::fs::write(&file, text).expect("the folder is writable");
             let none: Option<&str> = None;
             mount(Some(&file), &PathBuf::from("/etc").join(name), none, MsFlags::MS_BIND, none)
-                .expect("the namespace is ours");
+                .expect("files of the test's mount namespace can be replaced");
         }
         let zone = Arc::<Mutex<Zone>>::default();
         let address = (Ipv4Addr::LOCALHOST, 53);
         let udp = UdpSocket::bind(address).expect("the port is free");
         let tcp = TcpListener::bind(address).expect("the port is free");
-        let of_udp = zone.clone();
-        std::thread::spawn(move || serve_udp(&udp, &of_udp));
-        let of_tcp = zone.clone();
+        let udp_zone = zone.clone();
+        std::thread::spawn(move || serve_udp(&udp, &udp_zone));
+        let tcp_zone = zone.clone();
         std::thread::spawn(move || {
             for stream in tcp.incoming().flatten() {
-                drop(serve_tcp(stream, &of_tcp));
+                drop(serve_tcp(stream, &tcp_zone));
             }
         });
         Self { zone, folder }
     }
 
-    /// Answers questions for a name in this way from now on.
+    /// Sets the reply for a name.
     pub fn set(&self, name: &str, reply: DnsReply) {
         lock(&self.zone).replies.insert(name.to_owned(), reply);
     }
 
-    /// How many questions there were for a name.
+    /// The number of queries for a name.
     #[must_use]
     pub fn query_count(&self, name: &str) -> usize {
-        lock(&self.zone).asked.get(name).copied().unwrap_or_default()
+        lock(&self.zone).queries.get(name).copied().unwrap_or_default()
     }
 
-    /// Writes `/etc/hosts`.
+    /// Replaces `/etc/hosts`.
     ///
     /// # Panics
-    /// When the file is gone.
+    /// If the file cannot be written.
     pub fn set_hosts(&self, hosts: &str) {
-        std::fs::write(self.folder.path().join("hosts"), hosts).expect("the file is there");
+        std::fs::write(self.folder.path().join("hosts"), hosts)
+            .expect("the hosts file is writable");
     }
 }
 
@@ -112,7 +114,7 @@ fn serve_udp(socket: &UdpSocket, zone: &Mutex<Zone>) {
     }
 }
 
-/// A client that has gone away wants no answer.
+/// Sends a response; a client that has closed its socket is ignored.
 fn send(socket: &UdpSocket, answer: &[u8], to: SocketAddr) {
     drop(socket.send_to(answer, to));
 }
@@ -130,13 +132,13 @@ fn serve_tcp(mut stream: TcpStream, zone: &Mutex<Zone>) -> std::io::Result<()> {
     }
 }
 
-/// The answer to a question; none where the reply is silence.
+/// The response to a query; `None` where the reply is silence.
 fn answer(question: &[u8], zone: &Mutex<Zone>, over_udp: bool) -> Option<Vec<u8>> {
     let (name, end) = name(question)?;
     let kind = u16::from_be_bytes([*question.get(end)?, *question.get(end + 1)?]);
     let reply = {
         let mut zone = lock(zone);
-        *zone.asked.entry(name.clone()).or_default() += 1;
+        *zone.queries.entry(name.clone()).or_default() += 1;
         zone.replies.get(&name).cloned().unwrap_or(DnsReply::NoSuchName)
     };
     let question = question.get(..end + 4)?;
@@ -162,11 +164,19 @@ fn answer(question: &[u8], zone: &Mutex<Zone>, over_udp: bool) -> Option<Vec<u8>
     }
 }
 
-fn message(question: &[u8], code: u8, is_cut: bool, addresses: &[IpAddr], ttl: u32) -> Vec<u8> {
+fn message(
+    question: &[u8],
+    code: u8,
+    is_truncated: bool,
+    addresses: &[IpAddr],
+    ttl: u32,
+) -> Vec<u8> {
     let mut message = question.to_vec();
     let count = u16::try_from(addresses.len()).unwrap_or(u16::MAX).to_be_bytes();
-    // Flags: a response; truncated; recursion desired and available. One question, no more records.
-    let head = [0x81 | u8::from(is_cut) << 1, 0x80 | code, 0, 1, count[0], count[1], 0, 0, 0, 0];
+    // Flags: response, truncated, recursion desired and available. One question, no authority or
+    // additional records.
+    let head =
+        [0x81 | u8::from(is_truncated) << 1, 0x80 | code, 0, 1, count[0], count[1], 0, 0, 0, 0];
     for (place, byte) in message.iter_mut().skip(2).zip(head) {
         *place = byte;
     }
@@ -175,7 +185,7 @@ fn message(question: &[u8], code: u8, is_cut: bool, addresses: &[IpAddr], ttl: u
             IpAddr::V4(address) => (TYPE_A, address.octets().to_vec()),
             IpAddr::V6(address) => (TYPE_AAAA, address.octets().to_vec()),
         };
-        // The name is the question's, by reference.
+        // The name is a pointer to the question's name.
         message.extend([0xc0, 12]);
         message.extend(kind.to_be_bytes());
         message.extend([0, 1]);
@@ -186,7 +196,7 @@ fn message(question: &[u8], code: u8, is_cut: bool, addresses: &[IpAddr], ttl: u
     message
 }
 
-/// The name in a question, in lower case and without the last dot, and where it ends.
+/// The name of a question in lower case, without the final dot, and the offset at which it ends.
 fn name(question: &[u8]) -> Option<(String, usize)> {
     let (mut labels, mut at) = (Vec::new(), 12);
     loop {

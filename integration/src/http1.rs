@@ -1,4 +1,4 @@
-//! HTTP/1.1 by hand, for what no proper client would send, and to see each byte of what comes back.
+//! A raw HTTP/1.1 client: sends any bytes, and returns each part of the response as received.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -14,32 +14,32 @@ pub struct Http1Client {
     stream: BufReader<TcpStream>,
 }
 
-/// A response, as far as it came.
+/// A response, possibly incomplete.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Http1Response {
-    /// The status; 0 when nothing came.
+    /// The status; 0 when nothing was received.
     pub status: u16,
-    /// The heads of the responses before it that another follows.
+    /// The heads of interim (1xx) responses before it.
     pub interim: Vec<String>,
-    /// Its head.
+    /// The response head.
     pub head: String,
-    /// Its body, without its coding.
+    /// The body, with chunked coding removed.
     pub body: String,
-    /// The trailers, a line each.
+    /// The trailers, one per line.
     pub trailers: String,
-    /// Whether it broke off, in a way that a client can see.
+    /// Whether the response ended before it was complete.
     pub broken: bool,
 }
 
 impl Http1Response {
-    /// The value of a field; `name` is lower case.
+    /// The value of a header; `name` is lower case.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         header(&self.head, name)
     }
 }
 
-/// The value of a field of a head; `name` is lower case.
+/// The value of a header in a head; `name` is lower case.
 #[must_use]
 pub fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     let named = |line: &'h str| {
@@ -50,36 +50,36 @@ pub fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
 }
 
 impl Http1Client {
-    /// A new connection.
+    /// Connects to a port of loopback.
     ///
     /// # Panics
-    /// When nobody listens.
+    /// If the port refuses connections.
     #[must_use]
     pub fn connect(port: u16) -> Self {
         Self::connect_to((Ipv4Addr::LOCALHOST, port).into())
     }
 
-    /// A new connection to an address.
+    /// Connects to an address.
     ///
     /// # Panics
-    /// When nobody listens.
+    /// If the address refuses connections.
     #[must_use]
     pub fn connect_to(at: SocketAddr) -> Self {
-        Self::try_connect(at).expect("somebody listens")
+        Self::try_connect(at).expect("the port accepts connections")
     }
 
-    /// A new connection to an address where perhaps no server listens.
+    /// Connects to an address that may refuse connections.
     ///
     /// # Errors
-    /// Those of the connection.
+    /// The error of `connect(2)`.
     pub fn try_connect(at: SocketAddr) -> std::io::Result<Self> {
         Self::over(TcpStream::connect(at)?)
     }
 
-    /// A new connection from an address of this host.
+    /// Connects from this local address.
     ///
     /// # Panics
-    /// When nobody listens, or the host has no such address.
+    /// If `to` refuses connections, or the host does not have the address `from`.
     #[must_use]
     pub fn connect_from(from: IpAddr, to: SocketAddr) -> Self {
         let connect = || {
@@ -88,7 +88,7 @@ impl Http1Client {
             socket.connect(&to.into())?;
             Self::over(socket.into())
         };
-        connect().expect("somebody listens, and the address is one of this host")
+        connect().expect("the server accepts connections, and the local address exists")
     }
 
     fn over(stream: TcpStream) -> std::io::Result<Self> {
@@ -98,27 +98,27 @@ impl Http1Client {
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// The client's own address.
+    /// The local address of the connection.
     ///
     /// # Panics
-    /// When it is not connected.
+    /// If the connection has ended.
     #[must_use]
     pub fn local_address(&self) -> SocketAddr {
-        self.stream.get_ref().local_addr().expect("it is connected")
+        self.stream.get_ref().local_addr().expect("the socket is connected")
     }
 
-    /// Sends bytes; whether they were taken.
+    /// Sends bytes; returns whether the socket accepted them.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.get_mut().write_all(bytes.as_ref()).is_ok()
     }
 
-    /// Says that no more follows.
+    /// Closes the sending side.
     pub fn finish(&self) {
-        // It may be closed by now.
+        // The connection may already be closed.
         drop(self.stream.get_ref().shutdown(Shutdown::Write));
     }
 
-    /// The next response to a request of `method`, as far as it comes.
+    /// Reads the response to a request of `method`, as far as it is received.
     pub fn answer(&mut self, method: &str) -> Http1Response {
         let mut answer = Http1Response::default();
         loop {
@@ -143,14 +143,14 @@ impl Http1Client {
         answer
     }
 
-    /// The body behind a head, the trailers, and whether it broke off.
+    /// Reads the body after a head: the body, the trailers, and whether it ended too early.
     fn body(&mut self, head: &str) -> (String, String, bool) {
         let mut body = Vec::new();
         let mut trailers = String::new();
         let whole = if header(head, "transfer-encoding").is_some() {
             chunked(&mut self.stream, &mut body, &mut trailers).is_some()
         } else if let Some(length) = header(head, "content-length") {
-            let length: u64 = length.parse().expect("a length is a number");
+            let length: u64 = length.parse().expect("content-length is a number");
             let read = self.stream.by_ref().take(length).read_to_end(&mut body);
             read.is_ok() && body.len() as u64 == length
         } else {
@@ -159,14 +159,14 @@ impl Http1Client {
         (String::from_utf8_lossy(&body).into_owned(), trailers, !whole)
     }
 
-    /// Sends a request and gives its answer. The method is its first word.
+    /// Sends a request and reads the response. The method is the first word of the request.
     #[must_use]
     pub fn ask(&mut self, request: &str) -> Http1Response {
         self.send(request);
         self.answer(request.split(' ').next().unwrap_or_default())
     }
 
-    /// The next bytes of what is no message any more; none at the end.
+    /// Reads bytes that are not HTTP messages, for instance of a tunnel; `None` at the end.
     #[must_use]
     pub fn bytes(&mut self, count: usize) -> Option<String> {
         let mut bytes = vec![0; count];
@@ -174,30 +174,34 @@ impl Http1Client {
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Whether the other side has closed it, and said nothing more.
+    /// Whether the peer has closed the connection without sending more.
     ///
     /// # Panics
-    /// When it neither closes it nor says anything.
+    /// If the connection stays open and silent until the deadline.
     #[must_use]
     pub fn is_at_end(&mut self) -> bool {
         let mut byte = [0];
         match self.stream.read(&mut byte) {
             Ok(read) => read == 0,
             Err(error) => {
-                assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it is still open");
+                assert_ne!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock,
+                    "the connection is still open"
+                );
                 true
             }
         }
     }
 }
 
-/// Sends one request over a connection of its own.
+/// Sends one request over a new connection.
 #[must_use]
 pub fn ask(port: u16, request: &str) -> Http1Response {
     Http1Client::connect(port).ask(request)
 }
 
-/// Reads a chunked body; none when it breaks off.
+/// Reads a chunked body; `None` when it ends too early.
 pub fn chunked(stream: &mut impl BufRead, body: &mut Vec<u8>, trailers: &mut String) -> Option<()> {
     loop {
         let size = line(stream)?;

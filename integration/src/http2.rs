@@ -1,4 +1,5 @@
-//! HTTP/2 by the Python package `h2`, for what curl does not do.
+//! Sends HTTP/2 requests with the Python package `h2`, for what curl cannot do: CONNECT, trailers,
+//! interim responses.
 
 use std::io::Write;
 
@@ -6,11 +7,11 @@ use serde_json::{Value, json};
 
 use crate::process::{counterpart, run};
 
-/// What came back to a request.
+/// A response.
 #[derive(Debug, Clone)]
 pub struct Http2Response(Value);
 
-/// A request of a method and a path, with more fields.
+/// A request with a method, a path and further headers.
 #[must_use]
 pub fn request(method: &str, path: &str, fields: &[(&str, &str)]) -> Value {
     let usual =
@@ -19,18 +20,18 @@ pub fn request(method: &str, path: &str, fields: &[(&str, &str)]) -> Value {
     json!({"fields": fields})
 }
 
-/// The same of another authority.
+/// The request with another `:authority`.
 ///
 /// # Panics
-/// When it is no request of [`request`].
+/// If `request` was not made by [`request`].
 #[must_use]
 pub fn to_host(mut request: Value, host: &str) -> Value {
-    let authority = request.pointer_mut("/fields/2/1").expect("the third field is the authority");
+    let authority = request.pointer_mut("/fields/2/1").expect("the third header is :authority");
     *authority = json!(host);
     request
 }
 
-/// A CONNECT, of a protocol or plain.
+/// A CONNECT request: extended with a `:protocol`, or plain.
 #[must_use]
 pub fn connect(protocol: Option<&str>) -> Value {
     match protocol {
@@ -41,32 +42,32 @@ pub fn connect(protocol: Option<&str>) -> Value {
     }
 }
 
-/// Makes requests, each over a connection of its own.
+/// Sends requests, each over a new connection.
 ///
 /// # Panics
-/// When the client fails.
+/// If the client fails.
 #[must_use]
 pub fn ask(port: u16, requests: &[Value]) -> Vec<Http2Response> {
-    // They may be longer than an argument can be.
+    // The requests may be longer than a command-line argument can be.
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
-    file.write_all(json!(requests).to_string().as_bytes()).expect("it takes requests");
+    file.write_all(json!(requests).to_string().as_bytes()).expect("the file is writable");
     let mut client = counterpart("http2_caller.py");
     let printed = run(client.arg(port.to_string()).arg(file.path()));
     let answers: Vec<Http2Response> = printed
         .lines()
-        .map(|line| Http2Response(serde_json::from_str(line).expect("it prints JSON")))
+        .map(|line| Http2Response(serde_json::from_str(line).expect("the client prints JSON")))
         .collect();
     assert_eq!(answers.len(), requests.len(), "{printed}");
     answers
 }
 
-/// Makes one request.
+/// Sends one request.
 ///
 /// # Panics
-/// When the client fails.
+/// If the client fails.
 #[must_use]
 pub fn ask_one(port: u16, request: Value) -> Http2Response {
-    ask(port, &[request]).pop().expect("one for each")
+    ask(port, &[request]).pop().expect("the client prints one response per request")
 }
 
 fn header<'a>(fields: &'a Value, name: &str) -> Option<&'a str> {
@@ -83,32 +84,32 @@ impl Http2Response {
         self.0.get(name).unwrap_or(&Value::Null)
     }
 
-    /// The status; 0 when nothing came.
+    /// The status; 0 when no response was received.
     #[must_use]
     pub fn status(&self) -> u16 {
         self.header(":status").and_then(|status| status.parse().ok()).unwrap_or(0)
     }
 
-    /// A field of the head.
+    /// The value of a response header.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         header(self.part("fields"), name)
     }
 
-    /// A trailer.
+    /// The value of a trailer.
     #[must_use]
     pub fn trailer(&self, name: &str) -> Option<&str> {
         header(self.part("trailers"), name)
     }
 
-    /// The responses before it that another follows, by their status.
+    /// The statuses of interim (1xx) responses.
     #[must_use]
     pub fn interim(&self) -> Vec<&str> {
         let heads = self.part("interim").as_array().map(Vec::as_slice).unwrap_or_default();
         heads.iter().filter_map(|head| header(head, ":status")).collect()
     }
 
-    /// A field of the first of those.
+    /// The value of a header of the first interim response.
     #[must_use]
     pub fn interim_header(&self, name: &str) -> Option<&str> {
         header(self.part("interim").get(0)?, name)
@@ -120,13 +121,13 @@ impl Http2Response {
         self.part("body").as_str().unwrap_or_default()
     }
 
-    /// Whether it came whole.
+    /// Whether the response was complete.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.part("ended") == true
     }
 
-    /// Why its stream was reset.
+    /// The error code with which the stream was reset.
     #[must_use]
     pub fn reset(&self) -> Option<u64> {
         self.part("reset").as_u64()

@@ -1,4 +1,4 @@
-//! HTTP/2 by the crate `h2`, for many streams at once with flow control.
+//! An HTTP/2 client based on the crate `h2`, for many concurrent streams with flow control.
 
 use std::future::poll_fn;
 use std::net::Ipv4Addr;
@@ -13,60 +13,66 @@ use tokio::net::TcpStream;
 #[derive(Debug, Clone)]
 pub struct Http2Client(SendRequest<Bytes>);
 
-/// How a response ended: its status and the bytes of its body, or why there is none.
+/// The status of a response and the number of bytes of its body, or the error.
 pub type BodyResult = Result<(u16, usize), String>;
 
-fn told(error: &h2::Error) -> String {
+fn describe(error: &h2::Error) -> String {
     error.to_string()
 }
 
 impl Http2Client {
-    /// Connects to a port of loopback. Each stream may have `window` bytes in flight, the connection 16 MiB.
+    /// Connects to a port of loopback. The window of each stream is `window` bytes, that of the
+    /// connection 16 MiB.
     ///
     /// # Panics
-    /// When there is no server of HTTP/2.
+    /// If the port refuses connections or does not speak HTTP/2.
     pub async fn connect(port: u16, window: u32) -> Self {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("it listens");
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .await
+            .expect("the port accepts connections");
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(window)
             .initial_connection_window_size(16 << 20)
             .max_local_error_reset_streams(None)
             .data_frame_budget(usize::MAX);
-        let (sender, connection) = builder.handshake(stream).await.expect("it greets");
+        let (sender, connection) =
+            builder.handshake(stream).await.expect("the server speaks HTTP/2");
         tokio::spawn(connection);
         Self(sender)
     }
 
-    /// Begins a request.
+    /// Sends the head of a request; `ended` says that it has no body.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// If the connection has ended.
     pub async fn begin(
         &self,
         method: Method,
         path: &str,
         ended: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), String> {
-        let mut sender = self.0.clone().ready().await.map_err(|error| told(&error))?;
+        let mut sender = self.0.clone().ready().await.map_err(|error| describe(&error))?;
         let uri = format!("http://a{path}");
-        let request = Request::builder().method(method).uri(uri).body(()).expect("it is a URI");
-        sender.send_request(request, ended).map_err(|error| told(&error))
+        let request =
+            Request::builder().method(method).uri(uri).body(()).expect("the URI is valid");
+        sender.send_request(request, ended).map_err(|error| describe(&error))
     }
 
-    /// Gets a path; what became of it.
+    /// Sends a GET and reads the response.
     ///
     /// # Errors
-    /// Why it did not come whole.
+    /// If the response is not complete.
     pub async fn get(&self, path: &str) -> BodyResult {
         let (response, _) = self.begin(Method::GET, path, true).await?;
         whole(response).await
     }
 
-    /// Sends a body of so many bytes, all of it unless the server resets the stream; what became of it.
+    /// Sends a POST with a body of this many bytes, unless the server resets the stream, and reads
+    /// the response.
     ///
     /// # Errors
-    /// Why its answer did not come whole.
+    /// If the response is not complete.
     pub async fn post(&self, path: &str, bytes: usize) -> BodyResult {
         let (response, mut stream) = self.begin(Method::POST, path, false).await?;
         send(&mut stream, bytes).await;
@@ -74,7 +80,7 @@ impl Http2Client {
     }
 }
 
-/// Sends so many bytes and the end, as far as the stream is not reset.
+/// Sends this many bytes and the end of the stream; stops when the stream is reset.
 pub async fn send(stream: &mut SendStream<Bytes>, bytes: usize) {
     const PIECE_BYTES: usize = 16 * 1024;
     let piece = Bytes::from(vec![b'x'; PIECE_BYTES]);
@@ -88,16 +94,16 @@ pub async fn send(stream: &mut SendStream<Bytes>, bytes: usize) {
         }
         left -= now;
     }
-    // A stream that was reset takes no end either.
+    // Sending the end fails on a stream that was reset.
     drop(stream.send_data(Bytes::new(), true));
 }
 
 /// Reads a response to its end.
 ///
 /// # Errors
-/// Why it did not come whole.
+/// If the response is not complete.
 pub async fn whole(response: ResponseFuture) -> BodyResult {
-    let response = response.await.map_err(|error| told(&error))?;
+    let response = response.await.map_err(|error| describe(&error))?;
     let status = response.status().as_u16();
     let mut body = response.into_body();
     let mut bytes = 0;
@@ -107,11 +113,11 @@ pub async fn whole(response: ResponseFuture) -> BodyResult {
     Ok((status, bytes))
 }
 
-/// Takes the next piece of a body; how many bytes it has.
+/// Reads the next chunk of a body and returns its size; `None` at the end.
 pub async fn next(body: &mut RecvStream) -> Option<Result<usize, String>> {
     let piece = body.data().await?;
-    Some(piece.map_err(|error| told(&error)).map(|piece| {
-        // Only a stream that has ended refuses.
+    Some(piece.map_err(|error| describe(&error)).map(|piece| {
+        // This fails only on a stream that has ended.
         drop(body.flow_control().release_capacity(piece.len()));
         piece.len()
     }))

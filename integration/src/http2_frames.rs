@@ -1,19 +1,20 @@
-//! HTTP/2 by single frames, right or wrong, as no proper client would send them.
+//! Sends and reads single HTTP/2 frames, including malformed ones that no HTTP/2 library would
+//! send.
 //!
-//! Field sections are literals without Huffman coding that no table remembers, so that each stands for
-//! itself. Of answers no more is understood than their status.
+//! Field sections are encoded as literals without indexing and without Huffman coding, so each can
+//! be decoded by itself. Of a response, only the status is decoded.
 
 use std::io::{BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 
 use crate::wait::DEADLINE;
 
-/// What a client says first (RFC 9113, section 3.4).
+/// The client connection preface (RFC 9113, section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Kinds of frames (RFC 9113, section 6).
+/// Frame types (RFC 9113, section 6).
 pub mod kind {
-    #![allow(missing_docs, reason = "the RFC's own words")]
+    #![allow(missing_docs, reason = "the names of the RFC")]
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
     pub const PRIORITY: u8 = 2;
@@ -24,26 +25,26 @@ pub mod kind {
     pub const GOAWAY: u8 = 7;
     pub const WINDOW_UPDATE: u8 = 8;
     pub const CONTINUATION: u8 = 9;
-    /// None that anybody has given a meaning.
+    /// A type that no specification defines.
     pub const UNKNOWN: u8 = 0xfa;
 }
 
-/// Flags of frames.
+/// Frame flags.
 pub mod flag {
-    #![allow(missing_docs, reason = "the RFC's own words")]
+    #![allow(missing_docs, reason = "the names of the RFC")]
     pub const NONE: u8 = 0;
     pub const ACK: u8 = 1;
     pub const END_STREAM: u8 = 1;
     pub const END_HEADERS: u8 = 4;
     pub const PADDED: u8 = 8;
     pub const PRIORITY: u8 = 0x20;
-    /// A whole request in one frame.
+    /// A complete request in one HEADERS frame.
     pub const WHOLE: u8 = END_STREAM | END_HEADERS;
 }
 
-/// Reasons of an end (RFC 9113, section 7).
+/// Error codes (RFC 9113, section 7).
 pub mod code {
-    #![allow(missing_docs, reason = "the RFC's own words")]
+    #![allow(missing_docs, reason = "the names of the RFC")]
     pub const NO_ERROR: u32 = 0;
     pub const PROTOCOL_ERROR: u32 = 1;
     pub const FLOW_CONTROL_ERROR: u32 = 3;
@@ -55,30 +56,31 @@ pub mod code {
     pub const ENHANCE_YOUR_CALM: u32 = 11;
 }
 
-/// A frame to send.
+/// Encodes a frame.
 ///
 /// # Panics
-/// When the payload has more than 24 bits can tell.
+/// If the payload is longer than a 24-bit length can express.
 #[must_use]
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let [none, length @ ..] = u32::try_from(payload.len()).expect("it is short").to_be_bytes();
+    let [none, length @ ..] =
+        u32::try_from(payload.len()).expect("the payload length fits in 32 bits").to_be_bytes();
     assert_eq!(none, 0, "{} bytes are too many for a frame", payload.len());
     [&length[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A frame of HEADERS with these fields.
+/// Encodes a HEADERS frame.
 #[must_use]
 pub fn headers(flags: u8, stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
     frame(kind::HEADERS, flags, stream, &block(fields))
 }
 
-/// The fields of a plain GET of a path.
+/// The header fields of a GET of a path.
 #[must_use]
 pub fn get(path: &str) -> [(&str, &str); 4] {
     [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", path)]
 }
 
-/// Fields, coded (RFC 7541, section 6.2.2).
+/// Encodes header fields (RFC 7541, section 6.2.2).
 #[must_use]
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     fields.iter().flat_map(|(name, value)| header(name, value)).collect()
@@ -88,7 +90,7 @@ fn header(name: &str, value: &str) -> Vec<u8> {
     [vec![0], text(name), text(value)].concat()
 }
 
-/// A text behind its length, an integer with a prefix of seven bits (RFC 7541, section 5.1).
+/// A string after its length, an integer with a seven-bit prefix (RFC 7541, section 5.1).
 fn text(text: &str) -> Vec<u8> {
     const PREFIX: u8 = 0x7f;
     let mut coded = match u8::try_from(text.len()) {
@@ -108,33 +110,34 @@ fn text(text: &str) -> Vec<u8> {
     coded
 }
 
-/// One setting, as it stands in a frame of SETTINGS.
+/// One setting of a SETTINGS frame.
 #[must_use]
 pub fn setting(id: u16, value: u32) -> Vec<u8> {
     [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()
 }
 
-/// A frame that came.
+/// A received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Http2Frame {
-    /// Its kind.
+    /// The frame type.
     pub kind: u8,
-    /// Its flags.
+    /// The flags.
     pub flags: u8,
-    /// Its stream; 0 is the connection.
+    /// The stream; 0 is the connection.
     pub stream: u32,
-    /// What it carries.
+    /// The payload.
     pub payload: Vec<u8>,
 }
 
 impl Http2Frame {
-    /// Whether nothing comes after it on its stream.
+    /// Whether the frame ends its stream.
     #[must_use]
     pub fn ends_stream(&self) -> bool {
         matches!(self.kind, kind::DATA | kind::HEADERS) && self.flags & flag::END_STREAM != 0
     }
 
-    /// The four bytes at `at`, where RST_STREAM (0) and GOAWAY (4) say why.
+    /// The 32-bit number at this offset of the payload: the error code of RST_STREAM (0) or GOAWAY
+    /// (4).
     #[must_use]
     pub fn number(&self, at: usize) -> u32 {
         let bytes = self.payload.get(at..at + 4).and_then(|four| four.try_into().ok());
@@ -142,13 +145,13 @@ impl Http2Frame {
     }
 }
 
-/// The status that a field section begins with. It is understood in the first answer of a connection
-/// only: later ones may refer to what a table remembers.
+/// The status at the start of a field section. Only the first response of a connection is decoded
+/// correctly: later ones may use the dynamic table.
 fn status(block: &[u8]) -> Option<u16> {
     // RFC 7541, appendix A.
     const KNOWN: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
     match block {
-        // A change of the table's size.
+        // A dynamic table size update.
         [0x20..=0x3e, rest @ ..] => status(rest),
         [indexed @ 0x88..=0x8e, ..] => KNOWN.get(usize::from(indexed - 0x88)).copied(),
         [0x08 | 0x48, length, digits @ ..] if *length >= 0x80 => Some(huffman_digits(digits)),
@@ -157,7 +160,8 @@ fn status(block: &[u8]) -> Option<u16> {
     }
 }
 
-/// Three digits: 0 to 2 have five bits, the others six (RFC 7541, appendix B).
+/// Decodes three Huffman-coded digits: 0 to 2 have five bits, the others six (RFC 7541, appendix
+/// B).
 fn huffman_digits(coded: &[u8]) -> u16 {
     let bytes = coded.iter().chain(&[0; 4]).take(4);
     let mut bits = bytes.fold(0u32, |bits, byte| bits << 8 | u32::from(*byte));
@@ -171,29 +175,29 @@ fn huffman_digits(coded: &[u8]) -> u16 {
     })
 }
 
-/// What became of a request.
+/// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamOutcome {
-    /// It was answered, to the end.
+    /// A complete response with this status.
     Answered(u16),
-    /// Its stream was reset for this reason.
+    /// The stream was reset with this error code.
     Reset(u32),
-    /// The connection was ended for this reason, and closed.
+    /// GOAWAY with this error code, and the connection was closed.
     Goaway(u32),
-    /// The connection was ended for this reason, and yet left open.
+    /// GOAWAY with this error code, but the connection stayed open.
     LeftOpen(u32),
-    /// The connection was closed without a word.
+    /// The connection was closed without GOAWAY.
     Closed,
-    /// Nothing, for as long as one may wait.
+    /// Nothing was received before the deadline.
     Silent,
 }
 
-/// Why no frame came.
+/// Why no frame was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReceiveError {
-    /// The connection is closed, or was reset.
+    /// The connection was closed or reset.
     Closed,
-    /// Nothing comes, for as long as one may wait.
+    /// Nothing was received before the deadline.
     Silent,
 }
 
@@ -204,63 +208,66 @@ pub struct Http2FrameClient {
 }
 
 impl Http2FrameClient {
-    /// A connection that has said nothing.
+    /// Connects, and sends nothing.
     ///
     /// # Panics
-    /// When nobody listens.
+    /// If the port refuses connections.
     #[must_use]
     pub fn without_preface(port: u16) -> Self {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens");
-        stream.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
-        stream.set_write_timeout(Some(DEADLINE)).expect("it is above zero");
+        let stream =
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the port accepts connections");
+        stream.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
+        stream.set_write_timeout(Some(DEADLINE)).expect("the timeout is not zero");
         Self { stream: BufReader::new(stream) }
     }
 
-    /// A connection that has said hello.
+    /// Connects and sends the preface with empty SETTINGS.
     ///
     /// # Panics
-    /// When nobody listens.
+    /// If the port refuses connections.
     #[must_use]
     pub fn connect(port: u16) -> Self {
         Self::with_settings(port, &[])
     }
 
-    /// The same with settings.
+    /// Connects and sends the preface with these settings.
     ///
     /// # Panics
-    /// When nobody listens.
+    /// If the port refuses connections.
     #[must_use]
     pub fn with_settings(port: u16, settings: &[u8]) -> Self {
         let mut client = Self::without_preface(port);
         let hello = [PREFACE, &frame(kind::SETTINGS, flag::NONE, 0, settings)].concat();
-        assert!(client.send(&hello), "it was taken in a moment ago");
+        assert!(client.send(&hello), "the new connection is writable");
         client
     }
 
-    /// The same connection again, to read it while it is written to.
+    /// A second handle of the connection, to read while another thread writes.
     ///
     /// # Panics
-    /// When there are too many files open.
+    /// If the file descriptor cannot be duplicated.
     #[must_use]
     pub fn reader(&self) -> Self {
-        Self { stream: BufReader::new(self.tcp().try_clone().expect("a file more")) }
+        Self {
+            stream: BufReader::new(self.tcp().try_clone().expect("the socket can be duplicated")),
+        }
     }
 
-    /// The connection itself.
+    /// The TCP socket.
     #[must_use]
     pub fn tcp(&self) -> &TcpStream {
         self.stream.get_ref()
     }
 
-    /// Sends bytes; whether they were taken.
+    /// Sends bytes; returns whether the socket accepted them.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         self.stream.get_mut().write_all(bytes).is_ok()
     }
 
-    /// The next frame.
+    /// Reads the next frame.
     ///
     /// # Errors
-    /// When none comes.
+    /// If the connection ended, or nothing was received before the deadline.
     pub fn receive(&mut self) -> Result<Http2Frame, ReceiveError> {
         let mut header = [0; 9];
         self.read(&mut header)?;
@@ -279,21 +286,21 @@ impl Http2FrameClient {
         })
     }
 
-    /// The next frame that `is_it` picks; those before it are passed over.
+    /// Reads frames until one matches `is_it`, and returns it.
     ///
     /// # Panics
-    /// When none comes.
+    /// If no such frame is received.
     pub fn find(&mut self, awaited: &str, is_it: impl Fn(&Http2Frame) -> bool) -> Http2Frame {
         loop {
             let frame = self.receive();
-            assert!(frame.is_ok(), "no {awaited} came: {frame:?}");
+            assert!(frame.is_ok(), "no {awaited} was received: {frame:?}");
             if let Some(frame) = frame.ok().filter(&is_it) {
                 return frame;
             }
         }
     }
 
-    /// What becomes of the request of a stream, or of the whole connection.
+    /// Reads until the request of a stream, or the whole connection, has ended.
     pub fn outcome(&mut self, stream: u32) -> StreamOutcome {
         let mut answered = 0;
         loop {
@@ -320,7 +327,8 @@ impl Http2FrameClient {
         }
     }
 
-    /// Who says that a connection has ended must close it (RFC 9113, section 5.4.1).
+    /// An endpoint that reports a connection error must close the connection (RFC 9113, section
+    /// 5.4.1).
     fn ended(&mut self, reason: u32) -> StreamOutcome {
         loop {
             match self.receive() {
@@ -337,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_of_a_status_is_understood() {
+    fn every_encoding_of_a_status_is_decoded() {
         let check = |block: &[u8], wanted| assert_eq!(status(block), wanted, "{block:x?}");
         check(&[0x88], Some(200));
         check(&[0x8c, 0x01], Some(400));
@@ -350,9 +358,9 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_has_a_long_length() {
+    fn string_length_above_126_uses_several_bytes() {
         assert_eq!(text("abc"), [3, b'a', b'b', b'c']);
-        // 1337, of which 127 stand in the prefix: 1210 = 9 * 128 + 58.
+        // 1337 - 127 (the prefix) = 1210 = 9 * 128 + 58.
         assert_eq!(text(&"a".repeat(1337))[..3], [0x7f, 0x80 | 58, 9]);
     }
 }

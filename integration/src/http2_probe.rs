@@ -1,4 +1,5 @@
-//! Probes: a few frames of HTTP/2, and what RFC 9113 wants a server to do about them.
+//! Protocol probes: sequences of HTTP/2 frames, with the reaction that RFC 9113 requires of a
+//! server.
 
 use serde_json::Value;
 
@@ -13,86 +14,86 @@ use crate::port;
 use crate::recording_server::{RecordedRequest, RecordingServer};
 use crate::sidecar_pair::TestSidecar;
 
-/// How far a request may get that is refused.
+/// How much of a rejected request may reach the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
-enum Reach {
-    /// The service sees nothing of it.
+enum Reached {
+    /// No part of it.
     Nothing,
-    /// It was good when it began, so the service may have seen its head, but never the whole.
+    /// Its head, but not the complete request: the violation comes after the head.
     Head,
-    /// What is refused came after a whole request.
+    /// The complete request: the violation comes after its end.
     Whole,
 }
 
-/// Frames, and what must become of them.
+/// A sequence of frames, and the outcomes that are accepted.
 #[derive(Debug, Clone)]
 pub struct Http2Probe {
     name: &'static str,
-    /// Sent first; then the answer on stream 1 is awaited.
+    /// Sent first; the probe then waits for the response on stream 1.
     before: Vec<u8>,
     frames: Vec<u8>,
-    /// The stream whose fate is awaited.
+    /// The stream whose outcome is checked.
     stream: u32,
     wanted: Vec<StreamOutcome>,
-    reach: Reach,
-    /// Whether the end is known to be told by a more general word than the RFC's.
+    reach: Reached,
+    /// Whether PROTOCOL_ERROR is accepted where the RFC has a more specific code.
     allows_general_code: bool,
 }
 
 impl Http2Probe {
-    /// A probe by its name, which begins with the section of its rule. Stream 1 is looked at, and what is
-    /// not served must not reach the service.
+    /// A probe; `name` begins with the RFC section of the rule. It checks stream 1, and that
+    /// nothing of a rejected request reaches the service.
     #[must_use]
     pub fn new(name: &'static str, frames: &[Vec<u8>], wanted: Vec<StreamOutcome>) -> Self {
         let is_served = wanted.contains(&StreamOutcome::Answered(200));
-        let reach = if is_served { Reach::Whole } else { Reach::Nothing };
+        let reach = if is_served { Reached::Whole } else { Reached::Nothing };
         let (before, frames) = (Vec::new(), frames.concat());
         Self { name, before, frames, stream: 1, wanted, reach, allows_general_code: false }
     }
 
-    /// A request that is refused for its fields.
+    /// A request with malformed headers.
     #[must_use]
     pub fn malformed(name: &'static str, fields: &[(&str, &str)]) -> Self {
         Self::new(name, &[headers(WHOLE, 1, fields)], malformed())
     }
 
-    /// A request that keeps every rule.
+    /// A valid request.
     #[must_use]
     pub fn good(name: &'static str, fields: &[(&str, &str)]) -> Self {
         Self::new(name, &[headers(WHOLE, 1, fields)], served())
     }
 
-    /// Looks at another stream than the first.
+    /// Checks another stream than stream 1.
     #[must_use]
     pub fn on(self, stream: u32) -> Self {
         Self { stream, ..self }
     }
 
-    /// The head of the request was good, and may have reached the service.
+    /// The violation comes after a valid head, which may reach the service.
     #[must_use]
     pub fn after_head(self) -> Self {
-        Self { reach: Reach::Head, ..self }
+        Self { reach: Reached::Head, ..self }
     }
 
-    /// There was a whole request before, which may have reached the service.
+    /// The violation comes after a complete request, which may reach the service.
     #[must_use]
     pub fn after_request(self) -> Self {
-        Self { reach: Reach::Whole, ..self }
+        Self { reach: Reached::Whole, ..self }
     }
 
-    /// There was a request before, which was answered.
+    /// The violation comes after a request that was answered.
     #[must_use]
     pub fn after_answer(self) -> Self {
         Self { before: headers(WHOLE, 1, &get("/first")), ..self.after_request() }
     }
 
-    /// The library ends the connection by `PROTOCOL_ERROR`, where the RFC has a better word.
+    /// Accepts a connection error with PROTOCOL_ERROR, where the RFC has a more specific code.
     #[must_use]
     pub fn allows_general_code(self) -> Self {
         Self { allows_general_code: true, ..self }
     }
 
-    /// The same by the RFC's word, if it is one that is told loosely.
+    /// The probe without that exception; `None` if it has no exception.
     #[must_use]
     pub fn with_exact_code(self) -> Option<Self> {
         self.allows_general_code.then_some(Self { allows_general_code: false, ..self })
@@ -111,71 +112,71 @@ pub fn stream(code: u32) -> Vec<StreamOutcome> {
     vec![StreamOutcome::Reset(code), StreamOutcome::Goaway(code)]
 }
 
-/// A malformed request, of which the client may be told (section 8.1.1).
+/// A malformed request; the server may also respond with 400 (section 8.1.1).
 #[must_use]
 pub fn malformed() -> Vec<StreamOutcome> {
     any(&[stream(PROTOCOL_ERROR), vec![StreamOutcome::Answered(400)]])
 }
 
-/// What keeps the rules.
+/// A 200 response.
 #[must_use]
 pub fn served() -> Vec<StreamOutcome> {
     vec![StreamOutcome::Answered(200)]
 }
 
-/// One of these.
+/// Any of these outcomes.
 #[must_use]
 pub fn any(outcomes: &[Vec<StreamOutcome>]) -> Vec<StreamOutcome> {
     outcomes.concat()
 }
 
-/// The fields of a POST.
+/// The header fields of a POST.
 pub const POST: [(&str, &str); 4] =
     [(":method", "POST"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
 
-/// A request.
+/// A complete request.
 #[must_use]
 pub fn ask(stream: u32) -> Vec<u8> {
     headers(WHOLE, stream, &get("/"))
 }
 
-/// A request that is whole, and not answered.
+/// A complete request that the service never answers.
 #[must_use]
 pub fn hold(stream: u32) -> Vec<u8> {
     headers(WHOLE, stream, &get("/hold"))
 }
 
-/// A request whose body is still to come.
+/// The head of a request with a body.
 #[must_use]
 pub fn post(stream: u32) -> Vec<u8> {
     headers(END_HEADERS, stream, &POST)
 }
 
-/// A piece of a body.
+/// A DATA frame.
 #[must_use]
 pub fn data(flags: u8, stream: u32, bytes: &[u8]) -> Vec<u8> {
     frame(kind::DATA, flags, stream, bytes)
 }
 
-/// A sidecar that takes plain HTTP, with a service behind it that remembers.
+/// A sidecar with a plaintext HTTP listener, in front of a service that records requests.
 #[derive(Debug)]
 pub struct ProbedSidecar {
     /// The sidecar.
     pub sidecar: TestSidecar,
     /// The service.
     pub service: RecordingServer,
-    // Its folder holds the sidecar's file.
+    // Keeps the folder with the sidecar's configuration file.
     _pki: MeshPki,
 }
 
 impl ProbedSidecar {
-    /// Starts them.
+    /// Starts both.
     #[must_use]
     pub fn start() -> Self {
         Self::serving(http(&route_to("service", 15), &[]))
     }
 
-    /// Starts them with another way to serve HTTP, whose routes lead to `service`.
+    /// Starts both with another `HttpConnectionManager`, whose routes lead to cluster `service`.
     #[must_use]
     pub fn serving(http: Value) -> Self {
         let (pki, service) = (MeshPki::create(), RecordingServer::start());
@@ -187,23 +188,23 @@ impl ProbedSidecar {
         Self { sidecar, service, _pki: pki }
     }
 
-    /// A connection to the sidecar, which has said hello.
+    /// Connects to the sidecar and sends the connection preface.
     #[must_use]
     pub fn connect(&self) -> Http2FrameClient {
         Http2FrameClient::connect(self.sidecar.port)
     }
 
-    /// Holds that somebody else is served.
+    /// Checks that a request on another connection is served.
     ///
     /// # Panics
-    /// When nobody is.
+    /// If it is not answered with 200.
     pub fn assert_others_served(&self, beside: &str) {
         let mut other = self.connect();
         other.send(&headers(WHOLE, 1, &get("/other")));
         assert_eq!(other.outcome(1), StreamOutcome::Answered(200), "beside {beside}");
     }
 
-    /// What is wrong with how the sidecar takes a probe; none when nothing is.
+    /// Runs a probe; returns a description of the failure, if any.
     fn check(&self, probe: &Http2Probe) -> Option<String> {
         let Http2Probe { name, wanted, .. } = probe;
         let mut client = self.connect();
@@ -211,7 +212,7 @@ impl ProbedSidecar {
             client.send(&probe.before);
             assert_eq!(client.outcome(1), StreamOutcome::Answered(200), "before {name}");
         }
-        // It may be refused before all of it was sent.
+        // The server may close the connection before it has read all frames.
         client.send(&probe.frames);
         let outcome = client.outcome(probe.stream);
         self.assert_others_served(name);
@@ -219,13 +220,15 @@ impl ProbedSidecar {
         let as_wanted = wanted.contains(&outcome)
             || (probe.allows_general_code && outcome == StreamOutcome::Goaway(PROTOCOL_ERROR));
         let wrong = !as_wanted || reached(&seen) > probe.reach;
-        wrong.then(|| format!("{name}: {outcome:?}, not {wanted:?}; the service saw {seen:?}"))
+        wrong.then(|| {
+            format!("{name}: {outcome:?}, expected {wanted:?}; the service received {seen:?}")
+        })
     }
 
-    /// Holds that the sidecar takes each probe as it should.
+    /// Runs all probes and checks that the sidecar still runs.
     ///
     /// # Panics
-    /// When it does not, with a line for each that went wrong.
+    /// If a probe fails; the message has one line per failed probe.
     pub fn check_all(&mut self, probes: &[Http2Probe]) {
         let wrong: Vec<String> = probes.iter().filter_map(|probe| self.check(probe)).collect();
         assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), probes.len(), wrong.join("\n"));
@@ -235,32 +238,32 @@ impl ProbedSidecar {
     }
 }
 
-/// How far anything else reached than the other's request.
-fn reached(seen: &[RecordedRequest]) -> Reach {
+/// How much reached the service besides the request of `assert_others_served`.
+fn reached(seen: &[RecordedRequest]) -> Reached {
     let count =
         |is_it: fn(&RecordedRequest) -> bool| seen.iter().filter(|seen| is_it(seen)).count();
     match (
         count(|seen| matches!(seen, RecordedRequest::Head(_))),
         count(|s| matches!(s, RecordedRequest::Whole(_))),
     ) {
-        (..=1, _) => Reach::Nothing,
-        (_, ..=1) => Reach::Head,
-        _ => Reach::Whole,
+        (..=1, _) => Reached::Nothing,
+        (_, ..=1) => Reached::Head,
+        _ => Reached::Whole,
     }
 }
 
-/// The setting of a stream's first window (RFC 9113, section 6.5.2).
+/// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
 pub const INITIAL_WINDOW_SIZE: u16 = 4;
-/// What a peer may send in one frame, where nothing else was agreed.
+/// The default SETTINGS_MAX_FRAME_SIZE.
 pub const FRAME_BYTES: usize = 16_384;
 
-/// Opens the window of a stream, or of the connection.
+/// A WINDOW_UPDATE for a stream, or for the connection (stream 0).
 #[must_use]
 pub fn window(stream: u32, by: u32) -> Vec<u8> {
     frame(kind::WINDOW_UPDATE, flag::NONE, stream, &by.to_be_bytes())
 }
 
-/// Makes a setting.
+/// A SETTINGS frame with one setting.
 #[must_use]
 pub fn set(id: u16, value: u32) -> Vec<u8> {
     frame(kind::SETTINGS, flag::NONE, 0, &setting(id, value))

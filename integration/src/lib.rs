@@ -1,8 +1,8 @@
-//! What the integration tests share: real processes, the files they are started with, and the few
-//! requests that no tool makes.
+//! Shared library of the integration tests: starts real processes, writes their configuration
+//! files, and provides HTTP and TLS clients for requests that no command-line tool can make.
 //!
-//! Every test process has a network namespace of its own (see `in-namespace`), so loopback belongs to
-//! it alone. Whatever a test starts ends with the value that stands for it.
+//! Each test process has its own network namespace (see `in-namespace`), so ports on loopback never
+//! collide between tests. A process that a test starts is stopped when its value is dropped.
 
 pub mod agent;
 pub mod authority;

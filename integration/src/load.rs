@@ -1,5 +1,4 @@
-//! Load of several kinds that goes on while something happens to a mesh, and of which not one request may
-//! fail.
+//! Background load of several kinds, during which a test changes a mesh. No request may fail.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -14,18 +13,18 @@ use crate::http1::Http1Client;
 use crate::mesh::TestMesh;
 use crate::wait::{eventually, pause};
 
-/// The port of `orders` behind which bytes are not ours to read: each connection of a client is one of mutual
-/// TLS, which nobody else uses.
+/// A port of `orders` with protocol `tcp`: each client connection uses a mutual TLS connection of
+/// its own.
 pub const OPAQUE_PORT: u16 = 81;
-/// Where the program of `orders` serves the same besides.
+/// Where the program of `orders` also listens.
 const DIRECT_PORT: u16 = 7002;
-/// How long each who asks waits between an answer and the next request.
-const BETWEEN: Duration = Duration::from_millis(200);
+/// How long each client waits between a response and its next request.
+const REQUEST_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Starts a mesh whose certificates live for a minute, and where `orders` may be asked in two ways.
+/// Starts a mesh with certificates of one minute, in which `orders` is reachable at two ports.
 ///
 /// # Panics
-/// When a part of it does not become ready.
+/// If a part of the mesh does not become ready.
 #[must_use]
 pub fn start_mesh_with_short_certificates() -> TestMesh {
     let mut mesh = TestMesh::start_with_control_arguments(&["--certificate-minutes", "1"]);
@@ -37,119 +36,120 @@ pub fn start_mesh_with_short_certificates() -> TestMesh {
         *policy.expect("the file has the policy") = json!([{"from": ["web"]}]);
     });
     let opaque = mesh.orders_at(OPAQUE_PORT);
-    eventually("the other port is served by all", || {
+    eventually("all endpoints serve the opaque port", || {
         let mut all = (0..8).map(|_| mesh.on(Some(&mesh.web.host), || curl(opaque, "http", &[])));
         all.all(|answer| answer.is_ok()).then_some(())
     });
     mesh
 }
 
-/// One who asks, again and again, on its host, and what came of it.
+/// A client that sends requests on a host until it is stopped, and counts its responses and
+/// failures.
 pub struct LoadClient {
-    how: &'static str,
+    name: &'static str,
     host: Host,
-    ask: Mutex<Ask>,
+    ask: Mutex<SendRequest>,
     answers: AtomicU64,
-    faults: Mutex<Vec<String>>,
+    failures: Mutex<Vec<String>>,
 }
 
-type Ask = Box<dyn FnMut() -> Result<(), String> + Send>;
+type SendRequest = Box<dyn FnMut() -> Result<(), String> + Send>;
 
 impl std::fmt::Debug for LoadClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} answers", self.how, self.answers.load(Relaxed))
+        write!(f, "{}: {} responses", self.name, self.answers.load(Relaxed))
     }
 }
 
 impl LoadClient {
-    /// In the way that `ask` knows, which says what is wrong with an answer.
+    /// A client whose requests are made by `ask`; an error describes an unexpected response.
     pub fn new(
-        how: &'static str,
+        name: &'static str,
         host: &Host,
         ask: impl FnMut() -> Result<(), String> + Send + 'static,
     ) -> Self {
-        let ask: Mutex<Ask> = Mutex::new(Box::new(ask));
-        let (answers, faults) = (AtomicU64::new(0), Mutex::default());
-        Self { how, host: host.clone(), ask, answers, faults }
+        let ask: Mutex<SendRequest> = Mutex::new(Box::new(ask));
+        let (answers, failures) = (AtomicU64::new(0), Mutex::default());
+        Self { name, host: host.clone(), ask, answers, failures }
     }
 
-    /// Over one connection of HTTP/1.1.
+    /// A client that sends all requests over one HTTP/1.1 connection.
     #[must_use]
-    pub fn over_one_connection(how: &'static str, host: &Host, at: SocketAddr) -> Self {
+    pub fn over_one_connection(name: &'static str, host: &Host, at: SocketAddr) -> Self {
         let mut kept = None;
-        Self::new(how, host, move || ask(kept.get_or_insert_with(|| Http1Client::connect_to(at))))
+        Self::new(name, host, move || ask(kept.get_or_insert_with(|| Http1Client::connect_to(at))))
     }
 
-    /// Over a connection of HTTP/1.1 for each request.
+    /// A client that opens an HTTP/1.1 connection per request.
     #[must_use]
-    pub fn over_new_connections(how: &'static str, host: &Host, at: SocketAddr) -> Self {
-        Self::new(how, host, move || ask(&mut Http1Client::connect_to(at)))
+    pub fn over_new_connections(name: &'static str, host: &Host, at: SocketAddr) -> Self {
+        Self::new(name, host, move || ask(&mut Http1Client::connect_to(at)))
     }
 
-    fn assert_faultless(&self) {
-        let faults = held(&self.faults);
-        assert!(faults.is_empty(), "{self:?}, and {} faults: {faults:#?}", faults.len());
+    fn assert_no_failures(&self) {
+        let failures = lock_ignoring_poison(&self.failures);
+        assert!(failures.is_empty(), "{self:?}, {} failures: {failures:#?}", failures.len());
     }
 
-    fn go_on(&self, stop: &AtomicBool) {
-        let mut ask = held(&self.ask);
+    fn run(&self, stop: &AtomicBool) {
+        let mut ask = lock_ignoring_poison(&self.ask);
         while !stop.load(Relaxed) {
             match ask() {
                 Ok(()) => drop(self.answers.fetch_add(1, Relaxed)),
-                Err(fault) => held(&self.faults).push(fault),
+                Err(failure) => lock_ignoring_poison(&self.failures).push(failure),
             }
-            pause(BETWEEN);
+            pause(REQUEST_INTERVAL);
         }
     }
 }
 
-fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock_ignoring_poison<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All who ask.
+/// Several load clients.
 #[derive(Debug)]
 pub struct BackgroundLoad(pub Vec<LoadClient>);
 
 impl BackgroundLoad {
-    /// Has them ask while something is done. Not one of their requests may fail.
+    /// Runs all clients while `work` runs, and checks that no request failed.
     ///
     /// # Panics
-    /// When one does, or what is done panics.
+    /// If a request fails or `work` panics.
     pub fn during(&self, work: impl FnOnce()) {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let _stop = StopWhenDropped(&stop);
-            for asking in &self.0 {
-                let (host, stop) = (&asking.host, &stop);
+            let _stop = StopLoadOnDrop(&stop);
+            for client in &self.0 {
+                let (host, stop) = (&client.host, &stop);
                 scope.spawn(move || {
-                    host.on(|| asking.go_on(stop)).expect("the host can be entered");
+                    host.on(|| client.run(stop)).expect("the host can be entered");
                 });
             }
             work();
         });
-        self.0.iter().for_each(LoadClient::assert_faultless);
+        self.0.iter().for_each(LoadClient::assert_no_failures);
     }
 
-    /// Waits until each has had an answer to a request of now.
+    /// Waits until each client has received a response to a request that it sent after this call.
     ///
     /// # Panics
-    /// When one has none before the deadline, or has had a bad one.
+    /// If a client receives none before the deadline, or a request failed.
     pub fn await_answers(&self) {
-        for asking in &self.0 {
-            let before = asking.answers.load(Relaxed);
-            eventually(asking.how, || {
-                asking.assert_faultless();
-                (asking.answers.load(Relaxed) > before + 1).then_some(())
+        for client in &self.0 {
+            let before = client.answers.load(Relaxed);
+            eventually(client.name, || {
+                client.assert_no_failures();
+                (client.answers.load(Relaxed) > before + 1).then_some(())
             });
         }
     }
 }
 
-/// Stops those who ask also when the test fails.
-struct StopWhenDropped<'l>(&'l AtomicBool);
+/// Stops the clients also when the test panics.
+struct StopLoadOnDrop<'l>(&'l AtomicBool);
 
-impl Drop for StopWhenDropped<'_> {
+impl Drop for StopLoadOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Relaxed);
     }
@@ -157,19 +157,19 @@ impl Drop for StopWhenDropped<'_> {
 
 const ORDER: &str = "GET /orders HTTP/1.1\r\nhost: orders\r\n\r\n";
 
-/// Asks over a connection of HTTP/1.1.
+/// Sends a request over an HTTP/1.1 connection.
 ///
 /// # Errors
-/// The answer, where it is not a good one.
+/// The response, if it is not a complete 200.
 pub fn ask(client: &mut Http1Client) -> Result<(), String> {
     let answer = client.ask(ORDER);
     if answer.status == 200 && !answer.broken { Ok(()) } else { Err(format!("{answer:?}")) }
 }
 
-/// Asks by `curl`, with more of its options.
+/// Sends a request with `curl` and further options.
 ///
 /// # Errors
-/// The answer, where it is not a good one.
+/// The response, if it is not a complete 200.
 pub fn curl(at: SocketAddr, scheme: &str, options: &[&str]) -> Result<(), String> {
     let answer = Curl::to(format!("{scheme}://{at}/orders")).with(options).run();
     if answer.exit == 0 && answer.status == 200 { Ok(()) } else { Err(format!("{answer:?}")) }

@@ -1,6 +1,6 @@
-//! A whole mesh, each part of it a process of the real command on a host of its own: control plane
-//! and authority, an agent on the router, `web` and two replicas of `orders` with their sidecars, and
-//! a client that has a certificate and no sidecar.
+//! Starts a complete mesh. Each part is a process of the real command on a host of its own: the
+//! control plane with the certificate authority, an agent on the router, `web` and two endpoints of
+//! `orders` with sidecars, and a client with a certificate but no sidecar.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -16,21 +16,23 @@ use crate::process::{run, weft};
 use crate::role_process::{RoleProcess, on};
 use crate::wait::{DEADLINE, eventually};
 
-/// Where the programs of `web` and `orders` listen.
+/// The port of the programs of `web` and `orders`.
 const PROGRAM_PORT: u16 = 8080;
-/// Where they echo over TCP; the next port does over UDP. No sidecar stands before these.
+/// The TCP echo port of the programs; the next port echoes UDP. Traffic to them bypasses the
+/// sidecars.
 const ECHO_PORT: u16 = 7000;
-/// A datagram of which the network makes three packets.
+/// A datagram size that needs three IP fragments.
 const FRAGMENTED_BYTES: usize = 4000;
-/// The numbers of the services, of which their virtual addresses are made.
+/// The numbers of the services in their virtual IPs.
 const WEB: u8 = 1;
 const ORDERS: u8 = 2;
 const ECHO: u8 = 3;
 const SINK: u8 = 4;
-/// Where tests listen themselves on the hosts of `orders`, over TCP; the next port is for UDP.
+/// The TCP port at which tests listen themselves on the hosts of `orders`; the next port is for
+/// UDP.
 const SINK_PORT: u16 = 7100;
 
-/// Which family of addresses a mesh uses, for everything.
+/// The address family of a mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MeshIpFamily {
     /// IPv4.
@@ -40,7 +42,7 @@ pub enum MeshIpFamily {
 }
 
 impl MeshIpFamily {
-    /// The range of services' addresses.
+    /// The range of the virtual IPs.
     #[must_use]
     pub fn service_range(self) -> &'static str {
         match self {
@@ -49,7 +51,7 @@ impl MeshIpFamily {
         }
     }
 
-    /// The virtual address of the service with that number.
+    /// The virtual IP of the service with this number.
     fn service(self, number: u8) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::new(10, 96, 0, number).into(),
@@ -60,7 +62,7 @@ impl MeshIpFamily {
     fn of(self, host: &Host) -> IpAddr {
         match self {
             Self::V4 => host.address.into(),
-            Self::V6 => host.address6.expect("the kernel has IPv6").into(),
+            Self::V6 => host.address6.expect("the host has IPv6").into(),
         }
     }
 
@@ -72,29 +74,29 @@ impl MeshIpFamily {
     }
 }
 
-/// A service's replica with its sidecar.
+/// An endpoint of a service with its sidecar.
 #[derive(Debug)]
 pub struct MeshWorkload {
-    /// Where both run.
+    /// The host of both.
     pub host: Host,
     /// The sidecar.
     pub sidecar: RoleProcess,
-    /// The program behind it, which also echoes where no sidecar is in the way.
+    /// The application behind it, which also serves the echo ports.
     pub program: RoleProcess,
 }
 
-/// What a mesh is started with.
+/// The options of a mesh.
 #[derive(Debug, Clone, Copy)]
 pub struct TestMeshOptions<'o> {
-    /// The family of all its addresses.
+    /// The address family.
     pub family: MeshIpFamily,
-    /// How many replicas `orders` has.
+    /// The number of endpoints of `orders`.
     pub replicas: usize,
-    /// More arguments of the control plane.
+    /// Further arguments of the control plane.
     pub control_arguments: &'o [&'o str],
-    /// More arguments of the agent.
+    /// Further arguments of the agent.
     pub agent_arguments: &'o [&'o str],
-    /// More arguments of every sidecar.
+    /// Further arguments of each sidecar.
     pub sidecar_arguments: &'o [&'o str],
 }
 
@@ -110,75 +112,76 @@ impl Default for TestMeshOptions<'_> {
     }
 }
 
-/// An open TCP connection to a replica of the echo service, through the agent.
+/// A TCP connection to an endpoint of the echo service, through the agent.
 #[derive(Debug)]
 pub struct EchoFlow(BufReader<TcpStream>);
 
 impl EchoFlow {
-    /// Says something; gives the replica that answered, or none when the flow is broken.
-    pub fn say(&mut self, what: &str) -> Option<String> {
+    /// Sends a line and returns the name of the endpoint that echoed it; `None` if the connection
+    /// is broken.
+    pub fn send_line(&mut self, what: &str) -> Option<String> {
         writeln!(self.0.get_mut(), "{what}").ok()?;
-        self.hear()
+        self.read_endpoint_name()
     }
 
-    fn hear(&mut self) -> Option<String> {
+    fn read_endpoint_name(&mut self) -> Option<String> {
         let mut line = String::new();
         let read = self.0.read_line(&mut line).ok()?;
         (read > 0).then(|| line.split_whitespace().next().unwrap_or_default().to_owned())
     }
 }
 
-/// A mesh that runs. Everything ends with the value.
+/// A running mesh. All processes stop when the value is dropped.
 #[derive(Debug)]
 pub struct TestMesh {
-    /// The control plane with the authority.
+    /// The control plane with the certificate authority.
     pub control: RoleProcess,
     /// The agent, on the router between the hosts.
     pub agent: RoleProcess,
-    /// A service that asks `orders` for what lies below `/orders`.
+    /// A service that calls `orders` when it gets a request for `/orders`.
     pub web: MeshWorkload,
-    /// The replicas of `orders`.
+    /// The endpoints of `orders`.
     pub orders: Vec<MeshWorkload>,
-    /// Where the client is.
+    /// The host of the client.
     pub client: Host,
     /// The client's certificate.
     pub identity: IdentityFiles,
-    joining: Joining,
+    joining: JoinParameters,
     network: Network,
     file: Value,
 }
 
-/// What a workload must know to join.
+/// The parameters with which a workload joins the mesh.
 #[derive(Debug)]
-struct Joining {
+struct JoinParameters {
     family: MeshIpFamily,
     control: String,
     pki: MeshPki,
 }
 
 impl TestMesh {
-    /// Starts a mesh of IPv4.
+    /// Starts an IPv4 mesh.
     ///
     /// # Panics
-    /// When a part of it does not become ready.
+    /// If a part of the mesh does not become ready.
     #[must_use]
     pub fn start() -> Self {
         Self::start_in_family(MeshIpFamily::V4)
     }
 
-    /// Starts a mesh whose every address is of one family.
+    /// Starts a mesh of one address family.
     ///
     /// # Panics
-    /// When a part of it does not become ready.
+    /// If a part of the mesh does not become ready.
     #[must_use]
     pub fn start_in_family(family: MeshIpFamily) -> Self {
         Self::start_with_agent_arguments(family, &[])
     }
 
-    /// Starts a mesh whose agent gets more arguments.
+    /// Starts a mesh with further arguments of the agent.
     ///
     /// # Panics
-    /// When a part of it does not become ready.
+    /// If a part of the mesh does not become ready.
     #[must_use]
     pub fn start_with_agent_arguments(family: MeshIpFamily, agent_arguments: &[&str]) -> Self {
         Self::start_with_options(TestMeshOptions {
@@ -188,10 +191,10 @@ impl TestMesh {
         })
     }
 
-    /// Starts a mesh whose control plane gets more arguments.
+    /// Starts a mesh with further arguments of the control plane.
     ///
     /// # Panics
-    /// When a part of it does not become ready.
+    /// If a part of the mesh does not become ready.
     #[must_use]
     pub fn start_with_control_arguments(control_arguments: &[&str]) -> Self {
         Self::start_with_options(TestMeshOptions {
@@ -203,12 +206,12 @@ impl TestMesh {
     /// Starts a mesh with these options.
     ///
     /// # Panics
-    /// When a part of it does not become ready.
+    /// If a part of the mesh does not become ready.
     #[must_use]
     pub fn start_with_options(options: TestMeshOptions<'_>) -> Self {
         let TestMeshOptions { family, sidecar_arguments, .. } = options;
         let mut network = Network::new().expect("a test has a network namespace of its own");
-        let mut host = |name: &str| network.host(name).expect("hosts can be made");
+        let mut host = |name: &str| network.host(name).expect("hosts can be created");
         let (control_host, client, web) = (host("control"), host("client"), host("web"));
         let replicas = (1..=options.replicas).map(|number| host(&format!("orders-{number}")));
         let replicas: Vec<Host> = replicas.collect();
@@ -230,7 +233,7 @@ impl TestMesh {
         control.wait_until_ready();
 
         let address = SocketAddr::new(family.of(&control_host), 15010).to_string();
-        let joining = Joining { family, control: address, pki };
+        let joining = JoinParameters { family, control: address, pki };
         joining.redirect(None);
         let arguments = [&["agent"], options.agent_arguments].concat();
         let agent = joining.role("agent", None, "agent", &arguments);
@@ -248,39 +251,39 @@ impl TestMesh {
         [&self.control, &self.agent].into_iter().chain(sidecars)
     }
 
-    /// Where the control plane is.
+    /// The host of the control plane.
     ///
     /// # Panics
-    /// Never: it has a host of its own.
+    /// Never: the control plane has a host of its own.
     #[must_use]
     pub fn control_host(&self) -> &Host {
-        self.control.host().expect("it has a host of its own")
+        self.control.host().expect("the control plane has a host")
     }
 
-    /// Makes one more host.
+    /// Creates a further host.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If it cannot be created.
     pub fn host(&mut self, name: &str) -> Host {
-        self.network.host(name).expect("hosts can be made")
+        self.network.host(name).expect("hosts can be created")
     }
 
-    /// Starts a role on a host, with the join token that was made for `token`.
+    /// Starts a role on a host, with the join token file of name `token`.
     #[must_use]
     pub fn join(&self, name: &str, host: &Host, token: &str, arguments: &[&str]) -> RoleProcess {
         self.joining.role(name, Some(host), token, arguments)
     }
 
-    /// Changes `mesh.yaml`, which is written whole and at once.
+    /// Changes `mesh.yaml`. The file is replaced atomically.
     ///
     /// # Panics
-    /// When it cannot be written.
+    /// If the file cannot be written.
     pub fn change(&mut self, change: impl FnOnce(&mut Value)) {
         change(&mut self.file);
         write_mesh(&self.joining.pki, &self.file);
     }
 
-    /// Asks `web`, as the client and through the agent, for what it learns from `orders`.
+    /// Sends a request from the client through the agent to `web`, which calls `orders`.
     #[must_use]
     pub fn ask(&self) -> CurlResponse {
         let web = self.web_at(80);
@@ -295,91 +298,91 @@ impl TestMesh {
         on(Some(&self.client), || curl.run())
     }
 
-    /// Asks `orders`, as the program of `web` and through its sidecar.
+    /// Sends a request from the program of `web` through its sidecar to `orders`.
     #[must_use]
     pub fn ask_orders(&self) -> CurlResponse {
         let orders = self.orders_at(80);
         on(Some(&self.web.host), || Curl::to(format!("http://{orders}/orders")).run())
     }
 
-    /// Opens a TCP connection to the echo service, through the agent; gives it with the replica that
-    /// greeted.
+    /// Opens a TCP connection to the echo service, through the agent; returns it with the name of
+    /// the endpoint.
     #[must_use]
     pub fn open_flow(&self) -> Option<(EchoFlow, String)> {
         let echo = self.echo();
         let stream = on(Some(&self.client), || TcpStream::connect_timeout(&echo, DEADLINE)).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
         let mut flow = EchoFlow(BufReader::new(stream));
-        let replica = flow.hear()?;
+        let replica = flow.read_endpoint_name()?;
         Some((flow, replica))
     }
 
-    /// Sends datagrams to the echo service, through the agent, until one is answered; gives the
-    /// replica that did. They are larger than a packet may be, so each travels in fragments.
+    /// Sends datagrams to the echo service, through the agent, until one is answered; returns the
+    /// name of the endpoint. Each datagram is larger than the MTU, so it is fragmented.
     ///
     /// # Panics
-    /// When none is before the deadline.
+    /// If no datagram is answered before the deadline.
     #[must_use]
     pub fn send_datagram(&self) -> String {
         let family = self.joining.family;
         let echo = SocketAddr::new(family.service(ECHO), ECHO_PORT + 1);
         let socket = on(Some(&self.client), || UdpSocket::bind((family.any(), 0)));
         let socket = socket.expect("a port is free");
-        socket.set_read_timeout(Some(Duration::from_millis(500))).expect("it is above zero");
+        socket.set_read_timeout(Some(Duration::from_millis(500))).expect("the timeout is not zero");
         eventually("a datagram is answered", || {
             socket.send_to(&[b'?'; FRAGMENTED_BYTES], echo).ok()?;
             let mut answer = [0; 64];
             let (bytes, from) = socket.recv_from(&mut answer).ok()?;
-            assert_eq!(from, echo, "answers come from the address that was asked");
+            assert_eq!(from, echo, "the reply comes from the address of the service");
             Some(String::from_utf8_lossy(answer.get(..bytes)?).into_owned())
         })
     }
 
-    /// A file of the folder with the authority and all that the mesh keeps.
+    /// The path of a file in the folder of the mesh.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.joining.pki.path(name)
     }
 
-    /// A port of the service `web`.
+    /// An address of the service `web`.
     #[must_use]
     pub fn web_at(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.joining.family.service(WEB), port)
     }
 
-    /// A port of the service `orders`.
+    /// An address of the service `orders`.
     #[must_use]
     pub fn orders_at(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.joining.family.service(ORDERS), port)
     }
 
-    /// The address of the echo service over TCP; the next port is for UDP.
+    /// The TCP address of the echo service; the next port is for UDP.
     #[must_use]
     pub fn echo(&self) -> SocketAddr {
         SocketAddr::new(self.joining.family.service(ECHO), ECHO_PORT)
     }
 
-    /// The address of the service whose endpoints are the tests' own, over TCP; the next port is for
-    /// UDP.
+    /// The TCP address of the service `sink`, whose endpoints are sockets of the test; the next
+    /// port is for UDP.
     #[must_use]
     pub fn sink(&self) -> SocketAddr {
         SocketAddr::new(self.joining.family.service(SINK), SINK_PORT)
     }
 
-    /// Where the endpoint of that service on a host of `orders` listens, over TCP.
+    /// The TCP address of the `sink` endpoint on a host of `orders`.
     ///
     /// # Panics
-    /// When there are fewer hosts.
+    /// If `orders` has fewer hosts.
     #[must_use]
     pub fn sink_endpoint(&self, number: usize) -> SocketAddr {
-        let host = &self.orders.get(number).expect("there is such a host").host;
+        let host = &self.orders.get(number).expect("`orders` has that many hosts").host;
         SocketAddr::new(self.joining.family.of(host), SINK_PORT)
     }
 
-    /// Says on which hosts of `orders` that service has endpoints from now on.
+    /// Sets on which hosts of `orders` the service `sink` has endpoints.
     ///
     /// # Panics
-    /// When there are fewer hosts.
+    /// If `orders` has fewer hosts.
     pub fn change_sink(&mut self, numbers: &[usize]) {
         let endpoints: Vec<Value> =
             numbers.iter().map(|n| json!({"address": self.sink_endpoint(*n).ip()})).collect();
@@ -389,15 +392,15 @@ impl TestMesh {
         });
     }
 
-    /// Does something on a host, or on the router when there is none.
+    /// Runs `work` on a host, or on the router without a host.
     pub fn on<T: Send>(&self, host: Option<&Host>, work: impl FnOnce() -> T + Send) -> T {
         on(host, work)
     }
 
-    /// Holds that every role runs, that none has panicked, and that traffic of every kind flows.
+    /// Checks that every role runs, that none has panicked, and that traffic of every kind flows.
     ///
     /// # Panics
-    /// When it is not so.
+    /// If one of these checks fails.
     #[track_caller]
     pub fn assert_healthy(&mut self) {
         let sidecars = [&mut self.web].into_iter().chain(&mut self.orders).map(|w| &mut w.sidecar);
@@ -409,22 +412,24 @@ impl TestMesh {
         self.assert_traffic_flows();
     }
 
-    /// Holds that requests, TCP flows and datagrams are served.
+    /// Checks that HTTP requests, TCP connections and datagrams are served.
     ///
     /// # Panics
-    /// When one is not.
+    /// If one is not served.
     #[track_caller]
     pub fn assert_traffic_flows(&self) {
         let answer = self.ask();
         assert_eq!(answer.status, 200, "{answer:?}");
-        let (mut flow, replica) = self.open_flow().expect("the echo service greets");
-        assert_eq!(flow.say("still there?"), Some(replica), "a flow keeps its endpoint");
+        let (mut flow, replica) =
+            self.open_flow().expect("the echo service accepts the connection");
+        assert_eq!(flow.send_line("ping"), Some(replica), "the connection keeps its endpoint");
         assert!(self.send_datagram().starts_with("orders-"));
     }
 }
 
-impl Joining {
-    /// Tells the kernel to hand a workload's traffic to its sidecar, or a router's to the agent.
+impl JoinParameters {
+    /// Installs the rules that redirect a workload's traffic to its sidecar, or a router's to the
+    /// agent.
     fn redirect(&self, host: Option<&Host>) {
         let mut command = weft();
         command.args(["redirect", "apply", "--services", self.family.service_range()]);
@@ -440,7 +445,7 @@ impl Joining {
         run(&mut command);
     }
 
-    /// Starts a role with the join token that was made for `token`, and a state folder of its own.
+    /// Starts a role with the join token file of name `token`, and a state folder of its own.
     fn role(
         &self,
         name: &str,
@@ -499,6 +504,6 @@ fn mesh_file(family: MeshIpFamily, web: &Host, orders: &[Host]) -> Value {
 
 fn write_mesh(pki: &MeshPki, file: &Value) {
     let part = pki.path("mesh.part");
-    std::fs::write(&part, format!("{file:#}")).expect("the folder takes files");
+    std::fs::write(&part, format!("{file:#}")).expect("the folder is writable");
     std::fs::rename(part, pki.path("mesh.yaml")).expect("a file can be renamed");
 }

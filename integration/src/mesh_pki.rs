@@ -1,4 +1,4 @@
-//! Certificates for a mesh: those of `weft ca`, and those made by other hands.
+//! Creates certificates for a mesh, with `weft ca` and with Python's `cryptography`.
 
 use std::path::{Path, PathBuf};
 
@@ -6,40 +6,40 @@ use tempfile::TempDir;
 
 use crate::process::{counterpart, run, weft};
 
-/// The trust domain of every test.
+/// The trust domain of all tests.
 pub const TRUST_DOMAIN: &str = "mesh.local";
 
-/// The identity of a workload.
+/// The SPIFFE ID of a service's workloads.
 #[must_use]
 pub fn spiffe_id(service: &str) -> String {
     format!("spiffe://{TRUST_DOMAIN}/ns/default/sa/{service}")
 }
 
-/// A certificate with its key.
+/// The files of a certificate and its key.
 #[derive(Debug, Clone)]
 pub struct IdentityFiles {
-    /// The chain, PEM.
+    /// The certificate chain, PEM.
     pub certificate: PathBuf,
-    /// The key, PEM.
+    /// The private key, PEM.
     pub key: PathBuf,
     /// The serial number, hex.
     pub serial: String,
 }
 
-/// An authority made by `weft ca`, in a folder that goes when the test ends.
+/// A certificate authority of `weft ca`, in a temporary folder.
 #[derive(Debug)]
 pub struct MeshPki {
     folder: TempDir,
 }
 
 impl MeshPki {
-    /// Makes an authority.
+    /// Creates an authority.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If it cannot be created.
     #[must_use]
     pub fn create() -> Self {
-        let pki = Self { folder: TempDir::new().expect("a temporary folder can be made") };
+        let pki = Self { folder: TempDir::new().expect("a temporary folder can be created") };
         let mut init = pki.ca("init");
         run(init.args(["--trust-domain", TRUST_DOMAIN, "--trust-file"]).arg(pki.root()));
         pki.publish_revocations();
@@ -52,51 +52,55 @@ impl MeshPki {
         ca
     }
 
-    /// A file of the folder.
+    /// The path of a file in the folder.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// The root certificate.
+    /// The path of the root certificate.
     #[must_use]
     pub fn root(&self) -> PathBuf {
         self.path("root.pem")
     }
 
-    /// The revocation lists, as they were last published.
+    /// The path of the published CRLs.
     #[must_use]
     pub fn crl_file(&self) -> PathBuf {
         self.path("revoked.pem")
     }
 
-    /// Makes a certificate for a service.
+    /// Issues a certificate for a service.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If it cannot be issued.
     #[must_use]
     pub fn issue(&self, service: &str) -> IdentityFiles {
-        let said =
+        let printed =
             run(self.ca("issue").arg(spiffe_id(service)).arg("--out").arg(self.path(service)));
-        let serial = said.split_whitespace().next().expect("a serial number").to_owned();
+        let serial = printed
+            .split_whitespace()
+            .next()
+            .expect("`weft ca issue` prints the serial number")
+            .to_owned();
         let file = |extension| self.path(service).with_extension(extension);
         IdentityFiles { certificate: file("pem"), key: file("key"), serial }
     }
 
-    /// Makes a join token for an identity: a file, `NAME.token`.
+    /// Creates a join token for an identity, in the file `NAME.token`.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If it cannot be created.
     pub fn join_token(&self, name: &str, identity: &str) {
         let token = run(self.ca("token").arg(identity));
         let file = self.path(name).with_extension("token");
-        std::fs::write(file, token).expect("the folder takes files");
+        std::fs::write(file, token).expect("the folder is writable");
     }
 
-    /// Revokes a certificate and publishes the lists anew.
+    /// Revokes a certificate and publishes new CRLs.
     ///
     /// # Panics
-    /// When the authority does not know it.
+    /// If the authority did not issue the certificate.
     pub fn revoke(&self, identity: &IdentityFiles) {
         run(self.ca("revoke").arg(&identity.serial));
         self.publish_revocations();
@@ -104,35 +108,36 @@ impl MeshPki {
 
     fn publish_revocations(&self) {
         let lists = run(&mut self.ca("crl"));
-        std::fs::write(self.crl_file(), lists).expect("the folder takes files");
+        std::fs::write(self.crl_file(), lists).expect("the folder is writable");
     }
 }
 
-/// An authority made with Python's `cryptography`: it signs also what `weft ca` would not.
+/// A certificate authority of Python's `cryptography`, which also signs certificates that `weft ca`
+/// would refuse.
 #[derive(Debug)]
 pub struct PythonPki {
     folder: TempDir,
 }
 
 impl PythonPki {
-    /// Makes an authority, with a certificate for each of `good`, `expired` and `revoked`.
+    /// Creates an authority, with the certificates `good`, `expired` and `revoked`.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If it cannot be created.
     #[must_use]
     pub fn create() -> Self {
-        let folder = TempDir::new().expect("a temporary folder can be made");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         run(counterpart("authority.py").arg(folder.path()).arg(TRUST_DOMAIN));
         Self { folder }
     }
 
-    /// The root certificate.
+    /// The path of the root certificate.
     #[must_use]
     pub fn root(&self) -> PathBuf {
         self.folder.path().join("root.pem")
     }
 
-    /// The revocation list.
+    /// The path of the CRL.
     #[must_use]
     pub fn crl_file(&self) -> PathBuf {
         self.folder.path().join("list.pem")
@@ -146,11 +151,11 @@ impl PythonPki {
     }
 }
 
-/// A path as the text that configuration files hold.
+/// A path as UTF-8 text.
 ///
 /// # Panics
-/// When it is no text.
+/// If the path is not UTF-8.
 #[must_use]
 pub fn text(path: &Path) -> &str {
-    path.to_str().expect("temporary folders have plain names")
+    path.to_str().expect("paths of temporary folders are UTF-8")
 }

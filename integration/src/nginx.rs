@@ -1,4 +1,4 @@
-//! nginx, the service behind the sidecars where a proper server is wanted.
+//! Starts nginx, an ordinary HTTP server, as the service behind sidecars.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,10 +10,10 @@ use crate::port;
 use crate::process::Process;
 use crate::wait::eventually;
 
-/// An nginx that serves the files of a folder, and takes files by PUT below `/put/`.
+/// An nginx that serves the files of a folder, and accepts PUT below `/put/`.
 #[derive(Debug)]
 pub struct Nginx {
-    /// Where it listens.
+    /// The port it listens on.
     pub port: u16,
     /// Its process.
     pub process: Process,
@@ -21,35 +21,35 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts it.
+    /// Starts nginx.
     ///
     /// # Panics
-    /// When it does not start.
+    /// If it does not listen.
     #[must_use]
     pub fn start() -> Self {
         Self::start_by("", "")
     }
 
-    /// Starts it with TLS, by these directives of its server.
+    /// Starts nginx with TLS, with these directives in its `server` block.
     ///
     /// # Panics
-    /// When it does not start.
+    /// If it does not listen.
     #[must_use]
     pub fn start_tls(directives: &str) -> Self {
         Self::start_by("ssl", directives)
     }
 
     fn start_by(listen: &str, directives: &str) -> Self {
-        let folder = TempDir::new().expect("a temporary folder can be made");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         let port = port::free();
         for name in ["files", "files/put"] {
-            std::fs::create_dir(folder.path().join(name)).expect("the folder takes folders");
+            std::fs::create_dir(folder.path().join(name)).expect("the folder is writable");
         }
         let config = folder.path().join("nginx.conf");
         std::fs::write(&config, configuration(text(folder.path()), port, [listen, directives]))
-            .expect("the folder takes files");
+            .expect("the folder is writable");
         let mut command = Command::new("nginx");
-        // Debian keeps it where an ordinary user's PATH does not look.
+        // Debian installs nginx in a folder that is not in an ordinary user's PATH.
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
         command.args(["-e", "stderr", "-c"]).arg(config).arg("-p").arg(folder.path());
@@ -58,22 +58,22 @@ impl Nginx {
         Self { port, process, folder }
     }
 
-    /// A file that it serves.
+    /// Writes a file that nginx serves.
     ///
     /// # Panics
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn serve(&self, name: &str, content: &[u8]) {
-        std::fs::write(self.file(name), content).expect("the folder takes files");
+        std::fs::write(self.file(name), content).expect("the folder is writable");
     }
 
-    /// Where a file that it serves stands.
+    /// The path of a served file.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join("files").join(name)
     }
 }
 
-/// Every line of the access log counts one request and names the connection it came over.
+/// The access log has one line per request, with the number of its connection.
 fn configuration(folder: &str, port: u16, [listen, directives]: [&str; 2]) -> String {
     format!(
         r#"
@@ -85,8 +85,8 @@ pid {folder}/pid;
 error_log stderr warn;
 events {{ worker_connections 512; }}
 http {{
-    log_format told '$request_method $request_uri $status connection=$connection';
-    access_log /dev/stdout told;
+    log_format requests '$request_method $request_uri $status connection=$connection';
+    access_log /dev/stdout requests;
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi;

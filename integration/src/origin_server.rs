@@ -1,5 +1,5 @@
-//! A service of HTTP/1.1 that does what the path says; `counterparts/http2_origin.py` does the same over
-//! HTTP/2.
+//! An HTTP/1.1 server whose behaviour depends on the path; `counterparts/http2_origin.py` is the
+//! same over HTTP/2.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -10,16 +10,16 @@ use crate::port;
 use crate::process::{Process, counterpart};
 use crate::scripted_server::{ScriptedServer, read_head};
 
-/// The service.
+/// The server.
 #[derive(Debug)]
 pub struct OriginServer {
-    /// Where it listens.
+    /// The port it listens on.
     pub port: u16,
     seen: Arc<Mutex<Vec<String>>>,
 }
 
 impl OriginServer {
-    /// Starts it.
+    /// Starts the server.
     #[must_use]
     pub fn start() -> Self {
         let seen = Arc::<Mutex<Vec<String>>>::default();
@@ -33,7 +33,7 @@ impl OriginServer {
         Self { port, seen }
     }
 
-    /// The same over HTTP/2: its process, and its port.
+    /// Starts the HTTP/2 server; returns its process and port.
     #[must_use]
     pub fn start_http2() -> (Process, u16) {
         let port = port::free();
@@ -43,7 +43,8 @@ impl OriginServer {
         (process, port)
     }
 
-    /// What it has seen: `head METHOD TARGET`, and `body BYTES TARGET` when that had come whole.
+    /// What the server has received: `head METHOD TARGET` per request, and `body BYTES TARGET` once
+    /// its body was complete.
     #[must_use]
     pub fn seen(&self) -> Vec<String> {
         lock(&self.seen).clone()
@@ -54,7 +55,7 @@ fn lock(seen: &Mutex<Vec<String>>) -> std::sync::MutexGuard<'_, Vec<String>> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Serves one request; none when nothing more comes.
+/// Serves one request; `None` at the end of the connection.
 fn one(reader: &mut BufReader<TcpStream>, note: &impl Fn(String)) -> Option<()> {
     let head = read_head(reader)?;
     let mut words = head.split(' ');
@@ -82,7 +83,7 @@ fn one(reader: &mut BufReader<TcpStream>, note: &impl Fn(String)) -> Option<()> 
     }
     let (body, trailers) = body(reader, &head)?;
     note(format!("body {} {target}", body.len()));
-    let told = told(&head, &String::from_utf8_lossy(&body), &trailers);
+    let described = describe(&head, &String::from_utf8_lossy(&body), &trailers);
     let answer = match target {
         "/trailers" => {
             "transfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nx-checksum: 1\r\n\r\n".to_owned()
@@ -93,12 +94,12 @@ fn one(reader: &mut BufReader<TcpStream>, note: &impl Fn(String)) -> Option<()> 
         }
         "/empty" => return say(reader, "HTTP/1.1 204 No Content\r\n\r\n"),
         "/unmodified" => return say(reader, "HTTP/1.1 304 Not Modified\r\netag: \"1\"\r\n\r\n"),
-        _ => format!("content-length: {}\r\n\r\n{told}", told.len()),
+        _ => format!("content-length: {}\r\n\r\n{described}", described.len()),
     };
     say(reader, &format!("HTTP/1.1 200 OK\r\n{answer}"))
 }
 
-/// The whole body of a request, and its trailers.
+/// Reads the complete body of a request, and its trailers.
 fn body(reader: &mut impl BufRead, head: &str) -> Option<(Vec<u8>, String)> {
     let (mut body, mut trailers) = (Vec::new(), String::new());
     if header(head, "transfer-encoding").is_some() {
@@ -110,7 +111,7 @@ fn body(reader: &mut impl BufRead, head: &str) -> Option<(Vec<u8>, String)> {
     Some((body, trailers))
 }
 
-fn told(head: &str, body: &str, trailers: &str) -> String {
+fn describe(head: &str, body: &str, trailers: &str) -> String {
     let line = head.lines().next().unwrap_or_default();
     let line = line.strip_suffix(" HTTP/1.1").unwrap_or(line);
     let fields: Vec<&str> =
@@ -119,7 +120,7 @@ fn told(head: &str, body: &str, trailers: &str) -> String {
     format!("{}\n\n{body}{trailers}", fields.join("\n"))
 }
 
-/// Gives every byte back.
+/// Sends every byte back.
 fn echo(reader: &mut BufReader<TcpStream>, note: &impl Fn(String)) -> Option<()> {
     let mut bytes = [0; 1024];
     loop {

@@ -1,4 +1,4 @@
-//! A process that a test starts: its lines, its signals and its end.
+//! Starts processes for tests; reads their output, sends signals and waits for their exit.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -14,13 +14,13 @@ use nix::unistd::Pid;
 
 use crate::wait::{DEADLINE, eventually};
 
-/// How many of the last lines of standard error are kept for a test that fails.
+/// The number of last lines of standard error that are kept for the report of a failed test.
 const TAIL_LINES: usize = 60;
 
-/// The `weft` command: `$WEFT`, or what cargo built beside this test.
+/// The `weft` command: `$WEFT`, or the binary that cargo built next to this test.
 ///
 /// # Panics
-/// When it is not there.
+/// If the binary does not exist.
 #[must_use]
 pub fn weft() -> Command {
     let path = std::env::var_os("WEFT").map_or_else(|| built().join("weft"), PathBuf::from);
@@ -28,10 +28,11 @@ pub fn weft() -> Command {
     Command::new(path)
 }
 
-/// Python, in the environment of the tests: `$WEFT_PYTHON`, or what `integration/setup` made.
+/// Python in the virtual environment of the tests: `$WEFT_PYTHON`, or the one that
+/// `integration/setup` made.
 ///
 /// # Panics
-/// When the environment is not there.
+/// If the environment does not exist.
 #[must_use]
 pub fn python() -> Command {
     let python = std::env::var_os("WEFT_PYTHON")
@@ -40,10 +41,10 @@ pub fn python() -> Command {
     Command::new(python)
 }
 
-/// A program of `integration/counterparts`.
+/// A Python program of `integration/counterparts`.
 ///
 /// # Panics
-/// When the environment of the tests is not there.
+/// If the Python environment does not exist.
 #[must_use]
 pub fn counterpart(script: &str) -> Command {
     let mut command = python();
@@ -51,42 +52,42 @@ pub fn counterpart(script: &str) -> Command {
     command
 }
 
-/// Where cargo put what it built: `target/debug`, of which the test itself is in `deps`.
+/// The folder of cargo's output, `target/debug`; the test itself is in `deps` below it.
 fn built() -> PathBuf {
     let test = std::env::current_exe().expect("a running program has a path");
-    test.ancestors().nth(2).expect("a test stands in target/debug/deps").to_owned()
+    test.ancestors().nth(2).expect("the test is in target/debug/deps").to_owned()
 }
 
-/// A tool of the system's administration, such as `nft`.
+/// A system administration tool, such as `nft`.
 #[must_use]
 pub fn tool(name: &str) -> Command {
     let mut command = Command::new(name);
-    // Debian keeps it where an ordinary user's PATH does not look.
+    // Debian installs these in folders that are not in an ordinary user's PATH.
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
     command
 }
 
-/// Runs `nft` with these words and gives what it prints.
+/// Runs `nft` with these arguments and returns its standard output.
 ///
 /// # Panics
-/// When it fails.
+/// If it fails.
 pub fn nft(words: &str) -> String {
     run(tool("nft").args(words.split_whitespace()))
 }
 
-/// Runs `ip` with these words and gives its standard output.
+/// Runs `ip` with these arguments and returns its standard output.
 ///
 /// # Panics
-/// When it fails.
+/// If it fails.
 pub fn ip(words: &str) -> String {
     run(tool("ip").args(words.split_whitespace()))
 }
 
-/// Runs a command to its end and gives its standard output.
+/// Runs a command to its end and returns its standard output.
 ///
 /// # Panics
-/// When it fails.
+/// If it fails.
 pub fn run(command: &mut Command) -> String {
     let output = command.output().expect("the command can be started");
     let error = String::from_utf8_lossy(&output.stderr);
@@ -94,8 +95,8 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A running process. It is killed when the value is dropped; in a test that fails, what it last wrote
-/// to standard error is then printed.
+/// A running process. It is killed when the value is dropped; a failed test then also prints the
+/// last lines of the process's standard error.
 pub struct Process {
     name: String,
     child: std::process::Child,
@@ -110,20 +111,21 @@ impl fmt::Debug for Process {
 }
 
 impl Process {
-    /// Starts a command. `name` is for people.
+    /// Starts a command; `name` appears in messages.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn start(name: &str, command: &mut Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child =
-            command.spawn().unwrap_or_else(|error| unstartable(command.get_program(), &error));
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic_cannot_start(command.get_program(), &error));
         let (sender, lines) = channel();
         let errors = Arc::new(Mutex::new(VecDeque::new()));
-        let output = child.stdout.take().expect("it was piped");
-        // A test that is over reads no more lines.
+        let output = child.stdout.take().expect("the stream is a pipe");
+        // The receiver is closed when the test ends.
         each_line(output, move |line| drop(sender.send(line)));
-        let (kept, output) = (errors.clone(), child.stderr.take().expect("it was piped"));
+        let (kept, output) = (errors.clone(), child.stderr.take().expect("the stream is a pipe"));
         each_line(output, move |line| {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             kept.push_back(line);
@@ -134,24 +136,24 @@ impl Process {
         Self { name: name.to_owned(), child, lines, errors }
     }
 
-    /// The next line of standard output that holds `text`; those before it are passed over.
+    /// Reads standard output up to the next line that contains `text`, and returns that line.
     ///
     /// # Panics
-    /// When none comes before the deadline.
+    /// If no such line is written before the deadline.
     pub fn line_with(&self, text: &str) -> String {
         self.line(text, |line| line.contains(text))
     }
 
-    /// The next line of standard output that `is_it` picks; those before it are passed over.
+    /// Reads standard output up to the next line that matches `matches`, and returns that line.
     ///
     /// # Panics
-    /// When none comes before the deadline.
-    pub fn line(&self, awaited: &str, is_it: impl Fn(&str) -> bool) -> String {
+    /// If no such line is written before the deadline.
+    pub fn line(&self, awaited: &str, matches: impl Fn(&str) -> bool) -> String {
         loop {
             match self.lines.recv_timeout(DEADLINE) {
-                Ok(line) if is_it(&line) => return line,
+                Ok(line) if matches(&line) => return line,
                 Ok(_) => {}
-                Err(error) => unseen(self, awaited, &error),
+                Err(error) => panic_line_missing(self, awaited, &error),
             }
         }
     }
@@ -169,7 +171,7 @@ impl Process {
         errors.iter().fold(String::new(), |text, line| text + line + "\n")
     }
 
-    /// Its number.
+    /// The process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -178,38 +180,39 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Panics
-    /// When the process is gone.
+    /// If the process has ended.
     pub fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id()).expect("a process id is a small number");
-        kill(Pid::from_raw(id), signal).expect("the process is there until it was waited for");
+        kill(Pid::from_raw(id), signal)
+            .expect("a child process exists until the test waits for it");
     }
 
-    /// Ends it without a word.
+    /// Kills the process with SIGKILL.
     pub fn kill(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
 
-    /// Ends it without a word after some time, wherever it is then.
+    /// Kills the process with SIGKILL after this time.
     pub fn kill_after(&mut self, time: std::time::Duration) {
-        // What it has to say meanwhile is of no interest; when it ends, nothing more will come.
+        // Output until then is discarded; the channel closes early if the process ends.
         while self.lines.recv_timeout(time).is_ok() {}
         self.kill();
     }
 
-    /// Whether it still runs.
+    /// Whether the process still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Waits for its end.
+    /// Waits for the process to exit.
     ///
     /// # Panics
-    /// When it does not end before the deadline.
+    /// If it does not exit before the deadline.
     pub fn ended(&mut self) -> ExitStatus {
         let awaited = format!("the end of {}", self.name);
-        eventually(awaited, || self.child.try_wait().expect("it is a child of ours"))
+        eventually(awaited, || self.child.try_wait().expect("the process is a child of this test"))
     }
 }
 
@@ -218,9 +221,9 @@ impl Drop for Process {
         let running = self.is_running();
         self.kill();
         if std::thread::panicking() {
-            let standing = if running { "was running" } else { "had ended" };
-            let text = format!("--- {} {standing}; its errors:\n{}", self.name, self.errors());
-            // Nothing is left to do about a standard error that is gone.
+            let state = if running { "was running" } else { "had ended" };
+            let text = format!("--- {} {state}; its standard error:\n{}", self.name, self.errors());
+            // An error of writing to standard error cannot be reported.
             drop(std::io::stderr().write_all(text.as_bytes()));
         }
     }
@@ -237,12 +240,12 @@ fn each_line(output: impl Read + Send + 'static, take: impl Fn(String) + Send + 
     });
 }
 
-#[allow(clippy::panic, reason = "a test cannot go on without the process")]
-fn unstartable(program: &OsStr, error: &std::io::Error) -> ! {
+#[expect(clippy::panic, reason = "a test cannot continue without the process")]
+fn panic_cannot_start(program: &OsStr, error: &std::io::Error) -> ! {
     panic!("{} cannot be started: {error}; run integration/setup", program.display())
 }
 
-#[allow(clippy::panic, reason = "a test cannot go on without the line")]
-fn unseen(process: &Process, awaited: &str, error: &dyn fmt::Display) -> ! {
+#[expect(clippy::panic, reason = "a test cannot continue without the line")]
+fn panic_line_missing(process: &Process, awaited: &str, error: &dyn fmt::Display) -> ! {
     panic!("{process:?} never wrote a line with {awaited:?}: {error}")
 }

@@ -1,4 +1,5 @@
-//! A service that remembers what reached it, so that a test can say what must not.
+//! An HTTP/1.1 server that records the requests it receives, so that tests can check that a
+//! rejected request did not reach it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -6,40 +7,41 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::scripted_server::{ScriptedServer, read_head};
 
-/// What reached the service of a request.
+/// A part of a request that the server received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordedRequest {
-    /// Its head.
+    /// The head.
     Head(String),
-    /// The whole of it; its body and what came behind that.
+    /// The complete request: its body and trailers.
     Whole(String),
 }
 
-/// A service of HTTP/1.1 that remembers. Asked for `/bytes/N` it answers with so many bytes, asked for
-/// `/hold` never, of `/unread` it does not even take the body, and all else it answers with none.
+/// An HTTP/1.1 server that records requests. It responds to `/bytes/N` with N bytes, never responds
+/// to `/hold`, does not read the body of `/unread`, and responds to all other paths with an empty
+/// body.
 #[derive(Debug)]
 pub struct RecordingServer {
-    /// Where it listens.
+    /// The port it listens on.
     pub port: u16,
     seen: Arc<Mutex<Vec<RecordedRequest>>>,
 }
 
 impl RecordingServer {
-    /// Starts it.
+    /// Starts the server.
     #[must_use]
     pub fn start() -> Self {
         let seen = Arc::<Mutex<Vec<RecordedRequest>>>::default();
         let remembered = seen.clone();
         let note = move |what| lock(&remembered).push(what);
         let port = ScriptedServer::start(move |stream| {
-            // Every connection ends, and each way is as good.
+            // How a connection ends does not matter.
             serve(stream, &note).unwrap_or_default();
         })
         .port;
         Self { port, seen }
     }
 
-    /// What it saw since it was last asked.
+    /// Takes what was recorded since the last call.
     #[must_use]
     pub fn take(&self) -> Vec<RecordedRequest> {
         std::mem::take(&mut *lock(&self.seen))
@@ -50,7 +52,7 @@ fn lock(seen: &Mutex<Vec<RecordedRequest>>) -> std::sync::MutexGuard<'_, Vec<Rec
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// None at the end of the connection.
+/// Serves a connection; `None` at its end.
 fn serve(stream: TcpStream, note: &impl Fn(RecordedRequest)) -> Option<()> {
     let mut reader = BufReader::new(stream);
     loop {
@@ -75,7 +77,7 @@ fn serve(stream: TcpStream, note: &impl Fn(RecordedRequest)) -> Option<()> {
     }
 }
 
-/// The whole body of a request, decoded; none when it is broken off.
+/// Reads the complete body of a request, decoded; `None` if it ends too early.
 fn body(reader: &mut impl BufRead, head: &str) -> Option<String> {
     let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
     let mut body = Vec::new();

@@ -1,4 +1,4 @@
-//! A role of weft as a process on a host of a mesh, which can be started again.
+//! Runs a role of weft as a process on a host of a mesh. The process can be restarted.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use crate::fake_clock::FakeClock;
 use crate::process::{Process, weft};
 use crate::wait::eventually;
 
-/// A role of weft that runs, and can be started again.
+/// A running role of weft.
 #[derive(Debug)]
 pub struct RoleProcess {
     /// Its process.
@@ -26,29 +26,30 @@ impl RoleProcess {
         Self { process, name: name.to_owned(), host: host.cloned(), arguments }
     }
 
-    /// Where it runs; on the router when there is none.
+    /// The host it runs on; `None` is the router.
     #[must_use]
     pub fn host(&self) -> Option<&Host> {
         self.host.as_ref()
     }
 
-    /// Starts it as it was started before.
+    /// Restarts the role with the same arguments, and waits until it is ready.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If it does not become ready.
     pub fn restart(&mut self) {
         self.start_again(weft());
         self.wait_until_ready();
     }
 
-    /// Starts it as it was started before, but by another clock. Whether it becomes ready depends on that.
+    /// Restarts the role with the same arguments and another clock; does not wait until it is
+    /// ready.
     pub fn restart_with_clock(&mut self, clock: &FakeClock) {
         let mut command = weft();
         clock.apply_to(&mut command);
         self.start_again(command);
     }
 
-    /// Starts it as it was started before, and does not wait until it is ready.
+    /// Restarts the role with the same arguments; does not wait until it is ready.
     pub fn restart_without_waiting(&mut self) {
         self.start_again(weft());
     }
@@ -59,16 +60,16 @@ impl RoleProcess {
         self.process = on(self.host.as_ref(), || Process::start(&self.name, &mut command));
     }
 
-    /// A page of its admin port.
+    /// Requests a page of its admin port.
     #[must_use]
     pub fn admin(&self, path: &str) -> CurlResponse {
         on(self.host.as_ref(), || Curl::get(15000, path).run())
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until the role reports that it is ready.
     ///
     /// # Panics
-    /// When it does not before the deadline.
+    /// If it does not before the deadline.
     pub fn wait_until_ready(&self) {
         eventually(format!("{:?} is ready", self.process), || {
             (self.admin("/ready").status == 200).then_some(())
@@ -76,10 +77,10 @@ impl RoleProcess {
     }
 }
 
-/// Does something on a host, or on the router when there is none.
+/// Runs `work` on a host, or on the router without a host.
 pub(crate) fn on<T: Send>(host: Option<&Host>, work: impl FnOnce() -> T + Send) -> T {
     match host {
-        Some(host) => host.on(work).expect("the host can be entered"),
+        Some(host) => host.on(work).expect("the host's namespace can be entered"),
         None => work(),
     }
 }

@@ -1,4 +1,5 @@
-//! Services that behave as no proper server would, or that tell what they were sent.
+//! TCP servers with scripted behaviour: malformed responses, silence, or an echo of the request
+//! head.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -6,18 +7,18 @@ use std::sync::Arc;
 
 use crate::wait::DEADLINE;
 
-/// A service on a thread of its own, for as long as the test process lives.
+/// A server on its own thread, which runs until the test process ends.
 #[derive(Debug, Clone, Copy)]
 pub struct ScriptedServer {
-    /// Where it listens.
+    /// The port it listens on.
     pub port: u16,
 }
 
 impl ScriptedServer {
-    /// Hands every connection to `serve`, each on a thread of its own.
+    /// Passes each connection to `serve`, on a thread of its own.
     ///
     /// # Panics
-    /// When no port can be bound.
+    /// If no port can be bound.
     pub fn start(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a port");
         let port = listener.local_addr().as_ref().map(SocketAddr::port).expect("it is bound");
@@ -31,7 +32,7 @@ impl ScriptedServer {
         Self { port }
     }
 
-    /// Answers every request with the head that it came with, and keeps the connection.
+    /// Responds to each request with the request's head as the body, and keeps the connection open.
     #[must_use]
     pub fn echoing_heads() -> Self {
         Self::start(|stream| {
@@ -46,26 +47,26 @@ impl ScriptedServer {
         })
     }
 
-    /// Sends `answer` to the first request of each connection, then closes it.
+    /// Sends `answer` to the first request of each connection, then closes the connection.
     pub fn replying_once(answer: impl Into<Vec<u8>>) -> Self {
         let answer = answer.into();
         Self::start(move |stream| {
             let mut reader = BufReader::new(stream);
             if read_head(&mut reader).is_some() {
-                // A client that wants no more of it is what some tests are about.
+                // The client may have closed the connection; some tests check exactly that.
                 drop(reader.get_mut().write_all(&answer));
             }
         })
     }
 
-    /// Takes requests, and never answers.
+    /// Reads requests and never responds.
     #[must_use]
     pub fn silent() -> Self {
         Self::start(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())))
     }
 }
 
-/// The next head, up to and with its empty line; none at the end of the connection.
+/// Reads the next head, including its final empty line; `None` at the end of the connection.
 pub fn read_head(reader: &mut impl BufRead) -> Option<String> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -76,16 +77,17 @@ pub fn read_head(reader: &mut impl BufRead) -> Option<String> {
     Some(head)
 }
 
-/// Sends bytes to a port of loopback and gives all that comes back until the connection ends. Only a
-/// connection that stays open and silent past the deadline is a failure: being reset is an end.
+/// Sends bytes to a port of loopback and returns everything received until the connection ends. A
+/// reset counts as an end.
 ///
 /// # Panics
-/// When nobody listens there, or the connection does not end.
+/// If the port refuses connections, or the connection is still open at the deadline.
 #[must_use]
 pub fn send_and_read_all(port: u16, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("somebody listens");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
-    // A server may refuse before it has read all; its answer is what counts.
+    let mut stream =
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the port accepts connections");
+    stream.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
+    // A server may respond before it has read everything; the response is what counts.
     if stream.write_all(bytes).is_ok() {
         drop(stream.shutdown(std::net::Shutdown::Write));
     }

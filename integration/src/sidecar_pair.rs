@@ -1,4 +1,4 @@
-//! Two sidecars: the caller's takes plain HTTP and sends mutual TLS, the service's verifies it.
+//! Starts two sidecars: the client's sidecar sends mutual TLS, the service's sidecar verifies it.
 
 use std::process::Command;
 
@@ -13,22 +13,22 @@ use crate::port;
 use crate::process::{Process, tool, weft};
 use crate::wait::eventually;
 
-/// A sidecar that runs.
+/// A running sidecar.
 #[derive(Debug)]
 pub struct TestSidecar {
     /// Its process.
     pub process: Process,
-    /// Where it listens.
+    /// The port of its listener.
     pub port: u16,
     /// Its admin port.
     pub admin: u16,
 }
 
 impl TestSidecar {
-    /// Starts a sidecar and waits until it is ready. `config` becomes its file.
+    /// Starts a sidecar with this configuration, and waits until it is ready.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If it does not become ready.
     #[must_use]
     pub fn start(name: &str, pki: &MeshPki, port: u16, admin: u16, config: &Value) -> Self {
         let sidecar = Self::start_without_waiting(name, pki, port, admin, config);
@@ -36,10 +36,10 @@ impl TestSidecar {
         sidecar
     }
 
-    /// Starts a sidecar.
+    /// Starts a sidecar with this configuration.
     ///
     /// # Panics
-    /// When its file cannot be written.
+    /// If its configuration file cannot be written.
     #[must_use]
     pub fn start_without_waiting(
         name: &str,
@@ -49,19 +49,19 @@ impl TestSidecar {
         config: &Value,
     ) -> Self {
         let file = pki.path(&format!("{name}.json"));
-        std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
+        std::fs::write(&file, format!("{config:#}")).expect("the folder is writable");
         let process = Process::start(name, SidecarLaunch::default().command().arg(file));
         Self { process, port, admin }
     }
 
-    /// Starts a sidecar in another way, and waits until it is ready.
+    /// Starts a sidecar with other command-line options, and waits until it is ready.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If it does not become ready.
     #[must_use]
     pub fn launch(launch: &SidecarLaunch, pki: &MeshPki, ports: [u16; 2], config: &Value) -> Self {
         let file = pki.path("sidecar.json");
-        std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
+        std::fs::write(&file, format!("{config:#}")).expect("the folder is writable");
         let process = Process::start("sidecar", launch.command().arg(file));
         let [port, admin] = ports;
         let sidecar = Self { process, port, admin };
@@ -69,10 +69,10 @@ impl TestSidecar {
         sidecar
     }
 
-    /// Starts a sidecar of whose listeners some serve no client, and waits until the others do.
+    /// Starts a sidecar of which some listeners cannot serve, and waits until the others do.
     ///
     /// # Panics
-    /// When it does not come to that.
+    /// If the sidecar does not reach that state.
     #[must_use]
     pub fn launch_unready(
         launch: &SidecarLaunch,
@@ -81,21 +81,21 @@ impl TestSidecar {
         config: &Value,
     ) -> Self {
         let file = pki.path("sidecar.json");
-        std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
+        std::fs::write(&file, format!("{config:#}")).expect("the folder is writable");
         let process = Process::start("sidecar", launch.command().arg(file));
         let [port, admin] = ports;
         let sidecar = Self { process, port, admin };
-        eventually(format!("{:?} answers and is not ready", sidecar.process), || {
+        eventually(format!("{:?} listens and is not ready", sidecar.process), || {
             let is_bound = std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
             (Curl::get(admin, "/ready").run().status == 503 && is_bound).then_some(())
         });
         sidecar
     }
 
-    /// Waits until it says that it is ready and its port is bound.
+    /// Waits until the sidecar reports that it is ready and its port accepts connections.
     ///
     /// # Panics
-    /// When it does not before the deadline.
+    /// If that does not happen before the deadline.
     pub fn wait_until_ready(&self) {
         eventually(format!("{:?} is ready", self.process), || {
             let ready = Curl::get(self.admin, "/ready").run();
@@ -104,16 +104,16 @@ impl TestSidecar {
         });
     }
 
-    /// The page of its metrics.
+    /// The metrics page.
     #[must_use]
     pub fn metrics(&self) -> String {
         Curl::get(self.admin, "/metrics").run().text()
     }
 
-    /// One of its metrics, by its name with its labels.
+    /// The value of a metric, given by its name with its labels.
     ///
     /// # Panics
-    /// When there is none of that name.
+    /// If the metric does not exist.
     #[must_use]
     pub fn metric(&self, name: &str) -> u64 {
         let page = self.metrics();
@@ -121,37 +121,38 @@ impl TestSidecar {
         line.expect(name).parse().expect("a number")
     }
 
-    /// How many bytes of memory it has had at most, by the kernel's account.
+    /// The peak resident memory in bytes, from `/proc`.
     ///
     /// # Panics
-    /// When it is gone.
+    /// If the process has ended.
     #[must_use]
     pub fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()));
-        let status = status.expect("it runs");
+        let status = status.expect("the sidecar runs");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix(" kB"));
-        let kibibytes: u64 = peak.expect("every process has one").trim().parse().expect("a number");
+        let kibibytes: u64 =
+            peak.expect("the kernel reports VmHWM").trim().parse().expect("a number");
         kibibytes * 1024
     }
 
-    /// How many bytes of memory it has.
+    /// The resident memory in bytes, from the sidecar's metrics.
     ///
     /// # Panics
-    /// When it does not say.
+    /// If the metric is missing.
     #[must_use]
     pub fn resident_memory(&self) -> u64 {
         self.metric("process_resident_memory_bytes")
     }
 }
 
-/// How a sidecar is started.
+/// The command line and limits of a sidecar.
 #[derive(Debug, Clone)]
 pub struct SidecarLaunch {
-    /// How many workers it has.
+    /// The number of workers.
     pub workers: u32,
-    /// What else its command line says.
+    /// Further command-line arguments.
     pub arguments: Vec<String>,
-    /// How many files it may have open, if that is less than the host allows.
+    /// The limit of open files; `None` keeps the limit of the host.
     pub open_files: Option<u32>,
 }
 
@@ -162,12 +163,12 @@ impl Default for SidecarLaunch {
 }
 
 impl SidecarLaunch {
-    /// The command, of which only its file is missing.
+    /// The command without the path of its configuration file.
     fn command(&self) -> Command {
         let weft = weft();
         let mut command = match self.open_files {
             Some(limit) => {
-                // It becomes what it starts, so the process is the sidecar's.
+                // `prlimit` replaces itself with the sidecar, so the process ID is the sidecar's.
                 let mut command = tool("prlimit");
                 command.arg(format!("--nofile={limit}:{limit}")).arg("--").arg(weft.get_program());
                 command
@@ -180,23 +181,23 @@ impl SidecarLaunch {
     }
 }
 
-/// What a pair of sidecars is asked to do.
+/// The configuration of a pair of sidecars.
 #[derive(Debug, Clone)]
 pub struct PairConfig {
-    /// Where the service listens.
+    /// The ports of the service's endpoints.
     pub service: Vec<u16>,
-    /// What it speaks.
+    /// The HTTP version of the service.
     pub speaks: UpstreamHttp,
-    /// What stands before the service.
+    /// HTTP filters of the service's sidecar.
     pub filters: Vec<Value>,
-    /// How long an answer may take; 0 is without end.
+    /// The route timeout in seconds; 0 disables it.
     pub timeout_seconds: u64,
-    /// How many requests a connection may bring to either; any number when not given.
+    /// The limit of requests per connection, for both sidecars; `None` disables it.
     pub request_limit: Option<u32>,
 }
 
 impl PairConfig {
-    /// A pair before a service that speaks HTTP/1.1.
+    /// A pair in front of an HTTP/1.1 service.
     #[must_use]
     pub fn http1(service: u16) -> Self {
         let speaks = UpstreamHttp::Http1;
@@ -209,72 +210,72 @@ impl PairConfig {
         with(http(route, filters), "common_http_protocol_options", options)
     }
 
-    /// A pair before a service that speaks HTTP/2.
+    /// A pair in front of an HTTP/2 service.
     #[must_use]
     pub fn http2(service: u16) -> Self {
         Self { speaks: UpstreamHttp::Http2, ..Self::http1(service) }
     }
 }
 
-/// Two sidecars, ready. The caller is `client`, the service `server`.
+/// Two running sidecars. The client's identity is `client`, the service's is `server`.
 #[derive(Debug)]
 pub struct SidecarPair {
-    /// The caller's.
+    /// The client's sidecar.
     pub caller: TestSidecar,
-    /// The service's.
+    /// The service's sidecar.
     pub callee: TestSidecar,
-    /// What both trust.
+    /// The authority that both trust.
     pub pki: MeshPki,
     callee_config: Value,
 }
 
 impl SidecarPair {
-    /// Starts both.
+    /// Starts both sidecars.
     ///
     /// # Panics
-    /// When one does not become ready.
+    /// If one does not become ready.
     #[must_use]
-    pub fn start(wanted: &PairConfig) -> Self {
+    pub fn start(config: &PairConfig) -> Self {
         let pki = MeshPki::create();
         let (client, server) = (pki.issue("client"), pki.issue("server"));
-        let route = route_to("next", wanted.timeout_seconds);
+        let route = route_to("next", config.timeout_seconds);
 
         let (port, admin) = (port::free(), port::free());
         let verify = verify_mode(&server, &pki.root(), &pki.crl_file());
-        let inbound = listener("inbound", port, wanted.http(&route, &wanted.filters), Some(verify));
-        let service = cluster("next", &wanted.service, wanted.speaks, None);
+        let inbound = listener("inbound", port, config.http(&route, &config.filters), Some(verify));
+        let service = cluster("next", &config.service, config.speaks, None);
         let callee_config = bootstrap(admin, &[inbound], &[service]);
         let callee = TestSidecar::start("callee", &pki, port, admin, &callee_config);
 
         let (port, admin) = (port::free(), port::free());
-        let outbound = listener("outbound", port, wanted.http(&route, &[]), None);
+        let outbound = listener("outbound", port, config.http(&route, &[]), None);
         let tls = mutual_tls(&client, &pki.root(), "server");
         let next = cluster("next", &[callee.port], UpstreamHttp::AsClient, Some(tls));
-        let config = bootstrap(admin, &[outbound], &[next]);
-        let caller = TestSidecar::start("caller", &pki, port, admin, &config);
+        let caller_config = bootstrap(admin, &[outbound], &[next]);
+        let caller = TestSidecar::start("caller", &pki, port, admin, &caller_config);
         Self { caller, callee, pki, callee_config }
     }
 
-    /// The address that a client dials.
+    /// The address of the client's sidecar.
     #[must_use]
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.caller.port)
     }
 
-    /// Starts the service's sidecar again on its old ports.
+    /// Restarts the service's sidecar on the same ports.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If it does not become ready.
     pub fn restart_callee(&mut self) {
         self.callee.process.kill();
         let TestSidecar { port, admin, .. } = self.callee;
         self.callee = TestSidecar::start("callee", &self.pki, port, admin, &self.callee_config);
     }
 
-    /// Holds that both run, and that no worker of theirs has panicked.
+    /// Checks that both sidecars run and that no worker has panicked.
     ///
     /// # Panics
-    /// When one does not.
+    /// If one does not run, or a worker panicked.
     pub fn assert_healthy(&mut self) {
         for sidecar in [&mut self.caller, &mut self.callee] {
             let process = &mut sidecar.process;

@@ -1,4 +1,4 @@
-//! One sidecar before a service, for where the way between two does not matter.
+//! Starts one sidecar in front of a service, for tests that do not need a pair of sidecars.
 
 use std::net::TcpStream;
 use std::process::Command;
@@ -16,53 +16,59 @@ use crate::wait::eventually;
 
 pub use crate::bootstrap::UpstreamHttp;
 
-/// What it is asked to do.
+/// The configuration of a single sidecar.
 #[derive(Debug, Clone)]
 pub struct SingleSidecarConfig {
-    /// Its clusters; the first is the service.
+    /// The clusters; the first is the service.
     pub clusters: Vec<Value>,
-    /// How it serves HTTP.
+    /// The `HttpConnectionManager`.
     pub http: Value,
-    /// What is said of that in the metadata, for which Envoy has no field.
-    pub ours: Value,
-    /// How its clients reach it by TLS, if so.
+    /// HTTP settings of the filter chain's metadata, for which Envoy has no field.
+    pub weft_metadata: Value,
+    /// The transport socket of the listener, if clients use TLS.
     pub tls: Option<Value>,
-    /// How it is started.
+    /// The command line.
     pub launch: SidecarLaunch,
 }
 
 impl SingleSidecarConfig {
-    /// A sidecar before a port.
+    /// A sidecar in front of a port.
     #[must_use]
-    pub fn for_upstream(port: u16, speaks: UpstreamHttp) -> Self {
-        let clusters = vec![cluster("service", &[port], speaks, None)];
+    pub fn for_upstream(port: u16, upstream_http: UpstreamHttp) -> Self {
+        let clusters = vec![cluster("service", &[port], upstream_http, None)];
         let http = http(&route_to("service", 15), &[]);
-        Self { clusters, http, ours: json!({}), tls: None, launch: SidecarLaunch::default() }
+        Self {
+            clusters,
+            http,
+            weft_metadata: json!({}),
+            tls: None,
+            launch: SidecarLaunch::default(),
+        }
     }
 
-    /// The same with another field of `HttpConnectionManager`.
+    /// Sets another field of `HttpConnectionManager`.
     #[must_use]
     pub fn with(mut self, field: &str, value: Value) -> Self {
         self.http = with(self.http, field, value);
         self
     }
 
-    /// The same with a field of ours.
+    /// Sets another field of weft's metadata.
     #[must_use]
     pub fn with_weft_metadata(mut self, field: &str, value: Value) -> Self {
-        self.ours = with(self.ours, field, value);
+        self.weft_metadata = with(self.weft_metadata, field, value);
         self
     }
 
-    /// The same with another field of the service's cluster.
+    /// Sets another field of every cluster.
     #[must_use]
     pub fn with_cluster(mut self, field: &str, value: &Value) -> Self {
         self.clusters = self.clusters.into_iter().map(|c| with(c, field, value.clone())).collect();
         self
     }
 
-    /// The same with one worker, to which alone a limit of each worker then applies, and with more words
-    /// on its command line.
+    /// Starts the sidecar with one worker, so that a limit per worker is the limit of the process,
+    /// and with more command-line arguments.
     #[must_use]
     pub fn with_one_worker(mut self, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
@@ -70,40 +76,42 @@ impl SingleSidecarConfig {
         self
     }
 
-    /// Starts it with an authority of its own.
+    /// Starts the sidecar with a new certificate authority.
     #[must_use]
     pub fn start(self) -> SingleSidecar {
         self.start_with_pki(MeshPki::create())
     }
 
-    /// Starts it.
+    /// Starts the sidecar with this certificate authority.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If the sidecar does not become ready.
     #[must_use]
     pub fn start_with_pki(self, pki: MeshPki) -> SingleSidecar {
         self.start_all(pki, None)
     }
 
-    /// Starts it with another listener of the same chain, of which `other` says the rest.
+    /// Starts the sidecar with a second listener that has the same filter chain; `other` is the
+    /// rest of that listener.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If the sidecar does not become ready.
     #[must_use]
     pub fn start_with_second_listener(self, other: &Value) -> SingleSidecar {
         self.start_all(MeshPki::create(), Some(other))
     }
 
-    /// Starts it and waits until it listens and is not ready for this reason.
+    /// Starts the sidecar and waits until it listens and its admin port reports that it is not
+    /// ready for this reason.
     ///
     /// # Panics
-    /// When it does not come to that.
+    /// If the sidecar does not reach that state.
     #[must_use]
     pub fn start_unready(self, reason: &str) -> SingleSidecar {
         let (pki, port, admin) = (MeshPki::create(), port::free(), port::free());
         let config = self.config(port, admin, None);
         let sidecar = TestSidecar::start_without_waiting("sidecar", &pki, port, admin, &config);
-        eventually(format!("the sidecar listens and waits: {reason}"), || {
+        eventually(format!("the sidecar listens and is not ready: {reason}"), || {
             let ready = Curl::get(admin, "/ready").run();
             let waits = ready.status == 503 && ready.text().contains(reason);
             TcpStream::connect(("127.0.0.1", port)).ok().filter(|_| waits)
@@ -111,18 +119,19 @@ impl SingleSidecarConfig {
         SingleSidecar { sidecar, port, pki }
     }
 
-    /// Starts it by a command other than the usual one, to which its file is added.
+    /// Starts the sidecar by another command, to which `--config FILE` is added.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If the sidecar does not listen.
     #[must_use]
     pub fn start_with_command(self, pki: MeshPki, mut command: Command) -> SingleSidecar {
         let (port, admin) = (port::free(), port::free());
         let file = pki.path("sidecar.json");
         let config = self.config(port, admin, None);
-        std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
+        std::fs::write(&file, format!("{config:#}")).expect("the folder is writable");
         let process = Process::start("sidecar", command.arg("--config").arg(file));
-        // Until it listens, a look costs it nothing: asking its admin port would be counted as well.
+        // Connecting costs the sidecar nothing before it listens; a request to its admin port would
+        // change what the test counts.
         eventually("the sidecar listens", || TcpStream::connect(("127.0.0.1", port)).ok());
         let sidecar = TestSidecar { process, port, admin };
         SingleSidecar { sidecar, port, pki }
@@ -138,8 +147,13 @@ impl SingleSidecarConfig {
 
     fn config(self, port: u16, admin: u16, other: Option<&Value>) -> Value {
         let mut inbound = listener("inbound", port, self.http, self.tls);
-        let chain = inbound.pointer_mut("/filter_chains/0").expect("it has one chain");
-        *chain = with(chain.take(), "metadata", json!({"filter_metadata": {"weft": self.ours}}));
+        let chain =
+            inbound.pointer_mut("/filter_chains/0").expect("the listener has a filter chain");
+        *chain = with(
+            chain.take(),
+            "metadata",
+            json!({"filter_metadata": {"weft": self.weft_metadata}}),
+        );
         let chains = json!([chain.clone()]);
         let other = other.map(|other| with(other.clone(), "filter_chains", chains));
         let listeners: Vec<Value> = [inbound].into_iter().chain(other).collect();
@@ -147,22 +161,22 @@ impl SingleSidecarConfig {
     }
 }
 
-/// The sidecar, ready.
+/// A running sidecar.
 #[derive(Debug)]
 pub struct SingleSidecar {
-    /// Its process and ports.
+    /// The process and its ports.
     pub sidecar: TestSidecar,
-    /// Where it listens.
+    /// The port of its listener.
     pub port: u16,
-    /// Who made its certificates.
+    /// The authority that issued its certificates.
     pub pki: MeshPki,
 }
 
 impl SingleSidecar {
-    /// One of its metrics, by its name with its labels.
+    /// The value of a metric, given by its name with its labels.
     ///
     /// # Panics
-    /// When there is none of that name.
+    /// If the metric does not exist.
     #[must_use]
     pub fn metric(&self, name: &str) -> u64 {
         let page = Curl::get(self.sidecar.admin, "/metrics").run().text();
@@ -170,19 +184,20 @@ impl SingleSidecar {
         line.expect(name).parse().expect("a number")
     }
 
-    /// The next access line that holds `text`.
+    /// The next access-log line that contains `text`.
     ///
     /// # Panics
-    /// When none comes.
+    /// If no such line is written before the deadline.
     #[must_use]
     pub fn access_line(&self, text: &str) -> Value {
-        serde_json::from_str(&self.sidecar.process.line_with(text)).expect("a line is JSON")
+        serde_json::from_str(&self.sidecar.process.line_with(text))
+            .expect("an access-log line is JSON")
     }
 
-    /// Holds that it runs, and that no worker of its has panicked.
+    /// Checks that the sidecar runs and that no worker has panicked.
     ///
     /// # Panics
-    /// When it does not.
+    /// If it does not run, or a worker panicked.
     pub fn assert_healthy(&mut self) {
         let process = &mut self.sidecar.process;
         assert!(process.is_running(), "{process:?} has ended");
@@ -190,20 +205,21 @@ impl SingleSidecar {
     }
 }
 
-/// A sidecar before a service of each version, with what is asked of it.
+/// Two sidecars with the same settings: one in front of an HTTP/1.1 service, one in front of an
+/// HTTP/2 service.
 #[derive(Debug)]
 pub struct SidecarPerHttpVersion {
-    /// Before one of HTTP/1.1.
+    /// The HTTP/1.1 service and its sidecar.
     pub http1: (OriginServer, SingleSidecar),
-    /// Before one of HTTP/2.
+    /// The HTTP/2 service and its sidecar.
     pub http2: (Process, SingleSidecar),
 }
 
 impl SidecarPerHttpVersion {
-    /// Starts both, each with a change.
+    /// Starts both sidecars; `change` adjusts the configuration of each.
     ///
     /// # Panics
-    /// When one does not become ready.
+    /// If one does not become ready.
     #[must_use]
     pub fn start(change: impl Fn(SingleSidecarConfig) -> SingleSidecarConfig) -> Self {
         let origin = OriginServer::start();
@@ -215,29 +231,29 @@ impl SidecarPerHttpVersion {
         Self { http1: (origin, alone), http2 }
     }
 
-    /// Starts both as they are.
+    /// Starts both sidecars with the default configuration.
     ///
     /// # Panics
-    /// When one does not become ready.
+    /// If one does not become ready.
     #[must_use]
     pub fn plain() -> Self {
-        Self::start(|wanted| wanted)
+        Self::start(|config| config)
     }
 
-    /// Where to reach each.
+    /// The ports of both, with a name for messages.
     #[must_use]
     pub fn ports(&self) -> [(&'static str, u16); 2] {
         [("to HTTP/1.1", self.http1.1.port), ("to HTTP/2", self.http2.1.port)]
     }
 }
 
-/// The same with a route for requests that have no path as well.
+/// Makes the route also match requests without a path.
 ///
 /// # Panics
-/// When it has no route.
+/// If the configuration has no route.
 #[must_use]
-pub fn matching_empty_path(mut wanted: SingleSidecarConfig) -> SingleSidecarConfig {
-    let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/match");
-    *route.expect("it has a route") = json!({"prefix": ""});
-    wanted
+pub fn matching_empty_path(mut config: SingleSidecarConfig) -> SingleSidecarConfig {
+    let route = config.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/match");
+    *route.expect("the configuration has a route") = json!({"prefix": ""});
+    config
 }

@@ -1,4 +1,4 @@
-//! A client of mutual TLS that stays, to see when it is sent away.
+//! A mutual TLS client that keeps its connection open, to check when the server closes it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -19,57 +19,60 @@ use crate::wait::DEADLINE;
 #[derive(Debug)]
 pub struct TlsClient(StreamOwned<ClientConnection, TcpStream>);
 
-/// What is needed to call `service` as `holder`.
+/// The TLS configuration to call `service` with the certificate `identity`.
 #[must_use]
 pub fn client_config(
     signer: &TestAuthority,
-    holder: &PemIdentity,
+    identity: &PemIdentity,
     service: &str,
     alpn: &str,
 ) -> Arc<ClientConfig> {
-    client_config_trusting(signer.roots(), holder, service, alpn)
+    client_config_trusting(signer.roots(), identity, service, alpn)
 }
 
-/// The same, of a service that another signer may have signed.
+/// The TLS configuration to call `service` with the certificate `identity`, trusting these roots.
 ///
 /// # Panics
-/// When the certificate is none.
+/// If the roots or the certificate are invalid.
 #[must_use]
 pub fn client_config_trusting(
     roots: &str,
-    holder: &PemIdentity,
+    identity: &PemIdentity,
     service: &str,
     alpn: &str,
 ) -> Arc<ClientConfig> {
-    let identity = Identity::load(holder.chain.as_bytes(), holder.key.as_bytes());
-    let trust =
-        TrustStore::load(roots.as_bytes(), None, Vec::new(), None, UnixTime::now()).expect("roots");
+    let identity = Identity::load(identity.chain.as_bytes(), identity.key.as_bytes());
+    let trust = TrustStore::load(roots.as_bytes(), None, Vec::new(), None, UnixTime::now())
+        .expect("the roots are valid");
     let names = vec![StringMatch::Exact(spiffe_id(service))];
-    let identity = identity.expect("it is an identity");
-    tls::client(Some(&identity), Arc::new(trust), names, &[alpn.to_owned()]).expect("a client")
+    let identity = identity.expect("the certificate and key are valid");
+    tls::client(Some(&identity), Arc::new(trust), names, &[alpn.to_owned()])
+        .expect("the TLS configuration is valid")
 }
 
 impl TlsClient {
-    /// Connects, and does the handshake.
+    /// Connects; the handshake takes place when bytes are first sent or read.
     ///
     /// # Panics
-    /// When nobody listens.
+    /// If the port refuses connections.
     #[must_use]
     pub fn connect(port: u16, config: &Arc<ClientConfig>) -> Self {
-        let tcp = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("somebody listens");
-        tcp.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+        let tcp =
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the port accepts connections");
+        tcp.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
         tcp.set_nodelay(true).expect("it is a TCP socket");
         let name = ServerName::from(Ipv4Addr::LOCALHOST);
-        let session = ClientConnection::new(config.clone(), name).expect("a client");
+        let session =
+            ClientConnection::new(config.clone(), name).expect("the TLS configuration is valid");
         Self(StreamOwned::new(session, tcp))
     }
 
-    /// Sends bytes; whether they went.
+    /// Sends bytes; returns whether the connection accepted them.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         self.0.write_all(bytes).and_then(|()| self.0.flush()).is_ok()
     }
 
-    /// What comes next, at most so much; empty when the connection has ended, in whatever way.
+    /// Reads at most `most` bytes; empty when the connection has ended.
     pub fn receive(&mut self, most: usize) -> Vec<u8> {
         let mut bytes = vec![0; most];
         let count = self.0.read(&mut bytes).unwrap_or(0);
@@ -77,10 +80,11 @@ impl TlsClient {
         bytes
     }
 
-    /// Whether the server lets us in: with TLS 1.3 it tells by what it sends first, a ticket or an alert.
+    /// Completes the handshake. With TLS 1.3, the client learns whether the server accepted its
+    /// certificate from the server's next message, a session ticket or an alert.
     ///
     /// # Errors
-    /// The alert; none where the connection just ends.
+    /// The alert, or `None` if the connection ended without an alert.
     pub fn handshake_result(&mut self) -> Result<(), Option<AlertDescription>> {
         let StreamOwned { conn, sock } = &mut self.0;
         let alert = |error: &rustls::Error| match error {
@@ -99,20 +103,20 @@ impl TlsClient {
         conn.process_new_packets().map(drop).map_err(|error| alert(&error))
     }
 
-    /// Whether the handshake took up an earlier session.
+    /// Whether the handshake resumed an earlier session.
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.0.conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
-    /// Asks by HTTP/1.1 for a path whose answer has a length; its status, or none when the connection has
-    /// ended.
+    /// Sends a GET over HTTP/1.1 and returns the status; `None` when the connection has ended. The
+    /// response must have a content-length.
     pub fn ask(&mut self, path: &str) -> Option<u16> {
         self.exchange(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).map(|(status, _)| status)
     }
 
-    /// Sends a request whose answer has a length; the answer's status and body, or none when the connection
-    /// has ended.
+    /// Sends a request and returns the status and body of the response; `None` when the connection
+    /// has ended. The response must have a content-length.
     pub fn exchange(&mut self, request: &str) -> Option<(u16, String)> {
         if !self.send(request.as_bytes()) {
             return None;
@@ -127,29 +131,31 @@ impl TlsClient {
             let text = String::from_utf8_lossy(&answer);
             let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
             let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-            let length: usize = length.map_or(0, |length| length.parse().expect("a number"));
+            let length: usize =
+                length.map_or(0, |length| length.parse().expect("content-length is a number"));
             if body.len() >= length {
                 return Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()));
             }
         }
     }
 
-    /// Whether the connection ends within this time, while nothing is asked.
+    /// Whether the connection ends within this time without a request.
     pub fn ends_within(&mut self, time: Duration) -> bool {
-        self.0.sock.set_read_timeout(Some(time)).expect("a time above zero");
+        self.0.sock.set_read_timeout(Some(time)).expect("the timeout is not zero");
         let mut byte = [0];
         let ended = match self.0.read(&mut byte) {
             Ok(0) => true,
             Ok(_) => false,
             Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
         };
-        self.0.sock.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+        self.0.sock.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
         ended
     }
 }
 
 impl TlsClient {
-    /// Reads what comes until something does: the alert, by its name, or none when it was something else.
+    /// Waits for the next bytes: returns the name of the alert, or `None` if anything else was
+    /// received.
     pub fn alert(&mut self) -> Option<String> {
         let mut byte = [0];
         let error = self.0.read(&mut byte).err()?;

@@ -1,42 +1,43 @@
-//! Waits for events elsewhere. [`pause`] alone waits for a time.
+//! Waits for conditions with a deadline. Only [`pause`] waits for a fixed time.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// How long anything may take. Far more than it does on an idle machine: only a test that fails waits
-/// so long.
+/// The deadline of any wait. It is far longer than needed on an idle machine, so only a failing
+/// test waits this long.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long it may take until certificates that live for a minute are renewed, or over.
-const DUE_TIME: Duration = Duration::from_secs(75);
+/// The deadline for the renewal or expiry of certificates that live for a minute.
+const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(75);
 
-/// Looks again and again, until there is something to see.
+/// Calls `look` until it returns a value.
 ///
 /// # Panics
-/// When there is nothing at the deadline; the message says what was awaited.
+/// If `look` returns nothing before the deadline; the message names the condition.
 pub fn eventually<T>(awaited: impl fmt::Display, look: impl FnMut() -> Option<T>) -> T {
     within(DEADLINE, Duration::from_millis(10), &awaited, look)
 }
 
-/// The same for what comes with a certificate that lives for a minute: when it is due, or over.
+/// Calls `look` until it returns a value, with a deadline for the renewal or expiry of a
+/// certificate that lives for a minute.
 ///
 /// # Panics
-/// When there is nothing by then; the message says what was awaited.
+/// If `look` returns nothing before the deadline; the message names the condition.
 pub fn within_certificate_lifetime<T>(
     awaited: impl fmt::Display,
     look: impl FnMut() -> Option<T>,
 ) -> T {
-    within(DUE_TIME, Duration::from_millis(250), &awaited, look)
+    within(CERTIFICATE_DEADLINE, Duration::from_millis(250), &awaited, look)
 }
 
-/// Waits for a time: between two requests of a client with a pace, or while nothing may happen. Everything
-/// else has an event to wait for.
-#[allow(clippy::disallowed_methods, reason = "the one place where tests let time pass")]
+/// Sleeps: between two requests of a paced client, or while a test checks that nothing happens.
+/// Everything else waits for a condition.
+#[expect(clippy::disallowed_methods, reason = "the only place where tests sleep")]
 pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-#[allow(clippy::disallowed_methods, reason = "a deadline is measured by the clock")]
+#[expect(clippy::disallowed_methods, reason = "a deadline is measured with the clock")]
 fn within<T>(
     time: Duration,
     interval: Duration,
@@ -48,7 +49,7 @@ fn within<T>(
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(Instant::now() < end, "waited {time:?} in vain: {awaited}");
+        assert!(Instant::now() < end, "not reached within {time:?}: {awaited}");
         pause(interval);
     }
 }

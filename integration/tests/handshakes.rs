@@ -30,7 +30,7 @@ fn start(
         UpstreamHttp::Http1,
     );
     wanted.tls = Some(verify_mode(server, root, lists));
-    wanted.ours = ours;
+    wanted.weft_metadata = ours;
     wanted.with("forward_client_cert_details", json!("SANITIZE_SET")).start()
 }
 

@@ -89,7 +89,7 @@ fn ask(client: &mut Http1Client, port: u16, path: &str) -> http1::Http1Response 
 fn fronts(port: u16) -> Vec<(&'static str, SingleSidecar)> {
     let front = |ours: Value, normalize: bool| {
         let mut wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
-        wanted.ours = ours;
+        wanted.weft_metadata = ours;
         if normalize {
             wanted = wanted.with("normalize_path", json!(true)).with("merge_slashes", json!(true));
         }
@@ -186,7 +186,7 @@ fn token_is_required_where_any_reading_of_the_path_requires_it() {
             ScriptedServer::echoing_heads().port,
             UpstreamHttp::Http1,
         );
-        wanted.ours = ours;
+        wanted.weft_metadata = ours;
         let filter = require_token_with_fetched_keys("issuer", "audience", "service", "/admin");
         wanted.http["http_filters"].as_array_mut().expect("filters are a list").insert(0, filter);
         let front = wanted.start();

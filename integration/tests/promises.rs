@@ -111,7 +111,7 @@ fn an_agent_that_is_killed_takes_only_its_own_flows_along() {
     let (mut flow, _) = mesh.open_flow().expect("the echo service greets");
     mesh.agent.process.kill();
 
-    assert_eq!(flow.say("still there?"), None, "the flow went through the agent");
+    assert_eq!(flow.send_line("still there?"), None, "the flow went through the agent");
     assert_eq!(mesh.ask().status, 0, "what the agent should take goes nowhere else");
     assert_eq!(replicas(&mesh).len(), 2, "sidecars do not need the agent");
 
@@ -124,11 +124,11 @@ fn an_agent_that_is_killed_takes_no_flow_along_that_the_kernel_carries() {
     let mut mesh = TestMesh::start();
     let (mut flow, replica) = mesh.open_flow().expect("the echo service greets");
     mesh.agent.process.kill();
-    assert_eq!(flow.say("still there?"), Some(replica.clone()));
+    assert_eq!(flow.send_line("still there?"), Some(replica.clone()));
     mesh.assert_traffic_flows();
 
     mesh.agent.restart();
-    assert_eq!(flow.say("and now?"), Some(replica));
+    assert_eq!(flow.send_line("and now?"), Some(replica));
     mesh.assert_healthy();
 }
 

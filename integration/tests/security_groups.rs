@@ -96,7 +96,7 @@ fn assert_groups_hold(family: MeshIpFamily, path: &str) {
     assert_eq!(group, "admitted");
     assert!(range.as_str().is_some_and(|range| range.starts_with(&range_of(&mesh, &stranger))));
     assert!(endpoints > 0);
-    assert_eq!(flow.say("still there?"), Some(replica), "what was let in goes on");
+    assert_eq!(flow.send_line("still there?"), Some(replica), "what was let in goes on");
     // The proxy path may have refused the first ones: the kernel learns of a change a moment later.
     eventually("what was dropped is counted", || {
         assert!(!is_answered(&mesh, &client));
