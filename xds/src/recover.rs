@@ -17,6 +17,9 @@ use crate::located::{Fields, Located, Node, Scalar};
 /// How many mistakes are looked for: each begins the reading again.
 const LIMIT: usize = 50;
 
+/// The reason of a mistake where a field that must be there is missing.
+pub const MISSING: &str = "this field is missing";
+
 /// What could be read of a file, and what is wrong with the rest.
 #[derive(Debug)]
 pub struct Recovered<T> {
@@ -114,7 +117,7 @@ impl State {
         if let Reason::Missing(field) = error.reason {
             let missing = join(&path, field);
             if !self.left_out.contains(&missing) {
-                self.mistakes.insert(missing.clone(), "this field is missing".to_owned());
+                self.mistakes.insert(missing.clone(), MISSING.to_owned());
             }
             return self.placeholders.insert(missing);
         }
@@ -175,7 +178,11 @@ impl de::Error for Error {
         Self { path: None, reason: Reason::Other(reason.to_string()) }
     }
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format!("invalid value {}: must be {}", shown(found), in_words(expected)))
+        Self::custom(format!(
+            "invalid value {}: must be {}",
+            shown(found),
+            in_words(found, expected)
+        ))
     }
     fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         Self::invalid_type(found, expected)
@@ -204,11 +211,17 @@ fn shown(found: de::Unexpected<'_>) -> String {
 }
 
 /// What serde expects, without the names of types.
-fn in_words(expected: &dyn de::Expected) -> String {
+fn in_words(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> String {
+    let is_whole = matches!(found, de::Unexpected::Unsigned(_) | de::Unexpected::Signed(_));
+    let number = |range: &str| match is_whole {
+        true => range.to_owned(),
+        false => format!("a whole number, {range}"),
+    };
     match expected.to_string().as_str() {
-        "u8" => "a whole number, 0 to 255".to_owned(),
-        "u16" => "a whole number, 0 to 65535".to_owned(),
-        "u32" => "a whole number, 0 to 4294967295".to_owned(),
+        "u8" => number("0 to 255"),
+        "u16" => number("0 to 65535"),
+        "a nonzero u16" => number("1 to 65535"),
+        "u32" => number("0 to 4294967295"),
         "a boolean" => "true or false".to_owned(),
         "a sequence" => "a list".to_owned(),
         "a string" => "text".to_owned(),
@@ -452,7 +465,7 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "harbours[\"one\"].depth: invalid value 300: must be a whole number, 0 to 255",
+                "harbours[\"one\"].depth: invalid value 300: must be 0 to 255",
                 "harbours[\"three\"]: invalid value [...]: must be a map of fields",
                 "harbours[\"two\"].address: this field is missing",
                 "name: this field is missing",

@@ -3,11 +3,10 @@
 
 use std::sync::Arc;
 
-use weft_control::mesh::{Mesh, Port, Protocol, Route, Rule, Service, Target};
+use weft_control::mesh::{Mesh, Port, Protocol, Route, Rule, Service, Target, prefix_rewrite};
 use weft_control::resources::{checks, routes};
 use weft_model::{
-    Found, HttpFilter, JwtPolicy, JwtRequirement, PathRewrite, RbacFilter, Redirect, RouteIndex,
-    judge_readings,
+    Found, HttpFilter, JwtPolicy, JwtRequirement, RbacFilter, Redirect, RouteIndex, judge_readings,
 };
 
 use super::request::{Arrival, Request};
@@ -92,13 +91,14 @@ pub(super) fn decide<'m>(
     let Some((found, (place, rule))) = taken else {
         return Decision::Direct { has_routes, outcome: judge(service, port, request.target) };
     };
-    let (backends, prefix_rewrite) = match &rule.target {
+    let (backends, replacement) = match &rule.target {
         Target::Redirect(redirect) => return Decision::Redirected { rule: place, redirect },
-        Target::Backends { backends, prefix_rewrite } => (backends, prefix_rewrite),
+        Target::Backends { backends, prefix_replacement } => (backends, prefix_replacement),
     };
-    let rewritten = prefix_rewrite.clone().map(PathRewrite::Prefix).and_then(|rewrite| {
-        rewrite.target(&found.route.matches.path, request.target, sent.readings())
-    });
+    let matched = &found.route.matches.path;
+    let rewrite = replacement.as_ref().and_then(|to| prefix_rewrite(matched, to));
+    let rewritten =
+        rewrite.and_then(|rewrite| rewrite.target(matched, request.target, sent.readings()));
     let target = rewritten.as_deref().unwrap_or(request.target);
     let destinations =
         backends.iter().filter(|(_, _, weight)| *weight != 0).filter_map(|backend| {

@@ -26,7 +26,7 @@ routes:
   parentRefs: [{name: orders}, {name: legacy}]
   rules:
   - matches: [{path: {value: /v1}}]
-    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}}]
+    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2/}}}]
     backendRefs: [{name: orders, port: 80}]
   - matches: [{path: {value: /split}}]
     backendRefs: [{name: orders, port: 80, weight: 9}, {name: canary, port: 80}, {name: web, port: 80, weight: 0}]

@@ -2,7 +2,7 @@
 
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::Located;
-use weft_xds::recover::{Recovered, recover};
+use weft_xds::recover::{MISSING, Recovered, recover};
 
 use super::check::{self, Reference};
 use super::file::NamedFiles;
@@ -25,7 +25,8 @@ pub(super) fn all(text: &str, files: &NamedFiles, first: Problem) -> Vec<Problem
     };
     let mut problems: Vec<Problem> =
         found.mistakes.iter().map(|(path, reason)| problem(path, reason)).collect();
-    if problems.iter().all(|problem| problem.line != first.line) {
+    let is_found = |problem: &Problem| problem.line == first.line;
+    if !problems.iter().any(is_found) && !is_of_missing_field(&first, &found) {
         problems.push(first);
     }
     let names = file.texts_of(SERVICES, "name");
@@ -47,6 +48,17 @@ pub(super) fn all(text: &str, files: &NamedFiles, first: Problem) -> Vec<Problem
     }
     problems.sort_by_key(|problem| problem.line);
     problems
+}
+
+/// Whether a problem is that of a missing field which was found as well. The parser reports it at the end of the map
+/// that should have the field.
+fn is_of_missing_field(problem: &Problem, found: &Recovered<raw::Mesh>) -> bool {
+    let Some(field) = problem.text.strip_prefix("missing field `") else { return false };
+    let field = field.split('`').next().unwrap_or_default();
+    let is_same = |(path, reason): &(String, String)| {
+        reason == MISSING && path.rsplit('.').next().unwrap_or_default() == field
+    };
+    found.mistakes.iter().any(is_same)
 }
 
 /// Whether a reference to a service or its ports may be good once the mistakes of the services are corrected. `names`

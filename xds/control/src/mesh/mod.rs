@@ -5,14 +5,18 @@
 
 pub(crate) mod area;
 mod check;
+mod duration;
 mod file;
 mod mistakes;
+mod path_rewrite;
 pub mod raw;
+mod raw_number;
 pub mod raw_routes;
 mod reader;
 mod sections;
 
 pub use file::MeshFile;
+pub use path_rewrite::prefix_rewrite;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -201,8 +205,8 @@ pub enum Target {
     Backends {
         /// Service, port and weight.
         backends: Vec<(String, u16, u32)>,
-        /// What replaces the matched prefix of the path.
-        prefix_rewrite: Option<String>,
+        /// What replaces the matched prefix of the path; see [`prefix_rewrite`].
+        prefix_replacement: Option<String>,
     },
     /// Elsewhere.
     Redirect(weft_model::Redirect),

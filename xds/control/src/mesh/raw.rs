@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
-use super::{Outbound, Protocol};
+use super::{Outbound, Protocol, raw_number};
 
 pub use super::raw_routes::{
     BackendRef, Filter, Match, ParentRef, PathMatch, PathModifier, RequestRedirect, Route, Rule,
@@ -192,8 +192,10 @@ pub enum Affinity {
 #[serde(deny_unknown_fields)]
 pub struct Port {
     /// At the virtual addresses.
+    #[serde(deserialize_with = "raw_number::port")]
     pub port: u16,
     /// At the replicas; the same when not given.
+    #[serde(default, deserialize_with = "raw_number::optional_port")]
     pub target: Option<u16>,
     /// `http`, `grpc`, `tcp` or `udp`.
     pub protocol: Protocol,
@@ -333,6 +335,7 @@ pub struct Clause {
     /// The ranges of addresses that the caller's host must be in one of.
     pub from_addresses: Option<Vec<String>>,
     /// The ports of the service.
+    #[serde(default, deserialize_with = "raw_number::optional_ports")]
     pub ports: Option<Vec<u16>>,
     /// The methods, compared without case; `"*"`: any.
     pub methods: Option<Vec<String>>,

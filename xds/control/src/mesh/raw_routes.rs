@@ -3,6 +3,8 @@
 
 use serde::Deserialize;
 
+use super::raw_number;
+
 /// A route, in the shape of `gateway.networking.k8s.io/v1` HTTPRoute's spec.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -25,6 +27,7 @@ pub struct ParentRef {
     /// Its name.
     pub name: String,
     /// The port whose requests the route takes; those of all ports when not given.
+    #[serde(default, deserialize_with = "raw_number::optional_port")]
     pub port: Option<u16>,
 }
 
@@ -140,6 +143,7 @@ pub struct BackendRef {
     /// The service.
     pub name: String,
     /// The port.
+    #[serde(deserialize_with = "raw_number::port")]
     pub port: u16,
     /// Its share, 1 when not given.
     pub weight: Option<u32>,

@@ -280,7 +280,7 @@ routes:
   - name: two
     parentRefs: [{name: orders, port: 80}]
     rules:
-    - matches: [{path: {type: PathPrefix, value: "/old path"}}]
+    - matches: [{path: {type: PathPrefix, value: "/old-path"}}]
       backendRefs: [{name: web, port: 80}]
 security:
     issuers: {}
@@ -322,7 +322,7 @@ security:
             ("routes:\n", "- name: new\n  ports: [{port: 81, protocol: udp}]\nroutes:\n"),
             ("- name: last\n  ports: [{port: 80, protocol: tcp}]\n", ""),
             ("# Another.\n", "# Another one.\n"),
-            ("/old path", "/new path"),
+            ("/old-path", "/new-path"),
             ("        ports: [81]\n", ""),
             ("methods: [GET]", "methods: [GET, PUT]"),
         ] {

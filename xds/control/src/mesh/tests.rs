@@ -61,7 +61,7 @@ fn every_mistake_is_told_with_its_line() {
     let found = mistakes(&text);
     for expected in [
         "line 9: services[1].addresses[0]: 10.96.0.1 is the address of \"web\" already",
-        "line 19: routes[0].rules[0].timeouts.request: \"soon\" is no duration",
+        "line 19: routes[0].rules[0].timeouts.request: invalid duration \"soon\": must be such as 500ms",
         "line 23: security.policies[0].allow[0].from[0]: there is no service \"wbe\"",
         "line 24: security.revocations[0]: \"0a0\" is no serial number",
     ] {
@@ -119,9 +119,12 @@ fn idle_settings_are_for_ports_that_no_sidecar_serves() {
         ("{port: 80, protocol: http, idle_timeout: 10m}", "idle_timeout: it is for tcp and udp"),
         (
             "{port: 80, protocol: tcp, idle_timeout: 0s}",
-            "idle_timeout: \"0s\" is no duration above",
+            "idle_timeout: invalid duration \"0s\": must be above zero",
         ),
-        ("{port: 80, protocol: tcp, idle_timeout: soon}", "idle_timeout: \"soon\" is no duration"),
+        (
+            "{port: 80, protocol: tcp, idle_timeout: soon}",
+            "idle_timeout: invalid duration \"soon\"",
+        ),
         ("{port: 80, protocol: udp, idle_end: reset}", "idle_end: it is for tcp"),
         (
             "{port: 80, protocol: tcp, idle_end: fin}",
@@ -422,7 +425,7 @@ fn key_server_is_named_by_a_uri_with_an_address_roots_and_redirects_or_refused()
     }
     for (text, expected) in [
         ("jwks_uri: 'ftp://a/'", ".jwks_uri: invalid URI"),
-        ("jwks_uri: 'https://a/', jwks_redirects: 6", ".jwks_redirects: invalid number 6"),
+        ("jwks_uri: 'https://a/', jwks_redirects: 6", ".jwks_redirects: invalid value 6"),
         ("jwks_uri: 'https://a/', jwks_roots_file: /none", ".jwks_roots_file: /none"),
         ("jwks_uri: 'https://a/', jwks_roots_file: /dev/null", ".jwks_roots_file: /dev/null"),
         ("jwks_uri: 'http://a/', jwks_roots_file: /dev/null", ".jwks_roots_file: it has no"),
@@ -451,7 +454,7 @@ services:
     for (found, expected) in found.iter().zip([
         "line 4: services[0].name: invalid service name \"Web\": must match [a-z0-9-]{1,63}",
         "line 5: services[0].addresses[0]: 10.97.0.1 lies in none",
-        "line 6: services[0].ports[0].port: invalid port 0: must be 1 to 65535",
+        "line 6: services[0].ports[0].port: invalid value 0: must be 1 to 65535",
         "line 7: services[0].endpoints[0].address: 10.96.0.9 lies in 10.96.0.0/16",
     ]) {
         assert!(found.starts_with(expected), "{expected}: {found}");
@@ -490,7 +493,7 @@ security:
         "2: service_range: unknown field \"service_range\": must be one of trust_domain, ",
         "4: services[0].name: invalid service name \"Web\"",
         "5: services[0].addresses[1]: invalid value \"10.96\": invalid IP address syntax",
-        "6: services[0].ports[0].port: invalid value \"eighty\": must be a whole number, 0 to 65535",
+        "6: services[0].ports[0].port: invalid value \"eighty\": must be a whole number, 1 to 65535",
         "6: services[0].ports[1].protocol: invalid value \"sctp\": must be one of http, http2, ",
         "7: services[0].adresses: unknown field \"adresses\": must be one of name, addresses, ",
         "11: services[1].balance: this field is repeated",
@@ -604,18 +607,15 @@ fn http_limits_out_of_range_are_refused_with_their_line() {
     for (settings, expected) in [
         (
             "{limits: {request_headers_kib: 0}}",
-            "limits.request_headers_kib: invalid number 0: must be 1 to 8192",
+            "limits.request_headers_kib: invalid value 0: must be 1 to 8192",
         ),
-        (
-            "{limits: {request_headers_kib: 8193}}",
-            "limits.request_headers_kib: invalid number 8193",
-        ),
+        ("{limits: {request_headers_kib: 8193}}", "limits.request_headers_kib: invalid value 8193"),
         (
             "{limits: {response_headers: 1025}}",
-            "limits.response_headers: invalid number 1025: must be 1 to 1024",
+            "limits.response_headers: invalid value 1025: must be 1 to 1024",
         ),
-        ("{limits: {request_headers: 0}}", "limits.request_headers: invalid number 0"),
-        ("{limits: {response_headers_kib: 0}}", "limits.response_headers_kib: invalid number 0"),
+        ("{limits: {request_headers: 0}}", "limits.request_headers: invalid value 0"),
+        ("{limits: {response_headers_kib: 0}}", "limits.response_headers_kib: invalid value 0"),
         ("{timeouts: {stream_idle: soon}}", "timeouts.stream_idle: invalid duration \"soon\""),
     ] {
         let text = GOOD.replace("balance: least_requests", &format!("http: {settings}"));
@@ -681,4 +681,67 @@ fn second_address_of_a_family_is_refused_with_its_line() {
     let found = mistakes(&with("addresses: [10.96.0.1, 'fd00::1', 10.96.0.7]"));
     let expected = "line 5: services[0].addresses[2]: invalid address 10.96.0.7 beside 10.96.0.1";
     assert!(found.len() == 1 && found[0].starts_with(expected), "{found:#?}");
+}
+
+#[test]
+fn missing_or_invalid_field_is_reported_once() {
+    let with_ids = GOOD.replace(
+        "from: [web]",
+        "from: [web, 'spiffe://mesh.local/ns/a/*', 'spiffe://mesh.local/ns/a/sa/b']",
+    );
+    let missing = |line: u64, path: &str| format!("line {line}: {path}: this field is missing");
+    for (from, to, expected) in [
+        ("trust_domain: mesh.local\n", "", missing(1, "trust_domain")),
+        (
+            "trust_domain: mesh.local",
+            "trust_domain: Mesh",
+            "line 1: trust_domain: invalid trust domain \"Mesh\": must match [a-z0-9._-]{1,255}".into(),
+        ),
+        ("service_ranges: [10.96.0.0/16]\n", "", missing(1, "service_ranges")),
+        (
+            "service_ranges: [10.96.0.0/16]",
+            "service_ranges: []",
+            "line 2: service_ranges: invalid empty list: must contain the addresses of all services".into(),
+        ),
+        ("- name: orders\n  parentRefs", "- parentRefs", missing(15, "routes[0].name")),
+        ("  parentRefs: [{name: orders}]\n", "", missing(15, "routes[0].parentRefs")),
+        ("- name: web\n  addresses", "- addresses", missing(5, "services[0].name")),
+    ] {
+        assert!(with_ids.contains(from), "{from}");
+        let found = mistakes(&with_ids.replace(from, to));
+        // The line of a missing field is that of the map which should have it.
+        let text = |line: &str| line.split_once(": ").map(|(_, text)| text.to_owned());
+        assert_eq!(found.len(), 1, "{from}: {found:#?}");
+        assert_eq!(text(&found[0]), text(&expected), "{from}");
+    }
+}
+
+#[test]
+fn numbers_out_of_range_are_reported_in_one_form() {
+    for (from, to, expected) in [
+        ("port: 80,", "port: 0,", "ports[0].port: invalid value 0: must be 1 to 65535"),
+        ("port: 80,", "port: 70000,", "ports[0].port: invalid value 70000: must be 1 to 65535"),
+        (
+            "port: 80,",
+            "port: x,",
+            "ports[0].port: invalid value \"x\": must be a whole number, 1 to",
+        ),
+        ("weight: 3", "weight: -3", "weight: invalid value -3: must be 0 to 4294967295"),
+        ("weight: 3", "weight: 0", "weight: invalid value 0: must be 1 to 4294967295"),
+        (
+            "balance: least_requests",
+            "http: {limits: {request_headers: 0}}",
+            "request_headers: invalid value 0: must be 1 to 1024",
+        ),
+    ] {
+        let found = mistakes(&GOOD.replace(from, to));
+        assert!(found[0].contains(expected), "{expected}: {found:#?}");
+    }
+}
+
+#[test]
+fn duration_of_several_units_is_accepted() {
+    let text = GOOD.replace("request: 10s", "request: 1h1m30s");
+    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a good file");
+    assert_eq!(mesh.routes[0].rules[0].timeout, Some(Duration::from_secs(3690)));
 }

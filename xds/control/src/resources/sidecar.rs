@@ -9,7 +9,7 @@ use weft_model::{
     Action, AmbiguousPath, Balance, CertificateKey, ChainMatch, ClientCertificateDetails,
     ClientCertificates, Cluster, Discovery, DownstreamTls, Endpoint, EndpointSet, Filter,
     FilterChain, FlowKey, Health, HttpFilter, HttpLimits, HttpService, HttpTimeouts, JwtPolicy,
-    JwtProvider, JwtRule, KeySource, Listener, Name, PathRewrite, PathRules, Route as ModelRoute,
+    JwtProvider, JwtRule, KeySource, Listener, Name, PathMatch, PathRules, Route as ModelRoute,
     RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, SourceAddress, StringMatch,
     TcpProxy, TlsParameters, Transport, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost,
     WeightedCluster,
@@ -20,7 +20,9 @@ use super::{
     INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, everywhere,
     key_server, policies, trust_secret,
 };
-use crate::mesh::{HttpTuning, Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target};
+use crate::mesh::{
+    HttpTuning, Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target, prefix_rewrite,
+};
 
 const HTTP_IDLE: Duration = Duration::from_secs(300);
 const TCP_IDLE: Duration = Duration::from_secs(3600);
@@ -282,7 +284,7 @@ fn routes_of(route: &Route) -> Vec<ModelRoute> {
             routes.push(ModelRoute {
                 name,
                 matches: matches.clone(),
-                action: action(rule),
+                action: action(rule, &matches.path),
                 mutations: None,
             });
         }
@@ -292,17 +294,17 @@ fn routes_of(route: &Route) -> Vec<ModelRoute> {
 
 /// A response may take as long as it likes unless the rule has a timeout: streams, downloads and long
 /// polls must pass. Idle timeouts end what is silent.
-fn action(rule: &Rule) -> Action {
+fn action(rule: &Rule, matched: &PathMatch) -> Action {
     match &rule.target {
         Target::Redirect(redirect) => Action::Redirect(redirect.clone()),
-        Target::Backends { backends, prefix_rewrite } => Action::Forward {
+        Target::Backends { backends, prefix_replacement } => Action::Forward {
             clusters: backends
                 .iter()
                 .map(|(service, port, weight)| {
                     WeightedCluster::new(cluster_name(service, *port).into(), *weight)
                 })
                 .collect(),
-            path_rewrite: prefix_rewrite.clone().map(PathRewrite::Prefix),
+            path_rewrite: prefix_replacement.as_ref().and_then(|to| prefix_rewrite(matched, to)),
             host_rewrite: None,
             timeout: rule.timeout.filter(|timeout| !timeout.is_zero()),
             ends_tunnels: false,

@@ -279,3 +279,62 @@ security:
     let open = weft_model::TlsParameters::default();
     assert!(outside.into_iter().all(|tls| tls.parameters == open));
 }
+
+#[test]
+fn prefix_rewrites_in_generated_routes_are_the_same_for_envoy() {
+    use weft_model::{Action, PathMatch, PathRewrite};
+    let rewritten = |path: &str, replacement: &str, target: &str| {
+        let text = format!(
+            r#"
+trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services: [{{name: api, addresses: [10.96.0.1], ports: [{{port: 80, target: 8080, protocol: http}}]}}]
+routes:
+- name: r
+  parentRefs: [{{name: api}}]
+  rules:
+  - matches: [{{path: {{value: {path}}}}}]
+    filters: [{{type: URLRewrite, urlRewrite: {{path: {{type: ReplacePrefixMatch, replacePrefixMatch: '{replacement}'}}}}}}]
+    backendRefs: [{{name: api, port: 80}}]
+"#
+        );
+        let mesh =
+            Mesh::parse(&text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
+        let views = views_after(&mesh, &Views::default());
+        let peer = SpiffeId::parse("spiffe://mesh.local/ns/default/sa/api").expect("an id");
+        let set = views.resources(&Node::default(), Some(&peer)).expect("a set");
+        let encoded = set.get(Kind::Routes, "api|80").expect("a route table");
+        let decoded =
+            weft_xds::translate::decode(Kind::Routes, &encoded.bytes).expect("it is read");
+        let weft_xds::translate::Resource::Routes(table) = decoded.resource else {
+            panic!("another kind")
+        };
+        let route = &table.hosts[0].routes[0];
+        let Action::Forward { path_rewrite, .. } = &route.action else { panic!("no cluster") };
+        // What Envoy does: it concatenates without a look at slashes.
+        match (path_rewrite, &route.matches.path) {
+            (None, _) => target.to_owned(),
+            (
+                Some(PathRewrite::Prefix(prefix)),
+                PathMatch::Segments(matched) | PathMatch::Prefix(matched),
+            ) => {
+                format!("{prefix}{}", target.strip_prefix(matched.as_str()).expect("it matches"))
+            }
+            (Some(PathRewrite::Regex(substitution)), _) => substitution.apply(target),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (path, replacement, target, expected) in [
+        ("/v1", "/v2", "/v1/admin", "/v2/admin"),
+        ("/v1", "/v2/", "/v1/admin", "/v2/admin"),
+        ("/v1/", "/v2/", "/v1/admin", "/v2/admin"),
+        ("/v1", "", "/v1/admin", "/admin"),
+        ("/v1", "/", "/v1/admin", "/admin"),
+        ("/v1", "/", "/v1", "/"),
+        ("/", "/v2", "/admin", "/v2/admin"),
+        ("/", "/v2/", "/admin", "/v2/admin"),
+        ("/", "/", "/admin", "/admin"),
+    ] {
+        assert_eq!(rewritten(path, replacement, target), expected, "{path} to {replacement}");
+    }
+}

@@ -5,8 +5,7 @@ use std::ops::RangeInclusive;
 use weft_model::{AmbiguousPath, EscapedSlashes, PathRules, StreamIdle, Underscores};
 
 use super::Mistakes;
-use super::routes::duration;
-use crate::mesh::{HttpTuning, Protocol, raw};
+use crate::mesh::{HttpTuning, Protocol, duration, raw};
 
 /// How large the head of a message may be, in KiB; as in Envoy.
 const HEADERS_KIB: RangeInclusive<u32> = 1..=8192;
@@ -97,7 +96,7 @@ fn tuning(
             if !range.contains(&value) {
                 let least = range.start();
                 let most = range.end();
-                let reason = format!("invalid number {value}: must be {least} to {most}");
+                let reason = format!("invalid value {value}: must be {least} to {most}");
                 mistakes.add(format!("{path}.limits.{field}"), reason);
                 return before;
             }
@@ -117,10 +116,10 @@ fn tuning(
     let response_headers =
         number("response_headers", response_headers, HEADERS, before.response_headers);
     let stream_idle = timeouts.stream_idle.as_ref().map(|text| {
-        let parsed = duration(text);
+        let parsed = duration::parse(text);
         if parsed.is_none() {
-            let reason =
-                format!("invalid duration {text:?}: must be such as 30s, 10m or 2h; 0s: no limit");
+            let accepted = duration::ACCEPTED;
+            let reason = format!("invalid duration {text:?}: must be {accepted}; 0s: no limit");
             mistakes.add(format!("{path}.timeouts.stream_idle"), reason);
         }
         StreamIdle::Set(parsed.filter(|limit| !limit.is_zero()))

@@ -91,7 +91,7 @@ fn server(
     };
     let redirects = issuer.jwks_redirects;
     if redirects > REDIRECTS_LIMIT {
-        let reason = format!("invalid number {redirects}: must be 0 to {REDIRECTS_LIMIT}");
+        let reason = format!("invalid value {redirects}: must be 0 to {REDIRECTS_LIMIT}");
         mistakes.add(format!("{path}.jwks_redirects"), reason);
         return None;
     }

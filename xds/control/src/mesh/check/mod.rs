@@ -5,6 +5,7 @@ mod key_server;
 mod policies;
 mod reach;
 mod rewrites;
+mod route_order;
 mod routes;
 mod security;
 
@@ -16,9 +17,9 @@ use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SourceAddress, SpiffeId};
 use weft_runtime::socket::PROBE_PORT;
 
 use super::file::NamedFiles;
-use super::{Mesh, Port, Protocol, Service, raw};
+use super::{Mesh, Port, Protocol, Service, duration, raw};
 use policies::{dry_run_tokens, policies};
-use routes::{duration, routes};
+use routes::routes;
 use security::issuers;
 
 /// A mistake, and the path of its field.
@@ -67,10 +68,16 @@ pub(super) fn check(
     files: &NamedFiles,
 ) -> Result<(Mesh, Vec<Mistake>), Vec<Mistake>> {
     let mut mistakes = Mistakes::default();
-    if let Err(error) = SpiffeId::parse(&format!("spiffe://{}", raw.trust_domain)) {
-        mistakes.add("trust_domain", error.reason);
+    if SpiffeId::parse(&format!("spiffe://{}", raw.trust_domain)).is_err() {
+        let accepted = "must match [a-z0-9._-]{1,255}";
+        let reason = format!("invalid trust domain {:?}: {accepted}", raw.trust_domain);
+        mistakes.add("trust_domain", reason);
     }
     let mut service_ranges = Vec::new();
+    if raw.service_ranges.is_empty() && raw.services.iter().any(|s| !s.addresses.is_empty()) {
+        let reason = "invalid empty list: must contain the addresses of all services";
+        mistakes.add("service_ranges", reason);
+    }
     for (index, text) in raw.service_ranges.iter().enumerate() {
         match Cidr::parse(text) {
             Ok(range) => service_ranges.push(range),
@@ -99,7 +106,9 @@ pub(super) fn check(
         return Err(mistakes.0);
     }
     let mut warnings = Mistakes::default();
-    reach::warn(raw, &services, &policies, &mut warnings);
+    reach::warn(raw, &services, &routes, &policies, &mut warnings);
+    ranges_with_host_bits(raw, &mut warnings);
+    route_order::warn(raw, &services, &routes, &mut warnings);
     rewrites::warn(&services, &routes, &policies, &mut warnings);
     let mesh = Mesh {
         trust_domain: raw.trust_domain.clone(),
@@ -139,7 +148,9 @@ fn services(
                 mistakes
                     .add(path.clone(), format!("{address} is the address of {other:?} already"));
             }
-            if !ranges.iter().any(|range| range.contains(*address)) {
+            // A range that could not be parsed may be the one.
+            let is_known = !ranges.is_empty() && ranges.len() == raw.service_ranges.len();
+            if is_known && !ranges.iter().any(|range| range.contains(*address)) {
                 mistakes.add(&path, format!("{address} lies in none of service_ranges"));
             }
             let before = service.addresses.iter().take(position);
@@ -248,10 +259,6 @@ fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Por
         let path = format!("{path}.ports[{index}]");
         let target = port.target.unwrap_or(port.port);
         let udp = port.protocol == Protocol::Udp;
-        let numbers = [("port", Some(port.port)), ("target", port.target)];
-        for (field, _) in numbers.iter().filter(|(_, number)| *number == Some(0)) {
-            mistakes.add(format!("{path}.{field}"), "invalid port 0: must be 1 to 65535");
-        }
         if (15000..=15099).contains(&target) {
             mistakes.add(
                 format!("{path}.target"),
@@ -290,7 +297,7 @@ fn idle(
     mistakes: &mut Mistakes,
 ) -> (Option<Duration>, Option<IdleEnd>) {
     let timeout = port.idle_timeout.as_ref().and_then(|text| {
-        let parsed = duration(text).filter(|timeout| !timeout.is_zero());
+        let parsed = duration::parse(text).filter(|timeout| !timeout.is_zero());
         if !matches!(port.protocol, Protocol::Tcp | Protocol::Udp) {
             mistakes.add(
                 format!("{path}.idle_timeout"),
@@ -299,7 +306,10 @@ fn idle(
         } else if parsed.is_none() {
             mistakes.add(
                 format!("{path}.idle_timeout"),
-                format!("{text:?} is no duration above zero, such as 30s, 10m or 2h"),
+                format!(
+                    "invalid duration {text:?}: must be above zero, {}",
+                    duration::ACCEPTED
+                ),
             );
         }
         parsed
@@ -331,7 +341,7 @@ fn endpoints(
         if weight == 0 {
             mistakes.add(
                 format!("{path}.endpoints[{index}].weight"),
-                "it is 0; leave the endpoint out instead",
+                format!("invalid value 0: must be 1 to {}; or leave the endpoint out", u32::MAX),
             );
         }
         one_host(endpoint.address, &format!("{path}.endpoints[{index}].address"), mistakes);
@@ -352,6 +362,33 @@ fn endpoints(
         endpoints.push((endpoint.address, weight));
     }
     endpoints
+}
+
+/// Adds a warning for each address range whose address has bits beyond its prefix.
+fn ranges_with_host_bits(raw: &raw::Mesh, warnings: &mut Mistakes) {
+    let mut check = |path: &dyn Fn() -> String, ranges: &[String]| {
+        for (place, text) in ranges.iter().enumerate() {
+            let Ok(range) = Cidr::parse(text) else { continue };
+            let address = text.split('/').next().unwrap_or_default().parse::<IpAddr>();
+            if address.is_ok_and(|address| address != range.address()) {
+                let reason = format!("range {text:?} has host bits set and is read as {range}");
+                warnings.add(format!("{}[{place}]", path()), reason);
+            }
+        }
+    };
+    check(&|| "service_ranges".to_owned(), &raw.service_ranges);
+    for (index, service) in raw.services.iter().enumerate() {
+        let ranges = service.allow_from.as_deref().unwrap_or_default();
+        check(&|| format!("services[{index}].allow_from"), ranges);
+    }
+    for (index, policy) in raw.security.policies.iter().enumerate() {
+        let allow = policy.allow.iter().enumerate().map(|(at, clause)| ("allow", at, clause));
+        let deny = policy.deny.iter().enumerate().map(|(at, clause)| ("deny", at, clause));
+        for (word, at, clause) in allow.chain(deny) {
+            let path = || format!("security.policies[{index}].{word}[{at}].from_addresses");
+            check(&path, clause.from_addresses.as_deref().unwrap_or_default());
+        }
+    }
 }
 
 fn unknown_service(name: &str) -> String {

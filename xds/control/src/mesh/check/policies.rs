@@ -15,6 +15,9 @@ pub(super) fn policies(
     issuers: &BTreeMap<String, Issuer>,
     mistakes: &mut Mistakes,
 ) -> Vec<Policy> {
+    let ours = format!("spiffe://{}/", raw.trust_domain);
+    // Without it no identity can be checked; its own error says so.
+    let ours = identity(&raw.trust_domain, "x").is_ok().then_some(ours);
     let mut policies = Vec::new();
     let mut counts = HashMap::new();
     for (index, policy) in raw.security.policies.iter().enumerate() {
@@ -45,7 +48,9 @@ pub(super) fn policies(
                 let name = format!("{}.{word}[{count}]", policy.service);
                 *count += 1;
                 let path = format!("{path}.{word}[{position}]");
-                Clauses { raw, services, issuers, service, kind }.check(name, item, &path, mistakes)
+                let ours = ours.as_deref();
+                let clauses = Clauses { raw, ours, services, issuers, service, kind };
+                clauses.check(name, item, &path, mistakes)
             });
             each.collect()
         };
@@ -124,6 +129,8 @@ impl Kind {
 /// What a clause may speak of.
 struct Clauses<'a> {
     raw: &'a raw::Mesh,
+    /// What the identities of the mesh begin with: `spiffe://TRUST_DOMAIN/`. None where the trust domain is invalid.
+    ours: Option<&'a str>,
     services: &'a BTreeMap<String, Service>,
     issuers: &'a BTreeMap<String, Issuer>,
     /// Whose policy it is.
@@ -270,9 +277,10 @@ impl Clauses<'_> {
     }
 
     fn caller(&self, from: &str) -> Result<StringMatch, String> {
-        let ours = format!("spiffe://{}/", self.raw.trust_domain);
+        let is_ours = |id: &str| self.ours.is_none_or(|ours| id.starts_with(ours));
         let foreign = || {
             let reason = "callers of another trust domain cannot connect";
+            let ours = self.ours.unwrap_or_default();
             format!("invalid caller {from:?}: {reason}; must begin with {ours:?}")
         };
         if let Some(above) = from.strip_suffix("/*").filter(|above| above.starts_with("spiffe://"))
@@ -280,15 +288,11 @@ impl Clauses<'_> {
             // What stands before must be an id itself, so that nothing is cut in the middle of a name.
             let above = SpiffeId::parse(above).map_err(|error| error.to_string())?;
             let below = format!("{above}/");
-            return if below.starts_with(&ours) {
-                Ok(StringMatch::Prefix(below))
-            } else {
-                Err(foreign())
-            };
+            return if is_ours(&below) { Ok(StringMatch::Prefix(below)) } else { Err(foreign()) };
         }
         if from.starts_with("spiffe://") {
             let id = SpiffeId::parse(from).map_err(|error| error.to_string())?;
-            return if id.as_str().starts_with(&ours) {
+            return if is_ours(id.as_str()) {
                 Ok(StringMatch::Exact(id.as_str().to_owned()))
             } else {
                 Err(foreign())
@@ -299,6 +303,9 @@ impl Clauses<'_> {
             return Err(format!(
                 "invalid caller {from:?}: it has meshed: false, so it has no identity"
             ));
+        }
+        if self.ours.is_none() {
+            return Ok(StringMatch::Exact(from.to_owned()));
         }
         identity(&self.raw.trust_domain, from)
             .map(|id| StringMatch::Exact(id.as_str().to_owned()))

@@ -1,9 +1,9 @@
 //! Warnings: what a valid file says and its author may not mean.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::Mistakes;
-use crate::mesh::{Clause, Policy, Port, Protocol, Service, raw};
+use crate::mesh::{Clause, Policy, Port, Protocol, Route, Service, Target, raw};
 
 /// Methods that services use: those of HTTP, WebDAV and caches.
 const KNOWN_METHODS: [&str; 28] = [
@@ -42,9 +42,11 @@ const KNOWN_METHODS: [&str; 28] = [
 pub(super) fn warn(
     raw: &raw::Mesh,
     services: &BTreeMap<String, Service>,
+    routes: &[Route],
     policies: &[Policy],
     warnings: &mut Mistakes,
 ) {
+    let routed = routed_services(routes);
     let mut enforced: HashMap<&str, Vec<(usize, &Policy)>> = HashMap::new();
     for (index, policy) in policies.iter().enumerate().filter(|(_, policy)| !policy.dry_run) {
         enforced.entry(&policy.service).or_default().push((index, policy));
@@ -55,6 +57,14 @@ pub(super) fn warn(
             let reason =
                 "agents drop every new flow: the list is empty; leave it out for any address";
             warnings.add(format!("services[{index}].allow_from"), reason);
+        }
+        let has_no_way = named.addresses.is_empty() && !routed.contains(named.name.as_str());
+        if has_no_way && !named.ports.is_empty() {
+            let reason = format!(
+                "no caller can reach service {:?}: it has no addresses, and no route sends requests to it",
+                named.name
+            );
+            warnings.add(format!("services[{index}].addresses"), reason);
         }
         let Some(service) = services.get(&named.name).filter(|service| service.meshed) else {
             continue;
@@ -80,6 +90,18 @@ pub(super) fn warn(
         }
         avoidable((index, policy), of(&policy.service), warnings);
     }
+}
+
+/// The services that routes send requests to.
+fn routed_services(routes: &[Route]) -> HashSet<&str> {
+    let mut names = HashSet::new();
+    for rule in routes.iter().flat_map(|route| &route.rules) {
+        if let Target::Backends { backends, .. } = &rule.target {
+            let reached = backends.iter().filter(|(_, _, weight)| *weight != 0);
+            names.extend(reached.map(|(service, _, _)| service.as_str()));
+        }
+    }
+    names
 }
 
 /// Why no caller may reach a port, or why no policy protects it.

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use weft_model::{PathMatch, PathPattern, PathRewrite};
+use weft_model::{PathMatch, PathPattern};
 
 use super::Mistakes;
-use crate::mesh::{Clause, Policy, Route, Service, Target};
+use crate::mesh::{Clause, Policy, Route, Service, Target, prefix_rewrite};
 
 /// A rule that rewrites the paths of requests to a port of a service.
 struct Rewriting<'m> {
@@ -21,7 +21,6 @@ impl Rewriting<'_> {
     /// A path of the pattern that the rule takes, with the path that arrives at the service. None where the rule
     /// takes no such path, and where the pattern names paths after the rewrite.
     fn lost(&self, pattern: &PathPattern) -> Option<(String, String)> {
-        let rewrite = PathRewrite::Prefix(self.prefix.to_owned());
         let arriving = PathMatch::Segments(self.prefix.to_owned());
         self.matches.iter().find_map(|matched| {
             let start = matched.literal_prefix();
@@ -31,7 +30,7 @@ impl Rewriting<'_> {
             // `/` to `/api`: the author of `/api/users` names what arrives.
             let names_arriving = arriving.matches(&path)
                 && self.prefix.trim_end_matches('/').len() >= start.trim_end_matches('/').len();
-            let rewritten = rewrite.target(matched, &path, None)?;
+            let rewritten = prefix_rewrite(matched, self.prefix)?.target(matched, &path, None)?;
             (rewritten != path && !names_arriving).then_some((path, rewritten))
         })
     }
@@ -73,7 +72,7 @@ fn rewriting(routes: &[Route]) -> HashMap<&str, Vec<Rewriting<'_>>> {
     let mut all: HashMap<&str, Vec<Rewriting<'_>>> = HashMap::new();
     for (route, rule) in routes.iter().flat_map(|route| route.rules.iter().map(move |r| (route, r)))
     {
-        let Target::Backends { backends, prefix_rewrite: Some(prefix) } = &rule.target else {
+        let Target::Backends { backends, prefix_replacement: Some(prefix) } = &rule.target else {
             continue;
         };
         for (service, port, _) in backends.iter().filter(|(_, _, weight)| *weight != 0) {

@@ -1,7 +1,6 @@
 //! Checks the routes: every name is there, every value is one that can be served.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use weft_model::path::{Readings, canonical};
 use weft_model::{
@@ -10,7 +9,7 @@ use weft_model::{
 };
 
 use super::{Mistakes, unknown_service};
-use crate::mesh::{Parent, Port, Protocol, Route, Rule, Service, Target, raw};
+use crate::mesh::{Parent, Port, Protocol, Route, Rule, Service, Target, duration, raw};
 
 /// Checks the routes.
 pub(super) fn routes(
@@ -95,26 +94,30 @@ fn rule(
         .map(|(index, m)| route_match(m, &format!("{path}.matches[{index}]"), mistakes))
         .collect();
     if matches.is_empty() {
-        matches.push(RouteMatch { path: PathMatch::Segments("/".into()), ..RouteMatch::any() });
+        matches.push(RouteMatch::any());
     }
     let timeout = rule.timeouts.as_ref().and_then(|timeouts| {
-        let parsed = duration(&timeouts.request);
+        let text = &timeouts.request;
+        let parsed = duration::parse(text);
         if parsed.is_none() {
-            let reason = format!("{:?} is no duration, such as 500ms, 10s or 2m", timeouts.request);
+            let reason = format!("invalid duration {text:?}: must be {}", duration::ACCEPTED);
             mistakes.add(format!("{path}.timeouts.request"), reason);
         }
         parsed
     });
-    let mut prefix_rewrite = None;
+    let mut prefix_replacement = None;
     let mut redirected = None;
     for (index, filter) in rule.filters.iter().enumerate() {
         let path = format!("{path}.filters[{index}]");
         match (filter.kind.as_str(), &filter.url_rewrite, &filter.request_redirect) {
             ("URLRewrite", Some(rewrite), None) => match &rewrite.path.replace_prefix_match {
                 Some(prefix) if rewrite.path.kind == "ReplacePrefixMatch" => {
-                    let path = format!("{path}.urlRewrite.path.replacePrefixMatch");
-                    location_path(prefix, path, mistakes);
-                    prefix_rewrite = Some(prefix.clone())
+                    // An empty replacement counts as `/`.
+                    if !prefix.is_empty() {
+                        let path = format!("{path}.urlRewrite.path.replacePrefixMatch");
+                        check_path(prefix, path, mistakes);
+                    }
+                    prefix_replacement = Some(prefix.clone())
                 }
                 _ => mistakes
                     .add(format!("{path}.urlRewrite.path"), "only ReplacePrefixMatch is supported"),
@@ -135,7 +138,8 @@ fn rule(
             return None;
         }
         None => {
-            Target::Backends { backends: backends(rule, path, services, mistakes)?, prefix_rewrite }
+            let backends = backends(rule, path, services, mistakes)?;
+            Target::Backends { backends, prefix_replacement }
         }
     };
     Some(Rule { matches, target, timeout })
@@ -186,34 +190,7 @@ fn takes_requests(port: &Port, backend: &raw::BackendRef) -> bool {
 }
 
 fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMatch {
-    let path_match = match &raw.path {
-        None => PathMatch::Segments("/".into()),
-        Some(p) if !p.value.starts_with('/') || has_query_or_fragment(&p.value) => {
-            let reason =
-                format!("invalid path {:?}: must start with / and hold no ? and #", p.value);
-            mistakes.add(format!("{path}.path.value"), reason);
-            PathMatch::Segments("/".into())
-        }
-        Some(p) if !may_be_routed(&p.value) => {
-            let reason = format!(
-                "invalid path {:?}: can never match: requests are routed without dot segments and empty segments; \
-                 write {:?}",
-                p.value,
-                canonical(&p.value)
-            );
-            mistakes.add(format!("{path}.path.value"), reason);
-            PathMatch::Segments("/".into())
-        }
-        Some(p) if p.kind == "PathPrefix" => PathMatch::Segments(p.value.clone()),
-        Some(p) if p.kind == "Exact" => PathMatch::Exact(p.value.clone()),
-        Some(p) => {
-            mistakes.add(
-                format!("{path}.path.type"),
-                format!("{:?} is neither PathPrefix nor Exact", p.kind),
-            );
-            PathMatch::Segments("/".into())
-        }
-    };
+    let path_match = path_match(raw.path.as_ref(), &format!("{path}.path"), mistakes);
     names(raw, path, mistakes);
     let exact = |value: &str| StringMatch::Exact(value.to_owned());
     let mut headers = Vec::new();
@@ -248,6 +225,63 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
     RouteMatch { path: path_match, headers, query }
 }
 
+/// The path of a match. `path` is its place in the file.
+fn path_match(raw: Option<&raw::PathMatch>, path: &str, mistakes: &mut Mistakes) -> PathMatch {
+    // Envoy has no `/` for whole segments, and every path begins with it.
+    let any = || PathMatch::Prefix("/".into());
+    let Some(raw) = raw else { return any() };
+    check_path(&raw.value, format!("{path}.value"), mistakes);
+    match raw.kind.as_str() {
+        "PathPrefix" => match raw.value.trim_end_matches('/') {
+            "" => any(),
+            prefix => PathMatch::Segments(prefix.to_owned()),
+        },
+        "Exact" => PathMatch::Exact(raw.value.clone()),
+        other => {
+            let reason = format!("invalid type {other:?}: must be PathPrefix or Exact");
+            mistakes.add(format!("{path}.type"), reason);
+            any()
+        }
+    }
+}
+
+/// Checks a path that requests are matched by or sent to: a sidecar must be able to receive and route such a request.
+fn check_path(text: &str, path: String, mistakes: &mut Mistakes) {
+    if let Some(reason) = path_fault(text) {
+        mistakes.add(path, format!("invalid path {text:?}: {reason}"));
+    }
+}
+
+/// Why no request can be served that has this path, with what is accepted instead.
+fn path_fault(path: &str) -> Option<String> {
+    if !path.starts_with('/') || has_query_or_fragment(path) {
+        return Some("must start with / and contain no ? or #".to_owned());
+    }
+    if !has_whole_escapes(path) {
+        return Some("% must be followed by two hexadecimal digits; write %25 for %".to_owned());
+    }
+    if path.contains("%00") || path.contains('\\') {
+        return Some("must not contain %00 or a backslash".to_owned());
+    }
+    if !is_uri_part(path) {
+        let accepted = "must consist of printable ASCII characters without blanks";
+        return Some(format!("{accepted}; write {:?}", canonical(path)));
+    }
+    (!may_be_routed(path)).then(|| {
+        format!(
+            "can never match: requests are routed without dot segments and empty segments; write {:?}",
+            canonical(path)
+        )
+    })
+}
+
+/// Whether each `%` has two hexadecimal digits behind it.
+fn has_whole_escapes(path: &str) -> bool {
+    path.split('%').skip(1).all(|rest| {
+        rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    })
+}
+
 /// Whether a request may be routed by this path: by the normalized form of the one that it is sent with.
 fn may_be_routed(path: &str) -> bool {
     let readings = Readings::of(path);
@@ -274,14 +308,6 @@ fn names(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) {
     }
 }
 
-/// Checks a path that requests are sent to.
-fn location_path(text: &str, path: String, mistakes: &mut Mistakes) {
-    if !text.starts_with('/') || !is_uri_part(text) {
-        let accepted = "must start with / and be of printable ASCII characters without blanks";
-        mistakes.add(path, format!("invalid path {text:?}: {accepted}"));
-    }
-}
-
 fn to_redirect(
     raw: &raw::RequestRedirect,
     path: &str,
@@ -290,7 +316,8 @@ fn to_redirect(
     let status = raw.status_code.unwrap_or(302);
     if ![301, 302, 303, 307, 308].contains(&status) {
         let path = format!("{path}.requestRedirect.statusCode");
-        mistakes.add(path, format!("{status} is none of 301, 302, 303, 307, 308"));
+        let accepted = "must be 301, 302, 303, 307 or 308";
+        mistakes.add(path, format!("invalid status code {status}: {accepted}"));
     }
     let target = raw.path.as_ref().and_then(|path| path.replace_full_path.clone());
     if raw.path.is_some() && target.is_none() {
@@ -298,7 +325,7 @@ fn to_redirect(
     }
     if let Some(target) = &target {
         let path = format!("{path}.requestRedirect.path.replaceFullPath");
-        location_path(target, path, mistakes);
+        check_path(target, path, mistakes);
     }
     if let Some(scheme) =
         raw.scheme.as_ref().filter(|scheme| !["http", "https"].contains(&&***scheme))
@@ -318,17 +345,5 @@ fn to_redirect(
         path: target,
         path_rewrite: None,
         strip_query: false,
-    }
-}
-
-pub(super) fn duration(text: &str) -> Option<Duration> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().ok()?;
-    match text.get(digits.len()..)? {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
-        "h" => Some(Duration::from_secs(number.checked_mul(3600)?)),
-        _ => None,
     }
 }

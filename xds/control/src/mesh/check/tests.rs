@@ -61,7 +61,8 @@ fn match_that_sidecars_refuse_or_that_covers_no_request_is_a_mistake() {
     let at = "line 9: routes[0].rules[0].matches[0]";
     let good = "{path: {value: /a/}, method: GET, headers: [{name: X-A, value: ''}], queryParams: [{name: q, value: ''}]}";
     check(&mesh(good, "", ""), None);
-    for path in ["/", "/a/", "/a%20b", "/%61", "/a.b", "/.well-known/x", "/group%2Fproject", "/ä"]
+    for path in
+        ["/", "/a/", "/a%20b", "/%61", "/a.b", "/.well-known/x", "/group%2Fproject", "/100%25"]
     {
         check(&mesh(&format!("{{path: {{value: '{path}'}}}}"), "", ""), None);
     }
@@ -76,6 +77,11 @@ fn match_that_sidecars_refuse_or_that_covers_no_request_is_a_mistake() {
         ),
         ("{path: {value: /./a}}", "path.value: invalid path \"/./a\": can never match"),
         ("{path: {value: /a/%2e%2E/b}}", "path.value: invalid path"),
+        ("{path: {value: /100%}}", "path.value: invalid path \"/100%\": % must be followed"),
+        ("{path: {value: /a%zz}}", "path.value: invalid path \"/a%zz\": % must be followed"),
+        ("{path: {value: /a%00}}", "path.value: invalid path \"/a%00\": must not contain %00"),
+        ("{path: {value: '/a\\b'}}", "path.value: invalid path \"/a\\\\b\": must not contain"),
+        ("{path: {value: /ä}}", "path.value: invalid path \"/ä\": must consist of printable ASCII"),
         ("{method: ''}", "method: invalid method"),
         ("{headers: [{name: '', value: a}]}", "headers[0].name: invalid header name"),
         ("{headers: [{name: 'x a', value: a}]}", "headers[0].name: invalid header name"),
@@ -91,9 +97,11 @@ fn rewrite_or_redirect_that_would_be_lost_is_a_mistake() {
         let path = format!("{{type: ReplacePrefixMatch, replacePrefixMatch: '{prefix}'}}");
         mesh("", &format!("{{type: URLRewrite, urlRewrite: {{path: {path}}}}}"), "")
     };
-    check(&rewrite("/"), None);
+    for good in ["", "/", "/a/", "/a%20b"] {
+        check(&rewrite(good), None);
+    }
     let at = "line 10: routes[0].rules[0].filters[0].urlRewrite.path.replacePrefixMatch: invalid";
-    for prefix in ["", "a", "/a b"] {
+    for prefix in ["a", "/a b", "/a?b", "/a#b", "/a/../b", "/a//b", "/a%zz", "/a%00", "/ä"] {
         check(&rewrite(prefix), Some(at));
     }
     let redirect = |fields: &str| mesh("", "", "").replace("hostname: a.example", fields);
@@ -105,6 +113,14 @@ fn rewrite_or_redirect_that_would_be_lost_is_a_mistake() {
         (
             "path: {type: ReplaceFullPath, replaceFullPath: ''}",
             "path.replaceFullPath: invalid path",
+        ),
+        (
+            "path: {type: ReplaceFullPath, replaceFullPath: '/a?b'}",
+            "path.replaceFullPath: invalid path \"/a?b\": must start with / and contain no ?",
+        ),
+        (
+            "path: {type: ReplaceFullPath, replaceFullPath: '/a%zz'}",
+            "path.replaceFullPath: invalid path \"/a%zz\": % must be followed",
         ),
     ] {
         check(&redirect(fields), Some(&format!("{at}.{place}")));
@@ -290,4 +306,155 @@ fn backend_at_a_port_of_udp_is_a_mistake() {
     let at = "line 12: routes[0].rules[0].backendRefs[0].port: invalid port 53: must not be";
     check(&text(53), Some(at));
     check(&text(54), None);
+}
+
+/// The warnings about routes, ranges and addresses of a mesh with these services and routes, from lines 4 and 6 on.
+fn route_warnings(services: &str, routes: &str) -> Vec<String> {
+    let text = format!(
+        r#"trust_domain: mesh.local
+service_ranges: [10.96.0.0/16]
+services:
+- {{name: web, addresses: [10.96.0.1], ports: [{{port: 80, protocol: http}}, {{port: 81, protocol: http}}]}}
+{services}
+routes:
+{routes}
+security:
+  policies: [{{service: web, allow: [{{from: ["*"]}}]}}]
+"#
+    );
+    let mesh = Mesh::parse(&text, Path::new(".")).unwrap_or_else(|p| panic!("{p:#?}\n{text}"));
+    mesh.warnings.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn route_without_services_or_rules_gives_a_warning() {
+    let check = |route: &str, expected: &str| {
+        let found = route_warnings("", route);
+        assert_eq!(found, [format!("line 7: routes[0].{expected}")]);
+    };
+    check(
+        "- {name: r, parentRefs: [], rules: [{backendRefs: [{name: web, port: 80}]}]}",
+        "parentRefs: route \"r\" has no effect: it has no services",
+    );
+    check(
+        "- {name: r, parentRefs: [{name: web}], rules: []}",
+        "rules: route \"r\" has no effect: it has no rules",
+    );
+}
+
+#[test]
+fn rule_that_no_request_reaches_gives_a_warning() {
+    let rule =
+        |matches: &str| format!("{{matches: [{matches}], backendRefs: [{{name: web, port: 80}}]}}");
+    let route = |parent: &str, first: &str, second: &str| {
+        let (first, second) = (rule(first), rule(second));
+        route_warnings(
+            "",
+            &format!(
+                "- {{name: a, parentRefs: [{{name: web}}], rules: [{first}]}}\n\
+                 - {{name: b, parentRefs: [{parent}], rules: [{second}]}}"
+            ),
+        )
+    };
+    let expected = "line 8: routes[1].rules[0]: no request reaches this rule: rules are tried in order, and \
+                    routes[0].rules[0] matches the same requests";
+    let web = "{name: web}";
+    for (first, second) in [
+        ("", ""),
+        ("", "{path: {value: /a}}"),
+        ("{path: {value: /a}}", "{path: {value: /a/}}"),
+        ("{path: {value: /a}}", "{path: {value: /a/b}, method: GET}"),
+        ("{path: {value: /a}}", "{path: {type: Exact, value: /a}}"),
+        ("{path: {type: Exact, value: /a}}", "{path: {type: Exact, value: /a}}"),
+        (
+            "{headers: [{name: x, value: '1'}]}",
+            "{headers: [{name: X, value: '1'}, {name: y, value: '2'}]}",
+        ),
+        ("{path: {value: /a}}, {path: {value: /b}}", "{path: {value: /b/c}}, {path: {value: /a}}"),
+    ] {
+        assert_eq!(route(web, first, second), [expected], "{first} before {second}");
+        assert_eq!(route("{name: web, port: 81}", first, second), [expected], "{second}");
+    }
+    for (first, second) in [
+        ("{path: {value: /a}}", ""),
+        ("{path: {value: /a}}", "{path: {value: /ab}}"),
+        ("{path: {type: Exact, value: /a}}", "{path: {value: /a}}"),
+        ("{path: {value: /a}, method: GET}", "{path: {value: /a}}"),
+        ("{queryParams: [{name: q, value: '1'}]}", "{queryParams: [{name: q, value: '2'}]}"),
+        ("{path: {value: /a}}", "{path: {value: /a}}, {path: {value: /b}}"),
+    ] {
+        assert_eq!(route(web, first, second), Vec::<String>::new(), "{first} before {second}");
+    }
+    // Another port or another host name has a list of routes of its own.
+    let all = rule("");
+    for (first, second) in [
+        ("parentRefs: [{name: web, port: 80}]", "parentRefs: [{name: web, port: 81}]"),
+        ("parentRefs: [{name: web, port: 80}]", "parentRefs: [{name: web}]"),
+        ("parentRefs: [{name: web}], hostnames: [a.test]", "parentRefs: [{name: web}]"),
+    ] {
+        let routes = format!(
+            "- {{name: a, {first}, rules: [{all}]}}\n- {{name: b, {second}, rules: [{all}]}}"
+        );
+        assert_eq!(route_warnings("", &routes), Vec::<String>::new(), "{routes}");
+    }
+}
+
+#[test]
+fn route_that_cannot_apply_to_a_tcp_port_gives_a_warning() {
+    let mixed = "- {name: mixed, meshed: false, addresses: [10.96.0.9], ports: [{port: 80, protocol: http}, {port: 90, protocol: tcp}]}";
+    let route = |parent: &str| {
+        let routes = format!(
+            "- {{name: r, parentRefs: [{parent}], rules: [{{backendRefs: [{{name: mixed, port: 80}}]}}]}}"
+        );
+        route_warnings(mixed, &routes)
+    };
+    let expected = "line 7: routes[0].parentRefs[0]: route \"r\" does not apply to port 90 of service \"mixed\": the \
+                    port carries tcp; name the ports that it is for";
+    assert_eq!(route("{name: mixed}"), [expected]);
+    assert_eq!(route("{name: mixed, port: 80}"), Vec::<String>::new());
+}
+
+#[test]
+fn service_that_has_no_address_and_no_route_gives_a_warning() {
+    let service = |fields: &str| {
+        let service = format!("- {{name: more, meshed: false, {fields}}}");
+        let route = "- {name: r, parentRefs: [{name: web}], rules: [{backendRefs: [{name: web, port: 80}]}]}";
+        route_warnings(&service, route)
+    };
+    let expected = "line 5: services[1].addresses: no caller can reach service \"more\": it has no addresses, and no \
+                    route sends requests to it";
+    assert_eq!(service("addresses: [], ports: [{port: 80, protocol: http}]"), [expected]);
+    assert_eq!(service("ports: []"), Vec::<String>::new());
+    let routed = route_warnings(
+        "- {name: more, meshed: false, ports: [{port: 80, protocol: http}]}",
+        "- {name: r, parentRefs: [{name: web}], rules: [{backendRefs: [{name: more, port: 80}]}]}",
+    );
+    assert_eq!(routed, Vec::<String>::new());
+}
+
+#[test]
+fn address_range_with_host_bits_gives_a_warning() {
+    let text = mesh("", "", "")
+        .replace("[10.96.0.0/16]", "[10.96.0.1/16]")
+        .replace("- {name: api, ", "- {name: api, allow_from: ['fd00::1/64', 10.0.0.0/8], ")
+        .replace(
+            "from: [api], token",
+            "from: [api], from_addresses: [10.1.2.3, 10.1.2.3/31], token",
+        );
+    let parsed = Mesh::parse(&text, Path::new(".")).expect("a good file");
+    let warnings: Vec<String> = parsed
+        .warnings
+        .iter()
+        .map(ToString::to_string)
+        .filter(|warning| warning.contains("host bits"))
+        .collect();
+    assert_eq!(
+        warnings,
+        [
+            "line 2: service_ranges[0]: range \"10.96.0.1/16\" has host bits set and is read as 10.96.0.0/16",
+            "line 4: services[0].allow_from[0]: range \"fd00::1/64\" has host bits set and is read as fd00::/64",
+            "line 20: security.policies[0].allow[0].from_addresses[1]: range \"10.1.2.3/31\" has host bits set and \
+             is read as 10.1.2.2/31",
+        ]
+    );
 }
