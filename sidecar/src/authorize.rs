@@ -8,33 +8,33 @@ use std::time::SystemTime;
 use weft_certs::VerifiedPeer;
 use weft_model::{Judgement, RbacFilter, RequestFacts, SpiffeId, Verdict, judge, judge_readings};
 
-use crate::authenticate::{Authenticated, Facts, Proved, Sender};
+use crate::authenticate::{Authenticated, ClientInfo, HttpRequestFacts, VerifiedTokens};
 use crate::denial::Denial;
 use crate::http::head::RequestHead;
 use crate::http::headers::Headers;
 
 /// The rules of a chain, in the order in which they are asked.
-pub(crate) type Rules = [Arc<RbacFilter>];
+pub(crate) type RbacFilters = [Arc<RbacFilter>];
 
 /// A request that every policy allowed. Made only by [`authorize`].
 #[derive(Debug)]
 pub(crate) struct Authorized<'a>(Authenticated<'a>);
 
 impl Authorized<'_> {
-    pub(crate) fn facts(&self) -> Facts<'_> {
+    pub(crate) fn facts(&self) -> HttpRequestFacts<'_> {
         self.0.facts()
     }
 
-    /// When the stream ends, where its token says so.
-    pub(crate) fn ends(&self) -> Option<SystemTime> {
-        self.0.ends()
+    /// When the stream stream_deadline, where its token says so.
+    pub(crate) fn stream_deadline(&self) -> Option<SystemTime> {
+        self.0.stream_deadline()
     }
 
     /// What the decision rested on beside the head.
-    pub(crate) fn into_case(self) -> Case {
-        Case {
-            client: self.facts().client_address(),
-            proved: self.0.into_proved(),
+    pub(crate) fn into_inputs(self) -> AuthorizationInputs {
+        AuthorizationInputs {
+            client_address: self.facts().client_address(),
+            tokens: self.0.into_tokens(),
             target: None,
             authority: None,
             headers: None,
@@ -45,7 +45,7 @@ impl Authorized<'_> {
 /// Allows a request that each of `rules` allows, and says what decided.
 pub(crate) fn authorize<'a, 'p>(
     request: Authenticated<'a>,
-    rules: &'p Rules,
+    rules: &'p RbacFilters,
 ) -> (Judgement<'p>, Result<Authorized<'a>, Denial>) {
     let judgement = judge_readings(&rules.iter().map(|f| &**f), request.facts().readings());
     let refused = judgement.verdict.refused;
@@ -54,10 +54,10 @@ pub(crate) fn authorize<'a, 'p>(
 
 /// What a request was allowed by, as far as its head does not say so any more, for as long as it lasts.
 #[derive(Debug)]
-pub(crate) struct Case {
+pub(crate) struct AuthorizationInputs {
     /// The client, as trusted hops forwarded it.
-    pub(crate) client: IpAddr,
-    pub(crate) proved: Proved,
+    pub(crate) client_address: IpAddr,
+    pub(crate) tokens: VerifiedTokens,
     /// The target that was decided upon, where another is sent on.
     pub(crate) target: Option<String>,
     /// The same of the authority.
@@ -66,43 +66,47 @@ pub(crate) struct Case {
     pub(crate) headers: Option<Box<Headers>>,
 }
 
-impl Case {
+impl AuthorizationInputs {
     /// What is known of the request, as it was when it was decided upon.
-    pub(crate) fn facts<'f>(&'f self, head: &'f RequestHead, sender: Sender<'f>) -> Facts<'f> {
-        Facts {
+    pub(crate) fn facts<'f>(
+        &'f self,
+        head: &'f RequestHead,
+        client: ClientInfo<'f>,
+    ) -> HttpRequestFacts<'f> {
+        HttpRequestFacts {
             head,
             target: self.target.as_deref().unwrap_or(&head.target),
             authority: self.authority.as_deref().unwrap_or(&head.authority),
             headers: self.headers.as_deref().unwrap_or(&head.headers),
-            sender,
-            proved: Some(&self.proved),
+            client,
+            proved: Some(&self.tokens),
             reading: 0,
         }
     }
 }
 
 /// What other rules say.
-pub(crate) fn judge_again<'p>(facts: &Facts<'_>, rules: &'p Rules) -> Verdict<'p> {
+pub(crate) fn judge_again<'p>(facts: &HttpRequestFacts<'_>, rules: &'p RbacFilters) -> Verdict<'p> {
     judge_readings(&rules.iter().map(|filter| &**filter), facts.readings()).verdict
 }
 
 /// What is known of a connection whose bytes are not read.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Caller<'a> {
+pub(crate) struct ConnectionFacts<'a> {
     pub(crate) peer: Option<&'a VerifiedPeer>,
     pub(crate) client: SocketAddr,
     pub(crate) destination: SocketAddr,
 }
 
-impl Caller<'_> {
+impl ConnectionFacts<'_> {
     /// Whether the rules let the connection in.
-    pub(crate) fn is_let_in(&self, rules: &Rules) -> bool {
+    pub(crate) fn is_let_in(&self, rules: &RbacFilters) -> bool {
         !judge(rules.iter().map(|filter| &**filter), self).verdict.refused
     }
 }
 
 /// A rule that asks for something of a request finds nothing.
-impl RequestFacts for Caller<'_> {
+impl RequestFacts for ConnectionFacts<'_> {
     fn method(&self) -> &str {
         ""
     }

@@ -1,155 +1,220 @@
-//! Decides a request by one plan: whether it is served, and where it goes.
+//! Decides what happens to one request under one plan: forward it, answer it, or refuse it.
 
 use std::time::{Duration, SystemTime};
 
 use weft_model::path::unescaped_location;
-use weft_model::{Action, EscapedSlashes, HttpTimeouts, Name, WeightedCluster};
+use weft_model::{
+    Action, EscapedSlashes, HttpTimeouts, Name, PathMatch, PathRewrite, WeightedCluster,
+};
 
-use crate::admission::admit;
-use crate::authenticate::{Sender, authenticate};
-use crate::authorize::{Authorized, Case, authorize};
-use crate::connection::Connection;
+use crate::authenticate::{ClientInfo, TokenPolicy, authenticate};
+use crate::authorize::{AuthorizationInputs, Authorized, authorize};
+use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::forwarded;
+use crate::header_mutation::{HeaderChanges, HeaderVariables};
 use crate::http::head::{RequestHead, Upgrade};
 use crate::http::header_filter::HeaderFilter;
-use crate::mutate::{About, Changes};
-use crate::patience::Patience;
-use crate::plan::{Plan, PlannedHttp};
-use crate::refused::Refused;
-use crate::reply::OwnAnswer;
-use crate::route::{Routed, rewritten_target, route, sent_to};
+use crate::normalize::normalize_request;
+use crate::plan::{PlannedHttp, SidecarPlan};
+use crate::refused_request::RefusedRequest;
+use crate::responder::LocalReply;
+use crate::route::{Routed, redirect_location, rewritten_target, route};
 use crate::story::Story;
-use crate::worker::{Worker, now, wall_clock};
+use crate::timeouts::RequestTimeouts;
+use crate::worker::{SidecarWorker, now, wall_clock};
 
 /// What to do with a request.
 #[expect(
     clippy::large_enum_variant,
-    reason = "it lives for one request, and a box would be an allocation for each"
+    reason = "one exists per request, and a box would cost an allocation per request"
 )]
-pub(crate) enum Decision<'p> {
+pub(crate) enum RequestDecision<'p> {
+    /// Send the request to an endpoint of the cluster `target`.
     Forward {
         target: Name,
+        /// The headers and trailers that are not forwarded.
         header_filter: HeaderFilter,
-        patience: Patience,
+        timeouts: RequestTimeouts,
+        /// Whether a CONNECT tunnel ends here: the endpoint gets the bytes inside the tunnel, without the CONNECT.
         ends_tunnel: bool,
-        case: Case,
-        changes: Option<Box<Changes<'p>>>,
+        /// What authorization is repeated with when the policies change.
+        inputs: AuthorizationInputs,
+        changes: Option<Box<HeaderChanges<'p>>>,
     },
-    Answer {
-        answer: OwnAnswer,
-        changes: Option<Box<Changes<'p>>>,
-    },
+    /// Answer the request without an endpoint.
+    Answer { answer: LocalReply, changes: Option<Box<HeaderChanges<'p>>> },
 }
 
-/// How long a request may last.
-fn patience(
+/// Where a request arrived and the plan that decides it.
+#[derive(Clone, Copy)]
+pub(crate) struct DecisionContext<'p, 'w> {
+    pub(crate) connection: &'p ClientConnection,
+    pub(crate) plan: &'p SidecarPlan,
+    pub(crate) worker: &'w SidecarWorker,
+}
+
+/// The timeouts of a request. `response` is the timeout of its route.
+fn request_timeouts(
     response: Option<Duration>,
-    timeouts: HttpTimeouts,
+    settings: HttpTimeouts,
     is_grpc: bool,
-    ends: Option<SystemTime>,
-) -> Patience {
-    Patience {
+    stream_deadline: Option<SystemTime>,
+) -> RequestTimeouts {
+    let until_deadline =
+        |deadline: SystemTime| deadline.duration_since(wall_clock()).unwrap_or_default();
+    RequestTimeouts {
         response,
-        request: timeouts.request,
-        silence: timeouts.stream_idle.limit(is_grpc),
-        stall: timeouts.stall_limit(),
-        until: ends.map(|ends| now() + ends.duration_since(wall_clock()).unwrap_or_default()),
+        request: settings.request,
+        idle: settings.stream_idle.limit(is_grpc),
+        stall: settings.stall_limit(),
+        until: stream_deadline.map(|deadline| now() + until_deadline(deadline)),
     }
 }
 
 /// Checks the tokens of a request, then its policies.
 fn allow<'h>(
     head: &'h mut RequestHead,
-    sender: Sender<'h>,
+    client: ClientInfo<'h>,
     http: &PlannedHttp,
-    (worker, story): (&Worker, &mut Story),
+    worker: &SidecarWorker,
+    story: &mut Story,
 ) -> Result<Authorized<'h>, Denial> {
     let tokens = http.tokens.as_ref();
-    let authenticated = authenticate(head, sender, tokens, wall_clock(), &worker.tokens)?;
+    let authenticated = authenticate(head, client, tokens, wall_clock(), &worker.tokens)?;
     let (judgement, authorized) = authorize(authenticated, &http.rules);
     story.judged(&judgement, worker);
     authorized
 }
 
-/// Decides a request by one plan, and turns its head into the one that is sent on.
+/// The redirect to the target with its escaped slashes decoded, where the listener is configured to send one.
+fn unescaping_redirect(http: &PlannedHttp, head: &RequestHead) -> Option<LocalReply> {
+    if http.http.path.escaped_slashes != EscapedSlashes::Redirect {
+        return None;
+    }
+    let location = unescaped_location(&head.target)?;
+    Some(LocalReply { status: 307, location: Some(location), body: String::new() })
+}
+
+/// Decides a request, and turns its head into the one that is sent upstream.
 pub(crate) fn decide<'p>(
     head: &mut RequestHead,
     has_body: bool,
-    connection: &'p Connection,
-    plan: &'p Plan,
-    (worker, story): (&Worker, &mut Story),
-) -> Result<Decision<'p>, Refused<'p>> {
+    context: DecisionContext<'p, '_>,
+    story: &mut Story,
+) -> Result<RequestDecision<'p>, RefusedRequest<'p>> {
+    let DecisionContext { connection, plan, worker } = context;
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
-    let client = forwarded::client(&head.headers, http.http.forwarded, connection.origin());
-    let header_filter = admit(head, has_body, &http.http, connection, worker);
+    let address = forwarded::client(&head.headers, http.http.forwarded, connection.previous_hop());
+    let header_filter = normalize_request(head, has_body, &http.http, connection, worker);
     story.desync = head.desync;
     let mut header_filter = header_filter?;
-    if http.http.path.escaped_slashes == EscapedSlashes::Redirect
-        && let Some(location) = unescaped_location(&head.target)
-    {
-        let answer = OwnAnswer { status: 307, location: Some(location), body: String::new() };
-        return Ok(Decision::Answer { answer, changes: None });
+    if let Some(answer) = unescaping_redirect(http, head) {
+        return Ok(RequestDecision::Answer { answer, changes: None });
     }
 
-    let sender = connection.sender(client);
+    let client = connection.client_info(address);
     let tokens = http.tokens.as_ref();
-    if let Some(tokens) = tokens {
-        header_filter.reserve(tokens.written_headers());
-    }
-    let authorized = match allow(head, sender, http, (worker, story)) {
+    header_filter.reserve(tokens.into_iter().flat_map(TokenPolicy::written_headers));
+    let authorized = match allow(head, client, http, worker, story) {
         Ok(authorized) => authorized,
-        Err(denial) => return Err(Refused::by_route(denial, head, sender, (http, connection))),
+        Err(denial) => {
+            return Err(RefusedRequest::by_route(denial, head, client, http, connection));
+        }
     };
     let routed: Routed<'_, '_> = route(authorized, http.routes.as_ref())?;
 
-    let Routed { found, ends, mut case, .. } = routed;
+    let Routed { found, stream_deadline, mut inputs, .. } = routed;
     let route = found.route;
-    let about = |cluster| About { client, cluster, ..connection.about(&route.name) };
-    story.subject.clone_from(&case.proved.subject);
+    let variables = |cluster| HeaderVariables {
+        client: address,
+        cluster,
+        ..connection.header_variables(&route.name)
+    };
+    let answered = |answer| {
+        let changes = HeaderChanges::of(found.mutations(None), || variables(""));
+        RequestDecision::Answer { answer, changes }
+    };
+    story.subject.clone_from(&inputs.tokens.subject);
     match &route.action {
         Action::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
             let cluster =
                 WeightedCluster::draw(clusters, fastrand::u32(..)).ok_or(Denial::NoRoute)?;
-            let target = cluster.name.clone();
-            let levels = found.mutations(Some(cluster));
-            let changes = Changes::of(levels, || about(&*cluster.name));
             let is_grpc = head.is_grpc();
-            case.headers = header_filter.strip_connection_named(&mut head.headers).map(Box::new);
-            if let Some(changes) = changes.as_deref().filter(|changes| changes.touch_request()) {
-                let before = changes.apply_to_request(head);
-                case.headers.get_or_insert_with(|| Box::new(before));
-                header_filter.reserve(changes.names());
-            }
-            let matched = &route.matches.path;
-            if let Some(target) = rewritten_target(path_rewrite.as_ref(), matched, head) {
-                case.target = Some(std::mem::replace(&mut head.target, target));
-            }
-            if let Some(host) = host_rewrite {
-                case.authority = Some(std::mem::replace(&mut head.authority, host.clone()));
-            }
-            if let Some(tokens) = tokens {
-                let before = tokens.conceal(head, &case.proved);
-                case.headers = case.headers.or_else(|| before.headers.map(Box::new));
-                case.target = case.target.or(before.target);
-            }
-            let may_follow = head.may_have_trailers(has_body);
-            let before = header_filter.strip_trailer_announcements(&mut head.headers, may_follow);
-            case.headers = case.headers.or_else(|| before.map(Box::new));
-            let patience = patience(*timeout, http.http.timeouts, is_grpc, ends);
+            let levels = found.mutations(Some(cluster));
+            let changes = HeaderChanges::of(levels, || variables(&*cluster.name));
+            let rewrite = HeadRewrite {
+                changes: changes.as_deref(),
+                path: path_rewrite.as_ref(),
+                matched: &route.matches.path,
+                host: host_rewrite.as_deref(),
+                tokens,
+            };
+            rewrite.apply(head, has_body, &mut header_filter, &mut inputs);
+            let timeouts = request_timeouts(*timeout, http.http.timeouts, is_grpc, stream_deadline);
             let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
-            Ok(Decision::Forward { target, header_filter, patience, ends_tunnel, case, changes })
+            let target = cluster.name.clone();
+            Ok(RequestDecision::Forward {
+                target,
+                header_filter,
+                timeouts,
+                ends_tunnel,
+                inputs,
+                changes,
+            })
         }
         Action::Redirect(redirect) => {
-            let location = Some(sent_to(redirect, &route.matches.path, head, connection.is_tls));
-            let answer = OwnAnswer { status: redirect.status, location, body: String::new() };
-            let changes = Changes::of(found.mutations(None), || about(""));
-            Ok(Decision::Answer { answer, changes })
+            let location =
+                redirect_location(redirect, &route.matches.path, head, connection.is_tls);
+            let (status, location) = (redirect.status, Some(location));
+            Ok(answered(LocalReply { status, location, body: String::new() }))
         }
         Action::Respond { status, body } => {
-            let answer = OwnAnswer { status: *status, location: None, body: body.clone() };
-            let changes = Changes::of(found.mutations(None), || about(""));
-            Ok(Decision::Answer { answer, changes })
+            let body = body.clone();
+            Ok(answered(LocalReply { status: *status, location: None, body }))
         }
+    }
+}
+
+/// How the head of a client's request becomes the head of the upstream request.
+struct HeadRewrite<'r, 'p> {
+    changes: Option<&'r HeaderChanges<'p>>,
+    path: Option<&'r PathRewrite>,
+    /// The path match of the route.
+    matched: &'r PathMatch,
+    host: Option<&'r str>,
+    tokens: Option<&'r TokenPolicy>,
+}
+
+impl HeadRewrite<'_, '_> {
+    /// Rewrites `head`. `inputs` keeps the original of everything that changes, because authorization may be
+    /// repeated later; `header_filter` learns which trailers could bring back a header that is removed here.
+    fn apply(
+        &self,
+        head: &mut RequestHead,
+        has_body: bool,
+        header_filter: &mut HeaderFilter,
+        inputs: &mut AuthorizationInputs,
+    ) {
+        inputs.headers = header_filter.strip_connection_named(&mut head.headers).map(Box::new);
+        if let Some(changes) = self.changes.filter(|changes| changes.change_request()) {
+            let before = changes.apply_to_request(head);
+            inputs.headers.get_or_insert_with(|| Box::new(before));
+            header_filter.reserve(changes.names());
+        }
+        if let Some(target) = rewritten_target(self.path, self.matched, head) {
+            inputs.target = Some(std::mem::replace(&mut head.target, target));
+        }
+        if let Some(host) = self.host {
+            inputs.authority = Some(std::mem::replace(&mut head.authority, host.to_owned()));
+        }
+        if let Some(tokens) = self.tokens {
+            let before = tokens.remove_verified(head, &inputs.tokens);
+            inputs.headers = inputs.headers.take().or_else(|| before.headers.map(Box::new));
+            inputs.target = inputs.target.take().or(before.target);
+        }
+        let may_follow = head.may_have_trailers(has_body);
+        let before = header_filter.strip_trailer_announcements(&mut head.headers, may_follow);
+        inputs.headers = inputs.headers.take().or_else(|| before.map(Box::new));
     }
 }

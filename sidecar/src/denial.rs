@@ -62,10 +62,10 @@ pub(crate) enum Denial {
 /// What one refusal looks like: the word in logs and metrics, the HTTP status, the gRPC status
 /// (grpc/grpc `doc/http-grpc-status-mapping.md`, and DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and
 /// UNIMPLEMENTED where we know more than the mapping).
-type Row = (&'static str, u16, u8);
+type DenialRow = (&'static str, u16, u8);
 
 impl Denial {
-    fn row(self) -> Row {
+    fn row(self) -> DenialRow {
         match self {
             Self::Malformed(_) | Self::Desync(_) => ("malformed", 400, 13),
             Self::Token(fault, _) => {

@@ -19,11 +19,11 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use weft_model::{TransportKind, UpstreamProtocol};
 
-use crate::plan::{Target, TargetTls};
-use crate::stream::Stream;
+use crate::plan::{PlannedCluster, PlannedClusterTls};
+use crate::stream::TransportStream;
 use crate::tls::{Alpn, connector};
 use crate::upstream::Slot;
-use crate::worker::Worker;
+use crate::worker::SidecarWorker;
 
 /// How long the first bytes of a connection may take, where they decide how it is served.
 const FIRST_BYTES: Duration = Duration::from_secs(10);
@@ -42,31 +42,31 @@ const LEARNED_LIMIT: usize = 1024;
 const PREFACE_WORD: &[u8] = b"PRI ";
 
 /// What a plain connection turned out to be.
-pub(crate) enum Protocol {
+pub(crate) enum DetectedProtocol {
     Http1,
     Http2,
     /// The client began HTTP/2's preface and did not go on in time.
-    Stalled,
+    Incomplete,
     /// Neither: the service spoke first.
-    Opaque(Spoken),
+    ServerFirst(ServerFirstUpstream),
 }
 
 /// A connection to a service that spoke first. What it said waits to be read.
-pub(crate) struct Spoken {
-    pub(crate) stream: Stream,
+pub(crate) struct ServerFirstUpstream {
+    pub(crate) stream: TransportStream,
     pub(crate) address: SocketAddr,
     _slot: Slot,
 }
 
 /// Destinations whose services speak first, so that the next client need not wait.
 #[derive(Debug, Default)]
-pub(crate) struct Learned {
+pub(crate) struct ServerFirstCache {
     known: RefCell<HashSet<SocketAddr>>,
     /// How many services are being asked.
     asked: Rc<()>,
 }
 
-impl Learned {
+impl ServerFirstCache {
     fn knows(&self, destination: SocketAddr) -> bool {
         self.known.borrow().contains(&destination)
     }
@@ -97,10 +97,10 @@ pub(crate) async fn transport_kind(stream: &TcpStream) -> Option<TransportKind> 
 pub(crate) async fn protocol(
     client: &TcpStream,
     destination: SocketAddr,
-    target: Option<Arc<Target>>,
+    target: Option<Arc<PlannedCluster>>,
     timeout: Duration,
-    worker: &Worker,
-) -> Protocol {
+    worker: &SidecarWorker,
+) -> DetectedProtocol {
     let by_client = by_first_bytes(client, timeout);
     let Some(target) = target else {
         return by_client.await;
@@ -113,7 +113,7 @@ pub(crate) async fn protocol(
         if may_ask
             && let Ok(Some(spoken)) = tokio::time::timeout(PATIENCE, spoken(&target, worker)).await
         {
-            return Protocol::Opaque(spoken);
+            return DetectedProtocol::ServerFirst(spoken);
         }
         drop(held);
         std::future::pending().await
@@ -123,7 +123,7 @@ pub(crate) async fn protocol(
         protocol = by_client => protocol,
         protocol = by_service => protocol,
     };
-    let speaks_first = matches!(protocol, Protocol::Opaque(_));
+    let speaks_first = matches!(protocol, DetectedProtocol::ServerFirst(_));
     if speaks_first != known {
         worker.learned.note(destination, speaks_first);
     }
@@ -131,7 +131,7 @@ pub(crate) async fn protocol(
 }
 
 /// Which HTTP version a plain connection begins with: HTTP/2's preface begins with a word that is no method.
-async fn by_first_bytes(stream: &TcpStream, timeout: Duration) -> Protocol {
+async fn by_first_bytes(stream: &TcpStream, timeout: Duration) -> DetectedProtocol {
     let begun = Cell::new(false);
     let looking = async {
         let mut first = [0; PREFACE_WORD.len()];
@@ -140,17 +140,21 @@ async fn by_first_bytes(stream: &TcpStream, timeout: Duration) -> Protocol {
             let here = first.get(..seen).unwrap_or_default();
             begun.set(seen > 0);
             if seen == PREFACE_WORD.len() || !PREFACE_WORD.starts_with(here) || seen == 0 {
-                return if here == PREFACE_WORD { Protocol::Http2 } else { Protocol::Http1 };
+                return if here == PREFACE_WORD {
+                    DetectedProtocol::Http2
+                } else {
+                    DetectedProtocol::Http1
+                };
             }
             if !more_may_come(stream) {
-                return Protocol::Http1;
+                return DetectedProtocol::Http1;
             }
         }
     };
     match tokio::time::timeout(timeout, looking).await {
         Ok(protocol) => protocol,
-        Err(_) if begun.get() => Protocol::Stalled,
-        Err(_) => Protocol::Http1,
+        Err(_) if begun.get() => DetectedProtocol::Incomplete,
+        Err(_) => DetectedProtocol::Http1,
     }
 }
 
@@ -165,17 +169,20 @@ fn more_may_come(stream: &TcpStream) -> bool {
 }
 
 /// The same connection, whose unread bytes the event loop reports again after they were peeked at.
-pub(crate) fn report_unread(stream: Stream) -> io::Result<Stream> {
+pub(crate) fn report_unread(stream: TransportStream) -> io::Result<TransportStream> {
     match stream {
-        Stream::Plain(tcp) => Ok(Stream::Plain(TcpStream::from_std(tcp.into_std()?)?)),
-        tls @ Stream::Tls(_) => Ok(tls),
+        TransportStream::Plain(tcp) => {
+            Ok(TransportStream::Plain(TcpStream::from_std(tcp.into_std()?)?))
+        }
+        tls @ TransportStream::Tls(_) => Ok(tls),
     }
 }
 
 /// Connects to an endpoint and waits for it to speak. None when it will not.
-async fn spoken(target: &Target, worker: &Worker) -> Option<Spoken> {
+async fn spoken(target: &PlannedCluster, worker: &SidecarWorker) -> Option<ServerFirstUpstream> {
     // Servers of HTTP/2 may speak first too; and what TLS would be asked for is not known yet.
-    let (TargetTls::None, UpstreamProtocol::Http1) = (&target.tls, target.cluster.protocol) else {
+    let (PlannedClusterTls::None, UpstreamProtocol::Http1) = (&target.tls, target.cluster.protocol)
+    else {
         return None;
     };
     let address = target.balancer.choose(&[])?.address;
@@ -187,7 +194,7 @@ async fn spoken(target: &Target, worker: &Worker) -> Option<Spoken> {
     let seen = stream.tcp().peek(&mut first).await.ok()?;
     let first = first.get(..seen).filter(|first| !first.is_empty() && !is_of_http(first))?;
     tracing::debug!(%address, ?first, "a service spoke first");
-    Some(Spoken { stream, address, _slot: slot })
+    Some(ServerFirstUpstream { stream, address, _slot: slot })
 }
 
 /// Whether a service says at first what one of HTTP may say: its settings (RFC 9113, section 3.4), or that it
@@ -204,7 +211,7 @@ mod tests {
 
     #[test]
     fn what_was_learned_is_bounded_and_unlearned() {
-        let learned = Learned::default();
+        let learned = ServerFirstCache::default();
         let at =
             |port: usize| SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).expect("small")));
         for port in 1..=LEARNED_LIMIT + 10 {

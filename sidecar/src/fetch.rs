@@ -9,15 +9,16 @@ use bytes::Bytes;
 use http::header::{
     ACCEPT, CACHE_CONTROL, ETAG, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION,
 };
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_model::UpstreamTls;
 use weft_runtime::socket::Mark;
 
-use crate::plan::{Target, TargetTls};
+use crate::plan::{PlannedCluster, PlannedClusterTls};
 use crate::tls::connector;
 
 /// The longest wait after failures.
@@ -30,10 +31,10 @@ pub(crate) fn wait_after(failures: u32) -> Duration {
 
 /// What to ask for.
 #[derive(Debug, Clone)]
-pub(crate) struct Wanted {
+pub(crate) struct FetchRequest {
     pub(crate) uri: String,
     /// The cluster that serves it.
-    pub(crate) target: Arc<Target>,
+    pub(crate) target: Arc<PlannedCluster>,
     /// How long one endpoint may take for all of it.
     pub(crate) timeout: Duration,
     /// The media type.
@@ -63,7 +64,7 @@ impl Validators {
 
 /// What came.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct FetchResponse {
     /// None when it is as we have it.
     pub(crate) body: Option<Bytes>,
     pub(crate) validators: Validators,
@@ -75,18 +76,18 @@ pub(crate) struct Answer {
 
 /// Why nothing came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum FetchFailure {
     /// In the time there is.
-    Late(String),
+    Timeout(String),
     /// It has more bytes than may be.
     TooLarge(String),
     /// Anything else.
     Failed(String),
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for FetchFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Late(reason) | Self::TooLarge(reason) | Self::Failed(reason)) = self;
+        let (Self::Timeout(reason) | Self::TooLarge(reason) | Self::Failed(reason)) = self;
         f.write_str(reason)
     }
 }
@@ -95,10 +96,13 @@ impl fmt::Display for Failure {
 ///
 /// # Errors
 /// Why nothing could be had, of the last endpoint.
-pub(crate) async fn fetch(wanted: &Wanted, mark: Option<Mark>) -> Result<Answer, Failure> {
-    let failed = |reason: &str| Failure::Failed(reason.to_owned());
+pub(crate) async fn fetch(
+    wanted: &FetchRequest,
+    mark: Option<Mark>,
+) -> Result<FetchResponse, FetchFailure> {
+    let failed = |reason: &str| FetchFailure::Failed(reason.to_owned());
     let uri: Result<Uri, _> = wanted.uri.parse();
-    let uri = uri.map_err(|_| Failure::Failed(format!("{:?} is no URI", wanted.uri)))?;
+    let uri = uri.map_err(|_| FetchFailure::Failed(format!("{:?} is no URI", wanted.uri)))?;
     let mut last = failed("its cluster has no endpoint");
     for address in wanted.target.balancer.addresses() {
         match tokio::time::timeout(wanted.timeout, follow(&uri, address, wanted, mark)).await {
@@ -106,18 +110,18 @@ pub(crate) async fn fetch(wanted: &Wanted, mark: Option<Mark>) -> Result<Answer,
             Ok(Err(failure)) => last = failure.at(address),
             Err(_) => {
                 let reason = format!("no answer within {:?}", wanted.timeout);
-                last = Failure::Late(reason).at(address);
+                last = FetchFailure::Timeout(reason).at(address);
             }
         }
     }
     Err(last)
 }
 
-impl Failure {
+impl FetchFailure {
     fn at(self, address: SocketAddr) -> Self {
         let at = |reason| format!("{address}: {reason}");
         match self {
-            Self::Late(reason) => Self::Late(at(reason)),
+            Self::Timeout(reason) => Self::Timeout(at(reason)),
             Self::TooLarge(reason) => Self::TooLarge(at(reason)),
             Self::Failed(reason) => Self::Failed(at(reason)),
         }
@@ -138,46 +142,46 @@ fn age(headers: &HeaderMap) -> Option<Duration> {
     seconds.trim_matches('"').parse().ok().map(Duration::from_secs)
 }
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+trait FetchIo: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> FetchIo for T {}
 
 /// What one server says.
-enum Got {
-    Answer(Answer),
+enum ServerResponse {
+    Final(FetchResponse),
     /// The `location` of a redirect.
-    Moved(StatusCode, Option<String>),
+    Redirect(StatusCode, Option<String>),
 }
 
 /// Fetches from an endpoint, and from where it redirects to.
 async fn follow(
     uri: &Uri,
     address: SocketAddr,
-    wanted: &Wanted,
+    wanted: &FetchRequest,
     mark: Option<Mark>,
-) -> Result<Answer, Failure> {
-    let first = AskedServer { uri: uri.clone(), address };
+) -> Result<FetchResponse, FetchFailure> {
+    let first = FetchTarget { uri: uri.clone(), address };
     let mut server = first.clone();
     let mut left = wanted.redirects;
     loop {
         match get(&server.uri, server.address, wanted, mark).await? {
-            Got::Answer(answer) => return Ok(Answer { from: address, ..answer }),
-            Got::Moved(status, _) if left == 0 => {
+            ServerResponse::Final(answer) => return Ok(FetchResponse { from: address, ..answer }),
+            ServerResponse::Redirect(status, _) if left == 0 => {
                 let limit = wanted.redirects;
                 let reason = format!("it answered {status}; redirects followed: {limit}");
-                return Err(Failure::Failed(reason));
+                return Err(FetchFailure::Failed(reason));
             }
-            Got::Moved(status, location) => {
+            ServerResponse::Redirect(status, location) => {
                 left -= 1;
                 let location = location.unwrap_or_default();
                 let next = redirected(&server.uri, &location).map_err(|reason| {
-                    Failure::Failed(format!("it answered {status} to {location:?}: {reason}"))
+                    FetchFailure::Failed(format!("it answered {status} to {location:?}: {reason}"))
                 })?;
                 let known = [&first, &server].into_iter().find(|known| is_same(&known.uri, &next));
                 let address = match known {
                     Some(known) => known.address,
                     None => look_up(&next).await?,
                 };
-                server = AskedServer { uri: next, address };
+                server = FetchTarget { uri: next, address };
             }
         }
     }
@@ -185,7 +189,7 @@ async fn follow(
 
 /// A server that is asked, and what for.
 #[derive(Debug, Clone)]
-struct AskedServer {
+struct FetchTarget {
     uri: Uri,
     address: SocketAddr,
 }
@@ -237,30 +241,30 @@ fn redirected(from: &Uri, location: &str) -> Result<Uri, &'static str> {
     }
 }
 
-async fn look_up(uri: &Uri) -> Result<SocketAddr, Failure> {
+async fn look_up(uri: &Uri) -> Result<SocketAddr, FetchFailure> {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let found = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(HTTPS))).await;
-    let found = found.map_err(|error| Failure::Failed(format!("{host}: {error}")))?.next();
-    found.ok_or_else(|| Failure::Failed(format!("{host} has no address")))
+    let found = found.map_err(|error| FetchFailure::Failed(format!("{host}: {error}")))?.next();
+    found.ok_or_else(|| FetchFailure::Failed(format!("{host} has no address")))
 }
 
 async fn get(
     uri: &Uri,
     address: SocketAddr,
-    wanted: &Wanted,
+    wanted: &FetchRequest,
     mark: Option<Mark>,
-) -> Result<Got, Failure> {
-    let text = |error: &dyn std::error::Error| Failure::Failed(error.to_string());
+) -> Result<ServerResponse, FetchFailure> {
+    let text = |error: &dyn std::error::Error| FetchFailure::Failed(error.to_string());
     let timeout = wanted.target.cluster.connect_timeout;
-    let io: Box<dyn Io> = match &wanted.target.tls {
-        TargetTls::None => {
+    let io: Box<dyn FetchIo> = match &wanted.target.tls {
+        PlannedClusterTls::None => {
             let tcp = weft_runtime::socket::connect_tcp(address, mark.into(), timeout).await;
             Box::new(tcp.map_err(|error| text(&error))?)
         }
-        TargetTls::Broken => {
-            return Err(Failure::Failed("the secrets for TLS are missing".into()));
+        PlannedClusterTls::Broken => {
+            return Err(FetchFailure::Failed("the secrets for TLS are missing".into()));
         }
-        TargetTls::Originate { http1, tls, .. } => {
+        PlannedClusterTls::Originate { http1, tls, .. } => {
             let name = name_of(uri, wanted, tls, address);
             let tls = connector::secure(http1, name, address, mark, timeout).await;
             tls.map_err(|error| text(&error))?
@@ -282,6 +286,17 @@ async fn get(
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| text(&error))?;
     let response = sender.send_request(request).await.map_err(|error| text(&error))?;
+    let received = receive(response, address, wanted).await;
+    driver.abort();
+    received
+}
+
+/// Reads the response of `address`.
+async fn receive(
+    response: Response<Incoming>,
+    address: SocketAddr,
+    wanted: &FetchRequest,
+) -> Result<ServerResponse, FetchFailure> {
     let (status, headers) = (response.status(), response.headers());
     let age = age(headers);
     let validators = Validators {
@@ -291,32 +306,41 @@ async fn get(
     if status == StatusCode::NOT_MODIFIED && wanted.held != Validators::default() {
         // It need not say again what did not change.
         let validators = wanted.held.clone();
-        return Ok(Got::Answer(Answer { body: None, validators, age, from: address }));
+        return Ok(ServerResponse::Final(FetchResponse {
+            body: None,
+            validators,
+            age,
+            from: address,
+        }));
     }
     if [301, 302, 303, 307, 308].contains(&status.as_u16()) {
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
-        return Ok(Got::Moved(status, location.map(str::to_owned)));
+        return Ok(ServerResponse::Redirect(status, location.map(str::to_owned)));
     }
     if status != StatusCode::OK {
-        return Err(Failure::Failed(format!("it answered {status}")));
+        return Err(FetchFailure::Failed(format!("it answered {status}")));
     }
     let body = Limited::new(response.into_body(), wanted.limit).collect().await;
-    driver.abort();
     let body = body.map_err(|error| {
         let reason = format!("the answer was not taken: {error}");
         match error.is::<http_body_util::LengthLimitError>() {
-            true => Failure::TooLarge(reason),
-            false => Failure::Failed(reason),
+            true => FetchFailure::TooLarge(reason),
+            false => FetchFailure::Failed(reason),
         }
     })?;
-    Ok(Got::Answer(Answer { body: Some(body.to_bytes()), validators, age, from: address }))
+    Ok(ServerResponse::Final(FetchResponse {
+        body: Some(body.to_bytes()),
+        validators,
+        age,
+        from: address,
+    }))
 }
 
 /// The name that the certificate of a key server must have: the one configured for its cluster, or the host
 /// of the URI; after a redirect to another server, its host.
 fn name_of(
     uri: &Uri,
-    wanted: &Wanted,
+    wanted: &FetchRequest,
     tls: &UpstreamTls,
     address: SocketAddr,
 ) -> ServerName<'static> {

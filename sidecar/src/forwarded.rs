@@ -6,10 +6,10 @@ use http::{HeaderName, HeaderValue};
 use weft_model::{Forwarded, ForwardedFor};
 
 use crate::denial::Denial;
+use crate::header_mutation::scheme;
 use crate::http::head::list_elements;
 use crate::http::header_filter::is_same_header_name;
 use crate::http::headers::Headers;
-use crate::mutate::scheme;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -30,7 +30,7 @@ const ADDRESS_LIMIT: usize = 30;
 
 /// Where a request came from, and how.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Origin {
+pub(crate) struct PreviousHop {
     pub(crate) client: SocketAddr,
     /// The port that the client aimed at.
     pub(crate) port: u16,
@@ -40,7 +40,7 @@ pub(crate) struct Origin {
 /// The client of a request: what trusted hops before this one say, else the other end of the connection.
 /// An edge trusts as many addresses at the end of `x-forwarded-for` as there are trusted hops; any other
 /// hop trusts one more, which the hop before it added.
-pub(crate) fn client(headers: &Headers, rule: Forwarded, origin: Origin) -> IpAddr {
+pub(crate) fn client(headers: &Headers, rule: Forwarded, origin: PreviousHop) -> IpAddr {
     let peer = origin.client.ip().to_canonical();
     let skipped = match (rule.is_edge, rule.trusted_hops) {
         (true, 0) => return peer,
@@ -70,7 +70,11 @@ fn forwarded_by(headers: &Headers, skipped: u32) -> Option<IpAddr> {
 ///
 /// # Errors
 /// [`Denial::TooManyForwarders`].
-pub(crate) fn apply(headers: &mut Headers, rule: Forwarded, origin: Origin) -> Result<(), Denial> {
+pub(crate) fn apply(
+    headers: &mut Headers,
+    rule: Forwarded,
+    origin: PreviousHop,
+) -> Result<(), Denial> {
     match rule.addresses {
         ForwardedFor::Preserve => drop(check(headers)?),
         ForwardedFor::Remove => set(headers, FOR, None),
@@ -150,7 +154,7 @@ mod tests {
             }
             let mut headers = Headers::from(map);
             let client = client.parse().expect("an address");
-            let origin = Origin { client, port: 8080, is_tls: true };
+            let origin = PreviousHop { client, port: 8080, is_tls: true };
             let is_edge = addresses != ForwardedFor::Preserve;
             let rule = Forwarded { addresses, client_port, is_edge, trusted_hops: 0 };
             apply(&mut headers, rule, origin).expect("few");
@@ -196,7 +200,7 @@ mod tests {
                 map.append(name, HeaderValue::from_static("true"));
             }
             let mut headers = Headers::from(map);
-            let origin = Origin { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
+            let origin = PreviousHop { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
             let rule = Forwarded { is_edge, ..Forwarded::default() };
             apply(&mut headers, rule, origin).expect("few");
             names.map(|name| headers.has(&name.to_ascii_lowercase()))
@@ -215,7 +219,7 @@ mod tests {
         let addresses = ForwardedFor::Append;
         let rule = Forwarded { addresses, is_edge: true, ..Forwarded::default() };
         let client = ([10, 0, 0, 9], 1).into();
-        let origin = Origin { client, port: 80, is_tls: false };
+        let origin = PreviousHop { client, port: 80, is_tls: false };
         apply(&mut headers, rule, origin).expect("few");
         let mut names: Vec<String> = headers.to_map().keys().map(ToString::to_string).collect();
         names.sort();
@@ -237,7 +241,7 @@ mod tests {
                 map.append(FOR, HeaderValue::from_str(value).expect("a value"));
             }
             let rule = Forwarded { is_edge, trusted_hops: hops, ..Forwarded::default() };
-            let origin = Origin { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
+            let origin = PreviousHop { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
             let client = client(&Headers::from(map), rule, origin);
             assert_eq!(client.to_string(), expected, "{header:?} {is_edge} {hops}");
         };
@@ -270,7 +274,7 @@ mod tests {
                 trusted_hops: 0,
             };
             let client = ([10, 0, 0, 9], 1).into();
-            apply(&mut Headers::from(map), rule, Origin { client, port: 1, is_tls: false })
+            apply(&mut Headers::from(map), rule, PreviousHop { client, port: 1, is_tls: false })
         };
         assert_eq!(with(29), Ok(()));
         assert_eq!(with(30), Ok(()));

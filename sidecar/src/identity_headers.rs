@@ -23,11 +23,11 @@ const CHAIN: HeaderName = HeaderName::from_static("x-amzn-mtls-clientcert");
 
 /// The values for one connection, written once and shared by its requests.
 #[derive(Debug, Clone)]
-pub(crate) struct ProvedFields(Vec<(HeaderName, HeaderValue)>);
+pub(crate) struct ClientCertificateHeaders(Vec<(HeaderName, HeaderValue)>);
 
 /// What the headers of a connection are made of.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Proof<'a> {
+pub(crate) struct HandshakeCertificates<'a> {
     /// Who the client proved to be.
     pub(crate) peer: &'a VerifiedPeer,
     /// The chain that it showed, its own certificate first.
@@ -36,10 +36,10 @@ pub(crate) struct Proof<'a> {
     pub(crate) own: Option<&'a CertificateDer<'a>>,
 }
 
-impl ProvedFields {
+impl ClientCertificateHeaders {
     /// The headers that describe a client.
-    pub(crate) fn new(proof: Proof<'_>, http: &HttpService) -> Self {
-        let Proof { peer, chain, .. } = proof;
+    pub(crate) fn new(proof: HandshakeCertificates<'_>, http: &HttpService) -> Self {
+        let HandshakeCertificates { peer, chain, .. } = proof;
         let mut headers = Vec::with_capacity(3);
         let mut add = |name: HeaderName, text: String| {
             if let Ok(value) = HeaderValue::from_str(&text) {
@@ -72,7 +72,7 @@ impl ProvedFields {
 
 /// The value of `x-forwarded-client-cert`, in Envoy's order: `By` and `Hash`, then the keys asked for. `URI`
 /// is there without a value where the certificate has no URI, as in Envoy.
-fn forwarded_certificate(proof: Proof<'_>, keys: &[CertificateKey]) -> String {
+fn forwarded_certificate(proof: HandshakeCertificates<'_>, keys: &[CertificateKey]) -> String {
     let own = proof.own.map(CertificateNames::of).unwrap_or_default();
     let leaf = proof.chain.first();
     let names = leaf.map(CertificateNames::of).unwrap_or_default();
@@ -151,12 +151,12 @@ fn encoded_pem(certificate: &CertificateDer<'_>) -> String {
 pub(crate) fn apply(
     headers: &mut Headers,
     details: ClientCertificateDetails,
-    proved: Option<&ProvedFields>,
+    proved: Option<&ClientCertificateHeaders>,
 ) {
     match (details, proved) {
         (
             ClientCertificateDetails::FromProof | ClientCertificateDetails::Whole,
-            Some(ProvedFields(proved)),
+            Some(ClientCertificateHeaders(proved)),
         ) => {
             for (name, value) in proved {
                 headers.add(name.clone(), value.clone());

@@ -5,43 +5,43 @@
 //! `VerifiedPeer -> Authenticated -> Authorized -> Routed`. [`plan`] is what a snapshot of the
 //! configuration means for this tier, [`worker`] the thread that does the work.
 
-mod admission;
 mod authenticate;
 mod authorize;
-mod balance;
 mod buffers;
-mod changes;
 mod config_map;
 mod connection;
+mod connection_registry;
+mod crl_store;
 mod decide;
 mod denial;
 mod detect;
 mod fetch;
 mod forwarded;
+mod header_mutation;
 mod http;
+mod http2_windows;
 mod identity_headers;
-mod list_store;
+mod load_balancer;
 pub mod metrics;
-mod mutate;
-mod opaque;
-mod patience;
+mod normalize;
 mod pipeline;
 pub mod plan;
+mod plan_changes;
 pub mod planner;
 mod record;
-mod refused;
-mod reply;
+mod refused_request;
+mod responder;
 mod route;
-mod serve;
+mod serve_http1;
 mod serve_http2;
-mod standing;
 mod story;
 mod stream;
+mod tcp_proxy;
+mod timeouts;
 mod tls;
-mod underscores;
+mod underscore_headers;
 mod upstream;
 mod upstream_failure;
-mod windows;
 mod worker;
 
-pub use worker::{Limits, Shared, run};
+pub use worker::{SidecarLimits, SidecarShared, run};

@@ -5,7 +5,7 @@ use weft_runtime::metrics::{Counter, Gauge, Histogram, Page, Registry};
 
 use crate::denial::Denial;
 use crate::http::desync::DesyncReason;
-use crate::plan::Covered;
+use crate::plan::CrlsByTrustStore;
 use crate::tls::failure::TlsFailure;
 
 /// The classes of statuses; the last is that of statuses outside the standard, 600 to 999.
@@ -78,7 +78,7 @@ impl Metrics {
 
 /// The page of all workers, and of the revocation lists in force.
 #[must_use]
-pub fn page(registry: &Registry<Metrics>, covered: &Covered) -> Page {
+pub fn page(registry: &Registry<Metrics>, covered: &CrlsByTrustStore) -> Page {
     let sets = registry.sets();
     let sum = |pick: &dyn Fn(&Metrics) -> u64| {
         sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add)
@@ -237,7 +237,7 @@ fn clients(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
 }
 
 /// The revocation lists in force, of all trust stores together.
-fn revocation(covered: &Covered, page: &mut Page) {
+fn revocation(covered: &CrlsByTrustStore, page: &mut Page) {
     let lists: Vec<_> = covered.values().flatten().flatten().collect();
     let entries = lists.iter().map(|list| list.entries as u64).sum();
     let next = lists.iter().map(|list| list.next_update).min().unwrap_or_default();

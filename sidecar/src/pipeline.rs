@@ -19,36 +19,36 @@ use weft_model::{Codec, HttpService, Name, TransportKind};
 use weft_runtime::metrics::Opened;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
-use crate::authorize::{Caller, Case, judge_again};
-use crate::changes::Following;
-pub(crate) use crate::connection::Connection;
-use crate::decide::{Decision, decide};
+use crate::authorize::{AuthorizationInputs, ConnectionFacts, judge_again};
+pub(crate) use crate::connection::ClientConnection;
+use crate::decide::{DecisionContext, RequestDecision, decide};
 use crate::denial::Denial;
-use crate::detect::{self, Protocol};
+use crate::detect::{self, DetectedProtocol};
 use crate::http::body::BodySource;
 use crate::http::head::{HttpVersion, RequestHead};
-use crate::identity_headers::{Proof, ProvedFields};
-use crate::opaque::Opaque;
-use crate::patience::Pulse;
-use crate::plan::{Plan, PlannedChain, PlannedListener, Service, Tls};
-pub(crate) use crate::reply::Reply;
+use crate::identity_headers::{ClientCertificateHeaders, HandshakeCertificates};
+use crate::plan::{ChainTls, PlannedChain, PlannedListener, PlannedService, SidecarPlan};
+use crate::plan_changes::PlanFollower;
+pub(crate) use crate::responder::Responder;
 use crate::story::Story;
-use crate::stream::Stream;
+use crate::stream::TransportStream;
+use crate::tcp_proxy::TcpConnectionInfo;
+use crate::timeouts::RequestProgress;
 use crate::tls::Alpn;
 use crate::tls::handshake::{HandshakeContext, SecuredConnection, secure};
 use crate::upstream::{Call, ExchangeOutcome, exchange};
-use crate::worker::{Worker, now};
-use crate::{opaque, serve, serve_http2};
+use crate::worker::{SidecarWorker, now};
+use crate::{serve_http1, serve_http2, tcp_proxy};
 
 /// A connection that was taken in.
-pub(crate) struct Accepted {
+pub(crate) struct AcceptedSocket {
     pub(crate) client: SocketAddr,
     pub(crate) stream: TcpStream,
     pub(crate) listener: Arc<PlannedListener>,
 }
 
 /// Serves a connection from its acceptance to its end.
-pub(crate) async fn connection(accepted: Accepted, worker: Rc<Worker>) {
+pub(crate) async fn connection(accepted: AcceptedSocket, worker: Rc<SidecarWorker>) {
     let Some(_in_hand) = worker.live.try_acquire(worker.shared.limits.connections) else {
         return worker.refuse_connection(accepted.client);
     };
@@ -68,8 +68,8 @@ fn is_captured(client: SocketAddr, destination: SocketAddr, own: SocketAddr) -> 
 }
 
 /// None when the connection was refused before anything was served.
-async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()> {
-    let Accepted { client, stream, listener } = accepted;
+async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) -> Option<()> {
+    let AcceptedSocket { client, stream, listener } = accepted;
     let own = stream.local_addr().ok()?;
     let destination = original_destination(&stream, own);
     if listener.listener.use_original_destination && !is_captured(client, destination, own) {
@@ -92,7 +92,7 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
     let handshake = HandshakeContext { client, port: destination.port(), is_logged };
     let SecuredConnection { stream, alpn, peer, passed, trace } =
         secure(&chain.tls, stream, handshake, worker).await?;
-    let caller = Caller { peer: peer.as_ref(), client, destination };
+    let caller = ConnectionFacts { peer: peer.as_ref(), client, destination };
     if !caller.is_let_in(&chain.rules) {
         tracing::debug!(%client, "no policy lets the connection in");
         worker.metrics.deny(Denial::NotAllowed);
@@ -100,22 +100,22 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
         return None;
     }
     match &chain.service {
-        Service::Tcp(tcp) => {
-            let about = Opaque { client, destination, peer: peer.as_ref(), trace };
-            let carrying = opaque::carry(stream, about, tcp, worker);
+        PlannedService::Tcp(tcp) => {
+            let about = TcpConnectionInfo { client, destination, peer: peer.as_ref(), trace };
+            let carrying = tcp_proxy::proxy(stream, about, tcp, worker);
             let place = (&*serving, &*chain, kind);
             tokio::select! {
                 () = Box::pin(carrying) => {}
                 () = is_shut_out(caller, place, following, worker) => {}
             }
         }
-        Service::Http(http) => {
+        PlannedService::Http(http) => {
             let proved = proved_fields(peer.as_ref(), passed, &stream, &chain.tls, &http.http);
             let listener = serving.listener.name.clone();
             let idle = Rc::new(Cell::new(false));
-            let is_tls = !matches!(stream, Stream::Plain(_));
+            let is_tls = !matches!(stream, TransportStream::Plain(_));
             let standing = stream.standing().cloned();
-            let connection = Rc::new(Connection {
+            let connection = Rc::new(ClientConnection {
                 client,
                 destination,
                 peer,
@@ -141,27 +141,29 @@ async fn serve_connection(accepted: Accepted, worker: &Rc<Worker>) -> Option<()>
 fn proved_fields(
     peer: Option<&VerifiedPeer>,
     passed: bool,
-    stream: &Stream,
-    tls: &Tls,
+    stream: &TransportStream,
+    tls: &ChainTls,
     http: &HttpService,
-) -> Option<ProvedFields> {
+) -> Option<ClientCertificateHeaders> {
     let chain = stream.certificates();
     let own = match tls {
-        Tls::Terminate(server) => server.leaf(),
-        Tls::None | Tls::Broken => None,
+        ChainTls::Terminate(server) => server.leaf(),
+        ChainTls::None | ChainTls::Broken => None,
     };
     match peer {
-        Some(peer) => Some(ProvedFields::new(Proof { peer, chain, own }, http)),
-        None => passed.then(|| ProvedFields::passed(chain)),
+        Some(peer) => {
+            Some(ClientCertificateHeaders::new(HandshakeCertificates { peer, chain, own }, http))
+        }
+        None => passed.then(|| ClientCertificateHeaders::passed(chain)),
     }
 }
 
 /// Resolves when other rules are in force for an opaque connection, and do not let it in.
 async fn is_shut_out(
-    caller: Caller<'_>,
+    caller: ConnectionFacts<'_>,
     (listener, chain, kind): (&PlannedListener, &PlannedChain, TransportKind),
-    mut following: Following<'_>,
-    worker: &Worker,
+    mut following: PlanFollower<'_>,
+    worker: &SidecarWorker,
 ) {
     loop {
         following.next().await;
@@ -178,29 +180,30 @@ async fn is_shut_out(
 }
 
 async fn serve_http(
-    stream: Stream,
+    stream: TransportStream,
     alpn: Alpn,
-    connection: Rc<Connection>,
+    connection: Rc<ClientConnection>,
     settings: &HttpService,
-    worker: &Rc<Worker>,
+    worker: &Rc<SidecarWorker>,
 ) {
     let http2 = match (settings.codec, alpn, &stream) {
         (Codec::Http2, _, _) | (Codec::Auto, Alpn::Http2, _) => true,
-        (Codec::Auto, Alpn::None, Stream::Plain(tcp)) => {
+        (Codec::Auto, Alpn::None, TransportStream::Plain(tcp)) => {
             let (destination, target) = (connection.destination, connection.only_target(worker));
-            let patience = settings.timeouts.head;
-            let telling = detect::protocol(tcp, destination, target, patience, worker);
+            let timeouts = settings.timeouts.head;
+            let telling = detect::protocol(tcp, destination, target, timeouts, worker);
             match Box::pin(telling).await {
-                Protocol::Http1 => false,
-                Protocol::Http2 => true,
-                Protocol::Stalled => {
+                DetectedProtocol::Http1 => false,
+                DetectedProtocol::Http2 => true,
+                DetectedProtocol::Incomplete => {
                     let Ok(stream) = detect::report_unread(stream) else { return };
-                    return serve::refuse_stalled(stream, &connection, settings, worker).await;
+                    return serve_http1::refuse_incomplete(stream, &connection, settings, worker)
+                        .await;
                 }
-                Protocol::Opaque(spoken) => {
+                DetectedProtocol::ServerFirst(spoken) => {
                     worker.metrics.spoken_first.increment();
                     let Ok(stream) = detect::report_unread(stream) else { return };
-                    let relaying = opaque::relay(stream, connection.client, spoken);
+                    let relaying = tcp_proxy::relay_server_first(stream, connection.client, spoken);
                     return Box::pin(relaying).await;
                 }
             }
@@ -211,7 +214,7 @@ async fn serve_http(
         // Apart, so that connections of HTTP/1.1 keep no room for it.
         Box::pin(serve_http2::serve(stream, connection, settings, worker)).await;
     } else {
-        serve::http1(stream, connection, settings, worker).await;
+        serve_http1::serve(stream, connection, settings, worker).await;
     }
 }
 
@@ -223,9 +226,9 @@ async fn serve_http(
 pub(crate) fn request<'a>(
     head: RequestHead,
     source: BodySource<'a>,
-    reply: &'a mut Reply<'_>,
-    connection: &'a Connection,
-    worker: &'a Worker,
+    reply: &'a mut Responder<'_>,
+    connection: &'a ClientConnection,
+    worker: &'a SidecarWorker,
 ) -> Pin<Box<impl Future<Output = ()>>> {
     let room = Box::new_uninit();
     Box::into_pin(Box::write(room, serve_request(head, source, reply, connection, worker)))
@@ -235,16 +238,16 @@ pub(crate) fn request<'a>(
 async fn serve_request(
     mut head: RequestHead,
     source: BodySource<'_>,
-    reply: &mut Reply<'_>,
-    connection: &Connection,
-    worker: &Worker,
+    reply: &mut Responder<'_>,
+    connection: &ClientConnection,
+    worker: &SidecarWorker,
 ) {
     let started = now();
     worker.metrics.requests.increment();
     let _open = Opened::new(&worker.metrics.requests_open);
     let mut story = Story::new(&head, worker.logs_requests(connection));
-    let pulse = Pulse::new(source.is_empty());
-    let asked = Asked { source, reply, pulse: &pulse, started };
+    let progress = RequestProgress::new(source.is_empty());
+    let asked = RequestIo { source, reply, progress: &progress, started };
     let result = perform(&mut head, asked, connection, worker, &mut story).await;
     story.finish(result, started, connection, worker);
 }
@@ -253,8 +256,8 @@ async fn serve_request(
 pub(crate) fn refused(
     denial: Denial,
     version: HttpVersion,
-    connection: &Connection,
-    worker: &Worker,
+    connection: &ClientConnection,
+    worker: &SidecarWorker,
 ) {
     worker.metrics.requests.increment();
     let logged = worker.logs_requests(connection);
@@ -267,51 +270,52 @@ pub(crate) fn refused(
 }
 
 /// A request beside its head: its body, where the answer goes, and since when it lasts.
-struct Asked<'s, 'r, 'w> {
+struct RequestIo<'s, 'r, 'w> {
     source: BodySource<'s>,
-    reply: &'r mut Reply<'w>,
-    pulse: &'r Pulse,
+    reply: &'r mut Responder<'w>,
+    progress: &'r RequestProgress,
     started: Instant,
 }
 
 async fn perform(
     head: &mut RequestHead,
-    asked: Asked<'_, '_, '_>,
-    connection: &Connection,
-    worker: &Worker,
+    asked: RequestIo<'_, '_, '_>,
+    connection: &ClientConnection,
+    worker: &SidecarWorker,
     story: &mut Story,
 ) -> Result<ExchangeOutcome, Denial> {
-    let Asked { source, reply, pulse, started } = asked;
+    let RequestIo { source, reply, progress, started } = asked;
     let is_grpc = head.is_grpc();
     let (plan, following) = (worker.plan(), worker.changes.follow());
     let has_body = !source.is_empty();
-    let decision = decide(head, has_body, connection, &plan, (worker, story));
+    let context = DecisionContext { connection, plan: &plan, worker };
+    let decision = decide(head, has_body, context, story);
     let head = &*head;
     // Of the route, for the response or for the refusal.
     let mut changes = None;
     let result = match decision {
-        Ok(Decision::Forward {
+        Ok(RequestDecision::Forward {
             target,
             header_filter,
-            patience,
+            timeouts,
             ends_tunnel,
-            case,
+            inputs,
             changes: own,
         }) => {
             changes = own;
             match plan.target(&target) {
                 Some(target) => {
                     story.service = Some(target.cluster.name.clone());
-                    let mut call = Call::new(head, source, &mut *reply, pulse);
+                    let mut call = Call::new(head, source, &mut *reply, progress);
                     (call.header_filter, call.ends_tunnel, call.stall) =
-                        (header_filter, ends_tunnel, patience.stall);
+                        (header_filter, ends_tunnel, timeouts.stall);
                     call.pin = (head.version != HttpVersion::Http2).then_some(&connection.pinned);
                     call.changes = changes.as_deref();
-                    let decided = (&case, head, &*plan);
+                    let decided = (&inputs, head, &*plan);
                     tokio::select! {
                         biased;
                         result = exchange(&mut call, target, worker, &mut story.endpoint) => result,
-                        denial = patience.ends(started, pulse) => Err(denial),
+                        denial = timeouts.expired(started, progress) => Err(denial),
                         (denial, rule) = falls(decided, connection, following, worker) => {
                             story.rule = rule;
                             Err(denial)
@@ -321,7 +325,7 @@ async fn perform(
                 None => Err(Denial::NoEndpoint),
             }
         }
-        Ok(Decision::Answer { answer, changes }) => {
+        Ok(RequestDecision::Answer { answer, changes }) => {
             Ok(reply.answer(answer, head, changes.as_deref()).await)
         }
         Err(refused) => {
@@ -340,10 +344,10 @@ async fn perform(
 /// is not any more; with the policy that says so. Where there are none for it any more, what has begun goes
 /// on.
 async fn falls(
-    (case, head, plan): (&Case, &RequestHead, &Plan),
-    connection: &Connection,
-    mut following: Following<'_>,
-    worker: &Worker,
+    (inputs, head, plan): (&AuthorizationInputs, &RequestHead, &SidecarPlan),
+    connection: &ClientConnection,
+    mut following: PlanFollower<'_>,
+    worker: &SidecarWorker,
 ) -> (Denial, Option<Name>) {
     loop {
         following.next().await;
@@ -352,7 +356,7 @@ async fn falls(
         let Some(http) = connection.service(&plan) else {
             continue;
         };
-        let facts = case.facts(head, connection.sender(case.client));
+        let facts = inputs.facts(head, connection.client_info(inputs.client_address));
         if before.map(|before| &before.rules) != Some(&http.rules) {
             let verdict = judge_again(&facts, &http.rules);
             if verdict.refused {
@@ -363,7 +367,7 @@ async fn falls(
         let known = before.and_then(|before| before.tokens.as_ref());
         let asking = http.tokens.as_ref().filter(|tokens| known.is_none_or(|k| tokens.differ(k)));
         if let Some(Err(refused)) =
-            asking.map(|tokens| tokens.recheck(&case.proved, facts, connection.peer.as_ref()))
+            asking.map(|tokens| tokens.recheck(&inputs.tokens, facts, connection.peer.as_ref()))
         {
             worker.metrics.requests_withdrawn.increment();
             return (Denial::Token(refused.fault, refused.detail), None);

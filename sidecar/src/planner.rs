@@ -18,11 +18,11 @@ use weft_runtime::memory;
 use weft_runtime::problems::Problems;
 use weft_runtime::socket::Mark;
 
-use crate::authenticate::fetch::{WantedKeys, fetch_keys};
-use crate::authenticate::key_store::{FetchError, FetchedSet, KeyOrigin, KeyStore};
-use crate::fetch::{self, Answer, Failure, Wanted};
-use crate::list_store::ListStore;
-use crate::plan::{Builder, Plan, WantedList};
+use crate::authenticate::fetch::{KeySetDownload, fetch_keys};
+use crate::authenticate::key_store::{FetchedKeySet, KeyFetchError, KeyOrigin, KeyStore};
+use crate::crl_store::CrlStore;
+use crate::fetch::{self, FetchFailure, FetchRequest, FetchResponse};
+use crate::plan::{Builder, CrlDownload, SidecarPlan};
 
 /// How often due key sets, and files that have changed, are looked for.
 const TICK: Duration = Duration::from_millis(250);
@@ -34,14 +34,14 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// snapshots is gone. `problems` gets what could not be built.
 pub async fn run(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
-    plans: watch::Sender<Arc<Plan>>,
+    plans: watch::Sender<Arc<SidecarPlan>>,
     problems: watch::Sender<Problems>,
     mark: Option<Mark>,
 ) {
     let mut builder = Builder::new();
-    let mut fetched = Fetched::default();
+    let mut fetched = FetchStores::default();
     let mut wanted = Vec::new();
-    let mut under_way: HashSet<Place> = HashSet::new();
+    let mut under_way: HashSet<FetchKey> = HashSet::new();
     let mut fetches = JoinSet::new();
     let mut stale = true;
     loop {
@@ -54,10 +54,10 @@ pub async fn run(
                 tracing::warn!(problem, "configuration problem");
             }
             problems.send_replace(built.problems);
-            fetched.lists.settle(&built.demands);
+            fetched.lists.settle(&built.crl_sources);
             fetched.keys.retain(&built.key_origins);
-            let keys = built.key_sets.into_iter().map(|keys| Due::Keys(Box::new(keys)));
-            wanted = keys.chain(built.lists.into_iter().map(Due::List)).collect();
+            let keys = built.key_sets.into_iter().map(|keys| PendingFetch::Keys(Box::new(keys)));
+            wanted = keys.chain(built.lists.into_iter().map(PendingFetch::List)).collect();
             plans.send_replace(Arc::new(built.plan));
             memory::trim_heap();
         }
@@ -98,80 +98,80 @@ pub fn check(snapshot: &Snapshot) -> Problems {
             *cluster = Arc::new(Cluster { tls: None, ..(**cluster).clone() });
         }
     }
-    let (keys, lists) = (KeyStore::default(), ListStore::default());
+    let (keys, lists) = (KeyStore::default(), CrlStore::default());
     Builder::new().build(&Arc::new(checked), (&keys, &lists), unix_time()).problems
 }
 
 /// What was fetched.
 #[derive(Default)]
-struct Fetched {
+struct FetchStores {
     keys: KeyStore,
-    lists: ListStore,
+    lists: CrlStore,
 }
 
 /// What may be due.
 #[derive(Clone)]
-enum Due {
-    Keys(Box<WantedKeys>),
-    List(WantedList),
+enum PendingFetch {
+    Keys(Box<KeySetDownload>),
+    List(CrlDownload),
 }
 
 /// What came of it.
-enum Outcome {
-    Keys(Box<WantedKeys>, Result<FetchedSet, FetchError>),
-    List(WantedList, Result<Answer, Failure>),
+enum FetchOutcome {
+    Keys(Box<KeySetDownload>, Result<FetchedKeySet, KeyFetchError>),
+    List(CrlDownload, Result<FetchResponse, FetchFailure>),
 }
 
 /// Where something is fetched: not twice at once.
 #[derive(PartialEq, Eq, Hash)]
-enum Place {
+enum FetchKey {
     Keys(KeyOrigin),
     List(DistributionPoint),
 }
 
-impl Due {
-    fn place(&self) -> Place {
+impl PendingFetch {
+    fn place(&self) -> FetchKey {
         match self {
-            Self::Keys(wanted) => Place::Keys(wanted.origin.clone()),
-            Self::List(wanted) => Place::List(wanted.point.clone()),
+            Self::Keys(wanted) => FetchKey::Keys(wanted.origin.clone()),
+            Self::List(wanted) => FetchKey::List(wanted.point.clone()),
         }
     }
 }
 
-impl Outcome {
-    fn place(&self) -> Place {
+impl FetchOutcome {
+    fn place(&self) -> FetchKey {
         match self {
-            Self::Keys(wanted, _) => Place::Keys(wanted.origin.clone()),
-            Self::List(wanted, _) => Place::List(wanted.point.clone()),
+            Self::Keys(wanted, _) => FetchKey::Keys(wanted.origin.clone()),
+            Self::List(wanted, _) => FetchKey::List(wanted.point.clone()),
         }
     }
 }
 
-impl Fetched {
-    fn is_due(&self, due: &Due, now: Instant) -> bool {
+impl FetchStores {
+    fn is_due(&self, due: &PendingFetch, now: Instant) -> bool {
         match due {
-            Due::Keys(wanted) => {
+            PendingFetch::Keys(wanted) => {
                 self.keys.is_due(&wanted.origin, |address| wanted.has_endpoint(address), now)
             }
-            Due::List(wanted) => self.lists.is_due(&wanted.point, now),
+            PendingFetch::List(wanted) => self.lists.is_due(&wanted.point, now),
         }
     }
 
     fn begin(
         &self,
-        due: Due,
+        due: PendingFetch,
         mark: Option<Mark>,
-    ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'static>> {
+    ) -> Pin<Box<dyn Future<Output = FetchOutcome> + Send + 'static>> {
         match due {
-            Due::Keys(wanted) => {
+            PendingFetch::Keys(wanted) => {
                 self.keys.began(&wanted.origin);
                 Box::pin(async move {
                     let outcome = fetch_keys(&wanted, mark).await;
-                    Outcome::Keys(wanted, outcome)
+                    FetchOutcome::Keys(wanted, outcome)
                 })
             }
-            Due::List(wanted) => {
-                let asked = Wanted {
+            PendingFetch::List(wanted) => {
+                let asked = FetchRequest {
                     uri: wanted.point.uri.clone(),
                     target: wanted.target.clone(),
                     timeout: LIST_TIMEOUT,
@@ -182,19 +182,19 @@ impl Fetched {
                 };
                 Box::pin(async move {
                     let outcome = fetch::fetch(&asked, mark).await;
-                    Outcome::List(wanted, outcome)
+                    FetchOutcome::List(wanted, outcome)
                 })
             }
         }
     }
 
     /// Takes what came; whether the plan would be another.
-    fn take(&mut self, outcome: Outcome, now: Instant) -> bool {
+    fn take(&mut self, outcome: FetchOutcome, now: Instant) -> bool {
         match outcome {
-            Outcome::Keys(wanted, outcome) => {
+            FetchOutcome::Keys(wanted, outcome) => {
                 self.keys.fetched(&wanted.origin, outcome, wanted.cache, now)
             }
-            Outcome::List(wanted, outcome) => self.lists.fetched(&wanted.point, outcome, now),
+            FetchOutcome::List(wanted, outcome) => self.lists.fetched(&wanted.point, outcome, now),
         }
     }
 }

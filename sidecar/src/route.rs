@@ -4,19 +4,19 @@ use std::time::SystemTime;
 
 use weft_model::{Found, PathMatch, PathRewrite, Redirect, RouteIndex};
 
-use crate::authorize::{Authorized, Case};
+use crate::authorize::{AuthorizationInputs, Authorized};
 use crate::denial::Denial;
+use crate::header_mutation::scheme;
 use crate::http::head::{RequestHead, path_of, query_part_of};
-use crate::mutate::scheme;
 
 /// A request with the route it takes. Made only by [`route`].
 #[derive(Debug)]
 pub(crate) struct Routed<'a, 'p> {
     pub(crate) found: Found<'p>,
-    /// When the stream ends, where its token says so.
-    pub(crate) ends: Option<SystemTime>,
+    /// When the stream stream_deadline, where its token says so.
+    pub(crate) stream_deadline: Option<SystemTime>,
     /// What it was allowed by.
-    pub(crate) case: Case,
+    pub(crate) inputs: AuthorizationInputs,
     _allowed: std::marker::PhantomData<Authorized<'a>>,
 }
 
@@ -33,8 +33,8 @@ pub(crate) fn route<'a, 'p>(
     table: Option<&'p RouteIndex>,
 ) -> Result<Routed<'a, 'p>, Denial> {
     let found = table.and_then(|table| table.route(&request.facts())).ok_or(Denial::NoRoute)?;
-    let (ends, case) = (request.ends(), request.into_case());
-    Ok(Routed { found, ends, case, _allowed: std::marker::PhantomData })
+    let (stream_deadline, inputs) = (request.stream_deadline(), request.into_inputs());
+    Ok(Routed { found, stream_deadline, inputs, _allowed: std::marker::PhantomData })
 }
 
 /// The target of a request after a rewrite; none where it stays unchanged.
@@ -48,32 +48,32 @@ pub(crate) fn rewritten_target(
 
 /// What a redirect knows of the request.
 #[derive(Debug, Clone, Copy)]
-struct Before<'a> {
+struct RedirectInput<'a> {
     scheme: &'a str,
     authority: &'a str,
     target: &'a str,
 }
 
-impl<'a> Before<'a> {
+impl<'a> RedirectInput<'a> {
     fn of(head: &'a RequestHead, is_tls: bool) -> Self {
         Self { scheme: scheme(is_tls), authority: &head.authority, target: &head.target }
     }
 }
 
 /// Where the client of a request is sent.
-pub(crate) fn sent_to(
+pub(crate) fn redirect_location(
     redirect: &Redirect,
     matched: &PathMatch,
     head: &RequestHead,
     is_tls: bool,
 ) -> String {
     let rewritten = rewritten_target(redirect.path_rewrite.as_ref(), matched, head);
-    location(redirect, rewritten.as_deref(), Before::of(head, is_tls))
+    location(redirect, rewritten.as_deref(), RedirectInput::of(head, is_tls))
 }
 
 /// Where a client is sent.
 /// `rewritten` is the target after the redirect's rewrite.
-fn location(redirect: &Redirect, rewritten: Option<&str>, before: Before<'_>) -> String {
+fn location(redirect: &Redirect, rewritten: Option<&str>, before: RedirectInput<'_>) -> String {
     let scheme = redirect.scheme.as_deref().unwrap_or(before.scheme);
     let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
     let host = match redirect.host.as_deref() {
@@ -95,7 +95,7 @@ fn location(redirect: &Redirect, rewritten: Option<&str>, before: Before<'_>) ->
 
 /// The host of the request, without its port where that is replaced, or was the default of another
 /// scheme.
-fn host_for<'a>(before: Before<'a>, scheme: &str, is_replaced: bool) -> &'a str {
+fn host_for<'a>(before: RedirectInput<'a>, scheme: &str, is_replaced: bool) -> &'a str {
     let Some((host, port)) = before.authority.rsplit_once(':') else {
         return before.authority;
     };
@@ -131,7 +131,7 @@ mod tests {
         let check = |change: &dyn Fn(&mut Redirect), authority: &str, expected: &str| {
             let mut redirect = plain.clone();
             change(&mut redirect);
-            let before = Before { scheme: "http", authority, target: "/a/b?c" };
+            let before = RedirectInput { scheme: "http", authority, target: "/a/b?c" };
             let matched = PathMatch::Prefix("/a".into());
             let rewrite = redirect.path_rewrite.as_ref();
             let rewritten =

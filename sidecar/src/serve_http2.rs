@@ -14,11 +14,11 @@ use crate::http::h2_budget::LIBRARY_VIOLATION_LIMIT;
 use crate::http::h2_client_guard::{Http2ClientGuard, Http2Monitor};
 use crate::http::h2_keepalive;
 use crate::http::head::{HttpVersion, RequestHead};
-use crate::pipeline::{self, Connection};
-use crate::reply::Reply;
-use crate::stream::Stream;
-use crate::windows::Window;
-use crate::worker::{Worker, now};
+use crate::http2_windows::ConnectionWindow;
+use crate::pipeline::{self, ClientConnection};
+use crate::responder::Responder;
+use crate::stream::TransportStream;
+use crate::worker::{SidecarWorker, now};
 
 /// How long a client that is told to calm down has to take the message.
 const CALM: Duration = Duration::from_millis(200);
@@ -37,10 +37,10 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(
-    stream: Stream,
-    connection: Rc<Connection>,
+    stream: TransportStream,
+    connection: Rc<ClientConnection>,
     settings: &HttpService,
-    worker: &Rc<Worker>,
+    worker: &Rc<SidecarWorker>,
 ) {
     let (stream, monitor) = Http2ClientGuard::new(stream, settings.limits.streams);
     let over = monitor.abort_reason();
@@ -60,7 +60,7 @@ pub(crate) async fn serve(
     let ending = ending(settings, &connection, &drain, &monitor, &open);
     let stuck = monitor.stalled(settings.timeouts.head);
     let silent = h2_keepalive::ping_timeout(settings.keepalive, streams.ping_pong(), &monitor);
-    let (fallen, gone) = (connection.ends(), farewell(&open));
+    let (fallen, gone) = (connection.closed(), farewell(&open));
     tokio::pin!(ending, stuck, silent, fallen, gone);
     let mut is_told = false;
     let mut left = settings.limits.requests_per_connection;
@@ -92,7 +92,7 @@ pub(crate) async fn serve(
                 }
                 let (head, body) = http2::received_request(request, &settings.limits);
                 note_breach(head.as_ref().err(), &monitor);
-                let stream = OneStream::begin(&open, &connection, &window);
+                let stream = Http2RequestStream::begin(&open, &connection, &window);
                 tokio::task::spawn_local(stream.serve(head, body, respond, worker.clone()));
                 left = left.map(|left| left.saturating_sub(1));
                 if left == Some(0) && !is_told {
@@ -112,7 +112,7 @@ pub(crate) async fn serve(
     dismiss(streams, reason).await;
 }
 
-type Streams = h2::server::Connection<Http2ClientGuard<Stream>, bytes::Bytes>;
+type Streams = h2::server::Connection<Http2ClientGuard<TransportStream>, bytes::Bytes>;
 
 /// Ends a connection at once, and tells why.
 async fn dismiss(mut streams: Box<Streams>, reason: h2::Reason) {
@@ -122,7 +122,7 @@ async fn dismiss(mut streams: Box<Streams>, reason: h2::Reason) {
 }
 
 /// Leaves the line of a request that the library refused.
-fn note_refused(connection: &Connection, worker: &Worker) {
+fn note_refused(connection: &ClientConnection, worker: &SidecarWorker) {
     let denial = Denial::Malformed("the head of a request of HTTP/2 breaks its rules");
     pipeline::refused(denial, HttpVersion::Http2, connection, worker);
 }
@@ -135,13 +135,13 @@ fn note_breach(refused: Option<&http2::RefusedHead>, monitor: &Http2Monitor) {
 }
 
 /// Leaves the lines of all requests that the library refused before the connection ended.
-fn note_all_refused(monitor: &Http2Monitor, connection: &Connection, worker: &Worker) {
+fn note_all_refused(monitor: &Http2Monitor, connection: &ClientConnection, worker: &SidecarWorker) {
     while monitor.take_refused() {
         note_refused(connection, worker);
     }
 }
 
-fn note_end(reason: h2::Reason, connection: &Connection, worker: &Worker) {
+fn note_end(reason: h2::Reason, connection: &ClientConnection, worker: &SidecarWorker) {
     if reason == h2::Reason::ENHANCE_YOUR_CALM {
         worker.metrics.floods.increment();
     }
@@ -192,7 +192,7 @@ fn builder(settings: &HttpService, window_bytes: u32, is_peer: bool) -> h2::serv
 /// intervals, so that no frame reads the clock.
 async fn ending(
     settings: &HttpService,
-    connection: &Connection,
+    connection: &ClientConnection,
     drain: &weft_runtime::drain::Drain,
     monitor: &Http2Monitor,
     open: &Cell<usize>,
@@ -216,7 +216,7 @@ async fn ending(
         () = aged => {}
         () = idle => {}
         () = drain.reached(Phase::Draining) => {}
-        () = connection.leaves() => {}
+        () = connection.draining() => {}
         () = monitor.renewal_due() => {}
     }
 }
@@ -224,8 +224,8 @@ async fn ending(
 /// Whether a request is to be served: its client has not reset it yet, and may still send requests.
 fn is_wanted(
     respond: &mut h2::server::SendResponse<bytes::Bytes>,
-    connection: &Connection,
-    worker: &Worker,
+    connection: &ClientConnection,
+    worker: &SidecarWorker,
 ) -> bool {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     if respond.poll_reset(&mut cx).is_ready() {
@@ -233,7 +233,7 @@ fn is_wanted(
         pipeline::refused(Denial::ClientGone, HttpVersion::Http2, connection, worker);
         return false;
     }
-    if connection.is_leaving() {
+    if connection.is_draining() {
         // It was not looked at, and may be sent again elsewhere (RFC 9113, section 8.7).
         respond.send_reset(h2::Reason::REFUSED_STREAM);
         return false;
@@ -262,7 +262,7 @@ async fn discard(body: &mut http2::ReceivedBody) {
 }
 
 /// Counts and logs a request whose body has no place in the budget of windows.
-fn refuse_body(connection: &Connection, worker: &Worker) {
+fn refuse_body(connection: &ClientConnection, worker: &SidecarWorker) {
     worker.metrics.windows_refused.increment();
     if worker.windows.is_first_refusal() {
         tracing::warn!(
@@ -274,21 +274,25 @@ fn refuse_body(connection: &Connection, worker: &Worker) {
 }
 
 /// One stream of a connection.
-struct OneStream {
+struct Http2RequestStream {
     /// How many are open.
     open: Rc<Cell<usize>>,
-    connection: Rc<Connection>,
-    window: Rc<Window>,
+    connection: Rc<ClientConnection>,
+    window: Rc<ConnectionWindow>,
 }
 
-impl Drop for OneStream {
+impl Drop for Http2RequestStream {
     fn drop(&mut self) {
         self.open.set(self.open.get().saturating_sub(1));
     }
 }
 
-impl OneStream {
-    fn begin(open: &Rc<Cell<usize>>, connection: &Rc<Connection>, window: &Rc<Window>) -> Self {
+impl Http2RequestStream {
+    fn begin(
+        open: &Rc<Cell<usize>>,
+        connection: &Rc<ClientConnection>,
+        window: &Rc<ConnectionWindow>,
+    ) -> Self {
         open.set(open.get() + 1);
         Self { open: open.clone(), connection: connection.clone(), window: window.clone() }
     }
@@ -298,9 +302,9 @@ impl OneStream {
         head: Result<RequestHead, http2::RefusedHead>,
         mut body: http2::ReceivedBody,
         mut respond: h2::server::SendResponse<bytes::Bytes>,
-        worker: Rc<Worker>,
+        worker: Rc<SidecarWorker>,
     ) {
-        let mut reply = Reply::Http2 { respond: &mut respond, started: false };
+        let mut reply = Responder::Http2 { respond: &mut respond, started: false };
         let has_body = !body.is_end();
         let receiving = if has_body { self.window.receive() } else { None };
         match head {

@@ -9,10 +9,10 @@ use weft_model::{Judgement, Name};
 use crate::denial::Denial;
 use crate::http::desync::DesyncReason;
 use crate::http::head::{HttpVersion, RequestHead};
-use crate::pipeline::Connection;
+use crate::pipeline::ClientConnection;
 use crate::record::Record;
 use crate::upstream::ExchangeOutcome;
-use crate::worker::{Worker, now, unix_ms};
+use crate::worker::{SidecarWorker, now, unix_ms};
 
 /// What there is to tell of a request.
 #[derive(Default)]
@@ -56,7 +56,7 @@ impl Story {
     }
 
     /// Takes down what policies said.
-    pub(crate) fn judged(&mut self, judgement: &Judgement<'_>, worker: &Worker) {
+    pub(crate) fn judged(&mut self, judgement: &Judgement<'_>, worker: &SidecarWorker) {
         let refusing = judgement.shadow.filter(|shadow| shadow.refused);
         if refusing.is_some() {
             worker.metrics.requests_dry_run_refused.increment();
@@ -72,8 +72,8 @@ impl Story {
         self,
         result: Result<ExchangeOutcome, Denial>,
         started: Instant,
-        connection: &Connection,
-        worker: &Worker,
+        connection: &ClientConnection,
+        worker: &SidecarWorker,
     ) {
         let duration = now() - started;
         let (status, outcome) = match result {

@@ -13,7 +13,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::standing::{Enrolled, Standing};
+use crate::connection_registry::{ConnectionStatus, RegisteredConnection};
 use crate::tls::stream::TlsStream;
 
 /// How often the end of a connection is looked for behind bytes that nobody reads.
@@ -21,26 +21,26 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A connection.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) enum TransportStream {
     Plain(TcpStream),
-    Tls(Secured),
+    Tls(RegisteredTlsStream),
 }
 
 /// A connection under TLS, which ends when its peer is not who it was any more.
 #[derive(Debug)]
-pub(crate) struct Secured {
+pub(crate) struct RegisteredTlsStream {
     /// None where the peer proved nothing. Gone before the socket is.
-    enrolled: Option<Enrolled>,
+    enrolled: Option<RegisteredConnection>,
     tls: Box<TlsStream>,
 }
 
-impl Secured {
+impl RegisteredTlsStream {
     /// A connection whose handshake is done.
-    pub(crate) fn new(tls: Box<TlsStream>, enrolled: Option<Enrolled>) -> Self {
+    pub(crate) fn new(tls: Box<TlsStream>, enrolled: Option<RegisteredConnection>) -> Self {
         Self { enrolled, tls }
     }
 
-    fn standing(&self) -> Option<&Rc<Standing>> {
+    fn standing(&self) -> Option<&Rc<ConnectionStatus>> {
         self.enrolled.as_ref().map(|enrolled| &enrolled.standing)
     }
 
@@ -48,7 +48,7 @@ impl Secured {
     /// before.
     fn reading(&mut self) -> io::Result<Pin<&mut TlsStream>> {
         match self.standing() {
-            Some(standing) if standing.is_ended() => Err(self.fallen()),
+            Some(standing) if standing.is_closed() => Err(self.fallen()),
             _ => Ok(Pin::new(&mut self.tls)),
         }
     }
@@ -56,20 +56,20 @@ impl Secured {
     /// The connection to write to.
     fn writing(&mut self) -> io::Result<Pin<&mut TlsStream>> {
         match self.standing() {
-            Some(standing) if standing.is_silenced() => Err(self.fallen()),
+            Some(standing) if standing.is_write_closed() => Err(self.fallen()),
             _ => Ok(Pin::new(&mut self.tls)),
         }
     }
 
     fn fallen(&self) -> io::Error {
-        if self.standing().is_some_and(|standing| standing.is_silenced()) {
+        if self.standing().is_some_and(|standing| standing.is_write_closed()) {
             weft_runtime::socket::reset_on_close(self.tls.tcp());
         }
         io::Error::new(io::ErrorKind::ConnectionAborted, "its peer is trusted no more")
     }
 }
 
-impl Stream {
+impl TransportStream {
     /// The socket below.
     pub(crate) fn tcp(&self) -> &TcpStream {
         match self {
@@ -103,7 +103,7 @@ impl Stream {
     }
 
     /// How it stands with the connection; none where its peer proved nothing.
-    pub(crate) fn standing(&self) -> Option<&Rc<Standing>> {
+    pub(crate) fn standing(&self) -> Option<&Rc<ConnectionStatus>> {
         match self {
             Self::Plain(_) => None,
             Self::Tls(secured) => secured.standing(),
@@ -111,7 +111,7 @@ impl Stream {
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for TransportStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -124,7 +124,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for TransportStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -154,11 +154,11 @@ impl AsyncWrite for Stream {
 /// One of two halves of a connection. Both live on one thread, so a cell does what elsewhere takes
 /// a lock.
 #[derive(Debug, Clone)]
-pub(crate) struct Half(Rc<RefCell<Stream>>);
+pub(crate) struct StreamHalf(Rc<RefCell<TransportStream>>);
 
-impl Half {
+impl StreamHalf {
     /// Both halves of a connection: each may read and write, and by custom one does each.
-    pub(crate) fn pair(stream: Stream) -> (Self, Self) {
+    pub(crate) fn pair(stream: TransportStream) -> (Self, Self) {
         let shared = Rc::new(RefCell::new(stream));
         (Self(shared.clone()), Self(shared))
     }
@@ -179,7 +179,7 @@ impl Half {
 
     /// Whether the peer has sent something, or closed, that was not read. Asks the event loop only, not
     /// the kernel.
-    pub(crate) fn has_news(&self) -> bool {
+    pub(crate) fn has_events(&self) -> bool {
         let stream = self.0.borrow();
         stream.has_read_ahead() || stream.tcp().try_io(Interest::READABLE, || Ok(())).is_ok()
     }
@@ -198,14 +198,14 @@ impl Half {
     }
 
     /// Whether no request may be begun over it any more.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.0.borrow().standing().is_some_and(|standing| standing.is_leaving())
+    pub(crate) fn is_draining(&self) -> bool {
+        self.0.borrow().standing().is_some_and(|standing| standing.is_draining())
     }
 
     /// Lets the connection end by a reset where it has ended already by what its peer is. Without, the
     /// peer's system would have to be awaited.
-    pub(crate) fn reset_if_ended(&self) {
-        if self.0.borrow().standing().is_some_and(|standing| standing.is_ended()) {
+    pub(crate) fn reset_if_closed(&self) {
+        if self.0.borrow().standing().is_some_and(|standing| standing.is_closed()) {
             self.reset();
         }
     }
@@ -223,7 +223,7 @@ impl Half {
     }
 }
 
-impl AsyncRead for Half {
+impl AsyncRead for StreamHalf {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -233,7 +233,7 @@ impl AsyncRead for Half {
     }
 }
 
-impl AsyncWrite for Half {
+impl AsyncWrite for StreamHalf {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

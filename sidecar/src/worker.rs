@@ -23,14 +23,14 @@ use weft_runtime::metrics::Registry;
 use weft_runtime::socket::{Mark, is_ipv6_unavailable, listen_tcp};
 
 use crate::authenticate::TokenCache;
-use crate::changes::Changes;
-use crate::detect::Learned;
+use crate::connection_registry::{self, ConnectionRegistry};
+use crate::detect::ServerFirstCache;
+use crate::http2_windows::WindowBudget;
 use crate::metrics::Metrics;
-use crate::pipeline::{self, Accepted, Connection};
-use crate::plan::{Plan, PlannedListener};
-use crate::standing::{self, Roll};
+use crate::pipeline::{self, AcceptedSocket, ClientConnection};
+use crate::plan::{PlannedListener, SidecarPlan};
+use crate::plan_changes::PlanChanges;
 use crate::upstream::Pools;
-use crate::windows::Windows;
 
 /// How often idle connections are looked for.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -41,7 +41,7 @@ const REST: Duration = Duration::from_millis(20);
 
 /// What one worker may have at once. At a limit the new is refused and counted, the old is kept.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct SidecarLimits {
     /// Connections from clients.
     pub connections: usize,
     /// How long a TLS handshake may take.
@@ -52,9 +52,9 @@ pub struct Limits {
 
 /// What all workers share: handles, and nothing that they write to.
 #[derive(Debug, Clone)]
-pub struct Shared {
+pub struct SidecarShared {
     /// The plan in force.
-    pub plans: watch::Receiver<Arc<Plan>>,
+    pub plans: watch::Receiver<Arc<SidecarPlan>>,
     /// The end of the process.
     pub drain: Drain,
     /// Where the counters are folded.
@@ -62,7 +62,7 @@ pub struct Shared {
     /// Where access lines go.
     pub access: Writer,
     /// What one worker may have at once.
-    pub limits: Limits,
+    pub limits: SidecarLimits,
     /// The mark on what we send, if we may set it.
     pub mark: Option<Mark>,
     /// Where each worker tells what it listens on.
@@ -70,28 +70,28 @@ pub struct Shared {
 }
 
 /// One worker.
-pub(crate) struct Worker {
-    pub(crate) shared: Shared,
+pub(crate) struct SidecarWorker {
+    pub(crate) shared: SidecarShared,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: Rc<AccessLog>,
     pub(crate) live: ActiveConnections,
     pub(crate) pools: Pools,
     /// For connections from clients, and a quarter of all for those to endpoints, which clients cannot use
     /// up by waiting.
-    pub(crate) windows: Windows,
-    pub(crate) upstream_windows: Windows,
-    pub(crate) learned: Learned,
+    pub(crate) windows: WindowBudget,
+    pub(crate) upstream_windows: WindowBudget,
+    pub(crate) learned: ServerFirstCache,
     /// The tokens that were verified before.
     pub(crate) tokens: TokenCache,
     /// Who was let in by an earlier plan than the one in force.
-    pub(crate) changes: Changes,
+    pub(crate) changes: PlanChanges,
     /// The connections whose peers proved who they are.
-    roll: Rc<Roll>,
-    plan: RefCell<Arc<Plan>>,
+    registry: Rc<ConnectionRegistry>,
+    plan: RefCell<Arc<SidecarPlan>>,
     draining: Cell<bool>,
     /// Connections that draining may end while they are idle.
-    enrolled: RefCell<HashMap<u64, Endable>>,
-    next_enrolled: Cell<u64>,
+    drainable: RefCell<HashMap<u64, DrainableTask>>,
+    next_drainable_id: Cell<u64>,
     /// What is logged of connections beyond the limit, and of pauses of accepting.
     refusals: LogLimit,
     pauses: LogLimit,
@@ -100,20 +100,20 @@ pub(crate) struct Worker {
 }
 
 /// A connection's task, and whether it waits for a request.
-type Endable = (AbortHandle, Rc<Cell<bool>>);
+type DrainableTask = (AbortHandle, Rc<Cell<bool>>);
 
 /// A connection's place on the list of those that draining may end.
-pub(crate) struct Enrolled<'a>(&'a Worker, u64);
+pub(crate) struct DrainRegistration<'a>(&'a SidecarWorker, u64);
 
-impl Drop for Enrolled<'_> {
+impl Drop for DrainRegistration<'_> {
     fn drop(&mut self) {
-        self.0.enrolled.borrow_mut().remove(&self.1);
+        self.0.drainable.borrow_mut().remove(&self.1);
     }
 }
 
-impl Worker {
+impl SidecarWorker {
     /// The plan in force.
-    pub(crate) fn plan(&self) -> Arc<Plan> {
+    pub(crate) fn plan(&self) -> Arc<SidecarPlan> {
         self.plan.borrow().clone()
     }
 
@@ -122,29 +122,32 @@ impl Worker {
     }
 
     /// Whether the requests of a connection leave a line.
-    pub(crate) fn logs_requests(&self, connection: &Connection) -> bool {
+    pub(crate) fn logs_requests(&self, connection: &ClientConnection) -> bool {
         connection.service(&self.plan.borrow()).is_none_or(|http| http.http.access_log)
     }
 
     /// Puts the running task's connection on the list of those that draining may end.
-    pub(crate) fn enrol(&self, connection: &Connection) -> Option<Enrolled<'_>> {
-        let id = self.next_enrolled.get();
-        self.next_enrolled.set(id + 1);
+    pub(crate) fn register_drainable(
+        &self,
+        connection: &ClientConnection,
+    ) -> Option<DrainRegistration<'_>> {
+        let id = self.next_drainable_id.get();
+        self.next_drainable_id.set(id + 1);
         let handle = CURRENT.with(|current| current.borrow().clone())?;
-        self.enrolled.borrow_mut().insert(id, (handle, connection.idle.clone()));
-        Some(Enrolled(self, id))
+        self.drainable.borrow_mut().insert(id, (handle, connection.idle.clone()));
+        Some(DrainRegistration(self, id))
     }
 
     /// Has a connection stand for as long as its peer's proof does, which `trust` accepted.
-    pub(crate) fn enrol_proof(
+    pub(crate) fn register_connection(
         &self,
         socket: &TcpStream,
         proof: Proof,
         trust: &TrustStore,
-    ) -> standing::Enrolled {
+    ) -> connection_registry::RegisteredConnection {
         // Not the worker's own plan, which may be the one before.
-        let latest = self.shared.plans.borrow().withdrawals.clone();
-        self.roll.enrol(socket.as_raw_fd(), proof, trust, &latest)
+        let latest = self.shared.plans.borrow().revocation_deltas.clone();
+        self.registry.register(socket.as_raw_fd(), proof, trust, &latest)
     }
 
     /// Counts and logs a connection beyond the limit.
@@ -162,13 +165,13 @@ impl Worker {
     }
 
     /// Ends the connections that rest on what the plan withdraws.
-    fn apply_withdrawals(&self) {
-        self.roll.apply(&self.plan.borrow().withdrawals, unix_seconds(), &self.metrics);
-        let roll = self.roll.clone();
-        if roll.tell() {
+    fn apply_revocations(&self) {
+        self.registry.apply(&self.plan.borrow().revocation_deltas, unix_seconds(), &self.metrics);
+        let registry = self.registry.clone();
+        if registry.notify_closed() {
             tokio::task::spawn_local(async move {
                 // In between others are served.
-                while roll.tell() {
+                while registry.notify_closed() {
                     tokio::task::yield_now().await;
                 }
             });
@@ -179,7 +182,7 @@ impl Worker {
     fn end_idle(&self) {
         self.draining.set(true);
         let idle: Vec<AbortHandle> = self
-            .enrolled
+            .drainable
             .borrow()
             .values()
             .filter(|(_, idle)| idle.get())
@@ -194,31 +197,31 @@ tokio::task_local! {
 }
 
 /// Runs the worker with that number until the process has drained.
-pub async fn run(shared: Shared, number: usize) {
+pub async fn run(shared: SidecarShared, number: usize) {
     let mut plans = shared.plans.clone();
     let plan = plans.borrow_and_update().clone();
-    let worker = Rc::new(Worker {
+    let worker = Rc::new(SidecarWorker {
         metrics: shared.metrics.worker(),
         access: shared.access.worker(),
         live: ActiveConnections::default(),
         pools: Pools::default(),
-        learned: Learned::default(),
+        learned: ServerFirstCache::default(),
         tokens: TokenCache::default(),
-        changes: Changes::default(),
-        roll: Rc::default(),
-        windows: Windows::new(shared.limits.window_bytes / 4 * 3),
-        upstream_windows: Windows::new(shared.limits.window_bytes / 4),
+        changes: PlanChanges::default(),
+        registry: Rc::default(),
+        windows: WindowBudget::new(shared.limits.window_bytes / 4 * 3),
+        upstream_windows: WindowBudget::new(shared.limits.window_bytes / 4),
         plan: RefCell::new(plan),
         draining: Cell::new(false),
-        enrolled: RefCell::default(),
-        next_enrolled: Cell::new(0),
+        drainable: RefCell::default(),
+        next_drainable_id: Cell::new(0),
         refusals: LogLimit::default(),
         pauses: LogLimit::default(),
         most_open: Cell::new(0),
         shared,
     });
     let drain = worker.shared.drain.clone();
-    let mut sockets = Sockets { worker: number, ..Sockets::default() };
+    let mut sockets = SidecarSockets { worker: number, ..SidecarSockets::default() };
     sockets.follow(&worker);
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
@@ -228,8 +231,8 @@ pub async fn run(shared: Shared, number: usize) {
                     break;
                 }
                 worker.plan.replace(plans.borrow_and_update().clone());
-                worker.apply_withdrawals();
-                worker.changes.tell();
+                worker.apply_revocations();
+                worker.changes.notify();
                 sockets.follow(&worker);
                 worker.sweep();
             }
@@ -245,7 +248,7 @@ pub async fn run(shared: Shared, number: usize) {
     drain.finished(&worker.live).await;
 }
 
-impl Worker {
+impl SidecarWorker {
     /// Gives memory back when many connections have closed: the C library keeps what lies between others.
     fn give_memory_back(&self) {
         let open = self.live.count();
@@ -258,7 +261,7 @@ impl Worker {
     }
 
     fn sweep(&self) {
-        self.roll.tick(unix_seconds(), &self.metrics);
+        self.registry.tick(unix_seconds(), &self.metrics);
         self.windows.look();
         self.give_memory_back();
         let plan = self.plan();
@@ -268,7 +271,7 @@ impl Worker {
 
 /// The bound sockets, by what is bound.
 #[derive(Default)]
-struct Sockets {
+struct SidecarSockets {
     /// The number of the worker that they belong to.
     worker: usize,
     /// Whether nothing is missing.
@@ -276,9 +279,9 @@ struct Sockets {
     bound: HashMap<(Name, SocketAddr, bool), JoinHandle<()>>,
 }
 
-impl Sockets {
+impl SidecarSockets {
     /// Binds what the plan has and is not bound, closes what it no longer has.
-    fn follow(&mut self, worker: &Rc<Worker>) {
+    fn follow(&mut self, worker: &Rc<SidecarWorker>) {
         let plan = worker.plan();
         let key = |planned: &PlannedListener| {
             (planned.listener.name.clone(), planned.listener.address, planned.listener.transparent)
@@ -320,7 +323,7 @@ impl Sockets {
     }
 
     /// Tries again what could not be bound: whoever had the port may have ended.
-    fn complete(&mut self, worker: &Rc<Worker>) {
+    fn complete(&mut self, worker: &Rc<SidecarWorker>) {
         if !self.is_whole {
             self.follow(worker);
         }
@@ -331,7 +334,7 @@ impl Sockets {
     }
 }
 
-async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<Worker>) {
+async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<SidecarWorker>) {
     loop {
         let (stream, client) = match socket.accept().await {
             Ok(accepted) => accepted,
@@ -354,14 +357,14 @@ fn take_in(
     stream: TcpStream,
     client: SocketAddr,
     name: &Name,
-    worker: &Rc<Worker>,
+    worker: &Rc<SidecarWorker>,
 ) -> io::Result<()> {
     let plan = worker.plan();
     let Some(listener) = plan.listener(name).cloned() else {
         return Ok(());
     };
     drop(plan);
-    let accepted = Accepted { client, stream, listener };
+    let accepted = AcceptedSocket { client, stream, listener };
     let handle = Rc::new(RefCell::new(None::<AbortHandle>));
     let own = handle.clone();
     let serving = worker.clone();

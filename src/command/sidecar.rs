@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use weft_certs::Coverage;
 use weft_runtime::metrics::Registry;
-use weft_sidecar::plan::Plan;
-use weft_sidecar::{Limits, Shared, metrics, planner};
+use weft_sidecar::plan::SidecarPlan;
+use weft_sidecar::{SidecarLimits, SidecarShared, metrics, planner};
 
 use super::data_plane::{DataPlane, Workload, access_writer};
 use super::{Failure, values};
@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let begun = begun.map_err(Failure::Failed)?;
     let registry = Registry::<metrics::Metrics>::default();
     let access = access_writer()?;
-    let plans = watch::Sender::new(Arc::new(Plan::default()));
+    let plans = watch::Sender::new(Arc::new(SidecarPlan::default()));
     let receiver = plans.subscribe();
     let particulars = SidecarRole { registry: registry.clone(), plans: plans.subscribe() };
     let setup = Setup {
@@ -54,12 +54,12 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     };
     let mut process = begun.start(setup).map_err(Failure::Failed)?;
     process.spawn(planner::run(process.snapshots(), plans, process.problems(), process.mark()));
-    let shared = Shared {
+    let shared = SidecarShared {
         plans: receiver,
         drain: process.drain(),
         metrics: registry,
         access,
-        limits: Limits {
+        limits: SidecarLimits {
             connections: arguments.connection_limit,
             handshake: Duration::from_secs(10),
             window_bytes: arguments.window_limit * 1024 * 1024,
@@ -73,13 +73,13 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
 /// What a sidecar tells of itself.
 struct SidecarRole {
     registry: Registry<metrics::Metrics>,
-    plans: watch::Receiver<Arc<Plan>>,
+    plans: watch::Receiver<Arc<SidecarPlan>>,
 }
 
 impl Particulars for SidecarRole {
     fn metrics(&self) -> String {
         let plan = self.plans.borrow().clone();
-        metrics::page(&self.registry, &plan.covered).finish()
+        metrics::page(&self.registry, &plan.crls).finish()
     }
 
     fn dump(&self) -> Map<String, Value> {
@@ -90,7 +90,7 @@ impl Particulars for SidecarRole {
                 json!({"checked": true, "lists": lists.iter().map(list).collect::<Vec<_>>()})
             }
         };
-        let stores = plan.covered.iter().map(|(name, covered)| (name.clone(), lists(covered)));
+        let stores = plan.crls.iter().map(|(name, covered)| (name.clone(), lists(covered)));
         let stores: Map<String, Value> = stores.collect();
         Map::from_iter([("revocation".to_owned(), stores.into())])
     }

@@ -10,21 +10,21 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use super::claims::Times;
-use super::fault::Refused;
+use super::claims::TokenTimes;
+use super::fault::TokenRejection;
 
 /// How many bytes the good ones may take, and how many bad ones there may be.
 const GOOD_BYTES: usize = 8 * 1024 * 1024;
 const BAD: usize = 4096;
 
 /// A token, by its SHA-256, and the number of the issuer that was asked.
-type Key = ([u8; 32], u64);
+type TokenCacheKey = ([u8; 32], u64);
 
 /// What a good token says.
 #[derive(Debug)]
-pub(crate) struct Checked {
+pub(crate) struct VerifiedToken {
     pub(crate) claims: Map<String, Value>,
-    pub(crate) times: Times,
+    pub(crate) times: TokenTimes,
     /// The payload as it stood, base64url.
     pub(crate) payload: Box<str>,
 }
@@ -32,27 +32,32 @@ pub(crate) struct Checked {
 /// The tokens that a worker has verified.
 #[derive(Debug, Default)]
 pub(crate) struct TokenCache {
-    good: RefCell<Generations<Rc<Checked>>>,
-    bad: RefCell<Generations<Refused>>,
+    good: RefCell<TwoGenerationMap<Rc<VerifiedToken>>>,
+    bad: RefCell<TwoGenerationMap<TokenRejection>>,
 }
 
 /// What was used lately, and before that. When the first is full, the second goes, and so on: what is used
 /// stays, at no cost but a second look.
 #[derive(Debug)]
-struct Generations<V> {
-    young: HashMap<Key, V>,
-    old: HashMap<Key, V>,
+struct TwoGenerationMap<V> {
+    young: HashMap<TokenCacheKey, V>,
+    old: HashMap<TokenCacheKey, V>,
     weight: usize,
 }
 
-impl<V> Default for Generations<V> {
+impl<V> Default for TwoGenerationMap<V> {
     fn default() -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), weight: 0 }
     }
 }
 
-impl<V: Clone> Generations<V> {
-    fn get(&mut self, key: &Key, weight: impl Fn(&V) -> usize, limit: usize) -> Option<V> {
+impl<V: Clone> TwoGenerationMap<V> {
+    fn get(
+        &mut self,
+        key: &TokenCacheKey,
+        weight: impl Fn(&V) -> usize,
+        limit: usize,
+    ) -> Option<V> {
         if let Some(value) = self.young.get(key) {
             return Some(value.clone());
         }
@@ -61,7 +66,7 @@ impl<V: Clone> Generations<V> {
         Some(value)
     }
 
-    fn put(&mut self, key: Key, value: V, weight: usize, limit: usize) {
+    fn put(&mut self, key: TokenCacheKey, value: V, weight: usize, limit: usize) {
         if self.weight + weight > limit / 2 {
             self.old = std::mem::take(&mut self.young);
             self.weight = 0;
@@ -73,7 +78,10 @@ impl<V: Clone> Generations<V> {
 
 impl TokenCache {
     /// What was found out about a token.
-    pub(crate) fn get(&self, key: &Key) -> Option<Result<Rc<Checked>, Refused>> {
+    pub(crate) fn get(
+        &self,
+        key: &TokenCacheKey,
+    ) -> Option<Result<Rc<VerifiedToken>, TokenRejection>> {
         let good = self.good.borrow_mut().get(key, |checked| weight(checked), GOOD_BYTES);
         if let Some(checked) = good {
             return Some(Ok(checked));
@@ -82,13 +90,13 @@ impl TokenCache {
     }
 
     /// Remembers a good one.
-    pub(crate) fn put_good(&self, key: Key, checked: Rc<Checked>) {
+    pub(crate) fn put_good(&self, key: TokenCacheKey, checked: Rc<VerifiedToken>) {
         let weight = weight(&checked);
         self.good.borrow_mut().put(key, checked, weight, GOOD_BYTES);
     }
 
     /// Remembers a bad one.
-    pub(crate) fn put_bad(&self, key: Key, refused: Refused) {
+    pub(crate) fn put_bad(&self, key: TokenCacheKey, refused: TokenRejection) {
         self.bad.borrow_mut().put(key, refused, 1, BAD);
     }
 
@@ -100,7 +108,7 @@ impl TokenCache {
 }
 
 /// About how many bytes a token takes: its payload, and the same again as values.
-fn weight(checked: &Checked) -> usize {
+fn weight(checked: &VerifiedToken) -> usize {
     512 + 4 * checked.payload.len()
 }
 
@@ -109,15 +117,15 @@ mod tests {
     use super::*;
     use crate::authenticate::fault::TokenFault;
 
-    fn key(number: u32) -> Key {
+    fn key(number: u32) -> TokenCacheKey {
         let mut digest = [0; 32];
         digest.iter_mut().zip(number.to_be_bytes()).for_each(|(to, from)| *to = from);
         (digest, 1)
     }
 
-    fn checked(bytes: usize) -> Rc<Checked> {
-        let times = Times { from: 0.0, issued: 0.0, until: 1.0 };
-        Rc::new(Checked { claims: Map::new(), times, payload: "a".repeat(bytes).into() })
+    fn checked(bytes: usize) -> Rc<VerifiedToken> {
+        let times = TokenTimes { from: 0.0, issued: 0.0, until: 1.0 };
+        Rc::new(VerifiedToken { claims: Map::new(), times, payload: "a".repeat(bytes).into() })
     }
 
     #[test]
@@ -126,7 +134,7 @@ mod tests {
         let used = key(u32::MAX);
         cache.put_good(used, checked(100));
         for number in 0..100_000 {
-            cache.put_bad(key(number), Refused::format("x"));
+            cache.put_bad(key(number), TokenRejection::format("x"));
             cache.put_good(key(number), checked(1000));
             assert!(cache.get(&used).is_some_and(|found| found.is_ok()), "{number}");
         }
@@ -142,7 +150,7 @@ mod tests {
     #[test]
     fn a_bad_one_is_bad_for_its_reason() {
         let cache = TokenCache::default();
-        let refused = Refused::new(TokenFault::Signature, "its signature is wrong");
+        let refused = TokenRejection::new(TokenFault::Signature, "its signature is wrong");
         cache.put_bad(key(1), refused);
         assert_eq!(cache.get(&key(1)).map(|found| found.map(drop)), Some(Err(refused)));
     }

@@ -5,25 +5,29 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value};
 use weft_model::{ClaimFormat, ClaimRule, JwtProvider};
 
-use super::fault::{Refused, TokenFault};
+use super::fault::{TokenFault, TokenRejection};
 
 /// When a token is good, in seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Times {
+pub(crate) struct TokenTimes {
     pub(crate) from: f64,
     pub(crate) issued: f64,
     pub(crate) until: f64,
 }
 
-impl Times {
+impl TokenTimes {
     /// Whether the token is good now.
     ///
     /// # Errors
     /// Why not.
-    pub(crate) fn check(&self, provider: &JwtProvider, now: SystemTime) -> Result<(), Refused> {
+    pub(crate) fn check(
+        &self,
+        provider: &JwtProvider,
+        now: SystemTime,
+    ) -> Result<(), TokenRejection> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let leeway = provider.leeway.as_secs_f64();
-        let refuse = |detail| Err(Refused::new(TokenFault::ClaimValue, detail));
+        let refuse = |detail| Err(TokenRejection::new(TokenFault::ClaimValue, detail));
         if self.until + leeway <= now {
             return refuse("it has expired");
         }
@@ -41,40 +45,46 @@ impl Times {
 ///
 /// # Errors
 /// Which are not.
-pub(crate) fn check(claims: &Map<String, Value>, provider: &JwtProvider) -> Result<Times, Refused> {
+pub(crate) fn check(
+    claims: &Map<String, Value>,
+    provider: &JwtProvider,
+) -> Result<TokenTimes, TokenRejection> {
     if text(claims, "iss")? != provider.issuer {
-        return Err(Refused::OTHER_ISSUER);
+        return Err(TokenRejection::OTHER_ISSUER);
     }
     let audiences = audiences(claims, !provider.audiences.is_empty())?;
     let is_ours = |audience: &&str| provider.audiences.iter().any(|own| own == audience);
     if !provider.audiences.is_empty() && !audiences.iter().any(is_ours) {
-        return Err(Refused::new(TokenFault::ClaimValue, "it is for another audience"));
+        return Err(TokenRejection::new(TokenFault::ClaimValue, "it is for another audience"));
     }
     let (from, issued) = (date(claims, "nbf")?, date(claims, "iat")?);
-    let missing = Refused::new(TokenFault::ClaimMissing, "exp is missing");
+    let missing = TokenRejection::new(TokenFault::ClaimMissing, "exp is missing");
     let until = date(claims, "exp")?.ok_or(missing)?;
     if let Some(longest) = provider.longest_life {
         let begun = issued.or(from);
-        let begun =
-            begun.ok_or(Refused::new(TokenFault::ClaimMissing, "iat and nbf are missing"))?;
+        let begun = begun
+            .ok_or(TokenRejection::new(TokenFault::ClaimMissing, "iat and nbf are missing"))?;
         if until - begun > longest.as_secs_f64() {
-            return Err(Refused::new(TokenFault::ClaimValue, "it is good for too long"));
+            return Err(TokenRejection::new(TokenFault::ClaimValue, "it is good for too long"));
         }
     }
     let subject = match claims.get("sub") {
         None => None,
         Some(Value::String(subject)) => Some(subject.as_str()),
-        Some(_) => return Err(Refused::new(TokenFault::ClaimFormat, "sub is no string")),
+        Some(_) => return Err(TokenRejection::new(TokenFault::ClaimFormat, "sub is no string")),
     };
     if let Some(wanted) = &provider.subject {
-        let missing = Refused::new(TokenFault::ClaimMissing, "sub is missing");
+        let missing = TokenRejection::new(TokenFault::ClaimMissing, "sub is missing");
         if !wanted.matches(subject.ok_or(missing)?) {
-            return Err(Refused::new(TokenFault::ClaimValue, "its subject is not accepted here"));
+            return Err(TokenRejection::new(
+                TokenFault::ClaimValue,
+                "its subject is not accepted here",
+            ));
         }
     }
     provider.claims.iter().try_for_each(|rule| meets(claims, rule))?;
     let (from, issued) = (from.unwrap_or(0.0), issued.unwrap_or(0.0));
-    Ok(Times { from, issued, until })
+    Ok(TokenTimes { from, issued, until })
 }
 
 /// Whether a token is for one of these as well.
@@ -83,9 +93,11 @@ pub(crate) fn is_for(claims: &Map<String, Value>, wanted: &[String]) -> bool {
     audiences.iter().any(|audience| wanted.iter().any(|wanted| wanted == audience))
 }
 
-fn meets(claims: &Map<String, Value>, rule: &ClaimRule) -> Result<(), Refused> {
-    let missing = Refused::new(TokenFault::ClaimMissing, "a claim is missing that is asked for");
-    let other = Refused::new(TokenFault::ClaimFormat, "a claim has another form than is asked for");
+fn meets(claims: &Map<String, Value>, rule: &ClaimRule) -> Result<(), TokenRejection> {
+    let missing =
+        TokenRejection::new(TokenFault::ClaimMissing, "a claim is missing that is asked for");
+    let other =
+        TokenRejection::new(TokenFault::ClaimFormat, "a claim has another form than is asked for");
     let claim = claims.get(&rule.name).ok_or(missing)?;
     let values: Vec<&str> = match (rule.format, claim) {
         (ClaimFormat::Single, Value::String(value)) => vec![value],
@@ -100,39 +112,46 @@ fn meets(claims: &Map<String, Value>, rule: &ClaimRule) -> Result<(), Refused> {
     if good {
         Ok(())
     } else {
-        Err(Refused::new(TokenFault::ClaimValue, "a claim says something else than is asked for"))
+        Err(TokenRejection::new(
+            TokenFault::ClaimValue,
+            "a claim says something else than is asked for",
+        ))
     }
 }
 
-fn text<'c>(claims: &'c Map<String, Value>, name: &str) -> Result<&'c str, Refused> {
+fn text<'c>(claims: &'c Map<String, Value>, name: &str) -> Result<&'c str, TokenRejection> {
     match claims.get(name) {
         Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(Refused::new(TokenFault::ClaimFormat, "iss is no string")),
-        None => Err(Refused::new(TokenFault::ClaimMissing, "iss is missing")),
+        Some(_) => Err(TokenRejection::new(TokenFault::ClaimFormat, "iss is no string")),
+        None => Err(TokenRejection::new(TokenFault::ClaimMissing, "iss is missing")),
     }
 }
 
 /// RFC 7519, section 4.1.3: a string, or an array of strings.
-fn audiences(claims: &Map<String, Value>, wanted: bool) -> Result<Vec<&str>, Refused> {
-    let other =
-        Refused::new(TokenFault::ClaimFormat, "aud is neither a string nor a list of strings");
+fn audiences(claims: &Map<String, Value>, wanted: bool) -> Result<Vec<&str>, TokenRejection> {
+    let other = TokenRejection::new(
+        TokenFault::ClaimFormat,
+        "aud is neither a string nor a list of strings",
+    );
     match claims.get("aud") {
         Some(Value::String(audience)) => Ok(vec![audience]),
         Some(Value::Array(all)) => {
             all.iter().map(Value::as_str).collect::<Option<_>>().ok_or(other)
         }
         Some(_) => Err(other),
-        None if wanted => Err(Refused::new(TokenFault::ClaimMissing, "aud is missing")),
+        None if wanted => Err(TokenRejection::new(TokenFault::ClaimMissing, "aud is missing")),
         None => Ok(Vec::new()),
     }
 }
 
 /// RFC 7519, section 2, `NumericDate`.
-fn date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, Refused> {
+fn date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, TokenRejection> {
     match claims.get(name) {
         None => Ok(None),
         Some(Value::Number(date)) => Ok(date.as_f64()),
-        Some(_) => Err(Refused::new(TokenFault::ClaimFormat, "exp, nbf or iat is no number")),
+        Some(_) => {
+            Err(TokenRejection::new(TokenFault::ClaimFormat, "exp, nbf or iat is no number"))
+        }
     }
 }
 

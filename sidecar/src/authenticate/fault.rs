@@ -67,12 +67,12 @@ impl TokenFault {
 
 /// A fault, and what exactly was wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Refused {
+pub(crate) struct TokenRejection {
     pub(crate) fault: TokenFault,
     pub(crate) detail: &'static str,
 }
 
-impl Refused {
+impl TokenRejection {
     /// That the token is somebody else's: whatever another issuer says of it counts for more.
     pub(crate) const OTHER_ISSUER: Self =
         Self::new(TokenFault::ClaimValue, "its issuer is not accepted here");
@@ -92,7 +92,8 @@ impl Refused {
 
     /// The one of two that tells more.
     pub(crate) fn or(self, other: Self) -> Self {
-        const RANKS: [Refused; 3] = [Refused::MISSING, Refused::NO_BEARER, Refused::OTHER_ISSUER];
+        const RANKS: [TokenRejection; 3] =
+            [TokenRejection::MISSING, TokenRejection::NO_BEARER, TokenRejection::OTHER_ISSUER];
         let rank = |refused: Self| RANKS.iter().position(|known| *known == refused).unwrap_or(3);
         if rank(other) > rank(self) { other } else { self }
     }

@@ -9,25 +9,25 @@ use weft_model::Discovery;
 use weft_runtime::socket::Mark;
 
 use super::fault::TokenFault;
-use super::key_store::{FetchError, FetchedSet, KeyOrigin};
-use crate::fetch::{Failure, Validators, Wanted, fetch};
-use crate::plan::Target;
+use super::key_store::{FetchedKeySet, KeyFetchError, KeyOrigin};
+use crate::fetch::{FetchFailure, FetchRequest, Validators, fetch};
+use crate::plan::PlannedCluster;
 
 /// A key set to fetch.
 #[derive(Debug, Clone)]
-pub(crate) struct WantedKeys {
+pub(crate) struct KeySetDownload {
     pub(crate) origin: KeyOrigin,
     /// The cluster that serves it.
-    pub(crate) target: Arc<Target>,
+    pub(crate) target: Arc<PlannedCluster>,
     pub(crate) timeout: Duration,
     pub(crate) cache: Duration,
 }
 
-impl WantedKeys {
+impl KeySetDownload {
     /// Whether an address belongs to the cluster. One from DNS does whatever the last answer was: answers take
     /// turns, and other addresses are no sign of other keys.
     pub(crate) fn has_endpoint(&self, address: SocketAddr) -> bool {
-        let Target { cluster, balancer, .. } = &*self.target;
+        let PlannedCluster { cluster, balancer, .. } = &*self.target;
         matches!(cluster.discovery, Discovery::Dns(_)) || balancer.has(address)
     }
 }
@@ -37,11 +37,11 @@ impl WantedKeys {
 /// # Errors
 /// Why no set could be had.
 pub(crate) async fn fetch_keys(
-    wanted: &WantedKeys,
+    wanted: &KeySetDownload,
     mark: Option<Mark>,
-) -> Result<FetchedSet, FetchError> {
+) -> Result<FetchedKeySet, KeyFetchError> {
     let (target, timeout) = (wanted.target.clone(), wanted.timeout);
-    let asked = Wanted {
+    let asked = FetchRequest {
         uri: wanted.origin.uri.clone(),
         target,
         timeout,
@@ -52,15 +52,15 @@ pub(crate) async fn fetch_keys(
     };
     let answer = fetch(&asked, mark).await.map_err(|failure| {
         let fault = match failure {
-            Failure::Late(_) => TokenFault::KeysTimeout,
-            Failure::TooLarge(_) => TokenFault::KeysTooLarge,
-            Failure::Failed(_) => TokenFault::KeysFailed,
+            FetchFailure::Timeout(_) => TokenFault::KeysTimeout,
+            FetchFailure::TooLarge(_) => TokenFault::KeysTooLarge,
+            FetchFailure::Failed(_) => TokenFault::KeysFailed,
         };
-        FetchError { fault, reason: failure.to_string() }
+        KeyFetchError { fault, reason: failure.to_string() }
     })?;
     let set = KeySet::parse(&answer.body.unwrap_or_default()).map_err(|error| match error {
-        KeySetError::TooLarge(reason) => FetchError { fault: TokenFault::KeysTooLarge, reason },
-        KeySetError::Invalid(reason) => FetchError { fault: TokenFault::KeysInvalid, reason },
+        KeySetError::TooLarge(reason) => KeyFetchError { fault: TokenFault::KeysTooLarge, reason },
+        KeySetError::Invalid(reason) => KeyFetchError { fault: TokenFault::KeysInvalid, reason },
     })?;
-    Ok(FetchedSet { set, age: answer.age, from: answer.from })
+    Ok(FetchedKeySet { set, age: answer.age, from: answer.from })
 }

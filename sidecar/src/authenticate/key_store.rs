@@ -22,14 +22,14 @@ const LONGEST_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// Why a set could not be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct FetchError {
+pub(crate) struct KeyFetchError {
     pub(crate) fault: TokenFault,
     pub(crate) reason: String,
 }
 
 /// A set that was fetched, and how long the answer said that it is good.
 #[derive(Debug)]
-pub(crate) struct FetchedSet {
+pub(crate) struct FetchedKeySet {
     pub(crate) set: KeySet,
     pub(crate) age: Option<Duration>,
     /// The endpoint that served the set.
@@ -60,35 +60,35 @@ impl Hash for KeyOrigin {
 }
 
 /// Whether a token has named a key that is not there. Workers say so, whoever fetches looks.
-pub(crate) type Wish = Arc<AtomicBool>;
+pub(crate) type RefetchFlag = Arc<AtomicBool>;
 
 /// The fetched sets, each with when it should be fetched again. Bounded by the configuration:
 /// [`Self::retain`] drops what no provider names.
 #[derive(Debug, Default)]
 pub(crate) struct KeyStore {
-    sets: HashMap<KeyOrigin, Entry>,
+    sets: HashMap<KeyOrigin, KeySetEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct KeySetEntry {
     set: Result<Arc<KeySet>, TokenFault>,
     due: Instant,
-    /// From when on a wish is heard.
+    /// From when on a refetch is heard.
     heard: Instant,
     failures: u32,
-    wish: Wish,
+    refetch: RefetchFlag,
     /// The endpoint that served the set.
     from: Option<SocketAddr>,
 }
 
 impl KeyStore {
-    /// The set of an origin as far as it was fetched, and where to wish for another.
+    /// The set of an origin as far as it was fetched, and where to refetch for another.
     pub(crate) fn get(
         &self,
         origin: &KeyOrigin,
-    ) -> (Result<Arc<KeySet>, TokenFault>, Option<Wish>) {
+    ) -> (Result<Arc<KeySet>, TokenFault>, Option<RefetchFlag>) {
         match self.sets.get(origin) {
-            Some(entry) => (entry.set.clone(), Some(entry.wish.clone())),
+            Some(entry) => (entry.set.clone(), Some(entry.refetch.clone())),
             None => (Err(TokenFault::KeysTimeout), None),
         }
     }
@@ -103,14 +103,14 @@ impl KeyStore {
     ) -> bool {
         self.sets.get(origin).is_none_or(|entry| {
             let has_moved = || entry.from.is_some_and(|from| !is_endpoint(from));
-            entry.due <= now || (entry.heard <= now && (entry.wish.load(Relaxed) || has_moved()))
+            entry.due <= now || (entry.heard <= now && (entry.refetch.load(Relaxed) || has_moved()))
         })
     }
 
     /// Says that a fetch has begun: what is wished from now on, it may not bring.
     pub(crate) fn began(&self, origin: &KeyOrigin) {
         if let Some(entry) = self.sets.get(origin) {
-            entry.wish.store(false, Relaxed);
+            entry.refetch.store(false, Relaxed);
         }
     }
 
@@ -131,21 +131,21 @@ impl KeyStore {
     pub(crate) fn fetched(
         &mut self,
         origin: &KeyOrigin,
-        outcome: Result<FetchedSet, FetchError>,
+        outcome: Result<FetchedKeySet, KeyFetchError>,
         cache: Duration,
         now: Instant,
     ) -> bool {
-        let entry = self.sets.entry(origin.clone()).or_insert_with(|| Entry {
+        let entry = self.sets.entry(origin.clone()).or_insert_with(|| KeySetEntry {
             set: Err(TokenFault::KeysTimeout),
             due: now,
             heard: now,
             failures: 0,
-            wish: Wish::default(),
+            refetch: RefetchFlag::default(),
             from: None,
         });
         entry.heard = now + ASKED_AGAIN;
         match outcome {
-            Ok(FetchedSet { set, age, from }) => {
+            Ok(FetchedKeySet { set, age, from }) => {
                 entry.from = Some(from);
                 let age = age.map(|age| age.clamp(SHORTEST_AGE, LONGEST_AGE));
                 entry.due = now + age.unwrap_or_else(|| cache.max(Duration::from_secs(1)));
@@ -156,7 +156,7 @@ impl KeyStore {
                 entry.set = Ok(Arc::new(set));
                 true
             }
-            Err(FetchError { fault, reason }) => {
+            Err(KeyFetchError { fault, reason }) => {
                 let wait = wait_after(entry.failures);
                 entry.failures = entry.failures.saturating_add(1);
                 entry.due = now + wait;
@@ -201,14 +201,14 @@ mod tests {
         })
     }
 
-    fn good(age: Option<u64>) -> Result<FetchedSet, FetchError> {
+    fn good(age: Option<u64>) -> Result<FetchedKeySet, KeyFetchError> {
         let set = KeySet::parse(KEYS).expect("a set");
         let from = ([127, 0, 0, 1], 80).into();
-        Ok(FetchedSet { set, age: age.map(Duration::from_secs), from })
+        Ok(FetchedKeySet { set, age: age.map(Duration::from_secs), from })
     }
 
-    fn bad(fault: TokenFault) -> Result<FetchedSet, FetchError> {
-        Err(FetchError { fault, reason: "x".into() })
+    fn bad(fault: TokenFault) -> Result<FetchedKeySet, KeyFetchError> {
+        Err(KeyFetchError { fault, reason: "x".into() })
     }
 
     #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]
@@ -222,10 +222,10 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(store.is_due(&origin("a"), |_| true, start));
         assert!(store.fetched(&origin("a"), good(None), LONGEST_AGE, start));
-        let (_, wish) = store.get(&origin("a"));
-        let wish = wish.expect("it was fetched");
+        let (_, refetch) = store.get(&origin("a"));
+        let refetch = refetch.expect("it was fetched");
         assert!(!store.is_due(&origin("a"), |_| true, at(100)));
-        wish.store(true, Relaxed);
+        refetch.store(true, Relaxed);
         assert!(!store.is_due(&origin("a"), |_| true, at(9)));
         assert!(store.is_due(&origin("a"), |_| true, at(10)));
         store.began(&origin("a"));
@@ -233,14 +233,14 @@ mod tests {
             !store.fetched(&origin("a"), good(None), LONGEST_AGE, at(10)),
             "it is the same set"
         );
-        assert!(!store.is_due(&origin("a"), |_| true, at(30)), "the wish was met");
+        assert!(!store.is_due(&origin("a"), |_| true, at(30)), "the refetch was met");
         // One that is wished while a fetch is under way is not.
         store.began(&origin("a"));
-        wish.store(true, Relaxed);
+        refetch.store(true, Relaxed);
         store.fetched(&origin("a"), good(None), LONGEST_AGE, at(10));
         assert!(store.is_due(&origin("a"), |_| true, at(20)));
         store.began(&origin("a"));
-        wish.store(true, Relaxed);
+        refetch.store(true, Relaxed);
         assert!(store.is_due(&origin("a"), |_| true, at(20)));
     }
 
@@ -296,8 +296,8 @@ mod tests {
             KeyOrigin { tls: tls("b"), ..own.clone() },
             KeyOrigin { tls: None, ..own.clone() },
         ] {
-            let (set, wish) = store.get(&other);
-            assert!(set.is_err() && wish.is_none(), "{other:?}");
+            let (set, refetch) = store.get(&other);
+            assert!(set.is_err() && refetch.is_none(), "{other:?}");
             assert!(store.is_due(&other, |_| true, start), "{other:?}");
         }
         assert_eq!(store.last_of(origin("a")), own, "its cluster is missing");

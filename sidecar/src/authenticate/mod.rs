@@ -5,15 +5,15 @@ mod claims;
 mod fault;
 pub(crate) mod fetch;
 pub(crate) mod key_store;
-mod place;
 mod token;
+mod token_location;
 mod tokens;
 #[cfg(test)]
 mod wycheproof;
 
 pub(crate) use cache::TokenCache;
 pub(crate) use fault::TokenFault;
-pub(crate) use tokens::{PlannedProvider, Proved, Tokens};
+pub(crate) use tokens::{PlannedProvider, TokenPolicy, VerifiedTokens};
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -24,28 +24,28 @@ use weft_model::path::Reading;
 use weft_model::{RequestFacts, SpiffeId, query_parameter};
 
 use crate::denial::Denial;
+use crate::header_mutation::scheme;
 use crate::http::head::{RequestHead, Upgrade, path_of, query_part_of};
 use crate::http::headers::Headers;
-use crate::mutate::scheme;
-use tokens::{Asking, Rules};
+use tokens::{RuleIndexes, TokenContext};
 
-/// A request whose sender is known, as far as it was asked to prove it. Made only by
+/// A request whose client is known, as far as it was asked to prove it. Made only by
 /// [`authenticate`].
 #[derive(Debug)]
 pub(crate) struct Authenticated<'a> {
     head: &'a RequestHead,
-    sender: Sender<'a>,
-    proved: Proved,
+    client: ClientInfo<'a>,
+    tokens: VerifiedTokens,
 }
 
 /// Who sends a request, and to where.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sender<'a> {
+pub(crate) struct ClientInfo<'a> {
     pub(crate) peer: Option<&'a VerifiedPeer>,
     /// The other end of the connection.
-    pub(crate) address: IpAddr,
+    pub(crate) peer_address: IpAddr,
     /// The client, as trusted hops forwarded it.
-    pub(crate) client: IpAddr,
+    pub(crate) address: IpAddr,
     /// What the client aimed at.
     pub(crate) destination: SocketAddr,
     pub(crate) is_tls: bool,
@@ -53,7 +53,7 @@ pub(crate) struct Sender<'a> {
 
 /// What a decision may know of a request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Facts<'a> {
+pub(crate) struct HttpRequestFacts<'a> {
     pub(crate) head: &'a RequestHead,
     /// Path and query: the head's, or those that it had.
     pub(crate) target: &'a str,
@@ -61,13 +61,13 @@ pub(crate) struct Facts<'a> {
     pub(crate) authority: &'a str,
     /// The same of the headers.
     pub(crate) headers: &'a Headers,
-    pub(crate) sender: Sender<'a>,
-    pub(crate) proved: Option<&'a Proved>,
+    pub(crate) client: ClientInfo<'a>,
+    pub(crate) proved: Option<&'a VerifiedTokens>,
     /// Which reading of the path, where it has several.
     pub(crate) reading: usize,
 }
 
-impl<'a> Facts<'a> {
+impl<'a> HttpRequestFacts<'a> {
     /// The same request by each reading of its path.
     pub(crate) fn readings(self) -> impl Iterator<Item = Self> {
         let count = self.head.readings.as_ref().map_or(1, |readings| readings.iter().count());
@@ -84,7 +84,7 @@ impl<'a> Facts<'a> {
         let is_websocket = self.head.upgrade == Some(Upgrade::WebSocket);
         match name {
             "content-length" => self.head.content_length.map(|length| length.to_string().into()),
-            "x-forwarded-proto" => Some(scheme(self.sender.is_tls).into()),
+            "x-forwarded-proto" => Some(scheme(self.client.is_tls).into()),
             "upgrade" if is_websocket => Some("websocket".into()),
             "connection" if is_websocket => Some("Upgrade".into()),
             _ => None,
@@ -94,15 +94,15 @@ impl<'a> Facts<'a> {
     /// What is known of a request that has changed nothing of its head yet.
     pub(crate) fn new(
         head: &'a RequestHead,
-        sender: Sender<'a>,
-        proved: Option<&'a Proved>,
+        client: ClientInfo<'a>,
+        proved: Option<&'a VerifiedTokens>,
     ) -> Self {
         Self {
             head,
             target: &head.target,
             authority: &head.authority,
             headers: &head.headers,
-            sender,
+            client,
             proved,
             reading: 0,
         }
@@ -110,18 +110,18 @@ impl<'a> Facts<'a> {
 }
 
 impl Authenticated<'_> {
-    pub(crate) fn facts(&self) -> Facts<'_> {
-        Facts::new(self.head, self.sender, Some(&self.proved))
+    pub(crate) fn facts(&self) -> HttpRequestFacts<'_> {
+        HttpRequestFacts::new(self.head, self.client, Some(&self.tokens))
     }
 
     /// What its tokens say.
-    pub(crate) fn into_proved(self) -> Proved {
-        self.proved
+    pub(crate) fn into_tokens(self) -> VerifiedTokens {
+        self.tokens
     }
 
-    /// When the stream ends, where its token says so.
-    pub(crate) fn ends(&self) -> Option<SystemTime> {
-        self.proved.ends
+    /// When the stream stream_deadline, where its token says so.
+    pub(crate) fn stream_deadline(&self) -> Option<SystemTime> {
+        self.tokens.stream_deadline
     }
 }
 
@@ -131,30 +131,30 @@ impl Authenticated<'_> {
 /// [`Denial::Token`].
 pub(crate) fn authenticate<'a>(
     head: &'a mut RequestHead,
-    sender: Sender<'a>,
-    tokens: Option<&Tokens>,
+    client: ClientInfo<'a>,
+    tokens: Option<&TokenPolicy>,
     now: SystemTime,
     cache: &TokenCache,
 ) -> Result<Authenticated<'a>, Denial> {
     let proved = match tokens {
         Some(tokens) => {
             let rules = |head: &RequestHead| {
-                let mut rules = Rules::default();
-                for facts in Facts::new(head, sender, None).readings() {
+                let mut rules = RuleIndexes::default();
+                for facts in HttpRequestFacts::new(head, client, None).readings() {
                     rules.add(tokens.rule(&facts));
                 }
                 rules
             };
-            let asking = Asking { peer: sender.peer, now, cache };
-            let checked = tokens.check(head, rules, &asking);
+            let context = TokenContext { peer: client.peer, now, cache };
+            let checked = tokens.check(head, rules, &context);
             checked.map_err(|refused| Denial::Token(refused.fault, refused.detail))?
         }
-        None => Proved::default(),
+        None => VerifiedTokens::default(),
     };
-    Ok(Authenticated { head, sender, proved })
+    Ok(Authenticated { head, client, tokens: proved })
 }
 
-impl RequestFacts for Facts<'_> {
+impl RequestFacts for HttpRequestFacts<'_> {
     fn method(&self) -> &str {
         self.head.method.as_str()
     }
@@ -189,7 +189,7 @@ impl RequestFacts for Facts<'_> {
         match self.headers.get("x-forwarded-proto") {
             Some(b"http") => "http",
             Some(b"https") => "https",
-            _ => scheme(self.sender.is_tls),
+            _ => scheme(self.client.is_tls),
         }
     }
 
@@ -208,27 +208,27 @@ impl RequestFacts for Facts<'_> {
     }
 
     fn has_claim(&self, name: &str, way: &[String], fits: &mut dyn FnMut(&str) -> bool) -> bool {
-        self.proved.is_some_and(|proved| proved.has_claim(name, way, fits))
+        self.proved.is_some_and(|tokens| tokens.has_claim(name, way, fits))
     }
 
     fn peer(&self) -> Option<&SpiffeId> {
-        self.sender.peer.and_then(VerifiedPeer::identity)
+        self.client.peer.and_then(VerifiedPeer::identity)
     }
 
     fn remote_address(&self) -> IpAddr {
-        self.sender.address
+        self.client.peer_address
     }
 
     fn client_address(&self) -> IpAddr {
-        self.sender.client
+        self.client.address
     }
 
     fn destination_address(&self) -> IpAddr {
-        self.sender.destination.ip().to_canonical()
+        self.client.destination.ip().to_canonical()
     }
 
     fn destination_port(&self) -> u16 {
-        self.sender.destination.port()
+        self.client.destination.port()
     }
 }
 

@@ -9,14 +9,14 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::{Map, Value};
 use weft_certs::{SignatureAlgorithm, SignedText};
 
-use super::fault::{Refused, TokenFault};
+use super::fault::{TokenFault, TokenRejection};
 
 /// How deep the JSON of a token may nest. How long a token may be, the limits of a request's head say.
 const DEPTH_LIMIT: usize = 32;
 
 /// A text that somebody may have signed, in three parts.
 #[derive(Debug)]
-pub(crate) struct Signed<'a> {
+pub(crate) struct SignedToken<'a> {
     pub(crate) algorithm: SignatureAlgorithm,
     /// The name of the key (`kid`).
     pub(crate) key: Option<String>,
@@ -31,7 +31,7 @@ pub(crate) struct Signed<'a> {
 /// A token: what is signed are claims.
 #[derive(Debug)]
 pub(crate) struct Token<'a> {
-    pub(crate) signed: Signed<'a>,
+    pub(crate) signed: SignedToken<'a>,
     pub(crate) claims: Map<String, Value>,
 }
 
@@ -40,14 +40,14 @@ impl<'a> Token<'a> {
     ///
     /// # Errors
     /// Why it is none, or none that could be good.
-    pub(crate) fn read(text: &'a str) -> Result<Self, Refused> {
-        let signed = Signed::read(text)?;
+    pub(crate) fn read(text: &'a str) -> Result<Self, TokenRejection> {
+        let signed = SignedToken::read(text)?;
         let claims = object(signed.payload)?;
         Ok(Self { signed, claims })
     }
 }
 
-impl<'a> Signed<'a> {
+impl<'a> SignedToken<'a> {
     /// What a key set verifies.
     pub(crate) fn signed_text(&self) -> SignedText<'_> {
         SignedText {
@@ -62,7 +62,7 @@ impl<'a> Signed<'a> {
     ///
     /// # Errors
     /// Why it is no token, or none that could be good.
-    pub(crate) fn read(text: &'a str) -> Result<Self, Refused> {
+    pub(crate) fn read(text: &'a str) -> Result<Self, TokenRejection> {
         let (signed, signature) = text.rsplit_once('.').ok_or(NO_TOKEN)?;
         let (header, payload) = signed.split_once('.').ok_or(NO_TOKEN)?;
         if payload.contains('.') {
@@ -71,24 +71,26 @@ impl<'a> Signed<'a> {
         let mut header = object(header)?;
         if header.contains_key("crit") {
             // RFC 7515, section 4.1.11: who understands none of them refuses them all.
-            return Err(Refused::format("it has critical extensions"));
+            return Err(TokenRejection::format("it has critical extensions"));
         }
         if header.get("b64").is_some_and(|b64| *b64 != Value::Bool(true)) {
-            return Err(Refused::format("its payload is not encoded"));
+            return Err(TokenRejection::format("its payload is not encoded"));
         }
         check_type(&header)?;
         let key = match header.remove("kid") {
             None => None,
             Some(Value::String(key)) => Some(key),
-            Some(_) => return Err(Refused::format("its kid is no string")),
+            Some(_) => return Err(TokenRejection::format("its kid is no string")),
         };
         let algorithm = match header.get("alg") {
             Some(Value::String(word)) => {
-                let unknown =
-                    Refused::new(TokenFault::Signature, "its algorithm is none that is taken");
+                let unknown = TokenRejection::new(
+                    TokenFault::Signature,
+                    "its algorithm is none that is taken",
+                );
                 SignatureAlgorithm::parse(word).ok_or(unknown)?
             }
-            _ => return Err(Refused::format("its alg is no string")),
+            _ => return Err(TokenRejection::format("its alg is no string")),
         };
         // Whether it can be decoded; the padding bits must be as they would be written.
         URL_SAFE_NO_PAD.decode(signature).map_err(|_| NO_TOKEN)?;
@@ -96,12 +98,12 @@ impl<'a> Signed<'a> {
     }
 }
 
-const NO_TOKEN: Refused = Refused::format("it is no token");
+const NO_TOKEN: TokenRejection = TokenRejection::format("it is no token");
 
 /// RFC 8725, section 3.11: one kind of token must not be taken for another.
-fn check_type(header: &Map<String, Value>) -> Result<(), Refused> {
+fn check_type(header: &Map<String, Value>) -> Result<(), TokenRejection> {
     const KINDS: [&str; 3] = ["jwt", "at+jwt", "jose"];
-    let other = Err(Refused::format("it is a token of another kind"));
+    let other = Err(TokenRejection::format("it is a token of another kind"));
     match header.get("typ") {
         None => Ok(()),
         Some(Value::String(kind)) => {
@@ -114,10 +116,10 @@ fn check_type(header: &Map<String, Value>) -> Result<(), Refused> {
 }
 
 /// An object of JSON in base64url.
-fn object(part: &str) -> Result<Map<String, Value>, Refused> {
+fn object(part: &str) -> Result<Map<String, Value>, TokenRejection> {
     let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| NO_TOKEN)?;
     let mut reader = serde_json::Deserializer::from_slice(&bytes);
-    let value = Strict { depth: DEPTH_LIMIT }.deserialize(&mut reader).map_err(|_| NO_TOKEN)?;
+    let value = StrictJson { depth: DEPTH_LIMIT }.deserialize(&mut reader).map_err(|_| NO_TOKEN)?;
     reader.end().map_err(|_| NO_TOKEN)?;
     match value {
         Value::Object(object) => Ok(object),
@@ -127,18 +129,18 @@ fn object(part: &str) -> Result<Map<String, Value>, Refused> {
 
 /// Reads JSON that says nothing twice, and does not nest too deep.
 #[derive(Clone, Copy)]
-struct Strict {
+struct StrictJson {
     depth: usize,
 }
 
-impl Strict {
+impl StrictJson {
     fn deeper<E: Error>(self) -> Result<Self, E> {
         let depth = self.depth.checked_sub(1).ok_or_else(|| E::custom("it nests too deep"))?;
         Ok(Self { depth })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for StrictJson {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -146,7 +148,7 @@ impl<'de> DeserializeSeed<'de> for Strict {
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for StrictJson {
     type Value = Value;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

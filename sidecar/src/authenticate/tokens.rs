@@ -13,18 +13,18 @@ use serde_json::{Map, Value};
 use weft_certs::{KeySet, SignatureVerdict, VerifiedPeer};
 use weft_model::{JwtPolicy, JwtProvider, JwtRequirement, Name, RequestFacts};
 
-use super::cache::{Checked, TokenCache};
-use super::fault::{Refused, TokenFault};
-use super::key_store::Wish;
-use super::place::{self, Found, Unconcealed};
+use super::cache::{TokenCache, VerifiedToken};
+use super::fault::{TokenFault, TokenRejection};
+use super::key_store::RefetchFlag;
 use super::token::Token;
-use super::{Facts, claims, digest};
+use super::token_location::{self, OriginalHead, TokenLookup};
+use super::{HttpRequestFacts, claims, digest};
 use crate::http::head::RequestHead;
 use crate::http::header_filter::is_same_header_name;
 
 /// A policy with the keys it needs.
 #[derive(Debug)]
-pub(crate) struct Tokens {
+pub(crate) struct TokenPolicy {
     policy: Arc<JwtPolicy>,
     providers: BTreeMap<Name, PlannedProvider>,
     /// The headers that hold claims for services, lower case: a client may not set them.
@@ -40,30 +40,30 @@ pub(crate) struct PlannedProvider {
     /// The keys, or why there are none.
     pub(crate) keys: Result<Arc<KeySet>, TokenFault>,
     /// Where to say that a key was named that is not there; none where keys are not fetched.
-    pub(crate) wish: Option<Wish>,
+    pub(crate) refetch: Option<RefetchFlag>,
 }
 
 /// What was proved by tokens.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Proved {
+pub(crate) struct VerifiedTokens {
     /// The `sub` of the first.
     pub(crate) subject: Option<String>,
     /// When the stream ends, where its tokens say so.
-    pub(crate) ends: Option<SystemTime>,
-    tokens: Vec<ProvedToken>,
+    pub(crate) stream_deadline: Option<SystemTime>,
+    tokens: Vec<ProviderToken>,
 }
 
 /// A token that was found good.
 #[derive(Debug, Clone)]
-struct ProvedToken {
+struct ProviderToken {
     /// The name by which policies may ask for what it says.
     payload_name: Option<Name>,
     /// The provider that verified it: [`PlannedProvider::number`].
     provider: u64,
-    checked: Rc<Checked>,
+    checked: Rc<VerifiedToken>,
 }
 
-impl Proved {
+impl VerifiedTokens {
     /// Whether a claim has a value that `fits` takes. `way` leads into the payload of that name.
     pub(crate) fn has_claim(
         &self,
@@ -93,12 +93,12 @@ impl Proved {
 
 /// The rules of tokens that cover the ways in which services read a path. One rule asks for no memory.
 #[derive(Debug, Default)]
-pub(crate) struct Rules {
+pub(crate) struct RuleIndexes {
     first: Option<usize>,
     others: Vec<usize>,
 }
 
-impl Rules {
+impl RuleIndexes {
     /// Adds the rule that covers one more way; none: no token is needed.
     pub(crate) fn add(&mut self, rule: Option<usize>) {
         let Some(rule) = rule else { return };
@@ -115,24 +115,26 @@ impl Rules {
 }
 
 /// Who asks, and by what it is judged.
-pub(crate) struct Asking<'a> {
+pub(crate) struct TokenContext<'a> {
     pub(crate) peer: Option<&'a VerifiedPeer>,
     pub(crate) now: SystemTime,
     pub(crate) cache: &'a TokenCache,
 }
 
 /// That the issuer has no key of that name.
-const NO_KEY: Refused = Refused::new(TokenFault::Signature, "no key of the issuer fits it");
+const NO_KEY: TokenRejection =
+    TokenRejection::new(TokenFault::Signature, "no key of the issuer fits it");
 
-const OTHER_AUDIENCE: Refused = Refused::new(TokenFault::ClaimValue, "it is for another audience");
+const OTHER_AUDIENCE: TokenRejection =
+    TokenRejection::new(TokenFault::ClaimValue, "it is for another audience");
 
 /// A provider's token that was found good.
-struct Good<'t> {
+struct AcceptedToken<'t> {
     planned: &'t PlannedProvider,
-    checked: Rc<Checked>,
+    checked: Rc<VerifiedToken>,
 }
 
-impl Tokens {
+impl TokenPolicy {
     pub(crate) fn new(policy: Arc<JwtPolicy>, providers: BTreeMap<Name, PlannedProvider>) -> Self {
         let all = providers.values().map(|planned| &planned.provider);
         let headers = all.flat_map(|provider| {
@@ -161,18 +163,18 @@ impl Tokens {
     pub(crate) fn check(
         &self,
         head: &mut RequestHead,
-        rules: impl FnOnce(&RequestHead) -> Rules,
-        asking: &Asking<'_>,
-    ) -> Result<Proved, Refused> {
+        rules: impl FnOnce(&RequestHead) -> RuleIndexes,
+        context: &TokenContext<'_>,
+    ) -> Result<VerifiedTokens, TokenRejection> {
         head.headers.remove(|name| self.writes_header(name));
         let rules = rules(head);
         let rules = rules.iter().filter_map(|index| self.policy.rules.get(index));
-        let mut good: Vec<Good<'_>> = Vec::new();
+        let mut good: Vec<AcceptedToken<'_>> = Vec::new();
         for requirement in rules.filter_map(|rule| rule.requires.as_ref()) {
-            self.meets(requirement, head, asking, &mut good)?;
+            self.meets(requirement, head, context, &mut good)?;
         }
-        let mut proved = Proved::default();
-        for (index, Good { planned, checked }) in good.iter().enumerate() {
+        let mut proved = VerifiedTokens::default();
+        for (index, AcceptedToken { planned, checked }) in good.iter().enumerate() {
             let before = good.iter().take(index);
             // Several rules may ask for the same token.
             if before.clone().any(|good| good.planned.number == planned.number) {
@@ -191,13 +193,17 @@ impl Tokens {
 
     /// Removes the verified tokens of providers that do not forward them, as Envoy does; gives what that changed as
     /// it was. What no rule asked to verify stays: it may be a login of the service's own, such as `Basic`.
-    pub(crate) fn conceal(&self, head: &mut RequestHead, proved: &Proved) -> Unconcealed {
-        let mut before = Unconcealed::default();
+    pub(crate) fn remove_verified(
+        &self,
+        head: &mut RequestHead,
+        proved: &VerifiedTokens,
+    ) -> OriginalHead {
+        let mut before = OriginalHead::default();
         let is_verified = |number| proved.tokens.iter().any(|token| token.provider == number);
         let concealed =
             |planned: &&PlannedProvider| !planned.provider.forward && is_verified(planned.number);
         for planned in self.providers.values().filter(concealed) {
-            place::conceal(head, &planned.provider.places, &mut before);
+            token_location::remove_tokens(head, &planned.provider.places, &mut before);
         }
         before
     }
@@ -214,10 +220,10 @@ impl Tokens {
     /// Why not.
     pub(crate) fn recheck(
         &self,
-        proved: &Proved,
-        facts: Facts<'_>,
+        proved: &VerifiedTokens,
+        facts: HttpRequestFacts<'_>,
         peer: Option<&VerifiedPeer>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), TokenRejection> {
         facts.readings().try_for_each(|facts| {
             let rule = self.rule(&facts).and_then(|index| self.policy.rules.get(index));
             let requirement = rule.and_then(|rule| rule.requires.as_ref());
@@ -227,15 +233,15 @@ impl Tokens {
 
     fn are_enough(
         &self,
-        proved: &Proved,
+        proved: &VerifiedTokens,
         requirement: &JwtRequirement,
         peer: Option<&VerifiedPeer>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), TokenRejection> {
         match requirement {
             JwtRequirement::Provider(name, audiences) => {
-                let missing = Refused::MISSING;
+                let missing = TokenRejection::MISSING;
                 let planned = self.providers.get(name).ok_or(missing)?;
-                let fits = |checked: &Checked| {
+                let fits = |checked: &VerifiedToken| {
                     planned.takes(&checked.claims)?;
                     claims::check(&checked.claims, &planned.provider)?;
                     planned.check_binding(checked, peer)?;
@@ -254,7 +260,7 @@ impl Tokens {
                 Err(worst)
             }
             JwtRequirement::Any(all) => {
-                let mut worst = Refused::MISSING;
+                let mut worst = TokenRejection::MISSING;
                 for one in all {
                     match self.are_enough(proved, one, peer) {
                         Ok(()) => return Ok(()),
@@ -268,7 +274,7 @@ impl Tokens {
             }
             JwtRequirement::Missing if proved.tokens.is_empty() => Ok(()),
             JwtRequirement::Missing => {
-                Err(Refused::format("there is a token that nobody asks for"))
+                Err(TokenRejection::format("there is a token that nobody asks for"))
             }
         }
     }
@@ -277,22 +283,22 @@ impl Tokens {
         &'t self,
         requirement: &JwtRequirement,
         head: &RequestHead,
-        asking: &Asking<'_>,
-        good: &mut Vec<Good<'t>>,
-    ) -> Result<(), Refused> {
+        context: &TokenContext<'_>,
+        good: &mut Vec<AcceptedToken<'t>>,
+    ) -> Result<(), TokenRejection> {
         match requirement {
             JwtRequirement::Provider(name, audiences) => {
-                let internal = Refused::new(TokenFault::Internal, "");
+                let internal = TokenRejection::new(TokenFault::Internal, "");
                 let planned = self.providers.get(name).ok_or(internal)?;
-                let checked = planned.check(head, asking)?;
+                let checked = planned.check(head, context)?;
                 if !audiences.is_empty() && !claims::is_for(&checked.claims, audiences) {
                     return Err(OTHER_AUDIENCE);
                 }
-                good.push(Good { planned, checked });
+                good.push(AcceptedToken { planned, checked });
                 Ok(())
             }
             JwtRequirement::Any(all) => {
-                let mut worst = Refused::MISSING;
+                let mut worst = TokenRejection::MISSING;
                 let mut may_be_missing = false;
                 for one in all {
                     if *one == JwtRequirement::Missing {
@@ -300,39 +306,40 @@ impl Tokens {
                         continue;
                     }
                     let before = good.len();
-                    match self.meets(one, head, asking, good) {
+                    match self.meets(one, head, context, good) {
                         Ok(()) => return Ok(()),
                         Err(refused) => worst = worst.or(refused),
                     }
                     // What was good of it counts for nothing.
                     good.truncate(before);
                 }
-                let is_missing = [Refused::MISSING, Refused::NO_BEARER].contains(&worst);
+                let is_missing =
+                    [TokenRejection::MISSING, TokenRejection::NO_BEARER].contains(&worst);
                 if may_be_missing && is_missing { Ok(()) } else { Err(worst) }
             }
             JwtRequirement::All(all) => {
-                all.iter().try_for_each(|one| self.meets(one, head, asking, good))
+                all.iter().try_for_each(|one| self.meets(one, head, context, good))
             }
             JwtRequirement::Missing => {
                 let none = |planned: &PlannedProvider| {
                     matches!(
-                        place::find(head, &planned.provider.places),
-                        Found::Nothing | Found::Other
+                        token_location::find_token(head, &planned.provider.places),
+                        TokenLookup::Missing | TokenLookup::OtherCredentials
                     )
                 };
-                let there = Refused::format("there is a token that nobody asks for");
+                let there = TokenRejection::format("there is a token that nobody asks for");
                 if self.providers.values().all(none) { Ok(()) } else { Err(there) }
             }
         }
     }
 }
 
-impl Proved {
-    fn take(&mut self, planned: &PlannedProvider, checked: &Rc<Checked>) {
+impl VerifiedTokens {
+    fn take(&mut self, planned: &PlannedProvider, checked: &Rc<VerifiedToken>) {
         if self.subject.is_none() {
             self.subject = checked.claims.get("sub").and_then(Value::as_str).map(str::to_owned);
         }
-        self.tokens.push(ProvedToken {
+        self.tokens.push(ProviderToken {
             payload_name: planned.provider.payload_name.clone(),
             provider: planned.number,
             checked: checked.clone(),
@@ -342,13 +349,13 @@ impl Proved {
             let until = until.and_then(|until| UNIX_EPOCH.checked_add(until));
             let until = until.and_then(|until| until.checked_add(planned.provider.leeway));
             // Beyond what a clock can say there is no end.
-            self.ends = self.ends.into_iter().chain(until).min();
+            self.stream_deadline = self.stream_deadline.into_iter().chain(until).min();
         }
     }
 }
 
 /// Tells the service what a token says.
-fn tell(head: &mut RequestHead, provider: &JwtProvider, checked: &Checked) {
+fn tell(head: &mut RequestHead, provider: &JwtProvider, checked: &VerifiedToken) {
     let mut add = |field: &str, text: &[u8]| {
         let name = HeaderName::from_bytes(field.as_bytes());
         // A claim that no header can hold is left out.
@@ -368,76 +375,85 @@ fn tell(head: &mut RequestHead, provider: &JwtProvider, checked: &Checked) {
 
 impl PlannedProvider {
     /// What a request's token of this provider says, if it is good now.
-    fn check(&self, head: &RequestHead, asking: &Asking<'_>) -> Result<Rc<Checked>, Refused> {
-        let text = match place::find(head, &self.provider.places) {
-            Found::One(text) => text,
-            Found::Nothing => return Err(Refused::MISSING),
-            Found::Other => return Err(Refused::NO_BEARER),
-            Found::Several => return Err(Refused::format("there are several")),
+    fn check(
+        &self,
+        head: &RequestHead,
+        context: &TokenContext<'_>,
+    ) -> Result<Rc<VerifiedToken>, TokenRejection> {
+        let text = match token_location::find_token(head, &self.provider.places) {
+            TokenLookup::Token(text) => text,
+            TokenLookup::Missing => return Err(TokenRejection::MISSING),
+            TokenLookup::OtherCredentials => return Err(TokenRejection::NO_BEARER),
+            TokenLookup::Several => return Err(TokenRejection::format("there are several")),
         };
         let key = (digest(text.as_bytes()), self.number);
-        let checked = match asking.cache.get(&key) {
+        let checked = match context.cache.get(&key) {
             Some(found) => found?,
             None => match self.verify(&text) {
                 Ok(checked) => {
                     let checked = Rc::new(checked);
-                    asking.cache.put_good(key, checked.clone());
+                    context.cache.put_good(key, checked.clone());
                     checked
                 }
                 Err(refused) => {
                     // What is wrong with the keys may be mended, and so may that one is not there.
                     let may_change =
-                        self.keys.is_err() || (self.wish.is_some() && refused == NO_KEY);
+                        self.keys.is_err() || (self.refetch.is_some() && refused == NO_KEY);
                     if !may_change {
-                        asking.cache.put_bad(key, refused);
+                        context.cache.put_bad(key, refused);
                     }
                     return Err(refused);
                 }
             },
         };
-        checked.times.check(&self.provider, asking.now)?;
-        self.check_binding(&checked, asking.peer)?;
+        checked.times.check(&self.provider, context.now)?;
+        self.check_binding(&checked, context.peer)?;
         Ok(checked)
     }
 
     /// Whether a token may be of this issuer: of another's the keys of this one say nothing.
-    fn takes(&self, claims: &Map<String, Value>) -> Result<(), Refused> {
+    fn takes(&self, claims: &Map<String, Value>) -> Result<(), TokenRejection> {
         let issuer = claims.get("iss").and_then(Value::as_str);
         match issuer.is_some_and(|issuer| issuer != self.provider.issuer) {
-            true => Err(Refused::OTHER_ISSUER),
+            true => Err(TokenRejection::OTHER_ISSUER),
             false => Ok(()),
         }
     }
 
     /// Verifies a token, whatever the time and whoever shows it.
-    fn verify(&self, text: &str) -> Result<Checked, Refused> {
+    fn verify(&self, text: &str) -> Result<VerifiedToken, TokenRejection> {
         let token = Token::read(text)?;
         self.takes(&token.claims)?;
         let keys = self.keys.as_ref();
-        let keys = keys.map_err(|fault| Refused::new(*fault, "the issuer's keys are not there"))?;
+        let keys =
+            keys.map_err(|fault| TokenRejection::new(*fault, "the issuer's keys are not there"))?;
         match keys.verify(token.signed.signed_text()) {
             SignatureVerdict::Signed => {}
             SignatureVerdict::Unsigned => {
-                return Err(Refused::new(TokenFault::Signature, "its signature is wrong"));
+                return Err(TokenRejection::new(TokenFault::Signature, "its signature is wrong"));
             }
             SignatureVerdict::UnknownKey => {
-                if let Some(wish) = &self.wish {
-                    wish.store(true, Relaxed);
+                if let Some(refetch) = &self.refetch {
+                    refetch.store(true, Relaxed);
                 }
                 return Err(NO_KEY);
             }
         }
         let times = claims::check(&token.claims, &self.provider)?;
         let payload = token.signed.payload.into();
-        Ok(Checked { claims: token.claims, times, payload })
+        Ok(VerifiedToken { claims: token.claims, times, payload })
     }
 
     /// Whether the client is the one that the token was given to (RFC 8705, section 3.1).
-    fn check_binding(&self, checked: &Checked, peer: Option<&VerifiedPeer>) -> Result<(), Refused> {
+    fn check_binding(
+        &self,
+        checked: &VerifiedToken,
+        peer: Option<&VerifiedPeer>,
+    ) -> Result<(), TokenRejection> {
         let confirmed = checked.claims.get("cnf").and_then(|cnf| cnf.get("x5t#S256"));
         match (confirmed, peer) {
             (None, _) if self.provider.bound => {
-                Err(Refused::new(TokenFault::ClaimMissing, "it names no certificate"))
+                Err(TokenRejection::new(TokenFault::ClaimMissing, "it names no certificate"))
             }
             (None, _) => Ok(()),
             (Some(Value::String(wanted)), Some(peer))
@@ -446,7 +462,7 @@ impl PlannedProvider {
                 Ok(())
             }
             (Some(_), _) => {
-                Err(Refused::new(TokenFault::ClaimValue, "it was given to another client"))
+                Err(TokenRejection::new(TokenFault::ClaimValue, "it was given to another client"))
             }
         }
     }

@@ -19,7 +19,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use weft_certs::{KeySet, SignatureVerdict};
 
-use super::token::Signed;
+use super::token::SignedToken;
 
 /// What is refused although it is said to be valid.
 const STRICTER: [(&str, &[u64], &str); 4] = [
@@ -52,7 +52,7 @@ fn vectors(name: &str) -> Option<Value> {
 fn verifies(keys: &Value, token: &str) -> bool {
     let set = if keys["keys"].is_array() { keys.clone() } else { json!({"keys": [keys]}) };
     let Ok(set) = KeySet::parse(set.to_string().as_bytes()) else { return false };
-    let Ok(signed) = Signed::read(token) else { return false };
+    let Ok(signed) = SignedToken::read(token) else { return false };
     URL_SAFE_NO_PAD.decode(signed.payload).is_ok()
         && set.verify(signed.signed_text()) == SignatureVerdict::Signed
 }

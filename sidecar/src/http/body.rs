@@ -9,7 +9,7 @@ use super::h1::{BodyReader, BodyWriter};
 use super::h2::{self as http2, ReceivedBody};
 use super::header_filter::HeaderFilter;
 use super::read_ahead::Ahead;
-use crate::patience::Pulse;
+use crate::timeouts::RequestProgress;
 
 /// Where a body comes from.
 #[derive(Debug)]
@@ -221,7 +221,7 @@ impl BodySink<'_> {
 /// What is recorded while a body is carried.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BodyProgress<'p> {
-    pulse: &'p Pulse,
+    request_progress: &'p RequestProgress,
     is_request: bool,
     /// Where the pieces of a request body are kept, so that it can be sent once more.
     taken: Option<&'p RefCell<ReplayBuffer>>,
@@ -229,22 +229,25 @@ pub(crate) struct BodyProgress<'p> {
 
 impl<'p> BodyProgress<'p> {
     /// The body goes from the client to an endpoint.
-    pub(crate) fn of_request(pulse: &'p Pulse) -> Self {
-        Self { pulse, is_request: true, taken: None }
+    pub(crate) fn of_request(request_progress: &'p RequestProgress) -> Self {
+        Self { request_progress, is_request: true, taken: None }
     }
 
     /// The same, with its pieces kept in `taken`.
-    pub(crate) fn of_repeatable(pulse: &'p Pulse, taken: &'p RefCell<ReplayBuffer>) -> Self {
-        Self { pulse, is_request: true, taken: Some(taken) }
+    pub(crate) fn of_repeatable(
+        request_progress: &'p RequestProgress,
+        taken: &'p RefCell<ReplayBuffer>,
+    ) -> Self {
+        Self { request_progress, is_request: true, taken: Some(taken) }
     }
 
     /// The body goes from an endpoint to the client.
-    pub(crate) fn of_response(pulse: &'p Pulse) -> Self {
-        Self { pulse, is_request: false, taken: None }
+    pub(crate) fn of_response(request_progress: &'p RequestProgress) -> Self {
+        Self { request_progress, is_request: false, taken: None }
     }
 
     fn moved(self, piece: &Bytes, is_last: bool) {
-        self.pulse.moved(piece.len(), self.is_request);
+        self.request_progress.record_bytes(piece.len(), self.is_request);
         if is_last {
             self.ended();
         }
@@ -253,7 +256,7 @@ impl<'p> BodyProgress<'p> {
     /// The sender has sent all of the body; the receiver may not have taken it yet.
     fn ended(self) {
         if self.is_request {
-            self.pulse.request_received();
+            self.request_progress.request_received();
         }
     }
 }

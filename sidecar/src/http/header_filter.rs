@@ -9,7 +9,7 @@ use super::body::BodyError;
 use super::head::{HOP_BY_HOP_NAMES, is_forbidden_in_trailers, is_hop_by_hop, list_elements};
 use super::headers::Headers;
 use super::name_set::{NameSet, has_special};
-use crate::underscores::DroppedHeaders;
+use crate::underscore_headers::DroppedHeaders;
 
 /// Which headers and trailers of a message are not passed on.
 #[derive(Debug, Default)]
@@ -120,7 +120,7 @@ impl HeaderFilter {
             && name.contains(&b'_')
             && !(self.claims && is_identity_header(name))
         {
-            dropped.note(name);
+            dropped.record(name);
         }
     }
 

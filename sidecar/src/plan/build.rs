@@ -15,28 +15,28 @@ use weft_model::{
 use weft_runtime::problems::Problems;
 use zeroize::Zeroizing;
 
-use super::files::{Files, Stamp};
+use super::crl_sources::{CrlDownload, CrlSources};
+use super::files::{FileStamp, WatchedFiles};
 use super::issuers::KnownIssuers;
-use super::lists::{Demands, WantedList};
 use super::trust::{SecretId, TrustStores};
 use super::{
-    Plan, PlannedChain, PlannedHttp, PlannedListener, Service, Target, TargetSecrets, TargetTls,
-    Tls, is_servable,
+    ChainTls, PlannedChain, PlannedCluster, PlannedClusterSecrets, PlannedClusterTls, PlannedHttp,
+    PlannedListener, PlannedService, SidecarPlan, is_servable,
 };
-use crate::authenticate::fetch::WantedKeys;
+use crate::authenticate::fetch::KeySetDownload;
 use crate::authenticate::key_store::{KeyOrigin, KeyStore};
-use crate::balance::Balancer;
 use crate::config_map::ConfigMap;
-use crate::list_store::ListStore;
+use crate::crl_store::CrlStore;
+use crate::load_balancer::Balancer;
 
 /// Builds one plan after the other, keeping what did not change.
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
     trust: TrustStores,
-    pub(super) files: Files,
+    pub(super) files: WatchedFiles,
     /// The last good certificate of each place or secret.
     identities: HashMap<SecretId, KnownIdentity>,
-    pub(super) targets: ConfigMap<Name, Arc<Target>>,
+    pub(super) targets: ConfigMap<Name, Arc<PlannedCluster>>,
     next_target: u64,
     pub(super) issuers: KnownIssuers,
     /// The keys of sessions, by listener and chain: whatever else changes, its clients may come back, since
@@ -48,7 +48,7 @@ pub(crate) struct Builder {
 #[derive(Debug)]
 struct KnownIdentity {
     secret: Arc<Secret>,
-    stamps: [Stamp; 2],
+    stamps: [FileStamp; 2],
     identity: Identity,
     /// Why what there is now cannot be used.
     failed: Option<String>,
@@ -57,19 +57,19 @@ struct KnownIdentity {
 
 /// A plan, and what an operator should know of it.
 #[derive(Debug)]
-pub(crate) struct Built {
+pub(crate) struct BuiltPlan {
     /// The plan.
-    pub(crate) plan: Plan,
+    pub(crate) plan: SidecarPlan,
     /// What could not be built, or is not as it should be.
     pub(crate) problems: Problems,
     /// The key sets to fetch.
-    pub(crate) key_sets: Vec<WantedKeys>,
+    pub(crate) key_sets: Vec<KeySetDownload>,
     /// The origins of all key sets, also of those whose cluster is missing.
     pub(crate) key_origins: Vec<KeyOrigin>,
     /// The revocation lists to fetch.
-    pub(crate) lists: Vec<WantedList>,
+    pub(crate) lists: Vec<CrlDownload>,
     /// Where the lists of all validations come from.
-    pub(crate) demands: Demands,
+    pub(crate) crl_sources: CrlSources,
 }
 
 impl Builder {
@@ -82,13 +82,13 @@ impl Builder {
     pub(crate) fn build(
         &mut self,
         snapshot: &Arc<Snapshot>,
-        (keys, fetched): (&KeyStore, &ListStore),
+        (keys, fetched): (&KeyStore, &CrlStore),
         now: UnixTime,
-    ) -> Built {
+    ) -> BuiltPlan {
         let mut problems = Problems::default();
         self.files.begin();
-        let mut plan = Plan { revision: snapshot.revision, ..Plan::default() };
-        let mut work = Work {
+        let mut plan = SidecarPlan { revision: snapshot.revision, ..SidecarPlan::default() };
+        let mut build = PlanBuild {
             builder: self,
             snapshot,
             keys,
@@ -97,41 +97,42 @@ impl Builder {
             problems: &mut problems,
             key_sets: Vec::new(),
             key_origins: Vec::new(),
-            demands: Demands::default(),
+            crl_sources: CrlSources::default(),
         };
         for (name, cluster) in &snapshot.clusters {
-            let target = work.target(cluster);
+            let target = build.target(cluster);
             plan.ids.insert(target.id);
             plan.targets.insert(name.clone(), target);
         }
-        work.builder.targets.clone_from(&plan.targets);
+        build.builder.targets.clone_from(&plan.targets);
         let conflicts = snapshot.address_conflicts();
-        work.problems.unserved.extend(conflicts.iter().map(ToString::to_string));
+        build.problems.unserved.extend(conflicts.iter().map(ToString::to_string));
         for (name, listener) in &snapshot.listeners {
             if conflicts.iter().any(|conflict| conflict.second == *name) {
                 continue;
             }
             if !is_servable(listener) {
-                work.problems
+                build
+                    .problems
                     .unserved
                     .push(format!("listener {name:?} is for UDP, which is the agent's work"));
                 continue;
             }
-            let planned = Arc::new(work.listener(listener));
+            let planned = Arc::new(build.listener(listener));
             if !listener.bind {
                 plan.by_destination.insert(listener.address, planned.clone());
             }
             plan.listeners.insert(name.clone(), planned);
         }
-        let Work { key_sets, key_origins, demands, .. } = work;
-        let lists = demands.lists(&plan, fetched, &mut problems);
+        let PlanBuild { key_sets, key_origins, crl_sources, .. } = build;
+        let lists = crl_sources.lists(&plan, fetched, &mut problems);
         self.trust.settle(now);
         self.identities.retain(|_, known| std::mem::take(&mut known.is_asked));
-        plan.withdrawals = self.trust.withdrawals().clone();
-        plan.covered = self.trust.coverage();
+        plan.revocation_deltas = self.trust.revocation_deltas().clone();
+        plan.crls = self.trust.coverage();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
         self.issuers.settle();
-        Built { plan, problems, key_sets, key_origins, lists, demands }
+        BuiltPlan { plan, problems, key_sets, key_origins, lists, crl_sources }
     }
 
     /// Whether the last plan would be another now: a file that it was made of says something else, or a list
@@ -141,19 +142,19 @@ impl Builder {
     }
 }
 
-pub(super) struct Work<'a> {
+pub(super) struct PlanBuild<'a> {
     pub(super) builder: &'a mut Builder,
     snapshot: &'a Snapshot,
     pub(super) keys: &'a KeyStore,
-    fetched: &'a ListStore,
+    fetched: &'a CrlStore,
     now: UnixTime,
     pub(super) problems: &'a mut Problems,
-    pub(super) key_sets: Vec<WantedKeys>,
+    pub(super) key_sets: Vec<KeySetDownload>,
     pub(super) key_origins: Vec<KeyOrigin>,
-    demands: Demands,
+    crl_sources: CrlSources,
 }
 
-impl Work<'_> {
+impl PlanBuild<'_> {
     fn listener(&mut self, listener: &Arc<Listener>) -> PlannedListener {
         let chains = listener
             .chains
@@ -171,20 +172,22 @@ impl Work<'_> {
     fn chain(&mut self, listener: &Name, number: usize, chain: &FilterChain) -> PlannedChain {
         let place = (listener.clone(), number);
         let tls = match &chain.tls {
-            None => Tls::None,
+            None => ChainTls::None,
             Some(tls) => match self.server_tls(tls, place.clone()) {
                 Ok(config) => config,
                 Err(problem) => {
                     self.problems
                         .unserved
                         .push(format!("listener {listener:?} chain {:?}: {problem}", &*chain.name));
-                    Tls::Broken
+                    ChainTls::Broken
                 }
             },
         };
         let service = match &chain.filter {
-            Filter::Tcp(tcp) => Service::Tcp(tcp.clone()),
-            Filter::Http(http) => Service::Http(Box::new(self.http(&place, http, &chain.rules))),
+            Filter::Tcp(tcp) => PlannedService::Tcp(tcp.clone()),
+            Filter::Http(http) => {
+                PlannedService::Http(Box::new(self.http(&place, http, &chain.rules)))
+            }
         };
         PlannedChain { tls, rules: chain.rules.clone(), service }
     }
@@ -219,7 +222,11 @@ impl Work<'_> {
         PlannedHttp { http: http.clone(), routes, tokens, rules, only }
     }
 
-    fn server_tls(&mut self, tls: &DownstreamTls, place: (Name, usize)) -> Result<Tls, String> {
+    fn server_tls(
+        &mut self,
+        tls: &DownstreamTls,
+        place: (Name, usize),
+    ) -> Result<ChainTls, String> {
         let (listener, chain) = &place;
         let here = format!("listener {listener} chain {chain}");
         // First, so that it is kept up to date whatever is wrong with the rest.
@@ -243,11 +250,11 @@ impl Work<'_> {
             Entry::Vacant(free) => free.insert(Tickets::new().map_err(|error| error.to_string())?),
         };
         Server::new(&identity, clients, &tls.alpn, &tls.parameters, tickets)
-            .map(Tls::Terminate)
+            .map(ChainTls::Terminate)
             .map_err(|error| error.to_string())
     }
 
-    fn target(&mut self, cluster: &Arc<Cluster>) -> Arc<Target> {
+    fn target(&mut self, cluster: &Arc<Cluster>) -> Arc<PlannedCluster> {
         let previous = self.builder.targets.get(&cluster.name).cloned();
         let endpoints = self.snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
         if matches!(cluster.balance, Balance::Maglev { .. }) {
@@ -264,14 +271,14 @@ impl Work<'_> {
             Ok(parts) => (parts, None),
             Err(problem) => (None, Some(problem)),
         };
-        let secrets = TargetSecrets::new(parts.as_ref());
+        let secrets = PlannedClusterSecrets::new(parts.as_ref());
         let same = previous.filter(|old| old.cluster == *cluster && old.secrets.is_as(&secrets));
         let id = same.as_ref().map_or(self.builder.next_target + 1, |old| old.id);
         self.builder.next_target = self.builder.next_target.max(id);
         let tls = match (&cluster.tls, parts, problem) {
-            (None, ..) => TargetTls::None,
+            (None, ..) => PlannedClusterTls::None,
             (Some(_), Some(_), _) if same.as_ref().is_some_and(|old| old.secrets == secrets) => {
-                same.map_or(TargetTls::Broken, |old| old.tls.clone())
+                same.map_or(PlannedClusterTls::Broken, |old| old.tls.clone())
             }
             (Some(tls), parts, problem) => {
                 let originate = |parts: ClientParts| parts.originate(tls);
@@ -279,11 +286,11 @@ impl Work<'_> {
                 made.unwrap_or_else(|problem| {
                     let problem = format!("cluster {:?}: {problem}", &*cluster.name);
                     self.problems.unreachable.push(problem);
-                    TargetTls::Broken
+                    PlannedClusterTls::Broken
                 })
             }
         };
-        Arc::new(Target { id, cluster: cluster.clone(), balancer, tls, secrets })
+        Arc::new(PlannedCluster { id, cluster: cluster.clone(), balancer, tls, secrets })
     }
 
     fn client_tls(&mut self, tls: &UpstreamTls, cluster: &str) -> Result<ClientParts, String> {
@@ -338,7 +345,7 @@ impl Work<'_> {
         };
         let Builder { trust, files, .. } = &mut *self.builder;
         let asked = trust.store(&id, validation, (files, self.fetched), self.now);
-        self.demands.add(validation, trust.has_failed(&id));
+        self.crl_sources.add(validation, trust.has_failed(&id));
         let (store, told) = asked?;
         // Several may ask for the same one.
         told.into_iter().for_each(|warning| self.problems.warn(warning));
@@ -375,7 +382,7 @@ fn only_cluster(table: &RouteTable) -> Option<&Name> {
     routes.all(|route| cluster(route) == Some(first)).then_some(first)
 }
 
-fn load_identity(own: &TlsIdentity, files: &mut Files) -> Result<Identity, String> {
+fn load_identity(own: &TlsIdentity, files: &mut WatchedFiles) -> Result<Identity, String> {
     let (chain, key) = (files.read(&own.chain)?, Zeroizing::new(files.read(&own.key)?));
     Identity::load(&chain, &key).map_err(|error| error.to_string())
 }
@@ -388,7 +395,7 @@ pub(super) struct ClientParts {
 }
 
 impl ClientParts {
-    fn originate(self, tls: &UpstreamTls) -> Result<TargetTls, String> {
+    fn originate(self, tls: &UpstreamTls) -> Result<PlannedClusterTls, String> {
         let Self { identity, trust } = self;
         let config = |alpn: &[&str]| {
             let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
@@ -401,7 +408,7 @@ impl ClientParts {
             client.map_err(|error| error.to_string())
         };
         let (http1, http2, plain) = (config(&["http/1.1"])?, config(&["h2"])?, config(&[])?);
-        Ok(TargetTls::Originate { http1, http2, plain, tls: Box::new(tls.clone()) })
+        Ok(PlannedClusterTls::Originate { http1, http2, plain, tls: Box::new(tls.clone()) })
     }
 }
 
@@ -417,7 +424,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::authenticate::key_store::FetchedSet;
+    use crate::authenticate::key_store::FetchedKeySet;
 
     fn origin() -> KeyOrigin {
         let (issuer, uri) = ("https://issuer".into(), "http://keys.test/".into());
@@ -431,7 +438,7 @@ mod tests {
     /// A set that the second address served.
     fn fetched(keys: &mut KeyStore, now: std::time::Instant) {
         let set = KeySet::parse(br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#);
-        let set = FetchedSet { set: set.expect("a set"), age: None, from: address(2) };
+        let set = FetchedKeySet { set: set.expect("a set"), age: None, from: address(2) };
         assert!(keys.fetched(&origin(), Ok(set), HOUR, now));
     }
 
@@ -484,25 +491,25 @@ mod tests {
     }
 
     /// What the provider's keys want of a snapshot, and what is wrong with it.
-    fn keys_of(snapshot: &Snapshot, keys: &KeyStore) -> (Vec<WantedKeys>, Problems) {
+    fn keys_of(snapshot: &Snapshot, keys: &KeyStore) -> (Vec<KeySetDownload>, Problems) {
         let (mut builder, mut problems) = (Builder::new(), Problems::default());
-        let mut work = Work {
+        let mut build = PlanBuild {
             builder: &mut builder,
             snapshot,
             keys,
-            fetched: &ListStore::default(),
+            fetched: &CrlStore::default(),
             now: UnixTime::since_unix_epoch(HOUR),
             problems: &mut problems,
             key_sets: Vec::new(),
             key_origins: Vec::new(),
-            demands: Demands::default(),
+            crl_sources: CrlSources::default(),
         };
         for (name, cluster) in &snapshot.clusters {
-            let target = work.target(cluster);
-            work.builder.targets.insert(name.clone(), target);
+            let target = build.target(cluster);
+            build.builder.targets.insert(name.clone(), target);
         }
-        let _ = work.fetched_keys(&"issuer".into(), &provider());
-        (work.key_sets, problems)
+        let _ = build.fetched_keys(&"issuer".into(), &provider());
+        (build.key_sets, problems)
     }
 
     #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]

@@ -13,16 +13,16 @@ use weft_model::DataSource;
 
 /// The files that the last plan was made of.
 #[derive(Debug, Default)]
-pub(crate) struct Files {
-    seen: HashMap<PathBuf, Stamp>,
+pub(crate) struct WatchedFiles {
+    seen: HashMap<PathBuf, FileStamp>,
 }
 
 /// What tells one content of a file from another, without a look at it; nothing where there is no file.
 /// Links are followed, so one that is set anew shows. Of a folder it is that of all its files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Stamp(Option<u64>);
+pub(crate) struct FileStamp(Option<u64>);
 
-impl Stamp {
+impl FileStamp {
     fn of(path: &Path) -> Self {
         let Ok(about) = fs::metadata(path) else {
             return Self(None);
@@ -45,7 +45,7 @@ impl Stamp {
     }
 }
 
-impl Stamp {
+impl FileStamp {
     /// Of this and something else that has a number.
     pub(crate) fn with(self, number: u64) -> Self {
         let mut hasher = DefaultHasher::new();
@@ -81,7 +81,7 @@ pub(crate) fn as_one(files: Vec<Vec<u8>>) -> Vec<u8> {
     armoured.collect::<Vec<_>>().concat()
 }
 
-impl Files {
+impl WatchedFiles {
     /// Forgets all files, before a plan is made.
     pub(crate) fn begin(&mut self) {
         self.seen.clear();
@@ -146,9 +146,9 @@ impl Files {
     }
 
     /// What tells the content from another; the same for all that stands in place.
-    pub(crate) fn stamp(&mut self, data: &DataSource) -> Stamp {
+    pub(crate) fn stamp(&mut self, data: &DataSource) -> FileStamp {
         match data {
-            DataSource::Inline(_) => Stamp::default(),
+            DataSource::Inline(_) => FileStamp::default(),
             DataSource::File(path) => self.stamp_of(path),
             DataSource::SystemRoots => {
                 system_roots_file().map(|file| self.stamp_of(&file)).unwrap_or_default()
@@ -156,14 +156,14 @@ impl Files {
         }
     }
 
-    fn stamp_of(&mut self, path: &Path) -> Stamp {
-        let stamp = Stamp::of(path);
+    fn stamp_of(&mut self, path: &Path) -> FileStamp {
+        let stamp = FileStamp::of(path);
         self.seen.insert(path.to_owned(), stamp);
         stamp
     }
 
     /// Whether a file says something else than when it was read.
     pub(crate) fn have_changed(&self) -> bool {
-        self.seen.iter().any(|(path, stamp)| Stamp::of(path) != *stamp)
+        self.seen.iter().any(|(path, stamp)| FileStamp::of(path) != *stamp)
     }
 }

@@ -6,22 +6,22 @@ use std::sync::Arc;
 use weft_certs::{KeySet, KeySetError};
 use weft_model::{DataSource, JwtPolicy, JwtProvider, KeySource, Name};
 
-use super::build::Work;
-use crate::authenticate::fetch::WantedKeys;
-use crate::authenticate::key_store::{KeyOrigin, Wish};
-use crate::authenticate::{PlannedProvider, TokenFault, Tokens};
+use super::build::PlanBuild;
+use crate::authenticate::fetch::KeySetDownload;
+use crate::authenticate::key_store::{KeyOrigin, RefetchFlag};
+use crate::authenticate::{PlannedProvider, TokenFault, TokenPolicy};
 
 /// The issuers of the last plan. Two filter chains of one listener may give two issuers the same name, so the
 /// chain is part of the key.
 #[derive(Debug, Default)]
 pub(super) struct KnownIssuers {
-    known: HashMap<Place, KnownIssuer>,
+    known: HashMap<IssuerKey, KnownIssuer>,
     /// How many numbers were given. A number is never given twice.
     numbers: u64,
 }
 
 /// A listener, the number of its filter chain, and the provider's name there.
-type Place = (Name, usize, Name);
+type IssuerKey = (Name, usize, Name);
 
 #[derive(Debug)]
 struct KnownIssuer {
@@ -36,7 +36,7 @@ impl KnownIssuers {
     /// The number of an issuer: the same for as long as its settings and its keys are.
     fn number(
         &mut self,
-        place: Place,
+        place: IssuerKey,
         provider: &JwtProvider,
         keys: &Result<Arc<KeySet>, TokenFault>,
     ) -> u64 {
@@ -55,7 +55,7 @@ impl KnownIssuers {
     }
 
     /// The last good keys of an issuer that reads them from here.
-    fn kept(&self, place: &Place, data: &DataSource) -> Option<Arc<KeySet>> {
+    fn kept(&self, place: &IssuerKey, data: &DataSource) -> Option<Arc<KeySet>> {
         let known = self.known.get(place)?;
         let is_same = known.provider.keys == KeySource::Local(data.clone());
         known.keys.clone().ok().filter(|_| is_same)
@@ -67,23 +67,27 @@ impl KnownIssuers {
     }
 }
 
-impl Work<'_> {
-    pub(super) fn tokens(&mut self, chain: &(Name, usize), policy: &Arc<JwtPolicy>) -> Tokens {
+impl PlanBuild<'_> {
+    pub(super) fn tokens(&mut self, chain: &(Name, usize), policy: &Arc<JwtPolicy>) -> TokenPolicy {
         let mut providers = BTreeMap::new();
         for (name, provider) in &policy.providers {
             let place = (chain.0.clone(), chain.1, name.clone());
-            let (keys, wish) = match &provider.keys {
+            let (keys, refetch) = match &provider.keys {
                 KeySource::Local(data) => (self.local_keys(&place, data), None),
                 KeySource::Http { .. } => self.fetched_keys(name, provider),
             };
             let number = self.builder.issuers.number(place, provider, &keys);
             let provider = provider.clone();
-            providers.insert(name.clone(), PlannedProvider { number, provider, keys, wish });
+            providers.insert(name.clone(), PlannedProvider { number, provider, keys, refetch });
         }
-        Tokens::new(policy.clone(), providers)
+        TokenPolicy::new(policy.clone(), providers)
     }
 
-    fn local_keys(&mut self, place: &Place, data: &DataSource) -> Result<Arc<KeySet>, TokenFault> {
+    fn local_keys(
+        &mut self,
+        place: &IssuerKey,
+        data: &DataSource,
+    ) -> Result<Arc<KeySet>, TokenFault> {
         let bytes = self.builder.files.read(data).map_err(KeySetError::Invalid);
         bytes.and_then(|bytes| KeySet::parse(&bytes)).map(Arc::new).or_else(|error| {
             let (fault, reason) = match error {
@@ -107,7 +111,7 @@ impl Work<'_> {
         &mut self,
         name: &Name,
         provider: &JwtProvider,
-    ) -> (Result<Arc<KeySet>, TokenFault>, Option<Wish>) {
+    ) -> (Result<Arc<KeySet>, TokenFault>, Option<RefetchFlag>) {
         let KeySource::Http { uri, cluster, timeout, cache, redirects } = &provider.keys else {
             return (Err(TokenFault::KeysFailed), None);
         };
@@ -121,7 +125,7 @@ impl Work<'_> {
         let origin = match self.builder.targets.get(cluster) {
             Some(target) => {
                 let origin = origin(target.cluster.tls.clone());
-                self.key_sets.push(WantedKeys {
+                self.key_sets.push(KeySetDownload {
                     origin: origin.clone(),
                     target: target.clone(),
                     timeout: *timeout,

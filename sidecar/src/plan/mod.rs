@@ -5,15 +5,15 @@
 //! without one serves nobody, which fails closed.
 
 mod build;
+mod crl_sources;
 mod files;
 mod issuers;
-mod lists;
 mod trust;
 
 pub(crate) use build::Builder;
 use build::ClientParts;
-pub(crate) use lists::{Demands, WantedList};
-pub use trust::Covered;
+pub(crate) use crl_sources::{CrlDownload, CrlSources};
+pub use trust::CrlsByTrustStore;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -26,25 +26,25 @@ use weft_model::{
     TransportKind, UpstreamTls,
 };
 
-use crate::authenticate::Tokens;
-use crate::balance::Balancer;
+use crate::authenticate::TokenPolicy;
 use crate::config_map::ConfigMap;
-use crate::standing::Withdrawals;
+use crate::connection_registry::RevocationDeltas;
+use crate::load_balancer::Balancer;
 
 /// Everything the workers work by.
 #[derive(Debug, Default)]
-pub struct Plan {
+pub struct SidecarPlan {
     /// Which snapshot it was made of.
     pub revision: u64,
     listeners: BTreeMap<Name, Arc<PlannedListener>>,
     by_destination: ConfigMap<SocketAddr, Arc<PlannedListener>>,
-    targets: ConfigMap<Name, Arc<Target>>,
+    targets: ConfigMap<Name, Arc<PlannedCluster>>,
     /// The numbers of all targets.
     ids: HashSet<u64>,
     /// What was trusted and is not any more.
-    pub(crate) withdrawals: Withdrawals,
+    pub(crate) revocation_deltas: RevocationDeltas,
     /// The revocation lists in force.
-    pub covered: Covered,
+    pub crls: CrlsByTrustStore,
 }
 
 /// A listener with its chains ready.
@@ -58,15 +58,15 @@ pub(crate) struct PlannedListener {
 /// A filter chain, ready.
 #[derive(Debug)]
 pub(crate) struct PlannedChain {
-    pub(crate) tls: Tls,
+    pub(crate) tls: ChainTls,
     /// Which connections are let in.
     pub(crate) rules: Vec<Arc<RbacFilter>>,
-    pub(crate) service: Service,
+    pub(crate) service: PlannedService,
 }
 
 /// How TLS with the client is done.
 #[derive(Debug, Clone)]
-pub(crate) enum Tls {
+pub(crate) enum ChainTls {
     /// It is not.
     None,
     /// With this configuration.
@@ -77,12 +77,12 @@ pub(crate) enum Tls {
 
 /// What is done with a connection's bytes.
 #[derive(Debug)]
-pub(crate) enum Service {
+pub(crate) enum PlannedService {
     Tcp(TcpProxy),
     Http(Box<PlannedHttp>),
 }
 
-impl Service {
+impl PlannedService {
     /// Whether its connections leave lines.
     pub(crate) fn is_logged(&self) -> bool {
         match self {
@@ -98,7 +98,7 @@ pub(crate) struct PlannedHttp {
     pub(crate) http: Arc<HttpService>,
     /// None when the table is not there.
     pub(crate) routes: Option<RouteIndex>,
-    pub(crate) tokens: Option<Tokens>,
+    pub(crate) tokens: Option<TokenPolicy>,
     /// Who may call what: the chain's rules for connections, then its own for requests.
     pub(crate) rules: Vec<Arc<RbacFilter>>,
     /// The cluster that a connection goes to whatever comes over it: nothing is asked of its requests, and
@@ -108,23 +108,23 @@ pub(crate) struct PlannedHttp {
 
 /// A cluster, ready.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub(crate) struct PlannedCluster {
     /// The same for as long as connections to it may be used again.
     pub(crate) id: u64,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) balancer: Balancer,
-    pub(crate) tls: TargetTls,
-    secrets: TargetSecrets,
+    pub(crate) tls: PlannedClusterTls,
+    secrets: PlannedClusterSecrets,
 }
 
 /// What TLS with a target was made of, to tell whether it is the same as before.
 #[derive(Debug, Default)]
-pub(crate) struct TargetSecrets {
+pub(crate) struct PlannedClusterSecrets {
     identity: Option<Identity>,
     trust: Option<Arc<TrustStore>>,
 }
 
-impl PartialEq for TargetSecrets {
+impl PartialEq for PlannedClusterSecrets {
     fn eq(&self, other: &Self) -> bool {
         let same_trust = match (&self.trust, &other.trust) {
             (Some(own), Some(other)) => Arc::ptr_eq(own, other),
@@ -135,7 +135,7 @@ impl PartialEq for TargetSecrets {
     }
 }
 
-impl TargetSecrets {
+impl PlannedClusterSecrets {
     fn new(parts: Option<&ClientParts>) -> Self {
         let identity = parts.and_then(|parts| parts.identity.clone());
         Self { identity, trust: parts.and_then(|parts| parts.trust.clone()) }
@@ -154,7 +154,7 @@ impl TargetSecrets {
 
 /// How TLS to an endpoint is done.
 #[derive(Debug, Clone)]
-pub(crate) enum TargetTls {
+pub(crate) enum PlannedClusterTls {
     /// It is not.
     None,
     /// With these configurations, which differ in the protocol they ask for.
@@ -163,7 +163,7 @@ pub(crate) enum TargetTls {
     Broken,
 }
 
-impl Plan {
+impl SidecarPlan {
     /// The listeners that bind a socket.
     pub(crate) fn bound(&self) -> impl Iterator<Item = &Arc<PlannedListener>> {
         self.listeners.values().filter(|planned| planned.listener.bind)
@@ -192,7 +192,7 @@ impl Plan {
     }
 
     /// The cluster of this name.
-    pub(crate) fn target(&self, name: &str) -> Option<&Arc<Target>> {
+    pub(crate) fn target(&self, name: &str) -> Option<&Arc<PlannedCluster>> {
         self.targets.get(name)
     }
 }

@@ -7,18 +7,18 @@ use rustls_pki_types::UnixTime;
 use weft_certs::{Coverage, CrlIndex, TrustParts, TrustStore};
 use weft_model::{Name, RevocationMode, SecretSource, Validation};
 
-use super::files::{Files, Stamp, as_one};
-use crate::list_store::ListStore;
-use crate::standing::Withdrawals;
+use super::files::{FileStamp, WatchedFiles, as_one};
+use crate::connection_registry::RevocationDeltas;
+use crate::crl_store::CrlStore;
 
 /// The lists of each trust store, by its name; none where revocation is not checked.
-pub type Covered = BTreeMap<String, Option<Vec<Coverage>>>;
+pub type CrlsByTrustStore = BTreeMap<String, Option<Vec<Coverage>>>;
 
 /// The last good store of each validation, so that a bad list leaves it in force.
 #[derive(Debug, Default)]
 pub(crate) struct TrustStores {
-    held: HashMap<SecretId, Held>,
-    withdrawals: Withdrawals,
+    held: HashMap<SecretId, TrustStoreEntry>,
+    revocation_deltas: RevocationDeltas,
     /// When a plan would be another by the clock alone, in seconds since 1970: a list expires, or what could
     /// not be loaded is tried again.
     next_look: Option<u64>,
@@ -33,7 +33,7 @@ pub(crate) enum SecretId {
     Name(Name),
     /// The filter chain or cluster whose configuration holds it. The next configuration may hold another
     /// secret in the same place.
-    Place(String),
+    Location(String),
 }
 
 impl SecretId {
@@ -41,14 +41,14 @@ impl SecretId {
     pub(crate) fn of(source: &SecretSource, place: &str) -> Self {
         match source {
             SecretSource::Named(name) => Self::Name(name.clone()),
-            SecretSource::Inline(_) => Self::Place(place.to_owned()),
+            SecretSource::Inline(_) => Self::Location(place.to_owned()),
         }
     }
 
     pub(crate) fn text(&self) -> &str {
         match self {
             Self::Name(name) => name,
-            Self::Place(place) => place,
+            Self::Location(place) => place,
         }
     }
 
@@ -56,7 +56,7 @@ impl SecretId {
     fn may_follow(&self, before: &Validation, after: &Validation) -> bool {
         match self {
             Self::Name(_) => true,
-            Self::Place(_) => before.roots == after.roots && before.names == after.names,
+            Self::Location(_) => before.roots == after.roots && before.names == after.names,
         }
     }
 }
@@ -66,10 +66,10 @@ const AGAIN: u64 = 2;
 
 /// The store of a validation.
 #[derive(Debug, Clone)]
-struct Held {
+struct TrustStoreEntry {
     /// What it was last made of, or tried to be made of.
     validation: Validation,
-    stamps: [Stamp; 2],
+    stamps: [FileStamp; 2],
     /// The last good one.
     store: Option<Arc<TrustStore>>,
     /// Why what there is now could not be loaded, and when that is tried again.
@@ -78,11 +78,11 @@ struct Held {
 }
 
 /// What tells the contents of a validation from others: stamps of its roots and lists.
-fn stamps(validation: &Validation, files: &mut Files, fetched: &ListStore) -> [Stamp; 2] {
+fn stamps(validation: &Validation, files: &mut WatchedFiles, fetched: &CrlStore) -> [FileStamp; 2] {
     let lists = validation.revocations.as_ref();
     let lists = lists.map(|lists| files.stamp(lists)).unwrap_or_default();
     let fetched = validation.points.iter().map(|point| fetched.number(point));
-    [files.stamp(&validation.roots), fetched.fold(lists, Stamp::with)]
+    [files.stamp(&validation.roots), fetched.fold(lists, FileStamp::with)]
 }
 
 impl TrustStores {
@@ -94,13 +94,15 @@ impl TrustStores {
         &mut self,
         id: &SecretId,
         validation: &Validation,
-        (files, fetched): (&mut Files, &ListStore),
+        (files, fetched): (&mut WatchedFiles, &CrlStore),
         now: UnixTime,
     ) -> Result<(Arc<TrustStore>, Vec<String>), String> {
         let stamps = stamps(validation, files, fetched);
         let previous = self.held.remove(id);
-        let is_same = |held: &Held| held.validation == *validation && held.stamps == stamps;
-        let is_final = |held: &Held| held.failed.as_ref().is_none_or(|(_, at)| now.as_secs() < *at);
+        let is_same =
+            |held: &TrustStoreEntry| held.validation == *validation && held.stamps == stamps;
+        let is_final =
+            |held: &TrustStoreEntry| held.failed.as_ref().is_none_or(|(_, at)| now.as_secs() < *at);
         let mut held = match previous {
             Some(held) if is_same(&held) && is_final(&held) => held,
             previous => {
@@ -143,33 +145,33 @@ impl TrustStores {
     fn load(
         &mut self,
         validation: &Validation,
-        stamps: [Stamp; 2],
+        stamps: [FileStamp; 2],
         before: Option<Arc<TrustStore>>,
-        (files, fetched, now): (&mut Files, &ListStore, UnixTime),
-    ) -> Held {
+        (files, fetched, now): (&mut WatchedFiles, &CrlStore, UnixTime),
+    ) -> TrustStoreEntry {
         let loaded = load(validation, before.as_deref(), (files, fetched), now);
         let (store, failed) = match loaded {
             Ok(store) => {
                 let store = Arc::new(store);
                 if let Some(before) = &before {
-                    self.withdrawals.add(&store, before);
+                    self.revocation_deltas.add(&store, before);
                 }
                 (Some(store), None)
             }
             Err(problem) => (before, Some((problem, now.as_secs() + AGAIN))),
         };
-        Held { validation: validation.clone(), stamps, store, failed, is_asked: true }
+        TrustStoreEntry { validation: validation.clone(), stamps, store, failed, is_asked: true }
     }
 
     /// Forgets the stores that nobody asked for: what was checked by them takes its leave. And finds out when
     /// the clock alone makes another plan of the same things.
     pub(crate) fn settle(&mut self, now: UnixTime) {
-        let withdrawals = &mut self.withdrawals;
+        let revocation_deltas = &mut self.revocation_deltas;
         self.held.retain(|_, held| {
             if !held.is_asked
                 && let Some(store) = &held.store
             {
-                withdrawals.add_all(store);
+                revocation_deltas.add_all(store);
             }
             std::mem::take(&mut held.is_asked)
         });
@@ -193,13 +195,14 @@ impl TrustStores {
     }
 
     /// What was trusted and is not any more.
-    pub(crate) fn withdrawals(&self) -> &Withdrawals {
-        &self.withdrawals
+    pub(crate) fn revocation_deltas(&self) -> &RevocationDeltas {
+        &self.revocation_deltas
     }
 
     /// What the lists of each store say of themselves.
-    pub(crate) fn coverage(&self) -> Covered {
-        let lists = |held: &Held| held.store.as_ref()?.revocations().map(CrlIndex::coverage);
+    pub(crate) fn coverage(&self) -> CrlsByTrustStore {
+        let lists =
+            |held: &TrustStoreEntry| held.store.as_ref()?.revocations().map(CrlIndex::coverage);
         self.held.iter().map(|(id, held)| (id.text().to_owned(), lists(held))).collect()
     }
 }
@@ -207,7 +210,7 @@ impl TrustStores {
 fn load(
     validation: &Validation,
     previous: Option<&TrustStore>,
-    (files, fetched): (&mut Files, &ListStore),
+    (files, fetched): (&mut WatchedFiles, &CrlStore),
     now: UnixTime,
 ) -> Result<TrustStore, String> {
     let roots = files.read(&validation.roots)?;
@@ -227,8 +230,8 @@ fn load(
 /// Why one of them is not there.
 fn lists(
     validation: &Validation,
-    files: &mut Files,
-    fetched: &ListStore,
+    files: &mut WatchedFiles,
+    fetched: &CrlStore,
 ) -> Result<Option<Vec<u8>>, String> {
     let mut all = Vec::new();
     if let Some(source) = &validation.revocations {
@@ -270,12 +273,12 @@ mod tests {
         SecretId::Name("trust".into())
     }
 
-    struct World {
+    struct TestAuthority {
         authority: Authority,
         now: SystemTime,
     }
 
-    impl World {
+    impl TestAuthority {
         fn new() -> Self {
             let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
             let files = Authority::create("mesh.test", now).unwrap();
@@ -316,14 +319,10 @@ mod tests {
     #[test]
     fn what_cannot_be_loaded_leaves_the_last_good_one_is_told_and_is_tried_again() {
         let (world, mut stores, mut files) =
-            (World::new(), TrustStores::default(), Files::default());
+            (TestAuthority::new(), TrustStores::default(), WatchedFiles::default());
         let mut ask = |validation: &Validation, seconds| {
-            let got = stores.store(
-                &trust(),
-                validation,
-                (&mut files, &ListStore::default()),
-                at(seconds),
-            );
+            let got =
+                stores.store(&trust(), validation, (&mut files, &CrlStore::default()), at(seconds));
             stores.settle(at(seconds));
             let outdated = stores.are_outdated(at(seconds + AGAIN));
             got.map(|(store, told)| (store.standing().generation, told.join("; "), outdated))
@@ -345,14 +344,14 @@ mod tests {
     #[test]
     fn what_nobody_asks_for_any_more_takes_its_leave() {
         let (world, mut stores, mut files) =
-            (World::new(), TrustStores::default(), Files::default());
-        let fetched = ListStore::default();
+            (TestAuthority::new(), TrustStores::default(), WatchedFiles::default());
+        let fetched = CrlStore::default();
         let first = world.validation(1, &[], 0);
         let (store, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(0)).unwrap();
         let (proof, serial) = world.proof(&store);
         stores.settle(at(0));
         let standing = store.standing();
-        let ends = |stores: &TrustStores| stores.withdrawals().end(&proof, standing);
+        let ends = |stores: &TrustStores| stores.revocation_deltas().affect(&proof, standing);
         // Another list, that names somebody else, and then it.
         let other = world.validation(2, &["0a"], 0);
         stores.store(&trust(), &other, (&mut files, &fetched), at(1)).unwrap();
@@ -366,19 +365,19 @@ mod tests {
         let (store, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(0)).unwrap();
         stores.settle(at(0));
         let (proof, standing) = (world.proof(&store).0, store.standing());
-        assert!(!stores.withdrawals().end(&proof, standing));
+        assert!(!stores.revocation_deltas().affect(&proof, standing));
         stores.settle(at(1));
-        assert!(stores.withdrawals().end(&proof, standing), "nobody asked for it");
+        assert!(stores.revocation_deltas().affect(&proof, standing), "nobody asked for it");
         let (again, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(2)).unwrap();
         assert_ne!(again.standing().line, standing.line);
     }
 
     #[test]
     fn broken_validation_of_a_filter_chain_does_not_inherit_the_roots_of_the_last_one_there() {
-        let (world, other) = (World::new(), World::new());
-        let (mut stores, mut files) = (TrustStores::default(), Files::default());
-        let fetched = ListStore::default();
-        let place = SecretId::Place("listener a chain 0".into());
+        let (world, other) = (TestAuthority::new(), TestAuthority::new());
+        let (mut stores, mut files) = (TrustStores::default(), WatchedFiles::default());
+        let fetched = CrlStore::default();
+        let place = SecretId::Location("listener a chain 0".into());
         let first = world.validation(1, &[], 0);
         let broken = |roots: &Validation| Validation {
             revocations: Some(DataSource::inline("no list")),

@@ -11,12 +11,12 @@ use weft_certs::tls::Server;
 use super::Alpn;
 use super::refused_handshake::RefusedHandshake;
 use super::stream::TlsStream;
-use crate::stream::{Secured, Stream};
-use crate::worker::Worker;
+use crate::stream::{RegisteredTlsStream, TransportStream};
+use crate::worker::SidecarWorker;
 
 /// A connection whose handshake is done.
 pub(crate) struct AcceptedTls {
-    pub(crate) stream: Stream,
+    pub(crate) stream: TransportStream,
     pub(crate) alpn: Alpn,
     /// Who the client proved to be; none when it was not asked or declined.
     pub(crate) peer: Option<VerifiedPeer>,
@@ -35,7 +35,7 @@ pub(crate) struct AcceptedTls {
 pub(crate) async fn accept(
     server: Server,
     tcp: TcpStream,
-    worker: &Worker,
+    worker: &SidecarWorker,
 ) -> Result<AcceptedTls, RefusedHandshake> {
     let stream = TlsStream::accept(server.config().clone(), tcp).await?;
     let session = stream.session();
@@ -51,12 +51,12 @@ pub(crate) async fn accept(
             let proved = asserted.zip(server.proof(chain, now));
             let (peer, proof) =
                 proved.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-            (Some(peer), Some(worker.enrol_proof(stream.tcp(), proof, trust)))
+            (Some(peer), Some(worker.register_connection(stream.tcp(), proof, trust)))
         }
         _ => (None, None),
     };
     Ok(AcceptedTls {
-        stream: Stream::Tls(Secured::new(stream, enrolled)),
+        stream: TransportStream::Tls(RegisteredTlsStream::new(stream, enrolled)),
         alpn,
         peer,
         passed,

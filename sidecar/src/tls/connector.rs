@@ -14,9 +14,9 @@ use super::Alpn;
 use super::failure::{FailedHandshake, TlsFailure};
 use super::stream::TlsStream;
 use crate::fetch::server_name;
-use crate::plan::{Target, TargetTls};
-use crate::stream::{Secured, Stream};
-use crate::worker::Worker;
+use crate::plan::{PlannedCluster, PlannedClusterTls};
+use crate::stream::{RegisteredTlsStream, TransportStream};
+use crate::worker::SidecarWorker;
 
 /// Connects to an endpoint and does the handshake that its cluster asks for, within the cluster's
 /// connect timeout. `alpn` is what will be spoken. The connection stands for as long as the endpoint's proof.
@@ -25,11 +25,11 @@ use crate::worker::Worker;
 /// When it cannot be reached, or does not prove who it should be: a failure of TLS is counted, and is the cause
 /// of the error as a [`FailedHandshake`].
 pub(crate) async fn connect(
-    target: &Target,
+    target: &PlannedCluster,
     address: SocketAddr,
     alpn: Alpn,
-    worker: &Worker,
-) -> io::Result<Stream> {
+    worker: &SidecarWorker,
+) -> io::Result<TransportStream> {
     let connected = attempt(target, address, alpn, worker).await;
     if let Some(failure) = connected.as_ref().err().and_then(TlsFailure::of_attempt) {
         worker.metrics.fail_upstream_handshake(failure);
@@ -38,22 +38,22 @@ pub(crate) async fn connect(
 }
 
 async fn attempt(
-    target: &Target,
+    target: &PlannedCluster,
     address: SocketAddr,
     alpn: Alpn,
-    worker: &Worker,
-) -> io::Result<Stream> {
+    worker: &SidecarWorker,
+) -> io::Result<TransportStream> {
     let mark = worker.shared.mark;
     let timeout: Duration = target.cluster.connect_timeout;
     let (client, tls) = match &target.tls {
-        TargetTls::None => {
-            return Ok(Stream::Plain(connect_tcp(address, mark.into(), timeout).await?));
+        PlannedClusterTls::None => {
+            return Ok(TransportStream::Plain(connect_tcp(address, mark.into(), timeout).await?));
         }
-        TargetTls::Broken => {
+        PlannedClusterTls::Broken => {
             let error = io::Error::other("the secrets for TLS are missing");
             return Err(FailedHandshake::wrap(error, TlsFailure::SecretsMissing));
         }
-        TargetTls::Originate { http1, http2, plain, tls } => match alpn {
+        PlannedClusterTls::Originate { http1, http2, plain, tls } => match alpn {
             Alpn::Http1 => (http1, tls),
             Alpn::Http2 => (http2, tls),
             Alpn::None => (plain, tls),
@@ -69,7 +69,7 @@ async fn attempt(
                 let error = io::ErrorKind::InvalidData.into();
                 FailedHandshake::wrap(error, TlsFailure::BadCertificate)
             })?;
-            Some(worker.enrol_proof(stream.tcp(), proof, trust))
+            Some(worker.register_connection(stream.tcp(), proof, trust))
         }
     };
     let agreed = Alpn::of(stream.session().alpn_protocol());
@@ -77,7 +77,7 @@ async fn attempt(
         let error = io::Error::other(format!("{address} does not speak HTTP/2"));
         return Err(FailedHandshake::wrap(error, TlsFailure::NoApplicationProtocol));
     }
-    Ok(Stream::Tls(Secured::new(stream, enrolled)))
+    Ok(TransportStream::Tls(RegisteredTlsStream::new(stream, enrolled)))
 }
 
 /// Connects, and does the handshake: a whole one where a session cannot be gone on with, since the server's

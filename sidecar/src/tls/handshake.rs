@@ -9,14 +9,14 @@ use weft_certs::VerifiedPeer;
 use weft_certs::fault::{self, PeerFault};
 
 use super::{Alpn, acceptor};
-use crate::plan::Tls;
+use crate::plan::ChainTls;
 use crate::record::{HandshakeRecord, Trace};
-use crate::stream::Stream;
-use crate::worker::{Worker, now, unix_ms};
+use crate::stream::TransportStream;
+use crate::worker::{SidecarWorker, now, unix_ms};
 
 /// A connection, secured where that is asked for.
 pub(crate) struct SecuredConnection {
-    pub(crate) stream: Stream,
+    pub(crate) stream: TransportStream,
     pub(crate) alpn: Alpn,
     pub(crate) peer: Option<VerifiedPeer>,
     /// Whether the client showed a certificate that is for the service to judge.
@@ -37,14 +37,14 @@ pub(crate) struct HandshakeContext {
 
 /// Does the handshake where the chain asks for one. None when the client was refused.
 pub(crate) async fn secure(
-    tls: &Tls,
+    tls: &ChainTls,
     stream: TcpStream,
     about: HandshakeContext,
-    worker: &Worker,
+    worker: &SidecarWorker,
 ) -> Option<SecuredConnection> {
     let server = match tls {
-        Tls::None => {
-            let stream = Stream::Plain(stream);
+        ChainTls::None => {
+            let stream = TransportStream::Plain(stream);
             return Some(SecuredConnection {
                 stream,
                 alpn: Alpn::None,
@@ -53,8 +53,8 @@ pub(crate) async fn secure(
                 trace: None,
             });
         }
-        Tls::Terminate(server) => server.clone(),
-        Tls::Broken => return None,
+        ChainTls::Terminate(server) => server.clone(),
+        ChainTls::Broken => return None,
     };
     let begun = now();
     // What each stage needs for itself is apart, so that a connection that waits does not carry it.
@@ -92,7 +92,7 @@ fn tell_success(
     accepted: &acceptor::AcceptedTls,
     about: HandshakeContext,
     took: Duration,
-    worker: &Worker,
+    worker: &SidecarWorker,
 ) -> Trace {
     let session = accepted.stream.session();
     let group = session.and_then(|s| s.negotiated_key_exchange_group());
@@ -114,7 +114,12 @@ fn tell_success(
     trace
 }
 
-fn tell_failure(error: &io::Error, about: HandshakeContext, took: Duration, worker: &Worker) {
+fn tell_failure(
+    error: &io::Error,
+    about: HandshakeContext,
+    took: Duration,
+    worker: &SidecarWorker,
+) {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
     let (fault, detail) = match cause {
         Some(cause) => fault::last(cause),

@@ -26,11 +26,11 @@ use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, ResponseHead, Upgrade};
 use crate::http::header_filter::HeaderFilter;
 use crate::http::headers::Headers;
-use crate::plan::Target;
-use crate::stream::Half;
+use crate::plan::PlannedCluster;
+use crate::stream::StreamHalf;
 use crate::tls::{Alpn, connector};
 use crate::upstream_failure::ResponseFault;
-use crate::worker::Worker;
+use crate::worker::SidecarWorker;
 
 const EARLY: Denial = Denial::Malformed("bytes before the upgrade was agreed to");
 
@@ -152,10 +152,10 @@ pub(super) async fn over_http2(
                 &mut source,
                 &mut down,
                 &header_filter,
-                BodyProgress::of_response(call.pulse),
+                BodyProgress::of_response(call.progress),
             )
             .await,
-            call.pulse,
+            call.progress,
         );
         call.reply.finished(outcome.broken.is_none());
         sink.abort();
@@ -171,14 +171,14 @@ pub(super) async fn over_http2(
 /// Ends a tunnel here: what comes through it goes to the endpoint as it is, and its answer back.
 pub(super) async fn end_tunnel(
     call: &mut Call<'_, '_, '_>,
-    target: &Target,
+    target: &PlannedCluster,
     address: SocketAddr,
-    worker: &Worker,
+    worker: &SidecarWorker,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
     let slot = worker.pools.slots.take(target, address);
     let _slot = slot.ok_or(ExchangeFailure::Denied(Denial::Overloaded))?;
     let stream = connector::connect(target, address, Alpn::None, worker).await;
-    let (read, write) = Half::pair(stream.map_err(|error| unreached(address, &error))?);
+    let (read, write) = StreamHalf::pair(stream.map_err(|error| unreached(address, &error))?);
     worker.metrics.upstream_connections.increment();
     let (mut reader, mut writer) = (Http1Reader::new(read), Http1Writer::new(write, call.stall));
     let upstream = TunnelSide {
@@ -216,6 +216,6 @@ async fn join(
     let mut outcome = ExchangeOutcome { status: head.status, ..ExchangeOutcome::default() };
     let sink = call.reply.switch(head).ok_or(Denial::ClientGone)?;
     let client = TunnelSide { source, sink };
-    (outcome.bytes_sent, outcome.bytes_received) = tunnel(client, upstream, call.pulse).await;
+    (outcome.bytes_sent, outcome.bytes_received) = tunnel(client, upstream, call.progress).await;
     Ok(outcome)
 }

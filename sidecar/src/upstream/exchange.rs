@@ -17,6 +17,7 @@ use super::pool::{Http1Connection, StreamLease};
 use super::upload::Upload;
 use super::upstream_response::{UpstreamResponse, next_response};
 use crate::denial::Denial;
+use crate::header_mutation::HeaderChanges;
 use crate::http::body::{BodyProgress, BodySink, BodySource, ReplayBuffer, forward_body};
 use crate::http::h1::{
     BodyCoding, BodyFraming, BodyReader, BodyWriter, HeadError, ReadResponse, ResponseLimits,
@@ -25,13 +26,12 @@ use crate::http::h1::{
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Upgrade};
 use crate::http::header_filter::HeaderFilter;
-use crate::mutate::Changes;
-use crate::patience::Pulse;
-use crate::pipeline::Reply;
-use crate::plan::Target;
+use crate::pipeline::Responder;
+use crate::plan::PlannedCluster;
+use crate::timeouts::RequestProgress;
 use crate::tls::Alpn;
 use crate::upstream_failure::ResponseFault;
-use crate::worker::Worker;
+use crate::worker::SidecarWorker;
 
 /// A request on its way, with where its response goes.
 pub(crate) struct Call<'s, 'r, 'w> {
@@ -39,14 +39,14 @@ pub(crate) struct Call<'s, 'r, 'w> {
     /// What of its trailers is not passed on.
     pub(crate) header_filter: HeaderFilter,
     pub(crate) source: BodySource<'s>,
-    pub(crate) reply: &'r mut Reply<'w>,
-    pub(crate) pulse: &'r Pulse,
+    pub(crate) reply: &'r mut Responder<'w>,
+    pub(crate) progress: &'r RequestProgress,
     /// What was taken of the body, for an endpoint that might not look at it.
     pub(crate) taken: RefCell<ReplayBuffer>,
     /// Whether it asks for a tunnel that ends here.
     pub(crate) ends_tunnel: bool,
     /// What changes in the headers of its response.
-    pub(crate) changes: Option<&'r Changes<'r>>,
+    pub(crate) changes: Option<&'r HeaderChanges<'r>>,
     /// How long the endpoint may take nothing of the request while there is some.
     pub(crate) stall: Duration,
     /// The connection to an endpoint that serves this client connection only; none where the client
@@ -80,8 +80,8 @@ const INTERIM_LIMIT: usize = 16;
 /// is harmless.
 pub(crate) async fn exchange(
     call: &mut Call<'_, '_, '_>,
-    target: &Target,
-    worker: &Worker,
+    target: &PlannedCluster,
+    worker: &SidecarWorker,
     endpoint: &mut Option<SocketAddr>,
 ) -> Result<ExchangeOutcome, Denial> {
     if target.balancer.open() >= target.cluster.request_limit {
@@ -147,17 +147,28 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
     pub(crate) fn new(
         head: &'r RequestHead,
         source: BodySource<'s>,
-        reply: &'r mut Reply<'w>,
-        pulse: &'r Pulse,
+        reply: &'r mut Responder<'w>,
+        progress: &'r RequestProgress,
     ) -> Self {
         let (header_filter, taken) = (HeaderFilter::default(), RefCell::default());
         let stall = HttpTimeouts::default().stall_limit();
         let (ends_tunnel, changes, pin) = (false, None, None);
-        Self { head, header_filter, source, reply, pulse, taken, ends_tunnel, changes, stall, pin }
+        Self {
+            head,
+            header_filter,
+            source,
+            reply,
+            progress,
+            taken,
+            ends_tunnel,
+            changes,
+            stall,
+            pin,
+        }
     }
 
     /// The version to speak to the endpoint.
-    fn protocol(&self, target: &Target) -> Result<Alpn, Denial> {
+    fn protocol(&self, target: &PlannedCluster) -> Result<Alpn, Denial> {
         use weft_model::UpstreamProtocol;
         let http2 = match target.cluster.protocol {
             UpstreamProtocol::Http1 => false,
@@ -212,10 +223,10 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
 
 async fn over_http1(
     call: &mut Call<'_, '_, '_>,
-    target: &Target,
+    target: &PlannedCluster,
     address: SocketAddr,
     connection: std::io::Result<Http1Connection>,
-    worker: &Worker,
+    worker: &SidecarWorker,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
     let mut connection = connection.map_err(|error| unreached(address, &error))?;
     let used = connection.used;
@@ -272,13 +283,13 @@ async fn converse(
     limits: ResponseLimits,
 ) -> Result<Http1Exchange, HeadError> {
     let Http1Connection { reader, writer, kept_for, is_personal, .. } = connection;
-    let Call { head, header_filter, source, reply, pulse, changes, .. } = call;
+    let Call { head, header_filter, source, reply, progress, changes, .. } = call;
     let mut outcome = ExchangeOutcome::default();
     let coding = BodyCoding::of(framing);
     let mut sink = BodySink::Http1(BodyWriter { writer: &mut *writer, coding });
     let carrying =
-        pin!(forward_body(source, &mut sink, header_filter, BodyProgress::of_request(pulse)));
-    let mut upload = Upload::new(carrying, pulse);
+        pin!(forward_body(source, &mut sink, header_filter, BodyProgress::of_request(progress)));
+    let mut upload = Upload::new(carrying, progress);
     let mut interim = 0;
     let response = loop {
         let response = pin!(read_response(reader, &head.method, limits));
@@ -309,9 +320,9 @@ async fn converse(
             &mut body,
             &mut down,
             &header_filter,
-            BodyProgress::of_response(pulse)
+            BodyProgress::of_response(progress)
         ));
-        outcome.downloaded(upload.until_carried(carrying).await, pulse);
+        outcome.downloaded(upload.until_carried(carrying).await, progress);
     }
     outcome.bytes_sent = upload.bytes();
     let whole = outcome.broken.is_none();
@@ -337,9 +348,14 @@ pub(super) async fn decline(
     let mut body = BodySource::Http1(BodyReader::new(&mut connection.reader, response.framing));
     let (header_filter, mut down) = call.reply.start(response.head, &body, call.head, call.changes);
     outcome.downloaded(
-        forward_body(&mut body, &mut down, &header_filter, BodyProgress::of_response(call.pulse))
-            .await,
-        call.pulse,
+        forward_body(
+            &mut body,
+            &mut down,
+            &header_filter,
+            BodyProgress::of_response(call.progress),
+        )
+        .await,
+        call.progress,
     );
     let whole = outcome.broken.is_none();
     if !whole {
@@ -353,7 +369,7 @@ pub(super) async fn decline(
 pub(super) async fn forward_interim(
     mut head: ResponseHead,
     number: usize,
-    reply: &mut Reply<'_>,
+    reply: &mut Responder<'_>,
 ) -> Result<(), Denial> {
     if number > INTERIM_LIMIT {
         return Err(Denial::UpstreamBroken(ResponseFault::TooManyInterim));
@@ -364,9 +380,9 @@ pub(super) async fn forward_interim(
 
 async fn over_http2(
     call: &mut Call<'_, '_, '_>,
-    target: &Target,
+    target: &PlannedCluster,
     address: SocketAddr,
-    worker: &Worker,
+    worker: &SidecarWorker,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
     let StreamLease { sender, greeting, alert, open: _open } = worker
         .pools
@@ -408,7 +424,7 @@ async fn converse_http2(
     request: http::Request<()>,
     field_limit: usize,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
-    let Call { head, header_filter, source, reply, pulse, taken, changes, .. } = call;
+    let Call { head, header_filter, source, reply, progress, taken, changes, .. } = call;
     let ended = source.is_empty();
     let (mut response, stream) =
         sender.send_request(request, ended).map_err(|_| ExchangeFailure::Unseen)?;
@@ -418,10 +434,10 @@ async fn converse_http2(
         if ended {
             return Ok(0);
         }
-        forward_body(source, &mut sink, header_filter, BodyProgress::of_repeatable(pulse, taken))
+        forward_body(source, &mut sink, header_filter, BodyProgress::of_repeatable(progress, taken))
             .await
     });
-    let mut upload = Upload::new(carrying, pulse);
+    let mut upload = Upload::new(carrying, progress);
     let mut interim = 0;
     let response = loop {
         let answer = pin!(next_response(&mut response));
@@ -456,9 +472,9 @@ async fn converse_http2(
             &mut body,
             &mut down,
             &header_filter,
-            BodyProgress::of_response(pulse)
+            BodyProgress::of_response(progress)
         ));
-        outcome.downloaded(upload.until_carried(carrying).await, pulse);
+        outcome.downloaded(upload.until_carried(carrying).await, progress);
     }
     outcome.bytes_sent = upload.bytes();
     if outcome.broken.is_some() {
@@ -477,7 +493,7 @@ pub(super) fn unreached(address: SocketAddr, error: &std::io::Error) -> Exchange
     }
 }
 
-impl Reply<'_> {
+impl Responder<'_> {
     /// Begins the response: the head goes out with the first of the body. Gives what of its trailers
     /// is not passed on, and where the body goes.
     pub(crate) fn start(
@@ -485,7 +501,7 @@ impl Reply<'_> {
         mut head: ResponseHead,
         body: &BodySource<'_>,
         request: &RequestHead,
-        changes: Option<&Changes<'_>>,
+        changes: Option<&HeaderChanges<'_>>,
     ) -> (HeaderFilter, BodySink<'_>) {
         let header_filter = HeaderFilter::of_response(&head.headers);
         header_filter.strip(&mut head.headers);

@@ -1,7 +1,7 @@
 //! How an exchange with an endpoint ended, for its access line.
 
 use crate::http::body::BodyError;
-use crate::patience::Pulse;
+use crate::timeouts::RequestProgress;
 
 /// How an exchange ended that began.
 #[derive(Debug, Clone, Copy, Default)]
@@ -17,12 +17,16 @@ pub(crate) struct ExchangeOutcome {
 
 impl ExchangeOutcome {
     /// Takes down how the response's body ended.
-    pub(super) fn downloaded(&mut self, result: Result<u64, BodyError>, pulse: &Pulse) {
+    pub(super) fn downloaded(
+        &mut self,
+        result: Result<u64, BodyError>,
+        progress: &RequestProgress,
+    ) {
         match result {
             Ok(bytes) => self.bytes_received = bytes,
             Err(broken) => {
                 // What passed before.
-                self.bytes_received = pulse.bytes_received();
+                self.bytes_received = progress.bytes_received();
                 self.broken = Some(match broken {
                     BodyError::SourceClosed
                     | BodyError::StreamEnded(_)

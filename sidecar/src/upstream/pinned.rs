@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use super::pool::{Http1Connection, is_alive};
 use crate::http::head::{RequestHead, ResponseHead, list_elements};
 use crate::http::headers::Headers;
-use crate::plan::Target;
+use crate::plan::PlannedCluster;
 
 /// Such a connection, while no request is under way.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(crate) struct PinnedConnection {
 
 impl PinnedConnection {
     pub(super) fn new(
-        target: &Target,
+        target: &PlannedCluster,
         address: SocketAddr,
         mut connection: Http1Connection,
     ) -> Self {
@@ -32,7 +32,10 @@ impl PinnedConnection {
     }
 
     /// The connection in `pin`, if another request to `target` may go over it.
-    pub(super) fn take(pin: Option<&RefCell<Option<Self>>>, target: &Target) -> Option<Self> {
+    pub(super) fn take(
+        pin: Option<&RefCell<Option<Self>>>,
+        target: &PlannedCluster,
+    ) -> Option<Self> {
         let pinned = pin?.borrow_mut().take_if(|pinned| pinned.target == target.id)?;
         is_alive(&pinned.connection).then_some(pinned)
     }

@@ -12,17 +12,17 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 
 use crate::config_map::ConfigMap;
+use crate::connection_registry::ConnectionStatus;
 use crate::http::h1::{Http1Reader, Http1Writer};
 use crate::http::h2::{SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use crate::http::h2_endpoint_guard::{EndpointAlert, Http2EndpointGuard};
-use crate::plan::Target;
-use crate::standing::Standing;
-use crate::stream::Half;
+use crate::plan::PlannedCluster;
+use crate::stream::StreamHalf;
 use crate::tls::{Alpn, connector};
-use crate::worker::{Worker, now};
+use crate::worker::{SidecarWorker, now};
 
 use super::{Slot, Slots};
-use crate::windows::{Receiving, Window};
+use crate::http2_windows::{BodyPermit, ConnectionWindow};
 
 /// How many idle HTTP/1.1 connections are kept to an endpoint.
 const IDLE_LIMIT: usize = 256;
@@ -77,13 +77,13 @@ pub(crate) struct Http1Connection {
 #[derive(Debug)]
 struct Http2Connection {
     /// Whether what the endpoint proved still stands; none where it proved nothing.
-    standing: Option<Rc<Standing>>,
+    standing: Option<Rc<ConnectionStatus>>,
     sender: SendRequest<Bytes>,
     greeting: Rc<SettingsReceived>,
     alert: EndpointAlert,
     /// How many streams of ours are open on it.
     open: Rc<Cell<usize>>,
-    window: Rc<Window>,
+    window: Rc<ConnectionWindow>,
     /// Since when it was seen without any.
     idle_since: Option<Instant>,
 }
@@ -95,7 +95,7 @@ impl Http2Connection {
         Some(self.lease_with(receiving))
     }
 
-    fn lease_with(&mut self, receiving: Receiving) -> StreamLease {
+    fn lease_with(&mut self, receiving: BodyPermit) -> StreamLease {
         self.idle_since = None;
         self.open.set(self.open.get() + 1);
         let (sender, greeting) = (self.sender.clone(), self.greeting.clone());
@@ -141,7 +141,7 @@ pub(crate) struct StreamLease {
 #[derive(Debug)]
 pub(crate) struct OpenStream {
     count: Rc<Cell<usize>>,
-    _receiving: Receiving,
+    _receiving: BodyPermit,
 }
 
 impl Drop for OpenStream {
@@ -154,10 +154,10 @@ impl Pools {
     /// A connection to an endpoint: one that waits, or a new one, and surely that when it must be `fresh`.
     pub(crate) async fn http1(
         &self,
-        target: &Target,
+        target: &PlannedCluster,
         address: SocketAddr,
         fresh: bool,
-        worker: &Worker,
+        worker: &SidecarWorker,
     ) -> io::Result<Http1Connection> {
         let mut deadline = None;
         let slot = loop {
@@ -178,7 +178,7 @@ impl Pools {
         let connecting = connector::connect(target, address, Alpn::Http1, worker);
         let stream = Box::pin(connecting).await?;
         worker.metrics.upstream_connections.increment();
-        let (read, write) = Half::pair(stream);
+        let (read, write) = StreamHalf::pair(stream);
         Ok(Http1Connection {
             reader: Http1Reader::new(read),
             // Each request sets its own.
@@ -191,7 +191,7 @@ impl Pools {
     }
 
     /// Waits, at the limit of connections, until one of them may be used.
-    async fn await_free(&self, target: &Target, deadline: Instant) -> io::Result<()> {
+    async fn await_free(&self, target: &PlannedCluster, deadline: Instant) -> io::Result<()> {
         let freed = self.slots.freed(target);
         let waiting = tokio::time::timeout_at(deadline.into(), freed);
         waiting.await.map_err(|_| full("max_connections"))
@@ -207,7 +207,7 @@ impl Pools {
     /// Keeps a connection whose response was read whole.
     pub(crate) fn give_back(
         &self,
-        target: &Target,
+        target: &PlannedCluster,
         address: SocketAddr,
         mut connection: Http1Connection,
     ) {
@@ -217,7 +217,7 @@ impl Pools {
         }
         let said = connection.kept_for.map(|kept| kept.saturating_sub(EARLIER));
         let wait = said.unwrap_or(Duration::MAX).min(target.cluster.idle_timeout);
-        if wait.is_zero() || connection.reader.half.is_leaving() {
+        if wait.is_zero() || connection.reader.half.is_draining() {
             return;
         }
         connection.used = true;
@@ -235,9 +235,9 @@ impl Pools {
     /// a new one. While one is being made, others wait for it.
     pub(crate) async fn http2(
         &self,
-        target: &Target,
+        target: &PlannedCluster,
         address: SocketAddr,
-        worker: &Worker,
+        worker: &SidecarWorker,
     ) -> io::Result<StreamLease> {
         let key = (target.id, address);
         if let Some(lease) = self.http2_with_room(key) {
@@ -273,7 +273,7 @@ impl Pools {
             if found.is_some() {
                 return true;
             }
-            if connection.standing.as_ref().is_some_and(|standing| standing.is_leaving()) {
+            if connection.standing.as_ref().is_some_and(|standing| standing.is_draining()) {
                 return false;
             }
             let sender = &mut connection.sender;
@@ -302,7 +302,7 @@ impl Pools {
     }
 
     /// Forgets an HTTP/2 connection that has failed.
-    pub(crate) fn forget_http2(&self, target: &Target, address: SocketAddr) {
+    pub(crate) fn forget_http2(&self, target: &PlannedCluster, address: SocketAddr) {
         self.http2.borrow_mut().remove(&(target.id, address));
     }
 
@@ -330,10 +330,10 @@ impl Pools {
 }
 
 async fn connect_http2(
-    target: &Target,
+    target: &PlannedCluster,
     address: SocketAddr,
-    (slot, window): (Slot, Rc<Window>),
-    worker: &Worker,
+    (slot, window): (Slot, Rc<ConnectionWindow>),
+    worker: &SidecarWorker,
 ) -> io::Result<Http2Connection> {
     let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
     let standing = stream.standing().cloned();
@@ -395,5 +395,5 @@ fn full(what: &str) -> io::Error {
 /// say, it cannot be an answer to a request that was not sent.
 pub(super) fn is_alive(connection: &Http1Connection) -> bool {
     let half = &connection.reader.half;
-    !half.is_leaving() && !half.has_news()
+    !half.is_draining() && !half.has_events()
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::Notify;
 
-use crate::plan::Target;
+use crate::plan::PlannedCluster;
 
 /// What a worker has open, by the number of the target.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ pub(crate) struct Slot {
 
 impl Slots {
     /// The right to one more connection to an endpoint of `target`. None at the limit.
-    pub(crate) fn take(&self, target: &Target, address: SocketAddr) -> Option<Slot> {
+    pub(crate) fn take(&self, target: &PlannedCluster, address: SocketAddr) -> Option<Slot> {
         let own = self.of(target);
         let all = target.balancer.connections();
         let mut open = own.open.borrow_mut();
@@ -50,7 +50,7 @@ impl Slots {
     }
 
     /// Resolves when a connection of this worker to the target may be used again, or was closed.
-    pub(crate) async fn freed(&self, target: &Target) {
+    pub(crate) async fn freed(&self, target: &PlannedCluster) {
         let own = self.of(target);
         own.freed.notified().await;
     }
@@ -60,7 +60,7 @@ impl Slots {
         self.0.borrow_mut().retain(|_, own| Rc::strong_count(own) > 1);
     }
 
-    fn of(&self, target: &Target) -> Rc<TargetSlots> {
+    fn of(&self, target: &PlannedCluster) -> Rc<TargetSlots> {
         self.0.borrow_mut().entry(target.id).or_default().clone()
     }
 }

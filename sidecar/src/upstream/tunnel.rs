@@ -5,7 +5,7 @@ use std::cell::Cell;
 use futures_util::FutureExt;
 
 use crate::http::body::{BodyError, BodySink, BodySource};
-use crate::patience::Pulse;
+use crate::timeouts::RequestProgress;
 
 /// One side of a tunnel.
 pub(crate) struct TunnelSide<'a> {
@@ -19,13 +19,13 @@ pub(crate) struct TunnelSide<'a> {
 pub(crate) async fn tunnel(
     mut a: TunnelSide<'_>,
     mut b: TunnelSide<'_>,
-    pulse: &Pulse,
+    progress: &RequestProgress,
 ) -> (u64, u64) {
-    pulse.open_end();
+    progress.become_tunnel();
     let (to_b, to_a) = (Cell::new(0), Cell::new(0));
     let both = tokio::try_join!(
-        one_way(&mut a.source, &mut b.sink, &to_b, pulse),
-        one_way(&mut b.source, &mut a.sink, &to_a, pulse)
+        one_way(&mut a.source, &mut b.sink, &to_b, progress),
+        one_way(&mut b.source, &mut a.sink, &to_a, progress)
     );
     if let Err(broken) = both {
         tracing::debug!(?broken, "a tunnel broke");
@@ -39,7 +39,7 @@ async fn one_way(
     source: &mut BodySource<'_>,
     sink: &mut BodySink<'_>,
     moved: &Cell<u64>,
-    pulse: &Pulse,
+    progress: &RequestProgress,
 ) -> Result<(), BodyError> {
     // The answer that agreed to the tunnel may still wait to be written.
     sink.flush().await?;
@@ -55,7 +55,7 @@ async fn one_way(
             return sink.finish(None).await;
         };
         moved.set(moved.get() + piece.len() as u64);
-        pulse.beat();
+        progress.record_activity();
         sink.send(piece).await?;
     }
 }

@@ -2,33 +2,33 @@
 
 use crate::denial::Denial;
 use crate::http::body::BodyError;
-use crate::patience::Pulse;
-use crate::pipeline::Reply;
+use crate::pipeline::Responder;
+use crate::timeouts::RequestProgress;
 
 /// A body being sent.
 pub(super) struct Upload<'p, F> {
     carrying: F,
     /// How it ended, once it has.
     ended: Option<Result<u64, BodyError>>,
-    pulse: &'p Pulse,
+    progress: &'p RequestProgress,
 }
 
 impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
-    pub(super) fn new(carrying: F, pulse: &'p Pulse) -> Self {
-        Self { carrying, ended: None, pulse }
+    pub(super) fn new(carrying: F, progress: &'p RequestProgress) -> Self {
+        Self { carrying, ended: None, progress }
     }
 
     /// Sends on until the response is there, or the client no longer wants it.
     pub(super) async fn until_answered<R>(
         &mut self,
         mut response: impl Future<Output = R> + Unpin,
-        reply: &mut Reply<'_>,
+        reply: &mut Responder<'_>,
     ) -> Result<R, Denial> {
         loop {
             tokio::select! {
                 biased;
                 result = &mut self.carrying, if self.ended.is_none() => {
-                    self.pulse.request_received();
+                    self.progress.request_received();
                     match result {
                         Err(BodyError::SourceClosed | BodyError::StreamEnded(_)) => return Err(Denial::ClientGone),
                         Err(BodyError::Malformed(why)) => return Err(Denial::Malformed(why)),
@@ -51,7 +51,7 @@ impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
             tokio::select! {
                 biased;
                 result = &mut self.carrying, if self.ended.is_none() => {
-                    self.pulse.request_received();
+                    self.progress.request_received();
                     self.ended = Some(result);
                 }
                 downloaded = &mut download => return downloaded,
@@ -66,6 +66,6 @@ impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
 
     /// How much was sent: of a body that was broken off, what passed.
     pub(super) fn bytes(&self) -> u64 {
-        self.ended.and_then(Result::ok).unwrap_or_else(|| self.pulse.bytes_sent())
+        self.ended.and_then(Result::ok).unwrap_or_else(|| self.progress.bytes_sent())
     }
 }

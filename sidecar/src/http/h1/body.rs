@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::chunked::{ChunkedDecoder, ChunkedStep};
 use crate::buffers;
 use crate::http::body::BodyError;
-use crate::stream::Half;
+use crate::stream::StreamHalf;
 
 /// How much is read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -34,14 +34,14 @@ pub(crate) enum BodyFraming {
 /// The reading half of a connection, with what was read and not yet used.
 #[derive(Debug)]
 pub(crate) struct Http1Reader {
-    pub(crate) half: Half,
+    pub(crate) half: StreamHalf,
     pub(crate) buffer: BytesMut,
     /// Whether the last body was given up before its end, so that the rest of it may still come.
     pub(crate) is_within_body: bool,
 }
 
 impl Http1Reader {
-    pub(crate) fn new(half: Half) -> Self {
+    pub(crate) fn new(half: StreamHalf) -> Self {
         Self { half, buffer: BytesMut::new(), is_within_body: false }
     }
 
@@ -64,14 +64,14 @@ impl Http1Reader {
 /// The writing half of a connection, with what was not yet written.
 #[derive(Debug)]
 pub(crate) struct Http1Writer {
-    pub(crate) half: Half,
+    pub(crate) half: StreamHalf,
     pub(crate) out: BytesMut,
     /// How long the other side may take nothing while there is something to take.
     pub(crate) stall: Duration,
 }
 
 impl Http1Writer {
-    pub(crate) fn new(half: Half, stall: Duration) -> Self {
+    pub(crate) fn new(half: StreamHalf, stall: Duration) -> Self {
         Self { half, out: BytesMut::new(), stall }
     }
 

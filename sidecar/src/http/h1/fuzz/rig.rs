@@ -16,7 +16,7 @@ use crate::http::h1::{
 };
 use crate::http::head::{RequestHead, Upgrade};
 use crate::http::header_filter::{HeaderFilter, UnderscoreAction};
-use crate::stream::{Half, Stream};
+use crate::stream::{StreamHalf, TransportStream};
 
 /// Small, so that streams reach them.
 pub(super) const LIMITS: HttpLimits = HttpLimits {
@@ -91,7 +91,7 @@ impl Rig {
     pub(super) async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has ports");
         let (ours, service) = pair(&listener).await;
-        let (_, half) = Half::pair(Stream::Plain(ours));
+        let (_, half) = StreamHalf::pair(TransportStream::Plain(ours));
         let writer = Http1Writer::new(half, ENDS_WITHIN);
         Self { listener, onward: Onward { writer, service } }
     }
@@ -103,7 +103,7 @@ impl Rig {
         mode: DesyncMode,
     ) -> (Vec<Passed>, Ending) {
         let (server, mut client) = pair(&self.listener).await;
-        let (half, _) = Half::pair(Stream::Plain(server));
+        let (half, _) = StreamHalf::pair(TransportStream::Plain(server));
         let onward = &mut self.onward;
         let reading = async move {
             let mut reader = Http1Reader::new(half);

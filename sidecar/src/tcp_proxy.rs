@@ -14,25 +14,25 @@ use weft_certs::VerifiedPeer;
 use weft_model::{Discovery, Name, SpiffeId, TcpProxy, WeightedCluster};
 use weft_runtime::socket::reset_on_close;
 
-use crate::balance::Chosen;
+use crate::connection_registry::ConnectionStatus;
 use crate::denial::Denial;
-use crate::detect::Spoken;
-use crate::plan::Target;
+use crate::detect::ServerFirstUpstream;
+use crate::load_balancer::ChosenEndpoint;
+use crate::plan::PlannedCluster;
 use crate::record::{TcpRecord, Trace};
-use crate::standing::Standing;
-use crate::stream::Stream;
+use crate::stream::TransportStream;
 use crate::tls::failure::TlsFailure;
 use crate::tls::{Alpn, connector};
 use crate::upstream::Slot;
 use crate::upstream_failure::ConnectFailure;
-use crate::worker::{Worker, now, unix_ms};
+use crate::worker::{SidecarWorker, now, unix_ms};
 
 /// How many other endpoints are tried when one cannot be reached, as for requests.
 const OTHERS: usize = 2;
 
 /// A connection to be carried.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Opaque<'a> {
+pub(crate) struct TcpConnectionInfo<'a> {
     pub(crate) client: SocketAddr,
     pub(crate) destination: SocketAddr,
     pub(crate) peer: Option<&'a VerifiedPeer>,
@@ -40,10 +40,15 @@ pub(crate) struct Opaque<'a> {
 }
 
 /// Carries a connection to an endpoint of its cluster and back, until both sides are done.
-pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy, worker: &Worker) {
+pub(crate) async fn proxy(
+    mut client: TransportStream,
+    about: TcpConnectionInfo<'_>,
+    tcp: &TcpProxy,
+    worker: &SidecarWorker,
+) {
     let from = about.client;
     let destination = about.destination;
-    let mut line = Line::new(about, tcp.access_log, worker);
+    let mut line = TcpAccessLine::new(about, tcp.access_log, worker);
     let plan = worker.plan();
     let cluster = WeightedCluster::draw(&tcp.clusters, fastrand::u32(..));
     let Some(target) = cluster.and_then(|cluster| plan.target(&cluster.name)).cloned() else {
@@ -51,7 +56,7 @@ pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy,
     };
     drop(plan);
     line.service = Some(target.cluster.name.clone());
-    let reached = match reach(&target, destination, &mut line.endpoint, worker).await {
+    let reached = match connect(&target, destination, &mut line.endpoint, worker).await {
         Ok(reached) => reached,
         Err(denial) => {
             tracing::debug!(%from, ?denial, "connection refused: no endpoint can be reached");
@@ -59,21 +64,21 @@ pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy,
             return reset_on_close(client.tcp());
         }
     };
-    let Reached { mut endpoint, address, _slot, _chosen } = reached;
+    let UpstreamConnection { mut endpoint, address, _slot, _chosen } = reached;
     worker.metrics.upstream_connections.increment();
     let ours = client.standing().cloned();
     let theirs = endpoint.standing().cloned();
-    let mut endpoint = Watched::new(&mut endpoint, &line.moved);
+    let mut endpoint = ObservedUpstream::new(&mut endpoint, &line.moved);
     let standings = [ours.clone(), theirs.clone()];
-    let is_withdrawn = || standings.iter().flatten().any(|standing| standing.is_ended());
+    let is_withdrawn = || standings.iter().flatten().any(|standing| standing.is_closed());
     let moved = tokio::select! {
         moved = copy_bidirectional(&mut client, &mut endpoint) => moved.map_err(|error| {
             tracing::debug!(%from, %address, %error, "connection failed");
-            if is_withdrawn() { CarryFault::Withdrawn } else { CarryFault::Failed }
+            if is_withdrawn() { ProxyFault::PeerRevoked } else { ProxyFault::Failed }
         }),
         // A side that has ended is no longer read, so that its socket causes no wake-ups.
-        () = falls(ours) => Err(CarryFault::Withdrawn),
-        () = falls(theirs) => Err(CarryFault::Withdrawn),
+        () = falls(ours) => Err(ProxyFault::PeerRevoked),
+        () = falls(theirs) => Err(ProxyFault::PeerRevoked),
     };
     if moved.is_err() {
         endpoint.read_refusal().await;
@@ -84,34 +89,34 @@ pub(crate) async fn carry(mut client: Stream, about: Opaque<'_>, tcp: &TcpProxy,
     tracing::debug!(%from, %address, ?moved, "a connection was carried");
     match (moved, alert) {
         (Ok(_), _) => line.outcome = "served",
-        (Err(CarryFault::Failed | CarryFault::Withdrawn), Some(failure)) => {
+        (Err(ProxyFault::Failed | ProxyFault::PeerRevoked), Some(failure)) => {
             worker.metrics.fail_upstream_handshake(failure);
             line.deny(Denial::Unreachable(ConnectFailure::Tls(failure)));
         }
-        (Err(CarryFault::Withdrawn), None) => line.detail = Some("certificate_withdrawn"),
-        (Err(CarryFault::Failed), None) if has_failed => line.outcome = "endpoint_broke_off",
-        (Err(CarryFault::Failed), None) => line.outcome = "client_broke_off",
+        (Err(ProxyFault::PeerRevoked), None) => line.detail = Some("certificate_withdrawn"),
+        (Err(ProxyFault::Failed), None) if has_failed => line.outcome = "endpoint_broke_off",
+        (Err(ProxyFault::Failed), None) => line.outcome = "client_broke_off",
     }
 }
 
 /// Why not all of a connection was carried.
 #[derive(Debug, Clone, Copy)]
-enum CarryFault {
+enum ProxyFault {
     /// A side could not be read or written to, whatever the kind of the error.
     Failed,
     /// What the certificate of a side proved is no longer valid.
-    Withdrawn,
+    PeerRevoked,
 }
 
 /// The access line of a connection, which is written when the connection ends in whatever way.
-struct Line<'a> {
-    about: Opaque<'a>,
+struct TcpAccessLine<'a> {
+    about: TcpConnectionInfo<'a>,
     is_logged: bool,
     started: Instant,
-    worker: &'a Worker,
+    worker: &'a SidecarWorker,
     service: Option<Name>,
     endpoint: Option<SocketAddr>,
-    moved: Moved,
+    moved: ByteCounts,
     denial: Option<Denial>,
     detail: Option<&'static str>,
     outcome: &'static str,
@@ -119,13 +124,13 @@ struct Line<'a> {
 
 /// How many bytes went to the endpoint and came from it.
 #[derive(Debug, Default)]
-struct Moved {
+struct ByteCounts {
     sent: Cell<u64>,
     received: Cell<u64>,
 }
 
-impl<'a> Line<'a> {
-    fn new(about: Opaque<'a>, is_logged: bool, worker: &'a Worker) -> Self {
+impl<'a> TcpAccessLine<'a> {
+    fn new(about: TcpConnectionInfo<'a>, is_logged: bool, worker: &'a SidecarWorker) -> Self {
         Self {
             about,
             is_logged,
@@ -133,7 +138,7 @@ impl<'a> Line<'a> {
             worker,
             service: None,
             endpoint: None,
-            moved: Moved::default(),
+            moved: ByteCounts::default(),
             denial: None,
             detail: None,
             // What it stays where a changed policy ends the connection.
@@ -147,7 +152,7 @@ impl<'a> Line<'a> {
     }
 }
 
-impl Drop for Line<'_> {
+impl Drop for TcpAccessLine<'_> {
     fn drop(&mut self) {
         if !self.is_logged {
             return;
@@ -174,16 +179,16 @@ impl Drop for Line<'_> {
 }
 
 /// A connection to an endpoint, of which is noted what moves and how it breaks.
-struct Watched<'s> {
-    stream: &'s mut Stream,
-    moved: &'s Moved,
+struct ObservedUpstream<'s> {
+    stream: &'s mut TransportStream,
+    moved: &'s ByteCounts,
     /// The alert that came before anything else: in TLS 1.3 an endpoint refuses our certificate so.
     alert: Option<TlsFailure>,
     has_failed: bool,
 }
 
-impl<'s> Watched<'s> {
-    fn new(stream: &'s mut Stream, moved: &'s Moved) -> Self {
+impl<'s> ObservedUpstream<'s> {
+    fn new(stream: &'s mut TransportStream, moved: &'s ByteCounts) -> Self {
         Self { stream, moved, alert: None, has_failed: false }
     }
 
@@ -202,7 +207,7 @@ impl<'s> Watched<'s> {
     }
 }
 
-impl AsyncRead for Watched<'_> {
+impl AsyncRead for ObservedUpstream<'_> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -220,7 +225,7 @@ impl AsyncRead for Watched<'_> {
     }
 }
 
-impl AsyncWrite for Watched<'_> {
+impl AsyncWrite for ObservedUpstream<'_> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -254,11 +259,11 @@ impl AsyncWrite for Watched<'_> {
 }
 
 /// A connection to an endpoint, with what counts it.
-struct Reached {
-    endpoint: Stream,
+struct UpstreamConnection {
+    endpoint: TransportStream,
     address: SocketAddr,
     _slot: Slot,
-    _chosen: Option<Chosen>,
+    _chosen: Option<ChosenEndpoint>,
 }
 
 /// Connects to an endpoint of `target`. An endpoint that cannot be reached is followed by another: no byte of the
@@ -266,12 +271,12 @@ struct Reached {
 ///
 /// # Errors
 /// When there is no endpoint or no room for a connection, or why the connection to the last tried endpoint failed.
-async fn reach(
-    target: &Target,
+async fn connect(
+    target: &PlannedCluster,
     destination: SocketAddr,
     endpoint: &mut Option<SocketAddr>,
-    worker: &Worker,
-) -> Result<Reached, Denial> {
+    worker: &SidecarWorker,
+) -> Result<UpstreamConnection, Denial> {
     let goes_on = target.cluster.discovery == Discovery::OriginalDestination;
     let mut tried = Vec::new();
     let mut failed = Denial::NoEndpoint;
@@ -291,7 +296,9 @@ async fn reach(
             return Err(Denial::Overloaded);
         };
         match connector::connect(target, address, Alpn::None, worker).await {
-            Ok(endpoint) => return Ok(Reached { endpoint, address, _slot: slot, _chosen: chosen }),
+            Ok(endpoint) => {
+                return Ok(UpstreamConnection { endpoint, address, _slot: slot, _chosen: chosen });
+            }
             Err(error) => {
                 tracing::debug!(%address, %error, "an endpoint could not be reached");
                 failed = Denial::unreached(&error);
@@ -306,15 +313,19 @@ async fn reach(
 }
 
 /// Resolves when what a peer proved does not stand any more; never where it proved nothing.
-async fn falls(standing: Option<Rc<Standing>>) {
+async fn falls(standing: Option<Rc<ConnectionStatus>>) {
     match standing {
-        Some(standing) => standing.falls().await,
+        Some(standing) => standing.closed().await,
         None => std::future::pending().await,
     }
 }
 
 /// Carries a connection whose service spoke first.
-pub(crate) async fn relay(mut client: Stream, from: SocketAddr, mut service: Spoken) {
+pub(crate) async fn relay_server_first(
+    mut client: TransportStream,
+    from: SocketAddr,
+    mut service: ServerFirstUpstream,
+) {
     let address = service.address;
     let moved = copy_bidirectional(&mut client, &mut service.stream).await;
     tracing::debug!(%from, %address, ?moved, "a connection was carried whose service spoke first");

@@ -1,4 +1,4 @@
-//! Changes the headers of a request or response as a route table says, in Envoy's order: each level first
+//! HeaderChanges the headers of a request or response as a route table says, in Envoy's order: each level first
 //! removes, then overwrites, then adds. The values of a level are all made before any of them is set.
 
 use std::borrow::Cow;
@@ -21,7 +21,7 @@ const VALUE_LIMIT_BYTES: usize = 64 * 1024;
 
 /// What the variables of header values speak of beside headers.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct About<'a> {
+pub(crate) struct HeaderVariables<'a> {
     /// The client, after trusted hops.
     pub(crate) client: IpAddr,
     /// The other end of the connection.
@@ -37,19 +37,19 @@ pub(crate) struct About<'a> {
 
 /// The changes of one request and its response.
 #[derive(Debug)]
-pub(crate) struct Changes<'a> {
+pub(crate) struct HeaderChanges<'a> {
     levels: Vec<&'a HeaderMutations>,
-    about: About<'a>,
+    variables: HeaderVariables<'a>,
     /// The endpoint that the request was sent to.
     endpoint: Cell<Option<SocketAddr>>,
 }
 
-impl<'a> Changes<'a> {
+impl<'a> HeaderChanges<'a> {
     /// Those of a request; none, and nothing is allocated, where no level changes anything. `about` is asked
     /// for only where one does.
     pub(crate) fn of(
         levels: impl Iterator<Item = &'a HeaderMutations>,
-        about: impl FnOnce() -> About<'a>,
+        variables: impl FnOnce() -> HeaderVariables<'a>,
     ) -> Option<Box<Self>> {
         let changing =
             |level: &&HeaderMutations| !level.request.is_empty() || !level.response.is_empty();
@@ -57,7 +57,7 @@ impl<'a> Changes<'a> {
         if levels.is_empty() {
             return None;
         }
-        Some(Box::new(Self { levels, about: about(), endpoint: Cell::new(None) }))
+        Some(Box::new(Self { levels, variables: variables(), endpoint: Cell::new(None) }))
     }
 
     /// Notes which endpoint the request is sent to.
@@ -66,7 +66,7 @@ impl<'a> Changes<'a> {
     }
 
     /// Whether the request changes.
-    pub(crate) fn touch_request(&self) -> bool {
+    pub(crate) fn change_request(&self) -> bool {
         self.levels.iter().any(|level| !level.request.is_empty())
     }
 
@@ -80,7 +80,7 @@ impl<'a> Changes<'a> {
         })
     }
 
-    /// Changes the request, and gives its headers as they came.
+    /// HeaderChanges the request, and gives its headers as they came.
     pub(crate) fn apply_to_request(&self, head: &mut RequestHead) -> Headers {
         let before = head.headers.clone();
         for level in &self.levels {
@@ -91,7 +91,7 @@ impl<'a> Changes<'a> {
         before
     }
 
-    /// Changes the response to a request.
+    /// HeaderChanges the response to a request.
     pub(crate) fn apply_to_response(&self, request: &RequestHead, head: &mut ResponseHead) {
         for level in &self.levels {
             remove(&level.response, &mut head.headers);
@@ -109,13 +109,13 @@ impl<'a> Changes<'a> {
         request: &RequestHead,
         response: Option<&ResponseHead>,
     ) -> Vec<u8> {
-        let about = &self.about;
+        let variables = &self.variables;
         let mut out = Vec::new();
         for part in &format.parts {
             match part {
                 FormatPart::Text(text) => out.extend_from_slice(text.as_bytes()),
                 FormatPart::Variable(FormatVariable::RequestHeader(source)) => {
-                    let header = |name: &str| request_header(name, request, about);
+                    let header = |name: &str| request_header(name, request, variables);
                     out.extend_from_slice(&of_header(source, header));
                 }
                 FormatPart::Variable(FormatVariable::ResponseHeader(source)) => {
@@ -127,7 +127,9 @@ impl<'a> Changes<'a> {
                     out.extend_from_slice(text.unwrap_or_default().as_bytes());
                 }
                 FormatPart::Variable(FormatVariable::Plain(plain)) => {
-                    out.extend_from_slice(plain_value(*plain, request, response, about).as_bytes());
+                    out.extend_from_slice(
+                        plain_value(*plain, request, response, variables).as_bytes(),
+                    );
                 }
             }
         }
@@ -156,7 +158,7 @@ fn remove(mutation: &HeaderMutation, headers: &mut Headers) {
 }
 
 /// A header to set.
-struct Made {
+struct NewHeader {
     name: HeaderName,
     value: HeaderValue,
     replaces: bool,
@@ -166,7 +168,7 @@ fn made(
     mutation: &HeaderMutation,
     headers: &Headers,
     value: impl Fn(&HeaderFormat) -> Vec<u8>,
-) -> Vec<Made> {
+) -> Vec<NewHeader> {
     let one = |addition: &HeaderAddition| {
         let exists = || headers.get(&addition.name).is_some();
         // In the eyes of a service that takes `_` for `-`.
@@ -184,20 +186,20 @@ fn made(
             return None;
         }
         let name = HeaderName::from_bytes(addition.name.as_bytes()).ok()?;
-        Some(Made { name, value: HeaderValue::from_bytes(&value).ok()?, replaces })
+        Some(NewHeader { name, value: HeaderValue::from_bytes(&value).ok()?, replaces })
     };
     mutation.add.iter().filter_map(one).collect()
 }
 
-fn set(made: Vec<Made>, headers: &mut Headers) {
-    let (replacing, added): (Vec<Made>, Vec<Made>) =
+fn set(made: Vec<NewHeader>, headers: &mut Headers) {
+    let (replacing, added): (Vec<NewHeader>, Vec<NewHeader>) =
         made.into_iter().partition(|made| made.replaces);
-    for Made { name, value, .. } in replacing {
+    for NewHeader { name, value, .. } in replacing {
         // As for removed headers, a client must not choose the value by another spelling.
         headers.remove(|held| is_same_header_name(held, name.as_str().as_bytes()));
         headers.add(name, value);
     }
-    for Made { name, value, .. } in added {
+    for NewHeader { name, value, .. } in added {
         headers.add(name, value);
     }
 }
@@ -220,13 +222,13 @@ fn of_header<'h>(
 fn request_header<'h>(
     name: &str,
     request: &'h RequestHead,
-    about: &About<'_>,
+    variables: &HeaderVariables<'_>,
 ) -> Option<Cow<'h, [u8]>> {
     match name {
         ":path" => Some(Cow::Borrowed(request.target.as_bytes())),
         ":method" => Some(Cow::Borrowed(request.method.as_str().as_bytes())),
         ":authority" | "host" => Some(Cow::Borrowed(request.authority.as_bytes())),
-        ":scheme" => Some(Cow::Borrowed(scheme(about.is_tls).as_bytes())),
+        ":scheme" => Some(Cow::Borrowed(scheme(variables.is_tls).as_bytes())),
         name => request.headers.get(name).map(Cow::Borrowed),
     }
 }
@@ -240,17 +242,17 @@ fn plain_value<'v>(
     variable: PlainVariable,
     request: &RequestHead,
     response: Option<&ResponseHead>,
-    about: &About<'v>,
+    variables: &HeaderVariables<'v>,
 ) -> Cow<'v, str> {
     let owned = |value: &dyn ToString| Cow::Owned(value.to_string());
     // An address that `x-forwarded-for` names has no port.
-    let peer = SocketAddr::new(about.peer.ip().to_canonical(), about.peer.port());
-    let client_port = if about.client == peer.ip() { peer.port() } else { 0 };
-    let local = SocketAddr::new(about.local.ip().to_canonical(), about.local.port());
+    let peer = SocketAddr::new(variables.peer.ip().to_canonical(), variables.peer.port());
+    let client_port = if variables.client == peer.ip() { peer.port() } else { 0 };
+    let local = SocketAddr::new(variables.local.ip().to_canonical(), variables.local.port());
     match variable {
         PlainVariable::Protocol => Cow::Borrowed(request.version.word()),
-        PlainVariable::ClientAndPort => owned(&SocketAddr::new(about.client, client_port)),
-        PlainVariable::Client => owned(&about.client),
+        PlainVariable::ClientAndPort => owned(&SocketAddr::new(variables.client, client_port)),
+        PlainVariable::Client => owned(&variables.client),
         PlainVariable::ClientPort => owned(&client_port),
         PlainVariable::PeerAndPort => owned(&peer),
         PlainVariable::Peer => owned(&peer.ip()),
@@ -259,17 +261,17 @@ fn plain_value<'v>(
         PlainVariable::Local => owned(&local.ip()),
         PlainVariable::LocalPort => owned(&local.port()),
         PlainVariable::PeerUri => {
-            let identity = about.proof.and_then(VerifiedPeer::identity);
+            let identity = variables.proof.and_then(VerifiedPeer::identity);
             identity.map_or(Cow::Borrowed(""), |identity| owned(&identity))
         }
         PlainVariable::PeerFingerprint => {
-            about.proof.map_or(Cow::Borrowed(""), |proof| owned(&proof.fingerprint()))
+            variables.proof.map_or(Cow::Borrowed(""), |proof| owned(&proof.fingerprint()))
         }
-        PlainVariable::PeerSerial => about
+        PlainVariable::PeerSerial => variables
             .proof
             .map_or(Cow::Borrowed(""), |proof| Cow::Owned(proof.serial_hex().to_lowercase())),
-        PlainVariable::RouteName => Cow::Borrowed(about.route),
-        PlainVariable::Cluster => Cow::Borrowed(about.cluster),
+        PlainVariable::RouteName => Cow::Borrowed(variables.route),
+        PlainVariable::Cluster => Cow::Borrowed(variables.cluster),
         // The caller knows the endpoint.
         PlainVariable::Upstream(_) => Cow::Borrowed(""),
         PlainVariable::Status => {
@@ -286,10 +288,10 @@ mod tests {
     use crate::http::head::HttpVersion;
     use crate::http::headers::{BufferedHeaders, HeaderSpan};
 
-    fn about<'a>() -> About<'a> {
+    fn variables<'a>() -> HeaderVariables<'a> {
         let (peer, local) = (([10, 0, 0, 9], 7).into(), ([10, 0, 0, 1], 80).into());
         let client = IpAddr::from([1, 1, 1, 1]);
-        About { client, peer, local, proof: None, is_tls: true, route: "r", cluster: "c" }
+        HeaderVariables { client, peer, local, proof: None, is_tls: true, route: "r", cluster: "c" }
     }
 
     fn head(headers: Headers) -> RequestHead {
@@ -354,8 +356,9 @@ mod tests {
             ],
         };
         let level = HeaderMutations { request, response: HeaderMutation::default() };
-        let changes = Changes::of([&level].into_iter(), about).expect("the level changes headers");
-        assert!(changes.touch_request());
+        let changes =
+            HeaderChanges::of([&level].into_iter(), variables).expect("the level changes headers");
+        assert!(changes.change_request());
         for headers in both(&before) {
             let mut head = head(headers);
             changes.apply_to_request(&mut head);
@@ -380,7 +383,8 @@ mod tests {
             ],
         };
         let level = HeaderMutations { request, response: HeaderMutation::default() };
-        let changes = Changes::of([&level].into_iter(), about).expect("the level changes headers");
+        let changes =
+            HeaderChanges::of([&level].into_iter(), variables).expect("the level changes headers");
         for headers in both(&before) {
             let mut head = head(headers);
             changes.apply_to_request(&mut head);
@@ -398,7 +402,7 @@ mod tests {
             let response = ResponseHead { status: 201, headers, content_length: None };
             let format = HeaderFormat::parse(text).expect("a format");
             let endpoint = Cell::new(None);
-            let changes = Changes { levels: Vec::new(), about: about(), endpoint };
+            let changes = HeaderChanges { levels: Vec::new(), variables: variables(), endpoint };
             changes.note_endpoint(([10, 0, 0, 2], 8080).into());
             let value = changes.value(&format, &request, Some(&response));
             assert_eq!(String::from_utf8_lossy(&value), expected, "{text}");

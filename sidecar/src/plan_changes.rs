@@ -8,15 +8,15 @@ use slab::Slab;
 
 /// The requests and connections of one worker that wait for a new plan.
 #[derive(Debug, Default)]
-pub(crate) struct Changes {
+pub(crate) struct PlanChanges {
     count: Cell<u64>,
     /// One entry for each follower that was polled; without a waker after it was woken.
     waiting: RefCell<Slab<Option<Waker>>>,
 }
 
-impl Changes {
+impl PlanChanges {
     /// Wakes all followers: a new plan is in force.
-    pub(crate) fn tell(&self) {
+    pub(crate) fn notify(&self) {
         self.count.set(self.count.get() + 1);
         let wakers: Vec<Waker> =
             self.waiting.borrow_mut().iter_mut().filter_map(|(_, waker)| waker.take()).collect();
@@ -24,30 +24,30 @@ impl Changes {
     }
 
     /// Follows the changes from now on.
-    pub(crate) fn follow(&self) -> Following<'_> {
-        Following { changes: self, seen: self.count.get(), place: None }
+    pub(crate) fn follow(&self) -> PlanFollower<'_> {
+        PlanFollower { changes: self, seen: self.count.get(), slot: None }
     }
 }
 
 /// A follower of changes.
 #[derive(Debug)]
-pub(crate) struct Following<'a> {
-    changes: &'a Changes,
+pub(crate) struct PlanFollower<'a> {
+    changes: &'a PlanChanges,
     seen: u64,
     /// Its entry, which stays its own until it is dropped.
-    place: Option<usize>,
+    slot: Option<usize>,
 }
 
-impl Following<'_> {
+impl PlanFollower<'_> {
     /// Resolves when a plan is in force that this follower has not seen.
     pub(crate) fn next(&mut self) -> impl Future<Output = ()> + '_ {
-        Next(self)
+        NextPlan(self)
     }
 }
 
-struct Next<'f, 'a>(&'f mut Following<'a>);
+struct NextPlan<'f, 'a>(&'f mut PlanFollower<'a>);
 
-impl Future for Next<'_, '_> {
+impl Future for NextPlan<'_, '_> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -58,8 +58,8 @@ impl Future for Next<'_, '_> {
             return Poll::Ready(());
         }
         let mut waiting = changes.waiting.borrow_mut();
-        let place = *following.place.get_or_insert_with(|| waiting.insert(None));
-        if let Some(known) = waiting.get_mut(place) {
+        let slot = *following.slot.get_or_insert_with(|| waiting.insert(None));
+        if let Some(known) = waiting.get_mut(slot) {
             match known {
                 Some(known) => known.clone_from(cx.waker()),
                 None => *known = Some(cx.waker().clone()),
@@ -69,10 +69,10 @@ impl Future for Next<'_, '_> {
     }
 }
 
-impl Drop for Following<'_> {
+impl Drop for PlanFollower<'_> {
     fn drop(&mut self) {
-        if let Some(place) = self.place {
-            self.changes.waiting.borrow_mut().remove(place);
+        if let Some(slot) = self.slot {
+            self.changes.waiting.borrow_mut().remove(slot);
         }
     }
 }
@@ -85,11 +85,11 @@ mod tests {
 
     #[test]
     fn follower_is_woken_once_for_changes_and_removed_when_dropped() {
-        let changes = Changes::default();
+        let changes = PlanChanges::default();
         let (mut one, mut other) = (changes.follow(), changes.follow());
         assert!(one.next().now_or_never().is_none());
-        changes.tell();
-        changes.tell();
+        changes.notify();
+        changes.notify();
         assert!(one.next().now_or_never().is_some());
         assert!(one.next().now_or_never().is_none());
         assert!(other.next().now_or_never().is_some());

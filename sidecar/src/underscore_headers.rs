@@ -26,7 +26,7 @@ impl DroppedHeaders {
     }
 
     /// Counts a dropped header, and logs its name when the process has not done so for this listener.
-    pub(crate) fn note(&self, name: &[u8]) {
+    pub(crate) fn record(&self, name: &[u8]) {
         self.metrics.headers_dropped.increment();
         let name = name.get(..NAME_LIMIT_BYTES).unwrap_or(name).to_ascii_lowercase();
         // Each worker asks the others for a name once only.
@@ -54,21 +54,21 @@ impl DroppedHeaders {
 }
 
 /// The names that were logged, by listener.
-static LOGGED: Mutex<Seen> = Mutex::new(Seen::new());
+static LOGGED: Mutex<LoggedNames> = Mutex::new(LoggedNames::new());
 
 thread_local! {
     /// The names that this worker knows to be logged.
-    static KNOWN: RefCell<Seen> = const { RefCell::new(Seen::new()) };
+    static KNOWN: RefCell<LoggedNames> = const { RefCell::new(LoggedNames::new()) };
 }
 
 /// A bounded set of names by listener.
 #[derive(Debug)]
-struct Seen {
+struct LoggedNames {
     names: BTreeMap<Name, BTreeSet<Vec<u8>>>,
     count: usize,
 }
 
-impl Seen {
+impl LoggedNames {
     const fn new() -> Self {
         Self { names: BTreeMap::new(), count: 0 }
     }
@@ -90,12 +90,12 @@ mod tests {
 
     #[test]
     fn set_of_logged_names_is_bounded() {
-        let mut seen = Seen::new();
+        let mut logged = LoggedNames::new();
         let one: Name = "one".into();
-        assert!(seen.is_new(&one, b"x_a"));
-        assert!(!seen.is_new(&one, b"x_a"));
-        assert!(seen.is_new(&"two".into(), b"x_a"));
-        let new = (0..1000).filter(|n| seen.is_new(&one, format!("x_{n}").as_bytes())).count();
+        assert!(logged.is_new(&one, b"x_a"));
+        assert!(!logged.is_new(&one, b"x_a"));
+        assert!(logged.is_new(&"two".into(), b"x_a"));
+        let new = (0..1000).filter(|n| logged.is_new(&one, format!("x_{n}").as_bytes())).count();
         assert_eq!(new, NAMES_LIMIT - 2);
     }
 }

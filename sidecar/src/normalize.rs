@@ -4,7 +4,7 @@
 use http::Method;
 use weft_model::{DesyncMode, HttpService, MethodRefusal, Underscores, method_refusal};
 
-use crate::connection::Connection;
+use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::forwarded;
 use crate::http::authority;
@@ -13,7 +13,7 @@ use crate::http::h1::looks_like_framing;
 use crate::http::head::{HttpVersion, RequestHead, Upgrade};
 use crate::http::header_filter::{HeaderFilter, UnderscoreAction};
 use crate::identity_headers;
-use crate::worker::Worker;
+use crate::worker::SidecarWorker;
 
 /// Judges a request of HTTP/2 by what it would be in HTTP/1.1, which the service may speak.
 fn judge_translated(
@@ -49,14 +49,14 @@ fn judge_translated(
 ///
 /// # Errors
 /// Why it is not served.
-pub(crate) fn admit(
+pub(crate) fn normalize_request(
     head: &mut RequestHead,
     has_body: bool,
     http: &HttpService,
-    connection: &Connection,
-    worker: &Worker,
+    connection: &ClientConnection,
+    worker: &SidecarWorker,
 ) -> Result<HeaderFilter, Denial> {
-    let origin = connection.origin();
+    let origin = connection.previous_hop();
     if head.version == HttpVersion::Http2 {
         judge_translated(head, has_body, http.desync)?;
     }

@@ -5,8 +5,9 @@ use h2::server::SendResponse;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use weft_model::HeaderCase;
 
-use crate::connection::Connection;
+use crate::connection::ClientConnection;
 use crate::denial::Denial;
+use crate::header_mutation::HeaderChanges;
 use crate::http::body::BodySink;
 use crate::http::h1::{
     BodyCoding, BodyFraming, BodyWriter, Http1Writer, capitalize_names, write_interim,
@@ -15,9 +16,8 @@ use crate::http::h1::{
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead};
 use crate::http::headers::Headers;
-use crate::mutate::Changes;
 use crate::upstream::ExchangeOutcome;
-use crate::worker::Worker;
+use crate::worker::SidecarWorker;
 
 /// The content type of what we say ourselves.
 const PLAIN_TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -26,49 +26,49 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// The way back to the client.
 #[derive(Debug)]
-pub(crate) enum Reply<'a> {
-    Http1(Http1Reply<'a>),
+pub(crate) enum Responder<'a> {
+    Http1(Http1Responder<'a>),
     Http2 { respond: &'a mut SendResponse<Bytes>, started: bool },
 }
 
 /// The way back over HTTP/1.1.
 #[derive(Debug)]
-pub(crate) struct Http1Reply<'a> {
+pub(crate) struct Http1Responder<'a> {
     pub(crate) writer: &'a mut Http1Writer,
     pub(crate) version: HttpVersion,
     pub(crate) is_head: bool,
-    pub(crate) reuse: Reuse,
+    pub(crate) reuse: ConnectionReuse,
     pub(crate) started: bool,
-    pub(crate) end: End,
+    pub(crate) end: ResponseEnd,
     pub(crate) header_case: HeaderCase,
     /// None where the connection ends with this response anyway.
-    pub(crate) ending: Option<Ending<'a>>,
+    pub(crate) close_signal: Option<CloseSignal<'a>>,
 }
 
 /// What ends a connection of HTTP/1.1 after the response that is being made: draining, or the end of what its
 /// client proved.
 #[derive(Clone, Copy)]
-pub(crate) struct Ending<'a> {
-    pub(crate) worker: &'a Worker,
-    pub(crate) connection: &'a Connection,
+pub(crate) struct CloseSignal<'a> {
+    pub(crate) worker: &'a SidecarWorker,
+    pub(crate) connection: &'a ClientConnection,
 }
 
-impl Ending<'_> {
+impl CloseSignal<'_> {
     /// Whether the connection takes no further request.
     pub(crate) fn has_begun(self) -> bool {
-        self.worker.is_draining() || self.connection.is_leaving()
+        self.worker.is_draining() || self.connection.is_draining()
     }
 }
 
-impl std::fmt::Debug for Ending<'_> {
+impl std::fmt::Debug for CloseSignal<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Ending").field(&self.has_begun()).finish()
+        f.debug_tuple("CloseSignal").field(&self.has_begun()).finish()
     }
 }
 
 /// A response that a route makes without an endpoint: a redirect or a fixed text.
 #[derive(Debug)]
-pub(crate) struct OwnAnswer {
+pub(crate) struct LocalReply {
     pub(crate) status: u16,
     /// Where a redirect leads.
     pub(crate) location: Option<String>,
@@ -78,25 +78,25 @@ pub(crate) struct OwnAnswer {
 
 /// How the client knows where a response ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum ResponseEnd {
     /// From the response itself.
-    Told,
+    Framed,
     /// By the end of the connection.
     Close,
     /// It must not take the end of the connection for it: the response was broken off.
-    Broken,
+    Aborted,
 }
 
 /// Whether a connection may be used for another request after the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reuse {
+pub(crate) enum ConnectionReuse {
     No,
     /// Only once the request's body was read whole: what is left of it must not be read as a request.
-    BehindBody,
+    AfterBody,
     Yes,
 }
 
-impl Reply<'_> {
+impl Responder<'_> {
     /// Writes the head of a response and gives where its body goes.
     pub(crate) fn begin(
         &mut self,
@@ -140,7 +140,7 @@ impl Reply<'_> {
         match self {
             Self::Http1(reply) => {
                 reply.started = true;
-                reply.reuse = Reuse::No;
+                reply.reuse = ConnectionReuse::No;
                 reply.write(|out| write_response(&head, BodyFraming::None, None, out));
                 Some(BodySink::Http1(BodyWriter {
                     writer: reply.writer,
@@ -159,9 +159,9 @@ impl Reply<'_> {
         if let Self::Http1(reply) = self
             && !whole
         {
-            reply.reuse = Reuse::No;
-            if reply.end == End::Close {
-                reply.end = End::Broken;
+            reply.reuse = ConnectionReuse::No;
+            if reply.end == ResponseEnd::Close {
+                reply.end = ResponseEnd::Aborted;
             }
         }
     }
@@ -169,7 +169,7 @@ impl Reply<'_> {
     /// Notes that the response comes before the request was read whole: the connection ends with it.
     pub(crate) fn comes_early(&mut self) {
         if let Self::Http1(reply) = self {
-            reply.reuse = Reuse::No;
+            reply.reuse = ConnectionReuse::No;
         }
     }
 
@@ -187,11 +187,11 @@ impl Reply<'_> {
     /// Answers by ourselves.
     pub(crate) async fn answer(
         &mut self,
-        answer: OwnAnswer,
+        answer: LocalReply,
         request: &RequestHead,
-        changes: Option<&Changes<'_>>,
+        changes: Option<&HeaderChanges<'_>>,
     ) -> ExchangeOutcome {
-        let OwnAnswer { status, location, mut body } = answer;
+        let LocalReply { status, location, mut body } = answer;
         if has_no_body(status) {
             body.clear();
         }
@@ -216,17 +216,17 @@ impl Reply<'_> {
         &mut self,
         denial: Denial,
         is_grpc: bool,
-        changes: Option<(&Changes<'_>, &RequestHead)>,
+        changes: Option<(&HeaderChanges<'_>, &RequestHead)>,
     ) {
         match self {
             Self::Http1(reply) if reply.started => {
-                reply.reuse = Reuse::No;
-                if reply.end == End::Close {
-                    reply.end = End::Broken;
+                reply.reuse = ConnectionReuse::No;
+                if reply.end == ResponseEnd::Close {
+                    reply.end = ResponseEnd::Aborted;
                 }
                 reply.writer.out.clear();
             }
-            Self::Http1(reply) if denial == Denial::ClientGone => reply.reuse = Reuse::No,
+            Self::Http1(reply) if denial == Denial::ClientGone => reply.reuse = ConnectionReuse::No,
             Self::Http2 { respond, started } if *started || denial == Denial::ClientGone => {
                 respond.send_reset(h2::Reason::CANCEL);
             }
@@ -238,12 +238,12 @@ impl Reply<'_> {
         &mut self,
         denial: Denial,
         is_grpc: bool,
-        changes: Option<(&Changes<'_>, &RequestHead)>,
+        changes: Option<(&HeaderChanges<'_>, &RequestHead)>,
     ) {
         if let Self::Http1(reply) = &mut *self
             && denial.ends_connection()
         {
-            reply.reuse = Reuse::No;
+            reply.reuse = ConnectionReuse::No;
         }
         let body = if is_grpc { String::new() } else { denial.body() };
         let mut head = own(denial.status(), HeaderMap::new(), &body);
@@ -276,8 +276,8 @@ impl Reply<'_> {
         let bodiless = answers_head || has_no_body(head.status);
         match self {
             Self::Http1(reply) => {
-                if reply.reuse == Reuse::BehindBody {
-                    reply.reuse = Reuse::No;
+                if reply.reuse == ConnectionReuse::AfterBody {
+                    reply.reuse = ConnectionReuse::No;
                 }
                 drop(reply.begin(&head, bodiless, body.is_empty()));
                 if !bodiless {
@@ -308,7 +308,7 @@ fn has_no_body(status: u16) -> bool {
     matches!(status, 100..=199 | 204 | 304)
 }
 
-impl Http1Reply<'_> {
+impl Http1Responder<'_> {
     /// Writes a head, with its names as the listener wants them.
     fn write(&mut self, write: impl FnOnce(&mut BytesMut)) {
         let out = self.writer.room();
@@ -331,15 +331,15 @@ impl Http1Reply<'_> {
             (false, None) => BodyFraming::Chunked,
         };
         if framing == BodyFraming::UntilClose {
-            self.reuse = Reuse::No;
-            self.end = End::Close;
+            self.reuse = ConnectionReuse::No;
+            self.end = ResponseEnd::Close;
         }
         // It may have begun since the request came. The client must not send another request (RFC 9112, section 9.6).
-        if self.ending.is_some_and(Ending::has_begun) {
-            self.reuse = Reuse::No;
+        if self.close_signal.is_some_and(CloseSignal::has_begun) {
+            self.reuse = ConnectionReuse::No;
         }
         let connection = match (self.reuse, self.version) {
-            (Reuse::No, _) => Some("close"),
+            (ConnectionReuse::No, _) => Some("close"),
             (_, HttpVersion::Http10) => Some("keep-alive"),
             (_, HttpVersion::Http11 | HttpVersion::Http2) => None,
         };

@@ -6,30 +6,30 @@ use std::time::{Duration, Instant};
 use crate::authenticate::TokenFault;
 use crate::denial::Denial;
 
-/// What has happened to a request so far, as far as patience with it goes.
+/// What has happened to a request so far, as far as timeouts with it goes.
 #[derive(Debug, Default)]
-pub(crate) struct Pulse {
+pub(crate) struct RequestProgress {
     moved: Cell<u32>,
     received: Cell<bool>,
-    open_ended: Cell<bool>,
+    is_tunnel: Cell<bool>,
     bytes_sent: Cell<u64>,
     bytes_received: Cell<u64>,
 }
 
-impl Pulse {
+impl RequestProgress {
     /// A request that begins; `received`: it has no body.
     pub(crate) fn new(received: bool) -> Self {
         Self { received: Cell::new(received), ..Self::default() }
     }
 
     /// Something was moved, in either direction.
-    pub(crate) fn beat(&self) {
+    pub(crate) fn record_activity(&self) {
         self.moved.set(self.moved.get().wrapping_add(1));
     }
 
     /// So many bytes of the request's body, or of the response's, were moved.
-    pub(crate) fn moved(&self, bytes: usize, is_request: bool) {
-        self.beat();
+    pub(crate) fn record_bytes(&self, bytes: usize, is_request: bool) {
+        self.record_activity();
         let all = if is_request { &self.bytes_sent } else { &self.bytes_received };
         all.set(all.get() + bytes as u64);
     }
@@ -60,44 +60,45 @@ impl Pulse {
     }
 
     /// It has become a tunnel, which lasts as long as both sides want.
-    pub(crate) fn open_end(&self) {
-        self.open_ended.set(true);
+    pub(crate) fn become_tunnel(&self) {
+        self.is_tunnel.set(true);
         self.received.set(true);
     }
 }
 
 /// The limits of one request; none: there is no such limit.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct RequestTimeouts {
     /// The route timeout (`RouteAction.timeout`): from the last byte of the request to the last byte of the
-    /// response. A request that is still being sent is limited by `request` and `silence`.
+    /// response. A request that is still being sent is limited by `request` and `idle`.
     pub(crate) response: Option<Duration>,
     /// For the request with its body.
     pub(crate) request: Option<Duration>,
-    /// For silence, while neither side sends anything. It may last up to twice as long: silence is
+    /// For idle, while neither side sends anything. It may last up to twice as long: idle is
     /// looked for at intervals, so that what moves costs no clock.
-    pub(crate) silence: Option<Duration>,
+    pub(crate) idle: Option<Duration>,
     /// How long an endpoint may take nothing of the request while there is some.
     pub(crate) stall: Duration,
     /// When it ends, whatever it is: its token is good no longer.
     pub(crate) until: Option<Instant>,
 }
 
-impl Patience {
+impl RequestTimeouts {
     /// Resolves when one limit is reached.
-    pub(crate) async fn ends(self, started: Instant, pulse: &Pulse) -> Denial {
-        let mut silent_since = (started, pulse.moved.get());
+    pub(crate) async fn expired(self, started: Instant, progress: &RequestProgress) -> Denial {
+        let mut idle_since = (started, progress.moved.get());
         // A request without a body is received when it begins; of any other the end is noticed below.
-        let mut response_due = self.response.filter(|_| pulse.received.get()).map(|t| started + t);
+        let mut response_due =
+            self.response.filter(|_| progress.received.get()).map(|t| started + t);
         loop {
-            let received = pulse.received.get();
+            let received = progress.received.get();
             if let (None, true, Some(limit)) = (response_due, received, self.response) {
                 response_due = Some(tokio::time::Instant::now().into_std() + limit);
             }
-            let response = response_due.filter(|_| !pulse.open_ended.get());
+            let response = response_due.filter(|_| !progress.is_tunnel.get());
             let request = self.request.filter(|_| !received).map(|t| started + t);
-            let silence = self.silence.map(|t| silent_since.0 + t);
-            let all = [self.until, response, request, silence];
+            let idle = self.idle.map(|t| idle_since.0 + t);
+            let all = [self.until, response, request, idle];
             let next = all.into_iter().flatten().min();
             let limit = async {
                 match next {
@@ -107,9 +108,9 @@ impl Patience {
             };
             tokio::select! {
                 () = limit => {}
-                () = pulse.until_received(), if !received && self.response.is_some() => continue,
+                () = progress.until_received(), if !received && self.response.is_some() => continue,
             }
-            let received = pulse.received.get();
+            let received = progress.received.get();
             let late = if received { Denial::UpstreamTimeout } else { Denial::BodyTimeout };
             if self.until == next {
                 return Denial::Token(TokenFault::ClaimValue, "it has expired");
@@ -117,14 +118,14 @@ impl Patience {
             if request == next && !received {
                 return Denial::BodyTimeout;
             }
-            if response == next && !pulse.open_ended.get() {
+            if response == next && !progress.is_tunnel.get() {
                 return Denial::UpstreamTimeout;
             }
-            if let Some(silent_until) = silence.filter(|silence| Some(*silence) == next) {
-                if pulse.moved.get() == silent_since.1 {
+            if let Some(idle_until) = idle.filter(|idle| Some(*idle) == next) {
+                if progress.moved.get() == idle_since.1 {
                     return late;
                 }
-                silent_since = (silent_until, pulse.moved.get());
+                idle_since = (idle_until, progress.moved.get());
             }
         }
     }
@@ -136,23 +137,27 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn patience(response: u32, request: u32, silence: u32) -> Patience {
+    fn timeouts(response: u32, request: u32, idle: u32) -> RequestTimeouts {
         let limit = |seconds: u32| Some(SECOND * seconds).filter(|limit| !limit.is_zero());
-        let (response, request, silence) = (limit(response), limit(request), limit(silence));
-        Patience { response, request, silence, stall: Duration::MAX, until: None }
+        let (response, request, idle) = (limit(response), limit(request), limit(idle));
+        RequestTimeouts { response, request, idle, stall: Duration::MAX, until: None }
     }
 
-    /// Runs for a minute in which `pulse` beats each `beat` seconds; when the limit came, and which.
-    async fn run(patience: Patience, pulse: &Pulse, beat: u32) -> Option<(u64, Denial)> {
+    /// Runs for a minute in which `progress` beats each `beat` seconds; when the limit came, and which.
+    async fn run(
+        timeouts: RequestTimeouts,
+        progress: &RequestProgress,
+        beat: u32,
+    ) -> Option<(u64, Denial)> {
         let started = tokio::time::Instant::now();
         let beats = async {
             for _ in 0..60 {
                 tokio::time::sleep(SECOND * beat).await;
-                pulse.beat();
+                progress.record_activity();
             }
         };
         tokio::select! {
-            denial = patience.ends(started.into_std(), pulse) => {
+            denial = timeouts.expired(started.into_std(), progress) => {
                 Some((started.elapsed().as_secs(), denial))
             }
             () = beats => None,
@@ -161,44 +166,44 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_limit_ends_what_it_is_for() {
-        let unreceived = Pulse::default();
-        let received = Pulse::default();
+        let unreceived = RequestProgress::default();
+        let received = RequestProgress::default();
         received.request_received();
-        let tunnel = Pulse::default();
-        tunnel.open_end();
+        let tunnel = RequestProgress::default();
+        tunnel.become_tunnel();
         let (early, late) = (Denial::BodyTimeout, Denial::UpstreamTimeout);
-        assert_eq!(run(patience(0, 0, 0), &unreceived, 1).await, None);
-        assert_eq!(run(patience(5, 0, 0), &unreceived, 1).await, None);
-        assert_eq!(run(patience(5, 0, 0), &received, 1).await, Some((5, late)));
-        assert_eq!(run(patience(5, 3, 0), &unreceived, 1).await, Some((3, early)));
-        assert_eq!(run(patience(5, 3, 0), &received, 1).await, Some((5, late)));
-        assert_eq!(run(patience(5, 3, 0), &tunnel, 1).await, None);
-        assert_eq!(run(patience(0, 0, 4), &tunnel, 3).await, None);
-        assert_eq!(run(patience(0, 0, 4), &tunnel, 30).await, Some((4, late)));
-        assert_eq!(run(patience(0, 0, 4), &unreceived, 30).await, Some((4, early)));
-        assert_eq!(run(patience(0, 0, 4), &received, 30).await, Some((4, late)));
+        assert_eq!(run(timeouts(0, 0, 0), &unreceived, 1).await, None);
+        assert_eq!(run(timeouts(5, 0, 0), &unreceived, 1).await, None);
+        assert_eq!(run(timeouts(5, 0, 0), &received, 1).await, Some((5, late)));
+        assert_eq!(run(timeouts(5, 3, 0), &unreceived, 1).await, Some((3, early)));
+        assert_eq!(run(timeouts(5, 3, 0), &received, 1).await, Some((5, late)));
+        assert_eq!(run(timeouts(5, 3, 0), &tunnel, 1).await, None);
+        assert_eq!(run(timeouts(0, 0, 4), &tunnel, 3).await, None);
+        assert_eq!(run(timeouts(0, 0, 4), &tunnel, 30).await, Some((4, late)));
+        assert_eq!(run(timeouts(0, 0, 4), &unreceived, 30).await, Some((4, early)));
+        assert_eq!(run(timeouts(0, 0, 4), &received, 30).await, Some((4, late)));
         let until = Some(tokio::time::Instant::now().into_std() + SECOND * 7);
         let over = Denial::Token(TokenFault::ClaimValue, "it has expired");
-        let ends = Patience { until, ..patience(0, 0, 4) };
+        let ends = RequestTimeouts { until, ..timeouts(0, 0, 4) };
         assert_eq!(run(ends, &tunnel, 3).await, Some((7, over)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn route_timeout_counts_from_the_end_of_the_request() {
-        let pulse = Pulse::new(false);
+        let progress = RequestProgress::new(false);
         let started = tokio::time::Instant::now();
         let exchange = async {
             for _ in 0..10 {
                 tokio::time::sleep(SECOND).await;
-                pulse.beat();
+                progress.record_activity();
             }
-            pulse.request_received();
+            progress.request_received();
             tokio::time::sleep(SECOND * 60).await;
         };
         let denial = tokio::select! {
             biased;
             () = exchange => None,
-            denial = patience(3, 0, 0).ends(started.into_std(), &pulse) => Some(denial),
+            denial = timeouts(3, 0, 0).expired(started.into_std(), &progress) => Some(denial),
         };
         assert_eq!((denial, started.elapsed()), (Some(Denial::UpstreamTimeout), SECOND * 13));
     }

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use weft_model::{DistributionPoint, Validation};
 use weft_runtime::problems::Problems;
 
-use super::{Plan, Target};
-use crate::list_store::ListStore;
+use super::{PlannedCluster, SidecarPlan};
+use crate::crl_store::CrlStore;
 
 /// What validations want of each point.
 #[derive(Debug, Default)]
-pub(crate) struct Demands(HashMap<DistributionPoint, Demand>);
+pub(crate) struct CrlSources(HashMap<DistributionPoint, CrlSource>);
 
 #[derive(Debug, Default)]
-struct Demand {
+struct CrlSource {
     /// The most bytes.
     limit: usize,
     /// Whether what came was refused by a validation.
@@ -23,21 +23,21 @@ struct Demand {
 
 /// A revocation list to fetch.
 #[derive(Debug, Clone)]
-pub(crate) struct WantedList {
+pub(crate) struct CrlDownload {
     pub(crate) point: DistributionPoint,
     /// The cluster that serves it.
-    pub(crate) target: Arc<Target>,
+    pub(crate) target: Arc<PlannedCluster>,
     /// The most bytes.
     pub(crate) limit: usize,
 }
 
-impl Demands {
+impl CrlSources {
     /// Takes those of a validation, and whether its lists were refused.
     pub(crate) fn add(&mut self, validation: &Validation, is_refused: bool) {
         for point in &validation.points {
-            let demand = self.0.entry(point.clone()).or_default();
-            demand.limit = demand.limit.max(validation.policy.bytes_limit);
-            demand.is_refused |= is_refused;
+            let source = self.0.entry(point.clone()).or_default();
+            source.limit = source.limit.max(validation.policy.bytes_limit);
+            source.is_refused |= is_refused;
         }
     }
 
@@ -48,21 +48,21 @@ impl Demands {
 
     /// The points whose list was refused.
     pub(crate) fn refused(&self) -> impl Iterator<Item = &DistributionPoint> {
-        self.0.iter().filter(|(_, demand)| demand.is_refused).map(|(point, _)| point)
+        self.0.iter().filter(|(_, source)| source.is_refused).map(|(point, _)| point)
     }
 
     /// The lists to fetch, as far as their clusters are there. Where one is missing, what was `fetched` before
     /// stays in force.
     pub(super) fn lists(
         &self,
-        plan: &Plan,
-        fetched: &ListStore,
+        plan: &SidecarPlan,
+        fetched: &CrlStore,
         problems: &mut Problems,
-    ) -> Vec<WantedList> {
+    ) -> Vec<CrlDownload> {
         let mut lists = Vec::with_capacity(self.0.len());
-        for (point, Demand { limit, .. }) in &self.0 {
+        for (point, CrlSource { limit, .. }) in &self.0 {
             match plan.targets.get(&point.cluster) {
-                Some(target) => lists.push(WantedList {
+                Some(target) => lists.push(CrlDownload {
                     point: point.clone(),
                     target: target.clone(),
                     limit: *limit,
@@ -86,16 +86,16 @@ impl Demands {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::list_store::tests::{answer, list, point, start, validation};
+    use crate::crl_store::tests::{answer, list, point, start, validation};
 
     #[test]
     fn missing_cluster_is_a_warning_once_its_list_was_fetched() {
-        let (mut demands, point) = (Demands::default(), point());
-        demands.add(&validation(&point), false);
-        let mut store = ListStore::default();
-        let problems = |store: &ListStore| {
+        let (mut crl_sources, point) = (CrlSources::default(), point());
+        crl_sources.add(&validation(&point), false);
+        let mut store = CrlStore::default();
+        let problems = |store: &CrlStore| {
             let mut problems = Problems::default();
-            assert!(demands.lists(&Plan::default(), store, &mut problems).is_empty());
+            assert!(crl_sources.lists(&SidecarPlan::default(), store, &mut problems).is_empty());
             problems
         };
         let missing = "list \"http://crl.test/a\": there is no cluster \"crl\"";

@@ -36,13 +36,13 @@ const TURN_LIMIT: u64 = 4096;
 
 /// A request at an endpoint; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Chosen {
+pub(crate) struct ChosenEndpoint {
     pub(crate) address: SocketAddr,
     open: Arc<AtomicU32>,
     total: Arc<AtomicU32>,
 }
 
-impl Drop for Chosen {
+impl Drop for ChosenEndpoint {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
         self.total.fetch_sub(1, Ordering::Relaxed);
@@ -104,7 +104,7 @@ impl Balancer {
     }
 
     /// The endpoint for a request. None when there is none that is not in `tried`.
-    pub(crate) fn choose(&self, tried: &[SocketAddr]) -> Option<Chosen> {
+    pub(crate) fn choose(&self, tried: &[SocketAddr]) -> Option<ChosenEndpoint> {
         let candidate = match self.kind? {
             Balance::LeastRequests => self.least_open(tried),
             Balance::RoundRobin | Balance::Maglev { .. } => self.next_in_turn(tried),
@@ -113,15 +113,15 @@ impl Balancer {
     }
 
     /// The endpoint at an address, for a request that must go there. None when it takes no new work.
-    pub(crate) fn at(&self, address: SocketAddr) -> Option<Chosen> {
+    pub(crate) fn at(&self, address: SocketAddr) -> Option<ChosenEndpoint> {
         let candidate = self.endpoints.iter().find(|candidate| candidate.address == address)?;
         Some(self.chosen(candidate))
     }
 
-    fn chosen(&self, candidate: &Candidate) -> Chosen {
+    fn chosen(&self, candidate: &Candidate) -> ChosenEndpoint {
         candidate.open.fetch_add(1, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
-        Chosen {
+        ChosenEndpoint {
             address: candidate.address,
             open: candidate.open.clone(),
             total: self.open.clone(),
@@ -216,7 +216,7 @@ mod tests {
         )
     }
 
-    fn last(chosen: &Chosen) -> u8 {
+    fn last(chosen: &ChosenEndpoint) -> u8 {
         match chosen.address.ip() {
             std::net::IpAddr::V4(v4) => v4.octets()[3],
             std::net::IpAddr::V6(_) => panic!("only IPv4 here"),

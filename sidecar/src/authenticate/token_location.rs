@@ -7,29 +7,29 @@ use crate::http::headers::Headers;
 
 /// What was found.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum TokenLookup {
     /// No token, and nothing in its place.
-    Nothing,
+    Missing,
     /// Something else, in the place of a token.
-    Other,
+    OtherCredentials,
     /// One token.
-    One(String),
+    Token(String),
     /// More than one, so that nobody can say which counts.
     Several,
 }
 
-impl Found {
+impl TokenLookup {
     fn and(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Nothing, found) | (found, Self::Nothing) => found,
-            (Self::Other, found) | (found, Self::Other) => found,
+            (Self::Missing, found) | (found, Self::Missing) => found,
+            (Self::OtherCredentials, found) | (found, Self::OtherCredentials) => found,
             _ => Self::Several,
         }
     }
 }
 
 /// The token of a request. Without places it is the bearer token of `authorization` (RFC 6750, section 2.1).
-pub(crate) fn find(head: &RequestHead, places: &[TokenPlace]) -> Found {
+pub(crate) fn find_token(head: &RequestHead, places: &[TokenPlace]) -> TokenLookup {
     if places.is_empty() {
         return bearer(&head.headers);
     }
@@ -38,35 +38,35 @@ pub(crate) fn find(head: &RequestHead, places: &[TokenPlace]) -> Found {
         TokenPlace::Parameter(name) => parameter(head, name),
         TokenPlace::Cookie(name) => cookie(&head.headers, name),
     });
-    found.fold(Found::Nothing, Found::and)
+    found.fold(TokenLookup::Missing, TokenLookup::and)
 }
 
-fn bearer(headers: &Headers) -> Found {
-    let mut found = Found::Nothing;
+fn bearer(headers: &Headers) -> TokenLookup {
+    let mut found = TokenLookup::Missing;
     headers.each("authorization", |value| {
         let token = std::str::from_utf8(value).ok().and_then(|value| value.split_once(' '));
         let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
         let one = match token {
-            Some((_, token)) => Found::One(token.trim().to_owned()),
-            None => Found::Other,
+            Some((_, token)) => TokenLookup::Token(token.trim().to_owned()),
+            None => TokenLookup::OtherCredentials,
         };
         // Two values leave open which one the service reads, whatever they are.
-        let before = std::mem::replace(&mut found, Found::Nothing);
-        found = if before == Found::Nothing { one } else { Found::Several };
+        let before = std::mem::replace(&mut found, TokenLookup::Missing);
+        found = if before == TokenLookup::Missing { one } else { TokenLookup::Several };
     });
     found
 }
 
-fn prefixed(headers: &Headers, name: &str, prefix: &str) -> Found {
-    let mut found = Found::Nothing;
+fn prefixed(headers: &Headers, name: &str, prefix: &str) -> TokenLookup {
+    let mut found = TokenLookup::Missing;
     headers.each(name, |value| {
         let value = std::str::from_utf8(value).ok();
         let one = match value.and_then(|value| value.strip_prefix(prefix)) {
-            Some(token) => Found::One(token.trim().to_owned()),
-            None => Found::Other,
+            Some(token) => TokenLookup::Token(token.trim().to_owned()),
+            None => TokenLookup::OtherCredentials,
         };
-        let before = std::mem::replace(&mut found, Found::Nothing);
-        found = if before == Found::Nothing { one } else { Found::Several };
+        let before = std::mem::replace(&mut found, TokenLookup::Missing);
+        found = if before == TokenLookup::Missing { one } else { TokenLookup::Several };
     });
     found
 }
@@ -90,22 +90,23 @@ fn is_key(key: &str, name: &str) -> bool {
     decoded.trim_ascii() == name.as_bytes()
 }
 
-fn parameter(head: &RequestHead, name: &str) -> Found {
+fn parameter(head: &RequestHead, name: &str) -> TokenLookup {
     let query = head.target.split_once('?').map_or("", |(_, query)| query);
     let values = query.split('&').filter_map(|pair| pair.split_once('='));
-    let values =
-        values.filter(|(key, _)| is_key(key, name)).map(|(_, value)| Found::One(value.to_owned()));
-    values.fold(Found::Nothing, Found::and)
+    let values = values
+        .filter(|(key, _)| is_key(key, name))
+        .map(|(_, value)| TokenLookup::Token(value.to_owned()));
+    values.fold(TokenLookup::Missing, TokenLookup::and)
 }
 
-fn cookie(headers: &Headers, name: &str) -> Found {
-    let mut found = Found::Nothing;
+fn cookie(headers: &Headers, name: &str) -> TokenLookup {
+    let mut found = TokenLookup::Missing;
     headers.each("cookie", |value| {
         for pair in value.split(|byte| *byte == b';') {
             let pair = std::str::from_utf8(pair).ok().and_then(|pair| pair.trim().split_once('='));
             if let Some((_, token)) = pair.filter(|(key, _)| key.trim() == name) {
-                let before = std::mem::replace(&mut found, Found::Nothing);
-                found = before.and(Found::One(token.to_owned()));
+                let before = std::mem::replace(&mut found, TokenLookup::Missing);
+                found = before.and(TokenLookup::Token(token.to_owned()));
             }
         }
     });
@@ -114,27 +115,31 @@ fn cookie(headers: &Headers, name: &str) -> Found {
 
 /// The headers and the target of a request before its tokens were taken out, each where it had one.
 #[derive(Debug, Default)]
-pub(crate) struct Unconcealed {
+pub(crate) struct OriginalHead {
     pub(crate) headers: Option<Headers>,
     pub(crate) target: Option<String>,
 }
 
 /// Takes the tokens out of a request.
-pub(crate) fn conceal(head: &mut RequestHead, places: &[TokenPlace], before: &mut Unconcealed) {
+pub(crate) fn remove_tokens(
+    head: &mut RequestHead,
+    places: &[TokenPlace],
+    before: &mut OriginalHead,
+) {
     let RequestHead { headers, target, .. } = head;
     if places.is_empty() {
-        without_field(headers, "authorization", &mut before.headers);
+        remove_header(headers, "authorization", &mut before.headers);
     }
     for place in places {
         match place {
-            TokenPlace::Field { name, .. } => without_field(headers, name, &mut before.headers),
-            TokenPlace::Parameter(name) => without_parameter(target, name, &mut before.target),
-            TokenPlace::Cookie(name) => without_cookie(headers, name, &mut before.headers),
+            TokenPlace::Field { name, .. } => remove_header(headers, name, &mut before.headers),
+            TokenPlace::Parameter(name) => remove_parameter(target, name, &mut before.target),
+            TokenPlace::Cookie(name) => remove_cookie(headers, name, &mut before.headers),
         }
     }
 }
 
-fn without_field(headers: &mut Headers, name: &str, before: &mut Option<Headers>) {
+fn remove_header(headers: &mut Headers, name: &str, before: &mut Option<Headers>) {
     let is_it = |field: &[u8]| field.eq_ignore_ascii_case(name.as_bytes());
     if headers.any_name(is_it) {
         before.get_or_insert_with(|| headers.clone());
@@ -142,7 +147,7 @@ fn without_field(headers: &mut Headers, name: &str, before: &mut Option<Headers>
     }
 }
 
-fn without_parameter(target: &mut String, name: &str, before: &mut Option<String>) {
+fn remove_parameter(target: &mut String, name: &str, before: &mut Option<String>) {
     let Some((path, query)) = target.split_once('?') else {
         return;
     };
@@ -156,7 +161,7 @@ fn without_parameter(target: &mut String, name: &str, before: &mut Option<String
     before.get_or_insert(whole);
 }
 
-fn without_cookie(headers: &mut Headers, name: &str, before: &mut Option<Headers>) {
+fn remove_cookie(headers: &mut Headers, name: &str, before: &mut Option<Headers>) {
     let mut rest: Vec<Vec<u8>> = Vec::new();
     let mut is_there = false;
     headers.each("cookie", |value| {
@@ -214,42 +219,46 @@ mod tests {
 
     #[test]
     fn one_token_is_found_where_it_may_stand() {
-        let one = |text: &str| Found::One(text.into());
-        let default = |headers: &[(&str, &str)]| find(&head("/", headers), &[]);
-        assert_eq!(default(&[]), Found::Nothing);
+        let one = |text: &str| TokenLookup::Token(text.into());
+        let default = |headers: &[(&str, &str)]| find_token(&head("/", headers), &[]);
+        assert_eq!(default(&[]), TokenLookup::Missing);
         assert_eq!(default(&[("authorization", "Bearer a.b.c")]), one("a.b.c"));
         assert_eq!(default(&[("authorization", "bEARER  a.b.c ")]), one("a.b.c"));
-        assert_eq!(default(&[("authorization", "Basic eDp5")]), Found::Other);
-        assert_eq!(default(&[("authorization", "Bearer")]), Found::Other);
+        assert_eq!(default(&[("authorization", "Basic eDp5")]), TokenLookup::OtherCredentials);
+        assert_eq!(default(&[("authorization", "Bearer")]), TokenLookup::OtherCredentials);
         let both = [("authorization", "Bearer a"), ("authorization", "Basic b")];
-        assert_eq!(default(&both), Found::Several);
+        assert_eq!(default(&both), TokenLookup::Several);
         let places = [
             TokenPlace::Field { name: "x-token".into(), prefix: "JWT ".into() },
             TokenPlace::Parameter("access_token".into()),
             TokenPlace::Cookie("session".into()),
         ];
         let check = |target: &str, headers: &[(&str, &str)], expected| {
-            assert_eq!(find(&head(target, headers), &places), expected, "{target} {headers:?}");
+            assert_eq!(
+                find_token(&head(target, headers), &places),
+                expected,
+                "{target} {headers:?}"
+            );
         };
         check("/?a=1&access_token=t", &[], one("t"));
-        check("/?access_token=t&access_token=t", &[], Found::Several);
+        check("/?access_token=t&access_token=t", &[], TokenLookup::Several);
         check("/", &[("x-token", "JWT t")], one("t"));
-        check("/", &[("x-token", "t")], Found::Other);
+        check("/", &[("x-token", "t")], TokenLookup::OtherCredentials);
         check("/", &[("cookie", "a=b; session=t"), ("cookie", "c=d")], one("t"));
-        check("/?access_token=t", &[("cookie", "session=t")], Found::Several);
-        check("/?access%5Ftoken=t&access_token=t", &[], Found::Several);
+        check("/?access_token=t", &[("cookie", "session=t")], TokenLookup::Several);
+        check("/?access%5Ftoken=t&access_token=t", &[], TokenLookup::Several);
         check("/?access%5ftoken=t", &[], one("t"));
-        check("/", &[("cookie", "session =t; session=t")], Found::Several);
-        check("/", &[("x-token", "t"), ("x-token", "JWT t")], Found::Several);
-        check("/?access_tokens=t", &[("authorization", "Bearer t")], Found::Nothing);
+        check("/", &[("cookie", "session =t; session=t")], TokenLookup::Several);
+        check("/", &[("x-token", "t"), ("x-token", "JWT t")], TokenLookup::Several);
+        check("/?access_tokens=t", &[("authorization", "Bearer t")], TokenLookup::Missing);
     }
 
     #[test]
     fn concealed_header_is_known_as_it_was() {
         let headers = [("authorization", "Bearer a"), ("x-token", "b"), ("x-other", "c")];
         let check = |places: &[TokenPlace], is_changed: bool| {
-            let (mut head, mut before) = (head("/", &headers), Unconcealed::default());
-            conceal(&mut head, places, &mut before);
+            let (mut head, mut before) = (head("/", &headers), OriginalHead::default());
+            remove_tokens(&mut head, places, &mut before);
             let was_there = before.headers.map(Headers::into_map);
             assert_eq!(was_there, is_changed.then(|| map(&headers)), "{places:?}");
             assert_eq!(head.headers.to_map() != map(&headers), is_changed, "{places:?}");
@@ -266,8 +275,8 @@ mod tests {
         let check = |target: &str, cookies: &[&str], expected: (&str, Option<&str>)| {
             let headers: Vec<_> = cookies.iter().map(|cookie| ("cookie", *cookie)).collect();
             let mut head = head(target, &headers);
-            let mut before = Unconcealed::default();
-            conceal(&mut head, &places, &mut before);
+            let mut before = OriginalHead::default();
+            remove_tokens(&mut head, &places, &mut before);
             let was_there = before.headers.map(Headers::into_map);
             assert_eq!(was_there, (expected.1 != cookies.first().copied()).then(|| map(&headers)));
             let whole = (expected.0 != target).then(|| target.to_owned());

@@ -15,7 +15,7 @@ const SMALL_BYTES: u32 = 65_535;
 
 /// What a worker may still promise.
 #[derive(Debug)]
-pub(crate) struct Windows {
+pub(crate) struct WindowBudget {
     left: Rc<Cell<u64>>,
     limit: u64,
     /// Whether a body was refused since a quarter of the budget was last free.
@@ -24,7 +24,7 @@ pub(crate) struct Windows {
 
 /// A connection's part of it. A full window is charged until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub(crate) struct ConnectionWindow {
     pub(crate) bytes: u32,
     left: Rc<Cell<u64>>,
     /// How many bodies may arrive.
@@ -33,9 +33,9 @@ pub(crate) struct Window {
 
 /// The right to receive a body within the window of a connection; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Receiving(Rc<Window>);
+pub(crate) struct BodyPermit(Rc<ConnectionWindow>);
 
-impl Windows {
+impl WindowBudget {
     /// So many bytes at most.
     pub(crate) fn new(limit: u64) -> Self {
         Self { left: Rc::new(Cell::new(limit)), limit, has_refused: Cell::new(false) }
@@ -54,31 +54,31 @@ impl Windows {
     }
 
     /// The window for a connection: full while more than half is left, and else the smallest.
-    pub(crate) fn open(&self) -> Rc<Window> {
+    pub(crate) fn open(&self) -> Rc<ConnectionWindow> {
         let left = self.left.get();
         let is_plenty = left >= self.limit / 2 + u64::from(FULL_BYTES);
         let bytes = if is_plenty { FULL_BYTES } else { SMALL_BYTES };
         if is_plenty {
             self.left.set(left - u64::from(bytes));
         }
-        Rc::new(Window { bytes, left: self.left.clone(), bodies: Cell::new(0) })
+        Rc::new(ConnectionWindow { bytes, left: self.left.clone(), bodies: Cell::new(0) })
     }
 }
 
-impl Window {
+impl ConnectionWindow {
     /// The right to receive one more body. None when all of the budget is in use.
-    pub(crate) fn receive(self: &Rc<Self>) -> Option<Receiving> {
+    pub(crate) fn receive(self: &Rc<Self>) -> Option<BodyPermit> {
         if self.bodies.get() == 0 && self.bytes == SMALL_BYTES {
             self.left.set(self.left.get().checked_sub(SMALL_BYTES.into())?);
         }
         self.bodies.set(self.bodies.get() + 1);
-        Some(Receiving(self.clone()))
+        Some(BodyPermit(self.clone()))
     }
 }
 
-impl Drop for Receiving {
+impl Drop for BodyPermit {
     fn drop(&mut self) {
-        let Window { bytes, left, bodies } = &*self.0;
+        let ConnectionWindow { bytes, left, bodies } = &*self.0;
         bodies.set(bodies.get().saturating_sub(1));
         if bodies.get() == 0 && *bytes == SMALL_BYTES {
             left.set(left.get() + u64::from(SMALL_BYTES));
@@ -86,7 +86,7 @@ impl Drop for Receiving {
     }
 }
 
-impl Drop for Window {
+impl Drop for ConnectionWindow {
     fn drop(&mut self) {
         if self.bytes == FULL_BYTES {
             self.left.set(self.left.get() + u64::from(FULL_BYTES));
@@ -100,8 +100,8 @@ mod tests {
 
     #[test]
     fn idle_connections_are_charged_for_full_windows_only() {
-        let windows = Windows::new(8 * u64::from(FULL_BYTES) + 10);
-        let held: Vec<Rc<Window>> = (0..10_000).map(|_| windows.open()).collect();
+        let windows = WindowBudget::new(8 * u64::from(FULL_BYTES) + 10);
+        let held: Vec<Rc<ConnectionWindow>> = (0..10_000).map(|_| windows.open()).collect();
         let full = held.iter().filter(|window| window.bytes == FULL_BYTES).count();
         assert_eq!(full, 4);
         assert_eq!(windows.left.get(), 4 * u64::from(FULL_BYTES) + 10);
@@ -112,8 +112,8 @@ mod tests {
 
     #[test]
     fn windows_of_bodies_never_exceed_the_limit() {
-        let windows = Windows::new(3 * u64::from(SMALL_BYTES) + 10);
-        let connections: Vec<Rc<Window>> = (0..5).map(|_| windows.open()).collect();
+        let windows = WindowBudget::new(3 * u64::from(SMALL_BYTES) + 10);
+        let connections: Vec<Rc<ConnectionWindow>> = (0..5).map(|_| windows.open()).collect();
         let [first, second, third, fourth, _] = &connections[..] else { panic!("there are five") };
         let mut bodies = vec![first.receive().expect("there is room")];
         bodies.push(first.receive().expect("it is the same window"));

@@ -7,20 +7,20 @@ use bytes::Bytes;
 use weft_certs::holds_lists;
 use weft_model::DistributionPoint;
 
-use crate::fetch::{Answer, Failure, Validators, wait_after};
-use crate::plan::Demands;
+use crate::fetch::{FetchFailure, FetchResponse, Validators, wait_after};
+use crate::plan::CrlSources;
 
 /// How long an answer may say that it is good, at least; at most it is the point's own time.
 const SHORTEST_AGE: Duration = Duration::from_secs(10);
 
 /// What was fetched, by its point.
 #[derive(Debug, Default)]
-pub(crate) struct ListStore {
-    lists: HashMap<DistributionPoint, Entry>,
+pub(crate) struct CrlStore {
+    lists: HashMap<DistributionPoint, CrlEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct CrlEntry {
     list: Option<Bytes>,
     /// Another for another list.
     number: u64,
@@ -31,7 +31,7 @@ struct Entry {
     problem: Option<String>,
 }
 
-impl ListStore {
+impl CrlStore {
     /// The list of a point as far as it was fetched.
     pub(crate) fn list(&self, point: &DistributionPoint) -> Option<&Bytes> {
         self.lists.get(point)?.list.as_ref()
@@ -59,9 +59,9 @@ impl ListStore {
 
     /// Forgets the points that nobody names any more, and what the lists of others were known by that were
     /// refused: their server would say for ever that they have not changed.
-    pub(crate) fn settle(&mut self, demands: &Demands) {
-        self.lists.retain(|point, _| demands.name(point));
-        for point in demands.refused() {
+    pub(crate) fn settle(&mut self, crl_sources: &CrlSources) {
+        self.lists.retain(|point, _| crl_sources.name(point));
+        for point in crl_sources.refused() {
             if let Some(entry) = self.lists.get_mut(point) {
                 entry.validators = Validators::default();
             }
@@ -72,10 +72,10 @@ impl ListStore {
     pub(crate) fn fetched(
         &mut self,
         point: &DistributionPoint,
-        outcome: Result<Answer, Failure>,
+        outcome: Result<FetchResponse, FetchFailure>,
         now: Instant,
     ) -> bool {
-        let entry = self.lists.entry(point.clone()).or_insert_with(|| Entry {
+        let entry = self.lists.entry(point.clone()).or_insert_with(|| CrlEntry {
             list: None,
             number: 0,
             validators: Validators::default(),
@@ -84,11 +84,13 @@ impl ListStore {
             problem: None,
         });
         let outcome = outcome.and_then(|answer| match answer.body.as_deref().map(holds_lists) {
-            Some(Err(reason)) => Err(Failure::Failed(format!("what came is no list: {reason}"))),
+            Some(Err(reason)) => {
+                Err(FetchFailure::Failed(format!("what came is no list: {reason}")))
+            }
             Some(Ok(())) | None => Ok(answer),
         });
         match outcome {
-            Ok(Answer { body, validators, age, from: _ }) => {
+            Ok(FetchResponse { body, validators, age, from: _ }) => {
                 let longest = point.refresh.max(SHORTEST_AGE);
                 let age = age.map_or(point.refresh, |age| age.clamp(SHORTEST_AGE, longest));
                 entry.due = now + age;
@@ -149,12 +151,15 @@ pub(crate) mod tests {
         authority.revocation_lists(&[], number, now, Duration::from_secs(60)).unwrap()
     }
 
-    pub(crate) fn answer(list: Option<&str>, age: Option<u64>) -> Result<Answer, Failure> {
+    pub(crate) fn answer(
+        list: Option<&str>,
+        age: Option<u64>,
+    ) -> Result<FetchResponse, FetchFailure> {
         let body = list.map(|list| Bytes::copy_from_slice(list.as_bytes()));
         let age = age.map(Duration::from_secs);
         let validators = Validators::dated("Thu, 26 Nov 2026 19:00:00 GMT");
         let from = ([127, 0, 0, 1], 80).into();
-        Ok(Answer { body, validators, age, from })
+        Ok(FetchResponse { body, validators, age, from })
     }
 
     #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]
@@ -164,9 +169,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_list_stays_whatever_comes_after_it_but_another_list() {
-        let (mut store, point, now) = (ListStore::default(), point(), start());
+        let (mut store, point, now) = (CrlStore::default(), point(), start());
         assert!(store.is_due(&point, now));
-        let failed = |reason: &str| Err(Failure::Failed(reason.into()));
+        let failed = |reason: &str| Err(FetchFailure::Failed(reason.into()));
         assert!(store.fetched(&point, failed("away"), now));
         assert!(!store.fetched(&point, failed("away"), now), "it is the same problem");
         assert_eq!((store.list(&point), store.problem(&point)), (None, Some("away")));
@@ -193,25 +198,25 @@ pub(crate) mod tests {
         assert_ne!(store.validators(&point), Validators::default());
         // One that is refused must not be taken for known.
         let validation = validation(&point);
-        let demands = |is_refused| {
-            let mut demands = Demands::default();
-            demands.add(&validation, is_refused);
-            demands
+        let crl_sources = |is_refused| {
+            let mut crl_sources = CrlSources::default();
+            crl_sources.add(&validation, is_refused);
+            crl_sources
         };
-        store.settle(&demands(false));
+        store.settle(&crl_sources(false));
         assert_ne!(store.validators(&point), Validators::default());
-        store.settle(&demands(true));
+        store.settle(&crl_sources(true));
         assert_eq!(store.validators(&point), Validators::default());
         assert!(store.list(&point).is_some());
-        store.settle(&Demands::default());
+        store.settle(&CrlSources::default());
         assert_eq!(store.list(&point), None);
     }
 
     #[test]
     fn a_point_is_asked_again_in_its_time_or_sooner() {
         let (point, now) = (point(), start());
-        let check = |outcome: Result<Answer, Failure>, expected: u64| {
-            let mut store = ListStore::default();
+        let check = |outcome: Result<FetchResponse, FetchFailure>, expected: u64| {
+            let mut store = CrlStore::default();
             store.fetched(&point, outcome, now);
             let due = |seconds| store.is_due(&point, now + Duration::from_secs(seconds));
             assert!(!due(expected - 1) && due(expected), "{expected}");
@@ -221,6 +226,6 @@ pub(crate) mod tests {
         check(answer(Some(&list), Some(60)), 60);
         check(answer(Some(&list), Some(0)), 10);
         check(answer(Some(&list), Some(u64::MAX / 2)), 300);
-        check(Err(Failure::Late("late".into())), 1);
+        check(Err(FetchFailure::Timeout("late".into())), 1);
     }
 }

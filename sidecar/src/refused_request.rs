@@ -6,39 +6,42 @@
 
 use weft_model::{Action, WeightedCluster};
 
-use crate::authenticate::{Facts, Sender};
-use crate::connection::Connection;
+use crate::authenticate::{ClientInfo, HttpRequestFacts};
+use crate::connection::ClientConnection;
 use crate::denial::Denial;
+use crate::header_mutation::{HeaderChanges, HeaderVariables};
 use crate::http::head::RequestHead;
-use crate::mutate::{About, Changes};
 use crate::plan::PlannedHttp;
 
 /// A request that is refused before it has an endpoint.
-pub(crate) struct Refused<'p> {
+pub(crate) struct RefusedRequest<'p> {
     pub(crate) denial: Denial,
     /// The header changes of the route that the request matches. None where no route is known.
-    pub(crate) changes: Option<Box<Changes<'p>>>,
+    pub(crate) changes: Option<Box<HeaderChanges<'p>>>,
 }
 
-impl From<Denial> for Refused<'_> {
+impl From<Denial> for RefusedRequest<'_> {
     fn from(denial: Denial) -> Self {
         Self { denial, changes: None }
     }
 }
 
-impl<'p> Refused<'p> {
+impl<'p> RefusedRequest<'p> {
     /// A request that its token or a policy refuses. Claims of tokens choose no route here.
     pub(crate) fn by_route(
         denial: Denial,
         head: &RequestHead,
-        sender: Sender<'p>,
-        (http, connection): (&'p PlannedHttp, &'p Connection),
+        client: ClientInfo<'p>,
+        http: &'p PlannedHttp,
+        connection: &'p ClientConnection,
     ) -> Self {
         let table = http.routes.as_ref();
-        let found = table.and_then(|table| table.route(&Facts::new(head, sender, None)));
+        let found = table.and_then(|table| table.route(&HttpRequestFacts::new(head, client, None)));
         let changes = found.and_then(|found| {
-            let about = || About { client: sender.client, ..connection.about(&found.route.name) };
-            Changes::of(found.mutations(drawn(&found.route.action)), about)
+            let route = &found.route.name;
+            let variables =
+                || HeaderVariables { client: client.address, ..connection.header_variables(route) };
+            HeaderChanges::of(found.mutations(drawn(&found.route.action)), variables)
         });
         Self { denial, changes }
     }

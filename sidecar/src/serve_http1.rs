@@ -14,10 +14,10 @@ use crate::http::h1::{
     BodyFraming, BodyReader, HeadError, Http1Reader, Http1Writer, ReadRequest, read_request,
 };
 use crate::http::head::{HttpVersion, Upgrade};
-use crate::pipeline::{self, Connection};
-use crate::reply::{End, Ending, Http1Reply, Reply, Reuse};
-use crate::stream::{Half, Stream};
-use crate::worker::{Worker, now};
+use crate::pipeline::{self, ClientConnection};
+use crate::responder::{CloseSignal, ConnectionReuse, Http1Responder, Responder, ResponseEnd};
+use crate::stream::{StreamHalf, TransportStream};
+use crate::worker::{SidecarWorker, now};
 
 /// How much of a request is read and discarded after its answer. Many clients read no answer before they
 /// have sent the whole body: closing earlier resets the connection and destroys the answer on its way.
@@ -32,17 +32,17 @@ const LINGER_SILENCE: Duration = Duration::from_secs(5);
 const LINGER_IDLE: Duration = Duration::from_secs(2);
 
 /// Serves HTTP/1.1: one request after the other.
-pub(crate) async fn http1(
-    stream: Stream,
-    connection: Rc<Connection>,
+pub(crate) async fn serve(
+    stream: TransportStream,
+    connection: Rc<ClientConnection>,
     settings: &HttpService,
-    worker: &Rc<Worker>,
+    worker: &Rc<SidecarWorker>,
 ) {
-    let (read, write) = Half::pair(stream);
+    let (read, write) = StreamHalf::pair(stream);
     let mut reader = Http1Reader::new(read);
     let mut writer = Http1Writer::new(write, settings.timeouts.stall_limit());
-    let mut allowance = Allowance::new(settings);
-    let _enrolled = worker.enrol(&connection);
+    let mut allowance = ConnectionAllowance::new(settings);
+    let _enrolled = worker.register_drainable(&connection);
     loop {
         let request = match next_request(&mut reader, &mut writer, &connection, settings).await {
             Ok(request) => with_host(request, settings),
@@ -52,39 +52,39 @@ pub(crate) async fn http1(
                 return Box::pin(refuse(denial, reader, writer, settings)).await;
             }
         };
-        let ending = Ending { worker, connection: &connection };
-        let is_last = allowance.is_spent_by_one_more() || ending.has_begun();
-        let mut reply = Reply::Http1(Http1Reply {
+        let close_signal = CloseSignal { worker, connection: &connection };
+        let is_last = allowance.is_spent_by_one_more() || close_signal.has_begun();
+        let mut reply = Responder::Http1(Http1Responder {
             writer: &mut writer,
             version: request.head.version,
             is_head: request.head.method == Method::HEAD,
             reuse: match request.framing {
-                _ if !request.keep_alive || is_last => Reuse::No,
+                _ if !request.keep_alive || is_last => ConnectionReuse::No,
                 // Who does not wait for the agreement sends what is meant for the tunnel; when there is
                 // none, it must not be read as a request.
-                _ if request.head.upgrade == Some(Upgrade::Tunnel) => Reuse::No,
-                BodyFraming::None | BodyFraming::Length(0) => Reuse::Yes,
-                _ => Reuse::BehindBody,
+                _ if request.head.upgrade == Some(Upgrade::Tunnel) => ConnectionReuse::No,
+                BodyFraming::None | BodyFraming::Length(0) => ConnectionReuse::Yes,
+                _ => ConnectionReuse::AfterBody,
             },
             started: false,
-            end: End::Told,
+            end: ResponseEnd::Framed,
             header_case: settings.http1.header_case,
-            ending: Some(ending),
+            close_signal: Some(close_signal),
         });
         let source = match request.framing {
             BodyFraming::None if request.head.upgrade.is_none() => BodySource::Empty,
             framing => BodySource::Http1(BodyReader::new(&mut reader, framing)),
         };
         pipeline::request(request.head, source, &mut reply, &connection, worker).await;
-        let Reply::Http1(Http1Reply { reuse, end, .. }) = reply else {
+        let Responder::Http1(Http1Responder { reuse, end, .. }) = reply else {
             return;
         };
-        if end == End::Broken {
+        if end == ResponseEnd::Aborted {
             return writer.half.reset();
         }
         // Draining may have begun while the body was sent, or the client's certificate ended, which only ends the
         // connections that were idle then. Another request would come in vain.
-        if reuse == Reuse::No || ending.has_begun() {
+        if reuse == ConnectionReuse::No || close_signal.has_begun() {
             let unread = reader.is_within_body;
             return close(reader, writer, unread).await;
         }
@@ -101,12 +101,12 @@ fn with_host(mut request: ReadRequest, settings: &HttpService) -> ReadRequest {
 }
 
 /// How much a connection may still do.
-struct Allowance {
+struct ConnectionAllowance {
     requests: Option<u32>,
     until: Option<Instant>,
 }
 
-impl Allowance {
+impl ConnectionAllowance {
     fn new(settings: &HttpService) -> Self {
         let until = settings.timeouts.age.map(|age| now() + age);
         Self { requests: settings.limits.requests_per_connection, until }
@@ -123,23 +123,23 @@ impl Allowance {
 async fn next_request(
     reader: &mut Http1Reader,
     writer: &mut Http1Writer,
-    connection: &Connection,
+    connection: &ClientConnection,
     settings: &HttpService,
 ) -> Result<ReadRequest, HeadError> {
     if reader.buffer.is_empty() {
         reader.rest();
         writer.rest();
-        connection.rest(true);
+        connection.set_idle(true);
         let first = tokio::time::timeout(settings.timeouts.idle, reader.half.readable()).await;
-        connection.rest(false);
+        connection.set_idle(false);
         match first {
             Err(_) => return Err(HeadError::Closed),
             Ok(Err(_)) => return Err(HeadError::ConnectionLost(None)),
             Ok(Ok(())) => {}
         }
     }
-    if connection.is_leaving() {
-        reader.half.reset_if_ended();
+    if connection.is_draining() {
+        reader.half.reset_if_closed();
         return Err(HeadError::Closed);
     }
     let reading = read_request(reader, &settings.limits, settings.desync);
@@ -149,13 +149,13 @@ async fn next_request(
 }
 
 /// Refuses a client that began a connection and did not go on in time.
-pub(crate) async fn refuse_stalled(
-    stream: Stream,
-    connection: &Connection,
+pub(crate) async fn refuse_incomplete(
+    stream: TransportStream,
+    connection: &ClientConnection,
     settings: &HttpService,
-    worker: &Worker,
+    worker: &SidecarWorker,
 ) {
-    let (read, write) = Half::pair(stream);
+    let (read, write) = StreamHalf::pair(stream);
     let writer = Http1Writer::new(write, settings.timeouts.stall_limit());
     pipeline::refused(Denial::HeadTimeout, HttpVersion::Http11, connection, worker);
     Box::pin(refuse(Denial::HeadTimeout, Http1Reader::new(read), writer, settings)).await;
@@ -168,15 +168,15 @@ async fn refuse(
     mut writer: Http1Writer,
     settings: &HttpService,
 ) {
-    let mut reply = Reply::Http1(Http1Reply {
+    let mut reply = Responder::Http1(Http1Responder {
         writer: &mut writer,
         version: HttpVersion::Http11,
         is_head: false,
-        reuse: Reuse::No,
+        reuse: ConnectionReuse::No,
         started: false,
-        end: End::Told,
+        end: ResponseEnd::Framed,
         header_case: settings.http1.header_case,
-        ending: None,
+        close_signal: None,
     });
     reply.deny(denial, false, None).await;
     close(reader, writer, true).await;
