@@ -1,4 +1,5 @@
-//! The admin, metrics and readiness ports: what each serves, to whom, and beside slow clients.
+//! The admin, metrics and readiness ports: what each port serves, which clients may use it, and how it copes with slow
+//! clients.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -11,7 +12,7 @@ use weft_integration::port;
 use weft_integration::process::{Process, ip, weft};
 use weft_integration::wait::{DEADLINE, eventually};
 
-/// An address that is not loopback, on this host.
+/// An address of this host that is not a loopback address.
 const OUTSIDE: &str = "10.9.9.1";
 
 struct Ports {
@@ -23,25 +24,27 @@ struct Ports {
 }
 
 impl Ports {
-    /// A sidecar with its admin port at an address of this host.
+    /// Starts a sidecar whose admin port listens on an address of this host.
     fn start(host: &str, arguments: &[&str]) -> Self {
         let folder = MeshPki::create();
         let admin = format!("{host}:{}", port::free());
-        let (metrics, readiness) = (port::free(), port::free());
+        let metrics = port::free();
+        let readiness = port::free();
         let answer = json!({"status": 200, "body": {"inline_string": "x".repeat(3000)}});
         let route = json!({"match": {"prefix": "/"}, "direct_response": answer});
         let listeners: Vec<_> = (0..200)
             .map(|n| listener(&format!("l{n}"), port::free(), http(&route, &[]), None))
             .collect();
         let file = folder.path("sidecar.json");
-        std::fs::write(&file, bootstrap(1, &listeners, &[]).to_string()).expect("it takes files");
+        std::fs::write(&file, bootstrap(1, &listeners, &[]).to_string())
+            .expect("the folder is writable");
         let mut command = weft();
         command.args(["sidecar", "--workers", "1", "--admin", &admin]);
         command.args(["--metrics", &format!("127.0.0.1:{metrics}")]);
         command.args(["--readiness", &format!("127.0.0.1:{readiness}")]);
         let process = Process::start("sidecar", command.args(arguments).arg("-c").arg(file));
         let ports = Self { process, admin, metrics, readiness, _folder: folder };
-        eventually("it is ready", || {
+        eventually("the sidecar is ready", || {
             (Curl::get(readiness, "/ready").run().status == 200).then_some(())
         });
         ports
@@ -52,23 +55,23 @@ impl Ports {
     }
 }
 
-/// Clients that keep a port busy: some never finish their request, others never read the answer.
+/// Opens clients that keep a port busy: some never finish their request, others never read the response.
 fn slow_clients(address: &str, path: &str) -> Vec<TcpStream> {
     let client = |number: usize| {
-        let mut stream = TcpStream::connect(address).expect("it listens");
+        let mut stream = TcpStream::connect(address).expect("the port accepts connections");
         let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n");
         let end = if number.is_multiple_of(2) { "\r\n" } else { "" };
-        // Pipelined, so that the answers fill every buffer between.
+        // Pipelined, so that the responses fill every buffer on the way.
         let requests =
             [request.as_str(), end].concat().repeat(if number.is_multiple_of(2) { 20 } else { 1 });
-        stream.write_all(requests.as_bytes()).expect("it is open");
+        stream.write_all(requests.as_bytes()).expect("the connection is open");
         stream
     };
     (0..64).map(client).collect()
 }
 
 #[test]
-fn slow_connections_keep_nobody_from_any_port() {
+fn slow_connections_do_not_block_other_clients_on_any_port() {
     let ports = Ports::start("127.0.0.1", &[]);
     let [metrics, readiness] =
         [ports.metrics, ports.readiness].map(|port| format!("127.0.0.1:{port}"));
@@ -84,12 +87,15 @@ fn slow_connections_keep_nobody_from_any_port() {
         assert_eq!(quick(ports.readiness, "/ready"), 200);
         assert_eq!(quick(ports.readiness, "/live"), 200);
     }
-    // They are ended in time, also while nothing else comes.
+    // The slow connections time out, also while no other request arrives.
     for mut stream in slow {
-        stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+        stream.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
         let mut rest = Vec::new();
         let ended = stream.read_to_end(&mut rest).map_err(|error| error.kind());
-        assert!(!matches!(ended, Err(std::io::ErrorKind::WouldBlock)), "it is still open");
+        assert!(
+            !matches!(ended, Err(std::io::ErrorKind::WouldBlock)),
+            "the slow connection is still open"
+        );
     }
 }
 
@@ -107,13 +113,13 @@ fn metrics_and_readiness_ports_serve_nothing_else() {
     }
     assert_eq!(status(ports.metrics, "/ready", "GET"), 404);
     assert_eq!(status(ports.readiness, "/metrics", "GET"), 404);
-    // A scraper may come by any name.
+    // A scraper may use any host name.
     let named = Curl::get(ports.metrics, "/metrics").with(&["-H", "host: web.example"]).run();
     assert_eq!(named.status, 200);
 }
 
 #[test]
-fn web_pages_cannot_read_the_admin_port_or_give_it_orders() {
+fn cross_site_requests_to_the_admin_port_are_refused_with_403() {
     let mut ports = Ports::start("127.0.0.1", &["--admin-host", "weft.example"]);
     for header in [
         "origin: http://evil.example",
@@ -126,15 +132,19 @@ fn web_pages_cannot_read_the_admin_port_or_give_it_orders() {
     }
     assert_eq!(ports.ask("/config_dump", &["-H", "host: evil.example"]).status, 403);
     assert_eq!(ports.ask("/config_dump", &["-H", "host: weft.example"]).status, 200);
-    assert_eq!(Curl::get(ports.readiness, "/ready").run().status, 200, "it does not drain");
+    assert_eq!(
+        Curl::get(ports.readiness, "/ready").run().status,
+        200,
+        "the sidecar does not drain"
+    );
     assert!(ports.process.is_running());
     assert_eq!(ports.ask("/drain", &["-X", "POST"]).status, 202);
 }
 
 #[test]
-fn admin_port_beyond_loopback_takes_orders_only_when_allowed() {
+fn admin_port_beyond_loopback_accepts_posts_only_when_allowed() {
     ip(&format!("addr add {OUTSIDE}/32 dev lo"));
-    assert!(!OUTSIDE.parse::<Ipv4Addr>().expect("an address").is_loopback());
+    assert!(!OUTSIDE.parse::<Ipv4Addr>().expect("the constant is an IPv4 address").is_loopback());
     let guarded = Ports::start(OUTSIDE, &[]);
     for order in ["/drain", "/logging?level=debug"] {
         let refused = guarded.ask(order, &["-X", "POST"]);

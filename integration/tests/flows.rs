@@ -1,5 +1,5 @@
-//! Flows of whole meshes, while the endpoints of their service come and go: which one each gets, and
-//! that it leaves what is gone.
+//! Flows through whole meshes while the endpoints of their service are added and removed: which endpoint a flow gets,
+//! and that flows leave removed endpoints.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -11,12 +11,12 @@ use weft::demo::hosts::Host;
 use weft_integration::mesh::{self, TestMesh};
 use weft_integration::wait::{DEADLINE, eventually};
 
-/// A client that only sends, and endpoints that only take in, all of UDP.
+/// A UDP client that only sends, and UDP endpoints that only receive.
 struct OneWay {
     client: UdpSocket,
     endpoints: Vec<UdpSocket>,
     service: SocketAddr,
-    /// How many datagrams, of one byte each, have arrived at any.
+    /// Number of datagrams, of one byte each, that have arrived at any endpoint.
     arrived: Cell<u64>,
 }
 
@@ -26,7 +26,7 @@ impl OneWay {
         let bind = |host: &Host, address: SocketAddr| -> UdpSocket {
             let socket = mesh.on(Some(host), || UdpSocket::bind(address));
             let socket = socket.expect("the address is free");
-            socket.set_nonblocking(true).expect("it can be");
+            socket.set_nonblocking(true).expect("the socket can be made non-blocking");
             socket
         };
         let endpoints = mesh.orders.iter().enumerate();
@@ -44,37 +44,37 @@ impl OneWay {
         }
     }
 
-    /// Sends a datagram and gives which endpoints have got any since.
+    /// Sends a datagram and returns the endpoints that have received any since the last call.
     fn send(&self) -> Vec<usize> {
-        // Nobody answers, and where there is no endpoint the kernel may say so.
+        // Errors are ignored: the kernel may report an unreachable endpoint.
         drop(self.client.send_to(b"?", self.service));
         std::thread::yield_now();
-        let got = |endpoint: &UdpSocket| {
+        let received = |endpoint: &UdpSocket| {
             let datagrams = std::iter::from_fn(|| endpoint.recv(&mut [0; 8]).ok()).count() as u64;
             self.arrived.set(self.arrived.get() + datagrams);
             datagrams > 0
         };
-        let reached = self.endpoints.iter().enumerate().filter(|(_, endpoint)| got(endpoint));
+        let reached = self.endpoints.iter().enumerate().filter(|(_, endpoint)| received(endpoint));
         reached.map(|(number, _)| number).collect()
     }
 
-    /// Sends until only this endpoint is reached, and then more, none of which may go elsewhere.
-    fn reaches_only(&self, number: usize) {
+    /// Sends until only this endpoint receives datagrams, then 500 more, none of which may reach another endpoint.
+    fn assert_reaches_only(&self, number: usize) {
         eventually(format!("endpoint {number} is reached"), || {
             (self.send() == [number]).then_some(())
         });
         for _ in 0..500 {
             let reached = self.send();
-            assert!(reached.iter().all(|at| *at == number), "{reached:?} were reached");
+            assert!(reached.iter().all(|at| *at == number), "endpoints {reached:?} were reached");
         }
     }
 
-    /// Sends until nobody is reached, and then more.
-    fn reaches_nobody(&self) {
-        let mut silent = 0;
-        eventually("nobody is reached", || {
-            silent = if self.send().is_empty() { silent + 1 } else { 0 };
-            (silent > 50).then_some(())
+    /// Sends until no endpoint receives datagrams, then 500 more.
+    fn assert_reaches_none(&self) {
+        let mut unreceived = 0;
+        eventually("no endpoint is reached", || {
+            unreceived = if self.send().is_empty() { unreceived + 1 } else { 0 };
+            (unreceived > 50).then_some(())
         });
         for _ in 0..500 {
             assert_eq!(self.send(), Vec::<usize>::new());
@@ -82,113 +82,113 @@ impl OneWay {
     }
 }
 
-fn assert_datagrams_follow_their_endpoints(family: mesh::MeshIpFamily, path: &str) {
+fn assert_datagrams_leave_removed_endpoint(family: mesh::MeshIpFamily, path: &str) {
     let mut mesh = TestMesh::start_with_agent_arguments(family, &["--path", path]);
     let flow = OneWay::start(&mesh);
     let first = eventually("an endpoint is reached", || flow.send().first().copied());
     let other = 1 - first;
-    flow.reaches_only(first);
+    flow.assert_reaches_only(first);
     let arrived = flow.arrived.get();
-    assert!(arrived > 100, "a busy host may lose some, but not most: {arrived}");
+    assert!(arrived > 100, "{arrived} of more than 500 datagrams arrived");
     mesh.change_sink(&[other]);
-    flow.reaches_only(other);
+    flow.assert_reaches_only(other);
     let record = mesh.agent.process.line_with(":7101\"");
     let record: Value = serde_json::from_str(&record).expect("a record is JSON");
-    let wanted = if path == "proxy" { ("proxy", "endpoint_gone") } else { ("kernel", "ended") };
-    let told = ["path", "outcome"].map(|field| record.get(field).and_then(Value::as_str));
-    assert_eq!(told, [Some(wanted.0), Some(wanted.1)], "{record}");
+    let expected = if path == "proxy" { ["proxy", "endpoint_gone"] } else { ["kernel", "ended"] };
+    let logged = ["path", "outcome"].map(|field| record.get(field).and_then(Value::as_str));
+    assert_eq!(logged, expected.map(Some), "{record}");
     let sent = record.get("bytes_sent").and_then(Value::as_u64);
     assert!(sent >= Some(arrived), "{arrived} arrived: {record}");
     mesh.change_sink(&[]);
-    flow.reaches_nobody();
+    flow.assert_reaches_none();
     mesh.change_sink(&[first]);
-    flow.reaches_only(first);
+    flow.assert_reaches_only(first);
     mesh.assert_healthy();
 }
 
 #[test]
-fn datagrams_leave_an_endpoint_that_is_gone_by_the_kernel() {
-    assert_datagrams_follow_their_endpoints(mesh::MeshIpFamily::V4, "auto");
+fn datagrams_leave_a_removed_endpoint_on_the_kernel_path() {
+    assert_datagrams_leave_removed_endpoint(mesh::MeshIpFamily::V4, "auto");
 }
 
 #[test]
-fn datagrams_leave_an_endpoint_that_is_gone_by_the_kernel_over_ipv6() {
-    assert_datagrams_follow_their_endpoints(mesh::MeshIpFamily::V6, "auto");
+fn datagrams_leave_a_removed_endpoint_on_the_kernel_path_over_ipv6() {
+    assert_datagrams_leave_removed_endpoint(mesh::MeshIpFamily::V6, "auto");
 }
 
 #[test]
-fn datagrams_leave_an_endpoint_that_is_gone_by_the_proxy() {
-    assert_datagrams_follow_their_endpoints(mesh::MeshIpFamily::V4, "proxy");
+fn datagrams_leave_a_removed_endpoint_on_the_proxy_path() {
+    assert_datagrams_leave_removed_endpoint(mesh::MeshIpFamily::V4, "proxy");
 }
 
 #[test]
-fn datagrams_leave_an_endpoint_that_is_gone_by_the_proxy_over_ipv6() {
-    assert_datagrams_follow_their_endpoints(mesh::MeshIpFamily::V6, "proxy");
+fn datagrams_leave_a_removed_endpoint_on_the_proxy_path_over_ipv6() {
+    assert_datagrams_leave_removed_endpoint(mesh::MeshIpFamily::V6, "proxy");
 }
 
-/// A listener on a host, which waits as long as a test does.
+/// Binds a blocking TCP listener on a host.
 fn listen_on(mesh: &TestMesh, host: &Host, address: SocketAddr) -> TcpListener {
     mesh.on(Some(host), || TcpListener::bind(address)).expect("the port is free")
 }
 
 fn connect(mesh: &TestMesh, host: &Host, to: SocketAddr) -> TcpStream {
     let stream = mesh.on(Some(host), || TcpStream::connect_timeout(&to, DEADLINE));
-    let stream = stream.expect("it is accepted");
-    stream.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
+    let stream = stream.expect("the connection is accepted");
+    stream.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
     stream
 }
 
-/// Holds that what one side says, the other hears.
-fn assert_says(from: &mut TcpStream, to: &mut TcpStream) {
-    from.write_all(b"hello").expect("it is sent");
-    let mut heard = [0; 5];
-    to.read_exact(&mut heard).expect("it arrives");
-    assert_eq!(&heard, b"hello");
+/// Asserts that bytes sent on one side arrive on the other.
+fn assert_delivers(from: &mut TcpStream, to: &mut TcpStream) {
+    from.write_all(b"hello").expect("the bytes are sent");
+    let mut received = [0; 5];
+    to.read_exact(&mut received).expect("the bytes arrive");
+    assert_eq!(&received, b"hello");
 }
 
-/// Connects until a dozen connections in a row have come to this listener, and gives the last.
-fn settle(mesh: &TestMesh, listener: &TcpListener) -> (TcpStream, TcpStream) {
-    listener.set_nonblocking(true).expect("it can be");
-    let mut row = 0;
-    let pair = eventually("new connections come to the endpoint", || {
+/// Connects until twelve consecutive connections reach this listener. Returns both ends of the last one.
+fn connect_until_stable(mesh: &TestMesh, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    listener.set_nonblocking(true).expect("the listener can be made non-blocking");
+    let mut consecutive = 0;
+    let pair = eventually("new connections reach the endpoint", || {
         let client = connect(mesh, &mesh.client, mesh.sink());
         let Ok((accepted, _)) = listener.accept() else {
-            row = 0;
+            consecutive = 0;
             return None;
         };
-        row += 1;
-        accepted.set_nonblocking(false).expect("it can be");
-        accepted.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
-        (row == 12).then_some((client, accepted))
+        consecutive += 1;
+        accepted.set_nonblocking(false).expect("the connection can be made blocking");
+        accepted.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
+        (consecutive == 12).then_some((client, accepted))
     });
-    listener.set_nonblocking(false).expect("it can be");
+    listener.set_nonblocking(false).expect("the listener can be made blocking");
     pair
 }
 
-fn assert_connections_end_at_the_deadline(family: mesh::MeshIpFamily) {
+fn assert_removed_endpoint_drains_then_resets(family: mesh::MeshIpFamily) {
     let mut mesh = TestMesh::start_with_agent_arguments(family, &["--endpoint-drain", "3"]);
     let listeners: Vec<TcpListener> = (0..)
         .zip(&mesh.orders)
         .map(|(n, workload)| listen_on(&mesh, &workload.host, mesh.sink_endpoint(n)))
         .collect();
-    let [listener, other] = listeners.as_slice() else { unreachable!("orders has two replicas") };
+    let [listener, other] = listeners.as_slice() else { unreachable!("orders has two endpoints") };
     mesh.change_sink(&[0]);
-    let mut pairs = [settle(&mesh, listener), settle(&mesh, listener)];
+    let mut pairs = [connect_until_stable(&mesh, listener), connect_until_stable(&mesh, listener)];
     mesh.change_sink(&[1]);
-    drop(settle(&mesh, other));
+    drop(connect_until_stable(&mesh, other));
     for (client, endpoint) in &mut pairs {
-        assert_says(client, endpoint);
-        assert_says(endpoint, client);
+        assert_delivers(client, endpoint);
+        assert_delivers(endpoint, client);
     }
     let [(by_client, _), (_, by_endpoint)] = &mut pairs;
     for side in [by_client, by_endpoint] {
-        eventually("the connection is reset when it is next heard of", || {
+        eventually("the connection is reset", || {
             let sent = side.write_all(b"?").and_then(|()| {
                 side.set_nonblocking(true)?;
                 side.read(&mut [0; 8])
             });
-            // Until the deadline nobody answers, and then it is reset, whichever call is told of it.
-            let error = sent.expect_err("nobody answers").kind();
+            // Before the drain timeout the read blocks. After it, the write or the read reports the reset.
+            let error = sent.expect_err("the other side sends nothing").kind();
             [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error).then_some(())
         });
     }
@@ -196,89 +196,98 @@ fn assert_connections_end_at_the_deadline(family: mesh::MeshIpFamily) {
 }
 
 #[test]
-fn connections_of_an_endpoint_that_is_gone_have_time_and_are_then_reset() {
-    assert_connections_end_at_the_deadline(mesh::MeshIpFamily::V4);
+fn connections_to_a_removed_endpoint_are_reset_after_the_drain_timeout() {
+    assert_removed_endpoint_drains_then_resets(mesh::MeshIpFamily::V4);
 }
 
 #[test]
-fn connections_of_an_endpoint_that_is_gone_have_time_and_are_then_reset_over_ipv6() {
-    assert_connections_end_at_the_deadline(mesh::MeshIpFamily::V6);
+fn connections_to_a_removed_endpoint_are_reset_after_the_drain_timeout_over_ipv6() {
+    assert_removed_endpoint_drains_then_resets(mesh::MeshIpFamily::V6);
 }
 
 #[test]
-fn a_host_reaches_itself_by_the_services_address() {
+fn endpoint_reaches_itself_through_the_virtual_ip() {
     let mut mesh = TestMesh::start();
     let host = mesh.host("both");
     mesh.change(|mesh| mesh["services"][3]["endpoints"] = json!([{"address": host.address}]));
     let listener =
         listen_on(&mesh, &host, SocketAddr::new(host.address.into(), mesh.sink().port()));
     let sink = mesh.sink();
-    let mut client = eventually("the endpoint is there", || {
+    let mut client = eventually("the endpoint is reachable", || {
         mesh.on(Some(&host), || TcpStream::connect_timeout(&sink, DEADLINE)).ok()
     });
-    let (mut endpoint, from) = listener.accept().expect("somebody connects");
-    endpoint.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
-    assert_ne!(from.ip(), host.address, "else the answer would not find its way");
-    assert_says(&mut client, &mut endpoint);
+    let (mut endpoint, from) = listener.accept().expect("the client connects");
+    endpoint.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
+    assert_ne!(
+        from.ip(),
+        host.address,
+        "with its own source address, the host would not route the response back through NAT"
+    );
+    assert_delivers(&mut client, &mut endpoint);
 }
 
-/// The endpoints of the echo service that some flows of the client come to.
-fn reached(mesh: &TestMesh) -> BTreeSet<String> {
+/// The endpoints of the echo service that 16 new flows of the client reach.
+fn reached_endpoints(mesh: &TestMesh) -> BTreeSet<String> {
     let flows = std::iter::repeat_with(|| mesh.open_flow().expect("the echo service greets").1);
     flows.take(16).collect()
 }
 
 fn assert_affinity(path: &str) {
     let mut mesh = TestMesh::start_with_agent_arguments(mesh::MeshIpFamily::V4, &["--path", path]);
-    assert_eq!(reached(&mesh).len(), 2, "each flow has an endpoint of its own");
+    assert_eq!(reached_endpoints(&mesh).len(), 2, "flows are spread over both endpoints");
     mesh.change(|mesh| {
         let echo = mesh.pointer_mut("/services/2").and_then(Value::as_object_mut);
-        echo.expect("it is there").insert("affinity".into(), json!("client_address"));
+        echo.expect("the mesh has the echo service")
+            .insert("affinity".into(), json!("client_address"));
     });
-    eventually("all flows of a client have the same", || (reached(&mesh).len() == 1).then_some(()));
+    eventually("all flows of a client reach the same endpoint", || {
+        (reached_endpoints(&mesh).len() == 1).then_some(())
+    });
     mesh.assert_healthy();
 }
 
 #[test]
-fn all_flows_of_a_client_go_to_one_endpoint_when_that_is_wanted_of_the_kernel() {
+fn client_address_affinity_sends_all_flows_to_one_endpoint_on_the_kernel_path() {
     assert_affinity("auto");
 }
 
 #[test]
-fn all_flows_of_a_client_go_to_one_endpoint_when_that_is_wanted_of_the_proxy() {
+fn client_address_affinity_sends_all_flows_to_one_endpoint_on_the_proxy_path() {
     assert_affinity("proxy");
 }
 
-/// How many flows over TCP the echo service has had and has, as the agent tells.
-fn told_flows(mesh: &TestMesh) -> (u64, u64) {
+/// Total and open TCP flows of the echo service, from the agent's configuration dump.
+fn reported_flows(mesh: &TestMesh) -> (u64, u64) {
     let dump: Value = serde_json::from_str(&mesh.agent.admin("/config_dump").text()).expect("JSON");
     let at = format!(" {}", mesh.echo().ip());
     let is_echo = |service: &&Value| {
         let name = service["listener"].as_str().unwrap_or_default();
         name.starts_with("echo") && name.ends_with(&at) && !name.contains("/udp")
     };
-    let services = dump.get("services").and_then(Value::as_array).expect("it lists services");
-    let echo = services.iter().find(is_echo).expect("it tells of the echo service");
-    let number = |field: &str| echo[field].as_u64().expect("a number");
+    let services = dump.get("services").and_then(Value::as_array).expect("the dump lists services");
+    let echo = services.iter().find(is_echo).expect("the dump lists the echo service");
+    let number = |field: &str| echo[field].as_u64().expect("the field is a number");
     (number("flows"), number("flows_open"))
 }
 
-fn assert_flows_are_told(path: &str) {
+fn assert_flows_are_reported(path: &str) {
     let mesh = TestMesh::start_with_agent_arguments(mesh::MeshIpFamily::V4, &["--path", path]);
-    let (before, _) = told_flows(&mesh);
+    let (before, _) = reported_flows(&mesh);
     let flows: Vec<_> = (0..5).map(|_| mesh.open_flow().expect("the service greets")).collect();
     let open = 5;
-    eventually("five flows are open", || (told_flows(&mesh) == (before + 5, open)).then_some(()));
+    eventually("five flows are open", || {
+        (reported_flows(&mesh) == (before + 5, open)).then_some(())
+    });
     drop(flows);
-    eventually("they have ended", || (told_flows(&mesh) == (before + 5, 0)).then_some(()));
+    eventually("no flow is open", || (reported_flows(&mesh) == (before + 5, 0)).then_some(()));
 }
 
 #[test]
-fn the_flows_of_each_service_are_told_on_the_kernel_path() {
-    assert_flows_are_told("auto");
+fn flows_of_a_service_are_reported_on_the_kernel_path() {
+    assert_flows_are_reported("auto");
 }
 
 #[test]
-fn the_flows_of_each_service_are_told_on_the_proxy_path() {
-    assert_flows_are_told("proxy");
+fn flows_of_a_service_are_reported_on_the_proxy_path() {
+    assert_flows_are_reported("proxy");
 }

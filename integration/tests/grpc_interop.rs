@@ -1,8 +1,8 @@
-//! gRPC's interoperability tests, by grpcio at both ends, through two sidecars with mutual TLS between.
+//! gRPC interoperability tests: grpcio as client and server, with two sidecars and mutual TLS between them.
 //!
-//! The cases are those of grpc/grpc's `doc/interop-test-descriptions.md`, under their names there. Left out
-//! are those that want Google's credentials or a caching proxy, and those on compressed messages: grpcio does
-//! not show whether a message was. What else must hold of gRPC here is in `streams`.
+//! The cases have the names of grpc/grpc's `doc/interop-test-descriptions.md`. Left out are cases that need Google
+//! credentials or a caching proxy, and cases on compressed messages, because grpcio does not show whether a message
+//! was compressed. `streams` has more gRPC tests.
 
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart};
@@ -27,12 +27,17 @@ const CASES: &[&str] = &[
     "custom_metadata",
 ];
 
-/// Why the case fails, when it does.
+/// Runs a case.
+///
+/// # Errors
+///
+/// The case's name and the client's standard error when it fails.
 fn check(pair: &SidecarPair, case: &str) -> Result<(), String> {
     let mut caller = counterpart("interop_caller.py");
-    let output = caller.arg(pair.caller.port.to_string()).arg(case).output().expect("Python runs");
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(()) } else { Err(format!("{case}: {complaint}")) }
+    let output =
+        caller.arg(pair.caller.port.to_string()).arg(case).output().expect("Python can be started");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{case}: {errors}")) }
 }
 
 #[test]
@@ -51,12 +56,12 @@ fn every_grpc_interop_case_passes() {
     let before = connections();
     let failed: Vec<String> = CASES.iter().filter_map(|case| check(&pair, case).err()).collect();
     assert!(failed.is_empty(), "{} cases fail:\n{}", failed.len(), failed.join("\n"));
-    // None loses its connection, not even by ending a call early, and no call is left behind.
-    let callers = u64::try_from(CASES.len()).expect("a few");
+    // Each case uses one connection, also when it cancels a call, and no call stays open.
+    let callers = u64::try_from(CASES.len()).expect("the number of cases fits into u64");
     assert_eq!(connections() - before, callers);
     for sidecar in [&pair.caller, &pair.callee] {
         let open = || sidecar.metric("weft_sidecar_requests_open");
-        eventually(format!("no call is open at {sidecar:?}"), || (open() == 0).then_some(()));
+        eventually(format!("no call is open in {sidecar:?}"), || (open() == 0).then_some(()));
         assert_eq!(sidecar.metric("weft_sidecar_upstream_retries_total"), 0);
     }
     pair.assert_healthy();

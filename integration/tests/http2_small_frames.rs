@@ -1,5 +1,5 @@
-//! Answers in tiny pieces, and clients that read them slowly: neither ends the connection to a service or a
-//! sidecar that other clients' requests share.
+//! Responses in tiny pieces, and clients that read them slowly: neither breaks an upstream connection that requests of
+//! other clients share.
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
@@ -15,15 +15,16 @@ use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
 use weft_integration::single_sidecar::{self, SingleSidecar, UpstreamHttp};
 
 const WINDOW_BYTES: u32 = 1 << 20;
-/// How many pieces of one byte an answer has: more than the library lets wait in small frames.
+/// Number of one-byte pieces in a response: more small frames than the h2 library lets wait.
 const PIECES: usize = 60_000;
 const OTHERS: usize = 5;
 
-/// Begins an answer in tiny pieces, and reads none of it while others are served whole.
-async fn serve_others_beside_a_slow_reader(port: u16, size: usize) {
+/// Begins a download in tiny pieces and reads none of it until the requests of other clients have complete responses.
+async fn assert_others_served_beside_slow_reader(port: u16, size: usize) {
     let slow = Http2Client::connect(port, WINDOW_BYTES).await;
-    let (response, _) = slow.begin(Method::GET, "/tiny", true).await.expect("it is open");
-    let mut body = response.await.expect("it is answered").into_body();
+    let (response, _) =
+        slow.begin(Method::GET, "/tiny", true).await.expect("the connection is open");
+    let mut body = response.await.expect("the response begins").into_body();
     let others: Vec<_> = (0..OTHERS)
         .map(|_| {
             tokio::spawn(async move {
@@ -38,18 +39,18 @@ async fn serve_others_beside_a_slow_reader(port: u16, size: usize) {
         })
         .collect();
     for other in others {
-        for answer in other.await.expect("it does not panic") {
+        for answer in other.await.expect("the client task does not panic") {
             assert_eq!(answer, Ok((200, 1)));
         }
     }
     let mut bytes = 0;
     while let Some(piece) = next(&mut body).await {
-        bytes += piece.expect("it comes whole");
+        bytes += piece.expect("the response is complete");
     }
     assert_eq!(bytes, size);
 }
 
-/// A service of HTTP/1.1 that answers in chunks of one byte.
+/// An HTTP/1.1 service that responds in chunks of one byte.
 fn tiny_chunks(mut stream: TcpStream) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     while let Some(head) = read_head(&mut reader) {
@@ -67,26 +68,27 @@ fn tiny_chunks(mut stream: TcpStream) -> Option<()> {
 }
 
 #[tokio::test]
-async fn tiny_chunks_leave_other_clients_of_two_sidecars_whole() {
+async fn tiny_http1_chunks_do_not_break_responses_to_other_clients() {
     let service = ScriptedServer::start(|stream| tiny_chunks(stream).unwrap_or_default());
     let mut pair =
         SidecarPair::start(&PairConfig { timeout_seconds: 0, ..PairConfig::http1(service.port) });
-    serve_others_beside_a_slow_reader(pair.caller.port, PIECES).await;
+    assert_others_served_beside_slow_reader(pair.caller.port, PIECES).await;
     let connections = pair.caller.metric("weft_sidecar_upstream_connections_total");
-    assert!(connections <= 2, "{connections} connections of two workers");
+    assert!(connections <= 2, "{connections} upstream connections with two workers");
     pair.assert_healthy();
 }
 
-/// A service of HTTP/2: `/tiny` in frames of one byte, `/cut` is reset after 1,000 bytes.
+/// An HTTP/2 service: `/tiny` in frames of one byte, `/cut` is reset after 1,000 bytes.
 async fn tiny_frames() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a port");
-    let port = listener.local_addr().expect("it is bound").port();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let port = listener.local_addr().expect("the listener is bound").port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(async move {
-                let mut connection = h2::server::handshake(stream).await.expect("it greets");
+                let mut connection =
+                    h2::server::handshake(stream).await.expect("the handshake succeeds");
                 while let Some(Ok((request, respond))) = connection.accept().await {
-                    tokio::spawn(answer(request.uri().path().to_owned(), respond));
+                    tokio::spawn(respond_to(request.uri().path().to_owned(), respond));
                 }
             });
         }
@@ -94,11 +96,11 @@ async fn tiny_frames() -> u16 {
     port
 }
 
-async fn answer(path: String, mut respond: h2::server::SendResponse<Bytes>) -> Option<()> {
+async fn respond_to(path: String, mut respond: h2::server::SendResponse<Bytes>) -> Option<()> {
     let mut stream = respond.send_response(Response::new(()), false).ok()?;
     if path == "/cut" {
         stream.send_data(Bytes::from(vec![b'x'; 1000]), false).ok()?;
-        // The head and the body go out before.
+        // Time for the header section and the body to be sent before the reset.
         tokio::time::sleep(Duration::from_millis(200)).await;
         stream.send_reset(h2::Reason::INTERNAL_ERROR);
         return Some(());
@@ -114,26 +116,26 @@ async fn answer(path: String, mut respond: h2::server::SendResponse<Bytes>) -> O
     Some(())
 }
 
-fn before(port: u16) -> SingleSidecar {
+fn sidecar_before(port: u16) -> SingleSidecar {
     single_sidecar::SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http2)
         .with_one_worker(&[])
         .start()
 }
 
 #[tokio::test]
-async fn tiny_frames_of_a_service_leave_other_clients_whole() {
-    let mut alone = before(tiny_frames().await);
-    serve_others_beside_a_slow_reader(alone.port, PIECES).await;
+async fn tiny_http2_frames_do_not_break_responses_to_other_clients() {
+    let mut alone = sidecar_before(tiny_frames().await);
+    assert_others_served_beside_slow_reader(alone.port, PIECES).await;
     assert_eq!(alone.metric("weft_sidecar_upstream_connections_total"), 1);
     alone.assert_healthy();
 }
 
 #[tokio::test]
-async fn answer_that_is_cut_says_why_and_after_how_many_bytes() {
-    let alone = before(tiny_frames().await);
+async fn truncated_response_is_logged_with_its_reason_and_size() {
+    let alone = sidecar_before(tiny_frames().await);
     let client = Http2Client::connect(alone.port, WINDOW_BYTES).await;
     let answer = client.get("/cut").await;
-    assert!(answer.as_ref().is_err_and(|why| why.contains("200, 1000 bytes")), "{answer:?}");
+    assert!(answer.as_ref().is_err_and(|error| error.contains("200, 1000 bytes")), "{answer:?}");
     let line = alone.access_line("endpoint_broke_off");
     let get = |field: &str| line.get(field).cloned();
     assert_eq!(get("detail"), Some(json!("the stream was reset with INTERNAL_ERROR")), "{line}");

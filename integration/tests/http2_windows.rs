@@ -1,5 +1,4 @@
-//! What HTTP/2 owes a client while it goes on: acknowledgements, and windows that both sides keep to (RFC
-//! 9113, sections 5.2, 6.5.3, 6.7 and 6.9).
+//! Acknowledgements and flow-control windows of HTTP/2 (RFC 9113, sections 5.2, 6.5.3, 6.7 and 6.9).
 
 use std::io::Write;
 
@@ -17,12 +16,12 @@ fn is_ack(kind: u8) -> impl Fn(&Http2Frame) -> bool {
 
 #[test]
 fn settings_and_pings_are_acknowledged() {
-    let world = ProbedSidecar::start();
-    let mut client = world.connect();
+    let probed = ProbedSidecar::start();
+    let mut client = probed.connect();
     let ack = client.find("ACK", is_ack(SETTINGS));
     assert_eq!((ack.stream, ack.payload.len()), (0, 0), "6.5.3");
     for payload in [*b"01234567", [0; 8], [0xff; 8]] {
-        // The first is an answer, which nobody answers.
+        // The first PING is an ACK, which gets no response.
         client.send(&[frame(PING, ACK, 0, b"answered"), frame(PING, NONE, 0, &payload)].concat());
         let ack = client.find("ACK", is_ack(PING));
         assert_eq!((ack.stream, &ack.payload[..]), (0, &payload[..]), "6.7");
@@ -31,7 +30,7 @@ fn settings_and_pings_are_acknowledged() {
     client.find("second ACK", is_ack(SETTINGS));
 }
 
-/// How much of an answer comes: what is awaited, and what comes without being allowed.
+/// The number of body bytes received: `awaited`, and any that arrive beyond that.
 fn received(client: &mut Http2FrameClient, awaited: usize) -> usize {
     let mut bytes = 0;
     let mut take = |frame: &Http2Frame| {
@@ -40,7 +39,7 @@ fn received(client: &mut Http2FrameClient, awaited: usize) -> usize {
         bytes
     };
     while awaited > 0 && take(&client.find("DATA", |frame| frame.kind == DATA)) < awaited {}
-    // Two round trips: whatever the sidecar had to send it would have sent by then.
+    // After two round trips the sidecar has sent all that the windows allow.
     for _ in 0..2 {
         client.send(&frame(PING, NONE, 0, &[7; 8]));
         loop {
@@ -55,43 +54,43 @@ fn received(client: &mut Http2FrameClient, awaited: usize) -> usize {
 }
 
 #[test]
-fn answers_keep_to_the_windows_of_the_client() {
-    let world = ProbedSidecar::start();
+fn responses_stay_within_the_client_windows() {
+    let probed = ProbedSidecar::start();
     let small = setting(INITIAL_WINDOW_SIZE, 0);
-    let mut client = Http2FrameClient::with_settings(world.sidecar.port, &small);
+    let mut client = Http2FrameClient::with_settings(probed.sidecar.port, &small);
     client.send(&headers(WHOLE, 1, &get("/bytes/100")));
     client.find("HEADERS", |frame| frame.kind == HEADERS);
-    assert_eq!(received(&mut client, 0), 0, "6.9.2: a window of nothing");
+    assert_eq!(received(&mut client, 0), 0, "6.9.2: a window of 0");
     client.send(&window(1, 10));
-    assert_eq!(received(&mut client, 10), 10, "6.9: a window of ten");
+    assert_eq!(received(&mut client, 10), 10, "6.9: a window of 10");
     client.send(&set(INITIAL_WINDOW_SIZE, 5));
-    assert_eq!(received(&mut client, 5), 5, "6.9.2: five more for each stream");
+    assert_eq!(received(&mut client, 5), 5, "6.9.2: 5 more for each stream");
     client.send(&set(INITIAL_WINDOW_SIZE, 0));
     client.send(&window(1, 5));
-    assert_eq!(received(&mut client, 0), 0, "6.9.2: a window below zero");
+    assert_eq!(received(&mut client, 0), 0, "6.9.2: a negative window");
     client.send(&window(1, 85));
     client.find("end", |frame| frame.stream == 1 && frame.ends_stream());
 
     let large = setting(INITIAL_WINDOW_SIZE, 1 << 20);
-    let mut client = Http2FrameClient::with_settings(world.sidecar.port, &large);
+    let mut client = Http2FrameClient::with_settings(probed.sidecar.port, &large);
     client.send(&headers(WHOLE, 1, &get("/bytes/100000")));
     assert_eq!(received(&mut client, 65_535), 65_535, "6.9.1: the window of the connection");
     client.send(&window(0, 65_535));
     assert_eq!(received(&mut client, 34_465), 34_465, "6.9.1: the rest");
 }
 
-/// Sends more than the windows allow, to a service that takes nothing.
+/// Sends more than the windows allow to a service that reads nothing.
 #[test]
-fn a_client_keeps_to_the_windows_of_the_sidecar() {
+fn client_that_exceeds_the_sidecar_windows_gets_flow_control_error() {
     const FRAMES: usize = 4096;
-    let world = ProbedSidecar::start();
-    let mut client = world.connect();
-    let fields = [&POST[..3], &[(":path", "/unread")]].concat();
-    client.send(&headers(END_HEADERS, 1, &fields));
+    let probed = ProbedSidecar::start();
+    let mut client = probed.connect();
+    let post = [&POST[..3], &[(":path", "/unread")]].concat();
+    client.send(&headers(END_HEADERS, 1, &post));
     let piece = data(NONE, 1, &[b'x'; FRAME_BYTES]);
     let sent = (0..FRAMES).take_while(|_| client.tcp().write_all(&piece).is_ok()).count();
     let outcome = client.outcome(1);
-    let wanted = stream(FLOW_CONTROL_ERROR);
-    assert!(wanted.contains(&outcome), "6.9.1: {outcome:?} after {sent} of {FRAMES} frames");
-    world.assert_others_served("a body without end");
+    let expected = stream(FLOW_CONTROL_ERROR);
+    assert!(expected.contains(&outcome), "6.9.1: {outcome:?} after {sent} of {FRAMES} frames");
+    probed.assert_others_served("an endless body");
 }

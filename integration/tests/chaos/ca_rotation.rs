@@ -1,13 +1,13 @@
-//! The rotation of the root, step by step while everything else happens.
+//! The rotation of the root CA, step by step, while traffic, changes and kills continue.
 
 use weft_integration::mesh::TestMesh;
 use weft_integration::process::weft;
 use weft_integration::wait::{eventually, within_certificate_lifetime};
 
-/// How far the rotation has come.
+/// The progress of the rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// One root is trusted.
+    /// Only the first root is trusted.
     Before,
     /// The next root is trusted as well.
     Announced,
@@ -17,15 +17,19 @@ enum Step {
     Done,
 }
 
-/// A rotation of the root.
+/// A root rotation.
 #[derive(Debug)]
 pub(crate) struct Rotation {
     step: Step,
-    /// Why the last step was refused.
+    /// The reason for which the last step was refused.
     refusal: String,
 }
 
-/// Runs `weft ca`.
+/// Runs a `weft ca` command. Returns its standard output.
+///
+/// # Errors
+///
+/// The standard error of the command when it fails.
 pub(crate) fn ca(mesh: &TestMesh, command: &str, words: &[&str]) -> Result<String, String> {
     let mut ca = weft();
     ca.args(["ca", command, "--state"]).arg(mesh.file("state")).args(words);
@@ -39,7 +43,7 @@ impl Rotation {
         Self { step: Step::Before, refusal: String::new() }
     }
 
-    /// Takes the next step, if its time has come.
+    /// Takes the next step, if `weft ca` permits it.
     pub(crate) fn advance(&mut self, mesh: &TestMesh) {
         self.step = match self.step {
             Step::Before => {
@@ -47,8 +51,10 @@ impl Rotation {
                 Step::Announced
             }
             Step::Announced => {
-                // Those that were killed come back first.
-                eventually("all know the next root", || ca(mesh, "rotate", &["next"]).ok());
+                // Data planes that were killed must first start and receive the next root.
+                eventually("all data planes have the next root", || {
+                    ca(mesh, "rotate", &["next"]).ok()
+                });
                 Step::Signs
             }
             Step::Signs => match ca(mesh, "rotate", &["next"]) {
@@ -62,18 +68,18 @@ impl Rotation {
         };
     }
 
-    /// Takes the rotation to its end.
+    /// Completes the rotation.
     ///
     /// # Panics
     /// When a step is refused for longer than certificates live.
     pub(crate) fn complete(&mut self, mesh: &TestMesh) {
-        within_certificate_lifetime("the former root is taken back", || {
+        within_certificate_lifetime("the former root is removed", || {
             self.advance(mesh);
             (self.step == Step::Done).then_some(())
         });
     }
 
-    /// How far it has come, for people.
+    /// The progress, as text.
     pub(crate) fn progress(&self) -> String {
         match self.step {
             Step::Signs => format!("the next root signs; {}", self.refusal),
@@ -82,7 +88,7 @@ impl Rotation {
     }
 
     /// Whether the next root signs.
-    pub(crate) fn has_followed(&self) -> bool {
+    pub(crate) fn has_switched(&self) -> bool {
         matches!(self.step, Step::Signs | Step::Done)
     }
 }

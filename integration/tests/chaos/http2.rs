@@ -1,4 +1,4 @@
-//! The clients that speak HTTP/2: requests, and calls of gRPC.
+//! HTTP/2 clients: requests and gRPC calls.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,32 +11,32 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use weft_integration::wait::DEADLINE;
 
-use crate::clients::{Attempted, number};
+use crate::clients::{AttemptResult, number};
 
-/// How many messages the service streams.
+/// Number of messages that the service streams.
 const STREAMED: u64 = 50;
 
 /// A client with one connection, which it reopens when the server has closed it.
 pub(crate) struct Http2 {
     at: SocketAddr,
     runtime: Runtime,
-    kept: Option<SendRequest<Bytes>>,
+    connection: Option<SendRequest<Bytes>>,
 }
 
-/// Why a request failed.
+/// The reason for which a request failed.
 enum Fault {
-    /// The server has not looked at it: any client sends it again (RFC 9113, section 8.7).
-    Unseen,
-    /// Anything else.
+    /// The server did not process the request, so the client may send it again (RFC 9113, section 8.7).
+    NotProcessed,
+    /// Any other failure.
     Other(String),
 }
 
 impl From<h2::Error> for Fault {
     fn from(error: h2::Error) -> Self {
         let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
-        let leaving = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
-        if error.is_remote() && (refused || leaving) {
-            Self::Unseen
+        let going_away = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
+        if error.is_remote() && (refused || going_away) {
+            Self::NotProcessed
         } else {
             Self::Other(error.to_string())
         }
@@ -49,7 +49,7 @@ impl From<String> for Fault {
     }
 }
 
-/// A response that came whole.
+/// A complete response.
 struct Answer {
     head: http::response::Parts,
     body: Bytes,
@@ -57,14 +57,14 @@ struct Answer {
 }
 
 impl Http2 {
-    /// A client of that address, without a connection yet.
+    /// A client for that address, without a connection yet.
     pub(crate) fn to(at: SocketAddr) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        Self { at, runtime: runtime.expect("a runtime can be made"), kept: None }
+        Self { at, runtime: runtime.expect("a runtime can be created"), connection: None }
     }
 
-    /// A GET.
-    pub(crate) fn get(&mut self) -> Attempted {
+    /// Sends a GET.
+    pub(crate) fn get(&mut self) -> AttemptResult {
         let path = format!("/orders/{}", number());
         let uri = format!("http://orders{path}");
         let answer = self.run(&path, &async |sender: &mut SendRequest<Bytes>| {
@@ -76,20 +76,20 @@ impl Http2 {
         if status == 200 { Ok(1) } else { Err(format!("{path}: {status} {:?}", answer.body)) }
     }
 
-    /// A unary call.
-    pub(crate) fn unary(&mut self) -> Attempted {
+    /// Makes a unary call.
+    pub(crate) fn unary(&mut self) -> AttemptResult {
         let message = format!("message {}", number());
         let messages = self.call("Unary", &[message.clone().into()], Duration::ZERO)?;
         if messages == [Bytes::from(message)] { Ok(1) } else { Err(format!("{messages:?}")) }
     }
 
-    /// A call in which the client sends message by message, then one in which the service does.
-    pub(crate) fn streams(&mut self, count: u64, step: Duration) -> Attempted {
+    /// Makes a client-streaming call, then a server-streaming call.
+    pub(crate) fn streams(&mut self, count: u64, step: Duration) -> AttemptResult {
         let sent = vec![Bytes::from_static(b"seven b"); usize::try_from(count).unwrap_or(0)];
         let bytes: usize = sent.iter().map(Bytes::len).sum();
         let counted = self.call("ClientStream", &sent, step)?;
         if counted != [Bytes::from(bytes.to_string())] {
-            return Err(format!("{bytes} bytes, and counted were {counted:?}"));
+            return Err(format!("{bytes} bytes sent, {counted:?} counted"));
         }
         let streamed = self.call("ServerStream", &[STREAMED.to_string().into()], Duration::ZERO)?;
         let expected = (0..STREAMED).map(|number| Bytes::from(number.to_string()));
@@ -99,7 +99,7 @@ impl Http2 {
         Ok(count + STREAMED)
     }
 
-    /// Calls a method with messages, a step apart; gives the messages of the response.
+    /// Calls a method with messages that are sent `step` apart. Returns the messages of the response.
     fn call(
         &mut self,
         method: &str,
@@ -118,7 +118,7 @@ impl Http2 {
                 let (response, stream) = sender.send_request(request, false)?;
                 let (sent, answer) = tokio::join!(send(stream, messages, step), whole(response));
                 let answer = answer?;
-                // A call may be answered before it has ended only when it fails, which its status says.
+                // A call that fails may get its response before all messages are sent; its status reports the failure.
                 drop(sent);
                 Ok(answer)
             })?;
@@ -127,21 +127,20 @@ impl Http2 {
         if status.is_none_or(|status| status != "0") {
             return Err(format!("{authority} {method}: {:?} {:?}", answer.head, answer.trailers));
         }
-        unframed(answer.body).ok_or_else(|| format!("{authority} {method}: a message broke off"))
+        unframed(answer.body).ok_or_else(|| format!("{authority} {method}: truncated message"))
     }
 
-    /// Has a request made over the connection that is kept, or a new one; once more when the server has not
-    /// looked at it.
+    /// Runs a request over the open connection or a new one. Repeats it when the server did not process it.
     fn run(
         &mut self,
         what: &str,
         ask: &impl AsyncFn(&mut SendRequest<Bytes>) -> Result<Answer, Fault>,
     ) -> Result<Answer, String> {
-        let Self { at, runtime, kept } = self;
+        let Self { at, runtime, connection } = self;
         runtime.block_on(async {
             for _ in 0..3 {
-                let is_new = kept.is_none();
-                let mut sender = match kept.take() {
+                let is_new = connection.is_none();
+                let mut sender = match connection.take() {
                     Some(sender) => sender,
                     None => connect(*at).await?,
                 };
@@ -151,17 +150,17 @@ impl Http2 {
                 };
                 match tokio::time::timeout(DEADLINE, answer).await {
                     Ok(Ok(answer)) => {
-                        *kept = Some(sender);
+                        *connection = Some(sender);
                         return Ok(answer);
                     }
-                    Ok(Err(Fault::Unseen)) => {}
+                    Ok(Err(Fault::NotProcessed)) => {}
                     Ok(Err(Fault::Other(fault))) => {
                         return Err(format!("{what} (new connection: {is_new}): {fault}"));
                     }
-                    Err(_) => return Err(format!("{what}: not answered in {DEADLINE:?}")),
+                    Err(_) => return Err(format!("{what}: no response within {DEADLINE:?}")),
                 }
                 sender = connect(*at).await?;
-                *kept = Some(sender);
+                *connection = Some(sender);
             }
             Err(format!("{what}: refused three times"))
         })
@@ -176,7 +175,7 @@ async fn connect(at: SocketAddr) -> Result<SendRequest<Bytes>, String> {
     Ok(sender)
 }
 
-/// Sends messages, a step apart, and the end.
+/// Sends messages `step` apart, then ends the stream.
 async fn send(
     mut stream: SendStream<Bytes>,
     messages: &[Bytes],
@@ -195,7 +194,7 @@ async fn send(
     Ok(())
 }
 
-/// Reads a response to its end.
+/// Reads a response completely.
 async fn whole(response: ResponseFuture) -> Result<Answer, Fault> {
     let (head, mut stream) = response.await?.into_parts();
     let mut body = BytesMut::new();
@@ -208,7 +207,7 @@ async fn whole(response: ResponseFuture) -> Result<Answer, Fault> {
     Ok(Answer { head, body: body.freeze(), trailers })
 }
 
-/// The messages of a body of gRPC; none when it broke off.
+/// The gRPC messages of a body; `None` when the last is truncated.
 fn unframed(mut body: Bytes) -> Option<Vec<Bytes>> {
     let mut messages = Vec::new();
     while !body.is_empty() {

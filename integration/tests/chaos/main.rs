@@ -1,20 +1,20 @@
-//! Chaos: traffic of every kind through a whole mesh, while `mesh.yaml` changes all the time, every kind of
-//! process is killed and started again, certificates live for minutes and the root is rotated.
+//! Chaos test: traffic of every kind through a whole mesh while `mesh.yaml` changes continuously, every kind of process
+//! is killed and restarted, certificates live for minutes and the root is rotated.
 //!
-//! A request may fail only at a killed process:
+//! A request may fail only because of a killed process:
 //!
-//! - at a sidecar that is ended by SIGKILL: what was begun before its process was gone. Later requests go to
-//!   another replica, while it is down as well as while it starts;
-//! - at a program that is ended by SIGKILL without notice, or at the agent: what was in flight, and what is sent
-//!   there until the next process is ready. Each client has one request in flight; of those begun meanwhile some
-//!   must be served while one program of three is down.
+//! - a sidecar that got SIGKILL: requests that began before its process was gone. Later requests go to another
+//!   endpoint, while the sidecar is down and while it starts;
+//! - a program that got SIGKILL without notice, or the agent: requests in flight, and requests to it until the next
+//!   process is ready. Each client has one request in flight. While one program of three is down, some of the
+//!   requests that begin must be served.
 //!
-//! No request may fail for a kill of the control plane, for the SIGTERM of a sidecar, for a program that ends after
-//! its replica was taken out of the mesh, for a change, for a renewed certificate, or for the rotation of the
-//! root; and none that the kernel forwards for a kill of the agent. In the end the mesh uses what it used before:
-//! memory, threads, descriptors, tracked connections, rules and routes.
+//! No request may fail because of a kill of the control plane, the SIGTERM of a sidecar, the end of a program whose
+//! endpoint was removed from the mesh before, a change, a renewed certificate, or the rotation of the root. No flow
+//! that the kernel forwards may fail because of a kill of the agent. At the end the mesh uses what it used at the
+//! start: memory, threads, descriptors, conntrack entries, rules and routes.
 //!
-//! `WEFT_CHAOS_SECONDS` says for how long; 300 is the full run with 500 changes and certificates that live for two
+//! `WEFT_CHAOS_SECONDS` sets the duration; 300 is the full run with 500 changes and certificates that live for two
 //! minutes. `WEFT_CHAOS_SEED` repeats the changes of an earlier run.
 
 mod ca_rotation;
@@ -22,8 +22,8 @@ mod changes;
 mod clients;
 mod http2;
 mod kills;
-mod stage;
 mod tally;
+mod testbed;
 mod usage;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -31,33 +31,33 @@ use std::time::Duration;
 
 use ca_rotation::Rotation;
 use changes::MeshFile;
-use kills::{KILLS, Killer, assert_sound};
-use stage::{REPLICAS, Stage};
+use kills::{KILLS, Killer, assert_not_panicked};
 use tally::{KINDS, Tally, now};
+use testbed::{ENDPOINTS, Testbed};
 use usage::{Usage, shorten_conntrack};
 use weft_integration::wait::{pause, within_certificate_lifetime};
 
-/// How long the mesh is disturbed when no environment variable says so, and in the full run.
+/// Duration without `WEFT_CHAOS_SECONDS`, and of the full run.
 const SECONDS: u64 = 30;
 const FULL_SECONDS: u64 = 300;
-/// How many changes the full run has at least.
+/// Minimum number of changes in the full run.
 const FULL_CHANGES: u64 = 500;
-/// The time between two changes, which may take longer.
+/// Minimum time between two changes.
 const CHANGE_EVERY: Duration = Duration::from_millis(600);
-/// How long the mesh rests before what it uses is measured.
-const REST: Duration = Duration::from_secs(3);
+/// Time without changes and kills before resource usage is measured.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
 
-fn number(name: &str) -> Option<u64> {
+fn number_from(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().expect("the variable is a number"))
 }
 
-#[allow(clippy::print_stdout, reason = "the figures of a run are its result")]
+#[expect(clippy::print_stdout, reason = "the figures of a run are its result")]
 fn report(text: &str) {
     println!("{text}");
 }
 
-/// Ends threads also when the test fails.
+/// Sets the flag on drop, so that threads also end when the test fails.
 struct StopWhenDropped<'s>(&'s AtomicBool);
 
 impl Drop for StopWhenDropped<'_> {
@@ -66,8 +66,8 @@ impl Drop for StopWhenDropped<'_> {
     }
 }
 
-/// What was done to the mesh, and what it used before and after.
-struct Course {
+/// The kills and the rotation of a run, and the resource usage before and after.
+struct RunResult {
     kills: usize,
     rotation: String,
     is_rotated: bool,
@@ -75,30 +75,30 @@ struct Course {
     after: Usage,
 }
 
-/// Disturbs the mesh for so long, at least by each kill once, while the clients send their traffic.
-fn disturb(killer: &mut Killer<'_>, seconds: u64) -> Course {
+/// Disturbs the mesh for this many seconds, and by each kill at least once, while the clients send traffic.
+fn disturb(killer: &mut Killer<'_>, seconds: u64) -> RunResult {
     let tally = killer.tally;
     tally.begin();
-    pause(REST);
-    let before = Usage::of(&killer.stage.mesh);
-    let certificate = killer.stage.mesh.file("web-state/certificate.pem");
+    pause(SETTLE_TIME);
+    let before = Usage::of(&killer.testbed.mesh);
+    let certificate = killer.testbed.mesh.file("web-state/certificate.pem");
     let read = || std::fs::read(&certificate).expect("web has a certificate");
     let first = read();
     let begun = now();
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let mut kills = 0;
     std::thread::scope(|scope| {
-        let _over = StopWhenDropped(&over);
+        let _stop = StopWhenDropped(&stop);
         let file = killer.file;
-        let over = &over;
+        let stop = &stop;
         scope.spawn(move || {
-            while !over.load(Relaxed) {
+            while !stop.load(Relaxed) {
                 let next = now() + CHANGE_EVERY;
                 file.change();
                 pause(next.saturating_duration_since(now()));
             }
         });
-        // Kills are spread over the time; on a slow machine they follow one another.
+        // Kills are spread over the run, up to 40 s; on a slow machine they follow each other directly.
         let every = Duration::from_secs(seconds.min(40)) / u32::try_from(KILLS.len()).unwrap_or(1);
         let changes = seconds * FULL_CHANGES / FULL_SECONDS;
         while now() - begun < Duration::from_secs(seconds)
@@ -106,87 +106,88 @@ fn disturb(killer: &mut Killer<'_>, seconds: u64) -> Course {
             || file.changes() < changes
         {
             let next = now() + every;
-            killer.rotation.advance(&killer.stage.mesh);
+            killer.rotation.advance(&killer.testbed.mesh);
             let kill = KILLS.iter().cycle().nth(kills).expect("the list repeats");
             report(&format!("{:.1?}: {kill:?}", tally.since(now())));
-            killer.kill(*kill, kills / 2 % REPLICAS);
+            killer.kill(*kill, kills / 2 % ENDPOINTS);
             kills += 1;
             pause(next.saturating_duration_since(now()));
         }
     });
     if seconds >= FULL_SECONDS {
-        killer.rotation.complete(&killer.stage.mesh);
+        killer.rotation.complete(&killer.testbed.mesh);
     }
     within_certificate_lifetime("the certificate of web is renewed", || {
         (read() != first).then_some(())
     });
-    killer.file.restore(&killer.stage.mesh);
-    tally.await_all();
-    pause(REST);
-    let after = Usage::of(&killer.stage.mesh);
+    killer.file.restore(&killer.testbed.mesh);
+    tally.wait_until_all_served();
+    pause(SETTLE_TIME);
+    let after = Usage::of(&killer.testbed.mesh);
     let rotation = killer.rotation.progress();
-    let is_rotated = killer.rotation.has_followed();
-    Course { kills, rotation, is_rotated, before, after }
+    let is_rotated = killer.rotation.has_switched();
+    RunResult { kills, rotation, is_rotated, before, after }
 }
 
-/// How many certificates the authority has issued.
-fn issued(stage: &Stage) -> usize {
-    let log = std::fs::read_to_string(stage.mesh.file("state/audit.jsonl")).unwrap_or_default();
+/// The number of certificates that the authority has issued.
+fn issued(testbed: &Testbed) -> usize {
+    let log = std::fs::read_to_string(testbed.mesh.file("state/audit.jsonl")).unwrap_or_default();
     log.lines().filter(|line| line.contains("\"event\":\"issued\"")).count()
 }
 
-/// The access lines of the requests that failed otherwise than at a killed process.
-fn access_lines(stage: &Stage, complaints: &str) -> String {
-    let sidecars = [&stage.mesh.web].into_iter().chain(&stage.mesh.orders);
+/// The access lines of requests that failed for another reason than a killed process.
+fn access_lines(testbed: &Testbed, failures: &str) -> String {
+    let sidecars = [&testbed.mesh.web].into_iter().chain(&testbed.mesh.orders);
     let lines = sidecars.flat_map(|one| {
         let lines = one.sidecar.process.lines_so_far();
         lines.into_iter().map(|line| format!("{}: {line}\n", one.host.name))
     });
-    let is_named = |line: &String| {
-        let mut fields = line.split('"').filter(|field| is_request(field));
-        fields.any(|field| {
+    let is_mentioned = |line: &String| {
+        let mut requests = line.split('"').filter(|text| is_request(text));
+        requests.any(|request| {
             let ends = [" ", ",", ":"];
-            ends.iter().any(|end| complaints.contains(&format!("{field}{end}")))
+            ends.iter().any(|end| failures.contains(&format!("{request}{end}")))
         })
     };
-    lines.filter(is_named).collect()
+    lines.filter(is_mentioned).collect()
 }
 
-/// Whether a field of an access line names one request: a path or an authority that ends with a number.
-fn is_request(field: &str) -> bool {
-    let named = ["/orders/", "/opaque/", "/chat/", "call-"];
-    named.iter().any(|start| field.starts_with(start))
+/// Whether a text of an access line identifies one request: a path or an authority that ends with a number.
+fn is_request(text: &str) -> bool {
+    let prefixes = ["/orders/", "/opaque/", "/chat/", "call-"];
+    prefixes.iter().any(|prefix| text.starts_with(prefix))
 }
 
 #[test]
-fn requests_fail_only_at_killed_processes_and_nothing_grows() {
-    let seconds = number("WEFT_CHAOS_SECONDS").unwrap_or(SECONDS);
-    let seed = number("WEFT_CHAOS_SEED").unwrap_or_else(|| std::process::id().into());
+fn requests_fail_only_because_of_killed_processes_and_resource_usage_does_not_grow() {
+    let seconds = number_from("WEFT_CHAOS_SECONDS").unwrap_or(SECONDS);
+    let seed = number_from("WEFT_CHAOS_SEED").unwrap_or_else(|| std::process::id().into());
     report(&format!("{seconds} s of chaos, WEFT_CHAOS_SEED={seed}"));
-    let mut stage = Stage::start(if seconds >= FULL_SECONDS { 2 } else { 1 });
-    shorten_conntrack(&stage.mesh);
-    let (file, addresses, tally) =
-        (MeshFile::of(&stage.mesh, seed), stage.addresses(), Tally::new());
-    let course = std::thread::scope(|scope| {
+    let mut testbed = Testbed::start(if seconds >= FULL_SECONDS { 2 } else { 1 });
+    shorten_conntrack(&testbed.mesh);
+    let file = MeshFile::of(&testbed.mesh, seed);
+    let addresses = testbed.addresses();
+    let tally = Tally::new();
+    let run = std::thread::scope(|scope| {
         let _stop = StopWhenDropped(&tally.stop);
         clients::start(scope, &addresses, &tally);
         let rotation = Rotation::new();
-        let mut killer = Killer { stage: &mut stage, tally: &tally, file: &file, rotation };
+        let mut killer = Killer { testbed: &mut testbed, tally: &tally, file: &file, rotation };
         disturb(&mut killer, seconds)
     });
     let changes = file.changes();
-    let certificates = issued(&stage);
-    report(&format!("{changes} changes, {} kills, {certificates} certificates", course.kills));
-    report(&format!("rotation of the root: {}", course.rotation));
-    report(&format!("{}before:\n{}after:\n{}", tally.summary(), course.before, course.after));
-    let complaints: Vec<String> =
-        KINDS.iter().filter_map(|kind| tally.failures(*kind).complaint()).collect();
-    let complaints = complaints.join("\n");
-    assert!(complaints.is_empty(), "{complaints}\n{}", access_lines(&stage, &complaints));
-    let growth = course.after.growth_since(&course.before);
+    let certificates = issued(&testbed);
+    report(&format!("{changes} changes, {} kills, {certificates} certificates", run.kills));
+    report(&format!("rotation of the root: {}", run.rotation));
+    report(&format!("{}before:\n{}after:\n{}", tally.summary(), run.before, run.after));
+    let unexpected: Vec<String> =
+        KINDS.iter().filter_map(|kind| tally.failures(*kind).unexpected()).collect();
+    let unexpected = unexpected.join("\n");
+    assert!(unexpected.is_empty(), "{unexpected}\n{}", access_lines(&testbed, &unexpected));
+    let growth = run.after.growth_since(&run.before);
     assert!(growth.is_empty(), "{growth:#?}");
-    assert!(course.is_rotated, "{}", course.rotation);
-    assert_sound(&stage.mesh.web.sidecar);
-    stage.use_identity_of_client();
-    stage.mesh.assert_healthy();
+    assert!(run.is_rotated, "{}", run.rotation);
+    assert_not_panicked(&testbed.mesh.web.sidecar);
+    testbed.use_client_certificate();
+    testbed.mesh.assert_healthy();
 }

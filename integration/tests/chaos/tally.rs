@@ -1,4 +1,4 @@
-//! What the clients saw, and which failures a killed process explains.
+//! The results of the clients' requests, and which failures a killed process explains.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use weft_integration::wait::{eventually, pause};
 
-/// A kind of traffic, named by its protocol and its path through the mesh.
+/// A kind of traffic: its protocol and its path through the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// HTTP/1.1 through two sidecars, over one connection for as long as it lives.
+    /// HTTP/1.1 through two sidecars, over one connection until the server closes it.
     Http1,
-    /// HTTP/1.1 through two sidecars, over a connection for each request.
+    /// HTTP/1.1 through two sidecars, over a new connection for each request.
     Http1New,
     /// HTTP/2 through two sidecars, over one connection.
     Http2,
@@ -21,9 +21,9 @@ pub(crate) enum Kind {
     GrpcStream,
     /// A WebSocket echo through two sidecars.
     WebSocket,
-    /// A TCP connection through two sidecars, whose bytes neither sidecar reads.
+    /// A TCP connection through two sidecars, which forward it without parsing it.
     TcpSidecars,
-    /// HTTPS of a client without a sidecar: through the agent to `web`, which asks `orders`.
+    /// HTTPS of a client without a sidecar: through the agent to `web`, which calls `orders`.
     HttpsAgent,
     /// A TCP echo that the kernel forwards.
     TcpKernel,
@@ -51,23 +51,23 @@ pub(crate) const KINDS: [Kind; 12] = [
     Kind::UdpProxy,
 ];
 
-/// A process that fails some traffic when it is killed: not the control plane.
+/// A kind of process whose kill makes some requests fail. The control plane is not one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Victim {
     /// The agent.
     Agent,
-    /// The sidecar of one replica.
+    /// The sidecar of one endpoint.
     Sidecar,
-    /// The program of one replica that serves HTTP/1.1 and the echoes.
+    /// The program of one endpoint that serves HTTP/1.1 and the echoes.
     Program,
-    /// The program of one replica that serves gRPC.
+    /// The program of one endpoint that serves gRPC.
     GrpcProgram,
-    /// The program of one replica that serves WebSocket.
+    /// The program of one endpoint that serves WebSocket.
     WebSocketProgram,
 }
 
 impl Victim {
-    /// Whether traffic of that kind passes through such a process. What the kernel forwards does not pass through
+    /// Whether traffic of that kind passes through such a process. Flows that the kernel forwards do not pass through
     /// the agent.
     fn carries(self, kind: Kind) -> bool {
         use Kind::*;
@@ -81,15 +81,15 @@ impl Victim {
     }
 }
 
-/// A time in which requests may fail: at the killed process, and nowhere else.
+/// A time in which requests to the killed process may fail.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outage {
-    /// Which process was killed.
+    /// The killed process.
     pub(crate) victim: Victim,
     /// The moment before the signal was sent.
     pub(crate) from: Instant,
-    /// When no new request may fail: for a sidecar when its process is gone, since callers then connect to
-    /// another replica; for a program or the agent when its next process is ready.
+    /// The time from which new requests may not fail. For a sidecar, when its process is gone, because callers then
+    /// connect to another endpoint; for a program or the agent, when its next process is ready.
     pub(crate) until: Instant,
 }
 
@@ -98,7 +98,7 @@ impl Outage {
         self.victim.carries(kind) && attempt.began <= self.until && attempt.ended >= self.from
     }
 
-    fn is_beginning_of(&self, attempt: &Attempt) -> bool {
+    fn contains_start_of(&self, attempt: &Attempt) -> bool {
         (self.from..=self.until).contains(&attempt.began)
     }
 }
@@ -108,27 +108,27 @@ impl Outage {
 struct Attempt {
     began: Instant,
     ended: Instant,
-    /// What went wrong, if anything did.
+    /// The failure, if any.
     fault: Option<String>,
 }
 
-/// What came of one kind of traffic.
+/// The results of one kind of traffic.
 #[derive(Debug, Default)]
 struct Record {
     attempts: Mutex<Vec<Attempt>>,
     exchanges: AtomicU64,
 }
 
-/// What came of all traffic.
+/// The results of all traffic.
 #[derive(Debug)]
 pub(crate) struct Tally {
     records: [Record; KINDS.len()],
     outages: Mutex<Vec<Outage>>,
-    /// How many datagrams were sent again because no answer came in time.
+    /// Number of datagrams sent again because no response arrived in time.
     pub(crate) resends: AtomicU64,
-    /// Whether the clients are to end.
+    /// Whether the clients must stop.
     pub(crate) stop: AtomicBool,
-    /// Since when every service is known everywhere, and failures count.
+    /// The time from which failures count: when every kind of traffic is served.
     start: OnceLock<Instant>,
 }
 
@@ -136,23 +136,20 @@ pub(crate) struct Tally {
 #[derive(Debug)]
 pub(crate) struct Failures {
     kind: Kind,
-    /// Those at a killed process.
+    /// Number of failures that a killed process explains.
     explained: usize,
-    /// All others, as text.
+    /// All other failures, as text.
     unexplained: Vec<String>,
-    /// Outages in which more failed than a process that is down can explain.
+    /// Outages in which more requests failed than the killed process explains.
     excesses: Vec<String>,
 }
 
-fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The time.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "traffic and outages are compared by the time they took"
-)]
+/// The current time.
+#[expect(clippy::disallowed_methods, reason = "attempts and outages are compared by their times")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
@@ -168,13 +165,13 @@ impl Tally {
         }
     }
 
-    #[allow(clippy::indexing_slicing, reason = "there is a record for each kind")]
+    #[expect(clippy::indexing_slicing, reason = "the array has a record for each kind")]
     fn record(&self, kind: Kind) -> &Record {
         &self.records[kind as usize]
     }
 
-    /// Has a client of that kind make one request or session after another. `attempt` gives the number of its
-    /// exchanges, or what went wrong.
+    /// Makes requests or sessions of that kind, one after the other, until [`Tally::stop`] is set. `attempt` returns
+    /// the number of its exchanges, or what went with_context.
     pub(crate) fn repeat(
         &self,
         kind: Kind,
@@ -187,51 +184,51 @@ impl Tally {
             let result = attempt();
             record.exchanges.fetch_add(*result.as_ref().unwrap_or(&0), Relaxed);
             let attempt = Attempt { began, ended: now(), fault: result.err() };
-            held(&record.attempts).push(attempt);
+            locked(&record.attempts).push(attempt);
             pause(between);
         }
     }
 
-    /// Waits until each kind has had a request or session that began now and succeeded.
+    /// Waits until each kind has a request or session that began after this call and succeeded.
     ///
     /// # Panics
-    /// When one has none before the deadline.
-    pub(crate) fn await_all(&self) {
+    /// When a kind has none before the deadline.
+    pub(crate) fn wait_until_all_served(&self) {
         let from = now();
         for kind in KINDS {
             let record = self.record(kind);
             eventually(format!("{kind:?} is served"), || {
-                let attempts = held(&record.attempts);
+                let attempts = locked(&record.attempts);
                 let recent = attempts.iter().rev().take_while(|attempt| attempt.began > from);
                 recent.into_iter().any(|attempt| attempt.fault.is_none()).then_some(())
             });
         }
     }
 
-    /// Waits until each kind is served; failures of later requests count.
+    /// Waits until each kind is served. Failures of later requests count.
     ///
     /// # Panics
-    /// When one is not before the deadline.
+    /// When a kind is not served before the deadline.
     pub(crate) fn begin(&self) {
-        self.await_all();
+        self.wait_until_all_served();
         self.start.get_or_init(now);
     }
 
     /// Records an outage that has ended.
-    pub(crate) fn was_out(&self, victim: Victim, from: Instant, until: Instant) {
-        held(&self.outages).push(Outage { victim, from, until });
+    pub(crate) fn add_outage(&self, victim: Victim, from: Instant, until: Instant) {
+        locked(&self.outages).push(Outage { victim, from, until });
     }
 
-    /// The time since failures count, for people.
+    /// The time from the moment at which failures began to count.
     pub(crate) fn since(&self, moment: Instant) -> Duration {
         let start = self.start.get();
         start.map_or(Duration::ZERO, |start| moment.saturating_duration_since(*start))
     }
 
-    /// Divides the failures of a kind by whether a killed process explains them.
+    /// Divides the failures of a kind into those that a killed process explains, and others.
     pub(crate) fn failures(&self, kind: Kind) -> Failures {
-        let attempts = held(&self.record(kind).attempts);
-        let outages = held(&self.outages);
+        let attempts = locked(&self.record(kind).attempts);
+        let outages = locked(&self.outages);
         let mut failures =
             Failures { kind, explained: 0, unexplained: Vec::new(), excesses: Vec::new() };
         for attempt in attempts.iter() {
@@ -250,31 +247,33 @@ impl Tally {
         failures
     }
 
-    /// Whether more of the requests that began in an outage failed than go to the killed process. With the agent
-    /// all do. One replica of three gets a third of the requests; when another is out of the mesh, and by their
-    /// weights, it may get two thirds. Failed requests are repeated sooner than good ones end, and chance counts
-    /// where there are few.
+    /// Whether more requests that began in an outage failed than the killed process should get. The agent gets all of
+    /// them. One endpoint of three gets a third of the requests, or up to two thirds when another is removed, by their
+    /// weights. Failed requests end sooner than successful ones, so more of them are made, and small numbers vary.
     fn excess(&self, outage: &Outage, attempts: &[Attempt]) -> Option<String> {
-        const BY_CHANCE: usize = 12;
-        const FOR_EACH_GOOD: usize = 3;
-        let begun = attempts.iter().filter(|attempt| outage.is_beginning_of(attempt));
-        let (failed, good): (Vec<_>, Vec<_>) = begun.partition(|attempt| attempt.fault.is_some());
-        let is_excess = failed.len() > BY_CHANCE + FOR_EACH_GOOD * good.len();
+        const ALLOWED_ANYWAY: usize = 12;
+        const ALLOWED_PER_SUCCESS: usize = 3;
+        let began = attempts.iter().filter(|attempt| outage.contains_start_of(attempt));
+        let (failed, succeeded): (Vec<_>, Vec<_>) =
+            began.partition(|attempt| attempt.fault.is_some());
+        let is_excess = failed.len() > ALLOWED_ANYWAY + ALLOWED_PER_SUCCESS * succeeded.len();
         (is_excess && outage.victim != Victim::Agent).then(|| {
             let from = self.since(outage.from);
             let until = self.since(outage.until);
             let failed = failed.len();
-            let good = good.len();
+            let succeeded = succeeded.len();
             let victim = outage.victim;
-            format!("{victim:?} down {from:.3?} to {until:.3?}: {failed} failed, {good} served")
+            format!(
+                "{victim:?} down {from:.3?} to {until:.3?}: {failed} failed, {succeeded} served"
+            )
         })
     }
 
-    /// One line for each kind of traffic, for people.
+    /// One line per kind of traffic.
     pub(crate) fn summary(&self) -> String {
         let line = |kind: Kind| {
             let record = self.record(kind);
-            let attempts = held(&record.attempts).len();
+            let attempts = locked(&record.attempts).len();
             let exchanges = record.exchanges.load(Relaxed);
             let failures = self.failures(kind);
             let explained = failures.explained;
@@ -290,10 +289,10 @@ impl Tally {
 }
 
 impl Failures {
-    /// What must not have happened, for people; none when all is well.
-    pub(crate) fn complaint(&self) -> Option<String> {
+    /// The failures that must not happen, as text; `None` if there are none.
+    pub(crate) fn unexpected(&self) -> Option<String> {
         let Self { kind, unexplained, excesses, .. } = self;
-        let is_well = unexplained.is_empty() && excesses.is_empty();
-        (!is_well).then(|| format!("{kind:?}: {unexplained:#?}, {excesses:#?}"))
+        let is_empty = unexplained.is_empty() && excesses.is_empty();
+        (!is_empty).then(|| format!("{kind:?}: {unexplained:#?}, {excesses:#?}"))
     }
 }

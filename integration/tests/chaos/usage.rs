@@ -1,5 +1,5 @@
-//! What the mesh uses: memory, threads and descriptors of its processes; connections, rules and routes of its
-//! hosts.
+//! Resource usage of the mesh: memory, threads and descriptors of its processes; conntrack entries, rules and routes of
+//! its hosts.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,26 +8,26 @@ use weft::demo::hosts::Host;
 use weft_integration::mesh::TestMesh;
 use weft_integration::process::{Process, run, tool};
 
-/// What may be added by memory that a heap keeps, beside [`MEMORY_PERCENT`].
+/// Allowed growth of memory that the heap keeps, in addition to [`MEMORY_PERCENT`].
 const MEMORY_SLACK_KIB: u64 = 8 * 1024;
 const MEMORY_PERCENT: u64 = 20;
-/// Threads for file access and name lookups come and go.
+/// The number of threads for file access and name lookups varies.
 const THREAD_SLACK: u64 = 6;
-/// Connections between processes come and go with the traffic.
+/// The number of connections between processes varies with the traffic.
 const DESCRIPTOR_SLACK: u64 = 40;
 const CONNTRACK_SLACK: u64 = 200;
 
-/// What one process uses.
+/// Resource usage of one process.
 #[derive(Debug)]
 struct ProcessUsage {
     name: String,
     memory_kib: u64,
     threads: u64,
-    /// Open descriptors: those of the process, and those of its workers, which have tables of their own.
+    /// Open descriptors: those of the process, and those of its workers, which have descriptor tables of their own.
     descriptors: u64,
 }
 
-/// What one network namespace holds.
+/// Resource usage of one network namespace.
 #[derive(Debug)]
 struct HostUsage {
     name: String,
@@ -37,14 +37,14 @@ struct HostUsage {
     routes: u64,
 }
 
-/// What everything uses at one moment.
+/// Resource usage of the whole mesh at one moment.
 #[derive(Debug)]
 pub(crate) struct Usage {
     processes: Vec<ProcessUsage>,
     hosts: Vec<HostUsage>,
 }
 
-/// Has the kernel forget connections that have ended soon, so that their number follows the traffic of now.
+/// Shortens the timeouts of conntrack entries of closed connections, so that their number follows the current traffic.
 pub(crate) fn shorten_conntrack(mesh: &TestMesh) {
     const TIMEOUTS: [&str; 7] = [
         "tcp_timeout_time_wait",
@@ -58,13 +58,13 @@ pub(crate) fn shorten_conntrack(mesh: &TestMesh) {
     each_host(mesh, |_| {
         for timeout in TIMEOUTS {
             let file = format!("/proc/sys/net/netfilter/nf_conntrack_{timeout}");
-            // A host that tracks no connections has none of them.
+            // A host without connection tracking has none of these files.
             drop(std::fs::write(file, "5"));
         }
     });
 }
 
-/// Does something on the router, which has no name, and on each host.
+/// Does `work` on the router, whose name is `router`, and on each host.
 fn each_host<T: Send>(mesh: &TestMesh, work: impl Fn(&str) -> T + Send + Sync) -> Vec<T> {
     let workloads = [&mesh.web].into_iter().chain(&mesh.orders).map(|workload| &workload.host);
     let hosts: Vec<&Host> = workloads.chain([&mesh.client, mesh.control_host()]).collect();
@@ -74,7 +74,7 @@ fn each_host<T: Send>(mesh: &TestMesh, work: impl Fn(&str) -> T + Send + Sync) -
 }
 
 impl Usage {
-    /// What is used now.
+    /// The current usage.
     pub(crate) fn of(mesh: &TestMesh) -> Self {
         let sidecars = [&mesh.web].into_iter().chain(&mesh.orders);
         let sidecars = sidecars.map(|one| (format!("sidecar of {}", one.host.name), &one.sidecar));
@@ -84,7 +84,7 @@ impl Usage {
         Self { processes, hosts: each_host(mesh, HostUsage::of) }
     }
 
-    /// What has grown since, beyond its margin.
+    /// The usage that has grown beyond its margin.
     pub(crate) fn growth_since(&self, before: &Self) -> Vec<String> {
         let processes = self.processes.iter().zip(&before.processes);
         let hosts = self.hosts.iter().zip(&before.hosts);
@@ -97,27 +97,27 @@ impl Usage {
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.processes.iter().try_for_each(|one| writeln!(f, "  {one}"))?;
-        self.hosts.iter().try_for_each(|one| writeln!(f, "  {one}"))
+        self.processes.iter().try_for_each(|usage| writeln!(f, "  {usage}"))?;
+        self.hosts.iter().try_for_each(|usage| writeln!(f, "  {usage}"))
     }
 }
 
 impl ProcessUsage {
     fn of(name: String, process: &Process) -> Self {
-        let account = PathBuf::from(format!("/proc/{}", process.id()));
-        let status = std::fs::read_to_string(account.join("status")).expect("the process runs");
+        let folder = PathBuf::from(format!("/proc/{}", process.id()));
+        let status = std::fs::read_to_string(folder.join("status")).expect("the process runs");
         let number = |field: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(field))?;
             line.split_whitespace().next()?.parse().ok()
         };
-        let tasks = std::fs::read_dir(account.join("task")).expect("the process runs");
+        let tasks = std::fs::read_dir(folder.join("task")).expect("the process runs");
         let tasks = tasks.flatten().map(|task| task.path());
         let is_worker = |task: &PathBuf| {
             let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
             name.starts_with("sidecar-") || name.starts_with("agent-")
         };
         let open = |task: PathBuf| Some(std::fs::read_dir(task.join("fd")).ok()?.count() as u64);
-        let tables = tasks.filter(is_worker).chain([account]);
+        let tables = tasks.filter(is_worker).chain([folder]);
         Self {
             name,
             memory_kib: number("VmRSS:").expect("a process has memory"),
@@ -142,25 +142,26 @@ impl fmt::Display for ProcessUsage {
 }
 
 impl HostUsage {
-    /// What the namespace holds that this thread is in.
+    /// The usage of the current thread's network namespace.
     fn of(name: &str) -> Self {
         let lines = |program: &str, words: &str| {
             run(tool(program).args(words.split(' '))).lines().count() as u64
         };
-        let both =
-            |what: &str| lines("ip", &format!("-4 {what}")) + lines("ip", &format!("-6 {what}"));
+        let both = |object: &str| {
+            lines("ip", &format!("-4 {object}")) + lines("ip", &format!("-6 {object}"))
+        };
         let conntrack = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
         Self {
             name: name.to_owned(),
             conntrack: conntrack.ok().and_then(|count| count.trim().parse().ok()).unwrap_or(0),
-            // Without the elements of sets and maps, which are the endpoints' slots.
+            // Without the elements of sets and maps, whose number depends on the endpoints.
             nft_lines: lines("nft", "--terse list ruleset"),
             rules: both("rule"),
             routes: both("route show table all"),
         }
     }
 
-    /// Rules and routes follow the file alone, and it is the same as before.
+    /// Rules and routes depend on `mesh.yaml` only, which is the original file again.
     fn has_grown_since(&self, before: &Self) -> bool {
         let Self { nft_lines, rules, routes, .. } = self;
         self.conntrack > 2 * before.conntrack + CONNTRACK_SLACK
@@ -171,7 +172,7 @@ impl HostUsage {
 impl fmt::Display for HostUsage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, conntrack, nft_lines, rules, routes } = self;
-        write!(f, "{name}: {conntrack} tracked connections, {nft_lines} lines of nftables, ")?;
+        write!(f, "{name}: {conntrack} conntrack entries, {nft_lines} lines of nftables, ")?;
         write!(f, "{rules} routing rules, {routes} routes")
     }
 }

@@ -1,4 +1,4 @@
-//! A sidecar before a service that remembers what it got.
+//! A sidecar with a service that records the requests it receives.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use weft_integration::sidecar_pair::TestSidecar;
 use crate::client::Client;
 use crate::recorder::Recorder;
 
-/// A sidecar and the service behind it.
+/// A sidecar and its recording service.
 #[derive(Debug)]
 pub(crate) struct Front {
     pub(crate) sidecar: TestSidecar,
@@ -23,16 +23,17 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Starts both. `settings` are more fields of how HTTP is served, `ours` is what stands in the
-    /// chain's metadata.
+    /// Starts both. `settings` are more fields of the HTTP connection manager, `ours` are weft's fields in the metadata
+    /// of the filter chain.
     pub(crate) fn start(filters: &[Value], settings: &Value, ours: &Value) -> Self {
         let pki = MeshPki::create();
         let recorder = Recorder::start();
-        let (port, admin) = (port::free(), port::free());
-        // An empty prefix covers also what has no path: tunnels, and `OPTIONS *`.
+        let port = port::free();
+        let admin = port::free();
+        // An empty prefix also matches requests without a path: tunnels, and `OPTIONS *`.
         let route = with(route_to("next", 15), "match", json!({"prefix": ""}));
         let mut served = http(&route, filters);
-        for (field, value) in settings.as_object().expect("settings are fields") {
+        for (field, value) in settings.as_object().expect("settings are a JSON object") {
             served = with(served, field, value.clone());
         }
         let mut ours = ours.clone();
@@ -44,30 +45,32 @@ impl Front {
         let next = cluster("next", &[recorder.port], UpstreamHttp::Http1, None);
         let config = bootstrap(admin, &[inbound], &[next]);
         let file = pki.path("front.json");
-        std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
+        std::fs::write(&file, format!("{config:#}")).expect("the folder is writable");
         let mut command = weft();
         // One worker, so that each request goes over the connection of the one before it.
         command.args(["sidecar", "--workers", "1", "--config"]).arg(file);
         let sidecar = TestSidecar { process: Process::start("front", &mut command), port, admin };
         sidecar.wait_until_ready();
-        // What the wait has left behind is not what a test sees.
+        // Discard what the readiness wait recorded.
         drop(recorder.take());
         Self { sidecar, recorder, _pki: pki }
     }
 
-    /// How many requests departed from the standard, for each reason that there was.
-    pub(crate) fn departures(&self) -> BTreeMap<String, u64> {
+    /// The number of noncompliant requests by reason.
+    pub(crate) fn noncompliant_requests(&self) -> BTreeMap<String, u64> {
         const NAME: &str = "weft_sidecar_noncompliant_requests_total{reason=\"";
         let mut client = Client::connect(self.sidecar.admin);
         client.send(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-        let page = client.rest().expect("it ends");
+        let page = client.rest().expect("the connection closes");
         let page = String::from_utf8_lossy(&page).into_owned();
         let counts: BTreeMap<String, u64> = page
             .lines()
             .filter_map(|line| line.strip_prefix(NAME)?.split_once("\"} "))
-            .map(|(reason, count)| (reason.to_owned(), count.parse().expect("a number")))
+            .map(|(reason, count)| {
+                (reason.to_owned(), count.parse().expect("the count is a number"))
+            })
             .collect();
-        assert!(!counts.is_empty(), "no reasons are told: {page}");
+        assert!(!counts.is_empty(), "no reasons are reported: {page}");
         counts
     }
 
@@ -76,7 +79,7 @@ impl Front {
         Client::connect(self.sidecar.port)
     }
 
-    /// Holds that it runs, that none of its workers has panicked, and that a client is served.
+    /// Asserts that the sidecar runs, has not panicked, and serves a client.
     pub(crate) fn assert_healthy(&mut self) {
         let process = &mut self.sidecar.process;
         assert!(process.is_running(), "{process:?} has ended");
@@ -85,15 +88,15 @@ impl Front {
     }
 }
 
-/// Asks for something that is the caller's own; what came back if it is not the answer to that.
+/// Sends a request with a unique path. Returns an error with the response if the response is not to that request.
 pub(crate) fn probe(client: &mut Client, name: &str) -> Result<(), String> {
     client.send(format!("GET /probe/{name} HTTP/1.1\r\nHost: p\r\n\r\n").as_bytes());
     let answer = client.answer(false);
-    let own = answer.as_ref().is_some_and(|a| a.status == 200 && a.body == told_probe(name));
-    if own { Ok(()) } else { Err(format!("to a probe it said {answer:?}")) }
+    let own = answer.as_ref().is_some_and(|a| a.status == 200 && a.body == recorded_probe(name));
+    if own { Ok(()) } else { Err(format!("a probe got {answer:?}")) }
 }
 
-/// What the service tells of such a request.
-pub(crate) fn told_probe(name: &str) -> String {
+/// The record of such a request by the service.
+pub(crate) fn recorded_probe(name: &str) -> String {
     format!("GET /probe/{name} p")
 }

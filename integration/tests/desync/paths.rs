@@ -1,5 +1,5 @@
-//! A path that may not be reached is not reached, however it is written: what is authorized is what the
-//! service gets.
+//! Path policies: a denied path does not reach the service in any spelling, and the service receives the path that was
+//! authorized.
 
 use serde_json::{Value, json};
 use weft_integration::bootstrap::any;
@@ -10,7 +10,7 @@ use crate::front::Front;
 const DENIED: &str = "/admin";
 const PATHS: usize = 10_000;
 
-/// What nobody reads in two ways.
+/// Pieces that all parsers read the same way.
 const PLAIN: [&str; 20] = [
     "/",
     "/",
@@ -33,7 +33,7 @@ const PLAIN: [&str; 20] = [
     "@",
     "-",
 ];
-/// What has another form that means the same (RFC 3986, section 6.2.2).
+/// Pieces with another form of the same meaning (RFC 3986, section 6.2.2).
 const DOTTED: [&str; 22] = [
     ".",
     "..",
@@ -58,8 +58,8 @@ const DOTTED: [&str; 22] = [
     "...",
     "%c3%a9",
 ];
-/// What some read as something else.
-const DOUBTFUL: [&str; 32] = [
+/// Pieces that some parsers read in another way.
+const AMBIGUOUS: [&str; 32] = [
     "%2f",
     "%2F",
     "%5c",
@@ -94,92 +94,96 @@ const DOUBTFUL: [&str; 32] = [
     " ",
 ];
 
-/// Numbers without order, the same at each run.
-struct Numbers(u64);
+/// A pseudo-random number generator with a fixed seed.
+struct Random(u64);
 
-impl Numbers {
+impl Random {
     fn below(&mut self, end: usize) -> usize {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).expect("31 bits") % end
+        usize::try_from(self.0 >> 33).expect("31 bits fit into usize") % end
     }
 
-    fn piece(&mut self, doubts: usize) -> &'static str {
-        // One in so many is of the next kind.
-        match (doubts, self.below(4)) {
-            (2, 0) => DOUBTFUL[self.below(DOUBTFUL.len())],
+    /// A piece of a path. `ambiguity` is 0 for plain pieces only, 1 to add dotted pieces, 2 to add ambiguous ones too.
+    fn piece(&mut self, ambiguity: usize) -> &'static str {
+        match (ambiguity, self.below(4)) {
+            (2, 0) => AMBIGUOUS[self.below(AMBIGUOUS.len())],
             (1 | 2, 1) => DOTTED[self.below(DOTTED.len())],
             _ => PLAIN[self.below(PLAIN.len())],
         }
     }
 
     fn path(&mut self) -> String {
-        let (doubts, pieces) = (self.below(3), self.below(8));
-        (0..pieces).map(|_| self.piece(doubts)).fold("/".to_owned(), |path, piece| path + piece)
+        let ambiguity = self.below(3);
+        let pieces = self.below(8);
+        (0..pieces).map(|_| self.piece(ambiguity)).fold("/".to_owned(), |path, piece| path + piece)
     }
 }
 
-/// The one form of a path, by another way than the sidecar's: decoded once, whatever separates is a
-/// slash, and no segment is empty or dots.
-fn resolved(target: &str, parameters: bool) -> String {
+/// The normal form of a path, computed in another way than by the sidecar: percent-decoded once, backslashes are
+/// slashes, and no segment is empty, `.` or `..`. Path parameters (`;x`) are kept if `keeps_parameters`.
+fn normalized(target: &str, keeps_parameters: bool) -> String {
     let path = target.split('?').next().unwrap_or_default();
     let decoded = String::from_utf8_lossy(&decoded(path.as_bytes())).replace('\\', "/");
-    let mut kept: Vec<&str> = Vec::new();
+    let mut segments: Vec<&str> = Vec::new();
     for segment in decoded.split('/') {
         let segment =
-            if parameters { segment } else { segment.split(';').next().unwrap_or_default() };
+            if keeps_parameters { segment } else { segment.split(';').next().unwrap_or_default() };
         match segment {
             "" | "." => {}
-            ".." => drop(kept.pop()),
-            other => kept.push(other),
+            ".." => drop(segments.pop()),
+            other => segments.push(other),
         }
     }
-    format!("/{}", kept.join("/"))
+    format!("/{}", segments.join("/"))
 }
 
 fn decoded(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = path;
-    while let [first, behind @ ..] = rest {
-        let pair = behind.get(..2).and_then(|pair| std::str::from_utf8(pair).ok());
+    while let [first, after @ ..] = rest {
+        let pair = after.get(..2).and_then(|pair| std::str::from_utf8(pair).ok());
         let escaped =
             pair.filter(|_| *first == b'%').and_then(|pair| u8::from_str_radix(pair, 16).ok());
         out.push(escaped.unwrap_or(*first));
-        rest = if escaped.is_some() { &behind[2..] } else { behind };
+        rest = if escaped.is_some() { &after[2..] } else { after };
     }
     out
 }
 
 fn deny() -> Value {
     json!({"name": "rbac", "typed_config": any("envoy.extensions.filters.http.rbac.v3.RBAC", json!({
-        "rules": {"action": "DENY", "policies": {"nobody": {
+        "rules": {"action": "DENY", "policies": {"denied": {
             "permissions": [{"url_path": {"path": {"prefix": DENIED}}}],
             "principals": [{"any": true}],
         }}},
     }))})
 }
 
-/// How many were served, denied and refused.
+/// The number of requests that were served, denied and refused.
 type Counts = [usize; 3];
 
-/// Asks for a path. What is wrong about what came of it.
-fn check(client: &mut Client, path: &str, counts: &mut Counts) -> Result<(), String> {
+/// Requests a path where ambiguous paths are refused. Returns an error if the result is wrong.
+fn check_strict(client: &mut Client, path: &str, counts: &mut Counts) -> Result<(), String> {
     client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
-    let answer = client.answer(false).ok_or("it was not answered")?;
-    let meant = resolved(path, true);
+    let answer = client.answer(false).ok_or("no response")?;
+    let expected = normalized(path, true);
     match answer.status {
         200 => {
             counts[0] += 1;
             let target = answer.body.strip_prefix("GET ").and_then(|echo| echo.strip_suffix(" a"));
-            let got = resolved(target.ok_or("the service got something else")?, true);
-            if got.starts_with(DENIED) || got != meant {
-                return Err(format!("the service got {:?}, which is {got}", answer.body));
+            let received = normalized(target.ok_or("the service received another request")?, true);
+            if received.starts_with(DENIED) || received != expected {
+                return Err(format!(
+                    "the service received {:?}, which means {received}",
+                    answer.body
+                ));
             }
         }
         403 => {
             counts[1] += 1;
-            if !meant.starts_with(DENIED) {
-                return Err(format!("it was denied, and is {meant}"));
+            if !expected.starts_with(DENIED) {
+                return Err(format!("denied, although it means {expected}"));
             }
         }
         400 => counts[2] += 1,
@@ -188,11 +192,11 @@ fn check(client: &mut Client, path: &str, counts: &mut Counts) -> Result<(), Str
     Ok(())
 }
 
-/// The segments of a path, by a service that decodes it `times` times, and then takes whatever
-/// separates for a slash; or, with `apart`, that decodes what stands between slashes.
-fn segments(path: &str, times: usize, apart: bool) -> Vec<String> {
+/// The segments of a path as a service reads them that decodes the path `times` times and then accepts backslashes as
+/// slashes; or, with `splits_first`, that splits the path at slashes before it decodes each segment.
+fn segments(path: &str, times: usize, splits_first: bool) -> Vec<String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if apart {
+    if splits_first {
         return path.split('/').map(|s| text(&decoded(s.as_bytes())).replace('/', "%2F")).collect();
     }
     let bytes = (0..times).fold(path.as_bytes().to_vec(), |bytes, _| decoded(&bytes));
@@ -200,30 +204,30 @@ fn segments(path: &str, times: usize, apart: bool) -> Vec<String> {
     text(&bytes).split(separators).map(str::to_owned).collect()
 }
 
-/// What services of many kinds take a target for.
-fn seen_by_services(target: &str) -> Vec<String> {
+/// The paths that services of many kinds read from a target.
+fn service_readings(target: &str) -> Vec<String> {
     let path = target.split('?').next().unwrap_or_default();
-    let mut seen = Vec::new();
-    for (times, apart) in [(0, false), (1, false), (2, false), (1, true)] {
+    let mut readings = Vec::new();
+    for (times, splits_first) in [(0, false), (1, false), (2, false), (1, true)] {
         for shape in 0..8 {
-            let [cuts, merges, resolves] = [1, 2, 4].map(|bit| shape & bit != 0);
+            let [cuts_parameters, merges, resolves_dots] = [1, 2, 4].map(|bit| shape & bit != 0);
             let mut kept: Vec<String> = Vec::new();
-            for segment in segments(path, times, apart).iter().skip(1) {
+            for segment in segments(path, times, splits_first).iter().skip(1) {
                 let bare = segment.split(';').next().unwrap_or_default();
-                match if cuts { bare } else { segment } {
+                match if cuts_parameters { bare } else { segment } {
                     "" if merges => {}
-                    "." if resolves => {}
-                    ".." if resolves => drop(kept.pop()),
+                    "." if resolves_dots => {}
+                    ".." if resolves_dots => drop(kept.pop()),
                     other => kept.push(other.to_owned()),
                 }
             }
-            seen.push(format!("/{}", kept.join("/")));
+            readings.push(format!("/{}", kept.join("/")));
         }
     }
-    seen
+    readings
 }
 
-/// A path whose query has in encoded form what no query may have as it is (RFC 3986, section 3.4).
+/// The target with the characters of its query encoded that RFC 3986, section 3.4, does not allow there.
 fn with_encoded_query(target: &str) -> String {
     match target.split_once('?') {
         Some((path, query)) => format!("{path}?{}", query.replace('\\', "%5C")),
@@ -231,41 +235,46 @@ fn with_encoded_query(target: &str) -> String {
     }
 }
 
-/// Asks for a path that is to reach the service as it is. What is wrong about what came of it.
+/// Requests a path that must reach the service unchanged. Returns an error if the result is wrong.
 fn check_as_sent(client: &mut Client, path: &str, counts: &mut Counts) -> Result<(), String> {
     client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
-    let answer = client.answer(false).ok_or("it was not answered")?;
-    let denied = seen_by_services(path).into_iter().find(|seen| seen.starts_with(DENIED));
+    let answer = client.answer(false).ok_or("no response")?;
+    let denied = service_readings(path).into_iter().find(|reading| reading.starts_with(DENIED));
     match (answer.status, denied) {
         (200, None) if answer.body == format!("GET {} a", with_encoded_query(path)) => {
             counts[0] += 1;
         }
-        (200, None) => return Err(format!("the service got {:?}", answer.body)),
-        (200, Some(seen)) => return Err(format!("it was served, and some services see {seen}")),
+        (200, None) => return Err(format!("the service received {:?}", answer.body)),
+        (200, Some(reading)) => return Err(format!("served, but some services read {reading}")),
         (403, Some(_)) => counts[1] += 1,
-        (403, None) => return Err("it was denied".into()),
+        (403, None) => return Err("denied, but no service reads a denied path".into()),
         (400, _) => counts[2] += 1,
         (other, _) => return Err(format!("{other} {}", answer.body)),
     }
     Ok(())
 }
 
-/// Asks for a path that may be changed on its way. What is wrong about what came of it.
-fn check_changed(client: &mut Client, path: &str, counts: &mut Counts) -> Result<(), String> {
+/// Requests a path that the sidecar may normalize. Returns an error if the result is wrong.
+fn check_normalized(client: &mut Client, path: &str, counts: &mut Counts) -> Result<(), String> {
     client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
-    let answer = client.answer(false).ok_or("it was not answered")?;
+    let answer = client.answer(false).ok_or("no response")?;
     match answer.status {
         200 => {
             let target = answer.body.strip_prefix("GET ").and_then(|echo| echo.strip_suffix(" a"));
-            let target = target.ok_or("the service got something else")?;
-            let denied = seen_by_services(target).into_iter().find(|seen| seen.starts_with(DENIED));
+            let target = target.ok_or("the service received another request")?;
+            let mut readings = service_readings(target).into_iter();
             counts[0] += 1;
-            denied.map_or(Ok(()), |seen| Err(format!("{target} was served, some see {seen}")))
+            match readings.find(|reading| reading.starts_with(DENIED)) {
+                Some(reading) => {
+                    Err(format!("{target} was served, but some services read {reading}"))
+                }
+                None => Ok(()),
+            }
         }
         403 => {
             counts[1] += 1;
-            let denied = seen_by_services(path).iter().any(|seen| seen.starts_with(DENIED));
-            if denied { Ok(()) } else { Err("it was denied".into()) }
+            let denied = service_readings(path).iter().any(|reading| reading.starts_with(DENIED));
+            if denied { Ok(()) } else { Err("denied, but no service reads a denied path".into()) }
         }
         400 => {
             counts[2] += 1;
@@ -275,83 +284,84 @@ fn check_changed(client: &mut Client, path: &str, counts: &mut Counts) -> Result
     }
 }
 
-/// Asks for very many paths where ambiguous ones are refused, a connection after the other.
-fn run(settings: &Value, at_least: Counts) {
-    run_with(settings, &json!({"path": "strict"}), check, at_least);
+/// Requests many random paths where ambiguous paths are refused.
+fn run_strict(settings: &Value, at_least: Counts) {
+    run(settings, &json!({"path": "strict"}), check_strict, at_least);
 }
 
-fn run_with(
+fn run(
     settings: &Value,
     ours: &Value,
-    check: fn(&mut Client, &str, &mut Counts) -> Result<(), String>,
+    check_path: fn(&mut Client, &str, &mut Counts) -> Result<(), String>,
     at_least: Counts,
 ) {
     let mut front = Front::start(&[deny()], settings, ours);
-    let (mut numbers, mut counts) = (Numbers(4), [0; 3]);
+    let mut random = Random(4);
+    let mut counts = [0; 3];
     let mut client = front.client();
-    let mut broken = Vec::new();
+    let mut failures = Vec::new();
     for _ in 0..PATHS {
-        let path = numbers.path();
+        let path = random.path();
         let refused = counts[2];
-        let wrong = check(&mut client, &path, &mut counts).err();
-        if wrong.is_some() || counts[2] > refused {
+        let failure = check_path(&mut client, &path, &mut counts).err();
+        if failure.is_some() || counts[2] > refused {
             client = front.client();
         }
-        broken.extend(wrong.map(|why| format!("{path:?}: {why}")));
+        failures.extend(failure.map(|reason| format!("{path:?}: {reason}")));
     }
-    assert!(broken.is_empty(), "{} paths:\n{}", broken.len(), broken.join("\n"));
+    assert!(failures.is_empty(), "{} paths:\n{}", failures.len(), failures.join("\n"));
     let enough = counts.iter().zip(at_least).all(|(count, least)| *count >= least);
-    assert!(enough, "served, denied, refused: {counts:?}, which says too little");
+    assert!(enough, "served, denied, refused: {counts:?}, expected at least {at_least:?}");
     let violations = front.recorder.take().violations;
     assert!(violations.is_empty(), "{violations:?}");
     front.assert_healthy();
 }
 
 #[test]
-fn what_is_denied_is_not_reached_where_ambiguous_paths_are_refused() {
-    run(&json!({}), [1000, 200, 1000]);
+fn denied_path_is_not_reached_where_ambiguous_paths_are_refused() {
+    run_strict(&json!({}), [1000, 200, 1000]);
 }
 
 #[test]
-fn what_is_denied_is_not_reached_where_other_ambiguous_paths_are_refused() {
-    run(&json!({"normalize_path": true, "merge_slashes": true}), [1000, 200, 1000]);
-    let decodes = "UNESCAPE_AND_FORWARD";
+fn denied_path_is_not_reached_where_normalization_and_strict_paths_are_combined() {
+    run_strict(&json!({"normalize_path": true, "merge_slashes": true}), [1000, 200, 1000]);
+    let unescape = "UNESCAPE_AND_FORWARD";
     let settings = json!({"normalize_path": true, "merge_slashes": true,
-        "path_with_escaped_slashes_action": decodes});
-    run(&settings, [1000, 200, 1000]);
+        "path_with_escaped_slashes_action": unescape});
+    run_strict(&settings, [1000, 200, 1000]);
 }
 
 #[test]
-fn what_is_denied_is_not_reached_where_paths_are_normalized_as_by_envoy() {
+fn denied_path_is_not_reached_where_paths_are_normalized_as_by_envoy() {
     let settings = json!({"normalize_path": true, "merge_slashes": true});
-    run_with(&settings, &json!({}), check_changed, [1000, 200, 50]);
+    run(&settings, &json!({}), check_normalized, [1000, 200, 50]);
 }
 
 #[test]
-fn what_is_denied_is_not_reached_where_slashes_are_decoded_as_by_envoy() {
+fn denied_path_is_not_reached_where_escaped_slashes_are_decoded_as_by_envoy() {
     let settings = json!({"normalize_path": true, "merge_slashes": true,
         "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD"});
-    run_with(&settings, &json!({}), check_changed, [1000, 200, 50]);
+    run(&settings, &json!({}), check_normalized, [1000, 200, 50]);
 }
 
 #[test]
-fn denied_path_is_not_reached_where_paths_are_sent_on_unchanged() {
-    run_with(&json!({}), &json!({"path": "as_sent"}), check_as_sent, [1000, 200, 100]);
+fn denied_path_is_not_reached_where_paths_are_forwarded_unchanged() {
+    run(&json!({}), &json!({"path": "as_sent"}), check_as_sent, [1000, 200, 100]);
 }
 
 #[test]
-fn denied_path_is_not_reached_by_a_file_without_settings_of_paths() {
-    run_with(&json!({}), &json!({}), check_as_sent, [1000, 200, 100]);
+fn denied_path_is_not_reached_with_default_path_settings() {
+    run(&json!({}), &json!({}), check_as_sent, [1000, 200, 100]);
 }
 
 #[test]
-fn everyday_paths_reach_the_service_unchanged() {
+fn common_paths_reach_the_service_unchanged() {
     for ours in [json!({}), json!({"path": "as_sent"})] {
-        check_everyday_paths(&Front::start(&[deny()], &json!({}), &ours));
+        assert_common_paths_unchanged(&Front::start(&[deny()], &json!({}), &ours));
     }
 }
 
-fn check_everyday_paths(front: &Front) {
+fn assert_common_paths_unchanged(front: &Front) {
     let mut client = front.client();
     for path in [
         "/@babel%2fcore",
@@ -373,7 +383,7 @@ fn check_everyday_paths(front: &Front) {
 }
 
 #[test]
-fn escaped_slashes_are_redirected_where_that_is_set() {
+fn escaped_slashes_are_redirected_where_configured() {
     let settings = json!({"path_with_escaped_slashes_action": "UNESCAPE_AND_REDIRECT"});
     let front = Front::start(&[deny()], &settings, &json!({"path": "as_sent"}));
     let mut client = front.client();
@@ -383,10 +393,9 @@ fn escaped_slashes_are_redirected_where_that_is_set() {
     }
 }
 
-/// Servlet containers cut off what stands behind `;` before they look at a segment, which may then be
-/// empty.
+/// Servlet containers remove path parameters (`;x`) before they interpret a segment, which may then be empty.
 #[test]
-fn what_is_denied_is_not_reached_by_segments_of_parameters() {
+fn denied_path_is_not_reached_through_path_parameters() {
     for (settings, ours) in [
         (json!({}), json!({})),
         (json!({}), json!({"path": "strict"})),
@@ -397,20 +406,20 @@ fn what_is_denied_is_not_reached_by_segments_of_parameters() {
         for path in
             ["/;/admin", "/;x/admin", "/;x=y/admin", "/;;/admin/x", "/x/..;/admin", "/.;/admin"]
         {
-            assert!(resolved(path, false).starts_with(DENIED), "{path}");
+            assert!(normalized(path, false).starts_with(DENIED), "{path}");
             let mut client = front.client();
             client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
-            let answer = client.answer(false).expect("it is answered");
+            let answer = client.answer(false).expect("a response arrives");
             assert!(matches!(answer.status, 400 | 403), "{path:?} was served: {answer:?}");
         }
     }
 }
 
 #[test]
-fn a_path_has_one_meaning() {
-    let check = |path: &str, meant: &str, without_parameters: &str| {
-        assert_eq!(resolved(path, true), meant, "{path}");
-        assert_eq!(resolved(path, false), without_parameters, "{path}");
+fn normal_form_of_a_path_is_computed_as_documented() {
+    let check = |path: &str, expected: &str, without_parameters: &str| {
+        assert_eq!(normalized(path, true), expected, "{path}");
+        assert_eq!(normalized(path, false), without_parameters, "{path}");
     };
     check("/", "/", "/");
     check("/x/../%61dmin?/y", "/admin", "/admin");

@@ -1,4 +1,4 @@
-//! A service that remembers what it got, read by the strictest of readings.
+//! A service that records the requests it receives, as the strict parser reads them.
 
 use std::io::{Read as _, Write};
 use std::net::TcpStream;
@@ -6,63 +6,63 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use weft_integration::scripted_server::ScriptedServer;
 
-use crate::strict::{Read, Request, read};
+use crate::strict_parser::{Parsed, Request, parse};
 
-/// What a service got since it was last asked.
+/// The requests and violations that a service has recorded.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
-    /// The requests that were whole, in their order.
+pub(crate) struct Recorded {
+    /// The complete requests, in order.
     pub(crate) requests: Vec<Request>,
-    /// What was not strict.
+    /// Bytes that the strict parser rejects, with the reason.
     pub(crate) violations: Vec<String>,
 }
 
-/// A service of HTTP/1.1 that tells each client the very request that it got, in a line. It turns down
-/// tunnels to the host `declined`, and agrees to WebSocket at `/agreed`.
+/// An HTTP/1.1 service that responds with the summary of the request that it received. It refuses tunnels to the host
+/// `declined`, and accepts WebSocket upgrades at `/agreed`.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     pub(crate) port: u16,
-    seen: Arc<Mutex<Seen>>,
+    recorded: Arc<Mutex<Recorded>>,
 }
 
 impl Recorder {
     pub(crate) fn start() -> Self {
-        let seen = Arc::<Mutex<Seen>>::default();
-        let shared = seen.clone();
+        let recorded = Arc::<Mutex<Recorded>>::default();
+        let shared = recorded.clone();
         let port = ScriptedServer::start(move |stream| serve(stream, &shared)).port;
-        Self { port, seen }
+        Self { port, recorded }
     }
 
-    /// What it got since it was last asked.
-    pub(crate) fn take(&self) -> Seen {
-        std::mem::take(&mut *lock(&self.seen))
+    /// Takes what was recorded since the last call.
+    pub(crate) fn take(&self) -> Recorded {
+        std::mem::take(&mut *lock(&self.recorded))
     }
 }
 
-fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(recorded: &Mutex<Recorded>) -> MutexGuard<'_, Recorded> {
+    recorded.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What becomes of a connection.
+/// What the service does next with a connection.
 enum Next {
-    /// More is read.
+    /// Reads more bytes.
     More,
-    /// It ends.
+    /// Closes the connection.
     End,
-    /// It is no longer HTTP.
+    /// Treats the connection as a tunnel.
     Tunnel,
 }
 
-fn serve(mut stream: TcpStream, seen: &Mutex<Seen>) {
+fn serve(mut stream: TcpStream, recorded: &Mutex<Recorded>) {
     let mut bytes = Vec::new();
     let mut more = [0; 16 * 1024];
-    let mut asked_to_go_on = false;
+    let mut sent_continue = false;
     loop {
-        match requests(&mut stream, &mut bytes, seen, &mut asked_to_go_on) {
+        match requests(&mut stream, &mut bytes, recorded, &mut sent_continue) {
             Next::More => {}
             Next::End => return,
             Next::Tunnel => {
-                // Whatever is said in it is no matter of HTTP; it ends when the other side ends it.
+                // Bytes in the tunnel are not HTTP. The other side closes it.
                 drop(std::io::copy(&mut stream, &mut std::io::sink()));
                 return;
             }
@@ -72,45 +72,45 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Seen>) {
             Ok(0) | Err(_) => break,
         }
     }
-    // A request may be broken off in its body, never in its head: that is written at once.
-    if !bytes.is_empty() && matches!(read(&bytes), Ok(Read::Less)) {
-        violation(seen, &bytes, "it ended in a head");
+    // The sidecar may send a part of a body, but never a part of a header section, which it writes at once.
+    if !bytes.is_empty() && matches!(parse(&bytes), Ok(Parsed::Incomplete)) {
+        violation(recorded, &bytes, "the connection ended within a header section");
     }
 }
 
-fn violation(seen: &Mutex<Seen>, bytes: &[u8], why: &str) {
+fn violation(recorded: &Mutex<Recorded>, bytes: &[u8], reason: &str) {
     let bytes = String::from_utf8_lossy(bytes).into_owned();
-    lock(seen).violations.push(format!("{why}, of {bytes:?}"));
+    lock(recorded).violations.push(format!("{reason}, in {bytes:?}"));
 }
 
-/// Answers the requests that are whole.
+/// Responds to the complete requests in `bytes`.
 fn requests(
     stream: &mut TcpStream,
     bytes: &mut Vec<u8>,
-    seen: &Mutex<Seen>,
-    asked_to_go_on: &mut bool,
+    recorded: &Mutex<Recorded>,
+    sent_continue: &mut bool,
 ) -> Next {
     while !bytes.is_empty() {
-        let (request, length) = match read(bytes) {
-            Ok(Read::Whole(request, length)) => (request, length),
-            Ok(Read::Head(head)) => {
-                let expects = head.header("expect") == Some("100-continue") && !*asked_to_go_on;
+        let (request, length) = match parse(bytes) {
+            Ok(Parsed::Complete(request, length)) => (request, length),
+            Ok(Parsed::Head(head)) => {
+                let expects = head.header("expect") == Some("100-continue") && !*sent_continue;
                 if expects && stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").is_err() {
                     return Next::End;
                 }
-                *asked_to_go_on |= expects;
+                *sent_continue |= expects;
                 return Next::More;
             }
-            Ok(Read::Less) => return Next::More,
-            Err(why) => {
-                violation(seen, bytes, &why);
+            Ok(Parsed::Incomplete) => return Next::More,
+            Err(reason) => {
+                violation(recorded, bytes, &reason);
                 return Next::End;
             }
         };
         bytes.drain(..length);
-        *asked_to_go_on = false;
-        // It is remembered before its client can know that it was answered.
-        lock(seen).requests.push(request.clone());
+        *sent_continue = false;
+        // Recorded before the response is sent, so that the client of the response can rely on it.
+        lock(recorded).requests.push(request.clone());
         match answer(stream, &request) {
             Next::More => {}
             other => return other,
@@ -122,18 +122,18 @@ fn requests(
 fn answer(stream: &mut TcpStream, request: &Request) -> Next {
     const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
         upgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-    let told = request.told();
+    let summary = request.summary();
     let is_last = request.header("connection") == Some("close");
     let close = if is_last { "connection: close\r\n" } else { "" };
-    let status = if told.starts_with("CONNECT declined") { "403 Forbidden" } else { "200 OK" };
+    let status = if summary.starts_with("CONNECT declined") { "403 Forbidden" } else { "200 OK" };
     let (answer, next) = match &*request.method {
         "CONNECT" if status == "200 OK" => ("HTTP/1.1 200 OK\r\n\r\n".to_owned(), Next::Tunnel),
         _ if request.target == "/agreed" && request.header("upgrade").is_some() => {
             (SWITCHED.to_owned(), Next::Tunnel)
         }
         method => {
-            let length = told.len();
-            let body = if method == "HEAD" { "" } else { &*told };
+            let length = summary.len();
+            let body = if method == "HEAD" { "" } else { &*summary };
             let head = format!("HTTP/1.1 {status}\r\n{close}content-length: {length}\r\n\r\n");
             (head + body, if is_last { Next::End } else { Next::More })
         }

@@ -1,4 +1,4 @@
-//! The header `x-forwarded-client-cert`, beside Envoy's.
+//! The header `x-forwarded-client-cert`, compared with Envoy's.
 
 use rcgen::{CertificateParams, DistinguishedName, DnType};
 use serde_json::{Value, json};
@@ -12,9 +12,9 @@ use weft_integration::http1::header;
 use weft_integration::mesh_pki::{IdentityFiles, MeshPki, spiffe_id};
 use weft_integration::tls_client::{TlsClient, client_config_trusting};
 
-use crate::peers::{Service, Setup, serving};
+use crate::comparison::{Service, Setup, serving};
 
-/// Certificates of clients, by what is unusual about their names.
+/// Client certificates with several forms of names.
 fn clients(issuer: &CraftedCa) -> Vec<(&'static str, PemIdentity)> {
     let named = |names_of: &[(u8, &[u8])]| {
         let mut params = leaf_params(None, 99);
@@ -48,7 +48,7 @@ fn clients(issuer: &CraftedCa) -> Vec<(&'static str, PemIdentity)> {
         .collect()
 }
 
-/// What a service reads in the header, for each listener and client.
+/// The values of the header that a service receives, for each listener and client.
 fn headers_received(
     setup: &Setup,
     service: &Service,
@@ -56,32 +56,32 @@ fn headers_received(
     clients: &[(&'static str, PemIdentity)],
     roots: &str,
 ) -> Vec<(String, String)> {
-    let mut found = Vec::new();
+    let mut values = Vec::new();
     for (listener, _) in listeners {
         for (client, holder) in clients {
             let config = client_config_trusting(roots, holder, "server", "http/1.1");
             let mut caller = TlsClient::connect(setup.port(listener), &config);
             let request = "GET / HTTP/1.1\r\nhost: a.example\r\n\
                 x-forwarded-client-cert: URI=spiffe://forged\r\n\r\n";
-            let answer = caller.exchange(request).expect("a client that is trusted has an answer");
+            let answer = caller.exchange(request).expect("a trusted client gets a response");
             assert_eq!(answer.0, 200, "{listener} {client}");
             let heads = service.take();
-            let head = heads.last().expect("the service was asked");
+            let head = heads.last().expect("the service received a request");
             let value = header(head, "x-forwarded-client-cert").unwrap_or("absent");
-            found.push((format!("{listener}: {client}"), value.to_owned()));
+            values.push((format!("{listener}: {client}"), value.to_owned()));
         }
     }
-    found
+    values
 }
 
 #[test]
-fn client_certificate_header_has_the_keys_and_values_of_envoy() {
+fn client_certificate_header_equals_that_of_envoy() {
     let keys = |keys: &[&str]| -> Value {
         keys.iter().map(|key| ((*key).to_owned(), json!(true))).collect()
     };
-    let set = |details: &str, wanted: &[&str]| {
-        serving(json!({"forward_client_cert_details": details,
-            "set_current_client_cert_details": keys(wanted)}))
+    let set = |mode: &str, details_to_set: &[&str]| {
+        serving(json!({"forward_client_cert_details": mode,
+            "set_current_client_cert_details": keys(details_to_set)}))
     };
     let listeners = [
         ("none", set("SANITIZE", &["uri", "subject"])),
@@ -91,16 +91,16 @@ fn client_certificate_header_has_the_keys_and_values_of_envoy() {
         ("all", set("SANITIZE_SET", &["cert", "chain", "subject", "uri", "dns"])),
     ];
     let authority = root(authority_params("ours", 7));
-    let below = intermediate(authority_params("below", 8), &authority);
-    let folder = TempDir::new().expect("a folder");
+    let issuing = intermediate(authority_params("below", 8), &authority);
+    let folder = TempDir::new().expect("a temporary folder can be created");
     let write = |name: &str, text: &str| {
         let file = folder.path().join(name);
-        std::fs::write(&file, text).expect("the folder takes files");
+        std::fs::write(&file, text).expect("the folder is writable");
         file
     };
     let mut params = leaf_params(None, 98);
     params.custom_extensions.push(names(&[(URI, spiffe_id("server").as_bytes())]));
-    let server = leaf(&params, &below, &[&below]);
+    let server = leaf(&params, &issuing, &[&issuing]);
     let own = IdentityFiles {
         certificate: write("server.pem", &server.chain),
         key: write("server.key", &server.key),
@@ -109,18 +109,20 @@ fn client_certificate_header_has_the_keys_and_values_of_envoy() {
     let trusted = write("roots.pem", &authority.pem());
     let mut tls = verify_mode(&own, &trusted, &trusted);
     let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
-    let validation = validation.and_then(Value::as_object_mut).expect("clients are asked");
+    let validation = validation
+        .and_then(Value::as_object_mut)
+        .expect("the listener validates client certificates");
     validation.remove("crl");
     let service = Service::start();
     let setup = Setup::secured(&service, &listeners, Some(&tls));
-    let clients = clients(&below);
-    let ask = || headers_received(&setup, &service, &listeners, &clients, &authority.pem());
+    let clients = clients(&issuing);
+    let values = || headers_received(&setup, &service, &listeners, &clients, &authority.pem());
     let pki = MeshPki::create();
     let mut envoy = setup.envoy(&pki);
-    let envoys = ask();
+    let envoy_values = values();
     envoy.kill();
     let _weft = setup.weft(&pki);
-    for (envoy, weft) in envoys.iter().zip(ask()) {
+    for (envoy, weft) in envoy_values.iter().zip(values()) {
         assert_eq!(*envoy, weft);
     }
 }

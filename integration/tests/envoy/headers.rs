@@ -1,22 +1,19 @@
-//! Headers that a route table adds and removes, redirects that change the path, and whom
-//! `x-forwarded-for` is believed.
+//! Headers that a route table adds and removes, responses of refused requests, redirects that change the path, and the
+//! client address by trusted hops of `x-forwarded-for`, compared with Envoy.
 
-#![allow(
-    clippy::needless_pass_by_value,
-    reason = "a part of a file is given away where it is made"
-)]
+#![expect(clippy::needless_pass_by_value, reason = "JSON values are passed where they are made")]
 
 use serde_json::{Value, json};
 use weft_integration::bootstrap::{any, with};
 
-use crate::peers::{Case, Outcome, Wanted, both, case, compare, get, outcome, serving};
+use crate::comparison::{Case, Difference, Outcome, both, case, compare, get, outcome, serving};
 
 /// A header to add.
 fn add(name: &str, value: &str, action: &str) -> Value {
     json!({"header": {"key": name, "value": value}, "append_action": action})
 }
 
-/// The changes of a level: each marks what it adds by the level's name.
+/// Header changes of one level of the route table. The values name the level.
 fn level(name: &str) -> Value {
     let own = |header: &str, action: &str| add(header, &format!("{name} level"), action);
     let additions = [
@@ -33,17 +30,17 @@ fn level(name: &str) -> Value {
     })
 }
 
-fn together(value: Value, fields: Value) -> Value {
-    let fields = fields.as_object().expect("an object").clone();
+fn with_all(value: Value, fields: Value) -> Value {
+    let fields = fields.as_object().expect("fields are a JSON object").clone();
     fields.into_iter().fold(value, |value, (name, field)| with(value, &name, field))
 }
 
-/// A table with changes at each level.
+/// A route table with header changes at each level.
 fn table(fields: Value) -> Value {
     let clusters =
-        json!({"clusters": [together(json!({"name": "service", "weight": 1}), level("cluster"))]});
+        json!({"clusters": [with_all(json!({"name": "service", "weight": 1}), level("cluster"))]});
     let forward = |prefix: &str, to: Value| {
-        together(json!({"name": "r", "match": {"prefix": prefix}, "route": to}), level("route"))
+        with_all(json!({"name": "r", "match": {"prefix": prefix}, "route": to}), level("route"))
     };
     let values = [
         ("x-method", "%REQ(:METHOD)% %REQ(:path)% %REQ(:authority)% %PROTOCOL%"),
@@ -58,9 +55,9 @@ fn table(fields: Value) -> Value {
     ];
     let values: Vec<Value> =
         values.iter().map(|(name, value)| add(name, value, "APPEND_IF_EXISTS_OR_ADD")).collect();
-    let of_response = [
+    let response_values = [
         add("x-status", "%RESPONSE_CODE% %RESP(x-answer)%", "APPEND_IF_EXISTS_OR_ADD"),
-        add("x-asked", "%REQ(x-one)%", "APPEND_IF_EXISTS_OR_ADD"),
+        add("x-request", "%REQ(x-one)%", "APPEND_IF_EXISTS_OR_ADD"),
         add("x-upstream", "%UPSTREAM_HOST% %UPSTREAM_REMOTE_ADDRESS%", "ADD_IF_ABSENT"),
         add(
             "x-parts",
@@ -73,33 +70,33 @@ fn table(fields: Value) -> Value {
     let routes = json!([
         forward("/weighted", json!({"weighted_clusters": clusters})),
         {"match": {"prefix": "/values"}, "route": {"cluster": "service"},
-         "request_headers_to_add": values, "response_headers_to_add": of_response},
+         "request_headers_to_add": values, "response_headers_to_add": response_values},
         {"match": {"prefix": "/old"}, "route": {"cluster": "service"},
          "request_headers_to_add": [old, empty]},
         {"match": {"prefix": "/rewritten"}, "route": {"cluster": "service", "prefix_rewrite": "/new",
             "host_rewrite_literal": "new.example"},
          "request_headers_to_add": [add("x-path", "%REQ(:PATH)% %REQ(:AUTHORITY)%", "ADD_IF_ABSENT")]},
         forward("/nowhere", json!({"cluster": "nowhere"})),
-        together(json!({"match": {"prefix": "/answer"},
+        with_all(json!({"match": {"prefix": "/answer"},
             "direct_response": {"status": 200, "body": {"inline_string": "here"}}}), level("route")),
-        together(json!({"match": {"prefix": "/moved"}, "redirect": {"host_redirect": "b.example"}}),
+        with_all(json!({"match": {"prefix": "/moved"}, "redirect": {"host_redirect": "b.example"}}),
             level("route")),
         forward("/", json!({"cluster": "service"})),
     ]);
-    let host = together(json!({"name": "all", "domains": ["*"], "routes": routes}), level("host"));
-    together(together(json!({"name": "all", "virtual_hosts": [host]}), level("table")), fields)
+    let host = with_all(json!({"name": "all", "domains": ["*"], "routes": routes}), level("host"));
+    with_all(with_all(json!({"name": "all", "virtual_hosts": [host]}), level("table")), fields)
 }
 
-fn asked(listener: &'static str, target: &str, lines: &str) -> Case {
+fn request(listener: &'static str, target: &str, lines: &str) -> Case {
     let name = format!("{listener} {target} {}", lines.replace("\r\n", " + "));
     case(listener, &name, format!("GET {target} HTTP/1.1\r\nhost: a.example\r\n{lines}\r\n\r\n"))
 }
 
 #[test]
-fn headers_are_added_and_removed_in_the_order_of_envoy() {
-    let ours = serving(json!({"route_config": table(json!({}))}));
-    let specific = json!({"most_specific_header_mutations_wins": true});
-    let specific = serving(json!({"route_config": table(specific)}));
+fn headers_are_added_and_removed_in_the_same_order_as_by_envoy() {
+    let least_specific = serving(json!({"route_config": table(json!({}))}));
+    let most_specific = json!({"most_most_specific_header_mutations_wins": true});
+    let most_specific = serving(json!({"route_config": table(most_specific)}));
     let mut cases = Vec::new();
     for listener in ["least", "most"] {
         for target in ["/", "/weighted", "/answer", "/moved/x", "/nowhere", "/404", "/chunked"] {
@@ -107,20 +104,20 @@ fn headers_are_added_and_removed_in_the_order_of_envoy() {
             let lines = "x-append: client\r\nx-absent: client\r\nx-overwrite: a\r\nx-overwrite: b\r\n\
                 x-existing: client\r\nx-secret: 1\r\nX-Secret: 2\r\nx-removed-by-route: client\r\n\
                 x-removed-by-host: client";
-            cases.push(asked(listener, target, lines));
+            cases.push(request(listener, target, lines));
         }
-        cases.push(asked(listener, "/values/x?y", "x-one: yes, it is"));
-        cases.push(asked(listener, "/rewritten/x", "x-one: 1"));
-        cases.push(asked(listener, "/old", "x-old: 1\r\nx-old: 2"));
+        cases.push(request(listener, "/values/x?y", "x-one: yes, it is"));
+        cases.push(request(listener, "/rewritten/x", "x-one: 1"));
+        cases.push(request(listener, "/old", "x-old: 1\r\nx-old: 2"));
     }
-    compare(&[("least", ours), ("most", specific)], &cases, &[], true);
+    compare(&[("least", least_specific), ("most", most_specific)], &cases, &[], true);
 }
 
 /// A public key (RFC 7517, appendix A.1).
 const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1",
     "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
 
-/// Refuses requests below `/denied` by a policy, and below `/token` without a token.
+/// A listener that refuses requests below `/denied` by a policy, and requests below `/token` without a token.
 fn refusing(table: Value) -> Value {
     let rules = json!({"action": "DENY", "policies": {"p": {
         "permissions": [{"url_path": {"path": {"prefix": "/denied"}}}],
@@ -136,33 +133,33 @@ fn refusing(table: Value) -> Value {
     serving(json!({"route_config": table, "http_filters": filters}))
 }
 
-/// Routes whose requests are refused, with changes at each level.
+/// Routes whose requests are refused, with header changes at each level.
 fn refused_routes() -> Value {
     let clusters =
-        json!({"clusters": [together(json!({"name": "service", "weight": 1}), level("cluster"))]});
+        json!({"clusters": [with_all(json!({"name": "service", "weight": 1}), level("cluster"))]});
     let typed = [
         add("content-type", "text/html", "OVERWRITE_IF_EXISTS_OR_ADD"),
         add("www-authenticate", "Basic", "OVERWRITE_IF_EXISTS_OR_ADD"),
-        add("x-asked", "%REQ(x-one)%", "APPEND_IF_EXISTS_OR_ADD"),
+        add("x-request", "%REQ(x-one)%", "APPEND_IF_EXISTS_OR_ADD"),
     ];
     let route = |prefix: &str, to: Value| json!({"match": {"prefix": prefix}, "route": to});
     let service = || json!({"cluster": "service"});
     let weighted = || json!({"weighted_clusters": clusters});
     let routes = json!([
-        together(route("/denied/plain", service()), level("route")),
-        together(route("/denied/weighted", weighted()), level("route")),
+        with_all(route("/denied/plain", service()), level("route")),
+        with_all(route("/denied/weighted", weighted()), level("route")),
         with(route("/denied/typed", service()), "response_headers_to_add", json!(typed)),
-        together(route("/token/plain", service()), level("route")),
+        with_all(route("/token/plain", service()), level("route")),
         with(route("/token/typed", service()), "response_headers_to_add", json!(typed)),
-        together(route("/nowhere", json!({"cluster": "nowhere"})), level("route")),
-        together(json!({"match": {"path": "/"}, "route": service()}), level("route")),
+        with_all(route("/nowhere", json!({"cluster": "nowhere"})), level("route")),
+        with_all(json!({"match": {"path": "/"}, "route": service()}), level("route")),
     ]);
-    let host = together(json!({"name": "all", "domains": ["*"], "routes": routes}), level("host"));
-    together(json!({"name": "all", "virtual_hosts": [host]}), level("table"))
+    let host = with_all(json!({"name": "all", "domains": ["*"], "routes": routes}), level("host"));
+    with_all(json!({"name": "all", "virtual_hosts": [host]}), level("table"))
 }
 
 #[test]
-fn refusals_have_the_response_headers_of_the_route_as_with_envoy() {
+fn refusals_get_the_response_headers_of_their_route_as_with_envoy() {
     let targets = [
         ("/denied/plain", 403),
         ("/denied/weighted", 403),
@@ -174,17 +171,17 @@ fn refusals_have_the_response_headers_of_the_route_as_with_envoy() {
         ("/none", 404),
         ("/", 200),
     ];
-    let cases = |lines: &str| targets.map(|(target, _)| asked("refusing", target, lines));
+    let cases = |lines: &str| targets.map(|(target, _)| request("refusing", target, lines));
     let cases: Vec<Case> =
         ["x-one: 1", "content-type: application/grpc"].into_iter().flat_map(cases).collect();
     let (envoys, wefts) = both(&[("refusing", refusing(refused_routes()))], |setup, service| {
         cases.iter().map(|case| outcome(setup.port("refusing"), case, service)).collect()
     });
-    // What a refusal says besides is its own: the body, the challenge, the length.
+    // The other parts of a refusal may differ: the body, the challenge, the length.
     let compared = |outcome: &Outcome| -> Vec<String> {
         let names = ["x-", "content-type:", "grpc-status:"];
         let is_compared = |line: &&String| {
-            // Of a body that only the sidecar has.
+            // `text/plain` describes a body that only the sidecar sends.
             *line != "content-type: text/plain" && names.iter().any(|name| line.starts_with(name))
         };
         outcome.fields.iter().filter(is_compared).cloned().collect()
@@ -204,11 +201,11 @@ fn refusals_have_the_response_headers_of_the_route_as_with_envoy() {
             && challenges.any(|c| c.contains("Bearer"))
     };
     let typed = wefts.iter().filter(challenge).count();
-    assert_eq!(typed, 2, "a route does not replace the challenge: {wefts:?}");
+    assert_eq!(typed, 2, "the route must not replace the challenge: {wefts:?}");
 }
 
 #[test]
-fn redirects_lead_to_the_location_of_envoy() {
+fn redirects_have_the_same_location_as_with_envoy() {
     let redirects = [
         ("/prefix/", json!({"prefix_rewrite": "/new/"})),
         ("/strip", json!({"prefix_rewrite": "/s", "strip_query": true})),
@@ -246,7 +243,7 @@ fn redirects_lead_to_the_location_of_envoy() {
     compare(&[("redirects", served)], &cases.collect::<Vec<_>>(), &[], true);
 }
 
-/// Lets in who comes from 1.1.1.1.
+/// A listener that admits only the client address 1.1.1.1.
 fn trusting(fields: Value) -> Value {
     let rules = json!({"action": "ALLOW", "policies": {"p": {
         "permissions": [{"any": true}],
@@ -255,11 +252,11 @@ fn trusting(fields: Value) -> Value {
     let router = any("envoy.extensions.filters.http.router.v3.Router", json!({}));
     let filters = json!({"http_filters": [
         {"name": "rbac", "typed_config": rbac}, {"name": "router", "typed_config": router}]});
-    serving(together(filters, fields))
+    serving(with_all(filters, fields))
 }
 
 #[test]
-fn client_address_comes_from_as_many_trusted_hops_as_with_envoy() {
+fn client_address_skips_as_many_trusted_hops_as_with_envoy() {
     let listeners = [
         ("edge", trusting(json!({"use_remote_address": true, "skip_xff_append": true}))),
         (
@@ -289,15 +286,15 @@ fn client_address_comes_from_as_many_trusted_hops_as_with_envoy() {
     ];
     let cases: Vec<Case> = listeners
         .iter()
-        .flat_map(|(listener, _)| headers.map(|header| asked(listener, "/", header)))
+        .flat_map(|(listener, _)| headers.map(|header| request(listener, "/", header)))
         .collect();
     compare(&listeners, &cases, FORWARDED, true);
 }
 
-const FORWARDED: &[Wanted] = &[(
+const FORWARDED: &[Difference] = &[(
     "edge of 2 / x-forwarded-for: 1.1.1.1 + x-forwarded-for: 2.2.2.2 | \
      inner of 1 / x-forwarded-for: 1.1.1.1 + x-forwarded-for: 2.2.2.2",
     "service -x-forwarded-for: 1.1.1.1,2.2.2.2; service +x-forwarded-for: 1.1.1.1; \
      service +x-forwarded-for: 2.2.2.2",
-    "two lines stay two lines, which say the same (RFC 9110, section 5.2)",
+    "two header lines are forwarded as two, with the same meaning (RFC 9110, section 5.2)",
 )];

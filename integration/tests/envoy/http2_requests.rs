@@ -1,13 +1,13 @@
-//! Requests of HTTP/2, before the same service of HTTP/1.1.
+//! HTTP/2 requests to an HTTP/1.1 service, compared with Envoy.
 
 use serde_json::{Value, json};
 use weft_integration::bootstrap::with;
 use weft_integration::http2::{self, Http2Response, request};
 
-use crate::peers::{Outcome, Wanted, both, check, differences, serving};
+use crate::comparison::{Difference, Outcome, both, check, differences, serving};
 
-/// The fields of an answer that are looked at.
-const FIELDS: &[&str] = &[
+/// The response headers that are compared.
+const COMPARED_HEADERS: &[&str] = &[
     "content-type",
     "content-length",
     "connection",
@@ -39,33 +39,33 @@ fn cases() -> Vec<(String, Value)> {
     ];
     let methods = ["HEAD", "OPTIONS", "DELETE", "POST", "PUT", "PATCH"];
     let gets = paths.map(|path| (path.to_owned(), request("GET", path, &[])));
-    let asked = methods.map(|method| (method.to_owned(), request(method, "/x", &[])));
+    let other_methods = methods.map(|method| (method.to_owned(), request(method, "/x", &[])));
     let trailing = with_body("POST", "/x", &[("trailer", "x-sum")]);
     let trailing = with(trailing, "trailers", json!([("x-sum", "1")]));
     let expecting = request("POST", "/x", &[("expect", "100-continue")]);
     let expecting = with(expecting, "on_continue", json!("body"));
-    let of = |name: &str, fields: &[(&str, &str)]| (name.to_owned(), request("GET", "/x", fields));
+    let get = |name: &str, fields: &[(&str, &str)]| (name.to_owned(), request("GET", "/x", fields));
     let bare = |name: &str, fields: Value| (name.to_owned(), json!({"fields": fields}));
     let named = [
         ("a body".to_owned(), with_body("POST", "/x", &[])),
-        ("a body of a length".to_owned(), with_body("POST", "/x", &[("content-length", "4")])),
+        ("a body with its length".to_owned(), with_body("POST", "/x", &[("content-length", "4")])),
         (
-            "a body of another length".to_owned(),
+            "a body with another length".to_owned(),
             with_body("POST", "/x", &[("content-length", "5")]),
         ),
         ("trailers".to_owned(), trailing),
-        ("expected".to_owned(), expecting),
-        of("cookies", &[("cookie", "a=1"), ("cookie", "b=2")]),
-        of("te", &[("te", "trailers")]),
-        of("te of more", &[("te", "gzip")]),
-        of("connection", &[("connection", "close")]),
-        of("transfer-encoding", &[("transfer-encoding", "chunked")]),
-        of("upper case", &[("X-Own", "1")]),
-        of("a space in a name", &[("x own", "1")]),
-        of("a line in a value", &[("x-own", "1\r\nx-two: 2")]),
-        of("the same host", &[("host", "a.example")]),
-        of("another host", &[("host", "b.example")]),
-        of("an unknown pseudo-field", &[(":own", "1")]),
+        ("expect".to_owned(), expecting),
+        get("cookies", &[("cookie", "a=1"), ("cookie", "b=2")]),
+        get("te", &[("te", "trailers")]),
+        get("te with gzip", &[("te", "gzip")]),
+        get("connection", &[("connection", "close")]),
+        get("transfer-encoding", &[("transfer-encoding", "chunked")]),
+        get("upper case", &[("X-Own", "1")]),
+        get("a space in a name", &[("x own", "1")]),
+        get("a line end in a value", &[("x-own", "1\r\nx-two: 2")]),
+        get("the same host", &[("host", "a.example")]),
+        get("another host", &[("host", "b.example")]),
+        get("an unknown pseudo-header", &[(":own", "1")]),
         bare(
             "no path",
             json!([(":method", "GET"), (":scheme", "http"), (":authority", "a.example")]),
@@ -93,50 +93,57 @@ fn cases() -> Vec<(String, Value)> {
             ]),
         ),
     ];
-    gets.into_iter().chain(asked).chain(named).collect()
+    gets.into_iter().chain(other_methods).chain(named).collect()
 }
 
-fn outcome(answer: &Http2Response, told: &[String]) -> Outcome {
-    let field = |name: &&str| answer.header(name).map(|value| format!("{name}: {value}"));
+fn outcome(answer: &Http2Response, received: &[String]) -> Outcome {
+    let header = |name: &&str| answer.header(name).map(|value| format!("{name}: {value}"));
     Outcome {
         status: answer.status(),
         interim: answer.interim().iter().map(|status| (*status).to_owned()).collect(),
-        fields: FIELDS.iter().filter_map(field).collect(),
+        fields: COMPARED_HEADERS.iter().filter_map(header).collect(),
         body: answer.body().to_owned(),
         trailers: answer.trailer("x-checksum").unwrap_or_default().to_owned(),
         broken: !answer.is_whole(),
-        service: told.to_vec(),
+        service: received.to_vec(),
         ..Outcome::default()
     }
 }
 
 #[test]
-fn requests_of_http2_are_carried_as_envoy_carries_them() {
+fn http2_requests_are_forwarded_as_by_envoy() {
     let mut cases = cases();
     for (number, (_, request)) in cases.iter_mut().enumerate() {
-        let fields = request.get_mut("fields").and_then(Value::as_array_mut).expect("a list");
+        let fields = request
+            .get_mut("fields")
+            .and_then(Value::as_array_mut)
+            .expect("the headers are a list");
         fields.push(json!(["x-case", format!("{number}.")]));
     }
     let requests: Vec<Value> = cases.iter().map(|(_, request)| request.clone()).collect();
     let (envoys, wefts) = both(&[("plain", serving(json!({})))], |setup, service| {
         let answers = http2::ask(setup.port("plain"), &requests);
-        let told = service.take();
-        let of = |number: usize| -> Vec<String> {
+        let received = service.take();
+        let of_case = |number: usize| -> Vec<String> {
             let mark = format!("x-case: {number}.");
-            told.iter().filter(|told| told.contains(&mark)).cloned().collect()
+            received.iter().filter(|told| told.contains(&mark)).cloned().collect()
         };
-        answers.iter().enumerate().map(|(number, answer)| outcome(answer, &of(number))).collect()
+        answers
+            .iter()
+            .enumerate()
+            .map(|(number, answer)| outcome(answer, &of_case(number)))
+            .collect()
     });
     let names = cases.iter().map(|(name, _)| name.clone());
     check(&differences(names, &envoys, &wefts, false), HTTP2);
 }
 
-const HTTP2: &[Wanted] = &[
+const HTTP2: &[Difference] = &[
     (
         "/hops",
         "client -x-hop: 1",
-        "what `connection` names ends at this hop (RFC 9110, section 7.6.1)",
+        "headers that `connection` names are not forwarded (RFC 9110, section 7.6.1)",
     ),
-    ("OPTIONS", "service -content-length: 0", "no length is said that the client did not say"),
-    ("another host", "200 / refused 400", "one request, one host (RFC 9113, section 8.3.1)"),
+    ("OPTIONS", "service -content-length: 0", "the sidecar adds no content-length"),
+    ("another host", "200 / refused 400", "host must equal :authority (RFC 9113, section 8.3.1)"),
 ];

@@ -1,14 +1,14 @@
-//! What the sidecar does with HTTP beside what Envoy does with it: the same bootstrap file and the same
-//! requests, before the same service. Compared are the status, the fields and the body that the client
-//! gets, what becomes of the connection, and what the service is told. Where they differ, tables name how
-//! and why; whatever else differs fails, and so does a difference in the tables that is none any more.
+//! HTTP behavior of the sidecar compared with Envoy: the same bootstrap file, the same requests and the same service.
+//! The tests compare the status, headers and body that the client gets, the state of the connection, and the request
+//! that the service receives. Tables list every accepted difference with its reason; any other difference fails, and
+//! so does a listed difference that no longer occurs.
 
 mod client_certificates;
+mod comparison;
 mod connection;
 mod headers;
 mod http2_requests;
 mod messages;
 mod options;
-mod peers;
 mod routes;
 mod versions;

@@ -1,8 +1,8 @@
-//! How messages of HTTP/1 are carried, and which are refused.
+//! HTTP/1 messages, well-formed and malformed, compared with Envoy.
 
 use serde_json::json;
 
-use crate::peers::{Case, Wanted, case, compare, get, serving};
+use crate::comparison::{Case, Difference, case, compare, get, serving};
 
 const HEADS: &[(&str, &str)] = &[
     ("TRACE", "TRACE / HTTP/1.1\r\nhost: a.example\r\n\r\n"),
@@ -10,19 +10,22 @@ const HEADS: &[(&str, &str)] = &[
     ("lower case", "get / HTTP/1.1\r\nhost: a.example\r\n\r\n"),
     ("OPTIONS *", "OPTIONS * HTTP/1.1\r\nhost: a.example\r\n\r\n"),
     ("1.0", "GET /x HTTP/1.0\r\nhost: a.example\r\n\r\n"),
-    ("1.0 kept", "GET /x HTTP/1.0\r\nhost: a.example\r\nconnection: keep-alive\r\n\r\n"),
+    ("1.0 keep-alive", "GET /x HTTP/1.0\r\nhost: a.example\r\nconnection: keep-alive\r\n\r\n"),
     ("1.0 without host", "GET /x HTTP/1.0\r\n\r\n"),
-    ("1.0 chunked answer", "GET /chunked HTTP/1.0\r\nhost: a.example\r\n\r\n"),
+    ("1.0 chunked response", "GET /chunked HTTP/1.0\r\nhost: a.example\r\n\r\n"),
     ("1.0 with a length", "POST /x HTTP/1.0\r\nhost: a.example\r\ncontent-length: 4\r\n\r\nbody"),
     ("close", "GET /x HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n"),
     ("Close", "GET /x HTTP/1.1\r\nhost: a.example\r\nConnection: Close\r\n\r\n"),
-    ("kept", "GET /x HTTP/1.1\r\nhost: a.example\r\nconnection: keep-alive\r\n\r\n"),
+    ("keep-alive", "GET /x HTTP/1.1\r\nhost: a.example\r\nconnection: keep-alive\r\n\r\n"),
     (
         "hops",
         "GET /x HTTP/1.1\r\nhost: a.example\r\nconnection: x-hop\r\nx-hop: 1\r\n\
          keep-alive: 5\r\n\r\n",
     ),
-    ("proxy hops", "GET /x HTTP/1.1\r\nhost: a.example\r\nproxy-connection: keep-alive\r\n\r\n"),
+    (
+        "proxy-connection",
+        "GET /x HTTP/1.1\r\nhost: a.example\r\nproxy-connection: keep-alive\r\n\r\n",
+    ),
     (
         "proxy authorization",
         "GET /x HTTP/1.1\r\nhost: a.example\r\nproxy-authorization: Basic eA==\r\n\r\n",
@@ -49,12 +52,12 @@ const HEADS: &[(&str, &str)] = &[
         "GET /x HTTP/1.1\r\nhost: a.example\r\nx-empty:\r\nx-spaces:   a  b  \r\n\r\n",
     ),
     (
-        "claims",
+        "identity and proxy headers",
         "GET /x HTTP/1.1\r\nhost: a.example\r\nx-forwarded-client-cert: By=x\r\n\
          x-forwarded-host: b\r\nforwarded: for=x\r\nvia: 1.0 b\r\n\r\n",
     ),
     ("underscore", "GET /x HTTP/1.1\r\nhost: a.example\r\nx_own: 1\r\n\r\n"),
-    ("a line before", "\r\nGET /x HTTP/1.1\r\nhost: a.example\r\n\r\n"),
+    ("an empty line before", "\r\nGET /x HTTP/1.1\r\nhost: a.example\r\n\r\n"),
 ];
 
 fn methods_and_versions() -> Vec<Case> {
@@ -69,7 +72,7 @@ fn methods_and_versions() -> Vec<Case> {
     {
         cases.push(get("plain", target));
         let name = format!("HEAD {target}");
-        // A service that says nothing of a body to HEAD says it by the same fields.
+        // A service may send the same headers to HEAD, without a body.
         if matches!(target, "/204" | "/304") {
             cases.push(case(
                 "plain",
@@ -81,15 +84,15 @@ fn methods_and_versions() -> Vec<Case> {
     cases.extend(HEADS.iter().map(|(name, bytes)| case("plain", name, *bytes)));
     cases.push(case(
         "no 1.0",
-        "1.0 where that is not allowed",
+        "1.0 where it is disabled",
         "GET /x HTTP/1.0\r\nhost: a.example\r\n\r\n",
     ));
     cases
 }
 
 fn bodies() -> Vec<Case> {
-    let post = |fields: &str, body: &str| {
-        format!("POST /x HTTP/1.1\r\nhost: a.example\r\n{fields}\r\n\r\n{body}")
+    let post = |headers: &str, body: &str| {
+        format!("POST /x HTTP/1.1\r\nhost: a.example\r\n{headers}\r\n\r\n{body}")
     };
     let chunked = "transfer-encoding: chunked";
     [
@@ -104,10 +107,10 @@ fn bodies() -> Vec<Case> {
             "trailers",
             post(&format!("{chunked}\r\ntrailer: x-sum"), "4\r\nbody\r\n0\r\nX-Sum: 1\r\n\r\n"),
         ),
-        ("expected", post("expect: 100-continue\r\ncontent-length: 4", "body")),
-        ("Expected", post("expect: 100-Continue\r\ncontent-length: 4", "body")),
+        ("expect", post("expect: 100-continue\r\ncontent-length: 4", "body")),
+        ("Expect", post("expect: 100-Continue\r\ncontent-length: 4", "body")),
         (
-            "expected chunks",
+            "expect with chunks",
             post(&format!("expect: 100-continue\r\n{chunked}"), "4\r\nbody\r\n0\r\n\r\n"),
         ),
         ("another expectation", post("expect: own\r\ncontent-length: 4", "body")),
@@ -126,23 +129,23 @@ fn bodies() -> Vec<Case> {
 }
 
 fn large_heads() -> Vec<Case> {
-    let field = |bytes: usize| {
+    let header = |bytes: usize| {
         format!("GET / HTTP/1.1\r\nhost: a.example\r\nx: {}\r\n\r\n", "x".repeat(bytes))
     };
-    let fields = |count: usize| {
+    let headers = |count: usize| {
         let lines: String = (0..count).map(|number| format!("x-{number}: 1\r\n")).collect();
         format!("GET / HTTP/1.1\r\nhost: a.example\r\n{lines}\r\n")
     };
     let target =
         |bytes: usize| format!("GET /{} HTTP/1.1\r\nhost: a.example\r\n\r\n", "x".repeat(bytes));
     [
-        ("a field of 4 KiB", field(4096)),
-        ("a field of 15 KiB", field(15 * 1024)),
-        ("a field of 17 KiB", field(17 * 1024)),
-        ("a field of 59 KiB", field(59 * 1024)),
-        ("a field of 64 KiB", field(64 * 1024)),
-        ("90 fields", fields(90)),
-        ("110 fields", fields(110)),
+        ("a header of 4 KiB", header(4096)),
+        ("a header of 15 KiB", header(15 * 1024)),
+        ("a header of 17 KiB", header(17 * 1024)),
+        ("a header of 59 KiB", header(59 * 1024)),
+        ("a header of 64 KiB", header(64 * 1024)),
+        ("90 headers", headers(90)),
+        ("110 headers", headers(110)),
         ("a target of 4 KiB", target(4096)),
         ("a target of 15 KiB", target(15 * 1024)),
         ("a target of 17 KiB", target(17 * 1024)),
@@ -153,7 +156,7 @@ fn large_heads() -> Vec<Case> {
 }
 
 #[test]
-fn messages_are_carried_as_envoy_carries_them() {
+fn http1_messages_are_forwarded_as_by_envoy() {
     let listeners = [
         ("plain", serving(json!({}))),
         ("no 1.0", serving(json!({"http_protocol_options": {"enable_trailers": true}}))),
@@ -162,43 +165,47 @@ fn messages_are_carried_as_envoy_carries_them() {
     compare(&listeners, &cases, MESSAGES, true);
 }
 
-const MESSAGES: &[Wanted] = &[
-    (
-        "OPTIONS | PROPFIND",
-        "service -content-length: 0",
-        "no length is said that the client did not say",
-    ),
+const MESSAGES: &[Difference] = &[
+    ("OPTIONS | PROPFIND", "service -content-length: 0", "the sidecar adds no content-length"),
     ("X-OWN", "refused 400 / 200", "any token is a method (RFC 9110, section 9.1)"),
     (
         "plain /hops",
         "client -x-hop: 1",
-        "what `connection` names ends at this hop (RFC 9110, section 7.6.1)",
+        "headers that `connection` names are not forwarded (RFC 9110, section 7.6.1)",
     ),
-    ("TRACE", "200 / refused 405", "it would tell the client what it must not see"),
-    ("CONNECT", "refused 404 / refused 405", "no tunnel is opened unless that is wanted"),
-    ("OPTIONS *", "refused 404 / 200", "it is asked of the server, which no path names"),
-    ("1.0 without host", "refused 400 / 200", "HTTP/1.0 knows no host"),
-    ("proxy authorization", "service -proxy-authorization: Basic eA==", "it is for this hop alone"),
+    (
+        "TRACE",
+        "200 / refused 405",
+        "a TRACE response would show the client headers that it must not see",
+    ),
+    ("CONNECT", "refused 404 / refused 405", "tunnels are disabled by default"),
+    ("OPTIONS *", "refused 404 / 200", "it is addressed to the server, not to a path"),
+    ("1.0 without host", "refused 400 / 200", "HTTP/1.0 does not require host"),
+    ("proxy authorization", "service -proxy-authorization: Basic eA==", "a hop-by-hop header"),
     ("unknown upgrade", "refused 403 / 200", "an upgrade may be ignored (RFC 9110, section 7.8)"),
     (
         "many values",
         "service -accept: a,b; service +accept: a; service +accept: b",
         "the same list",
     ),
-    ("a line before", "200 / refused 400", "one reading: no line stands before a request"),
-    ("1.0 where that is not allowed", "refused 426 / 200", "HTTP/1.0 is always spoken"),
+    ("an empty line before", "200 / refused 400", "parsers disagree about lines before a request"),
+    ("1.0 where it is disabled", "refused 426 / 200", "HTTP/1.0 is always enabled"),
     (
         "another expectation",
         "interim -HTTP/1.1 100 Continue; service -expect: own",
-        "none but 100-continue is known",
+        "only 100-continue is defined",
     ),
     (
         "GET with a body | GET with chunks",
         "service +connection: close",
-        "services disagree about it: nothing may follow on the connection to the service",
+        "services disagree about such bodies, so the upstream connection is not reused",
     ),
-    ("GET with no body", "service -content-length: 0", "it says nothing that its absence does not"),
-    ("a target of 64 KiB", "refused 431 / refused 414", "it is told from other large heads"),
+    ("GET with no body", "service -content-length: 0", "a length of 0 means the same as no length"),
+    (
+        "a target of 64 KiB",
+        "refused 431 / refused 414",
+        "414 distinguishes a long target from large headers",
+    ),
 ];
 
 const MALFORMED_BYTES: &[(&str, &str)] = &[
@@ -221,19 +228,19 @@ const MALFORMED_BYTES: &[(&str, &str)] = &[
     ("two spaces", "GET  / HTTP/1.1\r\nhost: a.example\r\n\r\n"),
     ("a tab", "GET\t/ HTTP/1.1\r\nhost: a.example\r\n\r\n"),
     ("bare LF", "GET / HTTP/1.1\nhost: a.example\n\n"),
-    ("bare LF in a field", "GET / HTTP/1.1\r\nhost: a.example\nx-a: 1\r\n\r\n"),
-    ("bare CR in a field", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a: 1\r2\r\n\r\n"),
-    ("NUL in a field", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a: 1\x002\r\n\r\n"),
-    ("a control in a field", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a: 1\x012\r\n\r\n"),
-    ("beyond ASCII in a field", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a: \u{e9}\r\n\r\n"),
-    ("beyond ASCII in a name", "GET / HTTP/1.1\r\nhost: a.example\r\nx-\u{e9}: 1\r\n\r\n"),
-    ("beyond ASCII in a target", "GET /\u{e9} HTTP/1.1\r\nhost: a.example\r\n\r\n"),
+    ("bare LF in a header", "GET / HTTP/1.1\r\nhost: a.example\nx-a: 1\r\n\r\n"),
+    ("bare CR in a header", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a: 1\r2\r\n\r\n"),
+    ("NUL in a header", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a: 1\x002\r\n\r\n"),
+    ("a control in a header", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a: 1\x012\r\n\r\n"),
+    ("not ASCII in a header", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a: \u{e9}\r\n\r\n"),
+    ("not ASCII in a name", "GET / HTTP/1.1\r\nhost: a.example\r\nx-\u{e9}: 1\r\n\r\n"),
+    ("not ASCII in a target", "GET /\u{e9} HTTP/1.1\r\nhost: a.example\r\n\r\n"),
     ("a space before the colon", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a : 1\r\n\r\n"),
     ("a space in a name", "GET / HTTP/1.1\r\nhost: a.example\r\nx a: 1\r\n\r\n"),
     ("no name", "GET / HTTP/1.1\r\nhost: a.example\r\n: 1\r\n\r\n"),
     ("no colon", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a\r\n\r\n"),
-    ("a folded field", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a: 1\r\n 2\r\n\r\n"),
-    ("a folded first field", "GET / HTTP/1.1\r\n x: 1\r\nhost: a.example\r\n\r\n"),
+    ("a folded header", "GET / HTTP/1.1\r\nhost: a.example\r\nx-a: 1\r\n 2\r\n\r\n"),
+    ("a folded first header", "GET / HTTP/1.1\r\n x: 1\r\nhost: a.example\r\n\r\n"),
     (
         "both",
         "POST / HTTP/1.1\r\nhost: a.example\r\ncontent-length: 4\r\n\
@@ -293,12 +300,12 @@ const MALFORMED_BYTES: &[(&str, &str)] = &[
          body\r\n0\r\n\r\n",
     ),
     (
-        "a chunk too long",
+        "a chunk longer than its size",
         "POST / HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\r\n4\r\n\
          bodyXX\r\n0\r\n\r\n",
     ),
     (
-        "bare LF behind a chunk size",
+        "bare LF after a chunk size",
         "POST / HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\r\n4\nbody\r\n\
          0\r\n\r\n",
     ),
@@ -307,41 +314,50 @@ const MALFORMED_BYTES: &[(&str, &str)] = &[
         "POST / HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\
          x a: 1\r\n\r\n",
     ),
-    ("a head that ends nowhere", "GET / HTTP/1.1\r\nhost: a.example\r\n"),
-    (
-        "a body that ends nowhere",
-        "POST / HTTP/1.1\r\nhost: a.example\r\ncontent-length: 4\r\n\r\nbo",
-    ),
-    ("no HTTP", "hello\r\n\r\n"),
+    ("an incomplete header section", "GET / HTTP/1.1\r\nhost: a.example\r\n"),
+    ("an incomplete body", "POST / HTTP/1.1\r\nhost: a.example\r\ncontent-length: 4\r\n\r\nbo"),
+    ("not HTTP", "hello\r\n\r\n"),
     ("TLS", "\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"),
 ];
 
 #[test]
-fn what_envoy_refuses_is_refused() {
+fn malformed_http1_messages_are_refused_if_envoy_refuses_them() {
     let mut cases = vec![get("plain", "/")];
     cases.extend(MALFORMED_BYTES.iter().map(|(name, bytes)| case("plain", name, *bytes)));
     compare(&[("plain", serving(json!({})))], &cases, MALFORMED, false);
 }
 
-const MALFORMED: &[Wanted] = &[
+const MALFORMED: &[Difference] = &[
     ("two hosts", "200 / refused 400", "RFC 9112, section 3.2"),
-    ("an empty host", "200 / refused 400", "no http URI has one (RFC 9110, section 4.2.1)"),
+    (
+        "an empty host",
+        "200 / refused 400",
+        "an http URI must not have an empty host (RFC 9110, section 4.2.1)",
+    ),
     (
         "a host with a user",
         "200 / refused 400",
-        "whoever looks at one half is misled (RFC 9110, section 4.2.4)",
+        "user information can disguise the host (RFC 9110, section 4.2.4)",
     ),
-    ("version 2.0 | version 0.9", "200 / refused 505", "not spoken in this form"),
+    (
+        "version 2.0 | version 0.9",
+        "200 / refused 505",
+        "these versions have another message format",
+    ),
     (
         "version 1.2",
         "then 0 / 200; client -connection: close",
-        "read as 1.1 (RFC 9110, section 2.5)",
+        "treated as 1.1 (RFC 9110, section 2.5)",
     ),
     (
-        "two spaces | a tab | bare LF | bare LF in a field | bare CR in a field | a folded field",
+        "two spaces | a tab | bare LF | bare LF in a header | bare CR in a header | a folded header",
         "200 / refused 400",
-        "others read another request from it",
+        "other parsers read another request",
     ),
-    ("1.0 chunked", "200 / refused 400", "its framing is faulty (RFC 9112, section 6.1)"),
-    ("a chunk too long", "200 / refused 400", "others find the next chunk elsewhere"),
+    (
+        "1.0 chunked",
+        "200 / refused 400",
+        "HTTP/1.0 must not use transfer-encoding (RFC 9112, section 6.1)",
+    ),
+    ("a chunk longer than its size", "200 / refused 400", "other parsers find another next chunk"),
 ];

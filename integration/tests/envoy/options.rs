@@ -1,8 +1,8 @@
-//! What the options of a connection manager mean.
+//! Options of the HTTP connection manager, compared with Envoy.
 
 use serde_json::{Value, json};
 
-use crate::peers::{Case, Wanted, case, compare, get, serving, told};
+use crate::comparison::{Case, Difference, case, compare, get, get_with_headers, serving};
 
 fn options() -> Vec<(&'static str, Value)> {
     let slashes = |action: &str| {
@@ -12,7 +12,7 @@ fn options() -> Vec<(&'static str, Value)> {
         serving(json!({"common_http_protocol_options": {field: value}}))
     };
     vec![
-        ("bare", serving(json!({}))),
+        ("default", serving(json!({}))),
         ("normal", serving(json!({"normalize_path": true}))),
         ("merged", serving(json!({"merge_slashes": true}))),
         ("both", serving(json!({"normalize_path": true, "merge_slashes": true}))),
@@ -36,7 +36,7 @@ fn options() -> Vec<(&'static str, Value)> {
 
 fn paths() -> Vec<Case> {
     let mut cases = Vec::new();
-    for listener in ["bare", "normal", "merged", "both", "reject", "keep", "unescape"] {
+    for listener in ["default", "normal", "merged", "both", "reject", "keep", "unescape"] {
         for target in [
             "/a/b",
             "/a/./b",
@@ -75,8 +75,8 @@ fn paths() -> Vec<Case> {
             "/a?b=/../c//d%2fe",
             "/A/b",
         ] {
-            // Slashes are a matter of the last three alone.
-            if matches!(listener, "bare" | "normal" | "merged" | "both")
+            // The last three options affect escaped slashes and backslashes only.
+            if matches!(listener, "default" | "normal" | "merged" | "both")
                 || target.contains('%')
                 || target.contains('\\')
             {
@@ -100,7 +100,7 @@ fn hosts_and_addresses() -> Vec<Case> {
             "A.Example:80",
             "127.0.0.1:80",
         ] {
-            cases.push(told(listener, &format!("host: {host}")));
+            cases.push(get_with_headers(listener, &format!("host: {host}")));
         }
     }
     for listener in ["edge", "skip", "inner"] {
@@ -111,7 +111,7 @@ fn hosts_and_addresses() -> Vec<Case> {
             "x-forwarded-for: nonsense\r\n",
             "x-forwarded-for:\r\n",
         ] {
-            cases.push(told(listener, &format!("{lines}host: a.example")));
+            cases.push(get_with_headers(listener, &format!("{lines}host: a.example")));
         }
     }
     let many = ["10.0.0.1"; 31].join(", ");
@@ -123,47 +123,51 @@ fn hosts_and_addresses() -> Vec<Case> {
 }
 
 fn limits() -> Vec<Case> {
-    let fields = |count: usize| (1..count).map(|n| format!("x-{n}: 1\r\n")).collect::<String>();
+    let headers = |count: usize| (1..count).map(|n| format!("x-{n}: 1\r\n")).collect::<String>();
     let mut cases = vec![
-        told("underscores", "host: a.example\r\nx_a: 1"),
-        told("underscores", "host: a.example\r\nx-a: a_b"),
-        told("inner", "host: a.example\r\nx_a: 1"),
-        told("allowed", "host: a.example\r\nx_a: 1\r\nX_B: 2"),
-        told("dropped", "host: a.example\r\nx_a: 1\r\nX_B: 2\r\nx-c: 3"),
+        get_with_headers("underscores", "host: a.example\r\nx_a: 1"),
+        get_with_headers("underscores", "host: a.example\r\nx-a: a_b"),
+        get_with_headers("inner", "host: a.example\r\nx_a: 1"),
+        get_with_headers("allowed", "host: a.example\r\nx_a: 1\r\nX_B: 2"),
+        get_with_headers("dropped", "host: a.example\r\nx_a: 1\r\nX_B: 2\r\nx-c: 3"),
         get("once", "/"),
         get("twice", "/"),
         get("inner", "/"),
     ];
     for count in [9, 10, 11, 12] {
-        let bytes = format!("GET / HTTP/1.1\r\n{}host: a.example\r\n\r\n", fields(count));
-        cases.push(case("count", &format!("{count} of 10 fields"), bytes));
+        let bytes = format!("GET / HTTP/1.1\r\n{}host: a.example\r\n\r\n", headers(count));
+        cases.push(case("count", &format!("{count} headers of 10"), bytes));
     }
     for bytes in [900, 1200] {
         let long = "x".repeat(bytes);
         let request = format!("GET / HTTP/1.1\r\nhost: a.example\r\nx: {long}\r\n\r\n");
-        cases.push(case("kilobyte", &format!("{bytes} of 1024 bytes"), request));
+        cases.push(case("kilobyte", &format!("{bytes} bytes of 1024"), request));
     }
     cases
 }
 
 #[test]
-fn options_mean_what_they_mean_to_envoy() {
+fn connection_manager_options_behave_as_in_envoy() {
     let cases = [paths(), hosts_and_addresses(), limits()].concat();
     compare(&options(), &cases, OPTIONS, true);
 }
 
-const OPTIONS: &[Wanted] = &[
-    ("bare /a\\b | merged /a\\b", "200 / refused 400", "some take a backslash for a slash"),
-    ("bare /%00 | merged /%00", "200 / refused 400", "it ends the path for some"),
+const OPTIONS: &[Difference] = &[
+    (
+        "default /a\\b | merged /a\\b",
+        "200 / refused 400",
+        "some services treat a backslash as a slash",
+    ),
+    ("default /%00 | merged /%00", "200 / refused 400", "NUL ends the path for some services"),
     (
         "normal /a/..;/b | both /a/..;/b",
         "service -GET /b HTTP/1.1; service +GET /a/..;/b HTTP/1.1",
-        "a parameter is not removed; policies must allow both readings",
+        "path parameters are not removed; policies must allow both readings",
     ),
     (
         "merged // | both //",
         "service -GET // HTTP/1.1; service +GET / HTTP/1.1",
-        "slashes are merged",
+        "all adjacent slashes are merged",
     ),
     (
         "edge x-forwarded-for: 10.0.0.1 + host: a.example",
@@ -193,6 +197,6 @@ const OPTIONS: &[Wanted] = &[
     (
         "edge 31 addresses | inner 31 addresses",
         "200 / refused 463",
-        "a chain of forwarders ends somewhere",
+        "the number of forwarded addresses is limited",
     ),
 ];

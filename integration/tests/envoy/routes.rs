@@ -1,41 +1,38 @@
-//! Which route a request takes, and where that leads.
+//! Route matching and route actions, compared with Envoy.
 
-#![allow(
-    clippy::needless_pass_by_value,
-    reason = "a part of a file is given away where it is made"
-)]
+#![expect(clippy::needless_pass_by_value, reason = "JSON values are passed where they are made")]
 
 use serde_json::{Value, json};
 use weft_integration::bootstrap::any;
 
-use crate::peers::{Case, Wanted, case, compare, get, serving, told};
+use crate::comparison::{Case, Difference, case, compare, get, get_with_headers, serving};
 
 fn to(cluster: &str, matches: Value) -> Value {
     json!({"match": matches, "route": {"cluster": cluster}})
 }
 
-fn answered(matches: Value, answer: &str) -> Value {
-    json!({"match": matches, "direct_response": {"status": 200, "body": {"inline_string": answer}}})
+fn direct(matches: Value, body: &str) -> Value {
+    json!({"match": matches, "direct_response": {"status": 200, "body": {"inline_string": body}}})
 }
 
 fn redirected(prefix: &str, redirect: Value) -> Value {
     json!({"match": {"prefix": prefix}, "redirect": redirect})
 }
 
-/// Routes of each kind; each that matches answers by its own name.
+/// Routes of each kind. Each direct response has the route's name as its body.
 fn routes() -> Vec<Value> {
-    let header = |prefix: &str, header: Value, answer: &str| {
-        answered(json!({"prefix": prefix, "headers": [header]}), answer)
+    let header = |prefix: &str, header: Value, body: &str| {
+        direct(json!({"prefix": prefix, "headers": [header]}), body)
     };
-    let query = |parameter: Value, answer: &str| {
-        answered(json!({"prefix": "/query", "query_parameters": [parameter]}), answer)
+    let query = |parameter: Value, body: &str| {
+        direct(json!({"prefix": "/query", "query_parameters": [parameter]}), body)
     };
     let text =
         |name: &str, form: &str, value: &str| json!({"name": name, "string_match": {form: value}});
     vec![
-        answered(json!({"path": "/exact"}), "exact"),
-        answered(json!({"path_separated_prefix": "/segments"}), "segments"),
-        answered(json!({"prefix": "/prefix"}), "prefix"),
+        direct(json!({"path": "/exact"}), "exact"),
+        direct(json!({"path_separated_prefix": "/segments"}), "segments"),
+        direct(json!({"prefix": "/prefix"}), "prefix"),
         header("/header", text("x-one", "exact", "yes"), "exact"),
         header("/header", text("x-one", "prefix", "pre"), "prefix"),
         header("/header", text("x-one", "suffix", "suf"), "suffix"),
@@ -79,7 +76,7 @@ fn routes() -> Vec<Value> {
             "route": {"cluster": "service", "prefix_rewrite": "/"}}),
         json!({"match": {"path": "/whole"},
             "route": {"cluster": "service", "prefix_rewrite": "/other"}}),
-        json!({"match": {"prefix": "/named"},
+        json!({"match": {"prefix": "/with_values"},
             "route": {"cluster": "service", "host_rewrite_literal": "new.example"}}),
         json!({"match": {"prefix": "/weighted"}, "route": {"weighted_clusters":
             {"clusters": [{"name": "nowhere", "weight": 0}, {"name": "other", "weight": 100}]}}}),
@@ -91,7 +88,7 @@ fn routes() -> Vec<Value> {
 fn routing() -> Value {
     let host = |name: &str, domains: &[&str]| {
         json!({"name": name, "domains": domains,
-        "routes": [answered(json!({"prefix": "/"}), name)]})
+        "routes": [direct(json!({"prefix": "/"}), name)]})
     };
     serving(json!({"route_config": {"name": "all", "virtual_hosts": [
         host("b", &["b.example"]),
@@ -103,17 +100,17 @@ fn routing() -> Value {
     ]}}))
 }
 
-/// Of each route what matches and what just does not.
+/// For each route, targets that match and targets that nearly match.
 const TARGETS: &str = "/exact /exact?x=1 /exact/ /exactly /Exact /segments /segments/ /segments/x /segments?x=1 \
     /segmentsx /prefix /prefix/x /prefixx?y /absent /method /host /query /query?q=1 /query?q=2 \
     /query?q=2&q=1 /query?q=pre /query?r /query?r= /query?x=1&q=1 /query?q=%31 /query?Q=1 \
     /to-host /to-host/x?y=1 /to-path /to-https/x?y=1 /to-scheme/x /to-all?z=1 \
     /empty /rewrite/ /rewrite/x?y=1 /rewrite/204 /top /top/x /topx /whole /whole?x=1 \
-    /named/x /weighted /weighted/x?y=1 /nowhere /service/x?y=%20&z /service? /nothing / \
+    /with_values/x /weighted /weighted/x?y=1 /nowhere /service/x?y=%20&z /service? /nothing / \
     /service/404 /service/503";
 
 #[test]
-fn routes_lead_where_they_lead_with_envoy() {
+fn requests_take_the_same_routes_as_with_envoy() {
     let mut cases: Vec<Case> =
         TARGETS.split_whitespace().map(|target| get("routes", target)).collect();
     for lines in [
@@ -146,11 +143,11 @@ fn routes_lead_where_they_lead_with_envoy() {
         "f.example",
         "a.example.",
     ] {
-        cases.push(told("routes", &format!("host: {host}")));
+        cases.push(get_with_headers("routes", &format!("host: {host}")));
     }
     cases.push(case(
         "routes",
-        "in the target",
+        "host in the target",
         "GET http://b.example/x HTTP/1.1\r\nhost: a.example\r\n\r\n",
     ));
     let values = "x-one: yes\r\nx-one: no";
@@ -159,27 +156,28 @@ fn routes_lead_where_they_lead_with_envoy() {
     compare(&[("routes", routing())], &cases, ROUTES, true);
 }
 
-const ROUTES: &[Wanted] = &[(
+const ROUTES: &[Difference] = &[(
     "routes /top/x",
     "service -GET //x HTTP/1.1; service +GET /x HTTP/1.1",
-    "a rewrite makes no empty segment, which the next hop may read in two ways",
+    "a rewrite adds no empty segment, because services read those in different ways",
 )];
 
 #[test]
-fn what_is_not_yet_as_with_envoy() {
-    let field = |line: &str| format!("GET /header HTTP/1.1\r\nhost: a.example\r\n{line}\r\n\r\n");
+fn repeated_headers_and_empty_bodies_are_handled_as_by_envoy() {
+    let with_header =
+        |line: &str| format!("GET /header HTTP/1.1\r\nhost: a.example\r\n{line}\r\n\r\n");
     let put = "PUT /method HTTP/1.1\r\nhost: a.example\r\ncontent-length: 0\r\n\r\n";
     let cases = [
         get("routes", "/exact"),
         get("routes", "/to-path/x?y=1"),
-        case("routes", "the second of two values", field("x-one: no\r\nx-one: yes")),
+        case("routes", "the second of two values", with_header("x-one: no\r\nx-one: yes")),
         case("routes", "an empty body", put),
     ];
     compare(&[("routes", routing())], &cases, &[], true);
 }
 
-/// Refuses whoever sends `x-one: bad`, and serves all else.
-fn guarded() -> Value {
+/// A listener that refuses requests with `x-one: bad`.
+fn deny_bad() -> Value {
     let rules = json!({"action": "DENY", "policies": {"bad": {
         "permissions": [{"header": {"name": "x-one", "string_match": {"exact": "bad"}}}],
         "principals": [{"any": true}]}}});
@@ -189,19 +187,19 @@ fn guarded() -> Value {
         {"name": "rbac", "typed_config": rbac}, {"name": "router", "typed_config": router}]}))
 }
 
-fn named(values: &[&str]) -> Case {
+fn with_values(values: &[&str]) -> Case {
     let lines: Vec<String> = values.iter().map(|value| format!("x-one: {value}")).collect();
-    told("guarded", &format!("host: a.example\r\n{}", lines.join("\r\n")))
+    get_with_headers("guarded", &format!("host: a.example\r\n{}", lines.join("\r\n")))
 }
 
 #[test]
-fn what_a_policy_denies_is_denied_as_by_envoy() {
-    let cases = [named(&["good"]), named(&["bad"]), named(&["bad", "good"])];
-    compare(&[("guarded", guarded())], &cases, &[], true);
+fn policy_on_a_repeated_header_denies_as_by_envoy() {
+    let cases = [with_values(&["good"]), with_values(&["bad"]), with_values(&["bad", "good"])];
+    compare(&[("guarded", deny_bad())], &cases, &[], true);
 }
 
 #[test]
-fn what_a_policy_denies_is_denied_wherever_it_stands() {
-    let cases = [named(&["good"]), named(&["good", "bad"])];
-    compare(&[("guarded", guarded())], &cases, &[], true);
+fn policy_denies_a_value_in_any_position_of_a_repeated_header() {
+    let cases = [with_values(&["good"]), with_values(&["good", "bad"])];
+    compare(&[("guarded", deny_bad())], &cases, &[], true);
 }

@@ -1,4 +1,4 @@
-//! Virtual hosts by their domains.
+//! Virtual hosts by their domains, compared with Envoy.
 
 use std::net::Ipv4Addr;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use weft_integration::bootstrap::with;
 use weft_integration::port;
 
-use crate::both::{Case, answered, compare, listener, manager};
+use crate::comparison::{Case, compare, direct, listener, manager};
 use crate::random::Random;
 
 const DOMAINS: &[&str] = &[
@@ -90,7 +90,7 @@ fn table(random: &mut Random) -> Value {
             continue;
         }
         let name = format!("host {number}");
-        let routes = [answered(&json!({"prefix": "/"}), &name)];
+        let routes = [direct(&json!({"prefix": "/"}), &name)];
         hosts.push(json!({"name": name, "domains": domains, "routes": routes}));
     }
     let table = json!({"name": "all", "virtual_hosts": hosts});
@@ -101,7 +101,7 @@ fn table(random: &mut Random) -> Value {
 }
 
 #[test]
-fn domains_are_found_as_by_envoy() {
+fn virtual_hosts_are_matched_as_by_envoy() {
     let mut random = Random::new(7);
     let mut listeners = Vec::new();
     let mut cases = Vec::new();
@@ -117,7 +117,7 @@ fn domains_are_found_as_by_envoy() {
         listeners.push(listener((Ipv4Addr::LOCALHOST, port).into(), manager(&table, &[], &fields)));
         let hosts: Vec<(&Value, &Value)> = table["virtual_hosts"]
             .as_array()
-            .expect("a list")
+            .expect("virtual hosts are a list")
             .iter()
             .map(|host| (&host["name"], &host["domains"]))
             .collect();

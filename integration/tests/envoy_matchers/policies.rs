@@ -1,5 +1,5 @@
-//! Rules of RBAC. Of each rule there is one policy, which also asks for the rule's own host, so that one filter
-//! holds many: with ALLOW a request passes when its rule is met, with DENY when it is not.
+//! RBAC rules, compared with Envoy. Each rule has a policy that also requires the rule's own host, so that one filter
+//! has many rules: with ALLOW a request passes if its rule matches, with DENY if it does not.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use weft_integration::bootstrap::{any, with};
 use weft_integration::port;
 
-use crate::both::{Case, answered, compare, host, listener, manager};
+use crate::comparison::{Case, compare, direct, host, listener, manager};
 use crate::random::Random;
 use crate::routes::{TARGETS, header_match, request, string_match};
 
@@ -38,7 +38,7 @@ const RANGES: &[(&str, u32)] = &[
 
 fn range(random: &mut Random) -> Value {
     let (address, bits) = random.of(RANGES);
-    // None is 0.
+    // A missing `prefix_len` means 0.
     match random.one_in(12) {
         true => json!({"address_prefix": address}),
         false => json!({"address_prefix": address, "prefix_len": bits}),
@@ -78,7 +78,7 @@ fn principal(random: &mut Random, depth: usize) -> Value {
         3 => json!({"direct_remote_ip": range(random)}),
         4 => json!({"remote_ip": range(random)}),
         5 => json!({"source_ip": range(random)}),
-        // Without TLS no client proves a name.
+        // Without TLS no client has an authenticated name.
         6 => json!({"authenticated": {"principal_name": {"exact": "spiffe://a/b"}}}),
         7 => json!({"not_id": principal(random, depth - 1)}),
         8 => json!({"and_ids": {"ids": nested(random)}}),
@@ -86,12 +86,12 @@ fn principal(random: &mut Random, depth: usize) -> Value {
     }
 }
 
-/// A policy that also asks for a host.
+/// A policy that also requires the host of its number.
 fn policy(random: &mut Random, ports: &[u16], number: usize) -> Value {
     let own = json!({"header": {"name": ":authority", "string_match": {"exact": host(number)}}});
-    let both = |rule: Value| json!({"and_rules": {"rules": [own, rule]}});
+    let with_own_host = |rule: Value| json!({"and_rules": {"rules": [own, rule]}});
     let permissions: Vec<Value> =
-        (0..=random.below(4) / 3).map(|_| both(permission(random, ports, 2))).collect();
+        (0..=random.below(4) / 3).map(|_| with_own_host(permission(random, ports, 2))).collect();
     let count = if random.one_in(2) { 0 } else { 1 + random.below(2) };
     let mut principals: Vec<Value> = (0..count).map(|_| principal(random, 2)).collect();
     if principals.is_empty() {
@@ -102,13 +102,13 @@ fn policy(random: &mut Random, ports: &[u16], number: usize) -> Value {
 
 fn listeners(policies: &[Value], ports: &[u16]) -> Vec<Value> {
     let table = json!({"name": "all", "virtual_hosts": [{"name": "all", "domains": ["*"],
-        "routes": [answered(&json!({"prefix": "/"}), "let in")]}]});
+        "routes": [direct(&json!({"prefix": "/"}), "allowed")]}]});
     let named: Map<String, Value> = policies
         .iter()
         .enumerate()
         .map(|(number, policy)| (format!("p{number}"), policy.clone()))
         .collect();
-    let everywhere: IpAddr = Ipv4Addr::UNSPECIFIED.into();
+    let any_address: IpAddr = Ipv4Addr::UNSPECIFIED.into();
     ports
         .iter()
         .zip(["ALLOW", "DENY", "LOG"])
@@ -116,28 +116,28 @@ fn listeners(policies: &[Value], ports: &[u16]) -> Vec<Value> {
             let rbac = any(RBAC, json!({"rules": {"action": action, "policies": named}}));
             let filter = json!({"name": "rbac", "typed_config": rbac});
             let manager = manager(&table, &[filter], &json!({}));
-            with(listener((everywhere, *port).into(), manager), "name", json!(action))
+            with(listener((any_address, *port).into(), manager), "name", json!(action))
         })
         .collect()
 }
 
 #[test]
-fn rules_decide_as_with_envoy() {
+fn rbac_rules_match_as_in_envoy() {
     let mut random = Random::new(8);
     let ports = [port::free(), port::free(), port::free()];
     let policies: Vec<Value> = (0..250).map(|number| policy(&mut random, &ports, number)).collect();
     let listeners = listeners(&policies, &ports);
     let address = |last: u8| IpAddr::from([127, 0, 0, last]);
-    let places: Vec<(IpAddr, SocketAddr)> =
+    let address_pairs: Vec<(IpAddr, SocketAddr)> =
         [(0, 1, 1), (0, 2, 1), (1, 1, 1), (1, 3, 2), (0, 9, 3), (2, 1, 1)]
             .map(|(port, from, to)| (address(from), (address(to), ports[port]).into()))
             .to_vec();
-    // By place, so that connections are kept.
+    // Grouped by addresses, so that connections are reused.
     let mut cases = Vec::new();
-    for (from, to) in &places {
-        let is_logging = to.port() == ports[2];
+    for (from, to) in &address_pairs {
+        let is_log_action = to.port() == ports[2];
         for (number, policy) in policies.iter().enumerate() {
-            for _ in 0..if is_logging { 1 } else { 3 } {
+            for _ in 0..if is_log_action { 1 } else { 3 } {
                 let target = *random.of(TARGETS);
                 let request = request(&mut random, target, &host(number));
                 let matcher = policy.to_string();

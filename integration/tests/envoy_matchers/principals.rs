@@ -1,4 +1,4 @@
-//! Principals that a client's certificate proves, over mutual TLS.
+//! Principals of client certificates over mutual TLS, compared with Envoy.
 
 use std::sync::Arc;
 
@@ -11,14 +11,14 @@ use weft_integration::port;
 use weft_integration::sidecar_pair::TestSidecar;
 use weft_integration::tls_client::{TlsClient, client_config_trusting};
 
-use crate::both::{Case, Outcome, answered, check, envoy, host, manager};
+use crate::comparison::{Case, Outcome, check, direct, envoy, host, manager};
 use crate::random::Random;
 use crate::routes::string_match;
 
 const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 
 fn client(pki: &MeshPki, identity: &IdentityFiles) -> Arc<ClientConfig> {
-    let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("it was written");
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("the file exists");
     let chain = read(&identity.certificate);
     let key = read(&identity.key);
     let holder = PemIdentity { chain, key, serial: identity.serial.clone() };
@@ -26,34 +26,36 @@ fn client(pki: &MeshPki, identity: &IdentityFiles) -> Arc<ClientConfig> {
 }
 
 /// Sends requests over one connection.
-fn ask(port: u16, client: &Arc<ClientConfig>, cases: &[Case]) -> Vec<Outcome> {
+fn send_all(port: u16, client: &Arc<ClientConfig>, cases: &[Case]) -> Vec<Outcome> {
     let mut caller = TlsClient::connect(port, client);
     cases
         .iter()
         .map(|case| {
-            assert!(caller.send(&case.request), "the connection is kept");
+            assert!(caller.send(&case.request), "the connection is open");
             let mut answer = String::new();
             loop {
                 let more = caller.receive(4096);
                 assert!(!more.is_empty(), "{answer}");
                 answer.push_str(&String::from_utf8_lossy(&more));
-                let whole = answer.split_once("\r\n\r\n").is_some_and(|(head, body)| {
+                let is_complete = answer.split_once("\r\n\r\n").is_some_and(|(head, body)| {
                     let length =
                         head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                    body.len() == length.map_or(0, |length| length.parse().expect("a length"))
+                    body.len()
+                        == length
+                            .map_or(0, |length| length.parse().expect("the length is a number"))
                 });
-                if whole {
+                if is_complete {
                     break;
                 }
             }
             let status = answer.get(9..12).and_then(|status| status.parse().ok());
-            (status.expect("a status"), String::new())
+            (status.expect("the response has a status"), String::new())
         })
         .collect()
 }
 
 #[test]
-fn names_of_certificates_decide_as_with_envoy() {
+fn certificate_principals_match_as_in_envoy() {
     let pki = MeshPki::create();
     let server = pki.issue("server");
     let clients = ["web", "Web-1", "orders"].map(|name| client(&pki, &pki.issue(name)));
@@ -78,7 +80,7 @@ fn names_of_certificates_decide_as_with_envoy() {
         .collect();
     let rbac = any(RBAC, json!({"rules": {"policies": policies}}));
     let table = json!({"name": "all", "virtual_hosts": [{"name": "all", "domains": ["*"],
-        "routes": [answered(&json!({"prefix": "/"}), "let in")]}]});
+        "routes": [direct(&json!({"prefix": "/"}), "allowed")]}]});
     let manager = manager(&table, &[json!({"name": "rbac", "typed_config": rbac})], &json!({}));
     let admin = port::free();
     let port = port::free();
@@ -86,13 +88,13 @@ fn names_of_certificates_decide_as_with_envoy() {
     let config = bootstrap(admin, &[listener("inbound", port, manager, Some(tls))], &[]);
     let cases: Vec<Case> = (0..80)
         .map(|number| {
-            let policy = policies.get(&format!("p{number}")).expect("it was made");
+            let policy = policies.get(&format!("p{number}")).expect("the policy exists");
             let request = format!("GET / HTTP/1.1\r\nhost: {}\r\n\r\n", host(number));
             Case::new(policy, port, request.into_bytes())
         })
         .collect();
     let all = |clients: &[Arc<ClientConfig>]| -> Vec<Vec<Outcome>> {
-        clients.iter().map(|client| ask(port, client, &cases)).collect()
+        clients.iter().map(|client| send_all(port, client, &cases)).collect()
     };
     let mut peer = envoy(&pki, &config, admin, port);
     let envoys = all(&clients);
@@ -103,6 +105,6 @@ fn names_of_certificates_decide_as_with_envoy() {
     for (envoys, wefts) in envoys.iter().zip(&wefts) {
         check(&cases, envoys, wefts);
         let matched = envoys.iter().filter(|(status, _)| *status == 200).count();
-        assert!((10..70).contains(&matched), "{matched}");
+        assert!((10..70).contains(&matched), "{matched} of 80 cases match");
     }
 }

@@ -1,13 +1,13 @@
-//! A generator of numbers, the same for the same seed on every machine. `WEFT_MATCHER_SEED` adds to the seeds
-//! of all tests, to try other matchers and requests.
+//! A random number generator whose sequence depends on the seed only. `WEFT_MATCHER_SEED` is added to the seeds of all
+//! tests, to try other matchers and requests.
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 pub(crate) struct Random(u64);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        let more = std::env::var("WEFT_MATCHER_SEED").ok().and_then(|text| text.parse().ok());
-        Self(seed.wrapping_add(more.unwrap_or(0)))
+        let offset = std::env::var("WEFT_MATCHER_SEED").ok().and_then(|text| text.parse().ok());
+        Self(seed.wrapping_add(offset.unwrap_or(0)))
     }
 
     fn next(&mut self) -> u64 {
@@ -19,17 +19,17 @@ impl Random {
 
     /// A number below `end`.
     pub(crate) fn below(&mut self, end: usize) -> usize {
-        let end = u64::try_from(end).expect("usize fits");
-        usize::try_from(self.next() % end).expect("it is below a usize")
+        let end = u64::try_from(end).expect("usize fits into u64");
+        usize::try_from(self.next() % end).expect("the result is below a usize")
     }
 
-    /// One of these.
+    /// A random element.
     pub(crate) fn of<'t, T>(&mut self, all: &'t [T]) -> &'t T {
-        all.get(self.below(all.len())).expect("a list is not empty")
+        all.get(self.below(all.len())).expect("the slice is not empty")
     }
 
-    /// Whether one of `in_how_many` draws falls on this.
-    pub(crate) fn one_in(&mut self, in_how_many: usize) -> bool {
-        self.below(in_how_many) == 0
+    /// True with a probability of 1 in `count`.
+    pub(crate) fn one_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
     }
 }

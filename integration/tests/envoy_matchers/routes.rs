@@ -1,4 +1,4 @@
-//! Matches of routes: headers, paths and query parameters.
+//! Route matchers (headers, paths and query parameters), compared with Envoy.
 
 use std::net::Ipv4Addr;
 
@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use weft_integration::bootstrap::{any, with};
 use weft_integration::port;
 
-use crate::both::{Case, compare, host, listener, manager, table_of};
+use crate::comparison::{Case, compare, host, listener, manager, table_of};
 use crate::random::Random;
 
-/// Names of headers that matchers ask for and requests have.
+/// Header names of matchers and requests.
 const NAMES: &[&str] = &[
     "x-one",
     "X-One",
@@ -89,7 +89,7 @@ const REGEXES: &[&str] = &[
     "x*",
 ];
 
-/// A `StringMatcher`. An empty part is none, and case does not count for expressions.
+/// A `StringMatcher`. Only `exact` may be empty; otherwise it becomes a regular expression, without `ignore_case`.
 pub(crate) fn string_match(random: &mut Random, values: &[&str]) -> Value {
     let value = random.of(values);
     let form = *random.of(&["exact", "exact", "prefix", "suffix", "contains", "safe_regex"]);
@@ -100,11 +100,11 @@ pub(crate) fn string_match(random: &mut Random, values: &[&str]) -> Value {
     if random.one_in(3) { with(matcher, "ignore_case", json!(true)) } else { matcher }
 }
 
-/// An expression that both read.
+/// A regular expression that both proxies accept.
 pub(crate) fn regex(random: &mut Random) -> &'static str {
     loop {
         let regex = *random.of(REGEXES);
-        // Empty ones are refused by both; quotes and lone braces by weft alone.
+        // Both refuse empty expressions; weft alone refuses quoting (`\Q`) and an unclosed brace.
         if !regex.is_empty() && !regex.contains("\\Q") && regex != "a{2" {
             return regex;
         }
@@ -145,12 +145,12 @@ pub(crate) fn header_match(random: &mut Random) -> Value {
     }
 }
 
-/// Lines of a head.
+/// Random header lines.
 pub(crate) fn lines(random: &mut Random) -> Vec<u8> {
     let mut lines = Vec::new();
     for _ in 0..random.below(4) {
         let name = *random.of(NAMES);
-        // Lengths frame the request.
+        // `content-length` would change the framing of the request.
         if name == "content-length" {
             continue;
         }
@@ -171,7 +171,7 @@ pub(crate) fn lines(random: &mut Random) -> Vec<u8> {
     lines
 }
 
-/// A request to a host.
+/// A random request to a host.
 pub(crate) fn request(random: &mut Random, target: &str, host: &str) -> Vec<u8> {
     let method = *random.of(&["GET", "GET", "GET", "POST", "HEAD", "DELETE"]);
     let mut request = format!("{method} {target} HTTP/1.1\r\nhost: {host}\r\n").into_bytes();
@@ -190,7 +190,7 @@ pub(crate) fn request(random: &mut Random, target: &str, host: &str) -> Vec<u8> 
 
 pub(crate) const TARGETS: &[&str] = &["/", "/a", "/A", "/a?q=1", "/ab", "/a/b?q=1&q=2"];
 
-/// Requests to each matcher.
+/// Random requests for each matcher.
 fn cases(
     random: &mut Random,
     matches: &[Value],
@@ -217,7 +217,7 @@ fn check(seed: u64, matches: &[Value], each: usize, targets: &[&str]) {
 }
 
 #[test]
-fn header_matchers_of_routes_decide_as_with_envoy() {
+fn route_header_matchers_match_as_in_envoy() {
     let mut random = Random::new(1);
     let matches: Vec<Value> = (0..400)
         .map(|_| {
@@ -296,7 +296,7 @@ pub(crate) fn path_match(random: &mut Random) -> Value {
 }
 
 #[test]
-fn path_matchers_of_routes_decide_as_with_envoy() {
+fn route_path_matchers_match_as_in_envoy() {
     let mut random = Random::new(3);
     let matches: Vec<Value> = (0..200).map(|_| path_match(&mut random)).collect();
     check(4, &matches, 16, PATH_TARGETS);
@@ -321,7 +321,7 @@ const QUERY_PIECES: &[&str] = &[
 ];
 
 #[test]
-fn query_matchers_of_routes_decide_as_with_envoy() {
+fn route_query_matchers_match_as_in_envoy() {
     let mut random = Random::new(5);
     let matches: Vec<Value> = (0..200)
         .map(|_| {
@@ -341,9 +341,9 @@ fn query_matchers_of_routes_decide_as_with_envoy() {
     check(6, &matches, 16, &targets.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
-/// Where upgrades are not served, Envoy refuses the request, and weft takes no notice of the offer (`tests/upgrades`).
+/// Only where upgrades are enabled: elsewhere Envoy refuses the request, and weft ignores the offer (`tests/upgrades`).
 #[test]
-fn matchers_see_the_upgrade_of_a_websocket_as_with_envoy() {
+fn websocket_upgrade_headers_match_as_in_envoy() {
     let header = |matcher: Value| json!({"prefix": "/", "headers": [matcher]});
     let matches = [
         header(json!({"name": "upgrade", "string_match": {"exact": "websocket"}})),

@@ -1,4 +1,4 @@
-//! Rules of tokens: a request that a rule covers needs a token and has none, so it gets 401.
+//! Rules for tokens, compared with Envoy: a request that matches a rule has no token, so it gets 401.
 
 use std::net::Ipv4Addr;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use weft_integration::bootstrap::{any, with};
 use weft_integration::port;
 
-use crate::both::{Case, answered, compare, host, listener, manager};
+use crate::comparison::{Case, compare, direct, host, listener, manager};
 use crate::random::Random;
 use crate::routes::{PATH_TARGETS, header_match, path_match, query_match, request};
 
@@ -16,7 +16,7 @@ const JWT: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": "1",
     "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
 
-/// A match that also asks for a host.
+/// A rule that also requires the host of its number.
 fn rule(random: &mut Random, number: usize) -> Value {
     let own = json!({"name": ":authority", "string_match": {"exact": host(number)}});
     let mut headers = vec![own];
@@ -32,7 +32,7 @@ fn rule(random: &mut Random, number: usize) -> Value {
 }
 
 #[test]
-fn rules_of_tokens_cover_requests_as_with_envoy() {
+fn token_rules_match_as_in_envoy() {
     let mut random = Random::new(9);
     let rules: Vec<Value> = (0..200).map(|number| rule(&mut random, number)).collect();
     let keys = json!({"inline_string": KEYS});
@@ -41,7 +41,7 @@ fn rules_of_tokens_cover_requests_as_with_envoy() {
     let filter = json!({"name": "jwt", "typed_config":
         any(JWT, json!({"providers": {"issuer": provider}, "rules": rules}))});
     let table = json!({"name": "all", "virtual_hosts": [{"name": "all", "domains": ["*"],
-        "routes": [answered(&json!({"prefix": "/"}), "let in")]}]});
+        "routes": [direct(&json!({"prefix": "/"}), "allowed")]}]});
     let port = port::free();
     let manager = manager(&table, &[filter], &json!({}));
     let listener = listener((Ipv4Addr::LOCALHOST, port).into(), manager);

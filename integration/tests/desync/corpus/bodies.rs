@@ -1,11 +1,11 @@
-//! What is in a chunked body: sizes, extensions, ends of lines, trailers (RFC 9112, section 7.1).
+//! Chunked bodies: sizes, extensions, line ends, trailers and truncation (RFC 9112, section 7.1).
 
 use super::{Case, SMUGGLED, post, refused, served};
 
 const HELLO: &str = "POST / a hello";
 
 pub(super) fn cases() -> Vec<Case> {
-    [sizes(), ends(), extensions(), trailers(), broken_off()].concat()
+    [sizes(), line_ends(), extensions(), trailers(), truncated()].concat()
 }
 
 fn chunked(body: &str) -> String {
@@ -72,8 +72,8 @@ fn sizes() -> Vec<Case> {
     cases
 }
 
-/// Who takes something else for the end of a line finds other chunks.
-fn ends() -> Vec<Case> {
+/// A parser that accepts another line end finds other chunks.
+fn line_ends() -> Vec<Case> {
     let mut cases: Vec<Case> = [
         "5\nhello\r\n0\r\n\r\n",
         "5\r\nhello\n0\r\n\r\n",
@@ -103,12 +103,12 @@ fn ends() -> Vec<Case> {
     .into_iter()
     .map(bad)
     .collect();
-    // The size says more than there is, up to into the next request.
+    // The size covers bytes beyond the body, into the next request.
     cases.push(bad("6\r\nhello\r\n0\r\n\r\n"));
     cases
 }
 
-/// They are nobody's, and are not passed on.
+/// Chunk extensions are accepted and removed.
 fn extensions() -> Vec<Case> {
     let extended = |extension: &str| format!("5{extension}\r\nhello\r\n0\r\n\r\n");
     let long = format!(";x={}", "y".repeat(4200));
@@ -172,7 +172,7 @@ fn trailers() -> Vec<Case> {
 }
 
 /// Trailers that RFC 9110, section 6.5.1, forbids, except those that frame a message: the request is served without
-/// them. The recorder reports a violation when one reaches the service.
+/// them. The recorder reports a violation when one of them reaches the service.
 pub(crate) fn forbidden_trailers() -> Vec<Case> {
     [
         "Host: b",
@@ -198,7 +198,7 @@ pub(crate) fn forbidden_trailers() -> Vec<Case> {
     .collect()
 }
 
-fn broken_off() -> Vec<Case> {
+fn truncated() -> Vec<Case> {
     [
         post("Content-Length: 6", "hello"),
         post(&format!("Content-Length: {}", 1_u64 << 40), SMUGGLED),
@@ -212,6 +212,6 @@ fn broken_off() -> Vec<Case> {
         chunked(""),
     ]
     .into_iter()
-    .map(|bytes| Case { ends: true, ..refused(bytes, 400) })
+    .map(|bytes| Case { closes: true, ..refused(bytes, 400) })
     .collect()
 }

@@ -1,7 +1,7 @@
-//! Where a body ends: `content-length` and `transfer-encoding`, alone, together, twice, and what looks
-//! like them (RFC 9112, section 6).
+//! The end of a body: `content-length` and `transfer-encoding`, alone, together, repeated, and headers that resemble
+//! them (RFC 9112, section 6).
 
-use super::{Case, SMUGGLED, departs, get, post, refused, served};
+use super::{Case, SMUGGLED, get, noncompliant, post, refused, served};
 
 pub(super) fn cases() -> Vec<Case> {
     [lengths(), codings(), both(), lookalikes(), without_body()].concat()
@@ -9,7 +9,7 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn lengths() -> Vec<Case> {
     let length = |value: &str| post(&format!("Content-Length:{value}"), "hello");
-    let bad = |value: &str| departs(length(value), "BadContentLength", "");
+    let bad = |value: &str| noncompliant(length(value), "BadContentLength", "");
     let mut cases: Vec<Case> = [
         "", " ", " +5", " -5", " 5 5", " 5,5", " 5, 5", " 5,6", " 0x5", " 5.0", " 5e0", " five",
         " 5;", " \"5\"", " 5\u{a0}", " \u{665}", " ,5", " 5,", " 5\t5", " 05 a", " NaN", " 5_0",
@@ -22,7 +22,7 @@ fn lengths() -> Vec<Case> {
         served(length(" 5"), "POST / a hello"),
         served(length("5"), "POST / a hello"),
         served(length("\t5\t "), "POST / a hello"),
-        // All digits: the number has one meaning, however it is written.
+        // Digits only: leading zeros do not change the number.
         served(length(" 0000000005"), "POST / a hello"),
         served(post("Content-Length: 0", ""), "POST / a"),
         served(post("X: y", ""), "POST / a"),
@@ -31,23 +31,23 @@ fn lengths() -> Vec<Case> {
         refused(length(" 18446744073709551621"), 413),
         refused(length(" 9223372036854775808"), 413),
         refused(length(" 1099511627777"), 413),
-        departs(length(" 5\0"), "BadHeader", ""),
-        departs(length(" 5\u{b}"), "BadHeader", ""),
-        departs(length(" 5\r"), "BadHeader", ""),
-        departs(length(" \r5"), "BadHeader", ""),
+        noncompliant(length(" 5\0"), "BadHeader", ""),
+        noncompliant(length(" 5\u{b}"), "BadHeader", ""),
+        noncompliant(length(" 5\r"), "BadHeader", ""),
+        noncompliant(length(" \r5"), "BadHeader", ""),
     ]);
     let two = |first: &str, second: &str| {
         post(&format!("Content-Length: {first}\r\nContent-Length: {second}"), "hello")
     };
     cases.extend([
-        departs(two("5", "5"), "DuplicateContentLength", "POST / a hello"),
-        departs(two("5", "05"), "DuplicateContentLength", "POST / a hello"),
-        departs(two("5", "6"), "MultipleContentLength", ""),
-        departs(two("5", "0"), "MultipleContentLength", ""),
-        departs(two("0", "5"), "MultipleContentLength", ""),
-        departs(two("5", ""), "BadContentLength", ""),
-        departs(two("5", "5, 5"), "BadContentLength", ""),
-        departs(
+        noncompliant(two("5", "5"), "DuplicateContentLength", "POST / a hello"),
+        noncompliant(two("5", "05"), "DuplicateContentLength", "POST / a hello"),
+        noncompliant(two("5", "6"), "MultipleContentLength", ""),
+        noncompliant(two("5", "0"), "MultipleContentLength", ""),
+        noncompliant(two("0", "5"), "MultipleContentLength", ""),
+        noncompliant(two("5", ""), "BadContentLength", ""),
+        noncompliant(two("5", "5, 5"), "BadContentLength", ""),
+        noncompliant(
             post("content-length: 5\r\nX: y\r\nCONTENT-LENGTH: 5", "hello"),
             "DuplicateContentLength",
             "POST / a hello",
@@ -56,14 +56,14 @@ fn lengths() -> Vec<Case> {
     cases
 }
 
-/// The coding of all these is chunked for somebody.
+/// Some parsers read the coding of all these as chunked.
 fn codings() -> Vec<Case> {
     let coded =
         |value: &str| post(&format!("Transfer-Encoding:{value}"), &format!("0\r\n\r\n{SMUGGLED}"));
-    let whole =
+    let complete =
         |value: &str| post(&format!("Transfer-Encoding:{value}"), "5\r\nhello\r\n0\r\n\r\n");
-    let bad = |value: &str| departs(coded(value), "BadTransferEncoding", "");
-    let twice = |value: &str| departs(coded(value), "MultipleTransferEncodingChunked", "");
+    let bad = |value: &str| noncompliant(coded(value), "BadTransferEncoding", "");
+    let twice = |value: &str| noncompliant(coded(value), "MultipleTransferEncodingChunked", "");
     let mut cases: Vec<Case> = [
         " xchunked",
         " chunkedx",
@@ -95,47 +95,67 @@ fn codings() -> Vec<Case> {
     .map(bad)
     .collect();
     cases.extend([
-        served(whole(" chunked"), "POST / a hello"),
-        served(whole("chunked"), "POST / a hello"),
-        served(whole(" Chunked"), "POST / a hello"),
-        served(whole("\tCHUNKED \t"), "POST / a hello"),
+        served(complete(" chunked"), "POST / a hello"),
+        served(complete("chunked"), "POST / a hello"),
+        served(complete(" Chunked"), "POST / a hello"),
+        served(complete("\tCHUNKED \t"), "POST / a hello"),
         twice(" chunked, chunked"),
         twice(" chunked,chunked"),
         twice(" chunked\r\nTransfer-Encoding: chunked"),
         twice(" chunked, gzip, chunked"),
-        departs(coded(" chunked\r\nTransfer-Encoding: identity"), "BadTransferEncoding", ""),
-        departs(coded(" identity\r\nTransfer-Encoding: chunked"), "BadTransferEncoding", ""),
-        departs(coded(" chunked\r\nTransfer-Encoding: x"), "BadTransferEncoding", ""),
-        departs(coded(" chunked\r\nTransfer-encoding: cow"), "BadTransferEncoding", ""),
+        noncompliant(coded(" chunked\r\nTransfer-Encoding: identity"), "BadTransferEncoding", ""),
+        noncompliant(coded(" identity\r\nTransfer-Encoding: chunked"), "BadTransferEncoding", ""),
+        noncompliant(coded(" chunked\r\nTransfer-Encoding: x"), "BadTransferEncoding", ""),
+        noncompliant(coded(" chunked\r\nTransfer-encoding: cow"), "BadTransferEncoding", ""),
         refused(coded(" gzip, chunked"), 501),
         refused(coded(" gzip"), 501),
         refused(coded(" chunked, gzip"), 501),
         refused(coded(" deflate, chunked"), 501),
         refused(coded(" x-gzip"), 501),
-        departs(coded(" \u{b}chunked"), "BadHeader", ""),
-        departs(coded(" \u{c}chunked"), "BadHeader", ""),
-        departs(coded(" chunked\0"), "BadHeader", ""),
-        departs(coded(" chunked\u{7f}"), "BadHeader", ""),
-        departs(coded(" \rchunked"), "BadHeader", ""),
-        departs(coded("\r\n chunked"), "MultilineHeader", ""),
-        departs(coded("\r\n\tchunked"), "MultilineHeader", ""),
-        departs(coded(" chunked\r\n ,identity"), "MultilineHeader", ""),
+        noncompliant(coded(" \u{b}chunked"), "BadHeader", ""),
+        noncompliant(coded(" \u{c}chunked"), "BadHeader", ""),
+        noncompliant(coded(" chunked\0"), "BadHeader", ""),
+        noncompliant(coded(" chunked\u{7f}"), "BadHeader", ""),
+        noncompliant(coded(" \rchunked"), "BadHeader", ""),
+        noncompliant(coded("\r\n chunked"), "MultilineHeader", ""),
+        noncompliant(coded("\r\n\tchunked"), "MultilineHeader", ""),
+        noncompliant(coded(" chunked\r\n ,identity"), "MultilineHeader", ""),
     ]);
     cases
 }
 
-/// CL.TE, TE.CL and what is between.
+/// Both framing headers: CL.TE and TE.CL smuggling and variants.
 fn both() -> Vec<Case> {
     let chunks = "5\r\nhello\r\n0\r\n\r\n";
-    let short = |fields: &str| post(fields, &format!("{chunks}{SMUGGLED}"));
+    let short = |headers: &str| post(headers, &format!("{chunks}{SMUGGLED}"));
     let both = "BothTeClPresent";
     vec![
-        departs(short("Content-Length: 4\r\nTransfer-Encoding: chunked"), both, "POST / a hello"),
-        departs(short("Content-Length: 50\r\nTransfer-Encoding: chunked"), both, "POST / a hello"),
-        departs(short("Content-Length: 0\r\nTransfer-Encoding: chunked"), both, "POST / a hello"),
-        departs(short("Transfer-Encoding: chunked\r\nContent-Length: 15"), both, "POST / a hello"),
-        departs(short("transfer-encoding: CHUNKED\r\nCONTENT-LENGTH: 15"), both, "POST / a hello"),
-        departs(
+        noncompliant(
+            short("Content-Length: 4\r\nTransfer-Encoding: chunked"),
+            both,
+            "POST / a hello",
+        ),
+        noncompliant(
+            short("Content-Length: 50\r\nTransfer-Encoding: chunked"),
+            both,
+            "POST / a hello",
+        ),
+        noncompliant(
+            short("Content-Length: 0\r\nTransfer-Encoding: chunked"),
+            both,
+            "POST / a hello",
+        ),
+        noncompliant(
+            short("Transfer-Encoding: chunked\r\nContent-Length: 15"),
+            both,
+            "POST / a hello",
+        ),
+        noncompliant(
+            short("transfer-encoding: CHUNKED\r\nCONTENT-LENGTH: 15"),
+            both,
+            "POST / a hello",
+        ),
+        noncompliant(
             post(
                 "Content-Length: 6\r\nTransfer-Encoding: chunked",
                 &format!("0\r\n\r\n{SMUGGLED}"),
@@ -143,18 +163,22 @@ fn both() -> Vec<Case> {
             both,
             "POST / a",
         ),
-        departs(short("Content-Length: x\r\nTransfer-Encoding: chunked"), "BadContentLength", ""),
-        departs(
+        noncompliant(
+            short("Content-Length: x\r\nTransfer-Encoding: chunked"),
+            "BadContentLength",
+            "",
+        ),
+        noncompliant(
             short("Content-Length: 4\r\nTransfer-Encoding: xchunked"),
             "BadTransferEncoding",
             "",
         ),
-        departs(
+        noncompliant(
             short("Content-Length: 4\r\nTransfer-Encoding: identity"),
             "BadTransferEncoding",
             "",
         ),
-        departs(
+        noncompliant(
             short("Content-Length: 4\r\nContent-Length: 5\r\nTransfer-Encoding: chunked"),
             "MultipleContentLength",
             "",
@@ -164,12 +188,12 @@ fn both() -> Vec<Case> {
     ]
 }
 
-/// Names that some services take for the one they resemble.
+/// Names that some services treat as the framing headers that they resemble.
 fn lookalikes() -> Vec<Case> {
-    let alone = |fields: &str| departs(post(fields, ""), "SuspiciousHeader", "POST / a");
-    let beside = |fields: &str| {
+    let alone = |headers: &str| noncompliant(post(headers, ""), "SuspiciousHeader", "POST / a");
+    let with_framing = |headers: &str| {
         let body = format!("0\r\n\r\n{SMUGGLED}");
-        departs(post(fields, &body), "SuspiciousTeClPresent", "")
+        noncompliant(post(headers, &body), "SuspiciousTeClPresent", "")
     };
     vec![
         alone("Transfer_Encoding: chunked"),
@@ -183,59 +207,63 @@ fn lookalikes() -> Vec<Case> {
         alone("Transfer~Encoding: chunked"),
         alone("-Content-Length: 5"),
         alone("_Transfer-Encoding: chunked"),
-        beside("Content-Length: 5\r\nTransfer_Encoding: chunked"),
-        beside("Transfer-Encoding: chunked\r\nContent_Length: 5"),
-        beside("Content-Length: 5\r\nTransfer.Encoding: chunked"),
-        beside("Content-Length: 5\r\nContent_Length: 10"),
-        beside("Transfer_Encoding: chunked\r\nTransfer-Encoding: chunked"),
-        beside("Content-Length: 5\r\ntransfer-encoding-: chunked"),
-        departs(post("Transfer-Encoding : chunked", "0\r\n\r\n"), "BadHeader", ""),
-        departs(post("Transfer-Encoding\t: chunked", "0\r\n\r\n"), "BadHeader", ""),
-        departs(post("Transfer Encoding: chunked", "0\r\n\r\n"), "BadHeader", ""),
-        departs(post("Transfer-Encoding\u{b}: chunked", "0\r\n\r\n"), "BadHeader", ""),
-        departs(post("Content-Length : 5", "hello"), "BadHeader", ""),
-        departs(post("Content Length: 5", "hello"), "BadHeader", ""),
-        departs(post(" Content-Length: 5", "hello"), "MultilineHeader", ""),
-        departs(post("X: y\r\n Content-Length: 5", "hello"), "MultilineHeader", ""),
-        departs(post("X: y\r\n\tTransfer-Encoding: chunked", "0\r\n\r\n"), "MultilineHeader", ""),
-        departs(post("\0Content-Length: 5", "hello"), "BadHeader", ""),
-        departs(post("Content-Length\0: 5", "hello"), "BadHeader", ""),
-        departs(post("Transfer-Encoding chunked", "0\r\n\r\n"), "MissingHeaderColon", ""),
-        departs(post("Content-Length=5", "hello"), "MissingHeaderColon", ""),
-        departs(post("\u{fb01}Content-Length: 5", "hello"), "BadHeader", ""),
-        departs(post("X: y\rTransfer-Encoding: chunked", "0\r\n\r\n"), "BadHeader", ""),
+        with_framing("Content-Length: 5\r\nTransfer_Encoding: chunked"),
+        with_framing("Transfer-Encoding: chunked\r\nContent_Length: 5"),
+        with_framing("Content-Length: 5\r\nTransfer.Encoding: chunked"),
+        with_framing("Content-Length: 5\r\nContent_Length: 10"),
+        with_framing("Transfer_Encoding: chunked\r\nTransfer-Encoding: chunked"),
+        with_framing("Content-Length: 5\r\ntransfer-encoding-: chunked"),
+        noncompliant(post("Transfer-Encoding : chunked", "0\r\n\r\n"), "BadHeader", ""),
+        noncompliant(post("Transfer-Encoding\t: chunked", "0\r\n\r\n"), "BadHeader", ""),
+        noncompliant(post("Transfer Encoding: chunked", "0\r\n\r\n"), "BadHeader", ""),
+        noncompliant(post("Transfer-Encoding\u{b}: chunked", "0\r\n\r\n"), "BadHeader", ""),
+        noncompliant(post("Content-Length : 5", "hello"), "BadHeader", ""),
+        noncompliant(post("Content Length: 5", "hello"), "BadHeader", ""),
+        noncompliant(post(" Content-Length: 5", "hello"), "MultilineHeader", ""),
+        noncompliant(post("X: y\r\n Content-Length: 5", "hello"), "MultilineHeader", ""),
+        noncompliant(
+            post("X: y\r\n\tTransfer-Encoding: chunked", "0\r\n\r\n"),
+            "MultilineHeader",
+            "",
+        ),
+        noncompliant(post("\0Content-Length: 5", "hello"), "BadHeader", ""),
+        noncompliant(post("Content-Length\0: 5", "hello"), "BadHeader", ""),
+        noncompliant(post("Transfer-Encoding chunked", "0\r\n\r\n"), "MissingHeaderColon", ""),
+        noncompliant(post("Content-Length=5", "hello"), "MissingHeaderColon", ""),
+        noncompliant(post("\u{fb01}Content-Length: 5", "hello"), "BadHeader", ""),
+        noncompliant(post("X: y\rTransfer-Encoding: chunked", "0\r\n\r\n"), "BadHeader", ""),
         served(post("X: \"\\\"Transfer-Encoding: chunked\"", ""), "POST / a"),
         served(post("X-Content-Length: 5", ""), "POST / a"),
         served(post("Content-Lengths: 5", ""), "POST / a"),
     ]
 }
 
-/// CL.0 and its kin: methods of which nobody expects a body.
+/// CL.0 smuggling and variants: methods for which many services do not read a body.
 fn without_body() -> Vec<Case> {
-    let with = |method: &str, fields: &str, body: &str| {
-        format!("{method} / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n{body}")
+    let with = |method: &str, headers: &str, body: &str| {
+        format!("{method} / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n{body}")
     };
-    let (length, coding) =
-        ("UndefinedContentLengthSemantics", "UndefinedTransferEncodingSemantics");
+    let length = "UndefinedContentLengthSemantics";
+    let coding = "UndefinedTransferEncodingSemantics";
     let chunks = "5\r\nhello\r\n0\r\n\r\n";
     vec![
-        departs(get("Content-Length: 0"), "GetHeadZeroContentLength", "GET / a"),
-        departs(with("HEAD", "Content-Length: 0", ""), "GetHeadZeroContentLength", "HEAD / a"),
-        departs(with("GET", "Content-Length: 5", "hello"), length, "GET / a hello"),
-        departs(with("HEAD", "Content-Length: 5", "hello"), length, "HEAD / a hello"),
-        departs(with("GET", "Transfer-Encoding: chunked", chunks), coding, "GET / a hello"),
-        departs(with("HEAD", "Transfer-Encoding: chunked", chunks), coding, "HEAD / a hello"),
-        departs(with("GET", "Content-Length: x", SMUGGLED), "BadContentLength", ""),
-        departs(with("GET", "Transfer-Encoding: x", SMUGGLED), "BadTransferEncoding", ""),
+        noncompliant(get("Content-Length: 0"), "GetHeadZeroContentLength", "GET / a"),
+        noncompliant(with("HEAD", "Content-Length: 0", ""), "GetHeadZeroContentLength", "HEAD / a"),
+        noncompliant(with("GET", "Content-Length: 5", "hello"), length, "GET / a hello"),
+        noncompliant(with("HEAD", "Content-Length: 5", "hello"), length, "HEAD / a hello"),
+        noncompliant(with("GET", "Transfer-Encoding: chunked", chunks), coding, "GET / a hello"),
+        noncompliant(with("HEAD", "Transfer-Encoding: chunked", chunks), coding, "HEAD / a hello"),
+        noncompliant(with("GET", "Content-Length: x", SMUGGLED), "BadContentLength", ""),
+        noncompliant(with("GET", "Transfer-Encoding: x", SMUGGLED), "BadTransferEncoding", ""),
         served(with("DELETE", "Content-Length: 5", "hello"), "DELETE / a hello"),
         served(with("OPTIONS", "Content-Length: 5", "hello"), "OPTIONS / a hello"),
         served(with("PURGE", "Transfer-Encoding: chunked", chunks), "PURGE / a hello"),
-        departs(
+        noncompliant(
             with("GET", &format!("Content-Length: {}", SMUGGLED.len()), SMUGGLED),
             length,
             "GET / a GET /smuggled HTTP/1.1\r\nHost: a",
         ),
-        departs(
+        noncompliant(
             with("GET", "Content-Length: 5\r\nTransfer-Encoding: chunked", chunks),
             "BothTeClPresent",
             "GET / a hello",

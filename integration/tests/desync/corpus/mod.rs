@@ -1,92 +1,97 @@
-//! Requests of HTTP/1.1, right and wrong, and what should become of each.
+//! HTTP/1.1 requests, valid and invalid, and the expected handling of each.
 
 mod bodies;
-mod fields;
 mod framing;
-mod lines;
+mod headers;
+mod request_lines;
 mod sequences;
 
 use std::fmt;
 
 pub(crate) use bodies::forbidden_trailers;
-pub(crate) use lines::slow_to_end;
-pub(crate) use sequences::{tunnel_where_none_is_served, tunnels_turned_down};
+pub(crate) use request_lines::endless_request_line;
+pub(crate) use sequences::{refused_tunnels, tunnel_where_connect_is_disabled};
 
-/// A request that must never be served: where a request is read in two ways, this is what one of them
-/// finds in it.
+/// A request that must never be served. A parser that reads the surrounding bytes in another way finds this request.
 pub(crate) const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// What is sent, and what should become of it.
+/// The bytes that a client sends, and their expected handling.
 #[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) bytes: Vec<u8>,
-    /// Whether the client ends its direction behind the bytes.
-    pub(crate) ends: bool,
-    pub(crate) wanted: Wanted,
+    /// Whether the client closes its sending direction after the bytes.
+    pub(crate) closes: bool,
+    pub(crate) expected: Expected,
 }
 
 impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let start = &self.bytes[..self.bytes.len().min(300)];
-        write!(f, "{:?} -> {:?}", String::from_utf8_lossy(start), self.wanted)
+        write!(f, "{:?} -> {:?}", String::from_utf8_lossy(start), self.expected)
     }
 }
 
-/// What should become of a connection. Requests that are served are given as the service tells them:
-/// method, target, host, body.
+/// The expected handling of a connection. Requests that are served are given as the service records them: method,
+/// target, host, body.
 #[derive(Debug, Clone)]
-pub(crate) enum Wanted {
-    /// These are served, and the connection goes on.
+pub(crate) enum Expected {
+    /// These requests are served, and the connection stays open.
     Served(Vec<&'static str>),
-    /// These are served, and the connection ends.
+    /// These requests are served, and the connection closes.
     Last(Vec<&'static str>),
-    /// These are served, then one is refused with this status, and the connection ends.
+    /// These requests are served, then one is refused with this status, and the connection closes.
     Refused(Vec<&'static str>, u16),
-    /// The service is asked this, and yet the client gets this status, and the connection ends.
-    RefusedBehind(&'static str, u16),
-    /// One is refused with this status, and the connection goes on.
+    /// The service receives this request, but the client gets this status, and the connection closes.
+    RefusedAfterForwarding(&'static str, u16),
+    /// A request is refused with this status, and the connection stays open.
     Declined(u16),
-    /// It departs from the standard for this reason; told is what the service sees where the mode
-    /// lets it through.
-    Departs(&'static str, &'static str),
-    /// It is closed without a word of HTTP/1.1.
+    /// The request is noncompliant for this reason. The second string is what the service receives in modes that
+    /// forward the request, or empty if every mode refuses it.
+    Noncompliant(&'static str, &'static str),
+    /// The connection is closed without an HTTP/1.1 response.
     Closed,
 }
 
-/// Every case.
+/// All cases.
 pub(crate) fn cases() -> Vec<Case> {
-    [framing::cases(), bodies::cases(), fields::cases(), lines::cases(), sequences::cases()]
-        .concat()
+    [
+        framing::cases(),
+        bodies::cases(),
+        headers::cases(),
+        request_lines::cases(),
+        sequences::cases(),
+    ]
+    .concat()
 }
 
-fn case(bytes: impl Into<Vec<u8>>, wanted: Wanted) -> Case {
-    Case { bytes: bytes.into(), ends: false, wanted }
+fn case(bytes: impl Into<Vec<u8>>, expected: Expected) -> Case {
+    Case { bytes: bytes.into(), closes: false, expected }
 }
 
-fn served(bytes: impl Into<Vec<u8>>, told: &'static str) -> Case {
-    case(bytes, Wanted::Served(vec![told]))
+fn served(bytes: impl Into<Vec<u8>>, received: &'static str) -> Case {
+    case(bytes, Expected::Served(vec![received]))
 }
 
 fn refused(bytes: impl Into<Vec<u8>>, status: u16) -> Case {
-    case(bytes, Wanted::Refused(Vec::new(), status))
+    case(bytes, Expected::Refused(Vec::new(), status))
 }
 
-/// `told` is empty for what no mode lets through.
-fn departs(bytes: impl Into<Vec<u8>>, reason: &'static str, told: &'static str) -> Case {
-    case(bytes, Wanted::Departs(reason, told))
+/// `received` is empty for a request that every mode refuses.
+fn noncompliant(bytes: impl Into<Vec<u8>>, reason: &'static str, received: &'static str) -> Case {
+    case(bytes, Expected::Noncompliant(reason, received))
 }
 
-/// A POST with these fields and this body.
-fn post(fields: &str, body: &str) -> String {
-    format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n{body}")
+/// A POST with these headers and this body.
+fn post(headers: &str, body: &str) -> String {
+    format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n{body}")
 }
 
-/// A GET with these fields.
-fn get(fields: &str) -> String {
-    format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n")
+/// A GET with these headers.
+fn get(headers: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n")
 }
 
-/// A request with this first line.
+/// A request with this request line.
 fn line(line: &str) -> String {
     format!("{line}\r\nHost: a\r\n\r\n")
 }

@@ -1,10 +1,10 @@
-//! Requests behind requests, and what a request asks of its connection: persistence, expectations,
-//! upgrades and tunnels (RFC 9110, sections 7.6, 7.8, 9.3.6 and 10.1.1; RFC 9112, section 9).
+//! Pipelined requests, and effects of a request on its connection: persistence, expectations, upgrades and tunnels
+//! (RFC 9110, sections 7.6, 7.8, 9.3.6 and 10.1.1; RFC 9112, section 9).
 
-use super::{Case, SMUGGLED, Wanted, case, departs, get, line, post, refused, served};
+use super::{Case, Expected, SMUGGLED, case, get, line, noncompliant, post, refused, served};
 
 pub(super) fn cases() -> Vec<Case> {
-    [pipelines(), behind_refused(), persistence(), old(), expectations(), upgrades(), tunnels()]
+    [pipelines(), after_refused(), persistence(), http10(), expectations(), upgrades(), tunnels()]
         .concat()
 }
 
@@ -12,7 +12,7 @@ fn pipelines() -> Vec<Case> {
     let one = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
     let length = post("Content-Length: 5", "hello");
     let chunked = post("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n");
-    let all = |told: &[&'static str]| Wanted::Served(told.to_vec());
+    let all = |received: &[&'static str]| Expected::Served(received.to_vec());
     vec![
         case(one("/1") + &one("/2"), all(&["GET /1 a", "GET /2 a"])),
         case(one("/1").repeat(20), all(&["GET /1 a"; 20])),
@@ -26,7 +26,7 @@ fn pipelines() -> Vec<Case> {
             format!("HEAD /1 HTTP/1.1\r\nHost: a\r\n\r\n{}", one("/2")),
             all(&["HEAD /1 a", "GET /2 a"]),
         ),
-        // Who does not see the body finds a request in it.
+        // A parser that ignores the body finds a request in it.
         case(
             post(&format!("Content-Length: {}", SMUGGLED.len()), SMUGGLED) + &one("/2"),
             all(&["POST / a GET /smuggled HTTP/1.1\r\nHost: a", "GET /2 a"]),
@@ -38,10 +38,10 @@ fn pipelines() -> Vec<Case> {
             ),
             all(&["POST / a GET /smuggled HTTP/1.1\r\nHost: a"]),
         ),
-        // An empty line behind a body is not taken for the start of a request.
+        // An empty line after a body is not skipped before the next request.
         case(
             post("Content-Length: 5", "hello\r\n") + &one("/2"),
-            Wanted::Refused(vec!["POST / a hello"], 400),
+            Expected::Refused(vec!["POST / a hello"], 400),
         ),
         case(
             post("Content-Length: 5", "hellox") + &one("/2"),
@@ -50,47 +50,48 @@ fn pipelines() -> Vec<Case> {
     ]
 }
 
-/// Whoever was refused may mean something else by what follows than we do.
-fn behind_refused() -> Vec<Case> {
-    let with = |fields: &str| post(fields, SMUGGLED);
+/// The client of a refused request may read the bytes that follow in another way than the sidecar.
+fn after_refused() -> Vec<Case> {
+    let with = |headers: &str| post(headers, SMUGGLED);
     vec![
         refused(format!("{}{SMUGGLED}", line("GET / HTTP/2.0")), 505),
         refused(format!("GET / HTTP/1.1\r\n\r\n{SMUGGLED}"), 400),
         refused(with("Transfer-Encoding: gzip"), 501),
         refused(format!("{}{SMUGGLED}", line("GET /../x HTTP/1.1")), 400),
-        departs(with("Content-Length: x"), "BadContentLength", ""),
-        departs(with("X"), "MissingHeaderColon", ""),
-        departs(with("X: y\r\n z"), "MultilineHeader", ""),
-        departs(format!("{}{SMUGGLED}", line("GET /# HTTP/1.1")), "AmbiguousUri", ""),
+        noncompliant(with("Content-Length: x"), "BadContentLength", ""),
+        noncompliant(with("X"), "MissingHeaderColon", ""),
+        noncompliant(with("X: y\r\n z"), "MultilineHeader", ""),
+        noncompliant(format!("{}{SMUGGLED}", line("GET /# HTTP/1.1")), "AmbiguousUri", ""),
         case(
             format!("{}{}{SMUGGLED}", line("GET /1 HTTP/1.1"), line("GET / HTTP/2.0")),
-            Wanted::Refused(vec!["GET /1 a"], 505),
+            Expected::Refused(vec!["GET /1 a"], 505),
         ),
         case(
             post("Transfer-Encoding: chunked", &format!("x\r\n{SMUGGLED}")),
-            Wanted::Refused(Vec::new(), 400),
+            Expected::Refused(Vec::new(), 400),
         ),
-        // What is let through on its own ends the connection: nothing behind it is a request.
-        departs(
+        // A forwarded noncompliant request closes the connection: the bytes after it are not a request.
+        noncompliant(
             get("Content-Length: 5\r\nTransfer-Encoding: chunked") + "0\r\n\r\n" + SMUGGLED,
             "BothTeClPresent",
             "GET / a",
         ),
-        // A refusal with a body that was not taken in.
+        // A refusal of a request whose body was not read.
         case(
             format!(
                 "TRACE / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{SMUGGLED}",
                 SMUGGLED.len()
             ),
-            Wanted::Refused(Vec::new(), 405),
+            Expected::Refused(Vec::new(), 405),
         ),
     ]
 }
 
 fn persistence() -> Vec<Case> {
-    let last =
-        |fields: &str| case(format!("{}{SMUGGLED}", get(fields)), Wanted::Last(vec!["GET / a"]));
-    let stays = |fields: &str| served(get(fields), "GET / a");
+    let last = |headers: &str| {
+        case(format!("{}{SMUGGLED}", get(headers)), Expected::Last(vec!["GET / a"]))
+    };
+    let stays = |headers: &str| served(get(headers), "GET / a");
     vec![
         last("Connection: close"),
         last("CONNECTION: CLOSE"),
@@ -105,7 +106,7 @@ fn persistence() -> Vec<Case> {
         stays("Connection: \"close\""),
         stays("Keep-Alive: timeout=5"),
         stays("Proxy-Connection: close"),
-        // What frames and routes a message is no field of a connection, whoever says so.
+        // `connection` does not remove headers that frame or route the message.
         served(post("Connection: content-length\r\nContent-Length: 5", "hello"), "POST / a hello"),
         served(
             post(
@@ -124,10 +125,10 @@ fn persistence() -> Vec<Case> {
     ]
 }
 
-/// HTTP/1.0, which has neither `host` nor chunks.
-fn old() -> Vec<Case> {
-    let last = |bytes: &str, told: &'static str| {
-        case(format!("{bytes}{SMUGGLED}"), Wanted::Last(vec![told]))
+/// HTTP/1.0, which has neither a required `host` nor chunked bodies.
+fn http10() -> Vec<Case> {
+    let last = |bytes: &str, received: &'static str| {
+        case(format!("{bytes}{SMUGGLED}"), Expected::Last(vec![received]))
     };
     vec![
         last("GET / HTTP/1.0\r\n\r\n", "GET / localhost"),
@@ -151,7 +152,11 @@ fn old() -> Vec<Case> {
             400,
         ),
         refused("GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", 400),
-        departs("POST / HTTP/1.0\r\nHost: a\r\nContent-Length: x\r\n\r\n", "BadContentLength", ""),
+        noncompliant(
+            "POST / HTTP/1.0\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+            "BadContentLength",
+            "",
+        ),
     ]
 }
 
@@ -172,7 +177,7 @@ fn expectations() -> Vec<Case> {
             post("Expect: 100-continue\r\nTransfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
             "POST / a hello",
         ),
-        departs(
+        noncompliant(
             post(
                 "Expect: 100-continue\r\nContent-Length: 5\r\nTransfer-Encoding: chunked",
                 "0\r\n\r\n",
@@ -186,7 +191,7 @@ fn expectations() -> Vec<Case> {
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
 
-/// The service does not take the upgrade, so what comes behind it is HTTP.
+/// The service does not accept the upgrade, so the bytes that follow are HTTP.
 fn upgrades() -> Vec<Case> {
     let with_body = format!("{UPGRADE}\r\nContent-Length: 5");
     let chunked = format!("{UPGRADE}\r\nTransfer-Encoding: chunked");
@@ -194,12 +199,12 @@ fn upgrades() -> Vec<Case> {
         served(get(UPGRADE), "GET / a"),
         case(
             get(UPGRADE) + "GET /2 HTTP/1.1\r\nHost: a\r\n\r\n",
-            Wanted::Served(vec!["GET / a", "GET /2 a"]),
+            Expected::Served(vec!["GET / a", "GET /2 a"]),
         ),
         served(post(&with_body, "hello"), "POST / a hello"),
         served(post(&chunked, "5\r\nhello\r\n0\r\n\r\n"), "POST / a hello"),
-        departs(get(&with_body) + "hello", "UndefinedContentLengthSemantics", "GET / a hello"),
-        departs(
+        noncompliant(get(&with_body) + "hello", "UndefinedContentLengthSemantics", "GET / a hello"),
+        noncompliant(
             get(&chunked) + "5\r\nhello\r\n0\r\n\r\n",
             "UndefinedTransferEncodingSemantics",
             "GET / a hello",
@@ -213,17 +218,17 @@ fn upgrades() -> Vec<Case> {
         served(get("Connection: Upgrade\r\nUpgrade: h2c, websocket"), "GET / a"),
         served(get("Upgrade: websocket"), "GET / a"),
         served(get("Connection: Upgrade"), "GET / a"),
-        // Agreed to, with bytes that came before: they could as well be a request.
+        // Accepted, although the client already sent bytes that could be a request.
         case(
             format!("GET /agreed HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n\r\n{SMUGGLED}"),
-            Wanted::RefusedBehind("GET /agreed a", 400),
+            Expected::RefusedAfterForwarding("GET /agreed a", 400),
         ),
     ]
 }
 
 fn tunnels() -> Vec<Case> {
-    let connect = |target: &str, fields: &str| {
-        format!("CONNECT {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n")
+    let connect = |target: &str, headers: &str| {
+        format!("CONNECT {target} HTTP/1.1\r\nHost: a\r\n{headers}\r\n")
     };
     let mut cases: Vec<Case> = [
         "/",
@@ -248,22 +253,28 @@ fn tunnels() -> Vec<Case> {
         refused(connect("a:1", "Content-Length: 5\r\n") + "hello", 400),
         refused(connect("a:1", "Transfer-Encoding: chunked\r\n") + "0\r\n\r\n", 400),
         refused(connect("a:1", "Content-Length: 0\r\n"), 400),
-        departs(connect("a b:1", ""), "SpaceInUri", ""),
-        departs(connect("a:1#b", ""), "AmbiguousUri", ""),
-        // Agreed to, with bytes that came before.
-        case(connect("a:1", "") + SMUGGLED, Wanted::RefusedBehind("CONNECT a:1 a:1", 400)),
+        noncompliant(connect("a b:1", ""), "SpaceInUri", ""),
+        noncompliant(connect("a:1#b", ""), "AmbiguousUri", ""),
+        // Accepted, although the client already sent bytes.
+        case(
+            connect("a:1", "") + SMUGGLED,
+            Expected::RefusedAfterForwarding("CONNECT a:1 a:1", 400),
+        ),
     ]);
     cases
 }
 
-/// Cases whose first answer turns a tunnel down. Who sends it may have sent bytes for the tunnel
-/// already, so nothing behind it is a request (RFC 9931, which updates RFC 9112).
-pub(crate) fn tunnels_turned_down() -> Vec<Case> {
+/// Cases whose first response refuses a tunnel. The client may already have sent bytes for the tunnel, so nothing
+/// after the CONNECT is parsed as a request (RFC 9931, which updates RFC 9112).
+pub(crate) fn refused_tunnels() -> Vec<Case> {
     let connect = |target: &str| format!("CONNECT {target} HTTP/1.1\r\nHost: a\r\n\r\n{SMUGGLED}");
-    vec![case(connect("declined:1"), Wanted::RefusedBehind("CONNECT declined:1 declined:1", 403))]
+    vec![case(
+        connect("declined:1"),
+        Expected::RefusedAfterForwarding("CONNECT declined:1 declined:1", 403),
+    )]
 }
 
-/// The same where no tunnel is ever served.
-pub(crate) fn tunnel_where_none_is_served() -> Case {
+/// A CONNECT to a sidecar that serves no tunnels.
+pub(crate) fn tunnel_where_connect_is_disabled() -> Case {
     refused(format!("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n{SMUGGLED}"), 405)
 }
