@@ -1,6 +1,6 @@
-//! Where a new flow would go and why, as `weft flow explain` prints it.
+//! Explains where a new flow would go, for `weft flow explain`.
 //!
-//! The decisions of [`crate::pipeline`] and of the kernel path, for a flow that need not exist.
+//! It repeats the decisions of [`crate::pipeline`] and of the kernel path for a flow that need not exist.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,7 +8,7 @@ use weft_model::{FlowTuple, Listener, Transport};
 
 use crate::plan::{AgentPlan, AgentTarget, EndpointChoice, OTHER_ENDPOINTS};
 
-/// Where a flow goes and why, for people.
+/// Where a flow goes, and what decided.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct FlowExplanation {
     /// The listener that answers for the destination.
@@ -19,12 +19,11 @@ pub struct FlowExplanation {
     pub admitting_range: Option<String>,
     /// The cluster that the listener's flows go to.
     pub cluster: String,
-    /// The hash of the 5-tuple under the mesh's seed.
+    /// The hash of the 5-tuple with the mesh's seed.
     pub hash: u32,
-    /// The slot on which the hash falls, and of how many; none where no table decides.
+    /// The slot of the hash and the number of slots; `None` where no Maglev table decides.
     pub slot: Option<(usize, usize)>,
-    /// The flow's endpoint, then where the flow goes when that one cannot be reached. Empty for a flow that is not
-    /// admitted.
+    /// The flow's endpoint, then the fallbacks when it cannot be reached. Empty for a flow that is not admitted.
     pub endpoints: Vec<SocketAddr>,
     /// What decided.
     pub choice: &'static str,
@@ -43,10 +42,11 @@ pub enum GroupAdmission {
 }
 
 impl AgentPlan {
-    /// Where a new flow would go, whose SYN bears this sequence number.
+    /// Explains where a new flow would go whose SYN has this sequence number.
     ///
     /// # Errors
-    /// Why it would go nowhere, or that the sequence number decides and none was given.
+    /// When no listener or cluster serves the destination, or the hash includes the sequence number and none was
+    /// given.
     pub fn explain(
         &self,
         flow: &FlowTuple,
@@ -61,7 +61,8 @@ impl AgentPlan {
             bound.transport == transport && addressed
         });
         let listener = self.by_destination.get(&(transport, destination)).or(bound);
-        let listener = listener.ok_or_else(|| format!("no listener answers for {destination}"))?;
+        let listener =
+            listener.ok_or_else(|| format!("no listener serves destination {destination}"))?;
         let (security_group, admitting_range) = admission(listener, flow.client.ip());
         let target = match transport {
             Transport::Tcp => {
@@ -75,10 +76,10 @@ impl AgentPlan {
             }
         };
         let (target, key) =
-            target.ok_or_else(|| format!("{:?} leads to no cluster", &*listener.name))?;
+            target.ok_or_else(|| format!("listener {:?} has no cluster", &*listener.name))?;
         if key.takes_sequence(transport) && sequence.is_none() {
             return Err(format!(
-                "{:?} is hashed with the sequence number of a connection's SYN: say which (--sequence)",
+                "listener {:?} hashes the sequence number of the SYN: pass it with --sequence",
                 &*listener.name
             ));
         }
@@ -100,7 +101,7 @@ impl AgentPlan {
         })
     }
 
-    /// The endpoints that a flow is tried at, one after the other.
+    /// The endpoints that a flow tries, in order.
     fn choices(
         &self,
         target: &AgentTarget,
@@ -111,7 +112,7 @@ impl AgentPlan {
     }
 }
 
-/// What the security group of a listener decides about a client, and by which range.
+/// The security group's decision about a client, and the range that decided.
 fn admission(listener: &Listener, client: IpAddr) -> (GroupAdmission, Option<String>) {
     let Some(ranges) = &listener.allow_from else {
         return (GroupAdmission::None, None);

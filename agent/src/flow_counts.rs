@@ -1,4 +1,4 @@
-//! How many flows each service has on the proxy path, as the kernel counts them on its own.
+//! Counters of the flows of each service on the proxy path. The kernel path has its own.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use weft_model::Name;
 use weft_runtime::metrics::{Counter, Gauge, Opened};
 
-/// One service's flows, TCP and UDP, that one worker carries.
+/// The TCP and UDP flows of one service that one worker carries.
 #[derive(Debug, Default)]
 pub(crate) struct FlowCounts {
     begun: Counter,
@@ -15,22 +15,22 @@ pub(crate) struct FlowCounts {
 }
 
 impl FlowCounts {
-    /// Counts a flow that begins; it is open until the result is dropped.
+    /// Counts a new flow; it counts as open until the result is dropped.
     pub(crate) fn begin(&self) -> Opened<Arc<Gauge>> {
         self.begun.increment();
         Opened::new(self.open.clone())
     }
 }
 
-/// One worker's tallies, for others to read.
+/// The counters of one worker, for readers on other threads.
 pub(crate) type SharedFlowCounts = Mutex<HashMap<Name, Arc<FlowCounts>>>;
 
-/// One worker's tallies, for itself: what it counts by takes no lock but the first time.
+/// The counters of one worker, for the worker itself: counting takes the lock only for the first flow of a service.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerFlowCounts(RefCell<HashMap<Name, Arc<FlowCounts>>>);
 
 impl WorkerFlowCounts {
-    /// The tally of a service, which is shown from now on.
+    /// The counters of a service, which readers see from now on.
     pub(crate) fn of(&self, service: &Name, shown: &SharedFlowCounts) -> Arc<FlowCounts> {
         let mut own = self.0.borrow_mut();
         if let Some(flow_counts) = own.get(service) {
@@ -42,7 +42,7 @@ impl WorkerFlowCounts {
         flow_counts
     }
 
-    /// Forgets the services that are gone, and have no flow any more.
+    /// Removes the counters of services that are removed and have no open flow.
     pub(crate) fn forget(&self, is_gone: impl Fn(&Name) -> bool, shown: &SharedFlowCounts) {
         let has_ended =
             |name: &Name, flow_counts: &FlowCounts| is_gone(name) && flow_counts.open.get() == 0;
@@ -51,7 +51,7 @@ impl WorkerFlowCounts {
     }
 }
 
-/// How many flows of a service there have been and are, of all these workers.
+/// The number of flows that a service has had and has now, over all these workers.
 pub(crate) fn flows_of<'a>(
     service: &str,
     workers: impl Iterator<Item = &'a SharedFlowCounts>,
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flows_of_all_workers_add_up_and_a_service_that_is_gone_is_forgotten_with_its_last() {
+    fn flows_of_workers_are_summed_and_counters_of_a_removed_service_go_with_its_last_flow() {
         let (a, b) = (WorkerFlowCounts::default(), WorkerFlowCounts::default());
         let shown = [SharedFlowCounts::default(), SharedFlowCounts::default()];
         let [shown_a, shown_b] = &shown;
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(flows_of("echo", shown.iter()), (3, 2), "a flow is open");
         drop(second);
         a.forget(|_| false, shown_a);
-        assert_eq!(flows_of("echo", shown.iter()), (3, 1), "the service is there");
+        assert_eq!(flows_of("echo", shown.iter()), (3, 1), "the service exists");
         a.forget(|_| true, shown_a);
         assert_eq!(flows_of("echo", shown.iter()), (1, 1));
     }

@@ -1,10 +1,12 @@
-//! The node's network load balancer: it takes what was intercepted, hashes the 5-tuple, and moves
-//! bytes without opening them.
+//! The layer-4 load balancer of a node: it takes redirected connections and datagrams, hashes the 5-tuple to
+//! choose an
+//! endpoint, and forwards bytes without inspecting them.
 //!
-//! Read [`pipeline`] first: it is the path of a connection and of a datagram, a line a stage.
-//! [`plan`] is what a snapshot of the configuration means for this tier, [`worker`] the thread that
-//! does the work. What needs nobody to look at its bytes goes by [`kernel`] instead. [`redirect`] is
-//! how the kernel is told to hand traffic over, [`netlink`] the words for both.
+//! Start with [`pipeline`], the path of a connection and of a datagram. [`plan`] is the snapshot of the
+//! configuration as
+//! this tier uses it, [`worker`] is a forwarding thread. [`kernel`] leaves flows that need no inspection to
+//! the kernel.
+//! [`redirect`] installs the rules that redirect traffic, and [`netlink`] has the kernel messages for both.
 
 mod clock;
 mod explanation;

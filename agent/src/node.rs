@@ -1,4 +1,4 @@
-//! The node that an agent runs on, and which endpoints would lead back to the agent itself.
+//! The node that an agent runs on, and detection of endpoints that lead back to the agent itself.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -8,29 +8,29 @@ use nix::ifaddrs::getifaddrs;
 use weft_model::{Listener, Name, Snapshot, Transport};
 use weft_runtime::socket::can_bind_foreign_addresses;
 
-/// What a plan takes into account beside the configuration.
+/// Properties of the node that a plan depends on, besides the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct NodeInfo {
-    /// The seed of the flow hash, where it is not to be the configuration's.
+    /// The seed of the flow hash, if it overrides the seed of the configuration.
     pub seed: Option<u32>,
-    /// The addresses of the host.
+    /// The IP addresses of the host.
     pub addresses: BTreeSet<IpAddr>,
-    /// Whether we may send from others' addresses.
+    /// Whether this process may send from addresses of other hosts.
     pub can_bind_foreign_addresses: bool,
 }
 
 impl NodeInfo {
-    /// The node as it is now.
+    /// Reads the current state of the node.
     ///
     /// # Errors
-    /// When the kernel does not tell its addresses.
+    /// When the host's addresses cannot be read.
     pub fn now(seed: Option<u32>) -> io::Result<Self> {
-        let told = getifaddrs()?.filter_map(|device| device.address);
-        let address = |told: nix::sys::socket::SockaddrStorage| {
-            let v4 = told.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| told.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        let device_addresses = getifaddrs()?.filter_map(|device| device.address);
+        let address = |raw: nix::sys::socket::SockaddrStorage| {
+            let v4 = raw.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| raw.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
         };
-        let addresses = told.filter_map(address).collect();
+        let addresses = device_addresses.filter_map(address).collect();
         Ok(Self { seed, addresses, can_bind_foreign_addresses: can_bind_foreign_addresses() })
     }
 
@@ -38,23 +38,23 @@ impl NodeInfo {
         address.is_loopback() || self.addresses.contains(&address)
     }
 
-    /// Whether the address of a service, which is to be nobody's, is one of the host's own.
+    /// Whether the virtual address of a service is an address of this host.
     pub(crate) fn owns_address_of(&self, listener: &Listener) -> bool {
         let address = listener.address.ip();
         !listener.bind && !address.is_loopback() && self.addresses.contains(&address)
     }
 }
 
-/// Who takes what is sent where, among the listeners of an agent.
+/// Finds endpoints whose flows would come back to a listener of this agent.
 #[derive(Debug)]
 pub(crate) struct LoopDetector<'a> {
     node: &'a NodeInfo,
     snapshot: &'a Snapshot,
-    /// Listeners of one address.
+    /// Listeners by their address.
     exact: HashMap<(Transport, SocketAddr), &'a Listener>,
-    /// Listeners of all addresses of a family, by their port. The other family is not theirs.
+    /// Listeners on all addresses of one family, by protocol, family (true: IPv4) and port.
     wildcard: HashMap<(Transport, bool, u16), &'a Listener>,
-    /// Over which protocols flows go to a cluster.
+    /// The protocols of the flows that go to each cluster.
     carried: HashMap<&'a Name, BTreeSet<Transport>>,
 }
 
@@ -80,8 +80,9 @@ impl<'a> LoopDetector<'a> {
         Self { node, snapshot, exact, wildcard, carried }
     }
 
-    /// The listener that would take a cluster's flows to an endpoint, when they would come back to the
-    /// cluster from there, or end at once at a capture port.
+    /// The listener that would take a cluster's flows to an endpoint, if the flows would come back to the cluster
+    /// from
+    /// there, or end at a capture port.
     pub(crate) fn loop_listener(
         &self,
         cluster: &Name,
@@ -92,7 +93,7 @@ impl<'a> LoopDetector<'a> {
             .then_some(loop_listener)
     }
 
-    /// The listener that a cluster's flows to an endpoint reach.
+    /// The listener that a cluster's flows to an endpoint would reach.
     fn at(&self, cluster: &Name, endpoint: SocketAddr) -> Option<&'a Listener> {
         let endpoint = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
         let is_here = self.node.has(endpoint.ip());
@@ -104,7 +105,7 @@ impl<'a> LoopDetector<'a> {
         self.carried.get(cluster)?.iter().find_map(reached)
     }
 
-    /// Whether flows that a listener takes may go to a cluster, by way of other listeners too.
+    /// Whether flows that a listener takes may go to a cluster, also through other listeners.
     fn leads_back(&self, loop_listener: &'a Listener, cluster: &Name) -> bool {
         let (mut seen, mut waiting) = (BTreeSet::from([&loop_listener.name]), vec![loop_listener]);
         while let Some(listener) = waiting.pop() {

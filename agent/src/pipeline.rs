@@ -1,9 +1,9 @@
-//! The path of a connection and of a datagram, a line a stage.
+//! The path of a connection and of a datagram through the agent, one step after the other.
 //!
 //! ```text
-//! TCP   accept -> destination -> service -> admit -> pick -> connect -> forward -> record
-//! UDP   intake -> flow known? its endpoint
-//!              -> flow new?   service -> admit -> pick -> remember -> forward
+//! TCP   accept -> destination -> service -> security group -> endpoint -> connect -> relay -> access log
+//! UDP   receive -> known flow: its endpoint
+//!               -> new flow: service -> security group -> endpoint -> add to table -> forward
 //! ```
 
 use std::cell::Cell;
@@ -33,16 +33,15 @@ use crate::refusal::FlowRefusal;
 use crate::source::{first_not_out_of_ports, is_out_of_ports};
 use crate::worker::AgentWorker;
 
-/// A connection that was taken in.
+/// An accepted TCP connection.
 pub(crate) struct AcceptedTcp {
     pub(crate) client: SocketAddr,
     pub(crate) stream: TcpStream,
     pub(crate) listener: Arc<Listener>,
 }
 
-/// Carries a connection from its acceptance to its end. There are many, and most wait: what one keeps
-/// is counted.
-#[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
+/// Carries a connection from accept to end. Most of the many connections wait, so the size of this future matters.
+#[expect(clippy::manual_async_fn, reason = "an async fn would store its arguments twice")]
 pub(crate) fn connection(
     mut accepted: AcceptedTcp,
     worker: Rc<AgentWorker>,
@@ -94,7 +93,7 @@ async fn carry(
     let mut endpoint = connecting(&plan, target, flow, worker, log).await?;
     let idle = (tcp.idle_timeout, listener.idle_end.unwrap_or(IdleEnd::Reset));
     let flow_counts = worker.flow_counts(listener);
-    // A connection may live long; it must not keep the plan it was made by.
+    // A connection may live long and must not keep an old plan in memory.
     drop(plan);
     if worker.is_aborted.get() {
         reset_on_close(&accepted.stream);
@@ -114,7 +113,7 @@ async fn carry(
     Ok(end.word())
 }
 
-/// Where the client wanted to go. A capture port that was dialled itself is a mistake or a loop.
+/// The original destination of a connection. A direct connection to a capture port is a mistake or a loop.
 fn destination(accepted: &AcceptedTcp) -> Result<SocketAddr, FlowRefusal> {
     let own = || accepted.stream.local_addr().map_err(|_| FlowRefusal::NotRedirected);
     if !accepted.listener.use_original_destination {
@@ -122,19 +121,20 @@ fn destination(accepted: &AcceptedTcp) -> Result<SocketAddr, FlowRefusal> {
     }
     let capture = accepted.listener.address;
     let destination = original_destination(&accepted.stream, capture);
-    // Another port than ours was redirected here. The same one may have been, or we were dialled.
+    // A connection to our own port may have been redirected from the same port, or have been made to it directly.
     let is_ours = destination.port() == capture.port() && destination == own()?;
     let is_told = !destination.ip().is_unspecified();
     if is_told && !is_ours { Ok(destination) } else { Err(FlowRefusal::NotRedirected) }
 }
 
-/// Holds the security group, where the kernel could not be told to.
+/// Enforces the security group, also where the kernel has no rule for it.
 fn check_security_group(listener: &Listener, client: SocketAddr) -> Result<(), FlowRefusal> {
     if listener.admits(client.ip()) { Ok(()) } else { Err(FlowRefusal::NotAllowed) }
 }
 
-/// Connects, in a box for as long as that takes: it needs more room than all that follows, which may
-/// take hours. Made here, so that the connection does not keep room for what goes into the box.
+/// Connects in a boxed future, which exists only while connecting: it is larger than all that follows, and the
+/// connection
+/// may last for hours.
 fn connecting<'a>(
     plan: &'a AgentPlan,
     target: &'a AgentTarget,
@@ -145,7 +145,7 @@ fn connecting<'a>(
     Box::pin(connect(plan, target, flow, worker, log))
 }
 
-/// Connects to the flow's endpoint, or to the next ones when it cannot be reached.
+/// Connects to the endpoint of the flow, or to the next endpoints when it cannot be reached.
 async fn connect(
     plan: &AgentPlan,
     target: &AgentTarget,
@@ -170,13 +170,13 @@ async fn connect(
             Err(error) if unreachable_for(&error) == FlowRefusal::Limit => {
                 return Err(FlowRefusal::Limit);
             }
-            Err(error) => tracing::debug!(%endpoint, %error, "an endpoint could not be reached"),
+            Err(error) => tracing::debug!(%endpoint, %error, "connect to endpoint failed"),
         }
     }
     Err(if tried { FlowRefusal::Unreachable } else { FlowRefusal::NoEndpoint })
 }
 
-/// Connects to an endpoint, from the next of our addresses when one has no port left.
+/// Connects to an endpoint. When a source address has no free port, tries the next source address.
 async fn reach(
     endpoint: SocketAddr,
     (client, source): (SocketAddr, SourceAddress),
@@ -193,7 +193,7 @@ async fn reach(
     Err(failed.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
 }
 
-/// Why an endpoint was not reached: for want of descriptors it is we who could not.
+/// The refusal for a failed connect: running out of file descriptors is the agent's own limit.
 fn unreachable_for(error: &io::Error) -> FlowRefusal {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE | Errno::ENFILE) => FlowRefusal::Limit,
@@ -201,7 +201,7 @@ fn unreachable_for(error: &io::Error) -> FlowRefusal {
     }
 }
 
-/// What there is to tell of a connection.
+/// What the access log says about a TCP connection.
 struct FlowLog {
     client: SocketAddr,
     destination: Option<SocketAddr>,
@@ -246,7 +246,7 @@ impl FlowLog {
     }
 }
 
-/// A UDP flow: its endpoint, and the way back to its client.
+/// A UDP flow: the socket to its endpoint, and the socket for responses to its client.
 pub(crate) struct UdpFlow {
     tuple: FlowTuple,
     service: Name,
@@ -256,20 +256,21 @@ pub(crate) struct UdpFlow {
     relayed: RelayedBytes,
     started: Instant,
     logged: bool,
-    /// What counts it as open, until it ends.
+    /// Counts the flow as open until it ends.
     open: Cell<Option<OpenFlow>>,
     ended: Cell<bool>,
     stopped: tokio::sync::Notify,
 }
 
-/// What counts a flow as open.
+/// The gauges that count a flow as open.
 struct OpenFlow {
     _of_worker: Opened<Arc<Gauge>>,
     _of_service: Opened<Arc<Gauge>>,
 }
 
-/// Sends datagrams the way of their flows; new flows are decided here. Those of a flow keep their
-/// order, and go together.
+/// Forwards received datagrams to the endpoints of their flows, and starts new flows. Datagrams of one flow keep
+/// their
+/// order and are sent together.
 pub(crate) fn datagrams(
     taken: &[Datagram<'_>],
     listener: &Listener,
@@ -355,7 +356,7 @@ fn begin(
     Ok(flow)
 }
 
-/// Carries a flow's answers back to its client until the flow ends.
+/// Forwards responses of a flow to its client until the flow ends.
 async fn answer(flow: Rc<UdpFlow>, worker: Rc<AgentWorker>) {
     let mut batch_size = BatchSize::new();
     while !flow.ended.get() {
@@ -372,7 +373,7 @@ async fn answer(flow: Rc<UdpFlow>, worker: Rc<AgentWorker>) {
             &mut batch_size,
             |answers| send_all(&flow.answers, answers, to),
         );
-        // An endpoint may have no such port (ICMP): it may come back, so the flow stays.
+        // An ICMP error says that the endpoint has no such port. The endpoint may come back, so the flow stays.
         let Ok(sent) = sent else { continue };
         worker.flows.borrow_mut().touch(&flow.tuple, now());
         worker.pacer.count(usize::try_from(sent.datagrams).unwrap_or(usize::MAX), now());
@@ -382,8 +383,7 @@ async fn answer(flow: Rc<UdpFlow>, worker: Rc<AgentWorker>) {
     }
 }
 
-/// Ends the flows whose endpoint the plan in force no longer has: their next datagram begins a new
-/// one.
+/// Ends the flows whose endpoint is not in the current plan. Their next datagram starts a new flow.
 pub(crate) fn end_flows_of_removed_endpoints(worker: &AgentWorker) {
     let plan = worker.plan();
     let is_orphaned = |flow: &Rc<UdpFlow>| {
@@ -396,7 +396,7 @@ pub(crate) fn end_flows_of_removed_endpoints(worker: &AgentWorker) {
     }
 }
 
-/// Ends the flows that were silent for too long.
+/// Ends the flows that were silent for their idle timeout.
 pub(crate) fn expire(worker: &AgentWorker) {
     let gone = worker.flows.borrow_mut().expire(now());
     for (_, flow) in gone {

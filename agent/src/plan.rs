@@ -1,6 +1,6 @@
-//! What a snapshot means for the agent: for every destination, who serves it.
+//! The plan of the agent: for each destination, the listener and the cluster that serve it.
 //!
-//! A plan is built once per snapshot, away from the workers, and never changes.
+//! A plan is built once per snapshot, outside the workers, and is immutable.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -18,41 +18,40 @@ use weft_runtime::problems::Problems;
 
 use crate::node::{LoopDetector, NodeInfo};
 
-/// The seed of the flow hash where neither the command line nor the configuration has one. Everybody
-/// knows it.
+/// The seed of the flow hash when neither the command line nor the configuration has one. It is not secret.
 const DEFAULT_SEED: u32 = 0x5eed;
-/// How many other endpoints are tried when a flow's own cannot be reached.
+/// How many other endpoints are tried when the endpoint of a flow cannot be reached.
 pub(crate) const OTHER_ENDPOINTS: usize = 2;
 
-/// Everything the workers work by.
+/// The configuration that the workers use.
 #[derive(Debug, Default)]
 pub struct AgentPlan {
-    /// Which snapshot it was made of.
+    /// The revision of the snapshot.
     pub revision: u64,
     listeners: BTreeMap<Name, Arc<Listener>>,
-    /// Listeners that are not bound: they answer for connections redirected from their address.
+    /// Listeners that are not bound, by the address whose redirected connections they serve.
     pub(crate) by_destination: HashMap<(Transport, SocketAddr), Arc<Listener>>,
     targets: HashMap<Name, Arc<AgentTarget>>,
     looping_endpoints: usize,
     seed: u32,
 }
 
-/// A cluster as the agent sees it.
+/// A cluster in the form that the agent uses.
 #[derive(Debug)]
 pub struct AgentTarget {
-    /// Its name.
+    /// The name of the cluster.
     pub name: Name,
-    /// How long a connection attempt may take.
+    /// The timeout of a connection attempt.
     pub connect_timeout: Duration,
     picker: Picker,
-    /// What the picker was made of.
+    /// The endpoints that the picker was built from.
     endpoints: Vec<Endpoint>,
-    /// The endpoints that keep the flows they have: those that serve, and those that drain.
+    /// The endpoints that keep their existing flows: healthy and draining ones.
     retained: BTreeSet<SocketAddr>,
 }
 
 impl AgentTarget {
-    /// The table that decides about its flows, if one does.
+    /// The Maglev table of the cluster, if it has one.
     #[must_use]
     pub(crate) fn table(&self) -> Option<&Arc<Maglev>> {
         match &self.picker {
@@ -61,7 +60,7 @@ impl AgentTarget {
         }
     }
 
-    /// Whether a flow may stay on an endpoint that it has.
+    /// Whether an existing flow may stay on an endpoint.
     #[must_use]
     pub(crate) fn retains(&self, endpoint: SocketAddr) -> bool {
         match &self.picker {
@@ -70,7 +69,7 @@ impl AgentTarget {
         }
     }
 
-    /// The endpoints that keep the flows they have.
+    /// The endpoints that keep their existing flows.
     pub(crate) fn retained(&self) -> impl Iterator<Item = SocketAddr> {
         self.retained.iter().copied()
     }
@@ -78,20 +77,20 @@ impl AgentTarget {
 
 #[derive(Debug)]
 enum Picker {
-    /// The hash of the flow in a table.
+    /// The Maglev table, by the hash of the flow.
     Table(Arc<Maglev>),
-    /// The address the client aimed at.
+    /// The original destination.
     OriginalDestination,
 }
 
-/// Which endpoint a flow goes to, and what decided.
+/// The endpoint of a flow, and what decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointChoice {
-    /// The hash of the 5-tuple fell on it.
+    /// Chosen by the hash of the 5-tuple.
     ByFlowHash(SocketAddr),
-    /// The client aimed at it.
+    /// The original destination of the flow.
     ByOriginalDestination(SocketAddr),
-    /// The service has no endpoint to offer.
+    /// The service has no endpoint.
     NoEndpoint,
 }
 
@@ -116,45 +115,47 @@ impl EndpointChoice {
     }
 }
 
-/// What of a snapshot is not done, and why.
+/// A part of a snapshot that the agent does not serve, or serves with a restriction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AgentPlanProblem {
-    /// A listener that this tier cannot serve.
+    /// A listener that needs layer 7. It is not served.
     NeedsSidecar {
         /// The listener.
         listener: Name,
-        /// Why.
+        /// What it needs.
         reason: &'static str,
     },
-    /// A listener whose address another one has. It is not served.
+    /// A listener whose address another listener has. It is not served.
     Conflict(AddressConflict),
     /// An endpoint that leads back to this agent. It gets no flows.
     Loop {
-        /// Whose endpoint.
+        /// The cluster of the endpoint.
         cluster: Name,
         /// The endpoint.
         endpoint: SocketAddr,
         /// The listener that would take its flows.
         listener: Name,
     },
-    /// A service's address that is this host's own, so that what programs of this host send there is
-    /// not taken.
+    /// A virtual address that is an address of this host, so connections from programs on this host are not
+    /// redirected.
     LocalAddress {
         /// The service's listener.
         listener: Name,
         /// The address.
         address: SocketAddr,
     },
-    /// A service whose endpoints are to see clients' addresses, with one that has no way to: it is of the
-    /// other family.
+    /// A service that preserves client addresses, with an endpoint of the other address family, which sees the
+    /// agent's
+    /// address.
     SourceFamilyMismatch {
         /// The service's listener.
         listener: Name,
-        /// The endpoint, which sees the agent.
+        /// The endpoint.
         endpoint: SocketAddr,
     },
-    /// A service whose endpoints are to see clients' addresses, which this process may not send from.
-    /// Its flows on the proxy path are refused.
+    /// A service that preserves client addresses, which this process may not send from. Its flows on the proxy path
+    /// are
+    /// refused.
     SourceNotPermitted {
         /// The service's listener.
         listener: Name,
@@ -162,7 +163,7 @@ pub enum AgentPlanProblem {
 }
 
 impl AgentPlanProblem {
-    /// All of these, by what they mean for readiness.
+    /// Groups problems by their effect on readiness.
     #[must_use]
     pub fn classify(all: &[Self]) -> Problems {
         let mut problems = Problems::default();
@@ -190,35 +191,36 @@ impl fmt::Display for AgentPlanProblem {
             Self::Conflict(conflict) => conflict.fmt(f),
             Self::Loop { cluster, endpoint, listener } => write!(
                 f,
-                "cluster {cluster:?}: endpoint {endpoint} is left out: it is this agent's own listener {listener:?}, so its flows would go round for ever"
+                "cluster {cluster:?}: endpoint {endpoint} is excluded: it is this agent's own listener {listener:?}, so its flows would loop"
             ),
             Self::LocalAddress { listener, address } => write!(
                 f,
-                "listener {listener:?}: {address} is an address of this host; a service's address must be nobody's"
+                "listener {listener:?}: {address} is an address of this host; the virtual address of a service must not be an address of any host"
             ),
             Self::SourceFamilyMismatch { listener, endpoint } => write!(
                 f,
-                "listener {listener:?}: endpoint {endpoint} is not of its clients' family of addresses, and sees the agent's"
+                "listener {listener:?}: endpoint {endpoint} is of another address family than its clients, and sees the agent's address"
             ),
             Self::SourceNotPermitted { listener } => write!(
                 f,
-                "listener {listener:?}: to keep clients' addresses on the proxy path takes the capability NET_RAW or NET_ADMIN; without it those flows are refused"
+                "listener {listener:?}: keeping client addresses on the proxy path needs the capability NET_RAW or NET_ADMIN; without it those flows are refused"
             ),
         }
     }
 }
 
 impl AgentPlan {
-    /// Makes a plan of a snapshot, and tells what of it cannot be done. Tables of clusters whose
-    /// endpoints did not change are taken from `previous`.
+    /// Builds a plan from a snapshot, and lists what the agent cannot serve. Maglev tables of clusters whose
+    /// endpoints did
+    /// not change are reused from `previous`.
     #[must_use]
     pub fn new(
         snapshot: &Snapshot,
         node: &NodeInfo,
         previous: Option<&(Arc<Snapshot>, Arc<Self>)>,
     ) -> (Self, Vec<AgentPlanProblem>) {
-        let told = snapshot.listeners.values().find_map(|listener| listener.flow_seed);
-        let seed = node.seed.or(told).unwrap_or(DEFAULT_SEED);
+        let configured = snapshot.listeners.values().find_map(|listener| listener.flow_seed);
+        let seed = node.seed.or(configured).unwrap_or(DEFAULT_SEED);
         let mut plan = Self { revision: snapshot.revision, seed, ..Self::default() };
         let mut problems = Vec::new();
         let conflicts = snapshot.address_conflicts();
@@ -279,7 +281,7 @@ impl AgentPlan {
         (plan, problems)
     }
 
-    /// An endpoint that will not see clients' addresses though it is to.
+    /// Finds an endpoint that cannot see client addresses although the listener preserves them.
     fn source_family_mismatch(&self, listener: &Listener) -> Option<AgentPlanProblem> {
         let targets = listener.flow_clusters().filter_map(|name| self.targets.get(name));
         let mut endpoints = targets.flat_map(|target| &target.endpoints);
@@ -306,12 +308,12 @@ impl AgentPlan {
         self.listeners.values().filter(|listener| listener.bind)
     }
 
-    /// The listeners that serve destinations: virtual ones, and bound ones that do not only capture.
+    /// The listeners that serve destinations: virtual ones, and bound ones that are not only capture ports.
     pub(crate) fn services(&self) -> impl Iterator<Item = &Arc<Listener>> {
         self.listeners.values().filter(|listener| !listener.use_original_destination)
     }
 
-    /// How many endpoints are left out because they lead back to this agent.
+    /// The number of endpoints that are excluded because they lead back to this agent.
     #[must_use]
     pub fn looping_endpoints(&self) -> usize {
         self.looping_endpoints
@@ -322,13 +324,15 @@ impl AgentPlan {
         self.seed
     }
 
-    /// The listener of this name.
+    /// The listener with this name.
     #[must_use]
     pub fn listener(&self, name: &str) -> Option<&Arc<Listener>> {
         self.listeners.get(name)
     }
 
-    /// The listener that answers for `destination`: a service's own, or `accepted`, which took it in.
+    /// The listener that serves `destination`: the listener of a service, or `accepted`, the listener that accepted
+    /// the
+    /// flow.
     #[must_use]
     pub fn listener_for<'a>(
         &'a self,
@@ -341,7 +345,7 @@ impl AgentPlan {
         self.by_destination.get(&(accepted.transport, destination)).map_or(accepted, Arc::as_ref)
     }
 
-    /// How a TCP connection to `destination` is moved; none when nobody serves it.
+    /// How a TCP connection to `destination` is proxied; `None` if no filter chain matches.
     #[must_use]
     pub fn tcp<'a>(&self, listener: &'a Listener, destination: SocketAddr) -> Option<&'a TcpProxy> {
         match &listener.chain_for(destination, TransportKind::Plain)?.filter {
@@ -350,14 +354,14 @@ impl AgentPlan {
         }
     }
 
-    /// How a datagram to this listener is moved.
+    /// How a datagram to this listener is proxied.
     #[must_use]
     pub fn udp<'a>(&self, listener: &'a Listener) -> Option<&'a UdpProxy> {
         listener.udp.as_ref()
     }
 
-    /// The target of a flow among weighted clusters. The draw is the flow's own hash, so that every
-    /// agent sends the flow to the same one.
+    /// The target of a flow among weighted clusters. The hash of the flow decides, so every agent chooses the same
+    /// target.
     #[must_use]
     pub fn target(
         &self,
@@ -369,8 +373,7 @@ impl AgentPlan {
         self.targets.get(&WeightedCluster::draw(&tcp.clusters, draw)?.name)
     }
 
-    /// Whether connections taken in by this listener may be hashed with the sequence numbers of their
-    /// SYNs.
+    /// Whether connections accepted by this listener may be hashed with the sequence numbers of their SYNs.
     #[must_use]
     pub fn takes_sequence(&self, taken_in_by: &Listener) -> bool {
         let of = |listener: &Listener| {
@@ -384,20 +387,21 @@ impl AgentPlan {
         of(taken_in_by) || captures && self.by_destination.values().any(|service| of(service))
     }
 
-    /// The target of this name.
+    /// The target with this name.
     #[must_use]
     pub fn target_named(&self, name: &str) -> Option<&Arc<AgentTarget>> {
         self.targets.get(name)
     }
 
-    /// A flow's hash.
+    /// The hash of a flow.
     #[must_use]
     pub fn hash(&self, flow: &FlowTuple, key: FlowKey, sequence: u32) -> u32 {
         flow.hash(key, sequence, self.seed)
     }
 
-    /// The endpoint for a flow of this hash: attempt 0 is its own, 1 and up are where it goes when that
-    /// one cannot be reached.
+    /// The endpoint for a flow with this hash. Attempt 0 gives the flow's endpoint; later attempts give the endpoints
+    /// to
+    /// try when it cannot be reached.
     #[must_use]
     pub fn pick(
         &self,
@@ -422,14 +426,14 @@ fn target(cluster: &Cluster, endpoints: Vec<Endpoint>, seed: u32) -> AgentTarget
     let picker = match cluster.discovery {
         Discovery::OriginalDestination => Picker::OriginalDestination,
         Discovery::Static(_) | Discovery::Endpoints(_) | Discovery::Dns(_) => {
-            // At this tier every flow is hashed: round robin would not survive a restart.
+            // The agent hashes every flow: round robin would move flows when the agent restarts.
             let size = match cluster.balance {
                 Balance::Maglev { table_size } => table_size,
                 Balance::RoundRobin | Balance::LeastRequests => DEFAULT_TABLE_SIZE,
             };
             let table = Maglev::new(&endpoints, size, seed)
                 .or_else(|_| Maglev::new(&endpoints, DEFAULT_TABLE_SIZE, seed));
-            Picker::Table(Arc::new(table.expect("the default table size is a prime")))
+            Picker::Table(Arc::new(table.expect("the default table size is prime")))
         }
     };
     let retained = endpoints.iter().filter(|endpoint| endpoint.health.keeps_work());
@@ -442,7 +446,7 @@ fn target(cluster: &Cluster, endpoints: Vec<Endpoint>, seed: u32) -> AgentTarget
     }
 }
 
-/// Why a listener is not this tier's: what it asks for would need the bytes opened.
+/// Why a listener needs layer 7, which the agent does not inspect.
 fn needs_layer_7(listener: &Listener) -> Option<&'static str> {
     let mut chains = listener.all_chains();
     chains.find_map(|chain| match (&chain.tls, &chain.filter) {

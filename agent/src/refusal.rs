@@ -1,24 +1,24 @@
-//! Every way the agent says no.
+//! Every reason why the agent refuses a flow.
 
 /// Why a connection or a datagram is not carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FlowRefusal {
-    /// As many are carried already as are allowed, or as there are descriptors for.
+    /// The connection or flow limit, or the limit of open files, is reached.
     Limit,
-    /// It reached a capture port without having been redirected: a mistake or a loop.
+    /// The connection reached a capture port without a redirect: a mistake or a loop.
     NotRedirected,
-    /// The service's security group does not let the client in.
+    /// The security group of the service does not admit the client.
     NotAllowed,
-    /// No service answers for its destination.
+    /// No service listens on the destination.
     NoService,
-    /// The service has no endpoint to offer.
+    /// The service has no endpoint.
     NoEndpoint,
     /// No endpoint could be reached.
     Unreachable,
 }
 
 impl FlowRefusal {
-    /// All of them, in the order of their counters.
+    /// All refusals, in the order of their counters.
     pub(crate) const ALL: [Self; 6] = [
         Self::Limit,
         Self::NotRedirected,

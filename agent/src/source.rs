@@ -1,4 +1,4 @@
-//! Where connections to endpoints come from.
+//! The source addresses of connections to endpoints.
 
 use std::cell::Cell;
 use std::io;
@@ -7,9 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use weft_model::SourceAddress;
 use weft_runtime::socket::{ConnectOptions, Mark, SourceIp};
 
-/// The host's own addresses from which endpoints are connected to, one after the other. Between one of
-/// them and an endpoint there are as many connections as there are ports, about 28,000 unless the host
-/// gives more; several addresses have so many each.
+/// The host addresses that connections to endpoints come from, used in turn. Each address and endpoint can have as
+/// many
+/// connections as there are ephemeral ports, about 28,000 by default; more addresses multiply that.
 #[derive(Debug, Default)]
 pub(crate) struct SourceAddresses {
     v4: Vec<IpAddr>,
@@ -23,8 +23,8 @@ impl SourceAddresses {
         Self { v4, v6, next: Cell::default() }
     }
 
-    /// The ways to an endpoint, in the order in which they are to be tried: another when the one
-    /// before has no port left.
+    /// The options to connect to an endpoint with, in the order to try them: the next when the one before has no free
+    /// port.
     pub(crate) fn connect_options(
         &self,
         endpoint: SocketAddr,
@@ -34,7 +34,7 @@ impl SourceAddresses {
     ) -> impl Iterator<Item = ConnectOptions> {
         let own = if endpoint.is_ipv4() { &self.v4 } else { &self.v6 };
         let client = client.ip().to_canonical();
-        // A client of the other family has no address that this endpoint could answer.
+        // The endpoint cannot answer a client of the other address family.
         let keeps = wanted == SourceAddress::Client && client.is_ipv4() == endpoint.is_ipv4();
         let first = if keeps || own.is_empty() { 0 } else { self.next.get() % own.len() };
         let (count, the_only) = match (keeps, own.is_empty()) {
@@ -52,13 +52,13 @@ impl SourceAddresses {
     }
 }
 
-/// Whether a connection failed because its source has no port left towards the endpoint; a socket of
-/// datagrams is told so as if it should wait.
+/// Whether a connection failed because the source address has no free port towards the endpoint. For a UDP socket the
+/// kernel reports this as EAGAIN.
 pub(crate) fn is_out_of_ports(error: &io::Error) -> bool {
     [io::ErrorKind::AddrNotAvailable, io::ErrorKind::WouldBlock].contains(&error.kind())
 }
 
-/// The first outcome that is not for want of a port, or else the last.
+/// The first result that is not a lack of ports, or else the last result.
 pub(crate) fn first_not_out_of_ports<T>(
     mut outcomes: impl Iterator<Item = io::Result<T>>,
 ) -> io::Result<T> {
@@ -78,7 +78,7 @@ mod tests {
 
     fn sources(addresses: &[&str]) -> SourceAddresses {
         let addresses: Vec<IpAddr> =
-            addresses.iter().map(|text| text.parse().expect("an address")).collect();
+            addresses.iter().map(|text| text.parse().expect("the address is valid")).collect();
         SourceAddresses::new(&addresses)
     }
 
@@ -88,7 +88,7 @@ mod tests {
         wanted: SourceAddress,
     ) -> Vec<Option<SourceIp>> {
         let [endpoint, client] =
-            [endpoint, "10.0.0.9:4000"].map(|text| text.parse().expect("an address"));
+            [endpoint, "10.0.0.9:4000"].map(|text| text.parse().expect("the address is valid"));
         sources
             .connect_options(endpoint, client, wanted, None)
             .map(|options| options.source)
@@ -96,9 +96,9 @@ mod tests {
     }
 
     #[test]
-    fn own_addresses_are_tried_in_turn_and_only_those_of_the_endpoints_family() {
+    fn source_addresses_of_the_endpoint_family_are_used_in_turn() {
         let sources = sources(&["10.0.0.1", "fd00::1", "10.0.0.2"]);
-        let own = |text: &str| Some(SourceIp::Local(text.parse().expect("an address")));
+        let own = |text: &str| Some(SourceIp::Local(text.parse().expect("the address is valid")));
         let (one, two) = (own("10.0.0.1"), own("10.0.0.2"));
         let agent = SourceAddress::Agent;
         assert_eq!(connect_options(&sources, "10.1.0.1:80", agent), [one, two]);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_is_tried_for_want_of_a_port_only() {
+    fn next_source_address_is_tried_only_when_ports_run_out() {
         let none = || Err(io::ErrorKind::AddrNotAvailable.into());
         let refused = || Err(io::ErrorKind::PermissionDenied.into());
         let first = |outcomes: Vec<io::Result<u8>>| first_not_out_of_ports(outcomes.into_iter());
@@ -120,11 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn the_clients_address_is_kept_where_an_endpoint_can_answer_it() {
+    fn client_address_is_kept_only_for_endpoints_of_its_family() {
         let sources = sources(&["10.0.0.1", "fd00::1"]);
-        let client = Some(SourceIp::Foreign("10.0.0.9".parse().expect("an address")));
+        let client = Some(SourceIp::Foreign("10.0.0.9".parse().expect("the address is valid")));
         assert_eq!(connect_options(&sources, "10.1.0.1:80", SourceAddress::Client), [client]);
-        let own = Some(SourceIp::Local("fd00::1".parse().expect("an address")));
+        let own = Some(SourceIp::Local("fd00::1".parse().expect("the address is valid")));
         assert_eq!(connect_options(&sources, "[fd01::1]:80", SourceAddress::Client), [own]);
     }
 }

@@ -1,4 +1,4 @@
-//! One worker: its listening sockets follow the plan, its connections and flows its limits.
+//! A worker thread: its listening sockets follow the plan, and its limits bound its connections and flows.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -30,15 +30,15 @@ use crate::pipeline::{self, AcceptedTcp, UdpFlow};
 use crate::plan::AgentPlan;
 use crate::source::SourceAddresses;
 
-/// How often silent flows are looked for.
+/// How often idle flows are expired, and failed listeners retried.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long accepting rests when there are no more descriptors.
+/// How long accepting pauses after an error, such as running out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long connections that are cut off have to reset both sides.
+/// How long aborted connections have to reset both sides.
 const RESET_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What one worker may have at once. At a limit the new is refused and counted, the old is kept.
+/// Limits of one worker. At a limit, new flows are refused and counted; existing ones are kept.
 #[derive(Debug, Clone, Copy)]
 pub struct AgentLimits {
     /// TCP connections.
@@ -47,24 +47,24 @@ pub struct AgentLimits {
     pub flows: usize,
 }
 
-/// What all workers share: handles, and nothing that they write to.
+/// What all workers share: handles, but no data that a worker writes.
 #[derive(Debug, Clone)]
 pub struct AgentShared {
     /// The plan in force.
     pub plans: watch::Receiver<Arc<AgentPlan>>,
-    /// The end of the process.
+    /// The shutdown of the process.
     pub drain: Drain,
-    /// Where the counters are folded.
+    /// The registry of the workers' counters.
     pub metrics: Registry<Metrics>,
-    /// Where access lines go.
+    /// The writer of access logs.
     pub access: Writer,
-    /// What one worker may have at once.
+    /// The limits of one worker.
     pub limits: AgentLimits,
-    /// The mark on what we send, if we may set it.
+    /// The mark on packets that the agent sends, if it may set one.
     pub mark: Option<Mark>,
-    /// The host's addresses from which endpoints are connected to; the kernel's choice when empty.
+    /// The host addresses to connect to endpoints from; the kernel chooses when empty.
     pub sources: Arc<[IpAddr]>,
-    /// Where each worker tells what it listens on.
+    /// Where each worker reports which listeners it has bound.
     pub reports: tokio::sync::mpsc::UnboundedSender<ListenReport>,
 }
 
@@ -75,14 +75,14 @@ pub(crate) struct AgentWorker {
     pub(crate) access: Rc<AccessLog>,
     pub(crate) active_connections: ActiveConnections,
     pub(crate) relay_buffers: RelayBuffers,
-    /// Tells connections that nobody waits for them any longer.
+    /// Wakes connections to be aborted at the end of the drain timeout.
     pub(crate) abort: Notify,
-    /// Whether they were told, for those that begin to listen later.
+    /// Whether `abort` was notified, for connections that start to wait later.
     pub(crate) is_aborted: Cell<bool>,
     pub(crate) flows: RefCell<FlowTable<Rc<UdpFlow>>>,
     pub(crate) reply_sockets: ReplySockets,
     pub(crate) pacer: BatchPacer,
-    /// Room to take datagrams in, lent to whoever has some.
+    /// The buffer for received datagrams, borrowed by whichever task reads.
     pub(crate) receive_buffer: RefCell<ReceiveBuffer>,
     pub(crate) sources: SourceAddresses,
     flow_counts: WorkerFlowCounts,
@@ -95,14 +95,18 @@ impl AgentWorker {
         self.plan.borrow().clone()
     }
 
-    /// What counts the flows of the service behind this listener.
+    /// The counters of flows to the service of a listener.
     pub(crate) fn flow_counts(&self, listener: &Listener) -> Arc<FlowCounts> {
         self.flow_counts.of(&listener.name, &self.metrics.services)
     }
 
-    /// Rests a moment before datagrams are looked for, where that pays. The thread stands still meanwhile,
-    /// for it is waking up that costs; so it must have nothing else to do.
-    #[expect(clippy::disallowed_methods, reason = "the rest itself, below 0.1 ms, of UDP alone")]
+    /// Pauses before datagrams are read, where that pays. The thread sleeps, because waking a task is what costs; so
+    /// the
+    /// worker must have no other work.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the pause itself, below 0.1 ms, only while the worker carries UDP alone"
+    )]
     pub(crate) fn pause_before_read(&self, side: ReadSide) {
         let carries_tcp = self.active_connections.count() > 0;
         if self.pacer.should_pause(side, carries_tcp, now()) {
@@ -110,7 +114,7 @@ impl AgentWorker {
         }
     }
 
-    /// Takes over a plan.
+    /// Applies a plan.
     fn follow(&self, plan: Arc<AgentPlan>) {
         let is_gone = |name: &Name| plan.listener(name).is_none();
         self.flow_counts.forget(is_gone, &self.metrics.services);
@@ -118,7 +122,7 @@ impl AgentWorker {
     }
 }
 
-/// Runs the worker with that number until the process has drained.
+/// Runs the worker with this number until the process has drained.
 pub async fn run(shared: AgentShared, number: usize) {
     let mut plans = shared.plans.clone();
     let plan = plans.borrow_and_update().clone();
@@ -169,20 +173,20 @@ pub async fn run(shared: AgentShared, number: usize) {
     drop(tokio::time::timeout(RESET_TIMEOUT, worker.active_connections.all_closed()).await);
 }
 
-/// The bound sockets, by what is bound.
+/// The bound sockets of a worker.
 #[derive(Default)]
 struct ListenerSockets {
-    /// The number of the worker that they belong to.
+    /// The number of the worker.
     worker: usize,
-    /// Whether nothing is missing.
+    /// Whether every listener is bound.
     all_bound: bool,
     bound: HashMap<BoundSocketKey, ListenerTask>,
 }
 
-/// What serves a bound socket.
+/// The task that serves a bound socket.
 struct ListenerTask {
     handle: JoinHandle<()>,
-    /// The socket, of TCP.
+    /// The listening socket, for TCP.
     socket: Option<Rc<TcpListener>>,
 }
 
@@ -195,7 +199,7 @@ struct BoundSocketKey {
 }
 
 impl ListenerSockets {
-    /// Binds what the plan has and is not bound, closes what it no longer has.
+    /// Binds listeners that the plan has added, and closes those that it has removed.
     fn follow(&mut self, worker: &Rc<AgentWorker>) {
         let plan = worker.plan();
         let wanted: HashMap<BoundSocketKey, &Arc<Listener>> = plan
@@ -229,7 +233,10 @@ impl ListenerSockets {
                     self.bound.insert(key, task);
                 }
                 Err(error) if is_ipv6_unavailable(listener.address, &error) => {
-                    tracing::debug!(listener = &*listener.name, "there is no IPv6 here");
+                    tracing::debug!(
+                        listener = &*listener.name,
+                        "IPv6 not available, listener skipped"
+                    );
                 }
                 Err(error) => failures.push(format!(
                     "listener {:?} on {}: {error}",
@@ -238,12 +245,12 @@ impl ListenerSockets {
             }
         }
         self.all_bound = failures.is_empty();
-        // Nobody takes it any more once the process ends.
+        // The receiver is gone once the process ends.
         let report = ListenReport { worker: self.worker, revision: plan.revision, failures };
         drop(worker.shared.reports.send(report));
     }
 
-    /// Tries again what could not be bound: whoever had the port may have ended.
+    /// Retries listeners that could not be bound: another process may have released the port.
     fn retry_failed(&mut self, worker: &Rc<AgentWorker>) {
         if !self.all_bound {
             self.follow(worker);
@@ -258,11 +265,11 @@ impl ListenerSockets {
 }
 
 impl ListenerTask {
-    /// Has the kernel keep the SYNs of connections, where a plan looks at them.
+    /// Makes the kernel save the SYNs of connections, if the plan hashes their sequence numbers.
     fn follow(&self, plan: &AgentPlan, listener: &Listener) {
         let Some(socket) = &self.socket else { return };
         if let Err(error) = save_syn(socket, plan.takes_sequence(listener)) {
-            tracing::warn!(listener = &*listener.name, %error, "SYNs cannot be looked at");
+            tracing::warn!(listener = &*listener.name, %error, "SYN sequence numbers not available");
         }
     }
 }
@@ -288,7 +295,7 @@ fn serve(listener: &Arc<Listener>, worker: &Rc<AgentWorker>) -> io::Result<Liste
 }
 
 async fn accept(socket: Rc<TcpListener>, name: Name, worker: Rc<AgentWorker>) {
-    let rested = OnceCell::new();
+    let warned = OnceCell::new();
     loop {
         match socket.accept().await {
             Ok((stream, client)) => {
@@ -299,9 +306,9 @@ async fn accept(socket: Rc<TcpListener>, name: Name, worker: Rc<AgentWorker>) {
                 tokio::task::spawn_local(pipeline::connection(accepted, worker.clone()));
             }
             Err(error) => {
-                rested.get_or_init(
-                    || tracing::warn!(%error, "accepting rests until there are descriptors again"),
-                );
+                warned.get_or_init(|| {
+                    tracing::warn!(%error, listener = &*name, "accept paused");
+                });
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -328,7 +335,7 @@ async fn receive_datagrams(
         let taken =
             is_ready.and_then(|()| receiver.take(&mut worker.receive_buffer.borrow_mut(), take));
         if let Err(error) = taken {
-            tracing::debug!(%error, "a batch of datagrams was not taken in");
+            tracing::debug!(%error, "receiving datagrams failed");
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }

@@ -88,5 +88,5 @@ fn what_must_be_seen_is_not_left_to_the_kernel() {
     let service = services.first().expect("there is one");
     assert_eq!(service.get("path"), Some(&json!("proxy")), "{service}");
     let why = service.get("why").and_then(Value::as_str).expect("it says why");
-    assert!(why.starts_with("its idle_end is to be seen"), "{why}");
+    assert!(why.starts_with("it sets idle_end"), "{why}");
 }

@@ -55,7 +55,7 @@ fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
     let told = problems(&agent);
     for (endpoint, listener) in looping.iter().zip(["exact", "everywhere", "virtual"]) {
         let wanted = format!(
-            "cluster \"mixed\": endpoint {endpoint} is left out: it is this agent's own listener \"{listener}\""
+            "cluster \"mixed\": endpoint {endpoint} is excluded: it is this agent's own listener \"{listener}\""
         );
         assert!(told.iter().any(|problem| problem.starts_with(&wanted)), "{wanted}: {told:#?}");
     }

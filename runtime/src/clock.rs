@@ -1,37 +1,38 @@
-//! Notices that the wall clock was set, by comparing it with the monotonic clock. Sans-io: both times are
+//! Detects that the wall clock was set, by comparing it with the monotonic clock. Sans-io: both times are
 //! arguments.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
-/// By how much the wall clock may leave the monotonic one between two looks: more than a clock that is slewed
-/// does, and less than what matters to a certificate.
+/// The most that the wall clock may deviate from the monotonic clock between two checks: more than a slewed
+/// clock
+/// deviates, less than what affects certificate validation.
 const TOLERANCE: Duration = Duration::from_secs(10);
-/// How long a clock has to be steady after a jump until what it shows is taken for the time.
+/// How long a clock must be steady after a jump until its time is trusted.
 pub const SETTLE_TIME: Duration = Duration::from_secs(15);
 
 static JUMPS: AtomicU64 = AtomicU64::new(0);
 static SKEW_SECONDS: AtomicU64 = AtomicU64::new(0);
 
-/// How often the wall clock of this process has jumped.
+/// The number of times the wall clock of this process has jumped.
 pub(crate) fn jumps() -> u64 {
     JUMPS.load(Relaxed)
 }
 
-/// By how much this host's clock differed from the control plane's when that was last seen, in seconds.
+/// The difference between this host's clock and the control plane's at the last measurement, in seconds.
 pub(crate) fn skew_seconds() -> u64 {
     SKEW_SECONDS.load(Relaxed)
 }
 
-/// Reports by how much this host's clock differs from the control plane's.
+/// Records the difference between this host's clock and the control plane's.
 pub fn report_skew(skew: Duration) {
     SKEW_SECONDS.store(skew.as_secs(), Relaxed);
 }
 
-/// A wall clock, followed.
+/// Watches a wall clock for jumps.
 #[derive(Debug)]
 pub struct ClockWatch {
-    /// When the two clocks last agreed.
+    /// The two times at the last check that found them in agreement.
     wall: SystemTime,
     monotonic: Instant,
     unsettled: Option<Unsettled>,
@@ -39,28 +40,28 @@ pub struct ClockWatch {
 
 #[derive(Debug)]
 struct Unsettled {
-    /// When the wall clock jumped, and to what.
+    /// When the wall clock jumped, and the time that it jumped to.
     since: Instant,
     to: SystemTime,
 }
 
-/// What a look at the clock has shown.
+/// The result of one check of the clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockCheck {
-    /// The wall clock goes as the monotonic one does.
+    /// The wall clock advances with the monotonic clock.
     Steady,
-    /// It has jumped since the last look.
+    /// The wall clock has jumped since the last check.
     Jumped(ClockJump),
-    /// It jumped less than [`SETTLE_TIME`] ago.
+    /// The wall clock jumped less than [`SETTLE_TIME`] ago.
     Unsettled,
-    /// What it jumped to is taken for the time from now on.
+    /// [`SETTLE_TIME`] has passed since the jump: the new time is trusted from now on.
     Settled,
-    /// It shows again what it would without its jump.
+    /// The jump was undone: the wall clock shows the time that it would show without the jump.
     Restored,
 }
 
 impl ClockCheck {
-    /// Whether dates may be taken from the clock.
+    /// Whether timestamps may be taken from the clock.
     #[must_use]
     pub fn is_steady(self) -> bool {
         matches!(self, Self::Steady | Self::Settled | Self::Restored)
@@ -70,9 +71,9 @@ impl ClockCheck {
 /// A jump of the wall clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockJump {
-    /// Into the future.
+    /// The clock moved into the future.
     Ahead(Duration),
-    /// Into the past.
+    /// The clock moved into the past.
     Back(Duration),
 }
 
@@ -85,20 +86,20 @@ impl std::fmt::Display for ClockJump {
     }
 }
 
-/// How far a time is from another.
+/// The absolute difference of two times.
 #[must_use]
 pub fn absolute_difference(one: SystemTime, other: SystemTime) -> Duration {
     one.duration_since(other).unwrap_or_else(|error| error.duration())
 }
 
 impl ClockWatch {
-    /// Begins at a time that is taken as it is.
+    /// Starts watching a clock whose current time is trusted.
     #[must_use]
     pub fn new(wall: SystemTime, monotonic: Instant) -> Self {
         Self { wall, monotonic, unsettled: None }
     }
 
-    /// Looks at both clocks.
+    /// Compares both clocks with the last check.
     pub fn check(&mut self, wall: SystemTime, monotonic: Instant) -> ClockCheck {
         let expected = self.wall + monotonic.saturating_duration_since(self.monotonic);
         let was_unsettled = self.unsettled.is_some();
@@ -137,14 +138,14 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
-    #[allow(clippy::disallowed_methods, reason = "any moment will do")]
+    #[expect(clippy::disallowed_methods, reason = "any moment will do")]
     fn start() -> (ClockWatch, SystemTime, Instant) {
         let (wall, monotonic) = (SystemTime::UNIX_EPOCH + 20_000 * DAY, Instant::now());
         (ClockWatch::new(wall, monotonic), wall, monotonic)
     }
 
     #[test]
-    fn slewed_clock_is_steady_however_far_it_gets() {
+    fn slewed_clock_is_steady_however_large_the_total_deviation() {
         let (mut watch, mut wall, mut monotonic) = start();
         for _ in 0..100 {
             wall += 9 * SECOND;
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn jump_that_is_taken_back_leaves_the_time_as_it_was() {
+    fn undone_jump_restores_the_clock() {
         for (jumped, jump) in [(true, ClockJump::Ahead(DAY)), (false, ClockJump::Back(DAY))] {
             let (mut watch, wall, monotonic) = start();
             let wrong = |at: u32| {
@@ -170,13 +171,13 @@ mod tests {
     }
 
     #[test]
-    fn clock_that_stays_where_it_jumped_to_is_taken_after_the_settling_time() {
+    fn clock_is_trusted_again_after_the_settle_time() {
         let (mut watch, wall, monotonic) = start();
         let check = |watch: &mut ClockWatch, at: Duration, by: Duration| {
             watch.check(wall + at + by, monotonic + at)
         };
         assert_eq!(check(&mut watch, SECOND, DAY), ClockCheck::Jumped(ClockJump::Ahead(DAY)));
-        // Another jump begins the wait anew.
+        // Another jump restarts the settle time.
         let again = check(&mut watch, 10 * SECOND, 2 * DAY);
         assert_eq!(again, ClockCheck::Jumped(ClockJump::Ahead(2 * DAY)));
         let end = 10 * SECOND + SETTLE_TIME;

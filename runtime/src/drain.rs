@@ -1,22 +1,22 @@
-//! Ending in good order: stop taking the new, let the old finish, and not wait for ever.
+//! Graceful shutdown: stop accepting new work, let current work finish, and stop after a grace period.
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-/// How far the end of the process has come.
+/// How far the shutdown of the process has progressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// It serves.
+    /// The process accepts new work.
     Running,
-    /// It takes nothing new and lets what it has finish.
+    /// The process accepts no new work and lets current work finish.
     Draining,
-    /// It ends at once.
+    /// The process stops at once.
     Ended,
 }
 
-/// Tells a process to end. Cloning gives another handle on the same end.
+/// A handle that starts the shutdown of a process and observes its progress. Clones share one shutdown.
 #[derive(Debug, Clone)]
 pub struct Drain {
     phase: watch::Sender<Phase>,
@@ -24,13 +24,13 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// A process that serves and, when told to end, waits up to `grace_period` for what it has.
+    /// A running process that waits up to `grace_period` for its current work once it drains.
     #[must_use]
     pub fn new(grace_period: Duration) -> Self {
         Self { phase: watch::Sender::new(Phase::Running), grace_period }
     }
 
-    /// Tells the process to drain; when it drains already, to end.
+    /// Starts draining. If the process drains already, stops it at once.
     pub fn advance(&self) {
         self.phase.send_modify(|phase| {
             *phase = match phase {
@@ -40,7 +40,7 @@ impl Drain {
         });
     }
 
-    /// Tells the process to drain, however often it is told.
+    /// Starts draining. Has no effect if the process drains already.
     pub fn begin(&self) {
         self.phase.send_if_modified(|phase| {
             let changes = *phase == Phase::Running;
@@ -51,13 +51,13 @@ impl Drain {
         });
     }
 
-    /// How far the end has come.
+    /// The current phase of the shutdown.
     #[must_use]
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
 
-    /// Resolves when the process has come to `phase`.
+    /// Resolves when the process has reached `phase` or a later one.
     pub async fn reached(&self, phase: Phase) {
         let mut watched = self.phase.subscribe();
         if watched.wait_for(|now| *now >= phase).await.is_err() {
@@ -65,21 +65,25 @@ impl Drain {
         }
     }
 
-    /// Resolves when a worker should end: when it drains and `active` has none left, when its patience
-    /// is over, or at once when it is told so.
+    /// Resolves when a worker should stop: when it drains and `active` is empty, when the grace period has
+    /// passed, or
+    /// at once in phase [`Phase::Ended`].
     pub async fn finished(&self, active: &ActiveConnections) {
         self.reached(Phase::Draining).await;
         tokio::select! {
             () = active.all_closed() => {}
             () = tokio::time::sleep(self.grace_period) => {
-                tracing::warn!(active = active.count(), "patience is over; what is left is cut off");
+                tracing::warn!(
+                    connections = active.count(),
+                    "drain timeout reached, closing remaining connections"
+                );
             }
             () = self.reached(Phase::Ended) => {}
         }
     }
 }
 
-/// Counts what a worker has in hand.
+/// Counts the open connections of one worker.
 #[derive(Debug, Clone, Default)]
 pub struct ActiveConnections(Rc<ActiveConnectionsInner>);
 
@@ -89,12 +93,12 @@ struct ActiveConnectionsInner {
     changed: Notify,
 }
 
-/// One thing in hand; given back when dropped.
+/// One counted connection; dropping it lowers the count.
 #[derive(Debug)]
 pub struct ActiveConnection(ActiveConnections);
 
 impl ActiveConnections {
-    /// Takes one more, unless `limit` are in hand already.
+    /// Counts one more connection, unless `limit` connections are counted already.
     #[must_use]
     pub fn try_acquire(&self, limit: usize) -> Option<ActiveConnection> {
         let count = self.0.count.get();
@@ -105,13 +109,13 @@ impl ActiveConnections {
         Some(ActiveConnection(self.clone()))
     }
 
-    /// How many are in hand.
+    /// The number of open connections.
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.count.get()
     }
 
-    /// Resolves when none is in hand any more.
+    /// Resolves when no connection is open.
     pub async fn all_closed(&self) {
         loop {
             let changed = self.0.changed.notified();
@@ -131,7 +135,7 @@ impl Drop for ActiveConnection {
     }
 }
 
-/// Turns SIGTERM and SIGINT into draining, and a second one into the end.
+/// Starts draining on the first SIGTERM or SIGINT, and stops the process on the second.
 ///
 /// # Errors
 /// When the signal handlers cannot be installed.
@@ -147,7 +151,7 @@ pub fn drain_on_signals(drain: &Drain) -> std::io::Result<()> {
                 _ = interrupt.recv() => {}
             }
             drain.advance();
-            tracing::info!(phase = ?drain.phase(), "told to end");
+            tracing::info!(phase = ?drain.phase(), "shutdown requested");
         }
     });
     Ok(())
@@ -158,11 +162,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn draining_waits_for_what_is_in_hand() {
+    async fn draining_waits_for_open_connections() {
         let drain = Drain::new(Duration::from_secs(60));
         let active = ActiveConnections::default();
-        let held = active.try_acquire(1).expect("room");
-        assert!(active.try_acquire(1).is_none(), "the limit holds");
+        let held = active.try_acquire(1).expect("the limit is 1");
+        assert!(active.try_acquire(1).is_none(), "the limit is reached");
         drain.begin();
         drain.begin();
         assert_eq!(drain.phase(), Phase::Draining);
@@ -174,10 +178,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_second_call_ends_at_once() {
+    async fn second_shutdown_request_stops_at_once() {
         let drain = Drain::new(Duration::from_secs(60));
         let active = ActiveConnections::default();
-        let _held = active.try_acquire(1).expect("room");
+        let _held = active.try_acquire(1).expect("the limit is 1");
         drain.advance();
         drain.advance();
         tokio::time::timeout(Duration::from_secs(5), drain.finished(&active)).await.expect("ended");

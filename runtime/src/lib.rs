@@ -1,8 +1,11 @@
-//! What every weft process is: worker threads, sockets, draining, metrics, logs and the admin port.
+//! The runtime that every weft role shares: worker threads, sockets, draining, metrics, logs and the admin
+//! port.
 //!
-//! The data plane runs on [`worker`] threads, each with its own runtime, its own listening sockets
-//! and its own table of open files; they share nothing that they write. Everything else (the admin
-//! port, the control plane's stream, signals) runs on threads of its own.
+//! The data plane runs on [`worker`] threads. Each worker has its own runtime, its own listening sockets and
+//! its own
+//! table of open files; workers share no data that they write. The admin port, the xDS stream of the control
+//! plane
+//! and signal handling run on separate threads.
 
 pub mod access;
 pub mod admin;

@@ -1,23 +1,24 @@
-//! Whether the workers listen where the configuration says, for readiness.
+//! Whether the workers listen on the configured addresses, for readiness.
 //!
-//! Each worker binds its own sockets, a moment after a configuration came into force. A process is
-//! ready once the last of them has: an orchestrator that sent traffic earlier would see it refused.
+//! Each worker binds its own sockets, a moment after a configuration comes into force. A process is ready
+//! once every
+//! worker has bound them: traffic that an orchestrator sent earlier would be refused.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
-/// What a worker tells when it has bound what a plan asks for.
+/// What a worker reports after it has bound the sockets of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenReport {
-    /// The worker's number.
+    /// The number of the worker.
     pub worker: usize,
-    /// The revision of the plan; 0 is the empty one before the first configuration.
+    /// The revision of the plan; 0 is the empty plan before the first configuration.
     pub revision: u64,
-    /// The listeners that could not be bound, each with its reason.
+    /// The listeners that could not be bound, each with its error.
     pub failures: Vec<String>,
 }
 
-/// What the workers have told.
+/// The last report of each worker.
 #[derive(Debug)]
 pub struct ListenStatus {
     workers: NonZeroUsize,
@@ -25,13 +26,13 @@ pub struct ListenStatus {
 }
 
 impl ListenStatus {
-    /// Before any worker has told anything.
+    /// No worker has reported yet.
     #[must_use]
     pub fn new(workers: NonZeroUsize) -> Self {
         Self { workers, last: BTreeMap::new() }
     }
 
-    /// Takes in what a worker told; gives the failures that it had not told before.
+    /// Records a report. Returns its failures that the previous report of this worker did not have.
     pub fn record(&mut self, report: ListenReport) -> Vec<String> {
         let failures = report.failures.clone();
         let known = self.last.insert(report.worker, report);
@@ -39,14 +40,14 @@ impl ListenStatus {
         failures.into_iter().filter(|failure| !known.contains(failure)).collect()
     }
 
-    /// Whether every worker listens by a configuration.
+    /// Checks whether every worker listens on the sockets of a configuration.
     ///
     /// # Errors
-    /// What is missing.
+    /// The number of workers that listen, or the listeners that could not be bound.
     pub fn ready(&self) -> Result<(), String> {
         let listening = self.last.values().filter(|report| report.revision > 0).count();
         if listening < self.workers.get() {
-            return Err(format!("{listening} of {} workers listen", self.workers));
+            return Err(format!("{listening} of {} workers are listening", self.workers));
         }
         let mut failures: Vec<&str> =
             self.last.values().flat_map(|report| &report.failures).map(String::as_str).collect();
@@ -66,21 +67,21 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_ready_when_its_last_worker_listens() {
+    fn process_is_ready_when_the_last_worker_listens() {
         let mut listening = ListenStatus::new(NonZeroUsize::MIN.saturating_add(1));
-        assert_eq!(listening.ready(), Err("0 of 2 workers listen".into()));
+        assert_eq!(listening.ready(), Err("0 of 2 workers are listening".into()));
         assert!(listening.record(report(0, 1, "")).is_empty());
         assert!(listening.record(report(1, 0, "")).is_empty());
-        assert_eq!(listening.ready(), Err("1 of 2 workers listen".into()));
+        assert_eq!(listening.ready(), Err("1 of 2 workers are listening".into()));
         assert!(listening.record(report(1, 1, "")).is_empty());
         assert_eq!(listening.ready(), Ok(()));
     }
 
     #[test]
-    fn a_failure_of_one_worker_stands_until_that_worker_has_bound_it() {
+    fn bind_failure_of_a_worker_is_reported_until_that_worker_has_bound_it() {
         let mut listening = ListenStatus::new(NonZeroUsize::MIN.saturating_add(1));
         assert_eq!(listening.record(report(0, 1, "port 80: taken")), ["port 80: taken"]);
-        assert!(listening.record(report(0, 1, "port 80: taken")).is_empty(), "it is no news");
+        assert!(listening.record(report(0, 1, "port 80: taken")).is_empty(), "reported before");
         assert!(listening.record(report(1, 1, "")).is_empty());
         assert_eq!(listening.ready(), Err("port 80: taken".into()));
         assert!(listening.record(report(0, 2, "")).is_empty());

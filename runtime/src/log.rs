@@ -1,4 +1,4 @@
-//! Logs for people, on standard error. The level can be changed while the process runs.
+//! The process log, on standard error. The level can be changed while the process runs.
 
 use std::io::IsTerminal;
 
@@ -7,7 +7,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
-/// Changes what is logged.
+/// Changes the log filter.
 #[derive(Clone)]
 pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
 
@@ -18,26 +18,26 @@ impl std::fmt::Debug for LogLevel {
 }
 
 impl LogLevel {
-    /// Logs what `filter` says, such as `debug` or `weft_xds=trace,info`.
+    /// Sets the log filter, such as `debug` or `weft_xds=trace,info`.
     ///
     /// # Errors
-    /// Why the text is no filter.
+    /// When the text is not a valid log filter.
     pub fn set(&self, filter: &str) -> Result<(), String> {
         let filter = parse(filter)?;
         self.0.reload(filter).map_err(|error| error.to_string())
     }
 
-    /// What is logged now.
+    /// The current log filter.
     #[must_use]
     pub fn get(&self) -> String {
         self.0.with_current(ToString::to_string).unwrap_or_default()
     }
 }
 
-/// Starts logging. Colour only on a terminal.
+/// Starts logging, in colour if standard error is a terminal.
 ///
 /// # Errors
-/// Why the text is no filter, or that logging was started already.
+/// When the text is not a valid log filter, or logging was started already.
 pub fn start(filter: &str) -> Result<LogLevel, String> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
     let colour = std::io::stderr().is_terminal();
@@ -53,7 +53,7 @@ pub fn start(filter: &str) -> Result<LogLevel, String> {
 /// Checks the text of a log filter.
 ///
 /// # Errors
-/// The part that is invalid, and what is accepted.
+/// The invalid part, and what is accepted.
 pub fn check(filter: &str) -> Result<(), String> {
     parse(filter).map(drop)
 }
@@ -72,8 +72,9 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
 
 const LEVELS: &str = "levels are off, error, warn, info, debug and trace";
 
-/// Whether a directive names its level. [`EnvFilter`] reads a word that is no level as a target and logs
-/// nothing else from then on, so that a typing error would silence the log.
+/// Whether a directive names a level. [`EnvFilter`] takes an unknown level for a target and then logs nothing
+/// else, so
+/// a typing error would silence the log.
 fn is_directive(part: &str) -> bool {
     let is_of_span = part.contains(['[', ']', '{', '}']);
     // An empty text parses as a level.

@@ -1,12 +1,12 @@
-//! Limits log lines about refusals: one line per interval, with the number of refusals in it.
+//! Limits repeated log lines: at most one line per interval, with the number of events that it covers.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How often a line of one kind is logged, at most.
+/// The shortest time between two lines of one kind.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets one event of a kind in each ten seconds be logged, on one thread.
+/// Limits log lines of one kind to one per ten seconds, on one thread.
 #[derive(Debug, Default)]
 pub struct LogLimit {
     next: Cell<Option<Instant>>,
@@ -14,7 +14,8 @@ pub struct LogLimit {
 }
 
 impl LogLimit {
-    /// Counts an event. Gives how many events the line covers, this one included, when one may be logged
+    /// Counts an event. Returns the number of events since the last line, this one included, when a line may
+    /// be logged
     /// now.
     pub fn event(&self, now: Instant) -> Option<u64> {
         let count = self.held_back.get() + 1;
@@ -33,8 +34,8 @@ mod tests {
     use super::*;
 
     #[test]
-    #[allow(clippy::disallowed_methods, reason = "a time to count from")]
-    fn one_line_in_ten_seconds_stands_for_all_events() {
+    #[expect(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+    fn one_line_per_interval_covers_all_events_since_the_last_line() {
         let limit = LogLimit::default();
         let start = Instant::now();
         assert_eq!(limit.event(start), Some(1));

@@ -1,20 +1,23 @@
-//! What becomes of this process' memory: given back when it is free, and shown to nobody.
+//! The memory of this process: free memory is returned to the kernel, and other processes cannot read it.
 
-/// Gives back what was freed and lies between what is in use: the C library by itself gives back only
-/// what lies at the end.
+/// Returns freed memory to the kernel, also from the middle of the heap: the C library by itself returns only
+/// memory
+/// at its end.
 ///
-/// For when something large was done, such as the reading of a configuration: other threads that ask
-/// for memory meanwhile may wait, for milliseconds.
+/// Call it after large work such as reading a configuration. Allocations of other threads may block
+/// meanwhile, for
+/// milliseconds.
 pub fn trim_heap() {
     let gave_back = crate::raw::trim_heap();
-    tracing::debug!(gave_back, "memory given back");
+    tracing::debug!(gave_back, "free memory returned to the kernel");
 }
 
-/// Keeps what this process holds, keys among it, out of core dumps and from other processes of its user
-/// (`PR_SET_DUMPABLE`).
+/// Keeps the memory of this process, which holds private keys, out of core dumps and away from other
+/// processes of its
+/// user (`PR_SET_DUMPABLE`).
 pub fn disable_core_dumps() {
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
-        tracing::warn!(%error, "other processes of this user may look into this one's memory");
+        tracing::warn!(%error, "core dumps not disabled: processes of the same user can read this memory");
     }
 }
 
@@ -25,13 +28,13 @@ mod tests {
     const MIB: usize = 1024 * 1024;
 
     fn resident() -> usize {
-        let counts = std::fs::read_to_string("/proc/self/statm").expect("the kernel tells of us");
+        let counts = std::fs::read_to_string("/proc/self/statm").expect("procfs is mounted");
         let pages = counts.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
-        pages.expect("the second count is that of the pages in memory") * 4096
+        pages.expect("the second field is the resident page count") * 4096
     }
 
     #[test]
-    fn what_lies_between_is_given_back() {
+    fn freed_memory_between_used_blocks_is_returned() {
         let mut pieces: Vec<Box<[u8]>> = (0..64 * 1024).map(|_| vec![1; 1024].into()).collect();
         let last = pieces.pop();
         drop(pieces);

@@ -1,15 +1,15 @@
-//! The limit of open files.
+//! The limit of open file descriptors.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Raises the limit of open files as far as the host allows without asking. The usual default of 1024
-/// is low for the sake of programs that use `select`, which nothing here does; what a process may
-/// hold is decided by its own limits of connections and flows.
+/// Raises the soft limit of open files to the hard limit. The usual soft limit of 1024 protects programs that
+/// use
+/// `select`, which weft does not; the limits on connections and flows bound what a process opens.
 pub fn raise_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = raised {
-        tracing::info!(%error, "the limit of open files stays as it is");
+        tracing::info!(%error, "open file limit not raised");
     }
 }
 
@@ -18,8 +18,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_becomes_what_the_host_allows() {
-        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("every process has one");
+    fn soft_limit_is_raised_to_the_hard_limit() {
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("every process has this limit");
         setrlimit(Resource::RLIMIT_NOFILE, most.min(256), most).expect("lowering is allowed");
         raise_limit();
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE), Ok((most, most)));

@@ -1,34 +1,37 @@
-//! What of a configuration is not in effect, and what that means for readiness.
+//! Parts of a configuration that are not in effect, and what that means for readiness.
 
-/// What of a configuration is not in effect.
+/// Parts of a configuration that are not in effect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Problems {
-    /// Listeners, or parts of them, that serve no client. The process is not ready.
+    /// Listeners, or parts of listeners, that serve no client. The process is not ready.
     pub unserved: Vec<String>,
-    /// Clusters that cannot be reached. The process does not become ready; once it was, it stays so,
-    /// because other clusters are served.
+    /// Clusters that cannot be reached. They delay readiness at the start. A process that was ready stays
+    /// ready, because
+    /// its other clusters are served.
     pub unreachable: Vec<String>,
-    /// What is served, but otherwise than configured.
+    /// Parts that are served differently from the configuration.
     pub warnings: Vec<String>,
 }
 
 impl Problems {
-    /// All of them, worst first.
+    /// All problems, most severe first.
     pub fn all(&self) -> impl Iterator<Item = &String> {
         self.unserved.iter().chain(&self.unreachable).chain(&self.warnings)
     }
 
-    /// Adds a warning, unless it is known.
+    /// Adds a warning, unless the same warning exists.
     pub fn warn(&mut self, warning: String) {
         if !self.warnings.contains(&warning) {
             self.warnings.push(warning);
         }
     }
 
-    /// Whether everything that was configured is served. `was_ready`: it was before.
+    /// Checks whether the whole configuration is served. `was_ready` says whether the process was ready
+    /// before.
     ///
     /// # Errors
-    /// What is not.
+    /// The listeners that are not served and, before the process was ready, the clusters that cannot be
+    /// reached.
     pub fn ready(&self, was_ready: bool) -> Result<(), String> {
         let unreachable = self.unreachable.iter().filter(|_| !was_ready);
         let all: Vec<&str> = self.unserved.iter().chain(unreachable).map(String::as_str).collect();

@@ -1,4 +1,4 @@
-//! Sockets as the data plane needs them.
+//! Sockets with the options that the data plane needs.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,21 +10,22 @@ use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockopt, setsockopt, sockopt}
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
-/// How many connections may wait to be accepted on each socket.
+/// The length of the accept queue of each listening socket.
 const BACKLOG: i32 = 4096;
 
-/// The port that a probe of redirects aims at: whoever takes such a connection lets it go, in silence.
+/// The destination port of redirect probes. A capture port closes such a connection without an access-log
+/// line.
 pub const PROBE_PORT: u16 = 15_098;
 
-/// The mark on what we send ourselves, so that it is not intercepted again.
+/// The mark (`SO_MARK`) on packets that weft sends, which excludes them from redirection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark(pub u32);
 
 impl Mark {
-    /// The mark in the redirect rules, as Istio's.
+    /// The mark that the redirect rules exclude, the same as Istio's.
     pub const DEFAULT: Self = Self(0x539);
 
-    /// The mark, if this process may set it (CAP_NET_RAW or CAP_NET_ADMIN).
+    /// Returns the mark if this process may set it (CAP_NET_RAW or CAP_NET_ADMIN).
     #[must_use]
     pub fn if_permitted(self) -> Option<Self> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).ok()?;
@@ -32,24 +33,26 @@ impl Mark {
     }
 }
 
-/// Listens on a TCP address. Every worker may listen on the same one; the kernel spreads the
-/// connections. An IPv6 address takes IPv6 connections only.
+/// Listens on a TCP address. All workers may listen on the same address: the kernel distributes connections
+/// among
+/// them. A socket on an IPv6 address accepts IPv6 connections only.
 ///
 /// # Errors
-/// When the address is taken or not ours.
+/// When the address is in use, or is not an address of this host and `transparent` is false.
 pub fn listen_tcp(address: SocketAddr, transparent: bool) -> io::Result<TcpListener> {
     let socket = bound(address, Type::STREAM, transparent)?;
-    // What is accepted inherits it: small messages are not held back.
+    // Accepted sockets inherit TCP_NODELAY, so small messages are sent at once.
     socket.set_tcp_nodelay(true)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
-/// Binds a UDP address. With `transparent` the socket may bind, and take datagrams for, addresses
-/// that are not the host's.
+/// Binds a UDP address. With `transparent` the socket may bind, and receive datagrams for, addresses that are
+/// not the
+/// host's.
 ///
 /// # Errors
-/// When the address is taken or not ours.
+/// When the address is in use, or is not an address of this host and `transparent` is false.
 pub fn bind_udp(
     address: SocketAddr,
     transparent: bool,
@@ -62,8 +65,9 @@ pub fn bind_udp(
     UdpSocket::from_std(socket.into())
 }
 
-/// Whether binding failed because the host has no IPv6, where an address of that family stands for
-/// all of its addresses: of none, then, so that nothing is missed.
+/// Whether binding the unspecified IPv6 address failed because the host has no IPv6. The host then has no
+/// address of
+/// that family, so no listener is missing.
 #[must_use]
 pub fn is_ipv6_unavailable(address: SocketAddr, error: &io::Error) -> bool {
     let unsupported = error.raw_os_error() == Some(libc::EAFNOSUPPORT);
@@ -88,22 +92,23 @@ fn bound(address: SocketAddr, kind: Type, transparent: bool) -> io::Result<Socke
     Ok(socket)
 }
 
-/// How what we send leaves.
+/// Options of an outgoing connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ConnectOptions {
-    /// The mark on it.
+    /// The mark on its packets.
     pub mark: Option<Mark>,
-    /// Where it comes from; the kernel's choice when not given.
+    /// Its source address; the kernel chooses when `None`.
     pub source: Option<SourceIp>,
 }
 
-/// Where what we send comes from, by its address. The port is the kernel's choice, one that nobody has
-/// towards the same target.
+/// The source IP address of an outgoing connection. The kernel chooses the port, one that is unused towards
+/// the same
+/// destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceIp {
     /// An address of this host.
     Local(IpAddr),
-    /// Somebody else's, which takes CAP_NET_RAW or CAP_NET_ADMIN.
+    /// An address of another host, which needs CAP_NET_RAW or CAP_NET_ADMIN.
     Foreign(IpAddr),
 }
 
@@ -114,7 +119,7 @@ impl From<Option<Mark>> for ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// Prepares a socket for it.
+    /// Sets the options on a socket, and returns the address to bind, if any.
     fn prepare<S: AsFd>(self, socket: &S) -> io::Result<Option<SocketAddr>> {
         let options = SockRef::from(socket);
         if let Some(Mark(mark)) = self.mark {
@@ -131,23 +136,24 @@ impl ConnectOptions {
                 address
             }
         };
-        // The port is chosen when it is known what for, so that another target may have the same.
+        // The kernel chooses the port at connect time, so that connections to different destinations can
+        // share one.
         setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
         Ok(Some((address, 0).into()))
     }
 }
 
-/// Whether this process may send from others' addresses.
+/// Whether this process may send from addresses of other hosts.
 #[must_use]
 pub fn can_bind_foreign_addresses() -> bool {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None);
     socket.is_ok_and(|socket| socket.set_ip_transparent_v4(true).is_ok())
 }
 
-/// A UDP socket that talks to one address.
+/// Opens a UDP socket connected to one address.
 ///
 /// # Errors
-/// When there is no route or no port, or the source is not ours to use.
+/// When there is no route or no free port, or the source address may not be used.
 pub fn connect_udp(target: SocketAddr, options: ConnectOptions) -> io::Result<UdpSocket> {
     let socket =
         Socket::new(Domain::for_address(target), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
@@ -164,8 +170,9 @@ pub fn connect_udp(target: SocketAddr, options: ConnectOptions) -> io::Result<Ud
 /// Connects to a TCP address within `timeout`.
 ///
 /// # Errors
-/// When it is refused, cannot be reached, or takes too long ([`io::ErrorKind::TimedOut`]); when there is
-/// no port ([`io::ErrorKind::AddrNotAvailable`]), or the source is not ours to use.
+/// When the connection is refused, the destination is unreachable, or the timeout passes
+/// ([`io::ErrorKind::TimedOut`]);
+/// when no source port is free ([`io::ErrorKind::AddrNotAvailable`]), or the source address may not be used.
 pub async fn connect_tcp(
     target: SocketAddr,
     options: ConnectOptions,
@@ -188,8 +195,9 @@ pub async fn connect_tcp(
     Ok(stream)
 }
 
-/// The address the client of a redirected connection aimed at; `local`, the socket's own address, for
-/// one that was not redirected.
+/// The destination of a redirected connection before redirection; `local`, the socket's own address, for a
+/// connection
+/// that was not redirected.
 #[must_use]
 pub fn original_destination(stream: &TcpStream, local: SocketAddr) -> SocketAddr {
     let redirected = match local {
@@ -203,9 +211,9 @@ pub fn original_destination(stream: &TcpStream, local: SocketAddr) -> SocketAddr
     redirected.unwrap_or(local)
 }
 
-/// Makes closing this connection send RST instead of FIN, to pass on one that we received.
+/// Makes closing this connection send RST instead of FIN, to forward a reset that was received.
 pub fn reset_on_close(stream: &TcpStream) {
     if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
-        tracing::debug!(%error, "a connection closes with FIN instead of RST");
+        tracing::debug!(%error, "reset not possible: connection closes with FIN");
     }
 }

@@ -1,4 +1,4 @@
-//! The SYN that opened a connection, for whoever hashes with its sequence number.
+//! Access to the SYN packet that opened a connection, for flow hashes that include its sequence number.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -9,11 +9,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::raw::socket_option;
 
-/// How many bytes of a SYN's headers are read at most: both with their longest options.
+/// The most bytes of a saved SYN: an IP header and a TCP header, both with their longest options.
 const SYN_BYTES: usize = 200;
 
 sockopt_impl!(
-    /// Whether the kernel keeps the SYN of each connection that is accepted.
+    /// Whether the kernel saves the SYN of each accepted connection.
     SaveSyn,
     SetOnly,
     libc::IPPROTO_TCP,
@@ -21,28 +21,30 @@ sockopt_impl!(
     bool
 );
 
-/// Has the kernel keep the SYN of each connection accepted from here on, for [`saved_sequence`], or
-/// not.
+/// Makes the kernel save, or stop saving, the SYN of each connection accepted from now on, for
+/// [`saved_sequence`].
 ///
 /// # Errors
-/// The kernel's.
+/// When the kernel does not support the option.
 pub fn save_syn(socket: &TcpListener, keep: bool) -> io::Result<()> {
     Ok(setsockopt(socket, SaveSyn, &keep)?)
 }
 
-/// The sequence number of the SYN that opened a connection, once. None where the kernel does not keep
-/// it, as when it answers a flood of them by cookies.
+/// The sequence number of the SYN that opened a connection. The kernel returns it once. `None` where it saved
+/// no SYN,
+/// for instance when it answered a SYN flood with cookies.
 #[must_use]
 pub fn saved_sequence(stream: &TcpStream) -> Option<u32> {
     let mut syn = [0; SYN_BYTES];
-    // From its IP header to the end of its TCP header; nothing when it was not kept.
+    // From the IP header to the end of the TCP header; empty when no SYN was saved.
     let (level, name) = (libc::IPPROTO_TCP, libc::TCP_SAVED_SYN);
     let length = socket_option(stream.as_fd(), level, name, &mut syn).ok()?;
     sequence_of(syn.get(..length)?)
 }
 
-/// The sequence number of a TCP packet (RFC 9293, section 3.1) behind an IP header (RFC 791, section
-/// 3.1; RFC 8200, sections 3 and 4).
+/// The sequence number of a TCP packet (RFC 9293, section 3.1) after an IP header (RFC 791, section 3.1; RFC
+/// 8200,
+/// sections 3 and 4).
 fn sequence_of(packet: &[u8]) -> Option<u32> {
     const TCP: u8 = 6;
     const SEQUENCE: usize = 4;
@@ -50,8 +52,10 @@ fn sequence_of(packet: &[u8]) -> Option<u32> {
     let tcp = match first >> 4 {
         4 => usize::from(first & 0xf) * 4,
         _ => {
-            let (mut next, mut at) = (*packet.get(6)?, 40);
-            // Extension headers: what comes next, then their length in units of eight bytes.
+            let mut next = *packet.get(6)?;
+            let mut at = 40;
+            // Each extension header has the type of the next header, then its own length in units of eight
+            // bytes.
             while next != TCP {
                 let length = usize::from(*packet.get(at + 1)?);
                 next = *packet.get(at)?;
@@ -71,7 +75,7 @@ mod tests {
     use crate::socket::listen_tcp;
 
     #[test]
-    fn it_is_found_behind_whatever_stands_before_it() {
+    fn sequence_number_is_found_after_ip_options_and_extension_headers() {
         let tcp = [0x12, 0x34, 0, 80, 0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 0];
         let v4 = |words: u8| {
             let mut header = vec![0; usize::from(words) * 4];
@@ -93,18 +97,18 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn it_is_told_where_it_is_wanted() {
+    async fn sequence_number_is_saved_only_while_enabled_and_returned_once() {
         let hosts: [SocketAddr; 2] =
             [(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()];
         for host in hosts {
             let listener = listen_tcp(host, false).expect("a port is free");
-            let address = listener.local_addr().expect("it is bound");
+            let address = listener.local_addr().expect("the socket is bound");
             for keep in [true, false] {
-                save_syn(&listener, keep).expect("the kernel knows the option");
-                let _client = TcpStream::connect(address).await.expect("it listens");
-                let (accepted, _) = listener.accept().await.expect("somebody connected");
+                save_syn(&listener, keep).expect("the kernel supports the option");
+                let _client = TcpStream::connect(address).await.expect("the socket listens");
+                let (accepted, _) = listener.accept().await.expect("a client has connected");
                 assert_eq!(saved_sequence(&accepted).is_some(), keep, "{address}");
-                assert_eq!(saved_sequence(&accepted), None, "it is told once");
+                assert_eq!(saved_sequence(&accepted), None, "the kernel returns it once");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Worker threads: one runtime each, nothing shared.
+//! Worker threads: each has its own runtime and shares nothing with the others.
 
 use std::future::Future;
 use std::io;
@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use nix::sched::{CloneFlags, unshare};
 use tokio::runtime::{LocalOptions, LocalRuntime};
 
-/// Workers that wait for their work.
+/// Worker threads that wait for their task.
 #[derive(Debug)]
 pub struct PreparedWorkers {
     threads: Vec<(Sender<WorkerTask>, JoinHandle<()>)>,
@@ -21,25 +21,27 @@ pub struct Workers {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What a worker does, on its runtime.
+/// The task of a worker, which runs on its runtime.
 type WorkerTask = Box<dyn FnOnce(&LocalRuntime) + Send>;
 
-/// How many workers there are when nobody says: one per processor that we may use.
+/// The default number of workers: one per processor that this process may use.
 #[must_use]
 pub fn default_count() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-/// Makes `count` workers named `name-0`, `name-1` and so on, which wait for their work.
+/// Starts `count` threads named `name-0`, `name-1` and so on, which wait for their task.
 ///
-/// Each has its own table of open files, so that the limit of open files holds per worker and not
-/// for all together. What is open at this call is open in every one of these tables for as long as
-/// the worker lives, and closing it elsewhere does not end it: a connection would stay up, a pipe
-/// would have no end. So this comes before anything else is opened, but for the runtimes that
-/// workers are to wake. It follows too that a worker opens its sockets itself.
+/// Each thread has its own table of open files, so the limit of open files applies to each worker. A
+/// descriptor that is
+/// open at this call stays open in every one of these tables while the worker lives, also when another thread
+/// closes
+/// it: a connection would stay up, a pipe would have no end. So call this before anything else is opened,
+/// except the
+/// runtimes that the workers wake. For the same reason a worker opens its sockets itself.
 ///
 /// # Errors
-/// When a thread or its runtime cannot be made.
+/// When a thread or its runtime cannot be created.
 pub fn prepare(name: &str, count: NonZeroUsize) -> io::Result<PreparedWorkers> {
     let (ready, prepared) = channel();
     let mut threads = Vec::new();
@@ -50,24 +52,25 @@ pub fn prepare(name: &str, count: NonZeroUsize) -> io::Result<PreparedWorkers> {
             .name(format!("{name}-{index}"))
             .spawn(move || wait_for_task(&ready, &tasks))?;
         threads.push((work, thread));
-        // One after the other: the next one is not to hold what this one opens.
+        // One after the other, so that a thread does not inherit descriptors of the one before.
         prepared.recv().unwrap_or_else(|_| Err(io::Error::other("a worker's thread failed")))?;
     }
     Ok(PreparedWorkers { threads })
 }
 
 fn wait_for_task(ready: &Sender<io::Result<()>>, tasks: &Receiver<WorkerTask>) {
-    // Its tasks stay on this thread, so none needs a lock to be woken.
+    // Tasks stay on this thread, so waking one needs no lock.
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build_local(LocalOptions::default());
-    // After the runtime, whose wake-up descriptor other threads write to: it must be open, under the
-    // same number, in their table too.
+    // The runtime comes first: other threads write to its wake-up descriptor, so the descriptor must be open
+    // under the
+    // same number in their tables too.
     let tabled = unshare(CloneFlags::CLONE_FILES);
     let (runtime, outcome) = match runtime {
         Ok(runtime) => (Some(runtime), Ok(())),
         Err(error) => (None, Err(error)),
     };
-    // Whoever waits for it may have given up.
+    // The receiver may have given up already.
     drop(ready.send(outcome));
     if let Err(error) = tabled {
         tracing::debug!(%error, "workers share one table of open files");
@@ -78,7 +81,7 @@ fn wait_for_task(ready: &Sender<io::Result<()>>, tasks: &Receiver<WorkerTask>) {
 }
 
 impl PreparedWorkers {
-    /// Sets them to work: each calls `run` with its number and ends when what that gives has ended.
+    /// Starts the workers: each runs `run` with its number, and ends when the returned future has ended.
     #[must_use]
     pub fn start<F, W>(self, run: F) -> Workers
     where
@@ -88,7 +91,7 @@ impl PreparedWorkers {
         let threads = self.threads.into_iter().enumerate();
         let threads = threads.map(|(index, (work, thread))| {
             let run = run.clone();
-            // One whose thread has failed is told of when it is joined.
+            // If the thread has failed, `join` reports it.
             drop(work.send(Box::new(move |runtime| runtime.block_on(run(index)))));
             thread
         });
@@ -97,7 +100,7 @@ impl PreparedWorkers {
 }
 
 impl Workers {
-    /// Waits until every worker has ended; whether all did so in good order.
+    /// Waits until every worker has ended. Returns whether all ended without a panic.
     #[must_use]
     pub fn join(self) -> bool {
         let outcomes: Vec<_> = self.threads.into_iter().map(JoinHandle::join).collect();

@@ -1,4 +1,4 @@
-//! Which UDP flows exist.
+//! The table of UDP flows.
 
 mod table;
 

@@ -1,31 +1,33 @@
-//! Which flows exist, and what each one has. A state machine without I/O: every call takes `now`.
+//! A bounded table of flows with idle expiry. A state machine without I/O: every call takes `now`.
 //!
-//! Invariants: at most `limit` flows; a flow keeps its value, and with it its endpoint, while it
-//! lives; a flow that is silent for its idle timeout is gone at the next call of
-//! [`FlowTable::expire`] behind that moment.
+//! Invariants: the table holds at most `limit` flows. A flow keeps its value, and with it its endpoint, while
+//! it is in
+//! the table. A flow that was silent for its idle timeout is removed by the next call of
+//! [`FlowTable::expire`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use weft_model::FlowTuple;
 
-/// The table is full, and the flow is new.
+/// The error for a new flow when the table is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableFull;
 
-/// Flows with what belongs to each.
+/// Flows, each with a value.
 #[derive(Debug)]
 pub struct FlowTable<V> {
     flows: HashMap<FlowTuple, FlowEntry<V>>,
-    /// When to look at each flow again: one that was used since is put back, so using a flow costs
-    /// nothing here.
+    /// When to check each flow for expiry. A flow that was used since is rescheduled by the check, so using a
+    /// flow does
+    /// not touch this map.
     deadlines: BTreeMap<Deadline, FlowTuple>,
-    /// How many visits were planned, to tell those of one moment apart.
+    /// The number of deadlines scheduled so far, which makes deadlines of the same instant distinct.
     deadline_count: u64,
     limit: usize,
 }
 
-/// A moment at which a flow is looked at.
+/// When a flow is checked for expiry.
 type Deadline = (Instant, u64);
 
 #[derive(Debug)]
@@ -37,36 +39,36 @@ struct FlowEntry<V> {
 }
 
 impl<V> FlowTable<V> {
-    /// A table of at most `limit` flows.
+    /// Creates a table of at most `limit` flows.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { flows: HashMap::new(), deadlines: BTreeMap::new(), deadline_count: 0, limit }
     }
 
-    /// A flow that exists, which is thereby used.
+    /// Returns the value of a flow, and marks the flow as used.
     pub fn get(&mut self, tuple: &FlowTuple, now: Instant) -> Option<&V> {
         let flow = self.flows.get_mut(tuple)?;
         flow.last_used = now;
         Some(&flow.value)
     }
 
-    /// Notes that a flow was used from its other side.
+    /// Marks a flow as used, for traffic from the endpoint.
     pub fn touch(&mut self, tuple: &FlowTuple, now: Instant) {
         if let Some(flow) = self.flows.get_mut(tuple) {
             flow.last_used = now;
         }
     }
 
-    /// Whether a new flow would find room.
+    /// Whether the table has room for a new flow.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.flows.len() < self.limit
     }
 
-    /// Remembers a new flow.
+    /// Adds a flow, or replaces the flow of the same 5-tuple.
     ///
     /// # Errors
-    /// [`TableFull`] at the limit: the old flows are kept, the new one is not.
+    /// [`TableFull`] when the table is at its limit and the flow is new.
     pub fn insert(
         &mut self,
         tuple: FlowTuple,
@@ -81,7 +83,7 @@ impl<V> FlowTable<V> {
         let deadline = self.schedule(now + idle_timeout, tuple);
         self.flows.insert(tuple, FlowEntry { value, idle_timeout, last_used: now, deadline });
         debug_assert!(self.flows.len() <= self.limit, "the table holds more flows than its limit");
-        debug_assert!(self.deadlines.len() == self.flows.len(), "each flow has one visit");
+        debug_assert!(self.deadlines.len() == self.flows.len(), "each flow has one deadline");
         Ok(())
     }
 
@@ -92,14 +94,14 @@ impl<V> FlowTable<V> {
         deadline
     }
 
-    /// Forgets a flow.
+    /// Removes a flow and returns its value.
     pub fn remove(&mut self, tuple: &FlowTuple) -> Option<V> {
         let flow = self.flows.remove(tuple)?;
         self.deadlines.remove(&flow.deadline);
         Some(flow.value)
     }
 
-    /// Forgets the flows that were silent for too long, and gives them back.
+    /// Removes and returns the flows that were silent for their idle timeout.
     pub fn expire(&mut self, now: Instant) -> Vec<(FlowTuple, V)> {
         let mut gone = Vec::new();
         while let Some(due) = self.deadlines.first_entry().filter(|due| due.key().0 <= now) {
@@ -118,7 +120,7 @@ impl<V> FlowTable<V> {
         gone
     }
 
-    /// Forgets the flows that are lost, and gives them back.
+    /// Removes the flows whose value matches, and returns the values.
     pub fn remove_if(&mut self, should_remove: impl Fn(&V) -> bool) -> Vec<V> {
         let lost = self.flows.extract_if(|_, flow| should_remove(&flow.value));
         let deadlines = &mut self.deadlines;
@@ -129,13 +131,13 @@ impl<V> FlowTable<V> {
         .collect()
     }
 
-    /// How many flows there are.
+    /// The number of flows.
     #[must_use]
     pub fn len(&self) -> usize {
         self.flows.len()
     }
 
-    /// Whether there is no flow.
+    /// Whether the table has no flows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty()
@@ -157,13 +159,13 @@ mod tests {
         }
     }
 
-    #[allow(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+    #[expect(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
     fn start() -> Instant {
         Instant::now()
     }
 
     #[test]
-    fn a_full_table_refuses_the_new_flow_and_keeps_the_old_one() {
+    fn full_table_refuses_new_flow_and_keeps_old_one() {
         let now = start();
         let mut table = FlowTable::new(1);
         assert_eq!(table.insert(tuple(1), "a", IDLE, now), Ok(()));
@@ -173,18 +175,22 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_flow_makes_room_and_may_come_again() {
+    fn removed_flow_frees_its_slot_and_can_be_added_again() {
         let now = start();
         let mut table = FlowTable::new(2);
-        table.insert(tuple(1), "lost", IDLE, now).expect("room");
-        table.insert(tuple(2), "kept", IDLE, now).expect("room");
+        table.insert(tuple(1), "lost", IDLE, now).expect("the table has room");
+        table.insert(tuple(2), "kept", IDLE, now).expect("the table has room");
         assert_eq!(table.remove_if(|value| *value == "lost"), ["lost"]);
-        table.insert(tuple(1), "new", IDLE, now + IDLE / 2).expect("room");
-        assert_eq!(table.expire(now + IDLE), [(tuple(2), "kept")], "an old visit ends no new flow");
+        table.insert(tuple(1), "new", IDLE, now + IDLE / 2).expect("the table has room");
+        assert_eq!(
+            table.expire(now + IDLE),
+            [(tuple(2), "kept")],
+            "a deadline of the removed flow does not expire the new one"
+        );
         assert_eq!(table.expire(now + 2 * IDLE), [(tuple(1), "new")]);
     }
 
-    /// The same in the plainest way.
+    /// The simplest implementation of the same table.
     #[derive(Default)]
     struct Model(HashMap<FlowTuple, (u32, Duration, Instant)>);
 
@@ -195,7 +201,7 @@ mod tests {
         }
     }
 
-    /// One life of a table beside its model, with everything that can be done to it.
+    /// Runs random operations on a table and its model, and compares their results.
     fn run_against_model(seed: u32) {
         const LIMIT: usize = 40;
         let mut state = seed;
@@ -207,7 +213,7 @@ mod tests {
         let mut now = start();
         for step in 0..2000 {
             let context = || format!("seed {seed}, step {step}");
-            let tuple = tuple(u16::try_from(draw(60)).expect("below"));
+            let tuple = tuple(u16::try_from(draw(60)).expect("60 fits into u16"));
             match draw(10) {
                 0..=3 if table.get(&tuple, now).is_none() => {
                     let idle = Duration::from_millis([30, 120, 7000][draw(3) as usize]);
@@ -253,17 +259,17 @@ mod tests {
     }
 
     #[test]
-    fn it_does_what_the_plainest_table_does() {
+    fn table_behaves_like_the_simplest_implementation() {
         (0..200).for_each(run_against_model);
     }
 
     #[test]
-    fn a_flow_lives_as_long_as_it_is_used() {
+    fn flow_in_use_does_not_expire() {
         let now = start();
         let mut table = FlowTable::new(10);
-        table.insert(tuple(1), "used", IDLE, now).expect("room");
-        table.insert(tuple(2), "silent", IDLE, now).expect("room");
-        table.insert(tuple(3), "answered", IDLE, now).expect("room");
+        table.insert(tuple(1), "used", IDLE, now).expect("the table has room");
+        table.insert(tuple(2), "silent", IDLE, now).expect("the table has room");
+        table.insert(tuple(3), "answered", IDLE, now).expect("the table has room");
         let later = now + IDLE - Duration::from_secs(1);
         assert!(table.get(&tuple(1), later).is_some());
         table.touch(&tuple(3), later);

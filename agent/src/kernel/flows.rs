@@ -1,8 +1,9 @@
-//! Which of the kernel's connections have lost their endpoint, and what becomes of them.
+//! Decides which conntrack entries have lost their endpoint, and what happens to them.
 //!
-//! conntrack keeps a flow where it is, whatever the table says by now. A TCP connection wants that:
-//! its endpoint may finish what it has, until a deadline. A UDP flow does not: it never ends while
-//! its client sends, so it is let go at once, and its next datagram is a new flow's.
+//! conntrack keeps a flow on its endpoint, also when the table has changed. For TCP that is right: a removed endpoint
+//! may
+//! finish its connections until a deadline. A UDP flow never ends while its client sends, so its entry is deleted at
+//! once, and the next datagram starts a new flow.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -14,21 +15,22 @@ use weft_model::{FlowTuple, Name, Transport};
 use super::service::{KernelService, ProxiedService, ServiceAddress, ServiceKey};
 use crate::plan::AgentTarget;
 
-/// A service's address with an endpoint that it has no more: TCP connections there are reset.
+/// The address of a service and a removed endpoint whose drain time has passed: TCP connections between them are
+/// reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ExpiredEndpoint {
     pub(super) destination: SocketAddr,
     pub(super) endpoint: SocketAddr,
 }
 
-/// What is to become of a connection.
+/// What to do with a conntrack entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FlowAction {
-    /// Nothing; it is none of ours.
+    /// Nothing: the entry is not a flow to a service of the agent.
     Ignore,
-    /// It goes on.
+    /// Keep the entry.
     Keep,
-    /// The kernel lets go of it: its next packet is a new flow's.
+    /// Delete the entry, so that the next packet starts a new flow.
     Evict,
 }
 
@@ -39,21 +41,21 @@ struct CarriedService {
     logged: bool,
 }
 
-/// What the services are and were, as far as flows have to do with it. Sans-io.
+/// Current, former and drained endpoints of services, as far as flows depend on them. Sans-io.
 #[derive(Debug)]
 pub(super) struct FlowTracker {
-    /// How long an endpoint that is gone may keep its TCP connections.
+    /// How long TCP connections to a removed endpoint may continue.
     drain: Duration,
     services: HashMap<ServiceKey, CarriedService>,
-    /// The targets of services that the kernel does not carry: what it carried before may stay there.
+    /// The targets of services on the proxy path: flows that the kernel carried before may stay there.
     proxied: HashMap<ServiceKey, Vec<Arc<AgentTarget>>>,
-    /// Destinations that were the kernel's and are not now, until their datagrams were let go.
+    /// Services that have left the kernel path, until the entries of their UDP flows are deleted.
     former_services: BTreeSet<ServiceKey>,
-    /// Endpoints that are gone, with the end of their time.
+    /// Removed endpoints, with their drain deadlines.
     removed: HashMap<(ServiceKey, SocketAddr), Instant>,
 }
 
-/// How many endpoints that are gone are remembered. Connections of more than these end by themselves.
+/// How many removed endpoints are tracked. TCP connections of further ones are not reset.
 const REMOVED_ENDPOINT_LIMIT: usize = 100_000;
 
 impl FlowTracker {
@@ -62,7 +64,7 @@ impl FlowTracker {
         Self { drain, services, proxied, former_services: BTreeSet::new(), removed: HashMap::new() }
     }
 
-    /// Takes over the services that the kernel carries from now on, and those that it does not.
+    /// Applies a new assignment of services to the two paths.
     pub(super) fn apply(
         &mut self,
         services: &[KernelService],
@@ -85,30 +87,30 @@ impl FlowTracker {
             }
         }
         let mut removed = std::mem::take(&mut self.removed);
-        // One that is still there, or came back, has nothing to end.
+        // An endpoint that came back is not drained.
         removed.retain(|(key, endpoint), _| !self.retains(*key, *endpoint));
         self.removed = removed;
         let services = &self.services;
         self.former_services.retain(|key| !services.contains_key(key));
     }
 
-    /// Whether flows may stay on an endpoint of a service, by whichever way it goes now.
+    /// Whether flows of a service may stay on an endpoint, on either path.
     fn retains(&self, key: ServiceKey, endpoint: SocketAddr) -> bool {
         let by_kernel = self.services.get(&key).map(|service| &service.target);
         let by_proxy = self.proxied.get(&key).into_iter().flatten();
         by_kernel.into_iter().chain(by_proxy).any(|target| target.retains(endpoint))
     }
 
-    /// What is to become of a connection that goes to `endpoint`.
+    /// Decides what to do with the entry of a flow that goes to `endpoint`.
     pub(super) fn action_for(&self, flow: &FlowTuple, endpoint: SocketAddr) -> FlowAction {
         let Some((key, service)) = self.service_of(flow) else { return FlowAction::Ignore };
         let is_translated = endpoint != flow.destination;
         match flow.transport {
-            // An endpoint that is gone has time; [`expired`](Self::ending) tells when it is over. What
-            // was redirected to us is ours.
+            // A removed endpoint has a drain time, which `expired` watches. Redirected connections are our own.
             Transport::Tcp => FlowAction::Keep,
-            // At a port of any address of this host others' flows are seen as well: only those that
-            // went to an endpoint of ours are known to be ours.
+            // On a port of any host address there are flows of other programs too. Only those to a removed endpoint
+            // are
+            // known to be ours.
             Transport::Udp if matches!(key.1, ServiceAddress::AnyLocal(_)) => {
                 if self.removed.contains_key(&(key, endpoint)) {
                     FlowAction::Evict
@@ -117,13 +119,13 @@ impl FlowTracker {
                 }
             }
             Transport::Udp if is_translated && self.retains(key, endpoint) => FlowAction::Keep,
-            // What was captured before the kernel carried the service goes nowhere now.
+            // Flows that the agent captured before the kernel carried the service go nowhere.
             Transport::Udp if is_translated || service.is_some() => FlowAction::Evict,
             Transport::Udp => FlowAction::Keep,
         }
     }
 
-    /// The chain of the service that a connection is counted for, when the kernel carries it there.
+    /// The service that the kernel carries this flow for, if any.
     pub(super) fn carrying_service(
         &self,
         flow: &FlowTuple,
@@ -133,13 +135,14 @@ impl FlowTracker {
         service.filter(|service| service.target.retains(endpoint)).map(|_| key)
     }
 
-    /// Whether any service wants records of its flows.
+    /// Whether any service writes records of its flows.
     pub(super) fn wants_records(&self) -> bool {
         self.services.values().any(|service| service.logged)
     }
 
-    /// The name of the service whose flow this was, when a record of it is wanted. What was not sent
-    /// elsewhere was not the kernel's.
+    /// The name of the service of this flow, if the service writes records. A flow that was not translated was not on
+    /// the
+    /// kernel path.
     pub(super) fn logged_service(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<&Name> {
         let (key, service) = self.service_of(flow)?;
         let is_ours = self.retains(key, endpoint) || self.removed.contains_key(&(key, endpoint));
@@ -169,7 +172,7 @@ impl FlowTracker {
                 (Transport::Tcp, ServiceAddress::Exact(destination)) => {
                     Some(ExpiredEndpoint { destination: *destination, endpoint: *endpoint })
                 }
-                // At an address of this host the destination is not known; and datagrams were let go.
+                // On any host address the original destination is unknown, and entries of UDP flows are deleted.
                 (Transport::Tcp, ServiceAddress::AnyLocal(_)) | (Transport::Udp, _) => None,
             })
             .collect();
@@ -177,17 +180,17 @@ impl FlowTracker {
         expired
     }
 
-    /// All of the kernel's connections were looked at: what had to be let go was.
+    /// Notes that a sweep of all entries has finished.
     pub(super) fn sweep_finished(&mut self) {
         self.former_services.clear();
     }
 
-    /// When [`expired`](Self::ending) has more to tell.
+    /// When the next endpoint expires.
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
         self.removed.values().copied().filter(|until| *until > now).min()
     }
 
-    /// Forgets endpoints whose time was over before `then`: their connections have had their reset.
+    /// Forgets endpoints that expired before `then`: their connections have been reset.
     pub(super) fn forget_expired_before(&mut self, then: Instant) {
         self.removed.retain(|_, until| *until > then);
     }
@@ -206,10 +209,10 @@ mod tests {
     const DRAIN: Duration = Duration::from_secs(300);
 
     fn address(text: &str) -> SocketAddr {
-        text.parse().expect("an address")
+        text.parse().expect("the address is valid")
     }
 
-    /// The service 10.96.0.1:53 over a protocol, with these endpoints.
+    /// The service 10.96.0.1:53 with this protocol and these endpoints.
     fn service(transport: Transport, endpoints: &[(&str, Health)]) -> KernelService {
         let endpoints: Vec<Endpoint> = endpoints
             .iter()
@@ -235,11 +238,11 @@ mod tests {
             &crate::node::NodeInfo { seed: Some(7), ..Default::default() },
             None,
         );
-        let target = plan.target_named("dns").expect("it was planned").clone();
+        let target = plan.target_named("dns").expect("the plan has the cluster").clone();
         KernelService {
             key: (transport, ServiceAddress::Exact(address("10.96.0.1:53"))),
             listener: "dns".into(),
-            table: target.table().expect("it has one").clone(),
+            table: target.table().expect("the cluster has a Maglev table").clone(),
             target,
             flow_key: FlowKey::FiveTuple,
             seed: 7,
@@ -252,13 +255,13 @@ mod tests {
         FlowTuple { transport, client, destination }
     }
 
-    #[allow(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+    #[expect(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
     fn start() -> Instant {
         Instant::now()
     }
 
     #[test]
-    fn datagrams_stay_where_they_may_and_leave_where_they_may_not() {
+    fn udp_flows_stay_on_usable_endpoints_and_leave_others() {
         use Health::{Draining, Healthy, Unhealthy};
         let mut flows = FlowTracker::new(DRAIN);
         let endpoints =
@@ -275,7 +278,7 @@ mod tests {
         check(&flows, "10.0.0.3:53", FlowAction::Keep);
         check(&flows, "10.0.0.4:53", FlowAction::Evict);
         check(&flows, "10.0.0.9:53", FlowAction::Evict);
-        // Captured before the kernel carried the service: it is not sent anywhere.
+        // Captured before the kernel carried the service: not translated.
         check(&flows, "10.96.0.1:53", FlowAction::Evict);
 
         flows.apply(&[], &[], start());
@@ -286,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_of_an_endpoint_that_is_gone_have_time() {
+    fn tcp_connections_of_a_removed_endpoint_are_reset_after_the_drain_time() {
         let both = [("10.0.0.2:53", Health::Healthy), ("10.0.0.3:53", Health::Healthy)];
         let now = start();
         let mut flows = FlowTracker::new(DRAIN);
@@ -308,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_goes_over_to_the_proxy_path_keeps_what_the_kernel_carries() {
+    fn service_moved_to_the_proxy_path_keeps_its_kernel_flows() {
         let both = [("10.0.0.2:53", Health::Draining), ("10.0.0.3:53", Health::Healthy)];
         let now = start();
         for transport in [Transport::Udp, Transport::Tcp] {
@@ -333,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_comes_back_in_time_ends_nothing() {
+    fn endpoint_that_comes_back_in_time_is_not_drained() {
         let both = [("10.0.0.2:53", Health::Healthy), ("10.0.0.3:53", Health::Healthy)];
         let now = start();
         let mut flows = FlowTracker::new(DRAIN);

@@ -1,4 +1,4 @@
-//! What is there of ours in the kernel, and how it differs from what is wanted.
+//! Reads the table that is installed in the kernel, and compares it with the desired one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -11,37 +11,37 @@ use super::table_sets::{TableSet, chain_name};
 use crate::netlink::nf_tables::{self as nf, ElementKeys, Expression, SetElement};
 use crate::netlink::{Attributes, Netlink, NetlinkReply, find};
 
-/// Before a message's attributes.
+/// The length of the fixed part before the attributes.
 const FIXED_BYTES: usize = 4;
 
-/// What is there of ours.
+/// The table as it is installed.
 #[derive(Debug, Default)]
 pub(super) struct InstalledTable {
     pub(super) exists: bool,
-    /// Each chain, as the kernel tells it.
+    /// The encoded attributes of each chain.
     pub(super) chains: BTreeMap<String, Vec<u8>>,
-    /// The rules of each chain, in order.
+    /// The encoded rules of each chain, in order.
     rules: BTreeMap<String, Vec<Vec<u8>>>,
     pub(super) sets: BTreeSet<String>,
     pub(super) counters: BTreeMap<String, u64>,
-    /// The sets that rules look into.
+    /// The sets that rules use.
     pub(super) referenced_sets: BTreeSet<String>,
-    /// The elements of each index, as the kernel tells them.
+    /// The encoded elements of each set.
     elements: BTreeMap<&'static str, BTreeMap<ElementKeys, Vec<u8>>>,
 }
 
-/// How what an index holds differs from what it is to hold.
+/// How the elements of a set differ from the desired ones.
 #[derive(Debug, Default)]
 pub(super) struct ElementDiff {
     pub(super) missing: Vec<SetElement>,
-    /// Of those that lead elsewhere.
+    /// Keys of elements with other data.
     pub(super) changed: Vec<ElementKeys>,
-    /// Of those that are not wanted.
+    /// Keys of elements that are not desired.
     pub(super) extra: Vec<ElementKeys>,
 }
 
 impl InstalledTable {
-    /// What is there; none when there is no table.
+    /// Reads the installed table; `None` when there is no table.
     pub(super) fn read(kernel: &mut Netlink) -> io::Result<Option<Self>> {
         match kernel.get(&nf::get_table(TABLE)) {
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => return Ok(None),
@@ -91,7 +91,7 @@ impl InstalledTable {
         self.rules.get(chain).map_or(&[], Vec::as_slice)
     }
 
-    /// What an index holds for these keys.
+    /// The encoded element with these keys.
     fn element(&self, index: TableSet, keys: &ElementKeys) -> Option<&[u8]> {
         self.elements.get(index.name())?.get(keys).map(Vec::as_slice)
     }
@@ -116,20 +116,20 @@ impl InstalledTable {
         diff
     }
 
-    /// Maps that no rule looks into.
+    /// Maps that no rule uses.
     pub(super) fn unreferenced_maps(&self) -> Vec<String> {
         let is_leftover = |name: &&String| !self.referenced_sets.contains(*name) && !is_index(name);
         self.sets.iter().filter(is_leftover).cloned().collect()
     }
 
-    /// The maps that a chain's rules look into.
+    /// The maps that the rules of a chain use.
     pub(super) fn maps_of(&self, chain: &str) -> impl Iterator<Item = String> {
         let maps: BTreeSet<String> =
             self.rules_of(chain).iter().flat_map(|rule| nf::parse_lookups(rule)).collect();
         maps.into_iter().filter(|name| !is_index(name) && self.sets.contains(name))
     }
 
-    /// The map of a service, when its chain is as wanted.
+    /// The map of a service, if the chain of the service is as desired.
     pub(super) fn map_of(&self, service: &KernelService) -> Option<String> {
         let name = chain_name(service.key);
         let [rule] = self.rules_of(&name) else { return None };
@@ -150,12 +150,12 @@ impl InstalledTable {
     }
 }
 
-/// Whether a set is no service's map: an index, or one that stands in somebody's rule.
+/// Whether a set is not the map of a service: it is a set of the table, or an anonymous set in a rule.
 fn is_index(set: &str) -> bool {
     set.starts_with("__") || TableSet::all().any(|index| index.name() == set)
 }
 
-/// What tells a chain from others.
+/// The attributes of a chain.
 pub(super) fn described(chain: &KernelChain) -> Attributes {
     match chain.hook {
         Some(hook) => nf::chain(TABLE, &chain.name, hook),
@@ -163,7 +163,7 @@ pub(super) fn described(chain: &KernelChain) -> Attributes {
     }
 }
 
-/// Whether a message of the kernel's tells of our table.
+/// Whether a message describes our table.
 fn is_in_our_table(reply: &NetlinkReply, table: u16) -> bool {
     const INET: u8 = 1;
     reply.body.first() == Some(&INET)

@@ -1,15 +1,16 @@
-//! The kernel path: flows to services at the kernel's own cost.
+//! The kernel path: the kernel itself load-balances flows that need no proxy.
 //!
-//! nf_tables hashes a new flow's 5-tuple onto the service's Maglev table, which is a map in the
-//! kernel, and changes its destination; conntrack keeps the flow there while it lives, and we are not
-//! asked again. It is the same hash, seed and table as on the proxy path, so every node agrees and
-//! `weft flow explain` is exact for both.
+//! nf_tables hashes the 5-tuple of a new flow onto the Maglev table of the service, which is a map in the kernel, and
+//! translates the destination. conntrack then keeps the flow on its endpoint, without the agent. Hash, seed and table
+//! are
+//! the same as on the proxy path, so all nodes agree, and `weft flow explain` is exact for both paths.
 //!
-//! [`service`] decides which services can go this way, [`table`] what that comes to in the kernel's
-//! words ([`index`] its sets, [`field`] the fields of packets), [`reconcile`] makes it so, whatever was
-//! [`installed`] there before, and [`flows`] which of the kernel's connections have lost their endpoint;
-//! [`occupancy`] how many more the kernel may hold. [`KernelReconciler`] does it for as long as it runs. What the
-//! kernel does not carry, the proxy path does.
+//! [`service`] decides which services use the kernel path. [`table`] defines the nf_tables table for them,
+//! [`table_sets`]
+//! its sets, and [`packet_fields`] how it reads packets. [`reconcile`] changes the [`installed`] table to match.
+//! [`flows`] finds conntrack entries that have lost their endpoint, and [`occupancy`] watches how full conntrack is.
+//! [`KernelReconciler`] is the thread that runs all this. Flows that the kernel path does not carry use the proxy
+//! path.
 
 mod flows;
 mod installed;
@@ -29,11 +30,11 @@ pub use reconciler::{KernelLimits, KernelReconciler};
 pub use report::{KernelPathReport, ServiceReport};
 pub use service::{FlowPath, NeedsProxy, PathChoice};
 
-/// Removes what an agent told the kernel of services, in the network namespace of this thread.
-/// Established connections are then the hosts' own matter. Removing nothing is no mistake.
+/// Removes the table of services in the network namespace of this thread. Established connections stay in conntrack.
+/// Removing a table that does not exist is not an error.
 ///
 /// # Errors
-/// The kernel's.
+/// The error code of the kernel.
 pub(crate) fn remove_services() -> io::Result<()> {
     reconcile::KernelTable::open()?.remove()
 }

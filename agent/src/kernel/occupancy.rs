@@ -1,38 +1,38 @@
-//! How full the kernel's table of connections is. When it is full the kernel drops every new flow of
-//! the host without a word, on both paths; so it is told before.
+//! How full the conntrack table is. When it is full, the kernel silently drops every new flow of the host, on both
+//! paths; so the agent warns before.
 
 use std::fmt;
 
-/// From here on it is told, in percent.
+/// Percent from which on the agent warns.
 const WARN_PERCENT: u64 = 80;
-/// Below, it is no longer.
+/// Percent below which the warning is cleared.
 const CLEAR_PERCENT: u64 = 70;
-/// From here on new flows are about to be dropped, or are.
+/// Percent from which on the table counts as full: new flows are dropped, or are about to be.
 const FULL_PERCENT: u64 = 99;
 
-/// The kernel's table of connections, of this network namespace.
+/// The occupancy of the conntrack table of this network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Occupancy {
-    /// How many connections it holds.
+    /// The number of entries.
     pub entries: u64,
-    /// How many it may.
+    /// The limit of entries.
     pub limit: u64,
 }
 
-/// What that means.
+/// The level of an occupancy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OccupancyLevel {
-    /// There is room.
+    /// The table has enough room.
     #[default]
     Normal,
-    /// Somebody should make room.
+    /// The table is filling up: an operator should act.
     Filling,
-    /// New flows are dropped.
+    /// The table is full: new flows are dropped.
     Full,
 }
 
 impl Occupancy {
-    /// As it is now; none where the kernel does not tell.
+    /// Reads the current occupancy; `None` where the kernel does not say.
     pub(super) fn read() -> Option<Self> {
         let read = |name: &str| {
             let text = std::fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?;
@@ -41,31 +41,32 @@ impl Occupancy {
         Some(Self { entries: read("nf_conntrack_count")?, limit: read("nf_conntrack_max")? })
     }
 
-    /// Logs what it means, when that is another thing than before; gives what it means.
+    /// Logs a change of level, and returns the new level.
     pub(super) fn log_level_change(self, before: OccupancyLevel) -> OccupancyLevel {
         let level = self.level(before);
         if level != before {
-            let advice = "raise net.netfilter.nf_conntrack_max, or find who opens so many";
+            let advice =
+                "raise net.netfilter.nf_conntrack_max, or find what opens so many connections";
             match level {
                 OccupancyLevel::Normal => {
-                    tracing::info!(read = %self, "the kernel's table has room again")
+                    tracing::info!(occupancy = %self, "conntrack table has room again")
                 }
                 OccupancyLevel::Filling => {
-                    tracing::warn!(read = %self, advice, "the kernel's table of connections fills up");
+                    tracing::warn!(occupancy = %self, advice, "conntrack table is filling up");
                 }
                 OccupancyLevel::Full => tracing::error!(
-                    read = %self,
+                    occupancy = %self,
                     advice,
-                    "the kernel's table of connections is full: it drops new flows of this host, whoever serves them"
+                    "conntrack table is full: the kernel drops new flows of this host"
                 ),
             }
         }
         level
     }
 
-    /// What it means, after what it meant before: at the edge it does not go to and fro.
+    /// The level, given the level before. The gap between the thresholds prevents flapping.
     fn level(self, before: OccupancyLevel) -> OccupancyLevel {
-        // A limit of 0 is none.
+        // The kernel takes a limit of 0 as unlimited.
         let percent = (self.entries * 100).checked_div(self.limit).unwrap_or(0);
         match before {
             _ if percent >= FULL_PERCENT => OccupancyLevel::Full,
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_told_once_on_the_way_up_and_once_on_the_way_down() {
+    fn level_changes_once_on_the_way_up_and_once_on_the_way_down() {
         let mut level = OccupancyLevel::Normal;
         for (entries, expected) in [
             (0, OccupancyLevel::Normal),

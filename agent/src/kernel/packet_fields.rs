@@ -1,4 +1,4 @@
-//! The fields of packets that the table looks at: where they are, and how they are written in its sets.
+//! The packet fields that the table reads: their offsets, and their encoding in sets.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -9,7 +9,7 @@ use crate::netlink::nf_tables::{
     self as nf, Comparison, Expression, MetaKey, PayloadBase, ValueKind,
 };
 
-/// The two families of addresses.
+/// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NetFamily {
     V4,
@@ -23,7 +23,7 @@ impl NetFamily {
         if is_ipv4 { Self::V4 } else { Self::V6 }
     }
 
-    /// `AF_INET` or `AF_INET6`, which is `NFPROTO_*` too.
+    /// `AF_INET` or `AF_INET6`, which equals `NFPROTO_*`.
     pub(super) fn number(self) -> u8 {
         match self {
             Self::V4 => 2,
@@ -38,7 +38,7 @@ impl NetFamily {
         }
     }
 
-    /// How many words an address takes.
+    /// The length of an address in words of four bytes.
     pub(super) fn words(self) -> u32 {
         match self {
             Self::V4 => 1,
@@ -46,7 +46,7 @@ impl NetFamily {
         }
     }
 
-    /// Where a packet's source and destination are.
+    /// The offsets of the source and destination address in the IP header.
     pub(super) fn offsets(self) -> (u32, u32) {
         match self {
             Self::V4 => (12, 16),
@@ -69,7 +69,7 @@ impl NetFamily {
         nf::load_payload_at(word, PayloadBase::Network, self.offsets().1, self.words() * 4)
     }
 
-    /// Goes on only with packets whose destination is not on loopback.
+    /// Ends the rule for packets to loopback addresses.
     pub(super) fn is_not_loopback(self) -> [Expression; 2] {
         let loopback = self.pick(vec![127], padded(Ipv6Addr::LOCALHOST.into()));
         let bytes = self.pick(1, 16);
@@ -90,7 +90,7 @@ pub(super) fn load_destination_port(word: u32) -> Expression {
     nf::load_payload_at(word, PayloadBase::Transport, 2, 2)
 }
 
-/// The sequence number of a TCP packet (RFC 9293, section 3.1).
+/// Loads the sequence number of a TCP packet (RFC 9293, section 3.1).
 pub(super) fn load_sequence(word: u32) -> Expression {
     nf::load_payload_at(word, PayloadBase::Transport, 4, 4)
 }
@@ -111,7 +111,7 @@ pub(super) fn proto_port(transport: Transport, address: SocketAddr) -> Vec<u8> {
     [[transport.number(), 0, 0, 0], port_word(address.port())].concat()
 }
 
-/// What a service's packets are known by: address, protocol and port, or the last two.
+/// The key of a service in the dispatch sets: address, protocol and port, or only the last two.
 pub(super) fn dispatch_key((transport, place): ServiceKey) -> Vec<u8> {
     match place {
         ServiceAddress::Exact(at) => [padded(at.ip()), proto_port(transport, at)].concat(),
@@ -119,7 +119,7 @@ pub(super) fn dispatch_key((transport, place): ServiceKey) -> Vec<u8> {
     }
 }
 
-/// An address with its port, each part filled up to whole words.
+/// An address and its port, each padded to whole words.
 pub(super) fn full(address: SocketAddr) -> Vec<u8> {
     [padded(address.ip()), port_word(address.port()).to_vec()].concat()
 }

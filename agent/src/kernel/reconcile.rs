@@ -1,9 +1,9 @@
-//! Makes the kernel's table what the services come to, whatever was there before.
+//! Changes the kernel's table to match the services, whatever state it is in.
 //!
-//! It looks at what is there, and changes what differs: it does not matter whether the difference is
-//! a change of configuration, what somebody else did, an agent that was killed half way, or that
-//! there was nothing. A service goes over to its new map in one transaction, when the map is whole;
-//! until then the old one serves. Established connections are conntrack's, and not touched.
+//! It compares the installed table with the desired one and changes what differs. So it handles a new configuration,
+//! changes by other programs, an agent that was killed half way, and an empty kernel in the same way. A
+//! service switches to a new map in one transaction, once the map is complete; until then the old map serves.
+//! Established connections are in conntrack and are not touched.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -21,26 +21,26 @@ use super::table_sets::{TableSet, chain_name, group_name};
 use crate::netlink::nf_tables::{self as nf, ELEMENT_LIMIT, ElementKeys, SetElement};
 use crate::netlink::{Netlink, NetlinkMessage};
 
-/// What stands around the changes of a transaction.
+/// The bytes of the messages that begin and end a transaction.
 const BORDER_BYTES: usize = 40;
 
-/// The kernel's packet filter, in the namespace of the thread that opened it.
+/// A netlink socket to the packet filter, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(super) struct KernelTable(Netlink);
 
-/// Changes that come into force together, whatever else does.
+/// Messages that must be in the same transaction.
 type AtomicChange = Vec<NetlinkMessage>;
 
-/// What was done.
+/// What a reconciliation did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ReconcileOutcome {
-    /// How many transactions it took; 0 when everything was as wanted.
+    /// The number of transactions; 0 when the table matched.
     pub(super) transactions: usize,
-    /// How many maps were made.
+    /// The number of maps created.
     pub(super) maps: usize,
 }
 
-/// Whether an error says that the table is not as we would have made it.
+/// Whether an error says that the table contains something that weft has not made.
 fn is_foreign_conflict(error: &io::Error) -> bool {
     const KINDS: [Errno; 4] = [Errno::EBUSY, Errno::ENOENT, Errno::EEXIST, Errno::EINVAL];
     KINDS.iter().any(|kind| error.raw_os_error() == Some(*kind as i32))
@@ -51,29 +51,28 @@ impl KernelTable {
         Netlink::open(SockProtocol::NetlinkNetFilter).map(Self)
     }
 
-    /// How many flows each service has had, by the names of their chains.
+    /// The number of flows of each service, by the name of its chain.
     pub(super) fn counters(&mut self) -> io::Result<BTreeMap<String, u64>> {
-        let described = match self.0.dump(&nf::get_counters(TABLE)) {
+        let counters = match self.0.dump(&nf::get_counters(TABLE)) {
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Vec::new(),
-            described => described?,
+            dumped => dumped?,
         };
-        Ok(described.iter().filter_map(|counter| nf::parse_counter(attributes(counter))).collect())
+        Ok(counters.iter().filter_map(|counter| nf::parse_counter(attributes(counter))).collect())
     }
 
-    /// Removes all of it.
+    /// Deletes the table.
     pub(super) fn remove(&mut self) -> io::Result<()> {
         self.commit(vec![nf::make_table(TABLE, None), nf::delete_table(TABLE)])
     }
 
-    /// Makes the table carry what is wanted and nothing else. With `deep`, what the maps hold is
-    /// compared too, and not only their names.
+    /// Makes the table match `desired`. With `deep` also compares the contents of maps, and not only their names.
     pub(super) fn reconcile(
         &mut self,
         desired: DesiredTable<'_>,
         deep: bool,
     ) -> io::Result<ReconcileOutcome> {
         match self.reconcile_once(desired, deep) {
-            // Somebody put something of their own into our table that keeps it from being changed.
+            // Another program has put something into our table that blocks a change.
             Err(error) if is_foreign_conflict(&error) => {
                 self.remove()?;
                 self.reconcile_once(desired, deep)
@@ -98,7 +97,7 @@ impl KernelTable {
         };
         let mut outcome = ReconcileOutcome::default();
         self.prepare(desired, &installed, &mut outcome)?;
-        // One that fails keeps no other from being served, and nothing from being cleared away.
+        // A failure for one service does not block other services or the cleanup.
         let mut failed = None;
         for service in desired.services {
             if let Err(error) = self.serve(service, &installed, deep, &mut outcome) {
@@ -109,7 +108,7 @@ impl KernelTable {
         failed.map_or(Ok(outcome), Err)
     }
 
-    /// Makes what services are put into, and clears away what is in the way.
+    /// Creates what services depend on, and removes what is in the way.
     fn prepare(
         &mut self,
         desired: DesiredTable<'_>,
@@ -120,18 +119,18 @@ impl KernelTable {
         if !installed.exists {
             steps.push(vec![nf::make_table(TABLE, Some(COMMENT))]);
         }
-        // Maps that no rule looks into are what an agent left that was ended half way.
+        // Maps that no rule uses are left over from an agent that ended half way.
         let unreferenced_maps = installed.unreferenced_maps();
         steps.extend(unreferenced_maps.iter().map(|name| vec![nf::delete_set(TABLE, name)]));
         let missing = TableSet::all().filter(|index| !installed.sets.contains(index.name()));
         steps.extend(missing.map(|index| vec![index.make()]));
-        // Groups come first: elements lead to them.
+        // Security groups come first: set elements refer to them.
         let groups = desired.groups.iter().map(group_chain);
         steps.extend(
             groups.filter(|group| !installed.has(group)).map(|group| replace_rules(&group)),
         );
         for index in TableSet::all() {
-            // A key that leads elsewhere goes, so that it can come anew.
+            // An element with other data is deleted, so that it can be added with the desired data.
             let diff = installed.diff(index, &index.elements(desired));
             delete(index, &diff.changed, &mut steps);
             if index.is_for_security_groups() {
@@ -145,7 +144,7 @@ impl KernelTable {
         self.commit_all(steps, outcome)
     }
 
-    /// Makes the table carry a service by the map that it wants.
+    /// Makes the table serve a service with its desired map.
     fn serve(
         &mut self,
         service: &KernelService,
@@ -172,7 +171,7 @@ impl KernelTable {
         self.commit_all(steps, outcome)
     }
 
-    /// Removes what nothing needs any more.
+    /// Removes what is not needed.
     fn clear(
         &mut self,
         desired: DesiredTable<'_>,
@@ -199,7 +198,7 @@ impl KernelTable {
         self.commit_all(steps, outcome)
     }
 
-    /// Makes a map that nothing looks into yet, and fills it.
+    /// Creates a map that no rule uses yet, and fills it.
     fn fill_map(
         &mut self,
         service: &KernelService,
@@ -222,7 +221,7 @@ impl KernelTable {
         Ok(name)
     }
 
-    /// Whether a map holds what it should.
+    /// Whether a map has the desired contents.
     fn holds(&mut self, service: &KernelService, map: &str) -> io::Result<bool> {
         let values = map_values(&service.table);
         let desired: HashMap<[u8; 4], &[u8]> = slots(service, &values).collect();
@@ -238,8 +237,8 @@ impl KernelTable {
         Ok(right == desired.len() && wrong == 0)
     }
 
-    /// Carries steps out, as many in one transaction as there is room for: without privileges a whole
-    /// map is too much, or the elements of many services.
+    /// Commits changes with as few transactions as fit into the send buffer: without privileges a whole map, or the
+    /// elements of many services, exceed it.
     fn commit_all(
         &mut self,
         steps: Vec<AtomicChange>,
@@ -258,7 +257,7 @@ impl KernelTable {
     }
 }
 
-/// Steps in their order, put together as far as the limit allows.
+/// Groups changes, in order, into transactions of at most `limit_bytes`.
 fn transactions(steps: Vec<AtomicChange>, limit_bytes: usize) -> Vec<Vec<NetlinkMessage>> {
     let mut transactions: Vec<Vec<NetlinkMessage>> = Vec::new();
     let mut room = 0;
@@ -278,7 +277,7 @@ fn transactions(steps: Vec<AtomicChange>, limit_bytes: usize) -> Vec<Vec<Netlink
     transactions
 }
 
-/// Each slot of a service's table with what the map holds for it.
+/// Each slot of a service's Maglev table with its map value.
 fn slots<'a>(
     service: &KernelService,
     values: &'a [Vec<u8>],
@@ -288,7 +287,7 @@ fn slots<'a>(
     (0u32..).zip(owners).filter_map(move |(slot, owner)| Some((slot.to_ne_bytes(), value(owner)?)))
 }
 
-/// Makes a service's chain look into this map from now on.
+/// Makes the chain of a service use this map.
 fn point_chain_at_map(service: &KernelService, map: &str) -> AtomicChange {
     let name = chain_name(service.key);
     let rule = nf::rule(TABLE, &name, service_rule(service, map));
@@ -300,7 +299,7 @@ fn point_chain_at_map(service: &KernelService, map: &str) -> AtomicChange {
     ]
 }
 
-/// Makes the base chains that differ from what is wanted.
+/// Installs the base chains that differ from the desired ones.
 fn chains(desired: DesiredTable<'_>, installed: &InstalledTable) -> AtomicChange {
     let base = base_chains(desired);
     let differing = base.iter().filter(|chain| !installed.has(chain));
@@ -308,8 +307,9 @@ fn chains(desired: DesiredTable<'_>, installed: &InstalledTable) -> AtomicChange
     differing.flat_map(install).collect()
 }
 
-/// Makes a chain that elements may lead to, and puts its rules, which count by its name, in the place
-/// of those it has.
+/// Creates a chain that set elements can refer to, or replaces the rules of an existing one. The rules count in a
+/// counter
+/// with the name of the chain.
 fn replace_rules(chain: &KernelChain) -> AtomicChange {
     let rules = chain.rules.iter().map(|rule| nf::rule(TABLE, &chain.name, rule.clone()));
     let mut changes = vec![
@@ -321,7 +321,7 @@ fn replace_rules(chain: &KernelChain) -> AtomicChange {
     changes
 }
 
-/// Makes a chain with its rules, in place of what is there under its name.
+/// Installs a chain, replacing the one with the same name.
 fn install(chain: &KernelChain, is_there: bool) -> AtomicChange {
     let mut changes = AtomicChange::new();
     if is_there {
@@ -348,20 +348,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_stay_whole_and_in_order_and_fill_transactions() {
+    fn changes_stay_whole_and_ordered_and_fill_transactions() {
         let step = |names: &[&str]| names.iter().map(|name| nf::delete_set(TABLE, name)).collect();
         let steps: Vec<AtomicChange> =
             vec![step(&["a"]), step(&[]), step(&["b", "c"]), step(&["d"]), step(&["e", "f", "g"])];
         let one = nf::delete_set(TABLE, "a").length();
         let sizes = |limit| -> Vec<usize> {
             let parts = transactions(steps.clone(), limit);
-            assert_eq!(parts.concat(), steps.concat(), "nothing is lost, at {limit}");
+            assert_eq!(parts.concat(), steps.concat(), "no change is lost, at {limit}");
             parts.iter().map(Vec::len).collect()
         };
         assert_eq!(sizes(one * 100), [7]);
         assert_eq!(sizes(one * 4), [4, 3]);
         assert_eq!(sizes(one * 3), [3, 1, 3]);
-        assert_eq!(sizes(one), [1, 2, 1, 3], "a step is not divided");
+        assert_eq!(sizes(one), [1, 2, 1, 3], "one change is not split");
         assert!(transactions(vec![AtomicChange::new()], 100).is_empty());
     }
 }

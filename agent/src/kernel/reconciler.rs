@@ -1,9 +1,8 @@
-//! Keeps the kernel's table as the plan wants it, for as long as it runs: one thread, which sleeps
-//! while nothing happens.
+//! The thread that keeps the kernel's table of services as the plan requires. It sleeps while nothing changes.
 //!
-//! A new plan, what the kernel tells of changes, and the passing of time all lead to the same: the
-//! table is reconciled, and flows that lost their endpoint are let go. The table stays when the
-//! process ends: flows go on, and the next agent takes it over as it is.
+//! A new plan, a notification of a change in the kernel, and the passing of time lead to the same action: the thread
+//! reconciles the table and deletes conntrack entries that have lost their endpoint. The table stays when the process
+//! ends: flows continue, and the next agent takes the table over.
 
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
@@ -34,31 +33,32 @@ use crate::redirect::is_in_iptables;
 
 /// How often the kernel's counters are read.
 const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the kernel's connections are looked at when nothing has changed, at most; looking may
-/// take a two-hundredth of the time, so many of them are looked at less often.
+/// The shortest time between two sweeps of conntrack when nothing has changed. A sweep may take a two-hundredth of
+/// the
+/// time at most, so large tables are swept less often.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 const SWEEP_COST_FACTOR: u32 = 200;
 /// How often the maps are compared element by element.
 const DEEP_COMPARE_INTERVAL: Duration = Duration::from_secs(60);
-/// The shortest time between two repairs, so that a fight with somebody else costs little.
+/// The shortest time between two repairs, to bound the cost when another program keeps changing the table.
 const REPAIR_INTERVAL: Duration = Duration::from_millis(100);
-/// How often the table is made before whoever changes it meanwhile is left alone for a moment.
+/// How often the table is reconciled in a row while another program keeps changing it.
 const RECONCILE_ATTEMPTS: usize = 3;
-/// How long the kernel rests after it refused.
+/// How long to wait after the kernel has refused a change.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How long connections of an endpoint whose time is over have to be heard of, and so be reset.
+/// How long connections to a drained endpoint are reset, so each has time to send a packet.
 const RESET_PERIOD: Duration = Duration::from_secs(60);
 
-/// What the kernel path may take.
+/// Limits of the kernel path.
 #[derive(Debug, Clone, Copy)]
 pub struct KernelLimits {
-    /// Slots of all services' tables together; one takes about 100 bytes of the kernel's memory.
+    /// The most slots of all Maglev tables together. One takes about 100 bytes of kernel memory.
     pub slots: usize,
-    /// How long an endpoint that is gone may keep its TCP connections.
+    /// How long TCP connections to a removed endpoint may continue.
     pub endpoint_drain: Duration,
 }
 
-/// The thread's handle. The thread ends with the last of them; the table stays.
+/// A handle of the thread. The thread ends with its last handle; the table stays.
 #[derive(Debug, Clone)]
 pub struct KernelReconciler {
     pending_plan: Arc<Mutex<Option<Arc<AgentPlan>>>>,
@@ -67,10 +67,10 @@ pub struct KernelReconciler {
 }
 
 impl KernelReconciler {
-    /// Starts the thread, for the network namespace of this one.
+    /// Starts the thread, for the network namespace of the calling thread.
     ///
     /// # Errors
-    /// When there can be no thread for it.
+    /// When the wake-up socket or the thread cannot be created.
     pub fn start(choice: PathChoice, limits: KernelLimits, access: Writer) -> io::Result<Self> {
         let report = Arc::new(Mutex::new(KernelPathReport::default()));
         let pending_plan = Arc::new(Mutex::new(None));
@@ -104,14 +104,14 @@ impl KernelReconciler {
         Ok(Self { pending_plan, waker: Arc::new(waker), report })
     }
 
-    /// Takes over a plan.
+    /// Applies a new plan, asynchronously.
     pub fn follow(&self, plan: Arc<AgentPlan>) {
         *self.pending_plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
-        // When there is no room, it has been woken often enough.
+        // A full socket means that the thread will wake up anyway.
         drop((&*self.waker).write(&[0]));
     }
 
-    /// What there is to tell.
+    /// The current status.
     #[must_use]
     pub fn report(&self) -> KernelPathReport {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -124,22 +124,22 @@ struct ReconcileThread {
     pending_plan: Arc<Mutex<Option<Arc<AgentPlan>>>>,
     report: Arc<Mutex<KernelPathReport>>,
     flows: FlowTracker,
-    /// Tells of connections that end, when records of them are wanted.
+    /// Notifications about ended connections, when records of them are configured.
     ended_events: Option<Netlink>,
-    /// Of the newest plan.
+    /// Which path the services of the newest plan take.
     assignment: PathAssignment,
-    /// How many flows each service has, and has had.
+    /// The open flows of each service.
     open: HashMap<ServiceKey, u64>,
     counters: HashMap<String, u64>,
-    /// Whose connections are being reset.
+    /// The endpoints whose connections are being reset.
     expired: Vec<ExpiredEndpoint>,
-    /// Whether the division is what the kernel does.
+    /// Whether the kernel's table matches the assignment.
     is_in_force: bool,
-    /// What was enforced last beside the services.
+    /// The inputs of the last reconciliation besides the services: expired endpoints, and whether iptables has rules.
     last_applied: Option<(Vec<ExpiredEndpoint>, bool)>,
-    /// Tells of changes, ours and others'.
+    /// Notifications about changes of the ruleset, by this thread and by others.
     change_events: Option<Netlink>,
-    /// Why the kernel refused, when it did.
+    /// Why the kernel refused the last change, if it did.
     last_error: Option<String>,
     due: Instant,
     deep_due: Instant,
@@ -154,7 +154,7 @@ impl ReconcileThread {
         loop {
             let pending_plan =
                 self.pending_plan.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // What was there before is not touched before there is a configuration.
+            // An earlier agent's table stays untouched until the first configuration arrives.
             if let Some(plan) = pending_plan.filter(|plan| plan.revision > 0) {
                 has_plan = true;
                 self.apply_plan(&plan);
@@ -174,7 +174,7 @@ impl ReconcileThread {
         }
     }
 
-    /// Takes in what the kernel told of changes: it is looked at soon.
+    /// Reads pending notifications about changes, and schedules a reconciliation.
     fn drain_changes(&mut self) {
         let Some(change_events) = &self.change_events else { return };
         let mut of_elements = false;
@@ -189,7 +189,7 @@ impl ReconcileThread {
         }
     }
 
-    /// Writes a record of each connection that has ended.
+    /// Writes a record for each connection that has ended.
     fn record(&mut self, log: &AccessLog) {
         let Some(ended_events) = &self.ended_events else { return };
         let (mut lost, flows) = (0, &self.flows);
@@ -206,7 +206,7 @@ impl ReconcileThread {
         });
         log.hand_over();
         if let Err(error) = received {
-            tracing::warn!(%error, "ends of connections are not heard any more");
+            tracing::warn!(%error, "records of connections stopped: notifications failed");
             self.ended_events = None;
         }
         if lost > 0 {
@@ -214,24 +214,24 @@ impl ReconcileThread {
         }
     }
 
-    /// Listens to ends of connections as long as records of them are wanted.
+    /// Subscribes to ended connections while records of them are configured.
     fn update_record_subscription(&mut self) {
         if !self.flows.wants_records() {
             self.ended_events = None;
         } else if self.ended_events.is_none() {
             if let Err(error) = conntrack::enable_accounting() {
-                tracing::warn!(%error, "records will not tell what connections carried");
+                tracing::warn!(%error, "byte counts missing in records: conntrack accounting failed");
             }
             let listening =
                 Netlink::listen(SockProtocol::NetlinkNetFilter, conntrack::DESTROY_GROUP);
             match listening {
                 Ok(ended_events) => self.ended_events = Some(ended_events),
-                Err(error) => tracing::warn!(%error, "there will be no records of connections"),
+                Err(error) => tracing::warn!(%error, "records of connections not available"),
             }
         }
     }
 
-    /// When there is something to do next.
+    /// When the next action is due.
     fn next_wakeup(&self) -> Instant {
         let due = self.due.min(self.deep_due).min(self.sweep_due).min(self.count_due);
         self.flows.next_deadline(now()).map_or(due, |deadline| due.min(deadline))
@@ -242,7 +242,7 @@ impl ReconcileThread {
         (self.is_in_force, self.due) = (false, now());
     }
 
-    /// Does what is due.
+    /// Performs the actions that are due.
     fn enforce(&mut self) {
         let started = now();
         let expired = self.flows.expired(started);
@@ -259,7 +259,7 @@ impl ReconcileThread {
         let sweeping = now();
         if self.sweep_due <= sweeping {
             if let Err(error) = self.sweep() {
-                tracing::warn!(%error, "the kernel's connections cannot be looked at");
+                tracing::warn!(%error, "sweep of conntrack failed");
             }
             let finished = now();
             let took = finished - sweeping;
@@ -277,15 +277,15 @@ impl ReconcileThread {
         let mut kernel = KernelTable::open()?;
         let mut transactions = 0;
         if !self.is_in_force {
-            // The kernel would tell us of every slot of a map, which takes longer than filling it.
+            // The kernel would send a notification for every slot of a new map, which takes longer than filling it.
             self.change_events = None;
         }
         for attempt in 0..RECONCILE_ATTEMPTS {
             if attempt > 0 || self.is_in_force {
-                // What changes from here on is heard, or seen by what follows.
+                // A later change causes a notification; an earlier one is seen by the comparison that follows.
                 deep |= self.subscribe_to_changes();
             }
-            // Asked after listening: whoever installs or removes iptables' rules now is heard of.
+            // Checked after subscribing, so a notification follows when iptables rules change later.
             uses_iptables = is_in_iptables();
             let desired = DesiredTable {
                 services: &self.assignment.kernel,
@@ -301,7 +301,7 @@ impl ReconcileThread {
         }
         let finished = now();
         if transactions > 0 {
-            // Flows that began while it was otherwise may be where they no longer belong.
+            // Flows that started meanwhile may be on the wrong endpoint.
             self.sweep_due = finished;
         }
         let desired = (self.expired.clone(), uses_iptables);
@@ -309,7 +309,7 @@ impl ReconcileThread {
         self.last_applied = Some(desired);
         if self.is_in_force && transactions > 0 && is_same {
             self.update(|report| report.repairs += 1);
-            tracing::warn!("the kernel's table of services had been changed: repaired");
+            tracing::warn!("table of services had drifted: repaired");
         }
         if !self.is_in_force {
             self.flows.apply(&self.assignment.kernel, &self.assignment.proxied, finished);
@@ -320,7 +320,7 @@ impl ReconcileThread {
                 services = self.assignment.kernel.len(),
                 transactions,
                 took = ?finished - started,
-                "services that the kernel carries"
+                "services on the kernel path changed"
             );
         }
         (self.is_in_force, self.last_error) = (true, None);
@@ -331,8 +331,9 @@ impl ReconcileThread {
         Ok(())
     }
 
-    /// Listens to changes from here on. What was told before is seen by whoever looks now; whether it
-    /// has to look at the elements of maps.
+    /// Subscribes to changes, or reads pending notifications. The comparison that follows sees earlier changes.
+    /// Returns
+    /// whether it must compare the elements of maps.
     fn subscribe_to_changes(&mut self) -> bool {
         let Some(change_events) = &self.change_events else {
             let part = SockProtocol::NetlinkNetFilter;
@@ -347,12 +348,12 @@ impl ReconcileThread {
 
     fn record_failure(&mut self, error: &io::Error) {
         let hint = match error.kind() {
-            io::ErrorKind::PermissionDenied => "; it takes the capability NET_ADMIN",
+            io::ErrorKind::PermissionDenied => "; needs the capability NET_ADMIN",
             _ => "",
         };
         let reason = format!("{error}{hint}");
         if self.last_error.as_ref() != Some(&reason) && !self.assignment.kernel.is_empty() {
-            tracing::warn!(reason, "the kernel does not carry services; the proxy path does");
+            tracing::warn!(reason, "kernel path not available, services use the proxy path");
         }
         self.last_error = Some(reason);
         self.update(|report| report.failures += 1);
@@ -360,11 +361,11 @@ impl ReconcileThread {
         (self.due, self.deep_due) = (later, self.deep_due.max(later));
     }
 
-    /// Reads how many flows each service has had, and looks at what the kernel does not tell of.
+    /// Reads the counters of services, and state that the kernel sends no notifications about.
     fn count(&mut self) {
         match KernelTable::open().and_then(|mut kernel| kernel.counters()) {
             Ok(counters) => self.counters = counters.into_iter().collect(),
-            Err(error) => tracing::debug!(%error, "the kernel's counters cannot be read"),
+            Err(error) => tracing::debug!(%error, "reading the kernel's counters failed"),
         }
         if let Some(occupancy) = Occupancy::read() {
             self.update(|report| {
@@ -372,7 +373,7 @@ impl ReconcileThread {
                 report.occupancy = Some(occupancy);
             });
         }
-        // The older iptables tells nobody of its changes.
+        // The legacy iptables sends no notifications.
         if self
             .last_applied
             .as_ref()
@@ -383,7 +384,7 @@ impl ReconcileThread {
         self.count_due = now() + COUNTER_INTERVAL;
     }
 
-    /// Looks at all of the kernel's connections: counts them, and lets go of those that lost their
+    /// Lists all conntrack entries: counts the open flows of each service, and deletes entries that have lost their
     /// endpoint.
     fn sweep(&mut self) -> io::Result<()> {
         if self.last_error.is_some() || !self.is_in_force {
@@ -409,7 +410,7 @@ impl ReconcileThread {
         self.flows.sweep_finished();
         self.open = open;
         if !lost.is_empty() {
-            tracing::info!(flows = lost.len(), "flows left endpoints that are gone");
+            tracing::info!(flows = lost.len(), "conntrack entries of removed endpoints deleted");
             self.update(|report| report.evicted += lost.len() as u64);
         }
         Ok(())
@@ -456,14 +457,13 @@ fn is_element_change(notification: &Notification) -> bool {
     }
 }
 
-/// Sleeps until there is a new plan, the kernel tells of a change, or the time is over. Whether to go
-/// on.
+/// Waits for a new plan, a notification from the kernel, or the timeout. Returns false when the thread should end.
 fn wait<'a>(
     longest: Duration,
     woken: &mut UnixStream,
     notification: impl Iterator<Item = &'a Netlink>,
 ) -> bool {
-    // The kernel counts whole milliseconds; below one it would not sleep at all.
+    // poll counts whole milliseconds; with 0 it would not sleep.
     let timeout = PollTimeout::try_from(longest.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
     let mut waited = vec![PollFd::new(woken.as_fd(), PollFlags::POLLIN)];
     waited.extend(
@@ -471,13 +471,15 @@ fn wait<'a>(
     );
     match poll(&mut waited, timeout) {
         Ok(_) | Err(Errno::EINTR) => {}
-        Err(error) => tracing::warn!(%error, "waiting for a plan"),
+        Err(error) => tracing::warn!(%error, "polling for changes failed"),
     }
     let mut calls = [0; 64];
     !matches!(woken.read(&mut calls), Ok(0))
 }
 
-/// The record of a connection. TCP's is written when the kernel forgets it, two minutes after its end.
+/// The access-log record of a connection. The record of a TCP connection is written when conntrack drops the entry,
+/// two
+/// minutes after the end.
 fn record<'a>(ended: &EndedConnection, service: &'a Name) -> Record<'a> {
     let flow = ended.entry.flow;
     Record {

@@ -1,4 +1,4 @@
-//! What there is to tell of the kernel path.
+//! The status of the kernel path.
 
 use std::time::Duration;
 
@@ -7,42 +7,42 @@ use weft_model::{Name, Transport};
 use super::occupancy::{Occupancy, OccupancyLevel};
 use super::service::FlowPath;
 
-/// How it stands with a service.
+/// The status of one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceReport {
-    /// Its listener.
+    /// The listener of the service.
     pub listener: Name,
-    /// Its transport protocol; none of a service that the kernel does not carry.
+    /// The transport protocol; `None` for a service that the kernel does not carry.
     pub transport: Option<Transport>,
-    /// How its flows are moved.
+    /// Which path its flows take.
     pub path: FlowPath,
-    /// How many flows the kernel has begun for it.
+    /// The number of flows that the kernel has started for the service.
     pub flows: u64,
-    /// How many of them there are.
+    /// The number of open flows.
     pub flows_open: u64,
 }
 
-/// What there is to tell.
+/// The status of the kernel path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelPathReport {
-    /// Every service.
+    /// All services.
     pub services: Vec<ServiceReport>,
-    /// Whether the newest plan is in force.
+    /// Whether the newest plan is in force, or the kernel has refused it.
     pub settled: bool,
-    /// Packets of new flows that security groups did not let in.
+    /// Packets of new flows that security groups have dropped.
     pub blocked: u64,
-    /// How often the table was another than it should have been.
+    /// How often the table had drifted and was repaired.
     pub repairs: u64,
-    /// How often the kernel refused.
+    /// How often the kernel refused a change.
     pub failures: u64,
-    /// How many flows were let go because their endpoint was gone.
+    /// The number of conntrack entries deleted because their endpoint was removed.
     pub evicted: u64,
-    /// How often the kernel told of more ends of connections than were taken in.
+    /// How often notifications about ended connections were lost.
     pub records_lost: u64,
     /// How long the last change took.
     pub last_change: Duration,
-    /// How full the kernel's table of connections is, where it tells.
+    /// How full the conntrack table is; `None` where the kernel does not say.
     pub occupancy: Option<Occupancy>,
-    /// What that means.
+    /// The level of that occupancy.
     pub level: OccupancyLevel,
 }

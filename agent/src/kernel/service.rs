@@ -1,4 +1,4 @@
-//! Which services the kernel can carry by itself, and why not the others.
+//! Decides which services the kernel can carry, and why others need the proxy.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -9,42 +9,41 @@ use weft_model::{Cidr, FlowKey, Listener, Maglev, Name, Transport};
 
 use crate::plan::{AgentPlan, AgentTarget};
 
-/// How flows to a service are moved.
+/// The path that flows to a service take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FlowPath {
-    /// By the kernel alone.
+    /// The kernel path.
     Kernel,
-    /// By us, and why.
+    /// The proxy path, and why.
     Proxy(NeedsProxy),
 }
 
-/// Why a service is not left to the kernel.
+/// Why a service is not on the kernel path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NeedsProxy {
-    /// The agent was told so.
+    /// The agent runs with `--path proxy`.
     Chosen,
-    /// This process listens there itself.
+    /// The agent itself listens on the address.
     Bound,
-    /// It goes where each client aimed at.
+    /// The service forwards to the original destination.
     OriginalDestination,
-    /// Which chain serves a connection depends on more than its destination.
+    /// The filter chain of a connection depends on more than its destination.
     Chains,
     /// Flows are divided among several clusters.
     SeveralClusters,
-    /// There is no endpoint: new flows are refused, which the kernel would not tell anybody.
+    /// There is no endpoint: the proxy refuses and reports new flows, which the kernel cannot.
     NoEndpoint,
-    /// The endpoint's address is of the other family.
+    /// An endpoint has an address of the other family.
     OtherFamily(SocketAddr),
     /// Another listener has the same address and protocol.
     AddressTaken,
-    /// The listener or an endpoint is on loopback, where the kernel does not send what comes from others.
+    /// The listener or an endpoint is on loopback, where the kernel routes no traffic of other hosts.
     OnLoopback(SocketAddr),
-    /// Connections that were silent for too long are to end for both sides to see, and the kernel just
-    /// forgets them.
+    /// Idle connections must be closed visibly on both sides; the kernel only drops the conntrack entry.
     IdleEnd,
-    /// The kernel's tables would have more slots than they may.
+    /// The limit of slots in the kernel is reached.
     TooLarge,
-    /// The kernel refused.
+    /// The kernel refused the table.
     Refused(String),
 }
 
@@ -52,22 +51,24 @@ impl fmt::Display for NeedsProxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Chosen => f.write_str("the agent runs with --path proxy"),
-            Self::Bound => {
-                f.write_str("the agent listens there itself; --path kernel carries it all the same")
-            }
-            Self::OriginalDestination => f.write_str("it goes where each client aimed at"),
-            Self::Chains => f.write_str("its filter chains look at more than the destination"),
-            Self::SeveralClusters => f.write_str("its flows go to several clusters by weight"),
-            Self::NoEndpoint => f.write_str("it has no endpoint, and new flows are refused"),
+            Self::Bound => f.write_str(
+                "the agent itself listens there (use --path kernel to let the kernel carry it)",
+            ),
+            Self::OriginalDestination => f.write_str("it forwards to the original destination"),
+            Self::Chains => f.write_str("its filter chains match on more than the destination"),
+            Self::SeveralClusters => f.write_str("it has several weighted clusters"),
+            Self::NoEndpoint => f.write_str("it has no endpoint; new flows are refused"),
             Self::OtherFamily(endpoint) => {
-                write!(f, "its endpoint {endpoint} is of the other address family")
+                write!(f, "endpoint {endpoint} has the other address family")
             }
             Self::AddressTaken => f.write_str("another listener has the same address"),
             Self::OnLoopback(address) => write!(f, "{address} is on loopback"),
             Self::IdleEnd => f.write_str(
-                "its idle_end is to be seen, and the kernel forgets silent connections without a word",
+                "it sets idle_end, and the kernel drops idle connections without closing them",
             ),
-            Self::TooLarge => f.write_str("the kernel's tables hold as many slots as they may"),
+            Self::TooLarge => {
+                f.write_str("the limit of slots in the kernel is reached (--slot-limit)")
+            }
             Self::Refused(reason) => write!(f, "the kernel refused: {reason}"),
         }
     }
@@ -76,9 +77,9 @@ impl fmt::Display for NeedsProxy {
 /// The address that a service is reached at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum ServiceAddress {
-    /// Its own.
+    /// This address.
     Exact(SocketAddr),
-    /// Any of this host's, of the family of this unspecified address.
+    /// Any address of this host, of the family of this unspecified address.
     AnyLocal(SocketAddr),
 }
 
@@ -95,34 +96,33 @@ impl ServiceAddress {
     }
 }
 
-/// What tells a service from others.
+/// The protocol and address of a service, which identify it.
 pub(super) type ServiceKey = (Transport, ServiceAddress);
 
-/// A service that the kernel can carry. Its endpoints are of one family, which is its address's.
+/// A service that the kernel can carry. Its endpoints have the address family of its listener.
 #[derive(Debug, Clone)]
 pub(super) struct KernelService {
     pub(super) key: ServiceKey,
     pub(super) listener: Name,
     pub(super) target: Arc<AgentTarget>,
-    /// The target's Maglev table.
+    /// The Maglev table of the target.
     pub(super) table: Arc<Maglev>,
-    /// What of a flow is hashed.
+    /// Which fields of a flow are hashed.
     pub(super) flow_key: FlowKey,
-    /// The seed of the hash of its protocol's flows.
+    /// The hash seed for flows of its protocol.
     pub(super) seed: u32,
     /// Whether a record is written per flow.
     pub(super) logged: bool,
 }
 
-/// Whose flows to a service are let in; all others are dropped. It holds on both ways.
+/// The clients that a service admits. New flows of other clients are dropped, on both paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SecurityGroup {
     pub(super) key: ServiceKey,
     pub(super) ranges: Vec<Cidr>,
 }
 
-/// Every service of a plan: those that the kernel can carry, and why not the others; and the security
-/// groups of both.
+/// The services of a plan by the path that they take, and the security groups of all.
 #[derive(Debug, Default)]
 pub(super) struct PathAssignment {
     pub(super) kernel: Vec<KernelService>,
@@ -130,30 +130,31 @@ pub(super) struct PathAssignment {
     pub(super) proxied: Vec<ProxiedService>,
 }
 
-/// A service that the kernel does not carry, and why.
+/// A service on the proxy path, and why.
 #[derive(Debug, Clone)]
 pub(super) struct ProxiedService {
     pub(super) listener: Name,
     pub(super) reason: NeedsProxy,
     pub(super) key: ServiceKey,
-    /// Wherever its flows may go.
+    /// All targets that its flows may go to.
     pub(super) targets: Vec<Arc<AgentTarget>>,
 }
 
-/// Which way flows are to go.
+/// Which services use the kernel path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PathChoice {
-    /// The kernel's, for virtual addresses of services that need nothing else.
+    /// Services on virtual addresses that need no proxy.
     #[default]
     Auto,
-    /// The kernel's, wherever it can; for addresses at which this process listens as well.
+    /// All services that need no proxy, also on addresses that the agent itself listens on.
     Kernel,
-    /// Ours.
+    /// None.
     Proxy,
 }
 
-/// Divides the services of a plan. `slot_limit` is how many slots the kernel's tables may have in
-/// all; the first services by name get them.
+/// Assigns the services of a plan to the two paths. `slot_limit` bounds the slots of all Maglev tables in the kernel;
+/// the
+/// first services by name get them.
 pub(super) fn assign_paths(
     plan: &AgentPlan,
     choice: PathChoice,
@@ -190,7 +191,7 @@ pub(super) fn assign_paths(
     assignment
 }
 
-/// Wherever flows to a listener may go.
+/// All targets that flows to a listener may go to.
 fn targets(plan: &AgentPlan, listener: &Listener) -> Vec<Arc<AgentTarget>> {
     let targets = listener.flow_clusters().filter_map(|name| plan.target_named(name));
     targets.cloned().collect()

@@ -1,18 +1,18 @@
-//! What services come to in the kernel: one table, hooked just before the redirects.
+//! The nf_tables table for the kernel path, hooked just before the redirects.
 //!
 //! ```text
-//! guard_*             a new flow to a service with a security group -> the group's chain
-//! group_tcp_...       destination . protocol . port . source among those let in: on; else count, drop
-//! arriving, leaving   destination . protocol . port -> the service's chain, by a map
+//! guard_*             a new flow to a service with a security group -> the chain of the group
+//! group_tcp_...       destination . protocol . port . source is admitted: return; otherwise count and drop
+//! arriving, leaving   destination . protocol . port -> the chain of the service, through a map
 //! tcp_10.96.0.3_7000  count; destination = maglev map[jhash(source . port . destination . port)]
-//! hairpin             an endpoint that reached itself: this host becomes the source
-//! ours_*              datagrams that the kernel carries bear our mark, so that iptables does not
-//!                     capture them; only where there are redirects by iptables
-//! ending*             a packet of a connection whose endpoint's time is over: reset
+//! hairpin             an endpoint connected to itself: masquerade as this host
+//! ours_*              set our mark on UDP packets that the kernel carries, so that iptables redirects do not
+//!                     capture them; only while iptables has redirects
+//! ending*             a packet of a connection to an endpoint whose drain time has passed: reset
 //! ```
 //!
-//! Maps bear a hash of what they hold in their names, so a map that a rule looks into is known to be
-//! whole and right: whoever fills one makes the rule look into it last.
+//! The name of a map contains a hash of its contents. A rule switches to a map only after the map is filled, so a map
+//! that a rule uses is complete and correct.
 
 use std::hash::Hasher;
 
@@ -34,17 +34,17 @@ use crate::redirect::MARK_MASK;
 
 /// The name of the table.
 pub(super) const TABLE: &str = "weft_services";
-/// What stands in its comment.
+/// The comment of the table.
 pub(super) const COMMENT: &str = "owner=weft-agent";
 
-/// What the table is to carry.
+/// The desired contents of the table.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DesiredTable<'a> {
     pub(super) services: &'a [KernelService],
     pub(super) groups: &'a [SecurityGroup],
-    /// Connections that are to be reset when they are next heard of.
+    /// Endpoints whose TCP connections are reset at their next packet.
     pub(super) expired: &'a [ExpiredEndpoint],
-    /// Whether datagrams may be captured before their destination is changed: by iptables.
+    /// Whether iptables may capture UDP packets before their destination is translated.
     pub(super) is_captured_by_iptables: bool,
 }
 
@@ -88,12 +88,12 @@ pub(super) fn group_chain(group: &SecurityGroup) -> KernelChain {
     KernelChain { name, hook: None, rules: vec![let_in, others] }
 }
 
-/// The name of a map for what this service's holds. Numbered ones hold the same.
+/// The name of the map for a service. A number may follow it; maps with the same name before the number are equal.
 pub(super) fn map_name(service: &KernelService) -> String {
     let mut hasher = siphasher::sip::SipHasher13::new();
     let table = &service.table;
     hasher.write_usize(table.size());
-    // The endpoints in their order, then whose each slot is, say it all.
+    // The endpoints in their order, then the owner of each slot, determine the contents.
     for endpoint in table.endpoints() {
         hasher.write(&full(*endpoint));
     }
@@ -101,7 +101,7 @@ pub(super) fn map_name(service: &KernelService) -> String {
     format!("{}_{:016x}", chain_name(service.key), hasher.finish())
 }
 
-/// Makes a map for a service's Maglev table, empty.
+/// Creates an empty map for the Maglev table of a service.
 pub(super) fn make_map(service: &KernelService, name: &str) -> NetlinkMessage {
     let family = NetFamily::of(service.key.1.is_ipv4());
     let value = [family.kind(), ValueKind::Port];
@@ -115,12 +115,12 @@ pub(super) fn make_map(service: &KernelService, name: &str) -> NetlinkMessage {
     nf::make_set(TABLE, set)
 }
 
-/// What a service's map holds for its endpoints, in their order.
+/// The map values of the endpoints, in their order.
 pub(super) fn map_values(table: &Maglev) -> Vec<Vec<u8>> {
     table.endpoints().iter().map(|endpoint| full(*endpoint)).collect()
 }
 
-/// The rule of a service's chain, which looks into this map.
+/// The rule of a service's chain, with this map.
 pub(super) fn service_rule(service: &KernelService, map: &str) -> Vec<Expression> {
     let family = NetFamily::of(service.key.1.is_ipv4());
     let address = family.words();
@@ -151,14 +151,14 @@ pub(super) fn service_rule(service: &KernelService, map: &str) -> Vec<Expression
     rule
 }
 
-/// The chains that packets come to first, as far as these services need them.
+/// The base chains that these services need.
 pub(super) fn base_chains(desired: DesiredTable<'_>) -> Vec<KernelChain> {
-    // Just before the redirects, which are at -101, and those of iptables, at -150.
+    // Just before our redirects, which are at -101, and those of iptables, at -150.
     const BEFORE_NAT: i32 = -102;
     const BEFORE_CAPTURE: i32 = -160;
     const BEFORE_SOURCE_NAT: i32 = 99;
     const AS_FILTERS: i32 = 0;
-    // Behind connection tracking, which is at -200, and before everything that takes a packet.
+    // After connection tracking, which is at -200, and before everything that captures packets.
     const GUARD: i32 = -175;
     let chain = |name: &str, kind, place, priority, rules: Vec<_>| KernelChain {
         name: name.to_owned(),
@@ -189,7 +189,7 @@ pub(super) fn base_chains(desired: DesiredTable<'_>) -> Vec<KernelChain> {
         chain("ending", "filter", HookPoint::Forward, AS_FILTERS, expired.clone()),
         chain("ending_here", "filter", HookPoint::Output, AS_FILTERS, expired),
     ];
-    // A chain without rules would cost every packet a look.
+    // A chain without rules would still cost time for every packet.
     all.into_iter().filter(|chain| !chain.rules.is_empty()).collect()
 }
 
@@ -207,8 +207,9 @@ fn guard(family: NetFamily, groups: &[SecurityGroup]) -> Vec<Vec<Expression>> {
     by_destination(family, &places, &nf::match_unestablished(), at, here)
 }
 
-/// The rules that lead packets to the chains of their destinations, as far as there are any in these
-/// places: `first` is asked before, then `at` by address, protocol and port, then `here`.
+/// The rules that send packets to the chain of their destination, for the given addresses. `first` is evaluated
+/// first,
+/// then the set `at` by address, protocol and port, then the set `here` by protocol and port.
 fn by_destination(
     family: NetFamily,
     places: &[ServiceAddress],
@@ -234,7 +235,7 @@ fn by_destination(
     if has_here {
         const LOCAL: u32 = 2;
         let mut rule = [family.is_it().as_slice(), first].concat();
-        // The kernel sends nothing from loopback elsewhere: that is for our own socket.
+        // The kernel routes no loopback traffic to other hosts, so our own socket serves it.
         rule.extend(family.is_not_loopback());
         rule.extend([
             nf::load_destination_type(),
@@ -286,7 +287,7 @@ fn hairpin(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expressi
 
 fn expired(family: NetFamily, expired: &[ExpiredEndpoint]) -> Option<Vec<Expression>> {
     use nf::{ConntrackDirection, ConntrackKey};
-    /// Where a TCP header has its flags, and the one of a reset (RFC 9293, section 3.1).
+    /// The offset of the flags in a TCP header, and the RST flag (RFC 9293, section 3.1).
     const TCP_FLAGS: u32 = 13;
     const RESET: u8 = 0x04;
     let (source, destination) = family.pick(
@@ -299,7 +300,7 @@ fn expired(family: NetFamily, expired: &[ExpiredEndpoint]) -> Option<Vec<Express
         rule.extend([
             nf::load_meta(MetaKey::Protocol),
             nf::compare(Comparison::Equal, &[Transport::Tcp.number()]),
-            // A reset goes its way: ours too.
+            // A reset passes, also our own.
             nf::load_payload(PayloadBase::Transport, TCP_FLAGS, 1),
             nf::mask(&[RESET], &[0]),
             nf::compare(Comparison::Equal, &[0]),

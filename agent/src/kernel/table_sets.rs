@@ -1,4 +1,4 @@
-//! The sets of the table whose elements come and go with the services, and the names of their chains.
+//! The sets of the table, whose elements follow the services, and the names of chains.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -11,32 +11,31 @@ use super::table::{DesiredTable, TABLE};
 use crate::netlink::NetlinkMessage;
 use crate::netlink::nf_tables::{self as nf, ElementKeys, SetData, SetElement, SetSpec, ValueKind};
 
-/// What a set of one family of addresses holds, whose elements come and go with the services.
+/// The contents of a set. Each set is for one address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SetKind {
-    /// A service's address, protocol and port: its chain.
+    /// Address, protocol and port of a service -> its chain.
     Services,
-    /// A protocol and port of any address of this host: the service's chain.
+    /// Protocol and port, on any address of this host -> the chain of the service.
     LocalServices,
-    /// The address and port of a service of datagrams.
+    /// Address and port of UDP services.
     UdpServices,
-    /// An endpoint's address, twice.
+    /// The address of an endpoint, twice: as source and as destination.
     Hairpin,
-    /// A service's address and port, and those of an endpoint that it has no more.
+    /// Address and port of a service, and those of an endpoint whose drain time has passed.
     ExpiredEndpoints,
-    /// A service's address, protocol and port, and the clients that its security group lets in, by
-    /// ranges.
+    /// Address, protocol and port of a service, and ranges of client addresses that its security group admits.
     AllowedClients,
     /// The same for any address of this host.
     LocalAllowedClients,
-    /// A service's address, protocol and port: the chain of its security group.
+    /// Address, protocol and port of a service -> the chain of its security group.
     SecurityGroups,
     /// The same for any address of this host.
     LocalSecurityGroups,
 }
 
 impl SetKind {
-    /// All of them; whom groups let in before what leads to the groups.
+    /// All kinds, the admitted clients before the elements that lead to the security groups.
     const ALL: [Self; 9] = [
         Self::Services,
         Self::LocalServices,
@@ -50,7 +49,7 @@ impl SetKind {
     ];
 }
 
-/// One of these sets.
+/// A set of the table, by contents and address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TableSet {
     what: SetKind,
@@ -62,7 +61,7 @@ impl TableSet {
         Self { what, family }
     }
 
-    /// Every one that there is.
+    /// All sets of the table.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         SetKind::ALL
             .into_iter()
@@ -105,8 +104,9 @@ impl TableSet {
         nf::make_set(TABLE, SetSpec { name: self.name(), key, has_ranges, holds, size: None })
     }
 
-    /// Whether it is of security groups: whoever is let in no more is not for a moment, and a group
-    /// that is gone drops nobody for a moment.
+    /// Whether the set belongs to security groups. Stale elements of these are removed first: a client that is no
+    /// longer
+    /// admitted must not get in for a moment, and a removed group must not drop packets for a moment.
     pub(super) fn is_for_security_groups(self) -> bool {
         matches!(
             self.what,
@@ -117,12 +117,12 @@ impl TableSet {
         )
     }
 
-    /// Whether what it holds comes and goes with a single service.
+    /// Whether each element belongs to a single service.
     pub(super) fn is_per_service(self) -> bool {
         matches!(self.what, SetKind::Services | SetKind::LocalServices | SetKind::UdpServices)
     }
 
-    /// What it holds for a service.
+    /// The element for a service.
     pub(super) fn element_of(self, service: &KernelService) -> Option<SetElement> {
         let (transport, place) = service.key;
         if !self.is_for(place) {
@@ -140,7 +140,7 @@ impl TableSet {
         }
     }
 
-    /// All that it holds.
+    /// All desired elements.
     pub(super) fn elements(self, desired: DesiredTable<'_>) -> Vec<SetElement> {
         let is_ours = |is_ipv4| NetFamily::of(is_ipv4) == self.family;
         match self.what {
@@ -181,7 +181,7 @@ impl TableSet {
         }
     }
 
-    /// The groups that an index of groups is about.
+    /// The security groups that this set is about.
     fn groups(self, desired: DesiredTable<'_>) -> impl Iterator<Item = &SecurityGroup> {
         let is_here =
             matches!(self.what, SetKind::LocalAllowedClients | SetKind::LocalSecurityGroups);
@@ -196,19 +196,19 @@ impl TableSet {
     }
 }
 
-/// The ranges that no other holds: the kernel takes none that overlap.
+/// The ranges that no other range contains: the kernel accepts no overlapping ranges.
 fn widest<'a>(ranges: impl Iterator<Item = &'a Cidr>) -> Vec<&'a Cidr> {
     let mut ranges: Vec<&Cidr> = ranges.collect();
-    // Of two that overlap one holds the other, begins no later, and is the wider.
+    // Of two overlapping ranges one contains the other, starts no later, and has the shorter prefix.
     ranges.sort_by_key(|range| (range.address(), range.prefix_bits()));
     ranges.dedup_by(|later, kept| kept.contains(later.address()));
     ranges
 }
 
-/// The name of a service's chain and counter.
+/// The name of the chain and counter of a service.
 pub(super) fn chain_name((transport, place): ServiceKey) -> String {
     let transport = transport.word();
-    // The nft command knows no colon in a name.
+    // The nft command does not allow a colon in a name.
     match place {
         ServiceAddress::Exact(at) => {
             format!("{transport}_{}_{}", at.ip(), at.port()).replace(':', "-")
@@ -223,5 +223,5 @@ pub(super) fn group_name(key: ServiceKey) -> String {
     format!("{GROUP_PREFIX}{}", chain_name(key))
 }
 
-/// How the names of security groups begin.
+/// The prefix of the names of security group chains.
 pub(super) const GROUP_PREFIX: &str = "group_";

@@ -1,4 +1,5 @@
-//! The kernel's table of connections: which there are, and letting go of some
+//! The connection tracking table of the kernel: list entries, delete entries, and decode notifications about
+//! them
 //! (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`).
 
 use std::io;
@@ -18,46 +19,45 @@ const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const ID: u16 = 12;
 
-/// Before a message's attributes: family, version and a number.
+/// The length of the fixed part before the attributes: family, version and resource ID.
 const FIXED_BYTES: usize = 4;
 
-/// A connection that the kernel keeps, as far as it concerns flows to services.
+/// A conntrack entry, with the fields that matter for flows to services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConntrackEntry {
-    /// As its client sees it.
+    /// The flow as its client sees it.
     pub(crate) flow: FlowTuple,
-    /// Where it goes in truth; the same as its destination when nothing was changed.
+    /// The address that the flow goes to; equal to its destination when the destination was not translated.
     pub(crate) endpoint: SocketAddr,
-    /// Whether both sides have closed or one has reset it: the kernel keeps it for a while all the same.
+    /// Whether the TCP connection is closed or reset: the kernel keeps such an entry for a while.
     pub(crate) is_closed: bool,
-    /// What tells it from another of the same tuple.
+    /// The ID, which distinguishes successive entries of the same tuple.
     id: Vec<u8>,
-    /// Its original tuple, as the kernel tells it.
+    /// The encoded original tuple.
     original: Vec<u8>,
     family: u8,
 }
 
-/// A connection that has ended, with what the kernel counted of it.
+/// A conntrack entry that has ended, with its counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EndedConnection {
     pub(crate) entry: ConntrackEntry,
-    /// Bytes of packets, their headers included; 0 when the kernel does not count.
+    /// Packet bytes including headers; 0 when accounting is off.
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
-    /// How long the kernel kept it, when it was told to look at the clock.
+    /// The lifetime of the entry, when timestamps are enabled.
     pub(crate) duration: Option<Duration>,
 }
 
-/// The group of connections that begin.
+/// The multicast group for new entries.
 pub(crate) const NEW_GROUP: u32 = 1;
-/// The group of connections that end.
+/// The multicast group for entries that end.
 pub(crate) const DESTROY_GROUP: u32 = 1 << 2;
 
-/// Tells the kernel to count what connections carry and how long they live, in the network namespace
-/// of this process.
+/// Enables byte counters and timestamps of conntrack entries in the network namespace of this process.
 ///
 /// # Errors
-/// When we may not.
+/// When the sysctl files cannot be written.
 pub(crate) fn enable_accounting() -> io::Result<()> {
     for setting in ["nf_conntrack_acct", "nf_conntrack_timestamp"] {
         std::fs::write(format!("/proc/sys/net/netfilter/{setting}"), "1")?;
@@ -65,35 +65,36 @@ pub(crate) fn enable_accounting() -> io::Result<()> {
     Ok(())
 }
 
-/// A connection to this part of the kernel.
+/// A netlink socket to connection tracking.
 #[derive(Debug)]
 pub(crate) struct Conntrack(Netlink);
 
 impl Conntrack {
-    /// Opens one in the network namespace of this thread.
+    /// Opens a socket in the network namespace of this thread.
     ///
     /// # Errors
-    /// When the kernel has no such part.
+    /// When the kernel has no connection tracking over netlink, or the socket cannot be opened.
     pub(crate) fn open() -> io::Result<Self> {
         Netlink::open(SockProtocol::NetlinkNetFilter).map(Self)
     }
 
-    /// Gives every TCP and UDP entry to `each`.
+    /// Passes every TCP and UDP entry to `each`.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error code of the kernel.
     pub(crate) fn list(&mut self, mut each: impl FnMut(ConntrackEntry)) -> io::Result<()> {
-        // Of both families at once: the kernel goes through the whole table each time it is asked.
+        // One request for both families: the kernel walks the whole table for each request.
         const ANY_FAMILY: u8 = 0;
         let message = message(GET, ANY_FAMILY, Attributes::new());
         self.0.stream(&message, |reply| parse_entry(reply).into_iter().for_each(&mut each))
     }
 
-    /// Lets go of an entry: the next packet of its flow is a new flow's. One that is gone already is
-    /// no mistake.
+    /// Deletes an entry, so that the next packet of its flow starts a new flow. An entry that is gone already
+    /// is not an
+    /// error.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error code of the kernel.
     pub(crate) fn delete(&mut self, entry: &ConntrackEntry) -> io::Result<()> {
         let which = Attributes::new().nested_bytes(ORIGINAL, &entry.original).bytes(ID, &entry.id);
         match self.0.request(&message(DELETE, entry.family, which)) {
@@ -112,7 +113,7 @@ fn message(kind: u16, family: u8, attributes: Attributes) -> NetlinkMessage {
     }
 }
 
-/// The connection that the kernel tells of, if it is of TCP or UDP.
+/// Decodes an entry of TCP or UDP.
 pub(crate) fn parse_entry(reply: &NetlinkReply) -> Option<ConntrackEntry> {
     let attributes = reply.body.get(FIXED_BYTES..)?;
     let original = find(attributes, ORIGINAL)?;
@@ -128,7 +129,7 @@ pub(crate) fn parse_entry(reply: &NetlinkReply) -> Option<ConntrackEntry> {
     })
 }
 
-/// Whether a TCP connection is in a state that nothing follows.
+/// Whether a TCP connection is in one of the final states.
 fn is_closed(attributes: &[u8]) -> bool {
     const PROTOCOL: u16 = 4;
     const TCP: u16 = 1;
@@ -140,7 +141,7 @@ fn is_closed(attributes: &[u8]) -> bool {
     state.is_some_and(|state| [TIME_WAIT, CLOSE].contains(state))
 }
 
-/// What the kernel tells of a connection that has ended.
+/// Decodes an entry that has ended.
 pub(crate) fn parse_ended(reply: &NetlinkReply) -> Option<EndedConnection> {
     const COUNTERS: [u16; 2] = [9, 10];
     const TIMES: u16 = 20;
@@ -155,7 +156,7 @@ pub(crate) fn parse_ended(reply: &NetlinkReply) -> Option<EndedConnection> {
     Some(EndedConnection { entry: parse_entry(reply)?, bytes_sent, bytes_received, duration })
 }
 
-/// The protocol, source and destination of a tuple; none of a protocol without ports.
+/// The protocol, source and destination of a tuple; `None` for a protocol without ports.
 fn tuple(attributes: &[u8]) -> Option<(Transport, SocketAddr, SocketAddr)> {
     const ADDRESSES: u16 = 1;
     const PROTOCOL: u16 = 2;
@@ -188,18 +189,18 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_tells_where_a_flow_goes_in_truth() {
+    fn entry_has_the_translated_endpoint() {
         let attributes = Attributes::new()
             .nested(ORIGINAL, tuple_of([10, 0, 0, 1], [10, 96, 0, 1], [4000, 53]))
             .nested(REPLY, tuple_of([10, 0, 0, 9], [10, 0, 0, 1], [5353, 4000]))
             .bytes(ID, &[1, 2, 3, 4]);
         let mut bytes = Vec::new();
         message(GET, 2, attributes).write(1, 0, &mut bytes);
-        let reply = super::super::message::replies(&bytes).next().expect("one was written");
-        let entry = parse_entry(&reply).expect("it is an entry");
-        assert_eq!(entry.endpoint, "10.0.0.9:5353".parse().expect("an address"));
-        assert_eq!(entry.flow.destination, "10.96.0.1:53".parse().expect("an address"));
-        assert_eq!(entry.flow.client, "10.0.0.1:4000".parse().expect("an address"));
+        let reply = super::super::message::replies(&bytes).next().expect("one message was written");
+        let entry = parse_entry(&reply).expect("the message is an entry");
+        assert_eq!(entry.endpoint, "10.0.0.9:5353".parse().expect("the address is valid"));
+        assert_eq!(entry.flow.destination, "10.96.0.1:53".parse().expect("the address is valid"));
+        assert_eq!(entry.flow.client, "10.0.0.1:4000".parse().expect("the address is valid"));
         assert_eq!((entry.flow.transport, entry.id), (Transport::Udp, vec![1, 2, 3, 4]));
         assert_eq!(
             parse_ended(&reply).map(|ended| (ended.bytes_sent, ended.duration)),

@@ -1,15 +1,16 @@
-//! Netlink messages (man 7 netlink): a header, a fixed part, then attributes of kind, length and
-//! value, of which some hold attributes again.
+//! Netlink messages (man 7 netlink): a header, a fixed part, then attributes of kind, length and value. The
+//! value of an
+//! attribute can be a list of attributes.
 
-/// The length of a message's header.
+/// The length of a message header.
 pub(super) const HEADER_BYTES: usize = 16;
-/// The length of an attribute's header.
+/// The length of an attribute header.
 pub(crate) const ATTRIBUTE_HEADER_BYTES: usize = 4;
-/// The bits of an attribute's kind that say how its value is written.
+/// The flag bits in the kind of an attribute, which say how its value is encoded.
 const KIND_FLAGS: u16 = 0xc000;
 pub(crate) const NESTED: u16 = 0x8000;
 
-/// Attributes of a message, in order.
+/// The attributes of a message, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Attributes(Vec<(u16, AttributeValue)>);
 
@@ -17,7 +18,7 @@ pub(crate) struct Attributes(Vec<(u16, AttributeValue)>);
 pub(crate) enum AttributeValue {
     Bytes(Vec<u8>),
     Nested(Attributes),
-    /// Attributes as the kernel told them.
+    /// Encoded attributes, as received from the kernel.
     Encoded(Vec<u8>),
 }
 
@@ -26,39 +27,39 @@ impl Attributes {
         Self::default()
     }
 
-    /// One more attribute.
+    /// Appends an attribute.
     #[must_use]
     pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         self.0.push((kind, AttributeValue::Bytes(value.to_vec())));
         self
     }
 
-    /// One more, a number as the network orders it.
+    /// Appends a number in network byte order.
     #[must_use]
     pub(crate) fn big_endian(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// One more, a number as this host orders it.
+    /// Appends a number in the byte order of this host.
     #[must_use]
     pub(crate) fn native(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
-    /// One more, a text.
+    /// Appends a zero-terminated text.
     #[must_use]
     pub(crate) fn text(self, kind: u16, value: &str) -> Self {
         self.bytes(kind, &[value.as_bytes(), &[0]].concat())
     }
 
-    /// One more, which holds attributes.
+    /// Appends an attribute that contains attributes.
     #[must_use]
     pub(crate) fn nested(mut self, kind: u16, value: Self) -> Self {
         self.0.push((kind, AttributeValue::Nested(value)));
         self
     }
 
-    /// One more, which holds attributes that the kernel told.
+    /// Appends an attribute that contains encoded attributes.
     #[must_use]
     pub(crate) fn nested_bytes(mut self, kind: u16, told: &[u8]) -> Self {
         self.0.push((kind, AttributeValue::Encoded(told.to_vec())));
@@ -70,7 +71,7 @@ impl Attributes {
         self.0.first()
     }
 
-    /// How many bytes they are when written.
+    /// The encoded length in bytes.
     fn length(&self) -> usize {
         let value = |value: &AttributeValue| match value {
             AttributeValue::Bytes(bytes) | AttributeValue::Encoded(bytes) => bytes.len(),
@@ -98,8 +99,9 @@ impl Attributes {
         }
     }
 
-    /// Whether these are among the attributes that `bytes` hold: of each kind that is here just these
-    /// values, in this order. The kernel tells kinds in an order of its own, and more of them.
+    /// Whether the encoded attributes in `bytes` contain these ones: for each kind present here, exactly
+    /// these values in
+    /// this order. The kernel orders kinds as it likes and adds kinds of its own.
     pub(crate) fn is_contained_in(&self, bytes: &[u8]) -> bool {
         self.0.iter().all(|(kind, _)| {
             let wanted = self.0.iter().filter(|(other, _)| other == kind).map(|(_, value)| value);
@@ -120,7 +122,7 @@ impl AttributeValue {
     }
 }
 
-/// The attributes that bytes hold, as far as they are well formed: kind and value of each.
+/// Decodes attributes into kind and value, up to the first malformed one.
 pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> + Clone {
     std::iter::from_fn(move || {
         let (header, _) = bytes.split_first_chunk::<ATTRIBUTE_HEADER_BYTES>()?;
@@ -142,13 +144,13 @@ pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
 pub(crate) struct NetlinkMessage {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
-    /// The part before the attributes, which depends on the kind.
+    /// The part before the attributes, whose layout depends on the kind.
     pub(crate) fixed: Vec<u8>,
     pub(crate) attributes: Attributes,
 }
 
 impl NetlinkMessage {
-    /// How many bytes it is when written.
+    /// The encoded length in bytes.
     pub(crate) fn length(&self) -> usize {
         HEADER_BYTES + self.fixed.len().next_multiple_of(4) + self.attributes.length()
     }
@@ -176,11 +178,11 @@ pub(crate) struct NetlinkReply {
     pub(crate) kind: u16,
     pub(super) flags: u16,
     pub(super) sequence: u32,
-    /// What stands behind the header.
+    /// The bytes after the header.
     pub(crate) body: Vec<u8>,
 }
 
-/// The messages that a datagram from the kernel holds, as far as they are well formed.
+/// Decodes the messages in a datagram from the kernel, up to the first malformed one.
 pub(super) fn replies(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkReply> {
     std::iter::from_fn(move || {
         let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
@@ -197,7 +199,7 @@ pub(super) fn replies(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkReply> {
     })
 }
 
-/// Writes the header of an attribute whose value has so many bytes, a multiple of four.
+/// Writes the header of an attribute whose value has `value_bytes` bytes, a multiple of four.
 pub(crate) fn attribute_header(out: &mut Vec<u8>, value_bytes: usize, kind: u16) {
     let length = u16::try_from(ATTRIBUTE_HEADER_BYTES + value_bytes).unwrap_or(u16::MAX);
     out.extend(length.to_ne_bytes());
@@ -205,7 +207,7 @@ pub(crate) fn attribute_header(out: &mut Vec<u8>, value_bytes: usize, kind: u16)
 }
 
 fn set_length(out: &mut [u8], start: usize) {
-    // What we write is far below 64 KiB; a longer value would be refused by the kernel.
+    // Attributes that we write are far shorter than 64 KiB; the kernel refuses longer ones.
     let length = u16::try_from(out.len() - start).unwrap_or(u16::MAX);
     if let Some(place) = out.get_mut(start..start + 2) {
         place.copy_from_slice(&length.to_ne_bytes());
@@ -226,37 +228,40 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_attributes_can_be_read_back() {
         let mut out = Vec::new();
         sample().write(&mut out);
         assert_eq!(out.len() % 4, 0);
         let kinds: Vec<u16> = attributes(&out).map(|(kind, _)| kind).collect();
         assert_eq!(kinds, [3, 4, 5]);
         assert_eq!(find(&out, 3), Some(&b"odd"[..]));
-        assert_eq!(find(find(&out, 4).expect("it is there"), 2), Some(&b"abc\0"[..]));
+        assert_eq!(find(find(&out, 4).expect("attribute 4 was written"), 2), Some(&b"abc\0"[..]));
         assert_eq!(find(&out, 6), None);
     }
 
     #[test]
-    fn only_the_same_values_are_in() {
+    fn attributes_are_contained_only_with_the_same_values() {
         let mut out = Vec::new();
         sample().native(9, 1).native(5, 8).write(&mut out);
-        let lookup_set = |attributes: Attributes| attributes.is_contained_in(&out);
-        assert!(lookup_set(Attributes::new().native(9, 1).bytes(3, b"odd")), "kinds have no order");
-        assert!(lookup_set(Attributes::new().native(5, 9).native(5, 8)));
-        assert!(!lookup_set(Attributes::new().native(5, 8).native(5, 9)), "values of a kind do");
-        assert!(!lookup_set(Attributes::new().native(5, 9)), "there is one more");
-        assert!(!lookup_set(Attributes::new().bytes(3, b"add")));
-        assert!(!lookup_set(Attributes::new().nested(4, Attributes::new().big_endian(1, 8))));
-        assert!(!lookup_set(Attributes::new().native(6, 1)));
+        let contains = |attributes: Attributes| attributes.is_contained_in(&out);
+        assert!(
+            contains(Attributes::new().native(9, 1).bytes(3, b"odd")),
+            "kinds may be reordered"
+        );
+        assert!(contains(Attributes::new().native(5, 9).native(5, 8)));
+        assert!(!contains(Attributes::new().native(5, 8).native(5, 9)), "values of a kind may not");
+        assert!(!contains(Attributes::new().native(5, 9)), "a second value is missing");
+        assert!(!contains(Attributes::new().bytes(3, b"add")));
+        assert!(!contains(Attributes::new().nested(4, Attributes::new().big_endian(1, 8))));
+        assert!(!contains(Attributes::new().native(6, 1)));
     }
 
     #[test]
-    fn bytes_that_are_no_attributes_are_no_harm() {
+    fn malformed_attributes_are_skipped() {
         let mut out = Vec::new();
         sample().write(&mut out);
         for end in 0..out.len() {
-            let cut = out.get(..end).expect("it is shorter");
+            let cut = out.get(..end).expect("the range is inside the buffer");
             assert!(attributes(cut).count() <= 3);
             assert!(replies(cut).count() <= 2);
         }
@@ -266,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_says_its_length_and_what_it_is() {
+    fn message_has_its_length_kind_flags_and_sequence() {
         let message =
             NetlinkMessage { kind: 77, flags: 1, fixed: vec![1, 2], attributes: sample() };
         let mut out = Vec::new();
@@ -274,10 +279,10 @@ mod tests {
         message.write(6, 0, &mut out);
         let read: Vec<NetlinkReply> = replies(&out).collect();
         assert_eq!(read.len(), 2);
-        let told: Vec<_> =
+        let decoded: Vec<_> =
             read.iter().map(|reply| (reply.kind, reply.flags, reply.sequence)).collect();
-        assert_eq!(told, [(77, 5, 5), (77, 1, 6)]);
-        let body = &read.first().expect("two were read").body;
+        assert_eq!(decoded, [(77, 5, 5), (77, 1, 6)]);
+        let body = &read.first().expect("two messages were read").body;
         assert!(sample().is_contained_in(body.get(4..).expect("the fixed part is padded")));
     }
 }

@@ -1,6 +1,6 @@
-//! Talks to the kernel over netlink, so that no tool needs to be installed: packet filter
-//! ([`nf_tables`]), its connections ([`conntrack`]) and policy routing ([`route`]). Blocking, since
-//! the kernel answers at once.
+//! A netlink client, so that no tool needs to be installed: packet filter ([`nf_tables`]), connection
+//! tracking
+//! ([`conntrack`]) and policy routing ([`route`]). Calls block: the kernel answers at once.
 
 pub(crate) mod conntrack;
 mod message;
@@ -27,89 +27,91 @@ pub(crate) const REPLACE: u16 = 0x100;
 pub(crate) const EXCLUSIVE: u16 = 0x200;
 pub(crate) const CREATE: u16 = 0x400;
 pub(crate) const APPEND: u16 = 0x800;
-/// A dump that was disturbed by a change, and has to be made again.
+/// The flag of a dump that a concurrent change has interrupted; the dump must be repeated.
 const DUMP_INTERRUPTED: u16 = 0x10;
 
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
-/// The largest datagram that the kernel sends.
+/// The largest datagram from the kernel.
 const RECEIVE_BYTES: usize = 64 * 1024;
-/// How much may be on its way to the kernel.
+/// The size of the send buffer.
 const SEND_BYTES: usize = 4 << 20;
-/// How much that the kernel told may wait to be taken in.
+/// The size of the receive buffer, for notifications that wait to be read.
 const WAITING_BYTES: usize = 8 << 20;
-/// How long the kernel may take. It answers within the call; this is against waiting for ever.
+/// The receive timeout. The kernel answers within the call; the timeout only guards against blocking forever.
 const RECEIVE_TIMEOUT_SECONDS: i64 = 10;
-/// How often a disturbed dump is made again.
+/// How often an interrupted dump is repeated.
 const DUMP_ATTEMPTS: usize = 10;
 
-/// A connection to a part of the kernel, in the network namespace of the thread that opened it.
+/// A netlink socket, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
 }
 
-/// What the kernel tells of itself.
+/// A notification from the kernel.
 #[derive(Debug)]
 pub(crate) enum Notification {
-    /// This.
+    /// A message about one change.
     Message(NetlinkReply),
-    /// More than there was room for: anything may have changed.
+    /// Notifications were lost because the receive buffer was full: anything may have changed.
     Overflow,
 }
 
 impl Netlink {
-    /// Opens one.
+    /// Opens a socket for requests.
     ///
     /// # Errors
-    /// When the kernel has no such part.
+    /// When the kernel lacks this netlink protocol, or the socket cannot be opened.
     pub(crate) fn open(part: SockProtocol) -> io::Result<Self> {
         Self::listen(part, 0)
     }
 
-    /// Opens one that the kernel tells of changes. `groups` is a bit for each kind of change.
+    /// Opens a socket that receives notifications. `groups` is a bit mask of multicast groups.
     ///
     /// # Errors
-    /// When the kernel has no such part.
+    /// When the kernel lacks this netlink protocol, or the socket cannot be opened.
     pub(crate) fn listen(part: SockProtocol, groups: u32) -> io::Result<Self> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, part)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(RECEIVE_TIMEOUT_SECONDS))?;
-        // A transaction is sent whole. Where we may not ask for room, it has to fit what there is.
+        // A transaction is sent whole. Without the privilege to raise the buffers, it must fit the default
+        // size.
         for result in [
             setsockopt(&socket, sockopt::SndBufForce, &SEND_BYTES),
             setsockopt(&socket, sockopt::RcvBufForce, &WAITING_BYTES),
         ] {
             if let Err(error) = result {
-                tracing::trace!(%error, "no more room than every socket has");
+                tracing::trace!(%error, "socket buffer size not raised");
             }
         }
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// How many bytes one batch may have.
+    /// The most bytes of one batch.
     pub(crate) fn batch_limit_bytes(&self) -> usize {
-        // The kernel keeps a little of it to itself.
+        // The kernel uses part of the buffer for its own bookkeeping.
         getsockopt(&self.socket, sockopt::SndBuf).map_or(0, |bytes| bytes / 8 * 7)
     }
 
-    /// Sends a message and waits until the kernel has done what it asks.
+    /// Sends a message and waits for the acknowledgement.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error code of the kernel, or an I/O error of the socket.
     pub(crate) fn request(&mut self, message: &NetlinkMessage) -> io::Result<()> {
         self.batch(std::slice::from_ref(message))
     }
 
-    /// Sends messages together and waits until the kernel has done with the last of them.
+    /// Sends messages together and waits for the acknowledgement of the last one.
     ///
     /// # Errors
-    /// The kernel's first.
+    /// The first error code of the kernel, or an I/O error of the socket.
     pub(crate) fn batch(&mut self, messages: &[NetlinkMessage]) -> io::Result<()> {
         let first = self.sequence.wrapping_add(1);
-        // The one behind which a batch ends asks for no answer, so that of the one before it counts.
+        // The message that ends a batch is not acknowledged, so the one before it asks for the
+        // acknowledgement.
         let answering = messages.iter().rposition(|message| !nf_tables::is_end(message));
         let mut out = Vec::new();
         let mut awaited = first;
@@ -129,7 +131,7 @@ impl Netlink {
                 if error != 0 {
                     failed.get_or_insert(error);
                 }
-                // When the first message of a batch is refused, none of the others is looked at.
+                // When the kernel refuses the first message of a batch, it reads none of the others.
                 if reply.sequence == awaited || (reply.sequence == first && error != 0) {
                     return failed.map_or(Ok(()), |error| Err(io::Error::from_raw_os_error(error)));
                 }
@@ -137,39 +139,40 @@ impl Netlink {
         }
     }
 
-    /// Asks for one thing and gives what the kernel tells of it.
+    /// Requests one object and returns the messages that describe it.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error code of the kernel, or an I/O error of the socket.
     pub(crate) fn get(&mut self, message: &NetlinkMessage) -> io::Result<Vec<NetlinkReply>> {
         self.ask(message, ACK)
     }
 
-    /// Asks for a list and gives the kernel's messages.
+    /// Requests a list and returns its messages.
     ///
     /// # Errors
-    /// The kernel's, or that the list changed each time it was asked for.
+    /// The error code of the kernel, an I/O error of the socket, or a list that changed during every attempt.
     pub(crate) fn dump(&mut self, message: &NetlinkMessage) -> io::Result<Vec<NetlinkReply>> {
         for _ in 0..DUMP_ATTEMPTS {
-            let told = self.ask(message, DUMP)?;
-            if told.iter().all(|reply| reply.flags & DUMP_INTERRUPTED == 0) {
-                return Ok(told);
+            let replies = self.ask(message, DUMP)?;
+            if replies.iter().all(|reply| reply.flags & DUMP_INTERRUPTED == 0) {
+                return Ok(replies);
             }
         }
-        Err(io::Error::other("the kernel's list changed each time it was read"))
+        Err(io::Error::other("the kernel's list changed during every attempt to read it"))
     }
 
-    /// Takes in all that the kernel has told of itself, and gives each message to `each`; whether it
-    /// was anything. [`Notification::Overflow`] stands for what there was no room for.
+    /// Passes every pending notification to `each`, without blocking. Returns whether there was one. Lost
+    /// notifications
+    /// are passed as [`Notification::Overflow`].
     ///
     /// # Errors
-    /// When the connection is broken.
+    /// When the socket fails.
     pub(crate) fn drain(&self, mut each: impl FnMut(Notification)) -> io::Result<bool> {
         let mut buffer = vec![0; RECEIVE_BYTES];
-        let mut heard = false;
+        let mut received = false;
         loop {
             match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN) => return Ok(heard),
+                Err(Errno::EAGAIN) => return Ok(received),
                 Ok(bytes) => {
                     replies(buffer.get(..bytes).unwrap_or_default())
                         .for_each(|reply| each(Notification::Message(reply)));
@@ -177,15 +180,16 @@ impl Netlink {
                 Err(Errno::ENOBUFS) => each(Notification::Overflow),
                 Err(error) => return Err(error.into()),
             }
-            heard = true;
+            received = true;
         }
     }
 
-    /// Asks for a list that may be long, and gives each of the kernel's messages to `each` as it
-    /// comes. What changes meanwhile may be missed.
+    /// Requests a list that may be long, and passes each of its messages to `each` as it arrives. A
+    /// concurrent change may
+    /// be missed.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error code of the kernel, or an I/O error of the socket.
     pub(crate) fn stream(
         &mut self,
         message: &NetlinkMessage,
@@ -195,9 +199,9 @@ impl Netlink {
     }
 
     fn ask(&mut self, message: &NetlinkMessage, flags: u16) -> io::Result<Vec<NetlinkReply>> {
-        let mut told = Vec::new();
-        self.ask_each(message, flags, |reply| told.push(reply.clone()))?;
-        Ok(told)
+        let mut replies = Vec::new();
+        self.ask_each(message, flags, |reply| replies.push(reply.clone()))?;
+        Ok(replies)
     }
 
     fn ask_each(
@@ -219,7 +223,7 @@ impl Netlink {
                         Some(error) => return Err(io::Error::from_raw_os_error(error)),
                         None => return Err(io::ErrorKind::InvalidData.into()),
                     },
-                    // A list that broke off ends with an error number.
+                    // A list that the kernel aborted ends with an error number.
                     DONE => match error(&reply) {
                         Some(broken) if broken > 0 => {
                             return Err(io::Error::from_raw_os_error(broken));
@@ -241,7 +245,11 @@ impl Netlink {
     fn receive(&self) -> io::Result<Vec<NetlinkReply>> {
         let mut buffer = vec![0; RECEIVE_BYTES];
         let length = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Err(Errno::EAGAIN) => return Err(io::Error::other("the kernel did not answer")),
+            Err(Errno::EAGAIN) => {
+                return Err(io::Error::other(format!(
+                    "no netlink answer within {RECEIVE_TIMEOUT_SECONDS} s"
+                )));
+            }
             received => received?,
         };
         Ok(replies(buffer.get(..length).unwrap_or_default()).collect())
@@ -254,7 +262,7 @@ impl AsFd for Netlink {
     }
 }
 
-/// The error number that an error message tells, positive; 0 is success.
+/// The error number in an error message, as a positive number; 0 is success.
 fn error(reply: &NetlinkReply) -> Option<i32> {
     let number = i32::from_ne_bytes(*reply.body.first_chunk()?);
     Some(number.saturating_neg())

@@ -9,7 +9,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::{Attributes, CREATE, EXCLUSIVE, Netlink, NetlinkMessage, NetlinkReply, REPLACE};
 
-/// The groups of all changes of rules and routes, of both families.
+/// The multicast groups for changes of rules and routes, of both address families.
 pub(crate) const CHANGES: u32 = 1 << 6 | 1 << 10 | 1 << 7 | 1 << 18;
 
 const NEW_ROUTE: u16 = 24;
@@ -18,27 +18,26 @@ const GET_ROUTE: u16 = 26;
 const NEW_RULE: u16 = 32;
 const DELETE_RULE: u16 = 33;
 const GET_RULE: u16 = 34;
-/// The length of the fixed part of a rule, and of a route.
+/// The length of the fixed part of a rule and of a route.
 const FIXED_BYTES: usize = 12;
 
-/// Which marks go to which routing table.
+/// A routing rule that sends packets with a mark to a routing table, and the local route in that table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MarkedRoute {
     pub(crate) mark: u32,
     pub(crate) mask: u32,
-    /// At most 252; the kernel keeps the tables above for itself.
+    /// At most 252; higher numbers are reserved by the kernel.
     pub(crate) table: u8,
-    /// Where the rule stands among the others: below 32766, behind which the main table is asked. A
-    /// rule is known again by it.
+    /// The priority of the rule, which also identifies it. Below 32766, the priority of the rule for the main
+    /// table.
     pub(crate) priority: u32,
 }
 
 impl MarkedRoute {
-    /// Makes the rule and the route, for each family that the host has. Making them again changes
-    /// nothing.
+    /// Creates the rule and the route, for each address family of the host. Has no effect if they exist.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error code of the kernel.
     pub(crate) fn install(self) -> io::Result<()> {
         let mut kernel = Netlink::open(SockProtocol::NetlinkRoute)?;
         for family in [libc_family(true), libc_family(false)] {
@@ -52,10 +51,10 @@ impl MarkedRoute {
         Ok(())
     }
 
-    /// What of it is not there.
+    /// Describes which parts are missing.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error code of the kernel.
     pub(crate) fn missing(self) -> io::Result<Vec<String>> {
         let mut kernel = Netlink::open(SockProtocol::NetlinkRoute)?;
         let mut missing = Vec::new();
@@ -68,23 +67,22 @@ impl MarkedRoute {
                 told => told?,
             };
             if !rules.iter().any(|rule| matches(rule, &wanted)) {
-                missing
-                    .push(format!("{name}: no rule leads marked packets to table {}", self.table));
+                missing.push(format!("{name}: missing rule from the mark to table {}", self.table));
             }
             let wanted = self.route(GET_ROUTE, 0, family)?;
             let routes =
                 kernel.dump(&NetlinkMessage { attributes: Attributes::new(), ..wanted.clone() })?;
             if !routes.iter().any(|route| matches(route, &wanted)) {
-                missing.push(format!("{name}: table {} does not lead to this host", self.table));
+                missing.push(format!("{name}: missing local route in table {}", self.table));
             }
         }
         Ok(missing)
     }
 
-    /// Removes both. Removing what is not there is no mistake.
+    /// Removes the rule and the route. Removing what does not exist is not an error.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error code of the kernel.
     pub(crate) fn remove(self) -> io::Result<()> {
         let mut kernel = Netlink::open(SockProtocol::NetlinkRoute)?;
         for family in [libc_family(true), libc_family(false)] {
@@ -116,7 +114,7 @@ impl MarkedRoute {
     }
 }
 
-/// Whether the kernel tells of what is wanted: the table and the kind of its fixed part, and the
+/// Whether a message describes the desired rule or route: same table and kind in its fixed part, and the
 /// attributes.
 fn matches(told: &NetlinkReply, wanted: &NetlinkMessage) -> bool {
     let same = |place: usize| told.body.get(place) == wanted.fixed.get(place);
@@ -129,7 +127,7 @@ fn libc_family(is_v4: bool) -> u8 {
     u8::try_from(family).unwrap_or_default()
 }
 
-/// Whether the host has no addresses of this family.
+/// Whether the error says that the host has no addresses of this family.
 fn is_absent(family: u8, error: &io::Error) -> bool {
     let unknown = [Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP].map(|errno| Some(errno as i32));
     family == libc_family(false) && unknown.contains(&error.raw_os_error())

@@ -1,32 +1,33 @@
-//! Who may ask the admin port, and who may give it orders.
+//! Access control of the admin port: which requests are answered, and which may change the process.
 //!
-//! A web page in a browser on this host can send requests to loopback. It cannot choose what the browser
-//! writes into `Host`, `Origin` and `Sec-Fetch-Site`, so these decide.
+//! A web page in a browser on this host can send requests to loopback. The page cannot choose what the
+//! browser writes into `Host`, `Origin` and `Sec-Fetch-Site`, so these headers decide.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{HOST, HeaderName, ORIGIN};
 use http::{Method, Request};
 
-/// The rules of one admin port.
+/// The access rules of one admin port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AdminAccess {
-    /// Whether it takes orders (POST) at all.
+    /// Whether the port accepts requests other than GET and HEAD.
     pub(super) allows_post: bool,
-    /// Names by which it may be asked, beside addresses and `localhost`.
+    /// Host names accepted in `Host`, besides IP addresses and `localhost`.
     pub(super) host_names: Vec<String>,
 }
 
 impl AdminAccess {
-    /// Whether a request may be answered.
+    /// Checks whether a request may be answered.
     ///
     /// # Errors
-    /// Why not.
+    /// A `Host` that is repeated or unknown, a method other than GET and HEAD where these alone are allowed,
+    /// and a POST from a web page of another origin. The text names the value and what is accepted.
     pub(super) fn check<B>(&self, request: &Request<B>) -> Result<(), String> {
         let hosts: Vec<&[u8]> =
             request.headers().get_all(HOST).iter().map(|value| value.as_bytes()).collect();
         let host = match hosts.as_slice() {
-            // Only HTTP/1.0 has none, and no browser speaks that.
+            // Only HTTP/1.0 requests have no Host, and no browser sends HTTP/1.0.
             [] => None,
             [host] => Some(String::from_utf8_lossy(host).to_ascii_lowercase()),
             _ => return Err("invalid request: several Host headers".into()),
@@ -51,14 +52,20 @@ impl AdminAccess {
         for origin in request.headers().get_all(ORIGIN) {
             let origin = String::from_utf8_lossy(origin.as_bytes()).to_ascii_lowercase();
             if host.is_none() || origin.strip_prefix("http://") != host.as_deref() {
-                return Err(format!("orders from the web origin {origin:?} are refused"));
+                let method = request.method();
+                return Err(format!(
+                    "{method} refused: Origin {origin:?} is not this admin address"
+                ));
             }
         }
         let site = HeaderName::from_static("sec-fetch-site");
         for site in request.headers().get_all(site) {
             if !matches!(site.as_bytes(), b"same-origin" | b"none") {
                 let site = String::from_utf8_lossy(site.as_bytes());
-                return Err(format!("orders with Sec-Fetch-Site {site:?} are refused"));
+                let method = request.method();
+                return Err(format!(
+                    "{method} refused: Sec-Fetch-Site is {site:?}, must be same-origin or none"
+                ));
             }
         }
         Ok(())
@@ -90,7 +97,7 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        access.check(&request.body(()).expect("a request")).is_ok()
+        access.check(&request.body(()).expect("the request is valid")).is_ok()
     }
 
     fn local() -> AdminAccess {
@@ -119,12 +126,11 @@ mod tests {
     }
 
     #[test]
-    fn orders_of_foreign_web_pages_are_refused() {
+    fn post_requests_of_other_web_origins_are_refused() {
         let host = ("host", "127.0.0.1:15000");
-        let order =
-            |headers: &[(&str, &str)]| check(&local(), "POST", &[&[host], headers].concat());
-        assert!(order(&[]));
-        assert!(order(&[("origin", "http://127.0.0.1:15000"), ("sec-fetch-site", "same-origin")]));
+        let post = |headers: &[(&str, &str)]| check(&local(), "POST", &[&[host], headers].concat());
+        assert!(post(&[]));
+        assert!(post(&[("origin", "http://127.0.0.1:15000"), ("sec-fetch-site", "same-origin")]));
         for header in [
             ("origin", "http://evil.example"),
             ("origin", "null"),
@@ -133,13 +139,13 @@ mod tests {
             ("sec-fetch-site", "cross-site"),
             ("sec-fetch-site", "same-site"),
         ] {
-            assert!(!order(&[header]), "{header:?}");
-            assert!(check(&local(), "GET", &[host, header]), "reading is no order: {header:?}");
+            assert!(!post(&[header]), "{header:?}");
+            assert!(check(&local(), "GET", &[host, header]), "GET is allowed: {header:?}");
         }
     }
 
     #[test]
-    fn port_beyond_loopback_takes_no_orders_unless_allowed() {
+    fn non_loopback_admin_port_refuses_post_requests_unless_allowed() {
         let remote = AdminAccess { allows_post: false, ..local() };
         let host = ("host", "10.0.0.1:15000");
         assert!(!check(&remote, "POST", &[host]));

@@ -1,5 +1,6 @@
-//! The connections of a port. They are few, and slow clients keep nobody out: when there is no room, the
-//! connection that has done nothing for the longest time is closed in favour of the new one.
+//! The client connections of an admin port, at most [`CONNECTION_LIMIT`]. When the limit is reached, the
+//! connection
+//! that has been idle longest is closed in favour of the new one, so slow clients cannot block the port.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -22,18 +23,18 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::Sleep;
 
-/// How many connections a port has at once.
+/// The most connections of one port.
 const CONNECTION_LIMIT: usize = 64;
-/// How long a head may take, and how long a connection may wait for its next request.
+/// The timeout for a request head, which is also the idle timeout between requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may read nothing of an answer.
+/// The timeout for a client that reads nothing of a response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection lives, whatever it does.
+/// The lifetime of a connection, active or not.
 const LIFETIME: Duration = Duration::from_secs(60);
-/// How many requests a connection brings, pipelined or not.
+/// The most requests of one connection, pipelined or not.
 const REQUEST_LIMIT: usize = 100;
 
-/// Serves a listener for as long as the process lives.
+/// Accepts and serves connections of a listener until the process ends.
 pub(super) async fn serve<A, F, B>(listener: std::net::TcpListener, answer: A) -> io::Result<()>
 where
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
@@ -94,7 +95,7 @@ async fn serve_connection<A, F, B>(
     }
 }
 
-/// The connections of a port.
+/// The open connections of a port.
 #[derive(Debug, Default)]
 struct ConnectionTable {
     last: u64,
@@ -104,13 +105,14 @@ struct ConnectionTable {
 #[derive(Debug)]
 struct AdminConnection {
     task: AbortHandle,
-    /// When it came, or last brought a request.
+    /// When the connection was accepted or sent its last request.
     active: Instant,
 }
 
 impl ConnectionTable {
-    /// The number of a new connection, for which the one that was active longest ago has to go if there is
-    /// no room.
+    /// Reserves the number of a new connection. When the table is full, aborts the connection that has been
+    /// idle
+    /// longest.
     fn admit(&mut self) -> u64 {
         while self.open.len() >= CONNECTION_LIMIT {
             let oldest =
@@ -141,7 +143,7 @@ fn lock(registry: &Mutex<ConnectionTable>) -> std::sync::MutexGuard<'_, Connecti
     registry.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a connection out of the registry when its task ends, however it ends.
+/// Removes a connection from the table when its task ends, also when the task is aborted.
 struct DeregisterOnDrop {
     registry: Arc<Mutex<ConnectionTable>>,
     number: u64,
@@ -153,7 +155,7 @@ impl Drop for DeregisterOnDrop {
     }
 }
 
-/// A stream whose writes fail when nothing of them has been taken for [`WRITE_TIMEOUT`].
+/// A stream whose writes fail when the peer has accepted no bytes for [`WRITE_TIMEOUT`].
 struct TimedWrites {
     stream: TcpStream,
     stalled: Option<Pin<Box<Sleep>>>,
@@ -209,7 +211,7 @@ impl AsyncWrite for TimedWrites {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the one place where this module reads the clock")]
 fn now() -> Instant {
     Instant::now()
 }

@@ -1,7 +1,9 @@
-//! The admin, metrics and readiness ports: what a process reports, and the few orders that it takes.
+//! The admin, metrics and readiness ports: read-only reports, and the few POST requests that change the
+//! process.
 //!
-//! They run on a thread of their own, so that neither they nor traffic can slow the other. What takes long
-//! runs beside that thread, and slow clients keep nobody out: see `connections`.
+//! The ports run on a thread of their own, so they and the data plane cannot slow each other. Slow reports
+//! are made on
+//! blocking threads, and slow clients cannot block a port: see `connections`.
 
 mod access;
 mod connections;
@@ -23,56 +25,56 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::drain::{Drain, Phase};
 use crate::log::LogLevel;
 
-/// How many dumps of the configuration there may be in memory at once: they can be tens of MiB.
+/// The most configuration dumps in memory at once: one can be tens of MiB.
 const DUMP_LIMIT: usize = 4;
-/// Threads that make metrics and dumps; more than dumps, so that these never delay metrics.
+/// Threads that make metrics pages and dumps. There are more than dumps, so that dumps never delay metrics.
 const BLOCKING_THREADS: usize = DUMP_LIMIT + 2;
 
-/// What a role reports about itself.
+/// What a role reports on its admin port.
 pub trait AdminRole: Send + Sync + 'static {
-    /// Whether it can serve; otherwise what it waits for.
+    /// Checks whether the role can serve.
     ///
     /// # Errors
-    /// What it waits for.
+    /// What the role waits for.
     fn ready(&self) -> Result<(), String>;
 
-    /// Its metrics in Prometheus' text format.
+    /// The metrics page in Prometheus text format.
     fn metrics(&self) -> String;
 
-    /// What is in force, without any secret.
+    /// The configuration in force, without secrets.
     fn config_dump(&self) -> serde_json::Value;
 
     /// Where a flow would go, for roles that carry flows.
     ///
     /// # Errors
-    /// What is wrong with the query, or why the flow would go nowhere.
+    /// An invalid query, a flow that no listener serves, or a role that carries no flows.
     fn explain(&self, _query: &str) -> Result<serde_json::Value, String> {
         Err("this role carries no flows".into())
     }
 }
 
-/// The ports of a process, and who may do what at them.
+/// The addresses of the admin ports of a process, and their access rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AdminConfig {
-    /// The admin port: everything. None: no such port.
+    /// The address of the admin port, which serves every path; `None` disables it.
     pub admin: Option<SocketAddr>,
-    /// A port for `/metrics` alone.
+    /// The address of a port that serves `/metrics` only.
     pub metrics: Option<SocketAddr>,
-    /// A port for `/ready` and `/live` alone.
+    /// The address of a port that serves `/ready` and `/live` only.
     pub readiness: Option<SocketAddr>,
-    /// Whether an admin port beyond loopback takes orders (POST).
+    /// Whether an admin port that is not on loopback accepts POST requests.
     pub allows_remote_post: bool,
-    /// Names by which the admin port may be asked, beside addresses and `localhost`.
+    /// Host names accepted in `Host`, besides IP addresses and `localhost`.
     pub host_names: Vec<String>,
 }
 
-/// What the ports report and change.
+/// The parts of a process that the ports report and change.
 pub struct Admin {
-    /// What they report.
+    /// The role that the ports report on.
     pub role: Arc<dyn AdminRole>,
-    /// What `/drain` drains.
+    /// What `POST /drain` starts.
     pub drain: Drain,
-    /// What `/logging` changes.
+    /// What `/logging` reads and sets.
     pub log: LogLevel,
 }
 
@@ -83,14 +85,14 @@ impl fmt::Debug for Admin {
 }
 
 const HELP: &str = "weft admin\n\
-GET  /ready           200 when this process can serve, 503 with what it waits for\n\
+GET  /ready           200 when this process can serve, 503 with the reason when it cannot\n\
 GET  /live            200 while this process runs\n\
-GET  /metrics         Prometheus text\n\
-GET  /config_dump     what is in force, JSON, without secrets\n\
+GET  /metrics         metrics in Prometheus text format\n\
+GET  /config_dump     the configuration in force, JSON, without secrets\n\
 GET  /flow?transport=tcp&client=A:P&destination=A:P  where a flow would go (agent)\n\
 GET  /logging         the log filter\n\
 POST /logging?level=F set the log filter, such as debug or weft_xds=trace,info\n\
-POST /drain           take nothing new, let the old finish, end\n";
+POST /drain           accept no new connections, let open ones finish, then exit\n";
 
 /// Which paths a port serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,10 +119,10 @@ struct AdminPort {
     dumps: Arc<Semaphore>,
 }
 
-/// Serves the ports on a thread of their own, for as long as the process lives.
+/// Binds the ports and serves them on a thread of their own until the process ends.
 ///
 /// # Errors
-/// When an address is taken.
+/// When an address cannot be bound, or the runtime or its thread cannot be started.
 pub fn start(ports: &AdminConfig, admin: Admin) -> io::Result<()> {
     let admin = Arc::new(admin);
     let dumps = Arc::new(Semaphore::new(DUMP_LIMIT));
@@ -137,7 +139,7 @@ pub fn start(ports: &AdminConfig, admin: Admin) -> io::Result<()> {
         let listener = std::net::TcpListener::bind(address).map_err(describe)?;
         listener.set_nonblocking(true)?;
         let bound = listener.local_addr()?;
-        tracing::info!(%bound, "{name} port");
+        tracing::info!(%bound, "{name} port listening");
         let allows_post = bound.ip().is_loopback() || ports.allows_remote_post;
         let access = access::AdminAccess { allows_post, host_names: ports.host_names.clone() };
         let port = AdminPort { scope, access, admin: admin.clone(), dumps: dumps.clone() };
@@ -164,7 +166,7 @@ async fn serve_all(listeners: Vec<(std::net::TcpListener, Arc<AdminPort>)>) {
     }
     while let Some(ended) = tasks.join_next().await {
         if let Ok(Err(error)) = ended {
-            tracing::error!(%error, "an admin port is closed");
+            tracing::error!(%error, "admin port closed");
         }
     }
 }
@@ -175,11 +177,11 @@ async fn respond(
 ) -> Result<Response<AdminBody>, Infallible> {
     let path = request.uri().path();
     if !port.scope.serves(path) {
-        return Ok(text(StatusCode::NOT_FOUND, "not served at this port\n".to_owned()));
+        return Ok(text(StatusCode::NOT_FOUND, "not served on this port\n".to_owned()));
     }
     let refused = match port.scope {
         PortScope::All => port.access.check(&request).err(),
-        // Nothing private and no orders: a scraper may come by any name.
+        // These ports serve nothing private and accept no POST, so a scraper may use any host name.
         PortScope::Metrics | PortScope::Readiness => None,
     };
     if let Some(refusal) = refused {
@@ -210,7 +212,7 @@ async fn config_dump(role: &Arc<dyn AdminRole>, dumps: &Arc<Semaphore>) -> Respo
         return text(StatusCode::SERVICE_UNAVAILABLE, full);
     };
     let role = role.clone();
-    // The permit goes along: the thread makes the dump to its end, though the client has gone away.
+    // The thread keeps the permit until the dump is made, also when the client has disconnected.
     let make = move || (format!("{:#}\n", role.config_dump()), permit);
     match tokio::task::spawn_blocking(make).await {
         Ok((dump, permit)) => {
@@ -259,7 +261,7 @@ fn set_level(admin: &Admin, query: Option<&str>) -> Response<AdminBody> {
     let level =
         query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("level=")));
     let Some(level) = level else {
-        let missing = "level is missing, such as /logging?level=debug\n";
+        let missing = "missing parameter level, such as /logging?level=debug\n";
         return text(StatusCode::BAD_REQUEST, missing.to_owned());
     };
     match admin.log.set(level) {
@@ -280,7 +282,7 @@ fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Admin
     response
 }
 
-/// The body of an answer. A dump counts for as long as it is in memory.
+/// The body of a response. The body of a dump holds its permit, so a dump counts as long as it is in memory.
 #[derive(Debug)]
 struct AdminBody {
     body: Full<Bytes>,
@@ -314,7 +316,7 @@ mod tests {
 
     use super::*;
 
-    /// A role whose dumps take until the test ends them.
+    /// A role whose dumps block until the test releases them.
     struct SlowRole(Mutex<Receiver<()>>);
 
     impl AdminRole for SlowRole {
@@ -327,8 +329,8 @@ mod tests {
         }
 
         fn config_dump(&self) -> serde_json::Value {
-            // An error means that the test is over.
-            let _ = self.0.lock().expect("no test panics while it holds this").recv();
+            // An error means that the test has dropped the sender.
+            let _ = self.0.lock().expect("no test panics while it holds the lock").recv();
             serde_json::Value::Null
         }
     }
@@ -339,7 +341,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn dump_whose_client_has_gone_counts_until_it_is_made() {
+    async fn dump_of_a_disconnected_client_counts_until_it_is_made() {
         let (end, role) = slow();
         let dumps = Arc::new(Semaphore::new(DUMP_LIMIT));
         let mut context = Context::from_waker(std::task::Waker::noop());
@@ -349,8 +351,8 @@ mod tests {
         }
         let refused = config_dump(&role, &dumps).await;
         assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-        (0..=DUMP_LIMIT).for_each(|_| end.send(()).expect("the role is there"));
-        let permit = dumps.acquire().await.expect("it stays open");
+        (0..=DUMP_LIMIT).for_each(|_| end.send(()).expect("the role holds the receiver"));
+        let permit = dumps.acquire().await.expect("the semaphore is never closed");
         drop(permit);
         assert_eq!(config_dump(&role, &dumps).await.status(), StatusCode::OK);
     }

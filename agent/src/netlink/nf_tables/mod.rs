@@ -1,5 +1,6 @@
-//! The packet filter's messages and expressions (kernel `include/uapi/linux/netfilter/nf_tables.h`).
-//! Names and numbers are the kernel's; this file says nothing of what our rules are.
+//! Messages and expressions of the packet filter (kernel `include/uapi/linux/netfilter/nf_tables.h`), with
+//! the kernel's
+//! names and numbers. The rules themselves are defined elsewhere.
 
 mod expression;
 mod set;
@@ -9,12 +10,12 @@ use super::{APPEND, Attributes, CREATE, NetlinkMessage, find};
 pub(crate) use expression::*;
 pub(crate) use set::*;
 
-/// A table for both families of addresses.
+/// The family of a table for IPv4 and IPv6.
 const FAMILY_INET: u8 = 1;
-/// The part of the kernel's netfilter that these messages go to.
+/// The netfilter subsystem of these messages.
 const SUBSYSTEM: u16 = 10;
 
-/// The group of all changes of tables, chains and rules.
+/// The multicast group for changes of tables, chains, rules and sets.
 pub(crate) const CHANGES: u32 = 1 << 6;
 
 const BATCH_BEGIN: u16 = 0x10;
@@ -42,7 +43,7 @@ pub(crate) const RULE_TABLE: u16 = 1;
 pub(crate) const RULE_CHAIN: u16 = 2;
 pub(crate) const RULE_EXPRESSIONS: u16 = 4;
 
-/// The fixed part of these messages: family, version, and a number of the batch.
+/// The fixed part of these messages: family, version and resource ID.
 fn fixed(family: u8, resource: u16) -> Vec<u8> {
     let [high, low] = resource.to_be_bytes();
     vec![family, 0, high, low]
@@ -52,12 +53,12 @@ fn message(kind: u16, flags: u16, attributes: Attributes) -> NetlinkMessage {
     NetlinkMessage { kind: SUBSYSTEM << 8 | kind, flags, fixed: fixed(FAMILY_INET, 0), attributes }
 }
 
-/// Whether this is the message that ends a batch.
+/// Whether this message ends a batch.
 pub(super) fn is_end(message: &NetlinkMessage) -> bool {
     message.kind == BATCH_END
 }
 
-/// Messages that come into force together or not at all.
+/// Wraps messages so that they apply atomically.
 pub(crate) fn transaction(changes: Vec<NetlinkMessage>) -> Vec<NetlinkMessage> {
     let border = |kind| NetlinkMessage {
         kind,
@@ -69,7 +70,7 @@ pub(crate) fn transaction(changes: Vec<NetlinkMessage>) -> Vec<NetlinkMessage> {
     border(BATCH_BEGIN).chain(changes).chain(border(BATCH_END)).collect()
 }
 
-/// Makes a table unless it is there. The comment is kept as the `nft` command keeps it.
+/// Creates a table unless it exists. The comment is encoded as the `nft` command does.
 pub(crate) fn make_table(name: &str, comment: Option<&str>) -> NetlinkMessage {
     let mut attributes = Attributes::new().text(TABLE_NAME, name);
     if let Some(comment) = comment {
@@ -78,44 +79,44 @@ pub(crate) fn make_table(name: &str, comment: Option<&str>) -> NetlinkMessage {
     message(NEW_TABLE, CREATE, attributes)
 }
 
-/// A comment as the `nft` command writes it: kind, length, text.
+/// A comment in the encoding of the `nft` command: kind, length, text.
 pub(crate) fn comment_bytes(comment: &str) -> Vec<u8> {
     const COMMENT: u8 = 0;
     let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
     [&[COMMENT, length], comment.as_bytes(), &[0]].concat()
 }
 
-/// The text of a comment, as the kernel tells its bytes.
+/// Decodes a comment.
 pub(crate) fn parse_comment(bytes: &[u8]) -> Option<String> {
     parse_text(bytes.get(2..)?)
 }
 
-/// Removes a table with all that is in it.
+/// Deletes a table with its contents.
 pub(crate) fn delete_table(name: &str) -> NetlinkMessage {
     message(DELETE_TABLE, 0, Attributes::new().text(TABLE_NAME, name))
 }
 
-/// Asks for a table.
+/// Requests a table.
 pub(crate) fn get_table(name: &str) -> NetlinkMessage {
     message(GET_TABLE, 0, Attributes::new().text(TABLE_NAME, name))
 }
 
-/// Asks for the chains of all tables, of every family.
+/// Requests the chains of all tables, of every family.
 pub(crate) fn get_chains() -> NetlinkMessage {
     NetlinkMessage { fixed: fixed(0, 0), ..message(GET_CHAIN, 0, Attributes::new()) }
 }
 
-/// Asks for the rules of a table.
+/// Requests the rules of a table.
 pub(crate) fn get_rules(table: &str) -> NetlinkMessage {
     message(GET_RULE, 0, Attributes::new().text(RULE_TABLE, table))
 }
 
-/// Asks for the number of the last transaction, which every kernel with nf_tables knows.
+/// Requests the number of the last transaction, which every kernel with nf_tables supports.
 pub(crate) fn get_generation() -> NetlinkMessage {
     message(GET_GENERATION, 0, Attributes::new())
 }
 
-/// Where a chain is called from.
+/// Where the kernel calls a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hook {
     /// `nat`, `filter` or `route`.
@@ -133,7 +134,7 @@ pub(crate) enum HookPoint {
     Postrouting = 4,
 }
 
-/// What tells a chain from others.
+/// The attributes of a base chain.
 pub(crate) fn chain(table: &str, name: &str, hook: Hook) -> Attributes {
     const HOOK: u16 = 4;
     const KIND: u16 = 7;
@@ -142,28 +143,28 @@ pub(crate) fn chain(table: &str, name: &str, hook: Hook) -> Attributes {
     chain_named(table, name).nested(HOOK, hooked).text(KIND, hook.kind)
 }
 
-/// What tells a chain from others that is only called from rules; and, of any chain, its name.
+/// The attributes of a regular chain, which only rules call; and, for any chain, its name.
 pub(crate) fn chain_named(table: &str, name: &str) -> Attributes {
     Attributes::new().text(CHAIN_TABLE, table).text(CHAIN_NAME, name)
 }
 
-/// Removes a chain with its rules; nothing may call it any more.
+/// Deletes a chain with its rules. No rule may refer to it.
 pub(crate) fn delete_chain(table: &str, name: &str) -> NetlinkMessage {
     message(DELETE_CHAIN, 0, chain_named(table, name))
 }
 
-/// Removes the rules of a chain.
+/// Deletes the rules of a chain.
 pub(crate) fn flush_chain(table: &str, name: &str) -> NetlinkMessage {
     let attributes = Attributes::new().text(RULE_TABLE, table).text(RULE_CHAIN, name);
     message(DELETE_RULE, 0, attributes)
 }
 
-/// Makes a chain.
+/// Creates a chain.
 pub(crate) fn make_chain(chain: Attributes) -> NetlinkMessage {
     message(NEW_CHAIN, CREATE, chain)
 }
 
-/// What tells a rule from others.
+/// The attributes of a rule.
 pub(crate) fn rule(table: &str, chain: &str, expressions: Vec<Expression>) -> Attributes {
     const ELEMENT: u16 = 1;
     let list = expressions
@@ -172,40 +173,40 @@ pub(crate) fn rule(table: &str, chain: &str, expressions: Vec<Expression>) -> At
     Attributes::new().text(RULE_TABLE, table).text(RULE_CHAIN, chain).nested(RULE_EXPRESSIONS, list)
 }
 
-/// Puts a rule behind the others of its chain.
+/// Appends a rule to its chain.
 pub(crate) fn append_rule(rule: Attributes) -> NetlinkMessage {
     message(NEW_RULE, CREATE | APPEND, rule)
 }
 
-/// The kind of object that counts packets.
+/// The object type of a counter.
 const COUNTER: u32 = 1;
 
 fn counter_named(table: &str, name: &str) -> Attributes {
     Attributes::new().text(1, table).text(2, name).big_endian(3, COUNTER)
 }
 
-/// Makes a counter that rules count by and that outlives them, unless it is there.
+/// Creates a named counter, which outlives the rules that use it, unless it exists.
 pub(crate) fn make_counter(table: &str, name: &str) -> NetlinkMessage {
     message(NEW_OBJECT, CREATE, counter_named(table, name).nested(4, Attributes::new()))
 }
 
-/// Removes a counter; no rule may count by it any more.
+/// Deletes a counter. No rule may use it.
 pub(crate) fn delete_counter(table: &str, name: &str) -> NetlinkMessage {
     message(DELETE_OBJECT, 0, counter_named(table, name))
 }
 
-/// Asks for the counters of a table.
+/// Requests the counters of a table.
 pub(crate) fn get_counters(table: &str) -> NetlinkMessage {
     message(GET_OBJECT, 0, Attributes::new().text(1, table).big_endian(3, COUNTER))
 }
 
-/// The name of a counter and its packets, as the kernel tells it.
+/// Decodes the name and packet count of a counter.
 pub(crate) fn parse_counter(attributes: &[u8]) -> Option<(String, u64)> {
     let packets = find(find(attributes, 4)?, 2)?;
     Some((parse_text(find(attributes, 2)?)?, u64::from_be_bytes(*packets.first_chunk()?)))
 }
 
-/// A name, as the kernel tells it.
+/// Decodes a zero-terminated name.
 pub(crate) fn parse_text(bytes: &[u8]) -> Option<String> {
     String::from_utf8(bytes.strip_suffix(&[0])?.to_vec()).ok()
 }

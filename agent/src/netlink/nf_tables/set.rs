@@ -1,4 +1,4 @@
-//! Sets and maps: what a rule looks a packet's fields up in.
+//! Sets and maps, which rules look up packet fields in.
 
 use super::{Attributes, CREATE, NetlinkMessage, PacketVerdict, message};
 use crate::netlink::NetlinkReply;
@@ -15,11 +15,12 @@ pub(crate) const SET_TABLE: u16 = 1;
 pub(crate) const SET_NAME: u16 = 2;
 const ELEMENTS_TABLE: u16 = 1;
 const ELEMENTS_SET: u16 = 2;
-/// The list of elements in a message that holds some.
+/// The attribute with the list of elements.
 pub(crate) const ELEMENTS: u16 = 3;
 
-/// What the `nft` command calls the kinds of values (its `include/datatype.h`); the kernel only keeps
-/// them, so that the command can list a set. A concatenation has six bits for each part.
+/// The data types of the `nft` command (its `include/datatype.h`). The kernel only stores them, so that the
+/// command can
+/// list a set. A concatenation takes six bits per part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ValueKind {
     Number = 19,
@@ -30,7 +31,7 @@ pub(crate) enum ValueKind {
 }
 
 impl ValueKind {
-    /// How many bytes such a value has.
+    /// The length of a value in bytes.
     fn bytes(self) -> u32 {
         match self {
             Self::Protocol => 1,
@@ -45,30 +46,30 @@ fn concatenated(kinds: &[ValueKind]) -> u32 {
     kinds.iter().fold(0, |all, kind| all << 6 | *kind as u32)
 }
 
-/// A set, or a map when it holds something for its keys.
+/// A set, or a map if it has data for its keys.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SetSpec<'a> {
     pub(crate) name: &'a str,
     pub(crate) key: &'a [ValueKind],
-    /// Whether an element covers all keys from one to another, part by part. No two may overlap.
+    /// Whether an element covers all keys from one to another, in each part. Elements may not overlap.
     pub(crate) has_ranges: bool,
     pub(crate) holds: SetData<'a>,
-    /// How many elements it will have, where that is known and does not change.
+    /// The number of elements, if it is known and constant.
     pub(crate) size: Option<u32>,
 }
 
-/// What a set holds for a key.
+/// The data of a set for each key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SetData<'a> {
-    /// Nothing: a key is in it or is not.
+    /// No data: a key is in the set or not.
     None,
-    /// What becomes of the packet.
+    /// The verdict on the packet.
     Verdicts,
-    /// A value of this kind and length.
+    /// A value of this type and length.
     Values(&'a [ValueKind], u32),
 }
 
-/// Makes a set unless it is there.
+/// Creates a set unless it exists.
 pub(crate) fn make_set(table: &str, set: SetSpec<'_>) -> NetlinkMessage {
     const INTERVAL: u32 = 4;
     const IS_MAP: u32 = 8;
@@ -111,30 +112,30 @@ fn set_named(table: &str, name: &str) -> Attributes {
     Attributes::new().text(SET_TABLE, table).text(SET_NAME, name)
 }
 
-/// Removes a set with its elements; no rule may look into it any more.
+/// Deletes a set with its elements. No rule may use it.
 pub(crate) fn delete_set(table: &str, name: &str) -> NetlinkMessage {
     message(DELETE_SET, 0, set_named(table, name))
 }
 
-/// Asks for the sets of a table.
+/// Requests the sets of a table.
 pub(crate) fn get_sets(table: &str) -> NetlinkMessage {
     message(GET_SET, 0, Attributes::new().text(SET_TABLE, table))
 }
 
-/// Asks for the elements of a set.
+/// Requests the elements of a set.
 pub(crate) fn get_elements(table: &str, set: &str) -> NetlinkMessage {
     message(GET_ELEMENTS, 0, Attributes::new().text(ELEMENTS_TABLE, table).text(ELEMENTS_SET, set))
 }
 
-/// An element in a list, and its parts.
+/// The attribute of one element in a list, and those of its parts.
 const ELEMENT: u16 = 1;
 const KEY: u16 = 1;
 const DATA: u16 = 2;
 const KEY_END: u16 = 10;
-/// The value of either part.
+/// The attribute with the value of a part.
 const VALUE: u16 = 1;
 
-/// Which element of a set: a key, or all keys from one to another, part by part.
+/// The key of an element: one key, or all keys from one to another, in each part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ElementKeys {
     first: Vec<u8>,
@@ -147,12 +148,12 @@ impl ElementKeys {
         Self { first: key.to_vec(), last: None }
     }
 
-    /// All from one to another.
+    /// All keys from `first` to `last`.
     pub(crate) fn range(first: &[u8], last: &[u8]) -> Self {
         Self { first: first.to_vec(), last: Some(last.to_vec()) }
     }
 
-    /// Those of an element as the kernel tells it.
+    /// Decodes the key of an element.
     pub(crate) fn parse(element: &[u8]) -> Option<Self> {
         let last = crate::netlink::find(element, KEY_END);
         let last = last.and_then(|last| crate::netlink::find(last, VALUE));
@@ -160,26 +161,26 @@ impl ElementKeys {
     }
 }
 
-/// An element, with what the set holds for it.
+/// An element of a set, with its data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SetElement {
     pub(crate) keys: ElementKeys,
-    /// The chain that decides about its packets.
+    /// The chain that the verdict goes to.
     chain: Option<String>,
 }
 
 impl SetElement {
-    /// An element that is in a set or is not.
+    /// An element without data.
     pub(crate) fn new(keys: ElementKeys) -> Self {
         Self { keys, chain: None }
     }
 
-    /// A key whose packets another chain decides about.
+    /// A key whose packets go to a chain.
     pub(crate) fn chain(key: &[u8], chain: &str) -> Self {
         Self { keys: ElementKeys::one(key), chain: Some(chain.to_owned()) }
     }
 
-    /// Whether `bytes`, an element as the kernel tells it, is this one.
+    /// Whether the encoded element `bytes` equals this one.
     pub(crate) fn is(&self, bytes: &[u8]) -> bool {
         self.attributes().is_contained_in(bytes)
     }
@@ -199,38 +200,40 @@ impl SetElement {
     }
 }
 
-/// The list of elements that a message of the kernel's holds, as the kernel tells each.
+/// Splits the list of elements in a message.
 pub(crate) fn parse_elements(attributes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let list = crate::netlink::find(attributes, ELEMENTS).unwrap_or_default();
     crate::netlink::attributes(list).map(|(_, element)| element)
 }
 
-/// Whether the kernel tells of elements that came or went.
+/// Whether a notification is about added or deleted elements.
 pub(crate) fn is_element_change(parse: &NetlinkReply) -> bool {
     [NEW_ELEMENTS, DELETE_ELEMENTS].contains(&(parse.kind & 0xff))
 }
 
-/// The key of an element as the kernel tells it.
+/// The first key of an encoded element.
 pub(crate) fn element_key(element: &[u8]) -> Option<&[u8]> {
     crate::netlink::find(crate::netlink::find(element, KEY)?, VALUE)
 }
 
-/// What a map holds for an element's key, as the kernel tells it.
+/// The map value of an encoded element.
 pub(crate) fn element_value(element: &[u8]) -> Option<&[u8]> {
     crate::netlink::find(crate::netlink::find(element, DATA)?, VALUE)
 }
 
-/// The most elements of one message: a list is a single attribute, of at most 64 KiB, and the longest
-/// element, an IPv6 service's with the name of its group's chain, takes 112 bytes.
+/// The most elements of one message: a list is a single attribute of at most 64 KiB, and the longest element,
+/// of an IPv6
+/// service with the name of its security group's chain, takes 112 bytes.
 pub(crate) const ELEMENT_LIMIT: usize = 500;
 
-/// Puts elements into a set; at most [`ELEMENT_LIMIT`].
+/// Adds elements to a set, at most [`ELEMENT_LIMIT`].
 pub(crate) fn add_elements(table: &str, set: &str, elements: &[SetElement]) -> NetlinkMessage {
     message(NEW_ELEMENTS, CREATE, listed(table, set, elements.iter().map(SetElement::attributes)))
 }
 
-/// Puts keys with their values into a map; at most [`ELEMENT_LIMIT`]. A map may be large, so its
-/// elements are written as they go to the kernel, without a value for each of their parts.
+/// Adds keys with values to a map, at most [`ELEMENT_LIMIT`]. A map may be large, so its elements are encoded
+/// directly,
+/// without an `AttributeValue` per part.
 pub(crate) fn add_values<'a>(
     table: &str,
     map: &str,
@@ -251,7 +254,7 @@ pub(crate) fn add_values<'a>(
     message(NEW_ELEMENTS, CREATE, attributes.nested_bytes(ELEMENTS, &list))
 }
 
-/// Takes elements out of a set; at most [`ELEMENT_LIMIT`].
+/// Removes elements from a set, at most [`ELEMENT_LIMIT`].
 pub(crate) fn delete_elements(table: &str, set: &str, keys: &[ElementKeys]) -> NetlinkMessage {
     let elements = keys.iter().map(|keys| SetElement::new(keys.clone()).attributes());
     message(DELETE_ELEMENTS, 0, listed(table, set, elements))
@@ -267,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_told_as_elements_are() {
+    fn values_are_encoded_like_elements() {
         let elements: Vec<([u8; 4], [u8; 8])> = (0..3).map(|n| ([n; 4], [n + 7; 8])).collect();
         let pairs = elements.iter().map(|(key, value)| (&key[..], &value[..]));
         let value = |bytes: &[u8]| Attributes::new().bytes(VALUE, bytes);
