@@ -10,10 +10,10 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use weft_certs::{Authority, CrlIndex, Given, RootSigner, Signers, describe_crl};
-use weft_control::desk::{self, Order, PrivateKey};
+use weft_control::admin_socket::{self, AdminCommand, PrivateKey};
+use weft_control::ca_rotation::RotationStep;
 use weft_control::issue::{check_trust_domain, issue_locally};
 use weft_control::store::{Store, StoreError};
-use weft_control::succession::Step;
 use weft_model::{RevocationPolicy, SpiffeId};
 
 use super::output_file::OutputFile;
@@ -145,7 +145,7 @@ enum Command {
         /// root: announce an authority with a new root; intermediate: with the same root; next: take the next
         /// step now; status: tell how it stands.
         #[arg(value_parser = step, required_unless_present = "root", conflicts_with = "GivenFiles")]
-        step: Option<Step>,
+        step: Option<RotationStep>,
         #[command(flatten)]
         given: Option<GivenFiles>,
     },
@@ -184,42 +184,42 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             issue(&state.state, &identity, &out, Duration::from_secs(hours * 3600))
         }
         Command::Token { state, identity } => {
-            order(&state.state, &Order::Token(parse(&identity)?.to_string()))
+            order(&state.state, &AdminCommand::Token(parse(&identity)?.to_string()))
         }
-        Command::Revoke { state, targets } => order(&state.state, &Order::Revoke(targets)),
+        Command::Revoke { state, targets } => order(&state.state, &AdminCommand::Revoke(targets)),
         Command::Crl { state } => crl(&state.state),
         Command::Check { state } => {
-            let lines = desk::check_folder(&state.state).map_err(Failure::Failed)?;
+            let lines = admin_socket::check_store(&state.state).map_err(Failure::Failed)?;
             lines.iter().for_each(|line| say(line));
             Ok(())
         }
-        Command::List { state } => order(&state.state, &Order::List),
+        Command::List { state } => order(&state.state, &AdminCommand::List),
         Command::Rotate { state, given: Some(given), .. } => {
             let Given { root, certificate, key, lists } = given.read()?;
             let key = PrivateKey(key.to_string());
-            order(&state.state, &Order::Follow { root, certificate, key, lists })
+            order(&state.state, &AdminCommand::Follow { root, certificate, key, lists })
         }
         Command::Rotate { state, step, given: None } => {
-            order(&state.state, &Order::Rotate(step.unwrap_or(Step::Status)))
+            order(&state.state, &AdminCommand::Rotate(step.unwrap_or(RotationStep::Status)))
         }
         Command::RootLists { state, lists } => {
             let text = std::fs::read_to_string(&lists)
                 .map_err(|error| Failure::Failed(format!("{}: {error}", lists.display())))?;
-            order(&state.state, &Order::RootLists(text))
+            order(&state.state, &AdminCommand::RootCrls(text))
         }
-        Command::Roots { state } => order(&state.state, &Order::Roots),
+        Command::Roots { state } => order(&state.state, &AdminCommand::Roots),
         Command::Coverage { roots, lists, intermediates } => {
             coverage(&roots, &lists, intermediates.as_deref())
         }
     }
 }
 
-fn step(word: &str) -> Result<Step, String> {
+fn step(word: &str) -> Result<RotationStep, String> {
     match word {
-        "root" => Ok(Step::Root),
-        "intermediate" => Ok(Step::Intermediate),
-        "next" => Ok(Step::Next),
-        "status" => Ok(Step::Status),
+        "root" => Ok(RotationStep::Root),
+        "intermediate" => Ok(RotationStep::Intermediate),
+        "next" => Ok(RotationStep::Next),
+        "status" => Ok(RotationStep::Status),
         _ => Err("root, intermediate, next and status are".into()),
     }
 }
@@ -341,7 +341,7 @@ fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
 
 fn crl(state: &Path) -> Result<(), Failure> {
     let store = open(state)?;
-    let lists = desk::sign_lists(&store, wall_clock()).map_err(Failure::Failed)?;
+    let lists = admin_socket::sign_crls(&store, wall_clock()).map_err(Failure::Failed)?;
     for line in describe_crl(&lists) {
         // Standard error may be closed; the lists matter.
         drop(writeln!(std::io::stderr(), "{line}"));
@@ -351,15 +351,15 @@ fn crl(state: &Path) -> Result<(), Failure> {
 }
 
 /// Has an order carried out: by ourselves, or by the control plane that has the store open.
-fn order(state: &Path, order: &Order) -> Result<(), Failure> {
+fn order(state: &Path, order: &AdminCommand) -> Result<(), Failure> {
     let outcome = match Store::open(state) {
         Ok(store) => {
-            if let Order::Token(identity) = order {
+            if let AdminCommand::Token(identity) = order {
                 check_trust_domain(&store, &parse(identity)?).map_err(Failure::Usage)?;
             }
-            desk::carry_out(&store, order)
+            admin_socket::execute(&store, order)
         }
-        Err(StoreError::InUse(_)) => desk::ask(state, order),
+        Err(StoreError::InUse(_)) => admin_socket::send(state, order),
         Err(error) => return Err(failed(error)),
     };
     outcome.map_err(Failure::Failed)?.iter().for_each(|line| say(line));

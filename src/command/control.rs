@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use weft_control::mesh::{Mesh, MeshFile};
 use weft_control::resources::check_encodable;
 use weft_control::store::Store;
-use weft_control::{Options, Status};
+use weft_control::{ControlOptions, ControlStatus};
 use weft_runtime::drain::{Drain, drain_on_signals};
 use weft_runtime::{admin, log, memory, metrics, open_files};
 use weft_xds::server::RequestLimits;
@@ -70,12 +70,12 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
     memory::disable_core_dumps();
     let store = Arc::new(Store::open(&state).map_err(|error| Failure::Failed(error.to_string()))?);
     let drain = Drain::new(Duration::from_secs(2));
-    let status = watch::Sender::new(Status::default());
+    let status = watch::Sender::new(ControlStatus::default());
     let role = Arc::new(Role { status: status.subscribe() });
     let port = admin::Admin { role, drain: drain.clone(), log: level };
     admin::start(&arguments.ports.with(Some(arguments.admin)), port)
         .map_err(|error| Failure::Failed(error.to_string()))?;
-    let options = Options {
+    let options = ControlOptions {
         listen: arguments.listen,
         certificate_life: Duration::from_secs(arguments.certificate_minutes * 60),
         connections: usize::try_from(arguments.connection_limit).unwrap_or(usize::MAX),
@@ -120,7 +120,7 @@ fn check_all(mesh: Mesh, file: &MeshFile) -> Result<(), Failure> {
 }
 
 struct Role {
-    status: watch::Receiver<Status>,
+    status: watch::Receiver<ControlStatus>,
 }
 
 impl admin::AdminRole for Role {
@@ -147,7 +147,7 @@ impl admin::AdminRole for Role {
         page.gauge(
             "weft_control_revocation_list_number",
             "The revocation list in force.",
-            status.list_number,
+            status.crl_number,
         );
         page.gauge(
             "weft_control_store_usable",
@@ -164,7 +164,7 @@ impl admin::AdminRole for Role {
             "applied": status.applied,
             "rejected": status.rejected,
             "services": status.services,
-            "revocation_list_number": status.list_number,
+            "revocation_list_number": status.crl_number,
             "store_problem": status.store,
         })
     }

@@ -19,24 +19,24 @@ use weft_certs::{CertificateText, identity_of, validity};
 use weft_runtime::socket::is_ipv6_unavailable;
 use weft_xds::server::Incoming;
 
-use crate::fair_pool::{Admission, FairPool, Place};
-use crate::proved::{Grounds, Proved, Revoked};
+use crate::client_connection::{CertificateValidity, ClientConnection, RevokedSerials};
+use crate::fair_pool::{FairPool, SlotDecision, SlotId};
 
 /// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many connections there may be that have shown no certificate.
-const STRANGERS_LIMIT: usize = 512;
+const UNAUTHENTICATED_LIMIT: usize = 512;
 /// How long a connection may last on which no certificate was shown: time enough to get one.
-const STRANGER_TIME: Duration = Duration::from_secs(30);
+const UNAUTHENTICATED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection that the port lets in.
-pub(crate) type Connection = Incoming<Proved<TlsStream<TcpStream>>>;
+pub(crate) type AcceptedConnection = Incoming<ClientConnection<TlsStream<TcpStream>>>;
 
 /// What handshakes are done with, and what ends connections.
 #[derive(Debug, Clone)]
-pub(crate) struct Terms {
+pub(crate) struct AcceptConfig {
     pub(crate) tls: watch::Receiver<Arc<ServerConfig>>,
-    pub(crate) revoked: Revoked,
+    pub(crate) revoked: RevokedSerials,
 }
 
 /// Listens on an address. `[::]` takes both families; where the host has no IPv6, the other.
@@ -52,12 +52,12 @@ pub(crate) async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> 
 /// Takes in connections until the task is dropped; at most `limit` with a certificate.
 pub(crate) async fn accept(
     listener: TcpListener,
-    terms: Terms,
-    connections: mpsc::Sender<Connection>,
+    config: AcceptConfig,
+    connections: mpsc::Sender<AcceptedConnection>,
     limit: usize,
 ) {
-    let strangers = Places::new(STRANGERS_LIMIT);
-    let clients = Places::new(limit);
+    let unauthenticated = ConnectionSlots::new(UNAUTHENTICATED_LIMIT);
+    let clients = ConnectionSlots::new(limit);
     let mut is_failing = false;
     loop {
         let (tcp, from) = match listener.accept().await {
@@ -71,13 +71,13 @@ pub(crate) async fn accept(
             }
         };
         is_failing = false;
-        let Some(ticket) = strangers.enter(&network(from.ip())) else {
+        let Some(slot) = unauthenticated.acquire(&network(from.ip())) else {
             tracing::debug!(%from, "connection refused: too many without a certificate");
             continue;
         };
-        let (terms, clients, connections) = (terms.clone(), clients.clone(), connections.clone());
+        let (config, clients, connections) = (config.clone(), clients.clone(), connections.clone());
         tokio::spawn(async move {
-            match handshake(tcp, terms, ticket, &clients).await {
+            match handshake(tcp, config, slot, &clients).await {
                 // The server is gone when the channel is closed.
                 Ok(connection) => drop(connections.send(connection).await),
                 Err(reason) => tracing::debug!(%from, reason, "connection refused"),
@@ -88,49 +88,49 @@ pub(crate) async fn accept(
 
 async fn handshake(
     tcp: TcpStream,
-    Terms { tls, revoked }: Terms,
-    mut ticket: Ticket<IpAddr>,
-    clients: &Arc<Places<String>>,
-) -> Result<Connection, String> {
+    AcceptConfig { tls, revoked }: AcceptConfig,
+    mut slot: SlotGuard<IpAddr>,
+    clients: &Arc<ConnectionSlots<String>>,
+) -> Result<AcceptedConnection, String> {
     drop(tcp.set_nodelay(true));
     let config = tls.borrow().clone();
-    let handshake = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config).accept(tcp));
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp));
     let io = tokio::select! {
         done = handshake => done.map_err(|_| "the handshake took too long".to_owned())?,
-        () = ticket.displaced() => return Err("it gave way to another address".into()),
+        () = slot.evicted() => return Err("it gave way to another address".into()),
     };
     let io = io.map_err(|error| error.to_string())?;
     let leaf = io.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let Some(leaf) = leaf else {
         let ends = async move {
             tokio::select! {
-                () = tokio::time::sleep(STRANGER_TIME) => {}
-                () = ticket.displaced() => {}
+                () = tokio::time::sleep(UNAUTHENTICATED_TIMEOUT) => {}
+                () = slot.evicted() => {}
             }
         };
-        return Ok(Incoming { io: Proved::new(io, ends), peer: None, place: None });
+        return Ok(Incoming { io: ClientConnection::new(io, ends), peer: None, place: None });
     };
-    let grounds = grounds(leaf).ok_or("the certificate cannot be read")?;
+    let validity = validity_of(leaf).ok_or("the certificate cannot be read")?;
     let peer = identity_of(leaf);
     let name = peer.as_ref().map(ToString::to_string).unwrap_or_default();
-    let Some(mut place) = clients.enter(&name) else {
+    let Some(mut slot) = clients.acquire(&name) else {
         tracing::warn!(peer = name, "connection refused: connection limit reached");
         return Err("connection limit reached".into());
     };
     let ends = async move {
         tokio::select! {
-            () = grounds.fall(revoked) => {}
-            () = place.displaced() => {}
+            () = validity.ended(revoked) => {}
+            () = slot.evicted() => {}
         }
     };
-    Ok(Incoming { io: Proved::new(io, ends), peer, place: None })
+    Ok(Incoming { io: ClientConnection::new(io, ends), peer, place: None })
 }
 
 /// What a client's connection rests on.
-fn grounds(leaf: &CertificateDer<'_>) -> Option<Grounds> {
+fn validity_of(leaf: &CertificateDer<'_>) -> Option<CertificateValidity> {
     let (_, not_after) = validity(leaf)?;
     let serial = CertificateText::of(leaf)?.serial.to_ascii_lowercase();
-    Some(Grounds { serial, not_after })
+    Some(CertificateValidity { serial, not_after })
 }
 
 /// What counts as one address: hosts have a whole /64 of IPv6.
@@ -146,64 +146,64 @@ fn network(address: IpAddr) -> IpAddr {
 
 /// A pool of places, and how to tell those who have to leave theirs.
 #[derive(Debug)]
-struct Places<K>(Mutex<Held<K>>);
+struct ConnectionSlots<K>(Mutex<SlotState<K>>);
 
 #[derive(Debug)]
-struct Held<K> {
+struct SlotState<K> {
     pool: FairPool<K>,
-    notices: BTreeMap<Place, oneshot::Sender<()>>,
+    notices: BTreeMap<SlotId, oneshot::Sender<()>>,
 }
 
 /// A place, until it is dropped.
 #[derive(Debug)]
-struct Ticket<K: Ord + Clone> {
-    places: Arc<Places<K>>,
-    place: Place,
+struct SlotGuard<K: Ord + Clone> {
+    slots: Arc<ConnectionSlots<K>>,
+    slot: SlotId,
     notice: oneshot::Receiver<()>,
 }
 
-impl<K: Ord + Clone> Places<K> {
+impl<K: Ord + Clone> ConnectionSlots<K> {
     fn new(limit: usize) -> Arc<Self> {
-        let held = Held { pool: FairPool::new(limit), notices: BTreeMap::new() };
-        Arc::new(Self(Mutex::new(held)))
+        let state = SlotState { pool: FairPool::new(limit), notices: BTreeMap::new() };
+        Arc::new(Self(Mutex::new(state)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held<K>> {
+    fn lock(&self) -> MutexGuard<'_, SlotState<K>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(self: &Arc<Self>, key: &K) -> Option<Ticket<K>> {
-        let mut held = self.lock();
-        let place = match held.pool.enter(key) {
-            Admission::Free(place) => place,
-            Admission::Taken { place, from } => {
-                if let Some(notice) = held.notices.remove(&from) {
+    fn acquire(self: &Arc<Self>, key: &K) -> Option<SlotGuard<K>> {
+        let mut state = self.lock();
+        let slot = match state.pool.acquire(key) {
+            SlotDecision::Free(slot) => slot,
+            SlotDecision::Evicted { slot, from } => {
+                if let Some(notice) = state.notices.remove(&from) {
                     // It may have left by itself just now.
-                    let _told = notice.send(());
+                    let _is_sent = notice.send(());
                 }
-                place
+                slot
             }
-            Admission::Refused => return None,
+            SlotDecision::Refused => return None,
         };
         let (sender, notice) = oneshot::channel();
-        held.notices.insert(place, sender);
-        Some(Ticket { places: self.clone(), place, notice })
+        state.notices.insert(slot, sender);
+        Some(SlotGuard { slots: self.clone(), slot, notice })
     }
 }
 
-impl<K: Ord + Clone> Ticket<K> {
+impl<K: Ord + Clone> SlotGuard<K> {
     /// Resolves when the place has to be left.
-    async fn displaced(&mut self) {
+    async fn evicted(&mut self) {
         // The sender goes with the notice only.
         drop((&mut self.notice).await);
     }
 }
 
-impl<K: Ord + Clone> Drop for Ticket<K> {
+impl<K: Ord + Clone> Drop for SlotGuard<K> {
     fn drop(&mut self) {
-        let mut held = self.places.lock();
-        held.notices.remove(&self.place);
-        held.pool.leave(self.place);
+        let mut state = self.slots.lock();
+        state.notices.remove(&self.slot);
+        state.pool.release(self.slot);
     }
 }
 
@@ -224,15 +224,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn displaced_holder_is_told_and_leaves_no_place_behind() {
-        let places = Places::new(2);
-        let mut first = places.enter(&1).expect("there is room");
-        let second = places.enter(&1).expect("there is room");
-        let third = places.enter(&2).expect("the first gives way");
-        first.displaced().await;
+    async fn displaced_holder_is_is_sent_and_leaves_no_place_behind() {
+        let slots = ConnectionSlots::new(2);
+        let mut first = slots.acquire(&1).expect("there is room");
+        let second = slots.acquire(&1).expect("there is room");
+        let third = slots.acquire(&2).expect("the first gives way");
+        first.evicted().await;
         drop((first, second));
-        assert!(places.enter(&1).is_some());
+        assert!(slots.acquire(&1).is_some());
         drop(third);
-        assert!(places.lock().notices.is_empty());
+        assert!(slots.lock().notices.is_empty());
     }
 }

@@ -8,9 +8,9 @@ use weft_runtime::clock::{ClockCheck, ClockWatch, SETTLE_TIME};
 
 /// The wall clock, watched.
 #[derive(Debug)]
-pub(crate) struct Clock(Mutex<ClockWatch>);
+pub(crate) struct SteadyClock(Mutex<ClockWatch>);
 
-impl Clock {
+impl SteadyClock {
     /// A clock that is taken as it is now.
     pub(crate) fn start() -> Self {
         Self(Mutex::new(ClockWatch::new(wall_clock(), monotonic())))

@@ -6,19 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The number of a place.
-pub(crate) type Place = u64;
+pub(crate) type SlotId = u64;
 
 /// What comes of asking for a place.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Admission {
+pub(crate) enum SlotDecision {
     /// A free place.
-    Free(Place),
+    Free(SlotId),
     /// A place that another has to leave.
-    Taken {
+    Evicted {
         /// The place.
-        place: Place,
+        slot: SlotId,
         /// The one that has to be left.
-        from: Place,
+        from: SlotId,
     },
     /// No place.
     Refused,
@@ -28,9 +28,9 @@ pub(crate) enum Admission {
 #[derive(Debug)]
 pub(crate) struct FairPool<K> {
     limit: usize,
-    next: Place,
-    places: BTreeMap<Place, K>,
-    holders: BTreeMap<K, VecDeque<Place>>,
+    next: SlotId,
+    slots: BTreeMap<SlotId, K>,
+    holders: BTreeMap<K, VecDeque<SlotId>>,
     /// The holders by how many places they have.
     by_count: BTreeSet<(usize, K)>,
 }
@@ -40,35 +40,35 @@ impl<K: Ord + Clone> FairPool<K> {
         Self {
             limit,
             next: 0,
-            places: BTreeMap::new(),
+            slots: BTreeMap::new(),
             holders: BTreeMap::new(),
             by_count: BTreeSet::new(),
         }
     }
 
     /// Asks for a place.
-    pub(crate) fn enter(&mut self, key: &K) -> Admission {
-        if self.places.len() < self.limit {
-            return Admission::Free(self.place(key));
+    pub(crate) fn acquire(&mut self, key: &K) -> SlotDecision {
+        if self.slots.len() < self.limit {
+            return SlotDecision::Free(self.slot(key));
         }
         let own = self.holders.get(key).map_or(0, VecDeque::len);
         let most = self.by_count.last().filter(|(count, _)| *count >= own + 2);
         let oldest = most.and_then(|(_, holder)| self.holders.get(holder)?.front().copied());
         let Some(from) = oldest else {
-            return Admission::Refused;
+            return SlotDecision::Refused;
         };
-        self.leave(from);
-        Admission::Taken { place: self.place(key), from }
+        self.release(from);
+        SlotDecision::Evicted { slot: self.slot(key), from }
     }
 
     /// Gives a place back. One that was left already may be given back once more.
-    pub(crate) fn leave(&mut self, place: Place) {
-        let Some(key) = self.places.remove(&place) else {
+    pub(crate) fn release(&mut self, slot: SlotId) {
+        let Some(key) = self.slots.remove(&slot) else {
             return;
         };
         if let Some(held) = self.holders.get_mut(&key) {
             let count = held.len();
-            held.retain(|one| *one != place);
+            held.retain(|one| *one != slot);
             let left = held.len();
             self.by_count.remove(&(count, key.clone()));
             if left == 0 {
@@ -79,16 +79,16 @@ impl<K: Ord + Clone> FairPool<K> {
         }
     }
 
-    fn place(&mut self, key: &K) -> Place {
-        let place = self.next;
+    fn slot(&mut self, key: &K) -> SlotId {
+        let slot = self.next;
         self.next += 1;
-        self.places.insert(place, key.clone());
+        self.slots.insert(slot, key.clone());
         let held = self.holders.entry(key.clone()).or_default();
         let count = held.len();
-        held.push_back(place);
+        held.push_back(slot);
         self.by_count.remove(&(count, key.clone()));
         self.by_count.insert((count + 1, key.clone()));
-        place
+        slot
     }
 }
 
@@ -99,18 +99,22 @@ mod tests {
     #[test]
     fn holder_of_many_places_gives_its_oldest_to_a_newcomer_until_all_have_alike() {
         let mut pool = FairPool::new(4);
-        let places: Vec<Admission> = (0..4).map(|_| pool.enter(&"a")).collect();
-        assert_eq!(places, [0, 1, 2, 3].map(Admission::Free));
-        assert_eq!(pool.enter(&"a"), Admission::Refused, "its own are no reason");
-        assert_eq!(pool.enter(&"b"), Admission::Taken { place: 4, from: 0 });
-        assert_eq!(pool.enter(&"b"), Admission::Taken { place: 5, from: 1 });
-        assert_eq!(pool.enter(&"b"), Admission::Refused, "two and two");
-        assert_eq!(pool.enter(&"c"), Admission::Taken { place: 6, from: 4 }, "one of two has two");
-        pool.leave(0);
-        assert_eq!(pool.enter(&"d"), Admission::Taken { place: 7, from: 2 });
-        assert_eq!(pool.enter(&"e"), Admission::Refused, "everybody has one");
-        pool.leave(7);
-        assert_eq!(pool.enter(&"e"), Admission::Free(8));
+        let slots: Vec<SlotDecision> = (0..4).map(|_| pool.acquire(&"a")).collect();
+        assert_eq!(slots, [0, 1, 2, 3].map(SlotDecision::Free));
+        assert_eq!(pool.acquire(&"a"), SlotDecision::Refused, "its own are no reason");
+        assert_eq!(pool.acquire(&"b"), SlotDecision::Evicted { slot: 4, from: 0 });
+        assert_eq!(pool.acquire(&"b"), SlotDecision::Evicted { slot: 5, from: 1 });
+        assert_eq!(pool.acquire(&"b"), SlotDecision::Refused, "two and two");
+        assert_eq!(
+            pool.acquire(&"c"),
+            SlotDecision::Evicted { slot: 6, from: 4 },
+            "one of two has two"
+        );
+        pool.release(0);
+        assert_eq!(pool.acquire(&"d"), SlotDecision::Evicted { slot: 7, from: 2 });
+        assert_eq!(pool.acquire(&"e"), SlotDecision::Refused, "everybody has one");
+        pool.release(7);
+        assert_eq!(pool.acquire(&"e"), SlotDecision::Free(8));
     }
 
     #[test]
@@ -118,10 +122,10 @@ mod tests {
         let mut pool = FairPool::new(10);
         for round in 0..100_u64 {
             let key = round % 7;
-            let _admitted = pool.enter(&key);
-            pool.leave(round / 2);
+            let _admitted = pool.acquire(&key);
+            pool.release(round / 2);
         }
-        (0..200).for_each(|place| pool.leave(place));
-        assert!(pool.places.is_empty() && pool.holders.is_empty() && pool.by_count.is_empty());
+        (0..200).for_each(|slot| pool.release(slot));
+        assert!(pool.slots.is_empty() && pool.holders.is_empty() && pool.by_count.is_empty());
     }
 }

@@ -11,11 +11,11 @@ use weft_certs::{Authority, Issued, KeyText};
 use weft_model::SpiffeId;
 use weft_xds::authority::{Applicant, Sign, SignError};
 
-use crate::allowance::{Allowance, Verdict};
 use crate::audit;
-use crate::clock::{Clock, monotonic};
+use crate::audit_limit::{AuditDecision, AuditLimit};
+use crate::ca_rotation::CurrentAuthorities;
+use crate::clock::{SteadyClock, monotonic};
 use crate::store::{Store, StoreError};
-use crate::succession::InForce;
 
 /// How long a workload's certificate is good.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -24,20 +24,20 @@ pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 
 /// Decides and signs.
 #[derive(Debug)]
-pub struct Registrar {
+pub struct CertificateIssuer {
     /// Sign.
-    pub authorities: Arc<InForce>,
+    pub authorities: Arc<CurrentAuthorities>,
     /// Remembers.
     pub store: Arc<Store>,
     /// How long certificates are good.
     pub life: Duration,
     /// By what certificates are dated.
-    pub(crate) clock: Arc<Clock>,
+    pub(crate) clock: Arc<SteadyClock>,
     /// The lines of the audit log about refusals.
-    pub(crate) refusals: Mutex<Allowance>,
+    pub(crate) refusals: Mutex<AuditLimit>,
 }
 
-impl Sign for Registrar {
+impl Sign for CertificateIssuer {
     fn sign(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError> {
         let signed = self.decide(applicant, request_pem);
         signed.inspect_err(|refused| self.note_refusal(applicant, refused))
@@ -49,7 +49,7 @@ impl Sign for Registrar {
             (Some(_), _) => Ok(()),
             (None, None) => Err(no_proof()),
             (None, Some(token)) => {
-                let is_known = self.store.knows_token(&digest(token), now);
+                let is_known = self.store.is_token_valid(&digest(token), now);
                 if is_known.map_err(unavailable)? { Ok(()) } else { Err(unknown_token()) }
             }
         });
@@ -65,7 +65,7 @@ fn unknown_token() -> SignError {
     SignError::Denied("the join token is unknown, was used before, or has expired".into())
 }
 
-impl Registrar {
+impl CertificateIssuer {
     fn decide(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError> {
         let now = self.clock.steady().map_err(SignError::Unavailable)?;
         let request = CheckedRequest::parse(request_pem)
@@ -84,7 +84,7 @@ impl Registrar {
     /// Writes a refusal to the audit log, unless there were too many of late.
     fn note_refusal(&self, applicant: &Applicant, refused: &SignError) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        let Verdict::Write { suppressed } = refusals.take(monotonic()) else {
+        let AuditDecision::Write { suppressed } = refusals.take(monotonic()) else {
             return;
         };
         let peer = applicant.peer.as_ref().map_or("-", SpiffeId::as_str);
@@ -136,7 +136,7 @@ impl Registrar {
         let Some(token) = &applicant.token else {
             return Err(no_proof());
         };
-        match self.store.use_token(&digest(token), now).map_err(unavailable)? {
+        match self.store.redeem_token(&digest(token), now).map_err(unavailable)? {
             Some(identity) if identity == wanted.as_str() => Ok(()),
             Some(identity) => Err(SignError::Denied(format!(
                 "the join token is for {identity}, not for {wanted}"
@@ -153,7 +153,7 @@ fn record(
     issued: &Issued,
     now: SystemTime,
 ) -> Result<(), StoreError> {
-    store.issued(&issued.serial, request.identity(), issued.not_after, now)?;
+    store.record_issued(&issued.serial, request.identity(), issued.not_after, now)?;
     let fields = [("identity", request.identity().as_str()), ("serial", &issued.serial)];
     audit::line(store.path(), "issued", &fields);
     Ok(())

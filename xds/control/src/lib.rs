@@ -6,20 +6,20 @@
 //! changes nothing: the last good mesh stays in force.
 
 mod accept;
-mod allowance;
+pub mod admin_socket;
 mod audit;
+mod audit_limit;
+pub mod ca_rotation;
+mod client_connection;
 mod clock;
-pub mod desk;
 mod fair_pool;
 mod file_watch;
 pub mod issue;
 pub mod mesh;
-mod own;
-mod proved;
 mod publisher;
 pub mod resources;
 mod server;
+mod server_certificate;
 pub mod store;
-pub mod succession;
 
-pub use server::{Options, Status, run};
+pub use server::{ControlOptions, ControlStatus, run};

@@ -11,24 +11,24 @@ use weft_runtime::drain::{Drain, Phase};
 use weft_runtime::memory;
 use weft_xds::server::{Holders, RequestLimits, Served as Offered, serve};
 
-use crate::accept::{Terms, accept, listen};
-use crate::clock::Clock;
-use crate::desk;
+use crate::accept::{AcceptConfig, accept, listen};
+use crate::admin_socket;
+use crate::ca_rotation::{Authorities, CurrentAuthorities, TrustDistribution};
+use crate::clock::SteadyClock;
 use crate::file_watch;
-use crate::issue::Registrar;
+use crate::issue::CertificateIssuer;
 use crate::mesh::MeshFile;
-use crate::own::Own;
-use crate::publisher::{Publisher, Sources};
-use crate::resources::{Views, trust_holders};
-use crate::store::{Generations, Store};
-use crate::succession::{Audience, Authorities, InForce};
+use crate::publisher::{Publisher, PublisherSources};
+use crate::resources::{Views, trust_subscribers};
+use crate::server_certificate::ServerCertificate;
+use crate::store::{AuthoritySet, Store};
 
 /// How many connections may wait to be taken by the server.
 const WAITING: usize = 64;
 
 /// How a control plane runs.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ControlOptions {
     /// Where clients connect.
     pub listen: SocketAddr,
     /// How long the certificates of workloads are good.
@@ -41,7 +41,7 @@ pub struct Options {
 
 /// What the control plane tells of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Status {
+pub struct ControlStatus {
     /// How often a mesh came into force.
     pub applied: u64,
     /// Why the file as it is now is not in force.
@@ -49,7 +49,7 @@ pub struct Status {
     /// The services in force.
     pub services: Vec<String>,
     /// The number of the revocation list in force.
-    pub list_number: u64,
+    pub crl_number: u64,
     /// Whether clients can connect.
     pub is_listening: bool,
     /// Why the store cannot be used now: no certificate is issued, and no revocation is taken.
@@ -61,20 +61,20 @@ pub struct Status {
 /// # Errors
 /// What keeps it from starting; later mistakes are logged and change nothing.
 pub async fn run(
-    options: Options,
+    options: ControlOptions,
     file: MeshFile,
     store: Arc<Store>,
-    status: watch::Sender<Status>,
+    status: watch::Sender<ControlStatus>,
     drain: Drain,
 ) -> Result<(), String> {
-    let generations = store.generations().map_err(|error| error.to_string())?;
-    let trust_domain = generations.trust_domain.clone();
-    let authorities = Authorities::load(generations).map_err(|error| error.to_string())?;
-    let authorities = Arc::new(InForce::new(authorities));
-    let clock = Arc::new(Clock::start());
+    let authority_set = store.authority_set().map_err(|error| error.to_string())?;
+    let trust_domain = authority_set.trust_domain.clone();
+    let authorities = Authorities::load(authority_set).map_err(|error| error.to_string())?;
+    let authorities = Arc::new(CurrentAuthorities::new(authorities));
+    let clock = Arc::new(SteadyClock::start());
     let (revoked, status_of) = (watch::Sender::default(), status.clone());
     let path = file.path().to_owned();
-    let sources = Sources {
+    let sources = PublisherSources {
         file,
         store: store.clone(),
         authorities: authorities.clone(),
@@ -85,16 +85,16 @@ pub async fn run(
     memory::trim_heap();
 
     let life = options.certificate_life;
-    let registrar = Registrar {
+    let issuer = CertificateIssuer {
         authorities: authorities.clone(),
         store: store.clone(),
         life,
         clock,
         refusals: Mutex::default(),
     };
-    let registrar = Arc::new(registrar);
+    let issuer = Arc::new(issuer);
     let trusted = publisher.trusted().ok_or("there is no trust bundle")?;
-    let own = Own::first(registrar.clone(), &trust_domain, trusted)?;
+    let certificate = ServerCertificate::first(issuer.clone(), &trust_domain, trusted)?;
 
     let listener = listen(options.listen)
         .await
@@ -102,43 +102,49 @@ pub async fn run(
     tracing::info!(listen = %options.listen, "serving configuration and certificates");
     let (connections, waiting) = mpsc::channel(WAITING);
     status_of.send_modify(|status| status.is_listening = true);
-    let terms = Terms { tls: own.subscribe(), revoked: revoked.subscribe() };
-    let accepting = tokio::spawn(accept(listener, terms, connections, options.connections));
+    let config = AcceptConfig { tls: certificate.subscribe(), revoked: revoked.subscribe() };
+    let accepting = tokio::spawn(accept(listener, config, connections, options.connections));
     let receiver = directory.subscribe();
     let stop = drain.clone();
-    let holders = Arc::new(trust_holders());
-    let served = Served { directory: directory.subscribe(), holders: holders.clone(), authorities };
-    let served: Arc<dyn Audience> = Arc::new(served);
+    let holders = Arc::new(trust_subscribers());
+    let served =
+        ControlClients { directory: directory.subscribe(), holders: holders.clone(), authorities };
+    let served: Arc<dyn TrustDistribution> = Arc::new(served);
     let offered = Offered { directory: receiver, holders, limits: options.requests };
-    let serving = tokio::spawn(serve(waiting, offered, registrar, async move {
+    let serving = tokio::spawn(serve(waiting, offered, issuer, async move {
         stop.reached(Phase::Draining).await;
     }));
     let changed = Arc::new(Notify::new());
     if let Err(error) = file_watch::notify_changes(&path, Arc::downgrade(&changed)) {
         tracing::warn!(file = %path.display(), %error, "file watch failed; the file is polled");
     }
-    let desk = desk::serve(store, changed.clone(), served.clone());
-    let desk = tokio::spawn(desk.map_err(|error| format!("the socket beside the store: {error}"))?);
-    let watching = tokio::spawn(publisher.watch(own, directory, changed, served));
+    let admin = admin_socket::serve(store, changed.clone(), served.clone());
+    let admin =
+        tokio::spawn(admin.map_err(|error| format!("the socket beside the store: {error}"))?);
+    let watching = tokio::spawn(publisher.watch(certificate, directory, changed, served));
     drain.reached(Phase::Draining).await;
     accepting.abort();
     watching.abort();
-    desk.abort();
+    admin.abort();
     // Streams that are open end when the process does; clients run on without us.
     drop(tokio::time::timeout(Duration::from_secs(1), serving).await);
     Ok(())
 }
 
 /// Those that a control plane serves.
-struct Served {
+struct ControlClients {
     directory: watch::Receiver<Arc<Views>>,
     holders: Arc<Holders>,
-    authorities: Arc<InForce>,
+    authorities: Arc<CurrentAuthorities>,
 }
 
-impl Audience for Served {
-    fn behind(&self, generations: &Generations, holders: &BTreeSet<String>) -> Vec<String> {
-        if self.authorities.get().generations() != generations {
+impl TrustDistribution for ControlClients {
+    fn pending_clients(
+        &self,
+        authority_set: &AuthoritySet,
+        holders: &BTreeSet<String>,
+    ) -> Vec<String> {
+        if self.authorities.get().authority_set() != authority_set {
             return vec!["the control plane has not applied the new authority yet".to_owned()];
         }
         let views = self.directory.borrow().clone();
@@ -146,7 +152,9 @@ impl Audience for Served {
             return Vec::new();
         };
         let connected = self.holders.names();
-        let away = holders.iter().filter(|who| views.tells(who) && !connected.contains(*who));
+        let away = holders
+            .iter()
+            .filter(|who| views.receives_trust_bundle(who) && !connected.contains(*who));
         let away = away.map(|who| format!("{who}, which is not connected"));
         self.holders.without(version).into_iter().chain(away).collect()
     }

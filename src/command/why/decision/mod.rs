@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use weft_control::mesh::{Mesh, Port, Protocol, Route, Rule, Service, Target, prefix_rewrite};
+use weft_control::mesh::{
+    Mesh, MeshRoute, Port, Protocol, RouteRule, RouteTarget, Service, prefix_rewrite,
+};
 use weft_control::resources::{checks, routes};
 use weft_model::{
     Found, HttpFilter, JwtPolicy, JwtRequirement, RbacFilter, Redirect, RouteIndex, judge_readings,
@@ -92,8 +94,8 @@ pub(super) fn decide<'m>(
         return Decision::Direct { has_routes, outcome: judge(service, port, request.target) };
     };
     let (backends, replacement) = match &rule.target {
-        Target::Redirect(redirect) => return Decision::Redirected { rule: place, redirect },
-        Target::Backends { backends, prefix_replacement } => (backends, prefix_replacement),
+        RouteTarget::Redirect(redirect) => return Decision::Redirected { rule: place, redirect },
+        RouteTarget::Backends { backends, prefix_replacement } => (backends, prefix_replacement),
     };
     let matched = &found.route.matches.path;
     let rewrite = replacement.as_ref().and_then(|to| prefix_rewrite(matched, to));
@@ -124,16 +126,16 @@ fn rule_of<'m>(
     mesh: &'m Mesh,
     callee: (&Service, &Port),
     found: Found<'_>,
-) -> Option<(RulePlace<'m>, &'m Rule)> {
+) -> Option<(RulePlace<'m>, &'m RouteRule)> {
     let (service, port) = callee;
-    let has_host = |route: &Route| match route.hostnames.as_slice() {
+    let has_host = |route: &MeshRoute| match route.hostnames.as_slice() {
         [] => found.host.domains.iter().any(|domain| domain == "*"),
         names => names.iter().any(|name| found.host.domains.contains(name)),
     };
     let routes = mesh.routes.iter().enumerate();
     let mut routes = routes.filter(|(_, route)| route.is_of(service, port) && has_host(route));
     routes.find_map(|(index, route)| {
-        let is_found = |(number, rule): &(usize, &Rule)| {
+        let is_found = |(number, rule): &(usize, &RouteRule)| {
             *found.route.name == *format!("{}[{number}]", route.name)
                 && rule.matches.contains(&found.route.matches)
         };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Mesh;
-use super::reader::Reader;
+use super::reader::MeshReader;
 
 /// A stamp counts as that of the content once the file has not been written to for so long: before, another write may
 /// leave the same time behind. Some file systems count whole seconds.
@@ -19,16 +19,16 @@ const SETTLED: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct MeshFile {
     path: PathBuf,
-    reader: Box<Reader>,
+    reader: Box<MeshReader>,
     /// What was read last, whether or not it was a good mesh.
-    seen: Option<Seen>,
+    last_read: Option<ReadVersion>,
 }
 
 impl MeshFile {
     /// The file at a path. Nothing is read yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path, reader: Box::default(), seen: None }
+        Self { path, reader: Box::default(), last_read: None }
     }
 
     /// Its path.
@@ -52,14 +52,14 @@ impl MeshFile {
     /// # Errors
     /// As of [`Self::read`].
     pub(crate) fn read_changed(&mut self, now: SystemTime) -> Option<Result<Mesh, Vec<String>>> {
-        if self.seen.as_ref().is_some_and(|seen| seen.is_current(&self.path, now)) {
+        if self.last_read.as_ref().is_some_and(|last_read| last_read.is_current(&self.path, now)) {
             return None;
         }
         let text = self.text();
-        if let Some(seen) = self.seen.as_mut().filter(|seen| seen.text == text)
-            && seen.files.is_unchanged()
+        if let Some(last_read) = self.last_read.as_mut().filter(|last_read| last_read.text == text)
+            && last_read.files.is_unchanged()
         {
-            seen.stamps = Stamps::take(&self.path, &seen.files, now);
+            last_read.stamps = FileStamps::take(&self.path, &last_read.files, now);
             return None;
         }
         Some(self.evaluate(text, now))
@@ -70,13 +70,13 @@ impl MeshFile {
         text: Result<Arc<str>, String>,
         now: SystemTime,
     ) -> Result<Mesh, Vec<String>> {
-        let files = NamedFiles::below(self.path.parent().unwrap_or_else(|| Path::new(".")));
+        let files = ReferencedFiles::below(self.path.parent().unwrap_or_else(|| Path::new(".")));
         let read = match &text {
             Ok(text) => self.parse_with(text, &files),
             Err(error) => Err(vec![error.clone()]),
         };
-        let stamps = Stamps::take(&self.path, &files, now);
-        self.seen = Some(Seen { text, files, stamps });
+        let stamps = FileStamps::take(&self.path, &files, now);
+        self.last_read = Some(ReadVersion { text, files, stamps });
         read
     }
 
@@ -86,10 +86,14 @@ impl MeshFile {
     /// Every mistake, with file, line and field.
     #[cfg(test)]
     pub(crate) fn parse(&mut self, text: &Arc<str>) -> Result<Mesh, Vec<String>> {
-        self.parse_with(text, &NamedFiles::below(Path::new(".")))
+        self.parse_with(text, &ReferencedFiles::below(Path::new(".")))
     }
 
-    fn parse_with(&mut self, text: &Arc<str>, files: &NamedFiles) -> Result<Mesh, Vec<String>> {
+    fn parse_with(
+        &mut self,
+        text: &Arc<str>,
+        files: &ReferencedFiles,
+    ) -> Result<Mesh, Vec<String>> {
         self.reader.read(text, files).map_err(|problems| {
             problems.iter().map(|problem| problem.in_file(self.path.display())).collect()
         })
@@ -105,27 +109,27 @@ impl MeshFile {
 
 /// What was read, and the state of the files then.
 #[derive(Debug)]
-struct Seen {
+struct ReadVersion {
     text: Result<Arc<str>, String>,
-    files: NamedFiles,
-    stamps: Stamps,
+    files: ReferencedFiles,
+    stamps: FileStamps,
 }
 
-impl Seen {
+impl ReadVersion {
     /// Whether no file can have changed since.
     fn is_current(&self, path: &Path, now: SystemTime) -> bool {
-        self.stamps.is_settled && self.stamps == Stamps::take(path, &self.files, now)
+        self.stamps.is_settled && self.stamps == FileStamps::take(path, &self.files, now)
     }
 }
 
 /// The files that a mesh names, each with what was read of it.
 #[derive(Debug)]
-pub(super) struct NamedFiles {
+pub(super) struct ReferencedFiles {
     folder: PathBuf,
     read: RefCell<BTreeMap<PathBuf, Result<Vec<u8>, String>>>,
 }
 
-impl NamedFiles {
+impl ReferencedFiles {
     /// Files that are looked for in a folder.
     pub(super) fn below(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), read: RefCell::default() }
@@ -151,23 +155,23 @@ fn content(path: &Path) -> Result<Vec<u8>, String> {
 
 /// The stamps of the file and of those that it names, in this order.
 #[derive(Debug)]
-struct Stamps {
-    stamps: Vec<Option<Stamp>>,
+struct FileStamps {
+    stamps: Vec<Option<FileStamp>>,
     /// Whether each file had not been written to for a while when they were taken.
     is_settled: bool,
 }
 
-impl PartialEq for Stamps {
+impl PartialEq for FileStamps {
     fn eq(&self, other: &Self) -> bool {
         self.stamps == other.stamps
     }
 }
 
-impl Stamps {
-    fn take(path: &Path, files: &NamedFiles, now: SystemTime) -> Self {
+impl FileStamps {
+    fn take(path: &Path, files: &ReferencedFiles, now: SystemTime) -> Self {
         let read = files.read.borrow();
         let paths = std::iter::once(path).chain(read.keys().map(PathBuf::as_path));
-        let stamps: Vec<Option<Stamp>> = paths.map(Stamp::of).collect();
+        let stamps: Vec<Option<FileStamp>> = paths.map(FileStamp::of).collect();
         let is_settled = stamps.iter().flatten().all(|stamp| stamp.is_settled(now));
         Self { stamps, is_settled }
     }
@@ -175,7 +179,7 @@ impl Stamps {
 
 /// Which file a name leads to, and when it was last changed.
 #[derive(Debug, PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -184,7 +188,7 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-impl Stamp {
+impl FileStamp {
     /// None where the file cannot be examined.
     fn of(path: &Path) -> Option<Self> {
         let data = fs::metadata(path).ok()?;
@@ -270,13 +274,13 @@ mod tests {
         // At this time the files have just been written to.
         files.later = UNIX_EPOCH;
         assert_eq!(files.changed(), Some(Ok(())));
-        let seen = files.file.seen.as_mut().expect("it was read");
-        assert!(!seen.stamps.is_settled);
+        let last_read = files.file.last_read.as_mut().expect("it was read");
+        assert!(!last_read.stamps.is_settled);
         assert_eq!(files.changed(), None, "the content is the same");
         // As a write that leaves all stamps as they were.
-        let seen = files.file.seen.as_mut().expect("it was read");
+        let last_read = files.file.last_read.as_mut().expect("it was read");
         let before = Ok(KEYS.replace("\"a\"", "\"b\"").into_bytes());
-        seen.files.read.borrow_mut().insert(files.folder.path().join("keys.json"), before);
+        last_read.files.read.borrow_mut().insert(files.folder.path().join("keys.json"), before);
         assert_eq!(files.changed(), Some(Ok(())), "another content");
     }
 }

@@ -3,17 +3,17 @@
 //! [`raw`] is the file as it is written, with every field optional that can be; [`Mesh`] is what it
 //! means, with every name resolved and every value parsed. Between them every mistake is collected.
 
-pub(crate) mod area;
 mod check;
 mod duration;
 mod file;
-mod mistakes;
+mod parse_errors;
 mod path_rewrite;
 pub mod raw;
 mod raw_number;
 pub mod raw_routes;
 mod reader;
 mod sections;
+pub(crate) mod token_rules;
 
 pub use file::MeshFile;
 pub use path_rewrite::prefix_rewrite;
@@ -37,11 +37,11 @@ pub struct Mesh {
     /// The addresses of services; every virtual address lies in one of them.
     pub service_ranges: Vec<Cidr>,
     /// Whether a workload may talk to what is no service of the mesh.
-    pub outbound: Outbound,
+    pub outbound: OutboundPolicy,
     /// The services by name.
     pub services: BTreeMap<String, Service>,
     /// The routes, in the order of the file.
-    pub routes: Vec<Route>,
+    pub routes: Vec<MeshRoute>,
     /// The issuers of tokens by name.
     pub issuers: BTreeMap<String, Issuer>,
     /// Who may call what. What is not allowed here is refused.
@@ -59,7 +59,7 @@ pub struct Mesh {
 /// Whether a workload may talk to what is no service of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outbound {
+pub enum OutboundPolicy {
     /// It may not.
     #[default]
     Closed,
@@ -157,27 +157,27 @@ pub enum Protocol {
 
 /// A route: where the requests to a service go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
+pub struct MeshRoute {
     /// Its name.
     pub name: String,
     /// The services whose requests it takes.
-    pub parents: Vec<Parent>,
+    pub parents: Vec<RouteParent>,
     /// The host names it takes, when it does not take all.
     pub hostnames: Vec<String>,
     /// Its rules, in order.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<RouteRule>,
 }
 
 /// A service whose requests a route takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parent {
+pub struct RouteParent {
     /// The service.
     pub service: String,
     /// Its port; none: all ports.
     pub port: Option<u16>,
 }
 
-impl Route {
+impl MeshRoute {
     /// Whether the route takes the requests to a port of a service.
     #[must_use]
     pub fn is_of(&self, service: &Service, port: &Port) -> bool {
@@ -189,18 +189,18 @@ impl Route {
 
 /// A rule of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub struct RouteRule {
     /// Which requests: one match suffices.
     pub matches: Vec<RouteMatch>,
     /// Where they go.
-    pub target: Target,
+    pub target: RouteTarget,
     /// How long until the whole response; none: without limit.
     pub timeout: Option<Duration>,
 }
 
 /// Where a rule's requests go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub enum RouteTarget {
     /// To these ports of services, by weight.
     Backends {
         /// Service, port and weight.
@@ -220,7 +220,7 @@ pub struct Issuer {
     /// The `aud` claims, of which a token needs one.
     pub audiences: Vec<String>,
     /// Where its keys are.
-    pub keys: Keys,
+    pub keys: TokenKeys,
     /// Whether its tokens go on to the service.
     pub forward: bool,
     /// What claims beside these must be.
@@ -235,7 +235,7 @@ pub struct Issuer {
 
 /// Where keys are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Keys {
+pub enum TokenKeys {
     /// In the control plane's file: they are sent along.
     File(PathBuf, Vec<u8>),
     /// At a key server.
@@ -254,14 +254,14 @@ pub struct KeyServer {
     /// The address to connect to; none: the host is resolved.
     pub address: Option<SocketAddr>,
     /// By which roots the server's certificate is verified; none by `http`.
-    pub roots: Option<Roots>,
+    pub roots: Option<KeyServerRoots>,
     /// How many redirects are followed.
     pub redirects: u8,
 }
 
 /// Roots of a server outside the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Roots {
+pub enum KeyServerRoots {
     /// Those that the system of each sidecar trusts.
     System,
     /// Those of a file, PEM: they are sent along.
@@ -368,7 +368,7 @@ impl Mesh {
     /// # Errors
     /// Every mistake, each with its line and field.
     pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, Vec<Problem>> {
-        reader::Reader::default().read(&text.into(), &file::NamedFiles::below(folder))
+        reader::MeshReader::default().read(&text.into(), &file::ReferencedFiles::below(folder))
     }
 
     /// Where a clause stands in the file, such as `security.policies[0].allow[1]`.

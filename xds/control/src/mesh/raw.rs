@@ -5,35 +5,35 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
-use super::{Outbound, Protocol, raw_number};
+use super::{OutboundPolicy, Protocol, raw_number};
 
 pub use super::raw_routes::{
-    BackendRef, Filter, Match, ParentRef, PathMatch, PathModifier, RequestRedirect, Route, Rule,
-    Timeouts, UrlRewrite, ValueMatch,
+    RawBackendRef, RawFilter, RawMatch, RawParentRef, RawPathMatch, RawPathModifier,
+    RawRequestRedirect, RawRoute, RawRule, RawTimeouts, RawUrlRewrite, RawValueMatch,
 };
 
 /// The file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Mesh {
+pub struct RawMesh {
     /// Such as `mesh.local`.
     pub trust_domain: String,
     /// Such as `10.96.0.0/16`.
     pub service_ranges: Vec<String>,
     /// `closed` or `open`.
     #[serde(default)]
-    pub outbound: Outbound,
+    pub outbound: OutboundPolicy,
     /// The services.
-    pub services: Vec<Service>,
+    pub services: Vec<RawService>,
     /// The routes.
     #[serde(default)]
-    pub routes: Vec<Route>,
+    pub routes: Vec<RawRoute>,
     /// Tokens, policies and revocations.
     #[serde(default)]
-    pub security: Security,
+    pub security: RawSecurity,
 }
 
-impl Mesh {
+impl RawMesh {
     /// Gives back the room that lists were read into and do not need: the mesh is kept.
     pub(super) fn shrink(&mut self) {
         self.services.shrink_to_fit();
@@ -58,29 +58,29 @@ impl Mesh {
 /// A service.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Service {
+pub struct RawService {
     /// Its name: lower-case letters, digits and `-`.
     pub name: String,
     /// Its virtual addresses; a service without any is reached by routes.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
     /// Its ports; none: it only calls others.
-    pub ports: Vec<Port>,
+    pub ports: Vec<RawPort>,
     /// Its replicas.
     #[serde(default)]
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<RawEndpoint>,
     /// `round_robin` or `least_requests`; `round_robin` when not given.
-    pub balance: Option<Balance>,
+    pub balance: Option<RawBalance>,
     /// Whose flows agents take: address ranges. Anybody's when not given.
     pub allow_from: Option<Vec<String>>,
     /// `none`, `client_address` or `tcp_sequence`.
     #[serde(default)]
-    pub affinity: Affinity,
+    pub affinity: RawAffinity,
     /// `agent` or `client`.
     #[serde(default)]
-    pub source_address: SourceAddress,
+    pub source_address: RawSourceAddress,
     /// How its sidecars serve HTTP.
-    pub http: Option<Http>,
+    pub http: Option<RawHttp>,
     /// Whether its replicas have sidecars.
     #[serde(default = "yes")]
     pub meshed: bool,
@@ -89,36 +89,36 @@ pub struct Service {
 /// How sidecars serve the HTTP ports of a service.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Http {
+pub struct RawHttp {
     /// What becomes of paths.
     #[serde(default)]
-    pub paths: Paths,
+    pub paths: RawPaths,
     /// What becomes of headers with `_` in their names: `allow`, `drop` or `reject`.
     pub headers_with_underscores: Option<String>,
     /// How large messages may be.
     #[serde(default)]
-    pub limits: HttpLimits,
+    pub limits: RawHttpLimits,
     /// How long they may take.
     #[serde(default)]
-    pub timeouts: HttpTimeouts,
+    pub timeouts: RawHttpTimeouts,
 }
 
 /// How sidecars serve one HTTP port, where it differs from the service's others.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PortHttp {
+pub struct RawPortHttp {
     /// How large messages may be.
     #[serde(default)]
-    pub limits: HttpLimits,
+    pub limits: RawHttpLimits,
     /// How long they may take.
     #[serde(default)]
-    pub timeouts: HttpTimeouts,
+    pub timeouts: RawHttpTimeouts,
 }
 
 /// How large the heads of messages may be.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct HttpLimits {
+pub struct RawHttpLimits {
     /// The head of a request in KiB; one header, a token or the target may fill it. 60 when not given.
     pub request_headers_kib: Option<u32>,
     /// The headers of a request; 100 when not given.
@@ -132,7 +132,7 @@ pub struct HttpLimits {
 /// How long messages may take.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct HttpTimeouts {
+pub struct RawHttpTimeouts {
     /// How long a request may be silent in both directions, such as a client that takes nothing of its answer:
     /// such as `10m`; `0s`: without limit. 5 minutes when not given, and without limit for gRPC.
     pub stream_idle: Option<String>,
@@ -141,7 +141,7 @@ pub struct HttpTimeouts {
 /// What becomes of paths. By default they reach the service as they were sent.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Paths {
+pub struct RawPaths {
     /// Whether dot segments are resolved and needless escapes decoded.
     #[serde(default)]
     pub normalize: bool,
@@ -155,7 +155,7 @@ pub struct Paths {
 /// How a replica is chosen.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Balance {
+pub enum RawBalance {
     /// In turn.
     RoundRobin,
     /// The one with the fewest open requests.
@@ -165,7 +165,7 @@ pub enum Balance {
 /// Whose address replicas see, when an agent moves the bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum SourceAddress {
+pub enum RawSourceAddress {
     /// The agent's host's.
     #[default]
     Agent,
@@ -176,7 +176,7 @@ pub enum SourceAddress {
 /// Which flows go to one replica.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Affinity {
+pub enum RawAffinity {
     /// Each flow has its own.
     #[default]
     None,
@@ -190,7 +190,7 @@ pub enum Affinity {
 /// A port.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Port {
+pub struct RawPort {
     /// At the virtual addresses.
     #[serde(deserialize_with = "raw_number::port")]
     pub port: u16,
@@ -205,13 +205,13 @@ pub struct Port {
     /// `close`.
     pub idle_end: Option<String>,
     /// How sidecars serve a port of HTTP, where it differs from the service's others.
-    pub http: Option<PortHttp>,
+    pub http: Option<RawPortHttp>,
 }
 
 /// A replica.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Endpoint {
+pub struct RawEndpoint {
     /// Its address.
     pub address: IpAddr,
     /// Its share, 1 when not given.
@@ -221,19 +221,19 @@ pub struct Endpoint {
 /// Tokens, policies and revocations.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Security {
+pub struct RawSecurity {
     /// The issuers of tokens by name.
     #[serde(default)]
-    pub issuers: BTreeMap<String, Issuer>,
+    pub issuers: BTreeMap<String, RawIssuer>,
     /// Who may call what.
     #[serde(default)]
-    pub policies: Vec<Policy>,
+    pub policies: Vec<RawPolicy>,
     /// Serial numbers, hex.
     #[serde(default)]
     pub revocations: Vec<String>,
     /// What revocation lists decide.
     #[serde(default)]
-    pub revocation: Revocation,
+    pub revocation: RawRevocation,
     /// Whether keys are agreed on in a way that quantum computers do not undo: `prefer`, `require` or `off`.
     pub post_quantum: Option<String>,
 }
@@ -241,7 +241,7 @@ pub struct Security {
 /// What revocation lists decide, everywhere in the mesh.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Revocation {
+pub struct RawRevocation {
     /// `off`, `soft`, or `strict`.
     pub mode: Option<String>,
     /// `ignore`, `warn`, or `deny`.
@@ -260,7 +260,7 @@ pub struct Revocation {
 /// An issuer.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Issuer {
+pub struct RawIssuer {
     /// The `iss` claim.
     pub issuer: String,
     /// The `aud` claims.
@@ -281,7 +281,7 @@ pub struct Issuer {
     pub forward: bool,
     /// What claims beside these must be.
     #[serde(default)]
-    pub claims: Vec<Claim>,
+    pub claims: Vec<RawClaim>,
     /// Which claims are told to the service: fields by claim.
     #[serde(default)]
     pub claim_headers: BTreeMap<String, String>,
@@ -296,7 +296,7 @@ pub struct Issuer {
 /// What a claim must be.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Claim {
+pub struct RawClaim {
     /// Its name.
     pub name: String,
     /// `single-string`, `string-array` or `space-separated-values`.
@@ -311,15 +311,15 @@ pub struct Claim {
 /// Who may call what at a service.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Policy {
+pub struct RawPolicy {
     /// The service.
     pub service: String,
     /// What is allowed.
     #[serde(default)]
-    pub allow: Vec<Clause>,
+    pub allow: Vec<RawClause>,
     /// What is denied, whatever is allowed.
     #[serde(default)]
-    pub deny: Vec<Clause>,
+    pub deny: Vec<RawClause>,
     /// Whether it only watches: what it would refuse is told, and passes.
     #[serde(default)]
     pub dry_run: bool,
@@ -328,7 +328,7 @@ pub struct Policy {
 /// Something that is allowed or denied.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Clause {
+pub struct RawClause {
     /// Service names or SPIFFE ids; an id that ends with `/*`: all below it, such as those of a namespace;
     /// `"*"`: any identity of the mesh.
     pub from: Vec<String>,
@@ -340,7 +340,7 @@ pub struct Clause {
     /// The methods, compared without case; `"*"`: any.
     pub methods: Option<Vec<String>>,
     /// The path patterns (`weft_model::PathPattern`).
-    pub paths: Option<Vec<PathText>>,
+    pub paths: Option<Vec<RawPathText>>,
     /// The issuer whose token is needed.
     pub token: Option<String>,
     /// What claims of the token must be: one of these values each.
@@ -350,11 +350,11 @@ pub struct Clause {
 /// A path of a policy.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, expecting = "a path pattern such as /cart, or {type: Exact, value: /cart}")]
-pub enum PathText {
+pub enum RawPathText {
     /// A pattern.
     Pattern(String),
     /// `PathPrefix` or `Exact`, without wildcards, as in routes.
-    Typed(PathMatch),
+    Typed(RawPathMatch),
 }
 
 fn yes() -> bool {

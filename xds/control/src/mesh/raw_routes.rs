@@ -8,22 +8,22 @@ use super::raw_number;
 /// A route, in the shape of `gateway.networking.k8s.io/v1` HTTPRoute's spec.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Route {
+pub struct RawRoute {
     /// Its name.
     pub name: String,
     /// The services whose requests it takes.
-    pub parent_refs: Vec<ParentRef>,
+    pub parent_refs: Vec<RawParentRef>,
     /// The host names.
     #[serde(default)]
     pub hostnames: Vec<String>,
     /// The rules.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<RawRule>,
 }
 
 /// A service by name.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ParentRef {
+pub struct RawParentRef {
     /// Its name.
     pub name: String,
     /// The port whose requests the route takes; those of all ports when not given.
@@ -34,40 +34,40 @@ pub struct ParentRef {
 /// A rule.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Rule {
+pub struct RawRule {
     /// Which requests; none: all.
     #[serde(default)]
-    pub matches: Vec<Match>,
+    pub matches: Vec<RawMatch>,
     /// What is done with them.
     #[serde(default)]
-    pub filters: Vec<Filter>,
+    pub filters: Vec<RawFilter>,
     /// Where they go.
     #[serde(default)]
-    pub backend_refs: Vec<BackendRef>,
+    pub backend_refs: Vec<RawBackendRef>,
     /// How long they may take; as long as they like when not given.
-    pub timeouts: Option<Timeouts>,
+    pub timeouts: Option<RawTimeouts>,
 }
 
 /// A match.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Match {
+pub struct RawMatch {
     /// The path.
-    pub path: Option<PathMatch>,
+    pub path: Option<RawPathMatch>,
     /// The method, compared without case.
     pub method: Option<String>,
     /// The headers.
     #[serde(default)]
-    pub headers: Vec<ValueMatch>,
+    pub headers: Vec<RawValueMatch>,
     /// The query parameters.
     #[serde(default)]
-    pub query_params: Vec<ValueMatch>,
+    pub query_params: Vec<RawValueMatch>,
 }
 
 /// A path.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PathMatch {
+pub struct RawPathMatch {
     /// `PathPrefix` or `Exact`.
     #[serde(rename = "type", default = "path_prefix")]
     pub kind: String,
@@ -78,7 +78,7 @@ pub struct PathMatch {
 /// A name and its value.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ValueMatch {
+pub struct RawValueMatch {
     /// `Exact`.
     #[serde(rename = "type", default = "exact")]
     pub kind: String,
@@ -91,28 +91,28 @@ pub struct ValueMatch {
 /// A filter.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Filter {
+pub struct RawFilter {
     /// `URLRewrite` or `RequestRedirect`.
     #[serde(rename = "type")]
     pub kind: String,
     /// For `URLRewrite`.
-    pub url_rewrite: Option<UrlRewrite>,
+    pub url_rewrite: Option<RawUrlRewrite>,
     /// For `RequestRedirect`.
-    pub request_redirect: Option<RequestRedirect>,
+    pub request_redirect: Option<RawRequestRedirect>,
 }
 
 /// A rewrite.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct UrlRewrite {
+pub struct RawUrlRewrite {
     /// The path.
-    pub path: PathModifier,
+    pub path: RawPathModifier,
 }
 
 /// What becomes of a path.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct PathModifier {
+pub struct RawPathModifier {
     /// `ReplacePrefixMatch` or `ReplaceFullPath`.
     #[serde(rename = "type")]
     pub kind: String,
@@ -125,13 +125,13 @@ pub struct PathModifier {
 /// A redirect.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct RequestRedirect {
+pub struct RawRequestRedirect {
     /// `http` or `https`.
     pub scheme: Option<String>,
     /// The host.
     pub hostname: Option<String>,
     /// The path.
-    pub path: Option<PathModifier>,
+    pub path: Option<RawPathModifier>,
     /// 301, 302, 303, 307 or 308; 302 when not given.
     pub status_code: Option<u16>,
 }
@@ -139,7 +139,7 @@ pub struct RequestRedirect {
 /// A port of a service, with its share.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BackendRef {
+pub struct RawBackendRef {
     /// The service.
     pub name: String,
     /// The port.
@@ -152,7 +152,7 @@ pub struct BackendRef {
 /// How long things may take.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Timeouts {
+pub struct RawTimeouts {
     /// Until the whole response, such as `10s`; `0s`: without limit.
     pub request: String,
 }

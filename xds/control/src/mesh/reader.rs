@@ -8,29 +8,29 @@ use serde::de::DeserializeOwned;
 use weft_xds::bootstrap::Problem;
 use weft_xds::located::{self, Located};
 
-use super::check::{self, Mistake};
-use super::file::NamedFiles;
-use super::sections::{Items, List, Sections};
-use super::{Mesh, mistakes, raw};
+use super::check::{self, Diagnostic};
+use super::file::ReferencedFiles;
+use super::sections::{ListItems, ListName, ListSections};
+use super::{Mesh, parse_errors, raw};
 
 /// How many mistakes are located by parsing their items alone. For more, the file is parsed.
 const LOCATED_ALONE: usize = 64;
 
 /// Reads the versions of one file.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
-    last: Option<Parsed>,
-    warned: Warned,
+pub(super) struct MeshReader {
+    last: Option<ParsedFile>,
+    last_warnings: LocatedWarnings,
 }
 
 /// The warnings of the last version, with and without their lines.
 #[derive(Debug, Default)]
-struct Warned {
-    warnings: Vec<Mistake>,
+struct LocatedWarnings {
+    warnings: Vec<Diagnostic>,
     located: Vec<Problem>,
 }
 
-impl Reader {
+impl MeshReader {
     /// Reads a version of the file. `files` are those that it names.
     ///
     /// # Errors
@@ -38,19 +38,19 @@ impl Reader {
     pub(super) fn read(
         &mut self,
         text: &Arc<str>,
-        files: &NamedFiles,
+        files: &ReferencedFiles,
     ) -> Result<Mesh, Vec<Problem>> {
         let parsed = self.last.take().and_then(|last| last.changed_to(text));
-        let parsed = parsed.map_or_else(|| Parsed::new(text), Ok);
-        let parsed = parsed.map_err(|first| mistakes::all(text, files, first))?;
+        let parsed = parsed.map_or_else(|| ParsedFile::new(text), Ok);
+        let parsed = parsed.map_err(|first| parse_errors::all(text, files, first))?;
         let parsed = self.last.insert(parsed);
         let (mesh, warnings) =
             check::check(&parsed.raw, files).map_err(|mistakes| parsed.locate(&mistakes))?;
-        if self.warned.warnings != warnings {
+        if self.last_warnings.warnings != warnings {
             let located = parsed.locate(&warnings);
-            self.warned = Warned { warnings, located };
+            self.last_warnings = LocatedWarnings { warnings, located };
         }
-        Ok(Mesh { warnings: self.warned.located.clone(), ..mesh })
+        Ok(Mesh { warnings: self.last_warnings.located.clone(), ..mesh })
     }
 
     /// A text, shared with the last version where that has the same.
@@ -62,17 +62,17 @@ impl Reader {
 
 /// A version of the file.
 #[derive(Debug)]
-struct Parsed {
+struct ParsedFile {
     text: Arc<str>,
-    sections: Sections,
-    raw: raw::Mesh,
+    sections: ListSections,
+    raw: raw::RawMesh,
 }
 
-impl Parsed {
+impl ParsedFile {
     fn new(text: &Arc<str>) -> Result<Self, Problem> {
-        let mut raw: raw::Mesh = located::read(text)?;
+        let mut raw: raw::RawMesh = located::read(text)?;
         raw.shrink();
-        Ok(Self { text: text.clone(), sections: Sections::find(text), raw })
+        Ok(Self { text: text.clone(), sections: ListSections::find(text), raw })
     }
 
     /// The version with another text. None when more of it must be parsed than items of one list: what stands
@@ -86,17 +86,18 @@ impl Parsed {
         if self.text.contains('&') || text.contains('&') {
             return None;
         }
-        let sections = Sections::find(text);
-        let change = Change::between(&self.text, text);
-        let changed =
-            |list: List| Some((list, change.items(self.sections.of(list)?, sections.of(list)?)?));
-        let (list, (old, new)) = List::ALL.into_iter().find_map(changed)?;
-        let before = Piece::of(&self.text, self.sections.of(list)?, old)?;
-        let after = Piece::of(text, sections.of(list)?, new)?;
+        let sections = ListSections::find(text);
+        let change = TextChange::between(&self.text, text);
+        let changed = |list: ListName| {
+            Some((list, change.items(self.sections.of(list)?, sections.of(list)?)?))
+        };
+        let (list, (old, new)) = ListName::ALL.into_iter().find_map(changed)?;
+        let before = ListPiece::of(&self.text, self.sections.of(list)?, old)?;
+        let after = ListPiece::of(text, sections.of(list)?, new)?;
         match list {
-            List::Services => before.replace(&after, &mut self.raw.services)?,
-            List::Routes => before.replace(&after, &mut self.raw.routes)?,
-            List::Policies => before.replace(&after, &mut self.raw.security.policies)?,
+            ListName::Services => before.replace(&after, &mut self.raw.services)?,
+            ListName::Routes => before.replace(&after, &mut self.raw.routes)?,
+            ListName::Policies => before.replace(&after, &mut self.raw.security.policies)?,
         }
         self.text = text.clone();
         self.sections = sections;
@@ -104,12 +105,12 @@ impl Parsed {
     }
 
     /// The mistakes with their lines, by line.
-    fn locate(&self, mistakes: &[Mistake]) -> Vec<Problem> {
+    fn locate(&self, mistakes: &[Diagnostic]) -> Vec<Problem> {
         let alone = mistakes.len() <= LOCATED_ALONE;
-        let alone = |mistake: &Mistake| alone.then(|| self.line_alone(&mistake.path)).flatten();
+        let alone = |mistake: &Diagnostic| alone.then(|| self.line_alone(&mistake.path)).flatten();
         let lines: Vec<Option<u64>> = mistakes.iter().map(alone).collect();
         let whole = if lines.contains(&None) { Located::parse(&self.text).ok() } else { None };
-        let problem = |(mistake, line): (&Mistake, Option<u64>)| {
+        let problem = |(mistake, line): (&Diagnostic, Option<u64>)| {
             let whole = || whole.as_ref().map_or(0, |located| located.line_of(&mistake.path));
             let text = format!("{}: {}", mistake.path, mistake.reason);
             Problem { line: line.unwrap_or_else(whole), text }
@@ -122,20 +123,21 @@ impl Parsed {
     /// The line of a field of an item of a list, by parsing the item alone; none for other fields, and where that
     /// is not possible.
     fn line_alone(&self, path: &str) -> Option<u64> {
-        let in_list = |list: List| Some((list, path.strip_prefix(list.path())?.strip_prefix('[')?));
-        let (list, rest) = List::ALL.into_iter().find_map(in_list)?;
+        let in_list =
+            |list: ListName| Some((list, path.strip_prefix(list.path())?.strip_prefix('[')?));
+        let (list, rest) = ListName::ALL.into_iter().find_map(in_list)?;
         let (index, rest) = rest.split_once(']')?;
         let index = index.parse().ok()?;
         let items = self.sections.of(list)?;
         let count = match list {
-            List::Services => self.raw.services.len(),
-            List::Routes => self.raw.routes.len(),
-            List::Policies => self.raw.security.policies.len(),
+            ListName::Services => self.raw.services.len(),
+            ListName::Routes => self.raw.routes.len(),
+            ListName::Policies => self.raw.security.policies.len(),
         };
         if items.starts.len() != count {
             return None;
         }
-        let piece = Piece::of(&self.text, items, index..index + 1)?;
+        let piece = ListPiece::of(&self.text, items, index..index + 1)?;
         let located = Located::parse(piece.text).ok()?;
         let before = items.lines.get(index)?;
         Some(before + located.line_of(&format!("[0]{rest}")))
@@ -144,7 +146,7 @@ impl Parsed {
 
 /// Where two texts differ.
 #[derive(Debug)]
-struct Change {
+struct TextChange {
     /// How many bytes at the begin are the same.
     prefix: usize,
     /// Where the bytes begin that are the same to the end.
@@ -155,7 +157,7 @@ struct Change {
     new_len: usize,
 }
 
-impl Change {
+impl TextChange {
     fn between(old: &str, new: &str) -> Self {
         // Whole lines, so that what is equal by chance does not count for both ends.
         let prefix = same_at_start(old.as_bytes(), new.as_bytes());
@@ -173,14 +175,14 @@ impl Change {
     }
 
     /// The items of a list that differ, before and after; none when something else does.
-    fn items(&self, old: &Items, new: &Items) -> Option<(Range<usize>, Range<usize>)> {
+    fn items(&self, old: &ListItems, new: &ListItems) -> Option<(Range<usize>, Range<usize>)> {
         let reached = old.starts.partition_point(|start| *start <= self.prefix);
         let first =
             (0..reached).rev().find(|index| old.starts.get(*index) == new.starts.get(*index))?;
         let is_alike = old.indent == new.indent
             && old.end >= self.old_end
             && self.old_len - old.end == self.new_len - new.end;
-        let behind = |items: &Items, end| {
+        let behind = |items: &ListItems, end| {
             items.starts.iter().rev().take_while(|start| **start >= end).count()
         };
         let kept = behind(old, self.old_end).min(behind(new, self.new_end));
@@ -213,15 +215,15 @@ fn same_at_end(one: &[u8], other: &[u8]) -> usize {
 
 /// Some items of a list, and their text.
 #[derive(Debug)]
-struct Piece<'t> {
+struct ListPiece<'t> {
     text: &'t str,
     items: Range<usize>,
     /// How many items the list has.
     all: usize,
 }
 
-impl<'t> Piece<'t> {
-    fn of(text: &'t str, list: &Items, items: Range<usize>) -> Option<Self> {
+impl<'t> ListPiece<'t> {
+    fn of(text: &'t str, list: &ListItems, items: Range<usize>) -> Option<Self> {
         let text = text.get(list.span(items.clone())?)?;
         Some(Self { text, items, all: list.starts.len() })
     }
@@ -235,7 +237,7 @@ impl<'t> Piece<'t> {
     }
 
     /// Puts the items of `after` in the place of these.
-    fn replace<T: DeserializeOwned>(&self, after: &Piece<'_>, list: &mut Vec<T>) -> Option<()> {
+    fn replace<T: DeserializeOwned>(&self, after: &ListPiece<'_>, list: &mut Vec<T>) -> Option<()> {
         if list.len() != self.all || after.all == 0 {
             return None;
         }
@@ -300,17 +302,17 @@ security:
         text.into()
     }
 
-    fn parsed(text: &str) -> Parsed {
-        Parsed::new(&version(text)).expect("a good file")
+    fn parsed(text: &str) -> ParsedFile {
+        ParsedFile::new(&version(text)).expect("a good file")
     }
 
     #[test]
     fn items_are_found_where_the_parser_finds_them() {
-        let Parsed { sections, raw, .. } = parsed(MESH);
-        let starts = |list| sections.of(list).map_or(0, |items: &Items| items.starts.len());
-        assert_eq!(starts(List::Services), raw.services.len());
-        assert_eq!(starts(List::Routes), raw.routes.len());
-        assert_eq!(starts(List::Policies), raw.security.policies.len());
+        let ParsedFile { sections, raw, .. } = parsed(MESH);
+        let starts = |list| sections.of(list).map_or(0, |items: &ListItems| items.starts.len());
+        assert_eq!(starts(ListName::Services), raw.services.len());
+        assert_eq!(starts(ListName::Routes), raw.routes.len());
+        assert_eq!(starts(ListName::Policies), raw.security.policies.len());
     }
 
     #[test]
@@ -334,7 +336,7 @@ security:
                 format!("{:?}", parsed(&text).raw),
                 "{after:?}"
             );
-            assert_eq!(changed.sections, Sections::find(&text), "{after:?}");
+            assert_eq!(changed.sections, ListSections::find(&text), "{after:?}");
         }
     }
 
@@ -357,9 +359,9 @@ security:
     }
 
     /// Numbers that look random and are the same in each run.
-    struct Numbers(u64);
+    struct RandomNumbers(u64);
 
-    impl Numbers {
+    impl RandomNumbers {
         fn below(&mut self, limit: usize) -> usize {
             self.0 = self
                 .0
@@ -413,11 +415,11 @@ security:
     #[test]
     fn any_edit_gives_what_the_whole_file_gives() {
         let folder = Path::new(".");
-        let files = NamedFiles::below(folder);
-        let mut numbers = Numbers(1);
+        let files = ReferencedFiles::below(folder);
+        let mut numbers = RandomNumbers(1);
         let mut good = 0;
         for _ in 0..1_000 {
-            let mut reader = Reader::default();
+            let mut reader = MeshReader::default();
             reader.read(&version(MESH), &files).expect("a good file");
             let mut text = MESH.to_owned();
             for _ in 0..=numbers.below(3) {

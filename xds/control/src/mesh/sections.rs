@@ -7,13 +7,13 @@ use std::ops::Range;
 
 /// A list that grows with the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum List {
+pub(super) enum ListName {
     Services,
     Routes,
     Policies,
 }
 
-impl List {
+impl ListName {
     /// Every list.
     pub(super) const ALL: [Self; 3] = [Self::Services, Self::Routes, Self::Policies];
 
@@ -39,7 +39,7 @@ impl List {
 
 /// The items of a list in block style.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Items {
+pub(super) struct ListItems {
     /// The indentation of each item's dash.
     pub(super) indent: usize,
     /// Where the line of each item begins, in bytes.
@@ -50,8 +50,8 @@ pub(super) struct Items {
     pub(super) end: usize,
 }
 
-impl Items {
-    fn push(&mut self, line: &Line<'_>) {
+impl ListItems {
+    fn push(&mut self, line: &TextLine<'_>) {
         self.starts.push(line.offset);
         self.lines.push(line.number);
     }
@@ -67,16 +67,16 @@ impl Items {
 
 /// The items of each list that is written in block style; none for the others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Sections([Option<Items>; 3]);
+pub(super) struct ListSections([Option<ListItems>; 3]);
 
-impl Sections {
+impl ListSections {
     /// Finds the items in a text.
     pub(super) fn find(text: &str) -> Self {
         let mut found = Self::default();
-        let mut scan = Scan::default();
+        let mut scan = SectionScan::default();
         let mut offset = 0;
         for (number, line) in (0..).zip(text.split_inclusive('\n')) {
-            if let Some(line) = Line::of(line, offset, number) {
+            if let Some(line) = TextLine::of(line, offset, number) {
                 scan.take(&line, &mut found);
             }
             offset += line.len();
@@ -86,28 +86,28 @@ impl Sections {
     }
 
     /// The items of a list.
-    pub(super) fn of(&self, list: List) -> Option<&Items> {
+    pub(super) fn of(&self, list: ListName) -> Option<&ListItems> {
         let [services, routes, policies] = &self.0;
         match list {
-            List::Services => services.as_ref(),
-            List::Routes => routes.as_ref(),
-            List::Policies => policies.as_ref(),
+            ListName::Services => services.as_ref(),
+            ListName::Routes => routes.as_ref(),
+            ListName::Policies => policies.as_ref(),
         }
     }
 
-    fn set(&mut self, list: List, items: Items) {
+    fn set(&mut self, list: ListName, items: ListItems) {
         let [services, routes, policies] = &mut self.0;
         let place = match list {
-            List::Services => services,
-            List::Routes => routes,
-            List::Policies => policies,
+            ListName::Services => services,
+            ListName::Routes => routes,
+            ListName::Policies => policies,
         };
         *place = Some(items);
     }
 }
 
 /// A line that is neither empty nor a comment.
-struct Line<'t> {
+struct TextLine<'t> {
     indent: usize,
     text: &'t str,
     /// Where it begins, in bytes.
@@ -116,7 +116,7 @@ struct Line<'t> {
     number: u64,
 }
 
-impl<'t> Line<'t> {
+impl<'t> TextLine<'t> {
     fn of(line: &'t str, offset: usize, number: u64) -> Option<Self> {
         let text = line.trim_start_matches(' ');
         let indent = line.len() - text.len();
@@ -143,23 +143,23 @@ impl<'t> Line<'t> {
 
 /// What is known before the next line.
 #[derive(Default)]
-struct Scan<'t> {
+struct SectionScan<'t> {
     /// The key of the root that the line is below, and the indentation of the keys below it.
     parent: Option<(&'t str, Option<usize>)>,
-    open: Option<Open>,
+    open: Option<OpenList>,
 }
 
 /// The list that the line may belong to.
-struct Open {
-    list: List,
+struct OpenList {
+    list: ListName,
     /// The indentation of its key.
     key_indent: usize,
     /// None before its first item.
-    items: Option<Items>,
+    items: Option<ListItems>,
 }
 
-impl<'t> Scan<'t> {
-    fn take(&mut self, line: &Line<'t>, found: &mut Sections) {
+impl<'t> SectionScan<'t> {
+    fn take(&mut self, line: &TextLine<'t>, found: &mut ListSections) {
         if let Some(open) = &mut self.open {
             match &mut open.items {
                 Some(items) if line.indent > items.indent => return,
@@ -168,7 +168,7 @@ impl<'t> Scan<'t> {
                     return;
                 }
                 None if line.indent >= open.key_indent && line.is_item() => {
-                    let mut items = Items { indent: line.indent, ..Items::default() };
+                    let mut items = ListItems { indent: line.indent, ..ListItems::default() };
                     items.push(line);
                     open.items = Some(items);
                     return;
@@ -179,7 +179,7 @@ impl<'t> Scan<'t> {
         self.take_key(line);
     }
 
-    fn take_key(&mut self, line: &Line<'t>) {
+    fn take_key(&mut self, line: &TextLine<'t>) {
         let Some((key, is_open)) = line.key() else { return };
         let parent = match &mut self.parent {
             _ if line.indent == 0 => None,
@@ -194,15 +194,15 @@ impl<'t> Scan<'t> {
         if line.indent == 0 {
             self.parent = Some((key, None));
         }
-        if let Some(list) = List::opened_by(parent, key).filter(|_| is_open) {
-            self.open = Some(Open { list, key_indent: line.indent, items: None });
+        if let Some(list) = ListName::opened_by(parent, key).filter(|_| is_open) {
+            self.open = Some(OpenList { list, key_indent: line.indent, items: None });
         }
     }
 
     /// Notes the items of the list that has ended.
-    fn close(&mut self, offset: usize, found: &mut Sections) {
-        if let Some(Open { list, items: Some(items), .. }) = self.open.take() {
-            found.set(list, Items { end: offset, ..items });
+    fn close(&mut self, offset: usize, found: &mut ListSections) {
+        if let Some(OpenList { list, items: Some(items), .. }) = self.open.take() {
+            found.set(list, ListItems { end: offset, ..items });
         }
     }
 }

@@ -403,23 +403,23 @@ fn key_server_is_named_by_a_uri_with_an_address_roots_and_redirects_or_refused()
         let mesh = Mesh::parse(&with(text), std::path::Path::new(".")).expect(text);
         mesh.issuers["login"].keys.clone()
     };
-    let Keys::Http(server) = keys("jwks_uri: 'https://login.example/keys', jwks_redirects: 2")
+    let TokenKeys::Http(server) = keys("jwks_uri: 'https://login.example/keys', jwks_redirects: 2")
     else {
         panic!("keys come from a server");
     };
     assert_eq!((server.host.as_str(), server.port, server.address), ("login.example", 443, None));
-    assert_eq!((server.roots, server.redirects), (Some(Roots::System), 2));
+    assert_eq!((server.roots, server.redirects), (Some(KeyServerRoots::System), 2));
     for (text, address, roots) in [
         ("jwks_uri: 'http://login.example/'", None, None),
         ("jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'", Some("10.1.1.1:80"), None),
-        ("jwks_uri: 'https://10.1.1.2/'", Some("10.1.1.2:443"), Some(Roots::System)),
+        ("jwks_uri: 'https://10.1.1.2/'", Some("10.1.1.2:443"), Some(KeyServerRoots::System)),
         (
             "jwks_uri: 'https://a/', jwks_address: '10.1.1.1:8443'",
             Some("10.1.1.1:8443"),
-            Some(Roots::System),
+            Some(KeyServerRoots::System),
         ),
     ] {
-        let Keys::Http(server) = keys(text) else { panic!("{text}") };
+        let TokenKeys::Http(server) = keys(text) else { panic!("{text}") };
         let address = address.map(|address| address.parse().expect("an address"));
         assert_eq!((server.address, server.roots), (address, roots), "{text}");
     }

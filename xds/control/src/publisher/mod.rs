@@ -11,13 +11,13 @@ use tokio::sync::{Notify, watch};
 use weft_certs::{BACKDATED, Revoked};
 use weft_runtime::memory;
 
-use crate::clock::{Clock, monotonic, wall_clock};
+use crate::ca_rotation::{self, Authorities, CurrentAuthorities, TrustDistribution};
+use crate::clock::{SteadyClock, monotonic, wall_clock};
 use crate::mesh::{Mesh, MeshFile};
-use crate::own::{Own, Trusted};
 use crate::resources::{Trust, Views, check_inbound};
-use crate::server::Status;
+use crate::server::ControlStatus;
+use crate::server_certificate::{ClientTrust, ServerCertificate};
 use crate::store::Store;
-use crate::succession::{self, Audience, Authorities, InForce};
 
 /// How many warnings of one mesh are logged.
 const WARNING_LIMIT: usize = 20;
@@ -25,57 +25,57 @@ const WARNING_LIMIT: usize = 20;
 /// whichever thread reads the file.
 const MANY_SERVICES: usize = 100;
 /// How often the file is looked at.
-const POLL: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How often it is evaluated whether one authority may follow another, which reads all certificates that were issued.
-const ADVANCE: Duration = Duration::from_secs(2);
+const ADVANCE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a revocation list is good, and when the next one is made.
-const LIST_LIFE: Duration = Duration::from_secs(24 * 3600);
-const LIST_RENEWAL: Duration = Duration::from_secs(6 * 3600);
+const CRL_LIFE: Duration = Duration::from_secs(24 * 3600);
+const CRL_RENEWAL: Duration = Duration::from_secs(6 * 3600);
 
 /// From the file and the store to views.
 pub(crate) struct Publisher {
     file: MeshFile,
     store: Arc<Store>,
-    authorities: Arc<InForce>,
+    authorities: Arc<CurrentAuthorities>,
     /// Those that are published and not in force yet.
     fresh: Option<Authorities>,
     /// A good mesh that is not published yet, since the store failed.
     pending: Option<Arc<Mesh>>,
     /// What is wrong with the file as it is now.
-    mistakes: Vec<String>,
-    status: watch::Sender<Status>,
+    errors: Vec<String>,
+    status: watch::Sender<ControlStatus>,
     revoked: watch::Sender<Arc<BTreeSet<String>>>,
-    last: Option<Last>,
+    last: Option<AppliedMesh>,
     views: Arc<Views>,
     /// The seed of the flows' hash, once it was read.
     seed: Option<u32>,
-    clock: Arc<Clock>,
+    clock: Arc<SteadyClock>,
 }
 
 /// What is in force.
-struct Last {
+struct AppliedMesh {
     mesh: Arc<Mesh>,
     trust: Trust,
     listed: Vec<Revoked>,
-    list_at: SystemTime,
+    crl_signed_at: SystemTime,
 }
 
-impl Last {
-    fn trusted(&self) -> Trusted<'_> {
+impl AppliedMesh {
+    fn trusted(&self) -> ClientTrust<'_> {
         (&self.trust, &self.mesh.revocation)
     }
 }
 
 /// Why a mesh is not published.
 #[derive(Debug)]
-enum Failure {
+enum PublishError {
     /// It cannot be sent to clients: another try gives the same.
     Mesh(Vec<String>),
     /// The store or the authority failed.
     Store(String),
 }
 
-impl Failure {
+impl PublishError {
     fn into_lines(self) -> Vec<String> {
         match self {
             Self::Mesh(lines) => lines,
@@ -84,25 +84,25 @@ impl Failure {
     }
 }
 
-impl From<String> for Failure {
+impl From<String> for PublishError {
     fn from(error: String) -> Self {
         Self::Store(error)
     }
 }
 
 /// What a publisher reads.
-pub(crate) struct Sources {
+pub(crate) struct PublisherSources {
     pub(crate) file: MeshFile,
     pub(crate) store: Arc<Store>,
-    pub(crate) authorities: Arc<InForce>,
-    pub(crate) clock: Arc<Clock>,
+    pub(crate) authorities: Arc<CurrentAuthorities>,
+    pub(crate) clock: Arc<SteadyClock>,
 }
 
 impl Publisher {
     /// A publisher that has published nothing yet. `revoked` gets the serial numbers of what is revoked.
     pub(crate) fn new(
-        Sources { file, store, authorities, clock }: Sources,
-        status: watch::Sender<Status>,
+        PublisherSources { file, store, authorities, clock }: PublisherSources,
+        status: watch::Sender<ControlStatus>,
         revoked: watch::Sender<Arc<BTreeSet<String>>>,
     ) -> Self {
         Self {
@@ -111,7 +111,7 @@ impl Publisher {
             authorities,
             fresh: None,
             pending: None,
-            mistakes: Vec::new(),
+            errors: Vec::new(),
             status,
             revoked,
             last: None,
@@ -122,35 +122,35 @@ impl Publisher {
     }
 
     /// What clients are checked by; none before the first mesh.
-    pub(crate) fn trusted(&self) -> Option<Trusted<'_>> {
-        self.last.as_ref().map(Last::trusted)
+    pub(crate) fn trusted(&self) -> Option<ClientTrust<'_>> {
+        self.last.as_ref().map(AppliedMesh::trusted)
     }
 
     /// The first views. Without a good file there is nothing to serve.
     pub(crate) fn first(&mut self) -> Result<Arc<Views>, String> {
         let read = self.file.read(wall_clock());
-        let mesh = self.checked(read).map_err(|mistakes| mistakes.join("\n"))?;
+        let mesh = self.checked(read).map_err(|errors| errors.join("\n"))?;
         self.apply(mesh).map_err(|error| error.into_lines().join("\n"))
     }
 
     /// Publishes what changes, until the task is dropped.
     pub(crate) async fn watch(
         mut self,
-        mut own: Own,
+        mut own: ServerCertificate,
         directory: watch::Sender<Arc<Views>>,
         changed: Arc<Notify>,
-        audience: Arc<dyn Audience>,
+        distribution: Arc<dyn TrustDistribution>,
     ) {
         let mut evaluated: Option<Instant> = None;
         loop {
             // An order of an operator holds at once.
-            drop(tokio::time::timeout(POLL, changed.notified()).await);
+            drop(tokio::time::timeout(POLL_INTERVAL, changed.notified()).await);
             // No step is taken by a time that may be wrong.
             if let Ok(now) = self.clock.steady()
-                && evaluated.is_none_or(|at| at.elapsed() >= ADVANCE)
+                && evaluated.is_none_or(|at| at.elapsed() >= ADVANCE_INTERVAL)
             {
                 evaluated = Some(monotonic());
-                succession::advance_in_time(&self.store, &*audience, now);
+                ca_rotation::advance_if_due(&self.store, &*distribution, now);
             }
             // A large mesh takes a while to read and encode.
             let views = tokio::task::block_in_place(|| self.next());
@@ -181,8 +181,8 @@ impl Publisher {
                     self.report(&[]);
                     return Some(views);
                 }
-                Err(Failure::Mesh(mistakes)) => self.mistakes = mistakes,
-                Err(Failure::Store(error)) => {
+                Err(PublishError::Mesh(errors)) => self.errors = errors,
+                Err(PublishError::Store(error)) => {
                     self.pending = Some(mesh);
                     failures.push(error);
                 }
@@ -207,11 +207,11 @@ impl Publisher {
         let Some(read) = self.file.read_changed(wall_clock()) else { return };
         match self.checked(read) {
             Ok(mesh) => {
-                self.mistakes.clear();
+                self.errors.clear();
                 self.pending = Some(mesh);
             }
-            Err(mistakes) => {
-                self.mistakes = mistakes;
+            Err(errors) => {
+                self.errors = errors;
                 self.pending = None;
             }
         }
@@ -232,7 +232,7 @@ impl Publisher {
         let revoked = self.revoked(&last.mesh).unwrap_or_else(|_| last.listed.clone());
         self.fresh.is_some()
             || revoked != last.listed
-            || self.clock.steady().is_ok_and(|now| is_list_due(last.list_at, now))
+            || self.clock.steady().is_ok_and(|now| is_crl_due(last.crl_signed_at, now))
     }
 
     /// A mesh that was read, where it is of the authority's trust domain and sidecars can be sent their inbound side.
@@ -242,7 +242,7 @@ impl Publisher {
     /// Each of its mistakes.
     fn checked(&self, read: Result<Mesh, Vec<String>>) -> Result<Arc<Mesh>, Vec<String>> {
         let mesh = read?;
-        let trust_domain = self.authorities.get().generations().trust_domain.clone();
+        let trust_domain = self.authorities.get().authority_set().trust_domain.clone();
         if mesh.trust_domain != trust_domain {
             return Err(vec![format!(
                 "{}: trust_domain: {:?} is not the authority's, {trust_domain:?}",
@@ -262,17 +262,17 @@ impl Publisher {
     ///
     /// # Errors
     /// Why it is not published.
-    fn apply(&mut self, mesh: Arc<Mesh>) -> Result<Arc<Views>, Failure> {
+    fn apply(&mut self, mesh: Arc<Mesh>) -> Result<Arc<Views>, PublishError> {
         let now = wall_clock();
         let listed = self.revoked(&mesh)?;
         let kept = self
             .last
             .as_ref()
             .filter(|last| last.listed == listed)
-            .filter(|last| self.clock.steady().is_err() || !is_list_due(last.list_at, now))
+            .filter(|last| self.clock.steady().is_err() || !is_crl_due(last.crl_signed_at, now))
             .filter(|_| self.fresh.is_none());
-        let (trust, list_at) = match kept {
-            Some(last) => (last.trust.clone(), last.list_at),
+        let (trust, crl_signed_at) = match kept {
+            Some(last) => (last.trust.clone(), last.crl_signed_at),
             None => (self.trust(&listed, now)?, now),
         };
         let seed = match self.seed {
@@ -280,7 +280,8 @@ impl Publisher {
             None => self.store.flow_seed().map_err(|error| error.to_string())?,
         };
         self.seed = Some(seed);
-        let views = Views::new(mesh.clone(), &trust, seed, &self.views).map_err(Failure::Mesh)?;
+        let views =
+            Views::new(mesh.clone(), &trust, seed, &self.views).map_err(PublishError::Mesh)?;
         self.views = Arc::new(views);
         self.status.send_modify(|status| {
             status.applied += 1;
@@ -310,32 +311,32 @@ impl Publisher {
             }
             is_new
         });
-        self.last = Some(Last { mesh, trust, listed, list_at });
+        self.last = Some(AppliedMesh { mesh, trust, listed, crl_signed_at });
         Ok(self.views.clone())
     }
 
     fn trust(&self, revoked: &[Revoked], now: SystemTime) -> Result<Trust, String> {
-        let number = self.store.next_list_number().map_err(|error| error.to_string())?;
+        let number = self.store.next_crl_number().map_err(|error| error.to_string())?;
         let in_force = self.authorities.get();
         let authorities = self.fresh.as_ref().unwrap_or(&in_force);
         let revocations = authorities
-            .revocation_lists(revoked, number, now, LIST_LIFE)
+            .revocation_lists(revoked, number, now, CRL_LIFE)
             .map_err(|error| error.to_string())?;
         if revocations.is_empty() {
             return Err("every authority has ended by the clock of this host".into());
         }
-        self.status.send_modify(|status| status.list_number = number);
+        self.status.send_modify(|status| status.crl_number = number);
         Ok(Trust { roots: authorities.trust_bundle(), revocations })
     }
 
     /// The authorities of the store, where they are others than those in force.
     fn changed_authorities(&self) -> Option<Authorities> {
-        let loaded = self.store.generations().map_err(|error| error.to_string());
+        let loaded = self.store.authority_set().map_err(|error| error.to_string());
         let in_force = self.authorities.get();
         let changed = match loaded {
-            Ok(generations) if generations == *in_force.generations() => return None,
-            loaded => loaded.and_then(|generations| {
-                Authorities::load(generations).map_err(|error| error.to_string())
+            Ok(authority_set) if authority_set == *in_force.authority_set() => return None,
+            loaded => loaded.and_then(|authority_set| {
+                Authorities::load(authority_set).map_err(|error| error.to_string())
             }),
         };
         match changed {
@@ -386,15 +387,12 @@ impl Publisher {
 
     /// Reports what is wrong with the file, and what failed; each once.
     fn report(&self, failures: &[String]) {
-        let rejected = [&self.mistakes, failures].concat();
+        let rejected = [&self.errors, failures].concat();
         self.status.send_if_modified(|status| {
             let changed = status.rejected != rejected;
             if changed {
-                for mistake in &rejected {
-                    tracing::error!(
-                        mistake,
-                        "mesh.yaml rejected, the last good mesh stays in force"
-                    );
+                for error in &rejected {
+                    tracing::error!(error, "mesh.yaml rejected, the last good mesh stays in force");
                 }
                 status.rejected = rejected;
             }
@@ -405,8 +403,8 @@ impl Publisher {
 
 /// Whether another revocation list is due: the present one is old, or was signed by a clock that was ahead, so
 /// that others refuse it as of the future.
-fn is_list_due(signed: SystemTime, now: SystemTime) -> bool {
-    now >= signed + LIST_RENEWAL || now + BACKDATED < signed
+fn is_crl_due(signed: SystemTime, now: SystemTime) -> bool {
+    now >= signed + CRL_RENEWAL || now + BACKDATED < signed
 }
 
 #[cfg(test)]

@@ -20,12 +20,12 @@ security:
 const KEYS: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
 /// A publisher of a file and a store in a folder.
-struct Running {
+struct TestPublisher {
     folder: tempfile::TempDir,
     publisher: Publisher,
 }
 
-impl Running {
+impl TestPublisher {
     fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("mesh.yaml"), MESH).expect("written");
@@ -33,13 +33,13 @@ impl Running {
         let files = Authority::create(DOMAIN, wall_clock()).expect("an authority");
         let state = folder.path().join("state");
         let store = Arc::new(Store::create(&state, DOMAIN, &files).expect("a store"));
-        let generations = store.generations().expect("they are there");
-        let authorities = Authorities::load(generations).expect("they are good");
-        let sources = Sources {
+        let authority_set = store.authority_set().expect("they are there");
+        let authorities = Authorities::load(authority_set).expect("they are good");
+        let sources = PublisherSources {
             file: MeshFile::new(folder.path().join("mesh.yaml")),
             store,
-            authorities: Arc::new(InForce::new(authorities)),
-            clock: Arc::new(Clock::start()),
+            authorities: Arc::new(CurrentAuthorities::new(authorities)),
+            clock: Arc::new(SteadyClock::start()),
         };
         let publisher = Publisher::new(sources, watch::Sender::default(), watch::Sender::default());
         let mut running = Self { folder, publisher };
@@ -56,11 +56,11 @@ impl Running {
         let id = SpiffeId::parse("spiffe://mesh.test/ns/default/sa/web").expect("an id");
         let store = &self.publisher.store;
         let until = wall_clock() + Duration::from_secs(3600);
-        store.issued(serial, &id, until, wall_clock()).expect("it is stored");
+        store.record_issued(serial, &id, until, wall_clock()).expect("it is stored");
         store.revoke(&[serial.to_owned()], wall_clock()).expect("it is revoked");
     }
 
-    fn status(&self) -> Status {
+    fn status(&self) -> ControlStatus {
         self.publisher.status.borrow().clone()
     }
 
@@ -71,11 +71,13 @@ impl Running {
 
 #[test]
 fn invalid_mesh_file_delays_neither_a_revocation_nor_the_renewal_of_the_list() {
-    let mut running = Running::start();
+    let mut running = TestPublisher::start();
     for (round, break_file) in [
-        |running: &Running| std::fs::write(running.file("mesh.yaml"), "trust_domain: [").unwrap(),
-        |running: &Running| std::fs::remove_file(running.file("mesh.yaml")).unwrap(),
-        |running: &Running| {
+        |running: &TestPublisher| {
+            std::fs::write(running.file("mesh.yaml"), "trust_domain: [").unwrap()
+        },
+        |running: &TestPublisher| std::fs::remove_file(running.file("mesh.yaml")).unwrap(),
+        |running: &TestPublisher| {
             let unknown = MESH.replace("from: [web]", "from: [wbe]");
             std::fs::write(running.file("mesh.yaml"), unknown).unwrap();
         },
@@ -87,20 +89,20 @@ fn invalid_mesh_file_delays_neither_a_revocation_nor_the_renewal_of_the_list() {
         assert!(running.publisher.next().is_none(), "nothing new");
         let rejected = running.status().rejected;
         assert_eq!(rejected.len(), 1, "{rejected:?}");
-        let number = running.status().list_number;
+        let number = running.status().crl_number;
         let serial = format!("0{round}");
         running.revoke(&serial);
         assert!(running.publisher.next().is_some(), "the revocation");
         let status = running.status();
-        assert_eq!((status.list_number, &status.rejected), (number + 1, &rejected));
+        assert_eq!((status.crl_number, &status.rejected), (number + 1, &rejected));
         assert!(running.is_published_as_revoked(&serial));
         assert!(running.publisher.next().is_none(), "once");
 
         let last = running.publisher.last.as_mut().expect("a mesh is in force");
-        last.list_at -= LIST_RENEWAL;
+        last.crl_signed_at -= CRL_RENEWAL;
         assert!(running.publisher.next().is_some(), "the renewal");
         let status = running.status();
-        assert_eq!((status.list_number, status.rejected), (number + 2, rejected));
+        assert_eq!((status.crl_number, status.rejected), (number + 2, rejected));
     }
     std::fs::write(running.file("mesh.yaml"), MESH).unwrap();
     drop(running.publisher.next());
@@ -109,26 +111,26 @@ fn invalid_mesh_file_delays_neither_a_revocation_nor_the_renewal_of_the_list() {
 
 #[test]
 fn missing_key_file_is_reported_and_does_not_delay_a_revocation() {
-    let mut running = Running::start();
+    let mut running = TestPublisher::start();
     std::fs::remove_file(running.file("keys.json")).unwrap();
-    let number = running.status().list_number;
+    let number = running.status().crl_number;
     running.revoke("0a");
     assert!(running.publisher.next().is_some(), "the revocation");
     let status = running.status();
-    assert_eq!(status.list_number, number + 1);
+    assert_eq!(status.crl_number, number + 1);
     assert!(running.is_published_as_revoked("0a"));
     assert!(status.rejected.len() == 1 && status.rejected[0].contains("keys.json"), "{status:?}");
 }
 
 #[test]
 fn changed_key_file_is_published_while_mesh_yaml_stays_as_it_is() {
-    let mut running = Running::start();
+    let mut running = TestPublisher::start();
     assert!(running.publisher.next().is_none(), "nothing new");
     let changed = KEYS.replace("\"a\"", "\"b\"");
     std::fs::write(running.file("keys.json"), &changed).unwrap();
     assert!(running.publisher.next().is_some(), "the keys");
     let mesh = &running.publisher.last.as_ref().expect("a mesh is in force").mesh;
-    let crate::mesh::Keys::File(_, keys) = &mesh.issuers["login"].keys else {
+    let crate::mesh::TokenKeys::File(_, keys) = &mesh.issuers["login"].keys else {
         panic!("keys come from a file");
     };
     assert_eq!(keys, changed.as_bytes());
@@ -137,7 +139,7 @@ fn changed_key_file_is_published_while_mesh_yaml_stays_as_it_is() {
 
 #[test]
 fn mesh_that_sidecars_cannot_be_sent_is_rejected_and_the_last_one_stays() {
-    let mut running = Running::start();
+    let mut running = TestPublisher::start();
     let keys = "jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'";
     let numbers = 0..=100;
     let issuers = numbers.clone().map(|n| format!("i{n}: {{issuer: i, audiences: [a], {keys}}}"));

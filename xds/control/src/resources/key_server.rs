@@ -10,7 +10,7 @@ use weft_model::{
 };
 
 use super::cluster;
-use crate::mesh::{KeyServer, Roots};
+use crate::mesh::{KeyServer, KeyServerRoots};
 
 /// The cluster of an issuer's key server.
 pub(super) fn cluster_of(issuer: &str, server: &KeyServer) -> Cluster {
@@ -30,8 +30,8 @@ pub(super) fn cluster_of(issuer: &str, server: &KeyServer) -> Cluster {
     let tls = server.roots.as_ref().map(|roots| {
         let validation = Validation {
             roots: match roots {
-                Roots::System => DataSource::SystemRoots,
-                Roots::File(_, bytes) => DataSource::inline(bytes.as_slice()),
+                KeyServerRoots::System => DataSource::SystemRoots,
+                KeyServerRoots::File(_, bytes) => DataSource::inline(bytes.as_slice()),
             },
             revocations: None,
             points: Vec::new(),

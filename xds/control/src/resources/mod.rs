@@ -50,7 +50,7 @@ pub struct Trust {
 }
 
 /// Who has taken what everybody must trust.
-pub(crate) fn trust_holders() -> Holders {
+pub(crate) fn trust_subscribers() -> Holders {
     Holders::new(Kind::Secret, TRUST)
 }
 

@@ -7,7 +7,7 @@ use weft_model::{
     RbacFilter, RbacPolicy, RouteMatch, StringMatch,
 };
 
-use crate::mesh::area::{self, TokenRule};
+use crate::mesh::token_rules::{self, TokenRule};
 use crate::mesh::{Clause, Mesh, Policy, Port, Service};
 
 /// Who may call what at a port: first what is denied, then what is allowed.
@@ -105,7 +105,7 @@ pub(super) fn token_rules(mesh: &Mesh, own: &Service, port: &Port) -> Vec<JwtRul
         let matches = RouteMatch { path: rule.area.path, headers, query: Vec::new() };
         JwtRule { matches, requires: one_of(&rule.issuers, rule.is_optional) }
     };
-    area::token_rules(&allow, &deny).into_iter().map(rule).collect()
+    token_rules::token_rules(&allow, &deny).into_iter().map(rule).collect()
 }
 
 fn one_of(issuers: &[&str], is_optional: bool) -> Option<JwtRequirement> {

@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::mesh::{Issuer, Mesh, Policy, Route, Service};
+use crate::mesh::{Issuer, Mesh, MeshRoute, Policy, Service};
 
 /// What callers of a service depend on.
 #[derive(Debug)]
 pub(super) struct CallerScope {
     pub(super) service: Service,
-    routes: Vec<Route>,
+    routes: Vec<MeshRoute>,
     /// What holds for the whole mesh: the same allocation for as long as it is equal.
     global: Arc<Mesh>,
 }
@@ -32,13 +32,13 @@ impl CallerScope {
 #[derive(Debug)]
 pub(super) struct Scopes<'m> {
     global: Arc<Mesh>,
-    routes: HashMap<&'m str, Vec<&'m Route>>,
+    routes: HashMap<&'m str, Vec<&'m MeshRoute>>,
 }
 
 impl<'m> Scopes<'m> {
     /// Those of a mesh, of which `global` is what [`global`] gives.
     pub(super) fn new(mesh: &'m Mesh, global: Arc<Mesh>) -> Self {
-        let mut routes: HashMap<&str, Vec<&Route>> = HashMap::new();
+        let mut routes: HashMap<&str, Vec<&MeshRoute>> = HashMap::new();
         for route in &mesh.routes {
             let parents: BTreeSet<&str> =
                 route.parents.iter().map(|parent| parent.service.as_str()).collect();
@@ -65,7 +65,7 @@ impl<'m> Scopes<'m> {
             && Arc::ptr_eq(&scope.global, &self.global)
     }
 
-    fn routes_of(&self, service: &Service) -> impl Iterator<Item = &'m Route> {
+    fn routes_of(&self, service: &Service) -> impl Iterator<Item = &'m MeshRoute> {
         self.routes.get(service.name.as_str()).into_iter().flatten().copied()
     }
 }

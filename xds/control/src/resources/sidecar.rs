@@ -21,7 +21,8 @@ use super::{
     key_server, policies, trust_secret,
 };
 use crate::mesh::{
-    HttpTuning, Keys, Mesh, Outbound, Port, Protocol, Route, Rule, Service, Target, prefix_rewrite,
+    HttpTuning, Mesh, MeshRoute, OutboundPolicy, Port, Protocol, RouteRule, RouteTarget, Service,
+    TokenKeys, prefix_rewrite,
 };
 
 const HTTP_IDLE: Duration = Duration::from_secs(300);
@@ -146,10 +147,10 @@ fn tokens(mesh: &Mesh, rules: Vec<JwtRule>, snapshot: &mut Snapshot) -> JwtPolic
     let mut providers = BTreeMap::new();
     for (name, issuer) in &mesh.issuers {
         let keys = match &issuer.keys {
-            Keys::File(_, bytes) => {
+            TokenKeys::File(_, bytes) => {
                 KeySource::Local(weft_model::DataSource::inline(bytes.as_slice()))
             }
-            Keys::Http(server) => {
+            TokenKeys::Http(server) => {
                 let target = key_server::cluster_of(name, server);
                 let cluster = target.name.clone();
                 snapshot.clusters.insert(cluster.clone(), Arc::new(target));
@@ -185,8 +186,8 @@ fn tokens(mesh: &Mesh, rules: Vec<JwtRule>, snapshot: &mut Snapshot) -> JwtPolic
 
 fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {
     let default_chain = match mesh.outbound {
-        Outbound::Closed => None,
-        Outbound::Open => {
+        OutboundPolicy::Closed => None,
+        OutboundPolicy::Open => {
             let name: Name = "passthrough".into();
             let target = cluster(&name, Discovery::OriginalDestination, Balance::RoundRobin);
             snapshot.clusters.insert(name.clone(), Arc::new(target));
@@ -276,7 +277,7 @@ fn hosts(mesh: &Mesh, service: &Service, port: &Port, name: &Name) -> Vec<Virtua
         .collect()
 }
 
-fn routes_of(route: &Route) -> Vec<ModelRoute> {
+fn routes_of(route: &MeshRoute) -> Vec<ModelRoute> {
     let mut routes = Vec::new();
     for (index, rule) in route.rules.iter().enumerate() {
         for matches in &rule.matches {
@@ -294,10 +295,10 @@ fn routes_of(route: &Route) -> Vec<ModelRoute> {
 
 /// A response may take as long as it likes unless the rule has a timeout: streams, downloads and long
 /// polls must pass. Idle timeouts end what is silent.
-fn action(rule: &Rule, matched: &PathMatch) -> Action {
+fn action(rule: &RouteRule, matched: &PathMatch) -> Action {
     match &rule.target {
-        Target::Redirect(redirect) => Action::Redirect(redirect.clone()),
-        Target::Backends { backends, prefix_replacement } => Action::Forward {
+        RouteTarget::Redirect(redirect) => Action::Redirect(redirect.clone()),
+        RouteTarget::Backends { backends, prefix_replacement } => Action::Forward {
             clusters: backends
                 .iter()
                 .map(|(service, port, weight)| {

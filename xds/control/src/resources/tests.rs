@@ -83,7 +83,7 @@ fn change(mesh: &mut Mesh, step: usize) {
         }
         5 => drop(mesh.services.remove("web")),
         6 => orders.meshed = !orders.meshed,
-        7 => mesh.outbound = crate::mesh::Outbound::Open,
+        7 => mesh.outbound = crate::mesh::OutboundPolicy::Open,
         _ => *mesh = self::mesh(),
     }
 }

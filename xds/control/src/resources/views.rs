@@ -22,7 +22,7 @@ const ENCODER_LIMIT: usize = 8;
 /// What each client may see.
 #[derive(Debug, Default)]
 pub struct Views {
-    mesh: Option<Whole>,
+    mesh: Option<IndexedMesh>,
     agent: Arc<ResourceSet>,
     /// What all sidecars have in common.
     outbound: Arc<ResourceSet>,
@@ -30,12 +30,12 @@ pub struct Views {
     /// How many services were encoded for this mesh; the others are those of the views before.
     encoded: usize,
     /// The sidecars that connected, by service.
-    sidecars: Mutex<BTreeMap<String, Sidecar>>,
+    sidecars: Mutex<BTreeMap<String, SidecarView>>,
 }
 
 /// A mesh, with what is asked of it for each service.
 #[derive(Debug)]
-struct Whole {
+struct IndexedMesh {
     mesh: Arc<Mesh>,
     /// What holds for the whole mesh: the same allocation as before for as long as it is equal.
     global: Arc<Mesh>,
@@ -43,11 +43,11 @@ struct Whole {
 }
 
 /// The services by name.
-type Services = BTreeMap<String, Arc<Encoded>>;
+type Services = BTreeMap<String, Arc<EncodedService>>;
 
 /// How a service is reached, for both tiers.
 #[derive(Debug)]
-struct Encoded {
+struct EncodedService {
     /// What it was made of.
     scope: CallerScope,
     agent: Fragment,
@@ -56,7 +56,7 @@ struct Encoded {
 
 /// The inbound side of a service, and the set that its sidecars are sent.
 #[derive(Debug)]
-struct Sidecar {
+struct SidecarView {
     /// What the inbound side was made of.
     scope: Arc<InboundScope>,
     inbound: Arc<Fragment>,
@@ -79,7 +79,7 @@ impl Views {
         earlier: &Self,
     ) -> Result<Self, Vec<String>> {
         let global = scope::global(&mesh);
-        let known = earlier.mesh.as_ref().map(|whole| &whole.global);
+        let known = earlier.mesh.as_ref().map(|indexed| &indexed.global);
         let global = match known.filter(|known| ***known == global) {
             Some(known) => known.clone(),
             None => Arc::new(global),
@@ -97,7 +97,7 @@ impl Views {
         let sidecars = earlier.carried_over(&mesh);
         let policies = PolicyIndex::new(&mesh);
         Ok(Self {
-            mesh: Some(Whole { mesh, global, policies }),
+            mesh: Some(IndexedMesh { mesh, global, policies }),
             agent: Arc::new(agent),
             outbound: Arc::new(outbound),
             services,
@@ -117,32 +117,36 @@ impl Views {
     }
 
     /// The sidecars of services that are still meshed.
-    fn carried_over(&self, mesh: &Mesh) -> BTreeMap<String, Sidecar> {
+    fn carried_over(&self, mesh: &Mesh) -> BTreeMap<String, SidecarView> {
         let sidecars = self.sidecars.lock().unwrap_or_else(PoisonError::into_inner);
         let is_meshed = |name: &String| mesh.services.get(name).is_some_and(|known| known.meshed);
         let carried = sidecars.iter().filter(|(name, _)| is_meshed(name)).map(|(name, sidecar)| {
-            let Sidecar { scope, inbound, set, .. } = sidecar;
+            let SidecarView { scope, inbound, set, .. } = sidecar;
             let earlier = set.clone();
             let inbound = inbound.clone();
-            (name.clone(), Sidecar { scope: scope.clone(), inbound, set: None, earlier })
+            (name.clone(), SidecarView { scope: scope.clone(), inbound, set: None, earlier })
         });
         carried.collect()
     }
 
-    fn meshed(&self, name: &str) -> Option<(&Whole, &Service)> {
-        let whole = self.mesh.as_ref()?;
-        let service = whole.mesh.services.get(name).filter(|service| service.meshed)?;
-        Some((whole, service))
+    fn meshed(&self, name: &str) -> Option<(&IndexedMesh, &Service)> {
+        let indexed = self.mesh.as_ref()?;
+        let service = indexed.mesh.services.get(name).filter(|service| service.meshed)?;
+        Some((indexed, service))
     }
 
     /// The set of a service's sidecars.
-    fn sidecar(&self, whole: &Whole, service: &Service) -> Result<Arc<ResourceSet>, Vec<String>> {
+    fn sidecar(
+        &self,
+        indexed: &IndexedMesh,
+        service: &Service,
+    ) -> Result<Arc<ResourceSet>, Vec<String>> {
         let mut sidecars = self.sidecars.lock().unwrap_or_else(PoisonError::into_inner);
         let known = sidecars.get(&service.name);
         if let Some(set) = known.and_then(|sidecar| sidecar.set.as_ref()) {
             return Ok(set.clone());
         }
-        let Whole { mesh, global, policies } = whole;
+        let IndexedMesh { mesh, global, policies } = indexed;
         let parts = InboundParts::new(mesh, global, policies, service);
         let (scope, inbound) = match known.filter(|sidecar| parts.are_of(&sidecar.scope)) {
             Some(sidecar) => (sidecar.scope.clone(), sidecar.inbound.clone()),
@@ -158,16 +162,16 @@ impl Views {
             set.compare(earlier);
         }
         let set = Arc::new(set);
-        let sidecar = Sidecar { scope, inbound, set: Some(set.clone()), earlier: None };
+        let sidecar = SidecarView { scope, inbound, set: Some(set.clone()), earlier: None };
         sidecars.insert(service.name.clone(), sidecar);
         Ok(set)
     }
 
     /// Whether the client with this identity is sent a trust bundle.
-    pub(crate) fn tells(&self, id: &str) -> bool {
+    pub(crate) fn receives_trust_bundle(&self, id: &str) -> bool {
         SpiffeId::parse(id).is_ok_and(|id| {
             self.meshed(id.workload())
-                .is_some_and(|(whole, _)| id.trust_domain() == whole.mesh.trust_domain)
+                .is_some_and(|(indexed, _)| id.trust_domain() == indexed.mesh.trust_domain)
         })
     }
 
@@ -184,7 +188,7 @@ impl Directory for Views {
         let Some(peer) = peer else {
             return Err("configuration is for those that show a certificate".into());
         };
-        let trust_domain = self.mesh.as_ref().map_or("", |whole| &whole.mesh.trust_domain);
+        let trust_domain = self.mesh.as_ref().map_or("", |indexed| &indexed.mesh.trust_domain);
         if peer.trust_domain() != trust_domain {
             return Err(format!("{peer} is not of this mesh"));
         }
@@ -192,13 +196,13 @@ impl Directory for Views {
             return Ok(self.agent.clone());
         }
         let is_sidecar = identity(trust_domain, peer.workload()).is_ok_and(|id| id == *peer);
-        let Some((whole, service)) = self.meshed(peer.workload()).filter(|_| is_sidecar) else {
+        let Some((indexed, service)) = self.meshed(peer.workload()).filter(|_| is_sidecar) else {
             return Err(format!(
                 "{peer} ({:?}) is neither an agent nor the sidecar of a meshed service",
                 node.id
             ));
         };
-        self.sidecar(whole, service).map_err(|problems| {
+        self.sidecar(indexed, service).map_err(|problems| {
             let problems = problems.join("; ");
             tracing::error!(
                 service = service.name,
@@ -245,12 +249,12 @@ fn encode(
     Ok((services, count))
 }
 
-fn encode_all(share: Vec<CallerScope>) -> Result<Vec<(String, Arc<Encoded>)>, Vec<String>> {
+fn encode_all(share: Vec<CallerScope>) -> Result<Vec<(String, Arc<EncodedService>)>, Vec<String>> {
     let encode = |scope: CallerScope| {
         let mesh = scope.mesh();
         let agent = Fragment::encode(agent::callers(&mesh))?;
         let sidecar = Fragment::encode(sidecar::callers(&mesh))?;
-        Ok((scope.service.name.clone(), Arc::new(Encoded { scope, agent, sidecar })))
+        Ok((scope.service.name.clone(), Arc::new(EncodedService { scope, agent, sidecar })))
     };
     share.into_iter().map(encode).collect()
 }

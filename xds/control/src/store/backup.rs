@@ -6,19 +6,19 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::image::verify;
-use super::{StoreError, Summary};
+use super::{StoreError, StoreSummary};
 
 /// The copies that are kept, the newest first.
-const COPIES: [&str; 2] = ["weft.redb.backup-1", "weft.redb.backup-2"];
+const BACKUPS: [&str; 2] = ["weft.redb.backup-1", "weft.redb.backup-2"];
 /// How much must fit on the disk for the store to be used again after a failure.
-const ROOM_BYTES: usize = 256 * 1024;
+const FREE_SPACE_BYTES: usize = 256 * 1024;
 const PART: &str = "weft.redb.backup.part";
 
 /// Whether a copy is made of a file that was verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Copying {
+pub(super) enum BackupMode {
     /// At each start.
-    Keep,
+    Create,
     /// When the file is opened again after a failure: the disk may be full.
     Skip,
 }
@@ -27,22 +27,22 @@ pub(super) enum Copying {
 ///
 /// # Errors
 /// When it is not there, in use, or damaged.
-pub(super) fn open_verified(path: &Path, copying: Copying) -> Result<File, StoreError> {
+pub(super) fn open_verified(path: &Path, mode: BackupMode) -> Result<File, StoreError> {
     let file = open_locked(path)?;
     let bytes = read(&file).map_err(|error| StoreError::io(path, &error))?;
     let part = path.with_file_name(PART);
     // Written before it is verified, which takes the bytes; it becomes a backup only afterwards.
-    let written = match copying {
-        Copying::Keep => write(&part, &bytes),
-        Copying::Skip => Ok(()),
+    let written = match mode {
+        BackupMode::Create => write(&part, &bytes),
+        BackupMode::Skip => Ok(()),
     };
     let verified = verify(bytes).map_err(|reason| damaged(path, reason));
-    if copying == Copying::Keep {
-        let kept = match &verified {
+    if mode == BackupMode::Create {
+        let stored = match &verified {
             Ok(_) => written.and_then(|()| replace(path, &part)),
             Err(_) => Ok(()),
         };
-        if let Err(error) = kept {
+        if let Err(error) = stored {
             tracing::warn!(store = %path.display(), %error, "no backup of the store was made");
         }
         // It may not be there, or has become the backup.
@@ -55,7 +55,7 @@ pub(super) fn open_verified(path: &Path, copying: Copying) -> Result<File, Store
 ///
 /// # Errors
 /// When it is not there, in use, or damaged.
-pub(super) fn check(path: &Path) -> Result<Summary, StoreError> {
+pub(super) fn check(path: &Path) -> Result<StoreSummary, StoreError> {
     let file = open_locked(path)?;
     check_open(path, &file)
 }
@@ -64,15 +64,15 @@ pub(super) fn check(path: &Path) -> Result<Summary, StoreError> {
 ///
 /// # Errors
 /// When it cannot be read, or is damaged.
-pub(super) fn check_open(path: &Path, file: &File) -> Result<Summary, StoreError> {
+pub(super) fn check_open(path: &Path, file: &File) -> Result<StoreSummary, StoreError> {
     let bytes = read(file).map_err(|error| StoreError::io(path, &error))?;
     verify(bytes).map_err(|reason| damaged(path, reason))
 }
 
 /// The copies that are there, the newest first, each with what it holds or why it is of no use.
-pub(super) fn copies(path: &Path) -> Vec<(PathBuf, Result<Summary, String>)> {
-    let copies = COPIES.map(|name| path.with_file_name(name));
-    let there = copies.into_iter().filter(|copy| copy.exists());
+pub(super) fn backups(path: &Path) -> Vec<(PathBuf, Result<StoreSummary, String>)> {
+    let backups = BACKUPS.map(|name| path.with_file_name(name));
+    let there = backups.into_iter().filter(|copy| copy.exists());
     let check = |copy: PathBuf| {
         let checked = fs::read(&copy).map_err(|error| error.to_string()).and_then(verify);
         (copy, checked)
@@ -81,8 +81,8 @@ pub(super) fn copies(path: &Path) -> Vec<(PathBuf, Result<Summary, String>)> {
 }
 
 /// How to put the newest copy that is whole in the place of the store.
-pub(super) fn restoring(path: &Path) -> String {
-    let whole = copies(path).into_iter().find(|(_, checked)| checked.is_ok());
+pub(super) fn restore_hint(path: &Path) -> String {
+    let whole = backups(path).into_iter().find(|(_, checked)| checked.is_ok());
     match whole {
         Some((copy, _)) => format!(
             "to restore the last backup: cp -p {copy} {store}, then revoke again what audit.jsonl lists as \
@@ -90,12 +90,12 @@ pub(super) fn restoring(path: &Path) -> String {
             copy = copy.display(),
             store = path.display()
         ),
-        None => "there is no backup beside it; restore the folder from a copy of your own".into(),
+        None => "there is no backup others it; restore the folder from a copy of your own".into(),
     }
 }
 
 fn damaged(path: &Path, reason: String) -> StoreError {
-    StoreError::Damaged { path: path.to_owned(), reason, restore: restoring(path) }
+    StoreError::Damaged { path: path.to_owned(), reason, restore: restore_hint(path) }
 }
 
 fn open_locked(path: &Path) -> Result<File, StoreError> {
@@ -103,7 +103,7 @@ fn open_locked(path: &Path) -> Result<File, StoreError> {
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let has_copy = COPIES.iter().any(|name| path.with_file_name(name).exists());
+            let has_copy = BACKUPS.iter().any(|name| path.with_file_name(name).exists());
             return Err(if has_copy {
                 damaged(path, "is missing".into())
             } else {
@@ -141,9 +141,9 @@ fn write(part: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// When it has not.
-pub(super) fn prove_room(path: &Path) -> io::Result<()> {
+pub(super) fn check_free_space(path: &Path) -> io::Result<()> {
     let part = path.with_file_name(PART);
-    let written = write(&part, &[0; ROOM_BYTES]);
+    let written = write(&part, &[0; FREE_SPACE_BYTES]);
     // It may not be there.
     drop(fs::remove_file(&part));
     written
@@ -151,7 +151,7 @@ pub(super) fn prove_room(path: &Path) -> io::Result<()> {
 
 /// Makes a written copy the newest, and the newest the older one.
 fn replace(path: &Path, part: &Path) -> io::Result<()> {
-    let [newest, older] = COPIES.map(|name| path.with_file_name(name));
+    let [newest, older] = BACKUPS.map(|name| path.with_file_name(name));
     match fs::rename(&newest, older) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -4,11 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use redb::{ReadableTable as _, WriteTransaction};
 
-use super::{ISSUED, NUMBERS, REVOKED, Record, StoreError, TOKENS, seconds, time};
+use super::{ISSUED, NUMBERS, REVOKED, StoreEntry, StoreError, TOKENS, seconds, time};
 
 /// How long an entry stays after its end: peers whose clocks are behind still take a certificate then, and must find it
 /// in the revocation list.
-const MARGIN: Duration = Duration::from_secs(24 * 3600);
+const RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// How often expired entries are looked for.
 const INTERVAL: Duration = Duration::from_secs(3600);
 /// When they were last looked for, in seconds since 1970.
@@ -25,7 +25,7 @@ pub(super) fn delete_expired(write: &WriteTransaction, now: SystemTime) -> Resul
         return Ok(());
     }
     numbers.insert(LOOKED_AT, seconds(now))?;
-    let Some(end) = last.and_then(|last| last.min(now).checked_sub(MARGIN)) else {
+    let Some(end) = last.and_then(|last| last.min(now).checked_sub(RETENTION)) else {
         return Ok(());
     };
     let mut issued = write.open_table(ISSUED)?;
@@ -49,7 +49,7 @@ fn expired(
     let mut keys = Vec::new();
     for entry in table.iter()? {
         let (key, value) = entry?;
-        if Record::parse(value.value()).is_some_and(|record| record.until < end) {
+        if StoreEntry::parse(value.value()).is_some_and(|record| record.until < end) {
             keys.push(key.value().to_owned());
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, Once, PoisonError};
 
 use redb::{Database, StorageBackend};
 
-use super::{Summary, summary};
+use super::{StoreSummary, summary};
 
 /// The head of the database's file format: two commit slots behind 64 bytes.
 const HEAD_BYTES: usize = 320;
@@ -30,10 +30,10 @@ const REGION_PAGES_LIMIT: u32 = 1 << 20;
 ///
 /// # Errors
 /// Why it is not a whole store.
-pub(super) fn verify(bytes: Vec<u8>) -> Result<Summary, String> {
+pub(super) fn verify(bytes: Vec<u8>) -> Result<StoreSummary, String> {
     let bytes = prepare(bytes)?;
-    let image = Image(Mutex::new(bytes));
-    contained(|| {
+    let image = MemoryFile(Mutex::new(bytes));
+    catch_panic(|| {
         let database = Database::builder()
             .create_with_backend(image)
             .map_err(|error| format!("is damaged: {error}"))?;
@@ -85,7 +85,7 @@ fn prepare(mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 /// What the library said.
-pub(super) fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(super) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -109,9 +109,9 @@ pub(super) fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 
 /// A file in memory.
 #[derive(Debug)]
-struct Image(Mutex<Vec<u8>>);
+struct MemoryFile(Mutex<Vec<u8>>);
 
-impl Image {
+impl MemoryFile {
     fn with<T>(
         &self,
         offset: u64,
@@ -125,7 +125,7 @@ impl Image {
     }
 }
 
-impl StorageBackend for Image {
+impl StorageBackend for MemoryFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).len() as u64)
     }

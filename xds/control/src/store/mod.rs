@@ -4,11 +4,11 @@
 //! An error is never an empty answer: a store that cannot be read refuses, and what was read before stays in
 //! force.
 
+mod authority_set;
 mod backup;
+mod database;
 mod error;
 mod expiry;
-mod generations;
-mod handle;
 mod image;
 
 use std::collections::BTreeMap;
@@ -25,9 +25,9 @@ use weft_certs::{AuthorityFiles, Revoked};
 use weft_model::SpiffeId;
 
 use crate::audit;
+pub use authority_set::AuthoritySet;
+use database::StoreDatabase;
 pub use error::StoreError;
-pub use generations::Generations;
-use handle::Handle;
 
 const AUTHORITY: TableDefinition<'_, &str, &str> = TableDefinition::new("authority");
 /// Serial number to `identity expiry issued` (seconds since 1970; older stores lack the last).
@@ -38,16 +38,16 @@ const REVOKED: TableDefinition<'_, &str, u64> = TableDefinition::new("revoked");
 const TOKENS: TableDefinition<'_, &str, &str> = TableDefinition::new("tokens");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 
-const LIST_NUMBER: &str = "revocation_list";
+const CRL_NUMBER: &str = "revocation_list";
 const FLOW_SEED: &str = "flow_seed";
 /// Written to show that the database can be written to.
 const WRITABLE: &str = "writable";
 
-pub(crate) const FILE: &str = "weft.redb";
+pub(crate) const STORE_FILE: &str = "weft.redb";
 
 /// The control plane's store.
 #[derive(Debug)]
-pub struct Store(Handle);
+pub struct Store(StoreDatabase);
 
 /// A certificate that was issued.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub struct IssuedRecord {
 
 /// What a store holds, as far as a check counts it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
+pub struct StoreSummary {
     /// The trust domain of its authority.
     pub trust_domain: String,
     /// How many certificates were issued.
@@ -74,27 +74,27 @@ pub struct Summary {
     /// How many of them are revoked.
     pub revoked: usize,
     /// The number of the last revocation list; 0 when there was none.
-    pub list_number: u64,
+    pub crl_number: u64,
 }
 
-impl std::fmt::Display for Summary {
+impl std::fmt::Display for StoreSummary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { trust_domain, issued, revoked, list_number } = self;
+        let Self { trust_domain, issued, revoked, crl_number } = self;
         write!(
             f,
             "trust domain {trust_domain}, {issued} certificates, {revoked} revoked, revocation list \
-             {list_number}"
+             {crl_number}"
         )
     }
 }
 
 /// What a check found of the store and its backups.
 #[derive(Debug)]
-pub struct Findings {
+pub struct StoreCheck {
     /// The store itself.
-    pub store: Result<Summary, String>,
+    pub store: Result<StoreSummary, String>,
     /// The backups, the newest first.
-    pub backups: Vec<(PathBuf, Result<Summary, String>)>,
+    pub backups: Vec<(PathBuf, Result<StoreSummary, String>)>,
 }
 
 impl Store {
@@ -103,7 +103,7 @@ impl Store {
     /// # Errors
     /// When there is none, it is in use, or it is damaged.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        Handle::open(folder.join(FILE)).map(Self)
+        StoreDatabase::open(folder.join(STORE_FILE)).map(Self)
     }
 
     /// Makes a store with a new authority in a folder, readable by this user alone.
@@ -115,10 +115,10 @@ impl Store {
         trust_domain: &str,
         files: &AuthorityFiles,
     ) -> Result<Self, StoreError> {
-        let path = folder.join(FILE);
+        let path = folder.join(STORE_FILE);
         let io = |error: std::io::Error| StoreError::io(&path, &error);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
-        if path.exists() || !backup::copies(&path).is_empty() {
+        if path.exists() || !backup::backups(&path).is_empty() {
             return Err(StoreError::Exists(folder.to_owned()));
         }
         // Under another name until it is whole: a file of that name is always a store.
@@ -135,7 +135,7 @@ impl Store {
         write(&database, |write| {
             let mut table = write.open_table(AUTHORITY)?;
             table.insert("trust_domain", trust_domain)?;
-            for (name, text) in generations::parts(files) {
+            for (name, text) in authority_set::parts(files) {
                 table.insert(name, text)?;
             }
             write.open_table(ISSUED)?;
@@ -163,20 +163,20 @@ impl Store {
     ///
     /// # Errors
     /// When another process has it open.
-    pub fn check_closed(folder: &Path) -> Result<Findings, StoreError> {
-        let path = folder.join(FILE);
+    pub fn check_closed(folder: &Path) -> Result<StoreCheck, StoreError> {
+        let path = folder.join(STORE_FILE);
         let store = match backup::check(&path) {
             Err(StoreError::InUse(folder)) => return Err(StoreError::InUse(folder)),
             checked => checked.map_err(|error| error.to_string()),
         };
-        Ok(Findings { store, backups: backup::copies(&path) })
+        Ok(StoreCheck { store, backups: backup::backups(&path) })
     }
 
     /// Verifies the file of this store and its backups, while it is in use.
     #[must_use]
-    pub fn check(&self) -> Findings {
+    pub fn check(&self) -> StoreCheck {
         let store = self.0.check().map_err(|error| error.to_string());
-        Findings { store, backups: backup::copies(self.path()) }
+        StoreCheck { store, backups: backup::backups(self.path()) }
     }
 
     /// Where it is.
@@ -210,7 +210,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub fn last_end(&self, now: SystemTime) -> Result<Option<SystemTime>, StoreError> {
+    pub fn latest_expiry(&self, now: SystemTime) -> Result<Option<SystemTime>, StoreError> {
         let records = self.list()?;
         let good = records.iter().filter(|record| record.revoked.is_none());
         Ok(good.map(|record| record.not_after).filter(|end| *end > now).max())
@@ -220,7 +220,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub fn issued(
+    pub fn record_issued(
         &self,
         serial: &str,
         identity: &SpiffeId,
@@ -277,12 +277,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub fn next_list_number(&self) -> Result<u64, StoreError> {
+    pub fn next_crl_number(&self) -> Result<u64, StoreError> {
         self.write(|write| {
             let mut table = write.open_table(NUMBERS)?;
-            let last = table.get(LIST_NUMBER)?.map_or(0, |number| number.value());
-            let next = last.checked_add(1).ok_or_else(|| unreadable("number", LIST_NUMBER))?;
-            table.insert(LIST_NUMBER, next)?;
+            let last = table.get(CRL_NUMBER)?.map_or(0, |number| number.value());
+            let next = last.checked_add(1).ok_or_else(|| unreadable("number", CRL_NUMBER))?;
+            table.insert(CRL_NUMBER, next)?;
             Ok(next)
         })
     }
@@ -293,11 +293,11 @@ impl Store {
     /// # Errors
     /// When the database fails, or there are no random numbers.
     pub fn flow_seed(&self) -> Result<u32, StoreError> {
-        let kept = self.read(|read| {
+        let stored = self.read(|read| {
             let seed = read.open_table(NUMBERS)?.get(FLOW_SEED)?.map(|seed| seed.value());
             Ok(seed.and_then(|seed| u32::try_from(seed).ok()))
         })?;
-        if let Some(seed) = kept {
+        if let Some(seed) = stored {
             return Ok(seed);
         }
         let seed = weft_certs::random_number();
@@ -328,10 +328,10 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub fn knows_token(&self, digest: &str, now: SystemTime) -> Result<bool, StoreError> {
+    pub fn is_token_valid(&self, digest: &str, now: SystemTime) -> Result<bool, StoreError> {
         self.read(|read| {
             let found = read.open_table(TOKENS)?.get(digest)?;
-            let record = found.and_then(|value| Record::parse(value.value()));
+            let record = found.and_then(|value| StoreEntry::parse(value.value()));
             Ok(record.is_some_and(|record| record.until > now))
         })
     }
@@ -340,11 +340,15 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub fn use_token(&self, digest: &str, now: SystemTime) -> Result<Option<String>, StoreError> {
+    pub fn redeem_token(
+        &self,
+        digest: &str,
+        now: SystemTime,
+    ) -> Result<Option<String>, StoreError> {
         let found = self.write(|write| {
             let mut table = write.open_table(TOKENS)?;
             let removed = table.remove(digest)?;
-            Ok(removed.and_then(|value| Record::parse(value.value())))
+            Ok(removed.and_then(|value| StoreEntry::parse(value.value())))
         })?;
         Ok(found.filter(|record| record.until > now).map(|record| record.identity))
     }
@@ -363,7 +367,7 @@ fn write<T>(
     Ok(done)
 }
 
-fn prove_writable(database: &Database) -> Result<(), StoreError> {
+fn check_writable(database: &Database) -> Result<(), StoreError> {
     write(database, |write| {
         let mut table = write.open_table(NUMBERS)?;
         let last = table.get(WRITABLE)?.map_or(0, |number| number.value());
@@ -373,20 +377,20 @@ fn prove_writable(database: &Database) -> Result<(), StoreError> {
 }
 
 /// Reads everything that a store holds.
-fn summary(database: &Database) -> Result<Summary, StoreError> {
+fn summary(database: &Database) -> Result<StoreSummary, StoreError> {
     let read = database.begin_read()?;
-    let generations = generations::read_generations(&read)?;
+    let authority_set = authority_set::read_authority_set(&read)?;
     let tokens = read.open_table(TOKENS)?;
     for entry in tokens.iter()? {
         let (digest, value) = entry?;
-        Record::parse(value.value()).ok_or_else(|| unreadable("join token", digest.value()))?;
+        StoreEntry::parse(value.value()).ok_or_else(|| unreadable("join token", digest.value()))?;
     }
     let numbers = read.open_table(NUMBERS)?;
-    Ok(Summary {
-        trust_domain: generations.trust_domain,
+    Ok(StoreSummary {
+        trust_domain: authority_set.trust_domain,
         issued: read_issued(&read)?.len(),
         revoked: read_revoked(&read)?.len(),
-        list_number: numbers.get(LIST_NUMBER)?.map_or(0, |number| number.value()),
+        crl_number: numbers.get(CRL_NUMBER)?.map_or(0, |number| number.value()),
     })
 }
 
@@ -396,7 +400,7 @@ fn read_issued(read: &ReadTransaction) -> Result<Vec<IssuedRecord>, StoreError> 
     for entry in issued.iter()? {
         let (serial, value) = entry?;
         let unreadable = || unreadable("certificate", serial.value());
-        let record = Record::parse(value.value()).ok_or_else(unreadable)?;
+        let record = StoreEntry::parse(value.value()).ok_or_else(unreadable)?;
         let at = revoked.get(serial.value())?.map(|at| at.value());
         let at = at.map(|at| time(at).ok_or_else(unreadable)).transpose()?;
         records.push(IssuedRecord {
@@ -426,13 +430,13 @@ fn record(identity: &SpiffeId, until: SystemTime) -> String {
 }
 
 /// A line of the tables of certificates and tokens.
-struct Record {
+struct StoreEntry {
     identity: String,
     until: SystemTime,
     issued: Option<SystemTime>,
 }
 
-impl Record {
+impl StoreEntry {
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         let identity = words.next()?.to_owned();

@@ -23,7 +23,9 @@ fn closed() -> (TempDir, PathBuf) {
     let files = Authority::create(DOMAIN, start()).expect("an authority");
     let store = Store::create(folder.path(), DOMAIN, &files).expect("a store");
     for serial in 0..300 {
-        store.issued(&format!("{serial:032x}"), &web(), start(), start()).expect("it is stored");
+        store
+            .record_issued(&format!("{serial:032x}"), &web(), start(), start())
+            .expect("it is stored");
     }
     store.revoke(&[format!("{:032x}", 7)], start()).expect("it is revoked");
     let path = store.path().to_owned();
@@ -32,7 +34,7 @@ fn closed() -> (TempDir, PathBuf) {
 
 /// Opens a folder whose store is damaged: the file must stay as it is, and the reason say how to restore it.
 fn refused(folder: &Path, name: &str) -> String {
-    let path = folder.join(FILE);
+    let path = folder.join(STORE_FILE);
     let before = fs::read(&path).ok();
     let error = Store::open(folder).expect_err(name).to_string();
     assert_eq!(fs::read(&path).ok(), before, "{name}: the file was written to");
@@ -118,7 +120,7 @@ fn store_with_changed_bytes_anywhere_opens_whole_or_is_refused() {
 fn each_start_keeps_a_verified_backup_and_the_one_before() {
     let (folder, path) = closed();
     let store = Store::open(folder.path()).expect("it is whole");
-    let count = |findings: &Findings| -> Vec<usize> {
+    let count = |findings: &StoreCheck| -> Vec<usize> {
         findings
             .backups
             .iter()
@@ -126,7 +128,7 @@ fn each_start_keeps_a_verified_backup_and_the_one_before() {
             .collect()
     };
     assert_eq!(count(&store.check()), [300, 0], "of the start, and of the one before it");
-    store.issued("ab", &web(), start(), start()).expect("it is stored");
+    store.record_issued("ab", &web(), start(), start()).expect("it is stored");
     assert_eq!(store.check().store.expect("it is whole").issued, 301, "while it is in use");
     drop(store);
     drop(Store::open(folder.path()).expect("it is whole"));
@@ -198,7 +200,7 @@ fn expired_certificates_revocations_and_tokens_are_deleted_a_day_later() {
     let files = Authority::create(DOMAIN, start()).expect("an authority");
     let store = Store::create(folder.path(), DOMAIN, &files).expect("a store");
     let issue = |serial: &str, hours: u32, at: SystemTime| {
-        store.issued(serial, &web(), at + HOUR * hours, at).expect("it is stored");
+        store.record_issued(serial, &web(), at + HOUR * hours, at).expect("it is stored");
     };
     let held = || {
         let revoked = store.revoked().expect("they can be read");
@@ -207,7 +209,7 @@ fn expired_certificates_revocations_and_tokens_are_deleted_a_day_later() {
         (
             serials(issued.into_iter().map(|one| one.serial).collect()),
             serials(revoked.into_iter().map(|one| one.serial).collect()),
-            store.knows_token("old", start()).expect("it can be read"),
+            store.is_token_valid("old", start()).expect("it can be read"),
         )
     };
     let after = |hours: u32| start() + HOUR * hours;

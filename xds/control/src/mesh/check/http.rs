@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use weft_model::{AmbiguousPath, EscapedSlashes, PathRules, StreamIdle, Underscores};
 
-use super::Mistakes;
+use super::Diagnostics;
 use crate::mesh::{HttpTuning, Protocol, duration, raw};
 
 /// How large the head of a message may be, in KiB; as in Envoy.
@@ -12,8 +12,12 @@ const HEADERS_KIB: RangeInclusive<u32> = 1..=8192;
 /// How many headers a message may have.
 const HEADERS: RangeInclusive<u32> = 1..=1024;
 
-pub(super) fn path_rules(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> PathRules {
-    let default = raw::Paths::default();
+pub(super) fn path_rules(
+    service: &raw::RawService,
+    path: &str,
+    errors: &mut Diagnostics,
+) -> PathRules {
+    let default = raw::RawPaths::default();
     let paths = service.http.as_ref().map_or(&default, |http| &http.paths);
     let escaped_slashes = match paths.escaped_slashes.as_deref() {
         None | Some("keep") => EscapedSlashes::Keep,
@@ -22,7 +26,7 @@ pub(super) fn path_rules(service: &raw::Service, path: &str, mistakes: &mut Mist
         Some(other) => {
             let accepted = "must be keep, reject or unescape_and_redirect";
             let reason = format!("invalid value {other:?}: {accepted}");
-            mistakes.add(format!("{path}.http.paths.escaped_slashes"), reason);
+            errors.add(format!("{path}.http.paths.escaped_slashes"), reason);
             EscapedSlashes::Reject
         }
     };
@@ -35,9 +39,9 @@ pub(super) fn path_rules(service: &raw::Service, path: &str, mistakes: &mut Mist
 }
 
 pub(super) fn underscores(
-    service: &raw::Service,
+    service: &raw::RawService,
     path: &str,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> Underscores {
     let words = service.http.as_ref().and_then(|http| http.headers_with_underscores.as_deref());
     match words {
@@ -46,7 +50,7 @@ pub(super) fn underscores(
         Some("reject") => Underscores::Reject,
         Some(other) => {
             let reason = format!("invalid value {other:?}: must be allow, drop or reject");
-            mistakes.add(format!("{path}.http.headers_with_underscores"), reason);
+            errors.add(format!("{path}.http.headers_with_underscores"), reason);
             Underscores::Reject
         }
     }
@@ -54,41 +58,41 @@ pub(super) fn underscores(
 
 /// The limits and times of a service; `path` is its place in the file.
 pub(super) fn of_service(
-    service: &raw::Service,
+    service: &raw::RawService,
     path: &str,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> HttpTuning {
-    let Some(raw::Http { limits, timeouts, .. }) = &service.http else {
+    let Some(raw::RawHttp { limits, timeouts, .. }) = &service.http else {
         return HttpTuning::default();
     };
-    let is_flow = |port: &raw::Port| matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
+    let is_flow = |port: &raw::RawPort| matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
     if service.ports.iter().all(is_flow) {
         let reason = "it has no effect: the service has no port of http, http2 or grpc";
-        mistakes.add(format!("{path}.http"), reason);
+        errors.add(format!("{path}.http"), reason);
     }
-    tuning(HttpTuning::default(), (limits, timeouts), &format!("{path}.http"), mistakes)
+    tuning(HttpTuning::default(), (limits, timeouts), &format!("{path}.http"), errors)
 }
 
 /// Those of a port: its own where it has some, and else the service's.
 pub(super) fn of_port(
-    port: &raw::Port,
+    port: &raw::RawPort,
     service: HttpTuning,
     path: &str,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> HttpTuning {
-    let Some(raw::PortHttp { limits, timeouts }) = &port.http else { return service };
+    let Some(raw::RawPortHttp { limits, timeouts }) = &port.http else { return service };
     if matches!(port.protocol, Protocol::Tcp | Protocol::Udp) {
         let reason = "it is for ports of http, http2 and grpc";
-        mistakes.add(format!("{path}.http"), reason);
+        errors.add(format!("{path}.http"), reason);
     }
-    tuning(service, (limits, timeouts), &format!("{path}.http"), mistakes)
+    tuning(service, (limits, timeouts), &format!("{path}.http"), errors)
 }
 
 fn tuning(
     before: HttpTuning,
-    (limits, timeouts): (&raw::HttpLimits, &raw::HttpTimeouts),
+    (limits, timeouts): (&raw::RawHttpLimits, &raw::RawHttpTimeouts),
     path: &str,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> HttpTuning {
     let mut number =
         |field: &str, value: Option<u32>, range: RangeInclusive<u32>, before: usize| {
@@ -97,7 +101,7 @@ fn tuning(
                 let least = range.start();
                 let most = range.end();
                 let reason = format!("invalid value {value}: must be {least} to {most}");
-                mistakes.add(format!("{path}.limits.{field}"), reason);
+                errors.add(format!("{path}.limits.{field}"), reason);
                 return before;
             }
             usize::try_from(value).unwrap_or(before)
@@ -105,8 +109,8 @@ fn tuning(
     let kib = |bytes: usize| bytes / 1024;
     let request_headers_kib = kib(before.request_head_bytes);
     let response_headers_kib = kib(before.response_head_bytes);
-    let raw::HttpLimits { request_headers_kib: request_kib, request_headers, .. } = *limits;
-    let raw::HttpLimits { response_headers_kib: response_kib, response_headers, .. } = *limits;
+    let raw::RawHttpLimits { request_headers_kib: request_kib, request_headers, .. } = *limits;
+    let raw::RawHttpLimits { response_headers_kib: response_kib, response_headers, .. } = *limits;
     let request_head_bytes =
         number("request_headers_kib", request_kib, HEADERS_KIB, request_headers_kib) * 1024;
     let request_headers =
@@ -120,7 +124,7 @@ fn tuning(
         if parsed.is_none() {
             let accepted = duration::ACCEPTED;
             let reason = format!("invalid duration {text:?}: must be {accepted}; 0s: no limit");
-            mistakes.add(format!("{path}.timeouts.stream_idle"), reason);
+            errors.add(format!("{path}.timeouts.stream_idle"), reason);
         }
         StreamIdle::Set(parsed.filter(|limit| !limit.is_zero()))
     });

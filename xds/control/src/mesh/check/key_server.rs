@@ -6,23 +6,23 @@ use http::Uri;
 use weft_certs::{KeySet, usable_roots};
 use weft_model::REDIRECTS_LIMIT;
 
-use super::Mistakes;
-use crate::mesh::file::NamedFiles;
-use crate::mesh::{KeyServer, Keys, Roots, raw};
+use super::Diagnostics;
+use crate::mesh::file::ReferencedFiles;
+use crate::mesh::{KeyServer, KeyServerRoots, TokenKeys, raw};
 
-/// The keys of an issuer; none when a mistake was found.
+/// The keys of an issuer; none when a error was found.
 pub(super) fn keys(
-    issuer: &raw::Issuer,
-    files: &NamedFiles,
+    issuer: &raw::RawIssuer,
+    files: &ReferencedFiles,
     path: &str,
-    mistakes: &mut Mistakes,
-) -> Option<Keys> {
+    errors: &mut Diagnostics,
+) -> Option<TokenKeys> {
     let mut read = |field: &str, file: &str| {
         let (file, content) = files.read(file);
         match content {
             Ok(bytes) => Some((file, bytes)),
             Err(error) => {
-                mistakes.add(format!("{path}.{field}"), format!("{}: {error}", file.display()));
+                errors.add(format!("{path}.{field}"), format!("{}: {error}", file.display()));
                 None
             }
         }
@@ -32,7 +32,7 @@ pub(super) fn keys(
             let (file, bytes) = read("jwks_file", file)?;
             if let Err(error) = KeySet::parse(&bytes) {
                 let reason = format!("{}: {error}", file.display());
-                mistakes.add(format!("{path}.jwks_file"), reason);
+                errors.add(format!("{path}.jwks_file"), reason);
             }
             let needless = [
                 ("jwks_address", issuer.jwks_address.is_some()),
@@ -41,50 +41,50 @@ pub(super) fn keys(
             ];
             for (field, _) in needless.into_iter().filter(|(_, is_set)| *is_set) {
                 let reason = "it has no effect beside jwks_file; accepted only with jwks_uri";
-                mistakes.add(format!("{path}.{field}"), reason);
+                errors.add(format!("{path}.{field}"), reason);
             }
-            Some(Keys::File(file, bytes))
+            Some(TokenKeys::File(file, bytes))
         }
         (None, Some(uri)) => {
             let given = match &issuer.jwks_roots_file {
                 Some(file) => Some(read("jwks_roots_file", file)?),
                 None => None,
             };
-            server(issuer, uri, given, path, mistakes).map(Keys::Http)
+            server(issuer, uri, given, path, errors).map(TokenKeys::Http)
         }
         (Some(_), Some(_)) | (None, None) => {
-            mistakes.add(path, "set one of jwks_file and jwks_uri");
+            errors.add(path, "set one of jwks_file and jwks_uri");
             None
         }
     }
 }
 
 fn server(
-    issuer: &raw::Issuer,
+    issuer: &raw::RawIssuer,
     uri: &str,
     given: Option<(std::path::PathBuf, Vec<u8>)>,
     path: &str,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> Option<KeyServer> {
-    let place = match parse(uri) {
-        Ok(place) => place,
+    let url = match parse(uri) {
+        Ok(url) => url,
         Err(reason) => {
             let field = format!("{path}.jwks_uri");
-            mistakes.add(field, format!("invalid URI {uri:?}: {reason}"));
+            errors.add(field, format!("invalid URI {uri:?}: {reason}"));
             return None;
         }
     };
-    let roots = match (place.is_secure, given) {
+    let roots = match (url.is_secure, given) {
         (true, Some((file, bytes))) if usable_roots(&bytes).is_empty() => {
             let reason = format!("{}: it holds no root certificate in PEM", file.display());
-            mistakes.add(format!("{path}.jwks_roots_file"), reason);
+            errors.add(format!("{path}.jwks_roots_file"), reason);
             return None;
         }
-        (true, Some((file, bytes))) => Some(Roots::File(file, bytes)),
-        (true, None) => Some(Roots::System),
+        (true, Some((file, bytes))) => Some(KeyServerRoots::File(file, bytes)),
+        (true, None) => Some(KeyServerRoots::System),
         (false, Some(_)) => {
             let reason = "it has no effect with http://; accepted only with https://";
-            mistakes.add(format!("{path}.jwks_roots_file"), reason);
+            errors.add(format!("{path}.jwks_roots_file"), reason);
             return None;
         }
         (false, None) => None,
@@ -92,27 +92,27 @@ fn server(
     let redirects = issuer.jwks_redirects;
     if redirects > REDIRECTS_LIMIT {
         let reason = format!("invalid value {redirects}: must be 0 to {REDIRECTS_LIMIT}");
-        mistakes.add(format!("{path}.jwks_redirects"), reason);
+        errors.add(format!("{path}.jwks_redirects"), reason);
         return None;
     }
-    let literal = place.host.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, place.port));
+    let literal = url.host.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, url.port));
     Some(KeyServer {
         uri: uri.to_owned(),
-        host: place.host,
-        port: place.port,
+        host: url.host,
+        port: url.port,
         address: issuer.jwks_address.or(literal),
         roots,
         redirects,
     })
 }
 
-struct Place {
+struct KeyServerUrl {
     is_secure: bool,
     host: String,
     port: u16,
 }
 
-fn parse(text: &str) -> Result<Place, &'static str> {
+fn parse(text: &str) -> Result<KeyServerUrl, &'static str> {
     let right = "must be http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH";
     let uri: Uri = text.parse().map_err(|_| right)?;
     let default = match uri.scheme_str() {
@@ -146,7 +146,7 @@ fn parse(text: &str) -> Result<Place, &'static str> {
     if host.parse::<IpAddr>().is_err() && !is_name(&host) {
         return Err("its host is neither a name nor an address");
     }
-    Ok(Place { is_secure: default == 443, host, port })
+    Ok(KeyServerUrl { is_secure: default == 443, host, port })
 }
 
 #[cfg(test)]
@@ -155,10 +155,9 @@ mod tests {
 
     #[test]
     fn uri_of_a_key_set_names_a_host_and_a_port() {
-        let place =
-            |text: &str| parse(text).map(|place| (place.is_secure, place.host, place.port)).ok();
+        let url = |text: &str| parse(text).map(|url| (url.is_secure, url.host, url.port)).ok();
         let check = |text: &str, is_secure, host: &str, port| {
-            assert_eq!(place(text), Some((is_secure, host.to_owned(), port)), "{text}");
+            assert_eq!(url(text), Some((is_secure, host.to_owned(), port)), "{text}");
         };
         check("https://login.example/.well-known/jwks.json", true, "login.example", 443);
         check("https://login.example:8443/keys?v=1", true, "login.example", 8443);
@@ -180,7 +179,7 @@ mod tests {
             "httpS://login.example/keys",
             "https ://login.example/keys",
         ] {
-            assert_eq!(place(wrong), None, "{wrong}");
+            assert_eq!(url(wrong), None, "{wrong}");
         }
     }
 }

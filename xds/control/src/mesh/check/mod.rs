@@ -1,10 +1,10 @@
-//! From the file as written to the mesh that it means. Every mistake is collected.
+//! From the file as written to the mesh that it means. Every error is collected.
 
 mod http;
 mod key_server;
 mod policies;
-mod reach;
-mod rewrites;
+mod reachability;
+mod rewritten_paths;
 mod route_order;
 mod routes;
 mod security;
@@ -16,18 +16,18 @@ use std::time::Duration;
 use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SourceAddress, SpiffeId};
 use weft_runtime::socket::PROBE_PORT;
 
-use super::file::NamedFiles;
+use super::file::ReferencedFiles;
 use super::{Mesh, Port, Protocol, Service, duration, raw};
 use policies::{dry_run_tokens, policies};
 use routes::routes;
 use security::issuers;
 
-/// A mistake, and the path of its field.
+/// A error, and the path of its field.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::mesh) struct Mistake {
+pub(in crate::mesh) struct Diagnostic {
     pub(in crate::mesh) path: String,
     pub(in crate::mesh) reason: String,
-    /// What the field refers to: where that cannot be read, it is not known whether the reference is a mistake.
+    /// What the field refers to: where that cannot be read, it is not known whether the reference is a error.
     pub(in crate::mesh) refers_to: Option<Reference>,
 }
 
@@ -41,75 +41,75 @@ pub(in crate::mesh) enum Reference {
 }
 
 #[derive(Default)]
-struct Mistakes(Vec<Mistake>);
+struct Diagnostics(Vec<Diagnostic>);
 
-impl Mistakes {
+impl Diagnostics {
     fn add(&mut self, path: impl Into<String>, reason: impl Into<String>) {
-        self.0.push(Mistake { path: path.into(), reason: reason.into(), refers_to: None });
+        self.0.push(Diagnostic { path: path.into(), reason: reason.into(), refers_to: None });
     }
 
-    /// Adds a mistake of a reference to a service or its ports.
+    /// Adds a error of a reference to a service or its ports.
     fn add_reference(&mut self, service: &str, path: impl Into<String>, reason: impl Into<String>) {
         let refers_to = Some(Reference::Service(service.to_owned()));
-        self.0.push(Mistake { path: path.into(), reason: reason.into(), refers_to });
+        self.0.push(Diagnostic { path: path.into(), reason: reason.into(), refers_to });
     }
 
-    /// Adds a mistake of a reference to an issuer.
+    /// Adds a error of a reference to an issuer.
     fn add_unknown_issuer(&mut self, issuer: &str, path: String) {
         let reason = format!("there is no issuer {issuer:?}");
         let refers_to = Some(Reference::Issuer(issuer.to_owned()));
-        self.0.push(Mistake { path, reason, refers_to });
+        self.0.push(Diagnostic { path, reason, refers_to });
     }
 }
 
 /// Checks the whole file. Gives the mesh, and what in the file is valid and may still not be meant.
 pub(super) fn check(
-    raw: &raw::Mesh,
-    files: &NamedFiles,
-) -> Result<(Mesh, Vec<Mistake>), Vec<Mistake>> {
-    let mut mistakes = Mistakes::default();
+    raw: &raw::RawMesh,
+    files: &ReferencedFiles,
+) -> Result<(Mesh, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let mut errors = Diagnostics::default();
     if SpiffeId::parse(&format!("spiffe://{}", raw.trust_domain)).is_err() {
         let accepted = "must match [a-z0-9._-]{1,255}";
         let reason = format!("invalid trust domain {:?}: {accepted}", raw.trust_domain);
-        mistakes.add("trust_domain", reason);
+        errors.add("trust_domain", reason);
     }
     let mut service_ranges = Vec::new();
     if raw.service_ranges.is_empty() && raw.services.iter().any(|s| !s.addresses.is_empty()) {
         let reason = "invalid empty list: must contain the addresses of all services";
-        mistakes.add("service_ranges", reason);
+        errors.add("service_ranges", reason);
     }
     for (index, text) in raw.service_ranges.iter().enumerate() {
         match Cidr::parse(text) {
             Ok(range) => service_ranges.push(range),
-            Err(error) => mistakes.add(format!("service_ranges[{index}]"), error.to_string()),
+            Err(error) => errors.add(format!("service_ranges[{index}]"), error.to_string()),
         }
     }
-    let services = services(raw, &service_ranges, &mut mistakes);
-    let routes = routes(raw, &services, &mut mistakes);
-    let issuers = issuers(raw, files, &mut mistakes);
-    let policies = policies(raw, &services, &issuers, &mut mistakes);
-    dry_run_tokens(&services, &policies, &mut mistakes);
-    let revocation = security::revocation(raw, &mut mistakes);
-    let groups = security::groups(raw, &mut mistakes);
+    let services = services(raw, &service_ranges, &mut errors);
+    let routes = routes(raw, &services, &mut errors);
+    let issuers = issuers(raw, files, &mut errors);
+    let policies = policies(raw, &services, &issuers, &mut errors);
+    dry_run_tokens(&services, &policies, &mut errors);
+    let revocation = security::revocation(raw, &mut errors);
+    let groups = security::groups(raw, &mut errors);
     for (index, serial) in raw.security.revocations.iter().enumerate() {
         let hex = !serial.is_empty()
             && serial.len() <= 40
             && serial.bytes().all(|b| b.is_ascii_hexdigit());
         if !hex || !serial.len().is_multiple_of(2) {
-            mistakes.add(
+            errors.add(
                 format!("security.revocations[{index}]"),
                 format!("{serial:?} is no serial number: an even number of hexadecimal digits, at most 40"),
             );
         }
     }
-    if !mistakes.0.is_empty() {
-        return Err(mistakes.0);
+    if !errors.0.is_empty() {
+        return Err(errors.0);
     }
-    let mut warnings = Mistakes::default();
-    reach::warn(raw, &services, &routes, &policies, &mut warnings);
+    let mut warnings = Diagnostics::default();
+    reachability::warn(raw, &services, &routes, &policies, &mut warnings);
     ranges_with_host_bits(raw, &mut warnings);
     route_order::warn(raw, &services, &routes, &mut warnings);
-    rewrites::warn(&services, &routes, &policies, &mut warnings);
+    rewritten_paths::warn(&services, &routes, &policies, &mut warnings);
     let mesh = Mesh {
         trust_domain: raw.trust_domain.clone(),
         service_ranges,
@@ -127,43 +127,42 @@ pub(super) fn check(
 }
 
 fn services(
-    raw: &raw::Mesh,
+    raw: &raw::RawMesh,
     ranges: &[Cidr],
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> BTreeMap<String, Service> {
     let mut services = BTreeMap::new();
     let mut addresses: HashMap<IpAddr, String> = HashMap::new();
     for (index, service) in raw.services.iter().enumerate() {
         let path = format!("services[{index}]");
         if !is_name(&service.name) {
-            mistakes.add(
+            errors.add(
                 format!("{path}.name"),
                 format!("invalid service name {:?}: must match [a-z0-9-]{{1,63}}", service.name),
             );
         }
         for (position, address) in service.addresses.iter().enumerate() {
             let path = format!("{path}.addresses[{position}]");
-            one_host(*address, &path, mistakes);
+            one_host(*address, &path, errors);
             if let Some(other) = addresses.insert(*address, service.name.clone()) {
-                mistakes
-                    .add(path.clone(), format!("{address} is the address of {other:?} already"));
+                errors.add(path.clone(), format!("{address} is the address of {other:?} already"));
             }
             // A range that could not be parsed may be the one.
             let is_known = !ranges.is_empty() && ranges.len() == raw.service_ranges.len();
             if is_known && !ranges.iter().any(|range| range.contains(*address)) {
-                mistakes.add(&path, format!("{address} lies in none of service_ranges"));
+                errors.add(&path, format!("{address} lies in none of service_ranges"));
             }
             let before = service.addresses.iter().take(position);
             if let Some(other) = before.into_iter().find(|o| o.is_ipv4() == address.is_ipv4()) {
                 let reason = "a service has at most one address of each family";
-                mistakes.add(path, format!("invalid address {address} beside {other}: {reason}"));
+                errors.add(path, format!("invalid address {address} beside {other}: {reason}"));
             }
         }
-        let ports = ports(service, &path, mistakes);
-        let endpoints = endpoints(service, ranges, &path, mistakes);
-        let balance = balance(service, &path, mistakes);
-        let flow_key = flow_key(service, &ports, &path, mistakes);
-        let allow_from = allow_from(service, &path, mistakes);
+        let ports = ports(service, &path, errors);
+        let endpoints = endpoints(service, ranges, &path, errors);
+        let balance = balance(service, &path, errors);
+        let flow_key = flow_key(service, &ports, &path, errors);
+        let allow_from = allow_from(service, &path, errors);
         let checked = Service {
             name: service.name.clone(),
             addresses: service.addresses.clone(),
@@ -173,15 +172,15 @@ fn services(
             allow_from,
             flow_key,
             source_address: match service.source_address {
-                raw::SourceAddress::Agent => SourceAddress::Agent,
-                raw::SourceAddress::Client => SourceAddress::Client,
+                raw::RawSourceAddress::Agent => SourceAddress::Agent,
+                raw::RawSourceAddress::Client => SourceAddress::Client,
             },
-            paths: http::path_rules(service, &path, mistakes),
-            underscores: http::underscores(service, &path, mistakes),
+            paths: http::path_rules(service, &path, errors),
+            underscores: http::underscores(service, &path, errors),
             meshed: service.meshed,
         };
         if services.insert(service.name.clone(), checked).is_some() {
-            mistakes
+            errors
                 .add(format!("{path}.name"), format!("there are two services {:?}", service.name));
         }
     }
@@ -189,31 +188,35 @@ fn services(
 }
 
 /// How a replica is chosen for a request or a connection of TCP.
-fn balance(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Balance {
+fn balance(service: &raw::RawService, path: &str, errors: &mut Diagnostics) -> Balance {
     let is_balanced = service.ports.iter().any(|port| port.protocol != Protocol::Udp);
     if service.balance.is_some() && !is_balanced {
         let reason = "it has no effect: the service has no port of http, http2, grpc or tcp";
-        mistakes.add(format!("{path}.balance"), reason);
+        errors.add(format!("{path}.balance"), reason);
     }
     match service.balance {
-        None | Some(raw::Balance::RoundRobin) => Balance::RoundRobin,
-        Some(raw::Balance::LeastRequests) => Balance::LeastRequests,
+        None | Some(raw::RawBalance::RoundRobin) => Balance::RoundRobin,
+        Some(raw::RawBalance::LeastRequests) => Balance::LeastRequests,
     }
 }
 
 /// Whose flows agents take.
-fn allow_from(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Option<Vec<Cidr>> {
+fn allow_from(
+    service: &raw::RawService,
+    path: &str,
+    errors: &mut Diagnostics,
+) -> Option<Vec<Cidr>> {
     let ranges = service.allow_from.as_ref()?;
     let parsed = ranges.iter().enumerate().filter_map(|(position, text)| {
         let parsed = Cidr::parse(text);
         let path = format!("{path}.allow_from[{position}]");
-        parsed.map_err(|error| mistakes.add(path, error.to_string())).ok()
+        parsed.map_err(|error| errors.add(path, error.to_string())).ok()
     });
     Some(parsed.collect())
 }
 
-/// Adds a mistake for an address that is not that of one host.
-fn one_host(address: IpAddr, path: &str, mistakes: &mut Mistakes) {
+/// Adds a error for an address that is not that of one host.
+fn one_host(address: IpAddr, path: &str, errors: &mut Diagnostics) {
     let plain = address.to_canonical();
     let kind = match plain {
         _ if plain.is_unspecified() => "the unspecified address",
@@ -222,69 +225,69 @@ fn one_host(address: IpAddr, path: &str, mistakes: &mut Mistakes) {
         IpAddr::V4(_) | IpAddr::V6(_) => return,
     };
     let reason = format!("invalid address {address}: must be that of one host, not {kind}");
-    mistakes.add(path, reason);
+    errors.add(path, reason);
 }
 
 /// What of a flow decides about its replica.
 fn flow_key(
-    service: &raw::Service,
+    service: &raw::RawService,
     ports: &[Port],
     path: &str,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> FlowKey {
     let (flow_key, word) = match service.affinity {
-        raw::Affinity::None => return FlowKey::FiveTuple,
-        raw::Affinity::ClientAddress => (FlowKey::SourceAddress, "client_address"),
-        raw::Affinity::TcpSequence => (FlowKey::WithSequence, "tcp_sequence"),
+        raw::RawAffinity::None => return FlowKey::FiveTuple,
+        raw::RawAffinity::ClientAddress => (FlowKey::SourceAddress, "client_address"),
+        raw::RawAffinity::TcpSequence => (FlowKey::WithSequence, "tcp_sequence"),
     };
     let is_flow = |port: &&Port| matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
     if let Some(Port { port, .. }) = ports.iter().find(|port| !is_flow(port)) {
         let reason =
             format!("{word} is for tcp and udp; requests to port {port} are balanced one by one");
-        mistakes.add(format!("{path}.affinity"), reason);
+        errors.add(format!("{path}.affinity"), reason);
     }
     if flow_key == FlowKey::WithSequence && !ports.iter().any(|p| p.protocol == Protocol::Tcp) {
         let reason = format!("{word} is for tcp, and no port of the service is; leave it out");
-        mistakes.add(format!("{path}.affinity"), reason);
+        errors.add(format!("{path}.affinity"), reason);
     }
     flow_key
 }
 
-fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Port> {
+fn ports(service: &raw::RawService, path: &str, errors: &mut Diagnostics) -> Vec<Port> {
     let mut seen = HashSet::new();
     let mut targets = HashSet::new();
     let mut ports = Vec::new();
-    let tuning = http::of_service(service, path, mistakes);
+    let tuning = http::of_service(service, path, errors);
     for (index, port) in service.ports.iter().enumerate() {
         let path = format!("{path}.ports[{index}]");
         let target = port.target.unwrap_or(port.port);
         let udp = port.protocol == Protocol::Udp;
         if (15000..=15099).contains(&target) {
-            mistakes.add(
+            errors.add(
                 format!("{path}.target"),
                 format!("{target} is among weft's own ports, 15000 to 15099"),
             );
         }
         if port.port == PROBE_PORT {
-            mistakes.add(
+            errors.add(
                 format!("{path}.port"),
                 format!("{PROBE_PORT} is what weft tries its redirects by; choose another"),
             );
         }
         if !seen.insert((port.port, udp)) {
-            mistakes.add(format!("{path}.port"), format!("port {} is there twice", port.port));
+            errors.add(format!("{path}.port"), format!("port {} is there twice", port.port));
         }
         if !targets.insert((target, udp)) {
-            mistakes.add(format!("{path}.target"), format!("two ports lead to {target}"));
+            errors.add(format!("{path}.target"), format!("two ports lead to {target}"));
         }
-        let (idle_timeout, idle_end) = idle(port, &path, mistakes);
+        let (idle_timeout, idle_end) = idle(port, &path, errors);
         ports.push(Port {
             port: port.port,
             target,
             protocol: port.protocol,
             idle_timeout,
             idle_end,
-            http: http::of_port(port, tuning, &path, mistakes),
+            http: http::of_port(port, tuning, &path, errors),
         });
     }
     ports
@@ -292,19 +295,19 @@ fn ports(service: &raw::Service, path: &str, mistakes: &mut Mistakes) -> Vec<Por
 
 /// How long flows to a port may be silent, and how that ends.
 fn idle(
-    port: &raw::Port,
+    port: &raw::RawPort,
     path: &str,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> (Option<Duration>, Option<IdleEnd>) {
     let timeout = port.idle_timeout.as_ref().and_then(|text| {
         let parsed = duration::parse(text).filter(|timeout| !timeout.is_zero());
         if !matches!(port.protocol, Protocol::Tcp | Protocol::Udp) {
-            mistakes.add(
+            errors.add(
                 format!("{path}.idle_timeout"),
                 "it is for tcp and udp; a sidecar serves this port, whose requests have timeouts of their own",
             );
         } else if parsed.is_none() {
-            mistakes.add(
+            errors.add(
                 format!("{path}.idle_timeout"),
                 format!(
                     "invalid duration {text:?}: must be above zero, {}",
@@ -317,11 +320,9 @@ fn idle(
     let end = port.idle_end.as_ref().and_then(|word| {
         let end = IdleEnd::named(word);
         if port.protocol != Protocol::Tcp {
-            mistakes
-                .add(format!("{path}.idle_end"), "it is for tcp: nothing else has an end to see");
+            errors.add(format!("{path}.idle_end"), "it is for tcp: nothing else has an end to see");
         } else if end.is_none() {
-            mistakes
-                .add(format!("{path}.idle_end"), format!("{word:?} is neither reset nor close"));
+            errors.add(format!("{path}.idle_end"), format!("{word:?} is neither reset nor close"));
         }
         end
     });
@@ -329,25 +330,25 @@ fn idle(
 }
 
 fn endpoints(
-    service: &raw::Service,
+    service: &raw::RawService,
     service_ranges: &[Cidr],
     path: &str,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> Vec<(IpAddr, u32)> {
     let mut seen = HashSet::new();
     let mut endpoints = Vec::new();
     for (index, endpoint) in service.endpoints.iter().enumerate() {
         let weight = endpoint.weight.unwrap_or(1);
         if weight == 0 {
-            mistakes.add(
+            errors.add(
                 format!("{path}.endpoints[{index}].weight"),
                 format!("invalid value 0: must be 1 to {}; or leave the endpoint out", u32::MAX),
             );
         }
-        one_host(endpoint.address, &format!("{path}.endpoints[{index}].address"), mistakes);
+        one_host(endpoint.address, &format!("{path}.endpoints[{index}].address"), errors);
         // What goes to such an address is taken for a service: it would come back to us for ever.
         if let Some(range) = service_ranges.iter().find(|range| range.contains(endpoint.address)) {
-            mistakes.add(
+            errors.add(
                 format!("{path}.endpoints[{index}].address"),
                 format!(
                     "{} lies in {range} of service_ranges, which are for services; give the program's own",
@@ -357,7 +358,7 @@ fn endpoints(
         }
         if !seen.insert(endpoint.address) {
             let reason = format!("{} is there twice", endpoint.address);
-            mistakes.add(format!("{path}.endpoints[{index}].address"), reason);
+            errors.add(format!("{path}.endpoints[{index}].address"), reason);
         }
         endpoints.push((endpoint.address, weight));
     }
@@ -365,7 +366,7 @@ fn endpoints(
 }
 
 /// Adds a warning for each address range whose address has bits beyond its prefix.
-fn ranges_with_host_bits(raw: &raw::Mesh, warnings: &mut Mistakes) {
+fn ranges_with_host_bits(raw: &raw::RawMesh, warnings: &mut Diagnostics) {
     let mut check = |path: &dyn Fn() -> String, ranges: &[String]| {
         for (place, text) in ranges.iter().enumerate() {
             let Ok(range) = Cidr::parse(text) else { continue };

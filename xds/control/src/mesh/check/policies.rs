@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 
 use weft_model::{Cidr, InvalidPathPattern, PathPattern, SpiffeId, StringMatch};
 
-use super::{Mistakes, unknown_service};
-use crate::mesh::area::{self, Area};
+use super::{Diagnostics, unknown_service};
+use crate::mesh::token_rules::{self, CoveredRequests};
 use crate::mesh::{Clause, Issuer, Policy, Port, Protocol, Service, identity, raw};
 
 /// Checks who may call what.
 pub(super) fn policies(
-    raw: &raw::Mesh,
+    raw: &raw::RawMesh,
     services: &BTreeMap<String, Service>,
     issuers: &BTreeMap<String, Issuer>,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> Vec<Policy> {
     let ours = format!("spiffe://{}/", raw.trust_domain);
     // Without it no identity can be checked; its own error says so.
@@ -26,21 +26,21 @@ pub(super) fn policies(
         match service {
             None => {
                 let reason = unknown_service(&policy.service);
-                mistakes.add_reference(&policy.service, format!("{path}.service"), reason);
+                errors.add_reference(&policy.service, format!("{path}.service"), reason);
             }
             Some(service) if !service.meshed => {
                 let reason = format!(
                     "invalid service {:?}: it has meshed: false, so no sidecar enforces the policy",
                     policy.service
                 );
-                mistakes.add(format!("{path}.service"), reason);
+                errors.add(format!("{path}.service"), reason);
             }
             Some(_) => {}
         }
         if policy.allow.is_empty() && policy.deny.is_empty() {
-            mistakes.add(&path, "it neither allows nor denies anything");
+            errors.add(&path, "it neither allows nor denies anything");
         }
-        let mut clauses = |kind: Kind, raws: &[raw::Clause]| {
+        let mut clauses = |kind: ClauseKind, raws: &[raw::RawClause]| {
             let each = raws.iter().enumerate().map(|(position, item)| {
                 let word = kind.word();
                 // By service, so that a change of one service's policies renames no clause of another.
@@ -49,13 +49,13 @@ pub(super) fn policies(
                 *count += 1;
                 let path = format!("{path}.{word}[{position}]");
                 let ours = ours.as_deref();
-                let clauses = Clauses { raw, ours, services, issuers, service, kind };
-                clauses.check(name, item, &path, mistakes)
+                let clauses = ClauseChecker { raw, ours, services, issuers, service, kind };
+                clauses.check(name, item, &path, errors)
             });
             each.collect()
         };
-        let allow = clauses(Kind::Allow, &policy.allow);
-        let deny = clauses(Kind::Deny, &policy.deny);
+        let allow = clauses(ClauseKind::Allow, &policy.allow);
+        let deny = clauses(ClauseKind::Deny, &policy.deny);
         policies.push(Policy {
             service: policy.service.clone(),
             allow,
@@ -71,7 +71,7 @@ pub(super) fn policies(
 pub(super) fn dry_run_tokens(
     services: &BTreeMap<String, Service>,
     policies: &[Policy],
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) {
     let mut enforced: HashMap<&str, Vec<&Policy>> = HashMap::new();
     for policy in policies.iter().filter(|policy| !policy.dry_run) {
@@ -90,7 +90,7 @@ pub(super) fn dry_run_tokens(
                      dry_run where every allowance of them, or a denial of them by the same token, does",
                     port.port
                 );
-                mistakes.add(format!("{place}.token"), reason);
+                errors.add(format!("{place}.token"), reason);
             }
         }
     }
@@ -106,18 +106,18 @@ fn is_verified(enforced: &[&Policy], port: &Port, clause: &Clause) -> bool {
             .filter(|clause| clause.is_of(port))
             .collect()
     };
-    let rules = area::token_rules(&of(|policy| &policy.allow), &of(|policy| &policy.deny));
-    Area::all_of(clause).iter().all(|area| area::verifies(&rules, area, token))
+    let rules = token_rules::token_rules(&of(|policy| &policy.allow), &of(|policy| &policy.deny));
+    CoveredRequests::all_of(clause).iter().all(|area| token_rules::verifies(&rules, area, token))
 }
 
 /// What a clause does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ClauseKind {
     Allow,
     Deny,
 }
 
-impl Kind {
+impl ClauseKind {
     fn word(self) -> &'static str {
         match self {
             Self::Allow => "allow",
@@ -127,58 +127,58 @@ impl Kind {
 }
 
 /// What a clause may speak of.
-struct Clauses<'a> {
-    raw: &'a raw::Mesh,
+struct ClauseChecker<'a> {
+    raw: &'a raw::RawMesh,
     /// What the identities of the mesh begin with: `spiffe://TRUST_DOMAIN/`. None where the trust domain is invalid.
     ours: Option<&'a str>,
     services: &'a BTreeMap<String, Service>,
     issuers: &'a BTreeMap<String, Issuer>,
     /// Whose policy it is.
     service: Option<&'a Service>,
-    kind: Kind,
+    kind: ClauseKind,
 }
 
-impl Clauses<'_> {
+impl ClauseChecker<'_> {
     fn check(
         &self,
         name: String,
-        item: &raw::Clause,
+        item: &raw::RawClause,
         path: &str,
-        mistakes: &mut Mistakes,
+        errors: &mut Diagnostics,
     ) -> Clause {
-        not_empty(item, path, mistakes);
-        self.token(item, path, mistakes);
+        not_empty(item, path, errors);
+        self.token(item, path, errors);
         let clause = Clause {
-            from: self.callers(item, path, mistakes),
-            from_addresses: from_addresses(item, path, mistakes),
+            from: self.callers(item, path, errors),
+            from_addresses: from_addresses(item, path, errors),
             ports: item.ports.clone().unwrap_or_default(),
-            methods: self.methods(item, path, mistakes),
-            paths: paths(item, path, mistakes),
+            methods: self.methods(item, path, errors),
+            paths: paths(item, path, errors),
             token: item.token.clone().filter(|token| self.issuers.contains_key(token)),
             claims: item.claims.clone().unwrap_or_default().into_iter().collect(),
             name,
         };
         if let Some(service) = self.service.filter(|service| service.meshed) {
-            self.ports(&clause, service, path, mistakes);
+            self.ports(&clause, service, path, errors);
         }
         clause
     }
 
-    fn token(&self, item: &raw::Clause, path: &str, mistakes: &mut Mistakes) {
+    fn token(&self, item: &raw::RawClause, path: &str, errors: &mut Diagnostics) {
         let known = &self.raw.security.issuers;
         if let Some(token) = item.token.as_ref().filter(|token| !known.contains_key(*token)) {
-            mistakes.add_unknown_issuer(token, format!("{path}.token"));
+            errors.add_unknown_issuer(token, format!("{path}.token"));
         }
         let claims = item.claims.as_ref();
         if item.token.is_none() && claims.is_some_and(|claims| !claims.is_empty()) {
-            mistakes.add(format!("{path}.claims"), "claims need token: the name of the issuer");
+            errors.add(format!("{path}.claims"), "claims need token: the name of the issuer");
         }
         for (claim, values) in claims.into_iter().flatten() {
             let path = format!("{path}.claims[\"{claim}\"]");
             if claim.is_empty() {
-                mistakes.add(path, "invalid claim \"\": must be the name of a claim");
+                errors.add(path, "invalid claim \"\": must be the name of a claim");
             } else if values.is_empty() {
-                mistakes.add(path, "there must be a value");
+                errors.add(path, "there must be a value");
             }
         }
     }
@@ -186,12 +186,12 @@ impl Clauses<'_> {
     /// Checks that the clause is enforced at the ports that it applies to. An allowance that names no
     /// port opens those that can evaluate it, and the others stay closed; a denial must be enforced
     /// wherever it applies.
-    fn ports(&self, clause: &Clause, service: &Service, path: &str, mistakes: &mut Mistakes) {
+    fn ports(&self, clause: &Clause, service: &Service, path: &str, errors: &mut Diagnostics) {
         for (place, number) in clause.ports.iter().enumerate() {
             let path = format!("{path}.ports[{place}]");
             let mut known = service.ports.iter().filter(|port| port.port == *number).peekable();
             match known.peek() {
-                None => mistakes.add_reference(
+                None => errors.add_reference(
                     &service.name,
                     path,
                     format!("the service has no port {number}"),
@@ -199,7 +199,7 @@ impl Clauses<'_> {
                 Some(port) => {
                     let port = *port;
                     if !known.any(|port| clause.is_enforced_at(port)) {
-                        mistakes.add_reference(&service.name, path, not_enforced(clause, port));
+                        errors.add_reference(&service.name, path, not_enforced(clause, port));
                     }
                 }
             }
@@ -214,20 +214,20 @@ impl Clauses<'_> {
             .filter(|port| clause.is_enforced_at(port))
             .map(|port| port.port.to_string())
             .collect();
-        if !clause.ports.is_empty() || (self.kind == Kind::Allow && !enforced.is_empty()) {
+        if !clause.ports.is_empty() || (self.kind == ClauseKind::Allow && !enforced.is_empty()) {
             return;
         }
         let reason = not_enforced(clause, first);
         if enforced.is_empty() {
-            mistakes.add_reference(&service.name, path, reason);
+            errors.add_reference(&service.name, path, reason);
         } else {
             let reason =
                 format!("{reason}; name the other ports: ports: [{}]", enforced.join(", "));
-            mistakes.add_reference(&service.name, path, reason);
+            errors.add_reference(&service.name, path, reason);
         }
     }
 
-    fn methods(&self, item: &raw::Clause, path: &str, mistakes: &mut Mistakes) -> Vec<String> {
+    fn methods(&self, item: &raw::RawClause, path: &str, errors: &mut Diagnostics) -> Vec<String> {
         let methods = item.methods.as_deref().unwrap_or_default();
         for (place, method) in methods.iter().enumerate() {
             let path = format!("{path}.methods[{place}]");
@@ -236,13 +236,15 @@ impl Clauses<'_> {
             let upper = method.to_ascii_uppercase();
             if method.is_empty() || !method.bytes().all(is_token) || method.len() > 64 {
                 let reason = format!("invalid method {method:?}: must be a method name or \"*\"");
-                mistakes.add(path, reason);
+                errors.add(path, reason);
             } else if method != "*" && method.contains('*') {
                 let reason = format!("invalid method {method:?}: * stands for any method, alone");
-                mistakes.add(path, reason);
-            } else if self.kind == Kind::Allow && ["TRACE", "CONNECT"].contains(&upper.as_str()) {
+                errors.add(path, reason);
+            } else if self.kind == ClauseKind::Allow
+                && ["TRACE", "CONNECT"].contains(&upper.as_str())
+            {
                 let reason = format!("invalid method {method:?}: sidecars of a mesh refuse it");
-                mistakes.add(path, reason);
+                errors.add(path, reason);
             }
         }
         if methods.iter().any(|method| method == "*") {
@@ -253,24 +255,22 @@ impl Clauses<'_> {
 
     fn callers(
         &self,
-        clause: &raw::Clause,
+        clause: &raw::RawClause,
         path: &str,
-        mistakes: &mut Mistakes,
+        errors: &mut Diagnostics,
     ) -> Vec<StringMatch> {
         if clause.from.is_empty() {
             let reason = "it is empty; \"*\" stands for any identity of the mesh";
-            mistakes.add(format!("{path}.from"), reason);
+            errors.add(format!("{path}.from"), reason);
         }
         let mut callers = Vec::new();
         for (index, from) in clause.from.iter().enumerate().filter(|(_, from)| *from != "*") {
             match self.caller(from) {
                 Ok(id) => callers.push(id),
                 Err(reason) if from.starts_with("spiffe://") => {
-                    mistakes.add(format!("{path}.from[{index}]"), reason);
+                    errors.add(format!("{path}.from[{index}]"), reason);
                 }
-                Err(reason) => {
-                    mistakes.add_reference(from, format!("{path}.from[{index}]"), reason)
-                }
+                Err(reason) => errors.add_reference(from, format!("{path}.from[{index}]"), reason),
             }
         }
         if clause.from.iter().any(|from| from == "*") { Vec::new() } else { callers }
@@ -314,7 +314,7 @@ impl Clauses<'_> {
 }
 
 /// Refuses lists that are written and empty: they could be read as "any" and as "none".
-fn not_empty(item: &raw::Clause, path: &str, mistakes: &mut Mistakes) {
+fn not_empty(item: &raw::RawClause, path: &str, errors: &mut Diagnostics) {
     let lists = [
         ("from_addresses", item.from_addresses.as_ref().map(Vec::is_empty)),
         ("ports", item.ports.as_ref().map(Vec::is_empty)),
@@ -323,7 +323,7 @@ fn not_empty(item: &raw::Clause, path: &str, mistakes: &mut Mistakes) {
         ("claims", item.claims.as_ref().map(BTreeMap::is_empty)),
     ];
     for (field, _) in lists.iter().filter(|(_, is_empty)| *is_empty == Some(true)) {
-        mistakes.add(format!("{path}.{field}"), "invalid empty list: leave it out for any");
+        errors.add(format!("{path}.{field}"), "invalid empty list: leave it out for any");
     }
 }
 
@@ -343,36 +343,36 @@ fn not_enforced(clause: &Clause, port: &Port) -> String {
     format!("port {number} carries tcp, where {} cannot be evaluated", words.join(" and "))
 }
 
-fn from_addresses(item: &raw::Clause, path: &str, mistakes: &mut Mistakes) -> Vec<Cidr> {
+fn from_addresses(item: &raw::RawClause, path: &str, errors: &mut Diagnostics) -> Vec<Cidr> {
     let mut ranges = Vec::new();
     for (place, range) in item.from_addresses.iter().flatten().enumerate() {
         match Cidr::parse(range) {
             Ok(range) => ranges.push(range),
             Err(error) => {
-                mistakes.add(format!("{path}.from_addresses[{place}]"), error.to_string());
+                errors.add(format!("{path}.from_addresses[{place}]"), error.to_string());
             }
         }
     }
     ranges
 }
 
-fn paths(item: &raw::Clause, path: &str, mistakes: &mut Mistakes) -> Vec<PathPattern> {
+fn paths(item: &raw::RawClause, path: &str, errors: &mut Diagnostics) -> Vec<PathPattern> {
     let mut patterns = Vec::new();
     for (place, written) in item.paths.iter().flatten().enumerate() {
         let path = format!("{path}.paths[{place}]");
         let (text, parsed) = match written {
-            raw::PathText::Pattern(text) => (text, PathPattern::parse(text)),
-            raw::PathText::Typed(typed) => (&typed.value, typed_path(typed)),
+            raw::RawPathText::Pattern(text) => (text, PathPattern::parse(text)),
+            raw::RawPathText::Typed(typed) => (&typed.value, typed_path(typed)),
         };
         match parsed {
             Ok(pattern) => patterns.push(pattern),
-            Err(error) => mistakes.add(path, format!("invalid path {text:?}: {error}")),
+            Err(error) => errors.add(path, format!("invalid path {text:?}: {error}")),
         }
     }
     if patterns.contains(&PathPattern::Any) { vec![PathPattern::Any] } else { patterns }
 }
 
-fn typed_path(typed: &raw::PathMatch) -> Result<PathPattern, InvalidPathPattern> {
+fn typed_path(typed: &raw::RawPathMatch) -> Result<PathPattern, InvalidPathPattern> {
     match typed.kind.as_str() {
         "Exact" => PathPattern::exact(&typed.value),
         "PathPrefix" => PathPattern::below(&typed.value),

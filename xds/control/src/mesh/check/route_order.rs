@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use weft_model::{PathMatch, RouteMatch};
 
-use super::Mistakes;
-use crate::mesh::{Port, Protocol, Route, Service, raw};
+use super::Diagnostics;
+use crate::mesh::{MeshRoute, Port, Protocol, Service, raw};
 
 /// A rule by its indexes in the file: of the route, and in the route.
 type RulePlace = (usize, usize);
@@ -17,10 +17,10 @@ type RouteList<'m> = (&'m str, u16, &'m str);
 /// Adds a warning for each route without effect, each rule that no request reaches, and each port that an HTTP route
 /// names and cannot apply to.
 pub(super) fn warn(
-    raw: &raw::Mesh,
+    raw: &raw::RawMesh,
     services: &BTreeMap<String, Service>,
-    routes: &[Route],
-    warnings: &mut Mistakes,
+    routes: &[MeshRoute],
+    warnings: &mut Diagnostics,
 ) {
     for (index, route) in raw.routes.iter().enumerate() {
         let empty = [
@@ -55,8 +55,8 @@ fn tcp_ports(service: Option<&Service>) -> impl Iterator<Item = &Port> {
 /// Adds a warning for each rule whose requests are all taken by earlier rules, wherever its route applies.
 fn unreachable_rules(
     services: &BTreeMap<String, Service>,
-    routes: &[Route],
-    warnings: &mut Mistakes,
+    routes: &[MeshRoute],
+    warnings: &mut Diagnostics,
 ) {
     let mut lists: HashMap<RouteList<'_>, EarlierMatches<'_>> = HashMap::new();
     for (index, route) in routes.iter().enumerate() {
@@ -90,7 +90,10 @@ fn unreachable_rules(
 }
 
 /// The lists of routes that a route is in.
-fn lists_of<'m>(route: &'m Route, services: &'m BTreeMap<String, Service>) -> Vec<RouteList<'m>> {
+fn lists_of<'m>(
+    route: &'m MeshRoute,
+    services: &'m BTreeMap<String, Service>,
+) -> Vec<RouteList<'m>> {
     let hosts: Vec<&str> = match route.hostnames.as_slice() {
         [] => vec!["*"],
         names => names.iter().map(String::as_str).collect(),

@@ -8,15 +8,17 @@ use weft_model::{
     is_header_name, is_uri_part,
 };
 
-use super::{Mistakes, unknown_service};
-use crate::mesh::{Parent, Port, Protocol, Route, Rule, Service, Target, duration, raw};
+use super::{Diagnostics, unknown_service};
+use crate::mesh::{
+    MeshRoute, Port, Protocol, RouteParent, RouteRule, RouteTarget, Service, duration, raw,
+};
 
 /// Checks the routes.
 pub(super) fn routes(
-    raw: &raw::Mesh,
+    raw: &raw::RawMesh,
     services: &BTreeMap<String, Service>,
-    mistakes: &mut Mistakes,
-) -> Vec<Route> {
+    errors: &mut Diagnostics,
+) -> Vec<MeshRoute> {
     let mut routes = Vec::new();
     for (index, route) in raw.routes.iter().enumerate() {
         let path = format!("routes[{index}]");
@@ -25,9 +27,9 @@ pub(super) fn routes(
             match services.get(&parent.name) {
                 None => {
                     let reason = unknown_service(&parent.name);
-                    mistakes.add_reference(&parent.name, format!("{path}.name"), reason);
+                    errors.add_reference(&parent.name, format!("{path}.name"), reason);
                 }
-                Some(service) => parent_port(parent, service, &path, mistakes),
+                Some(service) => parent_port(parent, service, &path, errors),
             }
         }
         let rules = route
@@ -35,15 +37,15 @@ pub(super) fn routes(
             .iter()
             .enumerate()
             .filter_map(|(position, r)| {
-                rule(r, &format!("{path}.rules[{position}]"), services, mistakes)
+                rule(r, &format!("{path}.rules[{position}]"), services, errors)
             })
             .collect();
-        routes.push(Route {
+        routes.push(MeshRoute {
             name: route.name.clone(),
             parents: route
                 .parent_refs
                 .iter()
-                .map(|parent| Parent { service: parent.name.clone(), port: parent.port })
+                .map(|parent| RouteParent { service: parent.name.clone(), port: parent.port })
                 .collect(),
             hostnames: route.hostnames.iter().map(|host| host.to_ascii_lowercase()).collect(),
             rules,
@@ -53,7 +55,12 @@ pub(super) fn routes(
 }
 
 /// Checks that a route is of ports whose requests are routed.
-fn parent_port(parent: &raw::ParentRef, service: &Service, path: &str, mistakes: &mut Mistakes) {
+fn parent_port(
+    parent: &raw::RawParentRef,
+    service: &Service,
+    path: &str,
+    errors: &mut Diagnostics,
+) {
     let is_meant = |port: &&Port| parent.port.is_none_or(|number| number == port.port);
     let mut ports = service.ports.iter().filter(is_meant).peekable();
     let is_missing = ports.peek().is_none();
@@ -63,17 +70,17 @@ fn parent_port(parent: &raw::ParentRef, service: &Service, path: &str, mistakes:
     }
     let name = &parent.name;
     match parent.port {
-        Some(number) if is_missing => mistakes.add_reference(
+        Some(number) if is_missing => errors.add_reference(
             name,
             format!("{path}.port"),
             format!("invalid port {number}: service {name:?} has no such port"),
         ),
-        Some(number) => mistakes.add_reference(
+        Some(number) => errors.add_reference(
             name,
             format!("{path}.port"),
             format!("invalid port {number}: must be a port of http, http2 or grpc"),
         ),
-        None => mistakes.add_reference(
+        None => errors.add_reference(
             name,
             format!("{path}.name"),
             format!("invalid service {name:?}: must have a port of http, http2 or grpc"),
@@ -82,16 +89,16 @@ fn parent_port(parent: &raw::ParentRef, service: &Service, path: &str, mistakes:
 }
 
 fn rule(
-    rule: &raw::Rule,
+    rule: &raw::RawRule,
     path: &str,
     services: &BTreeMap<String, Service>,
-    mistakes: &mut Mistakes,
-) -> Option<Rule> {
+    errors: &mut Diagnostics,
+) -> Option<RouteRule> {
     let mut matches: Vec<RouteMatch> = rule
         .matches
         .iter()
         .enumerate()
-        .map(|(index, m)| route_match(m, &format!("{path}.matches[{index}]"), mistakes))
+        .map(|(index, m)| route_match(m, &format!("{path}.matches[{index}]"), errors))
         .collect();
     if matches.is_empty() {
         matches.push(RouteMatch::any());
@@ -101,7 +108,7 @@ fn rule(
         let parsed = duration::parse(text);
         if parsed.is_none() {
             let reason = format!("invalid duration {text:?}: must be {}", duration::ACCEPTED);
-            mistakes.add(format!("{path}.timeouts.request"), reason);
+            errors.add(format!("{path}.timeouts.request"), reason);
         }
         parsed
     });
@@ -115,41 +122,41 @@ fn rule(
                     // An empty replacement counts as `/`.
                     if !prefix.is_empty() {
                         let path = format!("{path}.urlRewrite.path.replacePrefixMatch");
-                        check_path(prefix, path, mistakes);
+                        check_path(prefix, path, errors);
                     }
                     prefix_replacement = Some(prefix.clone())
                 }
-                _ => mistakes
+                _ => errors
                     .add(format!("{path}.urlRewrite.path"), "only ReplacePrefixMatch is supported"),
             },
             ("RequestRedirect", None, Some(redirect)) => {
-                redirected = Some(to_redirect(redirect, &path, mistakes))
+                redirected = Some(to_redirect(redirect, &path, errors))
             }
-            _ => mistakes.add(
+            _ => errors.add(
                 format!("{path}.type"),
                 "URLRewrite and RequestRedirect are supported, with their own field",
             ),
         }
     }
     let target = match redirected {
-        Some(redirect) if rule.backend_refs.is_empty() => Target::Redirect(redirect),
+        Some(redirect) if rule.backend_refs.is_empty() => RouteTarget::Redirect(redirect),
         Some(_) => {
-            mistakes.add(format!("{path}.backendRefs"), "a redirect goes nowhere else");
+            errors.add(format!("{path}.backendRefs"), "a redirect goes nowhere else");
             return None;
         }
         None => {
-            let backends = backends(rule, path, services, mistakes)?;
-            Target::Backends { backends, prefix_replacement }
+            let backends = backends(rule, path, services, errors)?;
+            RouteTarget::Backends { backends, prefix_replacement }
         }
     };
-    Some(Rule { matches, target, timeout })
+    Some(RouteRule { matches, target, timeout })
 }
 
 fn backends(
-    rule: &raw::Rule,
+    rule: &raw::RawRule,
     path: &str,
     services: &BTreeMap<String, Service>,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> Option<Vec<(String, u16, u32)>> {
     let mut backends = Vec::new();
     for (index, backend) in rule.backend_refs.iter().enumerate() {
@@ -157,10 +164,10 @@ fn backends(
         match services.get(&backend.name) {
             None => {
                 let reason = unknown_service(&backend.name);
-                mistakes.add_reference(&backend.name, format!("{path}.name"), reason);
+                errors.add_reference(&backend.name, format!("{path}.name"), reason);
             }
             Some(service) if !service.ports.iter().any(|port| port.port == backend.port) => {
-                mistakes.add_reference(
+                errors.add_reference(
                     &backend.name,
                     format!("{path}.port"),
                     format!("{:?} has no port {}", backend.name, backend.port),
@@ -169,7 +176,7 @@ fn backends(
             Some(service) if !service.ports.iter().any(|port| takes_requests(port, backend)) => {
                 let number = backend.port;
                 let reason = format!("invalid port {number}: must not be a port of udp");
-                mistakes.add_reference(&backend.name, format!("{path}.port"), reason);
+                errors.add_reference(&backend.name, format!("{path}.port"), reason);
             }
             Some(_) => {
                 backends.push((backend.name.clone(), backend.port, backend.weight.unwrap_or(1)))
@@ -178,20 +185,20 @@ fn backends(
     }
     let has_share = rule.backend_refs.iter().any(|backend| backend.weight != Some(0));
     if !has_share {
-        mistakes.add(format!("{path}.backendRefs"), "no backend has a share");
+        errors.add(format!("{path}.backendRefs"), "no backend has a share");
         return None;
     }
     Some(backends)
 }
 
 /// Whether a route can send requests to a port, which is the one of the backend.
-fn takes_requests(port: &Port, backend: &raw::BackendRef) -> bool {
+fn takes_requests(port: &Port, backend: &raw::RawBackendRef) -> bool {
     port.port == backend.port && port.protocol != Protocol::Udp
 }
 
-fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMatch {
-    let path_match = path_match(raw.path.as_ref(), &format!("{path}.path"), mistakes);
-    names(raw, path, mistakes);
+fn route_match(raw: &raw::RawMatch, path: &str, errors: &mut Diagnostics) -> RouteMatch {
+    let path_match = path_match(raw.path.as_ref(), &format!("{path}.path"), errors);
+    names(raw, path, errors);
     let exact = |value: &str| StringMatch::Exact(value.to_owned());
     let mut headers = Vec::new();
     if let Some(method) = &raw.method {
@@ -199,9 +206,9 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
         let method = StringMatch::ExactIgnoreCase(method.clone());
         headers.push(HeaderMatch::new(":method", method));
     }
-    let mut only_exact = |list: &[raw::ValueMatch], field: &str| {
+    let mut only_exact = |list: &[raw::RawValueMatch], field: &str| {
         for (index, item) in list.iter().enumerate().filter(|(_, item)| item.kind != "Exact") {
-            mistakes.add(
+            errors.add(
                 format!("{path}.{field}[{index}].type"),
                 format!("{:?} is not supported; Exact is", item.kind),
             );
@@ -226,11 +233,11 @@ fn route_match(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) -> RouteMa
 }
 
 /// The path of a match. `path` is its place in the file.
-fn path_match(raw: Option<&raw::PathMatch>, path: &str, mistakes: &mut Mistakes) -> PathMatch {
+fn path_match(raw: Option<&raw::RawPathMatch>, path: &str, errors: &mut Diagnostics) -> PathMatch {
     // Envoy has no `/` for whole segments, and every path begins with it.
     let any = || PathMatch::Prefix("/".into());
     let Some(raw) = raw else { return any() };
-    check_path(&raw.value, format!("{path}.value"), mistakes);
+    check_path(&raw.value, format!("{path}.value"), errors);
     match raw.kind.as_str() {
         "PathPrefix" => match raw.value.trim_end_matches('/') {
             "" => any(),
@@ -239,16 +246,16 @@ fn path_match(raw: Option<&raw::PathMatch>, path: &str, mistakes: &mut Mistakes)
         "Exact" => PathMatch::Exact(raw.value.clone()),
         other => {
             let reason = format!("invalid type {other:?}: must be PathPrefix or Exact");
-            mistakes.add(format!("{path}.type"), reason);
+            errors.add(format!("{path}.type"), reason);
             any()
         }
     }
 }
 
 /// Checks a path that requests are matched by or sent to: a sidecar must be able to receive and route such a request.
-fn check_path(text: &str, path: String, mistakes: &mut Mistakes) {
+fn check_path(text: &str, path: String, errors: &mut Diagnostics) {
     if let Some(reason) = path_fault(text) {
-        mistakes.add(path, format!("invalid path {text:?}: {reason}"));
+        errors.add(path, format!("invalid path {text:?}: {reason}"));
     }
 }
 
@@ -290,52 +297,52 @@ fn may_be_routed(path: &str) -> bool {
 }
 
 /// Checks the names that a match compares.
-fn names(raw: &raw::Match, path: &str, mistakes: &mut Mistakes) {
+fn names(raw: &raw::RawMatch, path: &str, errors: &mut Diagnostics) {
     if let Some(method) = raw.method.as_ref().filter(|method| !is_header_name(method)) {
         let reason = format!("invalid method {method:?}: must be a method name, such as GET");
-        mistakes.add(format!("{path}.method"), reason);
+        errors.add(format!("{path}.method"), reason);
     }
     for (index, header) in raw.headers.iter().enumerate() {
         let name = &header.name;
         if !is_header_name(name.strip_prefix(':').unwrap_or(name)) {
             let reason = format!("invalid header name {name:?}: must be a name, such as x-version");
-            mistakes.add(format!("{path}.headers[{index}].name"), reason);
+            errors.add(format!("{path}.headers[{index}].name"), reason);
         }
     }
     for (index, _) in raw.query_params.iter().enumerate().filter(|(_, item)| item.name.is_empty()) {
         let reason = "invalid name \"\": must be the name of a query parameter";
-        mistakes.add(format!("{path}.queryParams[{index}].name"), reason);
+        errors.add(format!("{path}.queryParams[{index}].name"), reason);
     }
 }
 
 fn to_redirect(
-    raw: &raw::RequestRedirect,
+    raw: &raw::RawRequestRedirect,
     path: &str,
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> weft_model::Redirect {
     let status = raw.status_code.unwrap_or(302);
     if ![301, 302, 303, 307, 308].contains(&status) {
         let path = format!("{path}.requestRedirect.statusCode");
         let accepted = "must be 301, 302, 303, 307 or 308";
-        mistakes.add(path, format!("invalid status code {status}: {accepted}"));
+        errors.add(path, format!("invalid status code {status}: {accepted}"));
     }
     let target = raw.path.as_ref().and_then(|path| path.replace_full_path.clone());
     if raw.path.is_some() && target.is_none() {
-        mistakes.add(format!("{path}.requestRedirect.path"), "only ReplaceFullPath is supported");
+        errors.add(format!("{path}.requestRedirect.path"), "only ReplaceFullPath is supported");
     }
     if let Some(target) = &target {
         let path = format!("{path}.requestRedirect.path.replaceFullPath");
-        check_path(target, path, mistakes);
+        check_path(target, path, errors);
     }
     if let Some(scheme) =
         raw.scheme.as_ref().filter(|scheme| !["http", "https"].contains(&&***scheme))
     {
         let reason = format!("invalid scheme {scheme:?}: must be http or https");
-        mistakes.add(format!("{path}.requestRedirect.scheme"), reason);
+        errors.add(format!("{path}.requestRedirect.scheme"), reason);
     }
     if let Some(host) = raw.hostname.as_ref().filter(|host| host.is_empty() || !is_uri_part(host)) {
         let reason = format!("invalid host name {host:?}: must be such as web.example");
-        mistakes.add(format!("{path}.requestRedirect.hostname"), reason);
+        errors.add(format!("{path}.requestRedirect.hostname"), reason);
     }
     weft_model::Redirect {
         status,

@@ -8,42 +8,43 @@ use weft_model::{
     claim_header,
 };
 
-use super::Mistakes;
+use super::Diagnostics;
 use super::key_server::keys;
-use crate::mesh::file::NamedFiles;
+use crate::mesh::file::ReferencedFiles;
 use crate::mesh::{Issuer, raw};
 
 /// Checks the issuers of tokens.
 pub(super) fn issuers(
-    raw: &raw::Mesh,
-    files: &NamedFiles,
-    mistakes: &mut Mistakes,
+    raw: &raw::RawMesh,
+    files: &ReferencedFiles,
+    errors: &mut Diagnostics,
 ) -> BTreeMap<String, Issuer> {
     let mut issuers = BTreeMap::new();
     for (name, issuer) in &raw.security.issuers {
         let path = format!("security.issuers[\"{name}\"]");
         if name.is_empty() {
-            mistakes.add(
+            errors.add(
                 &path,
                 "invalid name \"\": must be the name by which policies refer to the issuer",
             );
         }
         if issuer.issuer.is_empty() {
-            mistakes
+            errors
                 .add(format!("{path}.issuer"), "it is empty; a token of any issuer would be good");
         }
         if issuer.audiences.is_empty() {
-            mistakes.add(
+            errors.add(
                 format!("{path}.audiences"),
                 "it is empty; a token for any service would be good",
             );
         }
         for (index, _) in issuer.audiences.iter().enumerate().filter(|(_, one)| one.is_empty()) {
-            let reason = "invalid audience \"\": must be the name of a service that tokens are for";
-            mistakes.add(format!("{path}.audiences[{index}]"), reason);
+            let reason =
+                "invalid distribution \"\": must be the name of a service that tokens are for";
+            errors.add(format!("{path}.audiences[{index}]"), reason);
         }
-        let claims = claims(issuer, &path, mistakes);
-        let Some(keys) = keys(issuer, files, &path, mistakes) else {
+        let claims = claims(issuer, &path, errors);
+        let Some(keys) = keys(issuer, files, &path, errors) else {
             continue;
         };
         let checked = Issuer {
@@ -64,34 +65,34 @@ pub(super) fn issuers(
 /// How many claims an issuer may ask for, and how many values of one.
 const LIMIT: usize = 10;
 
-fn claims(issuer: &raw::Issuer, path: &str, mistakes: &mut Mistakes) -> Vec<ClaimRule> {
+fn claims(issuer: &raw::RawIssuer, path: &str, errors: &mut Diagnostics) -> Vec<ClaimRule> {
     let mut rules = Vec::new();
     if issuer.claims.len() > LIMIT {
-        mistakes.add(format!("{path}.claims"), format!("more than {LIMIT} of them"));
+        errors.add(format!("{path}.claims"), format!("more than {LIMIT} of them"));
     }
     for (claim, header) in &issuer.claim_headers {
         let path = format!("{path}.claim_headers[\"{claim}\"]");
         if claim.is_empty() {
-            mistakes.add(&path, "invalid claim \"\": must be the name of a claim");
+            errors.add(&path, "invalid claim \"\": must be the name of a claim");
         }
         if let Err(reason) = claim_header(header) {
-            mistakes.add(path, reason);
+            errors.add(path, reason);
         }
     }
     for (index, claim) in issuer.claims.iter().enumerate() {
         let path = format!("{path}.claims[{index}]");
         if claim.values.is_empty() || claim.values.len() > LIMIT {
-            mistakes.add(format!("{path}.values"), format!("there must be 1 to {LIMIT}"));
+            errors.add(format!("{path}.values"), format!("there must be 1 to {LIMIT}"));
         }
         if claim.values.iter().any(String::is_empty) {
-            mistakes.add(format!("{path}.values"), "invalid value \"\": must not be empty");
+            errors.add(format!("{path}.values"), "invalid value \"\": must not be empty");
         }
         if ["", "iss", "aud", "exp", "nbf", "iat"].contains(&claim.name.as_str()) {
             let reason = format!("{:?} cannot be asked for in this way", claim.name);
-            mistakes.add(format!("{path}.name"), reason);
+            errors.add(format!("{path}.name"), reason);
         }
         let said = claim.format.as_deref();
-        let format = word(&format!("{path}.format"), said, &ClaimFormat::WORDS, mistakes);
+        let format = word(&format!("{path}.format"), said, &ClaimFormat::WORDS, errors);
         rules.push(ClaimRule {
             name: claim.name.clone(),
             format: format.unwrap_or(ClaimFormat::Single),
@@ -103,30 +104,25 @@ fn claims(issuer: &raw::Issuer, path: &str, mistakes: &mut Mistakes) -> Vec<Clai
 }
 
 /// Checks what revocation lists decide.
-pub(super) fn revocation(raw: &raw::Mesh, mistakes: &mut Mistakes) -> RevocationPolicy {
+pub(super) fn revocation(raw: &raw::RawMesh, errors: &mut Diagnostics) -> RevocationPolicy {
     let raw = &raw.security.revocation;
     let default = RevocationPolicy::default();
     let limit = |said: Option<u32>, default| said.map_or(default, |limit| limit as usize);
     RevocationPolicy {
-        mode: word(
-            "security.revocation.mode",
-            raw.mode.as_deref(),
-            &RevocationMode::WORDS,
-            mistakes,
-        )
-        .unwrap_or(default.mode),
+        mode: word("security.revocation.mode", raw.mode.as_deref(), &RevocationMode::WORDS, errors)
+            .unwrap_or(default.mode),
         on_expired: word(
             "security.revocation.on_expired",
             raw.on_expired.as_deref(),
             &OnExpired::WORDS,
-            mistakes,
+            errors,
         )
         .unwrap_or(default.on_expired),
         depth: word(
             "security.revocation.depth",
             raw.depth.as_deref(),
             &RevocationDepth::WORDS,
-            mistakes,
+            errors,
         )
         .unwrap_or(default.depth),
         drain: Duration::from_secs(raw.drain_seconds.into()),
@@ -137,14 +133,14 @@ pub(super) fn revocation(raw: &raw::Mesh, mistakes: &mut Mistakes) -> Revocation
 }
 
 /// How keys are agreed on.
-pub(super) fn groups(raw: &raw::Mesh, mistakes: &mut Mistakes) -> Vec<Group> {
+pub(super) fn groups(raw: &raw::RawMesh, errors: &mut Diagnostics) -> Vec<Group> {
     let said = raw.security.post_quantum.as_deref();
     let words = [
         ("prefer", PostQuantum::Prefer),
         ("require", PostQuantum::Require),
         ("off", PostQuantum::Off),
     ];
-    match word("security.post_quantum", said, &words, mistakes) {
+    match word("security.post_quantum", said, &words, errors) {
         None | Some(PostQuantum::Prefer) => Vec::new(),
         Some(PostQuantum::Require) => vec![Group::X25519MlKem768],
         Some(PostQuantum::Off) => Group::CLASSICAL.to_vec(),
@@ -163,14 +159,14 @@ fn word<T: Copy>(
     path: &str,
     said: Option<&str>,
     words: &[(&'static str, T)],
-    mistakes: &mut Mistakes,
+    errors: &mut Diagnostics,
 ) -> Option<T> {
     let said = said?;
     let meant = words.iter().find(|(word, _)| *word == said).map(|(_, meant)| *meant);
     if meant.is_none() {
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         let reason = format!("{said:?} is not known; {} are", known.join(", "));
-        mistakes.add(path, reason);
+        errors.add(path, reason);
     }
     meant
 }

@@ -1,4 +1,4 @@
-//! Values that translation refuses are mistakes with their line and field.
+//! Values that translation refuses are errors with their line and field.
 
 use std::path::Path;
 
@@ -227,7 +227,10 @@ fn method_of_a_route_is_compared_without_case() {
 #[test]
 fn empty_audience_of_an_issuer_is_a_mistake() {
     let text = mesh("", "", "").replace("audiences: [a]", "audiences: [a, '']");
-    check(&text, Some("line 18: security.issuers[\"login\"].audiences[1]: invalid audience \"\""));
+    check(
+        &text,
+        Some("line 18: security.issuers[\"login\"].audiences[1]: invalid distribution \"\""),
+    );
 }
 
 /// A mesh with one more service, on line 5.

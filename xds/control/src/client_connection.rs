@@ -13,28 +13,28 @@ use tokio::sync::watch;
 use crate::clock::wall_clock;
 
 /// The serial numbers that are revoked, lower-case hex.
-pub(crate) type Revoked = watch::Receiver<Arc<BTreeSet<String>>>;
+pub(crate) type RevokedSerials = watch::Receiver<Arc<BTreeSet<String>>>;
 
 /// How long at most and at least until the clock is looked at again.
-const LOOK: Duration = Duration::from_secs(10);
-const SHORTEST_LOOK: Duration = Duration::from_millis(1);
+const CLOCK_CHECK_MAX: Duration = Duration::from_secs(10);
+const CLOCK_CHECK_MIN: Duration = Duration::from_millis(1);
 
 /// What a connection stands on.
 #[derive(Debug)]
-pub(crate) struct Grounds {
+pub(crate) struct CertificateValidity {
     /// The serial number of the certificate, lower-case hex.
     pub(crate) serial: String,
     /// When it ends.
     pub(crate) not_after: SystemTime,
 }
 
-impl Grounds {
+impl CertificateValidity {
     /// Resolves when it stands no more.
-    pub(crate) async fn fall(self, mut revoked: Revoked) {
+    pub(crate) async fn ended(self, mut revoked: RevokedSerials) {
         // The clock may be set meanwhile, so it is looked at again and again.
         let has_expired = async {
             while let Ok(left) = self.not_after.duration_since(wall_clock()) {
-                tokio::time::sleep(left.clamp(SHORTEST_LOOK, LOOK)).await;
+                tokio::time::sleep(left.clamp(CLOCK_CHECK_MIN, CLOCK_CHECK_MAX)).await;
             }
         };
         let is_revoked = async {
@@ -51,27 +51,27 @@ impl Grounds {
 }
 
 /// The connection.
-pub(crate) struct Proved<T> {
+pub(crate) struct ClientConnection<T> {
     io: T,
     /// None once it has ended.
-    falls: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    fallen: bool,
+    ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    has_ended: bool,
 }
 
-impl<T> Proved<T> {
+impl<T> ClientConnection<T> {
     /// A connection that is cut off when `ends` resolves.
     pub(crate) fn new(io: T, ends: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self { io, falls: Some(Box::pin(ends)), fallen: false }
+        Self { io, ended: Some(Box::pin(ends)), has_ended: false }
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if let Some(falls) = &mut self.falls
-            && falls.as_mut().poll(cx).is_ready()
+        if let Some(ended) = &mut self.ended
+            && ended.as_mut().poll(cx).is_ready()
         {
-            self.falls = None;
-            self.fallen = true;
+            self.ended = None;
+            self.has_ended = true;
         }
-        if self.fallen {
+        if self.has_ended {
             let reason =
                 "client certificate revoked or expired, or the connection gave way to others";
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason));
@@ -80,7 +80,7 @@ impl<T> Proved<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Proved<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for ClientConnection<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -92,7 +92,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Proved<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Proved<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for ClientConnection<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

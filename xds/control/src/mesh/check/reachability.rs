@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::Mistakes;
-use crate::mesh::{Clause, Policy, Port, Protocol, Route, Service, Target, raw};
+use super::Diagnostics;
+use crate::mesh::{Clause, MeshRoute, Policy, Port, Protocol, RouteTarget, Service, raw};
 
 /// Methods that services use: those of HTTP, WebDAV and caches.
 const KNOWN_METHODS: [&str; 28] = [
@@ -40,11 +40,11 @@ const KNOWN_METHODS: [&str; 28] = [
 /// Adds a warning for each port that no caller may reach, for empty lists of addresses that flows are taken from, for addresses of services without ports, for ports of policies where none is enforced,
 /// for methods that are probably misspelled, and for denials that a caller avoids by sending no token.
 pub(super) fn warn(
-    raw: &raw::Mesh,
+    raw: &raw::RawMesh,
     services: &BTreeMap<String, Service>,
-    routes: &[Route],
+    routes: &[MeshRoute],
     policies: &[Policy],
-    warnings: &mut Mistakes,
+    warnings: &mut Diagnostics,
 ) {
     let routed = routed_services(routes);
     let mut enforced: HashMap<&str, Vec<(usize, &Policy)>> = HashMap::new();
@@ -93,10 +93,10 @@ pub(super) fn warn(
 }
 
 /// The services that routes send requests to.
-fn routed_services(routes: &[Route]) -> HashSet<&str> {
+fn routed_services(routes: &[MeshRoute]) -> HashSet<&str> {
     let mut names = HashSet::new();
     for rule in routes.iter().flat_map(|route| &route.rules) {
-        if let Target::Backends { backends, .. } = &rule.target {
+        if let RouteTarget::Backends { backends, .. } = &rule.target {
             let reached = backends.iter().filter(|(_, _, weight)| *weight != 0);
             names.extend(reached.map(|(service, _, _)| service.as_str()));
         }
@@ -128,7 +128,7 @@ fn unreachable(service: &Service, port: &Port, own: &[(usize, &Policy)]) -> Opti
     })
 }
 
-fn unknown_methods(clause: &Clause, path: &str, warnings: &mut Mistakes) {
+fn unknown_methods(clause: &Clause, path: &str, warnings: &mut Diagnostics) {
     for (place, method) in clause.methods.iter().enumerate() {
         if !KNOWN_METHODS.contains(&method.as_str()) {
             let path = format!("{path}.methods[{place}]");
@@ -141,7 +141,7 @@ fn unknown_methods(clause: &Clause, path: &str, warnings: &mut Mistakes) {
 fn avoidable(
     (index, policy): (usize, &Policy),
     enforced: &[(usize, &Policy)],
-    warnings: &mut Mistakes,
+    warnings: &mut Diagnostics,
 ) {
     let denials = policy.places(index).skip(policy.allow.len());
     for (place, deny) in denials {

@@ -5,7 +5,7 @@ use weft_xds::located::Located;
 use weft_xds::recover::{MISSING, Recovered, recover};
 
 use super::check::{self, Reference};
-use super::file::NamedFiles;
+use super::file::ReferencedFiles;
 use super::raw;
 
 /// Where services are listed in the file.
@@ -13,12 +13,12 @@ const SERVICES: &str = "services";
 
 /// All mistakes of a file, by line: those of its form, and those in what could be read of it. `first` is
 /// the one at which reading ended.
-pub(super) fn all(text: &str, files: &NamedFiles, first: Problem) -> Vec<Problem> {
+pub(super) fn all(text: &str, files: &ReferencedFiles, first: Problem) -> Vec<Problem> {
     let Ok(file) = Located::parse_with_repetitions(text) else {
         // Without its syntax nothing else of it is known.
         return vec![first];
     };
-    let mut found: Recovered<raw::Mesh> = recover(&file);
+    let mut found: Recovered<raw::RawMesh> = recover(&file);
     let problem = |path: &str, reason: &str| {
         let place = if path.is_empty() { String::new() } else { format!("{path}: ") };
         Problem { line: file.line_of(path), text: format!("{place}{reason}") }
@@ -52,7 +52,7 @@ pub(super) fn all(text: &str, files: &NamedFiles, first: Problem) -> Vec<Problem
 
 /// Whether a problem is that of a missing field which was found as well. The parser reports it at the end of the map
 /// that should have the field.
-fn is_of_missing_field(problem: &Problem, found: &Recovered<raw::Mesh>) -> bool {
+fn is_of_missing_field(problem: &Problem, found: &Recovered<raw::RawMesh>) -> bool {
     let Some(field) = problem.text.strip_prefix("missing field `") else { return false };
     let field = field.split('`').next().unwrap_or_default();
     let is_same = |(path, reason): &(String, String)| {
@@ -63,7 +63,7 @@ fn is_of_missing_field(problem: &Problem, found: &Recovered<raw::Mesh>) -> bool 
 
 /// Whether a reference to a service or its ports may be good once the mistakes of the services are corrected. `names`
 /// are those of the services in the file.
-fn may_be_good(service: &str, names: &[Option<String>], found: &Recovered<raw::Mesh>) -> bool {
+fn may_be_good(service: &str, names: &[Option<String>], found: &Recovered<raw::RawMesh>) -> bool {
     let is_incomplete = |index: usize| {
         let path = format!("{SERVICES}[{index}]");
         let fields = ["name", "ports", "meshed"];

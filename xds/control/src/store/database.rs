@@ -11,36 +11,36 @@ use redb::Database;
 
 use crate::clock::monotonic;
 
-use super::backup::Copying;
-use super::image::contained;
-use super::{StoreError, backup, prove_writable};
+use super::backup::BackupMode;
+use super::image::catch_panic;
+use super::{StoreError, backup, check_writable};
 
-const SHORTEST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A failure so long after the one before it begins again with the shortest wait.
-const CALM: Duration = Duration::from_secs(60);
+const BACKOFF_RESET: Duration = Duration::from_secs(60);
 
 /// A database that is opened again after a failure.
 #[derive(Debug)]
-pub(super) struct Handle {
+pub(super) struct StoreDatabase {
     path: PathBuf,
-    inner: Mutex<Inner>,
+    inner: Mutex<DatabaseInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    state: State,
+struct DatabaseInner {
+    state: DatabaseState,
     retries: Retries,
 }
 
 #[derive(Debug)]
-enum State {
-    Open(Opened),
+enum DatabaseState {
+    Open(OpenDatabase),
     Failed(String),
 }
 
 #[derive(Debug)]
-struct Opened {
+struct OpenDatabase {
     database: Database,
     file: FileId,
 }
@@ -69,11 +69,11 @@ struct Retries {
 
 impl Retries {
     fn failed(&mut self, now: Instant) {
-        let is_calm = self.last.is_some_and(|last| now.duration_since(last) > CALM);
+        let is_calm = self.last.is_some_and(|last| now.duration_since(last) > BACKOFF_RESET);
         self.failures = if is_calm { 0 } else { self.failures };
-        let wait = SHORTEST_WAIT.saturating_mul(2u32.saturating_pow(self.failures));
+        let wait = RETRY_MIN.saturating_mul(2u32.saturating_pow(self.failures));
         self.failures = self.failures.saturating_add(1);
-        (self.last, self.due) = (Some(now), Some(now + wait.min(LONGEST_WAIT)));
+        (self.last, self.due) = (Some(now), Some(now + wait.min(RETRY_MAX)));
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -81,14 +81,15 @@ impl Retries {
     }
 }
 
-impl Handle {
+impl StoreDatabase {
     /// Opens the database of a file that is there.
     ///
     /// # Errors
     /// When it is not there, in use, or damaged.
     pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
-        let opened = open(&path, Copying::Keep)?;
-        let inner = Inner { state: State::Open(opened), retries: Retries::default() };
+        let opened = open(&path, BackupMode::Create)?;
+        let inner =
+            DatabaseInner { state: DatabaseState::Open(opened), retries: Retries::default() };
         Ok(Self { path, inner: Mutex::new(inner) })
     }
 
@@ -105,7 +106,7 @@ impl Handle {
     ///
     /// # Errors
     /// When it cannot be read, or is damaged.
-    pub(super) fn check(&self) -> Result<super::Summary, StoreError> {
+    pub(super) fn check(&self) -> Result<super::StoreSummary, StoreError> {
         let _held = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let file =
             fs::File::open(&self.path).map_err(|error| StoreError::io(&self.path, &error))?;
@@ -122,26 +123,26 @@ impl Handle {
     ) -> Result<T, StoreError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let now = monotonic();
-        if let State::Failed(reason) = &inner.state {
+        if let DatabaseState::Failed(reason) = &inner.state {
             if !inner.retries.is_due(now) {
                 return Err(self.unavailable(reason));
             }
             match reopen(&self.path) {
                 Ok(opened) => {
                     tracing::info!(store = %self.path.display(), "the store works again");
-                    inner.state = State::Open(opened);
+                    inner.state = DatabaseState::Open(opened);
                 }
                 Err(error) => return Err(self.failed(&mut inner, error.to_string(), now)),
             }
         }
-        let State::Open(opened) = &inner.state else {
+        let DatabaseState::Open(opened) = &inner.state else {
             return Err(self.unavailable("it is closed"));
         };
         if FileId::of(&self.path).as_ref() != Some(&opened.file) {
             let reason = "the file was removed or replaced while it was in use";
             return Err(self.failed(&mut inner, reason.into(), now));
         }
-        match contained(|| work(&opened.database)) {
+        match catch_panic(|| work(&opened.database)) {
             Ok(Err(StoreError::Broken(reason))) | Err(reason) => {
                 Err(self.failed(&mut inner, reason, now))
             }
@@ -150,19 +151,19 @@ impl Handle {
     }
 
     /// Closes the database and says so once.
-    fn failed(&self, inner: &mut Inner, reason: String, now: Instant) -> StoreError {
+    fn failed(&self, inner: &mut DatabaseInner, reason: String, now: Instant) -> StoreError {
         inner.retries.failed(now);
         let error = self.unavailable(&reason);
-        if let State::Open(_) = inner.state {
+        if let DatabaseState::Open(_) = inner.state {
             tracing::error!(
                 store = %self.path.display(),
                 reason,
                 "the store failed: no certificate is issued and no order is taken until it works again"
             );
         }
-        let before = std::mem::replace(&mut inner.state, State::Failed(reason));
+        let before = std::mem::replace(&mut inner.state, DatabaseState::Failed(reason));
         // Closing writes, and fails as what came before did.
-        drop(contained(|| drop(before)));
+        drop(catch_panic(|| drop(before)));
         error
     }
 
@@ -171,24 +172,24 @@ impl Handle {
     }
 }
 
-fn open(path: &Path, copying: Copying) -> Result<Opened, StoreError> {
-    let file = backup::open_verified(path, copying)?;
+fn open(path: &Path, mode: BackupMode) -> Result<OpenDatabase, StoreError> {
+    let file = backup::open_verified(path, mode)?;
     let id = FileId::of(path).ok_or_else(|| StoreError::Missing(path.to_owned()))?;
-    let database = contained(|| redb::Builder::new().create_file(file));
+    let database = catch_panic(|| redb::Builder::new().create_file(file));
     let database = database
         .map_err(StoreError::Broken)?
         .map_err(|error| StoreError::Io { path: path.to_owned(), reason: error.to_string() })?;
-    Ok(Opened { database, file: id })
+    Ok(OpenDatabase { database, file: id })
 }
 
 /// Opens it again, and shows that it can be written to.
-fn reopen(path: &Path) -> Result<Opened, StoreError> {
-    backup::prove_room(path).map_err(|error| StoreError::io(path, &error))?;
-    let opened = open(path, Copying::Skip)?;
-    match contained(|| prove_writable(&opened.database)) {
+fn reopen(path: &Path) -> Result<OpenDatabase, StoreError> {
+    backup::check_free_space(path).map_err(|error| StoreError::io(path, &error))?;
+    let opened = open(path, BackupMode::Skip)?;
+    match catch_panic(|| check_writable(&opened.database)) {
         Ok(Ok(())) => Ok(opened),
         failed => {
-            drop(contained(|| drop(opened)));
+            drop(catch_panic(|| drop(opened)));
             Err(match failed {
                 Ok(Err(error)) => error,
                 Err(reason) => StoreError::Broken(reason),
@@ -208,14 +209,14 @@ mod tests {
         let start = monotonic();
         assert!(retries.is_due(start));
         retries.failed(start);
-        assert!(!retries.is_due(start) && retries.is_due(start + SHORTEST_WAIT));
+        assert!(!retries.is_due(start) && retries.is_due(start + RETRY_MIN));
         for _ in 0..40 {
             retries.failed(start);
         }
-        assert!(!retries.is_due(start + LONGEST_WAIT - Duration::from_millis(1)));
-        assert!(retries.is_due(start + LONGEST_WAIT));
-        let later = start + CALM + Duration::from_secs(1);
+        assert!(!retries.is_due(start + RETRY_MAX - Duration::from_millis(1)));
+        assert!(retries.is_due(start + RETRY_MAX));
+        let later = start + BACKOFF_RESET + Duration::from_secs(1);
         retries.failed(later);
-        assert!(retries.is_due(later + SHORTEST_WAIT));
+        assert!(retries.is_due(later + RETRY_MIN));
     }
 }

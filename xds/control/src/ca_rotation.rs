@@ -15,14 +15,14 @@ use weft_certs::request::CheckedRequest;
 use weft_certs::{Authority, AuthorityError, AuthorityFiles, Given, Issued, Revoked, RootSigner};
 
 use crate::audit;
-use crate::store::{Generations, Store};
+use crate::store::{AuthoritySet, Store};
 
 /// How long what a peer has begun may last once its certificate has ended: as long as data planes give it.
-const LEAVE: Duration = Duration::from_secs(3600);
+const DRAIN_LIMIT: Duration = Duration::from_secs(3600);
 
 /// What an operator may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Step {
+pub enum RotationStep {
     /// Announce a new authority with a new root.
     Root,
     /// Announce one with the same root.
@@ -40,7 +40,7 @@ pub struct Authorities {
     next: Option<Authority>,
     former: Vec<Authority>,
     /// What they were made of.
-    generations: Generations,
+    authority_set: AuthoritySet,
 }
 
 impl Authorities {
@@ -48,20 +48,20 @@ impl Authorities {
     ///
     /// # Errors
     /// When one cannot be read.
-    pub fn load(generations: Generations) -> Result<Self, AuthorityError> {
+    pub fn load(authority_set: AuthoritySet) -> Result<Self, AuthorityError> {
         let load =
-            |files: &AuthorityFiles| Authority::load(files.clone(), &generations.trust_domain);
-        let signing = load(&generations.signing)?;
-        let next = generations.next.as_ref().map(|(files, _)| load(files)).transpose()?;
-        let former = generations.former.iter().map(|(files, _)| load(files));
+            |files: &AuthorityFiles| Authority::load(files.clone(), &authority_set.trust_domain);
+        let signing = load(&authority_set.signing)?;
+        let next = authority_set.next.as_ref().map(|(files, _)| load(files)).transpose()?;
+        let former = authority_set.former.iter().map(|(files, _)| load(files));
         let former = former.collect::<Result<_, _>>()?;
-        Ok(Self { signing, next, former, generations })
+        Ok(Self { signing, next, former, authority_set })
     }
 
     /// What they were made of.
     #[must_use]
-    pub fn generations(&self) -> &Generations {
-        &self.generations
+    pub fn authority_set(&self) -> &AuthoritySet {
+        &self.authority_set
     }
 
     /// The one that signs.
@@ -121,9 +121,9 @@ impl Authorities {
 
 /// The authorities in force, which change while the process runs.
 #[derive(Debug)]
-pub struct InForce(Mutex<Arc<Authorities>>);
+pub struct CurrentAuthorities(Mutex<Arc<Authorities>>);
 
-impl InForce {
+impl CurrentAuthorities {
     /// From now on.
     #[must_use]
     pub fn new(authorities: Authorities) -> Self {
@@ -142,17 +142,21 @@ impl InForce {
 }
 
 /// What a control plane knows of those it serves.
-pub(crate) trait Audience: Send + Sync {
+pub(crate) trait TrustDistribution: Send + Sync {
     /// Who has not taken yet what these authorities are; none: nobody is behind. `holders` are those that
     /// have a certificate which is good: who of them is to be told, and is not there, is behind as well.
-    fn behind(&self, generations: &Generations, holders: &BTreeSet<String>) -> Vec<String>;
+    fn pending_clients(
+        &self,
+        authority_set: &AuthoritySet,
+        holders: &BTreeSet<String>,
+    ) -> Vec<String>;
 }
 
 /// Where no control plane runs nobody is served, and who will be is told all at once.
-pub(crate) struct Nobody;
+pub(crate) struct NoClients;
 
-impl Audience for Nobody {
-    fn behind(&self, _: &Generations, _: &BTreeSet<String>) -> Vec<String> {
+impl TrustDistribution for NoClients {
+    fn pending_clients(&self, _: &AuthoritySet, _: &BTreeSet<String>) -> Vec<String> {
         Vec::new()
     }
 }
@@ -161,57 +165,61 @@ impl Audience for Nobody {
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn carry_out(
+pub(crate) fn rotate(
     store: &Store,
-    step: Step,
-    audience: &dyn Audience,
+    step: RotationStep,
+    distribution: &dyn TrustDistribution,
     now: SystemTime,
 ) -> Result<Vec<String>, String> {
-    let mut change = Change::begin(store)?;
+    let mut change = AuthorityChange::begin(store)?;
     match step {
-        Step::Status => {}
-        Step::Root | Step::Intermediate => {
-            let generations = &change.generations;
-            is_free(generations)?;
-            let domain = &generations.trust_domain;
-            let files = if step == Step::Root {
+        RotationStep::Status => {}
+        RotationStep::Root | RotationStep::Intermediate => {
+            let authority_set = &change.authority_set;
+            check_no_rotation(authority_set)?;
+            let domain = &authority_set.trust_domain;
+            let files = if step == RotationStep::Root {
                 Authority::create(domain, now)
             } else {
-                Authority::load(generations.signing.clone(), domain)
+                Authority::load(authority_set.signing.clone(), domain)
                     .and_then(|signing| signing.renew_intermediate(now))
             };
             let files = files.map_err(|error| error.to_string())?;
             change.announce(files, now)?;
         }
-        Step::Next => change.advance(audience, now, Duration::ZERO)?,
+        RotationStep::Next => change.advance(distribution, now, Duration::ZERO)?,
     }
-    Ok(status(&change.generations))
+    Ok(status(&change.authority_set))
 }
 
 /// Takes the step whose time has come; whether there was one.
-pub(crate) fn advance_in_time(store: &Store, audience: &dyn Audience, now: SystemTime) -> bool {
-    let Ok(mut change) = Change::begin(store) else {
+pub(crate) fn advance_if_due(
+    store: &Store,
+    distribution: &dyn TrustDistribution,
+    now: SystemTime,
+) -> bool {
+    let Ok(mut change) = AuthorityChange::begin(store) else {
         return false;
     };
-    let is_due = match (&change.generations.next, change.generations.former.first()) {
+    let is_due = match (&change.authority_set.next, change.authority_set.former.first()) {
         (Some((_, due)), _) => *due <= now,
-        (None, Some((_, due))) => *due + LEAVE <= now,
+        (None, Some((_, due))) => *due + DRAIN_LIMIT <= now,
         (None, None) => false,
     };
-    is_due && change.advance(audience, now, LEAVE).is_ok()
+    is_due && change.advance(distribution, now, DRAIN_LIMIT).is_ok()
 }
 
 /// Announces an authority that somebody else's root has signed; the lines that tell of it.
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn follow(store: &Store, given: Given, now: SystemTime) -> Result<Vec<String>, String> {
-    let mut change = Change::begin(store)?;
-    let generations = &mut change.generations;
-    is_free(generations)?;
-    let domain = generations.trust_domain.clone();
+pub(crate) fn import(store: &Store, given: Given, now: SystemTime) -> Result<Vec<String>, String> {
+    let mut change = AuthorityChange::begin(store)?;
+    let authority_set = &mut change.authority_set;
+    check_no_rotation(authority_set)?;
+    let domain = authority_set.trust_domain.clone();
     let mut files = given.authority(&domain, now).map_err(|error| error.to_string())?;
-    let signing = &mut generations.signing;
+    let signing = &mut authority_set.signing;
     if files.root_certificate == signing.root_certificate {
         // It is one root, so it has the same lists.
         match (&mut files.root, &mut signing.root) {
@@ -234,7 +242,7 @@ pub(crate) fn follow(store: &Store, given: Given, now: SystemTime) -> Result<Vec
         }
     }
     change.announce(files, now)?;
-    Ok(status(&change.generations))
+    Ok(status(&change.authority_set))
 }
 
 /// Replaces the lists of somebody else's root, whichever of those that are trusted they fit; the lines that
@@ -242,18 +250,18 @@ pub(crate) fn follow(store: &Store, given: Given, now: SystemTime) -> Result<Vec
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn replace_root_lists(
+pub(crate) fn replace_root_crls(
     store: &Store,
     text: &str,
     now: SystemTime,
 ) -> Result<Vec<String>, String> {
-    let mut change = Change::begin(store)?;
-    let generations = &mut change.generations;
+    let mut change = AuthorityChange::begin(store)?;
+    let authority_set = &mut change.authority_set;
     weft_certs::holds_lists(text.as_bytes())?;
-    let domain = generations.trust_domain.clone();
+    let domain = authority_set.trust_domain.clone();
     let mut refused = "the root's key is ours, and so are its lists".to_owned();
     let mut fits = None;
-    for files in generations.all_mut() {
+    for files in authority_set.all_mut() {
         if let RootSigner::Theirs { .. } = files.root {
             let given = RootSigner::Theirs { lists: text.to_owned() };
             let tried = AuthorityFiles { root: given, ..files.clone() };
@@ -264,7 +272,7 @@ pub(crate) fn replace_root_lists(
         }
     }
     let root = fits.ok_or(refused)?;
-    for files in generations.all_mut().filter(|files| files.root_certificate == root) {
+    for files in authority_set.all_mut().filter(|files| files.root_certificate == root) {
         files.root = RootSigner::Theirs { lists: text.to_owned() };
     }
     change.store("root_lists_replaced")?;
@@ -278,11 +286,11 @@ fn holders(store: &Store, now: SystemTime) -> Result<BTreeSet<String>, String> {
     Ok(good.map(|one| one.identity).collect())
 }
 
-fn is_free(generations: &Generations) -> Result<(), String> {
-    if generations.next.is_some() || !generations.former.is_empty() {
+fn check_no_rotation(authority_set: &AuthoritySet) -> Result<(), String> {
+    if authority_set.next.is_some() || !authority_set.former.is_empty() {
         return Err(format!(
             "one authority follows another already:\n{}",
-            status(generations).join("\n")
+            status(authority_set).join("\n")
         ));
     }
     Ok(())
@@ -290,58 +298,61 @@ fn is_free(generations: &Generations) -> Result<(), String> {
 
 /// A change of the authorities, which is stored only where nobody else has changed them meanwhile: the publisher takes
 /// steps by itself while an operator orders others.
-struct Change<'s> {
+struct AuthorityChange<'s> {
     store: &'s Store,
-    before: Generations,
-    generations: Generations,
+    before: AuthoritySet,
+    authority_set: AuthoritySet,
 }
 
-impl<'s> Change<'s> {
+impl<'s> AuthorityChange<'s> {
     fn begin(store: &'s Store) -> Result<Self, String> {
-        let before = store.generations().map_err(|error| error.to_string())?;
-        Ok(Self { store, generations: before.clone(), before })
+        let before = store.authority_set().map_err(|error| error.to_string())?;
+        Ok(Self { store, authority_set: before.clone(), before })
     }
 
     fn announce(&mut self, files: AuthorityFiles, now: SystemTime) -> Result<(), String> {
         // By then everybody has renewed a certificate, and was told at the same time.
-        let due = self.store.last_end(now).map_err(|error| error.to_string())?.unwrap_or(now);
-        self.generations.next = Some((files, due));
+        let due = self.store.latest_expiry(now).map_err(|error| error.to_string())?.unwrap_or(now);
+        self.authority_set.next = Some((files, due));
         self.store("authority_announced")
     }
 
     fn advance(
         &mut self,
-        audience: &dyn Audience,
+        distribution: &dyn TrustDistribution,
         now: SystemTime,
         grace: Duration,
     ) -> Result<(), String> {
-        let generations = &mut self.generations;
-        if let Some((files, _)) = generations.next.clone() {
-            let behind = audience.behind(generations, &holders(self.store, now)?);
-            if !behind.is_empty() {
+        let authority_set = &mut self.authority_set;
+        if let Some((files, _)) = authority_set.next.clone() {
+            let pending = distribution.pending_clients(authority_set, &holders(self.store, now)?);
+            if !pending.is_empty() {
                 return Err(format!(
                     "these do not know the new authority yet: {}",
-                    behind.join(", ")
+                    pending.join(", ")
                 ));
             }
-            let until = self.store.last_end(now).map_err(|error| error.to_string())?;
-            generations.next = None;
-            let former = std::mem::replace(&mut generations.signing, files);
-            generations.former.push((former, until.unwrap_or(now)));
+            let until = self.store.latest_expiry(now).map_err(|error| error.to_string())?;
+            authority_set.next = None;
+            let former = std::mem::replace(&mut authority_set.signing, files);
+            authority_set.former.push((former, until.unwrap_or(now)));
             return self.store("authority_signs");
         }
-        let Some((_, until)) = generations.former.first() else {
+        let Some((_, until)) = authority_set.former.first() else {
             return Err("no authority follows another; begin with root or intermediate".into());
         };
         if *until + grace > now {
-            return Err(format!("what the former authority signed is good until {}", At(*until)));
+            return Err(format!(
+                "what the former authority signed is good until {}",
+                Timestamp(*until)
+            ));
         }
-        generations.former.remove(0);
+        authority_set.former.remove(0);
         self.store("authority_retired")
     }
 
     fn store(&self, event: &str) -> Result<(), String> {
-        let stored = self.store.replace_generations(&self.before, &self.generations);
+        let stored = self.store.replace_authority_set(&self.before, &self.authority_set);
         stored.map_err(|error| error.to_string())?;
         audit::line(self.store.path(), event, &[]);
         tracing::info!(event, "the authorities changed");
@@ -349,26 +360,26 @@ impl<'s> Change<'s> {
     }
 }
 
-fn status(generations: &Generations) -> Vec<String> {
+fn status(authority_set: &AuthoritySet) -> Vec<String> {
     let mut lines = Vec::new();
-    for (_, until) in &generations.former {
-        let (until, forgotten) = (At(*until), At(*until + LEAVE));
+    for (_, until) in &authority_set.former {
+        let (until, forgotten) = (Timestamp(*until), Timestamp(*until + DRAIN_LIMIT));
         lines.push(format!(
             "former   what it signed is good until {until}; taken back at {forgotten}"
         ));
     }
-    let root = weft_certs::digest(generations.signing.root_certificate.as_bytes());
+    let root = weft_certs::digest(authority_set.signing.root_certificate.as_bytes());
     lines.push(format!("signing  below the root {}", root.get(..16).unwrap_or_default()));
-    if let Some((_, due)) = &generations.next {
-        lines.push(format!("next     trusted already; signs from {} on", At(*due)));
+    if let Some((_, due)) = &authority_set.next {
+        lines.push(format!("next     trusted already; signs from {} on", Timestamp(*due)));
     }
     lines
 }
 
 /// A moment, for people.
-pub(crate) struct At(pub(crate) SystemTime);
+pub(crate) struct Timestamp(pub(crate) SystemTime);
 
-impl fmt::Display for At {
+impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let at = i64::try_from(since).ok();
@@ -388,10 +399,10 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
     const DOMAIN: &str = "mesh.test";
 
-    struct Behind(&'static [&'static str]);
+    struct PendingClients(&'static [&'static str]);
 
-    impl Audience for Behind {
-        fn behind(&self, _: &Generations, _: &BTreeSet<String>) -> Vec<String> {
+    impl TrustDistribution for PendingClients {
+        fn pending_clients(&self, _: &AuthoritySet, _: &BTreeSet<String>) -> Vec<String> {
             self.0.iter().map(|&who| who.to_owned()).collect()
         }
     }
@@ -406,7 +417,7 @@ mod tests {
     }
 
     fn authorities(store: &Store) -> Authorities {
-        Authorities::load(store.generations().expect("they are there")).expect("they are good")
+        Authorities::load(store.authority_set().expect("they are there")).expect("they are good")
     }
 
     fn request() -> (SpiffeId, CheckedRequest) {
@@ -425,20 +436,22 @@ mod tests {
         let (id, asked) = request();
         let issue = |at| {
             let issued = authorities(&store).signing().issue(&asked, HOUR, at).expect("it signs");
-            store.issued(&issued.serial, &id, issued.not_after, now).expect("it is remembered");
+            store
+                .record_issued(&issued.serial, &id, issued.not_after, now)
+                .expect("it is remembered");
             issued.chain[2].clone()
         };
         let first = issue(now);
-        carry_out(&store, Step::Root, &Nobody, now).expect("announced");
+        rotate(&store, RotationStep::Root, &NoClients, now).expect("announced");
         assert_eq!(roots(&store), 2, "both are trusted");
         assert_eq!(issue(now + HOUR / 2), first, "the first signs");
-        let again = carry_out(&store, Step::Intermediate, &Nobody, now).unwrap_err();
+        let again = rotate(&store, RotationStep::Intermediate, &NoClients, now).unwrap_err();
         assert!(again.starts_with("one authority follows another already"), "{again}");
         // Those who have a certificate of the first renew it within the hour, and are told.
-        let before = |at, audience: &Behind| advance_in_time(&store, audience, at);
-        assert!(!before(now + HOUR - Duration::from_secs(1), &Behind(&[])));
-        assert!(!before(now + HOUR, &Behind(&["web"])));
-        assert!(before(now + HOUR, &Behind(&[])));
+        let before = |at, distribution: &PendingClients| advance_if_due(&store, distribution, at);
+        assert!(!before(now + HOUR - Duration::from_secs(1), &PendingClients(&[])));
+        assert!(!before(now + HOUR, &PendingClients(&["web"])));
+        assert!(before(now + HOUR, &PendingClients(&[])));
         let second = issue(now + HOUR);
         assert_ne!(second, first);
         let own = authorities(&store).issue_own(&asked, HOUR, now + HOUR).expect("it signs");
@@ -446,28 +459,28 @@ mod tests {
         assert_eq!(roots(&store), 2, "what the first signed is still good");
         // The last of them is over then, and what it began an hour later.
         let last = now + 3 * HOUR / 2;
-        let early = carry_out(&store, Step::Next, &Nobody, last - HOUR / 4).unwrap_err();
+        let early = rotate(&store, RotationStep::Next, &NoClients, last - HOUR / 4).unwrap_err();
         assert!(early.contains("is good until 2027-01-15T09:30:00Z"), "{early}");
-        assert!(!before(last + HOUR - Duration::from_secs(1), &Behind(&["web"])));
-        assert!(before(last + HOUR, &Behind(&["web"])));
+        assert!(!before(last + HOUR - Duration::from_secs(1), &PendingClients(&["web"])));
+        assert!(before(last + HOUR, &PendingClients(&["web"])));
         assert_eq!(roots(&store), 1);
         assert_eq!(authorities(&store).trust_bundle(), second);
-        let done = carry_out(&store, Step::Next, &Nobody, last + HOUR).unwrap_err();
+        let done = rotate(&store, RotationStep::Next, &NoClients, last + HOUR).unwrap_err();
         assert!(done.starts_with("no authority follows another"), "{done}");
-        assert!(!before(last + 100 * HOUR, &Behind(&[])));
+        assert!(!before(last + 100 * HOUR, &PendingClients(&[])));
     }
 
     #[test]
     fn change_by_authorities_that_were_replaced_meanwhile_stores_nothing() {
         let (_folder, store, now) = store();
-        let mut late = Change::begin(&store).expect("they are there");
-        carry_out(&store, Step::Root, &Nobody, now).expect("announced");
-        carry_out(&store, Step::Next, &Nobody, now).expect("it signs");
-        let stored = store.generations().expect("they are there");
+        let mut late = AuthorityChange::begin(&store).expect("they are there");
+        rotate(&store, RotationStep::Root, &NoClients, now).expect("announced");
+        rotate(&store, RotationStep::Next, &NoClients, now).expect("it signs");
+        let stored = store.authority_set().expect("they are there");
         let files = Authority::create(DOMAIN, now).expect("an authority");
         let refused = late.announce(files, now).unwrap_err();
         assert!(refused.contains("have been changed meanwhile"), "{refused}");
-        assert_eq!(store.generations().expect("they are there"), stored);
+        assert_eq!(store.authority_set().expect("they are there"), stored);
     }
 
     #[test]
@@ -478,9 +491,9 @@ mod tests {
         let late = end - HOUR / 2;
         let issued = authorities(&store).signing().issue(&asked, HOUR, late).expect("it signs");
         assert_eq!(issued.not_after, end, "for no longer than it lasts");
-        store.issued(&issued.serial, &id, issued.not_after, now).expect("it is remembered");
-        carry_out(&store, Step::Root, &Nobody, late).expect("announced");
-        carry_out(&store, Step::Next, &Nobody, late).expect("it signs");
+        store.record_issued(&issued.serial, &id, issued.not_after, now).expect("it is remembered");
+        rotate(&store, RotationStep::Root, &NoClients, late).expect("announced");
+        rotate(&store, RotationStep::Next, &NoClients, late).expect("it signs");
         let first = authorities(&store).former[0].trust_bundle().to_owned();
         let own = |at| authorities(&store).issue_own(&asked, HOUR / 4, at).expect("it signs");
         assert_eq!(own(late).chain[2], first, "everybody knows the first");
@@ -498,20 +511,21 @@ mod tests {
         let (_folder, store, now) = store();
         let (id, asked) = request();
         let issued = authorities(&store).signing().issue(&asked, HOUR, now).expect("it signs");
-        store.issued(&issued.serial, &id, issued.not_after, now).expect("it is remembered");
-        carry_out(&store, Step::Intermediate, &Nobody, now).expect("announced");
+        store.record_issued(&issued.serial, &id, issued.not_after, now).expect("it is remembered");
+        rotate(&store, RotationStep::Intermediate, &NoClients, now).expect("announced");
         assert_eq!(roots(&store), 1, "it is the same");
-        let step = |audience: &Behind| carry_out(&store, Step::Next, audience, now);
-        let behind = step(&Behind(&["web", "api"])).unwrap_err();
-        assert_eq!(behind, "these do not know the new authority yet: web, api");
-        step(&Behind(&[])).expect("all know it");
-        assert!(step(&Behind(&[])).unwrap_err().contains("is good until"));
+        let step =
+            |distribution: &PendingClients| rotate(&store, RotationStep::Next, distribution, now);
+        let pending = step(&PendingClients(&["web", "api"])).unwrap_err();
+        assert_eq!(pending, "these do not know the new authority yet: web, api");
+        step(&PendingClients(&[])).expect("all know it");
+        assert!(step(&PendingClients(&[])).unwrap_err().contains("is good until"));
         // Who lost what the former signed has nothing to lose by its end.
         store.revoke(std::slice::from_ref(&issued.serial), now).expect("it is revoked");
         let revoked = store.revoked().expect("they can be read");
         let lists = authorities(&store).revocation_lists(&revoked, 1, now, HOUR).expect("lists");
         assert_eq!(lists.matches("BEGIN X509 CRL").count(), 3, "a root and two intermediates");
-        let told = carry_out(&store, Step::Next, &Nobody, now + HOUR).expect("it is over");
+        let told = rotate(&store, RotationStep::Next, &NoClients, now + HOUR).expect("it is over");
         assert_eq!(told.len(), 1, "{told:?}");
     }
 }

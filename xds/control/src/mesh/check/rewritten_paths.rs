@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use weft_model::{PathMatch, PathPattern};
 
-use super::Mistakes;
-use crate::mesh::{Clause, Policy, Route, Service, Target, prefix_rewrite};
+use super::Diagnostics;
+use crate::mesh::{Clause, MeshRoute, Policy, RouteTarget, Service, prefix_rewrite};
 
 /// A rule that rewrites the paths of requests to a port of a service.
-struct Rewriting<'m> {
+struct PrefixRewriteRule<'m> {
     route: &'m str,
     /// What the rule matches, one path suffices.
     matches: Vec<&'m PathMatch>,
@@ -17,7 +17,7 @@ struct Rewriting<'m> {
     port: u16,
 }
 
-impl Rewriting<'_> {
+impl PrefixRewriteRule<'_> {
     /// A path of the pattern that the rule takes, with the path that arrives at the service. None where the rule
     /// takes no such path, and where the pattern names paths after the rewrite.
     fn lost(&self, pattern: &PathPattern) -> Option<(String, String)> {
@@ -39,9 +39,9 @@ impl Rewriting<'_> {
 /// Adds a warning for each path of a policy that a route rewrites to one which no similar clause covers.
 pub(super) fn warn(
     services: &std::collections::BTreeMap<String, Service>,
-    routes: &[Route],
+    routes: &[MeshRoute],
     policies: &[Policy],
-    warnings: &mut Mistakes,
+    warnings: &mut Diagnostics,
 ) {
     let rewriting = rewriting(routes);
     if rewriting.is_empty() {
@@ -68,16 +68,17 @@ pub(super) fn warn(
 }
 
 /// The rules that rewrite paths, by the services that their requests reach.
-fn rewriting(routes: &[Route]) -> HashMap<&str, Vec<Rewriting<'_>>> {
-    let mut all: HashMap<&str, Vec<Rewriting<'_>>> = HashMap::new();
+fn rewriting(routes: &[MeshRoute]) -> HashMap<&str, Vec<PrefixRewriteRule<'_>>> {
+    let mut all: HashMap<&str, Vec<PrefixRewriteRule<'_>>> = HashMap::new();
     for (route, rule) in routes.iter().flat_map(|route| route.rules.iter().map(move |r| (route, r)))
     {
-        let Target::Backends { backends, prefix_replacement: Some(prefix) } = &rule.target else {
+        let RouteTarget::Backends { backends, prefix_replacement: Some(prefix) } = &rule.target
+        else {
             continue;
         };
         for (service, port, _) in backends.iter().filter(|(_, _, weight)| *weight != 0) {
             let matches = rule.matches.iter().map(|matched| &matched.path).collect();
-            let rewriting = Rewriting { route: &route.name, matches, prefix, port: *port };
+            let rewriting = PrefixRewriteRule { route: &route.name, matches, prefix, port: *port };
             all.entry(service).or_default().push(rewriting);
         }
     }
@@ -110,10 +111,10 @@ fn similar<'m>(
 
 fn lost_paths(
     clause: &Clause,
-    rule: &Rewriting<'_>,
+    rule: &PrefixRewriteRule<'_>,
     similar: &[&Clause],
     place: &str,
-    warnings: &mut Mistakes,
+    warnings: &mut Diagnostics,
 ) {
     let covers = |clause: &&Clause, path: &str| {
         clause.paths.is_empty() || clause.paths.iter().any(|pattern| pattern.matches(path))

@@ -8,12 +8,12 @@ use super::Clause;
 
 /// Requests that a clause covers: a path, and a method where the clause names any.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Area {
+pub(crate) struct CoveredRequests {
     pub(crate) path: PathMatch,
     pub(crate) method: Option<String>,
 }
 
-impl Area {
+impl CoveredRequests {
     /// The areas of a clause.
     pub(crate) fn all_of(clause: &Clause) -> Vec<Self> {
         let methods: Vec<Option<String>> = match clause.methods.as_slice() {
@@ -59,7 +59,7 @@ impl Area {
 /// Whose token the requests of an area need.
 #[derive(Debug)]
 pub(crate) struct TokenRule<'m> {
-    pub(crate) area: Area,
+    pub(crate) area: CoveredRequests,
     /// One of these issuers; none: no token is looked at.
     pub(crate) issuers: Vec<&'m str>,
     /// Whether the token may be missing.
@@ -71,9 +71,9 @@ pub(crate) struct TokenRule<'m> {
 /// a denial names an issuer, its token may be missing, but one that is sent is verified, so that the denial sees its
 /// claims.
 pub(crate) fn token_rules<'m>(allow: &[&'m Clause], deny: &[&'m Clause]) -> Vec<TokenRule<'m>> {
-    let mut allowed: Vec<(Area, Vec<&str>)> = Vec::new();
+    let mut allowed: Vec<(CoveredRequests, Vec<&str>)> = Vec::new();
     for clause in allow {
-        for area in Area::all_of(clause) {
+        for area in CoveredRequests::all_of(clause) {
             let known = allowed.iter().position(|(known, _)| *known == area);
             let token = clause.token.as_deref();
             match known.and_then(|index| allowed.get_mut(index)) {
@@ -83,12 +83,14 @@ pub(crate) fn token_rules<'m>(allow: &[&'m Clause], deny: &[&'m Clause]) -> Vec<
         }
     }
     allowed.sort_by_key(|(area, tokens)| (Reverse(area.narrowness()), tokens.is_empty()));
-    let denied: Vec<(Area, &str)> = deny
+    let denied: Vec<(CoveredRequests, &str)> = deny
         .iter()
         .filter_map(|clause| Some((clause, clause.token.as_deref()?)))
-        .flat_map(|(clause, token)| Area::all_of(clause).into_iter().map(move |a| (a, token)))
+        .flat_map(|(clause, token)| {
+            CoveredRequests::all_of(clause).into_iter().map(move |a| (a, token))
+        })
         .collect();
-    let rule = |(area, mut issuers): (Area, Vec<&'m str>)| {
+    let rule = |(area, mut issuers): (CoveredRequests, Vec<&'m str>)| {
         let is_optional = issuers.is_empty();
         if is_optional {
             let overlapping = denied.iter().filter(|(denied, _)| denied.may_overlap(&area));
@@ -102,7 +104,7 @@ pub(crate) fn token_rules<'m>(allow: &[&'m Clause], deny: &[&'m Clause]) -> Vec<
 }
 
 /// Whether a token of an issuer is verified for every request of an area that any rule allows.
-pub(crate) fn verifies(rules: &[TokenRule<'_>], area: &Area, issuer: &str) -> bool {
+pub(crate) fn verifies(rules: &[TokenRule<'_>], area: &CoveredRequests, issuer: &str) -> bool {
     for rule in rules.iter().filter(|rule| rule.area.may_overlap(area)) {
         if !rule.issuers.contains(&issuer) {
             return false;

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 const WINDOW: Duration = Duration::from_secs(60);
-const LINES: u32 = 60;
+const LINES_PER_WINDOW: u32 = 60;
 
 /// What of a minute's lines has been written.
 #[derive(Debug, Default)]
-pub(crate) struct Allowance {
+pub(crate) struct AuditLimit {
     since: Option<Instant>,
     written: u32,
     suppressed: u64,
@@ -15,7 +15,7 @@ pub(crate) struct Allowance {
 
 /// Whether a line is written.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum AuditDecision {
     /// It is, and so many before it were not.
     Write {
         /// How many.
@@ -25,20 +25,20 @@ pub(crate) enum Verdict {
     Suppress,
 }
 
-impl Allowance {
+impl AuditLimit {
     /// Asks for one line.
-    pub(crate) fn take(&mut self, now: Instant) -> Verdict {
+    pub(crate) fn take(&mut self, now: Instant) -> AuditDecision {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= WINDOW) {
             let suppressed = std::mem::take(&mut self.suppressed);
             (self.since, self.written) = (Some(now), 1);
-            return Verdict::Write { suppressed };
+            return AuditDecision::Write { suppressed };
         }
-        if self.written < LINES {
+        if self.written < LINES_PER_WINDOW {
             self.written += 1;
-            return Verdict::Write { suppressed: 0 };
+            return AuditDecision::Write { suppressed: 0 };
         }
         self.suppressed += 1;
-        Verdict::Suppress
+        AuditDecision::Suppress
     }
 }
 
@@ -49,13 +49,13 @@ mod tests {
 
     #[test]
     fn lines_beyond_those_of_a_minute_are_counted_and_reported_with_the_next() {
-        let (mut allowance, start) = (Allowance::default(), monotonic());
-        for _ in 0..LINES {
-            assert_eq!(allowance.take(start), Verdict::Write { suppressed: 0 });
+        let (mut limit, start) = (AuditLimit::default(), monotonic());
+        for _ in 0..LINES_PER_WINDOW {
+            assert_eq!(limit.take(start), AuditDecision::Write { suppressed: 0 });
         }
-        assert_eq!(allowance.take(start + WINDOW / 2), Verdict::Suppress);
-        assert_eq!(allowance.take(start + WINDOW / 2), Verdict::Suppress);
-        assert_eq!(allowance.take(start + WINDOW), Verdict::Write { suppressed: 2 });
-        assert_eq!(allowance.take(start + WINDOW), Verdict::Write { suppressed: 0 });
+        assert_eq!(limit.take(start + WINDOW / 2), AuditDecision::Suppress);
+        assert_eq!(limit.take(start + WINDOW / 2), AuditDecision::Suppress);
+        assert_eq!(limit.take(start + WINDOW), AuditDecision::Write { suppressed: 2 });
+        assert_eq!(limit.take(start + WINDOW), AuditDecision::Write { suppressed: 0 });
     }
 }

@@ -13,21 +13,21 @@ use weft_certs::{Issued, Revoked, TrustParts, TrustStore};
 use weft_model::{RevocationPolicy, SpiffeId};
 
 use crate::clock::{monotonic, wall_clock};
-use crate::issue::Registrar;
+use crate::issue::CertificateIssuer;
 use crate::resources::{Trust, control_identity};
 
 /// Our own certificate is renewed at half of its life: there is nobody who would do so at the same time.
 const NO_JITTER: f64 = 0.5;
 
 /// What clients are checked by, as everybody in the mesh is.
-pub(crate) type Trusted<'a> = (&'a Trust, &'a RevocationPolicy);
+pub(crate) type ClientTrust<'a> = (&'a Trust, &'a RevocationPolicy);
 
 /// The configuration of TLS in force, and when the certificate in it is due for another.
 #[derive(Debug)]
-pub(crate) struct Own {
-    registrar: Arc<Registrar>,
+pub(crate) struct ServerCertificate {
+    issuer: Arc<CertificateIssuer>,
     trust_domain: String,
-    certificate: Certificate,
+    certificate: IssuedPair,
     /// By what clients are checked in the configuration in force.
     trust: Trust,
     policy: RevocationPolicy,
@@ -38,27 +38,27 @@ pub(crate) struct Own {
 
 /// Our certificate.
 #[derive(Debug)]
-struct Certificate {
+struct IssuedPair {
     identity: Identity,
     issued: Issued,
     rotation: Rotation,
 }
 
-impl Own {
+impl ServerCertificate {
     /// Gets a first certificate.
     ///
     /// # Errors
     /// Why there is none.
     pub(crate) fn first(
-        registrar: Arc<Registrar>,
+        issuer: Arc<CertificateIssuer>,
         trust_domain: &str,
-        trusted: Trusted<'_>,
+        trusted: ClientTrust<'_>,
     ) -> Result<Self, String> {
-        let certificate = make(&registrar, trust_domain)?;
+        let certificate = make(&issuer, trust_domain)?;
         let (trust, policy) = trusted;
         let tls = watch::Sender::new(tls(&certificate.identity, trusted, wall_clock())?);
         let (trust_domain, trust, policy) = (trust_domain.to_owned(), trust.clone(), *policy);
-        Ok(Self { registrar, trust_domain, certificate, trust, policy, retry: None, tls })
+        Ok(Self { issuer, trust_domain, certificate, trust, policy, retry: None, tls })
     }
 
     /// What handshakes are done with.
@@ -69,9 +69,9 @@ impl Own {
     /// Takes in what is trusted and revoked now. Gets another certificate only when clients would refuse the
     /// present one, or half of its life is over, or the clock was wrong when it was signed: a change of the mesh
     /// is no reason. While the clock has just jumped the present one stays.
-    pub(crate) fn update(&mut self, trusted: Trusted<'_>, revoked: &[Revoked]) {
+    pub(crate) fn update(&mut self, trusted: ClientTrust<'_>, revoked: &[Revoked]) {
         if self.is_due(revoked) {
-            match make(&self.registrar, &self.trust_domain) {
+            match make(&self.issuer, &self.trust_domain) {
                 Ok(certificate) => {
                     (self.certificate, self.retry) = (certificate, None);
                     self.publish(trusted);
@@ -97,16 +97,16 @@ impl Own {
         if let Some(at) = self.retry {
             return at <= monotonic();
         }
-        if self.registrar.clock.steady().is_err() {
+        if self.issuer.clock.steady().is_err() {
             return false;
         }
-        let Certificate { issued, rotation, .. } = &self.certificate;
+        let IssuedPair { issued, rotation, .. } = &self.certificate;
         rotation.is_due(wall_clock())
-            || !self.registrar.authorities.get().signed(&issued.chain)
+            || !self.issuer.authorities.get().signed(&issued.chain)
             || revoked.iter().any(|entry| entry.serial == issued.serial)
     }
 
-    fn publish(&mut self, trusted: Trusted<'_>) {
+    fn publish(&mut self, trusted: ClientTrust<'_>) {
         match tls(&self.certificate.identity, trusted, wall_clock()) {
             Ok(config) => {
                 (self.trust, self.policy) = (trusted.0.clone(), *trusted.1);
@@ -119,21 +119,21 @@ impl Own {
     }
 }
 
-fn make(registrar: &Registrar, trust_domain: &str) -> Result<Certificate, String> {
+fn make(issuer: &CertificateIssuer, trust_domain: &str) -> Result<IssuedPair, String> {
     let id = SpiffeId::parse(&control_identity(trust_domain)).map_err(|error| error.to_string())?;
     let pending = request::make(&id).map_err(|error| error.to_string())?;
     let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;
-    let issued = registrar.sign_own(&asked).map_err(|error| error.to_string())?;
+    let issued = issuer.sign_own(&asked).map_err(|error| error.to_string())?;
     let identity = Identity::load(issued.chain.concat().as_bytes(), pending.key_pem.as_bytes())
         .map_err(|error| error.to_string())?;
     let rotation = Rotation::new(wall_clock(), issued.not_after, NO_JITTER);
-    Ok(Certificate { identity, issued, rotation })
+    Ok(IssuedPair { identity, issued, rotation })
 }
 
 /// Clients may come without a certificate, for their first one; what they show must be good.
 fn tls(
     own: &Identity,
-    (trust, policy): Trusted<'_>,
+    (trust, policy): ClientTrust<'_>,
     now: SystemTime,
 ) -> Result<Arc<ServerConfig>, String> {
     let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());

@@ -21,35 +21,35 @@ impl Store {
     ///
     /// # Errors
     /// When a part is missing or cannot be read.
-    pub fn generations(&self) -> Result<Generations, StoreError> {
-        self.read(read_generations)
+    pub fn authority_set(&self) -> Result<AuthoritySet, StoreError> {
+        self.read(read_authority_set)
     }
 
     /// Replaces the authorities, all at once, where they are still those that were read before.
     ///
     /// # Errors
     /// [`StoreError::Changed`] when they are others by now; when the database fails.
-    pub fn replace_generations(
+    pub fn replace_authority_set(
         &self,
-        before: &Generations,
-        after: &Generations,
+        before: &AuthoritySet,
+        after: &AuthoritySet,
     ) -> Result<(), StoreError> {
-        let kept = |(files, due): &(AuthorityFiles, SystemTime)| Kept::of(files, *due);
-        let beside = Beside {
-            next: after.next.as_ref().map(kept),
-            former: after.former.iter().map(kept).collect(),
+        let stored = |(files, due): &(AuthorityFiles, SystemTime)| StoredAuthority::of(files, *due);
+        let others = OtherAuthorities {
+            next: after.next.as_ref().map(stored),
+            former: after.former.iter().map(stored).collect(),
         };
-        let text = serde_json::to_string(&beside)
+        let text = serde_json::to_string(&others)
             .map_err(|error| StoreError::Database(error.to_string()))?;
         self.write(|write| {
             let mut table = write.open_table(AUTHORITY)?;
-            if generations_of(&table)? != *before {
+            if authority_set_of(&table)? != *before {
                 return Err(StoreError::Changed);
             }
             for (name, text) in parts(&after.signing) {
                 table.insert(name, text)?;
             }
-            table.insert(BESIDE, text.as_str())?;
+            table.insert(OTHER_AUTHORITIES, text.as_str())?;
             Ok(())
         })
     }
@@ -77,32 +77,32 @@ fn authority_of(table: &impl AuthorityTable) -> Result<(AuthorityFiles, String),
     Ok((files, part("trust_domain")?))
 }
 
-pub(super) fn read_generations(read: &ReadTransaction) -> Result<Generations, StoreError> {
-    generations_of(&read.open_table(AUTHORITY)?)
+pub(super) fn read_authority_set(read: &ReadTransaction) -> Result<AuthoritySet, StoreError> {
+    authority_set_of(&read.open_table(AUTHORITY)?)
 }
 
-fn generations_of(table: &impl AuthorityTable) -> Result<Generations, StoreError> {
+fn authority_set_of(table: &impl AuthorityTable) -> Result<AuthoritySet, StoreError> {
     let (signing, trust_domain) = authority_of(table)?;
-    let beside = match table.get(BESIDE)? {
+    let others = match table.get(OTHER_AUTHORITIES)? {
         Some(text) => serde_json::from_str(text.value())
-            .map_err(|error| StoreError::Database(format!("{BESIDE}: {error}")))?,
-        None => Beside::default(),
+            .map_err(|error| StoreError::Database(format!("{OTHER_AUTHORITIES}: {error}")))?,
+        None => OtherAuthorities::default(),
     };
-    let read = |kept: Kept| {
-        let due = time(kept.due).ok_or_else(|| unreadable("authority", BESIDE))?;
-        Ok::<_, StoreError>((kept.files(), due))
+    let read = |stored: StoredAuthority| {
+        let due = time(stored.due).ok_or_else(|| unreadable("authority", OTHER_AUTHORITIES))?;
+        Ok::<_, StoreError>((stored.files(), due))
     };
-    Ok(Generations {
+    Ok(AuthoritySet {
         trust_domain,
         signing,
-        next: beside.next.map(read).transpose()?,
-        former: beside.former.into_iter().map(read).collect::<Result<_, _>>()?,
+        next: others.next.map(read).transpose()?,
+        former: others.former.into_iter().map(read).collect::<Result<_, _>>()?,
     })
 }
 
 /// The authorities of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Generations {
+pub struct AuthoritySet {
     /// Of all of them.
     pub trust_domain: String,
     /// The one that signs.
@@ -113,7 +113,7 @@ pub struct Generations {
     pub former: Vec<(AuthorityFiles, SystemTime)>,
 }
 
-impl Generations {
+impl AuthoritySet {
     /// All of them, the one that signs first.
     pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut AuthorityFiles> {
         let next = self.next.as_mut().map(|(files, _)| files);
@@ -123,16 +123,16 @@ impl Generations {
 }
 
 /// The part of the table that holds the authorities which do not sign.
-const BESIDE: &str = "beside";
+const OTHER_AUTHORITIES: &str = "beside";
 
 #[derive(Default, Serialize, Deserialize)]
-struct Beside {
-    next: Option<Kept>,
-    former: Vec<Kept>,
+struct OtherAuthorities {
+    next: Option<StoredAuthority>,
+    former: Vec<StoredAuthority>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct StoredAuthority {
     root_certificate: String,
     root_key: String,
     #[serde(default)]
@@ -143,7 +143,7 @@ struct Kept {
     due: u64,
 }
 
-impl Kept {
+impl StoredAuthority {
     fn of(files: &AuthorityFiles, due: SystemTime) -> Self {
         let files = files.clone();
         let (root_key, root_lists) = match files.root {

@@ -19,22 +19,24 @@ use weft_certs::Given;
 use weft_model::SpiffeId;
 
 use crate::audit;
+use crate::ca_rotation::{
+    self, Authorities, NoClients, RotationStep, Timestamp, TrustDistribution,
+};
 use crate::clock::wall_clock;
 use crate::issue::{check_trust_domain, make_token};
-use crate::store::{FILE, Findings, IssuedRecord, Store, StoreError};
-use crate::succession::{self, At, Audience, Authorities, Nobody, Step};
+use crate::store::{IssuedRecord, STORE_FILE, Store, StoreCheck, StoreError};
 
 const SOCKET: &str = "control.sock";
 /// The longest order, and the longest answer.
 const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
 /// How long a list is good that is signed by order.
-const LIST_LIFE: Duration = Duration::from_secs(24 * 3600);
+const CRL_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// How long an order and its answer may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Order {
+pub enum AdminCommand {
     /// Revoke certificates: by serial number, by SPIFFE id, or by service.
     Revoke(Vec<String>),
     /// List the certificates that were issued.
@@ -42,7 +44,7 @@ pub enum Order {
     /// Make a join token for an id.
     Token(String),
     /// Have one authority follow another.
-    Rotate(Step),
+    Rotate(RotationStep),
     /// Have an authority follow that somebody else's root has signed, PEM.
     Follow {
         /// The root's certificate.
@@ -55,7 +57,8 @@ pub enum Order {
         lists: String,
     },
     /// Replace the revocation lists of somebody else's root and of those between it and ours, PEM.
-    RootLists(String),
+    #[serde(rename = "RootLists")]
+    RootCrls(String),
     /// Tell what is trusted.
     Roots,
     /// Verify the store and its backups.
@@ -73,49 +76,54 @@ impl std::fmt::Debug for PrivateKey {
 }
 
 /// What came of it: lines to print, or why it was not done.
-pub type Outcome = Result<Vec<String>, String>;
+pub type AdminResult = Result<Vec<String>, String>;
 
 /// Carries an order out where no control plane runs.
 ///
 /// # Errors
 /// Why not.
-pub fn carry_out(store: &Store, order: &Order) -> Outcome {
-    carry_out_before(store, order, &Nobody)
+pub fn execute(store: &Store, command: &AdminCommand) -> AdminResult {
+    execute_with(store, command, &NoClients)
 }
 
-fn carry_out_before(store: &Store, order: &Order, audience: &dyn Audience) -> Outcome {
+fn execute_with(
+    store: &Store,
+    command: &AdminCommand,
+    distribution: &dyn TrustDistribution,
+) -> AdminResult {
     let now = wall_clock();
-    match order {
-        Order::Revoke(targets) => revoke(store, targets, now),
-        Order::List => list(store, now),
-        Order::Token(identity) => {
+    match command {
+        AdminCommand::Revoke(targets) => revoke(store, targets, now),
+        AdminCommand::List => list(store, now),
+        AdminCommand::Token(identity) => {
             let id = SpiffeId::parse(identity).map_err(|error| error.to_string())?;
             check_trust_domain(store, &id)?;
             let token = make_token(store, &id, now).map_err(|error| error.to_string())?;
             audit::line(store.path(), "token_made", &[("identity", identity)]);
             Ok(vec![token])
         }
-        Order::Rotate(step) => succession::carry_out(store, *step, audience, now),
-        Order::Follow { root, certificate, key, lists } => {
+        AdminCommand::Rotate(step) => ca_rotation::rotate(store, *step, distribution, now),
+        AdminCommand::Follow { root, certificate, key, lists } => {
             let given = Given {
                 root: root.clone(),
                 certificate: certificate.clone(),
                 key: key.0.clone().into(),
                 lists: lists.clone(),
             };
-            succession::follow(store, given, now)
+            ca_rotation::import(store, given, now)
         }
-        Order::Check => check(store.check(), store.path()),
-        Order::RootLists(lists) => succession::replace_root_lists(store, lists, now),
-        Order::Roots => {
-            let generations = store.generations().map_err(|error| error.to_string())?;
-            let authorities = Authorities::load(generations).map_err(|error| error.to_string())?;
+        AdminCommand::Check => check(store.check(), store.path()),
+        AdminCommand::RootCrls(lists) => ca_rotation::replace_root_crls(store, lists, now),
+        AdminCommand::Roots => {
+            let authority_set = store.authority_set().map_err(|error| error.to_string())?;
+            let authorities =
+                Authorities::load(authority_set).map_err(|error| error.to_string())?;
             Ok(authorities.trust_bundle().lines().map(str::to_owned).collect())
         }
     }
 }
 
-fn revoke(store: &Store, targets: &[String], now: SystemTime) -> Outcome {
+fn revoke(store: &Store, targets: &[String], now: SystemTime) -> AdminResult {
     let known = store.list().map_err(|error| error.to_string())?;
     let mut serials = Vec::new();
     for target in targets {
@@ -156,18 +164,18 @@ fn revoke(store: &Store, targets: &[String], now: SystemTime) -> Outcome {
 ///
 /// # Errors
 /// When the store fails, or the authority cannot sign.
-pub fn sign_lists(store: &Store, now: SystemTime) -> Result<String, String> {
-    let generations = store.generations().map_err(|error| error.to_string())?;
-    let authorities = Authorities::load(generations).map_err(|error| error.to_string())?;
-    let number = store.next_list_number().map_err(|error| error.to_string())?;
+pub fn sign_crls(store: &Store, now: SystemTime) -> Result<String, String> {
+    let authority_set = store.authority_set().map_err(|error| error.to_string())?;
+    let authorities = Authorities::load(authority_set).map_err(|error| error.to_string())?;
+    let number = store.next_crl_number().map_err(|error| error.to_string())?;
     let revoked = store.revoked().map_err(|error| error.to_string())?;
-    let lists = authorities.revocation_lists(&revoked, number, now, LIST_LIFE);
+    let lists = authorities.revocation_lists(&revoked, number, now, CRL_LIFE);
     let lists = lists.map_err(|error| error.to_string())?;
     audit::line(store.path(), "lists_signed", &[("number", &number.to_string())]);
     Ok(lists)
 }
 
-fn check(findings: Findings, path: &Path) -> Outcome {
+fn check(findings: StoreCheck, path: &Path) -> AdminResult {
     let mut lines = Vec::new();
     let mut newest = None;
     for (backup, checked) in findings.backups {
@@ -191,15 +199,15 @@ fn check(findings: Findings, path: &Path) -> Outcome {
 ///
 /// # Errors
 /// What is damaged or missing.
-pub fn check_folder(folder: &Path) -> Outcome {
+pub fn check_store(folder: &Path) -> AdminResult {
     match Store::check_closed(folder) {
-        Ok(findings) => check(findings, &folder.join(FILE)),
-        Err(StoreError::InUse(_)) => ask(folder, &Order::Check),
+        Ok(findings) => check(findings, &folder.join(STORE_FILE)),
+        Err(StoreError::InUse(_)) => send(folder, &AdminCommand::Check),
         Err(error) => Err(error.to_string()),
     }
 }
 
-fn list(store: &Store, now: SystemTime) -> Outcome {
+fn list(store: &Store, now: SystemTime) -> AdminResult {
     let records = store.list().map_err(|error| error.to_string())?;
     let title = format!(
         "{:32} {:8} {:20} {:20} {:20} ID",
@@ -215,7 +223,8 @@ fn list_line(record: &IssuedRecord, now: SystemTime) -> String {
         None if record.not_after <= now => "expired",
         None => "good",
     };
-    let date = |at: Option<SystemTime>| at.map_or_else(|| "-".to_owned(), |at| At(at).to_string());
+    let date =
+        |at: Option<SystemTime>| at.map_or_else(|| "-".to_owned(), |at| Timestamp(at).to_string());
     let [issued, expires, revoked] =
         [record.issued, Some(record.not_after), record.revoked].map(date);
     let IssuedRecord { serial, identity, .. } = record;
@@ -226,12 +235,12 @@ fn list_line(record: &IssuedRecord, now: SystemTime) -> String {
 ///
 /// # Errors
 /// What it says, or that it cannot be reached.
-pub fn ask(folder: &Path, order: &Order) -> Outcome {
+pub fn send(folder: &Path, command: &AdminCommand) -> AdminResult {
     let path = folder.join(SOCKET);
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
     let mut stream = UnixStream::connect(&path).map_err(failed)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-    let text = serde_json::to_string(order).map_err(|error| error.to_string())?;
+    stream.set_read_timeout(Some(EXCHANGE_TIMEOUT)).map_err(failed)?;
+    let text = serde_json::to_string(command).map_err(|error| error.to_string())?;
     stream.write_all(format!("{text}\n").as_bytes()).map_err(failed)?;
     let mut answer = String::new();
     BufReader::new(stream.take(LIMIT_BYTES)).read_line(&mut answer).map_err(failed)?;
@@ -245,7 +254,7 @@ pub fn ask(folder: &Path, order: &Order) -> Outcome {
 pub(crate) fn serve(
     store: Arc<Store>,
     changed: Arc<Notify>,
-    audience: Arc<dyn Audience>,
+    distribution: Arc<dyn TrustDistribution>,
 ) -> std::io::Result<impl Future<Output = ()>> {
     let path = socket(store.path());
     // Of a process that was killed: who has the store open is the only one here.
@@ -262,9 +271,11 @@ pub(crate) fn serve(
                 continue;
             };
             // One after the other is enough, and bounds them.
-            let answered = tokio::time::timeout(PATIENCE, answer(stream, &store, &*audience)).await;
+            let answered =
+                tokio::time::timeout(EXCHANGE_TIMEOUT, answer(stream, &store, &*distribution))
+                    .await;
             if !matches!(answered, Ok(Ok(()))) {
-                tracing::debug!("an order was not taken");
+                tracing::debug!("admin command failed");
             }
             changed.notify_one();
         }
@@ -274,13 +285,13 @@ pub(crate) fn serve(
 async fn answer(
     stream: tokio::net::UnixStream,
     store: &Store,
-    audience: &dyn Audience,
+    distribution: &dyn TrustDistribution,
 ) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut text = String::new();
     tokio::io::BufReader::new(read.take(LIMIT_BYTES)).read_line(&mut text).await?;
-    let outcome: Outcome = match serde_json::from_str(&text) {
-        Ok(order) => carry_out_before(store, &order, audience),
+    let outcome: AdminResult = match serde_json::from_str(&text) {
+        Ok(command) => execute_with(store, &command, distribution),
         Err(error) => Err(format!("invalid request: {error}")),
     };
     let text = serde_json::to_string(&outcome).map_err(std::io::Error::other)?;
