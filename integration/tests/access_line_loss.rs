@@ -29,12 +29,12 @@ fn lost_access_lines_are_counted_and_logged_once() {
         text(&pipe)
     );
     command.args(["-c", &shell, "sh"]);
-    let alone = SingleSidecarConfig::for_upstream(
+    let sidecar = SingleSidecarConfig::for_upstream(
         ScriptedServer::echoing_heads().port,
         UpstreamHttp::Http1,
     )
     .start_with_command(pki, command);
-    let mut client = Http1Client::connect(alone.port);
+    let mut client = Http1Client::connect(sidecar.port);
     let path = "x".repeat(400);
     let get = format!("GET /{path} HTTP/1.1\r\nhost: a\r\n\r\n");
     for _ in 0..REQUESTS {
@@ -45,7 +45,7 @@ fn lost_access_lines_are_counted_and_logged_once() {
         );
     }
     let lost = eventually("lost lines are counted", || {
-        let lost = alone.metric("weft_access_lines_lost_total");
+        let lost = sidecar.metric("weft_access_lines_lost_total");
         (lost > 0).then_some(lost)
     });
     let lost = usize::try_from(lost).expect("the count fits into usize");
@@ -57,9 +57,9 @@ fn lost_access_lines_are_counted_and_logged_once() {
     }
     let message = "access lines lost: standard output is read too slowly";
     let logged = eventually("the loss is logged", || {
-        let errors = alone.sidecar.process.errors();
+        let errors = sidecar.sidecar.process.errors();
         errors.lines().find(|line| line.contains(message)).map(str::to_owned)
     });
     assert!(logged.contains(&format!("lines={lost}")), "{lost}: {logged}");
-    assert_eq!(alone.sidecar.process.errors().matches(message).count(), 1);
+    assert_eq!(sidecar.sidecar.process.errors().matches(message).count(), 1);
 }

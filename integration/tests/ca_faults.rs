@@ -28,12 +28,12 @@ struct Authority {
 
 impl Authority {
     fn create() -> Self {
-        let folder = TempDir::new().expect("no error here");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         let authority = Self { folder };
-        fs::create_dir(authority.state()).expect("no error here");
+        fs::create_dir(authority.state()).expect("the state folder can be created");
         let size = Some("size=16m,mode=0700");
         mount(Some("tmpfs"), &authority.state(), Some("tmpfs"), MsFlags::empty(), size)
-            .expect("no error here");
+            .expect("the file system can be mounted");
         authority.ca_succeeds(&["init", "--trust-domain", TRUST_DOMAIN]);
         authority
     }
@@ -52,31 +52,31 @@ impl Authority {
         };
         let mut command = weft();
         command.args(["ca", name, "--state"]).arg(self.state()).args(rest);
-        command.output().expect("no error here")
+        command.output().expect("the command can be started")
     }
 
     fn ca_succeeds(&self, arguments: &[&str]) -> String {
         let output = self.ca(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).expect("no error here")
+        String::from_utf8(output.stdout).expect("the output is UTF-8")
     }
 
     /// Runs a command, asserts exit code 1, and returns its standard error.
     fn ca_fails(&self, arguments: &[&str]) -> String {
         let output = self.ca(arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
-        String::from_utf8(output.stderr).expect("no error here")
+        String::from_utf8(output.stderr).expect("the errors are UTF-8")
     }
 
     /// Issues a certificate and returns its serial number.
     fn issue(&self, service: &str) -> String {
         let out = self.folder.path().join(service);
         let output = self.ca_succeeds(&["issue", &spiffe_id(service), "--out", text(&out)]);
-        output.split(' ').next().expect("no error here").to_owned()
+        output.split(' ').next().expect("the output begins with the serial number").to_owned()
     }
 
     fn audited(&self, event: &str) -> usize {
-        let log = fs::read_to_string(self.file("audit.jsonl")).expect("no error here");
+        let log = fs::read_to_string(self.file("audit.jsonl")).expect("the audit log can be read");
         log.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
     }
 
@@ -89,8 +89,8 @@ impl Authority {
         let file = json!({"trust_domain": TRUST_DOMAIN, "service_ranges": ["10.96.0.0/16"], "services": services,
             "security": {"revocations": revoked, "policies": []}});
         let part = self.folder.path().join("mesh.part");
-        fs::write(&part, format!("{file:#}")).expect("no error here");
-        fs::rename(part, self.mesh()).expect("no error here");
+        fs::write(&part, format!("{file:#}")).expect("the folder is writable");
+        fs::rename(part, self.mesh()).expect("the mesh file can be replaced");
     }
 
     fn mesh(&self) -> PathBuf {
@@ -122,9 +122,10 @@ impl Authority {
     /// Starts a sidecar of `web` with its own join token. Returns the process and its admin port.
     fn join(&self, control: &Control, name: &str) -> (Process, u16) {
         let token = self.folder.path().join(name).with_extension("token");
-        fs::write(&token, self.ca_succeeds(&["token", &spiffe_id("web")])).expect("no error here");
+        fs::write(&token, self.ca_succeeds(&["token", &spiffe_id("web")]))
+            .expect("the folder is writable");
         let root = self.folder.path().join("root.pem");
-        fs::write(&root, self.ca_succeeds(&["roots"])).expect("no error here");
+        fs::write(&root, self.ca_succeeds(&["roots"])).expect("the folder is writable");
         let admin = port::free();
         let mut command = weft();
         command.args(["sidecar", "--service", "web", "--workers", "1", "--trust", text(&root)]);
@@ -135,14 +136,15 @@ impl Authority {
 
     /// Fills the file system completely.
     fn fill(&self) {
-        let mut filler = fs::File::create(self.file("filler")).expect("no error here");
+        let mut filler =
+            fs::File::create(self.file("filler")).expect("the filler file can be created");
         for block in [64 * 1024, 4096, 1] {
             while filler.write_all(&vec![b'x'; block]).is_ok() {}
         }
     }
 
     fn free_space(&self) {
-        fs::remove_file(self.file("filler")).expect("no error here");
+        fs::remove_file(self.file("filler")).expect("the filler file exists");
     }
 }
 
@@ -170,24 +172,30 @@ impl Control {
 
     fn dump(&self) -> serde_json::Value {
         serde_json::from_slice(&Curl::get(self.admin, "/config_dump").run().body)
-            .expect("no error here")
+            .expect("the dump is JSON")
     }
 
     /// Validity period of the certificate that the control plane presents.
     fn certificate_validity(&self) -> (SystemTime, SystemTime) {
         let mut openssl = tool("openssl");
         openssl.args(["s_client", "-connect", &format!("127.0.0.1:{}", self.listen)]);
-        let output =
-            openssl.args(["-alpn", "h2"]).stdin(Stdio::null()).output().expect("no error here");
-        validity(&CertificateDer::from_pem_slice(&output.stdout).expect("no error here"))
-            .expect("no error here")
+        let output = openssl
+            .args(["-alpn", "h2"])
+            .stdin(Stdio::null())
+            .output()
+            .expect("the command can be started");
+        validity(
+            &CertificateDer::from_pem_slice(&output.stdout)
+                .expect("openssl prints the certificate"),
+        )
+        .expect("the certificate has a validity period")
     }
 
     fn resident_bytes(&self) -> u64 {
         let page = Curl::get(self.admin, "/metrics").run().text();
         let mut lines = page.lines();
         let line = lines.find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
-        line.expect("no error here").parse().expect("no error here")
+        line.expect("the page has the metric").parse().expect("the metric is a number")
     }
 
     fn logged(&self, text: &str) -> usize {
@@ -207,7 +215,8 @@ fn full_disk_fails_revocations_with_its_reason_and_store_recovers_with_space() {
     authority.fill();
     let reason = eventually("a write fails because the disk is full", || {
         let output = authority.ca(&["token", &spiffe_id("web")]);
-        (!output.status.success()).then(|| String::from_utf8(output.stderr).expect("no error here"))
+        (!output.status.success())
+            .then(|| String::from_utf8(output.stderr).expect("the errors are UTF-8"))
     });
     assert!(reason.contains("No space left on device"), "{reason}");
     let reason = authority.ca_fails(&["revoke", &second]);
@@ -241,8 +250,10 @@ fn full_disk_fails_revocations_with_its_reason_and_store_recovers_with_space() {
     });
     let list = authority.ca_succeeds(&["list"]);
     for serial in [&first, &second, &third] {
-        let line =
-            list.lines().find(|line| line.starts_with(serial.as_str())).expect("no error here");
+        let line = list
+            .lines()
+            .find(|line| line.starts_with(serial.as_str()))
+            .expect("the certificate is listed");
         assert!(line.contains("revoked"), "{line}");
     }
     authority.ca_succeeds(&["check"]);
@@ -259,38 +270,40 @@ fn damaged_store_is_reported_with_its_backup_and_not_written_to() {
     let backup = authority.file("weft.redb.backup-1");
     let checked = authority.ca_succeeds(&["check"]);
     assert_eq!(checked.lines().filter(|line| line.contains(": good: ")).count(), 3, "{checked}");
-    let whole = fs::read(&store).expect("no error here");
+    let whole = fs::read(&store).expect("the store can be read");
     let mut scattered = whole.clone();
     scattered.iter_mut().step_by(509).for_each(|byte| *byte ^= 0x55);
     let half = whole[..whole.len() / 2].to_vec();
     for bytes in [Vec::new(), half, scattered, vec![0; 4096], b"redb".to_vec()] {
-        fs::write(&store, &bytes).expect("no error here");
+        fs::write(&store, &bytes).expect("the store can be overwritten");
         for arguments in [&["list"][..], &["check"], &["revoke", &serial], &["crl"]] {
             let errors = authority.ca_fails(arguments);
             assert_restorable(&errors, &store, &backup);
         }
-        let output =
-            authority.command([port::free(), port::free()]).output().expect("no error here");
+        let output = authority
+            .command([port::free(), port::free()])
+            .output()
+            .expect("the command can be started");
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert_restorable(
-            &String::from_utf8(output.stderr).expect("no error here"),
+            &String::from_utf8(output.stderr).expect("the errors are UTF-8"),
             &store,
             &backup,
         );
         assert_eq!(
-            fs::read(&store).expect("no error here"),
+            fs::read(&store).expect("the store can be read"),
             bytes,
             "the damaged store was written to"
         );
     }
-    fs::copy(&backup, &store).expect("no error here");
+    fs::copy(&backup, &store).expect("the backup can be copied");
     drop(authority.start());
     assert!(authority.ca_succeeds(&["list"]).contains(&serial));
     // A damaged backup is reported, and the next good one is recommended.
-    fs::write(&backup, b"").expect("no error here");
+    fs::write(&backup, b"").expect("the backup can be overwritten");
     let errors = authority.ca_fails(&["check"]);
     assert!(errors.contains("backup-1: is empty") && errors.contains("backup-2: good"), "{errors}");
-    fs::write(&store, b"").expect("no error here");
+    fs::write(&store, b"").expect("the store can be overwritten");
     assert_restorable(
         &authority.ca_fails(&["list"]),
         &store,
@@ -317,7 +330,10 @@ fn mesh_changes_issue_no_certificate_and_operations_are_audited() {
     assert_eq!(authority.audited("lists_signed"), 1);
     let line = |serial: &str| {
         let list = authority.ca_succeeds(&["list"]);
-        list.lines().find(|line| line.starts_with(serial)).expect("no error here").to_owned()
+        list.lines()
+            .find(|line| line.starts_with(serial))
+            .expect("the certificate is listed")
+            .to_owned()
     };
     let words = |line: String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let [_, state, issued, expires, revoked, id] = &words(line(&serial))[..] else {
@@ -338,7 +354,8 @@ fn mesh_changes_issue_no_certificate_and_operations_are_audited() {
     for services in [&["web", "api"][..], &["api"], &["web"]] {
         authority.write_mesh(services, &[]);
         eventually("the change of services is applied", || {
-            let in_force = control.dump()["services"].as_array().expect("no error here").len();
+            let in_force =
+                control.dump()["services"].as_array().expect("the dump lists services").len();
             let named = control.dump()["services"].to_string();
             (in_force == services.len() && services.iter().all(|one| named.contains(one)))
                 .then_some(())
@@ -436,8 +453,9 @@ const MEBIBYTE: usize = 1024 * 1024;
 
 /// Writes a gRPC message whose length prefix announces more bytes than follow.
 fn unfinished_message(file: &Path, length: usize, sent: usize) {
-    let length = u32::try_from(length).expect("no error here").to_be_bytes();
-    fs::write(file, [&[0][..], &length, &vec![b'x'; sent]].concat()).expect("no error here");
+    let length = u32::try_from(length).expect("the length fits into u32").to_be_bytes();
+    fs::write(file, [&[0][..], &length, &vec![b'x'; sent]].concat())
+        .expect("the folder is writable");
 }
 
 #[test]
@@ -489,7 +507,10 @@ fn address_that_uses_up_its_connections_does_not_keep_out_other_addresses() {
     authority.write_mesh(&["web"], &[]);
     let control = authority.start();
     let idle: Vec<TcpStream> = (0..600)
-        .map(|_| TcpStream::connect(("127.0.0.1", control.listen)).expect("no error here"))
+        .map(|_| {
+            TcpStream::connect(("127.0.0.1", control.listen))
+                .expect("the control plane accepts connections")
+        })
         .collect();
     let body = authority.folder.path().join("body");
     unfinished_message(&body, 10, 0);
@@ -501,7 +522,7 @@ fn address_that_uses_up_its_connections_does_not_keep_out_other_addresses() {
         assert_eq!(answer.header("grpc-status"), Some("16"), "{answer:?}");
     }
     // The oldest of the idle connections was closed to admit the others.
-    let mut first = idle.first().expect("no error here");
-    first.set_read_timeout(Some(Duration::from_secs(5))).expect("no error here");
+    let mut first = idle.first().expect("there are idle connections");
+    first.set_read_timeout(Some(Duration::from_secs(5))).expect("the timeout is not zero");
     assert_eq!(first.read(&mut [0]).unwrap_or_default(), 0);
 }

@@ -12,7 +12,7 @@ use weft_integration::scripted_server::{ScriptedServer, read_head};
 use weft_integration::sidecar_pair::{PairConfig, SidecarPair, TestSidecar};
 use weft_integration::wait::{DEADLINE, eventually};
 
-/// An upstream behind two sidecars that sends `response` and then only reads. The receiver gets `"request"` when a
+/// An upstream of two sidecars that sends `response` and then only reads. The receiver gets `"request"` when a
 /// request arrives, and `"closed"` when its connection ends.
 fn reading_upstream(response: &'static [u8]) -> (SidecarPair, Receiver<&'static str>) {
     let (sender, events) = channel();

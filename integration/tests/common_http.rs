@@ -20,10 +20,10 @@ use weft_integration::wait::DEADLINE;
 
 /// Starts a sidecar whose only route has this timeout.
 fn with_route_timeout(port: u16, timeout: &str) -> SingleSidecar {
-    let mut wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
+    let mut config = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
     let path = "/route_config/virtual_hosts/0/routes/0/route/timeout";
-    *wanted.http.pointer_mut(path).expect("the route has a timeout") = json!(timeout);
-    wanted.start()
+    *config.http.pointer_mut(path).expect("the route has a timeout") = json!(timeout);
+    config.start()
 }
 
 /// Sends a body of this many bytes, one every 100 ms, and returns the status line of the response.
@@ -50,15 +50,15 @@ fn upload_slowly(port: u16, bytes: usize) -> String {
 #[test]
 fn upload_longer_than_the_route_timeout_is_served() {
     let origin = OriginServer::start();
-    let alone = with_route_timeout(origin.port, "0.5s");
-    assert_eq!(upload_slowly(alone.port, 15), "HTTP/1.1 200 OK");
+    let sidecar = with_route_timeout(origin.port, "0.5s");
+    assert_eq!(upload_slowly(sidecar.port, 15), "HTTP/1.1 200 OK");
 }
 
 #[test]
 fn route_timeout_begins_when_a_slow_upload_ends() {
-    let alone = with_route_timeout(ScriptedServer::silent().port, "0.5s");
-    assert_eq!(upload_slowly(alone.port, 15), "HTTP/1.1 504 Gateway Timeout");
-    let line = alone.access_line("upstream_timeout");
+    let sidecar = with_route_timeout(ScriptedServer::silent().port, "0.5s");
+    assert_eq!(upload_slowly(sidecar.port, 15), "HTTP/1.1 504 Gateway Timeout");
+    let line = sidecar.access_line("upstream_timeout");
     let took = line.get("duration_us").and_then(Value::as_u64).unwrap_or(0);
     assert!(took >= 1_900_000, "1.5 s of upload and 0.5 s of route timeout: {line}");
 }
@@ -80,20 +80,20 @@ fn upload_first(port: u16, path: &str, bytes: usize) -> u16 {
 }
 
 #[track_caller]
-fn assert_uploads_get(alone: &SingleSidecar, name: &str, status: u16) {
+fn assert_uploads_get(sidecar: &SingleSidecar, name: &str, status: u16) {
     for bytes in [MEBIBYTE, 5 * MEBIBYTE, 64 * MEBIBYTE] {
-        let statuses: Vec<u16> = (0..8).map(|_| upload_first(alone.port, "/", bytes)).collect();
+        let statuses: Vec<u16> = (0..8).map(|_| upload_first(sidecar.port, "/", bytes)).collect();
         assert_eq!(statuses, [status; 8], "{name}: {bytes} bytes");
     }
 }
 
 #[test]
 fn policy_refusal_reaches_a_client_within_its_upload() {
-    let mut wanted =
+    let mut config =
         SingleSidecarConfig::for_upstream(ScriptedServer::silent().port, UpstreamHttp::Http1);
-    let filters = wanted.http["http_filters"].as_array_mut().expect("filters are a list");
+    let filters = config.http["http_filters"].as_array_mut().expect("filters are a list");
     filters.insert(0, allow_only("other", "/"));
-    assert_uploads_get(&wanted.start(), "a policy that denies", 403);
+    assert_uploads_get(&config.start(), "a policy that denies", 403);
 }
 
 #[test]
@@ -101,8 +101,8 @@ fn early_response_of_a_service_reaches_a_client_within_its_upload() {
     let response =
         "HTTP/1.1 413 Content Too Large\r\nconnection: close\r\ncontent-length: 5\r\n\r\nlarge";
     let closing = ScriptedServer::replying_once(response);
-    let alone = SingleSidecarConfig::for_upstream(closing.port, UpstreamHttp::Http1).start();
-    assert_uploads_get(&alone, "a service that closes", 413);
+    let sidecar = SingleSidecarConfig::for_upstream(closing.port, UpstreamHttp::Http1).start();
+    assert_uploads_get(&sidecar, "a service that closes", 413);
     let open = Mutex::new(Vec::new());
     let keeping = ScriptedServer::start(move |stream| {
         let mut reader = BufReader::new(stream);
@@ -112,8 +112,8 @@ fn early_response_of_a_service_reaches_a_client_within_its_upload() {
             open.lock().expect("no thread panics").push(reader);
         }
     });
-    let alone = SingleSidecarConfig::for_upstream(keeping.port, UpstreamHttp::Http1).start();
-    assert_uploads_get(&alone, "a service that stops reading", 413);
+    let sidecar = SingleSidecarConfig::for_upstream(keeping.port, UpstreamHttp::Http1).start();
+    assert_uploads_get(&sidecar, "a service that stops reading", 413);
 }
 
 /// The number of voluntary context switches of a process: one for each time that a thread goes to sleep.
@@ -129,18 +129,18 @@ fn wake_ups(process: u32) -> u64 {
 
 #[test]
 fn partial_http2_preface_is_refused_with_408_without_polling() {
-    let alone =
+    let sidecar =
         SingleSidecarConfig::for_upstream(ScriptedServer::silent().port, UpstreamHttp::Http1)
             .with("request_headers_timeout", json!("2s"))
             .start();
     for bytes in ["P", "PR", "PRI"] {
-        let mut client = Http1Client::connect(alone.port);
-        let before = wake_ups(alone.sidecar.process.id());
+        let mut client = Http1Client::connect(sidecar.port);
+        let before = wake_ups(sidecar.sidecar.process.id());
         for byte in bytes.chars() {
             assert!(client.send(byte.to_string()));
         }
         assert_eq!(client.answer("GET").status, 408, "{bytes}");
-        let woken = wake_ups(alone.sidecar.process.id()) - before;
+        let woken = wake_ups(sidecar.sidecar.process.id()) - before;
         // Polling once per millisecond would cause 2,000 in two seconds; workers wake up about twice a second anyway.
         assert!(woken < 200, "{bytes}: {woken} wake-ups");
     }
@@ -148,12 +148,12 @@ fn partial_http2_preface_is_refused_with_408_without_polling() {
 
 #[test]
 fn client_that_closes_within_the_http2_preface_gets_400_at_once() {
-    let alone =
+    let sidecar =
         SingleSidecarConfig::for_upstream(ScriptedServer::silent().port, UpstreamHttp::Http1)
             .with("request_headers_timeout", json!("1000s"))
             .start();
     for bytes in ["P", "PRI"] {
-        let mut client = Http1Client::connect(alone.port);
+        let mut client = Http1Client::connect(sidecar.port);
         assert!(client.send(bytes));
         client.finish();
         assert_eq!(client.answer("GET").status, 400, "{bytes}");
@@ -163,19 +163,19 @@ fn client_that_closes_within_the_http2_preface_gets_400_at_once() {
 #[test]
 fn http2_preface_in_pieces_and_method_with_the_same_prefix_are_served() {
     let origin = OriginServer::start();
-    let alone = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).start();
-    let mut client = Http1Client::connect(alone.port);
+    let sidecar = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).start();
+    let mut client = Http1Client::connect(sidecar.port);
     for piece in ["P", "RI", "NT / HTTP/1.1\r\n", "host: a\r\n\r\n"] {
         assert!(client.send(piece));
         // Between two pieces the sidecar answers a metrics request, so it has read the first piece by then.
-        assert!(alone.metric("weft_sidecar_connections_open") > 0);
+        assert!(sidecar.metric("weft_sidecar_connections_open") > 0);
     }
     assert_eq!(client.answer("PRINT").status, 200);
-    let mut client = Http1Client::connect(alone.port);
+    let mut client = Http1Client::connect(sidecar.port);
     for piece in ["P", "R", "I * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0"] {
         assert!(client.send(piece));
         // Between two pieces the sidecar answers a metrics request, so it has read the first piece by then.
-        assert!(alone.metric("weft_sidecar_connections_open") > 0);
+        assert!(sidecar.metric("weft_sidecar_connections_open") > 0);
     }
     // The frame header of its SETTINGS frame, which has type 4.
     let settings = client.bytes(9).expect("the sidecar sends its SETTINGS");
@@ -187,8 +187,8 @@ const GET_WITH_BODY: &str = "GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\
 #[test]
 fn get_with_a_body_keeps_the_client_connection_open() {
     let origin = OriginServer::start();
-    let alone = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).start();
-    let mut client = Http1Client::connect(alone.port);
+    let sidecar = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).start();
+    let mut client = Http1Client::connect(sidecar.port);
     for request in [
         GET_WITH_BODY,
         "GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
@@ -203,13 +203,13 @@ fn get_with_a_body_keeps_the_client_connection_open() {
 /// A service that does not read the body of a GET would take the body for the next client's request.
 #[test]
 fn body_of_a_get_is_never_read_as_a_request() {
-    let alone = SingleSidecarConfig::for_upstream(
+    let sidecar = SingleSidecarConfig::for_upstream(
         ScriptedServer::echoing_heads().port,
         UpstreamHttp::Http1,
     )
     .start();
     let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
-    let mut client = Http1Client::connect(alone.port);
+    let mut client = Http1Client::connect(sidecar.port);
     for _ in 0..10 {
         let length = smuggled.len();
         let get = format!("GET / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
@@ -224,22 +224,22 @@ fn body_of_a_get_is_never_read_as_a_request() {
 fn status_codes_above_599_are_forwarded() {
     for status in [600, 799, 999] {
         let response = format!("HTTP/1.1 {status} Own\r\ncontent-length: 3\r\n\r\nown");
-        let alone = SingleSidecarConfig::for_upstream(
+        let sidecar = SingleSidecarConfig::for_upstream(
             ScriptedServer::replying_once(response).port,
             UpstreamHttp::Http1,
         )
         .start();
-        let by_http1 = http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        let by_http1 = http1::ask(sidecar.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         assert_eq!((by_http1.status, by_http1.body.as_str()), (status, "own"));
-        let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
+        let by_http2 = http2::ask_one(sidecar.port, request("GET", "/", &[]));
         assert_eq!((by_http2.status(), by_http2.body()), (status, "own"));
-        assert_eq!(alone.metric("weft_sidecar_responses_total{class=\"other\"}"), 2);
+        assert_eq!(sidecar.metric("weft_sidecar_responses_total{class=\"other\"}"), 2);
     }
 }
 
 #[test]
 fn grpc_web_over_http2_reaches_an_http1_service() {
-    let alone =
+    let sidecar =
         SingleSidecarConfig::for_upstream(OriginServer::start().port, UpstreamHttp::Http1).start();
     for kind in ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text"]
     {
@@ -247,13 +247,13 @@ fn grpc_web_over_http2_reaches_an_http1_service() {
         post.as_object_mut()
             .expect("a request is a JSON object")
             .insert("body".into(), json!("message"));
-        let answer = http2::ask_one(alone.port, post);
+        let answer = http2::ask_one(sidecar.port, post);
         assert_eq!(answer.status(), 200, "{kind}: {answer:?}");
         assert!(answer.body().contains("message"), "{kind}: {answer:?}");
     }
     for kind in ["application/grpc", "application/grpc+proto", "Application/gRPC;x=y"] {
         let answer =
-            http2::ask_one(alone.port, request("POST", "/x.Y/Z", &[("content-type", kind)]));
+            http2::ask_one(sidecar.port, request("POST", "/x.Y/Z", &[("content-type", kind)]));
         assert_eq!(answer.header("grpc-status"), Some("12"), "{kind}: {answer:?}");
     }
 }
@@ -312,10 +312,10 @@ fn upstream_connections_with_a_login_are_not_shared_between_clients() {
         "WWW-Authenticate: Basic realm=\"a\", NTLM",
     ] {
         let backend = with_connection_logins(Some(challenge));
-        let alone = SingleSidecarConfig::for_upstream(backend.port, UpstreamHttp::Http1)
+        let sidecar = SingleSidecarConfig::for_upstream(backend.port, UpstreamHttp::Http1)
             .with_one_worker(&[])
             .start();
-        assert_own_connections(alone.port, challenge);
+        assert_own_connections(sidecar.port, challenge);
     }
     let pair = SidecarPair::start(&sidecar_pair::PairConfig::http1(
         with_connection_logins(Some("WWW-Authenticate: NTLM")).port,
@@ -325,35 +325,35 @@ fn upstream_connections_with_a_login_are_not_shared_between_clients() {
 
 #[test]
 fn negotiate_login_in_a_request_reserves_its_upstream_connection() {
-    let alone =
+    let sidecar =
         SingleSidecarConfig::for_upstream(with_connection_logins(None).port, UpstreamHttp::Http1)
             .with_one_worker(&[])
             .start();
     let get = |headers: &str| format!("GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
-    let mut first = Http1Client::connect(alone.port);
+    let mut first = Http1Client::connect(sidecar.port);
     let own = first.ask(&get("authorization: Negotiate YIIabc\r\n")).body;
     for _ in 0..5 {
         assert_ne!(
-            http1::ask(alone.port, &get("")).body,
+            http1::ask(sidecar.port, &get("")).body,
             own,
             "another client does not use the connection with the login"
         );
         assert_eq!(first.ask(&get("")).body, own);
     }
     // Requests without a connection login still share a connection.
-    let shared = http1::ask(alone.port, &get("authorization: Bearer x\r\n")).body;
-    assert_eq!(http1::ask(alone.port, &get("")).body, shared);
+    let shared = http1::ask(sidecar.port, &get("authorization: Bearer x\r\n")).body;
+    assert_eq!(http1::ask(sidecar.port, &get("")).body, shared);
 }
 
 /// An HTTP/2 connection may carry several clients, so it does not support connection logins.
 #[test]
 fn http2_login_attempt_does_not_reserve_an_upstream_connection() {
     let backend = with_connection_logins(Some("WWW-Authenticate: NTLM"));
-    let alone = SingleSidecarConfig::for_upstream(backend.port, UpstreamHttp::Http1)
+    let sidecar = SingleSidecarConfig::for_upstream(backend.port, UpstreamHttp::Http1)
         .with_one_worker(&[])
         .start();
     for _ in 0..3 {
-        assert_eq!(http2::ask_one(alone.port, request("GET", "/", &[])).status(), 401);
+        assert_eq!(http2::ask_one(sidecar.port, request("GET", "/", &[])).status(), 401);
     }
 }
 
@@ -375,16 +375,17 @@ const RAW_TARGETS: [(&str, Option<&str>); 12] = [
 
 #[test]
 fn raw_characters_in_targets_are_encoded_or_refused_equally_over_http1_and_http2() {
-    let alone = SingleSidecarConfig::for_upstream(
+    let sidecar = SingleSidecarConfig::for_upstream(
         ScriptedServer::echoing_heads().port,
         UpstreamHttp::Http1,
     )
     .start();
     for (target, received) in RAW_TARGETS {
-        let by_http1 = http1::ask(alone.port, &format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n"));
-        let first_line = alone.access_line("\"kind\":\"http\"");
-        let by_http2 = http2::ask_one(alone.port, request("GET", target, &[]));
-        let second_line = alone.access_line("\"kind\":\"http\"");
+        let by_http1 =
+            http1::ask(sidecar.port, &format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        let first_line = sidecar.access_line("\"kind\":\"http\"");
+        let by_http2 = http2::ask_one(sidecar.port, request("GET", target, &[]));
+        let second_line = sidecar.access_line("\"kind\":\"http\"");
         let status = if received.is_some() { 200 } else { 400 };
         let got = (by_http1.status, by_http2.status());
         assert_eq!(got, (status, status), "{target}: {by_http2:?}");
@@ -400,12 +401,12 @@ fn raw_characters_in_targets_are_encoded_or_refused_equally_over_http1_and_http2
 
 #[test]
 fn refused_http2_request_keeps_its_connection_open_for_other_streams() {
-    let alone = SingleSidecarConfig::for_upstream(
+    let sidecar = SingleSidecarConfig::for_upstream(
         ScriptedServer::echoing_heads().port,
         UpstreamHttp::Http1,
     )
     .start();
-    let mut client = http2_frames::Http2FrameClient::connect(alone.port);
+    let mut client = http2_frames::Http2FrameClient::connect(sidecar.port);
     for stream in (1..40).step_by(4) {
         let bad = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/?<")];
         client.send(&http2_frames::headers(http2_frames::flag::WHOLE, stream, &bad));
@@ -417,6 +418,6 @@ fn refused_http2_request_keeps_its_connection_open_for_other_streams() {
         ));
         assert_eq!(client.outcome(stream + 2), http2_frames::StreamOutcome::Answered(200));
     }
-    assert_eq!(alone.metric("weft_sidecar_denied_total{reason=\"malformed\"}"), 10);
-    assert_eq!(alone.metric("weft_sidecar_requests_open"), 0);
+    assert_eq!(sidecar.metric("weft_sidecar_denied_total{reason=\"malformed\"}"), 10);
+    assert_eq!(sidecar.metric("weft_sidecar_requests_open"), 0);
 }

@@ -7,8 +7,8 @@ use weft_integration::sidecar_pair::{PairConfig, SidecarPair, TestSidecar};
 
 const REQUESTS_PER_CONNECTION: u32 = 7;
 
-fn start(wanted: PairConfig) -> SidecarPair {
-    SidecarPair::start(&PairConfig { request_limit: Some(REQUESTS_PER_CONNECTION), ..wanted })
+fn start(config: PairConfig) -> SidecarPair {
+    SidecarPair::start(&PairConfig { request_limit: Some(REQUESTS_PER_CONNECTION), ..config })
 }
 
 /// The number of connections that a sidecar has accepted.

@@ -1,7 +1,7 @@
 //! CRLs that a sidecar downloads from distribution points, served by nginx.
 
 #![expect(clippy::unwrap_used, reason = "a test fails at an unexpected error")]
-#![allow(clippy::indexing_slicing, reason = "a test fails at an unexpected value")]
+#![expect(clippy::indexing_slicing, reason = "a test fails at an unexpected value")]
 
 use std::process::Command;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 struct Publication {
     signer: TestAuthority,
     nginx: Nginx,
-    alone: SingleSidecar,
+    sidecar: SingleSidecar,
 }
 
 impl Publication {
@@ -57,17 +57,17 @@ impl Publication {
             "name": "weft.revocation",
             "typed_config": {"@type": kind, "value": settings},
         });
-        let mut wanted = SingleSidecarConfig::for_upstream(
+        let mut config = SingleSidecarConfig::for_upstream(
             ScriptedServer::echoing_heads().port,
             UpstreamHttp::Http1,
         );
-        wanted.clusters.push(cluster("lists", &[nginx.port], UpstreamHttp::Http1, None));
-        wanted.tls = Some(tls);
-        let alone = match mode {
-            "strict" => wanted.start_unready("is not there yet"),
-            _ => wanted.start(),
+        config.clusters.push(cluster("lists", &[nginx.port], UpstreamHttp::Http1, None));
+        config.tls = Some(tls);
+        let sidecar = match mode {
+            "strict" => config.start_unready("is not there yet"),
+            _ => config.start(),
         };
-        Self { signer, nginx, alone }
+        Self { signer, nginx, sidecar }
     }
 
     /// Publishes a CRL that revokes these certificates.
@@ -84,7 +84,7 @@ impl Publication {
 
     fn call(&self, holder: &PemIdentity) -> TlsClient {
         TlsClient::connect(
-            self.alone.port,
+            self.sidecar.port,
             &client_config(&self.signer, holder, "server", "http/1.1"),
         )
     }
@@ -100,7 +100,7 @@ impl Publication {
 
     fn wait_for_problem(&self, problem: &str) {
         eventually(format!("the configuration dump reports: {problem}"), || {
-            let dump = Curl::get(self.alone.sidecar.admin, "/config_dump").run().text();
+            let dump = Curl::get(self.sidecar.sidecar.admin, "/config_dump").run().text();
             let dump: Value = serde_json::from_str(&dump).unwrap();
             dump["problems"].to_string().contains(problem).then_some(())
         });
@@ -126,7 +126,7 @@ fn crl_is_refreshed_periodically_and_enforced_at_once() {
     );
     assert_eq!(open.ask("/"), Some(200));
     assert!(!publication.is_admitted(&revoked) && publication.is_admitted(&other));
-    assert_eq!(publication.alone.metric("weft_sidecar_revoked_certificates"), 1);
+    assert_eq!(publication.sidecar.metric("weft_sidecar_revoked_certificates"), 1);
     publication.nginx.process.line_with("GET /mesh.crl 200");
     publication.nginx.process.line_with("GET /mesh.crl 304");
 }

@@ -221,7 +221,7 @@ fn complete_crls() -> Vec<Case> {
                 [issuing, w.clean_root(n)].map(|crl| crl_pem(&crl)).concat().into_bytes()
             },
         ),
-        case("foreign-list-beside", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |w, n| {
+        case("foreign-crl-too", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |w, n| {
             let foreign = CraftedCrl::new(n, &[GOOD]).signed_by(&w.untrusted);
             let issuing = CraftedCrl::new(n, &[BAD]).signed_by(&w.issuing);
             w.crl_file(&[foreign, issuing, w.clean_root(n)])

@@ -192,12 +192,12 @@ impl MeshCa {
     fn sidecar(&self, external: &ExternalRoot) -> SingleSidecar {
         self.publish();
         let own = self.issue("server");
-        let mut wanted = SingleSidecarConfig::for_upstream(
+        let mut config = SingleSidecarConfig::for_upstream(
             ScriptedServer::echoing_heads().port,
             UpstreamHttp::Http1,
         );
-        wanted.tls = Some(verify_mode(&own, &external.file("root.pem"), &self.file("revoked.pem")));
-        wanted.start()
+        config.tls = Some(verify_mode(&own, &external.file("root.pem"), &self.file("revoked.pem")));
+        config.start()
     }
 }
 
@@ -222,9 +222,9 @@ fn output_of(mut command: Command) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-fn is_admitted(alone: &SingleSidecar, client: &IdentityFiles) -> bool {
+fn is_admitted(sidecar: &SingleSidecar, client: &IdentityFiles) -> bool {
     let words = ["--insecure", "--cert", text(&client.certificate), "--key", text(&client.key)];
-    let url = format!("https://127.0.0.1:{}/", alone.port);
+    let url = format!("https://127.0.0.1:{}/", sidecar.port);
     Curl::to(url).with(&words).run().status == 200
 }
 
@@ -234,13 +234,13 @@ fn issued_certificates_are_trusted_until_the_mesh_ca_or_the_external_root_revoke
     external.sign("mesh", "authority");
     let files = ["root.pem", "mesh.pem", "mesh.key"];
     let ca = MeshCa::init(&external, files, true).unwrap();
-    let alone = ca.sidecar(&external);
+    let sidecar = ca.sidecar(&external);
     let [revoked, other] = ["web", "orders"].map(|service| ca.issue(service));
-    assert!(is_admitted(&alone, &revoked) && is_admitted(&alone, &other));
+    assert!(is_admitted(&sidecar, &revoked) && is_admitted(&sidecar, &other));
     run(ca.ca(&["revoke"]).arg(&revoked.serial));
     ca.publish();
-    eventually("the certificate is revoked", || (!is_admitted(&alone, &revoked)).then_some(()));
-    assert!(is_admitted(&alone, &other));
+    eventually("the certificate is revoked", || (!is_admitted(&sidecar, &revoked)).then_some(()));
+    assert!(is_admitted(&sidecar, &other));
 
     // The next CA must be signed by the external root, whose key weft does not have.
     let refused = output_of(ca.ca(&["rotate", "intermediate"])).unwrap_err();
@@ -258,16 +258,16 @@ fn issued_certificates_are_trusted_until_the_mesh_ca_or_the_external_root_revoke
         run(Command::new("openssl").args(words))
     };
     assert!(issuer(&by_next).contains("mesh2") && !issuer(&other).contains("mesh2"));
-    eventually("the next CA's CRL is in force", || is_admitted(&alone, &by_next).then_some(()));
-    assert!(is_admitted(&alone, &other), "certificates of the former CA are still trusted");
+    eventually("the next CA's CRL is in force", || is_admitted(&sidecar, &by_next).then_some(()));
+    assert!(is_admitted(&sidecar, &other), "certificates of the former CA are still trusted");
 
     // The external root revokes the first CA.
     external.openssl("ca -revoke mesh.pem");
     external.sign_crl();
     run(ca.ca(&["root-lists"]).arg(external.file("root.crl")));
     ca.publish();
-    eventually("the first CA is revoked", || (!is_admitted(&alone, &other)).then_some(()));
-    assert!(is_admitted(&alone, &by_next));
+    eventually("the first CA is revoked", || (!is_admitted(&sidecar, &other)).then_some(()));
+    assert!(is_admitted(&sidecar, &by_next));
     external.openssl("ca -revoke mesh2.pem");
     external.sign_crl();
     let mut both = ca.ca(&["root-lists"]);
@@ -286,8 +286,8 @@ fn ca_below_another_intermediate_keeps_root_crls_through_a_rotation() {
     external.concatenate("all.crl", &["root.crl", "division.crl"]);
     let files = ["root.pem", "mesh-chain.pem", "mesh.key"];
     let ca = MeshCa::init_with(&external, files, Some("all.crl")).unwrap();
-    let alone = ca.sidecar(&external);
-    assert!(is_admitted(&alone, &ca.issue("web")));
+    let sidecar = ca.sidecar(&external);
+    assert!(is_admitted(&sidecar, &ca.issue("web")));
 
     // The same root, with text before the PEM block and CRLF line ends, and without its CRLs.
     external.sign_by("division", "mesh2", "authority");
@@ -303,7 +303,7 @@ fn ca_below_another_intermediate_keeps_root_crls_through_a_rotation() {
     output_of(ca.ca(&["rotate", "next"])).unwrap();
     ca.publish();
     let by_next = ca.issue("orders");
-    eventually("the next CA's CRL is in force", || is_admitted(&alone, &by_next).then_some(()));
+    eventually("the next CA's CRL is in force", || is_admitted(&sidecar, &by_next).then_some(()));
 
     std::fs::write(external.file("empty.crl"), "").unwrap();
     let mut none = ca.ca(&["root-lists"]);

@@ -9,7 +9,7 @@ use weft_integration::port;
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 
-fn wanted() -> SingleSidecarConfig {
+fn config() -> SingleSidecarConfig {
     SingleSidecarConfig::for_upstream(ScriptedServer::echoing_heads().port, UpstreamHttp::Http1)
 }
 
@@ -22,14 +22,14 @@ enum Mode {
 }
 
 fn with_mode(mode: Mode, client_port: bool) -> SingleSidecarConfig {
-    let wanted = wanted().with_weft_metadata("forwarded_client_port", json!(client_port));
+    let config = config().with_weft_metadata("forwarded_client_port", json!(client_port));
     match mode {
-        Mode::Append => wanted.with("use_remote_address", json!(true)),
+        Mode::Append => config.with("use_remote_address", json!(true)),
         Mode::Preserve => {
-            let edge = wanted.with("use_remote_address", json!(true));
+            let edge = config.with("use_remote_address", json!(true));
             edge.with("skip_xff_append", json!(true))
         }
-        Mode::Remove => wanted.with_weft_metadata("forwarded_for", json!("remove")),
+        Mode::Remove => config.with_weft_metadata("forwarded_for", json!("remove")),
     }
 }
 
@@ -44,12 +44,12 @@ fn values(head: &str, name: &str) -> Vec<String> {
 
 /// The `x-forwarded-for` values that the service receives for a request with these. Asserts that HTTP/1.1 and HTTP/2
 /// agree.
-fn received_forwarded_for(alone: &SingleSidecar, sent: &[&str]) -> Vec<String> {
+fn received_forwarded_for(sidecar: &SingleSidecar, sent: &[&str]) -> Vec<String> {
     let headers: String = sent.iter().map(|v| format!("X-Forwarded-For: {v}\r\n")).collect();
     let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
-    let by_http1 = values(&http1::ask(alone.port, &request).body, "x-forwarded-for");
+    let by_http1 = values(&http1::ask(sidecar.port, &request).body, "x-forwarded-for");
     let headers: Vec<_> = sent.iter().map(|value| ("x-forwarded-for", *value)).collect();
-    let answer = http2::ask_one(alone.port, self::request("GET", "/", &headers));
+    let answer = http2::ask_one(sidecar.port, self::request("GET", "/", &headers));
     assert_eq!(values(answer.body(), "x-forwarded-for"), by_http1, "HTTP/2 and HTTP/1.1: {sent:?}");
     by_http1
 }
@@ -59,8 +59,8 @@ fn forwarded_for_is_appended_preserved_or_removed_by_mode() {
     const NONE: &[&str] = &[];
     const ONE: &[&str] = &["10.0.0.1"];
     const MANY: &[&str] = &["10.0.0.1, 2001:db8::1", "10.0.0.2"];
-    let check = |alone: &SingleSidecar, mode: Mode, sent: &[&str], expected: &[&str]| {
-        assert_eq!(received_forwarded_for(alone, sent), expected, "{mode:?} {sent:?}");
+    let check = |sidecar: &SingleSidecar, mode: Mode, sent: &[&str], expected: &[&str]| {
+        assert_eq!(received_forwarded_for(sidecar, sent), expected, "{mode:?} {sent:?}");
     };
     let append = with_mode(Mode::Append, false).start();
     check(&append, Mode::Append, NONE, &["127.0.0.1"]);
@@ -81,24 +81,24 @@ fn forwarded_for_is_appended_preserved_or_removed_by_mode() {
 
 #[test]
 fn skip_xff_append_adds_no_address() {
-    let alone = with_mode(Mode::Append, false).with("skip_xff_append", json!(true)).start();
-    assert_eq!(received_forwarded_for(&alone, &["10.0.0.1"]), ["10.0.0.1"]);
-    assert_eq!(received_forwarded_for(&alone, &[]), Vec::<String>::new());
+    let sidecar = with_mode(Mode::Append, false).with("skip_xff_append", json!(true)).start();
+    assert_eq!(received_forwarded_for(&sidecar, &["10.0.0.1"]), ["10.0.0.1"]);
+    assert_eq!(received_forwarded_for(&sidecar, &[]), Vec::<String>::new());
 }
 
 /// Starts a sidecar with a second listener at this IP address. Returns the listener's address.
-fn start_at(wanted: SingleSidecarConfig, ip: &str) -> (SingleSidecar, std::net::SocketAddr) {
+fn start_at(config: SingleSidecarConfig, ip: &str) -> (SingleSidecar, std::net::SocketAddr) {
     let at = std::net::SocketAddr::new(ip.parse().expect("an IP address"), port::free());
-    let alone = wanted
+    let sidecar = config
         .start_with_second_listener(&json!({"name": "another", "address": address(at, "TCP")}));
-    (alone, at)
+    (sidecar, at)
 }
 
 #[test]
 fn client_port_is_added_to_forwarded_for_where_configured() {
     for (ip, bare) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1")] {
         for client_port in [false, true] {
-            let (_alone, at) = start_at(with_mode(Mode::Append, client_port), ip);
+            let (_sidecar, at) = start_at(with_mode(Mode::Append, client_port), ip);
             let mut client = Http1Client::connect_to(at);
             let own = client.local_address();
             let answer = client
@@ -113,69 +113,72 @@ fn client_port_is_added_to_forwarded_for_where_configured() {
 
 #[test]
 fn forwarded_for_with_more_than_30_addresses_is_refused() {
-    let status = |alone: &SingleSidecar, values: &[String]| {
+    let status = |sidecar: &SingleSidecar, values: &[String]| {
         let headers: String = values.iter().map(|v| format!("x-forwarded-for: {v}\r\n")).collect();
         let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
-        http1::ask(alone.port, &request).status
+        http1::ask(sidecar.port, &request).status
     };
     let list = |count: usize| vec!["10.0.0.1"; count].join(",");
     for (mode, above) in [(Mode::Append, 463), (Mode::Preserve, 463), (Mode::Remove, 200)] {
-        let alone = with_mode(mode, false).start();
-        assert_eq!(status(&alone, &[list(29)]), 200, "{mode:?}");
-        assert_eq!(status(&alone, &[list(30)]), 200, "{mode:?}");
-        assert_eq!(status(&alone, &[list(31)]), above, "{mode:?}");
+        let sidecar = with_mode(mode, false).start();
+        assert_eq!(status(&sidecar, &[list(29)]), 200, "{mode:?}");
+        assert_eq!(status(&sidecar, &[list(30)]), 200, "{mode:?}");
+        assert_eq!(status(&sidecar, &[list(31)]), above, "{mode:?}");
         // All values count together; empty list elements do not count (RFC 9110, section 5.6.1).
-        assert_eq!(status(&alone, &[list(15), list(16)]), above, "{mode:?}");
-        assert_eq!(status(&alone, &[list(15), ",,".into(), list(15)]), 200, "{mode:?}");
-        assert_eq!(status(&alone, &vec!["::1".to_owned(); 31]), above, "{mode:?}");
+        assert_eq!(status(&sidecar, &[list(15), list(16)]), above, "{mode:?}");
+        assert_eq!(status(&sidecar, &[list(15), ",,".into(), list(15)]), 200, "{mode:?}");
+        assert_eq!(status(&sidecar, &vec!["::1".to_owned(); 31]), above, "{mode:?}");
     }
 }
 
 /// The values of `x-forwarded-proto` and `x-forwarded-port` that the service receives when the client sends others.
-fn received_scheme_and_port(alone: &SingleSidecar, client_tls: Option<Value>) -> [Vec<String>; 2] {
+fn received_scheme_and_port(
+    sidecar: &SingleSidecar,
+    client_tls: Option<Value>,
+) -> [Vec<String>; 2] {
     let claims = [("x-forwarded-proto", "gopher"), ("x-forwarded-port", "1")];
     let mut claiming = request("GET", "/", &claims);
     if let Some(tls) = client_tls {
         claiming = with(claiming, "tls", tls);
     }
-    let answer = http2::ask_one(alone.port, claiming);
+    let answer = http2::ask_one(sidecar.port, claiming);
     assert_eq!(answer.status(), 200, "{answer:?}");
     ["x-forwarded-proto", "x-forwarded-port"].map(|name| values(answer.body(), name))
 }
 
 #[test]
 fn forwarded_proto_and_port_are_those_of_the_listener() {
-    let alone = with_mode(Mode::Append, false).start();
-    let received = received_scheme_and_port(&alone, None);
-    assert_eq!(received, [vec!["http".to_owned()], vec![alone.port.to_string()]]);
+    let sidecar = with_mode(Mode::Append, false).start();
+    let received = received_scheme_and_port(&sidecar, None);
+    assert_eq!(received, [vec!["http".to_owned()], vec![sidecar.port.to_string()]]);
 
     let pki = MeshPki::create();
     let server = pki.issue("server");
     let client = pki.issue("client");
     let tls = json!([text(&pki.root()), text(&client.certificate), text(&client.key)]);
     let verify = verify_mode(&server, &pki.root(), &pki.crl_file());
-    let wanted = SingleSidecarConfig { tls: Some(verify), ..with_mode(Mode::Append, false) };
-    let alone = wanted.start_with_pki(pki);
-    let received = received_scheme_and_port(&alone, Some(tls));
-    assert_eq!(received, [vec!["https".to_owned()], vec![alone.port.to_string()]]);
+    let config = SingleSidecarConfig { tls: Some(verify), ..with_mode(Mode::Append, false) };
+    let sidecar = config.start_with_pki(pki);
+    let received = received_scheme_and_port(&sidecar, Some(tls));
+    assert_eq!(received, [vec!["https".to_owned()], vec![sidecar.port.to_string()]]);
 }
 
 /// The mode applies to addresses only: the sidecar sets scheme and port in every mode.
 #[test]
 fn forwarded_proto_and_port_are_those_of_the_listener_in_every_mode() {
     for mode in [Mode::Preserve, Mode::Remove] {
-        let alone = with_mode(mode, false).start();
-        let received = received_scheme_and_port(&alone, None);
-        assert_eq!(received, [vec!["http".to_owned()], vec![alone.port.to_string()]], "{mode:?}");
+        let sidecar = with_mode(mode, false).start();
+        let received = received_scheme_and_port(&sidecar, None);
+        assert_eq!(received, [vec!["http".to_owned()], vec![sidecar.port.to_string()]], "{mode:?}");
     }
 }
 
 /// Configures the handling of the port in `host`.
-fn with_port_rule(wanted: SingleSidecarConfig, rule: &str) -> SingleSidecarConfig {
+fn with_port_rule(config: SingleSidecarConfig, rule: &str) -> SingleSidecarConfig {
     match rule {
-        "keep" => wanted,
-        "canonical" => wanted.with_weft_metadata("host_port", json!("canonical")),
-        field => wanted.with(field, json!(true)),
+        "keep" => config,
+        "canonical" => config.with_weft_metadata("host_port", json!("canonical")),
+        field => config.with(field, json!(true)),
     }
 }
 
@@ -202,7 +205,7 @@ fn assert_host(at: std::net::SocketAddr, rule: &str, host: &str, expected: &str)
 fn assert_hosts(rule: &str, port: u16, cases: &[(&str, &str)]) {
     let at = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let other = json!({"name": "another", "address": address(at, "TCP")});
-    let _alone = with_port_rule(wanted(), rule).start_with_second_listener(&other);
+    let _sidecar = with_port_rule(config(), rule).start_with_second_listener(&other);
     for (host, expected) in cases {
         assert_host(at, rule, host, expected);
     }
@@ -237,8 +240,8 @@ fn host_port_is_kept_stripped_or_added_by_rule() {
 
 #[test]
 fn http10_request_without_host_is_served_and_http11_is_refused() {
-    let alone = wanted().start();
-    let ask = |request: &str| http1::ask(alone.port, request);
+    let sidecar = config().start();
+    let ask = |request: &str| http1::ask(sidecar.port, request);
     let answer = ask("GET / HTTP/1.0\r\n\r\n");
     assert_eq!((answer.status, values(&answer.body, "host").len()), (200, 1), "{answer:?}");
     let answer = ask("GET / HTTP/1.0\r\nhost: a.example\r\n\r\n");
@@ -254,7 +257,7 @@ fn http10_request_without_host_is_served_and_http11_is_refused() {
 /// RFC 9112, section 3.2: "any HTTP/1.1 request message that lacks a Host header field" gets 400.
 #[test]
 fn http11_request_without_host_is_refused_with_400_despite_absolute_target() {
-    let alone = wanted().start();
-    let answer = http1::ask(alone.port, "GET http://b.example/ HTTP/1.1\r\n\r\n");
+    let sidecar = config().start();
+    let answer = http1::ask(sidecar.port, "GET http://b.example/ HTTP/1.1\r\n\r\n");
     assert_eq!(answer.status, 400, "{answer:?}");
 }

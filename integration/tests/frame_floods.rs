@@ -1,4 +1,4 @@
-//! HTTP/2 frame floods: the sidecar closes the flooding connection soon, and other clients notice nothing.
+//! HTTP/2 frame floods: the sidecar closes the flooding connection soon, and other clients are not affected.
 
 use weft_integration::curl::Curl;
 use weft_integration::http2_frames::flag::NONE;

@@ -16,10 +16,10 @@ fn rbac_on_mark(action: &str) -> Value {
     json!({"name": "rbac", "typed_config": any(message, json!({"rules": rules}))})
 }
 
-fn with_filter(mut wanted: SingleSidecarConfig, filter: Value) -> SingleSidecarConfig {
-    let filters = wanted.http.get_mut("http_filters").and_then(Value::as_array_mut);
+fn with_filter(mut config: SingleSidecarConfig, filter: Value) -> SingleSidecarConfig {
+    let filters = config.http.get_mut("http_filters").and_then(Value::as_array_mut);
     filters.expect("filters are a list").insert(0, filter);
-    wanted
+    config
 }
 
 fn get(lines: &str) -> String {
@@ -28,8 +28,8 @@ fn get(lines: &str) -> String {
 
 #[test]
 fn header_named_by_connection_is_evaluated_by_policies_and_then_removed() {
-    let deny = SidecarPerHttpVersion::start(|wanted| with_filter(wanted, rbac_on_mark("DENY")));
-    let allow = SidecarPerHttpVersion::start(|wanted| with_filter(wanted, rbac_on_mark("ALLOW")));
+    let deny = SidecarPerHttpVersion::start(|config| with_filter(config, rbac_on_mark("DENY")));
+    let allow = SidecarPerHttpVersion::start(|config| with_filter(config, rbac_on_mark("ALLOW")));
     for (denying, allowing) in deny.ports().into_iter().zip(allow.ports()) {
         for connection in ["close, x-mark", "X-Mark", "keep-alive,x-mark", "x-other, x-mark"] {
             let marked = get(&format!("connection: {connection}\r\nx-mark: 1"));
@@ -48,7 +48,7 @@ fn header_named_by_connection_is_evaluated_by_policies_and_then_removed() {
 #[test]
 fn end_to_end_headers_named_by_connection_reach_the_service() {
     let both =
-        SidecarPerHttpVersion::start(|wanted| wanted.with("use_remote_address", json!(true)));
+        SidecarPerHttpVersion::start(|config| config.with("use_remote_address", json!(true)));
     for (version, port) in both.ports() {
         for (name, value) in [
             ("authorization", "Basic eDp5"),
@@ -111,29 +111,29 @@ fn trailer_header_of_a_request_names_only_the_trailers_that_follow() {
 fn trailer_header_of_a_response_names_only_the_trailers_that_follow() {
     let response = "HTTP/1.1 200 OK\r\nconnection: close, x-gone\r\ntrailer: x-sum, x-gone\r\n\
          transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx-sum: 1\r\nx-gone: 1\r\n\r\n";
-    let alone = SingleSidecarConfig::for_upstream(
+    let sidecar = SingleSidecarConfig::for_upstream(
         ScriptedServer::replying_once(response).port,
         UpstreamHttp::Http1,
     )
     .start();
-    let by_http1 = http1::ask(alone.port, &get("te: trailers"));
+    let by_http1 = http1::ask(sidecar.port, &get("te: trailers"));
     assert_eq!(by_http1.header("trailer"), Some("x-sum"));
     assert_eq!(by_http1.trailers, "x-sum: 1\r\n");
-    let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
+    let by_http2 = http2::ask_one(sidecar.port, request("GET", "/", &[]));
     assert_eq!(by_http2.header("trailer"), Some("x-sum"));
     assert_eq!((by_http2.trailer("x-sum"), by_http2.trailer("x-gone")), (Some("1"), None));
     // HTTP/1.0 has no trailers.
-    let old = http1::ask(alone.port, "GET / HTTP/1.0\r\nhost: a\r\n\r\n");
+    let old = http1::ask(sidecar.port, "GET / HTTP/1.0\r\nhost: a\r\n\r\n");
     assert_eq!((old.status, old.header("trailer"), old.body.as_str()), (200, None, "x"));
     let framed = "HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ncontent-length: 1\r\n\r\nx";
-    let alone = SingleSidecarConfig::for_upstream(
+    let sidecar = SingleSidecarConfig::for_upstream(
         ScriptedServer::replying_once(framed).port,
         UpstreamHttp::Http1,
     )
     .start();
-    let by_http1 = http1::ask(alone.port, &get("te: trailers"));
+    let by_http1 = http1::ask(sidecar.port, &get("te: trailers"));
     assert_eq!((by_http1.header("trailer"), by_http1.header("content-length")), (None, Some("1")));
-    let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
+    let by_http2 = http2::ask_one(sidecar.port, request("GET", "/", &[]));
     assert_eq!(by_http2.header("trailer"), None);
 }
 
@@ -146,16 +146,16 @@ fn forbidden_trailers_of_a_response_are_dropped_and_the_rest_is_forwarded() {
          {trailers}x-sum: 1\r\n\r\n",
         names.join(", ")
     );
-    let alone = SingleSidecarConfig::for_upstream(
+    let sidecar = SingleSidecarConfig::for_upstream(
         ScriptedServer::replying_once(response).port,
         UpstreamHttp::Http1,
     )
     .start();
-    let by_http1 = http1::ask(alone.port, &get("te: trailers"));
+    let by_http1 = http1::ask(sidecar.port, &get("te: trailers"));
     assert_eq!((by_http1.status, &*by_http1.body, by_http1.broken), (200, "x", false));
     assert_eq!(by_http1.header("trailer"), Some("x-sum"));
     assert_eq!(by_http1.trailers, "x-sum: 1\r\n");
-    let by_http2 = http2::ask_one(alone.port, request("GET", "/", &[]));
+    let by_http2 = http2::ask_one(sidecar.port, request("GET", "/", &[]));
     assert_eq!((by_http2.status(), by_http2.body()), (200, "x"));
     assert_eq!(by_http2.header("trailer"), Some("x-sum"));
     assert_eq!(by_http2.trailer("x-sum"), Some("1"));

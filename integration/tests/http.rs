@@ -424,9 +424,9 @@ fn upstream_response_that_is_not_http_gives_502() {
 
 #[test]
 fn endpoint_that_never_responds_gives_504() {
-    let wanted =
+    let config =
         PairConfig { timeout_seconds: 1, ..PairConfig::http1(ScriptedServer::silent().port) };
-    let mut pair = SidecarPair::start(&wanted);
+    let mut pair = SidecarPair::start(&config);
     for (_, option) in BOTH_VERSIONS {
         assert_complete(&Curl::get(pair.caller.port, "/").with(option).run(), 504);
     }

@@ -222,7 +222,7 @@ fn request_with_an_hpack_bomb_is_refused_and_not_forwarded() {
         assert!(allowed.contains(&outcome), "{references} references: {outcome:?}");
     }
     let received = service.take();
-    let is_bomb = |seen: &&RecordedRequest| matches!(seen, RecordedRequest::Head(head) if head.contains("/bomb"));
+    let is_bomb = |request: &&RecordedRequest| matches!(request, RecordedRequest::Head(head) if head.contains("/bomb"));
     let bombs = received.iter().filter(is_bomb);
     assert_eq!(bombs.count(), 0);
 }

@@ -95,11 +95,11 @@ fn requests_with_invalid_pseudo_headers_are_refused() {
 
 #[test]
 fn host_that_differs_from_the_authority_is_refused() {
-    let alone = [&without(":authority")[..], &[("host", "a"), ("host", "b")]].concat();
+    let sidecar = [&without(":authority")[..], &[("host", "a"), ("host", "b")]].concat();
     ProbedSidecar::start().check_all(&[
         Http2Probe::malformed("8.3.1: host other than :authority", &with(&[("host", "b")])),
         Http2Probe::malformed("8.3.1: several hosts", &with(&[("host", "a"), ("host", "b")])),
-        Http2Probe::malformed("9110 7.2: several hosts for :authority", &alone),
+        Http2Probe::malformed("9110 7.2: several hosts for :authority", &sidecar),
     ]);
 }
 
@@ -212,16 +212,16 @@ fn bodies_that_differ_from_content_length_are_refused() {
 #[test]
 fn request_with_a_too_long_body_next_to_its_head_has_one_access_line() {
     let service = ScriptedServer::echoing_heads();
-    let alone = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1)
+    let sidecar = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1)
         .with_one_worker(&[])
         .start();
     for frames in [[length("4"), hello()], [length("6"), hello()]] {
-        let mut client = Http2FrameClient::connect(alone.port);
+        let mut client = Http2FrameClient::connect(sidecar.port);
         assert!(client.send(&frames.concat()));
         assert!(malformed().contains(&client.outcome(1)));
         assert!(client.send(&headers(WHOLE, 3, &get("/last"))));
         assert_eq!(client.outcome(3), StreamOutcome::Answered(200));
-        let lines = std::iter::repeat_with(|| alone.sidecar.process.line_with("{"));
+        let lines = std::iter::repeat_with(|| sidecar.sidecar.process.line_with("{"));
         let lines: Vec<String> = lines.take_while(|line| !line.contains("/last")).collect();
         let [line] = &lines[..] else { panic!("one access line per request expected: {lines:?}") };
         assert!(line.contains("malformed"), "{line}");

@@ -440,11 +440,11 @@ fn begin(probed: &ProbedSidecar, bytes: &[&[u8]]) -> (StreamOutcome, bool) {
     let outcome = client.outcome(1);
     probed.assert_others_served("another connection start");
     let received = probed.service.take();
-    (outcome, received.iter().any(|seen| is_head(seen, "/")))
+    (outcome, received.iter().any(|request| is_head(request, "/")))
 }
 
-fn is_head(seen: &RecordedRequest, path: &str) -> bool {
-    matches!(seen, RecordedRequest::Head(head) if head.starts_with(&format!("GET {path} ")))
+fn is_head(request: &RecordedRequest, path: &str) -> bool {
+    matches!(request, RecordedRequest::Head(head) if head.starts_with(&format!("GET {path} ")))
 }
 
 #[test]
@@ -502,5 +502,5 @@ fn stream_beyond_max_concurrent_streams_is_refused() {
         StreamOutcome::Answered(200),
         "a new stream is served after one has ended"
     );
-    assert!(!probed.service.take().iter().any(|seen| is_head(seen, "/beyond")));
+    assert!(!probed.service.take().iter().any(|request| is_head(request, "/beyond")));
 }

@@ -124,19 +124,19 @@ fn sidecar_before(port: u16) -> SingleSidecar {
 
 #[tokio::test]
 async fn tiny_http2_frames_do_not_break_responses_to_other_clients() {
-    let mut alone = sidecar_before(tiny_frames().await);
-    assert_others_served_beside_slow_reader(alone.port, PIECES).await;
-    assert_eq!(alone.metric("weft_sidecar_upstream_connections_total"), 1);
-    alone.assert_healthy();
+    let mut sidecar = sidecar_before(tiny_frames().await);
+    assert_others_served_beside_slow_reader(sidecar.port, PIECES).await;
+    assert_eq!(sidecar.metric("weft_sidecar_upstream_connections_total"), 1);
+    sidecar.assert_healthy();
 }
 
 #[tokio::test]
 async fn truncated_response_is_logged_with_its_reason_and_size() {
-    let alone = sidecar_before(tiny_frames().await);
-    let client = Http2Client::connect(alone.port, WINDOW_BYTES).await;
+    let sidecar = sidecar_before(tiny_frames().await);
+    let client = Http2Client::connect(sidecar.port, WINDOW_BYTES).await;
     let answer = client.get("/cut").await;
     assert!(answer.as_ref().is_err_and(|error| error.contains("200, 1000 bytes")), "{answer:?}");
-    let line = alone.access_line("endpoint_broke_off");
+    let line = sidecar.access_line("endpoint_broke_off");
     let get = |field: &str| line.get(field).cloned();
     assert_eq!(get("detail"), Some(json!("the stream was reset with INTERNAL_ERROR")), "{line}");
     assert_eq!(get("bytes_received"), Some(json!(1000)), "{line}");

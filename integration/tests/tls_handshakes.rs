@@ -1,7 +1,5 @@
 //! Results of TLS handshakes: the access line, the counter, the alert, and the headers that describe the certificate.
 
-#![allow(clippy::indexing_slicing, reason = "a test fails at an unexpected value")]
-
 use std::process::Command;
 use std::time::Duration;
 

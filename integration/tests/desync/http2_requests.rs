@@ -115,7 +115,7 @@ fn check(front: &Front, case: &Http2Case) -> Result<(), String> {
     if received != expected {
         return Err(format!("the service received {received:?}, not {expected:?}"));
     }
-    let mut headers = recorded.requests.iter().flat_map(|r| r.fields.iter().chain(&r.trailers));
+    let mut headers = recorded.requests.iter().flat_map(|r| r.headers.iter().chain(&r.trailers));
     match headers.find(|(_, value)| value.contains("forged")) {
         Some(header) => Err(format!("the service received {header:?}")),
         None => Ok(()),

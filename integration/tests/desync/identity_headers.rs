@@ -80,7 +80,7 @@ fn assert_identity_headers(request: &Request, verified: &[&str], sent: &str) {
             || name.starts_with("x-weft-")
             || name.starts_with("x-amzn-mtls-")
     };
-    let all = || request.fields.iter().chain(&request.trailers);
+    let all = || request.headers.iter().chain(&request.trailers);
     let names = all().map(|(name, _)| name.replace('_', "-"));
     let mut received: Vec<String> = names.filter(|name| is_identity_header(name)).collect();
     received.sort();

@@ -211,17 +211,17 @@ fn service_readings(target: &str) -> Vec<String> {
     for (times, splits_first) in [(0, false), (1, false), (2, false), (1, true)] {
         for shape in 0..8 {
             let [cuts_parameters, merges, resolves_dots] = [1, 2, 4].map(|bit| shape & bit != 0);
-            let mut kept: Vec<String> = Vec::new();
+            let mut resolved: Vec<String> = Vec::new();
             for segment in segments(path, times, splits_first).iter().skip(1) {
                 let bare = segment.split(';').next().unwrap_or_default();
                 match if cuts_parameters { bare } else { segment } {
                     "" if merges => {}
                     "." if resolves_dots => {}
-                    ".." if resolves_dots => drop(kept.pop()),
-                    other => kept.push(other.to_owned()),
+                    ".." if resolves_dots => drop(resolved.pop()),
+                    other => resolved.push(other.to_owned()),
                 }
             }
-            readings.push(format!("/{}", kept.join("/")));
+            readings.push(format!("/{}", resolved.join("/")));
         }
     }
     readings

@@ -7,7 +7,7 @@ pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) target: String,
     /// Headers; names are lower case.
-    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
     pub(crate) trailers: Vec<(String, String)>,
 }
@@ -15,7 +15,7 @@ pub(crate) struct Request {
 impl Request {
     /// The first value of a header, or `None`.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(own, _)| own == name).map(|(_, value)| &**value)
+        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| &**value)
     }
 
     /// The request in one line: method, target, host, body.
@@ -49,8 +49,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Parsed, String> {
         .map_or_else(|_| head.iter().copied().map(char::from).collect(), str::to_owned);
     let mut lines = head.split("\r\n");
     let (method, target) = request_line(lines.next().unwrap_or_default())?;
-    let fields = lines.map(field_line).collect::<Result<Vec<_>, _>>()?;
-    let mut request = Request { method, target, fields, ..Request::default() };
+    let headers = lines.map(header_line).collect::<Result<Vec<_>, _>>()?;
+    let mut request = Request { method, target, headers, ..Request::default() };
     one_host(&request)?;
     connection_headers(&request)?;
     let rest = match framing(&request)? {
@@ -102,7 +102,7 @@ fn request_line(line: &str) -> Result<(String, String), String> {
 
 /// RFC 9112, section 5: a name, a colon, and a value without control characters. The only whitespace around them is
 /// the usual one space after the colon.
-fn field_line(line: &str) -> Result<(String, String), String> {
+fn header_line(line: &str) -> Result<(String, String), String> {
     let (name, value) = line.split_once(':').ok_or_else(|| format!("no colon in {line:?}"))?;
     let value = value.strip_prefix(' ').unwrap_or(value);
     let blank = |c: char| c == ' ' || c == '\t';
@@ -116,7 +116,7 @@ fn field_line(line: &str) -> Result<(String, String), String> {
 }
 
 fn all<'r>(request: &'r Request, name: &str) -> Vec<&'r str> {
-    request.fields.iter().filter(|(own, _)| own == name).map(|(_, value)| &**value).collect()
+    request.headers.iter().filter(|(own, _)| own == name).map(|(_, value)| &**value).collect()
 }
 
 fn one_host(request: &Request) -> Result<(), String> {
@@ -152,7 +152,7 @@ fn connection_headers(request: &Request) -> Result<(), String> {
     }
     let is_upgrade = connection == ["upgrade"];
     if all(request, "upgrade") != if is_upgrade { vec!["websocket"] } else { Vec::new() } {
-        return Err(format!("unexpected upgrade header: {:?}", request.fields));
+        return Err(format!("unexpected upgrade header: {:?}", request.headers));
     }
     let others = ["keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate"];
     match others.iter().find(|name| request.header(name).is_some()) {
@@ -213,7 +213,7 @@ fn trailers<'b>(rest: &'b [u8], request: &mut Request) -> Result<Option<&'b [u8]
         return Ok(None);
     };
     let section: String = section.iter().copied().map(char::from).collect();
-    request.trailers = section.split("\r\n").map(field_line).collect::<Result<_, _>>()?;
+    request.trailers = section.split("\r\n").map(header_line).collect::<Result<_, _>>()?;
     match request.trailers.iter().find(|(name, _)| FORBIDDEN_TRAILERS.contains(&&**name)) {
         Some((name, _)) => Err(format!("{name} is not allowed as a trailer")),
         None => Ok(Some(rest)),

@@ -236,7 +236,7 @@ pub(crate) fn get_with_headers(listener: &'static str, lines: &str) -> Case {
 pub(crate) struct Outcome {
     pub(crate) status: u16,
     pub(crate) interim: Vec<String>,
-    pub(crate) fields: Vec<String>,
+    pub(crate) headers: Vec<String>,
     pub(crate) body: String,
     pub(crate) trailers: String,
     pub(crate) broken: bool,
@@ -274,7 +274,7 @@ pub(crate) fn outcome(port: u16, case: &Case, service: &Service) -> Outcome {
             .iter()
             .map(|head| head.lines().next().unwrap_or_default().to_owned())
             .collect(),
-        fields: without_charset(headers_of(&answer.head, &TO_CLIENT)),
+        headers: without_charset(headers_of(&answer.head, &TO_CLIENT)),
         body: answer.body,
         trailers: answer.trailers.to_ascii_lowercase(),
         broken: answer.broken,
@@ -318,7 +318,7 @@ pub(crate) fn difference(envoy: &Outcome, weft: &Outcome, compares_refusals: boo
         parts.extend(only("+", weft, envoy));
     };
     lines("interim", &envoy.interim, &weft.interim);
-    lines("client", &envoy.fields, &weft.fields);
+    lines("client", &envoy.headers, &weft.headers);
     let one = |text: &str| [format!("{text:?}")];
     lines("body", &one(&envoy.body), &one(&weft.body));
     lines("trailers", &one(&envoy.trailers), &one(&weft.trailers));

@@ -184,7 +184,7 @@ fn refusals_get_the_response_headers_of_their_route_as_with_envoy() {
             // `text/plain` describes a body that only the sidecar sends.
             *line != "content-type: text/plain" && names.iter().any(|name| line.starts_with(name))
         };
-        outcome.fields.iter().filter(is_compared).cloned().collect()
+        outcome.headers.iter().filter(is_compared).cloned().collect()
     };
     let statuses = targets.iter().map(|(_, status)| *status);
     let outcomes = envoys.iter().zip(&wefts);
@@ -195,7 +195,7 @@ fn refusals_get_the_response_headers_of_their_route_as_with_envoy() {
         }
     }
     let challenge = |outcome: &&Outcome| {
-        let mut challenges = outcome.fields.iter().filter(|f| f.starts_with("www-authenticate:"));
+        let mut challenges = outcome.headers.iter().filter(|f| f.starts_with("www-authenticate:"));
         outcome.status == 401
             && challenges.clone().count() == 1
             && challenges.any(|c| c.contains("Bearer"))

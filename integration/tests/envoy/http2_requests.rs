@@ -101,7 +101,7 @@ fn outcome(answer: &Http2Response, received: &[String]) -> Outcome {
     Outcome {
         status: answer.status(),
         interim: answer.interim().iter().map(|status| (*status).to_owned()).collect(),
-        fields: COMPARED_HEADERS.iter().filter_map(header).collect(),
+        headers: COMPARED_HEADERS.iter().filter_map(header).collect(),
         body: answer.body().to_owned(),
         trailers: answer.trailer("x-checksum").unwrap_or_default().to_owned(),
         broken: !answer.is_whole(),
@@ -126,7 +126,7 @@ fn http2_requests_are_forwarded_as_by_envoy() {
         let received = service.take();
         let of_case = |number: usize| -> Vec<String> {
             let mark = format!("x-case: {number}.");
-            received.iter().filter(|told| told.contains(&mark)).cloned().collect()
+            received.iter().filter(|request| request.contains(&mark)).cloned().collect()
         };
         answers
             .iter()

@@ -97,9 +97,9 @@ fn upstream_tls_without_roots_is_unverified_and_warned_about() {
     let _server = Process::start("s_server", serve.args(["-cert", text(&certificate)]));
     let socket = json!({"name": "tls", "typed_config": any(
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", json!({"sni": "api.example"}))});
-    let wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1)
+    let config = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1)
         .with_cluster("transport_socket", &socket);
-    let sidecar = wanted.start_with_pki(pki);
+    let sidecar = config.start_with_pki(pki);
     let body = eventually("the endpoint responds", || {
         let answer = Curl::get(sidecar.port, "/").run();
         (answer.status == 200).then(|| answer.text())

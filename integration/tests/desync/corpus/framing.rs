@@ -190,23 +190,23 @@ fn both() -> Vec<Case> {
 
 /// Names that some services treat as the framing headers that they resemble.
 fn lookalikes() -> Vec<Case> {
-    let alone = |headers: &str| noncompliant(post(headers, ""), "SuspiciousHeader", "POST / a");
+    let sidecar = |headers: &str| noncompliant(post(headers, ""), "SuspiciousHeader", "POST / a");
     let with_framing = |headers: &str| {
         let body = format!("0\r\n\r\n{SMUGGLED}");
         noncompliant(post(headers, &body), "SuspiciousTeClPresent", "")
     };
     vec![
-        alone("Transfer_Encoding: chunked"),
-        alone("Content_Length: 5"),
-        alone("TRANSFER.ENCODING: chunked"),
-        alone("Content.Length: 5"),
-        alone("TransferEncoding: chunked"),
-        alone("ContentLength: 5"),
-        alone("Transfer--Encoding: chunked"),
-        alone("Content-Length-: 5"),
-        alone("Transfer~Encoding: chunked"),
-        alone("-Content-Length: 5"),
-        alone("_Transfer-Encoding: chunked"),
+        sidecar("Transfer_Encoding: chunked"),
+        sidecar("Content_Length: 5"),
+        sidecar("TRANSFER.ENCODING: chunked"),
+        sidecar("Content.Length: 5"),
+        sidecar("TransferEncoding: chunked"),
+        sidecar("ContentLength: 5"),
+        sidecar("Transfer--Encoding: chunked"),
+        sidecar("Content-Length-: 5"),
+        sidecar("Transfer~Encoding: chunked"),
+        sidecar("-Content-Length: 5"),
+        sidecar("_Transfer-Encoding: chunked"),
         with_framing("Content-Length: 5\r\nTransfer_Encoding: chunked"),
         with_framing("Transfer-Encoding: chunked\r\nContent_Length: 5"),
         with_framing("Content-Length: 5\r\nTransfer.Encoding: chunked"),
