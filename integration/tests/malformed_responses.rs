@@ -103,9 +103,9 @@ fn fault_of_a_chunked_body_is_in_the_access_line() {
         ScriptedServer::replying_once(format!("{head}{body}").replace('|', "\r\n")).port
     };
     let services = [
-        ("no_number", answering("x|"), "a chunk's size is no number"),
-        ("wrong_end", answering("1|ab|"), "a chunk does not end where its size says"),
-        ("cut_off", answering("5|he"), "the body ended before its end"),
+        ("no_number", answering("x|"), "invalid chunk size"),
+        ("wrong_end", answering("1|ab|"), "longer than its chunk size"),
+        ("cut_off", answering("5|he"), "connection closed before the end of the body"),
         ("trailer", answering("0|content-length: 1||"), "in the trailer section"),
     ];
     let ports = services.map(|(word, port, _)| (word, port));

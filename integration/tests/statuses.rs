@@ -119,15 +119,15 @@ const MALFORMED: Refusal = Refusal::new(400, "13", "malformed");
 fn what_is_no_request_is_refused() {
     let alone = before(ScriptedServer::echoing_heads().port).start();
     let check = |bytes: &str, refusal| check_bytes(&alone, bytes, refusal);
-    check("GET / HTTP/1.1\r\n\r\n", MALFORMED.because("there is no host"));
-    let space = "the target has a space";
+    check("GET / HTTP/1.1\r\n\r\n", MALFORMED.because("missing host header"));
+    let space = "space in the request target";
     check("GET /a b HTTP/1.1\r\nhost: a\r\n\r\n", MALFORMED.because(space));
     let large = Refusal::new(413, "8", "body_too_large");
     check("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1099511627777\r\n\r\n", large);
     let long = "99999999999999999999999999";
     check(&format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {long}\r\n\r\n"), large);
     let coding = Refusal::new(501, "12", "not_implemented")
-        .because("a transfer-encoding other than chunked");
+        .because("unsupported transfer-encoding: only chunked is supported");
     check("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n", coding);
     check("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n", coding);
     let version = Refusal::new(505, "12", "unknown_version");

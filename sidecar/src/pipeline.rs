@@ -90,7 +90,7 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
     let chain = serving.chain(destination, kind)?.clone();
     let is_logged = chain.service.is_logged();
     let handshake = HandshakeContext { client, port: destination.port(), is_logged };
-    let SecuredConnection { stream, alpn, peer, passed, trace } =
+    let SecuredConnection { stream, alpn, peer, is_unchecked, trace } =
         secure(&chain.tls, stream, handshake, worker).await?;
     let caller = ConnectionFacts { peer: peer.as_ref(), client, destination };
     if !caller.is_let_in(&chain.rules) {
@@ -110,7 +110,7 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
             }
         }
         PlannedService::Http(http) => {
-            let proved = proved_fields(peer.as_ref(), passed, &stream, &chain.tls, &http.http);
+            let proved = proved_fields(peer.as_ref(), is_unchecked, &stream, &chain.tls, &http.http);
             let listener = serving.listener.name.clone();
             let idle = Rc::new(Cell::new(false));
             let is_tls = !matches!(stream, TransportStream::Plain(_));

@@ -281,7 +281,7 @@ impl Responder<'_> {
                 }
                 drop(reply.begin(&head, bodiless, body.is_empty()));
                 if !bodiless {
-                    reply.writer.room().extend_from_slice(body.as_bytes());
+                    reply.writer.output().extend_from_slice(body.as_bytes());
                 }
                 // A client that is gone needs no answer.
                 drop(reply.writer.flush().await);
@@ -311,7 +311,7 @@ fn has_no_body(status: u16) -> bool {
 impl Http1Responder<'_> {
     /// Writes a head, with its names as the listener wants them.
     fn write(&mut self, write: impl FnOnce(&mut BytesMut)) {
-        let out = self.writer.room();
+        let out = self.writer.output();
         let start = out.len();
         write(out);
         if self.header_case == HeaderCase::Words {

@@ -85,7 +85,7 @@ pub(crate) async fn serve(
         // Draining may have begun while the body was sent, or the client's certificate ended, which only ends the
         // connections that were idle then. Another request would come in vain.
         if reuse == ConnectionReuse::No || close_signal.has_begun() {
-            let unread = reader.is_within_body;
+            let unread = reader.has_unread_body;
             return close(reader, writer, unread).await;
         }
     }
@@ -127,8 +127,8 @@ async fn next_request(
     settings: &HttpService,
 ) -> Result<ReadRequest, HeadError> {
     if reader.buffer.is_empty() {
-        reader.rest();
-        writer.rest();
+        reader.release_buffer();
+        writer.release_buffer();
         connection.set_idle(true);
         let first = tokio::time::timeout(settings.timeouts.idle, reader.half.readable()).await;
         connection.set_idle(false);

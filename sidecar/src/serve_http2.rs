@@ -70,7 +70,7 @@ pub(crate) async fn serve(
             // First, since what wakes it ends the reading too.
             () = &mut fallen => break h2::Reason::INADEQUATE_SECURITY,
             reason = &mut over => break reason,
-            () = monitor.refused_by_library() => {
+            () = monitor.refused_by_h2() => {
                 note_refused(&connection, worker);
                 continue;
             }

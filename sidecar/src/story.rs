@@ -125,8 +125,8 @@ impl Story {
             bytes_sent: outcome.bytes_sent,
             bytes_received: outcome.bytes_received,
             duration_us: duration.as_micros(),
-            outcome: match (outcome.broken, result) {
-                (Some(broken), _) => broken,
+            outcome: match (outcome.aborted, result) {
+                (Some(aborted), _) => aborted,
                 (None, Ok(_)) => "served",
                 (None, Err(_)) => "denied",
             },

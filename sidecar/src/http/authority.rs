@@ -1,15 +1,15 @@
-//! A request's authority: the host it asks for, and the port (RFC 9110, section 7.2).
+//! Parses the authority of a request: host and optional port (RFC 9110, section 7.2).
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
 use weft_model::HostPort;
 
-/// The longest authority: a host name has 253 characters, an encoded one three times as many.
+/// The longest accepted authority. A host name has at most 253 characters, percent-encoded three times as many.
 const LIMIT_BYTES: usize = 1024;
 
-/// The host and the port of an authority; none when it is not one. A host is a name, an IPv4 address
-/// or an IPv6 address in brackets; user information is refused, as it only serves to mislead.
+/// Splits an authority into host and port; none when it is invalid. The host is a name, an IPv4 address or an IPv6 address
+/// in brackets. User information is rejected: it is used only to disguise the host.
 pub(crate) fn split(text: &str) -> Option<(&str, Option<&str>)> {
     if text.len() > LIMIT_BYTES {
         return None;
@@ -38,33 +38,33 @@ pub(crate) fn split(text: &str) -> Option<(&str, Option<&str>)> {
     (is_host && is_port).then_some((host, port))
 }
 
-/// What a name may have (RFC 3986, section 3.2.2), but for encoded bytes and for `,`, by which two
-/// names would look like one.
+/// The characters of a host name (RFC 3986, section 3.2.2), without percent-encoding, and without `,`, which would make a
+/// list of two names look like one.
 fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
 }
 
-/// Whether a text is an authority.
+/// Whether the text is a valid authority.
 pub(crate) fn is_authority(text: &[u8]) -> bool {
     std::str::from_utf8(text).is_ok_and(|text| split(text).is_some())
 }
 
-/// The authority as the service is to see it, when it arrived at `port`.
+/// The authority as forwarded to the service, for a request that arrived at the listener port `port`.
 pub(crate) fn with_port(authority: &str, rule: HostPort, port: u16) -> Cow<'_, str> {
     if rule == HostPort::Keep {
         return Cow::Borrowed(authority);
     }
-    let Some((host, told)) = split(authority) else {
+    let Some((host, given)) = split(authority) else {
         return Cow::Borrowed(authority);
     };
-    let is_told = told.is_some_and(|told| told.parse() == Ok(port));
+    let is_listener_port = given.is_some_and(|given| given.parse() == Ok(port));
     let strips = match rule {
         HostPort::Keep => false,
-        HostPort::StripMatching => is_told,
+        HostPort::StripMatching => is_listener_port,
         HostPort::StripAny => true,
         HostPort::Canonical if port == 80 || port == 443 => true,
         HostPort::Canonical => {
-            return match told {
+            return match given {
                 Some(_) => Cow::Borrowed(authority),
                 None => Cow::Owned(format!("{host}:{port}")),
             };
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_authority_is_a_host_and_a_port() {
+    fn valid_authorities_are_split_and_others_rejected() {
         let check = |text: &str, expected: Option<(&str, Option<&str>)>| {
             assert_eq!(split(text), expected, "{text:?}");
         };
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_is_as_the_rule_says() {
+    fn port_is_kept_stripped_or_added_by_rule() {
         let check = |rule: HostPort, at: u16, authority: &str, expected: &str| {
             assert_eq!(with_port(authority, rule, at), expected, "{rule:?} {authority} at {at}");
         };
@@ -124,7 +124,7 @@ mod tests {
         check(HostPort::StripMatching, 80, "a:80", "a");
         check(HostPort::StripMatching, 80, "a:81", "a:81");
         check(HostPort::StripAny, 80, "[::1]:81", "[::1]");
-        // The table of AWS: ports are taken off at 80 and 443, and put on elsewhere.
+        // As AWS does: the port is removed at ports 80 and 443, and added at others.
         check(HostPort::Canonical, 80, "a:80", "a");
         check(HostPort::Canonical, 443, "a:8443", "a");
         check(HostPort::Canonical, 8080, "a", "a:8080");

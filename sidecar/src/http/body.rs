@@ -1,4 +1,4 @@
-//! A body on its way: where it comes from, and where it goes.
+//! Forwards a message body from one connection to another, whichever HTTP version each of them speaks.
 
 use std::cell::RefCell;
 
@@ -8,40 +8,42 @@ use http::HeaderMap;
 use super::h1::{BodyReader, BodyWriter};
 use super::h2::{self as http2, ReceivedBody};
 use super::header_filter::HeaderFilter;
-use super::read_ahead::Ahead;
+use super::read_ahead::ReadAhead;
 use crate::timeouts::RequestProgress;
 
-/// Where a body comes from.
+/// The connection that a body is read from.
 #[derive(Debug)]
 pub(crate) enum BodySource<'a> {
+    /// The message has no body.
     Empty,
     Http1(BodyReader<'a>),
     Http2(&'a mut ReceivedBody),
-    /// What was taken before, and then the rest.
-    Again(std::vec::IntoIter<Bytes>, Box<Self>),
+    /// The pieces of a [`ReplayBuffer`], then the rest of the source that they were read from.
+    Replay(std::vec::IntoIter<Bytes>, Box<Self>),
 }
 
-/// What was taken of a body, so that it can be sent once more.
+/// The pieces that were read from a body, kept so that the request can be sent again to another endpoint.
 #[derive(Debug, Default)]
 pub(crate) struct ReplayBuffer {
     pieces: Vec<Bytes>,
     bytes: usize,
-    /// Whether it is not all that was taken.
+    /// Whether pieces are missing because the body exceeded [`REPLAY_LIMIT_BYTES`] or had trailers.
     overflowed: bool,
 }
 
-/// How much of a body is kept to be sent once more.
-const TAKEN_LIMIT_BYTES: usize = 64 * 1024;
+/// How many bytes of a body are kept so that it can be sent again.
+const REPLAY_LIMIT_BYTES: usize = 64 * 1024;
 
 impl ReplayBuffer {
-    /// Whether it is all that was taken.
+    /// Whether every piece that was read is kept.
     pub(crate) fn is_whole(&self) -> bool {
         !self.overflowed
     }
 
+    /// Keeps a piece, or discards all pieces when the limit is exceeded.
     pub(crate) fn add(&mut self, piece: &Bytes) {
         self.bytes += piece.len();
-        if self.bytes > TAKEN_LIMIT_BYTES {
+        if self.bytes > REPLAY_LIMIT_BYTES {
             self.overflowed = true;
             self.pieces.clear();
         } else if !self.overflowed {
@@ -50,49 +52,48 @@ impl ReplayBuffer {
     }
 }
 
-/// Where a body goes to.
+/// The connection that a body is written to.
 #[derive(Debug)]
 pub(crate) enum BodySink<'a> {
-    /// Nothing follows the head.
+    /// The message ended with its head: pieces are discarded.
     Closed,
     Http1(BodyWriter<'a>),
     Http2(h2::SendStream<Bytes>),
 }
 
-/// Which side broke a body off, and how.
+/// Why a body was not forwarded to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyError {
-    /// The one that sends it is gone.
+    /// The sender's connection was lost.
     SourceClosed,
-    /// The stream of HTTP/2 on which it came was reset, or its connection ended, for this reason.
+    /// The sender reset the HTTP/2 stream, or its connection ended. Holds the reason, for logs.
     StreamEnded(&'static str),
-    /// The one that sends it does not keep to its framing.
+    /// The sender violated the body's framing. Holds the violation, for logs.
     Malformed(&'static str),
-    /// The one that receives it wants no more, or is gone.
+    /// The receiver reset its stream or closed its connection.
     SinkClosed,
 }
 
 impl<'a> BodySource<'a> {
-    /// The same body from its beginning, of which that much was taken. The body itself when that is not
-    /// known any more.
+    /// The same body from its beginning, given the pieces that were already read from it.
     ///
     /// # Errors
-    /// The body as it is, when not all that was taken is known.
-    pub(crate) fn rewound(self, taken: ReplayBuffer) -> Result<Self, Self> {
+    /// Gives the source back unchanged when `replay` does not hold every piece.
+    pub(crate) fn rewound(self, replay: ReplayBuffer) -> Result<Self, Self> {
         match self {
-            _ if taken.overflowed => Err(self),
-            whole if taken.pieces.is_empty() => Ok(whole),
-            rest => Ok(Self::Again(taken.pieces.into_iter(), Box::new(rest))),
+            _ if replay.overflowed => Err(self),
+            whole if replay.pieces.is_empty() => Ok(whole),
+            rest => Ok(Self::Replay(replay.pieces.into_iter(), Box::new(rest))),
         }
     }
 
-    /// Whether nothing will come.
+    /// Whether the body is known to have no further bytes.
     pub(crate) fn is_empty(&self) -> bool {
         match self {
             Self::Empty => true,
             Self::Http1(reader) => reader.is_done(),
             Self::Http2(body) => body.is_end(),
-            Self::Again(pieces, rest) => pieces.len() == 0 && rest.is_empty(),
+            Self::Replay(pieces, rest) => pieces.len() == 0 && rest.is_empty(),
         }
     }
 
@@ -102,66 +103,68 @@ impl<'a> BodySource<'a> {
             Self::Empty => false,
             Self::Http1(reader) => reader.may_have_trailers(),
             Self::Http2(body) => !body.is_end(),
-            Self::Again(_, rest) => rest.may_have_trailers(),
+            Self::Replay(_, rest) => rest.may_have_trailers(),
         }
     }
 
-    /// What follows an upgrade, from here. None when some of it came before the upgrade was agreed to.
+    /// Switches from the request's body to the bytes after an upgrade. None when the client sent bytes before the
+    /// upgrade was accepted.
     pub(crate) fn upgraded(self) -> Option<Self> {
         match self {
             Self::Empty => None,
             Self::Http1(reader) => reader.upgraded().map(Self::Http1),
-            // Bytes of this stream can only be meant for it.
+            // An HTTP/2 stream carries one request, so early bytes cannot be mistaken for the next one.
             Self::Http2(stream) => Some(Self::Http2(stream)),
-            Self::Again(..) => None,
+            Self::Replay(..) => None,
         }
     }
 
-    /// The next piece; none at the end. Dropping the future loses nothing.
+    /// The next piece; none at the end. Cancel-safe.
     pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         match self {
             Self::Empty => Ok(None),
             Self::Http1(reader) => reader.piece().await,
             Self::Http2(body) => body.piece().await,
-            Self::Again(pieces, rest) => match pieces.next() {
+            Self::Replay(pieces, rest) => match pieces.next() {
                 Some(piece) => Ok(Some(piece)),
                 None => Box::pin(rest.piece()).await,
             },
         }
     }
 
-    /// Whether its pieces are kept elsewhere until they are taken, each at a cost of its own.
-    pub(crate) fn reads_ahead(&self) -> bool {
+    /// Whether unread pieces accumulate in the h2 crate, each with a fixed cost, so that reading ahead saves memory.
+    pub(crate) fn allows_read_ahead(&self) -> bool {
         matches!(self, Self::Http2(_))
     }
 
-    /// The next piece, whose sender may send no more for it before it is released.
-    pub(crate) async fn held_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
+    /// The next piece. Over HTTP/2 it keeps occupying the flow-control window until [`Self::release_beyond`].
+    pub(crate) async fn unreleased_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         match self {
-            Self::Http2(body) => body.held_piece().await,
+            Self::Http2(body) => body.unreleased_piece().await,
             other => other.piece().await,
         }
     }
 
-    /// Lets the sender send as much again as is held beyond the last `kept` bytes.
+    /// Returns window capacity to the sender for all but the last `kept` bytes that were read.
     pub(crate) fn release_beyond(&mut self, kept: usize) {
         if let Self::Http2(body) = self {
             body.release_beyond(kept);
         }
     }
 
-    /// The trailers, after the last piece.
+    /// The trailers. Call it after the last piece.
     async fn trailers(&mut self) -> Result<Option<HeaderMap>, BodyError> {
         match self {
             Self::Empty => Ok(None),
             Self::Http1(reader) => Ok(reader.take_trailers()),
             Self::Http2(body) => body.trailers().await,
-            Self::Again(_, rest) => Box::pin(rest.trailers()).await,
+            Self::Replay(_, rest) => Box::pin(rest.trailers()).await,
         }
     }
 }
 
 impl BodySink<'_> {
+    /// Writes or buffers a piece.
     pub(crate) async fn send(&mut self, piece: Bytes) -> Result<(), BodyError> {
         match self {
             Self::Closed => Ok(()),
@@ -170,11 +173,12 @@ impl BodySink<'_> {
         }
     }
 
-    /// Whether each piece becomes a frame of HTTP/2.
+    /// Whether each piece becomes an HTTP/2 DATA frame.
     fn has_frames(&self) -> bool {
         matches!(self, Self::Http2(_))
     }
 
+    /// Writes what [`Self::send`] buffered.
     pub(crate) async fn flush(&mut self) -> Result<(), BodyError> {
         match self {
             Self::Closed | Self::Http2(_) => Ok(()),
@@ -182,6 +186,7 @@ impl BodySink<'_> {
         }
     }
 
+    /// Ends the body, with trailers where the framing can carry them.
     pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), BodyError> {
         match self {
             Self::Closed => Ok(()),
@@ -190,11 +195,11 @@ impl BodySink<'_> {
         }
     }
 
-    /// Resolves when the receiver wants no more, as far as it can tell us.
-    async fn refused(&mut self) {
+    /// Resolves when the receiver has reset its stream or closed its connection.
+    async fn closed(&mut self) {
         match self {
             Self::Http2(stream) => {
-                // An error means that the connection is gone, which ends the stream as well.
+                // An error means that the connection is closed, which also ends the stream.
                 drop(std::future::poll_fn(|cx| stream.poll_reset(cx)).await);
             }
             Self::Http1(body) => body.writer.half.gone().await,
@@ -202,15 +207,15 @@ impl BodySink<'_> {
         }
     }
 
-    /// Breaks the body off so that the receiver can tell it is not whole. What was gathered still goes out.
-    pub(crate) async fn break_off(&mut self) {
+    /// Flushes what is buffered, then ends the body so that the receiver sees it as incomplete.
+    pub(crate) async fn flush_and_abort(&mut self) {
         if self.flush().await.is_err() {
-            tracing::debug!("nobody takes what was left of a body");
+            tracing::debug!("rest of an aborted body not sent: receiver is gone");
         }
         self.abort();
     }
 
-    /// Breaks the body off at once.
+    /// Resets an HTTP/2 stream. An HTTP/1.1 body is incomplete because its connection closes.
     pub(crate) fn abort(&mut self) {
         if let Self::Http2(stream) = self {
             stream.send_reset(h2::Reason::CANCEL);
@@ -218,52 +223,53 @@ impl BodySink<'_> {
     }
 }
 
-/// What is recorded while a body is carried.
+/// Where progress is recorded while a body is forwarded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BodyProgress<'p> {
     request_progress: &'p RequestProgress,
     is_request: bool,
-    /// Where the pieces of a request body are kept, so that it can be sent once more.
-    taken: Option<&'p RefCell<ReplayBuffer>>,
+    /// Keeps the pieces of a request body so that it can be sent again.
+    replay: Option<&'p RefCell<ReplayBuffer>>,
 }
 
 impl<'p> BodyProgress<'p> {
-    /// The body goes from the client to an endpoint.
+    /// For a body from the client to an endpoint.
     pub(crate) fn of_request(request_progress: &'p RequestProgress) -> Self {
-        Self { request_progress, is_request: true, taken: None }
+        Self { request_progress, is_request: true, replay: None }
     }
 
-    /// The same, with its pieces kept in `taken`.
-    pub(crate) fn of_repeatable(
-        request_progress: &'p RequestProgress,
-        taken: &'p RefCell<ReplayBuffer>,
-    ) -> Self {
-        Self { request_progress, is_request: true, taken: Some(taken) }
+    /// For a body from the client to an endpoint, whose pieces are kept in `replay`.
+    pub(crate) fn of_repeatable(request_progress: &'p RequestProgress, replay: &'p RefCell<ReplayBuffer>) -> Self {
+        Self { request_progress, is_request: true, replay: Some(replay) }
     }
 
-    /// The body goes from an endpoint to the client.
+    /// For a body from an endpoint to the client.
     pub(crate) fn of_response(request_progress: &'p RequestProgress) -> Self {
-        Self { request_progress, is_request: false, taken: None }
+        Self { request_progress, is_request: false, replay: None }
     }
 
-    fn moved(self, piece: &Bytes, is_last: bool) {
+    fn record(self, piece: &Bytes, is_last: bool) {
         self.request_progress.record_bytes(piece.len(), self.is_request);
         if is_last {
-            self.ended();
+            self.record_end();
         }
     }
 
-    /// The sender has sent all of the body; the receiver may not have taken it yet.
-    fn ended(self) {
+    /// Records that the whole body was received from its sender. Some of it may not be sent yet.
+    fn record_end(self) {
         if self.is_request {
             self.request_progress.request_received();
         }
     }
 }
 
-/// Carries a whole body, and of its trailers what `header_filter` lets pass. What is at hand is written
-/// together; before waiting for more, what was written is flushed, so that a stream of small messages
-/// is never held back.
+/// Forwards a whole body, then those of its trailers that `header_filter` lets pass. Returns the number of body bytes.
+///
+/// Pieces that are available at once are written together. The sink is flushed before every wait for the source, so
+/// that a stream of small messages is never delayed.
+///
+/// # Errors
+/// [`BodyError`] when either side ends early, the framing is violated, or a trailer name is rejected.
 pub(crate) async fn forward_body(
     source: &mut BodySource<'_>,
     sink: &mut BodySink<'_>,
@@ -271,35 +277,35 @@ pub(crate) async fn forward_body(
     progress: BodyProgress<'_>,
 ) -> Result<u64, BodyError> {
     let mut bytes = 0;
-    let mut ahead = Ahead::new(progress.taken);
+    let mut read_ahead = ReadAhead::new(progress.replay);
     loop {
-        let piece = match ahead.next(source) {
+        let piece = match read_ahead.next(source) {
             Some(piece) => piece?,
             None => {
                 sink.flush().await?;
                 tokio::select! {
-                    piece = ahead.wait(source) => piece?,
-                    () = sink.refused() => return Err(BodyError::SinkClosed),
+                    piece = read_ahead.wait(source) => piece?,
+                    () = sink.closed() => return Err(BodyError::SinkClosed),
                 }
             }
         };
         let Some(piece) = piece else {
             break;
         };
-        let piece = if sink.has_frames() { ahead.merge(piece, source) } else { piece };
+        let piece = if sink.has_frames() { read_ahead.merge(piece, source) } else { piece };
         bytes += piece.len() as u64;
-        progress.moved(&piece, source.is_empty());
+        progress.record(&piece, source.is_empty());
         tokio::select! {
             biased;
             sent = sink.send(piece) => sent?,
-            () = ahead.fill(source) => {}
+            () = read_ahead.fill(source) => {}
         }
     }
     let trailers = source.trailers().await?;
     let trailers = trailers.map(|trailers| header_filter.strip_trailers(trailers)).transpose()?;
-    progress.ended();
-    if let (Some(taken), Some(_)) = (progress.taken, &trailers) {
-        taken.borrow_mut().overflowed = true;
+    progress.record_end();
+    if let (Some(replay), Some(_)) = (progress.replay, &trailers) {
+        replay.borrow_mut().overflowed = true;
     }
     sink.finish(trailers).await?;
     Ok(bytes)

@@ -1,67 +1,65 @@
-//! How a request departs from strict HTTP/1.1, and what is done about it.
+//! HTTP desync mitigation: classifies deviations of a request from strict HTTP/1.1 and decides what is done with it.
 //!
-//! The reasons and their tiers are those of AWS' desync mitigation, so that who comes from there finds
-//! the same words. What differs: whatever is forwarded is forwarded in strict form, so a request
-//! without a single reading is refused in every mode, and one that only the standard's own rule gives
-//! a reading (while services are known to disagree) goes through in `monitor` alone.
+//! The reasons and tiers have the names of AWS' desync mitigation mode. One difference: weft forwards every request in
+//! strict form. A request that has no unambiguous strict form is therefore refused in every mode. A request whose only
+//! unambiguous form follows from a rule of the standard that some services ignore is served in `monitor` mode only.
 
 use weft_model::DesyncMode;
 
-/// How far a request departs.
+/// How severe a deviation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum DesyncTier {
-    /// Not what the standard says, and no risk is known.
+    /// Violates the standard, without a known risk.
     Acceptable,
-    /// Services may read it in several ways.
+    /// Services may interpret it in different ways.
     Ambiguous,
-    /// It looks like an attempt to be read in two ways.
+    /// Probably an attempt at request smuggling.
     Severe,
 }
 
-/// Whether all who read a request's strict form read the same.
+/// Whether a request has a strict form that all services interpret in the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reading {
-    /// They do.
-    One,
-    /// The standard has a rule for it that not everybody keeps.
-    OneByRule,
-    /// There is no strict form.
+enum StrictForm {
+    /// It has one.
+    Unambiguous,
+    /// The standard defines one, but some services do not follow it.
+    ByStandardOnly,
+    /// It has none.
     None,
 }
 
 /// What is done with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DesyncAction {
-    /// It is served.
+    /// Serve the request.
     Allow,
-    /// It is served over a connection to the service that is used for nothing else: some services do not
-    /// read such a body, and would take it for the next request.
+    /// Serve the request over an upstream connection of its own: some services do not read such a body, and would
+    /// interpret it as the next request.
     Isolate,
-    /// It is served, and no other request follows on its connections.
+    /// Serve the request, then close its client and upstream connections.
     AllowAndClose,
-    /// It is refused, and its connection is closed.
+    /// Refuse the request and close its connection.
     Refuse,
 }
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident: $tier:ident, $reading:ident, $detail:literal;)*) => {
-        /// One way to depart from the standard. Named as AWS names it in access logs
-        /// (`classification_reason`).
+    ($($(#[$doc:meta])* $name:ident: $tier:ident, $form:ident, $detail:literal;)*) => {
+        /// A kind of deviation, named as in the access logs of AWS load balancers (`classification_reason`).
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum DesyncReason {
             $(#[doc = $detail] $name,)*
         }
 
         impl DesyncReason {
-            /// All there are.
+            /// All reasons.
             pub(crate) const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// Its word in logs and metrics.
+            /// The name in logs and metrics.
             pub(crate) fn word(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name),)* }
             }
 
-            /// What it is, for people.
+            /// A description for error messages.
             pub(crate) fn detail(self) -> &'static str {
                 match self { $(Self::$name => $detail,)* }
             }
@@ -70,87 +68,87 @@ macro_rules! reasons {
                 match self { $(Self::$name => DesyncTier::$tier,)* }
             }
 
-            fn reading(self) -> Reading {
-                match self { $(Self::$name => Reading::$reading,)* }
+            fn strict_form(self) -> StrictForm {
+                match self { $(Self::$name => StrictForm::$form,)* }
             }
         }
     };
 }
 
 reasons! {
-    GetHeadZeroContentLength: Acceptable, One, "a GET or HEAD with a content-length of 0";
-    NonCompliantHeader: Acceptable, One, "a field value with bytes that are no ASCII";
-    NonCompliantVersion: Acceptable, One, "a version of HTTP/1 above 1.1";
-    NonCrLfLineTermination: Acceptable, OneByRule, "a line ends without a carriage return";
-    SpaceInUri: Acceptable, None, "the target has a space";
-    AmbiguousUri: Ambiguous, None, "the target has a character that no URI may have";
-    BothTeClPresent: Ambiguous, OneByRule, "both content-length and transfer-encoding";
-    DuplicateContentLength: Ambiguous, OneByRule, "more than one content-length";
-    EmptyHeader: Ambiguous, None, "a field has no name";
-    SuspiciousHeader: Ambiguous, One, "a field's name looks like one that frames the message";
-    UndefinedContentLengthSemantics: Ambiguous, One, "a GET or HEAD with a content-length";
-    UndefinedTransferEncodingSemantics: Ambiguous, One, "a GET or HEAD with a transfer-encoding";
-    MultilineHeader: Ambiguous, None, "a field goes on on the next line";
-    PartialHeaderLine: Ambiguous, None, "a field's line is not whole";
-    MissingLastEmptyLine: Ambiguous, None, "the head does not end with an empty line";
-    MissingHeaderColon: Ambiguous, None, "a field has no colon";
-    MissingUri: Ambiguous, None, "there is no target";
-    BadContentLength: Severe, None, "the content-length is no number";
-    BadHeader: Severe, None, "a field has a character that no field may have";
-    BadMethod: Severe, None, "the method is no token";
-    BadTransferEncoding: Severe, None, "a transfer-encoding other than chunked, once";
-    BadUri: Severe, None, "the target is neither a path nor a URI";
-    BadVersion: Severe, None, "the version is no HTTP version";
-    MultipleContentLength: Severe, None, "more than one content-length, and they differ";
-    MultipleTransferEncodingChunked: Severe, None, "chunked stands in transfer-encoding more than once";
-    SuspiciousTeClPresent: Severe, None, "beside the field that frames the message is one that looks like it";
+    GetHeadZeroContentLength: Acceptable, Unambiguous, "GET or HEAD with content-length 0";
+    NonCompliantHeader: Acceptable, Unambiguous, "header value with non-ASCII bytes";
+    NonCompliantVersion: Acceptable, Unambiguous, "HTTP/1 version above 1.1";
+    NonCrLfLineTermination: Acceptable, ByStandardOnly, "line ends without a carriage return";
+    SpaceInUri: Acceptable, None, "space in the request target";
+    AmbiguousUri: Ambiguous, None, "character in the request target that no URI may contain";
+    BothTeClPresent: Ambiguous, ByStandardOnly, "both content-length and transfer-encoding";
+    DuplicateContentLength: Ambiguous, ByStandardOnly, "more than one content-length header";
+    EmptyHeader: Ambiguous, None, "header without a name";
+    SuspiciousHeader: Ambiguous, Unambiguous, "header name resembles content-length or transfer-encoding";
+    UndefinedContentLengthSemantics: Ambiguous, Unambiguous, "GET or HEAD with a content-length";
+    UndefinedTransferEncodingSemantics: Ambiguous, Unambiguous, "GET or HEAD with a transfer-encoding";
+    MultilineHeader: Ambiguous, None, "folded header: its value continues on the next line";
+    PartialHeaderLine: Ambiguous, None, "incomplete header line";
+    MissingLastEmptyLine: Ambiguous, None, "no empty line after the headers";
+    MissingHeaderColon: Ambiguous, None, "header without a colon";
+    MissingUri: Ambiguous, None, "missing request target";
+    BadContentLength: Severe, None, "invalid content-length: must be a number";
+    BadHeader: Severe, None, "invalid character in a header";
+    BadMethod: Severe, None, "invalid method: must be a token";
+    BadTransferEncoding: Severe, None, "invalid transfer-encoding: must be chunked";
+    BadUri: Severe, None, "invalid request target: must be a path or an http URI";
+    BadVersion: Severe, None, "invalid HTTP version";
+    MultipleContentLength: Severe, None, "several content-length headers with different values";
+    MultipleTransferEncodingChunked: Severe, None, "chunked more than once in transfer-encoding";
+    SuspiciousTeClPresent: Severe, None, "header name resembling content-length or transfer-encoding beside the real one";
 }
 
 impl DesyncReason {
-    /// Its place among all.
+    /// The position in [`Self::ALL`].
     pub(crate) fn index(self) -> usize {
         self as usize
     }
 
-    /// What a mode does with a request that departs so.
+    /// What `mode` does with a request that has this deviation.
     pub(crate) fn action(self, mode: DesyncMode) -> DesyncAction {
-        let has_odd_body = matches!(
+        let has_unusual_body = matches!(
             self,
             Self::UndefinedContentLengthSemantics | Self::UndefinedTransferEncodingSemantics
         );
-        match (self.reading(), mode, self.tier()) {
-            (Reading::One, DesyncMode::Defensive, DesyncTier::Ambiguous) if has_odd_body => {
+        match (self.strict_form(), mode, self.tier()) {
+            (StrictForm::Unambiguous, DesyncMode::Defensive, DesyncTier::Ambiguous) if has_unusual_body => {
                 DesyncAction::Isolate
             }
-            (Reading::None, _, _)
+            (StrictForm::None, _, _)
             | (_, DesyncMode::Strictest, _)
-            | (Reading::OneByRule, DesyncMode::Defensive, _)
-            | (Reading::One, DesyncMode::Defensive, DesyncTier::Severe) => DesyncAction::Refuse,
-            (Reading::One, DesyncMode::Defensive, DesyncTier::Acceptable)
-            | (Reading::One, DesyncMode::Monitor, _) => DesyncAction::Allow,
-            (Reading::One, DesyncMode::Defensive, DesyncTier::Ambiguous)
-            // After such a message the connection must be closed (RFC 9112, section 6.1).
-            | (Reading::OneByRule, DesyncMode::Monitor, _) => DesyncAction::AllowAndClose,
+            | (StrictForm::ByStandardOnly, DesyncMode::Defensive, _)
+            | (StrictForm::Unambiguous, DesyncMode::Defensive, DesyncTier::Severe) => DesyncAction::Refuse,
+            (StrictForm::Unambiguous, DesyncMode::Defensive, DesyncTier::Acceptable)
+            | (StrictForm::Unambiguous, DesyncMode::Monitor, _) => DesyncAction::Allow,
+            (StrictForm::Unambiguous, DesyncMode::Defensive, DesyncTier::Ambiguous)
+            // RFC 9112, section 6.1, requires closing the connection after such a message.
+            | (StrictForm::ByStandardOnly, DesyncMode::Monitor, _) => DesyncAction::AllowAndClose,
         }
     }
 }
 
-/// The worst of what was found in one request.
+/// The worst deviation found in one request.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct DesyncFindings(Option<DesyncReason>);
 
 impl DesyncFindings {
-    /// Takes down one more.
+    /// Adds a deviation.
     pub(crate) fn add(&mut self, reason: DesyncReason) {
-        let worse = self.0.is_none_or(|held| {
-            (reason.reading() as u8, reason.tier()) > (held.reading() as u8, held.tier())
+        let is_worse = self.0.is_none_or(|worst| {
+            (reason.strict_form() as u8, reason.tier()) > (worst.strict_form() as u8, worst.tier())
         });
-        if worse {
+        if is_worse {
             self.0 = Some(reason);
         }
     }
 
-    /// The worst; none when the request is strict.
+    /// The worst deviation; none when the request is strict.
     pub(crate) fn worst(self) -> Option<DesyncReason> {
         self.0
     }
@@ -161,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_mode_does_with_each_reason_what_the_table_says() {
+    fn action_for_each_reason_and_mode_matches_the_table() {
         use DesyncAction::{Allow, AllowAndClose, Isolate, Refuse};
         let check = |reason: DesyncReason, expected: [DesyncAction; 3]| {
             let modes = [DesyncMode::Monitor, DesyncMode::Defensive, DesyncMode::Strictest];
@@ -186,16 +184,17 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_of_several_counts() {
+    fn worst_of_several_deviations_decides() {
         let worst = |reasons: &[DesyncReason]| {
             let mut found = DesyncFindings::default();
             reasons.iter().for_each(|reason| found.add(*reason));
             found.worst()
         };
         assert_eq!(worst(&[]), None);
-        let (mild, rule) = (DesyncReason::NonCompliantHeader, DesyncReason::BothTeClPresent);
-        for order in [[mild, rule], [rule, mild]] {
-            assert_eq!(worst(&order), Some(rule));
+        let mild = DesyncReason::NonCompliantHeader;
+        let severe = DesyncReason::BothTeClPresent;
+        for order in [[mild, severe], [severe, mild]] {
+            assert_eq!(worst(&order), Some(severe));
         }
         let order = [DesyncReason::SuspiciousHeader, DesyncReason::GetHeadZeroContentLength];
         assert_eq!(worst(&order), Some(DesyncReason::SuspiciousHeader));

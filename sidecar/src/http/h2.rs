@@ -1,4 +1,4 @@
-//! HTTP/2 by the `h2` crate: pieces with flow control, heads in both directions.
+//! HTTP/2 over the `h2` crate: converts heads in both directions, and reads and writes bodies with flow control.
 
 use bytes::Bytes;
 use http::uri::Authority;
@@ -14,28 +14,28 @@ use super::headers::Headers;
 use crate::denial::Denial;
 use crate::upstream_failure::ResponseFault;
 
-/// How much a peer may send on a stream before we have passed it on.
+/// The flow-control window of a stream: how much a peer may send before we have forwarded it.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// How much of one stream waits in our memory for the other side to take it.
+/// How much of a stream the h2 crate buffers while the receiver's window is full.
 pub(crate) const SEND_BUFFER_BYTES: usize = 64 * 1024;
-/// How much the library lets small frames waste, each counted as if it had 256 bytes: 64 for each of
-/// the streams that a connection may have. Streams of small messages need some; a flood needs more.
+/// The h2 crate's budget for small DATA frames of a client connection, where each frame counts as at least 256 bytes: 64
+/// frames for each stream that a connection may have. Streams of small messages stay below it, floods do not.
 pub(crate) const DATA_FRAME_BUDGET_BYTES: usize = 4 * 1024 * 1024;
-/// The same for a peer that proved its identity: a sidecar passes on the messages of many clients.
+/// The same budget for a peer with a verified identity: a sidecar forwards the messages of many clients.
 pub(crate) const DATA_FRAME_BUDGET_OF_PEER_BYTES: usize = 32 * 1024 * 1024;
 
-/// A request that was refused by its head.
+/// A request that is refused because of its head.
 #[derive(Debug)]
 pub(crate) struct RefusedHead {
     pub(crate) denial: Denial,
-    /// Whether it is a gRPC call, to which the refusal must be a gRPC status.
+    /// Whether this is a gRPC call, which must be refused with a gRPC status.
     pub(crate) is_grpc: bool,
 }
 
-/// The head of a request and where its body comes from.
+/// The head and body of a received request.
 ///
 /// # Errors
-/// When it breaks the rules of RFC 9113, section 8, beyond what the library checks, or the limits.
+/// [`RefusedHead`] when the head violates a rule of RFC 9113, section 8, that the h2 crate does not check, or a limit.
 pub(crate) fn received_request(
     request: Request<h2::RecvStream>,
     limits: &HttpLimits,
@@ -53,7 +53,7 @@ fn check_limits(headers: &HeaderMap, target: usize, limits: &HttpLimits) -> Resu
     if target > limits.target_bytes {
         return Err(Denial::TargetTooLong);
     }
-    // The size of a field section by RFC 9113, section 10.5.1.
+    // Header list size as RFC 9113, section 10.5.1, defines it.
     let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
     let total: usize = headers.iter().map(|field| size(field) + 32).sum();
     let largest = headers.iter().map(size).max().unwrap_or(0);
@@ -74,30 +74,30 @@ fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
         .keys()
         .any(|name| is_hop_by_hop(name.as_str().as_bytes()) && name != http::header::TE)
     {
-        return Err(Denial::Malformed("HTTP/2 has no connection headers"));
+        return Err(Denial::Malformed("connection-specific header in HTTP/2"));
     }
     // The h2 crate refuses every value but `trailers` in lower case before the request reaches this check.
     let is_trailers = |te: &HeaderValue| te.as_bytes().eq_ignore_ascii_case(b"trailers");
     if !headers.get_all(http::header::TE).iter().all(is_trailers) {
-        return Err(Denial::Malformed("te may only ask for trailers in HTTP/2"));
+        return Err(Denial::Malformed("te must be trailers in HTTP/2"));
     }
     if headers.keys().any(|name| name.as_str().contains('"')) {
-        // The one byte that the library lets into a name, and no token has (RFC 9110, section 5.6.2).
-        return Err(Denial::Malformed("a field's name is no token"));
+        // The h2 crate accepts `"`, which is not a token character (RFC 9110, section 5.6.2).
+        return Err(Denial::Malformed("invalid header name: must be a token"));
     }
     let is_padded = |value: &HeaderValue| {
         let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
         is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
     };
     if headers.values().any(is_padded) {
-        // RFC 9113, section 8.2.1: with it, HTTP/1.1 would have another value.
-        return Err(Denial::Malformed("a field's value has space around it"));
+        // Forbidden by RFC 9113, section 8.2.1: over HTTP/1.1 the value would change.
+        return Err(Denial::Malformed("header value with leading or trailing whitespace"));
     }
     let scheme = parts.uri.scheme_str();
-    // Without an authority the library gives no scheme either, though it has looked at it.
+    // Without an authority the h2 crate reports no scheme, although it has checked it.
     let has_scheme = upgrade != Some(Upgrade::Tunnel) && parts.uri.authority().is_some();
     if has_scheme && !matches!(scheme, Some("http" | "https")) {
-        return Err(Denial::Malformed("the scheme is neither http nor https"));
+        return Err(Denial::Malformed("invalid scheme: must be http or https"));
     }
     headers.remove(http::header::HOST);
     let content_length = take_length(&mut headers)?;
@@ -119,36 +119,41 @@ fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
     })
 }
 
-/// What a CONNECT is for (RFC 9113, section 8.5; RFC 8441).
+/// The protocol that a CONNECT asks for (RFC 9113, section 8.5; RFC 8441); none for other methods.
 fn upgrade(parts: &http::request::Parts) -> Result<Option<Upgrade>, Denial> {
     if parts.method != Method::CONNECT {
         return Ok(None);
     }
     match parts.extensions.get::<h2::ext::Protocol>() {
         Some(protocol) if protocol.as_str() == "websocket" => Ok(Some(Upgrade::WebSocket)),
-        Some(_) => Err(Denial::NotImplemented("the protocol of a CONNECT is not websocket")),
+        Some(_) => Err(Denial::NotImplemented(
+            "unsupported :protocol of an extended CONNECT: only websocket is supported",
+        )),
         None => Ok(Some(Upgrade::Tunnel)),
     }
 }
 
-/// The one authority: `:authority`, and `host` must not say another (RFC 9113, section 8.3.1).
-fn authority(told: Option<&Authority>, headers: &HeaderMap) -> Result<String, Denial> {
+/// The authority of a request: `:authority`, or `host` without it. They must not differ (RFC 9113, section 8.3.1).
+fn authority(
+    from_pseudo_header: Option<&Authority>,
+    headers: &HeaderMap,
+) -> Result<String, Denial> {
     let mut hosts = headers.get_all(http::header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(Denial::Malformed("more than one host"));
+        return Err(Denial::Malformed("more than one host header"));
     }
     let host = host.map(HeaderValue::to_str).transpose();
-    let host = host.map_err(|_| Denial::Malformed("the host is no text"))?;
-    let authority = match (told.map(Authority::as_str), host) {
-        (Some(told), Some(host)) if !told.eq_ignore_ascii_case(host) => {
-            return Err(Denial::Malformed("the host is not the authority"));
+    let host = host.map_err(|_| Denial::Malformed("invalid host: not a host and port"))?;
+    let authority = match (from_pseudo_header.map(Authority::as_str), host) {
+        (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
+            return Err(Denial::Malformed("host differs from :authority"));
         }
         (Some(authority), _) | (None, Some(authority)) => authority,
-        (None, None) => return Err(Denial::Malformed("there is no authority")),
+        (None, None) => return Err(Denial::Malformed("missing :authority")),
     };
     if !is_authority(authority.as_bytes()) {
-        return Err(Denial::Malformed("the authority is no host and port"));
+        return Err(Denial::Malformed("invalid :authority: not a host and port"));
     }
     Ok(authority.to_owned())
 }
@@ -162,19 +167,19 @@ fn take_length(headers: &mut HeaderMap) -> Result<Option<u64>, Denial> {
         .ok()
         .filter(|text| text.bytes().all(|b| b.is_ascii_digit()))
         .and_then(|t| t.parse().ok());
-    let length = length.ok_or(Denial::Malformed("the content-length is no number"))?;
+    let length = length.ok_or(Denial::Malformed("invalid content-length: must be a number"))?;
     if length > BODY_LIMIT_BYTES { Err(Denial::BodyTooLarge) } else { Ok(Some(length)) }
 }
 
-/// The head of a request to send.
+/// Converts the head of a request into an HTTP/2 request.
 ///
 /// # Errors
-/// When the head has no form in HTTP/2, which a checked one always has.
+/// When authority and target form no valid URI. Admitted requests always have valid ones.
 pub(crate) fn to_request(head: &RequestHead, scheme: &str) -> Result<Request<()>, Denial> {
-    let malformed = Denial::Malformed("the target is no URI");
+    let malformed = Denial::Malformed("invalid request target: not a URI");
     let uri = Uri::builder().authority(head.authority.as_str());
     let uri = match head.upgrade {
-        // A plain CONNECT names nothing but where to (RFC 9113, section 8.5).
+        // A plain CONNECT has only an authority (RFC 9113, section 8.5).
         Some(Upgrade::Tunnel) => uri,
         Some(Upgrade::WebSocket) | None => uri.scheme(scheme).path_and_query(head.target.as_str()),
     };
@@ -196,16 +201,16 @@ pub(crate) fn to_request(head: &RequestHead, scheme: &str) -> Result<Request<()>
     Ok(request)
 }
 
-/// The head of a response that came.
+/// The head of a received response. `bodiless` says that no body follows.
 ///
 /// # Errors
-/// When its announced length is no number.
+/// When `content-length` is not a number or exceeds [`BODY_LIMIT_BYTES`].
 pub(crate) fn received_response(
     parts: http::response::Parts,
     bodiless: bool,
 ) -> Result<ResponseHead, ResponseFault> {
     let mut headers = parts.headers;
-    // Without a body the length is a fact about what is not sent, and stays a field.
+    // For HEAD and 304 the length describes a body that is not sent, and is forwarded as a header.
     let content_length = if bodiless {
         None
     } else {
@@ -221,7 +226,7 @@ pub(crate) fn received_response(
     })
 }
 
-/// The head of a response to send.
+/// Converts the head of a response into an HTTP/2 response.
 pub(crate) fn to_response(head: ResponseHead) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -233,70 +238,70 @@ pub(crate) fn to_response(head: ResponseHead) -> Response<()> {
     response
 }
 
-/// A body that comes over HTTP/2.
+/// A body that is received over HTTP/2.
 #[derive(Debug)]
 pub(crate) struct ReceivedBody {
     stream: h2::RecvStream,
-    /// How many bytes of the pieces that were taken still count against the windows. The library's own count
-    /// includes those that were not taken.
-    held: usize,
+    /// How many bytes of the pieces that were read still occupy the flow-control windows. The h2 crate's count includes
+    /// unread pieces.
+    unreleased: usize,
 }
 
 impl ReceivedBody {
     pub(crate) fn new(stream: h2::RecvStream) -> Self {
-        Self { stream, held: 0 }
+        Self { stream, unreleased: 0 }
     }
 
-    /// Whether nothing will come.
+    /// Whether the body has ended.
     pub(crate) fn is_end(&self) -> bool {
         self.stream.is_end_stream()
     }
 
-    /// The next piece. Its sender may send as much again at once: what limits it is how fast the receiver
-    /// takes pieces, since none is asked for before the last was sent.
+    /// The next piece, whose window is released at once. The sender is limited by how fast the receiver takes pieces,
+    /// since no piece is read before the last one was sent.
     pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         let piece = self.next().await?;
         self.release(piece.as_ref().map_or(0, Bytes::len));
         Ok(piece)
     }
 
-    /// The next piece, which counts against the windows until it is released.
-    pub(crate) async fn held_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
+    /// The next piece. It occupies the flow-control windows until [`Self::release_beyond`].
+    pub(crate) async fn unreleased_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         let piece = self.next().await?;
-        self.held += piece.as_ref().map_or(0, Bytes::len);
+        self.unreleased += piece.as_ref().map_or(0, Bytes::len);
         Ok(piece)
     }
 
-    /// Lets the sender send as much again as is held beyond the last `kept` bytes.
+    /// Releases the window of all but the last `kept` unreleased bytes.
     pub(crate) fn release_beyond(&mut self, kept: usize) {
-        let released = self.held.saturating_sub(kept);
-        self.held -= released;
+        let released = self.unreleased.saturating_sub(kept);
+        self.unreleased -= released;
         self.release(released);
     }
 
-    /// The trailers, after the last piece.
+    /// The trailers. Call it after the last piece.
     pub(crate) async fn trailers(&mut self) -> Result<Option<HeaderMap>, BodyError> {
-        self.stream.trailers().await.map_err(|error| broken(&error))
+        self.stream.trailers().await.map_err(|error| body_error(&error))
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
-        self.stream.data().await.transpose().map_err(|error| broken(&error))
+        self.stream.data().await.transpose().map_err(|error| body_error(&error))
     }
 
     fn release(&mut self, bytes: usize) {
-        // Fails only for a stream that has ended: no byte is released twice.
+        // Fails only after the stream has ended, since no byte is released twice.
         drop(self.stream.flow_control().release_capacity(bytes));
     }
 
-    /// How many bytes count against the windows, as the library has it.
+    /// How many bytes occupy the flow-control windows according to the h2 crate.
     #[cfg(test)]
     pub(crate) fn in_flight(&mut self) -> usize {
         self.stream.flow_control().used_capacity()
     }
 }
 
-/// How a stream broke.
-pub(crate) fn broken(error: &h2::Error) -> BodyError {
+/// Describes why a stream ended early.
+pub(crate) fn body_error(error: &h2::Error) -> BodyError {
     BodyError::StreamEnded(match error.reason() {
         _ if error.is_io() => "the connection was lost",
         Some(h2::Reason::ENHANCE_YOUR_CALM) if error.is_go_away() => {
@@ -318,7 +323,7 @@ pub(crate) fn broken(error: &h2::Error) -> BodyError {
     })
 }
 
-/// Sends a piece as the receiver's window allows.
+/// Sends a piece, waiting for window capacity.
 pub(crate) async fn send(
     stream: &mut h2::SendStream<Bytes>,
     mut piece: Bytes,
@@ -326,8 +331,8 @@ pub(crate) async fn send(
     while !piece.is_empty() {
         stream.reserve_capacity(piece.len());
         if stream.capacity() == 0 {
-            let granted = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
-            if !matches!(granted, Some(Ok(_))) {
+            let capacity = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
+            if !matches!(capacity, Some(Ok(_))) {
                 return Err(BodyError::SinkClosed);
             }
         }
@@ -337,7 +342,7 @@ pub(crate) async fn send(
     Ok(())
 }
 
-/// Ends a body.
+/// Ends a body, with trailers if there are any.
 pub(crate) fn finish(
     stream: &mut h2::SendStream<Bytes>,
     trailers: Option<HeaderMap>,

@@ -1,121 +1,121 @@
-//! How many frames that carry nothing an HTTP/2 connection may send.
+//! Limits control frames and protocol violations of HTTP/2 client connections.
 //!
-//! Each PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM or unknown frame costs work, and the library
-//! answers them without end (RFC 9113, section 10.5). They are counted on their way to it: a connection
-//! has so many, gains some with time, with each request, and with what is sent to it, which a client
-//! must acknowledge. One that has none left is ended with `ENHANCE_YOUR_CALM`.
+//! Each PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM or unknown frame costs work, and the h2 crate processes any
+//! number of them (RFC 9113, section 10.5). They are counted before the h2 crate receives them. A connection has a budget
+//! of such frames. The budget grows with time, with each request, and with each DATA frame that is sent to the client,
+//! which the client acknowledges by WINDOW_UPDATE. A connection that exhausts it is closed with `ENHANCE_YOUR_CALM`.
 
 use std::time::Instant;
 
 use super::h2_frames::{DATA, FrameHeader, HEADERS};
 
-/// What a connection has at first, and at most.
-const MOST: u32 = 10_000;
-/// What it gains in a second.
-const PER_SECOND: u64 = 1_000;
-/// What it gains by a request: a priority, updates of windows, a reset.
-const PER_REQUEST: u32 = 20;
-/// What it gains by each piece sent to it: an update of each window, and one to spare.
-const PER_PIECE_SENT: u32 = 3;
+/// The initial and highest budget, in frames.
+const MAX_FRAMES: u32 = 10_000;
+/// Frames added per second.
+const FRAMES_PER_SECOND: u64 = 1_000;
+/// Frames added per request: PRIORITY, WINDOW_UPDATE, RST_STREAM.
+const FRAMES_PER_REQUEST: u32 = 20;
+/// Frames added per DATA frame sent to the client: a WINDOW_UPDATE for stream and connection, and one spare.
+const FRAMES_PER_DATA_SENT: u32 = 3;
 
-/// What a connection has left.
+/// The remaining control frames of a connection.
 #[derive(Debug)]
 pub(super) struct FrameBudget {
     left: u32,
-    /// What it used beyond that, since it was last looked at.
-    lacking: u32,
-    /// When it last gained by time.
-    gained: Instant,
+    /// Frames received beyond the budget since the last [`Self::is_within`].
+    excess: u32,
+    /// When frames were last added for elapsed time.
+    refilled: Instant,
 }
 
 impl FrameBudget {
     pub(super) fn new(now: Instant) -> Self {
-        Self { left: MOST, lacking: 0, gained: now }
+        Self { left: MAX_FRAMES, excess: 0, refilled: now }
     }
 
-    /// A frame was sent to the client.
+    /// Records a frame that was sent to the client.
     pub(super) fn send(&mut self, frame: FrameHeader) {
         if frame.kind == DATA && frame.length > 0 {
-            self.left = MOST.min(self.left + PER_PIECE_SENT);
+            self.left = MAX_FRAMES.min(self.left + FRAMES_PER_DATA_SENT);
         }
     }
 
-    /// A frame came from the client.
+    /// Records a frame that was received from the client.
     pub(super) fn receive(&mut self, frame: FrameHeader) {
         match frame.kind {
             DATA if frame.length > 0 => {}
-            HEADERS => self.left = MOST.min(self.left + PER_REQUEST),
+            HEADERS => self.left = MAX_FRAMES.min(self.left + FRAMES_PER_REQUEST),
             _ => match self.left.checked_sub(1) {
                 Some(less) => self.left = less,
-                None => self.lacking += 1,
+                None => self.excess += 1,
             },
         }
     }
 
-    /// Whether the connection may go on. The clock is asked only when nothing is left.
-    pub(super) fn is_kept(&mut self, now: impl FnOnce() -> Instant) -> bool {
-        let lacking = std::mem::take(&mut self.lacking);
-        if lacking == 0 {
+    /// Whether the connection is within its budget. Reads the clock only when the budget is exhausted.
+    pub(super) fn is_within(&mut self, now: impl FnOnce() -> Instant) -> bool {
+        let excess = std::mem::take(&mut self.excess);
+        if excess == 0 {
             return true;
         }
         let now = now();
-        let passed = now.saturating_duration_since(self.gained).as_millis();
-        let gained = u64::try_from(passed).unwrap_or(u64::MAX).saturating_mul(PER_SECOND) / 1000;
-        let gained = u32::try_from(gained).unwrap_or(u32::MAX).min(MOST);
-        (self.gained, self.left) = (now, gained.saturating_sub(lacking));
-        gained >= lacking
+        let passed = now.saturating_duration_since(self.refilled).as_millis();
+        let gained =
+            u64::try_from(passed).unwrap_or(u64::MAX).saturating_mul(FRAMES_PER_SECOND) / 1000;
+        let gained = u32::try_from(gained).unwrap_or(u32::MAX).min(MAX_FRAMES);
+        self.refilled = now;
+        self.left = gained.saturating_sub(excess);
+        gained >= excess
     }
 }
 
-/// How many streams of a connection may break a rule or a limit at once.
-const BREACHES_AT_ONCE: u32 = 100;
-/// How many of those are forgiven in a second.
-const BREACHES_FORGIVEN_PER_SECOND: u64 = 10;
-/// How many breaches the library counts over the lifetime of a connection before it ends the connection and
-/// every stream on it.
+/// How many violations a connection may commit in a burst.
+const VIOLATION_BURST: u32 = 100;
+/// How many violations are forgiven per second.
+const VIOLATIONS_FORGIVEN_PER_SECOND: u64 = 10;
+/// How many violations the h2 crate tolerates over the lifetime of a connection before it closes it with all streams.
 pub(crate) const LIBRARY_VIOLATION_LIMIT: u32 = 4_000;
 
-/// What follows from a breach.
+/// What is done after a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ViolationAction {
     Tolerated,
-    /// The connection ends gracefully, and the client opens another, before the library ends it at once.
-    Renewed,
-    /// The connection ends at once: so many breaches are abuse.
-    Ended,
+    /// The connection is shut down gracefully, so that the client opens another before the h2 crate closes this one.
+    ShutDown,
+    /// The connection is closed at once, because of abuse.
+    Close,
 }
 
-/// The streams of a connection that broke a rule (those that the library resets or refuses) or the limit
-/// of a request's head. Each costs work that serves no client; a few in the long life of a connection that
-/// is shared by many programs are no abuse.
+/// Counts the streams of a connection that violated the protocol (the h2 crate resets or refuses them) or exceeded the
+/// limit of a request head. A few of them are normal in the long life of a connection that many clients share.
 #[derive(Debug)]
 pub(super) struct ViolationCounter {
     left: u32,
     total: u32,
-    /// When some were last forgiven.
+    /// When violations were last forgiven.
     forgiven: Instant,
 }
 
 impl ViolationCounter {
     pub(super) fn new(now: Instant) -> Self {
-        Self { left: BREACHES_AT_ONCE, total: 0, forgiven: now }
+        Self { left: VIOLATION_BURST, total: 0, forgiven: now }
     }
 
-    /// Counts one more.
+    /// Counts a violation and decides what is done about it.
     pub(super) fn add(&mut self, now: Instant) -> ViolationAction {
         let passed = now.saturating_duration_since(self.forgiven).as_millis();
         let passed = u64::try_from(passed).unwrap_or(u64::MAX);
-        let forgiven = passed.saturating_mul(BREACHES_FORGIVEN_PER_SECOND) / 1000;
+        let forgiven = passed.saturating_mul(VIOLATIONS_FORGIVEN_PER_SECOND) / 1000;
         if forgiven > 0 {
             let forgiven = u32::try_from(forgiven).unwrap_or(u32::MAX);
-            self.left = self.left.saturating_add(forgiven).min(BREACHES_AT_ONCE);
+            self.left = self.left.saturating_add(forgiven).min(VIOLATION_BURST);
             self.forgiven = now;
         }
         self.total = self.total.saturating_add(1);
-        let Some(left) = self.left.checked_sub(1) else { return ViolationAction::Ended };
+        let Some(left) = self.left.checked_sub(1) else { return ViolationAction::Close };
         self.left = left;
         if self.total >= LIBRARY_VIOLATION_LIMIT / 2 {
-            ViolationAction::Renewed
+            ViolationAction::ShutDown
         } else {
             ViolationAction::Tolerated
         }
@@ -129,30 +129,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn burst_of_breaches_ends_the_connection() {
+    fn burst_of_violations_closes_the_connection() {
         let now = start();
-        let mut breaches = ViolationCounter::new(now);
+        let mut violations = ViolationCounter::new(now);
         let tolerated =
-            (0..).take_while(|_| breaches.add(now) == ViolationAction::Tolerated).count();
-        assert_eq!(tolerated, BREACHES_AT_ONCE as usize);
-        assert_eq!(breaches.add(now), ViolationAction::Ended);
+            (0..).take_while(|_| violations.add(now) == ViolationAction::Tolerated).count();
+        assert_eq!(tolerated, VIOLATION_BURST as usize);
+        assert_eq!(violations.add(now), ViolationAction::Close);
         let later = now + Duration::from_secs(1);
-        assert_eq!(breaches.add(later), ViolationAction::Tolerated);
+        assert_eq!(violations.add(later), ViolationAction::Tolerated);
     }
 
     #[test]
-    fn rare_breaches_renew_the_connection_before_the_library_ends_it() {
+    fn rare_violations_shut_the_connection_down_before_the_h2_crate_closes_it() {
         let mut now = start();
-        let mut breaches = ViolationCounter::new(now);
+        let mut violations = ViolationCounter::new(now);
         let mut tolerated = 0;
-        let verdict = loop {
+        let action = loop {
             now += Duration::from_millis(150);
-            match breaches.add(now) {
+            match violations.add(now) {
                 ViolationAction::Tolerated => tolerated += 1,
-                verdict => break verdict,
+                action => break action,
             }
         };
-        assert_eq!(verdict, ViolationAction::Renewed);
+        assert_eq!(action, ViolationAction::ShutDown);
         assert_eq!(tolerated + 1, LIBRARY_VIOLATION_LIMIT / 2);
     }
 
@@ -168,42 +168,42 @@ mod tests {
         FrameHeader { length, kind, flags: 0, stream: 1 }
     }
 
-    /// Whether the connection is kept after these came together.
-    fn is_kept(budget: &mut FrameBudget, frames: &[FrameHeader], now: Instant) -> bool {
+    /// Whether the connection is within its budget after these frames arrived in one read.
+    fn is_within(budget: &mut FrameBudget, frames: &[FrameHeader], now: Instant) -> bool {
         frames.iter().for_each(|frame| budget.receive(*frame));
-        budget.is_kept(|| now)
+        budget.is_within(|| now)
     }
 
     #[test]
-    fn a_flood_has_an_end_and_comes_again_with_time() {
+    fn flood_exhausts_the_budget_which_refills_with_time() {
         let now = start();
         let mut budget = FrameBudget::new(now);
         let ping = [frame(PING, 8)];
-        let count = (0..).take_while(|_| is_kept(&mut budget, &ping, now)).count();
-        assert_eq!(count, MOST as usize);
+        let count = (0..).take_while(|_| is_within(&mut budget, &ping, now)).count();
+        assert_eq!(count, MAX_FRAMES as usize);
         let later = now + Duration::from_millis(100);
-        assert!(is_kept(&mut budget, &ping, later), "some have been gained");
-        let count = (0..).take_while(|_| is_kept(&mut budget, &ping, later)).count();
+        assert!(is_within(&mut budget, &ping, later), "the budget was refilled");
+        let count = (0..).take_while(|_| is_within(&mut budget, &ping, later)).count();
         assert_eq!(count, 99);
     }
 
     #[test]
-    fn who_is_served_may_acknowledge_it() {
+    fn served_client_may_acknowledge_every_data_frame() {
         let now = start();
         let mut budget = FrameBudget::new(now);
         let updates = [frame(WINDOW_UPDATE, 4), frame(WINDOW_UPDATE, 4)];
         for _ in 0..100_000 {
             budget.send(frame(DATA, 1));
-            assert!(is_kept(&mut budget, &updates, now));
+            assert!(is_within(&mut budget, &updates, now));
         }
         let request = [frame(HEADERS, 10), frame(WINDOW_UPDATE, 4), frame(3, 4)];
         for _ in 0..100_000 {
-            assert!(is_kept(&mut budget, &request, now));
+            assert!(is_within(&mut budget, &request, now));
         }
-        // Our answers to a flood are no service.
-        let answered = (0..MOST + 1).all(|_| {
+        // Replies to a flood of PING frames do not refill the budget.
+        let answered = (0..MAX_FRAMES + 1).all(|_| {
             budget.send(frame(PING, 8));
-            is_kept(&mut budget, &[frame(PING, 8)], now)
+            is_within(&mut budget, &[frame(PING, 8)], now)
         });
         assert!(!answered);
     }

@@ -1,6 +1,8 @@
-//! A connection of HTTP/2 to an endpoint, which requests of many clients share. No behaviour of one client
-//! may end it, so the library counts neither resets nor small frames on it. What the library would keep
-//! without a limit is what it has to answer to an endpoint that sends and does not read: that is limited here.
+//! Limits what an endpoint can make the h2 crate buffer on an HTTP/2 connection.
+//!
+//! Requests of many clients share such a connection. One client must not be able to close it, so the h2 crate's limits on
+//! resets and small frames are disabled. This leaves one unlimited buffer: the replies (PING, SETTINGS acknowledgements) to
+//! an endpoint that sends frames and does not read. The guard limits it by counting frames while writing is blocked.
 
 use std::cell::Cell;
 use std::io;
@@ -10,31 +12,31 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::h2_frames::Frames;
+use super::h2_frames::FrameScanner;
 use crate::tls::failure::TlsFailure;
 
-/// How many frames an endpoint may send while it takes nothing of what we have to write. The windows of one
-/// that keeps to the protocol are used up before: 4 MiB in frames of 256 bytes.
-const FRAMES_LIMIT: u32 = 16_384;
+/// How many frames an endpoint may send while it does not read. Well-behaved endpoints exhaust their flow-control window
+/// earlier: 4 MiB in frames of 256 bytes.
+const FRAME_LIMIT: u32 = 16_384;
 
-/// The connection.
+/// A connection to an endpoint that fails when the endpoint sends without reading.
 #[derive(Debug)]
 pub(crate) struct Http2EndpointGuard<S> {
     stream: S,
-    received: Frames,
-    /// How many frames came since the endpoint stopped reading; none while it reads.
+    received: FrameScanner,
+    /// How many frames were received since the endpoint stopped reading; none while it reads.
     since_blocked: Option<u32>,
     has_received: bool,
     alert: EndpointAlert,
 }
 
-/// The alert by which an endpoint ended the connection before it sent anything: in TLS 1.3 it refuses our
-/// certificate so. The library passes no cause of an error on.
+/// The TLS alert with which an endpoint closed the connection before it sent any data: in TLS 1.3 an endpoint refuses our
+/// certificate this way. Shared with the pool, because the h2 crate drops the cause of an I/O error.
 pub(crate) type EndpointAlert = Rc<Cell<Option<TlsFailure>>>;
 
 impl<S> Http2EndpointGuard<S> {
     pub(crate) fn new(stream: S, alert: EndpointAlert) -> Self {
-        let received = Frames::behind(0);
+        let received = FrameScanner::after_preface(0);
         Self { stream, received, since_blocked: None, has_received: false, alert }
     }
 }
@@ -56,12 +58,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http2EndpointGuard<S> {
         }
         let Self { received, since_blocked, .. } = this;
         let mut count = 0;
-        received.see(buf.filled().get(before..).unwrap_or_default(), |_, _| count += 1);
+        received.scan(buf.filled().get(before..).unwrap_or_default(), |_, _| count += 1);
         if let Some(all) = since_blocked {
             *all = all.saturating_add(count);
-            if *all > FRAMES_LIMIT {
-                let why = "the endpoint sends HTTP/2 frames without reading";
-                return Poll::Ready(Err(io::Error::other(why)));
+            if *all > FRAME_LIMIT {
+                let reason = "endpoint sends HTTP/2 frames without reading";
+                return Poll::Ready(Err(io::Error::other(reason)));
             }
         }
         polled
@@ -95,8 +97,8 @@ mod tests {
 
     use super::*;
 
-    /// How many empty frames of DATA are taken from an endpoint, before which `written` bytes are written.
-    async fn frames_taken(written: usize) -> usize {
+    /// How many empty DATA frames are accepted from an endpoint that does not read the `written` bytes sent before.
+    async fn frames_accepted(written: usize) -> usize {
         const ROOM: usize = 1024;
         let (endpoint, ours) = duplex(ROOM);
         let mut ours = Http2EndpointGuard::new(ours, EndpointAlert::default());
@@ -105,14 +107,15 @@ mod tests {
         drop(tokio::time::timeout(std::time::Duration::from_millis(1), writing).await);
         let (_unread, mut endpoint) = tokio::io::split(endpoint);
         let sending = tokio::spawn(async move {
-            for _ in 0..2 * FRAMES_LIMIT {
+            for _ in 0..2 * FRAME_LIMIT {
                 if endpoint.write_all(&[0, 0, 0, 0, 0, 0, 0, 0, 1]).await.is_err() {
                     return;
                 }
             }
         });
-        let (mut bytes, mut buffer) = (0, [0; ROOM]);
-        let all = 2 * FRAMES_LIMIT as usize * 9;
+        let mut bytes = 0;
+        let mut buffer = [0; ROOM];
+        let all = 2 * FRAME_LIMIT as usize * 9;
         while bytes < all {
             match ours.read(&mut buffer).await {
                 Ok(more) => bytes += more,
@@ -120,14 +123,14 @@ mod tests {
             }
         }
         drop(ours);
-        sending.await.expect("it ends");
+        sending.await.expect("the task ends");
         bytes / 9
     }
 
     #[tokio::test(start_paused = true)]
-    async fn endpoint_that_sends_without_reading_is_ended() {
-        assert_eq!(frames_taken(10).await, 2 * FRAMES_LIMIT as usize, "it takes what we write");
-        let taken = frames_taken(2000).await;
-        assert!(taken <= FRAMES_LIMIT as usize, "{taken} frames");
+    async fn endpoint_that_sends_without_reading_is_disconnected() {
+        assert_eq!(frames_accepted(10).await, 2 * FRAME_LIMIT as usize, "the endpoint reads");
+        let accepted = frames_accepted(2000).await;
+        assert!(accepted <= FRAME_LIMIT as usize, "{accepted} frames");
     }
 }

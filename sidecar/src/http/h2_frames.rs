@@ -1,4 +1,4 @@
-//! Frames of HTTP/2, as far as they are seen on their way past the library (RFC 9113, section 4.1).
+//! Finds HTTP/2 frames in the bytes that are exchanged with the h2 crate (RFC 9113, section 4.1).
 
 use h2::Reason;
 
@@ -15,10 +15,10 @@ pub(super) const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 pub(super) const HEADER_BYTES: usize = 9;
-/// What a client sends before its first frame (RFC 9113, section 3.4).
+/// The length of the connection preface, which a client sends before its first frame (RFC 9113, section 3.4).
 pub(super) const PREFACE_BYTES: u32 = 24;
 
-/// What a frame says before its payload.
+/// The header of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FrameHeader {
     pub(super) length: u32,
@@ -34,8 +34,11 @@ impl FrameHeader {
         Self { length: u32::from_be_bytes([0, high, middle, low]), kind, flags, stream }
     }
 
-    /// Whether its payload has a size that its kind may have. The library calls every other size a
-    /// breach of protocol, which the standard does not.
+    /// Checks that the payload has a size that its frame type allows. The h2 crate reports every other size as
+    /// PROTOCOL_ERROR, while the standard requires FRAME_SIZE_ERROR.
+    ///
+    /// # Errors
+    /// FRAME_SIZE_ERROR.
     pub(super) fn check_size(self) -> Result<(), Reason> {
         let fits = match self.kind {
             PRIORITY => self.length == 5,
@@ -49,8 +52,11 @@ impl FrameHeader {
         if fits { Ok(()) } else { Err(Reason::FRAME_SIZE_ERROR) }
     }
 
-    /// Whether a SETTINGS frame asks for a window that none may have (RFC 9113, section 6.5.2), as far as
-    /// its payload is at hand.
+    /// Checks that a SETTINGS frame sets no window above 2^31-1 (RFC 9113, section 6.5.2), as far as its payload was
+    /// received.
+    ///
+    /// # Errors
+    /// FLOW_CONTROL_ERROR.
     pub(super) fn check_settings(self, payload: &[u8]) -> Result<(), Reason> {
         const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
         let (settings, _) = payload.as_chunks::<6>();
@@ -63,66 +69,69 @@ impl FrameHeader {
         if beyond { Err(Reason::FLOW_CONTROL_ERROR) } else { Ok(()) }
     }
 
-    /// Why it resets a stream, as far as its payload is at hand.
+    /// The error code of an RST_STREAM frame. None for other frames, and when its payload was not received.
     pub(super) fn reset_reason(self, payload: &[u8]) -> Option<Reason> {
         let code = payload.first_chunk().filter(|_| self.kind == RST_STREAM)?;
         Some(u32::from_be_bytes(*code).into())
     }
 
-    /// Whether a SETTINGS frame makes the table of header compression smaller than it is at first (RFC 7541,
-    /// section 4.2), as far as its payload is at hand.
+    /// Whether a SETTINGS frame makes the HPACK table smaller than its initial size (RFC 7541, section 4.2), as far as its
+    /// payload was received.
     pub(super) fn shrinks_table(self, payload: &[u8]) -> bool {
-        const FIRST_BYTES: u32 = 4096;
+        const INITIAL_BYTES: u32 = 4096;
         let (settings, _) = payload.as_chunks::<6>();
         let shrinks = |setting: &[u8; 6]| {
             let [a, b, size @ ..] = *setting;
-            [a, b] == [0, 1] && u32::from_be_bytes(size) < FIRST_BYTES
+            [a, b] == [0, 1] && u32::from_be_bytes(size) < INITIAL_BYTES
         };
         self.kind == SETTINGS && self.flags & ACK == 0 && settings.iter().any(shrinks)
     }
 
-    /// Whether it may be the first (RFC 9113, section 3.4).
+    /// Checks that the first frame of a connection is SETTINGS (RFC 9113, section 3.4).
+    ///
+    /// # Errors
+    /// PROTOCOL_ERROR.
     pub(super) fn check_first(self) -> Result<(), Reason> {
         let is_settings = self.kind == SETTINGS && self.flags & ACK == 0;
         if is_settings { Ok(()) } else { Err(Reason::PROTOCOL_ERROR) }
     }
 
-    /// Whether a field section is open behind it, which nothing may interrupt; none when it has nothing
-    /// to do with one.
-    pub(super) fn leaves_section_open(self) -> Option<bool> {
+    /// Whether CONTINUATION frames must follow. None for frames that carry no headers.
+    pub(super) fn needs_continuation(self) -> Option<bool> {
         matches!(self.kind, HEADERS | CONTINUATION).then_some(self.flags & END_HEADERS == 0)
     }
 }
 
-/// Sees frames in the bytes of one direction.
+/// Scans the bytes of one direction for frames.
 #[derive(Debug)]
-pub(super) struct Frames {
-    /// The bytes of the frame's payload that are still to come, or of what stands before the first.
+pub(super) struct FrameScanner {
+    /// The missing bytes of the current frame's payload, or of the connection preface.
     pub(super) left: u32,
     header: [u8; HEADER_BYTES],
-    /// How many of them have come.
-    pub(super) have: usize,
+    /// How many bytes of a partial frame header were received.
+    pub(super) header_bytes: usize,
 }
 
-impl Frames {
-    pub(super) fn behind(preface: u32) -> Self {
-        Self { left: preface, header: [0; HEADER_BYTES], have: 0 }
+impl FrameScanner {
+    /// A scanner for a direction that begins with a preface of this many bytes.
+    pub(super) fn after_preface(preface: u32) -> Self {
+        Self { left: preface, header: [0; HEADER_BYTES], header_bytes: 0 }
     }
 
-    /// How many of the next bytes belong to the frame that has begun. None when its header ends behind them.
-    pub(super) fn open_bytes(&self, next: &[u8]) -> Option<usize> {
-        if self.have == 0 {
+    /// How many of the `next` bytes belong to the current frame. None when its header is not complete with them.
+    pub(super) fn current_frame_bytes(&self, next: &[u8]) -> Option<usize> {
+        if self.header_bytes == 0 {
             return Some(self.left as usize);
         }
         let mut header = self.header;
-        let missing = header.get_mut(self.have..)?;
+        let missing = header.get_mut(self.header_bytes..)?;
         let count = missing.len();
         missing.copy_from_slice(next.get(..count)?);
         Some(count + FrameHeader::read(header).length as usize)
     }
 
-    /// Goes through bytes; gives each frame whose header is whole, with what of its payload is at hand.
-    pub(super) fn see(&mut self, mut bytes: &[u8], mut each: impl FnMut(FrameHeader, &[u8])) {
+    /// Scans bytes. Calls `each` for every frame whose header is complete, with the payload received so far.
+    pub(super) fn scan(&mut self, mut bytes: &[u8], mut each: impl FnMut(FrameHeader, &[u8])) {
         while !bytes.is_empty() {
             if self.left > 0 {
                 let skipped = bytes.len().min(self.left as usize);
@@ -131,20 +140,20 @@ impl Frames {
                 continue;
             }
             let header = match bytes.split_first_chunk() {
-                // As it nearly always is, all of it has come at once.
-                Some((header, rest)) if self.have == 0 => {
+                // The usual case: the whole header was received at once.
+                Some((header, rest)) if self.header_bytes == 0 => {
                     bytes = rest;
                     *header
                 }
                 _ => {
-                    let room = self.header.iter_mut().skip(self.have);
-                    let came = room.zip(bytes).map(|(place, byte)| *place = *byte).count();
-                    bytes = bytes.get(came..).unwrap_or_default();
-                    self.have += came;
-                    if self.have < HEADER_BYTES {
+                    let room = self.header.iter_mut().skip(self.header_bytes);
+                    let copied = room.zip(bytes).map(|(slot, byte)| *slot = *byte).count();
+                    bytes = bytes.get(copied..).unwrap_or_default();
+                    self.header_bytes += copied;
+                    if self.header_bytes < HEADER_BYTES {
                         return;
                     }
-                    self.have = 0;
+                    self.header_bytes = 0;
                     self.header
                 }
             };
@@ -166,36 +175,37 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_seen_however_the_bytes_come() {
+    fn frames_are_found_however_the_bytes_are_split() {
         let all = [frame(DATA, 300), frame(PING, 8), frame(DATA, 0), frame(HEADERS, 1)].concat();
         let wanted = [(DATA, 300), (PING, 8), (DATA, 0), (HEADERS, 1)];
         for size in 1..all.len() {
-            let (mut frames, mut seen) = (Frames::behind(0), Vec::new());
+            let mut frames = FrameScanner::after_preface(0);
+            let mut seen = Vec::new();
             for part in all.chunks(size) {
-                frames.see(part, |header, _| seen.push((header.kind, header.length)));
+                frames.scan(part, |header, _| seen.push((header.kind, header.length)));
             }
             assert_eq!(seen, wanted, "in parts of {size}");
-            assert_eq!((frames.left, frames.have), (0, 0));
+            assert_eq!((frames.left, frames.header_bytes), (0, 0));
         }
     }
 
     #[test]
-    fn end_of_a_frame_is_found_wherever_it_was_divided() {
+    fn end_of_a_frame_is_found_wherever_it_was_split() {
         let all = frame(DATA, 20);
         for seen in 0..=all.len() {
-            let mut frames = Frames::behind(0);
-            frames.see(&all[..seen], |_, _| {});
+            let mut frames = FrameScanner::after_preface(0);
+            frames.scan(&all[..seen], |_, _| {});
             let rest = &all[seen..];
             let expected = if seen == 0 { 0 } else { rest.len() };
-            assert_eq!(frames.open_bytes(rest), Some(expected), "{seen} bytes");
+            assert_eq!(frames.current_frame_bytes(rest), Some(expected), "{seen} bytes");
             let part = &rest[..rest.len().min(1)];
             let is_header = (1..HEADER_BYTES - 1).contains(&seen);
-            assert_eq!(frames.open_bytes(part).is_none(), is_header, "{seen} bytes");
+            assert_eq!(frames.current_frame_bytes(part).is_none(), is_header, "{seen} bytes");
         }
     }
 
     #[test]
-    fn sizes_are_those_of_the_kind() {
+    fn payload_sizes_not_allowed_for_a_frame_type_are_rejected() {
         let check = |kind: u8, flags: u8, length: u32, fits: bool| {
             let header = FrameHeader { length, kind, flags, stream: 0 };
             assert_eq!(header.check_size().is_ok(), fits, "{header:?}");

@@ -1,4 +1,4 @@
-//! Asks clients of HTTP/2 for a sign of life, so that a connection whose client is gone ends.
+//! Sends keepalive PINGs to HTTP/2 clients, so that connections of clients that are gone are closed.
 
 use std::future::{pending, poll_fn};
 use std::time::Duration;
@@ -8,8 +8,8 @@ use weft_model::Keepalive;
 
 use crate::http::h2_client_guard::Http2Monitor;
 
-/// Resolves when a PING was not answered in time, and nothing else came meanwhile: a large body may hold up
-/// the answer. Without settings it never resolves.
+/// Resolves when a PING was not acknowledged in time and no other frame was received meanwhile: a large body can delay
+/// the acknowledgement. Never resolves without settings.
 pub(crate) async fn ping_timeout(
     settings: Option<Keepalive>,
     pings: Option<PingPong>,
@@ -21,7 +21,7 @@ pub(crate) async fn ping_timeout(
     loop {
         tokio::time::sleep(interval(settings)).await;
         if pings.send_ping(Ping::opaque()).is_err() {
-            // The connection has ended, and with it all that waits.
+            // The connection has ended.
             return pending().await;
         }
         let answer = poll_fn(|cx| pings.poll_pong(cx));
@@ -39,8 +39,8 @@ pub(crate) async fn ping_timeout(
     }
 }
 
-/// How long until the next PING: longer by a random part of the jitter, so that the connections of a listener
-/// do not send theirs together.
+/// The time until the next PING, with a random part of the jitter added, so that the connections of a listener do not send
+/// PINGs at the same time.
 fn interval(settings: Keepalive) -> Duration {
     let jitter = f64::from(settings.jitter_percent) / 100.0 * fastrand::f64();
     settings.interval.mul_f64(1.0 + jitter)

@@ -1,13 +1,13 @@
-//! How a connection of HTTP/2 is ended so that no call on it is lost (RFC 9113, section 6.8).
+//! Shuts an HTTP/2 client connection down without losing requests (RFC 9113, section 6.8).
 //!
-//! The client is told that there will be an end, and a PING; when it has answered that, the library decides
-//! which stream was the last, and serves no later one. Two things are done here for it, between the client
-//! and the library, from the moment that the client is told:
+//! The h2 crate sends a GOAWAY that announces the shutdown, and a PING. When the client has acknowledged the PING, the h2
+//! crate chooses the last stream that is served and ignores later ones. From the first GOAWAY on, this filter changes what
+//! the h2 crate receives from the client:
 //!
-//! - The answer to the PING is passed on a moment later. A client may answer at once and send requests
-//!   behind it that it had in hand before it was told: those are served, and not sent back.
-//! - What is said of streams that came too late all the same is left out. A client may well reset one, or
-//!   open its window, before it knows; the library calls it a breach of protocol and ends the others with it.
+//! - The PING acknowledgement is delayed by [`ACK_DELAY`]. A client may acknowledge at once and send requests behind it that
+//!   it prepared before it received the GOAWAY. These requests are served too.
+//! - RST_STREAM and WINDOW_UPDATE frames of streams after the last one are dropped. A client may send them before it
+//!   receives the second GOAWAY; the h2 crate would treat them as a protocol violation and close all other streams.
 
 use std::io;
 use std::pin::Pin;
@@ -19,47 +19,48 @@ use tokio::time::Sleep;
 
 use super::h2_frames::{ACK, FrameHeader, HEADER_BYTES, HEADERS, PING, RST_STREAM, WINDOW_UPDATE};
 
-/// No stream is the last yet (RFC 9113, section 6.8).
+/// The last stream in the first GOAWAY: the last stream is not chosen yet (RFC 9113, section 6.8).
 pub(super) const NO_LAST_STREAM: u32 = 0x7fff_ffff;
-/// How long the answer to the PING waits for requests that the client had in hand.
-const MOMENT: Duration = Duration::from_millis(100);
+/// How long the PING acknowledgement is held back, for requests that the client has already prepared.
+const ACK_DELAY: Duration = Duration::from_millis(100);
 
-/// The end of a connection.
+/// The filter for the bytes that a client sends during a graceful shutdown.
 #[derive(Debug)]
 pub(super) struct GracefulShutdown {
-    /// The bytes of a frame's header that came so far.
+    /// The bytes of a partial frame header.
     header: Vec<u8>,
-    /// How many bytes of a payload are still passed on, left out, or held.
-    passing: u32,
-    leaving: u32,
+    /// How many bytes of the current payload are still to be forwarded, dropped or held back. At most one is not 0.
+    forwarding: u32,
+    dropping: u32,
     holding: u32,
-    /// The answer to the PING; empty once it was passed on.
-    answer: Vec<u8>,
-    moment: Option<Pin<Box<Sleep>>>,
-    /// The highest stream so far, and the last that is served.
+    /// The PING acknowledgement; empty once it was forwarded.
+    acknowledgement: Vec<u8>,
+    delay: Option<Pin<Box<Sleep>>>,
+    /// The highest stream so far.
     highest: u32,
+    /// The last stream that is served, or [`NO_LAST_STREAM`].
     last: u32,
-    /// What is to be passed on and had no place yet.
-    kept: Vec<u8>,
+    /// Bytes to be forwarded that did not fit into the reader's buffer.
+    pending: Vec<u8>,
 }
 
 impl GracefulShutdown {
-    /// The end of a connection on which `passing` bytes more of a payload are the library's already.
-    pub(super) fn new(passing: u32, highest: u32) -> Self {
+    /// A filter for a connection of whose current payload `forwarding` bytes are still to be received.
+    pub(super) fn new(forwarding: u32, highest: u32) -> Self {
         Self {
             header: Vec::new(),
-            passing,
-            leaving: 0,
+            forwarding,
+            dropping: 0,
             holding: 0,
-            answer: Vec::new(),
-            moment: None,
+            acknowledgement: Vec::new(),
+            delay: None,
             highest,
             last: NO_LAST_STREAM,
-            kept: Vec::new(),
+            pending: Vec::new(),
         }
     }
 
-    /// Reads from the client what the library is to see.
+    /// Reads from the client the bytes that the h2 crate receives.
     pub(super) fn poll_read<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
@@ -67,16 +68,16 @@ impl GracefulShutdown {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            if !self.kept.is_empty() {
-                let fits = self.kept.len().min(buf.remaining());
-                buf.put_slice(self.kept.drain(..fits).as_slice());
+            if !self.pending.is_empty() {
+                let fits = self.pending.len().min(buf.remaining());
+                buf.put_slice(self.pending.drain(..fits).as_slice());
                 return Poll::Ready(Ok(()));
             }
-            if let Some(moment) = &mut self.moment
-                && moment.as_mut().poll(cx).is_ready()
+            if let Some(delay) = &mut self.delay
+                && delay.as_mut().poll(cx).is_ready()
                 && self.is_between_frames()
             {
-                self.decide();
+                self.forward_acknowledgement();
                 continue;
             }
             let mut bytes = [0; 4096];
@@ -85,33 +86,33 @@ impl GracefulShutdown {
             if part.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            self.sort(part.filled());
-            if self.moment.is_none() && !self.answer.is_empty() && self.holding == 0 {
-                self.moment = Some(Box::pin(tokio::time::sleep(MOMENT)));
+            self.filter(part.filled());
+            if self.delay.is_none() && !self.acknowledgement.is_empty() && self.holding == 0 {
+                self.delay = Some(Box::pin(tokio::time::sleep(ACK_DELAY)));
             }
         }
     }
 
     fn is_between_frames(&self) -> bool {
-        self.header.is_empty() && self.passing + self.leaving + self.holding == 0
+        self.header.is_empty() && self.forwarding + self.dropping + self.holding == 0
     }
 
-    /// Passes the answer on, by which the library decides the same.
-    fn decide(&mut self) {
+    /// Forwards the acknowledgement. The h2 crate then chooses the same last stream.
+    fn forward_acknowledgement(&mut self) {
         self.last = self.highest;
-        self.moment = None;
-        self.kept.append(&mut self.answer);
+        self.delay = None;
+        self.pending.append(&mut self.acknowledgement);
     }
 
-    /// Keeps of `bytes` what is to be passed on.
-    fn sort(&mut self, mut bytes: &[u8]) {
+    /// Moves the bytes that are to be forwarded to `pending`.
+    fn filter(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let (left, to) = if self.passing > 0 {
-                (&mut self.passing, Some(&mut self.kept))
+            let (left, to) = if self.forwarding > 0 {
+                (&mut self.forwarding, Some(&mut self.pending))
             } else if self.holding > 0 {
-                (&mut self.holding, Some(&mut self.answer))
-            } else if self.leaving > 0 {
-                (&mut self.leaving, None)
+                (&mut self.holding, Some(&mut self.acknowledgement))
+            } else if self.dropping > 0 {
+                (&mut self.dropping, None)
             } else {
                 let (part, rest) =
                     bytes.split_at(bytes.len().min(HEADER_BYTES - self.header.len()));
@@ -119,7 +120,7 @@ impl GracefulShutdown {
                 self.header.extend(part);
                 if let Ok(header) = <[u8; HEADER_BYTES]>::try_from(self.header.as_slice()) {
                     self.header.clear();
-                    self.begin(header);
+                    self.begin_frame(header);
                 }
                 continue;
             };
@@ -133,22 +134,22 @@ impl GracefulShutdown {
         }
     }
 
-    /// Decides what becomes of a frame.
-    fn begin(&mut self, header: [u8; HEADER_BYTES]) {
+    /// Decides whether a frame is forwarded, dropped or held back.
+    fn begin_frame(&mut self, header: [u8; HEADER_BYTES]) {
         let frame = FrameHeader::read(header);
         if frame.kind == HEADERS {
             self.highest = self.highest.max(frame.stream);
         }
-        // There is one PING of ours on its way, and only before the last stream is known.
-        let is_answer = frame.kind == PING && frame.flags & ACK != 0;
-        if is_answer && self.last == NO_LAST_STREAM && self.answer.is_empty() {
-            self.answer.extend(header);
+        // Our PING is the only one in flight before the last stream is chosen.
+        let is_acknowledgement = frame.kind == PING && frame.flags & ACK != 0;
+        if is_acknowledgement && self.last == NO_LAST_STREAM && self.acknowledgement.is_empty() {
+            self.acknowledgement.extend(header);
             self.holding = frame.length;
         } else if frame.stream > self.last && matches!(frame.kind, RST_STREAM | WINDOW_UPDATE) {
-            self.leaving = frame.length;
+            self.dropping = frame.length;
         } else {
-            self.kept.extend(header);
-            self.passing = frame.length;
+            self.pending.extend(header);
+            self.forwarding = frame.length;
         }
     }
 }
@@ -165,10 +166,10 @@ mod tests {
         [header, vec![kind; payload]].concat()
     }
 
-    /// What the library sees.
-    struct Seen(GracefulShutdown, DuplexStream);
+    /// A client connection behind the filter.
+    struct FilteredStream(GracefulShutdown, DuplexStream);
 
-    impl AsyncRead for Seen {
+    impl AsyncRead for FilteredStream {
         fn poll_read(
             mut self: Pin<&mut Self>,
             cx: &mut Context<'_>,
@@ -179,33 +180,35 @@ mod tests {
         }
     }
 
-    /// What is seen of frames that come in parts of `size`, `room` bytes at a time, where the second part of
-    /// them comes `late`.
-    async fn seen(parts: [&[Vec<u8>]; 2], late: Duration, size: usize, room: usize) -> Vec<u8> {
+    /// What the h2 crate receives, read `room` bytes at a time, when frames arrive in pieces of `size` bytes and the second
+    /// part of them arrives after `late`.
+    async fn received(parts: [&[Vec<u8>]; 2], late: Duration, size: usize, room: usize) -> Vec<u8> {
         let (mut client, stream) = duplex(size);
-        let (first, second) = (parts[0].concat(), parts[1].concat());
+        let first = parts[0].concat();
+        let second = parts[1].concat();
         let sending = tokio::spawn(async move {
-            client.write_all(&first).await.expect("it is read");
+            client.write_all(&first).await.expect("the filter reads");
             tokio::time::sleep(late).await;
-            client.write_all(&second).await.expect("it is read");
-            tokio::time::sleep(MOMENT * 2).await;
+            client.write_all(&second).await.expect("the filter reads");
+            tokio::time::sleep(ACK_DELAY * 2).await;
         });
-        let mut library = Seen(GracefulShutdown::new(0, 0), stream);
-        let (mut all, mut buffer) = (Vec::new(), vec![0; room]);
-        while let Ok(more @ 1..) = library.read(&mut buffer).await {
+        let mut h2 = FilteredStream(GracefulShutdown::new(0, 0), stream);
+        let mut all = Vec::new();
+        let mut buffer = vec![0; room];
+        while let Ok(more @ 1..) = h2.read(&mut buffer).await {
             all.extend_from_slice(&buffer[..more]);
         }
-        sending.await.expect("it has sent all");
+        sending.await.expect("the client task ends");
         all
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_came_in_time_is_served_and_what_is_said_of_later_streams_left_out() {
+    async fn requests_before_the_acknowledgement_are_served_and_frames_of_later_streams_dropped() {
         const DATA: u8 = 0;
-        let answer = frame(PING, ACK, 0, 8);
+        let acknowledgement = frame(PING, ACK, 0, 8);
         let before = [
             frame(HEADERS, 4, 3, 5),
-            answer.clone(),
+            acknowledgement.clone(),
             frame(HEADERS, 4, 5, 5),
             frame(WINDOW_UPDATE, 0, 5, 4),
             frame(DATA, 0, 5, 20),
@@ -220,13 +223,21 @@ mod tests {
             frame(PING, ACK, 0, 8),
         ];
         let wanted = [
-            &before[0], &before[2], &before[3], &before[4], &answer, &behind[1], &behind[3],
-            &behind[4], &behind[5], &behind[6],
+            &before[0],
+            &before[2],
+            &before[3],
+            &before[4],
+            &acknowledgement,
+            &behind[1],
+            &behind[3],
+            &behind[4],
+            &behind[5],
+            &behind[6],
         ];
         let wanted: Vec<u8> = wanted.into_iter().flatten().copied().collect();
         for size in 1..40 {
             for room in [1, 7, 4096] {
-                let got = seen([&before, &behind], MOMENT * 2, size, room).await;
+                let got = received([&before, &behind], ACK_DELAY * 2, size, room).await;
                 assert_eq!(got, wanted, "in parts of {size}, {room} at a time");
             }
         }

@@ -1,4 +1,4 @@
-//! The head of a request and of a response, whatever version they came in.
+//! The head of a request and of a response, independent of the HTTP version.
 
 use std::borrow::Cow;
 
@@ -12,51 +12,51 @@ use super::name_set::NameSet;
 use super::path;
 use crate::denial::Denial;
 
-/// The largest body that is carried: no service means one of more.
+/// The largest `content-length` that is accepted (1 TiB).
 pub(crate) const BODY_LIMIT_BYTES: u64 = 1 << 40;
 
 /// The head of a request.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestHead {
     pub(crate) method: Method,
-    /// Path and query, as it will be sent on.
+    /// Path and query, as they are forwarded.
     pub(crate) target: String,
-    /// The ways in which services read the path, where there are several and it is sent on as it came.
+    /// The ways in which services may interpret the path, where the path is ambiguous and forwarded unchanged.
     pub(crate) readings: Option<Box<Readings>>,
-    /// Host and port, as it will be sent on.
+    /// Host and port, as they are forwarded.
     pub(crate) authority: String,
     pub(crate) headers: Headers,
-    /// What the connection should become, if the request asks for it.
+    /// The protocol that the request asks to switch to.
     pub(crate) upgrade: Option<Upgrade>,
-    /// The length of the body, when it was announced. It is no field: each hop writes its own.
+    /// The announced length of the body. Not in `headers`, because each hop writes its own.
     pub(crate) content_length: Option<u64>,
     pub(crate) version: HttpVersion,
-    /// How it departed from strict HTTP/1.1, if it did and was let through.
+    /// The deviation from strict HTTP/1.1 that was tolerated.
     pub(crate) desync: Option<DesyncReason>,
-    /// Whether nothing may follow it on the connection to the service.
+    /// Whether the upstream connection is closed after this request.
     pub(crate) is_isolated: bool,
 }
 
-/// The path of a target.
+/// The path of a request target.
 pub(crate) fn path_of(target: &str) -> &str {
     memchr::memchr(b'?', target.as_bytes()).and_then(|at| target.get(..at)).unwrap_or(target)
 }
 
-/// The query of a target with its question mark; empty when there is none.
+/// The query of a request target with its `?`; empty when there is none.
 pub(crate) fn query_part_of(target: &str) -> &str {
     target.find('?').and_then(|at| target.get(at..)).unwrap_or_default()
 }
 
-/// What a connection or a stream can become.
+/// A protocol that a connection or an HTTP/2 stream can switch to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Upgrade {
-    /// WebSocket (RFC 6455; RFC 8441 over HTTP/2).
+    /// WebSocket (RFC 6455, over HTTP/2: RFC 8441).
     WebSocket,
-    /// A tunnel (RFC 9110, section 9.3.6).
+    /// A CONNECT tunnel (RFC 9110, section 9.3.6).
     Tunnel,
 }
 
-/// The version a message came in.
+/// The HTTP version of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HttpVersion {
     Http10,
@@ -65,7 +65,7 @@ pub(crate) enum HttpVersion {
 }
 
 impl HttpVersion {
-    /// The word in logs.
+    /// The name in logs.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Http10 => "HTTP/1.0",
@@ -80,7 +80,7 @@ impl HttpVersion {
 pub(crate) struct ResponseHead {
     pub(crate) status: u16,
     pub(crate) headers: Headers,
-    /// The length of the body that follows, when it was announced.
+    /// The announced length of the body that follows.
     pub(crate) content_length: Option<u64>,
 }
 
@@ -90,21 +90,21 @@ impl RequestHead {
         path_of(&self.target)
     }
 
-    /// Whether it is a gRPC call, whose refusals must be gRPC statuses.
+    /// Whether this is a gRPC call, which must be refused with a gRPC status.
     pub(crate) fn is_grpc(&self) -> bool {
         self.headers.get("content-type").is_some_and(is_grpc)
     }
 
-    /// Whether trailers may follow the body, which `has_body` says is there.
+    /// Whether trailers may follow. `has_body` says whether the request has a body.
     pub(crate) fn may_have_trailers(&self, has_body: bool) -> bool {
         let is_chunked = self.version == HttpVersion::Http2 || self.content_length.is_none();
         has_body && is_chunked && self.upgrade.is_none()
     }
 
-    /// Brings the target into the form that everything behind sees, and finds how services read it.
+    /// Normalizes the target for routing, policies and the service, and sets `readings`.
     ///
     /// # Errors
-    /// What is ambiguous about it.
+    /// When `rules` reject the path.
     pub(crate) fn normalize(&mut self, rules: PathRules) -> Result<(), Denial> {
         if self.upgrade == Some(Upgrade::Tunnel) {
             return Ok(());
@@ -126,7 +126,7 @@ impl RequestHead {
     }
 }
 
-/// Headers that concern one connection and are never passed on (RFC 9110, section 7.6.1).
+/// Hop-by-hop headers, which are never forwarded (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [&str; 8] = [
     "connection",
     "keep-alive",
@@ -138,22 +138,22 @@ const HOP_BY_HOP: [&str; 8] = [
     "upgrade",
 ];
 
-/// The names of those headers.
+/// [`HOP_BY_HOP`] as a set.
 pub(crate) const HOP_BY_HOP_NAMES: NameSet = NameSet::of(&HOP_BY_HOP);
 
-/// Whether a field concerns one connection.
+/// Whether a header is hop-by-hop.
 pub(crate) fn is_hop_by_hop(name: &[u8]) -> bool {
-    // Most names have another length than all of these.
+    // The length rules out most other names.
     matches!(name.len(), 2 | 7 | 10 | 16..=19)
         && HOP_BY_HOP.iter().any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()))
 }
 
-/// Whether a content type is that of gRPC calls: `application/grpc`, with a coding (`+proto`) or parameters.
-pub(crate) fn is_grpc(kind: &[u8]) -> bool {
-    const KIND: &[u8] = b"application/grpc";
-    let Some((start, rest)) = kind.split_at_checked(KIND.len()) else { return false };
-    // Not that of gRPC-Web, `application/grpc-web`, which any version of HTTP carries.
-    start.eq_ignore_ascii_case(KIND)
+/// Whether a content type is `application/grpc`, with or without an encoding (`+proto`) or parameters.
+pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let Some((start, rest)) = content_type.split_at_checked(GRPC.len()) else { return false };
+    // gRPC-Web (`application/grpc-web`) is excluded: it works over every HTTP version.
+    start.eq_ignore_ascii_case(GRPC)
         && matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t'))
 }
 
@@ -189,10 +189,11 @@ pub(crate) fn is_forbidden_in_trailers(name: &[u8]) -> bool {
         "www-authenticate",
         "pragma",
     ];
-    NAMES.iter().any(|early| name.eq_ignore_ascii_case(early.as_bytes())) || is_hop_by_hop(name)
+    NAMES.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden.as_bytes()))
+        || is_hop_by_hop(name)
 }
 
-/// The elements of a field that is a list (RFC 9110, section 5.6.1).
+/// The elements of a comma-separated header value (RFC 9110, section 5.6.1).
 pub(crate) fn list_elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }

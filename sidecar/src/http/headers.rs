@@ -1,8 +1,7 @@
-//! The header headers of a message: spans of the buffer they were read into, or a map.
+//! The headers of a message: spans of the buffer that they were read into, or a map.
 //!
-//! HTTP/1.1 headers stay where they were read and are written again from there; only what is
-//! removed or added costs anything. HTTP/2 brings a map, which stays one when the next hop is
-//! HTTP/2 too.
+//! HTTP/1.1 headers stay in the buffer that they were read into and are written from there: only removed and added
+//! headers cost work. HTTP/2 headers are a map, which is passed on as one when the next hop speaks HTTP/2 too.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::COOKIE;
@@ -13,14 +12,14 @@ use super::name_set::NameSet;
 /// The headers of a message.
 #[derive(Debug, Clone)]
 pub(crate) struct Headers {
-    /// Every name that is there, and maybe some that were.
+    /// A summary of the names. It may still include names that were removed.
     names: NameSet,
-    held: Held,
+    storage: HeaderStorage,
 }
 
-/// How the headers of a message are held.
+/// How the headers of a message are stored.
 #[derive(Debug, Clone)]
-enum Held {
+enum HeaderStorage {
     Spans(BufferedHeaders),
     Map(HeaderMap),
 }
@@ -28,14 +27,14 @@ enum Held {
 impl From<HeaderMap> for Headers {
     fn from(map: HeaderMap) -> Self {
         let names = map.keys().map(|name| name.as_str().as_bytes()).collect();
-        Self { names, held: Held::Map(map) }
+        Self { names, storage: HeaderStorage::Map(map) }
     }
 }
 
 impl From<BufferedHeaders> for Headers {
     fn from(headers: BufferedHeaders) -> Self {
         let names = NameSet::of_head(&headers.buffer, headers.iter().map(|(name, _)| name));
-        Self { names, held: Held::Spans(headers) }
+        Self { names, storage: HeaderStorage::Spans(headers) }
     }
 }
 
@@ -47,7 +46,7 @@ pub(crate) struct BufferedHeaders {
     added: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// Where a field stands in the buffer.
+/// Where a header is in the buffer: byte ranges `(start, end)`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HeaderSpan {
     pub(crate) name: (u32, u32),
@@ -55,13 +54,14 @@ pub(crate) struct HeaderSpan {
 }
 
 impl HeaderSpan {
-    /// Moves it by so many bytes.
+    /// Adds `by` bytes to every offset.
     pub(crate) fn shift(&mut self, by: usize) {
         let by = u32::try_from(by).unwrap_or(0);
         for (start, end) in [&mut self.name, &mut self.value] {
-            // An empty value has no place.
+            // An empty value is `(0, 0)`.
             if start != end {
-                (*start, *end) = (*start + by, *end + by);
+                *start += by;
+                *end += by;
             }
         }
     }
@@ -83,21 +83,21 @@ impl BufferedHeaders {
         )
     }
 
-    /// A map that shares no room with the buffer.
+    /// Copies the headers into a map that shares no memory with the buffer.
     fn to_map(&self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.spans.len() + self.added.len());
         let length = |span: &HeaderSpan| (span.value.1 - span.value.0) as usize;
         let all: usize = self.spans.iter().map(length).sum();
-        // One room for all of them, where it is small.
-        let mut room = BytesMut::with_capacity(if all > SHARED_BYTES { 0 } else { all });
+        // The values of a small head share one allocation.
+        let mut shared = BytesMut::with_capacity(if all > SHARED_BYTES { 0 } else { all });
         for span in &self.spans {
             let name = HeaderName::from_bytes(self.slice(span.name));
             let value = self.slice(span.value);
             let value = if all > SHARED_BYTES {
                 HeaderValue::from_bytes(value)
             } else {
-                room.extend_from_slice(value);
-                HeaderValue::from_maybe_shared(room.split().freeze())
+                shared.extend_from_slice(value);
+                HeaderValue::from_maybe_shared(shared.split().freeze())
             };
             if let (Ok(name), Ok(value)) = (name, value) {
                 map.append(name, value);
@@ -108,88 +108,90 @@ impl BufferedHeaders {
     }
 }
 
-/// How large a head may be whose values share its room. A connection of HTTP/2 remembers some sixty of the
-/// values that it sent (RFC 7541, section 4), and each keeps all that it shares room with.
+/// The largest head whose values share one allocation. The HPACK table of an HTTP/2 connection keeps about sixty values
+/// (RFC 7541, section 4), and each of them keeps the whole allocation that it shares alive.
 const SHARED_BYTES: usize = 1024;
 
-/// The same value with room of its own.
-fn apart(value: &HeaderValue) -> HeaderValue {
+/// Copies a value into an allocation of its own.
+fn unshared(value: &HeaderValue) -> HeaderValue {
     let mut own = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
     own.set_sensitive(value.is_sensitive());
     own
 }
 
-/// The largest map that is read through rather than looked up: parsing and hashing a name costs as much as
-/// comparing it with this many others.
+/// The largest map that is searched linearly: parsing and hashing a name costs as much as comparing it with this many
+/// others.
 const SCAN_LIMIT: usize = 24;
 
 impl Headers {
-    /// The names that may be there.
+    /// A summary of the names, for a quick test whether a header can be present.
     pub(crate) fn names(&self) -> NameSet {
         self.names
     }
 
-    /// The first value of a field. `name` is lower case.
+    /// The first value of a header. `name` must be lower case.
     #[inline]
     pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
         if self.names.may_have(name) { self.find(name) } else { None }
     }
 
     fn find(&self, name: &str) -> Option<&[u8]> {
-        match &self.held {
-            Held::Spans(headers) => headers
+        match &self.storage {
+            HeaderStorage::Spans(headers) => headers
                 .iter()
                 .find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
                 .map(|(_, value)| value),
-            Held::Map(map) if map.len() <= SCAN_LIMIT => {
-                map.iter().find(|(held, _)| held.as_str() == name).map(|(_, v)| v.as_bytes())
+            HeaderStorage::Map(map) if map.len() <= SCAN_LIMIT => {
+                map.iter().find(|(other, _)| other.as_str() == name).map(|(_, v)| v.as_bytes())
             }
-            Held::Map(map) => map.get(name).map(HeaderValue::as_bytes),
+            HeaderStorage::Map(map) => map.get(name).map(HeaderValue::as_bytes),
         }
     }
 
-    /// Whether there is a field of this name. `name` is lower case.
+    /// Whether a header of this name is present. `name` must be lower case.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
 
-    /// Calls `see` with each value of a field. `name` is lower case.
-    pub(crate) fn each(&self, name: &str, mut see: impl FnMut(&[u8])) {
+    /// Calls `visit` with each value of a header. `name` must be lower case.
+    pub(crate) fn each(&self, name: &str, mut visit: impl FnMut(&[u8])) {
         if !self.names.may_have(name) {
             return;
         }
-        match &self.held {
-            Held::Spans(headers) => headers
+        match &self.storage {
+            HeaderStorage::Spans(headers) => headers
                 .iter()
                 .filter(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
-                .for_each(|(_, value)| see(value)),
-            Held::Map(map) if map.len() <= SCAN_LIMIT => map
+                .for_each(|(_, value)| visit(value)),
+            HeaderStorage::Map(map) if map.len() <= SCAN_LIMIT => map
                 .iter()
-                .filter(|(held, _)| held.as_str() == name)
-                .for_each(|(_, value)| see(value.as_bytes())),
-            Held::Map(map) => map.get_all(name).iter().for_each(|value| see(value.as_bytes())),
+                .filter(|(other, _)| other.as_str() == name)
+                .for_each(|(_, value)| visit(value.as_bytes())),
+            HeaderStorage::Map(map) => {
+                map.get_all(name).iter().for_each(|value| visit(value.as_bytes()))
+            }
         }
     }
 
-    /// Whether any name, in the case it was written, is one that `wanted` picks.
+    /// Whether `wanted` is true for any name, in the letter case that it was sent in.
     pub(crate) fn any_name(&self, wanted: impl Fn(&[u8]) -> bool) -> bool {
-        match &self.held {
-            Held::Spans(headers) => headers.iter().any(|(name, _)| wanted(name)),
-            Held::Map(map) => map.keys().any(|name| wanted(name.as_str().as_bytes())),
+        match &self.storage {
+            HeaderStorage::Spans(headers) => headers.iter().any(|(name, _)| wanted(name)),
+            HeaderStorage::Map(map) => map.keys().any(|name| wanted(name.as_str().as_bytes())),
         }
     }
 
-    /// Removes the headers whose name, in the case it was written, `unwanted` picks.
+    /// Removes the headers for whose name, in the letter case that it was sent in, `unwanted` is true.
     pub(crate) fn remove(&mut self, unwanted: impl Fn(&[u8]) -> bool) {
-        match &mut self.held {
-            Held::Spans(BufferedHeaders { buffer, spans, added }) => {
+        match &mut self.storage {
+            HeaderStorage::Spans(BufferedHeaders { buffer, spans, added }) => {
                 let name = |span: &HeaderSpan| {
                     buffer.get(span.name.0 as usize..span.name.1 as usize).unwrap_or_default()
                 };
                 spans.retain(|span| !unwanted(name(span)));
                 added.retain(|(name, _)| !unwanted(name.as_str().as_bytes()));
             }
-            Held::Map(map) => {
+            HeaderStorage::Map(map) => {
                 let names: Vec<HeaderName> =
                     map.keys().filter(|name| unwanted(name.as_str().as_bytes())).cloned().collect();
                 for name in names {
@@ -199,18 +201,18 @@ impl Headers {
         }
     }
 
-    /// Gives a field this one value.
+    /// Replaces all values of a header with this one.
     pub(crate) fn set(&mut self, name: HeaderName, value: HeaderValue) {
-        self.remove(|held| held.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        self.remove(|other| other.eq_ignore_ascii_case(name.as_str().as_bytes()));
         self.add(name, value);
     }
 
-    /// Adds a field.
+    /// Appends a header.
     pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
         self.names.insert(name.as_str().as_bytes());
-        match &mut self.held {
-            Held::Spans(headers) => headers.added.push((name, value)),
-            Held::Map(map) => {
+        match &mut self.storage {
+            HeaderStorage::Spans(headers) => headers.added.push((name, value)),
+            HeaderStorage::Map(map) => {
                 map.append(name, value);
             }
         }
@@ -225,13 +227,15 @@ impl Headers {
             out.put_slice(value);
             out.put_slice(b"\r\n");
         };
-        match &self.held {
-            Held::Spans(headers) => headers.iter().for_each(|(name, value)| line(name, value)),
-            Held::Map(map) => {
+        match &self.storage {
+            HeaderStorage::Spans(headers) => {
+                headers.iter().for_each(|(name, value)| line(name, value))
+            }
+            HeaderStorage::Map(map) => {
                 for (name, value) in map.iter().filter(|(name, _)| *name != COOKIE) {
                     line(name.as_str().as_bytes(), value.as_bytes());
                 }
-                // HTTP/2 may divide them; HTTP/1.1 may not (RFC 9113, section 8.2.3).
+                // HTTP/2 may split cookies into several headers; HTTP/1.1 may not (RFC 9113, section 8.2.3).
                 let cookies: Vec<&[u8]> =
                     map.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
                 if !cookies.is_empty() {
@@ -241,29 +245,29 @@ impl Headers {
         }
     }
 
-    /// The headers as a map, for HTTP/2. A field that no map may hold is left out: it was checked
-    /// when it was read, so there is none.
+    /// Converts the headers into a map, for HTTP/2. Headers that a map cannot hold would be dropped; none exist, because
+    /// names and values are checked when they are read.
     pub(crate) fn into_map(self) -> HeaderMap {
-        match self.held {
-            Held::Map(mut map) => {
+        match self.storage {
+            HeaderStorage::Map(mut map) => {
                 let size = |(name, value): (&HeaderName, &HeaderValue)| {
                     name.as_str().len() + value.as_bytes().len()
                 };
                 if map.iter().map(size).sum::<usize>() > SHARED_BYTES {
-                    map.values_mut().for_each(|value| *value = apart(value));
+                    map.values_mut().for_each(|value| *value = unshared(value));
                 }
                 map
             }
-            Held::Spans(headers) => headers.to_map(),
+            HeaderStorage::Spans(headers) => headers.to_map(),
         }
     }
 
-    /// The headers as a map of their own: it shares no room with the buffer that they were read into, or
-    /// whoever remembers one value would keep that buffer.
+    /// Copies the headers into a map that shares no memory with the buffer that they were read into: an HPACK table that
+    /// keeps one value would keep that whole buffer alive.
     pub(crate) fn to_map(&self) -> HeaderMap {
-        match &self.held {
-            Held::Map(map) => map.clone(),
-            Held::Spans(headers) => headers.to_map(),
+        match &self.storage {
+            HeaderStorage::Map(map) => map.clone(),
+            HeaderStorage::Spans(headers) => headers.to_map(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP in both versions: one head and one body in the middle, codecs at both ends.
+//! HTTP/1.1 and HTTP/2: version-independent heads and bodies, the codecs of both versions, and the checks on requests.
 
 pub(crate) mod authority;
 pub(crate) mod body;

@@ -1,22 +1,22 @@
-//! Which header names a message may have, so that most absent headers cost one look instead of a search.
+//! A bloom filter of the header names in a message: most tests for an absent header cost one bit test and no search.
 
-/// A summary of header names: it may say that a name is there which is not, never the reverse. Upper and lower
-/// case count as one, and so do `-` and `_` behind the first letter.
+/// A summary of header names, with false positives and without false negatives. Letter case is ignored, and `-` equals
+/// `_` after the first letter.
 ///
-/// It is a word with a bit for each length and first letter, and two for what is below. It must stay small: heads
-/// are moved by value.
+/// 62 bits are set by length and first letter, two by properties of a name ([`HAS_EXTENSION`], [`HAS_SPECIAL`]). The set
+/// is one word because message heads are moved by value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct NameSet(u64);
 
-/// How many bits are for lengths and first letters.
+/// The number of bits set by length and first letter.
 const NAME_BITS: usize = 62;
-/// Whether a name begins with `x`.
+/// Set when a name begins with `x`.
 const HAS_EXTENSION: u64 = 1 << 62;
-/// Whether a name has a `_` or a `"`.
+/// Set when a name has a `_` or a `"`.
 const HAS_SPECIAL: u64 = 1 << 63;
 
-/// The bit of a name. The factor keeps the names that are looked for apart from those that browsers, gRPC and
-/// services send most.
+/// The bit of a name. The factor is chosen so that the names that we search for do not share a bit with those that
+/// browsers, gRPC clients and services send most.
 const fn bit(name: &[u8]) -> u64 {
     match name.first() {
         Some(first) => 1 << ((name.len() + 41 * (*first | 0x20) as usize) % NAME_BITS),
@@ -24,7 +24,7 @@ const fn bit(name: &[u8]) -> u64 {
     }
 }
 
-/// Whether a name has a `_` or a `"`, eight bytes at a time.
+/// Whether a name has a `_` or a `"`. Tests eight bytes at a time.
 pub(crate) fn has_special(name: &[u8]) -> bool {
     let (words, rest) = name.as_chunks::<8>();
     words.iter().any(|word| has_special_byte(u64::from_ne_bytes(*word)))
@@ -35,14 +35,14 @@ pub(crate) fn has_special(name: &[u8]) -> bool {
 const fn has_special_byte(word: u64) -> bool {
     const ONES: u64 = u64::MAX / 255;
     const fn zero_byte(word: u64) -> u64 {
-        // The borrow reaches the highest bit of a byte that is zero, or of one above such a byte.
+        // The subtraction borrows from the highest bit of a zero byte, and possibly of the byte above it.
         word.wrapping_sub(ONES) & !word & (ONES << 7)
     }
     zero_byte(word ^ (ONES * b'_' as u64)) | zero_byte(word ^ (ONES * b'"' as u64)) != 0
 }
 
 impl NameSet {
-    /// The set of these names, in lower case and without `_` and `"`. It is for [`Self::may_have_any`].
+    /// The set of these names, which must be lower case without `_` and `"`. Used with [`Self::may_have_any`].
     pub(crate) const fn of(names: &[&str]) -> Self {
         let mut bits = 0;
         let mut at = 0;
@@ -55,7 +55,8 @@ impl NameSet {
         Self(bits)
     }
 
-    /// The set of the names of a head, which is `text`: where that has no `_` and no `"`, no name is searched for one.
+    /// The set of the header names in a message head. `text` is the whole head: when it has neither `_` nor `"`, the
+    /// names are not searched for them one by one.
     pub(crate) fn of_head<'n>(text: &[u8], names: impl Iterator<Item = &'n [u8]>) -> Self {
         if memchr::memchr2(b'_', b'"', text).is_some() {
             return names.collect();
@@ -65,7 +66,7 @@ impl NameSet {
         set
     }
 
-    /// Adds a name as it was written.
+    /// Adds a name in the letter case that it was sent in.
     pub(crate) fn insert(&mut self, name: &[u8]) {
         self.insert_plain(name);
         if has_special(name) {
@@ -73,7 +74,7 @@ impl NameSet {
         }
     }
 
-    /// Adds a name that has neither `_` nor `"`.
+    /// Adds a name that is known to have neither `_` nor `"`.
     fn insert_plain(&mut self, name: &[u8]) {
         self.0 |= bit(name);
         if name.first().is_some_and(|first| first | 0x20 == b'x') {
@@ -81,23 +82,23 @@ impl NameSet {
         }
     }
 
-    /// Whether this name may be among them. It is in lower case.
+    /// Whether the set may contain this name, which must be lower case.
     #[inline]
     pub(crate) fn may_have(self, name: &str) -> bool {
         self.0 & bit(name.as_bytes()) != 0
     }
 
-    /// Whether one of those names may be among them.
+    /// Whether the set may contain one of these names.
     pub(crate) fn may_have_any(self, names: Self) -> bool {
         self.0 & names.0 != 0
     }
 
-    /// Whether one of them begins with `x`.
+    /// Whether a name begins with `x`.
     pub(crate) fn has_extension(self) -> bool {
         self.0 & HAS_EXTENSION != 0
     }
 
-    /// Whether one of them has a `_` or a `"`.
+    /// Whether a name has a `_` or a `"`.
     pub(crate) fn has_special(self) -> bool {
         self.0 & HAS_SPECIAL != 0
     }
@@ -116,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn name_that_was_inserted_is_found_in_any_spelling() {
+    fn inserted_name_is_found_in_any_spelling() {
         for name in ["te", "connection", "x-forwarded-for", "www-authenticate", "a"] {
             for written in [name.to_owned(), name.to_uppercase(), name.replace('-', "_")] {
                 let set: NameSet = [written.as_bytes()].into_iter().collect();
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn underscore_or_quote_is_found_at_every_place_of_a_name() {
+    fn underscore_or_quote_is_found_at_every_position() {
         for length in 1..30 {
             for filler in [b'a', b'-', b'^', b'!', b'\x7f', b'\xff', b'#'] {
                 let plain = vec![filler; length];
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_a_browser_do_not_look_like_those_of_the_connection() {
+    fn browser_headers_do_not_match_hop_by_hop_headers() {
         let sent = ["host", "user-agent", "accept", "accept-encoding", "accept-language", "cookie"];
         let set: NameSet = sent.into_iter().map(str::as_bytes).collect();
         for name in ["te", "connection", "trailer", "upgrade", "authorization", "content-type"] {

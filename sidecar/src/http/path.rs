@@ -1,4 +1,4 @@
-//! The form of a path that routing, authorization and the service see.
+//! Normalizes the path of a request for routing, authorization and the service.
 
 use std::borrow::Cow;
 
@@ -6,31 +6,31 @@ use weft_model::{AmbiguousPath, EscapedSlashes, PathRules};
 
 use crate::denial::Denial;
 
-const ENCODED_SLASH: Denial = Denial::Malformed("the path has an encoded slash");
-const ENCODED_NUL: Denial = Denial::Malformed("the path has an encoded NUL");
-const BACKSLASH: Denial = Denial::Malformed("the path has a backslash");
+const ENCODED_SLASH: Denial = Denial::Malformed("path contains an encoded slash");
+const ENCODED_NUL: Denial = Denial::Malformed("path contains an encoded NUL");
+const BACKSLASH: Denial = Denial::Malformed("path contains a backslash");
 
-/// The target with its path in the form that `rules` ask for; as it was when it is in that form. Of
-/// the query, only what no query may have is encoded.
+/// Normalizes the path of a target as `rules` require, and percent-encodes the characters in its query that RFC 3986
+/// forbids. Borrows when nothing changes.
 ///
 /// # Errors
-/// When the path is one that the rules refuse.
+/// When the path does not start with `/`, has a forbidden character, or is rejected by the rules.
 pub(crate) fn normalized(target: &str, rules: PathRules) -> Result<Cow<'_, str>, Denial> {
     let (path, query) = match target.find('?') {
         Some(at) => target.split_at(at),
         None => (target, ""),
     };
     if !path.starts_with('/') {
-        return Err(Denial::Malformed("the path does not start with /"));
+        return Err(Denial::Malformed("path does not start with /"));
     }
     let allowed = |b: u8| (0x21..0x7f).contains(&b) && b != b'#';
     if !target.bytes().all(allowed) {
-        return Err(Denial::Malformed("the path has a character that no path may have"));
+        return Err(Denial::Malformed("path contains an invalid character"));
     }
     let path = match rules.ambiguous {
         AmbiguousPath::Refuse if is_plain(path) => Cow::Borrowed(path),
         AmbiguousPath::Refuse => Cow::Owned(resolved(&decoded(path, rules)?, rules)?),
-        AmbiguousPath::RouteAsSent | AmbiguousPath::RouteNormalized => as_set(path, rules)?,
+        AmbiguousPath::RouteAsSent | AmbiguousPath::RouteNormalized => as_configured(path, rules)?,
     };
     Ok(match (path, encoded_query(query)) {
         (Cow::Borrowed(_), Cow::Borrowed(_)) => Cow::Borrowed(target),
@@ -38,8 +38,8 @@ pub(crate) fn normalized(target: &str, rules: PathRules) -> Result<Cow<'_, str>,
     })
 }
 
-/// What `"<>^` and the like become, which RFC 3986 forbids though clients send them: services differ in what
-/// they make of them.
+/// Percent-encodes characters such as `"<>^`, which RFC 3986 forbids although clients send them: services treat them
+/// differently.
 fn encoded<'t>(text: &'t str, forbidden: &[u8]) -> Cow<'t, str> {
     if !text.bytes().any(|byte| forbidden.contains(&byte)) {
         return Cow::Borrowed(text);
@@ -56,14 +56,14 @@ fn encoded<'t>(text: &'t str, forbidden: &[u8]) -> Cow<'t, str> {
     Cow::Owned(out)
 }
 
-/// The query with what RFC 3986 forbids in one encoded.
+/// Percent-encodes the characters of a query that RFC 3986 forbids.
 fn encoded_query(query: &str) -> Cow<'_, str> {
     encoded(query, b"\"<>\\^`{|}")
 }
 
-/// The path as Envoy makes it by these settings: escaped slashes first, then dot segments and needless
-/// escapes, then empty segments. What no setting speaks of stays as it came.
-fn as_set(path: &str, rules: PathRules) -> Result<Cow<'_, str>, Denial> {
+/// Normalizes the path as Envoy does with these settings: first escaped slashes, then dot segments and unnecessary
+/// escapes, then empty segments. Everything else stays unchanged.
+fn as_configured(path: &str, rules: PathRules) -> Result<Cow<'_, str>, Denial> {
     let has_escapes = path.contains('%');
     let has_backslash = path.contains('\\');
     if has_escapes && path.contains("%00") {
@@ -97,8 +97,7 @@ fn is_escaped(escape: &[u8], digits: &[u8]) -> bool {
     matches!(escape, [b'%', rest @ ..] if rest.eq_ignore_ascii_case(digits))
 }
 
-/// The path with its escaped slashes and backslashes decoded. A backslash becomes a slash, as some services
-/// read it.
+/// Decodes escaped slashes and backslashes. A backslash becomes a slash, because some services treat it as one.
 fn with_slashes(path: &str) -> String {
     let mut out = String::with_capacity(path.len());
     let mut rest = path;
@@ -112,9 +111,8 @@ fn with_slashes(path: &str) -> String {
     out + rest
 }
 
-/// The path with its unreserved characters decoded, what RFC 3986 forbids encoded, backslashes turned into
-/// slashes, and dot segments resolved; above the root there is nothing (RFC 3986, sections 5.2.4 and 6.2.2).
-/// Other escapes stay in the case that they came in.
+/// Decodes unreserved characters, encodes those that RFC 3986 forbids, turns backslashes into slashes, and resolves dot
+/// segments, where `..` at the root is ignored (RFC 3986, sections 5.2.4 and 6.2.2). Other escapes keep their letter case.
 fn canonical(path: Cow<'_, str>) -> Cow<'_, str> {
     const FORBIDDEN: &[u8] = b"\"<>^`{|}";
     if is_plain(&path) && !path.bytes().any(|byte| FORBIDDEN.contains(&byte)) {
@@ -156,28 +154,29 @@ fn without_dots(path: &str) -> String {
     format!("/{}", kept.join("/"))
 }
 
-/// Removes empty segments but the last.
+/// Removes empty segments except a trailing one.
 fn merged(path: &str) -> String {
     let kept: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     let end = if path.ends_with('/') && !kept.is_empty() { "/" } else { "" };
     format!("/{}{end}", kept.join("/"))
 }
 
-/// Whether nothing about a path needs a second look: no escape, no empty or dotted segment.
+/// Whether a path needs no normalization: it has no escape, no backslash, and no segment that is empty or begins with
+/// `.` or `;`.
 fn is_plain(path: &str) -> bool {
     let mut before = 0;
     path.bytes().all(|byte| {
-        let fine = match byte {
+        let is_plain = match byte {
             b'%' | b'\\' => false,
             b'/' | b'.' | b';' => before != b'/',
             _ => true,
         };
         before = byte;
-        fine
+        is_plain
     })
 }
 
-/// Decodes what is unreserved, and writes every other escape in upper case (RFC 3986, section 6.2.2).
+/// Decodes unreserved characters and converts other escapes to upper case (RFC 3986, section 6.2.2).
 fn decoded(path: &str, rules: PathRules) -> Result<String, Denial> {
     let mut out = String::with_capacity(path.len());
     let mut rest = path.as_bytes();
@@ -198,7 +197,9 @@ fn decoded(path: &str, rules: PathRules) -> Result<String, Denial> {
             _ => None,
         };
         let Some(escaped) = escaped else {
-            return Err(Denial::Malformed("the path has a % without two digits behind it"));
+            return Err(Denial::Malformed(
+                "path contains a % that is not followed by two hexadecimal digits",
+            ));
         };
         match (escaped, rules.escaped_slashes) {
             (0, _) => return Err(ENCODED_NUL),
@@ -208,9 +209,7 @@ fn decoded(path: &str, rules: PathRules) -> Result<String, Denial> {
             (b'/', EscapedSlashes::Unescape) => out.push('/'),
             (unreserved, _) if is_unreserved(unreserved) => {
                 if !rules.normalize {
-                    return Err(Denial::Malformed(
-                        "the path has an encoded character that needs no encoding",
-                    ));
+                    return Err(Denial::Malformed("path contains an unnecessary percent-encoding"));
                 }
                 out.push(char::from(unreserved));
             }
@@ -231,12 +230,12 @@ fn hexadecimal(digit: u8) -> char {
     char::from_digit(u32::from(digit), 16).unwrap_or('0').to_ascii_uppercase()
 }
 
-/// RFC 3986, section 2.3.
+/// Whether RFC 3986, section 2.3, calls the character unreserved.
 fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
-/// Resolves dot segments (RFC 3986, section 5.2.4) and removes empty ones, or refuses them.
+/// Resolves dot segments (RFC 3986, section 5.2.4) and removes empty segments, or rejects them, as `rules` require.
 fn resolved(path: &str, rules: PathRules) -> Result<String, Denial> {
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = path.strip_prefix('/').unwrap_or(path).split('/').peekable();
@@ -244,24 +243,24 @@ fn resolved(path: &str, rules: PathRules) -> Result<String, Denial> {
         let is_last = segments.peek().is_none();
         match segment {
             "." | ".." if !rules.normalize => {
-                return Err(Denial::Malformed("the path has a dot segment"));
+                return Err(Denial::Malformed("path contains a dot segment"));
             }
             "" if !is_last => {
                 if !rules.merge_slashes {
-                    return Err(Denial::Malformed("the path has an empty segment"));
+                    return Err(Denial::Malformed("path contains an empty segment"));
                 }
                 continue;
             }
             ".." => {
                 if kept.pop().is_none() {
-                    return Err(Denial::Malformed("the path leads above the root"));
+                    return Err(Denial::Malformed("path leads above the root"));
                 }
             }
             "." => {}
             other if has_parameter_dots(other) => {
-                // Servlet containers cut `;...` off before they look for dots.
+                // Servlet containers remove `;...` before they resolve dot segments.
                 return Err(Denial::Malformed(
-                    "the path has a dot or empty segment with a parameter",
+                    "path contains a dot segment or empty segment with a parameter",
                 ));
             }
             other => kept.push(other),
@@ -290,10 +289,10 @@ mod tests {
     const NORMALIZE: PathRules = PathRules { normalize: true, merge_slashes: true, ..REFUSE };
 
     #[test]
-    fn a_path_has_one_form_or_is_refused() {
+    fn path_is_normalized_or_rejected() {
         let check = |target: &str, strict: Option<&str>, normal: Option<&str>| {
             let of = |rules| normalized(target, rules).ok().map(Cow::into_owned);
-            assert_eq!(of(REFUSE).as_deref(), strict, "{target} as it is");
+            assert_eq!(of(REFUSE).as_deref(), strict, "{target} without normalization");
             assert_eq!(of(NORMALIZE).as_deref(), normal, "{target} normalized");
             if let Some(normal) = of(NORMALIZE) {
                 assert_eq!(normalized(&normal, NORMALIZE).ok().as_deref(), Some(&*normal), "again");
@@ -304,7 +303,7 @@ mod tests {
         both("/", Some("/"));
         both("/a/b?x=/../%2e", Some("/a/b?x=/../%2e"));
         both("/a/", Some("/a/"));
-        both("/.well-known/a.b", None.or(Some("/.well-known/a.b")));
+        both("/.well-known/a.b", Some("/.well-known/a.b"));
         both("/...", Some("/..."));
         both("/a%20b", Some("/a%20b"));
         both("/a?{x|y}^`\\z", Some("/a?%7Bx%7Cy%7D%5E%60%5Cz"));
@@ -342,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_reach_the_service_as_sent_where_that_is_set() {
+    fn paths_are_unchanged_when_routed_as_sent() {
         let keep = PathRules::default();
         for path in [
             "/@babel%2fcore",
@@ -370,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_changed_as_envoy_changes_them_where_that_is_set() {
+    fn paths_are_normalized_as_in_envoy_when_configured() {
         let check = |rules: PathRules, target: &str, expected: Option<&str>| {
             assert_eq!(normalized(target, rules).ok().as_deref(), expected, "{target} {rules:?}");
         };
@@ -398,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn encoded_slashes_are_treated_as_told() {
+    fn encoded_slashes_are_handled_by_the_configured_action() {
         let check = |action: EscapedSlashes, target: &str, expected: Option<&str>| {
             let rules = PathRules { escaped_slashes: action, ..NORMALIZE };
             assert_eq!(normalized(target, rules).ok().as_deref(), expected, "{action:?} {target}");

@@ -1,5 +1,5 @@
-//! What was read of a body and not sent yet. Small pieces are merged: each frame of HTTP/2 costs the next
-//! receiver as much as a large one, and a flood of small frames ends connections.
+//! Buffers body pieces that were read and not sent yet, and merges small ones: an HTTP/2 receiver pays a fixed cost for
+//! each frame, and many proxies close connections that send a flood of small frames.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -9,20 +9,21 @@ use futures_util::FutureExt;
 
 use super::body::{BodyError, BodySource, ReplayBuffer};
 
-/// Pieces below this size are merged.
+/// Pieces smaller than this are merged.
 const SMALL_BYTES: usize = 1024;
-/// How large a merged piece becomes: the smallest limit of a frame in HTTP/2.
+/// The largest merged piece: the smallest SETTINGS_MAX_FRAME_SIZE (RFC 9113, section 6.5.2).
 const MERGED_BYTES: usize = 16 * 1024;
 
-/// The next of a body, or its end.
-type Next = Result<Option<Bytes>, BodyError>;
+/// The next piece of a body, none at its end.
+type NextPiece = Result<Option<Bytes>, BodyError>;
 
-/// Pieces that wait to be sent.
+/// Pieces waiting to be sent, in order.
 #[derive(Debug, Default)]
 struct Queue {
     pieces: VecDeque<Bytes>,
+    /// Small pieces after those in `pieces`, merged.
     small: BytesMut,
-    /// How many bytes are in these two.
+    /// The bytes in `pieces` and `small`.
     bytes: usize,
 }
 
@@ -51,45 +52,46 @@ impl Queue {
     }
 }
 
-/// What was read ahead. It is bounded: pieces that are kept to be sent once more are bounded by [`ReplayBuffer`], and the
-/// others by the window of the stream, since they are not released before they leave here.
+/// Reads a body ahead of its receiver. Memory is bounded: by [`ReplayBuffer`] for pieces that are kept to be sent again,
+/// and by the stream's flow-control window for others, which are released only when they leave this buffer.
 #[derive(Debug, Default)]
-pub(crate) struct Ahead<'t> {
-    /// Where all that is read is kept, so that the body can be sent once more.
-    taken: Option<&'t RefCell<ReplayBuffer>>,
-    /// None until something waits: most bodies are sent as fast as they are read.
+pub(crate) struct ReadAhead<'r> {
+    /// Keeps every piece that is read, so that the body can be sent again.
+    replay: Option<&'r RefCell<ReplayBuffer>>,
+    /// None until the first piece has to wait: most bodies are sent as fast as they are read.
     queue: Option<Box<Queue>>,
-    end: Option<Next>,
-    /// Whether the source had nothing at hand when it was last asked.
+    /// The end of the body, or an error, once it was read and while pieces are still queued.
+    end: Option<NextPiece>,
+    /// Whether the last poll of the source found no piece.
     is_drained: bool,
 }
 
-impl<'t> Ahead<'t> {
-    pub(crate) fn new(taken: Option<&'t RefCell<ReplayBuffer>>) -> Self {
-        Self { taken, ..Self::default() }
+impl<'r> ReadAhead<'r> {
+    pub(crate) fn new(replay: Option<&'r RefCell<ReplayBuffer>>) -> Self {
+        Self { replay, ..Self::default() }
     }
 
-    /// Waits for the next piece when none was at hand.
-    pub(crate) async fn wait(&mut self, source: &mut BodySource<'_>) -> Next {
+    /// Waits for the next piece. Call it when [`Self::next`] found none.
+    pub(crate) async fn wait(&mut self, source: &mut BodySource<'_>) -> NextPiece {
         let next = source.piece().await;
         self.keep(&next);
         next
     }
 
-    fn keep(&self, next: &Next) {
-        if let (Some(taken), Ok(Some(piece))) = (self.taken, next) {
-            taken.borrow_mut().add(piece);
+    fn keep(&self, next: &NextPiece) {
+        if let (Some(replay), Ok(Some(piece))) = (self.replay, next) {
+            replay.borrow_mut().add(piece);
         }
     }
 
-    fn poll(&self, source: &mut BodySource<'_>) -> Option<Next> {
+    fn poll(&self, source: &mut BodySource<'_>) -> Option<NextPiece> {
         let next = source.piece().now_or_never()?;
         self.keep(&next);
         Some(next)
     }
 
-    /// The next piece, as far as it is at hand.
-    pub(crate) fn next(&mut self, source: &mut BodySource<'_>) -> Option<Next> {
+    /// The next piece, if one is available without waiting.
+    pub(crate) fn next(&mut self, source: &mut BodySource<'_>) -> Option<NextPiece> {
         if let Some(queue) = &mut self.queue
             && let Some(piece) = queue.take()
         {
@@ -105,15 +107,15 @@ impl<'t> Ahead<'t> {
         self.poll(source)
     }
 
-    /// A small piece together with what else is at hand; nothing is waited for. It is copied into an allocation
-    /// that fits: its own may be the read buffer of a connection, of which HTTP/2 counts the payload only.
+    /// Appends the pieces that are available without waiting to a small piece. The result is copied into an allocation
+    /// of its size: the piece may be a slice of a whole read buffer, while flow control counts its payload only.
     pub(crate) fn merge(&mut self, first: Bytes, source: &mut BodySource<'_>) -> Bytes {
         if first.len() >= SMALL_BYTES || !self.is_empty() {
             return first;
         }
         let mut next = self.poll(source);
         if let Some(Ok(None)) = next {
-            // The last piece: one read buffer at most is kept for a stream.
+            // A last piece is not copied: each stream can keep at most one read buffer alive this way.
             self.end = next;
             return first;
         }
@@ -130,13 +132,13 @@ impl<'t> Ahead<'t> {
         merged.freeze()
     }
 
-    /// Reads on for as long as this is polled: while the receiver takes nothing, small frames must not
-    /// pile up in the library. Never resolves.
+    /// Reads and merges pieces for as long as it is polled, so that small frames do not accumulate in the h2 crate while
+    /// the receiver is blocked. Never resolves.
     pub(crate) async fn fill(&mut self, source: &mut BodySource<'_>) {
-        while self.end.is_none() && source.reads_ahead() {
-            // What may be sent once more is bounded by itself, and is released at once: it must not keep the window.
-            let is_kept = self.taken.is_some_and(|taken| taken.borrow().is_whole());
-            let next = if is_kept { source.piece().await } else { source.held_piece().await };
+        while self.end.is_none() && source.allows_read_ahead() {
+            // Pieces in the replay buffer have a limit of their own, so the window is released at once.
+            let is_kept = self.replay.is_some_and(|replay| replay.borrow().is_whole());
+            let next = if is_kept { source.piece().await } else { source.unreleased_piece().await };
             self.keep(&next);
             match next {
                 Ok(Some(piece)) => self.queue.get_or_insert_default().add(&piece),
@@ -159,15 +161,15 @@ mod tests {
     use super::super::h2::ReceivedBody;
     use super::*;
 
-    /// How many bytes the test's client sends, in pieces of so many.
+    /// How many bytes the test client sends, in pieces of [`PIECE_BYTES`].
     const SENT_BYTES: usize = 100 * PIECE_BYTES;
     const PIECE_BYTES: usize = 100;
 
-    fn queued(ahead: &Ahead<'_>) -> usize {
+    fn queued(ahead: &ReadAhead<'_>) -> usize {
         ahead.queue.as_ref().map_or(0, |queue| queue.bytes)
     }
 
-    /// A body of which all has arrived and nothing was taken, and what keeps its connection.
+    /// A body that has arrived completely and of which nothing was read, and the guards that keep its connection open.
     async fn arrived() -> (ReceivedBody, impl Sized) {
         let (near, far) = tokio::io::duplex(1024 * 1024);
         let client = async {
@@ -197,9 +199,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_that_wait_here_count_against_the_window_until_they_leave() {
+    async fn queued_bytes_occupy_the_window_until_they_are_sent() {
         let (mut body, _connection) = arrived().await;
-        let mut ahead = Ahead::default();
+        let mut ahead = ReadAhead::default();
         assert!(ahead.fill(&mut BodySource::Http2(&mut body)).now_or_never().is_none());
         assert_eq!((queued(&ahead), body.in_flight()), (SENT_BYTES, SENT_BYTES));
         while matches!(ahead.next(&mut BodySource::Http2(&mut body)), Some(Ok(Some(_)))) {
@@ -209,10 +211,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn piece_kept_for_a_retry_is_released_once() {
+    async fn window_of_a_piece_kept_for_a_retry_is_released_once() {
         let (mut body, _connection) = arrived().await;
-        let taken = RefCell::<ReplayBuffer>::default();
-        let mut ahead = Ahead::new(Some(&taken));
+        let replay = RefCell::<ReplayBuffer>::default();
+        let mut ahead = ReadAhead::new(Some(&replay));
         let piece = ahead.wait(&mut BodySource::Http2(&mut body)).await;
         ahead.queue.get_or_insert_default().add(&piece.ok().flatten().expect("a piece"));
         assert_eq!(body.in_flight(), SENT_BYTES - PIECE_BYTES);
@@ -224,9 +226,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_ahead_and_dropped_is_released_without_what_was_not_taken() {
+    async fn dropped_read_ahead_bytes_are_released_and_unread_ones_are_not() {
         let (mut body, _connection) = arrived().await;
-        assert!(body.held_piece().await.is_ok_and(|piece| piece.is_some()));
+        assert!(body.unreleased_piece().await.is_ok_and(|piece| piece.is_some()));
         body.release_beyond(0);
         assert_eq!(body.in_flight(), SENT_BYTES - PIECE_BYTES);
         while body.in_flight() > 0 {
@@ -235,12 +237,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lone_small_piece_leaves_its_read_buffer_unless_it_is_the_last() {
+    async fn single_small_piece_is_copied_unless_it_is_the_last() {
         let (mut body, _connection) = arrived().await;
         for _ in 1..SENT_BYTES / PIECE_BYTES {
             assert!(body.piece().await.is_ok_and(|piece| piece.is_some()));
         }
-        let mut ahead = Ahead::default();
+        let mut ahead = ReadAhead::default();
         let lone = ahead.next(&mut BodySource::Http2(&mut body)).and_then(Result::ok).flatten();
         let lone = lone.expect("a piece");
         let buffer = lone.as_ptr();
@@ -258,8 +260,8 @@ mod tests {
         let read_buffer = Bytes::from(vec![7; MERGED_BYTES]);
         for count in [2, 3, 50, 163] {
             let pieces = vec![read_buffer.slice(..100); count];
-            let mut source = BodySource::Again(pieces.into_iter(), Box::new(BodySource::Empty));
-            let mut ahead = Ahead::default();
+            let mut source = BodySource::Replay(pieces.into_iter(), Box::new(BodySource::Empty));
+            let mut ahead = ReadAhead::default();
             let first = ahead.next(&mut source).and_then(Result::ok).flatten().expect("a piece");
             let merged = ahead.merge(first, &mut source);
             assert_eq!(merged.len(), 100 * count);

@@ -1,4 +1,4 @@
-//! The server's side of a handshake, and the only place where a peer is asserted.
+//! The server side of a TLS handshake, and the only place that creates a [`VerifiedPeer`].
 
 use std::io;
 
@@ -14,24 +14,24 @@ use super::stream::TlsStream;
 use crate::stream::{RegisteredTlsStream, TransportStream};
 use crate::worker::SidecarWorker;
 
-/// A connection whose handshake is done.
+/// A connection after its handshake.
 pub(crate) struct AcceptedTls {
     pub(crate) stream: TransportStream,
     pub(crate) alpn: Alpn,
-    /// Who the client proved to be; none when it was not asked or declined.
+    /// The verified client; none when no client certificate was requested or sent.
     pub(crate) peer: Option<VerifiedPeer>,
-    /// Whether what it showed is for the service to judge.
-    pub(crate) passed: bool,
-    /// Whether it went on with a session of an earlier connection.
+    /// Whether the client certificate was accepted without verification, for the service to check.
+    pub(crate) is_unchecked: bool,
+    /// Whether a session of an earlier connection was resumed.
     pub(crate) resumed: bool,
 }
 
-/// Does the handshake. When it succeeds, whatever certificate was shown has been checked: by the verifier,
-/// or, where a session was resumed, once more after it; and the connection stands on it from then on.
+/// Performs the handshake. The client certificate was verified when this returns: by the verifier, or again after a resumed
+/// session. From then on the connection is registered with the certificate and closed when that is revoked.
 ///
 /// # Errors
-/// Why there is no connection. A client whose session was resumed and then refused receives no alert: the library
-/// sends none after the handshake.
+/// When the handshake fails or the certificate of a resumed session is no longer accepted. In the second case the client
+/// receives no alert, because rustls sends none after the handshake.
 pub(crate) async fn accept(
     server: Server,
     tcp: TcpStream,
@@ -44,7 +44,7 @@ pub(crate) async fn accept(
     let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
     let now = UnixTime::now();
     let chain = server.client(session, now).map_err(invalid)?;
-    let passed = server.unchecked(session).is_some();
+    let is_unchecked = server.unchecked(session).is_some();
     let (peer, enrolled) = match (chain, server.trust()) {
         (Some(chain), Some(trust)) => {
             let asserted = chain.first().and_then(VerifiedPeer::assertion);
@@ -59,7 +59,7 @@ pub(crate) async fn accept(
         stream: TransportStream::Tls(RegisteredTlsStream::new(stream, enrolled)),
         alpn,
         peer,
-        passed,
+        is_unchecked,
         resumed,
     })
 }

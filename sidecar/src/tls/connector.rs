@@ -1,4 +1,4 @@
-//! The client's side of a handshake.
+//! Connects to endpoints: TCP and the client side of the TLS handshake.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,12 +18,12 @@ use crate::plan::{PlannedCluster, PlannedClusterTls};
 use crate::stream::{RegisteredTlsStream, TransportStream};
 use crate::worker::SidecarWorker;
 
-/// Connects to an endpoint and does the handshake that its cluster asks for, within the cluster's
-/// connect timeout. `alpn` is what will be spoken. The connection stands for as long as the endpoint's proof.
+/// Connects to an endpoint and performs the TLS handshake if its cluster uses TLS, each within the cluster's connect timeout.
+/// `alpn` is the protocol that will be used. The connection is closed when the endpoint's certificate is revoked.
 ///
 /// # Errors
-/// When it cannot be reached, or does not prove who it should be: a failure of TLS is counted, and is the cause
-/// of the error as a [`FailedHandshake`].
+/// When the endpoint cannot be reached or the handshake fails. A TLS failure is counted, and is the cause of the error as a
+/// [`FailedHandshake`].
 pub(crate) async fn connect(
     target: &PlannedCluster,
     address: SocketAddr,
@@ -50,7 +50,7 @@ async fn attempt(
             return Ok(TransportStream::Plain(connect_tcp(address, mark.into(), timeout).await?));
         }
         PlannedClusterTls::Broken => {
-            let error = io::Error::other("the secrets for TLS are missing");
+            let error = io::Error::other("TLS secrets of the cluster are missing");
             return Err(FailedHandshake::wrap(error, TlsFailure::SecretsMissing));
         }
         PlannedClusterTls::Originate { http1, http2, plain, tls } => match alpn {
@@ -74,17 +74,17 @@ async fn attempt(
     };
     let agreed = Alpn::of(stream.session().alpn_protocol());
     if alpn == Alpn::Http2 && agreed != Alpn::Http2 {
-        let error = io::Error::other(format!("{address} does not speak HTTP/2"));
+        let error = io::Error::other(format!("{address} did not agree to HTTP/2 (ALPN h2)"));
         return Err(FailedHandshake::wrap(error, TlsFailure::NoApplicationProtocol));
     }
     Ok(TransportStream::Tls(RegisteredTlsStream::new(stream, enrolled)))
 }
 
-/// Connects, and does the handshake: a whole one where a session cannot be gone on with, since the server's
-/// certificate of then is not good any more.
+/// Connects and performs the TLS handshake. When a session was resumed whose server certificate is no longer valid, connects
+/// again and performs a full handshake.
 ///
 /// # Errors
-/// When it cannot be reached, or does not prove who it should be.
+/// When the endpoint cannot be reached, or the handshake fails.
 pub(crate) async fn secure(
     client: &Client,
     name: ServerName<'static>,
@@ -96,8 +96,8 @@ pub(crate) async fn secure(
         let tcp = connect_tcp(address, mark.into(), timeout).await?;
         let stream = TlsStream::connect(config.clone(), name.clone(), tcp);
         tokio::time::timeout(timeout, stream).await.map_err(|_| {
-            let late = format!("no handshake with {address} within {timeout:?}");
-            let error = io::Error::new(io::ErrorKind::TimedOut, late);
+            let reason = format!("TLS handshake with {address} not completed within {timeout:?}");
+            let error = io::Error::new(io::ErrorKind::TimedOut, reason);
             FailedHandshake::wrap(error, TlsFailure::Timeout)
         })?
     };
@@ -105,7 +105,7 @@ pub(crate) async fn secure(
     match client.check_server(stream.session(), &name, UnixTime::now()) {
         Ok(()) => Ok(stream),
         Err(error) => {
-            tracing::debug!(%address, %error, "a session was not gone on with");
+            tracing::debug!(%address, %error, "TLS session not resumed");
             handshake(client.whole_config()).await
         }
     }

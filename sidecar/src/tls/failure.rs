@@ -1,4 +1,4 @@
-//! Why TLS with an endpoint did not come about, as one word of a closed set for logs and metrics.
+//! Why a TLS handshake with an endpoint failed, as one word of a closed set for logs and metrics.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use weft_certs::fault::{self, PeerFault};
 
 macro_rules! failures {
     ($($(#[$doc:meta])* $name:ident: $word:literal;)*) => {
-        /// Why TLS with an endpoint did not come about.
+        /// Why a TLS handshake with an endpoint failed.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum TlsFailure {
             $($(#[$doc])* $name,)*
@@ -16,7 +16,7 @@ macro_rules! failures {
             Alert(AlertDescription),
         }
 
-        /// The words of failures that are not alerts.
+        /// The words of failures other than received alerts.
         const OWN_WORDS: &[&str] = &[$($word,)*];
 
         impl TlsFailure {
@@ -32,41 +32,41 @@ macro_rules! failures {
 }
 
 failures! {
-    /// The chain ends in no configured root, or a signature in it is wrong.
+    /// The chain does not end in a configured root, or a signature in it is invalid.
     UnknownIssuer: "unknown_issuer";
     /// A certificate of the chain has expired.
     Expired: "certificate_expired";
     /// A certificate of the chain is not valid yet.
     NotYetValid: "certificate_not_yet_valid";
-    /// A revocation list names a certificate of the chain.
+    /// A CRL lists a certificate of the chain.
     Revoked: "certificate_revoked";
-    /// No valid revocation list covers a certificate of the chain, and the policy asks for one.
+    /// No valid CRL covers a certificate of the chain, and the policy requires one.
     RevocationUnknown: "revocation_unknown";
-    /// The certificate does not have the name or the identity that is asked for.
+    /// The certificate does not have the required name or identity.
     WrongName: "wrong_name";
-    /// The certificate is not for servers.
+    /// The certificate is not valid for servers (extended key usage).
     WrongPurpose: "wrong_purpose";
     /// The chain is longer than allowed.
     ChainTooLong: "chain_too_long";
-    /// A key or signature of the chain is of a kind that is not accepted.
+    /// A key or signature algorithm of the chain is not accepted.
     UnsupportedCertificate: "unsupported_certificate";
-    /// A certificate of the chain cannot be read or breaks a rule.
+    /// A certificate of the chain cannot be parsed or violates a rule.
     BadCertificate: "bad_certificate";
     /// The endpoint does not have the key of its certificate.
     BadSignature: "bad_signature";
-    /// No version of TLS is allowed by both sides.
+    /// No TLS version is allowed by both sides.
     ProtocolVersion: "protocol_version";
     /// No cipher suite, group or signature scheme is offered by both sides.
     NoCommonCipher: "no_common_cipher";
-    /// The endpoint speaks TLS 1.2 without extended master secret.
+    /// The endpoint does not support extended master secret with TLS 1.2.
     NoExtendedMasterSecret: "no_extended_master_secret";
     /// No application protocol is offered by both sides.
     NoApplicationProtocol: "no_application_protocol";
-    /// The endpoint breaks the rules of TLS.
+    /// The endpoint violates the TLS protocol.
     ProtocolViolation: "protocol_violation";
-    /// What the endpoint sent first is not TLS.
+    /// The first bytes of the endpoint are not TLS.
     NotTls: "not_tls";
-    /// The handshake did not end in time.
+    /// The handshake did not complete in time.
     Timeout: "handshake_timeout";
     /// The endpoint closed the connection during the handshake.
     Closed: "closed_in_handshake";
@@ -74,7 +74,7 @@ failures! {
     Reset: "reset_in_handshake";
     /// The certificate, key or roots that the cluster needs cannot be loaded.
     SecretsMissing: "secrets_missing";
-    /// Something else on our side.
+    /// Another error on our side.
     Internal: "internal_error";
 }
 
@@ -110,7 +110,7 @@ const ALERTS: [(AlertDescription, &str); 28] = [
     (AlertDescription::NoApplicationProtocol, "alert_no_application_protocol"),
 ];
 
-/// The word of an alert that has no name there.
+/// The word of other alerts.
 const OTHER_ALERT: &str = "alert_other";
 
 fn alert_word(alert: AlertDescription) -> &'static str {
@@ -119,10 +119,10 @@ fn alert_word(alert: AlertDescription) -> &'static str {
 }
 
 impl TlsFailure {
-    /// How many words there are.
+    /// The number of words.
     pub(crate) const COUNT: usize = OWN_WORDS.len() + ALERTS.len() + 1;
 
-    /// Every word, by the position of its counter.
+    /// Every word, in the order of the counters.
     pub(crate) fn words() -> impl Iterator<Item = &'static str> {
         let alerts = ALERTS.iter().map(|(_, word)| *word);
         OWN_WORDS.iter().copied().chain(alerts).chain([OTHER_ALERT])
@@ -133,8 +133,8 @@ impl TlsFailure {
         Self::words().position(|word| word == self.word()).unwrap_or(0)
     }
 
-    /// Of a handshake that has just failed on this thread. `has_begun` says whether the endpoint has sent a
-    /// ServerHello: nothing before it need be TLS.
+    /// The failure of a handshake that has just failed on this thread. `has_begun` says whether the endpoint has sent a
+    /// ServerHello: bytes before it may not be TLS at all.
     pub(super) fn of_handshake(error: &io::Error, has_begun: bool) -> Self {
         let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
         match (cause, error.kind()) {
@@ -147,8 +147,8 @@ impl TlsFailure {
         }
     }
 
-    /// Of a read from an endpoint before it answered: in TLS 1.3, whether a server accepts our certificate
-    /// is known only then. None where the cause is not an alert.
+    /// The failure of a read before the endpoint's first response: in TLS 1.3, a server refuses our certificate only then.
+    /// None when the cause is not an alert.
     pub(crate) fn of_read(error: &io::Error) -> Option<Self> {
         match error.get_ref()?.downcast_ref::<Error>()? {
             Error::AlertReceived(alert) => Some(Self::Alert(*alert)),
@@ -156,7 +156,7 @@ impl TlsFailure {
         }
     }
 
-    /// Of a failed connection attempt; none where the failure was not one of TLS.
+    /// The TLS failure of a connection attempt; none when it failed for another reason.
     pub(crate) fn of_attempt(error: &io::Error) -> Option<Self> {
         Some(error.get_ref()?.downcast_ref::<FailedHandshake>()?.failure)
     }
@@ -184,7 +184,7 @@ impl TlsFailure {
                 _ if !has_begun => Self::NotTls,
                 _ => Self::ProtocolViolation,
             },
-            // Records of this size and kind come first from programs that do not speak TLS.
+            // Programs that do not speak TLS send bytes that look like such records.
             Error::InappropriateMessage { .. } | Error::PeerSentOversizedRecord if !has_begun => {
                 Self::NotTls
             }
@@ -217,7 +217,7 @@ impl TlsFailure {
     }
 }
 
-/// A handshake that failed: the cause of an `io::Error`, whose text stays that of `error`.
+/// A failed handshake, as the cause of an `io::Error`. Displays like `error`.
 #[derive(Debug)]
 pub(crate) struct FailedHandshake {
     failure: TlsFailure,
@@ -225,7 +225,7 @@ pub(crate) struct FailedHandshake {
 }
 
 impl FailedHandshake {
-    /// An error that names its failure and keeps the kind and the text of what happened.
+    /// Wraps an error, keeping its kind and text.
     pub(super) fn wrap(error: io::Error, failure: TlsFailure) -> io::Error {
         io::Error::new(error.kind(), Self { failure, error })
     }
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tls_is_told_from_a_violation_of_it() {
+    fn non_tls_bytes_are_distinguished_from_protocol_violations() {
         let failure = |error: Error, has_begun| {
             TlsFailure::of_handshake(&io::Error::new(io::ErrorKind::InvalidData, error), has_begun)
         };

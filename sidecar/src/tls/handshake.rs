@@ -1,4 +1,4 @@
-//! The handshake with a client, as far as it is told: in time, counted, and with a line of its own.
+//! Performs the TLS handshake with a client, with a timeout, metrics and an access-log line.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,32 +14,32 @@ use crate::record::{HandshakeRecord, Trace};
 use crate::stream::TransportStream;
 use crate::worker::{SidecarWorker, now, unix_ms};
 
-/// A connection, secured where that is asked for.
+/// A client connection, after the handshake if its filter chain has TLS.
 pub(crate) struct SecuredConnection {
     pub(crate) stream: TransportStream,
     pub(crate) alpn: Alpn,
     pub(crate) peer: Option<VerifiedPeer>,
-    /// Whether the client showed a certificate that is for the service to judge.
-    pub(crate) passed: bool,
-    /// How lines name the connection.
+    /// Whether the client certificate was accepted without verification, for the service to check.
+    pub(crate) is_unchecked: bool,
+    /// The connection's ID in log lines.
     pub(crate) trace: Option<Trace>,
 }
 
-/// What is told of a connection.
+/// The facts of a connection that are logged with its handshake.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HandshakeContext {
     pub(crate) client: SocketAddr,
-    /// The port that the client aimed at.
+    /// The original destination port.
     pub(crate) port: u16,
-    /// Whether its handshake leaves a line.
+    /// Whether the handshake is logged.
     pub(crate) is_logged: bool,
 }
 
-/// Does the handshake where the chain asks for one. None when the client was refused.
+/// Performs the handshake if the filter chain has TLS. None when the handshake failed.
 pub(crate) async fn secure(
     tls: &ChainTls,
     stream: TcpStream,
-    about: HandshakeContext,
+    context: HandshakeContext,
     worker: &SidecarWorker,
 ) -> Option<SecuredConnection> {
     let server = match tls {
@@ -49,48 +49,48 @@ pub(crate) async fn secure(
                 stream,
                 alpn: Alpn::None,
                 peer: None,
-                passed: false,
+                is_unchecked: false,
                 trace: None,
             });
         }
         ChainTls::Terminate(server) => server.clone(),
         ChainTls::Broken => return None,
     };
-    let begun = now();
-    // What each stage needs for itself is apart, so that a connection that waits does not carry it.
+    let start = now();
+    // Boxed, so that the state of the handshake is not part of the connection's future afterwards.
     let handshake = Box::pin(acceptor::accept(server, stream, worker));
     let done = tokio::time::timeout(worker.shared.limits.handshake, handshake).await;
-    let took = now() - begun;
+    let took = now() - start;
     match done {
         Ok(Ok(accepted)) => {
             worker.metrics.handshakes.increment();
             if accepted.resumed {
                 worker.metrics.handshakes_resumed.increment();
             }
-            let trace = about.is_logged.then(|| tell_success(&accepted, about, took, worker));
-            let acceptor::AcceptedTls { stream, alpn, peer, passed, .. } = accepted;
-            Some(SecuredConnection { stream, alpn, peer, passed, trace })
+            let trace = context.is_logged.then(|| log_success(&accepted, context, took, worker));
+            let acceptor::AcceptedTls { stream, alpn, peer, is_unchecked, .. } = accepted;
+            Some(SecuredConnection { stream, alpn, peer, is_unchecked, trace })
         }
         Ok(Err(refused)) => {
             let error = &refused.error;
-            tracing::debug!(client = %about.client, %error, "TLS handshake failed");
-            // Before anything else runs on this thread, which is where the verifier left its reason.
-            tell_failure(error, about, took, worker);
+            tracing::debug!(client = %context.client, %error, "TLS handshake failed");
+            // The verifier left its reason in a thread-local, so this must be logged before another handshake runs here.
+            log_failure(error, context, took, worker);
             Box::pin(refused.close()).await;
             None
         }
         Err(_) => {
-            let late = io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long");
-            tell_failure(&late, about, took, worker);
+            let late = io::Error::new(io::ErrorKind::TimedOut, "handshake timeout");
+            log_failure(&late, context, took, worker);
             None
         }
     }
 }
 
-/// Leaves a line, and gives the name of the connection in it.
-fn tell_success(
+/// Logs a successful handshake. Returns the connection's ID in the log.
+fn log_success(
     accepted: &acceptor::AcceptedTls,
-    about: HandshakeContext,
+    context: HandshakeContext,
     took: Duration,
     worker: &SidecarWorker,
 ) -> Trace {
@@ -105,21 +105,15 @@ fn tell_success(
         tls_keyexchange: group.map(|group| format!("{:?}", group.name())),
         resumed: accepted.resumed,
         peer: peer.map(ToString::to_string),
-        // Nobody has looked whether what was shown is good.
-        tls_verify_status: if accepted.passed { "Unchecked" } else { "Success" }.into(),
-        ..record(about, took)
+        tls_verify_status: if accepted.is_unchecked { "Unchecked" } else { "Success" }.into(),
+        ..record(context, took)
     };
     let trace = record.conn_trace_id;
     worker.access.line(&record.with_certificate(accepted.stream.certificates().first()));
     trace
 }
 
-fn tell_failure(
-    error: &io::Error,
-    about: HandshakeContext,
-    took: Duration,
-    worker: &SidecarWorker,
-) {
+fn log_failure(error: &io::Error, context: HandshakeContext, took: Duration, worker: &SidecarWorker) {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
     let (fault, detail) = match cause {
         Some(cause) => fault::last(cause),
@@ -127,26 +121,26 @@ fn tell_failure(
         None => (PeerFault::Unmapped, ""),
     };
     worker.metrics.refuse_client(fault);
-    // Of somebody else, where no certificate was the cause.
+    // When no certificate was the cause, the thread-local holds the certificate of another client.
     let certificate = fault::shown().filter(|_| fault != PeerFault::Unmapped);
-    if !about.is_logged {
+    if !context.is_logged {
         return;
     }
     let detail = if detail.is_empty() { error.to_string() } else { detail.to_owned() };
     let record = HandshakeRecord {
         tls_verify_status: format!("Failed:{fault}"),
         detail: Some(detail),
-        ..record(about, took)
+        ..record(context, took)
     };
     worker.access.line(&record.with_certificate(certificate.as_ref()));
 }
 
-fn record(about: HandshakeContext, took: Duration) -> HandshakeRecord {
+fn record(context: HandshakeContext, took: Duration) -> HandshakeRecord {
     HandshakeRecord {
         kind: "tls",
         time_ms: unix_ms(),
-        client: about.client,
-        listener_port: about.port,
+        client: context.client,
+        listener_port: context.port,
         tls_protocol: None,
         tls_cipher: None,
         tls_keyexchange: None,

@@ -1,4 +1,4 @@
-//! TLS with clients and with endpoints.
+//! TLS connections with clients and endpoints.
 
 pub(crate) mod acceptor;
 pub(crate) mod connector;
@@ -7,16 +7,17 @@ pub(crate) mod handshake;
 mod refused_handshake;
 pub(crate) mod stream;
 
-/// The protocol that ALPN chose.
+/// The protocol negotiated by ALPN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alpn {
     Http1,
     Http2,
-    /// None was agreed on.
+    /// No protocol was negotiated.
     None,
 }
 
 impl Alpn {
+    /// The protocol with this ALPN identifier.
     pub(crate) fn of(protocol: Option<&[u8]>) -> Self {
         match protocol {
             Some(b"h2") => Self::Http2,

@@ -1,4 +1,4 @@
-//! The end of a client's connection whose handshake failed: the client receives the alert before the close.
+//! Closes a client connection after a failed handshake, so that the client receives the alert first.
 
 use std::io;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use super::stream::TlsStream;
 /// How many bytes are read and discarded at once. Small, since many clients may be refused at one time.
 const READ_BYTES: usize = 4 * 1024;
 
-/// A client's handshake that failed on our side.
+/// A client handshake that failed.
 #[derive(Debug)]
 pub(crate) struct RefusedHandshake {
     /// Why the handshake failed.
     pub(crate) error: io::Error,
-    /// The connection, where an alert may still be on its way to the client.
+    /// The connection, if an alert may not have been sent completely.
     stream: Option<Box<TlsStream>>,
 }
 
@@ -26,11 +26,11 @@ impl From<io::Error> for RefusedHandshake {
 }
 
 impl RefusedHandshake {
-    /// How long the client may send nothing before the connection is closed.
+    /// The connection is closed when the client has sent nothing for this time.
     const SILENCE: Duration = Duration::from_secs(1);
-    /// How long closing may take.
+    /// The connection is closed after this time in any case.
     const LIMIT: Duration = Duration::from_secs(5);
-    /// How many bytes are discarded at most.
+    /// The connection is closed after this many discarded bytes.
     const LIMIT_BYTES: usize = 1024 * 1024;
 
     /// A handshake that failed, with its connection.
@@ -59,7 +59,7 @@ impl RefusedHandshake {
             }
             io::Result::Ok(())
         };
-        // Whether the client closed or a limit is reached, the connection is closed now.
+        // The connection is closed after any outcome: the client closed it, or a limit was reached.
         drop(tokio::time::timeout(Self::LIMIT, closing).await);
     }
 }

@@ -1,9 +1,8 @@
-//! A connection under TLS that owns no buffer while it waits.
+//! A TLS connection that owns no buffers while it is idle.
 //!
-//! Records are decrypted and encrypted in room that all connections of a worker share, one at a time.
-//! A connection keeps only what is left over: the part of a record that has come so far, plain bytes
-//! that had no place in the reader's buffer, and records that the socket has not taken yet. Most of
-//! the time it is none of these.
+//! Records are decrypted and encrypted in a scratch buffer that all connections of a worker share. A connection stores only
+//! the remains: a partially received record, decrypted bytes that did not fit into the reader's buffer, and encrypted records
+//! that the socket has not accepted. Most of the time there are none.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -28,96 +27,95 @@ use super::refused_handshake::RefusedHandshake;
 
 /// The most plain bytes in a record (RFC 8446, section 5.1).
 const RECORD_BYTES: usize = 16 * 1024;
-/// More than a record adds to its plain bytes: head, padding's end, tag.
+/// An upper bound of what encryption adds to a record: header, content type, tag.
 const RECORD_OVERHEAD_BYTES: usize = 256;
-/// How many plain bytes are encrypted, and then written, at once.
+/// How many plain bytes are encrypted and written at once.
 const WRITE_BYTES: usize = 4 * RECORD_BYTES;
-/// How many bytes may wait for others, to be sent with them by one call.
-const LITTLE_BYTES: usize = 4 * 1024;
-/// The room that is shared. A message of the handshake must fit in whole: the library takes none
-/// larger than 64 KiB.
+/// Up to this many unsent bytes, a write adds its records before sending, so that one system call sends all.
+const COALESCE_BYTES: usize = 4 * 1024;
+/// The size of the shared scratch buffer. A handshake message must fit completely; rustls accepts at most 64 KiB.
 const SCRATCH_BYTES: usize = WRITE_BYTES + 8 * RECORD_OVERHEAD_BYTES;
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH_BYTES]);
 }
 
-/// A connection under TLS.
+/// A TLS connection.
 pub(crate) struct TlsStream {
     pub(super) tcp: TcpStream,
-    session: Session,
-    /// What came from the socket and is no whole record yet.
+    session: TlsSession,
+    /// A partially received record.
     received: BytesMut,
-    kept: Kept,
-    /// Whether our side has said that it is done.
+    output: SessionOutput,
+    /// Whether close_notify was queued.
     closed: bool,
-    /// Whether the session broke: it must not be asked for anything any more.
+    /// Whether the session failed. It must not be used after that.
     failed: bool,
 }
 
-/// Whose side of the connection is ours.
-enum Session {
+/// The rustls session, for our side of the connection.
+enum TlsSession {
     Server(UnbufferedServerConnection),
     Client(UnbufferedClientConnection),
 }
 
-/// What a session gave that had no place elsewhere.
+/// The output of a session that was not consumed yet.
 #[derive(Default)]
-struct Kept {
-    /// Plain bytes that nobody has read yet.
+struct SessionOutput {
+    /// Decrypted bytes that were not read yet.
     plain: BytesMut,
-    /// Records that the socket has not taken yet.
+    /// Encrypted records that the socket has not accepted yet.
     unsent: BytesMut,
-    /// Whether the peer has said that nothing follows.
+    /// Whether the peer has sent close_notify.
     ended: bool,
 }
 
-/// What is wanted of a session once it can encrypt.
-enum Wish<'a> {
-    /// Nothing: that it reads what came.
+/// What a session does after it has processed its input.
+enum SessionTask<'a> {
+    /// Nothing.
     None,
-    /// That it encrypts these bytes into that room.
+    /// Encrypts the first bytes into the second buffer.
     Encrypt(&'a [u8], &'a mut [u8]),
-    /// That it says that our side is done.
+    /// Queues close_notify.
     Close,
 }
 
-/// What came of one step.
-enum Step {
-    /// There is more to do.
-    Again,
-    /// All is done that can be; so many bytes were encrypted.
+/// The result of one step of a session.
+enum SessionStep {
+    /// Call again: there is more to process.
+    Continue,
+    /// The session is blocked or its task is done. Holds how many bytes were encrypted.
     Done(usize),
 }
 
 impl TlsStream {
-    /// Does the server's side of a handshake.
+    /// Performs the server side of a handshake.
     ///
     /// # Errors
-    /// Why there is no connection; the alert has been given to the socket as far as the socket took it. The
-    /// caller passes the error to [`RefusedHandshake::close`], so that the client receives the alert.
+    /// When the handshake fails. The alert was sent as far as the socket accepted it. The caller must call
+    /// [`RefusedHandshake::close`], so that the client receives the alert.
     pub(crate) async fn accept(
         config: Arc<ServerConfig>,
         tcp: TcpStream,
     ) -> Result<Box<Self>, RefusedHandshake> {
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
-        let mut stream = Self::new(Session::Server(session), tcp);
+        let mut stream = Self::new(TlsSession::Server(session), tcp);
         match stream.handshake().await {
             Ok(()) => Ok(stream),
             Err(error) => Err(RefusedHandshake::new(error, stream)),
         }
     }
 
-    /// Does the client's side of a handshake.
+    /// Performs the client side of a handshake.
     ///
     /// # Errors
-    /// A [`FailedHandshake`] with the reason; the alert has been sent to the server.
+    /// A [`FailedHandshake`] with the reason. The alert was sent to the server.
     pub(crate) async fn connect(
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
         tcp: TcpStream,
     ) -> io::Result<Box<Self>> {
         let session = UnbufferedClientConnection::new(config, name).map_err(io::Error::other)?;
-        let mut stream = Self::new(Session::Client(session), tcp);
+        let mut stream = Self::new(TlsSession::Client(session), tcp);
         stream.handshake().await.map_err(|error| {
             let has_begun = stream.session().protocol_version().is_some();
             let failure = TlsFailure::of_handshake(&error, has_begun);
@@ -126,49 +124,50 @@ impl TlsStream {
         Ok(stream)
     }
 
-    fn new(session: Session, tcp: TcpStream) -> Box<Self> {
-        let (received, kept) = (BytesMut::new(), Kept::default());
-        Box::new(Self { tcp, session, received, kept, closed: false, failed: false })
+    fn new(session: TlsSession, tcp: TcpStream) -> Box<Self> {
+        let received = BytesMut::new();
+        let output = SessionOutput::default();
+        Box::new(Self { tcp, session, received, output, closed: false, failed: false })
     }
 
     async fn handshake(&mut self) -> io::Result<()> {
         let stream = self;
-        // A client speaks first.
-        stream.act(Wish::None)?;
+        // A client sends its ClientHello first.
+        stream.run_task(SessionTask::None)?;
         while stream.session().is_handshaking() {
             std::future::poll_fn(|cx| {
                 ready!(stream.poll_send(cx))?;
-                stream.poll_receive(cx, &mut nowhere())
+                stream.poll_receive(cx, &mut empty_buffer())
             })
             .await?;
-            // It may say all that it has to say, and that this is all, with the end of its handshake.
-            if stream.kept.ended && stream.session().is_handshaking() {
+            // A client may send data and close_notify together with its last handshake message; that is no error.
+            if stream.output.ended && stream.session().is_handshaking() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        // Who has asked for something already gets the end of the handshake, a ticket, with the answer.
-        if stream.kept.plain.is_empty() {
+        // A client that has already sent a request gets the session tickets together with the response.
+        if stream.output.plain.is_empty() {
             std::future::poll_fn(|cx| stream.poll_send(cx)).await?;
         }
         Ok(())
     }
 
-    /// The socket below.
+    /// The TCP socket.
     pub(crate) fn tcp(&self) -> &TcpStream {
         &self.tcp
     }
 
-    /// What both sides agreed on.
+    /// The negotiated parameters of the session.
     pub(crate) fn session(&self) -> &CommonState {
         self.session.common()
     }
 
-    /// Whether a read would give something without the socket.
+    /// Whether a read would return without reading from the socket.
     pub(crate) fn has_read_ahead(&self) -> bool {
-        !self.kept.plain.is_empty() || self.kept.ended
+        !self.output.plain.is_empty() || self.output.ended
     }
 
-    /// Takes once from the socket, and decrypts: into `buf` first, the rest is kept.
+    /// Reads from the socket once and decrypts into `buf`. Decrypted bytes that do not fit are stored.
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
@@ -179,54 +178,56 @@ impl TlsStream {
         }
         SCRATCH
             .with_borrow_mut(|scratch| {
-                let held = self.received.len();
+                let partial = self.received.len();
                 let wanted =
                     buf.remaining().clamp(RECORD_BYTES, WRITE_BYTES) + RECORD_OVERHEAD_BYTES;
-                let end = (held + wanted).min(scratch.len());
-                let (before, free) = scratch.split_at_mut(held);
-                let Some(free) = free.get_mut(..end - held).filter(|free| !free.is_empty()) else {
-                    let reason = "a message of the handshake is larger than 64 KiB";
+                let end = (partial + wanted).min(scratch.len());
+                let (before, free) = scratch.split_at_mut(partial);
+                let Some(free) = free.get_mut(..end - partial).filter(|free| !free.is_empty())
+                else {
+                    let reason = "TLS handshake message is larger than 64 KiB";
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::FileTooLarge, reason)));
                 };
                 let mut free = ReadBuf::new(free);
                 ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut free))?;
                 let more = free.filled().len();
                 if more == 0 {
-                    // Without the peer's word that it is done, what came may have been cut short.
+                    // Without close_notify the data may have been truncated.
                     return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                 }
                 before.copy_from_slice(&self.received);
-                let all = scratch.get_mut(..held + more).unwrap_or_default();
-                let (used, result) = self.session.run(all, Wish::None, buf, &mut self.kept);
-                let rest = all.get(used..).filter(|_| !self.kept.ended).unwrap_or_default();
+                let all = scratch.get_mut(..partial + more).unwrap_or_default();
+                let (used, result) =
+                    self.session.run(all, SessionTask::None, buf, &mut self.output);
+                let rest = all.get(used..).filter(|_| !self.output.ended).unwrap_or_default();
                 self.received = if rest.is_empty() { BytesMut::new() } else { rest.into() };
                 self.failed |= result.is_err();
                 Poll::Ready(result.map(drop))
             })
             .map_err(|error| {
-                // The peer may still be told why.
+                // Send the alert, if the session queued one.
                 drop(self.poll_send(cx));
                 error
             })
     }
 
-    /// Has the session do something without more from the socket.
-    fn act(&mut self, wish: Wish<'_>) -> io::Result<usize> {
+    /// Runs a task of the session without reading from the socket. Returns how many bytes were encrypted.
+    fn run_task(&mut self, task: SessionTask<'_>) -> io::Result<usize> {
         if self.failed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let received = &mut self.received;
-        let (used, result) = self.session.run(received, wish, &mut nowhere(), &mut self.kept);
+        let (used, result) =
+            self.session.run(received, task, &mut empty_buffer(), &mut self.output);
         received.advance(used);
         self.failed |= result.is_err();
         result
     }
 
-    /// Gives the socket what it takes at once of what it has not taken yet. Whoever waits for the rest goes
-    /// on waiting.
+    /// Sends unsent records as far as the socket accepts them now. Does not replace the waker of a task that waits to send.
     fn try_send(&mut self) {
-        let unsent = &mut self.kept.unsent;
-        // An error will be the next writer's.
+        let unsent = &mut self.output.unsent;
+        // The next write reports an error.
         while !unsent.is_empty()
             && let Ok(sent @ 1..) = self.tcp.try_write(unsent)
         {
@@ -237,13 +238,13 @@ impl TlsStream {
         }
     }
 
-    /// Gives the socket what it has not taken yet.
+    /// Sends all unsent records.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let unsent = &mut self.kept.unsent;
+        let unsent = &mut self.output.unsent;
         while !unsent.is_empty() {
             match ready!(Pin::new(&mut self.tcp).poll_write(cx, unsent))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                // What is at its end still owns its room.
+                // `advance` to the end would keep the allocation.
                 all if all == unsent.len() => *unsent = BytesMut::new(),
                 sent => unsent.advance(sent),
             }
@@ -252,51 +253,51 @@ impl TlsStream {
     }
 }
 
-impl Session {
-    /// Reads records, and does what is wished once there are no more. Gives how many bytes of `input` it
-    /// is done with, and how many bytes it encrypted. `input` must begin with what was left of the last
-    /// one, even where nothing is added: the session remembers places in it.
+impl TlsSession {
+    /// Processes the records in `input`, then runs the task. Returns how many bytes of `input` were consumed, and how many
+    /// bytes were encrypted. `input` must begin with the bytes that the last call did not consume, even when nothing is added:
+    /// the session remembers positions in it.
     fn run(
         &mut self,
         input: &mut [u8],
-        mut wish: Wish<'_>,
+        mut task: SessionTask<'_>,
         buf: &mut ReadBuf<'_>,
-        kept: &mut Kept,
+        output: &mut SessionOutput,
     ) -> (usize, io::Result<usize>) {
         let mut used = 0;
         loop {
             let rest = input.get_mut(used..).unwrap_or_default();
-            let (discard, step) = self.step(rest, &mut wish, buf, kept);
+            let (discard, step) = self.step(rest, &mut task, buf, output);
             used += discard;
             match step {
-                Ok(Ok(Step::Again)) => {}
-                Ok(Ok(Step::Done(encrypted))) => return (used, Ok(encrypted)),
+                Ok(Ok(SessionStep::Continue)) => {}
+                Ok(Ok(SessionStep::Done(encrypted))) => return (used, Ok(encrypted)),
                 Ok(Err(error)) => return (used, Err(error)),
                 Err(error) => {
-                    self.encode_queued(input.get_mut(used..).unwrap_or_default(), kept);
+                    self.encode_queued(input.get_mut(used..).unwrap_or_default(), output);
                     return (used, Err(io::Error::new(io::ErrorKind::InvalidData, error)));
                 }
             }
         }
     }
 
-    /// Has the session process `input` until it asks for something, and does that. Gives how many bytes of
-    /// `input` it is done with.
+    /// Lets the session process `input` until it requests an action, and carries that out. Returns how many bytes of `input`
+    /// were consumed.
     fn step(
         &mut self,
         input: &mut [u8],
-        wish: &mut Wish<'_>,
+        task: &mut SessionTask<'_>,
         buf: &mut ReadBuf<'_>,
-        kept: &mut Kept,
-    ) -> (usize, Result<io::Result<Step>, rustls::Error>) {
+        output: &mut SessionOutput,
+    ) -> (usize, Result<io::Result<SessionStep>, rustls::Error>) {
         match self {
             Self::Server(session) => {
                 let UnbufferedStatus { discard, state } = session.process_tls_records(input);
-                (discard, state.map(|state| carry_out(state, wish, buf, kept)))
+                (discard, state.map(|state| carry_out(state, task, buf, output)))
             }
             Self::Client(session) => {
                 let UnbufferedStatus { discard, state } = session.process_tls_records(input);
-                (discard, state.map(|state| carry_out(state, wish, buf, kept)))
+                (discard, state.map(|state| carry_out(state, task, buf, output)))
             }
         }
     }
@@ -304,10 +305,11 @@ impl Session {
     /// Encodes the records that a failed session has queued for the peer: the alert, and before it, in TLS 1.3,
     /// the ServerHello without which the peer cannot decrypt the alert. The session gives one record a call; a
     /// call without a queued record would process more input, which a failed session must not do.
-    fn encode_queued(&mut self, mut input: &mut [u8], kept: &mut Kept) {
+    fn encode_queued(&mut self, mut input: &mut [u8], output: &mut SessionOutput) {
         while self.common().wants_write() {
-            let (discard, step) = self.step(input, &mut Wish::None, &mut nowhere(), kept);
-            if !matches!(step, Ok(Ok(Step::Again))) {
+            let (discard, step) =
+                self.step(input, &mut SessionTask::None, &mut empty_buffer(), output);
+            if !matches!(step, Ok(Ok(SessionStep::Continue))) {
                 return;
             }
             input = input.get_mut(discard..).unwrap_or_default();
@@ -322,87 +324,87 @@ impl Session {
     }
 }
 
-/// Does what a session asks for.
+/// Carries out the action that a session requests.
 fn carry_out<Side>(
     state: ConnectionState<'_, '_, Side>,
-    wish: &mut Wish<'_>,
+    task: &mut SessionTask<'_>,
     buf: &mut ReadBuf<'_>,
-    kept: &mut Kept,
-) -> io::Result<Step> {
+    output: &mut SessionOutput,
+) -> io::Result<SessionStep> {
     match state {
         ConnectionState::ReadTraffic(mut traffic) => {
             while let Some(record) = traffic.next_record() {
-                kept.put(record.map_err(io::Error::other)?.payload, buf);
+                output.put(record.map_err(io::Error::other)?.payload, buf);
             }
-            Ok(Step::Again)
+            Ok(SessionStep::Continue)
         }
         ConnectionState::EncodeTlsData(mut data) => {
-            let encoded = append(&mut kept.unsent, |room| match data.encode(room) {
+            let encoded = append(&mut output.unsent, |room| match data.encode(room) {
                 Err(EncodeError::InsufficientSize(error)) => Err(error),
                 other => Ok(other),
             });
             encoded.map_err(io::Error::other)?;
-            Ok(Step::Again)
+            Ok(SessionStep::Continue)
         }
-        // What was encoded goes before all that follows.
+        // Encoded records are already queued before all later ones.
         ConnectionState::TransmitTlsData(data) => {
             data.done();
-            Ok(Step::Again)
+            Ok(SessionStep::Continue)
         }
         ConnectionState::PeerClosed => {
-            kept.ended = true;
-            Ok(Step::Again)
+            output.ended = true;
+            Ok(SessionStep::Continue)
         }
-        ConnectionState::WriteTraffic(mut traffic) => match wish {
-            Wish::None => Ok(Step::Done(0)),
-            Wish::Encrypt(plain, room) => {
-                traffic.encrypt(plain, room).map(Step::Done).map_err(io::Error::other)
+        ConnectionState::WriteTraffic(mut traffic) => match task {
+            SessionTask::None => Ok(SessionStep::Done(0)),
+            SessionTask::Encrypt(plain, room) => {
+                traffic.encrypt(plain, room).map(SessionStep::Done).map_err(io::Error::other)
             }
-            Wish::Close => {
+            SessionTask::Close => {
                 let closed =
-                    append(&mut kept.unsent, |room| match traffic.queue_close_notify(room) {
+                    append(&mut output.unsent, |room| match traffic.queue_close_notify(room) {
                         Err(EncryptError::InsufficientSize(error)) => Err(error),
                         other => Ok(other),
                     });
                 closed.map_err(io::Error::other)?;
-                Ok(Step::Done(0))
+                Ok(SessionStep::Done(0))
             }
         },
-        ConnectionState::BlockedHandshake | ConnectionState::Closed => Ok(Step::Done(0)),
-        // Early data is never agreed to, and there is no other state yet.
-        other => Err(io::Error::other(format!("not agreed to: {other:?}"))),
+        ConnectionState::BlockedHandshake | ConnectionState::Closed => Ok(SessionStep::Done(0)),
+        // Early data is disabled, and rustls has no other state.
+        other => Err(io::Error::other(format!("unexpected state of the TLS session: {other:?}"))),
     }
 }
 
-/// Appends what `write` has to write, which it says the size of when there is no room for it.
+/// Appends the output of `write`, which reports the required size when the buffer is too small.
 fn append<E>(
     out: &mut BytesMut,
     mut write: impl FnMut(&mut [u8]) -> Result<Result<usize, E>, InsufficientSizeError>,
 ) -> Result<(), E> {
     let before = out.len();
-    let mut room = 0;
+    let mut size = 0;
     loop {
-        out.resize(before + room, 0);
+        out.resize(before + size, 0);
         match write(out.get_mut(before..).unwrap_or_default()) {
             Ok(written) => {
                 let result = written.map(|written| out.truncate(before + written));
                 return result;
             }
-            Err(InsufficientSizeError { required_size }) => room = required_size,
+            Err(InsufficientSizeError { required_size }) => size = required_size,
         }
     }
 }
 
-impl Kept {
-    /// Gives plain bytes to the reader, and keeps what it has no place for.
+impl SessionOutput {
+    /// Copies decrypted bytes to the reader's buffer, and stores those that do not fit.
     fn put(&mut self, plain: &[u8], buf: &mut ReadBuf<'_>) {
-        let here = if self.plain.is_empty() { plain.len().min(buf.remaining()) } else { 0 };
-        let (first, rest) = plain.split_at(here);
+        let fitting = if self.plain.is_empty() { plain.len().min(buf.remaining()) } else { 0 };
+        let (first, rest) = plain.split_at(fitting);
         buf.put_slice(first);
         self.plain.extend_from_slice(rest);
     }
 
-    /// Gives the reader what was kept for it.
+    /// Copies stored bytes to the reader's buffer.
     fn take(&mut self, buf: &mut ReadBuf<'_>) {
         let first = self.plain.split_to(self.plain.len().min(buf.remaining()));
         buf.put_slice(&first);
@@ -421,14 +423,14 @@ impl AsyncRead for TlsStream {
         let this = self.get_mut();
         let before = buf.filled().len();
         while buf.filled().len() == before && buf.remaining() > 0 {
-            if !this.kept.plain.is_empty() {
-                this.kept.take(buf);
-            } else if this.kept.ended {
+            if !this.output.plain.is_empty() {
+                this.output.take(buf);
+            } else if this.output.ended {
                 break;
             } else if let Poll::Ready(received) = this.poll_receive(cx, buf) {
                 received?;
             } else {
-                // The peer may wait for it before it says more.
+                // The peer may wait for these records before it sends more.
                 this.try_send();
                 return Poll::Pending;
             }
@@ -444,20 +446,20 @@ impl AsyncWrite for TlsStream {
         plain: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.kept.unsent.len() > LITTLE_BYTES {
+        if this.output.unsent.len() > COALESCE_BYTES {
             ready!(this.poll_send(cx))?;
         }
         let plain = plain.get(..WRITE_BYTES).unwrap_or(plain);
         let encrypted = SCRATCH.with_borrow_mut(|scratch| {
-            let encrypted = this.act(Wish::Encrypt(plain, scratch))?;
-            // What the session itself had to say goes first.
+            let encrypted = this.run_task(SessionTask::Encrypt(plain, scratch))?;
+            // Records that the session queued itself are sent first.
             let mut records = scratch.get(..encrypted).unwrap_or_default();
-            if this.kept.unsent.is_empty()
+            if this.output.unsent.is_empty()
                 && let Poll::Ready(sent) = Pin::new(&mut this.tcp).poll_write(cx, records)
             {
                 records = records.get(sent?..).unwrap_or_default();
             }
-            this.kept.unsent.extend_from_slice(records);
+            this.output.unsent.extend_from_slice(records);
             io::Result::Ok(encrypted)
         })?;
         if let Poll::Ready(sent) = this.poll_send(cx) {
@@ -477,7 +479,7 @@ impl AsyncWrite for TlsStream {
         let this = self.get_mut();
         if !this.closed {
             this.closed = true;
-            this.act(Wish::Close)?;
+            this.run_task(SessionTask::Close)?;
         }
         ready!(this.poll_send(cx))?;
         Pin::new(&mut this.tcp).poll_shutdown(cx)
@@ -490,8 +492,8 @@ impl fmt::Debug for TlsStream {
     }
 }
 
-/// A reader's buffer where nothing is read.
-fn nowhere() -> ReadBuf<'static> {
+/// A reader's buffer without space.
+fn empty_buffer() -> ReadBuf<'static> {
     ReadBuf::new(&mut [])
 }
 
@@ -510,16 +512,16 @@ mod tests {
 
     use super::*;
 
-    const AT_ONCE: usize = usize::MAX;
+    const UNSPLIT: usize = usize::MAX;
 
-    struct Sides {
+    struct TestConfigs {
         server: Arc<ServerConfig>,
         client: Arc<ClientConfig>,
         /// A client that has no certificate.
         anonymous: Arc<ClientConfig>,
     }
 
-    fn sides() -> Sides {
+    fn configs() -> TestConfigs {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(UnixTime::now().as_secs());
         let files = Authority::create("mesh.test", now).unwrap();
         let authority = Authority::load(files, "mesh.test").unwrap();
@@ -537,7 +539,7 @@ mod tests {
             tls::client(identity, trust.clone(), names, &[]).unwrap()
         };
         let clients = ClientAuthentication::Required(trust.clone(), Vec::new());
-        Sides {
+        TestConfigs {
             server: tls::server(&own, clients, &[]).unwrap(),
             client: client(Some(&own)),
             anonymous: client(None),
@@ -553,10 +555,10 @@ mod tests {
         (near, far)
     }
 
-    /// A connection whose bytes arrive in pieces of at most `size`, in both directions.
+    /// A connection that delivers bytes in pieces of at most `size`, in both directions.
     async fn in_pieces(size: usize) -> (TcpStream, TcpStream) {
         let ((near, left), (right, far)) = (tcp().await, tcp().await);
-        if size == AT_ONCE {
+        if size == UNSPLIT {
             return tcp().await;
         }
         let (left, right) = (left.into_split(), right.into_split());
@@ -578,12 +580,12 @@ mod tests {
     }
 
     fn owns_no_buffer(stream: &TlsStream) -> bool {
-        let TlsStream { received, kept, .. } = stream;
-        received.capacity() + kept.plain.capacity() + kept.unsent.capacity() == 0
+        let TlsStream { received, output, .. } = stream;
+        received.capacity() + output.plain.capacity() + output.unsent.capacity() == 0
     }
 
-    /// Sends and receives `bytes` at once: the other side sends them back.
-    async fn converse(stream: TlsStream, bytes: &[u8]) -> TlsStream {
+    /// Sends `bytes` and receives them back, at the same time.
+    async fn exchange_with_echo(stream: TlsStream, bytes: &[u8]) -> TlsStream {
         let (mut read, mut write) = split(stream);
         let sending = async {
             write.write_all(bytes).await.unwrap();
@@ -592,7 +594,7 @@ mod tests {
         let mut came = vec![0; bytes.len()];
         let (_, received) = tokio::join!(sending, read.read_exact(&mut came));
         received.unwrap();
-        assert!(came == bytes, "what came back differs");
+        assert!(came == bytes, "the echoed bytes differ");
         read.unsplit(write)
     }
 
@@ -603,55 +605,57 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_arrive_whole_however_they_are_cut() {
-        let sides = sides();
+    async fn data_is_intact_for_every_segment_size() {
+        let configs = configs();
         let bytes: Vec<u8> =
             (0..150_000_u32).map(|n| n.to_le_bytes()[usize::from(n % 7 == 0)]).collect();
-        for size in [1, 4, 5, 6, 23, 1000, 16_384, 16_406, 40_000, AT_ONCE] {
+        for size in [1, 4, 5, 6, 23, 1000, 16_384, 16_406, 40_000, UNSPLIT] {
             let bytes = if size < 100 { &bytes[..20_000] } else { &bytes[..] };
             let (near, far) = in_pieces(size).await;
-            let connector = TlsConnector::from(sides.client.clone());
+            let connector = TlsConnector::from(configs.client.clone());
             let other = tokio::spawn(async move {
                 echo(connector.connect(server_name(), far).await.unwrap()).await;
             });
-            let stream = *TlsStream::accept(sides.server.clone(), near).await.unwrap();
-            let mut stream = converse(stream, bytes).await;
+            let stream = *TlsStream::accept(configs.server.clone(), near).await.unwrap();
+            let mut stream = exchange_with_echo(stream, bytes).await;
             assert!(owns_no_buffer(&stream), "after pieces of {size}");
             stream.shutdown().await.unwrap();
-            assert_eq!(stream.read(&mut [0; 9]).await.unwrap(), 0, "it ends well");
+            assert_eq!(stream.read(&mut [0; 9]).await.unwrap(), 0, "the peer closes cleanly");
             other.await.unwrap();
 
             let (near, far) = in_pieces(size).await;
-            // Small records, and words of the server's own between them.
-            let mut server = ServerConfig::clone(&sides.server);
+            // Small records, with session tickets between them.
+            let mut server = ServerConfig::clone(&configs.server);
             (server.max_fragment_size, server.send_tls13_tickets) = (Some(64), 3);
             let acceptor = TlsAcceptor::from(Arc::new(server));
             let other = tokio::spawn(async move {
                 echo(acceptor.accept(far).await.unwrap()).await;
             });
-            let stream = TlsStream::connect(sides.client.clone(), server_name(), near).await;
-            let mut stream = converse(*stream.unwrap(), bytes).await;
+            let stream = TlsStream::connect(configs.client.clone(), server_name(), near).await;
+            let mut stream = exchange_with_echo(*stream.unwrap(), bytes).await;
             assert!(owns_no_buffer(&stream), "after pieces of {size}");
             stream.shutdown().await.unwrap();
-            assert_eq!(stream.read(&mut [0; 9]).await.unwrap(), 0, "it ends well");
+            assert_eq!(stream.read(&mut [0; 9]).await.unwrap(), 0, "the peer closes cleanly");
             other.await.unwrap();
         }
     }
 
-    async fn pair(sides: &Sides) -> (TlsStream, tokio_rustls::client::TlsStream<TcpStream>) {
+    async fn pair(
+        configs: &TestConfigs,
+    ) -> (TlsStream, tokio_rustls::client::TlsStream<TcpStream>) {
         let (near, far) = tcp().await;
-        let connector = TlsConnector::from(sides.client.clone());
+        let connector = TlsConnector::from(configs.client.clone());
         let (ours, theirs) = tokio::join!(
-            TlsStream::accept(sides.server.clone(), near),
+            TlsStream::accept(configs.server.clone(), near),
             connector.connect(server_name(), far)
         );
         (*ours.unwrap(), theirs.unwrap())
     }
 
     #[tokio::test]
-    async fn an_end_without_a_word_is_an_error() {
-        let sides = sides();
-        let (mut ours, mut theirs) = pair(&sides).await;
+    async fn end_of_stream_without_close_notify_is_an_error() {
+        let configs = configs();
+        let (mut ours, mut theirs) = pair(&configs).await;
         theirs.write_all(b"all of it?").await.unwrap();
         theirs.get_mut().0.shutdown().await.unwrap();
         assert_eq!(ours.read(&mut [0; 99]).await.unwrap(), 10);
@@ -660,9 +664,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_side_may_end_before_the_other() {
-        let sides = sides();
-        let (mut ours, mut theirs) = pair(&sides).await;
+    async fn half_closed_connection_can_still_send() {
+        let configs = configs();
+        let (mut ours, mut theirs) = pair(&configs).await;
         theirs.shutdown().await.unwrap();
         assert_eq!(ours.read(&mut [0; 9]).await.unwrap(), 0);
         ours.write_all(b"and yet").await.unwrap();
@@ -674,9 +678,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn new_keys_are_followed_both_ways() {
-        let sides = sides();
-        let (mut ours, mut theirs) = pair(&sides).await;
+    async fn key_updates_are_handled_in_both_directions() {
+        let configs = configs();
+        let (mut ours, mut theirs) = pair(&configs).await;
         for _ in 0..3 {
             theirs.get_mut().1.refresh_traffic_keys().unwrap();
             theirs.write_all(b"under new keys").await.unwrap();
@@ -688,19 +692,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_takes_nothing_stops_the_writer() {
-        let sides = sides();
-        let (mut ours, mut theirs) = pair(&sides).await;
+    async fn writer_is_blocked_when_the_peer_does_not_read() {
+        let configs = configs();
+        let (mut ours, mut theirs) = pair(&configs).await;
         let piece = [7; 100_000];
         let mut taken = 0;
-        // The sockets hold some megabytes.
+        // The socket buffers hold some megabytes.
         while let Ok(more) =
             tokio::time::timeout(Duration::from_millis(200), ours.write(&piece)).await
         {
             taken += more.unwrap();
-            assert!(taken < 100_000_000, "somebody holds it all");
+            assert!(taken < 100_000_000, "unsent data is buffered without limit");
         }
-        assert!(ours.kept.unsent.len() <= SCRATCH_BYTES);
+        assert!(ours.output.unsent.len() <= SCRATCH_BYTES);
         let rest = async {
             let mut came = vec![0; taken];
             theirs.read_exact(&mut came).await.unwrap();
@@ -712,11 +716,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everything_may_come_with_the_end_of_the_handshake() {
-        let sides = sides();
+    async fn data_and_close_notify_may_arrive_with_the_end_of_the_handshake() {
+        let configs = configs();
         let (near, far) = tcp().await;
-        let connector = TlsConnector::from(sides.client.clone());
-        // What the client sends waits until it has sent all.
+        let connector = TlsConnector::from(configs.client.clone());
+        // The client's bytes after its ClientHello are delivered together.
         let (mut held, far) = (far, tcp().await);
         let client = async {
             let mut stream = connector.connect(server_name(), far.0).await.unwrap();
@@ -730,14 +734,14 @@ mod tests {
             let first = theirs.read(&mut hello).await.unwrap();
             held.write_all(&hello[..first]).await.unwrap();
             let mut answer = vec![0; 65_536];
-            let told = held.read(&mut answer).await.unwrap();
-            theirs.write_all(&answer[..told]).await.unwrap();
+            let received = held.read(&mut answer).await.unwrap();
+            theirs.write_all(&answer[..received]).await.unwrap();
             let mut rest = Vec::new();
             theirs.read_to_end(&mut rest).await.unwrap();
             held.write_all(&rest).await.unwrap();
             held
         };
-        let accepting = TlsStream::accept(sides.server.clone(), near);
+        let accepting = TlsStream::accept(configs.server.clone(), near);
         let (ours, _client, _held) = tokio::join!(accepting, client, between);
         let mut came = Vec::new();
         ours.unwrap().read_to_end(&mut came).await.unwrap();
@@ -745,16 +749,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_does_not_take_the_place_of_the_writer() {
-        let sides = sides();
-        let (ours, mut theirs) = pair(&sides).await;
+    async fn reading_does_not_replace_the_waker_of_a_blocked_writer() {
+        let configs = configs();
+        let (ours, mut theirs) = pair(&configs).await;
         let (mut read, mut write) = split(ours);
         let piece = vec![7; 10_000_000];
         let writing = tokio::spawn(async move {
             write.write_all(&piece).await.unwrap();
             write.flush().await.unwrap();
         });
-        // It is stuck when a byte comes, and who takes that in does not wait for more.
+        // The writer is blocked when the byte arrives, and the reader does not poll again after it.
         theirs.write_all(b"!").await.unwrap();
         let mut byte = [0];
         while read.read(&mut byte).now_or_never().is_none() {
@@ -771,30 +775,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_refused_is_told_why() {
-        let sides = sides();
+    async fn refused_client_receives_the_alert() {
+        let configs = configs();
         let (near, far) = tcp().await;
-        let connector = TlsConnector::from(sides.anonymous.clone());
+        let connector = TlsConnector::from(configs.anonymous.clone());
         let other = async {
-            // With TLS 1.3 the client learns it with its first read.
+            // With TLS 1.3 the client receives the alert with its first read.
             let mut stream = connector.connect(server_name(), far).await?;
             stream.read_u8().await
         };
-        let (ours, theirs) = tokio::join!(TlsStream::accept(sides.server.clone(), near), other);
+        let (ours, theirs) = tokio::join!(TlsStream::accept(configs.server.clone(), near), other);
         assert!(
             ours.unwrap_err().error.to_string().contains("no certificate"),
-            "the reason is named"
+            "the error has the reason"
         );
-        let told = theirs.unwrap_err().to_string();
-        assert!(told.contains("CertificateRequired"), "{told}");
+        let theirs = theirs.unwrap_err().to_string();
+        assert!(theirs.contains("CertificateRequired"), "{theirs}");
     }
 
     #[tokio::test]
     async fn client_without_a_common_application_protocol_receives_the_alert() {
-        let sides = sides();
-        let mut server = ServerConfig::clone(&sides.server);
+        let configs = configs();
+        let mut server = ServerConfig::clone(&configs.server);
         server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let mut client = ClientConfig::clone(&sides.client);
+        let mut client = ClientConfig::clone(&configs.client);
         client.alpn_protocols = vec![b"foo".to_vec()];
         let (near, far) = tcp().await;
         let connector = TlsConnector::from(Arc::new(client));
@@ -808,19 +812,19 @@ mod tests {
 
     #[tokio::test]
     async fn refused_client_that_sends_more_reads_the_alert_and_no_reset() {
-        let sides = sides();
+        let configs = configs();
         let (near, far) = tcp().await;
-        let connector = TlsConnector::from(sides.anonymous.clone());
+        let connector = TlsConnector::from(configs.anonymous.clone());
         let client = async {
             let mut stream = connector.connect(server_name(), far).await.unwrap();
-            // More than the server takes with the client's last message of the handshake.
+            // More than the server reads together with the client's last handshake message.
             stream.write_all(&[7; 300_000]).await.unwrap();
             let alert = stream.read_u8().await.unwrap_err().to_string();
             (alert, stream.get_mut().0.read(&mut [0]).await)
         };
         let server = async {
-            // The refusal comes when all of it has arrived.
-            let refused = TlsStream::accept(sides.server.clone(), near).await.unwrap_err();
+            // The handshake fails after the client's last message has arrived.
+            let refused = TlsStream::accept(configs.server.clone(), near).await.unwrap_err();
             refused.close().await;
         };
         let ((alert, end), ()) = tokio::join!(client, server);
@@ -829,8 +833,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_tls_is_an_error() {
-        let sides = sides();
+    async fn handshake_fails_for_bytes_that_are_not_tls() {
+        let configs = configs();
         for (name, bytes) in [
             ("text", &b"GET / HTTP/1.1\r\n\r\n"[..]),
             ("a record that is too long", b"\x16\x03\x01\xff\xff"),
@@ -840,7 +844,7 @@ mod tests {
             let (near, mut far) = tcp().await;
             far.write_all(bytes).await.unwrap();
             far.shutdown().await.unwrap();
-            assert!(TlsStream::accept(sides.server.clone(), near).await.is_err(), "{name}");
+            assert!(TlsStream::accept(configs.server.clone(), near).await.is_err(), "{name}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Requests for an upgrade or a tunnel: when the endpoint agrees, bytes follow; when it does not, its
-//! answer is one like any other.
+//! Forwards requests for a WebSocket upgrade or a CONNECT tunnel. When the endpoint accepts, bytes are forwarded in both
+//! directions; otherwise its response is forwarded like any other.
 //!
-//! Each side may speak either version. What HTTP/1.1 asks for by `upgrade: websocket` is an extended
-//! `CONNECT` in HTTP/2 (RFC 8441), and the handshake of WebSocket is completed in between.
+//! Client and endpoint may speak different HTTP versions. `upgrade: websocket` of HTTP/1.1 is an extended `CONNECT` in HTTP/2
+//! (RFC 8441); the WebSocket handshake is completed in between.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,9 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue};
 
-use super::exchange::{Call, ExchangeFailure, Http1Exchange, decline, forward_interim, unreached};
+use super::exchange::{
+    Call, ExchangeFailure, Http1Exchange, connect_failure, decline, forward_interim,
+};
 use super::outcome::ExchangeOutcome;
 use super::pool::Http1Connection;
 use super::tunnel::{TunnelSide, tunnel};
@@ -32,9 +34,12 @@ use crate::tls::{Alpn, connector};
 use crate::upstream_failure::ResponseFault;
 use crate::worker::SidecarWorker;
 
-const EARLY: Denial = Denial::Malformed("bytes before the upgrade was agreed to");
+const EARLY_BYTES: Denial = Denial::Malformed("bytes received before the upgrade was accepted");
 
-/// Asks an endpoint that speaks HTTP/1.1.
+/// Sends the request to an endpoint that speaks HTTP/1.1.
+///
+/// # Errors
+/// When no valid response arrives, or the client is gone.
 pub(super) async fn over_http1(
     call: &mut Call<'_, '_, '_>,
     connection: &mut Http1Connection,
@@ -42,16 +47,16 @@ pub(super) async fn over_http1(
     limits: ResponseLimits,
 ) -> Result<Http1Exchange, HeadError> {
     let by_http2 = call.head.version == HttpVersion::Http2;
-    let proof = if upgrade == Upgrade::WebSocket && by_http2 {
-        let mut keyed = call.head.clone();
-        let proof = websocket::add_key(&mut keyed.headers);
-        write_request(&keyed, BodyFraming::None, connection.writer.room());
-        Some(proof)
+    let accept = if upgrade == Upgrade::WebSocket && by_http2 {
+        let mut with_key = call.head.clone();
+        let accept = websocket::add_key(&mut with_key.headers);
+        write_request(&with_key, BodyFraming::None, connection.writer.output());
+        Some(accept)
     } else {
-        write_request(call.head, BodyFraming::None, connection.writer.room());
+        write_request(call.head, BodyFraming::None, connection.writer.output());
         None
     };
-    // An endpoint that takes no more may have said why; that is read below.
+    // An endpoint that stopped reading may have sent a response, which is read below.
     let written = connection.writer.flush().await;
     if written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut) {
         return Err(HeadError::ConnectionLost(None));
@@ -72,20 +77,20 @@ pub(super) async fn over_http1(
     };
     written.map_err(|_| HeadError::ConnectionLost(None))?;
     let status = response.head.status;
-    let agreed = match upgrade {
+    let is_accepted = match upgrade {
         Upgrade::WebSocket => status == 101,
         Upgrade::Tunnel => (200..300).contains(&status),
     };
-    // A client of HTTP/2 would take any success for the service's agreement.
-    let misleads = status == 101 || (by_http2 && (200..300).contains(&status));
-    if !agreed && misleads {
+    // An HTTP/2 client would interpret any success status as an accepted upgrade.
+    let is_misleading = status == 101 || (by_http2 && (200..300).contains(&status));
+    if !is_accepted && is_misleading {
         return Err(HeadError::Refused(Denial::UpstreamBroken(ResponseFault::BadUpgrade)));
     }
-    if !agreed {
+    if !is_accepted {
         return Ok(decline(call, connection, response).await);
     }
-    if let Some(proof) = proof
-        && !websocket::take_proof(&mut response.head.headers, &proof)
+    if let Some(accept) = accept
+        && !websocket::take_accept(&mut response.head.headers, &accept)
     {
         let fault = ResponseFault::BadWebSocketAccept;
         return Err(HeadError::Refused(Denial::UpstreamBroken(fault)));
@@ -96,10 +101,13 @@ pub(super) async fn over_http1(
         sink: BodySink::Http1(BodyWriter { writer, coding: BodyCoding::Tunnel }),
     };
     let outcome = join(call, upstream, response.head).await.map_err(HeadError::Refused)?;
-    Ok(Http1Exchange { outcome, reusable: false })
+    Ok(Http1Exchange { outcome, is_reusable: false })
 }
 
-/// Asks an endpoint that speaks HTTP/2.
+/// Sends the request to an endpoint that speaks HTTP/2.
+///
+/// # Errors
+/// When no valid response arrives, the endpoint does not support the upgrade, or the client is gone.
 pub(super) async fn over_http2(
     call: &mut Call<'_, '_, '_>,
     mut sender: SendRequest<Bytes>,
@@ -107,20 +115,20 @@ pub(super) async fn over_http2(
     scheme: &str,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
     if upgrade == Upgrade::WebSocket && !sender.is_extended_connect_protocol_enabled() {
-        let why = "the service speaks HTTP/2 without WebSocket over it";
-        return Err(ExchangeFailure::Denied(Denial::ProtocolMismatch(why)));
+        let reason = "the service does not support WebSocket over HTTP/2 (RFC 8441)";
+        return Err(ExchangeFailure::Denied(Denial::ProtocolMismatch(reason)));
     }
     let by_http2 = call.head.version == HttpVersion::Http2;
-    let (proof, request) = if upgrade == Upgrade::WebSocket && !by_http2 {
-        let mut bare = call.head.clone();
-        let proof = take_key(&mut bare.headers)?;
-        (Some(proof), http2::to_request(&bare, scheme))
+    let (accept, request) = if upgrade == Upgrade::WebSocket && !by_http2 {
+        let mut without_key = call.head.clone();
+        let accept = take_key(&mut without_key.headers)?;
+        (Some(accept), http2::to_request(&without_key, scheme))
     } else {
         (None, http2::to_request(call.head, scheme))
     };
     let request = request.map_err(ExchangeFailure::Denied)?;
     let (mut response, stream) =
-        sender.send_request(request, false).map_err(|_| ExchangeFailure::Unseen)?;
+        sender.send_request(request, false).map_err(|_| ExchangeFailure::NotProcessed)?;
     let mut interim = 0;
     let response = loop {
         let answer = tokio::select! {
@@ -147,7 +155,7 @@ pub(super) async fn over_http2(
     if !status.is_success() {
         let mut outcome = ExchangeOutcome { status: status.as_u16(), ..ExchangeOutcome::default() };
         let (header_filter, mut down) = call.reply.start(head, &source, call.head, call.changes);
-        outcome.downloaded(
+        outcome.record_download(
             forward_body(
                 &mut source,
                 &mut down,
@@ -157,18 +165,21 @@ pub(super) async fn over_http2(
             .await,
             call.progress,
         );
-        call.reply.finished(outcome.broken.is_none());
+        call.reply.finished(outcome.aborted.is_none());
         sink.abort();
         return Ok(outcome);
     }
     head.content_length = None;
-    if let Some(proof) = proof {
-        websocket::add_proof(&mut head.headers, proof);
+    if let Some(accept) = accept {
+        websocket::add_accept(&mut head.headers, accept);
     }
     join(call, TunnelSide { source, sink }, head).await.map_err(ExchangeFailure::Denied)
 }
 
-/// Ends a tunnel here: what comes through it goes to the endpoint as it is, and its answer back.
+/// Terminates a CONNECT tunnel: connects to the endpoint and forwards the bytes of the tunnel in both directions.
+///
+/// # Errors
+/// When the endpoint cannot be reached, or the connection limit is reached.
 pub(super) async fn end_tunnel(
     call: &mut Call<'_, '_, '_>,
     target: &PlannedCluster,
@@ -178,9 +189,10 @@ pub(super) async fn end_tunnel(
     let slot = worker.pools.slots.take(target, address);
     let _slot = slot.ok_or(ExchangeFailure::Denied(Denial::Overloaded))?;
     let stream = connector::connect(target, address, Alpn::None, worker).await;
-    let (read, write) = StreamHalf::pair(stream.map_err(|error| unreached(address, &error))?);
+    let (read, write) = StreamHalf::pair(stream.map_err(|error| connect_failure(address, &error))?);
     worker.metrics.upstream_connections.increment();
-    let (mut reader, mut writer) = (Http1Reader::new(read), Http1Writer::new(write, call.stall));
+    let mut reader = Http1Reader::new(read);
+    let mut writer = Http1Writer::new(write, call.stall);
     let upstream = TunnelSide {
         source: BodySource::Http1(BodyReader::new(&mut reader, BodyFraming::UntilClose)),
         sink: BodySink::Http1(BodyWriter { writer: &mut writer, coding: BodyCoding::Tunnel }),
@@ -191,18 +203,20 @@ pub(super) async fn end_tunnel(
 }
 
 fn take_key(headers: &mut Headers) -> Result<HeaderValue, ExchangeFailure> {
-    let proof = websocket::take_key(headers);
-    proof.ok_or(ExchangeFailure::Denied(Denial::Malformed("an upgrade to WebSocket without a key")))
+    let accept = websocket::take_key(headers);
+    accept.ok_or(ExchangeFailure::Denied(Denial::Malformed(
+        "WebSocket upgrade without sec-websocket-key",
+    )))
 }
 
-/// Tells the client that the endpoint agreed, and joins the two.
+/// Accepts the client's upgrade and forwards bytes until both sides have closed.
 async fn join(
     call: &mut Call<'_, '_, '_>,
     upstream: TunnelSide<'_>,
     mut head: ResponseHead,
 ) -> Result<ExchangeOutcome, Denial> {
     let source = std::mem::replace(&mut call.source, BodySource::Empty);
-    let source = source.upgraded().ok_or(EARLY)?;
+    let source = source.upgraded().ok_or(EARLY_BYTES)?;
     HeaderFilter::of_response(&head.headers).strip(&mut head.headers);
     if let Some(changes) = call.changes {
         changes.apply_to_response(call.head, &mut head);

@@ -1,4 +1,4 @@
-//! One request and its response, over one connection to one endpoint.
+//! Sends one request to an endpoint and forwards the response, with retries on other endpoints and connections.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -17,7 +17,6 @@ use super::pool::{Http1Connection, StreamLease};
 use super::upload::Upload;
 use super::upstream_response::{UpstreamResponse, next_response};
 use crate::denial::Denial;
-use crate::header_mutation::HeaderChanges;
 use crate::http::body::{BodyProgress, BodySink, BodySource, ReplayBuffer, forward_body};
 use crate::http::h1::{
     BodyCoding, BodyFraming, BodyReader, BodyWriter, HeadError, ReadResponse, ResponseLimits,
@@ -26,58 +25,63 @@ use crate::http::h1::{
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Upgrade};
 use crate::http::header_filter::HeaderFilter;
+use crate::header_mutation::HeaderChanges;
+use crate::timeouts::RequestProgress;
 use crate::pipeline::Responder;
 use crate::plan::PlannedCluster;
-use crate::timeouts::RequestProgress;
 use crate::tls::Alpn;
 use crate::upstream_failure::ResponseFault;
 use crate::worker::SidecarWorker;
 
-/// A request on its way, with where its response goes.
+/// A request to be sent, and where its response is forwarded to.
 pub(crate) struct Call<'s, 'r, 'w> {
     pub(crate) head: &'r RequestHead,
-    /// What of its trailers is not passed on.
+    /// Removes trailers that are not forwarded.
     pub(crate) header_filter: HeaderFilter,
     pub(crate) source: BodySource<'s>,
     pub(crate) reply: &'r mut Responder<'w>,
     pub(crate) progress: &'r RequestProgress,
-    /// What was taken of the body, for an endpoint that might not look at it.
-    pub(crate) taken: RefCell<ReplayBuffer>,
-    /// Whether it asks for a tunnel that ends here.
+    /// The body pieces sent so far, in case an endpoint does not process the request.
+    pub(crate) replay: RefCell<ReplayBuffer>,
+    /// Whether weft terminates the CONNECT tunnel that the request asks for.
     pub(crate) ends_tunnel: bool,
-    /// What changes in the headers of its response.
+    /// The route's changes to the response headers.
     pub(crate) changes: Option<&'r HeaderChanges<'r>>,
-    /// How long the endpoint may take nothing of the request while there is some.
+    /// How long the endpoint may accept no bytes of the request while some wait to be sent.
     pub(crate) stall: Duration,
-    /// The connection to an endpoint that serves this client connection only; none where the client
-    /// connection may carry requests of several clients.
+    /// The upstream connection that is pinned to this client connection; none when the client connection may carry
+    /// requests of several clients.
     pub(crate) pin: Option<&'r RefCell<Option<PinnedConnection>>>,
 }
 
-/// Why an exchange did not begin.
+/// Why no response was forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExchangeFailure {
-    /// The endpoint could not be reached: nothing was sent.
+    /// The endpoint could not be connected to: nothing was sent.
     NotConnected(Denial),
-    /// A connection that had been used before was closed under our hands, in this way.
+    /// A reused connection was closed when the request was sent.
     Stale(ResponseFault),
-    /// The endpoint did not look at it, and said so: it may be sent again, whatever it is.
-    Unseen,
-    /// The request must be refused.
+    /// The endpoint reported that it did not process the request: it may be sent again, also when it is not idempotent.
+    NotProcessed,
+    /// The request is refused with this denial.
     Denied(Denial),
 }
 
-/// How often a request is sent again on another connection.
-const AGAIN: usize = 2;
-/// How often one that an endpoint did not look at is sent again: many connections may end at once, and it
-/// does no harm.
-const UNSEEN_AGAIN: usize = 8;
-/// How many interim responses an endpoint may send before the one.
+/// How many times a request is retried on another endpoint or connection.
+const MAX_RETRIES: usize = 2;
+/// How many times a request is retried that an endpoint did not process: many connections may be closed at the same time,
+/// and these retries are safe.
+const MAX_UNPROCESSED_RETRIES: usize = 8;
+/// How many interim responses an endpoint may send before the final one.
 const INTERIM_LIMIT: usize = 16;
 
-/// Sends the request to an endpoint of `target` and the response back. An endpoint that cannot be
-/// reached is followed by another; a request that may have been seen is not sent twice unless that
-/// is harmless.
+/// Sends the request to an endpoint of `target` and forwards the response. Sets `endpoint` to the chosen endpoint.
+///
+/// When an endpoint cannot be reached, another is tried. A request that an endpoint may have processed is retried only when
+/// it is idempotent and has no body.
+///
+/// # Errors
+/// The denial to respond with, when no endpoint gave a valid response or a limit was reached.
 pub(crate) async fn exchange(
     call: &mut Call<'_, '_, '_>,
     target: &PlannedCluster,
@@ -88,13 +92,16 @@ pub(crate) async fn exchange(
         return Err(Denial::Overloaded);
     }
     let alpn = call.protocol(target)?;
-    let (mut tried, mut last) = (Vec::new(), Denial::NoEndpoint);
-    let (mut again, mut unseen, mut fresh) = (0, 0, false);
+    let mut tried = Vec::new();
+    let mut last = Denial::NoEndpoint;
+    let mut retries = 0;
+    let mut unprocessed = 0;
+    let mut fresh = false;
     loop {
         let pinned = PinnedConnection::take(call.pin, target).filter(|_| alpn != Alpn::Http2);
-        let held = pinned.as_ref().and_then(|pinned| target.balancer.at(pinned.address));
-        let pinned = pinned.filter(|_| held.is_some());
-        let Some(chosen) = held.or_else(|| target.balancer.choose(&tried)) else {
+        let pinned_endpoint = pinned.as_ref().and_then(|pinned| target.balancer.at(pinned.address));
+        let pinned = pinned.filter(|_| pinned_endpoint.is_some());
+        let Some(chosen) = pinned_endpoint.or_else(|| target.balancer.choose(&tried)) else {
             return Err(last);
         };
         *endpoint = Some(chosen.address);
@@ -117,57 +124,59 @@ pub(crate) async fn exchange(
         match result {
             Ok(outcome) => return Ok(outcome),
             Err(ExchangeFailure::Denied(denial)) => return Err(denial),
-            Err(ExchangeFailure::NotConnected(denial)) if again < AGAIN => {
+            Err(ExchangeFailure::NotConnected(denial)) if retries < MAX_RETRIES => {
                 tried.push(chosen.address);
                 last = denial;
             }
-            // Others that wait may be as stale; over a new one it cannot happen again.
-            Err(ExchangeFailure::Stale(_)) if again < AGAIN && call.may_be_repeated() => {
+            // Other idle connections may be closed too, so the retry uses a new one.
+            Err(ExchangeFailure::Stale(_)) if retries < MAX_RETRIES && call.is_retriable() => {
                 fresh = true
             }
-            Err(ExchangeFailure::Unseen) if unseen < UNSEEN_AGAIN && call.rewind() => {
-                unseen += 1;
+            Err(ExchangeFailure::NotProcessed)
+                if unprocessed < MAX_UNPROCESSED_RETRIES && call.rewind() =>
+            {
+                unprocessed += 1;
                 worker.metrics.upstream_retries.increment();
                 continue;
             }
             Err(ExchangeFailure::NotConnected(denial)) => return Err(denial),
             Err(ExchangeFailure::Stale(fault)) => return Err(Denial::UpstreamBroken(fault)),
-            Err(ExchangeFailure::Unseen) => {
+            Err(ExchangeFailure::NotProcessed) => {
                 let refused = ResponseFault::Http2Reset(h2::Reason::REFUSED_STREAM);
                 return Err(Denial::UpstreamBroken(refused));
             }
         }
-        again += 1;
+        retries += 1;
         worker.metrics.upstream_retries.increment();
     }
 }
 
 impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
-    /// A request that was decided upon.
+    /// A request with the default settings.
     pub(crate) fn new(
         head: &'r RequestHead,
         source: BodySource<'s>,
         reply: &'r mut Responder<'w>,
         progress: &'r RequestProgress,
     ) -> Self {
-        let (header_filter, taken) = (HeaderFilter::default(), RefCell::default());
-        let stall = HttpTimeouts::default().stall_limit();
-        let (ends_tunnel, changes, pin) = (false, None, None);
         Self {
             head,
-            header_filter,
+            header_filter: HeaderFilter::default(),
             source,
             reply,
             progress,
-            taken,
-            ends_tunnel,
-            changes,
-            stall,
-            pin,
+            replay: RefCell::default(),
+            ends_tunnel: false,
+            changes: None,
+            stall: HttpTimeouts::default().stall_limit(),
+            pin: None,
         }
     }
 
-    /// The version to speak to the endpoint.
+    /// The HTTP version to speak with the endpoint.
+    ///
+    /// # Errors
+    /// When a gRPC call over HTTP/2 would be forwarded over HTTP/1.1.
     fn protocol(&self, target: &PlannedCluster) -> Result<Alpn, Denial> {
         use weft_model::UpstreamProtocol;
         let http2 = match target.cluster.protocol {
@@ -176,13 +185,13 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
             UpstreamProtocol::AsDownstream => self.head.version == HttpVersion::Http2,
         };
         if !http2 && self.head.is_grpc() && self.head.version == HttpVersion::Http2 {
-            return Err(Denial::ProtocolMismatch("gRPC needs a service that speaks HTTP/2"));
+            return Err(Denial::ProtocolMismatch("gRPC requires a service that speaks HTTP/2"));
         }
         Ok(if http2 { Alpn::Http2 } else { Alpn::Http1 })
     }
 
-    /// Whether sending the request once more does no harm (RFC 9110, section 9.2.2) and is possible.
-    fn may_be_repeated(&self) -> bool {
+    /// Whether the request is idempotent (RFC 9110, section 9.2.2) and has no body, so that it can be retried.
+    fn is_retriable(&self) -> bool {
         let idempotent = [
             Method::GET,
             Method::HEAD,
@@ -194,22 +203,23 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
         matches!(self.source, BodySource::Empty) && idempotent.contains(&self.head.method)
     }
 
-    /// Goes back to the beginning of the body; whether that is possible.
+    /// Rewinds the body. Returns whether that was possible.
     fn rewind(&mut self) -> bool {
         let source = std::mem::replace(&mut self.source, BodySource::Empty);
-        let rewound = source.rewound(self.taken.take());
-        let possible = rewound.is_ok();
+        let rewound = source.rewound(self.replay.take());
+        let is_rewound = rewound.is_ok();
         self.source = rewound.unwrap_or_else(|rest| rest);
-        possible
+        is_rewound
     }
 
+    /// The framing of the body over HTTP/1.1.
     fn framing(&self) -> BodyFraming {
         match (self.source.is_empty(), self.head.content_length) {
             _ if self.head.upgrade.is_some() => BodyFraming::None,
-            // HTTP/1.1 has trailers behind chunks only.
+            // HTTP/1.1 has trailers only with the chunked coding.
             (false, Some(_)) if self.head.headers.has("trailer") => BodyFraming::Chunked,
             (_, Some(length)) => BodyFraming::Length(length),
-            // These give a body a meaning, so its absence is told (RFC 9110, section 8.6).
+            // These methods define a meaning for a body, so an empty one is announced (RFC 9110, section 8.6).
             (true, None)
                 if [Method::POST, Method::PUT, Method::PATCH].contains(&self.head.method) =>
             {
@@ -228,20 +238,20 @@ async fn over_http1(
     connection: std::io::Result<Http1Connection>,
     worker: &SidecarWorker,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
-    let mut connection = connection.map_err(|error| unreached(address, &error))?;
+    let mut connection = connection.map_err(|error| connect_failure(address, &error))?;
     let used = connection.used;
     let limits = ResponseLimits::of(&target.cluster);
     connection.writer.stall = call.stall;
-    connection.is_personal |= pinned::logs_in(call.head);
+    connection.is_personal |= pinned::has_connection_login(call.head);
     let done = match call.head.upgrade {
-        // Rare, and apart, so that no other request carries room for it.
+        // Boxed, because it is rare and would enlarge the future of every request.
         Some(upgrade) => {
             Box::pin(connect::over_http1(call, &mut connection, upgrade, limits)).await
         }
         None => {
             let framing = call.framing();
-            write_request(call.head, framing, connection.writer.room());
-            converse(call, &mut connection, framing, limits).await
+            write_request(call.head, framing, connection.writer.output());
+            exchange_http1(call, &mut connection, framing, limits).await
         }
     };
     let done = done.map_err(|error| {
@@ -260,29 +270,30 @@ async fn over_http1(
         ExchangeFailure::Denied(Denial::UpstreamBroken(fault))
     })?;
     match call.pin {
-        _ if !done.reusable || call.head.is_isolated => {}
+        _ if !done.is_reusable || call.head.is_isolated => {}
         _ if !connection.is_personal => worker.pools.give_back(target, address, connection),
         Some(pin) => drop(pin.replace(Some(PinnedConnection::new(target, address, connection)))),
         None => {
-            tracing::debug!(%address, "connection with a login closed, its client connection may be shared")
+            tracing::debug!(%address, "upstream connection with NTLM or Negotiate login closed: client connection may be shared")
         }
     }
     Ok(done.outcome)
 }
 
+/// A finished exchange over HTTP/1.1, and whether its connection can be reused.
 pub(super) struct Http1Exchange {
     pub(super) outcome: ExchangeOutcome,
-    pub(super) reusable: bool,
+    pub(super) is_reusable: bool,
 }
 
-/// Sends the body while the response is awaited and carried back: either may come first.
-async fn converse(
+/// Sends the request's body and forwards the response over HTTP/1.1 at the same time: either may end first.
+async fn exchange_http1(
     call: &mut Call<'_, '_, '_>,
     connection: &mut Http1Connection,
     framing: BodyFraming,
     limits: ResponseLimits,
 ) -> Result<Http1Exchange, HeadError> {
-    let Http1Connection { reader, writer, kept_for, is_personal, .. } = connection;
+    let Http1Connection { reader, writer, keep_alive_timeout, is_personal, .. } = connection;
     let Call { head, header_filter, source, reply, progress, changes, .. } = call;
     let mut outcome = ExchangeOutcome::default();
     let coding = BodyCoding::of(framing);
@@ -293,7 +304,7 @@ async fn converse(
     let mut interim = 0;
     let response = loop {
         let response = pin!(read_response(reader, &head.method, limits));
-        let response = upload.until_answered(response, reply).await;
+        let response = upload.until_response(response, reply).await;
         let response = response.map_err(HeadError::Refused)??;
         if !response.is_interim() {
             break response;
@@ -303,13 +314,13 @@ async fn converse(
         forwarding.await.map_err(HeadError::Refused)?;
     };
     if response.head.status == 101 {
-        // Nobody asked for it.
+        // The request did not ask for an upgrade.
         return Err(HeadError::Refused(Denial::UpstreamBroken(ResponseFault::BadUpgrade)));
     }
     outcome.status = response.head.status;
     let keep_alive = response.keep_alive;
-    *is_personal |= pinned::asks_for_login(&response.head);
-    *kept_for = response.kept_for.or(*kept_for);
+    *is_personal |= pinned::requests_connection_login(&response.head);
+    *keep_alive_timeout = response.keep_alive_timeout.or(*keep_alive_timeout);
     let mut body = BodySource::Http1(BodyReader::new(reader, response.framing));
     if !upload.is_whole() {
         reply.comes_early();
@@ -322,21 +333,21 @@ async fn converse(
             &header_filter,
             BodyProgress::of_response(progress)
         ));
-        outcome.downloaded(upload.until_carried(carrying).await, progress);
+        outcome.record_download(upload.until_downloaded(carrying).await, progress);
     }
     outcome.bytes_sent = upload.bytes();
-    let whole = outcome.broken.is_none();
-    if !whole {
-        down.break_off().await;
+    let is_whole = outcome.aborted.is_none();
+    if !is_whole {
+        down.flush_and_abort().await;
     }
-    // An answer may come before the whole request was read. What is left of it must never be taken
+    // An answer may come before the whole request was read. What is left of it must never be replay
     // for the next request, so neither connection is used again.
-    reply.finished(whole && upload.is_whole());
-    let reusable = whole && upload.is_whole() && keep_alive;
-    Ok(Http1Exchange { outcome, reusable })
+    reply.finished(is_whole && upload.is_whole());
+    let is_reusable = is_whole && upload.is_whole() && keep_alive;
+    Ok(Http1Exchange { outcome, is_reusable })
 }
 
-/// Carries back an answer that is one like any other, to a request for an upgrade.
+/// Forwards the response of an endpoint that did not accept an upgrade.
 pub(super) async fn decline(
     call: &mut Call<'_, '_, '_>,
     connection: &mut Http1Connection,
@@ -344,28 +355,26 @@ pub(super) async fn decline(
 ) -> Http1Exchange {
     let mut outcome =
         ExchangeOutcome { status: response.head.status, ..ExchangeOutcome::default() };
-    connection.is_personal |= pinned::asks_for_login(&response.head);
+    connection.is_personal |= pinned::requests_connection_login(&response.head);
     let mut body = BodySource::Http1(BodyReader::new(&mut connection.reader, response.framing));
     let (header_filter, mut down) = call.reply.start(response.head, &body, call.head, call.changes);
-    outcome.downloaded(
-        forward_body(
-            &mut body,
-            &mut down,
-            &header_filter,
-            BodyProgress::of_response(call.progress),
-        )
-        .await,
+    outcome.record_download(
+        forward_body(&mut body, &mut down, &header_filter, BodyProgress::of_response(call.progress))
+            .await,
         call.progress,
     );
-    let whole = outcome.broken.is_none();
-    if !whole {
-        down.break_off().await;
+    let is_whole = outcome.aborted.is_none();
+    if !is_whole {
+        down.flush_and_abort().await;
     }
-    call.reply.finished(whole);
-    Http1Exchange { outcome, reusable: whole && response.keep_alive }
+    call.reply.finished(is_whole);
+    Http1Exchange { outcome, is_reusable: is_whole && response.keep_alive }
 }
 
-/// Passes on an interim response.
+/// Forwards an interim response. `number` counts them from 1.
+///
+/// # Errors
+/// When there are too many, or the client is gone.
 pub(super) async fn forward_interim(
     mut head: ResponseHead,
     number: usize,
@@ -384,30 +393,30 @@ async fn over_http2(
     address: SocketAddr,
     worker: &SidecarWorker,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
-    let StreamLease { sender, greeting, alert, open: _open } = worker
+    let StreamLease { sender, settings, alert, open: _open } = worker
         .pools
         .http2(target, address, worker)
         .await
-        .map_err(|error| unreached(address, &error))?;
+        .map_err(|error| connect_failure(address, &error))?;
     let scheme = if target.cluster.tls.is_some() { "https" } else { "http" };
     let result = match call.head.upgrade {
         Some(upgrade) => {
             if upgrade == Upgrade::WebSocket {
-                // Only its settings say whether the endpoint takes it (RFC 8441, section 3).
-                let patience = target.cluster.connect_timeout;
-                drop(tokio::time::timeout(patience, greeting.heard()).await);
+                // The endpoint's SETTINGS say whether it supports WebSocket (RFC 8441, section 3).
+                let limit = target.cluster.connect_timeout;
+                drop(tokio::time::timeout(limit, settings.wait()).await);
             }
             Box::pin(connect::over_http2(call, sender, upgrade, scheme)).await
         }
         None => match http2::to_request(call.head, scheme) {
             Ok(request) => {
                 let count = target.cluster.response_field_count;
-                converse_http2(call, sender, request, count).await
+                exchange_http2(call, sender, request, count).await
             }
             Err(denial) => Err(ExchangeFailure::Denied(denial)),
         },
     };
-    if matches!(result, Err(ExchangeFailure::Stale(_) | ExchangeFailure::Unseen)) {
+    if matches!(result, Err(ExchangeFailure::Stale(_) | ExchangeFailure::NotProcessed)) {
         worker.pools.forget_http2(target, address);
     }
     match (result, alert.get()) {
@@ -418,30 +427,30 @@ async fn over_http2(
     }
 }
 
-async fn converse_http2(
+async fn exchange_http2(
     call: &mut Call<'_, '_, '_>,
     mut sender: SendRequest<Bytes>,
     request: http::Request<()>,
-    field_limit: usize,
+    header_limit: usize,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
-    let Call { head, header_filter, source, reply, progress, taken, changes, .. } = call;
-    let ended = source.is_empty();
+    let Call { head, header_filter, source, reply, progress, replay, changes, .. } = call;
+    let is_bodiless = source.is_empty();
     let (mut response, stream) =
-        sender.send_request(request, ended).map_err(|_| ExchangeFailure::Unseen)?;
-    let mut sink = if ended { BodySink::Closed } else { BodySink::Http2(stream) };
+        sender.send_request(request, is_bodiless).map_err(|_| ExchangeFailure::NotProcessed)?;
+    let mut sink = if is_bodiless { BodySink::Closed } else { BodySink::Http2(stream) };
     let mut outcome = ExchangeOutcome::default();
     let carrying = pin!(async {
-        if ended {
+        if is_bodiless {
             return Ok(0);
         }
-        forward_body(source, &mut sink, header_filter, BodyProgress::of_repeatable(progress, taken))
+        forward_body(source, &mut sink, header_filter, BodyProgress::of_repeatable(progress, replay))
             .await
     });
     let mut upload = Upload::new(carrying, progress);
     let mut interim = 0;
     let response = loop {
         let answer = pin!(next_response(&mut response));
-        let answer = upload.until_answered(answer, reply).await;
+        let answer = upload.until_response(answer, reply).await;
         match answer.map_err(ExchangeFailure::Denied)?? {
             UpstreamResponse::Final(response) => break response,
             UpstreamResponse::Interim(head) => {
@@ -453,7 +462,7 @@ async fn converse_http2(
     };
     let (parts, body) = response.into_parts();
     let mut body = http2::ReceivedBody::new(body);
-    if parts.headers.len() > field_limit {
+    if parts.headers.len() > header_limit {
         let fault = ResponseFault::TooManyHeaders;
         return Err(ExchangeFailure::Denied(Denial::UpstreamBroken(fault)));
     }
@@ -474,28 +483,29 @@ async fn converse_http2(
             &header_filter,
             BodyProgress::of_response(progress)
         ));
-        outcome.downloaded(upload.until_carried(carrying).await, progress);
+        outcome.record_download(upload.until_downloaded(carrying).await, progress);
     }
     outcome.bytes_sent = upload.bytes();
-    if outcome.broken.is_some() {
-        down.break_off().await;
+    if outcome.aborted.is_some() {
+        down.flush_and_abort().await;
     }
-    reply.finished(outcome.broken.is_none() && upload.is_whole());
+    reply.finished(outcome.aborted.is_none() && upload.is_whole());
     Ok(outcome)
 }
 
-pub(super) fn unreached(address: SocketAddr, error: &std::io::Error) -> ExchangeFailure {
-    tracing::debug!(%address, %error, "an endpoint could not be reached");
+/// Logs a failed connection attempt and converts it. A full connection pool is not retried: other endpoints of the cluster
+/// share its limit.
+pub(super) fn connect_failure(address: SocketAddr, error: &std::io::Error) -> ExchangeFailure {
+    tracing::debug!(%address, %error, "connecting to an endpoint failed");
     match Denial::unreached(error) {
-        // Others have the same limit.
         Denial::Overloaded => ExchangeFailure::Denied(Denial::Overloaded),
         denial => ExchangeFailure::NotConnected(denial),
     }
 }
 
 impl Responder<'_> {
-    /// Begins the response: the head goes out with the first of the body. Gives what of its trailers
-    /// is not passed on, and where the body goes.
+    /// Begins the response. The head is sent with the first bytes of the body. Returns the filter for the response's
+    /// trailers, and the sink for its body.
     pub(crate) fn start(
         &mut self,
         mut head: ResponseHead,

@@ -1,4 +1,4 @@
-//! The way to the endpoint: connections that are used again, and one exchange over one of them.
+//! Exchanges with endpoints: connection pools, sending a request and forwarding the response, upgrades and tunnels.
 
 mod connect;
 mod exchange;

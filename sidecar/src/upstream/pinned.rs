@@ -1,7 +1,7 @@
-//! Connections to endpoints that serve one client connection only.
+//! Upstream connections that are pinned to one client connection.
 //!
-//! A login by NTLM or Negotiate is one of the connection (RFC 4559, section 6): whoever sends the next request
-//! over it is taken for the same client.
+//! NTLM and Negotiate authenticate a connection, not a request (RFC 4559, section 6): the service treats every later request
+//! on it as coming from the same client.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use crate::http::head::{RequestHead, ResponseHead, list_elements};
 use crate::http::headers::Headers;
 use crate::plan::PlannedCluster;
 
-/// Such a connection, while no request is under way.
+/// A pinned upstream connection, while it is idle.
 #[derive(Debug)]
 pub(crate) struct PinnedConnection {
     target: u64,
@@ -26,40 +26,37 @@ impl PinnedConnection {
         mut connection: Http1Connection,
     ) -> Self {
         connection.used = true;
-        connection.reader.rest();
-        connection.writer.rest();
+        connection.reader.release_buffer();
+        connection.writer.release_buffer();
         Self { target: target.id, address, connection }
     }
 
-    /// The connection in `pin`, if another request to `target` may go over it.
-    pub(super) fn take(
-        pin: Option<&RefCell<Option<Self>>>,
-        target: &PlannedCluster,
-    ) -> Option<Self> {
+    /// Takes the connection out of `pin` if it leads to `target` and is still open.
+    pub(super) fn take(pin: Option<&RefCell<Option<Self>>>, target: &PlannedCluster) -> Option<Self> {
         let pinned = pin?.borrow_mut().take_if(|pinned| pinned.target == target.id)?;
         is_alive(&pinned.connection).then_some(pinned)
     }
 }
 
-/// Whether a request carries a login that is one of the connection.
-pub(super) fn logs_in(request: &RequestHead) -> bool {
+/// Whether a request has credentials that authenticate its connection.
+pub(super) fn has_connection_login(request: &RequestHead) -> bool {
     names_login(&request.headers, "authorization")
 }
 
-/// Whether a service asks for a login that is one of the connection, or completes one.
-pub(super) fn asks_for_login(response: &ResponseHead) -> bool {
+/// Whether a response asks for credentials that authenticate the connection, or continues such a login.
+pub(super) fn requests_connection_login(response: &ResponseHead) -> bool {
     names_login(&response.headers, "www-authenticate")
 }
 
 fn names_login(headers: &Headers, name: &str) -> bool {
-    let mut found = false;
+    let mut is_named = false;
     headers.each(name, |value| {
         for challenge in list_elements(value) {
             let scheme = challenge.split(|byte| *byte == b' ').next().unwrap_or_default();
-            found |= [&b"ntlm"[..], b"negotiate"].iter().any(|s| scheme.eq_ignore_ascii_case(s));
+            is_named |= [&b"ntlm"[..], b"negotiate"].iter().any(|s| scheme.eq_ignore_ascii_case(s));
         }
     });
-    found
+    is_named
 }
 
 #[cfg(test)]
@@ -69,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ntlm_and_negotiate_are_logins_of_a_connection() {
+    fn ntlm_and_negotiate_are_connection_logins() {
         let check = |values: &[&str], expected| {
             let mut map = HeaderMap::new();
             for value in values {

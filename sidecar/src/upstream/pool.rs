@@ -1,4 +1,4 @@
-//! Connections to endpoints, kept for the next request. Each worker has its own.
+//! Pools of connections to endpoints. Each worker has its own.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -12,11 +12,11 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 
 use crate::config_map::ConfigMap;
-use crate::connection_registry::ConnectionStatus;
 use crate::http::h1::{Http1Reader, Http1Writer};
 use crate::http::h2::{SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use crate::http::h2_endpoint_guard::{EndpointAlert, Http2EndpointGuard};
 use crate::plan::PlannedCluster;
+use crate::connection_registry::ConnectionStatus;
 use crate::stream::StreamHalf;
 use crate::tls::{Alpn, connector};
 use crate::worker::{SidecarWorker, now};
@@ -26,19 +26,18 @@ use crate::http2_windows::{BodyPermit, ConnectionWindow};
 
 /// How many idle HTTP/1.1 connections are kept to an endpoint.
 const IDLE_LIMIT: usize = 256;
-/// How many HTTP/2 connections are open to an endpoint, when it takes too few streams on each.
+/// How many HTTP/2 connections may be open to an endpoint that limits the streams on each.
 const HTTP2_LIMIT: usize = 8;
-/// How long an HTTP/2 connection is kept without a stream.
+/// How long an HTTP/2 connection without streams is kept.
 const HTTP2_IDLE: Duration = Duration::from_secs(60);
-/// How many streams that we reset are remembered, so that frames that the endpoint sent before it knew need
-/// no answer.
+/// How many reset streams the h2 crate remembers, so that late frames of the endpoint for them are ignored.
 const RESETS_REMEMBERED: usize = 4_096;
-/// How much earlier than it said an endpoint is expected to close: what it sends takes its time to us,
-/// and a request takes its time to it.
-const EARLIER: Duration = Duration::from_secs(1);
+/// How much earlier than announced by `keep-alive: timeout=` an endpoint is expected to close, because of the latency in
+/// both directions.
+const CLOSE_MARGIN: Duration = Duration::from_secs(1);
 
-/// A target's endpoint. The target's number changes when its TLS does, so that no connection made
-/// under other secrets is used again.
+/// Target ID and endpoint. The ID of a target changes with its TLS settings, so that no connection with old secrets is
+/// reused.
 type PoolKey = (u64, SocketAddr);
 
 /// The connections of a worker.
@@ -46,15 +45,15 @@ type PoolKey = (u64, SocketAddr);
 pub(crate) struct Pools {
     http1: RefCell<ConfigMap<PoolKey, Vec<IdleConnection>>>,
     http2: RefCell<ConfigMap<PoolKey, Vec<Http2Connection>>>,
-    /// Held while a connection of HTTP/2 is being made.
-    making: RefCell<ConfigMap<PoolKey, Rc<tokio::sync::Mutex<()>>>>,
+    /// Locked while an HTTP/2 connection is being established.
+    connecting: RefCell<ConfigMap<PoolKey, Rc<tokio::sync::Mutex<()>>>>,
     pub(crate) slots: Slots,
 }
 
-/// A connection that waits for a request.
+/// An idle HTTP/1.1 connection.
 #[derive(Debug)]
 struct IdleConnection {
-    /// When it is closed.
+    /// When it is closed if it is not used.
     until: Instant,
     connection: Http1Connection,
 }
@@ -64,11 +63,11 @@ struct IdleConnection {
 pub(crate) struct Http1Connection {
     pub(crate) reader: Http1Reader,
     pub(crate) writer: Http1Writer,
-    /// Whether a request went over it before: then the endpoint may have closed it meanwhile.
+    /// Whether a request was sent over it before: then the endpoint may have closed it since.
     pub(crate) used: bool,
-    /// How long the endpoint said that it keeps the connection (`keep-alive: timeout=`).
-    pub(crate) kept_for: Option<Duration>,
-    /// Whether one client has authenticated on it, or may: then no other client may use it.
+    /// How long the endpoint keeps an idle connection (`keep-alive: timeout=`).
+    pub(crate) keep_alive_timeout: Option<Duration>,
+    /// Whether a client has authenticated the connection by NTLM or Negotiate, or may: no other client may use it.
     pub(crate) is_personal: bool,
     slot: Slot,
 }
@@ -76,20 +75,20 @@ pub(crate) struct Http1Connection {
 /// An HTTP/2 connection.
 #[derive(Debug)]
 struct Http2Connection {
-    /// Whether what the endpoint proved still stands; none where it proved nothing.
+    /// Whether the endpoint's certificate is still accepted; none when it was not verified.
     standing: Option<Rc<ConnectionStatus>>,
     sender: SendRequest<Bytes>,
-    greeting: Rc<SettingsReceived>,
+    settings: Rc<SettingsReceived>,
     alert: EndpointAlert,
-    /// How many streams of ours are open on it.
+    /// The number of open streams.
     open: Rc<Cell<usize>>,
     window: Rc<ConnectionWindow>,
-    /// Since when it was seen without any.
+    /// When it was first seen without open streams.
     idle_since: Option<Instant>,
 }
 
 impl Http2Connection {
-    /// None when the window limit is in use.
+    /// Permission for a new stream. None when the limit of receive windows is reached.
     fn lease(&mut self) -> Option<StreamLease> {
         let receiving = self.window.receive()?;
         Some(self.lease_with(receiving))
@@ -98,42 +97,45 @@ impl Http2Connection {
     fn lease_with(&mut self, receiving: BodyPermit) -> StreamLease {
         self.idle_since = None;
         self.open.set(self.open.get() + 1);
-        let (sender, greeting) = (self.sender.clone(), self.greeting.clone());
-        let open = OpenStream { count: self.open.clone(), _receiving: receiving };
-        StreamLease { sender, greeting, alert: self.alert.clone(), open }
+        StreamLease {
+            sender: self.sender.clone(),
+            settings: self.settings.clone(),
+            alert: self.alert.clone(),
+            open: OpenStream { count: self.open.clone(), _receiving: receiving },
+        }
     }
 }
 
-/// Whether the endpoint has said what it offers.
+/// Whether the SETTINGS frame of an endpoint was received.
 #[derive(Debug, Default)]
 pub(crate) struct SettingsReceived {
-    came: Cell<bool>,
-    news: Notify,
+    is_received: Cell<bool>,
+    changed: Notify,
 }
 
 impl SettingsReceived {
-    /// Waits until it has.
-    pub(crate) async fn heard(&self) {
-        while !self.came.get() {
-            self.news.notified().await;
+    /// Waits until it was received.
+    pub(crate) async fn wait(&self) {
+        while !self.is_received.get() {
+            self.changed.notified().await;
         }
-        // Whoever else waits is told too.
-        self.news.notify_one();
+        // `notify_one` wakes one waiter, which wakes the next.
+        self.changed.notify_one();
     }
 
-    fn hear(&self) {
-        self.came.set(true);
-        self.news.notify_one();
+    fn set(&self) {
+        self.is_received.set(true);
+        self.changed.notify_one();
     }
 }
 
-/// The right to open one stream on an HTTP/2 connection.
+/// The permission to open one stream on an HTTP/2 connection.
 #[derive(Debug)]
 pub(crate) struct StreamLease {
     pub(crate) sender: SendRequest<Bytes>,
-    pub(crate) greeting: Rc<SettingsReceived>,
+    pub(crate) settings: Rc<SettingsReceived>,
     pub(crate) alert: EndpointAlert,
-    /// Held for as long as the stream is open.
+    /// Dropped when the stream ends.
     pub(crate) open: OpenStream,
 }
 
@@ -151,7 +153,10 @@ impl Drop for OpenStream {
 }
 
 impl Pools {
-    /// A connection to an endpoint: one that waits, or a new one, and surely that when it must be `fresh`.
+    /// An HTTP/1.1 connection to an endpoint: an idle one, or a new one. Always a new one with `fresh`.
+    ///
+    /// # Errors
+    /// When connecting fails, or no connection becomes free below the limit within the connect timeout.
     pub(crate) async fn http1(
         &self,
         target: &PlannedCluster,
@@ -169,28 +174,28 @@ impl Pools {
             match self.slots.take(target, address) {
                 Some(slot) => break slot,
                 None => {
-                    let latest = || now() + target.cluster.connect_timeout;
-                    self.await_free(target, *deadline.get_or_insert_with(latest)).await?;
+                    let timeout = || now() + target.cluster.connect_timeout;
+                    self.await_free(target, *deadline.get_or_insert_with(timeout)).await?;
                 }
             }
         };
-        // Apart, since most requests find one that waits.
+        // Boxed, because most requests reuse a connection.
         let connecting = connector::connect(target, address, Alpn::Http1, worker);
         let stream = Box::pin(connecting).await?;
         worker.metrics.upstream_connections.increment();
         let (read, write) = StreamHalf::pair(stream);
         Ok(Http1Connection {
             reader: Http1Reader::new(read),
-            // Each request sets its own.
+            // Each request sets its own stall timeout.
             writer: Http1Writer::new(write, target.cluster.connect_timeout),
             used: false,
-            kept_for: None,
+            keep_alive_timeout: None,
             is_personal: false,
             slot,
         })
     }
 
-    /// Waits, at the limit of connections, until one of them may be used.
+    /// Waits until a connection becomes idle or is closed, when the limit of connections is reached.
     async fn await_free(&self, target: &PlannedCluster, deadline: Instant) -> io::Result<()> {
         let freed = self.slots.freed(target);
         let waiting = tokio::time::timeout_at(deadline.into(), freed);
@@ -200,11 +205,11 @@ impl Pools {
     fn take(&self, key: PoolKey) -> Option<Http1Connection> {
         let mut pools = self.http1.borrow_mut();
         let waiting = pools.get_mut(&key)?.pop()?;
-        // The newest is on top, and the others wait no longer than it.
+        // The newest is the last; when it has expired, so have the others.
         if now() < waiting.until { Some(waiting.connection) } else { None }
     }
 
-    /// Keeps a connection whose response was read whole.
+    /// Returns a connection whose response was read completely to the pool.
     pub(crate) fn give_back(
         &self,
         target: &PlannedCluster,
@@ -212,27 +217,31 @@ impl Pools {
         mut connection: Http1Connection,
     ) {
         if !connection.reader.buffer.is_empty() || !connection.writer.out.is_empty() {
-            // Bytes that nobody asked for, or that nobody took: whose they are cannot be told.
+            // Unexpected or unsent bytes would be attributed to the next request.
             return;
         }
-        let said = connection.kept_for.map(|kept| kept.saturating_sub(EARLIER));
-        let wait = said.unwrap_or(Duration::MAX).min(target.cluster.idle_timeout);
+        let announced =
+            connection.keep_alive_timeout.map(|timeout| timeout.saturating_sub(CLOSE_MARGIN));
+        let wait = announced.unwrap_or(Duration::MAX).min(target.cluster.idle_timeout);
         if wait.is_zero() || connection.reader.half.is_draining() {
             return;
         }
         connection.used = true;
-        connection.reader.rest();
-        connection.writer.rest();
+        connection.reader.release_buffer();
+        connection.writer.release_buffer();
         let mut pools = self.http1.borrow_mut();
         let idle = pools.entry((target.id, address)).or_default();
         if idle.len() < IDLE_LIMIT {
-            connection.slot.free();
+            connection.slot.notify_idle();
             idle.push(IdleConnection { until: now() + wait, connection });
         }
     }
 
-    /// The right to a stream on an HTTP/2 connection to an endpoint: one that has room for another, or
-    /// a new one. While one is being made, others wait for it.
+    /// Permission for a stream on an HTTP/2 connection to an endpoint: an existing one below its limit of streams, or a new
+    /// one. Only one connection is established at a time; other requests wait for it.
+    ///
+    /// # Errors
+    /// When connecting fails, or the limit of connections or receive windows is reached.
     pub(crate) async fn http2(
         &self,
         target: &PlannedCluster,
@@ -240,33 +249,33 @@ impl Pools {
         worker: &SidecarWorker,
     ) -> io::Result<StreamLease> {
         let key = (target.id, address);
-        if let Some(lease) = self.http2_with_room(key) {
+        if let Some(lease) = self.http2_below_limit(key) {
             return Ok(lease);
         }
-        let making = self.making.borrow_mut().entry(key).or_default().clone();
-        let _first = making.lock().await;
-        if let Some(lease) = self.http2_with_room(key) {
+        let connecting = self.connecting.borrow_mut().entry(key).or_default().clone();
+        let _first = connecting.lock().await;
+        if let Some(lease) = self.http2_below_limit(key) {
             return Ok(lease);
         }
         let slot = self.slots.take(target, address);
-        if let Some(mut lease) = self.least_open_of_all(key, slot.is_some()) {
-            // It is ready when one of its streams has ended.
+        if let Some(mut lease) = self.least_loaded(key, slot.is_some()) {
+            // Ready when one of its streams has ended.
             lease.sender = lease.sender.ready().await.map_err(io::Error::other)?;
             return Ok(lease);
         }
         let slot = slot.ok_or_else(|| full("max_connections"))?;
         let window = worker.upstream_windows.open();
-        // Before a handshake, which would be for nothing.
-        let receiving = window.receive().ok_or_else(|| full("the window limit"))?;
-        let connecting = connect_http2(target, address, (slot, window), worker);
+        // Checked before the handshake, which would be wasted.
+        let receiving = window.receive().ok_or_else(|| full("limit of receive windows"))?;
+        let connecting = connect_http2(target, address, ConnectionPermits { slot, window }, worker);
         let mut connection = Box::pin(connecting).await?;
         let lease = connection.lease_with(receiving);
         self.http2.borrow_mut().entry(key).or_default().push(connection);
         Ok(lease)
     }
 
-    /// One whose endpoint takes another stream. What has ended is forgotten.
-    fn http2_with_room(&self, key: PoolKey) -> Option<StreamLease> {
+    /// A stream on the first connection below its limit of streams. Removes closed connections.
+    fn http2_below_limit(&self, key: PoolKey) -> Option<StreamLease> {
         let mut pools = self.http2.borrow_mut();
         let mut found = None;
         pools.get_mut(&key)?.retain_mut(|connection| {
@@ -292,25 +301,27 @@ impl Pools {
         found
     }
 
-    /// When there may be no more connections: that with the fewest streams.
-    fn least_open_of_all(&self, key: PoolKey, may_be_more: bool) -> Option<StreamLease> {
+    /// A stream on the connection with the fewest streams, when no more connections may be opened.
+    fn least_loaded(&self, key: PoolKey, may_connect: bool) -> Option<StreamLease> {
         let mut pools = self.http2.borrow_mut();
-        let held = pools.get_mut(&key).filter(|held| held.len() >= HTTP2_LIMIT || !may_be_more)?;
-        held.iter_mut()
+        let connections =
+            pools.get_mut(&key).filter(|all| all.len() >= HTTP2_LIMIT || !may_connect)?;
+        connections
+            .iter_mut()
             .min_by_key(|connection| connection.open.get())
             .and_then(Http2Connection::lease)
     }
 
-    /// Forgets an HTTP/2 connection that has failed.
+    /// Removes the HTTP/2 connections to an endpoint after one has failed.
     pub(crate) fn forget_http2(&self, target: &PlannedCluster, address: SocketAddr) {
         self.http2.borrow_mut().remove(&(target.id, address));
     }
 
-    /// Closes what has waited too long, and what `is_current` no longer knows.
+    /// Closes connections that were idle for too long, and those of targets for which `is_current` is false.
     pub(crate) fn sweep(&self, is_current: impl Fn(u64) -> bool) {
         let now = now();
-        self.http2.borrow_mut().retain(|(target, _), held| {
-            held.retain_mut(|connection| {
+        self.http2.borrow_mut().retain(|(target, _), connections| {
+            connections.retain_mut(|connection| {
                 if connection.open.get() > 0 {
                     connection.idle_since = None;
                     return true;
@@ -318,23 +329,31 @@ impl Pools {
                 let since = *connection.idle_since.get_or_insert(now);
                 now.saturating_duration_since(since) < HTTP2_IDLE
             });
-            is_current(*target) && !held.is_empty()
+            is_current(*target) && !connections.is_empty()
         });
         self.http1.borrow_mut().retain(|(target, _), idle| {
             idle.retain(|waiting| now < waiting.until);
             is_current(*target) && !idle.is_empty()
         });
-        self.making.borrow_mut().retain(|(target, _), _| is_current(*target));
+        self.connecting.borrow_mut().retain(|(target, _), _| is_current(*target));
         self.slots.sweep();
     }
 }
 
+/// What an HTTP/2 connection occupies while it is open.
+struct ConnectionPermits {
+    slot: Slot,
+    window: Rc<ConnectionWindow>,
+}
+
+/// Establishes an HTTP/2 connection and spawns the task that drives it.
 async fn connect_http2(
     target: &PlannedCluster,
     address: SocketAddr,
-    (slot, window): (Slot, Rc<ConnectionWindow>),
+    permits: ConnectionPermits,
     worker: &SidecarWorker,
 ) -> io::Result<Http2Connection> {
+    let ConnectionPermits { slot, window } = permits;
     let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
     let standing = stream.standing().cloned();
     worker.metrics.upstream_connections.increment();
@@ -344,36 +363,36 @@ async fn connect_http2(
         .initial_connection_window_size(window.bytes)
         .enable_push(false)
         .max_header_list_size(
-            // The library's limit is the first size that is too large.
+            // The limit of the h2 crate is the first size that is too large.
             u32::try_from(target.cluster.response_head_bytes + 1).unwrap_or(u32::MAX),
         )
         .max_send_buffer_size(SEND_BUFFER_BYTES)
-        // Requests of many clients share it: what one of them cancels, or reads slowly, must not end
-        // the others'. What the endpoint sends is limited by `Http2EndpointGuard`.
+        // Many clients share the connection: what one of them cancels or reads slowly must not close it. What the endpoint
+        // sends is limited by `Http2EndpointGuard`.
         .max_concurrent_reset_streams(RESETS_REMEMBERED)
         .max_local_error_reset_streams(None)
         .data_frame_budget(usize::MAX)
         .handshake(Http2EndpointGuard::new(stream, alert.clone()))
         .await
         .map_err(io::Error::other)?;
-    let greeting = Rc::<SettingsReceived>::default();
+    let settings = Rc::<SettingsReceived>::default();
     if let Some(mut pings) = connection.ping_pong() {
-        let greeting = greeting.clone();
+        let settings = settings.clone();
         tokio::task::spawn_local(async move {
-            // The answer comes behind the endpoint's settings.
+            // The endpoint acknowledges the PING after it has sent its SETTINGS.
             if pings.ping(h2::Ping::opaque()).await.is_ok() {
-                greeting.hear();
+                settings.set();
             }
         });
     }
-    // For as long as the connection lives, which may outlive its place in the pool.
-    let held = (slot, window.clone());
+    // Held while the connection is open, which may be longer than it is in the pool.
+    let permits = ConnectionPermits { slot, window: window.clone() };
     let metrics = worker.metrics.clone();
     let ended_by = alert.clone();
     tokio::task::spawn_local(async move {
-        let _held = held;
+        let _permits = permits;
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
+            tracing::debug!(%error, "HTTP/2 connection to an endpoint closed");
         }
         if let Some(failure) = ended_by.get() {
             metrics.fail_upstream_handshake(failure);
@@ -382,17 +401,17 @@ async fn connect_http2(
     let sender = sender.ready().await.map_err(io::Error::other)?;
     let open = Rc::default();
     let idle_since = None;
-    Ok(Http2Connection { standing, sender, greeting, alert, open, window, idle_since })
+    Ok(Http2Connection { standing, sender, settings, alert, open, window, idle_since })
 }
 
-/// That there is no room for another connection.
+/// The error for a limit that is reached.
 fn full(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::QuotaExceeded, format!("{what} is used up"))
+    io::Error::new(io::ErrorKind::QuotaExceeded, format!("{what} reached"))
 }
 
-/// Whether an idle connection is still open and silent, as far as the worker's event loop knows: what
-/// it does not know yet is the rare case that a request is sent again for. Whatever the endpoint has to
-/// say, it cannot be an answer to a request that was not sent.
+/// Whether an idle connection is open and has received nothing, as far as the worker's event loop knows. A connection that was
+/// closed without the event loop knowing yet is handled by a retry. A response that was received before the request was
+/// sent must not be used.
 pub(super) fn is_alive(connection: &Http1Connection) -> bool {
     let half = &connection.reader.half;
     !half.is_draining() && !half.has_events()

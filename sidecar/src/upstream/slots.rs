@@ -1,7 +1,7 @@
-//! How many connections may be open to a cluster (`circuit_breakers.max_connections`).
+//! Enforces the limit of connections to a cluster (`circuit_breakers.max_connections`).
 //!
-//! The limit counts those of all workers to all endpoints. A worker that has none to an endpoint may open
-//! one all the same, as in Envoy: what others hold is of no use to it, and it would wait for ever.
+//! The limit applies to the connections of all workers to all endpoints of the cluster. A worker without a connection to an
+//! endpoint may exceed it by one, as in Envoy: it cannot use connections of other workers, and would wait without end.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,50 +14,51 @@ use tokio::sync::Notify;
 
 use crate::plan::PlannedCluster;
 
-/// What a worker has open, by the number of the target.
+/// The connections of a worker, by the ID of the target.
 #[derive(Debug, Default)]
 pub(crate) struct Slots(RefCell<HashMap<u64, Rc<TargetSlots>>>);
 
 #[derive(Debug, Default)]
 struct TargetSlots {
-    /// How many to each endpoint; none where there are none.
+    /// The number of connections to each endpoint, without zeros.
     open: RefCell<HashMap<SocketAddr, u32>>,
-    /// Whoever waits is told when one may be used again, or was closed.
+    /// Notified when a connection becomes idle or is closed.
     freed: Notify,
 }
 
-/// The right to one connection; given back when dropped.
+/// The permission to have one connection open. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    own: Rc<TargetSlots>,
+    target: Rc<TargetSlots>,
     address: SocketAddr,
-    all: Arc<AtomicU32>,
+    /// The connections of all workers to the cluster.
+    total: Arc<AtomicU32>,
 }
 
 impl Slots {
-    /// The right to one more connection to an endpoint of `target`. None at the limit.
+    /// Permission for one more connection to an endpoint of `target`. None at the limit.
     pub(crate) fn take(&self, target: &PlannedCluster, address: SocketAddr) -> Option<Slot> {
-        let own = self.of(target);
-        let all = target.balancer.connections();
-        let mut open = own.open.borrow_mut();
+        let slots = self.of(target);
+        let total = target.balancer.connections();
+        let mut open = slots.open.borrow_mut();
         let limit =
             if open.contains_key(&address) { target.cluster.connection_limit } else { u32::MAX };
-        let one_more = |all: u32| if all < limit { Some(all + 1) } else { None };
-        all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        let one_more = |total: u32| if total < limit { Some(total + 1) } else { None };
+        total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         *open.entry(address).or_default() += 1;
         drop(open);
-        Some(Slot { own, address, all: all.clone() })
+        Some(Slot { target: slots, address, total: total.clone() })
     }
 
-    /// Resolves when a connection of this worker to the target may be used again, or was closed.
+    /// Resolves when a connection of this worker to the target becomes idle or is closed.
     pub(crate) async fn freed(&self, target: &PlannedCluster) {
-        let own = self.of(target);
-        own.freed.notified().await;
+        let slots = self.of(target);
+        slots.freed.notified().await;
     }
 
-    /// Forgets targets to which nothing is open and for which nobody waits.
+    /// Removes targets without connections and waiters.
     pub(crate) fn sweep(&self) {
-        self.0.borrow_mut().retain(|_, own| Rc::strong_count(own) > 1);
+        self.0.borrow_mut().retain(|_, slots| Rc::strong_count(slots) > 1);
     }
 
     fn of(&self, target: &PlannedCluster) -> Rc<TargetSlots> {
@@ -66,15 +67,15 @@ impl Slots {
 }
 
 impl Slot {
-    /// Tells one that waits that the connection may be used again.
-    pub(crate) fn free(&self) {
-        self.own.freed.notify_one();
+    /// Notifies one waiter that the connection is idle.
+    pub(crate) fn notify_idle(&self) {
+        self.target.freed.notify_one();
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut open = self.own.open.borrow_mut();
+        let mut open = self.target.open.borrow_mut();
         if let Some(count) = open.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
@@ -82,7 +83,7 @@ impl Drop for Slot {
             }
         }
         drop(open);
-        self.all.fetch_sub(1, Ordering::Relaxed);
-        self.own.freed.notify_one();
+        self.total.fetch_sub(1, Ordering::Relaxed);
+        self.target.freed.notify_one();
     }
 }

@@ -1,4 +1,4 @@
-//! What follows an upgrade: bytes, both ways, until both sides are done.
+//! Forwards bytes in both directions after an upgrade or CONNECT, until both sides have closed.
 
 use std::cell::Cell;
 
@@ -13,22 +13,22 @@ pub(crate) struct TunnelSide<'a> {
     pub(crate) sink: BodySink<'a>,
 }
 
-/// Moves bytes between two sides; how many went to `b` and to `a`. The end of one direction leaves the
-/// other open; a break ends both, since a side that is gone has nothing more to say and nobody to say
-/// it to.
+/// Forwards bytes between two sides. Returns how many were sent to `b` and to `a`. When one direction ends, the other stays
+/// open. An error ends both.
 pub(crate) async fn tunnel(
     mut a: TunnelSide<'_>,
     mut b: TunnelSide<'_>,
     progress: &RequestProgress,
 ) -> (u64, u64) {
     progress.become_tunnel();
-    let (to_b, to_a) = (Cell::new(0), Cell::new(0));
+    let to_b = Cell::new(0);
+    let to_a = Cell::new(0);
     let both = tokio::try_join!(
         one_way(&mut a.source, &mut b.sink, &to_b, progress),
         one_way(&mut b.source, &mut a.sink, &to_a, progress)
     );
-    if let Err(broken) = both {
-        tracing::debug!(?broken, "a tunnel broke");
+    if let Err(error) = both {
+        tracing::debug!(?error, "tunnel aborted");
         a.sink.abort();
         b.sink.abort();
     }
@@ -41,7 +41,7 @@ async fn one_way(
     moved: &Cell<u64>,
     progress: &RequestProgress,
 ) -> Result<(), BodyError> {
-    // The answer that agreed to the tunnel may still wait to be written.
+    // The response that accepted the tunnel may not be written yet.
     sink.flush().await?;
     loop {
         let piece = match source.piece().now_or_never() {

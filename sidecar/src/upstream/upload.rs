@@ -1,25 +1,28 @@
-//! The request's body on its way, while the response is awaited and carried back: either may end first.
+//! Sends a request's body while the response is received and forwarded: either may end first.
 
 use crate::denial::Denial;
 use crate::http::body::BodyError;
-use crate::pipeline::Responder;
 use crate::timeouts::RequestProgress;
+use crate::pipeline::Responder;
 
-/// A body being sent.
+/// A request body that is being sent.
 pub(super) struct Upload<'p, F> {
-    carrying: F,
-    /// How it ended, once it has.
-    ended: Option<Result<u64, BodyError>>,
+    sending: F,
+    /// The result, once sending has ended.
+    result: Option<Result<u64, BodyError>>,
     progress: &'p RequestProgress,
 }
 
 impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
-    pub(super) fn new(carrying: F, progress: &'p RequestProgress) -> Self {
-        Self { carrying, ended: None, progress }
+    pub(super) fn new(sending: F, progress: &'p RequestProgress) -> Self {
+        Self { sending, result: None, progress }
     }
 
-    /// Sends on until the response is there, or the client no longer wants it.
-    pub(super) async fn until_answered<R>(
+    /// Sends the body until the response arrives.
+    ///
+    /// # Errors
+    /// When the client is gone, or its request body is malformed.
+    pub(super) async fn until_response<R>(
         &mut self,
         mut response: impl Future<Output = R> + Unpin,
         reply: &mut Responder<'_>,
@@ -27,13 +30,13 @@ impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
         loop {
             tokio::select! {
                 biased;
-                result = &mut self.carrying, if self.ended.is_none() => {
+                result = &mut self.sending, if self.result.is_none() => {
                     self.progress.request_received();
                     match result {
                         Err(BodyError::SourceClosed | BodyError::StreamEnded(_)) => return Err(Denial::ClientGone),
-                        Err(BodyError::Malformed(why)) => return Err(Denial::Malformed(why)),
-                        // An endpoint that takes no more may have answered before; that counts.
-                        Err(BodyError::SinkClosed) | Ok(_) => self.ended = Some(result),
+                        Err(BodyError::Malformed(reason)) => return Err(Denial::Malformed(reason)),
+                        // An endpoint that stopped reading may have sent a response before, which is forwarded.
+                        Err(BodyError::SinkClosed) | Ok(_) => self.result = Some(result),
                     }
                 }
                 response = &mut response => return Ok(response),
@@ -42,30 +45,30 @@ impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
         }
     }
 
-    /// Sends on until the response was carried to its end.
-    pub(super) async fn until_carried(
+    /// Sends the body until the response has been forwarded completely.
+    pub(super) async fn until_downloaded(
         &mut self,
         mut download: impl Future<Output = Result<u64, BodyError>> + Unpin,
     ) -> Result<u64, BodyError> {
         loop {
             tokio::select! {
                 biased;
-                result = &mut self.carrying, if self.ended.is_none() => {
+                result = &mut self.sending, if self.result.is_none() => {
                     self.progress.request_received();
-                    self.ended = Some(result);
+                    self.result = Some(result);
                 }
                 downloaded = &mut download => return downloaded,
             }
         }
     }
 
-    /// Whether all of it was sent.
+    /// Whether the whole body was sent.
     pub(super) fn is_whole(&self) -> bool {
-        matches!(self.ended, Some(Ok(_)))
+        matches!(self.result, Some(Ok(_)))
     }
 
-    /// How much was sent: of a body that was broken off, what passed.
+    /// How many bytes were sent, also when the body was aborted.
     pub(super) fn bytes(&self) -> u64 {
-        self.ended.and_then(Result::ok).unwrap_or_else(|| self.progress.bytes_sent())
+        self.result.and_then(Result::ok).unwrap_or_else(|| self.progress.bytes_sent())
     }
 }

@@ -1,4 +1,4 @@
-//! The responses of an endpoint over HTTP/2: interim ones, the final one, or none.
+//! Receives responses of an endpoint over HTTP/2.
 
 use h2::client::ResponseFuture;
 
@@ -8,13 +8,16 @@ use crate::http::head::ResponseHead;
 use crate::http::headers::Headers;
 use crate::upstream_failure::ResponseFault;
 
-/// What an endpoint answers over HTTP/2.
+/// A response of an endpoint over HTTP/2.
 pub(super) enum UpstreamResponse {
     Interim(ResponseHead),
     Final(http::Response<h2::RecvStream>),
 }
 
-/// The next response, interim or final.
+/// Waits for the next response, interim or final.
+///
+/// # Errors
+/// When the stream or the connection ends without a final response.
 pub(super) async fn next_response(
     response: &mut ResponseFuture,
 ) -> Result<UpstreamResponse, ExchangeFailure> {
@@ -28,19 +31,19 @@ pub(super) async fn next_response(
         }
         std::pin::Pin::new(&mut *response).poll(cx).map(|response| match response {
             Ok(response) => Ok(UpstreamResponse::Final(response)),
-            Err(error) => Err(unanswered(&error)),
+            Err(error) => Err(without_response(&error)),
         })
     })
     .await
 }
 
-/// Whether a request that got no answer was seen by the endpoint. A GOAWAY without a complaint ends only
-/// the streams that the endpoint did not look at (RFC 9113, section 6.8).
-fn unanswered(error: &h2::Error) -> ExchangeFailure {
+/// Classifies a stream that ended without a response by whether the endpoint may have processed the request. A GOAWAY with
+/// NO_ERROR ends only streams that the endpoint did not process (RFC 9113, section 6.8).
+fn without_response(error: &h2::Error) -> ExchangeFailure {
     let fault = ResponseFault::of_http2(error);
     match error.reason() {
-        Some(h2::Reason::REFUSED_STREAM) => ExchangeFailure::Unseen,
-        Some(h2::Reason::NO_ERROR) if error.is_go_away() => ExchangeFailure::Unseen,
+        Some(h2::Reason::REFUSED_STREAM) => ExchangeFailure::NotProcessed,
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() => ExchangeFailure::NotProcessed,
         _ if error.is_go_away() || error.is_io() => ExchangeFailure::Stale(fault),
         _ => ExchangeFailure::Denied(Denial::UpstreamBroken(fault)),
     }

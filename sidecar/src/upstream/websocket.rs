@@ -1,5 +1,5 @@
-//! WebSocket's opening handshake, where one side asks by HTTP/1.1 and the other by HTTP/2, which has no
-//! key and no proof of having read it (RFC 6455, section 4; RFC 8441, section 5).
+//! Completes the WebSocket handshake between HTTP/1.1 and HTTP/2. Only HTTP/1.1 has the headers `sec-websocket-key` and
+//! `sec-websocket-accept` (RFC 6455, section 4; RFC 8441, section 5).
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine;
@@ -10,20 +10,22 @@ use crate::http::headers::Headers;
 
 const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
-/// RFC 6455, section 1.3.
-const PROOF: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+/// The GUID of RFC 6455, section 1.3.
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Takes the key out of a request that goes on by HTTP/2; gives the proof that the client waits for.
+/// Removes the key from a request that is forwarded over HTTP/2. Returns the `sec-websocket-accept` value that the client
+/// expects.
 pub(super) fn take_key(headers: &mut Headers) -> Option<HeaderValue> {
     let accept = accept_of(headers.get(KEY.as_str())?);
     headers.remove(|name| name.eq_ignore_ascii_case(KEY.as_str().as_bytes()));
     Some(accept)
 }
 
-/// Adds a key to a request that came by HTTP/2; gives the proof that the service must answer with.
+/// Adds a key to a request that was received over HTTP/2. Returns the `sec-websocket-accept` value that the service must
+/// respond with.
 pub(super) fn add_key(headers: &mut Headers) -> HeaderValue {
     headers.remove(|name| name.eq_ignore_ascii_case(KEY.as_str().as_bytes()));
-    // It shows that the service understood, and is no secret.
+    // The key only proves that the service understood the handshake. It is not a secret.
     let key = STANDARD.encode(fastrand::u128(..).to_be_bytes());
     let accept = accept_of(key.as_bytes());
     if let Ok(key) = HeaderValue::try_from(key) {
@@ -32,20 +34,20 @@ pub(super) fn add_key(headers: &mut Headers) -> HeaderValue {
     accept
 }
 
-/// Takes the proof out of a response; whether it is the one that was expected.
-pub(super) fn take_proof(headers: &mut Headers, expected: &HeaderValue) -> bool {
-    let proved = headers.get(ACCEPT.as_str()) == Some(expected.as_bytes());
+/// Removes `sec-websocket-accept` from a response. Returns whether it had the expected value.
+pub(super) fn take_accept(headers: &mut Headers, expected: &HeaderValue) -> bool {
+    let is_expected = headers.get(ACCEPT.as_str()) == Some(expected.as_bytes());
     headers.remove(|name| name.eq_ignore_ascii_case(ACCEPT.as_str().as_bytes()));
-    proved
+    is_expected
 }
 
-/// Adds the proof to a response.
-pub(super) fn add_proof(headers: &mut Headers, proof: HeaderValue) {
-    headers.add(ACCEPT, proof);
+/// Adds `sec-websocket-accept` to a response.
+pub(super) fn add_accept(headers: &mut Headers, accept: HeaderValue) {
+    headers.add(ACCEPT, accept);
 }
 
 fn accept_of(key: &[u8]) -> HeaderValue {
-    let hashed = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key, PROOF].concat());
+    let hashed = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key, GUID].concat());
     HeaderValue::try_from(STANDARD.encode(hashed)).unwrap_or(HeaderValue::from_static(""))
 }
 
@@ -54,15 +56,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_proof_is_that_of_the_standard() {
+    fn accept_value_matches_rfc_6455() {
         // RFC 6455, section 1.3.
         assert_eq!(accept_of(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         let mut headers = Headers::from(http::HeaderMap::new());
         let expected = add_key(&mut headers);
-        let proof = take_key(&mut headers).expect("it was added");
-        assert_eq!(proof, expected);
-        add_proof(&mut headers, proof);
-        assert!(take_proof(&mut headers, &expected));
-        assert!(!take_proof(&mut headers, &expected), "it was taken");
+        let accept = take_key(&mut headers).expect("a key");
+        assert_eq!(accept, expected);
+        add_accept(&mut headers, accept);
+        assert!(take_accept(&mut headers, &expected));
+        assert!(!take_accept(&mut headers, &expected), "the header was removed");
     }
 }

@@ -1,4 +1,4 @@
-//! Reading and writing what follows a head.
+//! Reads and writes HTTP/1.1 message bodies, and the bytes after an upgrade.
 
 use std::io;
 use std::time::Duration;
@@ -13,39 +13,39 @@ use crate::buffers;
 use crate::http::body::BodyError;
 use crate::stream::StreamHalf;
 
-/// How much is read at once.
+/// How many bytes are read at once.
 const READ_BYTES: usize = 16 * 1024;
-/// How much is gathered before it is written without waiting for more.
+/// How many bytes are buffered before they are written without waiting for more.
 const WRITE_BYTES: usize = 64 * 1024;
 
 /// How a body is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyFraming {
-    /// There is none.
+    /// No body.
     None,
-    /// So many bytes.
+    /// This many bytes.
     Length(u64),
-    /// In chunks.
+    /// Chunked transfer coding.
     Chunked,
-    /// To the end of the connection; responses, and what follows an upgrade.
+    /// Until the end of the connection: for responses, and after an upgrade.
     UntilClose,
 }
 
-/// The reading half of a connection, with what was read and not yet used.
+/// The reading half of a connection, with the bytes that were read and not yet consumed.
 #[derive(Debug)]
 pub(crate) struct Http1Reader {
     pub(crate) half: StreamHalf,
     pub(crate) buffer: BytesMut,
-    /// Whether the last body was given up before its end, so that the rest of it may still come.
-    pub(crate) is_within_body: bool,
+    /// Whether reading the last body stopped before its end, so that the rest of it may still be received.
+    pub(crate) has_unread_body: bool,
 }
 
 impl Http1Reader {
     pub(crate) fn new(half: StreamHalf) -> Self {
-        Self { half, buffer: BytesMut::new(), is_within_body: false }
+        Self { half, buffer: BytesMut::new(), has_unread_body: false }
     }
 
-    /// Makes room to read into.
+    /// Reserves space to read into.
     pub(crate) fn reserve(&mut self, bytes: usize) {
         if self.buffer.capacity() == 0 {
             self.buffer = buffers::take();
@@ -53,20 +53,20 @@ impl Http1Reader {
         self.buffer.reserve(bytes);
     }
 
-    /// Lets go of the room for what was read, while nothing waits in it.
-    pub(crate) fn rest(&mut self) {
+    /// Returns the buffer to the pool when it is empty.
+    pub(crate) fn release_buffer(&mut self) {
         if self.buffer.is_empty() {
             buffers::give_back(&mut self.buffer);
         }
     }
 }
 
-/// The writing half of a connection, with what was not yet written.
+/// The writing half of a connection, with the bytes that were not yet written.
 #[derive(Debug)]
 pub(crate) struct Http1Writer {
     pub(crate) half: StreamHalf,
     pub(crate) out: BytesMut,
-    /// How long the other side may take nothing while there is something to take.
+    /// How long the peer may accept no bytes while some wait to be written.
     pub(crate) stall: Duration,
 }
 
@@ -75,22 +75,22 @@ impl Http1Writer {
         Self { half, out: BytesMut::new(), stall }
     }
 
-    /// Where to gather what is to be written.
-    pub(crate) fn room(&mut self) -> &mut BytesMut {
+    /// The output buffer.
+    pub(crate) fn output(&mut self) -> &mut BytesMut {
         if self.out.capacity() == 0 {
             self.out = buffers::take();
         }
         &mut self.out
     }
 
-    /// Writes what was gathered.
+    /// Writes the output buffer.
     ///
     /// # Errors
-    /// When the connection broke, or the other side took nothing for too long.
+    /// `TimedOut` when the peer accepted no bytes for the stall timeout, and other errors of the connection.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         while !self.out.is_empty() {
             let writing = self.half.write(&self.out);
-            // It nearly always fits, and then nobody asks for the time.
+            // The socket usually accepts all bytes at once, so a timer is only made when it does not.
             let written = match writing.now_or_never() {
                 Some(written) => written?,
                 None => {
@@ -103,7 +103,7 @@ impl Http1Writer {
             }
             self.out.advance(written);
         }
-        // TLS takes more than the socket does, and gives it on here.
+        // TLS may have buffered records that the socket has not accepted yet.
         match self.half.flush().now_or_never() {
             Some(flushed) => flushed,
             None => {
@@ -113,8 +113,8 @@ impl Http1Writer {
         }
     }
 
-    /// Lets go of the room for what was written, while there is nothing to write.
-    pub(crate) fn rest(&mut self) {
+    /// Returns the output buffer to the pool when it is empty.
+    pub(crate) fn release_buffer(&mut self) {
         if self.out.is_empty() {
             buffers::give_back(&mut self.out);
         }
@@ -125,9 +125,10 @@ impl Http1Writer {
 #[derive(Debug)]
 pub(crate) struct BodyReader<'a> {
     reader: &'a mut Http1Reader,
-    rest: RemainingBody,
+    remaining: RemainingBody,
 }
 
+/// The part of a body that was not read yet.
 #[derive(Debug)]
 enum RemainingBody {
     Length(u64),
@@ -138,54 +139,59 @@ enum RemainingBody {
 
 impl Drop for BodyReader<'_> {
     fn drop(&mut self) {
-        let is_framed = matches!(self.rest, RemainingBody::Length(_) | RemainingBody::Chunked(_));
-        self.reader.is_within_body = is_framed && !self.is_done();
+        let is_framed =
+            matches!(self.remaining, RemainingBody::Length(_) | RemainingBody::Chunked(_));
+        self.reader.has_unread_body = is_framed && !self.is_done();
     }
 }
 
 impl<'a> BodyReader<'a> {
     pub(crate) fn new(reader: &'a mut Http1Reader, framing: BodyFraming) -> Self {
-        let rest = match framing {
+        let remaining = match framing {
             BodyFraming::None | BodyFraming::Length(0) => RemainingBody::Done,
             BodyFraming::Length(length) => RemainingBody::Length(length),
             BodyFraming::Chunked => RemainingBody::Chunked(ChunkedDecoder::Size),
             BodyFraming::UntilClose => RemainingBody::UntilClose,
         };
-        Self { reader, rest }
+        Self { reader, remaining }
     }
 
-    /// Whether all of it was read, so that the connection may be used again.
+    /// Whether the whole body was read, so that the connection can be reused.
     pub(crate) fn is_done(&self) -> bool {
-        matches!(self.rest, RemainingBody::Done | RemainingBody::Chunked(ChunkedDecoder::Done(_)))
+        matches!(
+            self.remaining,
+            RemainingBody::Done | RemainingBody::Chunked(ChunkedDecoder::Done(_))
+        )
     }
 
-    /// Whether trailers may follow, or have come.
+    /// Whether the body can have trailers.
     pub(crate) fn may_have_trailers(&self) -> bool {
-        matches!(self.rest, RemainingBody::Chunked(_))
+        matches!(self.remaining, RemainingBody::Chunked(_))
     }
 
-    /// Goes on to what follows an upgrade. None when some of it came before the upgrade was agreed to:
-    /// it could as well be meant for a request.
+    /// Switches to the bytes after an upgrade. None when some were received before the upgrade was accepted: they could be
+    /// meant as another request.
     pub(crate) fn upgraded(mut self) -> Option<Self> {
         if !self.reader.buffer.is_empty() {
             return None;
         }
-        self.rest = RemainingBody::UntilClose;
+        self.remaining = RemainingBody::UntilClose;
         Some(self)
     }
 
+    /// The trailers, once the body was read.
     pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
-        match &mut self.rest {
+        match &mut self.remaining {
             RemainingBody::Chunked(ChunkedDecoder::Done(trailers)) => trailers.take(),
             _ => None,
         }
     }
 
-    /// The next piece; none at the end. Dropping the future loses nothing.
+    /// The next piece; none at the end. Cancel-safe.
     pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, BodyError> {
         loop {
             let buffer = &mut self.reader.buffer;
-            match &mut self.rest {
+            match &mut self.remaining {
                 RemainingBody::Done => return Ok(None),
                 RemainingBody::Chunked(decoder) => {
                     match decoder.step(buffer).map_err(BodyError::Malformed)? {
@@ -199,7 +205,7 @@ impl<'a> BodyReader<'a> {
                     *left -= now as u64;
                     let piece = buffer.split_to(now).freeze();
                     if *left == 0 {
-                        self.rest = RemainingBody::Done;
+                        self.remaining = RemainingBody::Done;
                     }
                     return Ok(Some(piece));
                 }
@@ -210,11 +216,15 @@ impl<'a> BodyReader<'a> {
             }
             self.reader.reserve(READ_BYTES);
             match self.reader.half.read_buf(&mut self.reader.buffer).await {
-                Ok(0) if matches!(self.rest, RemainingBody::UntilClose) => {
-                    self.rest = RemainingBody::Done;
+                Ok(0) if matches!(self.remaining, RemainingBody::UntilClose) => {
+                    self.remaining = RemainingBody::Done;
                     return Ok(None);
                 }
-                Ok(0) => return Err(BodyError::Malformed("the body ended before its end")),
+                Ok(0) => {
+                    return Err(BodyError::Malformed(
+                        "connection closed before the end of the body",
+                    ));
+                }
                 Ok(_) => {}
                 Err(_) => return Err(BodyError::SourceClosed),
             }
@@ -232,10 +242,10 @@ pub(crate) struct BodyWriter<'a> {
 /// How a body is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyCoding {
-    /// As it is; its end is known from its length, or from the end of the connection.
+    /// Unchanged. Its end follows from its length or from the end of the connection.
     Plain,
     Chunked,
-    /// As it is; its end is the end of this direction.
+    /// Unchanged. The writing direction of the connection is closed at its end.
     Tunnel,
 }
 
@@ -246,11 +256,12 @@ impl BodyCoding {
 }
 
 impl BodyWriter<'_> {
+    /// Buffers a piece, and writes the buffer when it is full.
     pub(crate) async fn send(&mut self, piece: &[u8]) -> io::Result<()> {
         if piece.is_empty() {
             return Ok(());
         }
-        let out = self.writer.room();
+        let out = self.writer.output();
         out.reserve(piece.len() + 20);
         if self.coding == BodyCoding::Chunked {
             put_hexadecimal(piece.len(), out);
@@ -263,13 +274,15 @@ impl BodyWriter<'_> {
         if out.len() >= WRITE_BYTES { self.flush().await } else { Ok(()) }
     }
 
+    /// Writes the buffer.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         self.writer.flush().await
     }
 
+    /// Ends the body and writes the buffer. Trailers are sent only with the chunked coding.
     pub(crate) async fn finish(&mut self, trailers: Option<HeaderMap>) -> io::Result<()> {
         if self.coding == BodyCoding::Chunked {
-            let out = self.writer.room();
+            let out = self.writer.output();
             out.put_slice(b"0\r\n");
             for (name, value) in trailers.iter().flatten() {
                 out.put_slice(name.as_str().as_bytes());
@@ -286,8 +299,8 @@ impl BodyWriter<'_> {
 
 fn put_hexadecimal(number: usize, out: &mut BytesMut) {
     let digits = (usize::BITS - number.leading_zeros()).div_ceil(4).max(1);
-    for place in (0..digits).rev() {
-        let digit = u8::try_from((number >> (4 * place)) & 15).unwrap_or(0);
+    for position in (0..digits).rev() {
+        let digit = u8::try_from((number >> (4 * position)) & 15).unwrap_or(0);
         out.put_u8(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
     }
 }
@@ -297,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_written_as_numbers_to_the_base_of_16() {
+    fn sizes_are_written_in_hexadecimal() {
         for number in [0, 1, 9, 10, 15, 16, 255, 256, 65_535, 65_536, usize::MAX] {
             let mut out = BytesMut::new();
             put_hexadecimal(number, &mut out);

@@ -1,4 +1,4 @@
-//! The chunked transfer coding (RFC 9112, section 7.1), read a buffer at a time.
+//! Decodes the chunked transfer coding (RFC 9112, section 7.1) incrementally.
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -6,27 +6,27 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::line::has_strict_ends;
 use crate::http::head::is_framing_header;
 
-/// The longest line of a chunk's size with its extensions.
+/// The longest chunk size line, with chunk extensions.
 const SIZE_LINE_LIMIT: usize = 4096;
-/// The longest trailer section.
+/// The largest trailer section.
 const TRAILER_LIMIT_BYTES: usize = 16 * 1024;
 
-/// How far a chunked body has been read.
+/// The state of decoding a chunked body: what is expected next.
 #[derive(Debug)]
 pub(crate) enum ChunkedDecoder {
-    /// A size line comes next.
+    /// A chunk size line.
     Size,
-    /// So many bytes of a chunk are left.
+    /// This many bytes of chunk data.
     Data(u64),
-    /// The line end behind a chunk comes next.
+    /// The line end after chunk data.
     DataEnd,
-    /// The trailer section comes next.
+    /// The trailer section.
     Trailers,
-    /// Everything was read.
+    /// Nothing: the body is complete. Holds the trailers.
     Done(Option<HeaderMap>),
 }
 
-/// One step of reading.
+/// The result of one decoding step.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ChunkedStep {
     Piece(Bytes),
@@ -35,10 +35,10 @@ pub(crate) enum ChunkedStep {
 }
 
 impl ChunkedDecoder {
-    /// Reads as far as the buffer goes.
+    /// Decodes the next piece from the buffer.
     ///
     /// # Errors
-    /// What breaks the coding.
+    /// A description of the violation, when the body is malformed or a limit is exceeded.
     pub(crate) fn step(&mut self, buffer: &mut BytesMut) -> Result<ChunkedStep, &'static str> {
         loop {
             match self {
@@ -67,7 +67,7 @@ impl ChunkedDecoder {
                     match (buffer.first(), buffer.get(1)) {
                         (Some(b'\r'), Some(b'\n')) => buffer.advance(2),
                         (Some(b'\r') | None, None) => return Ok(ChunkedStep::NeedMore),
-                        _ => return Err("a chunk does not end where its size says"),
+                        _ => return Err("chunk data is longer than its chunk size"),
                     }
                     *self = Self::Size;
                 }
@@ -83,34 +83,33 @@ impl ChunkedDecoder {
 
 fn take_line(buffer: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, &'static str> {
     let Some(end) = buffer.iter().position(|byte| *byte == b'\n') else {
-        return if buffer.len() > limit {
-            Err("a chunk's size line is too long")
-        } else {
-            Ok(None)
-        };
+        return if buffer.len() > limit { Err("chunk size line is too long") } else { Ok(None) };
     };
     let line = buffer.split_to(end + 1).freeze();
     match line.strip_suffix(b"\r\n") {
         Some(content) if content.len() <= limit && !content.contains(&b'\r') => {
             Ok(Some(line.slice_ref(content)))
         }
-        _ => Err("a chunk's size line does not end well"),
+        _ => Err("chunk size line does not end with CR LF"),
     }
 }
 
 fn size(line: &[u8]) -> Result<u64, &'static str> {
     let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
-    // Spaces and tabs, and nothing else that others call white (RFC 9112, section 7.1.1).
+    // Only spaces and tabs may follow (RFC 9112, section 7.1.1), not every character that parsers call whitespace.
     let last = digits.iter().rposition(|byte| !matches!(byte, b' ' | b'\t'));
     let digits = last.and_then(|last| digits.get(..=last)).unwrap_or_default();
     if digits.is_empty() || digits.len() > 12 || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return Err("a chunk's size is no number");
+        return Err("invalid chunk size: must be 1 to 12 hexadecimal digits");
     }
-    let text = std::str::from_utf8(digits).map_err(|_| "a chunk's size is no number")?;
-    u64::from_str_radix(text, 16).map_err(|_| "a chunk's size is no number")
+    let text = std::str::from_utf8(digits)
+        .map_err(|_| "invalid chunk size: must be 1 to 12 hexadecimal digits")?;
+    u64::from_str_radix(text, 16)
+        .map_err(|_| "invalid chunk size: must be 1 to 12 hexadecimal digits")
 }
 
-/// The trailers; none inside when the section is empty, none outside when more must be read.
+/// Takes the trailer section from the buffer. The outer option is none when it is incomplete, the inner one when it is
+/// empty.
 fn take_trailers(buffer: &mut BytesMut) -> Result<Option<Option<HeaderMap>>, &'static str> {
     if buffer.starts_with(b"\r\n") {
         buffer.advance(2);
@@ -118,27 +117,26 @@ fn take_trailers(buffer: &mut BytesMut) -> Result<Option<Option<HeaderMap>>, &'s
     }
     let end = buffer.windows(4).position(|window| window == b"\r\n\r\n");
     if !has_strict_ends(buffer.get(..end.unwrap_or(buffer.len())).unwrap_or_default()) {
-        return Err("a line feed alone in the trailers");
+        return Err("bare line feed in the trailer section");
     }
     let Some(end) = end else {
         let full = buffer.len() > TRAILER_LIMIT_BYTES;
-        return if full { Err("the trailers are too long") } else { Ok(None) };
+        return if full { Err("trailer section is too large") } else { Ok(None) };
     };
     if end > TRAILER_LIMIT_BYTES {
-        return Err("the trailers are too long");
+        return Err("trailer section is too large");
     }
     let section = buffer.split_to(end + 4).freeze();
     let mut storage = [httparse::EMPTY_HEADER; 64];
     let headers = match httparse::parse_headers(&section, &mut storage) {
         Ok(httparse::Status::Complete((_, headers))) => headers,
-        Ok(httparse::Status::Partial) | Err(_) => return Err("the trailers are no headers"),
+        Ok(httparse::Status::Partial) | Err(_) => return Err("malformed trailer section"),
     };
     let mut trailers = HeaderMap::new();
     for header in headers {
         let name = HeaderName::from_bytes(header.name.as_bytes())
-            .map_err(|_| "a trailer's name is no token")?;
-        let value = HeaderValue::from_bytes(header.value)
-            .map_err(|_| "a trailer's value is no field value")?;
+            .map_err(|_| "invalid trailer name: must be a token")?;
+        let value = HeaderValue::from_bytes(header.value).map_err(|_| "invalid trailer value")?;
         // Other forbidden trailers are dropped when the trailers are forwarded. A framing header in a trailer section
         // has no honest use: it tries to make two readers disagree on where the message ends.
         if is_framing_header(name.as_str().as_bytes()) {
@@ -153,7 +151,7 @@ fn take_trailers(buffer: &mut BytesMut) -> Result<Option<Option<HeaderMap>>, &'s
 mod tests {
     use super::*;
 
-    fn read_on(
+    fn decode(
         decoder: &mut ChunkedDecoder,
         buffer: &mut BytesMut,
         body: &mut Vec<u8>,
@@ -164,7 +162,7 @@ mod tests {
         Ok(())
     }
 
-    /// Feeds the text whole and byte by byte; both must read the same.
+    /// Feeds the text at once and byte by byte, and expects the same result: body and number of trailers, or an error.
     fn check(text: &str, expected: Result<(&str, usize), &str>) {
         for step in [text.len().max(1), 1] {
             let mut decoder = ChunkedDecoder::Size;
@@ -173,7 +171,7 @@ mod tests {
             let mut result = Ok(());
             for part in text.as_bytes().chunks(step) {
                 buffer.extend_from_slice(part);
-                result = read_on(&mut decoder, &mut buffer, &mut body);
+                result = decode(&mut decoder, &mut buffer, &mut body);
                 if result.is_err() {
                     break;
                 }
@@ -196,19 +194,19 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_read_however_they_arrive() {
+    fn chunks_are_decoded_however_they_are_split() {
         check("0\r\n\r\n", Ok(("", 0)));
         check("5\r\nhello\r\n6;x=y\r\n world\r\n0\r\n\r\n", Ok(("hello world", 0)));
         check("1\r\na\r\n0\r\nA: b\r\nC: d\r\n\r\n", Ok(("a", 2)));
     }
 
     #[test]
-    fn a_coding_that_could_be_read_in_two_ways_is_refused() {
-        check("5\nhello\r\n0\r\n\r\n", Err("does not end well"));
-        check("5\r\nhelloX\r\n0\r\n\r\n", Err("does not end where"));
-        check("-5\r\nhello\r\n", Err("no number"));
-        check("0x5\r\nhello\r\n", Err("no number"));
-        check("fffffffffffff\r\n", Err("no number"));
+    fn ambiguous_chunked_coding_is_refused() {
+        check("5\nhello\r\n0\r\n\r\n", Err("does not end with CR LF"));
+        check("5\r\nhelloX\r\n0\r\n\r\n", Err("longer than its chunk size"));
+        check("-5\r\nhello\r\n", Err("invalid chunk size"));
+        check("0x5\r\nhello\r\n", Err("invalid chunk size"));
+        check("fffffffffffff\r\n", Err("invalid chunk size"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Reading heads. What could be read in two ways is refused (RFC 9112, sections 2.2, 3, 6).
+//! Reads and parses HTTP/1.1 message heads. Ambiguous heads are refused (RFC 9112, sections 2.2, 3, 6).
 
 use std::time::Duration;
 
@@ -18,23 +18,23 @@ use crate::http::headers::{BufferedHeaders, HeaderSpan, Headers};
 use crate::tls::failure::TlsFailure;
 use crate::upstream_failure::ResponseFault;
 
-/// How many headers are read without asking for memory.
-const FEW_FIELDS: usize = 64;
-/// How much is read at once while a head is awaited.
+/// How many headers are parsed without a heap allocation.
+const STACK_HEADERS: usize = 64;
+/// How many bytes are read at once while waiting for a head.
 const READ_BYTES: usize = 4096;
 
-/// Why there is no head.
+/// Why no head was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HeadError {
-    /// The other side closed before it began one: the good end of a connection.
+    /// The peer closed the connection before it began a head: the regular end of a connection.
     Closed,
-    /// The connection broke, by this alert where it was one.
+    /// The connection was lost. Holds the TLS alert, if one was received.
     ConnectionLost(Option<TlsFailure>),
-    /// What came must be refused.
+    /// The message must be refused.
     Refused(Denial),
 }
 
-/// A request with how its body is framed, and whether the connection may be used again.
+/// A request head, the framing of its body, and whether the connection may serve more requests.
 #[derive(Debug)]
 pub(crate) struct ReadRequest {
     pub(crate) head: RequestHead,
@@ -43,19 +43,25 @@ pub(crate) struct ReadRequest {
 }
 
 /// Reads the head of a request.
+///
+/// # Errors
+/// [`HeadError`] when the connection ends, or the head is malformed, ambiguous in this mode, or above a limit.
 pub(crate) async fn read_request(
     reader: &mut Http1Reader,
     limits: &HttpLimits,
     mode: DesyncMode,
 ) -> Result<ReadRequest, HeadError> {
-    let mut seen = 0;
+    let mut parsed_bytes = 0;
     loop {
         let is_full = reader.buffer.len() >= limits.head_bytes;
         let line_limit = limits.target_bytes + BESIDE_TARGET_BYTES;
-        let is_line_full = seen <= line_limit && reader.buffer.len() > line_limit;
-        // A head that comes in small pieces is parsed again only when it may be whole.
+        let is_line_full = parsed_bytes <= line_limit && reader.buffer.len() > line_limit;
+        // A head that is received in small pieces is parsed again only when it may be complete.
         if !reader.buffer.is_empty()
-            && (seen == 0 || is_full || is_line_full || may_end(&reader.buffer, seen))
+            && (parsed_bytes == 0
+                || is_full
+                || is_line_full
+                || may_end(&reader.buffer, parsed_bytes))
         {
             let request = parse_request(&mut reader.buffer, limits, mode);
             if let Some(request) = request.map_err(HeadError::Refused)? {
@@ -67,18 +73,19 @@ pub(crate) async fn read_request(
             let denial = if has_line { Denial::HeadTooLarge } else { Denial::TargetTooLong };
             return Err(HeadError::Refused(denial));
         }
-        seen = reader.buffer.len();
-        more(reader).await?;
+        parsed_bytes = reader.buffer.len();
+        read_more(reader).await?;
     }
 }
 
-/// Whether an empty line ends behind the first `seen` bytes.
-fn may_end(buffer: &[u8], seen: usize) -> bool {
-    let new = buffer.get(seen.saturating_sub(3)..).unwrap_or_default();
+/// Whether an empty line ends after the first `parsed` bytes.
+fn may_end(buffer: &[u8], parsed: usize) -> bool {
+    let new = buffer.get(parsed.saturating_sub(3)..).unwrap_or_default();
     new.windows(2).any(|pair| pair == b"\n\n") || new.windows(3).any(|three| three == b"\n\r\n")
 }
 
-async fn more(reader: &mut Http1Reader) -> Result<(), HeadError> {
+/// Reads more bytes of a head into the buffer.
+async fn read_more(reader: &mut Http1Reader) -> Result<(), HeadError> {
     reader.reserve(READ_BYTES);
     match reader.half.read_buf(&mut reader.buffer).await {
         Ok(0) if reader.buffer.is_empty() => Err(HeadError::Closed),
@@ -96,36 +103,36 @@ fn parse_request(
     limits: &HttpLimits,
     mode: DesyncMode,
 ) -> Result<Option<ReadRequest>, Denial> {
-    let mut found = DesyncFindings::default();
-    let Some(line) = request_line(buffer, limits, &mut found)? else {
+    let mut findings = DesyncFindings::default();
+    let Some(line) = request_line(buffer, limits, &mut findings)? else {
         return Ok(None);
     };
     let part = buffer.get(line.length..).unwrap_or_default();
-    let Some(section) = HeaderSection::read(part, limits, line.version, &mut found)? else {
+    let Some(section) = HeaderSection::read(part, limits, line.version, &mut findings)? else {
         return Ok(None);
     };
     let length = line.length + section.length;
     if length > limits.head_bytes {
         return Err(Denial::HeadTooLarge);
     }
-    let framing = section.framing(&line.method, &mut found);
-    let judged = found.worst().map(|reason| (reason, reason.action(mode)));
-    let (is_isolated, is_last) = match judged {
+    let framing = section.body_framing(&line.method, &mut findings);
+    let deviation = findings.worst().map(|reason| (reason, reason.action(mode)));
+    let (is_isolated, is_last) = match deviation {
         Some((reason, DesyncAction::Refuse)) => return Err(Denial::Desync(reason)),
         Some((_, DesyncAction::AllowAndClose)) => (true, true),
         Some((_, DesyncAction::Isolate)) => (true, false),
         Some((_, DesyncAction::Allow)) | None => (false, false),
     };
     let RequestLine { method, target, version, length: line_bytes } = line;
-    let HeaderSection { facts, mut spans, .. } = section;
-    let authority = match (target.authority, facts.host) {
+    let HeaderSection { framing: framing_headers, mut spans, .. } = section;
+    let authority = match (target.authority, framing_headers.host) {
         (Some(authority), Some(_)) => authority,
         (None, Some(host)) => host,
         (Some(authority), None) if version == HttpVersion::Http10 => authority,
         (None, None) if version == HttpVersion::Http10 => String::new(),
-        (_, None) => return Err(Denial::Malformed("there is no host")),
+        (_, None) => return Err(Denial::Malformed("missing host header")),
     };
-    let asks_websocket = facts.upgrades && facts.websocket;
+    let asks_websocket = framing_headers.upgrades && framing_headers.websocket;
     let upgrade = match framing {
         _ if method == Method::CONNECT => Some(Upgrade::Tunnel),
         BodyFraming::None if asks_websocket && version == HttpVersion::Http11 => {
@@ -134,11 +141,13 @@ fn parse_request(
         _ => None,
     };
     if method == Method::CONNECT && framing != BodyFraming::None {
-        return Err(Denial::Malformed("a CONNECT with a body"));
+        return Err(Denial::Malformed("CONNECT with a body"));
     }
-    let keep_alive = !facts.close && (version != HttpVersion::Http10 || facts.keep_alive);
-    let expects_continue =
-        facts.expects_continue && framing != BodyFraming::None && version != HttpVersion::Http10;
+    let keep_alive =
+        !framing_headers.close && (version != HttpVersion::Http10 || framing_headers.keep_alive);
+    let expects_continue = framing_headers.expects_continue
+        && framing != BodyFraming::None
+        && version != HttpVersion::Http10;
     spans.iter_mut().for_each(|span| span.shift(line_bytes));
     let mut headers = Headers::from(BufferedHeaders::new(buffer.split_to(length).freeze(), spans));
     headers.remove(|name| {
@@ -159,33 +168,33 @@ fn parse_request(
         upgrade,
         content_length,
         version,
-        desync: judged.map(|(reason, _)| reason),
+        desync: deviation.map(|(reason, _)| reason),
         is_isolated,
     };
     Ok(Some(ReadRequest { head, framing, keep_alive: keep_alive && !is_last }))
 }
 
-/// The headers of a head.
+/// The parsed headers of a message head.
 struct HeaderSection {
-    /// How many bytes they are, with the empty line behind them.
+    /// The size in bytes, including the empty line after the headers.
     length: usize,
-    facts: FramingHeaders,
-    /// Where each is, from the first.
+    framing: FramingHeaders,
+    /// The position of each header, relative to the first.
     spans: Vec<HeaderSpan>,
 }
 
 impl HeaderSection {
-    /// None when it is not whole yet.
+    /// Parses the headers at the start of `part`; none when they are incomplete.
     fn read(
         part: &[u8],
         limits: &HttpLimits,
         version: HttpVersion,
-        found: &mut DesyncFindings,
+        findings: &mut DesyncFindings,
     ) -> Result<Option<Self>, Denial> {
-        let mut few = [httparse::EMPTY_HEADER; FEW_FIELDS];
+        let mut few = [httparse::EMPTY_HEADER; STACK_HEADERS];
         let mut many = Vec::new();
         let mut parsed = httparse::parse_headers(part, &mut few);
-        if parsed == Err(httparse::Error::TooManyHeaders) && limits.field_count > FEW_FIELDS {
+        if parsed == Err(httparse::Error::TooManyHeaders) && limits.field_count > STACK_HEADERS {
             many.resize(limits.field_count, httparse::EMPTY_HEADER);
             parsed = httparse::parse_headers(part, &mut many);
         }
@@ -193,7 +202,7 @@ impl HeaderSection {
             Ok(httparse::Status::Complete(complete)) => complete,
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(httparse::Error::TooManyHeaders) => return Err(Denial::HeadTooLarge),
-            Err(_) => return Err(Denial::Desync(why(part))),
+            Err(_) => return Err(Denial::Desync(header_fault(part))),
         };
         let too_large = |h: &Header<'_>| h.name.len() + h.value.len() > limits.field_bytes;
         if headers.len() > limits.field_count || headers.iter().any(too_large) {
@@ -201,29 +210,29 @@ impl HeaderSection {
         }
         let section = part.get(..length).unwrap_or_default();
         if !has_strict_ends(section) {
-            found.add(DesyncReason::NonCrLfLineTermination);
+            findings.add(DesyncReason::NonCrLfLineTermination);
         }
-        let facts = FramingHeaders::of(headers, version, found)?;
-        Ok(Some(Self { length, facts, spans: spans(section, headers) }))
+        let framing = FramingHeaders::of(headers, version, findings)?;
+        Ok(Some(Self { length, framing, spans: spans(section, headers) }))
     }
 
-    /// How a request's body is framed.
-    fn framing(&self, method: &Method, found: &mut DesyncFindings) -> BodyFraming {
+    /// The framing of the request's body.
+    fn body_framing(&self, method: &Method, findings: &mut DesyncFindings) -> BodyFraming {
         let has_no_body = *method == Method::GET || *method == Method::HEAD;
-        match (self.facts.chunked, self.facts.content_length) {
+        match (self.framing.chunked, self.framing.content_length) {
             (true, _) => {
                 if has_no_body {
-                    found.add(DesyncReason::UndefinedTransferEncodingSemantics);
+                    findings.add(DesyncReason::UndefinedTransferEncodingSemantics);
                 }
                 BodyFraming::Chunked
             }
             (false, Some(0)) if has_no_body => {
-                found.add(DesyncReason::GetHeadZeroContentLength);
+                findings.add(DesyncReason::GetHeadZeroContentLength);
                 BodyFraming::None
             }
             (false, Some(length)) => {
                 if has_no_body {
-                    found.add(DesyncReason::UndefinedContentLengthSemantics);
+                    findings.add(DesyncReason::UndefinedContentLengthSemantics);
                 }
                 BodyFraming::Length(length)
             }
@@ -232,8 +241,8 @@ impl HeaderSection {
     }
 }
 
-/// What is wrong with headers that cannot be read.
-fn why(part: &[u8]) -> DesyncReason {
+/// Why headers could not be parsed.
+fn header_fault(part: &[u8]) -> DesyncReason {
     for line in part.split(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let Some(colon) = line.iter().position(|byte| *byte == b':') else {
@@ -258,61 +267,67 @@ fn why(part: &[u8]) -> DesyncReason {
     DesyncReason::BadHeader
 }
 
+/// The position of each header in `section`.
 fn spans(section: &[u8], headers: &[Header<'_>]) -> Vec<HeaderSpan> {
     let base = section.as_ptr() as usize;
-    let place = |part: &[u8]| {
+    let range = |part: &[u8]| {
         let start = (part.as_ptr() as usize).wrapping_sub(base);
         let narrow = |n: usize| u32::try_from(n).unwrap_or(0);
-        // An empty value may point anywhere.
+        // The pointer of an empty value is arbitrary.
         if part.is_empty() { (0, 0) } else { (narrow(start), narrow(start + part.len())) }
     };
     headers
         .iter()
-        .map(|h| HeaderSpan { name: place(h.name.as_bytes()), value: place(h.value) })
+        .map(|h| HeaderSpan { name: range(h.name.as_bytes()), value: range(h.value) })
         .collect()
 }
 
-/// How large the head of a response may be.
+/// Limits for the head of a response.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ResponseLimits {
     pub(crate) head_bytes: usize,
-    pub(crate) field_count: usize,
+    pub(crate) header_count: usize,
 }
 
 impl ResponseLimits {
-    /// Those of a cluster's endpoints.
+    /// The limits for the endpoints of a cluster.
     pub(crate) fn of(cluster: &Cluster) -> Self {
-        Self { head_bytes: cluster.response_head_bytes, field_count: cluster.response_field_count }
+        Self { head_bytes: cluster.response_head_bytes, header_count: cluster.response_field_count }
     }
 }
 
-/// A response with how its body is framed, and whether the connection may be used again.
+/// A response head, the framing of its body, and whether the connection may be reused.
 #[derive(Debug)]
 pub(crate) struct ReadResponse {
     pub(crate) head: ResponseHead,
     pub(crate) framing: BodyFraming,
     pub(crate) keep_alive: bool,
-    /// How long the endpoint keeps the connection, if it said so.
-    pub(crate) kept_for: Option<Duration>,
+    /// How long the endpoint keeps an idle connection (`keep-alive: timeout=`).
+    pub(crate) keep_alive_timeout: Option<Duration>,
 }
 
 impl ReadResponse {
-    /// Whether another response follows to the same request (RFC 9110, section 15.2).
+    /// Whether this is an interim response, which another response to the same request follows (RFC 9110, section 15.2).
     pub(crate) fn is_interim(&self) -> bool {
         (100..200).contains(&self.head.status) && self.head.status != 101
     }
 }
 
-/// Reads the head of the next response to a request of `method`, which may be an interim one.
+/// Reads the head of the next response, interim or final, to a request with this method.
+///
+/// # Errors
+/// [`HeadError`] when the connection ends, or the head is malformed or above a limit.
 pub(crate) async fn read_response(
     reader: &mut Http1Reader,
     method: &Method,
     limits: ResponseLimits,
 ) -> Result<ReadResponse, HeadError> {
-    let mut seen = 0;
+    let mut parsed_bytes = 0;
     loop {
         let is_full = reader.buffer.len() >= limits.head_bytes;
-        if !reader.buffer.is_empty() && (seen == 0 || is_full || may_end(&reader.buffer, seen)) {
+        if !reader.buffer.is_empty()
+            && (parsed_bytes == 0 || is_full || may_end(&reader.buffer, parsed_bytes))
+        {
             let response = parse_response(&mut reader.buffer, method, limits);
             let response = response.map_err(Denial::UpstreamBroken);
             if let Some(response) = response.map_err(HeadError::Refused)? {
@@ -322,8 +337,8 @@ pub(crate) async fn read_response(
         if is_full {
             return Err(HeadError::Refused(Denial::UpstreamBroken(ResponseFault::HeadTooLarge)));
         }
-        seen = reader.buffer.len();
-        more(reader).await.map_err(|error| match error {
+        parsed_bytes = reader.buffer.len();
+        read_more(reader).await.map_err(|error| match error {
             HeadError::Refused(_) => {
                 HeadError::Refused(Denial::UpstreamBroken(ResponseFault::IncompleteHead))
             }
@@ -337,12 +352,12 @@ fn parse_response(
     method: &Method,
     limits: ResponseLimits,
 ) -> Result<Option<ReadResponse>, ResponseFault> {
-    let mut few = [httparse::EMPTY_HEADER; FEW_FIELDS];
+    let mut few = [httparse::EMPTY_HEADER; STACK_HEADERS];
     let mut many = Vec::new();
     let mut parsed = httparse::Response::new(&mut few);
     let mut result = parsed.parse(buffer);
-    if result == Err(httparse::Error::TooManyHeaders) && limits.field_count > FEW_FIELDS {
-        many.resize(limits.field_count, httparse::EMPTY_HEADER);
+    if result == Err(httparse::Error::TooManyHeaders) && limits.header_count > STACK_HEADERS {
+        many.resize(limits.header_count, httparse::EMPTY_HEADER);
         parsed = httparse::Response::new(&mut many);
         result = parsed.parse(buffer);
     }
@@ -355,7 +370,7 @@ fn parse_response(
     if length > limits.head_bytes {
         return Err(ResponseFault::HeadTooLarge);
     }
-    if parsed.headers.len() > limits.field_count {
+    if parsed.headers.len() > limits.header_count {
         return Err(ResponseFault::TooManyHeaders);
     }
     if !has_strict_ends(head) {
@@ -365,46 +380,51 @@ fn parse_response(
     let begins = head.starts_with(b"HTTP/");
     let status = parsed.code.filter(|code| begins && (100..1000).contains(code));
     let status = status.ok_or(ResponseFault::BadStatusLine)?;
-    let facts = facts_of_response(parsed.headers, version)?;
+    let framing_headers = framing_of_response(parsed.headers, version)?;
     let spans = spans(head, parsed.headers);
     let has_no_content = status < 200 || status == 204;
     let bodiless = has_no_content || *method == Method::HEAD || status == 304;
-    let framing = match (bodiless, facts.chunked, facts.content_length) {
+    let framing = match (bodiless, framing_headers.chunked, framing_headers.content_length) {
         (true, _, _) => BodyFraming::None,
         (false, true, _) => BodyFraming::Chunked,
         (false, false, Some(length)) => BodyFraming::Length(length),
         (false, false, None) => BodyFraming::UntilClose,
     };
     let keep_alive = framing != BodyFraming::UntilClose
-        && !facts.close
-        && (version != HttpVersion::Http10 || facts.keep_alive);
+        && !framing_headers.close
+        && (version != HttpVersion::Http10 || framing_headers.keep_alive);
     let mut headers = Headers::from(BufferedHeaders::new(buffer.split_to(length).freeze(), spans));
     if !bodiless || has_no_content {
-        // The length of what is not sent is a fact only for HEAD and 304 (RFC 9110, section 8.6).
+        // Only for HEAD and 304 may content-length describe a body that is not sent (RFC 9110, section 8.6).
         headers.remove(|name| name.eq_ignore_ascii_case(b"content-length"));
     }
-    let content_length = if bodiless { None } else { facts.content_length };
+    let content_length = if bodiless { None } else { framing_headers.content_length };
     let head = ResponseHead { status, headers, content_length };
-    Ok(Some(ReadResponse { head, framing, keep_alive, kept_for: facts.kept_for }))
+    Ok(Some(ReadResponse {
+        head,
+        framing,
+        keep_alive,
+        keep_alive_timeout: framing_headers.keep_alive_timeout,
+    }))
 }
 
-/// What the headers of a response say of it: any departure from the standard is refused.
-fn facts_of_response(
+/// Reads the framing headers of a response. Unlike for requests, every deviation from the standard is an error.
+fn framing_of_response(
     headers: &[Header<'_>],
     version: HttpVersion,
 ) -> Result<FramingHeaders, ResponseFault> {
-    let mut found = DesyncFindings::default();
-    let facts = FramingHeaders::of(headers, version, &mut found)
+    let mut findings = DesyncFindings::default();
+    let framing = FramingHeaders::of(headers, version, &mut findings)
         .map_err(|denial| ResponseFault::of_headers(headers, denial))?;
-    match found.worst() {
+    match findings.worst() {
         Some(reason) if reason != DesyncReason::NonCompliantHeader => {
             Err(ResponseFault::of_headers(headers, Denial::Desync(reason)))
         }
-        _ => Ok(facts),
+        _ => Ok(framing),
     }
 }
 
-/// What is wrong with the head of a response that cannot be read.
+/// Why the head of a response could not be parsed.
 fn response_fault(buffer: &[u8], error: httparse::Error) -> ResponseFault {
     let is_first_line = |error| {
         use httparse::Error::{NewLine, Status, Token, Version};
@@ -413,7 +433,7 @@ fn response_fault(buffer: &[u8], error: httparse::Error) -> ResponseFault {
     match (error, memchr::memchr(b'\n', buffer)) {
         (httparse::Error::TooManyHeaders, _) => ResponseFault::TooManyHeaders,
         (error, Some(end)) if !is_first_line(error) => {
-            ResponseFault::of_reason(why(buffer.get(end + 1..).unwrap_or_default()))
+            ResponseFault::of_reason(header_fault(buffer.get(end + 1..).unwrap_or_default()))
         }
         _ => ResponseFault::BadStatusLine,
     }
@@ -450,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_has_one_reading() {
+    fn valid_request_heads_are_parsed() {
         check("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET a / None true");
         check("GET / HTTP/1.1\r\nHost: a\r\n", "more");
         check("GET / HTTP/1.1\r\n", "more");
@@ -471,13 +491,13 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_refused() {
-        check("GET / HTTP/1.1\r\n\r\n", "400 there is no host");
-        check("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "400 more than one host");
-        check("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "400 the host is no host and port");
-        check("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", "400 the host is no host and port");
-        check("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "400 an empty line before the request");
-        check("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "400 an empty line before the request");
+    fn invalid_or_oversized_request_heads_are_refused() {
+        check("GET / HTTP/1.1\r\n\r\n", "400 missing host header");
+        check("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "400 more than one host header");
+        check("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "400 invalid host: not a host and port");
+        check("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", "400 invalid host: not a host and port");
+        check("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "400 empty line before the request line");
+        check("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "400 empty line before the request line");
         check(
             "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
             "400 transfer-encoding in HTTP/1.0",
@@ -495,19 +515,19 @@ mod tests {
         check(&headers(100), "431");
         check("GET / HTTP/2.0\r\nHost: a\r\n\r\n", "505");
         check("GET / HTTP/0.9\r\nHost: a\r\n\r\n", "505");
-        check("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", "400 CONNECT needs a host and a port");
-        check("CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n", "400 CONNECT needs a host and a port");
+        check("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", "400 CONNECT without host and port");
+        check("CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n", "400 CONNECT without host and port");
         check(
             "CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
-            "400 a CONNECT with a body",
+            "400 CONNECT with a body",
         );
         check(
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-            "501 a transfer-encoding other than chunked",
+            "501 unsupported transfer-encoding: only chunked is supported",
         );
     }
 
-    /// How each mode reads a request: monitor, defensive, strictest.
+    /// Expects what the modes monitor, defensive and strictest do with a request, in this order.
     fn check_modes(request: &str, expected: [&str; 3]) {
         let modes = [DesyncMode::Monitor, DesyncMode::Defensive, DesyncMode::Strictest];
         let got = modes.map(|mode| read(request.as_bytes(), mode));
@@ -515,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_is_found() {
+    fn every_desync_reason_is_detected() {
         let never = |request: &str, reason: &str| check_modes(request, [reason; 3]);
         let get = |target: &str, version: &str| format!("GET{target}{version}\r\nHost: a\r\n\r\n");
         let with = |headers: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
@@ -590,7 +610,7 @@ mod tests {
         match parse_response(
             &mut buffer,
             method,
-            ResponseLimits { head_bytes: 1024, field_count: 100 },
+            ResponseLimits { head_bytes: 1024, header_count: 100 },
         ) {
             Ok(Some(r)) => {
                 format!("{} {:?} {} {}", r.head.status, r.framing, r.keep_alive, buffer.len())
@@ -601,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_has_one_reading() {
+    fn valid_response_heads_are_parsed() {
         let check = |response: &str, expected: &str| {
             assert_eq!(answer(response, &Method::GET), expected, "{response:?}");
         };
@@ -620,7 +640,7 @@ mod tests {
     }
 
     #[test]
-    fn response_without_one_reading_is_refused_with_its_fault() {
+    fn invalid_response_head_is_refused_with_its_fault() {
         let check = |lines: &str, expected: &str| {
             let response = lines.replace('|', "\r\n");
             assert_eq!(answer(&response, &Method::GET), expected, "{response:?}");

@@ -1,4 +1,4 @@
-//! Writing heads.
+//! Writes HTTP/1.1 message heads.
 
 use bytes::{BufMut, BytesMut};
 use http::StatusCode;
@@ -26,8 +26,7 @@ pub(crate) fn write_request(head: &RequestHead, framing: BodyFraming, out: &mut 
     out.put_slice(b"\r\n");
 }
 
-/// Writes the head of a response. `connection` tells the client what becomes of it, where the version
-/// does not say so.
+/// Writes the head of a response. `connection` is the value of the `connection` header, if one is needed.
 pub(crate) fn write_response(
     head: &ResponseHead,
     framing: BodyFraming,
@@ -48,7 +47,7 @@ pub(crate) fn write_response(
     out.put_slice(b"\r\n");
 }
 
-/// Writes a response that another follows (RFC 9110, section 15.2).
+/// Writes an interim response (RFC 9110, section 15.2).
 pub(crate) fn write_interim(head: &ResponseHead, out: &mut BytesMut) {
     write_status(head, out);
     out.put_slice(b"\r\n");
@@ -65,8 +64,7 @@ fn write_status(head: &ResponseHead, out: &mut BytesMut) {
     head.headers.write(out);
 }
 
-/// Writes the names of a head's headers with a capital letter at the start of each word, as clients expect
-/// that compare names with case.
+/// Capitalizes each word of the header names in a head, for clients that compare names with regard to case.
 pub(crate) fn capitalize_names(head: &mut [u8]) {
     for line in head.split_mut(|byte| *byte == b'\n').skip(1) {
         let name = line.split_mut(|byte| *byte == b':').next().unwrap_or_default();
@@ -93,18 +91,18 @@ fn write_framing(framing: BodyFraming, out: &mut BytesMut) {
 }
 
 fn put_decimal(mut number: u64, out: &mut BytesMut) {
-    // The longest has twenty digits.
+    // `u64::MAX` has 20 digits.
     let mut digits = [b'0'; 20];
-    let mut from = digits.len();
-    for place in digits.iter_mut().rev() {
-        *place = b'0' + u8::try_from(number % 10).unwrap_or(0);
+    let mut start = digits.len();
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
         number /= 10;
-        from -= 1;
+        start -= 1;
         if number == 0 {
             break;
         }
     }
-    out.put_slice(digits.get(from..).unwrap_or_default());
+    out.put_slice(digits.get(start..).unwrap_or_default());
 }
 
 #[cfg(test)]
@@ -112,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_capitalized_and_values_are_not() {
+    fn header_names_are_capitalized_and_values_are_not() {
         let mut head =
             b"HTTP/1.1 200 ok\r\nx-request-id: a-b\r\netag: c:d\r\n-x--y: e\r\n\r\n".to_vec();
         capitalize_names(&mut head);
@@ -121,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_written_as_numbers() {
+    fn lengths_are_written_in_decimal() {
         for number in [0, 1, 9, 10, 99, 100, 1_234_567_890, u64::MAX] {
             let mut out = BytesMut::new();
             put_decimal(number, &mut out);

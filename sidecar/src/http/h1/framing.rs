@@ -1,5 +1,4 @@
-//! What the headers of a message say of the message itself: how its body is framed, and what becomes
-//! of the connection (RFC 9112, sections 6, 7 and 9).
+//! Reads the headers that frame a message or control its connection (RFC 9112, sections 6, 7 and 9).
 
 use std::time::Duration;
 
@@ -10,9 +9,9 @@ use crate::http::authority::is_authority;
 use crate::http::desync::{DesyncFindings, DesyncReason};
 use crate::http::head::{BODY_LIMIT_BYTES, HttpVersion, list_elements};
 
-/// What the headers say.
+/// The headers that frame a message or control its connection.
 #[derive(Debug, Default)]
-#[allow(clippy::struct_excessive_bools, reason = "each is whether a token stood in its field")]
+#[expect(clippy::struct_excessive_bools, reason = "each says whether a header has a token")]
 pub(super) struct FramingHeaders {
     pub(super) host: Option<String>,
     pub(super) content_length: Option<u64>,
@@ -21,49 +20,48 @@ pub(super) struct FramingHeaders {
     pub(super) keep_alive: bool,
     /// Whether `connection` names `upgrade`.
     pub(super) upgrades: bool,
-    /// Whether `upgrade` asks for WebSocket.
+    /// Whether `upgrade` is `websocket`.
     pub(super) websocket: bool,
     pub(super) expects_continue: bool,
-    /// How long the other side keeps the connection (RFC 2068, section 19.7.1.1).
-    pub(super) kept_for: Option<Duration>,
-    /// Whether a field's name looks like one of those that frame a message.
+    /// How long the peer keeps an idle connection: `keep-alive: timeout=` (RFC 2068, section 19.7.1.1).
+    pub(super) keep_alive_timeout: Option<Duration>,
+    /// Whether a header name resembles `content-length` or `transfer-encoding`.
     suspicious: bool,
 }
 
 impl FramingHeaders {
-    /// Reads the headers of a message of that version. What departs from the standard is added to
-    /// `found`.
+    /// Reads the headers of a message. Adds tolerable deviations from the standard to `findings`.
     ///
     /// # Errors
-    /// What has no reading at all.
+    /// When the headers are invalid in every mode.
     pub(super) fn of(
         headers: &[Header<'_>],
         version: HttpVersion,
-        found: &mut DesyncFindings,
+        findings: &mut DesyncFindings,
     ) -> Result<Self, Denial> {
-        let mut facts = Self::default();
+        let mut framing = Self::default();
         for header in headers {
-            facts.take(header, found)?;
+            framing.take(header, findings)?;
         }
-        let frames = facts.chunked || facts.content_length.is_some();
-        if facts.suspicious && frames {
+        let has_framing = framing.chunked || framing.content_length.is_some();
+        if framing.suspicious && has_framing {
             return Err(Denial::Desync(DesyncReason::SuspiciousTeClPresent));
         }
-        if facts.suspicious {
-            found.add(DesyncReason::SuspiciousHeader);
+        if framing.suspicious {
+            findings.add(DesyncReason::SuspiciousHeader);
         }
-        if facts.chunked && version == HttpVersion::Http10 {
+        if framing.chunked && version == HttpVersion::Http10 {
             return Err(Denial::Malformed("transfer-encoding in HTTP/1.0"));
         }
-        if facts.chunked && facts.content_length.is_some() {
-            found.add(DesyncReason::BothTeClPresent);
-            facts.content_length = None;
+        if framing.chunked && framing.content_length.is_some() {
+            findings.add(DesyncReason::BothTeClPresent);
+            framing.content_length = None;
         }
-        Ok(facts)
+        Ok(framing)
     }
 
-    fn take(&mut self, header: &Header<'_>, found: &mut DesyncFindings) -> Result<(), Denial> {
-        // Most names are none of these, and their length tells.
+    fn take(&mut self, header: &Header<'_>, findings: &mut DesyncFindings) -> Result<(), Denial> {
+        // The length rules out most other names.
         match header.name.len() {
             4 if header.name.eq_ignore_ascii_case("host") => self.take_host(header.value)?,
             6 if header.name.eq_ignore_ascii_case("expect") => {
@@ -83,10 +81,10 @@ impl FramingHeaders {
                 let seconds =
                     list_elements(header.value).find_map(|item| item.strip_prefix(b"timeout="));
                 let seconds = seconds.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-                self.kept_for = seconds.map(Duration::from_secs);
+                self.keep_alive_timeout = seconds.map(Duration::from_secs);
             }
             14 if header.name.eq_ignore_ascii_case("content-length") => {
-                self.take_length(header.value, found)?;
+                self.take_length(header.value, findings)?;
             }
             17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
                 self.take_coding(header.value)?;
@@ -94,23 +92,23 @@ impl FramingHeaders {
             _ => self.suspicious |= looks_like_framing(header.name.as_bytes()),
         }
         if !header.value.is_ascii() {
-            found.add(DesyncReason::NonCompliantHeader);
+            findings.add(DesyncReason::NonCompliantHeader);
         }
         Ok(())
     }
 
     fn take_host(&mut self, value: &[u8]) -> Result<(), Denial> {
         if self.host.is_some() {
-            return Err(Denial::Malformed("more than one host"));
+            return Err(Denial::Malformed("more than one host header"));
         }
         if !is_authority(value) {
-            return Err(Denial::Malformed("the host is no host and port"));
+            return Err(Denial::Malformed("invalid host: not a host and port"));
         }
         self.host = Some(String::from_utf8_lossy(value).into_owned());
         Ok(())
     }
 
-    fn take_length(&mut self, value: &[u8], found: &mut DesyncFindings) -> Result<(), Denial> {
+    fn take_length(&mut self, value: &[u8], findings: &mut DesyncFindings) -> Result<(), Denial> {
         if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
             return Err(Denial::Desync(DesyncReason::BadContentLength));
         }
@@ -121,7 +119,7 @@ impl FramingHeaders {
             Some(before) if before != length => {
                 return Err(Denial::Desync(DesyncReason::MultipleContentLength));
             }
-            Some(_) => found.add(DesyncReason::DuplicateContentLength),
+            Some(_) => findings.add(DesyncReason::DuplicateContentLength),
             None => self.content_length = Some(length),
         }
         Ok(())
@@ -145,22 +143,24 @@ impl FramingHeaders {
                 .iter()
                 .any(|known| coding.eq_ignore_ascii_case(known))
         };
-        // What is a coding, only not one of ours, is told apart from what merely looks like one.
+        // A registered coding that is not supported gets 501; anything else is suspicious.
         if list_elements(value).all(known) {
-            return Err(Denial::NotImplemented("a transfer-encoding other than chunked"));
+            return Err(Denial::NotImplemented(
+                "unsupported transfer-encoding: only chunked is supported",
+            ));
         }
         Err(Denial::Desync(DesyncReason::BadTransferEncoding))
     }
 }
 
-/// Whether a name would be one that frames a message, were it not for its separators: some services
-/// take `_` for `-`.
+/// Whether a header name equals `content-length` or `transfer-encoding` except for its separators: some services read `_`
+/// as `-`.
 pub(crate) fn looks_like_framing(name: &[u8]) -> bool {
     let letters = |text: &'static [u8]| text.iter().filter(|byte| byte.is_ascii_alphanumeric());
     let same = |word: &'static [u8]| {
         let own = name.iter().filter(|byte| byte.is_ascii_alphanumeric());
         own.map(u8::to_ascii_lowercase).eq(letters(word).copied())
     };
-    // The letters of neither can be fewer than this, nor with a separator or two more than that.
+    // The shortest is `contentlength`; the longest, `transfer-encoding` with some extra separators.
     matches!(name.len(), 13..=20) && (same(b"content-length") || same(b"transfer-encoding"))
 }

@@ -1,4 +1,4 @@
-//! The first line of a request (RFC 9112, section 3).
+//! Parses the request line (RFC 9112, section 3).
 
 use http::Method;
 use weft_model::HttpLimits;
@@ -8,7 +8,7 @@ use crate::http::authority;
 use crate::http::desync::{DesyncFindings, DesyncReason};
 use crate::http::head::HttpVersion;
 
-/// The longest method and version, with the spaces and the end of the line around them.
+/// The longest request line without its target: method, version, spaces and line end.
 pub(super) const BESIDE_TARGET_BYTES: usize = 64;
 
 /// A request line.
@@ -17,27 +17,27 @@ pub(super) struct RequestLine {
     pub(super) method: Method,
     pub(super) target: RequestTarget,
     pub(super) version: HttpVersion,
-    /// Where the headers begin.
+    /// The size in bytes, including the line end.
     pub(super) length: usize,
 }
 
-/// What a request aims at (RFC 9112, section 3.2).
+/// The target of a request (RFC 9112, section 3.2).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RequestTarget {
     /// Path and query, or `*`; empty for `CONNECT`.
     pub(super) path: String,
-    /// The authority, where it stands in the target: then `host` counts for nothing.
+    /// The authority in the target, which takes precedence over `host`.
     pub(super) authority: Option<String>,
 }
 
-/// Reads the line at the start of `buffer`; none when it is not whole yet.
+/// Parses the request line at the start of `buffer`; none when it is incomplete.
 ///
 /// # Errors
-/// Why it is none, or has more than one reading.
+/// When it is malformed, ambiguous or above a limit.
 pub(super) fn request_line(
     buffer: &[u8],
     limits: &HttpLimits,
-    found: &mut DesyncFindings,
+    findings: &mut DesyncFindings,
 ) -> Result<Option<RequestLine>, Denial> {
     let line_limit = limits.target_bytes + BESIDE_TARGET_BYTES;
     let Some(end) = buffer.iter().take(line_limit + 1).position(|byte| *byte == b'\n') else {
@@ -47,16 +47,16 @@ pub(super) fn request_line(
     let line = match line.strip_suffix(b"\r") {
         Some(line) => line,
         None => {
-            found.add(DesyncReason::NonCrLfLineTermination);
+            findings.add(DesyncReason::NonCrLfLineTermination);
             line
         }
     };
     if line.is_empty() {
-        return Err(Denial::Malformed("an empty line before the request"));
+        return Err(Denial::Malformed("empty line before the request line"));
     }
     let (method, target, version) = parts(line)?;
     let method = Method::from_bytes(method).map_err(|_| Denial::Desync(DesyncReason::BadMethod))?;
-    let version = http_version(version, found)?;
+    let version = http_version(version, findings)?;
     if target.len() > limits.target_bytes {
         return Err(Denial::TargetTooLong);
     }
@@ -70,10 +70,10 @@ pub(super) fn request_line(
 }
 
 /// Method, target and version.
-type Parts<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+type LineParts<'a> = (&'a [u8], &'a [u8], &'a [u8]);
 
-/// The parts of a line: what stands before the first space, between, and behind the last.
-fn parts(line: &[u8]) -> Result<Parts<'_>, Denial> {
+/// Splits a request line at its first and last space.
+fn parts(line: &[u8]) -> Result<LineParts<'_>, Denial> {
     let desync = |reason| Err(Denial::Desync(reason));
     let Some(first) = line.iter().position(|byte| *byte == b' ') else {
         return desync(DesyncReason::MissingUri);
@@ -83,7 +83,7 @@ fn parts(line: &[u8]) -> Result<Parts<'_>, Denial> {
     let version = line.get(last + 1..).unwrap_or_default();
     let target = line.get(first + 1..last).unwrap_or_default();
     if first == last {
-        // `GET HTTP/1.1`, or a request of HTTP/0.9, which has no version.
+        // `GET HTTP/1.1`, or an HTTP/0.9 request, which has no version.
         let reason = if version.starts_with(b"HTTP/") || version.is_empty() {
             DesyncReason::MissingUri
         } else {
@@ -100,13 +100,13 @@ fn parts(line: &[u8]) -> Result<Parts<'_>, Denial> {
     Ok((method, target, version))
 }
 
-/// RFC 9112, section 2.3: a higher minor version is read as the highest that is known.
-fn http_version(version: &[u8], found: &mut DesyncFindings) -> Result<HttpVersion, Denial> {
+/// Parses the version. A higher minor version is treated as HTTP/1.1 (RFC 9112, section 2.3).
+fn http_version(version: &[u8], findings: &mut DesyncFindings) -> Result<HttpVersion, Denial> {
     match version {
         b"HTTP/1.1" => Ok(HttpVersion::Http11),
         b"HTTP/1.0" => Ok(HttpVersion::Http10),
         [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9'] => {
-            found.add(DesyncReason::NonCompliantVersion);
+            findings.add(DesyncReason::NonCompliantVersion);
             Ok(HttpVersion::Http11)
         }
         [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => {
@@ -116,12 +116,13 @@ fn http_version(version: &[u8], found: &mut DesyncFindings) -> Result<HttpVersio
     }
 }
 
+/// Rejects targets with characters that cannot be forwarded.
 fn check_bytes(target: &[u8]) -> Result<&str, Denial> {
     let mut in_query = false;
     for byte in target {
         match byte {
-            // RFC 3986 has none of these raw, and HTTP/2 requests with them are refused by the library, so that
-            // both versions agree. The others that it forbids are encoded when the target is normalized.
+            // RFC 3986 forbids these, and the h2 crate refuses HTTP/2 requests with them, so both versions behave the
+            // same. Other forbidden characters are percent-encoded when the target is normalized.
             b'#' | b'<' | b'>' => return Err(Denial::Desync(DesyncReason::AmbiguousUri)),
             b'"' if in_query => return Err(Denial::Desync(DesyncReason::AmbiguousUri)),
             b'`' if !in_query => return Err(Denial::Desync(DesyncReason::AmbiguousUri)),
@@ -137,7 +138,7 @@ fn check_bytes(target: &[u8]) -> Result<&str, Denial> {
 fn tunnel_target(target: &str) -> Result<RequestTarget, Denial> {
     let has_port = authority::split(target).is_some_and(|(_, port)| port.is_some());
     if !has_port {
-        return Err(Denial::Malformed("CONNECT needs a host and a port"));
+        return Err(Denial::Malformed("CONNECT without host and port"));
     }
     Ok(RequestTarget { path: String::new(), authority: Some(target.to_owned()) })
 }
@@ -154,14 +155,15 @@ fn ordinary_target(target: &str, method: &Method) -> Result<RequestTarget, Denia
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     if authority::split(authority).is_none() {
-        return Err(Denial::Malformed("the target's authority is no host and port"));
+        return Err(Denial::Malformed(
+            "invalid authority in the request target: not a host and port",
+        ));
     }
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     Ok(RequestTarget { path, authority: Some(authority.to_owned()) })
 }
 
-/// Whether each line ends with a carriage return and a line feed: for some a lone line feed ends a
-/// line, and for others it does not.
+/// Whether each line ends with CR LF. Parsers disagree on whether a bare line feed ends a line.
 pub(super) fn has_strict_ends(section: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', section)
         .all(|at| at.checked_sub(1).and_then(|before| section.get(before)) == Some(&b'\r'))

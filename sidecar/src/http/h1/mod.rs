@@ -1,8 +1,7 @@
-//! HTTP/1.1 by our own codec over `httparse`.
+//! The HTTP/1.1 codec, which uses `httparse` for header syntax.
 //!
-//! [`decode`] turns bytes into heads under rules that leave one reading only: [`line`] those of the
-//! first line, [`framing`] those of the headers. [`encode`] writes heads; [`body`] reads and writes what
-//! follows them.
+//! [`decode`] parses message heads and refuses ambiguous ones: [`line`] parses the request line, [`framing`] the headers
+//! that frame the message. [`encode`] writes heads. [`body`] reads and writes bodies, [`chunked`] decodes chunks.
 
 mod body;
 mod chunked;

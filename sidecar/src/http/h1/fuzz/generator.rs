@@ -1,22 +1,21 @@
-//! Streams of requests from a seed: by a grammar of what is valid, and then damaged in the ways by
-//! which two readers are brought to disagree.
+//! Generates streams of requests from a seed: valid ones by a grammar, then damaged in ways that make parsers disagree.
 
 use fastrand::Rng;
 
-/// What a client sends on one connection.
+/// The bytes that a client sends on one connection.
 #[derive(Debug, Clone)]
-pub(super) struct Stream {
+pub(super) struct RequestStream {
     pub(super) bytes: Vec<u8>,
-    /// Where one write ends and the next begins, from the first.
+    /// The offsets at which the bytes are split into writes, in ascending order.
     pub(super) cuts: Vec<usize>,
 }
 
-impl Stream {
-    /// Always the same for a seed.
+impl RequestStream {
+    /// Generates a stream. Deterministic.
     pub(super) fn of_seed(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let mut messages: Vec<Message> =
-            (0..rng.usize(1..=4)).map(|_| Message::valid(&mut rng)).collect();
+        let mut messages: Vec<GeneratedRequest> =
+            (0..rng.usize(1..=4)).map(|_| GeneratedRequest::valid(&mut rng)).collect();
         let (mut in_lines, mut in_bytes) = (0, 0);
         for _ in 0..[0, 0, 1, 1, 1, 2, 2, 3][rng.usize(..8)] {
             *(if rng.bool() { &mut in_lines } else { &mut in_bytes }) += 1;
@@ -25,7 +24,7 @@ impl Stream {
             let message = rng.usize(..messages.len());
             messages[message].damage(&mut rng);
         }
-        let mut bytes = messages.iter().flat_map(Message::bytes).collect();
+        let mut bytes = messages.iter().flat_map(GeneratedRequest::bytes).collect();
         for _ in 0..in_bytes {
             damage_bytes(&mut bytes, &mut rng);
         }
@@ -38,7 +37,7 @@ impl Stream {
         Self { bytes, cuts }
     }
 
-    /// Without the bytes from `at` up to `at + count`.
+    /// The stream without the bytes from `at` up to `at + count`.
     pub(super) fn without(&self, at: usize, count: usize) -> Self {
         let mut bytes = self.bytes.clone();
         bytes.drain(at..(at + count).min(self.bytes.len()));
@@ -46,7 +45,7 @@ impl Stream {
         Self { bytes, cuts: self.cuts.iter().map(moved).collect() }
     }
 
-    /// Each write.
+    /// The bytes of each write.
     pub(super) fn parts(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.cuts.iter().copied());
         let ends = self.cuts.iter().copied().chain(std::iter::once(self.bytes.len()));
@@ -73,7 +72,7 @@ const TARGETS: &[&str] = &[
 ];
 const VERSIONS: &[&str] = &["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0"];
 const HOSTS: &[&str] = &["a.example", "a.example:80", "10.0.0.1:8080", "[::1]", "A_b.example"];
-const FIELDS: &[&str] = &[
+const HEADERS: &[&str] = &[
     "Accept: */*",
     "X-Empty:",
     "X-Tight:v",
@@ -95,7 +94,7 @@ const FIELDS: &[&str] = &[
     "X-!#$%&'*+.^`|~: \"q, q\"",
     "Content-Type: application/grpc",
 ];
-/// What stands in bodies: behind a body's end that is misread comes a request.
+/// Bodies. Some contain a request, which a parser finds when it misreads the end of the body.
 const BODIES: &[&str] = &[
     "",
     "x",
@@ -115,14 +114,14 @@ const TRAILERS: &[&str] = &[
     "Connection: close\r\n",
 ];
 
-/// A request, by lines.
-struct Message {
-    /// Without their ends, the request line first.
+/// A request, in lines.
+struct GeneratedRequest {
+    /// The request line and the headers, without line ends.
     lines: Vec<Vec<u8>>,
     body: Vec<u8>,
 }
 
-impl Message {
+impl GeneratedRequest {
     fn valid(rng: &mut Rng) -> Self {
         let (mut method, mut target) = (pick(rng, METHODS), pick(rng, TARGETS).to_owned());
         match rng.usize(..40) {
@@ -132,16 +131,16 @@ impl Message {
             _ => {}
         }
         let version = pick(rng, VERSIONS);
-        let mut fields = vec![format!("Host: {}", pick(rng, HOSTS))];
+        let mut headers = vec![format!("Host: {}", pick(rng, HOSTS))];
         for _ in 0..rng.usize(..5) {
-            fields.push(pick(rng, FIELDS).to_owned());
+            headers.push(pick(rng, HEADERS).to_owned());
         }
         match rng.usize(..60) {
             0 => {
                 let long = format!("X-Long: {}", "l".repeat(rng.usize(490..520)));
-                fields.extend(vec![long; rng.usize(1..=3)]);
+                headers.extend(vec![long; rng.usize(1..=3)]);
             }
-            1 => (0..rng.usize(9..16)).for_each(|n| fields.push(format!("X-{n}: {n}"))),
+            1 => (0..rng.usize(9..16)).for_each(|n| headers.push(format!("X-{n}: {n}"))),
             _ => {}
         }
         let mut body = Vec::new();
@@ -149,16 +148,16 @@ impl Message {
         if !has_none || rng.u8(..8) == 0 {
             let may_be_chunked = version == "HTTP/1.1" || rng.u8(..8) == 0;
             if may_be_chunked && rng.bool() {
-                fields.push("Transfer-Encoding: chunked".to_owned());
+                headers.push("Transfer-Encoding: chunked".to_owned());
                 body = chunked(rng);
             } else {
                 let text = pick(rng, BODIES);
-                fields.push(format!("Content-Length: {}", text.len()));
+                headers.push(format!("Content-Length: {}", text.len()));
                 body.extend_from_slice(text.as_bytes());
             }
         }
-        rng.shuffle(&mut fields);
-        let lines = std::iter::once(format!("{method} {target} {version}")).chain(fields);
+        rng.shuffle(&mut headers);
+        let lines = std::iter::once(format!("{method} {target} {version}")).chain(headers);
         Self { lines: lines.map(String::into_bytes).collect(), body }
     }
 
@@ -206,7 +205,7 @@ impl Message {
         self.lines[0] = line.replacen(from, to, 1).into_bytes();
     }
 
-    /// Adds a field that frames or nearly does, or puts it in the place of the one there is.
+    /// Adds a framing header or a similar one, or replaces the existing one.
     fn change_framing(&mut self, rng: &mut Rng) {
         let names = if rng.bool() { &FRAMING_NAMES[..2] } else { FRAMING_NAMES };
         let name = pick(rng, names);
@@ -237,7 +236,7 @@ const LINES: &[&[u8]] = &[
     b"Host: z.example",
     b"host:z.example",
 ];
-/// The right ones first.
+/// The two valid names first.
 const FRAMING_NAMES: &[&str] = &[
     "Content-Length",
     "Transfer-Encoding",

@@ -1,4 +1,4 @@
-//! How `hyper` reads a stream of requests.
+//! Reads a stream of requests with `hyper`, as a reference.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -13,17 +13,17 @@ use hyper_util::rt::TokioIo;
 
 /// A request as `hyper` read it.
 #[derive(Debug)]
-pub(super) struct Theirs {
+pub(super) struct HyperRequest {
     pub(super) method: Method,
     pub(super) version: Version,
     uri: Uri,
     pub(super) headers: HeaderMap,
-    /// None when it did not come to its end.
+    /// None when the body was incomplete.
     pub(super) body: Option<Bytes>,
     pub(super) trailers: HeaderMap,
 }
 
-impl Theirs {
+impl HyperRequest {
     async fn of(request: Request<Incoming>) -> Self {
         let (head, body) = request.into_parts();
         let body = body.collect().await.ok();
@@ -38,29 +38,29 @@ impl Theirs {
         }
     }
 
-    /// Path and query; empty for a tunnel.
+    /// Path and query; empty for CONNECT.
     pub(super) fn path(&self) -> String {
         let path = self.uri.path_and_query().filter(|_| self.method != Method::CONNECT);
         path.map(ToString::to_string).unwrap_or_default()
     }
 
-    /// From the target or, if it has none, from `host`.
+    /// The authority of the target, or of `host` without it.
     pub(super) fn authority(&self) -> &[u8] {
         let host = || self.headers.get(http::header::HOST).map(http::HeaderValue::as_bytes);
-        let told = self.uri.authority().map(|authority| authority.as_str().as_bytes());
-        told.or_else(host).unwrap_or_default()
+        let from_target = self.uri.authority().map(|authority| authority.as_str().as_bytes());
+        from_target.or_else(host).unwrap_or_default()
     }
 }
 
-/// All requests it reads from `bytes`, and what it left.
-pub(super) async fn read(bytes: &[u8]) -> (Vec<Theirs>, Vec<u8>) {
+/// All requests that `hyper` reads from `bytes`, and the bytes that it left unread.
+pub(super) async fn read(bytes: &[u8]) -> (Vec<HyperRequest>, Vec<u8>) {
     let read = RefCell::new(Vec::new());
     let service = service_fn(|request: Request<Incoming>| async {
-        let theirs = Theirs::of(request).await;
-        // Else it would take what follows for what goes through the tunnel.
-        let is_tunnel = theirs.method == Method::CONNECT;
+        let request_read = HyperRequest::of(request).await;
+        // Otherwise `hyper` would treat the next request as tunnel data.
+        let is_tunnel = request_read.method == Method::CONNECT;
         let status = if is_tunnel { StatusCode::METHOD_NOT_ALLOWED } else { StatusCode::OK };
-        read.borrow_mut().push(theirs);
+        read.borrow_mut().push(request_read);
         let mut response = Response::new(Empty::<Bytes>::new());
         *response.status_mut() = status;
         Ok::<_, Infallible>(response)
