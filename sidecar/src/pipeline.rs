@@ -110,7 +110,8 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
             }
         }
         PlannedService::Http(http) => {
-            let proved = proved_fields(peer.as_ref(), is_unchecked, &stream, &chain.tls, &http.http);
+            let proved =
+                proved_fields(peer.as_ref(), is_unchecked, &stream, &chain.tls, &http.http);
             let listener = serving.listener.name.clone();
             let idle = Rc::new(Cell::new(false));
             let is_tls = !matches!(stream, TransportStream::Plain(_));

@@ -239,7 +239,10 @@ impl<'p> BodyProgress<'p> {
     }
 
     /// For a body from the client to an endpoint, whose pieces are kept in `replay`.
-    pub(crate) fn of_repeatable(request_progress: &'p RequestProgress, replay: &'p RefCell<ReplayBuffer>) -> Self {
+    pub(crate) fn of_repeatable(
+        request_progress: &'p RequestProgress,
+        replay: &'p RefCell<ReplayBuffer>,
+    ) -> Self {
         Self { request_progress, is_request: true, replay: Some(replay) }
     }
 

@@ -113,7 +113,12 @@ fn log_success(
     trace
 }
 
-fn log_failure(error: &io::Error, context: HandshakeContext, took: Duration, worker: &SidecarWorker) {
+fn log_failure(
+    error: &io::Error,
+    context: HandshakeContext,
+    took: Duration,
+    worker: &SidecarWorker,
+) {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
     let (fault, detail) = match cause {
         Some(cause) => fault::last(cause),

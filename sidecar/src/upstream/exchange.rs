@@ -17,6 +17,7 @@ use super::pool::{Http1Connection, StreamLease};
 use super::upload::Upload;
 use super::upstream_response::{UpstreamResponse, next_response};
 use crate::denial::Denial;
+use crate::header_mutation::HeaderChanges;
 use crate::http::body::{BodyProgress, BodySink, BodySource, ReplayBuffer, forward_body};
 use crate::http::h1::{
     BodyCoding, BodyFraming, BodyReader, BodyWriter, HeadError, ReadResponse, ResponseLimits,
@@ -25,10 +26,9 @@ use crate::http::h1::{
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Upgrade};
 use crate::http::header_filter::HeaderFilter;
-use crate::header_mutation::HeaderChanges;
-use crate::timeouts::RequestProgress;
 use crate::pipeline::Responder;
 use crate::plan::PlannedCluster;
+use crate::timeouts::RequestProgress;
 use crate::tls::Alpn;
 use crate::upstream_failure::ResponseFault;
 use crate::worker::SidecarWorker;
@@ -359,8 +359,13 @@ pub(super) async fn decline(
     let mut body = BodySource::Http1(BodyReader::new(&mut connection.reader, response.framing));
     let (header_filter, mut down) = call.reply.start(response.head, &body, call.head, call.changes);
     outcome.record_download(
-        forward_body(&mut body, &mut down, &header_filter, BodyProgress::of_response(call.progress))
-            .await,
+        forward_body(
+            &mut body,
+            &mut down,
+            &header_filter,
+            BodyProgress::of_response(call.progress),
+        )
+        .await,
         call.progress,
     );
     let is_whole = outcome.aborted.is_none();
@@ -443,8 +448,13 @@ async fn exchange_http2(
         if is_bodiless {
             return Ok(0);
         }
-        forward_body(source, &mut sink, header_filter, BodyProgress::of_repeatable(progress, replay))
-            .await
+        forward_body(
+            source,
+            &mut sink,
+            header_filter,
+            BodyProgress::of_repeatable(progress, replay),
+        )
+        .await
     });
     let mut upload = Upload::new(carrying, progress);
     let mut interim = 0;

@@ -17,7 +17,11 @@ pub(crate) struct ExchangeOutcome {
 
 impl ExchangeOutcome {
     /// Records how forwarding the response's body ended.
-    pub(super) fn record_download(&mut self, result: Result<u64, BodyError>, progress: &RequestProgress) {
+    pub(super) fn record_download(
+        &mut self,
+        result: Result<u64, BodyError>,
+        progress: &RequestProgress,
+    ) {
         match result {
             Ok(bytes) => self.bytes_received = bytes,
             Err(error) => {

@@ -32,7 +32,10 @@ impl PinnedConnection {
     }
 
     /// Takes the connection out of `pin` if it leads to `target` and is still open.
-    pub(super) fn take(pin: Option<&RefCell<Option<Self>>>, target: &PlannedCluster) -> Option<Self> {
+    pub(super) fn take(
+        pin: Option<&RefCell<Option<Self>>>,
+        target: &PlannedCluster,
+    ) -> Option<Self> {
         let pinned = pin?.borrow_mut().take_if(|pinned| pinned.target == target.id)?;
         is_alive(&pinned.connection).then_some(pinned)
     }

@@ -12,11 +12,11 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 
 use crate::config_map::ConfigMap;
+use crate::connection_registry::ConnectionStatus;
 use crate::http::h1::{Http1Reader, Http1Writer};
 use crate::http::h2::{SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use crate::http::h2_endpoint_guard::{EndpointAlert, Http2EndpointGuard};
 use crate::plan::PlannedCluster;
-use crate::connection_registry::ConnectionStatus;
 use crate::stream::StreamHalf;
 use crate::tls::{Alpn, connector};
 use crate::worker::{SidecarWorker, now};

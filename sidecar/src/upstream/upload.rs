@@ -2,8 +2,8 @@
 
 use crate::denial::Denial;
 use crate::http::body::BodyError;
-use crate::timeouts::RequestProgress;
 use crate::pipeline::Responder;
+use crate::timeouts::RequestProgress;
 
 /// A request body that is being sent.
 pub(super) struct Upload<'p, F> {
