@@ -10,7 +10,7 @@ use http::HeaderMap;
 use rustls::ClientConfig;
 use rustls_pki_types::{ServerName, UnixTime};
 use tokio::sync::watch;
-use weft_certs::tls::{Client, Identity};
+use weft_certs::tls::{ClientTls, LoadedIdentity};
 use weft_certs::{TrustStore, system_roots_file, usable_roots};
 use weft_model::{DataSource, Discovery, Name, Secret, Snapshot, SpiffeId, UpstreamTls};
 use weft_runtime::socket::{Mark, connect_tcp};
@@ -145,7 +145,7 @@ fn cluster_tls(resources: &Snapshot, tls: &UpstreamTls) -> Result<Arc<ClientConf
         None => None,
         Some(source) => match secret(source)?.as_ref() {
             Secret::Identity(own) => Some(
-                Identity::load(&read(&own.chain)?, &read(&own.key)?)
+                LoadedIdentity::load(&read(&own.chain)?, &read(&own.key)?)
                     .map_err(|error| error.to_string())?,
             ),
             Secret::Validation(_) => {
@@ -176,8 +176,8 @@ fn cluster_tls(resources: &Snapshot, tls: &UpstreamTls) -> Result<Arc<ClientConf
     .map_err(|error| error.to_string())?;
     let names = tls.names.clone();
     let alpn = ["h2".into()];
-    let client = Client::new(identity.as_ref(), Arc::new(trust), names, &alpn, &tls.parameters);
-    client.map(|client| client.whole_config().clone()).map_err(|error| error.to_string())
+    let client = ClientTls::new(identity.as_ref(), Arc::new(trust), names, &alpn, &tls.parameters);
+    client.map(|client| client.full_handshake_config().clone()).map_err(|error| error.to_string())
 }
 
 fn read(data: &DataSource) -> Result<Vec<u8>, String> {

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use weft_certs::rotation::Rotation;
-use weft_certs::tls::{Identity, client};
+use weft_certs::tls::{LoadedIdentity, client};
 use weft_certs::{BACKDATED, KeyText, TrustStore, request, validity};
 use weft_model::{DataSource, Name, Secret, SpiffeId, StringMatch, TlsIdentity};
 use weft_runtime::clock;
@@ -67,7 +67,7 @@ pub struct Source {
 pub struct Current {
     chain: String,
     key: KeyText,
-    identity: Identity,
+    identity: LoadedIdentity,
     /// Since when we have it; the beginning of time when that is not known any more.
     since: SystemTime,
 }
@@ -81,7 +81,7 @@ impl std::fmt::Debug for Current {
 impl Current {
     /// What TLS needs of it.
     #[must_use]
-    pub fn identity(&self) -> &Identity {
+    pub fn identity(&self) -> &LoadedIdentity {
         &self.identity
     }
 
@@ -92,8 +92,8 @@ impl Current {
     }
 
     fn load(chain: String, key: KeyText, since: SystemTime) -> Result<Self, String> {
-        let identity =
-            Identity::load(chain.as_bytes(), key.as_bytes()).map_err(|error| error.to_string())?;
+        let identity = LoadedIdentity::load(chain.as_bytes(), key.as_bytes())
+            .map_err(|error| error.to_string())?;
         Ok(Self { chain, key, identity, since })
     }
 
@@ -266,7 +266,7 @@ fn date(at: SystemTime) -> String {
 /// When the roots cannot be used.
 pub fn control_dial(
     enrolment: &Enrolment,
-    identity: Option<&Identity>,
+    identity: Option<&LoadedIdentity>,
     root_above: &str,
     mark: Option<Mark>,
 ) -> Result<Dial, String> {

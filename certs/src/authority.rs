@@ -43,22 +43,22 @@ pub struct AuthorityFiles {
 #[derive(Clone, PartialEq, Eq)]
 pub enum RootSigner {
     /// We do.
-    Ours {
+    Local {
         /// The root's key, PEM.
         key: KeyText,
     },
     /// Somebody else, who keeps the key.
-    Theirs {
+    External {
         /// The revocation lists of all authorities above ours, PEM; empty where there are none.
-        lists: String,
+        crls: String,
     },
 }
 
 impl std::fmt::Debug for RootSigner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Ours { .. } => "Ours { .. }",
-            Self::Theirs { .. } => "Theirs { .. }",
+            Self::Local { .. } => "Local { .. }",
+            Self::External { .. } => "External { .. }",
         })
     }
 }
@@ -75,7 +75,7 @@ pub struct Authority {
     /// None where it is somebody else's.
     root: Option<Issuer<'static, KeyPair>>,
     /// When the intermediate's certificate ends: nothing that it signs is good for longer.
-    until: SystemTime,
+    expires_at: SystemTime,
     intermediate: Issuer<'static, KeyPair>,
     trust_domain: String,
 }
@@ -90,7 +90,7 @@ impl std::fmt::Debug for Authority {
 
 /// A certificate that was just signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Issued {
+pub struct IssuedCertificate {
     /// PEM, the leaf first, the root last.
     pub chain: Vec<String>,
     /// The serial number in lower-case hex.
@@ -101,7 +101,7 @@ pub struct Issued {
 
 /// An entry of a revocation list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Revoked {
+pub struct RevokedCertificate {
     /// The serial number in hex.
     pub serial: String,
     /// Since when.
@@ -121,7 +121,7 @@ pub enum AuthorityError {
     },
     /// The id is of another trust domain.
     #[error("{id} is not of the trust domain {trust_domain:?}")]
-    Foreign {
+    WrongTrustDomain {
         /// The id.
         id: SpiffeId,
         /// Ours.
@@ -129,7 +129,7 @@ pub enum AuthorityError {
     },
     /// The intermediate's certificate has ended.
     #[error("the intermediate's certificate has ended; have another follow it: weft ca rotate")]
-    Over,
+    IntermediateExpired,
     /// The root's key is not here.
     #[error(
         "the root's key is kept elsewhere: give a certificate that its keeper has signed, and its key"
@@ -137,7 +137,7 @@ pub enum AuthorityError {
     NoRootKey,
     /// What is given makes no authority that anybody would trust.
     #[error("{0}")]
-    Unfit(String),
+    Unusable(String),
     /// The serial number is no hexadecimal number of at most 20 bytes.
     #[error("{0:?} is no serial number: hexadecimal digits, at most 40")]
     Serial(String),
@@ -175,7 +175,7 @@ impl Authority {
     /// # Errors
     /// When a key cannot be made, or the root's not be read.
     pub fn renew_intermediate(&self, now: SystemTime) -> Result<AuthorityFiles, AuthorityError> {
-        let RootSigner::Ours { key } = &self.files.root else {
+        let RootSigner::Local { key } = &self.files.root else {
             return Err(AuthorityError::NoRootKey);
         };
         Self::below(self.files.root_certificate.clone(), key.clone(), &self.trust_domain, now)
@@ -200,7 +200,7 @@ impl Authority {
         let intermediate_certificate = params.signed_by(&intermediate_key, &root)?.pem();
         Ok(AuthorityFiles {
             root_certificate,
-            root: RootSigner::Ours { key: root_key },
+            root: RootSigner::Local { key: root_key },
             intermediate_certificate,
             intermediate_key: intermediate_key.serialize_pem().into(),
         })
@@ -212,8 +212,8 @@ impl Authority {
     /// Which part cannot be read.
     pub fn load(files: AuthorityFiles, trust_domain: &str) -> Result<Self, AuthorityError> {
         let root = match &files.root {
-            RootSigner::Ours { key } => Some(issuer("root", &files.root_certificate, key)?),
-            RootSigner::Theirs { .. } => None,
+            RootSigner::Local { key } => Some(issuer("root", &files.root_certificate, key)?),
+            RootSigner::External { .. } => None,
         };
         let intermediate =
             issuer("intermediate", &files.intermediate_certificate, &files.intermediate_key)?;
@@ -223,14 +223,14 @@ impl Authority {
         };
         let certificate = CertificateDer::from_pem_slice(files.intermediate_certificate.as_bytes());
         let dates = certificate.ok().and_then(|certificate| validity(&certificate));
-        let (_, until) = dates.ok_or_else(unreadable)?;
-        Ok(Self { files, root, until, intermediate, trust_domain: trust_domain.to_owned() })
+        let (_, expires_at) = dates.ok_or_else(unreadable)?;
+        Ok(Self { files, root, expires_at, intermediate, trust_domain: trust_domain.to_owned() })
     }
 
     /// When the intermediate's certificate ends.
     #[must_use]
-    pub fn until(&self) -> SystemTime {
-        self.until
+    pub fn expires_at(&self) -> SystemTime {
+        self.expires_at
     }
 
     /// The intermediate's certificate, PEM: the second of each chain that it signs.
@@ -255,17 +255,17 @@ impl Authority {
         request: &CheckedRequest,
         life: Duration,
         now: SystemTime,
-    ) -> Result<Issued, AuthorityError> {
+    ) -> Result<IssuedCertificate, AuthorityError> {
         let id = request.identity();
         if id.trust_domain() != self.trust_domain {
-            return Err(AuthorityError::Foreign {
+            return Err(AuthorityError::WrongTrustDomain {
                 id: id.clone(),
                 trust_domain: self.trust_domain.clone(),
             });
         }
-        let not_after = (now + life).min(self.until);
+        let not_after = (now + life).min(self.expires_at);
         if not_after <= now {
-            return Err(AuthorityError::Over);
+            return Err(AuthorityError::IntermediateExpired);
         }
         let serial = random_serial()?;
         let mut params = CertificateParams::default();
@@ -286,21 +286,21 @@ impl Authority {
             self.files.intermediate_certificate.clone(),
             self.files.root_certificate.clone(),
         ];
-        Ok(Issued { chain, serial: hex(&serial), not_after })
+        Ok(IssuedCertificate { chain, serial: hex(&serial), not_after })
     }
 
-    /// The revocation lists of one authority; see [`Self::lists_of`].
+    /// The revocation lists of one authority; see [`Self::crls_of`].
     ///
     /// # Errors
     /// When a serial number is none, or signing fails.
-    pub fn revocation_lists(
+    pub fn crls(
         &self,
-        revoked: &[Revoked],
+        revoked: &[RevokedCertificate],
         number: u64,
         now: SystemTime,
         life: Duration,
     ) -> Result<String, AuthorityError> {
-        Self::lists_of(&[self], revoked, number, now, life)
+        Self::crls_of(&[self], revoked, number, now, life)
     }
 
     /// The revocation lists of several authorities: each intermediate's with `revoked`, whichever of them
@@ -309,9 +309,9 @@ impl Authority {
     ///
     /// # Errors
     /// When a serial number is none, or signing fails.
-    pub fn lists_of(
+    pub fn crls_of(
         authorities: &[&Self],
-        revoked: &[Revoked],
+        revoked: &[RevokedCertificate],
         number: u64,
         now: SystemTime,
         life: Duration,
@@ -328,13 +328,13 @@ impl Authority {
         let mut parts = Vec::new();
         let mut roots = BTreeSet::new();
         // What is below an intermediate that has ended is refused without a list.
-        for authority in authorities.iter().filter(|authority| authority.until > now) {
+        for authority in authorities.iter().filter(|authority| authority.expires_at > now) {
             parts.push(list(entries.clone()).signed_by(&authority.intermediate)?.pem()?);
             if roots.insert(authority.files.root_certificate.as_str()) {
                 parts.push(match (&authority.root, &authority.files.root) {
                     (Some(root), _) => list(Vec::new()).signed_by(root)?.pem()?,
-                    (None, RootSigner::Theirs { lists }) => format!("{}\n", lists.trim_end()),
-                    (None, RootSigner::Ours { .. }) => String::new(),
+                    (None, RootSigner::External { crls }) => format!("{}\n", crls.trim_end()),
+                    (None, RootSigner::Local { .. }) => String::new(),
                 });
             }
             parts.push(authority.files.intermediate_certificate.clone());
@@ -373,7 +373,7 @@ fn authority_params(
     Ok(params)
 }
 
-fn entry(revoked: &Revoked) -> Result<RevokedCertParams, AuthorityError> {
+fn entry(revoked: &RevokedCertificate) -> Result<RevokedCertParams, AuthorityError> {
     let digits = serial_bytes(&revoked.serial)
         .ok_or_else(|| AuthorityError::Serial(revoked.serial.clone()))?;
     Ok(RevokedCertParams {

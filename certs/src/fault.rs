@@ -127,7 +127,7 @@ pub(crate) fn note(certificate: &CertificateDer<'_>) {
 
 /// The certificate of the peer that [`last`] told of.
 #[must_use]
-pub fn shown() -> Option<CertificateDer<'static>> {
+pub fn refused_certificate() -> Option<CertificateDer<'static>> {
     SHOWN.take()
 }
 

@@ -11,13 +11,13 @@ use weft_model::{RevocationDepth, RevocationPolicy, SpiffeId};
 use crate::request::{self, CheckedRequest};
 use crate::tls::check_client;
 use crate::{
-    Authority, AuthorityError, AuthorityFiles, KeyText, RootSigner, TrustParts, TrustStore, fault,
-    holds_lists,
+    Authority, AuthorityError, AuthorityFiles, KeyText, RootSigner, TrustParts, TrustStore,
+    check_crls, fault,
 };
 
 /// What the keeper of a root gives us, PEM.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Given {
+pub struct ExternalCaFiles {
     /// The root's certificate.
     pub root: String,
     /// The certificate of ours that it signed; those between the two behind it.
@@ -28,18 +28,18 @@ pub struct Given {
     pub lists: String,
 }
 
-impl std::fmt::Debug for Given {
+impl std::fmt::Debug for ExternalCaFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Given { .. }")
+        f.write_str("ExternalCaFiles { .. }")
     }
 }
 
-impl Given {
+impl ExternalCaFiles {
     /// The authority that it makes, tried out: a certificate of it for the trust domain would be taken now.
     ///
     /// # Errors
     /// Which part cannot be read, or why nobody would take what it signs.
-    pub fn authority(
+    pub fn into_authority(
         self,
         trust_domain: &str,
         now: SystemTime,
@@ -60,15 +60,15 @@ impl Given {
         let pair = rcgen::KeyPair::from_pem(&key)
             .map_err(|error| unreadable("key", &format!("{error}; PEM of PKCS #8 is read")))?;
         if own_key.subject_public_key_info().as_ref() != pair.subject_public_key_info() {
-            return Err(AuthorityError::Unfit("the key is not that of the certificate".into()));
+            return Err(AuthorityError::Unusable("the key is not that of the certificate".into()));
         }
         let files = AuthorityFiles {
             root_certificate: root_text.clone(),
-            root: RootSigner::Theirs { lists },
+            root: RootSigner::External { crls: lists },
             intermediate_certificate: chain.into_iter().map(|(text, _)| text).collect(),
             intermediate_key: key,
         };
-        files.try_out(trust_domain, now)?;
+        files.self_test(trust_domain, now)?;
         Ok(files)
     }
 }
@@ -78,9 +78,9 @@ impl AuthorityFiles {
     ///
     /// # Errors
     /// Why not.
-    pub fn try_out(&self, trust_domain: &str, now: SystemTime) -> Result<(), AuthorityError> {
+    pub fn self_test(&self, trust_domain: &str, now: SystemTime) -> Result<(), AuthorityError> {
         const TRIED: Duration = Duration::from_secs(60);
-        let unfit = |reason: &dyn std::fmt::Display| AuthorityError::Unfit(reason.to_string());
+        let unfit = |reason: &dyn std::fmt::Display| AuthorityError::Unusable(reason.to_string());
         let authority = Authority::load(self.clone(), trust_domain)?;
         let id = SpiffeId::parse(&format!("spiffe://{trust_domain}/ns/weft/sa/tried"))
             .map_err(|error| unfit(&error))?;
@@ -90,16 +90,15 @@ impl AuthorityFiles {
         let at = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
         let mut policy = RevocationPolicy::default();
         match &self.root {
-            RootSigner::Theirs { lists } if lists.is_empty() => {
+            RootSigner::External { crls } if crls.is_empty() => {
                 policy.depth = RevocationDepth::Leaf;
             }
-            RootSigner::Theirs { lists } => {
-                holds_lists(lists.as_bytes())
-                    .map_err(|reason| unreadable("root's list", &reason))?;
+            RootSigner::External { crls } => {
+                check_crls(crls.as_bytes()).map_err(|reason| unreadable("root's list", &reason))?;
             }
-            RootSigner::Ours { .. } => {}
+            RootSigner::Local { .. } => {}
         }
-        let lists = authority.revocation_lists(&[], 1, now, TRIED)?;
+        let lists = authority.crls(&[], 1, now, TRIED)?;
         let (roots, revocations) = (self.root_certificate.as_bytes(), Some(lists.as_bytes()));
         let parts = TrustParts { roots, revocations, names: Vec::new(), policy };
         let store = TrustStore::build(parts, None, at).map_err(|error| unfit(&error))?;

@@ -32,18 +32,20 @@ pub mod tls;
 mod verify;
 
 pub use authority::{
-    Authority, AuthorityError, AuthorityFiles, BACKDATED, Issued, Revoked, RootSigner, describe_crl,
+    Authority, AuthorityError, AuthorityFiles, BACKDATED, IssuedCertificate, RevokedCertificate,
+    RootSigner, describe_crl,
 };
-pub use foreign::Given;
+pub use foreign::ExternalCaFiles;
 pub use key_set::{
     KEY_SET_LIMIT_BYTES, KeySet, KeySetError, SignatureAlgorithm, SignatureVerdict, SignedText,
 };
 pub use key_text::KeyText;
 pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, validity};
-pub use proof::{LinkId, Proof, Withdrawn};
+pub use proof::{LinkId, Proof, TrustDelta};
 pub use revocation::{
-    Asked, Coverage, Covers, CrlError, CrlIndex, Revocation, Role, Signers, holds_lists,
+    CertificateRole, CrlError, CrlIndex, CrlInfo, CrlSigners, IssuerCoverage, RevocationQuery,
+    RevocationStatus, check_crls,
 };
-pub use store::{Standing, TrustError, TrustParts, TrustStore};
+pub use store::{TrustError, TrustParts, TrustStore, TrustStoreVersion};
 pub use system_roots::{system_roots_file, usable_roots};
 pub use text::{CertificateNames, CertificateText};

@@ -75,14 +75,14 @@ impl Proof {
 
     /// When the first of its certificates ends, in seconds since 1970.
     #[must_use]
-    pub fn ends(&self) -> u64 {
+    pub fn expires_at(&self) -> u64 {
         self.ends
     }
 }
 
 /// What a trust store no longer vouches for that the one before it did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Withdrawn {
+pub struct TrustDelta {
     /// Certificates that are revoked.
     pub(crate) revoked: HashSet<LinkId>,
     /// Authorities that are no longer trusted by themselves.
@@ -91,7 +91,7 @@ pub struct Withdrawn {
     pub(crate) trusted: Arc<HashSet<LinkId>>,
 }
 
-impl Withdrawn {
+impl TrustDelta {
     /// Whether nothing was withdrawn.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -107,12 +107,12 @@ impl Withdrawn {
     /// Whether the proof no longer holds: a certificate of it was revoked, or an authority of it is gone and no
     /// other one of it is trusted.
     #[must_use]
-    pub fn ends(&self, proof: &Proof) -> bool {
+    pub fn invalidates(&self, proof: &Proof) -> bool {
         let has = |links: &HashSet<LinkId>| proof.links.iter().any(|link| links.contains(link));
         has(&self.revoked) || (has(&self.gone) && !has(&self.trusted))
     }
 
-    /// Each certificate and authority that was withdrawn. A proof that [`Self::ends`] has one of them.
+    /// Each certificate and authority that was withdrawn. A proof that [`Self::invalidates`] has one of them.
     pub fn links(&self) -> impl Iterator<Item = &LinkId> {
         self.revoked.iter().chain(&self.gone)
     }

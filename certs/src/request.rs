@@ -6,16 +6,16 @@ use weft_model::SpiffeId;
 use crate::KeyText;
 
 /// A request with the key it was made with. The key never leaves this process.
-pub struct Pending {
+pub struct PendingRequest {
     /// The request, PEM.
     pub request_pem: String,
     /// The private key, PKCS #8 PEM.
     pub key_pem: KeyText,
 }
 
-impl std::fmt::Debug for Pending {
+impl std::fmt::Debug for PendingRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Pending { .. }")
+        f.write_str("PendingRequest { .. }")
     }
 }
 
@@ -37,7 +37,7 @@ pub enum RequestError {
 ///
 /// # Errors
 /// When the key generator fails.
-pub fn make(identity: &SpiffeId) -> Result<Pending, RequestError> {
+pub fn make(identity: &SpiffeId) -> Result<PendingRequest, RequestError> {
     let fail = |error: rcgen::Error| RequestError::Key(error.to_string());
     let key = KeyPair::generate().map_err(fail)?;
     let mut params = CertificateParams::default();
@@ -45,7 +45,10 @@ pub fn make(identity: &SpiffeId) -> Result<Pending, RequestError> {
     let uri = identity.as_str().try_into().map_err(fail)?;
     params.subject_alt_names = vec![SanType::URI(uri)];
     let request = params.serialize_request(&key).map_err(fail)?;
-    Ok(Pending { request_pem: request.pem().map_err(fail)?, key_pem: key.serialize_pem().into() })
+    Ok(PendingRequest {
+        request_pem: request.pem().map_err(fail)?,
+        key_pem: key.serialize_pem().into(),
+    })
 }
 
 /// A request whose signature was verified, with the one id that it asks for. Nothing else in it

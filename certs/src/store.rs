@@ -11,8 +11,10 @@ use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use weft_model::{OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, StringMatch};
 
 use crate::issuer::{self, Bundle, Issuer};
-use crate::proof::{Fields, LinkId, Withdrawn};
-use crate::{Asked, CrlError, CrlIndex, Revocation, Role, Signers, der, form};
+use crate::proof::{Fields, LinkId, TrustDelta};
+use crate::{
+    CertificateRole, CrlError, CrlIndex, CrlSigners, RevocationQuery, RevocationStatus, der, form,
+};
 
 /// How many intermediates are remembered, and how large each may be.
 const SEEN_LIMIT: usize = 64;
@@ -21,7 +23,7 @@ const SEEN_BYTES: usize = 16 * 1024;
 /// Roots, revocation lists and names, read and checked: never half-built.
 #[derive(Debug)]
 pub struct TrustStore {
-    standing: Standing,
+    version: TrustStoreVersion,
     roots: RootCertStore,
     /// Those of the bundle that are below a root of it.
     intermediates: Vec<CertificateDer<'static>>,
@@ -51,21 +53,21 @@ pub struct TrustParts<'a> {
 
 /// Which store it is of those that replace one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
+pub struct TrustStoreVersion {
     /// The same for all that replace one another, and nobody else's.
-    pub line: u64,
+    pub lineage: u64,
     /// One more each time.
     pub generation: u64,
 }
 
-impl Standing {
+impl TrustStoreVersion {
     fn after(previous: Option<&TrustStore>) -> Self {
-        static LINES: AtomicU64 = AtomicU64::new(0);
+        static LINEAGES: AtomicU64 = AtomicU64::new(0);
         match previous {
-            Some(TrustStore { standing: Self { line, generation }, .. }) => {
-                Self { line: *line, generation: generation + 1 }
+            Some(TrustStore { version: Self { lineage, generation }, .. }) => {
+                Self { lineage: *lineage, generation: generation + 1 }
             }
-            None => Self { line: LINES.fetch_add(1, Relaxed), generation: 0 },
+            None => Self { lineage: LINEAGES.fetch_add(1, Relaxed), generation: 0 },
         }
     }
 }
@@ -81,7 +83,7 @@ pub enum TrustError {
     NoRoots,
     /// There is no revocation list where some should be.
     #[error("there is no revocation list in it; leave crl out, or set mode off, to do without")]
-    NoLists,
+    NoCrls,
     /// A list cannot be used.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Revocations(Vec<CrlError>),
@@ -128,8 +130,11 @@ impl TrustStore {
         }
         let held = previous.and_then(|store| store.revocations.as_deref());
         let seen = previous.map(Self::seen).unwrap_or_default();
-        let signers =
-            Signers { roots: &bundle.anchors, intermediates: &bundle.intermediates, seen: &seen };
+        let signers = CrlSigners {
+            roots: &bundle.anchors,
+            intermediates: &bundle.intermediates,
+            seen: &seen,
+        };
         let revocations = revocations
             .filter(|_| policy.mode != RevocationMode::Off)
             .map(|bytes| CrlIndex::load(bytes, &signers, held, &policy, now).map(Arc::new))
@@ -137,14 +142,14 @@ impl TrustStore {
             .map_err(TrustError::Revocations)?;
         if revocations.as_ref().is_some_and(|lists| lists.is_empty()) {
             // It may be half written. Who wants no lists says so.
-            return Err(TrustError::NoLists);
+            return Err(TrustError::NoCrls);
         }
-        let standing = Standing::after(previous);
+        let version = TrustStoreVersion::after(previous);
         let intermediates = bundle.intermediates;
         let seen = RwLock::new(seen);
         let trusted = Arc::default();
         let mut store = Self {
-            standing,
+            version,
             roots,
             intermediates,
             seen,
@@ -206,7 +211,11 @@ impl TrustStore {
 
     /// What the lists say; none when revocation is not checked at all.
     #[must_use]
-    pub fn revocation(&self, asked: &Asked<'_>, now: UnixTime) -> Option<Revocation> {
+    pub fn revocation_status(
+        &self,
+        asked: &RevocationQuery<'_>,
+        now: UnixTime,
+    ) -> Option<RevocationStatus> {
         self.revocations.as_ref().map(|index| index.status(asked, now))
     }
 
@@ -214,15 +223,19 @@ impl TrustStore {
     ///
     /// # Errors
     /// What they say of it that the policy does not let pass.
-    pub fn admits(&self, asked: &Asked<'_>, now: UnixTime) -> Result<(), Revocation> {
+    pub fn check_revocation(
+        &self,
+        asked: &RevocationQuery<'_>,
+        now: UnixTime,
+    ) -> Result<(), RevocationStatus> {
         let policy = &self.policy;
-        if asked.role == Role::Authority && policy.depth == RevocationDepth::Leaf {
+        if asked.role == CertificateRole::Authority && policy.depth == RevocationDepth::Leaf {
             return Ok(());
         }
-        match self.revocation(asked, now) {
-            None | Some(Revocation::Good) => Ok(()),
-            Some(Revocation::Unknown) if policy.mode == RevocationMode::Soft => Ok(()),
-            Some(Revocation::Expired) if policy.on_expired != OnExpired::Deny => Ok(()),
+        match self.revocation_status(asked, now) {
+            None | Some(RevocationStatus::Good) => Ok(()),
+            Some(RevocationStatus::Unknown) if policy.mode == RevocationMode::Soft => Ok(()),
+            Some(RevocationStatus::Expired) if policy.on_expired != OnExpired::Deny => Ok(()),
             Some(refused) => Err(refused),
         }
     }
@@ -242,19 +255,19 @@ impl TrustStore {
 
     /// Which store it is.
     #[must_use]
-    pub fn standing(&self) -> Standing {
-        self.standing
+    pub fn version(&self) -> TrustStoreVersion {
+        self.version
     }
 
     /// What `previous` vouched for and this one does not: what the lists revoke now, and the authorities that are
     /// gone or have another key.
     #[must_use]
-    pub fn withdrawn_since(&self, previous: &Self) -> Withdrawn {
+    pub fn delta_since(&self, previous: &Self) -> TrustDelta {
         let revoked = self
             .revocations
             .iter()
             .flat_map(|lists| lists.revoked_since(previous.revocations.as_deref()));
-        Withdrawn {
+        TrustDelta {
             revoked: revoked.collect(),
             gone: previous.trusted.difference(&self.trusted).copied().collect(),
             trusted: self.trusted.clone(),
@@ -281,11 +294,11 @@ impl TrustStore {
     /// Whether an intermediate that `above` signed may be on a path now, and is for the same trust domain as each
     /// anchor.
     fn is_valid_authority(&self, one: &Fields<'_>, above: &Fields<'_>, now: UnixTime) -> bool {
-        let asked = Asked {
+        let asked = RevocationQuery {
             issuer: one.issuer,
             issuer_key: Some(above.key),
             serial: one.serial,
-            role: Role::Authority,
+            role: CertificateRole::Authority,
             certificate: one.whole,
         };
         let is_of_domain = |domain: Option<String>| {
@@ -293,7 +306,7 @@ impl TrustStore {
         };
         (one.begins..=one.ends).contains(&now.as_secs())
             && form::check_authority(one.whole).is_ok()
-            && self.admits(&asked, now).is_ok()
+            && self.check_revocation(&asked, now).is_ok()
             && domain(one.whole).is_ok_and(is_of_domain)
     }
 

@@ -1,7 +1,7 @@
 //! rustls configurations from our own parts.
 //!
 //! A resumed handshake skips the verifier, and with it the revocation lists. So sessions are resumed by a
-//! [`Server`] and a [`Client`] alone, which check the stored chain once more; a plain configuration resumes
+//! [`ServerTls`] and a [`ClientTls`] alone, which check the stored chain once more; a plain configuration resumes
 //! none. All of it holds for TLS 1.2 as for TLS 1.3.
 
 use std::sync::Arc;
@@ -27,16 +27,16 @@ use crate::{Proof, TrustStore};
 
 /// A certificate chain with its private key, checked to belong together.
 #[derive(Debug, Clone)]
-pub struct Identity(Arc<CertifiedKey>);
+pub struct LoadedIdentity(Arc<CertifiedKey>);
 
-impl PartialEq for Identity {
+impl PartialEq for LoadedIdentity {
     /// Whether it is the very same, and not only the same certificate.
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for Identity {}
+impl Eq for LoadedIdentity {}
 
 /// Why an identity or a configuration cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -72,7 +72,7 @@ pub enum ClientAuthentication {
     },
 }
 
-impl Identity {
+impl LoadedIdentity {
     /// Reads a PEM chain, leaf first, and the leaf's PEM key.
     ///
     /// # Errors
@@ -104,7 +104,7 @@ impl Identity {
 /// The keys that a server seals sessions with, for clients to bring back: a session can be resumed where
 /// these are, and nowhere else. They change by themselves every six hours.
 #[derive(Debug, Clone)]
-pub struct Tickets(Arc<Keys>);
+pub struct SessionTickets(Arc<Keys>);
 
 #[derive(Debug)]
 struct Keys {
@@ -117,7 +117,7 @@ struct Keys {
 /// know that its session still has the old one: it shows it in a whole handshake.
 const UNTAKEN: u32 = 64;
 
-impl Tickets {
+impl SessionTickets {
     /// New keys.
     ///
     /// # Errors
@@ -152,11 +152,11 @@ impl ProducesTickets for Keys {
 
 /// A server's side of TLS that resumes sessions.
 #[derive(Debug, Clone)]
-pub struct Server {
+pub struct ServerTls {
     config: Arc<ServerConfig>,
     clients: Clients,
-    tickets: Tickets,
-    identity: Identity,
+    tickets: SessionTickets,
+    identity: LoadedIdentity,
 }
 
 /// Who looks at what clients show.
@@ -167,17 +167,17 @@ enum Clients {
     Unchecked(Arc<Passing>),
 }
 
-impl Server {
+impl ServerTls {
     /// A server's side. `alpn` is in order of preference.
     ///
     /// # Errors
     /// When rustls refuses the combination.
     pub fn new(
-        identity: &Identity,
+        identity: &LoadedIdentity,
         clients: ClientAuthentication,
         alpn: &[String],
         parameters: &TlsParameters,
-        tickets: &Tickets,
+        tickets: &SessionTickets,
     ) -> Result<Self, TlsError> {
         let clients = clients.clients();
         let mut config = server_config(identity, &clients, alpn, parameters)?;
@@ -268,7 +268,7 @@ impl Server {
 
 /// A client's side of TLS that resumes sessions.
 #[derive(Debug, Clone)]
-pub struct Client {
+pub struct ClientTls {
     config: Arc<ClientConfig>,
     /// The same without sessions.
     plain: Arc<ClientConfig>,
@@ -276,7 +276,7 @@ pub struct Client {
     servers: Option<Arc<Verifier>>,
 }
 
-impl Client {
+impl ClientTls {
     /// How many sessions are kept, for each configuration: the library keeps up to eight for a name.
     const SESSIONS: usize = 32;
 
@@ -285,7 +285,7 @@ impl Client {
     /// # Errors
     /// When rustls refuses the combination.
     pub fn new(
-        identity: Option<&Identity>,
+        identity: Option<&LoadedIdentity>,
         trust: Arc<TrustStore>,
         names: Vec<StringMatch>,
         alpn: &[String],
@@ -301,7 +301,7 @@ impl Client {
     /// # Errors
     /// When rustls refuses the combination.
     pub fn unverified(
-        identity: Option<&Identity>,
+        identity: Option<&LoadedIdentity>,
         alpn: &[String],
         parameters: &TlsParameters,
     ) -> Result<Self, TlsError> {
@@ -330,7 +330,7 @@ impl Client {
     /// What a handshake is done with that resumes nothing: for when [`Self::check_server`] has refused, since
     /// the server may have a new certificate where the session has the old one.
     #[must_use]
-    pub fn whole_config(&self) -> &Arc<ClientConfig> {
+    pub fn full_handshake_config(&self) -> &Arc<ClientConfig> {
         &self.plain
     }
 
@@ -372,7 +372,7 @@ impl Client {
 /// # Errors
 /// When rustls refuses the combination.
 pub fn server(
-    identity: &Identity,
+    identity: &LoadedIdentity,
     clients: ClientAuthentication,
     alpn: &[String],
 ) -> Result<Arc<ServerConfig>, TlsError> {
@@ -386,7 +386,7 @@ pub fn server(
 /// # Errors
 /// When rustls refuses the combination.
 pub fn client(
-    identity: Option<&Identity>,
+    identity: Option<&LoadedIdentity>,
     trust: Arc<TrustStore>,
     names: Vec<StringMatch>,
     alpn: &[String],
@@ -439,7 +439,7 @@ impl ClientAuthentication {
 }
 
 fn server_config(
-    identity: &Identity,
+    identity: &LoadedIdentity,
     clients: &Clients,
     alpn: &[String],
     parameters: &TlsParameters,
@@ -464,7 +464,7 @@ fn server_config(
 }
 
 fn client_config(
-    identity: Option<&Identity>,
+    identity: Option<&LoadedIdentity>,
     servers: Arc<dyn ServerCertVerifier>,
     alpn: &[String],
     parameters: &TlsParameters,

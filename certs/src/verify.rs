@@ -18,7 +18,7 @@ use weft_model::{SpiffeId, StringMatch};
 use crate::fault::{self, PeerFault};
 use crate::proof::{Fields, LinkId};
 use crate::remembered::{self, Path, Purpose, Remembered, Shown};
-use crate::{Asked, Proof, Revocation, Role, TrustStore, der, form};
+use crate::{CertificateRole, Proof, RevocationQuery, RevocationStatus, TrustStore, der, form};
 
 pub(crate) static ALGORITHMS: std::sync::LazyLock<WebPkiSupportedAlgorithms> =
     std::sync::LazyLock::new(|| {
@@ -142,7 +142,7 @@ impl Verifier {
         now: UnixTime,
     ) -> Option<Path> {
         let path = self.remembered.get(shown)?;
-        if !(path.from..=path.proof.ends()).contains(&now.as_secs()) {
+        if !(path.from..=path.proof.expires_at()).contains(&now.as_secs()) {
             return None;
         }
         let mut certificates: Vec<&[u8]> = vec![end_entity];
@@ -260,21 +260,23 @@ impl Verifier {
         let fields = fields.collect::<Option<Vec<_>>>().ok_or(unreadable)?;
         let keys = fields.iter().skip(1).map(|issuer| issuer.key).chain([root_key]);
         for (at, (certificate, issuer_key)) in fields.iter().zip(keys).enumerate() {
-            let asked = Asked {
+            let asked = RevocationQuery {
                 issuer: certificate.issuer,
                 issuer_key: Some(issuer_key),
                 serial: certificate.serial,
-                role: if at == 0 { Role::Leaf } else { Role::Authority },
+                role: if at == 0 { CertificateRole::Leaf } else { CertificateRole::Authority },
                 certificate: certificate.whole,
             };
-            self.trust.admits(&asked, now).map_err(|status| match status {
-                Revocation::Expired => {
+            self.trust.check_revocation(&asked, now).map_err(|status| match status {
+                RevocationStatus::Expired => {
                     (PeerFault::CrlProcessingError, "its revocation list has expired")
                 }
-                Revocation::Unknown => {
+                RevocationStatus::Unknown => {
                     (PeerFault::CrlProcessingError, "no revocation list speaks of it")
                 }
-                Revocation::Revoked | Revocation::Good => (PeerFault::CrlHit, "it was revoked"),
+                RevocationStatus::Revoked | RevocationStatus::Good => {
+                    (PeerFault::CrlHit, "it was revoked")
+                }
             })?;
         }
         Ok(())

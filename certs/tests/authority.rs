@@ -21,7 +21,7 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use weft_certs::request::{self, CheckedRequest, RequestError};
-use weft_certs::tls::{self, ClientAuthentication, Identity};
+use weft_certs::tls::{self, ClientAuthentication, LoadedIdentity};
 use weft_certs::{Authority, AuthorityError, RootSigner};
 use weft_model::SpiffeId;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -120,7 +120,7 @@ fn a_request_for_another_trust_domain_is_not_signed() {
         let outcome = authority.issue(&request, HOUR, pki::now());
         let id = SpiffeId::parse(foreign).unwrap();
         let trust_domain = "mesh.test".to_owned();
-        assert_eq!(outcome, Err(AuthorityError::Foreign { id, trust_domain }));
+        assert_eq!(outcome, Err(AuthorityError::WrongTrustDomain { id, trust_domain }));
     }
 }
 
@@ -228,7 +228,7 @@ fn hides(shown: &str, key_pem: &str) {
 #[test]
 fn no_debug_form_shows_a_private_key() {
     let files = Authority::create("mesh.test", pki::now()).unwrap();
-    let RootSigner::Ours { key: root_key } = files.root.clone() else { panic!("it is ours") };
+    let RootSigner::Local { key: root_key } = files.root.clone() else { panic!("it is ours") };
     let intermediate_key = files.intermediate_key.clone();
     let shown_files = format!("{files:#?} {files:?}");
     let authority = Authority::load(files, "mesh.test").unwrap();
@@ -240,7 +240,7 @@ fn no_debug_form_shows_a_private_key() {
     let request = CheckedRequest::parse(&pending.request_pem).unwrap();
     let issued = authority.issue(&request, HOUR, pki::now()).unwrap();
     let chain = issued.chain.concat();
-    let identity = Identity::load(chain.as_bytes(), pending.key_pem.as_bytes()).unwrap();
+    let identity = LoadedIdentity::load(chain.as_bytes(), pending.key_pem.as_bytes()).unwrap();
     let server = tls::server(&identity, ClientAuthentication::None, &[]).unwrap();
     let shown = format!("{pending:?} {request:?} {issued:?} {identity:?} {identity:#?} {server:?}");
     hides(&shown, &pending.key_pem);

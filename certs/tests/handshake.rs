@@ -27,8 +27,10 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use weft_certs::fault::PeerFault;
 use weft_certs::request::{self, CheckedRequest};
-use weft_certs::tls::{self, Client, ClientAuthentication, Identity, Server, Tickets};
-use weft_certs::{Authority, Revoked, TrustError, TrustStore, VerifiedPeer};
+use weft_certs::tls::{
+    self, ClientAuthentication, ClientTls, LoadedIdentity, ServerTls, SessionTickets,
+};
+use weft_certs::{Authority, RevokedCertificate, TrustError, TrustStore, VerifiedPeer};
 use weft_model::{
     CipherSuite, OnExpired, RevocationMode, RevocationPolicy, SpiffeId, StringMatch, TlsParameters,
     TlsVersion,
@@ -87,8 +89,8 @@ fn meet(
     Ok((client, server))
 }
 
-fn identity(leaf: &Leaf) -> Identity {
-    Identity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap()
+fn identity(leaf: &Leaf) -> LoadedIdentity {
+    LoadedIdentity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap()
 }
 
 fn server(leaf: &Leaf, clients: ClientAuthentication, clock: &Arc<Clock>) -> Arc<ServerConfig> {
@@ -148,8 +150,8 @@ fn only(version: TlsVersion) -> TlsParameters {
 
 /// A server that speaks this version alone.
 fn server_by(version: TlsVersion, leaf: &Leaf, clients: ClientAuthentication) -> Arc<ServerConfig> {
-    let tickets = Tickets::new().unwrap();
-    let server = Server::new(&identity(leaf), clients, &["h2".into()], &only(version), &tickets);
+    let tickets = SessionTickets::new().unwrap();
+    let server = ServerTls::new(&identity(leaf), clients, &["h2".into()], &only(version), &tickets);
     let mut config = ServerConfig::clone(server.unwrap().config());
     config.time_provider = Arc::new(Clock::default());
     Arc::new(config)
@@ -164,7 +166,7 @@ fn client_by(
 ) -> Arc<ClientConfig> {
     let identity = leaf.map(identity);
     let alpn = ["h2".into()];
-    let client = Client::new(identity.as_ref(), trust.into(), names, &alpn, &only(version));
+    let client = ClientTls::new(identity.as_ref(), trust.into(), names, &alpn, &only(version));
     let mut config = ClientConfig::clone(client.unwrap().config());
     config.time_provider = Arc::new(Clock::default());
     Arc::new(config)
@@ -185,9 +187,8 @@ fn good_peers_meet_and_prove_their_spiffe_ids() {
         (Leaf { chain: issued.chain.concat(), key: pending.key_pem.to_string() }, issued.serial)
     };
     let ((web, web_serial), (other, other_serial)) = (issue(WEB), issue(OTHER));
-    let revoked = [Revoked { serial: "77".into(), at: pki::now() }];
-    let lists =
-        authority.revocation_lists(&revoked, 1, pki::now(), Duration::from_secs(60)).unwrap();
+    let revoked = [RevokedCertificate { serial: "77".into(), at: pki::now() }];
+    let lists = authority.crls(&revoked, 1, pki::now(), Duration::from_secs(60)).unwrap();
     let roots = authority.trust_bundle().as_bytes();
     let trust =
         || TrustStore::load(roots, Some(lists.as_bytes()), Vec::new(), None, unix(0)).unwrap();
@@ -432,7 +433,7 @@ fn where_lists_should_be_there_must_be_one() {
     for nothing in ["", "# none today\n", &world.below.pem()] {
         let built =
             TrustStore::load(roots.as_bytes(), Some(nothing.as_bytes()), Vec::new(), None, unix(0));
-        assert_eq!(built.map(drop), Err(TrustError::NoLists), "{nothing:?}");
+        assert_eq!(built.map(drop), Err(TrustError::NoCrls), "{nothing:?}");
     }
 }
 
@@ -612,7 +613,7 @@ fn peer_with_the_certificate_of_another_key_is_refused_by_each_version() {
         let mut impostor = ServerConfig::clone(&server);
         impostor.cert_resolver = resolver();
         seen(meet(&client(), &Arc::new(impostor)));
-        let unverified = Client::unverified(None, &[], &only(version)).unwrap();
+        let unverified = ClientTls::unverified(None, &[], &only(version)).unwrap();
         let mut impostor =
             ServerConfig::clone(&server_by(version, &world.good, ClientAuthentication::None));
         impostor.cert_resolver = resolver();
@@ -624,9 +625,9 @@ fn peer_with_the_certificate_of_another_key_is_refused_by_each_version() {
 fn versions_and_suites_are_those_of_the_parameters() {
     let world = World::new();
     let agreed = |parameters: TlsParameters, theirs: &'static SupportedProtocolVersion| {
-        let tickets = Tickets::new().unwrap();
+        let tickets = SessionTickets::new().unwrap();
         let none = ClientAuthentication::None;
-        let server = Server::new(&identity(&world.good), none, &[], &parameters, &tickets);
+        let server = ServerTls::new(&identity(&world.good), none, &[], &parameters, &tickets);
         let client = eager_client(&world, &world.good, theirs, &Arc::default());
         let met = meet(&client, server.unwrap().config());
         met.map(|(client, _)| client.negotiated_cipher_suite().unwrap().suite())

@@ -11,13 +11,13 @@ mod pki;
 
 use pki::{Leaf, WEB, World, leaf_params, unix};
 use rcgen::SanType;
-use weft_certs::tls::{Identity, TlsError};
+use weft_certs::tls::{LoadedIdentity, TlsError};
 use weft_certs::{TrustError, TrustStore, VerifiedPeer};
 
 const OTHER: &str = "spiffe://mesh.test/ns/a/sa/other";
 
 fn peer(leaf: &Leaf) -> VerifiedPeer {
-    let identity = Identity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap();
+    let identity = LoadedIdentity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap();
     VerifiedPeer::assertion(identity.leaf().unwrap()).unwrap()
 }
 
@@ -36,7 +36,8 @@ fn a_store_without_a_readable_root_is_none() {
 fn a_key_that_is_not_of_the_chain_is_no_identity() {
     let world = World::new();
     let other = pki::leaf(&leaf_params(OTHER, 1), &world.below, &[]);
-    let load = |chain: &str, key: &str| Identity::load(chain.as_bytes(), key.as_bytes()).map(drop);
+    let load =
+        |chain: &str, key: &str| LoadedIdentity::load(chain.as_bytes(), key.as_bytes()).map(drop);
     let good = &world.good;
     assert_eq!(load(&good.chain, &good.key), Ok(()));
     assert_eq!(load(&good.chain, &other.key), Err(TlsError::Mismatch));
@@ -71,7 +72,7 @@ fn only_a_certificate_with_one_uri_has_a_spiffe_id() {
         &["spiffe://mesh.test/ns/../sa/web"],
     ] {
         let leaf = leaf(uris);
-        let identity = Identity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap();
+        let identity = LoadedIdentity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap();
         assert!(VerifiedPeer::assertion(identity.leaf().unwrap()).is_none(), "{uris:?}");
     }
 }

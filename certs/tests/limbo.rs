@@ -33,7 +33,7 @@ use rustls::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde_json::Value;
-use weft_certs::tls::{self, ClientAuthentication, Identity};
+use weft_certs::tls::{self, ClientAuthentication, LoadedIdentity};
 use weft_certs::{TrustParts, TrustStore};
 use weft_model::RevocationPolicy;
 
@@ -132,7 +132,7 @@ impl Case {
     }
 
     /// Lets the peer meet ours.
-    fn run(&self, own: &Identity) -> Result<(), String> {
+    fn run(&self, own: &LoadedIdentity) -> Result<(), String> {
         let trust = self.trust()?;
         match self.kind {
             Kind::Client => self.as_client(trust, own),
@@ -141,7 +141,7 @@ impl Case {
         .map_err(|error| format!("{error:?}"))
     }
 
-    fn as_client(&self, trust: Arc<TrustStore>, own: &Identity) -> Result<(), Error> {
+    fn as_client(&self, trust: Arc<TrustStore>, own: &LoadedIdentity) -> Result<(), Error> {
         let client = builder()
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Credulous))
@@ -253,7 +253,7 @@ fn cases() -> Option<Vec<Case>> {
 
 fn outcomes(cases: &[Case]) -> Vec<Outcome> {
     let good = World::new().good;
-    let own = Identity::load(good.chain.as_bytes(), good.key.as_bytes()).unwrap();
+    let own = LoadedIdentity::load(good.chain.as_bytes(), good.key.as_bytes()).unwrap();
     cases.iter().map(|case| Outcome::new(case.id.clone(), case.wanted, case.run(&own))).collect()
 }
 

@@ -94,7 +94,7 @@ fn list_of_an_intermediate_counts_once_a_verified_chain_brings_it() {
                 "{mode:?}"
             );
             assert_eq!(store.warnings(unix(0)), Vec::<String>::new(), "it waits no longer");
-            assert_eq!(store.revocations().unwrap().coverage().len(), 2);
+            assert_eq!(store.revocations().unwrap().crl_infos().len(), 2);
         }
     }
 }
@@ -165,7 +165,7 @@ fn intermediate_in_the_bundle_beside_its_root_is_not_an_anchor() {
         assert_eq!((admits(&hit, &good), admits(&hit, &bare)), (revoked(), revoked()));
         // A connection of who did not show it ends as well.
         let proof = tls::prove_client(clean.clone(), &chain(&bare), unix(0)).unwrap();
-        assert!(hit.withdrawn_since(&clean).ends(&proof));
+        assert!(hit.delta_since(&clean).invalidates(&proof));
         // Without a list of the root nothing says that the intermediate is good.
         let partial = store(&bundle, std::slice::from_ref(&below_list), STRICT, None);
         assert_eq!(admits(&partial, &good), uncovered());
@@ -255,7 +255,7 @@ fn next_lists_of_a_seen_intermediate_are_verified_when_they_come() {
 
     let next = store(&[&root], &lists(6, &[1000]), STRICT, Some(&first));
     assert_eq!(next.warnings(unix(0)), Vec::<String>::new(), "nothing waits");
-    assert!(next.withdrawn_since(&first).ends(&proof), "its connections end");
+    assert!(next.delta_since(&first).invalidates(&proof), "its connections end");
     assert_eq!(admits(&next, &good), revoked());
 
     // An older list, none, or a damaged one leaves the one in force.
@@ -270,7 +270,7 @@ fn next_lists_of_a_seen_intermediate_are_verified_when_they_come() {
     let unlisted = store(&[&root], std::slice::from_ref(&clean), SOFT, None);
     assert_eq!(admits(&unlisted, &good), GOOD);
     let listed = store(&[&root], &lists(1, &[1000]), SOFT, Some(&unlisted));
-    assert!(listed.withdrawn_since(&unlisted).ends(&proof));
+    assert!(listed.delta_since(&unlisted).invalidates(&proof));
 }
 
 #[test]
@@ -389,6 +389,6 @@ fn early_list_replaces_the_older_one_once_it_is_in_force() {
         let later = |leaf| tls::check_client(held.clone(), &chain(leaf), unix(2 * HOUR)).is_ok();
         assert!(later(&good), "the older list has expired, and no longer counts");
         assert!(later(&restored));
-        assert_eq!(held.revocations().unwrap().coverage().len(), 2, "one of each issuer");
+        assert_eq!(held.revocations().unwrap().crl_infos().len(), 2, "one of each issuer");
     }
 }

@@ -175,7 +175,7 @@ impl Suite {
 
     /// The lists of the anchor and of all these, and those that bear the file name of one of these, whosever
     /// they are.
-    fn lists_of(&self, leaf: &File, above: &[&File]) -> Vec<&File> {
+    fn crls_of(&self, leaf: &File, above: &[&File]) -> Vec<&File> {
         let names = || std::iter::once(&self.anchor).chain(above.iter().copied());
         let is_theirs = |list: &&File| {
             let named = list.name.strip_suffix("CRL").unwrap_or(&list.name);
@@ -190,7 +190,7 @@ impl Suite {
     fn check(&self, leaf: &File, judging: Judging) -> Result<(), String> {
         let above = self.above(leaf);
         // The certificates stand beside the lists, so that the lists of intermediates count.
-        let lists = self.lists_of(leaf, &above);
+        let lists = self.crls_of(leaf, &above);
         let lists: String = lists.iter().chain(&above).map(|file| file.pem()).collect();
         let lists = (judging == Judging::Lists).then_some(lists);
         self.check_by(leaf, lists.as_deref(), RevocationPolicy::default())

@@ -66,11 +66,11 @@ fn a_proof_ends_with_what_is_revoked_of_its_way_and_with_nothing_else() {
     let check = |below: &[u64], root: &[u64], expected: bool| {
         let lists = [List::new(2, below), List::new(2, root)];
         let now = world.listed(Some(&lists[0]), Some(&lists[1]));
-        let withdrawn = now.withdrawn_since(&before);
-        assert_eq!(withdrawn.ends(&proof), expected, "{below:?}, {root:?}");
+        let withdrawn = now.delta_since(&before);
+        assert_eq!(withdrawn.invalidates(&proof), expected, "{below:?}, {root:?}");
         // What was revoked before is not withdrawn again.
         let later = world.listed(Some(&List::new(3, below)), Some(&List::new(3, root)));
-        assert!(later.withdrawn_since(&now).is_empty(), "{below:?}, {root:?}");
+        assert!(later.delta_since(&now).is_empty(), "{below:?}, {root:?}");
     };
     check(&[1000], &[], true);
     check(&[], &[50], true);
@@ -97,7 +97,7 @@ fn certificates_beside_the_way_do_not_count_in_whatever_order_they_are_shown() {
     let plain = proof(&[&below, &middle]);
     assert_eq!(plain.links().len(), 6, "three certificates and three authorities");
     assert_eq!(proof(&[&middle, &beside, &top, &below]), plain);
-    assert_eq!(plain.ends(), unix(24 * HOUR).as_secs());
+    assert_eq!(plain.expires_at(), unix(24 * HOUR).as_secs());
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_proof_ends_with_the_first_of_its_certificates() {
     let below = intermediate(params, &top);
     let shown = leaf(&leaf_params(WEB, 1), &below, &[&below]).chain;
     let proof = prove(&shown, &store(&[&top], None)).unwrap();
-    assert_eq!(proof.ends(), unix(HOUR).as_secs());
+    assert_eq!(proof.expires_at(), unix(HOUR).as_secs());
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn expired_intermediate_does_not_end_the_proof_of_its_renewal() {
     let [expired, renewed] = [below(50, -HOUR, &top), below(51, HOUR, &top)];
     let good = leaf(&leaf_params(WEB, 1), &renewed, &[]).chain;
     let plain = prove(&(good.clone() + &renewed.pem()), &store(&[&top], None)).unwrap();
-    assert_eq!(plain.ends(), unix(HOUR).as_secs());
+    assert_eq!(plain.expires_at(), unix(HOUR).as_secs());
     for both in [[&expired, &renewed], [&renewed, &expired]] {
         let held = store(&[&top, both[0], both[1]], None);
         let shown = good.clone() + &both[0].pem() + &both[1].pem();
@@ -143,12 +143,12 @@ fn revoked_intermediate_does_not_end_the_proof_of_another_with_its_name() {
         let bundle = [&top, both[0], both[1]];
         let before = listed(&bundle, &lists(1, &[]), None);
         let after = listed(&bundle, &lists(2, &[50]), Some(&before));
-        let withdrawn = after.withdrawn_since(&before);
+        let withdrawn = after.delta_since(&before);
         for shown in [&[][..], &both] {
             let by_old = leaf(&leaf_params(WEB, 1), &old, shown).chain;
             let by_new = leaf(&leaf_params(WEB, 2), &new, shown).chain;
             let [by_old, by_new] = [by_old, by_new].map(|chain| prove(&chain, &before).unwrap());
-            assert!(withdrawn.ends(&by_old) && !withdrawn.ends(&by_new));
+            assert!(withdrawn.invalidates(&by_old) && !withdrawn.invalidates(&by_new));
         }
     }
 }
@@ -160,7 +160,7 @@ fn forged_certificate_that_a_client_shows_does_not_lengthen_its_proof() {
     let trust = store(&[&top], None);
     for above in [[&short, &forged], [&forged, &short]] {
         let shown = leaf(&leaf_params(WEB, 1), &short, &above).chain;
-        assert_eq!(prove(&shown, &trust).unwrap().ends(), unix(HOUR / 2).as_secs());
+        assert_eq!(prove(&shown, &trust).unwrap().expires_at(), unix(HOUR / 2).as_secs());
     }
     let forged = leaf(&leaf_params(WEB, 1), &forged, &[&forged, &short]).chain;
     assert_eq!(prove(&forged, &trust), None);
@@ -176,16 +176,16 @@ fn intermediate_that_becomes_an_anchor_or_was_one_keeps_its_connections() {
     let by_anchor = prove(&through, &alone).unwrap();
     let by_root = prove(&through, &both).unwrap();
     let by_another = prove(&past, &both).unwrap();
-    assert!(!both.withdrawn_since(&alone).ends(&by_anchor));
-    let withdrawn = alone.withdrawn_since(&both);
-    assert!(!withdrawn.ends(&by_root) && withdrawn.ends(&by_another));
+    assert!(!both.delta_since(&alone).invalidates(&by_anchor));
+    let withdrawn = alone.delta_since(&both);
+    assert!(!withdrawn.invalidates(&by_root) && withdrawn.invalidates(&by_another));
     // Later stores decide about both, whatever the bundle was when the connection began.
     let root_alone = store(&[&top], Some(&both));
-    let withdrawn = root_alone.withdrawn_since(&both);
-    assert!(withdrawn.ends(&by_anchor), "a client may not have shown the intermediate");
-    assert!(!withdrawn.ends(&by_root) && !withdrawn.ends(&by_another));
-    let others = store(&[&other], Some(&alone)).withdrawn_since(&alone);
-    assert!(others.ends(&by_anchor) && others.ends(&by_root));
+    let withdrawn = root_alone.delta_since(&both);
+    assert!(withdrawn.invalidates(&by_anchor), "a client may not have shown the intermediate");
+    assert!(!withdrawn.invalidates(&by_root) && !withdrawn.invalidates(&by_another));
+    let others = store(&[&other], Some(&alone)).delta_since(&alone);
+    assert!(others.invalidates(&by_anchor) && others.invalidates(&by_root));
 }
 
 #[test]
@@ -200,8 +200,8 @@ fn former_anchor_that_is_not_valid_below_its_root_loses_its_connections() {
         let int = below(50, ends, root);
         let before = store(&[&int], None);
         let proof = prove(&leaf(&leaf_params(WEB, 1), &int, &[]).chain, &before).unwrap();
-        let withdrawn = store(&[root, &int], Some(&before)).withdrawn_since(&before);
-        assert_eq!(withdrawn.ends(&proof), expected);
+        let withdrawn = store(&[root, &int], Some(&before)).delta_since(&before);
+        assert_eq!(withdrawn.invalidates(&proof), expected);
     };
     check(&top, HOUR, false);
     check(&top, -HOUR, true);
@@ -217,7 +217,7 @@ fn former_anchor_that_its_root_revokes_loses_its_connections() {
     let alone = listed(&[&below], std::slice::from_ref(&own), None);
     let proof = prove(&good.chain, &alone).unwrap();
     let both = [&root, &below];
-    let ends = |new: &TrustStore, old: &TrustStore| new.withdrawn_since(old).ends(&proof);
+    let ends = |new: &TrustStore, old: &TrustStore| new.delta_since(old).invalidates(&proof);
     assert!(ends(&listed(&both, &lists(1, &[50]), Some(&alone)), &alone), "at once");
     assert!(ends(&listed(&both, std::slice::from_ref(&own), Some(&alone)), &alone), "no list");
     let clean = listed(&both, &lists(1, &[]), Some(&alone));
@@ -231,13 +231,13 @@ fn roots_of_one_name_are_told_apart() {
     let both = store(&[&old, &new], None);
     let proof = |ca: &Ca| prove(&leaf(&leaf_params(WEB, 1), ca, &[]).chain, &both).unwrap();
     let later = store(&[&new], Some(&both));
-    let withdrawn = later.withdrawn_since(&both);
-    assert!(withdrawn.ends(&proof(&old)) && !withdrawn.ends(&proof(&new)));
+    let withdrawn = later.delta_since(&both);
+    assert!(withdrawn.invalidates(&proof(&old)) && !withdrawn.invalidates(&proof(&new)));
     // The other way round nothing is taken back, and who replaces whom is known.
-    assert!(both.withdrawn_since(&later).is_empty());
-    let (before, after) = (both.standing(), later.standing());
-    assert_eq!((before.line, before.generation + 1), (after.line, after.generation));
-    assert_ne!(store(&[&new], None).standing().line, after.line);
+    assert!(both.delta_since(&later).is_empty());
+    let (before, after) = (both.version(), later.version());
+    assert_eq!((before.lineage, before.generation + 1), (after.lineage, after.generation));
+    assert_ne!(store(&[&new], None).version().lineage, after.lineage);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use rustls::{ClientConfig, ClientConnection, Connection, Error, ServerConfig, Se
 use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::fault::{PeerFault, last};
-use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
+use weft_certs::tls::{ClientAuthentication, ClientTls, LoadedIdentity, ServerTls, SessionTickets};
 use weft_model::{StringMatch, TlsParameters, TlsVersion};
 
 /// The moment of the tests.
@@ -31,8 +31,8 @@ impl TimeProvider for Now {
     }
 }
 
-fn identity(leaf: &Leaf) -> Identity {
-    Identity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap()
+fn identity(leaf: &Leaf) -> LoadedIdentity {
+    LoadedIdentity::load(leaf.chain.as_bytes(), leaf.key.as_bytes()).unwrap()
 }
 
 fn required(trust: TrustStore) -> ClientAuthentication {
@@ -53,24 +53,25 @@ fn by_each_version(test: impl Fn(TlsVersion)) {
 fn server(
     (world, version): Setting<'_>,
     clients: ClientAuthentication,
-    tickets: &Tickets,
-) -> Server {
+    tickets: &SessionTickets,
+) -> ServerTls {
     let alpn = ["h2".into()];
-    Server::new(&identity(&world.good), clients, &alpn, &only(version), tickets).unwrap()
+    ServerTls::new(&identity(&world.good), clients, &alpn, &only(version), tickets).unwrap()
 }
 
-fn client((world, version): Setting<'_>, own: Option<&Leaf>) -> (Client, Arc<ClientConfig>) {
+fn client((world, version): Setting<'_>, own: Option<&Leaf>) -> (ClientTls, Arc<ClientConfig>) {
     let own = own.map(identity);
     let names = vec![StringMatch::Exact(WEB.into())];
     let trust = Arc::new(world.trust());
-    let client = Client::new(own.as_ref(), trust, names, &["h2".into()], &only(version)).unwrap();
+    let client =
+        ClientTls::new(own.as_ref(), trust, names, &["h2".into()], &only(version)).unwrap();
     let mut config = ClientConfig::clone(client.config());
     config.time_provider = Arc::new(Now);
     (client, Arc::new(config))
 }
 
 /// The client and the server after their handshake, and after what the server has to say then.
-fn meet(client: &Arc<ClientConfig>, server: &Server, name: &str) -> (Connection, Connection) {
+fn meet(client: &Arc<ClientConfig>, server: &ServerTls, name: &str) -> (Connection, Connection) {
     let mut config = ServerConfig::clone(server.config());
     config.time_provider = Arc::new(Now);
     let name = name.to_owned().try_into().unwrap();
@@ -87,8 +88,8 @@ fn meet(client: &Arc<ClientConfig>, server: &Server, name: &str) -> (Connection,
 /// What `then` says of a client whose session began with `first`, at a time in seconds from now.
 fn returns(
     world: Setting<'_>,
-    first: &Server,
-    then: &Server,
+    first: &ServerTls,
+    then: &ServerTls,
     seconds: i64,
 ) -> Result<bool, PeerFault> {
     let (_, config) = client(world, Some(&world.0.good));
@@ -105,7 +106,7 @@ fn full_and_resumed_handshakes_have_the_same_proof_on_both_sides() {
     by_each_version(|version| {
         let world = World::new();
         let setting = (&world, version);
-        let server = server(setting, required(world.trust()), &Tickets::new().unwrap());
+        let server = server(setting, required(world.trust()), &SessionTickets::new().unwrap());
         let (client, config) = client(setting, Some(&world.good));
         let proofs = [Full, Resumed].map(|kind| {
             let (near, far) = meet(&config, &server, "server.test");
@@ -118,7 +119,7 @@ fn full_and_resumed_handshakes_have_the_same_proof_on_both_sides() {
             proved
         });
         assert_eq!(proofs[0], proofs[1]);
-        assert_eq!(proofs[0].ends(), unix(24 * HOUR).as_secs());
+        assert_eq!(proofs[0].expires_at(), unix(24 * HOUR).as_secs());
     });
 }
 
@@ -127,7 +128,7 @@ fn who_returns_is_checked_by_what_holds_then() {
     by_each_version(|version| {
         let world = World::new();
         let check = |name: &str, clients, seconds, expected: Result<bool, PeerFault>| {
-            let tickets = Tickets::new().unwrap();
+            let tickets = SessionTickets::new().unwrap();
             let first = server((&world, version), required(world.trust()), &tickets);
             let then = server((&world, version), clients, &tickets);
             let resumed = returns((&world, version), &first, &then, seconds);
@@ -159,7 +160,7 @@ fn who_returns_is_checked_by_what_holds_then() {
 fn who_is_refused_may_show_a_new_certificate() {
     by_each_version(|version| {
         let world = World::new();
-        let tickets = Tickets::new().unwrap();
+        let tickets = SessionTickets::new().unwrap();
         let own = server((&world, version), required(world.trust()), &tickets);
         let (_, config) = client((&world, version), Some(&world.good));
         let meet = || meet(&config, &own, "server.test").1;
@@ -178,7 +179,7 @@ fn who_is_refused_may_show_a_new_certificate() {
 fn who_showed_nothing_proves_nothing_where_it_must() {
     by_each_version(|version| {
         let world = World::new();
-        let tickets = Tickets::new().unwrap();
+        let tickets = SessionTickets::new().unwrap();
         let (_, config) = client((&world, version), None);
         meet(
             &config,
@@ -208,9 +209,11 @@ fn a_session_is_of_one_listener_and_one_name() {
     by_each_version(|version| {
         let world = World::new();
         let (_, config) = client((&world, version), Some(&world.good));
-        let own = server((&world, version), required(world.trust()), &Tickets::new().unwrap());
-        let other = server((&world, version), required(world.trust()), &Tickets::new().unwrap());
-        let kind = |server: &Server, name: &str| meet(&config, server, name).1.handshake_kind();
+        let own =
+            server((&world, version), required(world.trust()), &SessionTickets::new().unwrap());
+        let other =
+            server((&world, version), required(world.trust()), &SessionTickets::new().unwrap());
+        let kind = |server: &ServerTls, name: &str| meet(&config, server, name).1.handshake_kind();
         assert_eq!(kind(&own, "server.test"), Some(Full));
         assert_eq!(kind(&own, "server.test"), Some(Resumed));
         assert_eq!(kind(&own, "other.test"), Some(Full), "another name");
@@ -225,7 +228,7 @@ fn a_session_is_of_one_listener_and_one_name() {
 fn a_server_that_is_met_again_is_checked_by_the_time() {
     by_each_version(|version| {
         let world = World::new();
-        let tickets = Tickets::new().unwrap();
+        let tickets = SessionTickets::new().unwrap();
         let own = server((&world, version), required(world.trust()), &tickets);
         let (client, config) = client((&world, version), Some(&world.good));
         let name = "server.test".try_into().unwrap();
@@ -247,10 +250,10 @@ fn a_server_that_is_met_again_is_checked_by_the_time() {
 #[test]
 fn session_of_one_version_is_not_resumed_by_the_other() {
     let world = World::new();
-    let tickets = Tickets::new().unwrap();
+    let tickets = SessionTickets::new().unwrap();
     let both = |version| server((&world, version), required(world.trust()), &tickets);
     let parameters = TlsParameters::default();
-    let own = Client::new(
+    let own = ClientTls::new(
         Some(&identity(&world.good)),
         Arc::new(world.trust()),
         vec![StringMatch::Exact(WEB.into())],
@@ -261,7 +264,7 @@ fn session_of_one_version_is_not_resumed_by_the_other() {
     let mut config = ClientConfig::clone(own.config());
     config.time_provider = Arc::new(Now);
     let config = Arc::new(config);
-    let kind = |server: &Server| meet(&config, server, "server.test").1.handshake_kind();
+    let kind = |server: &ServerTls| meet(&config, server, "server.test").1.handshake_kind();
     assert_eq!(kind(&both(TlsVersion::V1_3)), Some(Full));
     assert_eq!(kind(&both(TlsVersion::V1_2)), Some(Full));
     assert_eq!(kind(&both(TlsVersion::V1_3)), Some(Full));

@@ -16,7 +16,10 @@ use pki::{Ca, Critical, HOUR, List, NOW, at, ca_params, crl_pem, der, extension,
 use rcgen::{CustomExtension, IsCa, KeyUsagePurpose};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
-use weft_certs::{Asked, Authority, CrlIndex, Revocation, Revoked, Role, Signers};
+use weft_certs::{
+    Authority, CertificateRole, CrlIndex, CrlSigners, RevocationQuery, RevocationStatus,
+    RevokedCertificate,
+};
 use weft_model::{RevocationMode, RevocationPolicy};
 
 const DELTA_INDICATOR: &[u8] = &[0x55, 0x1d, 0x1b];
@@ -25,8 +28,8 @@ const CRL_NUMBER: &[u8] = &[0x55, 0x1d, 0x14];
 const CERTIFICATE_ISSUER: &[u8] = &[0x55, 0x1d, 0x1d];
 const UNHEARD_OF: &[u8] = &[0x55, 0x1d, 0x7f];
 
-fn signers<'a>(roots: &'a [CertificateDer<'static>]) -> Signers<'a> {
-    Signers { roots, intermediates: &[], seen: &[] }
+fn signers<'a>(roots: &'a [CertificateDer<'static>]) -> CrlSigners<'a> {
+    CrlSigners { roots, intermediates: &[], seen: &[] }
 }
 
 fn load(bytes: &[u8], roots: &[&Ca], previous: Option<&CrlIndex>) -> Result<CrlIndex, String> {
@@ -36,14 +39,26 @@ fn load(bytes: &[u8], roots: &[&Ca], previous: Option<&CrlIndex>) -> Result<CrlI
 }
 
 /// What `index` knows of the leaf that `ca` gave this number.
-fn status(index: &CrlIndex, ca: &Ca, serial: u64) -> Revocation {
-    status_of(index, ca, &pki::integer(serial), Role::Leaf, unix(0))
+fn status(index: &CrlIndex, ca: &Ca, serial: u64) -> RevocationStatus {
+    status_of(index, ca, &pki::integer(serial), CertificateRole::Leaf, unix(0))
 }
 
-fn status_of(index: &CrlIndex, ca: &Ca, serial: &[u8], role: Role, now: UnixTime) -> Revocation {
+fn status_of(
+    index: &CrlIndex,
+    ca: &Ca,
+    serial: &[u8],
+    role: CertificateRole,
+    now: UnixTime,
+) -> RevocationStatus {
     let anchor = webpki::anchor_from_trusted_cert(ca.der()).unwrap();
     index.status(
-        &Asked { issuer: &anchor.subject, issuer_key: None, serial, role, certificate: &[] },
+        &RevocationQuery {
+            issuer: &anchor.subject,
+            issuer_key: None,
+            serial,
+            role,
+            certificate: &[],
+        },
         now,
     )
 }
@@ -66,8 +81,8 @@ fn the_lists_of_our_own_authority_speak_for_its_root_and_its_intermediate() {
     let root = CertificateDer::from_pem_slice(files.root_certificate.as_bytes()).unwrap();
     let below = CertificateDer::from_pem_slice(files.intermediate_certificate.as_bytes()).unwrap();
     let authority = Authority::load(files, "mesh.test").unwrap();
-    let revoked = [Revoked { serial: "0a0b".into(), at: pki::now() }];
-    let pem = authority.revocation_lists(&revoked, 1, pki::now(), Duration::from_secs(60)).unwrap();
+    let revoked = [RevokedCertificate { serial: "0a0b".into(), at: pki::now() }];
+    let pem = authority.crls(&revoked, 1, pki::now(), Duration::from_secs(60)).unwrap();
 
     let index = CrlIndex::load(
         pem.as_bytes(),
@@ -83,16 +98,16 @@ fn the_lists_of_our_own_authority_speak_for_its_root_and_its_intermediate() {
     let check = |issuer, serial: &[u8], role, expected| {
         assert_eq!(
             index.status(
-                &Asked { issuer, issuer_key: None, serial, role, certificate: &[] },
+                &RevocationQuery { issuer, issuer_key: None, serial, role, certificate: &[] },
                 unix(0)
             ),
             expected
         );
     };
-    check(&below, &[0x0a, 0x0b], Role::Leaf, Revocation::Revoked);
-    check(&below, &[0x0a, 0x0c], Role::Leaf, Revocation::Good);
-    check(&root, &[0x0a, 0x0b], Role::Authority, Revocation::Good);
-    check(b"somebody else", &[0x0a, 0x0b], Role::Leaf, Revocation::Unknown);
+    check(&below, &[0x0a, 0x0b], CertificateRole::Leaf, RevocationStatus::Revoked);
+    check(&below, &[0x0a, 0x0c], CertificateRole::Leaf, RevocationStatus::Good);
+    check(&root, &[0x0a, 0x0b], CertificateRole::Authority, RevocationStatus::Good);
+    check(b"somebody else", &[0x0a, 0x0b], CertificateRole::Leaf, RevocationStatus::Unknown);
 }
 
 #[test]
@@ -102,8 +117,8 @@ fn of_the_lists_in_a_set_the_newest_counts_wherever_it_stands() {
     let newer = List::new(2, &[8]).signed_by(&ca);
     for order in [[older.clone(), newer.clone()], [newer, older]] {
         let index = load(set(&order).as_bytes(), &[&ca], None).unwrap();
-        assert_eq!(status(&index, &ca, 7), Revocation::Good);
-        assert_eq!(status(&index, &ca, 8), Revocation::Revoked);
+        assert_eq!(status(&index, &ca, 7), RevocationStatus::Good);
+        assert_eq!(status(&index, &ca, 8), RevocationStatus::Revoked);
         assert!(index.warnings()[0].contains("the newer one counts"), "{:?}", index.warnings());
     }
 }
@@ -116,7 +131,7 @@ fn the_number_of_a_list_counts_before_its_date() {
     };
     let check = |lists: &[Vec<u8>], revoked| {
         let index = load(set(lists).as_bytes(), &[&ca], None).unwrap();
-        assert_eq!(status(&index, &ca, revoked), Revocation::Revoked);
+        assert_eq!(status(&index, &ca, revoked), RevocationStatus::Revoked);
         assert_eq!(index.len(), 1);
     };
     check(&[list(255, -60, 1), list(256, -600, 2)], 2);
@@ -137,10 +152,10 @@ fn an_older_push_leaves_the_list_in_force_and_says_so() {
     };
     let first = push(5, 5, None);
     let second = push(4, 6, Some(&first));
-    assert_eq!(status(&second, &one, 5), Revocation::Revoked, "the list in force stays");
-    assert_eq!(status(&second, &one, 4), Revocation::Good, "the older one does not count");
-    assert_eq!(status(&second, &two, 6), Revocation::Revoked, "the newer one replaces it");
-    assert_eq!(status(&second, &two, 5), Revocation::Good);
+    assert_eq!(status(&second, &one, 5), RevocationStatus::Revoked, "the list in force stays");
+    assert_eq!(status(&second, &one, 4), RevocationStatus::Good, "the older one does not count");
+    assert_eq!(status(&second, &two, 6), RevocationStatus::Revoked, "the newer one replaces it");
+    assert_eq!(status(&second, &two, 5), RevocationStatus::Good);
     assert_eq!(second.warnings().len(), 1);
     assert!(second.warnings()[0].contains("one\" is older than the one in force, which stays"));
 
@@ -154,8 +169,8 @@ fn a_list_that_is_pushed_no_more_is_held_no_more() {
     let lists = [List::new(1, &[7]).signed_by(&one), List::new(1, &[7]).signed_by(&two)];
     let first = load(set(&lists).as_bytes(), &[&one, &two], None).unwrap();
     let second = load(set(&lists[..1]).as_bytes(), &[&one, &two], Some(&first)).unwrap();
-    assert_eq!(status(&second, &one, 7), Revocation::Revoked);
-    assert_eq!(status(&second, &two, 7), Revocation::Unknown);
+    assert_eq!(status(&second, &one, 7), RevocationStatus::Revoked);
+    assert_eq!(status(&second, &two, 7), RevocationStatus::Unknown);
 }
 
 #[test]
@@ -166,12 +181,12 @@ fn the_lists_of_an_authority_do_not_hide_those_of_its_successor_of_the_same_name
 
     let first = load(&held, &[&old], None).unwrap();
     let second = load(&fresh, &[&new], Some(&first)).unwrap();
-    assert_eq!(status(&second, &new, 8), Revocation::Revoked);
-    assert_eq!(status(&second, &new, 7), Revocation::Good);
+    assert_eq!(status(&second, &new, 8), RevocationStatus::Revoked);
+    assert_eq!(status(&second, &new, 7), RevocationStatus::Good);
 
     let both = load(set(&[held, fresh]).as_bytes(), &[&old, &new], None).unwrap();
-    assert_eq!(status(&both, &new, 7), Revocation::Revoked);
-    assert_eq!(status(&both, &new, 8), Revocation::Revoked);
+    assert_eq!(status(&both, &new, 7), RevocationStatus::Revoked);
+    assert_eq!(status(&both, &new, 8), RevocationStatus::Revoked);
 }
 
 #[test]
@@ -188,7 +203,7 @@ fn list_that_no_trusted_issuer_signed_proves_nothing_and_is_reported() {
 #[track_caller]
 fn waits(bytes: &[u8], roots: &[&Ca], reason: &str) {
     let index = load(bytes, roots, None).unwrap();
-    assert_eq!(index.coverage(), vec![], "{reason}");
+    assert_eq!(index.crl_infos(), vec![], "{reason}");
     let [warning] = &index.warnings()[..] else { panic!("{:?}", index.warnings()) };
     assert!(warning.contains(reason), "{warning:?} does not say {reason:?}");
 }
@@ -200,8 +215,8 @@ fn unsupported_list_of_an_unknown_issuer_leaves_others_in_force_in_strict_mode_a
     let odd = List { number: None, ..List::new(1, &[]) }.signed_by(&stranger);
     let both = set(&[odd.clone(), own.clone()]);
     let index = load(both.as_bytes(), &[&ca], None).unwrap();
-    assert_eq!(status(&index, &ca, 7), Revocation::Revoked);
-    assert_eq!(status(&index, &ca, 8), Revocation::Good);
+    assert_eq!(status(&index, &ca, 7), RevocationStatus::Revoked);
+    assert_eq!(status(&index, &ca, 8), RevocationStatus::Good);
     let warnings = index.warnings().join("; ");
     assert!(warnings.contains("revocation list 0") && warnings.contains("malformed"), "{warnings}");
     // Where lists are not needed, one that is not understood may revoke somebody.
@@ -218,8 +233,8 @@ fn one_foreign_list_leaves_the_others_in_force_and_is_named_by_its_place() {
     let good = List::new(1, &[7]).signed_by(&ca);
     let bad = List::new(1, &[7]).signed_by(&stranger);
     let index = load(set(&[good.clone(), bad]).as_bytes(), &[&ca], None).unwrap();
-    assert_eq!(status(&index, &ca, 7), Revocation::Revoked);
-    assert_eq!(status(&index, &ca, 8), Revocation::Good);
+    assert_eq!(status(&index, &ca, 7), RevocationStatus::Revoked);
+    assert_eq!(status(&index, &ca, 8), RevocationStatus::Good);
     assert!(index.warnings()[0].starts_with("revocation list 1: its issuer"));
     let broken = set(&[good]).replace("-----END", "-----BEND");
     refused(broken.as_bytes(), &[&ca], "revocation list 0: it is neither DER nor PEM");
@@ -237,7 +252,7 @@ fn an_intermediate_signs_lists_only_when_a_root_vouches_for_it_now() {
             Some(reason) => refused(set.as_bytes(), &[&root], reason),
             None => {
                 let index = load(set.as_bytes(), &[&root], None).unwrap();
-                assert_eq!(status(&index, &below, 7), Revocation::Revoked);
+                assert_eq!(status(&index, &below, 7), RevocationStatus::Revoked);
             }
         }
     };
@@ -278,7 +293,7 @@ fn an_intermediate_of_somebody_else_signs_no_lists() {
     waits(alone.as_bytes(), &[&same_name], untrusted);
     for set in [alone.clone() + &below.pem(), below.pem() + &alone] {
         let index = load(set.as_bytes(), &[&same_name], None).unwrap();
-        assert_eq!(status(&index, &deeper, 7), Revocation::Revoked);
+        assert_eq!(status(&index, &deeper, 7), RevocationStatus::Revoked);
     }
     // And may have authorities below it, at the time.
     let check = |change: fn(&mut rcgen::CertificateParams)| {
@@ -308,8 +323,8 @@ fn a_list_of_whose_time_is_over_leaves_the_others() {
     let over = pki::intermediate(over, &root);
     let lists = set(&[List::new(1, &[7]).signed_by(&root), List::new(1, &[8]).signed_by(&over)]);
     let index = load((lists + &over.pem()).as_bytes(), &[&root], None).unwrap();
-    assert_eq!(status(&index, &root, 7), Revocation::Revoked);
-    assert_eq!(status(&index, &over, 8), Revocation::Unknown);
+    assert_eq!(status(&index, &root, 7), RevocationStatus::Revoked);
+    assert_eq!(status(&index, &over, 8), RevocationStatus::Unknown);
     let [warning] = &index.warnings()[..] else { panic!("{:?}", index.warnings()) };
     assert!(warning.ends_with("is not in force; the list is ignored"), "{warning}");
 }
@@ -323,7 +338,7 @@ fn a_root_whose_key_is_not_for_lists_signs_none() {
         let root = Ca::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
         let list = List::new(1, &[7]).signed_by(&root);
         match load(&list, &[&root], None) {
-            Ok(index) => assert!(good && status(&index, &root, 7) == Revocation::Revoked),
+            Ok(index) => assert!(good && status(&index, &root, 7) == RevocationStatus::Revoked),
             Err(error) => assert!(!good && error.contains("not for signing lists"), "{error}"),
         }
     };
@@ -341,17 +356,17 @@ fn a_list_counts_from_its_this_update_and_proves_nothing_good_past_its_next_upda
     refused(&list(1, HOUR), &[&ca], "its thisUpdate is in the future");
     let index = load(&list(0, 60), &[&ca], None).unwrap();
     let check = |serial: u8, seconds, expected| {
-        let status = status_of(&index, &ca, &[serial], Role::Leaf, unix(seconds));
+        let status = status_of(&index, &ca, &[serial], CertificateRole::Leaf, unix(seconds));
         assert_eq!(status, expected, "{serial} after {seconds} s");
     };
-    check(8, 59, Revocation::Good);
-    check(8, 60, Revocation::Expired);
-    check(7, 59, Revocation::Revoked);
-    check(7, 60, Revocation::Revoked);
+    check(8, 59, RevocationStatus::Good);
+    check(8, 60, RevocationStatus::Expired);
+    check(7, 59, RevocationStatus::Revoked);
+    check(7, 60, RevocationStatus::Revoked);
     // One that is over when it comes is held, to say so.
     let index = load(&list(-HOUR, -60), &[&ca], None).unwrap();
-    assert_eq!(status(&index, &ca, 8), Revocation::Expired);
-    assert_eq!(status(&index, &ca, 7), Revocation::Revoked);
+    assert_eq!(status(&index, &ca, 8), RevocationStatus::Expired);
+    assert_eq!(status(&index, &ca, 7), RevocationStatus::Revoked);
 }
 
 /// The value of an `IssuingDistributionPoint` with these fields.
@@ -404,7 +419,7 @@ fn kinds_of_lists_that_we_cannot_judge_by_are_refused_with_their_reason() {
     let odd_but_harmless = with(extension(UNHEARD_OF, Critical::No, &number)).signed_by(&ca);
     assert_eq!(
         status(&load(&odd_but_harmless, &[&ca], None).unwrap(), &ca, 7),
-        Revocation::Revoked
+        RevocationStatus::Revoked
     );
 }
 
@@ -424,25 +439,25 @@ fn a_list_of_a_part_revokes_what_it_names_and_proves_nothing_of_the_rest() {
         list(6, 4, &[here.clone(), der(AUTHORITIES, &[0xff])]),
     ];
     let check = |index: &CrlIndex, serial, expected| {
-        for role in [Role::Leaf, Role::Authority] {
+        for role in [CertificateRole::Leaf, CertificateRole::Authority] {
             assert_eq!(status_of(index, &ca, &[serial], role, unix(0)), expected, "{serial}");
         }
     };
     for (one, serial) in lists.iter().zip(1..) {
         let index = load(one, &[&ca], None).unwrap();
-        check(&index, serial, Revocation::Revoked);
-        check(&index, 9, Revocation::Unknown);
+        check(&index, serial, RevocationStatus::Revoked);
+        check(&index, 9, RevocationStatus::Unknown);
     }
     // They stand side by side: a newer list of one part is not a newer list of another.
     let parts = load(set(&lists).as_bytes(), &[&ca], None).unwrap();
     assert_eq!((parts.len(), parts.warnings()), (4, vec![]));
-    (1..=4).for_each(|serial| check(&parts, serial, Revocation::Revoked));
-    check(&parts, 9, Revocation::Unknown);
+    (1..=4).for_each(|serial| check(&parts, serial, RevocationStatus::Revoked));
+    check(&parts, 9, RevocationStatus::Unknown);
     // A list of everything proves the rest good, older or not.
     let whole = set(&lists) + &set(&[List::new(1, &[5]).signed_by(&ca)]);
     let whole = load(whole.as_bytes(), &[&ca], Some(&parts)).unwrap();
-    (1..=5).for_each(|serial| check(&whole, serial, Revocation::Revoked));
-    check(&whole, 9, Revocation::Good);
+    (1..=5).for_each(|serial| check(&whole, serial, RevocationStatus::Revoked));
+    check(&whole, 9, RevocationStatus::Good);
 }
 
 #[test]
@@ -451,9 +466,13 @@ fn serial_numbers_are_compared_as_numbers() {
     let check = |listed: &[u8], revoked: &[&[u8]], good: &[&[u8]]| {
         let list = List { serials: vec![listed.to_vec()], ..List::new(1, &[]) };
         let index = load(&list.signed_by(&ca), &[&ca], None).unwrap();
-        let status = |serial: &&[u8]| status_of(&index, &ca, serial, Role::Leaf, unix(0));
-        assert!(revoked.iter().all(|serial| status(serial) == Revocation::Revoked), "{listed:x?}");
-        assert!(good.iter().all(|serial| status(serial) == Revocation::Good), "{listed:x?}");
+        let status =
+            |serial: &&[u8]| status_of(&index, &ca, serial, CertificateRole::Leaf, unix(0));
+        assert!(
+            revoked.iter().all(|serial| status(serial) == RevocationStatus::Revoked),
+            "{listed:x?}"
+        );
+        assert!(good.iter().all(|serial| status(serial) == RevocationStatus::Good), "{listed:x?}");
     };
     let top = [&[0x00], [0xff; 20].as_slice()].concat();
     check(&[0x01], &[&[0x01], &[0x00, 0x01]], &[&[0x02], &[0x01, 0x00], &[0xff]]);
@@ -473,16 +492,16 @@ fn pem_and_der_are_read_alike_and_an_empty_file_proves_nothing() {
     let pem = format!("# the lists of today\n\n{}\ntrailing words\n", crl_pem(&list));
     for bytes in [list.as_slice(), pem.as_bytes(), pem.replace('\n', "\r\n").as_bytes()] {
         let index = load(bytes, &[&ca], None).unwrap();
-        assert_eq!(status(&index, &ca, 7), Revocation::Revoked);
-        assert_eq!(status(&index, &ca, 8), Revocation::Good);
+        assert_eq!(status(&index, &ca, 7), RevocationStatus::Revoked);
+        assert_eq!(status(&index, &ca, 8), RevocationStatus::Good);
     }
     for bytes in ["", "nothing here", &ca.pem()] {
         let index = load(bytes.as_bytes(), &[&ca], None).unwrap();
         assert!(index.is_empty(), "{bytes:?}");
-        assert_eq!(status(&index, &ca, 8), Revocation::Unknown);
+        assert_eq!(status(&index, &ca, 8), RevocationStatus::Unknown);
     }
     let both = [list.as_slice(), &List::new(2, &[9]).signed_by(&ca)].concat();
-    assert_eq!(status(&load(&both, &[&ca], None).unwrap(), &ca, 9), Revocation::Revoked);
+    assert_eq!(status(&load(&both, &[&ca], None).unwrap(), &ca, 9), RevocationStatus::Revoked);
     refused(&[list.as_slice(), &list[..20]].concat(), &[&ca], "malformed");
     refused(&[list.as_slice(), b"\n"].concat(), &[&ca], "malformed");
     refused(&[0x30], &[&ca], "malformed");
@@ -502,7 +521,7 @@ fn no_damage_to_a_list_is_read_as_another_list() {
         damaged[bit / 8] ^= 1 << (bit % 8);
         // A signature that no longer fits leaves a list that waits for another signer.
         if let Ok(index) = load(&damaged, &[&ca], None) {
-            assert_eq!(index.coverage(), vec![], "accepted with bit {bit} turned");
+            assert_eq!(index.crl_infos(), vec![], "accepted with bit {bit} turned");
         }
     }
 }
@@ -515,8 +534,8 @@ fn no_damage_to_a_set_makes_a_revoked_certificate_good() {
     let text = set(&lists) + &below.pem();
     let check = |bytes: &[u8], what: &str| {
         if let Ok(index) = load(bytes, &[&root], None) {
-            assert_ne!(status(&index, &below, 7), Revocation::Good, "{what}");
-            assert_ne!(status(&index, &root, 8), Revocation::Good, "{what}");
+            assert_ne!(status(&index, &below, 7), RevocationStatus::Good, "{what}");
+            assert_ne!(status(&index, &root, 8), RevocationStatus::Good, "{what}");
         }
     };
     for end in 0..text.len() {
@@ -571,14 +590,14 @@ fn a_list_of_changes_counts_where_the_list_is_that_it_changes() {
     let ca = pki::root("root");
     let base = List::new(5, &[1, 2]).signed_by(&ca);
     let restoring = extension(REASON, Critical::No, &[0x0a, 1, 8]);
-    let check = |lists: &[&List], expected: &[(u64, Revocation)]| {
+    let check = |lists: &[&List], expected: &[(u64, RevocationStatus)]| {
         let lists: Vec<Vec<u8>> = lists.iter().map(|list| list.signed_by(&ca)).collect();
         let index = load(&[lists.concat(), base.clone()].concat(), &[&ca], None).unwrap();
         for (serial, expected) in expected {
             assert_eq!(status(&index, &ca, *serial), *expected, "{serial}");
         }
     };
-    let (good, revoked) = (Revocation::Good, Revocation::Revoked);
+    let (good, revoked) = (RevocationStatus::Good, RevocationStatus::Revoked);
     let adding = delta(List::new(6, &[3]), 5);
     check(&[&adding], &[(1, revoked), (2, revoked), (3, revoked), (4, good)]);
     let back = delta(List { entry_extensions: restoring.clone(), ..List::new(7, &[2, 3]) }, 5);
@@ -589,7 +608,7 @@ fn a_list_of_changes_counts_where_the_list_is_that_it_changes() {
     check(&[&delta(List::new(4, &[4]), 3)], &[(1, revoked), (4, good)]);
     // Both must be in force.
     let over = delta(List { this_update: -HOUR, next_update: -60, ..List::new(6, &[3]) }, 5);
-    check(&[&over], &[(3, revoked), (4, Revocation::Expired)]);
+    check(&[&over], &[(3, revoked), (4, RevocationStatus::Expired)]);
     // A whole list takes nothing back.
     let whole = List { entry_extensions: restoring, ..List::new(6, &[2]) };
     check(&[&whole], &[(2, revoked), (1, good)]);
@@ -624,11 +643,11 @@ fn a_list_of_a_part_speaks_of_the_certificates_that_name_it() {
     let check = |points: &[Vec<u8>], expected| {
         let leaf = at_points(&ca, points);
         let serial = [9];
-        let asked = Asked {
+        let asked = RevocationQuery {
             issuer: &issuer,
             issuer_key: None,
             serial: &serial,
-            role: Role::Leaf,
+            role: CertificateRole::Leaf,
             certificate: &leaf,
         };
         assert_eq!(index.status(&asked, unix(0)), expected, "{points:x?}");
@@ -637,7 +656,7 @@ fn a_list_of_a_part_speaks_of_the_certificates_that_name_it() {
         let names: Vec<u8> = uris.iter().flat_map(|uri| der(0x86, uri.as_bytes())).collect();
         der(0x30, &der(0xa0, &der(0xa0, &names)))
     };
-    let (good, unknown) = (Revocation::Good, Revocation::Unknown);
+    let (good, unknown) = (RevocationStatus::Good, RevocationStatus::Unknown);
     check(&[named(&["http://x/2"])], good);
     check(&[named(&["http://x/1", "http://x/2"])], good);
     check(&[named(&["http://x/1"]), named(&["http://x/2"])], good);
@@ -658,15 +677,15 @@ fn a_list_of_leaves_or_of_authorities_speaks_of_no_others() {
     let ca = pki::root("root");
     let list = |tag| List { extensions: scoped(&[der(tag, &[0xff])]), ..List::new(1, &[7]) };
     let (leaves, authorities) = (list(0x81).signed_by(&ca), list(0x82).signed_by(&ca));
-    let check = |lists: &[u8], expected: [Revocation; 2]| {
+    let check = |lists: &[u8], expected: [RevocationStatus; 2]| {
         let index = load(lists, &[&ca], None).unwrap();
-        let got =
-            [Role::Leaf, Role::Authority].map(|role| status_of(&index, &ca, &[9], role, unix(0)));
+        let got = [CertificateRole::Leaf, CertificateRole::Authority]
+            .map(|role| status_of(&index, &ca, &[9], role, unix(0)));
         assert_eq!(got, expected);
     };
-    check(&leaves, [Revocation::Good, Revocation::Unknown]);
-    check(&authorities, [Revocation::Unknown, Revocation::Good]);
-    check(&[leaves, authorities].concat(), [Revocation::Good; 2]);
+    check(&leaves, [RevocationStatus::Good, RevocationStatus::Unknown]);
+    check(&authorities, [RevocationStatus::Unknown, RevocationStatus::Good]);
+    check(&[leaves, authorities].concat(), [RevocationStatus::Good; 2]);
 }
 
 #[test]
@@ -680,7 +699,7 @@ fn a_million_entries_are_held_and_found() {
     assert_eq!(index.len() as u64, ENTRIES);
     assert!(index.bytes() <= 20 * index.len(), "{} bytes", index.bytes());
     for number in (0..ENTRIES).step_by(997).chain([ENTRIES - 1]) {
-        assert_eq!(status(&index, &ca, number * 3), Revocation::Revoked, "{number}");
-        assert_eq!(status(&index, &ca, number * 3 + 1), Revocation::Good, "{number}");
+        assert_eq!(status(&index, &ca, number * 3), RevocationStatus::Revoked, "{number}");
+        assert_eq!(status(&index, &ca, number * 3 + 1), RevocationStatus::Good, "{number}");
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
-use weft_certs::{Asked, CrlIndex, Revocation, Role, Signers};
+use weft_certs::{CertificateRole, CrlIndex, CrlSigners, RevocationQuery, RevocationStatus};
 use weft_model::RevocationPolicy;
 
 /// 2027-01-15, 08:00 UTC.
@@ -35,16 +35,22 @@ fn suite(name: &str) -> Option<PathBuf> {
     Some(folder)
 }
 
-fn status(index: &CrlIndex, leaf: &webpki::EndEntityCert<'_>) -> Revocation {
+fn status(index: &CrlIndex, leaf: &webpki::EndEntityCert<'_>) -> RevocationStatus {
     let (issuer, serial, certificate) = (leaf.issuer(), leaf.serial(), leaf.der());
     index.status(
-        &Asked { issuer, issuer_key: None, serial, role: Role::Leaf, certificate: &certificate },
+        &RevocationQuery {
+            issuer,
+            issuer_key: None,
+            serial,
+            role: CertificateRole::Leaf,
+            certificate: &certificate,
+        },
         now(),
     )
 }
 
-fn signers<'a>(roots: &'a [CertificateDer<'static>]) -> Signers<'a> {
-    Signers { roots, intermediates: &[], seen: &[] }
+fn signers<'a>(roots: &'a [CertificateDer<'static>]) -> CrlSigners<'a> {
+    CrlSigners { roots, intermediates: &[], seen: &[] }
 }
 
 /// Source: rustls-webpki, `tests/crls`. None of them is signed by anybody here, so the good ones end
@@ -108,7 +114,7 @@ fn the_distribution_points_of_webpki_never_make_a_leaf_good() {
             CrlIndex::load(&list, &signers(&[issuer]), None, &RevocationPolicy::default(), now())
                 .unwrap();
         let status = status(&index, &leaf);
-        assert_eq!(status, Revocation::Unknown, "{chain}");
+        assert_eq!(status, RevocationStatus::Unknown, "{chain}");
     }
 }
 
@@ -141,7 +147,7 @@ fn the_lists_of_limbo_are_judged_as_expected() {
             now(),
         )
         .map(|index| status(&index, &leaf));
-        let good = outcome == Ok(Revocation::Good);
+        let good = outcome == Ok(RevocationStatus::Good);
         assert_eq!(good, case["expected_result"] == "SUCCESS", "{id}: {outcome:?}");
     }
     assert_eq!(seen, 8);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use weft_certs::request::{self, CheckedRequest};
-use weft_certs::{Authority, AuthorityFiles, Revoked};
+use weft_certs::{Authority, AuthorityFiles, RevokedCertificate};
 use weft_model::SpiffeId;
 
 use crate::mesh_pki::{IdentityFiles, TRUST_DOMAIN, spiffe_id};
@@ -122,11 +122,11 @@ impl TestAuthority {
     /// # Panics
     /// If the CRLs cannot be signed or written.
     pub fn revoke(&self, serials: &[&str]) {
-        let entry = |serial: &&str| Revoked { serial: (*serial).to_owned(), at: now() };
-        let revoked: Vec<Revoked> = serials.iter().map(entry).collect();
+        let entry = |serial: &&str| RevokedCertificate { serial: (*serial).to_owned(), at: now() };
+        let revoked: Vec<RevokedCertificate> = serials.iter().map(entry).collect();
         let number = self.number.fetch_add(1, Relaxed);
         let life = Duration::from_secs(3600);
-        let lists = self.authority.revocation_lists(&revoked, number, now(), life);
+        let lists = self.authority.crls(&revoked, number, now(), life);
         let mut lists = lists.expect("the authority signs CRLs");
         writeln!(lists, "# number {number}").expect("a String is writable");
         let (new, file) = (self.file("revoked.new"), self.crl_file());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::{AlertDescription, ClientConfig, ClientConnection, HandshakeKind, StreamOwned};
 use rustls_pki_types::{ServerName, UnixTime};
 use weft_certs::TrustStore;
-use weft_certs::tls::{self, Identity};
+use weft_certs::tls::{self, LoadedIdentity};
 use weft_model::StringMatch;
 
 use crate::authority::{PemIdentity, TestAuthority};
@@ -41,7 +41,7 @@ pub fn client_config_trusting(
     service: &str,
     alpn: &str,
 ) -> Arc<ClientConfig> {
-    let identity = Identity::load(identity.chain.as_bytes(), identity.key.as_bytes());
+    let identity = LoadedIdentity::load(identity.chain.as_bytes(), identity.key.as_bytes());
     let trust = TrustStore::load(roots.as_bytes(), None, Vec::new(), None, UnixTime::now())
         .expect("the roots are valid");
     let names = vec![StringMatch::Exact(spiffe_id(service))];

@@ -13,7 +13,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use weft_certs::TrustStore;
-use weft_certs::tls::{Client, Identity};
+use weft_certs::tls::{ClientTls, LoadedIdentity};
 use weft_integration::authority::PemIdentity;
 use weft_integration::bootstrap::{
     UpstreamHttp, bootstrap, cluster, http, listener, route_to, verify_mode,
@@ -568,16 +568,16 @@ fn each_kind_of_crl_admits_no_unproven_client_with_and_without_a_good_one_before
 }
 
 /// A TLS client that resumes sessions.
-fn resuming_client(pki: &Pki, caller: Caller) -> Client {
+fn resuming_client(pki: &Pki, caller: Caller) -> ClientTls {
     let holder = pki.holder(caller);
-    let identity = Identity::load(holder.chain.as_bytes(), holder.key.as_bytes());
+    let identity = LoadedIdentity::load(holder.chain.as_bytes(), holder.key.as_bytes());
     let roots = pki.root.pem();
     let trust = TrustStore::load(roots.as_bytes(), None, Vec::new(), None, UnixTime::now());
     let names = vec![weft_model::StringMatch::Exact(spiffe_id("server"))];
     let identity = identity.expect("the certificate and key are an identity");
     let alpn = ["http/1.1".to_owned()];
     let trust = Arc::new(trust.expect("the root certificate is accepted"));
-    Client::new(Some(&identity), trust, names, &alpn, &weft_model::TlsParameters::default())
+    ClientTls::new(Some(&identity), trust, names, &alpn, &weft_model::TlsParameters::default())
         .expect("the client can be configured")
 }
 
@@ -589,7 +589,7 @@ fn revoked_client_is_disconnected_and_refused_in_full_and_resumed_handshakes() {
     let pki = &sidecar.pki;
     let port = sidecar.port("live");
     let clients = [Caller::Good, Caller::Bad].map(|caller| resuming_client(pki, caller));
-    let call = |client: &Client| {
+    let call = |client: &ClientTls| {
         let mut caller = TlsClient::connect(port, client.config());
         let status = caller.ask("/");
         (caller, status)

@@ -16,7 +16,7 @@ use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use weft::demo::hosts::Host;
-use weft_certs::tls::{self, Identity};
+use weft_certs::tls::{self, LoadedIdentity};
 use weft_certs::{TrustStore, validity};
 use weft_integration::authority::{PemIdentity, TestAuthority};
 use weft_integration::bootstrap::verify_mode;
@@ -170,17 +170,18 @@ fn start_callee(signer: &TestAuthority, clock: &FakeClock) -> SingleSidecar {
 struct Caller {
     port: u16,
     whole: Arc<ClientConfig>,
-    resuming: tls::Client,
+    resuming: tls::ClientTls,
 }
 
 impl Caller {
     fn new(signer: &TestAuthority, callee: &SingleSidecar, life: Duration) -> Self {
         let holder = signer.sign("web", life);
-        let identity = Identity::load(holder.chain.as_bytes(), holder.key.as_bytes()).unwrap();
+        let identity =
+            LoadedIdentity::load(holder.chain.as_bytes(), holder.key.as_bytes()).unwrap();
         let roots = signer.roots().as_bytes();
         let trust = TrustStore::load(roots, None, Vec::new(), None, UnixTime::now()).unwrap();
         let (names, alpn) = (vec![StringMatch::Exact(spiffe_id("server"))], ["http/1.1".into()]);
-        let resuming = tls::Client::new(
+        let resuming = tls::ClientTls::new(
             Some(&identity),
             Arc::new(trust),
             names,

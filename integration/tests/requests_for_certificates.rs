@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use weft::identity::{Enrolment, Source, control_dial};
 use weft_certs::request::{self, CheckedRequest};
-use weft_certs::tls::Identity;
+use weft_certs::tls::LoadedIdentity;
 use weft_certs::{Authority, identity_of, validity};
 use weft_control::issue::make_token;
 use weft_control::store::Store;
@@ -120,7 +120,8 @@ impl Control {
     /// The way to it, as somebody or as nobody.
     fn dial(&self, holder: Option<&PemIdentity>) -> Dial {
         let load = |holder: &PemIdentity| {
-            Identity::load(holder.chain.as_bytes(), holder.key.as_bytes()).expect("an identity")
+            LoadedIdentity::load(holder.chain.as_bytes(), holder.key.as_bytes())
+                .expect("an identity")
         };
         let identity = holder.map(load);
         control_dial(&self.enrolment, identity.as_ref(), "", None).expect("the root is one")

@@ -402,7 +402,7 @@ fn a_control_plane_and_who_joins_it_tell_nothing_of_their_keys() {
     let store = Store::open(&state).expect("the authority is there");
     let (files, _) = store.authority().expect("it can be read");
     drop(store);
-    let RootSigner::Ours { key: root_key } = &files.root else { panic!("it is ours") };
+    let RootSigner::Local { key: root_key } = &files.root else { panic!("it is ours") };
     let mut keys = vec![
         Traces::of("root", root_key),
         Traces::of("intermediate", &files.intermediate_key),

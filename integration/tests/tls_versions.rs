@@ -14,7 +14,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use weft_certs::TrustStore;
-use weft_certs::tls::{Client, Identity as TlsIdentity};
+use weft_certs::tls::{ClientTls, LoadedIdentity};
 use weft_integration::authority::{PemIdentity, TestAuthority};
 use weft_integration::bootstrap::{any, bootstrap, cluster, http, listener, route_to, verify_mode};
 use weft_integration::curl::Curl;
@@ -118,13 +118,14 @@ fn client_without_extended_master_secret_is_refused() {
 
 /// A client of ours that speaks TLS 1.2 alone, and resumes sessions.
 fn older_client(signer: &TestAuthority, holder: &PemIdentity) -> Arc<ClientConfig> {
-    let identity = TlsIdentity::load(holder.chain.as_bytes(), holder.key.as_bytes()).unwrap();
+    let identity = LoadedIdentity::load(holder.chain.as_bytes(), holder.key.as_bytes()).unwrap();
     let roots = signer.roots().as_bytes();
     let trust = TrustStore::load(roots, None, Vec::new(), None, UnixTime::now()).unwrap();
     let names = vec![StringMatch::Exact(spiffe_id("server"))];
     let parameters = TlsParameters { maximum: TlsVersion::V1_2, ..TlsParameters::default() };
     let alpn = ["http/1.1".to_owned()];
-    let client = Client::new(Some(&identity), Arc::new(trust), names, &alpn, &parameters).unwrap();
+    let client =
+        ClientTls::new(Some(&identity), Arc::new(trust), names, &alpn, &parameters).unwrap();
     client.config().clone()
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::Notify;
-use weft_certs::{LinkId, Proof, TrustStore, Withdrawn};
+use weft_certs::{LinkId, Proof, TrustDelta, TrustStore};
 
 use crate::metrics::Metrics;
 
@@ -47,7 +47,7 @@ struct RevocationDelta {
     /// The first generation of the store that does not vouch for it.
     generation: u64,
     /// None: everything.
-    links: Option<Arc<Withdrawn>>,
+    links: Option<Arc<TrustDelta>>,
     /// How long what has begun may last.
     drain: Duration,
 }
@@ -55,19 +55,19 @@ struct RevocationDelta {
 impl RevocationDeltas {
     /// Adds what `store` does not vouch for and `previous`, which it replaces, did.
     pub(crate) fn add(&mut self, store: &TrustStore, previous: &TrustStore) {
-        let links = store.withdrawn_since(previous);
+        let links = store.delta_since(previous);
         if links.is_empty() {
             return;
         }
-        let standing = store.standing();
-        let (line, generation) = (standing.line, standing.generation);
+        let standing = store.version();
+        let (line, generation) = (standing.lineage, standing.generation);
         let drain = store.policy().drain;
         self.push(RevocationDelta { line, generation, links: Some(Arc::new(links)), drain });
     }
 
     /// Adds all that a store vouched for by which nobody is checked any more.
     pub(crate) fn add_all(&mut self, store: &TrustStore) {
-        let line = store.standing().line;
+        let line = store.version().lineage;
         let drain = store.policy().drain.max(REMOVED_STORE_DRAIN);
         self.push(RevocationDelta { line, generation: u64::MAX, links: None, drain });
     }
@@ -80,9 +80,10 @@ impl RevocationDeltas {
     }
 
     /// Whether a proof that a store accepted does not stand any more.
-    pub(crate) fn affect(&self, proof: &Proof, store: weft_certs::Standing) -> bool {
-        let weft_certs::Standing { line, generation } = store;
-        let mut later = self.latest.iter().filter(|w| w.line == line && w.generation > generation);
+    pub(crate) fn affect(&self, proof: &Proof, store: weft_certs::TrustStoreVersion) -> bool {
+        let weft_certs::TrustStoreVersion { lineage, generation } = store;
+        let mut later =
+            self.latest.iter().filter(|w| w.line == lineage && w.generation > generation);
         later.any(|withdrawal| withdrawal.affects(proof))
     }
 
@@ -95,7 +96,7 @@ impl RevocationDeltas {
 
 impl RevocationDelta {
     fn affects(&self, proof: &Proof) -> bool {
-        self.links.as_ref().is_none_or(|links| links.ends(proof))
+        self.links.as_ref().is_none_or(|links| links.invalidates(proof))
     }
 }
 
@@ -224,11 +225,11 @@ impl ConnectionRegistry {
     ) -> RegisteredConnection {
         let (id, standing) = (self.next.get(), Rc::new(ConnectionStatus::default()));
         self.next.set(id + 1);
-        let line = trust.standing().line;
-        if latest.affect(&proof, trust.standing()) {
+        let line = trust.version().lineage;
+        if latest.affect(&proof, trust.version()) {
             standing.state.set(ConnectionState::Closed);
         }
-        let due = proof.ends();
+        let due = proof.expires_at();
         self.by_end.borrow_mut().insert((due, id));
         let mut by_link = self.by_link.borrow_mut();
         for link in proof.links() {
@@ -316,7 +317,7 @@ impl ConnectionRegistry {
         let members = self.members.borrow();
         if let Some(links) = withdrawal.links.as_ref().filter(|all| all.len() < by_link.len()) {
             let held = links.links().filter_map(|link| by_link.get(&(line, *link)));
-            let is_closed = |id: &u64| members.get(id).is_some_and(|m| links.ends(&m.proof));
+            let is_closed = |id: &u64| members.get(id).is_some_and(|m| links.invalidates(&m.proof));
             return held.flatten().copied().filter(is_closed).collect();
         }
         // A whole list at once, say the first one: the connections are fewer.
@@ -396,7 +397,7 @@ mod tests {
     use rustls_pki_types::pem::PemObject;
     use rustls_pki_types::{CertificateDer, UnixTime};
     use weft_certs::request::{self, CheckedRequest};
-    use weft_certs::{Authority, Revoked, TrustParts, tls};
+    use weft_certs::{Authority, RevokedCertificate, TrustParts, tls};
     use weft_model::RevocationPolicy;
 
     use super::*;
@@ -440,10 +441,10 @@ mod tests {
             number: u64,
             previous: Option<&Arc<TrustStore>>,
         ) -> Arc<TrustStore> {
-            let entry = |serial: &&str| Revoked { serial: (*serial).to_owned(), at: self.now };
+            let entry =
+                |serial: &&str| RevokedCertificate { serial: (*serial).to_owned(), at: self.now };
             let revoked: Vec<_> = revoked.iter().map(entry).collect();
-            let lists =
-                self.authority.revocation_lists(&revoked, number, self.now, EXPIRED_DRAIN).unwrap();
+            let lists = self.authority.crls(&revoked, number, self.now, EXPIRED_DRAIN).unwrap();
             let roots = self.authority.trust_bundle().as_bytes();
             let (revocations, names) = (Some(lists.as_bytes()), Vec::new());
             let parts = TrustParts { roots, revocations, names, policy };
@@ -575,7 +576,7 @@ mod tests {
             (TestAuthority::new(), Rc::<ConnectionRegistry>::default(), Metrics::default());
         let store = world.store(&[], 1, None);
         let proof = prove(&world.sign().0, &store);
-        let ends = proof.ends();
+        let ends = proof.expires_at();
         let enrolled = registry.register(NOWHERE, proof, &store, &RevocationDeltas::default());
         let check = |now, leaving, ended| {
             registry.tick(now, &metrics);

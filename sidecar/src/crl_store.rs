@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use weft_certs::holds_lists;
+use weft_certs::check_crls;
 use weft_model::DistributionPoint;
 
 use crate::fetch::{FetchFailure, FetchResponse, Validators, wait_after};
@@ -83,7 +83,7 @@ impl CrlStore {
             failures: 0,
             problem: None,
         });
-        let outcome = outcome.and_then(|answer| match answer.body.as_deref().map(holds_lists) {
+        let outcome = outcome.and_then(|answer| match answer.body.as_deref().map(check_crls) {
             Some(Err(reason)) => {
                 Err(FetchFailure::Failed(format!("what came is no list: {reason}")))
             }
@@ -148,7 +148,7 @@ pub(crate) mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let files = Authority::create("mesh.test", now).unwrap();
         let authority = Authority::load(files, "mesh.test").unwrap();
-        authority.revocation_lists(&[], number, now, Duration::from_secs(60)).unwrap()
+        authority.crls(&[], number, now, Duration::from_secs(60)).unwrap()
     }
 
     pub(crate) fn answer(

@@ -9,7 +9,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use weft_certs::{Authority, CrlIndex, Given, RootSigner, Signers, describe_crl};
+use weft_certs::{Authority, CrlIndex, CrlSigners, ExternalCaFiles, RootSigner, describe_crl};
 use weft_control::admin_socket::{self, AdminCommand, PrivateKey};
 use weft_control::ca_rotation::RotationStep;
 use weft_control::issue::{check_trust_domain, issue_locally};
@@ -60,14 +60,14 @@ struct GivenFiles {
 }
 
 impl GivenFiles {
-    fn read(&self) -> Result<Given, Failure> {
+    fn read(&self) -> Result<ExternalCaFiles, Failure> {
         let read = |file: &Path| {
             std::fs::read_to_string(file)
                 .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
         };
         let lists = self.root_lists.as_deref().map(read).transpose()?.unwrap_or_default();
         let (root, certificate) = (read(&self.root)?, read(&self.certificate)?);
-        Ok(Given { root, certificate, key: read(&self.key)?.into(), lists })
+        Ok(ExternalCaFiles { root, certificate, key: read(&self.key)?.into(), lists })
     }
 }
 
@@ -195,7 +195,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::List { state } => order(&state.state, &AdminCommand::List),
         Command::Rotate { state, given: Some(given), .. } => {
-            let Given { root, certificate, key, lists } = given.read()?;
+            let ExternalCaFiles { root, certificate, key, lists } = given.read()?;
             let key = PrivateKey(key.to_string());
             order(&state.state, &AdminCommand::Follow { root, certificate, key, lists })
         }
@@ -247,14 +247,14 @@ fn coverage(roots: &Path, lists: &Path, intermediates: Option<&Path>) -> Result<
     if let Some(file) = intermediates {
         beside.extend(certificates(file, &read(file)?)?);
     }
-    let signers = Signers { roots: &roots, intermediates: &beside, seen: &[] };
+    let signers = CrlSigners { roots: &roots, intermediates: &beside, seen: &[] };
     let index = CrlIndex::load(&bytes, &signers, None, &unlimited, now).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Failure::Failed(format!("{}: {}", lists.display(), errors.join("; ")))
     })?;
     index.warnings().iter().for_each(|warning| say(&format!("note     {warning}")));
     let mut missing = 0;
-    for covers in index.covers(&roots, &beside, now) {
+    for covers in index.issuer_coverage(&roots, &beside, now) {
         let (word, what) = match (covers.leaves, covers.authorities, covers.next_update) {
             (true, true, _) => ("covered", "leaves and authorities".to_owned()),
             (true, false, _) => ("partly", "leaves, and no authorities".to_owned()),
@@ -291,7 +291,7 @@ fn init(
     trust_file: Option<&Path>,
 ) -> Result<(), Failure> {
     let files = match given {
-        Some(given) => given.read()?.authority(trust_domain, wall_clock()),
+        Some(given) => given.read()?.into_authority(trust_domain, wall_clock()),
         None => Authority::create(trust_domain, wall_clock()),
     };
     let files = files.map_err(failed)?;
@@ -305,7 +305,7 @@ fn init(
             ))
         })?;
     }
-    if matches!(&files.root, RootSigner::Theirs { lists } if lists.is_empty()) {
+    if matches!(&files.root, RootSigner::External { crls } if crls.is_empty()) {
         say(
             "note: without --root-lists sidecars take nobody's certificate, unless mesh.yaml says \
              security.revocation: {depth: leaf}",

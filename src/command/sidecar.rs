@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
-use weft_certs::Coverage;
+use weft_certs::CrlInfo;
 use weft_runtime::metrics::Registry;
 use weft_sidecar::plan::SidecarPlan;
 use weft_sidecar::{SidecarLimits, SidecarShared, metrics, planner};
@@ -84,7 +84,7 @@ impl Particulars for SidecarRole {
 
     fn dump(&self) -> Map<String, Value> {
         let plan = self.plans.borrow().clone();
-        let lists = |lists: &Option<Vec<Coverage>>| match lists {
+        let lists = |lists: &Option<Vec<CrlInfo>>| match lists {
             None => json!({"checked": false}),
             Some(lists) => {
                 json!({"checked": true, "lists": lists.iter().map(list).collect::<Vec<_>>()})
@@ -96,7 +96,7 @@ impl Particulars for SidecarRole {
     }
 }
 
-fn list(list: &Coverage) -> Value {
+fn list(list: &CrlInfo) -> Value {
     json!({
         "issuer": list.issuer, "number": list.number, "speaks_of": list.scope,
         "entries": list.entries, "this_update": list.this_update, "next_update": list.next_update,

@@ -10,7 +10,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls::ClientConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{PrivateKeyDer, UnixTime};
-use weft_certs::tls::{Identity, client};
+use weft_certs::tls::{LoadedIdentity, client};
 use weft_certs::{Authority, TrustStore, request};
 use weft_control::issue::{issue_locally, make_token};
 use weft_control::mesh::identity;
@@ -94,7 +94,7 @@ impl Files {
         let trust = TrustStore::load(self.root.as_bytes(), None, Vec::new(), None, now)
             .map_err(|error| text(&error))?;
         let own = certificate
-            .map(|c| Identity::load(c.chain.as_bytes(), c.key.as_bytes()))
+            .map(|c| LoadedIdentity::load(c.chain.as_bytes(), c.key.as_bytes()))
             .transpose()
             .map_err(|error| text(&error))?;
         let web = identity(TRUST_DOMAIN, "web").map_err(|error| text(&error))?;

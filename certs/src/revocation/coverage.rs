@@ -10,7 +10,7 @@ use crate::issuer;
 
 /// What a list says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Coverage {
+pub struct CrlInfo {
     /// The readable part of the issuer's name.
     pub issuer: String,
     /// `CRLNumber` in hex.
@@ -28,7 +28,7 @@ pub struct Coverage {
 
 /// What the lists say of what an issuer has signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Covers {
+pub struct IssuerCoverage {
     /// The readable part of its name.
     pub issuer: String,
     /// Whether a list that is in force speaks of all its leaves.
@@ -42,10 +42,10 @@ pub struct Covers {
 impl CrlIndex {
     /// What each list says of itself.
     #[must_use]
-    pub fn coverage(&self) -> Vec<Coverage> {
+    pub fn crl_infos(&self) -> Vec<CrlInfo> {
         let in_force = self.in_force();
         let lists = in_force.iter().flat_map(|(issuer, lists)| {
-            lists.iter().map(|list| Coverage {
+            lists.iter().map(|list| CrlInfo {
                 issuer: name(issuer),
                 number: digits(&list.number),
                 entries: list.serials.len(),
@@ -60,19 +60,19 @@ impl CrlIndex {
     /// Which of `roots`, and of the intermediates in `beside` that one of them signed, the lists speak for: in
     /// strict mode nobody is let in whom one of the others signed.
     #[must_use]
-    pub fn covers(
+    pub fn issuer_coverage(
         &self,
         roots: &[CertificateDer<'_>],
         beside: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Vec<Covers> {
-        let mut covers: Vec<Covers> = Vec::new();
+    ) -> Vec<IssuerCoverage> {
+        let mut covers: Vec<IssuerCoverage> = Vec::new();
         let in_force = self.in_force();
         for issuer in issuer::known(roots, beside, now) {
             let lists = in_force.get(&issuer.name).map_or(&[][..], Vec::as_slice);
             let own = lists.iter().filter(|list| list.public_key == issuer.public_key);
             let whole = own.clone().filter(|list| list.speaks_of_all(now)).map(|list| &list.scope);
-            let found = Covers {
+            let found = IssuerCoverage {
                 issuer: name(&issuer.name),
                 leaves: whole.clone().any(|scope| scope.leaves),
                 authorities: whole.clone().any(|scope| scope.authorities),
@@ -88,7 +88,7 @@ impl CrlIndex {
     /// Which lists have expired, in words.
     #[must_use]
     pub fn expired(&self, now: UnixTime) -> Vec<String> {
-        let over = self.coverage().into_iter().filter(|list| list.next_update <= now.as_secs());
+        let over = self.crl_infos().into_iter().filter(|list| list.next_update <= now.as_secs());
         over.map(|list| format!("list number {} of {} has expired", list.number, list.issuer))
             .collect()
     }

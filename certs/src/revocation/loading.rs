@@ -38,7 +38,7 @@ pub(super) enum Loaded {
 ///
 /// # Errors
 /// Why not.
-pub fn holds_lists(bytes: &[u8]) -> Result<(), String> {
+pub fn check_crls(bytes: &[u8]) -> Result<(), String> {
     let lists = split(bytes)?;
     if lists.is_empty() {
         return Err("there is no revocation list in it".into());

@@ -10,9 +10,9 @@ mod loading;
 mod pending;
 mod serials;
 
-pub use coverage::{Coverage, Covers};
+pub use coverage::{CrlInfo, IssuerCoverage};
 pub(crate) use list::distribution_points;
-pub use loading::holds_lists;
+pub use loading::check_crls;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,7 +31,7 @@ use serials::Serials;
 
 /// What is known of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Revocation {
+pub enum RevocationStatus {
     /// Its issuer's lists are in force and do not name it.
     Good,
     /// A list of its issuer names it.
@@ -44,7 +44,7 @@ pub enum Revocation {
 
 /// What part a certificate plays in a chain. A list may speak of one part only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum CertificateRole {
     /// The end entity.
     Leaf,
     /// An intermediate.
@@ -53,7 +53,7 @@ pub enum Role {
 
 /// The certificate that is asked about.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct RevocationQuery<'a> {
     /// The content of its issuer's name, DER.
     pub issuer: &'a [u8],
     /// Its issuer's `SubjectPublicKeyInfo`, DER: a list proves nothing good of what another key of the same
@@ -62,7 +62,7 @@ pub struct Asked<'a> {
     /// Its serial number, two's complement, big-endian.
     pub serial: &'a [u8],
     /// The part that it plays.
-    pub role: Role,
+    pub role: CertificateRole,
     /// All of it, for where a list speaks of a part of its issuer's certificates; empty: such lists prove
     /// nothing good.
     pub certificate: &'a [u8],
@@ -78,7 +78,7 @@ pub struct CrlIndex {
 
 /// The authorities by which lists are verified when they are loaded.
 #[derive(Debug, Clone, Copy)]
-pub struct Signers<'a> {
+pub struct CrlSigners<'a> {
     /// The roots.
     pub roots: &'a [CertificateDer<'static>],
     /// Intermediates; they count when one of the roots, or of the others, signed them.
@@ -128,7 +128,7 @@ impl CrlIndex {
     /// warning where its issuer is not known: nobody is let in whose list is not there.
     pub fn load(
         bytes: &[u8],
-        signers: &Signers<'_>,
+        signers: &CrlSigners<'_>,
         previous: Option<&Self>,
         policy: &RevocationPolicy,
         now: UnixTime,
@@ -184,7 +184,7 @@ impl CrlIndex {
 
     /// How many lists wait for their issuer.
     #[must_use]
-    pub fn waiting(&self) -> usize {
+    pub fn pending_count(&self) -> usize {
         self.pending.len()
     }
 
@@ -295,24 +295,24 @@ impl CrlIndex {
     /// A list that names the number revokes it whatever its scope, since an issuer gives a number
     /// only once. For the opposite, each list that speaks of such certificates must be in force.
     #[must_use]
-    pub fn status(&self, asked: &Asked<'_>, now: UnixTime) -> Revocation {
+    pub fn status(&self, asked: &RevocationQuery<'_>, now: UnixTime) -> RevocationStatus {
         let proved = self.pending.proved(asked.issuer);
         let loaded = self.issuers.get(asked.issuer).map_or(&[][..], Vec::as_slice);
         let lists = || loaded.iter().chain(&proved);
         if lists().any(|list| list.serials.contain(asked.serial)) {
-            return Revocation::Revoked;
+            return RevocationStatus::Revoked;
         }
         let is_own =
             |list: &&Arc<IssuerList>| asked.issuer_key.is_none_or(|key| list.public_key == key);
         let own = lists().filter(is_own);
         let mut covering = own.filter(|list| list.scope.covers(asked)).peekable();
         if covering.peek().is_none() {
-            return Revocation::Unknown;
+            return RevocationStatus::Unknown;
         }
         if covering.any(|list| list.next_update <= now.as_secs()) {
-            return Revocation::Expired;
+            return RevocationStatus::Expired;
         }
-        Revocation::Good
+        RevocationStatus::Good
     }
 
     /// The lists that count now, by the name of their issuer.
@@ -381,10 +381,10 @@ impl IssuerList {
 
 impl Scope {
     /// Whether a list of this scope would name the certificate if it were revoked.
-    fn covers(&self, asked: &Asked<'_>) -> bool {
+    fn covers(&self, asked: &RevocationQuery<'_>) -> bool {
         let named = match asked.role {
-            Role::Leaf => self.leaves,
-            Role::Authority => self.authorities,
+            CertificateRole::Leaf => self.leaves,
+            CertificateRole::Authority => self.authorities,
         };
         let at_point = |point: &&[u8]| self.points.iter().any(|own| **own == **point);
         named

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use weft::demo::hosts::Host;
-use weft_certs::tls::Identity;
+use weft_certs::tls::LoadedIdentity;
 use weft_integration::curl::Curl;
 use weft_integration::http1::Http1Client;
 use weft_integration::mesh_pki::text;
@@ -139,7 +139,7 @@ fn copy_identity(from: &Path, to: &Path) -> std::io::Result<[PathBuf; 2]> {
         let [certificate, key] = FILES.map(|name| std::fs::read(from.join(name)));
         let certificate = certificate?;
         let key = key?;
-        if Identity::load(&certificate, &key).is_err() {
+        if LoadedIdentity::load(&certificate, &key).is_err() {
             pause(Duration::from_millis(5));
             continue;
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
-use weft_certs::tls::{Client, ClientAuthentication, Identity, Server, Tickets};
+use weft_certs::tls::{ClientAuthentication, ClientTls, LoadedIdentity, ServerTls, SessionTickets};
 use weft_model::{
     Action, Balance, ClientCertificates, Cluster, DownstreamTls, Filter, FilterChain, HttpFilter,
     HttpService, Listener, Name, RbacFilter, Route, RouteIndex, RouteMatch, RouteSource,
@@ -41,7 +41,7 @@ pub(crate) struct Builder {
     pub(super) issuers: KnownIssuers,
     /// The keys of sessions, by listener and chain: whatever else changes, its clients may come back, since
     /// who does is checked as the plan says then.
-    tickets: HashMap<(Name, usize), Tickets>,
+    tickets: HashMap<(Name, usize), SessionTickets>,
 }
 
 /// A certificate with its key, and what it was made of.
@@ -49,7 +49,7 @@ pub(crate) struct Builder {
 struct KnownIdentity {
     secret: Arc<Secret>,
     stamps: [FileStamp; 2],
-    identity: Identity,
+    identity: LoadedIdentity,
     /// Why what there is now cannot be used.
     failed: Option<String>,
     is_asked: bool,
@@ -247,9 +247,11 @@ impl PlanBuild<'_> {
         let identity = self.identity(&tls.identity, &here)?;
         let tickets = match self.builder.tickets.entry(place) {
             Entry::Occupied(held) => held.into_mut(),
-            Entry::Vacant(free) => free.insert(Tickets::new().map_err(|error| error.to_string())?),
+            Entry::Vacant(free) => {
+                free.insert(SessionTickets::new().map_err(|error| error.to_string())?)
+            }
         };
-        Server::new(&identity, clients, &tls.alpn, &tls.parameters, tickets)
+        ServerTls::new(&identity, clients, &tls.alpn, &tls.parameters, tickets)
             .map(ChainTls::Terminate)
             .map_err(|error| error.to_string())
     }
@@ -303,7 +305,7 @@ impl PlanBuild<'_> {
     }
 
     /// A certificate with its key. What cannot be used leaves the last good one.
-    fn identity(&mut self, source: &SecretSource, place: &str) -> Result<Identity, String> {
+    fn identity(&mut self, source: &SecretSource, place: &str) -> Result<LoadedIdentity, String> {
         let id = SecretId::of(source, place);
         let secret = self.secret(source)?.clone();
         let Secret::Identity(own) = secret.as_ref() else {
@@ -382,14 +384,14 @@ fn only_cluster(table: &RouteTable) -> Option<&Name> {
     routes.all(|route| cluster(route) == Some(first)).then_some(first)
 }
 
-fn load_identity(own: &TlsIdentity, files: &mut WatchedFiles) -> Result<Identity, String> {
+fn load_identity(own: &TlsIdentity, files: &mut WatchedFiles) -> Result<LoadedIdentity, String> {
     let (chain, key) = (files.read(&own.chain)?, Zeroizing::new(files.read(&own.key)?));
-    Identity::load(&chain, &key).map_err(|error| error.to_string())
+    LoadedIdentity::load(&chain, &key).map_err(|error| error.to_string())
 }
 
 /// What TLS with a cluster is made of.
 pub(super) struct ClientParts {
-    pub(super) identity: Option<Identity>,
+    pub(super) identity: Option<LoadedIdentity>,
     /// None: any server is accepted.
     pub(super) trust: Option<Arc<TrustStore>>,
 }
@@ -400,10 +402,14 @@ impl ClientParts {
         let config = |alpn: &[&str]| {
             let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
             let client = match trust.clone() {
-                Some(trust) => {
-                    Client::new(identity.as_ref(), trust, tls.names.clone(), &alpn, &tls.parameters)
-                }
-                None => Client::unverified(identity.as_ref(), &alpn, &tls.parameters),
+                Some(trust) => ClientTls::new(
+                    identity.as_ref(),
+                    trust,
+                    tls.names.clone(),
+                    &alpn,
+                    &tls.parameters,
+                ),
+                None => ClientTls::unverified(identity.as_ref(), &alpn, &tls.parameters),
             };
             client.map_err(|error| error.to_string())
         };

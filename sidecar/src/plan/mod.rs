@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use weft_certs::TrustStore;
-use weft_certs::tls::{Client, Identity, Server};
+use weft_certs::tls::{ClientTls, LoadedIdentity, ServerTls};
 use weft_model::{
     Cluster, FilterChain, HttpService, Listener, Name, RbacFilter, RouteIndex, TcpProxy, Transport,
     TransportKind, UpstreamTls,
@@ -70,7 +70,7 @@ pub(crate) enum ChainTls {
     /// It is not.
     None,
     /// With this configuration.
-    Terminate(Server),
+    Terminate(ServerTls),
     /// It should be and cannot: its secrets are missing or bad. Nobody is served.
     Broken,
 }
@@ -120,7 +120,7 @@ pub(crate) struct PlannedCluster {
 /// What TLS with a target was made of, to tell whether it is the same as before.
 #[derive(Debug, Default)]
 pub(crate) struct PlannedClusterSecrets {
-    identity: Option<Identity>,
+    identity: Option<LoadedIdentity>,
     trust: Option<Arc<TrustStore>>,
 }
 
@@ -146,7 +146,7 @@ impl PlannedClusterSecrets {
     fn is_as(&self, others: &Self) -> bool {
         let asked = |secrets: &Self| {
             let trust = secrets.trust.as_ref()?;
-            Some((trust.standing().line, trust.names().to_vec(), *trust.policy()))
+            Some((trust.version().lineage, trust.names().to_vec(), *trust.policy()))
         };
         self.identity == others.identity && asked(self) == asked(others)
     }
@@ -158,7 +158,7 @@ pub(crate) enum PlannedClusterTls {
     /// It is not.
     None,
     /// With these configurations, which differ in the protocol they ask for.
-    Originate { http1: Client, http2: Client, plain: Client, tls: Box<UpstreamTls> },
+    Originate { http1: ClientTls, http2: ClientTls, plain: ClientTls, tls: Box<UpstreamTls> },
     /// It should be and cannot: its secrets are missing or bad. Nothing is sent.
     Broken,
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
-use weft_certs::{Coverage, CrlIndex, TrustParts, TrustStore};
+use weft_certs::{CrlIndex, CrlInfo, TrustParts, TrustStore};
 use weft_model::{Name, RevocationMode, SecretSource, Validation};
 
 use super::files::{FileStamp, WatchedFiles, as_one};
@@ -12,7 +12,7 @@ use crate::connection_registry::RevocationDeltas;
 use crate::crl_store::CrlStore;
 
 /// The lists of each trust store, by its name; none where revocation is not checked.
-pub type CrlsByTrustStore = BTreeMap<String, Option<Vec<Coverage>>>;
+pub type CrlsByTrustStore = BTreeMap<String, Option<Vec<CrlInfo>>>;
 
 /// The last good store of each validation, so that a bad list leaves it in force.
 #[derive(Debug, Default)]
@@ -178,7 +178,7 @@ impl TrustStores {
         let stores = self.held.values().filter_map(|held| held.store.as_ref());
         let lists = stores.filter_map(|store| store.revocations());
         self.waiting = self.waiting_lists();
-        let ends = lists.flat_map(CrlIndex::coverage).map(|list| list.next_update);
+        let ends = lists.flat_map(CrlIndex::crl_infos).map(|list| list.next_update);
         let again = self.held.values().filter_map(|held| held.failed.as_ref()).map(|(_, at)| *at);
         self.next_look = ends.filter(|end| *end > now.as_secs()).chain(again).min();
     }
@@ -191,7 +191,7 @@ impl TrustStores {
 
     fn waiting_lists(&self) -> usize {
         let stores = self.held.values().filter_map(|held| held.store.as_ref());
-        stores.filter_map(|store| store.revocations()).map(CrlIndex::waiting).sum()
+        stores.filter_map(|store| store.revocations()).map(CrlIndex::pending_count).sum()
     }
 
     /// What was trusted and is not any more.
@@ -202,7 +202,7 @@ impl TrustStores {
     /// What the lists of each store say of themselves.
     pub(crate) fn coverage(&self) -> CrlsByTrustStore {
         let lists =
-            |held: &TrustStoreEntry| held.store.as_ref()?.revocations().map(CrlIndex::coverage);
+            |held: &TrustStoreEntry| held.store.as_ref()?.revocations().map(CrlIndex::crl_infos);
         self.held.iter().map(|(id, held)| (id.text().to_owned(), lists(held))).collect()
     }
 }
@@ -258,7 +258,7 @@ mod tests {
     use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject;
     use weft_certs::request::{self, CheckedRequest};
-    use weft_certs::{Authority, Proof, Revoked, tls};
+    use weft_certs::{Authority, Proof, RevokedCertificate, tls};
     use weft_model::{DataSource, RevocationPolicy, SpiffeId};
 
     use super::*;
@@ -287,12 +287,13 @@ mod tests {
 
         /// A validation with a list that revokes `serials`, which is there from so many seconds on.
         fn validation(&self, number: u64, serials: &[&str], from: u64) -> Validation {
-            let entry = |serial: &&str| Revoked { serial: (*serial).to_owned(), at: self.now };
+            let entry =
+                |serial: &&str| RevokedCertificate { serial: (*serial).to_owned(), at: self.now };
             let revoked: Vec<_> = serials.iter().map(entry).collect();
             // The authority dates its lists back by five minutes.
             let issued = self.now + Duration::from_secs(from + 300);
             let life = Duration::from_secs(3600);
-            let lists = self.authority.revocation_lists(&revoked, number, issued, life).unwrap();
+            let lists = self.authority.crls(&revoked, number, issued, life).unwrap();
             let inline = |text: &str| DataSource::inline(text);
             Validation {
                 roots: inline(self.authority.trust_bundle()),
@@ -325,7 +326,7 @@ mod tests {
                 stores.store(&trust(), validation, (&mut files, &CrlStore::default()), at(seconds));
             stores.settle(at(seconds));
             let outdated = stores.are_outdated(at(seconds + AGAIN));
-            got.map(|(store, told)| (store.standing().generation, told.join("; "), outdated))
+            got.map(|(store, told)| (store.version().generation, told.join("; "), outdated))
         };
         // The list is of the future, as of a clock that goes ahead of ours.
         let early = world.validation(1, &[], 3);
@@ -350,7 +351,7 @@ mod tests {
         let (store, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(0)).unwrap();
         let (proof, serial) = world.proof(&store);
         stores.settle(at(0));
-        let standing = store.standing();
+        let standing = store.version();
         let ends = |stores: &TrustStores| stores.revocation_deltas().affect(&proof, standing);
         // Another list, that names somebody else, and then it.
         let other = world.validation(2, &["0a"], 0);
@@ -364,12 +365,12 @@ mod tests {
         let mut stores = TrustStores::default();
         let (store, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(0)).unwrap();
         stores.settle(at(0));
-        let (proof, standing) = (world.proof(&store).0, store.standing());
+        let (proof, standing) = (world.proof(&store).0, store.version());
         assert!(!stores.revocation_deltas().affect(&proof, standing));
         stores.settle(at(1));
         assert!(stores.revocation_deltas().affect(&proof, standing), "nobody asked for it");
         let (again, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(2)).unwrap();
-        assert_ne!(again.standing().line, standing.line);
+        assert_ne!(again.version().lineage, standing.lineage);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use rustls::HandshakeKind;
 use rustls_pki_types::UnixTime;
 use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
-use weft_certs::tls::Server;
+use weft_certs::tls::ServerTls;
 
 use super::Alpn;
 use super::refused_handshake::RefusedHandshake;
@@ -33,7 +33,7 @@ pub(crate) struct AcceptedTls {
 /// When the handshake fails or the certificate of a resumed session is no longer accepted. In the second case the client
 /// receives no alert, because rustls sends none after the handshake.
 pub(crate) async fn accept(
-    server: Server,
+    server: ServerTls,
     tcp: TcpStream,
     worker: &SidecarWorker,
 ) -> Result<AcceptedTls, RefusedHandshake> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::{ServerName, UnixTime};
-use weft_certs::tls::Client;
+use weft_certs::tls::ClientTls;
 use weft_runtime::socket::{Mark, connect_tcp};
 
 use super::Alpn;
@@ -86,7 +86,7 @@ async fn attempt(
 /// # Errors
 /// When the endpoint cannot be reached, or the handshake fails.
 pub(crate) async fn secure(
-    client: &Client,
+    client: &ClientTls,
     name: ServerName<'static>,
     address: SocketAddr,
     mark: Option<Mark>,
@@ -106,7 +106,7 @@ pub(crate) async fn secure(
         Ok(()) => Ok(stream),
         Err(error) => {
             tracing::debug!(%address, %error, "TLS session not resumed");
-            handshake(client.whole_config()).await
+            handshake(client.full_handshake_config()).await
         }
     }
 }

@@ -127,7 +127,7 @@ fn log_failure(
     };
     worker.metrics.refuse_client(fault);
     // When no certificate was the cause, the thread-local holds the certificate of another client.
-    let certificate = fault::shown().filter(|_| fault != PeerFault::Unmapped);
+    let certificate = fault::refused_certificate().filter(|_| fault != PeerFault::Unmapped);
     if !context.is_logged {
         return;
     }

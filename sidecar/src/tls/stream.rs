@@ -507,7 +507,7 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio_rustls::{TlsAcceptor, TlsConnector};
     use weft_certs::request::{self, CheckedRequest};
-    use weft_certs::tls::{self, ClientAuthentication, Identity};
+    use weft_certs::tls::{self, ClientAuthentication, LoadedIdentity};
     use weft_certs::{Authority, TrustStore};
 
     use super::*;
@@ -529,7 +529,8 @@ mod tests {
         let pending = request::make(&id).unwrap();
         let asked = CheckedRequest::parse(&pending.request_pem).unwrap();
         let issued = authority.issue(&asked, Duration::from_secs(3600), now).unwrap();
-        let own = Identity::load(issued.chain.concat().as_bytes(), pending.key_pem.as_bytes());
+        let own =
+            LoadedIdentity::load(issued.chain.concat().as_bytes(), pending.key_pem.as_bytes());
         let own = own.unwrap();
         let roots = authority.trust_bundle().as_bytes();
         let trust = TrustStore::load(roots, None, Vec::new(), None, UnixTime::now()).unwrap();

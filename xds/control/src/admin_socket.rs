@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
-use weft_certs::Given;
+use weft_certs::ExternalCaFiles;
 use weft_model::SpiffeId;
 
 use crate::audit;
@@ -104,7 +104,7 @@ fn execute_with(
         }
         AdminCommand::Rotate(step) => ca_rotation::rotate(store, *step, distribution, now),
         AdminCommand::Follow { root, certificate, key, lists } => {
-            let given = Given {
+            let given = ExternalCaFiles {
                 root: root.clone(),
                 certificate: certificate.clone(),
                 key: key.0.clone().into(),
@@ -169,7 +169,7 @@ pub fn sign_crls(store: &Store, now: SystemTime) -> Result<String, String> {
     let authorities = Authorities::load(authority_set).map_err(|error| error.to_string())?;
     let number = store.next_crl_number().map_err(|error| error.to_string())?;
     let revoked = store.revoked().map_err(|error| error.to_string())?;
-    let lists = authorities.revocation_lists(&revoked, number, now, CRL_LIFE);
+    let lists = authorities.crls(&revoked, number, now, CRL_LIFE);
     let lists = lists.map_err(|error| error.to_string())?;
     audit::line(store.path(), "lists_signed", &[("number", &number.to_string())]);
     Ok(lists)

@@ -12,7 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use weft_certs::request::CheckedRequest;
-use weft_certs::{Authority, AuthorityError, AuthorityFiles, Given, Issued, Revoked, RootSigner};
+use weft_certs::{
+    Authority, AuthorityError, AuthorityFiles, ExternalCaFiles, IssuedCertificate,
+    RevokedCertificate, RootSigner,
+};
 
 use crate::audit;
 use crate::store::{AuthoritySet, Store};
@@ -80,9 +83,9 @@ impl Authorities {
         request: &CheckedRequest,
         life: Duration,
         now: SystemTime,
-    ) -> Result<Issued, AuthorityError> {
+    ) -> Result<IssuedCertificate, AuthorityError> {
         // One that has ended, or is about to, is of no use.
-        let lasting = self.former.iter().find(|former| former.until() >= now + life);
+        let lasting = self.former.iter().find(|former| former.expires_at() >= now + life);
         lasting.unwrap_or(&self.signing).issue(request, life, now)
     }
 
@@ -104,14 +107,14 @@ impl Authorities {
     ///
     /// # Errors
     /// When a serial number is none, or signing fails.
-    pub fn revocation_lists(
+    pub fn crls(
         &self,
-        revoked: &[Revoked],
+        revoked: &[RevokedCertificate],
         number: u64,
         now: SystemTime,
         life: Duration,
     ) -> Result<String, AuthorityError> {
-        Authority::lists_of(&self.all(), revoked, number, now, life)
+        Authority::crls_of(&self.all(), revoked, number, now, life)
     }
 
     fn all(&self) -> Vec<&Authority> {
@@ -213,32 +216,36 @@ pub(crate) fn advance_if_due(
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn import(store: &Store, given: Given, now: SystemTime) -> Result<Vec<String>, String> {
+pub(crate) fn import(
+    store: &Store,
+    given: ExternalCaFiles,
+    now: SystemTime,
+) -> Result<Vec<String>, String> {
     let mut change = AuthorityChange::begin(store)?;
     let authority_set = &mut change.authority_set;
     check_no_rotation(authority_set)?;
     let domain = authority_set.trust_domain.clone();
-    let mut files = given.authority(&domain, now).map_err(|error| error.to_string())?;
+    let mut files = given.into_authority(&domain, now).map_err(|error| error.to_string())?;
     let signing = &mut authority_set.signing;
     if files.root_certificate == signing.root_certificate {
         // It is one root, so it has the same lists.
         match (&mut files.root, &mut signing.root) {
-            (_, RootSigner::Ours { .. }) => {
+            (_, RootSigner::Local { .. }) => {
                 let reason =
                     "that root is ours: weft ca rotate intermediate makes another below it";
                 return Err(reason.into());
             }
-            (RootSigner::Theirs { lists }, RootSigner::Theirs { lists: held })
-                if lists.is_empty() =>
+            (RootSigner::External { crls }, RootSigner::External { crls: held })
+                if crls.is_empty() =>
             {
-                lists.clone_from(held);
-                files.try_out(&domain, now).map_err(|error| error.to_string())?;
+                crls.clone_from(held);
+                files.self_test(&domain, now).map_err(|error| error.to_string())?;
             }
-            (RootSigner::Theirs { lists }, RootSigner::Theirs { lists: held }) => {
-                held.clone_from(lists);
-                signing.try_out(&domain, now).map_err(|error| error.to_string())?;
+            (RootSigner::External { crls }, RootSigner::External { crls: held }) => {
+                held.clone_from(crls);
+                signing.self_test(&domain, now).map_err(|error| error.to_string())?;
             }
-            (RootSigner::Ours { .. }, RootSigner::Theirs { .. }) => {}
+            (RootSigner::Local { .. }, RootSigner::External { .. }) => {}
         }
     }
     change.announce(files, now)?;
@@ -257,15 +264,15 @@ pub(crate) fn replace_root_crls(
 ) -> Result<Vec<String>, String> {
     let mut change = AuthorityChange::begin(store)?;
     let authority_set = &mut change.authority_set;
-    weft_certs::holds_lists(text.as_bytes())?;
+    weft_certs::check_crls(text.as_bytes())?;
     let domain = authority_set.trust_domain.clone();
     let mut refused = "the root's key is ours, and so are its lists".to_owned();
     let mut fits = None;
     for files in authority_set.all_mut() {
-        if let RootSigner::Theirs { .. } = files.root {
-            let given = RootSigner::Theirs { lists: text.to_owned() };
+        if let RootSigner::External { .. } = files.root {
+            let given = RootSigner::External { crls: text.to_owned() };
             let tried = AuthorityFiles { root: given, ..files.clone() };
-            match tried.try_out(&domain, now) {
+            match tried.self_test(&domain, now) {
                 Ok(()) => fits = fits.or_else(|| Some(files.root_certificate.clone())),
                 Err(error) => refused = error.to_string(),
             }
@@ -273,7 +280,7 @@ pub(crate) fn replace_root_crls(
     }
     let root = fits.ok_or(refused)?;
     for files in authority_set.all_mut().filter(|files| files.root_certificate == root) {
-        files.root = RootSigner::Theirs { lists: text.to_owned() };
+        files.root = RootSigner::External { crls: text.to_owned() };
     }
     change.store("root_lists_replaced")?;
     Ok(vec!["the lists of the root are in force".into()])
@@ -487,7 +494,7 @@ mod tests {
     fn one_that_has_ended_is_not_needed_any_more() {
         let (_folder, store, now) = store();
         let (id, asked) = request();
-        let end = authorities(&store).signing().until();
+        let end = authorities(&store).signing().expires_at();
         let late = end - HOUR / 2;
         let issued = authorities(&store).signing().issue(&asked, HOUR, late).expect("it signs");
         assert_eq!(issued.not_after, end, "for no longer than it lasts");
@@ -499,7 +506,7 @@ mod tests {
         assert_eq!(own(late).chain[2], first, "everybody knows the first");
         assert_ne!(own(end - HOUR / 8).chain[2], first, "it would end before its time");
         let lists = |at| {
-            let lists = authorities(&store).revocation_lists(&[], 1, at, HOUR).expect("lists");
+            let lists = authorities(&store).crls(&[], 1, at, HOUR).expect("lists");
             lists.matches("BEGIN X509 CRL").count()
         };
         assert_eq!((lists(late), lists(end)), (4, 2), "those of two, then of one");
@@ -523,7 +530,7 @@ mod tests {
         // Who lost what the former signed has nothing to lose by its end.
         store.revoke(std::slice::from_ref(&issued.serial), now).expect("it is revoked");
         let revoked = store.revoked().expect("they can be read");
-        let lists = authorities(&store).revocation_lists(&revoked, 1, now, HOUR).expect("lists");
+        let lists = authorities(&store).crls(&revoked, 1, now, HOUR).expect("lists");
         assert_eq!(lists.matches("BEGIN X509 CRL").count(), 3, "a root and two intermediates");
         let told = rotate(&store, RotationStep::Next, &NoClients, now + HOUR).expect("it is over");
         assert_eq!(told.len(), 1, "{told:?}");

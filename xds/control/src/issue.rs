@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use weft_certs::request::{self, CheckedRequest};
-use weft_certs::{Authority, Issued, KeyText};
+use weft_certs::{Authority, IssuedCertificate, KeyText};
 use weft_model::SpiffeId;
 use weft_xds::authority::{Applicant, Sign, SignError};
 
@@ -97,7 +97,10 @@ impl CertificateIssuer {
     ///
     /// # Errors
     /// When signing or the store fails.
-    pub(crate) fn sign_own(&self, request: &CheckedRequest) -> Result<Issued, SignError> {
+    pub(crate) fn sign_own(
+        &self,
+        request: &CheckedRequest,
+    ) -> Result<IssuedCertificate, SignError> {
         let now = self.clock.steady().map_err(SignError::Unavailable)?;
         let issued = self
             .authorities
@@ -111,7 +114,7 @@ impl CertificateIssuer {
     fn remember(
         &self,
         request: &CheckedRequest,
-        issued: &Issued,
+        issued: &IssuedCertificate,
         now: SystemTime,
     ) -> Result<(), SignError> {
         record(&self.store, request, issued, now).map_err(unavailable)?;
@@ -150,7 +153,7 @@ impl CertificateIssuer {
 fn record(
     store: &Store,
     request: &CheckedRequest,
-    issued: &Issued,
+    issued: &IssuedCertificate,
     now: SystemTime,
 ) -> Result<(), StoreError> {
     store.record_issued(&issued.serial, request.identity(), issued.not_after, now)?;
@@ -163,7 +166,7 @@ fn record(
 #[derive(Debug)]
 pub struct KeyAndCertificate {
     /// The certificate, as the authority signed it.
-    pub issued: Issued,
+    pub issued: IssuedCertificate,
     /// The key, PEM.
     pub key: KeyText,
 }

@@ -8,8 +8,8 @@ use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use weft_certs::request::{self, CheckedRequest};
 use weft_certs::rotation::Rotation;
-use weft_certs::tls::{ClientAuthentication, Identity, server};
-use weft_certs::{Issued, Revoked, TrustParts, TrustStore};
+use weft_certs::tls::{ClientAuthentication, LoadedIdentity, server};
+use weft_certs::{IssuedCertificate, RevokedCertificate, TrustParts, TrustStore};
 use weft_model::{RevocationPolicy, SpiffeId};
 
 use crate::clock::{monotonic, wall_clock};
@@ -39,8 +39,8 @@ pub(crate) struct ServerCertificate {
 /// Our certificate.
 #[derive(Debug)]
 struct IssuedPair {
-    identity: Identity,
-    issued: Issued,
+    identity: LoadedIdentity,
+    issued: IssuedCertificate,
     rotation: Rotation,
 }
 
@@ -69,7 +69,7 @@ impl ServerCertificate {
     /// Takes in what is trusted and revoked now. Gets another certificate only when clients would refuse the
     /// present one, or half of its life is over, or the clock was wrong when it was signed: a change of the mesh
     /// is no reason. While the clock has just jumped the present one stays.
-    pub(crate) fn update(&mut self, trusted: ClientTrust<'_>, revoked: &[Revoked]) {
+    pub(crate) fn update(&mut self, trusted: ClientTrust<'_>, revoked: &[RevokedCertificate]) {
         if self.is_due(revoked) {
             match make(&self.issuer, &self.trust_domain) {
                 Ok(certificate) => {
@@ -93,7 +93,7 @@ impl ServerCertificate {
         }
     }
 
-    fn is_due(&self, revoked: &[Revoked]) -> bool {
+    fn is_due(&self, revoked: &[RevokedCertificate]) -> bool {
         if let Some(at) = self.retry {
             return at <= monotonic();
         }
@@ -124,15 +124,16 @@ fn make(issuer: &CertificateIssuer, trust_domain: &str) -> Result<IssuedPair, St
     let pending = request::make(&id).map_err(|error| error.to_string())?;
     let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;
     let issued = issuer.sign_own(&asked).map_err(|error| error.to_string())?;
-    let identity = Identity::load(issued.chain.concat().as_bytes(), pending.key_pem.as_bytes())
-        .map_err(|error| error.to_string())?;
+    let identity =
+        LoadedIdentity::load(issued.chain.concat().as_bytes(), pending.key_pem.as_bytes())
+            .map_err(|error| error.to_string())?;
     let rotation = Rotation::new(wall_clock(), issued.not_after, NO_JITTER);
     Ok(IssuedPair { identity, issued, rotation })
 }
 
 /// Clients may come without a certificate, for their first one; what they show must be good.
 fn tls(
-    own: &Identity,
+    own: &LoadedIdentity,
     (trust, policy): ClientTrust<'_>,
     now: SystemTime,
 ) -> Result<Arc<ServerConfig>, String> {

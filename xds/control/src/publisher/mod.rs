@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, watch};
-use weft_certs::{BACKDATED, Revoked};
+use weft_certs::{BACKDATED, RevokedCertificate};
 use weft_runtime::memory;
 
 use crate::ca_rotation::{self, Authorities, CurrentAuthorities, TrustDistribution};
@@ -56,7 +56,7 @@ pub(crate) struct Publisher {
 struct AppliedMesh {
     mesh: Arc<Mesh>,
     trust: Trust,
-    listed: Vec<Revoked>,
+    listed: Vec<RevokedCertificate>,
     crl_signed_at: SystemTime,
 }
 
@@ -315,13 +315,12 @@ impl Publisher {
         Ok(self.views.clone())
     }
 
-    fn trust(&self, revoked: &[Revoked], now: SystemTime) -> Result<Trust, String> {
+    fn trust(&self, revoked: &[RevokedCertificate], now: SystemTime) -> Result<Trust, String> {
         let number = self.store.next_crl_number().map_err(|error| error.to_string())?;
         let in_force = self.authorities.get();
         let authorities = self.fresh.as_ref().unwrap_or(&in_force);
-        let revocations = authorities
-            .revocation_lists(revoked, number, now, CRL_LIFE)
-            .map_err(|error| error.to_string())?;
+        let revocations =
+            authorities.crls(revoked, number, now, CRL_LIFE).map_err(|error| error.to_string())?;
         if revocations.is_empty() {
             return Err("every authority has ended by the clock of this host".into());
         }
@@ -359,7 +358,7 @@ impl Publisher {
     ///
     /// # Errors
     /// When the store's part cannot be read and never was, or the file's part cannot be stored.
-    fn revoked(&self, mesh: &Mesh) -> Result<Vec<Revoked>, String> {
+    fn revoked(&self, mesh: &Mesh) -> Result<Vec<RevokedCertificate>, String> {
         let mut revoked = match (self.store.revoked(), &self.last) {
             (Ok(revoked), _) => revoked,
             // None of them becomes good because the store cannot be read.
@@ -373,7 +372,7 @@ impl Publisher {
                 let at = wall_clock();
                 let stored = self.store.revoke(std::slice::from_ref(&serial), at);
                 stored.map_err(|error| format!("revocation of {serial}: {error}"))?;
-                revoked.push(Revoked { serial, at });
+                revoked.push(RevokedCertificate { serial, at });
             }
         }
         revoked.sort_by(|a, b| a.serial.cmp(&b.serial));

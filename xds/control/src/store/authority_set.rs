@@ -147,8 +147,8 @@ impl StoredAuthority {
     fn of(files: &AuthorityFiles, due: SystemTime) -> Self {
         let files = files.clone();
         let (root_key, root_lists) = match files.root {
-            RootSigner::Ours { key } => (key.to_string(), String::new()),
-            RootSigner::Theirs { lists } => (String::new(), lists),
+            RootSigner::Local { key } => (key.to_string(), String::new()),
+            RootSigner::External { crls } => (String::new(), crls),
         };
         Self {
             root_certificate: files.root_certificate,
@@ -172,13 +172,17 @@ impl StoredAuthority {
 
 /// No key of the root: somebody else has it.
 fn root_signer(key: String, lists: String) -> RootSigner {
-    if key.is_empty() { RootSigner::Theirs { lists } } else { RootSigner::Ours { key: key.into() } }
+    if key.is_empty() {
+        RootSigner::External { crls: lists }
+    } else {
+        RootSigner::Local { key: key.into() }
+    }
 }
 
 pub(super) fn parts(files: &AuthorityFiles) -> [(&'static str, &str); 5] {
     let (key, lists) = match &files.root {
-        RootSigner::Ours { key } => (&**key, ""),
-        RootSigner::Theirs { lists } => ("", lists.as_str()),
+        RootSigner::Local { key } => (&**key, ""),
+        RootSigner::External { crls } => ("", crls.as_str()),
     };
     [
         ("root_certificate", &files.root_certificate),

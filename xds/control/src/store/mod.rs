@@ -21,7 +21,7 @@ use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition,
     WriteTransaction,
 };
-use weft_certs::{AuthorityFiles, Revoked};
+use weft_certs::{AuthorityFiles, RevokedCertificate};
 use weft_model::SpiffeId;
 
 use crate::audit;
@@ -269,7 +269,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails, or an entry cannot be read: that is not the same as no entry.
-    pub fn revoked(&self) -> Result<Vec<Revoked>, StoreError> {
+    pub fn revoked(&self) -> Result<Vec<RevokedCertificate>, StoreError> {
         self.read(read_revoked)
     }
 
@@ -414,13 +414,13 @@ fn read_issued(read: &ReadTransaction) -> Result<Vec<IssuedRecord>, StoreError> 
     Ok(records)
 }
 
-fn read_revoked(read: &ReadTransaction) -> Result<Vec<Revoked>, StoreError> {
+fn read_revoked(read: &ReadTransaction) -> Result<Vec<RevokedCertificate>, StoreError> {
     let table = read.open_table(REVOKED)?;
     let mut revoked = Vec::new();
     for entry in table.iter()? {
         let (serial, at) = entry?;
         let at = time(at.value()).ok_or_else(|| unreadable("revocation", serial.value()))?;
-        revoked.push(Revoked { serial: serial.value().to_owned(), at });
+        revoked.push(RevokedCertificate { serial: serial.value().to_owned(), at });
     }
     Ok(revoked)
 }
