@@ -206,62 +206,65 @@ fn case(name: &'static str, expected: Expected, crls: fn(&Pki, u64) -> Vec<u8>) 
 
 fn complete_crls() -> Vec<Case> {
     use Caller::{Bad, Good, OfRoot, OfRootBad, OfSecondIntermediate};
-    let revoked = |w: &Pki, n| w.with_clean_root(n, &CraftedCrl::new(n, &[BAD]));
+    let revoked = |pki: &Pki, n| pki.with_clean_root(n, &CraftedCrl::new(n, &[BAD]));
     vec![
-        case("good", Loaded(&[(Good, ADMITTED), (Bad, ADMITTED)]), |w, n| {
-            w.with_clean_root(n, &CraftedCrl::new(n, &[]))
+        case("good", Loaded(&[(Good, ADMITTED), (Bad, ADMITTED)]), |pki, n| {
+            pki.with_clean_root(n, &CraftedCrl::new(n, &[]))
         }),
         case("leaf-revoked", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), revoked),
         // Only the clients present the intermediate's certificate.
         case(
             "without-certificates",
             Loaded(&[(Good, ADMITTED), (Bad, REVOKED), (OfRoot, ADMITTED)]),
-            |w, n| {
-                let issuing = CraftedCrl::new(n, &[BAD]).signed_by(&w.issuing);
-                [issuing, w.clean_root(n)].map(|crl| crl_pem(&crl)).concat().into_bytes()
+            |pki, n| {
+                let issuing = CraftedCrl::new(n, &[BAD]).signed_by(&pki.issuing);
+                [issuing, pki.clean_root(n)].map(|crl| crl_pem(&crl)).concat().into_bytes()
             },
         ),
-        case("foreign-crl-too", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |w, n| {
-            let foreign = CraftedCrl::new(n, &[GOOD]).signed_by(&w.untrusted);
-            let issuing = CraftedCrl::new(n, &[BAD]).signed_by(&w.issuing);
-            w.crl_file(&[foreign, issuing, w.clean_root(n)])
+        case("foreign-crl-too", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |pki, n| {
+            let foreign = CraftedCrl::new(n, &[GOOD]).signed_by(&pki.untrusted);
+            let issuing = CraftedCrl::new(n, &[BAD]).signed_by(&pki.issuing);
+            pki.crl_file(&[foreign, issuing, pki.clean_root(n)])
         }),
         case(
             "intermediate-revoked",
             Loaded(&[(Good, ADMITTED), (OfSecondIntermediate, REVOKED)]),
-            |w, n| {
-                let root = CraftedCrl::new(n, &[SECOND]).signed_by(&w.root);
+            |pki, n| {
+                let root = CraftedCrl::new(n, &[SECOND]).signed_by(&pki.root);
                 let [issuing, second] =
-                    [&w.issuing, &w.second].map(|ca| CraftedCrl::new(n, &[]).signed_by(ca));
-                w.crl_file(&[issuing, second, root])
+                    [&pki.issuing, &pki.second].map(|ca| CraftedCrl::new(n, &[]).signed_by(ca));
+                pki.crl_file(&[issuing, second, root])
             },
         ),
         case(
             "expired",
             Loaded(&[(Good, STATUS_UNKNOWN), (Bad, REVOKED), (OfRoot, ADMITTED)]),
-            |w, n| {
-                w.with_clean_root(n, &CraftedCrl { next_update: -1, ..CraftedCrl::new(n, &[BAD]) })
+            |pki, n| {
+                pki.with_clean_root(
+                    n,
+                    &CraftedCrl { next_update: -1, ..CraftedCrl::new(n, &[BAD]) },
+                )
             },
         ),
         case(
             "none-of-the-issuer",
             Loaded(&[(Good, STATUS_UNKNOWN), (OfRoot, ADMITTED)]),
-            |w, n| w.crl_file(&[w.clean_root(n)]),
+            |pki, n| pki.crl_file(&[pki.clean_root(n)]),
         ),
         case(
             "none-of-the-root",
             Loaded(&[(Good, STATUS_UNKNOWN), (Bad, REVOKED), (OfRoot, STATUS_UNKNOWN)]),
-            |w, n| w.crl_file(&[CraftedCrl::new(n, &[BAD]).signed_by(&w.issuing)]),
+            |pki, n| pki.crl_file(&[CraftedCrl::new(n, &[BAD]).signed_by(&pki.issuing)]),
         ),
-        case("older-then-newer", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |w, n| {
+        case("older-then-newer", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |pki, n| {
             let [older, newer] = [(n, GOOD), (n + 1, BAD)]
-                .map(|(n, s)| CraftedCrl::new(n, &[s]).signed_by(&w.issuing));
-            w.crl_file(&[older, newer, w.clean_root(n)])
+                .map(|(n, s)| CraftedCrl::new(n, &[s]).signed_by(&pki.issuing));
+            pki.crl_file(&[older, newer, pki.clean_root(n)])
         }),
-        case("newer-then-older", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |w, n| {
+        case("newer-then-older", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |pki, n| {
             let [older, newer] = [(n, GOOD), (n + 1, BAD)]
-                .map(|(n, s)| CraftedCrl::new(n, &[s]).signed_by(&w.issuing));
-            w.crl_file(&[newer, older, w.clean_root(n)])
+                .map(|(n, s)| CraftedCrl::new(n, &[s]).signed_by(&pki.issuing));
+            pki.crl_file(&[newer, older, pki.clean_root(n)])
         }),
         case("empty-file", Rejected("there is no revocation list in it"), |_, _| Vec::new()),
         case("only-comments", Rejected("there is no revocation list in it"), |_, _| {
@@ -270,7 +273,7 @@ fn complete_crls() -> Vec<Case> {
         case(
             "der",
             Loaded(&[(OfRoot, ADMITTED), (OfRootBad, REVOKED), (Good, STATUS_UNKNOWN)]),
-            |w, n| CraftedCrl::new(n, &[OF_ROOT_BAD]).signed_by(&w.root),
+            |pki, n| CraftedCrl::new(n, &[OF_ROOT_BAD]).signed_by(&pki.root),
         ),
     ]
 }
@@ -281,88 +284,104 @@ fn partial_crls() -> Vec<Case> {
         case(
             "of-another-point",
             Loaded(&[(WithPoint, STATUS_UNKNOWN), (Good, STATUS_UNKNOWN)]),
-            |w, n| {
-                w.with_clean_root(n, &CraftedCrl::new(n, &[]).with(scoped(&[point(OTHER_POINT)])))
+            |pki, n| {
+                pki.with_clean_root(n, &CraftedCrl::new(n, &[]).with(scoped(&[point(OTHER_POINT)])))
             },
         ),
         case(
             "of-its-point",
             Loaded(&[(WithPoint, ADMITTED), (Good, STATUS_UNKNOWN), (Bad, REVOKED)]),
-            |w, n| w.with_clean_root(n, &CraftedCrl::new(n, &[BAD]).with(scoped(&[point(POINT)]))),
+            |pki, n| {
+                pki.with_clean_root(n, &CraftedCrl::new(n, &[BAD]).with(scoped(&[point(POINT)])))
+            },
         ),
         case(
             "only-authorities",
             Loaded(&[(Good, STATUS_UNKNOWN), (Bad, STATUS_UNKNOWN)]),
-            |w, n| {
-                w.with_clean_root(n, &CraftedCrl::new(n, &[]).with(scoped(&[der(0x82, &[0xff])])))
+            |pki, n| {
+                pki.with_clean_root(n, &CraftedCrl::new(n, &[]).with(scoped(&[der(0x82, &[0xff])])))
             },
         ),
-        case("only-leaves", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |w, n| {
-            w.with_clean_root(n, &CraftedCrl::new(n, &[BAD]).with(scoped(&[der(0x81, &[0xff])])))
+        case("only-leaves", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |pki, n| {
+            pki.with_clean_root(n, &CraftedCrl::new(n, &[BAD]).with(scoped(&[der(0x81, &[0xff])])))
         }),
-        case("base-and-delta", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |w, n| {
-            let base = CraftedCrl::new(n, &[]).signed_by(&w.issuing);
-            w.crl_file(&[base, delta(n + 1, n, &[BAD]).signed_by(&w.issuing), w.clean_root(n)])
+        case("base-and-delta", Loaded(&[(Good, ADMITTED), (Bad, REVOKED)]), |pki, n| {
+            let base = CraftedCrl::new(n, &[]).signed_by(&pki.issuing);
+            pki.crl_file(&[
+                base,
+                delta(n + 1, n, &[BAD]).signed_by(&pki.issuing),
+                pki.clean_root(n),
+            ])
         }),
-        case("only-delta", Rejected("which is not here"), |w, n| {
-            w.with_clean_root(n, &delta(n + 1, n, &[BAD]))
+        case("only-delta", Rejected("which is not here"), |pki, n| {
+            pki.with_clean_root(n, &delta(n + 1, n, &[BAD]))
         }),
-        case("base-and-indirect", Rejected("indirect lists are not supported"), |w, n| {
-            let base = CraftedCrl::new(n, &[]).signed_by(&w.issuing);
-            w.crl_file(&[base, indirect(w, n).signed_by(&w.root), w.clean_root(n)])
+        case("base-and-indirect", Rejected("indirect lists are not supported"), |pki, n| {
+            let base = CraftedCrl::new(n, &[]).signed_by(&pki.issuing);
+            pki.crl_file(&[base, indirect(pki, n).signed_by(&pki.root), pki.clean_root(n)])
         }),
-        case("some-reasons", Rejected("lists for some reasons only are not supported"), |w, n| {
-            let reasons = scoped(&[point(POINT), der(0x83, &[6, 0x40])]);
-            w.with_clean_root(n, &CraftedCrl::new(n, &[]).with(reasons))
-        }),
+        case(
+            "some-reasons",
+            Rejected("lists for some reasons only are not supported"),
+            |pki, n| {
+                let reasons = scoped(&[point(POINT), der(0x83, &[6, 0x40])]);
+                pki.with_clean_root(n, &CraftedCrl::new(n, &[]).with(reasons))
+            },
+        ),
     ]
 }
 
 fn faulty_crls() -> Vec<Case> {
     vec![
-        case("from-the-future", Rejected("its thisUpdate is in the future"), |w, n| {
-            w.with_clean_root(n, &CraftedCrl { this_update: HOUR, ..CraftedCrl::new(n, &[]) })
+        case("from-the-future", Rejected("its thisUpdate is in the future"), |pki, n| {
+            pki.with_clean_root(n, &CraftedCrl { this_update: HOUR, ..CraftedCrl::new(n, &[]) })
         }),
-        case("by-another-key", Pending("its signature is not by \"below\""), |w, n| {
-            let list = CraftedCrl::new(n, &[]).signed_as(w.issuing.der(), &w.untrusted);
-            w.crl_file(&[list, w.clean_root(n)])
+        case("by-another-key", Pending("its signature is not by \"below\""), |pki, n| {
+            let list = CraftedCrl::new(n, &[]).signed_as(pki.issuing.der(), &pki.untrusted);
+            pki.crl_file(&[list, pki.clean_root(n)])
         }),
-        case("by-a-namesake", Pending("its signature is not by \"below\""), |w, n| {
-            let mut file =
-                w.crl_file(&[CraftedCrl::new(n, &[]).signed_by(&w.namesake), w.clean_root(n)]);
-            file.extend(w.namesake.pem().into_bytes());
+        case("by-a-namesake", Pending("its signature is not by \"below\""), |pki, n| {
+            let mut file = pki
+                .crl_file(&[CraftedCrl::new(n, &[]).signed_by(&pki.namesake), pki.clean_root(n)]);
+            file.extend(pki.namesake.pem().into_bytes());
             file
         }),
         case(
             "critical-extension",
             Rejected("a critical extension that is not supported"),
-            |w, n| {
+            |pki, n| {
                 let odd = extension(UNKNOWN_EXTENSION, ExtensionCriticality::Yes, &[5, 0]);
-                w.with_clean_root(n, &CraftedCrl::new(n, &[]).with(odd))
+                pki.with_clean_root(n, &CraftedCrl::new(n, &[]).with(odd))
             },
         ),
-        case("no-number", Rejected("it has no CRL number"), |w, n| {
+        case("no-number", Rejected("it has no CRL number"), |pki, n| {
             let odd = extension(UNKNOWN_EXTENSION, ExtensionCriticality::No, &[5, 0]);
-            w.with_clean_root(n, &CraftedCrl { number: None, ..CraftedCrl::new(n, &[]).with(odd) })
+            pki.with_clean_root(
+                n,
+                &CraftedCrl { number: None, ..CraftedCrl::new(n, &[]).with(odd) },
+            )
         }),
-        case("not-for-lists", Rejected("its issuer's key is not for signing lists"), |w, n| {
-            w.crl_file(&[CraftedCrl::new(n, &[]).signed_by(&w.non_crl_signer), w.clean_root(n)])
+        case("not-for-lists", Rejected("its issuer's key is not for signing lists"), |pki, n| {
+            pki.crl_file(&[
+                CraftedCrl::new(n, &[]).signed_by(&pki.non_crl_signer),
+                pki.clean_root(n),
+            ])
         }),
-        case("broken-block", Rejected("revocation list 2: it is malformed"), |w, n| {
-            let mut file = w.with_clean_root(n, &CraftedCrl::new(n, &[BAD]));
+        case("broken-block", Rejected("revocation list 2: it is malformed"), |pki, n| {
+            let mut file = pki.with_clean_root(n, &CraftedCrl::new(n, &[BAD]));
             file.extend(b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n");
             file
         }),
-        case("cut-off", Rejected("it is neither DER nor PEM"), |w, n| {
-            let lists = [crl_pem(&w.clean_root(n)), crl_pem(&w.clean_root(n + 1))].concat();
+        case("cut-off", Rejected("it is neither DER nor PEM"), |pki, n| {
+            let lists = [crl_pem(&pki.clean_root(n)), crl_pem(&pki.clean_root(n + 1))].concat();
             lists.into_bytes().into_iter().rev().skip(40).rev().collect()
         }),
-        case("der-cut-off", Rejected("it is malformed"), |w, n| {
-            w.clean_root(n).into_iter().rev().skip(1).rev().collect()
+        case("der-cut-off", Rejected("it is malformed"), |pki, n| {
+            pki.clean_root(n).into_iter().rev().skip(1).rev().collect()
         }),
-        case("too-many-entries", Rejected("more than 500000 entries"), |w, n| {
+        case("too-many-entries", Rejected("more than 500000 entries"), |pki, n| {
             let serials: Vec<u64> = (0..=MOST_ENTRIES).map(|n| 1_000_000 + n).collect();
-            CraftedCrl::new(n, &serials).signed_by(&w.root)
+            CraftedCrl::new(n, &serials).signed_by(&pki.root)
         }),
     ]
 }

@@ -93,14 +93,14 @@ impl Program {
 }
 
 /// Sends bytes to an address. Errors are ignored: what counts is whether the payload arrives.
-type Send = fn(SocketAddr, &[u8]) -> io::Result<()>;
+type SendFn = fn(SocketAddr, &[u8]) -> io::Result<()>;
 
 /// A network path to try: how the bytes are sent, from which host, and to which address.
 struct Attempt<'a> {
     name: String,
     from: Option<&'a Host>,
     to: SocketAddr,
-    send: Send,
+    send: SendFn,
 }
 
 fn tcp(to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
@@ -198,7 +198,7 @@ fn unknown_ip_protocol(to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Every way to send bytes to an address, with its name.
-const SENDS: [(&str, Send); 12] = [
+const SENDS: [(&str, SendFn); 12] = [
     ("TCP", tcp),
     ("TCP to a port in weft's own range", tcp_to_own_range),
     ("TCP with weft's mark", tcp_with_weft_mark),
@@ -216,7 +216,7 @@ const SENDS: [(&str, Send); 12] = [
 /// Every way to send from a host (the router when `None`) to an address.
 fn all_attempts(from: Option<&Host>, to: IpAddr) -> Vec<Attempt<'_>> {
     let name = from.map_or("the router", |host| &host.name).to_owned();
-    let attempt = |(send_name, send): (&str, Send)| {
+    let attempt = |(send_name, send): (&str, SendFn)| {
         let name = format!("{send_name} from {name} to {to}");
         Attempt { name, from, to: SocketAddr::new(to, PORT), send }
     };

@@ -23,9 +23,9 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Starts both. `settings` are more fields of the HTTP connection manager, `ours` are weft's fields in the metadata
-    /// of the filter chain.
-    pub(crate) fn start(filters: &[Value], settings: &Value, ours: &Value) -> Self {
+    /// Starts both. `settings` are more fields of the HTTP connection manager, `weft_metadata` holds weft's own fields in
+    /// the metadata of the filter chain.
+    pub(crate) fn start(filters: &[Value], settings: &Value, weft_metadata: &Value) -> Self {
         let pki = MeshPki::create();
         let recorder = Recorder::start();
         let port = port::free();
@@ -36,12 +36,13 @@ impl Front {
         for (field, value) in settings.as_object().expect("settings are a JSON object") {
             served = with(served, field, value.clone());
         }
-        let mut ours = ours.clone();
+        let mut weft_metadata = weft_metadata.clone();
         for limit in ["target_limit_bytes", "field_limit_bytes"] {
-            ours = with(ours, limit, json!(16 * 1024));
+            weft_metadata = with(weft_metadata, limit, json!(16 * 1024));
         }
         let mut inbound = listener("inbound", port, served, None);
-        inbound["filter_chains"][0]["metadata"] = json!({"filter_metadata": {"weft": ours}});
+        inbound["filter_chains"][0]["metadata"] =
+            json!({"filter_metadata": {"weft": weft_metadata}});
         let next = cluster("next", &[recorder.port], UpstreamHttp::Http1, None);
         let config = bootstrap(admin, &[inbound], &[next]);
         let file = pki.path("front.json");

@@ -109,8 +109,8 @@ fn send_all(port: u16, recorder: &Recorder, verified: &[&str]) -> usize {
 
 #[test]
 fn identity_headers_of_an_unauthenticated_client_are_removed() {
-    for ours in [json!({}), json!({"underscores": "allow"})] {
-        let mut front = Front::start(&[], &json!({}), &ours);
+    for weft_metadata in [json!({}), json!({"underscores": "allow"})] {
+        let mut front = Front::start(&[], &json!({}), &weft_metadata);
         assert_eq!(send_all(front.sidecar.port, &front.recorder, &[]), 450);
         front.assert_healthy();
     }

@@ -291,11 +291,11 @@ fn run_strict(settings: &Value, at_least: Counts) {
 
 fn run(
     settings: &Value,
-    ours: &Value,
+    weft_metadata: &Value,
     check_path: fn(&mut Client, &str, &mut Counts) -> Result<(), String>,
     at_least: Counts,
 ) {
-    let mut front = Front::start(&[deny()], settings, ours);
+    let mut front = Front::start(&[deny()], settings, weft_metadata);
     let mut random = Random(4);
     let mut counts = [0; 3];
     let mut client = front.client();
@@ -356,8 +356,8 @@ fn denied_path_is_not_reached_with_default_path_settings() {
 
 #[test]
 fn common_paths_reach_the_service_unchanged() {
-    for ours in [json!({}), json!({"path": "as_sent"})] {
-        assert_common_paths_unchanged(&Front::start(&[deny()], &json!({}), &ours));
+    for weft_metadata in [json!({}), json!({"path": "as_sent"})] {
+        assert_common_paths_unchanged(&Front::start(&[deny()], &json!({}), &weft_metadata));
     }
 }
 
@@ -396,13 +396,13 @@ fn escaped_slashes_are_redirected_where_configured() {
 /// Servlet containers remove path parameters (`;x`) before they interpret a segment, which may then be empty.
 #[test]
 fn denied_path_is_not_reached_through_path_parameters() {
-    for (settings, ours) in [
+    for (settings, weft_metadata) in [
         (json!({}), json!({})),
         (json!({}), json!({"path": "strict"})),
         (json!({"normalize_path": true, "merge_slashes": true}), json!({})),
         (json!({"normalize_path": true, "merge_slashes": true}), json!({"path": "strict"})),
     ] {
-        let front = Front::start(&[deny()], &settings, &ours);
+        let front = Front::start(&[deny()], &settings, &weft_metadata);
         for path in
             ["/;/admin", "/;x/admin", "/;x=y/admin", "/;;/admin/x", "/x/..;/admin", "/.;/admin"]
         {
