@@ -164,7 +164,7 @@ pub fn guard(file: &Path) -> Result<RedirectGuard, String> {
             match understand(&file, &now) {
                 Ok(wishes) => {
                     tracing::info!(file = %file.display(), redirects = wishes.len(), "redirects changed");
-                    following.want(wishes);
+                    following.update(wishes);
                 }
                 Err(problems) => tracing::error!(problems, "the redirects in force stay"),
             }

@@ -1,12 +1,10 @@
 //! The layer-4 load balancer of a node: it takes redirected connections and datagrams, hashes the 5-tuple to
-//! choose an
-//! endpoint, and forwards bytes without inspecting them.
+//! choose an endpoint, and forwards bytes without inspecting them.
 //!
 //! Start with [`pipeline`], the path of a connection and of a datagram. [`plan`] is the snapshot of the
-//! configuration as
-//! this tier uses it, [`worker`] is a forwarding thread. [`kernel`] leaves flows that need no inspection to
-//! the kernel.
-//! [`redirect`] installs the rules that redirect traffic, and [`netlink`] has the kernel messages for both.
+//! configuration as this tier uses it, [`worker`] is a forwarding thread. [`kernel`] leaves flows that need
+//! no inspection to the kernel. [`redirect`] installs the rules that redirect traffic, and [`netlink`] has
+//! the kernel messages for both.
 
 mod clock;
 mod explanation;

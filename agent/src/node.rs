@@ -80,9 +80,8 @@ impl<'a> LoopDetector<'a> {
         Self { node, snapshot, exact, wildcard, carried }
     }
 
-    /// The listener that would take a cluster's flows to an endpoint, if the flows would come back to the cluster
-    /// from
-    /// there, or end at a capture port.
+    /// The listener that would take a cluster's flows to an endpoint, if the flows would come back to the
+    /// cluster from there, or end at a capture port.
     pub(crate) fn loop_listener(
         &self,
         cluster: &Name,

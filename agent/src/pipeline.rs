@@ -25,7 +25,7 @@ use weft_runtime::syn::saved_sequence;
 
 use crate::clock::{now, unix_ms};
 use crate::forward::pacer::ReadSide;
-use crate::forward::tcp::{RelayOutcome, RelayedBytes, relay};
+use crate::forward::tcp::{IdlePolicy, RelayOutcome, RelaySides, RelayedBytes, relay};
 use crate::forward::udp::{BatchSize, Datagram, enable_gro, send_all};
 use crate::plan::{AgentPlan, AgentTarget, EndpointChoice, OTHER_ENDPOINTS};
 use crate::record::Record;
@@ -53,7 +53,7 @@ pub(crate) fn connection(
             return reset_on_close(&accepted.stream);
         };
         let mut log = FlowLog::new(accepted.client);
-        let outcome = match carry(&mut accepted, &worker, &mut log).await {
+        let outcome = match proxy_tcp(&mut accepted, &worker, &mut log).await {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 worker.metrics.refuse(refusal);
@@ -65,7 +65,7 @@ pub(crate) fn connection(
     }
 }
 
-async fn carry(
+async fn proxy_tcp(
     accepted: &mut AcceptedTcp,
     worker: &AgentWorker,
     log: &mut FlowLog,
@@ -89,9 +89,10 @@ async fn carry(
     let target = plan.target(tcp, &flow, sequence).ok_or(FlowRefusal::NoService)?;
     log.service = Some(target.name.clone());
     let hash = plan.hash(&flow, tcp.flow_key, sequence);
-    let flow = (&flow, hash, listener.source_address);
-    let mut endpoint = connecting(&plan, target, flow, worker, log).await?;
-    let idle = (tcp.idle_timeout, listener.idle_end.unwrap_or(IdleEnd::Reset));
+    let flow = HashedFlow { tuple: &flow, hash, source: listener.source_address };
+    let mut endpoint = boxed_connect(&plan, target, flow, worker, log).await?;
+    let idle =
+        IdlePolicy { timeout: tcp.idle_timeout, end: listener.idle_end.unwrap_or(IdleEnd::Reset) };
     let flow_counts = worker.flow_counts(listener);
     // A connection may live long and must not keep an old plan in memory.
     drop(plan);
@@ -105,8 +106,8 @@ async fn carry(
     let open = Opened::new(&worker.metrics.connections_open);
     let flow = flow_counts.begin();
     let abort = pin!(worker.abort.notified());
-    let ends = (&mut accepted.stream, &mut endpoint);
-    let end = relay(ends, idle, abort, &worker.relay_buffers, &log.relayed).await;
+    let sides = RelaySides { client: &mut accepted.stream, endpoint: &mut endpoint };
+    let end = relay(sides, idle, abort, &worker.relay_buffers, &log.relayed).await;
     drop((open, flow));
     worker.metrics.bytes_to_endpoint.add(log.relayed.to_endpoint.get());
     worker.metrics.bytes_to_client.add(log.relayed.to_client.get());
@@ -115,16 +116,16 @@ async fn carry(
 
 /// The original destination of a connection. A direct connection to a capture port is a mistake or a loop.
 fn destination(accepted: &AcceptedTcp) -> Result<SocketAddr, FlowRefusal> {
-    let own = || accepted.stream.local_addr().map_err(|_| FlowRefusal::NotRedirected);
+    let listening_socket = || accepted.stream.local_addr().map_err(|_| FlowRefusal::NotRedirected);
     if !accepted.listener.use_original_destination {
-        return own();
+        return listening_socket();
     }
     let capture = accepted.listener.address;
     let destination = original_destination(&accepted.stream, capture);
     // A connection to our own port may have been redirected from the same port, or have been made to it directly.
-    let is_ours = destination.port() == capture.port() && destination == own()?;
-    let is_told = !destination.ip().is_unspecified();
-    if is_told && !is_ours { Ok(destination) } else { Err(FlowRefusal::NotRedirected) }
+    let is_ours = destination.port() == capture.port() && destination == listening_socket()?;
+    let is_known = !destination.ip().is_unspecified();
+    if is_known && !is_ours { Ok(destination) } else { Err(FlowRefusal::NotRedirected) }
 }
 
 /// Enforces the security group, also where the kernel has no rule for it.
@@ -132,13 +133,20 @@ fn check_security_group(listener: &Listener, client: SocketAddr) -> Result<(), F
     if listener.admits(client.ip()) { Ok(()) } else { Err(FlowRefusal::NotAllowed) }
 }
 
-/// Connects in a boxed future, which exists only while connecting: it is larger than all that follows, and the
-/// connection
-/// may last for hours.
-fn connecting<'a>(
+/// A TCP flow with its hash, and the kind of source address that its endpoint is to see.
+#[derive(Clone, Copy)]
+struct HashedFlow<'a> {
+    tuple: &'a FlowTuple,
+    hash: u32,
+    source: SourceAddress,
+}
+
+/// Connects in a boxed future, which exists only while connecting: it is larger than all that follows, and
+/// the connection may last for hours.
+fn boxed_connect<'a>(
     plan: &'a AgentPlan,
     target: &'a AgentTarget,
-    flow: (&'a FlowTuple, u32, SourceAddress),
+    flow: HashedFlow<'a>,
     worker: &'a AgentWorker,
     log: &'a mut FlowLog,
 ) -> Pin<Box<impl Future<Output = Result<TcpStream, FlowRefusal>> + 'a>> {
@@ -149,25 +157,25 @@ fn connecting<'a>(
 async fn connect(
     plan: &AgentPlan,
     target: &AgentTarget,
-    (flow, hash, source): (&FlowTuple, u32, SourceAddress),
+    flow: HashedFlow<'_>,
     worker: &AgentWorker,
     log: &mut FlowLog,
 ) -> Result<TcpStream, FlowRefusal> {
     let mut tried = false;
     for attempt in 0..=OTHER_ENDPOINTS {
-        let choice = plan.pick(target, flow, hash, attempt);
+        let choice = plan.pick(target, flow.tuple, flow.hash, attempt);
         let Some(endpoint) = choice.endpoint() else {
             break;
         };
         tried = true;
         log.choice = choice;
         let started = now();
-        match reach(endpoint, (flow.client, source), target.connect_timeout, worker).await {
+        match connect_from_any_source(endpoint, flow, target.connect_timeout, worker).await {
             Ok(stream) => {
                 worker.metrics.connect.observe(now() - started);
                 return Ok(stream);
             }
-            Err(error) if unreachable_for(&error) == FlowRefusal::Limit => {
+            Err(error) if connect_refusal(&error) == FlowRefusal::Limit => {
                 return Err(FlowRefusal::Limit);
             }
             Err(error) => tracing::debug!(%endpoint, %error, "connect to endpoint failed"),
@@ -177,14 +185,16 @@ async fn connect(
 }
 
 /// Connects to an endpoint. When a source address has no free port, tries the next source address.
-async fn reach(
+async fn connect_from_any_source(
     endpoint: SocketAddr,
-    (client, source): (SocketAddr, SourceAddress),
+    flow: HashedFlow<'_>,
     timeout: Duration,
     worker: &AgentWorker,
 ) -> io::Result<TcpStream> {
     let mut failed = None;
-    for options in worker.sources.connect_options(endpoint, client, source, worker.shared.mark) {
+    for options in
+        worker.sources.connect_options(endpoint, flow.tuple.client, flow.source, worker.shared.mark)
+    {
         match connect_tcp(endpoint, options, timeout).await {
             Err(error) if is_out_of_ports(&error) => failed = Some(error),
             outcome => return outcome,
@@ -194,7 +204,7 @@ async fn reach(
 }
 
 /// The refusal for a failed connect: running out of file descriptors is the agent's own limit.
-fn unreachable_for(error: &io::Error) -> FlowRefusal {
+fn connect_refusal(error: &io::Error) -> FlowRefusal {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE | Errno::ENFILE) => FlowRefusal::Limit,
         _ => FlowRefusal::Unreachable,
@@ -252,7 +262,7 @@ pub(crate) struct UdpFlow {
     service: Name,
     choice: EndpointChoice,
     endpoint: UdpSocket,
-    answers: Rc<UdpSocket>,
+    response_socket: Rc<UdpSocket>,
     relayed: RelayedBytes,
     started: Instant,
     logged: bool,
@@ -268,13 +278,12 @@ struct OpenFlow {
     _of_service: Opened<Arc<Gauge>>,
 }
 
-/// Forwards received datagrams to the endpoints of their flows, and starts new flows. Datagrams of one flow keep
-/// their
-/// order and are sent together.
-pub(crate) fn datagrams(
+/// Forwards received datagrams to the endpoints of their flows, and starts new flows. Datagrams of one flow
+/// keep their order and are sent together.
+pub(crate) fn forward_datagrams(
     taken: &[Datagram<'_>],
     listener: &Listener,
-    own: &Rc<UdpSocket>,
+    listening_socket: &Rc<UdpSocket>,
     worker: &Rc<AgentWorker>,
 ) {
     worker.pacer.count(taken.len(), now());
@@ -287,7 +296,7 @@ pub(crate) fn datagrams(
             continue;
         }
         let known = worker.flows.borrow_mut().get(&tuple, now()).cloned();
-        match known.map_or_else(|| begin(tuple, listener, own, worker), Ok) {
+        match known.map_or_else(|| start_flow(tuple, listener, listening_socket, worker), Ok) {
             Ok(flow) => flows.push((flow, vec![datagram.bytes])),
             Err(refusal) => worker.metrics.refuse(refusal),
         }
@@ -300,10 +309,10 @@ pub(crate) fn datagrams(
     }
 }
 
-fn begin(
+fn start_flow(
     tuple: FlowTuple,
     listener: &Listener,
-    own: &Rc<UdpSocket>,
+    listening_socket: &Rc<UdpSocket>,
     worker: &Rc<AgentWorker>,
 ) -> Result<Rc<UdpFlow>, FlowRefusal> {
     let plan = worker.plan();
@@ -321,20 +330,20 @@ fn begin(
         worker.sources.connect_options(address, tuple.client, serving.source_address, mark);
     let endpoint =
         first_not_out_of_ports(connect_options.map(|options| connect_udp(address, options)));
-    let endpoint = endpoint.map_err(|error| unreachable_for(&error))?;
+    let endpoint = endpoint.map_err(|error| connect_refusal(&error))?;
     enable_gro(&endpoint);
-    let answers = if listener.use_original_destination {
+    let response_socket = if listener.use_original_destination {
         let socket = worker.reply_sockets.from(tuple.destination, mark);
-        socket.map_err(|error| unreachable_for(&error))?
+        socket.map_err(|error| connect_refusal(&error))?
     } else {
-        own.clone()
+        listening_socket.clone()
     };
     let flow = Rc::new(UdpFlow {
         tuple,
         service: target.name.clone(),
         choice,
         endpoint,
-        answers,
+        response_socket,
         relayed: RelayedBytes::default(),
         started: now(),
         logged: udp.access_log,
@@ -352,12 +361,12 @@ fn begin(
         _of_worker: Opened::new(worker.metrics.flows_open.clone()),
         _of_service: worker.flow_counts(serving).begin(),
     }));
-    tokio::task::spawn_local(answer(flow.clone(), worker.clone()));
+    tokio::task::spawn_local(forward_responses(flow.clone(), worker.clone()));
     Ok(flow)
 }
 
 /// Forwards responses of a flow to its client until the flow ends.
-async fn answer(flow: Rc<UdpFlow>, worker: Rc<AgentWorker>) {
+async fn forward_responses(flow: Rc<UdpFlow>, worker: Rc<AgentWorker>) {
     let mut batch_size = BatchSize::new();
     while !flow.ended.get() {
         tokio::select! {
@@ -368,10 +377,10 @@ async fn answer(flow: Rc<UdpFlow>, worker: Rc<AgentWorker>) {
             worker.pause_before_read(ReadSide::Endpoint);
         }
         let to = Some(flow.tuple.client);
-        let sent = worker.receive_buffer.borrow_mut().answers(
+        let sent = worker.receive_buffer.borrow_mut().responses(
             &flow.endpoint,
             &mut batch_size,
-            |answers| send_all(&flow.answers, answers, to),
+            |responses| send_all(&flow.response_socket, responses, to),
         );
         // An ICMP error says that the endpoint has no such port. The endpoint may come back, so the flow stays.
         let Ok(sent) = sent else { continue };
@@ -398,8 +407,8 @@ pub(crate) fn end_flows_of_removed_endpoints(worker: &AgentWorker) {
 
 /// Ends the flows that were silent for their idle timeout.
 pub(crate) fn expire(worker: &AgentWorker) {
-    let gone = worker.flows.borrow_mut().expire(now());
-    for (_, flow) in gone {
+    let removed = worker.flows.borrow_mut().expire(now());
+    for (_, flow) in removed {
         end_flow(&flow, "idle", worker);
     }
 }

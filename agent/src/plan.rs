@@ -144,18 +144,16 @@ pub enum AgentPlanProblem {
         /// The address.
         address: SocketAddr,
     },
-    /// A service that preserves client addresses, with an endpoint of the other address family, which sees the
-    /// agent's
-    /// address.
+    /// A service that preserves client addresses, with an endpoint of the other address family, which sees
+    /// the agent's address.
     SourceFamilyMismatch {
         /// The service's listener.
         listener: Name,
         /// The endpoint.
         endpoint: SocketAddr,
     },
-    /// A service that preserves client addresses, which this process may not send from. Its flows on the proxy path
-    /// are
-    /// refused.
+    /// A service that preserves client addresses, which this process may not send from. Its flows on the
+    /// proxy path are refused.
     SourceNotPermitted {
         /// The service's listener.
         listener: Name,
@@ -211,8 +209,7 @@ impl fmt::Display for AgentPlanProblem {
 
 impl AgentPlan {
     /// Builds a plan from a snapshot, and lists what the agent cannot serve. Maglev tables of clusters whose
-    /// endpoints did
-    /// not change are reused from `previous`.
+    /// endpoints did not change are reused from `previous`.
     #[must_use]
     pub fn new(
         snapshot: &Snapshot,
@@ -330,9 +327,8 @@ impl AgentPlan {
         self.listeners.get(name)
     }
 
-    /// The listener that serves `destination`: the listener of a service, or `accepted`, the listener that accepted
-    /// the
-    /// flow.
+    /// The listener that serves `destination`: the listener of a service, or `accepted`, the listener that
+    /// accepted the flow.
     #[must_use]
     pub fn listener_for<'a>(
         &'a self,
@@ -399,9 +395,8 @@ impl AgentPlan {
         flow.hash(key, sequence, self.seed)
     }
 
-    /// The endpoint for a flow with this hash. Attempt 0 gives the flow's endpoint; later attempts give the endpoints
-    /// to
-    /// try when it cannot be reached.
+    /// The endpoint for a flow with this hash. Attempt 0 gives the flow's endpoint; later attempts give the
+    /// endpoints to try when it cannot be reached.
     #[must_use]
     pub fn pick(
         &self,

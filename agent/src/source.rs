@@ -7,9 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use weft_model::SourceAddress;
 use weft_runtime::socket::{ConnectOptions, Mark, SourceIp};
 
-/// The host addresses that connections to endpoints come from, used in turn. Each address and endpoint can have as
-/// many
-/// connections as there are ephemeral ports, about 28,000 by default; more addresses multiply that.
+/// The host addresses that connections to endpoints come from, used in turn. Each address and endpoint can
+/// have as many connections as there are ephemeral ports, about 28,000 by default; more addresses multiply
+/// that.
 #[derive(Debug, Default)]
 pub(crate) struct SourceAddresses {
     v4: Vec<IpAddr>,
@@ -29,15 +29,15 @@ impl SourceAddresses {
         &self,
         endpoint: SocketAddr,
         client: SocketAddr,
-        wanted: SourceAddress,
+        kind: SourceAddress,
         mark: Option<Mark>,
     ) -> impl Iterator<Item = ConnectOptions> {
         let own = if endpoint.is_ipv4() { &self.v4 } else { &self.v6 };
         let client = client.ip().to_canonical();
         // The endpoint cannot answer a client of the other address family.
-        let keeps = wanted == SourceAddress::Client && client.is_ipv4() == endpoint.is_ipv4();
-        let first = if keeps || own.is_empty() { 0 } else { self.next.get() % own.len() };
-        let (count, the_only) = match (keeps, own.is_empty()) {
+        let keeps_client = kind == SourceAddress::Client && client.is_ipv4() == endpoint.is_ipv4();
+        let first = if keeps_client || own.is_empty() { 0 } else { self.next.get() % own.len() };
+        let (count, client_source) = match (keeps_client, own.is_empty()) {
             (true, _) => (1, Some(SourceIp::Foreign(client))),
             (false, true) => (1, None),
             (false, false) => {
@@ -47,7 +47,7 @@ impl SourceAddresses {
         };
         (0..count).map(move |step| {
             let own = own.iter().cycle().nth(first + step).copied().map(SourceIp::Local);
-            ConnectOptions { mark, source: the_only.or(own) }
+            ConnectOptions { mark, source: client_source.or(own) }
         })
     }
 }
@@ -85,12 +85,12 @@ mod tests {
     fn connect_options(
         sources: &SourceAddresses,
         endpoint: &str,
-        wanted: SourceAddress,
+        kind: SourceAddress,
     ) -> Vec<Option<SourceIp>> {
         let [endpoint, client] =
             [endpoint, "10.0.0.9:4000"].map(|text| text.parse().expect("the address is valid"));
         sources
-            .connect_options(endpoint, client, wanted, None)
+            .connect_options(endpoint, client, kind, None)
             .map(|options| options.source)
             .collect()
     }

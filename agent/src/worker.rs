@@ -100,9 +100,8 @@ impl AgentWorker {
         self.flow_counts.of(&listener.name, &self.metrics.services)
     }
 
-    /// Pauses before datagrams are read, where that pays. The thread sleeps, because waking a task is what costs; so
-    /// the
-    /// worker must have no other work.
+    /// Pauses before datagrams are read, where that pays. The thread sleeps, because waking a task is what
+    /// costs; so the worker must have no other work.
     #[expect(
         clippy::disallowed_methods,
         reason = "the pause itself, below 0.1 ms, only while the worker carries UDP alone"
@@ -202,7 +201,7 @@ impl ListenerSockets {
     /// Binds listeners that the plan has added, and closes those that it has removed.
     fn follow(&mut self, worker: &Rc<AgentWorker>) {
         let plan = worker.plan();
-        let wanted: HashMap<BoundSocketKey, &Arc<Listener>> = plan
+        let desired: HashMap<BoundSocketKey, &Arc<Listener>> = plan
             .bound()
             .map(|listener| {
                 let key = BoundSocketKey {
@@ -215,14 +214,14 @@ impl ListenerSockets {
             })
             .collect();
         self.bound.retain(|key, task| {
-            let keep = wanted.contains_key(key) && !task.handle.is_finished();
+            let keep = desired.contains_key(key) && !task.handle.is_finished();
             if !keep {
                 task.handle.abort();
             }
             keep
         });
         let mut failures = Vec::new();
-        for (key, listener) in wanted {
+        for (key, listener) in desired {
             if let Some(task) = self.bound.get(&key) {
                 task.follow(&plan, listener);
                 continue;
@@ -330,7 +329,7 @@ async fn receive_datagrams(
             return;
         };
         let take = |taken: &[Datagram<'_>]| {
-            pipeline::datagrams(taken, &listener, &socket, &worker);
+            pipeline::forward_datagrams(taken, &listener, &socket, &worker);
         };
         let taken =
             is_ready.and_then(|()| receiver.take(&mut worker.receive_buffer.borrow_mut(), take));

@@ -150,7 +150,7 @@ fn assert_redirected_while_answered(backend: &str) {
     let refused = apply_once(backend);
     let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1), "{errors}");
-    assert!(errors.contains("nobody answers DNS at port 15053"), "{errors}");
+    assert!(errors.contains("no DNS server answers at port 15053"), "{errors}");
 
     let folder = TempDir::new().expect("a temporary folder can be created");
     let file = folder.path().join("redirects.yaml");
@@ -186,7 +186,7 @@ fn assert_redirected_while_answered(backend: &str) {
     }
     eventually("both changes are logged", || {
         let errors = guard.errors();
-        let both = ["DNS is handed over: its", "DNS is not handed over any more"];
+        let both = ["DNS redirected: the", "DNS redirection suspended"];
         both.iter().all(|text| errors.contains(text)).then_some(())
     });
     assert!(!guard.errors().contains("had been changed"), "{}", guard.errors());
@@ -216,9 +216,12 @@ fn native_and_nft_backends_install_the_same_dns_rules() {
 #[test]
 fn invalid_dns_options_are_refused_with_their_reason() {
     for (options, reason) in [
-        ("--dns 15053", "need each other"),
-        ("--outbound 15001 --resolvers 127.0.0.11", "need each other"),
-        ("--dns 15053 --resolvers 127.0.0.11 --exclude-outbound-ports 53", "53 is what dns takes"),
+        ("--dns 15053", "set together"),
+        ("--outbound 15001 --resolvers 127.0.0.11", "set together"),
+        (
+            "--dns 15053 --resolvers 127.0.0.11 --exclude-outbound-ports 53",
+            "port 53 conflicts with dns",
+        ),
         ("--dns 0 --resolvers 127.0.0.11", "0 is not in 1..=65535"),
     ] {
         let mut command = weft();

@@ -32,7 +32,7 @@ fn is_as_wanted(backend: &str) -> bool {
 #[test]
 fn what_goes_before_our_rules_is_seen_by_its_effect() {
     let (well, told) = probe(WISH);
-    assert!(well && told.contains("not tried: there is no route"), "{told}");
+    assert!(well && told.contains("probe skipped: no route"), "{told}");
     for address in ["10.5.0.1/32", "fd05::1/128"] {
         ip(&format!("addr add {address} dev lo"));
     }
@@ -44,7 +44,7 @@ fn what_goes_before_our_rules_is_seen_by_its_effect() {
         apply(backend);
         let (well, told) = probe(WISH);
         let all =
-            "connections are handed over: 10.96.255.255:15098, [fd96::ffff:ffff:ffff:ffff]:15098";
+            "connections are redirected: 10.96.255.255:15098, [fd96::ffff:ffff:ffff:ffff]:15098";
         assert!(well && told.contains(all), "{backend}: {told}");
     }
 
@@ -61,7 +61,7 @@ fn what_goes_before_our_rules_is_seen_by_its_effect() {
     ]));
     assert!(is_as_wanted("iptables"), "our own rules are as they were");
     let (well, told) = probe(WISH);
-    assert!(!well && told.contains("past our rules"), "{told}");
+    assert!(!well && told.contains("sent unchanged"), "{told}");
     apply("native");
     let (well, told) = probe(WISH);
     assert!(well, "theirs are at -100, ours at -101: {told}");
@@ -72,7 +72,7 @@ fn what_goes_before_our_rules_is_seen_by_its_effect() {
     ip("addr add fd01::9/128 dev lo");
     assert!(is_as_wanted("native"));
     let (well, told) = probe(WISH);
-    assert!(!well && told.contains("another rule led it to [fd01::9]:15098"), "{told}");
+    assert!(!well && told.contains("another program's rule sent it to [fd01::9]:15098"), "{told}");
     nft("flush chain inet theirs first");
     nft("add rule inet theirs first ip daddr 10.96.0.0/16 drop");
     let (well, told) = probe(WISH);
@@ -84,13 +84,13 @@ fn what_goes_before_our_rules_is_seen_by_its_effect() {
 #[test]
 fn what_cannot_be_tried_is_said() {
     for (wish, why) in [
-        ("--inbound 15006", "only what leaves"),
+        ("--inbound 15006", "only outbound"),
         ("--outbound 15001 --exclude-outbound-ports 15098", "port 15098 is excluded"),
         ("--outbound 15001 --exclude-users 0", "user 0"),
         ("--outbound 15001 --uid 0", "user 0"),
     ] {
         let (well, told) = probe(wish);
-        assert!(well && told.contains("not tried") && told.contains(why), "{wish}: {told}");
+        assert!(well && told.contains("probe skipped") && told.contains(why), "{wish}: {told}");
     }
 }
 
@@ -122,7 +122,10 @@ fn an_agent_is_not_ready_while_traffic_passes_its_rules() {
     there("nft add rule inet theirs first ip daddr 10.96.0.0/16 dnat ip to 127.0.0.1");
     eventually("it is not ready", || (ready().status == 503).then_some(()));
     let told = ready().text();
-    assert!(told.contains("/run/netns/web") && told.contains("another rule led it to"), "{told}");
+    assert!(
+        told.contains("/run/netns/web") && told.contains("another program's rule sent it to"),
+        "{told}"
+    );
     let dump: Value =
         serde_json::from_slice(&Curl::get(admin, "/config_dump").run().body).expect("it is JSON");
     let standing = dump.pointer("/redirects/~1run~1netns~1web/standing").and_then(Value::as_str);
@@ -132,5 +135,5 @@ fn an_agent_is_not_ready_while_traffic_passes_its_rules() {
     there("nft delete table inet theirs");
     is_ready();
     let errors = agent.errors();
-    assert!(errors.contains("connections are handed over again"), "{errors}");
+    assert!(errors.contains("connections are redirected again"), "{errors}");
 }

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 /// The most that the wall clock may deviate from the monotonic clock between two checks: more than a slewed
-/// clock
-/// deviates, less than what affects certificate validation.
+/// clock deviates, less than what affects certificate validation.
 const TOLERANCE: Duration = Duration::from_secs(10);
 /// How long a clock must be steady after a jump until its time is trusted.
 pub const SETTLE_TIME: Duration = Duration::from_secs(15);

@@ -66,8 +66,7 @@ impl Drain {
     }
 
     /// Resolves when a worker should stop: when it drains and `active` is empty, when the grace period has
-    /// passed, or
-    /// at once in phase [`Phase::Ended`].
+    /// passed, or at once in phase [`Phase::Ended`].
     pub async fn finished(&self, active: &ActiveConnections) {
         self.reached(Phase::Draining).await;
         tokio::select! {

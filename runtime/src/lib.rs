@@ -2,10 +2,8 @@
 //! port.
 //!
 //! The data plane runs on [`worker`] threads. Each worker has its own runtime, its own listening sockets and
-//! its own
-//! table of open files; workers share no data that they write. The admin port, the xDS stream of the control
-//! plane
-//! and signal handling run on separate threads.
+//! its own table of open files; workers share no data that they write. The admin port, the xDS stream of the
+//! control plane and signal handling run on separate threads.
 
 pub mod access;
 pub mod admin;

@@ -1,8 +1,7 @@
 //! Whether the workers listen on the configured addresses, for readiness.
 //!
 //! Each worker binds its own sockets, a moment after a configuration comes into force. A process is ready
-//! once every
-//! worker has bound them: traffic that an orchestrator sent earlier would be refused.
+//! once every worker has bound them: traffic that an orchestrator sent earlier would be refused.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;

@@ -73,8 +73,7 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
 const LEVELS: &str = "levels are off, error, warn, info, debug and trace";
 
 /// Whether a directive names a level. [`EnvFilter`] takes an unknown level for a target and then logs nothing
-/// else, so
-/// a typing error would silence the log.
+/// else, so a typing error would silence the log.
 fn is_directive(part: &str) -> bool {
     let is_of_span = part.contains(['[', ']', '{', '}']);
     // An empty text parses as a level.

@@ -15,8 +15,7 @@ pub struct LogLimit {
 
 impl LogLimit {
     /// Counts an event. Returns the number of events since the last line, this one included, when a line may
-    /// be logged
-    /// now.
+    /// be logged now.
     pub fn event(&self, now: Instant) -> Option<u64> {
         let count = self.held_back.get() + 1;
         if self.next.get().is_some_and(|next| now < next) {

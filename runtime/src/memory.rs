@@ -1,20 +1,17 @@
 //! The memory of this process: free memory is returned to the kernel, and other processes cannot read it.
 
 /// Returns freed memory to the kernel, also from the middle of the heap: the C library by itself returns only
-/// memory
-/// at its end.
+/// memory at its end.
 ///
 /// Call it after large work such as reading a configuration. Allocations of other threads may block
-/// meanwhile, for
-/// milliseconds.
+/// meanwhile, for milliseconds.
 pub fn trim_heap() {
     let gave_back = crate::raw::trim_heap();
     tracing::debug!(gave_back, "free memory returned to the kernel");
 }
 
 /// Keeps the memory of this process, which holds private keys, out of core dumps and away from other
-/// processes of its
-/// user (`PR_SET_DUMPABLE`).
+/// processes of its user (`PR_SET_DUMPABLE`).
 pub fn disable_core_dumps() {
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         tracing::warn!(%error, "core dumps not disabled: processes of the same user can read this memory");

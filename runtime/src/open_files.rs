@@ -3,8 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Raises the soft limit of open files to the hard limit. The usual soft limit of 1024 protects programs that
-/// use
-/// `select`, which weft does not; the limits on connections and flows bound what a process opens.
+/// use `select`, which weft does not; the limits on connections and flows bound what a process opens.
 pub fn raise_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));

@@ -6,8 +6,7 @@ pub struct Problems {
     /// Listeners, or parts of listeners, that serve no client. The process is not ready.
     pub unserved: Vec<String>,
     /// Clusters that cannot be reached. They delay readiness at the start. A process that was ready stays
-    /// ready, because
-    /// its other clusters are served.
+    /// ready, because its other clusters are served.
     pub unreachable: Vec<String>,
     /// Parts that are served differently from the configuration.
     pub warnings: Vec<String>,

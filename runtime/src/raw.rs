@@ -6,8 +6,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use nix::libc;
 
 /// Reads a socket option of variable length into `into`, and returns its length in bytes. nix reads such an
-/// option
-/// only as a zero-terminated text or as a value of fixed size.
+/// option only as a zero-terminated text or as a value of fixed size.
 #[expect(unsafe_code, reason = "no library reads a socket option of variable length")]
 pub(crate) fn socket_option(
     socket: BorrowedFd<'_>,
@@ -18,8 +17,7 @@ pub(crate) fn socket_option(
     let mut length = libc::socklen_t::try_from(into.len()).map_err(io::Error::other)?;
     let room = into.as_mut_ptr().cast();
     // SAFETY: the descriptor is borrowed, so it stays open during the call. The kernel writes at most
-    // `length` bytes,
-    // the length of `into`, and then stores in `length` how many it wrote.
+    // `length` bytes, the length of `into`, and then stores in `length` how many it wrote.
     let outcome =
         unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, room, &raw mut length) };
     nix::errno::Errno::result(outcome)?;

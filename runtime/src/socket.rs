@@ -34,8 +34,7 @@ impl Mark {
 }
 
 /// Listens on a TCP address. All workers may listen on the same address: the kernel distributes connections
-/// among
-/// them. A socket on an IPv6 address accepts IPv6 connections only.
+/// among them. A socket on an IPv6 address accepts IPv6 connections only.
 ///
 /// # Errors
 /// When the address is in use, or is not an address of this host and `transparent` is false.
@@ -48,8 +47,7 @@ pub fn listen_tcp(address: SocketAddr, transparent: bool) -> io::Result<TcpListe
 }
 
 /// Binds a UDP address. With `transparent` the socket may bind, and receive datagrams for, addresses that are
-/// not the
-/// host's.
+/// not the host's.
 ///
 /// # Errors
 /// When the address is in use, or is not an address of this host and `transparent` is false.
@@ -66,8 +64,7 @@ pub fn bind_udp(
 }
 
 /// Whether binding the unspecified IPv6 address failed because the host has no IPv6. The host then has no
-/// address of
-/// that family, so no listener is missing.
+/// address of that family, so no listener is missing.
 #[must_use]
 pub fn is_ipv6_unavailable(address: SocketAddr, error: &io::Error) -> bool {
     let unsupported = error.raw_os_error() == Some(libc::EAFNOSUPPORT);
@@ -102,8 +99,7 @@ pub struct ConnectOptions {
 }
 
 /// The source IP address of an outgoing connection. The kernel chooses the port, one that is unused towards
-/// the same
-/// destination.
+/// the same destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceIp {
     /// An address of this host.
@@ -153,7 +149,7 @@ pub fn can_bind_foreign_addresses() -> bool {
 /// Opens a UDP socket connected to one address.
 ///
 /// # Errors
-/// When there is no route or no free port, or the source address may not be used.
+/// When the destination has no route, no port is free, or the source address may not be used.
 pub fn connect_udp(target: SocketAddr, options: ConnectOptions) -> io::Result<UdpSocket> {
     let socket =
         Socket::new(Domain::for_address(target), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
@@ -171,8 +167,8 @@ pub fn connect_udp(target: SocketAddr, options: ConnectOptions) -> io::Result<Ud
 ///
 /// # Errors
 /// When the connection is refused, the destination is unreachable, or the timeout passes
-/// ([`io::ErrorKind::TimedOut`]);
-/// when no source port is free ([`io::ErrorKind::AddrNotAvailable`]), or the source address may not be used.
+/// ([`io::ErrorKind::TimedOut`]); when no source port is free ([`io::ErrorKind::AddrNotAvailable`]), or the
+/// source address may not be used.
 pub async fn connect_tcp(
     target: SocketAddr,
     options: ConnectOptions,
@@ -196,8 +192,7 @@ pub async fn connect_tcp(
 }
 
 /// The destination of a redirected connection before redirection; `local`, the socket's own address, for a
-/// connection
-/// that was not redirected.
+/// connection that was not redirected.
 #[must_use]
 pub fn original_destination(stream: &TcpStream, local: SocketAddr) -> SocketAddr {
     let redirected = match local {

@@ -31,8 +31,7 @@ pub fn save_syn(socket: &TcpListener, keep: bool) -> io::Result<()> {
 }
 
 /// The sequence number of the SYN that opened a connection. The kernel returns it once. `None` where it saved
-/// no SYN,
-/// for instance when it answered a SYN flood with cookies.
+/// no SYN, for instance when it answered a SYN flood with cookies.
 #[must_use]
 pub fn saved_sequence(stream: &TcpStream) -> Option<u32> {
     let mut syn = [0; SYN_BYTES];
@@ -43,8 +42,7 @@ pub fn saved_sequence(stream: &TcpStream) -> Option<u32> {
 }
 
 /// The sequence number of a TCP packet (RFC 9293, section 3.1) after an IP header (RFC 791, section 3.1; RFC
-/// 8200,
-/// sections 3 and 4).
+/// 8200, sections 3 and 4).
 fn sequence_of(packet: &[u8]) -> Option<u32> {
     const TCP: u8 = 6;
     const SEQUENCE: usize = 4;

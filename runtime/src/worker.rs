@@ -33,12 +33,10 @@ pub fn default_count() -> NonZeroUsize {
 /// Starts `count` threads named `name-0`, `name-1` and so on, which wait for their task.
 ///
 /// Each thread has its own table of open files, so the limit of open files applies to each worker. A
-/// descriptor that is
-/// open at this call stays open in every one of these tables while the worker lives, also when another thread
-/// closes
-/// it: a connection would stay up, a pipe would have no end. So call this before anything else is opened,
-/// except the
-/// runtimes that the workers wake. For the same reason a worker opens its sockets itself.
+/// descriptor that is open at this call stays open in every one of these tables while the worker lives, also
+/// when another thread closes it: a connection would stay up, a pipe would have no end. So call this before
+/// anything else is opened, except the runtimes that the workers wake. For the same reason a worker opens its
+/// sockets itself.
 ///
 /// # Errors
 /// When a thread or its runtime cannot be created.
@@ -63,8 +61,7 @@ fn wait_for_task(ready: &Sender<io::Result<()>>, tasks: &Receiver<WorkerTask>) {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build_local(LocalOptions::default());
     // The runtime comes first: other threads write to its wake-up descriptor, so the descriptor must be open
-    // under the
-    // same number in their tables too.
+    // under the same number in their tables too.
     let tabled = unshare(CloneFlags::CLONE_FILES);
     let (runtime, outcome) = match runtime {
         Ok(runtime) => (Some(runtime), Ok(())),

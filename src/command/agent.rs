@@ -163,7 +163,7 @@ async fn plan_all(
         problems.send_replace(found);
         let plan = Arc::new(plan);
         plans.send_replace(plan.clone());
-        kernel.follow(plan.clone());
+        kernel.set_plan(plan.clone());
         last = Some((snapshot, plan));
         memory::trim_heap();
         if snapshots.changed().await.is_err() {

@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn it_is_told_in_lines_and_columns() {
-        let ready = Answer { status: 503, body: "redirects in /a: not looked at yet\n".into() };
+        let ready = Answer { status: 503, body: "redirects in /a: not checked yet\n".into() };
         let dump = json!({
             "source": {"control_plane": true, "connected": true, "rejected": {"listener x": "address: it is missing"}},
             "problems": ["cluster \"c\": endpoint 10.0.0.1:80 is left out"],
@@ -191,7 +191,7 @@ mod tests {
             ],
         });
         let wanted = "\
-ready        no: redirects in /a: not looked at yet
+ready        no: redirects in /a: not checked yet
 control      connected
 connections  7 of 1000
 problem      cluster \"c\": endpoint 10.0.0.1:80 is left out

@@ -1,8 +1,7 @@
 //! A bounded table of flows with idle expiry. A state machine without I/O: every call takes `now`.
 //!
 //! Invariants: the table holds at most `limit` flows. A flow keeps its value, and with it its endpoint, while
-//! it is in
-//! the table. A flow that was silent for its idle timeout is removed by the next call of
+//! it is in the table. A flow that was silent for its idle timeout is removed by the next call of
 //! [`FlowTable::expire`].
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,8 +18,7 @@ pub struct TableFull;
 pub struct FlowTable<V> {
     flows: HashMap<FlowTuple, FlowEntry<V>>,
     /// When to check each flow for expiry. A flow that was used since is rescheduled by the check, so using a
-    /// flow does
-    /// not touch this map.
+    /// flow does not touch this map.
     deadlines: BTreeMap<Deadline, FlowTuple>,
     /// The number of deadlines scheduled so far, which makes deadlines of the same instant distinct.
     deadline_count: u64,
@@ -103,7 +101,7 @@ impl<V> FlowTable<V> {
 
     /// Removes and returns the flows that were silent for their idle timeout.
     pub fn expire(&mut self, now: Instant) -> Vec<(FlowTuple, V)> {
-        let mut gone = Vec::new();
+        let mut removed = Vec::new();
         while let Some(due) = self.deadlines.first_entry().filter(|due| due.key().0 <= now) {
             let tuple = due.remove();
             let Some(until) = self.flows.get(&tuple).map(|flow| flow.last_used + flow.idle_timeout)
@@ -114,10 +112,10 @@ impl<V> FlowTable<V> {
                 let deadline = self.schedule(until, tuple);
                 self.flows.entry(tuple).and_modify(|flow| flow.deadline = deadline);
             } else if let Some(flow) = self.flows.remove(&tuple) {
-                gone.push((tuple, flow.value));
+                removed.push((tuple, flow.value));
             }
         }
-        gone
+        removed
     }
 
     /// Removes the flows whose value matches, and returns the values.
@@ -196,8 +194,8 @@ mod tests {
 
     impl Model {
         fn expire(&mut self, now: Instant) -> Vec<(FlowTuple, u32)> {
-            let gone = self.0.extract_if(|_, (_, idle, last_used)| *last_used + *idle <= now);
-            gone.map(|(tuple, (value, ..))| (tuple, value)).collect()
+            let removed = self.0.extract_if(|_, (_, idle, last_used)| *last_used + *idle <= now);
+            removed.map(|(tuple, (value, ..))| (tuple, value)).collect()
         }
     }
 
@@ -239,19 +237,19 @@ mod tests {
                 }
                 7 => {
                     let lost = draw(7);
-                    let mut gone = table.remove_if(|value| value % 7 == lost);
+                    let mut removed = table.remove_if(|value| value % 7 == lost);
                     let expected = model.0.extract_if(|_, (value, ..)| *value % 7 == lost);
                     let mut expected: Vec<u32> = expected.map(|(_, (value, ..))| value).collect();
-                    gone.sort_unstable();
+                    removed.sort_unstable();
                     expected.sort_unstable();
-                    assert_eq!(gone, expected, "{}", context());
+                    assert_eq!(removed, expected, "{}", context());
                 }
                 _ => {
                     now += Duration::from_millis(draw(40).into());
-                    let (mut gone, mut expected) = (table.expire(now), model.expire(now));
-                    gone.sort_unstable_by_key(|(_, value)| *value);
+                    let (mut removed, mut expected) = (table.expire(now), model.expire(now));
+                    removed.sort_unstable_by_key(|(_, value)| *value);
                     expected.sort_unstable_by_key(|(_, value)| *value);
-                    assert_eq!(gone, expected, "{}", context());
+                    assert_eq!(removed, expected, "{}", context());
                 }
             }
             assert_eq!(table.len(), model.0.len(), "{}", context());

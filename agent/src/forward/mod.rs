@@ -1,4 +1,4 @@
-//! How bytes are moved once it is decided where to.
+//! Forwarding of bytes and datagrams to a chosen endpoint.
 
 pub(crate) mod pacer;
 pub(crate) mod tcp;

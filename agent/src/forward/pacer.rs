@@ -1,22 +1,23 @@
-//! When many datagrams come, looking at once at each costs more than moving it: a worker that rests a
-//! moment first finds several of each flow, which go together. As network cards do with interrupts.
+//! Batches UDP reads at high rates. Reading each datagram at once then costs more than forwarding it: a
+//! worker that pauses first finds several datagrams of each flow, which it sends together. Network cards
+//! coalesce interrupts likewise.
 //!
-//! It rests only above a rate at which much comes in a moment, never when it is behind, and never while
-//! it carries TCP too, whose messages would wait for nothing.
+//! A worker pauses only above a rate at which several datagrams arrive during a pause, never when it is
+//! behind, and never while it carries TCP, whose messages the pause would delay.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How long it rests. The kernel adds to it what it calls timer slack, 50 us.
+/// The length of a pause. The kernel adds its timer slack, 50 us.
 pub(crate) const PAUSE: Duration = Duration::from_micros(5);
-/// The rate is looked at over this time.
+/// The window over which the rate is measured.
 const RATE_WINDOW: Duration = Duration::from_millis(1);
-/// So many datagrams of a window, both ways, make it worth resting: two in a moment.
+/// The datagrams per window, in both directions, from which on pausing pays: two per pause.
 const BUSY_DATAGRAMS: u32 = 40;
-/// How long answers go without rests of their own, where those of the other direction serve them too.
+/// The shortest time between pauses for responses, where the pauses for client datagrams serve them too.
 const ENDPOINT_PAUSE_GAP: Duration = Duration::from_micros(200);
 
-/// What a worker remembers of its pace.
+/// The measured rate and the last pause of a worker.
 #[derive(Debug)]
 pub(crate) struct BatchPacer {
     began: Cell<Instant>,
@@ -25,12 +26,12 @@ pub(crate) struct BatchPacer {
     last_pause: Cell<Instant>,
 }
 
-/// Who is about to look.
+/// Which sockets are about to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadSide {
-    /// For datagrams of clients.
+    /// The listening socket, for datagrams of clients.
     Client,
-    /// For answers, at one of many sockets.
+    /// The socket of one of many flows, for responses of its endpoint.
     Endpoint,
 }
 
@@ -40,7 +41,7 @@ impl BatchPacer {
         Self { began, count: Cell::new(0), is_busy: Cell::new(false), last_pause }
     }
 
-    /// Notes that so many datagrams were moved.
+    /// Counts forwarded datagrams.
     pub(crate) fn count(&self, datagrams: usize, now: Instant) {
         let datagrams = u32::try_from(datagrams).unwrap_or(u32::MAX);
         self.count.set(self.count.get().saturating_add(datagrams));
@@ -54,12 +55,12 @@ impl BatchPacer {
         }
     }
 
-    /// Whether to rest before looking; it is then taken for done.
+    /// Whether to pause before reading. If so, the pause counts as taken.
     pub(crate) fn should_pause(&self, side: ReadSide, carries_tcp: bool, now: Instant) -> bool {
         if carries_tcp || !self.is_busy.get() {
             return false;
         }
-        // What was long ago says nothing of now.
+        // An old rate says nothing about the current one.
         let is_known = now.saturating_duration_since(self.began.get()) < 2 * RATE_WINDOW;
         let gap = match side {
             ReadSide::Client => Duration::ZERO,
@@ -78,13 +79,13 @@ impl BatchPacer {
 mod tests {
     use super::*;
 
-    #[allow(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+    #[expect(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
     fn start() -> Instant {
         Instant::now()
     }
 
-    /// How many rests there are in 100 ms of one datagram each so many microseconds.
-    fn should_pause(every_us: u64, side: ReadSide, carries_tcp: bool) -> usize {
+    /// The number of pauses in 100 ms with one datagram every `every_us` microseconds.
+    fn pauses(every_us: u64, side: ReadSide, carries_tcp: bool) -> usize {
         let start = start();
         let pacer = BatchPacer::new(start);
         let at = |n: u64| start + Duration::from_micros(n * every_us);
@@ -97,21 +98,18 @@ mod tests {
     }
 
     #[test]
-    fn it_rests_at_high_rates_only() {
+    fn worker_pauses_at_high_rates_only() {
         for side in [ReadSide::Client, ReadSide::Endpoint] {
-            assert_eq!(should_pause(100, side, false), 0, "ten thousand a second");
-            assert_eq!(should_pause(30, side, false), 0, "thirty thousand");
-            assert!(should_pause(10, side, false) > 300, "a hundred thousand");
-            assert_eq!(should_pause(10, side, true), 0, "TCP does not wait for datagrams");
+            assert_eq!(pauses(100, side, false), 0, "10,000 datagrams per second");
+            assert_eq!(pauses(30, side, false), 0, "33,000 datagrams per second");
+            assert!(pauses(10, side, false) > 300, "100,000 datagrams per second");
+            assert_eq!(pauses(10, side, true), 0, "TCP is not delayed");
         }
-        assert!(
-            should_pause(10, ReadSide::Endpoint, false) < 500,
-            "each second datagram is not looked for anew"
-        );
+        assert!(pauses(10, ReadSide::Endpoint, false) < 500, "responses pause less often");
     }
 
     #[test]
-    fn it_does_not_rest_for_what_was_long_ago() {
+    fn worker_does_not_pause_for_an_old_rate() {
         let start = start();
         let pacer = BatchPacer::new(start);
         pacer.count(1000, start + RATE_WINDOW);

@@ -1,9 +1,9 @@
-//! Moves a TCP connection: both ways at once, each end's close and reset passed on.
+//! Relays a TCP connection in both directions, and forwards the close and reset of each side.
 //!
-//! A small message is copied through the worker's scratch buffer; as soon as a read fills it, the
-//! direction goes over to splice, where the kernel moves pages through a pipe and we copy nothing.
-//! A connection that waits owns neither buffer nor pipe; what it does own is small, and written as
-//! states ([`DirectionState`]) rather than as nested futures, each of which would keep room of its own.
+//! A small message is copied through the worker's scratch buffer. As soon as a read fills the buffer, the
+//! direction switches to splice, where the kernel moves pages through a pipe without a copy. An idle
+//! connection owns neither buffer nor pipe. The rest of its state is small, and written as an enum
+//! ([`DirectionState`]) instead of nested futures, which would each add to the size.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -26,18 +26,18 @@ use weft_runtime::socket::reset_on_close;
 
 use crate::clock::now;
 
-/// What a read through the scratch buffer takes at most; a read that fills it means bulk.
+/// The size of the scratch buffer. A read that fills it indicates a bulk transfer.
 const SCRATCH_BYTES: usize = 16 * 1024;
-/// What one splice asks for: the default size of a pipe.
+/// The most bytes of one splice: the default size of a pipe.
 const SPLICE_BYTES: usize = 64 * 1024;
-/// How many splices one connection does before others have their turn.
+/// The most splices of one connection before other tasks run.
 const SPLICES_PER_POLL: usize = 16;
-/// In how many looks a timeout is divided: silence is seen so much of it late, at most.
+/// The checks per idle timeout: a timeout is detected late by one check at most.
 const IDLE_CHECKS: u32 = 8;
-/// How many idle pipes a worker keeps.
+/// The most idle pipes of a worker.
 const PIPE_LIMIT: usize = 64;
 
-/// What a worker lends to the connection that is being served.
+/// Buffers and pipes of a worker, which a connection borrows while it is polled.
 #[derive(Debug, Clone)]
 pub(crate) struct RelayBuffers(Rc<RelayBuffersInner>);
 
@@ -67,7 +67,7 @@ impl RelayBuffers {
         Ok(Pipe { read, write })
     }
 
-    /// Takes back a pipe that is empty.
+    /// Takes back an empty pipe.
     fn return_pipe(&self, pipe: Pipe) {
         let mut pipes = self.0.pipes.borrow_mut();
         if pipes.len() < PIPE_LIMIT {
@@ -76,16 +76,16 @@ impl RelayBuffers {
     }
 }
 
-/// How a connection ended.
+/// How a relayed connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RelayOutcome {
     /// Both sides closed.
     Closed,
-    /// A side reset it, and the other was told so.
+    /// One side reset the connection, and the other side was reset too.
     Reset,
-    /// It was silent for too long.
+    /// The idle timeout passed.
     Idle,
-    /// The process ends and could not wait for it.
+    /// The drain timeout passed.
     Aborted,
 }
 
@@ -101,28 +101,44 @@ impl RelayOutcome {
     }
 }
 
-/// What was moved.
+/// The relayed bytes in each direction.
 #[derive(Debug, Default)]
 pub(crate) struct RelayedBytes {
     pub(crate) to_endpoint: Cell<u64>,
     pub(crate) to_client: Cell<u64>,
 }
 
-/// Moves bytes between `client` and `endpoint` until both are done, until nothing was moved for so
-/// long, or until it is cut off. What was not done is reset on both sides, so that nobody takes what
-/// came for the whole; silence may end otherwise, when nothing is held back.
-#[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
+/// The two sides of a relayed connection.
+pub(crate) struct RelaySides<'a> {
+    pub(crate) client: &'a mut TcpStream,
+    pub(crate) endpoint: &'a mut TcpStream,
+}
+
+/// What happens to a connection without traffic.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct IdlePolicy {
+    /// How long the connection may be idle; `None` means forever.
+    pub(crate) timeout: Option<Duration>,
+    /// How it then ends.
+    pub(crate) end: IdleEnd,
+}
+
+/// Relays bytes between `client` and `endpoint` until both have closed, the idle timeout passes, or the relay
+/// is aborted. A connection that has not finished is reset on both sides, so that neither takes the received
+/// part for the whole. An idle connection may be closed instead if no bytes are pending.
+#[expect(clippy::manual_async_fn, reason = "an async fn would store its arguments twice")]
 pub(crate) fn relay<'a>(
-    (client, endpoint): (&'a mut TcpStream, &'a mut TcpStream),
-    (idle_timeout, idle_end): (Option<Duration>, IdleEnd),
+    sides: RelaySides<'a>,
+    idle: IdlePolicy,
     mut abort: Pin<&'a mut Notified<'_>>,
     buffers: &'a RelayBuffers,
     relayed: &'a RelayedBytes,
 ) -> impl Future<Output = RelayOutcome> {
     async move {
-        let mut endward = DirectionState::Reading;
-        let mut clientward = DirectionState::Reading;
-        let mut idle_timer = IdleTimer::new(idle_timeout);
+        let RelaySides { client, endpoint } = sides;
+        let mut outbound_state = DirectionState::Reading;
+        let mut inbound_state = DirectionState::Reading;
+        let mut idle_timer = IdleTimer::new(idle.timeout);
         let mut sleep = pin!(tokio::time::sleep(idle_timer.check_interval.unwrap_or_default()));
         let end = poll_fn(|context| {
             if abort.as_mut().poll(context).is_ready() {
@@ -130,27 +146,27 @@ pub(crate) fn relay<'a>(
             }
             let (mut from_client, to_client) = client.split();
             let (mut from_endpoint, to_endpoint) = endpoint.split();
-            let polled_endward = endward.poll(
+            let polled_outbound = outbound_state.poll(
                 context,
                 &mut Direction {
                     from: &mut from_client,
                     to: to_endpoint.as_ref(),
                     buffers,
                     relayed: &relayed.to_endpoint,
-                    is_last: matches!(clientward, DirectionState::Done),
+                    is_last: matches!(inbound_state, DirectionState::Done),
                 },
             );
-            let polled_clientward = clientward.poll(
+            let polled_inbound = inbound_state.poll(
                 context,
                 &mut Direction {
                     from: &mut from_endpoint,
                     to: to_client.as_ref(),
                     buffers,
                     relayed: &relayed.to_client,
-                    is_last: matches!(endward, DirectionState::Done),
+                    is_last: matches!(outbound_state, DirectionState::Done),
                 },
             );
-            match (polled_endward, polled_clientward) {
+            match (polled_outbound, polled_inbound) {
                 (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => {
                     Poll::Ready(RelayOutcome::Reset)
                 }
@@ -164,9 +180,9 @@ pub(crate) fn relay<'a>(
         .await;
         let is_flushed =
             |way: &DirectionState| matches!(way, DirectionState::Reading | DirectionState::Done);
-        let all_flushed = is_flushed(&endward) && is_flushed(&clientward);
+        let all_flushed = is_flushed(&outbound_state) && is_flushed(&inbound_state);
         let closes_cleanly = end == RelayOutcome::Closed
-            || (end == RelayOutcome::Idle && idle_end == IdleEnd::Close && all_flushed);
+            || (end == RelayOutcome::Idle && idle.end == IdleEnd::Close && all_flushed);
         if !closes_cleanly {
             reset_on_close(client);
             reset_on_close(endpoint);
@@ -175,13 +191,12 @@ pub(crate) fn relay<'a>(
     }
 }
 
-/// Sees when nothing is moved. The clock is looked at a few times per timeout, and not once per
-/// message.
+/// Detects idle connections. It checks a few times per timeout instead of reading the clock for each message.
 #[derive(Debug)]
 struct IdleTimer {
-    /// The time between two looks; none when silence is no matter.
+    /// The time between two checks; `None` without an idle timeout.
     check_interval: Option<Duration>,
-    /// What was moved at the last look, and how many looks in a row saw that.
+    /// The relayed bytes at the last check, and how many checks in a row saw that number.
     unchanged: (u64, u32),
 }
 
@@ -204,47 +219,47 @@ impl IdleTimer {
             if self.unchanged.1 == IDLE_CHECKS {
                 return Poll::Ready(());
             }
-            // From now, so that a process that stood still does not make up for looks it missed.
+            // Counted from now, so that a process that was stopped does not catch up on missed checks.
             sleep.as_mut().reset((now() + check_interval).into());
         }
     }
 }
 
-/// What one direction works with.
+/// One direction of a relayed connection while it is polled.
 struct Direction<'a, 'b> {
     from: &'a mut ReadHalf<'b>,
     to: &'a TcpStream,
     buffers: &'a RelayBuffers,
     relayed: &'a Cell<u64>,
-    /// Whether the other one is done, so that both sides are closed when this one is.
+    /// Whether the other direction is done, so both sides close when this direction is done.
     is_last: bool,
 }
 
-/// Where one direction stands.
+/// The state of one direction.
 #[derive(Debug)]
 enum DirectionState {
-    /// It waits for bytes.
+    /// Waiting for bytes of the source.
     Reading,
-    /// It has bytes that the sink has not taken yet.
+    /// Holding bytes that the sink has not accepted yet.
     Writing(PendingWrite),
-    /// It moves pages through a pipe, which holds so many bytes.
+    /// Moving pages through a pipe, which holds this many bytes.
     Splicing(Pipe, usize),
-    /// The source has closed, and the sink's side was closed after it.
+    /// The source has closed, and the sink was shut down for writing.
     Done,
 }
 
-/// Bytes that were read.
+/// Bytes that were read and not yet written.
 #[derive(Debug)]
 struct PendingWrite {
     bytes: Vec<u8>,
-    /// How many of them are written.
+    /// The number of bytes already written.
     written: usize,
-    /// Whether they are what is left of a full buffer.
+    /// Whether they come from a full scratch buffer.
     is_bulk: bool,
 }
 
 impl DirectionState {
-    /// Goes on as far as it can. Ready when the direction is done.
+    /// Makes as much progress as possible. Ready when the direction is done.
     fn poll(
         &mut self,
         context: &mut Context<'_>,
@@ -271,7 +286,7 @@ impl DirectionState {
                             *held = bytes;
                             continue;
                         }
-                        // It has nothing more at hand.
+                        // The source has no more bytes now.
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                             self.return_pipe(direction.buffers, Self::Reading)
                         }
@@ -283,13 +298,12 @@ impl DirectionState {
         }
     }
 
-    /// A full read means that more is coming. Without descriptors for a pipe, it goes on through the
-    /// scratch buffer.
+    /// Switches to splice after a full read, or continues with the scratch buffer when no pipe can be opened.
     fn after_bulk(buffers: &RelayBuffers) -> Self {
         buffers.pipe().map_or(Self::Reading, |pipe| Self::Splicing(pipe, 0))
     }
 
-    /// Gives the pipe back, and goes on to `next`.
+    /// Returns the pipe to the worker, and continues with `next`.
     fn return_pipe(&mut self, buffers: &RelayBuffers, next: Self) -> Self {
         if let Self::Splicing(pipe, _) = std::mem::replace(self, Self::Done) {
             buffers.return_pipe(pipe);
@@ -299,14 +313,14 @@ impl DirectionState {
 }
 
 impl Direction<'_, '_> {
-    /// Closes the sink's side.
+    /// Shuts down the sink for writing.
     fn close(&self) -> io::Result<DirectionState> {
         if self.is_last {
-            // The caller closes both sockets now, which says the same.
+            // The caller closes both sockets now, which has the same effect.
             return Ok(DirectionState::Done);
         }
         match socket2::SockRef::from(self.to).shutdown(Shutdown::Write) {
-            // It may have reset the connection since; its own direction will tell.
+            // The sink may have reset the connection; the other direction reports that.
             Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
             _ => Ok(DirectionState::Done),
         }
@@ -314,10 +328,10 @@ impl Direction<'_, '_> {
 
     /// Waits for bytes, reads once and writes once.
     ///
-    /// A read that does not fill the buffer has taken all there was, which `poll_read` remembers: the
-    /// next one waits without asking the system in vain.
+    /// A read that does not fill the buffer has drained the socket. `poll_read` remembers that, so the next
+    /// read waits without a system call.
     fn copy_once(&mut self, context: &mut Context<'_>) -> Poll<io::Result<DirectionState>> {
-        // Lent for this moment only: a connection that waits holds no buffer.
+        // Borrowed for this call only: an idle connection holds no buffer.
         let mut scratch = self.buffers.0.scratch.borrow_mut();
         let mut buffer = ReadBuf::new(&mut scratch);
         ready!(Pin::new(&mut *self.from).poll_read(context, &mut buffer))?;
@@ -346,7 +360,7 @@ impl Direction<'_, '_> {
         self.relayed.set(self.relayed.get() + bytes as u64);
     }
 
-    /// Takes in what the source has at hand; 0 at its end.
+    /// Moves available bytes from the source into the pipe; 0 at the end of the stream.
     fn splice_in(&self, pipe: &Pipe) -> io::Result<usize> {
         let from: &TcpStream = self.from.as_ref();
         from.try_io(Interest::READABLE, || {
@@ -354,7 +368,7 @@ impl Direction<'_, '_> {
         })
     }
 
-    /// Gives out what the pipe holds.
+    /// Moves the contents of the pipe to the sink.
     fn splice_out(
         &self,
         context: &mut Context<'_>,

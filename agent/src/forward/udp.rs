@@ -1,9 +1,9 @@
-//! Moves datagrams: in by batches with the address each was sent to, out through a socket per flow,
-//! those of a flow that are of equal size in trains; trains come in as such too.
+//! Forwards datagrams. They are received in batches, each with its original destination, and sent through a
+//! socket per flow. Datagrams of equal size are received and sent in one system call with GRO and GSO.
 //!
-//! A flow has a socket of its own towards its endpoint, so answers find their way without looking
-//! into them. They leave again from the very address the client sent to: through the listening
-//! socket, or, for intercepted traffic, through a socket bound to the service's address.
+//! Each flow has its own socket towards its endpoint, so responses need no inspection. They are sent from the
+//! address that the client used: through the listening socket, or, for redirected traffic, through a socket
+//! bound to the virtual address of the service.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,39 +21,38 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use weft_runtime::socket::{Mark, bind_udp};
 
-/// How many messages one system call takes in, at most and at least; each is a datagram, or a train.
+/// The most and fewest messages of one receive call. A message is a datagram or a GRO batch.
 const BATCH: usize = 32;
 const SMALLEST_BATCH: usize = 4;
-/// The largest datagram, or train.
+/// The largest message.
 const MESSAGE_BYTES: usize = 65_536;
-/// From one message's room to the next one's: not a power of two, so that the beginnings of all of them
-/// find a place in the processor's cache.
+/// The distance between the buffers of two messages: not a power of two, so that their beginnings do not
+/// compete for the same lines of the processor cache.
 const SLOT_BYTES: usize = MESSAGE_BYTES + 320;
-/// How much of the kernel's memory datagrams may take that wait to be taken in, where we may say so: as
-/// much as comes in some 20 ms, in which a busy host may let nobody of us run. By itself the kernel keeps
-/// fewer than 300 small ones.
+/// The socket receive buffer, if this process may set it: about 20 ms of traffic, for which a busy host may
+/// not schedule a worker. By default the kernel holds fewer than 300 small datagrams.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// How many addresses a worker holds a socket for, to answer from.
+/// The most service addresses that a worker keeps a response socket for.
 const REPLY_SOCKET_LIMIT: usize = 4096;
 
-/// A datagram taken in.
+/// A received datagram.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Datagram<'a> {
     pub(crate) client: SocketAddr,
-    /// The address it was sent to.
+    /// The original destination.
     pub(crate) destination: SocketAddr,
     pub(crate) bytes: &'a [u8],
 }
 
-/// Room for what one system call takes in. A worker lends one to whoever reads.
+/// The buffer for one receive call. A worker lends it to whichever task reads.
 pub(crate) struct ReceiveBuffer(Vec<u8>);
 
-/// How many messages are asked for at once: to ask for each costs a little, come it or not, so it is
-/// about as many as came the last time.
+/// How many messages one receive call asks for. Each costs a little even if it does not arrive, so the number
+/// follows that of the last call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BatchSize {
     messages: usize,
-    /// Whether as many came as were asked for, so that there may be more.
+    /// Whether the last call returned as many messages as it asked for, so there may be more.
     pub(crate) is_behind: bool,
 }
 
@@ -68,19 +67,19 @@ impl BatchSize {
     }
 }
 
-/// What was taken in, as one message of the kernel's.
+/// A received message.
 struct ReceivedMessage<'a, S> {
     from: Option<S>,
-    /// The address it was sent to, where the socket was asked to tell.
+    /// The original destination, if the socket reports it.
     destination: Option<SocketAddr>,
     bytes: &'a [u8],
-    /// The size of each datagram of a train, of which the last may be shorter.
+    /// The size of each datagram in a GRO batch, of which the last may be shorter.
     segment_bytes: Option<usize>,
 }
 
 impl<'a, S> ReceivedMessage<'a, S> {
     fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a, S> {
-        // A datagram may be empty, and is one all the same.
+        // An empty message is one empty datagram.
         let size = self.segment_bytes.unwrap_or(self.bytes.len()).max(1);
         let empty = self.bytes.is_empty().then_some(self.bytes);
         empty.into_iter().chain(self.bytes.chunks(size))
@@ -92,16 +91,15 @@ impl ReceiveBuffer {
         Self(vec![0; BATCH * SLOT_BYTES])
     }
 
-    /// Takes in what a socket has, and gives it to `take`, all at once. What takes no addresses is told
-    /// none.
+    /// Receives messages and passes them to `take` together. `S` is the address type; `()` requests no addresses.
     fn receive<S: Copy + SockaddrLike, T>(
         &mut self,
         socket: &UdpSocket,
         batch_size: &mut BatchSize,
         take: impl FnOnce(&[ReceivedMessage<'_, S>]) -> T,
     ) -> io::Result<T> {
-        // Anew each time: the kernel notes in the headers how much of their room it has used, which is
-        // then all that it would use for the next.
+        // New headers for each call: the kernel stores in them how much space it used, and would use no more next
+        // time.
         let space = nix::cmsg_space!(nix::libc::sockaddr_in6, i32);
         let mut headers = MultiHeaders::<S>::preallocate(batch_size.messages, Some(space));
         let slots = self.0.chunks_mut(SLOT_BYTES).take(batch_size.messages);
@@ -135,8 +133,8 @@ impl ReceiveBuffer {
         Ok(take(&messages))
     }
 
-    /// Takes in the answers that wait at a flow's socket.
-    pub(crate) fn answers<T>(
+    /// Receives the responses that are pending on the socket of a flow.
+    pub(crate) fn responses<T>(
         &mut self,
         endpoint: &UdpSocket,
         batch_size: &mut BatchSize,
@@ -148,24 +146,24 @@ impl ReceiveBuffer {
     }
 }
 
-/// Has the kernel hand over trains as they come, where a socket's peers send some, instead of taking
-/// them apart (`UDP_GRO`, udp(7)). What they cost then is that of one datagram.
+/// Enables `UDP_GRO` (udp(7)): the kernel passes equal-sized datagrams as one message, which costs as much as one
+/// datagram.
 pub(crate) fn enable_gro(socket: &UdpSocket) {
     if let Err(error) = setsockopt(socket, sockopt::UdpGroSegment, &true) {
-        tracing::debug!(%error, "datagrams are taken in one by one");
+        tracing::debug!(%error, "UDP GRO not available");
     }
 }
 
-/// Takes in datagrams by batches.
+/// Receives datagrams in batches.
 pub(crate) struct UdpReceiver {
     socket: Rc<UdpSocket>,
-    /// Where datagrams are sent to that do not tell.
+    /// The destination of datagrams without an original destination.
     own: SocketAddr,
     batch_size: BatchSize,
 }
 
 impl UdpReceiver {
-    /// Reads from `socket`. With `intercepted` each datagram tells the address it was sent to.
+    /// Receives from `socket`. With `intercepted` the kernel reports the original destination of each datagram.
     pub(crate) fn new(socket: Rc<UdpSocket>, intercepted: bool) -> io::Result<Self> {
         let own = socket.local_addr()?;
         if intercepted {
@@ -176,12 +174,12 @@ impl UdpReceiver {
         }
         enable_gro(&socket);
         if let Err(error) = setsockopt(&*socket, sockopt::RcvBufForce, &SOCKET_BUFFER_BYTES) {
-            tracing::debug!(%error, "few datagrams may wait while the worker is not running");
+            tracing::debug!(%error, "UDP receive buffer not raised");
         }
         Ok(Self { socket, own, batch_size: BatchSize::new() })
     }
 
-    /// Whether there may be more than were taken.
+    /// Whether more datagrams may be pending than the last call returned.
     pub(crate) fn is_behind(&self) -> bool {
         self.batch_size.is_behind
     }
@@ -191,7 +189,7 @@ impl UdpReceiver {
         self.socket.readable().await
     }
 
-    /// Gives those that are there to `take`, all at once.
+    /// Receives pending datagrams and passes them to `take` together.
     pub(crate) fn take(
         &mut self,
         buffer: &mut ReceiveBuffer,
@@ -213,11 +211,11 @@ impl UdpReceiver {
     }
 }
 
-/// The most datagrams of one train, and the most bytes (`UDP_MAX_SEGMENTS`, and what a packet holds).
+/// The most datagrams of one GSO batch (`UDP_MAX_SEGMENTS`), and the most bytes (the size of an IP packet).
 const GSO_SEGMENT_LIMIT: usize = 64;
 const GSO_BYTES: usize = 65_000;
 
-/// What became of datagrams that were to be sent.
+/// The result of sending datagrams.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SendCounts {
     pub(crate) datagrams: u64,
@@ -225,8 +223,8 @@ pub(crate) struct SendCounts {
     pub(crate) lost: u64,
 }
 
-/// Sends datagrams of one flow, in order, now or not at all. Those of equal size go together: the
-/// kernel carries such a train as one packet and takes it apart at its end (`UDP_SEGMENT`, udp(7)).
+/// Sends datagrams of one flow in order, without blocking. Datagrams of equal size are sent together: the
+/// kernel carries such a GSO batch as one packet and splits it at the end (`UDP_SEGMENT`, udp(7)).
 pub(crate) fn send_all(
     socket: &UdpSocket,
     datagrams: &[&[u8]],
@@ -242,7 +240,7 @@ pub(crate) fn send_all(
             sent.bytes += bytes as u64;
             continue;
         }
-        // Alone, or where the kernel takes no train: on this path, of this size, or not now.
+        // A single datagram, or the kernel refused the batch: for this path or size, or because the socket is full.
         for datagram in train {
             match send(socket, datagram, to) {
                 Ok(bytes) => {
@@ -259,7 +257,7 @@ pub(crate) fn send_all(
 /// Datagrams of one flow, in order.
 type DatagramSlice<'a, 'b> = &'a [&'b [u8]];
 
-/// The datagrams at the front that can go as one train, and those behind: all of one size, but the
+/// Splits off the datagrams at the front that can be sent as one GSO batch: all of one size, except that the
 /// last may be shorter.
 fn next_gso_batch<'a, 'b>(
     datagrams: DatagramSlice<'a, 'b>,
@@ -284,8 +282,8 @@ fn send_gso(socket: &UdpSocket, train: &[&[u8]], to: Option<SocketAddr>) -> io::
     Ok(())
 }
 
-/// Sends a datagram now or not at all. The system is asked, not what is remembered of the socket:
-/// nothing is, of one that was made a moment ago, and the first datagram of a flow would be lost.
+/// Sends a datagram without blocking. It calls the system directly: tokio knows no readiness of a new socket
+/// yet, and would drop the first datagram of a flow.
 fn send(socket: &UdpSocket, bytes: &[u8], to: Option<SocketAddr>) -> io::Result<usize> {
     let socket = SockRef::from(socket);
     match to {
@@ -314,12 +312,12 @@ fn original(message: &ControlMessageOwned) -> Option<SocketAddr> {
     }
 }
 
-/// The sockets of a worker from which answers to intercepted datagrams leave.
+/// The sockets of a worker that responses to redirected datagrams are sent from.
 #[derive(Debug, Default)]
 pub(crate) struct ReplySockets(RefCell<HashMap<SocketAddr, Rc<UdpSocket>>>);
 
 impl ReplySockets {
-    /// The socket bound to `address`, which is a service's and not the host's.
+    /// Returns a socket bound to `address`, the virtual address of a service.
     pub(crate) fn from(
         &self,
         address: SocketAddr,
@@ -330,7 +328,7 @@ impl ReplySockets {
             return Ok(socket.clone());
         }
         if sockets.len() >= REPLY_SOCKET_LIMIT {
-            // Those in use live on in their flows.
+            // Flows keep the sockets that they use.
             sockets.clear();
         }
         let socket = Rc::new(bind_udp(address, true, mark)?);
@@ -345,25 +343,25 @@ mod tests {
     use weft_runtime::socket::{ConnectOptions, connect_udp};
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_socket_made_a_moment_ago_sends_its_first_datagram() {
-        let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
-        let address = endpoint.local_addr().expect("bound");
-        let flow = connect_udp(address, ConnectOptions::default()).expect("a socket");
+    async fn new_socket_sends_its_first_datagram() {
+        let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port is free");
+        let address = endpoint.local_addr().expect("the socket is bound");
+        let flow = connect_udp(address, ConnectOptions::default()).expect("a port is free");
         assert_eq!(send_all(&flow, &[b"first"], None).datagrams, 1);
 
         let mut buffer = [0; 16];
-        let (bytes, client) = endpoint.recv_from(&mut buffer).await.expect("received");
+        let (bytes, client) = endpoint.recv_from(&mut buffer).await.expect("a datagram arrives");
         assert_eq!(&buffer[..bytes], b"first");
 
-        let answers = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
+        let answers = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port is free");
         assert_eq!(send_all(&answers, &[b"to"], Some(client)).bytes, 2);
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn datagrams_arrive_whole_and_apart_whatever_went_together() {
-        let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
-        let to = endpoint.local_addr().expect("bound");
-        let flow = connect_udp(to, ConnectOptions::default()).expect("a socket");
+    async fn datagrams_sent_in_batches_arrive_whole_and_separate() {
+        let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port is free");
+        let to = endpoint.local_addr().expect("the socket is bound");
+        let flow = connect_udp(to, ConnectOptions::default()).expect("a port is free");
         let sizes = [1200, 1200, 1200, 300, 7, 7, 8, 60_000, 60_000, 0, 0, 1, 1200, 1201];
         let wanted: Vec<Vec<u8>> = (0..).zip(sizes).map(|(n, size)| vec![n; size]).collect();
         let datagrams: Vec<&[u8]> = wanted.iter().map(Vec::as_slice).collect();
@@ -376,28 +374,28 @@ mod tests {
         let mut receiver =
             UdpReceiver::new(Rc::new(endpoint), false).expect("the options are known");
         while arrived.len() < wanted.len() {
-            receiver.ready().await.expect("it is open");
+            receiver.ready().await.expect("the socket is open");
             let take = |datagrams: &[Datagram<'_>]| {
                 assert!(datagrams.iter().all(|datagram| datagram.destination == to));
                 arrived.extend(datagrams.iter().map(|datagram| datagram.bytes.to_vec()));
             };
-            receiver.take(&mut buffer, take).expect("it can be read");
+            receiver.take(&mut buffer, take).expect("the socket is readable");
         }
         assert_eq!(arrived, wanted);
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_train_costs_one_message_and_is_whole() {
+    async fn gso_batch_is_received_as_one_message() {
         const TRAIN: usize = 40;
-        let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port");
+        let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port is free");
         enable_gro(&endpoint);
-        let flow = connect_udp(endpoint.local_addr().expect("bound"), ConnectOptions::default())
-            .expect("a socket");
+        let to = endpoint.local_addr().expect("the socket is bound");
+        let flow = connect_udp(to, ConnectOptions::default()).expect("a port is free");
         let wanted: Vec<Vec<u8>> =
-            (0..TRAIN).map(|n| vec![u8::try_from(n).expect("few"); 1200]).collect();
+            (0..TRAIN).map(|n| vec![u8::try_from(n).expect("n is below 40"); 1200]).collect();
         let datagrams: Vec<&[u8]> = wanted.iter().map(Vec::as_slice).collect();
         let (mut buffer, mut batch_size) = (ReceiveBuffer::new(), BatchSize::new());
-        // More than once: what the kernel has used of its room is there again.
+        // More than once, because the kernel changes the headers of a receive call.
         for _ in 0..3 {
             assert_eq!(send_all(&flow, &[b"alone"], None).datagrams, 1);
             assert_eq!(send_all(&flow, &datagrams, None).datagrams, TRAIN as u64);
@@ -411,7 +409,7 @@ mod tests {
             };
             let mut count = 0;
             while count <= TRAIN {
-                endpoint.readable().await.expect("it is open");
+                endpoint.readable().await.expect("the socket is open");
                 count = buffer
                     .receive(&endpoint, &mut batch_size, &mut take)
                     .expect("something has come");
@@ -422,11 +420,11 @@ mod tests {
     }
 
     #[test]
-    fn a_train_is_of_one_size_and_may_end_with_a_shorter_one() {
+    fn gso_batch_has_datagrams_of_one_size_and_may_end_with_a_shorter_one() {
         let bytes = vec![0; 65_000];
         let check = |sizes: &[usize], train: usize| {
             let datagrams: Vec<&[u8]> = sizes.iter().map(|size| &bytes[..*size]).collect();
-            let (first, behind) = next_gso_batch(&datagrams).expect("there are some");
+            let (first, behind) = next_gso_batch(&datagrams).expect("there are datagrams");
             assert_eq!((first.len(), behind.len()), (train, sizes.len() - train), "{sizes:?}");
         };
         check(&[5], 1);

@@ -1,9 +1,8 @@
 //! Decides which conntrack entries have lost their endpoint, and what happens to them.
 //!
-//! conntrack keeps a flow on its endpoint, also when the table has changed. For TCP that is right: a removed endpoint
-//! may
-//! finish its connections until a deadline. A UDP flow never ends while its client sends, so its entry is deleted at
-//! once, and the next datagram starts a new flow.
+//! conntrack keeps a flow on its endpoint, also when the table has changed. For TCP that is right: a removed
+//! endpoint may finish its connections until a deadline. A UDP flow never ends while its client sends, so its
+//! entry is deleted at once, and the next datagram starts a new flow.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -108,9 +107,8 @@ impl FlowTracker {
         match flow.transport {
             // A removed endpoint has a drain time, which `expired` watches. Redirected connections are our own.
             Transport::Tcp => FlowAction::Keep,
-            // On a port of any host address there are flows of other programs too. Only those to a removed endpoint
-            // are
-            // known to be ours.
+            // On a port of any host address there are flows of other programs too. Only those to a removed
+            // endpoint are known to be ours.
             Transport::Udp if matches!(key.1, ServiceAddress::AnyLocal(_)) => {
                 if self.removed.contains_key(&(key, endpoint)) {
                     FlowAction::Evict
@@ -140,9 +138,8 @@ impl FlowTracker {
         self.services.values().any(|service| service.logged)
     }
 
-    /// The name of the service of this flow, if the service writes records. A flow that was not translated was not on
-    /// the
-    /// kernel path.
+    /// The name of the service of this flow, if the service writes records. A flow that was not translated
+    /// was not on the kernel path.
     pub(super) fn logged_service(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<&Name> {
         let (key, service) = self.service_of(flow)?;
         let is_ours = self.retains(key, endpoint) || self.removed.contains_key(&(key, endpoint));

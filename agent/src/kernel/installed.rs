@@ -41,7 +41,7 @@ pub(super) struct ElementDiff {
 }
 
 impl InstalledTable {
-    /// Reads the installed table; `None` when there is no table.
+    /// Reads the installed table; `None` when the table does not exist.
     pub(super) fn read(kernel: &mut Netlink) -> io::Result<Option<Self>> {
         match kernel.get(&nf::get_table(TABLE)) {
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => return Ok(None),

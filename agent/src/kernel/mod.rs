@@ -1,16 +1,15 @@
 //! The kernel path: the kernel itself load-balances flows that need no proxy.
 //!
-//! nf_tables hashes the 5-tuple of a new flow onto the Maglev table of the service, which is a map in the kernel, and
-//! translates the destination. conntrack then keeps the flow on its endpoint, without the agent. Hash, seed and table
-//! are
-//! the same as on the proxy path, so all nodes agree, and `weft flow explain` is exact for both paths.
+//! nf_tables hashes the 5-tuple of a new flow onto the Maglev table of the service, which is a map in the
+//! kernel, and translates the destination. conntrack then keeps the flow on its endpoint, without the agent.
+//! Hash, seed and table are the same as on the proxy path, so all nodes agree, and `weft flow explain` is
+//! exact for both paths.
 //!
 //! [`service`] decides which services use the kernel path. [`table`] defines the nf_tables table for them,
-//! [`table_sets`]
-//! its sets, and [`packet_fields`] how it reads packets. [`reconcile`] changes the [`installed`] table to match.
-//! [`flows`] finds conntrack entries that have lost their endpoint, and [`occupancy`] watches how full conntrack is.
-//! [`KernelReconciler`] is the thread that runs all this. Flows that the kernel path does not carry use the proxy
-//! path.
+//! [`table_sets`] its sets, and [`packet_fields`] how it reads packets. [`reconcile`] changes the
+//! [`installed`] table to match. [`flows`] finds conntrack entries that have lost their endpoint, and
+//! [`occupancy`] watches how full conntrack is. [`KernelReconciler`] is the thread that runs all this. Flows
+//! that the kernel path does not carry use the proxy path.
 
 mod flows;
 mod installed;

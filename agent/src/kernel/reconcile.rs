@@ -307,9 +307,8 @@ fn chains(desired: DesiredTable<'_>, installed: &InstalledTable) -> AtomicChange
     differing.flat_map(install).collect()
 }
 
-/// Creates a chain that set elements can refer to, or replaces the rules of an existing one. The rules count in a
-/// counter
-/// with the name of the chain.
+/// Creates a chain that set elements can refer to, or replaces the rules of an existing one. The rules count
+/// in a counter with the name of the chain.
 fn replace_rules(chain: &KernelChain) -> AtomicChange {
     let rules = chain.rules.iter().map(|rule| nf::rule(TABLE, &chain.name, rule.clone()));
     let mut changes = vec![

@@ -33,9 +33,8 @@ use crate::redirect::is_in_iptables;
 
 /// How often the kernel's counters are read.
 const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
-/// The shortest time between two sweeps of conntrack when nothing has changed. A sweep may take a two-hundredth of
-/// the
-/// time at most, so large tables are swept less often.
+/// The shortest time between two sweeps of conntrack when nothing has changed. A sweep may take a
+/// two-hundredth of the time at most, so large tables are swept less often.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 const SWEEP_COST_FACTOR: u32 = 200;
 /// How often the maps are compared element by element.
@@ -74,11 +73,11 @@ impl KernelReconciler {
     pub fn start(choice: PathChoice, limits: KernelLimits, access: Writer) -> io::Result<Self> {
         let report = Arc::new(Mutex::new(KernelPathReport::default()));
         let pending_plan = Arc::new(Mutex::new(None));
-        let (waker, woken) = UnixStream::pair()?;
+        let (waker, wakeups) = UnixStream::pair()?;
         waker.set_nonblocking(true)?;
-        woken.set_nonblocking(true)?;
+        wakeups.set_nonblocking(true)?;
         let now = now();
-        let work = ReconcileThread {
+        let thread = ReconcileThread {
             choice,
             limits,
             pending_plan: pending_plan.clone(),
@@ -100,12 +99,12 @@ impl KernelReconciler {
         };
         std::thread::Builder::new()
             .name("kernel-path".into())
-            .spawn(move || work.run(woken, &access))?;
+            .spawn(move || thread.run(wakeups, &access))?;
         Ok(Self { pending_plan, waker: Arc::new(waker), report })
     }
 
     /// Applies a new plan, asynchronously.
-    pub fn follow(&self, plan: Arc<AgentPlan>) {
+    pub fn set_plan(&self, plan: Arc<AgentPlan>) {
         *self.pending_plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
         // A full socket means that the thread will wake up anyway.
         drop((&*self.waker).write(&[0]));
@@ -148,7 +147,7 @@ struct ReconcileThread {
 }
 
 impl ReconcileThread {
-    fn run(mut self, mut woken: UnixStream, access: &Writer) {
+    fn run(mut self, mut wakeups: UnixStream, access: &Writer) {
         let log = access.log();
         let mut has_plan = false;
         loop {
@@ -166,7 +165,7 @@ impl ReconcileThread {
             let timeout = self.next_wakeup().saturating_duration_since(now());
             let timeout = if has_plan { timeout } else { Duration::MAX };
             let sockets = [self.change_events.as_ref(), self.ended_events.as_ref()];
-            if !wait(timeout, &mut woken, sockets.into_iter().flatten()) {
+            if !wait(timeout, &mut wakeups, sockets.into_iter().flatten()) {
                 return;
             }
             self.drain_changes();
@@ -331,9 +330,8 @@ impl ReconcileThread {
         Ok(())
     }
 
-    /// Subscribes to changes, or reads pending notifications. The comparison that follows sees earlier changes.
-    /// Returns
-    /// whether it must compare the elements of maps.
+    /// Subscribes to changes, or reads pending notifications. The comparison that follows sees earlier
+    /// changes. Returns whether it must compare the elements of maps.
     fn subscribe_to_changes(&mut self) -> bool {
         let Some(change_events) = &self.change_events else {
             let part = SockProtocol::NetlinkNetFilter;
@@ -373,7 +371,7 @@ impl ReconcileThread {
                 report.occupancy = Some(occupancy);
             });
         }
-        // The legacy iptables sends no notifications.
+        // Legacy iptables sends no notifications.
         if self
             .last_applied
             .as_ref()
@@ -460,26 +458,23 @@ fn is_element_change(notification: &Notification) -> bool {
 /// Waits for a new plan, a notification from the kernel, or the timeout. Returns false when the thread should end.
 fn wait<'a>(
     longest: Duration,
-    woken: &mut UnixStream,
-    notification: impl Iterator<Item = &'a Netlink>,
+    wakeups: &mut UnixStream,
+    sockets: impl Iterator<Item = &'a Netlink>,
 ) -> bool {
     // poll counts whole milliseconds; with 0 it would not sleep.
     let timeout = PollTimeout::try_from(longest.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
-    let mut waited = vec![PollFd::new(woken.as_fd(), PollFlags::POLLIN)];
-    waited.extend(
-        notification.map(|notification| PollFd::new(notification.as_fd(), PollFlags::POLLIN)),
-    );
+    let mut waited = vec![PollFd::new(wakeups.as_fd(), PollFlags::POLLIN)];
+    waited.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
     match poll(&mut waited, timeout) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(error) => tracing::warn!(%error, "polling for changes failed"),
     }
-    let mut calls = [0; 64];
-    !matches!(woken.read(&mut calls), Ok(0))
+    let mut bytes = [0; 64];
+    !matches!(wakeups.read(&mut bytes), Ok(0))
 }
 
-/// The access-log record of a connection. The record of a TCP connection is written when conntrack drops the entry,
-/// two
-/// minutes after the end.
+/// The access-log record of a connection. The record of a TCP connection is written when conntrack drops the
+/// entry, two minutes after the end.
 fn record<'a>(ended: &EndedConnection, service: &'a Name) -> Record<'a> {
     let flow = ended.entry.flow;
     Record {

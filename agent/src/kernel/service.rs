@@ -31,7 +31,7 @@ pub enum NeedsProxy {
     Chains,
     /// Flows are divided among several clusters.
     SeveralClusters,
-    /// There is no endpoint: the proxy refuses and reports new flows, which the kernel cannot.
+    /// The service has no endpoints: the proxy refuses and reports new flows, which the kernel cannot.
     NoEndpoint,
     /// An endpoint has an address of the other family.
     OtherFamily(SocketAddr),
@@ -57,7 +57,7 @@ impl fmt::Display for NeedsProxy {
             Self::OriginalDestination => f.write_str("it forwards to the original destination"),
             Self::Chains => f.write_str("its filter chains match on more than the destination"),
             Self::SeveralClusters => f.write_str("it has several weighted clusters"),
-            Self::NoEndpoint => f.write_str("it has no endpoint; new flows are refused"),
+            Self::NoEndpoint => f.write_str("it has no endpoints; new flows are refused"),
             Self::OtherFamily(endpoint) => {
                 write!(f, "endpoint {endpoint} has the other address family")
             }
@@ -152,9 +152,8 @@ pub enum PathChoice {
     Proxy,
 }
 
-/// Assigns the services of a plan to the two paths. `slot_limit` bounds the slots of all Maglev tables in the kernel;
-/// the
-/// first services by name get them.
+/// Assigns the services of a plan to the two paths. `slot_limit` bounds the slots of all Maglev tables in the
+/// kernel; the first services by name get them.
 pub(super) fn assign_paths(
     plan: &AgentPlan,
     choice: PathChoice,

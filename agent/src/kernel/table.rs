@@ -207,9 +207,9 @@ fn guard(family: NetFamily, groups: &[SecurityGroup]) -> Vec<Vec<Expression>> {
     by_destination(family, &places, &nf::match_unestablished(), at, here)
 }
 
-/// The rules that send packets to the chain of their destination, for the given addresses. `first` is evaluated
-/// first,
-/// then the set `at` by address, protocol and port, then the set `here` by protocol and port.
+/// The rules that send packets to the chain of their destination, for the given addresses. `first` is
+/// evaluated first, then the set `at` by address, protocol and port, then the set `here` by protocol and
+/// port.
 fn by_destination(
     family: NetFamily,
     places: &[ServiceAddress],

@@ -1,6 +1,5 @@
 //! The connection tracking table of the kernel: list entries, delete entries, and decode notifications about
-//! them
-//! (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`).
+//! them (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -90,8 +89,7 @@ impl Conntrack {
     }
 
     /// Deletes an entry, so that the next packet of its flow starts a new flow. An entry that is gone already
-    /// is not an
-    /// error.
+    /// is not an error.
     ///
     /// # Errors
     /// The error code of the kernel.

@@ -1,6 +1,5 @@
 //! Netlink messages (man 7 netlink): a header, a fixed part, then attributes of kind, length and value. The
-//! value of an
-//! attribute can be a list of attributes.
+//! value of an attribute can be a list of attributes.
 
 /// The length of a message header.
 pub(super) const HEADER_BYTES: usize = 16;
@@ -61,8 +60,8 @@ impl Attributes {
 
     /// Appends an attribute that contains encoded attributes.
     #[must_use]
-    pub(crate) fn nested_bytes(mut self, kind: u16, told: &[u8]) -> Self {
-        self.0.push((kind, AttributeValue::Encoded(told.to_vec())));
+    pub(crate) fn nested_bytes(mut self, kind: u16, encoded: &[u8]) -> Self {
+        self.0.push((kind, AttributeValue::Encoded(encoded.to_vec())));
         self
     }
 
@@ -100,15 +99,14 @@ impl Attributes {
     }
 
     /// Whether the encoded attributes in `bytes` contain these ones: for each kind present here, exactly
-    /// these values in
-    /// this order. The kernel orders kinds as it likes and adds kinds of its own.
+    /// these values in this order. The kernel orders kinds as it likes and adds kinds of its own.
     pub(crate) fn is_contained_in(&self, bytes: &[u8]) -> bool {
         self.0.iter().all(|(kind, _)| {
-            let wanted = self.0.iter().filter(|(other, _)| other == kind).map(|(_, value)| value);
-            let there =
+            let expected = self.0.iter().filter(|(other, _)| other == kind).map(|(_, value)| value);
+            let actual =
                 attributes(bytes).filter(|(other, _)| other == kind).map(|(_, value)| value);
-            wanted.clone().count() == there.clone().count()
-                && wanted.zip(there).all(|(wanted, there)| wanted.is(there))
+            expected.clone().count() == actual.clone().count()
+                && expected.zip(actual).all(|(expected, actual)| expected.is(actual))
         })
     }
 }

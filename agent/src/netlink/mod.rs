@@ -1,6 +1,5 @@
 //! A netlink client, so that no tool needs to be installed: packet filter ([`nf_tables`]), connection
-//! tracking
-//! ([`conntrack`]) and policy routing ([`route`]). Calls block: the kernel answers at once.
+//! tracking ([`conntrack`]) and policy routing ([`route`]). Calls block: the kernel answers at once.
 
 pub(crate) mod conntrack;
 mod message;
@@ -162,8 +161,7 @@ impl Netlink {
     }
 
     /// Passes every pending notification to `each`, without blocking. Returns whether there was one. Lost
-    /// notifications
-    /// are passed as [`Notification::Overflow`].
+    /// notifications are passed as [`Notification::Overflow`].
     ///
     /// # Errors
     /// When the socket fails.
@@ -185,8 +183,7 @@ impl Netlink {
     }
 
     /// Requests a list that may be long, and passes each of its messages to `each` as it arrives. A
-    /// concurrent change may
-    /// be missed.
+    /// concurrent change may be missed.
     ///
     /// # Errors
     /// The error code of the kernel, or an I/O error of the socket.

@@ -59,20 +59,20 @@ impl MarkedRoute {
         let mut kernel = Netlink::open(SockProtocol::NetlinkRoute)?;
         let mut missing = Vec::new();
         for (family, name) in [(libc_family(true), "IPv4"), (libc_family(false), "IPv6")] {
-            let wanted = self.rule(GET_RULE, 0, family);
+            let desired = self.rule(GET_RULE, 0, family);
             let rules = match kernel
-                .dump(&NetlinkMessage { attributes: Attributes::new(), ..wanted.clone() })
+                .dump(&NetlinkMessage { attributes: Attributes::new(), ..desired.clone() })
             {
                 Err(error) if is_absent(family, &error) => continue,
-                told => told?,
+                reply => reply?,
             };
-            if !rules.iter().any(|rule| matches(rule, &wanted)) {
+            if !rules.iter().any(|rule| matches(rule, &desired)) {
                 missing.push(format!("{name}: missing rule from the mark to table {}", self.table));
             }
-            let wanted = self.route(GET_ROUTE, 0, family)?;
-            let routes =
-                kernel.dump(&NetlinkMessage { attributes: Attributes::new(), ..wanted.clone() })?;
-            if !routes.iter().any(|route| matches(route, &wanted)) {
+            let desired = self.route(GET_ROUTE, 0, family)?;
+            let routes = kernel
+                .dump(&NetlinkMessage { attributes: Attributes::new(), ..desired.clone() })?;
+            if !routes.iter().any(|route| matches(route, &desired)) {
                 missing.push(format!("{name}: missing local route in table {}", self.table));
             }
         }
@@ -116,10 +116,10 @@ impl MarkedRoute {
 
 /// Whether a message describes the desired rule or route: same table and kind in its fixed part, and the
 /// attributes.
-fn matches(told: &NetlinkReply, wanted: &NetlinkMessage) -> bool {
-    let same = |place: usize| told.body.get(place) == wanted.fixed.get(place);
+fn matches(reply: &NetlinkReply, desired: &NetlinkMessage) -> bool {
+    let same = |offset: usize| reply.body.get(offset) == desired.fixed.get(offset);
     [0, 1, 4, 7].into_iter().all(same)
-        && wanted.attributes.is_contained_in(told.body.get(FIXED_BYTES..).unwrap_or_default())
+        && desired.attributes.is_contained_in(reply.body.get(FIXED_BYTES..).unwrap_or_default())
 }
 
 fn libc_family(is_v4: bool) -> u8 {

@@ -1,4 +1,4 @@
-//! Installs, verifies and removes, by the kernel or by a tool, in any network namespace.
+//! Installs, verifies and removes rules, in the kernel or with a tool, in any network namespace.
 
 use std::fmt;
 use std::fs::File;
@@ -19,105 +19,105 @@ use crate::kernel::remove_services;
 use crate::netlink::route::{self, MarkedRoute};
 use crate::netlink::{Netlink, nf_tables};
 
-/// What installs rules.
+/// The program or interface that installs rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedirectBackend {
-    /// The kernel's nf_tables, told by ourselves.
+    /// The kernel's nf_tables, over netlink.
     Native,
-    /// The same, told by `nft`.
+    /// The kernel's nf_tables, with the `nft` command.
     Nft,
     /// `iptables-restore` and `ip6tables-restore`.
     Iptables,
 }
 
-/// What is to install them.
+/// The selection of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BackendChoice {
-    /// The kernel's nf_tables; iptables where the kernel has none.
+    /// The kernel's nf_tables over netlink, or iptables where the kernel has no nf_tables.
     #[default]
     Auto,
-    /// This one.
+    /// This backend only.
     Only(RedirectBackend),
 }
 
 /// A network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum Namespace {
-    /// The one we are in.
+    /// The namespace of this process.
     #[default]
     Own,
-    /// The one behind a file, such as `/run/netns/web` or `/proc/42/ns/net`.
+    /// The namespace that a file refers to, such as `/run/netns/web` or `/proc/42/ns/net`.
     At(PathBuf),
 }
 
-/// What is installed, compared with what is wanted.
+/// The installed rules compared with the desired ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RedirectState {
-    /// It is just that.
+    /// The installed rules match.
     InSync,
-    /// Nothing of ours is there.
+    /// No rules of weft are installed.
     NotInstalled,
-    /// Something else is there: in what it differs.
+    /// The installed rules differ, as described.
     Drifted(Vec<String>),
 }
 
 impl RedirectState {
-    /// The verdict on something that is there.
+    /// The state of an installed table with these differences.
     pub(super) fn of(differences: Vec<String>) -> Self {
         if differences.is_empty() { Self::InSync } else { Self::Drifted(differences) }
     }
 }
 
-/// Why rules could not be installed, read or removed.
+/// Why rules could not be installed, compared or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RedirectError {
-    /// The host has nothing that could do it.
+    /// The host has neither nf_tables nor iptables.
     #[error(
         "this kernel has no nf_tables, and iptables is not installed: apt-get install iptables"
     )]
     NoBackend,
-    /// The kernel refused.
+    /// The kernel refused an operation.
     #[error("{doing}: {reason}{}", hint(.reason))]
     Kernel {
-        /// What it was asked to do.
+        /// The operation.
         doing: &'static str,
-        /// Why not.
+        /// The error of the kernel.
         reason: std::io::Error,
     },
-    /// The chosen tool is not there.
+    /// The selected tool is not installed.
     #[error("{0} is not installed; install it, or choose --backend auto")]
     Missing(&'static str),
-    /// What is wanted cannot be done.
+    /// The configuration is invalid, or cannot be installed.
     #[error("{0}")]
     Invalid(String),
     /// The namespace cannot be entered.
     #[error("network namespace {path}: {reason}", path = .path.display())]
     Namespace {
-        /// Its file.
+        /// The file of the namespace.
         path: PathBuf,
-        /// Why.
+        /// The error.
         reason: String,
     },
-    /// Nobody answers DNS where it is to be handed over.
+    /// No DNS server answers at the port that queries are redirected to.
     #[error(
-        "nobody answers DNS at port {0} of loopback there, and programs would be without; start the server first, or use weft redirect guard, which waits for it"
+        "no DNS server answers at port {0} of loopback in this namespace: start the server first, or use weft redirect guard, which waits for it"
     )]
     NoDns(u16),
     /// A tool failed.
     #[error("{command} failed: {output}")]
     Failed {
-        /// What was run.
+        /// The command line.
         command: String,
-        /// What it said.
+        /// Its error output.
         output: String,
     },
 }
 
 impl BackendChoice {
-    /// The tool this host has.
+    /// Selects a backend that this host has.
     ///
     /// # Errors
-    /// When it has none, or not the one that was chosen.
+    /// When the host has no backend, or not the selected one, or this process may not use nf_tables.
     pub fn resolve(self) -> Result<RedirectBackend, RedirectError> {
         let has = |tool: &str| {
             Command::new(tool)
@@ -131,7 +131,7 @@ impl BackendChoice {
             Self::Auto => match native::probe() {
                 Ok(()) => Ok(RedirectBackend::Native),
                 Err(reason) if reason.kind() == ErrorKind::PermissionDenied => {
-                    Err(RedirectError::Kernel { doing: "talking to the packet filter", reason })
+                    Err(RedirectError::Kernel { doing: "opening the packet filter", reason })
                 }
                 Err(_) if has("iptables-restore") => Ok(RedirectBackend::Iptables),
                 Err(_) => Err(RedirectError::NoBackend),
@@ -149,14 +149,12 @@ impl BackendChoice {
     }
 }
 
-/// What to do about the kernel's refusal, where that can be told.
+/// Advice about an error of the kernel.
 fn hint(reason: &std::io::Error) -> &'static str {
     match reason.kind() {
-        ErrorKind::PermissionDenied => "; it takes the capability NET_ADMIN",
-        ErrorKind::NetworkDown => "; its loopback device is down: ip link set lo up",
-        ErrorKind::NotFound => {
-            "; a module of the kernel is missing, such as nft_redir or nft_tproxy"
-        }
+        ErrorKind::PermissionDenied => "; needs the capability NET_ADMIN",
+        ErrorKind::NetworkDown => "; the loopback device is down: ip link set lo up",
+        ErrorKind::NotFound => "; a kernel module is missing, such as nft_redir or nft_tproxy",
         _ => "",
     }
 }
@@ -171,10 +169,10 @@ impl fmt::Display for RedirectBackend {
     }
 }
 
-/// What would be installed, as text for the tool; for the kernel, as text for `nft`.
+/// Renders the rules that would be installed, as text for the tool; for the kernel backend, as text for `nft`.
 ///
 /// # Errors
-/// When it cannot be done.
+/// When the configuration is invalid.
 pub fn plan(redirect: &RedirectConfig, backend: RedirectBackend) -> Result<String, RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
     Ok(match backend {
@@ -189,10 +187,10 @@ pub fn plan(redirect: &RedirectConfig, backend: RedirectBackend) -> Result<Strin
     })
 }
 
-/// Installs it, replacing what was there.
+/// Installs the rules, replacing existing ones.
 ///
 /// # Errors
-/// What failed; what was there before is then still in force.
+/// The operation that failed; existing rules then stay in force.
 pub fn apply(
     redirect: &RedirectConfig,
     backend: RedirectBackend,
@@ -201,7 +199,7 @@ pub fn apply(
     redirect.check().map_err(RedirectError::Invalid)?;
     in_namespace(namespace, || {
         if redirect.needs_marked_route() {
-            MARKED_ROUTE.install().map_err(kernel("routing marked packets"))?;
+            MARKED_ROUTE.install().map_err(kernel("installing the route of marked packets"))?;
         }
         let generation = || native::installed_generation().map_or(1, |generation| generation + 1);
         match backend {
@@ -213,8 +211,8 @@ pub fn apply(
             }
             RedirectBackend::Iptables => apply_iptables(redirect)?,
         }
-        // What another backend installed earlier would take the same packets. It goes last, so that
-        // none passes in between.
+        // Rules that another backend installed earlier would capture the same packets. They are removed last,
+        // so no packet escapes in between.
         match backend {
             RedirectBackend::Native | RedirectBackend::Nft if is_in_iptables() => remove_iptables(),
             RedirectBackend::Iptables if native::probe().is_ok() => {
@@ -225,10 +223,10 @@ pub fn apply(
     })
 }
 
-/// Compares what is installed with what is wanted.
+/// Compares the installed rules with the desired ones.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When the installed rules cannot be read.
 pub fn verify(
     redirect: &RedirectConfig,
     backend: RedirectBackend,
@@ -257,37 +255,37 @@ pub fn verify(
     })
 }
 
-/// How many packets strict rules of nf_tables have dropped since they were installed.
+/// The number of packets that strict rules of nf_tables have dropped since they were installed.
 ///
 /// # Errors
-/// When they cannot be read.
+/// When the rules cannot be read.
 pub(super) fn dropped(namespace: &Namespace) -> Result<u64, RedirectError> {
     in_namespace(namespace, || native::dropped().map_err(kernel("reading the rules")))
 }
 
-/// Removes all of ours, whatever installed it, services that an agent left to the kernel among it.
-/// Removing nothing is no mistake.
+/// Removes all rules of weft, by any backend, including the services of an agent's kernel path. Removing what
+/// does not exist is not an error.
 ///
 /// # Errors
-/// What failed.
+/// The operation that failed.
 pub fn remove_all(namespace: &Namespace) -> Result<(), RedirectError> {
     remove(namespace)?;
     in_namespace(namespace, || match native::probe() {
         Ok(()) => remove_services().map_err(kernel("removing the services")),
-        // Without nf_tables there are none.
+        // Without nf_tables the table of services cannot exist.
         Err(_) => Ok(()),
     })
 }
 
-/// Removes all redirects, whatever installed them. Removing nothing is no mistake.
+/// Removes all redirects, by any backend. Removing what does not exist is not an error.
 ///
 /// # Errors
-/// What failed.
+/// The operation that failed.
 pub fn remove(namespace: &Namespace) -> Result<(), RedirectError> {
     in_namespace(namespace, || {
         match BackendChoice::Auto.resolve()? {
             RedirectBackend::Native => native::remove().map_err(kernel("removing the rules"))?,
-            // Without nf_tables there is no such table.
+            // Without nf_tables the table cannot exist.
             RedirectBackend::Nft | RedirectBackend::Iptables => {}
         }
         if is_in_iptables() {
@@ -297,8 +295,7 @@ pub fn remove(namespace: &Namespace) -> Result<(), RedirectError> {
     })
 }
 
-/// Opens the connections over which the kernel tells that something of a wish may have changed. They
-/// stay in the namespace.
+/// Opens the sockets for notifications about changes that may affect the redirects. They stay in the namespace.
 pub(super) fn listen(
     redirect: &RedirectConfig,
     namespace: &Namespace,
@@ -309,16 +306,16 @@ pub(super) fn listen(
             parts.push((SockProtocol::NetlinkRoute, route::CHANGES));
         }
         let listen = |(part, groups)| match Netlink::listen(part, groups) {
-            // A kernel without nf_tables; what iptables does there is not told.
+            // The kernel has no nf_tables, and sends no notifications about legacy iptables.
             Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => None,
             listening => Some(listening),
         };
         let listening: Result<_, _> = parts.into_iter().filter_map(listen).collect();
-        listening.map_err(kernel("listening to changes"))
+        listening.map_err(kernel("subscribing to changes"))
     })
 }
 
-/// Runs `work` on a thread that has entered the namespace. Children of that thread are in it too.
+/// Runs `work` on a thread that has entered the namespace. Child processes of that thread are in it too.
 pub(super) fn in_namespace<T: Send>(
     namespace: &Namespace,
     work: impl FnOnce() -> Result<T, RedirectError> + Send,
@@ -341,13 +338,13 @@ fn apply_iptables(redirect: &RedirectConfig) -> Result<(), RedirectError> {
     for family in IpFamily::BOTH {
         let (list, restore) = iptables_tools(family);
         let generation = installed_generation(list) + 1;
-        // Chains of an earlier wish that this one does not have go first.
-        let wanted: Vec<IptablesChain> = iptables::chains(redirect, family, generation)
+        // Chains of an earlier configuration that this one lacks are removed first.
+        let desired: Vec<IptablesChain> = iptables::chains(redirect, family, generation)
             .iter()
             .map(|(chain, _)| *chain)
             .collect();
         let stale: Vec<IptablesChain> =
-            present_chains(list).into_iter().filter(|chain| !wanted.contains(chain)).collect();
+            present_chains(list).into_iter().filter(|chain| !desired.contains(chain)).collect();
         if !stale.is_empty() {
             feed(restore, &RESTORE, &iptables::render_removal(&stale))?;
         }
@@ -358,7 +355,7 @@ fn apply_iptables(redirect: &RedirectConfig) -> Result<(), RedirectError> {
     Ok(())
 }
 
-/// The generation of the chains that are there; 0 when none is.
+/// The generation of the installed chains; 0 when there is none.
 fn installed_generation(list: &str) -> u64 {
     let mut spots = iptables::ALL.into_iter();
     let listing =
@@ -366,8 +363,8 @@ fn installed_generation(list: &str) -> u64 {
     listing.map_or(0, |listing| generation(&listing))
 }
 
-/// Whether iptables may hold chains of ours: those of the newer one are the kernel's nf_tables, those
-/// of the older one are in tables that the kernel lists.
+/// Whether iptables may have chains of ours. Chains of the nf_tables variant are visible in nf_tables, tables
+/// of the legacy variant in procfs.
 pub(crate) fn is_in_iptables() -> bool {
     let lists_tables = |file| std::fs::read_to_string(file).is_ok_and(|text| !text.is_empty());
     native::has_chain(|name| iptables::ALL.iter().any(|chain| chain.name == name))
@@ -409,11 +406,11 @@ fn verify_nft(redirect: &RedirectConfig) -> RedirectState {
     let mut differences = Vec::new();
     if !comment.is_some_and(|comment| redirect.matches_comment(comment)) {
         let is = comment.unwrap_or("missing");
-        differences.push(format!("its comment is {is}, not {:?}", redirect.comment(1)));
+        differences.push(format!("table comment is {is}, expected {:?}", redirect.comment(1)));
     }
     for chain in rules::chains(redirect) {
         let name = nft::name(chain.place);
-        // Sets in a rule end with a brace too, so lines are counted up to the chain's own.
+        // Sets in a rule end with a brace too, so the count stops at the line of the chain's own brace.
         let there = listing
             .lines()
             .skip_while(|line| line.trim() != format!("chain {name} {{"))
@@ -421,7 +418,8 @@ fn verify_nft(redirect: &RedirectConfig) -> RedirectState {
             .take_while(|line| line.trim() != "}")
             .count();
         if there != chain.rules.len() {
-            differences.push(format!("chain {name} has {there} rules, not {}", chain.rules.len()));
+            differences
+                .push(format!("chain {name}: {there} rules, expected {}", chain.rules.len()));
         }
     }
     RedirectState::of(differences)
@@ -429,31 +427,31 @@ fn verify_nft(redirect: &RedirectConfig) -> RedirectState {
 
 fn verify_iptables(redirect: &RedirectConfig) -> RedirectState {
     let mut absent = 0;
-    let mut wanted = 0;
+    let mut desired = 0;
     let mut differences = Vec::new();
     for family in IpFamily::BOTH {
         let (list, _) = iptables_tools(family);
         for (chain, rules) in iptables::chains(redirect, family, 1) {
-            wanted += 1;
+            desired += 1;
             let IptablesChain { table, hook, name } = chain;
             let Ok(listing) = run(list, &[WAIT, "-t", table, "-S", name]) else {
                 absent += 1;
-                differences.push(format!("{list} has no chain {name}"));
+                differences.push(format!("{list}: chain {name} missing"));
                 continue;
             };
             let there = listing.lines().filter(|line| line.starts_with("-A")).count();
             if !redirect.matches_comment(&listing) || there != rules.len() {
-                differences.push(format!("{list} chain {name} holds other rules"));
+                differences.push(format!("{list}: chain {name} differs"));
             }
             if !has_jump(list, chain) {
-                differences.push(format!("{list} {hook} does not jump to {name}"));
+                differences.push(format!("{list}: {hook} has no jump to {name}"));
             }
         }
     }
-    if absent == wanted { RedirectState::NotInstalled } else { RedirectState::of(differences) }
+    if absent == desired { RedirectState::NotInstalled } else { RedirectState::of(differences) }
 }
 
-/// Marked packets are delivered to this host, whatever their destination.
+/// The route that delivers marked packets to this host, whatever their destination.
 const MARKED_ROUTE: MarkedRoute = MarkedRoute {
     mark: LOCAL_DELIVERY_MARK,
     mask: MARK_MASK,
@@ -461,8 +459,7 @@ const MARKED_ROUTE: MarkedRoute = MarkedRoute {
     priority: 15_099,
 };
 
-/// How long iptables waits for somebody else who changes its rules. One that waits for ever would
-/// hold up all other namespaces.
+/// How long iptables waits for another program's lock. Waiting forever would block the other namespaces.
 const WAIT: &str = "--wait=5";
 const RESTORE: [&str; 2] = ["--noflush", WAIT];
 
@@ -487,7 +484,7 @@ fn feed(tool: &str, arguments: &[&str], input: &str) -> Result<String, RedirectE
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A tool that fails early closes its input; its exit status tells why.
+        // A tool that fails early closes its input; its exit status has the reason.
         drop(stdin.write_all(input.as_bytes()));
     }
     let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;

@@ -1,5 +1,5 @@
-//! Whether somebody answers DNS at the port that is to take it. Questions are handed over only as long
-//! as that is so: a program whose resolver is gone is worse off than one that asks past the mesh.
+//! The health check of the DNS server that queries are redirected to. Queries are redirected only while it answers: a
+//! program without a resolver is worse off than a program that queries its resolver outside the mesh.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -15,19 +15,19 @@ use super::{Namespace, RedirectBackend, RedirectConfig, RedirectError, apply};
 use crate::clock::now;
 use crate::netlink::conntrack::Conntrack;
 
-/// The port of DNS (RFC 1035, section 4.2).
+/// The DNS port (RFC 1035, section 4.2).
 pub(super) const PORT: u16 = 53;
-/// How often the server is asked.
+/// The interval of health checks.
 const QUERY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long after its last answer it counts as gone.
+/// How long after its last answer the server counts as failed.
 const SILENCE_LIMIT: Duration = Duration::from_millis(2500);
-/// How long a single question may take.
+/// The timeout of a single health check.
 const QUERY_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// What is known of a server.
+/// The state of the health check of one server.
 #[derive(Debug)]
 pub(super) struct DnsHealthCheck {
-    /// Asks it; bound in its namespace.
+    /// The socket that queries are sent from, in the namespace of the server.
     socket: UdpSocket,
     query_id: u16,
     last_query: Option<Instant>,
@@ -35,7 +35,7 @@ pub(super) struct DnsHealthCheck {
 }
 
 impl DnsHealthCheck {
-    /// The one at a port of a namespace's loopback, of which nothing is known yet.
+    /// Creates the health check of the server at a port of a namespace's loopback.
     pub(super) fn at(port: u16, namespace: &Namespace) -> Result<Self, RedirectError> {
         in_namespace(namespace, || {
             let connect = || {
@@ -44,12 +44,12 @@ impl DnsHealthCheck {
                 socket.set_nonblocking(true)?;
                 Ok(socket)
             };
-            let socket = connect().map_err(kernel("making a socket to ask the DNS server"))?;
+            let socket = connect().map_err(kernel("opening a socket to the DNS server"))?;
             Ok(Self { socket, query_id: 0, last_query: None, last_answer: None })
         })
     }
 
-    /// Takes in its answers, and asks again when it is time. Whether it answers.
+    /// Reads pending answers, and sends a query when one is due. Returns whether the server answers.
     pub(super) fn poll(&mut self, now: Instant) -> bool {
         let mut answer = [0; 512];
         loop {
@@ -57,10 +57,10 @@ impl DnsHealthCheck {
                 Ok(bytes) if is_answer(answer.get(..bytes).unwrap_or_default(), self.query_id) => {
                     self.last_answer = Some(now);
                 }
-                // Late, or not ours.
+                // A late answer, or another packet.
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // Nobody is there.
+                // The port is closed (ICMP error).
                 Err(_) => {
                     self.last_answer = None;
                     break;
@@ -82,7 +82,7 @@ impl DnsHealthCheck {
     }
 }
 
-/// Whether a server answers now.
+/// Checks whether a server answers now.
 pub(super) fn answers(port: u16, namespace: &Namespace) -> Result<bool, RedirectError> {
     let mut server = DnsHealthCheck::at(port, namespace)?;
     let deadline = now() + QUERY_TIMEOUT;
@@ -102,11 +102,10 @@ pub(super) fn answers(port: u16, namespace: &Namespace) -> Result<bool, Redirect
     }
 }
 
-/// Installs a redirect by hand, with nobody to look after it: DNS is handed over only where somebody
-/// answers.
+/// Installs a redirect once, without a guard. DNS is redirected only if its server answers.
 ///
 /// # Errors
-/// What failed, or that nobody answers.
+/// When the configuration is invalid, no DNS server answers, or installing fails.
 pub fn apply_once(
     redirect: &RedirectConfig,
     backend: RedirectBackend,
@@ -122,7 +121,7 @@ pub fn apply_once(
     flush_conntrack(&redirect.resolvers, namespace)
 }
 
-/// Asks for the address of `localhost`, which a server knows by itself (RFC 6761, section 6.3).
+/// A query for the address of `localhost`, which a server answers by itself (RFC 6761, section 6.3).
 fn query(query_id: u16) -> Vec<u8> {
     const RECURSION_DESIRED: [u8; 2] = [1, 0];
     const ONE_QUESTION: [u8; 8] = [0, 1, 0, 0, 0, 0, 0, 0];
@@ -131,7 +130,7 @@ fn query(query_id: u16) -> Vec<u8> {
     [&head[..], b"\x09localhost\x00", &ADDRESS_IN_INTERNET].concat()
 }
 
-/// Whether it is an answer to the question of that number, whatever it says.
+/// Whether a message is an answer to the query with this ID, whatever its content.
 fn is_answer(message: &[u8], query_id: u16) -> bool {
     const HEADER_BYTES: usize = 12;
     const ANSWERS: u8 = 0x80;
@@ -143,14 +142,14 @@ fn is_answer(message: &[u8], query_id: u16) -> bool {
     }
 }
 
-/// Lets go of what the kernel remembers of questions to these resolvers: it would send the next one of
-/// the same ports where it sent the last.
+/// Deletes conntrack entries of earlier queries to these resolvers: they would keep queries from the same
+/// source port on the earlier path.
 pub(super) fn flush_conntrack(
     resolvers: &[IpAddr],
     namespace: &Namespace,
 ) -> Result<(), RedirectError> {
     if resolvers.is_empty() {
-        // To look through all connections takes a while where there are many.
+        // Listing all entries takes time where there are many.
         return Ok(());
     }
     let is_question = |destination: SocketAddr| {
@@ -168,7 +167,7 @@ pub(super) fn flush_conntrack(
             })?;
             questions.iter().try_for_each(|entry| conntrack.delete(entry))
         };
-        flush_conntrack().map_err(kernel("forgetting earlier questions"))
+        flush_conntrack().map_err(kernel("deleting conntrack entries of DNS queries"))
     })
 }
 
@@ -176,47 +175,47 @@ pub(super) fn flush_conntrack(
 mod tests {
     use super::*;
 
-    /// A server that answers while it is there.
+    /// A server that answers while the test keeps it.
     struct Answering(UdpSocket);
 
     impl Answering {
         fn answer(&self) {
             let mut query = [0; 512];
-            let (bytes, from) = self.0.recv_from(&mut query).expect("it is asked");
+            let (bytes, from) = self.0.recv_from(&mut query).expect("a query has arrived");
             query[2] |= 0x80;
-            self.0.send_to(&query[..bytes], from).expect("it is sent");
+            self.0.send_to(&query[..bytes], from).expect("the answer is sent");
         }
     }
 
     #[test]
-    #[allow(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
-    fn a_server_is_there_as_long_as_it_answers() {
+    #[expect(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+    fn server_is_healthy_while_it_answers() {
         let answering = Answering(UdpSocket::bind("127.0.0.1:0").expect("a port is free"));
-        let port = answering.0.local_addr().expect("bound").port();
+        let port = answering.0.local_addr().expect("the socket is bound").port();
         let mut server = DnsHealthCheck::at(port, &Namespace::Own).expect("a socket");
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
-        assert!(!server.poll(start), "it was not heard of yet");
+        assert!(!server.poll(start), "no answer has arrived yet");
         answering.answer();
         assert!(server.poll(after(10)));
-        assert!(server.poll(after(1100)), "it is asked again");
+        assert!(server.poll(after(1100)), "the next query is sent");
         assert!(server.poll(after(2400)));
-        assert!(!server.poll(after(2600)), "it did not answer");
-        // What waits there are answers to questions of before, and to the last one.
+        assert!(!server.poll(after(2600)), "the last query was not answered");
+        // Answers to earlier queries and to the last one are pending.
         (0..2).for_each(|_| answering.answer());
         assert!(server.poll(after(2700)));
         drop(answering);
         server.poll(after(3700));
-        assert!(!server.poll(after(3800)), "nobody is there any more, which is told at once");
+        assert!(!server.poll(after(3800)), "a closed port is detected at once");
     }
 
     #[test]
-    fn what_answers_nothing_is_no_server() {
+    fn silent_port_is_not_treated_as_a_dns_server() {
         let silent = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
-        let port = silent.local_addr().expect("bound").port();
-        assert!(!answers(port, &Namespace::Own).expect("it can be asked"));
+        let port = silent.local_addr().expect("the socket is bound").port();
+        assert!(!answers(port, &Namespace::Own).expect("the query is sent"));
         drop(silent);
-        assert!(!answers(port, &Namespace::Own).expect("it can be asked"));
+        assert!(!answers(port, &Namespace::Own).expect("the query is sent"));
         for no_answer in
             [&[][..], &[0; 11], &[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[0, 2, 0x80, 0]]
         {

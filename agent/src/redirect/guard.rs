@@ -1,8 +1,8 @@
-//! Keeps rules as they are wanted, in many network namespaces, for as long as it runs.
+//! Keeps the desired redirect rules installed in many network namespaces.
 //!
-//! The kernel tells of every change; what was changed is compared with what is wanted and, when it
-//! differs, installed again. A namespace that goes is let go; one that comes under the same name gets
-//! the rules anew. One thread does it all, and sleeps while nothing happens.
+//! After each notification about a change, the guard compares the installed rules with the desired ones, and
+//! installs them again if they differ. It stops managing a namespace that is removed, and installs the rules
+//! in a new namespace of the same name. One thread does all this, and sleeps while nothing changes.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,76 +26,77 @@ use super::{
 use crate::clock::now;
 use crate::netlink::Netlink;
 
-/// How often namespaces are looked for, and new wishes.
+/// How often the guard checks for new namespaces and new configurations.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// How often what is in force is compared though nothing was told.
+/// How often rules are compared without a notification.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
-/// How often it is where the kernel tells nothing: the older iptables.
+/// The same for legacy iptables, about which the kernel sends no notifications.
 const COMPARE_INTERVAL_IPTABLES: Duration = Duration::from_millis(500);
-/// The shortest time between two repairs of a namespace, so that a fight with somebody who changes
-/// the rules back costs little.
+/// The shortest time between two repairs of a namespace, to bound the cost when another program keeps changing the
+/// rules.
 const REPAIR_INTERVAL: Duration = Duration::from_millis(100);
-/// How often rules are installed before it counts as a failure that they are not there.
+/// How often installing is repeated until the rules are in place, before it counts as a failure.
 const INSTALL_ATTEMPTS: usize = 3;
-/// How often it is tried whether traffic is really handed over, and how often when it was not.
+/// How often traffic is probed, and how often after a probe that was not redirected.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 const PROBE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it is read how much strict rules have dropped.
+/// How often the packets dropped by strict rules are counted.
 const DROP_COUNT_INTERVAL: Duration = Duration::from_secs(2);
-/// How often that is told, at most.
+/// The shortest time between two log lines about dropped packets.
 const DROP_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// The longest wait after failures.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Rules that are wanted in a namespace.
+/// The redirects to keep installed in a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredRedirects {
-    /// Where.
+    /// The namespace.
     pub namespace: Namespace,
-    /// What.
+    /// The redirects.
     pub redirect: RedirectConfig,
-    /// By what.
+    /// How to install them.
     pub backend: BackendChoice,
 }
 
-/// A guard that runs. It ends when the value is dropped; the rules stay.
+/// A handle of a running guard. The guard ends with its last handle; the rules stay.
 #[derive(Debug, Clone)]
 pub struct RedirectGuard {
-    desired: Sender<Vec<DesiredRedirects>>,
+    updates: Sender<Vec<DesiredRedirects>>,
     report: Arc<Mutex<RedirectReport>>,
 }
 
 impl RedirectGuard {
-    /// Starts one, with what is wanted.
+    /// Starts a guard with these redirects.
     ///
     /// # Errors
-    /// When there can be no thread for it.
-    pub fn start(active_config: Vec<DesiredRedirects>) -> io::Result<Self> {
-        let (desired, received) = channel();
+    /// When the thread cannot be started.
+    pub fn start(redirects: Vec<DesiredRedirects>) -> io::Result<Self> {
+        let (updates, received) = channel();
         let report = Arc::new(Mutex::new(RedirectReport::default()));
         let mut thread = RedirectThread { report: report.clone(), managed: HashMap::new() };
-        thread.want(active_config);
+        thread.update(redirects);
         thread.publish_report();
         std::thread::Builder::new()
             .name("redirects".into())
             .spawn(move || thread.run(&received))?;
-        Ok(Self { desired, report })
+        Ok(Self { updates, report })
     }
 
-    /// Says what is wanted from now on. Where nothing is wanted any more, the rules are removed.
-    pub fn want(&self, desired: Vec<DesiredRedirects>) {
-        // The thread ends with the last sender only.
-        drop(self.desired.send(desired));
+    /// Replaces the desired redirects. Rules of namespaces that are not listed are removed.
+    pub fn update(&self, redirects: Vec<DesiredRedirects>) {
+        // Sending fails only when the thread has ended.
+        drop(self.updates.send(redirects));
     }
 
-    /// What it has to tell.
+    /// The current status.
     #[must_use]
     pub fn report(&self) -> RedirectReport {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A file of a namespace, as it is now: another one under the same name is another namespace.
+/// Device and inode of a namespace's file: another file of the same name is another namespace. `None` when it
+/// does not exist.
 type NamespaceId = Option<(u64, u64)>;
 
 struct RedirectThread {
@@ -103,39 +104,39 @@ struct RedirectThread {
     managed: HashMap<Namespace, ManagedNamespace>,
 }
 
-/// A wish and how it stands.
+/// A namespace whose redirects the guard maintains.
 struct ManagedNamespace {
     desired: DesiredRedirects,
     namespace_id: NamespaceId,
-    /// Whether the namespace is there and tells of changes.
+    /// Whether the namespace exists and notifications are subscribed to.
     is_subscribed: bool,
     events: Vec<Netlink>,
     was_in_force: bool,
-    /// What put them in force.
+    /// The backend that installed the rules.
     backend_in_use: Option<RedirectBackend>,
     status: RedirectStatus,
-    /// Why traffic is not handed over though the rules are in force.
+    /// Why the last probe was not redirected, although the rules are in force.
     probe_failure: Option<String>,
     probe_due: Instant,
-    /// Where DNS is to be handed over: who takes it, and whether it is handed over.
+    /// The health check of the DNS server, and whether DNS is redirected to it.
     dns: Option<(dns::DnsHealthCheck, bool)>,
-    /// What the kernel remembers of earlier questions is to be forgotten.
+    /// Whether conntrack entries of earlier DNS queries must be deleted.
     flush_dns_conntrack: bool,
-    /// How many packets strict rules have dropped, where that can be read.
+    /// The packets that strict rules have dropped, where the count can be read.
     dropped: Option<u64>,
     count_due: Instant,
     drop_log_due: Instant,
     due: Instant,
-    /// When rules were last installed, or could not be.
+    /// When rules were last installed, or installing last failed.
     last_attempt: Option<Instant>,
     failures: u32,
 }
 
 impl RedirectThread {
-    fn run(mut self, desired: &Receiver<Vec<DesiredRedirects>>) {
+    fn run(mut self, updates: &Receiver<Vec<DesiredRedirects>>) {
         loop {
-            match desired.try_recv() {
-                Ok(active_config) => self.want(active_config),
+            match updates.try_recv() {
+                Ok(redirects) => self.update(redirects),
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => return,
             }
@@ -160,17 +161,17 @@ impl RedirectThread {
         }
     }
 
-    /// Takes over new wishes: unchanged ones go on as they are.
-    fn want(&mut self, active_config: Vec<DesiredRedirects>) {
+    /// Applies a new list of redirects. Namespaces whose redirects have not changed are left alone.
+    fn update(&mut self, redirects: Vec<DesiredRedirects>) {
         let mut before = std::mem::take(&mut self.managed);
-        for desired in active_config {
-            let same =
+        for desired in redirects {
+            let unchanged =
                 before.remove(&desired.namespace).filter(|managed| managed.desired == desired);
-            let managed = same.unwrap_or_else(|| ManagedNamespace::new(desired.clone()));
+            let managed = unchanged.unwrap_or_else(|| ManagedNamespace::new(desired.clone()));
             self.managed.insert(desired.namespace, managed);
         }
-        let unwanted = before.into_values().filter(|managed| managed.namespace_id.is_some());
-        for managed in unwanted {
+        let removed = before.into_values().filter(|managed| managed.namespace_id.is_some());
+        for managed in removed {
             if self.managed.contains_key(&managed.desired.namespace) {
                 continue;
             }
@@ -186,12 +187,12 @@ impl RedirectThread {
     }
 
     fn publish_report(&self) {
-        let mut status: Vec<(String, RedirectStatus)> = self
+        let mut statuses: Vec<(String, RedirectStatus)> = self
             .managed
             .values()
             .map(|managed| (managed.desired.namespace.to_string(), managed.reported_status()))
             .collect();
-        status.sort_by(|(one, _), (other, _)| one.cmp(other));
+        statuses.sort_by(|(one, _), (other, _)| one.cmp(other));
         let dropped = self.managed.values().filter_map(|managed| {
             managed.dropped.map(|packets| (managed.desired.namespace.to_string(), packets))
         });
@@ -203,10 +204,10 @@ impl RedirectThread {
         let mut dns: Vec<_> = dns.collect();
         dns.sort();
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        (report.statuses, report.dropped, report.dns) = (status, dropped, dns);
+        (report.statuses, report.dropped, report.dns) = (statuses, dropped, dns);
     }
 
-    /// Sleeps until something is told, something is due, or it is time to look.
+    /// Sleeps until a notification arrives, a comparison is due, or [`POLL_INTERVAL`] has passed.
     fn wait(&mut self, now: Instant) {
         let due = self
             .managed
@@ -221,7 +222,7 @@ impl RedirectThread {
             events.map(|events| PollFd::new(events.as_fd(), PollFlags::POLLIN)).collect();
         match poll(&mut waited, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => tracing::warn!(%error, "waiting for changes of rules"),
+            Err(error) => tracing::warn!(%error, "polling for changes of rules failed"),
         }
         drop(waited);
         for managed in self.managed.values_mut() {
@@ -253,7 +254,7 @@ impl ManagedNamespace {
         }
     }
 
-    /// Lets go of a namespace that has gone, and takes up one that has come.
+    /// Stops managing a namespace that was removed, and starts managing a new one.
     fn check_namespace(&mut self, now: Instant) {
         let namespace_id = self.desired.namespace.namespace_id();
         if namespace_id == self.namespace_id && (namespace_id.is_none() || self.is_subscribed) {
@@ -268,9 +269,9 @@ impl ManagedNamespace {
         }
         let DesiredRedirects { redirect, namespace, .. } = &self.desired;
         let server = redirect.dns.map(|port| dns::DnsHealthCheck::at(port, namespace)).transpose();
-        // Listening comes before comparing, so that no change falls between.
-        let taken_up = server.and_then(|server| Ok((server, listen(redirect, namespace)?)));
-        match taken_up {
+        // Subscribing comes before comparing, so that no change is missed.
+        let subscribed = server.and_then(|server| Ok((server, listen(redirect, namespace)?)));
+        match subscribed {
             Ok((server, events)) => {
                 (self.events, self.is_subscribed, self.due) = (events, true, now);
                 self.dns = server.map(|server| (server, false));
@@ -279,7 +280,7 @@ impl ManagedNamespace {
         }
     }
 
-    /// Sees whether DNS is to be handed over, and has the rules changed when that has changed.
+    /// Checks the DNS server, and schedules a change of the rules when its health has changed.
     fn check_dns(&mut self, now: Instant) {
         let Some((server, is_redirected)) = &mut self.dns else { return };
         let answers = server.poll(now);
@@ -289,14 +290,14 @@ impl ManagedNamespace {
         *is_redirected = answers;
         let namespace = &self.desired.namespace;
         if answers {
-            tracing::info!(%namespace, "DNS is handed over: its server answers");
+            tracing::info!(%namespace, "DNS redirected: the DNS server answers");
         } else {
-            tracing::warn!(%namespace, "DNS is not handed over any more: its server does not answer");
+            tracing::warn!(%namespace, "DNS redirection suspended: the DNS server does not answer");
         }
         (self.due, self.was_in_force, self.flush_dns_conntrack) = (now, false, true);
     }
 
-    /// What is to be in force now.
+    /// The configuration that should be installed now: without DNS while the server does not answer.
     fn active_config(&self) -> RedirectConfig {
         match self.dns {
             Some((_, false)) => self.desired.redirect.without_dns(),
@@ -308,23 +309,23 @@ impl ManagedNamespace {
         self.is_subscribed && self.due <= now
     }
 
-    /// Takes in what the kernel told: whatever it was, it is time to compare.
+    /// Reads pending notifications, and schedules a comparison if there were any.
     fn drain_events(&mut self, now: Instant) {
         let mut received = false;
         for events in &self.events {
             received |= events.drain(|_| {}).unwrap_or(true);
         }
         if received {
-            // After a failure too: what was in the way may just have gone.
-            let rest = if self.failures == 0 { REPAIR_INTERVAL } else { POLL_INTERVAL };
-            let earliest = self.last_attempt.map_or(now, |last| last + rest);
+            // After a failure too: its cause may just have gone.
+            let pause = if self.failures == 0 { REPAIR_INTERVAL } else { POLL_INTERVAL };
+            let earliest = self.last_attempt.map_or(now, |last| last + pause);
             self.due = self.due.min(earliest.max(now));
-            // Others' rules may go before ours now.
+            // Rules of another program may run before ours now.
             self.probe_due = self.probe_due.min(self.due);
         }
     }
 
-    /// How it stands, by the rules and by what becomes of traffic.
+    /// The status, with a failed probe taken into account.
     fn reported_status(&self) -> RedirectStatus {
         match &self.probe_failure {
             Some(how) if self.status == RedirectStatus::InForce => {
@@ -334,7 +335,7 @@ impl ManagedNamespace {
         }
     }
 
-    /// Tries whether traffic is handed over, where the rules are in force.
+    /// Probes whether traffic is redirected, while the rules are in force.
     fn probe(&mut self, now: Instant, report: &Mutex<RedirectReport>) {
         if self.status != RedirectStatus::InForce {
             return;
@@ -347,13 +348,13 @@ impl ManagedNamespace {
                 None
             }
             Err(error) => {
-                tracing::debug!(%namespace, %error, "it cannot be tried what becomes of traffic");
+                tracing::debug!(%namespace, %error, "probe failed");
                 None
             }
         };
         match (&self.probe_failure, &probe_failure) {
             (None, Some(how)) => tracing::error!(%namespace, "{how}"),
-            (Some(_), None) => tracing::info!(%namespace, "connections are handed over again"),
+            (Some(_), None) => tracing::info!(%namespace, "connections are redirected again"),
             (None, None) | (Some(_), Some(_)) => {}
         }
         self.probe_due =
@@ -364,7 +365,7 @@ impl ManagedNamespace {
         self.probe_failure = probe_failure;
     }
 
-    /// Compares, and installs what is not as it is wanted.
+    /// Compares the rules, and installs them if they differ.
     fn compare(&mut self, now: Instant, report: &Mutex<RedirectReport>) {
         let namespace = self.desired.namespace.to_string();
         let outcome = self.enforce();
@@ -375,7 +376,7 @@ impl ManagedNamespace {
                     self.last_attempt = Some(now);
                     if self.was_in_force {
                         report.repairs += 1;
-                        tracing::warn!(namespace, was = %before, "redirects had been changed: repaired");
+                        tracing::warn!(namespace, was = %before, "redirect rules had drifted: repaired");
                     } else {
                         tracing::info!(namespace, "redirects installed");
                     }
@@ -389,7 +390,7 @@ impl ManagedNamespace {
                         &self.desired.namespace,
                     )
                 {
-                    tracing::warn!(namespace, %error, "questions under way may go astray");
+                    tracing::warn!(namespace, %error, "conntrack entries of earlier DNS queries not deleted");
                 }
                 let silent = backend == RedirectBackend::Iptables;
                 self.due = now + if silent { COMPARE_INTERVAL_IPTABLES } else { COMPARE_INTERVAL };
@@ -401,19 +402,19 @@ impl ManagedNamespace {
                     .saturating_mul(2u32.saturating_pow(self.failures))
                     .min(MAX_RETRY_INTERVAL);
                 self.failures = self.failures.saturating_add(1);
-                tracing::error!(namespace, %error, ?wait, "redirects are not as they should be");
+                tracing::error!(namespace, %error, ?wait, "failed to restore redirect rules");
                 self.status = RedirectStatus::Failed(error.to_string());
-                // The tool itself may be gone.
+                // The tool may have been removed.
                 self.backend_in_use = None;
                 self.due = now + wait;
             }
         }
     }
 
-    /// Reads what strict rules have dropped, and tells when it is more than before.
+    /// Reads how many packets strict rules have dropped, and logs an increase.
     fn count(&mut self, now: Instant) {
         self.count_due = now + DROP_COUNT_INTERVAL;
-        // What iptables has counted we do not read.
+        // Counters of iptables are not read.
         let is_read =
             matches!(self.backend_in_use, Some(RedirectBackend::Native | RedirectBackend::Nft));
         if !self.desired.redirect.strict || !is_read || self.status != RedirectStatus::InForce {
@@ -422,23 +423,23 @@ impl ManagedNamespace {
         let namespace = &self.desired.namespace;
         match dropped(namespace) {
             Ok(packets) => {
-                // Rules that were installed anew count from 0 again.
+                // Newly installed rules count from 0.
                 let is_more = packets > self.dropped.unwrap_or(0);
                 if is_more && self.drop_log_due <= now {
-                    tracing::warn!(%namespace, packets, "strict redirects dropped what nothing captures");
+                    tracing::warn!(%namespace, packets, "strict rules dropped packets that no redirect captures");
                     self.drop_log_due = now + DROP_LOG_INTERVAL;
                 }
                 self.dropped = Some(packets);
             }
-            Err(error) => tracing::debug!(%namespace, %error, "what is dropped cannot be read"),
+            Err(error) => tracing::debug!(%namespace, %error, "reading dropped packets failed"),
         }
     }
 
-    /// By what it is in force now, and what was there instead, if it was not what is wanted.
+    /// Installs the rules if they differ. Returns the backend, and the state before if the rules were installed.
     fn enforce(&self) -> Result<(RedirectBackend, Option<RedirectState>), RedirectError> {
         let DesiredRedirects { namespace, backend, .. } = &self.desired;
         let redirect = &self.active_config();
-        // Found once: looking for a tool starts it.
+        // The backend is remembered, because looking for a tool starts a process.
         let backend = self.backend_in_use.map_or_else(|| backend.resolve(), Ok)?;
         if redirect.is_empty() {
             return remove(namespace).map(|()| (backend, None));
@@ -448,7 +449,7 @@ impl ManagedNamespace {
             return Ok((backend, None));
         }
         let mut after = before.clone();
-        // Somebody may change them again between two of our steps.
+        // Another program may change the rules between two of our steps.
         for _ in 0..INSTALL_ATTEMPTS {
             apply(redirect, backend, namespace)?;
             after = verify(redirect, backend, namespace)?;
@@ -456,7 +457,7 @@ impl ManagedNamespace {
                 return Ok((backend, Some(before)));
             }
         }
-        Err(RedirectError::Invalid(format!("installed, and yet {after}")))
+        Err(RedirectError::Invalid(format!("rules differ after installation: {after}")))
     }
 }
 
@@ -484,8 +485,8 @@ impl fmt::Display for Namespace {
 impl fmt::Display for RedirectState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InSync => f.write_str("as wanted"),
-            Self::NotInstalled => f.write_str("nothing of weft is installed"),
+            Self::InSync => f.write_str("in sync"),
+            Self::NotInstalled => f.write_str("no rules of weft are installed"),
             Self::Drifted(how) => f.write_str(&how.join("; ")),
         }
     }

@@ -1,19 +1,19 @@
-//! The rules as text for `iptables-restore`: chains of our own in the tables that are there, one
-//! transaction a family.
+//! Renders the rules as text for `iptables-restore`: chains of our own in the existing tables, one
+//! transaction per address family.
 
-use super::rules::{RedirectHook, RedirectRule, RuleAction, RuleMatch, chains as wanted};
+use super::rules::{RedirectHook, RedirectRule, RuleAction, RuleMatch, chains as desired};
 use super::{IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, RedirectConfig};
 
-/// Where a chain of ours is, and what jumps to it.
+/// A chain of ours, its table, and the built-in chain that jumps to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IptablesChain {
     pub(super) table: &'static str,
-    /// The built-in chain that jumps to it.
+    /// The built-in chain that jumps to this chain.
     pub(super) hook: &'static str,
     pub(super) name: &'static str,
 }
 
-/// Every chain that this renderer may have made.
+/// All chains that this renderer may have created.
 pub(super) const ALL: [IptablesChain; 7] = [
     iptables_chain(RedirectHook::Arriving),
     iptables_chain(RedirectHook::Leaving),
@@ -24,7 +24,7 @@ pub(super) const ALL: [IptablesChain; 7] = [
     iptables_chain(RedirectHook::LeavingStrict),
 ];
 
-/// The tables that hold them, in the order in which they are filled.
+/// The tables of these chains, in the order in which they are filled.
 const TABLES: [&str; 3] = ["nat", "mangle", "filter"];
 
 const fn iptables_chain(place: RedirectHook) -> IptablesChain {
@@ -53,18 +53,20 @@ const fn iptables_chain(place: RedirectHook) -> IptablesChain {
     }
 }
 
-/// The chains that are wanted for a family, each with its rules as text.
+/// The desired chains for an address family, each with its rules as text.
 pub(super) fn chains(
     redirect: &RedirectConfig,
     family: IpFamily,
     generation: u64,
 ) -> Vec<(IptablesChain, Vec<String>)> {
     let comment = format!("-m comment --comment \"{}\"", redirect.comment(generation));
-    let chains = wanted(redirect).into_iter();
+    let chains = desired(redirect).into_iter();
     chains
         .map(|chain| {
             let applies = |rule: &&RedirectRule| {
-                rule.matches.iter().all(|asked| asked.family().is_none_or(|own| own == family))
+                rule.matches
+                    .iter()
+                    .all(|condition| condition.family().is_none_or(|own| own == family))
             };
             let rules = chain.rules.iter().filter(applies).map(render_rule);
             (iptables_chain(chain.place), [comment.clone()].into_iter().chain(rules).collect())
@@ -72,8 +74,8 @@ pub(super) fn chains(
         .collect()
 }
 
-/// The text for `iptables-restore --noflush`. Declaring a chain empties it, so it replaces what was
-/// there. `jumps` are the chains that are not jumped to yet.
+/// The text for `iptables-restore --noflush`. Declaring a chain empties it, so the text replaces existing
+/// rules. `jumps` are the chains that no built-in chain jumps to yet.
 pub(super) fn render(
     redirect: &RedirectConfig,
     family: IpFamily,
@@ -104,7 +106,7 @@ pub(super) fn render(
     text
 }
 
-/// The text that removes chains that are there, with the jumps to them.
+/// The text that deletes existing chains and the jumps to them.
 pub(super) fn render_removal(present: &[IptablesChain]) -> String {
     let mut text = String::new();
     for table in TABLES {
@@ -137,21 +139,21 @@ fn render_rule(rule: &RedirectRule) -> String {
     words.join(" ")
 }
 
-fn render_match(asked: &RuleMatch) -> String {
-    match asked {
+fn render_match(condition: &RuleMatch) -> String {
+    match condition {
         RuleMatch::Mark(mark) => format!("-m mark --mark {mark:#x}/{MARK_MASK:#x}"),
         RuleMatch::User(user) => format!("-m owner --uid-owner {user}"),
-        RuleMatch::ToThisHost(true) => "-m addrtype --dst-type LOCAL".to_owned(),
-        RuleMatch::ToThisHost(false) => "-m addrtype ! --dst-type LOCAL".to_owned(),
-        RuleMatch::To(range) => format!("-d {range}"),
-        RuleMatch::Over(transport) => format!("-p {}", transport.word()),
+        RuleMatch::LocalDestination(true) => "-m addrtype --dst-type LOCAL".to_owned(),
+        RuleMatch::LocalDestination(false) => "-m addrtype ! --dst-type LOCAL".to_owned(),
+        RuleMatch::Destination(range) => format!("-d {range}"),
+        RuleMatch::Protocol(transport) => format!("-p {}", transport.word()),
         RuleMatch::Port(transport, ports) => {
             format!("-p {} --dport {}:{}", transport.word(), ports.start(), ports.end())
         }
-        RuleMatch::FromInterface(name, true) => format!("-i {name}"),
-        RuleMatch::FromInterface(name, false) => format!("! -i {name}"),
-        RuleMatch::ToInterface(name) => format!("-o {name}"),
-        RuleMatch::ForTransparentSocket => "-m socket --transparent".to_owned(),
+        RuleMatch::InputInterface(name, true) => format!("-i {name}"),
+        RuleMatch::InputInterface(name, false) => format!("! -i {name}"),
+        RuleMatch::OutputInterface(name) => format!("-o {name}"),
+        RuleMatch::TransparentSocket => "-m socket --transparent".to_owned(),
         RuleMatch::Reply => "-m conntrack --ctdir REPLY".to_owned(),
         RuleMatch::Related => "-m conntrack --ctstate RELATED".to_owned(),
         RuleMatch::Icmpv6 { kind, hop_limit } => {

@@ -1,10 +1,10 @@
-//! How the kernel is told to hand traffic over.
+//! Rules that redirect traffic to the agent or a sidecar.
 //!
-//! [`RedirectConfig`] says what is wanted, [`rules`] what rules that comes to, as values. They are told to
-//! the kernel itself ([`native`]), which needs no tool; or as text to a tool: [`nft`], or [`iptables`]
-//! where the kernel has no nf_tables. Either way it is one transaction in tables or chains of our own,
-//! so installing it twice changes nothing and removing it leaves nothing. [`apply`] does it, in any
-//! network namespace.
+//! [`RedirectConfig`] says what to redirect. [`rules`] turns it into rules, as values. [`native`] installs
+//! the rules in the kernel itself, without a tool; [`nft`] and [`iptables`] render them as text for these
+//! tools, the latter for kernels without nf_tables. Each installs one transaction in tables or chains of its
+//! own, so installing twice changes nothing, and removing leaves nothing. [`apply`] chooses among them and
+//! works in any network namespace. [`guard`] keeps the rules installed.
 
 mod apply;
 mod dns;
@@ -31,82 +31,82 @@ pub use guard::{DesiredRedirects, RedirectGuard};
 pub use probe::{ProbeOutcome, probe};
 pub use report::{RedirectReport, RedirectStatus};
 
-/// The mark by which packets for other addresses are routed to sockets of ours, under [`MARK_MASK`]:
-/// UDP for services, and answers to clients whose addresses we send from.
+/// The mark of packets for other addresses that are delivered to local sockets, under [`MARK_MASK`]: UDP for
+/// services, and responses to clients whose addresses the agent sends from.
 pub const LOCAL_DELIVERY_MARK: u32 = 0x111;
-/// The bits of a packet's mark that are ours.
+/// The bits of a packet mark that weft uses.
 pub const MARK_MASK: u32 = 0xfff;
-/// The routing table that delivers marked packets locally.
+/// The routing table that delivers marked packets to this host.
 pub const ROUTE_TABLE: u8 = 100;
 
-/// What is handed over, in one network namespace.
+/// What to redirect in one network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedirectConfig {
-    /// Who installed it, in the table's comment.
+    /// The owner, which the comment of the table names.
     pub owner: String,
-    /// The port that takes TCP arriving for this namespace's own addresses: a sidecar's inbound.
+    /// The port for TCP connections to the namespace's own addresses: the inbound port of a sidecar.
     pub inbound: Option<u16>,
-    /// The port that takes TCP leaving this namespace: a sidecar's outbound.
+    /// The port for TCP connections from programs in the namespace: the outbound port of a sidecar.
     pub outbound: Option<u16>,
-    /// The port that takes TCP for services arriving from other hosts: an agent's.
+    /// The port for TCP connections from other hosts to services: the capture port of an agent.
     pub forwarded: Option<u16>,
-    /// The port that takes UDP for services.
+    /// The port for UDP datagrams to services.
     pub udp: Option<u16>,
-    /// The addresses of services. For `outbound`, empty means every address.
+    /// The address ranges of services. For `outbound`, empty means every address.
     pub services: Vec<Cidr>,
-    /// The port of this namespace's loopback at which a DNS server takes what programs ask `resolvers`.
+    /// The port on loopback of the DNS server that takes DNS queries to `resolvers`.
     pub dns: Option<u16>,
-    /// Whose questions it takes, over UDP and TCP.
+    /// The resolvers whose queries are redirected, over UDP and TCP.
     pub resolvers: Vec<IpAddr>,
-    /// Ports that arriving traffic keeps.
+    /// Destination ports of inbound traffic that is not redirected.
     pub exclude_inbound_ports: Vec<u16>,
-    /// Ports that leaving traffic keeps.
+    /// Destination ports of outbound traffic that is not redirected.
     pub exclude_outbound_ports: Vec<u16>,
-    /// Addresses that leaving traffic keeps.
+    /// Destination ranges of outbound traffic that is not redirected.
     pub exclude_destinations: Vec<Cidr>,
-    /// Network devices whose traffic stays as it is, both ways.
+    /// Network devices whose traffic is not redirected, in either direction.
     pub exclude_interfaces: Vec<String>,
-    /// Users whose leaving traffic stays as it is.
+    /// User IDs whose outbound traffic is not redirected.
     pub exclude_users: Vec<u32>,
-    /// Whether what would pass by the proxy is dropped: with `inbound`, what arrives for this
-    /// namespace and is neither handed over nor excluded; with `outbound`, what leaves it so. Answers
-    /// pass, and what IPv6 needs to find its neighbours.
+    /// Whether to drop traffic that bypasses the proxy: with `inbound`, arriving packets, and with
+    /// `outbound`, leaving packets, that are neither redirected nor excluded. Responses and IPv6 neighbour
+    /// discovery pass.
     pub strict: bool,
-    /// Whether the proxy may send from its clients' addresses: answers to them are handed to it.
+    /// Whether the proxy may send from addresses of its clients: responses to these are delivered to the proxy.
     pub keep_source: bool,
-    /// The mark on what the proxy itself sends.
+    /// The mark on packets that the proxy sends, which are not redirected.
     pub mark: u32,
-    /// The user the proxy runs as, for hosts where it may not set a mark.
+    /// The user that the proxy runs as, for hosts where the proxy may not set a mark.
     pub uid: Option<u32>,
 }
 
 impl RedirectConfig {
-    /// The ports of weft itself, which are never redirected.
+    /// The first and last port of weft itself, which are never redirected.
     pub const OWN_PORTS: (u16, u16) = (15000, 15099);
-    /// How many ranges, ports, devices and users it may name in all; each is a rule or more.
+    /// The most ranges, ports, devices and users in total; each becomes one or more rules.
     pub const MAX_ENTRIES: usize = 400;
 
-    /// Whether packets for other addresses are to be routed to sockets of ours.
+    /// Whether packets for other addresses must be delivered to local sockets.
     fn needs_marked_route(&self) -> bool {
         self.udp.is_some() || self.keep_source
     }
 
-    /// Whether there is nothing to redirect.
+    /// Whether nothing is redirected.
     pub(crate) fn is_empty(&self) -> bool {
         self.ports().iter().all(Option::is_none)
     }
 
-    /// What takes traffic, each where it is wanted.
+    /// The ports that traffic is redirected to.
     fn ports(&self) -> [Option<u16>; 5] {
         [self.inbound, self.outbound, self.forwarded, self.udp, self.dns]
     }
 
-    /// The same as long as nobody answers DNS: programs ask their resolvers themselves.
+    /// The same without DNS, for while the DNS server does not answer: programs query their resolvers directly.
     pub(crate) fn without_dns(&self) -> Self {
         Self { dns: None, resolvers: Vec::new(), ..self.clone() }
     }
 
-    /// A hash of everything that is wanted, to tell whether what is installed is that.
+    /// A hash of the whole configuration, to recognise installed rules.
     #[must_use]
     pub fn hash(&self) -> String {
         let mut hasher = siphasher::sip::SipHasher13::new();
@@ -114,36 +114,38 @@ impl RedirectConfig {
         format!("{:016x}", hasher.finish())
     }
 
-    /// What stands in the comment of the table or chain: whose it is, how often rules of ours were
-    /// installed there, and what these are.
+    /// The comment of the table or chain: its owner, how often the rules were installed, and the hash of the
+    /// configuration.
     #[must_use]
     pub fn comment(&self, generation: u64) -> String {
         format!("owner={} generation={generation} hash={}", self.owner, self.hash())
     }
 
-    /// Whether a comment is of these rules, of whatever generation.
+    /// Whether a comment has this owner and hash, in any generation.
     fn matches_comment(&self, comment: &str) -> bool {
-        let (owner, hash) = (format!("owner={}", self.owner), format!("hash={}", self.hash()));
-        [owner, hash].iter().all(|wanted| words(comment).any(|word| word == wanted))
+        let owner = format!("owner={}", self.owner);
+        let hash = format!("hash={}", self.hash());
+        [owner, hash].iter().all(|desired| words(comment).any(|word| word == desired))
     }
 
-    /// Whether it wants anything that can be done.
+    /// Checks that the configuration is valid.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Nothing to redirect, settings that conflict or need each other, an invalid port, device name or owner, or more
+    /// than [`Self::MAX_ENTRIES`] entries.
     pub fn check(&self) -> Result<(), String> {
         if self.is_empty() {
             return Err(
-                "nothing to redirect: give at least one of inbound, outbound, forwarded, udp and dns"
+                "nothing to redirect: set at least one of inbound, outbound, forwarded, udp and dns"
                     .into(),
             );
         }
         if self.dns.is_some() == self.resolvers.is_empty() {
-            return Err("dns, a port, and resolvers, addresses, need each other".into());
+            return Err("dns and resolvers must be set together".into());
         }
         if self.dns.is_some() && self.exclude_outbound_ports.contains(&dns::PORT) {
             return Err(
-                "exclude_outbound_ports: 53 is what dns takes; leave one of them out".into()
+                "exclude_outbound_ports: port 53 conflicts with dns, which redirects it: remove one of them".into()
             );
         }
         let excluded = self.exclude_inbound_ports.iter().chain(&self.exclude_outbound_ports);
@@ -151,12 +153,12 @@ impl RedirectConfig {
             return Err("invalid port 0: must be 1 to 65535".into());
         }
         if (self.udp.is_some() || self.forwarded.is_some()) && self.services.is_empty() {
-            return Err("udp and forwarded need services, the addresses to take".into());
+            return Err("udp and forwarded need services, the virtual addresses to redirect".into());
         }
         if self.strict && self.inbound.is_none() && self.outbound.is_none() {
-            return Err("strict needs inbound or outbound, whose ways it closes".into());
+            return Err("strict needs inbound or outbound".into());
         }
-        // What the kernel takes, and neither a quote of ours nor a wildcard or an option of a tool's.
+        // What the kernel accepts, without quotes, wildcards and options of the tools.
         let is_device = |name: &str| {
             (1..=15).contains(&name.len())
                 && ![".", ".."].contains(&name)
@@ -165,7 +167,7 @@ impl RedirectConfig {
         };
         if let Some(name) = self.exclude_interfaces.iter().find(|name| !is_device(name)) {
             return Err(format!(
-                "exclude_interfaces: {name:?} is not the whole name of a network device, 1 to 15 characters"
+                "exclude_interfaces: invalid device name {name:?}: must be the full name of a network device, 1 to 15 characters"
             ));
         }
         let named = self.services.len()
@@ -177,30 +179,32 @@ impl RedirectConfig {
             + self.exclude_users.len();
         if named > Self::MAX_ENTRIES {
             return Err(format!(
-                "services, resolvers and exclusions are {named} in all, of {} at most: join ranges that touch",
+                "too many services, resolvers and exclusions: {named}, at most {} in total: merge adjacent ranges",
                 Self::MAX_ENTRIES
             ));
         }
         let clean = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.owner.is_empty() || self.owner.len() > 40 || !self.owner.chars().all(clean) {
-            return Err(format!("owner {:?} is not 1 to 40 of A-Z a-z 0-9 - _ .", self.owner));
+            return Err(format!(
+                "invalid owner {:?}: must be 1 to 40 characters of A-Z a-z 0-9 - _ .",
+                self.owner
+            ));
         }
         Ok(())
     }
 }
 
-/// The words of a comment, as it stands in whatever listing.
+/// The words of a comment, in the output of any tool.
 fn words(comment: &str) -> impl Iterator<Item = &str> {
     comment.split_whitespace().map(|word| word.trim_matches('"'))
 }
 
-/// The generation that a comment tells; 0 when it tells none.
+/// The generation in a comment; 0 when there is none.
 fn generation(comment: &str) -> u64 {
-    let told = words(comment).find_map(|word| word.strip_prefix("generation=")?.parse().ok());
-    told.unwrap_or(0)
+    words(comment).find_map(|word| word.strip_prefix("generation=")?.parse().ok()).unwrap_or(0)
 }
 
-/// An address family.
+/// An IP address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum IpFamily {
     V4,

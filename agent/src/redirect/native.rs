@@ -1,5 +1,5 @@
-//! The rules told to the kernel itself, so that no tool needs to be there: one table for both
-//! families, replaced in one transaction. It is the table that [`nft`](super::nft) would make.
+//! Installs the rules in the kernel directly, without a tool: one table for both address families, replaced in one
+//! transaction. The table equals the one that [`nft`](super::nft) renders.
 
 use std::io;
 use std::net::IpAddr;
@@ -16,13 +16,13 @@ use crate::netlink::nf_tables::{
 };
 use crate::netlink::{Attributes, Netlink, NetlinkReply, find};
 
-/// The families of addresses, as packets are asked for theirs.
+/// The address families, as `meta nfproto` reports them.
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
-/// Before a message's attributes.
+/// The length of the fixed part before the attributes.
 const FIXED_BYTES: usize = 4;
 
-/// Asks whether the kernel has a packet filter that we may talk to.
+/// Checks that the kernel has nf_tables and that this process may use it.
 pub(super) fn probe() -> io::Result<()> {
     open()?.get(&nf::get_generation()).map(drop)
 }
@@ -31,9 +31,9 @@ fn open() -> io::Result<Netlink> {
     Netlink::open(SockProtocol::NetlinkNetFilter)
 }
 
-/// Replaces what is there by what is wanted.
+/// Installs the desired table, replacing an existing one.
 pub(super) fn apply(redirect: &RedirectConfig, generation: u64) -> io::Result<()> {
-    // Made, removed and made again, a table is replaced whether or not it was there.
+    // Creating, deleting and creating the table replaces it, whether or not it exists.
     let mut changes = vec![
         nf::make_table(TABLE, None),
         nf::delete_table(TABLE),
@@ -46,90 +46,95 @@ pub(super) fn apply(redirect: &RedirectConfig, generation: u64) -> io::Result<()
     open()?.batch(&nf::transaction(changes))
 }
 
-/// The generation of what is there; 0 when nothing is.
+/// The generation of the installed table; 0 when there is none.
 pub(super) fn installed_generation() -> io::Result<u64> {
     Ok(comment(&mut open()?)?.map_or(0, |comment| generation(&comment)))
 }
 
-/// The comment of our table, empty when it has none; none when there is no table.
+/// The comment of the installed table, empty when it has none; `None` when the table does not exist.
 fn comment(kernel: &mut Netlink) -> io::Result<Option<String>> {
     let table = match kernel.get(&nf::get_table(TABLE)) {
         Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => return Ok(None),
-        told => told?,
+        found => found?,
     };
-    let told = table.first().and_then(|table| find(attributes(table), nf::TABLE_USERDATA));
-    Ok(Some(told.and_then(nf::parse_comment).unwrap_or_default()))
+    let found = table.first().and_then(|table| find(attributes(table), nf::TABLE_USERDATA));
+    Ok(Some(found.and_then(nf::parse_comment).unwrap_or_default()))
 }
 
-/// Removes what is there, if anything is.
+/// Deletes the table, if it exists.
 pub(super) fn remove() -> io::Result<()> {
     let changes = vec![nf::make_table(TABLE, None), nf::delete_table(TABLE)];
     open()?.batch(&nf::transaction(changes))
 }
 
-/// How many packets our rules have dropped since they were installed.
+/// The number of packets that the rules have dropped since they were installed.
 pub(super) fn dropped() -> io::Result<u64> {
     let rules = ours(open()?.dump(&nf::get_rules(TABLE))?, nf::RULE_TABLE);
     Ok(rules.iter().filter_map(|rule| nf::parse_dropped(attributes(rule))).sum())
 }
 
-/// Whether a chain of that name is in any table, as the newer iptables makes them.
+/// Whether any table has a chain with such a name, as the nf_tables variant of iptables creates them.
 pub(super) fn has_chain(is_it: impl Fn(&str) -> bool) -> bool {
     let chains = open().and_then(|mut kernel| kernel.dump(&nf::get_chains()));
     let name = |reply: &NetlinkReply| find(attributes(reply), nf::CHAIN_NAME).map(readable);
     chains.is_ok_and(|all| all.iter().filter_map(name).any(|name| is_it(&name)))
 }
 
-/// Compares what is there with what is wanted, down to the last value of each rule.
+/// Compares the installed rules with the desired ones, in every value.
 pub(super) fn verify(redirect: &RedirectConfig) -> io::Result<RedirectState> {
     let mut kernel = open()?;
     let Some(comment) = comment(&mut kernel)? else { return Ok(RedirectState::NotInstalled) };
     let mut differences = Vec::new();
     if !redirect.matches_comment(&comment) {
-        differences.push(format!("its comment is {comment:?}, not {:?}", redirect.comment(1)));
+        differences
+            .push(format!("table comment is {comment:?}, expected {:?}", redirect.comment(1)));
     }
-    let wanted = chains(redirect);
-    let there = ours(kernel.dump(&nf::get_chains())?, nf::CHAIN_TABLE);
-    differences.extend(compare_chains(&wanted, &there));
+    let desired = chains(redirect);
+    let installed = ours(kernel.dump(&nf::get_chains())?, nf::CHAIN_TABLE);
+    differences.extend(compare_chains(&desired, &installed));
     let rules = ours(kernel.dump(&nf::get_rules(TABLE))?, nf::RULE_TABLE);
-    differences.extend(wanted.iter().filter_map(|chain| compare_rules(chain, &rules)));
+    differences.extend(desired.iter().filter_map(|chain| compare_rules(chain, &rules)));
     Ok(RedirectState::of(differences))
 }
 
-fn compare_chains(wanted: &[RedirectChain], there: &[NetlinkReply]) -> Vec<String> {
+fn compare_chains(desired: &[RedirectChain], installed: &[NetlinkReply]) -> Vec<String> {
     let chain_name = |reply: &NetlinkReply| find(attributes(reply), nf::CHAIN_NAME).map(readable);
-    let missing = wanted.iter().filter(|chain| {
-        let told = chain_attributes(chain.place);
-        !there.iter().any(|reply| told.is_contained_in(attributes(reply)))
+    let missing = desired.iter().filter(|chain| {
+        let found = chain_attributes(chain.place);
+        !installed.iter().any(|reply| found.is_contained_in(attributes(reply)))
     });
     let missing =
-        missing.map(|chain| format!("chain {} is not there, or elsewhere", name(chain.place)));
-    let strange = there.iter().filter_map(chain_name);
-    let strange =
-        strange.filter(|there| !wanted.iter().any(|chain| name(chain.place) == there.as_str()));
-    missing.chain(strange.map(|name| format!("chain {name} is too much"))).collect()
+        missing.map(|chain| format!("chain {}: missing, or hooked elsewhere", name(chain.place)));
+    let unexpected = installed.iter().filter_map(chain_name);
+    let unexpected = unexpected
+        .filter(|installed| !desired.iter().any(|chain| name(chain.place) == installed.as_str()));
+    missing.chain(unexpected.map(|name| format!("chain {name}: unexpected"))).collect()
 }
 
-fn compare_rules(chain: &RedirectChain, there: &[NetlinkReply]) -> Option<String> {
+fn compare_rules(chain: &RedirectChain, installed: &[NetlinkReply]) -> Option<String> {
     let name = name(chain.place);
     let bytes = [name.as_bytes(), &[0]].concat();
-    let here: Vec<&NetlinkReply> = there
+    let installed_rules: Vec<&NetlinkReply> = installed
         .iter()
         .filter(|rule| find(attributes(rule), nf::RULE_CHAIN) == Some(&bytes))
         .collect();
-    let wanted = rule_attributes(chain);
-    let differs =
-        wanted.iter().zip(&here).position(|(rule, told)| !rule.is_contained_in(attributes(told)));
+    let desired = rule_attributes(chain);
+    let differs = desired
+        .iter()
+        .zip(&installed_rules)
+        .position(|(rule, found)| !rule.is_contained_in(attributes(found)));
     match differs {
-        Some(position) => Some(format!("chain {name}: rule {} is another", position + 1)),
-        None if wanted.len() != here.len() => {
-            Some(format!("chain {name} has {} rules, not {}", here.len(), wanted.len()))
-        }
+        Some(position) => Some(format!("chain {name}: rule {} differs", position + 1)),
+        None if desired.len() != installed_rules.len() => Some(format!(
+            "chain {name}: {} rules, expected {}",
+            installed_rules.len(),
+            desired.len()
+        )),
         None => None,
     }
 }
 
-/// Those that tell of our table.
+/// Selects the messages that describe our table.
 fn ours(replies: Vec<NetlinkReply>, table: u16) -> Vec<NetlinkReply> {
     const INET: u8 = 1;
     let bytes = [TABLE.as_bytes(), &[0]].concat();
@@ -143,14 +148,14 @@ fn attributes(reply: &NetlinkReply) -> &[u8] {
     reply.body.get(FIXED_BYTES..).unwrap_or_default()
 }
 
-/// Text of the kernel's, or whatever somebody put in its place.
+/// A name from the kernel, without control characters, which another program may have put there.
 fn readable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.chars().filter(|c| !c.is_control()).collect()
 }
 
 fn chain_attributes(place: RedirectHook) -> Attributes {
-    // Why here, `nft::hook` says.
+    // `nft::hook` has the reasons for these priorities.
     const BEFORE_NAT: i32 = -101;
     const BEHIND_NAT: i32 = -99;
     const LAST: i32 = 0;
@@ -168,12 +173,12 @@ fn chain_attributes(place: RedirectHook) -> Attributes {
 }
 
 fn rule_attributes(chain: &RedirectChain) -> Vec<Attributes> {
-    let told = |rule: &RedirectRule| nf::rule(TABLE, name(chain.place), expressions(rule));
-    chain.rules.iter().map(told).collect()
+    let found = |rule: &RedirectRule| nf::rule(TABLE, name(chain.place), expressions(rule));
+    chain.rules.iter().map(found).collect()
 }
 
 fn expressions(rule: &RedirectRule) -> Vec<Expression> {
-    let mut steps: Vec<Expression> = rule.matches.iter().flat_map(asked).collect();
+    let mut steps: Vec<Expression> = rule.matches.iter().flat_map(condition_expressions).collect();
     if rule.counted {
         steps.push(nf::counter());
     }
@@ -194,33 +199,33 @@ fn expressions(rule: &RedirectRule) -> Vec<Expression> {
     steps
 }
 
-fn asked(asked: &RuleMatch) -> Vec<Expression> {
+fn condition_expressions(condition: &RuleMatch) -> Vec<Expression> {
     let equal = |bytes: &[u8]| nf::compare(Comparison::Equal, bytes);
     let comparison = |is: bool| if is { Comparison::Equal } else { Comparison::NotEqual };
-    match asked {
+    match condition {
         RuleMatch::Mark(mark) => vec![
             nf::load_meta(MetaKey::Mark),
             nf::mask(&MARK_MASK.to_ne_bytes(), &[0; 4]),
             equal(&mark.to_ne_bytes()),
         ],
         RuleMatch::User(user) => vec![nf::load_meta(MetaKey::User), equal(&user.to_ne_bytes())],
-        RuleMatch::FromInterface(name, is) => {
+        RuleMatch::InputInterface(name, is) => {
             vec![
                 nf::load_meta(MetaKey::InputInterface),
                 nf::compare(comparison(*is), &device(name)),
             ]
         }
-        RuleMatch::ToInterface(name) => {
+        RuleMatch::OutputInterface(name) => {
             vec![nf::load_meta(MetaKey::OutputInterface), equal(&device(name))]
         }
-        RuleMatch::ToThisHost(is) => {
+        RuleMatch::LocalDestination(is) => {
             const LOCAL: u32 = 2;
             let kind = nf::compare(comparison(*is), &LOCAL.to_ne_bytes());
             vec![nf::load_destination_type(), kind]
         }
-        RuleMatch::To(range) => to(*range),
-        RuleMatch::Over(transport) => protocol(transport.number()),
-        RuleMatch::ForTransparentSocket => vec![
+        RuleMatch::Destination(range) => to(*range),
+        RuleMatch::Protocol(transport) => protocol(transport.number()),
+        RuleMatch::TransparentSocket => vec![
             nf::load_socket(nf::SocketKey::IsTransparent),
             equal(&[1]),
             nf::load_socket(nf::SocketKey::IsWildcard),
@@ -257,7 +262,7 @@ fn asked(asked: &RuleMatch) -> Vec<Expression> {
     }
 }
 
-/// A device's name as it is compared: with zeros behind it.
+/// The name of a device as it is compared: padded with zeros.
 fn device(name: &str) -> [u8; 16] {
     let mut bytes = [0; 16];
     for (to, from) in bytes.iter_mut().zip(name.bytes()) {
@@ -275,8 +280,8 @@ fn to(range: Cidr) -> Vec<Expression> {
         IpAddr::V4(address) => (IPV4, 16, address.octets().to_vec()),
         IpAddr::V6(address) => (IPV6, 24, address.octets().to_vec()),
     };
-    // As the nft command does: of a prefix of whole bytes only those are looked at; of any other the
-    // whole address is, and masked.
+    // As the nft command does: for a prefix of whole bytes it compares these bytes only, otherwise the whole
+    // address under a mask.
     let prefix = usize::from(range.prefix_bits());
     let is_whole = prefix > 0 && prefix % 8 == 0;
     let looked_at = if is_whole { prefix / 8 } else { bytes.len() };
@@ -306,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_becomes_a_mask() {
+    fn prefix_length_becomes_a_mask() {
         let check = |bits, mask: &[u8]| assert_eq!(prefix_mask(bits, 4), mask, "{bits}");
         check(0, &[0, 0, 0, 0]);
         check(1, &[0x80, 0, 0, 0]);

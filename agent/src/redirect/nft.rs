@@ -1,13 +1,13 @@
-//! The rules as text for the `nft` command: one table for both families, replaced in one transaction.
+//! Renders the rules as text for the `nft` command: one table for both address families, replaced in one transaction.
 
 use super::rules::{RedirectChain, RedirectHook, RedirectRule, RuleAction, RuleMatch, chains};
 use super::{IpFamily, MARK_MASK, RedirectConfig};
 
-/// The name of our table.
+/// The name of the table.
 pub(super) const TABLE: &str = "weft";
 
-/// The text for `nft -f`. Declaring, deleting and declaring again makes it replace whatever was
-/// there, in one transaction.
+/// The text for `nft -f`. It declares, deletes and declares the table again, which replaces an existing table in one
+/// transaction.
 pub(super) fn render(redirect: &RedirectConfig, generation: u64) -> String {
     let mut text =
         format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
@@ -35,9 +35,9 @@ pub(super) fn name(place: RedirectHook) -> &'static str {
     }
 }
 
-/// Priority -101 runs just before other tools' NAT, so that what we take is ours and what we leave is
-/// theirs; -99 just behind it, so that datagrams to services which the kernel carries itself bear
-/// their endpoint's address already and are left alone. 0 is behind both, where it shows what was taken.
+/// The hook of a chain. Priority -101 runs just before NAT of other tools, so our rules decide first and
+/// other tools see what we skip. -99 runs just after NAT, so UDP packets that the kernel path carries already
+/// have their endpoint's address and are skipped. 0 runs after both and sees which packets were redirected.
 fn hook(place: RedirectHook) -> &'static str {
     match place {
         RedirectHook::Arriving => "type nat hook prerouting priority -101; policy accept;",
@@ -60,27 +60,27 @@ fn render_rule(rule: &RedirectRule) -> String {
     words.join(" ")
 }
 
-fn render_match(asked: &RuleMatch) -> String {
-    match asked {
+fn render_match(condition: &RuleMatch) -> String {
+    match condition {
         RuleMatch::Mark(mark) => format!("meta mark & {MARK_MASK:#010x} == {mark:#x}"),
         RuleMatch::User(user) => format!("meta skuid {user}"),
-        RuleMatch::ToThisHost(true) => "fib daddr type local".to_owned(),
-        RuleMatch::ToThisHost(false) => "fib daddr type != local".to_owned(),
-        RuleMatch::To(range) => match asked.family() {
+        RuleMatch::LocalDestination(true) => "fib daddr type local".to_owned(),
+        RuleMatch::LocalDestination(false) => "fib daddr type != local".to_owned(),
+        RuleMatch::Destination(range) => match condition.family() {
             Some(IpFamily::V6) => format!("ip6 daddr {range}"),
             Some(IpFamily::V4) | None => format!("ip daddr {range}"),
         },
-        RuleMatch::Over(transport) => format!("meta l4proto {}", transport.word()),
+        RuleMatch::Protocol(transport) => format!("meta l4proto {}", transport.word()),
         RuleMatch::Port(transport, ports) if ports.start() == ports.end() => {
             format!("{} dport {}", transport.word(), ports.start())
         }
         RuleMatch::Port(transport, ports) => {
             format!("{} dport {}-{}", transport.word(), ports.start(), ports.end())
         }
-        RuleMatch::FromInterface(name, true) => format!("iifname \"{name}\""),
-        RuleMatch::FromInterface(name, false) => format!("iifname != \"{name}\""),
-        RuleMatch::ToInterface(name) => format!("oifname \"{name}\""),
-        RuleMatch::ForTransparentSocket => "socket transparent 1 socket wildcard 0".to_owned(),
+        RuleMatch::InputInterface(name, true) => format!("iifname \"{name}\""),
+        RuleMatch::InputInterface(name, false) => format!("iifname != \"{name}\""),
+        RuleMatch::OutputInterface(name) => format!("oifname \"{name}\""),
+        RuleMatch::TransparentSocket => "socket transparent 1 socket wildcard 0".to_owned(),
         RuleMatch::Reply => "ct direction reply".to_owned(),
         RuleMatch::Related => "ct state related".to_owned(),
         RuleMatch::Icmpv6 { kind, hop_limit } => {

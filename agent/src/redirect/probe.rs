@@ -1,6 +1,6 @@
-//! Whether traffic is really handed over: rules may be as they are wanted, and another's before them
-//! take what is ours. A connection is made as any program would make it, and the kernel asked where it
-//! went. Only what leaves can be tried from here.
+//! Probes whether outbound traffic is really redirected: our rules may be installed, and another program's
+//! rules before them may capture the traffic. The probe opens a connection as any program would, and asks
+//! conntrack where it went. Inbound redirection cannot be probed from inside a namespace.
 
 use std::fmt;
 use std::io;
@@ -21,22 +21,22 @@ use super::{Namespace, RedirectConfig, RedirectError};
 use crate::clock::now;
 use crate::netlink::{Netlink, Notification, conntrack};
 
-/// How long the kernel may take to tell where a connection went.
+/// How long to wait for the notification about a probe connection.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
-/// Where services may be anywhere, the probe aims at addresses that are nobody's (RFC 5737, RFC 3849).
+/// Where services may have any address, the probe connects to documentation addresses (RFC 5737, RFC 3849).
 const UNASSIGNED: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 ];
 
-/// What came of a probe.
+/// The outcome of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeOutcome {
-    /// It was handed over, to these addresses.
+    /// The connections to these addresses were redirected.
     Redirected(Vec<SocketAddr>),
-    /// It was not: whereto, and what became of it.
+    /// The connection to this address was not redirected, and what happened instead.
     NotRedirected(SocketAddr, String),
-    /// Nothing could be tried, and why.
+    /// Nothing was probed, and why.
     Skipped(String),
 }
 
@@ -44,27 +44,27 @@ impl fmt::Display for ProbeOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Redirected(destinations) => {
-                let told: Vec<String> = destinations.iter().map(ToString::to_string).collect();
-                write!(f, "connections are handed over: {}", told.join(", "))
+                let all: Vec<String> = destinations.iter().map(ToString::to_string).collect();
+                write!(f, "connections are redirected: {}", all.join(", "))
             }
             Self::NotRedirected(destination, how) => {
-                write!(f, "a connection to {destination} was not handed over: {how}")
+                write!(f, "connection to {destination} was not redirected: {how}")
             }
-            Self::Skipped(why) => write!(f, "not tried: {why}"),
+            Self::Skipped(why) => write!(f, "probe skipped: {why}"),
         }
     }
 }
 
-/// Makes connections from inside a namespace, one of each family, and sees where they go.
+/// Opens a connection per address family from inside a namespace, and checks where it goes.
 ///
 /// # Errors
-/// When the kernel does not tell.
+/// When the namespace cannot be entered, or conntrack notifications cannot be read.
 pub fn probe(
     redirect: &RedirectConfig,
     namespace: &Namespace,
 ) -> Result<ProbeOutcome, RedirectError> {
     let Some(port) = redirect.outbound else {
-        return Ok(ProbeOutcome::Skipped("only what leaves can be tried from here".into()));
+        return Ok(ProbeOutcome::Skipped("only outbound redirection can be probed".into()));
     };
     if redirect.exclude_outbound_ports.contains(&PROBE_PORT) {
         return Ok(ProbeOutcome::Skipped(format!("port {PROBE_PORT} is excluded")));
@@ -72,42 +72,40 @@ pub fn probe(
     let user = Uid::effective().as_raw();
     if redirect.uid == Some(user) || redirect.exclude_users.contains(&user) {
         return Ok(ProbeOutcome::Skipped(format!(
-            "what user {user} sends is excluded, and we are"
+            "this process runs as user {user}, whose traffic is excluded"
         )));
     }
     in_namespace(namespace, || {
-        let mut taken = Vec::new();
+        let mut redirected = Vec::new();
         for destination in destinations(redirect) {
-            let reached = send(destination).map_err(kernel("asking where a connection went"))?;
-            match reached {
+            let path = send(destination).map_err(kernel("probing a connection"))?;
+            match path {
                 ConnectionPath::NoRoute => {}
                 ConnectionPath::Endpoint(at) if at.port() == port && at.ip().is_loopback() => {
-                    taken.push(destination);
+                    redirected.push(destination);
                 }
                 ConnectionPath::Endpoint(at) if at == destination => {
-                    let how = "it went there, past our rules: another rule goes before them";
+                    let how = "it was sent unchanged: another program's rule runs before the redirect rules";
                     return Ok(ProbeOutcome::NotRedirected(destination, how.into()));
                 }
                 ConnectionPath::Endpoint(at) => {
-                    return Ok(ProbeOutcome::NotRedirected(
-                        destination,
-                        format!("another rule led it to {at}"),
-                    ));
+                    let how = format!("another program's rule sent it to {at}");
+                    return Ok(ProbeOutcome::NotRedirected(destination, how));
                 }
-                ConnectionPath::Nothing => {
-                    let how = "it was dropped, or the kernel does not track it";
+                ConnectionPath::Untracked => {
+                    let how = "it was dropped, or conntrack does not track it";
                     return Ok(ProbeOutcome::NotRedirected(destination, how.into()));
                 }
             }
         }
-        if taken.is_empty() {
-            return Ok(ProbeOutcome::Skipped("there is no route to any service from there".into()));
+        if redirected.is_empty() {
+            return Ok(ProbeOutcome::Skipped("no route to any service from the namespace".into()));
         }
-        Ok(ProbeOutcome::Redirected(taken))
+        Ok(ProbeOutcome::Redirected(redirected))
     })
 }
 
-/// An address of each family that must be handed over.
+/// One destination per address family that must be redirected.
 fn destinations(redirect: &RedirectConfig) -> impl Iterator<Item = SocketAddr> {
     let is_kept = |address: IpAddr| {
         let excluded = redirect.exclude_destinations.iter();
@@ -124,30 +122,31 @@ fn destinations(redirect: &RedirectConfig) -> impl Iterator<Item = SocketAddr> {
 }
 
 enum ConnectionPath {
-    /// The kernel knows no way there.
+    /// The kernel has no route to the destination.
     NoRoute,
-    /// The kernel sent it there.
+    /// The kernel sent the connection to this address.
     Endpoint(SocketAddr),
-    /// The kernel knows of no such connection.
-    Nothing,
+    /// conntrack has no such connection.
+    Untracked,
 }
 
-/// Begins a connection, and asks the kernel where it went. It bears no mark: it is anybody's.
+/// Opens a connection without a mark, as any program would, and asks conntrack where it went.
 fn send(destination: SocketAddr) -> io::Result<ConnectionPath> {
     const NO_ROUTE: [io::ErrorKind; 3] = [
         io::ErrorKind::NetworkUnreachable,
         io::ErrorKind::HostUnreachable,
         io::ErrorKind::AddrNotAvailable,
     ];
-    // What nobody listens to is reset, and then forgotten at once: what the kernel tells is heard.
-    let told = conntrack::NEW_GROUP | conntrack::DESTROY_GROUP;
-    let told = Netlink::listen(SockProtocol::NetlinkNetFilter, told)?;
+    // A connection to a closed port is reset and forgotten at once, so the probe also reads notifications about its
+    // end.
+    let groups = conntrack::NEW_GROUP | conntrack::DESTROY_GROUP;
+    let notifications = Netlink::listen(SockProtocol::NetlinkNetFilter, groups)?;
     let socket = Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), None)?;
-    // Whoever takes it hears a reset, and not a close that it would have to answer.
+    // The accepting process sees a reset, not a close that it would have to answer.
     socket.set_linger(Some(Duration::ZERO))?;
     match socket.connect(&destination.into()) {
         Err(error) if NO_ROUTE.contains(&error.kind()) => return Ok(ConnectionPath::NoRoute),
-        // It is under way, was refused at once, or is not let out: the kernel tells.
+        // In progress, refused at once, or dropped: conntrack knows.
         _ => {}
     }
     let client = socket.local_addr()?.as_socket();
@@ -159,23 +158,23 @@ fn send(destination: SocketAddr) -> io::Result<ConnectionPath> {
     let mut is_all = true;
     loop {
         let mut endpoint = None;
-        told.drain(|told| {
-            let Notification::Message(told) = told else {
+        notifications.drain(|notification| {
+            let Notification::Message(message) = notification else {
                 is_all = false;
                 return;
             };
-            let entry = conntrack::parse_entry(&told).filter(|entry| entry.flow == flow);
+            let entry = conntrack::parse_entry(&message).filter(|entry| entry.flow == flow);
             endpoint = entry.map(|entry| entry.endpoint).or(endpoint);
         })?;
         if endpoint.is_none() && !is_all {
-            return Err(io::Error::other("more connections began than could be heard of"));
+            return Err(io::Error::other("conntrack notifications were lost"));
         }
         let left = deadline.saturating_duration_since(now());
         if endpoint.is_some() || left.is_zero() {
-            return Ok(endpoint.map_or(ConnectionPath::Nothing, ConnectionPath::Endpoint));
+            return Ok(endpoint.map_or(ConnectionPath::Untracked, ConnectionPath::Endpoint));
         }
         let left = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::ZERO);
-        match poll(&mut [PollFd::new(told.as_fd(), PollFlags::POLLIN)], left) {
+        match poll(&mut [PollFd::new(notifications.as_fd(), PollFlags::POLLIN)], left) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -187,8 +186,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_aims_at_what_must_be_handed_over() {
-        let range = |text: &str| Cidr::parse(text).expect("a range");
+    fn probe_connects_to_addresses_that_must_be_redirected() {
+        let range = |text: &str| Cidr::parse(text).expect("the range is valid");
         let aimed = |services: &[&str], excluded: &[&str]| {
             let redirect = RedirectConfig {
                 services: services.iter().map(|text| range(text)).collect(),

@@ -1,43 +1,43 @@
-//! What there is to tell of the redirects that a guard keeps.
+//! The status of redirects that a guard maintains.
 
 use std::fmt;
 
-/// How it stands with a wish.
+/// The status of the redirects of one namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RedirectStatus {
-    /// It was not looked at yet.
+    /// The rules were not checked yet.
     Pending,
     /// The rules are in force.
     InForce,
-    /// The namespace is not there.
+    /// The namespace does not exist.
     NamespaceMissing,
-    /// The rules could not be installed or compared.
+    /// The rules could not be installed or compared, or a probe was not redirected.
     Failed(String),
 }
 
-/// What a guard has to tell.
+/// The status of all redirects.
 #[derive(Debug, Clone, Default)]
 pub struct RedirectReport {
-    /// How it stands with each wish, by its namespace's name.
+    /// The status of each namespace, by its name.
     pub statuses: Vec<(String, RedirectStatus)>,
-    /// How often rules that somebody had changed were installed again.
+    /// How often rules that had drifted were installed again.
     pub repairs: u64,
-    /// How often that failed.
+    /// How often installing or comparing rules failed.
     pub failures: u64,
-    /// How often a probe was not handed over though the rules are in force.
+    /// How often a probe was not redirected although the rules are in force.
     pub probe_failures: u64,
-    /// How many packets strict rules have dropped, by the namespace's name.
+    /// The packets that strict rules have dropped, by the name of the namespace.
     pub dropped: Vec<(String, u64)>,
-    /// Whether DNS is handed over, where it is to be, by the namespace's name: it is as long as somebody
+    /// Whether DNS is redirected, by the name of the namespace, where it is configured: it is while the DNS server
     /// answers.
     pub dns: Vec<(String, bool)>,
 }
 
 impl RedirectReport {
-    /// Whether every wish whose namespace is there is in force.
+    /// Checks that the redirects of every existing namespace are in force.
     ///
     /// # Errors
-    /// Which is not, and why.
+    /// The first namespace whose redirects are not in force, and its status.
     pub fn ready(&self) -> Result<(), String> {
         let failed = self.statuses.iter().find_map(|(name, status)| match status {
             RedirectStatus::Pending | RedirectStatus::Failed(_) => {
@@ -52,9 +52,9 @@ impl RedirectReport {
 impl fmt::Display for RedirectStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pending => f.write_str("not looked at yet"),
+            Self::Pending => f.write_str("not checked yet"),
             Self::InForce => f.write_str("in force"),
-            Self::NamespaceMissing => f.write_str("its namespace is not there"),
+            Self::NamespaceMissing => f.write_str("namespace not found"),
             Self::Failed(why) => write!(f, "failed: {why}"),
         }
     }

@@ -1,5 +1,5 @@
-//! The rules that a wish comes to, as values. What they mean is decided here, once; the renderers
-//! only find words for it.
+//! The rules for a redirect configuration, as values. This file alone decides what they mean; the renderers only
+//! translate them.
 
 use std::ops::RangeInclusive;
 
@@ -7,98 +7,98 @@ use weft_model::{Cidr, Transport};
 
 use super::{IpFamily, LOCAL_DELIVERY_MARK, RedirectConfig, dns};
 
-/// A chain of ours: rules that see packets at one place of their way.
+/// A chain of rules, hooked at one point of a packet's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RedirectChain {
     pub(super) place: RedirectHook,
-    /// In order; the first that decides ends it. A packet that none takes goes its way.
+    /// The rules, in order: the first one that matches decides. A packet that matches none continues unchanged.
     pub(super) rules: Vec<RedirectRule>,
 }
 
-/// Where a chain sees packets, and what it may do to them there.
+/// Where a chain is hooked, and what it may do there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RedirectHook {
-    /// The first packet of a connection that arrives: its destination may be changed.
+    /// The first packet of an arriving connection: its destination may be changed.
     Arriving,
-    /// The first packet of a connection that a program here makes.
+    /// The first packet of a connection from a program on this host: its destination may be changed.
     Leaving,
-    /// Every packet that arrives: one for a socket of ours at another's address is kept here.
+    /// Every arriving packet: packets for a transparent socket of ours are delivered locally.
     Answers,
-    /// Every packet that arrives: it may be handed to a socket.
+    /// Every arriving packet: it may be handed to a socket.
     ArrivingUdp,
-    /// Every packet that a program here sends: it is routed again when its mark changes.
+    /// Every packet from a program on this host: it is rerouted when its mark changes.
     LeavingUdp,
-    /// Every packet for this host, after all others: it may be dropped.
+    /// Every packet delivered to this host, after all other chains: it may be dropped.
     ArrivingStrict,
-    /// Every packet that a program here sends, after all others: it may be dropped.
+    /// Every packet from a program on this host, after all other chains: it may be dropped.
     LeavingStrict,
 }
 
-/// When all of `matches` hold, `action` is done.
+/// A rule: when all of `matches` match, `action` is performed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RedirectRule {
     pub(super) matches: Vec<RuleMatch>,
-    /// Whether the packets it takes are counted.
+    /// Whether matching packets are counted.
     pub(super) counted: bool,
     pub(super) action: RuleAction,
 }
 
-/// What a rule asks of a packet.
+/// A condition on a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RuleMatch {
-    /// Its mark, under [`MARK_MASK`](super::MARK_MASK).
+    /// The mark has this value, under [`MARK_MASK`](super::MARK_MASK).
     Mark(u32),
-    /// The user whose program sends it.
+    /// The user of the sending program.
     User(u32),
-    /// Its destination is an address of this host, or is not.
-    ToThisHost(bool),
-    /// Its destination lies in a range. A packet of the other family does not match.
-    To(Cidr),
-    /// It is of this protocol.
-    Over(Transport),
-    /// It is of this protocol, and to one of these ports.
+    /// Whether the destination is an address of this host.
+    LocalDestination(bool),
+    /// The destination is in a range. A packet of the other address family does not match.
+    Destination(Cidr),
+    /// The transport protocol.
+    Protocol(Transport),
+    /// The transport protocol and a range of destination ports.
     Port(Transport, RangeInclusive<u16>),
-    /// It arrives on this network device, or does not.
-    FromInterface(String, bool),
-    /// It leaves by this network device.
-    ToInterface(String),
-    /// It is for a socket here that is bound to an address which may be another's.
-    ForTransparentSocket,
-    /// It answers: its connection began on the other side.
+    /// Whether the packet arrives on this network device.
+    InputInterface(String, bool),
+    /// The packet leaves on this network device.
+    OutputInterface(String),
+    /// The packet is for a transparent socket of this host, bound to a specific address.
+    TransparentSocket,
+    /// The packet is in the reply direction of its connection.
     Reply,
-    /// It tells of a connection, as an error of ICMP does.
+    /// The packet is related to another connection, as an ICMP error is.
     Related,
-    /// It is of this type of `ICMPv6`, and has this hop limit.
+    /// An `ICMPv6` type and hop limit.
     Icmpv6 { kind: u8, hop_limit: u8 },
 }
 
-/// What a rule does.
+/// What a rule does with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RuleAction {
-    /// Leaves it alone.
+    /// Leaves the packet unchanged.
     Return,
-    /// Makes this port of this host its destination.
+    /// Redirects the connection to a port of this host.
     RedirectConfig(u16),
-    /// Sets the bits of its mark that are ours.
+    /// Sets our bits of the mark.
     Mark(u32),
-    /// Hands it to the socket at this port, destination unchanged.
+    /// Hands the packet to the socket at this port, with its destination unchanged.
     Tproxy(u16),
-    /// Drops it.
+    /// Drops the packet.
     Drop,
 }
 
 impl RuleMatch {
-    /// The family of packets that can match; none when either can.
+    /// The address family of packets that can match; `None` when both can.
     pub(super) fn family(&self) -> Option<IpFamily> {
         match self {
-            Self::To(range) if range.address().is_ipv4() => Some(IpFamily::V4),
-            Self::To(_) | Self::Icmpv6 { .. } => Some(IpFamily::V6),
+            Self::Destination(range) if range.address().is_ipv4() => Some(IpFamily::V4),
+            Self::Destination(_) | Self::Icmpv6 { .. } => Some(IpFamily::V6),
             _ => None,
         }
     }
 }
 
-/// The chains that are wanted.
+/// The desired chains, without empty ones.
 pub(super) fn chains(redirect: &RedirectConfig) -> Vec<RedirectChain> {
     let all = [
         RedirectChain { place: RedirectHook::Arriving, rules: arriving(redirect) },
@@ -121,19 +121,21 @@ fn arriving(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     if let Some(port) = redirect.forwarded {
         rules.extend(to_services(
             redirect,
-            &[RuleMatch::Over(Transport::Tcp)],
+            &[RuleMatch::Protocol(Transport::Tcp)],
             RuleAction::RedirectConfig(port),
         ));
     }
     if let Some(port) = redirect.inbound {
         let (first, last) = RedirectConfig::OWN_PORTS;
-        rules.push(skip([RuleMatch::ToThisHost(false)]));
+        rules.push(skip([RuleMatch::LocalDestination(false)]));
         rules.push(skip([RuleMatch::Port(Transport::Tcp, first..=last)]));
         for excluded in &redirect.exclude_inbound_ports {
             rules.push(skip([RuleMatch::Port(Transport::Tcp, *excluded..=*excluded)]));
         }
-        rules
-            .push(counted(vec![RuleMatch::Over(Transport::Tcp)], RuleAction::RedirectConfig(port)));
+        rules.push(counted(
+            vec![RuleMatch::Protocol(Transport::Tcp)],
+            RuleAction::RedirectConfig(port),
+        ));
     }
     rules
 }
@@ -144,24 +146,26 @@ fn leaving(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     }
     let mut rules = loop_prevention(redirect);
     rules.extend(excluded_from_leaving(redirect));
-    // A resolver may be on loopback, as Docker's is, at 127.0.0.11.
+    // A resolver may be on loopback, such as Docker's at 127.0.0.11.
     rules.extend(to_resolvers(redirect));
     let Some(port) = redirect.outbound else {
         return rules;
     };
-    // The whole of loopback, and the namespace's own addresses, stay as they are.
-    rules.extend(Cidr::LOOPBACK.map(|range| skip([RuleMatch::To(range)])));
-    rules.push(counted(vec![RuleMatch::ToThisHost(true)], RuleAction::Return));
+    // Connections to loopback and to the namespace's own addresses are not redirected.
+    rules.extend(Cidr::LOOPBACK.map(|range| skip([RuleMatch::Destination(range)])));
+    rules.push(counted(vec![RuleMatch::LocalDestination(true)], RuleAction::Return));
     for excluded in &redirect.exclude_outbound_ports {
         rules.push(skip([RuleMatch::Port(Transport::Tcp, *excluded..=*excluded)]));
     }
     if redirect.services.is_empty() {
-        rules
-            .push(counted(vec![RuleMatch::Over(Transport::Tcp)], RuleAction::RedirectConfig(port)));
+        rules.push(counted(
+            vec![RuleMatch::Protocol(Transport::Tcp)],
+            RuleAction::RedirectConfig(port),
+        ));
     }
     rules.extend(to_services(
         redirect,
-        &[RuleMatch::Over(Transport::Tcp)],
+        &[RuleMatch::Protocol(Transport::Tcp)],
         RuleAction::RedirectConfig(port),
     ));
     rules
@@ -169,18 +173,18 @@ fn leaving(redirect: &RedirectConfig) -> Vec<RedirectRule> {
 
 fn answers(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     let rule =
-        || counted(vec![RuleMatch::ForTransparentSocket], RuleAction::Mark(LOCAL_DELIVERY_MARK));
+        || counted(vec![RuleMatch::TransparentSocket], RuleAction::Mark(LOCAL_DELIVERY_MARK));
     redirect.keep_source.then(rule).into_iter().collect()
 }
 
-/// Questions to resolvers.
+/// Redirects DNS queries to the resolvers.
 fn to_resolvers(redirect: &RedirectConfig) -> impl Iterator<Item = RedirectRule> + '_ {
     let rules = |port: u16| {
         redirect.resolvers.iter().flat_map(move |resolver| {
             [Transport::Udp, Transport::Tcp].map(|transport| {
                 let question = RuleMatch::Port(transport, dns::PORT..=dns::PORT);
                 counted(
-                    vec![RuleMatch::To(Cidr::from(*resolver)), question],
+                    vec![RuleMatch::Destination(Cidr::from(*resolver)), question],
                     RuleAction::RedirectConfig(port),
                 )
             })
@@ -195,13 +199,13 @@ fn arriving_udp(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     };
     let mut rules: Vec<RedirectRule> = from_excluded_interfaces(redirect).collect();
     if redirect.forwarded.is_some() {
-        // What the kernel carries itself bears our mark (`kernel/table.rs`).
+        // Packets that the kernel path carries have our mark (`kernel/table.rs`).
         rules.push(skip([RuleMatch::Mark(redirect.mark)]));
-        let from_others = [from_loopback(false), RuleMatch::Over(Transport::Udp)];
+        let from_others = [from_loopback(false), RuleMatch::Protocol(Transport::Udp)];
         rules.extend(to_services(redirect, &from_others, RuleAction::Mark(LOCAL_DELIVERY_MARK)));
     }
     rules.push(counted(
-        vec![RuleMatch::Mark(LOCAL_DELIVERY_MARK), RuleMatch::Over(Transport::Udp)],
+        vec![RuleMatch::Mark(LOCAL_DELIVERY_MARK), RuleMatch::Protocol(Transport::Udp)],
         RuleAction::Tproxy(port),
     ));
     rules
@@ -218,13 +222,13 @@ fn leaving_udp(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     }
     rules.extend(to_services(
         redirect,
-        &[RuleMatch::Over(Transport::Udp)],
+        &[RuleMatch::Protocol(Transport::Udp)],
         RuleAction::Mark(LOCAL_DELIVERY_MARK),
     ));
     rules
 }
 
-/// What may arrive without having been handed over.
+/// Drops arriving packets that were neither redirected nor excluded.
 fn arriving_strict(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     let Some(inbound) = redirect.inbound.filter(|_| redirect.strict) else {
         return Vec::new();
@@ -235,7 +239,10 @@ fn arriving_strict(redirect: &RedirectConfig) -> Vec<RedirectRule> {
         rules.push(skip([RuleMatch::Port(Transport::Tcp, port..=port)]));
     }
     if redirect.udp.is_some() {
-        rules.push(skip([RuleMatch::Mark(LOCAL_DELIVERY_MARK), RuleMatch::Over(Transport::Udp)]));
+        rules.push(skip([
+            RuleMatch::Mark(LOCAL_DELIVERY_MARK),
+            RuleMatch::Protocol(Transport::Udp),
+        ]));
     }
     rules.extend(from_excluded_interfaces(redirect));
     rules.extend(redirect.exclude_inbound_ports.iter().flat_map(|port| to_port(*port)));
@@ -244,17 +251,20 @@ fn arriving_strict(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     rules
 }
 
-/// What may leave without having been handed over.
+/// Drops leaving packets that were neither redirected nor excluded.
 fn leaving_strict(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     if redirect.outbound.is_none() || !redirect.strict {
         return Vec::new();
     }
     let mut rules = loop_prevention(redirect);
-    // The address tells it, not the device: a packet that was just redirected still has the device of
-    // its first destination.
-    rules.push(skip([RuleMatch::ToThisHost(true)]));
+    // Matched by address, not by device: a packet that was just redirected still has the device of its original
+    // destination.
+    rules.push(skip([RuleMatch::LocalDestination(true)]));
     if redirect.udp.is_some() {
-        rules.push(skip([RuleMatch::Mark(LOCAL_DELIVERY_MARK), RuleMatch::Over(Transport::Udp)]));
+        rules.push(skip([
+            RuleMatch::Mark(LOCAL_DELIVERY_MARK),
+            RuleMatch::Protocol(Transport::Udp),
+        ]));
     }
     rules.extend(replies_and_related());
     rules.extend(excluded_from_leaving(redirect));
@@ -264,13 +274,13 @@ fn leaving_strict(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     rules
 }
 
-/// Answers, and errors about connections: what they belong to was judged when it began.
+/// Passes replies and related packets: their connection was checked when it began.
 fn replies_and_related() -> [RedirectRule; 2] {
     [skip([RuleMatch::Reply]), skip([RuleMatch::Related])]
 }
 
-/// What IPv6 needs on the link: groups, which go no hop further (RFC 3810 5.1.14), and neighbours, whose
-/// messages have come no hop far (RFC 4861 7.1), so that neither crosses a router unseen.
+/// Passes link-local ICMPv6 messages: multicast listener discovery, with hop limit 1 (RFC 3810 5.1.14), and neighbour
+/// discovery, with hop limit 255 (RFC 4861 7.1). The hop limits show that a message has not crossed a router.
 fn ipv6_link_messages<const G: usize, const N: usize>(
     groups: [u8; G],
     neighbours: [u8; N],
@@ -286,24 +296,24 @@ fn to_port(port: u16) -> [RedirectRule; 2] {
 }
 
 fn from_loopback(is: bool) -> RuleMatch {
-    RuleMatch::FromInterface("lo".to_owned(), is)
+    RuleMatch::InputInterface("lo".to_owned(), is)
 }
 
 fn from_excluded_interfaces(redirect: &RedirectConfig) -> impl Iterator<Item = RedirectRule> + '_ {
     let names = redirect.exclude_interfaces.iter();
-    names.map(|name| skip([RuleMatch::FromInterface(name.clone(), true)]))
+    names.map(|name| skip([RuleMatch::InputInterface(name.clone(), true)]))
 }
 
-/// What leaves as it is whatever it carries: by whose program, by which device, and whereto.
+/// Skips excluded outbound traffic, by user, network device and destination.
 fn excluded_from_leaving(redirect: &RedirectConfig) -> impl Iterator<Item = RedirectRule> + '_ {
     let users = redirect.exclude_users.iter().map(|user| RuleMatch::User(*user));
     let devices =
-        redirect.exclude_interfaces.iter().map(|name| RuleMatch::ToInterface(name.clone()));
-    let ranges = redirect.exclude_destinations.iter().map(|range| RuleMatch::To(*range));
+        redirect.exclude_interfaces.iter().map(|name| RuleMatch::OutputInterface(name.clone()));
+    let ranges = redirect.exclude_destinations.iter().map(|range| RuleMatch::Destination(*range));
     users.chain(devices).chain(ranges).map(|excluded| skip([excluded]))
 }
 
-/// What breaks loops: the mark first, the user second.
+/// Prevents loops: skips packets of the proxy itself, by mark, then by user.
 fn loop_prevention(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     let mut rules = vec![counted(vec![RuleMatch::Mark(redirect.mark)], RuleAction::Return)];
     if let Some(user) = redirect.uid {
@@ -317,7 +327,8 @@ fn to_services(
     matches: &[RuleMatch],
     action: RuleAction,
 ) -> Vec<RedirectRule> {
-    let rule = |range: &Cidr| counted([matches, &[RuleMatch::To(*range)]].concat(), action);
+    let rule =
+        |range: &Cidr| counted([matches, &[RuleMatch::Destination(*range)]].concat(), action);
     redirect.services.iter().map(rule).collect()
 }
 

@@ -1,4 +1,4 @@
-//! What is rendered is what is wanted, in both tools' words.
+//! Tests of the rules as rendered for both tools.
 
 use super::*;
 
@@ -10,14 +10,14 @@ pub(super) fn workload() -> RedirectConfig {
         forwarded: None,
         udp: None,
         services: vec![
-            Cidr::parse("10.96.0.0/16").expect("a range"),
-            Cidr::parse("fd00:96::/64").expect("a range"),
+            Cidr::parse("10.96.0.0/16").expect("the range is valid"),
+            Cidr::parse("fd00:96::/64").expect("the range is valid"),
         ],
         dns: None,
         resolvers: Vec::new(),
         exclude_inbound_ports: vec![22, 15020],
         exclude_outbound_ports: Vec::new(),
-        exclude_destinations: vec![Cidr::parse("169.254.169.254").expect("a range")],
+        exclude_destinations: vec![Cidr::parse("169.254.169.254").expect("the range is valid")],
         exclude_interfaces: Vec::new(),
         exclude_users: Vec::new(),
         strict: false,
@@ -39,21 +39,21 @@ fn node() -> RedirectConfig {
 }
 
 #[test]
-fn the_mark_is_asked_for_before_the_user_and_both_before_any_redirect() {
+fn mark_is_matched_before_the_user_and_both_before_any_redirect() {
     for text in [
-        plan(&workload(), RedirectBackend::Nft).expect("a plan"),
-        plan(&workload(), RedirectBackend::Iptables).expect("a plan"),
+        plan(&workload(), RedirectBackend::Nft).expect("the plan is rendered"),
+        plan(&workload(), RedirectBackend::Iptables).expect("the plan is rendered"),
     ] {
-        let leaving = text.find("0x539").expect("the mark");
-        let user = text.find("1337").expect("the user");
-        let redirect = text.rfind("15001").expect("the redirect");
-        assert!(leaving < user && user < redirect, "{text}");
+        let mark = text.find("0x539").expect("the mark is matched");
+        let user = text.find("1337").expect("the user is matched");
+        let redirect = text.rfind("15001").expect("the port is redirected to");
+        assert!(mark < user && user < redirect, "{text}");
     }
 }
 
 #[test]
-fn both_families_are_taken() {
-    let nft = plan(&workload(), RedirectBackend::Nft).expect("a plan");
+fn both_address_families_are_redirected() {
+    let nft = plan(&workload(), RedirectBackend::Nft).expect("the plan is rendered");
     assert!(
         nft.contains("meta l4proto tcp ip daddr 10.96.0.0/16 counter redirect to :15001"),
         "{nft}"
@@ -65,8 +65,8 @@ fn both_families_are_taken() {
     for excluded in ["15000-15099", "22", "15020"] {
         assert!(nft.contains(&format!("tcp dport {excluded} return\n")), "{nft}");
     }
-    let iptables = plan(&workload(), RedirectBackend::Iptables).expect("a plan");
-    let (v4, v6) = iptables.split_once("# ip6tables-restore").expect("both families");
+    let iptables = plan(&workload(), RedirectBackend::Iptables).expect("the plan is rendered");
+    let (v4, v6) = iptables.split_once("# ip6tables-restore").expect("both families are rendered");
     assert!(
         v4.contains("-p tcp -d 10.96.0.0/16 -j REDIRECT --to-ports 15001") && !v4.contains("fd00"),
         "{v4}"
@@ -78,17 +78,18 @@ fn both_families_are_taken() {
 }
 
 #[test]
-fn the_hash_follows_every_wish() {
+fn hash_changes_with_every_setting() {
     assert_eq!(workload().hash(), workload().hash());
     assert_ne!(
         workload().hash(),
         RedirectConfig { exclude_outbound_ports: vec![1], ..workload() }.hash()
     );
-    assert!(plan(&node(), RedirectBackend::Nft).expect("a plan").contains(&node().comment(1)));
+    let text = plan(&node(), RedirectBackend::Nft).expect("the plan is rendered");
+    assert!(text.contains(&node().comment(1)));
 }
 
 #[test]
-fn a_wish_that_cannot_be_met_is_refused() {
+fn invalid_configuration_is_refused() {
     let check = |redirect: RedirectConfig, part: &str| {
         let error = plan(&redirect, RedirectBackend::Nft).expect_err("refused").to_string();
         assert!(error.contains(part), "{error}");

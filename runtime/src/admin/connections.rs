@@ -1,6 +1,6 @@
 //! The client connections of an admin port, at most [`CONNECTION_LIMIT`]. When the limit is reached, the
-//! connection
-//! that has been idle longest is closed in favour of the new one, so slow clients cannot block the port.
+//! connection that has been idle longest is closed in favour of the new one, so slow clients cannot block the
+//! port.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -111,8 +111,7 @@ struct AdminConnection {
 
 impl ConnectionTable {
     /// Reserves the number of a new connection. When the table is full, aborts the connection that has been
-    /// idle
-    /// longest.
+    /// idle longest.
     fn admit(&mut self) -> u64 {
         while self.open.len() >= CONNECTION_LIMIT {
             let oldest =

@@ -2,8 +2,7 @@
 //! process.
 //!
 //! The ports run on a thread of their own, so they and the data plane cannot slow each other. Slow reports
-//! are made on
-//! blocking threads, and slow clients cannot block a port: see `connections`.
+//! are made on blocking threads, and slow clients cannot block a port: see `connections`.
 
 mod access;
 mod connections;

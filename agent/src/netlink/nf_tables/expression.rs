@@ -11,8 +11,7 @@ pub(crate) struct Expression(pub(super) Attributes);
 const REGISTER: u32 = 1;
 
 /// The number of the register that starts at word `word` of four bytes, in the kernel's numbering: 16-byte
-/// registers and
-/// 4-byte registers have separate numbers.
+/// registers and 4-byte registers have separate numbers.
 fn register(word: u32) -> u32 {
     const WIDE: u32 = 4;
     const FIRST_WORD: u32 = 8;
@@ -192,8 +191,7 @@ pub(crate) fn hash(bytes: u32, size: u32, seed: u32) -> Expression {
 }
 
 /// Translates the destination of the connection to the loaded address, at the first word, and port, at
-/// `port_word`.
-/// `family` is `AF_INET` or `AF_INET6`.
+/// `port_word`. `family` is `AF_INET` or `AF_INET6`.
 pub(crate) fn dnat(family: u32, port_word: u32) -> Expression {
     const DESTINATION: u32 = 1;
     let data = Attributes::new()

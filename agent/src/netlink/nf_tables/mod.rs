@@ -1,6 +1,5 @@
 //! Messages and expressions of the packet filter (kernel `include/uapi/linux/netfilter/nf_tables.h`), with
-//! the kernel's
-//! names and numbers. The rules themselves are defined elsewhere.
+//! the kernel's names and numbers. The rules themselves are defined elsewhere.
 
 mod expression;
 mod set;

@@ -19,8 +19,7 @@ const ELEMENTS_SET: u16 = 2;
 pub(crate) const ELEMENTS: u16 = 3;
 
 /// The data types of the `nft` command (its `include/datatype.h`). The kernel only stores them, so that the
-/// command can
-/// list a set. A concatenation takes six bits per part.
+/// command can list a set. A concatenation takes six bits per part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ValueKind {
     Number = 19,
@@ -222,8 +221,7 @@ pub(crate) fn element_value(element: &[u8]) -> Option<&[u8]> {
 }
 
 /// The most elements of one message: a list is a single attribute of at most 64 KiB, and the longest element,
-/// of an IPv6
-/// service with the name of its security group's chain, takes 112 bytes.
+/// of an IPv6 service with the name of its security group's chain, takes 112 bytes.
 pub(crate) const ELEMENT_LIMIT: usize = 500;
 
 /// Adds elements to a set, at most [`ELEMENT_LIMIT`].
@@ -232,8 +230,7 @@ pub(crate) fn add_elements(table: &str, set: &str, elements: &[SetElement]) -> N
 }
 
 /// Adds keys with values to a map, at most [`ELEMENT_LIMIT`]. A map may be large, so its elements are encoded
-/// directly,
-/// without an `AttributeValue` per part.
+/// directly, without an `AttributeValue` per part.
 pub(crate) fn add_values<'a>(
     table: &str,
     map: &str,
